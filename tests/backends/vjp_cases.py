@@ -14,6 +14,14 @@ def normal(seed: int, *shape: int, scale: float = 1.0) -> np.ndarray:
     return scale * np.random.default_rng(seed).normal(size=shape)
 
 
+def streams(B: int, H: int, K: int, T: int, S: int, d: int, e: int, scale: float = 1.0) -> tuple[Any, ...]:
+    """Queries, keys, values and a λ for attention over two maps."""
+    g = np.random.default_rng(T + S)
+    q1, q2 = scale * g.normal(size=(2, B, H, T, d))
+    k1, k2 = g.normal(size=(2, B, K, S, d))
+    return q1, k1, q2, k2, g.normal(size=(B, K, S, e)), np.float64(0.7)
+
+
 def linear_vjp_cases() -> Iterator[Case]:
     for rows in ((1, 1), (2, 7), (1, 131), ()):
         for bias in (None, normal(2, 13)):
@@ -106,13 +114,9 @@ def cross_entropy_cases(*, vjp: bool) -> Iterator[Case]:
 
 
 VJP_CASES: dict[str, Callable[[], Iterator[Case]]] = {
-    "linear_vjp": linear_vjp_cases,
-    "rms_norm_vjp": rms_norm_vjp_cases,
-    "swiglu_vjp": swiglu_vjp_cases,
-    "diff_attention_vjp": diff_attention_vjp_cases,
-    "plain_heads": lambda: plain_cases(vjp=False),
-    "plain_heads_vjp": lambda: plain_cases(vjp=True),
-    "embedding_vjp": embedding_vjp_cases,
+    "linear_vjp": linear_vjp_cases, "rms_norm_vjp": rms_norm_vjp_cases, "swiglu_vjp": swiglu_vjp_cases,
+    "diff_attention_vjp": diff_attention_vjp_cases, "plain_heads": lambda: plain_cases(vjp=False),
+    "plain_heads_vjp": lambda: plain_cases(vjp=True), "embedding_vjp": embedding_vjp_cases,
     "cross_entropy": lambda: cross_entropy_cases(vjp=False),
     "cross_entropy_vjp": lambda: cross_entropy_cases(vjp=True),
-}
+}  # fmt: skip

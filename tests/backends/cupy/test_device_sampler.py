@@ -8,24 +8,16 @@ import numpy as np
 import pytest
 
 import refdiff
-from refdiff.backends.cupy.backend import CupyBackend, CupyKernels
-from tests.cuda.emulation import EmulatedDevice
+from tests.backends.cupy.test_model import SIZES, on_the_device
 from tests.layers.inputs import says
 
 IDS = np.random.default_rng(0).integers(3, 41, size=(3, 5))
 
 
 def model(on_device: bool, dtype: str = "float32") -> tuple[Any, list[str]]:
-    config = refdiff.DiffLlamaConfig(
-        vocab_size=41, hidden_size=24, intermediate_size=40, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, bos_token_id=0, eos_token_id=1, pad_token_id=2, initializer_range=0.6,
-    )  # fmt: skip
+    config = refdiff.DiffLlamaConfig(**{**SIZES, "num_hidden_layers": 1, "initializer_range": 0.6})
     made = refdiff.DiffLlamaForCausalLM.from_config(config, seed=3, dtype=dtype)
-    device = EmulatedDevice()
-    if on_device:
-        made.backend = CupyBackend(CupyKernels(device))
-        made.ops = made.backend.ops
-    return made, device.launched
+    return made, on_the_device(made).launched if on_device else []
 
 
 @pytest.mark.parametrize(

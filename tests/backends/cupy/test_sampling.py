@@ -130,12 +130,8 @@ def test_a_planted_mistake_is_caught(right: str, wrong: str) -> None:
     uniforms[:20] = np.arange(20) / 20
     different = 0
     for warpers in (
-        (0.5, 0, 1.0, 0.0),
-        (1.0, 9, 1.0, 0.0),
-        (1.0, 0, 0.7, 0.0),
-        (1.0, 0, 1.0, np.exp(-2.0)),
-        (1.0, 1, 1.0, 0.0),
-    ):
+        (0.5, 0, 1.0, 0.0), (1.0, 9, 1.0, 0.0), (1.0, 0, 0.7, 0.0), (1.0, 0, 1.0, np.exp(-2.0)), (1.0, 1, 1.0, 0.0),
+    ):  # fmt: skip
         names = dict(zip(WARPERS, warpers, strict=True))
         there = EmulatedDevice(order=1, change=lambda text: text.replace(right, wrong))
         tokens = choose(Runtime(there), logits, uniforms, **names)

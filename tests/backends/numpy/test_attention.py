@@ -9,8 +9,8 @@ from refdiff import layers
 from refdiff.backends.numpy import NumpyKernels, attention, workspace
 from refdiff.backends.numpy.gemm_blocks import key_blocks
 from refdiff.backends.numpy.tuning import Tuning, has_avx512
-from tests.backends.numpy.attention_inputs import streams
 from tests.backends.tuned import tune
+from tests.backends.vjp_cases import streams
 
 KERNELS, PIECES = (tune(NumpyKernels(2), unpacked_tokens=n) for n in (1, 24))  # without and with AVX-512
 WAYS = ("_at_once", "decode_attention", "_by_blocks")
@@ -30,14 +30,10 @@ def taken(monkeypatch):
 @pytest.mark.parametrize(
     ("T", "S", "way"),
     [
-        (1, 2053, "decode_attention"),
-        (LEAST - 1, 1031, "decode_attention"),
-        (LEAST, LEAST, "_at_once"),
-        (LEAST, 3001, "_by_blocks"),
-        (97, 97, "_at_once"),
-        (211, 307, "_by_blocks"),
+        (1, 2053, "decode_attention"), (LEAST - 1, 1031, "decode_attention"), (LEAST, LEAST, "_at_once"),
+        (LEAST, 3001, "_by_blocks"), (97, 97, "_at_once"), (211, 307, "_by_blocks"),
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize("scale", [1.0, 90.0], ids=["small", "large"])
 def test_every_way_is_the_layer_for_scores_of_any_size(taken, T, S, way, scale):
     """Scores of 40 and more have their maximum taken away: without that, e to the score would be infinite."""
@@ -51,9 +47,7 @@ def test_every_way_is_the_layer_for_scores_of_any_size(taken, T, S, way, scale):
     assert taken == [way, way]
 
 
-@pytest.mark.parametrize(
-    ("T", "S", "way"), [(1, 67, "decode_attention"), (5, 1031, "decode_attention"), (211, 307, "_by_blocks")]
-)
+@pytest.mark.parametrize(("T", "S", "way"), WAYS_OF_BATCHES)
 def test_rows_of_the_batch_do_not_see_each_other(taken, T, S, way):
     """To the last bit, beside a neighbour with scores from which the largest must be taken away, or with none."""
     calm, steep = (streams(2, 6, 3, T, S, 5, 4, scale) for scale in (1.0, 90.0))
@@ -92,33 +86,6 @@ def test_blocks_of_any_size_give_the_layer():
 def traced(monkeypatch):
     """Let the memory that a pass keeps be such that is traced."""
     monkeypatch.setattr(workspace, "_memory", lambda size: np.empty(size + workspace.CACHE_LINE, np.uint8))
-
-
-def test_memory_grows_with_the_tokens_and_not_with_their_square():
-    def peak(T):
-        inputs = [np.asarray(x, np.float32) for x in streams(1, 2, 1, T, T, 4, 4)]
-        tracemalloc.start()
-        try:
-            KERNELS.diff_attention(*inputs)
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-
-    assert peak(4096) < 3 * peak(2048)
-    assert peak(4096) < 4 * 4096**2 * 2  # the scores of one map in float32
-
-
-@pytest.mark.parametrize("kernels", [KERNELS, PIECES], ids=["packed", "pieces"])
-def test_of_8192_keys_the_scores_of_a_few_queries_are_held(kernels, traced):
-    """With as many heads as the real checkpoints; blocks of queries follow each other in the same memory."""
-    inputs = [np.asarray(x, np.float32) for x in streams(1, 16, 4, 300, 8192, 4, 64)]
-    with kernels.inference_scope():
-        tracemalloc.start()
-        try:
-            kernels.diff_attention(*inputs)
-            assert tracemalloc.get_traced_memory()[1] < 32e6
-        finally:
-            tracemalloc.stop()
 
 
 def test_a_layout_by_features_is_taken_and_left_as_it_is():

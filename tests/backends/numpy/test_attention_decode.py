@@ -6,7 +6,7 @@ import pytest
 from refdiff import layers
 from refdiff.backends.numpy import NumpyKernels
 from refdiff.backends.numpy.tuning import Tuning
-from tests.backends.numpy.attention_inputs import streams
+from tests.backends.vjp_cases import streams
 
 KERNELS = NumpyKernels(2)
 

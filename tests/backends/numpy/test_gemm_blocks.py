@@ -7,16 +7,7 @@ import pytest
 
 from refdiff import layers
 from refdiff.backends.numpy import NumpyKernels, gemm
-from refdiff.backends.numpy.gemm_blocks import (
-    TokenBlocks,
-    key_blocks,
-    multiply_few,
-    multiply_keys,
-    multiply_rows,
-    multiply_values,
-    rows_per_piece,
-    sum_few,
-)
+from refdiff.backends.numpy.gemm_blocks import TokenBlocks, key_blocks, multiply_keys, multiply_rows, multiply_values
 from refdiff.backends.numpy.runtime import Runtime
 from refdiff.backends.numpy.tuning import Tuning
 from tests.backends.tuned import tune
@@ -50,29 +41,6 @@ def laid(monkeypatch: Any) -> list[int]:
     return numbers
 
 
-@pytest.mark.parametrize(("tokens", "columns"), [(1, 16), (64, 64), (65, 80), (200, 208), (2 * 512 + 7, 2 * 512 + 16)])
-def test_blocks_hold_every_token_in_order_and_the_last_one_to_the_end(tokens: int, columns: int) -> None:
-    flat = single(0, tokens, 2048)
-    found = np.full((2048, columns), np.nan, np.float32)
-    for first, near in TokenBlocks(undefined(), flat).in_cache():
-        assert near.size <= T.cached_blocks
-        tokens_in = len(near) * near.shape[2]
-        found[:, first : first + tokens_in] = near.swapaxes(0, 1).reshape(2048, -1)
-    np.testing.assert_array_equal(found[:, :tokens].T, flat)
-    assert (found[:, tokens:] == flat[-1][:, None]).all()
-
-
-@pytest.mark.parametrize("outputs", [1, 27, 28, 61])
-@pytest.mark.parametrize("terms", [10, 100, 256, 999, 1000])
-def test_what_rows_terms_and_columns_leave_over_is_multiplied_too(outputs: int, terms: int) -> None:
-    weight, blocks = normal(0, outputs, 1000), normal(1, 3, 1000, 16)
-    expected = weight @ blocks.swapaxes(0, 1).reshape(1000, -1)
-    for columns in (48, 37):
-        out = np.full((outputs, columns), np.nan)
-        multiply_rows(T, weight, 28, blocks, out, terms)
-        np.testing.assert_allclose(out, expected[:, :columns], rtol=1e-10, atol=1e-10)
-
-
 def test_many_parts_are_added_up_in_float64() -> None:
     """Each of a thousand parts is too small for the float32 that they are added to, one after the other."""
     blocks = np.full((1, 1001, 64), 2.0**-25, np.float32)
@@ -80,14 +48,6 @@ def test_many_parts_are_added_up_in_float64() -> None:
     out = np.empty((28, 64), np.float32)
     multiply_rows(T, np.ones((28, 1001), np.float32), 28, blocks, out, 1)
     np.testing.assert_array_equal(out, np.float32(1 + 1000 * 2.0**-25))
-
-
-@pytest.mark.parametrize(("tokens", "terms"), [(2, 8192), (16, 512), (64, 512), (64, 256)])
-def test_a_piece_is_as_large_as_one_that_blas_does_not_pack(tokens: int, terms: int) -> None:
-    rows = rows_per_piece(T, tokens, terms)
-    assert rows % 4 == 0
-    assert rows * tokens * terms <= T.unpacked_ops
-    assert (rows + 4) * tokens * terms > T.unpacked_ops or rows == 32
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
@@ -179,15 +139,6 @@ def test_queries_meet_as_many_of_the_keys_as_there_is_room_for(d: int, seen: int
         assert (room[..., seen:] == -1).all()
 
 
-@pytest.mark.parametrize("rows", [1, 16, 32, 70])
-@pytest.mark.parametrize("keys", [1, 2, 5, 2 * T.value_terms - 1, 2 * T.value_terms, 1100])
-@pytest.mark.parametrize(("heads", "e"), [((), 64), ((2, 3), 128)])
-def test_all_keys_values_and_rows_are_summed_up(rows: int, keys: int, heads: tuple[int, ...], e: int) -> None:
-    weights, cache = normal(0, *heads, rows, keys), normal(1, *heads, keys + 7, e)
-    values = cache[..., :keys, :]
-    np.testing.assert_allclose(multiply_values(T, weights, values), weights @ values, rtol=1e-12, atol=1e-12)
-
-
 def test_many_parts_of_the_keys_are_added_up_in_double_precision() -> None:
     """In float32 a number of 2⁻²⁴ of the sum before it would be lost, as often as it is added."""
     keys = (T.float32_parts + 1) * T.value_terms
@@ -195,17 +146,3 @@ def test_many_parts_of_the_keys_are_added_up_in_double_precision() -> None:
     v[0], v[T.value_terms :: T.value_terms] = 1, 2.0**-24
     found = multiply_values(T, np.ones((32, keys), np.float32), v)
     assert (found == 1 + T.float32_parts * 2.0**-24).all()
-
-
-@pytest.mark.parametrize(
-    ("rows", "size"), [(1, 4), (3, 4), (4, 4), (7, 3), (64 * 3, 3), (64 * 3 + 1, 3), (65 * 3, 3), (9, 1)]
-)
-def test_few_rows_are_multiplied_and_summed_some_at_a_time(rows: int, size: int) -> None:
-    """Of fewer than a piece, of whole ones, and with some left over; along leading axes, into every place once."""
-    x, many, values = normal(0, 2, 3, 5, 7), normal(1, 2, 1, rows, 7), normal(2, 2, 1, rows, 6)
-    out = np.full((2, 3, 5, rows + 2), np.nan)
-    multiply_few(x, many, size, out[..., 1:-1])
-    np.testing.assert_allclose(out[..., 1:-1], x @ many.swapaxes(-1, -2), rtol=1e-12, atol=1e-13)
-    assert np.isnan(out[..., [0, -1]]).all()
-    weights = out[..., 1:-1]
-    np.testing.assert_allclose(sum_few(T, weights, values, size), weights @ values, rtol=1e-12, atol=1e-12)

@@ -13,8 +13,6 @@ from refdiff.backends.numpy.half_weights import (
     expand,
     expand_scaled,
     has_words,
-    is_half,
-    scaled_up,
 )
 from refdiff.backends.numpy.tuning import Tuning
 
@@ -44,19 +42,6 @@ def test_every_number_is_the_half_of_a_word() -> None:
         np.testing.assert_array_equal(expanded.view(np.uint32), right)
 
 
-def test_what_has_no_words() -> None:
-    numbers = np.zeros((4, 6), TYPES[0])
-    assert has_words(numbers, np.float32)
-    for other, dtype in (
-        (numbers, np.float64),
-        (numbers.view(np.float16), np.float32),
-        (numbers[:, 1:], np.float32),
-        (numbers[:, :4], np.float32),
-        (np.zeros(26, TYPES[0])[1:25].reshape(4, 6), np.float32),
-    ):
-        assert not has_words(other, dtype)
-
-
 def test_every_finite_float16_is_scaled_exactly() -> None:
     numbers = np.arange(2**16, dtype=np.uint16).view(np.float16)
     numbers = numbers[np.isfinite(numbers)].reshape(-1, 32)
@@ -65,18 +50,6 @@ def test_every_finite_float16_is_scaled_exactly() -> None:
     right = numbers.astype(np.float64)
     np.testing.assert_array_equal(out.astype(np.float64) * 2.0**112, right)
     np.testing.assert_array_equal(np.signbit(out), np.signbit(right))
-
-
-def test_columns_are_scaled_up_without_overflow() -> None:
-    columns = np.array(
-        [[1.5, 1e-30, 3.3e38, 0.0, 2.0**15, np.inf, 1.0], [-2.0, 0, -1.0, 0, 1, 3e38, np.nan]], np.float32
-    )
-    larger, missing = scaled_up(columns)
-    assert missing is not None
-    np.testing.assert_array_equal(np.isfinite(larger), np.isfinite(columns))
-    got = larger.astype(np.float64) * missing * 2.0**-112
-    np.testing.assert_array_equal(got, columns.astype(np.float64))
-    assert scaled_up(columns[:, 0])[1] is None
 
 
 def test_infinity_and_nan_are_found_once() -> None:
@@ -133,11 +106,6 @@ def test_the_buffer_of_an_expansion_is_kept() -> None:
         with kernels.inference_scope():
             kernels.linear(x, weight)
     assert [len(blocks) for blocks in kernels.runtime.tiles._blocks.values()] == [1]
-
-
-def test_which_weights_have_16_bits() -> None:
-    assert all(is_half(np.ones(3, kind)) for kind in TYPES)
-    assert not any(is_half(np.ones(3, kind)) for kind in (np.float32, np.float64))
 
 
 @pytest.mark.parametrize("kind", TYPES)

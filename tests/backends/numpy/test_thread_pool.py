@@ -33,12 +33,6 @@ def test_split_covers_every_index_once(threads, size):
     assert len(parts) <= threads
 
 
-def test_outside_of_a_pass_everything_is_done_here():
-    workers, seen = Workers(4), []
-    workers.split(100, lambda start, stop: seen.append((start, stop, threading.current_thread())))
-    assert seen == [(0, 100, threading.current_thread())]
-
-
 def test_a_pass_takes_the_cores_from_blas_and_gives_them_back():
     workers, before = Workers(2), blas_threads()
     assert before
@@ -154,12 +148,6 @@ def test_passes_of_several_threads_leave_blas_as_it_was(workers, first):
     thread.join(20)
     assert seen == [(True, not first, {1}), (not first, {2 if first else 1})]
     assert blas_threads() == before
-
-
-def test_several_threads_take_part():
-    workers, meeting = Workers(3), threading.Barrier(3, timeout=20)
-    with workers.running():
-        workers.map(lambda _: meeting.wait(), range(3))  # passes only if three items are under way at once
 
 
 def named() -> set[threading.Thread]:
@@ -331,18 +319,6 @@ def test_after_an_error_no_item_is_begun_and_none_is_left_running():
     with pytest.raises(KeyError), workers.running():
         workers.map(work, range(100))
     assert sorted(seen, key=str) == [0, 1, "done"]
-
-
-def test_errors_come_out():
-    workers = Workers(2)
-
-    def fail(item: int) -> None:
-        raise KeyError(item)
-
-    with pytest.raises(KeyError), workers.running():
-        workers.map(fail, range(5))
-    with pytest.raises(ZeroDivisionError), workers.running():
-        workers.map(lambda item: 1 // item, [1, 1, 0, 1])
 
 
 @pytest.mark.parametrize("threads", [0, -1])
