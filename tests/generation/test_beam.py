@@ -11,7 +11,6 @@ import pytest
 
 from refdiff.backends import Backend
 from refdiff.generation import generate
-from refdiff.generation.beam import _common_prefix
 from refdiff.generation.results import GenerateBeamDecoderOnlyOutput
 from refdiff.generation.sampling import log_softmax
 from tests.generation.fakes import Bigrams, FakeModel, Recorder, letters
@@ -86,19 +85,6 @@ def test_scores_are_those_of_the_texts(seed: int) -> None:
     assert (np.diff(out.sequences_scores.reshape(2, 3), axis=1) <= 0).all()
 
 
-@pytest.mark.parametrize("options", [{}, {"early_stopping": True}, {"length_penalty": 2.0}], ids=str)
-def test_a_row_does_not_depend_on_its_batch(options: dict[str, Any]) -> None:
-    model = FakeModel(1, V=11, scale=1.5)
-    for do_sample in (False, True):
-        shared: dict[str, Any] = {"num_beams": 3, "max_new_tokens": 9, "do_sample": do_sample, "seed": 4} | options
-        alone = generate(model, [[5, 6]], **shared)[0, 2:].tolist()
-        rows, mask = [[0, 0, 7, 8], [0, 0, 5, 6], [9, 5, 6, 7]], [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 1, 1]]
-        batch = generate(model, rows, mask, **shared)[1, 4:].tolist()
-        length = min(len(alone), len(batch))
-        assert batch[:length] == alone[:length]
-        assert set(batch[length:]) | set(alone[length:]) <= {2}
-
-
 def test_more_end_tokens_than_beams_leave_beams_to_go_on() -> None:
     """Four end tokens, each four times as likely as any other token, and a penalty under which only length counts.
 
@@ -143,16 +129,6 @@ def test_beam_sampling_follows_the_model() -> None:
     assert counts[4] > 50
 
 
-def test_beam_sampling_differs_by_seed_and_repeats() -> None:
-    model = FakeModel(0, V=40, scale=0.4)
-    options: dict[str, Any] = {"num_beams": 2, "do_sample": True, "max_new_tokens": 8, "eos_token_id": None}
-    texts = {tuple(generate(model, [[5, 6]], seed=s, **options)[0].tolist()) for s in range(5)}
-    assert len(texts) == 5
-    np.testing.assert_array_equal(
-        generate(model, [[5, 6]], seed=3, **options), generate(model, [[5, 6]], seed=3, **options)
-    )
-
-
 def test_stop_strings_without_a_token_to_fill_up_with() -> None:
     model = FakeModel(0, V=11, scale=2.0, eos_token_id=None, pad_token_id=None)
     options: dict[str, Any] = {"num_beams": 2, "stop_strings": "gj", "tokenizer": letters()}
@@ -165,25 +141,13 @@ def test_stop_strings_without_a_token_to_fill_up_with() -> None:
     assert len(text) < 22
 
 
-def test_nan_names_the_beam() -> None:
-    model = FakeModel()
-    model.W[3] = np.nan
-    with pytest.raises(ValueError, match="row 0, step 0: a score is NaN"):
-        generate(model, [[5, 6], [7, 8]], num_beams=2)
-
-
 # ---- streams
 
 
 STREAMED: list[dict[str, Any]] = [
-    {},
-    {"early_stopping": True},
-    {"early_stopping": "never", "length_penalty": 2.0},
-    {"length_penalty": -1.0},
-    {"num_return_sequences": 3},
-    {"do_sample": True, "seed": 1},
-    {"stop_strings": ["e", "fa"], "tokenizer": letters()},
-]
+    {}, {"early_stopping": True}, {"early_stopping": "never", "length_penalty": 2.0}, {"length_penalty": -1.0},
+    {"num_return_sequences": 3}, {"do_sample": True, "seed": 1}, {"stop_strings": ["e", "fa"], "tokenizer": letters()},
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -220,12 +184,6 @@ def test_rows_of_a_beam_stream_advance_by_themselves() -> None:
         streamer=recorder,
     )
     assert any(len({len(row) for row in put}) == 2 for put in recorder.puts[1:])
-
-
-def test_common_prefix() -> None:
-    texts = [np.array([1, 2, 3, 4]), np.array([1, 2, 3]), np.array([1, 2, 9, 4])]
-    assert _common_prefix(texts, 1).tolist() == [1, 2]
-    assert _common_prefix(texts[:2], 3).tolist() == [1, 2, 3]
 
 
 def test_progress_is_told_of_the_prompt_and_of_each_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,12 +155,7 @@ def test_hidden_states_are_those_of_all_new_tokens(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     ("options", "rows"),
-    [
-        ({}, 2),
-        ({"do_sample": True, "seed": 1}, 2),
-        ({"num_beams": 3}, 6),
-        ({"penalty_alpha": 0.6, "top_k": 4}, 2),
-    ],
+    [({}, 2), ({"do_sample": True, "seed": 1}, 2), ({"num_beams": 3}, 6), ({"penalty_alpha": 0.6, "top_k": 4}, 2)],
 )
 @pytest.mark.parametrize(("prompt", "new"), [(5, 7), (3, 40)])
 def test_the_cache_has_room_for_the_text_and_no_more_and_is_not_copied(

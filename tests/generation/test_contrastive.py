@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-import refdiff
 from refdiff.generation import generate
 from refdiff.generation.contrastive import degeneration_penalty
 from refdiff.generation.results import GenerateDecoderOnlyOutput
 from tests.generation.fakes import FakeModel, Recorder
+from tests.model.models import small_model
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -40,18 +40,7 @@ def paper(model: Any, prompt: list[int], k: int, alpha: float, n: int, eos: int 
 
 @pytest.fixture(scope="module")
 def small() -> Any:
-    config = refdiff.DiffLlamaConfig(
-        vocab_size=29,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.3,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    return refdiff.DiffLlamaForCausalLM.from_config(config, seed=3, dtype="float64")
+    return small_model(seed=3, vocab_size=29, num_hidden_layers=1, eos_token_id=2)
 
 
 CASES = [(2, 0.6), (4, 0.6), (5, 0.1), (4, 1.0), (29, 0.5), (80, 0.9)]
@@ -69,17 +58,6 @@ def test_it_differs_from_greedy_and_degenerates_to_it(small: Any) -> None:
     options: dict[str, Any] = {"max_new_tokens": 12, "eos_token_id": None, "top_k": 4}
     assert generate(small, [[5, 6, 7]], penalty_alpha=0.6, **options).tolist() != greedy
     assert generate(small, [[5, 6, 7]], penalty_alpha=1e-12, **options).tolist() == greedy
-
-
-def test_rows_do_not_depend_on_batch_or_padding(small: Any) -> None:
-    rows, mask = [[11, 12, 7, 8], [13, 5, 6, 7], [9, 5, 6, 7]], [[0, 0, 1, 1], [0, 1, 1, 1], [1, 1, 1, 1]]
-    options: dict[str, Any] = {"penalty_alpha": 0.5, "top_k": 4, "max_new_tokens": 9}
-    batch = generate(small, rows, mask, **options)
-    for row, ids, seen in zip(batch, rows, mask, strict=True):
-        prompt = [i for i, m in zip(ids, seen, strict=True) if m]
-        want = paper(small, prompt, 4, 0.5, 9, 2)[len(prompt) :]
-        assert row[4 : 4 + len(want)].tolist() == want
-        assert set(row[4 + len(want) :].tolist()) <= {0}
 
 
 def test_candidates_are_read_in_one_batch() -> None:

@@ -104,8 +104,10 @@ def test_sampling_follows_the_model() -> None:
 
 
 def test_seeds() -> None:
-    options: dict[str, Any] = {"do_sample": True, "max_new_tokens": 12, "eos_token_id": None}
     model = FakeModel(scale=0.5)
+    options: dict[str, Any] = {"do_sample": True, "max_new_tokens": 12, "eos_token_id": None}
+    beams = [generate(model, [[5, 6]], seed=seed, num_beams=2, **options).tolist() for seed in (1, 1, 2)]
+    assert beams[0] == beams[1] != beams[2]
     first = generate(model, [[5, 6]], seed=1, **options)
     np.testing.assert_array_equal(generate(model, [[5, 6]], seed=1, **options), first)
     assert (generate(model, [[5, 6]], seed=2, **options) != first).any()
@@ -122,19 +124,6 @@ def test_a_sampled_text_is_the_same_everywhere() -> None:
     assert got[0].tolist() == [5, 6, 4, 2, 20, 14, 11, 11, 3, 3]
 
 
-def test_a_row_does_not_depend_on_its_batch() -> None:
-    """batch = single for sampling too, whatever the other rows, the padding, and the row's place."""
-    model = FakeModel(scale=0.5)
-    options: dict[str, Any] = {"do_sample": True, "max_new_tokens": 12, "seed": 3, "top_p": 0.9}
-    alone = generate(model, [[5, 6]], **options)[0, 2:].tolist()
-    rows = [[0, 0, 7, 8], [0, 0, 5, 6], [9, 5, 6, 7]]
-    mask = [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 1, 1]]
-    batch = generate(model, rows, mask, **options)[1, 4:].tolist()
-    length = min(len(alone), len(batch))
-    assert batch[:length] == alone[:length]
-    assert set(batch[length:]) | set(alone[length:]) <= {0}
-
-
 def test_copies_of_a_prompt_are_num_return_sequences() -> None:
     model = FakeModel(scale=0.5)
     options: dict[str, Any] = {"do_sample": True, "max_new_tokens": 10, "seed": 3, "eos_token_id": None}
@@ -143,15 +132,17 @@ def test_copies_of_a_prompt_are_num_return_sequences() -> None:
     assert len({tuple(row) for row in got.tolist()}) == 6
 
 
-@pytest.mark.parametrize("do_sample", [False, True])
-def test_nan_names_row_and_step(do_sample: bool) -> None:
-    model = FakeModel()
+@pytest.mark.parametrize(
+    "options", [{}, {"do_sample": True}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 3}], ids=str
+)
+def test_nan_names_row_and_step(options: dict[str, Any]) -> None:
+    model, prompts = FakeModel(), [[5, 6], [7, 8]][: 1 if "prompt_lookup_num_tokens" in options else 2]
     model.W[3] = np.nan
     with pytest.raises(ValueError, match="row 0, step 0: a score is NaN"):
-        generate(model, [[5, 6], [7, 8]], do_sample=do_sample)
+        generate(model, prompts, **options)
     model.source = "a/folder"
     with pytest.raises(ValueError, match=r"^a/folder: row 0, step 0: a score is NaN"):
-        generate(model, [[5, 6], [7, 8]], do_sample=do_sample)
+        generate(model, prompts, **options)
 
 
 def test_max_time_ends_a_text_that_has_no_end(monkeypatch: pytest.MonkeyPatch) -> None:

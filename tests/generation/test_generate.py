@@ -13,36 +13,23 @@ from hypothesis import strategies as st
 
 import refdiff
 from refdiff.generation import generate
+from tests.backends.cupy.test_model import IDS, MASK, SIZES
 from tests.generation.fakes import FakeModel, Recorder
+from tests.layers.places import Place
+from tests.model.models import small_model
 
 V = 31
 
 
-def make(seed: int = 0, **config: Any) -> Any:
-    fields: dict[str, Any] = {
-        "vocab_size": V,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "initializer_range": 0.35,
-        "eos_token_id": [2, 3],
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-    }
-    return refdiff.DiffLlamaForCausalLM.from_config(
-        refdiff.DiffLlamaConfig(**fields | config), seed=seed, dtype="float64"
-    )
-
-
-MODEL = make()
-SMALL = make(9, hidden_size=8, num_hidden_layers=1)
+TOKENS: dict[str, Any] = {"vocab_size": V, "eos_token_id": [2, 3], "bos_token_id": 1}
+MODEL = small_model(num_hidden_layers=2, **TOKENS)
+SMALL = small_model(seed=9, num_hidden_layers=1, hidden_size=10, **TOKENS)
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "sampling": {"do_sample": True, "seed": 3},
     "beams": {"num_beams": 3},
-    "beam sampling": {"num_beams": 2, "do_sample": True, "seed": 3},
+    "beams that stop early": {"num_beams": 3, "early_stopping": True},
+    "beam sampling": {"num_beams": 2, "do_sample": True, "seed": 3, "length_penalty": 2.0},
     "contrastive": {"penalty_alpha": 0.5, "top_k": 4},
 }
 
@@ -117,13 +104,6 @@ def test_the_method_is_the_function(options: dict[str, Any]) -> None:
     assert got.dtype == np.int64
 
 
-def test_seed_and_generator_of_the_method() -> None:
-    options: dict[str, Any] = {"do_sample": True, "max_new_tokens": 8, "eos_token_id": None}
-    a = MODEL.generate([[5, 6]], generator=np.random.default_rng(1), **options)
-    np.testing.assert_array_equal(a, MODEL.generate([[5, 6]], generator=np.random.default_rng(1), **options))
-    assert (a != MODEL.generate([[5, 6]], seed=1, **options)).any()
-
-
 def test_inputs_are_not_written_to() -> None:
     ids, mask = np.array([[0, 5, 6]]), np.array([[0, 1, 1]])
     ids.flags.writeable = mask.flags.writeable = False
@@ -196,3 +176,25 @@ def test_a_seed_for_each_prompt(way: dict[str, int]) -> None:
     alone = np.concatenate([MODEL.generate([p], seed=s, **options) for p, s in zip(prompts, seeds, strict=True)])
     np.testing.assert_array_equal(MODEL.generate(prompts, seed=seeds, **options), alone)
     assert (alone[0] != alone[-1]).any() or len(prompts) == 1
+
+
+# ---- on a device: array-api-strict's second, which converts nothing unasked, or CuPy's
+
+
+@pytest.mark.parametrize("wiring", ["hf", "v2"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"attention_mask": MASK}, {"do_sample": True, "seed": 4, "top_k": 5, "top_p": 0.9},
+        {"do_sample": True, "seed": 1, "num_return_sequences": 2}, {"num_beams": 3}, {"prompt_lookup_num_tokens": 3},
+        {"penalty_alpha": 0.5, "top_k": 4}, {"repetition_penalty": 1.3},
+    ],
+    ids=lambda options: "-".join(options) or "greedy",
+)  # fmt: skip
+def test_text_is_the_same_on_a_device(away: Place, options: dict[str, Any], wiring: str) -> None:
+    config = refdiff.DiffLlamaConfig(**SIZES, wiring=wiring)
+    there = refdiff.DiffLlamaForCausalLM.from_config(config, seed=3, **away.choice)
+    here = refdiff.DiffLlamaForCausalLM.from_config(config, seed=3, kernels="reference")
+    ids = IDS[:1] if {"prompt_lookup_num_tokens", "penalty_alpha"} & set(options) else IDS
+    ours, theirs = (model.generate(ids, max_new_tokens=6, eos_token_id=None, **options) for model in (there, here))
+    np.testing.assert_array_equal(ours, theirs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any
 
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from refdiff.errors import CheckpointError
+from refdiff.generation import unknown_option as module
 from refdiff.generation.options import NAMES, Options, resolve
+from refdiff.generation.unknown_option import unknown_option
 from tests.generation.fakes import FakeModel, letters
 
 INTERFACE = """max_new_tokens max_length min_new_tokens do_sample temperature top_k top_p min_p typical_p epsilon_cutoff
@@ -28,20 +31,6 @@ def test_defaults() -> None:
     assert got.top_k == 50
     assert not got.contrastive
     assert not got.speculative
-
-
-@pytest.mark.parametrize(
-    ("name", "near"),
-    [("max_tokens", "max_new_tokens"), ("temprature", "temperature"), ("topp", "top_p"), ("num_beam", "num_beams")],
-)
-def test_an_unknown_option_names_the_nearest(name: str, near: str) -> None:
-    with pytest.raises(TypeError, match=f"unknown option '{name}': did you mean '{near}'"):
-        resolve(FakeModel(), {name: 1})
-
-
-def test_an_unknown_option_unlike_any_other_lists_them() -> None:
-    with pytest.raises(TypeError, match=r"unknown option 'zzz'; the known ones are max_new_tokens, .*output_logits"):
-        resolve(FakeModel(), {"zzz": 1})
 
 
 WRONG: list[tuple[str, Any, str]] = [
@@ -268,3 +257,44 @@ def test_sampling_and_beams_come_before_contrastive_search() -> None:
     assert not resolve(FakeModel(), {"penalty_alpha": 0.6, "num_beams": 2}).contrastive
     assert not resolve(FakeModel(), {"penalty_alpha": 0.6, "top_k": None}).contrastive
     assert not resolve(FakeModel(), {"penalty_alpha": 0.0}).contrastive
+
+
+# ---- options that are not there
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("max_tokens", "max_new_tokens"), ("topp", "top_p"), ("temprature", "temperature"), ("do_sampling", "do_sample")],
+)
+def test_a_misspelled_one_names_the_nearest(name: str, near: str) -> None:
+    assert str(unknown_option(name, NAMES)) == f"generate() got an unknown option {name!r}: did you mean {near!r}?"
+
+
+@pytest.mark.parametrize("name", ["zzz", "verbose", "config", "seeds_of_each_row", "device", "callback"])
+def test_one_like_no_other_gets_no_suggestion(name: str) -> None:
+    message = str(unknown_option(name, NAMES))
+    assert message == f"generate() got an unknown option {name!r}; the known ones are {', '.join(NAMES)}"
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("use_cache", "; the cache is always used"),
+        (
+            "generation_config",
+            "; give its entries as options, or put generation_config.json into the checkpoint's folder",
+        ),
+        ("num_beam_groups", ""),
+        ("min_length", "; min_new_tokens counts the new tokens alone"),
+    ],
+)
+def test_one_that_is_left_out_on_purpose_says_so(name: str, instead: str) -> None:
+    expected = f"generate() got {name!r}, an option of transformers that refdiff does not have{instead}"
+    assert str(unknown_option(name, NAMES)) == expected
+
+
+def test_what_is_left_out_is_not_there_and_the_advice_names_what_is() -> None:
+    assert not set(module._LEFT_OUT) & set(NAMES)
+    for advice in module._LEFT_OUT.values():
+        named = re.findall(r"\b[a-z]+_[a-z_]+\b", advice)
+        assert set(named) <= {*NAMES, "generation_config"}

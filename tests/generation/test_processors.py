@@ -1,6 +1,8 @@
-"""By hand, and what holds for any scores."""
+"""Processors by hand, what holds for any scores, the order of processors and warpers, and what is refused."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from refdiff.generation import processors
+from refdiff.generation import processors, sampling
+from refdiff.generation.options import Options
+from refdiff.generation.processors import LogitsProcessors
 
 INF = np.inf
 SCORES = np.array([[1.0, -2.0, 3.0, 0.0, -INF], [0.5, 0.5, -0.5, 4.0, 1.0]])
@@ -41,10 +45,7 @@ def test_repetition_penalty_passes_over_padding() -> None:
     np.testing.assert_array_equal(got[0], [1.0, -4.0, 3.0, 0.0, -INF])
 
 
-@pytest.mark.parametrize(
-    ("size", "banned"),
-    [(1, [[1, 2], [0, 3]]), (2, [[2], [0]]), (3, [[], []]), (4, [[], []])],
-)
+@pytest.mark.parametrize(("size", "banned"), [(1, [[1, 2], [0, 3]]), (2, [[2], [0]]), (3, [[], []]), (4, [[], []])])
 def test_no_repeat_ngram_by_hand(size: int, banned: list[list[int]]) -> None:
     got = processors.no_repeat_ngram(SCORES, IDS, size)
     for row in range(2):
@@ -87,3 +88,87 @@ def test_nothing_is_written_to_and_neutral_values_change_nothing(scores: np.ndar
     ):
         np.testing.assert_array_equal(result, scores)
     assert np.isneginf(processors.bad_words(scores, ids, [[3]])[:, 3]).all()
+
+
+Z = np.random.default_rng(0).normal(0, 2, (2, 9)).astype(np.float32)
+LONG = np.array([[1, 2, 3, 1, 2], [4, 4, 5, 4, 6]])
+
+
+def test_without_options_the_logits_come_back_as_they_are() -> None:
+    assert LogitsProcessors(Options(), 3)(Z, LONG) is Z
+
+
+def test_processors_in_order() -> None:
+    """Penalty after bias, bans after penalty: each step of transformers' order applied by hand."""
+    options = Options(
+        sequence_bias={(3,): 2.0, (2, 5): -1.0},
+        repetition_penalty=1.5,
+        no_repeat_ngram_size=2,
+        bad_words_ids=[[2, 7]],
+        min_new_tokens=3,
+        eos_token_id=[8],
+        suppress_tokens=[6],
+    )
+    z = processors.sequence_bias(Z.astype(np.float64), LONG, {(3,): 2.0, (2, 5): -1.0})
+    z = processors.repetition_penalty(z, LONG, 1.5)
+    z = processors.no_repeat_ngram(z, LONG, 2)
+    z = processors.bad_words(z, LONG, [[2, 7]])
+    z[:, [6, 8]] = -np.inf
+    got = LogitsProcessors(options, 3)(Z, LONG)
+    np.testing.assert_array_equal(got, z)
+    assert got.dtype == np.float64
+    assert np.isfinite(LogitsProcessors(options, 2)(Z, LONG)[:, 8]).all()  # three tokens are there by then
+
+
+def test_warpers_in_order_and_only_when_sampling() -> None:
+    settings: dict[str, Any] = {
+        "temperature": 0.7, "top_k": 7, "top_p": 0.95, "min_p": 0.02, "typical_p": 0.9, "epsilon_cutoff": 0.03,
+        "eta_cutoff": 0.04,
+    }  # fmt: skip
+    z = sampling.temperature(Z.astype(np.float64), 0.7)
+    z = sampling.top_k(z, 7)
+    z = sampling.top_p(z, 0.95)
+    z = sampling.min_p(z, 0.02)
+    z = sampling.typical_p(z, 0.9)
+    z = sampling.epsilon_cutoff(z, 0.03)
+    z = sampling.eta_cutoff(z, 0.04)
+    np.testing.assert_array_equal(LogitsProcessors(Options(do_sample=True, **settings), 3)(Z, LONG), z)
+    assert LogitsProcessors(Options(**settings), 3)(Z, LONG) is Z
+    off = Options(do_sample=True, temperature=None, top_k=0, top_p=None, typical_p=None, epsilon_cutoff=None)
+    assert LogitsProcessors(off, 3)(Z, LONG) is Z
+
+
+@pytest.mark.parametrize(("eos", "left"), [(None, 2), ([1], 2), ([1, 2, 3], 4)])
+def test_beams_keep_more_than_one_token(eos: list[int] | None, left: int) -> None:
+    options = Options(do_sample=True, top_k=1, num_beams=2, eos_token_id=eos)
+    assert (np.isfinite(LogitsProcessors(options, 3)(Z, LONG)).sum(axis=1) == left).all()
+
+
+def with_row(value: float, everywhere: bool = False) -> np.ndarray:
+    z = Z.copy()
+    z[1, :] = value if everywhere else z[1, :]
+    z[1, 4] = value
+    return z
+
+
+@pytest.mark.parametrize("options", [Options(), Options(do_sample=True), Options(suppress_tokens=[0])], ids=str)
+def test_scores_that_no_token_can_be_chosen_by(options: Options) -> None:
+    pipeline = LogitsProcessors(options, 3)
+    with pytest.raises(ValueError, match="row 1, step 2: a score is NaN"):
+        pipeline(with_row(np.nan), LONG)
+    with pytest.raises(ValueError, match="row 1, step 2: every token has score -inf"):
+        pipeline(with_row(-np.inf, True), LONG)
+    finished = np.array([True, False])
+    pipeline(with_row(np.nan, True), LONG, finished)
+    pipeline(with_row(-np.inf, True), LONG, finished)
+
+
+def test_an_infinite_score_is_the_most_likely_but_cannot_be_sampled() -> None:
+    assert LogitsProcessors(Options(), 3)(with_row(np.inf), LONG)[1].argmax() == 4
+    with pytest.raises(ValueError, match="row 1, step 2: a score is infinite"):
+        LogitsProcessors(Options(do_sample=True), 3)(with_row(np.inf), LONG)
+
+
+def test_everything_forbidden_by_options() -> None:
+    with pytest.raises(ValueError, match="row 0, step 2: every token has score -inf: relax what forbids tokens"):
+        LogitsProcessors(Options(suppress_tokens=list(range(9))), 3)(Z, LONG)

@@ -148,22 +148,6 @@ def test_a_long_match_is_worth_all_guesses_at_once() -> None:
     assert [tokens for _, tokens in model.calls] == [8 + 10, 11]
 
 
-def test_earlier_places_that_went_on_alike_are_worth_more_guesses() -> None:
-    """A share of 0.3 at first, as two guesses seen; each place that went on as another did is one more, up to four."""
-    odds = AcceptanceRate(0.3)
-    worth = [odds.best_draft_length(10, n, n) for n in (1, 2, 3, 5, 40)]
-    assert worth == [
-        AcceptanceRate(share).best_draft_length(10) for share in (0.6 / 2, 1.6 / 3, 2.6 / 4, 4.6 / 6, 4.6 / 6)
-    ]
-    assert worth == sorted(worth) > [2]
-    assert (
-        odds.best_draft_length(10, 1, 5) == odds.best_draft_length(10, 2, 40) == 0 < odds.best_draft_length(10, 30, 40)
-    )
-    often, once = [1, 2, 5, 1, 2, 6, 1, 2, 7, 1], [1, 2, 5, 3, 2, 6, 4, 2, 7, 1]
-    assert len(lookup(often)) > len(lookup(once)) > 0
-    assert lookup([2, 5, 2, 6, 2, 7, 2, 8, 2, 9, 2]) == [], "each time something else came"
-
-
 def test_matches_that_mislead_are_left_alone_and_those_of_another_length_are_not() -> None:
     guesser = PromptLookup(10)
     short, long = np.array([[1, 2, 3, 1]]), np.array([[1, 2, 3, 9, 1, 2, 3]])
@@ -323,10 +307,3 @@ def test_one_prompt_at_a_time(guesser: dict[str, Any]) -> None:
 def test_another_vocabulary() -> None:
     with pytest.raises(ValueError, match="assistant_model has 23 tokens and the model 19: they need one vocabulary"):
         generate(TARGET, PROMPT, assistant_model=FakeModel())
-
-
-def test_nan_names_the_step() -> None:
-    model = FakeModel(1, V=19)
-    model.W[3] = np.nan
-    with pytest.raises(ValueError, match="row 0, step 0: a score is NaN"):
-        generate(model, PROMPT, prompt_lookup_num_tokens=3)

@@ -26,20 +26,11 @@ def test_end_tokens_count_at_the_end_only() -> None:
 @pytest.mark.parametrize(
     ("tokens", "stops"),
     [
-        (["st", "op"], True),
-        (["stop"], True),
-        (["st", "opera"], True),
-        (["sto", "pper"], True),
-        (["las", "topper"], True),
-        (["s", "to", "pped"], True),
-        (["stop", "at"], False),
-        (["st", "op", "at"], False),
-        (["st", "opera", "tion"], False),
-        (["st", "", "op"], True),
-        (["stop", ""], False),
-        (["stopsto", "p"], True),
+        (["st", "op"], True), (["stop"], True), (["st", "opera"], True), (["sto", "pper"], True),
+        (["las", "topper"], True), (["s", "to", "pped"], True), (["stop", "at"], False), (["st", "op", "at"], False),
+        (["st", "opera", "tion"], False), (["st", "", "op"], True), (["stop", ""], False), (["stopsto", "p"], True),
     ],
-)
+)  # fmt: skip
 def test_a_stop_string_has_to_reach_into_the_last_token(tokens: list[str], stops: bool) -> None:
     vocabulary = sorted(set(tokens))
     stopping = Stopping(99, None, ["stop"], words(*vocabulary))

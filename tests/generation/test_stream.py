@@ -12,13 +12,7 @@ import pytest
 
 import refdiff
 from refdiff.generation import generate
-from refdiff.generation.stream import (
-    BatchTextStreamer,
-    PieceDecoder,
-    TextIteratorStreamer,
-    TextStreamer,
-    rows_of,
-)
+from refdiff.generation.stream import BatchTextStreamer, PieceDecoder, TextIteratorStreamer, TextStreamer, rows_of
 from tests.generation.fakes import FakeModel, letters
 from tests.generation.trained_tokenizers import KINDS, TEXTS
 
@@ -127,13 +121,9 @@ def test_rows_of(value: Any, want: list[list[int]]) -> None:
 
 MODEL = FakeModel(0, V=26, scale=0.5, eos_token_id=2, pad_token_id=0)
 WAYS: list[dict[str, Any]] = [
-    {},
-    {"do_sample": True, "seed": 1},
-    {"num_beams": 3},
-    {"num_beams": 2, "num_return_sequences": 2},
-    {"penalty_alpha": 0.5, "top_k": 3},
-    {"do_sample": True, "seed": 1, "num_return_sequences": 2},
-]
+    {}, {"do_sample": True, "seed": 1}, {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2},
+    {"penalty_alpha": 0.5, "top_k": 3}, {"do_sample": True, "seed": 1, "num_return_sequences": 2},
+]  # fmt: skip
 SINGLE: list[dict[str, Any]] = [
     {"prompt_lookup_num_tokens": 4},
     {"prompt_lookup_num_tokens": 4, "do_sample": True, "seed": 2},

@@ -41,13 +41,9 @@ def both(kind: str) -> tuple[ByteLevelBackend, RustBackend]:
 def samples() -> list[str]:
     rng = np.random.default_rng(3)
     pool = [
-        *"ab XYZ 019 \t\n\r ''sd.,!?-“éßñ\xa0\u3000",
-        *"昔々、あるところに😀👩‍👧🇯🇵",
-        "<|endoftext|>",
-        "<s>",
-        "</s>",
-        " don't",
-    ]
+        *"ab XYZ 019 \t\n\r ''sd.,!?-“éßñ\xa0\u3000", *"昔々、あるところに😀👩‍👧🇯🇵", "<|endoftext|>",
+        "<s>", "</s>", " don't",
+    ]  # fmt: skip
     return [*TEXTS, *ODD_TEXTS, *("".join(rng.choice(pool, rng.integers(0, 30))) for _ in range(60))]
 
 

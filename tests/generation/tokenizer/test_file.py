@@ -158,12 +158,6 @@ def test_missing_file_says_what_would_help(tmp_path: Path) -> None:
         use(tmp_path)
 
 
-def test_a_folder_of_that_name(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").mkdir()
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a regular file, but a folder"):
-        use(tmp_path)
-
-
 def normalized(count: int, **more: Any) -> list[dict[str, Any]]:
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
     return [{"id": 2 + i, "content": f"{i:05}" + "a" * 40, **flags, **more} for i in range(count)]
@@ -171,6 +165,8 @@ def normalized(count: int, **more: Any) -> list[dict[str, Any]]:
 
 GROWING = replace({"String": "a"}, "a" * 900)
 CLAIMS = base64.b64encode(b"\xfc\xff\xff\xff" + b"\0" * 4).decode()
+WORD_PIECE = {"type": "WordPiece", "vocab": {"a": 0, "##a": 1}, "unk_token": "a", "continuing_subword_prefix": "##"}
+BPE = {"type": "BPE", "vocab": {"a": 0, "é": 1, "aé": 2}, "continuing_subword_prefix": "x"}
 HUNGRY: dict[str, tuple[str | dict[str, Any], str]] = {
     "added tokens in a growing normalizer": (
         {"normalizer": GROWING, "added_tokens": normalized(500)},
@@ -189,38 +185,15 @@ HUNGRY: dict[str, tuple[str | dict[str, Any], str]] = {
         r"unk_token: got more than 100 characters",
     ),
     "words that take cubic time": (
-        {
-            "model": {
-                "type": "WordPiece",
-                "vocab": {"a": 0, "##a": 1},
-                "unk_token": "a",
-                "continuing_subword_prefix": "##",
-                "max_input_chars_per_word": 10**15,
-            }
-        },
+        {"model": {**WORD_PIECE, "max_input_chars_per_word": 10**15}},
         r"max_input_chars_per_word: got 1,000,000,000,000,000, expected at most 500",
     ),
     "merges that the library cuts within a letter": (
-        {
-            "model": {
-                "type": "BPE",
-                "vocab": {"a": 0, "é": 1, "aé": 2},
-                "merges": [["a", "é"]],
-                "dropout": None,
-                "continuing_subword_prefix": "x",
-            }
-        },
+        {"model": {**BPE, "merges": [["a", "é"]], "dropout": None}},
         r"model: merges has '\\xe9', which does not begin with the continuing_subword_prefix 'x'",
     ),
     "merges in one text that the library cuts within a letter": (
-        {
-            "model": {
-                "type": "BPE",
-                "vocab": {"a": 0, "é": 1, "aé": 2},
-                "merges": ["a é"],
-                "continuing_subword_prefix": "x",
-            }
-        },
+        {"model": {**BPE, "merges": ["a é"]}},
         r"model: merges has '\\xe9'",
     ),
     "a very long token": (

@@ -78,13 +78,9 @@ def test_the_settings() -> None:
     config = {"pad_token": {"content": "x"}, "mask_token": None, "auto_map": {"AutoTokenizer": "a.B"}, "legacy": True}
     settings = settings_to_write(config, {"eos_token": "e", "image": "i"}, [], {}, padding_side="left")
     assert settings == {
-        "eos_token": "e",
-        "extra_special_tokens": {"image": "i"},
-        "padding_side": "left",
-        "legacy": True,
-        "added_tokens_decoder": {},
-        "tokenizer_class": "PreTrainedTokenizerFast",
-    }
+        "eos_token": "e", "extra_special_tokens": {"image": "i"}, "padding_side": "left", "legacy": True,
+        "added_tokens_decoder": {}, "tokenizer_class": "PreTrainedTokenizerFast",
+    }  # fmt: skip
     assert settings_to_write({}, {}, ["x"], {})["extra_special_tokens"] == ["x"]
 
 

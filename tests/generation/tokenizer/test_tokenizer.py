@@ -132,20 +132,10 @@ def test_wrong_options(options: dict[str, Any], message: str) -> None:
         words()("a", **options)
 
 
-def test_wrong_stride() -> None:
-    with pytest.raises(ValueError, match="stride: got 2, expected 0 to 1"):
-        words().encodings("a b c d", truncation=True, max_length=3, stride=2)
-
-
 @pytest.mark.parametrize("text", [3, None, ["a", 4], [["a"]], b"a", {"text": "a"}])
 def test_text_that_is_no_text(text: Any) -> None:
     with pytest.raises(TypeError, match=r"text: got .*, expected a string or a list of strings"):
         words()(text)
-
-
-def test_half_a_character() -> None:
-    with pytest.raises(ValueError, match=r"lone surrogate.*position 1"):
-        words()("a\ud800")
 
 
 def test_decode() -> None:
@@ -278,3 +268,48 @@ def test_padding_to_a_multiple() -> None:
             tokenizer("a", padding=True, pad_to_multiple_of=wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"max_length 7 is not a multiple of .* 4.*max_length=4"):
         tokenizer("a", padding=True, truncation=True, max_length=7, pad_to_multiple_of=4)
+
+
+# ---- special tokens by name, tokens and ids
+
+
+def test_names_and_ids() -> None:
+    tokenizer = words()
+    assert (tokenizer.bos_token, tokenizer.bos_token_id) == ("<s>", 0)
+    assert (tokenizer.sep_token, tokenizer.cls_token_id) == (None, None)
+    names = ["bos_token", "eos_token", "unk_token", "pad_token"]
+    assert list(tokenizer.special_tokens_map) == names
+    assert tokenizer.all_special_ids == [0, 1, 3, 2]
+
+
+def test_setting_a_token() -> None:
+    tokenizer = words()
+    tokenizer.pad_token_id = 1
+    assert tokenizer.pad_token == "</s>"
+    tokenizer.pad_token_id = None
+    assert tokenizer.pad_token is None
+    tokenizer.pad_token = "<unk>"
+    assert tokenizer.pad_token_id == 3
+    for value in ("nowhere", 3):
+        with pytest.raises(ValueError, match=f"pad_token cannot be {value!r}"):
+            tokenizer.pad_token = value  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"eos_token_id cannot be 99.*0 to 7"):
+        tokenizer.eos_token_id = 99
+
+
+def test_conversions() -> None:
+    tokenizer = words()
+    assert tokenizer.convert_tokens_to_ids("a") == 4
+    assert tokenizer.convert_tokens_to_ids(["a", "nowhere"]) == [4, 3]
+    assert tokenizer.convert_ids_to_tokens(4) == "a"
+    assert tokenizer.convert_ids_to_tokens(-1) is None
+    assert tokenizer.convert_ids_to_tokens(np.array([4, 99])) == ["a", None]
+    assert tokenizer.get_vocab()["d"] == 7
+    assert (tokenizer.vocab_size, len(tokenizer)) == (8, 8)
+
+
+def test_added_tokens_count_in_len_only() -> None:
+    tokenizer = words(additional_special_tokens=["<new>"])
+    assert (tokenizer.vocab_size, len(tokenizer)) == (8, 9)
+    assert tokenizer("a <new>")["input_ids"] == [0, 4, 8]
+    assert tokenizer.decode([4, 8], skip_special_tokens=True) == "a"
