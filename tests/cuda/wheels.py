@@ -23,15 +23,8 @@ def fetched(*requirements: str) -> Path:
     folder = Path(kept or _temporary()) / name
     if not folder.exists():
         command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "--disable-pip-version-check",
-            "--no-deps",
-            "--no-compile",
-        ]
+            sys.executable, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps", "--no-compile",
+        ]  # fmt: skip
         half = folder.with_name(f"{name}.half")
         done = subprocess.run(
             [*command, "--only-binary=:all:", "--target", half, *requirements],

@@ -16,20 +16,14 @@ import pytest
 import refdiff
 from refdiff.training import documents
 from refdiff.training.data import Corpus, row_order
-
-WORDS = ("king", "queen", "forest", "little", "once", "there", "lived", "and", "the", "fox", "dream", "golden")
-
-
-def text(documents_: int = 60, seed: int = 0) -> str:
-    rng = np.random.default_rng(seed)
-    made = [" ".join(rng.choice(WORDS, rng.integers(5, 60))) + ".\n" for _ in range(documents_)]
-    return "<|endoftext|>\n".join(made)
+from tests.model.models import small_model
+from tests.training.conftest import tale
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
-    path.write_text(text(), encoding="utf-8")
+    path.write_text(tale(), encoding="utf-8")
     return path
 
 
@@ -60,7 +54,7 @@ def test_prompts_begin_as_documents_do(path: Path) -> None:
 
 def test_the_tokenizer_has_not_seen_the_validation_part(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
-    path.write_text(text() + "zzzzzz zzzzzz\n" * 12, encoding="utf-8")
+    path.write_text(tale() + "zzzzzz zzzzzz\n" * 12, encoding="utf-8")
     corpus = Corpus.from_text(path, tmp_path / "corpus", vocab_size=280, validation=0.008)
     assert len(corpus.tokens["validation"]) > 60  # of one letter each
 
@@ -90,11 +84,7 @@ def test_gradients_see_nothing_of_the_document_before(path: Path) -> None:
     corpus = make(path)
     ids, positions = corpus.batch("train", np.arange(1), 200)
     start = np.flatnonzero(positions[0] == 0)[1]
-    config = refdiff.DiffLlamaConfig(
-        vocab_size=280, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, head_dim=4, pad_token_id=None,
-    )  # fmt: skip
-    model = refdiff.DiffLlamaForCausalLM.from_config(config)
+    model = small_model(vocab_size=280, num_hidden_layers=1, max_position_embeddings=200)
     labels = np.where(np.arange(200) > start, ids, -100)
     loss, grads = model.loss_and_grad(ids, position_ids=positions, labels=labels)
     other = ids.copy()
@@ -133,7 +123,7 @@ def test_memory_does_not_grow_with_a_long_document(tmp_path: Path) -> None:
         "    Corpus.from_text(Path(name), Path(name + '-corpus'), vocab_size=270)\n"
         "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     )
-    one = text(2000).replace("<|endoftext|>\n", "")
+    one = tale(2000).replace("<|endoftext|>\n", "")
     for name, times in (("short", 1), ("long", 10)):
         (tmp_path / name).write_text(one * times, encoding="utf-8")
     done = subprocess.run(
@@ -164,7 +154,7 @@ def test_the_tokenizer_learns_from_a_part_of_a_long_text(path: Path, monkeypatch
 
 
 def test_a_text_without_line_breaks_has_two_parts(path: Path) -> None:
-    path.write_text(text().replace("<|endoftext|>", "").replace("\n", " "), encoding="utf-8")
+    path.write_text(tale().replace("<|endoftext|>", "").replace("\n", " "), encoding="utf-8")
     corpus = make(path, validation=0.1)
     assert 0.05 < corpus.num_bytes["validation"] / path.stat().st_size <= 0.1
 
@@ -200,7 +190,7 @@ def test_a_full_disk_leaves_nothing_and_is_said(path: Path, most: int, outside: 
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({most}, {most})); "
         "Corpus.from_text(Path(sys.argv[1]), Path(sys.argv[2]), vocab_size=258)"
     )
-    path.write_text(text(300), encoding="utf-8")
+    path.write_text(tale(300), encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-c", program, str(path), str(path.parent / "corpus")],
         env={**outside, "PYTHONPATH": str(Path(refdiff.__file__).parents[1])}, capture_output=True, check=False,

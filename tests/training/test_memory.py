@@ -25,14 +25,10 @@ def config(wiring: str = "hf", layers: int = 3) -> refdiff.DiffLlamaConfig:
 @pytest.mark.parametrize(
     ("wiring", "layers", "batch", "context"),
     [
-        ("hf", 24, 1, 8),
-        ("paper", 24, 1, 8),
-        ("v2", 3, 8, 128),
-        ("none", 3, 8, 128),
-        ("hf", 3, 64, 128),
+        ("hf", 24, 1, 8), ("paper", 24, 1, 8), ("v2", 3, 8, 128), ("none", 3, 8, 128), ("hf", 3, 64, 128),
         ("hf", 2, 1, 2048),
     ],
-)
+)  # fmt: skip
 def test_the_estimate_is_what_training_holds_at_least(wiring: str, layers: int, batch: int, context: int) -> None:
     """Where the weights are most of it, where the tokens are, a quarter of all at a time, or one long sequence."""
     ids = np.random.default_rng(0).integers(0, 500, (batch, context))

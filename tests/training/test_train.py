@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -12,25 +13,24 @@ import pytest
 from safetensors.numpy import save_file
 
 import refdiff
+from refdiff.arrays import to_numpy
 from refdiff.backends import overlay
 from refdiff.backends.numpy.thread_pool import default_threads
 from refdiff.errors import CheckpointError
 from refdiff.model.weights import flatten
 from refdiff.model.weights.names import parameter_shapes
 from refdiff.training import checkpoint
-from refdiff.training.evaluate import TrainingError, gradient_culprit
+from refdiff.training.evaluate import TrainingError, evaluate, gradient_culprit
+from refdiff.training.settings import Settings
 from refdiff.training.train import Trainer
-from tests.model.models import WIRINGS
+from tests.layers.places import Place
+from tests.model.models import WIRINGS, small_config
 
 Start = Callable[..., Trainer]
 PARTS = (
-    "input_layernorm",
-    "self_attn.q_proj",
-    "self_attn.o_proj",
-    "post_attention_layernorm",
-    "mlp.up_proj",
+    "input_layernorm", "self_attn.q_proj", "self_attn.o_proj", "post_attention_layernorm", "mlp.up_proj",
     "mlp.down_proj",
-)
+)  # fmt: skip
 """Of a layer, from below."""
 
 
@@ -207,10 +207,7 @@ def test_a_gradient_that_is_no_number_stops_and_is_located(start: Start, layer: 
 def test_gradients_are_gone_through_as_they_are_computed() -> None:
     """Every parameter of every wiring has its place, from the loss to the embeddings."""
     for wiring in WIRINGS:
-        config = refdiff.DiffLlamaConfig(
-            vocab_size=5, hidden_size=4, intermediate_size=3, num_hidden_layers=12, num_attention_heads=2,
-            num_key_value_heads=2, head_dim=2, wiring=wiring, attention_bias=True, pad_token_id=None, eos_token_id=2,
-        )  # fmt: skip
+        config = small_config(num_hidden_layers=12, wiring=wiring, attention_bias=True)
         left = {name: np.ones(1) for name in parameter_shapes(config, "DiffLlamaForCausalLM")}
         found = []
         for bad in ("embed_tokens", *(f"layers.{i}.{part}" for i in range(12) for part in PARTS), "norm", "lm_head"):
@@ -303,11 +300,6 @@ def test_a_run_goes_on_with_the_threads_it_had(start: Start) -> None:
         assert workers == (threads or default_threads())
 
 
-def test_a_context_longer_than_the_text(start: Start) -> None:
-    with pytest.raises(ValueError, match="but a sequence needs 100000"):
-        start(context=100_000)
-
-
 Damage = Callable[[dict[str, Any]], Any]
 
 
@@ -374,3 +366,74 @@ def test_a_damaged_corpus_is_named(start: Start, damage: Damage, message: str) -
         CheckpointError, match=r"train\.bin: has 100 bytes, but corpus\.json says [\d,]+: it is not whole"
     ):
         Trainer.resume(trainer.out)
+
+
+# ---- evaluation
+
+
+def test_bits_per_byte_of_a_model_that_knows_nothing(start: Start) -> None:
+    """All logits equal: each token costs log₂ V bits, whatever it is."""
+    trainer = start()
+    trainer.model.params["model"]["embed_tokens"]["weight"][...] = 0
+    found = trainer.evaluate()
+    tokens = len(trainer.corpus.tokens["validation"]) - 1
+    assert found["validation"] == pytest.approx(math.log(270), rel=1e-6)
+    expected = tokens * math.log2(270) / trainer.corpus.num_bytes["validation"]
+    assert found["bits_per_byte"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_loss_that_is_no_number_is_located(start: Start) -> None:
+    trainer = start()
+    corpus = trainer.corpus
+    unused = sorted(set(range(270)) - set(corpus.tokens["validation"].tolist()))[0]
+    weight = trainer.model.params["model"]["embed_tokens"]["weight"]  # of the output matrix too
+    weight[unused] = np.nan
+    with pytest.raises(TrainingError, match="the validation loss is nan, and only the output matrix's result is not"):
+        evaluate(trainer.model, corpus, 16, 4)
+    weight[...] = np.nan
+    with pytest.raises(TrainingError, match="the validation loss is nan, and the embeddings are not finite"):
+        evaluate(trainer.model, corpus, 16, 4)
+
+
+# ---- on a device: array-api-strict's second, which converts nothing unasked, or CuPy's
+
+
+@pytest.mark.parametrize(
+    ("wiring", "optimizer"), [("hf", "adamw"), ("paper", "muon"), ("v2", "adamw"), ("none", "muon")]
+)
+def test_it_trains_there_as_here_and_goes_on(away: Place, start: Start, wiring: str, optimizer: str) -> None:
+    options: dict[str, Any] = {"wiring": wiring, "optimizer": optimizer, "dtype": "float64", "steps": 3, "clip": 0.1}
+    here, there = start("here", **options), start("there", **options, **away.choice)
+    records: list[dict[str, Any]] = []
+    here.run()
+    there.run(records.append)
+    assert [record["step"] for record in records] == [1, 2, 3]
+    resumed = Trainer.resume(there.out, **away.choice)
+    for trainer in (there, resumed):
+        for name, x in flatten(trainer.model.params).items():
+            assert away.holds(x)
+            np.testing.assert_allclose(
+                to_numpy(x), flatten(here.model.params)[name], rtol=1e-9, atol=1e-12, err_msg=name
+            )
+    assert resumed.step == 3
+    for name, x in resumed._optimizer.state().items():
+        np.testing.assert_array_equal(to_numpy(x), to_numpy(there._optimizer.state()[name]), err_msg=name)
+
+
+# ---- settings
+
+
+def test_settings_that_do_not_fit_together() -> None:
+    for wrong, message in (
+        ({"batch": 4, "accumulate": 3}, "batch: got 4, expected a multiple of accumulate 3"),
+        ({"optimizer": "sgd"}, "one of adamw, muon"),
+        ({"schedule": "linear"}, "one of cosine, constant"),
+        ({"context": 1}, "context: got 1"),
+        ({"batch": 0}, "batch: got 0, expected 1 or more"),
+        ({"rate": "high"}, "rate: got 'high', expected type float"),
+        ({"steps": 2.5}, "steps: got 2.5, expected type int"),
+        ({"seed": True}, "seed: got True, expected type int"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Settings(**wrong)
+    assert Settings(rate=1).rate == 1
