@@ -1,4 +1,4 @@
-"""Each layer: by hand · properties · errors · precision · any backend.
+"""Each layer: by hand · properties · precision; of all together: any backend (test_init.py) · errors (test_errors.py).
 
 Sizes are different primes, so that a swapped axis fails.
 """

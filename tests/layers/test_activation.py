@@ -9,7 +9,6 @@ from refdiff.layers import activation, activation_vjp
 from refdiff.layers.activation import ACTIVATIONS, DERIVATIVES, erf, softplus
 from tests.layers import by_loops
 from tests.layers.by_loops import DIGITS, exact, rounded
-from tests.layers.inputs import says
 from tests.layers.places import Case
 from tests.tolerances import EXACT, FLOAT64, close
 
@@ -119,10 +118,3 @@ def test_error_function() -> None:
     assert abs(erf(np.array(0.0))) < 2e-16
     close(erf(np.array([[-40.0], [40.0]])), np.array([[-1.0], [1.0]]), EXACT)
     close(erf(-x), -erf(x), 4e-16)
-
-
-@pytest.mark.parametrize("name", ["Silu", "prelu", ""])
-def test_an_unknown_name(name: str) -> None:
-    known = ", ".join(sorted(ACTIVATIONS))
-    with says(ValueError, f"activation: {name!r} is not one of {known}"):
-        activation(np.zeros(3), name)

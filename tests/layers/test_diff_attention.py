@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from refdiff.layers import (
     attention_weights,
-    attention_weights_vjp,
     diff_attention,
     diff_attention_vjp,
     packed_mask,
@@ -254,58 +253,6 @@ def test_packed_sequences_are_as_if_alone(rng: np.random.Generator, lengths: lis
         start += length
 
 
-FITS = {"q1": (2, 6, 5, 11), "k1": (2, 3, 7, 11), "q2": (2, 6, 5, 11), "k2": (2, 3, 7, 11), "v": (2, 3, 7, 13)}
-
-
-@pytest.mark.parametrize(
-    ("q", "k"),
-    [
-        ((2, 6, 5, 11), (2, 3, 7, 13)), ((2, 6, 5, 11), (3, 3, 7, 11)), ((2, 6, 5, 11), (2, 4, 7, 11)),
-        ((2, 6, 5, 11), (2, 0, 7, 11)), ((2, 3, 5, 11), (2, 6, 7, 11)), ((6, 5, 11), (6, 7, 11)),
-        ((2, 6, 5, 11, 1), (2, 3, 7, 11, 1)), ((2, 6, 5, 11), (3, 7, 11)), ((6, 5, 11), (2, 3, 7, 11)),
-    ],
-)  # fmt: skip
-def test_queries_and_keys_that_do_not_fit(q: tuple[int, ...], k: tuple[int, ...]) -> None:
-    message = f"q has shape {q} and k {k}, but they must be (B, H, T, d) and (B, K, S, d) with H a multiple of K"
-    with says(ValueError, f"attention_weights: {message}"):
-        attention_weights(np.zeros(q), np.zeros(k))
-    with says(ValueError, f"diff_attention: {message}"):
-        diff_attention(*(np.zeros(s) for s in (q, k, q, k, FITS["v"])), LAMBDA)
-    with says(ValueError, f"attention_weights_vjp: {message}"):
-        attention_weights_vjp(np.zeros(1), np.zeros(q), np.zeros(k))
-    with says(ValueError, f"diff_attention_vjp: {message}"):
-        diff_attention_vjp(np.zeros(1), *(np.zeros(s) for s in (q, k, q, k, FITS["v"])), LAMBDA)
-
-
-@pytest.mark.parametrize(
-    ("name", "shape"),
-    [
-        ("q2", (2, 6, 4, 11)), ("q2", (2, 3, 5, 11)), ("k2", (2, 3, 6, 11)), ("k2", (2, 6, 7, 11)),
-        ("v", (2, 3, 6, 13)), ("v", (2, 6, 7, 13)), ("v", (3, 7, 13)), ("v", (1, 3, 7, 13)),
-    ],
-)  # fmt: skip
-def test_maps_that_are_not_alike(name: str, shape: tuple[int, ...]) -> None:
-    shapes = FITS | {name: shape}
-    message = (
-        f"diff_attention: q1 {shapes['q1']} and q2 {shapes['q2']}, k1 {shapes['k1']} and k2 {shapes['k2']} must be "
-        f"alike, and v {shapes['v']} as long as k1"
-    )
-    with says(ValueError, message):
-        diff_attention(*(np.zeros(s) for s in shapes.values()), LAMBDA)
-
-
-@pytest.mark.parametrize("shape", [(5,), (6,), (5, 7), (3, 6, 5, 1), (1, 1, 2, 6, 5, 1), (2, 5, 5, 1)])
-def test_a_lambda_of_another_shape(shape: tuple[int, ...]) -> None:
-    with says(ValueError, f"diff_attention: lambda_ has shape {shape}, which does not broadcast to (2, 6, 5, 1)"):
-        diff_attention(*INPUTS, np.zeros(shape))
-
-
-def test_a_lambda_that_is_no_array() -> None:
-    message = "diff_attention: lambda_ is 0.7, but must be an array; one number is an array of shape ()"
-    with says(ValueError, message):
-        diff_attention(*INPUTS, 0.7)
-
-
 def test_no_keys_give_zeros() -> None:
     none = inputs(RNG, T, 0)
     for call in ({"causal": False}, {"mask": np.zeros((B, 1, 1, 0), bool), "causal": False}):
@@ -313,19 +260,6 @@ def test_no_keys_give_zeros() -> None:
     gradients = diff_attention_vjp(np.ones((B, H, T, e)), *none, LAMBDA, causal=False)
     for found, x in zip(gradients, [*none, LAMBDA], strict=True):
         close(found, np.zeros_like(x), EXACT, empty=x.size == 0)
-
-
-@pytest.mark.parametrize("shape", [(5,), (7, 7), (4, 5, 7), (3, 1, 5, 7), (1, 2, 6, 5, 7), (5, 0)])
-def test_a_mask_or_bias_of_another_shape(shape: tuple[int, ...]) -> None:
-    message = f"has shape {shape}, which does not broadcast to (2, 6, 5, 7)"
-    for call in (
-        lambda *more: attention_weights(*INPUTS[:2], *more),
-        lambda *more: diff_attention(*INPUTS, 1.0 * LAMBDA, *more),
-    ):
-        with says(ValueError, f"attention_weights: mask {message}"):
-            call(np.ones(shape, bool))
-        with says(ValueError, f"attention_weights: bias {message}"):
-            call(None, np.zeros(shape))
 
 
 def test_a_mask_that_is_not_boolean(xp: Place) -> None:
@@ -337,9 +271,7 @@ def test_a_mask_that_is_not_boolean(xp: Place) -> None:
         diff_attention(*INPUTS, LAMBDA, np.ones((B, 2 * H, T, S)))
 
 
-def test_more_queries_than_keys() -> None:
-    with says(ValueError, "causal_mask: 7 queries need at least as many keys, got 5"):
-        attention_weights(np.zeros((B, H, 7, d)), np.zeros((B, K, 5, d)))
+def test_without_a_causal_mask_there_may_be_more_queries_than_keys() -> None:
     assert attention_weights(np.zeros((B, H, 7, d)), np.zeros((B, K, 5, d)), causal=False).shape == (B, H, 7, 5)
 
 

@@ -4,14 +4,13 @@ import math
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refdiff.layers import diff_heads_hf, value_pairs_hf
 from tests.layers import by_loops
 from tests.layers.by_loops import exact, rounded
-from tests.layers.inputs import SEEDS, says
+from tests.layers.inputs import SEEDS
 from tests.layers.places import Case
 from tests.tolerances import EXACT, FLOAT64, close
 
@@ -77,26 +76,6 @@ def test_pairing_by_hand() -> None:
     # pair 0: q₀ − q₂ = (1, 0) − (1/2, 1/2) = (1/2, −1/2); all four values fall by 2 from key to key: −1 each
     # pair 1: q₁ − q₃ = 0
     close(out, np.array([[[-1.0, -1, -1, -1, 0, 0, 0, 0]]]) / math.sqrt(2), FLOAT64)
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 5, 3), (4, 5, 3), (4, 5), (1, 2, 4, 5, 3)])
-def test_heads_that_do_not_pair(shape: tuple[int, ...]) -> None:
-    message = f"has shape {shape}, but must be (B, heads, T, d) with even heads"
-    with says(ValueError, f"value_pairs_hf: v {message}"):
-        value_pairs_hf(np.zeros(shape))
-    with says(ValueError, f"diff_heads_hf: q {message}"):
-        diff_heads_hf(np.zeros(shape), KEYS, JOINED, LAMBDA, START, EPS)
-    with says(ValueError, f"diff_heads_hf: k {message}"):
-        diff_heads_hf(Q, np.zeros(shape), JOINED, LAMBDA, START, EPS)
-
-
-def test_values_that_were_not_joined() -> None:
-    message = (
-        "diff_attention: q1 (2, 6, 5, 3) and q2 (2, 6, 5, 3), k1 (2, 2, 7, 3) and k2 (2, 2, 7, 3) must be alike, "
-        "and v (2, 4, 7, 3) as long as k1"
-    )
-    with says(ValueError, message):
-        diff_heads_hf(Q, KEYS, V, LAMBDA, START, EPS)
 
 
 @settings(max_examples=settings().max_examples // 3)

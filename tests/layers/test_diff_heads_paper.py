@@ -14,18 +14,13 @@ from refdiff.layers import (
     diff_attention,
     diff_heads_hf,
     diff_heads_paper,
-    diff_lambda,
-    lambda_init,
-    linear,
     rms_norm,
-    rope,
-    rope_cos_sin,
     value_pairs_hf,
 )
 from tests.golden import unilm
 from tests.layers import by_loops
 from tests.layers.by_loops import exact, rounded
-from tests.layers.inputs import SEEDS, says
+from tests.layers.inputs import SEEDS
 from tests.layers.places import Case
 from tests.tolerances import EXACT, FLOAT64, close
 
@@ -123,15 +118,6 @@ def test_equals_hf_after_a_permutation_of_heads(
     close(out, other, EXACT)
 
 
-@pytest.mark.parametrize("size", ["mha", "gqa2", "gqa3"])
-def test_equals_the_flash_files_of_unilm(size: str) -> None:
-    case = unilm.case(f"v1-{size}")
-    out = run_unilm(case)
-    assert {"multihead_flashdiff_1", "multihead_flashdiff_2", "multihead_diffattn"} == set(case.outputs)
-    close(out, case.outputs["multihead_flashdiff_1"], unilm.SAME)
-    close(out, case.outputs["multihead_flashdiff_2"], unilm.SAME)
-
-
 @pytest.mark.no_arrays
 @pytest.mark.parametrize(("size", "documented"), [("mha", "1e-15"), ("gqa2", "1.15"), ("gqa3", "1.26")])
 def test_the_eager_file_of_unilm_is_as_far_off_as_documented(size: str, documented: str) -> None:
@@ -141,38 +127,6 @@ def test_the_eager_file_of_unilm_is_as_far_off_as_documented(size: str, document
     assert share < 1e-15 if size == "mha" else f"{share:.2f}" == documented
     text = importlib.import_module("refdiff.layers.diff_heads_paper").__doc__
     assert re.search(rf"\b{documented}\b", text or "")
-
-
-def run_unilm(case: unilm.Case) -> np.ndarray:
-    """The attention of unilm on a case, from its input to `out_proj`."""
-    x, w, h, kv = case.x, case.weights, case.options["num_heads"], case.key_heads
-    B, T, D = x.shape
-    width = D // h // 2
-
-    def split(name: str, count: int, size: int) -> np.ndarray:
-        return np.moveaxis(linear(x, w[f"{name}.weight"]).reshape(B, T, count, size), 1, 2)
-
-    frequencies = [unilm.THETA ** (-2 * i / width) for i in range(width // 2)]
-    turn = rope_cos_sin(np.arange(T)[None], frequencies, 1.0, np.float64)
-    q, k = (rope(split(f"{n}_proj", 2 * c, width), *turn, interleaved=True) for n, c in (("q", h), ("k", kv)))
-    start = lambda_init(case.options["depth"])
-    lambda_ = diff_lambda(w["lambda_q1"], w["lambda_k1"], w["lambda_q2"], w["lambda_k2"], start)
-    out = diff_heads_paper(q, k, split("v_proj", kv, 2 * width), lambda_, w["subln.weight"], start)
-    return linear(out, w["out_proj.weight"])
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 5, 3), (4, 5, 3), (4, 5), (1, 2, 4, 5, 3)])
-def test_heads_that_do_not_pair(shape: tuple[int, ...]) -> None:
-    message = f"has shape {shape}, but must be (B, heads, T, d) with even heads"
-    with says(ValueError, f"diff_heads_paper: q {message}"):
-        heads(np.zeros(shape), KEYS, V, WEIGHT)
-    with says(ValueError, f"diff_heads_paper: k {message}"):
-        heads(Q, np.zeros(shape), V, WEIGHT)
-
-
-def test_a_weight_of_another_shape() -> None:
-    with says(ValueError, "rms_norm: weight has shape (3,), but the last axis of x (2, 6, 5, 6) is 6"):
-        heads(Q, KEYS, V, np.ones(d))
 
 
 @settings(max_examples=settings().max_examples // 3)

@@ -3,15 +3,13 @@
 import math
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refdiff.layers import diff_heads_v2, diff_lambda_v2, linear, plain_heads, rope, rope_cos_sin
-from tests.golden import unilm
+from refdiff.layers import diff_heads_v2, plain_heads
 from tests.layers import by_loops
 from tests.layers.by_loops import exact, rounded
-from tests.layers.inputs import SEEDS, says
+from tests.layers.inputs import SEEDS
 from tests.layers.places import Case
 from tests.tolerances import FLOAT64, close
 
@@ -51,23 +49,6 @@ def test_by_hand() -> None:
     close(out, np.array([[[1 - 1.0, 10 - 7.5, 3 - 0.25, 20 - 2.5]]]), FLOAT64)
 
 
-@pytest.mark.parametrize("size", ["mha", "gqa2", "gqa3"])
-def test_equals_the_file_of_unilm(size: str) -> None:
-    case = unilm.case(f"v2-{size}")
-    x, w, h, width = case.x, case.weights, case.options["num_heads"], case.options["head_dim"]
-    B, T, _ = x.shape
-    frequencies = [unilm.THETA ** (-2 * i / width) for i in range(width // 2)]
-    turn = rope_cos_sin(np.arange(T)[None], frequencies, 1.0, np.float64)
-
-    def split(name: str, count: int) -> np.ndarray:
-        return np.moveaxis(linear(x, w[f"{name}.weight"]).reshape(B, T, count, width), 1, 2)
-
-    q, k = (rope(split(f"{n}_proj", c), *turn, interleaved=True) for n, c in (("q", 2 * h), ("k", case.key_heads)))
-    lambda_ = diff_lambda_v2(x, w["lambda_proj.weight"])
-    out = linear(diff_heads_v2(q, k, split("v_proj", case.key_heads), lambda_), w["o_proj.weight"])
-    close(out, case.outputs["multihead_flashdiffv2"], unilm.SAME)
-
-
 @given(SEEDS, SIZES)
 def test_is_plain_attention_with_twice_the_heads_subtracted_in_pairs(
     rng: np.random.Generator, sizes: tuple[int, int]
@@ -101,20 +82,6 @@ def test_the_size_of_the_context_reaches_its_bounds() -> None:
     for q, bound in ((same, 0.0), (apart, math.sqrt(2))):
         size = float(np.sqrt(np.mean(diff_heads_v2(q, k, v, almost, causal=False) ** 2)))
         assert abs(size - bound) < 1e-8
-
-
-@pytest.mark.parametrize(
-    ("queries", "keys"),
-    [((2, 6, 5, 3), (2, 2, 7, 3)), ((2, 3, 5, 3), (2, 1, 7, 3)), ((2, 4, 5, 3), (2, 0, 7, 3)),
-     ((4, 5, 3), (2, 2, 7, 3)), ((2, 4, 5, 3), (2, 7, 3))],
-)  # fmt: skip
-def test_pairs_that_would_not_share_a_key(queries: tuple[int, ...], keys: tuple[int, ...]) -> None:
-    message = (
-        f"diff_heads_v2: q has shape {queries} and k {keys}, but they must be (B, 2h, T, d) and (B, K, S, d) "
-        "with h a multiple of K: the two queries of a pair read the same key"
-    )
-    with says(ValueError, message):
-        diff_heads_v2(np.zeros(queries), np.zeros(keys), np.zeros(keys), LAMBDA)
 
 
 @settings(max_examples=settings().max_examples // 3)

@@ -73,16 +73,6 @@ def test_bounds(rng: np.random.Generator) -> None:
     assert 0.2 - float(np.exp(q2 @ k2)) < diff_lambda(q1, k1, q2, k2, 0.2) < 0.2 + above
 
 
-@pytest.mark.parametrize("wrong", [0, 1, 2, 3])
-@pytest.mark.parametrize("shape", [(5,), (1, 7), ()])
-def test_vectors_of_another_shape(wrong: int, shape: tuple[int, ...]) -> None:
-    vectors = [np.zeros(d)] * 4
-    vectors[wrong] = np.zeros(shape)
-    shapes = [v.shape for v in vectors]
-    with says(ValueError, f"diff_lambda: the four vectors have shapes {shapes}, but must all be (d,)"):
-        diff_lambda(*vectors, 0.2)
-
-
 @pytest.mark.no_arrays
 def test_a_layer_below_the_first() -> None:
     with says(ValueError, "lambda_init: layer is -1, but layers count from 0"):
@@ -114,21 +104,6 @@ def test_v2_lies_between_0_and_1(rng: np.random.Generator, size: float) -> None:
     # −x weighs the maps the other way round
     assert np.all(np.abs(diff_lambda_v2(-x, weight) - (1 - lambda_)) < 1e-15)
     close(diff_lambda_v2(x, np.zeros((3, d))), np.full((2, 3, 5, 1), 0.5), EXACT)
-
-
-@given(SEEDS)
-def test_v2_is_of_each_token_and_head_alone(rng: np.random.Generator) -> None:
-    x, weight = rng.normal(size=(2, 5, d)), rng.normal(size=(3, d))
-    lambda_ = diff_lambda_v2(x, weight)
-    for b, i, t in np.ndindex(2, 3, 5):
-        alone = diff_lambda_v2(x[b : b + 1, t : t + 1], weight[i : i + 1])
-        close(alone, lambda_[b : b + 1, i : i + 1, t : t + 1], 1e-12)
-
-
-@pytest.mark.parametrize("shape", [(5, d), (d,), (1, 2, 5, d)])
-def test_v2_of_what_is_no_batch_of_sequences(shape: tuple[int, ...]) -> None:
-    with says(ValueError, f"diff_lambda_v2: x has shape {shape}, but must be (B, T, D)"):
-        diff_lambda_v2(np.ones(shape), np.ones((3, d)))
 
 
 @given(SEEDS)

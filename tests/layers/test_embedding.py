@@ -1,12 +1,11 @@
 """e = E[ids]."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from refdiff.layers import embedding
-from tests.layers.inputs import SEEDS, says
+from tests.layers.inputs import SEEDS
 from tests.layers.places import Case
 from tests.tolerances import EXACT, close
 
@@ -34,16 +33,3 @@ def test_is_the_product_with_one_hot_rows(rng: np.random.Generator, shape: list[
 def test_renumbering_the_tokens_changes_nothing(rng: np.random.Generator) -> None:
     ids, table, order = rng.integers(0, V, (2, 3)), rng.normal(size=(V, D)), rng.permutation(V)
     close(embedding(np.argsort(order)[ids], table[order]), embedding(ids, table), EXACT)
-
-
-@pytest.mark.parametrize(("ids", "named"), [([[0, -1], [6, 5]], -1), ([[0, 7]], 7), ([[-2, 9]], -2), ([8, 9], 9)])
-def test_an_id_outside_the_table(ids: list[list[int]], named: int) -> None:
-    message = f"embedding: token id {named} is outside 0 to 6: do tokenizer and checkpoint belong together?"
-    with says(IndexError, message):
-        embedding(np.array(ids), np.zeros((V, D)))
-
-
-@pytest.mark.parametrize("shape", [(7,), (7, 5, 1)])
-def test_a_table_that_is_no_matrix(shape: tuple[int, ...]) -> None:
-    with says(ValueError, f"embedding: weight has shape {shape}, but must be (V, D)"):
-        embedding(np.array([0]), np.zeros(shape))

@@ -15,10 +15,17 @@ from refdiff.layers import (
     diff_heads_hf,
     diff_heads_paper,
     diff_heads_v2,
+    diff_lambda,
+    diff_lambda_v2,
+    lambda_init,
+    linear,
     padding_mask,
     plain_heads,
     rms_norm,
+    rope,
+    rope_cos_sin,
 )
+from tests.golden import unilm
 from tests.layers.inputs import SEEDS
 from tests.tolerances import EXACT, close
 
@@ -105,6 +112,40 @@ def test_a_mask_and_a_bias_for_every_head_may_come_without_a_batch(kind: str, rn
     close(heads(kind, *x, mask, bias), heads(kind, *x, np.stack([mask] * B), np.stack([bias] * B)), EXACT)
     # one row of them is for all heads
     close(heads(kind, *x, mask[:1], bias[0]), heads(kind, *x, mask[0], bias[:1]), EXACT)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "file"),
+    [
+        ("paper", "v1", "multihead_flashdiff_1"),
+        ("paper", "v1", "multihead_flashdiff_2"),
+        ("v2", "v2", "multihead_flashdiffv2"),
+        ("plain", "plain", "multihead_flashdiffv2"),
+    ],
+)
+@pytest.mark.parametrize("size", ["mha", "gqa2", "gqa3"])
+def test_equals_the_files_of_unilm(kind: str, name: str, file: str, size: str) -> None:
+    """The attention of a layer, from its input to the output of its last projection."""
+    case = unilm.case(f"{name}-{size}")
+    x, w, h, K = case.x, case.weights, case.options["num_heads"], case.key_heads
+    maps, width = (2, x.shape[2] // h // 2) if kind == "paper" else (1, case.options["head_dim"])  # of one head of v
+    frequencies = [unilm.THETA ** (-2 * i / width) for i in range(width // 2)]
+    turn = rope_cos_sin(np.arange(x.shape[1])[None], frequencies, 1.0, np.float64)
+
+    def split(name: str, count: int, size: int) -> np.ndarray:
+        return np.moveaxis(linear(x, w[f"{name}_proj.weight"]).reshape(*x.shape[:2], count, size), 1, 2)
+
+    queries = h if kind == "plain" else 2 * h
+    q, k = (rope(split(n, c, width), *turn, interleaved=True) for n, c in (("q", queries), ("k", maps * K)))
+    v = split("v", K, maps * width)
+    if kind == "paper":
+        start = lambda_init(case.options["depth"])
+        lambda_ = diff_lambda(*(w[f"lambda_{n}"] for n in ("q1", "k1", "q2", "k2")), start)
+        out = linear(diff_heads_paper(q, k, v, lambda_, w["subln.weight"], start), w["out_proj.weight"])
+    else:
+        lambda_ = diff_lambda_v2(x, w["lambda_proj.weight"]) if kind == "v2" else None
+        out = linear(heads(kind, q, k, v, lambda_), w["o_proj.weight"])
+    close(out, case.outputs[file], unilm.SAME)
 
 
 @EACH

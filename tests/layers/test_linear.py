@@ -1,14 +1,13 @@
 """y = x Wᵀ + b."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from refdiff.layers import linear
 from tests.layers import by_loops
 from tests.layers.by_loops import exact, rounded
-from tests.layers.inputs import SEEDS, says
+from tests.layers.inputs import SEEDS
 from tests.layers.places import Case
 from tests.tolerances import FLOAT64, close
 
@@ -36,21 +35,6 @@ def test_is_linear_in_x_and_in_the_weight(rng: np.random.Generator, c: float) ->
     x, y, v = rng.normal(size=(2, 3, IN)), rng.normal(size=(2, 3, IN)), rng.normal(size=(OUT, IN))
     close(linear(x + c * y, W) - c * linear(y, W), linear(x, W), 10 * FLOAT64)
     close(linear(x, W + c * v) - c * linear(x, v), linear(x, W), 10 * FLOAT64)
-
-
-@pytest.mark.parametrize(
-    ("x", "weight"), [((2, 7), (7, 5)), ((2, 5), (5,)), ((2, 5), (5, 5, 5)), ((), (7, 5)), ((2, 1), (7, 5))]
-)
-def test_shapes_that_do_not_fit(x: tuple[int, ...], weight: tuple[int, ...]) -> None:
-    message = f"linear: weight has shape {weight}, x has shape {x}: the last axis of both must be equal"
-    with says(ValueError, message):
-        linear(np.zeros(x), np.zeros(weight))
-
-
-@pytest.mark.parametrize("bias", [(5,), (1,), (), (1, 7)])
-def test_a_bias_of_another_shape(bias: tuple[int, ...]) -> None:
-    with says(ValueError, f"linear: bias has shape {bias}, but weight (7, 5) needs (7,)"):
-        linear(np.zeros((2, 5)), W, np.zeros(bias))
 
 
 @given(SEEDS)

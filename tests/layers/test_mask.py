@@ -3,13 +3,12 @@
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from refdiff.arrays import device, namespace
 from refdiff.layers import causal_mask, packed_mask, padding_mask
-from tests.layers.inputs import SEEDS, says
+from tests.layers.inputs import SEEDS
 from tests.layers.places import Case
 from tests.tolerances import EXACT, close
 
@@ -84,16 +83,3 @@ def test_packed_sequences_see_only_themselves(lengths: list[list[int]], start: i
         positions[row] = [start + p for part in parts for p in range(part)]
         number[row] = [i for i, part in enumerate(parts) for _ in range(part)]
     close(packed_mask(positions), (number[:, :, None] == number[:, None, :])[:, None], EXACT)
-
-
-def test_more_queries_than_keys() -> None:
-    with says(ValueError, "causal_mask: 5 queries need at least as many keys, got 3"):
-        causal_mask(5, 3, xp=np)
-
-
-@pytest.mark.parametrize("shape", [(3,), (2, 1, 3)])
-def test_shapes_that_are_not_batch_by_length(shape: tuple[int, ...]) -> None:
-    with says(ValueError, f"padding_mask: attention_mask has shape {shape}, but must be (B, S)"):
-        padding_mask(np.ones(shape))
-    with says(ValueError, f"packed_mask: position_ids has shape {shape}, but must be (B, T)"):
-        packed_mask(np.ones(shape, np.int64))

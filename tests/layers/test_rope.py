@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from refdiff.layers import rope, rope_cos_sin, rope_frequencies
 from tests.layers import by_loops
 from tests.layers.by_loops import exact, rounded
-from tests.layers.inputs import SEEDS, says
+from tests.layers.inputs import SEEDS
 from tests.layers.places import Case
 from tests.tolerances import EXACT, FLOAT64, close
 
@@ -111,15 +111,6 @@ def test_dimensions_past_the_table_are_kept(rng: np.random.Generator, n: int, in
     close(y[..., : 2 * n], alone, EXACT, empty=n == 0)
 
 
-@given(SEEDS)
-def test_each_row_and_token_has_its_own_position(rng: np.random.Generator) -> None:
-    x, positions = rng.normal(size=(B, H, T, d)), rng.integers(0, 100, (B, T))
-    y = turned(x, positions)
-    for b, t in np.ndindex(B, T):
-        close(y[b : b + 1, :, t : t + 1], turned(x[b : b + 1, :, t : t + 1], positions[b : b + 1, t : t + 1]), EXACT)
-    close(turned(x, positions[:1]), turned(x, np.repeat(positions[:1], B, axis=0)), EXACT)
-
-
 def test_angles_are_not_rounded_to_float32() -> None:
     cos, sin = rope_cos_sin(np.array([[131_071]]), [0.7], 1.0, np.float32)
     assert cos.dtype == sin.dtype == np.float32
@@ -129,30 +120,6 @@ def test_angles_are_not_rounded_to_float32() -> None:
     # nor are positions: float32 would make 2²⁴ of this one
     cos, _ = rope_cos_sin(np.array([[2**24 + 1]]), [1.0], 1.0, np.float64)
     close(cos[0, 0, 0], np.array([math.cos(2**24 + 1)]), FLOAT64)
-
-
-@pytest.mark.parametrize("shape", [(5,), (2, 1, 5), ()])
-def test_positions_that_are_not_batch_by_length(shape: tuple[int, ...]) -> None:
-    with says(ValueError, f"rope_cos_sin: positions have shape {shape}, but must be (B, T)"):
-        rope_cos_sin(np.zeros(shape, np.int64), FREQUENCIES, 1.0, np.float64)
-
-
-@pytest.mark.parametrize(
-    ("x", "cos", "sin"),
-    [
-        ((2, 3, 5, 14), (2, 1, 5, 7), (2, 1, 5, 6)), ((2, 5, 14), (2, 1, 5, 7), (2, 1, 5, 7)),
-        ((2, 3, 5, 13), (2, 1, 5, 7), (2, 1, 5, 7)), ((2, 3, 5, 14), (2, 1, 1, 7), (2, 1, 1, 7)),
-        ((2, 3, 5, 14), (2, 1, 4, 7), (2, 1, 4, 7)), ((2, 3, 5, 14), (2, 3, 5, 7), (2, 3, 5, 7)),
-        ((2, 3, 5, 14), (3, 1, 5, 7), (3, 1, 5, 7)), ((2, 3, 5, 14), (1, 5, 7), (1, 5, 7)),
-        ((2, 3, 5, 14), (5, 7), (5, 7)), ((3, 14), (2, 7), (2, 7)),
-    ],
-)  # fmt: skip
-def test_shapes_that_do_not_fit(x: tuple[int, ...], cos: tuple[int, ...], sin: tuple[int, ...]) -> None:
-    message = (
-        f"rope: x has shape {x}, cos {cos}, sin {sin}, but must be (B, H, T, d) and twice (B or 1, 1, T, n) with 2n ≤ d"
-    )
-    with says(ValueError, message):
-        rope(np.zeros(x), np.zeros(cos), np.zeros(sin))
 
 
 @given(SEEDS)

@@ -65,28 +65,33 @@ def test_the_seven_types() -> None:
     assert tuple(ROPE_TYPES) == TYPES
 
 
-def test_default_by_hand() -> None:
-    close(frequencies("default", head_dim=4), np.array([1.0, 0.01]), FLOAT64)
-    close(frequencies("default", head_dim=2, rope_theta=5.0), np.array([1.0]), FLOAT64)
-    close(frequencies("default", rope_theta=16.0), np.array([1.0, 0.5, 0.25, 0.125]), FLOAT64)
-    # without a type it is this one; a part of the head is not heeded
+BY_HAND: list[tuple[str, dict[str, Any], list[float]]] = [
+    ("default", {"head_dim": 4}, [1.0, 0.01]),
+    ("default", {"head_dim": 2, "rope_theta": 5.0}, [1.0]),
+    ("default", {"rope_theta": 16.0}, [1.0, 0.5, 0.25, 0.125]),
+    ("linear", {"head_dim": 4, "factor": 4.0}, [0.25, 0.0025]),
+    ("linear", {"factor": 4.0, "partial_rotary_factor": 0.5}, [0.25, 0.0025]),
+    # at 16 of 8 positions the base becomes 10⁴ (2 · 16 / 8 − 1)^(4 / 2) = 9 · 10⁴; factor 5: 5 · 12 / 8 − 4 = 3.5
+    ("dynamic", {"head_dim": 4, "longest": 8, "length": 16, "factor": 2.0}, [1.0, 1 / 300]),
+    ("dynamic", {"longest": 8, "length": 16, "factor": 2.0, "partial_rotary_factor": 0.5}, [1.0, 1 / 300]),
+    ("dynamic", {"head_dim": 4, "longest": 8, "length": 12, "factor": 5.0}, [1.0, 1 / 350]),
+    ("proportional", {}, [1.0, 0.1, 0.01, 0.001]),
+    ("proportional", {"partial_rotary_factor": 0.5}, [1.0, 0.1, 0.0, 0.0]),
+    ("proportional", {"partial_rotary_factor": 0.5, "factor": 4.0}, [0.25, 0.025, 0.0, 0.0]),
+    ("proportional", {"partial_rotary_factor": 0.0}, [0.0] * 4),
+    # 0.7 · 8 / 2 = 2.8 pairs are two; 0.3 · 10 / 2 = 1.5 are one
+    ("proportional", {"partial_rotary_factor": 0.7}, [1.0, 0.1, 0.0, 0.0]),
+    ("proportional", {"head_dim": 10, "partial_rotary_factor": 0.3}, [1.0, 0.0, 0.0, 0.0, 0.0]),
+]
+
+
+@pytest.mark.parametrize(("kind", "fields", "expected"), BY_HAND, ids=str)
+def test_by_hand(kind: str, fields: dict[str, Any], expected: list[float]) -> None:
+    close(frequencies(kind, **fields), np.array(expected), FLOAT64)
+
+
+def test_without_a_type_it_is_the_default_of_which_a_part_of_the_head_is_not_heeded() -> None:
     close(np.array(rope_frequencies({**BASE, "partial_rotary_factor": 0.5}, 4, 128)[0]), np.array([1, 0.01]), FLOAT64)
-
-
-def test_linear_by_hand() -> None:
-    close(frequencies("linear", head_dim=4, factor=4.0), np.array([0.25, 0.0025]), FLOAT64)
-    close(frequencies("linear", factor=4.0, partial_rotary_factor=0.5), np.array([0.25, 0.0025]), FLOAT64)
-
-
-def test_dynamic_by_hand() -> None:
-    # at 16 of 8 positions the base becomes 10⁴ (2 · 16 / 8 − 1)^(4 / 2) = 9 · 10⁴
-    found = frequencies("dynamic", head_dim=4, longest=8, length=16, factor=2.0)
-    close(found, np.array([1.0, 1 / 300]), FLOAT64)
-    half = frequencies("dynamic", longest=8, length=16, factor=2.0, partial_rotary_factor=0.5)
-    close(half, found, EXACT)
-    # factor 5: 5 · 12 / 8 − 4 = 3.5
-    found = frequencies("dynamic", head_dim=4, longest=8, length=12, factor=5.0)
-    close(found, np.array([1.0, 1 / 350]), FLOAT64)
 
 
 def test_dynamic_switches_after_the_longest_length() -> None:
@@ -199,17 +204,6 @@ def test_llama3_bands_meet() -> None:
     for low, high in ((1.0, 10.0), (1 - 1e-12, 10 - 1e-12), (1 + 1e-12, 10 + 1e-12)):
         found = frequencies("llama3", low_freq_factor=low, high_freq_factor=high, **fields)
         close(found / [1.0, 0.1, 0.01, 0.001], np.array([1, 1, 0.25, 0.25]), CANCELLED)
-
-
-def test_proportional_by_hand() -> None:
-    close(frequencies("proportional"), frequencies("default"), EXACT)
-    close(frequencies("proportional", partial_rotary_factor=0.5), np.array([1.0, 0.1, 0.0, 0.0]), FLOAT64)
-    close(frequencies("proportional", partial_rotary_factor=0.5, factor=4.0), np.array([0.25, 0.025, 0, 0]), FLOAT64)
-    close(frequencies("proportional", partial_rotary_factor=0.0), np.zeros(4), EXACT)
-    # 0.7 · 8 / 2 = 2.8 pairs are two; 0.3 · 10 / 2 = 1.5 are one
-    close(frequencies("proportional", partial_rotary_factor=0.7), np.array([1.0, 0.1, 0.0, 0.0]), FLOAT64)
-    close(frequencies("proportional", 10, partial_rotary_factor=0.3), np.array([1.0, 0, 0, 0, 0]), FLOAT64)
-    assert len(frequencies("proportional", 10, partial_rotary_factor=0.3)) == 5
 
 
 @pytest.mark.parametrize("kind", TYPES)

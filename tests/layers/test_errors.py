@@ -1,0 +1,185 @@
+"""What each layer says of arguments that do not fit: what they are, and what they must be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from refdiff.layers import (
+    activation,
+    attention_weights,
+    attention_weights_vjp,
+    causal_mask,
+    cross_entropy,
+    diff_attention,
+    diff_attention_vjp,
+    diff_heads_hf,
+    diff_heads_paper,
+    diff_heads_v2,
+    diff_lambda,
+    diff_lambda_v2,
+    embedding,
+    linear,
+    packed_mask,
+    padding_mask,
+    plain_heads,
+    plain_heads_vjp,
+    rms_norm,
+    rope,
+    rope_cos_sin,
+    softmax,
+    swiglu,
+    value_pairs_hf,
+)
+from refdiff.layers.activation import ACTIVATIONS
+from tests.layers.inputs import says
+
+Row = tuple[str, Callable[..., Any], list[tuple[Any, ...]]]
+"""The message, with places for what is given; the call with it; what is given, call by call."""
+
+
+def zeros(*shape: int) -> np.ndarray:
+    return np.zeros(shape)
+
+
+def each(*given: Any) -> list[tuple[Any, ...]]:
+    """One argument a call."""
+    return [(x,) for x in given]
+
+
+LAMBDA = np.array(0.7)
+FITS = {"q1": (2, 6, 5, 11), "k1": (2, 3, 7, 11), "q2": (2, 6, 5, 11), "k2": (2, 3, 7, 11), "v": (2, 3, 7, 13)}
+MAPS = [np.zeros(shape) for shape in FITS.values()]
+V = MAPS[-1]
+Q, KEYS, PAIRS = zeros(2, 12, 5, 3), zeros(2, 4, 7, 3), zeros(2, 2, 7, 6)
+PLAIN = zeros(2, 6, 5, 3), zeros(2, 2, 7, 3), zeros(2, 2, 7, 4)
+MLP = [{"weight": zeros(7, 5)}, {"weight": zeros(7, 5)}, {"weight": zeros(5, 7)}]
+IDS = "is outside 0 to 6: do tokenizer and checkpoint belong together?"
+NAMES = ", ".join(sorted(ACTIVATIONS))
+UNPAIRED = each((2, 3, 5, 3), (4, 5, 3), (4, 5), (1, 2, 4, 5, 3))
+UNSEEN = each((5,), (7, 7), (4, 5, 7), (3, 1, 5, 7), (1, 2, 6, 5, 7), (5, 0))
+APART = [
+    ((2, 6, 5, 11), (2, 3, 7, 13)), ((2, 6, 5, 11), (3, 3, 7, 11)), ((2, 6, 5, 11), (2, 4, 7, 11)),
+    ((2, 6, 5, 11), (2, 0, 7, 11)), ((2, 3, 5, 11), (2, 6, 7, 11)), ((6, 5, 11), (6, 7, 11)),
+    ((2, 6, 5, 11, 1), (2, 3, 7, 11, 1)), ((2, 6, 5, 11), (3, 7, 11)), ((6, 5, 11), (2, 3, 7, 11)),
+]  # fmt: skip
+UNLIKE = [
+    ("q2", (2, 6, 4, 11)), ("q2", (2, 3, 5, 11)), ("k2", (2, 3, 6, 11)), ("k2", (2, 6, 7, 11)), ("v", (2, 3, 6, 13)),
+    ("v", (2, 6, 7, 13)), ("v", (3, 7, 13)), ("v", (1, 3, 7, 13)),
+]  # fmt: skip
+TURNS = [
+    ((2, 3, 5, 14), (2, 1, 5, 7), (2, 1, 5, 6)), ((2, 5, 14), (2, 1, 5, 7), (2, 1, 5, 7)),
+    ((2, 3, 5, 13), (2, 1, 5, 7), (2, 1, 5, 7)), ((2, 3, 5, 14), (2, 1, 1, 7), (2, 1, 1, 7)),
+    ((2, 3, 5, 14), (2, 1, 4, 7), (2, 1, 4, 7)), ((2, 3, 5, 14), (2, 3, 5, 7), (2, 3, 5, 7)),
+    ((2, 3, 5, 14), (3, 1, 5, 7), (3, 1, 5, 7)), ((2, 3, 5, 14), (1, 5, 7), (1, 5, 7)),
+    ((2, 3, 5, 14), (5, 7), (5, 7)), ((3, 14), (2, 7), (2, 7)),
+]  # fmt: skip
+ALIKE = "diff_attention: q1 {0} and q2 {2}, k1 {1} and k2 {3} must be alike, and v {4} as long as k1"
+ROWS: list[Row] = [
+    (f"activation: {{!r}} is not one of {NAMES}", lambda name: activation(zeros(3), name), each("Silu", "prelu", "")),
+    (f"activation: {{!r}} is not one of {NAMES}", lambda name: swiglu(zeros(3, 5), *MLP, act=name), each("no")),
+    ("linear: weight has shape (7, 5), x has shape {}: the last axis of both must be equal",
+     lambda x: swiglu(np.zeros(x), *MLP), each((3, 4))),
+    ("linear: weight has shape {1}, x has shape {0}: the last axis of both must be equal",
+     lambda x, weight: linear(np.zeros(x), np.zeros(weight)),
+     [((2, 7), (7, 5)), ((2, 5), (5,)), ((2, 5), (5, 5, 5)), ((), (7, 5)), ((2, 1), (7, 5))]),
+    ("linear: bias has shape {}, but weight (7, 5) needs (7,)",
+     lambda bias: linear(zeros(2, 5), zeros(7, 5), np.zeros(bias)), each((5,), (1,), (), (1, 7))),
+    ("embedding: weight has shape {}, but must be (V, D)",
+     lambda weight: embedding(np.array([0]), np.zeros(weight)), each((7,), (7, 5, 1))),
+    ("cross_entropy: logits have shape {} and targets {}, but must be (..., V) and (...)",
+     lambda logits, targets: cross_entropy(np.zeros(logits), np.zeros(targets, np.int64)),
+     [((2, 3, 7), (2, 4)), ((2, 3, 7), (2, 3, 1)), ((3, 7), ()), ((7,), (1,))]),
+    ("rms_norm: weight has shape {}, but the last axis of x (2, 3, 7) is 7",
+     lambda weight: rms_norm(zeros(2, 3, 7), np.ones(weight), 1e-5), each((5,), (1,), (), (2, 7))),
+    ("rms_norm: eps is {}, but must be 0 or more", lambda eps: rms_norm(zeros(7), None, eps), each(-1e-9, math.nan)),
+    ("rms_norm: weight has shape {}, but the last axis of x (2, 6, 5, 6) is 6",
+     lambda weight: diff_heads_paper(Q, KEYS, PAIRS, LAMBDA, np.ones(weight), 0.2), each((3,))),
+    ("rope_cos_sin: positions have shape {}, but must be (B, T)",
+     lambda shape: rope_cos_sin(np.zeros(shape, np.int64), [1.0], 1.0, np.float64), each((5,), (2, 1, 5), ())),
+    ("rope: x has shape {}, cos {}, sin {}, but must be (B, H, T, d) and twice (B or 1, 1, T, n) with 2n ≤ d",
+     lambda x, cos, sin: rope(np.zeros(x), np.zeros(cos), np.zeros(sin)), TURNS),
+    ("softmax: mask has shape {}, which does not broadcast to (5, 7)",
+     lambda mask: softmax(zeros(5, 7), np.ones(mask, bool)),
+     each((5,), (7, 7), (2, 5, 7), (1, 5, 7), (1, 7, 1), (1, 1, 1), (5, 0))),
+    ("causal_mask: {} queries need at least as many keys, got {}", lambda T, S: causal_mask(T, S, xp=np), [(5, 3)]),
+    ("causal_mask: {} queries need at least as many keys, got {}",
+     lambda T, S: attention_weights(zeros(2, 6, T, 11), zeros(2, 3, S, 11)), [(7, 5)]),
+    ("padding_mask: attention_mask has shape {}, but must be (B, S)",
+     lambda mask: padding_mask(np.ones(mask)), each((3,), (2, 1, 3))),
+    ("packed_mask: position_ids has shape {}, but must be (B, T)",
+     lambda positions: packed_mask(np.ones(positions, np.int64)), each((3,), (2, 1, 3))),
+    ("diff_lambda: the four vectors have shapes [{}, {}, {}, {}], but must all be (d,)",
+     lambda *shapes: diff_lambda(*map(np.zeros, shapes), 0.2),
+     [((2, 3),) * 4] + [((7,),) * i + (x,) + ((7,),) * (3 - i) for i in range(4) for x in ((5,), (1, 7), ())]),
+    ("diff_lambda_v2: x has shape {}, but must be (B, T, D)",
+     lambda x: diff_lambda_v2(np.ones(x), zeros(3, 7)), each((5, 7), (7,), (1, 2, 5, 7))),
+    *((f"{name}: q has shape {{}} and k {{}}, but they must be (B, H, T, d) and (B, K, S, d) with H a multiple of K",
+       call, APART)
+      for name, call in (
+        ("attention_weights", lambda q, k: attention_weights(np.zeros(q), np.zeros(k))),
+        ("attention_weights_vjp", lambda q, k: attention_weights_vjp(zeros(1), np.zeros(q), np.zeros(k))),
+        ("diff_attention", lambda q, k: diff_attention(*map(np.zeros, (q, k, q, k)), V, LAMBDA)),
+        ("diff_attention_vjp", lambda q, k: diff_attention_vjp(zeros(1), *map(np.zeros, (q, k, q, k)), V, LAMBDA)),
+      )),
+    *((f"attention_weights: {what} has shape {{}}, which does not broadcast to (2, 6, 5, 7)", call, UNSEEN)
+      for what, call in (
+        ("mask", lambda mask: attention_weights(*MAPS[:2], np.ones(mask, bool))),
+        ("mask", lambda mask: diff_attention(*MAPS, LAMBDA, np.ones(mask, bool))),
+        ("bias", lambda bias: attention_weights(*MAPS[:2], None, np.zeros(bias))),
+        ("bias", lambda bias: diff_attention(*MAPS, LAMBDA, None, np.zeros(bias))),
+      )),
+    (ALIKE, lambda *shapes: diff_attention(*map(np.zeros, shapes), LAMBDA),
+     [tuple((FITS | {name: shape}).values()) for name, shape in UNLIKE]),
+    (ALIKE, lambda *shapes: diff_heads_hf(Q, KEYS, np.zeros(shapes[4]), LAMBDA, 0.2, 1e-5),  # values not joined
+     [((2, 6, 5, 3), (2, 2, 7, 3), (2, 6, 5, 3), (2, 2, 7, 3), (2, 4, 7, 3))]),
+    ("diff_attention: lambda_ has shape {}, which does not broadcast to (2, 6, 5, 1)",
+     lambda lambda_: diff_attention(*MAPS, np.zeros(lambda_)),
+     each((5,), (6,), (5, 7), (3, 6, 5, 1), (1, 1, 2, 6, 5, 1), (2, 5, 5, 1))),
+    ("diff_attention: lambda_ is {}, but must be an array; one number is an array of shape ()",
+     lambda lambda_: diff_attention(*MAPS, lambda_), each(0.7)),
+    *((f"{name} has shape {{}}, but must be (B, heads, T, d) with even heads", call, UNPAIRED)
+      for name, call in (
+        ("value_pairs_hf: v", lambda v: value_pairs_hf(np.zeros(v))),
+        ("diff_heads_hf: q", lambda q: diff_heads_hf(np.zeros(q), KEYS, PAIRS, LAMBDA, 0.2, 1e-5)),
+        ("diff_heads_hf: k", lambda k: diff_heads_hf(Q, np.zeros(k), PAIRS, LAMBDA, 0.2, 1e-5)),
+        ("diff_heads_paper: q", lambda q: diff_heads_paper(np.zeros(q), KEYS, PAIRS, LAMBDA, zeros(6), 0.2)),
+        ("diff_heads_paper: k", lambda k: diff_heads_paper(Q, np.zeros(k), PAIRS, LAMBDA, zeros(6), 0.2)),
+      )),
+    ("diff_heads_v2: q has shape {} and k {}, but they must be (B, 2h, T, d) and (B, K, S, d) with h a multiple of K: "
+     "the two queries of a pair read the same key",
+     lambda q, k: diff_heads_v2(np.zeros(q), np.zeros(k), np.zeros(k), LAMBDA),
+     [((2, 6, 5, 3), (2, 2, 7, 3)), ((2, 3, 5, 3), (2, 1, 7, 3)), ((2, 4, 5, 3), (2, 0, 7, 3)),
+      ((4, 5, 3), (2, 2, 7, 3)), ((2, 4, 5, 3), (2, 7, 3))]),
+    ("plain_heads: v has shape {}, but k (2, 2, 7, 3) needs (B, K, S, e)",
+     lambda v: plain_heads(*PLAIN[:2], np.zeros(v)), each((2, 2, 6, 4), (2, 3, 7, 4), (1, 2, 7, 4), (2, 7, 4))),
+    ("plain_heads_vjp: g has shape {}, but the result has (B, 5, 24)",
+     lambda g: plain_heads_vjp(np.zeros(g), *PLAIN), each((2, 5, 23), (2, 6, 24), (10, 24))),
+]  # fmt: skip
+OUTSIDE: list[Row] = [
+    (f"embedding: token id {{1}} {IDS}", lambda ids, _: embedding(np.array(ids), zeros(7, 5)),
+     [([[0, -1], [6, 5]], -1), ([[0, 7]], 7), ([[-2, 9]], -2), ([8, 9], 9)]),
+    ("cross_entropy: target {1} is outside 0 to 6, and not -100, which would leave it out",
+     lambda targets, _: cross_entropy(zeros(2, 7), np.array(targets)),
+     [([0, 7], 7), ([-1, 6], -1), ([-100, -2], -2), ([-5, 99], -5)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "call", "given"),
+    [
+        pytest.param(error, message.format(*given), call, given, id=message.format(*given)[:90])
+        for error, rows in ((ValueError, ROWS), (IndexError, OUTSIDE))
+        for message, call, calls in rows
+        for given in calls
+    ],
+)
+def test_what_does_not_fit_is_said(
+    error: type[Exception], message: str, call: Callable[..., Any], given: tuple[Any, ...]
+) -> None:
+    with says(error, message):
+        call(*given)
