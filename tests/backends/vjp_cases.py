@@ -1,13 +1,29 @@
-"""Calls for the kernels of the backward pass and the loss: see numpy/test_kernels.py."""
+"""Calls for the kernels of the backward pass and the loss, and what the tests of both sets of kernels share."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 Case = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def leaves(result: Any) -> list[Any]:
+    """List the arrays of a result: itself, or those in its tuple and dicts; a None stays."""
+    if isinstance(result, tuple):
+        return [leaf for one in result for leaf in leaves(one)]
+    return list(result.values()) if isinstance(result, dict) else [result]
+
+
+def same_signature(kernel: Callable[..., Any], layer: Callable[..., Any], *injected: str) -> bool:
+    """Whether a kernel takes what its layer takes, but for keywords with what it computes itself."""
+    ours, theirs = (inspect.signature(f).parameters.values() for f in (kernel, layer))
+    return [(p.name, p.kind, p.default) for p in ours] == [
+        (p.name, p.kind, p.default) for p in theirs if p.kind is not p.KEYWORD_ONLY or p.name not in injected
+    ]
 
 
 def normal(seed: int, *shape: int, scale: float = 1.0) -> np.ndarray:

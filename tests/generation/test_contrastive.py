@@ -53,13 +53,6 @@ def test_against_the_paper(small: Any, k: int, alpha: float) -> None:
         assert generate(model, [[5, 6, 7]], penalty_alpha=alpha, top_k=k, max_new_tokens=10)[0].tolist() == want
 
 
-def test_it_differs_from_greedy_and_degenerates_to_it(small: Any) -> None:
-    greedy = generate(small, [[5, 6, 7]], max_new_tokens=12, eos_token_id=None).tolist()
-    options: dict[str, Any] = {"max_new_tokens": 12, "eos_token_id": None, "top_k": 4}
-    assert generate(small, [[5, 6, 7]], penalty_alpha=0.6, **options).tolist() != greedy
-    assert generate(small, [[5, 6, 7]], penalty_alpha=1e-12, **options).tolist() == greedy
-
-
 def test_candidates_are_read_in_one_batch() -> None:
     model = FakeModel()
     generate(model, [[5, 6, 7], [8, 9, 4]], penalty_alpha=0.5, top_k=3, max_new_tokens=2, eos_token_id=None)

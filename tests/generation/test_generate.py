@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import refdiff
 from refdiff.generation import generate
 from tests.backends.cupy.test_model import IDS, MASK, SIZES
-from tests.generation.fakes import FakeModel, Recorder
+from tests.generation.fakes import FakeModel
 from tests.layers.places import Place
 from tests.model.models import small_model
 
@@ -83,25 +83,6 @@ def test_one_beam_is_greedy(prompt: list[int], options: dict[str, Any]) -> None:
 def test_guesses_change_nothing(prompt: list[int], guesser: dict[str, Any]) -> None:
     greedy = generate(MODEL, [prompt], max_new_tokens=12)
     np.testing.assert_array_equal(generate(MODEL, [prompt], max_new_tokens=12, **guesser), greedy)
-
-
-@pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
-@given(st.lists(prompts, min_size=1, max_size=3))
-def test_a_stream_is_the_result(options: dict[str, Any], texts: list[list[int]]) -> None:
-    width = max(map(len, texts))
-    ids = np.array([[0] * (width - len(text)) + text for text in texts])
-    recorder = Recorder()
-    got = generate(MODEL, ids, streamer=recorder, max_new_tokens=6, **options)
-    assert recorder.rows == got.tolist()
-    assert recorder.ended == 1
-
-
-@pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
-def test_the_method_is_the_function(options: dict[str, Any]) -> None:
-    got = MODEL.generate([[5, 6]], max_new_tokens=5, **options)
-    np.testing.assert_array_equal(got, generate(MODEL, [[5, 6]], max_new_tokens=5, **options))
-    assert isinstance(got, np.ndarray)
-    assert got.dtype == np.int64
 
 
 def test_inputs_are_not_written_to() -> None:

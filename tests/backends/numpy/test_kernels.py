@@ -1,6 +1,5 @@
 """Every kernel is tested against its layer; the kernels are read from the namespace, so that none is forgotten."""
 
-import inspect
 import itertools
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ import pytest
 from refdiff import layers
 from refdiff.backends.numpy import NumpyKernels
 from tests.backends.tuned import tune
-from tests.backends.vjp_cases import VJP_CASES, Case, normal
+from tests.backends.vjp_cases import VJP_CASES, Case, leaves, normal, same_signature
 
 FAST = NumpyKernels(3)
 KERNELS = {name: getattr(FAST, name) for name in layers.__all__ if hasattr(FAST, name)}
@@ -196,19 +195,7 @@ def test_every_kernel_has_cases() -> None:
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_signature_is_the_layers(name: str) -> None:
-    """Without the layers that a composite layer calls: a kernel computes these itself."""
-    ours, theirs = (inspect.signature(f).parameters.values() for f in (KERNELS[name], getattr(layers, name)))
-    injected = {*layers.__all__, "ops"}
-    assert [(p.name, p.kind, p.default) for p in ours] == [
-        (p.name, p.kind, p.default) for p in theirs if p.kind is not p.KEYWORD_ONLY or p.name not in injected
-    ]
-
-
-def leaves(result: Any) -> list[Any]:
-    """List the arrays of a result: itself, or those in its tuple and dicts; a None stays."""
-    if isinstance(result, tuple):
-        return [leaf for one in result for leaf in leaves(one)]
-    return list(result.values()) if isinstance(result, dict) else [result]
+    assert same_signature(KERNELS[name], getattr(layers, name), "ops", *layers.__all__)
 
 
 COSTLY = ("diff_attention", "linear", "swiglu", "swiglu_vjp")
