@@ -198,16 +198,9 @@ def measured(n: int, layer: int) -> dict[str, dict[str, float]]:
 
 
 @pytest.mark.no_arrays
-def test_scale_of_gradients_at_initialization(capsys: pytest.CaptureFixture[str]) -> None:
+def test_scale_of_gradients_at_initialization() -> None:
     depths = [0, 3, 27]
     table = {(n, layer): measured(n, layer) for n in (32, 128) for layer in depths}
-    with capsys.disabled():
-        print("\ngradients of a differential head, in those of a plain one (D = 256, 2d = 32, initialization)")
-        print(f"{'n':>5} layer λ_init  {'':18}" + "".join(f"{name:>7}" for name in NAMES))
-        for (n, layer), rows in table.items():
-            for kind, row in rows.items():
-                numbers = "".join(f"{row[name]:7.2f}" for name in NAMES)
-                print(f"{n:5} {layer:5} {lambda_init(layer):6.2f}  {kind:18}{numbers}")
     for (_, layer), rows in table.items():
         start, bare = lambda_init(layer), rows["no norm"]
         for first, second in (("W_Q1", "W_Q2"), ("W_K1", "W_K2")):
