@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import Number, UsageError, add_common, add_dask, refuse
 from refdiff.cli.spec import RECIPE_NOTE, SPEC_NOTE, add_spec, parts, preset_fields, recipe_of, spec_of
-from refdiff.cli.terminal import Waiting, minutely, note, print_json, progress_bar
+from refdiff.cli.terminal import Waiting, minutely, note, print_report, progress_bar
 from refdiff.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
             fields = preset_fields(args)
         else:
             fields = spec_of(args, _read(args.file)[1], source=args.file)[0].to_dict()
-        print_json(fields)
+        print_report(fields)
         return 0
     if args.selftest == (args.file is not None):
         got = "both" if args.selftest else "neither"
@@ -138,10 +138,7 @@ def _check(args: argparse.Namespace) -> int:
         text = f"{text}\ndiagnosis: {named}"
     elif verdict.status == "fail":
         text += "\n--diagnose names the mistake"
-    if args.json:
-        print_json(report)
-    else:
-        sys.stdout.write(wrap_text(text) + "\n")
+    print_report(report, None if args.json else wrap_text(text))
     return 0 if verdict else 1
 
 

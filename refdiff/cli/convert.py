@@ -66,7 +66,12 @@ def run(args: argparse.Namespace) -> int:
     from refdiff.model.config import DiffLlamaConfig
 
     output = Path(args.output)
-    _refuse_what_is_there(output)
+    if output.is_symlink() and not output.exists():
+        raise UsageError(
+            f"OUTPUT {output}: links to {output.readlink()}, which does not exist; make that folder, or name another"
+        )
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UsageError(f"OUTPUT {output}: exists already; name a new folder, or an empty one")
     folder = fetch(args.model, args, also=hub.OTHER_TOKENIZERS)
     config = DiffLlamaConfig.from_pretrained(folder)
     ours = [f"Diff{name.removeprefix('Diff')}" for name in config.architectures or []]  # a Llama's class among them
@@ -99,15 +104,6 @@ def run(args: argparse.Namespace) -> int:
         f"  what rounding every weight once may cause: {max(proof.rounded):.1e}\n"
     )
     return 0
-
-
-def _refuse_what_is_there(output: Path) -> None:
-    if output.is_symlink() and not output.exists():
-        raise UsageError(
-            f"OUTPUT {output}: links to {output.readlink()}, which does not exist; make that folder, or name another"
-        )
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(f"OUTPUT {output}: exists already; name a new folder, or an empty one")
 
 
 @contextlib.contextmanager

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import Number, UsageError, add_common
 from refdiff.cli.spec import PROFILE_NOTE, RECIPE_NOTE, SPEC_NOTE, add_profile, add_spec, recipe_of, spec_of
-from refdiff.cli.terminal import Waiting, print_json, write_text
+from refdiff.cli.terminal import Waiting, print_report, write_text
 
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
@@ -100,8 +99,5 @@ def _verify(args: argparse.Namespace) -> int:
 
     with Waiting("judging", quiet=args.quiet):
         report = golden.verify(args.folder, args.outputs)
-    if args.json:
-        print_json(report.to_dict())
-    else:
-        sys.stdout.write(f"{report}\n")
+    print_report(report.to_dict(), None if args.json else str(report))
     return int(not report)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from typing import TYPE_CHECKING
 
 from refdiff.cli.flags import Number, UsageError, add_common
 from refdiff.cli.spec import PROFILE_NOTE, PROFILES, RECIPE_NOTE, SPEC_NOTE, add_profile, add_spec, recipe_of, spec_of
-from refdiff.cli.terminal import Waiting, print_json
+from refdiff.cli.terminal import Waiting, print_report
 
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
@@ -92,8 +91,5 @@ def run(args: argparse.Namespace) -> int:
             limits=Limits(args.timeout, int(args.memory * 2**30), args.allow_processes),
             doing=what.append,
         )
-    if args.json:
-        print_json(report.to_dict())
-    else:
-        sys.stdout.write(wrap_text(str(report)) + "\n")
+    print_report(report.to_dict(), None if args.json else wrap_text(str(report)))
     return 0 if report else 1

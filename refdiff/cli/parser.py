@@ -170,7 +170,8 @@ class Parser(argparse.ArgumentParser):
         flags = [word.partition("=")[0] for word in others if word.startswith("-")]
         prompt = next((a.dest for a in self._actions if a.metavar == "PROMPT" and not a.option_strings), None)
         if prompt is not None and not flags and (first := getattr(known, prompt)):
-            if len(others) == 1 and _is_model(first) and "-m" in self._option_string_actions:
+            is_model = first == "bundled" or (Path(first) / "config.json").is_file()
+            if len(others) == 1 and is_model and "-m" in self._option_string_actions:
                 self.error(f"PROMPT: got 2 words, {first} and {others[0]!r}; did you mean -m {first}?")
             text = " ".join([first, *others]).replace('"', '\\"')
             self.error(f'PROMPT: got {1 + len(others)} words, expected one argument; put quotes around it: "{text}"')
@@ -233,11 +234,6 @@ class Parser(argparse.ArgumentParser):
         typed = [word for word in words if word in spellings]
         glued = [name for name in spellings if re.fullmatch(r"-\w", name) and any(w.startswith(name) for w in words)]
         return [*typed, *glued, names[-1]][0]
-
-
-def _is_model(word: str) -> bool:
-    """Whether a word names a checkpoint that is here."""
-    return word == "bundled" or (Path(word) / "config.json").is_file()
 
 
 class _Formatter(argparse.HelpFormatter):

@@ -85,9 +85,10 @@ def write_text(text: str) -> None:
     sys.stdout.flush()
 
 
-def print_json(value: dict[str, Any]) -> None:
-    """Write one JSON object to standard output."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+def print_report(fields: dict[str, Any], text: str | None = None) -> None:
+    """Write a report to standard output: its text, or without one its fields as one JSON object."""
+    shown = json.dumps(fields, ensure_ascii=False, indent=2, allow_nan=False) if text is None else text
+    sys.stdout.write(shown + "\n")
 
 
 class Waiting:

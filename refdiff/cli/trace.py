@@ -13,7 +13,7 @@ from refdiff.cli.flags import MODEL, UsageError, add_common, add_dtype, add_thre
 from refdiff.cli.loading import fetch, find_checkpoint, load
 from refdiff.cli.output_files import check_file, write_npz
 from refdiff.cli.spec import SPEC_NOTE, add_spec, parts, spec_of
-from refdiff.cli.terminal import Waiting, note, print_json, size, write_text
+from refdiff.cli.terminal import Waiting, note, print_report, size, write_text
 
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
@@ -175,10 +175,7 @@ def _compare(args: argparse.Namespace) -> int:
     reference = read_trace(ref, model=None if args.model is None else fetch(args.model, args))
     with Waiting("comparing", quiet=args.quiet):
         found = first_divergence(mine, reference, mode="free" if args.free else "local", precision=args.precision)
-    if args.json:
-        print_json(found.to_dict())
-    else:
-        sys.stdout.write("\n".join(lines(found, None if args.all else WORST)) + "\n")
+    print_report(found.to_dict(), None if args.json else "\n".join(lines(found, None if args.all else WORST)))
     return int(bool(found))
 
 

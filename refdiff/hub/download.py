@@ -68,7 +68,7 @@ def snapshot(
     if folder is not None:
         return folder
     repo = check_repo_id(str(path_or_repo))
-    _check_library(repo)
+    require("huggingface_hub", f"{repo}: no such folder here, and a download")
     options = {"revision": revision, "cache_dir": None if cache_dir is None else os.fspath(cache_dir)}
     if local_files_only:
         return _from_cache(repo, files, **options)
@@ -298,10 +298,6 @@ def _matches(name: str, pattern: str) -> bool:
 def _examples(names: Collection[str]) -> str:
     shown = [ascii(name)[1:-1][:80] for name in sorted(names) if not name.startswith(".git")]
     return f"has {', '.join(shown[:5])}{' and more' if len(shown) > 5 else ''}" if shown else "is empty"
-
-
-def _check_library(repo: str) -> None:
-    require("huggingface_hub", f"{repo}: no such folder here, and a download")
 
 
 @contextmanager
