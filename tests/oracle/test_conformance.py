@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from refdiff.oracle import conformance
+from refdiff.oracle import Recipe, Spec, conformance
 from refdiff.oracle.cases.fixed import PROFILES
 from refdiff.oracle.conformance import chosen, recipe_of, spec_of
-from refdiff.oracle.rounding.recipe import Recipe
-from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.presets import PRESETS
 
 RIGHT = ("right", "dense_with_gradients", "epsilon_compiled_in")

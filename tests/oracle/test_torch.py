@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 
 from refdiff import oracle
-from refdiff.oracle.cases.fixed import cases
-from refdiff.oracle.divergence import Divergence
+from refdiff.oracle import Divergence, Spec, cases
 from refdiff.oracle.divergence.first_divergence import Stage
-from refdiff.oracle.spec import Spec
 from refdiff.oracle.torch import ModelReport
 
 SPEC = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import os
 import shutil
 import sys
@@ -13,11 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle.cases.fixed import cases
+from refdiff.oracle import Spec, cases
 from refdiff.oracle.judge import judge_file, judging
 from refdiff.oracle.judge.process import Limits
 from refdiff.oracle.judge.report import Report
-from refdiff.oracle.spec import Spec
 
 KERNELS = Path(__file__).parent / "kernels"
 CHEATS = KERNELS / "cheats.py"
@@ -101,8 +101,6 @@ def test_a_seed_that_a_kernel_knows_is_of_no_use(tmp_path: Path) -> None:
     for path in (CHEATS, HONEST):
         shutil.copy(path, tmp_path)
     spec = importlib.util.spec_from_file_location("honest", HONEST)
-    assert spec is not None
-    assert spec.loader is not None
     honest = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(honest)
     known = [case for seed in (0, 1) for case in cases("natural", seed, spec=SPEC)]
@@ -147,3 +145,21 @@ def test_nothing_is_expected_while_the_kernel_runs(monkeypatch: pytest.MonkeyPat
     assert _judge("not_asleep_but_waiting")
     assert len(alive) == 12
     assert not any(alive)
+
+
+PRESETS = ("hf_diffllama", "ms_v1", "timm", "phi4flash", "motif")
+FUNCTIONS = ("kernel", "tiled", "in_float32", "as_modules_return_it")
+RUNS = list(itertools.product(range(5), PRESETS, FUNCTIONS, ("float32", "bfloat16")))
+
+
+@pytest.mark.parametrize(
+    ("seed", "preset", "function", "recipe"),
+    [pytest.param(*run, marks=pytest.mark.nightly if run[0] else pytest.mark.slow) for run in RUNS],
+)
+def test_a_correct_kernel_passes(seed: int, preset: str, function: str, recipe: str) -> None:
+    key_heads = 4 if preset == "timm" else 2
+    spec = Spec.preset(preset, query_heads=4, key_heads=key_heads, head_dim=4, layer=1)
+    profiles = ["natural", "discriminating", "tiny_values"]
+    report = judge_file(HONEST, spec, recipe=recipe, function=function, profiles=profiles, seed=9000 + seed)
+    assert report, str(report)
+    assert sum(outcome.compared for outcome in report.cases.values()) >= 8

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from refdiff.oracle import Recipe
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import evaluate
 from refdiff.oracle.rounding.evaluation_order import Arithmetic, Order
-from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.rounding.rounded_attention import scores_of_maps, top
 from refdiff.oracle.rounding.rounded_layers import rounded_ops
 from refdiff.oracle.truth.attention_operands import attention_operands

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from refdiff.oracle import Spec
 from refdiff.oracle.inputs.sequences import Inputs
-from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_mask import attention_mask
 
 Numpy = np.ndarray[Any, Any]

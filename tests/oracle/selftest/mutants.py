@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from refdiff.oracle import truth
 from refdiff.oracle.deviations import deviated
 from refdiff.oracle.deviations.deviation import Problem, ops_with, output
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import CATALOGUE
-from refdiff.oracle.truth import truth
 from refdiff.oracle.truth.backward import backward
 from refdiff.oracle.verdict.lse_conventions import other_sums
 from tests.oracle.selftest.gradients import with_a_row_of

@@ -12,12 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.oracle.budget.budget import Budget, budget
+from refdiff.oracle import Budget, Recipe, budget, truth
 from refdiff.oracle.cases.values import draw
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.evaluation_order import MEMBERS
-from refdiff.oracle.rounding.recipe import Recipe
-from refdiff.oracle.truth import truth
 from refdiff.oracle.truth.forward import out_shape
 from tests.oracle.selftest.baseline_rules import BASELINE_RULES, Given, accepts
 from tests.oracle.selftest.legal import run

@@ -12,10 +12,8 @@ import sys
 from functools import lru_cache
 from typing import Any
 
+from refdiff.oracle import Recipe, Spec, deviations
 from refdiff.oracle.cases.structure import Structure
-from refdiff.oracle.deviations import deviations
-from refdiff.oracle.rounding.recipe import Recipe
-from refdiff.oracle.spec import Spec
 from tests.oracle.selftest.one_case import one_case
 from tests.oracle.selftest.run import RECIPES
 from tests.oracle.selftest.settings import STRUCTURES, Setting

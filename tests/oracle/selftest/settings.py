@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from refdiff.oracle import Deviation, Spec, deviations
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.cases.structure import Structure
-from refdiff.oracle.deviations import Deviation, deviations
-from refdiff.oracle.spec import Spec
 
 V1 = ("hf_diffllama", "ms_v1")
 STRUCTURES = (Structure(1, 40, 44), Structure(1, 36, 50))

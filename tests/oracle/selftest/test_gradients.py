@@ -5,14 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from refdiff.oracle import Spec, deviations
 from refdiff.oracle.cases.fixed import small_spec
-from refdiff.oracle.cases.structure import Structure
-from refdiff.oracle.cases.values import draw
-from refdiff.oracle.deviations import deviated, deviations
+from refdiff.oracle.deviations import deviated
 from refdiff.oracle.deviations.deviation import Problem, ops_with
 from refdiff.oracle.inputs.validation import as_float64
-from refdiff.oracle.mistakes import CATALOGUE
-from refdiff.oracle.spec import Spec
+from refdiff.oracle.strategies import Structure, draw
 from refdiff.oracle.truth.backward import backward
 from tests.oracle.selftest.gradients import with_a_row_of
 
@@ -35,7 +33,6 @@ def test_one_row_is_the_gradient_of_the_other_problem(preset: str, name: str, pr
     right = backward(spec, problem.inputs, dout, ops_with(()))[name]
     exact = backward(other.spec, other.inputs, dout, ops_with(()))[name]
     found = with_a_row_of(other, dout, name, right, np.random.default_rng(0))
-    assert found is not None
     rows = np.any(found != right, axis=-1)
     assert rows.sum() == 1
     np.testing.assert_allclose(found[rows], exact[rows], rtol=1e-5, atol=1e-10 * np.abs(exact).max())
@@ -50,14 +47,6 @@ def test_none_where_nothing_is_wrong() -> None:
         before = problem.inputs[name].copy()
         assert with_a_row_of(problem, dout, name, right[name], rng) is None
         np.testing.assert_array_equal(problem.inputs[name], before)
-
-
-def test_none_where_the_mistake_cannot_work() -> None:
-    spec, problem, dout = _problem("diff_v2")
-    right = backward(spec, problem.inputs, dout, ops_with(()))["q"]
-    crashing = next(m for m in CATALOGUE if m.name == "weight_counted_from_one")
-    wrong = Problem(spec, problem.inputs, (crashing,))
-    assert with_a_row_of(wrong, dout, "q", right, np.random.default_rng(0)) is None
 
 
 def test_mistakes_without_a_backward_have_a_wrong_row() -> None:

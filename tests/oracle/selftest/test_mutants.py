@@ -1,12 +1,15 @@
-"""Mutants: all three ways, none of which changes nothing."""
+"""Mutants: all three ways, none of which changes nothing; every axis in every seed, every deviation once."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import numpy as np
 import pytest
 
+from refdiff.oracle import Recipe, deviations
+from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES
-from refdiff.oracle.rounding.recipe import Recipe
 from tests.oracle.selftest.mutants import Mutant, mutants, way_of
 from tests.oracle.selftest.one_case import Trial
 from tests.oracle.selftest.settings import settings
@@ -45,3 +48,31 @@ def test_the_other_problems_have_output_and_gradients(number: int) -> None:
     assert {m.way for m in found} == {"forward", "backward"}
     assert {m.name for m in found if m.way == "forward"} <= tried
     assert len({m.name for m in found if m.way == "forward"}) >= 0.6 * len(tried)
+
+
+AXES = {
+    *("pair", "gqa", "vlay", "rope kind", "rope dim", "rope base", "rope offset", "scale", "linit base", "linit const"),
+    *("lam form", "post scale", "norm kind", "norm extent", "affine", "eps", "order", "clamp", "renorm", "mask align"),
+    *("mask off by one", "window", "lse base", "k1/k2 crossed", "V2-vs-V1", "ratio"),
+}
+"""Those of the study's section on diagnosis."""
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_axis_in_every_seed(seed: int) -> None:
+    found = [d for setting in settings(seed) for d in setting.deviations]
+    assert {d.axis for d in found} >= AXES
+    names = Counter(d.name for d in found)
+    assert set(names.values()) == {1}
+    assert len(names) >= 85
+    assert {"packed", "paged", "softcap"} <= {d.axis for d in found}
+    assert {"window_one_less", "window_one_more", "signals_and_noises_in_the_other_order"} <= set(names)
+
+
+def test_the_main_problem_has_all_of_its_deviations() -> None:
+    for seed, preset in ((0, "hf_diffllama"), (1, "ms_v1")):
+        main, *others = settings(seed)
+        assert main.main
+        assert not any(setting.main for setting in others)
+        assert main.deviations == deviations(small_spec(preset))
+    assert [settings(seed)[0].structure.keys for seed in range(4)] == [44, 44, 50, 50]

@@ -1,12 +1,18 @@
-"""What is identifiable, by hand."""
+"""What is identifiable, by hand; legal kernels' log-sum-exps."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from refdiff.oracle import Recipe, truth
 from refdiff.oracle.rounding.evaluation_order import DRAWS, HELD_OUT, MEMBERS
+from tests.oracle.selftest.legal import log_sums
 from tests.oracle.selftest.noise import AT_RANDOM, ORDERS, Noise, noise
+from tests.oracle.selftest.one_case import Trial
+from tests.oracle.selftest.settings import settings
 
 Y = np.asarray([[3.0, -4.0], [1.0, 1.0]])
 NOISE = Noise(np.asarray([0.1, 0.2]), np.asarray([0.15, 0.2]), 0.01)
@@ -32,12 +38,10 @@ def test_a_sum_is_judged_number_by_number() -> None:
 def test_noise_is_the_largest_error_of_any_run_and_no_less_than_a_rounding() -> None:
     one, two = Y + np.asarray([[0.3, 0.0], [0.0, 0.0]]), Y - [[0.0, 0.1], [0.02, 0.02]]
     found = noise(Y, [one, two], "float16", by_rows=True)
-    assert found.rows is not None
     np.testing.assert_allclose(found.rows, [0.3 / np.sqrt(2), 0.02])
     np.testing.assert_allclose(found.numbers, [0.3, 0.02])
     assert found.scale == pytest.approx(0.3 * 3 / 27, rel=1e-3)
     exact = noise(Y, [Y, Y], "float16", by_rows=True)
-    assert exact.rows is not None
     np.testing.assert_allclose(exact.rows, 2.0**-11 / np.sqrt(12) * np.sqrt(np.mean(Y**2, axis=-1)), rtol=1e-3)
     lost = Y.copy()
     lost[1] = np.nan
@@ -51,3 +55,17 @@ def test_no_budget_is_made_of_these_kernels() -> None:
     assert ORDERS == HELD_OUT
     assert not {*ORDERS, *AT_RANDOM} & {*MEMBERS, *DRAWS}
     assert not {order.noise for order in AT_RANDOM} & {order.noise for order in (*DRAWS, *MEMBERS)}
+
+
+@pytest.mark.parametrize("base", ["e", "2"])
+def test_log_sums_are_the_truth_but_for_roundings(base: str) -> None:
+    main = settings(3)[0]
+    setting = replace(main, spec=main.spec.replace(lse_base=base))
+    trial = Trial(setting, 3, Recipe("bfloat16"), "natural")
+    exact = truth(setting.spec, trial.budget.inputs, want=("lse1", "lse2"))
+    for order in (*ORDERS, *AT_RANDOM):
+        found = log_sums(setting, trial.budget.inputs, trial.recipe, order)
+        for name, y in (("lse1", exact.lse1), ("lse2", exact.lse2)):
+            assert found[name].shape == y.shape
+            assert np.array_equal(found[name], found[name].astype(np.float32))
+            assert 0 < np.abs(found[name] - y).max() < 0.05

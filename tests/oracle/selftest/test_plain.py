@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle import Recipe
 from tests.oracle.selftest import plain
 from tests.oracle.selftest.one_case import one_case
 from tests.oracle.selftest.table import Table

@@ -30,10 +30,10 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
     folder, seen = tmp_path / "runs", []
     few = {"recipes": ["float16"], "profiles": ["tiny_values", "cancellation"], "keep": folder, "done": seen.append}
-    first = selftest([3, 5], **few)  # type: ignore[arg-type]
+    first = selftest([3, 5], **few)
     assert seen == ["seed 3", "seed 5"]
     assert first.total(rule="rows").mutants == 16
-    whole = selftest([3, 5, 7], **few)  # type: ignore[arg-type]
+    whole = selftest([3, 5, 7], **few)
     assert seen == ["seed 3", "seed 5", "seed 7"]
     assert whole.total(rule="rows").mutants == 30
     assert json.loads((folder / "seed_7.json").read_text())["rows"][0]["mutants"] == 7
@@ -47,7 +47,7 @@ def test_progress_counts_recipes_and_profiles(tmp_path: Path) -> None:
     few = {"recipes": ["float16"], "profiles": ["tiny_values", "cancellation"], "keep": tmp_path}
     for seeds, expected in (([3], [1, 2, 2]), ([3, 5, 7], [1, 2, 2, 3, 4, 4])):
         seen: list[tuple[int, int]] = []
-        selftest(seeds, progress=lambda *counts: seen.append(counts), **few)  # type: ignore[arg-type] # noqa: B023
+        selftest(seeds, progress=lambda *counts: seen.append(counts), **few)  # noqa: B023
         assert seen == [(done, expected[-1]) for done in expected]
     seen = []
     selftest([3, 5], each=lambda work, seeds: ((seed, work(seed)) for seed in seeds), recipes=["float16"],
@@ -58,7 +58,7 @@ def test_progress_counts_recipes_and_profiles(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_side_by_side_is_the_same() -> None:
     few = {"recipes": ["float16"], "profiles": ["natural"]}
-    one, two = selftest([50, 51], **few), selftest([50, 51], jobs=2, **few)  # type: ignore[arg-type]
+    one, two = selftest([50, 51], **few), selftest([50, 51], jobs=2, **few)
     assert one.to_dict() == two.to_dict()
 
 
@@ -81,6 +81,6 @@ def test_others_may_call_the_function_of_each_seed(tmp_path: Path) -> None:
             yield seed, work(seed)
 
     few = {"recipes": ["float16"], "profiles": ["tiny_values", "cancellation"]}
-    table = selftest([3, 5], each=each, **few)  # type: ignore[arg-type]
+    table = selftest([3, 5], each=each, **few)
     assert called == [5, 3]
-    assert table.to_dict() == selftest([3, 5], **few).to_dict()  # type: ignore[arg-type]
+    assert table.to_dict() == selftest([3, 5], **few).to_dict()

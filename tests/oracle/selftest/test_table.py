@@ -1,9 +1,10 @@
-"""Counts, their sums, and when the tester itself passes."""
+"""Counts, their sums, when the tester itself passes, and the page: numbers where they belong."""
 
 from __future__ import annotations
 
 import json
 
+from tests.oracle.selftest.page import page
 from tests.oracle.selftest.table import Count, Table, share, table_from_dict
 
 
@@ -69,16 +70,6 @@ def test_sums_and_text() -> None:
     )
 
 
-def test_columns_do_not_touch_at_the_sizes_of_20_seeds() -> None:
-    table = Table()
-    table.counts["bfloat16", "cancellation", "backward", "allclose 1e-2"].add(
-        Count(mutants=81475, killed=81475, identifiable=75227, killed_identifiable=75227, own=27040, own_undecided=2702)
-    )
-    *_, row = (line for line in str(table).splitlines() if line.startswith("bfloat16"))
-    assert " ".join(row.split()) == "bfloat16 cancellation backward allclose 1e-2 100.0 75227 100.0 0/27040 +2702?"
-    assert len(row) <= 80
-
-
 def test_json_and_back() -> None:
     table = _two()
     assert table_from_dict(json.loads(json.dumps(table.to_dict()))) == table
@@ -89,3 +80,57 @@ def test_a_share_is_not_rounded_up_to_all() -> None:
     assert share(3, 3) == "100.0 % of 3"
     assert share(0, 3) == "0.0 % of 3"
     assert share(0, 0) == "-"
+
+
+def _one() -> Table:
+    table = Table()
+    table.counts["float32", "natural", "forward", "rows"] = Count(
+        mutants=300, killed=250, identifiable=240, killed_identifiable=239, plain=260, killed_plain=250,
+        held_back=1, own=50, own_undecided=7, real=20,
+    )  # fmt: skip
+    table.counts["float32", "natural", "forward", "flex mean"] = Count(
+        mutants=300,
+        killed=200,
+        identifiable=240,
+        killed_identifiable=180,
+        own=50,
+        own_refused=3,
+        real=20,
+        real_refused=4,
+    )
+    table.by_name["forward", "scale", "scores_not_scaled"] = Count(mutants=16, identifiable=16, killed_identifiable=16)
+    table.by_name["forward", "local", "one_nan"] = Count(mutants=16)
+    table.seeds["forward", "scale", "scores_not_scaled"] = {1, 2}
+    table.errors["float32", "natural", "forward", "torch"] = [1.0, 3.0, 1.5]
+    table.survivors["float32", "forward", "element_times_1_01"] = 1
+    return table
+
+
+def test_every_number_in_its_cell() -> None:
+    text = page(_one(), range(7, 9), "a.b:KERNELS")
+    assert "\n    refdiff check --selftest --seeds 2 --kernels a.b:KERNELS --markdown\n" in text
+    assert "Every single deviation, and 1 mistakes in one place; seeds 7, 8," in text
+    lines = text.split("\n")
+    assert "| rows | 239 of 240 (99.6 %) | 83.3 % of 300 | 0 of 50 | 0 of 20 | 7 |" in lines
+    assert "| flex mean | 180 of 240 (75.0 %) | 66.7 % of 300 | 3 of 50 (6.0 %) | 4 of 20 (20.0 %) | - |" in lines
+    assert "| float32 | natural | 240 | 99.6 | 75.0 |" in lines
+    assert "| float32 | natural | 50 | 20 | 7 | 0 | 7 |" in lines
+    assert [line for line in lines if line.startswith("###")] == ["### Outputs", "### Outputs"]
+    (rule,) = (line for line in lines if line.startswith("| `"))
+    assert rule.startswith("| `flex mean` | mean abs(golden − out) ≤ f mean abs(golden − eager);")
+    assert rule.endswith("(https://github.com/pytorch/pytorch/blob/main/test/inductor/test_flex_attention.py) |")
+    assert "| torch | float32 | 1.5, at most 3 | - | - |" in lines
+    assert "| scale | scores_not_scaled | 16/16, 2 | - | - |" in lines
+    assert "| local | one_nan | - | - | - |" in lines
+    assert "| 1 | element_times_1_01 | float32 | forward |" in lines
+    assert "96.2 % of 260 identifiable mutants are killed. Of the 1 that are not, 1 were inconclusive." in text
+
+
+def test_columns_do_not_touch_at_the_sizes_of_20_seeds() -> None:
+    table = Table()
+    table.counts["bfloat16", "cancellation", "backward", "allclose 1e-2"].add(
+        Count(mutants=81475, killed=81475, identifiable=75227, killed_identifiable=75227, own=27040, own_undecided=2702)
+    )
+    *_, row = (line for line in str(table).splitlines() if line.startswith("bfloat16"))
+    assert " ".join(row.split()) == "bfloat16 cancellation backward allclose 1e-2 100.0 75227 100.0 0/27040 +2702?"
+    assert len(row) <= 80

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refdiff.oracle import Recipe
 from refdiff.oracle.rounding.ensemble import evaluate
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
-from refdiff.oracle.rounding.recipe import Recipe
 from tests.oracle.selftest.third_party_kernels import case_of_others, kernels_of
 
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from refdiff.oracle import Recipe
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.cases.structure import Structure
-from refdiff.oracle.rounding.recipe import Recipe
 from tests.oracle.selftest.mutants import way_of
 from tests.oracle.selftest.one_case import Trial, judge_legal
 from tests.oracle.selftest.settings import Setting
