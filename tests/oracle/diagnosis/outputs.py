@@ -8,14 +8,14 @@ from functools import lru_cache
 import numpy as np
 
 from refdiff.backends import overlay
-from refdiff.oracle.cases.fixed import Case, cases, small_spec
-from refdiff.oracle.deviations import EVERY, Deviation, deviated, deviations
+from refdiff.oracle import Case, Deviation, Recipe, cases, deviations
+from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.deviations import EVERY, deviated
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import wrap
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import quantised
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
-from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.rounding.rounded_layers import rounded_ops
 from refdiff.oracle.truth.forward import forward
 
@@ -44,3 +44,9 @@ def named(preset: str, name: str) -> Deviation:
     """The deviation of this name among those of a preset, or of all."""
     every = (*deviations(small_spec(preset)), *EVERY)
     return next(d for d in every if name in (d.name, *d.aliases))
+
+
+def output_of(case: Case, *names: str, order: int = 0) -> np.ndarray:
+    """What a kernel gives with the deviations of these names; a right one's output without any."""
+    every = (*deviations(case.spec), *EVERY)
+    return kernel(case, [next(d for d in every if name in (d.name, *d.aliases)) for name in names], order)

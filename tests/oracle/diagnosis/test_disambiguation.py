@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from refdiff.oracle import Recipe
 from refdiff.oracle.diagnosis.disambiguation import drop_dominated, merge_equivalent
 from refdiff.oracle.diagnosis.ranking import Candidate
 from refdiff.oracle.diagnosis.sub_case import Parts
 from refdiff.oracle.diagnosis.variants import Judgement, Target
 from refdiff.oracle.inputs.validation import as_float64
-from refdiff.oracle.rounding.recipe import Recipe
 from tests.oracle.diagnosis.outputs import named, pair_of_cases
 
 CASE = pair_of_cases("hf_diffllama", "float32")[0]

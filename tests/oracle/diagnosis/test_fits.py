@@ -1,62 +1,83 @@
-"""Numbers that no name has are fitted, and the output then passes."""
+"""Numbers that no name has are fitted, and the output then passes: of the spec, of a layer, λ and factors by head."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
+from refdiff import oracle
 from refdiff.backends import ops_for
-from refdiff.oracle.budget.budget import budget
+from refdiff.layers import lambda_init
+from refdiff.oracle import Spec, budget, diagnose, truth
 from refdiff.oracle.cases.fixed import small_spec
-from refdiff.oracle.cases.structure import Structure
-from refdiff.oracle.cases.values import draw
-from refdiff.oracle.diagnosis.fits import fits, smallest
+from refdiff.oracle.deviations.deviation import Problem
+from refdiff.oracle.diagnosis.fit_lambda import fit_lambda, with_name
+from refdiff.oracle.diagnosis.fit_layer import BOTH, LAMBDA, SCALE, fit_layer
+from refdiff.oracle.diagnosis.fits import fit_factor, fits
+from refdiff.oracle.diagnosis.parameter_fit import LISTED, Trial, held, short_list
+from refdiff.oracle.diagnosis.ranking import NONE_FITS, Fit
+from refdiff.oracle.diagnosis.sub_case import Parts
 from refdiff.oracle.diagnosis.variants import Target
+from refdiff.oracle.inputs import VECTORS
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding import round_to
-from refdiff.oracle.truth import truth
+from refdiff.oracle.strategies import Structure, draw
 from refdiff.oracle.truth.attention_operands import attention_operands
 from refdiff.oracle.truth.forward import finished
 
 SPEC = small_spec("hf_diffllama")
+PACKED = Structure(packed=((3, 3), (5, 8)))
+Kernel = Callable[[dict[str, Any]], Any]
 
+
+def target(kernel: Kernel, spec: Spec = SPEC, *, structure: Structure | None = None, values: str = "discriminating",
+           seed: int = 3, dtype: str = "float32", members: int = 6) -> Target:  # fmt: skip
+    """The output of a kernel, rounded to its type, and what a right one may be off by."""
+    inputs = draw(spec, structure or Structure(1, 9, 12), values, seed, dtype)
+    return Target.of(round_to(kernel(inputs), dtype), budget(spec, inputs, dtype, members=members))
+
+
+def of(spec: Spec, by: Any = 1.0) -> Kernel:
+    """A kernel of a spec, multiplied."""
+    return lambda inputs: by * truth(spec, inputs).out
+
+
+# numbers of the spec
 
 LIMIT = 2.5
 
 
-def target(order: list[int] | None = None, whisper: bool = False, **changes: Any) -> Target:
-    """An output of the spec with another number, or with heads in another order; float32."""
-    inputs = draw(SPEC, Structure(1, 9, 12), "tiny_values" if whisper else "discriminating", 3)
-    out = truth(SPEC.replace(**changes), inputs).out
-    assert out is not None
-    return Target.of(round_to(out if order is None else out[:, order], "float32"), budget(SPEC, inputs, "float32"))
+def limited(limit: str) -> Kernel:
+    """A kernel whose scores have a limit, from the maps' definition."""
 
+    def kernel(inputs: dict[str, Any]) -> Any:
+        exact = as_float64(SPEC, inputs)
+        s = attention_operands(SPEC, exact, ops_for())
+        maps = []
+        for q, k in ((s.q1, s.k1), (s.q2, s.k2)):
+            z = q @ k.swapaxes(-1, -2) / SPEC.head_dim**0.5
+            z = LIMIT * np.tanh(z / LIMIT) if limit == "smooth" else np.clip(z, -LIMIT, LIMIT)
+            e = np.where(s.see, np.exp(z), 0.0)
+            maps.append(e / e.sum(axis=-1, keepdims=True))
+        return finished(SPEC, (maps[0] - s.lambda_full * maps[1]) @ s.v, exact, ops_for())
 
-def limited(limit: str, dtype: str) -> Target:
-    """An output whose scores have a limit, computed here from the maps' definition."""
-    inputs = draw(SPEC, Structure(1, 9, 12), "discriminating", 3, dtype)
-    known = budget(SPEC, inputs, dtype)
-    exact = as_float64(SPEC, known.inputs)
-    s = attention_operands(SPEC, exact, ops_for())
-    maps = []
-    for q, k in ((s.q1, s.k1), (s.q2, s.k2)):
-        z = q @ k.swapaxes(-1, -2) / SPEC.head_dim**0.5
-        z = LIMIT * np.tanh(z / LIMIT) if limit == "smooth" else np.clip(z, -LIMIT, LIMIT)
-        e = np.where(s.see, np.exp(z), 0.0)
-        maps.append(e / e.sum(axis=-1, keepdims=True))
-    heads = (maps[0] - s.lambda_full * maps[1]) @ s.v
-    return Target.of(round_to(finished(SPEC, heads, exact, ops_for()), dtype), known)
+    return kernel
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "whisper"),
-    [("scale", 0.31, False), ("norm_eps", 3e-7, True), ("rope_theta", 700.0, False), ("window", 5, False)],
+    ("field", "value", "values"),
+    [
+        *(("scale", 0.31, "discriminating"), ("norm_eps", 3e-7, "tiny_values")),
+        *(("rope_theta", 700.0, "discriminating"), ("window", 5, "discriminating")),
+    ],
 )
-def test_a_number_is_found(field: str, value: float, whisper: bool) -> None:
-    found = {f.parameter: f for f in fits(SPEC, (target(whisper=whisper, **{field: value}),))}
+def test_a_number_is_found(field: str, value: float, values: str) -> None:
+    found = {f.parameter: f for f in fits(SPEC, (target(of(SPEC.replace(**{field: value})), values=values),))}
     assert found[field].fits
     assert found[field].value == pytest.approx(value, rel=1e-3)
     assert f"{value:.3g}"[:4] in found[field].text
@@ -64,29 +85,17 @@ def test_a_number_is_found(field: str, value: float, whisper: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
-@pytest.mark.parametrize("limit", ["smooth", "sharp"])
-def test_a_limit_of_scores_is_found(limit: str, dtype: str) -> None:
+@pytest.mark.parametrize(("limit", "name"), [("smooth", "softcap"), ("sharp", "score_limit")])
+def test_a_limit_of_scores_is_found(limit: str, name: str, dtype: str) -> None:
     """Neither is right where the other is."""
-    found = {f.parameter: f for f in fits(SPEC, (limited(limit, dtype),)) if f.fits}
-    name = {"smooth": "softcap", "sharp": "score_limit"}[limit]
-    assert list(found) == [name]
-    assert found[name].value == pytest.approx(LIMIT, rel=0.02)
-    assert "where the spec has no" in found[name].text
-
-
-def test_lambda_alone_and_with_the_scale() -> None:
-    """Of both together nothing is said where one does it; what the spec has is said."""
-    (found,) = fits(SPEC, (target(lambda_base="constant", lambda_init=0.3, out_scale="none"),))
-    assert (found.parameter, found.fits) == ("lambda_full", True)
-    assert ", and the scale of the output is 1 in every head, where the spec has 0.5293" in found.text
-    t = target()
-    (found,) = fits(SPEC, (replace(t, actual=round_to(0.8 * t.expected, "float32")),))
-    assert (found.parameter, found.value) == ("factor", pytest.approx(0.8))
+    (found,) = (f for f in fits(SPEC, (target(limited(limit), dtype=dtype),)) if f.fits)
+    assert (found.parameter, found.value) == (name, pytest.approx(LIMIT, rel=0.02))
+    assert "where the spec has no" in found.text
 
 
 def test_a_number_that_explains_nearly_all_is_shown_as_one_that_does_not_pass() -> None:
     """Noise of 5 % on an output of another scale of the scores: no kernel of that scale, but near it."""
-    t = target(scale=0.31)
+    t = target(of(SPEC.replace(scale=0.31)))
     apart = np.sqrt(np.mean((t.actual - t.expected) ** 2))
     noise = np.random.default_rng(0).normal(size=t.actual.shape)
     (found,) = fits(SPEC, (replace(t, actual=t.actual + 0.05 * apart * noise),))
@@ -99,19 +108,229 @@ def test_a_number_that_explains_nearly_all_is_shown_as_one_that_does_not_pass() 
 
 def test_heads_in_another_order() -> None:
     order = [2, 0, 1, 5, 4, 3]
-    found = {f.parameter: f for f in fits(SPEC, (target(order),))}
+    found = {f.parameter: f for f in fits(SPEC, (target(lambda x: truth(SPEC, x).out[:, order]),))}
     assert found["heads"].value == order
     assert "(2, 0, 1, 5, 4, 3)" in found["heads"].text
 
 
-def test_noise_has_no_fit() -> None:
-    t = target()
-    noise = np.random.default_rng(0).normal(size=t.actual.shape)
-    assert fits(SPEC, (Target(t.inputs, noise, t.expected, t.rows, t.recipe),)) == ()
+def test_the_number_of_the_spec_is_not_shown() -> None:
+    """A factor so near to 1 that a right kernel may have it, though the output passes with it too."""
+    t = target(of(SPEC), dtype="bfloat16", members=4)
+    near, apart = (Trial("factor", x, "", partial(Problem, SPEC, factor=x)) for x in (1.0005, 1.05))
+    assert held(near, [(t,)]) == []
+    assert held(near, [(replace(t, allowed=None),)])
+    assert held(apart, [(target(of(SPEC, 1.05), dtype="bfloat16", members=4),)])
 
 
-def test_the_smallest_value_of_a_function() -> None:
-    x, y = smallest(lambda x: (x - 0.3) ** 2 + 1, np.linspace(-1, 1, 9))
-    assert x == pytest.approx(0.3, abs=1e-6)
-    assert y == pytest.approx(1)
-    assert smallest(lambda x: x, np.linspace(0, 1, 5))[0] == pytest.approx(0, abs=1e-6)
+# factors
+
+
+@pytest.mark.parametrize("name", ["hf_diffllama", "ms_v1", "diff_v2"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
+def test_a_factor_by_head_is_found(name: str, dtype: str) -> None:
+    """Of all heads, and of two where the rest is right."""
+    spec = small_spec(name)
+    inputs = draw(spec, Structure(2, 9, 12), "discriminating", 3, dtype)
+    for factors in ([0.5, 0.7, 0.9, 1.1, 1.3, 1.5], [0.5, 0.7, 1.0, 1.0, 1.0, 1.0]):
+        out = round_to(truth(spec, inputs).out * np.asarray(factors)[:, None, None], dtype)
+        found = diagnose(out, spec, inputs, recipe=dtype, max_deviations=1)
+        (fit,) = found.fits
+        assert (fit.fits, fit.value) == (True, pytest.approx(factors, rel=1e-3))
+        said = ", ".join(f"{x:g}" for x in factors)
+        assert f"out is multiplied by a factor that differs by head: {said} (fits" in " ".join(str(found).split())
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("hf_diffllama", "out is multiplied by 0.9: it is scaled by 0.4764, where the spec has 0.5293"),
+        ("diff_v2", "out is multiplied by 0.9, where the spec has no factor"),
+    ],
+)
+def test_one_factor_is_found(name: str, words: str) -> None:
+    spec = small_spec(name)
+    assert [f.text for f in fits(spec, (target(of(spec, 0.9), spec, structure=Structure(2, 9, 12), members=2),))] == [
+        words
+    ]
+
+
+def test_a_layer_has_one_factor_and_zeros_have_none() -> None:
+    t = target(of(SPEC, 3), structure=Structure(1, 6, 13, hidden=24), members=2)
+    assert [trial.text for trial in fit_factor(SPEC, (t,))] == ["out is multiplied by 3"]
+    t = target(of(SPEC), members=2)
+    t.actual[:, 3] = 0
+    empty = replace(t, actual=t.actual[:0], expected=t.expected[:0], rows=t.rows[:0])
+    assert not list(fit_factor(SPEC, (t,)))
+    assert not list(fit_factor(SPEC, (empty,)))
+    assert fit_lambda(SPEC, (empty,)) == []
+    assert fit_lambda(SPEC.replace(norm_over="all_heads"), (t,)) == []
+
+
+# λ and the scale of each head
+
+
+def with_lambda(spec: Spec, lambdas: Any, factor: Any) -> Kernel:
+    """A kernel with these λ and this factor."""
+    other = spec.replace(lambda_form="given", out_scale="none")
+
+    def kernel(inputs: dict[str, Any]) -> Any:
+        x = {n: a for n, a in inputs.items() if n not in (*VECTORS, "lambda_logits")}
+        out = truth(other, {**x, "lambda_full": np.asarray(lambdas)}).out
+        return out * np.broadcast_to(factor, spec.heads)[:, None, None]
+
+    return kernel
+
+
+def lambda_and_scale(lambdas: Any, factor: Any, spec: Spec = SPEC, **how: Any) -> tuple[Target, Fit]:
+    """An output, and λ and scale together that are fitted to it."""
+    t = target(with_lambda(spec, lambdas, factor), spec, **{"structure": Structure(2, 7, 9), "members": 2, **how})
+    (fit,) = held(fit_lambda(spec, (t,))[-1], [(t,)])
+    assert fit.fits
+    return t, fit
+
+
+@pytest.mark.parametrize("name", ["hf_diffllama", "ms_v1", "diff_v2"])
+@pytest.mark.parametrize("factor", [0.37, np.linspace(0.3, 1.4, 6)])
+def test_lambda_of_every_head_and_the_scale(name: str, factor: Any) -> None:
+    lambdas = np.linspace(0.2, 0.9, 6)
+    _, fit = lambda_and_scale(lambdas, factor, small_spec(name))
+    assert fit.value["lambda_full"] == pytest.approx(lambdas, abs=1e-6)
+    assert fit.value["scale"] == pytest.approx(np.broadcast_to(factor, 6), rel=1e-4)
+    own, scale = ("one for each token", "1") if name == "diff_v2" else ("0.", "0.5293")
+    assert "by head 0.2, 0.34" in fit.text
+    assert f"0.9, where the spec has {own}" in fit.text
+    assert fit.text.endswith(f", where the spec has {scale}")
+    assert short_list(np.ones(LISTED + 1)) == "1, " * LISTED + "…"
+
+
+def test_lambda_of_packed_sequences_and_alone() -> None:
+    """Of the scale nothing is said where it is that of the spec, and of λ nothing where it is one factor."""
+    _, fit = lambda_and_scale(0.33, 0.5, structure=PACKED)
+    assert fit.value["lambda_full"] == pytest.approx([0.33] * 6, abs=1e-6)
+    (found,) = fits(SPEC, (target(of(SPEC.replace(lambda_base="constant", lambda_init=0.3, out_scale="none"))),))
+    assert (found.parameter, found.fits) == ("lambda_full", True)
+    assert ", and the scale of the output is 1 in every head, where the spec has 0.5293" in found.text
+    t = target(with_lambda(SPEC, 0.43, 1 - lambda_init(2)), members=2)
+    (fit,) = held(fit_lambda(SPEC, (t,))[0], [(t,)])
+    assert fit.fits
+    assert fit.text.startswith("λ is 0.43 in every head, where the spec has ")
+    assert "scale" not in fit.text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        *((lambda_init(n), f"λ is {lambda_init(n):.4g} in every head, which is λ_init of layer {n}, where")
+          for n in (3, 10, 11)),
+        (lambda_init(2), f"λ is {lambda_init(2):.4g} in every head, which is λ_init of the layer, where"),
+        (0.8, "λ is exactly 0.8 in every head, where"),
+        (1.0, "λ is exactly 1 in every head, where"),
+        (0.793, "λ is 0.793 in every head, where"),
+        (0.992, "λ is 0.992 in every head, where"),
+        (0.80002, "λ is 0.8 in every head, where"),
+        (lambda_init(3) + 1e-4, f"λ is {lambda_init(3) + 1e-4:.4g} in every head, where"),
+    ],
+)  # fmt: skip
+def test_a_lambda_has_a_name_where_the_output_passes_with_just_that(value: float, text: str) -> None:
+    t, fit = lambda_and_scale(value, 0.5)
+    assert with_name(SPEC, (t,), fit).text.startswith(text)
+
+
+def test_names_of_lambda_that_16_bits_do_not_tell_apart_and_none_by_head() -> None:
+    t, fit = lambda_and_scale(lambda_init(10), 0.5, dtype="bfloat16")
+    text = with_name(SPEC, (t,), fit).text
+    assert " in every head, which may be λ_init of layer " in text
+    assert "λ_init of layer 10" in text
+    assert " or λ_init of layer " in text
+    t, fit = lambda_and_scale(1.0, 0.5, dtype="bfloat16")
+    assert " in every head, which may be 1, where" in with_name(SPEC, (t,), fit).text
+    t, fit = lambda_and_scale([0.8, 0.8, 1.0, 1.0, 0.0, 0.8], 0.5)
+    assert with_name(SPEC, (t,), fit) == fit
+
+
+# λ_init of another layer: in λ and the scale, in λ alone, in the scale alone
+
+DEEP = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=8, layer=3)
+PLACES = {BOTH: "", LAMBDA: " in λ alone", SCALE: " in the scale of the output alone"}
+
+
+def at_layer(of_lambda: int, of_scale: int, spec: Spec = DEEP, **how: Any) -> Target:
+    """An output with λ_init of these layers, counted from 0."""
+    scaled = spec.out_scale == "1 - lambda_init"
+    by = (1 - lambda_init(of_scale)) / (1 - lambda_init(of_lambda)) if scaled else 1.0
+    kernel = of(spec.replace(lambda_base="constant", lambda_init=lambda_init(of_lambda)), by)
+    return target(kernel, spec, **{"structure": Structure(2, 7, 9), "seed": 1, "members": 4, **how})
+
+
+def layer_of(t: Target, spec: Spec = DEEP) -> list[Fit]:
+    return fit_layer(spec, Parts.of(spec, (t,)))
+
+
+@pytest.mark.parametrize(
+    ("of_lambda", "of_scale", "place"),
+    [
+        *((7, 7, BOTH), (4, 3, LAMBDA), (3, 2, SCALE)),
+        *(pytest.param(*case, marks=pytest.mark.slow)
+          for case in ((0, 0, BOTH), (10, 10, BOTH), (6, 3, LAMBDA), (3, 6, SCALE))),
+    ],
+)  # fmt: skip
+def test_a_layer_is_named_by_where_it_is(of_lambda: int, of_scale: int, place: str) -> None:
+    (fit,) = fits(DEEP, (at_layer(of_lambda, of_scale),))
+    layer = of_scale if place == SCALE else of_lambda
+    assert (fit.parameter, fit.value, fit.fits) == (place, [layer], True)
+    assert fit.text == f"λ_init is that of layer {layer}{PLACES[place]}, where the spec's layer is 3"
+
+
+def test_deep_layers_that_16_bits_do_not_tell_apart_are_said() -> None:
+    (fit,) = layer_of(at_layer(10, 3, dtype="bfloat16"))
+    first, last = min(fit.value), max(fit.value)
+    assert first < 10 < last < 99
+    assert fit.value == sorted(range(first, last + 1), key=lambda n: (abs(n - 10), n))
+    assert fit.text.endswith(f"in λ alone, where the spec's layer is 3; layers {first} to {last} pass too")
+    (fit,) = layer_of(at_layer(30, 3, dtype="bfloat16"))
+    assert fit.text.endswith(" and deeper pass too")
+    assert [fit.value for fit in layer_of(at_layer(10, 3))] == [[10]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "of_lambda", "of_scale", "has"),
+    [
+        ({"lambda_base": "depth - 1"}, 6, 6, "spec's layer is 3"),
+        ({"lambda_base": "constant", "lambda_init": 0.5}, 7, 7, "spec has 0.5"),
+        ({"out_scale": "none"}, 7, 3, "spec's layer is 3"),
+    ],
+)
+def test_how_a_spec_counts_layers(changes: dict[str, Any], of_lambda: int, of_scale: int, has: str) -> None:
+    spec = DEEP.replace(**changes)
+    (fit,) = layer_of(at_layer(of_lambda, of_scale, spec), spec)
+    assert fit.parameter == (LAMBDA if spec.out_scale == "none" else BOTH)
+    assert (fit.value, fit.text) == ([7], f"λ_init is that of layer 7, where the {has}")
+
+
+def test_layers_of_packed_sequences_and_of_none() -> None:
+    """A factor that no layer has; and a spec without λ_init."""
+    (fit,) = layer_of(at_layer(7, 7, structure=PACKED))
+    assert (fit.parameter, fit.value) == (BOTH, [7])
+    assert layer_of(target(of(DEEP, 0.9), DEEP, seed=1, members=2)) == []
+    v2 = Spec.preset("diff_v2", query_heads=4, key_heads=2, head_dim=8)
+    assert layer_of(target(of(v2, 0.5), v2, seed=1, members=2), v2) == []
+
+
+@pytest.mark.parametrize(("dtype", "shown"), [("bfloat16", [SCALE, "factor"]), ("float32", ["factor"])])
+def test_one_number_that_is_near_a_layer_by_chance(dtype: str, shown: list[str]) -> None:
+    """Half the scale of layer 3 is that of layer 11 but for 1 in 2000: in 16 bits both are said."""
+    half = target(of(DEEP, 0.5), DEEP, structure=Structure(2, 7, 9), seed=1, dtype=dtype, members=4)
+    assert [f.parameter for f in fits(DEEP, (half,))] == shown
+
+
+def test_two_numbers_of_16_bits_are_of_a_layer() -> None:
+    assert [f.parameter for f in fits(DEEP, (at_layer(7, 7, dtype="bfloat16"),))] == [BOTH]
+
+
+@pytest.mark.slow
+def test_the_answer_names_the_layer_and_nothing_beside_it() -> None:
+    case = oracle.cases("discriminating", seed=1, spec=DEEP, dtype="float32")[1]
+    out = truth(DEEP.replace(layer=7), case.inputs).out
+    answer = diagnose(round_to(out, "float32"), DEEP, case.inputs, recipe="float32")
+    assert (answer.status, answer.candidates, answer.notes) == (NONE_FITS, (), ())
+    assert "λ_init is that of layer 7, where the spec's layer is 3 (fits" in " ".join(str(answer).split())

@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 
 from refdiff.backends import overlay
-from refdiff.oracle.cases.fixed import Case, cases, small_spec
-from refdiff.oracle.diagnosis import Ranking, diagnose
+from refdiff.oracle import Case, Ranking, Recipe, cases, diagnose
+from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, UNIQUE
 from refdiff.oracle.mistakes import Mistake, wrap
 from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import evaluate, quantised
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
-from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.rounding.rounded_layers import rounded_ops
 from refdiff.oracle.truth.backward import backward
 
@@ -34,7 +33,6 @@ def asked(case: Case, grads: dict[str, np.ndarray]) -> Ranking:
 def gradients(case: Case, **changes: Any) -> dict[str, np.ndarray]:
     """What a kernel gives, in an order that no budget is made of."""
     recipe = Recipe.of(case.dtype)
-    assert case.dout is not None
     return evaluate(case.spec.replace(**changes), quantised(case.inputs, recipe), recipe, HELD_OUT[0], case.dout)
 
 
@@ -52,8 +50,7 @@ def test_gradients_of_another_spec(changes: dict[str, Any], name: str, dtype: st
     case = cases("discriminating", 5, spec=SPEC, dtype=dtype)[1]
     wrong = gradients(case, **changes)
     found = asked(case, {n: wrong[n] for n in NAMES})
-    assert found.status == UNIQUE
-    assert found.name == name
+    assert (found.status, found.name) == (UNIQUE, name)
     assert found.candidates[0].explains > 0.9
     failed = [note.split()[4] for note in found.notes if note.startswith("the output is right, ")]
     assert len(failed) > 1

@@ -7,18 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle import Spec
-from refdiff.oracle.cases.fixed import cases, small_spec
+from refdiff.oracle import Recipe, Spec, cases, diagnose
+from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.deviations import EVERY
 from refdiff.oracle.deviations.deviation import deviated, ops_with
 from refdiff.oracle.deviations.tiles import with_window_of_tiles
-from refdiff.oracle.diagnosis import diagnose
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import CATALOGUE
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import evaluate
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
-from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec.presets import YARN
 from refdiff.oracle.truth.backward import backward
 from refdiff.oracle.truth.forward import forward
@@ -63,7 +61,6 @@ BY_NAME = {d.name: d for d in EVERY}
 def check_name(spec: Spec, name: str, dtype: str = "float32", profile: str = "discriminating") -> None:
     case = cases(profile, 5, spec=spec, dtype=dtype)[0]
     wrong = kernel(case, [BY_NAME[name]])
-    assert wrong is not None
     found = diagnose(wrong, spec, case.inputs, recipe=dtype, max_deviations=1)
     assert found.name == name, str(found)
 

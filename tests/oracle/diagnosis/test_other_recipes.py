@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from refdiff.oracle import Recipe, diagnose
 from refdiff.oracle.cases.fixed import small_spec
-from refdiff.oracle.cases.structure import Structure
-from refdiff.oracle.cases.values import draw
-from refdiff.oracle.diagnosis import diagnose
 from refdiff.oracle.diagnosis.ranking import NONE_FITS
 from refdiff.oracle.rounding.ensemble import evaluate, quantised
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
-from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.strategies import Structure, draw
 
 HF = small_spec("hf_diffllama")
 

@@ -1,4 +1,4 @@
-"""Where an output is wrong: mistakes planted in places of many shapes, and those of the catalogue, which are global."""
+"""Where an output is wrong, in words: mistakes planted in places, and those of the catalogue, which are global."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle.budget.budget import Budget, budget
-from refdiff.oracle.cases.fixed import Case, cases, small_spec
-from refdiff.oracle.cases.structure import Structure
-from refdiff.oracle.cases.values import draw
-from refdiff.oracle.deviations import deviations
+from refdiff.oracle import Budget, Case, budget, cases, deviations
+from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.deviations.listed import kind_of
 from refdiff.oracle.diagnosis.places import Damage, damage
+from refdiff.oracle.diagnosis.region_format import boxes, indices, repeats, worded
 from refdiff.oracle.diagnosis.rows import Rows
 from refdiff.oracle.rounding import round_to
-from tests.oracle.diagnosis.outputs import kernel
+from refdiff.oracle.strategies import Structure, draw
+from tests.oracle.diagnosis.outputs import kernel, output_of
 
 T = 70
 ALL, REST = slice(None), "; everything else is within budget"
@@ -31,8 +30,7 @@ def right(preset: str, dtype: str) -> tuple[np.ndarray, Budget]:
     """What a right kernel gives in an order that no budget is made of, with 70 tokens, and the budget."""
     spec, shape = small_spec(preset), Structure(2, T, T)
     case = Case("", "natural", 0, dtype, spec, shape, draw(spec, shape, "natural", 0, dtype))
-    out = kernel(case, [])
-    assert out is not None
+    out = output_of(case)
     return out, budget(spec, case.inputs, dtype, members=4)
 
 
@@ -235,21 +233,6 @@ def test_noise_is_no_other_tile(dtype: str, seed: int) -> None:
         assert "belongs in" not in " ".join(damaged.lines)
 
 
-def test_packed_sequences_are_taken_apart() -> None:
-    spec = small_spec("hf_diffllama")
-    case = cases("layout", 5, spec=spec, dtype="float32")[0]
-    known = budget(spec, case.inputs, "float32", members=2)
-    starts, y = np.asarray(case.inputs["cu_seqlens_q"]), known.expected["out"]
-    rows = Rows.of(y, known)
-    lengths = np.diff(starts)
-    assert rows.actual.shape[0] == len(lengths)
-    assert rows.actual.shape[2] == lengths.max()
-    for n, length in enumerate(lengths):
-        assert np.array_equal(rows.actual[n, :, :length], y[0, :, starts[n] : starts[n + 1]])
-        assert rows.real[n].sum() == length * spec.heads
-        assert not rows.actual[n, :, length:].any()
-
-
 def test_a_place_in_words_and_by_axes() -> None:
     out, known = right("hf_diffllama", "float32")
     rows = Rows.of(out, known)
@@ -265,3 +248,55 @@ def test_a_place_in_words_and_by_axes() -> None:
     assert rows.place(some, rows.real, columns).text.startswith("columns 0 to 7 of tokens 32 to 63")
     scattered = np.random.default_rng(0).random(some.shape) < 0.2
     assert not rows.place(scattered, rows.real).shaped
+
+
+NAMES = ("sequence", "head", "token")
+
+
+def mask(*places: tuple[object, ...]) -> np.ndarray:
+    made = np.zeros((2, 6, 64), dtype=bool)
+    for place in places:
+        made[place] = True
+    return made
+
+
+COUNTED = np.ones((2, 6, 64), dtype=bool)
+
+
+@pytest.mark.parametrize(
+    ("marked", "words"),
+    [
+        (mask((ALL, ALL, ALL)), [""]),
+        (mask((1, 3, slice(32, 64))), ["tokens 32 to 63 of head 3 of sequence 1"]),
+        (mask((1, ALL, ALL)), ["sequence 1"]),
+        (mask((ALL, [0, 4], 5)), ["token 5 of heads 0 and 4"]),
+        (mask((ALL, [1, 3, 5], ALL)), ["heads 1, 3 and 5"]),
+        (mask((ALL, ALL, slice(31, None, 32))), ["tokens i with i mod 32 = 31"]),
+        (mask((0, 0, 3), (1, 2, slice(8, 16))), ["token 3 of head 0 of sequence 0",
+          "tokens 8 to 15 of head 2 of sequence 1"]),
+        (mask((0, 0, 3), (0, 1, 9), (1, 2, 5), (1, 5, 60)), []),
+    ],
+)  # fmt: skip
+def test_boxes_in_words(marked: np.ndarray, words: list[str]) -> None:
+    assert [worded(box, COUNTED, NAMES) for box in boxes(marked, COUNTED)] == words
+
+
+def test_a_box_may_have_a_hole() -> None:
+    marked = mask((1, 3, slice(32, 64)))
+    marked[1, 3, 40] = False
+    (box,) = boxes(marked, COUNTED)
+    assert worded(box, COUNTED, NAMES) == "most tokens from 32 to 63 of head 3 of sequence 1"
+    marked[1, 4, 32:64] = True
+    (box,) = boxes(marked, COUNTED)
+    assert worded(box, COUNTED, NAMES) == "tokens 32 to 63 of heads 3 to 4 of sequence 1"
+
+
+def test_what_repeats() -> None:
+    of = np.arange(70)
+    assert repeats(of[31::32], of) == (32, 31, 31)
+    assert repeats(of[of % 16 >= 12], of) == (16, 12, 15)
+    assert repeats(of[of % 7 == 2], of) == (7, 2, 2)
+    assert indices("token", of[of % 16 >= 12], of) == "tokens i with i mod 16 from 12 to 15"
+    assert repeats(np.asarray([5, 40]), of) is None
+    assert repeats(np.asarray([31]), of) is None
+    assert repeats(np.asarray([0, 32]), of) is None  # 64 is not among them

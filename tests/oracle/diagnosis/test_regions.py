@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pytest
 
-from refdiff.oracle.cases.fixed import Case, cases, small_spec
-from refdiff.oracle.cases.structure import Structure
-from refdiff.oracle.cases.values import draw
-from refdiff.oracle.diagnosis import Ranking, diagnose
+from refdiff.oracle import Case, Ranking, Recipe, cases, diagnose
+from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.diagnosis.ranking import NONE_FITS
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import evaluate, quantised
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
-from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.strategies import Structure, draw
 
 SPEC = small_spec("hf_diffllama")
 T = 96
@@ -28,85 +27,55 @@ def case(dtype: str, queries: int = T, causal: str = "bottom_right") -> Case:
     return Case("", "natural", 0, dtype, spec, shape, draw(spec, shape, "natural", 0, dtype))
 
 
-def asked(case: Case, hide: Callable[[np.ndarray], None]) -> Ranking:
-    """Diagnose a kernel that sees what is left of a mask (h, T, S) which `hide` writes to."""
+def asked(case: Case, at: Any, seen: bool) -> Ranking:
+    """Diagnose a kernel that sees other keys (h, T, S) in a place than the spec says."""
     recipe = Recipe(case.dtype)
     t, s = np.arange(case.structure.queries)[:, None], np.arange(T)[None]
     see = np.broadcast_to(s <= t + T - len(t) if case.spec.causal != "none" else s >= 0, (6, len(t), T)).copy()
-    hide(see)
+    see[at] = seen
     problem = case.spec.replace(causal="none")
     wrong = evaluate(problem, {**quantised(case.inputs, recipe), "mask": see[None]}, recipe, HELD_OUT[0])["out"]
     return diagnose(wrong, case.spec, case.inputs, recipe=case.dtype, max_deviations=1)
 
 
-def _from_64_on_of_every_query(see: np.ndarray) -> None:
-    see[..., 64:] = False
-
-
-def _a_tile_of_one_head(see: np.ndarray) -> None:
-    see[2, 64:, 32:48] = False
-
-
-def _the_first_key_of_a_row(see: np.ndarray) -> None:
-    see[3, 5, 0] = False
-
-
-def _a_query_itself(see: np.ndarray) -> None:
-    see[4, 50, 50] = False
-
-
-def _the_next_key_at_edges(see: np.ndarray) -> None:
-    for t in range(31, T - 1, 32):
-        see[:, t, t + 1] = True
+EDGES = np.arange(31, T - 1, 32)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize(
-    ("hide", "causal", "said"),
+    ("at", "seen", "causal", "said"),
     [
-        (_from_64_on_of_every_query, "none", "as if keys from 64 on were not seen in every head"),
-        (_a_tile_of_one_head, "bottom_right", "as if keys 32 to 47 were not seen in tokens 64 to 95 of head 2"),
-        (_the_first_key_of_a_row, "bottom_right", "as if key 0 was not seen in token 5 of head 3"),
-        (_a_query_itself, "bottom_right", "as if key 50 was not seen in token 50 of head 4"),
-        (_the_next_key_at_edges, "bottom_right", "as if the key after a query's own was seen in tokens"),
+        (np.s_[..., 64:], False, "none", "as if keys from 64 on were not seen in every head"),
+        (np.s_[2, 64:, 32:48], False, "bottom_right", "as if keys 32 to 47 were not seen in tokens 64 to 95 of head 2"),
+        ((3, 5, 0), False, "bottom_right", "as if key 0 was not seen in token 5 of head 3"),
+        ((4, 50, 50), False, "bottom_right", "as if key 50 was not seen in token 50 of head 4"),
+        (np.s_[:, EDGES, EDGES + 1], True, "bottom_right", "as if the key after a query's own was seen in tokens"),
     ],
 )
-def test_lost_keys_are_said(hide: Callable[[np.ndarray], None], causal: str, said: str, dtype: str) -> None:
-    found = asked(case(dtype, T, causal), hide)
+def test_lost_keys_are_said(at: Any, seen: bool, causal: str, said: str, dtype: str) -> None:
+    found = asked(case(dtype, T, causal), at, seen)
     assert found.status == NONE_FITS
     assert said in " ".join(found.where), found
 
 
 def test_lost_keys_of_one_query() -> None:
     """In decoding there is one query, and every head is wrong."""
-    found = asked(case("bfloat16", 1), _from_64_on_of_every_query)
+    found = asked(case("bfloat16", 1), np.s_[..., 64:], False)
     assert "as if keys from 64 on were not seen in every head" in " ".join(found.where), found
 
 
-def _two_rows_exchanged(x: np.ndarray) -> None:
-    x[0, 1, 40:42] = x[0, 1, 40:42][::-1].copy()
-
-
-def _a_row_of_another_head(x: np.ndarray) -> None:
-    x[0, 1, 40] = x[0, 2, 40]
-
-
-def _a_tenth_more(x: np.ndarray) -> None:
-    x[0, 1, 40] *= 1.1
-
-
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("at", "change", "said"),
     [
-        (_two_rows_exchanged, "tokens 40 and 41 hold what belongs in tokens 41 and 40"),
-        (_a_row_of_another_head, "it holds what belongs in head 2, as after a wrong offset"),
-        (_a_tenth_more, "it is 1.1 times the truth there"),
+        (np.s_[40:42], lambda x: x[0, 1, [41, 40]], "tokens 40 and 41 hold what belongs in tokens 41 and 40"),
+        (40, lambda x: x[0, 2, 40], "it holds what belongs in head 2, as after a wrong offset"),
+        (40, lambda x: 1.1 * x[0, 1, 40], "it is 1.1 times the truth there"),
     ],
 )
-def test_what_stands_in_a_wrong_place(change: Callable[[np.ndarray], None], said: str) -> None:
+def test_what_stands_in_a_wrong_place(at: Any, change: Callable[[np.ndarray], np.ndarray], said: str) -> None:
     recipe, one = Recipe("float16"), case("float16")
     out = evaluate(one.spec, quantised(one.inputs, recipe), recipe, HELD_OUT[0])["out"]
-    change(out)
+    out[0, 1, at] = change(out)
     found = diagnose(round_to(out, "float16"), one.spec, one.inputs, recipe="float16", max_deviations=1)
     assert said in " ".join(found.where), found
     assert "wrong only in token" in found.where[0]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from refdiff.oracle.budget.budget import budget
-from refdiff.oracle.deviations.deviation import Deviation
-from refdiff.oracle.diagnosis import sub_case
+from refdiff.oracle import Deviation, budget
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, search
 from refdiff.oracle.diagnosis.variants import Target
 from tests.oracle.deviations.effects import effect
@@ -23,14 +21,8 @@ def targets(*names: str) -> tuple[Target, ...]:
     made = []
     for case in BOTH:
         out = kernel(case, [named("hf_diffllama", n) for n in names])
-        assert out is not None
         made.append(Target.of(out, budget(case.spec, case.inputs, "bfloat16", members=2)))
     return tuple(made)
-
-
-def test_a_single_is_found_and_no_pair_is_looked_for() -> None:
-    fitting, *_ = search(BOTH[0].spec, targets("layer_norm"), KNOWN, 2)
-    assert [c.name for c in fitting] == ["layer_norm"]
 
 
 def test_a_pair_is_found() -> None:
@@ -53,7 +45,6 @@ def test_a_pair_that_rounds_much_worse_than_a_right_kernel_is_found() -> None:
     names = ("scores_scaled_by_the_root_of_half_of_d", "subtracted_before_the_softmax")
     some = tuple(named("hf_diffllama", n) for n in names)
     out = kernel(case, some)
-    assert out is not None
     target = Target.of(out, budget(case.spec, case.inputs, "float32", members=2))
     fitting, *_ = search(case.spec, (target,), (*some, *KNOWN), 2)
     assert [c.name for c in fitting] == [" + ".join(names)]
@@ -75,27 +66,9 @@ def test_a_single_that_is_nearly_right_is_found_where_the_output_points_to_it() 
     slight = scores_larger(4e-3 / effect(case.spec, case.inputs, scores_larger(1e-3), known))
     assert effect(case.spec, case.inputs, slight, known) == pytest.approx(4.0, rel=0.02)
     wrong, right = kernel(case, [slight]), kernel(case, [])
-    assert wrong is not None
-    assert right is not None
     fitting, *_ = search(case.spec, (Target.of(wrong, known),), (slight,), 2)
     assert [c.name for c in fitting] == ["scores_larger"]
     fitting, closest, notes = search(case.spec, (Target.of(right, known),), (slight,), 2)
     assert not fitting
     assert not any(c.fits for c in closest)
     assert notes == (NEARLY_RIGHT,)
-
-
-def test_pairs_that_depend_on_the_keys_or_queries_are_not_tried_on_the_first_tokens() -> None:
-    names = ("aligned_with_the_first_key", "scale_left_out")
-    some = tuple(named("hf_diffllama", n) for n in names)
-    fitting, *_ = search(BOTH[0].spec, targets(*names), (*some, *KNOWN), 2)
-    assert [{d.name for d in c.deviations} for c in fitting] == [{d.name for d in some}]
-
-
-def test_a_large_case_is_searched_by_a_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sub_case, "LARGE", 20_000)
-    fitting, *_ = search(BOTH[0].spec, targets("scale_left_out", "keys_crossed"), KNOWN, 2)
-    assert [c.name for c in fitting] == ["scale_left_out + keys_crossed"]
-    mask = named("hf_diffllama", "one_future_token_seen")
-    fitting, *_ = search(BOTH[0].spec, targets("one_future_token_seen"), (*KNOWN, mask), 1)
-    assert [c.name for c in fitting] == ["one_future_token_seen"]
