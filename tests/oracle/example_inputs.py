@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from refdiff.oracle import Spec
 from refdiff.oracle.inputs import shapes
-from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.presets import PRESETS
 
 DIMS: dict[str, dict[str, int]] = {

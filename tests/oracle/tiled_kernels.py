@@ -14,14 +14,12 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import overlay
+from refdiff.oracle import Recipe, Spec, truth
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import quantised
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT, Arithmetic
-from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.rounding.rounded_attention import scores_of_maps
 from refdiff.oracle.rounding.rounded_layers import rounded_ops
-from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth import truth
 
 Numpy = np.ndarray[Any, Any]
 ORDER = HELD_OUT[3]
