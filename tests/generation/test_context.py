@@ -69,11 +69,6 @@ def test_reading_in_pieces_forgetting_and_taking_rows() -> None:
     np.testing.assert_allclose(got, DecodingContext(FakeModel(), MASK).read(longer)[[1, 0, 1]], rtol=1e-12)
 
 
-def test_padding_changes_nothing() -> None:
-    padded = DecodingContext(FakeModel(), MASK).read(IDS)[1]
-    np.testing.assert_allclose(padded, DecodingContext(FakeModel(), None).read(IDS[1:, 1:])[0], rtol=1e-12)
-
-
 def test_hidden_states() -> None:
     context = DecodingContext(FakeModel(), None)
     logits, hidden = context.read_hidden(IDS)

@@ -13,23 +13,6 @@ from refdiff.generation.results import GenerateBeamDecoderOnlyOutput, GenerateDe
 from .fakes import FakeModel
 
 PROMPT = [[5, 6, 7], [8, 9, 10]]
-ASKED = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True, "max_new_tokens": 4}
-
-
-@pytest.mark.parametrize(
-    ("options", "rows"),
-    [({}, 2), ({"do_sample": True, "num_return_sequences": 3}, 6), ({"penalty_alpha": 0.6, "top_k": 4}, 2)],
-)
-def test_one_text_at_a_time(options: dict[str, Any], rows: int) -> None:
-    out = generate(FakeModel(), PROMPT, seed=1, eos_token_id=None, repetition_penalty=1.5, **ASKED, **options)
-    assert isinstance(out, GenerateDecoderOnlyOutput)
-    assert out.sequences.shape == (rows, 7)
-    assert out.sequences.dtype == np.int64
-    assert out.scores is not None
-    assert out.logits is not None
-    assert [s.shape for s in out.scores] == [s.shape for s in out.logits] == [(rows, 23)] * 4
-    assert not any(np.array_equal(s, z) for s, z in zip(out.scores, out.logits, strict=True))  # a processor was between
-    assert len(out.cache) >= 6
 
 
 @pytest.mark.parametrize("asked", [{}, {"output_scores": True}, {"output_logits": True}])

@@ -8,7 +8,6 @@ from threadpoolctl import threadpool_info
 
 from refdiff.backends.numpy.runtime import Runtime, split_batch
 from refdiff.backends.numpy.tuning import Tuning, has_avx512
-from tests.model.models import small_model
 
 
 @pytest.mark.parametrize("threads", [2, Tuning.python_threads, Tuning.python_threads + 1])
@@ -24,19 +23,6 @@ def test_one_token_reads_large_weights_with_the_threads_of_blas_where_these_are_
         with rt.inference_scope(weight):
             blas = {lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"}
         assert blas == {threads if for_blas else 1}
-
-
-def test_the_model_says_when_a_pass_is_of_one_token() -> None:
-    model, said = small_model(), []
-    whole = model.backend.inference_scope
-    model.backend.inference_scope = lambda weight: (said.append(weight), whole(weight))[1]
-    for ids in ([[3]], [[3, 4]], [[3], [4]]):
-        model(np.array(ids))
-    assert [None if weight is None else weight.shape for weight in said] == [
-        (model.config.intermediate_size, model.config.hidden_size),
-        None,
-        None,
-    ]
 
 
 def test_a_pass_has_a_buffer_of_its_own_size_in_every_thread() -> None:

@@ -124,12 +124,24 @@ def test_overflow_in_strides() -> None:
         ({"truncation": "first", "max_length": 3}, "truncation: got 'first'"),
         ({"truncation": True, "max_length": 0}, "max_length: got 0, expected a number from 1"),
         ({"truncation": True, "max_length": 2.5}, "max_length: got 2.5"),
+        ({"truncation": True, "max_length": True}, "max_length: got True"),
         ({"return_tensors": "pt"}, "return_tensors: got 'pt'"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         words()("a", **options)
+
+
+@pytest.mark.parametrize("stride", [-1, 2])
+def test_wrong_stride(stride: int) -> None:
+    with pytest.raises(ValueError, match=f"stride: got {stride}, expected 0 to 1"):
+        words().encodings("a b c d", truncation=True, max_length=3, stride=stride)
+
+
+def test_half_a_character() -> None:
+    with pytest.raises(ValueError, match=r"lone surrogate.*position 1"):
+        words()("a\ud800")
 
 
 @pytest.mark.parametrize("text", [3, None, ["a", 4], [["a"]], b"a", {"text": "a"}])
