@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import pytest
 
 from refdiff.bench import measure as bench
+from refdiff.bench import processes
 from refdiff.bench.inputs import repetition
 from refdiff.bench.peers import OnnxRuntimeSide, TransformersSide
 from refdiff.bench.plot import draw
@@ -27,14 +30,59 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("spelled", [ROWS, pytest.param(MORE, marks=pytest.mark.nightly)])
-def test_all_rows_beside_all_others(spelled: str, tiny: Path, tmp_path: Path) -> None:
+class InThisProcess:
+    """A side without a process of its own: all rows together import torch once, and hold weights that caches hold."""
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        module, _, kind = processes.SIDES[name].partition(".")
+        self._side = getattr(importlib.import_module(f"refdiff.bench.{module}"), kind)(settings)
+        self.request("prepare")
+
+    def request(self, do: str, **arguments: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(processes.answer(self._side, json.dumps({"do": do, **arguments})))
+        assert "error" not in answer, answer
+        return answer
+
+    def close(self) -> None:
+        del self._side
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "Child", InThisProcess)
+    monkeypatch.setattr("refdiff.bench.side.CACHES", 2**23)
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_all_rows_beside_all_others(tiny: Path, tmp_path: Path) -> None:
+    report = _measure(ROWS, tiny)
+    for name in ("picture.png", "picture.svg"):
+        draw(report).savefig(tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 5000
+
+
+@pytest.mark.parametrize("spelled", ["prefill:7", pytest.param(MORE, marks=pytest.mark.nightly)])
+def test_each_side_in_a_process_of_its_own(spelled: str, tiny: Path) -> None:
+    _measure(spelled, tiny)
+
+
+def _measure(spelled: str, tiny: Path) -> dict[str, Any]:
+    """Measure rows on all sides, which must have done the same; returns the report."""
     against = ("transformers", "onnxruntime", "numpy")
     settings = Settings(str(tiny), against=against, pairs=1, steps=6, looked_up=20, least=0, rest=0, batch=2, context=8)
     rows = parse_rows(spelled)
     found = list(bench.run(rows, settings))
     report = bench.report(found, settings, model=None)
-    assert [(row["row"], row["error"]) for row in report["rows"]] == [(row.spelled, None) for row in [*rows, rows[-1]]]
+    expected = [
+        row.spelled for row in rows for _ in range(2 if row.kind == "train" else 1)
+    ]  # the speed, then the memory
+    assert [(row["row"], row["error"]) for row in report["rows"]] == [(row, None) for row in expected]
     for row in report["rows"]:
         others = {"transformers"} | ({"onnxruntime", "numpy"} if row["row"].startswith("product") else set())
         assert set(row["against"]) == others
@@ -43,9 +91,7 @@ def test_all_rows_beside_all_others(spelled: str, tiny: Path, tmp_path: Path) ->
     assert not any(measured.failed for measured in found)
     assert json.loads(json.dumps(report)) == report
     assert {"torch", "transformers", "onnxruntime"} <= set(report["machine"]["versions"])
-    for name in ("picture.png", "picture.svg"):
-        draw(report).savefig(tmp_path / name)
-        assert (tmp_path / name).stat().st_size > 5000
+    return report
 
 
 def test_other_weights_are_noticed(tiny: Path, tiny_checkpoint: Path) -> None:
