@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,10 +17,11 @@ from refdiff.oracle.spec.presets import PRESETS
 
 RIGHT = ("right", "dense_with_gradients", "epsilon_compiled_in")
 ROOT = Path(__file__).parents[2]
+KERNELS = "tests.oracle.user_kernels:"
 
 
 def _run(function: str, outside: dict[str, str], **variables: str) -> tuple[int, str]:
-    given = {"REFDIFF_KERNEL": f"tests.oracle.user_kernels:{function}", **variables}
+    given = {"REFDIFF_KERNEL": KERNELS + function, **variables}
     environment = {**outside, "PYTHONPATH": str(ROOT), **given}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-rs", "--pyargs", "refdiff.oracle.conformance", "-p", "no:cacheprovider"],
@@ -103,31 +105,18 @@ def test_the_first_case_that_fails_is_told_once(outside: dict[str, str]) -> None
     assert text.count("rows are wrong") > 1
 
 
-@pytest.mark.parametrize(
-    ("function", "says"),
-    [
-        ("nope", "but tests.oracle.user_kernels has no function 'nope'"),
-        pytest.param("by_name", "must take (spec, inputs) or (inputs), and may have dout", marks=pytest.mark.slow),
-    ],
-)
-def test_what_is_no_kernel_is_told_once(function: str, says: str, outside: dict[str, str]) -> None:
-    status, text = _run(function, outside)
+def test_what_is_no_kernel_is_told_once(outside: dict[str, str]) -> None:
+    status, text = _run("nope", outside)
     assert status not in (0, 1)
-    assert text.count(says) == 1, text
+    assert text.count("but tests.oracle.user_kernels has no function 'nope'") == 1, text
     assert "Traceback" not in text
 
 
-@pytest.mark.slow
-def test_without_a_kernel(outside: dict[str, str]) -> None:
-    status, text = _run("right", outside, REFDIFF_KERNEL="")
-    assert status not in (0, 1)
-    assert text.count("set REFDIFF_KERNEL=package.module:function") == 1, text
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variable", "value", "says"),
     [
+        ("KERNEL", "", "set REFDIFF_KERNEL=package.module:function"),
+        ("KERNEL", KERNELS + "by_name", "must take (spec, inputs) or (inputs), and may have dout"),
         ("SPEC", "hf", "no preset is called 'hf'; the preset of that variant is 'hf_diffllama'; there are"),
         ("SPEC", '{"heads": 3}', "'heads'"),
         ("RECIPE", "int8", "no recipe is called 'int8': there are float32"),
@@ -135,8 +124,9 @@ def test_without_a_kernel(outside: dict[str, str]) -> None:
         ("SEED", "one", "invalid literal for int"),
     ],
 )
-def test_what_is_none_is_told(variable: str, value: str, says: str, outside: dict[str, str]) -> None:
-    status, text = _run("right", outside, **{f"REFDIFF_{variable}": value})
-    assert status != 0
-    assert says in text, text
-    assert "Traceback" not in text
+def test_what_is_none_is_told(variable: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFDIFF_KERNEL", KERNELS + "right")
+    monkeypatch.setenv(f"REFDIFF_{variable}", value)
+    with pytest.raises(pytest.Collector.CollectError) as refused:
+        conformance.pytest_generate_tests(SimpleNamespace(fixturenames=["case"]))
+    assert says in str(refused.value)

@@ -23,11 +23,14 @@ QUICK = [
     ("timm", "cancellation", "float16"),
     ("diff_v2", "tiny_values", "float32"),
 ]
-THOROUGH = [
-    (preset, values, recipe)
-    for preset in ("hf_diffllama", "ms_v1", "timm", "diff_v2")
-    for values in ("natural", "discriminating", "cancellation", "tiny_values", "degenerate", "lambda")
-    for recipe in ("bfloat16", "float16", "float32", "tf32")
+PRESETS = "hf_diffllama", "ms_v1", "timm", "diff_v2"
+VALUES = "natural", "discriminating", "cancellation", "tiny_values", "degenerate", "lambda"
+RECIPES = "bfloat16", "float16", "float32", "tf32"
+THOROUGH = [  # of each preset with each kind of values one recipe among the slow tests, the others every night
+    pytest.param(preset, values, recipe, marks=pytest.mark.nightly if (i + j + k) % len(RECIPES) else pytest.mark.slow)
+    for i, preset in enumerate(PRESETS)
+    for j, values in enumerate(VALUES)
+    for k, recipe in enumerate(RECIPES)
 ]
 
 
@@ -74,7 +77,6 @@ def test_a_sample_bounds_what_all_rows_may_be_off_by(
     _compare(monkeypatch, preset, values, recipe)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "values", "recipe"), THOROUGH)
 def test_a_sample_bounds_what_all_rows_may_be_off_by_in_every_profile(
     preset: str, values: str, recipe: str, monkeypatch: pytest.MonkeyPatch

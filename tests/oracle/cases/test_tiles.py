@@ -45,10 +45,16 @@ def test_an_online_softmax_that_does_not_rescale_is_found_at_tiles_of_256(mistak
     assert found_by(mistake, 256, "float32")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("tile", [32, 64, 128])
-@pytest.mark.parametrize("mistake", MISTAKES)
+IN_16_BITS = [
+    pytest.param(mistake, tile, dtype, marks=pytest.mark.nightly if (i + j) % 3 else pytest.mark.slow)
+    for dtype in ("bfloat16", "float16")
+    for i, mistake in enumerate(MISTAKES)
+    for j, tile in enumerate((32, 64, 128))
+]
+"""One tile of each mistake among the slow tests, the others every night."""
+
+
+@pytest.mark.parametrize(("mistake", "tile", "dtype"), IN_16_BITS)
 def test_every_mistake_is_found_in_16_bits(mistake: str, tile: int, dtype: str) -> None:
     assert found_by(mistake, tile, dtype)
 

@@ -58,7 +58,9 @@ def test_a_single_mistake_is_named(preset: str, dtype: str, name: str) -> None:
     assert name in str(found)
 
 
-@pytest.mark.parametrize("preset", [pytest.param("hf_diffllama", marks=pytest.mark.slow), "diff_v2"])
+@pytest.mark.parametrize(
+    "preset", [pytest.param("hf_diffllama", marks=pytest.mark.nightly), pytest.param("diff_v2", marks=pytest.mark.slow)]
+)
 def test_a_kernel_that_has_tokens_before_heads_in_memory(preset: str) -> None:
     """It reads and writes (B, T, heads, width); what it reads alone, and what it writes alone, have names too."""
     spec = small_spec(preset)
@@ -439,7 +441,7 @@ def test_pairs_are_named() -> None:
     assert len(unnamed) <= 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_of_an_output_with_noise_no_pair_stands_before_the_one_deviation_that_is_there() -> None:
     """Pairs with what these inputs cannot show stood in its place."""
     case = pair_of_cases("hf_diffllama", "bfloat16")[0]
