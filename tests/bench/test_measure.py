@@ -241,6 +241,7 @@ def test_training_gives_its_memory_too(fake: type[FakeChild], tiny_checkpoint: P
     assert memory.to_dict()["sides"]["transformers"]["bytes"] == [7]
 
 
+@pytest.mark.slow
 def test_the_oracle_is_measured_in_a_new_process_each_time() -> None:
     found = list(bench.run(parse_rows("check:19x2,diagnose:23x2"), _settings(None)))
     assert [m.error for m in found] == [None] * 4

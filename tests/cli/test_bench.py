@@ -179,6 +179,7 @@ def test_what_is_not_installed(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> Non
     assert done == (1, "", "refdiff bench: error: --against transformers needs torch\n")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes")
 def test_ctrl_c_ends_all_processes_and_shows_what_there_is(environment: dict[str, str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "refdiff", "bench", "--quick", "--rows", "decode:4", "--pairs", "100000"]

@@ -258,6 +258,7 @@ def test_a_conversation_on_a_terminal(reciting: Path, environment: dict[str, str
     assert "Traceback" not in seen
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_many_prompts_goes_on_where_it_was(
     reciting: Path, run: Run, start: Start, tmp_path: Path
 ) -> None:

@@ -41,7 +41,7 @@ def bases(work: Path) -> dict[str, Base]:
 
 
 @pytest.mark.parametrize(
-    "first", [pytest.param(n, marks=[pytest.mark.slow] if n >= 2 * STEP else []) for n in range(0, CASES, STEP)]
+    "first", [pytest.param(n, marks=[pytest.mark.slow] if n else []) for n in range(0, CASES, STEP)]
 )
 def test_every_case_is_a_result_or_one_error(bases: dict[str, Base], work: Path, first: int) -> None:
     results = list(fuzz.run_many(bases, work, 0, first, STEP))

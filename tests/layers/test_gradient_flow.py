@@ -197,6 +197,7 @@ def measured(n: int, layer: int) -> dict[str, dict[str, float]]:
     return {kind: {name: float(np.mean(values)) for name, values in row.items()} for kind, row in ratios.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.no_arrays
 def test_scale_of_gradients_at_initialization() -> None:
     depths = [0, 3, 27]

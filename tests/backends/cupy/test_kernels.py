@@ -199,9 +199,8 @@ def test_kernel_equals_its_layer_in_all_sizes(name: str, dtype: Any, every: int)
     assert all(served)
 
 
-@pytest.mark.parametrize(
-    "dtype", [np.float16, pytest.param(BFLOAT16, marks=pytest.mark.slow)], ids=["float16", "bfloat16"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [np.float16, BFLOAT16], ids=["float16", "bfloat16"])
 @pytest.mark.parametrize("name", ON_TENSOR_CORES)
 def test_kernel_equals_its_layer_as_a_card_runs_it(name: str, dtype: Any) -> None:
     """With its tensor cores, and so many multiprocessors that keys are split: what tests/gpu_run.sh asks of a card."""
