@@ -19,7 +19,7 @@ from tests.training.conftest import tale
 
 from .conftest import Cli
 
-F = ", ".join(small_spec("timm").to_dict())
+FIELDS = ", ".join(["preset", *small_spec("timm").to_dict()])
 TRACE = "expected MODEL and PROMPT (or --ids) to record, or --compare MINE REF to compare"
 USAGE = (
     ("attention x -o page.htm", "-o page.htm: got .htm, expected a file name that ends in .html, .png, .svg, .npz"),
@@ -104,7 +104,7 @@ USAGE = (
     ("golden export bad.txt", "VECTORS bad.txt: got a file, expected a folder; name another"),
     ("golden export .", "VECTORS .: got a folder with other files, expected a new or empty one, or vectors"),
     ("golden export a --spec b.json", "b.json: no such file"),
-    ("golden export a --set windw=3", f"'windw' is no field of a Spec, did you mean 'window'? there are preset, {F}"),
+    ("golden export a --set windw=3", f"'windw' is no field of a Spec, did you mean 'window'? there are {FIELDS}"),
     ("golden export a --recipe int8", "--recipe int8: no recipe is called 'int8': there are float32, tf32, bfloat16"),
     ("golden verify . .", "…manifest.json: no such file"),
     ("help genrate", "COMMAND: got 'genrate', expected one of generate, "),
