@@ -14,7 +14,6 @@ from tests.tolerances import FLOAT64, close
 RNG = np.random.default_rng(47)
 B, T, S, d, e = 2, 5, 7, 3, 4
 H, K = 6, 2
-SIZES = st.sampled_from([(1, 1), (3, 1), (3, 3), (4, 2), (6, 2)])
 
 
 def inputs(rng: np.random.Generator, H: int = H, K: int = K, queries: int = T, keys: int = S) -> list[np.ndarray]:
