@@ -106,9 +106,9 @@ def run(args: argparse.Namespace) -> int:
     if not to_stdout and args.output != os.devnull:
         check_place("-o", Path(args.output))
     if args.prompts_file is not None:
-        from refdiff.cli import prompts_file
+        from refdiff.cli.prompts_file.run import answer_file
 
-        return prompts_file.run(args)
+        return answer_file(args)
     if args.chat and alone and sys.stdin.isatty():
         from refdiff.cli.conversation import converse
 

@@ -22,7 +22,7 @@ from refdiff.cli.terminal import in_flags, minutely, note, progress_bar
 Answer = Callable[[Iterable[list[Task]]], Iterable[tuple[list[Task], list[Result]]]]
 
 
-def run(args: argparse.Namespace) -> int:
+def answer_file(args: argparse.Namespace) -> int:
     """Answer this shard's prompts that have no answer yet.
 
     A file that can be read twice is checked as a whole before the model is loaded. A prompt that fails is reported on
