@@ -13,8 +13,6 @@ from refdiff.cli.answering import (
     NUMBERS,
     call_options,
     chat_messages,
-    check_greedy,
-    check_template,
     encode,
     finish_reason,
     given_options,
@@ -132,16 +130,8 @@ def test_a_line_of_json() -> None:
     }
 
 
-def test_filters_of_greedy_text() -> None:
-    check_greedy(_args("--temp", "0"))
-    check_greedy(_args("--top-k", "5"))
-    with pytest.raises(UsageError, match="--top-k, --min-p: no effect with --temperature 0"):
-        check_greedy(_args("--temp", "0", "--top-k", "5", "--min-p", "0"))
-
-
 def test_templates() -> None:
     tokenizer: Any = SimpleNamespace(
-        chat_template={"tool": "…"},
         encode=lambda text, add_special_tokens=True: [len(text), add_special_tokens],
         apply_chat_template=lambda messages, **_: "".join(f"{m['role']}: {m['content']};" for m in messages),
     )
@@ -152,12 +142,6 @@ def test_templates() -> None:
         tokenizer.apply_chat_template = Mock(side_effect=error)
         with pytest.raises(UsageError, match=f"^{error}$"):
             encode(tokenizer, "ab", chat_messages("ab", "s"))
-    check_template(tokenizer, _args())
-    with pytest.raises(ValueError, match=r"bundled: none of its chat templates \(tool\) is the default; leave out"):
-        check_template(tokenizer, _args("--chat"))
-    tokenizer.chat_template = None
-    with pytest.raises(ValueError, match="bundled: has no chat template; leave out --chat"):
-        check_template(tokenizer, _args("--chat"))
 
 
 def test_every_number_is_a_flag_and_says_what_turns_it_off() -> None:

@@ -59,11 +59,11 @@ def test_text_alone_on_standard_output_and_statistics_on_standard_error(reciting
     assert cli("generate", "-q", "-m", reciting, "h") == (0, f"{TEXT}\n", "")
 
 
-@pytest.mark.parametrize("arguments", [["-p", "h"], ["-"], ["-f", "prompt.txt"], ["-f", "-"], ["--", "h"]])
+@pytest.mark.parametrize("arguments", [["-"], ["--", "h"]])
 def test_where_the_prompt_comes_from(
-    arguments: list[str], reciting: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, here: Path
+    arguments: list[str], reciting: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (here / "prompt.txt").write_bytes(b"h\r\n")
+    """More of it in test_loading.py."""
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfh\n")))
     assert cli("generate", "-q", "-m", reciting, *arguments)[:2] == (0, f"{TEXT}\n")
 

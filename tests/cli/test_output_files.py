@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from refdiff.cli.flags import UsageError
 from refdiff.cli.output_files import check_file, write_picture
 from refdiff.viz.appearance import new_figure
 
@@ -30,12 +29,8 @@ def test_written_in_the_format_of_the_ending_without_a_ground(tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.PNG", "a.svg"]
 
 
-def test_what_could_not_be_written_is_refused_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_without_matplotlib_is_refused_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_file("-o", tmp_path / "a.png")
-    with pytest.raises(UsageError, match=r"--plot a\.pdf: got \.pdf, expected a file name that ends in \.png, \.svg"):
-        check_file("--plot", Path("a.pdf"))
-    with pytest.raises(UsageError, match=r"the folder .*none does not exist"):
-        check_file("-o", tmp_path / "none" / "a.png")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"pip install matplotlib"):
         check_file("-o", tmp_path / "a.png")
