@@ -25,7 +25,7 @@ from tests.layers.places import Place, devices
 # dev: seconds, ci: minutes, nightly: about an hour of two cores; chosen by REFDIFF_HYPOTHESIS, or by pytest's
 # --hypothesis-profile. All but nightly draw the same examples each time; a failing one is printed as a program
 # (failing_example.py), and as a @reproduce_failure line that runs it again. mutation is for tests that are to fail, not
-# to explain; browser is for WebAssembly, which takes several times as long.
+# to explain; few is for runs that take several times as long, in WebAssembly or while coverage is measured.
 settings.register_profile(
     "dev",
     max_examples=30,
@@ -34,7 +34,7 @@ settings.register_profile(
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.register_profile("browser", settings.get_profile("dev"), max_examples=6)
+settings.register_profile("few", settings.get_profile("dev"), max_examples=6)
 settings.register_profile("ci", settings.get_profile("dev"), max_examples=200)
 settings.register_profile("nightly", settings.get_profile("dev"), max_examples=3000, derandomize=False)
 settings.register_profile(
