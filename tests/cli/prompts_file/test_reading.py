@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,29 +13,40 @@ import pytest
 from refdiff.cli.flags import UsageError
 from refdiff.cli.prompts_file.reading import Prompt, Prompts
 
-
-def read(path: Path, temperature: float | None = None) -> list[Prompt]:
-    with Prompts(str(path), temperature) as prompts:
-        return list(prompts)
+Read = Callable[..., list[Prompt]]
 
 
-def test_null_is_not_given(tmp_path: Path) -> None:
-    path = tmp_path / "prompts"
-    path.write_text('{"prompt": null, "text": "a", "temperature": null, "stop": null, "system": null, "id": null}\n')
-    assert read(path) == [Prompt(0, "a")]
+@pytest.fixture
+def read(here: Path) -> Read:
+    """Read a text as a file of prompts."""
+
+    def read(content: str | bytes, temperature: float | None = None, name: str = "prompts") -> list[Prompt]:
+        (here / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        with Prompts(name, temperature) as prompts:
+            return list(prompts)
+
+    return read
+
+
+def test_null_is_not_given(read: Read) -> None:
+    row = '{"prompt": null, "text": "a", "temperature": null, "stop": null, "system": null, "id": null}\n'
+    assert read(row) == [Prompt(0, "a")]
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(b"", "no prompts in it"), (b"\n \n", "no prompts in it"), (b"a\nb\xff\n", "line 2: not UTF-8")],
+    [
+        (b"", "prompts: no prompts in it"),
+        (b"\n \n", "prompts: no prompts in it"),
+        (b"a\nb\xff\n", "prompts line 2: not UTF-8"),
+        (b'[{"prompt": "A fox"}]', "prompts line 1: got a JSON array, expected one object a line, as `jq -c"),
+        (b'[\n{"prompt": "A fox"}\n]', "prompts line 1: got a JSON array"),
+        (b'[{"prompt": "A fox"},\n', "prompts line 1: got a JSON array"),
+    ],
 )
-def test_a_wrong_prompts_file_names_its_line(content: bytes, expected: str, tmp_path: Path) -> None:
-    path = tmp_path / "prompts"
-    path.write_bytes(content)
-    with pytest.raises(UsageError) as error:
-        read(path)
-    assert str(error.value).startswith(str(path))
-    assert expected in str(error.value)
+def test_a_wrong_prompts_file_names_its_line(content: bytes, expected: str, read: Read) -> None:
+    with pytest.raises(UsageError, match=f"^{expected}"):
+        read(content)
 
 
 @pytest.mark.parametrize(
@@ -47,14 +59,8 @@ def test_a_wrong_prompts_file_names_its_line(content: bytes, expected: str, tmp_
         ('{"prompt": 5}', "that is a string"),
         ('{"prompt": "a", "top_p": 7}', "top_p: got 7, expected a number above 0 and at most 1 (1 = off)"),
         ('{"prompt": "a", "max_new_tokens": "7"}', "max_new_tokens: got '7', expected a whole number of at least 0"),
-        (
-            '{"prompt": "a", "max_tokens": 1000000000000000000000}',
-            "max_tokens: got 1000000000000000000000, expected",
-        ),
-        (
-            '{"prompt": "a", "num_beams": 1000000}',
-            "num_beams: got 1000000, expected a whole number of at least 1 and at",
-        ),
+        ('{"prompt": "a", "max_tokens": 1000000000000000000000}', "max_tokens: got 1000000000000000000000, expected"),
+        ('{"prompt": "a", "num_beams": 1000000}', "num_beams: got 1000000, expected a whole number of at least 1"),
         ('{"prompt": "a", "top_p": NaN}', "not JSON: NaN is not a JSON number"),
         ('{"prompt": "a", "id": Infinity}', "not JSON: Infinity is not a JSON number"),
         ('{"prompt": "a", "id": 1e400}', "not JSON: 1e400 is beyond the largest number, 1.8e308"),
@@ -73,58 +79,32 @@ def test_a_wrong_prompts_file_names_its_line(content: bytes, expected: str, tmp_
         ('{"messages": [{"role": "user"}]}', "messages: expected a list such as"),
     ],
 )
-def test_one_bad_row_costs_no_other(row: str, expected: str, tmp_path: Path) -> None:
-    path = tmp_path / "prompts"
-    path.write_text(f'{{"prompt": "a"}}\n\n{row}\n{{"prompt": "b"}}\n')
-    first, bad, last = read(path)
+def test_one_bad_row_costs_no_other(row: str, expected: str, read: Read) -> None:
+    first, bad, last = read(f'{{"prompt": "a"}}\n\n{row}\n{{"prompt": "b"}}\n')
     assert [first, last] == [Prompt(0, "a"), Prompt(2, "b")]
     assert bad.index == 1
-    assert str(bad.problem).startswith(f"{path} line 3: ")
+    assert str(bad.problem).startswith("prompts line 3: ")
     assert expected in str(bad.problem)
 
 
-def test_messages_and_max_tokens(tmp_path: Path) -> None:
-    path = tmp_path / "prompts.jsonl"
+def test_messages_and_max_tokens(read: Read) -> None:
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "é"}]
-    path.write_text(json.dumps({"messages": messages, "max_tokens": 3}) + "\n")
-    (found,) = read(path)
-    assert found.messages == messages
-    assert json.loads(found.text) == messages
+    (found,) = read(json.dumps({"messages": messages, "max_tokens": 3}) + "\n", name="prompts.jsonl")
+    assert found.messages == json.loads(found.text) == messages
     assert found.options == {"max_new_tokens": 3}
 
 
-@pytest.mark.parametrize("text", ['[{"prompt": "A fox"}]', '[\n{"prompt": "A fox"}\n]', '[{"prompt": "A fox"},\n'])
-def test_a_json_array_is_no_file_of_prompts(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "prompts.json"
-    path.write_text(text)
-    with pytest.raises(
-        UsageError, match=r"prompts.json line 1: got a JSON array, expected one object a line, as `jq -c"
-    ):
-        read(path)
-
-
-def test_a_line_that_looks_like_json_but_is_no_object_is_text(tmp_path: Path) -> None:
-    path = tmp_path / "prompts"
-    path.write_bytes(b"\xef\xbb\xbf[1, 2]\r\n{not json\r\n")
-    assert read(path) == [Prompt(0, "[1, 2]"), Prompt(1, "{not json")]
-    path.write_text("[" * 100_000)
-    assert read(path) == [Prompt(0, "[" * 100_000)]
+def test_a_line_that_looks_like_json_but_is_no_object_is_text(read: Read) -> None:
+    assert read(b"\xef\xbb\xbf[1, 2]\r\n{not json\r\n") == [Prompt(0, "[1, 2]"), Prompt(1, "{not json")]
+    assert read("[" * 100_000) == [Prompt(0, "[" * 100_000)]
 
 
 @pytest.mark.parametrize(
     ("row", "temperature", "expected"),
     [
-        (
-            {"temperature": 0, "top_k": 5},
-            None,
-            "top_k: no effect with temperature 0, which takes the most probable token",
-        ),
+        ({"temperature": 0, "top_k": 5}, None, "top_k: no effect with temperature 0, which takes the most probable"),
         ({"temperature": 0, "top_p": 0.5, "min_p": 0.1}, 0.7, "top_p, min_p: no effect with temperature 0, which"),
-        (
-            {"top_k": 5},
-            0,
-            "top_k: no effect with --temperature 0, which takes the most probable token; give this prompt a",
-        ),
+        ({"top_k": 5}, 0, "top_k: no effect with --temperature 0, which takes the most probable token; give this prom"),
         ({"temperature": 0.5, "top_k": 5}, 0, ""),
         ({"top_k": 5}, 0.5, ""),
         ({"top_k": 5}, None, ""),
@@ -132,14 +112,13 @@ def test_a_line_that_looks_like_json_but_is_no_object_is_text(tmp_path: Path) ->
     ],
 )
 def test_a_filter_that_does_nothing_is_refused_as_the_flag_is(
-    row: dict[str, float], temperature: float | None, expected: str, tmp_path: Path
+    row: dict[str, float], temperature: float | None, expected: str, read: Read
 ) -> None:
-    path = tmp_path / "prompts"
-    path.write_text(json.dumps({"prompt": "ab"}) + "\n" + json.dumps({"prompt": "ab", **row}) + "\n")
-    if not expected:
-        assert read(path, temperature)[1].options == row
-        return
-    assert str(read(path, temperature)[1].problem).startswith(f"{path} line 2: {expected}")
+    _, found = read('{"prompt": "ab"}\n' + json.dumps({"prompt": "ab", **row}) + "\n", temperature)
+    if expected:
+        assert str(found.problem).startswith(f"prompts line 2: {expected}")
+    else:
+        assert found.options == row
 
 
 def test_a_file_is_gone_through_twice(tmp_path: Path) -> None:
