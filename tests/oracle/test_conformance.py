@@ -34,29 +34,20 @@ def _run(function: str, outside: dict[str, str], **variables: str) -> tuple[int,
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "recipe", "profiles", "says"),
     [
-        pytest.param("dense_with_gradients", "float32", "natural,layout", " skipped", marks=pytest.mark.slow),
-        (
-            "wrong_rope",
-            "float32",
-            "discriminating",
-            "tries pairs too):\nunique: the_other_pairs_turn",
-        ),
-        *(
-            pytest.param(*run, marks=pytest.mark.slow)
-            for run in (
-                ("right", "bfloat16", "natural,degenerate,serving,tiles", " passed"),
-                ("epsilon_compiled_in", "float32", ",".join(PROFILES), " passed"),
-                ("wrong_epsilon", "float32", "tiny_values", "rows are wrong"),
-                ("wrong_epsilon", "bfloat16", "tiny_values", "rows are wrong"),
-                ("wrong_gradient", "float32", "natural", "  dk           fail"),
-                ("changes_its_input", "float32", "natural", "changed its input q"),
-                ("sees_the_future", "bfloat16", "natural", "Keys and values of the last token do not touch"),
-                ("declines", "float32", "natural", "no output was compared"),
-            )
-        ),
+        ("dense_with_gradients", "float32", "natural,layout", " skipped"),
+        ("wrong_rope", "float32", "discriminating", "tries pairs too):\nunique: the_other_pairs_turn"),
+        ("right", "bfloat16", "natural,degenerate,serving,tiles", " passed"),
+        ("epsilon_compiled_in", "float32", ",".join(PROFILES), " passed"),
+        ("wrong_epsilon", "float32", "tiny_values", "rows are wrong"),
+        ("wrong_epsilon", "bfloat16", "tiny_values", "rows are wrong"),
+        ("wrong_gradient", "float32", "natural", "  dk           fail"),
+        ("changes_its_input", "float32", "natural", "changed its input q"),
+        ("sees_the_future", "bfloat16", "natural", "Keys and values of the last token do not touch"),
+        ("declines", "float32", "natural", "no output was compared"),
     ],
 )
 def test_right_functions_pass_and_wrong_ones_fail(
@@ -67,7 +58,7 @@ def test_right_functions_pass_and_wrong_ones_fail(
     assert status == (0 if function in RIGHT else 1), text
 
 
-@pytest.mark.parametrize(("allowed", "status"), [("", 1), ("1", 0)])
+@pytest.mark.parametrize(("allowed", "status"), [("", 1), pytest.param("1", 0, marks=pytest.mark.slow)])
 def test_a_kernel_that_declines_most_is_no_pass(allowed: str, status: int, outside: dict[str, str]) -> None:
     kernel = "tests.oracle.suite.wrong_kernels:declines_most"
     found, text = _run("right", outside, REFDIFF_KERNEL=kernel, REFDIFF_ALLOW_DECLINED=allowed,

@@ -21,6 +21,7 @@ def test_one_token_hides_much() -> None:
     assert "norm_after_attention_left_out" not in found
 
 
+@pytest.mark.slow
 def test_as_many_keys_as_queries_hide_f5() -> None:
     mha, gqa = small("ms_v1", key_heads=12), small("ms_v1")
     name = "keys_repeated_before_they_pair"

@@ -47,6 +47,7 @@ def test_windows_of_any_length(window: int) -> None:
     assert found >= {"window_one_less", "window_one_more", "window_left_out"}
 
 
+@pytest.mark.slow
 def test_many_groups_of_signals_are_seen_as_few() -> None:
     few, many = (small("motif3", query_heads=5 * n, key_heads=n, window=20 * n) for n in (3, 6))
     assert deviations(few) == deviations(many)

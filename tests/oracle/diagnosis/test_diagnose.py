@@ -44,9 +44,14 @@ def ask(preset: str, dtype: str, *names: str, order: int = 0, most: int = 1) -> 
     [
         ("hf_diffllama", "bfloat16", "neighbors_are_a_pair"),
         ("hf_diffllama", "float16", "epsilon_of_1e-6"),
-        ("ms_v1", "float32", "keys_repeated_before_they_pair"),
-        ("diff_v2", "bfloat16", "v2_halves_are_a_pair"),
-        ("gda", "float32", "signals_and_noises_in_the_other_order"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("ms_v1", "float32", "keys_repeated_before_they_pair"),
+                ("diff_v2", "bfloat16", "v2_halves_are_a_pair"),
+                ("gda", "float32", "signals_and_noises_in_the_other_order"),
+            )
+        ),
         ("hf_diffllama", "bfloat16", "no_padding_mask"),  # which one of the two cases shows
         ("hf_diffllama", "float32", "wired_as_in_ms_v1"),  # rows F1, F2 and F6 together: three choices, and one name
     ],
@@ -84,6 +89,7 @@ def test_a_kernel_that_has_tokens_before_heads_in_memory(preset: str) -> None:
     assert {d.name for d in both.candidates[0].deviations} == {"tokens_laid_out_before_heads", "all_read_by_token"}
 
 
+@pytest.mark.slow
 def test_what_may_be_there_beside_a_name_is_said() -> None:
     """In bfloat16 a kernel may round the exponentials of λ, and nobody sees whether it did."""
     one, other = "triangle_at_the_top_left", "exponentials_rounded_to_bfloat16"
@@ -96,6 +102,7 @@ def test_what_may_be_there_beside_a_name_is_said() -> None:
         assert "layer_norm" not in note
 
 
+@pytest.mark.slow
 def test_what_is_nearly_right_has_no_name() -> None:
     """Errors a little above those of right kernels: it passes with all that its inputs do not show."""
     case = pair_of_cases("hf_diffllama", "bfloat16")[0]

@@ -78,6 +78,7 @@ def test_one_byte_of_the_vectors(vectors: Path, tmp_path: Path) -> None:
     assert "changed: case_v2.safetensors" in str(report)
 
 
+@pytest.mark.slow
 def test_a_damaged_index(vectors: Path, tmp_path: Path) -> None:
     shutil.copytree(vectors, tmp_path / "vectors")
     write_raw(tmp_path / "raw", {kind: {"out": of["out"]} for kind, of in right(vectors).items()})

@@ -21,7 +21,8 @@ def _of(seed: int, number: int) -> tuple[Trial, list[Mutant]]:
     return trial, list(mutants(trial.setting, trial.budget.inputs, trial.right, trial.dout, rng))
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
 def test_the_main_problem(seed: int) -> None:
     trial, found = _of(seed, 0)
     for mutant in found:

@@ -57,7 +57,7 @@ def test_no_budget_is_made_of_these_kernels() -> None:
     assert not {order.noise for order in AT_RANDOM} & {order.noise for order in (*DRAWS, *MEMBERS)}
 
 
-@pytest.mark.parametrize("base", ["e", "2"])
+@pytest.mark.parametrize("base", [pytest.param("e", marks=pytest.mark.slow), "2"])
 def test_log_sums_are_the_truth_but_for_roundings(base: str) -> None:
     main = settings(3)[0]
     setting = replace(main, spec=main.spec.replace(lse_base=base))
