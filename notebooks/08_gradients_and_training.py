@@ -174,7 +174,7 @@ scratch = tempfile.TemporaryDirectory()
 folder = Path(scratch.name)
 for name in ("run", "weak"):
     (folder / name).mkdir()
-corpus = Corpus.from_text(Path("../LICENSE"), folder / "corpus", vocab_size=config.vocab_size, validation=0.1)
+corpus = Corpus(Path("data/licence"))  # by Corpus.from_text(Path("../LICENSE"), …, vocab_size=300, validation=0.1)
 settings = Settings(
     steps=300, batch=8, context=64, optimizer="muon", rate=1e-2, warmup=20, evaluate_every=20,
     save_every=0, sample_every=0, prompt="You may ",

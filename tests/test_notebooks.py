@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refdiff.training import Corpus
+
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
 SOURCES = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
@@ -471,3 +473,16 @@ def test_check_fails_on_a_stale_pair_a_changed_output_and_a_cell_that_fails(
     path.write_text("# %%\nimport warnings\n\nwarnings.warn('careful')\n", encoding="utf-8")
     with pytest.raises(RuntimeError, match="careful"):
         build.executed(path)
+
+
+def test_the_tokens_of_the_licence_are_what_from_text_makes_of_it(tmp_path: Path) -> None:
+    stored = Corpus(FOLDER / "data" / "licence")
+    made = Corpus.from_text(ROOT / "LICENSE", tmp_path / "made", vocab_size=300, validation=0.1)
+    assert (stored.vocab_size, stored.separator, stored.num_bytes, stored.source) == (
+        made.vocab_size, made.separator, made.num_bytes, made.source,
+    )  # fmt: skip
+    for part in ("train", "validation"):
+        np.testing.assert_array_equal(stored.tokens[part], made.tokens[part])
+    texts = [(corpus.folder / "tokenizer.json").read_text(encoding="utf-8") for corpus in (stored, made)]
+    vocabularies = [json.loads(text)["model"]["vocab"] for text in texts]
+    assert vocabularies[0] == vocabularies[1]

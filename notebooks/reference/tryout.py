@@ -47,7 +47,7 @@ def write(folder: Path) -> None:
         for path in sorted((SOURCE / "modules").glob("*.py")):
             archive.write(path, path.name)
     with zipfile.ZipFile(folder / "notebooks.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted([*HERE.parent.glob("[a-z]*.py"), *(HERE.parent / "data").iterdir()]):
+        for path in sorted([*HERE.parent.glob("[a-z]*.py"), *(HERE.parent / "data").rglob("*")]):
             archive.write(path, path.relative_to(HERE.parents[1]))
 
 

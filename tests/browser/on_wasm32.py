@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import refdiff
 from refdiff import exercises, layers, oracle
+from refdiff.training import Corpus, Settings, Trainer
 
 TEXT = "Once upon a time there was a king"
 SENTENCES = (TEXT, "むかしむかし、😀 a\tfox didn't\n\n stop  ", "", "<|endoftext|>x")
@@ -36,7 +40,24 @@ def computed() -> dict[str, Any]:
             "sampled": model.generate(ids, max_new_tokens=20, do_sample=True, seed=3)[0].tolist(),
         }
     found["story"] = tokenizer.decode(found["fast"]["sampled"], skip_special_tokens=True)
-    return found | judged()
+    return found | judged() | {"losses": trained()}
+
+
+def trained() -> list[float]:
+    """The losses of three steps of chapter 08's training."""
+    project = Path("/project" if sys.platform == "emscripten" else ".")
+    config = refdiff.DiffLlamaConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=4, head_dim=8, max_position_embeddings=64, tie_word_embeddings=True,
+        bos_token_id=None, eos_token_id=None, pad_token_id=None,
+    )  # fmt: skip
+    settings = Settings(steps=3, batch=8, context=64, optimizer="muon", rate=1e-2, warmup=1, sample_every=0)
+    losses: list[float] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        corpus = Corpus(shutil.copytree(project / "notebooks" / "data" / "licence", Path(scratch) / "corpus"))
+        trainer = Trainer.start(Path(scratch), config, corpus, settings, dtype="float64")
+        trainer.run(lambda record: losses.append(record["loss"]))
+    return losses
 
 
 def judged() -> dict[str, Any]:

@@ -59,6 +59,8 @@ def test_it_computes_what_cpython_computes(there: dict[str, Any]) -> None:
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
         np.testing.assert_allclose(a["gradient"], b["gradient"], atol=1e-4)
     assert there["story"] == here["story"]
+    np.testing.assert_allclose(there["losses"], here["losses"], rtol=1e-9)
+    assert there["losses"][-1] < there["losses"][0]
     assert there["verdicts"] == here["verdicts"] == ["pass", "fail"]
     assert there["mistake"] == here["mistake"] == "scale_left_out"
     assert there["exercise"] == here["exercise"]

@@ -78,8 +78,8 @@ document.addEventListener("toggle", arrange, true); // what was folded has no si
 
 // The learners' notebooks run in the page: Python comes when it is asked for. Browsers load no modules from a disk.
 const CHAPTER = /notebooks\/(0[0-5]|0[789])_[^/]*$/;
-const LONG = " Pyodide has not always come through its longest cells; if it ends, the page says so.";
-const LIMITS = { "00": LONG, "03": LONG, "08": " Its gradients run there; training needs Python on your machine." };
+const SLOW = " Some of its cells take a minute or more there.";
+const NOTES = { "00": SLOW, "03": SLOW, "08": SLOW };
 function offerToRun() {
   const [, chapter] = CHAPTER.exec(location.pathname) ?? [];
   if (!chapter || !location.protocol.startsWith("http")) return;
@@ -89,7 +89,7 @@ function offerToRun() {
   button.type = "button";
   button.textContent = "Run this chapter in your browser";
   button.addEventListener("click", async () => (await import("../try/chapter.js")).runChapter(bar));
-  bar.append(button, LIMITS[chapter] ?? "");
+  bar.append(button, NOTES[chapter] ?? "");
   document.querySelector("article h1").after(bar);
 }
 document.addEventListener("DOMContentLoaded", offerToRun);
