@@ -15,9 +15,7 @@ from random import Random
 import refdiff
 from refdiff.cli import main
 from refdiff.cli.terminal import panics_unprinted
-from refdiff.oracle import golden
-from refdiff.oracle.divergence import first_divergence
-from refdiff.oracle.trace.trace_files import read_trace
+from refdiff.oracle import first_divergence, golden, read_trace
 from tests.model.models import WIRINGS
 
 CLASSES = (
@@ -143,24 +141,10 @@ def _refuse(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-ACTIONS: dict[str, Callable[[Path, Random], None]] = {
-    f.__name__: f
-    for f in (
-        load,
-        forward,
-        tokenizer,
-        chat,
-        generate,
-        inspect,
-        inspect_json,
-        convert,
-        again,
-        verify,
-        trace,
-        npz,
-        prompts,
-    )
-}
+EVERY = (
+    load, forward, tokenizer, chat, generate, inspect, inspect_json, convert, again, verify, trace, npz, prompts,
+)  # fmt: skip
+ACTIONS: dict[str, Callable[[Path, Random], None]] = {f.__name__: f for f in EVERY}
 
 
 def _command(folder: Path, *arguments: str, reports: bool = False, rows: bool = False) -> None:

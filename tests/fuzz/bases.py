@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 import refdiff
-from refdiff.oracle import golden
+from refdiff.oracle import golden, trace
 from refdiff.oracle.inputs.files import read_arrays, write_arrays
-from refdiff.oracle.trace import trace
 from tests.generation.trained_tokenizers import KINDS, save
 from tests.oracle.golden.vectors import case, right, write_raw
 

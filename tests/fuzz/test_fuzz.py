@@ -230,7 +230,6 @@ def test_a_run_that_is_ended_says_how_far_it_came(name: str) -> None:
         [sys.executable, "-m", "tests.fuzz", "--cases", "100000"], cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert run.stdout is not None
     assert run.stdout.readline().startswith("0 of 100000 cases of seed 0 in 0 s so far")
     run.send_signal(signal.Signals[name])
     said, error = run.communicate(timeout=60)

@@ -31,63 +31,28 @@ FOLDER = Path(__file__).parent
 PAD = 3
 
 LONG = {
-    "rope_type": "longrope",
-    "short_factor": [1.0, 1.1, 1.3],
-    "long_factor": [1.5, 2.5, 4.0],
-    "factor": 4.0,
+    "rope_type": "longrope", "short_factor": [1.0, 1.1, 1.3], "long_factor": [1.5, 2.5, 4.0], "factor": 4.0,
     "original_max_position_embeddings": 6,
-}
+}  # fmt: skip
 LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 100.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
+    "rope_type": "llama3", "rope_theta": 100.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
-}
+}  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 YARN_ALL = {
-    "rope_type": "yarn",
-    "rope_theta": 100.0,
-    "factor": 8.0,
-    "original_max_position_embeddings": 16,
-    "beta_fast": 2.0,
-    "beta_slow": 0.25,
-    "mscale": 0.8,
-    "mscale_all_dim": 0.4,
-    "truncate": False,
-}
+    **YARN, "rope_theta": 100.0, "factor": 8.0, "beta_fast": 2.0, "beta_slow": 0.25, "mscale": 0.8,
+    "mscale_all_dim": 0.4, "truncate": False,
+}  # fmt: skip
 
 
-def recipe(
-    index: int,
-    architecture: str,
-    rope: dict[str, Any],
-    *,
-    dtype: str = "float32",
-    sharded: bool = False,
-    lambdas: str = "random",
-    spelling: str = "rope_parameters",
-    **fields: Any,
-) -> Recipe:
+def recipe(index: int, architecture: str, rope: dict[str, Any], *, dtype: str = "float32", sharded: bool = False,
+           lambdas: str = "random", spelling: str = "rope_parameters", **fields: Any) -> Recipe:  # fmt: skip
     config = {
-        "vocab_size": 43,
-        "hidden_size": 16,
-        "intermediate_size": 19,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 6,
-        "hidden_act": "silu",
-        "max_position_embeddings": 64,
-        "rms_norm_eps": 1e-5,
-        "attention_bias": False,
-        "tie_word_embeddings": False,
-        "pad_token_id": PAD,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "rope_parameters": {"rope_theta": 10000.0} | rope,
-    }
+        "vocab_size": 43, "hidden_size": 16, "intermediate_size": 19, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 6, "hidden_act": "silu", "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5, "attention_bias": False, "tie_word_embeddings": False, "pad_token_id": PAD,
+        "bos_token_id": 1, "eos_token_id": 2, "rope_parameters": {"rope_theta": 10000.0} | rope,
+    }  # fmt: skip
     return Recipe(SEED + index, architecture, config | fields, dtype, sharded, lambdas, spelling)
 
 

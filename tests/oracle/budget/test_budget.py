@@ -182,3 +182,11 @@ def test_a_wrong_derivative_of_lambda_shows_in_bfloat16(preset: str) -> None:
         wrong = found.judge({"dlambda_full": -right["dlambda_full"]}).status
         shown.append(wrong == "fail")
     assert sum(shown) >= 5, shown
+
+
+def test_floor_and_bound_of_every_row() -> None:
+    _, found, _ = _case("hf_diffllama", "bfloat16")
+    y = found.expected["out"]
+    assert np.all(found.rows["out"] >= 0.29 * 2.0**-8 * np.sqrt(np.mean(y**2, -1)))
+    assert np.all(found.rows["out"] <= found.bounds["out"])
+    assert np.all(np.isinf(found.bounds["dq"]))

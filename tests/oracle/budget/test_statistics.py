@@ -144,3 +144,9 @@ def test_root_mean_square_does_not_overflow() -> None:
     assert root_mean_square(np.asarray([3e200, 4e200])) == pytest.approx(5e200 / np.sqrt(2))
     assert root_mean_square(np.asarray([3e-200, 4e-200])) == pytest.approx(5e-200 / np.sqrt(2))
     np.testing.assert_array_equal(over(np.asarray([0.0, 1.0, 2.0]), np.asarray([0.0, 0.0, 4.0])), [0.0, np.inf, 0.5])
+
+
+def test_nothing_to_measure() -> None:
+    y = np.zeros((0, 2, 3, 4))
+    assert all(_found(y, _budget(y)).values())
+    assert uncertain(_budget(y)) == 0.0

@@ -175,9 +175,11 @@ def test_all_singles_are_named(dtype: str, keys: int, profile: str, every: int) 
 @pytest.mark.slow
 def test_of_an_unlisted_number_that_is_nearly_the_spec_s_little_is_rounded(done: Counter[str]) -> None:
     """A few rows exclude what is nearly the truth, and spare the roundings of the whole."""
-    of = case(profile="tiny_values")
-    unlisted = replace(of, spec=SPEC.replace(scale=1.05 * SPEC.head_dim**-0.5))
-    found = diagnose(kernel(unlisted, []), SPEC, of.inputs, recipe="bfloat16")
+    shape = Structure(1, T, T)
+    inputs = draw(SPEC, shape, "tiny_values", 3, "bfloat16")
+    unlisted = SPEC.replace(scale=1.05 * SPEC.head_dim**-0.5)
+    out = kernel(Case("", "tiny_values", 3, "bfloat16", unlisted, shape, inputs), [])
+    found = diagnose(out, SPEC, inputs, recipe="bfloat16")
     assert found.status == NONE_FITS
     assert "scale" in [f.parameter for f in found.fits]
     assert done["rounded"] <= 2 * ORDERS

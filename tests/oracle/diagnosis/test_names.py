@@ -9,25 +9,19 @@ import re
 import numpy as np
 import pytest
 
-from refdiff.oracle import Spec, cases
-from refdiff.oracle.cases.fixed import Case, small_spec
-from refdiff.oracle.cases.structure import Structure
-from refdiff.oracle.cases.values import draw
+from refdiff.oracle import Case, Recipe, Spec, cases, diagnose
+from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.deviations.tiles import UNUSUAL
-from refdiff.oracle.diagnosis import diagnose
 from refdiff.oracle.inputs import VECTORS
+from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.inputs.validation import as_float64
-from refdiff.oracle.mistakes import CATALOGUE
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import evaluate, quantised
-from refdiff.oracle.rounding.evaluation_order import DRAWS, HELD_OUT, MEMBERS
-from refdiff.oracle.rounding.recipe import Recipe
-from refdiff.oracle.rounding.rounded_layers import rounded_mistakes
-from tests.oracle.diagnosis.outputs import kernel, named
+from refdiff.oracle.rounding.evaluation_order import HELD_OUT
+from refdiff.oracle.strategies import Structure, draw
+from tests.oracle.diagnosis.outputs import kernel, named, output_of
 
-MISTAKES = {m.name: m for m in CATALOGUE}
 UNUSUAL_BY_NAME = {d.name: d for d in UNUSUAL}
-VECTOR = np.linspace(-0.5, 0.7, 16)
 
 
 def _with_lambda(case: Case, value: float, order: int = 0) -> np.ndarray:
@@ -36,17 +30,6 @@ def _with_lambda(case: Case, value: float, order: int = 0) -> np.ndarray:
     inputs = {name: x for name, x in quantised(case.inputs, recipe).items() if name not in VECTORS}
     inputs["lambda_full"] = round_to(np.asarray(value), case.dtype)
     return evaluate(case.spec.replace(lambda_form="given"), inputs, recipe, HELD_OUT[order])["out"]
-
-
-def test_lambda_of_a_mistake_is_stored_as_any_other() -> None:
-    for order in MEMBERS[0], MEMBERS[4]:
-        layer = rounded_mistakes(Recipe("bfloat16"), order, [MISTAKES["start_alone"]]).diff_lambda
-        found = float(layer(VECTOR, VECTOR, VECTOR, VECTOR, 0.6192834728526788))
-        assert found == float(round_to(np.asarray(0.6192834728526788), "bfloat16"))
-    layer = rounded_mistakes(Recipe("float32"), DRAWS[0], [MISTAKES["no_exponentials"]]).diff_lambda
-    drawn = {float(layer(VECTOR, VECTOR, -VECTOR, VECTOR, 0.2)) for _ in range(5)}
-    assert len(drawn) > 1, "the roundings of its sums are drawn at random"
-    assert max(abs(x - 2 * VECTOR @ VECTOR - 0.2) for x in drawn) < 1e-6
 
 
 @pytest.mark.parametrize("layer", [3, 4])
@@ -87,14 +70,12 @@ def test_a_triangle_that_is_off_by_one(queries: int, keys: int, window: int | No
 @pytest.mark.slow
 def test_three_mistakes_are_several() -> None:
     case = cases("discriminating", 5, spec=small_spec("hf_diffllama"), dtype="float32")[1]
-    three = [named("hf_diffllama", n) for n in ("layer_norm", "keys_crossed", "neighboring_values_joined")]
-    wrong = kernel(case, three)
-    assert wrong is not None
-    found = diagnose(wrong, case.spec, case.inputs, recipe="float32")
+    three = ("layer_norm", "keys_crossed", "neighboring_values_joined")
+    found = diagnose(output_of(case, *three), case.spec, case.inputs, recipe="float32")
     assert found.status == "none fits"
     assert all(len(c.deviations) == 1 for c in found.candidates), str(found)
     if found.candidates:
-        assert found.candidates[0].deviations[0].name in {d.name for d in three}
+        assert found.candidates[0].deviations[0].name in three
 
 
 def test_a_number_is_fitted_to_all_inputs() -> None:
@@ -144,7 +125,6 @@ def test_what_inputs_do_not_show_explains_nothing() -> None:
 def test_mistakes_of_published_kernels_have_their_names(name: str, profile: str, place: int, dtype: str) -> None:
     case = cases(profile, 7, spec=small_spec("hf_diffllama"), dtype=dtype)[place]
     wrong = kernel(case, [UNUSUAL_BY_NAME.get(name) or named("hf_diffllama", name)])
-    assert wrong is not None
     found = diagnose(wrong, case.spec, case.inputs, recipe=dtype, max_deviations=1)
     assert found.name == name, str(found)
 
@@ -155,14 +135,9 @@ def test_an_online_softmax_that_forgets_to_rescale_is_named(tile: int, accumulat
     """Written as a kernel is, a tile after another, in float32."""
     spec = small_spec("hf_diffllama").replace(rope="none", norm="none", out_scale="none")
     inputs = draw(spec, Structure(1, 40, 40), "natural", 3)
-    half, K = spec.heads, spec.key_heads // 2
-    n = spec.heads // K
-    q, k, v = (np.asarray(inputs[name], dtype=np.float32) for name in "qkv")
-    values = np.repeat(np.concatenate([v[:, :K], v[:, K:]], axis=-1), n, axis=1)
+    scores, values, lambda_ = _of_maps(spec, inputs)
     maps = []
-    for queries, keys in ((q[:, :half], k[:, :K]), (q[:, half:], k[:, K:])):
-        z = queries @ np.swapaxes(np.repeat(keys, n, axis=1), 2, 3) / np.float32(np.sqrt(spec.head_dim))
-        z = np.where(np.tril(np.ones((40, 40), dtype=bool)), z, -np.inf)
+    for z in scores:
         m = np.full((*z.shape[:3], 1), -np.inf, dtype=np.float32)
         acc, den = np.zeros(values.shape, dtype=np.float32), np.zeros_like(m)
         for start in range(0, 40, tile):
@@ -172,9 +147,7 @@ def test_an_online_softmax_that_forgets_to_rescale_is_named(tile: int, accumulat
             den = (den if denominator else alpha * den) + p.sum(axis=-1, keepdims=True)
             m = new
         maps.append(acc / den)
-    q1, k1, q2, k2 = (inputs[name].astype(np.float64) for name in VECTORS)
-    lambda_ = np.float32(np.exp(q1 @ k1) - np.exp(q2 @ k2) + 0.8 - 0.6 * np.exp(-0.3 * spec.layer))
-    out = (maps[0] - lambda_ * maps[1]).astype(np.float32)
+    out = (maps[0] - np.float32(lambda_) * maps[1]).astype(np.float32)
     found = diagnose(out, spec, inputs, recipe="float32", max_deviations=1)
     name = {(True, False): "accumulator", (False, True): "denominator", (True, True): "sums"}[accumulator, denominator]
     assert found.name == f"{name}_not_rescaled_by_tiles_of_{tile}", str(found)
@@ -211,7 +184,7 @@ def test_a_layer_off_by_one_with_the_scale_of_both_streams() -> None:
     """In bfloat16 a scale of ln 2 looks the same as 1/√2: two names, and a case that separates them."""
     spec, two = small_spec("hf_diffllama"), ("scores_scaled_by_the_root_of_2d", "layers_from_one")
     both = [cases(profile, 5, spec=spec)[1] for profile in ("discriminating", "natural")]
-    outs = [kernel(case, [named("hf_diffllama", name) for name in two]) for case in both]
+    outs = [output_of(case, *two) for case in both]
     found = diagnose(outs, spec, [case.inputs for case in both], recipe="float32")
     assert found.name is not None, str(found)
     assert {d.name for d in found.candidates[0].deviations} == set(two)
@@ -221,26 +194,15 @@ def test_one_maximum_for_both_maps_is_named_by_its_nan() -> None:
     """Computed with whole numbers of float32 in which a map's exponentials are all 0."""
     spec = small_spec("hf_diffllama").replace(rope="none")
     inputs = draw(spec, Structure(1, 8, 8), "natural", 3)
-    half, K = spec.heads, spec.key_heads // 2
-    q, k = np.asarray(inputs["q"]).copy(), np.asarray(inputs["k"])
-    q[:, half + 1] *= 100
+    q = np.asarray(inputs["q"]).copy()
+    q[:, spec.heads + 1] *= 100
     inputs["q"] = q
-    n = spec.heads // K
-    z1, z2 = (
-        np.einsum("bhtd,bhsd->bhts", part, np.repeat(keys, n, axis=1)) / np.sqrt(spec.head_dim)
-        for part, keys in ((q[:, :half], k[:, :K]), (q[:, half:], k[:, K:]))
-    )
-    later = np.triu(np.ones((8, 8), dtype=bool), 1)
-    z1, z2 = (np.where(later, -np.inf, z).astype(np.float32) for z in (z1, z2))
+    (z1, z2), values, lambda_ = _of_maps(spec, inputs)
     top = np.maximum(z1.max(axis=-1, keepdims=True), z2.max(axis=-1, keepdims=True))
     with np.errstate(invalid="ignore"):
         a1, a2 = (np.exp(z - top) / np.exp(z - top).sum(axis=-1, keepdims=True, dtype=np.float32) for z in (z1, z2))
     assert np.isnan(a1).any()
-    v = np.asarray(inputs["v"])
-    pairs = np.repeat(np.concatenate([v[:, :K], v[:, K:]], axis=-1), n, axis=1)
-    e1, e2 = (np.exp(inputs[a] @ inputs[b]) for a, b in (VECTORS[:2], VECTORS[2:]))
-    start = np.float32(0.8 - 0.6 * np.exp(-0.3 * spec.layer))
-    heads = (a1 - (e1 - e2 + start) * a2) @ pairs
+    heads, start = (a1 - lambda_ * a2) @ values, 0.8 - 0.6 * np.exp(-0.3 * spec.layer)
     out = (1 - start) * heads / np.sqrt(np.mean(heads**2, axis=-1, keepdims=True) + np.float32(1e-5))
     found = diagnose(out.astype(np.float32), spec, inputs, recipe="float32", max_deviations=1)
     assert found.name == "one_maximum_for_both_maps", str(found)
@@ -275,8 +237,7 @@ def test_a_window_of_tiles_says_which(dtype: str) -> None:
 
 def test_bits_of_a_right_output_are_no_mistake_of_the_kernel() -> None:
     case = cases("natural", 5, spec=small_spec("hf_diffllama"), dtype="bfloat16")[0]
-    right = kernel(case, [])
-    assert right is not None
+    right = output_of(case)
     bits = (right.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
     for out in (bits.astype(np.float32), bits.view(np.int16).astype(np.float32)):
         found = diagnose(out, case.spec, case.inputs, recipe="bfloat16", max_deviations=1)
@@ -288,9 +249,7 @@ def test_the_rest_is_looked_for_with_another_field() -> None:
     """A kernel without the norm, and with two mistakes more: three are no pair, and one field explains most."""
     case = cases("discriminating", 5, spec=small_spec("hf_diffllama"), dtype="float32")[1]
     three = ("norm_after_attention_left_out", "keys_crossed", "scores_scaled_by_the_root_of_half_of_d")
-    wrong = kernel(case, [named("hf_diffllama", name) for name in three])
-    assert wrong is not None
-    found = diagnose(wrong, case.spec, case.inputs, recipe="float32")
+    found = diagnose(output_of(case, *three), case.spec, case.inputs, recipe="float32")
     assert found.name is None
     said = next(note for note in found.notes if note.startswith("with norm='none' it is "))
     assert set(said.partition(" it is ")[2].split(" + ")) == set(three[1:]), str(found)
@@ -301,13 +260,24 @@ def test_lambda_is_fitted_to_each_input() -> None:
     """Inputs of different λ, of which a kernel takes one half."""
     spec = small_spec("hf_diffllama")
     both = [cases(profile, seed, spec=spec)[1] for profile, seed in (("natural", 1), ("discriminating", 2))]
-    outs = [_with_lambda(case, 0.5 * _lambda(case)) for case in both]
+    outs = [_with_lambda(case, 0.5 * _lambda(case.spec, case.inputs)) for case in both]
     found = diagnose(outs, spec, [case.inputs for case in both], recipe="float32", max_deviations=1)
     fit = next(f for f in found.fits if f.parameter == "lambda_full")
     assert fit.fits, str(found)
     assert fit.text == "λ is 0.5 times the spec's"
 
 
-def _lambda(case: Case) -> float:
-    q1, k1, q2, k2 = (as_float64(case.spec, case.inputs)[name] for name in VECTORS)
-    return float(np.exp(q1 @ k1) - np.exp(q2 @ k2) + 0.8 - 0.6 * np.exp(-0.3 * case.spec.layer))
+def _lambda(spec: Spec, inputs: Inputs) -> float:
+    q1, k1, q2, k2 = (as_float64(spec, inputs)[name] for name in VECTORS)
+    return float(np.exp(q1 @ k1) - np.exp(q2 @ k2) + 0.8 - 0.6 * np.exp(-0.3 * spec.layer))
+
+
+def _of_maps(spec: Spec, inputs: Inputs) -> tuple[tuple[np.ndarray, ...], np.ndarray, float]:
+    """The scores of both maps in float32, −∞ for later keys; the values of each head; λ."""
+    half, K, T = spec.heads, spec.key_heads // 2, inputs["q"].shape[2]
+    n, later = half // K, np.triu(np.ones((T, T), dtype=bool), 1)
+    q, k, v = (np.asarray(inputs[name], dtype=np.float32) for name in "qkv")
+    values = np.repeat(np.concatenate([v[:, :K], v[:, K:]], axis=-1), n, axis=1)
+    pairs = ((q[:, :half], k[:, :K]), (q[:, half:], k[:, K:]))
+    raw = (a @ np.swapaxes(np.repeat(b, n, axis=1), 2, 3) / np.float32(np.sqrt(spec.head_dim)) for a, b in pairs)
+    return tuple(np.where(later, np.float32(-np.inf), z) for z in raw), values, _lambda(spec, inputs)

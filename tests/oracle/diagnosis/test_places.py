@@ -275,9 +275,11 @@ COUNTED = np.ones((2, 6, 64), dtype=bool)
         (mask((0, 0, 3), (1, 2, slice(8, 16))), ["token 3 of head 0 of sequence 0",
           "tokens 8 to 15 of head 2 of sequence 1"]),
         (mask((0, 0, 3), (0, 1, 9), (1, 2, 5), (1, 5, 60)), []),
+        (mask(), []),
+        (mask((0, 0, [1, 5, 6, 20, 33, 50])), [None]),
     ],
 )  # fmt: skip
-def test_boxes_in_words(marked: np.ndarray, words: list[str]) -> None:
+def test_boxes_in_words(marked: np.ndarray, words: list[str | None]) -> None:
     assert [worded(box, COUNTED, NAMES) for box in boxes(marked, COUNTED)] == words
 
 

@@ -96,3 +96,9 @@ def test_empty_traces() -> None:
         first_divergence({}, {})
     with pytest.raises(ValueError, match="the trace of the reference is empty"):
         first_divergence(REF, {})
+
+
+def test_the_same_tokens_in_another_shape() -> None:
+    one = trace(small_model(), TOKENS[:1])
+    flat = Trace(one.points, {"input_ids": TOKENS[0]}, one.about)
+    assert first_divergence(flat, one).apart == ("the two runs have tokens of different shapes, (7,) and (1, 7)",)

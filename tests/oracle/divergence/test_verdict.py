@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refdiff.oracle.divergence import expected_values
-from refdiff.oracle.divergence.expected_values import ONE, ROUNDING, SUMMATION, Sampled, growth
+from refdiff.oracle.divergence.expected_values import ONE, ROUNDING, SUMMATION, growth
 from refdiff.oracle.divergence.first_divergence import precision_of
 from refdiff.oracle.divergence.verdict import Expected, compare
 from tests.layers.inputs import says
@@ -108,26 +108,22 @@ def three_points(visit: Any, *, maps: bool = False) -> None:
     x = visit("x", np.linspace(1.0, 2.0, 4000).reshape(2, 2000))
     y = visit("y", 3 * x)
     visit("z", y - 2.9 * x)
-    visit("end", np.array(1.0), doubt=lambda unit: 5 * unit)
 
 
-def expect(*args: Any, **how: Any) -> dict[str, Sampled]:
-    return expected_values.expect(*args, axes=lambda path: "BD", **how)
-
-
-def spreads(*args: Any, **how: Any) -> dict[str, np.ndarray]:
-    return {path: point.spread for path, point in expect(*args, **how).items()}
+def spreads(given: dict[str, np.ndarray], *, local: bool) -> dict[str, np.ndarray]:
+    found = expected_values.expect(three_points, given, BFLOAT16, local=local, axes=lambda path: "BD")
+    return {path: point.spread for path, point in found.items()}
 
 
 def test_spread_of_roundings() -> None:
     x = np.linspace(1.0, 2.0, 4000).reshape(2, 2000)
-    spread = spreads(three_points, {}, BFLOAT16, local=False)
+    spread = spreads({}, local=False)
     square = (ROUNDING * BFLOAT16) ** 2 * (x**2).mean(-1)
     assert np.allclose(spread["x"], 0)
     assert np.allclose(spread["y"], 9 * square, rtol=0.15)
     assert np.allclose(spread["z"], (9 + 0.1**2) * square, rtol=0.15)
     given = {"x": x, "y": 3 * x}
-    assert np.allclose(spreads(three_points, given, BFLOAT16, local=True)["z"], (9 + 2.9**2) * square, rtol=0.15)
+    assert np.allclose(spreads(given, local=True)["z"], (9 + 2.9**2) * square, rtol=0.15)
 
 
 def test_partial_sums_over_all_orders() -> None:
@@ -157,3 +153,10 @@ def test_sums_in_float32_are_off_by_what_is_said(mean: float) -> None:
     off = np.cumsum(t, axis=-1)[:, -1] - exact.sum(-1)
     said = SUMMATION**2 * u**2 * n * (exact**2).sum(-1) + (growth(n, u) * exact.sum(-1)) ** 2
     assert (off**2).mean() == pytest.approx(said.mean(), rel=0.25)
+
+
+def test_zeros_and_nothing() -> None:
+    zero = np.zeros((2, 4))
+    assert compare(zero, Expected(zero, np.zeros(2)), U).ratio == 0
+    assert not compare(zero + 1e-30, Expected(zero, np.zeros(2)), U).ok
+    assert compare(np.zeros((2, 0)), Expected(np.zeros((2, 0)), np.zeros(2)), U).ok

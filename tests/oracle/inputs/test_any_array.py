@@ -269,3 +269,9 @@ def test_used_capsules() -> None:
     lent = Lent(numbers("float32"), 2)
     with pytest.raises(TypeError, match="is no capsule of __dlpack__, or somebody has taken the array out of it"):
         read_capsule(lent.capsule(b"used_dltensor"))
+
+
+def test_of_another_device() -> None:
+    lent = Lent(numbers("float32"), 2, device_type=2)
+    with says(TypeError, "the array is on DLPack's device 2, not in the CPU's memory: copy it there"):
+        read_capsule(lent.capsule())

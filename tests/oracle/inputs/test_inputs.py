@@ -9,7 +9,7 @@ import pytest
 
 from refdiff.oracle import inputs as page
 from refdiff.oracle.inputs import is_layer, options, shapes
-from refdiff.oracle.inputs.sequences import gather, scatter, sequences, slots
+from refdiff.oracle.inputs.sequences import sequences
 from refdiff.oracle.spec.presets import PRESETS
 from tests.oracle.example_inputs import draw, small
 
@@ -61,13 +61,3 @@ def test_lambda_goes_with_its_tokens() -> None:
     given = small("hf_diffllama", lambda_form="given")
     inputs = {**draw(given, B=1, T=5, S=5), "cu_seqlens_q": np.array([0, 2, 5]), "lambda_full": np.ones((1, 6, 5))}
     assert [p.inputs["lambda_full"].shape[2] for p in sequences(inputs)] == [2, 3]
-
-
-def test_pages_by_hand() -> None:
-    pages = np.arange(3 * 1 * 2 * 1.0).reshape(3, 1, 2, 1)
-    assert gather(pages, np.array([2, 0, 7]), 3).ravel().tolist() == [4, 5, 0]
-    assert [x.tolist() for x in slots(pages, np.array([2, 0]), 3)] == [[2, 2, 0], [0, 1, 0]]
-    into = np.zeros_like(pages)
-    scatter(into, np.array([1.0, 2, 3]).reshape(1, 1, 3, 1), np.array([2, 0]), 3)
-    scatter(into, np.array([10.0]).reshape(1, 1, 1, 1), np.array([2]), 1)
-    assert into.ravel().tolist() == [3, 0, 0, 0, 11, 2]

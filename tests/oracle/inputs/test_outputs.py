@@ -116,6 +116,7 @@ def _of_any(*args: Any, **options: Any) -> Any:
         (_of_two_with_gradients, ("spec", "inputs", "dout")),
         (_of_one_with_gradients, ("inputs", "dout")),
         (_of_any, (("spec", "inputs"), {})),
+        (max, "spec"),  # it does not tell what it takes
         (partial(_of_two, "own"), ("own", "inputs")),
         (lambda spec, inputs=None: (spec, inputs), ("spec", "inputs")),
     ],

@@ -77,3 +77,9 @@ def test_arrays_that_say_too_little(inputs: dict[str, Any], message: str) -> Non
 def test_values_of_no_width() -> None:
     assert dimensions(dict.fromkeys(NAMES, 2), {"v": np.ones(3)}) == {}
     assert dimensions(dict.fromkeys(NAMES, 2), {"v": np.ones((1, 3, 5, 7))}) == {}  # three heads for two
+
+
+def test_only_what_is_missing() -> None:
+    spec = small("hf_diffllama")
+    assert dimensions(dict.fromkeys(NAMES, 1), {}) == {}
+    assert dimensions({"query_heads": 12}, draw(spec, layer=True)) == {"key_heads": 4, "head_dim": 6}

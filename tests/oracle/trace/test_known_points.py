@@ -23,30 +23,30 @@ from tests.tolerances import FLOAT64, close
 LETTERS = {"B": 2, "T": 5, "S": 5, "H": 8, "K": 4, "h": 4, "d": 6, "e": 12, "D": 26, "F": 37, "V": 53}
 
 
-def seen(model: Any, put: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What is computed at each point, where the run goes on with `put`."""
+def record(model: Any, put: dict[str, Any] | None = None, *, whole: bool = False) -> dict[str, Any]:
+    """What is computed at each point, where the run goes on with `put`; the logits that come of it last."""
     points: dict[str, Any] = {}
 
     def visit(path: str, value: Any, **_: Any) -> Any:
         points[path] = np.array(value)
         return np.array((put or {}).get(path, value))
 
-    model.ops = Points(flatten(model.params), visit, maps=True, whole=False).over(ops_for())
-    model(ids(0, 2, 5))
-    return points
+    model.ops = Points(flatten(model.params), visit, maps=True, whole=whole).over(ops_for())
+    return points | {"logits": model(ids(0, 2, 5)).logits}
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)
 def test_the_flow_is_that_of_a_run(wiring: str) -> None:
     model = small_model(wiring=wiring, num_hidden_layers=2)
-    right = seen(model)
+    right = record(model)
+    del right["logits"]
     flow = Flow(right)
     children: dict[str, set[str]] = {path: set() for path in right}
     for path in right:
         for parent in flow.parents(path):
             children[parent].add(path)
     for path, value in right.items():
-        moved = seen(model, {**right, path: value * 1.5 + 0.25})
+        moved = record(model, {**right, path: value * 1.5 + 0.25})
         assert {p for p in right if not np.array_equal(moved[p], right[p])} == children[path], path
 
 
@@ -130,24 +130,10 @@ WITHOUT = {
 }
 
 
-def record(
-    model: Any, *args: Any, put: dict[str, Any] | None = None, whole: bool = False, **call: Any
-) -> dict[str, Any]:
-    points: dict[str, Any] = {}
-
-    def visit(path: str, value: Any, **_: Any) -> Any:
-        points[path] = value
-        return (put or {}).get(path, value)
-
-    model.ops = Points(flatten(model.params), visit, maps=True, whole=whole).over(ops_for())
-    points["logits"] = model(*args, **call).logits
-    return points
-
-
 @pytest.mark.parametrize("wiring", WITHOUT)
 def test_names_in_order(wiring: str) -> None:
     model = small_model(wiring=wiring)
-    names = [name for name in record(model, ids(0, 2, 5)) if name != "logits"]
+    names = [name for name in record(model) if name != "logits"]
     expected = ["model.embed_tokens", "model.rotary_emb.cos", "model.rotary_emb.sin"]
     attention = [n for n in ATTENTION if n not in WITHOUT[wiring]]
     if wiring == "none":
@@ -165,17 +151,17 @@ def test_names_in_order(wiring: str) -> None:
 
 @pytest.mark.parametrize("wiring", WITHOUT)
 def test_looking_changes_nothing(wiring: str) -> None:
-    model, tokens = small_model(wiring=wiring, kernels="reference"), ids(0, 2, 5)
-    right = model(tokens).logits
+    model = small_model(wiring=wiring, kernels="reference")
+    right = model(ids(0, 2, 5)).logits
     for whole in (True, False):
-        points = record(model, tokens, whole=whole)
+        points = record(model, whole=whole)
         close(points["logits"], right, FLOAT64 * 10)
         close(points["lm_head"], right, FLOAT64 * 10)
 
 
 def test_values_by_hand() -> None:
     model = small_model()
-    points = record(model, ids(0, 2, 5))
+    points = record(model)
     at = "model.layers.1.self_attn."
     q, k, v = points[at + "q_rope"], points[at + "k_rope"], points[at + "values"]
     scores = np.einsum("btd,bsd->bts", q[:, 5], k[:, 2]) / np.sqrt(6)  # pair 1: heads 1 and 1 + 4, keys 0 and 0 + 2

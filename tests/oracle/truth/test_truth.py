@@ -209,3 +209,11 @@ def test_comes_back_in_the_library_that_is_asked_for() -> None:
         assert got.device == device
         np.testing.assert_array_equal(to_numpy(got), exact)
     assert right.like(x["q"]).out is right.out, "NumPy's own are not copied"
+
+
+def test_printed_in_short() -> None:
+    spec = small("hf_diffllama")
+    found = repr(truth(spec, draw(spec), dout=np.ones((2, 6, 5, 12)), want=("out",)))
+    assert found.startswith("Result(out (2, 6, 5, 12) float64; grads: ")
+    assert "q (2, 12, 5, 6) float64" in found
+    assert len(found) < 500
