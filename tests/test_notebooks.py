@@ -415,8 +415,8 @@ def test_it_runs_alone_and_gives_what_is_stored(path: Path) -> None:
 def test_ci_runs_them_with_the_package_that_pip_installed() -> None:
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert "unset PYTHONPATH" in script
-    assert '"$work/$1/bin/pip" install -q "$wheel[$2]"' in script
-    assert "&& later notebooks notebooks;" in script
+    assert '"$work/$1/bin/pip" install -q --no-compile "$wheel[$3]"' in script
+    assert 'environment notebooks "$python" notebooks ||' in script
     assert '"$work/notebooks/bin/python" notebooks/build.py' in script
     assert script.count("notebooks/build.py") == script.count("notebooks/build.py --check --installed") == 1
 
