@@ -48,9 +48,9 @@ refdiff golden verify vectors outputs
     add_common(parser, offline=False)
     parser.notes = [
         "export writes inputs, correct results and error budgets as files; index.txt and manifest.json in VECTORS list "
-        "them. A case has a name such as discriminating-0-float32-0. For each case OUTPUTS holds <case>.safetensors or "
-        "<case>.npz with out, and optionally dq, lse1, ...; or <case>.out.f32, <case>.dq.f32, ..., raw float32, "
-        "little-endian, in row-major order. A case whose out is not there counts as missing.",
+        "them. A case has a name such as discriminating-0-2x9x14-float32-0. For each case OUTPUTS holds "
+        "<case>.safetensors or <case>.npz with out, and optionally dq, lse1, ...; or <case>.out.f32, <case>.dq.f32, "
+        "..., raw float32, little-endian, in row-major order. A case whose out is not there counts as missing.",
         "Exit status of verify: 0 all passed; 1 not passed; 2 error.",
         SPEC_NOTE + " Dimensions that a preset is not given are small.",
         RECIPE_NOTE + " --dtype auto is what --recipe stores, or float32.",

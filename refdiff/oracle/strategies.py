@@ -121,7 +121,7 @@ def cases(
 
     def make(name: str, structure: Structure, one: Spec, seed: int, stored: str) -> Case:
         inputs = draw(one, structure, PROFILES[name][0], seed, stored)
-        return Case(f"{name}-{stored}-{seed}", name, seed, stored, one, structure, inputs)
+        return Case(f"{name}-{structure.sizes}-{stored}-{seed}", name, seed, stored, one, structure, inputs)
 
     def of(name: str) -> Any:
         name = ALIASES.get(name, name)

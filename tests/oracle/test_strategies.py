@@ -57,7 +57,7 @@ def test_finds_that_one_token_hides_22_mistakes() -> None:
 def test_the_package_needs_no_hypothesis() -> None:
     code = "import sys; sys.modules['hypothesis'] = None; from refdiff import oracle; print(oracle.cases('natural')[0])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "natural-hf_diffllama-0-float32-0"
+    assert done.stdout.strip() == "natural-hf_diffllama-0-2x16x24-float32-0"
 
 
 def test_an_unknown_profile() -> None:

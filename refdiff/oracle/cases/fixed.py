@@ -102,7 +102,7 @@ THOROUGH = {"modules": (Structure(1, 256, 256), Structure(1, 512, 512), Structur
 class Case:
     """Inputs for a kernel, in the dtype that it is given them in, and the gradient of its output.
 
-    `name` says what it is, and is the same in every run.
+    `name` says what it is and its sizes (`Structure.sizes`), and is the same in every run.
     """
 
     name: str
@@ -188,7 +188,7 @@ def cases(
         for m, of_any in enumerate(structures):
             structure = _with_the_window_of(one, of_any)
             inputs = draw(one, structure, values, 1000 * seed + 20 * n + m, dtype)
-            name = "-".join(part for part in (profile, preset, str(m), dtype, str(seed)) if part)
+            name = "-".join(part for part in (profile, preset, str(m), structure.sizes, dtype, str(seed)) if part)
             made.append(Case(name, profile, 1000 * seed + 20 * n + m, dtype, one, structure, inputs))
     return made
 

@@ -69,6 +69,19 @@ class Structure:
         return self.packed if self.pages is None else self.pages
 
     @property
+    def sizes(self) -> str:
+        """Batch, queries and keys as a case's name has them: "2x9x14", of a layer "layer-2x9x14".
+
+        Of packed or paged sequences it is how many there are, and the most queries and keys of one: "packed-5x5x7".
+        """
+        kinds = {"layer": self.hidden, "packed": self.packed, "paged": self.pages}
+        B, T, S = self.batch, self.queries, self.keys
+        if self.sequences is not None:
+            B = len(self.sequences)
+            T, S = (max((pair[i] for pair in self.sequences), default=0) for i in (0, 1))
+        return "-".join([*(kind for kind, of in kinds.items() if of is not None), f"{B}x{T}x{S}"])
+
+    @property
     def is_ragged(self) -> bool:
         """Whether the queries are packed: B is 1."""
         return self.packed is not None or (self.pages is not None and len({q for q, _ in self.pages}) > 1)

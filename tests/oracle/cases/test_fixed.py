@@ -29,11 +29,25 @@ def test_every_case_has_a_truth(profile: str) -> None:
 def test_names_and_presets() -> None:
     found = cases("discriminating", 3)
     assert len({case.name for case in found}) == len(found) == 4 * len(PRESETS)
-    assert str(found[0]) == "discriminating-hf_diffllama-0-float32-3"
-    assert cases("discriminating", spec=small("ms_v1"))[0].name == "discriminating-0-float32-0"
+    assert str(found[0]) == "discriminating-hf_diffllama-0-2x9x14-float32-3"
+    assert cases("discriminating", spec=small("ms_v1"))[0].name == "discriminating-0-2x9x14-float32-0"
     again = cases("discriminating", 3)
     assert all(np.array_equal(a.inputs[n], b.inputs[n]) for a, b in zip(found, again, strict=True) for n in a.inputs)
     assert np.array_equal(found[1].dout, again[1].dout)
+
+
+def test_names_have_the_sizes() -> None:
+    """Of every profile, and of sizes of your own, of which two have the same place in their lists."""
+    spec = small("ms_v1")
+    sizes = {p: [case.name.removeprefix(f"{p}-").split("-", 1)[1] for case in cases(p, spec=spec)] for p in PROFILES}
+    assert sizes["modules"][3:] == ["5x16x16-float32-0", "layer-2x11x11-float32-0", "layer-1x3x14-float32-0"]
+    assert sizes["layout"][:2] == ["packed-5x5x7-float32-0", "layer-packed-3x9x9-float32-0"]
+    assert sizes["serving"][1] == "paged-3x9x20-float32-0"
+    assert sizes["tiles"][9] == "1x5x257-float32-0"
+    windowed = cases("tiles", spec=spec.replace(window=11))[9]
+    assert (windowed.name, windowed.inputs["k"].shape[2]) == ("tiles-9-1x5x204-float32-0", 204)
+    own = [cases("natural", spec=spec, queries=n)[0].name for n in (64, 128)]
+    assert own == ["natural-0-1x64x64-float32-0", "natural-0-1x128x128-float32-0"]
 
 
 def test_a_case_knows_what_it_is_blind_to() -> None:

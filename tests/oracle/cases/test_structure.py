@@ -14,6 +14,15 @@ from tests.oracle.example_inputs import small
 HF = small("hf_diffllama")
 
 
+def test_sizes() -> None:
+    assert Structure(3, 5, 7).sizes == "3x5x7"
+    assert Structure(3, 5, 7, hidden=0).sizes == "layer-3x5x7"
+    assert Structure(packed=((2, 3), (0, 9))).sizes == "packed-2x2x9"
+    assert Structure(packed=((2, 2), (7, 7)), hidden=9).sizes == "layer-packed-2x7x7"
+    assert Structure(pages=((1, 3), (4, 9), (1, 1))).sizes == "paged-3x4x9"
+    assert Structure(packed=()).sizes == "packed-0x0x0"
+
+
 def test_every_page_belongs_to_one_sequence_and_two_to_none() -> None:
     found = Structure(pages=((1, 9), (1, 0), (1, 4)), page=4).tables(np.random.default_rng(0))
     used = [*found["block_table"][0], found["block_table"][2][0]]
