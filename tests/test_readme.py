@@ -98,6 +98,19 @@ def test_the_mistake_in_the_kernel_is_named(capsys: pytest.CaptureFixture[str]) 
     assert "github.com/microsoft/unilm" in said
 
 
+def test_a_presets_name_takes_the_place_of_a_spec(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = (
+        c for c in re.findall(r"^```python\n(.*?)^```", PAGES["kernels.md"], re.M | re.S) if '"attention", c' in c
+    )
+    exec(f"import numpy as np\nfrom refdiff import oracle\n{code}", {})
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == re.findall(r"print\(case\.name\)  # (.+?):", code)[0]
+    assert said[1].startswith("pass")
+    assert "Spec.preset('attention', query_heads=12, key_heads=3, head_dim=16, layer=0)" in " ".join(
+        " ".join(said).split()
+    )
+
+
 def test_the_excerpt_is_of_the_sixty_lines() -> None:
     (excerpt,) = re.findall(r"<!-- excerpt -->\n```python\n(.*?)```", README, re.S)
     whole = (ROOT / "notebooks" / "tiny.py").read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from refdiff.oracle.cases.layouts import LAYOUTS, relaid
 from refdiff.oracle.cases.structure import PADDING, Structure
 from refdiff.oracle.cases.values import ALIASES, draw
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.spec.presets import PRESETS
+from refdiff.oracle.spec.presets import PRESETS, over_preset
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -32,8 +32,13 @@ def specs(
     Args:
         preset: one of them, or None for any.
         fields: fields of `Spec` that are not drawn.
+
+    Raises:
+        ValueError: no preset has that name.
     """
     from hypothesis import strategies as st
+
+    over_preset({} if preset is None else {"preset": preset})
 
     def make(name: str, groups: int, n: int, ratio: int, head_dim: int, layer: int) -> Spec:
         shared = PRESETS[name].get("keys") == "shared"
@@ -98,7 +103,7 @@ def _paged(pairs: Any) -> SearchStrategy[Structure]:
 
 
 def cases(
-    spec: Spec | None = None, profile: str | None = None, *, dtype: str | None = None, longest: int = 33
+    spec: Spec | str | None = None, profile: str | None = None, *, dtype: str | None = None, longest: int = 33
 ) -> SearchStrategy[Case]:
     """Draw a case.
 
@@ -106,17 +111,18 @@ def cases(
         `@given(oracle.strategies.cases(spec, "layout"))`
 
     Args:
-        spec: yours, or None for presets of many dimensions.
+        spec: yours; or a preset's name, or None for any preset, of many dimensions.
         profile: one of `PROFILES`, or None for any.
         dtype: that the inputs are stored in, or None for any.
         longest: no sequence is longer.
 
     Raises:
         ModuleNotFoundError: Hypothesis is not installed.
+        ValueError: no preset has that name.
     """
     from hypothesis import strategies as st
 
-    of_spec = specs() if spec is None else st.just(spec)
+    of_spec = st.just(spec) if isinstance(spec, Spec) else specs(spec)
     of_dtype = st.sampled_from(["float32", "bfloat16", "float16"]) if dtype is None else st.just(dtype)
 
     def make(name: str, structure: Structure, one: Spec, seed: int, stored: str) -> Case:

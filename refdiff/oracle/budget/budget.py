@@ -21,12 +21,13 @@ from refdiff.oracle.budget.statistics import LIMITS, Limits, RowBudget, root_mea
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.outputs import output
 from refdiff.oracle.inputs.sequences import Inputs
-from refdiff.oracle.inputs.validation import check_kinds, no_numbers
+from refdiff.oracle.inputs.validation import no_numbers
 from refdiff.oracle.rounding import FORMATS, round_to, ulp
 from refdiff.oracle.rounding.ensemble import members_of, quantised, score_errors
 from refdiff.oracle.rounding.evaluation_order import SMALLEST
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth import truth
 from refdiff.oracle.truth.attention_mask import padded_queries
@@ -175,7 +176,7 @@ class Budget:
 
 
 def budget(
-    spec: Spec, inputs: Mapping[str, Any], recipe: Recipe | str, *, members: int = 6, dout: Any = None
+    spec: Spec | str, inputs: Mapping[str, Any], recipe: Recipe | str, *, members: int = 6, dout: Any = None
 ) -> Budget:
     """Evaluate a recipe in several legal orders, and take from it what a right kernel may be off by.
 
@@ -184,15 +185,16 @@ def budget(
         standard deviation over members. For a sum of terms 3 u ‖terms‖₂ + 2 ulp, or 3 times a member's largest error
 
     Args:
+        spec: as in `truth`.
         inputs: as `refdiff.oracle.inputs` has them; q, k and v are rounded to the storage type first.
         members: how many orders, 2 to 8.
         dout: the gradient of the output; with it gradients can be judged too.
 
     Raises:
         ValueError: inputs that do not fit `spec`, a number of members that there is not.
-        TypeError: `spec` is no Spec, `inputs` no mapping, or something in it no array.
+        TypeError: `spec` is no Spec or name, `inputs` no mapping, or something in it no array.
     """
-    check_kinds(spec, inputs)
+    spec = resolve_spec(spec, inputs)
     recipe = Recipe.of(recipe)
     exact = quantised(inputs, recipe)
     if dout is None and is_large(spec, exact) and (sampled := _of_sample(spec, exact, recipe, members)):

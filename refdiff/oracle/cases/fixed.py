@@ -15,6 +15,8 @@ from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.presets import PRESETS
+from refdiff.oracle.spec.resolve import resolve_spec
+from refdiff.oracle.spec.resolve import small_spec as small_spec
 from refdiff.oracle.truth.attention_mask import padded_queries, without_padded
 from refdiff.oracle.truth.forward import out_shape
 
@@ -137,25 +139,13 @@ class Case:
         return blind_spots(self.spec, self.inputs, self.dtype)
 
 
-def small_spec(preset: str) -> Spec:
-    """A preset with dimensions in which every choice is seen: grouped queries, depth, heads of 16."""
-    dims = {"query_heads": 12, "key_heads": 4, "head_dim": 16}
-    if preset in ("gda", "motif3"):
-        dims["query_heads"] = 20
-    if preset == "motif3":
-        dims |= {"v_head_dim": 10, "window": 11}
-    if preset == "timm":
-        dims["key_heads"] = 12
-    if preset in ("diff_v2", "attention"):
-        dims["key_heads"] = 3
-    return Spec.preset(preset, **dims, layer=2)
-
-
 def cases(
-    profile: str, seed: int = 0, *, spec: Spec | None = None, dtype: str = "float32", thorough: bool = False,
+    profile: str, seed: int = 0, *, spec: Spec | str | None = None, dtype: str = "float32", thorough: bool = False,
     batch: int | None = None, queries: int | None = None, keys: int | None = None,
 ) -> list[Case]:  # fmt: skip
-    """Return the cases of a profile: of your spec, or of every preset.
+    """Return the cases of a profile: of your spec, of a preset, or of every preset.
+
+    Their names have the sizes: `tiles-5-1x4x131-float32-0` is the sixth of tiles, batch 1, 4 queries and 131 keys.
 
     Args:
         profile: natural; discriminating, on which mistakes differ most; cancellation, λ near 1 and maps alike;
@@ -165,6 +155,8 @@ def cases(
             lambda, λ below 0 and above 3; modules, as many keys as queries, up to 144. A window is the spec's, or a
             mask where it has none.
         seed: the same seed gives the same numbers.
+        spec: yours; or a preset's name, of which there are small dimensions with grouped queries, in layer 2. A kernel
+            finds them in `case.spec`.
         dtype: that the inputs are stored in: "float32", "bfloat16" or "float16".
         thorough: with larger ones, up to 1,024 queries and keys in modules, which take minutes.
         batch, queries, keys: sizes of your own, for one dense case in place of the profile's; queries alone are as many
@@ -183,7 +175,7 @@ def cases(
         T, S = (n if n is not None else other for n, other in ((queries, keys), (keys, queries)))
         structures = (Structure(1 if batch is None else batch, 16 if T is None else T, 16 if S is None else S),)
     made = []
-    specs = {name: small_spec(name) for name in PRESETS} if spec is None else {"": spec}
+    specs = {name: small_spec(name) for name in PRESETS} if spec is None else {"": resolve_spec(spec)}
     for n, (preset, one) in enumerate(specs.items()):
         for m, of_any in enumerate(structures):
             structure = _with_the_window_of(one, of_any)

@@ -15,6 +15,7 @@ from refdiff.oracle.inputs import QK_WEIGHTS, VECTORS, shapes
 from refdiff.oracle.inputs.sequences import Inputs, slots
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.truth.attention_operands import lambda_init
 from refdiff.oracle.truth.head_indices import head_indices
 
@@ -28,8 +29,8 @@ VALUES = ("natural", "discriminating", "cancellation", "tiny_values", "extreme",
 """The profiles that differ in their numbers; `layout` and `serving` differ in structure and have natural ones."""
 
 
-def draw(spec: Spec, structure: Structure, values: str, seed: int, dtype: str = "float32") -> Inputs:
-    """Return inputs of a spec, rounded to a storage dtype.
+def draw(spec: Spec | str, structure: Structure, values: str, seed: int, dtype: str = "float32") -> Inputs:
+    """Return inputs of a spec, or of a preset with small dimensions, rounded to a storage dtype.
 
     Equation:
         discriminating: λ between 0.35 and 0.85 and not near λ_init, its exponentials and the scores of order 1, weights
@@ -51,6 +52,7 @@ def draw(spec: Spec, structure: Structure, values: str, seed: int, dtype: str = 
         raise ValueError(
             f"values are {values!r} and dtype {dtype!r}, but must be of {', '.join(VALUES)} and of {', '.join(STORAGE)}"
         )
+    spec = resolve_spec(spec)
     rng = np.random.default_rng([seed, VALUES.index(values)])
     n, tables = structure.lengths(spec), structure.tables(rng)
     kind: Inputs = {"x": tables} if structure.hidden is not None else {}  # type: ignore[dict-item]

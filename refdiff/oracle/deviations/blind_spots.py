@@ -13,12 +13,13 @@ from refdiff.oracle.deviations.listed import deviations, kind_of
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.spec.resolve import resolve_spec
 
 Numpy = np.ndarray[Any, Any]
 
 
 def blind_spots(
-    spec: Spec,
+    spec: Spec | str,
     inputs: Mapping[str, Any],
     recipe: Recipe | str | None = None,
     *,
@@ -31,6 +32,7 @@ def blind_spots(
     token, or as many keys as queries, is blind to what such a spec would show.
 
     Args:
+        spec: as in `truth`.
         recipe: what the kernel rounds; None asks for what is hidden even without any rounding.
         known: the budget of these inputs, if you have it.
         among: names of those that are asked for; None is all.
@@ -38,6 +40,7 @@ def blind_spots(
     Raises:
         ValueError: inputs that do not fit `spec`.
     """
+    spec = resolve_spec(spec, inputs)
     exact = as_float64(spec, inputs)
     allowed = known if known is not None or recipe is None else budget(spec, inputs, recipe)
     if allowed is not None:

@@ -19,6 +19,7 @@ from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import CATALOGUE
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.spec.resolve import resolve_spec
 
 Numpy = np.ndarray[Any, Any]
 KINDS = ("dense", "packed", "paged", "layer")
@@ -47,13 +48,14 @@ OF_TWO_MAPS = frozenset({
 
 
 @lru_cache(maxsize=64)
-def deviations(spec: Spec, kind: str = "dense") -> tuple[Deviation, ...]:
+def deviations(spec: Spec | str, kind: str = "dense") -> tuple[Deviation, ...]:
     """Return the deviations that are another function than `spec`, on some input of this kind.
 
     Those that are one function are one entry, under the name in the catalogue of mistakes if it is there, the others
     in `aliases`. Of two ways to compute it the one that changes the spec is kept, which can be put together with more.
+    A preset's name stands for that preset with small dimensions, as in `cases`.
     """
-    spec = smaller(spec)
+    spec = smaller(resolve_spec(spec))
     shown = probes(spec, kind)
     right = [output(Problem(spec, x)) for x in shown]
     kept: list[tuple[Deviation, list[Numpy | None]]] = []

@@ -20,12 +20,13 @@ from refdiff.oracle.diagnosis.variants import Target, is_wrong, rows_off
 from refdiff.oracle.inputs.outputs import output, output_alone, outputs_of
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.verdict.verdict import FAIL
 
 
 def diagnose(
     actual: Any,
-    spec: Spec,
+    spec: Spec | str,
     inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]],
     *,
     recipe: Recipe | str,
@@ -75,6 +76,7 @@ def diagnose(
             alone. Or a list of them, one for each of a list of `inputs`: a name must then fit all, and what one case
             hides the other may show. Or a function that computes them, as in `check`. A name is of the output, or of
             the gradients where the output is right; what else `check` judges and is wrong then stands in the notes.
+        spec: as in `truth`.
         dout: as in `check`, where the mapping has gradients; a list with a list.
         recipe: what the kernel rounds, or a type's name for the usual.
         max_deviations: 1 or 2, how many together are looked for.
@@ -87,6 +89,7 @@ def diagnose(
         raise ValueError(f"max_deviations is {max_deviations!r}, but must be 1 or 2")
     recipe = Recipe.of(recipe)
     several, given, douts = _as_lists(actual, inputs, dout)
+    spec = resolve_spec(spec, several[0])
     known = [budget(spec, x, recipe, dout=d) for x, d in zip(several, douts, strict=True)]
     outs = [outputs_of(one, spec, x, d) for one, x, d in zip(given, several, douts, strict=True)]
     without = [isinstance(one, Mapping) and "out" not in one and len(one) > 0 for one in outs]

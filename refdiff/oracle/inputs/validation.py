@@ -18,25 +18,6 @@ LAMBDAS = (*VECTORS, "lambda_logits", "lambda_proj.weight", "lambda_full")
 """λ's inputs, each of which some spec takes and others do not: none is a slip for another."""
 
 
-def check_kinds(spec: Any, inputs: Any) -> None:
-    """Say which argument is something else than a spec and a dictionary.
-
-    Raises:
-        TypeError: `spec` is no Spec, or `inputs` no mapping.
-    """
-    if isinstance(spec, str):
-        raise TypeError(
-            f"spec is {spec!r}, but must be a Spec: Spec.preset({spec!r}, query_heads=H, key_heads=K, head_dim=d)"
-        )
-    if not isinstance(spec, Spec):
-        raise TypeError(f"spec is of type {type(spec).__name__}, but must be a Spec; the outputs come before it")
-    if not isinstance(inputs, Mapping):
-        of_case = ": pass case.inputs, and dout=case.dout for gradients" if hasattr(inputs, "inputs") else ""
-        raise TypeError(
-            f"inputs are of type {type(inputs).__name__}, but must be a mapping from names to arrays{of_case}"
-        )
-
-
 def check_inputs(spec: Spec, inputs: Mapping[str, Any]) -> dict[str, int]:
     """Check names, shapes and dtypes against `spec`; return the length of each axis by its letter.
 
@@ -76,7 +57,6 @@ def as_float64(spec: Spec, inputs: Mapping[str, Any]) -> dict[str, Numpy]:
     Raises:
         ValueError, TypeError: as `check_inputs`.
     """
-    check_kinds(spec, inputs)
     arrays = {name: any_array(x, name) for name, x in inputs.items()}
     check_inputs(spec, arrays)
     kinds: dict[str, Any] = dict.fromkeys(INTEGERS, np.int64) | dict.fromkeys(BOOLEANS, np.bool_)

@@ -20,6 +20,7 @@ from refdiff.oracle.judge.process import KernelError, KernelProcess, Limits, Pro
 from refdiff.oracle.judge.report import Report
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.suite.outcome import Outcome, judge_outputs
 
 Numpy = np.ndarray[Any, Any]
@@ -43,7 +44,7 @@ class _Trial:
 
 def judge_file(
     path: str | os.PathLike[str],
-    spec: Spec,
+    spec: Spec | str,
     *,
     recipe: Recipe | str,
     function: str = "kernel",
@@ -58,6 +59,7 @@ def judge_file(
     Args:
         path: the file. It defines `kernel(spec, inputs)` or `kernel(inputs)`, and may take `dout=None` beside, as the
             conformance suite calls one; `spec` has the fields of a `Spec`.
+        spec: or a preset's name, with small dimensions as in `oracle.cases`.
         function: its name in the file.
         profiles: kinds of cases, as of `oracle.cases`.
         sizes: batch, queries and keys of cases beside those.
@@ -69,7 +71,7 @@ def judge_file(
         ValueError: a profile that is none.
         OSError: this system cannot run it: Windows has no such limits.
     """
-    path = Path(path)
+    path, spec = Path(path), resolve_spec(spec)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if os.name != "posix":

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from refdiff.oracle.inputs import is_layer
+from refdiff.oracle.inputs.any_array import any_array
 from refdiff.oracle.spec.validation import DIMENSIONS
 
 
@@ -31,7 +32,7 @@ def _of_values(fields: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str
     heads = K if values in ("halves", "interleaved") or fields.get("keys") == "shared" else K // 2
     usual = fields["head_dim"] * (2 if values == "wide" else 1)
     name = next((name for name in ("v", "v_pages", "v_proj.weight") if name in inputs), "")
-    shape = tuple(inputs[name].shape) if name else ()
+    shape = _array_shape(inputs, name) if name else ()
     if "v_head_dim" in fields or not isinstance(heads, int) or heads < 1:
         return {}
     width = 0
@@ -78,7 +79,12 @@ def _width(fields: Mapping[str, Any], inputs: Mapping[str, Any], rows: int) -> i
 def _shape(inputs: Mapping[str, Any], name: str, wanted: str, axes: int) -> tuple[int, ...]:
     if name not in inputs:
         raise ValueError(f"the inputs lack {name} {wanted}")
-    shape: tuple[int, ...] = tuple(inputs[name].shape)
+    shape = _array_shape(inputs, name)
     if len(shape) != axes:
         raise ValueError(f"{name} has shape {shape}, but must be {wanted}")
     return shape
+
+
+def _array_shape(inputs: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    x = inputs[name]
+    return tuple(x.shape if hasattr(x, "shape") else any_array(x, name).shape)

@@ -22,6 +22,7 @@ from refdiff.oracle.inputs.any_array import any_array
 from refdiff.oracle.inputs.files import write_arrays
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.trace.point_names import near_point
 from refdiff.oracle.trace.points import Points, Visit
 from refdiff.oracle.truth.forward import forward
@@ -84,11 +85,12 @@ class Trace(Mapping[str, NDArray[Any]]):
         write_arrays(path, arrays, about)
 
 
-def trace(of: PreTrainedModel | Spec, inputs: Any = None, *, maps: bool = False, **more: Any) -> Trace:
+def trace(of: PreTrainedModel | Spec | str, inputs: Any = None, *, maps: bool = False, **more: Any) -> Trace:
     """Run a model, or the attention of a spec, once, and keep every intermediate.
 
     Args:
-        of: a model of this package, in whatever dtype and with whatever kernels it has; or a `Spec`.
+        of: a model of this package, in whatever dtype and with whatever kernels it has; or a `Spec`, or a preset's name
+            as in `truth`.
         inputs: what a model is called with: `input_ids` (B, T), or a dict of its arguments, which `more` adds to. Of a
             spec, its input dictionary (`refdiff.oracle.inputs`). With a `cache`, the new tokens are recorded, and the
             trace cannot be run again.
@@ -103,8 +105,9 @@ def trace(of: PreTrainedModel | Spec, inputs: Any = None, *, maps: bool = False,
         points[path] = to_numpy(value).copy()
         return value
 
-    if isinstance(of, Spec):
+    if isinstance(of, Spec | str):
         given = {name: any_array(x, name) for name, x in {**(inputs or {}), **more}.items()}
+        of = resolve_spec(of, given)
         run = SpecRun(of, given)
         run(keep, maps=maps, whole=True)
         return Trace(points, given, {"spec": of.to_dict()}, run)

@@ -17,6 +17,7 @@ from refdiff.oracle.inputs.outputs import output
 from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.truth.attention_mask import attention_mask
 from refdiff.oracle.truth.attention_operands import attention_operands, lambda_of, log_sum_exp, scores
 from refdiff.oracle.truth.backward import backward
@@ -65,7 +66,7 @@ class Result:
 
 
 def truth(
-    spec: Spec,
+    spec: Spec | str,
     inputs: Mapping[str, Any],
     *,
     dout: Any = None,
@@ -77,14 +78,16 @@ def truth(
     It comes back as NumPy arrays; `truth(...).like(x)` are arrays of the library of `x`.
 
     Args:
+        spec: a `Spec`, or a preset's name, whose dimensions are then those of the inputs, and whose layer is 0.
         dout: a gradient of the shape of `out`; with it the result has `grads`.
         want: of `out`, `lse1`, `lse2`, `lambda_full`, `diff`, or of plain attention `out`, `lse`; None is all but diff.
         ops: the layers, or what is laid over them (`refdiff.backends.overlay`).
 
     Raises:
         ValueError: inputs that do not fit `spec` (see `refdiff.oracle.inputs`), or a want that is none.
-        TypeError: an input that is no array.
+        TypeError: an input that is no array, `spec` no Spec or name, `inputs` no mapping.
     """
+    spec = resolve_spec(spec, inputs)
     exact = as_float64(spec, inputs)
     usual = ("out", *spec.lse_names, *(() if spec.is_plain else ("lambda_full",)))
     want = usual if want is None else want

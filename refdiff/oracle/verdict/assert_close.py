@@ -8,6 +8,7 @@ from typing import Any
 from refdiff.oracle.inputs.outputs import outputs_of
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.verdict.check import check
 
 LINES = 30
@@ -17,7 +18,7 @@ LINES = 30
 
 def assert_close(
     actual: Any,
-    spec: Spec,
+    spec: Spec | str,
     inputs: Mapping[str, Any],
     *,
     recipe: Recipe | str,
@@ -36,7 +37,8 @@ def assert_close(
         AssertionError: the verdict, then the first divergence, then up to three diagnoses.
         ValueError, TypeError: as `check`.
     """
-    actual = outputs_of(actual, spec, inputs, dout)
+    of = resolve_spec(spec, inputs)
+    actual = outputs_of(actual, of, inputs, dout)
     verdict = check(actual, spec, inputs, recipe=recipe, dout=dout)
     if verdict:
         return
@@ -46,7 +48,7 @@ def assert_close(
 
         parts.append(f"first divergence: {first_divergence(*traces)}")
     if diagnose and verdict.status == "fail":
-        parts.append(_diagnoses(actual, spec, inputs, recipe, dout))
+        parts.append(_diagnoses(actual, of, inputs, recipe, dout))
     raise AssertionError("\n".join(parts))
 
 

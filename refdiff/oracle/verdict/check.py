@@ -10,12 +10,13 @@ from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.inputs.outputs import outputs_of, wrong_types
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.spec.resolve import described, resolve_spec
 from refdiff.oracle.verdict.verdict import Verdict
 
 
 def check(
     actual: Any,
-    spec: Spec,
+    spec: Spec | str,
     inputs: Mapping[str, Any],
     *,
     recipe: Recipe | str,
@@ -30,6 +31,8 @@ def check(
             log-sum-exp in bfloat16 or float16 may be off by that type's rounding, in any other by float32's. Or a
             function that computes them: `kernel(spec, inputs)` or `kernel(inputs)`, each with `dout=None` beside where
             it gives gradients.
+        spec: what it is meant to compute; or a preset's name, whose dimensions are then those of the inputs, and whose
+            layer is 0. The verdict's notes say which these are.
         recipe: what the kernel rounds, or a type's name for the usual: "float32", "tf32", "bfloat16", "float16".
         dout: what the gradients were pulled back from, of the shape of the output.
         members: how many legal orders the budget is made of, 2 to 8.
@@ -38,12 +41,14 @@ def check(
         ValueError: inputs, shapes or names that do not fit `spec`.
         TypeError: something is no array, or a tuple or list of arrays in place of a mapping.
     """
+    named, spec = spec, resolve_spec(spec, inputs)
     allowed = budget(spec, inputs, recipe, members=members, dout=dout)
     given = outputs_of(actual, spec, inputs, dout)
     verdict = allowed.judge(given)
     judged = given if isinstance(given, Mapping) else {"out": given}
     types = wrong_types({name: x for name, x in judged.items() if name in allowed.tensors}, allowed.recipe)
-    verdict = replace(verdict, notes=(*verdict.notes, *types))
+    read = () if isinstance(named, Spec) else (described(named, spec),)
+    verdict = replace(verdict, notes=(*verdict.notes, *types, *read))
     if dout is not None and not any(name.startswith("d") for name in verdict.tensors):
         note = "dout was given, but no gradient was judged"
         verdict = replace(verdict, notes=(*verdict.notes, note))

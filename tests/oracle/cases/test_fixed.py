@@ -50,6 +50,14 @@ def test_names_have_the_sizes() -> None:
     assert own == ["natural-0-1x64x64-float32-0", "natural-0-1x128x128-float32-0"]
 
 
+def test_a_presets_name_for_a_spec() -> None:
+    (named, _), (small_one, _) = cases("natural", 3, spec="gda"), cases("natural", 3, spec=small_spec("gda"))
+    assert (named.name, named.spec) == (small_one.name, small_one.spec)
+    np.testing.assert_array_equal(named.inputs["q"], small_one.inputs["q"])
+    with pytest.raises(ValueError, match="no preset is called 'atention', did you mean 'attention'"):
+        cases("natural", spec="atention")
+
+
 def test_a_case_knows_what_it_is_blind_to() -> None:
     one_token = cases("degenerate", spec=small_spec("hf_diffllama"))[0]
     assert "rope_left_out" in {d.name for d in one_token.blind_to}
