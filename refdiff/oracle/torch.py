@@ -23,11 +23,12 @@ from refdiff.backends import ops_for
 from refdiff.model import heads
 from refdiff.oracle.diagnosis import Ranking, diagnose
 from refdiff.oracle.divergence import Divergence, first_divergence
-from refdiff.oracle.inputs import VECTORS, is_layer, kind_of
+from refdiff.oracle.inputs import VECTORS, is_layer, kind_of, shapes
 from refdiff.oracle.inputs.any_array import any_array, is_float
 from refdiff.oracle.inputs.outputs import parameter_names
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.trace import hooks, trace
 from refdiff.oracle.truth.attention_mask import attention_mask
 from refdiff.oracle.truth.attention_operands import frequencies
@@ -41,55 +42,114 @@ NAMES: dict[str, tuple[str, ...]] = {
     "qkv": ("qkv", "qkv_proj"),
     "o_proj": ("o_proj", "out_proj", "proj"),
     "lambda_proj": ("lambda_proj",),
+    "gate_proj": ("gate_proj", "g_proj"),
     "norm": ("groupnorm", "subln", "sub_norm"),
+    "q_norm": ("q_norm", "q_layernorm"),
+    "k_norm": ("k_norm", "k_layernorm"),
 }
-"""Submodules by their job, and what transformers, unilm and timm call them."""
+"""Submodules by their job, and what transformers, unilm, timm and others call them."""
+TENSORS = {
+    **{name: name for name in VECTORS},
+    "lambda_full": "lambda_full",
+    "sinks": "sinks",
+    "norm_weight": "norm.weight",
+    "norm_bias": "norm.bias",
+    "q_norm_weight": "q_norm.weight",
+    "k_norm_weight": "k_norm.weight",
+}
+"""The parameter or buffer that each other input stands for: the module's own, or that of the submodule with a job."""
+OF_QUERIES = {"lambda_logits": "lambda_proj", "gate_logits": "gate_proj"}
+"""Inputs that are the output of a projection of the query-side hidden states."""
 NOT_SERVED = ("bias", "mask", "q_positions", "k_positions", "cu_seqlens_q")
 _INSIDE = re.compile(r"(?P<path>.*\blayers\.(?P<layer>\d+)\.self_attn)\.(?P<point>\w+)")
 _BEFORE = ("q_proj", "k_proj", "v_proj", "o_proj")
 """Points of an attention that are no part of what `diagnose` looks at: it starts from the projections."""
 
 
-def module(attention: Any, spec: Spec, *, names: Mapping[str, str] | None = None) -> Callable[..., Any]:
+def module(attention: Any, spec: Spec | str, *, names: Mapping[str, str] | None = None) -> Callable[..., Any]:
     """Return an attention module of torch as `kernel(inputs, dout=None)`, which the oracle judges like any other.
 
-    What stands in for the projections gives q, k and v of the inputs; λ's vectors and the norm's weight are those of
-    the inputs too. Of more keys than queries the first go through the module's cache. Gradients are autograd's. Inputs
-    that a module cannot take, such as pages, are declined.
+    Functions replace the projections, and give q, k, v and the logits of λ and of the gate as the inputs have them. The
+    inputs' λ vectors, sinks and weights of norms replace the module's parameters or buffers. Where there are more keys
+    than queries, the first keys go through the module's cache. Gradients are autograd's; one of an input that the
+    module does not use is 0. Inputs that a module cannot take, such as pages, are declined.
 
     Args:
         attention: a module whose forward takes hidden states first: transformers', timm's, unilm's or your own.
-        spec: what it is meant to compute.
-        names: what your module calls q_proj, k_proj, v_proj or qkv, o_proj, lambda_proj, norm, lambda_q1, …, where
-            that is another name.
+        spec: what it is meant to compute; or a preset's name, whose dimensions are then those of each call's inputs.
+        names: what your module calls q_proj, k_proj, v_proj or qkv, o_proj, lambda_proj, gate_proj, norm, q_norm,
+            k_norm, lambda_q1, …, lambda_full, sinks, norm_weight, norm_bias, q_norm_weight or k_norm_weight, where that
+            is another name than in `NAMES` and `TENSORS`. A dotted name is inside a submodule: "inner.sink_logits".
 
     Raises:
-        ValueError: it has no projections of a known name.
+        ValueError: it lacks a submodule or parameter that the spec has an input for, or `names` has an unknown name.
     """
-    known = dict(names or {})
-    found = {job: known.get(job) or _first(attention, of) for job, of in NAMES.items()}
-    if not found["qkv"] and not all(found[f"{x}_proj"] for x in "qkv"):
+    given = dict(names or {})
+    if unknown := [name for name in given if name not in (*NAMES, *TENSORS)]:
+        raise ValueError(f"names has {', '.join(unknown)}, but may have {', '.join((*NAMES, *TENSORS))}")
+    paths = {job: given.get(job) or _first(attention, of) for job, of in NAMES.items()}
+    if not paths["qkv"] and not all(paths[f"{x}_proj"] for x in "qkv"):
         has = ", ".join(name for name, _ in attention.named_children()) or "no submodule"
         raise ValueError(f"the module has {has}, expected q_proj, k_proj and v_proj, or qkv; name yours with names=")
-    vectors = {name: known.get(name, name) for name in VECTORS}
+    paths |= {name: given.get(name) or _path(paths, place) for name, place in TENSORS.items()}
+    of_core = [name for name in shapes(resolve_spec(spec), {}) if name not in ("q", "k", "v")]
+    for name in (*(["qkv"] if paths["qkv"] else ["q_proj", "k_proj", "v_proj"]), *of_core):
+        _check_place(attention, paths, name)
     device = next((x.device for x in attention.parameters()), "cpu")
 
     def kernel(inputs: Mapping[str, Any], dout: Any = None) -> Any:
         arrays = {name: any_array(x, name) for name, x in inputs.items()}
-        if not _is_served(attention, spec, arrays):
+        of = resolve_spec(spec, arrays)
+        if not _is_served(attention, of, arrays):
             return NotImplemented
         tensors = {name: _tensor(x, device) for name, x in arrays.items()}
         leaves = {n: x.requires_grad_(dout is not None) for n, x in tensors.items() if is_float(arrays[n].dtype)}
-        out = _called(attention, found, vectors, spec, arrays, tensors)
+        out = _called(attention, paths, of, arrays, tensors)
         if dout is None:
             return out.detach()
-        pulled = importlib.import_module("torch").autograd.grad(
-            out, list(leaves.values()), _tensor(any_array(dout, "dout"), device).to(out.dtype), allow_unused=True
-        )
-        grads = {f"d{name}": g for name, g in zip(leaves, pulled, strict=True) if g is not None}
-        return {"out": out.detach(), **grads}
+        torch = importlib.import_module("torch")
+        dout = _tensor(any_array(dout, "dout"), device).to(out.dtype)
+        pulled = torch.autograd.grad(out, list(leaves.values()), dout, allow_unused=True)
+        grads = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves.values(), pulled, strict=True)]
+        return {"out": out.detach(), **{f"d{name}": g for name, g in zip(leaves, grads, strict=True)}}
 
     return kernel
+
+
+def _path(paths: Mapping[str, str | None], place: str) -> str | None:
+    """Where a tensor of `TENSORS` is, the submodules being at `paths`; None where the module lacks its submodule."""
+    job, _, name = place.rpartition(".")
+    owner = paths[job] if job else ""
+    return None if owner is None else f"{owner}.{name}".removeprefix(".")
+
+
+def _check_place(attention: Any, paths: Mapping[str, str | None], name: str) -> None:
+    """Raise ValueError where a module has no place for an input."""
+    job = OF_QUERIES.get(name, name)
+    path = paths[job]
+    if path is not None and _part(attention, path) is not None:
+        return
+    if path is not None:
+        raise ValueError(f"the module has no {path}, for {name}; say with names={{{job!r}: ...}} what it calls it")
+    lacking = job if job in NAMES else TENSORS[job].partition(".")[0]
+    raise ValueError(
+        f"the spec has {name}, and the module no {' or '.join(NAMES[lacking])}; say with names={{{lacking!r}: ...}} "
+        "what it calls it"
+    )
+
+
+def _part(attention: Any, path: str) -> Any:
+    """The submodule, parameter or buffer at a path; None where there is none."""
+    *owners, name = path.split(".")
+    for owner in owners:
+        attention = attention._modules.get(owner)
+        if attention is None:
+            return None
+    return next((x for x in (table.get(name) for table in _tables(attention)) if x is not None), None)
+
+
+def _tables(attention: Any) -> tuple[dict[str, Any], ...]:
+    return attention._modules, attention._parameters, attention._buffers
 
 
 def _first(attention: Any, names: tuple[str, ...]) -> str | None:
@@ -126,9 +186,8 @@ def _cache_name(attention: Any) -> str | None:
 
 
 def _called(
-    attention: Any, found: Mapping[str, str | None], vectors: Mapping[str, str], spec: Spec,
-    arrays: Mapping[str, Numpy], x: Mapping[str, Any],
-) -> Any:  # fmt: skip
+    attention: Any, paths: Mapping[str, str | None], spec: Spec, arrays: Mapping[str, Numpy], x: Mapping[str, Any]
+) -> Any:
     """Run a copy of the module, which shares all but what the inputs replace; the output, laid out as a kernel's."""
     torch = importlib.import_module("torch")
     layer = is_layer(arrays)
@@ -136,26 +195,31 @@ def _called(
     past = x["x_past"].shape[1] if "x_past" in x else 0 if layer else x["k"].shape[2] - T
     parts = [slice(0, past), slice(past, past + T)] if past else [slice(0, T)]
     cache = importlib.import_module("transformers").DynamicCache() if past else None
+    given = {} if layer else _projected(x)
     for n, part in enumerate(parts):
         last = n == len(parts) - 1
         if layer:
             hidden = x["x"] if last else x["x_past"]
             names = [name.removesuffix(".weight") for name in x if name.endswith("_proj.weight")]
-            projected = {name: _linear(x, name) for name in names}
-        else:
-            q = x["q"] if last else x["q"][:, :, :1].expand(-1, -1, past, -1)
-            hidden = torch.zeros((q.shape[0], q.shape[2], q.shape[1] * q.shape[3]), dtype=q.dtype, device=q.device)
-            values = {"q_proj": q, "k_proj": x["k"][:, :, part], "v_proj": x["v"][:, :, part]}
-            given = {name: y.transpose(1, 2).flatten(2) for name, y in values.items()}
-            if "lambda_logits" in x:
-                given["lambda_proj"] = x["lambda_logits"]
-            projected = {name: _constant(y) for name, y in given.items()} | {"o_proj": lambda y: y}
+            projections = {name: _linear(x, name) for name in names}
+        else:  # of earlier tokens the keys and values alone matter: their queries are any
+            now = {name: y[:, part] if name in ("k_proj", "v_proj") else y if last else y[:, :1].expand(-1, past, -1)
+                   for name, y in given.items()}  # fmt: skip
+            hidden = torch.zeros_like(now["q_proj"])
+            projections = {name: _constant(y) for name, y in now.items()}
+            if paths["o_proj"]:
+                projections["o_proj"] = lambda y: y
         mask = attention_mask(spec, _sizes(arrays, T, past + T)) if last else None
-        out = _with(attention, found, vectors, projected, x)(
-            hidden, **_arguments(attention, spec, hidden, part, mask, cache)
-        )
+        out = _with(attention, paths, projections, x)(hidden, **_arguments(attention, spec, hidden, part, mask, cache))
         out = out[0] if isinstance(out, tuple) else out
     return out if layer else out.reshape(*out.shape[:2], spec.heads, spec.out_dim).transpose(1, 2)
+
+
+def _projected(x: Mapping[str, Any]) -> dict[str, Any]:
+    """What each projection gives for core inputs: (B, T or S, width)."""
+    heads = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "gate_proj": "gate_logits"}
+    given = {job: x[name].transpose(1, 2).flatten(2) for job, name in heads.items() if name in x}
+    return given | ({"lambda_proj": x["lambda_logits"]} if "lambda_logits" in x else {})
 
 
 def _linear(x: Mapping[str, Any], name: str) -> Callable[[Any], Any]:
@@ -168,10 +232,10 @@ def _constant(value: Any) -> Callable[[Any], Any]:
 
 
 def _with(
-    attention: Any, found: Mapping[str, str | None], vectors: Mapping[str, str],
-    projected: Mapping[str, Callable[[Any], Any]], x: Mapping[str, Any],
+    attention: Any, paths: Mapping[str, str | None], projections: Mapping[str, Callable[[Any], Any]],
+    x: Mapping[str, Any],
 ) -> Any:  # fmt: skip
-    """A copy of the module with functions for projections, and the inputs' parameters."""
+    """A copy of the module with functions for projections, and the inputs for its parameters and buffers."""
     torch = importlib.import_module("torch")
 
     class Function(torch.nn.Module):  # type: ignore[misc, name-defined]
@@ -183,30 +247,38 @@ def _with(
             return self.function(y)
 
     clone = _copy(attention)
-    functions = dict(projected)
-    if found["qkv"]:
+    functions = dict(projections)
+    if paths["qkv"]:
         three = [functions.pop(f"{name}_proj") for name in "qkv"]
         functions["qkv"] = lambda y: torch.cat([f(y) for f in three], dim=-1)
     for job, function in functions.items():
-        if name := found[job]:
-            clone._modules[name] = Function(function)
-    for own, name in vectors.items():
-        if own in x:
-            if name not in clone._parameters:
-                raise ValueError(f"the module has no parameter {name!r}; say with names= what it calls {own}")
-            clone._parameters[name] = x[own].reshape(clone._parameters[name].shape)
-    if "norm_weight" in x:
-        if not (name := found["norm"]):
-            raise ValueError("the spec's norm has a weight, and the module has no groupnorm or subln; give names=")
-        clone._modules[name] = norm = _copy(clone._modules[name])
-        norm._parameters["weight"] = x["norm_weight"]
+        _check_place(attention, paths, job)
+        _put(clone, str(paths[job]), Function(function), job)
+    for name in TENSORS:
+        if name in x:
+            _put(clone, str(paths[name]), x[name], name)
     return clone
 
 
+def _put(clone: Any, path: str, value: Any, name: str) -> None:
+    """Put a module or a tensor in its place in a copy, and copies in that of the submodules on the path."""
+    *owners, last = path.split(".")
+    for owner in owners:
+        clone._modules[owner] = _copy(clone._modules[owner])
+        clone = clone._modules[owner]
+    table = next(table for table in _tables(clone) if table.get(last) is not None)
+    if table is not clone._modules:
+        if table[last].numel() != value.numel():
+            has, given = tuple(table[last].shape), tuple(value.shape)
+            raise ValueError(f"{name} has shape {given}, and the module's {path} {has}: they must be as many numbers")
+        value = value.reshape(table[last].shape)
+    table[last] = value
+
+
 def _copy(part: Any) -> Any:
-    """A module with the same submodules and parameters, of which others may be put in their place."""
+    """A module with the same submodules, parameters and buffers, of which others may be put in their place."""
     clone = copy.copy(part)
-    clone.__dict__.update(_modules=dict(part._modules), _parameters=dict(part._parameters))
+    clone.__dict__.update({name: dict(getattr(part, name)) for name in ("_modules", "_parameters", "_buffers")})
     return clone
 
 
@@ -229,11 +301,17 @@ def _arguments(attention: Any, spec: Spec, hidden: Any, part: slice, mask: Numpy
         angles = positions[0, :, None] * turn
         found["rel_pos"] = tuple((factor * f(angles)).to(hidden.dtype) for f in (torch.cos, torch.sin))
     seen = np.tri(hidden.shape[1], dtype=np.bool_)[None, None] if mask is None else mask
-    if (mask_name := _mask_name(attention)) and not _is_own_mask(attention, spec, seen):
-        least = torch.finfo(hidden.dtype).min
-        see = torch.tensor(np.broadcast_to(seen, (hidden.shape[0], 1, *seen.shape[-2:])), device=hidden.device)
-        found[mask_name] = torch.zeros(see.shape, dtype=hidden.dtype, device=hidden.device).masked_fill(~see, least)
+    if mask_name := _mask_name(attention):
+        found[mask_name] = None if _is_own_mask(attention, spec, seen) else _added(seen, hidden)
     return found
+
+
+def _added(seen: Numpy, hidden: Any) -> Any:
+    """A mask as it is added to scores: 0 where a query sees, else the smallest number of the type."""
+    torch = importlib.import_module("torch")
+    see = torch.tensor(np.broadcast_to(seen, (hidden.shape[0], 1, *seen.shape[-2:])), device=hidden.device)
+    added = torch.zeros(see.shape, dtype=hidden.dtype, device=hidden.device)
+    return added.masked_fill(~see, torch.finfo(hidden.dtype).min)
 
 
 def _mask_name(attention: Any) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from refdiff import oracle
 from refdiff.oracle import Divergence, Spec, cases
 from refdiff.oracle.divergence.first_divergence import Stage
+from refdiff.oracle.inputs import VECTORS
 from refdiff.oracle.torch import ModelReport
 
 SPEC = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=4)
@@ -21,7 +23,9 @@ class Attention:
     """What `module` asks of a torch module before it calls it."""
 
     def __init__(self, *names: str) -> None:
-        self._modules = dict.fromkeys(names)
+        self._modules = dict.fromkeys(names, SimpleNamespace(_modules={}, _parameters={}, _buffers={}))
+        self._parameters = dict.fromkeys(VECTORS, "a parameter")
+        self._buffers: dict[str, Any] = {}
 
     def named_children(self) -> Iterator[tuple[str, Any]]:
         yield from self._modules.items()
@@ -38,6 +42,40 @@ def test_projections_that_are_not_found(names: tuple[str, ...]) -> None:
     has = ", ".join(names) or "no submodule"
     with pytest.raises(ValueError, match=f"the module has {has}, expected q_proj, k_proj and v_proj, or qkv"):
         oracle.torch.module(Attention(*names), SPEC)
+
+
+@pytest.mark.parametrize(
+    ("fields", "names", "message"),
+    [
+        ({"sinks": True}, {}, "the module has no sinks, for sinks; say with names={'sinks': ...} what it calls it"),
+        (
+            {"sinks": True},
+            {"sinks": "qkv.sink"},
+            "the module has no qkv.sink, for sinks; say with names={'sinks': ...}",
+        ),
+        (
+            {"gate": "silu"},
+            {},
+            "the spec has gate_logits, and the module no gate_proj or g_proj; say with names={'gate_p",
+        ),
+        ({"norm_weight": True}, {}, "the spec has norm_weight, and the module no groupnorm or subln or sub_norm; say"),
+        (
+            {"qk_norm": "rms", "qk_norm_weight": True},
+            {},
+            "the spec has q_norm_weight, and the module no q_norm or q_la",
+        ),
+        ({"qk_norm": "rms", "qk_norm_weight": True}, {"q_norm": "proj"}, "the module has no proj.weight, for q_norm_w"),
+        ({}, {"qkv": "to_qkv"}, "the module has no to_qkv, for qkv; say with names={'qkv': ...} what it calls it"),
+        (
+            {},
+            {"q": "qkv"},
+            "names has q, but may have q_proj, k_proj, v_proj, qkv, o_proj, lambda_proj, gate_proj, nor",
+        ),
+    ],
+)
+def test_what_the_spec_has_and_the_module_lacks(fields: dict[str, Any], names: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        oracle.torch.module(Attention("qkv", "proj"), SPEC.replace(**fields), names=names)
 
 
 def test_inputs_that_a_module_cannot_take() -> None:

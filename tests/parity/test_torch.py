@@ -15,12 +15,14 @@ import torch
 import transformers
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.diffllama.modeling_diffllama import DiffLlamaAttention
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
 from refdiff import oracle
 from refdiff.oracle.cases.fixed import Case, cases
 from refdiff.oracle.judge import judge_file
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
+from tests.parity import attention_modules
 
 SPEC = Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=8, layer=2)
 TIMM = Spec.preset("timm", query_heads=8, key_heads=8, head_dim=8, layer=1)
@@ -109,6 +111,88 @@ def test_a_module_with_names_of_its_own() -> None:
     with pytest.raises(ValueError, match="the module has proj, sub_norm, project, expected q_proj, k_proj and v_proj"):
         oracle.torch.module(mine, TIMM)
     assert oracle.torch.module(mine, TIMM, names={"qkv": "project"})({"k_pages": np.zeros(3)}) is NotImplemented
+
+
+PLAIN: dict[str, Any] = {"query_heads": 8, "key_heads": 2, "head_dim": 8}
+GATED = Spec.preset("attention", gate="sigmoid", **PLAIN)
+QK_NORMED = Spec.preset("attention", qk_norm="rms", qk_norm_weight=True, rope="halves", **PLAIN)
+SINKS = Spec.preset("attention", sinks=True, **PLAIN)
+PER_HEAD = Spec.preset(
+    "ms_v1", query_heads=8, key_heads=4, head_dim=8, layer=attention_modules.LAYER, rope="none", lambda_per_head=True,
+    norm="layer", norm_weight=True, norm_per_head=True,
+)  # fmt: skip
+NORMS = {"q_norm": "norms.q", "k_norm": "norms.k"}
+MODULES = [
+    (attention_modules.WithSinks, SINKS, {}, "sinks_of_key_heads", "dsinks"),
+    (attention_modules.WithGate, GATED, {}, "gate_of_silu", "dgate_logits"),
+    (attention_modules.WithQKNorm, QK_NORMED, NORMS, "qk_norm_after_rope", "dq_norm_weight"),
+    (attention_modules.WithLambdaPerHead, PER_HEAD, {}, "lambda_of_the_first_head", "dlambda_q1"),
+]
+"""A module, its spec, what it calls its parts, a mistake by the oracle's name, and a gradient that others have not."""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("of", "spec", "names", "mistake", "gradient"), MODULES)
+def test_what_newer_models_have(
+    of: type[torch.nn.Module], spec: Spec, names: dict[str, str], mistake: str, gradient: str, dtype: str
+) -> None:
+    found = [cases("natural", 5, spec=spec, dtype=dtype)[1], cases("discriminating", 5, spec=spec, dtype=dtype)[1]]
+    found += cases("modules", 5, spec=spec, dtype=dtype)[4:5]  # a layer
+    right, wrong = (oracle.torch.module(of(one).to(getattr(torch, dtype)), spec, names=names) for one in ("", mistake))
+    assert len(judged(right, found, Recipe.eager(dtype))) == 3
+    assert gradient in right(found[0].inputs, found[0].dout)
+    for case in found:
+        assert oracle.check(wrong, spec, case.inputs, recipe=Recipe.eager(dtype)).status == "fail"
+    named = oracle.diagnose(wrong, spec, found[1].inputs, recipe=Recipe.eager(dtype))
+    assert (named.status, named.name) == ("unique", mistake), str(named)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_bias_of_a_norm(dtype: str) -> None:
+    """The output alone: the budget of dnorm_bias is for now below what torch's own sum of float32 is off by."""
+    spec = PER_HEAD.replace(norm_bias=True)
+    case = cases("discriminating", 5, spec=spec, dtype=dtype)[1]
+    kernel = oracle.torch.module(attention_modules.WithLambdaPerHead(), spec)
+    assert oracle.check(kernel, spec, case.inputs, recipe=Recipe.eager(dtype))
+    assert kernel(case.inputs, case.dout)["dnorm_bias"].any()
+
+
+def test_a_gradient_that_does_not_flow_is_zero_and_judged() -> None:
+    case = cases("discriminating", 5, spec=SINKS)[1]
+    wrong = oracle.torch.module(attention_modules.WithSinks("detached"), SINKS)
+    verdict = oracle.check(wrong, SINKS, case.inputs, recipe="float32", dout=case.dout)
+    assert {name for name, of in verdict.tensors.items() if of.status == "fail"} == {"dsinks"}
+
+
+def test_a_buffer_takes_the_place_of_a_parameter_and_sizes_must_agree() -> None:
+    case = cases("discriminating", 5, spec=SINKS)[1]
+    attention = attention_modules.WithSinks()
+    with_parameter = oracle.torch.module(attention, SINKS)(case.inputs)
+    del attention.sinks
+    attention.register_buffer("sinks", torch.zeros(1, 8, 1))
+    assert torch.equal(oracle.torch.module(attention, SINKS)(case.inputs), with_parameter)
+    attention.register_buffer("sinks", torch.zeros(2))
+    with pytest.raises(ValueError, match=r"sinks has shape \(8,\), and the module's sinks \(2,\): they must be"):
+        oracle.torch.module(attention, SINKS)(case.inputs)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_qwen3(implementation: str) -> None:
+    """transformers' own module with a norm of q and k, in bfloat16: whole sequences, caches, padding, the layer."""
+    config = transformers.Qwen3Config(
+        hidden_size=64, num_attention_heads=8, num_key_value_heads=2, head_dim=8, rms_norm_eps=QK_NORMED.qk_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": QK_NORMED.rope_theta},
+        attn_implementation=implementation,
+    )  # fmt: skip
+    recipe = Recipe.eager("bfloat16") if implementation == "eager" else Recipe("bfloat16")
+    found = [case for p in ("natural", "discriminating") for case in cases(p, 7, spec=QK_NORMED, dtype="bfloat16")]
+    assert len(judged(oracle.torch.module(Qwen3Attention(config, 0), QK_NORMED), found, recipe)) >= 4
+
+
+def test_a_presets_name_has_the_dimensions_of_the_inputs() -> None:
+    kernel = oracle.torch.module(attention_modules.Grouped(), "attention")
+    for case in cases("natural", 5, spec=Spec.preset("attention", **PLAIN))[1:]:
+        assert oracle.check(kernel, "attention", case.inputs, recipe="float32", dout=case.dout)
 
 
 def model_of(dtype: str = "float32") -> Any:
