@@ -46,6 +46,7 @@ ALSO = {
     "refdiff/model/diffllama.py": ("tests/model/test_variants.py",),
     "refdiff/model/config_checks.py": ("tests/model/test_config.py",),
     "refdiff/layers": ("tests/layers/test_vjp.py", "tests/layers/test_init.py", "tests/layers/test_errors.py"),
+    "refdiff/layers/__init__.py": ("tests/layers/test_composed.py",),
     "refdiff/layers/diff_": ("tests/layers/test_composed.py",),
     "refdiff/layers/diff_heads": ("tests/layers/test_heads.py",),
     "refdiff/layers/plain_heads.py": ("tests/layers/test_heads.py", "tests/layers/test_composed.py"),
