@@ -43,10 +43,12 @@ def test_generation_config_travels(tmp_path):
 
 
 def test_the_seed_decides_the_weights():
-    kind = refdiff.DiffLlamaForCausalLM
-    a, b, c = (kind.from_config(small_config(), seed).params["lm_head"]["weight"] for seed in (1, 1, 2))
-    np.testing.assert_array_equal(a, b)
-    assert (a != c).any()
+    kind, config = refdiff.DiffLlamaForCausalLM, small_config()
+    drawn = [kind.from_config(config, *seed).params["lm_head"]["weight"] for seed in ((1,), (1,), (0,), ())]
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert (drawn[1] != drawn[2]).any()
+    np.testing.assert_array_equal(drawn[2], drawn[3])
+    np.testing.assert_array_equal(drawn[3], kind(config).params["lm_head"]["weight"])
 
 
 def test_num_parameters_counts_tied_weights_once():
