@@ -5,7 +5,7 @@
 
 A check is one tensor of one kernel on one problem: out, dq, dk, dv or a log-sum-exp; a run has all of one problem.
 Seeds, layers from 0 to 40, profiles, types and lengths are drawn in turn; prints how many checks there were, how many
-were undecided, and each refusal. The exit status is 1 if a correct kernel was refused.
+were inconclusive, and each refusal. The exit status is 1 if a correct kernel was refused.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
                 break
     sys.stdout.write(
         f"{count.total()} checks, in {runs} runs of kernels: {count['fail']} refused, "
-        f"{count['inconclusive']} undecided\n"
+        f"{count['inconclusive']} inconclusive\n"
     )
     return 1 if count["fail"] else 0
 

@@ -114,7 +114,7 @@ def judge_legal(
             continue
         verdict = case.budget.judge(part)
         count = table.counts[(*key, way, OURS)]
-        count.legal(refused=verdict.status == "fail", undecided=verdict.status == "inconclusive", real=real)
+        count.legal(refused=verdict.status == "fail", inconclusive=verdict.status == "inconclusive", real=real)
         if verdict.status == "fail":
             table.refusals.append(f"{' '.join(key)} {way} {what}\n{verdict}")
         for rule in BASELINE_RULES:

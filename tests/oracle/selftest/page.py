@@ -21,8 +21,8 @@ A *mutant* is a legal kernel with a mistake in it; it is *killed* if it fails. I
 rounding, it moves some row, some number, some sum or the scale of a tensor by more than five times the largest error
 that legal kernels have there. Those legal kernels are orders of evaluation, and roundings at random, of which no
 budget is made, and none of the checker's limits goes into it (`tests/oracle/selftest/noise.py`). How large their
-errors are beside those of real kernels is below. A *right kernel* that fails is a false alarm; *undecided* is one that
-was neither passed nor failed.
+errors are beside those of real kernels is below. A *right kernel* that fails is a false alarm; *inconclusive* is one
+that was neither passed nor failed.
 
 `rows` is this project's rule. The others judge the same arrays as their projects have published them, with what a user
 may set at its default. `eager` is the recipe's storage type, op by op with every result stored; `golden` the truth in
@@ -44,7 +44,7 @@ def page(table: Table, seeds: Sequence[int], kernels: str | None = None) -> str:
     )
     parts = [head, _sources(table), "## By rule\n", _by_rule(table), _plainly(table.total(rule=OURS))]
     parts += ["## Identifiable mutants killed, by regime\n", _KILLED, *_by_way(table, _killed)]
-    parts += ["## Right kernels refused, by regime\n", _UNDECIDED, *_by_way(table, _refused)]
+    parts += ["## Right kernels refused, by regime\n", _INCONCLUSIVE, *_by_way(table, _refused)]
     if table.errors:
         parts += ["## Real kernels\n", _REAL, _real(table)]
     parts += ["## Every mutant\n", _MUTANTS, _by_name(table), *_survivors(table)]
@@ -54,10 +54,10 @@ def page(table: Table, seeds: Sequence[int], kernels: str | None = None) -> str:
 _KILLED = """\
 In percent of the identifiable ones, never rounded up to 100.
 """
-_UNDECIDED = """\
-How many right kernels there were, of this project and of others, how many of them our rule left undecided, and how many
-each rule refused. A run is undecided where right kernels may be off by more than a quarter of a row in more than 5 % of
-the rows: inputs on which such a type cannot tell right from wrong, and a pass would say nothing.
+_INCONCLUSIVE = """\
+How many right kernels there were, of this project and of others, how many of them were inconclusive by our rule, and
+how many each rule refused. A run is inconclusive where right kernels may be off by more than a quarter of a row in more
+than 5 % of the rows: inputs on which such a type cannot tell right from wrong, and a pass would say nothing.
 """
 _REAL = """\
 How far off the worst row (or number, or scale) of each tensor of a run is, in units of the noise of legal kernels that
@@ -83,11 +83,11 @@ def _by_rule(table: Table) -> str:
     rows = []
     for rule in table.rules:
         c = table.total(rule=rule)
-        undecided = f"{c.own_undecided + c.real_undecided:,}" if rule == OURS else "-"
+        inconclusive = f"{c.inconclusive:,}" if rule == OURS else "-"
         killed = _of(c.killed_identifiable, c.identifiable), share(c.killed, c.mutants)
-        rows.append((rule, *killed, _of(c.own_refused, c.own), _of(c.real_refused, c.real), undecided))
+        rows.append((rule, *killed, _of(c.own_refused, c.own), _of(c.real_refused, c.real), inconclusive))
     head = ("rule", "identifiable mutants killed", "all mutants killed", "own right kernels refused")
-    return _table((*head, "real kernels refused", "undecided"), rows)
+    return _table((*head, "real kernels refused", "inconclusive"), rows)
 
 
 def _plainly(c: Count) -> str:
@@ -138,10 +138,10 @@ def _killed(table: Table, way: str) -> str:
 
 def _refused(table: Table, way: str) -> str:
     rows = [
-        (*key, ours.own, ours.real, ours.own_undecided + ours.real_undecided, *(c.refused for c in (ours, *others)))
+        (*key, ours.own, ours.real, ours.inconclusive, *(c.refused for c in (ours, *others)))
         for key, (ours, *others) in _regimes(table, way)
     ]
-    return _table(("recipe", "profile", "own", "real", "undecided", *table.rules), rows)
+    return _table(("recipe", "profile", "own", "real", "inconclusive", *table.rules), rows)
 
 
 def _percent(part: int, whole: int) -> str:

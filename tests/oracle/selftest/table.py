@@ -25,7 +25,7 @@ class Count:
     identifiable: those that are 5 times what legal kernels are off by somewhere (`tests.oracle.selftest.noise`);
     plain: 5 times what the legal orders alone are. held_back: identifiable and inconclusive, not killed.
     own, real: right kernels, of this project and of others; own_refused, real_refused: those of them that failed;
-    own_undecided, real_undecided: those that were inconclusive.
+    own_undecided, real_undecided: those that were inconclusive, by the name that the files of earlier runs have.
     """
 
     mutants: int = 0
@@ -51,15 +51,20 @@ class Count:
         """Count a mutant."""
         self.add(Count(1, int(killed), identifiable, int(killed and identifiable), plain, int(killed and plain)))
 
-    def legal(self, *, refused: bool, real: bool, undecided: bool = False) -> None:
+    def legal(self, *, refused: bool, real: bool, inconclusive: bool = False) -> None:
         """Count a right kernel."""
         whose = "real" if real else "own"
-        self.add(Count(**{whose: 1, f"{whose}_refused": int(refused), f"{whose}_undecided": int(undecided)}))
+        self.add(Count(**{whose: 1, f"{whose}_refused": int(refused), f"{whose}_undecided": int(inconclusive)}))
 
     @property
     def refused(self) -> int:
         """Right kernels that failed: false alarms."""
         return self.own_refused + self.real_refused
+
+    @property
+    def inconclusive(self) -> int:
+        """Right kernels that were neither passed nor failed."""
+        return self.own_undecided + self.real_undecided
 
 
 @dataclass
@@ -118,7 +123,7 @@ class Table:
         numbers = f"{'%':>6}{'of':>7}{'% all':>6}{'refused':>15}"
         lines = [
             "%: killed of the identifiable mutants; % all: of all mutants;",
-            "refused: of the correct kernels, +N? of which N are undecided",
+            "refused: of the correct kernels, +N? of which N are inconclusive",
             f"{'recipe':9}{'profile':13}{'way':9}{'rule':14}{numbers}",
             *(self._line(key, self.counts[key]) for key in self.in_order()),
         ]
@@ -141,8 +146,7 @@ class Table:
 
     def _line(self, key: tuple[str, str, str, str], c: Count) -> str:
         recipe, profile, way, rule = key
-        undecided = c.own_undecided + c.real_undecided
-        legal = f"{c.refused}/{c.own + c.real}" + (f" +{undecided}?" if undecided else "")
+        legal = f"{c.refused}/{c.own + c.real}" + (f" +{c.inconclusive}?" if c.inconclusive else "")
         return (
             f"{recipe:9}{profile:13}{way:9}{rule:14}{_percent(c.killed_identifiable, c.identifiable):>6}"
             f"{c.identifiable:>7}{_percent(c.killed, c.mutants):>6}{legal:>15}"

@@ -28,7 +28,7 @@ def test_what_is_counted() -> None:
     count.mutant(True, identifiable=True, plain=True)
     count.mutant(True, identifiable=False, plain=True)
     count.mutant(False, identifiable=True, plain=False)
-    count.legal(refused=False, undecided=True, real=False)
+    count.legal(refused=False, inconclusive=True, real=False)
     count.legal(refused=True, real=True)
     assert count == Count(
         mutants=3, killed=2, identifiable=2, killed_identifiable=1, plain=2, killed_plain=2,
@@ -111,6 +111,10 @@ def test_every_number_in_its_cell() -> None:
     assert "\n    refdiff check --selftest --seeds 2 --kernels a.b:KERNELS --markdown\n" in text
     assert "Every single deviation, and 1 mistakes in one place; seeds 7, 8," in text
     lines = text.split("\n")
+    head = next(line for line in lines if line.startswith("| rule | identifiable"))
+    assert head.endswith("| real kernels refused | inconclusive |")
+    assert "| recipe | profile | own | real | inconclusive | rows | flex mean |" in lines
+    assert "decided" not in text, "one word for one verdict"
     assert "| rows | 239 of 240 (99.6 %) | 83.3 % of 300 | 0 of 50 | 0 of 20 | 7 |" in lines
     assert "| flex mean | 180 of 240 (75.0 %) | 66.7 % of 300 | 3 of 50 (6.0 %) | 4 of 20 (20.0 %) | - |" in lines
     assert "| float32 | natural | 240 | 99.6 | 75.0 |" in lines
