@@ -35,20 +35,9 @@ ARCHITECTURES = (
 ACTIVATIONS = tuple(sorted(set(transformers.activations.ACT2CLS) - {"prelu", "xielu"}))
 # query heads, key/value heads, head_dim, hidden size; None: the file leaves head_dim out
 HEADS = (
-    (2, 2, 8, 24),
-    (4, 2, 10, 32),
-    (6, 2, 6, 20),
-    (8, 2, 4, 28),
-    (4, 4, None, 32),
-    (6, 6, 8, 18),
-    (8, 4, 6, 40),
-    (12, 4, 4, 36),
-    (8, 8, None, 64),
-    (4, 2, 16, 48),
-    (16, 4, 6, 30),
-    (2, 2, 12, 22),
-    (6, 2, 14, 26),
-)
+    (2, 2, 8, 24), (4, 2, 10, 32), (6, 2, 6, 20), (8, 2, 4, 28), (4, 4, None, 32), (6, 6, 8, 18), (8, 4, 6, 40),
+    (12, 4, 4, 36), (8, 8, None, 64), (4, 2, 16, 48), (16, 4, 6, 30), (2, 2, 12, 22), (6, 2, 14, 26),
+)  # fmt: skip
 INNER = (37, 53, 29, 64)
 LAYERS = (2, 3, 1, 2)
 EPS = (1e-5, 1e-6, 1e-3, 1e-9, 0.1)
@@ -82,75 +71,43 @@ def _longrope(head_dim: int, rng: np.random.Generator) -> dict[str, Any]:
 
 # Each takes (head_dim, rng) and gives rope_parameters less rope_theta, and max_position_embeddings. The inputs of the
 # tests have about 12 positions and reach 40, so limits of 8 to 16 are crossed by some of them.
-ROPES: tuple[Callable[[int, np.random.Generator], tuple[dict[str, Any], int]], ...] = (
-    lambda d, rng: ({"rope_type": "default"}, 64),
-    lambda d, rng: ({"rope_type": "linear", "factor": 2.5}, 64),
-    lambda d, rng: ({"rope_type": "dynamic", "factor": 2.0}, 8),
-    lambda d, rng: ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}, 64),
-    lambda d, rng: (_longrope(d, rng) | {"factor": 4.0, "original_max_position_embeddings": 10}, 40),
-    lambda d, rng: (
-        {
-            "rope_type": "llama3",
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 32,
-        },
-        256,
-    ),
-    lambda d, rng: ({"rope_type": "proportional", "partial_rotary_factor": 0.5}, 64),
-    lambda d, rng: ({"rope_type": "dynamic", "factor": 3.5}, 64),
-    lambda d, rng: ({"rope_type": "yarn", "factor": 4.0, "attention_factor": 0.7}, 32),
-    lambda d, rng: (
-        {
-            "rope_type": "yarn",
-            "factor": 8.0,
-            "beta_fast": 8.0,
-            "beta_slow": 0.5,
-            "original_max_position_embeddings": 24,
-        },
-        192,
-    ),
-    lambda d, rng: (
-        {
-            "rope_type": "yarn",
-            "factor": 16.0,
-            "mscale": 0.8,
-            "mscale_all_dim": 0.4,
-            "original_max_position_embeddings": 16,
-        },
-        256,
-    ),
-    lambda d, rng: (
-        {
-            "rope_type": "yarn",
-            "factor": 4.0,
-            "truncate": False,
-            "mscale": 0.8,
-            "original_max_position_embeddings": 64,
-        },
-        256,
-    ),
-    lambda d, rng: ({"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 12}, 60),
-    lambda d, rng: (_longrope(d, rng) | {"original_max_position_embeddings": 16}, 64),
-    lambda d, rng: (
-        _longrope(d, rng) | {"factor": 2.0, "attention_factor": 1.3, "original_max_position_embeddings": 7},
-        14,
-    ),
-    lambda d, rng: (
-        {
-            "rope_type": "llama3",
-            "factor": 32.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 2.0,
-            "original_max_position_embeddings": 1000,
-        },
-        2000,
-    ),
-    lambda d, rng: ({"rope_type": "proportional", "partial_rotary_factor": 0.25, "factor": 2.0}, 64),
-    lambda d, rng: ({"rope_type": "proportional", "partial_rotary_factor": 1.0}, 64),
-    lambda d, rng: ({"rope_type": "default"}, 6),
+Rope = Callable[[int, np.random.Generator], tuple[dict[str, Any], int]]
+
+
+def _rope(rope_type: str, longest: int, **fields: Any) -> Rope:
+    of = _longrope if rope_type == "longrope" else lambda d, rng: {"rope_type": rope_type}
+    named = {"original_max_position_embeddings" if name == "original" else name: x for name, x in fields.items()}
+    return lambda d, rng: (of(d, rng) | named, longest)
+
+
+ROPES: tuple[Rope, ...] = (
+    _rope("default", 64),
+    _rope("linear", 64, factor=2.5),
+    _rope("dynamic", 8, factor=2.0),
+    _rope("yarn", 64, factor=4.0, original=16),
+    _rope("longrope", 40, factor=4.0, original=10),
+    _rope("llama3", 256, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original=32),
+    _rope("proportional", 64, partial_rotary_factor=0.5),
+    _rope("dynamic", 64, factor=3.5),
+    _rope("yarn", 32, factor=4.0, attention_factor=0.7),
+    _rope("yarn", 192, factor=8.0, beta_fast=8.0, beta_slow=0.5, original=24),
+    _rope("yarn", 256, factor=16.0, mscale=0.8, mscale_all_dim=0.4, original=16),
+    _rope("yarn", 256, factor=4.0, truncate=False, mscale=0.8, original=64),
+    _rope("yarn", 60, factor=None, original=12),
+    _rope("longrope", 64, original=16),
+    _rope("longrope", 14, factor=2.0, attention_factor=1.3, original=7),
+    _rope("llama3", 2000, factor=32.0, low_freq_factor=1.0, high_freq_factor=2.0, original=1000),
+    _rope("proportional", 64, partial_rotary_factor=0.25, factor=2.0),
+    _rope("proportional", 64, partial_rotary_factor=1.0),
+    _rope("default", 6),
 )
+BOTH = (False, True)
+COLUMNS: dict[str, Sequence[Any]] = {
+    "architecture": ARCHITECTURES, "activation": ACTIVATIONS, "heads": HEADS, "inner": INNER, "layers": LAYERS,
+    "eps": EPS, "dtype": DTYPES, "vocabulary": VOCABULARY, "theta": THETA, "lambdas": LAMBDA, "labels": LABELS,
+    "padding": PADDING, "spelling": SPELLING, "rope": ROPES, "bias": BOTH, "tied": (False, True, True), "sharded": BOTH,
+}  # fmt: skip
+"""What is dealt, in this order."""
 
 
 @dataclass(frozen=True)
@@ -181,74 +138,31 @@ def _deal(values: Sequence[Choice], rng: np.random.Generator) -> list[Choice]:
 def recipes() -> list[Recipe]:
     """The same COUNT recipes on every machine."""
     rng = np.random.default_rng(SEED)
-    columns = zip(
-        _deal(ARCHITECTURES, rng),
-        _deal(ACTIVATIONS, rng),
-        _deal(HEADS, rng),
-        _deal(INNER, rng),
-        _deal(LAYERS, rng),
-        _deal(EPS, rng),
-        _deal(DTYPES, rng),
-        _deal(VOCABULARY, rng),
-        _deal(THETA, rng),
-        _deal(LAMBDA, rng),
-        _deal(LABELS, rng),
-        _deal(PADDING, rng),
-        _deal(SPELLING, rng),
-        _deal(ROPES, rng),
-        _deal((False, True), rng),
-        _deal((False, True, True), rng),
-        _deal((False, True), rng),
-        strict=True,
-    )
-    made = []
-    for index, (
-        architecture,
-        activation,
-        (heads, kv_heads, head_dim, hidden),
-        inner,
-        layers,
-        eps,
-        dtype,
-        vocabulary,
-        theta,
-        lambdas,
-        (num_labels, problem_type),
-        padding,
-        spelling,
-        rope,
-        bias,
-        tied,
-        sharded,
-    ) in enumerate(columns):
-        parameters, max_positions = rope(head_dim or hidden // heads, rng)
-        config = {
-            "vocab_size": vocabulary,
-            "hidden_size": hidden,
-            "intermediate_size": inner,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads,
-            "hidden_act": activation,
-            "max_position_embeddings": max_positions,
-            "rms_norm_eps": eps,
-            "attention_bias": bias,
-            "tie_word_embeddings": tied and architecture == "DiffLlamaForCausalLM",
-            "pad_token_id": padding,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            "rope_parameters": parameters | {"rope_theta": theta},
-        }
-        if head_dim is not None:
-            config["head_dim"] = head_dim
-        if architecture in ("DiffLlamaForSequenceClassification", "DiffLlamaForTokenClassification"):
-            config["num_labels"] = num_labels
-        if architecture == "DiffLlamaForSequenceClassification":
-            config["problem_type"] = problem_type
-            # without a padding token transformers refuses batches; one such checkpoint is tested by itself
-            config["pad_token_id"] = 0 if padding is None else padding
-        made.append(Recipe(index, architecture, config, dtype, sharded, lambdas, spelling))
-    return made
+    dealt = {name: _deal(values, rng) for name, values in COLUMNS.items()}
+    return [_recipe(i, {name: values[i] for name, values in dealt.items()}, rng) for i in range(COUNT)]
+
+
+def _recipe(index: int, of: dict[str, Any], rng: np.random.Generator) -> Recipe:
+    (heads, kv_heads, head_dim, hidden), (num_labels, problem_type) = of["heads"], of["labels"]
+    parameters, max_positions = of["rope"](head_dim or hidden // heads, rng)
+    architecture = of["architecture"]
+    config = {
+        "vocab_size": of["vocabulary"], "hidden_size": hidden, "intermediate_size": of["inner"],
+        "num_hidden_layers": of["layers"], "num_attention_heads": heads, "num_key_value_heads": kv_heads,
+        "hidden_act": of["activation"], "max_position_embeddings": max_positions, "rms_norm_eps": of["eps"],
+        "attention_bias": of["bias"], "tie_word_embeddings": of["tied"] and architecture == "DiffLlamaForCausalLM",
+        "pad_token_id": of["padding"], "bos_token_id": 1, "eos_token_id": 2,
+        "rope_parameters": parameters | {"rope_theta": of["theta"]},
+    }  # fmt: skip
+    if head_dim is not None:
+        config["head_dim"] = head_dim
+    if architecture in ("DiffLlamaForSequenceClassification", "DiffLlamaForTokenClassification"):
+        config["num_labels"] = num_labels
+    if architecture == "DiffLlamaForSequenceClassification":
+        config["problem_type"] = problem_type
+        # without a padding token transformers refuses batches; one such checkpoint is tested by itself
+        config["pad_token_id"] = of["padding"] or 0
+    return Recipe(index, architecture, config, of["dtype"], of["sharded"], of["lambdas"], of["spelling"])
 
 
 def _lambda_vectors(style: str, head_dim: int, rng: np.random.Generator) -> dict[str, np.ndarray]:

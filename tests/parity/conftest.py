@@ -109,7 +109,7 @@ def ours(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Any:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Have each checkpoint tried with fast or with reference kernels, in turns; with the other ones every night."""
     for item in items:
-        params = getattr(item, "callspec", None) and item.callspec.params  # type: ignore[attr-defined]
+        params = getattr(item, "callspec", None) and item.callspec.params
         if not params or not {"checkpoint", "ours"} <= params.keys():
             continue
         if params["ours"] != ("fast", "reference")[params["checkpoint"].index % 2]:

@@ -19,14 +19,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from refdiff.oracle.budget.budget import budget
+from refdiff.oracle import Recipe, Spec, Verdict, budget
 from refdiff.oracle.cases.fixed import OF_DIFFERENCES, small_spec
-from refdiff.oracle.cases.structure import Structure
-from refdiff.oracle.cases.values import VALUES, draw
+from refdiff.oracle.cases.values import VALUES
 from refdiff.oracle.rounding import round_to
-from refdiff.oracle.rounding.recipe import Recipe
-from refdiff.oracle.spec import Spec
-from refdiff.oracle.verdict.verdict import Verdict
+from refdiff.oracle.strategies import Structure, draw
 from tests.parity.plain_kernels import PLAIN_KERNELS, plain_spec
 from tests.parity.real_kernels import DTYPES, KERNELS
 

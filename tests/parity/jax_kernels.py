@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from refdiff.oracle.spec import Spec
+from refdiff.oracle import Spec
 from refdiff.oracle.truth.attention_mask import attention_mask
 from refdiff.oracle.truth.head_indices import head_indices, value_heads
 

@@ -18,11 +18,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward as gemma2_eager
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward as gpt_oss_eager
 
-from refdiff.oracle.spec import Spec
+from refdiff.oracle import Spec
 from refdiff.oracle.truth.attention_mask import attention_mask
+from tests.parity.real_kernels import DTYPES, flash_sums
 
 Arrays = dict[str, np.ndarray]
-TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 PLAIN_SPECS: dict[str, dict[str, Any]] = {
     "MHA": {"query_heads": 4, "key_heads": 4, "head_dim": 16},
@@ -65,10 +65,7 @@ def torch_plain(spec: Spec, inputs: Arrays, dout: np.ndarray, dtype: str, backen
         out = torch.nn.functional.scaled_dot_product_attention(*heads, enable_gqa=True, **how)[..., : spec.value_dim]
     found = _pulled_back(out, dout, q, k, v)
     if backend == SDPBackend.FLASH_ATTENTION:
-        bias = torch.zeros(see.shape, dtype=q.dtype).masked_fill(~see, -torch.inf)
-        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        contiguous = (x.detach().contiguous() for x in heads)
-        found["lse"] = flash(*contiguous, 0.0, False, attn_mask=bias, scale=how["scale"])[1].double().numpy()
+        found["lse"] = flash_sums(heads, see, scale=how["scale"])
     return found
 
 
@@ -127,7 +124,7 @@ def _compiled(spec: Spec, causal: bool, q: Any, k: Any, v: Any, see: Any, dout: 
 
 
 def _leaves(inputs: Arrays, dtype: str) -> tuple[torch.Tensor, ...]:
-    return tuple(torch.as_tensor(inputs[name]).to(TYPES[dtype]).requires_grad_() for name in "qkv")
+    return tuple(torch.as_tensor(inputs[name]).to(DTYPES[dtype]).requires_grad_() for name in "qkv")
 
 
 def _visible(spec: Spec, inputs: Arrays) -> torch.Tensor:

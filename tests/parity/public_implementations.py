@@ -29,9 +29,7 @@ import numpy as np
 import torch
 
 from refdiff import oracle
-from refdiff.oracle.cases.fixed import Case, cases
-from refdiff.oracle.rounding.recipe import Recipe
-from refdiff.oracle.spec import Spec
+from refdiff.oracle import Case, Recipe, Spec, cases
 
 Kernel = Callable[..., Any]
 EAGER = {"float32": Recipe("float32"), "bfloat16": Recipe.eager("bfloat16")}
@@ -156,8 +154,6 @@ def _axolotl(name: str) -> Callable[[Spec, Path], Kernel]:
 
         path = checkout / "src" / "axolotl_diff_transformer" / "modeling" / "diff_attn.py"
         found = importlib.util.spec_from_file_location("diff_attn", path)
-        assert found is not None
-        assert found.loader is not None
         module = importlib.util.module_from_spec(found)
         found.loader.exec_module(module)
         config = LlamaConfig(
@@ -244,8 +240,6 @@ class _Constant(torch.nn.Module):
 def _nanowell(spec: Spec, checkout: Path) -> Kernel:
     """Its λ vectors are one for each head, and get those of the inputs in all; its norm's weight stays 1."""
     found = importlib.util.spec_from_file_location("DiffTransformer", checkout / "DiffTransformer.py")
-    assert found is not None
-    assert found.loader is not None
     code = importlib.util.module_from_spec(found)
     found.loader.exec_module(code)
 

@@ -7,6 +7,7 @@ tests.parity.real_kernels:KERNELS` has them judged.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DiffLlamaConfig
 from transformers.models.diffllama.modeling_diffllama import DiffLlamaAttention, DiffLlamaRotaryEmbedding
 
-from refdiff.oracle.spec import Spec
+from refdiff.oracle import Spec
 from refdiff.oracle.truth.attention_mask import attention_mask
 from refdiff.oracle.truth.head_indices import head_indices
 from tests.parity.jax_kernels import jax_two_passes, jax_weights_subtracted
@@ -25,7 +26,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def _numbers(x: torch.Tensor | None) -> np.ndarray:
-    assert x is not None
     return x.detach().to(torch.float64).numpy()
 
 
@@ -102,12 +102,17 @@ def torch_sdpa(spec: Spec, inputs: Arrays, dout: np.ndarray, dtype: str, backend
     out.backward(torch.as_tensor(dout).to(kind))
     found = {"out": _numbers(out), "dq": _numbers(q.grad), "dk": _numbers(k.grad), "dv": _numbers(v.grad)}
     if backend == SDPBackend.FLASH_ATTENTION:
-        bias = torch.zeros(see.shape, dtype=kind).masked_fill(~see, -torch.inf)
         for number, (of_q, of_k) in enumerate(((w.q1, w.k1), (w.q2, w.k2)), start=1):
-            heads = (x.detach().contiguous() for x in (turned_q[:, of_q], turned_k[:, of_k], v[:, w.v, :, :d]))
-            flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-            found[f"lse{number}"] = _numbers(flash(*heads, 0.0, False, attn_mask=bias)[1])
+            found[f"lse{number}"] = flash_sums((turned_q[:, of_q], turned_k[:, of_k], v[:, w.v, :, :d]), see)
     return found
+
+
+def flash_sums(heads: Sequence[torch.Tensor], see: torch.Tensor, **how: float) -> np.ndarray:
+    """The log-sum-exps of torch's flash attention on a CPU."""
+    bias = torch.zeros(see.shape, dtype=heads[0].dtype).masked_fill(~see, -torch.inf)
+    contiguous = (x.detach().contiguous() for x in heads)
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return _numbers(flash(*contiguous, 0.0, False, attn_mask=bias, **how)[1])
 
 
 def _interleaved(x: torch.Tensor, first: int, spec: Spec) -> torch.Tensor:

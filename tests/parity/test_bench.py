@@ -156,4 +156,4 @@ def test_onnxruntime_multiplies_by_all_weights_in_one_session(monkeypatch: pytes
     for _ in range(2):
         np.testing.assert_allclose(multiply(), x @ weights[-1].T, rtol=1e-4, atol=1e-4)
     (options,) = made
-    assert options.intra_op_num_threads == 2  # type: ignore[attr-defined]
+    assert options.intra_op_num_threads == 2

@@ -85,11 +85,6 @@ def test_what_was_asked_for_changes_nothing_else(checkpoint: Checkpoint, ours: A
     assert got.attentions is None
 
 
-def test_one_token(checkpoint: Checkpoint, ours: Any) -> None:
-    ids = checkpoint.ids(1, 1)
-    compare_outputs(everything(ours, ids), everything(checkpoint.fresh_truth(), ids), pooled=checkpoint.pooled)
-
-
 def test_differential_maps_follow_from_the_rows(checkpoint: Checkpoint, ours: Any) -> None:
     """A₁ − λA₂ and λ, which transformers does not give, from what it does give and its weights."""
     ids = checkpoint.ids(2, 7)

@@ -8,12 +8,10 @@ import os
 import numpy as np
 import pytest
 
-from refdiff.oracle.budget.budget import budget
+from refdiff.oracle import Recipe, budget
 from refdiff.oracle.cases.fixed import small_spec
-from refdiff.oracle.cases.structure import Structure
-from refdiff.oracle.cases.values import draw
 from refdiff.oracle.rounding import round_to
-from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.strategies import Structure, draw
 from tests.parity.plain_kernels import PLAIN_KERNELS, PLAIN_SPECS, plain_spec
 from tests.parity.real_kernels import DTYPES, KERNELS, NOT_SERVED
 

@@ -13,8 +13,7 @@ from transformers.model_debugging_utils import model_addition_debugger_context
 
 import refdiff
 from refdiff.errors import CheckpointError
-from refdiff.oracle.divergence import first_divergence
-from refdiff.oracle.trace import Trace, hooks, trace
+from refdiff.oracle import Trace, first_divergence, hooks, trace
 
 SIZES = {
     "vocab_size": 97, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8,

@@ -51,7 +51,7 @@ def test_twenty_steps_are_those_of_torch(start: Start) -> None:  # noqa: F811
         batches.append((ids, position_ids))
         return plain(ids, position_ids=position_ids, labels=labels)
 
-    trainer.model.loss_and_grad = watched  # type: ignore[method-assign]
+    trainer.model.loss_and_grad = watched
     records: list[dict] = []
     trainer.run(records.append)
     torch.set_default_dtype(torch.float64)

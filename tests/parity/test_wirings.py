@@ -15,7 +15,6 @@ import refdiff
 from refdiff.convert import convert
 from refdiff.model.diffllama import ATTENTION
 from tests.compare import compare
-from tests.layers.places import Case, every_case
 from tests.model.models import ids, small_model
 from tests.parity.float64_transformers import float64_peer
 
@@ -88,14 +87,3 @@ def test_every_wiring_on_torch(wiring: str) -> None:
     a, b = (m(tokens, attention_mask=mask, output_attentions=True) for m in (here, there))
     assert isinstance(b.logits, torch.Tensor)
     compare(b.logits.numpy(), a.logits, "logits")
-
-
-@pytest.mark.parametrize("case", [c for c in every_case() if "heads" in c.layer.__name__ or "v2" in c.layer.__name__],
-                         ids=lambda case: f"{case.layer.__name__}, {case}")  # fmt: skip
-def test_layers_of_the_wirings_on_torch(case: Case) -> None:
-    args = [torch.from_numpy(x.copy()) if isinstance(x, np.ndarray) else x for x in case.args]
-    out, expected = case.layer(*args, **case.options), case.layer(*case.args, **case.options)
-    pairs = zip(out, expected, strict=True) if isinstance(out, tuple) else [(out, expected)]
-    for x, y in pairs:
-        assert isinstance(x, torch.Tensor)
-        np.testing.assert_allclose(x.numpy(), y, rtol=1e-10, atol=1e-12 * np.abs(y).max(initial=0))
