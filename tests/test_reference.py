@@ -18,7 +18,9 @@ from refdiff import layers
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks" / "reference"
-SCRIPTS = ("equations", "docstrings", "examples", "interface", "pages", "links", "code_blocks", "cells", "build")
+SCRIPTS = (
+    "equations", "docstrings", "examples", "interface", "pages", "links", "code_blocks", "cells", "build", "small_twins"
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -349,3 +351,28 @@ def test_sources_of_the_pages(scripts: dict[str, ModuleType], tmp_path: Path, mo
         scripts["pages"].front_page("", ["guides/usage.md", "guides/new.md"])
     with pytest.raises(ValueError, match=r"refdiff\.new list public names and are on no page"):
         build.assemble(tmp_path)
+
+
+def test_the_twins_of_the_article_differ_in_attention_only(
+    scripts: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twins, runs, out = scripts["small_twins"], tmp_path / "runs", tmp_path / "out"
+    sizes = {"vocab-size": 300, "hidden-size": 12, "head-dim": 2, "intermediate-size": 7, "layers": 1}
+    for option, value in {**sizes, "context": 17, "batch-size": 5, "max-steps": 3, "warmup-steps": 1}.items():
+        monkeypatch.setitem(twins.OPTIONS, option, value)
+    assert twins.main([str(ROOT / "notebooks" / "data" / "tales.txt"), str(runs), "-o", str(out)]) == 0
+    about = json.loads((out / "about.json").read_text(encoding="utf-8"))
+    assert (about["steps"], about["context"], about["tokens"]) == (3, 17, 3 * 5 * 16)
+    settings = [json.loads((runs / n / "step-000003" / "training.json").read_text()) for n in ("differential", "plain")]
+    assert settings[0] == settings[1]
+    for name, wiring in (("differential", "hf"), ("plain", "none")):
+        model = refdiff.DiffLlamaForCausalLM.from_pretrained(out / name)
+        assert (model.config.wiring, model.dtype) == (wiring, "float16")
+        assert about[name]["parameters"] == model.num_parameters()
+        log = (runs / name / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        trained = json.loads(log[-1])["validation"]  # of float32 weights
+        assert about[name]["validation"] == pytest.approx(trained, rel=1e-3)
+    assert about["differential"]["parameters"] - about["plain"]["parameters"] == 4 * 2
+    monkeypatch.setattr(twins.cli, "main", None)  # what is trained is not trained again
+    twins.main(["", str(runs), "-o", str(out)])
+    assert json.loads((out / "about.json").read_text(encoding="utf-8")) == about

@@ -6,6 +6,7 @@ REFERENCE names a folder of built pages with the article in it; without one only
 from __future__ import annotations
 
 import functools
+import hashlib
 import http.server
 import json
 import os
@@ -31,6 +32,7 @@ from .reading import number
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "notebooks" / "reference" / "live"
+TWINS = SOURCE.parent / "twins"
 FIGURES = ("needle", "lambdas", "block", "rotation", "pairs", "sentence", "results", "training")
 TEXT = "A fox saw a crow fly off with a piece of cheese in its beak"
 
@@ -106,6 +108,11 @@ def check(browser: Chromium, name: str, value: object) -> None:
 def still(browser: Chromium) -> None:
     """Ask for a page in which nothing moves by itself."""
     browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": "reduce"}])
+
+
+def choose_model(browser: Chromium, folder: str) -> None:
+    check(browser, "sentence-model", folder)
+    wait(browser, SENTENCE % f"s.folder === '{folder}'")
 
 
 def numbers(text: str) -> list[float]:
@@ -198,6 +205,31 @@ def test_the_model_is_refdiffs(evaluate: Any, by_refdiff: dict[str, Any]) -> Non
     np.testing.assert_allclose(lambdas, by_refdiff["lambdas"], rtol=1e-5)
     assert len(by_refdiff["prompts"]) == 20
     assert greedy == by_refdiff["greedy"]
+
+
+@pytest.mark.parametrize("name", ["differential", "plain"])
+def test_the_twins_are_refdiffs(evaluate: Any, by_refdiff: dict[str, Any], name: str) -> None:
+    twin = refdiff.DiffLlamaForCausalLM.from_pretrained(TWINS / name, dtype="float32")
+    text, prompt = by_refdiff["text"], by_refdiff["text"][:9]
+    logits, greedy = evaluate(
+        f"const folder = 'twins/{name}/', config = new TextDecoder().decode(await read(`${{folder}}config.json`));"
+        "const twin = new Model(JSON.parse(config), readSafetensors(await read(`${folder}model.safetensors`)));"
+        "const reading = new Reading(twin);"
+        "return [given.text.map((id) => Array.from(twin.logits(reading.next(id)))), generate(twin, given.prompt, 20)];",
+        {"text": text, "prompt": prompt},
+    )
+    assert np.abs(np.array(logits) - twin(np.array([text])).logits[0]).max() <= 1e-4
+    assert greedy == twin.generate(np.array([prompt]), max_new_tokens=20, do_sample=False)[0].tolist()
+
+
+def test_what_is_said_of_the_twins_was_measured_on_these_weights() -> None:
+    about = json.loads((TWINS / "about.json").read_text(encoding="utf-8"))
+    for name in ("differential", "plain"):
+        assert about[name]["weights"] == hashlib.sha256((TWINS / name / "model.safetensors").read_bytes()).hexdigest()
+        model = refdiff.DiffLlamaForCausalLM.from_pretrained(TWINS / name)
+        assert about[name]["parameters"] == model.num_parameters()
+    vectors = 4 * 16  # for λ, in each layer
+    assert about["differential"]["parameters"] - about["plain"]["parameters"] == 3 * vectors
 
 
 def test_the_tokenizer_is_refdiffs(evaluate: Any, tokenizer: Any) -> None:
@@ -334,16 +366,18 @@ def with_lambdas(model: refdiff.DiffLlamaForCausalLM, lambdas: dict[int, float])
     return sketches.strengths(model, lambdas)
 
 
-def expect_next(browser: Chromium, tokenizer: Any, trained: Any, pulled: Any) -> None:
+def expect_next(browser: Chromium, tokenizer: Any, *logits: Any) -> None:
+    """Of the model as trained, with the reader's λ, and of its plain twin."""
     rows = browser.run(CELLS % "sentence-next")
-    probabilities = [np.exp(z - z.max()) / np.exp(z - z.max()).sum() for z in (trained, pulled)]
-    best = np.argsort(-np.maximum(*probabilities))[:8]
+    probabilities = [np.exp(z - z.max()) / np.exp(z - z.max()).sum() for z in logits]
+    best = np.argsort(-np.max(probabilities, axis=0))[:8]
     expected = {token_labels(tokenizer, [i])[0]: 100 * np.array(probabilities)[:, i] for i in best}
     assert {row[0] for row in rows} == set(expected)
     for label, *cells in rows:
         np.testing.assert_allclose([numbers(cell)[0] for cell in cells], expected[label], atol=0.051)
-    moved = 50 * np.abs(probabilities[0] - probabilities[1]).sum()
-    np.testing.assert_allclose(numbers(shown(browser, "#sentence-moved")), moved, atol=0.051)
+    for name, other in zip(("moved", "apart"), probabilities[1:], strict=False):
+        apart = 50 * np.abs(probabilities[0] - other).sum()
+        np.testing.assert_allclose(numbers(shown(browser, f"#sentence-{name}")), apart, atol=0.051)
 
 
 STORIES = "[...document.querySelectorAll('.written')].map((p) => p.textContent)"
@@ -352,17 +386,17 @@ STORIES = "[...document.querySelectorAll('.written')].map((p) => p.textContent)"
 def test_a_story_is_shown_only_with_its_own_lambdas(page: Chromium) -> None:
     heights = "[...document.querySelectorAll('.go-on > div')].map((d) => d.offsetHeight > 0)"
     type_text(page, TEXT)
-    assert page.run(heights) == [False, False]
+    assert page.run(heights) == [False, False, False]
     page.point(".go-on button", click=True)
     wait(page, STORIES + "[1] !== ''")  # while it is being told
     slide(page, "sentence-lambda", 0)
     wait(page, "!document.querySelector('.go-on button').disabled")
-    told, other = page.run(STORIES)
+    told, *others = page.run(STORIES)
     assert told
-    assert other == ""
-    assert page.run(heights) == [True, False]
+    assert others == ["", ""]
+    assert page.run(heights) == [True, False, False]
     type_text(page, TEXT + " and")
-    assert page.run(heights) == [False, False]
+    assert page.run(heights) == [False, False, False]
 
 
 def test_the_readers_own_sentence(page: Chromium, model: refdiff.DiffLlamaForCausalLM, tokenizer: Any) -> None:
@@ -401,19 +435,106 @@ def test_the_readers_own_sentence(page: Chromium, model: refdiff.DiffLlamaForCau
         wait(page, "!document.querySelector('.go-on button').disabled")
         by_pulled = continued()
     written = page.run(STORIES)
-    for text, expected in zip(written, (continued(), by_pulled), strict=True):
+    for text, expected in zip(written[:2], (continued(), by_pulled), strict=True):
         assert text == "… " + tokenizer.decode(expected, skip_special_tokens=True).lstrip()
     page.point(".buttons button:nth-child(3)", click=True)
     wait(page, SENTENCE % "s.pulled === s.read")
-    assert page.run(STORIES) == [written[0], ""]  # that was of other λ
+    assert page.run(STORIES) == [written[0], "", ""]  # that was of other λ
     expect_next(page, tokenizer, trained, trained)
+
+
+def test_the_plain_twin(page: Chromium, tokenizer: Any) -> None:
+    model, plain = (
+        refdiff.DiffLlamaForCausalLM.from_pretrained(TWINS / name, dtype="float64")
+        for name in ("differential", "plain")
+    )
+    parts = "['.maps.twin', '#sentence-apart'].map((part) => document.querySelector(part).checkVisibility())"
+    type_text(page, TEXT)
+    assert page.run(parts) == [False, False]
+    choose_model(page, "twins/differential")
+    assert page.run(parts) == [True, True]
+    ids = ids_of(tokenizer, TEXT)
+    labels = token_labels(tokenizer, ids)
+    maps, twin = viz.attention_maps(model, ids, tokenizer), viz.attention_maps(plain, ids, tokenizer).first
+    trained, pulled, by_plain = (m(np.array([ids])).logits[0, -1] for m in (model, model, plain))
+
+    for layer, pair, query in ((2, 0, len(ids) - 1), (0, 2, 5)):
+        check(page, "sentence-pair", f"{layer} {pair}")
+        check(page, "sentence-query", query)
+        wait(page, f"document.querySelectorAll('#sentence-numbers tbody tr').length === {query + 1}")
+        first, second, one, other = (
+            x[layer, head, query, : query + 1]
+            for x, head in ((maps.first, pair), (maps.second, pair), (twin, pair), (twin, pair + 3))
+        )
+        names = page.run("[...document.querySelectorAll('#sentence-numbers thead th')].map((th) => th.textContent)")
+        assert names[1:] == ["A₁", "A₂", "A₁ − λ A₂", f"plain A, head {pair}", f"plain A, head {pair + 3}"]
+        expected = np.stack([first, second, first - maps.lambdas[layer] * second, one, other], axis=1)
+        found = [[number(x) for x in row[1:]] for row in page.run(CELLS % "sentence-numbers")]
+        np.testing.assert_allclose(found, expected, atol=0.51e-4)
+    said = shown(page, "#sentence .status").split("In the plain twin ")[1]
+    strongest = [labels[np.argmax(row)] for row in (one, other)]
+    likely = token_labels(tokenizer, [int(np.argmax(by_plain))])[0]
+    assert re.findall("“(.*?)”", said) == [*strongest, likely]
+    page.point(".maps.twin canvas", x=1.5 / len(ids), y=4.5 / len(ids))
+    weight = numbers(shown(page, "#sentence .pointed").split("plain A, head 2 ")[1])[0]
+    assert abs(weight - twin[0, 2, 4, 1]) <= 0.51e-3
+    expect_next(page, tokenizer, trained, trained, by_plain)
+
+    slide(page, "sentence-lambda", -0.25)
+    wait(page, SENTENCE % "s.pulled !== s.read")
+    with with_lambdas(model, {0: -0.25}):
+        pulled = model(np.array([ids])).logits[0, -1]
+        expect_next(page, tokenizer, trained, pulled, by_plain)
+    page.point(".go-on button", click=True)
+    wait(page, "!document.querySelector('.go-on button').disabled")
+    by_twin = plain.generate(np.array([ids]), max_new_tokens=24, do_sample=False)[0, len(ids) :]
+    assert page.run(STORIES)[2] == "… " + tokenizer.decode(by_twin, skip_special_tokens=True).lstrip()
+
+    about = json.loads((TWINS / "about.json").read_text(encoding="utf-8"))
+    reached = {round(about[name]["bits_per_byte"], 3) for name in ("differential", "plain", "bundled")}
+    sizes = {round(about["plain"]["parameters"] / 1e6, 2), about["steps"], about["context"]}
+    assert reached | sizes <= set(numbers(shown(page, "#sentence-about").replace(",", "")))
+
+    type_text(page, "The king")
+    labels = token_labels(tokenizer, ids_of(tokenizer, "The king"))
+    wait(page, f"document.getElementById('block-token').textContent === {json.dumps(''.join(labels))}")
+    choose_model(page, "model")
+    assert page.run(parts) == [False, False]
+    assert page.run("document.querySelectorAll('[name=sentence-pair]').length") == 18
+    assert page.run(STORIES) == [""] * 3
+    bundled = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64")
+    as_trained = bundled(np.array([ids_of(tokenizer, "The king")])).logits[0, -1]
+    expect_next(page, tokenizer, as_trained, as_trained)
+
+
+def test_a_reader_who_does_not_wait_for_the_twins(page: Chromium) -> None:
+    for _ in range(3):
+        for folder in ("twins/differential", "model", "twins/differential"):
+            check(page, "sentence-model", folder)
+            page.run("document.querySelector('[name=sentence-pair]:checked').parentElement.nextElementSibling?.click()")
+            slide(page, "sentence-lambda", 0.3)
+            page.run("document.querySelector('[name=sentence-query]').click()")
+    type_text(page, TEXT)
+    wait(page, SENTENCE % "s.folder === 'twins/differential' && s.twin.ids.length === s.pulled.ids.length")
+
+
+def test_without_the_twins_the_page_says_why_and_keeps_its_model(chromium: Chromium, origin: str) -> None:
+    open_article(chromium, origin)
+    chromium.call("Network.setBlockedURLs", urls=["*plain/model.safetensors"])
+    try:
+        check(chromium, "sentence-model", "twins/differential")
+        wait(chromium, "document.getElementById('sentence-about').textContent.includes('could not be loaded')")
+        assert chromium.run("document.querySelector('[name=sentence-model]:checked').value") == "model"
+    finally:
+        chromium.call("Network.setBlockedURLs", urls=[])
+    choose_model(chromium, "twins/differential")
 
 
 def test_the_second_map_has_the_colour_of_what_it_does(page: Chromium) -> None:
     type_text(page, TEXT)
     # the first weight of each map is that of the first token on itself: 1, 1 and 1 − λ
     pixels = (
-        "[...document.querySelectorAll('.maps canvas')].map((c) => {"
+        "[...document.querySelectorAll('.maps:not(.twin) canvas')].map((c) => {"
         "const corner = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});"
         "corner.drawImage(c, 0, 0); return [...corner.getImageData(0, 0, 1, 1).data].join()})"
     )
@@ -679,8 +800,8 @@ def test_every_figure_has_its_words(page: Chromium) -> None:
 def test_by_keyboard_alone(page: Chromium) -> None:
     expected = {
         "Skip to the article", "needle-shared", "needle-d", "Subtract too much", "block-token", "block-layer",
-        "rotation-distance", "rotation-pair", "pairs-variant", "sentence-text", "sentence-query", "sentence-lambda",
-        "results-measure", "training-kind", "training-moment",
+        "rotation-distance", "rotation-pair", "pairs-variant", "sentence-text", "sentence-model", "sentence-query",
+        "sentence-lambda", "results-measure", "training-kind", "training-moment",
     }  # fmt: skip
     stops: set[str] = set()
     for _ in range(100):
@@ -701,6 +822,7 @@ def test_by_keyboard_alone(page: Chromium) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(chromium: Chromium, origin: str, axe: str, scheme: str) -> None:
     open_article(chromium, origin, scheme=scheme)
+    choose_model(chromium, "twins/differential")
     chromium.call("Page.setBypassCSP", enabled=True)
     chromium.run(axe + "; 0")
     result = chromium.run("axe.run().then((r) => [r.violations, r.passes.length])")
@@ -712,6 +834,7 @@ def test_axe_finds_nothing(chromium: Chromium, origin: str, axe: str, scheme: st
 @pytest.mark.parametrize("width", [320, 360, 800, 1400, 2000])
 def test_no_width_makes_it_wider_than_the_window(chromium: Chromium, origin: str, width: int) -> None:
     open_article(chromium, origin, width=width)
+    choose_model(chromium, "twins/differential")
     assert chromium.run("document.documentElement.scrollWidth") <= width
     outside = (
         "[...document.querySelectorAll('p, math, svg text, svg circle, input, button, canvas, td, th, output, legend')]"

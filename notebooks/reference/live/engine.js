@@ -1,10 +1,19 @@
-/** The page's side of the worker: load the checkpoint once, then ask. */
+/** The page's side of the worker: load a checkpoint once, then ask. */
 
-const FILES = { config: "model/config.json", vocabulary: "model/tokenizer.json", checkpoint: "model/model.safetensors" };
+/** Folders of models. One tokenizer serves all. */
+export const BUNDLED = "model", DIFFERENTIAL = "twins/differential", PLAIN = "twins/plain";
+
+async function get(path, kind) {
+  const answer = await fetch(path);
+  if (!answer.ok) throw new Error(`${answer.url}: got status ${answer.status}`);
+  return answer[kind]();
+}
 
 export class Engine {
   #worker = new Worker("worker.js", { type: "module" });
   #open = new Map();
+  #loaded = {};
+  #tokenizer;
   #number = 0;
 
   constructor() {
@@ -15,25 +24,31 @@ export class Engine {
       if (error) reject(new Error(error));
       else resolve(answer);
     };
-    this.about = this.#load();
+    this.#tokenizer = get(`${BUNDLED}/tokenizer.json`, "json").then((vocabulary) => this.#send("tokenizer", { vocabulary }));
+    this.about = this.load(BUNDLED);
   }
 
-  async #load() {
-    const fetched = await Promise.all(Object.values(FILES).map((path) => fetch(path)));
-    const failed = fetched.find(({ ok }) => !ok);
-    if (failed) throw new Error(`${failed.url}: got status ${failed.status}`);
-    const [config, vocabulary, checkpoint] = await Promise.all(
-      fetched.map((answer, i) => (i < 2 ? answer.json() : answer.arrayBuffer())));
-    return this.#send("load", { config, vocabulary, checkpoint }, { transfer: [checkpoint] });
+  /** Load a model, once; what the worker says about it. After a failure the next call tries again. */
+  load(folder) {
+    return (this.#loaded[folder] ??= this.#load(folder).catch((error) => {
+      delete this.#loaded[folder];
+      throw error;
+    }));
   }
 
-  /** Ask for "read", "write" or "label"; `tell` hears of parts of the answer before it is whole. */
+  async #load(folder) {
+    const [config, checkpoint] = await Promise.all([
+      get(`${folder}/config.json`, "json"), get(`${folder}/model.safetensors`, "arrayBuffer"), this.#tokenizer]);
+    return this.#send("load", { folder, config, checkpoint }, { transfer: [checkpoint] });
+  }
+
+  /** Ask the model of a folder to "read" or "write", or for a "label"; `tell` hears of parts of the answer before it is whole. */
   async ask(kind, question, tell = () => {}) {
-    await this.about;
+    await this.load(question.folder ?? BUNDLED);
     return this.#send(kind, question, { tell });
   }
 
-  #send(kind, question, { tell = () => {}, transfer = [] }) {
+  #send(kind, question, { tell = () => {}, transfer = [] } = {}) {
     const number = this.#number++;
     return new Promise((resolve, reject) => {
       this.#open.set(number, { resolve, reject, tell });

@@ -3,6 +3,8 @@
  * one token at a time. Causal attention never changes an earlier token, so a text keeps its keys and values and each
  * new token costs one pass of vectors through the layers. It computes in float64 from the checkpoint's float16 weights.
  *
+ * A Llama, its twin with plain attention, is the same but for what the heads do.
+ *
  * Letters: T tokens, D model size, H query heads, K key/value heads, d head size. Heads i and i + H/2 are a pair.
  */
 
@@ -83,7 +85,8 @@ export class Model {
         if (name.startsWith(prefix)) p[name.slice(prefix.length).replace(/^(self_attn|mlp)\.|\.weight$/g, "")] = tensor;
       return p;
     });
-    this.lambdas = this.layers.map((p, layer) => // eq. 2
+    this.isPlain = config.model_type === "llama";
+    this.lambdas = this.isPlain ? [] : this.layers.map((p, layer) => // eq. 2
       Math.exp(dot(p.lambda_q1.data, p.lambda_k1.data)) - Math.exp(dot(p.lambda_q2.data, p.lambda_k2.data)) +
       lambdaInit(layer));
   }
@@ -110,7 +113,8 @@ export class Reading {
    * Read one more token and return its vector after the last layer. `see(name, layer, x)` is told of intermediate
    * results: "x" and "y" (the residual stream before attention and before the MLP), "normed", "first" and "second" (a
    * row of the two maps, by pair), "difference" (the heads' results, by pair), "heads" (after norm and factor),
-   * "attention", "normed again", "mlp", and "out", the residual stream that leaves the layer.
+   * "attention", "normed again", "mlp", and "out", the residual stream that leaves the layer. Of plain attention "map"
+   * (a row of the map, by head) stands in the place of "first", "second" and "difference".
    */
   next(id, see = () => {}) {
     const { layers, config: { rms_norm_eps: eps } } = this.model;
@@ -134,9 +138,9 @@ export class Reading {
     return x;
   }
 
-  /** Differential attention of the newest token: eq. 1 and 3. */
+  /** Attention of the newest token to all tokens so far. */
   attention(x, p, layer, see) {
-    const { head_dim: d, rms_norm_eps: eps, rope_parameters: { rope_theta: base } } = this.model.config;
+    const { head_dim: d, rope_parameters: { rope_theta: base } } = this.model.config;
     const split = (y) => Array.from({ length: y.length / d }, (_, i) => y.subarray(i * d, (i + 1) * d));
     const heads = (tensor) => split(matvec(tensor, x));
     const q = heads(p.q_proj).map((head) => rope(head, this.length, base));
@@ -146,7 +150,26 @@ export class Reading {
     keys.push(k);
     values.push(v);
 
-    const pairs = q.length / 2, shared = q.length / k.length; // H / K query heads share a key/value head
+    const result = (this.model.isPlain ? this.plainHeads : this.differentialHeads).call(this, q, this.cache[layer], layer, see);
+    see("heads", layer, result); // before W_O
+    return matvec(p.o_proj, result);
+  }
+
+  /** Plain attention: each head weighs its own values by one map. */
+  plainHeads(q, { keys, values }, layer, see) {
+    const d = q[0].length, shared = q.length / keys[0].length, result = new Float64Array(q.length * d);
+    const maps = q.map((head, i) => attentionRow(head, keys.map((token) => token[Math.floor(i / shared)])));
+    maps.forEach((row, i) => values.forEach((token, s) => {
+      const value = token[Math.floor(i / shared)];
+      for (let j = 0; j < d; j++) result[i * d + j] += row[s] * value[j];
+    }));
+    see("map", layer, maps);
+    return result;
+  }
+
+  /** Differential attention: eq. 1 and 3. */
+  differentialHeads(q, { keys, values }, layer, see) {
+    const d = q[0].length, K = keys[0].length, pairs = q.length / 2, shared = q.length / K; // H / K query heads share a key/value head
     const first = [], second = [], differences = [];
     for (let i = 0; i < pairs; i++) {
       const key = (head) => keys.map((token) => token[Math.floor(head / shared)]);
@@ -154,7 +177,7 @@ export class Reading {
       const out = new Float64Array(2 * d); // a pair of heads shares one value of size 2d
       values.forEach((token, s) => {
         const weight = a1[s] - this.lambdas[layer] * a2[s]; // eq. 1
-        const one = token[Math.floor(i / shared)], two = token[Math.floor(i / shared) + k.length / 2];
+        const one = token[Math.floor(i / shared)], two = token[Math.floor(i / shared) + K / 2];
         for (let j = 0; j < d; j++) { out[j] += weight * one[j]; out[d + j] += weight * two[j]; }
       });
       first.push(a1);
@@ -164,10 +187,10 @@ export class Reading {
     see("first", layer, first);
     see("second", layer, second);
     see("difference", layer, differences);
-    const concat = new Float64Array(2 * d * pairs);
-    differences.forEach((out, i) => concat.set(rmsNorm(out, eps).map((y) => (1 - lambdaInit(layer)) * y), 2 * d * i));
-    see("heads", layer, concat); // eq. 3, before W_O
-    return matvec(p.o_proj, concat);
+    const result = new Float64Array(2 * d * pairs);
+    const { rms_norm_eps: eps } = this.model.config;
+    differences.forEach((out, i) => result.set(rmsNorm(out, eps).map((y) => (1 - lambdaInit(layer)) * y), 2 * d * i)); // eq. 3
+    return result;
   }
 }
 

@@ -1,11 +1,11 @@
-/** The reader's own sentence: maps by layer and pair, one query's weights, and λ of a layer pulled by hand. */
+/** The reader's own sentence: maps by layer and pair, one query's weights, λ of a layer pulled by hand, a plain twin. */
 
-import { newest } from "./engine.js";
-import { colour, FULL, html, onTheme, percent, slider, strength, text } from "./page.js";
+import { BUNDLED, DIFFERENTIAL, PLAIN, newest } from "./engine.js";
+import { choice, colour, FULL, html, onTheme, percent, slider, strength, text } from "./page.js";
 
 export const MOST = 64; // tokens that are read
 const WRITTEN = 24, SHOWN = 8;
-const MAPS = [["first", "A₁"], ["second", "A₂"], ["difference", "A₁ − λ A₂"]];
+const MAPS = { first: "A₁", second: "A₂", difference: "A₁ − λ A₂" };
 
 /** Rows of the difference of two maps. */
 const subtract = (first, second, lambda) => first.map((row, t) => row.map((a, s) => a - lambda * second[t][s]));
@@ -21,89 +21,153 @@ function paint(canvas, rows, rgb, takenAway = false) {
   context.putImageData(image, 0, 0);
 }
 
+async function twinResults() {
+  const answer = await fetch("twins/about.json");
+  if (!answer.ok) throw new Error(`${answer.url}: got status ${answer.status}`);
+  return answer.json();
+}
+
+/** How the twins were trained, and how well each predicts. */
+const aboutTwins = ({ steps, tokens, context, differential, plain, bundled }) =>
+  `Two models of ${text(plain.parameters / 1e6)} million parameters, a differential and a plain one, trained with the same settings on the same text in the same order: ` +
+  `${steps.toLocaleString("en")} steps, ${text(tokens / 1e6, 1)} million tokens. On unseen text the differential one needs ${text(differential.bits_per_byte, 3)} bits per byte, the plain one ` +
+  `${text(plain.bits_per_byte, 3)}, and the model of 2.9 million parameters ${text(bundled.bits_per_byte, 3)}, all in rows of ${context} tokens. This is one run of each: so small a difference may be chance.`;
+
 /** `share` is called with each new reading, for the figures that show other sides of it. */
 export async function sentenceFigure(figure, engine, share) {
-  const { lambdas: trained, pairs } = await engine.about;
-  const state = { layer: 4, pair: 0, query: 0, lambdas: [...trained], told: [...trained], shown: null };
-  let words = null, read, pulled, rgb; // the text with the trained λ, and with those that the reader has set
+  let { lambdas: trained, pairs } = await engine.about;
+  const state = { folder: BUNDLED, layer: 4, pair: 0, query: 0, lambdas: [...trained], told: [...trained], shown: null };
+  let wanted = state.folder, words = null, rgb, results;
+  let read, pulled, twin; // the text by the model with the trained λ, with those that the reader has set, by the plain twin
+  let next; // what may follow it: see likeliest
   const stage = figure.querySelector(".stage");
 
+  const models = choice({ name: "sentence-model", legend: "The model", value: BUNDLED,
+    options: [[BUNDLED, "2.9 million parameters"], [DIFFERENTIAL, "a small one, beside its plain twin"]],
+    change: (folder) => { wanted = folder; again(); } });
+  const note = html("p", { class: "small", id: "sentence-about", "aria-live": "polite" });
   const input = html("textarea", { id: "sentence-text", rows: 2, spellcheck: "false", autocomplete: "off" },
     "There was once a king who had three sons. The eldest son was very proud, and the youngest");
   const left = html("p", { class: "small", id: "sentence-left" });
-  const overview = html("fieldset", { class: "overview" }, html("legend", {}, "Layer and pair of heads, each a map A₁ − λ A₂"));
-  const thumbs = trained.map((_, layer) => Array.from({ length: pairs }, (_, pair) => html("canvas", { "aria-hidden": "true" })));
-  const layerNames = trained.map(() => html("span", { class: "small" }));
-  trained.forEach((_, layer) => overview.append(html("div", { class: "layer" }, layerNames[layer], thumbs[layer].map((canvas, pair) =>
-    html("label", {}, html("input", { type: "radio", name: "sentence-pair", value: `${layer} ${pair}`,
-      checked: layer === state.layer && pair === state.pair, "aria-label": `layer ${layer}, pair ${pair}`,
-      onchange: () => choose({ layer, pair }) }), canvas)))));
+  const overview = html("fieldset", { class: "overview" });
+  let thumbs, layerNames;
 
   const tokens = html("fieldset", { class: "tokens" });
-  const canvases = Object.fromEntries(MAPS.map(([key, name]) => {
-    const canvas = html("canvas", { role: "img" });
-    return [key, { canvas, name, line: html("i"), node: null }];
-  }));
+  const canvases = Object.fromEntries([...Object.keys(MAPS), "one", "other"].map((key) =>
+    [key, { canvas: html("canvas", { role: "img" }), title: html("b"), line: html("i") }]));
+  const mapBox = (key) => html("div", {}, html("p", {}, canvases[key].title), html("div", { class: "canvas" }, canvases[key].canvas, canvases[key].line));
   const pointed = html("p", { class: "pointed", "aria-hidden": "true" });
-  const mapsBox = html("div", { class: "maps" }, MAPS.map(([key, name]) =>
-    html("div", {}, html("p", {}, html("b", {}, name)), html("div", { class: "canvas" }, canvases[key].canvas, canvases[key].line))));
+  const twinMaps = html("div", { class: "maps twin" }, mapBox("one"), mapBox("other"), html("p", { class: "small" },
+    "The plain twin’s two heads in the places of the pair. The runs are separate, so heads in the same place need not do the same."));
   const role = html("span", { id: "sentence-role" });
   const legend = html("p", { class: "small legend" }, "queries down, keys across · ", html("span", { class: "swatch minus" }), ` −${FULL} `,
     html("span", { class: "ramp" }), ` ${FULL} `, html("span", { class: "swatch plus" }), role);
-  const table = html("tbody");
+  const numbersHead = html("thead"), table = html("tbody");
   const numbers = html("details", {}, html("summary", {}, "The numbers of the chosen token"), html("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Numbers of the chosen token" },
-    html("table", { id: "sentence-numbers" }, html("thead", {}, html("tr", {}, ["token", "A₁", "A₂", "A₁ − λ A₂"].map((name) => html("th", { scope: "col" }, name)))), table)));
+    html("table", { id: "sentence-numbers" }, numbersHead, table)));
 
   const pull = slider({ id: "sentence-lambda", label: "λ of this layer", min: -1, max: 2, step: 0.01, value: trained[state.layer],
     change: (x) => { state.lambdas[state.layer] = x; again(); } });
   const reset = html("button", { type: "button", onclick: () => setAll(trained) }, "all λ as trained");
   const none = html("button", { type: "button", onclick: () => { state.lambdas[state.layer] = 0; again(); } }, "λ = 0 in this layer");
   const nowhere = html("button", { type: "button", onclick: () => setAll(trained.map(() => 0)) }, "λ = 0 in all layers");
-  const next = html("tbody");
-  const moved = html("output", { id: "sentence-moved" });
+  const nextTable = html("table", { class: "next", id: "sentence-next" });
+  const moved = html("output", { id: "sentence-moved" }), apart = html("output", { id: "sentence-apart" });
+  const twinApart = html("p", {}, "Plain twin and differential model, as trained, differ in ", apart, ".");
   const status = html("p", { class: "status", role: "status" });
-  const write = html("button", { type: "button", onclick: continueBoth }, "Let the model go on");
-  const written = { trained: html("p", { class: "written" }), pulled: html("p", { class: "written" }) };
+  const write = html("button", { type: "button", onclick: goOn }, "Let the model go on");
+  const written = { trained: "as trained", pulled: "with your λ", twin: "the plain twin" };
+  const stories = Object.entries(written).map(([kind, name]) =>
+    html("div", {}, html("p", { class: "small" }, name), (written[kind] = html("p", { class: "written" }))));
 
   stage.replaceChildren(
     html("label", { class: "above", for: "sentence-text" }, "Your text (English; the model knows fairy tales)"), input, left,
-    html("div", { class: "sentence" }, overview, html("div", {}, mapsBox, pointed, legend)), tokens, numbers,
+    models, note, html("div", { class: "sentence" }, overview, html("div", {},
+      html("div", { class: "maps" }, Object.keys(MAPS).map(mapBox)), twinMaps, pointed, legend)), tokens, numbers,
     html("div", { class: "pull" },
       html("div", {}, pull.node, html("div", { class: "buttons" }, none, nowhere, reset), status,
-        html("p", {}, "The two distributions differ in ", moved, " of their probability.")),
-      html("table", { class: "next", id: "sentence-next" }, html("caption", {}, "The next token: as trained, and with your λ"),
-        html("thead", {}, html("tr", {}, ["token", "as trained", "with your λ"].map((name) => html("th", { scope: "col" }, name)))), next)),
-    html("div", { class: "go-on" }, write,
-      html("div", {}, html("p", { class: "small" }, "as trained"), written.trained), html("div", {}, html("p", { class: "small" }, "with your λ"), written.pulled)));
+        html("p", {}, "The two distributions differ in ", moved, " of their probability."), twinApart), nextTable),
+    html("div", { class: "go-on" }, write, stories));
+  build();
+
+  /** Make what depends on the number of layers and pairs, and show the plain twin only beside the differential one. */
+  function build() {
+    thumbs = trained.map(() => Array.from({ length: pairs }, () => html("canvas", { "aria-hidden": "true" })));
+    layerNames = trained.map(() => html("span", { class: "small" }));
+    overview.replaceChildren(html("legend", {}, "Layer and pair of heads, each a map A₁ − λ A₂"), ...thumbs.map((row, layer) =>
+      html("div", { class: "layer" }, layerNames[layer], row.map((canvas, pair) => html("label", {},
+        html("input", { type: "radio", name: "sentence-pair", value: `${layer} ${pair}`, checked: layer === state.layer && pair === state.pair,
+          "aria-label": `layer ${layer}, pair ${pair}`, onchange: () => choose({ layer, pair }) }), canvas)))));
+    for (const part of [twinMaps, twinApart]) part.hidden = state.folder === BUNDLED;
+  }
+
+  /** Load another model, and say so; if it cannot be loaded, keep the one before. */
+  async function load(folder) {
+    if (folder === BUNDLED) return engine.about;
+    note.textContent = "The twins are loading: 1.8 MB.";
+    try {
+      [results] = await Promise.all([results ?? twinResults(), engine.load(folder), engine.load(PLAIN)]);
+      return await engine.load(folder);
+    } catch (error) {
+      note.textContent = `The twins could not be loaded: ${error.message}`;
+      wanted = state.folder;
+      models.querySelector(`[value="${wanted}"]`).checked = true;
+      return null;
+    }
+  }
+
+  function use(folder, about) {
+    ({ lambdas: trained, pairs } = about);
+    Object.assign(state, { folder, layer: Math.min(state.layer, trained.length - 1), lambdas: [...trained], told: [...trained] });
+    note.textContent = folder === BUNDLED ? "" : aboutTwins(results);
+    build();
+  }
 
   function setAll(values) {
     state.lambdas = [...values];
     again();
   }
 
-  /** Read the text with the reader's λ, and where the text is new with the trained ones. */
+  /** Read the text with the reader's λ, and where the text or the model is new also with the trained ones and by the twin. */
   const again = newest(async () => {
-    const asked = { text: input.value, most: MOST };
-    if (asked.text !== words) {
-      read = await engine.ask("read", { ...asked, lambdas: trained });
-      words = asked.text;
-      state.query = read.ids.length - 1;
-      tellStory("trained", "");
-      tellStory("pulled", "");
-      share(read);
-    }
     if (!isCurrent(state.told)) tellStory("pulled", "");
-    const same = state.lambdas.every((lambda, layer) => lambda === trained[layer]);
-    pulled = same ? read : await engine.ask("read", { ...asked, lambdas: state.lambdas });
-    await draw();
+    const folder = wanted, asked = { folder, text: input.value, most: MOST };
+    const about = folder === state.folder ? null : await load(folder);
+    if (folder !== wanted && !about) return;
+    const isNew = about !== null || asked.text !== words, lambdas = about ? about.lambdas : [...state.lambdas];
+    const byModel = isNew ? await engine.ask("read", asked) : read;
+    const byReader = about || isCurrent(trained) ? byModel : await engine.ask("read", { ...asked, lambdas });
+    const byTwin = !isNew ? twin : folder === BUNDLED ? null : await engine.ask("read", { ...asked, folder: PLAIN });
+    next = await likeliest(byModel, byReader, byTwin);
+    // From here on nothing waits, so that what is drawn belongs together.
+    [read, pulled, twin] = [byModel, byReader, byTwin];
+    if (about) use(folder, about);
+    if (isNew) Object.keys(written).forEach((kind) => tellStory(kind, ""));
+    const isNewText = asked.text !== words;
+    if (isNewText) state.query = read.ids.length - 1;
+    words = asked.text;
+    draw();
+    if (isNewText) share(folder === BUNDLED ? read : await engine.ask("read", { ...asked, folder: BUNDLED }));
   });
+
+  /** The tokens to show: those with the largest probability in any column; and `likely`, the first of each column. */
+  async function likeliest(byModel, byReader, byTwin) {
+    const columns = [["as trained", "was", byModel], ["with your λ", "is", byReader], ["plain twin", "twin", byTwin]]
+      .filter(([, , reading]) => reading).map(([name, kind, reading]) => [name, kind, reading.next]);
+    const larger = byModel.next.map((_, id) => Math.max(...columns.map(([, , p]) => p[id])));
+    const ids = [...larger.keys()].sort((a, b) => larger[b] - larger[a]).slice(0, SHOWN), full = larger[ids[0]];
+    ids.sort((a, b) => byModel.next[b] - byModel.next[a]);
+    const tops = columns.map(([, , p]) => p.reduce((best, x, id) => (x > p[best] ? id : best), 0));
+    const labels = await engine.ask("label", { ids: [...ids, ...tops] });
+    return { columns, ids, full, labels, likely: labels.slice(ids.length) };
+  }
 
   function choose(change) {
     Object.assign(state, change);
-    return draw();
+    draw();
   }
 
-  async function draw() {
+  function draw() {
     rgb ??= { plus: colour("plus"), minus: colour("minus") };
     const { layer, pair } = state, T = pulled.ids.length, lambda = state.lambdas[layer];
     left.textContent = pulled.left ? `${T} tokens are read, ${pulled.left} more are left out.` : `${T} tokens, of at most ${MOST}.`;
@@ -113,21 +177,25 @@ export async function sentenceFigure(figure, engine, share) {
     });
     const maps = { first: pulled.first[layer][pair], second: pulled.second[layer][pair] };
     maps.difference = subtract(maps.first, maps.second, lambda);
-    for (const [key, name] of MAPS) {
-      const { canvas, line } = canvases[key];
-      paint(canvas, maps[key], rgb, key === "second" && lambda >= 0);
-      canvas.setAttribute("aria-label", `${name}, layer ${layer}, pair ${pair}: ${T} queries down, ${T} keys across`);
+    if (twin) Object.assign(maps, { one: twin.map[layer][pair], other: twin.map[layer][pair + pairs] });
+    for (const [key, rows] of Object.entries(maps)) {
+      const { canvas, title, line } = canvases[key];
+      paint(canvas, rows, rgb, key === "second" && lambda >= 0);
+      title.textContent = nameOf(key);
+      canvas.setAttribute("aria-label", `${nameOf(key)}, layer ${layer}, pair ${pair}: ${T} queries down, ${T} keys across`);
       line.style.insetBlockStart = `${(100 * state.query) / T}%`;
       line.style.blockSize = `${100 / T}%`;
     }
     role.textContent = ` · A₂ is drawn in the colour of what is ${lambda < 0 ? "added, as λ is below 0" : "taken away"}`;
     pull.set(lambda);
     drawTokens(maps);
-    await drawNext();
+    drawNext();
     tell(maps);
     figure.dataset.ready = "";
-    Object.assign(state, { maps, pulled, read, shown: words });
+    Object.assign(state, { maps, pulled, read, twin, shown: words });
   }
+
+  const nameOf = (key) => MAPS[key] ?? `plain A, head ${state.pair + (key === "other" ? pairs : 0)}`;
 
   function drawTokens(maps) {
     const T = pulled.ids.length;
@@ -144,31 +212,39 @@ export async function sentenceFigure(figure, engine, share) {
       label.lastChild.style.backgroundColor = s > state.query ? "" : `rgb(${rgb[weight < 0 ? "minus" : "plus"].join(" ")} / ${strength(weight).toFixed(3)})`;
       label.classList.toggle("later", s > state.query);
     });
-    table.replaceChildren(...Array.from(row, (weight, s) => html("tr", {}, html("th", { scope: "row" }, pulled.labels[s]),
-      [maps.first[state.query][s], maps.second[state.query][s], weight].map((x) => html("td", {}, text(x, 4))))));
+    numbersHead.replaceChildren(html("tr", {}, ["token", ...Object.keys(maps).map(nameOf)].map((name) => html("th", { scope: "col" }, name))));
+    table.replaceChildren(...Array.from(row, (_, s) => html("tr", {}, html("th", { scope: "row" }, pulled.labels[s]),
+      Object.values(maps).map((rows) => html("td", {}, text(rows[state.query][s], 4))))));
   }
 
-  async function drawNext() {
-    const larger = read.next.map((p, id) => Math.max(p, pulled.next[id]));
-    const ids = [...larger.keys()].sort((a, b) => larger[b] - larger[a]).slice(0, SHOWN).sort((a, b) => read.next[b] - read.next[a]);
-    const labels = await engine.ask("label", { ids }), full = larger[ids.reduce((a, b) => (larger[a] > larger[b] ? a : b))];
+  function drawNext() {
+    const { columns, ids, full, labels } = next;
     const bar = (p, kind) => {
       const fill = html("i", { class: kind });
       fill.style.inlineSize = `${(100 * p) / full}%`;
       return html("td", {}, html("span", { class: "bar" }, fill), html("span", { class: "p" }, percent(p, 1)));
     };
-    next.replaceChildren(...ids.map((id, i) => html("tr", {}, html("th", { scope: "row" }, labels[i]), bar(read.next[id], "was"), bar(pulled.next[id], "is"))));
-    moved.textContent = percent(read.next.reduce((sum, p, id) => sum + Math.abs(p - pulled.next[id]), 0) / 2, 1);
-    Object.assign(state, { likely: labels[ids.indexOf(ids.reduce((a, b) => (pulled.next[a] > pulled.next[b] ? a : b)))] });
+    nextTable.classList.toggle("three", columns.length === 3);
+    nextTable.replaceChildren(
+      html("caption", {}, `The next token: as trained, ${twin ? "with your λ, and by the plain twin" : "and with your λ"}`),
+      html("thead", {}, html("tr", {}, ["token", ...columns.map(([name]) => name)].map((name) => html("th", { scope: "col" }, name)))),
+      html("tbody", {}, ids.map((id, i) => html("tr", {}, html("th", { scope: "row" }, labels[i]), columns.map(([, kind, p]) => bar(p[id], kind))))));
+    const apartness = (p) => percent(read.next.reduce((sum, q, id) => sum + Math.abs(p[id] - q), 0) / 2, 1);
+    moved.textContent = apartness(pulled.next);
+    apart.textContent = twin ? apartness(twin.next) : "";
   }
 
-  function tell({ difference }) {
-    const row = difference[state.query], top = row.reduce((best, x, s) => (Math.abs(x) > Math.abs(row[best]) ? s : best), 0);
+  function tell(maps) {
+    const strongest = (row) => row.reduce((best, x, s) => (Math.abs(x) > Math.abs(row[best]) ? s : best), 0);
+    const row = maps.difference[state.query], top = strongest(row);
     const why = row[top] >= 0 ? "" : state.lambdas[state.layer] > 1 ? "; negative, because A₂ leads" : "; negative: there λ A₂ is more than A₁";
     const changed = state.lambdas.filter((lambda, layer) => lambda !== trained[layer]).length;
+    const [, likely, likelyByTwin] = next.likely;
+    const looks = (key) => `${nameOf(key).replace("plain A, ", "")} gives most to “${pulled.labels[strongest(maps[key][state.query])]}”`;
     status.textContent = `Layer ${state.layer}, pair ${state.pair}: “${pulled.labels[state.query]}” gives most${row[top] < 0 ? ", by size," : ""} to “${pulled.labels[top]}” ` +
       `(${text(row[top])}${why}); the row sums to ${text(row.reduce((a, b) => a + b, 0))}. ` +
-      `${changed ? `λ changed in ${changed} layer${changed > 1 ? "s" : ""}` : "All λ as trained"}: most likely next is “${state.likely}”.`;
+      `${changed ? `λ changed in ${changed} layer${changed > 1 ? "s" : ""}` : "All λ as trained"}: most likely next is “${likely}”.` +
+      (twin ? ` In the plain twin ${looks("one")}, ${looks("other")}; most likely next is “${likelyByTwin}”.` : "");
   }
 
   const isCurrent = (lambdas) => state.lambdas.every((lambda, layer) => lambda === lambdas[layer]);
@@ -179,22 +255,22 @@ export async function sentenceFigure(figure, engine, share) {
     written[kind].parentElement.hidden = !story;
   }
 
-  async function continueBoth() {
+  async function goOn() {
     write.disabled = true;
-    const asked = { text: input.value, most: MOST, count: WRITTEN };
+    const { folder } = state, asked = { text: input.value, most: MOST, count: WRITTEN };
     state.told = [...state.lambdas];
-    for (const [kind, lambdas] of [["trained", trained], ["pulled", state.told]]) {
+    const tellers = [["trained", { folder, lambdas: trained }], ["pulled", { folder, lambdas: state.told }], ...(twin ? [["twin", { folder: PLAIN }]] : [])];
+    for (const [kind, teller] of tellers) {
       const show = (more) => {
-        const stale = input.value !== asked.text || (kind === "pulled" && !isCurrent(lambdas));
+        const stale = input.value !== asked.text || state.folder !== folder || (kind === "pulled" && !isCurrent(teller.lambdas));
         if (!stale) tellStory(kind, `… ${more.trimStart()}`);
       };
-      show(await engine.ask("write", { ...asked, lambdas }, show));
+      show(await engine.ask("write", { ...asked, ...teller }, show));
     }
     write.disabled = false;
   }
 
-  for (const [key] of MAPS) {
-    const { canvas } = canvases[key];
+  for (const { canvas } of Object.values(canvases)) {
     const at = (event) => {
       const box = canvas.getBoundingClientRect(), T = pulled.ids.length;
       const cell = (value, size) => Math.min(T - 1, Math.max(0, Math.floor((value / size) * T)));
@@ -203,7 +279,7 @@ export async function sentenceFigure(figure, engine, share) {
     canvas.addEventListener("pointermove", (event) => {
       const { t, s } = at(event);
       pointed.textContent = s > t ? `“${pulled.labels[t]}” does not see “${pulled.labels[s]}”, which comes later`
-        : `“${pulled.labels[t]}” → “${pulled.labels[s]}”: ${MAPS.map(([k, name]) => `${name} ${text(state.maps[k][t][s], 3)}`).join(", ")}`;
+        : `“${pulled.labels[t]}” → “${pulled.labels[s]}”: ${Object.entries(state.maps).map(([key, rows]) => `${nameOf(key)} ${text(rows[t][s], 3)}`).join(", ")}`;
     });
     canvas.addEventListener("pointerleave", () => { pointed.textContent = ""; });
     canvas.addEventListener("click", (event) => choose({ query: at(event).t }));
@@ -211,5 +287,5 @@ export async function sentenceFigure(figure, engine, share) {
   input.addEventListener("input", () => again());
   onTheme(() => { rgb = null; if (pulled) draw(); });
   await again();
-  return { state, trained };
+  return { state };
 }
