@@ -14,8 +14,9 @@ IN_TURN = (
     ("float32", "tf32", "bfloat16", "float16"),
     ("natural", "cancellation", "tiny_values", "extreme"),
 )
-ENOUGH = 0.98
-"""Share of identifiable mutants that must be killed: 98.9 % are in seed 4000, 99.2 % in 20 seeds."""
+ENOUGH = {1: 0.98, 20: 0.992}
+"""Share of identifiable mutants that must be killed, by the number of seeds from which on it holds. Of seeds 4000 to
+4019 the lowest has 98.7 %, and all together have 99.4 %."""
 
 
 @dataclass
@@ -106,9 +107,16 @@ class Table:
 
     @property
     def holds(self) -> bool:
-        """Whether our rule killed 98 % of the identifiable mutants, and refused no right kernel."""
+        """Whether our rule killed enough of the identifiable mutants, and refused no right kernel."""
         ours = self.total(rule=OURS)
-        return ours.identifiable > 0 and ours.killed_identifiable >= ENOUGH * ours.identifiable and ours.refused == 0
+        enough = ours.killed_identifiable >= self.enough * ours.identifiable
+        return ours.identifiable > 0 and enough and ours.refused == 0
+
+    @property
+    def enough(self) -> float:
+        """The share of identifiable mutants that must be killed in so many seeds."""
+        tried = len(set().union(*self.seeds.values()))
+        return max(share for least, share in ENOUGH.items() if least <= max(tried, 1))
 
     @property
     def rules(self) -> tuple[str, ...]:
@@ -140,7 +148,7 @@ class Table:
         return [
             f"{'passed' if self.holds else 'not passed'}, by the rule `{OURS}`",
             f"  killed: {share(ours.killed_identifiable, ours.identifiable)} identifiable mutants; "
-            f"expected {100 * ENOUGH:g} % or more",
+            f"expected {100 * self.enough:g} % or more",
             f"  refused: {ours.refused} of {ours.own + ours.real} correct kernels; expected 0",
         ]
 

@@ -23,6 +23,13 @@ def test_holds_from_98_percent_without_a_false_alarm() -> None:
     assert not _table(own=5).holds, "nothing was identifiable"
 
 
+def test_twenty_seeds_need_99_2_percent() -> None:
+    for killed, seeds, holds in ((992, 20, True), (991, 20, False), (991, 19, True)):
+        table = _table(mutants=1000, killed=killed, identifiable=1000, killed_identifiable=killed)
+        table.seeds["forward", "local", "one_nan"] |= set(range(seeds))
+        assert table.holds is holds, (killed, seeds)
+
+
 def test_what_is_counted() -> None:
     count = Count()
     count.mutant(True, identifiable=True, plain=True)
