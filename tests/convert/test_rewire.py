@@ -41,7 +41,7 @@ ROPES: list[dict[str, Any]] = [
         "high_freq_factor": 4.0,
     },
 ]
-MORE = settings(max_examples=2 * settings().max_examples)
+MORE = settings(max_examples=max(60, 2 * settings().max_examples))
 """Of the profile's examples some are alike: so many have more than thirty different configs."""
 TOKENS = 9
 LENGTHS = [5, 64]
