@@ -79,7 +79,7 @@ document.addEventListener("toggle", arrange, true); // what was folded has no si
 // The learners' notebooks run in the page: Python comes when it is asked for. Browsers load no modules from a disk.
 const CHAPTER = /notebooks\/(0[0-5]|0[789])_[^/]*$/;
 const SLOW = " Some of its cells take a minute or more there.";
-const NOTES = { "00": SLOW, "03": SLOW, "08": SLOW };
+const NOTES = { "00": SLOW, "02": SLOW, "03": SLOW, "08": SLOW };
 function offerToRun() {
   const [, chapter] = CHAPTER.exec(location.pathname) ?? [];
   if (!chapter || !location.protocol.startsWith("http")) return;
