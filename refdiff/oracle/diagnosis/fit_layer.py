@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -99,14 +100,9 @@ def _reach(best: int, end: int, fitted: Callable[[int], Fit | None]) -> int:
     """The last layer from the best one to `end` with which the output passes: all between them do."""
     if best == end or fitted(end):
         return end
-    passes, fails = best, end
-    while abs(fails - passes) > 1:
-        middle = (passes + fails) // 2
-        if fitted(middle):
-            passes = middle
-        else:
-            fails = middle
-    return passes
+    step = 1 if best < end else -1
+    between = range(best + step, end, step)
+    return best + step * bisect_left(between, True, key=lambda layer: fitted(layer) is None)
 
 
 def _in_words(spec: Spec, place: str, best: int, first: int, last: int) -> str:

@@ -11,6 +11,8 @@ import re
 from collections.abc import Collection
 from typing import NamedTuple
 
+from refdiff.oracle.trace.point_names import split_repeated
+
 
 class Point(NamedTuple):
     """A point: `of` names the points that it is computed from, in whichever wiring."""
@@ -97,7 +99,6 @@ _OF_V2 = _IN + "lambda_proj"
 
 _OF = {point.path: point.of for point in (*POINTS, OUT)}
 _IN_LAYER = re.compile(r"layers\.(\d+)(\..+)?$")
-_REPEATED = re.compile(r"(.*?)(\[\d+\])?$")
 
 
 class Flow:
@@ -114,7 +115,7 @@ class Flow:
 
         One that is not in this run stands for those that it is computed from itself.
         """
-        stem, again = _split(path)
+        stem, again = split_repeated(path)
         start, layer = self._key(stem)
         found: dict[str, None] = {}
         open_, seen = [(start, layer, start)], {(start, layer)}
@@ -170,11 +171,5 @@ class Flow:
             n = 2 * int(again.strip("[]") or 0) + child.endswith("k_rope")
             again = f"[{n}]" if n else ""
         if child == OUT.path:
-            return [p for p in self._among if _split(p)[0] == stem]
+            return [p for p in self._among if split_repeated(p)[0] == stem]
         return [stem + again if stem + again in self._among else stem]
-
-
-def _split(path: str) -> tuple[str, str]:
-    """A path, and the number in brackets of one that a run comes to several times."""
-    match = _REPEATED.fullmatch(path)
-    return (match[1], match[2] or "") if match else (path, "")

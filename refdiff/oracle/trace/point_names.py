@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 _LAYER_WORDS = re.compile(r"(?:^|.*\.)(?:layers|h|blocks|blk)\.(\d+)(?:\.(.*))?$")
 _GGML = re.compile(r"(.+)-(\d+)$")
-_REPEATED = re.compile(r"(.*?)(\[\d+\])$")
+_REPEATED = re.compile(r"(.*?)(\[\d+\])?$")
 
 _IN_ATTENTION = {
     "out_proj": "o_proj",  # unilm
@@ -95,8 +95,14 @@ def near_point(name: str, points: Iterable[str]) -> str:
     return f", did you mean {by_last[near[0]]!r}?" if near else ""
 
 
+def split_repeated(path: str) -> tuple[str, str]:
+    """A path, and the number in brackets of one that a run comes to several times."""
+    match = _REPEATED.fullmatch(path)
+    return (match[1], match[2] or "") if match else (path, "")
+
+
 def _translated(name: str, base: str, has_layers: bool) -> str | None:
-    stem, repeated = (m[1], m[2]) if (m := _REPEATED.match(name)) else (name, "")
+    stem, repeated = split_repeated(name)
     if (m := _GGML.match(stem)) and m[1] in _GGML_NAMES:
         rest = _GGML_NAMES[m[1]]
         return f"{base}layers.{m[2]}" + (f".{rest}" if rest else "") + repeated if has_layers else _core(rest)
