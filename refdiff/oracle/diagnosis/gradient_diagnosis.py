@@ -16,7 +16,12 @@ from refdiff.oracle.diagnosis.ranking import Candidate
 from refdiff.oracle.diagnosis.region_format import listed
 from refdiff.oracle.diagnosis.variants import Target, explained, quick_residual
 from refdiff.oracle.inputs.outputs import output
-from refdiff.oracle.mistakes import CATALOGUE
+from refdiff.oracle.mistakes.in_backward import (
+    BACKWARD_MISTAKES,
+    OF_ANY_ATTENTION,
+    gradient_of_one_query_head_of_a_group,
+    of_query_head,
+)
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
@@ -74,7 +79,7 @@ def diagnose_gradients(
         together, limit = of_each[best], THRESHOLDS.as_good * max(1.0, furthest[best])
         fits = [d for d, x in furthest.items() if of_each[d] == together and x <= limit]
         fits = [d for d in fits if d not in elsewhere] or fits
-        text = f"{listed(together)} {'are those' if len(together) > 1 else 'is that'} of {_named(fits)}"
+        text = f"{_are(together, 'that', 'those')} of {_named(fits)}"
         share = {d: min(shares[d][n] for n in together) for d in fits}
         yield Answer(text, tuple(together), tuple(Candidate((d,), furthest[d], share[d], True) for d in fits))
         left = [name for name in left if name not in together]
@@ -89,8 +94,7 @@ def _by_a_factor(targets: Mapping[str, Sequence[Target]]) -> Iterator[Answer]:
     """Say which of the gradients are zero, and which a number times the right ones, those of one number together."""
     zero = [name for name, some in targets.items() if not any(np.any(t.actual) for t in some)]
     if zero:
-        text = f"{listed(zero)} {_is(zero)} zero where {'they' if len(zero) > 1 else 'it'} should not be"
-        yield Answer(text, tuple(zero))
+        yield Answer(_are(zero, "zero where it should not be", "zero where they should not be"), tuple(zero))
     left = {n: f for n, some in targets.items() if n not in zero and (f := _factor(some)) is not None}
     while left:
         factor = next(iter(left.values()))
@@ -100,19 +104,25 @@ def _by_a_factor(targets: Mapping[str, Sequence[Target]]) -> Iterator[Answer]:
             if abs(f - factor) < THRESHOLDS.same_factor * abs(factor) and _times(targets[n], factor)
         ]
         left = {n: f for n, f in left.items() if n not in alike}
-        text = f"{listed(alike)} {_is(alike)} {factor:.4g} times what {'they' if len(alike) > 1 else 'it'} should be"
-        yield Answer(text, tuple(alike))
+        times = f"{factor:.4g} times what"
+        yield Answer(_are(alike, f"{times} it should be", f"{times} they should be"), tuple(alike))
 
 
-def _is(names: Sequence[str]) -> str:
-    return "are" if len(names) > 1 else "is"
+def _are(names: Sequence[str], one: str, several: str) -> str:
+    """What one gradient is, or several are."""
+    return f"{listed(names)} is {one}" if len(names) == 1 else f"{listed(names)} are {several}"
 
 
 def _with_a_backward(spec: Spec, known: Sequence[Budget]) -> Iterator[Deviation]:
+    """Deviations of the spec and of its inputs, and mistakes in derivatives: sums over heads once for each head."""
     yield from (d for d in deviations(spec, kind_of(known[0].inputs)) if d.mistake is None)
-    for m in CATALOGUE:
-        if m.layer.endswith("_vjp"):
-            yield Deviation(m.name, m.what, m.axis, m.row, m.link, mistake=m)
+    shared = spec.heads // spec.key_groups
+    mistakes = OF_ANY_ATTENTION if spec.is_plain else BACKWARD_MISTAKES
+    mistakes = [m for m in mistakes if m.call is not gradient_of_one_query_head_of_a_group]
+    for alone in (True, False)[: shared - 1]:  # of two heads all but one is the other alone, of one there is no sum
+        mistakes += [of_query_head(n, shared, alone=alone) for n in range(shared)]
+    for m in mistakes:
+        yield Deviation(m.name, m.what, m.axis, m.row, m.link, mistake=m)
 
 
 def _gradients(known: Budget, dout: Any, deviation: Deviation) -> Gradients:

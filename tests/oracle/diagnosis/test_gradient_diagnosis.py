@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from refdiff.backends import overlay
-from refdiff.oracle import Case, Ranking, Recipe, cases, diagnose
+from refdiff.oracle import Case, Ranking, Recipe, cases, check, diagnose
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, UNIQUE
 from refdiff.oracle.mistakes import Mistake, wrap
@@ -20,13 +20,15 @@ from refdiff.oracle.rounding.ensemble import evaluate, quantised
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
 from refdiff.oracle.rounding.rounded_layers import rounded_ops
 from refdiff.oracle.truth.backward import backward
+from tests.oracle.diagnosis.backward_by_hand import SPEC as SPEC_BY_HAND
+from tests.oracle.diagnosis.backward_by_hand import by_hand, case_by_hand
 
 SPEC = small_spec("hf_diffllama")
 NAMES = ("dq", "dk", "dv", "dlambda_q1")
 
 
 def asked(case: Case, grads: dict[str, np.ndarray]) -> Ranking:
-    given = {"out": gradients(case)["out"], **grads}
+    given = grads if "out" in grads else {"out": gradients(case)["out"], **grads}
     return diagnose(given, case.spec, case.inputs, recipe=case.dtype, dout=case.dout)
 
 
@@ -191,3 +193,66 @@ def test_right_gradients_and_noise_have_no_name() -> None:
     assert not [note for note in asked(case, {n: right[n] for n in NAMES}).notes if note.startswith("d")]
     noise = np.random.default_rng(0).normal(size=right["dq"].shape)
     assert len(asked(case, {"dq": noise}).notes) == 1
+
+
+def test_a_kernel_by_hand_is_right() -> None:
+    case = case_by_hand()
+    assert check(by_hand(case), case.spec, case.inputs, recipe="float32", dout=case.dout).status == "pass"
+
+
+LOST = {
+    "lambda": lambda _: -1.0,
+    "its_sign": lambda x: x,
+    "lambda_and_its_sign": lambda _: 1.0,
+}
+
+
+@pytest.mark.parametrize("lost", LOST)
+@pytest.mark.parametrize(
+    ("where", "name"),
+    [
+        (("product", "row_sum"), "second_gradient"),
+        (("product",), "second_product"),
+        (("row_sum",), "second_row_sum"),
+        (("values",), "values_gradient"),
+    ],
+)
+def test_a_kernel_that_loses_lambda_in_one_place(where: tuple[str, ...], name: str, lost: str) -> None:
+    case = case_by_hand()
+    found = asked(case, by_hand(case, **dict.fromkeys(where, LOST[lost])))
+    assert found.name == f"{name}_without_{lost}", str(found)
+
+
+def test_a_gradient_of_lambda_without_its_sign_has_one_name() -> None:
+    case = case_by_hand()
+    found = asked(case, by_hand(case, of_lambda=-1.0))
+    assert found.name == "lambda_gradient_without_its_sign", str(found)
+
+
+@pytest.mark.parametrize(("heads", "shared"), [((0,), 2), ((1,), 2), ((1,), 4), ((0, 1, 3), 4)])
+def test_the_query_head_that_is_taken_alone_or_left_out_is_named(heads: tuple[int, ...], shared: int) -> None:
+    case = case_by_hand(spec=SPEC_BY_HAND.replace(key_heads=8 // shared))
+    found = asked(case, by_hand(case, heads=heads))
+    alone = len(heads) == 1
+    (number,) = heads if alone else set(range(shared)) - set(heads)
+    assert found.name == f"gradient_{'of' if alone else 'without'}_one_query_head_of_a_group", str(found)
+    which = f"query head {number} (of 0 to {shared - 1}) of those that share a key head"
+    assert which in found.candidates[0].deviations[0].what
+
+
+@pytest.mark.parametrize(
+    ("pairing", "heads", "words"),
+    [
+        ("interleaved", slice(4, 8), "heads 4 to 7"),
+        ("interleaved", slice(1, 8, 2), "heads 1, 3, 5 and 7 (the second map of every pair)"),
+        ("halves", slice(4, 8), "heads 4 to 7 (the second map of every pair)"),
+        ("halves", slice(1, 8, 2), "heads 1, 3, 5 and 7"),
+    ],
+)
+def test_only_heads_of_second_maps_are_called_so(pairing: str, heads: slice, words: str) -> None:
+    spec = SPEC_BY_HAND.replace(pairing=pairing)
+    case = case_by_hand(spec=spec)
+    wrong = gradients(case)
+    wrong["dq"][:, heads] *= 2
+    (line,) = asked(case, wrong).where
+    assert line == f"dq is wrong only in {words}; everything else is within budget: it is 2 times the truth there"

@@ -10,24 +10,29 @@ from refdiff.oracle.cases.fixed import cases, small_spec
 from refdiff.oracle.deviations.deviation import ops_with
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes.catalogue import Mistake
-from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES, gradient_of_one_query_head_of_a_group
+from refdiff.oracle.mistakes.in_backward import (
+    BACKWARD_MISTAKES,
+    OF_ANY_ATTENTION,
+    gradient_of_one_query_head_of_a_group,
+    of_query_head,
+)
 from refdiff.oracle.spec.presets import PRESETS
 from refdiff.oracle.truth.backward import backward
 from tests.layers.vjps import draw
 
-EACH = pytest.mark.parametrize("mistake", BACKWARD_MISTAKES, ids=str)
-OF_LAMBDA = {"lambda_full", "lambda_logits", "lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"}
-OF_TWO_MAPS = (
-    *("gradients_of_the_maps_exchanged", "second_map_held_constant", "second_gradient_without_its_sign"),
-    *("values_gradient_of_the_first_map_alone", "row_sums_of_the_difference"),
+EACH = pytest.mark.parametrize(
+    ("preset", "mistake"),
+    [(p, m) for p in PRESETS for m in (OF_ANY_ATTENTION if small_spec(p).is_plain else BACKWARD_MISTAKES)],
+    ids=str,
 )
+OF_LAMBDA = {"lambda_full", "lambda_logits", "lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"}
 CHANGED = {
     "gradient_without_the_causal_mask": {"q", "k", "v", *OF_LAMBDA},
     "gradient_without_the_mask": {"q", "k", "v", *OF_LAMBDA},
     "saved_sums_used_without_a_mask": {"q", "k", "v"},
     "log2_e_left_in_the_gradient_of_queries": {"q"},
-    "lambda_held_constant": OF_LAMBDA,
-    "values_gradient_of_the_first_map_alone": {"v"},
+    **dict.fromkeys(("lambda_held_constant", "lambda_gradient_without_its_sign"), OF_LAMBDA),
+    **{m.name: {"v"} for m in BACKWARD_MISTAKES if m.name.startswith("values_gradient_")},
     "gradient_of_one_query_head_of_a_group": {"k", "v"},
     "second_exponential_without_its_sign": {"lambda_q2", "lambda_k2"},
     "activation_for_its_slope": {"gate_logits"},
@@ -42,7 +47,6 @@ def acts_in(preset: str, mistake: Mistake) -> bool:
     shared = {
         "gradient_without_the_causal_mask": spec.causal != "none",
         "saved_sums_used_without_a_mask": spec.causal != "none",
-        **dict.fromkeys(OF_TWO_MAPS, not spec.is_plain),
         "gradient_of_one_query_head_of_a_group": spec.query_heads != spec.key_heads,
     }
     by_layer = {
@@ -55,7 +59,6 @@ def acts_in(preset: str, mistake: Mistake) -> bool:
 
 
 @EACH
-@pytest.mark.parametrize("preset", PRESETS)
 def test_acts_in_the_way_back_of_a_spec(preset: str, mistake: Mistake) -> None:
     """On the gradients that it says, and on no others."""
     padded = mistake.name == "gradient_without_the_mask"
@@ -70,21 +73,25 @@ def test_acts_in_the_way_back_of_a_spec(preset: str, mistake: Mistake) -> None:
     assert all(off[n] > 0.01 for n in expected)
 
 
-def test_the_last_query_head_of_a_group_however_its_key_is_given() -> None:
-    """One key head for the group, or one for each of its query heads."""
+def test_the_query_heads_of_a_group_however_its_key_is_given() -> None:
+    """The last one alone, and each one alone or left out; one key head for the group, or one for each query head."""
     args, options = next(c for c in (draw("diff_attention", seed) for seed in range(40)) if _is_grouped(*c))
     n = args[0].shape[1] // args[1].shape[1]
-    (wrong,) = (m for m in BACKWARD_MISTAKES if m.name == gradient_of_one_query_head_of_a_group.__name__)
+    (last,) = (m for m in BACKWARD_MISTAKES if m.name == gradient_of_one_query_head_of_a_group.__name__)
     vjp = layers.diff_attention_vjp
     g = np.random.default_rng(0).normal(size=layers.diff_attention(*args, **options).shape)
     q1, k1, q2, k2, v, *rest = args
     apart = [q1, np.repeat(k1, n, axis=1), q2, np.repeat(k2, n, axis=1), np.repeat(v, n, axis=1), *rest]
-    each, few, many = vjp(g, *apart, **options), wrong.of(vjp)(g, *args, **options), wrong.of(vjp)(g, *apart, **options)
-    for i in (1, 3, 4):
-        last = each[i][:, n - 1 :: n]
-        np.testing.assert_allclose(few[i], last, atol=1e-12)
-        np.testing.assert_allclose(many[i][:, n - 1 :: n], last, atol=1e-12)
-        assert not np.any(np.delete(many[i], np.s_[n - 1 :: n], axis=1))
+    each = vjp(g, *apart, **options)
+    wrong = {last: {n - 1}}
+    for i in range(n):
+        wrong |= {of_query_head(i, n, alone=True): {i}, of_query_head(i, n, alone=False): set(range(n)) - {i}}
+    for mistake, taken in wrong.items():
+        few, many = (mistake.of(vjp)(g, *given, **options) for given in (args, apart))
+        for i in (1, 3, 4):
+            kept = [each[i][:, j::n] if j in taken else 0 * each[i][:, j::n] for j in range(n)]
+            np.testing.assert_allclose(few[i], np.sum(kept, axis=0), atol=1e-12)
+            np.testing.assert_allclose(many[i], np.stack(kept, axis=2).reshape(each[i].shape), atol=1e-12)
 
 
 def _is_grouped(args: tuple[np.ndarray, ...], options: dict[str, bool]) -> bool:
