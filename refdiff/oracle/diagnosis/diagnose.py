@@ -39,8 +39,8 @@ def diagnose(
     the inputs do not show them beside it, is in the notes. Two together, for which one number could stand as well, are
     ambiguous. Where none fits, numbers with which the output passes are listed, or else the deviations that explain
     most of the error, and that number which explains 99 % of it; where one place is wrong and the rest is right, that
-    place, and the keys that seem to be lost there. Where one field of the spec explains most, the rest is looked for
-    with another value of that field: "with norm='none' it is layer_norm".
+    place, or the first of several, and the keys that seem to be lost there. Where one field of the spec explains most,
+    the rest is looked for with another value of that field: "with norm='none' it is layer_norm".
 
     Printed, an answer is a name with what it means, its row in the catalogue and where it happened:
 

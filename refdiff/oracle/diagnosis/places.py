@@ -52,13 +52,13 @@ def damage(actual: Numpy, known: Budget, name: str = "out") -> Damage:
     other = other_kind(rows.actual, rows.budget)
     if not other.any():
         place = _local(rows)
-        return Damage(tuple(_finite(rows, place, "it is")), False, place is not None)
+        return Damage(tuple(_finite(rows, place, "it is")), False, place is not None and place.is_one)
     lines = _not_finite(rows, other)
     rest = replace(rows, actual=np.where(other, rows.stored, rows.actual))
     place, wrong = _local(rest), int(_wrong(rest)[0].sum())
     if not (more := _finite(rest, place, "besides, it is")):
         more = [f"besides, {wrong} of {rows.real.sum()} rows are wrong" if wrong else ELSEWHERE]
-    return Damage((*lines, *more), True, place is not None or not wrong)
+    return Damage((*lines, *more), True, not wrong or (place is not None and place.is_one))
 
 
 def right_rows(actual: Numpy, b: RowBudget) -> Numpy:
@@ -72,9 +72,13 @@ def _finite(rows: Rows, place: Place | None, it_is: str) -> list[str]:
     zeros = _zeros(rows)
     if place is not None:
         # what it holds says more than what the shape of the place looks like
-        looks = ", and ".join(filter(None, (_looks_like(place, rows), _multiplied(rows, place))))
-        why = _misplaced(rows, place) or looks
-        lines.append(f"{it_is} wrong only in {place.text}; {ELSEWHERE}{why and f': {why}'}")
+        misplaced = _misplaced(rows, place)
+        why = [misplaced] if misplaced else [_looks_like(place, rows), _multiplied(rows, place)]
+        if not why[-1]:
+            each = ((piece.text, _misplaced(rows, piece) or _multiplied(rows, piece)) for piece in place.pieces)
+            why[-1] = "; ".join(f"in {text} {said}" for text, said in each if said)
+        said = ", and ".join(filter(None, why))
+        lines.append(f"{it_is} wrong only in {place.text}; {ELSEWHERE}{said and f': {said}'}")
     if zeros is not None:
         same = place is not None and place.text == zeros.text
         where = "there" if same else f"in {zeros.text}" if zeros.text else "everywhere"
@@ -96,7 +100,7 @@ def _wrong(rows: Rows) -> tuple[Numpy, Numpy, Numpy]:
 
 
 def _local(rows: Rows) -> Place | None:
-    """The place outside of which the output is right; None where there is none, or it is most of the output."""
+    """The place, or places, outside of which the output is right; None where that is most of the output."""
     wrong, ratio, numbers = _wrong(rows)
     if not wrong.any():
         return None
@@ -108,11 +112,12 @@ def _local(rows: Rows) -> Place | None:
         if _usual(rest[counted]) and np.max(numbers) >= APART * np.max(rest_of_numbers):
             return rows.place(wrong, counted, columns)
     place = rows.place(wrong, counted)
-    few = place.shaped and (wrong & telling).sum() <= LOCAL * telling.sum()
+    few = (wrong & telling).sum() <= LOCAL * telling.sum()
     rest, _ = _without(rows, wrong, np.ones(numbers.shape[-1], dtype=np.bool_))
     rest = rest[counted & ~wrong]
-    apart = root_mean_square(ratio[wrong][None])[0] >= APART * np.max(rest, initial=0.0)
-    return place if few and apart and _usual(rest) else None
+    # rows here and there may be those in which an error that is everywhere is largest: each is to stand out
+    size = root_mean_square(ratio[wrong][None])[0] if place.shaped else np.min(ratio[wrong])
+    return place if few and size >= APART * np.max(rest, initial=0.0) and _usual(rest) else None
 
 
 def _without(rows: Rows, wrong: Numpy, columns: Numpy) -> tuple[Numpy, Numpy]:
@@ -260,8 +265,8 @@ def _source_of_misplaced(rows: Rows, place: Place, box: Box) -> str:
 
 def _multiplied(rows: Rows, place: Place) -> str:
     """Say by what factor the numbers of a place differ from the truth, if one factor serves for all of them."""
-    b, wrong = rows.budget, _wrong(rows)[0]
-    x, y, off = rows.actual[wrong], b.expected[wrong], b.rows[wrong]
+    b = rows.budget
+    x, y, off = rows.actual[place.rows], b.expected[place.rows], b.rows[place.rows]
     if place.columns is not None:
         x, y = x[:, place.columns], y[:, place.columns]
     square = float(np.sum(y * y))

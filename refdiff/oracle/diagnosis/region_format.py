@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,13 @@ Numpy = np.ndarray[Any, Any]
 Box = tuple[Numpy, ...]
 """For each axis the indices that belong to it."""
 MOST = 3
-"""What is made of more boxes than this has no shape."""
+"""What is made of more boxes, or more stretches of an axis, than this has no shape; so many of them are listed."""
 FILLED = 0.75
 """A box of which this share is marked counts as marked: a row of garbage may be right by chance."""
 LISTED = 4
 """So many indices without a pattern are listed one by one."""
 SHORTEST = 4
-"""A shorter period is no block's."""
+"""A shorter period is no block's, and a shorter gap may be chance."""
 
 
 def boxes(mask: Numpy, counted: Numpy) -> list[Box]:
@@ -97,9 +98,31 @@ def indices(name: str, found: Numpy, of: Numpy) -> str | None:
         return f"{name}s i with i mod {m} {rest}"
     if len(found) <= LISTED:
         return f"{name}s {listed(found.tolist())}"
-    if len(found) >= FILLED * (found[-1] - found[0] + 1):
+    some, steps = stretches(found), np.diff(found)
+    by_chance = len(some) > MOST or np.min(steps[steps > 1]) < SHORTEST
+    if by_chance and len(found) >= FILLED * (found[-1] - found[0] + 1):
         return f"most {name}s from {found[0]} to {found[-1]}"
+    if len(some) <= MOST:
+        return f"{name}s {listed([f'{x[0]} to {x[-1]}' if len(x) > 1 else x[0] for x in some])}"
     return None
+
+
+def stretches(found: Numpy) -> list[Numpy]:
+    """Some indices, those that follow one another together."""
+    return np.split(found, np.flatnonzero(np.diff(found) > 1) + 1)
+
+
+def pieces(mask: Numpy, found: Sequence[Box]) -> list[Box]:
+    """The boxes of a mask cut into stretches of each axis; without boxes, its stretches of the last axis."""
+    if not found:
+        found = [(*np.asarray(at)[:, None], np.flatnonzero(mask[tuple(at)])) for at in np.argwhere(mask.any(axis=-1))]
+    return [part for box in found for part in product(*map(stretches, box))]
+
+
+def several_words(found: Sequence[Box], counted: Numpy, names: Sequence[str]) -> str:
+    """What has no shape, by its first pieces: "several places: token 3 of head 0, head 1, head 4 and 9 more"."""
+    first = [str(worded(box, counted, names)) for box in found[:MOST]]
+    return f"several places: {', '.join(first)} and {len(found) - MOST} more"
 
 
 def listed(some: Sequence[object], word: str = "and") -> str:

@@ -75,6 +75,48 @@ def test_a_place_is_named(at: Any, words: str, looks: str, value: Callable[[np.n
     assert ("looks like" in line) == bool(looks)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ([((ALL, 1), 2.0), ((ALL, 4), -1.0)],
+         "heads 1 and 4; everything else is within budget: it looks like how heads are counted, and "
+         "in head 1 it is 2 times the truth there; in head 4 it is -1 times the truth there"),
+        ([((0, 1, slice(16, 32)), 0.5), ((1, 3, slice(0, 16)), noise)],
+         "tokens 16 to 31 of head 1 of sequence 0 and tokens 0 to 15 of head 3 of sequence 1; everything else is "
+         "within budget: in tokens 16 to 31 of head 1 of sequence 0 it is 0.5 times the truth there"),
+        ([((0, 1, slice(16, 32)), noise), ((0, 1, slice(40, 56)), 3.0)],
+         "tokens 16 to 31 and 40 to 55 of head 1 of sequence 0; everything else is within budget: "
+         "in tokens 40 to 55 of head 1 of sequence 0 it is 3 times the truth there"),
+        ([((ALL, ALL, slice(8, 16)), noise), ((ALL, ALL, slice(50, T)), noise)], f"tokens 8 to 15 and 50 to 69{REST}"),
+    ],
+)  # fmt: skip
+def test_two_places_are_both_described(wrong: list[tuple[Any, Any]], words: str) -> None:
+    out, known = right("hf_diffllama", "float16")
+    found = out.copy()
+    for at, change in wrong:
+        found[at] = change(found[at]) if callable(change) else change * found[at]
+    (line,) = damage(round_to(found, "float16"), known).lines
+    assert line == f"it is wrong only in {words}"
+
+
+def test_of_many_places_the_first_are_listed() -> None:
+    out, known = right("hf_diffllama", "float16")
+    wrong = out.copy()
+    for b, h, t in ((0, 0, 0), (0, 0, 40), (0, 1, 16), (0, 2, 0), (0, 3, 32), (1, 5, 48)):
+        wrong[b, h, t : t + 8] = noise(wrong[b, h, t : t + 8])
+    found = damage(round_to(wrong, "float16"), known)
+    assert found.lines == (
+        "it is wrong only in several places: tokens 0 to 7 of head 0 of sequence 0, tokens 40 to 47 of head 0 of "
+        f"sequence 0, tokens 16 to 23 of head 1 of sequence 0 and 3 more{REST}",
+    )
+    assert not found.local, "deviations of scattered rows are still looked for"
+    wrong[:, :, [3, 11, 12, 30, 44, 61]] = np.nan
+    line = damage(wrong, known).lines[0]
+    assert line.startswith(
+        "it is NaN in several places: token 3, tokens 11 to 12, token 30 and 2 more, where the truth"
+    )
+
+
 @pytest.mark.parametrize("preset", ["hf_diffllama", "diff_v2"])
 def test_in_bfloat16_too(preset: str) -> None:
     (line,) = planted((1, 3, slice(32, 64)), noise, preset).lines
