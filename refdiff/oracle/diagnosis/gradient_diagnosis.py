@@ -78,8 +78,10 @@ def diagnose_gradients(
         )
         together, limit = of_each[best], THRESHOLDS.as_good * max(1.0, furthest[best])
         fits = [d for d, x in furthest.items() if of_each[d] == together and x <= limit]
-        fits = [d for d in fits if d not in elsewhere] or fits
+        alone = elsewhere.issuperset(fits)
+        fits = [d for d in fits if alone or d not in elsewhere]
         text = f"{_are(together, 'that', 'those')} of {_named(fits)}"
+        text += "; other gradients, which it changes too, are right" if alone else ""
         share = {d: min(shares[d][n] for n in together) for d in fits}
         yield Answer(text, tuple(together), tuple(Candidate((d,), furthest[d], share[d], True) for d in fits))
         left = [name for name in left if name not in together]

@@ -21,7 +21,7 @@ from refdiff.oracle.rounding.evaluation_order import HELD_OUT
 from refdiff.oracle.rounding.rounded_layers import rounded_ops
 from refdiff.oracle.truth.backward import backward
 from tests.oracle.diagnosis.backward_by_hand import SPEC as SPEC_BY_HAND
-from tests.oracle.diagnosis.backward_by_hand import by_hand, case_by_hand
+from tests.oracle.diagnosis.backward_by_hand import Factor, by_hand, case_by_hand
 
 SPEC = small_spec("hf_diffllama")
 NAMES = ("dq", "dk", "dv", "dlambda_q1")
@@ -200,7 +200,7 @@ def test_a_kernel_by_hand_is_right() -> None:
     assert check(by_hand(case), case.spec, case.inputs, recipe="float32", dout=case.dout).status == "pass"
 
 
-LOST = {
+LOST: dict[str, Factor] = {
     "lambda": lambda _: -1.0,
     "its_sign": lambda x: x,
     "lambda_and_its_sign": lambda _: 1.0,
@@ -219,7 +219,8 @@ LOST = {
 )
 def test_a_kernel_that_loses_lambda_in_one_place(where: tuple[str, ...], name: str, lost: str) -> None:
     case = case_by_hand()
-    found = asked(case, by_hand(case, **dict.fromkeys(where, LOST[lost])))
+    factors: dict[str, Any] = dict.fromkeys(where, LOST[lost])
+    found = asked(case, by_hand(case, **factors))
     assert found.name == f"{name}_without_{lost}", str(found)
 
 
@@ -256,3 +257,12 @@ def test_only_heads_of_second_maps_are_called_so(pairing: str, heads: slice, wor
     wrong["dq"][:, heads] *= 2
     (line,) = asked(case, wrong).where
     assert line == f"dq is wrong only in {words}; everything else is within budget: it is 2 times the truth there"
+
+
+def test_a_mistake_in_the_pass_for_dq_alone() -> None:
+    """A kernel with a pass for dq and another for dk and dv, of which the first has another sign than the second."""
+    case = case_by_hand()
+    wrong = {**by_hand(case), "dq": by_hand(case, product=LOST["its_sign"])["dq"]}
+    found = asked(case, wrong)
+    assert found.name == "second_product_without_its_sign", str(found)
+    assert found.notes[-1].endswith("; other gradients, which it changes too, are right")
