@@ -24,7 +24,7 @@ from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.inputs.validation import no_numbers
 from refdiff.oracle.rounding import FORMATS, round_to, ulp
 from refdiff.oracle.rounding.ensemble import members_of, quantised, score_errors
-from refdiff.oracle.rounding.evaluation_order import SMALLEST
+from refdiff.oracle.rounding.evaluation_order import SMALLEST, error_of_sums
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.resolve import resolve_spec
@@ -217,7 +217,8 @@ def budget(
             divisor = _norm_weight(spec, exact) if name == "out" else None
             tensors[name] = _by_rows(name, y, found, hard, recipe, rows.get(name, "row"), divisor)
         else:
-            sums[name] = (y, _of_sums(y, found, norms.get(name[1:], np.asarray(0.0)), recipe))
+            _, count = heard.of_sums.get(name[1:], (None, 0))
+            sums[name] = (y, _of_sums(y, found, norms.get(name[1:], np.asarray(0.0)), count, recipe))
     return Budget(spec, exact, recipe, members, tensors, sums)
 
 
@@ -319,8 +320,10 @@ def _floor(y: Numpy, recipe: Recipe) -> tuple[Numpy, float]:
     return row_floor(size, recipe) + np.where(np.any(finite & (y != 0), axis=-1), lost_below, 0.0), lost_below
 
 
-def _of_sums(y: Numpy, runs: list[Numpy], norm: Numpy, recipe: Recipe) -> Numpy:
+def _of_sums(y: Numpy, runs: list[Numpy], norm: Numpy, count: int, recipe: Recipe) -> Numpy:
+    """What a sum may be off by; with `count` terms that kernels add in any order, and members in one."""
     off = np.max([np.where(np.isfinite(run), np.abs(run - y), np.inf) for run in runs], axis=0)
-    by_terms = THRESHOLDS.sum_terms * recipe.u * norm + 2 * ulp(y, recipe.storage)
+    of_order = THRESHOLDS.sum_order * error_of_sums(count, recipe.accumulate) if count else 0.0
+    by_terms = (THRESHOLDS.sum_terms * recipe.u + of_order) * norm + 2 * ulp(y, recipe.storage)
     allowed: Numpy = np.maximum(by_terms, THRESHOLDS.sum_members * off)
     return allowed

@@ -1,4 +1,4 @@
-"""How large the terms are of which the gradients of λ, of the norm's weight and of sinks are sums."""
+"""How large the terms are of which the gradients of λ, of a norm's weight and bias and of sinks are sums."""
 
 from __future__ import annotations
 
@@ -16,22 +16,28 @@ from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import AttentionOperands, lambda_init
 from refdiff.oracle.truth.backward import sink_terms, sum_over_heads
+from refdiff.oracle.truth.own_layers import sum_over_tokens
 
 Numpy = np.ndarray[Any, Any]
 
 
 class TermRecorder:
-    """The layers, with an ear for the terms of sums: Σ g ⊙ A₂ V for λ, Σ g ⊙ x̂ for the weight, and those of sinks."""
+    """The layers, with an ear for the terms of sums: Σ g ⊙ A₂ V for λ, Σ g ⊙ x̂ for the weight, and those of sinks.
+
+    of_sums: by name, ‖terms‖² of each sum over tokens that is not within a layer, and how many terms it has.
+    """
 
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
         self.of_sinks = np.zeros(spec.query_heads)
         self.of_lambda: list[Numpy] = []
         self.of_weight: list[Numpy] = []
+        self.of_sums: dict[str, tuple[Numpy, int]] = {}
 
     def ops(self) -> Ops:
         """The layers to compute with."""
-        return overlay(ops_for(), self._wrap)
+        total = self._listen(sum_over_tokens, self._sum)
+        return Ops(**vars(overlay(ops_for(), self._wrap)), sum_over_tokens=total)
 
     def _wrap(self, name: str, layer: Callable[..., Any]) -> Callable[..., Any]:
         if name == "diff_attention_vjp":
@@ -56,6 +62,11 @@ class TermRecorder:
             mask, bias = see
             s = AttentionOperands(q1, k1, q2, k2, v, lambda_, bias, mask, mask, **options)
             self.of_sinks += sum_over_heads(self._spec, sink_terms(g, s, ops_for()) ** 2)
+
+    def _sum(self, terms: Numpy, name: str, per_head: bool) -> None:
+        squares = sum_over_tokens(terms**2, name, per_head)
+        before, count = self.of_sums.get(name, (np.zeros(()), 0))
+        self.of_sums[name] = before + squares, count + terms.size // squares.size
 
     def _norm(self, g: Numpy, x: Numpy, weight: Numpy | None, eps: float) -> None:
         if weight is not None:
@@ -82,7 +93,8 @@ def term_norms(spec: Spec, core: Inputs, heard: TermRecorder, grads: dict[str, N
         found |= _of_lambda(spec, core, by_token, grads["lambda_full"].ndim)
     if heard.of_weight:
         found["norm_weight"] = np.sqrt(np.sum(heard.of_weight, axis=0))
-    for name in {"norm_weight", "norm_bias", *QK_WEIGHTS} & set(grads) - set(found):
+    found |= {name: np.sqrt(squares) for name, (squares, _) in heard.of_sums.items()}
+    for name in set(QK_WEIGHTS) & set(grads):
         found[name] = np.asarray(math.sqrt(float(np.mean(grads[name] ** 2))))  # of terms of either sign as much
     return found
 

@@ -241,6 +241,11 @@ def _qk_norm_vjp(how: Arithmetic, g: Numpy, x: Numpy, weight: Numpy | None, eps:
     return _center(how, dx) if kind == "layer" else dx, dweight
 
 
+def _sum_over_tokens(how: Arithmetic, terms: Numpy, name: str, per_head: bool) -> Numpy:
+    terms = how.round_if_eager(how.array(terms), "o")
+    return _double(np.sum(terms, axis=(0, 2) if per_head else (0, 1, 2), dtype=how.dtype))
+
+
 _ROUNDED_OWN: dict[str, Callable[..., Any]] = {
     "center": _center,
     "stored": _stored,
@@ -248,6 +253,7 @@ _ROUNDED_OWN: dict[str, Callable[..., Any]] = {
     "raw_scores": _raw_scores,
     "qk_norm": _qk_norm,
     "qk_norm_vjp": _qk_norm_vjp,
+    "sum_over_tokens": _sum_over_tokens,
 }
 """Those of `refdiff.oracle.truth.own_layers`."""
 _ROUNDED: dict[str, Callable[..., Any]] = {

@@ -235,21 +235,17 @@ def _through_norm(spec: Spec, g: Numpy, heads: Numpy, inputs: Inputs, ops: Ops) 
         return g, found
     rows, back = norm_rows(spec, heads, ops)
     weight, inside = inputs.get("norm_weight"), spec.norm_over == "head" and not spec.norm_per_head
+    total = own(ops, "sum_over_tokens")
     if spec.norm_bias:
-        found["norm_bias"] = _summed(spec, g)
+        found["norm_bias"] = total(g, "norm_bias", spec.norm_per_head)
     if weight is not None and not inside:
-        found["norm_weight"] = _summed(spec, g * back(ops.rms_norm(rows, None, spec.norm_eps)))
+        terms = g * back(ops.rms_norm(rows, None, spec.norm_eps))
+        found["norm_weight"] = total(terms, "norm_weight", spec.norm_per_head)
         g = g * (weight if weight.ndim == 1 else weight[:, None])
     drows, dweight = ops.rms_norm_vjp(cut_rows(spec, g)[0], rows, weight if inside else None, spec.norm_eps)
     if dweight is not None:
         found["norm_weight"] = dweight
     return back(own(ops, "center")(drows) if spec.norm == "layer" else drows), found
-
-
-def _summed(spec: Spec, x: Numpy) -> Numpy:
-    """(B, h, T, e) as a gradient of the norm's weight or bias."""
-    total: Numpy = np.sum(x, axis=(0, 2) if spec.norm_per_head else (0, 1, 2))
-    return total
 
 
 def _through_heads(

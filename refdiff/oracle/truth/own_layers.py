@@ -52,8 +52,14 @@ def qk_norm_vjp(g: Numpy, x: Numpy, weight: Numpy | None, eps: float, kind: str)
     return center(dx) if kind == "layer" else dx, dweight
 
 
+def sum_over_tokens(terms: Numpy, name: str, per_head: bool) -> Numpy:
+    """Add up the terms of the gradient `name`, a norm's weight or bias: (B, h, T, e) to (e,), or (h, e) per head."""
+    total: Numpy = np.sum(terms, axis=(0, 2) if per_head else (0, 1, 2))
+    return total
+
+
 OWN: dict[str, Callable[..., Any]] = {
-    f.__name__: f for f in (center, stored, rounded, raw_scores, qk_norm, qk_norm_vjp)
+    f.__name__: f for f in (center, stored, rounded, raw_scores, qk_norm, qk_norm_vjp, sum_over_tokens)
 }
 
 
