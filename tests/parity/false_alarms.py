@@ -17,6 +17,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 
 from refdiff.oracle import Recipe, Spec, Verdict, budget
@@ -34,6 +35,8 @@ STRUCTURES = {
     "attention": (Structure(1, 19, 19), Structure(2, 9, 14), Structure(1, 33, 33), Structure(1, 1, 37)),
 }
 """By preset; transformers' module has as many keys as queries."""
+COMPILED = 500
+"""After so many problems what jax has compiled is dropped: it takes memory maps, of which a process may have few."""
 
 
 EVERY_KERNEL = {**KERNELS, **PLAIN_KERNELS}
@@ -63,7 +66,9 @@ def problems(first: int, only: str = "") -> Iterator[tuple[int, Spec, str, str, 
 
 def checks(first: int, only: str = "") -> Iterator[tuple[str, Verdict]]:
     """Yield (what was judged, the verdict)."""
-    for seed, spec, profile, dtype, preset, eager in problems(first, only):
+    for number, (seed, spec, profile, dtype, preset, eager) in enumerate(problems(first, only)):
+        if number % COMPILED == 0:
+            jax.clear_caches()
         structure = STRUCTURES[preset][seed % 4]
         shape = (structure.batch, spec.heads, structure.queries, spec.out_dim)
         dout = round_to(np.random.default_rng([seed, 977]).normal(size=shape), dtype)

@@ -19,7 +19,7 @@ from refdiff.oracle.rounding.rounded_attention import scores_of_maps
 from refdiff.oracle.rounding.rounded_layers import rounded_ops
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth import truth
-from refdiff.oracle.truth.attention_operands import attention_operands, lambda_init, scores
+from refdiff.oracle.truth.attention_operands import attention_operands, lambda_init, query_factor, scores
 from refdiff.oracle.truth.forward import project
 
 Numpy = np.ndarray[Any, Any]
@@ -59,7 +59,8 @@ def evaluate(spec: Spec, inputs: Inputs, recipe: Recipe, order: Order, dout: Num
         out as the spec's output; each gradient, under d and its input's name, as its input; values of the storage type
     """
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        result = truth(rounded_scalars(spec, order), inputs, dout=dout, want=("out",), ops=rounded_ops(recipe, order))
+        ops = rounded_ops(recipe, order, query_factor=query_factor(spec))
+        result = truth(rounded_scalars(spec, order), inputs, dout=dout, want=("out",), ops=ops)
         found = {"out": result.out, **{f"d{name}": g for name, g in result.grads.items()}}
         return {name: round_to(np.asarray(x), recipe.storage) for name, x in found.items() if x is not None}
 
@@ -93,7 +94,8 @@ def score_errors(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) -> tu
         at = (part.batch, slice(None), part.queries)
         for order in (*DRAWS, *MEMBERS[:members]):
             s = attention_operands(spec, part.inputs, rounded_ops(recipe, order))
-            maps = scores_of_maps(Arithmetic(recipe, order), (s.q1, s.k1, s.q2, s.k2), s.mask, s.bias, s.causal)
+            how = Arithmetic(recipe, order, query_factor(spec))
+            maps = scores_of_maps(how, (s.q1, s.k1, s.q2, s.k2), s.mask, s.bias, s.causal)
             for number, z in enumerate(maps):
                 seen = np.isfinite(true[number])
                 with np.errstate(invalid="ignore", over="ignore"):

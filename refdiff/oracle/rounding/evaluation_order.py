@@ -106,10 +106,14 @@ def error_of_sums(n: int, name: str = "float32") -> float:
 
 
 class Arithmetic:
-    """What a kernel of this recipe does in this order; arrays are float32."""
+    """What a kernel of this recipe does in this order; arrays are float32.
 
-    def __init__(self, recipe: Recipe, order: Order) -> None:
-        self.recipe, self.order = recipe, order
+    query_factor: what q has been multiplied by for a scale other than 1/√d. Kernels that store the product of q and k
+        before they scale it store it without the factor.
+    """
+
+    def __init__(self, recipe: Recipe, order: Order, query_factor: float = 1.0) -> None:
+        self.recipe, self.order, self.query_factor = recipe, order, query_factor
         self._random = np.random.default_rng(order.noise)
         self._of_forward = np.random.default_rng([order.noise, 1])
 

@@ -19,13 +19,13 @@ from refdiff.oracle.rounding.rounded_attention import rounded_attention, rounded
 Numpy = np.ndarray[Any, Any]
 
 
-def rounded_ops(recipe: Recipe, order: Order, ops: Ops | None = None) -> Ops:
+def rounded_ops(recipe: Recipe, order: Order, ops: Ops | None = None, query_factor: float = 1.0) -> Ops:
     """Lay over `ops` what a kernel of this recipe computes in this order; arrays stay float64.
 
     Used as:
         `truth(spec, inputs, ops=rounded_ops(recipe, order))`
     """
-    how = Arithmetic(recipe, order)
+    how = Arithmetic(recipe, order, query_factor)
 
     def wrap(name: str, layer: Callable[..., Any]) -> Callable[..., Any]:
         rounded = _ROUNDED.get(name)

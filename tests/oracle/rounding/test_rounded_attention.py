@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,24 @@ def test_float16_scores_overflow_before_they_are_scaled() -> None:
     assert np.isfinite(early).all()
     fine = rounded_attention(Arithmetic(Recipe("float16"), Order("")), q1, k1, q2, k2, v, lambda_)
     assert np.isfinite(fine).all()
+
+
+def test_products_are_stored_without_the_factor_of_another_scale() -> None:
+    """0.1 q·k for d = 8: q has been multiplied by 0.1 √8, but 8 · 10⁴ is what a kernel stores before it scales."""
+    q1, k1, q2, k2, v, lambda_ = inputs("float16", T=3, S=3)
+    factor = 0.1 * math.sqrt(8)
+    q1, q2, k1 = np.full_like(q1, 100.0 * factor), q2 * factor, np.full_like(k1, 100.0)
+    stored, known = (
+        rounded_attention(Arithmetic(Recipe.eager("float16"), Order(""), by), q1, k1, q2, k2, v, lambda_)
+        for by in (1.0, factor)
+    )
+    assert np.isfinite(stored).all()
+    assert np.isnan(known).any()
+    small = [
+        rounded_attention(Arithmetic(Recipe.eager("float16"), Order(""), by), q1 / 50, k1, q2, k2, v, lambda_)
+        for by in (1.0, factor)
+    ]
+    np.testing.assert_allclose(*small, rtol=0.01, atol=0.01)
 
 
 def test_float16_weights_underflow() -> None:
