@@ -70,7 +70,7 @@ def scores(how: Arithmetic, q: Numpy, k: Numpy, see: Numpy | None, bias: Numpy |
     with np.errstate(over="ignore", invalid="ignore"):
         first = how.order.scale_first
         if not first and how.recipe.qk != "float32" and how.query_factor != 1:
-            q, scale = q / how.array(how.query_factor), scale * np.float32(how.query_factor)
+            q, scale = q / np.float32(how.query_factor), scale * np.float32(how.query_factor)
         z = how.product(q * scale, across) if first else how.round_at(how.product(q, across), "qk") * scale
         z = how.round_at(z, "qk")
         if bias is not None:
