@@ -46,7 +46,7 @@ Ye et al. 2024, "Differential Transformer" (arXiv 2410.05258)
         held by     test_swiglu::test_precision, test_activation::test_precision, test_linear::test_precision
     eq. 6           O = GroupNorm((A₁ − λ A₂) V) W^O, GroupNorm with the scale 1 − λ_init
         by          diff_heads_paper
-        held by     test_diff_heads_paper::test_each_pair_is_one_differential_head
+        held by     test_heads::test_they_are_differential_attention_of_their_streams
     eq. 7           ∂L/∂W^O, ∂L/∂W^V, ∂L/∂W^Q_i, ∂L/∂W^K_i of eq. 6, as the paper prints them: without GroupNorm's own
         by          diff_attention
         held by     test_gradient_flow::test_eq_7, test_gradient_flow::test_eq_7_is_the_derivative_of_the_layer
