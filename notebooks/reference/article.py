@@ -4,36 +4,58 @@
     python notebooks/reference/article.py FOLDER    # writes it into a folder
 
 The page is plain JavaScript in live/. Beside it stand the checkpoints that the page runs, the bundled one and the twins
-of twins/, and what notebook 09 measured, reduced to what the page draws: results.json and training.json.
+of twins/, and what notebook 09 measured, reduced to what the page draws: results.json and training.json. In the site
+the page links to the chapters around it. Alone it brings the text of those chapters, in chapters/.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import html
 import http.server
 import json
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 CHECKPOINT = ("config.json", "model.safetensors", "tokenizer.json")
-SITE_LINK = re.compile(r'<a href="\.\./[^"]*">(.*?)</a>')
+SITE_ONLY = re.compile(r'<span class="site-only">.*?</span>')
+SITE_LINK = re.compile(r'<a href="\.\./([^"]*)">(.*?)</a>')
+CHAPTER_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'self'; img-src 'self' data:">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="../article.css">
+</head>
+<body>
+<header><p class="byline"><a href="../index.html">The Differential Transformer, live</a>. This is the text of
+<code>{source}</code> in refdiff’s repository{left_out}.</p></header>
+<main><section><div class="chapter">{text}</div></section></main>
+</body>
+</html>
+"""
 TOKENIZER = ROOT / "refdiff" / "generation" / "tokenizer" / "byte_level.js"
 
 
 def write(folder: Path, *, alone: bool = True) -> None:
-    """Write the page and all that it loads. `alone` strips the links to the site around it."""
+    """Write the page and all that it loads. `alone`: no site stands around it, so it gets the text of the chapters."""
     shutil.copytree(HERE / "live", folder, dirs_exist_ok=True)
     if alone:
         page = folder / "index.html"
-        page.write_text(SITE_LINK.sub(r"\1", page.read_text(encoding="utf-8")), encoding="utf-8")
+        page.write_text(with_chapters(page.read_text(encoding="utf-8"), folder / "chapters"), encoding="utf-8")
     shutil.copy(TOKENIZER, folder / "tokenizer.js")
     (folder / "model").mkdir(exist_ok=True)
     for name in CHECKPOINT:
@@ -45,28 +67,68 @@ def write(folder: Path, *, alone: bool = True) -> None:
     (folder / "training.json").write_text(json.dumps(training(stored)), encoding="utf-8")
 
 
-def results(stored: dict[str, Any]) -> list[dict[str, Any]]:
-    """Reduce notebook 09's runs to one number for each seed, kind and measure."""
-    longest = str(max(stored["experiment"]["train_lengths"]))
+def with_chapters(article: str, folder: Path) -> str:
+    """Write the text of each chapter that the article links to, and lead the links there; strip the other ones."""
+    folder.mkdir(exist_ok=True)
 
-    def numbers(measure: Any) -> dict[str, list[float]]:
-        kinds = {"plain": "none", "v1": "hf", "v2": "v2"}
-        runs = sorted(stored["runs"], key=lambda run: int(run["seed"]))
+    def lead(match: re.Match[str]) -> str:
+        target, words = match.groups()
+        source = ROOT / target.replace(".html", ".ipynb")
+        if target == "card.html":
+            source = ROOT / "refdiff" / "bundled" / "README.md"
+        if not source.is_file():
+            return words
+        page = folder / Path(target).name
+        page.write_text(chapter(source), encoding="utf-8")
+        return f'<a href="{folder.name}/{page.name}">{words}</a>'
+
+    return SITE_LINK.sub(lead, SITE_ONLY.sub("", article))
+
+
+def chapter(source: Path) -> str:
+    """The page of a chapter's text: of a notebook its Markdown, the functions it defines, and what it printed."""
+    text = source.read_text(encoding="utf-8")
+    left_out = ""
+    if source.suffix == ".ipynb":
+        left_out = ", without its pictures and most of its code"
+        parts = []
+        for cell in json.loads(text)["cells"]:
+            written = "".join(cell["source"])
+            if cell["cell_type"] == "markdown" or written.startswith("def "):
+                parts.append(written)
+            parts += ["".join(output["text"]).rstrip() for output in cell.get("outputs", []) if "text" in output]
+        text = "\n\n".join(parts)
+    where = source.relative_to(ROOT).as_posix()
+    return CHAPTER_PAGE.format(title=source.stem, source=where, left_out=left_out, text=html.escape(text))
+
+
+def results(stored: dict[str, Any]) -> dict[str, Any]:
+    """Reduce notebook 09's runs to one number for each measure, length of the rows, kind and seed."""
+    lengths = stored["experiment"]["train_lengths"]
+    kinds = {"plain": "none", "v1": "hf", "v2": "v2"}
+    runs = sorted(stored["runs"], key=lambda run: int(run["seed"]))
+
+    def numbers(measure: Callable[[dict[str, Any]], float]) -> list[dict[str, list[float]]]:
+        return [
+            {
+                kind: [round(measure(run["measured"][str(length)]), 5) for run in runs if run["wiring"] == wiring]
+                for kind, wiring in kinds.items()
+            }
+            for length in lengths
+        ]
+
+    def attention(group: str) -> dict[str, Any]:
         return {
-            kind: [round(float(measure(run["measured"])), 5) for run in runs if run["wiring"] == wiring]
-            for kind, wiring in kinds.items()
+            "last": numbers(lambda measured: fmean(measured["heads"][group][-1])),
+            "both": numbers(lambda measured: fmean(weight for layer in measured["heads"][group] for weight in layer)),
         }
 
-    def last_layer(group: str) -> dict[str, list[float]]:
-        return numbers(lambda m: sum(m[longest]["heads"][group][-1]) / len(m[longest]["heads"][group][-1]))
-
-    return [
-        {"name": "noise", "wanted": "less", "numbers": last_layer("noise")},
-        {"name": "answer", "wanted": "more", "numbers": last_layer("answer")},
-        {"name": "accuracy, short rows", "wanted": "more", "numbers": numbers(lambda m: m["32"]["accuracy"])},
-        {"name": "accuracy, rows of 64", "wanted": "more", "numbers": numbers(lambda m: m["64"]["accuracy"])},
-        {"name": "accuracy, long rows", "wanted": "more", "numbers": numbers(lambda m: m[longest]["accuracy"])},
-    ]
+    return {
+        "lengths": lengths,
+        "accuracy": numbers(lambda measured: float(measured["accuracy"])),
+        "answer": attention("answer"),
+        "noise": attention("noise"),
+    }
 
 
 def training(stored: dict[str, Any]) -> dict[str, Any]:

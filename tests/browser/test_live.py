@@ -33,6 +33,7 @@ from .reading import number
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "notebooks" / "reference" / "live"
 TWINS = SOURCE.parent / "twins"
+RUNS = ("none", "hf", "v2")  # as the table of the article has them
 FIGURES = ("needle", "lambdas", "block", "rotation", "pairs", "sentence", "results", "training")
 TEXT = "A fox saw a crow fly off with a piece of cheese in its beak"
 
@@ -296,20 +297,26 @@ def test_what_the_article_says_of_the_needle(page: Chromium) -> None:
         return before, after
 
     before, after = press(1)
-    assert before == 19 > after  # too much: less than before
+    assert before == 21 > after  # too much: less than before
     assert shown(page, "#needle [role=status]").startswith("Subtraction hurts")
-    slide(page, "needle-lambda", 1.5)  # just below the rule's limit
-    assert numbers(shown(page, "#needle-share")) == [19, 19]
-    assert shown(page, "#needle [role=status]").startswith("Subtraction changes nothing")
+    slide(page, "needle-lambda", 1.5)  # just above the rule's limit
+    assert numbers(shown(page, "#needle-share")) == [21, 20]
+    assert shown(page, "#needle [role=status]").startswith("Subtraction changes almost nothing")
     press(1)
     assert page.run("document.querySelectorAll('.bars.difference .minus').length") > 40
+    first = "import('./main.js').then(({figures: {needle}}) => Array.from(needle.now().first))"
+    drawn, rules = page.run(first), "document.querySelectorAll('#needle .rule').length"
+    assert page.run(rules) == 2
     before, after = press(2)
-    assert after < before
+    assert before == 21 > after
+    assert page.run(first) == drawn  # only the second map has other noise
+    assert page.run(rules) == 0
+    assert "No dotted lines" in shown(page, "#needle-rule")
     before, after = press(3)
     assert before > 80 > 65 > after
-    slide(page, "needle-lambda", 0.15)
+    slide(page, "needle-lambda", 0.1)
     assert numbers(shown(page, "#needle-share"))[1] > before
-    assert press(4) == (19, 62)
+    assert press(4) == (21, 59)
     best, last = numbers(shown(page, "#needle-rule"))
     p, q = page.run(
         "import('./main.js').then(({figures: {needle}}) => ['first', 'second'].map((n) => needle.now()[n][30]))"
@@ -320,19 +327,117 @@ def test_what_the_article_says_of_the_needle(page: Chromium) -> None:
         slide(page, "needle-lambda", lambda_)
         found.append(numbers(shown(page, "#needle-share"))[1])
     assert abs(0.05 + 0.05 * np.argmax(found) - best) <= 0.06
-    assert abs(0.05 * np.sum(np.array(found) > 19) - last) <= 0.1
+    assert abs(0.05 * np.sum(np.array(found) > 21) - last) <= 0.1
+    said = (SOURCE / "index.html").read_text(encoding="utf-8")
+    assert f"p = {p:.2f} and q = {q:.2f}. There the exact limit is {last}, and 2 (1 − p) is {2 * (1 - p):.2f}" in said
     press(4)
     lower, weight = numbers(shown(page, "#needle-weight"))
     assert weight < lower
     slide(page, "needle-shared", 0.4)
     before, after = numbers(shown(page, "#needle-share"))
-    assert abs(after - before) < 3
+    assert after - before == 1
+    assert shown(page, "#needle [role=status]").startswith("Subtraction changes almost nothing")
     press(4)
     slide(page, "needle-lambda", 0)
     assert "Plain attention" in shown(page, "#needle [role=status]")
     drawn = shown(page, "#needle-weight")
     page.point("#needle .panel > button", click=True)
     assert shown(page, "#needle-weight") != drawn
+
+
+@pytest.mark.parametrize(("width", "height"), [(390, 844), (800, 900), (1400, 900)])
+def test_an_experiment_leaves_its_button_and_the_bars_on_the_screen(
+    chromium: Chromium, origin: str, width: int, height: int
+) -> None:
+    open_article(chromium, origin, width=width)
+    chromium.resize(width, height)
+    still(chromium)
+    for tried in range(1, 5):
+        chromium.point(f"#needle-tries li:nth-child({tried}) button", click=True)
+        places = chromium.run(
+            "[...document.querySelectorAll('#needle .bars'), document.activeElement].map((e) => {"
+            "const b = e.getBoundingClientRect(); return [b.top, b.bottom]})"
+        )
+        assert len(places) == 4
+        assert all(top >= 0 and bottom <= height for top, bottom in places), (tried, places)
+
+
+ANNOUNCED = """(() => {
+    const regions = [...document.querySelectorAll('[role=status], output, [aria-live]')];
+    const isLive = (region) => region.getAttribute('aria-live') !== 'off';
+    window.announced = [];
+    new MutationObserver((changes) => {
+        const changed = new Set(changes.map(({target}) => regions.find((region) => region.contains(target))));
+        for (const region of changed) if (region && isLive(region)) announced.push(region.textContent);
+    }).observe(document.body, {subtree: true, childList: true, characterData: true});
+})()"""
+
+
+def test_one_sentence_is_announced_for_each_change(page: Chromium) -> None:
+    assert page.run("[...document.querySelectorAll('output')].every((o) => o.getAttribute('aria-live') === 'off')")
+    page.run(ANNOUNCED)
+    for name, value in {
+        "needle-lambda": 0.5, "block-layer": 3, "rotation-distance": 9, "results-length": 0, "training-moment": 2
+    }.items():  # fmt: skip
+        page.run("announced.length = 0")
+        slide(page, name, value)
+        status = shown(page, f"figure:has(#{name}) [role=status]")
+        assert page.run("announced") == [status]
+        slide(page, name, value)
+        assert page.run("announced") == [status]  # nothing has changed
+    page.run("announced.length = 0")
+    type_text(page, "The king")
+    wait(page, "document.querySelectorAll('#block-token option').length < 10")
+    assert page.run("announced") == [shown(page, "#sentence .status")]
+
+
+def test_a_continuation_keeps_the_focus_and_is_announced_once(page: Chromium) -> None:
+    type_text(page, TEXT)
+    page.run("document.querySelector('.go-on button').focus()")
+    width = page.run("document.querySelector('.go-on button').offsetWidth")
+    page.run(ANNOUNCED)
+    page.press("Enter")
+    wait(page, STORIES + "[0] !== ''")
+    page.press("Enter")  # while it is being told
+    wait(page, TOLD)
+    assert page.run("document.activeElement.textContent") == "Let the model go on"
+    assert page.run("document.activeElement.offsetWidth") == width
+    story, *others = page.run(STORIES)
+    assert others == ["", ""]  # with λ as trained it is told once
+    assert page.run("announced") == [f"as trained: {story}"]
+    slide(page, "sentence-lambda", -0.5)
+    wait(page, SENTENCE % "s.pulled !== s.read")
+    page.run("announced.length = 0")
+    page.press("Enter")
+    wait(page, TOLD)
+    story, other, _ = page.run(STORIES)
+    assert story != other != ""
+    assert [said for said in page.run("announced") if said] == [f"as trained: {story} with your λ: {other}"]
+
+
+def test_maps_and_tokens_are_named_by_what_they_show(page: Chromium, tokenizer: Any) -> None:
+    type_text(page, TEXT)
+    labels = token_labels(tokenizer, ids_of(tokenizer, TEXT))
+    check(page, "sentence-query", 9)
+    wait(page, "document.querySelectorAll('#sentence-numbers tbody tr').length === 10")
+    rows = page.run(CELLS % "sentence-numbers")
+    names = page.run("[...document.querySelectorAll('.maps:not(.twin) canvas')].map((c) => c.ariaLabel)")
+    for column, name in enumerate(names, start=1):
+        top = max(rows, key=lambda row: abs(number(row[column])))
+        assert f"“{labels[9]}” gives most to “{top[0]}”, " in name
+        assert abs(numbers(name)[-1] - number(top[column])) <= 0.0051
+    chips = page.run("[...document.querySelectorAll('[name=sentence-query]')].map((c) => c.ariaLabel)")
+    for s, (label, chip) in enumerate(zip(labels, chips, strict=True)):
+        assert chip.startswith(f"{label}, ")
+        if s > 9:
+            assert chip.endswith("comes later")
+        else:
+            assert abs(number(chip.rsplit(" ", 1)[1]) - number(rows[s][3])) <= 0.0051
+
+
+def test_one_token_is_one_token(page: Chromium) -> None:
+    type_text(page, "")
+    assert shown(page, "#sentence-left") == "1 token, of at most 64."
 
 
 def test_lambdas(page: Chromium, model: refdiff.DiffLlamaForCausalLM) -> None:
@@ -380,6 +485,7 @@ def expect_next(browser: Chromium, tokenizer: Any, *logits: Any) -> None:
         np.testing.assert_allclose(numbers(shown(browser, f"#sentence-{name}")), apart, atol=0.051)
 
 
+TOLD = "document.querySelector('.go-on button').getAttribute('aria-disabled') === 'false'"
 STORIES = "[...document.querySelectorAll('.written')].map((p) => p.textContent)"
 
 
@@ -387,10 +493,11 @@ def test_a_story_is_shown_only_with_its_own_lambdas(page: Chromium) -> None:
     heights = "[...document.querySelectorAll('.go-on > div')].map((d) => d.offsetHeight > 0)"
     type_text(page, TEXT)
     assert page.run(heights) == [False, False, False]
+    slide(page, "sentence-lambda", 0.3)
     page.point(".go-on button", click=True)
     wait(page, STORIES + "[1] !== ''")  # while it is being told
     slide(page, "sentence-lambda", 0)
-    wait(page, "!document.querySelector('.go-on button').disabled")
+    wait(page, TOLD)
     told, *others = page.run(STORIES)
     assert told
     assert others == ["", ""]
@@ -432,7 +539,7 @@ def test_the_readers_own_sentence(page: Chromium, model: refdiff.DiffLlamaForCau
         expect_row(-0.25, 3, 1, len(ids) - 1)
         expect_next(page, tokenizer, trained, logits)
         page.point(".go-on button", click=True)
-        wait(page, "!document.querySelector('.go-on button').disabled")
+        wait(page, TOLD)
         by_pulled = continued()
     written = page.run(STORIES)
     for text, expected in zip(written[:2], (continued(), by_pulled), strict=True):
@@ -486,7 +593,7 @@ def test_the_plain_twin(page: Chromium, tokenizer: Any) -> None:
         pulled = model(np.array([ids])).logits[0, -1]
         expect_next(page, tokenizer, trained, pulled, by_plain)
     page.point(".go-on button", click=True)
-    wait(page, "!document.querySelector('.go-on button').disabled")
+    wait(page, TOLD)
     by_twin = plain.generate(np.array([ids]), max_new_tokens=24, do_sample=False)[0, len(ids) :]
     assert page.run(STORIES)[2] == "… " + tokenizer.decode(by_twin, skip_special_tokens=True).lstrip()
 
@@ -691,31 +798,79 @@ def test_pairs_are_those_of_the_layers(page: Chromium, keys: int) -> None:
 def test_results_are_those_of_notebook_9(page: Chromium) -> None:
     stored = json.loads((ROOT / "notebooks/data/retrieval.json").read_text(encoding="utf-8"))
 
-    def difference(measure: Any, kind: str) -> list[float]:
+    layers_of = {"last": slice(-1, None), "both": slice(None)}
+
+    def differences(measure: str, attention: str, tokens: int, kind: str) -> list[float]:
+        if measure == "accuracy":
+            return retrieval_table.differences(stored["runs"], tokens, "accuracy", kind)
         by_kind = [
-            {r["seed"]: measure(r["measured"]) for r in stored["runs"] if r["wiring"] == w} for w in (kind, "none")
+            {
+                run["seed"]: np.mean(run["measured"][str(tokens)]["heads"][measure][layers_of[attention]])
+                for run in stored["runs"]
+                if run["wiring"] == wiring
+            }
+            for wiring in (kind, "none")
         ]
-        return [by_kind[0][seed] - by_kind[1][seed] for seed in sorted(by_kind[0])]
+        return [float(by_kind[0][seed] - by_kind[1][seed]) for seed in sorted(by_kind[0])]
 
-    def table(tokens: int, kind: str) -> list[float]:
-        return retrieval_table.differences(stored["runs"], tokens, "accuracy", kind)
+    lengths = stored["experiment"]["train_lengths"]
+    less_noise: dict[tuple[str, str], list[int]] = {}
+    for measure, attention in (
+        ("accuracy", "last"), ("answer", "last"), ("answer", "both"), ("noise", "last"), ("noise", "both")
+    ):  # fmt: skip
+        check(page, "results-measure", measure)
+        check(page, "results-layers", attention)
+        assert page.run("document.querySelector('[name=results-layers]').checkVisibility()") == (measure != "accuracy")
+        for place, tokens in enumerate(lengths):
+            slide(page, "results-length", place)
+            status = shown(page, "#results [role=status]")
+            assert f"in rows of {tokens} tokens." in status
+            for kind, shown_as in (("hf", "v1"), ("v2", "v2")):
+                said = status.split(f"{shown_as} − plain = ")[1].split(" − plain")[0]
+                mean, half = retrieval_table.mean_and_interval(differences(measure, attention, tokens, kind))
+                np.testing.assert_allclose(numbers(said)[:2], [100 * mean, 100 * half], atol=0.06)
+                assert ("may be chance" in said) == (abs(mean) < half)
+                if measure == "noise" and mean + half < 0:
+                    less_noise.setdefault((attention, shown_as), []).append(tokens)
+            assert page.run("document.querySelectorAll('#results circle').length") == 15
+    # what the text says of it
+    assert less_noise == {("last", "v1"): [8, 16], ("last", "v2"): [16], ("both", "v2"): [8, 16, 32, 64]}
 
-    expected = {
-        "answer": lambda kind: difference(lambda m: np.mean(m["256"]["heads"]["answer"][-1]), kind),
-        "noise": lambda kind: difference(lambda m: np.mean(m["256"]["heads"]["noise"][-1]), kind),
-        "accuracy, short rows": lambda kind: table(32, kind),
-        "accuracy, rows of 64": lambda kind: table(64, kind),
-        "accuracy, long rows": lambda kind: table(256, kind),
-    }
-    for name, differences in expected.items():
-        check(page, "results-measure", name)
-        status = shown(page, "#results [role=status]")
-        for kind, shown_as in (("hf", "v1"), ("v2", "v2")):
-            said = status.split(f"{shown_as} − plain = ")[1].split(" − plain")[0]
-            mean, half = retrieval_table.mean_and_interval(differences(kind))
-            np.testing.assert_allclose(numbers(said)[:2], [100 * mean, 100 * half], atol=0.06)
-            assert ("may be chance" in said) == (abs(mean) < half)
-        assert page.run("document.querySelectorAll('#results circle').length") == 15
+
+def test_numbers_in_the_text_are_those_of_the_data() -> None:
+    article = (SOURCE / "index.html").read_text(encoding="utf-8")
+    data = ROOT / "notebooks" / "data"
+
+    def said(name: str) -> list[float]:
+        (found,) = re.findall(rf'id="{name}"[^>]*>(.*?)</(?:span|table)>', article, flags=re.DOTALL)
+        return numbers(re.sub(r"<caption>.*?</caption>|<thead>.*?</thead>|<[^>]+>", " ", found, flags=re.DOTALL))
+
+    runs = json.loads((data / "retrieval.json").read_text(encoding="utf-8"))["runs"]
+    table = []
+    for tokens in (16, 64, 256):
+        accuracy = {w: [r["measured"][str(tokens)]["accuracy"] for r in runs if r["wiring"] == w] for w in RUNS}
+        table += [tokens, *(round(100 * float(np.mean(accuracy[wiring]))) for wiring in RUNS)]
+    assert said("found") == table
+    long_rows = retrieval_table.mean_and_interval(retrieval_table.differences(runs, 256, "accuracy", "hf"))
+    np.testing.assert_allclose(said("long-rows"), [100 * x for x in long_rows], atol=0.051)
+
+    text = json.loads((data / "variants.json").read_text(encoding="utf-8"))
+    read = text["settings"]["steps"] * text["settings"]["batch"] * text["settings"]["context"]
+    parameters = {round(run["parameters"] / 1e6, 1) for run in text["runs"]}
+    assert [parameters, said("short-runs")] == [{0.2}, [0.2, text["settings"]["steps"], round(read / 1e6, 1)]]
+
+    small = json.loads((TWINS / "about.json").read_text(encoding="utf-8"))
+    assert said("small-runs") == [round(small[name]["bits_per_byte"], 3) for name in ("differential", "plain")]
+    assert (
+        f"{small['plain']['parameters'] / 1e6:.2f} million parameters and read {small['tokens'] / 1e6:.1f}" in article
+    )
+    assert f"Figure 6 gives {small['bundled']['bits_per_byte']:.3f} for" in article
+    assert f"the rows have {small['context']} tokens" in article
+    large = json.loads((data / "twins.json").read_text(encoding="utf-8"))
+    assert f"{large['differential']['parameters'] / 1e6:.1f} million and read {large['tokens'] / 1e6:.1f} mi" in article
+    card = (ROOT / "refdiff" / "bundled" / "README.md").read_text(encoding="utf-8")
+    assert "in rows of 512 tokens" in article
+    assert "rows of\n512 tokens" in card
 
 
 def test_training_is_that_of_notebook_9(page: Chromium) -> None:
@@ -761,13 +916,30 @@ def test_it_is_small_and_leaves_nothing_to_other_servers(folder: Path) -> None:
 
 
 def test_every_link_leads_to_a_page(folder: Path) -> None:
-    """Within the site to its pages; served alone, the article has no links to them."""
+    """Within the site to its pages; served alone, to the text of the chapters."""
     article = (folder / "index.html").read_text(encoding="utf-8")
     links = [link for link in re.findall(r'href="([^"#]+)"', article) if not link.startswith(("https:", "data:"))]
     assert [link for link in links if not (folder / link).exists()] == []
     for anchor in re.findall(r'href="#([^"]+)"', article):
         assert f'id="{anchor}"' in article
     assert "the whole model in 60 lines" in article.lower()
+    assert {Path(link).stem for link in links} >= {
+        "00_sixty_lines", "03_differential_attention", "04_three_wirings", "09_attention_noise", "card"
+    }  # fmt: skip
+
+
+def test_served_alone_the_chapters_are_text(tmp_path: Path, chromium: Chromium) -> None:
+    subprocess.run([sys.executable, SOURCE.parent / "article.py", tmp_path], check=True)
+    article = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "../" not in article
+    assert "Try refdiff" not in article  # it does not stand beside the page
+    for page, words in {
+        "00_sixty_lines": "def softmax(z):", "09_attention_noise": "## Where do they look?", "card": "bits per byte"
+    }.items():  # fmt: skip
+        chromium.open(tmp_path / "chapters" / f"{page}.html", width=360)
+        assert words in shown(chromium, ".chapter")
+        assert chromium.run("document.documentElement.scrollWidth") <= 360
+        assert chromium.complaints() == []
 
 
 def test_numbers_in_the_text_stand_in_the_notebooks() -> None:

@@ -1,6 +1,6 @@
 /** A token's path through one layer: the size (root mean square) of its vector at each station. */
 
-import { html, responsive, slider, svg, text } from "./page.js";
+import { html, responsive, say, slider, svg, text } from "./page.js";
 
 /** The stations in order: name in the reading, what is written (_between these_ a subscript), and on which track. */
 const STATIONS = [
@@ -30,7 +30,7 @@ export function blockFigure(figure) {
   const sizes = () => state.read.sizes[state.token][state.layer];
   const draw = responsive(box, (width) => {
     if (!state.read) return;
-    const wide = width > 560, row = wide ? 36 : 50, top = 28, left = wide ? 264 : 14, right = 52, height = top + row * STATIONS.length + 8;
+    const wide = width > 560, row = wide ? 36 : 50, top = 28, left = wide ? 264 : 14, right = 62, height = top + row * STATIONS.length + 8;
     const x = (size) => left + (Math.log(size / SMALLEST) / Math.log(LARGEST / SMALLEST)) * (width - left - right);
     const y = (i) => top + row * i + row / 2 + (wide ? 0 : 9);
     const found = sizes(), points = (name) => [found[name]].flat();
@@ -44,18 +44,20 @@ export function blockFigure(figure) {
       STATIONS.map(([name, words, kind], i) => svg("g", { class: kind },
         wide ? svg("text", { class: "station", x: left - 18, y: y(i) + 5, "text-anchor": "end" }, label(words)) : svg("text", { class: "station", x: 2, y: y(i) - 15 }, label(words)),
         points(name).map((size) => svg("circle", { cx: x(size), cy: y(i), r: kind === "stream" ? 8 : 6 })),
-        svg("text", { class: "value", x: x(Math.max(...points(name))) + 13, y: y(i) + 5 }, text(Math.max(...points(name))))))));
+        svg("text", { class: "value", x: width - 2, y: y(i) + 5, "text-anchor": "end" }, text(Math.max(...points(name))))))));
     for (const words of box.querySelectorAll(".station")) { // no line shows between them
       const { x, y, width, height } = words.getBBox();
       words.before(svg("rect", { class: "ground", x, y, width, height }));
     }
   });
 
-  function tell() {
+  /** Say what is drawn; only a choice made in this figure is announced. */
+  function tell(announced = "polite") {
+    status.setAttribute("aria-live", announced);
     const found = sizes(), before = found.difference, grown = found.out / found.x;
-    status.textContent = `“${state.read.labels[state.token]}” in layer ${state.layer}: the pairs give vectors of size ` +
+    say(status, `“${state.read.labels[state.token]}” in layer ${state.layer}: the pairs give vectors of size ` +
       `${before.map((size) => text(size)).join(", ")}; norm and factor make each ${text(found.heads)}. ` +
-      `The stream goes from ${text(found.x)} to ${text(found.out)}, ${text(grown, 1)} times.`;
+      `The stream goes from ${text(found.x)} to ${text(found.out)}, ${text(grown, 1)} times.`);
   }
 
   return {
@@ -65,7 +67,7 @@ export function blockFigure(figure) {
       state.token = read.ids.length - 1;
       tokens.replaceChildren(...read.labels.map((label, t) => html("option", { value: t, selected: t === state.token }, label)));
       draw();
-      tell();
+      tell("off");
       figure.dataset.ready = "";
     },
   };

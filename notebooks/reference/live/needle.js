@@ -1,7 +1,7 @@
 /** Figure 1: one query, 48 keys, of which one matters. Two maps, their difference, and what is left for the needle. */
 
 import { dot, softmax } from "./model.js";
-import { html, percent, responsive, slider, svg, text } from "./page.js";
+import { html, percent, responsive, result, say, slider, svg, text } from "./page.js";
 
 export const KEYS = 48, NEEDLE = 30, LARGEST_D = 128;
 export const TOLD = 0.6; // how much of the query the needle's key holds in the first map
@@ -19,14 +19,14 @@ function normals(seed) {
   return () => Math.sqrt(-2 * Math.log(1 - uniform())) * Math.cos(2 * Math.PI * uniform());
 }
 
-/** A query and the keys of both maps, each of d numbers. The two sets of keys have the correlation `shared`. */
+/** A query and the keys of both maps, each of d numbers. The two sets of keys have the correlation `shared`; the first does not change with it. */
 export function vectors({ seed, d, shared }) {
   const next = normals(seed), vector = () => Float64Array.from({ length: LARGEST_D }, next).subarray(0, d);
   const raw = vector(), length = Math.sqrt(dot(raw, raw));
   const query = raw.map((x) => (x / length) * Math.sqrt(d)); // so that noise scores have a spread of 1 at every d
-  const second = Array.from({ length: KEYS }, vector), other = Array.from({ length: KEYS }, vector);
-  const first = second.map((key, s) => key.map((x, i) =>
-    shared * x + Math.sqrt(1 - shared ** 2) * other[s][i] + (s === NEEDLE ? TOLD * query[i] : 0)));
+  const noise = Array.from({ length: KEYS }, vector), other = Array.from({ length: KEYS }, vector);
+  const first = noise.map((key, s) => key.map((x, i) => x + (s === NEEDLE ? TOLD * query[i] : 0)));
+  const second = noise.map((key, s) => key.map((x, i) => shared * x + Math.sqrt(1 - shared ** 2) * other[s][i]));
   return { query, first, second };
 }
 
@@ -45,9 +45,8 @@ export function meanShares({ d, shared }) {
   for (let n = 0; n < MEAN_OF; n++) {
     const noise = (s, part) => drawings[(n * KEYS + s) * 2 + part];
     const scores = Array.from({ length: KEYS }, (_, s) => noise(s, 0));
-    const second = softmax(scores);
-    const first = softmax(scores.map((z, s) =>
-      shared * z + Math.sqrt(1 - shared ** 2) * noise(s, 1) + (s === NEEDLE ? TOLD * Math.sqrt(d) : 0)));
+    const first = softmax(scores.map((z, s) => z + (s === NEEDLE ? TOLD * Math.sqrt(d) : 0)));
+    const second = softmax(scores.map((z, s) => shared * z + Math.sqrt(1 - shared ** 2) * noise(s, 1)));
     LAMBDAS.forEach((lambda, i) => { total[i] += share(difference({ first, second }, lambda)) / MEAN_OF; });
   }
   return total;
@@ -62,7 +61,8 @@ export function rule({ first, second }) {
   return { best: (1 - p) / (1 - q), last: (2 * p * (1 - p)) / (p + q - 2 * p * q) };
 }
 
-const START = { lambda: 0.75, shared: 0.99, d: 16, seed: 16 };
+const START = { lambda: 0.75, shared: 0.99, d: 16, seed: 290 };
+const SAME_SHAPE = 0.9; // the rule is drawn where the maps share at least this much of their noise
 const SIZES = [4, 8, 16, 32, 64, 128];
 
 export function needleFigure(figure, tries) {
@@ -89,17 +89,17 @@ export function needleFigure(figure, tries) {
     return node;
   };
   const curve = html("div", { class: "curve" });
-  const readings = Object.fromEntries(["weight", "share", "sum"].map((name) => [name, html("output", { id: `needle-${name}` })]));
-  const byRule = html("p", { class: "small", id: "needle-rule" }), filled = html("i"), status = html("p", { class: "status", role: "status" });
   const pointed = html("p", { class: "pointed", "aria-hidden": "true" });
+  const drawn = html("div", { class: "rows" }, rows.map((row) =>
+    html("div", { class: "row" }, html("p", {}, html("b", {}, row.name), ` ${row.about}`), row.bars, row.signed ? null : mark())), pointed);
+  const readings = Object.fromEntries(["weight", "share", "sum"].map((name) => [name, result({ id: `needle-${name}` })]));
+  const byRule = html("p", { class: "small", id: "needle-rule" }), filled = html("i"), status = html("p", { class: "status", role: "status" });
   const again = html("button", { type: "button", onclick: () => set({ seed: state.seed + 1 }) }, "Draw other noise");
 
   stage.append(
     html("div", { class: "needle" },
-      html("div", { class: "rows" }, rows.map((row) =>
-        html("div", { class: "row" }, html("p", {}, html("b", {}, row.name), ` ${row.about}`), row.bars, row.signed ? null : mark())), pointed),
+      html("div", { class: "sliders" }, Object.values(sliders).map(({ node }) => node)), drawn, tries,
       html("div", { class: "panel" },
-        Object.values(sliders).map(({ node }) => node),
         html("dl", { class: "readings" },
           html("div", {}, html("dt", {}, "the needle’s weight"), html("dd", {}, readings.weight)),
           html("div", {}, html("dt", {}, "its share of Σ|weight|"), html("dd", {}, readings.share, html("span", { class: "meter" }, filled))),
@@ -118,7 +118,7 @@ export function needleFigure(figure, tries) {
     now = { ...both, difference: difference(both, state.lambda) };
     now.curve = LAMBDAS.map((lambda) => share(difference(both, lambda)));
     now.mean = meanShares(state);
-    now.rule = rule(both);
+    now.rule = state.shared >= SAME_SHAPE ? rule(both) : null;
     drawBars();
     drawCurve();
     tell();
@@ -146,7 +146,7 @@ export function needleFigure(figure, tries) {
       [0, 0.5, 1].map((part) => [svg("line", { class: "grid", x1: left, x2: width - right, y1: y(part), y2: y(part) }),
         svg("text", { x: left - 6, y: y(part) + 4, "text-anchor": "end" }, percent(part).replace(" ", ""))]),
       [0, 0.5, 1, 1.5, 2].map((lambda) => svg("text", { x: x(lambda), y: height - 6, "text-anchor": "middle" }, lambda ? String(lambda) : "λ = 0")),
-      Object.values(now.rule).filter((lambda) => lambda <= 2).map((lambda) =>
+      Object.values(now.rule ?? {}).filter((lambda) => lambda <= 2).map((lambda) =>
         svg("line", { class: "rule", x1: x(lambda), x2: x(lambda), y1: top, y2: height - bottom })),
       svg("path", { class: "mean", d: line(now.mean) }), svg("path", { class: "this", d: line(now.curve) }),
       svg("circle", { cx: x(state.lambda), cy: y(share(now.difference)), r: 5 })));
@@ -157,13 +157,15 @@ export function needleFigure(figure, tries) {
     readings.weight.textContent = `${text(now.first[NEEDLE])} → ${text(now.difference[NEEDLE])}`;
     readings.share.textContent = `${percent(before)} → ${percent(after)}`;
     readings.sum.textContent = text(now.difference.reduce((a, b) => a + b, 0));
-    byRule.textContent = `Dotted: by the rule below, noise that is shared cancels at λ = ${text(now.rule.best)}, and the gain ends at ${text(now.rule.last)}.`;
+    byRule.textContent = now.rule
+      ? `Dotted: by the rule below, noise of one shape cancels at λ = ${text(now.rule.best)}, and the gain ends at ${text(now.rule.last)}.`
+      : `No dotted lines: the rule below is for maps that share at least ${percent(SAME_SHAPE)} of their noise.`;
     filled.style.inlineSize = `${100 * after}%`;
     const verdict = state.lambda === 0 ? "Plain attention: nothing is subtracted."
-      : percent(after) === percent(before) ? "Subtraction changes nothing for the needle here."
+      : Math.abs(Math.round(100 * after) - Math.round(100 * before)) <= 1 ? "Subtraction changes almost nothing for the needle here."
       : `Subtraction ${after > before ? "helps" : "hurts"} the needle here.`;
-    status.textContent = `${verdict} Its share of all |weight| goes from ${percent(before)} to ${percent(after)}; ` +
-      `its own weight from ${text(now.first[NEEDLE])} to ${text(now.difference[NEEDLE])}.`;
+    say(status, `${verdict} Its share of all |weight| goes from ${percent(before)} to ${percent(after)}; ` +
+      `its own weight from ${text(now.first[NEEDLE])} to ${text(now.difference[NEEDLE])}.`);
   }
 
   for (const { bars } of rows) {
@@ -178,7 +180,7 @@ export function needleFigure(figure, tries) {
     const wanted = target.closest("button")?.dataset.set;
     if (!wanted) return;
     set({ ...START, ...JSON.parse(wanted) });
-    figure.scrollIntoView({ block: "nearest", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+    drawn.scrollIntoView({ block: "nearest", behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
   });
   set({});
   return { state, now: () => now, set };

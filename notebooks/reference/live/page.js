@@ -18,9 +18,17 @@ export const svg = (tag, attributes = {}, ...children) => fill(document.createEl
 export const text = (x, digits = 2) => x.toFixed(digits).replace(/^-(?=0\.?0*$)/, "").replace("-", "−");
 export const percent = (x, digits = 0) => `${text(100 * x, digits)} %`;
 
+/** A result beside its name. Each figure announces one sentence, its status; the results themselves are silent. */
+export const result = (attributes, ...children) => html("output", { "aria-live": "off", ...attributes }, ...children);
+
+/** Write a sentence that is announced, unless it stands there already. */
+export function say(status, sentence) {
+  if (status.textContent !== sentence) status.textContent = sentence;
+}
+
 /** A labelled slider with its value beside it; `show` writes the value. */
 export function slider({ id, label, min, max, step, value, show = text, change }) {
-  const output = html("output", { for: id });
+  const output = result({ for: id });
   const input = html("input", { id, type: "range", min, max, step, value });
   const tell = () => { output.textContent = show(input.valueAsNumber); input.setAttribute("aria-valuetext", output.textContent); };
   input.addEventListener("input", () => { tell(); change(input.valueAsNumber); });

@@ -1,6 +1,6 @@
 /** Which heads form a pair: the attention variants as wires. */
 
-import { choice, html, responsive, svg } from "./page.js";
+import { choice, html, responsive, say, svg } from "./page.js";
 
 /** By variant: for each output, the query heads and the key/value heads that it reads; H query and K key heads. */
 export const VARIANTS = {
@@ -8,7 +8,7 @@ export const VARIANTS = {
     const key = Math.floor(i / (H / K));
     return { queries: [i, i + H / 2], keys: [key, key + K / 2] };
   }) },
-  paper: { name: "v1, paper", outputs: (H, K) => Array.from({ length: H / 2 }, (_, i) => {
+  paper: { name: "v1, authors’ code", outputs: (H, K) => Array.from({ length: H / 2 }, (_, i) => {
     const key = Math.floor(i / (H / K));
     return { queries: [2 * i, 2 * i + 1], keys: [2 * key, 2 * key + 1] };
   }) },
@@ -59,7 +59,7 @@ export function pairsFigure(figure) {
       : `Output ${state.output}: query ${queries[0]} makes A₁ with key ${keys[0]}, query ${queries[1]} makes A₂ with key ${keys[1] ?? keys[0]}; the value is ` +
         `${keys.length > 1 ? `that of heads ${keys[0]} and ${keys[1]} side by side` : `that of head ${keys[0]}`}.`;
   }
-  const tell = () => { status.textContent = words(); };
+  const tell = () => say(status, words());
   set({});
   return { state };
 }

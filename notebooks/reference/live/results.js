@@ -1,15 +1,14 @@
-/** What notebook 09 measured: five seeds of each kind, with the interval of their difference. */
+/** What notebook 09 measured: five seeds of each kind, with the interval of their difference, by length of the rows. */
 
-import { choice, html, percent, responsive, svg, text } from "./page.js";
+import { choice, html, percent, responsive, say, slider, svg, text } from "./page.js";
 
 const T_95 = 2.776; // Student's t for 4 degrees of freedom: five seeds
-const LABELS = {
-  noise: ["attention to noise", "Share of attention that the last layer gives to noise, in rows of 256 tokens"],
-  answer: ["attention to the answer", "Share of attention that the last layer gives to the answer, in rows of 256 tokens"],
-  "accuracy, short rows": ["accuracy, 32 tokens", "Share of values found in rows of 32 tokens"],
-  "accuracy, rows of 64": ["accuracy, 64 tokens", "Share of values found in rows of 64 tokens"],
-  "accuracy, long rows": ["accuracy, 256 tokens", "Share of values found in rows of 256 tokens"],
+const MEASURES = {
+  accuracy: { name: "values found", title: "Values found", wanted: "more" },
+  answer: { name: "attention to the answer", title: "Attention to the answer", wanted: "more" },
+  noise: { name: "attention to noise", title: "Attention to noise", wanted: "less" },
 };
+const LAYERS = { last: "last layer", both: "mean of both layers" };
 
 export function interval(numbers) {
   const mean = numbers.reduce((a, b) => a + b) / numbers.length;
@@ -18,20 +17,28 @@ export function interval(numbers) {
 }
 
 export async function resultsFigure(figure) {
-  const measures = await (await fetch("results.json")).json();
-  const state = { measure: measures[0] };
+  const { lengths, accuracy, answer, noise } = await (await fetch("results.json")).json();
+  const state = { measure: "accuracy", layers: "last", length: lengths.indexOf(64) };
   const stage = figure.querySelector(".stage"), box = html("div", { class: "dots" }), status = html("p", { class: "status", role: "status" });
-  stage.replaceChildren(choice({ name: "results-measure", legend: "measure", value: measures[0].name, options: measures.map(({ name }) => [name, LABELS[name][0]]),
-    change: (name) => { state.measure = measures.find((measure) => measure.name === name); draw(); tell(); } }), box, status);
+  const rows = slider({ id: "results-length", label: "tokens in a row", min: 0, max: lengths.length - 1, step: 1, value: state.length,
+    show: (i) => String(lengths[i]), change: (length) => set({ length }) });
+  const layers = choice({ name: "results-layers", legend: "attention of the", value: state.layers, options: Object.entries(LAYERS), change: (name) => set({ layers: name }) });
+  stage.replaceChildren(html("div", { class: "controls" },
+    choice({ name: "results-measure", legend: "measure", value: state.measure, options: Object.entries(MEASURES).map(([key, { name }]) => [key, name]),
+      change: (measure) => set({ measure }) }), rows.node, layers), box, status);
+
+  /** By kind, the number of each seed. */
+  const now = () => (state.measure === "accuracy" ? accuracy : { answer, noise }[state.measure][state.layers])[state.length];
+  const title = () => `${MEASURES[state.measure].title}${state.measure === "accuracy" ? "" : `, ${LAYERS[state.layers]}`}, in rows of ${lengths[state.length]} tokens`;
 
   const draw = responsive(box, (width) => {
-    const { name, numbers } = state.measure, height = 292, left = width < 560 ? 12 : 112, right = 20;
+    const height = 292, left = width < 560 ? 12 : 112, right = 20;
     const x = (value) => left + value * (width - left - right), ticks = [0, 0.25, 0.5, 0.75, 1];
-    box.replaceChildren(svg("svg", { width, height, role: "img", "aria-label": `${LABELS[name][1]}, five seeds each. ${Object.entries(numbers).map(([kind, found]) =>
+    box.replaceChildren(svg("svg", { width, height, role: "img", "aria-label": `${title()}, five seeds each. ${Object.entries(now()).map(([kind, found]) =>
       `${kind}: mean ${text(100 * interval(found)[0], 1)} %, from ${text(100 * Math.min(...found), 1)} to ${text(100 * Math.max(...found), 1)} %`).join("; ")}.` },
       ticks.map((value) => [svg("line", { class: "grid", x1: x(value), x2: x(value), y1: 8, y2: height - 28 }),
         svg("text", { x: x(value), y: height - 8, "text-anchor": "middle" }, percent(value))]),
-      Object.entries(numbers).map(([kind, found], row) => {
+      Object.entries(now()).map(([kind, found], row) => {
         const y = 58 + 82 * row, [mean, half] = interval(found);
         return svg("g", { class: kind },
           left > 50 ? svg("text", { class: "station", x: 0, y: y + 5 }, kind) : svg("text", { class: "station", x: left, y: y - 26 }, kind),
@@ -42,16 +49,23 @@ export async function resultsFigure(figure) {
   });
 
   function tell() {
-    const { name, numbers: { plain, ...versions }, wanted } = state.measure;
+    const { plain, ...versions } = now();
     const differences = Object.entries(versions).map(([kind, found]) => {
       const [mean, half] = interval(found.map((value, seed) => value - plain[seed]));
-      const better = (wanted === "more") === mean > 0 ? kind : "plain attention";
+      const better = (MEASURES[state.measure].wanted === "more") === mean > 0 ? kind : "plain attention";
       return `${kind} − plain = ${mean < 0 ? "" : "+"}${text(100 * mean, 1)} ± ${text(100 * half, 1)} percentage points: ` +
         `${Math.abs(mean) < half ? "the interval contains 0, so this may be chance" : `${better} does better`}.`;
     });
-    status.textContent = `${LABELS[name][1]}, difference by seed. ${differences.join(" ")}`;
+    say(status, `${title()}. Each version is compared with the plain model of the same seed. ${differences.join(" ")}`);
   }
-  tell();
+
+  function set(change) {
+    Object.assign(state, change);
+    layers.hidden = state.measure === "accuracy";
+    draw();
+    tell();
+  }
+  set({});
   figure.dataset.ready = "";
   return { state };
 }

@@ -1,6 +1,6 @@
 /** Rotary positions as dials: each pair of numbers of a query or key turns by position · frequency. */
 
-import { html, responsive, slider, svg, text } from "./page.js";
+import { html, result, say, slider, svg, text } from "./page.js";
 
 export const D = 32, BASE = 10000, HALF = D / 2; // as in the model of this page
 export const frequency = (i) => BASE ** (-i / HALF);
@@ -21,7 +21,7 @@ export const product = (i, position, distance) => QUERY[i].length * KEY[i].lengt
 export function rotationFigure(figure) {
   const state = { position: 3, distance: 5, pair: 0 };
   const stage = figure.querySelector(".stage"), clocks = html("div", { class: "clocks" }), large = html("div", { class: "dials" });
-  const status = html("p", { class: "status", role: "status" }), score = html("output", { id: "rotation-score" });
+  const status = html("p", { class: "status", role: "status" }), score = result({ id: "rotation-score" });
   const change = (name) => (x) => { state[name] = x; draw(); };
   const position = slider({ id: "rotation-position", label: "move both: position of the key", min: 0, max: 200, step: 1, value: state.position, show: String, change: change("position") });
   const distance = slider({ id: "rotation-distance", label: "distance from key to query", min: 0, max: 100, step: 1, value: state.distance, show: String, change: change("distance") });
@@ -40,13 +40,13 @@ export function rotationFigure(figure) {
   function draw() {
     const { pair: i, position: n, distance: m } = state, between = Math.acos(Math.cos(angles(i).query - angles(i).key));
     large.replaceChildren(...["query", "key"].map((kind) => html("div", {}, dial(kind, i),
-      html("p", {}, html("b", {}, kind), ` at ${kind === "query" ? n + m : n}, turned by `, html("output", { id: `rotation-${kind}` }, text((kind === "query" ? n + m : n) * frequency(i), 3)), " rad"))));
+      html("p", {}, html("b", {}, kind), ` at ${kind === "query" ? n + m : n}, rotated by `, result({ id: `rotation-${kind}` }, text((kind === "query" ? n + m : n) * frequency(i), 3)), " rad"))));
     buttons.forEach((label, j) => label.children[1].replaceChildren(svg("svg", { viewBox: "0 0 40 40", "aria-hidden": "true" },
       svg("circle", { cx: 20, cy: 20, r: 18 }), hand("key", angles(j).key, 15, 20), hand("query", angles(j).query, 15, 20))));
     const total = QUERY.reduce((sum, _, j) => sum + product(j, n, m), 0);
     score.textContent = text(total, 4);
-    status.textContent = `Pair ${i} turns by ${text(frequency(i), 4)} radians for each position. Query at ${n + m}, key at ${n}: the angle between the two hands is ` +
-      `${text((between / Math.PI) * 180, 0)}°, this pair adds ${text(product(i, n, m), 3)}, and q · k is ${text(total, 3)}.`;
+    say(status, `Pair ${i} rotates by ${text(frequency(i), 4)} radians for each position. Query at ${n + m}, key at ${n}: the angle between the two hands is ` +
+      `${text((between / Math.PI) * 180, 0)}°, this pair adds ${text(product(i, n, m), 3)}, and q · k is ${text(total, 3)}.`);
   }
   draw();
   return { state };

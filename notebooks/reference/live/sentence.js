@@ -1,7 +1,7 @@
 /** The reader's own sentence: maps by layer and pair, one query's weights, λ of a layer pulled by hand, a plain twin. */
 
 import { BUNDLED, DIFFERENTIAL, PLAIN, newest } from "./engine.js";
-import { choice, colour, FULL, html, onTheme, percent, slider, strength, text } from "./page.js";
+import { choice, colour, FULL, html, onTheme, percent, result, say, slider, strength, text } from "./page.js";
 
 export const MOST = 64; // tokens that are read
 const WRITTEN = 24, SHOWN = 8;
@@ -72,12 +72,13 @@ export async function sentenceFigure(figure, engine, share) {
   const none = html("button", { type: "button", onclick: () => { state.lambdas[state.layer] = 0; again(); } }, "λ = 0 in this layer");
   const nowhere = html("button", { type: "button", onclick: () => setAll(trained.map(() => 0)) }, "λ = 0 in all layers");
   const nextTable = html("table", { class: "next", id: "sentence-next" });
-  const moved = html("output", { id: "sentence-moved" }), apart = html("output", { id: "sentence-apart" });
-  const twinApart = html("p", {}, "Plain twin and differential model, as trained, differ in ", apart, ".");
+  const moved = result({ id: "sentence-moved" }), apart = result({ id: "sentence-apart" });
+  const twinApart = html("p", {}, "Between the differential model and its plain twin, both as trained, ", apart, " of the probability lies on other tokens.");
   const status = html("p", { class: "status", role: "status" });
   const write = html("button", { type: "button", onclick: goOn }, "Let the model go on");
-  const written = { trained: "as trained", pulled: "with your λ", twin: "the plain twin" };
-  const stories = Object.entries(written).map(([kind, name]) =>
+  const storyNames = { trained: "as trained", pulled: "with your λ", twin: "the plain twin" }, written = {};
+  const told = html("p", { class: "unseen", role: "status", id: "sentence-told" });
+  const stories = Object.entries(storyNames).map(([kind, name]) =>
     html("div", {}, html("p", { class: "small" }, name), (written[kind] = html("p", { class: "written" }))));
 
   stage.replaceChildren(
@@ -86,8 +87,8 @@ export async function sentenceFigure(figure, engine, share) {
       html("div", { class: "maps" }, Object.keys(MAPS).map(mapBox)), twinMaps, pointed, legend)), tokens, numbers,
     html("div", { class: "pull" },
       html("div", {}, pull.node, html("div", { class: "buttons" }, none, nowhere, reset), status,
-        html("p", {}, "The two distributions differ in ", moved, " of their probability."), twinApart), nextTable),
-    html("div", { class: "go-on" }, write, stories));
+        html("p", {}, "Your λ moves ", moved, " of the probability to other tokens."), twinApart), nextTable),
+    html("div", { class: "go-on" }, write, stories, told));
   build();
 
   /** Make what depends on the number of layers and pairs, and show the plain twin only beside the differential one. */
@@ -142,7 +143,7 @@ export async function sentenceFigure(figure, engine, share) {
     // From here on nothing waits, so that what is drawn belongs together.
     [read, pulled, twin] = [byModel, byReader, byTwin];
     if (about) use(folder, about);
-    if (isNew) Object.keys(written).forEach((kind) => tellStory(kind, ""));
+    if (isNew) Object.keys(storyNames).forEach((kind) => tellStory(kind, ""));
     const isNewText = asked.text !== words;
     if (isNewText) state.query = read.ids.length - 1;
     words = asked.text;
@@ -150,13 +151,17 @@ export async function sentenceFigure(figure, engine, share) {
     if (isNewText) share(folder === BUNDLED ? read : await engine.ask("read", { ...asked, folder: BUNDLED }));
   });
 
-  /** The tokens to show: those with the largest probability in any column; and `likely`, the first of each column. */
+  /**
+   * The tokens to show: those with the largest probability in any column, in an order that the reader's λ leaves as it is;
+   * and `likely`, the first of each column.
+   */
   async function likeliest(byModel, byReader, byTwin) {
     const columns = [["as trained", "was", byModel], ["with your λ", "is", byReader], ["plain twin", "twin", byTwin]]
       .filter(([, , reading]) => reading).map(([name, kind, reading]) => [name, kind, reading.next]);
-    const larger = byModel.next.map((_, id) => Math.max(...columns.map(([, , p]) => p[id])));
+    const largest = (among) => byModel.next.map((_, id) => Math.max(...among.map(([, , p]) => p[id])));
+    const larger = largest(columns), asTrained = largest(columns.filter(([, kind]) => kind !== "is"));
     const ids = [...larger.keys()].sort((a, b) => larger[b] - larger[a]).slice(0, SHOWN), full = larger[ids[0]];
-    ids.sort((a, b) => byModel.next[b] - byModel.next[a]);
+    ids.sort((a, b) => asTrained[b] - asTrained[a]);
     const tops = columns.map(([, , p]) => p.reduce((best, x, id) => (x > p[best] ? id : best), 0));
     const labels = await engine.ask("label", { ids: [...ids, ...tops] });
     return { columns, ids, full, labels, likely: labels.slice(ids.length) };
@@ -170,7 +175,7 @@ export async function sentenceFigure(figure, engine, share) {
   function draw() {
     rgb ??= { plus: colour("plus"), minus: colour("minus") };
     const { layer, pair } = state, T = pulled.ids.length, lambda = state.lambdas[layer];
-    left.textContent = pulled.left ? `${T} tokens are read, ${pulled.left} more are left out.` : `${T} tokens, of at most ${MOST}.`;
+    left.textContent = pulled.left ? `${T} tokens are read, ${pulled.left} more are left out.` : `${T} ${T === 1 ? "token" : "tokens"}, of at most ${MOST}.`;
     thumbs.forEach((row, l) => {
       layerNames[l].textContent = `${l}: λ ${text(state.lambdas[l])}`;
       row.forEach((canvas, p) => paint(canvas, subtract(pulled.first[l][p], pulled.second[l][p], state.lambdas[l]), rgb));
@@ -182,7 +187,7 @@ export async function sentenceFigure(figure, engine, share) {
       const { canvas, title, line } = canvases[key];
       paint(canvas, rows, rgb, key === "second" && lambda >= 0);
       title.textContent = nameOf(key);
-      canvas.setAttribute("aria-label", `${nameOf(key)}, layer ${layer}, pair ${pair}: ${T} queries down, ${T} keys across`);
+      canvas.setAttribute("aria-label", `${nameOf(key)}, layer ${layer}, pair ${pair}: ${T} queries down, ${T} keys across. ${finding(rows[state.query])}`);
       line.style.insetBlockStart = `${(100 * state.query) / T}%`;
       line.style.blockSize = `${100 / T}%`;
     }
@@ -195,6 +200,8 @@ export async function sentenceFigure(figure, engine, share) {
     Object.assign(state, { maps, pulled, read, twin, shown: words });
   }
 
+  const strongest = (row) => row.reduce((best, x, s) => (Math.abs(x) > Math.abs(row[best]) ? s : best), 0);
+  const finding = (row) => `“${pulled.labels[state.query]}” gives most to “${pulled.labels[strongest(row)]}”, ${text(row[strongest(row)])}.`;
   const nameOf = (key) => MAPS[key] ?? `plain A, head ${state.pair + (key === "other" ? pairs : 0)}`;
 
   function drawTokens(maps) {
@@ -211,6 +218,7 @@ export async function sentenceFigure(figure, engine, share) {
       const weight = row[s] ?? 0;
       label.lastChild.style.backgroundColor = s > state.query ? "" : `rgb(${rgb[weight < 0 ? "minus" : "plus"].join(" ")} / ${strength(weight).toFixed(3)})`;
       label.classList.toggle("later", s > state.query);
+      label.firstChild.setAttribute("aria-label", `${pulled.labels[s]}, ${s > state.query ? "comes later" : `weight ${text(weight)}`}`);
     });
     numbersHead.replaceChildren(html("tr", {}, ["token", ...Object.keys(maps).map(nameOf)].map((name) => html("th", { scope: "col" }, name))));
     table.replaceChildren(...Array.from(row, (_, s) => html("tr", {}, html("th", { scope: "row" }, pulled.labels[s]),
@@ -235,16 +243,15 @@ export async function sentenceFigure(figure, engine, share) {
   }
 
   function tell(maps) {
-    const strongest = (row) => row.reduce((best, x, s) => (Math.abs(x) > Math.abs(row[best]) ? s : best), 0);
     const row = maps.difference[state.query], top = strongest(row);
     const why = row[top] >= 0 ? "" : state.lambdas[state.layer] > 1 ? "; negative, because A₂ leads" : "; negative: there λ A₂ is more than A₁";
     const changed = state.lambdas.filter((lambda, layer) => lambda !== trained[layer]).length;
     const [, likely, likelyByTwin] = next.likely;
     const looks = (key) => `${nameOf(key).replace("plain A, ", "")} gives most to “${pulled.labels[strongest(maps[key][state.query])]}”`;
-    status.textContent = `Layer ${state.layer}, pair ${state.pair}: “${pulled.labels[state.query]}” gives most${row[top] < 0 ? ", by size," : ""} to “${pulled.labels[top]}” ` +
+    say(status, `Layer ${state.layer}, pair ${state.pair}: “${pulled.labels[state.query]}” gives most${row[top] < 0 ? ", by size," : ""} to “${pulled.labels[top]}” ` +
       `(${text(row[top])}${why}); the row sums to ${text(row.reduce((a, b) => a + b, 0))}. ` +
       `${changed ? `λ changed in ${changed} layer${changed > 1 ? "s" : ""}` : "All λ as trained"}: most likely next is “${likely}”.` +
-      (twin ? ` In the plain twin ${looks("one")}, ${looks("other")}; most likely next is “${likelyByTwin}”.` : "");
+      (twin ? ` In the plain twin ${looks("one")}, ${looks("other")}; most likely next is “${likelyByTwin}”.` : ""));
   }
 
   const isCurrent = (lambdas) => state.lambdas.every((lambda, layer) => lambda === lambdas[layer]);
@@ -253,13 +260,17 @@ export async function sentenceFigure(figure, engine, share) {
   function tellStory(kind, story) {
     written[kind].textContent = story;
     written[kind].parentElement.hidden = !story;
+    told.textContent = "";
   }
 
+  /** Let each model continue the text, and announce what they wrote at the end. The button keeps the focus meanwhile. */
   async function goOn() {
-    write.disabled = true;
+    if (write.getAttribute("aria-disabled") === "true") return;
+    write.setAttribute("aria-disabled", "true");
     const { folder } = state, asked = { text: input.value, most: MOST, count: WRITTEN };
     state.told = [...state.lambdas];
-    const tellers = [["trained", { folder, lambdas: trained }], ["pulled", { folder, lambdas: state.told }], ...(twin ? [["twin", { folder: PLAIN }]] : [])];
+    const tellers = [["trained", { folder, lambdas: trained }], ...(isCurrent(trained) ? [] : [["pulled", { folder, lambdas: state.told }]]),
+      ...(twin ? [["twin", { folder: PLAIN }]] : [])];
     for (const [kind, teller] of tellers) {
       const show = (more) => {
         const stale = input.value !== asked.text || state.folder !== folder || (kind === "pulled" && !isCurrent(teller.lambdas));
@@ -267,7 +278,8 @@ export async function sentenceFigure(figure, engine, share) {
       };
       show(await engine.ask("write", { ...asked, ...teller }, show));
     }
-    write.disabled = false;
+    say(told, tellers.filter(([kind]) => written[kind].textContent).map(([kind]) => `${storyNames[kind]}: ${written[kind].textContent}`).join(" "));
+    write.setAttribute("aria-disabled", "false");
   }
 
   for (const { canvas } of Object.values(canvases)) {
