@@ -139,7 +139,7 @@ export function needleFigure(figure, tries) {
 
   const drawCurve = responsive(curve, (width) => {
     if (!now) return;
-    const height = 130, left = 34, bottom = 22, right = 6, top = 6;
+    const height = 130, left = 40, bottom = 22, right = 6, top = 6;
     const x = (lambda) => left + (lambda / 2) * (width - left - right), y = (part) => top + (1 - part) * (height - top - bottom);
     const line = (values) => values.map((part, i) => `${i ? "L" : "M"}${x(LAMBDAS[i]).toFixed(1)} ${y(part).toFixed(1)}`).join("");
     curve.replaceChildren(svg("svg", { width, height, "aria-hidden": "true" },

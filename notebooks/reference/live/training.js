@@ -12,7 +12,7 @@ export async function trainingFigure(figure) {
   const { moments, kinds } = await (await fetch("training.json")).json();
   const state = { kind: "hf", moment: moments.indexOf(OPENED) };
   const stage = figure.querySelector(".stage"), status = html("p", { class: "status", role: "status" });
-  const without = html("span", {}, ": plain heads have neither, so two of them are paired as in v1");
+  const without = html("span", {}, " (a plain head draws one map; here two heads are paired as in v1)");
   const boxes = PANELS.map(() => html("div", { class: "panel-box" }));
   const step = slider({ id: "training-moment", label: "step of training", min: 0, max: moments.length - 1, step: 1, value: state.moment,
     show: (i) => String(moments[i]), change: (moment) => set({ moment }) });
