@@ -111,7 +111,8 @@ def score_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe
     form = FORMATS[recipe.qk]
     error = error + 4 * form.u * (seen + error) + 2 * form.tiny + d * sums.tiny
     # a score that leaves the type's range before it is scaled may be anything
-    return z, np.where(size * math.sqrt(d) > min(form.top, sums.top), math.inf, error)
+    unscaled = size * math.sqrt(d) * max(1.0, 1.0 / query_factor(spec))
+    return z, np.where(unscaled > min(form.top, sums.top), math.inf, error)
 
 
 def _norm_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> float:

@@ -75,6 +75,12 @@ def scores(how: Arithmetic, q: Numpy, k: Numpy, see: Numpy | None, bias: Numpy |
         z = how.round_at(z, "qk")
         if bias is not None:
             z = how.round_at(z + how.array(bias), "qk")
+    if how.recipe.qk == "float16":
+        seen = np.isfinite(np.zeros(z.shape) if bias is None else np.broadcast_to(bias, z.shape))
+        seen = seen if see is None else seen & see
+        # where all that a row sees has left the range, kernels that add a mask give it what it must not see
+        lost = np.any(seen, axis=-1, keepdims=True) & np.all(np.isneginf(z) | ~seen, axis=-1, keepdims=True)
+        z = np.where(lost, np.float32(math.nan), z)
     return z if see is None else np.where(see, z, np.float32(-math.inf))
 
 

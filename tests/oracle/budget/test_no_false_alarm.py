@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from refdiff import layers
-from refdiff.oracle import Case, Spec, budget, cases
+from refdiff.oracle import Case, Recipe, Spec, budget, cases
 from refdiff.oracle.inputs import VECTORS
 from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.rounding.evaluation_order import lambda_init_error
@@ -66,3 +66,19 @@ def test_the_bound_of_lambda_init_in_float32() -> None:
             found = SINGLE(0.8) - SINGLE(0.6) * near
             assert abs(float(found) - exact) <= lambda_init_error(exact), layer
     assert lambda_init_error(0.8) < 1.1 * FORMATS["float32"].u
+
+
+@pytest.mark.parametrize("product", [-9e4, 9e4])
+def test_float16_products_that_leave_the_range_before_another_scale(product: float) -> None:
+    """An eager kernel adds −65504 to what is hidden: where a row sees ±∞ alone, nothing can be said of it."""
+    spec = Spec.preset("attention", query_heads=1, key_heads=1, head_dim=40, scale=0.1)
+    q, k = np.zeros((2, 1, 1, 2, 40), np.float16)
+    q[0, 0, :, 0], k[0, 0, 0, 0] = 300, product / 300
+    v = np.stack([np.full(40, 2.0), np.full(40, -2.0)])[None, None].astype(np.float16)
+    with np.errstate(over="ignore", invalid="ignore"):
+        z = (q @ k.swapaxes(-1, -2)) * np.float16(0.1) + np.triu(np.full((2, 2), -65504, np.float16), 1)
+        p = np.exp((z - z.max(axis=-1, keepdims=True)).astype(np.float32))
+        out = (p / p.sum(axis=-1, keepdims=True)).astype(np.float16) @ v
+    assert not np.allclose(out[0, 0, 0], 2.0), "the first query sees the first key alone"
+    verdict = budget(spec, {"q": q, "k": k, "v": v}, Recipe.eager("float16")).judge(out)
+    assert verdict.status == "inconclusive", str(verdict)
