@@ -145,7 +145,7 @@ for name, halved in (("handcut", "bfloat16 copy"), ("1B, assumed", "bfloat16, st
 
 # %%
 free, speed = 6 * gigabyte, 50 * gigabyte
-lengths = np.array([0, configs["handcut"].max_position_embeddings])
+lengths = np.array([0, configs["handcut"].max_position_embeddings], dtype=np.int64)
 room, lines = {}, {}
 for dtype, width in (("float32", 4), ("bfloat16", 2)):
     held = width * parameters["handcut"]
