@@ -17,11 +17,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from tests.test_tryout import EXERCISE, PUZZLES, REFERENCE, code, mended, story
+from tests.test_tryout import run as run_here
 
 from .chromium import Chromium
 from .test_pyodide import pyodide as pyodide
@@ -35,8 +36,15 @@ LOCAL = 'export const PYODIDE = new URL("../pyodide/", import.meta.url).href;\n'
 
 
 class _Alone(http.server.SimpleHTTPRequestHandler):
+    asked: ClassVar[set[str]] = set()
+    """Paths, those that Python's worker asks for too."""
+
     def log_message(self, *_: Any) -> None:
         pass
+
+    def do_GET(self) -> None:
+        self.asked.add(self.path.lstrip("/"))
+        super().do_GET()
 
     def end_headers(self) -> None:
         if self.path.startswith("/try/"):
@@ -45,8 +53,8 @@ class _Alone(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory, pyodide: Path, reference: Path) -> Iterator[str]:
-    """The site on a server, with Pyodide beside it in the place of that on the network."""
+def site(tmp_path_factory: pytest.TempPathFactory, pyodide: Path, reference: Path) -> Path:
+    """The site, with Pyodide beside it in the place of that on the network."""
     site = tmp_path_factory.mktemp("site")
     shutil.copytree(reference / "try", site / "try")
     (site / "favicon.ico").write_bytes(b"")  # browsers ask every server for one
@@ -55,6 +63,11 @@ def address(tmp_path_factory: pytest.TempPathFactory, pyodide: Path, reference: 
             (site / path.name).symlink_to(path)
     (site / "try" / "pyodide.js").write_text(LOCAL)
     (site / "pyodide").symlink_to(pyodide / "pyodide")
+    return site
+
+
+@pytest.fixture(scope="module")
+def address(site: Path) -> Iterator[str]:
     handler = functools.partial(_Alone, directory=str(site))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -71,7 +84,8 @@ def opened(chromium: Chromium, address: str) -> Chromium:
 
 @pytest.fixture
 def page(opened: Chromium, address: str) -> Iterator[Chromium]:
-    """A test also fails if the page complained, or asked another server."""
+    """The page with its cells as they were; a test also fails if it complained, or asked another server."""
+    opened.run("document.querySelectorAll('.reset').forEach((button) => button.click())")
     yield opened
     opened.away()
     assert opened.complaints() == []
@@ -113,6 +127,81 @@ def test_the_model_tells_the_same_story(page: Chromium) -> None:
     assert nothing == ""
     assert told.strip() == story()[1].strip()
     assert float(same.split()[-1]) < 1e-9
+
+
+SAMPLED = """import refdiff
+tokenizer = refdiff.Tokenizer.from_pretrained("bundled")
+sampler = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float32")
+given = [tokenizer.encode("Once upon a time there was a king")]
+print(sampler.generate(given, max_new_tokens=20, do_sample=True, seed=3)[0].tolist())"""
+
+
+def test_it_samples_the_tokens_that_cpython_samples(page: Chromium) -> None:
+    put(page, "exercise", SAMPLED)
+    said = run(page, "exercise").strip()
+    assert said == run_here(SAMPLED).strip()
+    assert len(json.loads(said)) > 20
+
+
+def test_what_is_printed_without_a_new_line_is_shown_by_its_own_cell(page: Chromium) -> None:
+    put(page, "exercise", "print(1, end='')")
+    assert run(page, "exercise") == "1"
+    put(page, "exercise", "print(2)")
+    assert run(page, "exercise") == "2\n"
+    put(page, "exercise", "import sys\nprint('Loss: ', end='')\nsys.stderr.write('said ')\n1 / 0")
+    assert run(page, "exercise").startswith("Loss: said Traceback (most recent call last):\n")
+
+
+def test_input_says_that_there_is_no_keyboard(page: Chromium) -> None:
+    put(page, "exercise", "input('Name: ')")
+    said = run(page, "exercise").splitlines()
+    assert said[0] == "Name: Traceback (most recent call last):"
+    assert said[-1].startswith("RuntimeError: no keyboard is behind input() in this page")
+    assert len([line for line in said if line.startswith("  File ")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("returned", "why"), [("None", "NoneType cannot be read"), ("head[0]", "out has shape (6, 11, 32), but must be ")]
+)
+def test_a_puzzle_says_what_is_wrong_with_what_is_no_output(page: Chromium, returned: str, why: str) -> None:
+    put(page, "puzzle_1", code("puzzle_1").replace("return head", f"return {returned}"))
+    said = run(page, "puzzle_1")
+    assert said.startswith("Puzzle 1: not solved. On 11 queries and 11 keys your kernel returned what cannot be judged")
+    assert why in said
+    assert "Traceback" not in said
+
+
+def test_cells_that_wait_say_so(page: Chromium) -> None:
+    run(page, "exercise")
+    put(page, "exercise", "import time\ntime.sleep(2)")
+    put(page, "puzzle_1", "time.sleep(2)")
+    names = ("exercise", "puzzle_1")
+    buttons = [f"document.getElementById('cell-{name}').closest('.cell').querySelector('.run')" for name in names]
+    page.run(";".join(f"{button}.click()" for button in buttons))
+    status = "document.getElementById('python-status').innerText"
+    assert page.run(status) == "Cell 4 of 9 runs, 1 more to run …"
+    assert [page.run(f"{button}.innerText") for button in buttons] == ["Running …", "Waiting …"]
+    wait(page, f"!{buttons[0]}.disabled")
+    assert page.run(status) == "Cell 5 of 9 runs …"
+    assert page.run(f"{buttons[1]}.innerText") == "Running …"
+    wait(page, f"!{buttons[1]}.disabled")
+    assert page.run(status) == "Python is ready."
+
+
+def test_what_enter_writes_can_be_undone(page: Chromium) -> None:
+    put(page, "exercise", "")
+    page.run("(() => {const t = document.getElementById('cell-exercise'); t.focus(); t.setSelectionRange(0, 0)})()")
+    value = "document.getElementById('cell-exercise').value"
+    page.call("Input.insertText", text="if x:")
+    page.press("Enter")
+    page.call("Input.insertText", text="y")
+    assert page.run(value) == "if x:\n    y"
+    found = []
+    for _ in range(3):
+        page.run("document.execCommand('undo')")
+        found.append(page.run(value))
+    assert "if x:" in found  # one step or two, as the browser likes
+    assert found[-1] == ""
 
 
 def test_the_exercise_checks_itself(page: Chromium) -> None:
@@ -202,6 +291,18 @@ def test_an_endless_loop_is_ended_by_a_restart(page: Chromium) -> None:
     assert run(page, "exercise").strip() == "2"
 
 
+def test_a_puzzle_stays_solved_when_python_is_restarted(page: Chromium) -> None:
+    put(page, "puzzle_1", mended(1))
+    run(page, "puzzle_1")
+    before = page.run("document.getElementById('solved').innerText")
+    assert before != "0 of 5 puzzles solved"
+    page.point("#restart", click=True)
+    put(page, "exercise", "pass")
+    run(page, "exercise")
+    assert page.run("document.getElementById('solved').innerText") == before
+    assert page.run("document.getElementById('cell-puzzle_1').closest('.cell').classList.contains('solved')")
+
+
 def test_where_python_itself_ends_the_page_says_so(page: Chromium) -> None:
     put(page, "exercise", "import ctypes\nctypes.string_at(2**32 - 64, 32)")
     page.run("document.getElementById('cell-exercise').closest('.cell').querySelector('.run').click()")
@@ -213,7 +314,15 @@ def test_where_python_itself_ends_the_page_says_so(page: Chromium) -> None:
     assert run(page, "exercise").strip() == "2"
 
 
-def test_a_chapter_runs_on_its_own_page(chromium: Chromium, address: str) -> None:
+PLOTS = """from matplotlib import pyplot as plt
+plt.plot([1, 2])
+print(1)
+plt.show()
+print(2)
+line = plt.plot([3, 4])"""
+
+
+def test_a_chapter_runs_on_its_own_page(chromium: Chromium, address: str, site: Path) -> None:
     chromium.open(f"{address}notebooks/{CHAPTER}.html", width=1400)
     stored = chromium.run(
         "[...document.querySelectorAll('div.cell')].filter((c) => c.querySelector('.cell_input')).map((c) => "
@@ -228,7 +337,13 @@ def test_a_chapter_runs_on_its_own_page(chromium: Chromium, address: str) -> Non
     wait(chromium, "document.querySelectorAll('.runs .run').length > 5")
     runs = f"[...document.querySelectorAll('.cell.runs .run')].slice(0, {count})"
     chromium.run(f"{runs}.forEach((button) => button.click())")
+    status = "document.querySelector('.run-chapter [role=status]').innerText"
+    assert chromium.run(status) == "Python is loading, about 33 MB, once …"
     wait(chromium, "!document.querySelector('.run:disabled')", 400)
+    files = [site / path for path in _Alone.asked if path.startswith("pyodide/") or path.endswith(".zip")]
+    assert sum(path.stat().st_size for path in files) == pytest.approx(33e6, rel=0.03)
+    top = "document.querySelector('.run-chapter').getBoundingClientRect().top"
+    assert chromium.run(f"scrollTo({{top: 3000, behavior: 'instant'}}); {top}") == 0
     assert chromium.run("document.querySelectorAll('.runs.wrong').length") == 0
     found = chromium.run(
         f"[...document.querySelectorAll('.cell.runs output')].slice(0, {count}).map((o) => [...o.childNodes]"
@@ -240,6 +355,15 @@ def test_a_chapter_runs_on_its_own_page(chromium: Chromium, address: str) -> Non
     assert chromium.run("document.querySelectorAll('.cell.runs output img').length") >= 1
     assert chromium.complaints() == []
     assert [one for one in chromium.requests() if not one.startswith((address, "data:"))] == []
+    # a reader's own plot: pyplot's figures are shown, once each, by plt.show() and at the end of the cell
+    last = "[...document.querySelectorAll('.cell.runs')].at(-1)"
+    chromium.run(
+        f"(() => {{const t = {last}.querySelector('textarea'); t.value = {json.dumps(PLOTS)};"
+        f"{last}.querySelector('.run').click()}})()"
+    )
+    wait(chromium, "!document.querySelector('.run:disabled')", 120)
+    kinds = f"[...{last}.querySelector('output').childNodes].map((n) => n.data ?? n.localName).join('')"
+    assert chromium.run(kinds) == "1\nimg2\nimg"
     if folder := os.environ.get("PICTURES"):
         for wide, scheme in ((360, "light"), (1400, "dark")):
             chromium.resize(wide)

@@ -8,7 +8,9 @@ import { PYODIDE } from "./pyodide.js";
  * button that ends it; `chapter` loads what notebooks need; `told` is called with what the worker says of a run's end.
  */
 export function start(cells, { status, restart, chapter = false, told = () => {} }) {
-  let worker;
+  let worker, ready = false;
+  const waiting = []; // numbers of cells, in the order in which they were asked to run: the first of them runs
+  const loading = `Python is loading, about ${chapter ? 33 : 23} MB, once …`;
   cells.forEach((cell, number) => {
     const { place, area, run, reset, output } = cell, first = area.value;
     cell.start = () => {
@@ -16,12 +18,9 @@ export function start(cells, { status, restart, chapter = false, told = () => {}
       output.replaceChildren();
       place.classList.remove("wrong");
       run.disabled = true;
-      run.textContent = "Running …";
       python().postMessage({ number, code: area.value });
-    };
-    cell.end = () => {
-      run.disabled = false;
-      run.textContent = "Run";
+      waiting.push(number);
+      say();
     };
     const draw = edit(area, cell.start);
     run.addEventListener("click", cell.start);
@@ -35,15 +34,18 @@ export function start(cells, { status, restart, chapter = false, told = () => {}
   function python() {
     if (worker) return worker;
     worker = new Worker(new URL(`worker.js${chapter ? "?chapter" : ""}`, import.meta.url), { type: "module" });
-    status.textContent = "Python is loading, about 20 MB, once …";
-    worker.onmessage = ({ data: { number, kind, text, done, ready, failed, ended, ...end } }) => {
-      if (ready) status.textContent = "Python is ready.";
-      if (ready) restart.hidden = false;
+    worker.onmessage = ({ data: { number, kind, text, done, started, failed, ended, ...end } }) => {
+      if (started) {
+        ready = true;
+        restart.hidden = false;
+        say();
+      }
       if (failed) fail(`Python could not be loaded: ${failed}`);
       if (ended) stop(`Python has ended (${ended}). The next cell starts it anew.`);
       if (kind) cells[number].output.append(shown(kind, text));
       if (!done) return;
-      cells[number].end();
+      release(waiting.shift());
+      say();
       cells[number].place.classList.toggle("wrong", !end.good);
       told(end);
     };
@@ -51,20 +53,34 @@ export function start(cells, { status, restart, chapter = false, told = () => {}
     return worker;
   }
 
+  /** Say which cell runs, on the buttons and above them all. */
+  function say() {
+    waiting.forEach((number, place) => { cells[number].run.textContent = ready && place === 0 ? "Running …" : "Waiting …"; });
+    const others = waiting.length > 1 ? `, ${waiting.length - 1} more to run` : "";
+    const running = waiting.length ? `Cell ${waiting[0] + 1} of ${cells.length} runs${others} …` : "Python is ready.";
+    status.textContent = ready ? running : loading;
+  }
+
+  function release(number) {
+    cells[number].run.disabled = false;
+    cells[number].run.textContent = "Run";
+  }
+
   /** End Python, with all that it knows: the only way out of an endless loop. */
   function stop(why) {
     worker?.terminate();
     worker = undefined;
+    ready = false;
     restart.hidden = true;
-    cells.forEach((one) => one.end());
+    waiting.splice(0).forEach(release);
     status.textContent = why;
   }
 
   /** End Python, which did not start, and say so at the cells that wait for it. */
   function fail(why) {
-    const waiting = cells.filter(({ run }) => run.disabled);
+    const left = waiting.map((number) => cells[number]);
     stop(why);
-    for (const cell of waiting) {
+    for (const cell of left) {
       const again = document.createElement("button");
       again.type = "button";
       again.textContent = "Try again";

@@ -39,6 +39,7 @@ export function runChapter(bar) {
   const all = element("button", { type: "button", textContent: "Run all cells" });
   const restart = element("button", { type: "button", textContent: "Restart Python", hidden: true });
   all.addEventListener("click", () => cells.forEach(({ run }) => run.click()));
+  bar.classList.add("stays");
   bar.replaceChildren(status, " ", all, " ", restart);
   start(cells, { status, restart, chapter: true });
 }

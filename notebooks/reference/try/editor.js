@@ -34,9 +34,8 @@ export function edit(area, run) {
     event.preventDefault();
     if (event.shiftKey || event.ctrlKey || event.metaKey) return run();
     const line = area.value.slice(0, area.selectionStart).split("\n").at(-1);
-    area.setRangeText(`\n${/^ */u.exec(line)[0]}${line.trimEnd().endsWith(":") ? "    " : ""}`,
-      area.selectionStart, area.selectionEnd, "end");
-    area.dispatchEvent(new Event("input", { bubbles: true }));
+    const indent = /^ */u.exec(line)[0] + (line.trimEnd().endsWith(":") ? "    " : "");
+    document.execCommand("insertText", false, `\n${indent}`); // deprecated, and alone in keeping what Ctrl+Z goes back to
   });
   draw();
   return draw;

@@ -5,13 +5,12 @@ import { PYODIDE } from "./pyodide.js";
 const chapter = self.location.search === "?chapter"; // of the notebooks, which draw
 let number; // of the cell that runs
 const tell = (kind, text) => postMessage({ number, kind, text });
-const line = (text) => tell("text", `${text}\n`);
 const bytes = (name) => fetch(new URL(name, import.meta.url)).then((answer) => answer.arrayBuffer());
 
 async function start() {
   const [{ loadPyodide }, modules, notebooks] = await Promise.all([
     import(`${PYODIDE}pyodide.mjs`), bytes("python.zip"), chapter ? bytes("notebooks.zip") : null]);
-  const python = await loadPyodide({ indexURL: PYODIDE, stdout: line, stderr: line });
+  const python = await loadPyodide({ indexURL: PYODIDE });
   const packages = ["numpy", "threadpoolctl", ...(chapter ? ["matplotlib"] : [])];
   await python.loadPackage(packages, { messageCallback() {} });
   python.unpackArchive(modules, "zip", { extractDir: python.runPython("import site; site.getsitepackages()[0]") });
@@ -23,7 +22,7 @@ async function start() {
   return cells;
 }
 const started = start();
-started.then(() => postMessage({ ready: true }), (error) => postMessage({ failed: String(error.message ?? error) }));
+started.then(() => postMessage({ started: true }), (error) => postMessage({ failed: String(error.message ?? error) }));
 
 onmessage = async ({ data }) => {
   const cells = await started;
