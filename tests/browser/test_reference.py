@@ -162,3 +162,12 @@ def test_an_equation_leads_to_its_function_and_its_test(browser: Chromium, refer
         path, _, place = link.removeprefix("file://").partition("#")
         browser.open(Path(path))
         assert word in browser.run(f"document.getElementById('{place}').parentElement.textContent")
+
+
+@pytest.mark.parametrize(
+    ("chapter", "says"), [("02_norm_and_rope", "python -m http.server"), ("10_numpy_and_cupy", "array-api-strict")]
+)
+def test_a_chapter_without_a_button_says_why(browser: Chromium, reference: Path, chapter: str, says: str) -> None:
+    browser.open(reference / "notebooks" / f"{chapter}.html")
+    assert says in browser.run("document.querySelector('.run-chapter').innerText")
+    assert browser.run("document.querySelector('.run-chapter button')") is None

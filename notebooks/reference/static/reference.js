@@ -76,20 +76,27 @@ window.addEventListener("load", () => Promise.resolve(window.MathJax?.startup?.p
 window.addEventListener("resize", arrange);
 document.addEventListener("toggle", arrange, true); // what was folded has no size
 
-// The learners' notebooks run in the page: Python comes when it is asked for. Browsers load no modules from a disk.
-const CHAPTER = /notebooks\/(0[0-5]|0[789])_[^/]*$/;
+// Notebooks run in the page: Python comes when it is asked for. Browsers load no modules from a disk.
+const CHAPTER = /notebooks\/(\d\d)_[^/]*$/;
 const SLOW = " Some of its cells take a minute or more there.";
 const NOTES = { "00": SLOW, "02": SLOW, "03": SLOW, "08": SLOW };
+const NOT_THERE = { 10: "This chapter does not run in a browser: it needs array-api-strict, as a second array library." };
+const FROM_DISK = "This chapter also runs in your browser, but not from a disk: serve the whole site’s folder with “python -m http.server”.";
 function offerToRun() {
   const [, chapter] = CHAPTER.exec(location.pathname) ?? [];
-  if (!chapter || !location.protocol.startsWith("http")) return;
+  if (!chapter) return;
   const bar = document.createElement("p");
-  const button = document.createElement("button");
   bar.className = "run-chapter runs";
+  document.querySelector("article h1").after(bar);
+  const why = NOT_THERE[chapter] ?? (location.protocol === "file:" ? FROM_DISK : null);
+  if (why) {
+    bar.textContent = why;
+    return;
+  }
+  const button = document.createElement("button");
   button.type = "button";
   button.textContent = "Run this chapter in your browser";
   button.addEventListener("click", async () => (await import("../try/chapter.js")).runChapter(bar));
   bar.append(button, NOTES[chapter] ?? "");
-  document.querySelector("article h1").after(bar);
 }
 document.addEventListener("DOMContentLoaded", offerToRun);
