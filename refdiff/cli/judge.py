@@ -52,8 +52,9 @@ refdiff judge kernel.py:attention --profile natural --profile tiles --json
         "kernel's process and all that it started have ended. The kernel may take dout=None and return gradients, and "
         "return NotImplemented for inputs that it does not serve.",
         "The kernel cannot import refdiff, start processes (Triton and torch.compile need --allow-processes), open "
-        "connections, or write files outside its temporary folder. This stops known ways to cheat. It is no security "
-        "boundary: run code that you do not trust in a container.",
+        "connections, or write files outside its temporary folder. Where Linux has Landlock, it enforces what "
+        "concerns files; the rest is up to an audit hook, which a kernel can undo. This stops known ways to cheat. It "
+        "is no security boundary: run code that you do not trust in a container.",
         SPEC_NOTE + " Dimensions that a preset is not given are small.",
         RECIPE_NOTE,
         f"{PROFILE_NOTE}. --size is batch, queries and keys, such as 1x512x512.",

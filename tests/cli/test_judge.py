@@ -37,6 +37,13 @@ def test_a_fail(judge: Judge) -> None:
     assert (report["spec"]["head_dim"], report["recipe"]["storage"]) == (4, "float32")
 
 
+def test_what_was_compared_before_the_run_ended(judge: Judge) -> None:
+    report = json.loads(judge(f"{KERNELS / 'cheats.py'}:hangs", "--timeout", "0.5", "--json").out)
+    assert (report["compared"], report["failed"], report["unjudged"], report["cases"]) == (0, 0, 6, {})
+    report = json.loads(judge(KERNELS / "honest.py", "--json").out)
+    assert (report["compared"], report["failed"], report["unjudged"], len(report["cases"])) == (6, 0, 0, 6)
+
+
 @pytest.mark.parametrize(
     ("kernel", "limit", "said"),
     [
@@ -47,7 +54,7 @@ def test_a_fail(judge: Judge) -> None:
 def test_limits(kernel: str, limit: list[str], said: str, judge: Judge) -> None:
     done = judge(f"{KERNELS / 'cheats.py'}:{kernel}", *limit)
     assert done.status == 1
-    assert said in done.out
+    assert said in " ".join(done.out.split())
 
 
 @pytest.mark.parametrize(

@@ -289,3 +289,23 @@ def test_a_submitted_kernel_in_torch_is_judged(recipe: str, tmp_path: Path) -> N
         report = judge_file(tmp_path / "submitted.py", SPEC, **given)
         assert report.status == status, str(report)
         assert not report.reasons
+
+
+@pytest.mark.parametrize(("recipe", "profile"), [("bfloat16", "modules"), ("float32", "natural")])
+def test_a_kernel_of_as_many_keys_as_queries_is_judged(recipe: str, profile: str, tmp_path: Path) -> None:
+    """The plain kernel of the guide, which `is_causal` of torch restricts to such, in either type."""
+    (tmp_path / "submitted.py").write_text(
+        "import torch\n"
+        "def kernel(inputs, dout=None):\n"
+        "    if set(inputs) != {'q', 'k', 'v'} or inputs['q'].shape[2] != inputs['k'].shape[2]:\n"
+        "        return NotImplemented\n"
+        "    kind = getattr(torch, inputs['q'].dtype.name)\n"
+        "    tensor = lambda x: torch.tensor(x.astype('float32')).to(kind)\n"
+        "    q, k, v = (tensor(inputs[name]).requires_grad_() for name in 'qkv')\n"
+        "    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)\n"
+        "    grads = () if dout is None else torch.autograd.grad(out, (q, k, v), tensor(dout))\n"
+        "    return {'out': out.detach(), **dict(zip(('dq', 'dk', 'dv'), grads))}\n"
+    )
+    report = judge_file(tmp_path / "submitted.py", "attention", recipe=recipe, profiles=[profile])
+    assert report, str(report)
+    assert report.gradients

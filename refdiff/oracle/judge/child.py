@@ -1,8 +1,9 @@
 """The kernel's process: calls a submitted function on arrays in shared memory, without refdiff or expected outputs.
 
-`process.py` starts this file as a program. A request is a line of JSON: `call` runs the kernel and keeps what it
-returns, `send` writes the bytes of what was kept, `drop` overwrites and frees it. An answer is JSON after its length in
-four bytes, and after that of `send` the bytes of the arrays that it lists.
+`process.py` starts a copy of this file as a program, through `confine.py`. A request is a line of JSON: `call` runs the
+kernel and keeps what it returns, `send` lists what was kept, `drop` overwrites and frees it. An answer is JSON after
+its length in four bytes. That of `send` says where in memory each array lies, and the judge reads it there. The bytes
+of an array that lies elsewhere, as on a GPU, come after the answer.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import math
 import mmap
 import os
 import re
-import resource
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -26,8 +26,6 @@ from typing import IO, Any
 import ml_dtypes
 import numpy as np
 
-LARGEST_FILE = 2**28
-"""Bytes of one file that a kernel may write: a compiled kernel has some megabytes, a core dump or a flood has more."""
 STARTS_A_PROCESS = {
     "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "pty.spawn", "subprocess.Popen",
 }  # fmt: skip
@@ -43,17 +41,11 @@ class UnusableError(Exception):
     """What the kernel returned is no output."""
 
 
-def limit(memory: int) -> None:
-    """Limit the memory and files of this process and its children, and let the system end them before others."""
-    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, LARGEST_FILE))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-
-
 def guard(hidden: tuple[str, ...], scratch: str, processes: bool) -> Callable[[str, tuple[Any, ...]], None]:
-    """Return an audit hook that refuses refdiff, other processes and files outside `scratch`."""
+    """Return an audit hook that refuses refdiff, other processes and files outside `scratch`, and says what it refuses.
+
+    The kernel can undo it, as anything in Python. `confine` then refuses the same where the system has Landlock.
+    """
     writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     inside = (f"{os.path.realpath(scratch)}/", "/dev/")
 
@@ -170,6 +162,15 @@ def bytes_of(x: Any) -> tuple[str, tuple[int, ...], bytes]:
     return found.dtype.name, found.shape, found.tobytes()
 
 
+def place_of(x: Any) -> tuple[int, list[int]] | None:
+    """The address and the strides, in bytes, of an array that lies in this process's memory."""
+    if type(x) is np.ndarray:
+        return x.__array_interface__["data"][0], list(x.strides)
+    if type(x).__module__.partition(".")[0] == "torch" and x.device.type == "cpu":
+        return x.data_ptr(), [n * x.element_size() for n in x.stride()]
+    return None
+
+
 def spoil(x: Any) -> None:
     """Overwrite an output that was judged, where it can be written: its memory holds no answer for the next call."""
     with contextlib.suppress(Exception):
@@ -221,24 +222,23 @@ def serve(kernel: Callable[..., Any], requests: IO[bytes], answers: Answers, are
                 answers.say("declined" if found is NotImplemented else "done")
         elif do == "send":
             try:
-                sent = {name: bytes_of(x) for name, x in kept[n].items()}
+                sent = {name: (*bytes_of(x), place_of(x) if request["read"] else None) for name, x in kept[n].items()}
             except Exception as error:
                 answers.say("raised", text=last_line(error))
                 continue
-            listed = [[name, dtype, list(shape)] for name, (dtype, shape, _) in sent.items()]
-            answers.say("arrays", b"".join(data for *_, data in sent.values()), arrays=listed)
+            listed = [[name, dtype, list(shape), place] for name, (dtype, shape, _, place) in sent.items()]
+            answers.say("arrays", b"".join(data for *_, data, place in sent.values() if not place), arrays=listed)
         else:
             for x in kept.pop(n, {}).values():
                 spoil(x)
 
 
 def main(config: dict[str, Any]) -> None:
-    """Load the kernel under its limits, say what it takes, and serve."""
-    limit(config["memory"])
+    """Load the kernel, say what it takes, and serve."""
     sys.path.extend(config["path"])
     arena = mmap.mmap(config["arena"], config["arena_bytes"])
     answers = Answers(os.fdopen(config["answers"], "wb"))
-    sys.addaudithook(guard(tuple(config["hidden"]), config["scratch"], config["processes"]))
+    sys.addaudithook(guard(tuple(f"{path}/" for path in config["hidden"]), config["scratch"], config["processes"]))
     try:
         kernel, gradients = adapted(load(config["kernel"], config["function"]))
     except BaseException as error:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.oracle.cases.fixed import PROFILES, Case, cases
+from refdiff.oracle.judge.confine import landlock_version
 from refdiff.oracle.judge.process import KernelError, KernelProcess, Limits, ProcessError
 from refdiff.oracle.judge.report import Report
 from refdiff.oracle.rounding.recipe import Recipe
@@ -88,13 +89,15 @@ def judge_file(
             doing(f"judging {trial.name}")
             found[trial.name] = _judge(trial, recipe, gradients)
     reasons = (*reasons, *_too_little(found))
-    return Report(str(path), spec, recipe, seed, found, reasons, gradients, len(trials) - len(found))
+    left, confined = len(trials) - len(found), landlock_version() > 0
+    return Report(str(path), spec, recipe, seed, found, reasons, gradients, left, confined)
 
 
 def _hidden_sizes(rng: np.random.Generator) -> list[Size]:
-    """Sizes that no kernel can know: mostly small, with as many keys as queries or more."""
+    """Sizes that no kernel can know: mostly small. Half have as many keys as queries, the others have more."""
     queries = [*rng.integers(1, 41, SMALL_SIZES), *rng.integers(150, 250, LARGE_SIZES)]
-    return [(int(rng.integers(1, 4)) if T <= 40 else 1, int(T), int(T + rng.integers(0, 60))) for T in queries]
+    more = rng.permutation([0 if n % 2 else int(rng.integers(1, 60)) for n in range(len(queries))])
+    return [(int(rng.integers(1, 4)) if T <= 40 else 1, int(T), int(T + n)) for T, n in zip(queries, more, strict=True)]
 
 
 def _trials(
@@ -210,7 +213,10 @@ def _too_little(found: Mapping[str, Outcome]) -> list[str]:
     """A run in which the kernel declined most has shown little."""
     declined = sum(o.declined for o in found.values())
     if 2 * declined > len(found):
-        return [f"the kernel declined {declined} of {len(found)} cases: --profile names those that it serves"]
+        return [
+            f"the kernel declined {declined} of {len(found)} cases: --profile names those that it serves (most in "
+            "modules have as many keys as queries), --size adds some"
+        ]
     if found and not any(o.compared or o.status == "fail" for o in found.values()):
         return ["no output was compared: every case was declined or inconclusive"]
     return []

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,12 +18,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 import refdiff
-from refdiff.oracle.judge import child
+from refdiff.oracle.judge import child, confine
 
 Numpy = np.ndarray[Any, Any]
 
@@ -33,6 +34,9 @@ POISON = 0xFF
 """Of every byte of the inputs once a call has returned: NaN in every floating-point type."""
 PERTURBED = "128"
 """MALLOC_PERTURB_ of the GNU C library: fresh memory is filled with the complement, which is 3.4e38 in float32."""
+WIDEST = 2**30
+"""Bytes from the first to the last number of an output, which may be a part of a larger array."""
+MOST_AXES = 32
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 SUBREAPER = 36
 """PR_SET_CHILD_SUBREAPER of Linux's prctl: orphans of descendants become children of the process that sets it."""
@@ -77,6 +81,8 @@ class KernelProcess:
         self._limits, self._size = limits, largest + 2**14
         self._path, self._function = path.resolve(), function
         self._calls, self._deadline = 0, time.monotonic() + limits.seconds
+        self._kept: dict[int, list[_Array]] = {}
+        self._memory: IO[bytes] | None = None
         self.gradients = False
 
     def __enter__(self) -> KernelProcess:
@@ -95,17 +101,18 @@ class KernelProcess:
             "arena": self._arena.fileno(),
             "arena_bytes": self._size,
             "scratch": scratch,
-            "hidden": [f"{os.path.realpath(package)}/" for package in _packages()],
+            "hidden": sorted({os.path.realpath(package) for package in _packages() if Path(package).is_dir()}),
             "memory": self._limits.memory,
             "processes": self._limits.processes,
             "path": [entry for entry in sys.path if entry],
         }
         homes = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "NUMBA_CACHE_DIR")
         environment = {**os.environ, **dict.fromkeys(homes, scratch), "MALLOC_PERTURB_": PERTURBED}
+        program = shutil.copy(child.__file__, scratch)
         self._others = _children()
         _adopt_orphans(True)
         self._process = subprocess.Popen(  # noqa: S603 - the interpreter itself
-            [sys.executable, "-I", "-B", child.__file__, json.dumps(config)],
+            [sys.executable, "-I", "-B", confine.__file__, json.dumps(config), program],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
@@ -119,6 +126,9 @@ class KernelProcess:
         os.set_blocking(self._answers, False)
         try:
             self.gradients = self._answer(("ready",))["gradients"] is True
+            with contextlib.suppress(OSError):  # a system without /proc, or one that lets nobody read a process
+                memory = Path(f"/proc/{self._process.pid}/mem").open("rb", buffering=0)
+                self._memory = self._files.enter_context(memory)
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
@@ -163,20 +173,30 @@ class KernelProcess:
     def send(self, n: int, largest: int) -> dict[str, Numpy]:
         """Return what call `n` has returned, at most `largest` bytes.
 
+        Arrays in memory are read there, and where they lay when first asked for, whatever the process says by then.
+
         Raises:
             KernelError: it sends something else.
         """
-        self._ask("send", n)
+        listed = self._kept.get(n)
+        if listed is None or any(x.place is None for x in listed):
+            self._ask("send", n, read=self._memory is not None)
+            listed = _listed(self._answer(("arrays",)))
+        first = {x.name: x for x in self._kept.setdefault(n, listed)}
         found, room = {}, largest
-        for name, dtype, shape in _listed(self._answer(("arrays",))):
-            room -= (size := math.prod(shape) * child.dtype_of(dtype).itemsize)
+        for x in listed:
+            room -= (size := math.prod(x.shape) * x.dtype.itemsize)
             if room < 0:
-                raise ProcessError(f"the kernel returned {name} of {shape}: larger than any output of these inputs")
-            found[name] = np.frombuffer(self._read(size), child.dtype_of(dtype)).reshape(shape)
+                raise ProcessError(f"the kernel returned {x.name} of {x.shape}: larger than any output of these inputs")
+            if x.place is None:
+                found[x.name] = np.frombuffer(self._read(size), x.dtype).reshape(x.shape)
+            else:
+                found[x.name] = self._from_memory(first.get(x.name, x))
         return found
 
     def drop(self, n: int) -> None:
         """Let the process overwrite and free what call `n` has returned."""
+        self._kept.pop(n, None)
         self._ask("drop", n)
 
     def _ask(self, do: str, n: int, **more: Any) -> None:
@@ -211,6 +231,23 @@ class KernelProcess:
             data += piece
         return data
 
+    def _from_memory(self, x: _Array) -> Numpy:
+        """The numbers of an array of the process, in row-major order."""
+        if not math.prod(x.shape):
+            return np.zeros(x.shape, x.dtype)
+        address, strides = x.place or (0, ())
+        ends = [(n - 1) * step for n, step in zip(x.shape, strides, strict=True)]
+        low, high = sum(min(end, 0) for end in ends), sum(max(end, 0) for end in ends) + x.dtype.itemsize
+        if high - low > WIDEST or self._memory is None or address + low < 0:
+            raise ProcessError(NO_ANSWER)
+        try:
+            data = os.pread(self._memory.fileno(), high - low, address + low)
+        except OSError:
+            data = b""
+        if len(data) != high - low:
+            raise self._ended() if self._process.poll() is not None else ProcessError(NO_ANSWER)
+        return np.ndarray(x.shape, x.dtype, data, -low, strides).copy()
+
     def _ended(self) -> ProcessError:
         """What became of a process that closed its pipe, and the end of what it printed."""
         try:
@@ -236,8 +273,18 @@ class KernelProcess:
         _adopt_orphans(False)
 
 
-def _listed(answer: Mapping[str, Any]) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Name, type and shape of each array of an answer.
+@dataclass(frozen=True)
+class _Array:
+    """What the process says of an array; place: address and strides, in bytes, of one that the judge can read."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    place: tuple[int, tuple[int, ...]] | None
+
+
+def _listed(answer: Mapping[str, Any]) -> list[_Array]:
+    """The arrays of an answer.
 
     Raises:
         KernelError: it is something else, or of a type that no output has.
@@ -246,15 +293,29 @@ def _listed(answer: Mapping[str, Any]) -> list[tuple[str, str, tuple[int, ...]]]
     entries = answer.get("arrays")
     for entry in entries if isinstance(entries, list) else [None]:
         match entry:
-            case [str(name), str(dtype), list(shape)] if all(type(n) is int and 0 <= n < 2**40 for n in shape):
+            case [str(name), str(dtype), list(shape), place] if _whole(shape, 0) and _is_place(place, len(shape)):
                 if dtype not in FLOATS:
                     raise ProcessError(
                         f"the kernel returned {name[:40]} of type {dtype[:40]}: give {', '.join(FLOATS)}"
                     )
-                found.append((name, dtype, tuple(shape)))
+                where = (place[0], tuple(place[1])) if place else None
+                found.append(_Array(name, child.dtype_of(dtype), tuple(shape), where))
             case _:
                 raise ProcessError(NO_ANSWER)
     return found
+
+
+def _whole(numbers: list[Any], least: int) -> bool:
+    return len(numbers) <= MOST_AXES and all(type(n) is int and least <= n < 2**40 for n in numbers)
+
+
+def _is_place(place: Any, axes: int) -> bool:
+    match place:
+        case None:
+            return True
+        case [int(address), list(strides)]:
+            return 0 <= address < 2**62 and len(strides) == axes and _whole(strides, -(2**40))
+    return False
 
 
 def _packages() -> list[str]:

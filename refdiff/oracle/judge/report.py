@@ -21,6 +21,7 @@ class Report:
 
     seed: of all inputs, with which the run can be repeated. cases: by name, in the order of the calls. reasons: what
     does not hold of the run as a whole. unjudged: how many cases have no outcome because the run ended early.
+    confined: whether the system kept the kernel from refdiff's files, and not its Python alone.
     """
 
     kernel: str
@@ -31,6 +32,12 @@ class Report:
     reasons: tuple[str, ...] = ()
     gradients: bool = field(default=False)
     unjudged: int = 0
+    confined: bool = True
+
+    @property
+    def compared(self) -> int:
+        """In how many cases an output was compared."""
+        return sum(o.compared for o in self.cases.values())
 
     @property
     def status(self) -> str:
@@ -46,11 +53,13 @@ class Report:
     def __str__(self) -> str:
         failed = self._named("fail")
         total = len(self.cases) + self.unjudged
-        counts = f"{sum(o.compared for o in self.cases.values())} of {total} cases compared"
+        counts = f"{self.compared} of {total} cases compared"
         gradients = "gradients too" if self.gradients else "no gradients, which take dout=None"
         lines = [f"{self.status}: {counts}, {len(failed)} failed; seed {self.seed}", gradients, *self.reasons]
         for name in failed[:SHOWN]:
             lines += [f"{name}: {self.cases[name].text}"]
+        if not self.confined:
+            lines.append("this system has no Landlock: a kernel that sets out to can read refdiff's files")
         if len(failed) > SHOWN:
             lines.append(f"also failed: {', '.join(failed[SHOWN:])}")
         if declined := [name for name, outcome in self.cases.items() if outcome.declined]:
@@ -72,6 +81,10 @@ class Report:
             "recipe": self.recipe.to_dict(),
             "seed": self.seed,
             "gradients": self.gradients,
+            "compared": self.compared,
+            "failed": len(self._named("fail")),
+            "unjudged": self.unjudged,
+            "confined": self.confined,
             "reasons": list(self.reasons),
             "cases": {
                 name: {

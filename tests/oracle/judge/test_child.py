@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import json
 import mmap
@@ -119,8 +120,19 @@ def test_bytes_and_what_is_left_of_them() -> None:
     assert not fixed.any()
 
 
+def test_the_place_of_an_array() -> None:
+    """A view that runs backwards in every other row."""
+    x = np.arange(24).reshape(6, 4).astype(ml_dtypes.bfloat16)
+    place = child.place_of(x[::-2, 1:])
+    assert place is not None
+    address, strides = place
+    assert strides == [-16, 2]
+    assert ctypes.string_at(address + strides[0], 4) == x[3, 1:3].tobytes()
+    assert child.place_of(Libraries(x)) is None
+
+
 def test_requests_and_answers() -> None:
-    """Two calls on the same memory, an error, a refusal, and what was kept sent twice."""
+    """Two calls on the same memory, an error, a refusal, and what was kept sent, then shown."""
     arena = mmap.mmap(-1, 4096)
     x, dout = (np.full((2, 2), value, np.float32) for value in (3, 5))
     arena[:16], arena[64:80] = x.tobytes(), dout.tobytes()
@@ -137,9 +149,11 @@ def test_requests_and_answers() -> None:
         return inputs["q"] * dout
 
     arrays = [["q", "float32", [2, 2], 0], ["dout", "float32", [2, 2], 64]]
-    asked: list[dict[str, Any]] = [
-        {"do": "call", "n": n + 1, "arrays": arrays, "spec": {"layer": n}} for n in range(3)
-    ] + [{"do": "send", "n": 1}, {"do": "send", "n": 1}, {"do": "send", "n": 9}, {"do": "drop", "n": 1}]
+    asked: list[dict[str, Any]] = (
+        [{"do": "call", "n": n + 1, "arrays": arrays, "spec": {"layer": n}} for n in range(3)]
+        + [{"do": "send", "n": n, "read": read} for n, read in ((1, False), (1, True), (9, True))]
+        + [{"do": "drop", "n": 1}]
+    )
     requests, pipe = io.BytesIO(b"\n".join(json.dumps(request).encode() for request in asked)), io.BytesIO()
     child.serve(kernel, requests, child.Answers(pipe), arena)
     data = pipe.getvalue()
@@ -148,9 +162,11 @@ def test_requests_and_answers() -> None:
         size = int.from_bytes(data[:4], "little")
         answer, data = json.loads(data[4 : 4 + size]), data[4 + size :]
         if answer["status"] == "arrays":
-            assert answer["arrays"] == [["out", "float32", [2, 2]]]
-            assert data[:16] == (x * dout).tobytes()
-            data = data[16:]
+            ((*what, place),) = answer["arrays"]
+            assert what == ["out", "float32", [2, 2]]
+            if not place:
+                assert data[:16] == (x * dout).tobytes()
+                data = data[16:]
         answers.append(answer["status"])
     assert answers == ["done", "declined", "raised", "arrays", "arrays", "raised"]
     assert seen[0] is seen[1] is seen[2]

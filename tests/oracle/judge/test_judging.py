@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import itertools
+import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,8 @@ import numpy as np
 import pytest
 
 from refdiff.oracle import Spec, cases
-from refdiff.oracle.judge import judge_file, judging
-from refdiff.oracle.judge.process import Limits
+from refdiff.oracle.judge import confine, judge_file, judging, process
+from refdiff.oracle.judge.process import Limits, ProcessError
 from refdiff.oracle.judge.report import Report
 
 KERNELS = Path(__file__).parent / "kernels"
@@ -25,6 +27,8 @@ HONEST = KERNELS / "honest.py"
 SPEC = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=4, layer=2)
 SMALL = Limits(seconds=30.0, memory=2**29)
 SHORT = Limits(seconds=2.0)
+CONFINED = "PermissionError: [Errno 13]"
+"""What the system says where it refuses a file, not the audit hook."""
 
 
 def _judge(function: str, *, path: Path = CHEATS, limits: Limits = SMALL, **options: Any) -> Report:
@@ -38,6 +42,7 @@ def _judge(function: str, *, path: Path = CHEATS, limits: Limits = SMALL, **opti
         ("cached_by_pointer", "with other numbers in the same memory"),
         ("cached_by_object", "with other numbers in the same memory"),
         ("aliased_output", "has changed with the next call"),
+        ("aliased_and_remembered", "has changed with the next call"),
         ("alias_of_an_input", "has changed its input q"),
         ("memory_of_the_last_call", "the same inputs gave other bits"),
         ("writes_into_inputs", "has changed its input v"),
@@ -47,6 +52,9 @@ def _judge(function: str, *, path: Path = CHEATS, limits: Limits = SMALL, **opti
         ("right_at_first", "the same inputs gave other bits"),
         ("imports_the_reference", "refdiff cannot be imported"),
         ("reads_the_source_of_the_reference", "cannot be read"),
+        ("reads_what_is_called_otherwise", CONFINED),
+        ("reads_from_an_open_folder", CONFINED),
+        ("takes_the_hook_away", CONFINED),
         ("asks_another_interpreter", "may not call subprocess.Popen; --allow-processes lets it"),
         ("patches_the_comparison", "rows are wrong"),
         ("patches_the_import_system", "rows are wrong"),
@@ -72,8 +80,12 @@ def _judge(function: str, *, path: Path = CHEATS, limits: Limits = SMALL, **opti
 )
 def test_a_cheat_is_caught(cheat: str, says: str) -> None:
     report = _judge(cheat)
-    assert report.status == "fail"
-    assert says in " ".join(str(report).split())
+    text = " ".join(str(report).split())
+    if says == CONFINED and not report.confined:
+        says = "this system has no Landlock"
+    else:
+        assert report.status == "fail"
+    assert says in text
 
 
 @pytest.mark.parametrize("cheat", ["reads_the_source_of_the_reference", "overwrites_the_reference"])
@@ -163,3 +175,101 @@ def test_a_correct_kernel_passes(seed: int, preset: str, function: str, recipe: 
     report = judge_file(HONEST, spec, recipe=recipe, function=function, profiles=profiles, seed=9000 + seed)
     assert report, str(report)
     assert sum(outcome.compared for outcome in report.cases.values()) >= 8
+
+
+@pytest.mark.parametrize(
+    ("function", "profile", "recipe"),
+    [
+        ("as_many_keys_as_queries", "natural", "float32"),
+        ("as_many_keys_as_queries", "modules", "bfloat16"),
+        ("part_of_a_larger_array", "natural", "float32"),
+    ],
+)
+def test_a_correct_plain_kernel_passes(function: str, profile: str, recipe: str) -> None:
+    report = judge_file(HONEST, "attention", recipe=recipe, function=function, profiles=[profile])
+    assert report, str(report)
+
+
+def test_half_of_the_drawn_sizes_have_as_many_keys_as_queries() -> None:
+    for seed in range(100):
+        sizes = judging._hidden_sizes(np.random.default_rng(seed))
+        assert [T <= 40 for _, T, _ in sizes] == [True, True, True, False]
+        assert sum(S == T for _, T, S in sizes) == 2
+        assert all(T <= S < T + 60 for _, T, S in sizes)
+
+
+def test_a_report_says_where_the_system_confines_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "landlock_version", lambda: 0)
+    report = _judge("kernel", path=HONEST)
+    assert report
+    assert "this system has no Landlock" in str(report)
+    assert report.to_dict()["confined"] is False
+
+
+def test_the_process_reads_nothing_hidden_whatever_its_name(tmp_path: Path) -> None:
+    """Everything in a folder on the way to a hidden one is listed by itself, but for links."""
+    (tmp_path / "site" / "refdiff" / "oracle").mkdir(parents=True)
+    (tmp_path / "site" / "numpy").mkdir()
+    (tmp_path / "site" / "six.py").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "site")
+    hidden = [str(tmp_path / "site" / "refdiff")]
+    found = set(confine.readable(hidden, str(tmp_path)))
+    assert found == {str(tmp_path / "site" / name) for name in ("numpy", "six.py")}
+
+
+CONFINED_PROGRAM = """
+import json, os, sys
+config = json.loads(sys.argv[1])
+open(config["scratch"] + "/made", "w").close()
+os.mkdir(config["scratch"] + "/folder")
+os.rename(config["scratch"] + "/made", config["scratch"] + "/folder/made")
+open(os.devnull, "w").close()
+open(config["visible"]).close()
+def refused(do):
+    try:
+        do()
+    except OSError:
+        return True
+    return False
+print(*(refused(do) for do in (
+    lambda: open(config["hidden"][0] + "/secret"),
+    lambda: open(config["visible"], "a"),
+    lambda: os.rename(config["visible"], config["visible"] + "2"),
+    lambda: os.mkdir(config["hidden"][0] + "2"),
+    lambda: open(f"/proc/{os.getppid()}/mem", "rb"),
+)))
+"""
+
+
+def test_what_the_system_refuses(tmp_path: Path) -> None:
+    for name in ("hidden", "scratch"):
+        (tmp_path / name).mkdir()
+    for name in ("hidden/secret", "visible"):
+        (tmp_path / name).touch()
+    (tmp_path / "program.py").write_text(CONFINED_PROGRAM)
+    config = {name: str(tmp_path / name) for name in ("scratch", "visible")}
+    config |= {"hidden": [str(tmp_path / "hidden")], "memory": 2**29}
+    command = [sys.executable, confine.__file__, json.dumps(config), str(tmp_path / "program.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    *files, memory = done.stdout.split()
+    confined = confine.landlock_version() > 0
+    assert files == [str(confined)] * 4
+    assert memory == "True" or not confined
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        ["out", "float32", [2], [64, [4, 4]]],
+        ["out", "float32", [2], [-1, [4]]],
+        ["out", "float32", [2], [2**63, [4]]],
+        ["out", "float32", [2], [64, [2**50]]],
+        ["out", "float32", [2], [64, ["4"]]],
+        ["out", "float32", [2], "64"],
+        ["out", "float32", [1] * 40, None],
+        ["out", "float32", [2]],
+    ],
+)
+def test_a_place_that_is_none(entry: list[Any]) -> None:
+    with pytest.raises(ProcessError, match="something else than answers"):
+        process._listed({"arrays": [entry]})

@@ -47,6 +47,22 @@ def aliased_output(spec, inputs):
     return buffer
 
 
+def aliased_and_remembered(spec, inputs):
+    """What `__main__` sends of an array is what it sent of it first."""
+    main = sys.modules["__main__"]
+    if STATE.answers is None:
+        STATE.answers, bytes_of = {}, main.bytes_of
+
+        def first_bytes_of(x):
+            frame = sys._getframe(1)
+            while "n" not in frame.f_locals:
+                frame = frame.f_back
+            return STATE.answers.setdefault(frame.f_locals["n"], bytes_of(x))
+
+        main.bytes_of = first_bytes_of
+    return aliased_output(spec, inputs)
+
+
 def alias_of_an_input(spec, inputs):
     out = honest(spec, inputs)
     inputs["q"][...] = out.reshape(inputs["q"].shape)
@@ -115,6 +131,44 @@ def reads_the_source_of_the_reference(spec, inputs):
         if (source := Path(entry, "refdiff", "oracle", "truth", "forward.py")).exists():
             exec(compile(source.read_text(), "forward", "exec"), {})
     return honest(spec, inputs)
+
+
+def run_copy(source):
+    """The reference under another name, of which the import hook knows nothing."""
+    copy = Path(os.environ["TMPDIR"], "copied")
+    for path in source.rglob("*.py"):
+        to = copy / path.relative_to(source)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_text(path.read_text().replace("refdiff", "copied"))
+    sys.path.insert(0, os.environ["TMPDIR"])
+
+
+def source_of_the_reference():
+    return next(source for entry in sys.path if (source := Path(entry, "refdiff")).is_dir())
+
+
+def reads_what_is_called_otherwise(spec, inputs):
+    os.path.realpath = lambda path, **_: "/dev/x"
+    run_copy(source_of_the_reference())
+    from copied import oracle
+
+    return oracle.truth(oracle.Spec.from_dict({}), inputs).out
+
+
+def reads_from_an_open_folder(spec, inputs):
+    folder = os.open(source_of_the_reference(), os.O_RDONLY)
+    os.close(os.open("oracle/truth/forward.py", os.O_RDONLY, dir_fd=folder))
+    return honest(spec, inputs)
+
+
+def takes_the_hook_away(spec, inputs):
+    for x in gc.get_objects():
+        if getattr(x, "__qualname__", "") == "guard.<locals>.hook":
+            cells = ", ".join(x.__code__.co_freevars)
+            made = {}
+            exec(f"def outer({cells}):\n def hook(event, args): ({cells},)\n return hook", made)
+            x.__code__ = made["outer"](*x.__code__.co_freevars).__code__
+    return imports_the_reference(spec, inputs)
 
 
 def asks_another_interpreter(spec, inputs):

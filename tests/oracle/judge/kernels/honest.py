@@ -90,6 +90,36 @@ def in_float32(spec, inputs):
     return kernel(spec, inputs, work=np.float32)
 
 
+def attention(spec, inputs):
+    """Plain attention of grouped heads, which is causal and has no masks."""
+    if set(inputs) != {"q", "k", "v"} or spec.window or spec.softcap:
+        return NotImplemented
+    q, k, v = (inputs[name].astype(np.float64) for name in "qkv")
+    T, S, n = q.shape[2], k.shape[2], spec.query_heads // spec.key_heads
+    z = q @ np.swapaxes(np.repeat(k, n, axis=1), -1, -2) / math.sqrt(q.shape[-1])
+    return (softmax(np.where(np.tri(T, S, S - T, dtype=bool), z, -np.inf)) @ np.repeat(v, n, axis=1)).astype(
+        inputs["q"].dtype
+    )
+
+
+def as_many_keys_as_queries(spec, inputs):
+    """What an ordinary module serves."""
+    if set(inputs) != {"q", "k", "v"} or inputs["q"].shape[2] != inputs["k"].shape[2]:
+        return NotImplemented
+    return attention(spec, inputs)
+
+
+def part_of_a_larger_array(spec, inputs):
+    """A view that skips numbers and runs backwards."""
+    out = attention(spec, inputs)
+    if out is NotImplemented:
+        return out
+    B, H, T, d = out.shape
+    larger = np.full((B, 2 * H, T + 3, d + 5), np.nan, out.dtype)
+    larger[:, 1::2, 1 : T + 1, 2 : d + 2] = out[:, ::-1]
+    return larger[:, ::-2, 1 : T + 1, 2 : d + 2]
+
+
 def as_modules_return_it(spec, inputs):
     """Contiguous in another order of axes, beside None, with a cache of tables that depends on nothing but sizes."""
     out = kernel(spec, inputs, tile=7)
