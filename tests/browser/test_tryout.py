@@ -355,6 +355,10 @@ def test_a_chapter_runs_on_its_own_page(chromium: Chromium, address: str, site: 
     assert chromium.run("document.querySelectorAll('.cell.runs output img').length") >= 1
     assert chromium.complaints() == []
     assert [one for one in chromium.requests() if not one.startswith((address, "data:"))] == []
+    chromium.resize(400)
+    assert chromium.run(f"scrollTo({{top: 4000, behavior: 'instant'}}); {top}") == chromium.run(
+        "document.querySelector('.mobile-header').getBoundingClientRect().bottom"
+    )
     # a reader's own plot: pyplot's figures are shown, once each, by plt.show() and at the end of the cell
     last = "[...document.querySelectorAll('.cell.runs')].at(-1)"
     chromium.run(
