@@ -78,8 +78,7 @@ document.addEventListener("toggle", arrange, true); // what was folded has no si
 
 // Notebooks run in the page: Python comes when it is asked for. Browsers load no modules from a disk.
 const CHAPTER = /notebooks\/(\d\d)_[^/]*$/;
-const SLOW = " Some of its cells take a minute or more there.";
-const NOTES = { "00": SLOW, "02": SLOW, "03": SLOW, "08": SLOW };
+const LONG = { "00": "1 minute", "02": "3½ minutes, most of them in one cell", "03": "2 minutes", "08": "3 minutes" };
 const NOT_THERE = { 10: "This chapter does not run in a browser: it needs array-api-strict, as a second array library." };
 const FROM_DISK = "This chapter also runs in your browser, but not from a disk: serve the whole site’s folder with “python -m http.server”.";
 function offerToRun() {
@@ -97,6 +96,6 @@ function offerToRun() {
   button.type = "button";
   button.textContent = "Run this chapter in your browser";
   button.addEventListener("click", async () => (await import("../try/chapter.js")).runChapter(bar));
-  bar.append(button, NOTES[chapter] ?? "");
+  bar.append(button, chapter in LONG ? ` All its cells took about ${LONG[chapter]}, on one core of an AMD EPYC.` : "");
 }
 document.addEventListener("DOMContentLoaded", offerToRun);
