@@ -37,9 +37,24 @@ class Grouped(torch.nn.Module):
         projections = (self.q_proj, self.k_proj, self.v_proj)
         return tuple(project(x).unflatten(-1, (-1, WIDTH)).transpose(1, 2) for project in projections)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = self.by_head(x)
-        return self.o_proj(weighted(causal_weights(q, k), v).transpose(1, 2).flatten(2))
+        return weighted(causal_weights(q, k), v).transpose(1, 2).flatten(2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.o_proj(self.attend(x))
+
+
+class WithOut(Grouped):
+    """Its output projection has a name that the oracle does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = self.o_proj
+        del self.o_proj
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.attend(x))
 
 
 class WithSinks(Grouped):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,6 +94,41 @@ def test_transformers_module(implementation: str, dtype: str) -> None:
     assert isinstance(attention.q_proj, torch.nn.Linear)
 
 
+UNCOMPILED = pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning",
+    "ignore:_compile flag on create_block_mask was:DeprecationWarning",
+)
+"""What torch says of itself and of transformers where flex attention runs."""
+
+
+@UNCOMPILED
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_flex_attention(dtype: str) -> None:
+    """It masks nothing by itself; on a CPU it has outputs, of whole sequences, caches, padding and layers."""
+    attention = diffllama("flex_attention")
+    kernel = oracle.torch.module(attention, SPEC)
+    found = [case for p in ("natural", "discriminating", "serving") for case in cases(p, 7, spec=SPEC, dtype=dtype)]
+    served = [case for case in found if kernel(case.inputs) is not NotImplemented]
+    names = {"natural-0", "natural-1", "discriminating-0", "discriminating-1", "discriminating-3", "serving-3"}
+    assert names == {"-".join(case.name.split("-")[:2]) for case in served}
+    for case in served:
+        verdict = oracle.check(kernel, SPEC, case.inputs, recipe=dtype)
+        assert verdict, f"{case}: {verdict}"
+    attention.scaling = 1.0
+    wrong = oracle.torch.module(attention, SPEC)
+    assert oracle.check(wrong, SPEC, served[3].inputs, recipe=dtype).status == "fail"
+    named = oracle.diagnose(wrong, SPEC, served[3].inputs, recipe=dtype)
+    assert (named.status, named.name) == ("unique", "scores_not_scaled"), str(named)
+
+
+def test_gradients_of_flex_attention_are_declined_on_a_cpu() -> None:
+    case = cases("natural", 7, spec=SPEC)[1]
+    kernel = oracle.torch.module(diffllama("flex_attention"), SPEC)
+    assert kernel(case.inputs, dout=case.dout) is NotImplemented
+    with pytest.raises(ValueError, match="no gradients: torch has none of flex attention on a CPU"):
+        oracle.check(kernel, SPEC, case.inputs, recipe="float32", dout=case.dout)
+
+
 def test_timms_module_and_a_mistake_in_it() -> None:
     found = cases("modules", 3, spec=TIMM)[3:] + cases("natural", 3, spec=TIMM)
     assert len(judged(oracle.torch.module(Timm(), TIMM), found, "float32")) >= 2
@@ -156,6 +192,33 @@ def test_the_bias_of_a_norm(dtype: str) -> None:
         assert "dnorm_bias" in verdict.tensors
 
 
+def test_an_output_projection_under_another_name() -> None:
+    """It is not kept silently: the error names it, and with names= the module passes."""
+    spec = Spec.preset("attention", **PLAIN)
+    mine, nested = attention_modules.WithOut(), attention_modules.WithOut()
+    nested.out = torch.nn.Sequential(nested.out, torch.nn.Dropout(0.0))
+    for module, path in ((mine, "out"), (nested, "out.0")):
+        message = (
+            f"no o_proj or out_proj or proj, but {path}, which nothing replaces; say with names={{'o_proj': '{path}'}}"
+        )
+        with pytest.raises(ValueError, match=re.escape(message)):
+            oracle.torch.module(module, spec)
+    with pytest.raises(ValueError, match="the module has no to_o, for o_proj"):
+        oracle.torch.module(mine, spec, names={"o_proj": "to_o"})
+    case = cases("natural", 5, spec=spec)[1]
+    for module, path in ((mine, "out"), (nested, "out.0")):
+        kernel = oracle.torch.module(module, spec, names={"o_proj": path})
+        assert oracle.check(kernel, spec, case.inputs, recipe="float32", dout=case.dout)
+
+
+def test_what_is_declined_says_what_is_served() -> None:
+    kernel = oracle.torch.module(diffllama("sdpa"), SPEC)
+    with pytest.raises(
+        ValueError, match="does not serve these inputs; it serves dense inputs and whole layers, without"
+    ):
+        oracle.check(kernel, SPEC, cases("serving", 7, spec=SPEC)[0].inputs, recipe="float32")
+
+
 def test_a_gradient_that_does_not_flow_is_zero_and_judged() -> None:
     case = cases("discriminating", 5, spec=SINKS)[1]
     wrong = oracle.torch.module(attention_modules.WithSinks("detached"), SINKS)
@@ -199,6 +262,12 @@ def model_of(dtype: str = "float32") -> Any:
     return transformers.DiffLlamaForCausalLM(transformers.DiffLlamaConfig(**SIZES)).to(getattr(torch, dtype)).eval()
 
 
+def llama_of(dtype: str = "float32") -> Any:
+    torch.manual_seed(0)
+    sizes = {name: size for name, size in SIZES.items() if name != "lambda_std_dev"}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).to(getattr(torch, dtype)).eval()
+
+
 @pytest.fixture
 def registered() -> Iterator[None]:
     """Attention functions that are wrong in layer 1, and in no other."""
@@ -211,7 +280,11 @@ def registered() -> Iterator[None]:
     def keys_crossed(part: Any, q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
         return right(part, q, k.roll(2, 1) if part.layer_idx == 1 else k, v, mask, **options)
 
-    ours = {"no_scale": no_scale, "keys_crossed": keys_crossed}
+    def windowed(part: Any, q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
+        see = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
+        return right(part, q, k, v, see.triu(-4)[None, None] if part.layer_idx == 1 else mask, **options)
+
+    ours = {"no_scale": no_scale, "keys_crossed": keys_crossed, "windowed": windowed}
     for name, function in ours.items():
         transformers.AttentionInterface.register(name, function)
         transformers.AttentionMaskInterface.register(name, transformers.masking_utils.sdpa_mask)
@@ -220,8 +293,9 @@ def registered() -> Iterator[None]:
         ALL_ATTENTION_FUNCTIONS._global_mapping.pop(name)
 
 
+@UNCOMPILED
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
 def test_a_right_model(implementation: str, dtype: str) -> None:
     mask = np.ones_like(IDS)
     mask[1, :3] = 0
@@ -246,6 +320,33 @@ def test_a_mistake_of_an_attention_function_in_one_layer_has_a_name(wrong: str, 
     assert str(report).startswith(f"fail: layer 1, point {point}\ndiagnosis: unique: ")
 
 
+@UNCOMPILED
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
+def test_a_right_llama(implementation: str, dtype: str) -> None:
+    mask = np.ones_like(IDS)
+    mask[1, :3] = 0
+    for extra in ({}, {"attention_mask": mask}):
+        report = oracle.torch.model(llama_of(dtype), IDS, attn_implementation=implementation, **extra)
+        assert report, str(report)
+        equal = {stage.path for stage in report.divergence.stages if stage.status == "equal"}
+        inside = ("q_proj", "q_rope", "k_rope", "attn", "scaled")
+        assert {f"model.layers.{n}.self_attn.{point}" for n in range(4) for point in inside} <= equal
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize(
+    ("wrong", "status", "name"),
+    [("no_scale", "unique", "scores_not_scaled"), ("windowed", "none fits", "a query sees 5 keys, itself among them")],
+)
+def test_a_mistake_in_one_layer_of_a_llama(wrong: str, status: str, name: str) -> None:
+    report = oracle.torch.model(llama_of(), IDS[:1], attn_implementation=wrong)
+    assert not report
+    assert (report.layer, str(report.divergence.path)) == (1, "model.layers.1.self_attn.attn")
+    assert report.diagnosis.status == status, str(report)
+    assert name in str(report.diagnosis), str(report)
+
+
 def test_a_mistake_in_the_module_has_a_name() -> None:
     model = model_of("bfloat16")
     model.model.layers[2].self_attn.lambda_init = 0.8 - 0.6 * math.exp(-0.3 * 3)
@@ -265,7 +366,7 @@ def test_a_mistake_outside_of_attention_has_a_place() -> None:
 def test_what_is_no_model_or_prompt() -> None:
     with pytest.raises(ValueError, match="got a text, expected ids"):
         oracle.torch.model(model_of(), "Once upon a time")
-    with pytest.raises(ValueError, match="the model is a Timm, expected a DiffLlama"):
+    with pytest.raises(ValueError, match="the model is a Timm, expected a DiffLlama or Llama of transformers"):
         oracle.torch.model(Timm(), IDS)
 
 

@@ -104,7 +104,9 @@ def outputs_of(actual: Any, spec: Spec, inputs: Mapping[str, Any], dout: Any = N
         if isinstance(x, np.ndarray) and given[name].tobytes() != x.tobytes():
             raise ValueError(f"the kernel has changed its input {name}: it must leave inputs as they are")
     if found is NotImplemented:
-        raise ValueError("the kernel returned NotImplemented: it does not serve these inputs")
+        serves = getattr(actual, "serves", "")
+        hint = f"; it serves {serves}" if serves else ""
+        raise ValueError(f"the kernel returned NotImplemented: it does not serve these inputs{hint}")
     return found
 
 

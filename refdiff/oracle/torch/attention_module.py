@@ -1,35 +1,21 @@
-"""Torch in one line: an attention module as a kernel that the oracle can call, and a whole model layer by layer.
-
-    oracle.check(oracle.torch.module(attention, spec), spec, case.inputs, recipe="bfloat16", dout=case.dout)
-    print(oracle.torch.model(model, ids, attn_implementation="sdpa"))
-
-torch is imported when one of the two is called; neither changes the module or the model that it is given.
-"""
+"""An attention module of torch as a kernel that the oracle can call."""
 
 from __future__ import annotations
 
 import copy
 import importlib
-import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from refdiff.backends import ops_for
-from refdiff.model import heads
-from refdiff.oracle.diagnosis import Ranking, diagnose
-from refdiff.oracle.divergence import Divergence, first_divergence
 from refdiff.oracle.inputs import VECTORS, is_layer, kind_of, shapes
 from refdiff.oracle.inputs.any_array import any_array, is_float
 from refdiff.oracle.inputs.outputs import parameter_names
-from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.resolve import resolve_spec
-from refdiff.oracle.trace import hooks, trace
+from refdiff.oracle.torch.flex_attention import FLEX, block_mask, implementation_of, uncompiled
 from refdiff.oracle.truth.attention_mask import attention_mask
 from refdiff.oracle.truth.attention_operands import frequencies
 
@@ -61,9 +47,10 @@ TENSORS = {
 OF_QUERIES = {"lambda_logits": "lambda_proj", "gate_logits": "gate_proj"}
 """Inputs that are the output of a projection of the query-side hidden states."""
 NOT_SERVED = ("bias", "mask", "q_positions", "k_positions", "cu_seqlens_q")
-_INSIDE = re.compile(r"(?P<path>.*\blayers\.(?P<layer>\d+)\.self_attn)\.(?P<point>\w+)")
-_BEFORE = ("q_proj", "k_proj", "v_proj", "o_proj")
-"""Points of an attention that are no part of what `diagnose` looks at: it starts from the projections."""
+SERVES = (
+    "dense inputs and whole layers, without mask, bias or positions, where every query sees a key; earlier keys where "
+    "the module's forward takes cache or past_key_values, padding where it takes attention_mask or attn_mask"
+)
 
 
 def module(attention: Any, spec: Spec | str, *, names: Mapping[str, str] | None = None) -> Callable[..., Any]:
@@ -72,7 +59,8 @@ def module(attention: Any, spec: Spec | str, *, names: Mapping[str, str] | None 
     Functions replace the projections, and give q, k, v and the logits of λ and of the gate as the inputs have them. The
     inputs' λ vectors, sinks and weights of norms replace the module's parameters or buffers. Where there are more keys
     than queries, the first keys go through the module's cache. Gradients are autograd's; one of an input that the
-    module does not use is 0. Inputs that a module cannot take, such as pages, are declined.
+    module does not use is 0. Inputs that a module cannot take, such as pages, are declined; so are gradients of flex
+    attention on a CPU, which torch does not have.
 
     Args:
         attention: a module whose forward takes hidden states first: transformers', timm's, unilm's or your own.
@@ -82,7 +70,8 @@ def module(attention: Any, spec: Spec | str, *, names: Mapping[str, str] | None 
             is another name than in `NAMES` and `TENSORS`. A dotted name is inside a submodule: "inner.sink_logits".
 
     Raises:
-        ValueError: it lacks a submodule or parameter that the spec has an input for, or `names` has an unknown name.
+        ValueError: it lacks a submodule or parameter that the spec has an input for, it has a linear layer that may be
+            its output projection under another name, or `names` has an unknown name.
     """
     given = dict(names or {})
     if unknown := [name for name in given if name not in (*NAMES, *TENSORS)]:
@@ -93,27 +82,46 @@ def module(attention: Any, spec: Spec | str, *, names: Mapping[str, str] | None 
         raise ValueError(f"the module has {has}, expected q_proj, k_proj and v_proj, or qkv; name yours with names=")
     paths |= {name: given.get(name) or _path(paths, place) for name, place in TENSORS.items()}
     of_core = [name for name in shapes(resolve_spec(spec), {}) if name not in ("q", "k", "v")]
-    for name in (*(["qkv"] if paths["qkv"] else ["q_proj", "k_proj", "v_proj"]), *of_core):
+    projections = ["qkv"] if paths["qkv"] else ["q_proj", "k_proj", "v_proj"]
+    for name in (*projections, *(["o_proj"] if paths["o_proj"] else []), *of_core):
         _check_place(attention, paths, name)
+    if not paths["o_proj"] and (left := [path for path in _linears(attention) if path not in paths.values()]):
+        raise ValueError(
+            f"the module has no {' or '.join(NAMES['o_proj'])}, but {', '.join(left)}, which nothing replaces; "
+            f"say with names={{'o_proj': {left[0]!r}}} which is its output projection"
+        )
     device = next((x.device for x in attention.parameters()), "cpu")
+    forward_only = implementation_of(attention) == FLEX and str(device) == "cpu"
 
     def kernel(inputs: Mapping[str, Any], dout: Any = None) -> Any:
         arrays = {name: any_array(x, name) for name, x in inputs.items()}
         of = resolve_spec(spec, arrays)
-        if not _is_served(attention, of, arrays):
+        if not _is_served(attention, of, arrays) or (forward_only and dout is not None):
             return NotImplemented
         tensors = {name: _tensor(x, device) for name, x in arrays.items()}
         leaves = {n: x.requires_grad_(dout is not None) for n, x in tensors.items() if is_float(arrays[n].dtype)}
-        out = _called(attention, paths, of, arrays, tensors)
+        torch = importlib.import_module("torch")
+        with torch.set_grad_enabled(dout is not None), uncompiled(implementation_of(attention), device):
+            out = _called(attention, paths, of, arrays, tensors)
         if dout is None:
             return out.detach()
-        torch = importlib.import_module("torch")
         dout = _tensor(any_array(dout, "dout"), device).to(out.dtype)
         pulled = torch.autograd.grad(out, list(leaves.values()), dout, allow_unused=True)
         grads = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves.values(), pulled, strict=True)]
         return {"out": out.detach(), **{f"d{name}": g for name, g in zip(leaves, grads, strict=True)}}
 
+    serves = f"{SERVES}; no gradients: torch has none of flex attention on a CPU" if forward_only else SERVES
+    kernel.serves = serves  # type: ignore[attr-defined]
     return kernel
+
+
+def _linears(part: Any, above: str = "") -> Iterator[str]:
+    """The paths of a module's linear layers."""
+    for name, child in part._modules.items():
+        if hasattr(child, "out_features"):
+            yield above + name
+        elif child is not None:
+            yield from _linears(child, f"{above}{name}.")
 
 
 def _path(paths: Mapping[str, str | None], place: str) -> str | None:
@@ -302,14 +310,18 @@ def _arguments(attention: Any, spec: Spec, hidden: Any, part: slice, mask: Numpy
         found["rel_pos"] = tuple((factor * f(angles)).to(hidden.dtype) for f in (torch.cos, torch.sin))
     seen = np.tri(hidden.shape[1], dtype=np.bool_)[None, None] if mask is None else mask
     if mask_name := _mask_name(attention):
-        found[mask_name] = None if _is_own_mask(attention, spec, seen) else _added(seen, hidden)
+        seen = np.broadcast_to(seen, (len(hidden), 1, *seen.shape[-2:]))
+        if implementation_of(attention) == FLEX:  # it masks nothing by itself
+            found[mask_name] = block_mask(torch.tensor(seen, device=hidden.device))
+        else:
+            found[mask_name] = None if _is_own_mask(attention, spec, seen) else _added(seen, hidden)
     return found
 
 
 def _added(seen: Numpy, hidden: Any) -> Any:
     """A mask as it is added to scores: 0 where a query sees, else the smallest number of the type."""
     torch = importlib.import_module("torch")
-    see = torch.tensor(np.broadcast_to(seen, (hidden.shape[0], 1, *seen.shape[-2:])), device=hidden.device)
+    see = torch.tensor(seen, device=hidden.device)
     added = torch.zeros(see.shape, dtype=hidden.dtype, device=hidden.device)
     return added.masked_fill(~see, torch.finfo(hidden.dtype).min)
 
@@ -320,9 +332,9 @@ def _mask_name(attention: Any) -> str | None:
 
 
 def _is_own_mask(attention: Any, spec: Spec, seen: Numpy) -> bool:
-    """Whether a module masks so by itself: all but transformers' eager attention are causal without a mask."""
+    """Whether a module masks so by itself: all but transformers' eager and flex attention are causal without."""
     T, S = seen.shape[-2:]
-    eager = getattr(getattr(attention, "config", None), "_attn_implementation", "eager") == "eager"
+    eager = (implementation_of(attention) or "eager") == "eager"
     if spec.causal == "none" or T == 1:
         return bool(seen.all())
     return not eager and T == S and bool((seen == np.tri(T, dtype=np.bool_)).all())
@@ -334,153 +346,3 @@ def _tensor(x: Numpy, device: Any) -> Any:
     if x.dtype.name == "bfloat16":
         return torch.tensor(x.view(np.int16), device=device).view(torch.bfloat16)
     return torch.tensor(x, device=device)
-
-
-@dataclass(frozen=True)
-class ModelReport:
-    """Whether a model computes what it should: true where nothing diverges.
-
-    divergence: of all points, with the first that is wrong. layer: where that is, or None. diagnosis: what the mistake
-    is called, of a point between the projections of an attention.
-    """
-
-    divergence: Divergence
-    layer: int | None = None
-    diagnosis: Ranking | None = None
-
-    def __bool__(self) -> bool:
-        return not self.divergence
-
-    def __str__(self) -> str:
-        if self:
-            return f"pass\n{self.divergence}"
-        where = "" if self.layer is None else f"layer {self.layer}, "
-        name = "" if self.diagnosis is None else f"diagnosis: {self.diagnosis}\n"
-        return f"fail: {where}point {str(self.divergence.path).rpartition('.')[2]}\n{name}{self.divergence}"
-
-
-def model(
-    of: Any,
-    prompt: Any,
-    *,
-    attn_implementation: str | None = None,
-    attention_mask: Any = None,
-    tokenizer: Any = None,
-) -> ModelReport:
-    """Run a DiffLlama of transformers and find the first layer and point that is not what its own inputs make it.
-
-    The points are the outputs of all modules, and of each attention the rotated q and k and what each map gives, seen
-    where the model calls its attention function. The reference has the model's weights, in float64.
-
-    Args:
-        of: the live model, on the CPU or a GPU.
-        prompt: ids (T,) or (B, T), of any library; or a text, with `tokenizer`.
-        attn_implementation: another one for this run, such as "sdpa" or what you have registered; None is the model's.
-        attention_mask: (B, T), 0 for padding.
-
-    Raises:
-        ValueError: another model than DiffLlama, or a text without a tokenizer.
-    """
-    torch = importlib.import_module("torch")
-    kind = next((k for c in type(of).__mro__ if (k := getattr(heads, c.__name__, None)) is not None), None)
-    if kind is None or of.config.model_type != "diffllama":
-        raise ValueError(f"the model is a {type(of).__name__}, expected a DiffLlama of transformers")
-    if isinstance(prompt, str):
-        if tokenizer is None:
-            raise ValueError("prompt: got a text, expected ids; give the tokenizer beside it")
-        prompt = tokenizer(prompt)["input_ids"]
-    ids = np.atleast_2d(any_array(prompt, "prompt"))
-    call = {"input_ids": ids} | ({} if attention_mask is None else {"attention_mask": any_array(attention_mask)})
-    with tempfile.TemporaryDirectory() as folder:
-        of.save_pretrained(folder)
-        ours = kind.from_pretrained(folder, mmap=False)
-    with (
-        _implementation(of, attn_implementation) as used,
-        hooks(of) as points,
-        _attention_points(of) as inside,
-        torch.no_grad(),
-    ):
-        of(**{name: torch.tensor(x).to(of.device) for name, x in call.items()}, use_cache=False)
-    mine = {**points, **inside}
-    found = first_divergence(mine, trace(ours, call))
-    at = _INSIDE.fullmatch(found.path or "")
-    if at is None or at["point"] in _BEFORE:
-        layer = re.search(r"\blayers\.(\d+)", found.path or "")
-        return ModelReport(found, int(layer[1]) if layer else None)
-    return ModelReport(found, int(at["layer"]), _named(of, mine, at, call, found.precision, eager=used == "eager"))
-
-
-@contextmanager
-def _implementation(of: Any, name: str | None) -> Iterator[str]:
-    """Have a model run with another attention implementation for a while; the name of the one that it runs with."""
-    before = of.config._attn_implementation
-    if name is not None:
-        of.set_attn_implementation(name)
-    try:
-        yield of.config._attn_implementation
-    finally:
-        if name is not None:
-            of.set_attn_implementation(before)
-
-
-@contextmanager
-def _attention_points(of: Any) -> Iterator[dict[str, Numpy]]:
-    """Record what a model's attention function is given and gives: it is called for each half of the values."""
-    functions = importlib.import_module("transformers.modeling_utils").ALL_ATTENTION_FUNCTIONS
-    get_interface = functions.get_interface
-    paths = {id(part): name for name, part in of.named_modules()}
-    points: dict[str, Numpy] = {}
-    halves: dict[str, Any] = {}
-
-    def seen(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(part: Any, q: Any, k: Any, *args: Any, **kwargs: Any) -> Any:
-            out = function(part, q, k, *args, **kwargs)
-            path = paths[id(part)]
-            if path not in halves:
-                halves[path] = out[0]
-                points.update({f"{path}.q_rope": any_array(q).copy(), f"{path}.k_rope": any_array(k).copy()})
-                return out
-            both = importlib.import_module("torch").cat([halves.pop(path), out[0]], dim=-1).transpose(1, 2)
-            for n, of_map in enumerate(both.chunk(2, dim=1), start=1):
-                points[f"{path}.attn{n}"] = any_array(of_map).copy()
-            return out
-
-        return call
-
-    functions.get_interface = lambda *args, **kwargs: seen(get_interface(*args, **kwargs))
-    try:
-        yield points
-    finally:
-        del functions.get_interface
-
-
-def _named(
-    of: Any, points: Mapping[str, Numpy], at: re.Match[str], call: Mapping[str, Numpy], precision: str, *, eager: bool
-) -> Ranking | None:
-    """What the mistake of one attention is called, from its projections to what o_proj is given."""
-    path, config = at["path"], of.config
-    part = of.get_submodule(path)
-    H, K, d = config.num_attention_heads, config.num_key_value_heads, part.head_dim
-    rope = dict(config.rope_parameters)
-    plain = rope.get("rope_type", "default") == "default" and rope.get("partial_rotary_factor", 1) == 1
-    if not plain and at["point"] in ("q_rope", "k_rope"):
-        return None
-    spec = Spec.preset(
-        "hf_diffllama", query_heads=H, key_heads=K, head_dim=d, layer=int(at["layer"]), norm_eps=config.rms_norm_eps,
-        rope="halves" if plain else "none", rope_theta=rope.get("rope_theta", 10_000.0), padded_queries="any",
-    )  # fmt: skip
-
-    def by_head(name: str, count: int) -> Numpy:
-        x = points[f"{path}.{name}"]
-        return np.ascontiguousarray(np.swapaxes(x.reshape(*x.shape[:2], count, -1), 1, 2))
-
-    names = {"q": ("q_proj", H), "k": ("k_proj", K), "v": ("v_proj", K)}
-    inputs = {name: by_head(*where) for name, where in names.items()}
-    if not plain:
-        inputs |= {name: points[f"{path}.{name}_rope"] for name in "qk"}
-    inputs |= {name: any_array(getattr(part, name)).copy() for name in VECTORS}
-    if "attention_mask" in call:
-        inputs["key_mask"] = call["attention_mask"] != 0
-    storage = "float32" if precision == "float64" else precision
-    recipe = Recipe.of({"storage": storage, "qk": storage if eager else "float32"})
-    return diagnose(by_head("scaled", spec.heads), spec, inputs, recipe=recipe)
