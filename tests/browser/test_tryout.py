@@ -359,6 +359,7 @@ def test_a_chapter_runs_on_its_own_page(chromium: Chromium, address: str, site: 
     assert chromium.run(f"scrollTo({{top: 4000, behavior: 'instant'}}); {top}") == chromium.run(
         "document.querySelector('.mobile-header').getBoundingClientRect().bottom"
     )
+    assert chromium.run("document.querySelector('article').getBoundingClientRect().right") <= 400
     # a reader's own plot: pyplot's figures are shown, once each, by plt.show() and at the end of the cell
     last = "[...document.querySelectorAll('.cell.runs')].at(-1)"
     chromium.run(
