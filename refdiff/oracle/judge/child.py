@@ -235,7 +235,6 @@ def serve(kernel: Callable[..., Any], requests: IO[bytes], answers: Answers, are
 
 def main(config: dict[str, Any]) -> None:
     """Load the kernel, say what it takes, and serve."""
-    sys.path.extend(config["path"])
     arena = mmap.mmap(config["arena"], config["arena_bytes"])
     answers = Answers(os.fdopen(config["answers"], "wb"))
     sys.addaudithook(guard(tuple(f"{path}/" for path in config["hidden"]), config["scratch"], config["processes"]))

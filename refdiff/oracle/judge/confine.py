@@ -100,4 +100,5 @@ if __name__ == "__main__":
     config = json.loads(sys.argv[1])
     limit(config["memory"])
     confine(config["hidden"], config["scratch"])
-    os.execv(sys.executable, [sys.executable, "-I", "-B", sys.argv[2], sys.argv[1]])  # noqa: S606
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(config["path"])}
+    os.execve(sys.executable, [sys.executable, "-s", "-B", sys.argv[2], sys.argv[1]], environment)  # noqa: S606

@@ -126,6 +126,17 @@ def test_a_seed_that_a_kernel_knows_is_of_no_use(tmp_path: Path) -> None:
     assert [o.status for name, o in report.cases.items() if name.startswith("natural")] == ["fail", "fail"]
 
 
+def test_the_process_finds_libraries_where_the_judge_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those too that its own code imports, such as NumPy in a user's folder."""
+    shutil.copy(HONEST, tmp_path)
+    (tmp_path / "kernel.py").write_text("from honest import kernel\nfrom ml_dtypes import FOUND\n")
+    (tmp_path / "libraries").mkdir()
+    (tmp_path / "libraries" / "ml_dtypes.py").write_text("FOUND = True\n")
+    monkeypatch.syspath_prepend(tmp_path / "libraries")
+    report = _judge("kernel", path=tmp_path / "kernel.py")
+    assert report, str(report)
+
+
 def _running(word: str) -> list[int]:
     """Processes whose command line has a word."""
     found = []
@@ -248,7 +259,7 @@ def test_what_the_system_refuses(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "program.py").write_text(CONFINED_PROGRAM)
     config = {name: str(tmp_path / name) for name in ("scratch", "visible")}
-    config |= {"hidden": [str(tmp_path / "hidden")], "memory": 2**29}
+    config |= {"hidden": [str(tmp_path / "hidden")], "memory": 2**29, "path": []}
     command = [sys.executable, confine.__file__, json.dumps(config), str(tmp_path / "program.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     *files, memory = done.stdout.split()
