@@ -26,6 +26,8 @@ LOCAL = 0.5
 """What is wrong in more than this share of the rows, and of the columns, is wrong everywhere."""
 APART = 2.0
 """A place is so many times further off than the worst of the rest; an error that is everywhere leaves no such gap."""
+SEVERAL = 12
+"""More stretches of rows without a pattern are no places: an error that is everywhere shows in as many by chance."""
 ELSEWHERE = "everything else is within budget"
 BLOCK = 4
 """The fewest rows or columns that count as a block."""
@@ -112,7 +114,7 @@ def _local(rows: Rows) -> Place | None:
         if _usual(rest[counted]) and np.max(numbers) >= APART * np.max(rest_of_numbers):
             return rows.place(wrong, counted, columns)
     place = rows.place(wrong, counted)
-    few = (wrong & telling).sum() <= LOCAL * telling.sum()
+    few = (wrong & telling).sum() <= LOCAL * telling.sum() and (place.shaped or place.count <= SEVERAL)
     rest, _ = _without(rows, wrong, np.ones(numbers.shape[-1], dtype=np.bool_))
     rest = rest[counted & ~wrong]
     # rows here and there may be those in which an error that is everywhere is largest: each is to stand out

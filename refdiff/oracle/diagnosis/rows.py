@@ -81,7 +81,7 @@ class Rows:
             place = replace(self._piece(found[0], some, counted), pieces=parts)
         else:
             text = several_words(cut, counted, names) if words is None else words
-            place = Place(text, words is not None, {}, some, parts)
+            place = Place(text, words is not None, {}, some, parts, count=len(cut))
         if columns is None or columns.all():
             return place
         where = np.flatnonzero(columns)
@@ -107,7 +107,7 @@ class Place:
     """Some rows in words, "" where they are all, and whether they have a shape; and columns of them, if not all.
 
     part: where they are one box, the indices that it takes of an axis, and all there are, of each axis that it divides.
-    rows: the same as a mask. pieces: the stretches that they are made of, where these are few.
+    rows: the same as a mask. pieces: the stretches that they are made of, where these are few. count: of them.
     """
 
     text: str
@@ -116,6 +116,7 @@ class Place:
     rows: Numpy
     pieces: tuple[Place, ...] = ()
     columns: Numpy | None = None
+    count: int = 1
 
     @property
     def is_one(self) -> bool:
