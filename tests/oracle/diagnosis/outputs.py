@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from refdiff.backends import overlay
-from refdiff.oracle import Case, Deviation, Recipe, cases, deviations
+from refdiff.oracle import Case, Deviation, Recipe, Spec, cases, deviations
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.deviations import EVERY, deviated
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import wrap
 from refdiff.oracle.rounding import round_to
-from refdiff.oracle.rounding.ensemble import quantised
+from refdiff.oracle.rounding.ensemble import evaluate, quantised
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
 from refdiff.oracle.rounding.rounded_layers import rounded_ops
+from refdiff.oracle.strategies import Structure, draw
 from refdiff.oracle.truth.forward import forward
 
 
@@ -31,6 +33,19 @@ def kernel(case: Case, some: Sequence[Deviation], order: int = 0) -> np.ndarray 
         ops = overlay(ops, wrap(mistake))
     with np.errstate(all="ignore"):
         return round_to(forward(problem.spec, problem.inputs, ops), recipe.storage)
+
+
+def rounded(
+    spec: Spec, inputs: Mapping[str, Any], dtype: str = "float32", order: int = 0, dout: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Output, and gradients where there is `dout`, of a right kernel, in an order that no budget is made of."""
+    recipe = Recipe.of(dtype)
+    return evaluate(spec, quantised(inputs, recipe), recipe, HELD_OUT[order], dout)
+
+
+def natural(spec: Spec, shape: Structure, dtype: str, values: str = "natural", seed: int = 0) -> Case:
+    """A case of a shape that no profile has."""
+    return Case("", values, seed, dtype, spec, shape, draw(spec, shape, values, seed, dtype))
 
 
 @lru_cache(maxsize=8)

@@ -49,14 +49,7 @@ def dropped(place: float, noise: float) -> list[str]:
 
 
 def test_all_rows_together_see_what_none_of_them_shows() -> None:
-    """A difference of a tenth of the budget of each row."""
+    """A difference of a tenth of the budget of each row; what noise hides, and what lies between, stays ambiguous."""
     assert dropped(0.0, 0.02) == ["keys_crossed"]
     assert dropped(1.0, 0.02) == ["layer_norm"]
-
-
-def test_what_noise_hides_stays_ambiguous() -> None:
-    assert dropped(0.0, 3.0) == ["keys_crossed", "layer_norm"]
-
-
-def test_an_output_between_two_is_neithers() -> None:
-    assert dropped(0.5, 0.001) == ["keys_crossed", "layer_norm"]
+    assert dropped(0.0, 3.0) == dropped(0.5, 0.001) == ["keys_crossed", "layer_norm"]

@@ -15,8 +15,8 @@ from refdiff.oracle import Case, Ranking, Spec, blind_spots, budget, deviations,
 from refdiff.oracle.deviations import deviation
 from refdiff.oracle.diagnosis import variants
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE
-from refdiff.oracle.strategies import Structure, draw
-from tests.oracle.diagnosis.outputs import kernel
+from refdiff.oracle.strategies import Structure
+from tests.oracle.diagnosis.outputs import kernel, natural
 
 SPEC = Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=16, layer=3)
 T = 150
@@ -31,8 +31,7 @@ ORDERS = 7
 
 @lru_cache(maxsize=4)
 def case(dtype: str = "bfloat16", queries: int = T, keys: int = T, profile: str = "natural") -> Case:
-    shape = Structure(1, queries, keys)
-    return Case("large", profile, 0, dtype, SPEC, shape, draw(SPEC, shape, profile, 0, dtype))
+    return natural(SPEC, Structure(1, queries, keys), dtype, profile)
 
 
 def wrong(*names: str, of: Case) -> np.ndarray:
@@ -93,10 +92,8 @@ def test_one_name_is_judged_once_on_the_whole(done: Counter[str], name: str) -> 
 
 def test_a_deviation_that_shows_late_only_is_named() -> None:
     """A window of 100 tokens: the first of them are right."""
-    windowed = SPEC.replace(window=100)
-    whole = case()
-    out = kernel(Case("", "natural", 0, "bfloat16", windowed, whole.structure, whole.inputs), [])
-    found = ask(out, whole, most=1)
+    out = kernel(replace(case(), spec=SPEC.replace(window=100)), [])
+    found = ask(out, case(), most=1)
     assert found.status == NONE_FITS
     assert [(f.parameter, f.value) for f in found.fits] == [("window", 100)]
 
@@ -175,11 +172,9 @@ def test_all_singles_are_named(dtype: str, keys: int, profile: str, every: int) 
 @pytest.mark.slow
 def test_of_an_unlisted_number_that_is_nearly_the_spec_s_little_is_rounded(done: Counter[str]) -> None:
     """A few rows exclude what is nearly the truth, and spare the roundings of the whole."""
-    shape = Structure(1, T, T)
-    inputs = draw(SPEC, shape, "tiny_values", 3, "bfloat16")
-    unlisted = SPEC.replace(scale=1.05 * SPEC.head_dim**-0.5)
-    out = kernel(Case("", "tiny_values", 3, "bfloat16", unlisted, shape, inputs), [])
-    found = diagnose(out, SPEC, inputs, recipe="bfloat16")
+    of = natural(SPEC, Structure(1, T, T), "bfloat16", "tiny_values", 3)
+    out = kernel(replace(of, spec=SPEC.replace(scale=1.05 * SPEC.head_dim**-0.5)), [])
+    found = ask(out, of)
     assert found.status == NONE_FITS
     assert "scale" in [f.parameter for f in found.fits]
     assert done["rounded"] <= 2 * ORDERS

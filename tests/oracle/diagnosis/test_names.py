@@ -9,27 +9,24 @@ import re
 import numpy as np
 import pytest
 
-from refdiff.oracle import Case, Recipe, Spec, cases, diagnose
+from refdiff.oracle import Case, Spec, cases, diagnose
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.deviations.tiles import UNUSUAL
 from refdiff.oracle.inputs import VECTORS
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding import round_to
-from refdiff.oracle.rounding.ensemble import evaluate, quantised
-from refdiff.oracle.rounding.evaluation_order import HELD_OUT
 from refdiff.oracle.strategies import Structure, draw
-from tests.oracle.diagnosis.outputs import kernel, named, output_of
+from tests.oracle.diagnosis.outputs import kernel, named, output_of, rounded
 
 UNUSUAL_BY_NAME = {d.name: d for d in UNUSUAL}
 
 
-def _with_lambda(case: Case, value: float, order: int = 0) -> np.ndarray:
+def _with_lambda(case: Case, value: float) -> np.ndarray:
     """The output of a kernel that has this λ, stored in its type, without any mistake of the catalogue."""
-    recipe = Recipe(case.dtype)
-    inputs = {name: x for name, x in quantised(case.inputs, recipe).items() if name not in VECTORS}
+    inputs = {name: x for name, x in case.inputs.items() if name not in VECTORS}
     inputs["lambda_full"] = round_to(np.asarray(value), case.dtype)
-    return evaluate(case.spec.replace(lambda_form="given"), inputs, recipe, HELD_OUT[order])["out"]
+    return rounded(case.spec.replace(lambda_form="given"), inputs, case.dtype)["out"]
 
 
 @pytest.mark.parametrize("layer", [3, 4])
@@ -59,10 +56,7 @@ def test_a_triangle_that_is_off_by_one(queries: int, keys: int, window: int | No
     inputs = draw(spec, Structure(1, queries, keys), "discriminating", 3)
     t, s = np.arange(queries)[:, None], np.arange(keys)[None]
     see = (s <= t + keys - queries + by) & (np.abs(s - t - keys + queries) < (window or queries + keys))
-    recipe = Recipe("float32")
-    wrong = evaluate(
-        spec.replace(causal="none", window=None), {**quantised(inputs, recipe), "mask": see}, recipe, HELD_OUT[1]
-    )
+    wrong = rounded(spec.replace(causal="none", window=None), {**inputs, "mask": see}, order=1)
     found = diagnose(wrong["out"], spec, inputs, recipe="float32", max_deviations=1)
     assert found.name == name, str(found)
 
@@ -82,10 +76,7 @@ def test_a_number_is_fitted_to_all_inputs() -> None:
     """ε shows in tiny values alone; the first of two inputs has none."""
     spec = small_spec("hf_diffllama")
     both = [cases("natural", 1, spec=spec)[1], cases("tiny_values", 1, spec=spec)[1]]
-    recipe = Recipe("float32")
-    outs = [
-        evaluate(spec.replace(norm_eps=3.3e-7), quantised(c.inputs, recipe), recipe, HELD_OUT[0])["out"] for c in both
-    ]
+    outs = [rounded(spec.replace(norm_eps=3.3e-7), c.inputs)["out"] for c in both]
     found = diagnose(outs, spec, [c.inputs for c in both], recipe="float32", max_deviations=1)
     fit = next(f for f in found.fits if f.parameter == "norm_eps")
     assert fit.fits
@@ -97,8 +88,7 @@ def test_what_inputs_do_not_show_explains_nothing() -> None:
     """Without padding, padding seen is no mistake: it is not listed, though it leaves the rows that are right."""
     spec = Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=16, layer=2)
     inputs = draw(spec, Structure(1, 40, 40), "natural", 3)
-    recipe = Recipe("float32")
-    right = evaluate(spec, quantised(inputs, recipe), recipe, HELD_OUT[0])["out"]
+    right = rounded(spec, inputs)["out"]
     found = diagnose(right * (1 + 3e-6), spec, inputs, recipe="float32", max_deviations=1)
     assert "padding_seen" not in {d.name for c in found.candidates for d in c.deviations}, str(found)
 
@@ -164,8 +154,7 @@ def test_an_online_softmax_that_forgets_to_rescale_is_named(tile: int, accumulat
 )
 def test_two_wrong_fields_of_the_spec_are_told_before_anything_else(changes: dict[str, object], first: str) -> None:
     case = cases("discriminating", 3, spec=small_spec("hf_diffllama"))[1]
-    recipe = Recipe("float32")
-    out = evaluate(case.spec.replace(**changes), quantised(case.inputs, recipe), recipe, HELD_OUT[0])["out"]
+    out = rounded(case.spec.replace(**changes), case.inputs)["out"]
     found = diagnose(out, case.spec, case.inputs, recipe="float32")
     assert found.name is None
     assert not found.candidates, "what explains less is no lead"
@@ -215,7 +204,7 @@ def test_padded_keys_that_are_seen_say_the_tile(dtype: str) -> None:
     inputs = draw(spec, Structure(2, 24, 24), "natural", 3, dtype)
     more = {name: np.pad(inputs[name], ((0, 0), (0, 0), (0, 8), (0, 0))) for name in ("k", "v")}
     more |= {"q_positions": np.arange(24)[None], "k_positions": np.arange(32)[None]}
-    wrong = evaluate(spec, quantised({**inputs, **more}, Recipe(dtype)), Recipe(dtype), HELD_OUT[0])["out"]
+    wrong = rounded(spec, {**inputs, **more}, dtype)["out"]
     found = diagnose(wrong, spec, inputs, recipe=dtype, max_deviations=1)
     assert [f.parameter for f in found.fits if f.fits][:1] == ["tile"], str(found)
     assert found.fits[0].text.startswith("keys are padded with zeros to a multiple of 16 or 32, and seen")
@@ -227,8 +216,7 @@ def test_a_window_of_tiles_says_which(dtype: str) -> None:
     inputs = draw(spec, Structure(1, T, T), "natural", 3, dtype)
     t, s = np.arange(T)[:, None], np.arange(T)[None]
     see = (s <= t) & (s >= (t // 16 * 16 - 19) // 8 * 8)
-    problem = spec.replace(window=None, causal="none")
-    wrong = evaluate(problem, {**quantised(inputs, Recipe(dtype)), "mask": see}, Recipe(dtype), HELD_OUT[0])["out"]
+    wrong = rounded(spec.replace(window=None, causal="none"), {**inputs, "mask": see}, dtype)["out"]
     found = diagnose(wrong, spec, inputs, recipe=dtype, max_deviations=1)
     fit = next(f for f in found.fits if f.parameter == "window_tiles")
     assert fit.fits, str(found)

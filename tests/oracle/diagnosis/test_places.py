@@ -13,11 +13,9 @@ from refdiff.oracle import Budget, Case, budget, cases, deviations
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.deviations.listed import kind_of
 from refdiff.oracle.diagnosis.places import Damage, damage
-from refdiff.oracle.diagnosis.region_format import boxes, indices, repeats, worded
-from refdiff.oracle.diagnosis.rows import Rows
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.strategies import Structure, draw
-from tests.oracle.diagnosis.outputs import kernel, output_of
+from tests.oracle.diagnosis.outputs import kernel, natural, output_of
 
 T = 70
 ALL, REST = slice(None), "; everything else is within budget"
@@ -28,10 +26,8 @@ OF_PLACES = {"the_first_key_lost", "keys_tiled", "no_padding_mask", "a_sliding_w
 @lru_cache(maxsize=4)
 def right(preset: str, dtype: str) -> tuple[np.ndarray, Budget]:
     """What a right kernel gives in an order that no budget is made of, with 70 tokens, and the budget."""
-    spec, shape = small_spec(preset), Structure(2, T, T)
-    case = Case("", "natural", 0, dtype, spec, shape, draw(spec, shape, "natural", 0, dtype))
-    out = output_of(case)
-    return out, budget(spec, case.inputs, dtype, members=4)
+    case = natural(small_spec(preset), Structure(2, T, T), dtype)
+    return output_of(case), budget(case.spec, case.inputs, dtype, members=4)
 
 
 def planted(at: Any, value: Any, preset: str = "hf_diffllama", dtype: str = "bfloat16") -> Damage:
@@ -55,12 +51,16 @@ def half_as_large_again(x: np.ndarray) -> np.ndarray:
     [
         ((1, 3, slice(32, 64)), "tokens 32 to 63 of head 3 of sequence 1", "a tile not written"),
         ((0, 3, 17), "token 17 of head 3 of sequence 0", ""),
+        ((1, 3, [*range(32, 40), *range(41, 64)]), "most tokens from 32 to 63 of head 3 of sequence 1", ""),
+        ((ALL, [0, 4], 5), "token 5 of heads 0 and 4", ""),
+        ((ALL, ALL, np.arange(T) % 16 >= 12), "tokens i with i mod 16 from 12 to 15", "a part of each block of 16"),
         ((ALL, 2, slice(64, T)), "tokens 64 to 69 of head 2", "a last, partial block of rows"),
         ((ALL, ALL, slice(64, T)), "tokens 64 to 69", "partial block of rows, or a mask or positions"),
         ((ALL, ALL, slice(45, T)), "tokens 45 to 69", "a mask, a window or positions, from token 45 on"),
         ((ALL, ALL, slice(31, T, 32)), "tokens i with i mod 32 = 31", "the last row of each block of 32"),
         ((1,), "sequence 1", "strides, lengths or offsets of the batch"),
         ((ALL, 4), "head 4", "how heads are counted"),
+        ((ALL, [1, 3, 5]), "heads 1, 3 and 5", "how heads are counted"),
         ((1, 5), "head 5 of sequence 1", "one block of the grid"),
         ((..., slice(28, 32)), "columns 28 to 31 of every row", "a last, partial block of columns"),
         ((0, 2, slice(16, 32), slice(0, 8)), "columns 0 to 7 of tokens 16 to 31 of head 2 of sequence 0", "of columns"),
@@ -273,74 +273,3 @@ def test_noise_is_no_other_tile(dtype: str, seed: int) -> None:
     row = rng.normal(0, size, other.shape[1:])
     for damaged in (planted(TILE, half, dtype=dtype), planted((0, 1, 40), row, dtype=dtype)):
         assert "belongs in" not in " ".join(damaged.lines)
-
-
-def test_a_place_in_words_and_by_axes() -> None:
-    out, known = right("hf_diffllama", "float32")
-    rows = Rows.of(out, known)
-    assert rows.keys[0, 0].tolist() == list(range(1, 71))
-    some = np.zeros_like(rows.real)
-    some[1, 3, 32:64] = True
-    place = rows.place(some, rows.real)
-    assert place.text == "tokens 32 to 63 of head 3 of sequence 1"
-    assert place.shaped
-    assert {axis: inside.tolist() for axis, (inside, _) in place.part.items()}["t"] == list(range(32, 64))
-    assert set(place.part) == {"b", "h", "t"}
-    columns = np.arange(out.shape[-1]) < 8
-    assert rows.place(some, rows.real, columns).text.startswith("columns 0 to 7 of tokens 32 to 63")
-    scattered = np.random.default_rng(0).random(some.shape) < 0.2
-    assert not rows.place(scattered, rows.real).shaped
-
-
-NAMES = ("sequence", "head", "token")
-
-
-def mask(*places: tuple[object, ...]) -> np.ndarray:
-    made = np.zeros((2, 6, 64), dtype=bool)
-    for place in places:
-        made[place] = True
-    return made
-
-
-COUNTED = np.ones((2, 6, 64), dtype=bool)
-
-
-@pytest.mark.parametrize(
-    ("marked", "words"),
-    [
-        (mask((ALL, ALL, ALL)), [""]),
-        (mask((1, 3, slice(32, 64))), ["tokens 32 to 63 of head 3 of sequence 1"]),
-        (mask((1, ALL, ALL)), ["sequence 1"]),
-        (mask((ALL, [0, 4], 5)), ["token 5 of heads 0 and 4"]),
-        (mask((ALL, [1, 3, 5], ALL)), ["heads 1, 3 and 5"]),
-        (mask((ALL, ALL, slice(31, None, 32))), ["tokens i with i mod 32 = 31"]),
-        (mask((0, 0, 3), (1, 2, slice(8, 16))), ["token 3 of head 0 of sequence 0",
-          "tokens 8 to 15 of head 2 of sequence 1"]),
-        (mask((0, 0, 3), (0, 1, 9), (1, 2, 5), (1, 5, 60)), []),
-        (mask(), []),
-        (mask((0, 0, [1, 5, 6, 20, 33, 50])), [None]),
-    ],
-)  # fmt: skip
-def test_boxes_in_words(marked: np.ndarray, words: list[str | None]) -> None:
-    assert [worded(box, COUNTED, NAMES) for box in boxes(marked, COUNTED)] == words
-
-
-def test_a_box_may_have_a_hole() -> None:
-    marked = mask((1, 3, slice(32, 64)))
-    marked[1, 3, 40] = False
-    (box,) = boxes(marked, COUNTED)
-    assert worded(box, COUNTED, NAMES) == "most tokens from 32 to 63 of head 3 of sequence 1"
-    marked[1, 4, 32:64] = True
-    (box,) = boxes(marked, COUNTED)
-    assert worded(box, COUNTED, NAMES) == "tokens 32 to 63 of heads 3 to 4 of sequence 1"
-
-
-def test_what_repeats() -> None:
-    of = np.arange(70)
-    assert repeats(of[31::32], of) == (32, 31, 31)
-    assert repeats(of[of % 16 >= 12], of) == (16, 12, 15)
-    assert repeats(of[of % 7 == 2], of) == (7, 2, 2)
-    assert indices("token", of[of % 16 >= 12], of) == "tokens i with i mod 16 from 12 to 15"
-    assert repeats(np.asarray([5, 40]), of) is None
-    assert repeats(np.asarray([31]), of) is None
-    assert repeats(np.asarray([0, 32]), of) is None  # 64 is not among them

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle import Case, Ranking, Recipe, cases, diagnose
+from refdiff.oracle import Case, Ranking, cases, diagnose
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.diagnosis.ranking import NONE_FITS
 from refdiff.oracle.rounding import round_to
-from refdiff.oracle.rounding.ensemble import evaluate, quantised
-from refdiff.oracle.rounding.evaluation_order import HELD_OUT
-from refdiff.oracle.strategies import Structure, draw
+from refdiff.oracle.strategies import Structure
+from tests.oracle.diagnosis.outputs import natural, rounded
 
 SPEC = small_spec("hf_diffllama")
 T = 96
@@ -23,18 +22,15 @@ T = 96
 
 @lru_cache(maxsize=4)
 def case(dtype: str, queries: int = T, causal: str = "bottom_right") -> Case:
-    spec, shape = SPEC.replace(causal=causal), Structure(1, queries, T)
-    return Case("", "natural", 0, dtype, spec, shape, draw(spec, shape, "natural", 0, dtype))
+    return natural(SPEC.replace(causal=causal), Structure(1, queries, T), dtype)
 
 
 def asked(case: Case, at: Any, seen: bool) -> Ranking:
     """Diagnose a kernel that sees other keys (h, T, S) in a place than the spec says."""
-    recipe = Recipe(case.dtype)
     t, s = np.arange(case.structure.queries)[:, None], np.arange(T)[None]
     see = np.broadcast_to(s <= t + T - len(t) if case.spec.causal != "none" else s >= 0, (6, len(t), T)).copy()
     see[at] = seen
-    problem = case.spec.replace(causal="none")
-    wrong = evaluate(problem, {**quantised(case.inputs, recipe), "mask": see[None]}, recipe, HELD_OUT[0])["out"]
+    wrong = rounded(case.spec.replace(causal="none"), {**case.inputs, "mask": see[None]}, case.dtype)["out"]
     return diagnose(wrong, case.spec, case.inputs, recipe=case.dtype, max_deviations=1)
 
 
@@ -73,8 +69,8 @@ def test_lost_keys_of_one_query() -> None:
     ],
 )
 def test_what_stands_in_a_wrong_place(at: Any, change: Callable[[np.ndarray], np.ndarray], said: str) -> None:
-    recipe, one = Recipe("float16"), case("float16")
-    out = evaluate(one.spec, quantised(one.inputs, recipe), recipe, HELD_OUT[0])["out"]
+    one = case("float16")
+    out = rounded(one.spec, one.inputs, "float16")["out"]
     out[0, 1, at] = change(out)
     found = diagnose(round_to(out, "float16"), one.spec, one.inputs, recipe="float16", max_deviations=1)
     assert said in " ".join(found.where), found
@@ -90,9 +86,9 @@ def test_what_stands_in_a_wrong_place(at: Any, change: Callable[[np.ndarray], np
     ],
 )
 def test_gradients_are_wrong_in_a_place(name: str, at: tuple[int | slice, ...], said: str) -> None:
-    recipe, one = Recipe("bfloat16"), case("bfloat16")
+    one = case("bfloat16")
     dout = round_to(np.random.default_rng(0).normal(size=(1, 6, T, 32)), "bfloat16")
-    found = evaluate(one.spec, quantised(one.inputs, recipe), recipe, HELD_OUT[0], dout)
+    found = rounded(one.spec, one.inputs, "bfloat16", dout=dout)
     found[name][at] = 0
     answer = diagnose(found, one.spec, one.inputs, recipe="bfloat16", dout=dout)
     assert answer.status == NONE_FITS
@@ -110,8 +106,8 @@ def test_gradients_are_wrong_in_a_place(name: str, at: tuple[int | slice, ...], 
 )
 def test_gradients_of_packed_and_paged_inputs_and_of_a_layer(place: int, name: str, said: str) -> None:
     """The last three rows of each are zero; of packed keys two are the last of the longest sequence."""
-    one, recipe = cases("layout", 5, spec=SPEC, dtype="float32")[place], Recipe("float32")
-    found = evaluate(one.spec, quantised(one.inputs, recipe), recipe, HELD_OUT[0], one.dout)
+    one = cases("layout", 5, spec=SPEC, dtype="float32")[place]
+    found = rounded(one.spec, one.inputs, dout=one.dout)
     found[name][..., -3:, :] = 0
     given = {"out": found["out"], name: found[name]}
     answer = diagnose(given, one.spec, one.inputs, recipe="float32", dout=one.dout)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from refdiff.oracle import Recipe, Spec, deviations
-from refdiff.oracle.deviations import Problem, deviated, output
+from refdiff.oracle import Deviation, Recipe, Spec, deviations
+from refdiff.oracle.deviations import Problem, output
+from refdiff.oracle.deviations.deviation import output_with
 from refdiff.oracle.diagnosis import sub_case
-from refdiff.oracle.diagnosis.sub_case import Parts, acts_alike, cost, furthest_off, reduced
+from refdiff.oracle.diagnosis.sub_case import OF_KEYS, Parts, acts_alike, cost, furthest_off, reduced
 from refdiff.oracle.diagnosis.variants import Target
 from tests.oracle.example_inputs import draw, small
 
@@ -43,41 +45,36 @@ def test_the_part_is_those_rows(name: str, T: int, S: int) -> None:
     assert cost(spec, part.inputs) < cost(spec, t.inputs)
 
 
+def unlike(spec: Spec, of: Target, part: Target, some: Iterable[Deviation]) -> list[str]:
+    """Deviations that give in a part something else than in those rows of the whole."""
+    found = []
+    for d in some:
+        there, here = (output_with(spec, t.inputs, [d]) for t in (of, part))
+        same = there is here if there is None or here is None else np.allclose(there[part.at], here, rtol=0, atol=1e-10)
+        found += [] if same else [d.name]
+    return found
+
+
 @pytest.mark.parametrize(("T", "S"), [(23, 23), (9, 23)])
 def test_those_that_act_alike_do(T: int, S: int) -> None:
     spec = small("hf_diffllama")
     t = whole(spec, T, S)
-    part = reduced(spec, t)
     alike = [d for d in deviations(spec) if acts_alike(d)]
     assert len(alike) > 45
-    for d in alike:
-        there, here = deviated(spec, t.inputs, [d]), deviated(spec, part.inputs, [d])
-        assert (there is None) == (here is None)
-        if there is not None and here is not None:
-            a, b = output(there), output(here)
-            assert np.allclose(a[:1, :, part.at[2]], b, rtol=0, atol=1e-10), d
-
-
-def furthest(spec: Spec, t: Target, **how: bool) -> Target:
-    usual = reduced(spec, t, 2000, **how)
-    return furthest_off(spec, t, usual, **how)
+    assert unlike(spec, t, reduced(spec, t), alike) == []
 
 
 @pytest.mark.parametrize(("T", "S"), [(23, 23), (20, 23)])
-def test_deviations_act_alike_around_the_row_furthest_off(T: int, S: int) -> None:
+@pytest.mark.parametrize(("all_keys", "axes"), [(False, ()), (True, OF_KEYS)])
+def test_deviations_act_alike_around_the_row_furthest_off(
+    T: int, S: int, all_keys: bool, axes: tuple[str, ...]
+) -> None:
     spec = small("hf_diffllama")
     t = whole(spec, T, S)
     t.actual[1, 2, 11] += 10
-    for all_keys, axes in ((False, ()), (True, sub_case.OF_KEYS)):
-        part = furthest(spec, t, all_keys=all_keys)
-        assert part.at[2] == (slice(11, T) if all_keys else slice(8, 12))
-        for d in deviations(spec):
-            if acts_alike(d) or d.axis in axes:
-                there, here = deviated(spec, t.inputs, [d]), deviated(spec, part.inputs, [d])
-                assert (there is None) == (here is None), d
-                if there is not None and here is not None:
-                    a, b = output(there), output(here)
-                    assert np.allclose(a[1:, :, part.at[2]], b, rtol=0, atol=1e-10), d
+    part = furthest_off(spec, t, reduced(spec, t, 2000, all_keys=all_keys), all_keys=all_keys)
+    assert part.at[2] == (slice(11, T) if all_keys else slice(8, 12))
+    assert unlike(spec, t, part, (d for d in deviations(spec) if acts_alike(d) or d.axis in axes)) == []
 
 
 def test_parts_by_what_deviations_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,15 +90,8 @@ def test_parts_by_what_deviations_depend_on(monkeypatch: pytest.MonkeyPatch) -> 
     little = Parts.of(spec, (whole(spec, 2, 2),))
     assert little.tiny is little.small is little.last is little.whole
     assert cost(spec, parts.tiny[0].inputs) < cost(spec, parts.small[0].inputs) < parts.cost
-    last = parts.last[0]
-    assert last.inputs["k"].shape[2] == 23
-    T = last.inputs["q"].shape[2]
-    for d in deviations(spec):
-        if d.axis in sub_case.OF_KEYS:
-            there, here = deviated(spec, t.inputs, [d]), deviated(spec, last.inputs, [d])
-            if there is not None and here is not None:
-                a, b = output(there), output(here)
-                assert np.allclose(a[:1, :, -T:], b, rtol=0, atol=1e-10), d
+    assert parts.last[0].inputs["k"].shape[2] == 23
+    assert unlike(spec, t, parts.last[0], (d for d in deviations(spec) if d.axis in OF_KEYS)) == []
 
 
 def test_queries_from_the_top_left_are_not_reduced_where_keys_are_more() -> None:
