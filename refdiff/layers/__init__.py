@@ -3,6 +3,9 @@
 Axis letters, here and everywhere: B batch, T queries, S keys, H query heads, K key/value heads, d head size, D model
 size, F inner size, V vocabulary.
 
+Each computes in the dtype of its arguments, sums included, unless its docstring has a heading "Precision". Masks,
+biases, positions and integers have no gradient.
+
 The map: each equation, the functions that compute it, and the tests that hold them to it. A derivative `f_vjp` stands
 under its f. A name with a dot is above the layers. A test is file::name, the file in tests/layers, or in tests where it
 has a slash.
@@ -22,8 +25,7 @@ Ye et al. 2024, "Differential Transformer" (arXiv 2410.05258)
         held by     test_diff_lambda::test_start_over_layers
     eq. 3           MultiHead(X) = Concat_i((1 − λ_init) LN(DiffAttn_i(X))) W^O
         by          diff_heads_paper, diff_heads_hf, value_pairs_hf, model.diffllama.attention_paper
-        held by     test_diff_heads_paper::test_precision, test_diff_heads_hf::test_precision,
-                    test_diff_heads_paper::test_equals_hf_after_a_permutation_of_heads,
+        held by     test_heads::test_precision, test_heads::test_paper_equals_hf_after_a_permutation_of_heads,
                     test_heads::test_equals_the_files_of_unilm,
                     model/test_variants::test_equals_the_files_of_unilm
     section 2.1     with h = d_model / 2d heads, parameters and multiplications of matrix products as in a Transformer
@@ -32,12 +34,10 @@ Ye et al. 2024, "Differential Transformer" (arXiv 2410.05258)
                     model/test_variants::test_multiplications_are_those_of_a_llama
     eq. 4           Y^l = MultiHead(LN(X^l)) + X^l
         by          model.diffllama.decoder_layer
-        held by     model/test_diffllama::test_logits_by_hand,
-                    model/test_diffllama::test_each_half_of_a_layer_is_added_to_what_it_was_given
+        held by     model/test_diffllama::test_each_half_of_a_layer_is_added_to_what_it_was_given
     eq. 5           X^{l+1} = SwiGLU(LN(Y^l)) + Y^l
         by          model.diffllama.decoder_layer
-        held by     model/test_diffllama::test_logits_by_hand,
-                    model/test_diffllama::test_each_half_of_a_layer_is_added_to_what_it_was_given
+        held by     model/test_diffllama::test_each_half_of_a_layer_is_added_to_what_it_was_given
     section 2.2     LN(·) is RMSNorm
         by          rms_norm
         held by     test_rms_norm::test_precision
@@ -52,8 +52,8 @@ Ye et al. 2024, "Differential Transformer" (arXiv 2410.05258)
         held by     test_gradient_flow::test_eq_7, test_gradient_flow::test_eq_7_is_the_derivative_of_the_layer
     eq. 8           A = softmax((Q₁ K₁ᵀ + Q₂ K₂ᵀ) / √2d), O = (A V) W^O: a plain head of size 2d
         by          plain_heads
-        held by     test_plain_heads::test_two_streams_side_by_side_are_one_map_of_the_sum_of_their_scores,
-                    test_plain_heads::test_precision
+        held by     test_heads::test_two_streams_side_by_side_are_one_map_of_the_sum_of_their_scores,
+                    test_heads::test_precision
     eq. 9           ∂L/∂W^O, ∂L/∂W^V, ∂L/∂W^Q_i, ∂L/∂W^K_i of eq. 8
         by          plain_heads
         held by     test_gradient_flow::test_eq_9, test_gradient_flow::test_eq_9_is_the_derivative_of_the_layer
@@ -67,17 +67,17 @@ Ye et al. 2026, "Differential Transformer V2" (huggingface.co/blog/microsoft/dif
 
     DiffAttnV2      c_i = Σ_j (softmax(z¹)_ij − σ(λ_i) softmax(z²)_ij) v_j, both queries on one key and value head
         by          diff_heads_v2
-        held by     test_diff_heads_v2::test_precision, test_heads::test_equals_the_files_of_unilm
+        held by     test_heads::test_precision, test_heads::test_equals_the_files_of_unilm
     λ               σ(X W_λ), for each token and head
         by          diff_lambda_v2
         held by     test_diff_lambda::test_v2_precision
     Context         C = softmax(Q Kᵀ / √d) V has RMS(c_i) in [1/√n, 1], DiffAttnV2 in (0, √2)
         by          plain_heads, diff_heads_v2
-        held by     test_diff_heads_v2::test_the_size_of_the_context_is_between_0_and_the_root_of_2,
-                    test_diff_heads_v2::test_the_size_of_the_context_reaches_its_bounds
+        held by     test_heads::test_the_size_of_the_context_is_between_0_and_the_root_of_2,
+                    test_heads::test_the_size_of_the_context_reaches_its_bounds
     Construction    a Transformer of 2h heads computes it where W_O of head 2i + 1 is −λ times that of head 2i
         by          convert.convert
-        held by     test_diff_heads_v2::test_is_plain_attention_with_twice_the_heads_subtracted_in_pairs,
+        held by     test_heads::test_v2_is_plain_attention_with_twice_the_heads_subtracted_in_pairs,
                     convert/test_rewire::test_v2_with_one_lambda_for_all_is_a_llama_with_twice_the_heads
 
 What they build on

@@ -20,9 +20,6 @@ def activation(x: Array, name: str) -> Array:
     Shapes:
         x (...) -> (...)
 
-    Precision:
-        in the dtype of `x`.
-
     Raises:
         ValueError: an unknown name.
     """
@@ -35,26 +32,20 @@ def activation_vjp(g: Array, x: Array, name: str) -> tuple[Array]:
     """Pull a gradient back through `activation`.
 
     Equation:
-        ∂L/∂x = g act′(x), with the derivative of each name in `DERIVATIVES`; at a kink the one that torch takes
-
-    Used as:
-        `(dgate,) = activation_vjp(g, gate, config.hidden_act)`
+        ∂L/∂x = g act′(x), with the derivative of its function in `DERIVATIVES`; at a kink the one that torch takes
 
     Shapes:
         g and x (...) -> (...)
 
-    Precision:
-        in the dtype of `x`.
-
     Raises:
         ValueError: an unknown name, or `g` is not of the shape of `x`.
     """
-    if name not in DERIVATIVES:
-        raise ValueError(f"activation_vjp: {name!r} is not one of {', '.join(sorted(DERIVATIVES))}")
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation_vjp: {name!r} is not one of {', '.join(sorted(ACTIVATIONS))}")
     namespace(g, x)
     if g.shape != x.shape:
         raise ValueError(f"activation_vjp: g has shape {tuple(g.shape)}, but x has {tuple(x.shape)}")
-    return (g * DERIVATIVES[name](x),)
+    return (g * DERIVATIVES[ACTIVATIONS[name]](x),)
 
 
 def sigmoid(x: Array) -> Array:
@@ -281,31 +272,25 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 """Every `hidden_act` of transformers that has no weights of its own (prelu and xielu have)."""
 
-DERIVATIVES: dict[str, Callable[[Array], Array]] = {
-    "gelu": d_gelu,
-    "gelu_10": d_gelu_10,
-    "gelu_accurate": d_gelu_tanh,
-    "gelu_fast": d_gelu_tanh,
-    "gelu_new": d_gelu_tanh,
-    "gelu_python": d_gelu,
-    "gelu_python_tanh": d_gelu_tanh,
-    "gelu_pytorch_tanh": d_gelu_tanh,
-    "hardswish": d_hardswish,
-    "laplace": d_laplace,
-    "leaky_relu": d_leaky_relu,
-    "linear": d_identity,
-    "mish": d_mish,
-    "quick_gelu": d_quick_gelu,
-    "relu": d_relu,
-    "relu2": d_relu2,
-    "relu6": d_relu6,
-    "sigmoid": d_sigmoid,
-    "silu": d_silu,
-    "sqrtsoftplus": d_sqrtsoftplus,
-    "swish": d_silu,
-    "tanh": d_tanh,
+DERIVATIVES: dict[Callable[[Array], Array], Callable[[Array], Array]] = {
+    gelu: d_gelu,
+    gelu_10: d_gelu_10,
+    gelu_tanh: d_gelu_tanh,
+    hardswish: d_hardswish,
+    identity: d_identity,
+    laplace: d_laplace,
+    leaky_relu: d_leaky_relu,
+    mish: d_mish,
+    quick_gelu: d_quick_gelu,
+    relu: d_relu,
+    relu2: d_relu2,
+    relu6: d_relu6,
+    sigmoid: d_sigmoid,
+    silu: d_silu,
+    sqrtsoftplus: d_sqrtsoftplus,
+    tanh: d_tanh,
 }
-"""The derivative of each of `ACTIVATIONS`."""
+"""The derivative of each function of `ACTIVATIONS`."""
 
 _ERFC = (
     -1.3026537197817094342,

@@ -19,9 +19,6 @@ def cross_entropy(logits: Array, targets: Array, *, ignore_index: int = -100) ->
     Shapes:
         logits (..., V), targets (...) integers -> a scalar array ()
 
-    Precision:
-        in the dtype of `logits`.
-
     Raises:
         ValueError: shapes that do not fit.
         IndexError: a target is neither in 0 to V − 1 nor `ignore_index`.
@@ -56,14 +53,8 @@ def cross_entropy_vjp(g: Array, logits: Array, targets: Array, *, ignore_index: 
     Equation:
         ∂L/∂z = g (softmax(z) − onehot(target)) / n in the n rows that count, 0 in the others
 
-    Used as:
-        `dz, _ = cross_entropy_vjp(g, logits, targets)`
-
     Shapes:
         g (), logits (..., V), targets (...) -> (..., V), None
-
-    Precision:
-        in the dtype of `logits`.
 
     Raises:
         ValueError: `g` is not a scalar array.

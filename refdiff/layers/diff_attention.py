@@ -22,11 +22,8 @@ def attention_weights(
         `attention_weights(q, k)`; with H = n K heads, query head h reads key head h // n (grouped queries)
 
     Shapes:
-        q (B, H, T, d), k (B, K, S, d), mask boolean and bias broadcastable to (B, H, T, S) or None -> (B, H, T, S)
-
-    Precision:
-        in the dtype of `q`. `causal` hides later keys, the last query being aligned with the last key; a row that
-        sees no key is all zeros.
+        q (B, H, T, d), k (B, K, S, d), mask boolean and bias broadcastable to (B, H, T, S) or None -> (B, H, T, S);
+        `causal` hides later keys, the last query being aligned with the last key; a row that sees no key is all zeros
 
     Raises:
         ValueError: shapes that do not fit, a mask that is not boolean.
@@ -81,9 +78,6 @@ def diff_attention(
         q1, q2 (B, H, T, d), k1, k2 (B, K, S, d), v (B, K, S, e), lambda_ broadcastable to (B, H, T, 1),
         mask and bias as in `attention_weights`, with the H of the first map then the H of the second on the head
         axis if it is longer than 1 -> (B, H, T, e)
-
-    Precision:
-        in the dtype of `q1`.
 
     Raises:
         ValueError: shapes that do not fit.
@@ -146,15 +140,8 @@ def diff_attention_vjp(
         S_i = Q_i K_iᵀ / √d, ∂L/∂Q_i = ∂L/∂S_i K_i / √d and ∂L/∂K_i = ∂L/∂S_iᵀ Q_i / √d. What several query heads
         share (K, V, λ) collects the sum of their gradients.
 
-    Used as:
-        `dq1, dk1, dq2, dk2, dv, dlambda = diff_attention_vjp(g, q1, k1, q2, k2, v, lambda_, mask)`; mask and bias have
-        no gradient
-
     Shapes:
         g (B, H, T, e), the rest as in `diff_attention` -> the shapes of q1, k1, q2, k2, v, lambda_
-
-    Precision:
-        in the dtype of `q1`.
 
     Raises:
         ValueError: `g` is not of the shape of the result.
@@ -197,15 +184,9 @@ def attention_weights_vjp(
     Equation:
         with ∂L/∂S = A ⊙ (g − rowsum(g ⊙ A)): ∂L/∂Q = ∂L/∂S K / √d, ∂L/∂K = ∂L/∂Sᵀ Q / √d
 
-    Used as:
-        `dq, dk = attention_weights_vjp(g, q, k, mask)`; mask and bias have no gradient
-
     Shapes:
         g (B, H, T, S), q (B, H, T, d), k (B, K, S, d) -> the shapes of q and k. saved (B, H, T, S) is
         `attention_weights(q, k, mask, bias)`, if the forward pass kept it.
-
-    Precision:
-        in the dtype of `q`.
 
     Raises:
         ValueError: `g` is not of the shape of the result.

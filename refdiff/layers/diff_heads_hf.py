@@ -12,7 +12,7 @@ from typing import Any
 
 from refdiff import layers
 from refdiff.arrays import Array, namespace
-from refdiff.layers.plain_heads import concat_heads
+from refdiff.layers.plain_heads import check_even_heads, concat_heads
 
 
 def value_pairs_hf(v: Array) -> Array:
@@ -27,13 +27,10 @@ def value_pairs_hf(v: Array) -> Array:
     Shapes:
         v (B, K, T, d) -> (B, K/2, T, 2d)
 
-    Precision:
-        exact.
-
     Raises:
         ValueError: K is odd.
     """
-    _check_even("value_pairs_hf", "v", v)
+    check_even_heads("value_pairs_hf", "v", v)
     half = v.shape[1] // 2
     return namespace(v).concat([v[:, :half, ...], v[:, half:, ...]], axis=-1)
 
@@ -64,24 +61,16 @@ def diff_heads_hf(
         q (B, H, T, d), k (B, K, S, d), v (B, K/2, S, 2d) from `value_pairs_hf`, lambda_ () -> (B, T, H d);
         mask boolean and bias broadcastable to (B, H, T, S) or None
 
-    Precision:
-        in the dtype of `q`.
-
     Raises:
         ValueError: shapes that do not fit, or an odd number of heads.
     """
-    _check_even("diff_heads_hf", "q", q)
-    _check_even("diff_heads_hf", "k", k)
+    check_even_heads("diff_heads_hf", "q", q)
+    check_even_heads("diff_heads_hf", "k", k)
     H, K = q.shape[1] // 2, k.shape[1] // 2
     q1, q2 = q[:, :H, ...], q[:, H:, ...]
     k1, k2 = k[:, :K, ...], k[:, K:, ...]
     heads = ops.diff_attention(q1, k1, q2, k2, v, lambda_, mask, bias, causal=causal, ops=ops)
     return concat_heads((1 - lambda_init) * ops.rms_norm(heads, None, eps))
-
-
-def _check_even(name: str, what: str, x: Array) -> None:
-    if x.ndim != 4 or x.shape[1] % 2:
-        raise ValueError(f"{name}: {what} has shape {tuple(x.shape)}, but must be (B, heads, T, d) with even heads")
 
 
 def value_pairs_hf_vjp(g: Array, v: Array) -> tuple[Array]:
@@ -90,14 +79,8 @@ def value_pairs_hf_vjp(g: Array, v: Array) -> tuple[Array]:
     Equation:
         the halves of each pair go back to heads j and j + K/2
 
-    Used as:
-        `(dv,) = value_pairs_hf_vjp(g, v)`
-
     Shapes:
         g (B, K/2, T, 2d), v (B, K, T, d) -> (B, K, T, d)
-
-    Precision:
-        exact.
 
     Raises:
         ValueError: `g` is not of the shape of the result.
@@ -131,15 +114,9 @@ def diff_heads_hf_vjp(
     Equation:
         the lines of `diff_heads_hf` from bottom to top
 
-    Used as:
-        `dq, dk, dv, dlambda = diff_heads_hf_vjp(g, q, k, v, lambda_, lambda_init, eps, mask)`
-
     Shapes:
         g (B, T, H d), the rest as in `diff_heads_hf`; saved (B, H/2, T, 2d) is the result of `diff_attention`, if the
         forward pass kept it -> the shapes of q, k, v, lambda_
-
-    Precision:
-        in the dtype of `q`.
 
     Raises:
         ValueError: `g` is not of the shape of the result.

@@ -18,7 +18,7 @@ from typing import Any
 
 from refdiff import layers
 from refdiff.arrays import Array, namespace
-from refdiff.layers.plain_heads import concat_heads, split_heads_checked
+from refdiff.layers.plain_heads import check_even_heads, concat_heads, split_heads_checked
 
 SUBLN_EPS = 1e-5
 """The ε of the norm after attention in unilm, whatever the other norms of the model have."""
@@ -51,17 +51,11 @@ def diff_heads_paper(
         q (B, H, T, d), k (B, K, S, d), v (B, K/2, S, 2d), lambda_ (), weight (2d,), one for all heads -> (B, T, H d);
         mask boolean and bias broadcastable to (B, H, T, S) or None
 
-    Precision:
-        in the dtype of `q`.
-
     Raises:
         ValueError: shapes that do not fit, or an odd number of heads.
     """
-    for name, x in (("q", q), ("k", k)):
-        if x.ndim != 4 or x.shape[1] % 2:
-            raise ValueError(
-                f"diff_heads_paper: {name} has shape {tuple(x.shape)}, but must be (B, heads, T, d) with even heads"
-            )
+    check_even_heads("diff_heads_paper", "q", q)
+    check_even_heads("diff_heads_paper", "k", k)
     q1, q2, k1, k2 = q[:, 0::2, ...], q[:, 1::2, ...], k[:, 0::2, ...], k[:, 1::2, ...]
     mask, bias = first_then_second(mask), first_then_second(bias)
     heads = ops.diff_attention(q1, k1, q2, k2, v, lambda_, mask, bias, causal=causal, ops=ops)
@@ -96,16 +90,9 @@ def diff_heads_paper_vjp(
     Equation:
         the lines of `diff_heads_paper` from bottom to top
 
-    Used as:
-        `dq, dk, dv, dlambda, dweight = diff_heads_paper_vjp(g, q, k, v, lambda_, weight, lambda_init)`; mask and bias
-        have no gradient
-
     Shapes:
         g (B, T, H d), the rest as in `diff_heads_paper`; saved (B, H/2, T, 2d) is the result of `diff_attention`, if
         the forward pass kept it -> the shapes of q, k, v, lambda_, weight
-
-    Precision:
-        in the dtype of `q`.
 
     Raises:
         ValueError: `g` is not of the shape of the result.

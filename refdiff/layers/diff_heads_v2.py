@@ -42,9 +42,6 @@ def diff_heads_v2(
         q (B, 2h, T, d), k and v (B, K, S, d), lambda_ (B, h, T, 1) from `diff_lambda_v2` -> (B, T, h d);
         mask boolean and bias broadcastable to (B, 2h, T, S) or None
 
-    Precision:
-        in the dtype of `q`.
-
     Raises:
         ValueError: shapes that do not fit, or pairs that would not share a key head.
     """
@@ -76,14 +73,8 @@ def diff_heads_v2_vjp(
     Equation:
         as in `diff_attention_vjp`; both maps read the same keys, whose gradients add up
 
-    Used as:
-        `dq, dk, dv, dlambda = diff_heads_v2_vjp(g, q, k, v, lambda_, mask)`; mask and bias have no gradient
-
     Shapes:
         g (B, T, h d), the rest as in `diff_heads_v2` -> the shapes of q, k, v, lambda_
-
-    Precision:
-        in the dtype of `q`.
 
     Raises:
         ValueError: `g` is not of the shape of the result.

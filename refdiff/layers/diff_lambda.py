@@ -21,9 +21,6 @@ def lambda_init(layer: int) -> float:
     Shapes:
         layer, from 0 -> a float
 
-    Precision:
-        float64.
-
     Raises:
         ValueError: `layer` is negative.
     """
@@ -44,9 +41,6 @@ def diff_lambda(lambda_q1: Array, lambda_k1: Array, lambda_q2: Array, lambda_k2:
     Shapes:
         four times (d,), a float -> a scalar array ()
 
-    Precision:
-        in the dtype of the vectors.
-
     Raises:
         ValueError: the vectors are not four of one length.
     """
@@ -65,14 +59,8 @@ def diff_lambda_vjp(
     Equation:
         with e_i = exp(λ_qi · λ_ki): ∂L/∂λ_q1 = g e_1 λ_k1, ∂L/∂λ_k1 = g e_1 λ_q1, and −g e_2 … for the second pair
 
-    Used as:
-        `dq1, dk1, dq2, dk2 = diff_lambda_vjp(g, lambda_q1, lambda_k1, lambda_q2, lambda_k2, lambda_init)`
-
     Shapes:
         g (), four times (d,), a float -> four times (d,)
-
-    Precision:
-        in the dtype of the vectors.
 
     Raises:
         ValueError: `g` is not a scalar array.
@@ -102,9 +90,6 @@ def diff_lambda_v2(
     Shapes:
         x (B, T, D), weight (h, D) -> (B, h, T, 1)
 
-    Precision:
-        in the dtype of `x`.
-
     Raises:
         ValueError: `x` is not three-dimensional, or `weight` does not fit it.
     """
@@ -126,14 +111,8 @@ def diff_lambda_v2_vjp(
     Equation:
         ∂L/∂z = g λ (1 − λ) for z = x W_λᵀ; then as in `linear_vjp`
 
-    Used as:
-        `dx, dweight = diff_lambda_v2_vjp(g, x, **p["lambda_proj"])`
-
     Shapes:
         g (B, h, T, 1), x (B, T, D), weight (h, D) -> (B, T, D), (h, D)
-
-    Precision:
-        in the dtype of `x`.
 
     Raises:
         ValueError: `g` is not of the shape of the result.

@@ -17,9 +17,6 @@ def embedding(ids: Array, weight: Array) -> Array:
     Shapes:
         ids (...) integers, weight (V, D) -> (..., D)
 
-    Precision:
-        exact; the dtype of `weight`.
-
     Raises:
         ValueError: `weight` is not a matrix.
         IndexError: an id is negative or not below V.
@@ -44,14 +41,8 @@ def embedding_vjp(g: Array, ids: Array, weight: Array) -> tuple[None, Array]:
     Equation:
         ∂L/∂E[v] = Σ over t with id_t = v of g_t, written as a product with the one-hot matrix of the ids
 
-    Used as:
-        `embedding_vjp(g, ids, weight)`
-
     Shapes:
         g (..., D), ids (...), weight (V, D) -> None, (V, D)
-
-    Precision:
-        in the dtype of `g`.
 
     Raises:
         ValueError: `g` is not of the shape of the result.

@@ -17,9 +17,6 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     Shapes:
         x (..., I), weight (O, I), bias (O,) or None -> (..., O)
 
-    Precision:
-        one matrix product in the common dtype of `x` and `weight`.
-
     Raises:
         ValueError: the last axis of `x` is not I, or `bias` is not (O,).
     """
@@ -42,14 +39,8 @@ def linear_vjp(g: Array, x: Array, weight: Array, bias: Array | None = None) -> 
     Equation:
         ∂L/∂x = g W,  ∂L/∂W = Σ_rows gᵀ x,  ∂L/∂b = Σ_rows g
 
-    Used as:
-        `dx, dw, db = linear_vjp(g, x, **params["self_attn"]["q_proj"])`
-
     Shapes:
         g (..., O), x (..., I), weight (O, I), bias (O,) or None -> (..., I), (O, I), (O,) or None
-
-    Precision:
-        in the common dtype of the arguments.
 
     Raises:
         ValueError: `g` is not of the shape of the result.

@@ -28,9 +28,6 @@ def causal_mask(queries: int, keys: int, *, xp: Any, device: Any = None) -> Arra
     Shapes:
         T, S -> (T, S) boolean
 
-    Precision:
-        exact.
-
     Raises:
         ValueError: there are fewer keys than queries.
     """
@@ -53,9 +50,6 @@ def padding_mask(attention_mask: Array) -> Array:
     Shapes:
         attention_mask (B, S) of 1 and 0, or boolean -> (B, 1, 1, S) boolean
 
-    Precision:
-        exact.
-
     Raises:
         ValueError: `attention_mask` is not two-dimensional.
     """
@@ -76,9 +70,6 @@ def packed_mask(position_ids: Array) -> Array:
 
     Shapes:
         position_ids (B, T) integers -> (B, 1, T, T) boolean
-
-    Precision:
-        exact.
 
     Raises:
         ValueError: `position_ids` is not two-dimensional.

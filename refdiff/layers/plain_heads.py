@@ -34,9 +34,6 @@ def plain_heads(
         q (B, H, T, d), k (B, K, S, d), v (B, K, S, e) -> (B, T, H e); mask boolean and bias broadcastable to
         (B, H, T, S) or None
 
-    Precision:
-        in the dtype of `q`.
-
     Raises:
         ValueError: shapes that do not fit.
     """
@@ -66,14 +63,8 @@ def plain_heads_vjp(
     Equation:
         O = A V gives ∂L/∂V = Aᵀ g and ∂L/∂A = g Vᵀ; then as in `attention_weights_vjp`
 
-    Used as:
-        `dq, dk, dv = plain_heads_vjp(g, q, k, v, mask)`; mask and bias have no gradient
-
     Shapes:
         g (B, T, H e), the rest as in `plain_heads` -> the shapes of q, k, v
-
-    Precision:
-        in the dtype of `q`.
 
     Raises:
         ValueError: `g` is not of the shape of the result.
@@ -100,6 +91,12 @@ def split_heads(x: Array, e: int) -> Array:
     xp = namespace(x)
     B, T, width = x.shape
     return xp.permute_dims(xp.reshape(x, (B, T, width // e, e)), (0, 2, 1, 3))
+
+
+def check_even_heads(name: str, what: str, x: Array) -> None:
+    """Raise ValueError unless `x` is (B, heads, T, d) with an even number of heads."""
+    if x.ndim != 4 or x.shape[1] % 2:
+        raise ValueError(f"{name}: {what} has shape {tuple(x.shape)}, but must be (B, heads, T, d) with even heads")
 
 
 def split_heads_checked(name: str, g: Array, H: int, T: int, e: int) -> Array:

@@ -19,9 +19,6 @@ def rms_norm(x: Array, weight: Array | None, eps: float) -> Array:
     Shapes:
         x (..., D), weight (D,) or None -> (..., D)
 
-    Precision:
-        in the dtype of `x`, sums included.
-
     Raises:
         ValueError: `weight` is not (D,), or `eps` is negative.
     """
@@ -45,14 +42,8 @@ def rms_norm_vjp(g: Array, x: Array, weight: Array | None, eps: float) -> tuple[
         ∂L/∂x = r (h − x̂ mean(h ⊙ x̂)),  ∂L/∂w = Σ_rows g ⊙ x̂
         (from ∂r/∂x_i = −r³ x_i / D: the part of h along x is taken away, up to ε)
 
-    Used as:
-        `dx, dw = rms_norm_vjp(g, x, **params["input_layernorm"], eps=config.rms_norm_eps)`
-
     Shapes:
         g and x (..., D), weight (D,) or None -> (..., D), (D,) or None
-
-    Precision:
-        in the dtype of `x`.
 
     Raises:
         ValueError: `g` is not of the shape of `x`.

@@ -51,9 +51,6 @@ def rope(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Arra
     Shapes:
         x (B, H, T, d), cos and sin (B or 1, 1, T, n) with 2n ≤ d -> (B, H, T, d); dimensions past 2n are kept
 
-    Precision:
-        in the dtype of `x`.
-
     Raises:
         ValueError: shapes that do not fit.
     """
@@ -82,14 +79,8 @@ def rope_vjp(g: Array, x: Array, cos: Array, sin: Array, *, interleaved: bool = 
     Equation:
         a rotation's transpose is the rotation by the opposite angle: ∂L/∂x = rope(g, cos, −sin)
 
-    Used as:
-        `dq, _, _ = rope_vjp(g, q, cos, sin)`; positions have no gradient
-
     Shapes:
         g and x (B, H, T, d), cos and sin (B or 1, 1, T, n) -> (B, H, T, d), None, None
-
-    Precision:
-        in the dtype of `g`.
 
     Raises:
         ValueError: `g` is not of the shape of `x`.

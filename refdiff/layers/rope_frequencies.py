@@ -33,9 +33,6 @@ def rope_frequencies(
         `length` = the largest position + 1 that will be used; only dynamic and longrope depend on it
         -> (list of at most d/2 inverse frequencies in radians per position, scale)
 
-    Precision:
-        float64.
-
     Raises:
         ValueError: an unknown `rope_type`, a parameter that it needs is missing, or one that it cannot have.
     """

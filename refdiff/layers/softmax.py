@@ -21,7 +21,7 @@ def softmax(scores: Array, mask: Array | None = None) -> Array:
         scores (..., S), mask boolean, broadcastable to scores, or None -> (..., S)
 
     Precision:
-        in the dtype of `scores`. Whether a row sees anything is decided on the mask, not on the scores. Scores of
+        Whether a row sees anything is decided on the mask, not on the scores. Scores of
         masked keys are never used, whatever they hold.
 
     Raises:
@@ -67,15 +67,9 @@ def softmax_vjp(
     Equation:
         ∂L/∂z = a ⊙ (g − Σ_s g_s a_s), from ∂a_s/∂z_u = a_s (δ_su − a_u); zero where the mask hides
 
-    Used as:
-        `dz, _ = softmax_vjp(g, scores, mask)`
-
     Shapes:
         g and scores (..., S), mask boolean, broadcastable to scores, or None -> (..., S), None. saved (..., S) is
         `softmax(scores, mask)`, if the forward pass kept it: scores and mask are then not read.
-
-    Precision:
-        in the dtype of `scores`.
 
     Raises:
         ValueError: `g` is not of the shape of `scores`, or neither `scores` nor `saved` is given.

@@ -31,9 +31,6 @@ def swiglu(
         x (..., D), gate_proj and up_proj {"weight": (F, D)}, down_proj {"weight": (D, F)}, each with or without a
         {"bias": (F,) or (D,)} -> (..., D)
 
-    Precision:
-        in the dtype of `x`.
-
     Raises:
         ValueError: shapes that do not fit, an unknown activation.
     """
@@ -65,9 +62,6 @@ def swiglu_vjp(
     Shapes:
         g and x (..., D), projections as in `swiglu`; saved = (x W_Gᵀ, x W_1ᵀ), each (..., F), if the forward pass
         kept them -> (..., D) and three dicts like the projections
-
-    Precision:
-        in the dtype of `x`.
 
     Raises:
         ValueError: `g` is not of the shape of the result.

@@ -9,13 +9,9 @@ from refdiff.layers import activation, activation_vjp
 from refdiff.layers.activation import ACTIVATIONS, DERIVATIVES, erf, softplus
 from tests.layers import by_loops
 from tests.layers.by_loops import DIGITS, exact, rounded
-from tests.layers.places import Case
 from tests.tolerances import EXACT, FLOAT64, close
 
 GRID = np.concatenate([np.linspace(-12, 12, 601), [-1000.0, -87.3, -30.0, 1e-9, -1e-9, 30.0, 87.3, 1000.0]])[:, None]
-MIXED = np.random.default_rng(29).permutation(np.linspace(-9, 9, 105)).reshape(3, 5, 7)
-CASES = [Case(name, activation, (MIXED, name)) for name in sorted(ACTIVATIONS)]
-CASES.append(Case("empty", activation, (np.zeros((0, 3)), "silu")))
 NUMBERS = st.floats(-30, 30)
 
 # at −2, −1, 0, 1 and 7; to 15 digits, from the definitions
@@ -82,7 +78,7 @@ def test_symmetries(x: float) -> None:
 
 @pytest.mark.no_arrays
 def test_every_function_has_its_derivative() -> None:
-    assert list(DERIVATIVES) == list(ACTIVATIONS)
+    assert set(DERIVATIVES) == set(ACTIVATIONS.values())
 
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))

@@ -18,7 +18,7 @@ from refdiff.layers import (
 from tests.layers import by_loops
 from tests.layers.by_loops import exact, rounded
 from tests.layers.inputs import SEEDS, says
-from tests.layers.places import Case, Place
+from tests.layers.places import Place
 from tests.tolerances import EXACT, FLOAT64, close
 
 RNG = np.random.default_rng(31)
@@ -41,21 +41,6 @@ def seen(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 
 INPUTS = inputs(RNG)
-PADDED = padding_mask(np.array([[0, 0, 1, 1, 1, 1, 1], [1] * 7]))
-CASES = [
-    Case("one map", attention_weights, tuple(INPUTS[:2])),
-    Case("one map, mask and bias", attention_weights, (*INPUTS[:2], PADDED, RNG.normal(size=(1, H, T, S)))),
-    Case("causal", diff_attention, (*INPUTS, LAMBDA)),
-    Case("not causal", diff_attention, (*INPUTS, LAMBDA), {"causal": False}),
-    Case("padded", diff_attention, (*INPUTS, LAMBDA, PADDED)),
-    Case("a mask for each map", diff_attention, (*INPUTS, LAMBDA, seen(RNG, B, 2 * H, T, S))),
-    Case("a bias for each map", diff_attention, (*INPUTS, LAMBDA, None, RNG.normal(size=(2 * H, T, S)))),
-    Case("λ by token and head", diff_attention, (*INPUTS, RNG.normal(size=(B, H, T, 1)))),
-    Case("square", diff_attention, (*inputs(RNG, 5, 5), LAMBDA)),
-    Case("one query", diff_attention, (*inputs(RNG, 1, 7), LAMBDA, PADDED)),
-    Case("one query, one key", diff_attention, (*inputs(RNG, 1, 1), LAMBDA)),
-    Case("empty batch", diff_attention, (*(x[:0] for x in INPUTS), LAMBDA)),
-]
 
 
 def test_one_map_by_hand() -> None:

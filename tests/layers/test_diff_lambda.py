@@ -11,16 +11,9 @@ from refdiff.layers import diff_lambda, diff_lambda_v2, lambda_init
 from tests.layers import by_loops
 from tests.layers.by_loops import DIGITS, exact, rounded
 from tests.layers.inputs import SEEDS, says
-from tests.layers.places import Case
 from tests.tolerances import EXACT, FLOAT64, close
 
 d = 7
-CASES = [
-    Case("at its start", diff_lambda, (*np.random.default_rng(13).normal(size=(4, d)) * 0.1, 0.2)),
-    Case("far from its start", diff_lambda, (*np.random.default_rng(17).normal(size=(4, d)), 0.8)),
-    Case("v2", diff_lambda_v2, (np.random.default_rng(19).normal(size=(2, 5, d)), np.eye(3, d) * 3)),
-    Case("v2, empty", diff_lambda_v2, (np.zeros((2, 0, d)), np.eye(3, d))),
-]
 
 
 def test_by_hand() -> None:

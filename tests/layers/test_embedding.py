@@ -6,16 +6,9 @@ from hypothesis import strategies as st
 
 from refdiff.layers import embedding
 from tests.layers.inputs import SEEDS
-from tests.layers.places import Case
 from tests.tolerances import EXACT, close
 
-RNG = np.random.default_rng(2)
 V, D = 7, 5
-CASES = [
-    Case("batch", embedding, (RNG.integers(0, V, (2, 3)), RNG.normal(size=(V, D))), tolerance=EXACT, tolerance32=1e-7),
-    Case("one id", embedding, (np.array(6), RNG.normal(size=(V, D))), tolerance=EXACT, tolerance32=1e-7),
-    Case("empty", embedding, (np.zeros((2, 0), np.int64), RNG.normal(size=(V, D)))),
-]
 
 
 def test_by_hand() -> None:

@@ -7,8 +7,6 @@ import functools
 import importlib
 import pkgutil
 import re
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,13 +118,3 @@ def test_every_file_of_layers_has_a_public_one() -> None:
 def test_a_hole_in_the_map_is_seen() -> None:
     without_test = re.sub(r"\n {8}held by {5}test_rms_norm::test_precision", "", TEXT)
     assert len(read(without_test)) == len(ENTRIES) - 1
-
-
-@pytest.mark.slow
-def test_its_tests_notice_each_function_that_is_wrong(outside: dict[str, str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.layers"], cwd=ROOT, env=outside, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    functions = sum(len(entry.functions) for entry in ENTRIES)
-    assert f"{functions} of {functions} noticed" in done.stdout

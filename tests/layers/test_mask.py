@@ -1,33 +1,14 @@
 """Positions to which key each query may see."""
 
-from typing import Any
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refdiff.arrays import device, namespace
 from refdiff.layers import causal_mask, packed_mask, padding_mask
 from tests.layers.inputs import SEEDS
-from tests.layers.places import Case
 from tests.tolerances import EXACT, close
 
 POSITIONS = np.array([[0, 1, 2, 0, 1], [3, 4, 5, 9, 10]])
-
-
-def causal_like(array: Any, queries: int, keys: int) -> Any:
-    """A mask has no array among its arguments: take namespace and device from one."""
-    return causal_mask(queries, keys, xp=namespace(array), device=device(array))
-
-
-CASES = [
-    Case("causal", causal_like, (np.zeros(1), 3, 5)),
-    Case("padding", padding_mask, (np.array([[1, 1, 0], [0, 1, 1]]),)),
-    Case("padding, boolean", padding_mask, (np.array([[True, True, False]]),)),
-    Case("padding, empty", padding_mask, (np.zeros((0, 3), np.int64),)),
-    Case("packed", packed_mask, (POSITIONS,)),
-    Case("packed, one token", packed_mask, (np.array([[7]]),)),
-]
 
 
 def test_causal_by_hand() -> None:

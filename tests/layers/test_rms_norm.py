@@ -8,19 +8,11 @@ from refdiff.layers import rms_norm
 from tests.layers import by_loops
 from tests.layers.by_loops import exact, rounded
 from tests.layers.inputs import SEEDS, rows_of_all_sizes
-from tests.layers.places import Case
 from tests.tolerances import FLOAT64, LIMIT, close
 
 RNG = np.random.default_rng(5)
 D = 7
 WEIGHT = RNG.normal(size=D)
-CASES = [
-    Case("weight", rms_norm, (rows_of_all_sizes(RNG, 2, 3, D), WEIGHT, 1e-5)),
-    Case("no weight", rms_norm, (rows_of_all_sizes(RNG, 2, 3, D), None, 1e-5)),
-    Case("named as in a checkpoint", rms_norm, (RNG.normal(size=D),), {"weight": WEIGHT, "eps": 1e-6}),
-    Case("no epsilon", rms_norm, (RNG.normal(size=(2, D)), WEIGHT, 0.0)),
-    Case("empty", rms_norm, (np.zeros((2, 0, D)), WEIGHT, 1e-5)),
-]
 
 
 def test_by_hand() -> None:

@@ -11,7 +11,6 @@ from refdiff.layers import rope, rope_cos_sin, rope_frequencies
 from tests.layers import by_loops
 from tests.layers.by_loops import exact, rounded
 from tests.layers.inputs import SEEDS
-from tests.layers.places import Case
 from tests.tolerances import EXACT, FLOAT64, close
 
 RNG = np.random.default_rng(11)
@@ -20,18 +19,6 @@ FREQUENCIES = [1.0, 0.31, 0.11, 0.029, 0.017, 0.003, 0.0007]
 POSITIONS = RNG.integers(0, 1000, (B, T))
 COS, SIN = rope_cos_sin(POSITIONS, FREQUENCIES, 1.3, np.float64)
 X = RNG.normal(size=(B, H, T, d))
-CASES = [
-    Case("table", rope_cos_sin, (POSITIONS, FREQUENCIES, 1.3, np.float64)),
-    Case("table, far away", rope_cos_sin, (np.array([[100_000, 131_071]]), FREQUENCIES, 1.0, np.float64)),
-    Case("table, frequencies that are whole numbers", rope_cos_sin, (POSITIONS, [2, 1, 0], 1.0, np.float64)),
-    Case("table, empty", rope_cos_sin, (np.zeros((1, 0), np.int64), FREQUENCIES, 1.0, np.float64)),
-    Case("halves", rope, (X, COS, SIN)),
-    Case("interleaved", rope, (X, COS, SIN), {"interleaved": True}),
-    Case("halves, part of the head", rope, (X, COS[..., :3], SIN[..., :3])),
-    Case("interleaved, part of the head", rope, (X, COS[..., :3], SIN[..., :3]), {"interleaved": True}),
-    Case("one table for the batch", rope, (X, COS[:1], SIN[:1])),
-    Case("empty", rope, (X[:0], COS[:1], SIN[:1])),
-]
 
 
 def turned(x: np.ndarray, positions: list[list[int]] | np.ndarray, scale: float = 1.0, **options: bool) -> np.ndarray:
@@ -84,14 +71,6 @@ def test_scores_depend_on_differences_of_positions_only(rng: np.random.Generator
     close(scores(shift), scores(0), 1e-11)  # an angle of 10 000 radians is off by 1e-12
     forward = np.einsum("bhtd,bhtd->bht", turned(q, at_q, interleaved=inter), turned(k, at_k, interleaved=inter))
     close(np.einsum("bhtd,bhtd->bht", turned(q, at_q - at_k, interleaved=inter), k), forward, FLOAT64)
-
-
-@given(SEEDS, st.booleans())
-def test_two_rotations_are_one_by_the_sum(rng: np.random.Generator, interleaved: bool) -> None:
-    x, one, two = rng.normal(size=(B, H, T, d)), *rng.integers(-50, 50, (2, B, T))
-    twice = turned(turned(x, one, interleaved=interleaved), two, interleaved=interleaved)
-    close(twice, turned(x, one + two, interleaved=interleaved), FLOAT64)
-    close(turned(turned(x, one, interleaved=interleaved), -one, interleaved=interleaved), x, FLOAT64)
 
 
 @given(SEEDS)

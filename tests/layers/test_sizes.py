@@ -13,25 +13,17 @@ from hypothesis import strategies as st
 from refdiff.layers import (
     activation,
     attention_weights,
-    causal_mask,
-    cross_entropy,
     diff_attention,
     diff_heads_hf,
     diff_heads_paper,
     diff_heads_v2,
-    diff_lambda,
-    diff_lambda_v2,
-    embedding,
     linear,
-    packed_mask,
-    padding_mask,
     plain_heads,
     rms_norm,
     rope,
     rope_cos_sin,
     softmax,
     swiglu,
-    value_pairs_hf,
 )
 from tests.layers.inputs import SEEDS
 from tests.tolerances import CANCELLED, close
@@ -130,13 +122,6 @@ def test_each_pair_of_heads_alone(rng: np.random.Generator, K: int, n: int, d: i
     close(plain[at], plain_heads(q[:, i : i + 1], k[key], v[key]), CANCELLED)
 
 
-@given(SEEDS, TIMES, st.integers(1, 70))
-def test_pairs_of_values(rng: np.random.Generator, K: int, T: int) -> None:
-    v = rng.normal(size=(1, 2 * K, T, 3))
-    j = int(rng.integers(K))
-    close(value_pairs_hf(v)[:, j : j + 1], value_pairs_hf(v[:, [j, j + K]]), CANCELLED)
-
-
 @given(SEEDS, TIMES, TIMES)
 def test_products_in_parts(rng: np.random.Generator, times: int, rows: int) -> None:
     """Of x as of the weight: sums over parts of the inner size, each output by itself."""
@@ -174,40 +159,3 @@ def test_each_pair_turns_alone(rng: np.random.Generator, d: int, T: int) -> None
         turned = rope(x, cos, sin, interleaved=interleaved)[:, :, t : t + 1, pair]
         close(turned, rope(x[:, :, t : t + 1, pair], cos[at], sin[at], interleaved=interleaved), CANCELLED)
         close(turned, rope(x[:, :, t : t + 1, pair], *alone, interleaved=interleaved), CANCELLED)
-
-
-@given(SEEDS, TIMES)
-def test_vectors_of_lambda_several_times(rng: np.random.Generator, times: int) -> None:
-    """A dot product of a vector that is there several times, divided by how often; and λ of v2 for any width."""
-    q1, k1, q2, k2 = 0.5 * rng.normal(size=(4, 8))
-    long = [np.tile(x, times) / times**0.5 for x in (q1, k1, q2, k2)]
-    close(diff_lambda(*long, 0.36), diff_lambda(q1, k1, q2, k2, 0.36), CANCELLED)
-    x, weight = rng.normal(size=(2, 3, 8)), rng.normal(size=(5, 8))
-    wide = diff_lambda_v2(np.tile(x, times), np.tile(weight, (times, times)) / times)
-    close(wide, np.tile(diff_lambda_v2(x, weight), (1, times, 1, 1)), CANCELLED)
-
-
-@given(SEEDS, TIMES, TIMES)
-def test_each_token_alone(rng: np.random.Generator, rows: int, times: int) -> None:
-    """The loss is a mean over tokens, and classes of no probability do not count; an embedding is a row of a table."""
-    logits, targets = 2 * rng.normal(size=(rows, 9)), rng.integers(0, 9, size=rows)
-    losses = [float(cross_entropy(logits[t], targets[t])) for t in range(rows)]
-    never = np.full((rows, 9 * times), -1e4)
-    close(cross_entropy(np.concatenate([logits, never], axis=1), targets), np.mean(losses), CANCELLED)
-    table, ids = rng.normal(size=(9 * times, 64)), rng.integers(0, 9 * times, size=rows)
-    t = int(rng.integers(rows))
-    close(embedding(ids, table)[t], embedding(np.zeros(1, np.int64), table[ids[t] :][:1])[0], CANCELLED)
-
-
-@given(SEEDS, st.integers(1, 200), st.integers(0, 100))
-def test_who_sees_whom(rng: np.random.Generator, T: int, past: int) -> None:
-    """One pair of tokens of many, by the definition."""
-    S = T + past
-    t, s = int(rng.integers(T)), int(rng.integers(S))
-    assert causal_mask(T, S, xp=np)[t, s] == (s <= t + past)
-    real = rng.integers(0, 2, size=(2, S))
-    assert padding_mask(real)[1, 0, 0, s] == (real[1, s] != 0)
-    positions = np.concatenate([np.arange(n) for n in rng.integers(1, 30, size=T)])[:T]
-    first, last = sorted((t, s % T))
-    together = bool((np.diff(positions)[first:last] == 1).all())
-    assert packed_mask(positions[None])[0, 0, t, s % T] == together

@@ -8,10 +8,8 @@ from refdiff.layers import swiglu
 from tests.layers import by_loops
 from tests.layers.by_loops import exact, rounded
 from tests.layers.inputs import SEEDS
-from tests.layers.places import Case
 from tests.tolerances import EXACT, FLOAT64, close
 
-RNG = np.random.default_rng(23)
 D, F = 5, 7
 
 
@@ -23,13 +21,6 @@ def weights(rng: np.random.Generator, bias: bool = False) -> dict[str, dict[str,
         for name, shape in shapes.items():
             p[name]["bias"] = rng.normal(size=shape[0])
     return p
-
-
-CASES = [
-    Case("silu", swiglu, (RNG.normal(size=(2, 3, D)),), weights(RNG)),
-    Case("gelu and biases", swiglu, (RNG.normal(size=(2, 3, D)),), weights(RNG, bias=True) | {"act": "gelu"}),
-    Case("empty", swiglu, (np.zeros((0, D)),), weights(RNG)),
-]
 
 
 def test_by_hand() -> None:

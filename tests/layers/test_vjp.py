@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from typing import Any
 
@@ -13,9 +12,7 @@ from hypothesis import strategies as st
 
 from refdiff import layers
 from refdiff.layers.activation import ACTIVATIONS
-from tests.layers.places import Case
 from tests.layers.vjps import DRAWS, KINKED, KINKS, NAMES, differentiable, draw, gradients, no_targets
-from tests.tolerances import CANCELLED
 
 STEP = 2e-4  # of the size of what is moved
 ROUGH = 1e-8  # what four evaluations in float64 can tell of a slope: the next term of the series, STEP⁴ f⁗′/30
@@ -152,22 +149,3 @@ def test_hidden_keys_get_no_gradient() -> None:
     for d in (dk1, dk2, dv):
         assert (d[:, :, 1] == 0).all()
         assert (d[:, :, [0, 2]] != 0).any()
-
-
-def vjp_case(name: str, call: str, args: tuple[Any, ...], options: dict[str, Any], seed: int = 0) -> Case:
-    value = getattr(layers, name)(*args, **options)
-    vjp = getattr(layers, f"{name}_vjp")
-
-    @functools.wraps(vjp)
-    def only_arrays(*args: Any, **options: Any) -> tuple[Any, ...]:
-        return tuple(d for d in vjp(*args, **options) if d is not None)
-
-    return Case(call, only_arrays, (upstream(value, seed), *args), options, CANCELLED, 1e-3)
-
-
-IDS = np.array([3, 0, 4], np.uint64)  # which the standard compares with no other type
-CASES = [
-    *(vjp_case(name, f"drawn from {seed}", *draw(name, seed), seed) for name in NAMES for seed in range(4)),
-    vjp_case("embedding", "unsigned ids", (IDS, np.ones((5, 2))), {}),
-    vjp_case("cross_entropy", "unsigned targets", (np.arange(15.0).reshape(3, 5) % 4, IDS), {"ignore_index": 0}),
-]
