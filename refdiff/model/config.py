@@ -13,7 +13,7 @@ from refdiff import hub
 from refdiff.errors import CheckpointError
 from refdiff.files import read_json, write_json
 from refdiff.messages import list_problems, show_value, warn
-from refdiff.model import config_checks, rope_parameters, unknown_fields
+from refdiff.model import config_checks, rope_parameters
 from refdiff.model.commit import finish
 
 
@@ -141,7 +141,7 @@ class DiffLlamaConfig:
         checked = type(self).__new__(type(self))
         checked._fill(self.to_dict())
         values = checked.to_dict()
-        if values["id2label"] == _default_labels(2):
+        if values["id2label"] == config_checks.default_labels(2):
             # As transformers: two unnamed labels are what every model has, classifier or not.
             del values["id2label"], values["label2id"]
         for name in ("dtype", "label2id", "problem_type", "architectures"):
@@ -163,7 +163,7 @@ class DiffLlamaConfig:
             if not isinstance(nested_extra, Mapping):
                 raise ValueError(f"extra: got {show_value(nested_extra)}, expected a dict of further fields")
             left = {**nested_extra, **left}
-        unknown_fields.refuse_other_models(left)
+        config_checks.refuse_other_models(left)
         self.wiring = config_checks.wiring(left.pop("wiring", None), left.get("model_type"))
         if left.pop("model_type", None) == "llama":
             left = {**config_checks.LLAMA_DEFAULTS, **left}
@@ -188,14 +188,10 @@ class DiffLlamaConfig:
         config_checks.fill_labels(self, left)
         self.extra = left
         remarks += config_checks.token_id_remarks(self)
-        unknown = sorted(name for name in left if not unknown_fields.written_by_transformers(name, left[name]))
+        unknown = sorted(name for name in left if not config_checks.written_by_transformers(name, left[name]))
         if unknown:
-            remarks.insert(0, unknown_fields.describe_unknown(unknown, [entry.name for entry in fields(self)]))
+            remarks.insert(0, config_checks.describe_unknown(unknown, [entry.name for entry in fields(self)]))
         return remarks
-
-
-def _default_labels(count: int) -> dict[int, str]:
-    return {index: f"LABEL_{index}" for index in range(count)}
 
 
 _LEGACY_ROPE = ("rope_scaling", "rope_theta", "partial_rotary_factor")

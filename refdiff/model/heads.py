@@ -209,14 +209,14 @@ class DiffLlamaForTokenClassification(TrainableModel):
         out.logits = self.ops.linear(out.last_hidden_state, **self.params["score"])
         out.last_hidden_state = None
         if labels is not None:
-            out.loss = losses.token_loss(self.ops, out.logits, self._array(integers("labels", labels)))
+            out.loss = self.ops.cross_entropy(out.logits, self._array(integers("labels", labels)))
         return out
 
     def _head_loss_and_grad(self, g: Array, last: Array, input_ids: Any, labels: Any) -> HeadResult:
         targets = self._array(integers("labels", labels))
         logits = self.ops.linear(last, **self.params["score"])
-        loss = losses.token_loss(self.ops, logits, targets)
-        dlogits = losses.token_loss_vjp(self.ops, g, logits, targets)
+        loss = self.ops.cross_entropy(logits, targets)
+        dlogits = self.ops.cross_entropy_vjp(g, logits, targets)[0]
         dlast, score = linear_back(self.ops, dlogits, last, self.params["score"])
         return loss, dlast, {"score": score}
 

@@ -43,21 +43,6 @@ def _next(labels: Array) -> Array:
     return xp.concat([labels[:, 1:], nothing], axis=1)
 
 
-def token_loss(ops: Ops, logits: Array, labels: Array) -> Array:
-    """Average −log p of each token's label; labels of −100 do not count.
-
-    Shapes:
-        logits (B, T, C), labels (B, T) -> ()
-    """
-    return ops.cross_entropy(logits, labels)
-
-
-def token_loss_vjp(ops: Ops, g: Array, logits: Array, labels: Array) -> Array:
-    """Pull a gradient back through `token_loss`; -> (B, T, C)."""
-    dlogits: Array = ops.cross_entropy_vjp(g, logits, labels)[0]
-    return dlogits
-
-
 def sequence_loss(ops: Ops, logits: Array, labels: Array, problem_type: str | None) -> Array:
     """Compare pooled logits with labels: squared error, cross entropy, or cross entropy of independent labels.
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import difflib
 import functools
+import importlib
 import os
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, ParamSpec, Self, TypedDict, TypeVar
 
 import numpy as np
 
 from refdiff import hub
-from refdiff.arrays import Array, backend, from_numpy, namespace
+from refdiff.arrays import Array, backend, from_numpy, namespace, to_numpy
 from refdiff.backends import backend_for, device_placement, keep_half
 from refdiff.files import read_json
 from refdiff.messages import warn
@@ -22,9 +24,8 @@ from refdiff.model.commit import read_consistently
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.diffllama import Context, diffllama
 from refdiff.model.outputs import ModelOutput
-from refdiff.model.pickled import Pickled
 from refdiff.model.recorder import Recorder
-from refdiff.model.weights import flatten, initialize, load, resolve_dtype, save
+from refdiff.model.weights import flatten, initialize, load, nest, resolve_dtype, save
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -77,7 +78,7 @@ def model_call(call: Callable[P, R]) -> Callable[P, R]:
     return called
 
 
-class PreTrainedModel(Pickled):
+class PreTrainedModel:
     """A DiffLlama with one head; use one of its subclasses.
 
     `DiffLlamaForCausalLM(config)` has newly drawn weights, the same as `from_config(config)`; `from_pretrained` loads.
@@ -120,7 +121,7 @@ class PreTrainedModel(Pickled):
         self.xp = _backend(backend)
         self.device = device
         with device_placement(self.xp, device, sum(getattr(a, "nbytes", 0) for a in flatten(params).values())) as put:
-            self.params = _map(put, params)
+            self.params = nest({name: put(array) for name, array in flatten(params).items()})
         matrices = self.base_params["layers"][0]["self_attn"]["o_proj"]["weight"].dtype
         self.backend = backend_for(self.xp, kernels, threads, getattr(matrices, "name", "float32"))
         self.ops = self.backend.ops
@@ -250,6 +251,46 @@ class PreTrainedModel(Pickled):
             generation_config=self.generation_config,
         )  # fmt: skip
 
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Give what `restore` needs: the path where the weights are still those of the file, else the weights.
+
+        So each worker maps the file itself, and a model of gigabytes is sent in a few thousand bytes.
+
+        Raises:
+            TypeError: `ops` were replaced by functions of this process.
+        """
+        if self.ops is not self._init_options["ops"]:
+            raise TypeError(
+                "this model has ops of its own, and they do not pickle: send it without, and put them into its `ops` "
+                "where it arrives"
+            )
+        choices = {
+            "dtype": self.dtype,
+            "device": self.device,
+            "kernels": self._init_options["kernels"],
+            "threads": self._init_options["threads"],
+            "generation_config": self.generation_config,
+        }
+        source = None if self.source is None else str(Path(self.source).absolute())
+        if self._loaded is not None and self._is_as_in_file(self._loaded[1]):
+            weights: Any = self._loaded[0]
+        else:
+            weights = nest({name: to_numpy(a) for name, a in flatten(self.params).items()})
+        return restore, (type(self), self.config, source, weights, self.xp.__name__, choices)
+
+    def __copy__(self) -> Self:
+        """Share everything, `ops` of its own too."""
+        new = type(self).__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        return new
+
+    def _is_as_in_file(self, loaded: dict[str, Any]) -> bool:
+        """Whether the weights are the very arrays that were loaded, and nobody can have written to them."""
+        now = flatten(self.params)
+        return now.keys() == loaded.keys() and all(
+            a is loaded[name] and isinstance(a, np.ndarray) and not a.flags.writeable for name, a in now.items()
+        )
+
     def __repr__(self) -> str:
         c = self.config
         return (
@@ -377,17 +418,27 @@ class PreTrainedModel(Pickled):
             raise ValueError(f"attention_mask: got shape {given.shape}, expected (B, S) or (B, 1 or H, T, S)")
 
 
+def restore(
+    cls: Any, config: DiffLlamaConfig, source: str | None, weights: Any, backend: str, choices: dict[str, Any]
+) -> Any:
+    """Make a model again, of `weights`, or of the file in `source` if that is a word: how they are held.
+
+    Raises:
+        CheckpointError: the folder is not there, or holds another model.
+    """
+    params = weights
+    if isinstance(weights, str):
+        params = load(str(source), config, cls.__name__, dtype=choices["dtype"], stored=weights == "stored")
+    model = cls(config, params, backend=importlib.import_module(backend), **choices)
+    model.source = source
+    if isinstance(weights, str):
+        model._loaded = weights, flatten(model.params)
+    return model
+
+
 def _backend(name: str | ModuleType) -> Any:
     xp = backend(name)
     return namespace(xp.zeros(1))
-
-
-def _map(function: Callable[[Any], Any], nested: Any) -> Any:
-    if isinstance(nested, dict):
-        return {key: _map(function, value) for key, value in nested.items()}
-    if isinstance(nested, list):
-        return [_map(function, value) for value in nested]
-    return function(nested)
 
 
 def _dtype_name(dtype: Any) -> str:

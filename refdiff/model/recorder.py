@@ -64,8 +64,10 @@ class Recorder:
             out.lambdas = (zero,) * len(self._maps)
             return
         pairs = list(zip(self._maps[0::2], self._maps[1::2], strict=True))  # diff_attention computes A₁, then A₂
-        join = _side_by_side if pairing == "halves" else in_turn
-        out.attentions = tuple(join(a1, a2) for a1, a2 in pairs)
+        if pairing == "halves":
+            out.attentions = tuple(namespace(a1).concat([a1, a2], axis=1) for a1, a2 in pairs)
+        else:
+            out.attentions = tuple(in_turn(a1, a2) for a1, a2 in pairs)
         out.differential_attentions = tuple(a1 - λ * a2 for (a1, a2), λ in zip(pairs, self._lambdas, strict=True))
         out.lambdas = tuple(self._lambdas)
 
@@ -76,7 +78,3 @@ def _appending(results: list[Array], function: Callable[..., Array]) -> Callable
         return results[-1]
 
     return wrapped
-
-
-def _side_by_side(a1: Array, a2: Array) -> Array:
-    return namespace(a1).concat([a1, a2], axis=1)

@@ -11,6 +11,7 @@ from refdiff.arrays import Array, device
 from refdiff.model import diffllama_vjp, inputs
 from refdiff.model.diffllama import Context
 from refdiff.model.pretrained import PreTrainedModel, model_call
+from refdiff.model.weights import flatten, nest
 
 HeadResult = tuple[Array, Array, dict[str, Any]]
 """A loss (), its gradient in the last hidden states (B, T, D), and in the parameters of the head."""
@@ -77,7 +78,8 @@ class TrainableModel(PreTrainedModel):
             table = table + head.pop("lm_head")["weight"]
         base["embed_tokens"] = {"weight": table}
         grads = base if self.base_prefix is None else {self.base_prefix: base, **head}
-        return loss * g, _in_order_of(self.params, grads)
+        found = flatten(grads)
+        return loss * g, nest({name: found[name] for name in flatten(self.params)})
 
     def _by_rows(
         self,
@@ -101,7 +103,13 @@ class TrainableModel(PreTrainedModel):
             return self._one_loss_and_grad(hidden[at].copy("K"), context.select_batch(at), own, labels[at], share)
 
         def take(one: tuple[Array, dict[str, Any]]) -> None:
-            found[:] = [one] if not found else [(found[0][0] + one[0], _added(found[0][1], one[1]))]
+            if not found:
+                found.append(one)
+                return
+            loss, grads = found[0]
+            for total, more in zip(flatten(grads).values(), flatten(one[1]).values(), strict=True):
+                total += more
+            found[0] = loss + one[0], grads
 
         self.backend.map_in_order(some, [part for part in zip(rows, shares, strict=True) if part[1]], take)
         return found[0]
@@ -123,22 +131,3 @@ class TrainableModel(PreTrainedModel):
             g = self.xp.where((ids == pad)[..., None], self.xp.zeros_like(g), g)
         grad: Array = self.ops.embedding_vjp(g, ids, table)[1]
         return grad
-
-
-def _added(total: Any, more: Any) -> Any:
-    """Add nested gradients to those in `total`, which are written to."""
-    if isinstance(more, dict):
-        return {name: _added(total[name], value) for name, value in more.items()}
-    if isinstance(more, list):
-        return [_added(t, m) for t, m in zip(total, more, strict=True)]
-    total += more
-    return total
-
-
-def _in_order_of(params: Any, grads: Any) -> Any:
-    """The gradients in the order in which the parameters stand."""
-    if isinstance(params, dict):
-        return {name: _in_order_of(params[name], grads[name]) for name in params}
-    if isinstance(params, list):
-        return [_in_order_of(p, g) for p, g in zip(params, grads, strict=True)]
-    return grads

@@ -56,8 +56,6 @@ def test_its_two_halves_are_append():
         assert len(halves) == start
         for one, exact in zip(halves.commit(0, start + k.shape[2]), expected, strict=True):
             np.testing.assert_array_equal(one, exact)
-    with pytest.raises(ValueError, match="layer 0 has no buffers yet"):
-        KVCache(1).commit(0, 1)
 
 
 def test_reorder_picks_rows_and_may_change_their_number():
@@ -72,30 +70,6 @@ def test_reorder_picks_rows_and_may_change_their_number():
     np.testing.assert_array_equal(v[:, :, :4], b[1][[2, 0, 2, 2]])
 
 
-def test_reorder_may_leave_no_row():
-    cache, ((a,),) = KVCache(1), pieces(3, [4], layers=1)
-    cache.append(0, *a)
-    cache.reorder([])
-    assert cache.batch_size == 0
-    k, _ = cache.append(0, np.zeros((0, 2, 1, 5)), np.zeros((0, 1, 1, 7)))
-    assert k.shape == (0, 2, 5, 5)
-
-
-def test_reorder_of_an_empty_cache_is_nothing():
-    cache = KVCache(1)
-    cache.reorder([1, 0])
-    assert cache.batch_size is None
-
-
-@pytest.mark.parametrize("rows", [[3], [-1], [0, 5]])
-def test_reorder_refuses_rows_that_are_not_there(rows):
-    cache, ((a, b),) = KVCache(2), pieces(3, [4])
-    cache.append(0, *a)
-    cache.append(1, *b)
-    with pytest.raises(IndexError, match="are not all in 0 to 2"):
-        cache.reorder(rows)
-
-
 @pytest.mark.parametrize("length", [0, 3, 5])
 def test_crop_forgets_the_end(length):
     cache, (long, short) = KVCache(2), pieces(4, [5, 2])
@@ -107,26 +81,52 @@ def test_crop_forgets_the_end(length):
     np.testing.assert_array_equal(k, np.concatenate([long[0][0][:, :, :length], short[0][0]], axis=2))
 
 
-@pytest.mark.parametrize("length", [-1, 6])
-def test_crop_refuses_what_is_not_there(length):
-    cache, (long,) = KVCache(2), pieces(4, [5])
+def test_an_empty_cache_has_no_rows_to_reorder():
+    cache = KVCache(1)
+    cache.reorder([1, 0])
+    assert cache.batch_size is None
+    cache.append(0, *one(4))
+    cache.reorder([])
+    assert cache.batch_size == 0
+    assert cache.append(0, np.zeros((0, 1, 1, 3)), np.zeros((0, 1, 1, 4)))[0].shape == (0, 1, 5, 3)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_a_static_cache_is_filled_to_the_last_token_and_never_moves(size):
+    cache = KVCache(1, static=size)
+    places = [cache.append(0, *one(1))[0].base for n in range(size)]
+    assert len(cache) == size
+    assert all(place is places[0] for place in places)
+    with pytest.raises(ValueError, match=f"{size + 1} tokens do not fit into static={size}"):
+        cache.append(0, *one(1))
+
+
+def filled(**sizes):
+    """Five tokens of two rows in two layers."""
+    cache = KVCache(2, **sizes)
     for layer in range(2):
-        cache.append(layer, *long[layer])
-    with pytest.raises(ValueError, match=f"cannot crop to {length}: the cache holds 5 tokens"):
-        cache.crop(length)
+        cache.append(layer, *one(5))
+    return cache
 
 
-def test_another_batch_is_refused():
-    cache, (a,), (b,) = KVCache(1), pieces(6, [2], layers=1), pieces(6, [2], layers=1, batch=4)
-    cache.append(0, *a[0])
-    with pytest.raises(ValueError, match="holds 3 rows"):
-        cache.append(0, *b[0])
-
-
-@pytest.mark.parametrize(("layers", "sizes"), [(0, {}), (2, {"static": 0}), (2, {"most": 0})])
-def test_sizes_below_one_are_refused(layers, sizes):
-    with pytest.raises(ValueError, match="expected 1 or more"):
-        KVCache(layers, **sizes)
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        *(
+            (lambda rows=rows: filled().reorder(rows), IndexError, "are not all in 0 to 1")
+            for rows in ([2], [-1], [0, 5])
+        ),
+        *((lambda n=n: filled().crop(n), ValueError, f"cannot crop to {n}: the cache holds 5 tokens") for n in (-1, 6)),
+        (lambda: filled().append(0, *(x[:1] for x in one(2))), ValueError, "holds 2 rows"),
+        (lambda: KVCache(0), ValueError, "expected 1 or more"),
+        *((lambda n=n: KVCache(2, **{n: 0}), ValueError, "expected 1 or more") for n in ("static", "most")),
+        (lambda: KVCache(1).commit(0, 1), ValueError, "layer 0 has no buffers yet"),
+        (lambda: filled(static=9).reserve(10), ValueError, "cannot reserve 10 tokens with static=9"),
+    ],
+)
+def test_what_a_cache_does_not_have_is_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
 
 
 def test_room_grows_by_half():
@@ -194,8 +194,6 @@ def test_room_that_is_there_is_not_reserved_again():
     before = cache.buffers
     cache.reserve(9)
     assert all(x is old for x, old in zip(cache.buffers, before, strict=True))
-    with pytest.raises(ValueError, match=r"cannot reserve 10 tokens with static=9"):
-        cache.reserve(10)
 
 
 def test_a_device_fills_the_room_to_the_last_token():
@@ -232,16 +230,6 @@ def test_reordering_moves_what_is_used_and_allocates_no_room():
     cache.reorder([1, 1, 0])
     assert cache.buffers[0].shape == (3, 2, 1_000, 3)
     np.testing.assert_array_equal(cache.buffers[0][:, :, :10], kept[0][[3, 3, 0]])
-
-
-@pytest.mark.parametrize("size", [1, 2, 7])
-def test_a_static_cache_is_filled_to_the_last_token_and_never_moves(size):
-    cache = KVCache(1, static=size)
-    places = [cache.append(0, *pieces(n, [1], layers=1)[0][0])[0].base for n in range(size)]
-    assert len(cache) == size
-    assert all(place is places[0] for place in places)
-    with pytest.raises(ValueError, match=f"{size + 1} tokens do not fit into static={size}"):
-        cache.append(0, *pieces(9, [1], layers=1)[0][0])
 
 
 def test_the_precision_stays():

@@ -6,8 +6,6 @@ import copy
 import dataclasses
 import json
 import pickle
-import re
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,20 +20,12 @@ from refdiff.errors import CheckpointError
 from refdiff.model.config import DiffLlamaConfig
 from tests.model.config_files import HANDCUT, ONE_BILLION, TINY_RANDOM
 from tests.model.models import WIRINGS
-from tests.model.test_config_checks import REFUSED
 
 
 def write(folder: Path, content: str | dict[str, Any]) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(content if isinstance(content, str) else json.dumps(content))
     return folder
-
-
-def test_what_was_changed_is_saved_under_its_own_name(tmp_path: Path) -> None:
-    config = DiffLlamaConfig()
-    config.dtype = "half"
-    config.save_pretrained(tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["dtype"] == "float16"
 
 
 def test_the_handcut_file(tmp_path: Path) -> None:
@@ -53,13 +43,10 @@ def test_the_handcut_file(tmp_path: Path) -> None:
     assert parameters == 1_235_818_496
 
 
-def test_the_one_billion_file(tmp_path: Path) -> None:
+def test_the_one_billion_and_the_tiny_random_file(tmp_path: Path) -> None:
     config = DiffLlamaConfig.from_pretrained(write(tmp_path / "model", ONE_BILLION))
     assert (config.num_key_value_heads, config.head_dim, config.dtype) == (32, 64, "bfloat16")
     assert config.rope_parameters == {"rope_type": "default", "rope_theta": 10000.0}
-
-
-def test_the_tiny_random_file(tmp_path: Path) -> None:
     config = DiffLlamaConfig.from_pretrained(write(tmp_path / "model", TINY_RANDOM))
     assert (config.num_key_value_heads, config.head_dim, config.hidden_act) == (2, 8, "gelu")
     assert config.rope_parameters == {"rope_type": "default", "rope_theta": 10000.0}
@@ -149,23 +136,13 @@ def test_what_is_unset_is_not_in_the_file(tmp_path: Path) -> None:
     assert saved.keys() <= DIFFLLAMA.keys()
     DiffLlamaConfig(num_labels=3).save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["label2id"] == {f"LABEL_{i}": i for i in range(3)}
-    DiffLlamaConfig(id2label={0: "no", 1: "yes", 2: "maybe"}).save_pretrained(tmp_path)
-    assert "label2id" not in json.loads((tmp_path / "config.json").read_text())
-
-
-def test_a_path_to_the_file_itself(tmp_path: Path) -> None:
-    folder = write(tmp_path / "model", TINY_RANDOM)
-    assert DiffLlamaConfig.from_pretrained(folder / "config.json") == DiffLlamaConfig.from_pretrained(str(folder))
-
-
-def test_labels_survive_the_string_keys_of_json(tmp_path: Path) -> None:
-    config = DiffLlamaConfig(id2label={0: "no", 1: "yes", 2: "maybe"}, label2id={"no": 0, "yes": 1, "maybe": 2})
+    config = DiffLlamaConfig(id2label={0: "no", 1: "yes", 2: "maybe"})
+    config.dtype = "half"
     config.save_pretrained(tmp_path)
-    assert set(json.loads((tmp_path / "config.json").read_text())["id2label"]) == {"0", "1", "2"}
-    again = DiffLlamaConfig.from_pretrained(tmp_path)
-    assert again == config
-    assert again.id2label == {0: "no", 1: "yes", 2: "maybe"}
-    assert again.num_labels == 3
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert "label2id" not in saved
+    assert (saved["id2label"], saved["dtype"]) == ({"0": "no", "1": "yes", "2": "maybe"}, "float16")
+    assert DiffLlamaConfig.from_pretrained(tmp_path / "config.json").id2label == config.id2label
 
 
 def test_unknown_fields_are_kept_and_named_once(tmp_path: Path) -> None:
@@ -277,35 +254,6 @@ def test_a_repo_is_downloaded_without_its_weights(tmp_path: Path, monkeypatch: p
     DiffLlamaConfig.from_pretrained("some/repo")
     options = {"files": hub.CONFIG, "revision": None, "cache_dir": None, "local_files_only": False}
     assert calls == [("some/repo", options)]
-
-
-HOSTILE_VALUES = {
-    "rms_norm_eps": ("Infinity", "1e400", '{"__float__": "NaN"}', '"1e-5"', "true", "9" * 4000),
-    "hidden_size": ("NaN", "9" * 4000, "1000000000000", "16", "null"),
-    "hidden_act": ('{"a": 1}', "\"__import__('os')\""), "rope_theta": ("NaN", "1e400", "null", "[1]"),
-    "rope_scaling": ('"linear"', "[1]", '{"type": {}}', '{"type": "mrope"}'), "rope_parameters": ("3",),
-    "partial_rotary_factor": ('"0.5"', "1.5"), "attention_dropout": ('"0"',), "use_cache": ("1",),
-    "eos_token_id": ("1.5",), "dtype": ('"float8_e4m3fn"',), "id2label": ('{"-1": "b"}',),
-    "num_labels": ("100000000000",), "mlp_bias": ('"false"',), "extra": ("5",),
-}  # fmt: skip
-HOSTILE_FIELDS = [
-    *(json.dumps(fields) for fields, message in REFUSED if "twice" not in message),  # a key that JSON has once
-    *(f'{{"{name}": {value}}}' for name, values in HOSTILE_VALUES.items() for value in values),
-]
-
-
-@pytest.mark.parametrize("content", HOSTILE_FIELDS, ids=lambda content: content[:60])
-def test_a_hostile_field_gives_one_short_error_that_names_it(content: str, tmp_path: Path) -> None:
-    folder = write(tmp_path / "model", content)
-    start = time.thread_time()
-    with pytest.raises(CheckpointError) as caught:
-        DiffLlamaConfig.from_pretrained(folder)
-    assert time.thread_time() - start < 1
-    message = str(caught.value)
-    assert str(folder / "config.json") in message
-    assert any(name.replace("rope_scaling", "rope_") in message for name in re.findall(r'"(\w+)": ', content))
-    assert len(message) < len(str(folder)) + 500
-    assert "\n" not in message
 
 
 ANY_JSON = st.recursive(

@@ -1,4 +1,4 @@
-"""The decoder against a transcription of the paper in loops, and the equalities that hold at every step."""
+"""The decoder against its layers, and the equalities that hold at every step; test_golden.py has transformers'."""
 
 import math
 
@@ -14,77 +14,6 @@ from refdiff.model.diffllama import Context, decoder_layer
 from tests.model.models import WIRINGS, ids, small_model
 
 CLOSE = {"rtol": 1e-11, "atol": 1e-12}
-
-
-def norm(x, weight, eps):
-    return [a / math.sqrt(sum(b * b for b in x) / len(x) + eps) * w for a, w in zip(x, weight, strict=True)]
-
-
-def matvec(weight, x):
-    return [sum(w * a for w, a in zip(row, x, strict=True)) for row in weight.tolist()]
-
-
-def turn(x, position, theta):
-    half = len(x) // 2
-    out = list(x)
-    for i in range(half):
-        angle = position * theta ** (-2 * i / len(x))
-        out[i] = x[i] * math.cos(angle) - x[i + half] * math.sin(angle)
-        out[i + half] = x[i + half] * math.cos(angle) + x[i] * math.sin(angle)
-    return out
-
-
-def weights_of(q, keys):
-    scores = [sum(a * b for a, b in zip(q, k, strict=True)) / math.sqrt(len(q)) for k in keys]
-    top = max(scores)
-    e = [math.exp(s - top) for s in scores]
-    return [x / sum(e) for x in e]
-
-
-def by_hand(model, tokens):
-    """DiffLlama in Python floats, one token after another, as the paper and HF's head pairing say."""
-    c, p = model.config, model.params
-    p = p["model"]
-    rows = [p["embed_tokens"]["weight"][t].tolist() for t in tokens]
-    H, K, d = c.num_attention_heads, c.num_key_value_heads, c.head_dim
-    for depth, layer in enumerate(p["layers"]):
-        a = layer["self_attn"]
-        start = 0.8 - 0.6 * math.exp(-0.3 * depth)
-        dots = [float(np.dot(a[f"lambda_q{i}"], a[f"lambda_k{i}"])) for i in (1, 2)]
-        lam = math.exp(dots[0]) - math.exp(dots[1]) + start
-        queries, keys, values = [], [], []
-        for t, x in enumerate(rows):
-            n = norm(x, layer["input_layernorm"]["weight"], c.rms_norm_eps)
-            split = lambda y: [y[i : i + d] for i in range(0, len(y), d)]  # noqa: E731
-            queries.append([turn(h, t, 10000.0) for h in split(matvec(a["q_proj"]["weight"], n))])
-            keys.append([turn(h, t, 10000.0) for h in split(matvec(a["k_proj"]["weight"], n))])
-            values.append(split(matvec(a["v_proj"]["weight"], n)))
-        for t in range(len(rows)):
-            heads = []
-            for i in range(H // 2):
-                j = i // (H // K)
-                a1 = weights_of(queries[t][i], [k[j] for k in keys[: t + 1]])
-                a2 = weights_of(queries[t][i + H // 2], [k[j + K // 2] for k in keys[: t + 1]])
-                out = [
-                    sum((a1[s] - lam * a2[s]) * (values[s][j] + values[s][j + K // 2])[e] for s in range(t + 1))
-                    for e in range(2 * d)
-                ]
-                heads += [(1 - start) * x for x in norm(out, [1.0] * (2 * d), c.rms_norm_eps)]
-            rows[t] = [x + y for x, y in zip(rows[t], matvec(a["o_proj"]["weight"], heads), strict=True)]
-        for t, x in enumerate(rows):
-            n = norm(x, layer["post_attention_layernorm"]["weight"], c.rms_norm_eps)
-            act = {"silu": lambda g: g / (1 + math.exp(-g)), "relu": lambda g: max(g, 0.0)}[c.hidden_act]
-            gate = [act(g) for g in matvec(layer["mlp"]["gate_proj"]["weight"], n)]
-            inner = [g * u for g, u in zip(gate, matvec(layer["mlp"]["up_proj"]["weight"], n), strict=True)]
-            rows[t] = [x + y for x, y in zip(rows[t], matvec(layer["mlp"]["down_proj"]["weight"], inner), strict=True)]
-    return [matvec(model.params["lm_head"]["weight"], norm(x, p["norm"]["weight"], c.rms_norm_eps)) for x in rows]
-
-
-@pytest.mark.parametrize("act", ["silu", "relu"])
-@pytest.mark.parametrize("kernels", ["fast", "reference"])
-def test_logits_by_hand(kernels, act):
-    model, tokens = small_model(kernels=kernels, hidden_act=act), ids(0, 1, 5)
-    np.testing.assert_allclose(model(tokens).logits[0], by_hand(model, tokens[0]), **CLOSE)
 
 
 def test_hidden_states_are_what_each_layer_was_given_and_the_normed_result():

@@ -1,12 +1,10 @@
 """The five classes: what each adds to the decoder."""
 
-import array_api_strict
 import numpy as np
 import pytest
 
 import refdiff
 from refdiff import generation, layers
-from refdiff.arrays import to_numpy
 from refdiff.backends import overlay
 from tests.model.models import CLASSES, ids, small_model
 
@@ -198,43 +196,12 @@ def test_embeddings_in_place_of_ids(kind):
         np.testing.assert_allclose(b[name], value, rtol=1e-12, atol=1e-13)  # sums are of another order
 
 
-@pytest.mark.parametrize("kind", CLASSES)
-def test_on_a_device(away, kind):
-    here, there = small_model(kind), small_model(kind, **away.choice)
-    options = {"labels": [1, 0]} if kind is refdiff.DiffLlamaForSequenceClassification else {}
-    a, b = here(TOKENS, **options), there(TOKENS, **options)
-    assert a.keys() == b.keys()
-    for name, value in a.items():
-        if name != "cache":
-            assert away.holds(b[name])
-            np.testing.assert_allclose(to_numpy(b[name]), value, rtol=1e-11, atol=1e-11)
-
-
 @pytest.mark.parametrize(
     "inputs", [{}, {"input_ids": TOKENS, "inputs_embeds": np.zeros((2, 7, 26))}]
 )  # fmt: skip
 def test_exactly_one_kind_of_input(inputs):
     with pytest.raises(ValueError, match="got both or none, expected one of them"):
         small_model()(**inputs)
-
-
-@pytest.mark.parametrize("backend", ["numpy", array_api_strict])
-@pytest.mark.parametrize("token", [-1, 53])
-def test_a_token_id_outside_the_vocabulary_is_told_so(backend, token):
-    with pytest.raises(IndexError, match=f"token id {token} is outside 0 to 52"):
-        small_model(backend=backend)([[1, token]])
-
-
-def test_a_four_dimensional_mask_stands_alone():
-    model = small_model()
-    everything = model(TOKENS, attention_mask=np.ones((1, 1, 7, 7), bool), output_attentions=True)
-    assert (everything.attentions[0][..., 0, 6] > 0).all()  # not causal: the mask says what is seen
-    causal = np.tril(np.ones((7, 7), bool))[None, None]
-    np.testing.assert_allclose(model(TOKENS, attention_mask=causal).logits, model(TOKENS).logits, atol=1e-12)
-    lowest = np.where(causal, 0, np.finfo(np.float32).min).astype(np.float32)
-    np.testing.assert_allclose(model(TOKENS, attention_mask=lowest).logits, model(TOKENS).logits, atol=1e-12)
-    heads = np.broadcast_to(causal, (2, 8, 7, 7))
-    np.testing.assert_allclose(model(TOKENS, attention_mask=heads).logits, model(TOKENS).logits, atol=1e-12)
 
 
 def test_a_four_dimensional_mask_counts_the_tokens_in_the_cache():
@@ -247,18 +214,6 @@ def test_a_four_dimensional_mask_counts_the_tokens_in_the_cache():
         model(TOKENS[:, 4:], attention_mask=causal[:, :, 4:], cache=cache)
 
 
-def test_an_additive_mask_shifts_scores():
-    model = small_model()
-    causal = np.where(np.tril(np.ones((7, 7), bool)), 0.0, -np.inf)[None, None]
-    shifted = np.broadcast_to(causal, (1, 8, 7, 7)).copy()
-    shifted[:, 2, :, 3] += 1.5
-    plain = model(TOKENS, attention_mask=causal, output_attentions=True).attentions[0]
-    moved = model(TOKENS, attention_mask=shifted, output_attentions=True).attentions[0]
-    np.testing.assert_allclose(moved[:, [0, 1, 3, 4, 5, 6, 7]], plain[:, [0, 1, 3, 4, 5, 6, 7]], atol=1e-14)
-    odds = np.exp(1.5) * plain[:, 2, 4, 3] / (1 - plain[:, 2, 4, 3])
-    np.testing.assert_allclose(moved[:, 2, 4, 3] / (1 - moved[:, 2, 4, 3]), odds, rtol=1e-12)
-
-
 def test_restarting_positions_pack_sequences_only_without_mask_and_cache():
     model = small_model()
     positions = np.array([[0, 1, 2, 0, 1, 2, 3]] * 2)
@@ -269,13 +224,6 @@ def test_restarting_positions_pack_sequences_only_without_mask_and_cache():
     masked = model(TOKENS, position_ids=positions, attention_mask=np.ones((2, 7)), use_cache=False).logits
     np.testing.assert_allclose(together, masked, atol=1e-12)
     assert not np.allclose(together, packed)
-
-
-def test_positions_that_never_go_on_are_as_many_sequences():
-    model = small_model()
-    alone = model(TOKENS, position_ids=np.zeros((2, 7), int), use_cache=False).logits
-    for t in range(7):
-        np.testing.assert_allclose(alone[:, t : t + 1], model(TOKENS[:, t : t + 1]).logits, atol=1e-12)
 
 
 @pytest.mark.parametrize("first", [0, 3])
@@ -291,14 +239,6 @@ def test_use_cache_follows_the_config():
     assert small_model(use_cache=False)(TOKENS).cache is None
     assert small_model()(TOKENS, use_cache=False).cache is None
     assert small_model(use_cache=False)(TOKENS, use_cache=True).cache is not None
-
-
-def test_past_the_last_position_warns_once():
-    model = small_model(max_position_embeddings=6)
-    with pytest.warns(UserWarning, match="longer than the 6 positions") as caught:
-        [model(TOKENS) for _ in range(2)]
-    assert len(caught) == 1
-    assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize("stored", [np.float64, np.float32])

@@ -25,6 +25,7 @@ def test_lists_and_arrays_of_any_library_come_to_the_host():
         (np.zeros((2, 0), int), "expected at least one sequence and one token"),
         ([[1.5]], "got dtype float64, expected integers"),
         ([[True]], "got dtype bool"),
+        ([[1, 2], [1]], "input_ids: got sequences of different lengths, expected one length; pad them"),
     ],
 )
 def test_token_ids_refused(ids, message):

@@ -23,12 +23,6 @@ def test_causal_lm_predicts_the_next_token_and_ignores_minus_100():
     np.testing.assert_allclose(losses.causal_lm_loss(OPS, Z, labels), sum(terms) / 5, rtol=1e-14)
 
 
-def test_token_loss_does_not_shift():
-    labels = np.array([[3, 1, -100, 6, 0], [2, 2, 2, -100, -100]])
-    terms = [nll(Z[b, t], labels[b, t]) for b in range(2) for t in range(5) if labels[b, t] != -100]
-    np.testing.assert_allclose(losses.token_loss(OPS, Z, labels), sum(terms) / 7, rtol=1e-14)
-
-
 def test_nothing_to_predict_is_not_a_number():
     assert math.isnan(losses.causal_lm_loss(OPS, Z[:, :1], np.array([[1], [2]])))
 
@@ -87,7 +81,6 @@ LABELS = np.array([[3, 1, -100, 6, 0], [2, 2, 2, -100, -100]])
 SOFT = np.random.default_rng(1).random((2, 7))
 SLOPES = {
     "causal_lm": (losses.causal_lm_loss, losses.causal_lm_loss_vjp, (Z,), (LABELS,)),
-    "token": (losses.token_loss, losses.token_loss_vjp, (Z,), (LABELS,)),
     "one class": (losses.sequence_loss, losses.sequence_loss_vjp, (Z[:, 0],), (np.array([4, 0]), None)),
     "one class, a column": (losses.sequence_loss, losses.sequence_loss_vjp, (Z[:, 0],), (np.array([[4], [0]]), None)),
     "several classes": (losses.sequence_loss, losses.sequence_loss_vjp, (Z[:, 0],), (SOFT, None)),

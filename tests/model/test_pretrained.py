@@ -1,7 +1,6 @@
 """Loading, drawing, saving: what comes back is what went in."""
 
 import contextlib
-import sys
 
 import array_api_strict
 import numpy as np
@@ -70,17 +69,6 @@ def test_loading_on_another_backend(away, tmp_path):
 def test_an_unknown_backend_is_told_before_anything_is_read():
     with pytest.raises(ValueError, match="backend 'jax' is not known"):
         refdiff.DiffLlamaForCausalLM.from_pretrained("/nowhere", backend="jax")
-
-
-def test_cupy_without_a_device_is_one_clear_sentence(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cupy", None)
-    with pytest.raises(RuntimeError, match=r'backend "cupy" is not available .* or use backend "numpy"'):
-        refdiff.DiffLlamaForCausalLM.from_config(small_config(), backend="cupy")
-
-
-def test_a_folder_that_is_not_there_is_named():
-    with pytest.raises(refdiff.CheckpointError, match="nowhere/at/all"):
-        refdiff.DiffLlamaForCausalLM.from_pretrained("./nowhere/at/all")
 
 
 def test_a_precision_may_be_numpys(tmp_path):
@@ -180,9 +168,9 @@ def test_frequencies_are_those_of_the_longest_position(rope):
     config = model.config
     assert asked == [(config.rope_parameters, 6, 9, n) for n in (5, 9, 9)]
     with pytest.warns(UserWarning, match="longer than the 9 positions") as caught:
-        model(TOKENS[:, :1], cache=cache)
-    assert caught[0].filename == __file__
-    assert asked[-1] == (config.rope_parameters, 6, 9, 10)
+        [model(TOKENS[:, :1], cache=cache) for _ in range(2)]
+    assert [warning.filename for warning in caught] == [__file__], "once"
+    assert [args[-1] for args in asked[-2:]] == [10, 11]
 
 
 def test_embeddings_are_computed_with_in_the_precision_of_the_weights():
@@ -248,20 +236,6 @@ def test_a_name_in_place_of_a_config_is_told_how_to_load():
         refdiff.DiffLlamaModel("bundled")
 
 
-def test_a_file_in_place_of_a_folder_is_named(tmp_path):
-    (tmp_path / "LICENSE").write_text("words")
-    with pytest.raises(NotADirectoryError, match=r"got a file, expected a folder; name another: .*LICENSE"):
-        small_model().save_pretrained(tmp_path / "LICENSE")
-    assert (tmp_path / "LICENSE").read_text() == "words"
-
-
 def test_a_misspelled_argument_of_a_call_has_a_hint():
     with pytest.raises(TypeError, match=r"expected any of input_ids, .*; did you mean output_attentions\?"):
         small_model()(TOKENS, output_attention=True)
-
-
-def test_sequences_of_different_lengths_are_told_to_be_padded():
-    with pytest.raises(
-        ValueError, match=r"input_ids: got sequences of different lengths, expected one length; pad them"
-    ):
-        small_model()([[1, 2], [1]])

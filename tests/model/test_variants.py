@@ -108,25 +108,12 @@ def test_on_a_device(away: Place, wiring: str) -> None:
     a, b = (m(tokens, attention_mask=mask, output_attentions=True) for m in (here, there))
     assert away.holds(b.logits)
     close(to_numpy(b.logits), a.logits, SAME)
+    single = refdiff.DiffLlamaForCausalLM(small_config(wiring=wiring))(tokens, output_attentions=True)
     for name in ("attentions", "differential_attentions", "lambdas"):
+        assert single[name][0].dtype == np.float32, name
         for x, y in zip(a[name], b[name], strict=True):
             assert away.holds(y)
             close(to_numpy(y), x, 1e-9)
-
-
-def test_a_llamas_attention_by_hand() -> None:
-    """RoPE turns value i of a head with value i + d/2, as a complex number; two query heads share a key head."""
-    model, tokens = small_model(refdiff.DiffLlamaModel, wiring="none", num_hidden_layers=1), ids(0, 2, 5)
-    p, d = model.params["layers"][0]["self_attn"], model.config.head_dim
-    hidden, context = model._embed(tokens, None, None, None, None, False)
-    q, k, v = ((hidden @ p[f"{name}_proj"]["weight"].T).reshape(2, 5, -1, d).transpose(0, 2, 1, 3) for name in "qkv")
-    turn = np.exp(1j * np.arange(5)[:, None] * 10000.0 ** (-2 * np.arange(d // 2) / d))
-    q, k = ((x[..., : d // 2] + 1j * x[..., d // 2 :]) * turn for x in (q, k))
-    scores = np.einsum("bhtd,bhsd->bhts", q, np.repeat(k, 2, axis=1).conj()).real / np.sqrt(d)
-    weights = np.exp(scores) * np.tri(5)
-    heads = weights / weights.sum(axis=-1, keepdims=True) @ np.repeat(v, 2, axis=1)
-    want = heads.transpose(0, 2, 1, 3).reshape(2, 5, -1) @ p["o_proj"]["weight"].T
-    close(ATTENTION["none"](p, hidden, 0, context), want, SAME)
 
 
 @pytest.mark.parametrize("wiring", ["hf", "paper"])
@@ -143,55 +130,20 @@ def test_lambda_of_every_layer_is_that_of_the_paper(
 
 
 @EACH
-def test_the_precision_of_maps_is_that_of_the_model(wiring: str) -> None:
-    model = refdiff.DiffLlamaForCausalLM(small_config(wiring=wiring))
-    out = model(ids(0, 1, 4), output_attentions=True)
-    for name in ("attentions", "differential_attentions", "lambdas"):
-        assert out[name][0].dtype == np.float32, name
-
-
-@EACH
-def test_maps_are_what_multiplies_the_values(wiring: str) -> None:
-    """Through a mask for each query head, the maps that are reported give the output that is computed."""
+def test_maps_are_those_of_the_heads_that_a_mask_names(wiring: str) -> None:
+    """A mask of its own for each query head tells which map is whose."""
     model, tokens = small_model(wiring=wiring, num_hidden_layers=1, kernels="reference"), ids(7, 2, 5)
-    config, p = model.config, model.params["model"]["layers"][0]["self_attn"]
-    heads, n = config.num_query_heads, config.num_attention_heads // config.num_key_value_heads
+    heads = model.config.num_query_heads
     mask = (np.random.default_rng(0).random((2, heads, 5, 5)) < 0.8) & np.tri(5, dtype=bool) | np.eye(5, dtype=bool)
-    seen: dict[str, Any] = {}
-    inputs: list[Any] = []
-
-    def note(name: str, function: Any) -> Any:
-        def noted(*args: Any, **options: Any) -> Any:
-            result = function(*args, **options)
-            seen.setdefault(name, result)
-            return result
-
-        if name == "linear":
-            return lambda x, weight: inputs.append((x, weight)) or function(x, weight)
-        return noted if name in ("diff_attention", "plain_heads") else function
-
-    model.ops = overlay(model.ops, note)
     out = model(tokens, attention_mask=mask, output_attentions=True)
     weights, difference, lambda_ = out.attentions[0], out.differential_attentions[0], out.lambdas[0]
     assert weights.shape == mask.shape
-    assert np.all(weights[~mask] == 0)
+    assert np.all((weights > 0) == mask)
     close(weights.sum(axis=-1), np.ones(mask.shape[:3]), SAME)
     first, second = {
         "hf": (slice(0, heads // 2), slice(heads // 2, None)), "none": (slice(None), slice(None)),
     }.get(wiring, (slice(0, None, 2), slice(1, None, 2)))  # fmt: skip
     close(difference, weights[:, first] - lambda_ * weights[:, second], SAME)
-    # the values, by head, from what v_proj gives
-    x = next(x for x, weight in inputs if weight is p["v_proj"]["weight"])
-    v = (x @ p["v_proj"]["weight"].T).reshape(2, 5, config.num_key_value_heads, 6).swapaxes(1, 2)
-    if wiring == "hf":
-        v = np.concatenate([v[:, :2], v[:, 2:]], axis=-1)
-    elif wiring == "paper":
-        v = np.concatenate([v[:, 0::2], v[:, 1::2]], axis=-1)
-    expected = difference @ np.repeat(v, n, axis=1)
-    if wiring == "none":
-        close(seen["plain_heads"], np.moveaxis(expected, 1, 2).reshape(2, 5, -1), SAME)
-    else:
-        close(seen["diff_attention"], expected, SAME)
 
 
 @EACH
@@ -222,22 +174,16 @@ def test_every_layer_goes_through_ops(wiring: str) -> None:
 
 
 @EACH
-@pytest.mark.parametrize("kind", CLASSES)
-def test_saved_and_loaded_is_the_same(wiring: str, kind: Any, tmp_path: Path) -> None:
+def test_saved_and_loaded_is_the_same(wiring: str, tmp_path: Path) -> None:
+    kind = refdiff.DiffLlamaForCausalLM
     model = small_model(kind, wiring=wiring, attention_bias=True)
     model.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert "wiring" not in saved
-    assert saved["model_type"] == {
-        "hf": "diffllama", "paper": "diff_transformer", "v2": "diff_transformer_v2", "none": "llama"
-    }[wiring]  # fmt: skip
     assert saved["architectures"] == [kind.__name__.removeprefix("Diff") if wiring == "none" else kind.__name__]
     again = kind.from_pretrained(tmp_path)
     assert again.config.wiring == wiring
-    a, b = model(ids(2, 1, 5)), again(ids(2, 1, 5))
-    for name, value in a.items():
-        if name != "cache":
-            close(b[name], value, EXACT)
+    close(again(ids(2, 1, 5)).logits, model(ids(2, 1, 5)).logits, EXACT)
 
 
 @given(pairs=st.integers(1, 4), keys=st.integers(1, 3), size=st.sampled_from([2, 4, 6]), layers=st.integers(1, 3))
@@ -301,17 +247,3 @@ def test_multiplications_are_those_of_a_llama(pairs: int, keys: int, size: int, 
     # v2: as many weighted values, twice the queries and their scores, and λ
     more = T * D * D + heads["num_attention_heads"] * (T * T * size + T * D)
     assert products("v2", T, hidden_size=D, **heads) == plain + more
-
-
-def test_new_weights() -> None:
-    """The norm's weight starts at 1, W_λ as any matrix, so that λ of v2 starts near 1/2."""
-    options = {"hidden_size": 96, "num_attention_heads": 8, "initializer_range": 0.02, "lambda_std_dev": 3.0}
-    paper = refdiff.DiffLlamaModel.from_config(small_config(wiring="paper", **options))
-    v2 = refdiff.DiffLlamaModel.from_config(small_config(wiring="v2", **options))
-    for layer in paper.params["layers"]:
-        close(layer["self_attn"]["subln"]["weight"], np.ones(12, dtype=np.float32), EXACT)
-        assert 1 < np.std(np.concatenate([layer["self_attn"][f"lambda_{n}"] for n in ("q1", "k1", "q2", "k2")])) < 5
-    for layer in v2.params["layers"]:
-        assert 0.017 < np.std(layer["self_attn"]["lambda_proj"]["weight"]) < 0.023
-    for lambda_ in v2(ids(0, 1, 5), output_attentions=True).lambdas:
-        assert np.all(np.abs(lambda_ - 0.5) < 0.25)

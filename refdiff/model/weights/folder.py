@@ -76,7 +76,7 @@ def _open_shards(folder: Path, mapped: bool) -> list[SafetensorsFile]:
         problem for name, file in zip(names, files, strict=True) for problem in _contradictions(name, file, weight_map)
     ]
     if problems:
-        raise CheckpointError(report(label, problems))
+        raise CheckpointError(f"{label}: {list_problems(problems)}")
     return files
 
 
@@ -103,8 +103,3 @@ def _contradictions(name: str, file: SafetensorsFile, weight_map: dict[str, str]
         for tensor in file.tensors.keys() - listed
     ]
     return sorted(absent) + sorted(extra)
-
-
-def report(label: str, problems: list[str]) -> str:
-    """Put all problems of a checkpoint into one message."""
-    return f"{label}: {list_problems(problems)}"

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from refdiff.arrays import Deferred, bfloat16, to_numpy
 from refdiff.errors import CheckpointError
-from refdiff.messages import show_value, warn
+from refdiff.messages import list_problems, show_value, warn
 from refdiff.model.config import DiffLlamaConfig
-from refdiff.model.weights.folder import open_checkpoint, report
+from refdiff.model.weights.folder import open_checkpoint
 from refdiff.model.weights.initialize import draw
 from refdiff.model.weights.names import (
     backbone_prefix,
@@ -228,7 +228,7 @@ def _match(folder: Path, files: list[SafetensorsFile], config: DiffLlamaConfig, 
         if name not in places and name not in optional
     ]
     if problems:
-        raise CheckpointError(report(label, problems))
+        raise CheckpointError(f"{label}: {list_problems(problems)}")
     return {name: places[name] for name in shapes if name in places}
 
 

@@ -13,9 +13,9 @@ from typing import Any
 from refdiff.browser import require
 from refdiff.files import write_json
 from refdiff.hub.download import INDEX, SINGLE
+from refdiff.messages import list_problems
 from refdiff.model.commit import PENDING, is_pending, replacing
 from refdiff.model.config import DiffLlamaConfig
-from refdiff.model.weights.folder import report
 from refdiff.model.weights.names import count_parameters, flatten, parameter_shapes, stored_name
 from refdiff.model.weights.precision import NBYTES, compute_dtype
 from refdiff.model.weights.safetensors_file import write_safetensors
@@ -94,7 +94,8 @@ def _checked(arrays: dict[str, Any], config: DiffLlamaConfig, architecture: str)
         if name in arrays and tuple(arrays[name].shape) != shape
     ]
     if problems:
-        raise ValueError(report(f"these are not the parameters of a {architecture} with this config", problems))
+        which = f"these are not the parameters of a {architecture} with this config"
+        raise ValueError(f"{which}: {list_problems(problems)}")
     return {name: arrays[name] for name in shapes}
 
 

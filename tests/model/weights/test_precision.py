@@ -8,7 +8,7 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from refdiff.model.weights import precision
-from refdiff.model.weights.precision import DTYPES, compute_dtype, decode, encode, round_to, to_compute
+from refdiff.model.weights.precision import DTYPES, compute_dtype, encode, round_to, to_compute
 
 EVERY_16_BITS = np.arange(1 << 16, dtype=np.uint16)
 
@@ -105,11 +105,6 @@ def test_what_is_done_is_reported_from_end_to_end() -> None:
     assert spans[0][0] == 0
     assert spans[-1][1] == 40
     assert [last for _, last in spans[:-1]] == [first for first, _ in spans[1:]]
-
-
-def test_decode_leaves_other_types_alone() -> None:
-    values = np.ones(2, np.float16)
-    assert decode(values, "float16") is values
 
 
 def test_unknown_type() -> None:

@@ -1,4 +1,4 @@
-"""The format: what the library writes is read, and each of its rules is enforced by name."""
+"""The format: what the library writes is read and written, and each of its rules is enforced by name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar
 
-import ml_dtypes
+import array_api_strict
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -16,8 +16,9 @@ from numpy.testing import assert_array_equal
 
 from refdiff import CheckpointError
 from refdiff.model.weights import safetensors_file
-from refdiff.model.weights.safetensors_file import SafetensorsFile, Tensor, open_safetensors
-from tests.model.weights.files import ARRAY_TYPES, array, join, pack, stored
+from refdiff.model.weights.precision import STORED
+from refdiff.model.weights.safetensors_file import SafetensorsFile, Tensor, open_safetensors, write_safetensors
+from tests.model.weights.files import ARRAY_TYPES, join, pack, stored
 
 
 def put(tmp_path: Path, content: bytes) -> Path:
@@ -92,22 +93,6 @@ def test_types_are_those_of_the_library(tmp_path: Path) -> None:
 def test_empty_file_of_the_format(tmp_path: Path) -> None:
     assert opened(tmp_path, join(b"{}", b"")).tensors == {}
     assert opened(tmp_path, join(b"{}      ", b"")).tensors == {}  # padded with spaces, as writers do
-
-
-def test_data_off_its_natural_boundary(tmp_path: Path) -> None:
-    tensor = stored(np.arange(6.0).reshape(2, 3))
-    content = pack({"pad": stored(np.zeros(1), "F16"), "x": tensor}, align=0)
-    assert_array_equal(opened(tmp_path, content).view("x"), array(tensor))
-
-
-def test_views_outlive_the_file(tmp_path: Path) -> None:
-    file = opened(tmp_path, pack({"x": stored(np.arange(6.0))}))
-    view = file.view("x")
-    newer = tmp_path / "newer"
-    newer.write_bytes(pack({"x": stored(np.zeros(6))}))
-    newer.replace(tmp_path / "file.safetensors")
-    del file
-    assert_array_equal(view, np.arange(6.0))
 
 
 def test_forgotten_memory_is_read_again(tmp_path: Path) -> None:
@@ -231,11 +216,9 @@ GOOD = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
     ("change", "message"),
     [
         ({"dtype": "F33"}, "dtype 'F33' is not one"),
-        ({"dtype": "f32"}, "dtype 'f32' is not one"),
         ({"dtype": None}, "dtype None is not one"),
         ({"dtype": ["F32"]}, "dtype ['F32'] is not one"),
         ({"shape": None}, "shape None is not a list"),
-        ({"shape": "2"}, "shape '2' is not a list"),
         ({"shape": {"0": 2}}, "shape {'0': 2} is not a list"),
         ({"shape": [2, -3]}, "shape [2, -3] is not a list of whole numbers"),
         ({"shape": [2, 3.0]}, "shape [2, 3.0] is not a list of whole numbers"),
@@ -245,15 +228,11 @@ GOOD = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
         ({"shape": [2**62, 2**62]}, "is larger than any file"),
         ({"shape": [2**62, 2**62, 0]}, "is larger than any file"),
         ({"shape": [2, 4]}, "takes 32 bytes, but data_offsets [0, 24] span 24"),
-        ({"shape": []}, "takes 4 bytes"),
-        ({"dtype": "F64"}, "takes 48 bytes"),
         ({"dtype": "F4", "shape": [47]}, "ends in the middle of a byte"),
         ({"data_offsets": [24, 0]}, "span -24"),
         ({"data_offsets": [-24, 0]}, "are not two whole numbers"),
         ({"data_offsets": [0]}, "are not two whole numbers"),
         ({"data_offsets": [0, 24, 24]}, "are not two whole numbers"),
-        ({"data_offsets": [0, 24.0]}, "are not two whole numbers"),
-        ({"data_offsets": None}, "are not two whole numbers"),
         ({"data_offsets": [1, 25]}, "leaves a gap before it: it starts at byte 1"),
     ],
 )
@@ -300,8 +279,64 @@ def test_shape_of_a_million_axes_takes_no_time(tmp_path: Path) -> None:
     assert "has 300000 axes" in refused(tmp_path, header_of({"x": {**GOOD, "shape": [2**61] * 300_000}}, 24))
 
 
-def test_bfloat16_is_seen_as_bits(tmp_path: Path) -> None:
-    values = np.array([1.5, -2.0], ml_dtypes.bfloat16)
-    view = opened(tmp_path, pack({"x": stored(values, "BF16")})).view("x")
-    assert view.dtype == np.uint16
-    assert_array_equal(view, values.view(np.uint16))
+# ---- writing
+
+NUMPY_TYPES = {STORED[name]: kind for name, kind in ARRAY_TYPES.items()}
+
+
+def arrays() -> dict[str, np.ndarray[Any, Any]]:
+    rng = np.random.default_rng(0)
+    return {
+        "model.b": rng.standard_normal((5, 3)),
+        "model.a": rng.standard_normal(7),
+        "Ω": rng.standard_normal((2, 1, 2)),
+        "empty": np.zeros((0, 4)),
+        "scalar": np.array(1.5),
+    }
+
+
+@pytest.mark.parametrize("tile", [1 << 18, 4])
+@pytest.mark.parametrize("dtype", NUMPY_TYPES)
+def test_bytes_are_those_of_the_library(tmp_path: Path, dtype: str, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safetensors_file, "TILE", tile)
+    given = {name: values.astype(NUMPY_TYPES[dtype]).astype(np.float64) for name, values in arrays().items()}
+    write_safetensors(tmp_path / "ours", given, dtype)
+    theirs = {name: values.astype(NUMPY_TYPES[dtype]) for name, values in given.items()}
+    assert (tmp_path / "ours").read_bytes() == safetensors.numpy.save(theirs, metadata={"format": "pt"})
+
+
+def test_all_of_it_is_on_the_disk_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a power cut after a rename does not leave a short file under the right name."""
+    sizes = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: sizes.append(os.fstat(descriptor).st_size))
+    write_safetensors(tmp_path / "ours", arrays(), "float32")
+    assert sizes == [(tmp_path / "ours").stat().st_size]
+
+
+@pytest.mark.parametrize("name", ["fortran", "strided", "big-endian", "read-only"])
+def test_any_memory_layout(tmp_path: Path, name: str) -> None:
+    values = np.arange(24, dtype=np.float32).reshape(4, 6)
+    laid_out = {
+        "fortran": np.asfortranarray(values),
+        "strided": np.repeat(values, 2, axis=1)[:, ::2],
+        "big-endian": values.astype(">f4"),
+        "read-only": np.frombuffer(values.tobytes(), np.float32).reshape(4, 6),
+    }[name]
+    write_safetensors(tmp_path / "ours", {"x": laid_out}, "float32")
+    assert (tmp_path / "ours").read_bytes() == safetensors.numpy.save({"x": values}, metadata={"format": "pt"})
+
+
+def test_arrays_of_another_library(tmp_path: Path) -> None:
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    write_safetensors(tmp_path / "ours", {"x": array_api_strict.asarray(values)}, "float32")
+    assert (tmp_path / "ours").read_bytes() == safetensors.numpy.save({"x": values}, metadata={"format": "pt"})
+
+
+def test_what_float16_cannot_hold_is_refused(tmp_path: Path) -> None:
+    big = np.array([1.0, 65520.0], np.float32)
+    with pytest.raises(ValueError, match=r"model\.x has values beyond float16's range of ±65504.* bfloat16 or float32"):
+        write_safetensors(tmp_path / "ours", {"model.x": big}, "float16")
+    # what was infinite before is no loss
+    write_safetensors(tmp_path / "ours", {"model.x": np.array([1, np.inf, np.nan, 65519.0])}, "float16")
+    read = safetensors.numpy.load_file(tmp_path / "ours")["model.x"]
+    assert_array_equal(read, np.array([1, np.inf, np.nan, 65504], np.float16))

@@ -8,7 +8,6 @@ import json
 import os
 import resource
 import stat
-import tempfile
 import threading
 import weakref
 from collections.abc import Callable
@@ -42,11 +41,10 @@ def constant(value: float, config: DiffLlamaConfig | None = None) -> dict[str, A
 # ---- what is written
 
 
-@pytest.mark.parametrize("size", ["5GB", SMALL])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_comes_back_the_same(tmp_path: Path, architecture: str, size: int | str) -> None:
+def test_comes_back_the_same_from_shards(tmp_path: Path, architecture: str) -> None:
     params = initialize(tiny_config(attention_bias=True), architecture)
-    save(tmp_path, tiny_config(attention_bias=True), params, architecture, max_shard_size=size)
+    save(tmp_path, tiny_config(attention_bias=True), params, architecture, max_shard_size=SMALL)
     config = DiffLlamaConfig.from_pretrained(tmp_path)
     assert config.architectures == [architecture]
     assert config.dtype == "float32"
@@ -54,20 +52,6 @@ def test_comes_back_the_same(tmp_path: Path, architecture: str, size: int | str)
     assert list(again) == list(flatten(params))
     for name, values in flatten(params).items():
         assert_array_equal(again[name], values)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
-def test_precision_in_the_file(tmp_path: Path, dtype: str) -> None:
-    params = initialize(tiny_config(), CAUSAL, dtype=dtype)
-    save(tmp_path, tiny_config(), params, CAUSAL, dtype=dtype)
-    config = DiffLlamaConfig.from_pretrained(tmp_path)
-    assert config.dtype == dtype
-    for name, values in flatten(load(tmp_path, config, CAUSAL)).items():
-        assert_array_equal(values, flatten(params)[name])
-    count = sum(values.size for values in flatten(params).values())
-    width = {"float32": 4, "float64": 8}.get(dtype, 2)
-    header = int.from_bytes((tmp_path / "model.safetensors").read_bytes()[:8], "little")
-    assert (tmp_path / "model.safetensors").stat().st_size == 8 + header + count * width
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -145,41 +129,6 @@ def test_shards_by_hand(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "shards"),
-    [
-        (
-            144,
-            ["lm_head", "embed_tokens", "input_layernorm down_proj", "gate_proj", "up_proj post_attention_layernorm"],
-        ),
-        (120, ["lm_head", "embed_tokens", "input_layernorm", "down_proj", "gate_proj", "up_proj"]),
-    ],
-)
-def test_a_shard_is_filled_to_the_last_byte(tmp_path: Path, limit: int, shards: list[str]) -> None:
-    """In bytes: lm_head and embed_tokens 168, the norms 24, each matrix of the MLP 120."""
-    save(tmp_path, tiny_config(), constant(1), CAUSAL, max_shard_size=limit)
-    placed = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
-    files: dict[str, list[str]] = {}
-    for name in sorted(placed):
-        files.setdefault(placed[name], []).append(name.split(".")[-2])
-    assert [" ".join(files[name]) for name in sorted(files)][: len(shards)] == shards
-
-
-@pytest.mark.parametrize(
-    ("size", "count"),
-    [
-        *((1376, 1), (1375, 2), (700, 3), (SMALL, 4), (144, 9), (1, 16)),
-        *(("1.376KB", 1), ("1.375 kb", 2), ("1MB", 1), ("5GB", 1), ("1TB", 1)),
-    ],
-)
-def test_shards_of_1376_bytes_are_numbered_from_one(tmp_path: Path, size: int | str, count: int) -> None:
-    save(tmp_path, tiny_config(), constant(1), CAUSAL, max_shard_size=size)
-    numbered = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-    assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == (
-        numbered if count > 1 else ["model.safetensors"]
-    )
-
-
-@pytest.mark.parametrize(
     ("size", "count"),
     [
         ("1KB", 10**3), ("2MB", 2 * 10**6), ("5GB", 5 * 10**9), ("3 tb", 3 * 10**12), (".5KB", 500), ("1.KB", 1000),
@@ -190,22 +139,17 @@ def test_units_are_powers_of_a_thousand(size: int | str, count: int) -> None:
     assert in_bytes(size) == count
 
 
+@pytest.mark.parametrize(("size", "count"), [(1376, 1), ("1.376KB", 1), ("1.375 kb", 2), (1, 16)])
+def test_1376_bytes_are_one_file_where_that_much_is_allowed(tmp_path: Path, size: int | str, count: int) -> None:
+    save(tmp_path, tiny_config(), constant(1), CAUSAL, max_shard_size=size)
+    assert len(list(tmp_path.glob("*.safetensors"))) == count
+
+
 def test_into_a_folder_in_folders_that_are_not_there(tmp_path: Path) -> None:
     save(tmp_path / "a" / "b", tiny_config(), constant(1), CAUSAL)
     assert state(tmp_path / "a" / "b") == (1e-5, 1.0)
     save(str(tmp_path / "c"), tiny_config(), constant(1), CAUSAL)
     assert state(tmp_path / "c") == (1e-5, 1.0)
-
-
-def test_what_is_not_yet_a_checkpoint_is_in_a_hidden_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-    make = tempfile.mkdtemp
-    monkeypatch.setattr(tempfile, "mkdtemp", lambda **options: made.append(make(**options)) or made[-1])
-    save(tmp_path, tiny_config(), constant(1), CAUSAL)
-    (folder,) = map(Path, made)
-    assert folder.parent == tmp_path
-    assert folder.name.startswith(".refdiff-save-")
-    assert not folder.exists()
 
 
 @pytest.mark.parametrize("size", ["", "5", "GB", "5 XB", "-1GB", "0GB", "1e3KB", 0, -1, 1.5, True, None])
