@@ -13,8 +13,7 @@ import numpy as np
 from refdiff.backends import ops_for
 from refdiff.oracle.deviations.deviation import Problem
 from refdiff.oracle.deviations.tiles import SIZES, tail, with_tail, with_window_of_tiles
-from refdiff.oracle.diagnosis.fit_lambda import fit_lambda, with_name
-from refdiff.oracle.diagnosis.fit_layer import BOTH, PLACES, fit_layer
+from refdiff.oracle.diagnosis.fit_lambda import BOTH, PLACES, fit_lambda, fit_layer, with_name
 from refdiff.oracle.diagnosis.parameter_fit import Trial, held, is_one, short_list
 from refdiff.oracle.diagnosis.ranking import Fit
 from refdiff.oracle.diagnosis.sub_case import FEWEST, Parts
@@ -153,7 +152,7 @@ def _cut_off(
 
 def _best(parts: Parts, trial: Callable[[float], Trial], grid: Numpy) -> list[Fit]:
     """Hold the best number, on a logarithmic scale, against the outputs."""
-    best, _ = smallest(lambda log: _residual(trial(math.exp(log)), parts), grid)
+    best, _ = smallest(lambda log: worst_residual(trial(math.exp(log)).kernel, parts.last), grid)
     return _held(trial(math.exp(best)), parts)
 
 
@@ -161,11 +160,7 @@ def _best_of(trials: Sequence[Trial], parts: Parts) -> list[Fit]:
     """Hold the best of some numbers against the outputs."""
     if not trials:
         return []
-    return _held(trials[int(np.argmin([_residual(trial, parts) for trial in trials]))], parts)
-
-
-def _residual(trial: Trial, parts: Parts) -> float:
-    return worst_residual(trial.kernel, parts.last)
+    return _held(trials[int(np.argmin([worst_residual(trial.kernel, parts.last) for trial in trials]))], parts)
 
 
 def _held(trial: Trial, parts: Parts) -> list[Fit]:

@@ -11,6 +11,8 @@ import numpy as np
 Numpy = np.ndarray[Any, Any]
 Box = tuple[Numpy, ...]
 """For each axis the indices that belong to it."""
+NAMES = {"b": "sequence", "page": "page", "slot": "slot", "t": "token", "s": "key"} | dict.fromkeys("hHKV", "head")
+"""Of an axis by its letter."""
 MOST = 3
 """What is made of more boxes, or more stretches of an axis, than this has no shape; so many of them are listed."""
 FILLED = 0.75

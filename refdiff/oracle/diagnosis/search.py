@@ -10,17 +10,10 @@ from itertools import combinations
 
 import numpy as np
 
+from refdiff.oracle.budget.statistics import RowBudget
 from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, equal, output, output_with
-from refdiff.oracle.deviations.listed import kind_of
+from refdiff.oracle.deviations.listed import kind_of, probes, smaller
 from refdiff.oracle.deviations.tiles import ONLINE
-from refdiff.oracle.diagnosis.disambiguation import (
-    Evidence,
-    Set,
-    drop_dominated,
-    keep_indicated,
-    merge_equivalent,
-    unobservable,
-)
 from refdiff.oracle.diagnosis.ranking import Candidate
 from refdiff.oracle.diagnosis.sub_case import OF_QUERIES, Parts, acts_alike, few_rows_exclude
 from refdiff.oracle.diagnosis.variants import (
@@ -33,11 +26,14 @@ from refdiff.oracle.diagnosis.variants import (
     looks_like,
     outputs,
     quick_residual,
+    row_budget,
     rows_off,
 )
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
+from refdiff.oracle.verdict.judge import judge_rows
+from refdiff.oracle.verdict.verdict import FAIL
 
 FINALISTS = 16
 ALWAYS = 3
@@ -58,6 +54,12 @@ NEARLY_RIGHT = (
 NO_PAIRS = "no pairs were tried: none of two deviations is wrong, or NaN, in such a place and leaves the rest as it is"
 NO_PAIRS_OF_LARGE = "no pairs were tried: they are not, where inputs are large and only one place is wrong, or NaN"
 
+SMALLEST = 1e-150
+"""The least that a row is divided by: where all is zero nothing points anywhere."""
+
+Set = tuple[Deviation, ...]
+Evidence = dict[Set, tuple[list[Judgement], list[Judgement]]]
+"""Of what fits, how each target was judged: on the part where it was tried, and whole."""
 Known = list[tuple[Target, Judgement]]
 """What was judged already, and on which target."""
 
@@ -244,6 +246,112 @@ def _excluded(spec: Spec, targets: tuple[Target, ...], some: Set, outs: list[Num
         return True
     kernel = partial(deviated, spec, deviations=some)
     return any(few_rows_exclude(t, kernel, x) for x, t in zip(outs, targets, strict=True))
+
+
+def merge_equivalent(spec: Spec, fitting: list[Candidate], evidence: Evidence, kind: str) -> list[Candidate]:
+    """Put candidates that are one function into one, the others' names in `also`: two keys crossed, or two queries."""
+    if len(fitting) < 2:
+        return fitting
+    spec = smaller(spec)
+    probed = probes(spec, kind)
+    kept: list[tuple[Candidate, list[Numpy | None]]] = []
+    for candidate in fitting:
+        outs: list[Numpy | None] = [j.wrong for j in evidence[candidate.deviations][1]]
+        outs += [output_with(spec, x, candidate.deviations) for x in probed]
+        for n, (other, known) in enumerate(kept):
+            if all(equal(a, b) for a, b in zip(outs, known, strict=True)):
+                kept[n] = (replace(other, also=(*other.also, candidate.name)), known)
+                break
+        else:
+            kept.append((candidate, outs))
+    return [candidate for candidate, _ in kept]
+
+
+def drop_dominated(fitting: list[Candidate], evidence: Evidence, parts: Parts) -> list[Candidate]:
+    """Drop a candidate that passes by itself, but whose error points to another one, as no order of it does.
+
+    Equation:
+        on the way from f_b to f_a, rows by their budgets, the output is at s = ⟨y − f_b, f_a − f_b⟩ / ‖f_a − f_b‖²:
+        0 up to rounding if b is its name, 1 if a is. All rows add to it, so that it sees what none of them shows.
+    """
+    kept = []
+    for b in fitting:
+        rivals = [a for a in fitting if a is not b and parts.which(a.deviations) is parts.which(b.deviations)]
+        if not any(
+            _points_to(evidence[b.deviations][0], evidence[a.deviations][0], parts.which(b.deviations)) for a in rivals
+        ):
+            kept.append(b)
+    return kept or fitting
+
+
+def keep_indicated(spec: Spec, fitting: list[Candidate], evidence: Evidence, parts: Parts) -> list[Candidate]:
+    """Of candidates for an output that nearly passes as right, those to which it points from what a right kernel gives.
+
+    It passes as well with whatever its inputs do not show, which explains nothing.
+    """
+    kept = []
+    for b in fitting:
+        on = parts.which(b.deviations)
+        right = [judgement(Problem(spec, t.inputs), t) for t in on]
+        if _points_to([j for j in right if j is not None], evidence[b.deviations][0], on):
+            kept.append(b)
+    return kept
+
+
+def unobservable(spec: Spec, parts: Parts, candidate: Candidate, known: Set, evidence: Evidence) -> list[str]:
+    """Names of deviations that may be there as well: with them a kernel gives no more than other roundings."""
+    axes = {d.axis for d in candidate.deviations}
+    of_part, of_whole = evidence[candidate.deviations]
+    judged = {id(parts.which(candidate.deviations)): of_part, id(parts.whole): of_whole}
+    own: dict[int, list[RowBudget]] = {}
+
+    def shows(targets: tuple[Target, ...], some: list[Deviation]) -> bool:
+        """Whether these deviations together give an output of their own, or are no kernel."""
+        if id(targets) not in own:
+            alone = (judgement(deviated(spec, t.inputs, candidate.deviations), t) for t in targets)
+            found = judged.get(id(targets)) or [j for j in alone if j]
+            own[id(targets)] = [row_budget(j.wrong, j.runs, t) for j, t in zip(found, targets, strict=True)]
+        outs = [output_with(spec, t.inputs, some) for t in targets]
+        return any(
+            x is None or x.shape != b.expected.shape or judge_rows("out", x, b).status == FAIL
+            for x, b in zip(outs, own[id(targets)], strict=True)
+        )
+
+    hidden = []
+    for d in known:
+        some = [x for x in known if x == d or x in candidate.deviations]
+        if d.axis not in axes and not any(shows(targets, some) for targets in parts.in_turn(parts.which(some))):
+            hidden.append(d.name)
+    return hidden
+
+
+def _points_to(of_b: list[Judgement], of_a: list[Judgement], targets: tuple[Target, ...]) -> bool:
+    at_b, spread_b = _place(of_b, of_a, targets)
+    at_a, spread_a = _place(of_a, of_b, targets)
+    return (
+        abs(at_b) > THRESHOLDS.points_away * spread_b + THRESHOLDS.points_least
+        and abs(at_a) <= THRESHOLDS.points_away * spread_a + THRESHOLDS.points_least
+    )
+
+
+def _place(of: list[Judgement], to: list[Judgement], targets: tuple[Target, ...]) -> tuple[float, float]:
+    """Where the output is on the way from one function to another, and where that function's own orders are at most."""
+    square, along = 0.0, 0.0
+    runs = np.zeros(len(of[0].runs))
+    for one, other, target in zip(of, to, targets, strict=True):
+        y = target.actual
+        known = np.isfinite(one.wrong) & np.isfinite(other.wrong) & np.isfinite(y)
+        rows = np.maximum(np.maximum(one.rows, other.rows), SMALLEST)[..., None]
+        f = np.where(known, one.wrong, 0.0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            way = (np.where(known, other.wrong, 0.0) - f) / rows
+            square += float(np.sum(way * way))
+            along += float(np.sum((np.where(known, y, 0.0) - f) / rows * way))
+            for n, run in enumerate(one.runs):
+                runs[n] += float(np.sum((np.where(known & np.isfinite(run), run, f) - f) / rows * way))
+    if not square > 0 or not np.isfinite(square):
+        return 0.0, np.inf
+    return along / square, float(np.max(np.abs(runs))) / square
 
 
 def closest_of(spec: Spec, parts: Parts, candidates: Iterable[Candidate]) -> list[Candidate]:

@@ -91,12 +91,8 @@ def _heads(path: str, mine: Floats, expected: Points, reference: Arrays, unit: f
     if beside:
         return f"the other map's: it is {names[1 - names.index(path)].rpartition('.')[2]}"
     if len(set(order)) < len(order):
-        return f"heads that are there several times: {_listed(order)}"
-    return "" if order == list(range(first, first + len(own))) else f"an order of heads: {_listed(order)}"
-
-
-def _listed(order: list[int]) -> str:
-    return "(" + ", ".join(map(str, order)) + ")"
+        return f"heads that are there several times: {tuple(order)}"
+    return "" if order == list(range(first, first + len(own))) else f"an order of heads: {tuple(order)}"
 
 
 def _by_head(path: str, array: Any, reference: Arrays) -> Any:

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 
 from refdiff.errors import CheckpointError
 from refdiff.model.config_checks import PAIRING
-from refdiff.oracle.divergence.expected_values import expect
+from refdiff.oracle.divergence.expected_values import Sampled, expect
 from refdiff.oracle.divergence.explain import explanation
 from refdiff.oracle.divergence.layouts import Floats, arranged, axes_of, maps_apart
-from refdiff.oracle.divergence.noise_samples import Sampled
 from refdiff.oracle.divergence.systematic_error import COMMON, EPSILON, one_way
 from refdiff.oracle.divergence.verdict import ROW, Expected, allowed_rows, compare
 from refdiff.oracle.rounding import FORMATS
@@ -130,7 +129,8 @@ def first_divergence(
         for trace, whose in ((given, "under test"), (reference, "of the reference")):
             if not trace:
                 raise ValueError(f"the trace {whose} is empty: it has no array of any point")
-        apart, reference = _differences(given, reference), _complete(reference)
+        apart = (*_inputs(given.inputs, reference.inputs), *_about(given.about, reference.about))
+        reference = _complete(reference)
         names = canonical_names(given, reference, aliases)
         points = maps_apart({path: given[name] for name, path in names.items()}, reference, _interleaved(reference))
         known = {path: points[path] for path in reference if path in points}
@@ -341,18 +341,12 @@ def _kind(x: NDArray[Any]) -> str:
         return "float16" if np.array_equal(single.astype(np.float16), single) else "float32"
 
 
-def _differences(mine: Trace, ref: Trace) -> tuple[str, ...]:
-    """Say what two recordings were made of where they differ: other tokens or another model explain a divergence.
-
-    The gravest is first; nothing is said where a recording does not tell.
+def _inputs(mine: Mapping[str, Any], ref: Mapping[str, Any]) -> list[str]:
+    """Say which inputs of two recordings differ, which explains a divergence.
 
     Raises:
         ValueError: the two are of different numbers of tokens, so that no point of one is comparable with the other's.
     """
-    return (*_inputs(mine.inputs, ref.inputs), *_about(mine.about, ref.about))
-
-
-def _inputs(mine: Mapping[str, Any], ref: Mapping[str, Any]) -> list[str]:
     found = []
     for name in (n for n in ref if n in mine):
         x, y = (np.asarray(inputs[name]) for inputs in (mine, ref))
@@ -378,6 +372,7 @@ def _first(name: str, x: Any, y: Any) -> str:
 
 
 def _about(mine: Mapping[str, Any], ref: Mapping[str, Any]) -> list[str]:
+    """Say in what the models or specs of two recordings differ, where both tell."""
     found = []
     for part, what in (("config", "models"), ("spec", "specs")):
         if part in mine and part in ref and (other := _fields(mine[part], ref[part])):

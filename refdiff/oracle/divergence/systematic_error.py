@@ -7,12 +7,33 @@ over all rows, each divided by what it may be off by. e is the error, y the righ
 unit of roundoff, as of a constant that is rounded once, such as 1/√d; what roundings of the points before show here,
 a λ that all share among them; and roundings of its own, as if all numbers of one position had the same, since softmax
 of equal scores gives all heads the same 1/t to round.
+
+Beside these two (`one_way`) there are errors that have the form of one mistake (`Patterns`):
+
+    bent        ⟨e, D⟩ / ⟨D, D⟩,  D = ∂y/∂a less its share of y itself
+    columns     √ mean_j (c_j / s_j)²,  c_j = mean_t e_tj, of e less its share of y
+
+rows weighted by what a run with rounding shows of them. a is a number that y depends on and that is no point of the
+trace: ε of a norm, or a factor on scores where these are not there. c is a bias, one number for each column, and s_j²
+the mean square of the column and of all. Rounding brings them to:
+
+    steady      one unit of roundoff of each constant and each cast that cuts off where it should round: a share of a
+                itself, or of the mean of the column; and what functions of a processor may be off by, all one way
+    drawn       what runs with rounding show, which have errors of the points before, shared among rows or not: the
+                larger of those where every number is rounded for itself, and of those where equal numbers are alike
+    own         what rounding of y itself comes to, the same for equal numbers. Bent: also one that all rows of a
+                position share, since a softmax of equal scores gives all heads the same 1/t
+
+An ε that is wrong by δ is a factor of 1 − δ / 2m on a row of mean square m, beside a part that differs from row to row.
+In bfloat16 a δ of 0.01 is 1.3 roundoffs at m = 1 and 0.13 at m = 10, where cutting off instead of rounding takes 0.7 of
+each number: it is told where m is below 1, or where some rows are far smaller than others, and else not.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +41,7 @@ from numpy.typing import NDArray
 from refdiff.oracle.divergence.verdict import Expected
 
 Floats = NDArray[np.float64]
-Sums = tuple[Floats, Floats]
+RowSums = tuple[Floats, Floats]
 
 FEWEST = 32
 """Of fewer numbers nothing is said: their rows are judged."""
@@ -44,6 +65,18 @@ COMMON = {"tf32": 3.0}
 ELEMENTARY = 16.0
 """How many roundoffs of float32 more: functions of a processor or GPU may be off by a few, all of them upwards."""
 
+CONSTANTS = 2.0
+"""How many roundoffs a factor on a point that is not there may be: its constant, and a cast that cuts off."""
+
+TEETH = 1 / 8
+"""Where roundings that all went the way of D could be taken for so much of `a`, nothing is said: numbers that differ by
+a few roundings are rounded to the same number, and look as if they did not depend on `a`."""
+
+ROWS = 8
+"""Of fewer rows that are not alike no column is judged."""
+
+ALIKE = 1 / 8
+"""In roundoffs: rows nearer than that are rounded alike."""
 
 EPSILON = "ε"
 KNOBS = {"scores1": "the first scores", "scores2": "the second scores", "scores": "the scores"}
@@ -78,7 +111,7 @@ class OneWay(NamedTuple):
         return f"the factor {1 + self.value:.5g}{on}, where rounding explains 1 ± {self.limit:.2g}"
 
 
-def row_sums(off: Floats, right: Floats, hidden: NDArray[np.bool_] | None) -> Sums:
+def row_sums(off: Floats, right: Floats, hidden: NDArray[np.bool_] | None) -> RowSums:
     """Sum ⟨e, y⟩ and e over each row, of what counts."""
     counted = np.isfinite(off) & np.isfinite(right) & (True if hidden is None else ~hidden)
     e = np.where(counted, off, 0.0)
@@ -86,7 +119,7 @@ def row_sums(off: Floats, right: Floats, hidden: NDArray[np.bool_] | None) -> Su
 
 
 def one_way(
-    mine: Floats, expected: Expected, allowed: Floats, draws: Sequence[Sequence[Sums]], *,
+    mine: Floats, expected: Expected, allowed: Floats, draws: Sequence[Sequence[RowSums]], *,
     axis: int, unit: float, tiny: float, common: float,
 ) -> OneWay | None:  # fmt: skip
     """Return the larger of the two, in shares of what is allowed; None where there are too few numbers.
@@ -110,10 +143,11 @@ def one_way(
     by_position = (weight[..., None] * rounding).sum(axis=tuple(i for i in range(y.ndim) if i != axis))
     own = float(np.sqrt((by_position**2).sum())) / squares
 
-    def of(sums: Sums) -> tuple[float, float]:
+    def of(sums: RowSums) -> tuple[float, float]:
         return float((weight * sums[0]).sum()) / squares, float((weight * sums[1]).sum()) / sizes
 
-    drawn = np.max([np.zeros(2), *(_root_mean_square([of(sums) for sums in some]) for some in draws)], axis=0)
+    usual = [np.sqrt(np.mean(np.square([of(sums) for sums in some]), axis=0)) for some in draws]
+    drawn = np.max([np.zeros(2), *usual], axis=0)
     steady = common * unit + ELEMENTARY * min(unit, 2.0**-24)
     limits = steady + np.hypot(DRAWN * drawn, SURE * own)
     values = of(row_sums(np.where(counted, mine, 0.0) - y, right, expected.hidden))
@@ -121,6 +155,168 @@ def one_way(
     return max(found, key=lambda item: item.ratio)
 
 
-def _root_mean_square(draws: Sequence[tuple[float, float]]) -> Floats:
-    result: Floats = np.sqrt(np.mean(np.square(draws), axis=0))
-    return result
+def nearly(x: Floats, unit: float) -> NDArray[np.uint64]:
+    """Give numbers that differ by less than an eighth of a roundoff one key: they are rounded alike."""
+    kept = min(52, round(-math.log2(unit)) + 3)
+    bits = np.ascontiguousarray(x, dtype=np.float64).reshape(-1).view(np.uint64)
+    keys: NDArray[np.uint64] = (bits + np.uint64((1 << (52 - kept)) >> 1)) >> np.uint64(52 - kept)
+    return keys
+
+
+class Sums(NamedTuple):
+    """The coefficient along each direction, and that of each column."""
+
+    along: Floats
+    columns: Floats | None
+
+
+class Bend(NamedTuple):
+    """One direction D: how an error is projected on it, what rounding of y itself comes to along it, and at most."""
+
+    kind: str
+    direction: Floats
+    own: float
+    all_alike: float
+
+
+class Patterns:
+    """The directions of one point, and what runs with rounding are along them.
+
+    Args:
+        right: the point. unseen: entries that nobody uses, or that stand at padding. noise: the mean square of what a
+            run with rounding is off by in each row; infinite in rows that nothing can be said of.
+        names: the letters of the axes (`layouts.axes_of`). bends: ∂y/∂a by the name of a.
+        unit and tiny: as `expect` has them. growth: of sums, as `growth`.
+    """
+
+    def __init__(
+        self, right: Floats, unseen: Any, noise: Floats, names: str, bends: dict[str, Floats], *,
+        unit: float, tiny: float, growth: float,
+    ) -> None:  # fmt: skip
+        self._unit, self._names = unit, names
+        self._counted = np.isfinite(right) if unseen is None else np.isfinite(right) & ~unseen
+        y = np.where(self._counted, right, 0.0)
+        square = (y**2).sum(axis=-1) / np.maximum(self._counted.sum(axis=-1), 1)
+        told = (square > (COARSE * tiny) ** 2) & np.isfinite(noise)
+        level = noise + (ONE * unit) ** 2 * square
+        self._weight: Floats = np.where(told, 1 / np.where(told, level, 1.0), 0.0)[..., None]
+        rounding = self._counted * (np.hypot(ONE * unit, growth) * np.abs(y) + tiny)
+        rows = names[:1] == "B" and "T" in names[:-1] and not set(names) & set("Sn1")
+        self._group = self._alike(y) if rows else None
+        self._bent(y, bends, rounding)
+        self._columns(y, rounding)
+        self._draws: dict[bool, list[Sums]] = {}
+
+    def _bent(self, y: Floats, bends: dict[str, Floats], rounding: Floats) -> None:
+        weight = self._weight
+        squares = float((weight * y * y).sum())
+        self._bends: list[Bend] = []
+        for kind, bend in bends.items():
+            d = np.where(self._counted & np.isfinite(bend), bend, 0.0)
+            if not squares > 0 or not (size := float((weight * d * d).sum())) > 0:
+                continue
+            d = d - float((weight * d * y).sum()) / squares * y
+            bent = float((weight * d * d).sum())
+            all_alike = float((weight * np.abs(y * d)).sum())
+            if bent < 1e-6 * size or (kind != EPSILON and self._unit * all_alike > TEETH * bent):
+                continue
+            own = self._by_chance(y, weight * rounding * np.sign(y) * d)
+            self._bends.append(Bend(kind, weight * d / bent, own / bent, all_alike / bent))
+
+    def _by_chance(self, y: Floats, terms: Floats) -> float:
+        """What roundings of y come to: of a position one that all its rows share, and of each number its own."""
+        rows = np.abs(terms.sum(axis=-1))
+        if self._group is not None and "H" not in self._names:
+            shared = np.bincount(self._group, rows.reshape(-1))
+        else:
+            position = next((self._names.index(n) for n in "TS" if n in self._names), 0)
+            shared = rows if position == rows.ndim else np.moveaxis(rows, position, 0).reshape(y.shape[position], -1)
+            shared = shared.reshape(len(shared), -1).sum(axis=1)
+        used = terms != 0
+        _, same = np.unique(nearly(y[used], self._unit), return_inverse=True)
+        single = np.bincount(same.reshape(-1), np.abs(terms[used]))
+        return float(np.sqrt((shared**2).sum() + (single**2).sum()))
+
+    def _alike(self, y: Floats) -> NDArray[np.intp]:
+        """Number the rows so that those that are alike have one number; of rows of no weight it is any."""
+        table = self._table(y)
+        size = np.sqrt((table**2).mean(axis=1))
+        shade = table @ np.random.default_rng(0).standard_normal(table.shape[1]) / math.sqrt(max(1, table.shape[1]))
+        shade = np.where(size > 0, shade / np.where(size > 0, size, 1.0), np.inf)
+        order = np.argsort(shade)
+        with np.errstate(invalid="ignore"):
+            new = np.diff(shade[order], prepend=-np.inf) > ALIKE * self._unit
+        group = np.empty(len(order), dtype=np.intp)
+        group[order] = np.cumsum(new)
+        return group
+
+    def _columns(self, y: Floats, rounding: Floats) -> None:
+        self._first: NDArray[np.intp] | None = None
+        if self._group is None:
+            return
+        table, weight = self._table(y), self._table(np.broadcast_to(self._weight, y.shape))
+        some = np.flatnonzero(weight.any(axis=1))
+        first = some[np.unique(self._group[some], return_index=True)[1]]
+        if len(first) < ROWS:
+            return
+        self._first = first
+        table, weight = table[first], weight[first]
+        total = np.maximum(weight.sum(axis=0), np.finfo(np.float64).tiny)
+        large = (weight * table**2).sum(axis=0) / total
+        scale = np.sqrt(large + large.mean())
+        self._shares: Floats = weight / total / scale
+        self._rows = table
+        own = ((self._shares * self._table(rounding)[first]) ** 2).sum(axis=0)
+        self._own_columns = float(np.sqrt(own.mean()))
+        self._mean = float(np.sqrt((((self._shares * table).sum(axis=0)) ** 2).mean()))
+
+    def _table(self, x: Floats) -> Floats:
+        """Rows are positions of all sequences, columns everything else."""
+        x = np.moveaxis(x, self._names.index("T"), 1) if x.ndim > 2 else x
+        return x.reshape(x.shape[0] * x.shape[1], -1)
+
+    def sums(self, off: Floats) -> Sums:
+        """Return how much of each there is in an error."""
+        e = np.where(self._counted & np.isfinite(off), off, 0.0)
+        columns = None
+        if self._first is not None:
+            table = self._table(e)[self._first]
+            whole = float((self._shares * table * self._rows).sum() / (self._shares * self._rows**2).sum())
+            columns = (self._shares * (table - whole * self._rows)).sum(axis=0)
+        return Sums(np.array([(e * bend.direction).sum() for bend in self._bends]), columns)
+
+    def add(self, off: Floats, *, alike: bool) -> None:
+        """Take what a run with rounding is off by; `alike`: equal numbers were rounded alike in it."""
+        self._draws.setdefault(alike, []).append(self.sums(off))
+
+    def judge(self, off: Floats, values: dict[str, float], common: float) -> OneWay | None:
+        """Return the largest in shares of what is allowed; None where nothing is told.
+
+        Args:
+            values: of what `a` is, where it is not a factor: ε. common: see `systematic_error.COMMON`.
+        """
+        found, given = [], self.sums(off)
+        elementary = ELEMENTARY * min(self._unit, 2.0**-24)
+        for i, (kind, _, own, all_alike) in enumerate(self._bends):
+            drawn = max(float(np.sqrt(np.mean([s.along[i] ** 2 for s in some]))) for some in self._draws.values())
+            steady = values[kind] * self._unit if kind in values else CONSTANTS * common * self._unit
+            limit = steady + elementary * all_alike + float(np.hypot(DRAWN * drawn, SURE * own))
+            found.append(OneWay(kind, float(given.along[i]), limit))
+        if given.columns is not None:
+            columns = [np.stack([s.columns for s in some if s.columns is not None]) for some in self._draws.values()]
+            drawn = max(_sure(runs) * float(np.sqrt((runs**2).mean())) for runs in columns)
+            steady = (common * self._unit + elementary) * self._mean
+            limit = steady + float(np.hypot(drawn, SURE * self._own_columns)) + np.finfo(float).tiny
+            found.append(OneWay("columns", float(np.sqrt((given.columns**2).mean())), limit))
+        return max(found, key=lambda item: item.ratio, default=None)
+
+
+def _sure(draws: Floats) -> float:
+    """How many times their root mean square a right run may be: `DRAWN` if all lie along one line, else less.
+
+    n draws of r independent numbers have cosines of mean square 1/r among them.
+    """
+    size = np.sqrt((draws**2).sum(axis=1, keepdims=True))
+    one = draws / np.maximum(size, np.finfo(np.float64).tiny)
+    cosines = (one @ one.T)[np.triu_indices(len(one), 1)]
+    return 1 + (DRAWN - 1) * float(np.sqrt(np.mean(cosines**2))) if len(cosines) else DRAWN

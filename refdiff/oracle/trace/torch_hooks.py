@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,17 @@ _LAYER = re.compile(r"(.*\blayers)\.(\d+)$")
 _DUMP = re.compile(r"([^.]+)\.(.+)_(inputs_args_0|inputs_kwargs_hidden_states|inputs_kwargs_x|outputs|outputs_\d+)")
 
 
-def is_debugger_folder(folder: Path) -> bool:
-    """Whether transformers' `model_addition_debugger_context` has written a run into it."""
-    return any(folder.glob("*_debug_tree_*.json"))
-
-
 def read_debugger_folder(folder: Path) -> dict[str, NDArray[Any]]:
     """Read a folder that `model_addition_debugger_context(model, debug_path=folder, use_repr=False)` has written.
 
     Raises:
-        CheckpointError: it holds no tensors: written with use_repr=True, the default, it has the first and last few
-            numbers of each as text.
+        CheckpointError: it is another folder, or holds no tensors: written with use_repr=True, the default, it has the
+            first and last few numbers of each as text.
     """
+    if not any(folder.glob("*_debug_tree_*.json")):
+        raise CheckpointError(
+            f"{folder}: no folder of transformers' model_addition_debugger_context: no *_debug_tree_*.json in it"
+        )
     seen: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         if match := _DUMP.fullmatch(path.stem):
@@ -45,15 +45,13 @@ def read_debugger_folder(folder: Path) -> dict[str, NDArray[Any]]:
     for module, files in seen.items():
         for what, path in files.items():
             if point := _point(module, what, last):
-                points[point] = _data(path, folder)
+                arrays, _ = read_arrays(path, folder=folder)
+                if "data" not in arrays:
+                    raise CheckpointError(
+                        f"{path}: no tensor is called data, as transformers' debugger names it; write it again"
+                    )
+                points[point] = arrays["data"]
     return points
-
-
-def _data(path: Path, folder: Path) -> NDArray[Any]:
-    arrays, _ = read_arrays(path, folder=folder)
-    if "data" not in arrays:
-        raise CheckpointError(f"{path}: no tensor is called data, as transformers' debugger names it; write it again")
-    return arrays["data"]
 
 
 @contextmanager
@@ -71,28 +69,20 @@ def hooks(module: Any) -> Iterator[dict[str, NDArray[Any]]]:
         if point and hasattr(value, "__dlpack__") and hasattr(value, "shape"):
             points[point] = any_array(value, point).copy()
 
-    def before(name: str) -> Any:
-        def hook(_: Any, args: Any, kwargs: Any) -> None:
-            for value in (*args[:1], *(kwargs[key] for key in ("hidden_states", "x") if key in kwargs)):
-                keep(name, "inputs", value)
+    def before(name: str, _: Any, args: Any, kwargs: Any) -> None:
+        for value in (*args[:1], *(kwargs[key] for key in ("hidden_states", "x") if key in kwargs)):
+            keep(name, "inputs", value)
 
-        return hook
-
-    def after(name: str) -> Any:
-        def hook(_: Any, args: Any, out: Any) -> None:
-            if not isinstance(out, tuple | list):
-                keep(name, "outputs", out)
-                return
-            for i, value in enumerate(out):
-                keep(name, f"outputs_{i}", value)
-
-        return hook
+    def after(name: str, _: Any, args: Any, out: Any) -> None:
+        several = isinstance(out, tuple | list)
+        for i, value in enumerate(out if several else (out,)):
+            keep(name, f"outputs_{i}" if several else "outputs", value)
 
     handles = []
     for name, part in names.items():
         if name:
-            handles.append(part.register_forward_pre_hook(before(name), with_kwargs=True))
-            handles.append(part.register_forward_hook(after(name)))
+            handles.append(part.register_forward_pre_hook(partial(before, name), with_kwargs=True))
+            handles.append(part.register_forward_hook(partial(after, name)))
     try:
         yield points
     finally:

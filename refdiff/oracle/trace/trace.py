@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -137,17 +136,9 @@ class ModelRun:
             wide = {name: x if x.ndim > 1 else x.astype(np.float64) for name, x in flat.items()}
             self._exact = type(self._of)(self._of.config, nest(wide), dtype="float64", kernels="reference")
         model = copy.copy(self._exact)
-        ops = overlay(model.ops, lambda name, function: _widened(function) if name == "embedding" else function)
+        ops = overlay(model.ops, lambda name, f: (lambda *x: f(*x).astype(np.float64)) if name == "embedding" else f)
         model.ops = Points(flatten(model.params), visit, maps=maps, whole=whole).over(ops)
         model(**self._call)  # type: ignore[operator]
-
-
-def _widened(function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def wide(*args: Any) -> Any:
-        return function(*args).astype(np.float64)
-
-    return wide
 
 
 class SpecRun:

@@ -18,7 +18,7 @@ from refdiff.model.weights import ARCHITECTURES
 from refdiff.oracle.inputs.any_array import any_array
 from refdiff.oracle.inputs.files import read_arrays
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.trace.torch_hooks import is_debugger_folder, read_debugger_folder
+from refdiff.oracle.trace.torch_hooks import read_debugger_folder
 from refdiff.oracle.trace.trace import FORMAT, INPUT, ModelRun, SpecRun, Trace
 
 Source = Trace | Mapping[str, Any] | str | os.PathLike[str]
@@ -42,10 +42,6 @@ def read_trace(source: Source, *, model: Any = None) -> Trace:
         return _bare({name: any_array(x, name) for name, x in source.items()})
     path = Path(source)
     if path.is_dir():
-        if not is_debugger_folder(path):
-            raise CheckpointError(
-                f"{path}: no folder of transformers' model_addition_debugger_context: no *_debug_tree_*.json in it"
-            )
         return _bare(read_debugger_folder(path))
     arrays, metadata = read_arrays(path)
     if metadata.get("format") != FORMAT:

@@ -17,8 +17,7 @@ from refdiff.oracle.deviations import Problem, deviated, output
 from refdiff.oracle.deviations.deviation import equal
 from refdiff.oracle.deviations.listed import kind_of, probes
 from refdiff.oracle.diagnosis import search
-from refdiff.oracle.diagnosis.answer import UNWRITTEN
-from refdiff.oracle.diagnosis.disambiguation import separating
+from refdiff.oracle.diagnosis.answer import UNWRITTEN, separating
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT
 from refdiff.oracle.inputs.sequences import Inputs

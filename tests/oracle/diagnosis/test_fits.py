@@ -15,8 +15,7 @@ from refdiff.layers import lambda_init
 from refdiff.oracle import Spec, budget, diagnose, truth
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.deviations.deviation import Problem
-from refdiff.oracle.diagnosis.fit_lambda import fit_lambda, with_name
-from refdiff.oracle.diagnosis.fit_layer import BOTH, LAMBDA, SCALE, fit_layer
+from refdiff.oracle.diagnosis.fit_lambda import BOTH, LAMBDA, SCALE, fit_lambda, fit_layer, with_name
 from refdiff.oracle.diagnosis.fits import fit_factor, fits
 from refdiff.oracle.diagnosis.parameter_fit import LISTED, Trial, held, short_list
 from refdiff.oracle.diagnosis.ranking import Fit

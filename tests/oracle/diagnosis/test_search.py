@@ -1,16 +1,20 @@
-"""The search: fewest deviations first, pairs of two axes, all targets together."""
+"""The search: fewest deviations first, pairs of two axes, all targets together; which of several that fit are kept."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from refdiff.oracle import Deviation, budget
-from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, search
-from refdiff.oracle.diagnosis.variants import Target
+from refdiff.oracle import Deviation, Recipe, budget
+from refdiff.oracle.diagnosis.ranking import Candidate
+from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, drop_dominated, merge_equivalent, search
+from refdiff.oracle.diagnosis.sub_case import Parts
+from refdiff.oracle.diagnosis.variants import Judgement, Target
+from refdiff.oracle.inputs.validation import as_float64
 from tests.oracle.deviations.effects import effect
 from tests.oracle.diagnosis.outputs import kernel, named, pair_of_cases
 
-BOTH = pair_of_cases("hf_diffllama", "bfloat16")
+BOTH, CASE = pair_of_cases("hf_diffllama", "bfloat16"), pair_of_cases("hf_diffllama", "float32")[0]
 KNOWN = tuple(
     named("hf_diffllama", n)
     for n in ("layer_norm", "norm_by_the_sum_of_squares", "scale_left_out", "keys_crossed", "epsilon_of_1e-6")
@@ -41,7 +45,7 @@ def test_what_one_target_hides_the_other_shows() -> None:
 
 
 def test_a_pair_that_rounds_much_worse_than_a_right_kernel_is_found() -> None:
-    case = pair_of_cases("hf_diffllama", "float32")[0]
+    case = CASE
     names = ("scores_scaled_by_the_root_of_half_of_d", "subtracted_before_the_softmax")
     some = tuple(named("hf_diffllama", n) for n in names)
     out = kernel(case, some)
@@ -56,7 +60,7 @@ def test_pairs_are_of_two_axes() -> None:
 
 
 def test_a_single_that_is_nearly_right_is_found_where_the_output_points_to_it() -> None:
-    case = pair_of_cases("hf_diffllama", "float32")[0]
+    case = CASE
     known = budget(case.spec, case.inputs, "float32", members=2)
 
     def scores_larger(by: float) -> Deviation:
@@ -72,3 +76,45 @@ def test_a_single_that_is_nearly_right_is_found_where_the_output_points_to_it() 
     assert not fitting
     assert not any(c.fits for c in closest)
     assert notes == (NEARLY_RIGHT,)
+
+
+A, B = (Candidate((named("hf_diffllama", n),), 1.0, 1.0, True) for n in ("keys_crossed", "layer_norm"))
+
+
+def target(actual: np.ndarray) -> Target:
+    inputs = as_float64(CASE.spec, CASE.inputs)
+    return Target(inputs, actual, actual, np.ones(actual.shape[:-1]), Recipe.of("float32"))
+
+
+def test_one_function_under_two_names() -> None:
+    again = Candidate((named("hf_diffllama", "keys_crossed"),), 2.0, 1.0, True)
+    zeros = np.zeros((2, 6, 9, 32))
+    alike = [Judgement(True, 0.1, zeros, zeros[..., 0], ())]
+    found = merge_equivalent(CASE.spec, [A, again, B], {c.deviations: (alike, alike) for c in (A, B)}, "dense")
+    assert [c.name for c in found] == ["keys_crossed", "layer_norm"]
+    assert found[0].also == ("keys_crossed",)
+    assert found[1].also == ()
+    assert "the same function: keys_crossed" in str(found[0])
+    assert found[0].to_dict()["also"] == ["keys_crossed"]
+
+
+def dropped(place: float, noise: float) -> list[str]:
+    """Which of two functions remain for an output at a place between them, where runs scatter by so much."""
+    rng = np.random.default_rng(0)
+    a, b = np.zeros((1, 2, 30, 8)), 0.1 * rng.normal(size=(1, 2, 30, 8))
+    rows = np.ones(a.shape[:-1])
+    y = a + place * (b - a) + noise * rng.normal(size=a.shape)
+    evidence = {}
+    for candidate, f in ((A, a), (B, b)):
+        runs = tuple(f + noise * rng.normal(size=f.shape) for _ in range(7))
+        judged = [Judgement(True, 0.1, f, rows, runs)]
+        evidence[candidate.deviations] = (judged, judged)
+    t = (target(y),)
+    return [c.name for c in drop_dominated([A, B], evidence, Parts(t, t, t, t, 0))]
+
+
+def test_all_rows_together_see_what_none_of_them_shows() -> None:
+    """A difference of a tenth of the budget of each row; what noise hides, and what lies between, stays ambiguous."""
+    assert dropped(0.0, 0.02) == ["keys_crossed"]
+    assert dropped(1.0, 0.02) == ["layer_norm"]
+    assert dropped(0.0, 3.0) == dropped(0.5, 0.001) == ["keys_crossed", "layer_norm"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,26 +36,25 @@ def record(model: Any, put: dict[str, Any] | None = None, *, whole: bool = False
     return points | {"logits": model(ids(0, 2, 5)).logits}
 
 
+def flows_as_said(record: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Each point moves those that are computed from it, and no other."""
+    right = record({})
+    flow = Flow(right)
+    children = {path: {p for p in right if path in flow.parents(p)} for path in right}
+    for path, value in right.items():
+        moved = record({**right, path: value * 1.5 + 0.25})
+        assert {p for p in right if not np.array_equal(moved[p], right[p], equal_nan=True)} == children[path], path
+
+
 @pytest.mark.parametrize("wiring", WIRINGS)
 def test_the_flow_is_that_of_a_run(wiring: str) -> None:
     model = small_model(wiring=wiring, num_hidden_layers=2)
-    right = record(model)
-    del right["logits"]
-    flow = Flow(right)
-    children: dict[str, set[str]] = {path: set() for path in right}
-    for path in right:
-        for parent in flow.parents(path):
-            children[parent].add(path)
-    for path, value in right.items():
-        moved = record(model, {**right, path: value * 1.5 + 0.25})
-        assert {p for p in right if not np.array_equal(moved[p], right[p])} == children[path], path
+    flows_as_said(lambda put: {path: x for path, x in record(model, put).items() if path != "logits"})
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_flow_of_the_attention_alone(name: str) -> None:
-    spec = small(name)
-    x = draw(spec)
-    points: dict[str, Any] = {}
+    run = SpecRun(small(name), draw(small(name)))
 
     def record(put: dict[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -63,16 +63,10 @@ def test_the_flow_of_the_attention_alone(name: str) -> None:
             found[path] = np.array(value)
             return np.array(put.get(path, value))
 
-        SpecRun(spec, x)(visit, maps=True)
+        run(visit, maps=True)
         return found
 
-    points = record({})
-    flow = Flow(points)
-    children = {path: {p for p in points if path in flow.parents(p)} for path in points}
-    for path, value in points.items():
-        moved = record({**points, path: value * 1.5 + 0.25})
-        found = {p for p in points if not np.array_equal(moved[p], points[p], equal_nan=True)}
-        assert found == children[path], path
+    flows_as_said(record)
 
 
 def test_of_sequences_one_by_one() -> None:
