@@ -1,21 +1,29 @@
-"""Chat templates: where a checkpoint keeps them, the conversation that a template sees, and a sandbox to run it in."""
+"""Chat templates: where a checkpoint keeps them, and the conversation that a template sees; `sandbox` runs them."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from refdiff.errors import CheckpointError
 from refdiff.files import read_text, write_atomically
+
+if TYPE_CHECKING:
+    from refdiff.generation.chat_template.sandbox import ChatTemplate
 
 MAX_CHARACTERS = 100_000  # templates in use have from 1,000 to 60,000
 
 _DEFAULT = "chat_template.jinja"
 NAMED_TEMPLATES = "additional_chat_templates/*.jinja"
+_CONTINUE_HERE = "CONTINUE_FINAL_MESSAGE_TAG "
+_REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
-def templates_in(value: Any, source: str) -> str | dict[str, str] | None:
+def parse(value: Any, source: str) -> str | dict[str, str] | None:
     """Read the field `chat_template`: one template, or a list of `{"name": …, "template": …}`, or nothing.
 
     Raises `CheckpointError` for anything else.
@@ -31,7 +39,7 @@ def templates_in(value: Any, source: str) -> str | dict[str, str] | None:
     return value
 
 
-def read_templates(folder: Path) -> str | dict[str, str] | None:
+def read(folder: Path) -> str | dict[str, str] | None:
     """Read chat_template.jinja and additional_chat_templates/*.jinja, which win over tokenizer_config.json.
 
     Raises `CheckpointError` for a file that is too large or not UTF-8.
@@ -43,8 +51,8 @@ def read_templates(folder: Path) -> str | dict[str, str] | None:
     return found["default"] if list(found) == ["default"] else found or None
 
 
-def write_templates(folder: Path, templates: str | dict[str, str] | None) -> None:
-    """Write the templates as `read_templates` reads them; remove others that are there.
+def write(folder: Path, templates: str | dict[str, str] | None) -> None:
+    """Write the templates as `read` reads them; remove others that are there.
 
     Raises `ValueError` for a name that is not a file name, before anything is written.
     """
@@ -58,27 +66,123 @@ def write_templates(folder: Path, templates: str | dict[str, str] | None) -> Non
             path.unlink(missing_ok=True)
 
 
-def select_template(own: str | dict[str, str] | None, wanted: str | None, has_tools: bool, source: str) -> str:
+def select(own: str | dict[str, str] | None, wanted: str | None, has_tools: bool, source: str) -> str:
     """Return the text of a template: `wanted`, a name or the text itself, or else the checkpoint's `own`.
 
     Raises `ValueError` where there is none, or several and no default.
     """
-    if isinstance(own, dict):
-        if wanted is None:
-            wanted = "tool_use" if has_tools and "tool_use" in own else "default"
-            if wanted not in own:
-                names = ", ".join(map(repr, own))
-                raise ValueError(
-                    f"{source}: of several chat templates none is the default; pass chat_template= {names}"
-                )
-        return own.get(wanted, wanted)
-    template = own if wanted is None else wanted
-    if template is None:
+    if wanted is not None:
+        return own.get(wanted, wanted) if isinstance(own, dict) else wanted
+    if isinstance(own, str):
+        return own
+    if own is None:
         raise ValueError(
             f"{source}: there is no chat template (no chat_template.jinja, no chat_template in tokenizer_config.json), "
             "so this may not be a chat model: give it plain text, or pass chat_template="
         )
-    return template
+    name = "tool_use" if has_tools and "tool_use" in own else "default"
+    if name not in own:
+        raise ValueError(
+            f"{source}: of several chat templates none is the default; pass chat_template= {', '.join(map(repr, own))}"
+        )
+    return own[name]
+
+
+def render(
+    template: ChatTemplate,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None,
+    documents: Sequence[Mapping[str, Any]] | None,
+    add_generation_prompt: bool,
+    continue_final_message: bool,
+    variables: Mapping[str, Any],
+) -> str:
+    """Render one conversation as transformers does; see `Tokenizer.apply_chat_template`."""
+    if continue_final_message and add_generation_prompt:
+        raise ValueError(
+            "continue_final_message continues the last message, add_generation_prompt starts a new one: pass one"
+        )
+    for name, items in (("tools", tools), ("documents", documents)):
+        for item in items or ():
+            if not isinstance(item, Mapping):
+                raise TypeError(
+                    f"{name}: got {type(item).__name__}, expected a list of dicts (a tool by its JSON schema)"
+                )
+    chat = [_message(message) for message in messages]
+    final = _mark_final(chat, template.text) if continue_final_message else ""
+    text = template.render(
+        {
+            "messages": chat,
+            "tools": plain(tools),
+            "documents": plain(documents),
+            "add_generation_prompt": add_generation_prompt,
+            **{name: plain(value) for name, value in variables.items()},
+        }
+    )
+    if not continue_final_message:
+        return text
+    mark = _CONTINUE_HERE.strip()
+    if final.strip() not in text or mark not in text:
+        raise ValueError("continue_final_message: the template does not print the last message as it is")
+    at = text.rindex(mark)
+    # A template that trims the content took the mark's trailing space away, and with it the space before the mark.
+    return text[:at] if text.startswith(_CONTINUE_HERE, at) else text[:at].rstrip()
+
+
+def is_batch(conversation: Any) -> bool:
+    """Tell a list of conversations from one conversation, a list of messages.
+
+    Raises `TypeError` for something else, `ValueError` for an empty list.
+    """
+    if isinstance(conversation, str | Mapping) or not isinstance(conversation, Sequence):
+        raise TypeError(
+            'a conversation is a list of messages such as {"role": "user", "content": "Hello"}, '
+            f"but got {type(conversation).__name__}"
+        )
+    if not conversation:
+        raise ValueError("the conversation is empty; it needs at least one message")
+    return isinstance(conversation[0], list | tuple)
+
+
+def plain(value: Any) -> Any:
+    """Rebuild `value` from plain JSON types: a template meets no object with methods of its own."""
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind.__str__(value) if kind is str else kind(value)
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, Mapping):
+        return {plain(key): plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else f"<{type(value).__name__}>"
+
+
+def _message(message: Any) -> dict[str, Any]:
+    if not isinstance(message, Mapping):
+        raise TypeError(
+            f'a message: got {type(message).__name__}, expected a dict such as {{"role": "user", "content": "Hello"}}'
+        )
+    # Many templates would print an absent content as the word None.
+    fields = {name: plain(value) for name, value in message.items() if value is not None}
+    reasoning = next((fields[name] for name in _REASONING if name in fields), None)
+    return fields if reasoning is None else {"thinking": reasoning, **fields, "reasoning_content": reasoning}
+
+
+def _mark_final(chat: list[dict[str, Any]], template: str) -> str:
+    content = chat[-1].get("content") if chat else None
+    if content is None or "content" not in template:
+        raise ValueError("continue_final_message needs a last message with content, and a template that reads it")
+    if isinstance(content, str):
+        chat[-1]["content"] = content + _CONTINUE_HERE
+        return content
+    for block in reversed(content if isinstance(content, list) else []):
+        if isinstance(block, dict) and isinstance(block.get("text"), str):
+            text: str = block["text"]
+            block["text"] = text + _CONTINUE_HERE
+            return text
+    raise ValueError("continue_final_message found no text in the last message to continue")
 
 
 def _path(folder: Path, name: str) -> Path:

@@ -14,9 +14,11 @@ import functools
 import json
 import math
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
+from types import GenericAlias
 from typing import Any
 
 import jinja2
@@ -25,40 +27,89 @@ from jinja2.ext import Extension, LoopControlExtension
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
 from jinja2.visitor import NodeTransformer
 
-SECONDS = 2.0  # of the thread's CPU; the templates in use take milliseconds
-UNITS, UNITS_PER_CHARACTER = 4_000_000, 100  # memory: a unit is about a character, also of the conversation
+from refdiff.errors import CheckpointError
+from refdiff.generation.chat_template import MAX_CHARACTERS
 
-_ELEMENT, _MAX_DEPTH, _MAX_BITS, _MAX_STATEMENTS = 32, 100, 4096, 40
-_ITEMS: Any = type({}.items())
-_CONTAINERS: Any = (list, tuple, set, dict, type({}.keys()), type({}.values()), _ITEMS)
+SECONDS = 2.0  # of the thread's CPU; the templates in use take milliseconds
+_UNITS, _UNITS_PER_CHARACTER = 4_000_000, 100  # memory: a unit is about a character, also of the conversation
+_OUTPUT, _OUTPUT_PER_CHARACTER = 300_000, 10  # the most characters that a template may write
+_ELEMENT, _MAX_DEPTH, _MAX_BITS, _MAX_STATEMENTS = 32, 200, 4096, 40
+
+_CONTAINERS: Any = (list, tuple, set, dict, type({}.keys()), type({}.values()), type({}.items()))
 _HAS_TEXT: Any = (*_CONTAINERS, str, int, float, complex, range, type(None), jinja2.Undefined)
 _TEXT_FILTERS = {
-    "capitalize", "center", "e", "escape", "float", "format", "indent", "int", "lower", "replace", "round", "string",
-    "title", "trim", "truncate", "upper", "wordcount",
+    "capitalize", "center", "e", "escape", "float", "format", "indent", "int", "lower", "replace", "round", "safe",
+    "string", "title", "trim", "truncate", "upper", "wordcount",
 }  # fmt: skip
-_FILTERS = {
+_FILTERS = _TEXT_FILTERS | {
     "abs", "attr", "count", "d", "default", "dictsort", "first", "groupby", "items", "join", "last", "length", "list",
-    "map", "max", "min", "reject", "rejectattr", "reverse", "safe", "select", "selectattr", "sort", "sum", "unique",
+    "map", "max", "min", "reject", "rejectattr", "reverse", "select", "selectattr", "sort", "sum", "unique",
 }  # fmt: skip
 _PLACES = {"expandtabs": "\t", "format": "%", "indent": "\n"}  # other operations put their operands in once
-_SPLITS = {"rsplit", "split", "splitlines", "title", "wordcount"}
 _FORBIDDEN_METHODS = {"encode", "from_bytes", "maketrans", "striptags", "to_bytes", "translate", "unescape"}
 _WIDE = re.compile(r"%(?:\([^)]*\))?[#0\- +]*(?:\d{3}|\*|\d*\.(?:\d{3}|\*))")  # %1000d, %*d, %.1000f
+_REASONS = {
+    RecursionError: "it calls itself without end, or its values are nested too deeply",
+    UnicodeEncodeError: "it writes half a surrogate pair, such as \\ud800, which is not a character",
+}  # where Python's own words say nothing about a template
 _clock = getattr(time, "thread_time", time.process_time)
 
 
-class StoppedError(Exception):
+class _StoppedError(Exception):
     """The template asked for more than it may have. No handler inside Jinja swallows this class."""
 
 
-class RefusedError(Exception):
+class _RefusedError(Exception):
     """The template called `raise_exception`: it works, but does not accept these messages."""
 
 
-class Sandbox(ImmutableSandboxedEnvironment):
+class ChatTemplate:
+    """A compiled chat template; errors name `source`, a file or folder.
+
+    Raises `CheckpointError` for a text that is not a valid template.
+    """
+
+    def __init__(self, text: str, source: str) -> None:
+        self.text, self.source = text, source
+        self._lock = threading.Lock()
+        if len(text) > MAX_CHARACTERS:
+            raise CheckpointError(
+                f"{source}: the chat template: got {len(text):,} characters, expected at most {MAX_CHARACTERS:,}"
+            )
+        try:
+            self._sandbox = _Sandbox()
+            self._template = self._sandbox.from_string(text)
+        except Exception as error:  # Jinja, Python's compiler and number parsing each have errors of their own
+            raise CheckpointError(f"{source}: the chat template does not compile: {_first_line(error)}") from None
+
+    def render(self, variables: dict[str, Any]) -> str:
+        """Return the text for these variables, which must be plain data.
+
+        Raises `CheckpointError` for a template that fails or goes beyond the bounds, `ValueError` where it refuses the
+        messages by `raise_exception`.
+        """
+        try:
+            with self._lock:
+                most = self._sandbox.start(variables)
+                text = self._template.render(variables)
+            if len(text) > most:
+                raise _StoppedError
+            text.encode()  # half of a surrogate pair, which JSON can spell, is no text
+            return text
+        except _RefusedError as error:
+            raise ValueError(f"{self.source}: the chat template refuses these messages: {_first_line(error)}") from None
+        except _StoppedError:
+            reason = "was stopped: it takes more time or memory, or writes more, than a chat needs"
+        except Exception as error:  # whatever a stranger's template runs into is the template's failure
+            words = _REASONS.get(type(error)) or f"{type(error).__name__}: {_first_line(error)}"
+            reason = f"failed on these messages: {words}"
+        raise CheckpointError(f"{self.source}: the chat template {reason}")
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
     """The environment of transformers' chat templates (syntax, filters, globals) within bounds; see the module."""
 
-    intercepted_binops = frozenset(["+", "-", "*", "/", "//", "%", "**"])
+    intercepted_binops = frozenset(["+", "*", "%", "**"])
 
     def __init__(self) -> None:
         super().__init__(
@@ -69,64 +120,63 @@ class Sandbox(ImmutableSandboxedEnvironment):
             finalize=_printed,
         )
         del self.globals["lipsum"]
-        self.globals.update(raise_exception=_refuse, strftime_now=_strftime_now, dict=_Dict())
-        self.filters = {name: self._bounded(name, self.filters[name]) for name in _TEXT_FILTERS | _FILTERS}
+        self.globals.update(raise_exception=self._refuse, strftime_now=_strftime_now)
+        self.filters = {name: self._bounded(name, self.filters[name]) for name in _FILTERS}
         self.filters["tojson"] = self._tojson
 
     def start(self, variables: dict[str, Any]) -> int:
-        """Begin to render a conversation; return its size, about its characters."""
+        """Begin to render a conversation; return how many characters may be written."""
         self._limit: float = math.inf
-        size = self.measure(variables)[0]
-        self._limit = self._left = UNITS + UNITS_PER_CHARACTER * size
+        size = self.measure(variables)
+        self._limit = self._left = _UNITS + _UNITS_PER_CHARACTER * size
         self._deadline = _clock() + SECONDS + size / 1e6
-        return size
+        return _OUTPUT + _OUTPUT_PER_CHARACTER * size
 
     def pay(self, units: int = 50) -> bool:
-        """Take `units` from the memory bound and look at the clock; return True, or raise `StoppedError`."""
+        """Take `units` from the memory bound and look at the clock; return True, or raise `_StoppedError`."""
         self._left -= units
         if self._left < 0 or _clock() > self._deadline:
-            raise StoppedError
+            raise _StoppedError
         return True
 
     def need(self, units: int) -> None:
-        """Raise `StoppedError` where an operation would write more than is left; `made` takes it off afterwards."""
+        """Raise `_StoppedError` where an operation would write more than is left; `made` takes it off afterwards."""
         if units > self._left:
-            raise StoppedError
+            raise _StoppedError
 
-    def measure(self, value: Any) -> tuple[int, str]:
-        """Return a value's size in units, and the type of a part that has no text ("" if all have).
+    def measure(self, value: Any, *, is_printed: bool = False) -> int:
+        """Return the size of a value and all its parts in units.
 
-        Raises `StoppedError` for a size beyond the memory bound, `RecursionError` for more than 100 levels.
+        Raises `_StoppedError` for a size beyond the memory bound, `RecursionError` for too many levels, and `TypeError`
+        for the print of an object that has no text: Python would show its address.
         """
-        size, object_name, level = 0, "", [value]
-        for _ in range(_MAX_DEPTH + 1):
+        size, level = 0, [value]
+        for _ in range(_MAX_DEPTH):
+            children: list[Any] = []
             for part in level:
-                size += len(part) if isinstance(part, str) else _ELEMENT * len(part) if _is_container(part) else 1
+                size += _size(part)
                 if size > self._limit or (isinstance(part, int) and part.bit_length() > _MAX_BITS):
-                    raise StoppedError
-                object_name = object_name or ("" if isinstance(part, _HAS_TEXT) else type(part).__name__)
-            level = [child for part in level if _is_container(part) for child in _children(part)]
-            if not level:
-                return size, object_name
-        raise RecursionError(f"containers nested deeper than {_MAX_DEPTH} levels")
+                    raise _StoppedError
+                if is_printed and not isinstance(part, _HAS_TEXT):
+                    raise TypeError(f"a {type(part).__name__} has no text")
+                if isinstance(part, _CONTAINERS):
+                    children += part.items() if isinstance(part, dict) else part
+            if not children:
+                return size
+            level = children
+        raise RecursionError
 
     def made(self, value: Any) -> Any:
         """Pay for a new value, but not for what a container holds; return it. Iterators pay as they are read."""
         if isinstance(value, Iterator):
             return self._items(value)
         self.measure(value)
-        self.pay(1 + (len(value) if isinstance(value, str) else _ELEMENT * len(value) if _is_container(value) else 0))
+        self.pay(1 + _size(value))
         return value
 
     def printed(self, value: Any) -> Any:
-        """Pay for the text of a value; return the value.
-
-        Raises `TypeError` for an object without a text: Python would show its address.
-        """
-        size, object_name = self.measure(value)
-        if object_name:
-            raise TypeError(f"a {object_name} has no text")
-        self.pay(1 + size)
+        """Pay for the text of a value; return the value."""
+        self.pay(1 + self.measure(value, is_printed=True))
         return value
 
     def concatenate(self, *values: Any) -> str:
@@ -142,7 +192,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if operator == "*":
             for value, times in ((left, right), (right, left)):
                 if isinstance(value, str | list | tuple) and isinstance(times, int):
-                    self.need(len(value) * max(times, 0) * (1 if isinstance(value, str) else _ELEMENT))
+                    self.need(_size(value) * times)
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
             self.measure(1 << min(left.bit_length() * max(right, 0), _MAX_BITS))
         elif operator == "%" and isinstance(left, str):
@@ -159,18 +209,19 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return __self.made(super().call(__context, __obj, *args, **kwargs))
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Tell whether a template may read this attribute."""
-        is_forbidden = isinstance(obj, str | int) and attr in _FORBIDDEN_METHODS
+        """Tell whether a template may read this attribute: of the class dict, `update` could change the messages."""
+        is_class = isinstance(obj, type | GenericAlias)
+        is_forbidden = attr != "fromkeys" if is_class else isinstance(obj, str | int) and attr in _FORBIDDEN_METHODS
         return not is_forbidden and super().is_safe_attribute(obj, attr, value)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """Replace the methods `format` and `format_map` of a text."""
         if super().wrap_str_format(value) is None:
             return None
-        text, is_map = str(value.__self__), value.__name__ == "format_map"
-        return lambda *args, **kwargs: _Formatter(self).vformat(
-            text, () if is_map else args, args[0] if is_map else kwargs
-        )
+        text, write = str(value.__self__), _Formatter(self).vformat
+        if value.__name__ == "format_map":
+            return lambda mapping: write(text, (), mapping)
+        return lambda *args, **kwargs: write(text, args, kwargs)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         template: nodes.Template = _Bounds().visit(super()._parse(source, name, filename))
@@ -183,20 +234,19 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def _to_join(self, values: Iterable[Any], options: Sequence[Any]) -> list[Any]:
         items = list(self._items(values))
-        self.need(len(self.printed(items)) * sum(len(o) for o in options if isinstance(o, str)))
+        self.need(len(self.printed(items)) * sum(map(_size, options)))
         return items
 
     def _estimate(self, name: str, text: str, operands: Sequence[Any]) -> None:
-        """Check what a method, filter or % may make of a text: all operands, wherever they can be put in."""
-        if is_format := name == "format":
-            self.need(len(text) * text.count("%("))  # the search for a closing bracket may run to the end each time
-            if _WIDE.search(text):
-                raise StoppedError
-        if name in _SPLITS:
-            self.need(_ELEMENT // 2 * len(text))
-        sizes = [abs(o) if isinstance(o, int) and not is_format else self.measure(o)[0] + 100 for o in operands]
+        """Check what an operation may make of a text: a list of it, and all operands wherever they can be put in."""
+        is_format = name == "format"
+        sizes = [abs(o) if isinstance(o, int) and not is_format else self.measure(o) + 100 for o in operands]
+        if is_format:
+            sizes.append(len(text))  # the search for the bracket that closes `%(` may run to the end each time
         place = str(operands[0]) if name == "replace" and operands else _PLACES.get(name, text)
-        self.need((1 + text.count(place)) * sum(sizes))
+        self.need(_ELEMENT // 2 * len(text) + (1 + text.count(place)) * sum(sizes))
+        if is_format and _WIDE.search(text):
+            raise _StoppedError
 
     def _bounded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return a filter that pays for its result, and is checked before it starts for what it may make."""
@@ -207,11 +257,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
             value, options = args[at], [*args[at + 1 :], *(kwargs[k] for k in sorted(kwargs)[::-1])]  # old before new
             if name == "join":
                 value = self._to_join(value, self.printed(options))
-            elif name in _TEXT_FILTERS:
+            elif name in _TEXT_FILTERS or isinstance(value, str):
                 self._estimate(name, str(self.printed([value, *options])[0]), options)
-            elif name in ("list", "sort", "unique") and isinstance(value, str):
-                self.need(_ELEMENT * len(value))
-            elif name == "sum" and any(map(_is_container, options)):
+            elif name == "sum" and any(isinstance(option, _CONTAINERS) for option in options):
                 raise TypeError("sum adds numbers only")
             return self.made(function(*args[:at], value, *args[at + 1 :], **kwargs))
 
@@ -225,10 +273,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
         separators: Any = None,
         sort_keys: bool = False,
     ) -> str:
-        widths = [len(o) if isinstance(o, str) else o for o in (indent, *(separators or ())) if o]
-        self.need(_MAX_DEPTH * sum(widths))
+        self.need(_MAX_DEPTH * (len(indent) if isinstance(indent, str) else indent or 0))
         encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
         return self.concat(encoder.iterencode(self.printed(value)))
+
+    def _refuse(self, message: Any) -> None:
+        raise _RefusedError(str(self.printed(message)))
 
 
 class _Bounds(NodeTransformer):
@@ -261,7 +311,7 @@ class _Formatter(SandboxedFormatter):
 
     def format_field(self, value: Any, format_spec: str) -> Any:
         if re.search(r"\d{3}", format_spec):
-            raise StoppedError
+            raise _StoppedError
         return super().format_field(value, format_spec)
 
 
@@ -275,40 +325,25 @@ class _GenerationTag(Extension):
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
-class _Dict:
-    """`dict(…)` and `dict.fromkeys(…)` alone: other methods of Python's class could change the messages."""
-
-    fromkeys = staticmethod(dict.fromkeys)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*args, **kwargs)
-
-
 @jinja2.pass_context
 def _printed(context: Any, value: Any) -> Any:
     return context.environment.printed(value)
 
 
-@jinja2.pass_context
-def _refuse(context: Any, message: Any) -> None:
-    raise RefusedError(str(context.environment.printed(message)))
-
-
 def _strftime_now(form: str) -> str:
     if len(form) > 200:  # Python tries buffers of up to 256 times the format's length
-        raise StoppedError
+        raise _StoppedError
     return datetime.now().strftime(form)
 
 
-def _is_container(value: Any) -> bool:
-    return isinstance(value, _CONTAINERS)
-
-
-def _children(container: Any) -> Iterable[Any]:
-    if not isinstance(container, dict | _ITEMS):
-        return container  # type: ignore[no-any-return]
-    return [part for pair in dict(container).items() for part in pair]
+def _size(value: Any) -> int:
+    return len(value) if isinstance(value, str) else _ELEMENT * len(value) if isinstance(value, _CONTAINERS) else 1
 
 
 def _call(method: str, *arguments: Any) -> nodes.Call:
     return nodes.Call(nodes.EnvironmentAttribute(method), list(arguments), [], None, None)
+
+
+def _first_line(error: BaseException) -> str:
+    line = (str(error).splitlines() or [type(error).__name__])[0][:300]
+    return line if line.isprintable() else ascii(line)[1:-1]

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.errors import CheckpointError
-from refdiff.files import read_json, write_atomically, write_json
-from refdiff.generation.chat_template import write_templates
+from refdiff.files import read_json
 from refdiff.generation.tokenizer.backend import AddedToken, Backend
 from refdiff.generation.tokenizer.file import check_tokens
 from refdiff.messages import json_type, show_value
@@ -132,17 +131,6 @@ def settings_to_write(
         # tokenizer.json is read as it is under this name, whichever class the tokenizer had before.
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
-
-
-def write_files(folder: Path, tokenizer: str, settings: dict[str, Any], templates: str | dict[str, str] | None) -> None:
-    """Write tokenizer.json, tokenizer_config.json and the chat templates, each in one step.
-
-    Raises `ValueError` for a template's name that is no file name.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    write_templates(folder, templates)
-    write_atomically(folder / "tokenizer.json", tokenizer.encode("utf-8"))
-    write_json(folder / "tokenizer_config.json", settings)
 
 
 def _extra_tokens(config: dict[str, Any], source: str) -> Iterable[AddedToken]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from refdiff.errors import CheckpointError
-from refdiff.generation.chat_template import read_templates, select_template, templates_in
+from refdiff.files import write_atomically, write_json
+from refdiff.generation import chat_template as templates
 from refdiff.generation.tokenizer import backend as backends
 from refdiff.generation.tokenizer.config import (
     NO_LIMIT,
@@ -17,7 +18,6 @@ from refdiff.generation.tokenizer.config import (
     settings_to_write,
     side_in,
     vocab_size_in,
-    write_files,
 )
 from refdiff.generation.tokenizer.encoded import (
     Encoded,
@@ -36,7 +36,7 @@ from refdiff.generation.tokenizer.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from refdiff.generation.chat_template.template import ChatTemplate
+    from refdiff.generation.chat_template.sandbox import ChatTemplate
 
 _TRUNCATIONS = {True: "longest_first", False: None, None: None, "do_not_truncate": None}
 _PADDINGS = {True: "longest", False: None, "do_not_pad": None, "longest": "longest", "max_length": "max_length"}
@@ -82,7 +82,7 @@ class Tokenizer(Vocabulary):
         self.padding_side = side_in(self.config, "padding_side", padding.get("direction", "right"), settings)
         self.truncation_side = side_in(self.config, "truncation_side", truncation.get("direction", "right"), settings)
         self.model_max_length = max_length_in(self.config, settings)
-        self.chat_template: str | dict[str, str] | None = templates_in(self.config.get("chat_template"), settings)
+        self.chat_template: str | dict[str, str] | None = templates.parse(self.config.get("chat_template"), settings)
 
     @classmethod
     def from_pretrained(
@@ -110,8 +110,8 @@ class Tokenizer(Vocabulary):
             local_files_only=local_files_only,
         )
         config = read_tokenizer_config(folder)
-        if templates := read_templates(folder):
-            config["chat_template"] = templates
+        if found := templates.read(folder):
+            config["chat_template"] = found
         return cls(
             load_backend(folder), config, source=folder / "tokenizer.json", model_vocab_size=vocab_size_in(folder)
         )
@@ -126,7 +126,11 @@ class Tokenizer(Vocabulary):
             padding_side=self.padding_side, truncation_side=self.truncation_side,
             model_max_length=self.model_max_length,
         )  # fmt: skip
-        write_files(Path(directory), self.backend.to_json(), settings, self.chat_template)
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        templates.write(folder, self.chat_template)
+        write_atomically(folder / "tokenizer.json", self.backend.to_json().encode("utf-8"))
+        write_json(folder / "tokenizer_config.json", settings)
 
     def __call__(
         self,
@@ -296,14 +300,12 @@ class Tokenizer(Vocabulary):
 
         Raises `CheckpointError` for a template that is broken or never ends, `ValueError` if it refuses the messages.
         """
-        from refdiff.generation.chat_template.template import is_batch, render
-
-        batched = is_batch(conversation)
+        batched = templates.is_batch(conversation)
         source = str(self.source.parent)
-        template = self._compile(select_template(self.chat_template, chat_template, bool(tools), source))
+        template = self._compile(templates.select(self.chat_template, chat_template, bool(tools), source))
         chats: Sequence[Any] = conversation if batched else [conversation]
         texts = [
-            render(
+            templates.render(
                 template,
                 messages,
                 tools=tools,
@@ -352,7 +354,7 @@ class Tokenizer(Vocabulary):
         return self.pad_token_id
 
     def _compile(self, template: str) -> ChatTemplate:
-        from refdiff.generation.chat_template.template import ChatTemplate
+        from refdiff.generation.chat_template.sandbox import ChatTemplate
 
         if template not in self._compiled:
             self._compiled[template] = ChatTemplate(template, str(self.source.parent))

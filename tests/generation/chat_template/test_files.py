@@ -23,15 +23,15 @@ def test_a_file_wins_over_the_config(tmp_path: Path) -> None:
 
 
 def test_no_files(tmp_path: Path) -> None:
-    assert chat_template.read_templates(tmp_path) is None
-    assert chat_template.templates_in(None, "f") is None
+    assert chat_template.read(tmp_path) is None
+    assert chat_template.parse(None, "f") is None
 
 
 def test_unreadable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "chat_template.jinja"
     path.write_bytes(b"ab\xff")
     with pytest.raises(CheckpointError, match=r"chat_template\.jinja: not UTF-8 text \(byte 2\)"):
-        chat_template.read_templates(tmp_path)
+        chat_template.read(tmp_path)
     monkeypatch.setattr(chat_template, "MAX_CHARACTERS", 2)
     with pytest.raises(CheckpointError, match=r"chat_template\.jinja: larger than 2 bytes"):
-        chat_template.read_templates(tmp_path)
+        chat_template.read(tmp_path)

@@ -12,7 +12,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from refdiff import CheckpointError
 from refdiff.generation.chat_template import sandbox
-from refdiff.generation.chat_template.template import ChatTemplate
+from refdiff.generation.chat_template.sandbox import ChatTemplate
 
 MESSAGES = [{"role": "user", "content": "Hello\n  there"}, {"role": "assistant", "content": "naïve 東京"}]
 
@@ -222,7 +222,7 @@ def test_the_output_is_bounded(text: str) -> None:
     [
         "joiner(',')", "cycler(1).next", "[joiner(',')]", "joiner(',') ~ ''", "'' ~ range", "''.join",
         "messages | map('upper')", "raise_exception(joiner(','))", "'%s' % joiner(',')", "'{}'.format(cycler)",
-        "joiner(',') | string",
+        "joiner(',') | string", "joiner(',') | safe",
         "['a', joiner(',')] | join", "{'a': joiner(',')}", "'%s' | format(dict)", "dict | upper", "self.b",
         "namespace(a=1)",
     ],

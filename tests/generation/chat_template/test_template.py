@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from refdiff import CheckpointError, Tokenizer
-from refdiff.generation.chat_template.template import ChatTemplate, plain
+from refdiff.generation.chat_template import plain
+from refdiff.generation.chat_template.sandbox import ChatTemplate
 from tests.generation.tokenizer.test_tokenizer import words
 
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
