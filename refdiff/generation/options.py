@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -11,7 +12,6 @@ from typing import Any
 
 from refdiff.errors import CheckpointError
 from refdiff.generation.tokenizer.backend import is_tokenizer
-from refdiff.generation.unknown_option import unknown_option
 from refdiff.messages import show_value, warn
 
 LARGEST = 2**31 - 1
@@ -162,6 +162,27 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "output_scores": _FLAG,
     "output_logits": _FLAG,
 }
+# Options of transformers' `generate` that refdiff leaves out, and what there is instead.
+_INSTEAD = {
+    "bos_token_id": "the one of the config starts an empty prompt",
+    "cache_implementation": "there is one kind of cache",
+    "generation_config": "give its entries as options, or put generation_config.json into the checkpoint's folder",
+    "min_length": "min_new_tokens counts the new tokens alone",
+    "output_attentions": "call the model with the ids that were generated",
+    "output_hidden_states": "call the model with the ids that were generated",
+    "past_key_values": "give all ids as the prompt",
+    "stopping_criteria": "there are stop_strings, eos_token_id and max_time",
+    "use_cache": "the cache is always used",
+}
+_LEFT_OUT = {
+    *_INSTEAD, "assistant_confidence_threshold", "assistant_early_exit", "begin_suppress_tokens", "constraints",
+    "custom_generate", "decoder_start_token_id", "diversity_penalty", "dola_layers", "encoder_no_repeat_ngram_size",
+    "encoder_repetition_penalty", "exponential_decay_length_penalty", "force_words_ids", "forced_bos_token_id",
+    "forced_eos_token_id", "guidance_scale", "logits_processor", "low_memory", "num_assistant_tokens",
+    "num_beam_groups", "prefix_allowed_tokens_fn", "remove_invalid_values", "renormalize_logits", "token_healing",
+    "watermarking_config",
+}  # fmt: skip
+_SIMILAR = 0.7  # of 1; below this, what looks nearest is as a rule something else
 _OBJECTS = ("tokenizer", "assistant_model")
 _SAMPLING_ONLY = ("temperature", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _BEAMS_ONLY = ("length_penalty", "early_stopping")
@@ -214,7 +235,7 @@ def resolve(model: Any, given: Mapping[str, Any]) -> Options:
     """
     for name in given:
         if name not in NAMES:
-            raise unknown_option(name, NAMES)
+            raise _unknown(name)
     given = {name: _checked(name, value) for name, value in given.items()}
     values: dict[str, Any] = _DEFAULTS | _from_files(model) | given
     for name in ("do_sample", "num_beams", "length_penalty", "early_stopping", "num_return_sequences"):
@@ -230,6 +251,16 @@ def resolve(model: Any, given: Mapping[str, Any]) -> Options:
     _check_vocabulary(options, model.config.vocab_size, lambda name: "" if name in given else f"{_origin(model)}: ")
     _warn_ignored(options, given)
     return options
+
+
+def _unknown(name: str) -> TypeError:
+    """The error about an option that is left out on purpose, misspelled, or like no other."""
+    if name in _LEFT_OUT:
+        instead = f"; {_INSTEAD[name]}" if name in _INSTEAD else ""
+        return TypeError(f"generate() got {name!r}, an option of transformers that refdiff does not have{instead}")
+    near = difflib.get_close_matches(name, NAMES, n=1, cutoff=_SIMILAR)
+    hint = f": did you mean {near[0]!r}?" if near else f"; the known ones are {', '.join(NAMES)}"
+    return TypeError(f"generate() got an unknown option {name!r}{hint}")
 
 
 def _normalize(values: dict[str, Any]) -> None:

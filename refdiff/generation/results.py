@@ -11,8 +11,14 @@ from numpy.typing import NDArray
 from refdiff.messages import summary
 
 
+class _Output:
+    def __repr__(self) -> str:
+        given = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        return summary(self, {name: value for name, value in given.items() if value is not None})
+
+
 @dataclass(repr=False)
-class GenerateDecoderOnlyOutput:
+class GenerateDecoderOnlyOutput(_Output):
     """The result of greedy decoding, sampling, contrastive search and guessed decoding.
 
     sequences (R, T): prompt and text, padded at the end. lengths (R,): ids of each without that end. scores, logits:
@@ -26,12 +32,9 @@ class GenerateDecoderOnlyOutput:
     lengths: NDArray[np.int64] | None = None
     cache: Any = None
 
-    def __repr__(self) -> str:
-        return _summary(self)
-
 
 @dataclass(repr=False)
-class GenerateBeamDecoderOnlyOutput:
+class GenerateBeamDecoderOnlyOutput(_Output):
     """The result of beam search and beam sampling.
 
     sequences (B · num_return_sequences, T), best first, padded at the end. lengths (B · num_return_sequences,): ids of
@@ -48,11 +51,3 @@ class GenerateBeamDecoderOnlyOutput:
     beam_indices: NDArray[np.int64] | None = None
     lengths: NDArray[np.int64] | None = None
     cache: Any = None
-
-    def __repr__(self) -> str:
-        return _summary(self)
-
-
-def _summary(result: GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput) -> str:
-    given = {field.name: getattr(result, field.name) for field in fields(result)}
-    return summary(result, {name: value for name, value in given.items() if value is not None})

@@ -8,8 +8,6 @@ rule is: draw from p, and keep the guess if it is what was drawn. So prompt look
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -82,16 +80,6 @@ class AcceptanceRate:
         return int((np.cumsum(share**n) / cost).argmax())
 
 
-class Guesser(Protocol):
-    """Proposes tokens that may follow, as many as are worth checking."""
-
-    def guess(self, ids: Ids, most: int) -> tuple[Ids, list[Probabilities] | None]:
-        """Up to `most` tokens that may follow ids (1, T), (t,), and for sampling the distribution of each, or None."""
-
-    def learn(self, guessed: int, right: int) -> None:
-        """Hear how many of the last guesses there were, and how many were right until the first that was not."""
-
-
 class PromptLookup:
     """Guesses that what followed the end of the text before follows it again (Saxena 2023), up to `most` tokens."""
 
@@ -101,7 +89,10 @@ class PromptLookup:
         self._kind = self._rates[0]
 
     def guess(self, ids: Ids, most: int) -> tuple[Ids, list[Probabilities] | None]:
-        """What most often followed the longest matches, of several the latest; a text that repeats itself goes on."""
+        """What most often followed the longest matches, of several the latest; a text that repeats itself goes on.
+
+        Shapes: ids (1, T) → (t,), at most `most` tokens. The second value is None: these guesses have no distribution.
+        """
         row = ids[0]
         after, size = _longest_matches(row)
         if not size:
@@ -153,7 +144,10 @@ class Assistant:
         self._count = 5
 
     def guess(self, ids: Ids, most: int) -> tuple[Ids, list[Probabilities] | None]:
-        """The assistant's own continuation, up to an end-of-sequence token."""
+        """The assistant's own continuation, up to an end-of-sequence token, and for sampling its distributions.
+
+        Shapes: ids (1, T) → (t,), at most `most` tokens; None or t distributions (V,)
+        """
         # It has read the text as it was and its own guesses. Those that stayed are in the text now, followed by one
         # token of the model's; so what it read from the place of that token on was wrong.
         self._context.crop(ids.shape[1] - 1)
@@ -227,7 +221,7 @@ def speculative_decode(request: Request) -> GenerateDecoderOnlyOutput:
     )
 
 
-def _guesser(request: Request, stream: Uniforms | None) -> Guesser:
+def _guesser(request: Request, stream: Uniforms | None) -> PromptLookup | Assistant:
     """Who guesses."""
     o = request.options
     if o.prompt_lookup_num_tokens is not None:

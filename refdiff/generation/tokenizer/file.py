@@ -10,10 +10,11 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import os
 import re
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def load_backend(folder: Path) -> Backend:
     growth = [check_growth(section, name, path) for name, section in understood.items()]
     if growth[-1] * 2 * MAX_TOKEN > MAX_PIECE:  # no decoder in use; the vocabulary takes half a second
         check_lengths(backend.vocab(), growth[-1], path)
-    if surprising := _unknown_steps(list(understood.values())) - unknown:
+    if surprising := _unknown_steps(understood.values()) - unknown:
         try_in_child(text, path, surprising)
     for field in ("unk_token", "continuing_subword_prefix", "end_of_word_suffix"):
         if _length(backend.model(field)) > 100:
@@ -210,14 +211,7 @@ def max_text(backend: Backend) -> int | None:
 
 def growth_of(section: Any) -> float:
     """Return how many times longer a text may become in a section of tokenizer.json; a chain of steps multiplies."""
-    growth, open_steps = 1.0, [section]
-    while open_steps:
-        step = open_steps.pop()
-        if isinstance(step, dict):
-            # By the fields that are there: the library takes some steps without their type.
-            growth *= _step_growth(step)
-            open_steps += [child for key in _CHILDREN if isinstance(step.get(key), list) for child in step[key]]
-    return growth
+    return math.prod(map(_step_growth, _steps(section)), start=1.0)
 
 
 def try_in_child(text: str, path: Path, steps: Iterable[str]) -> None:
@@ -298,18 +292,23 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _unknown_steps(sections: list[Any]) -> set[str]:
-    found, open_steps = set(), sections
+def _steps(section: Any) -> Iterator[dict[str, Any]]:
+    """All steps of a section, also those that hold others; of a section of the wrong type none."""
+    open_steps = [section]
     while open_steps:
         step = open_steps.pop()
         if isinstance(step, dict):
-            if isinstance(kind := step.get("type"), str) and kind not in _KNOWN:
-                found.add(kind)
+            yield step
             open_steps += [child for key in _CHILDREN if isinstance(step.get(key), list) for child in step[key]]
-    return found
+
+
+def _unknown_steps(sections: Iterable[Any]) -> set[str]:
+    kinds = (step.get("type") for section in sections for step in _steps(section))
+    return {kind for kind in kinds if isinstance(kind, str) and kind not in _KNOWN}
 
 
 def _step_growth(step: dict[str, Any]) -> float:
+    """By the fields that are there: the library takes some steps without their type."""
     kind = step.get("type")
     growth = float(_GROWTH.get(kind, 1)) if isinstance(kind, str) else 1.0
     if "content" in step:
