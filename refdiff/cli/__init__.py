@@ -10,19 +10,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from refdiff.cli.flags import UsageError
-from refdiff.cli.mapped_files import bus_errors_explained
 from refdiff.cli.parser import build_parser
-from refdiff.cli.terminal import (
+from refdiff.cli.process import (
+    bus_errors_explained,
     ctrl_c_remembered,
     discard_output,
-    in_flags,
     interrupted,
-    note,
     open_streams,
     panics_unprinted,
-    shown,
     warnings_in_one_line,
 )
+from refdiff.cli.terminal import in_flags, note, shown
 from refdiff.errors import CheckpointError
 
 EXIT_RUN_TIME, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from refdiff.cli.flags import PIPE_NOTE, Number, UsageError, add_common, add_machine, add_model, add_prompt, refuse
 from refdiff.cli.loading import check_prompt, load, read_prompt
 from refdiff.cli.output_files import PICTURES, check_file, write_npz, write_picture
-from refdiff.cli.terminal import Waiting, note, size, write_text
+from refdiff.cli.terminal import note, size, waiting, write_text
 
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
@@ -33,10 +33,10 @@ refdiff attention "Once upon a time" -o maps.png --layer 3
     add_model(given, "-m", "--model")
     add_prompt(given)
     output = parser.add_argument_group("output")
-    output.add_argument("-o", "--output", metavar="FILE", required=True, help=f"{', '.join(KINDS)} (required)")
+    output.add_argument("-o", "--output", metavar="FILE", required=True, help=", ".join(KINDS))
     output.add_argument("--layer", type=Number(int, 0), metavar="N", help="layer, from 0 (default: mean over all)")
     output.add_argument("--pair", type=Number(int, 0), metavar="N", help="pair of heads, from 0 (default: mean)")
-    output.add_argument("--grid", action="store_true", help="picture: every layer and pair (default: off)")
+    output.add_argument("--grid", action="store_true", help="picture: every layer and pair")
     machine = parser.add_argument_group("machine")
     add_machine(machine)
     add_common(machine)
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     model, tokenizer = load(args)
     from refdiff.viz import attention_maps
 
-    with Waiting("computing the attention maps", quiet=args.quiet):
+    with waiting("computing the attention maps", quiet=args.quiet):
         maps = attention_maps(model, prompt, tokenizer)
         try:
             maps.title(args.layer, args.pair)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import Number, UsageError, add_common, add_dask, refuse
 from refdiff.cli.spec import RECIPE_NOTE, SPEC_NOTE, add_spec, parts, preset_fields, recipe_of, spec_of
-from refdiff.cli.terminal import Waiting, minutely, note, print_report, progress_bar
+from refdiff.cli.terminal import minutely, note, print_report, progress_bar, waiting
 from refdiff.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -49,26 +49,24 @@ refdiff check --spec ms_v1 --set window=128 --print-spec mine.npz
 refdiff check --selftest --seeds 20 --jobs 2 --state runs --markdown
 """
     parser.add_argument("file", metavar="FILE", nargs="?", help="inputs and outputs of the kernel")
-    parser.add_argument("--inputs", action="store_true", help="list the arrays that FILE may hold (default: off)")
+    parser.add_argument("--inputs", action="store_true", help="list the arrays that FILE may hold")
     add_spec(parser, "hf_diffllama")
-    parser.add_argument("--print-spec", action="store_true", help="print the spec as JSON (default: off)")
+    parser.add_argument("--print-spec", action="store_true", help="print the spec as JSON")
     parser.add_argument(
         "--recipe", metavar="NAME_OR_FILE", default="auto", help="the kernel's types (default: that of q)"
     )
-    parser.add_argument("--diagnose", action="store_true", help="name the mistake of a failure (default: off)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object (default: off)")
+    parser.add_argument("--diagnose", action="store_true", help="name the mistake of a failure")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     selftest = parser.add_argument_group("selftest")
-    selftest.add_argument("--selftest", action="store_true", help="test the tester itself (default: off)")
+    selftest.add_argument("--selftest", action="store_true", help="test the tester itself")
     number = Number(int, 1)
-    selftest.add_argument("--seeds", type=number, default=1, metavar="N", help="number of seeds (default: 1)")
-    selftest.add_argument("--jobs", type=number, default=1, metavar="N", help="seeds at a time (default: 1)")
+    selftest.add_argument("--seeds", type=number, default=1, metavar="N", help="number of seeds")
+    selftest.add_argument("--jobs", type=number, default=1, metavar="N", help="seeds at a time")
     add_dask(selftest)
-    state = selftest.add_argument(
-        "--state", dest="keep", metavar="FOLDER", help="a file per seed, to resume from (default: none)"
-    )
+    state = selftest.add_argument("--state", dest="keep", metavar="FOLDER", help="a file per seed, to resume from")
     parser.add_alias(state, "--keep")
-    selftest.add_argument("--kernels", metavar="MODULE:NAME", help="correct kernels to judge too (default: none)")
-    selftest.add_argument("--markdown", action="store_true", help="print a page, not a table (default: off)")
+    selftest.add_argument("--kernels", metavar="MODULE:NAME", help="correct kernels to judge too")
+    selftest.add_argument("--markdown", action="store_true", help="print a page, not a table")
     add_common(parser, offline=False)
     parser.notes = [
         "Exit status: 0 passed; 1 not passed: fail, or inconclusive, where correct kernels differ so much on these "
@@ -120,7 +118,7 @@ def _check(args: argparse.Namespace) -> int:
     from refdiff.oracle.verdict.check import check
 
     try:
-        with Waiting("judging", quiet=args.quiet):
+        with waiting("judging", quiet=args.quiet):
             verdict = check(given, spec, inputs, recipe=recipe, dout=dout)
     except (ValueError, TypeError) as error:
         raise UsageError(f"{args.file}: {error}{read}") from error
@@ -129,7 +127,7 @@ def _check(args: argparse.Namespace) -> int:
     if args.diagnose and verdict.status == "fail":
         from refdiff.oracle.diagnosis import diagnose
 
-        with Waiting("looking for the mistake", quiet=args.quiet):
+        with waiting("looking for the mistake", quiet=args.quiet):
             try:
                 ranking = diagnose(given, spec, inputs, recipe=recipe, dout=dout)
                 report["diagnosis"], named = ranking.to_dict(), str(ranking)

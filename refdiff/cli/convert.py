@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from refdiff.cli.flags import MODEL, UsageError, add_common, add_dtype
 from refdiff.cli.loading import fetch
-from refdiff.cli.terminal import Waiting
+from refdiff.cli.terminal import waiting
 from refdiff.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -34,10 +34,8 @@ refdiff convert path/to/llama path/to/new --to v2
 """
     parser.add_argument("model", metavar=MODEL, help="folder or hub repo")
     parser.add_argument("output", metavar="OUTPUT", help="the folder to write, new or empty")
-    parser.add_argument(
-        "--to", choices=WIRINGS, required=True, metavar="VARIANT", help="hf, paper, v2 or none (required)"
-    )
-    parser.add_argument("--eager", action="store_true", help="MODEL is of multihead_diffattn.py (default: off)")
+    parser.add_argument("--to", choices=WIRINGS, required=True, metavar="VARIANT", help="hf, paper, v2 or none")
+    parser.add_argument("--eager", action="store_true", help="MODEL is of multihead_diffattn.py")
     add_dtype(parser, text="the type to write")
     add_common(parser)
     parser.notes = [
@@ -79,12 +77,12 @@ def run(args: argparse.Namespace) -> int:
     dtype = weights.resolve_dtype(folder, config) if args.dtype == "auto" else args.dtype
     before = config, weights.load(folder, config, architecture, stored=True, deferred=True)
     try:
-        with Waiting("comparing the two", quiet=args.quiet):
+        with waiting("comparing the two", quiet=args.quiet):
             after = convert_later(*before, args.to, eager=args.eager)
             proof = prove(before, after)
         sys.stdout.write(f"{config.wiring} to {args.to}: {proof}\n")
         _refuse_what_differs(proof)
-        with Waiting("writing and comparing", quiet=args.quiet), _all_or_nothing(output):
+        with waiting("writing and comparing", quiet=args.quiet), _all_or_nothing(output):
             weights.save(output, *after, architecture, dtype=dtype)
             for pattern in ("generation_config.json", *hub.TOKENIZER, *hub.OTHER_TOKENIZERS, NAMED_TEMPLATES):
                 for path in folder.glob(pattern):

@@ -86,10 +86,10 @@ def refuse(why: str, given: Mapping[str, object]) -> None:
 
 def add_common(group: Any, *, offline: bool = True) -> None:
     """Add the options that every command has."""
-    group.add_argument("-q", "--quiet", action="store_true", help="no progress (default: off)")
+    group.add_argument("-q", "--quiet", action="store_true", help="no progress")
     if offline:
-        group.add_argument("--offline", action="store_true", help="use only files on this machine (default: off)")
-    group.add_argument("--debug", action="store_true", help="show a traceback on errors (default: off)")
+        group.add_argument("--offline", action="store_true", help="use only files on this machine")
+    group.add_argument("--debug", action="store_true", help="show a traceback on errors")
 
 
 def add_model(group: Any, *flags: str, **options: Any) -> None:
@@ -129,33 +129,34 @@ def add_prompt(group: Any) -> None:
 
 def add_dtype(group: Any, choices: Collection[str] = DTYPES, text: str = "the weights' type", **options: Any) -> None:
     """Add --dtype."""
-    default, words = ("auto", "auto = as stored") if "auto" in choices else ("float32", "float32")
-    text = f"{text} (default: {words})"
-    group.add_argument("--dtype", choices=choices, default=default, metavar="TYPE", help=text, **options)
+    default, own = ("auto", " (default: auto = as stored)") if "auto" in choices else ("float32", "")
+    group.add_argument("--dtype", choices=choices, default=default, metavar="TYPE", help=text + own, **options)
 
 
 def add_threads(group: Any, **options: Any) -> None:
     """Add --threads."""
-    count, text = Number(int, 0, off="0 = all cores"), "CPU threads, 0 = all cores (default: 0)"
-    group.add_argument("--threads", type=count, default=0, metavar="N", help=text, **options)
+    count: dict[str, Any] = {"type": Number(int, 0, off="0 = all cores"), "default": 0, "metavar": "N"}
+    group.add_argument("--threads", help="CPU threads, 0 = all cores", **count, **options)
 
 
 def add_backend(group: Any) -> None:
     """Add --backend."""
-    text = "numpy = CPU, cupy = CUDA GPU (default: numpy)"
-    group.add_argument("--backend", choices=("numpy", "cupy"), default="numpy", metavar="NAME", help=text)
+    names = ("numpy", "cupy")
+    group.add_argument("--backend", choices=names, default="numpy", metavar="NAME", help="numpy = CPU, cupy = CUDA GPU")
 
 
 def add_machine(group: Any) -> None:
     """Add the options that say how a model is loaded and computed."""
     add_backend(group)
     add_dtype(group)
-    text = "16-bit weights: stored or expanded (default: auto)"
-    group.add_argument("--weights", choices=("auto", "expanded", "stored"), default="auto", metavar="HOW", help=text)
-    group.add_argument("--no-mmap", action="store_true", help="read the weights whole (default: off)")
+    how = ("auto", "expanded", "stored")
+    group.add_argument(
+        "--weights", choices=how, default="auto", metavar="HOW", help="16-bit weights: stored or expanded"
+    )
+    group.add_argument("--no-mmap", action="store_true", help="read the weights whole")
     add_threads(group)
 
 
 def add_dask(group: Any) -> None:
     """Add --dask."""
-    group.add_argument("--dask", metavar="ADDRESS", help="address of a dask scheduler (default: none)")
+    group.add_argument("--dask", metavar="ADDRESS", help="address of a dask scheduler")

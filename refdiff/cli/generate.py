@@ -39,23 +39,20 @@ refdiff generate -m path/to/checkpoint --prompts-file in.jsonl -o out.jsonl
     given = parser.add_argument_group("model and prompt")
     flags.add_model(given, "-m", "--model")
     flags.add_prompt(given)
-    given.add_argument("--chat", action="store_true", help="use the chat template; without PROMPT, converse")
-    text = "the system message, with --chat (default: none)"
-    given.add_argument("--system", type=utf8_text, metavar="TEXT", help=text)
+    given.add_argument("--chat", action="store_true", help="use the chat template, or converse")
+    given.add_argument("--system", type=utf8_text, metavar="TEXT", help="the system message, with --chat")
     _add_sampling(parser, parser.add_argument_group("choice of tokens"))
     output = parser.add_argument_group("output")
-    output.add_argument("--echo", action="store_true", help="print the prompt before the text (default: off)")
-    output.add_argument("--no-stream", action="store_true", help="print the text when it is complete (default: off)")
-    output.add_argument("--json", action="store_true", help="print one JSON object (default: off)")
+    output.add_argument("--echo", action="store_true", help="print the prompt before the text")
+    output.add_argument("--no-stream", action="store_true", help="print the text when it is complete")
+    output.add_argument("--json", action="store_true", help="print one JSON object")
     output.add_argument("-o", "--output", metavar="FILE", help="write to FILE (default: standard output)")
     many = parser.add_argument_group("many prompts")
-    many.add_argument("--prompts-file", metavar="FILE", help="one prompt a line, or JSONL (default: none)")
+    many.add_argument("--prompts-file", metavar="FILE", help="one prompt a line, or JSONL")
     one = Number(int, 1, off="1 = off")
-    text = "prompts in one pass of the model (default: 1)"
-    many.add_argument("--batch-size", type=one, default=1, metavar="N", help=text)
-    many.add_argument("--num-shards", type=one, default=1, metavar="N", help="split prompts among N runs (default: 1)")
-    text = "this run's shard (default: 0)"
-    many.add_argument("--shard-index", type=Number(int, 0), default=0, metavar="I", help=text)
+    many.add_argument("--batch-size", type=one, default=1, metavar="N", help="prompts in one pass of the model")
+    many.add_argument("--num-shards", type=one, default=1, metavar="N", help="split prompts among N runs")
+    many.add_argument("--shard-index", type=Number(int, 0), default=0, metavar="I", help="this run's shard")
     flags.add_dask(many)
     machine = parser.add_argument_group("machine")
     flags.add_machine(machine)
@@ -93,9 +90,8 @@ def _add_sampling(parser: Parser, group: argparse._ArgumentGroup) -> None:
     number("no_repeat_ngram_size", "N", "--no-repeat-ngram-size", text="never repeat N tokens, 0 = off (default: 0)")
     number("num_beams", "N", "--num-beams", text="beam search with N beams, 1 = off (default: 1)")
     number("seed", "SEED", "-s", "--seed", text="makes sampling repeatable (default: random)")
-    text = "end before TEXT; repeatable (default: none)"
-    group.add_argument("--stop", action="append", type=utf8_text, metavar="TEXT", help=text)
-    group.add_argument("--ignore-eos", action="store_true", help="continue after the end token (default: off)")
+    group.add_argument("--stop", action="append", type=utf8_text, metavar="TEXT", help="end before TEXT; repeatable")
+    group.add_argument("--ignore-eos", action="store_true", help="continue after the end token")
 
 
 def run(args: argparse.Namespace) -> int:

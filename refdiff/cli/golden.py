@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import Number, UsageError, add_common
 from refdiff.cli.spec import PROFILE_NOTE, RECIPE_NOTE, SPEC_NOTE, add_profile, add_spec, recipe_of, spec_of
-from refdiff.cli.terminal import Waiting, print_report, write_text
+from refdiff.cli.terminal import print_report, waiting, write_text
 
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
@@ -37,14 +37,14 @@ refdiff golden verify vectors outputs
     export.add_argument("--recipe", metavar="NAME_OR_FILE", help="the kernel's types (default: all of --dtype)")
     add_profile(export, "the first two")
     types = ("auto", "float32", "bfloat16", "float16")
-    export.add_argument("--dtype", choices=types, metavar="TYPE", help="type of inputs (default: auto)")
-    export.add_argument("--core", action="store_true", help="leave out cases of a whole layer (default: off)")
-    export.add_argument("-s", "--seed", type=Number(int, 0), metavar="N", help="seed of the numbers (default: 0)")
-    export.add_argument("--npz", action="store_true", help="write .npz files too (default: off)")
-    export.add_argument("--no-gradients", action="store_true", help="outputs only (default: off)")
+    export.add_argument("--dtype", choices=types, metavar="TYPE", help="type of inputs")
+    export.add_argument("--core", action="store_true", help="leave out cases of a whole layer")
+    export.add_argument("-s", "--seed", type=Number(int, 0), metavar="N", help="seed of the numbers")
+    export.add_argument("--npz", action="store_true", help="write .npz files too")
+    export.add_argument("--no-gradients", action="store_true", help="outputs only")
     parser.set_defaults(**EXPORT_DEFAULTS)
     verify = parser.add_argument_group("verify")
-    verify.add_argument("--json", action="store_true", help="print one JSON object (default: off)")
+    verify.add_argument("--json", action="store_true", help="print one JSON object")
     add_common(parser, offline=False)
     parser.notes = [
         "export writes inputs, correct results and error budgets as files; index.txt and manifest.json in VECTORS list "
@@ -80,7 +80,7 @@ def _export(args: argparse.Namespace) -> int:
     recipe = None if args.recipe == "auto" else recipe_of(args.recipe)
     dtype = args.dtype if args.dtype != "auto" else "float32" if recipe is None else recipe.storage
     profiles = dict.fromkeys(args.profile or ("discriminating", "tiny_values"))
-    with Waiting("computing the vectors", quiet=args.quiet):
+    with waiting("computing the vectors", quiet=args.quiet):
         made = [case for name in profiles for case in cases(name, args.seed, spec=spec, dtype=dtype)]
         if args.core:
             made = [case for case in made if not is_layer(case.inputs)]
@@ -97,7 +97,7 @@ def _verify(args: argparse.Namespace) -> int:
         raise UsageError(f"{', '.join(flags)}: are for export; verify judges by what VECTORS were written for")
     from refdiff.oracle import golden
 
-    with Waiting("judging", quiet=args.quiet):
+    with waiting("judging", quiet=args.quiet):
         report = golden.verify(args.folder, args.outputs)
     print_report(report.to_dict(), None if args.json else str(report))
     return int(not report)

@@ -11,11 +11,11 @@ import re
 import sys
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import add_common, add_model
 from refdiff.cli.loading import find_checkpoint
-from refdiff.cli.terminal import Waiting, size
+from refdiff.cli.terminal import size, waiting
 from refdiff.messages import printable
 
 if TYPE_CHECKING:
@@ -26,16 +26,6 @@ _LAYER = re.compile(r"(.*\blayers)\.(\d{1,9})\.(.+)")
 _KV_TOKENS = 1000
 _LARGEST_VECTOR = 1_000_000
 """Bytes of a λ vector: it has as many numbers as a head."""
-
-
-class _Tensor(NamedTuple):
-    """One stored tensor."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
-    file: str
 
 
 def add_arguments(parser: Parser) -> None:
@@ -49,13 +39,13 @@ refdiff inspect path/to/checkpoint
 refdiff inspect --json kajuma/DiffLlama-0.3B-handcut
 """
     add_model(parser, "model", nargs="?")
-    parser.add_argument("--json", action="store_true", help="print one JSON object (default: off)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_common(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the report of one checkpoint, or with --json one object that holds the same; returns the exit status."""
-    with Waiting("reading headers", quiet=args.quiet):
+    with waiting("reading headers", quiet=args.quiet):
         report = inspect(args.model, offline=args.offline)
     if args.json:  # in ASCII: file names may hold half surrogate pairs
         sys.stdout.write(json.dumps(report, indent=2) + "\n")
@@ -88,20 +78,20 @@ def _describe(folder: Path) -> dict[str, Any]:
 
     config = DiffLlamaConfig.from_pretrained(folder)
     stored = open_checkpoint(folder)
-    tensors = [
-        _Tensor(name, _DTYPES.get(t.dtype, t.dtype), t.shape, t.nbytes, Path(file.label).name)
-        for file in stored
-        for name, t in file.tensors.items()
-    ]
     ours = (name for name in config.architectures or [] if name in ARCHITECTURES)
     architecture = next(ours, "DiffLlamaForCausalLM")
-    dtype, counts = resolve_dtype(folder, config), collections.Counter(t.file for t in tensors)
     order = {name: i for i, name in enumerate(parameter_shapes(config, architecture))}
     prefix = backbone_prefix(architecture)
-    tensors.sort(key=lambda t: order.get(localize(t.name, prefix), len(order)))
+    found = [(name, t, Path(file.label).name) for file in stored for name, t in file.tensors.items()]
+    found.sort(key=lambda entry: order.get(localize(entry[0], prefix), len(order)))
+    tensors: dict[str, dict[str, Any]] = {
+        name: {"dtype": _DTYPES.get(t.dtype, t.dtype), "shape": list(t.shape), "bytes": t.nbytes, "file": file}
+        for name, t, file in found
+    }
+    dtype, counts = resolve_dtype(folder, config), collections.Counter(t["file"] for t in tensors.values())
     return {
         "architecture": architecture,
-        "parameters": sum(math.prod(t.shape) for t in tensors),
+        "parameters": sum(math.prod(t["shape"]) for t in tensors.values()),
         "dtype": dtype,
         "config": config.to_dict(),
         "files": [
@@ -109,9 +99,7 @@ def _describe(folder: Path) -> dict[str, Any]:
             for path in sorted(folder.iterdir())
             if path.is_file()
         ],
-        "tensors": {
-            t.name: {"dtype": t.dtype, "shape": list(t.shape), "bytes": t.nbytes, "file": t.file} for t in tensors
-        },
+        "tensors": tensors,
         "lambdas": _lambdas(stored),
         "memory": _memory(config, tensors, dtype),
         "problems": _problems(config, architecture, tensors),
@@ -147,36 +135,33 @@ def _lambdas(stored: list[Any]) -> list[dict[str, Any]]:
     return result
 
 
-def _memory(config: Any, tensors: list[_Tensor], dtype: str) -> dict[str, int]:
+def _memory(config: Any, tensors: dict[str, Any], dtype: str) -> dict[str, int]:
     """Bytes that a run will hold: the weights as they are computed with, and the keys and values of the context."""
     wide = 8 if dtype == "float64" else 4
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * wide
     return {
-        "stored": sum(t.nbytes for t in tensors),
-        "weights": sum(math.prod(t.shape) * wide for t in tensors),
-        "mapped": sum(t.nbytes for t in tensors if t.dtype == ("float64" if wide == 8 else "float32") == dtype),
+        "stored": sum(t["bytes"] for t in tensors.values()),
+        "weights": sum(math.prod(t["shape"]) * wide for t in tensors.values()),
+        "mapped": sum(t["bytes"] for t in tensors.values() if t["dtype"] == dtype in ("float32", "float64")),
         "kv_cache_per_1000_tokens": cache * _KV_TOKENS,
         "kv_cache_at_max_position": cache * config.max_position_embeddings,
     }
 
 
-def _problems(config: Any, architecture: str, tensors: list[_Tensor]) -> list[str]:
+def _problems(config: Any, architecture: str, tensors: dict[str, Any]) -> list[str]:
     """Where the files and the config disagree, as far as names and shapes tell."""
     from refdiff.model.weights.names import backbone_prefix, is_head, localize, parameter_shapes
 
     shapes = parameter_shapes(config, architecture)
-    found = {localize(t.name, backbone_prefix(architecture)): t for t in tensors}
+    found = {localize(name, backbone_prefix(architecture)): name for name in tensors}
     problems = [f"{name}: missing" for name in shapes if name not in found and not is_head(name)]
-    problems += [
-        f"{t.name}: shape {t.shape}, but config.json makes it {shapes[name]}"
-        for name, t in found.items()
-        if name in shapes and t.shape != shapes[name]
-    ]
-    problems += [
-        f"{t.name}: no parameter of {architecture}"
-        for name, t in found.items()
-        if name not in shapes and not is_head(name) and not name.endswith("rotary_emb.inv_freq")
-    ]
+    for name, own in found.items():
+        shape = tuple(tensors[own]["shape"])
+        if name in shapes and shape != shapes[name]:
+            problems.append(f"{own}: shape {shape}, but config.json makes it {shapes[name]}")
+    for name, own in found.items():
+        if name not in shapes and not is_head(name) and not name.endswith("rotary_emb.inv_freq"):
+            problems.append(f"{own}: no parameter of {architecture}")
     return problems
 
 

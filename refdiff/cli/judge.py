@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import Number, UsageError, add_common
 from refdiff.cli.spec import PROFILE_NOTE, PROFILES, RECIPE_NOTE, SPEC_NOTE, add_profile, add_spec, recipe_of, spec_of
-from refdiff.cli.terminal import Waiting, print_report
+from refdiff.cli.terminal import print_report, waiting
 
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
@@ -25,25 +25,17 @@ refdiff judge kernel.py:attention --profile natural --profile tiles --json
 """
     parser.add_argument("file", metavar="KERNEL", help="the file, or FILE.py:FUNCTION")
     add_spec(parser, "hf_diffllama", layer="2")
-    parser.add_argument(
-        "--recipe", metavar="NAME_OR_FILE", default="float32", help="the kernel's types (default: float32)"
-    )
+    parser.add_argument("--recipe", metavar="NAME_OR_FILE", default="float32", help="the kernel's types")
     add_profile(parser, "all")
-    parser.add_argument(
-        "--size", action="append", type=_size, default=[], metavar="BxTxS", help="a case of your own (default: none)"
-    )
+    cases: dict[str, Any] = {"action": "append", "type": _size, "default": []}
+    parser.add_argument("--size", metavar="BxTxS", help="a case of your own", **cases)
     parser.add_argument("-s", "--seed", type=Number(int, 0), metavar="N", help="seed of the inputs (default: drawn)")
     limits = parser.add_argument_group("limits of the kernel's process")
-    limits.add_argument(
-        "--timeout", type=Number(float, 0, above=True), default=60.0, metavar="SECONDS", help="per call (default: 60)"
-    )
-    limits.add_argument(
-        "--memory", type=Number(float, 0, above=True), default=8.0, metavar="GIB", help="GiB of memory (default: 8)"
-    )
-    limits.add_argument(
-        "--allow-processes", action="store_true", help="it may start compilers and others (default: off)"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object (default: off)")
+    positive = Number(float, 0, above=True)
+    limits.add_argument("--timeout", type=positive, default=60.0, metavar="SECONDS", help="per call")
+    limits.add_argument("--memory", type=positive, default=8.0, metavar="GIB", help="GiB of memory")
+    limits.add_argument("--allow-processes", action="store_true", help="it may start compilers and others")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_common(parser, offline=False)
     parser.notes = [
         "Exit status: 0 passed; 1 not passed; 2 error.",
@@ -80,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"KERNEL: got {args.file!r}, expected FILE.py or FILE.py:FUNCTION")
     spec, _ = spec_of(args, None, small_spec)
     what = ["starting the kernel"]
-    with Waiting(lambda: what[-1], quiet=args.quiet):
+    with waiting(lambda: what[-1], quiet=args.quiet):
         report = judge_file(
             path,
             spec,

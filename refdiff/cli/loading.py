@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from refdiff.cli.flags import MAX_PROMPT, UsageError
-from refdiff.cli.terminal import AFTER, Waiting, note
+from refdiff.cli.terminal import AFTER, note, waiting
 
 _NO_PROMPT = 'PROMPT: got none, expected one; give it in quotes, "Once upon a time", with -f FILE or a pipe'
 
@@ -32,7 +32,7 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
     folder = fetch(args.model, args)
     refuse_other_heads(args.model, folder)
     tokenizer = refdiff.Tokenizer.from_pretrained(folder)
-    with Waiting("loading the model", quiet=args.quiet):
+    with waiting("loading the model", quiet=args.quiet):
         model = refdiff.DiffLlamaForCausalLM.from_pretrained(
             folder,
             dtype=args.dtype,
@@ -103,7 +103,7 @@ def read_prompt(args: argparse.Namespace) -> str:
     """
     given = args.prompt_flag if args.prompt_flag is not None else args.prompt
     if args.file not in (None, "-"):
-        with _waiting(args.file), Path(args.file).open("rb") as file:
+        with _note_if_slow(args.file), Path(args.file).open("rb") as file:
             return _text(file, args.file)
     if given not in (None, "-"):
         piped = "" if sys.stdin.isatty() else _piped()
@@ -121,14 +121,14 @@ def read_prompt(args: argparse.Namespace) -> str:
 def _piped() -> str:
     what = "standard input, which is the prompt or is appended to it; < /dev/null ends it"
     try:
-        with contextlib.nullcontext() if sys.stdin.isatty() else _waiting(what):
+        with contextlib.nullcontext() if sys.stdin.isatty() else _note_if_slow(what):
             return _text(sys.stdin.buffer, "standard input")
     except OSError:  # a background job may not read the terminal
         return ""
 
 
 @contextlib.contextmanager
-def _waiting(what: str) -> Iterator[None]:
+def _note_if_slow(what: str) -> Iterator[None]:
     """Say after two seconds whose end this waits for: a pipe has none as long as somebody may write into it."""
     timer = threading.Timer(AFTER, note, [f"refdiff: waiting for the end of {what}"])
     timer.daemon = True

@@ -75,7 +75,6 @@ class Parser(argparse.ArgumentParser):
         self.aliases: dict[str, str] = {}
         self.notes: list[str] = []
         self.command: str | None = None
-        self.has_commands = False
         self._typed: list[str] = []
         self._positionals.title = "arguments"
         self.add_argument("-h", action=_Print, text=Parser.format_brief, help=argparse.SUPPRESS)
@@ -134,7 +133,7 @@ class Parser(argparse.ArgumentParser):
         lines = self.examples.strip().splitlines()[: 2 if brief else None]
         parts = [f"usage: {self.format_usage().strip()}", "", "examples:", *(f"  {line.strip()}" for line in lines), ""]
         text: str = "\n".join(parts) + "\n" + formatter.format_help()
-        if self.has_commands:
+        if self._subparsers is not None:
             text += "\ncommands:\n" + "".join(f"  {name:<11} {summary}\n" for name, summary in COMMANDS.items())
         if brief:
             if hidden:
@@ -251,6 +250,16 @@ class _Formatter(argparse.HelpFormatter):
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
+    def _get_help_string(self, action: argparse.Action) -> str:
+        """The help of an option, with its default last unless the text says it in words."""
+        text, default = action.help or "", action.default
+        if not action.option_strings or default is argparse.SUPPRESS or "(default: " in text:
+            return text
+        if action.nargs == 0:
+            default = "off"
+        shown = f"{default:g}" if isinstance(default, int | float) else default or "none"
+        return f"{text} ({'required' if action.required else f'default: {shown}'})"
+
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.nargs == 0:
             return super()._format_action_invocation(action)
@@ -290,7 +299,6 @@ refdiff inspect kajuma/DiffLlama-0.3B-handcut
         "Environment: REFDIFF_MODEL is the default of -m; OMP_NUM_THREADS that of --threads; HF_HOME, HF_ENDPOINT, "
         "HF_TOKEN and HF_HUB_OFFLINE are those of huggingface_hub.",
     ]
-    parser.has_commands = True
     commands: Any = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=Parser)
     for name, summary in COMMANDS.items():
         commands.add_parser(name, help=summary).command = name

@@ -35,12 +35,10 @@ OF_HEADS = re.compile(r"(query_heads|key_heads|head_dim) is \d|\d+ query heads")
 
 def add_spec(group: Any, default: str | None, *, layer: str = "0") -> None:
     """Add the options that describe a spec; `layer` is the default of --layer in words."""
-    text = f"a preset or a JSON file (default: {default or 'none'})"
-    group.add_argument("--spec", metavar="NAME_OR_FILE", default=default, help=text)
+    group.add_argument("--spec", metavar="NAME_OR_FILE", default=default, help="a preset or a JSON file")
     text = f"the layer's depth, for λ_init (default: {layer})"
     group.add_argument("--layer", type=Number(int, 0), metavar="N", help=text)
-    text = "change a field of the spec (default: none)"
-    group.add_argument("--set", metavar="FIELD=VALUE", action="append", default=[], help=text)
+    group.add_argument("--set", metavar="FIELD=VALUE", action="append", default=[], help="change a field of the spec")
 
 
 def add_profile(group: Any, default: str) -> None:

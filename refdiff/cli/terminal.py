@@ -1,24 +1,20 @@
-"""Standard output, standard error and this process's memory, as the commands use them."""
+"""What commands write to standard output and standard error, and how."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
-import os
 import shutil
-import signal
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from refdiff import bundled
 from refdiff.errors import CheckpointError
-from refdiff.messages import NATIVE_CALLS, printable
+from refdiff.messages import printable
 
 AFTER = 2.0
 """Seconds after which a terminal is told what takes so long."""
@@ -47,26 +43,6 @@ def minutely() -> Callable[[], bool]:
     return due
 
 
-def open_streams() -> None:
-    """Write UTF-8 whatever the locale says, and nowhere where a standard stream is closed.
-
-    PYTHONUNBUFFERED makes standard output forget what it could not write, by which `discard_output` knows that it
-    failed. So it gets a buffer, which every line flushes.
-    """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        stream = getattr(sys, name)
-        if stream is None:
-            null = os.open(os.devnull, os.O_RDWR)
-            if null != number:  # a file opened later must not take the number of a standard stream
-                os.dup2(null, number)
-                os.close(null)
-            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
-        elif number == 1 and isinstance(getattr(stream, "buffer", None), io.RawIOBase):
-            sys.stdout = open(1, "w", 1, encoding="utf-8", errors=stream.errors, closefd=False)  # noqa: SIM115
-        elif number and isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().replace("-", "") != "utf8":
-            stream.reconfigure(encoding="utf-8")
-
-
 def note(line: str) -> None:
     """Write a message to standard error, without what a terminal could obey; its further lines are indented."""
     sys.stderr.write(f"{printable(line)}\n".replace("\n", "\n  ")[:-2])
@@ -91,46 +67,40 @@ def print_report(fields: dict[str, Any], text: str | None = None) -> None:
     sys.stdout.write(shown + "\n")
 
 
-class Waiting:
-    """Show on a terminal, after two seconds, what takes so long; gone when it is left, or on `done`.
+@contextmanager
+def waiting(what: str | Callable[[], str], *, quiet: bool = False) -> Iterator[Callable[[], None]]:
+    """Show on a terminal, after two seconds, what takes so long; gone at the end, or by the function that this gives.
 
     `what` is called each second if it is a function.
     """
+    over, started = threading.Event(), time.monotonic()
 
-    def __init__(self, what: str | Callable[[], str], *, quiet: bool = False) -> None:
-        self._what, self._started = what, time.monotonic()
-        self._over = threading.Event()
-        self._thread: threading.Thread | None = None
-        if not quiet and sys.stderr.isatty():
-            self._thread = threading.Thread(target=self._show, daemon=True)
+    def show() -> None:
+        shown = False
+        while not over.wait(1 if shown else AFTER):
+            line = what if isinstance(what, str) else what()
+            _over_the_line(f"{line} ... {time.monotonic() - started:.0f} s")
+            shown = True
+        if shown:
+            _over_the_line("")
 
-    def __enter__(self) -> Waiting:
-        if self._thread is not None:
-            self._thread.start()
-        return self
+    def done() -> None:
+        over.set()
+        if thread.is_alive():
+            thread.join()
 
-    def __exit__(self, *_: object) -> None:
-        self.done()
+    thread = threading.Thread(target=show, daemon=True)
+    if not quiet and sys.stderr.isatty():
+        thread.start()
+    try:
+        yield done
+    finally:
+        done()
 
-    def done(self) -> None:
-        """Take the line away."""
-        if self._thread is not None:
-            self._over.set()
-            self._thread.join()
-            self._thread = None
 
-    def _show(self) -> None:
-        if self._over.wait(AFTER):
-            return
-        while True:
-            what = self._what if isinstance(self._what, str) else self._what()
-            line = f"{what} ... {time.monotonic() - self._started:.0f} s"
-            sys.stderr.write(f"\r{line}\x1b[K")
-            sys.stderr.flush()
-            if self._over.wait(1):
-                break
-        sys.stderr.write("\r\x1b[K")
-        sys.stderr.flush()
+def _over_the_line(text: str) -> None:
+    sys.stderr.write(f"\r{text}\x1b[K")
+    sys.stderr.flush()
 
 
 # What the library's messages tell a Python program to do → the same on a command line.
@@ -169,105 +139,6 @@ def shown(error: BaseException) -> str:
     if isinstance(error, CheckpointError) and head.endswith(":") and len(problems) > 1:
         return printable("\n".join([head, *problems]))
     return one_line(error)
-
-
-@contextmanager
-def ctrl_c_remembered() -> Iterator[Callable[[], bool]]:
-    """Give a function that tells whether Ctrl-C was pressed.
-
-    C code whose import Ctrl-C ends, as NumPy's, raises an ImportError that does not say so.
-    """
-    if threading.current_thread() is not threading.main_thread() or not hasattr(os, "set_blocking"):
-        yield lambda: False
-        return
-    reading, writing = os.pipe()
-    for descriptor in (reading, writing):
-        os.set_blocking(descriptor, False)
-    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-
-    def pressed() -> bool:
-        try:
-            return signal.SIGINT in os.read(reading, 4096)
-        except BlockingIOError:
-            return False
-
-    try:
-        yield pressed
-    finally:
-        signal.set_wakeup_fd(before)
-        os.close(reading)
-        os.close(writing)
-
-
-def interrupted() -> None:
-    """Leave what has been written, on a line of its own, and say why it ends."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        discard_output()
-    note("refdiff: interrupted")
-
-
-def discard_output() -> bool:
-    """Flush standard output, or discard what cannot be written, which Python would report at exit; whether it could."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return False
-    return True
-
-
-@contextmanager
-def panics_unprinted() -> Iterator[None]:
-    """Keep off standard error what a Rust library prints of a panic, which becomes an error that says it.
-
-    The library writes to descriptor 2 itself. During each of its calls that is a file of its own, whose text is passed
-    on where the call succeeds.
-    """
-    if hasattr(os, "memfd_create"):
-        unnamed: Any = os.fdopen(os.memfd_create("stderr"), "w+b")
-    else:
-        import tempfile  # slow to import
-
-        unnamed = tempfile.TemporaryFile()  # noqa: SIM115
-    with unnamed as file:
-        stderr, kept = os.dup(2), file.fileno()
-
-        @contextmanager
-        def call() -> Iterator[None]:
-            os.dup2(kept, 2)
-            succeeded = False
-            try:
-                yield
-                succeeded = True
-            finally:
-                os.dup2(stderr, 2)
-                if os.fstat(kept).st_size:
-                    text = os.pread(kept, os.fstat(kept).st_size, 0)
-                    os.lseek(kept, 0, os.SEEK_SET)
-                    os.ftruncate(kept, 0)
-                    if succeeded:
-                        os.write(2, text)
-
-        token = NATIVE_CALLS.set(call)
-        try:
-            yield
-        finally:
-            NATIVE_CALLS.reset(token)
-            os.close(stderr)
-
-
-@contextmanager
-def warnings_in_one_line() -> Iterator[None]:
-    """Show the library's warnings as one line each, without the place in the source."""
-
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        note(f"refdiff: warning: {in_flags(' '.join(str(message).split()))}")
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show
-        yield
 
 
 def size(count: float) -> str:

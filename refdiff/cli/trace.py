@@ -13,7 +13,7 @@ from refdiff.cli.flags import MODEL, UsageError, add_common, add_dtype, add_thre
 from refdiff.cli.loading import fetch, find_checkpoint, load
 from refdiff.cli.output_files import check_file, write_npz
 from refdiff.cli.spec import SPEC_NOTE, add_spec, parts, spec_of
-from refdiff.cli.terminal import Waiting, note, print_report, size, write_text
+from refdiff.cli.terminal import note, print_report, size, waiting, write_text
 
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
@@ -37,29 +37,24 @@ refdiff trace path/to/checkpoint "Once upon a time" -o run.safetensors
 refdiff trace --spec hf_diffllama --layer 3 mine.npz -o ref.safetensors
 refdiff trace --compare mine.safetensors run.safetensors
 """
-    parser.add_argument("--points", action="store_true", help="list all points and their shapes (default: off)")
+    parser.add_argument("--points", action="store_true", help="list all points and their shapes")
     record = parser.add_argument_group("record")
     record.add_argument("of", nargs="?", metavar="MODEL", help="folder or hub repo; with --spec, a FILE of inputs")
     record.add_argument("prompt", nargs="?", type=utf8_text, metavar="PROMPT", help="the text that is run")
-    record.add_argument("--ids", metavar="N,N,...", help="token ids in place of a text (default: none)")
+    record.add_argument("--ids", metavar="N,N,...", help="token ids in place of a text")
     add_spec(record, None)
-    record.add_argument("-o", "--output", metavar="FILE", help="the .safetensors or .npz file to write")
-    record.add_argument("--maps", action="store_true", help="record attention weights too (default: off)")
+    record.add_argument("-o", "--output", metavar="FILE", help=".safetensors or .npz file to write")
+    record.add_argument("--maps", action="store_true", help="record attention weights too")
     add_dtype(record)
     add_threads(record)
     compare = parser.add_argument_group("compare")
-    compare.add_argument("--compare", nargs=2, metavar=("MINE", "REF"), help="compare two files (default: none)")
+    compare.add_argument("--compare", nargs=2, metavar=("MINE", "REF"), help="compare two files")
     compare.add_argument("-m", "--model", metavar=MODEL, help="the model of REF (default: as REF says)")
-    compare.add_argument("--free", action="store_true", help="let errors add up along the run (default: off)")
-    compare.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="auto",
-        metavar="TYPE",
-        help="the type that MINE computes in (default: auto)",
-    )
-    compare.add_argument("--all", action="store_true", help="list every point, not the worst 10 (default: off)")
-    compare.add_argument("--json", action="store_true", help="print one JSON object (default: off)")
+    compare.add_argument("--free", action="store_true", help="let errors add up along the run")
+    text = "the type that MINE computes in"
+    compare.add_argument("--precision", choices=PRECISIONS, default="auto", metavar="TYPE", help=text)
+    compare.add_argument("--all", action="store_true", help="list every point, not the worst 10")
+    compare.add_argument("--json", action="store_true", help="print one JSON object")
     add_common(parser)
     parser.notes = [
         "Exit status: 0 recorded, or nothing diverges; 1 something diverges; 2 error.",
@@ -149,7 +144,7 @@ def _record(args: argparse.Namespace) -> int:
             )
     from refdiff.oracle.trace import trace
 
-    with Waiting("recording", quiet=args.quiet):
+    with waiting("recording", quiet=args.quiet):
         traced = trace(model, ids, maps=args.maps)
     return _write(traced, f"{len(traced)} points of {len(ids[0])} tokens", args)
 
@@ -173,7 +168,7 @@ def _compare(args: argparse.Namespace) -> int:
 
     mine, ref = args.compare
     reference = read_trace(ref, model=None if args.model is None else fetch(args.model, args))
-    with Waiting("comparing", quiet=args.quiet):
+    with waiting("comparing", quiet=args.quiet):
         found = first_divergence(mine, reference, mode="free" if args.free else "local", precision=args.precision)
     print_report(found.to_dict(), None if args.json else "\n".join(lines(found, None if args.all else WORST)))
     return int(bool(found))

@@ -7,13 +7,11 @@ import math
 import os
 import re
 import shutil
-import signal
 import sys
 import textwrap
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +19,7 @@ from refdiff.cli.convert import WIRINGS
 from refdiff.cli.flags import Number, UsageError, add_backend, add_common, add_dtype, add_threads, utf8_text
 from refdiff.cli.loading import limit_threads
 from refdiff.cli.output_files import check_file, write_picture
+from refdiff.cli.process import ctrl_c_calls
 from refdiff.cli.terminal import minutely, note, one_line, progress_bar, size, write_text
 from refdiff.errors import CheckpointError
 from refdiff.messages import printable
@@ -93,37 +92,36 @@ refdiff train -o run --resume
 
     def add(group: Any, field: str, spellings: tuple[str, ...], limits: Number, text: str, default: Any) -> None:
         shown = [s for s in spellings if s == spellings[0] or s in SHOWN]
-        standard = default if not isinstance(default, str) else None
-        words = f"{default:g}" if standard is not None else default
-        own: dict[str, Any] = {"dest": field, "type": limits, "default": None if group is model else standard}
-        action = group.add_argument(*shown, action=_Noted, metavar="N", help=f"{text} (default: {words})", **own)
+        if group is model:  # None tells `_config` that nothing was given
+            text, default = f"{text} (default: {default})", None
+        own: dict[str, Any] = {"dest": field, "type": limits, "default": default, "help": text}
+        action = group.add_argument(*shown, action=_Noted, metavar="N", **own)
         parser.add_alias(action, *(s for s in spellings if s not in shown))
 
     parser.add_argument("text", nargs="?", metavar="TEXT", help="a UTF-8 file")
-    text = "folder, new or empty, or a run (required)"
-    parser.add_argument("-o", "--output", metavar="OUTPUT", required=True, help=text)
-    parser.add_argument("--resume", action="store_true", help="resume OUTPUT's last checkpoint (default: off)")
-    share, text = Number(float, 0, 0.5, above=True), "share of the text held out (default: 0.02)"
-    parser.add_argument("--validation", action=_Noted, type=share, default=0.02, metavar="SHARE", help=text)
-    parser.add_argument("--plot", metavar="FILE", help="draw loss and λ, .png or .svg (default: none)")
+    parser.add_argument("-o", "--output", metavar="OUTPUT", required=True, help="folder, new or empty, or a run")
+    parser.add_argument("--resume", action="store_true", help="resume OUTPUT's last checkpoint")
+    share: dict[str, Any] = {"type": Number(float, 0, 0.5, above=True), "default": 0.02, "metavar": "SHARE"}
+    parser.add_argument("--validation", action=_Noted, help="share of the text held out", **share)
+    parser.add_argument("--plot", metavar="FILE", help="draw loss and λ, .png or .svg")
     model = parser.add_argument_group("model")
-    model.add_argument("--config", action=_Noted, metavar="FILE", help="a config.json to start from (default: none)")
+    model.add_argument("--config", action=_Noted, metavar="FILE", help="a config.json to start from")
     text = "hf, paper, v2, or none = a Llama (default: hf)"
     model.add_argument("--wiring", action=_Noted, choices=WIRINGS, metavar="VARIANT", help=text)
     for field, entry in MODEL_SIZES.items():
         add(model, field, *entry)
     course = parser.add_argument_group("training")
-    for name, choices, text in (
-        ("optimizer", ("adamw", "muon"), "adamw or muon (default: adamw)"),
-        ("schedule", ("cosine", "constant"), "cosine or constant learning rate (default: cosine)"),
+    for name, text, *choices in (
+        ("optimizer", "adamw or muon", "adamw", "muon"),
+        ("schedule", "cosine or constant learning rate", "cosine", "constant"),
     ):
         given: dict[str, Any] = {"choices": choices, "default": choices[0]}
         course.add_argument(f"--{name}", action=_Noted, metavar="NAME", help=text, **given)
     for field, entry in SETTINGS.items():
         add(course, field, *entry)
-    course.add_argument("--keep", type=_COUNT, default=2, metavar="N", help="checkpoints kept, older go (default: 2)")
-    text = "start of the samples (default: none)"
-    course.add_argument("--prompt", action=_Noted, type=utf8_text, default="", metavar="TEXT", help=text)
+    course.add_argument("--keep", type=_COUNT, default=2, metavar="N", help="checkpoints kept, older go")
+    prompt: dict[str, Any] = {"type": utf8_text, "default": "", "metavar": "TEXT"}
+    course.add_argument("--prompt", action=_Noted, help="start of the samples", **prompt)
     machine = parser.add_argument_group("machine")
     add_backend(machine)
     add_dtype(machine, ("float32", "float64"), "float32 or float64", action=_Noted)
@@ -152,14 +150,12 @@ def run(args: argparse.Namespace) -> int:
     if plot is not None:
         check_file("--plot", plot)
     out = Path(args.output)
-    begin = _resumption(args) if args.resume else _beginning(args)
-    with held(out) if out.is_dir() or not args.resume else nullcontext():
-        try:
-            trainer = begin(out)
-        except UsageError:
-            raise
-        except ValueError as error:
-            raise UsageError(_in_options(str(error), args)) from error
+    with ExitStack() as stack:
+        with _options_named(args):
+            made = None if args.resume else _config_and_settings(args, out)
+            if made is not None or out.is_dir():
+                stack.enter_context(held(out))
+            trainer = _resumed(args, out) if made is None else _started(args, out, *made)
         trainer.keep = args.keep
         with _no_traces_of_a_failure(out), _stop_request() as stop:
             folder = _trained(trainer, plot, stop, quiet=args.quiet)
@@ -170,14 +166,21 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _in_options(message: str, args: argparse.Namespace) -> str:
-    """Put the option that was typed in place of the field that a message names with its value."""
-    for field, (spellings, *_) in (MODEL_SIZES | SETTINGS).items():
-        leading = args.given.get(_FOLLOWS.get(field, "")) if args.config is None else None
-        own = spellings[0] if args.config is None or field not in MODEL_SIZES else f"{spellings[0]} (of {args.config})"
-        typed = args.given.get(field) or leading or own
-        message = re.sub(rf"(?<![\w-]){field}(?=: got | -?\d)", typed, message)
-    return message
+@contextmanager
+def _options_named(args: argparse.Namespace) -> Iterator[None]:
+    """Put the option that was typed in place of each field that an error names with its value."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except ValueError as error:
+        said = str(error)
+        for field, (spellings, *_) in (MODEL_SIZES | SETTINGS).items():
+            leading = args.given.get(_FOLLOWS.get(field, "")) if args.config is None else None
+            of = "" if args.config is None or field not in MODEL_SIZES else f" (of {args.config})"
+            typed = args.given.get(field) or leading or spellings[0] + of
+            said = re.sub(rf"(?<![\w-]){field}(?=: got | -?\d)", typed, said)
+        raise (CheckpointError if isinstance(error, CheckpointError) else UsageError)(said) from error
 
 
 @contextmanager
@@ -205,15 +208,8 @@ def _stop_request() -> Iterator[Callable[[], bool]]:
         start = b"\r\x1b[K" if os.isatty(2) else b"\n"  # in place of the bar
         os.write(2, start + b"refdiff train: saving a checkpoint after this step; Ctrl-C again stops without\n")
 
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    signal.signal(signal.SIGINT, ask)
-    try:
+    with ctrl_c_calls(ask):
         yield lambda: bool(asked)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _trained(trainer: Trainer, plot: Path | None, stop: Callable[[], bool], *, quiet: bool) -> Path:
@@ -235,45 +231,36 @@ def _trained(trainer: Trainer, plot: Path | None, stop: Callable[[], bool], *, q
         raise
 
 
-def _resumption(args: argparse.Namespace) -> Callable[[Path], Trainer]:
-    """Check the options of --resume, and return how to resume in a folder."""
+def _resumed(args: argparse.Namespace, out: Path) -> Trainer:
+    """Resume a run with the options that may change; others must be what they were."""
     from refdiff.training.settings import CHANGEABLE
     from refdiff.training.train import Trainer
 
-    given = {name: getattr(args, name) for name in args.given if name in CHANGEABLE}
+    changes = {name: getattr(args, name) for name in args.given if name in CHANGEABLE}
     fixed = [name for name in args.given if name not in (*CHANGEABLE, "threads")]
-
-    def resume(out: Path) -> Trainer:
-        if (args.text is not None or fixed) and (others := _differing_options(args, out, fixed)):
-            raise UsageError(f"--resume: keeps the run's own text, model and settings; leave out {', '.join(others)}")
-        threads = args.threads if "threads" in args.given else None
-        return Trainer.resume(out, changes=given, threads=threads, backend=args.backend)
-
-    return resume
+    if (args.text is not None or fixed) and (others := _differing_options(args, out, fixed)):
+        raise UsageError(f"--resume: keeps the run's own text, model and settings; leave out {', '.join(others)}")
+    threads = args.threads if "threads" in args.given else None
+    return Trainer.resume(out, changes=changes, threads=threads, backend=args.backend)
 
 
-def _beginning(args: argparse.Namespace) -> Callable[[Path], Trainer]:
-    """Check the text and the options, and return how to start in a folder."""
+def _config_and_settings(args: argparse.Namespace, out: Path) -> tuple[DiffLlamaConfig, Settings]:
+    """Check the text and the options before anything is made."""
     from refdiff.training.settings import Settings
 
     if args.text is None:
         piped = "" if sys.stdin.isatty() else "; standard input is not read"
         raise UsageError(f"TEXT: got none, expected a UTF-8 file; or continue a run with --resume{piped}")
-    text, out = Path(args.text), Path(args.output)
+    text = Path(args.text)
     if not text.is_file():
         raise UsageError(f"TEXT {text}: {_no_file(text)}")
     if out.exists() and not out.is_dir():
         raise UsageError(f"-o {out}: got a file, expected the folder of the run; name another")
-    try:
-        config = _config(args)
-        settings = Settings(**{name: getattr(args, name) for name in (*SETTINGS, "optimizer", "schedule", "prompt")})
-    except CheckpointError as error:  # a line for each problem of --config
-        raise CheckpointError(_in_options(str(error), args)) from None
-    except ValueError as error:
-        raise UsageError(_in_options(str(error), args)) from None
+    config = _config(args)
+    settings = Settings(**{name: getattr(args, name) for name in (*SETTINGS, "optimizer", "schedule", "prompt")})
     if args.backend == "numpy":
         _check_memory(config, settings, args.dtype, args.threads or None)
-    return lambda out: _started(args, text, out, config, settings)
+    return config, settings
 
 
 def _no_file(text: Path) -> str:
@@ -299,17 +286,17 @@ def _check_memory(config: DiffLlamaConfig, settings: Settings, dtype: str, threa
         )
 
 
-def _started(args: argparse.Namespace, text: Path, out: Path, config: DiffLlamaConfig, settings: Settings) -> Trainer:
+def _started(args: argparse.Namespace, out: Path, config: DiffLlamaConfig, settings: Settings) -> Trainer:
     from refdiff.training import checkpoint
     from refdiff.training.data import Corpus
     from refdiff.training.train import Trainer
 
     if checkpoint.checkpoints(out):
         raise UsageError(f"-o {out}: has a run already; continue it with --resume, or name another folder")
-    for folder in _leftovers(out, text):
+    for folder in _leftovers(out, Path(args.text)):
         shutil.rmtree(folder, ignore_errors=True)
     corpus = Corpus.from_text(
-        text,
+        Path(args.text),
         out / "corpus",
         vocab_size=config.vocab_size,
         validation=args.validation,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from refdiff.cli.terminal import Waiting
+from refdiff.cli.terminal import waiting
 from refdiff.generation.stream import PieceDecoder
 
 
@@ -30,7 +30,7 @@ class Transcript:
         self.ids: list[int] = []
         self.prompt_tokens = 0
         self._progress = ("prompt", 0, 0)
-        self._waiting: Waiting | None = None
+        self._before_text: Callable[[], None] = lambda: None
         self.stopped = False
         self.finish_reason = ""
 
@@ -55,8 +55,9 @@ class Transcript:
     @contextmanager
     def progress_shown(self, *, quiet: bool = False, until_text: bool = True) -> Iterator[None]:
         """Show on a terminal what takes so long; `until_text`: until text is written, which is to the same terminal."""
-        with Waiting(self._doing, quiet=quiet) as waiting:
-            self._waiting = waiting if until_text else None
+        with waiting(self._doing, quiet=quiet) as done:
+            if until_text:
+                self._before_text = done
             yield
 
     def _doing(self) -> str:
@@ -113,6 +114,5 @@ class Transcript:
         piece, self._pending = self._pending[:count], self._pending[count:]
         self.text += piece
         if piece and self._write is not None:
-            if self._waiting is not None:
-                self._waiting.done()
+            self._before_text()
             self._write(piece)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +17,7 @@ import pytest
 
 import refdiff
 from refdiff.cli import main
+from refdiff.cli.transcript import Transcript
 
 from ..conftest import write_tokenizer
 
@@ -51,6 +54,26 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder, which is the current one."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def copy(folder: Path, tmp_path: Path, file: str, **fields: Any) -> Path:
+    """A copy of a checkpoint, with other fields in one of its files of JSON."""
+    copied = shutil.copytree(folder, tmp_path / "model")
+    there = json.loads((copied / file).read_text()) if (copied / file).exists() else {}
+    (copied / file).write_text(json.dumps({**there, **fields}))
+    return copied
+
+
+def end_texts(patch: pytest.MonkeyPatch, tokens: int, *errors: BaseException) -> None:
+    """End each text by the next error, after so many tokens."""
+    put, left = Transcript.put, list(errors)
+
+    def ends(self: Transcript, ids: Any) -> None:
+        put(self, ids)
+        if left and len(self.ids) == tokens:
+            raise left.pop(0)
+
+    patch.setattr(Transcript, "put", ends)
 
 
 @pytest.fixture(scope="session")

@@ -11,23 +11,15 @@ import pytest
 
 from refdiff.cli.answering import (
     NUMBERS,
-    call_options,
     chat_messages,
     encode,
     finish_reason,
-    given_options,
     length_limit,
-    result_fields,
 )
 from refdiff.cli.flags import UsageError
-from refdiff.cli.parser import build_parser
 from refdiff.errors import CheckpointError
 from refdiff.generation.options import resolve
 from tests.generation.fakes import FakeModel
-
-
-def _args(*flags: str) -> argparse.Namespace:
-    return build_parser().parse_args(["generate", *flags, "x"])
 
 
 def _model(**generation: Any) -> Any:
@@ -46,28 +38,6 @@ def test_a_flag_and_a_checkpoint_have_one_limit(name: str) -> None:
     model.generation_config = {name: high + 1}
     with pytest.raises(CheckpointError, match=f"generation_config.json: {name}: got {high + 1}, .* to {high:,}"):
         resolve(model, {})
-
-
-def test_what_was_given_and_nothing_else() -> None:
-    assert given_options(_args()) == {"stop": [], "ignore_eos": False}
-    some = given_options(_args("--temp", "0", "-n", "0", "-s", "3", "--stop", "a", "--stop", "b", "--ignore-eos"))
-    assert some == {"temperature": 0.0, "max_new_tokens": 0, "stop": ["a", "b"], "ignore_eos": True}
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ({}, {}),
-        ({"temperature": 0, "top_k": 5}, {"do_sample": False}),
-        ({"temperature": 0.5}, {"do_sample": True, "temperature": 0.5}),
-        ({"min_p": 0.5, "top_k": 0}, {"do_sample": True, "min_p": 0.5, "top_k": 0}),
-        ({"num_beams": 3, "repetition_penalty": 2.0}, {"num_beams": 3, "repetition_penalty": 2.0}),
-        ({"stop": ["a"]}, {"stop_strings": ["a"]}),
-        ({"ignore_eos": True, "max_new_tokens": 5, "system": "s"}, {"eos_token_id": None}),
-    ],
-)
-def test_options_of_the_call(given: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert call_options("T", {"stop": [], "ignore_eos": False, **given}) == {"tokenizer": "T", **expected}
 
 
 @pytest.mark.parametrize(
@@ -119,32 +89,7 @@ def test_why_a_text_ends(
     assert finish_reason(_model(**in_file), transcript, full, {"ignore_eos": ignore}) == expected
 
 
-def test_a_line_of_json() -> None:
-    transcript: Any = SimpleNamespace(ids=[1, 2], text="b", finish_reason="eos", prompt_tokens=4)
-    assert result_fields(transcript, 9, echo="a") == {
-        "text": "ab",
-        "finish_reason": "eos",
-        "prompt_tokens": 4,
-        "generated_tokens": 2,
-        "seed": 9,
-    }
-
-
-def test_templates() -> None:
-    tokenizer: Any = SimpleNamespace(
-        encode=lambda text, add_special_tokens=True: [len(text), add_special_tokens],
-        apply_chat_template=lambda messages, **_: "".join(f"{m['role']}: {m['content']};" for m in messages),
-    )
-    assert encode(tokenizer, "ab") == ("ab", [2, True])
-    assert encode(tokenizer, "ab", chat_messages("ab", "s")) == ("system: s;user: ab;", [19, False])
-    assert encode(tokenizer, "ab", chat_messages("ab", None))[0] == "user: ab;"
-    for error in (ValueError("m: refuses"), CheckpointError("m: fails")):  # status 2, as any input that is not taken
-        tokenizer.apply_chat_template = Mock(side_effect=error)
-        with pytest.raises(UsageError, match=f"^{error}$"):
-            encode(tokenizer, "ab", chat_messages("ab", "s"))
-
-
-def test_every_number_is_a_flag_and_says_what_turns_it_off() -> None:
-    args = build_parser().parse_args(["generate", "x"])
-    assert {getattr(args, name) for name in NUMBERS} == {None}
-    assert [name for name, number in NUMBERS.items() if not number.off] == ["seed"]
+def test_what_a_template_refuses_is_an_input_that_is_not_taken() -> None:
+    tokenizer: Any = SimpleNamespace(apply_chat_template=Mock(side_effect=CheckpointError("m: fails")))
+    with pytest.raises(UsageError, match=r"^m: fails$"):
+        encode(tokenizer, "ab", chat_messages("ab", "s"))

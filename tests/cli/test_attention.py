@@ -6,13 +6,11 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import refdiff
-from refdiff.cli.parser import build_parser
 from refdiff.viz import attention_maps, attention_page
 
 from .conftest import Cli
@@ -61,15 +59,3 @@ def test_without_matplotlib_it_says_how_to_get_it_before_the_model_is_loaded(
     done = cli("attention", "-m", "no/model", "x", "-o", tmp_path / "a.png")
     assert done.status == 1
     assert "drawing needs matplotlib: pip install matplotlib" in done.err
-
-
-def test_as_a_process(run: Any, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    result = run("attention", "-m", tiny_checkpoint, "-", "-o", "page.html", stdin="日本 </script>".encode())
-    assert (result.returncode, result.stdout, result.stderr) == (0, b"page.html\n", b"")
-    assert "</script> --" not in (tmp_path / "page.html").read_text(encoding="utf-8")
-
-
-def test_without_flags_everything_is_a_mean_on_the_cpu() -> None:
-    args = build_parser().parse_args(["attention", "x", "-o", "a.html"])
-    assert (args.layer, args.pair, args.grid, args.quiet, args.offline) == (None, None, False, False, False)
-    assert (args.backend, args.dtype, args.threads) == ("numpy", "auto", 0)

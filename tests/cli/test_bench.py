@@ -6,10 +6,7 @@ import errno
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -19,40 +16,23 @@ import pytest
 
 from refdiff.bench import measure as bench
 from refdiff.bench import rows as known
-from refdiff.bench.device import UnavailableError
 from refdiff.bench.measure import Measured
 from refdiff.bench.processes import SIDES
 from refdiff.bench.rows import Row, Work
 from refdiff.bench.side import Settings
 from refdiff.bench.sizes import LIKE as SIZES
 from refdiff.cli.bench import LIKE, PEERS
-from refdiff.cli.parser import build_parser
 
-from .conftest import Cli, Run
+from .conftest import Cli
 
 Calls = list[tuple[list[Row], Settings]]
 
 
-def test_what_may_not_be_written_is_refused_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
-    there = tmp_path / "there.json"
-    there.touch()
-    for locked, file in ((tmp_path, tmp_path / "new.json"), (there, there)):
-        monkeypatch.setattr(os, "access", lambda path, mode, locked=locked: mode != os.W_OK or Path(path) != locked)
-        done = cli("bench", "--json", file, "-q")
-        assert done.status == 2
-        assert f"--json {file}: may not be written; name another place" in done.err
-
-
-def test_without_a_device_one_sentence_says_so(run: Run, environment: dict[str, str], tmp_path: Path) -> None:
-    """Before a checkpoint is written; with a device that answers there is nothing to say."""
-    environment["CUDA_VISIBLE_DEVICES"] = "-1"
-    done = run("bench", "--backend", "cupy", "--like", "tiny", "--folder", "like")
-    assert (done.returncode, done.stdout) == (1, b"")
-    (line,) = done.stderr.decode().splitlines()
-    assert line.startswith("refdiff bench: error: ")
-    assert "is not available (" in line
-    assert line.endswith(("--backend numpy", 'backend "numpy"'))
-    assert not (tmp_path / "like").exists()
+def test_without_a_device_nothing_is_written(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    done = cli("bench", "--backend", "cupy", "--like", "tiny", "--folder", "like")
+    assert (done.status, list(here.iterdir())) == (1, [])
+    assert 'backend "cupy" is not available (' in done.err
 
 
 @pytest.mark.slow
@@ -63,17 +43,13 @@ def test_a_run(tiny_checkpoint: Path, tmp_path: Path, cli: Cli) -> None:
     assert status == 0
     lines = out.splitlines()
     assert [line.split("  ")[0] for line in lines[1:5:2]] == ["decode 4", "prefill 8, 2 rows"]
-    assert lines[1].endswith(" tok/s")
     assert "of gemv (" in lines[2]
     assert "of sgemm (" in lines[4]
-    assert max(map(len, lines)) < 80
     assert err.splitlines() == [f"refdiff bench: {title}: measured" for title in ("decode 4", "prefill 8, 2 rows")]
     report = json.loads(file.read_text(encoding="utf-8"))
     assert [row["row"] for row in report["rows"]] == ["decode:4", "prefill:8x2"]
     assert report["settings"]["pairs"] == 2
     assert report["machine"]["threads"] == 1
-    assert len(report["rows"][0]["sides"]["refdiff"]["seconds"]) == 2
-    assert len(report["rows"][0]["ceiling"]["rates"]) == 2
     assert str(tiny_checkpoint) not in out + file.read_text(encoding="utf-8")
 
 
@@ -131,29 +107,16 @@ def test_what_is_measured_by_default(
     assert (rows, settings.pairs, settings.rest == 0) == (expected, pairs, "--quick" in flags)
 
 
-def test_settings(calls: Calls, cli: Cli) -> None:
-    cli("bench", "-q", "--train", "--threads", "3", "--dtype", "float64")
-    ((_, settings),) = calls
-    assert (settings.threads, settings.dtype, settings.folder) == (3, "float64", None), "training needs no checkpoint"
-
-
 def test_like_writes_a_checkpoint_once(calls: Calls, here: Path, cli: Cli) -> None:
     for _ in range(2):
         done = cli("bench", "--like", "tiny", "--folder", "kept", "--rows", "load")
         assert (done.status, calls[-1][1].folder) == (0, "kept")
-        assert "random weights in the dimensions of tiny, 106,880 parameters" in done.out.replace("\n", " ")
         assert done.err.startswith("refdiff bench: random weights in the dimensions of tiny\n")
     assert cli("bench", "--rows", "load", "-q").status == 0
     assert calls[-1][1].folder not in (None, "kept")
     assert cli("bench", "--like", "tiny", "--folder", "new", "--rows", "product:1", "-q").status == 0
     assert calls[-1][1].folder is None, "products need no checkpoint"
     assert not (here / "new").exists()
-
-
-@pytest.mark.usefixtures("calls")
-def test_markdown(tiny_checkpoint: Path, cli: Cli) -> None:
-    done = cli("bench", "-m", tiny_checkpoint, "--rows", "load", "--markdown", "-q")
-    assert done.out.startswith("| | refdiff | share of the ceiling |\n|---|---|---|\n| load | 1.00 s | |")
 
 
 @pytest.mark.usefixtures("calls")
@@ -173,53 +136,10 @@ def test_a_file_that_fails_in_the_end_keeps_nothing_else_from_being_shown(
     picture.savefig.assert_called_once_with("x.png", dpi=144)
 
 
-def test_what_is_not_installed(monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
-    monkeypatch.setattr(bench, "run", Mock(side_effect=UnavailableError("--against transformers needs torch")))
-    done = cli("bench", "--train", "--against", "transformers", "-q")
-    assert done == (1, "", "refdiff bench: error: --against transformers needs torch\n")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for processes")
-def test_ctrl_c_ends_all_processes_and_shows_what_there_is(environment: dict[str, str], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "refdiff", "bench", "--quick", "--rows", "decode:4", "--pairs", "100000"]
-    process = subprocess.Popen(
-        [*command, "--threads", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**environment, "TMPDIR": str(tmp_path)}, cwd=tmp_path,
-    )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 60
-        while not any(map(_measures, children := _children(process.pid))) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert len(children) == 2, "refdiff and the ceilings"
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130, err
-    assert err.decode().endswith("refdiff: interrupted\n")
-    assert "Traceback" not in err.decode()
-    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
-    assert list(tmp_path.iterdir()) == [], "the temporary checkpoint is still there"
-
-
-def _measures(pid: int) -> bool:
-    """Whether a process holds the 1 GB that the ceiling reads: both are up, and the rounds have begun."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > 1_000_000_000
-    except OSError:
-        return False
-
-
-def _children(parent: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdecimal() and int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1]) == parent:
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
+def test_choices_are_those_that_there_are() -> None:
+    """They are written down there again, so that `--help` need not import what measures."""
+    assert set(LIKE) == set(SIZES)
+    assert set(PEERS) < set(SIDES)
 
 
 def test_what_was_measured_until_ctrl_c_is_shown(
@@ -230,20 +150,6 @@ def test_what_was_measured_until_ctrl_c_is_shown(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(bench, "run", run)
-    done = cli("bench", "-m", tiny_checkpoint, "--rows", "load,cold", "-q")
+    done = cli("bench", "-m", tiny_checkpoint, "--rows", "load,cold", "--markdown", "-q")
     assert (done.status, done.err) == (130, "refdiff: interrupted\n")
-    assert done.out.splitlines()[1].split() == ["load", "1.00", "s"]
-
-
-def test_choices_are_those_that_there_are() -> None:
-    """They are written down there again, so that `--help` need not import what measures."""
-    assert set(LIKE) == set(SIZES)
-    assert set(PEERS) < set(SIDES)
-
-
-def test_defaults() -> None:
-    args = build_parser().parse_args(["bench"])
-    assert (args.model, args.like, args.folder, args.against, args.rows, args.pairs) == (None,) * 6
-    assert (args.threads, args.dtype, args.train, args.quick) == (0, "float32", False, False)
-    args = build_parser().parse_args(["bench", "--against", "transformers", "--against", "onnxruntime"])
-    assert args.against == ["transformers", "onnxruntime"]
+    assert done.out.startswith("| | refdiff | share of the ceiling |\n|---|---|---|\n| load | 1.00 s | |")

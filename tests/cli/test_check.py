@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from refdiff.cli.check import inputs_page
-from refdiff.cli.parser import build_parser
 from refdiff.oracle.inputs.files import write_arrays
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth import truth
@@ -47,9 +46,9 @@ def test_a_right_output_passes(dtype: Any, mine: Write, cli: Cli) -> None:
 
 def test_a_mistake_is_named_on_request(mine: Write, cli: Cli) -> None:
     file, hint = mine(small("ms_v1")), "\n--diagnose names the mistake\n"
-    for words, status, told in (("--layer 3", 1, True), ("--layer 3 --json", 1, False), ("--layer 2", 0, False)):
-        done = cli("check", "--spec", "ms_v1", *words.split(), file)
-        assert (done.status, done.out.endswith(hint)) == (status, told)
+    for layer, status in ((3, 1), (2, 0)):
+        done = cli("check", "--spec", "ms_v1", "--layer", layer, file)
+        assert (done.status, done.out.endswith(hint)) == (status, status == 1)
     done = cli("check", "--spec", "ms_v1", "--layer", "3", "--json", "--diagnose", file)
     report = json.loads(done.out)
     assert (done.status, report["status"], report["spec"]["layer"]) == (1, "fail", 3)
@@ -77,17 +76,11 @@ def test_gradients_npz_and_json_files(here: Path, cli: Cli) -> None:
     (here / "spec.json").write_text(json.dumps(spec.to_dict()))
     (here / "recipe.json").write_text(json.dumps({"storage": "float32", "matmul": "tf32"}))
     words = ("check", "--spec", "spec.json", "--recipe", "recipe.json")
+    assert json.loads(cli(*words, "mine.npz", "--print-spec").out) == spec.to_dict()
     done = cli(*words, "mine.npz")
     assert done.status == 0
     assert "judged as float32 matmul=tf32" in done.out
     assert cli(*words, "wrong.npz").status == 1
-
-
-def test_what_was_read_off_is_told_only_where_it_matters(mine: Write, cli: Cli) -> None:
-    file = mine(small("hf_diffllama"))
-    for word, told in (("pairing=foo", False), ("key_heads=3", True)):
-        done = cli("check", "--set", word, file)
-        assert (done.status, "read off" in done.err) == (2, told)
 
 
 @pytest.mark.parametrize("name", ["hf_diffllama", "ms_v1", "gda"])
@@ -98,12 +91,6 @@ def test_a_preset_is_printed_without_a_file(name: str, cli: Cli) -> None:
     assert json.loads(done.out) == {field: value for field, value in whole.items() if field not in dimensions}
 
 
-def test_the_help_explains_the_numbers(cli: Cli) -> None:
-    lines = cli("check", "--help").out.splitlines()
-    for name in ("bound", "row", "bulk", "element", "slope", "factor"):
-        assert sum(line.startswith(f"{name}: ") for line in lines) == 1
-
-
 def test_an_inconclusive_verdict_is_no_pass(mine: Write, cli: Cli) -> None:
     spec = small("hf_diffllama")
     nan = np.full_like(draw(spec, dtype=np.float32)["q"], np.nan)
@@ -112,19 +99,6 @@ def test_an_inconclusive_verdict_is_no_pass(mine: Write, cli: Cli) -> None:
     assert done.status == 1
     assert "inconclusive" in done.out
     assert "NaN or infinities in the inputs: q has 720 of 720" in done.out
-
-
-def test_a_layer_with_a_preset_and_a_changed_field(here: Path, cli: Cli) -> None:
-    spec = small("ms_v1", window=3)
-    x = draw(spec, layer=True, dtype=np.float32)
-    write_arrays(here / "layer.safetensors", {**x, "out": truth(spec, x).out.astype(np.float32)}, {})
-    words = ("check", "--spec", "ms_v1", "--layer", "2", "layer.safetensors")
-    assert cli(*words).status == 1
-    assert cli(*words, "--set", "window=3").status == 0
-    text = cli(*words, "--set", "window=3", "--print-spec").out
-    assert Spec.of(json.loads(text)) == spec
-    (here / "spec.json").write_text(text)
-    assert cli("check", "--spec", "spec.json", "layer.safetensors").status == 0
 
 
 @pytest.mark.slow
@@ -168,13 +142,12 @@ def test_selftest(tables: list[dict[str, Any]], cli: Cli) -> None:
     assert done.status == 0
     assert json.loads(done.out)["rows"][0]["killed_identifiable"] == 100
     assert done.err == "each seed has 16 cases of recipe and profile, and takes some minutes\nseed 1 done\n"
-    assert "100.0 % of 100" in cli("check", "--selftest").out
     words = ("--seeds", "3", "--jobs", "3", "--state", "folder", "--kernels", "a.b:C", "--markdown")
     done = cli("check", "--selftest", *words)
     assert done.status == 1, "it killed 97 %"
     assert "| rows | 97 of 100 (97.0 %) |" in done.out
     usual = {"seeds": 1, "kernels": None, "jobs": 1, "keep": None}
-    assert tables == [usual, usual, {"seeds": 3, "kernels": "a.b:C", "jobs": 3, "keep": "folder"}]
+    assert tables == [usual, {"seeds": 3, "kernels": "a.b:C", "jobs": 3, "keep": "folder"}]
 
 
 @pytest.mark.usefixtures("tables")
@@ -182,19 +155,7 @@ def test_the_selftest_shows_progress(cli: Cli, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("refdiff.cli.terminal.REPORTED_EVERY", 0)
     done = cli("check", "--selftest")
     assert done.err.splitlines()[1:] == ["1 of 16 cases", "seed 1 done"]
-    assert done.out.splitlines()[-3:] == [
-        "passed, by the rule `rows`",
-        "  killed: 100.0 % of 100 identifiable mutants; expected 98 % or more",
-        "  refused: 0 of 5 correct kernels; expected 0",
-    ]
+    assert "100.0 % of 100" in done.out
     assert cli("check", "--selftest", "-q").err == ""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert "1/16" in cli("check", "--selftest").err
-
-
-def test_defaults() -> None:
-    args = build_parser().parse_args(["check", "mine.npz"])
-    assert (args.file, args.spec, args.layer, args.recipe) == ("mine.npz", "hf_diffllama", None, "auto")
-    assert (args.selftest, args.seeds, args.json, args.diagnose, args.debug) == (False, 1, False, False, False)
-    assert (args.set, args.inputs, args.print_spec) == ([], False, False)
-    assert build_parser().parse_args(["check", "--set", "a=1", "--set", "b=2"]).set == ["a=1", "b=2"]

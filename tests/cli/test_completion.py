@@ -28,16 +28,10 @@ def _script(shell: str, capsys: Capture) -> str:
         (["refdiff", "train", "--max"], {"--max-steps"}),
         (["refdiff", "generate", "--backend", ""], {"numpy", "cupy"}),
         (["refdiff", "convert", "--to", "p"], {"paper"}),
-        (["refdiff", "golden", ""], {"export", "verify"}),
         (["refdiff", "golden", "v"], {"verify"}),
-        (["refdiff", "golden", "--rec"], {"--recipe"}),
         (["refdiff", "golden", "export", ""], set()),  # files
-        (["refdiff", "completion", ""], {"bash", "zsh", "fish"}),
-        (["refdiff", "train", "a"], set()),  # files
-        (["refdiff", "--"], {"--help", "--version"}),
         (["refdiff", "generate", "--he"], {"--help"}),
         (["refdiff", "generate", "-m", "bun"], {"bundled"}),
-        (["refdiff", "inspect", "bun"], {"bundled"}),
         (["refdiff", "inspect", ""], {"bundled", "my folder"}),
         (["refdiff", "check", "--spec", "ms"], {"ms_v1", "ms_v1_naive"}),
         (["refdiff", "golden", "export", "x", "--profile", "t"], {"tiny_values", "tiles"}),

@@ -10,12 +10,10 @@ from typing import Any
 
 import pytest
 
-import refdiff
 from refdiff.cli import conversation
 from refdiff.cli.parser import build_parser
-from refdiff.cli.transcript import Transcript
 
-from .conftest import Cli
+from .conftest import Cli, end_texts
 
 Capture = pytest.CaptureFixture[str]
 
@@ -62,7 +60,6 @@ def test_an_answer_is_given_what_was_said_before(converse: Any, capsys: Capture)
 def test_the_oldest_exchanges_are_forgotten_when_the_context_is_full(
     converse: Any, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refdiff.DiffLlamaConfig, "max_position_embeddings", 60, raising=False)
     load = conversation.load
 
     def short(args: argparse.Namespace) -> Any:
@@ -77,14 +74,7 @@ def test_the_oldest_exchanges_are_forgotten_when_the_context_is_full(
 
 
 def test_ctrl_c_stops_one_answer_and_keeps_it(converse: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    put = Transcript.put
-
-    def interrupting(self: Transcript, ids: Any) -> None:
-        put(self, ids)
-        if len(self.ids) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Transcript, "put", interrupting)
+    end_texts(monkeypatch, 2, KeyboardInterrupt())
     asked = converse("h", "again")
     assert [m["role"] for m in asked[-1]] == ["user", "assistant", "user"]
 
@@ -97,17 +87,12 @@ def test_what_cannot_be_answered_is_taken_back(converse: Any, capsys: Capture, t
     assert "does not exist; make it first" in err
 
 
-@pytest.mark.parametrize("word", ["/what", "/Reset", "/savex y"])
-def test_an_unknown_command_is_named_with_those_that_there_are(word: str, converse: Any, capsys: Capture) -> None:
-    assert converse(word) == []
+def test_commands(converse: Any, capsys: Capture) -> None:
+    assert converse("/savex y", "/save chat.json", " /quit ", "h", options=("--system", "s")) == []
     err = capsys.readouterr().err
-    assert f"refdiff: {word.split()[0]}: unknown command; there are /reset, /save FILE, /quit\n" in err
+    assert "refdiff: /savex: unknown command; there are /reset, /save FILE, /quit\n" in err
+    assert "refdiff: /save: nothing has been said yet" in err
     assert max(map(len, err.splitlines())) <= 80
-
-
-@pytest.mark.parametrize("word", ["/quit", "/exit", " /quit "])
-def test_a_command_ends_the_conversation(word: str, converse: Any) -> None:
-    assert converse(word, "h") == []
 
 
 def test_only_a_conversation_that_was_saved_is_replaced(
@@ -123,12 +108,6 @@ def test_only_a_conversation_that_was_saved_is_replaced(
     err = capsys.readouterr().err
     assert "4 messages written to chat.json" in err
     assert err.count("holds no conversation that was saved; name another file") == 3
-
-
-def test_nothing_said_is_not_saved(converse: Any, capsys: Capture, tmp_path: Path) -> None:
-    converse(f"/save {tmp_path / 'chat.json'}", options=("--system", "s"))
-    assert not (tmp_path / "chat.json").exists()
-    assert "refdiff: /save: nothing has been said yet" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", [["--json"], ["--echo"], ["--no-stream"], ["-o", "x.txt"]])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 import re
 import shutil
 import tracemalloc
@@ -98,31 +96,12 @@ def test_every_variant_has_its_names() -> None:
     assert convert_command.WIRINGS == WIRINGS == tuple(config_checks.MODEL_TYPES) == tuple(config_checks.PAIRING)
 
 
-def test_weights_under_the_names_of_transformers(convert: Convert) -> None:
-    model = saved(wiring="paper")
-    stored = {name.replace("out_proj", "o_proj"): x for name, x in load_file("old/model.safetensors").items()}
-    save_file(stored, "old/model.safetensors", metadata={"format": "pt"})
-    assert convert("hf").status == 0
-    same_logits(model, 1e-11)
-
-
-def test_another_type(convert: Convert) -> None:
-    saved("bfloat16", wiring="paper")
-    report = report_of(convert("hf", "--dtype", "float32"))
-    assert report["dtype"] == "float32"
-    assert float(report["written"]) < 1e-5
-
-
-@pytest.mark.parametrize("kind", CLASSES)
-def test_every_class_keeps_its_head(kind: Any, convert: Convert) -> None:
-    model = saved(kind=kind, wiring="none")
+def test_another_class_keeps_its_head(convert: Convert) -> None:
+    model = saved(kind=refdiff.DiffLlamaForQuestionAnswering, wiring="none")
     assert convert("v2").status == 0
-    new = kind.from_pretrained("new")
-    assert new.config.architectures == [kind.__name__]
-    a, b = model(ids(1, 1, 5)), new(ids(1, 1, 5))
-    for name, value in a.items():
-        if name != "cache":
-            close(b[name], value, 1e-10)
+    new = refdiff.DiffLlamaForQuestionAnswering.from_pretrained("new")
+    assert new.config.architectures == ["DiffLlamaForQuestionAnswering"]
+    close(new(ids(1, 1, 5)).start_logits, model(ids(1, 1, 5)).start_logits, 1e-10)
 
 
 def test_tokenizer_templates_and_generation_config_come_along(
@@ -182,16 +161,6 @@ def test_a_wrong_conversion_is_not_written(convert: Convert, monkeypatch: pytest
     refused(convert("paper"), "is more than rounding; nothing was written")
 
 
-@pytest.mark.parametrize("layer", [0, 1])
-def test_what_is_not_finite_cannot_be_proved_but_zeros_can(layer: int, convert: Convert) -> None:
-    saved(wiring="hf")
-    for value in (math.nan, math.inf, 0):
-        changed(f"model.layers.{layer}.self_attn.o_proj.weight", value)
-        if value:
-            refused(convert("paper"), f"attention layer {layer} gives NaN or infinity, or zeros in one")
-    report_of(convert("paper"))
-
-
 def test_what_the_written_type_cannot_hold_is_refused(convert: Convert) -> None:
     saved(wiring="hf")
     changed("model.layers.1.self_attn.o_proj.weight", 1e39)  # infinite in float32
@@ -212,18 +181,11 @@ def test_a_failed_write_leaves_nothing_behind(here: Path, convert: Convert) -> N
         assert sorted(here.rglob("*")) == before
 
 
-@pytest.mark.parametrize("kind", ["link", "pipe", "device"])
-def test_no_file_from_outside_the_checkpoint_is_copied(
-    kind: str, tiny_checkpoint: Path, here: Path, convert: Convert
-) -> None:
+def test_no_file_from_outside_the_checkpoint_is_copied(tiny_checkpoint: Path, here: Path, convert: Convert) -> None:
     folder = shutil.copytree(tiny_checkpoint, here / "old")
     (here / "id_rsa").write_text("secret")
-    if kind == "pipe":
-        os.mkfifo(folder / "vocab.json")
-    else:
-        (folder / "vocab.json").symlink_to(here / "id_rsa" if kind == "link" else "/dev/zero")
-    says = "not a regular file" if kind == "pipe" else "'vocab.json' is a link that leads out of the folder"
-    refused(convert("paper"), says, status=2)
+    (folder / "vocab.json").symlink_to(here / "id_rsa")
+    refused(convert("paper"), "'vocab.json' is a link that leads out of the folder", status=2)
 
 
 def test_ctrl_c_leaves_nothing_behind(
@@ -242,12 +204,6 @@ def test_ctrl_c_leaves_nothing_behind(
     monkeypatch.setattr("shutil.copyfileobj", interrupted)
     assert convert("paper").status == 130
     assert not (here / "new").exists()
-
-
-def test_another_epsilon_in_16_bits_is_rounded_and_says_so(convert: Convert) -> None:
-    saved("bfloat16", wiring="hf", rms_norm_eps=1e-6)
-    report = report_of(convert("paper"))
-    assert 1e-4 < float(report["written"]) < 8 * float(report["rounded"]) < 0.5
 
 
 def test_what_rounding_does_not_explain_is_not_written(convert: Convert) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 
 import pytest
 
@@ -22,26 +21,10 @@ def test_a_number_of_any_length_is_compared() -> None:
         Number(float, 0, 1).check(10**400)
     with pytest.raises(argparse.ArgumentTypeError, match=r"got 10{36}\.\.\., expected a whole number"):
         Number(int, 0).check(10**400)
+    with pytest.raises(argparse.ArgumentTypeError, match=r"at least 0 and at most 9223372036854775807 \(0 = off"):
+        Number(int, 0, off="0 = off").check(2**63)
     assert Number(int, 0).check(2**63 - 1) == 2**63 - 1
-
-
-def test_the_range_of_an_error_does_not_hold_the_value() -> None:
-    for value in (2**63, 2**128, 1e300):
-        with pytest.raises(
-            argparse.ArgumentTypeError, match=r"of at least 0 and at most 9223372036854775807 \(0 = off"
-        ):
-            Number(int, 0, off="0 = off").check(value)
-    with pytest.raises(argparse.ArgumentTypeError, match=r"expected a whole number of at least 0$"):
-        Number(int, 0).check(-1)
-    for value in (10**400, math.inf):
-        with pytest.raises(argparse.ArgumentTypeError, match=r"expected a number of at least 0 and at most 1e\+308$"):
-            Number(float, 0).check(value)
-
-
-def test_whole_numbers_may_be_spelled_as_floats_in_json() -> None:
-    checked = Number(int, 0).check(3.0)
-    assert checked == 3
-    assert isinstance(checked, int)
+    assert type(Number(int, 0).check(3.0)) is int
 
 
 def test_messages_name_flags_instead_of_arguments() -> None:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import shutil
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import refdiff
-from refdiff.cli.transcript import Transcript
 
-from .conftest import Cli
+from .conftest import Cli, copy, end_texts
 
 TEXT = "éあ😀!"
 FORMS = pytest.mark.parametrize("how", [[], ["--no-stream"], ["--json"]])
@@ -25,26 +21,6 @@ FORMS = pytest.mark.parametrize("how", [[], ["--no-stream"], ["--json"]])
 
 def text_of(how: list[str], out: str) -> str:
     return str(json.loads(out)["text"]) if how == ["--json"] else out.removesuffix("\n")
-
-
-def copy(folder: Path, tmp_path: Path, file: str, **fields: Any) -> Path:
-    """A copy of a checkpoint, with other fields in one of its files of JSON."""
-    copied = shutil.copytree(folder, tmp_path / "model")
-    there = json.loads((copied / file).read_text()) if (copied / file).exists() else {}
-    (copied / file).write_text(json.dumps({**there, **fields}))
-    return copied
-
-
-def ending(monkeypatch: pytest.MonkeyPatch, *errors: BaseException) -> None:
-    """End each text by the next error, after é, あ, and the first byte of the next character."""
-    put, left = Transcript.put, list(errors)
-
-    def ends(self: Transcript, ids: Any) -> None:
-        put(self, ids)
-        if len(self.ids) == 6:
-            raise left.pop(0)
-
-    monkeypatch.setattr(Transcript, "put", ends)
 
 
 def test_text_alone_on_standard_output_and_statistics_on_standard_error(reciting: Path, cli: Cli) -> None:
@@ -57,15 +33,6 @@ def test_text_alone_on_standard_output_and_statistics_on_standard_error(reciting
     assert generated.endswith(" tok/s")
     assert finish.startswith("finish: eos; peak memory: ")
     assert cli("generate", "-q", "-m", reciting, "h") == (0, f"{TEXT}\n", "")
-
-
-@pytest.mark.parametrize("arguments", [["-"], ["--", "h"]])
-def test_where_the_prompt_comes_from(
-    arguments: list[str], reciting: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """More of it in test_loading.py."""
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfh\n")))
-    assert cli("generate", "-q", "-m", reciting, *arguments)[:2] == (0, f"{TEXT}\n")
 
 
 def test_json_is_one_object(reciting: Path, cli: Cli) -> None:
@@ -89,16 +56,12 @@ def test_echo(how: list[str], reciting: Path, cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text", "reason"),
     [
-        ("-n 2", "é", "length"),
         ("-n 3", "é", "length"),
-        ("-n 5", "éあ", "length"),
         ("--ignore-eos -n 15", "éあ😀!hé", "length"),
         ("--stop 😀", "éあ", "stop"),
         ("--stop zz --stop あ😀 --stop !", "é", "stop"),
-        ("--ignore-eos --stop !h", "éあ😀", "stop"),
         ("--num-beams 3", TEXT, "eos"),
         ("-n 0", TEXT, "eos"),
-        ("--max-tokens 11", TEXT, "eos"),
         ("--no-repeat-ngram-size 1 --ignore-eos -n 11", TEXT, "length"),
     ],
 )
@@ -126,12 +89,10 @@ def test_sampling_with_a_seed_is_repeatable_and_says_its_seed(tiny_checkpoint: P
 @pytest.mark.parametrize(
     ("arguments", "file", "expected"),
     [
-        ("", {}, {}),
         ("", {"max_new_tokens": 7}, {}),
         ("--temp 0", {"do_sample": True}, {"do_sample": False}),
         ("--temp 0.7", {}, {"do_sample": True, "temperature": 0.7}),
         ("--top-p 0.9", {}, {"do_sample": True, "top_p": 0.9}),
-        ("--temp 2 --top-k 0", {}, {"do_sample": True, "temperature": 2.0, "top_k": 0}),
         ("--min-p 0.1 --top-k 3", {"temperature": 0.5}, {"do_sample": True, "min_p": 0.1, "top_k": 3}),
         ("--repetition-penalty 1.2", {"do_sample": True}, {"repetition_penalty": 1.2}),
         ("--ignore-eos", {}, {"eos_token_id": None}),
@@ -156,15 +117,6 @@ def test_what_flags_mean_to_generate(
     assert seen == {**always, **expected}
 
 
-def test_the_end_token_of_generation_config_counts(reciting: Path, tmp_path: Path, cli: Cli) -> None:
-    bang = refdiff.Tokenizer.from_pretrained(reciting).encode("!", add_special_tokens=False)[0]
-    folder = copy(reciting, tmp_path, "generation_config.json", eos_token_id=[bang, 1])
-    done = cli("generate", "-m", folder, "h")
-    assert done.out == f"{TEXT}\n"
-    assert "finish: eos;" in done.err
-    assert "generated     10 tokens" in done.err
-
-
 def test_chat(reciting: Path, cli: Cli) -> None:
     command = ("generate", "-q", "-n", "1", "--echo", "-m", reciting, "--chat", "--system", "be brief", "hi")
     assert cli(*command).out.startswith("[system] be brief\n[user] hi\n[bot] ")
@@ -185,26 +137,16 @@ def test_chat_without_a_template_says_to_leave_out_the_flag(
     )
 
 
-@pytest.mark.parametrize("value", ["x", -1, True, 2.5])
-def test_a_wrong_entry_of_generation_config_names_the_folder(
-    value: Any, reciting: Path, tmp_path: Path, cli: Cli
-) -> None:
-    folder = copy(reciting, tmp_path, "generation_config.json", max_new_tokens=value)
+def test_a_wrong_entry_of_generation_config_names_the_folder(reciting: Path, tmp_path: Path, cli: Cli) -> None:
+    folder = copy(reciting, tmp_path, "generation_config.json", max_new_tokens=True)
     done = cli("generate", "-m", folder, "h")
     assert done.status == 2
-    said = f"error: {folder / 'generation_config.json'}: max_new_tokens: got {value!r}, expected an integer"
-    assert said in done.err
-
-
-def test_a_prompt_that_fills_the_context_is_a_failure_of_the_run(tiny_checkpoint: Path, cli: Cli) -> None:
-    status, out, err = cli("generate", "-m", tiny_checkpoint, "-n", "0", "x" * 600)
-    assert (status, out, err.count("\n")) == (1, "", 1)
-    assert err.startswith("refdiff generate: error: prompt: got 601 tokens, expected fewer than 512, the context")
+    assert f"error: {folder}/generation_config.json: max_new_tokens: got True, expected an integer" in done.err
 
 
 @FORMS
 def test_interrupted_text_is_kept(how: list[str], reciting: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    ending(monkeypatch, KeyboardInterrupt())
+    end_texts(monkeypatch, 6, KeyboardInterrupt())
     done = cli("generate", *how, "-m", reciting, "h")
     assert (done.status, text_of(how, done.out)) == (130, "éあ")
     assert "finish: interrupted;" in done.err
@@ -219,7 +161,7 @@ def test_a_file_is_replaced_only_by_a_complete_text(
     out.write_text("before")
     command = ("generate", "-q", *how, "-m", reciting, "-o", "out.txt", "h")
     with monkeypatch.context() as patch:
-        ending(patch, ValueError("no"), KeyboardInterrupt())
+        end_texts(patch, 6, ValueError("no"), KeyboardInterrupt())
         assert cli(*command).status == 1
         done = cli(*command)
         assert [(path.name, path.read_text()) for path in here.iterdir()] == [("out.txt", "before")]
@@ -264,11 +206,6 @@ def test_the_seed_is_told_where_it_matters(
     assert json.loads(cli(*command, "--json").out)["seed"] == (5 if "-s" in options else None)
 
 
-def test_json_has_the_seed_that_was_used(tiny_checkpoint: Path, cli: Cli) -> None:
-    out = cli("generate", "--json", "-q", "-n", "2", "-m", tiny_checkpoint, "--temp", "1", "ab").out
-    assert json.loads(out)["seed"] is not None
-
-
 def test_the_model_of_the_environment(reciting: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REFDIFF_MODEL", str(reciting))
     assert cli("generate", "-q", "h").out == f"{TEXT}\n"
@@ -277,19 +214,6 @@ def test_the_model_of_the_environment(reciting: Path, cli: Cli, monkeypatch: pyt
     for words, told in (([], True), (["-m", "./nothere"], False)):
         done = cli("generate", *words, "x")
         assert (done.status, done.err.endswith("; the model is that of REFDIFF_MODEL\n")) == (2, told)
-
-
-def test_a_temperature_that_overflows_is_refused(tiny_checkpoint: Path, tmp_path: Path, cli: Cli) -> None:
-    command = ("generate", "-n", "2", "-m", tiny_checkpoint)
-    path = tmp_path / "in.jsonl"
-    path.write_text('{"prompt": "ab", "temperature": 1e-320}\n')
-    for words in (["--temperature", "1e-320", "ab"], ["--prompts-file", path]):
-        done = cli(*command, *words)
-        assert done.status == 2
-        assert "temperature: got 1e-320, expected 0 or a number of at least 1e-06 and at most" in done.err
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert cli(*command, "--temperature", "1e-6", "--repetition-penalty", "1e-6", "ab").status == 0
 
 
 def test_a_panic_of_a_library_is_one_line(reciting: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,19 +229,8 @@ def test_a_panic_of_a_library_is_one_line(reciting: Path, cli: Cli, monkeypatch:
 
 
 def test_each_problem_of_a_checkpoint_has_a_line(reciting: Path, tmp_path: Path, cli: Cli) -> None:
-    from safetensors.numpy import load_file, save_file
-
     folder = copy(reciting, tmp_path, "config.json", hidden_size=-3, rms_norm_eps="x", use_cache=5)
     status, _, err = cli("generate", "-m", folder, "h")
     first, *problems = err.splitlines()
     assert (status, first) == (2, f"refdiff generate: error: {folder}/config.json: 3 problems:")
     assert [line.split()[0] for line in problems] == ["hidden_size:", "rms_norm_eps:", "use_cache:"]
-    shutil.copy(reciting / "config.json", folder)
-    stored = load_file(folder / "model.safetensors")
-    del stored["model.norm.weight"], stored["model.layers.0.self_attn.lambda_q1"]
-    save_file(stored, folder / "model.safetensors")
-    status, _, err = cli("generate", "-m", folder, "h")
-    first, *problems = err.splitlines()
-    assert (status, len(problems)) == (2, 2)
-    assert first.startswith(f"refdiff generate: error: {folder}")
-    assert all(line.startswith("  ") for line in problems)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import warnings
 
 import pytest
 
 from refdiff import CheckpointError
-from refdiff.cli.terminal import note, one_line, panics_unprinted, shown, size, warnings_in_one_line, write_text
+from refdiff.cli.process import panics_unprinted
+from refdiff.cli.terminal import note, one_line, shown, size, write_text
 from refdiff.messages import NATIVE_CALLS
 
 
@@ -38,19 +38,10 @@ def test_errors_become_one_line(error: Exception, line: str) -> None:
         (17_200_000, "17.2 MB"),
         (246_000_000, "246 MB"),
         (5e15, "5000 TB"),
-        (4_943_273_984, "4.94 GB"),
-        (3e12, "3.00 TB"),
     ],
 )
 def test_sizes(count: float, text: str) -> None:
     assert size(count) == text
-
-
-def test_warnings_are_one_line_without_source(capsys: pytest.CaptureFixture[str]) -> None:
-    with warnings_in_one_line():
-        warnings.simplefilter("always")
-        warnings.warn("two\nlines", stacklevel=1)
-    assert capsys.readouterr().err == "refdiff: warning: two lines\n"
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -67,15 +67,6 @@ def test_the_text_ends_before_the_first_stop(tokenizer: refdiff.Tokenizer, text:
     assert "".join(pieces) == transcript.text
 
 
-def test_what_cannot_be_a_stop_is_not_held_back(tokenizer: refdiff.Tokenizer) -> None:
-    seen: list[str] = []
-    transcript = Transcript(tokenizer, ["END"], seen.append)
-    transcript.put(np.array([[0]]))
-    for token in tokenizer.encode("xENz", add_special_tokens=False):
-        transcript.put(np.array([token]))
-    assert seen == ["x", "ENz"]
-
-
 def test_speeds(tokenizer: refdiff.Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 12.0, 12.5, 13.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
@@ -102,41 +93,28 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.parametrize(
+    ("step", "until_text", "said"),
+    [
+        (lambda t: None, True, "reading the prompt: 0 of 3,000 tokens"),
+        (lambda t: t.progress("prompt", 2048, 3000), True, "reading the prompt: 2,048 of 3,000 tokens"),
+        (lambda t: t.progress("text", 7, 128), True, "generating: 7 of at most 128 tokens"),
+        (lambda t: t.put(np.array([5])), False, "generating: 1 tokens"),
+    ],
+)
 def test_what_takes_long_is_shown_with_tokens_done(
-    tokenizer: refdiff.Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(terminal, "AFTER", 0.0)
-
-    def shown(*steps: Callable[[Transcript], None]) -> str:
-        monkeypatch.setattr("sys.stderr", seen := Terminal())
-        transcript = Transcript(tokenizer, [], lambda piece: None)
-        transcript.put(np.zeros((1, 3000), dtype=np.int64))
-        for step in steps:
-            step(transcript)
-        with transcript.progress_shown():
-            deadline = time.monotonic() + 20
-            while " s\x1b[K" not in seen.getvalue() and time.monotonic() < deadline:
-                time.sleep(0.01)
-            transcript.put(np.array([tokenizer.encode("a", add_special_tokens=False)[0]]))
-            assert seen.getvalue().endswith("\r\x1b[K"), "gone when text comes"
-        return seen.getvalue()
-
-    assert "\rreading the prompt: 0 of 3,000 tokens ... 0 s" in shown()
-    assert "\rreading the prompt: 2,048 of 3,000 tokens ... 0 s" in shown(lambda t: t.progress("prompt", 2048, 3000))
-    assert "\rgenerating: 7 of at most 128 tokens ... 0 s" in shown(lambda t: t.progress("text", 7, 128))
-
-
-@pytest.mark.parametrize("write", [None, lambda piece: None], ids=["kept", "to a file"])
-def test_text_that_goes_elsewhere_is_counted(
-    write: Callable[[str], None] | None, tokenizer: refdiff.Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    step: Callable[[Transcript], None], until_text: bool, said: str, tokenizer: refdiff.Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     monkeypatch.setattr(terminal, "AFTER", 0.0)
     monkeypatch.setattr("sys.stderr", seen := Terminal())
-    transcript = Transcript(tokenizer, [], write)
-    transcript.put(np.array([[0]]))
-    with transcript.progress_shown(until_text=False):
-        transcript.put(np.array(tokenizer.encode("ab", add_special_tokens=False)[:1]))
+    transcript = Transcript(tokenizer, [], lambda piece: None)
+    transcript.put(np.zeros((1, 3000), dtype=np.int64))
+    with transcript.progress_shown(until_text=until_text):
+        step(transcript)
         deadline = time.monotonic() + 20
-        while "generating: 1 tokens ..." not in seen.getvalue() and time.monotonic() < deadline:
+        while f"\r{said} ... " not in seen.getvalue() and time.monotonic() < deadline:
             time.sleep(0.01)
-    assert "\rgenerating: 1 tokens ... " in seen.getvalue()
+        transcript.put(np.array([tokenizer.encode("a", add_special_tokens=False)[0]]))
+        assert seen.getvalue().endswith("\r\x1b[K") == until_text, "gone when text comes"
+    assert f"\r{said} ... " in seen.getvalue()

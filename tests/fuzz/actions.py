@@ -14,7 +14,7 @@ from random import Random
 
 import refdiff
 from refdiff.cli import main
-from refdiff.cli.terminal import panics_unprinted
+from refdiff.cli.process import panics_unprinted
 from refdiff.oracle import first_divergence, golden, read_trace
 from tests.model.models import WIRINGS
 

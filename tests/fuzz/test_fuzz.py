@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from refdiff import CheckpointError
-from refdiff.cli.terminal import warnings_in_one_line
+from refdiff.cli.process import warnings_in_one_line
 from tests.fuzz import run as fuzz
 from tests.fuzz.actions import check_lines
 from tests.fuzz.bases import Base, make

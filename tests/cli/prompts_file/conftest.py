@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from refdiff.cli.parser import build_parser
 
 from ..conftest import Cli, Done
 
@@ -18,6 +21,10 @@ def rows_of(written: Path | str) -> list[dict[str, Any]]:
     """The rows of a file, or of what was printed."""
     lines = written.split("\n") if isinstance(written, str) else written.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1]]
+
+
+def arguments(folder: Path, *more: str) -> argparse.Namespace:
+    return build_parser().parse_args(["generate", "-m", str(folder), "--prompts-file", "x", *more])
 
 
 @pytest.fixture

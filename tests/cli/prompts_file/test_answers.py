@@ -16,10 +16,9 @@ from refdiff.cli.prompts_file.answers import Answers
 from refdiff.cli.prompts_file.reading import Prompt
 
 from ..conftest import Cli
-from .conftest import Answer, rows_of
 
 
-@pytest.mark.parametrize("cut", [0, 1, 9, 10, 60, 200, -1])
+@pytest.mark.parametrize("cut", [0, 9, 200, -1])
 def test_a_stopped_run_goes_on_and_ends_as_an_unstopped_one(cut: int, command: list[str], here: Path, cli: Cli) -> None:
     whole, stopped = here / "whole.jsonl", here / "stopped.jsonl"
     assert cli(*command, "-o", "whole.jsonl").status == 0
@@ -34,10 +33,7 @@ def test_a_stopped_run_goes_on_and_ends_as_an_unstopped_one(cut: int, command: l
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ("-m other", "-m"), ("--dtype float64", "--dtype"), ("-n 5", "--max-new-tokens"),
-        ("--temp 0.5", "--temperature"), ("--top-k 3", "--top-k"), ("--stop x", "--stop"),
-        ("--ignore-eos", "--ignore-eos"),
-        ("--echo", "--echo"),
+        ("-m other", "-m"), ("--dtype float64", "--dtype"), ("-n 5", "--max-new-tokens"), ("--stop x", "--stop"),
         ("--chat", "--chat"), ("--top-p 0.5 --num-beams 2", "--top-p, --num-beams"),
     ],
 )  # fmt: skip
@@ -63,25 +59,13 @@ def test_what_changes_no_answer_goes_on(
     assert cli(*command, "-q", "-o", out, "--threads", "1", "-s", "0", "--offline").status == 0
 
 
-def test_the_options_of_a_row_are_compared_too(answer: Answer, here: Path) -> None:
-    rows = [{"prompt": "ab"}, {"prompt": "cd", "temperature": 1}]
-    assert answer(rows, "-n", "3", "-o", "out.jsonl").status == 0
-    first, second = (row["run"] for row in rows_of(here / "out.jsonl"))
-    assert first != second
-    done = answer([rows[0], {"prompt": "cd", "temperature": 2}], "-n", "3", "-o", "out.jsonl")
-    assert done.status == 2
-    assert "line 2: was made with another --temperature; give the same or another -o" in done.err
-
-
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"my precious notes\n", "line 1: not a line that generate wrote"),
         (b"my precious notes", "line 1: not a line that generate wrote"),
         (b'{"index": 0}\n', "line 1: not a line that generate wrote"),
         (b'{"index": 0, "prompt": "other", "seed": 0}\n', "line 1: answers a prompt that is not at index 0"),
         (b'{"index": [], "prompt": "other", "seed": 0}\n', "line 1: answers a prompt that is not at index []"),
-        (b'{"index": 77, "prompt": "ab", "seed": 0}\n', "line 1: answers a prompt that is not at index 77"),
         (b'{"index": 0, "prompt": "ab", "seed": 9}\n', "line 1: has seed 9, this run would use 0"),
     ],
 )
@@ -96,26 +80,18 @@ def test_a_file_of_something_else_is_left_alone(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no flock there")
-def test_two_runs_do_not_write_to_one_file(command: list[str], here: Path, cli: Cli) -> None:
+def test_two_runs_do_not_write_to_one_file(
+    command: list[str], here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import fcntl
 
     with (here / "out.jsonl").open("ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         done = cli(*command, "-o", "out.jsonl")
-    assert done.status == 2
-    assert "another run is writing to it" in done.err
-
-
-def test_without_locks_a_run_goes_without(
-    command: list[str], here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import fcntl
-
-    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(95, "Operation not supported")))
-    assert cli(*command, "-q", "-o", "a.jsonl").status == 0
-    monkeypatch.setitem(sys.modules, "fcntl", None)
-    assert cli(*command, "-q", "-o", "b.jsonl").status == 0
-    assert (here / "a.jsonl").read_bytes() == (here / "b.jsonl").read_bytes()
+        assert done.status == 2
+        assert "another run is writing to it" in done.err
+        monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(95, "Operation not supported")))
+        assert cli(*command, "-q", "-o", "out.jsonl").status == 0, "where there are no locks"
 
 
 @pytest.mark.skipif(not Path("/dev/null").exists(), reason="not on this system")
@@ -143,8 +119,7 @@ def test_32_bytes_for_each_answer(tmp_path: Path) -> None:
     try:
         with Answers(str(path)) as answers:
             assert tracemalloc.get_traced_memory()[0] < 5_000 * 40 + 50_000  # of 2.8 MB
-            for index in (0, 1, 2_500, 4_999):
-                assert answers.has(Prompt(index, text), index, "r")
+            assert answers.has(Prompt(2_500, text), 2_500, "r")
             assert not answers.has(Prompt(5_000, text), 0, "r")
             answers.check_count(5_000)
             with pytest.raises(UsageError, match=r"out.jsonl line 1: answers a prompt that is not at index 4999"):

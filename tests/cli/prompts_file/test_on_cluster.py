@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import importlib
 import pickle
-import re
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from refdiff.cli.parser import build_parser
 from refdiff.cli.prompts_file.batches import Task
 from refdiff.cli.prompts_file.reading import Prompt
+
+from .conftest import arguments
 
 BATCH = [Task(Prompt(0, "ab", where="in line 1"), 1, ""), Task(Prompt(1, "c", where="in line 2"), 2, "")]
 NAME = "refdiff.cli.prompts_file.on_cluster"
@@ -39,15 +37,11 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 WORKER: Any = SimpleNamespace(address="tcp://there:1", state=SimpleNamespace(nthreads=3), plugins={})
 
 
-def arguments(folder: Path, *more: str) -> argparse.Namespace:
-    return build_parser().parse_args(["generate", "-n", "3", "-m", str(folder), "--prompts-file", "x", *more])
-
-
 @pytest.mark.parametrize(("flags", "threads"), [([], 3), (["--threads", "1"], 1)])
 def test_a_worker_loads_the_model_once_with_its_own_threads(
     flags: list[str], threads: int, module: Any, tiny_checkpoint: Path
 ) -> None:
-    plugin = pickle.loads(pickle.dumps(module.ModelOnWorker(arguments(tiny_checkpoint, *flags))))
+    plugin = pickle.loads(pickle.dumps(module.ModelOnWorker(arguments(tiny_checkpoint, "-n", "3", *flags))))
     asyncio.run(plugin.setup(WORKER))
     model = plugin._answering._model
     assert model._init_options["threads"] == threads
@@ -63,29 +57,8 @@ def test_a_worker_loads_the_model_once_with_its_own_threads(
 def test_one_batch_at_a_time(module: Any, tiny_checkpoint: Path) -> None:
     plugin = module.ModelOnWorker(arguments(tiny_checkpoint))
     asyncio.run(plugin.setup(WORKER))
-    running, most = [0], [0]
-    release = threading.Event()
-
-    def answering(batch: list[Task]) -> list[dict[str, int]]:
-        running[0] += 1
-        most[0] = max(most[0], running[0])
-        release.wait(0.05)
-        running[0] -= 1
-        return [{} for _ in batch]
-
-    plugin._answering = answering
-    threads = [threading.Thread(target=plugin.answer, args=(BATCH,)) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == [1]
-
-
-def test_a_worker_without_the_model_is_named(module: Any, tmp_path: Path) -> None:
-    plugin = module.ModelOnWorker(arguments(tmp_path / "missing"))
-    with pytest.raises(RuntimeError, match=r"worker tcp://there:1: .*" + re.escape(str(tmp_path / "missing"))):
-        asyncio.run(plugin.setup(WORKER))
+    plugin._answering = lambda batch: [f"locked: {plugin._lock.locked()}"]
+    assert plugin.answer(BATCH) == ["locked: True"]
 
 
 def test_what_is_sent_names_the_folder_by_its_whole_path(

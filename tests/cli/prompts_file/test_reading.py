@@ -37,11 +37,9 @@ def test_null_is_not_given(read: Read) -> None:
     ("content", "expected"),
     [
         (b"", "prompts: no prompts in it"),
-        (b"\n \n", "prompts: no prompts in it"),
         (b"a\nb\xff\n", "prompts line 2: not UTF-8"),
         (b'[{"prompt": "A fox"}]', "prompts line 1: got a JSON array, expected one object a line, as `jq -c"),
         (b'[\n{"prompt": "A fox"}\n]', "prompts line 1: got a JSON array"),
-        (b'[{"prompt": "A fox"},\n', "prompts line 1: got a JSON array"),
     ],
 )
 def test_a_wrong_prompts_file_names_its_line(content: bytes, expected: str, read: Read) -> None:
@@ -53,17 +51,10 @@ def test_a_wrong_prompts_file_names_its_line(content: bytes, expected: str, read
     ("row", "expected"),
     [
         ("plain", "not JSON"),
-        ('["b"]', 'got a list, expected an object, {"prompt": "..."}'),
         ('"b"', 'got a string, expected an object, {"prompt": "..."}'),
         ('{"promt": "a"}', 'got no text, expected a field "prompt" (or "text") that is a string'),
-        ('{"prompt": 5}', "that is a string"),
         ('{"prompt": "a", "top_p": 7}', "top_p: got 7, expected a number above 0 and at most 1 (1 = off)"),
-        ('{"prompt": "a", "max_new_tokens": "7"}', "max_new_tokens: got '7', expected a whole number of at least 0"),
-        ('{"prompt": "a", "max_tokens": 1000000000000000000000}', "max_tokens: got 1000000000000000000000, expected"),
-        ('{"prompt": "a", "num_beams": 1000000}', "num_beams: got 1000000, expected a whole number of at least 1"),
         ('{"prompt": "a", "top_p": NaN}', "not JSON: NaN is not a JSON number"),
-        ('{"prompt": "a", "id": Infinity}', "not JSON: Infinity is not a JSON number"),
-        ('{"prompt": "a", "id": 1e400}', "not JSON: 1e400 is beyond the largest number, 1.8e308"),
         ('{"prompt": "a", "id": [-1e999]}', "not JSON: -1e999 is beyond the largest number"),
         ('{"prompt": "a", "id": ' + "9" * 5000 + "}", "not JSON: an integer of more than 4,300 digits"),
         ('{"prompt": "a", "id": "\\ud800"}', "id: has half a surrogate pair"),
@@ -75,7 +66,6 @@ def test_a_wrong_prompts_file_names_its_line(content: bytes, expected: str, read
         ('{"prompt": "a", "stop": 5}', "stop: got 5, expected a string or a list of strings"),
         ('{"prompt": "a", "system": 5}', "system: got 5, expected a string"),
         ('{"prompt": "a", "messages": [{"role": "user", "content": "b"}]}', "got a prompt and messages, expected one"),
-        ('{"messages": []}', 'messages: expected a list such as [{"role": "user", "content": "..."}]'),
         ('{"messages": [{"role": "user"}]}', "messages: expected a list such as"),
     ],
 )
@@ -102,11 +92,9 @@ def test_a_line_that_looks_like_json_but_is_no_object_is_text(read: Read) -> Non
 @pytest.mark.parametrize(
     ("row", "temperature", "expected"),
     [
-        ({"temperature": 0, "top_k": 5}, None, "top_k: no effect with temperature 0, which takes the most probable"),
         ({"temperature": 0, "top_p": 0.5, "min_p": 0.1}, 0.7, "top_p, min_p: no effect with temperature 0, which"),
         ({"top_k": 5}, 0, "top_k: no effect with --temperature 0, which takes the most probable token; give this prom"),
         ({"temperature": 0.5, "top_k": 5}, 0, ""),
-        ({"top_k": 5}, 0.5, ""),
         ({"top_k": 5}, None, ""),
         ({"temperature": 0}, 0.5, ""),
     ],

@@ -1,0 +1,198 @@
+"""The process of a command: its streams, Ctrl-C and warnings, and two ways to end that would be without a word.
+
+A library in Rust may panic, and prints that to standard error itself. And where a memory-mapped file has lost the page
+that is read, because somebody cut the file short, the system sends SIGBUS, which ends the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import mmap
+import os
+import re
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from refdiff.cli.terminal import in_flags, note
+from refdiff.messages import NATIVE_CALLS, printable
+
+_MAP = re.compile(r"(\w+)-(\w+) \S+ (\w+) \S+ (\d+) +(/.*)")
+"""A line of /proc/self/maps: first and last address, permissions, offset, device, inode, path."""
+
+
+def open_streams() -> None:
+    """Write UTF-8 whatever the locale says, and nowhere where a standard stream is closed.
+
+    PYTHONUNBUFFERED makes standard output forget what it could not write, by which `discard_output` knows that it
+    failed. So it gets a buffer, which every line flushes.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:  # a file opened later must not take the number of a standard stream
+                os.dup2(null, number)
+                os.close(null)
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
+        elif number == 1 and isinstance(getattr(stream, "buffer", None), io.RawIOBase):
+            sys.stdout = open(1, "w", 1, encoding="utf-8", errors=stream.errors, closefd=False)  # noqa: SIM115
+        elif number and isinstance(stream, io.TextIOWrapper) and stream.encoding.lower().replace("-", "") != "utf8":
+            stream.reconfigure(encoding="utf-8")
+
+
+@contextmanager
+def ctrl_c_calls(function: Callable[..., None]) -> Iterator[None]:
+    """Have Ctrl-C call a function, unless the process ignores it."""
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, function)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def ctrl_c_remembered() -> Iterator[Callable[[], bool]]:
+    """Give a function that tells whether Ctrl-C was pressed.
+
+    C code whose import Ctrl-C ends, as NumPy's, raises an ImportError that does not say so.
+    """
+    pressed: list[bool] = []
+
+    def interrupt(*_: object) -> None:
+        pressed.append(True)
+        raise KeyboardInterrupt
+
+    with ctrl_c_calls(interrupt):
+        yield lambda: bool(pressed)
+
+
+def interrupted() -> None:
+    """Leave what has been written, on a line of its own, and say why it ends."""
+    discard_output()
+    note("refdiff: interrupted")
+
+
+def discard_output() -> bool:
+    """Flush standard output, or discard what cannot be written, which Python would report at exit; whether it could."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
+
+
+@contextmanager
+def panics_unprinted() -> Iterator[None]:
+    """Keep off standard error what a Rust library prints of a panic, which becomes an error that says it.
+
+    The library writes to descriptor 2 itself. During each of its calls that is a file of its own, whose text is passed
+    on where the call succeeds.
+    """
+    if hasattr(os, "memfd_create"):
+        unnamed: Any = os.fdopen(os.memfd_create("stderr"), "w+b")
+    else:
+        import tempfile  # slow to import
+
+        unnamed = tempfile.TemporaryFile()  # noqa: SIM115
+    with unnamed as file:
+        stderr, kept = os.dup(2), file.fileno()
+
+        @contextmanager
+        def call() -> Iterator[None]:
+            os.dup2(kept, 2)
+            try:
+                yield
+            finally:
+                os.dup2(stderr, 2)
+                if text := os.pread(kept, os.fstat(kept).st_size, 0):
+                    os.lseek(kept, 0, os.SEEK_SET)
+                    os.ftruncate(kept, 0)
+            if text:
+                os.write(2, text)
+
+        token = NATIVE_CALLS.set(call)
+        try:
+            yield
+        finally:
+            NATIVE_CALLS.reset(token)
+            os.close(stderr)
+
+
+@contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    """Show the library's warnings as one line each, without the place in the source."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        note(f"refdiff: warning: {in_flags(' '.join(str(message).split()))}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+@contextmanager
+def bus_errors_explained(command: str, status: int, hint: str = "") -> Iterator[None]:
+    """End the process with an error that names the file, and with `status`, where SIGBUS would end it.
+
+    The handler is C code that calls Python: Python's own handlers run only after the instruction that failed, which
+    would fail again for ever. It interrupts a read of array data, never the interpreter, so it may run Python.
+    """
+    if not hasattr(signal, "SIGBUS"):  # Windows does not let a mapped file be cut short
+        yield
+        return
+    once = threading.Lock()
+
+    def end(number: int) -> None:
+        once.acquire()  # another thread that gets the signal meanwhile waits for the end
+        os.write(2, f"refdiff {command}: error: {explanation(hint)}\n".encode(errors="backslashreplace"))
+        os._exit(status)
+
+    library = ctypes.CDLL(None)
+    library.signal.restype, library.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(end)
+    before = library.signal(signal.SIGBUS, ctypes.cast(handler, ctypes.c_void_p))
+    try:
+        yield
+    finally:
+        library.signal(signal.SIGBUS, before)
+
+
+def explanation(hint: str) -> str:
+    """Say which mapped file has become shorter; where none has by now, which ones it may have been."""
+    mapped = mapped_files()
+    files = [path for path, shorter in mapped if shorter] or [path for path, _ in mapped]
+    names = " or ".join(map(str, files)) or "a memory-mapped file"
+    return (
+        f"{printable(names)}: was cut short or overwritten while it was in use; write a new file beside it and rename "
+        f"that{hint}"
+    )
+
+
+def mapped_files() -> list[tuple[Path, bool]]:
+    """The safetensors files that this process has mapped, and whether each is shorter than its mapping (on Linux)."""
+    try:
+        lines = Path("/proc/self/maps").read_text("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        return []
+    found: dict[Path, bool] = {}
+    for begin, end, offset, inode, name in (match.groups() for match in map(_MAP.fullmatch, lines) if match):
+        with contextlib.suppress(OSError):
+            status = Path(name).stat()
+            if status.st_ino == int(inode) and name.endswith(".safetensors"):
+                pages = -(-status.st_size // mmap.PAGESIZE) * mmap.PAGESIZE
+                mapped = int(offset, 16) + int(end, 16) - int(begin, 16)
+                found[Path(name)] = found.get(Path(name), False) or pages < mapped
+    return list(found.items())
