@@ -52,6 +52,16 @@ def test_where_all_tokens_are_alike() -> None:
     assert found.judge({"dv": 1.01 * actual["dv"]}).status == "fail"
 
 
+def test_where_many_rows_are_of_one_key() -> None:
+    """They are rounded alike: taken for rows of their own they were 6.2 spreads from a factor of 1."""
+    spec = small_spec("hf_diffllama").replace(layer=39)
+    allowed = budget(spec, draw(spec, Structure(1, 17, 17), "extreme", 20_000, "float16"), "float16")
+    dout = np.zeros((1, spec.heads, 17, spec.out_dim))
+    out = KERNELS["transformers sdpa"][2](spec, allowed.inputs, dout, "float16")["out"]
+    assert allowed.judge({"out": out}).status != "fail"
+    assert allowed.judge({"out": 1.004 * out}).status == "fail"
+
+
 @pytest.mark.parametrize("number", range(len(PLAIN_SPECS)), ids=list(PLAIN_SPECS))
 @pytest.mark.parametrize("kernel", PLAIN_KERNELS)
 def test_no_false_alarm_of_plain_attention(kernel: str, number: int) -> None:

@@ -8,12 +8,13 @@ Equation:
     A factor 1 + c in every row gives f_r = c + what the kernel's own roundings make, of which the recipe's orders f_m
     (m = 1 … M) are samples. With the second moments
 
-        Σ = diag(s_r²) + (1/M) Σ_m f_m f_mᵀ,  s_r² = mean of f_m,r² + (u / √12n)² + u₃₂²
+        Σ = diag(k_r s_r²) + (1/M) Σ_m f_m f_mᵀ,  s_r² = mean of f_m,r² + (u / √12n)² + u₃₂²
 
     the best linear estimate of c is ĉ = ⟨w, f⟩, w = Σ⁻¹1 / ⟨1, Σ⁻¹1⟩, and 1 / ⟨1, Σ⁻¹1⟩ is the variance of it that
     correct kernels have (Aitken 1935, generalised least squares). Rows that are noisy, such as those in which the maps
     cancel, count little; and so does an error that the rows share, such as that of λ, in so far as it is no factor.
-    u/√12n is the rounding of n stored numbers, u₃₂ that of one operation in float32.
+    u/√12n is the rounding of n stored numbers, u₃₂ that of one operation in float32. k_r rows have the same numbers as
+    row r, such as those of queries that attend to one and the same key: they are rounded alike, and count as one.
 
     So few orders do not show all errors that rows can share: where all tokens are alike, so are the roundings of many
     rows, and w fits the orders that it has seen better than any other. So each order is also left out in turn, and the
@@ -29,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.oracle.rounding import FORMATS
+from refdiff.oracle.rounding import FORMATS, round_to
 
 Numpy = np.ndarray[Any, Any]
 
@@ -101,16 +102,26 @@ def common_factor(
         return None
     found = np.where(counted, found, 0.0)
     least = FORMATS[storage].u ** 2 / (12 * expected.shape[-1]) + FORMATS["float32"].u ** 2
-    weights, variance = _estimator(found, counted, least)
+    alike = _rows_alike(round_to(expected, storage), counted)
+    weights, variance = _estimator(found, alike, least)
     left_out = [np.delete(found, m, axis=0) for m in range(len(found) - 1)]  # the last stands for no order
-    missed = [_estimator(others, counted, least)[0] @ f for others, f in zip(left_out, found, strict=False)]
+    missed = [_estimator(others, alike, least)[0] @ f for others, f in zip(left_out, found, strict=False)]
     spread = max(math.sqrt(variance), float(np.sqrt(np.mean(np.square(missed)))))
     return CommonFactor(weights.reshape(expected.shape[:-1]), spread, divisor)
 
 
-def _estimator(found: Numpy, counted: Numpy, least: float) -> tuple[Numpy, float]:
+def _rows_alike(y: Numpy, counted: Numpy) -> Numpy:
+    """How many of the counted rows have the numbers of this one, itself among them; 0 of a row that is not counted."""
+    alike = np.zeros(counted.size)
+    _, which, count = np.unique(y.reshape(counted.size, -1)[counted], axis=0, return_inverse=True, return_counts=True)
+    alike[counted] = count[which.ravel()]
+    return alike
+
+
+def _estimator(found: Numpy, alike: Numpy, least: float) -> tuple[Numpy, float]:
     """w and the variance of ĉ, from the factors of the orders (M, rows)."""
-    precision = np.where(counted, 1.0 / (np.mean(found**2, axis=0) + least), 0.0)
+    counted = alike > 0
+    precision = np.where(counted, 1.0 / np.where(counted, alike * (np.mean(found**2, axis=0) + least), 1.0), 0.0)
     # Woodbury: the inverse of a diagonal and M outer products takes a system of M equations
     inner = len(found) * np.eye(len(found)) + (found * precision) @ found.T
     weights = precision - precision * (np.linalg.solve(inner, found @ precision) @ found)

@@ -47,6 +47,21 @@ def test_an_error_that_the_rows_share_is_told_from_a_factor() -> None:
     assert found.estimate(y * (1.004 + 0.03 * shape), y) > 8 * found.spread
 
 
+def test_rows_of_the_same_numbers_count_as_one() -> None:
+    """As those of queries that attend to one and the same key: each kernel rounds them alike, in its own way."""
+    beyond = []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        share = 1 / (1 + np.arange(40.0)) ** 2
+        key = rng.choice(40, ROWS, p=share / share.sum())
+        y = rng.normal(size=(40, WIDTH))[key]
+        orders = [y * (1 + 1e-4 * rng.normal(size=40)[key, None]) for _ in range(60)]
+        found = common_factor(y, orders[:8], _all(y), "float16")
+        beyond += [found.estimate(order, y) / found.spread for order in orders[8:]]
+    assert np.sqrt(np.mean(np.square(beyond))) < 1.4
+    assert np.max(np.abs(beyond)) < 5
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_rows_that_add_up_the_same_errors(seed: int) -> None:
     """As gradients of keys that all queries see alike: ten orders show a few of the many ways to agree."""

@@ -9,8 +9,9 @@ A mistake is *identifiable* on some inputs where it moves, without any roundings
 
 Legal kernels are the orders that no budget is made of, and errors at random from seeds that no budget is made of; real
 kernels show more than orders alone do, of RoPE's angles and of λ. *Plain* is what is 5 times the noise of the orders
-alone. None of the checker's limits, none of its rows' budgets and none of its floors but the rounding of the result
-itself go into this: a checker that allows too much finds fewer, and not fewer to be found.
+alone, *large* what is 20 times the noise. None of the checker's limits, none of its rows' budgets and none of its
+floors but the rounding of the result itself go into this: a checker that allows too much finds fewer, and not fewer to
+be found.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ Numpy = np.ndarray[Any, Any]
 ORDERS: tuple[Order, ...] = HELD_OUT
 AT_RANDOM: tuple[Order, ...] = tuple(replace(order, noise=order.noise + 100) for order in DRAWS)
 TIMES = 5.0
+LARGE = 20.0
 
 
 @dataclass(frozen=True)

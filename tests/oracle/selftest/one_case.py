@@ -20,7 +20,7 @@ from refdiff.oracle.truth.forward import out_shape
 from tests.oracle.selftest.baseline_rules import BASELINE_RULES, Given, accepts
 from tests.oracle.selftest.legal import run
 from tests.oracle.selftest.mutants import WAYS, Mutant, mutants, way_of
-from tests.oracle.selftest.noise import AT_RANDOM, ORDERS, TIMES, Noise, noise
+from tests.oracle.selftest.noise import AT_RANDOM, LARGE, ORDERS, TIMES, Noise, noise
 from tests.oracle.selftest.settings import Setting, settings
 from tests.oracle.selftest.table import OURS, Table
 
@@ -126,13 +126,13 @@ def _judge_mutant(table: Table, key: tuple[str, str], seed: int, mutant: Mutant,
     with np.errstate(all="ignore"):
         made = {name: round_to(base[name] + (y - right[name]), case.storage(name)) for name, y in wrong.items()}
     times, plain_times = (max(case.noise[name][n].times(y, right[name]) for name, y in wrong.items()) for n in (0, 1))
-    identifiable, plain = times > TIMES, plain_times > TIMES
+    moved = {"identifiable": times > TIMES, "plain": plain_times > TIMES, "large": times > LARGE}
     status = case.budget.judge(made).status
     verdicts = {OURS: status == "fail"} | {rule: not accepts(rule, made, case.given) for rule in BASELINE_RULES}
     for rule, killed in verdicts.items():
-        table.counts[(*key, mutant.way, rule)].mutant(killed, identifiable=identifiable, plain=plain)
-    table.by_name[mutant.way, mutant.axis, mutant.name].mutant(verdicts[OURS], identifiable=identifiable, plain=plain)
-    if identifiable:
+        table.counts[(*key, mutant.way, rule)].mutant(killed, **moved)
+    table.by_name[mutant.way, mutant.axis, mutant.name].mutant(verdicts[OURS], **moved)
+    if moved["identifiable"]:
         table.seeds[mutant.way, mutant.axis, mutant.name].add(seed)
         if status == "inconclusive":
             table.counts[(*key, mutant.way, OURS)].held_back += 1

@@ -24,7 +24,8 @@ class Count:
     """How many mutants there were, and how many of them were killed, that is, failed; and right kernels.
 
     identifiable: those that are 5 times what legal kernels are off by somewhere (`tests.oracle.selftest.noise`);
-    plain: 5 times what the legal orders alone are. held_back: identifiable and inconclusive, not killed.
+    plain: 5 times what the legal orders alone are; large: 20 times what legal kernels are.
+    held_back: identifiable and inconclusive, not killed.
     own, real: right kernels, of this project and of others; own_refused, real_refused: those of them that failed;
     own_undecided, real_undecided: those that were inconclusive, by the name that the files of earlier runs have.
     """
@@ -35,6 +36,8 @@ class Count:
     killed_identifiable: int = 0
     plain: int = 0
     killed_plain: int = 0
+    large: int = 0
+    killed_large: int = 0
     held_back: int = 0
     own: int = 0
     own_refused: int = 0
@@ -48,9 +51,10 @@ class Count:
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
 
-    def mutant(self, killed: bool, *, identifiable: bool, plain: bool) -> None:
-        """Count a mutant."""
-        self.add(Count(1, int(killed), identifiable, int(killed and identifiable), plain, int(killed and plain)))
+    def mutant(self, killed: bool, **moved: bool) -> None:
+        """Count a mutant, and whether it is `identifiable`, `plain` and `large`."""
+        of = {f"killed_{name}": int(killed and is_so) for name, is_so in moved.items()}
+        self.add(Count(mutants=1, killed=int(killed), **{name: int(is_so) for name, is_so in moved.items()}, **of))
 
     def legal(self, *, refused: bool, real: bool, inconclusive: bool = False) -> None:
         """Count a right kernel."""
