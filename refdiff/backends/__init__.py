@@ -172,11 +172,12 @@ def backend_for(xp: Any, kernels: str = "fast", threads: int | None = None, matr
     if kernels not in ("fast", "reference"):
         raise ValueError(f'kernels: got {kernels!r}, expected "fast" or "reference"')
     if kernels == "fast" and array_api_compat.is_numpy_namespace(xp):
-        from refdiff.backends.numpy.backend import NumpyBackend, NumpyKernels
+        from refdiff.backends.numpy import NumpyBackend, NumpyKernels
 
         return NumpyBackend(NumpyKernels(threads))
     if kernels == "fast" and array_api_compat.is_cupy_namespace(xp):
-        from refdiff.backends.cupy.backend import SIXTEEN_BITS, CupyBackend, CupyKernels
+        from refdiff.backends.cupy import CupyBackend, CupyKernels
+        from refdiff.backends.cupy.device import SIXTEEN_BITS
 
         return CupyBackend(CupyKernels(rounded=matrices if matrices in SIXTEEN_BITS else None))
     return Backend()

@@ -37,7 +37,7 @@ class Steps:
     add (x, y) -> x + y.
     gated (gate, up) -> silu(gate) ⊙ up.
     diff_attention_with_lse (like `diff_attention`) -> the result and the log-sum-exps.
-    diff_attention_vjp_from_lse (like `diff_attention_vjp`, lse=) -> the same gradients, from these log-sum-exps.
+    diff_attention_vjp (like the layer, lse=) -> the same gradients, from these log-sum-exps.
     """
 
     ops: Any
@@ -46,7 +46,7 @@ class Steps:
     add: Function = operator.add
     gated: Function = _unavailable
     diff_attention_with_lse: Function = _unavailable
-    diff_attention_vjp_from_lse: Function = _unavailable
+    diff_attention_vjp: Function = _unavailable
 
 
 def diffllama(p: dict[str, Any], x: Array, ctx: Any, last: int | None = None, *, steps: Steps) -> Any:
@@ -177,7 +177,7 @@ def saving_ops(steps: Steps) -> Ops:
         _, lse = attention.pop()
         if lse is None:
             return own.diff_attention_vjp(g, *args, **kwargs)
-        return steps.diff_attention_vjp_from_lse(g, *args, lse=lse, **kwargs)
+        return steps.diff_attention_vjp(g, *args, lse=lse, **kwargs)
 
     functions: dict[str, Function] = {
         "swiglu": swiglu,

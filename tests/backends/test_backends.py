@@ -92,8 +92,7 @@ def test_cupy_gets_its_kernels_and_its_uploads(monkeypatch):
     import array_api_compat
 
     from refdiff.backends import device_placement
-    from refdiff.backends.cupy import runtime, upload
-    from refdiff.backends.cupy.kernels import CupyKernels
+    from refdiff.backends.cupy import CupyKernels, device, upload
 
     class Upload:
         closed = False
@@ -110,7 +109,7 @@ def test_cupy_gets_its_kernels_and_its_uploads(monkeypatch):
     cupy = SimpleNamespace()
     monkeypatch.setattr(array_api_compat, "is_cupy_namespace", lambda xp: xp is cupy)
     monkeypatch.setattr(array_api_compat, "is_numpy_namespace", lambda xp: xp is np)
-    monkeypatch.setattr(runtime, "Device", lambda: SimpleNamespace(fill=None))
+    monkeypatch.setattr(device, "Device", lambda: SimpleNamespace())
     monkeypatch.setattr(upload, "Upload", Upload)
     assert isinstance(backend_for(cupy).kernels, CupyKernels)
     assert backend_for(cupy).chunk_size == 8192

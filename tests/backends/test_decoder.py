@@ -148,7 +148,7 @@ def test_the_backward_pass_gets_the_log_sum_exps_of_its_layer(wiring: str) -> No
     exact = small_model(wiring=wiring, max_position_embeddings=512, kernels="reference")
     saved: list[Any] = []
     kernels = model.backend.kernels
-    with_lse, from_lse = kernels.diff_attention_with_lse, kernels.diff_attention_vjp_from_lse
+    with_lse, from_lse = kernels.diff_attention_with_lse, kernels.diff_attention_vjp
 
     def saving(*args: Any, **options: Any) -> Any:
         result = with_lse(*args, **options)
@@ -159,9 +159,7 @@ def test_the_backward_pass_gets_the_log_sum_exps_of_its_layer(wiring: str) -> No
         assert saved.pop() is lse
         return from_lse(*args, lse=lse, **options)
 
-    steps = decoder.Steps(
-        model.ops, gated=kernels.gated, diff_attention_with_lse=saving, diff_attention_vjp_from_lse=again
-    )
+    steps = decoder.Steps(model.ops, gated=kernels.gated, diff_attention_with_lse=saving, diff_attention_vjp=again)
     model.backend.saving_ops = lambda ops: decoder.saving_ops(steps)
     tokens = ids(0, 1, 300)
     loss, grads = model.loss_and_grad(tokens, labels=tokens)

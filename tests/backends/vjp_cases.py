@@ -1,4 +1,4 @@
-"""Calls for the kernels of the backward pass and the loss, and what the tests of both sets of kernels share."""
+"""Calls for the kernels of the backward pass and the loss, and what the tests of both backends share."""
 
 from __future__ import annotations
 
@@ -19,11 +19,16 @@ def leaves(result: Any) -> list[Any]:
 
 
 def same_signature(kernel: Callable[..., Any], layer: Callable[..., Any], *injected: str) -> bool:
-    """Whether a kernel takes what its layer takes, but for keywords with what it computes itself."""
-    ours, theirs = (inspect.signature(f).parameters.values() for f in (kernel, layer))
-    return [(p.name, p.kind, p.default) for p in ours] == [
-        (p.name, p.kind, p.default) for p in theirs if p.kind is not p.KEYWORD_ONLY or p.name not in injected
-    ]
+    """Whether a kernel takes what its layer takes, but for keywords with what either computes itself."""
+    ours, theirs = (
+        [
+            (p.name, p.kind, p.default)
+            for p in inspect.signature(f).parameters.values()
+            if p.kind is not p.KEYWORD_ONLY or p.name not in injected
+        ]
+        for f in (kernel, layer)
+    )
+    return ours == theirs
 
 
 def normal(seed: int, *shape: int, scale: float = 1.0) -> np.ndarray:
@@ -36,6 +41,22 @@ def streams(B: int, H: int, K: int, T: int, S: int, d: int, e: int, scale: float
     q1, q2 = scale * g.normal(size=(2, B, H, T, d))
     k1, k2 = g.normal(size=(2, B, K, S, d))
     return q1, k1, q2, k2, g.normal(size=(B, K, S, e)), np.float64(0.7)
+
+
+def seen(seed: int, B: int, H: int, T: int, S: int, maps: int) -> Iterator[dict[str, Any]]:
+    """Masks and biases of every shape."""
+    g = np.random.default_rng(seed)
+    padding = np.ones((B, 1, 1, S), bool)
+    padding[0, ..., : S // 2] = False
+    some = g.random((B, maps * H, T, S)) < 0.6
+    some[0, 0, 0] = False  # a row that sees nothing
+    bias = g.normal(size=(1, maps * H, T, S))
+    yield {}
+    yield {"causal": False}
+    yield {"mask": padding}
+    yield {"mask": some, "bias": bias, "causal": False}
+    yield {"mask": some[:, :1]}
+    yield {"mask": some[0, 0], "bias": bias[0, :H]}
 
 
 def linear_vjp_cases() -> Iterator[Case]:
@@ -80,35 +101,20 @@ SIZES = (
 
 def diff_attention_vjp_cases() -> Iterator[Case]:
     for seed, (B, H, K, T, S, d, e) in enumerate(SIZES):
-        g = np.random.default_rng(seed)
-        q1, q2 = g.normal(size=(2, B, H, T, d))
-        k1, k2 = g.normal(size=(2, B, K, S, d))
-        v, up = g.normal(size=(B, K, S, e)), g.normal(size=(B, H, T, e))
-        padding = np.ones((B, 1, 1, S), bool)
-        padding[0, ..., : S // 2] = False
-        some = g.random((B, 2 * H, T, S)) < 0.6
-        bias = g.normal(size=(1, 2 * H, T, S))
-        streams = (up, q1, k1, q2, k2, v)
-        for lam in (np.float64(0.7), np.asarray(-1.3), g.normal(size=(B, H, T, 1)), g.normal(size=(H, 1, 1))):
-            yield (*streams, lam), {}
-        yield (*streams, np.float64(0.7)), {"causal": False}
-        yield (*streams, np.float64(0.7), padding), {}
-        yield (*streams, np.float64(0.7), some, bias), {"causal": False}
-        yield (*streams, np.float64(0.7), some[0, 0], bias[0, :H]), {}
-        yield (up, 5 * q1, 5 * k1, 5 * q2, 5 * k2, v, np.float64(1.0)), {}
+        *maps, v, one = streams(B, H, K, T, S, d, e)
+        g = normal(seed, B, H, T, e)
+        for lam in (np.asarray(-1.3), normal(seed + 1, B, H, T, 1), normal(seed + 2, H, 1, 1)):
+            yield (g, *maps, v, lam), {}
+        for see in seen(seed, B, H, T, S, 2):
+            yield (g, *maps, v, one), see
+        yield (g, *(5 * x for x in maps), v, np.float64(1.0)), {}
 
 
 def plain_cases(*, vjp: bool) -> Iterator[Case]:
     for seed, (B, H, K, T, S, d, e) in enumerate(SIZES):
-        g = np.random.default_rng(seed)
-        q, k, v = g.normal(size=(B, H, T, d)), g.normal(size=(B, K, S, d)), g.normal(size=(B, K, S, e))
-        streams = (g.normal(size=(B, T, H * e)), q, k, v) if vjp else (q, k, v)
-        padding = np.ones((B, 1, 1, S), bool)
-        padding[0, ..., : S // 2] = False
-        yield streams, {}
-        yield streams, {"causal": False}
-        yield (*streams, padding), {}
-        yield (*streams, g.random((B, H, T, S)) < 0.6, g.normal(size=(H, T, S))), {"causal": False}
+        q, k, _, _, v, _ = streams(B, H, K, T, S, d, e)
+        for see in seen(seed, B, H, T, S, 1):
+            yield ((normal(seed, B, T, H * e), q, k, v) if vjp else (q, k, v)), see
 
 
 def embedding_vjp_cases() -> Iterator[Case]:

@@ -62,7 +62,7 @@ OF_THE_DEVICE = ("backends/cupy",)
 OF_THE_HOST = ("ctypes",)
 """But for these, which are asked of NumPy's there."""
 
-MODULES = ("np", "cupy", "xp", "self", "layers", "norm", "rope", "gemm", "attention", "mlp", "sampling")
+MODULES = ("np", "cupy", "xp", "self", "layers", "norm", "rope", "gemm", "attention", "sampling")
 ARRAYS_HAVE = {name for name in dir(np.ndarray) if not name.startswith("_")} - set(OF_THE_HOST)
 
 
@@ -157,25 +157,15 @@ def _parameters(thing: Any, name: str) -> inspect.Signature | None:
 
 
 def _read(text: str) -> inspect.Signature | None:
-    """`intptr_t dst, *, x=None` → a signature."""
-    parameters, kind = [], inspect.Parameter.POSITIONAL_OR_KEYWORD
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        if part == "/":
-            parameters = [p.replace(kind=inspect.Parameter.POSITIONAL_ONLY) for p in parameters]
-        elif part == "*":
-            kind = inspect.Parameter.KEYWORD_ONLY
-        elif part.startswith("**"):
-            parameters.append(inspect.Parameter(part[2:], inspect.Parameter.VAR_KEYWORD))
-        elif part.startswith("*"):
-            parameters.append(inspect.Parameter(part[1:], inspect.Parameter.VAR_POSITIONAL))
-            kind = inspect.Parameter.KEYWORD_ONLY
-        else:
-            name, _, default = part.partition("=")
-            if not (word := re.search(r"(\w+)\s*(?::.*)?$", name.strip())):
-                return None
-            empty = inspect.Parameter.empty if not default else None
-            parameters.append(inspect.Parameter(word[1], kind, default=empty))
-    return inspect.Signature(parameters)
+    """`intptr_t dst, *, x=None` → a signature, by Python itself: without types, and None for each default."""
+    parameter = re.compile(r"(?:[^:=]*\s)?(\*{0,2}\w+|[*/])\s*(?::[^=]*)?(=.*)?")
+    parts = [parameter.fullmatch(part.strip()) for part in text.split(",") if part.strip()]
+    written = [part and part[1] + ("=None" if part[2] else "") for part in parts]
+    if None in written:
+        return None
+    defined: dict[str, Any] = {}
+    exec(f"def read({', '.join(map(str, written))}): ...", defined)
+    return inspect.signature(defined["read"])
 
 
 def main() -> None:

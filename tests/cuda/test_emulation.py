@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from refdiff.backends.cupy import device
-from refdiff.backends.cupy.kernels import CupyKernels
 from tests.backends.cupy.cases import CASES
 from tests.backends.cupy.test_kernels import hold
 from tests.cuda.emulation import ORDERS, EmulatedDevice
@@ -148,8 +147,3 @@ def test_a_missing_barrier_depends_on_the_order(monkeypatch: pytest.MonkeyPatch)
 def test_arguments_must_have_a_type() -> None:
     with pytest.raises(AssertionError, match="64 is not typed"):
         EmulatedDevice().launch("gated.cu", "gated", {"NUMBER": "float"}, (1, 1, 1), 32, (64,))
-
-
-def test_kernels_run_on_numpy_arrays_in_place_of_the_devices() -> None:
-    x = np.ones((2, 3), np.float32)
-    np.testing.assert_array_equal(CupyKernels(EmulatedDevice()).rms_norm(x, None, 0.0), x)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from refdiff.arrays import Array, namespace
-from refdiff.backends.attention_inputs import by_map, covers, fits, mask_heads
-from refdiff.backends.cupy.device import NUMBERS
+from refdiff.backends.attention_inputs import by_map, covers, fits, masks_fit
+from refdiff.backends.cupy.device import NUMBERS, Runtime
 from refdiff.backends.cupy.geometry import (
     Tiles,
     attention_tiles,
@@ -20,7 +20,6 @@ from refdiff.backends.cupy.geometry import (
     worth_tensor_cores,
 )
 from refdiff.backends.cupy.norm import scaled_norm
-from refdiff.backends.cupy.runtime import Runtime
 from refdiff.layers.diff_attention import sum_to
 from refdiff.layers.plain_heads import concat_heads
 
@@ -96,7 +95,7 @@ class Call:
             return None
         if (causal and S < T) or B * K > MAX_GRID or (mask is not None and mask.dtype.name != "bool"):
             return None
-        if any(x is not None and not covers(x, (B, mask_heads(x, H), T, S)) for x in (mask, bias)):
+        if not masks_fit((mask, bias), maps, (B, H, T, S)):
             return None
         xp = namespace(*q, *k, v)
         if lambda_ is not None:
@@ -111,20 +110,9 @@ class Call:
             bias = xp.astype(bias, xp.float32, copy=False)
         masks, biases = by_map(mask, H), by_map(bias, H)
         q, k, (v,) = rows_lie_whole(*q), rows_lie_whole(*k), rows_lie_whole(v)
-        shape = np.zeros((), SHAPE)
-        shape["length"] = 0 if backward or rt.length is None else device.address(rt.length)
-        for name, x in (
-            ("q", q[0]),
-            ("k", k[0]),
-            ("v", v),
-            ("lambda", lambda_),
-            ("mask", masks[0]),
-            ("bias", biases[0]),
-        ):
-            shape[name] = axes_of(x)
-        for name, number_ in (("H", H), ("K", K), ("T", T), ("S", S), ("causal", causal), ("splits", 1)):
-            shape[name] = number_
-        shape["keys_of_a_split"], shape["scale"] = S, 1 / math.sqrt(d)
+        length = 0 if backward or rt.length is None else device.address(rt.length)
+        axes = (axes_of(x).item() for x in (q[0], k[0], v, lambda_, masks[0], biases[0]))
+        shape = np.array((length, *axes, H, K, T, S, causal, 1, S, 1 / math.sqrt(d)), SHAPE)
         return cls(
             rt,
             {"NUMBER": number, "MAPS": maps, "D": d, "E": e, "ROWS": tiles.rows, "KEYS": tiles.keys},
@@ -284,7 +272,7 @@ def plain_heads(
     causal: bool = True,
 ) -> Any:  # fmt: skip
     """Sum up one softmax map as `diff_attention` does two."""
-    if not fits(q, k, q, k, v) or not _one_map(q, mask, bias):
+    if not fits(q, k, q, k, v):
         return NotImplemented
     call = Call.of(rt, (q,), (k,), v, None, mask, bias, causal)
     return NotImplemented if call is None else namespace(q).reshape(call.forward(), (q.shape[0], q.shape[2], -1))
@@ -295,7 +283,7 @@ def plain_heads_vjp(
     causal: bool = True,
 ) -> Any:  # fmt: skip
     """Compute the weights again, as `diff_attention_vjp` does."""
-    if g.dtype != q.dtype or not fits(q, k, q, k, v) or not _one_map(q, mask, bias):
+    if g.dtype != q.dtype or not fits(q, k, q, k, v):
         return NotImplemented
     (B, H, T, _), e = q.shape, v.shape[3]
     if tuple(g.shape) != (B, T, H * e):
@@ -306,8 +294,3 @@ def plain_heads_vjp(
     xp = namespace(g, q)
     dq, _, dk, _, dv, _ = call.backward(xp.permute_dims(xp.reshape(g, (B, T, H, e)), (0, 2, 1, 3)))
     return dq, dk, dv
-
-
-def _one_map(q: Array, *masks: Array | None) -> bool:
-    """Return whether no mask has rows for the heads of two maps."""
-    return all(x is None or x.ndim < 3 or x.shape[-3] in (1, q.shape[1]) for x in masks)

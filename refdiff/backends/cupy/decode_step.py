@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from refdiff.arrays import Array, from_numpy
 from refdiff.backends import decoder
+from refdiff.backends.cupy.graph import GraphError, recordable
 from refdiff.layers.rope_frequencies import LENGTH_DEPENDENT
 from refdiff.messages import warn
 
@@ -38,7 +39,7 @@ class DecodeStep:
     """
 
     def __init__(self, model: Any) -> None:
-        self._model = model
+        self._model, self._runtime = model, model.backend.kernels.runtime
         self._steps = 0
         self._recorded: Any = None
         self._buffers: tuple[Array, ...] = ()
@@ -90,13 +91,14 @@ class DecodeStep:
         return past and not self._model.warned_of_length
 
     def _fill(self, tokens: NDArray[np.int64], positions: NDArray[np.int64], length: int) -> None:
-        self._model.backend.kernels.fill(self._state, np.concatenate([tokens, positions, [length]]).astype(np.int64))
+        numbers = np.concatenate([tokens, positions, [length]]).astype(np.int64)
+        self._runtime.device.fill(self._state, numbers)
 
     def _record(
         self, cache: Any, tokens: NDArray[np.int64], positions: NDArray[np.int64], mask: NDArray[np.int64] | None
     ) -> None:
         self._recorded = None
-        kernels, length = self._model.backend.kernels, len(cache)
+        length = len(cache)
         if cache.static is not None and length >= cache.static:
             return  # a usual step raises the error
         capacity = max(MIN_CAPACITY, 2 * length)
@@ -107,20 +109,18 @@ class DecodeStep:
         self._fill(tokens, positions, length)
         step = self._step(B, mask)
         try:
-            self._recorded = kernels.record(step)
-        except kernels.refusal as error:
+            self._recorded = self._runtime.record(step)
+        except GraphError as error:
             self.refused = str(error)
             if self._model.base_params["norm"]["weight"].dtype != np.float64:  # for which there are no kernels
-                said = f"steps of decoding are not recorded on the device, and take longer: {error}"
-                warn(said)
+                warn(f"steps of decoding are not recorded on the device, and take longer: {error}")
             return
         self.recordings += 1
 
     def _step(self, B: int, mask: NDArray[np.int64] | None) -> Any:
         """Return the function that is recorded; it keeps alive the state, the buffers, the weights and the tables."""
         model, xp, capacity = self._model, self._model.xp, self._capacity
-        kernels, config, state = model.backend.kernels, model.config, self._state
-        steps = kernels.recordable_steps()
+        config, state, steps = model.config, self._state, recordable(model.backend.kernels)
         ops, run = steps.ops, functools.partial(decoder.diffllama, steps=steps)
         frequencies, scale = ops.rope_frequencies(
             config.rope_parameters, config.head_dim, config.max_position_embeddings, capacity
@@ -141,7 +141,7 @@ class DecodeStep:
                 xp.reshape(xp.take(table, state[B : 2 * B], axis=0), (B, 1, 1, table.shape[1])) for table in (cos, sin)
             ]
             ctx = model.context(ops, *factors, mask=seen, cache=buffers)
-            with kernels.counted_by(state[2 * B :]):
+            with self._runtime.counted_by(state[2 * B :]):
                 return model.next_logits(xp.reshape(state[:B], (B, 1)), ctx, run)
 
         return step

@@ -1,4 +1,4 @@
-"""Products with weights in their own type: few rows in linear.cu, many by cuBLAS."""
+"""Products with weights in their own type, few rows in linear.cu, many by cuBLAS; and SwiGLU, three of them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from refdiff.arrays import Array, namespace
-from refdiff.backends.cupy.device import NUMBERS, gaps
-from refdiff.backends.cupy.runtime import Runtime
+from refdiff.backends.cupy.device import NUMBERS, Runtime, gaps
+from refdiff.layers.activation import ACTIVATIONS, silu
 
 LINEAR_WEIGHTS = 3
 """How many weights linear.cu takes: those of queries, keys and values."""
@@ -46,7 +46,40 @@ def linears(rt: Runtime, x: Array, *projections: Mapping[str, Any]) -> Any:
     return [xp.reshape(y, (*x.shape[:-1], y.shape[-1])) for y in results]
 
 
-def gated_few(rt: Runtime, x: Array, gate_proj: Mapping[str, Any], up_proj: Mapping[str, Any]) -> Any:
+def swiglu(
+    rt: Runtime,
+    x: Array,
+    gate_proj: Mapping[str, Array],
+    up_proj: Mapping[str, Array],
+    down_proj: Mapping[str, Array],
+    *,
+    act: str = "silu",
+) -> Any:
+    """Multiply silu(gate) and up in one launch; of few rows, together with their products."""
+    if ACTIVATIONS.get(act) is not silu or x.dtype.name not in NUMBERS or x.size == 0:
+        return NotImplemented
+    hidden = _gated_few(rt, x, gate_proj, up_proj)
+    if hidden is NotImplemented:
+        both = linears(rt, x, gate_proj, up_proj)
+        if both is NotImplemented:
+            return NotImplemented
+        hidden = gated(rt, *both)
+    return linear(rt, hidden, **down_proj)
+
+
+def gated(rt: Runtime, gate: Array, up: Array) -> Array:
+    """Compute silu(gate) ⊙ up in one launch."""
+    gate, up = (y.copy(order="C") if gaps(y) else y for y in (gate, up))
+    hidden = rt.device.empty(gate.shape, gate.dtype)
+    blocks = min(-(-gate.size // 256), 32 * rt.device.multiprocessors)
+    rt.device.launch(
+        "gated.cu", "gated", {"NUMBER": NUMBERS[gate.dtype.name]}, (blocks, 1, 1), 256,
+        (gate, up, hidden, np.int64(gate.size)),
+    )  # fmt: skip
+    return hidden
+
+
+def _gated_few(rt: Runtime, x: Array, gate_proj: Mapping[str, Any], up_proj: Mapping[str, Any]) -> Any:
     """Multiply few rows of x by two weights, and silu(gate) by up, in one launch.
 
     Shapes:

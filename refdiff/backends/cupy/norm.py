@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from refdiff.arrays import Array, namespace
-from refdiff.backends.cupy.device import NUMBERS, SIXTEEN_BITS, gaps
+from refdiff.backends.cupy.device import NUMBERS, SIXTEEN_BITS, Runtime, gaps
 from refdiff.backends.cupy.geometry import row_shares, row_threads
-from refdiff.backends.cupy.runtime import Runtime
 
 
 def embedding(rt: Runtime, ids: Array, weight: Array) -> Any:

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.arrays import Array, namespace
-from refdiff.backends.cupy.device import NUMBERS
-from refdiff.backends.cupy.runtime import Runtime
+from refdiff.backends.cupy.device import NUMBERS, Runtime
 
 STEPS = np.dtype([(name, np.int64) for name in ("batch", "head", "row")])
 """`Steps` of rope.cu: distances in elements between neighbours along an axis."""
@@ -51,20 +50,9 @@ def rope_append(
 ) -> Any:
     """Rotate new queries and keys, and append the keys and values to a layer of a cache, in one step.
 
-    Args:
-        rt: where the device counts the tokens of the cache, if it does.
-        cache: a `KVCache`, or what makes room as it does.
-        layer: of the cache.
-        q: queries (B, H, T, d).
-        k: keys (B, K, T, d).
-        v: values (B, Kv, T, e).
-        cos: as for `layers.rope`.
-        sin: as for `layers.rope`.
-        interleaved: as for `layers.rope`.
-
-    Returns:
-        q rotated, and all keys and values of the layer; NotImplemented, and the cache is as before, for other shapes
-        and types.
+    Shapes:
+        q (B, H, T, d), k (B, K, T, d), v (B, Kv, T, e) -> q rotated, and all keys and values of the layer;
+        NotImplemented, and the cache is as before, for other shapes and types
     """
     alike = q.ndim == k.ndim == v.ndim == 4 and q.dtype == k.dtype == v.dtype
     if not alike or not _fits(q, cos, sin) or not _fits(k, cos, sin) or v.shape[2] != k.shape[2] or v.size == 0:
@@ -77,15 +65,9 @@ def rope_append(
         return NotImplemented
     q, k, v = (x if _whole_rows(x) else x.copy(order="C") for x in (q, k, v))
     cos, sin = _angles(cos, sin)
-    told = np.zeros((), APPEND)
-    for name, x in (("q", q), ("k", k), ("v", v), ("keys", keys), ("values", values)):
-        told[name] = tuple(step // x.itemsize for step in x.strides[:3])
-    told["length"] = 0 if rt.length is None else rt.device.address(rt.length)
-    told["angles_batch"] = 0 if cos.shape[0] == 1 else T * n
-    for name, number in (
-        ("H", H), ("K", K), ("T", T), ("d", d), ("e", e), ("turning", n), ("interleaved", interleaved), ("start", start)
-    ):  # fmt: skip
-        told[name] = number
+    length, each = 0 if rt.length is None else rt.device.address(rt.length), 0 if cos.shape[0] == 1 else T * n
+    steps = (tuple(step // x.itemsize for step in x.strides[:3]) for x in (q, k, v, keys, values))
+    told = np.array((length, *steps, each, H, K, T, d, e, n, interleaved, start), APPEND)
     y = rt.device.empty((B, T, H, d), q.dtype)
     rt.device.launch(
         "rope.cu", "rope_append", {"NUMBER": NUMBERS[q.dtype.name]}, (T, H + K + Kv, B), _threads(max(d, e)),

@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.arrays import Array, from_numpy, to_numpy
-from refdiff.backends.cupy.device import NUMBERS
+from refdiff.backends.cupy.device import NUMBERS, Runtime
 from refdiff.backends.cupy.geometry import row_threads
-from refdiff.backends.cupy.runtime import Runtime
 
 
 def choose(

@@ -5,12 +5,15 @@ A kernel returns `NotImplemented` for what it does not serve, errors included; t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from refdiff.backends.numpy import attention, attention_vjp, embedding, gemm, loss, mlp, norm, rope
+from refdiff.backends import Backend, Ops, decoder
+from refdiff.backends.numpy import attention, attention_vjp, gemm, mlp, norm, rope, vocabulary
 from refdiff.backends.numpy.layout import FloatArray, same_dtype
 from refdiff.backends.numpy.runtime import Runtime
 from refdiff.backends.numpy.tuning import Tuning
@@ -32,7 +35,7 @@ class NumpyKernels:
         self.threads = rt.workers.threads
         self.inference_scope, self.repeated_scope = rt.inference_scope, rt.repeated_scope
 
-        self.embedding, self.embedding_vjp = partial(embedding.embedding, rt), partial(embedding.embedding_vjp, rt)
+        self.embedding, self.embedding_vjp = partial(vocabulary.embedding, rt), partial(vocabulary.embedding_vjp, rt)
         self.linear, self.linear_vjp = partial(gemm.linear, rt), partial(gemm.linear_vjp, rt)
         self.rms_norm, self.rms_norm_vjp = partial(norm.rms_norm, rt), partial(norm.rms_norm_vjp, rt)
         self.rope, self.rope_vjp = partial(rope.rope, rt), partial(rope.rope_vjp, rt)
@@ -45,8 +48,8 @@ class NumpyKernels:
         self.diff_heads_hf = partial(attention.diff_heads_hf, rt)
         self.plain_heads = partial(attention.plain_heads, rt)
         self.plain_heads_vjp = partial(attention_vjp.plain_heads_vjp, rt)
-        self.cross_entropy = partial(loss.cross_entropy, rt)
-        self.cross_entropy_vjp = partial(loss.cross_entropy_vjp, rt)
+        self.cross_entropy = partial(vocabulary.cross_entropy, rt)
+        self.cross_entropy_vjp = partial(vocabulary.cross_entropy_vjp, rt)
 
         # steps of a model that are a sum or several layers
         self.linears = partial(gemm.linears, rt)
@@ -54,8 +57,53 @@ class NumpyKernels:
         self.rope_append = partial(rope.rope_append, rt)
         self.gated = partial(mlp.gated, rt)
         self.diff_attention_with_lse = partial(attention.diff_attention_with_lse, rt)
-        self.diff_attention_vjp_from_lse = partial(attention_vjp.diff_attention_vjp_from_lse, rt)
-        self.cross_entropy_both = partial(loss.cross_entropy_both, rt)
+        self.cross_entropy_both = partial(vocabulary.cross_entropy_both, rt)
+
+
+class NumpyBackend(Backend):
+    """The backend of NumPy on a CPU: the kernels of one model, and the threads and memory that they share."""
+
+    kernels: NumpyKernels
+
+    def __init__(self, kernels: NumpyKernels) -> None:
+        super().__init__(kernels)
+        k, self.parallel_calls = kernels, kernels.threads
+        self._steps = decoder.Steps(
+            self.ops,
+            linears=k.linears,
+            rope_append=k.rope_append,
+            add=k.residual_add,
+            gated=k.gated,
+            diff_attention_with_lse=k.diff_attention_with_lse,
+            diff_attention_vjp=k.diff_attention_vjp,
+        )
+        self.diffllama = partial(decoder.diffllama, steps=self._steps)
+        self.cross_entropy_and_vjp = k.cross_entropy_both
+
+    def saving_ops(self, ops: Ops) -> Ops:
+        """Return the layer functions for one forward and backward pass; see `decoder.saving_ops`."""
+        return decoder.saving_ops(self._steps) if ops is self.ops else ops
+
+    def inference_scope(self, weight: Any = None) -> AbstractContextManager[Any]:
+        """Own the cores and keep scratch memory for one pass; see `Runtime`."""
+        return self.kernels.inference_scope(weight)
+
+    def repeated_scope(self) -> AbstractContextManager[Any]:
+        """Keep scratch memory from one pass to the next."""
+        return self.kernels.repeated_scope()
+
+    def split_batch(self, batch: int, tokens: int) -> list[slice]:
+        """Cut a batch into the parts that one thread trains on; their number does not depend on the threads."""
+        parts = min(max(-(-batch * tokens // self.kernels.runtime.tuning.training_tokens), 1), batch)
+        return [slice(i * batch // parts, (i + 1) * batch // parts) for i in range(parts)]
+
+    def map(self, work: Callable[[Any], Any], items: Any) -> None:
+        """Call `work(item)` for every item, on all threads."""
+        self.kernels.runtime.workers.map(work, items)
+
+    def map_in_order(self, work: Callable[[Any], Any], items: Sequence[Any], take: Callable[[Any], Any]) -> None:
+        """Call `work(item)` on all threads, and `take(result)` one at a time in the order of the items."""
+        self.kernels.runtime.workers.map_in_order(work, items, take)
 
 
 def diff_lambda(

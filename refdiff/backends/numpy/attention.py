@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,13 +9,12 @@ from numpy.typing import NDArray
 
 from refdiff.backends.numpy.attention_decode import decode_attention
 from refdiff.backends.numpy.attention_scores import (
-    Map,
+    Operands,
     block_softmax,
     cached_rows,
-    one_map,
+    operands,
     score_bounds,
     softmax_rows,
-    two_maps,
 )
 from refdiff.backends.numpy.gemm_blocks import dense_values, key_blocks, multiply_values
 from refdiff.backends.numpy.layout import FloatArray, cut, same_dtype
@@ -38,21 +36,19 @@ def diff_attention(
     causal: bool = True,
 ) -> Any:
     """Attend over two maps; see `_attend`."""
-    pair = two_maps(q1, k1, q2, k2, v, lambda_, mask, bias, causal=causal)
-    return NotImplemented if pair is None else _attend(rt, *pair, causal)
+    x = operands((q1, q2), (k1, k2), v, lambda_, mask, bias, causal=causal)
+    return NotImplemented if x is None else _attend(rt, x)
 
 
-def diff_attention_with_lse(rt: Runtime, *given: Any, causal: bool = True) -> Any:
+def diff_attention_with_lse(
+    rt: Runtime, q1: Any, k1: Any, q2: Any, k2: Any, v: Any, *given: Any, **options: Any
+) -> Any:
     """Return that, and the log-sum-exps of the rows of both maps (2, 2, B, H, T, 1), where there are many scores."""
-    pair = two_maps(*given, causal=causal)
-    if pair is None:
+    x = operands((q1, q2), (k1, k2), v, *given, **options)
+    if x is None or not _takes_blocks(rt, x):
         return NotImplemented
-    maps, v, lambdas = pair
-    (B, H, T, _), S = maps[0][0].shape, v.shape[2]
-    if not _takes_blocks(rt, B, H, T, S):
-        return NotImplemented
-    lse = np.empty((2, 2, B, H, T, 1), maps[0][0].dtype)
-    return _by_blocks(rt, maps, v, lambdas, causal, lse), lse
+    lse = np.empty((2, 2, *q1.shape[:3], 1), q1.dtype)
+    return _by_blocks(rt, x, lse), lse
 
 
 def plain_heads(
@@ -66,11 +62,8 @@ def plain_heads(
     causal: bool = True,
 ) -> Any:
     """Attend over one map; see `_attend`."""
-    only = one_map(q, k, v, mask, bias, causal=causal)
-    if only is None:
-        return NotImplemented
-    (B, H, T, _), e = q.shape, v.shape[3]
-    return _attend(rt, [only], v, None, causal).swapaxes(1, 2).reshape(B, T, H * e)
+    x = operands((q,), (k,), v, None, mask, bias, causal=causal)
+    return NotImplemented if x is None else _attend(rt, x).swapaxes(1, 2).reshape(q.shape[0], q.shape[2], -1)
 
 
 def diff_heads_hf(
@@ -106,28 +99,29 @@ def diff_heads_hf(
     return heads.swapaxes(1, 2).reshape(B, T, H * e)
 
 
-def _attend(rt: Runtime, maps: Sequence[Map], v: FloatArray, lambdas: Any, causal: bool) -> FloatArray:
-    """Compute (B, H, T, e) from each map's q, k, mask and bias; λ times the second map is subtracted from the first.
+def _attend(rt: Runtime, x: Operands) -> FloatArray:
+    """Compute (B, H, T, e); λ times the second map is subtracted from the first.
 
     Few queries meet some keys at a time. Many are taken in blocks, each over the keys that it may see: only the scores
     of a block are held, and memory grows with T, not with T². What is small is computed at once.
     """
-    (B, H, T, _), S = maps[0][0].shape, v.shape[2]
-    if _takes_blocks(rt, B, H, T, S):
-        return _by_blocks(rt, maps, v, lambdas, causal)
-    if rt.tuning.few_queries <= T:
-        return _at_once(rt, maps, v, lambdas, causal)
-    one_by_one = [(q[:, None], k[:, None]) for q, k, *_ in maps]
-    return decode_attention(rt, one_by_one, [(mask, bias) for *_, mask, bias in maps], v, lambdas, causal)
+    if _takes_blocks(rt, x):
+        return _by_blocks(rt, x)
+    if rt.tuning.few_queries <= x.maps[0][0].shape[2]:
+        return _at_once(rt, x)
+    one_by_one = [(q[:, None], k[:, None]) for q, k, *_ in x.maps]
+    return decode_attention(rt, one_by_one, [(mask, bias) for *_, mask, bias in x.maps], x.v, x.lambdas, x.causal)
 
 
-def _takes_blocks(rt: Runtime, B: int, H: int, T: int, S: int) -> bool:
+def _takes_blocks(rt: Runtime, x: Operands) -> bool:
     """Return whether there are queries enough, and more scores than a core's cache holds."""
-    return rt.tuning.few_queries <= T and rt.tuning.cached_scores < B * H * T * S
+    (B, H, T, _), S = x.maps[0][0].shape, x.v.shape[2]
+    return bool(rt.tuning.few_queries <= T and rt.tuning.cached_scores < B * H * T * S)
 
 
-def _at_once(rt: Runtime, maps: Sequence[Map], v: FloatArray, lambdas: Any, causal: bool) -> FloatArray:
+def _at_once(rt: Runtime, x: Operands) -> FloatArray:
     """Multiply all heads in one call."""
+    maps, v, lambdas, causal = x
     (B, H, T, _), (K, S, e) = maps[0][0].shape, v.shape[1:]
     hidden = np.triu(np.ones((T, T), dtype=np.bool_), 1) if causal else None
     (p, sums), *second = (softmax_rows(rt.tuning, q, k, mask, bias, hidden) for q, k, mask, bias in maps)
@@ -139,15 +133,14 @@ def _at_once(rt: Runtime, maps: Sequence[Map], v: FloatArray, lambdas: Any, caus
     return product
 
 
-def _by_blocks(
-    rt: Runtime, maps: Sequence[Map], v: FloatArray, lambdas: Any, causal: bool, lse: FloatArray | None = None
-) -> FloatArray:
+def _by_blocks(rt: Runtime, x: Operands, lse: FloatArray | None = None) -> FloatArray:
     """Compute (B, H, T, e), in memory (H, e, B, T) as the next product takes it, and multiply by V once.
 
     With P = exp(S − c) and row sums s, (P₁/s₁ − λ P₂/s₂) V = ((P₁ − λ (s₁/s₂) P₂) V) / s₁. A thread holds the scores of
     one block of queries at a time, and the next block reuses their memory. `lse` (maps, 2, B, H, T, 1) receives the
     log-sum-exp of each row; see `softmax_rows`.
     """
+    maps, v, lambdas, causal = x
     t, (B, H, T, _), (K, S, e) = rt.tuning, maps[0][0].shape, v.shape[1:]
     G = H // K
     size = min(max(t.block_scores // (G * S), t.few_queries), t.block_queries)

@@ -8,74 +8,58 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.backends.attention_inputs import by_map, covers, fits, mask_heads
+from refdiff.backends.attention_inputs import by_map, covers, fits, masks_fit
 from refdiff.backends.numpy.gemm_blocks import multiply_keys
-from refdiff.backends.numpy.layout import FloatArray, cut, same_dtype, with_four_axes
+from refdiff.backends.numpy.layout import FloatArray, cut, same_dtype
 from refdiff.backends.numpy.tuning import Tuning
 
 Map = tuple[FloatArray, FloatArray, NDArray[Any] | None, NDArray[Any] | None]
 """A map's q (B, H, T, d), k (B, K, S, d), mask and bias."""
 
 
-def one_map(
-    q: FloatArray,
-    k: FloatArray,
+class Operands(NamedTuple):
+    """One map or two, v (B, K, S, e), and λ (B, H, T, 1), by which the second map is multiplied; None with one."""
+
+    maps: list[Map]
+    v: FloatArray
+    lambdas: Any
+    causal: bool
+
+
+def operands(
+    q: Sequence[FloatArray],
+    k: Sequence[FloatArray],
     v: FloatArray,
-    mask: NDArray[np.bool_] | None = None,
+    lambda_: Any = None,
+    mask: NDArray[Any] | None = None,
     bias: FloatArray | None = None,
     *,
-    causal: bool,
-) -> Map | None:
-    """Return the map, or None for what the kernels do not serve."""
-    if not fits(q, k, q, k, v) or not same_dtype(q, k, v, bias):
-        return None
-    shape = (*q.shape[:3], k.shape[2])
-    if not all(x is None or covers(x, shape) for x in (mask, bias)) or not _serves(mask, bias, shape, causal):
-        return None
-    return q, k, with_four_axes(mask), with_four_axes(bias)
+    causal: bool = True,
+) -> Operands | None:
+    """Return the operands of a layer with one map's q and k or two maps', or None for what the kernels do not serve.
 
-
-def two_maps(
-    q1: FloatArray,
-    k1: FloatArray,
-    q2: FloatArray,
-    k2: FloatArray,
-    v: FloatArray,
-    lambda_: Any,
-    mask: NDArray[np.bool_] | None = None,
-    bias: FloatArray | None = None,
-    *,
-    causal: bool,
-) -> tuple[list[Map], FloatArray, FloatArray] | None:
-    """Return both maps, v, and λ as (B, H, T, 1), or None for what the kernels do not serve."""
-    if not fits(q1, k1, q2, k2, v) or not isinstance(lambda_, np.ndarray | np.generic):
-        return None
-    (B, H, T, _), S, lambdas = q1.shape, v.shape[2], np.asarray(lambda_)
-    if not same_dtype(q1, k1, q2, k2, v, lambdas, bias) or not covers(lambdas, (B, H, T, 1)):
-        return None
-    if not all(x is None or covers(x, (B, mask_heads(x, H), T, S)) for x in (mask, bias)):
-        return None
-    if not _serves(mask, bias, (B, H, T, S), causal):
-        return None
-    masks, biases = by_map(mask, H), by_map(bias, H)
-    maps = [(q1, k1, masks[0], biases[0]), (q2, k2, masks[1], biases[1])]
-    return maps, v, np.broadcast_to(lambdas, (B, H, T, 1))
-
-
-def _serves(mask: Any, bias: Any, shape: tuple[int, ...], causal: bool) -> bool:
-    """Return whether the mask is boolean, every query may be causal, and no bias is −∞.
-
-    A row of −∞ alone is NaN in the layer, and 0 here, where a mask writes −∞.
+    A row of which a bias of −∞ hides every key is NaN in the layer, and would be 0 here, where a mask writes −∞.
     """
-    *_, T, S = shape
-    if (causal and S < T) or (mask is not None and mask.dtype != np.bool_):
-        return False
-    return bias is None or not np.isneginf(bias).any()
+    if not fits(q[0], k[0], q[-1], k[-1], v) or not same_dtype(*q, *k, v, bias):
+        return None
+    (B, H, T, _), S, lambdas = q[0].shape, v.shape[2], None
+    if len(q) == 2:
+        if not isinstance(lambda_, np.ndarray | np.generic):
+            return None
+        lambdas = np.asarray(lambda_)
+        if not same_dtype(v, lambdas) or not covers(lambdas, (B, H, T, 1)):
+            return None
+        lambdas = np.broadcast_to(lambdas, (B, H, T, 1))
+    if not masks_fit((mask, bias), len(q), (B, H, T, S)) or (mask is not None and mask.dtype != np.bool_):
+        return None
+    if (causal and S < T) or (bias is not None and np.isneginf(bias).any()):
+        return None
+    return Operands(list(zip(q, k, by_map(mask, H), by_map(bias, H), strict=False)), v, lambdas, causal)
 
 
 def part_of(x: NDArray[Any], at: tuple[slice, slice, slice, slice]) -> NDArray[Any]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.backends.numpy.attention import cut_heads
-from refdiff.backends.numpy.attention_scores import Map, block_softmax, one_map, score_bounds, two_maps
+from refdiff.backends.numpy.attention_scores import Operands, block_softmax, operands, score_bounds
 from refdiff.backends.numpy.layout import FloatArray, cut, same_dtype
 from refdiff.backends.numpy.runtime import Runtime
 from refdiff.layers.diff_attention import sum_to
@@ -29,27 +28,19 @@ def diff_attention_vjp(
     bias: FloatArray | None = None,
     *,
     causal: bool = True,
+    lse: FloatArray | None = None,
 ) -> Any:
-    """Go through blocks of whole rows of both maps; see `_attention_vjp`, with the weights 1 and −λ."""
-    given = q1, k1, q2, k2, v, lambda_, mask, bias
-    return diff_attention_vjp_from_lse(rt, g, *given, lse=None, causal=causal)
+    """Go through blocks of whole rows of both maps; see `_attention_vjp`.
 
-
-def diff_attention_vjp_from_lse(
-    rt: Runtime, g: FloatArray, *given: Any, lse: FloatArray | None, causal: bool = True
-) -> Any:
-    """Do the same from the log-sum-exps that `diff_attention_with_lse` saved, A = e^(S − c) / s.
-
-    They are used where the scores of the backward pass have the same bits; see `Tuning.repeatable_scores`.
+    Args:
+        lse: the log-sum-exps that `diff_attention_with_lse` saved, A = e^(S − c) / s. They are used where the scores of
+            the backward pass have the same bits; see `Tuning.repeatable_scores`.
     """
-    pair = two_maps(*given, causal=causal)
-    if pair is None or g.shape != (*given[0].shape[:3], given[4].shape[3]) or not same_dtype(g, given[0]):
+    x = operands((q1, q2), (k1, k2), v, lambda_, mask, bias, causal=causal)
+    if x is None or g.shape != (*q1.shape[:3], v.shape[3]) or not same_dtype(g, q1):
         return NotImplemented
-    maps, v, lambdas = pair
-    (dq1, dq2), (dk1, dk2), dv, dots = _attention_vjp(
-        rt, g, maps, v, -lambdas, causal, lse if rt.tuning.repeatable_scores else None
-    )
-    return dq1, dk1, dq2, dk2, dv, sum_to(-dots, np.shape(given[5]))
+    (dq1, dq2), (dk1, dk2), dv, dots = _attention_vjp(rt, g, x, lse if rt.tuning.repeatable_scores else None)
+    return dq1, dk1, dq2, dk2, dv, sum_to(-dots, np.shape(lambda_))
 
 
 def plain_heads_vjp(
@@ -64,26 +55,20 @@ def plain_heads_vjp(
     causal: bool = True,
 ) -> Any:
     """Go through blocks of whole rows of the one map; see `_attention_vjp`."""
-    only = one_map(q, k, v, mask, bias, causal=causal)
-    if only is None or not same_dtype(g, q):
+    x = operands((q,), (k,), v, None, mask, bias, causal=causal)
+    if x is None or not same_dtype(g, q):
         return NotImplemented
     (B, H, T, _), e = q.shape, v.shape[3]
     if g.shape != (B, T, H * e):
         return NotImplemented
-    (dq,), (dk,), dv, _ = _attention_vjp(rt, g.reshape(B, T, H, e).swapaxes(1, 2), [only], v, None, causal)
+    (dq,), (dk,), dv, _ = _attention_vjp(rt, g.reshape(B, T, H, e).swapaxes(1, 2), x)
     return dq, dk, dv
 
 
 def _attention_vjp(
-    rt: Runtime,
-    g: FloatArray,
-    maps: Sequence[Map],
-    v: FloatArray,
-    weights: FloatArray | None,
-    causal: bool,
-    lse: FloatArray | None = None,
+    rt: Runtime, g: FloatArray, x: Operands, lse: FloatArray | None = None
 ) -> tuple[list[FloatArray], list[FloatArray], FloatArray, FloatArray]:
-    """Pull g (B, H, T, e) back through (A₁ + w A₂) V, or through A V where there are no `weights` w (B, H, T, 1).
+    """Pull g (B, H, T, e) back through (A₁ + w A₂) V with w = −λ, or through A V of one map.
 
     A block holds a few queries with all the keys that they may see. Its softmax comes from the log-sum-exps of the
     forward pass, where they were saved; otherwise its sums are computed again with its scores, since it has whole rows.
@@ -93,7 +78,9 @@ def _attention_vjp(
 
     Returns the gradients of every q, of every k, of v, and ρ of the last map.
     """
+    maps, v, lambdas, causal = x
     t, (B, H, T, e), (K, S) = rt.tuning, g.shape, v.shape[1:3]
+    weights = None if lambdas is None else -lambdas
     G, d = H // K, maps[0][0].shape[3]
     size = min(max(t.vjp_scores // (G * S), 1), t.vjp_queries)
 

@@ -90,20 +90,13 @@ class FiniteWeights:
 
     def __call__(self, weight: NDArray[Any]) -> bool:
         """Return whether all numbers are finite."""
-        if id(weight) in self._known:  # an id is free for another array only after this one is gone
-            return self._known[id(weight)][1]
+        key = id(weight)
+        if key in self._known:  # an id is free for another array only after this one is gone
+            return self._known[key][1]
         finite = self._all_finite(weight)
         if not weight.flags.writeable:
-            self._remember(weight, finite)
+            self._known[key] = weakref.ref(weight, lambda _: self._known.pop(key, None)), finite
         return finite
-
-    def _remember(self, weight: NDArray[Any], finite: bool) -> None:
-        key = id(weight)
-
-        def forget(_: weakref.ref[NDArray[Any]]) -> None:
-            self._known.pop(key, None)
-
-        self._known[key] = weakref.ref(weight, forget), finite
 
     def _all_finite(self, weight: NDArray[Any]) -> bool:
         rows = max(self._numbers // max(weight.shape[1], 1), 1)

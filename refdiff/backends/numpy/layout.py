@@ -39,8 +39,3 @@ def feature_view(x: FloatArray) -> FloatArray | None:
     if not transposed.flags.c_contiguous:
         return None
     return transposed.reshape(*transposed.shape[:2], -1)
-
-
-def with_four_axes(x: NDArray[Any] | None) -> NDArray[Any] | None:
-    """Add leading axes of length 1, as broadcasting does."""
-    return None if x is None else x[(None,) * (4 - x.ndim)]

@@ -105,9 +105,3 @@ class Runtime:
         if groups < threads or parts > 1:
             parts = -(-parts // threads) * threads
         return cut(tokens, -(-tokens // (16 * parts)) * 16)
-
-
-def split_batch(batch: int, tokens: int, training_tokens: int = Tuning.training_tokens) -> list[slice]:
-    """Cut a batch into the parts that training computes one by one; their number does not depend on the threads."""
-    parts = min(max(-(-batch * tokens // training_tokens), 1), batch)
-    return [slice(i * batch // parts, (i + 1) * batch // parts) for i in range(parts)]

@@ -136,10 +136,10 @@ class Workers:
         if IN_BROWSER and threads is not None and threads > 1:
             raise ValueError(f"threads is {threads}, but a browser has 1: leave it out")
         self.threads = threads or default_threads()
-        self._renew()
-        _ALL.add(self)
+        self.renew()
+        RENEWED.add(self)
 
-    def _renew(self) -> None:
+    def renew(self) -> None:
         """Start without helpers: earlier ones end with these workers, or were not forked."""
         self._here = threading.local()
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
@@ -262,14 +262,15 @@ class Workers:
         return getattr(self._here, "busy", False)
 
 
-_ALL: weakref.WeakSet[Workers] = weakref.WeakSet()
+RENEWED: weakref.WeakSet[Any] = weakref.WeakSet()
+"""What has threads or locks, and a method `renew` for forked processes."""
 
 
 def _after_fork() -> None:
-    """Forget the threads that were not forked: waiting for one of them would never end."""
+    """Forget the threads that were not forked, and the locks that they hold: waiting for one would never end."""
     BLAS.forget()
-    for workers in list(_ALL):
-        workers._renew()
+    for one in list(RENEWED):
+        one.renew()
 
 
 if hasattr(os, "register_at_fork"):

@@ -12,14 +12,14 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
-import os
 import sys
 import threading
-import weakref
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from refdiff.backends.numpy.thread_pool import RENEWED
 
 CACHE_LINE = 64
 """Bytes of a cache line. `malloc` aligns none of its large blocks to one; every vector of 64 bytes then crosses two."""
@@ -42,7 +42,11 @@ class Workspace:
         self._unused = 0
         self._lock = threading.Lock()
         self._blocks: dict[int, list[NDArray[np.uint8]]] = {}
-        _ALL.add(self)
+        RENEWED.add(self)
+
+    def renew(self) -> None:
+        """Take a lock that no thread holds, in a forked process."""
+        self._lock = threading.Lock()
 
     def open(self) -> None:
         """Start keeping memory."""
@@ -71,19 +75,6 @@ class Workspace:
             start = -block.ctypes.data % CACHE_LINE
             array: NDArray[Any] = block[start : start + size].view(dtype).reshape(shape)
             return array
-
-
-_ALL: weakref.WeakSet[Workspace] = weakref.WeakSet()
-
-
-def _renew_locks() -> None:
-    """Renew locks, in a forked process: threads that were not forked may hold them."""
-    for workspace in list(_ALL):
-        workspace._lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_locks)
 
 
 def _references(blocks: list[NDArray[np.uint8]]) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tests.backends.vjp_cases import Case, normal
+from tests.backends.vjp_cases import seen as masks
 
 SIZES = (  # B, H, K, T, S
     (2, 3, 3, 5, 5),
@@ -87,18 +88,7 @@ def heads(seed: int, d: int, e: int) -> tuple[Any, ...]:
 def seen(seed: int, maps: int) -> Iterator[dict[str, Any]]:
     """Masks and biases of every shape."""
     B, H, _, T, S = SIZES[seed]
-    g = np.random.default_rng(seed)
-    padding = np.ones((B, 1, 1, S), bool)
-    padding[0, ..., : S // 2] = False
-    some = g.random((B, maps * H, T, S)) < 0.6
-    some[0, 0, 0] = False  # a row that sees nothing
-    bias = g.normal(size=(1, maps * H, T, S))
-    yield {}
-    yield {"causal": False}
-    yield {"mask": padding}
-    yield {"mask": some, "bias": bias, "causal": False}
-    yield {"mask": some[:, :1]}
-    yield {"mask": some[0, 0], "bias": bias[0, :H]}
+    return masks(seed, B, H, T, S, maps)
 
 
 def diff_attention_cases(slow: bool) -> Iterator[Case]:

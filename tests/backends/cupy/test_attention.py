@@ -6,15 +6,13 @@ import numpy as np
 import pytest
 
 from refdiff import layers
-from refdiff.backends.cupy.attention import AXES, SHAPE, Call, axes_of, rows_lie_whole
+from refdiff.backends.cupy import CupyKernels
+from refdiff.backends.cupy.attention import axes_of, rows_lie_whole
 from refdiff.backends.cupy.geometry import RESERVED_SHARED, shared_bytes
-from refdiff.backends.cupy.kernels import CupyKernels
-from refdiff.backends.cupy.runtime import Runtime
 from tests.backends.cupy.cases import heads, seen
 from tests.backends.cupy.test_kernels import hold
 from tests.backends.vjp_cases import normal
 from tests.cuda.emulation import BFLOAT16, EmulatedDevice
-from tests.cuda.structs import declared
 
 
 def test_axes_count_elements_and_shared_ones_are_zero() -> None:
@@ -25,15 +23,6 @@ def test_axes_count_elements_and_shared_ones_are_zero() -> None:
     assert axes_of(np.zeros((2, 1, 5, 1))).item() == (5, 0, 1, 0)
     assert axes_of(np.zeros((2, 3, 5))).item() == (15, 5, 1, 0)
     assert axes_of(None).item() == (0, 0, 0, 0)
-
-
-def test_structs_are_laid_out_as_in_the_source() -> None:
-    """The fields in order, and no padding that C would put between them."""
-    axes = declared("attention_rows.cuh", "Axes")
-    shape = declared("attention_rows.cuh", "Shape", Axes=axes)
-    for ours, theirs in ((AXES, axes), (SHAPE, shape)):
-        assert ours.fields == theirs.fields
-        assert ours.itemsize == theirs.itemsize
 
 
 def test_arrays_are_copied_only_where_they_must_be() -> None:
@@ -47,16 +36,6 @@ def test_arrays_are_copied_only_where_they_must_be() -> None:
         assert copies[0].strides[-1] == x.itemsize
         for copy, of in zip(copies, (one, other), strict=True):
             np.testing.assert_array_equal(copy, of)
-
-
-def test_a_call_knows_its_grid() -> None:
-    q, k, v = (np.zeros(shape, np.float32) for shape in ((2, 6, 37, 8), (2, 3, 41, 8), (2, 3, 41, 16)))
-    call = Call.of(Runtime(EmulatedDevice()), (q, q), (k, k), v, np.float32(1), None, None, True)
-    assert call is not None
-    assert (call.tiles.rows, call.rows) == (64, 2)  # 2 heads · 37 queries to a key head, in tiles of 64
-    assert call.defines == {"NUMBER": "float", "MAPS": 2, "D": 8, "E": 16, "ROWS": 64, "KEYS": 32}
-    assert call.shape["scale"] == np.float32(8**-0.5)
-    assert (call.shape["causal"], call.shape["T"], call.shape["S"]) == (1, 37, 41)
 
 
 COUNTED = [
@@ -81,7 +60,7 @@ def test_where_the_device_counts_keys_what_lies_past_them_is_not_read(multiproce
         x[:, :, there:] = np.nan
     change = (lambda text: text) if mistake is None else (lambda text: text.replace(*mistake))
     kernels = CupyKernels(EmulatedDevice(multiprocessors=multiprocessors, change=change))
-    with kernels.counted_by(np.array([there - T])), np.errstate(all="ignore"):
+    with kernels.runtime.counted_by(np.array([there - T])), np.errstate(all="ignore"):
         got = kernels.diff_attention(q1, k1, q2, k2, v, np.float32(0.7), mask)
     right = bool(np.allclose(got, exact, rtol=1e-5, atol=1e-5))
     assert right is (mistake is None)
@@ -140,23 +119,10 @@ def room_for_two(tile: int) -> int:
     return 2 * (tile + RESERVED_SHARED) - RESERVED_SHARED
 
 
-class Noting(EmulatedDevice):
-    """Notes which tiles it is asked for."""
-
-    def __init__(self, noted: set[tuple[Any, ...]], **options: Any) -> None:
-        super().__init__(**options)
-        self._noted = noted
-
-    def launch(self, file: str, kernel: str, defines: Any, *rest: Any) -> None:
-        if kernel in ("attention", "to_queries", "to_keys"):
-            self._noted.add((kernel, defines["ROWS"], defines["KEYS"]))
-        super().launch(file, kernel, defines, *rest)
-
-
 @pytest.mark.slow
 def test_every_tile_that_can_be_chosen_gives_the_layer() -> None:
     """Of the way forward and back: each height that the rows of a key head can fill, with keys by 32 and by 16."""
-    noted: set[tuple[Any, ...]] = set()
+    chosen: set[tuple[Any, ...]] = set()
     B, K, d, e = 1, 1, 5, 6
     for H, T, S, rows in ((3, 50, 57, 64), (3, 10, 41, 32), (2, 3, 35, 16)):
         g, v = normal(6, B, H, T, e), normal(5, B, K, S, e)
@@ -168,15 +134,17 @@ def test_every_tile_that_can_be_chosen_gives_the_layer() -> None:
         back = layers.diff_attention_vjp(g, q1, k1, q2, k2, v, np.float64(0.7), mask)
         singles = [x.astype(np.float32) for x in (g, q1, k1, q2, k2, v)]
         for keys in (16, 32):
-            forward, backward = (
-                CupyKernels(Noting(noted, shared=room_for_two(shared_bytes(d, e, 2, rows, keys, way)), order=2))
+            devices = [
+                EmulatedDevice(shared=room_for_two(shared_bytes(d, e, 2, rows, keys, way)), order=2)
                 for way in (False, True)
-            )
+            ]
+            forward, backward = map(CupyKernels, devices)
             got = forward.diff_attention(*singles[1:], np.float32(0.7), mask)
             np.testing.assert_allclose(got, exact, rtol=1e-4, atol=1e-5)
             for one, truth in zip(backward.diff_attention_vjp(*singles, np.float32(0.7), mask), back, strict=True):
                 np.testing.assert_allclose(one, truth, rtol=1e-4, atol=1e-4)
-    assert noted == {
+            chosen |= {(x[0], x[1]["ROWS"], x[1]["KEYS"]) for device in devices for x in device.trace}
+    assert {one for one in chosen if one[0] != "row_sums"} == {
         (kernel, rows, keys)
         for kernel in ("attention", "to_queries", "to_keys")
         for rows in (16, 32, 64)

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from refdiff.backends.cupy import device
+from refdiff.backends.cupy import attention, device, rope
 
 FILES = sorted(path.name for path in device.SOURCES.iterdir())
 
@@ -26,6 +26,25 @@ def test_a_source_stands_alone(name: str) -> None:
 
 def test_a_value_in_a_source_is_an_option() -> None:
     assert device.options({"D": 64, "NUMBER": "float"}) == ("--std=c++17", "-DD=64", "-DNUMBER=float")
+
+
+def declared(file: str, name: str, **kinds: np.dtype[np.void]) -> np.dtype[np.void]:
+    """Read a struct of a source: the record that C++ lays out alike. `kinds` are the structs that it has inside."""
+    body = re.search(rf"struct {name} {{(.*?)\n}};", (device.SOURCES / file).read_text(), re.DOTALL)
+    assert body is not None
+    known = {"int64": np.int64, "const int64*": np.int64, "int": np.int32, "float": np.float32, **kinds}
+    lines = re.findall(r"^\s+(const \w+\*|\w+) ([\w, ]+);", body[1], re.MULTILINE)
+    fields = [(field.strip(), known[kind]) for kind, names in lines for field in names.split(",")]
+    return np.dtype(fields, align=True)
+
+
+def test_records_are_the_structs_of_the_sources() -> None:
+    """The fields in order, and no padding that C would put between them."""
+    axes, steps = declared("attention_rows.cuh", "Axes"), declared("rope.cu", "Steps")
+    shape, append = declared("attention_rows.cuh", "Shape", Axes=axes), declared("rope.cu", "Append", Steps=steps)
+    for ours, theirs in ((attention.AXES, axes), (attention.SHAPE, shape), (rope.STEPS, steps), (rope.APPEND, append)):
+        assert ours.fields == theirs.fields
+        assert ours.itemsize == theirs.itemsize
 
 
 class FakeFunction:

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from refdiff.backends.cupy import CupyKernels
 from refdiff.backends.cupy.graph import GraphError, Recorder, recordable
-from refdiff.backends.cupy.kernels import CupyKernels
 from tests.cuda.emulation import EmulatedDevice
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import refdiff
-from refdiff.backends.cupy.backend import CupyBackend, CupyKernels
+from refdiff.backends.cupy import CupyBackend, CupyKernels
 from refdiff.model.weights import flatten, nest
 from tests.cuda.emulation import EmulatedDevice, OnDevice
 from tests.model.models import WIRINGS

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from refdiff.backends.numpy.runtime import Runtime, split_batch
+from refdiff.backends.numpy import NumpyBackend, NumpyKernels
+from refdiff.backends.numpy.runtime import Runtime
 from refdiff.backends.numpy.tuning import Tuning, has_avx512
 
 
@@ -41,6 +42,7 @@ def test_a_pass_leaves_errors_as_the_caller_has_them() -> None:
 
 
 def test_rows_that_go_apart_are_in_as_many_parts_as_they_need() -> None:
+    split_batch = NumpyBackend(NumpyKernels(1)).split_batch
     assert split_batch(1, 100_000) == [slice(0, 1)]
     assert split_batch(16, 128) == [slice(0, 16)]
     assert split_batch(16, 256) == [slice(0, 8), slice(8, 16)]
@@ -52,8 +54,6 @@ def test_rows_that_go_apart_are_in_as_many_parts_as_they_need() -> None:
     [
         ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nflags\t\t: fpu avx2 avx512f avx512dq\n", True),
         ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nflags\t\t: fpu avx2 avx512dq\n", False),
-        ("vendor_id\t: GenuineIntel\ncpu family\t: 6\nflags\t\t: fpu avx512f\n", True),
-        ("vendor_id\t: GenuineIntel\ncpu family\t: 6\nflags\t\t: fpu avx2\n", False),
         ("CPU implementer\t: 0x41\n", False),
         (None, False),
     ],
