@@ -99,6 +99,7 @@ class EmulatedDevice:
         self.capability = capability
         self.launched: list[str] = []
         self.trace: list[Any] = []
+        self.multiplied: list[Any] = []
 
     def launch(
         self,
@@ -150,6 +151,7 @@ class EmulatedDevice:
         if OnDevice.refusing:
             raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
         assert x.ndim == 2
+        self.multiplied.append(x)
         return (x.astype(np.float64) @ weight.astype(np.float64).T).astype(np.float32)
 
 

@@ -60,7 +60,7 @@ def mma_variants(number: str, limit: int) -> list[dict[str, Any]]:
             (64, 128, 2, 20), (256, 512, 2, 4096),
         )
     ]  # fmt: skip
-    """On a device with so little shared memory as sm_75's, attention in bfloat16 is left to attention.cu."""
+    # sm_75 multiplies no bfloat16 on tensor cores: attention.cu serves there
     known = ("float16",) if limit == LIMITS["sm_75"] else ("float16", "bfloat16")
     tiles_of = known if number == "float" else (number,) if number in known else ()
     return [

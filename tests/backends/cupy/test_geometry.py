@@ -13,8 +13,6 @@ from refdiff.backends.cupy.geometry import (
     key_splits,
     mma_columns,
     mma_tiles,
-    row_shares,
-    row_threads,
     shared_bytes,
     worth_tensor_cores,
 )
@@ -45,11 +43,6 @@ def test_tiles_fit_the_device(d: int, e: int, maps: int, rows: int, limit: int, 
     assert tiles.rows % 16 == tiles.keys % 16 == 0
     assert tiles.rows == 16 or tiles.rows < rows + 16  # no more than the last 16 rows stand empty
     assert tiles.rows == 16 or maps * -(-e // 16) * (tiles.rows // 16) <= SUMS_PER_THREAD
-
-
-@pytest.mark.parametrize(("d", "e"), [(0, 16), (8, 0), (MAX_QUERY + 1, 16), (8, MAX_VALUE + 1)])
-def test_widths_out_of_range_have_no_tiles(d: int, e: int) -> None:
-    assert attention_tiles(d, e, 2, 100, SM90) is None
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -96,21 +89,6 @@ def test_keys_are_split_only_where_rows_are_few() -> None:
 def test_a_warp_on_tensor_cores_makes_up_for_two_splits(rows: int, splits: int) -> None:
     tiles = Tiles(rows, 32, 0)
     assert [worth_tensor_cores(Tuning(), tiles, n) for n in (1, splits, splits + 1)] == [True, True, False]
-
-
-@given(size=st.integers(1, 10**6))
-def test_threads_of_a_row(size: int) -> None:
-    threads = row_threads(size)
-    assert threads in (32, 64, 128, 256, 512, 1024)
-    assert threads == 1024 or 4 * threads >= size
-    assert threads == 32 or 2 * threads < size
-
-
-@given(rows=st.integers(1, 10**7))
-def test_shares_of_rows(rows: int) -> None:
-    shares = row_shares(rows)
-    assert 1 <= shares <= 64
-    assert shares == 64 or 64 * shares >= rows > 64 * (shares - 1)
 
 
 @given(d=widths, e=st.integers(1, MAX_VALUE), maps=st.integers(1, 2), rows=st.integers(1, 10**5),

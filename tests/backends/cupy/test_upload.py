@@ -44,16 +44,13 @@ class Late:
 
 class Event:
     stream: Late | None = None
-    behind = 0
 
     def record(self, stream: Late) -> None:
-        self.stream, self.behind = stream, len(stream.waiting)
-        self.pieces = list(stream.waiting)
+        self.stream, self.pieces = stream, list(stream.waiting)
 
     def synchronize(self) -> None:
-        if self.stream is not None:
-            while any(piece in self.stream.waiting for piece in self.pieces):
-                self.stream.arrive(1)
+        while self.stream is not None and any(piece in self.stream.waiting for piece in self.pieces):
+            self.stream.arrive(1)
 
 
 @pytest.fixture

@@ -20,13 +20,6 @@ def test_a_long_gradient_of_the_weight_is_the_same_with_one_thread_and_with_thre
     assert (sums[1] == sums[2]).all()
 
 
-def test_the_result_lies_densely_and_the_input_is_as_it_was() -> None:
-    x = np.arange(2.0 * 3 * 5 * 4).reshape(2, 5, 3, 4).swapaxes(1, 2)
-    before = x.copy()
-    assert NumpyKernels().rms_norm(x, None, 1e-5).flags.c_contiguous
-    np.testing.assert_array_equal(x, before)
-
-
 @pytest.mark.parametrize("shape", [(7, 5), (2, 7, 5), (2, 3, 7, 5), (1, 3, 2 * Tuning.block_tokens + 5, 6)])
 def test_what_lies_feature_major_is_left_like_that(shape: tuple[int, ...]) -> None:
     x = np.random.default_rng(0).normal(size=shape)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from refdiff import layers
-from refdiff.backends import ops_for
 from refdiff.backends.numpy import NumpyKernels
 from refdiff.backends.numpy.layout import feature_view
 from refdiff.backends.numpy.tuning import Tuning
@@ -87,15 +86,3 @@ def test_memory_is_kept_from_pass_to_pass() -> None:
         assert block() != first
     assert not kernels.runtime.workspace._blocks
     assert held.all()
-
-
-def test_a_kernel_that_declines_leaves_the_call_to_the_layer() -> None:
-    ops = ops_for(NumpyKernels())
-    nothing = np.full(3, -100)
-    logits = np.random.default_rng(0).normal(size=(3, 5))
-    assert np.isnan(ops.cross_entropy(logits, nothing))
-    assert not ops.cross_entropy_vjp(np.float64(1), logits, nothing)[0].any()
-    np.testing.assert_array_equal(
-        ops.embedding_vjp(np.ones((2, 4)), np.array([0, 9]), np.ones((5, 4)))[1],
-        layers.embedding_vjp(np.ones((2, 4)), np.array([0, 9]), np.ones((5, 4)))[1],
-    )
