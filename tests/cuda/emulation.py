@@ -117,6 +117,7 @@ class EmulatedDevice:
         self.trace.append((kernel, defines, grid, threads, shared, [_form(x) for x in arguments]))
         assert all(n > 0 for n in grid)
         assert max(grid[1:]) < 2**16
+        assert threads <= 1024
         assert shared <= self.shared
         # with as many registers as a thread may have, a block has no more than 256
         assert threads <= 256 or re.search(rf"__launch_bounds__\([^)]*\) {kernel}\(", text), "more threads than it says"
@@ -151,7 +152,7 @@ class EmulatedDevice:
         if OnDevice.refusing:
             raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
         assert x.ndim == 2
-        self.multiplied.append(x)
+        self.multiplied.append((x, weight))
         return (x.astype(np.float64) @ weight.astype(np.float64).T).astype(np.float32)
 
 

@@ -56,7 +56,7 @@ def test_swiglu_of_few_rows_is_two_launches_and_of_many_rounds_x_once(rows: int)
         assert device.launched == ["gated_linear", "linear"]
     else:
         assert device.launched == ["gated"]
-        assert device.multiplied[0] is device.multiplied[1]
+        assert device.multiplied[0][0] is device.multiplied[1][0]
     exact = layers.swiglu(x, *({name: a.astype(np.float32) for name, a in p.items()} for p in (gate, up, down)))
     np.testing.assert_allclose(y, exact, rtol=1e-5, atol=1e-4 if rows <= Tuning.few_rows else 0.3)
     other = {"weight": up["weight"].astype(BFLOAT16)}
@@ -69,9 +69,11 @@ def test_x_is_rounded_once_for_all_weights_of_a_type() -> None:
     device, x = EmulatedDevice(), normal(0, 11, Tuning.few_rows + 1).astype(np.float32).T
     given = projections(np.float16, BFLOAT16, np.float16, np.float32)
     together = CupyKernels(device).linears(x, *given)
-    assert [y.dtype.name for y in device.multiplied] == ["float16", "bfloat16", "float16", "float32"]
-    assert device.multiplied[0] is device.multiplied[2]
-    assert all(y.flags.c_contiguous for y in device.multiplied)
+    rows, weights = zip(*device.multiplied, strict=True)
+    assert [y.dtype.name for y in rows] == ["float16", "bfloat16", "float16", "float32"]
+    assert rows[0] is rows[2]
+    assert all(y.flags.c_contiguous for y in rows)
+    assert all(weight is p["weight"] for weight, p in zip(weights, given, strict=True))
     for y, p in zip(together, given, strict=True):
         exact = layers.linear(x, **{name: array.astype(np.float32) for name, array in p.items()})
         np.testing.assert_allclose(y, exact, atol=0.1)
