@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends.numpy.thread_pool import Workers
-from refdiff.bench.device import SIXTEEN_BITS
+from refdiff.bench.machine import SIXTEEN_BITS
 from refdiff.bench.side import CACHES, Answer, FloatArray, Settings, Side
 
 ON_A_DEVICE = 30

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from refdiff.bench import machine
-from refdiff.bench.device import SIXTEEN_BITS
+from refdiff.bench.machine import SIXTEEN_BITS
 from refdiff.bench.processes import Child, ChildError, first_output
-from refdiff.bench.rows import ORACLE_KINDS, Row, Work, work_of
-from refdiff.bench.side import LOOKED_UP, Answer, Settings
+from refdiff.bench.rows import KINDS, ORACLE_KINDS, Row, Work, work_of
+from refdiff.bench.side import Answer, Settings
 from refdiff.bench.sizes import trained_config, write_like
 from refdiff.errors import CheckpointError
 from refdiff.model.config import DiffLlamaConfig
@@ -27,19 +27,6 @@ from refdiff.model.heads import DiffLlamaForCausalLM
 from refdiff.model.weights.names import count_parameters, parameter_shapes
 
 OURS = "refdiff"
-ONLY = {
-    "numpy": ("product",),
-    "onnxruntime": ("product",),
-    "stored": ("load", "prefill", "decode", "lookup", "edit", "memory"),
-}
-"""Which kinds of rows a side takes part in, where it is not all of them."""
-
-NEW_PROCESS = ("load", "memory", *ORACLE_KINDS)
-"""Kinds of rows that have a new process for each request."""
-
-NOT_WARMED_UP = ("memory", *ORACLE_KINDS)
-"""Kinds of rows that have no request before those that count; of the others the first finds files not yet read."""
-
 POSSIBLE = 1.05
 """A share of a ceiling above which one of the two was not measured as it is: no more than the spread of both."""
 
@@ -74,16 +61,11 @@ def difference(ours: Answer, theirs: Answer) -> str | None:
 
 @dataclass
 class Measured:
-    """One row's answers, as JSON has them under `rows`.
+    """One row's answers by side, the ceilings around them, and what JSON has of them under `rows`.
 
-    `sides`: name → what each round gave, in seconds or bytes, and as a rate; of prompt lookup also in how many passes
-    through the model. `against`: name → the ratio (above 1: refdiff is faster; of memory, below 1: it needs less), and
-    where the two did not do the same. `ceiling`: the machine's rate in each round, the better of that before it and
-    that after it (of the attribute `rates`, one more than there are rounds), the bytes or operations of each side that
-    are `counted`, the share of the rate that it reached with them, and which sides are `doubtful`, having done more
-    than there can be: than the rate, or where that is `gemv` than `read`, of the attribute `reads`, or the rate if that
-    was more. `rounded`: the sides round to 16 bits, each in other places, so that their tokens may differ. `error`: why
-    there is nothing.
+    rates, reads: the ceiling of the row, and where that is `gemv` also `read`, before each round and after the last.
+    rounded: the sides round to 16 bits, each in other places, so that their tokens may differ. error: why there is
+    nothing. In JSON, a ratio above 1 says that refdiff is faster; of memory, below 1, that it needs less.
     """
 
     row: Row
@@ -133,7 +115,10 @@ class Measured:
         }
 
     def _ceiling(self, numbers: dict[str, list[float]]) -> dict[str, Any]:
-        """Compare each side's work with what the machine could do meanwhile."""
+        """Compare each side's work with what the machine could do meanwhile: the better of before a round and after it.
+
+        A side is doubtful that did more than there can be, by the better of `read` and the row's ceiling.
+        """
         rates, reads = ([max(around) for around in itertools.pairwise(found)] for found in (self.rates, self.reads))
         most = [max(both) for both in zip(rates, reads, strict=True)] if reads else rates
         counted = {
@@ -154,13 +139,6 @@ class Measured:
         }
 
 
-def sides_of(row: Row, against: Sequence[str]) -> list[str]:
-    """Name who takes part in a row."""
-    if row.kind in ORACLE_KINDS:
-        return [OURS]
-    return [OURS, *(name for name in against if row.kind in ONLY.get(name, (row.kind,)))]
-
-
 def measure(row: Row, settings: Settings, turn: Turn = lambda row, side: None) -> list[Measured]:
     """Measure one row; one of training or of the oracle gives its memory as a second one.
 
@@ -176,10 +154,12 @@ def measure(row: Row, settings: Settings, turn: Turn = lambda row, side: None) -
         elif row.needs_model and settings.folder is not None:
             config = DiffLlamaConfig.from_pretrained(settings.folder)
         work = work_of(row, config, settings)
-        senders = {name: _sender(row, name, settings, stack) for name in sides_of(row, settings.against)}
-        if row.kind not in NOT_WARMED_UP:
+        kind = KINDS[row.kind]
+        sides = [OURS, *(name for name in settings.against if name in kind.sides)]
+        senders = {name: _sender(row, name, settings, stack) for name in sides}
+        if (less := kind.warm_up) is not None:
             for send in senders.values():
-                send(**{**row.request, **_shorter(row)})
+                send(**{**row.request, **{name: min(row.request.get(name, most), most) for name, most in less.items()}})
         limits = [work.ceiling, "read"] if work.ceiling == "gemv" else [work.ceiling] if work.ceiling else []
         if limits:
             ceilings = stack.enter_context(Child("ceilings", settings)).request
@@ -204,18 +184,11 @@ def measure(row: Row, settings: Settings, turn: Turn = lambda row, side: None) -
     return [measured, Measured(row, Work("B"), answers)] if has_memory else [measured]
 
 
-def _shorter(row: Row) -> dict[str, Any]:
-    """What a request asks for instead where it only warms up."""
-    few = {"steps": 2 * LOOKED_UP}
-    shorter: dict[str, dict[str, Any]] = {"prefill": {"size": min(row.size, 128)}, "decode": {"steps": 1}}
-    return {**shorter, "lookup": few, "edit": few}.get(row.kind, {})
-
-
 def _sender(row: Row, name: str, settings: Settings, stack: ExitStack) -> Callable[..., Answer]:
     """Return what a side's requests are sent to: a process that stays with the row, or a new one each time."""
     if row.kind == "cold":
         return _command(name, settings)
-    if row.kind in NEW_PROCESS:
+    if KINDS[row.kind].new_process:
 
         def send_to_new(**request: Any) -> Answer:
             with Child("oracle" if row.kind in ORACLE_KINDS else name, settings) as child:

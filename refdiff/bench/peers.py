@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.bench.device import Gpu, UnavailableError
 from refdiff.bench.inputs import Bias, Ids
+from refdiff.bench.machine import Gpu, UnavailableError
 from refdiff.bench.side import LOOKED_UP, Answer, Arrivals, FloatArray, Settings, Side
 
 

@@ -18,10 +18,10 @@ import time
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import refdiff
-from refdiff.bench.device import UnavailableError
+from refdiff.bench.machine import UnavailableError
 from refdiff.bench.side import Answer, Settings, Side
 
 SIDES = {
@@ -30,7 +30,7 @@ SIDES = {
     "transformers": "peers.TransformersSide",
     "numpy": "peers.NumpySide",
     "onnxruntime": "peers.OnnxRuntimeSide",
-    "oracle": "oracle_side.OracleSide",
+    "oracle": "refdiff_side.OracleSide",
     "ceilings": "ceilings.CeilingSide",
 }
 """Name → module and class."""
@@ -55,22 +55,25 @@ def environment(threads: int) -> dict[str, str]:
     return {**kept, **dict.fromkeys(_THREADS, str(threads)), **_QUIET, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"}
 
 
-class Child:
-    """The process of one side, started when it is made; `with` ends it.
+class Child(ExitStack):
+    """The process of one side, started when it is made; `close`, or the end of `with`, ends it.
 
     It has a session of its own, so that Ctrl-C reaches the parent alone, which then ends it. Raises `UnavailableError`
     where a package that it needs is not installed.
     """
 
     def __init__(self, name: str, settings: Settings) -> None:
+        super().__init__()
         self.name = name
-        with ExitStack() as undo:  # Ctrl-C may come at any line
-            self._errors = undo.enter_context(tempfile.TemporaryFile())
-            command = ["-m", "refdiff.bench.processes", json.dumps({"side": name, **asdict(settings)})]
+        command = ["-m", "refdiff.bench.processes", json.dumps({"side": name, **asdict(settings)})]
+        self._errors: IO[bytes] = self.enter_context(tempfile.TemporaryFile())  # noqa: SIM115, this stack closes it
+        try:
             self.process = _start([sys.executable, *command], settings.threads, subprocess.PIPE, self._errors)
-            undo.callback(self.close)
+            self.callback(_end, self.process)
             self.request("prepare")
-            undo.pop_all()
+        except BaseException:
+            self.close()
+            raise
 
     def request(self, do: str, **arguments: Any) -> Answer:
         """Have it do something, and return its answer.
@@ -96,17 +99,6 @@ class Child:
             raise ChildError(f"{self.name}: {found['kind']}: {found['error']}")
         return found
 
-    def close(self) -> None:
-        """End the process, whatever it is doing."""
-        _end(self.process)
-        self._errors.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
 
 def first_output(command: list[str], threads: int) -> tuple[float, str]:
     """Run a command; return the seconds from its start to its first output, and all that it printed.
@@ -131,14 +123,8 @@ def first_output(command: list[str], threads: int) -> tuple[float, str]:
 
 
 def _start(command: list[str], threads: int, stdin: int, errors: IO[bytes]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(  # noqa: S603, this very Python
-        command,
-        stdin=stdin,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        env=environment(threads),
-        start_new_session=True,
-    )
+    pipes: Any = {"stdin": stdin, "stdout": subprocess.PIPE, "stderr": errors}
+    return subprocess.Popen(command, env=environment(threads), start_new_session=True, **pipes)  # noqa: S603, this very Python
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -1,7 +1,8 @@
-"""refdiff, as it is measured."""
+"""refdiff and its oracle, as they are measured."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -9,9 +10,9 @@ import numpy as np
 
 from refdiff.arrays import namespace, to_numpy
 from refdiff.backends import backend_for
-from refdiff.bench.device import SIXTEEN_BITS
 from refdiff.bench.inputs import Bias, Ids
-from refdiff.bench.side import LOOKED_UP, Arrivals, FloatArray, Side
+from refdiff.bench.machine import SIXTEEN_BITS
+from refdiff.bench.side import LOOKED_UP, Answer, Arrivals, FloatArray, Side
 from refdiff.generation.context import DecodingContext
 from refdiff.model.heads import DiffLlamaForCausalLM
 from refdiff.model.weights.names import flatten, nest
@@ -114,3 +115,30 @@ class StoredSide(RefdiffSide):
     """The same, its weights of 16 bits kept as the file has them."""
 
     weights = "stored"
+
+
+class OracleSide(Side):
+    """The oracle, in processor time: it runs beside other work on many cores. Four heads share a pair of key heads."""
+
+    clock = staticmethod(time.process_time)
+
+    def check(self, size: int, batch: int) -> Answer:
+        """Check the output of `size` queries and keys, which must pass."""
+        return self._judged(size, batch, "halves", "check", "pass")
+
+    def diagnose(self, size: int, batch: int) -> Answer:
+        """Diagnose the output of heads that are neighbors, which must be found."""
+        return self._judged(size, batch, "interleaved", "diagnose", "unique")
+
+    def _judged(self, size: int, heads: int, pairing: str, judge: str, status: str) -> Answer:
+        from refdiff import oracle  # not in processes whose memory a model is measured by
+
+        pairs = {"query_heads": 2 * heads, "key_heads": 2 * max(1, heads // 4)}
+        spec = oracle.Spec.preset("hf_diffllama", head_dim=64, layer=5, **pairs)
+        (case,) = oracle.cases("natural", spec=spec, dtype="bfloat16", batch=1, queries=size, keys=size)
+        truth = oracle.truth(spec.replace(pairing=pairing), case.inputs, want=("out",)).out
+        output = np.asarray(truth, dtype=np.float32)
+        seconds, found = self.timed(lambda: getattr(oracle, judge)(output, spec, case.inputs, recipe="bfloat16"))
+        if found.status != status:
+            raise ValueError(f"the oracle: got {found.status}, expected {status}\n{found}")
+        return {"seconds": seconds, **self.peak()}

@@ -3,32 +3,54 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from refdiff.bench.side import WEIGHT, Settings
+from refdiff.bench.side import LOOKED_UP, WEIGHT, Settings
 from refdiff.bench.sizes import TRAINED
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.weights.names import count_parameters, parameter_shapes
 
 _MANY = "TOKENS[xN]"
+_OTHERS = ("transformers",)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Rows of one kind: what follows the name on the command line, how a table names them, and how they are measured.
+
+    sides: that take part beside refdiff. needs_model: the checkpoint is needed; training has models of its own, and the
+    others have none. new_process: for each request. warm_up: what the request before those that count asks for instead;
+    None: there is none. Of the others the first finds files not yet read.
+    """
+
+    form: str
+    title: str
+    sides: tuple[str, ...] = ("transformers", "stored")
+    needs_model: bool = True
+    new_process: bool = False
+    warm_up: dict[str, int] | None = field(default_factory=dict)
+
+
 KINDS = {
-    "cold": ("", "start to first token"),  # of the command, with a prompt of 16 tokens
-    "load": ("", "load"),  # in a new process
-    "prefill": (_MANY, "prefill {size}{rows}"),  # a prompt, to the next token
-    "decode": (_MANY, "decode {size}{rows}"),  # one token at a time after TOKENS, N sequences at once
-    "lookup": ("", "prompt lookup, a copy"),  # a text that repeats itself, after its first token
-    "edit": ("", "prompt lookup, an edit"),  # a program in which some names change
-    "memory": (_MANY, "memory {size}{rows}"),  # peak of a new process that reads TOKENS and decodes 16
-    "product": ("TOKENS", "product, {tokens}"),  # of a weight of 2048 × 8192
-    "check": (_MANY, "check {size}, {heads}"),  # the oracle's, of TOKENS queries and keys of N heads in bfloat16
-    "diagnose": (_MANY, "diagnose {size}, {heads}"),  # of the same with heads paired in another order
-    "train": ("MODEL", "training step, {model}"),  # forward, backward and AdamW
+    "cold": Kind("", "start to first token", _OTHERS),  # of the command, with a prompt of 16 tokens
+    "load": Kind("", "load", new_process=True),
+    "prefill": Kind(_MANY, "prefill {size}{rows}", warm_up={"size": 128}),  # a prompt, to the next token
+    "decode": Kind(_MANY, "decode {size}{rows}", warm_up={"steps": 1}),  # one token at a time after TOKENS, N sequences
+    "lookup": Kind("", "prompt lookup, a copy", warm_up={"steps": 2 * LOOKED_UP}),  # a text that repeats itself
+    "edit": Kind("", "prompt lookup, an edit", warm_up={"steps": 2 * LOOKED_UP}),  # a program in which names change
+    # peak of a process that reads TOKENS and decodes 16
+    "memory": Kind(_MANY, "memory {size}{rows}", new_process=True, warm_up=None),
+    # of a weight of 2048 × 8192
+    "product": Kind("TOKENS", "product, {tokens}", (*_OTHERS, "onnxruntime", "numpy"), needs_model=False),
+    # the oracle's, in seconds of the processor: TOKENS queries and keys of N heads in bfloat16
+    "check": Kind(_MANY, "check {size}, {heads}", (), needs_model=False, new_process=True, warm_up=None),
+    "diagnose": Kind(_MANY, "diagnose {size}, {heads}", (), needs_model=False, new_process=True, warm_up=None),
+    "train": Kind("MODEL", "training step, {model}", _OTHERS, needs_model=False),  # forward, backward and AdamW
 }
-"""Kind of row → what follows its name on the command line, and how a table names it."""
 
 ORACLE_KINDS = ("check", "diagnose")
-"""Kinds of rows that need neither a model nor another side; they are measured in seconds of the processor."""
+"""Kinds of rows that have no other side."""
 
 _NUMBER = "[1-9][0-9]{0,5}"
 _FORMS = {
@@ -57,7 +79,7 @@ class Row:
     @property
     def title(self) -> str:
         """How a table names it."""
-        return KINDS[self.kind][1].format(
+        return KINDS[self.kind].title.format(
             size=self.size,
             model=self.model,
             rows=f", {self.batch} rows" if self.batch > 1 else "",
@@ -68,14 +90,13 @@ class Row:
     @property
     def request(self) -> dict[str, Any]:
         """What a side does, as a request to its process."""
-        form = KINDS[self.kind][0]
-        size = {"size": self.size} if "TOKENS" in form else {}
-        return {"do": self.kind, **size, **({"batch": self.batch} if form == _MANY else {})}
+        many = {"batch": self.batch} if KINDS[self.kind].form == _MANY else {}
+        return {"do": self.kind, **({"size": self.size} if self.size else {}), **many}
 
     @property
     def needs_model(self) -> bool:
-        """Whether it needs the checkpoint: training has models of its own, and the others have none."""
-        return self.kind not in ("train", "product", *ORACLE_KINDS)
+        """Whether it needs the checkpoint."""
+        return KINDS[self.kind].needs_model
 
 
 def parse_rows(text: str) -> list[Row]:
@@ -87,7 +108,7 @@ def _parse(part: str) -> Row:
     kind, colon, rest = part.partition(":")
     if kind not in KINDS:
         raise ValueError(f"got {part!r}, expected {', '.join(KINDS)}, as in decode:128x8")
-    form = KINDS[kind][0]
+    form = KINDS[kind].form
     if (match := re.fullmatch(_FORMS[form], colon + rest)) is None:
         spelled = f"{kind}:{form}" if form else kind
         example = {"": "", "MODEL": f"; MODEL is {' or '.join(TRAINED)}"}.get(form, f", as in {kind}:128")

@@ -14,8 +14,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.bench.device import Gpu, own_memory, peak_memory
 from refdiff.bench.inputs import Bias, Ids, edited, forcing, random_ids, repetition
+from refdiff.bench.machine import Gpu, own_memory, peak_memory
 from refdiff.model.config import DiffLlamaConfig
 
 CACHES = 2**30

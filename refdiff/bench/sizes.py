@@ -124,17 +124,16 @@ def write_like(name: str, folder: Path, dtype: str | None = None) -> None:
 def _check_found(name: str, folder: Path, config: DiffLlamaConfig) -> None:
     """Refuse a checkpoint that is not what would be written: by its config, and by the headers of its weights."""
     found = DiffLlamaConfig.from_pretrained(folder)
-    shapes, wanted = (parameter_shapes(one, CLASS) for one in (found, config))
-    if (shapes, found.rope_parameters) != (wanted, config.rope_parameters):
-        raise ValueError(f"{folder} holds another model than {name}: name a new folder, or measure it with -m")
     try:
-        types = {STORED.get(kind, kind) for file in headers(folder).values() for kind, _, _ in file.values()}
+        tensors = [entry for file in headers(folder).values() for entry in file.items()]
     except CheckpointError as error:
         raise ValueError(f"{folder} should hold {name}, but it is not whole: {error}. Remove it") from None
-    if {*types, found.dtype or config.dtype} != {config.dtype}:
+    stored = {tensor: (shape, STORED.get(kind, kind)) for tensor, (kind, shape, _) in tensors}
+    wanted = {tensor: (shape, config.dtype) for tensor, shape in parameter_shapes(config, CLASS).items()}
+    same_config = (found.rope_parameters, found.dtype) == (config.rope_parameters, config.dtype)
+    if stored != wanted or not same_config:
         raise ValueError(
-            f"{folder} holds {name} in {', '.join(sorted(types))} (its config.json says {found.dtype}), but "
-            f"{config.dtype} is needed: name a new folder, or measure it with -m"
+            f"{folder} holds another model than {name} in {config.dtype}: name a new folder, or measure it with -m"
         )
 
 

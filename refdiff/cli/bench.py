@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     from refdiff import arrays
     from refdiff.backends.numpy.thread_pool import default_threads
     from refdiff.bench import measure as bench
-    from refdiff.bench.device import SIXTEEN_BITS
+    from refdiff.bench.machine import SIXTEEN_BITS
     from refdiff.bench.side import Settings
     from refdiff.model import weights
     from refdiff.model.config import DiffLlamaConfig
@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
 def _rows(args: argparse.Namespace) -> list[Row]:
     """Read the rows, and refuse what contradicts itself before anything is written or measured."""
     from refdiff.bench import rows as known
-    from refdiff.bench.device import SIXTEEN_BITS
+    from refdiff.bench.machine import SIXTEEN_BITS
     from refdiff.bench.plot import NOTHING, can_draw
 
     on_device, sixteen_bits, against = args.backend == "cupy", args.dtype in SIXTEEN_BITS, args.against or ()

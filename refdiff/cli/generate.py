@@ -158,7 +158,7 @@ def _check_together(args: argparse.Namespace) -> None:
 
 def _one(args: argparse.Namespace, prompt: str, write: Callable[[str], None]) -> tuple[Transcript, int | None]:
     """Answer one prompt, and return the transcript, and the seed if it mattered."""
-    from refdiff.bench.device import peak_memory
+    from refdiff.bench.machine import peak_memory
     from refdiff.cli.transcript import Transcript
 
     seed = secrets.randbits(32) if args.seed is None else args.seed
@@ -222,7 +222,7 @@ def generate_into(
 
 def _show(transcript: Transcript, seed: int | None) -> None:
     """The statistics for people, on standard error."""
-    from refdiff.bench.device import peak_memory
+    from refdiff.bench.machine import peak_memory
 
     def line(name: str, tokens: int, speed: float | None) -> str:
         return f"{name:<10}{tokens:>6} tokens" + ("" if speed is None else f"{speed:>10.1f} tok/s")

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from refdiff.bench import processes
-from refdiff.bench.device import UnavailableError
+from refdiff.bench.machine import UnavailableError
 from refdiff.bench.processes import Child, ChildError, answer, environment, first_output
 from refdiff.bench.side import Settings
 
@@ -78,15 +79,21 @@ def test_a_process_that_is_killed_is_reported() -> None:
             child.request("peak")
 
 
-def test_a_process_that_fails_at_its_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_fails_at_its_start_is_reported() -> None:
     with pytest.raises(ChildError, match="other: its process was ended with status 1: KeyError: 'other'"):
         Child("other", Settings())
 
 
-def test_what_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "onnx.py").write_text("raise ImportError('not here')\n")
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that children find packages in first."""
     (tmp_path / "refdiff").symlink_to(Path(processes.__file__).parents[1])
     monkeypatch.setattr(processes, "environment", lambda threads: {**environment(threads), "PYTHONPATH": str(tmp_path)})
+    return tmp_path
+
+
+def test_what_is_not_installed_is_said(packages: Path) -> None:
+    (packages / "onnx.py").write_text("raise ImportError('not here')\n")
     with pytest.raises(UnavailableError, match=r"--against onnxruntime needs .*: not here"):
         Child("onnxruntime", Settings())
 
@@ -111,11 +118,9 @@ time.sleep(60)
     assert _gone(pid)
 
 
-def test_what_libraries_print_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "onnx.py").write_text("print('hello', flush=True)\nimport os\nos.write(1, b'there')\n")
-    (tmp_path / "onnxruntime.py").write_text("")
-    (tmp_path / "refdiff").symlink_to(Path(processes.__file__).parents[1])
-    monkeypatch.setattr(processes, "environment", lambda threads: {**environment(threads), "PYTHONPATH": str(tmp_path)})
+def test_what_libraries_print_is_no_answer(packages: Path) -> None:
+    (packages / "onnx.py").write_text("print('hello', flush=True)\nimport os\nos.write(1, b'there')\n")
+    (packages / "onnxruntime.py").write_text("")
     with Child("onnxruntime", Settings()) as child:
         assert child.request("prepare") == {}
 
@@ -141,31 +146,18 @@ def test_a_command_that_fails_is_reported(code: str, message: str) -> None:
         first_output([sys.executable, "-c", code], 1)
 
 
-def test_answers_are_lines_of_json() -> None:
-    side = FakeSide()
-    assert json.loads(answer(side, '{"do": "load"}')) == {"seconds": 7.5}
-    assert json.loads(answer(side, '{"do": "prefill", "size": 5, "batch": 2}'))["seconds"] == 5.5
-    assert "\n" not in answer(side, '{"do": "peak"}')
-
-
 @pytest.mark.parametrize(
     ("line", "kind", "part"),
     [
         ('{"do": "nothing"}', "AttributeError", "no attribute 'nothing'"),
         ('{"do": "prefill"}', "TypeError", "size"),
+        ('{"do": "peak"}', "RuntimeError", "first second"),
         ("{", "JSONDecodeError", "line 1"),
     ],
 )
-def test_errors_are_answers(line: str, kind: str, part: str) -> None:
-    found = json.loads(answer(FakeSide(), line))
+def test_errors_are_answers_of_one_line(line: str, kind: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    side = FakeSide()
+    monkeypatch.setattr(side, "peak", Mock(side_effect=RuntimeError("first\n  second")))
+    found = json.loads(answer(side, line))
     assert found["kind"] == kind
     assert part in found["error"]
-
-
-def test_an_error_of_many_lines_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(**_: object) -> None:
-        raise RuntimeError("first\n  second")
-
-    side = FakeSide()
-    monkeypatch.setattr(side, "peak", fail)
-    assert json.loads(answer(side, '{"do": "peak"}')) == {"error": "first second", "kind": "RuntimeError"}

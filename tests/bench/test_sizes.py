@@ -64,7 +64,9 @@ def test_a_run_that_was_ended_before_the_tokenizer_goes_on(tmp_path: Path) -> No
 def test_another_model_is_not_written_over(tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "copy")
     before = (folder / "model.safetensors").read_bytes()
-    with pytest.raises(ValueError, match=re.escape(f"{folder} holds another model than tiny: name a new folder")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"{folder} holds another model than tiny in float32: name a new folder")
+    ):
         sizes.write_like("tiny", folder)
     assert (folder / "model.safetensors").read_bytes() == before
 
@@ -72,13 +74,12 @@ def test_another_model_is_not_written_over(tiny_checkpoint: Path, tmp_path: Path
 def test_the_same_model_in_another_dtype_is_refused(tmp_path: Path) -> None:
     sizes.write_like("tiny", tmp_path, "bfloat16")
     sizes.write_like("tiny", tmp_path, "bfloat16")
-    said = r"holds tiny in bfloat16 \(its config\.json says bfloat16\), but float32 is needed: name a new folder, or"
-    with pytest.raises(ValueError, match=f"{re.escape(str(tmp_path))} {said}"):
+    with pytest.raises(ValueError, match="holds another model than tiny in float32: name a new folder, or measure"):
         sizes.write_like("tiny", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     (tmp_path / "config.json").write_text(json.dumps({**config, "dtype": "float32"}), encoding="utf-8")
     for dtype in ("float32", "bfloat16"):
-        with pytest.raises(ValueError, match=rf"in bfloat16 \(its config.json says float32\), but {dtype} is needed"):
+        with pytest.raises(ValueError, match=f"holds another model than tiny in {dtype}"):
             sizes.write_like("tiny", tmp_path, dtype)
 
 
