@@ -17,7 +17,7 @@ from refdiff.browser import require
 from refdiff.errors import CheckpointError
 from refdiff.files import follow, kind_of_file
 from refdiff.hub.explain import explain, explained, is_answered, is_unreachable
-from refdiff.hub.guard import MAX_INFO, BadAnswerError, bounded, download
+from refdiff.hub.guard import MAX_INFO, BadAnswerError, Limits, bounded, download
 from refdiff.messages import warn
 
 SINGLE = "model.safetensors"
@@ -107,7 +107,7 @@ def list_repo(repo: str, revision: str | None) -> tuple[list[str], str]:
 
     found: tuple[Any, list[Any]] = None, []
     try:
-        found = bounded(ask, max_bytes=MAX_INFO)
+        found = bounded(ask, Limits(MAX_INFO))
     except Exception as error:
         if is_answered(error):
             raise

@@ -13,7 +13,6 @@ import re
 import shutil
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -39,7 +38,7 @@ class BadAnswerError(ConnectionError):
 
 
 @dataclass
-class _Limits:
+class Limits:
     """What the answers to one call may cost, and what they have said."""
 
     max_bytes: int
@@ -49,17 +48,7 @@ class _Limits:
     deadline: float = field(default_factory=lambda: time.monotonic() + SECONDS)
 
 
-_limits: ContextVar[_Limits | None] = ContextVar("limits", default=None)
-
-
-def bounded(call: Callable[[], _T], *, max_bytes: int) -> _T:
-    """Call huggingface_hub in a thread with checked answers of at most `max_bytes`; return what it returns.
-
-    A server that sends a byte now and then would hold a client without a second thread forever.
-
-    Raises `BadAnswerError` for an answer that no hub gives, `TimeoutError` beyond the deadline.
-    """
-    return _bounded(call, _Limits(max_bytes))
+_limits: ContextVar[Limits | None] = ContextVar("limits", default=None)
 
 
 def download(repo: str, name: str, *, revision: str, cache_dir: str | None) -> Path:
@@ -72,8 +61,8 @@ def download(repo: str, name: str, *, revision: str, cache_dir: str | None) -> P
     cache = Path(cache_dir or constants.HF_HUB_CACHE)
     sweep(cache / f"models--{repo.replace('/', '--')}" / "blobs")
     place = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
-    limits = _Limits(_max_bytes(name), shutil.disk_usage(place).free)
-    path = Path(_bounded(lambda: hf_hub_download(repo, name, revision=revision, cache_dir=cache_dir), limits))
+    limits = Limits(_max_bytes(name), shutil.disk_usage(place).free)
+    path = Path(bounded(lambda: hf_hub_download(repo, name, revision=revision, cache_dir=cache_dir), limits))
     if len(limits.etag) == 64 and not limits.verified:  # of a SHA-256, from the answer to this very call
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != limits.etag:
@@ -93,7 +82,13 @@ def sweep(blobs: Path) -> None:
             continue
 
 
-def _bounded(call: Callable[[], _T], limits: _Limits) -> _T:
+def bounded(call: Callable[[], _T], limits: Limits) -> _T:
+    """Call huggingface_hub in a thread with checked answers; return what it returns.
+
+    A server that sends a byte now and then would hold a client without a second thread forever.
+
+    Raises `BadAnswerError` for an answer that no hub gives, `TimeoutError` beyond the deadline.
+    """
     from huggingface_hub import close_session
 
     _install()
@@ -149,8 +144,7 @@ def _install() -> None:
 def _check_request(request: Any) -> None:
     if (limits := _limits.get()) is not None:
         _check_time(limits)
-        if request.headers.get("Accept-Encoding") != "identity":
-            request.headers["Accept-Encoding"] = "gzip"
+        request.headers["Accept-Encoding"] = "identity"
 
 
 def _check_response(response: Any) -> None:
@@ -176,7 +170,7 @@ def _check_response(response: Any) -> None:
     _bound_body(response, limits)
 
 
-def _check_file(limits: _Limits, headers: Any, *, is_redirect: bool) -> None:
+def _check_file(limits: Limits, headers: Any, *, is_redirect: bool) -> None:
     """Check what a hub says of a file, from which huggingface_hub makes paths in its cache."""
     from huggingface_hub import constants
 
@@ -198,13 +192,11 @@ def _check_file(limits: _Limits, headers: Any, *, is_redirect: bool) -> None:
         headers.pop("X-Xet-Hash", None)
 
 
-def _bound_body(response: Any, limits: _Limits) -> None:
-    """Let the body end in an error beyond the limits, counted after unzipping."""
-    encoding = response.headers.pop("Content-Encoding", "identity").lower()
-    if encoding not in ("identity", "gzip"):
+def _bound_body(response: Any, limits: Limits) -> None:
+    """Let the body end in an error beyond the limits, and accept none that would be unzipped."""
+    encoding = response.headers.get("Content-Encoding", "identity").lower()
+    if encoding != "identity":
         raise BadAnswerError(f"the answer is encoded as {ascii(encoding)[:40]}")
-    if encoding == "gzip":
-        response.headers.pop("Content-Length", None)  # that of the zipped bytes
     inner = response.stream
     max_bytes = limits.max_bytes if response.status_code in (200, 206) else MAX_ERROR
     whole = response.status_code == 200 and response.request.method == "GET"
@@ -212,7 +204,7 @@ def _bound_body(response: Any, limits: _Limits) -> None:
 
     class Stream(next(kind for kind in type(inner).__mro__ if kind.__name__ == "SyncByteStream")):  # type: ignore[misc]
         def __iter__(self) -> Iterator[bytes]:
-            pieces = _counted(inner if encoding == "identity" else _unzipped(inner), limits, max_bytes)
+            pieces = _counted(inner, limits, max_bytes)
             return _verified(pieces, limits) if verified else pieces
 
         def close(self) -> None:
@@ -221,7 +213,7 @@ def _bound_body(response: Any, limits: _Limits) -> None:
     response.stream = Stream()
 
 
-def _counted(pieces: Iterator[bytes], limits: _Limits, max_bytes: int) -> Iterator[bytes]:
+def _counted(pieces: Iterator[bytes], limits: Limits, max_bytes: int) -> Iterator[bytes]:
     count = 0
     for piece in pieces:
         _check_time(limits)
@@ -231,7 +223,7 @@ def _counted(pieces: Iterator[bytes], limits: _Limits, max_bytes: int) -> Iterat
         yield piece
 
 
-def _verified(pieces: Iterator[bytes], limits: _Limits) -> Iterator[bytes]:
+def _verified(pieces: Iterator[bytes], limits: Limits) -> Iterator[bytes]:
     """Pass a file on, and raise before its end where it is another one: huggingface_hub then keeps none of it."""
     found = hashlib.sha256()
     for piece in pieces:
@@ -242,15 +234,7 @@ def _verified(pieces: Iterator[bytes], limits: _Limits) -> Iterator[bytes]:
     limits.verified = True
 
 
-def _unzipped(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    unzip = zlib.decompressobj(wbits=31)
-    for piece in pieces:
-        while piece:
-            yield unzip.decompress(piece, 1_000_000)
-            piece = unzip.unconsumed_tail
-
-
-def _check_time(limits: _Limits) -> None:
+def _check_time(limits: Limits) -> None:
     if time.monotonic() > limits.deadline:
         raise TimeoutError("the hub takes too long")
 

@@ -13,18 +13,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from refdiff.errors import CheckpointError
-from refdiff.hub.download import (
-    INDEX,
-    WEIGHTS,
-    at,
-    check_repo_id,
-    choose,
-    list_repo,
-    local_folder,
-    snapshot,
-)
+from refdiff.hub.download import INDEX, WEIGHTS, at, choose, list_repo, snapshot
 from refdiff.hub.explain import explained
-from refdiff.hub.guard import bounded, download
+from refdiff.hub.guard import Limits, bounded, download
 
 # Most headers are shorter than this, so that one request is enough; longer ones than the second are not read.
 _FIRST_BYTES = 100_000
@@ -52,14 +43,16 @@ def outline(
     Raises `CheckpointError` as `snapshot` does.
     """
     options: dict[str, Any] = {"revision": revision, "cache_dir": None if cache_dir is None else os.fspath(cache_dir)}
-    folder = local_folder(path_or_repo)
-    if folder is None:
-        folder = _cached(path_or_repo, files, local_files_only=local_files_only, **options)
-    if folder is not None:
+    try:
+        folder = snapshot(path_or_repo, files=files, local_files_only=True, **options)
+    except CheckpointError:
+        if local_files_only:
+            raise
+    else:
         yield folder
         return
-    repo = check_repo_id(str(path_or_repo))
-    others = snapshot(repo, files=[name for name in files if name not in WEIGHTS], **options)
+    repo = str(path_or_repo)
+    others = snapshot(path_or_repo, files=[name for name in files if name not in WEIGHTS], **options)
     what = at(repo, revision)
     with explained(what):
         names, commit = list_repo(repo, others.name)
@@ -81,16 +74,6 @@ def outline(
                 with explained(f"{what}: {name}"), (target / name).open("wb") as file:
                     _write_outline(file, repo, name, commit, re.compile(tensors))
         yield target
-
-
-def _cached(path_or_repo: str | os.PathLike[str], files: Sequence[str], **options: Any) -> Path | None:
-    """Return the folder in the cache if it has everything; None where the hub may be asked for the rest."""
-    try:
-        return snapshot(path_or_repo, files=files, **{**options, "local_files_only": True})
-    except CheckpointError:
-        if options["local_files_only"]:
-            raise
-        return None
 
 
 def _write_outline(file: BinaryIO, repo: str, name: str, commit: str, wanted: re.Pattern[str]) -> None:
@@ -134,31 +117,25 @@ def _ranges(header: bytes, wanted: re.Pattern[str], data: int, size: int) -> lis
 
 def _read_range(repo: str, name: str, commit: str, begin: int, end: int) -> tuple[bytes, int]:
     """Read the bytes from `begin` up to `end` or the end of the file; return them and the size of the file."""
-    return bounded(lambda: _request_range(repo, name, commit, begin, end), max_bytes=end - begin)
-
-
-def _request_range(repo: str, name: str, commit: str, begin: int, end: int) -> tuple[bytes, int]:
     from huggingface_hub import constants, hf_hub_url, utils
 
     http: Any = utils  # its functions are public, but not declared so for type checkers
-    headers = {**http.build_hf_headers(), "Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
-    url = hf_hub_url(repo, name, revision=commit)
-    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    with http.get_session().stream("GET", url, headers=headers, timeout=timeout, follow_redirects=True) as response:
-        if response.status_code >= 400:
-            response.read()
-            http.hf_raise_for_status(response)
-        match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
-        if response.status_code != 206 or match is None or int(match[1]) != begin:
-            raise CheckpointError(
-                f"{repo}: {name}: the server does not send parts of a file; download the checkpoint to look at it"
-            )
-        size = int(match[3])
-        content = b""
-        for piece in response.iter_bytes():
-            content += piece
-            if len(content) >= end - begin:
-                break
+    headers = {**http.build_hf_headers(), "Range": f"bytes={begin}-{end - 1}"}
+    options = {"headers": headers, "timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT, "follow_redirects": True}
+
+    def read() -> tuple[bytes, int]:
+        with http.get_session().stream("GET", hf_hub_url(repo, name, revision=commit), **options) as response:
+            if response.status_code >= 400:
+                response.read()
+                http.hf_raise_for_status(response)
+            match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
+            if response.status_code != 206 or match is None or int(match[1]) != begin:
+                raise CheckpointError(
+                    f"{repo}: {name}: the server does not send parts of a file; download the checkpoint to look at it"
+                )
+            return response.read(), int(match[3])
+
+    content, size = bounded(read, Limits(end - begin))
     if len(content) < min(end, size) - begin:
         raise ConnectionError(f"got {len(content)} of {min(end, size) - begin} bytes")
-    return content[: end - begin], size
+    return content, size

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from refdiff import hub
 from refdiff.errors import CheckpointError
 from refdiff.hub import guard
-from tests.hub.lookalike import Lookalike, model_files, tensors
+from tests.hub.lookalike import Lookalike, tensors
 from tests.hub.test_download import ALL, names
 
 
@@ -52,25 +51,19 @@ def test_hashes_that_are_paths_are_refused_before_anything_is_written(
         hub.snapshot("ai/model", files=ALL)
 
 
-def test_weights_are_verified(hub_server: Lookalike) -> None:
+def test_weights_are_verified_before_they_are_in_their_place(
+    hub_server: Lookalike, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub_server.headers = {"X-Linked-Etag": f'"{"a" * 64}"'}
+    with monkeypatch.context() as patched:
+        patched.setattr("hashlib.file_digest", Mock(side_effect=AssertionError("the file is in its place already")))
+        with pytest.raises(CheckpointError, match=r"model\.safetensors: .*has another SHA-256 than the hub has said"):
+            hub.snapshot("ai/model", files=hub.WEIGHTS)
+    hub_server.fail("/cdn/", "cut", 7000)  # in parts, so that it is verified in its place
     with pytest.raises(CheckpointError, match=r"model\.safetensors: .*has another SHA-256 than the hub has said"):
         hub.snapshot("ai/model", files=hub.WEIGHTS)
     hub_server.headers = {}
     assert (hub.snapshot("ai/model", files=hub.WEIGHTS) / "model.safetensors").read_bytes() == tensors(1)
-
-
-def test_weights_are_verified_before_they_are_in_their_place(
-    hub_server: Lookalike, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hub_server.headers = {"X-Linked-Etag": f'"{"a" * 64}"'}
-
-    def in_its_place(*_: object) -> None:
-        raise AssertionError("the file is in its place already")
-
-    monkeypatch.setattr("hashlib.file_digest", in_its_place)
-    with pytest.raises(guard.BadAnswerError, match="has another SHA-256"):
-        guard.download("ai/model", "model.safetensors", revision="main", cache_dir=str(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("part", ["/cdn/", "/resolve/"])
@@ -90,37 +83,48 @@ def test_an_answer_without_end_and_without_a_size(hub_server: Lookalike, monkeyp
         hub.snapshot("ai/model")
 
 
-def test_a_zipped_answer_is_counted_unzipped(hub_server: Lookalike) -> None:
-    hub_server.info_headers = {"Content-Encoding": "gzip"}
-    hub_server.info = gzip.compress(b" " * 50_000_000)
-    with pytest.raises(CheckpointError, match=r"the answer is longer than 4,000,000 bytes"):
-        hub.snapshot("ai/model")
-    info: dict[str, Any] = {"id": "ai/model", "sha": next(iter(hub_server.repos["ai/model"].commits))}
-    info["siblings"] = [{"rfilename": name} for name in model_files()]
-    hub_server.info = gzip.compress(json.dumps(info).encode())
-    assert names(hub.snapshot("ai/model")) == {"config.json", "generation_config.json"}
-    hub_server.info_headers = {"Content-Encoding": "br"}
-    with pytest.warns(UserWarning, match=r"the answer is encoded as 'br'.*using the copy in the cache"):
-        hub.snapshot("ai/model")
-
-
 @pytest.mark.parametrize(
     "info",
     [
+        b"<html>Password?</html>",
         b"[" * 100_000,
+        b'{"id": "ai/model", "sha": "../main"}',
         b'{"id": "ai/model", "sha": 5}',
-        b'{"id": "ai/model", "sha": "' + b"a" * 40 + b'", "siblings": [{"rfilename": 5}]}',
-        b'{"id": "ai/model", "sha": "' + b"a" * 40 + b'", "siblings": 5}',
-        b'{"id": "ai/model", "sha": "' + b"a" * 40 + b'", "siblings": [[]]}',
-        b'{"id": "ai/model", "sha": "' + b"a" * 40 + b'", "lastModified": "never"}',
-        b'{"id": "ai/model", "sha": "' + b"a" * 40 + b'", "downloads": ' + b"9" * 5000 + b"}",
+        *(
+            b'{"id": "ai/model", "sha": "' + b"a" * 40 + b'", ' + more + b"}"
+            for more in (
+                b'"siblings": [{"rfilename": 5}]',
+                b'"siblings": 5',
+                b'"siblings": [[]]',
+                b'"lastModified": "never"',
+                b'"downloads": ' + b"9" * 5000,
+            )
+        ),
         b"\xff\xfe",
     ],
-    ids=range(8),
+    ids=range(10),
 )
 def test_a_description_that_cannot_be_read_is_one_error(info: bytes, hub_server: Lookalike) -> None:
+    """Such as the page on which a hotel's network wants a password; what is in the cache stands in."""
     hub_server.info = info
-    with pytest.raises(CheckpointError, match=r"does not answer as a hub does: its description of the repo cannot be"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"^ai/model: no such folder here, and http.* does not answer as a hub does: its description of the repo "
+        "cannot be read; check HF_ENDPOINT",
+    ):
+        hub.snapshot("ai/model")
+    hub_server.info = None
+    folder = hub.snapshot("ai/model")
+    hub_server.info = info
+    with pytest.warns(UserWarning, match="not answer as a hub.*; using the copy in the cache"):
+        assert hub.snapshot("ai/model") == folder
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br"])
+def test_an_answer_that_would_be_unzipped_is_refused(encoding: str, hub_server: Lookalike) -> None:
+    hub_server.info_headers = {"Content-Encoding": encoding}
+    hub_server.info = gzip.compress(b" " * 50_000_000)
+    with pytest.raises(CheckpointError, match=f"the answer is encoded as '{encoding}'"):
         hub.snapshot("ai/model")
 
 

@@ -64,23 +64,18 @@ def test_headers_and_vectors_are_there_and_the_rest_is_not(sharded: bool, hub_se
                 assert not found[name][-1].any(), "the end of a large tensor was fetched"
         assert (folder / "config.json").read_bytes() == CONFIG
         assert (folder / "tokenizer.json").read_bytes() == b"{}"
+        outlined = weights.headers(folder)
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
         del found
     assert not folder.exists()
     assert ranges(hub_server) < 300_000
     whole = hub.snapshot("ai/model", files=ALL)
-    with hub.outline("ai/model", files=ALL) as folder:
-        assert folder == whole, "what is in the cache is used"
-        assert weights.headers(folder)
-
-
-def test_headers_equal_those_of_the_checkpoint(hub_server: Lookalike) -> None:
-    hub_server.repo("ai/model", repo_files(layer(0), layer(1)))
-    with hub.outline("ai/model", files=ALL) as folder:
-        outlined = weights.headers(folder)
-        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
-    whole = hub.snapshot("ai/model", files=ALL)
     assert outlined == weights.headers(whole)
     assert sizes == {path.name: path.stat().st_size for path in whole.iterdir()}
+    for place in ("ai/model", whole):
+        with hub.outline(place, files=ALL) as folder:
+            assert folder == whole, "what is in the cache is used"
+    assert whole.exists()
 
 
 def test_a_small_file_is_whole(hub_server: Lookalike) -> None:
@@ -100,59 +95,39 @@ def test_a_long_header_takes_a_second_request(hub_server: Lookalike) -> None:
     assert len(hub_server.asked("/cdn/")) == 3
 
 
-def test_a_local_folder_is_given_as_it_is(tmp_path: Path) -> None:
-    with hub.outline(tmp_path, files=ALL) as folder:
-        assert folder == tmp_path
-    assert tmp_path.exists()
-
-
-def test_offline(hub_server: Lookalike) -> None:
-    hub_server.repo("ai/model", repo_files(layer(0)))
+def test_a_revision_and_offline(hub_server: Lookalike) -> None:
+    repo = hub_server.repo("ai/model", repo_files(layer(0)))
+    repo.commit(repo_files(layer(1)), branch="next")
     with (
         pytest.raises(CheckpointError, match=r"ai/model: no such folder here, not in the cache"),
         hub.outline("ai/model", files=ALL, local_files_only=True),
     ):
         pass
     assert hub_server.requests == []
-
-
-def test_a_revision(hub_server: Lookalike) -> None:
-    repo = hub_server.repo("ai/model", repo_files(layer(0)))
-    repo.commit(repo_files(layer(1)), branch="next")
     with hub.outline("ai/model", files=ALL, revision="next") as folder:
         (header,) = weights.headers(folder).values()
     assert all(name.startswith("model.layers.1.") for name in header)
-
-
-def test_a_server_without_ranges_is_not_made_to_send_gigabytes(hub_server: Lookalike) -> None:
-    hub_server.repo("ai/model", repo_files(layer(0)))
-    hub_server.fail("/cdn/", "no ranges", 0)
-    with (
-        pytest.raises(CheckpointError, match=r"model.safetensors: the server does not send parts of a file"),
-        hub.outline("ai/model", files=ALL),
-    ):
+    with pytest.raises(CheckpointError, match="no such folder"), hub.outline(Path("ai/model"), files=ALL):
         pass
 
 
 @pytest.mark.parametrize(
     ("how", "number", "message"),
     [
-        ("cut", 50, r"ai/model: model\.safetensors: the connection to .* failed"),
-        ("reset", 50, r"ai/model: model\.safetensors: the connection to .* failed"),
-        ("status", 503, r"ai/model: model\.safetensors: http.* has trouble .HTTP 503"),
-        ("status", 416, r"ai/model: model\.safetensors: http.* answered with HTTP 416"),
+        ("cut", 50, "the connection to .* failed"),
+        ("reset", 50, "the connection to .* failed"),
+        ("status", 503, "http.* has trouble .HTTP 503"),
+        ("status", 416, "http.* answered with HTTP 416"),
+        ("no ranges", 0, "the server does not send parts of a file"),  # which may have gigabytes
     ],
 )
 def test_trouble_on_the_way(how: str, number: int, message: str, hub_server: Lookalike) -> None:
     hub_server.repo("ai/model", repo_files(layer(0)))
     hub_server.fail("/cdn/", how, number)
-    with pytest.raises(CheckpointError, match=message), hub.outline("ai/model", files=ALL):
-        pass
-
-
-def test_no_weights(hub_server: Lookalike) -> None:
-    hub_server.repo("ai/model", {"config.json": b"{}", "pytorch_model.bin": b"\x80\x02"})
-    with pytest.raises(CheckpointError, match=r"only as pickles"), hub.outline("ai/model", files=ALL):
+    with (
+        pytest.raises(CheckpointError, match=rf"ai/model: model\.safetensors: {message}"),
+        hub.outline("ai/model", files=ALL),
+    ):
         pass
 
 
@@ -188,12 +163,6 @@ def test_broken_files_are_reported_by_who_opens_them(content: bytes, hub_server:
         assert (folder / "model.safetensors").read_bytes() == content
         with pytest.raises(CheckpointError, match=r"model\.safetensors"):
             weights.headers(folder)
-
-
-def test_an_empty_weight_file(hub_server: Lookalike) -> None:
-    hub_server.repo("ai/empty", {"config.json": b"{}", "model.safetensors": b""})
-    with pytest.raises(CheckpointError, match=r"ai/empty: model\.safetensors: "), hub.outline("ai/empty", files=ALL):
-        pass
 
 
 def test_a_header_that_calls_everything_a_vector_costs_no_more(
