@@ -88,7 +88,7 @@ def test_no_assert_nothing_unfinished_and_one_topic_a_file() -> None:
 
 
 ABOVE_BACKENDS = ("layers", "model", "generation", "training")
-PUBLIC_ARGUMENTS = ("model/pretrained.py", "training/train.py", "training/retrieval.py", "training/memory.py")
+PUBLIC_ARGUMENTS = ("model/pretrained.py", "training/train.py", "training/retrieval.py", "training/settings.py")
 """Files that take `kernels` or `threads` from a user, and pass them on."""
 
 

@@ -143,7 +143,7 @@ refdiff train -o run --resume
 def run(args: argparse.Namespace) -> int:
     """Train, or resume a run; prints the folder of the last checkpoint."""
     from refdiff import arrays
-    from refdiff.training.lock import held
+    from refdiff.training.checkpoint import locked
 
     arrays.backend(args.backend)  # before a folder is made for nothing
     plot = None if args.plot is None else Path(args.plot)
@@ -154,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
         with _options_named(args):
             made = None if args.resume else _config_and_settings(args, out)
             if made is not None or out.is_dir():
-                stack.enter_context(held(out))
+                stack.enter_context(locked(out))
             trainer = _resumed(args, out) if made is None else _started(args, out, *made)
         trainer.keep = args.keep
         with _no_traces_of_a_failure(out), _stop_request() as stop:
@@ -274,10 +274,10 @@ def _no_file(text: Path) -> str:
 
 def _check_memory(config: DiffLlamaConfig, settings: Settings, dtype: str, threads: int | None) -> None:
     from refdiff.bench.machine import memory
-    from refdiff.training.memory import available, needed
+    from refdiff.training.settings import available_memory, needed_memory
 
-    stays, passes = needed(config, settings, dtype, threads)
-    there = memory() if (free := available()) is None else free
+    stays, passes = needed_memory(config, settings, dtype, threads)
+    there = memory() if (free := available_memory()) is None else free
     if there is not None and stays + passes > there:
         raise UsageError(
             f"memory: training takes at least {size(stays + passes)}, and {size(there)} are free; {size(stays)} are "
@@ -412,7 +412,7 @@ def _differing_options(args: argparse.Namespace, out: Path, names: list[str]) ->
 
 def _leftovers(out: Path, text: Path) -> list[Path]:
     """Find what a run that ended before its first checkpoint left behind; what is not a run's is not written over."""
-    from refdiff.training import lock
+    from refdiff.training import checkpoint
     from refdiff.training.data import is_corpus
 
     corpus, log, above = out / "corpus", out / "log.jsonl", text.resolve().parents
@@ -428,7 +428,7 @@ def _leftovers(out: Path, text: Path) -> list[Path]:
         if path.is_symlink() or (path.exists() and not (path is corpus and is_corpus(corpus))):
             raise UsageError(f"-o {out}: {path} exists and is not a run's; move it, or name another folder")
     halves = [path for path in out.glob(".corpus-*") if is_corpus(path, whole=False) and path.resolve() not in above]
-    others = sorted(path.name for path in out.iterdir() if path.name != lock.NAME)
+    others = sorted(path.name for path in out.iterdir() if path.name != checkpoint.LOCK)
     if others and not (corpus.exists() or halves):
         raise UsageError(f"-o {out}: got a folder with {others[0]} in it, expected a new or empty one, or a run's")
     return [corpus, *halves]

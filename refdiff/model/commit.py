@@ -121,13 +121,13 @@ def _commit(folder: Path, staging: Path) -> None:
     changed = [name for name in names if name not in _CONFIGS or not _same(staging / name, folder / name)]
     if changed == [SINGLE]:
         (staging / SINGLE).replace(folder / SINGLE)
-        _sync(folder)
+        sync_folder(folder)
         _delete_all_but(folder, names)
         return
     write_json(staging / _LIST, {"files": names})
-    _sync(staging)
+    sync_folder(staging)
     staging.replace(folder / PENDING)
-    _sync(folder)
+    sync_folder(folder)
     _roll_forward(folder)
 
 
@@ -144,13 +144,13 @@ def _roll_forward(folder: Path) -> None:
         if os.path.lexists(pending / last):
             for entry in _ENTRIES:
                 (folder / entry).unlink(missing_ok=True)
-            _sync(folder)
+            sync_folder(folder)
             for name in names:
                 if name != last and os.path.lexists(pending / name):
                     (pending / name).replace(folder / name)
-            _sync(folder)
+            sync_folder(folder)
             (pending / last).replace(folder / last)
-            _sync(folder)
+            sync_folder(folder)
         _delete_all_but(folder, names)
     with contextlib.suppress(OSError):  # everything is in its place: what is left is in nobody's way
         (pending / _LIST).unlink(missing_ok=True)
@@ -197,7 +197,7 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the renames in a folder durable before the next ones, where the system can do that."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

@@ -7,6 +7,7 @@
 
 A checkpoint is written under another name and renamed when all of it is on the disk, so that a folder named step-… is
 whole. The one before it is kept: the last is known to be good when its next step has been made, that one is by now.
+One process at a time trains in a folder: two would mix their logs and sweep up each other's files.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,14 @@ import numpy as np
 from refdiff.browser import require
 from refdiff.errors import CheckpointError
 from refdiff.files import read_json, write_atomically, write_json
+from refdiff.model.commit import sync_folder
 from refdiff.model.weights.safetensors_file import write_safetensors
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows: there nothing is locked
+    fcntl = None
 
 KEPT = 2
 """How many checkpoints stay on the disk, unless the run says otherwise."""
@@ -33,6 +42,52 @@ KEPT = 2
 _STEP = re.compile(r"step-(\d{6,})")
 _STAGING = ".step-"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+LOCK = ".refdiff-train.lock"
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep other processes out of a folder, made if needed; at the end it is taken away if nothing else is in it.
+
+    The lock is the system's: it ends with the process, however that ends, and a lock file that is left locks nothing.
+
+    Raises:
+        RuntimeError: another process holds it.
+        OSError: the folder or the file in it cannot be made.
+    """
+    made = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if not _locks(descriptor, out / LOCK):
+            raise RuntimeError(
+                f"{out}: another process trains in this folder: wait until it ends, or name another folder"
+            )
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                (out / LOCK).unlink()
+    finally:
+        os.close(descriptor)
+        if made:
+            with contextlib.suppress(OSError):  # not empty
+                out.rmdir()
+
+
+def _locks(descriptor: int, path: Path) -> bool:
+    """Lock an open file, unless another process has, or has just taken the file away."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
 
 
 def save(
@@ -65,7 +120,7 @@ def save(
             then = "earlier ones are unharmed; free some space, then continue with --resume"
         what = f"cannot write the checkpoint of step {step}: {error.strerror or error}; {then}"
         raise OSError(error.errno, what, str(out)) from error
-    _sync(out)
+    sync_folder(out)
     for _, old in checkpoints(out)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
@@ -214,12 +269,3 @@ def _advised(what: str, path: Path) -> Iterator[None]:
     except OSError as error:
         why = f"{what}: {error.strerror or error}; free some space, then continue with --resume"
         raise OSError(error.errno, why, str(path)) from error
-
-
-def _sync(directory: Path) -> None:
-    with contextlib.suppress(OSError):  # a system that cannot open folders
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

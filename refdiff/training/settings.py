@@ -1,9 +1,16 @@
-"""What decides the steps of a run: sizes of a step, optimizer and its course, and what is done now and then."""
+"""What decides the steps of a run, and the memory that they take; what does not fit is refused before it is begun."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 
+import numpy as np
+
+from refdiff.backends import backend_for
+from refdiff.model.config import DiffLlamaConfig
+from refdiff.model.weights.names import count_parameters, parameter_shapes
+from refdiff.model.weights.precision import NBYTES
 from refdiff.training.adamw import AdamW
 from refdiff.training.muon import Muon
 from refdiff.training.schedule import SCHEDULES
@@ -56,3 +63,40 @@ class Settings:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(known)}")
         if self.context < 2:
             raise ValueError(f"context: got {self.context}, expected 2 or more: one token to see, one to predict")
+
+
+def needed_memory(
+    config: DiffLlamaConfig, settings: Settings, dtype: str = "float32", threads: int | None = None
+) -> tuple[int, int]:
+    """Estimate the bytes that stay (weights, gradients, what the optimizer keeps) and those of a step's tokens.
+
+    That is what is held at least, either where the logits and their gradient are, or in the backward pass of a layer;
+    what is computed in between comes on top, up to a quarter.
+
+    Equation:
+        4 P and N (L A + max(2 V, 2 A)) numbers, A = 4 D + (2 H + 2 K) d + 2 F, for P parameters and N tokens
+        (sequences × context) that all threads together compute at a time; in v2 3 H; 3 P with Muon, which keeps one
+        matrix and not two, and P more where gradients are accumulated
+    """
+    size = NBYTES[dtype]
+    parameters = count_parameters(parameter_shapes(config, "DiffLlamaForCausalLM").values())
+    copies = (4 if settings.optimizer == "adamw" else 3) + (settings.accumulate > 1)
+    backend = backend_for(np, threads=threads)
+    parts = backend.split_batch(settings.batch // settings.accumulate, settings.context)
+    rows = sorted(part.stop - part.start for part in parts)[-backend.parallel_calls :]
+    tokens = sum(rows) * settings.context
+    heads = (config.num_query_heads + config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
+    layer = 4 * config.hidden_size + heads + 2 * config.intermediate_size
+    widest = max(2 * config.vocab_size, 2 * layer)
+    return copies * parameters * size, tokens * (config.num_hidden_layers * layer + widest) * size
+
+
+def available_memory(info: Path = Path("/proc/meminfo"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes that the system says this process may still take, swap included, where it says so: on Linux."""
+    found = []
+    if info.exists():
+        lines = (line.split() for line in info.read_text(encoding="ascii", errors="replace").splitlines())
+        found.append(sum(int(line[1]) * 1024 for line in lines if line and line[0] in ("MemAvailable:", "SwapFree:")))
+    limits = [groups / "memory.max", groups / "memory" / "memory.limit_in_bytes"]  # of a container
+    given = [path.read_text(encoding="ascii").strip() for path in limits if path.exists()]
+    return min([*found, *(int(value) for value in given if value.isdecimal())], default=None)

@@ -6,7 +6,6 @@ the weights of one that was not (on one machine, with one number of threads).
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -200,20 +199,9 @@ class Trainer:
         Raises:
             TrainingError: the loss is not finite; says at which step and layer.
         """
-        try:
-            with np.errstate(all="ignore"):  # what is not finite is looked for
-                return self._evaluate(most)
-        except TrainingError as error:
-            raise TrainingError(f"step {self.step}: {error}") from None
-
-    def _evaluate(self, most: int | None) -> dict[str, Any]:
-        given = (self.model, self.corpus, self.settings.context, self.settings.batch, most)
-        if self.model.config.wiring != "v2":
-            return evaluate(*given)
         means: list[tuple[float, int]] = []
 
         def wrap(name: str, function: Any) -> Any:
-            @functools.wraps(function)
             def measured(*args: Any, **kwargs: Any) -> Any:
                 result = function(*args, **kwargs)
                 means.append((float(namespace(result).mean(result)), result.size))
@@ -221,13 +209,19 @@ class Trainer:
 
             return measured if name == "diff_lambda_v2" else function
 
-        ops, self.model.ops = self.model.ops, overlay(self.model.ops, wrap)
+        model, settings, ops = self.model, self.settings, self.model.ops
+        if model.config.wiring == "v2":
+            model.ops = overlay(ops, wrap)
         try:
-            result = evaluate(*given)
+            with np.errstate(all="ignore"):  # what is not finite is looked for
+                result: dict[str, Any] = evaluate(model, self.corpus, settings.context, settings.batch, most)
+        except TrainingError as error:
+            raise TrainingError(f"step {self.step}: {error}") from None
         finally:
-            self.model.ops = ops
-        layers = self.model.config.num_hidden_layers
-        return {**result, "lambdas": [round(_mean(means[layer::layers]), 6) for layer in range(layers)]}
+            model.ops = ops
+        layers = model.config.num_hidden_layers
+        lambdas = [round(_mean(means[layer::layers]), 6) for layer in range(layers) if means]
+        return result | ({"lambdas": lambdas} if lambdas else {})
 
     def sample(self) -> str:
         """Continue the prompt with random tokens, the same ones whenever this step is made.
@@ -271,15 +265,11 @@ class Trainer:
             if self.step == 0:
                 self.save()
             rate = learning_rate(self.step, peak=s.rate, steps=s.steps, warmup=s.warmup, schedule=s.schedule)
-            self._move(clipped, rate)
+            with self.model.backend.inference_scope():
+                self._optimizer.step(clipped, rate, each=self.model.backend.map)
         self.step += 1
         record = {"step": self.step, "loss": sum(losses) / len(losses), "rate": rate, "gradient": norm}
         return record | ({"lambdas": lambdas} if (lambdas := self._lambdas()) else {})
-
-    def _move(self, grads: dict[str, Any], rate: float) -> None:
-        """Make the optimizer's step."""
-        with self.model.backend.inference_scope():
-            self._optimizer.step(grads, rate, each=self.model.backend.map)
 
     def _lambdas(self) -> list[float]:
         """Λ of every layer, where it is one number a layer."""

@@ -22,7 +22,7 @@ from refdiff.cli.output_files import write_picture
 from refdiff.cli.parser import build_parser
 from refdiff.cli.train import MODEL_SIZES, SETTINGS
 from refdiff.model.config import DiffLlamaConfig
-from refdiff.training.lock import held
+from refdiff.training.checkpoint import locked
 from refdiff.training.settings import Settings
 from refdiff.training.train import Trainer
 from tests.training.conftest import tale
@@ -147,7 +147,7 @@ def test_a_config_file_and_flags_over_it(text: Path, here: Path, cli: Cli) -> No
 def test_what_does_not_fit_into_memory_is_refused_before_it_is_built(
     train: Train, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("refdiff.training.memory.available", lambda: 3_000_000)
+    monkeypatch.setattr("refdiff.training.settings.available_memory", lambda: 3_000_000)
     done = train("--batch-size", "64")
     assert done.status == 2
     said = r"memory: training takes at least \d\.\d\d MB, and 3\.00 MB are free; \d+ kB are for weights, gradients and"
@@ -180,7 +180,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_is_begun_again(train: Trai
 
 def test_a_folder_in_which_another_process_trains(train: Train, here: Path) -> None:
     why = "another process trains in this folder: wait until it ends, or name another folder"
-    with held(here / "out"):
+    with locked(here / "out"):
         for resume in (False, True):
             assert train(resume=resume) == (1, "", f"refdiff train: error: out: {why}\n")
     assert train("--max-steps", "1", "-q").status == 0

@@ -108,18 +108,14 @@ def test_settings_that_changed_on_the_way_are_on_the_card(run: Path, tmp_path: P
     ) in card
 
 
-def test_a_run_that_is_not_finished_is_refused(tmp_path: Path, start: Start) -> None:
-    trainer = start(steps=4)
-    trainer.save()
-    with pytest.raises(ValueError, match="has made 0 of 4 steps"):
-        bundle.bundle(trainer.out, tmp_path / "model", SOURCES)
-
-
-def test_a_model_too_large_for_the_package_is_refused(
+def test_what_is_not_finished_or_too_large_is_refused(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bundle, "LIMIT", 1000)
     with pytest.raises(ValueError, match="more than 1,000"):
+        bundle.bundle(run, tmp_path / "model", SOURCES)
+    Trainer.resume(run, changes={"steps": 5})
+    with pytest.raises(ValueError, match="has made 4 of 5 steps"):
         bundle.bundle(run, tmp_path / "model", SOURCES)
 
 

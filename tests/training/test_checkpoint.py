@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -14,6 +17,7 @@ from refdiff.training import checkpoint
 from refdiff.training.train import Trainer
 
 Start = Callable[..., Trainer]
+FULL = Mock(side_effect=OSError(28, "No space left on device"))
 
 
 def names(out: Path) -> list[str]:
@@ -61,11 +65,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(start: Start, file: str, monke
 
 
 def test_a_disk_full_before_the_first_checkpoint(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*args: object) -> None:
-        raise OSError(28, "No space left on device")
-
     trainer = start()
-    monkeypatch.setattr(checkpoint, "write_safetensors", full)
+    monkeypatch.setattr(checkpoint, "write_safetensors", FULL)
     with pytest.raises(OSError, match="step 0: No space left on device; free some space, then start again"):
         trainer.run()
     assert names(trainer.out) == ["corpus"]
@@ -96,6 +97,8 @@ def test_what_a_killed_run_left_half_written_is_swept_up(start: Start) -> None:
     (trainer.out / ".step-000004" / "model.safetensors").write_bytes(b"half")
     assert checkpoint.latest(trainer.out)[0].name == "step-000002"
     assert not (trainer.out / ".step-000004").exists()
+    with pytest.raises(CheckpointError, match="no checkpoint to resume"):
+        checkpoint.latest(trainer.out / "corpus")
 
 
 def test_the_log_is_cut_to_the_checkpoint(tmp_path: Path) -> None:
@@ -125,13 +128,10 @@ def test_what_is_no_log(tmp_path: Path, line: str) -> None:
 def test_a_disk_that_is_still_full(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which file could not be written is said, and what to do; a log that has nothing to be cut off is not written."""
 
-    def full(*args: object) -> None:
-        raise OSError(28, "No space left on device")
-
     trainer = start(steps=2)
     folder = trainer.run()
-    monkeypatch.setattr(checkpoint, "write_atomically", full)
-    monkeypatch.setattr(checkpoint, "write_json", full)
+    monkeypatch.setattr(checkpoint, "write_atomically", FULL)
+    monkeypatch.setattr(checkpoint, "write_json", FULL)
     Trainer.resume(trainer.out)
     why = r"No space left on device; free some space, then continue with --resume"
     with pytest.raises(OSError, match=f"cannot write the settings that are to change: {why}") as caught:
@@ -143,14 +143,45 @@ def test_a_disk_that_is_still_full(start: Start, monkeypatch: pytest.MonkeyPatch
     assert caught.value.filename == str(trainer.out / "log.jsonl")
 
 
-def test_nothing_to_go_on_from(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no checkpoint to resume"):
-        checkpoint.latest(tmp_path)
+# One process at a time
 
 
-def test_a_broken_optimizer_file_is_named(start: Start) -> None:
-    trainer = start(steps=1)
-    folder = trainer.run()
-    (folder / "optimizer.safetensors").write_bytes(b"half")
-    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors: cannot be read"):
-        Trainer.resume(trainer.out)
+def test_a_folder_is_held_once(tmp_path: Path) -> None:
+    why = "another process trains in this folder: wait until it ends, or name another folder"
+    (tmp_path / checkpoint.LOCK).touch()  # left by a killed process, it locks nothing
+    with checkpoint.locked(tmp_path):
+        for _ in range(2):  # the first took nothing away
+            with pytest.raises(RuntimeError, match=why), checkpoint.locked(tmp_path):
+                pass
+    with checkpoint.locked(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_was_made_for_nothing_is_taken_away(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no text"), checkpoint.locked(tmp_path / "one"):
+        raise ValueError("no text")
+    with checkpoint.locked(tmp_path / "two"):
+        (tmp_path / "two" / "log.jsonl").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["two"]
+
+
+def test_a_lock_on_a_file_that_was_taken_away_is_none(tmp_path: Path) -> None:
+    """Opened before the one that held it ended, locked after: another may hold the file that has its name now."""
+    descriptor = os.open(tmp_path / checkpoint.LOCK, os.O_RDWR | os.O_CREAT)
+    (tmp_path / checkpoint.LOCK).unlink()
+    try:
+        assert not checkpoint._locks(descriptor, tmp_path / checkpoint.LOCK)
+        (tmp_path / checkpoint.LOCK).touch()
+        assert not checkpoint._locks(descriptor, tmp_path / checkpoint.LOCK)
+    finally:
+        os.close(descriptor)
+
+
+def test_where_there_are_no_locks_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(95, "Operation not supported")))
+    with checkpoint.locked(tmp_path):
+        pass
+    monkeypatch.setattr(checkpoint, "fcntl", None)
+    with checkpoint.locked(tmp_path), checkpoint.locked(tmp_path):
+        pass

@@ -30,17 +30,12 @@ def test_two_steps_by_hand() -> None:
     assert adamw.steps == 2
 
 
-def test_the_first_step_is_as_long_as_the_rate_whatever_the_gradient() -> None:
-    for size in (1e-4, 1.0, 1e4):
-        p = {"b": np.zeros(3)}
-        AdamW(p, eps=1e-12).step({"b": size * np.array([1.0, -1.0, 1.0])}, 0.01)
-        np.testing.assert_allclose(p["b"], [-0.01, 0.01, -0.01], rtol=1e-7)
-
-
 @pytest.mark.parametrize("wrong", [{"betas": (1.0, 0.9)}, {"eps": 0.0}, {"weight_decay": -1.0}])
 def test_numbers_out_of_range(wrong: dict) -> None:
     with pytest.raises(ValueError, match="AdamW: betas are"):
         AdamW({}, **wrong)
+    with pytest.raises(ValueError, match=r"momentum: got 1\.0"):
+        Muon({}, momentum=1.0)
 
 
 # ---- Muon
@@ -53,12 +48,8 @@ def test_singular_values_come_near_one_and_vectors_stay(shape: tuple[int, int]) 
     inside = u.T @ newton_schulz(m) @ vt.T
     np.testing.assert_allclose(inside, np.diag(np.diag(inside)), atol=1e-12)
     assert 0.6 < np.diag(inside).min() < np.diag(inside).max() < 1.3
-
-
-def test_the_length_of_a_gradient_does_not_matter() -> None:
-    m = np.random.default_rng(0).normal(size=(5, 13))
-    np.testing.assert_allclose(newton_schulz(1e-3 * m), newton_schulz(m), rtol=1e-10)
-    assert not newton_schulz(np.zeros((3, 4))).any()
+    np.testing.assert_allclose(newton_schulz(1e-3 * m), newton_schulz(m), rtol=1e-10)  # whatever the length
+    assert not newton_schulz(0 * m).any()
 
 
 def test_the_host_asks_for_no_number_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,31 +97,19 @@ def test_restored_state_goes_on_bit_for_bit(kind: Any) -> None:
         assert second[n].dtype == np.float32
 
 
-def test_momentum_out_of_range() -> None:
-    with pytest.raises(ValueError, match=r"momentum: got 1\.0"):
-        Muon({}, momentum=1.0)
-
-
 # ---- learning rates, and the length of gradients
 
 
-def test_cosine_at_its_corners() -> None:
+def test_learning_rates_at_their_corners() -> None:
     rates = [learning_rate(step, peak=2.0, steps=110, warmup=10) for step in range(111)]
     np.testing.assert_allclose(rates[:10], 0.2 * np.arange(1, 11))
     assert rates[10] == 2.0
     assert rates[60] == pytest.approx(1.1)
     assert rates[110] == pytest.approx(0.2)
     assert all(a > b for a, b in itertools.pairwise(rates[10:]))
-
-
-def test_constant_after_the_warm_up() -> None:
-    rates = [learning_rate(step, peak=3.0, steps=9, warmup=2, schedule="constant") for step in range(9)]
-    assert rates == [1.5] + 8 * [3.0]
-
-
-def test_no_warm_up_and_past_the_end() -> None:
-    assert learning_rate(0, peak=1.0, steps=4, warmup=0) == 1.0
-    assert learning_rate(9, peak=1.0, steps=4, warmup=0) == pytest.approx(0.1)
+    assert [learning_rate(step, peak=1.0, steps=4, warmup=0) for step in (0, 9)] == [1.0, pytest.approx(0.1)]
+    constant = [learning_rate(step, peak=3.0, steps=9, warmup=2, schedule="constant") for step in range(9)]
+    assert constant == [1.5] + 8 * [3.0]
     with pytest.raises(ValueError, match="cosine, constant"):
         learning_rate(0, peak=1.0, steps=4, warmup=0, schedule="linear")
 

@@ -21,7 +21,6 @@ from refdiff.model.weights import flatten
 from refdiff.model.weights.names import parameter_shapes
 from refdiff.training import checkpoint
 from refdiff.training.evaluate import TrainingError, evaluate, gradient_culprit
-from refdiff.training.settings import Settings
 from refdiff.training.train import Trainer
 from tests.layers.places import Place
 from tests.model.models import WIRINGS, small_config
@@ -115,16 +114,6 @@ def test_samples_are_the_same_each_time_and_begin_with_the_prompt(start: Start) 
     assert isinstance(start("other").sample(), str)
 
 
-def test_checkpoints_are_models(start: Start) -> None:
-    trainer = start(steps=2)
-    folder = trainer.run()
-    model = refdiff.DiffLlamaForCausalLM.from_pretrained(folder)
-    for name, a in flatten(model.params).items():
-        np.testing.assert_array_equal(a, weights(trainer)[name])
-    ids = refdiff.Tokenizer.from_pretrained(folder)("the king", return_tensors="np")["input_ids"]
-    assert model.generate(ids, max_new_tokens=2).shape == (1, ids.shape[1] + 2)
-
-
 @pytest.mark.parametrize(
     ("part", "where"),
     [
@@ -160,10 +149,10 @@ def test_weights_that_a_step_spoils_are_located_before_anything_is_shown(
 ) -> None:
     trainer = start(wiring=wiring, **{often: 1})
 
-    def spoil(grads: Any, rate: float) -> None:
+    def spoil(*args: Any, **options: Any) -> None:
         trainer.model.params["model"]["layers"][1]["mlp"]["up_proj"]["weight"][...] = np.nan
 
-    monkeypatch.setattr(trainer, "_move", spoil)
+    monkeypatch.setattr(trainer._optimizer, "step", spoil)
     with pytest.raises(TrainingError, match=r"step 1: the validation loss is nan, and the result of layer 1 is"):
         trainer.run()
     assert not (trainer.out / "log.jsonl").exists()
@@ -217,13 +206,8 @@ def test_gradients_are_gone_through_as_they_are_computed() -> None:
             found.append(said)
             assert said.split(" is ")[0].removeprefix("and ").removeprefix("model.").startswith(bad), said
         assert len(set(found)) == len(found)
-
-
-def test_gradients_too_long_to_square_are_said_to_be() -> None:
-    grads = {"model.norm.weight": np.ones(2), "model.layers.0.mlp.up_proj.weight": np.full((2, 2), -1e200)}
-    assert (
-        gradient_culprit(grads, 1) == "for the squares overflow, and model.layers.0.mlp.up_proj.weight has the largest"
-    )
+    long = {"model.norm.weight": np.ones(2), "model.layers.0.mlp.up_proj.weight": np.full((2, 2), -1e200)}
+    assert gradient_culprit(long, 1) == f"for the squares overflow, and {list(long)[1]} has the largest"
 
 
 def test_weights_that_are_no_numbers_are_not_saved(start: Start) -> None:
@@ -312,7 +296,6 @@ Damage = Callable[[dict[str, Any]], Any]
         ),
         (lambda about: about["settings"].update(rate="high"), "rate: got 'high', expected type float; delete"),
         (lambda about: about.update(step="4"), "step is '4'; delete .* to resume the one before"),
-        (lambda about: about.update(step=2), "step is 2; delete"),
         (lambda about: about.pop("step"), "step is None; delete"),
         (lambda about: about.pop("settings"), "not what this version writes: 'settings'"),
         (lambda about: about.update(changes=[3]), "not what this version writes: 'int' object is not iterable"),
@@ -335,10 +318,16 @@ def test_a_damaged_optimizer_file_is_named(start: Start) -> None:
     trainer = start(steps=4)
     folder = trainer.run()
     state = checkpoint.optimizer_state(folder)
-    for broken in ({**state, "mean.model.norm.weight": np.ones(7)}, {**state} | {"x": state.pop(sorted(state)[0])}):
-        save_file(broken if "x" not in broken else state, folder / "optimizer.safetensors")
-        with pytest.raises(CheckpointError, match=r"optimizer\.safetensors: not what this version writes: .*; delete"):
-            Trainer.resume(trainer.out)
+    name, wrong = "mean.model.norm.weight", "not what this version writes: .*; delete"
+    save_file({**state, name: np.ones(7)}, folder / "optimizer.safetensors")
+    with pytest.raises(CheckpointError, match=rf"optimizer\.safetensors: {wrong}"):
+        Trainer.resume(trainer.out)
+    save_file({n: a for n, a in state.items() if n != name}, folder / "optimizer.safetensors")
+    with pytest.raises(CheckpointError, match=rf"optimizer\.safetensors: {wrong}"):
+        Trainer.resume(trainer.out)
+    (folder / "optimizer.safetensors").write_bytes(b"half")
+    with pytest.raises(CheckpointError, match=r"optimizer\.safetensors: cannot be read"):
+        Trainer.resume(trainer.out)
 
 
 @pytest.mark.parametrize(
@@ -351,8 +340,8 @@ def test_a_damaged_optimizer_file_is_named(start: Start) -> None:
     ],
 )
 def test_a_damaged_corpus_is_named(start: Start, damage: Damage, message: str) -> None:
-    trainer = start(steps=1)
-    trainer.run()
+    trainer = start()
+    trainer.save()
     path, whole = trainer.out / "corpus" / "corpus.json", (trainer.out / "corpus" / "corpus.json").read_text()
     about = json.loads(whole)
     damage(about)
@@ -390,9 +379,6 @@ def test_a_loss_that_is_no_number_is_located(start: Start) -> None:
     weight[unused] = np.nan
     with pytest.raises(TrainingError, match="the validation loss is nan, and only the output matrix's result is not"):
         evaluate(trainer.model, corpus, 16, 4)
-    weight[...] = np.nan
-    with pytest.raises(TrainingError, match="the validation loss is nan, and the embeddings are not finite"):
-        evaluate(trainer.model, corpus, 16, 4)
 
 
 # ---- on a device: array-api-strict's second, which converts nothing unasked, or CuPy's
@@ -418,22 +404,3 @@ def test_it_trains_there_as_here_and_goes_on(away: Place, start: Start, wiring: 
     assert resumed.step == 3
     for name, x in resumed._optimizer.state().items():
         np.testing.assert_array_equal(to_numpy(x), to_numpy(there._optimizer.state()[name]), err_msg=name)
-
-
-# ---- settings
-
-
-def test_settings_that_do_not_fit_together() -> None:
-    for wrong, message in (
-        ({"batch": 4, "accumulate": 3}, "batch: got 4, expected a multiple of accumulate 3"),
-        ({"optimizer": "sgd"}, "one of adamw, muon"),
-        ({"schedule": "linear"}, "one of cosine, constant"),
-        ({"context": 1}, "context: got 1"),
-        ({"batch": 0}, "batch: got 0, expected 1 or more"),
-        ({"rate": "high"}, "rate: got 'high', expected type float"),
-        ({"steps": 2.5}, "steps: got 2.5, expected type int"),
-        ({"seed": True}, "seed: got True, expected type int"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            Settings(**wrong)
-    assert Settings(rate=1).rate == 1

@@ -1,0 +1,86 @@
+"""Settings fit together; the estimate of memory is a little below what training holds; the system says what is free."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import refdiff
+from refdiff.model.weights import flatten
+from refdiff.training.adamw import AdamW
+from refdiff.training.settings import Settings, available_memory, needed_memory
+
+
+def config(wiring: str = "hf", layers: int = 3) -> refdiff.DiffLlamaConfig:
+    return refdiff.DiffLlamaConfig(
+        vocab_size=500, hidden_size=64, intermediate_size=96, num_hidden_layers=layers, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, wiring=wiring, tie_word_embeddings=True, pad_token_id=None,
+    )  # fmt: skip
+
+
+def test_settings_that_do_not_fit_together() -> None:
+    for wrong, message in (
+        ({"batch": 4, "accumulate": 3}, "batch: got 4, expected a multiple of accumulate 3"),
+        ({"optimizer": "sgd"}, "one of adamw, muon"),
+        ({"schedule": "linear"}, "one of cosine, constant"),
+        ({"context": 1}, "context: got 1"),
+        ({"batch": 0}, "batch: got 0, expected 1 or more"),
+        ({"rate": "high"}, "rate: got 'high', expected type float"),
+        ({"steps": 2.5}, "steps: got 2.5, expected type int"),
+        ({"seed": True}, "seed: got True, expected type int"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Settings(**wrong)
+    assert Settings(rate=1).rate == 1
+
+
+@pytest.mark.parametrize(
+    ("wiring", "layers", "batch", "context"),
+    [
+        ("hf", 24, 1, 8), ("paper", 24, 1, 8), ("v2", 3, 8, 128), ("none", 3, 8, 128), ("hf", 3, 64, 128),
+        ("hf", 2, 1, 2048),
+    ],
+)  # fmt: skip
+def test_the_estimate_is_what_training_holds_at_least(wiring: str, layers: int, batch: int, context: int) -> None:
+    """Where the weights are most of it, where the tokens are, a quarter of all at a time, or one long sequence."""
+    ids = np.random.default_rng(0).integers(0, 500, (batch, context))
+    tracemalloc.start()
+    model = refdiff.DiffLlamaForCausalLM.from_config(config(wiring, layers), threads=1)
+    optimizer = AdamW(flatten(model.params))
+    _, grads = model.loss_and_grad(ids, labels=ids)
+    optimizer.step(flatten(grads), 1e-3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    estimate = sum(needed_memory(config(wiring, layers), Settings(batch=batch, context=context), threads=1))
+    assert peak / 1.6 < estimate < peak
+
+
+def test_settings_that_take_more_and_less() -> None:
+    small = Settings(batch=4)
+    stays, passes = needed_memory(config(), small)
+    assert needed_memory(config(), small, "float64") == (2 * stays, 2 * passes)
+    assert needed_memory(config(), Settings(batch=8)) == (stays, 2 * passes)
+    assert needed_memory(config(), Settings(batch=4, accumulate=4)) == (stays * 5 // 4, passes // 4)
+    assert needed_memory(config(), Settings(batch=4, optimizer="muon")) == (stays * 3 // 4, passes)
+
+
+def test_threads_have_some_rows_each() -> None:
+    """Of 256 tokens, 8 at a time."""
+    stays, passes = needed_memory(config(), Settings(batch=8))
+    assert needed_memory(config(), Settings(batch=64), threads=1) == (stays, passes)
+    assert needed_memory(config(), Settings(batch=64), threads=3) == (stays, 3 * passes)
+    assert needed_memory(config(), Settings(batch=16), threads=3) == (stays, 2 * passes)
+
+
+def test_what_is_free_is_the_least_that_the_system_says(tmp_path: Path) -> None:
+    info = tmp_path / "meminfo"
+    assert available_memory(info, tmp_path) is None
+    info.write_text("MemTotal: 9000 kB\nMemAvailable:    5000 kB\n\nSwapFree: 1000 kB\n")
+    assert available_memory(info, tmp_path) == 6000 * 1024
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory(info, tmp_path) == 6000 * 1024
+    (tmp_path / "memory.max").write_text("1000000\n")
+    assert available_memory(info, tmp_path) == 1_000_000
