@@ -6,12 +6,10 @@ kind of colour vision tell apart. `tests/viz/test_appearance.py` measures both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from refdiff.viz.fonts import in_fonts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +25,20 @@ MARKERS = ("o", "s", "^", "D")
 
 _TICKS = 72
 """Tokens that fit along an axis."""
+
+OTHER_FONTS = (
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "Noto Sans JP",
+    "IPAexGothic",
+    "Hiragino Sans",
+    "Yu Gothic",
+    "Microsoft YaHei",
+    "Noto Sans",
+    "Segoe UI",
+    "Arial Unicode MS",
+)
+"""Asked after matplotlib's own font, in this order, where they are installed."""
 
 
 def new_figure(width: float, height: float, figure: Figure | None = None) -> Figure:
@@ -113,6 +125,30 @@ def name_ticks(axes: Axes, names: Sequence[str], which: str = "both", most: int 
             label.set_parse_math(False)  # a token may be a dollar sign
             if axis is axes.xaxis:
                 label.set_rotation(90)
+
+
+def in_fonts(names: Iterable[str], others: Sequence[str] = OTHER_FONTS) -> tuple[list[str], list[str]]:
+    r"""Return the font families that these names need, and the names with \u… in place of letters that none has."""
+    import matplotlib
+    from matplotlib import font_manager
+
+    names = list(names)
+    families = [str(matplotlib.rcParams["font.sans-serif"][0])]
+    missing = {letter for name in names for letter in name}
+    installed = {entry.name for entry in font_manager.fontManager.ttflist}
+    chosen: list[str] = []
+    for family in dict.fromkeys([*families, *others]):
+        if not missing or family not in installed:
+            continue
+        # of a family's faces the one that is drawn: an extra light one may lack letters
+        known = font_manager.get_font(font_manager.findfont(family, fallback_to_default=False)).get_charmap()
+        found = {letter for letter in missing if ord(letter) in known}
+        if found or not chosen:
+            chosen.append(family)
+        missing -= found
+    return chosen or families, [
+        "".join(x.encode("unicode_escape").decode("ascii") if x in missing else x for x in name) for name in names
+    ]
 
 
 def whole_numbers(axis: Any) -> None:

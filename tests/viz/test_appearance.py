@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,9 @@ from refdiff.viz.appearance import (
     ORANGE,
     SERIES,
     depth_colours,
+    in_fonts,
     name_ticks,
     new_axes,
-    new_figure,
     signed_colours,
     signed_range,
 )
@@ -111,10 +112,24 @@ def test_ticks_are_tokens_while_they_fit_and_then_numbers() -> None:
     assert all(label.get_text().isdigit() for label in axes.get_xticklabels())
 
 
-def test_a_figure_belongs_to_no_window_and_is_transparent() -> None:
-    figure = new_figure(2, 1)
-    assert tuple(figure.get_size_inches()) == (2, 1)
-    assert figure.get_facecolor()[3] == 0
-    assert new_axes(None).get_facecolor()[3] == 0
-    assert new_figure(9, 9, figure) is figure
-    assert getattr(figure.canvas, "manager", None) is None
+# Letters that no font has become code points, and those of another script bring its font.
+
+
+def test_what_matplotlibs_own_font_has_stays() -> None:
+    families, labels = in_fonts(["·king", "é", "↵⇥", "A₁ − λ"])
+    assert len(families) == 1
+    assert labels == ["·king", "é", "↵⇥", "A₁ − λ"]
+
+
+def test_what_no_font_has_is_spelled() -> None:
+    families, labels = in_fonts(["a\U000e0fff", "\U0001f9ea日"], others=[])
+    assert len(families) == 1
+    assert labels == ["a\\U000e0fff", "\\U0001f9ea\\u65e5"]
+
+
+def test_no_letter_is_missing_when_it_is_drawn() -> None:
+    axes = new_axes(None)
+    name_ticks(axes, ["日本", "\U000e0fff", "😀"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        render(axes.figure)

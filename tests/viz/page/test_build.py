@@ -106,10 +106,6 @@ def test_nothing_is_fetched_and_nothing_else_runs(maps: AttentionMaps) -> None:
         assert f"{kind}-src 'sha256-{digest}'" in policy
 
 
-def test_64_tokens_of_a_small_model_are_below_a_megabyte() -> None:
-    assert len(attention_page(maps_of_size(6, 3, 64)).encode()) < 500_000
-
-
 def test_a_page_that_would_be_too_large_is_refused() -> None:
     T = 2000
     squares = np.broadcast_to(np.float32(0), (6, 3, T, T))
@@ -121,16 +117,9 @@ def test_a_page_that_would_be_too_large_is_refused() -> None:
         attention_page(llama)
 
 
-def test_a_layer_that_is_not_there(maps: AttentionMaps) -> None:
-    with pytest.raises(IndexError, match="layer: got 3"):
-        attention_page(maps, layer=3)
-
-
-def test_a_title_has_no_bidirectional_marks(maps: AttentionMaps) -> None:
-    title = Parsed(attention_page(maps, prompt="\u202egpj\u2066.exe\x1b")).text["title#"]
-    assert title == r"Attention: \u202egpj\u2066.exe\x1b"
-
-
-def test_a_long_title_is_cut(maps: AttentionMaps) -> None:
-    title = Parsed(attention_page(maps, prompt="word \n" * 50)).text["title#"]
-    assert title == "Attention: " + ("word " * 12)[:59].rstrip() + "…"
+def test_a_title_is_short_and_has_no_bidirectional_marks(maps: AttentionMaps) -> None:
+    for prompt, title in (
+        ("\u202egpj\u2066.exe\x1b", r"\u202egpj\u2066.exe\x1b"),
+        ("word \n" * 50, ("word " * 12)[:59].rstrip() + "…"),
+    ):
+        assert Parsed(attention_page(maps, prompt=prompt)).text["title#"] == f"Attention: {title}"
