@@ -173,20 +173,6 @@ def test_an_empty_prompt_starts_from_nothing() -> None:
     assert pipe(tokenizer)("") == [{"generated_text": "a a"}]
 
 
-def test_the_two_ways_to_run_a_checkpoint_agree(tmp_path: Path) -> None:
-    """A pipeline, and a tokenizer and a model called one after the other."""
-    folder = folder_of(tmp_path, "DiffLlamaForCausalLM")
-    pipe = refdiff.pipeline(task="text-generation", model=folder)
-    text = pipe("a b c", max_new_tokens=5, do_sample=False)[0]["generated_text"]
-
-    tokenizer = refdiff.Tokenizer.from_pretrained(folder)
-    model = refdiff.DiffLlamaForCausalLM.from_pretrained(folder)
-    inputs = tokenizer("a b c", return_tensors="np")
-    output = model.generate(**inputs, max_new_tokens=5)
-    assert text == "a b c" + tokenizer.decode(output[0][inputs.input_ids.shape[1] :], skip_special_tokens=True)
-    assert tokenizer.batch_decode(model.generate(inputs.input_ids, max_length=9), skip_special_tokens=True)[0]
-
-
 def test_the_code_of_transformers_diffllama_page(tmp_path: Path) -> None:
     """Its two pieces, with refdiff in place of transformers: a model from a config alone; a prompt continued.
 
