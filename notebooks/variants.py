@@ -1,4 +1,4 @@
-"""Trains plain attention and both differential variants at equal size on one text, for notebook 09.
+"""Trains plain attention and both differential variants at equal size on one text, for chapter 09.
 
     python notebooks/variants.py fairy_en.txt runs --jobs 2       # the text: see the bundled model's card
 

@@ -4,7 +4,7 @@
     python notebooks/reference/article.py FOLDER    # writes it into a folder
 
 The page is plain JavaScript in live/. Beside it stand the checkpoints that the page runs, the bundled one and the twins
-of twins/, and what notebook 09 measured, reduced to what the page draws: results.json and training.json. In the site
+of twins/, and what chapter 09 measured, reduced to what the page draws: results.json and training.json. In the site
 the page links to the chapters around it. Alone it brings the text of those chapters, in chapters/.
 """
 
@@ -103,7 +103,7 @@ def chapter(source: Path) -> str:
 
 
 def results(stored: dict[str, Any]) -> dict[str, Any]:
-    """Reduce notebook 09's runs to one number for each measure, length of the rows, kind and seed."""
+    """Reduce chapter 09's runs to one number for each measure, length of the rows, kind and seed."""
     lengths = stored["experiment"]["train_lengths"]
     kinds = {"plain": "none", "v1": "hf", "v2": "v2"}
     runs = sorted(stored["runs"], key=lambda run: int(run["seed"]))
@@ -132,7 +132,7 @@ def results(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def training(stored: dict[str, Any]) -> dict[str, Any]:
-    """Of notebook 09's text models at the common rate: λ and the maps' correlation by kind, seed, moment and layer."""
+    """Of chapter 09's text models at the common rate: λ and the maps' correlation by kind, seed, moment and layer."""
     rate = stored["runs"][0]["rate"]
     kinds: dict[str, dict[str, list[Any]]] = {}
     for run in stored["runs"]:
