@@ -65,11 +65,8 @@ from refdiff.oracle.suite.relations import RELATIONS, same_gradients_twice, same
 
 WIDTHS = (64, 96, 128)
 """Of heads, as most models have them; a table, a tile or a vector load may be made for one of them."""
-_compared: list[str] = []
-_declined: list[str] = []
-_gradients: list[str] = []
-_undecided: list[str] = []
-_failed: list[str] = []
+_outcomes: list[tuple[str, Outcome]] = []
+"""Of each case, by its name, as far as the run has come."""
 
 
 def spec_of(text: str) -> Spec:
@@ -167,14 +164,7 @@ def _piece(name: str, item: Any) -> Callable[[], Outcome]:
     return partial(against_itself, name, recipe, given["relation"], found)
 
 
-def _tell(outcome: Outcome, node: str) -> None:
-    if outcome.compared:
-        _compared.append(node)
-    if outcome.declined:
-        _declined.append(node)
-    if outcome.gradients:
-        _gradients.append(node)
-    _undecided.extend(f"{name} of {node}" for name in outcome.undecided)
+def _tell(outcome: Outcome) -> None:
     if outcome.status == "skip":
         pytest.skip(outcome.text)
     if outcome.status == "fail":
@@ -184,30 +174,35 @@ def _tell(outcome: Outcome, node: str) -> None:
 def test_against_the_truth(case: Case, outcomes: Callable[[str], Outcome], request: pytest.FixtureRequest) -> None:
     """Output, log-sum-exps and gradients, whichever the kernel gives, by the budget of the recipe."""
     outcome = outcomes(request.node.nodeid)
-    if outcome.status == "fail" and not _failed:
-        _failed.append(case.name)
+    is_first = not any(before.status == "fail" for _, before in _outcomes)
+    _outcomes.append((case.name, outcome))
+    if outcome.status == "fail" and is_first:
         more = first_failure(case, _spec_text(os.environ), _recipe(os.environ), outcome.wrong)
         outcome = replace(outcome, text=f"{outcome.text}\n{more}")
-    _tell(outcome, case.name)
+    _tell(outcome)
 
 
 @pytest.mark.parametrize("relation", RELATIONS, ids=lambda r: r.__name__)
 def test_against_itself(relation: Any, outcomes: Callable[[str], Outcome], request: pytest.FixtureRequest) -> None:
     """What must hold between two runs."""
-    _tell(outcomes(request.node.nodeid), relation.__name__)
+    _tell(outcomes(request.node.nodeid))
 
 
 def test_most_cases_were_compared(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> None:
     """A run in which the kernel declined every case has shown nothing, and one in which it declined most, little."""
     every = [item for item in request.session.items if "case" in getattr(getattr(item, "callspec", None), "params", {})]
-    text = f"compared {len(_compared)} of {len(every)}"
-    text += f"; gradients in {len(_gradients)} of them" if _gradients else "; no gradients, which take dout=None"
-    text += f"; inconclusive: {', '.join(_undecided)}" if _undecided else ""
-    text += f"; declined: {', '.join(_declined)}" if _declined else ""
+    compared = sum(outcome.compared for _, outcome in _outcomes)
+    gradients = sum(outcome.gradients for _, outcome in _outcomes)
+    inconclusive = [f"{tensor} of {name}" for name, outcome in _outcomes for tensor in outcome.inconclusive]
+    declined = [name for name, outcome in _outcomes if outcome.declined]
+    text = f"compared {compared} of {len(every)}"
+    text += f"; gradients in {gradients} of them" if gradients else "; no gradients, which take dout=None"
+    text += f"; inconclusive: {', '.join(inconclusive)}" if inconclusive else ""
+    text += f"; declined: {', '.join(declined)}" if declined else ""
     with capsys.disabled():
         sys.stdout.write(f"\n{text}\n")
-    if not _compared:
+    if not compared:
         pytest.fail("no output was compared: every case was declined or inconclusive", pytrace=False)
-    if 2 * len(_declined) > len(every) and not os.environ.get("REFDIFF_ALLOW_DECLINED"):
+    if 2 * len(declined) > len(every) and not os.environ.get("REFDIFF_ALLOW_DECLINED"):
         pytest.fail(f"{text}: more than half. If that is all it is meant to serve, set REFDIFF_ALLOW_DECLINED=1, or "
                     "name the profiles that it serves in REFDIFF_PROFILES", pytrace=False)  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from refdiff.messages import printable
@@ -30,7 +30,7 @@ class Report:
     seed: int
     cases: Mapping[str, Outcome]
     reasons: tuple[str, ...] = ()
-    gradients: bool = field(default=False)
+    gradients: bool = False
     unjudged: int = 0
     confined: bool = True
 
@@ -64,13 +64,11 @@ class Report:
             lines.append(f"also failed: {', '.join(failed[SHOWN:])}")
         if declined := [name for name, outcome in self.cases.items() if outcome.declined]:
             lines.append(f"declined: {', '.join(declined)}")
-        if undecided := self._undecided():
-            lines.append(f"inconclusive: {', '.join(undecided)}")
+        inconclusive = [name for name, o in self.cases.items() if o.status == "skip" and not o.declined]
+        inconclusive += [f"{tensor} of {name}" for name, o in self.cases.items() for tensor in o.inconclusive]
+        if inconclusive:
+            lines.append(f"inconclusive: {', '.join(inconclusive)}")
         return "\n".join(printable(line) for text in lines for line in text.splitlines())
-
-    def _undecided(self) -> list[str]:
-        whole = [name for name, o in self.cases.items() if o.status == "skip" and not o.declined]
-        return whole + [f"{tensor} of {name}" for name, o in self.cases.items() for tensor in o.undecided]
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold."""
@@ -89,7 +87,7 @@ class Report:
             "cases": {
                 name: {
                     "status": "declined" if o.declined else "inconclusive" if o.status == "skip" else o.status,
-                    "inconclusive": list(o.undecided),
+                    "inconclusive": list(o.inconclusive),
                     "text": o.text,
                 }
                 for name, o in self.cases.items()

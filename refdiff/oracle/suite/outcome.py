@@ -25,7 +25,7 @@ from refdiff.oracle.verdict.check import check
 class Outcome:
     """What a test says, whether the kernel computed something that was judged, and whether it declined to.
 
-    gradients: whether it gave some. undecided: what was judged and found inconclusive, such as dk.
+    gradients: whether it gave some. inconclusive: what was judged and found inconclusive, such as dk.
     """
 
     status: Literal["pass", "fail", "skip"]
@@ -33,7 +33,7 @@ class Outcome:
     compared: bool = False
     declined: bool = False
     gradients: bool = False
-    undecided: tuple[str, ...] = ()
+    inconclusive: tuple[str, ...] = ()
     wrong: Any = field(default=None, compare=False, repr=False)
     """What the kernel gave, where it failed in a case that is small enough for a diagnosis."""
 
@@ -136,9 +136,9 @@ def judge_outputs(actual: Any, case: Case, recipe: Recipe, dout: Any) -> Outcome
     if verdict.status == "fail" and is_small(case):
         wrong = actual if isinstance(actual, Mapping) else {"out": without_nones(actual)}
         wrong = {name: output(x, name) for name, x in wrong.items() if name in verdict.tensors}
-    undecided = tuple(name for name, tensor in verdict.tensors.items() if tensor.status == "inconclusive")
+    inconclusive = tuple(name for name, tensor in verdict.tensors.items() if tensor.status == "inconclusive")
     status: Literal["pass", "fail"] = "fail" if verdict.status == "fail" else "pass"
-    return Outcome(status, str(verdict), True, gradients=dout is not None, undecided=undecided, wrong=wrong)
+    return Outcome(status, str(verdict), True, gradients=dout is not None, inconclusive=inconclusive, wrong=wrong)
 
 
 def _incomplete(actual: Any, case: Case, dout: Any, recipe: Recipe) -> str:
