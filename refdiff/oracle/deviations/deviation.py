@@ -57,6 +57,11 @@ class Deviation:
     def __str__(self) -> str:
         return self.name
 
+    @classmethod
+    def of(cls, mistake: Mistake) -> Deviation:
+        """The deviation of a kernel that has this mistake."""
+        return cls(mistake.name, mistake.what, mistake.axis, mistake.row, mistake.link, mistake=mistake)
+
     def apply(self, problem: Problem) -> Problem | None:
         """Return the problem that deviates, or None where this one has no such deviation."""
         spec, inputs = problem.spec, problem.inputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,24 +10,22 @@ import numpy as np
 from refdiff.oracle.deviations.deviation import Deviation
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import Mistake
-from refdiff.oracle.mistakes.catalogue import Layer
+from refdiff.oracle.mistakes.catalogue import Call
 from refdiff.oracle.spec import Spec
 
 Numpy = np.ndarray[Any, Any]
 
 
-def _of_every_head(
-    right: Layer, q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, v: Numpy, mask: Any, bias: Any, **how: Any
-) -> tuple[Numpy, int] | None:
+def _of_every_head(call: Call) -> tuple[Numpy, int] | None:
     """softmax(q Kᵀ) V of every query head, (B, H, T, e), in the order of q, and how many signals share a noise.
 
     Signals that share one come with the same second query. None where each has its own, or the maps have other keys.
     """
-    h = q1.shape[1]
-    shared = np.all(q2 == q2[:, :1], axis=(0, 2, 3))
+    h = call.q1.shape[1]
+    shared = np.all(call.q2 == call.q2[:, :1], axis=(0, 2, 3))
     r = h if shared.all() else int(np.argmin(shared))
-    one_mask = all(x is None or x.ndim < 3 or x.shape[-3] == 1 for x in (mask, bias))
-    if r == 1 or h % r or not one_mask or k1.shape[1] != h or not np.array_equal(k1, k2):
+    one_mask = all(x is None or x.ndim < 3 or x.shape[-3] == 1 for x in (call.mask, call.bias))
+    if r == 1 or h % r or not one_mask or call.k1.shape[1] != h or not np.array_equal(call.k1, call.k2):
         return None
 
     def in_groups(signals: Numpy, noises: Numpy) -> Numpy:
@@ -34,33 +33,27 @@ def _of_every_head(
         both = [signals.reshape(B, h // r, r, *rest), noises[:, ::r, None]]
         return np.concatenate(both, axis=2).reshape(B, h // r * (r + 1), *rest)
 
-    q, k, values = in_groups(q1, q2), in_groups(k1, k2), in_groups(v, v)
-    return right(q, k, q, k, values, np.zeros(()), mask, bias, **how), r
+    q, k, v = in_groups(call.q1, call.q2), in_groups(call.k1, call.k2), in_groups(call.v, call.v)
+    return call(q1=q, k1=k, q2=q, k2=k, v=v, lambda_=np.zeros(())), r
 
 
-def _signals_first(
-    right: Layer, q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, v: Numpy, lambda_: Numpy, mask: Any = None,
-    bias: Any = None, **how: Any,
-) -> Any:  # fmt: skip
-    found = _of_every_head(right, q1, k1, q2, k2, v, mask, bias, **how)
+def _signals_first(call: Call) -> Any:
+    found = _of_every_head(call)
     if found is None:
-        return right(q1, k1, q2, k2, v, lambda_, mask, bias, **how)
-    (heads, r), h = found, q1.shape[1]
-    return heads[:, :h] - lambda_ * np.repeat(heads[:, h:], r, axis=1)
+        return call()
+    (heads, r), h = found, call.q1.shape[1]
+    return heads[:, :h] - call.lambda_ * np.repeat(heads[:, h:], r, axis=1)
 
 
-def _exchanged(
-    right: Layer, q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, v: Numpy, lambda_: Numpy, mask: Any = None,
-    bias: Any = None, **how: Any,
-) -> Any:  # fmt: skip
-    found = _of_every_head(right, q1, k1, q2, k2, v, mask, bias, **how)
-    if found is None or found[0].shape[1] != q1.shape[2]:
-        return right(q1, k1, q2, k2, v, lambda_, mask, bias, **how)
+def _exchanged(call: Call) -> Any:
+    found = _of_every_head(call)
+    if found is None or found[0].shape[1] != call.q1.shape[2]:
+        return call()
     heads, r = np.swapaxes(found[0], 1, 2), found[1]
     B, H, T, e = heads.shape
     groups = heads.reshape(B, H // (r + 1), r + 1, T, e)
-    signals, noises = groups[:, :, :r].reshape(q1.shape[0], -1, T, e), groups[:, :, r]
-    return signals - lambda_ * np.repeat(noises, r, axis=1)
+    signals, noises = groups[:, :, :r].reshape(B, -1, T, e), groups[:, :, r]
+    return signals - call.lambda_ * np.repeat(noises, r, axis=1)
 
 
 def _noise_first(spec: Spec, inputs: Inputs) -> Inputs | None:
@@ -71,8 +64,8 @@ def _noise_first(spec: Spec, inputs: Inputs) -> Inputs | None:
     return {**inputs, "q": np.roll(groups, -1, axis=2).reshape(B, H, *rest)}
 
 
-def _wrong(name: str, what: str, axis: str, call: Layer) -> Deviation:
-    return Deviation(name, what, axis, mistake=Mistake(name, what, "diff_attention", axis, "", "", call))
+def _wrong(name: str, what: str, axis: str, wrong: Callable[[Call], Any]) -> Deviation:
+    return Deviation.of(Mistake(name, what, "diff_attention", axis, wrong))
 
 
 GROUP_DEVIATIONS: tuple[Deviation, ...] = (

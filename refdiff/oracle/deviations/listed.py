@@ -25,14 +25,8 @@ Numpy = np.ndarray[Any, Any]
 KINDS = ("dense", "packed", "paged", "layer")
 FEW_GROUPS, SHORT_WINDOW = 3, 24
 """As many groups and keys as a spec is seen with: of more its deviations are the same, and take longer to try."""
-NAMED: tuple[Any, ...] = ("name", "what", "axis", "row", "link")
-"""The fields by which a deviation is known, whatever way it is computed."""
-
-MISTAKE_DEVIATIONS: tuple[Deviation, ...] = tuple(
-    Deviation(m.name, m.what, m.axis, m.row, m.link, mistake=m) for m in CATALOGUE if not m.layer.endswith("_vjp")
-)
 EVERY: tuple[Deviation, ...] = (
-    *MISTAKE_DEVIATIONS,
+    *(Deviation.of(m) for m in CATALOGUE if not m.layer.endswith("_vjp")),
     *SPEC_DEVIATIONS,
     *INPUT_DEVIATIONS,
     *TRIANGLE_DEVIATIONS,
@@ -103,7 +97,7 @@ def _merged(first: Deviation, second: Deviation) -> Deviation:
     """One entry: the first's name, and the way of the second where that is no wrong layer and the first's is one."""
     aliases = (*first.aliases, second.name)
     if first.mistake is not None and second.mistake is None:
-        return replace(second, **{name: getattr(first, name) for name in NAMED}, aliases=aliases)
+        first = replace(first, mistake=None, fields=second.fields, arrays=second.arrays, problem=second.problem)
     return replace(first, aliases=aliases)
 
 

@@ -13,7 +13,7 @@ from refdiff.oracle.deviations.deviation import Deviation, Problem
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import Mistake
-from refdiff.oracle.mistakes.catalogue import Layer
+from refdiff.oracle.mistakes.catalogue import Call
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_mask import attention_mask
@@ -25,36 +25,28 @@ UNDERFLOW = -103.97
 """The exponential of a smaller number is 0 in float32."""
 
 
-def _one_maximum(
-    right: Layer, q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, v: Numpy, lambda_: Numpy, mask: Numpy | None = None,
-    bias: Numpy | None = None, *, causal: bool = True, **how: Any,
-) -> Any:  # fmt: skip
+def _one_maximum(call: Call) -> Any:
     """Hide the keys whose exponential is lost; a row of a map that loses all of them is 0 / 0."""
-    seen = _scores((q1, q2), (k1, k2), mask, bias, causal=causal)
+    seen = _scores(call)
     top = np.maximum(*(np.max(z, axis=-1, keepdims=True, initial=-np.inf) for z in seen))
     top = np.where(np.isneginf(top), 0.0, top)
     kept = [z >= top + UNDERFLOW for z in seen]
     lost = [np.any(z > -np.inf, axis=-1) & ~np.any(some, axis=-1) for z, some in zip(seen, kept, strict=True)]
-    out = right(q1, k1, q2, k2, v, lambda_, np.concatenate(kept, axis=1), bias, causal=False, **how)
+    out = call(mask=np.concatenate(kept, axis=1), causal=False)
     return np.where((lost[0] | lost[1])[..., None], np.nan, out)
 
 
-def _scores(
-    queries: tuple[Numpy, Numpy], keys: tuple[Numpy, Numpy], mask: Numpy | None, bias: Numpy | None, *, causal: bool
-) -> list[Numpy]:
+def _scores(call: Call) -> list[Numpy]:
     """The scores of both maps, (B, H, T, S), −∞ where a query does not see."""
-    H = queries[0].shape[1]
+    masks, biases = (per_map(x, call.q1.shape[1]) for x in (call.mask, call.bias))
     found = []
-    for q, k, see, more in zip(queries, keys, per_map(mask, H), per_map(bias, H), strict=True):
-        scores, visible = attention_scores(q, k, see, more, causal=causal)
+    for q, k, mask, bias in zip((call.q1, call.q2), (call.k1, call.k2), masks, biases, strict=True):
+        scores, visible = attention_scores(q, k, mask, bias, causal=call.causal)
         found.append(scores if visible is None else np.where(visible, scores, -np.inf))
     return found
 
 
-def _not_rescaled(
-    tile: int, of_values: bool, of_weights: bool, right: Layer, q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, v: Numpy,
-    lambda_: Numpy, mask: Numpy | None = None, bias: Numpy | None = None, *, causal: bool = True, **how: Any,
-) -> Any:  # fmt: skip
+def _not_rescaled(tile: int, of_values: bool, of_weights: bool, call: Call) -> Any:
     """Attend by tiles of keys, whose sums do not shrink where a later tile has a larger score.
 
     Equation:
@@ -63,7 +55,7 @@ def _not_rescaled(
         grows by e^(m − m_s), as from a bias, where `of_values`; and that of Σ e^z where `of_weights`.
     """
     more, ratios = [], []
-    for z in _scores((q1, q2), (k1, k2), mask, bias, causal=causal):
+    for z in _scores(call):
         S = z.shape[-1]
         tops = np.maximum.reduceat(z, np.arange(0, S, tile), axis=-1)
         tops = np.repeat(np.maximum.accumulate(tops, axis=-1), tile, axis=-1)[..., :S]
@@ -75,12 +67,14 @@ def _not_rescaled(
         above, below = grown if of_values else once, grown if of_weights else once
         ratios.append(np.where(below > 0, above / np.where(below > 0, below, 1.0), 1.0))
         more.append(behind if of_values else np.zeros_like(behind))
+    changed = {"lambda_": call.lambda_ * ratios[1] / ratios[0]}
     if of_values:
-        biases = per_map(bias, q1.shape[1])
-        bias = np.concatenate([x if b is None else x + b for x, b in zip(more, biases, strict=True)], axis=1)
-        see = [None if x is None else np.broadcast_to(x, more[0].shape) for x in per_map(mask, q1.shape[1])]
-        mask = None if see[0] is None or see[1] is None else np.concatenate([see[0], see[1]], axis=1)
-    return ratios[0] * right(q1, k1, q2, k2, v, lambda_ * ratios[1] / ratios[0], mask, bias, causal=causal, **how)
+        masks, biases = (per_map(x, call.q1.shape[1]) for x in (call.mask, call.bias))
+        see = [None if x is None else np.broadcast_to(x, more[0].shape) for x in masks]
+        changed["mask"] = None if see[0] is None or see[1] is None else np.concatenate([see[0], see[1]], axis=1)
+        bias = [x if b is None else x + b for x, b in zip(more, biases, strict=True)]
+        changed["bias"] = np.concatenate(bias, axis=1)
+    return ratios[0] * call(**changed)
 
 
 ONLINE = "online softmax"
@@ -98,8 +92,8 @@ def _online(name: str, what: str, tile: int, of_values: bool, of_weights: bool) 
     return _mistaken(named, text, ONLINE, partial(_not_rescaled, tile, of_values, of_weights))
 
 
-def _mistaken(name: str, what: str, axis: str, wrong: Callable[..., Any]) -> Deviation:
-    return Deviation(name, what, axis, mistake=Mistake(name, what, "diff_attention", axis, "", "", wrong))
+def _mistaken(name: str, what: str, axis: str, wrong: Callable[[Call], Any]) -> Deviation:
+    return Deviation.of(Mistake(name, what, "diff_attention", axis, wrong))
 
 
 def _bits(spec: Spec, inputs: Inputs) -> Inputs | None:

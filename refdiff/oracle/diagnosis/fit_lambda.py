@@ -6,7 +6,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,6 @@ from refdiff.oracle.diagnosis.variants import Kernel, Numpy, Target, worst_resid
 from refdiff.oracle.inputs import VECTORS, is_layer
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import Mistake
-from refdiff.oracle.mistakes.catalogue import Layer
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import lambda_init, lambda_of
@@ -240,10 +238,7 @@ def _problem(spec: Spec, place: str, layer: int, inputs: Inputs) -> Problem:
     for_lambda, for_scale = (other, spec) if place == LAMBDA else (spec, other)
     start = lambda_init(for_lambda, ops_for())
 
-    def another_start(right: Layer, q1: Any, k1: Any, q2: Any, k2: Any, _: float) -> Any:
-        return right(q1, k1, q2, k2, start)
-
-    wrong = Mistake("λ_init_of_another_layer", "", "diff_lambda", "linit base", "", "", another_start)
+    wrong = Mistake("λ_init_of_another_layer", "", "diff_lambda", "linit base", lambda call: call(lambda_init=start))
     return Problem(for_scale, inputs, (wrong,))
 
 

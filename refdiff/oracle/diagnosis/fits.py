@@ -28,7 +28,7 @@ from refdiff.oracle.diagnosis.variants import (
 )
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.mistakes import Mistake
-from refdiff.oracle.mistakes.catalogue import Layer
+from refdiff.oracle.mistakes.catalogue import Call
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import limited
@@ -136,18 +136,17 @@ def _clamp(spec: Spec, parts: Parts) -> list[Fit]:
 
     def trial(limit: float) -> Trial:
         text = f"scores are cut off at ±{limit:.4g}, where the spec has no such limit"
-        wrong = Mistake("scores_cut_off", text, "diff_attention", "clamp", "", "", partial(_cut_off, limit))
+        wrong = Mistake("scores_cut_off", text, "diff_attention", "clamp", partial(_cut_off, limit))
         return Trial("score_limit", limit, text, lambda inputs: Problem(spec, inputs, (wrong,)))
 
     return _best(parts, trial, _grid(*LIMITS))
 
 
-def _cut_off(
-    limit: float, right: Layer, q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, v: Numpy, *rest: Any, **how: Any
-) -> Any:
-    k1, k2, v = (np.repeat(x, q1.shape[1] // x.shape[1], axis=1) for x in (k1, k2, v))
-    (q1, k1), (q2, k2) = (limited(q, k, lambda z: np.clip(z, -limit, limit)) for q, k in ((q1, k1), (q2, k2)))
-    return right(q1, k1, q2, k2, v, *rest, **how)
+def _cut_off(limit: float, call: Call) -> Any:
+    k1, k2, v = (np.repeat(x, call.q1.shape[1] // x.shape[1], axis=1) for x in (call.k1, call.k2, call.v))
+    of_maps = ((call.q1, k1), (call.q2, k2))
+    (q1, k1), (q2, k2) = (limited(q, k, lambda z: np.clip(z, -limit, limit)) for q, k in of_maps)
+    return call(q1=q1, k1=k1, q2=q2, k2=k2, v=v)
 
 
 def _best(parts: Parts, trial: Callable[[float], Trial], grid: Numpy) -> list[Fit]:

@@ -16,12 +16,7 @@ from refdiff.oracle.diagnosis.ranking import Candidate
 from refdiff.oracle.diagnosis.region_format import listed
 from refdiff.oracle.diagnosis.variants import Target, explained, quick_residual
 from refdiff.oracle.inputs.outputs import output
-from refdiff.oracle.mistakes.in_backward import (
-    BACKWARD_MISTAKES,
-    OF_ANY_ATTENTION,
-    gradient_of_one_query_head_of_a_group,
-    of_query_head,
-)
+from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES, OF_ANY_ATTENTION, of_query_head
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
@@ -119,12 +114,11 @@ def _with_a_backward(spec: Spec, known: Sequence[Budget]) -> Iterator[Deviation]
     """Deviations of the spec and of its inputs, and mistakes in derivatives: sums over heads once for each head."""
     yield from (d for d in deviations(spec, kind_of(known[0].inputs)) if d.mistake is None)
     shared = spec.heads // spec.key_groups
-    mistakes = OF_ANY_ATTENTION if spec.is_plain else BACKWARD_MISTAKES
-    mistakes = [m for m in mistakes if m.call is not gradient_of_one_query_head_of_a_group]
+    every = OF_ANY_ATTENTION if spec.is_plain else BACKWARD_MISTAKES
+    mistakes = [m for m in every if m.name != "gradient_of_one_query_head_of_a_group"]
     for alone in (True, False)[: shared - 1]:  # of two heads all but one is the other alone, of one there is no sum
         mistakes += [of_query_head(n, shared, alone=alone) for n in range(shared)]
-    for m in mistakes:
-        yield Deviation(m.name, m.what, m.axis, m.row, m.link, mistake=m)
+    yield from map(Deviation.of, mistakes)
 
 
 def _gradients(known: Budget, dout: Any, deviation: Deviation) -> Gradients:

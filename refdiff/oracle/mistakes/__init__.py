@@ -1,6 +1,6 @@
 """The mistakes that people make with differential attention, each written once as a wrong layer.
 
-`CATALOGUE` has one function for every single mistake that the choices of the equations span: which heads are a pair,
+`CATALOGUE` has one entry for every single mistake that the choices of the equations span: which heads are a pair,
 how queries share keys, how values are joined, RoPE's kind, size, base and offset, the scale of scores, λ_init, λ, the
 scale and norm after attention, the order of steps, masks, v2 written as v1, and derivatives beside a right forward.
 Rows F1 to F13 are right for one published wiring and wrong for another; B1 to B23 are wrong everywhere. A row's link is

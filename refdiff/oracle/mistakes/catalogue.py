@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,57 +23,69 @@ EDIFICE = "https://hexdocs.pm/edifice/Edifice.Attention.DiffTransformer.html"
 MOTIF = "https://github.com/ppaleja/llama.cpp/blob/2d0dab543f92e5cc8a1a7ff53ad58021ef79249e/src/models/motif.cpp"
 
 
+class Call:
+    """The call of a layer: its arguments by name, and what the right layer makes of them, or of others in their place.
+
+    Used as:
+        `call(lambda_=-call.lambda_)`
+    """
+
+    def __init__(self, right: Layer, layer: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        self._right, self._signature = right, _signature(layer)
+        self.given: dict[str, Any] = self._signature.bind(*args, **options).arguments
+        """The arguments without those that are left at their defaults."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._signature.parameters:
+            raise AttributeError(f"the layer has no argument {name!r}")
+        return self.given.get(name, self._signature.parameters[name].default)
+
+    def __call__(self, **changed: Any) -> Any:
+        bound = self._signature.bind(**self.given | changed)
+        return self._right(*bound.args, **bound.kwargs)
+
+    def parts(self, **functions: Layer) -> Ops:
+        """The layers that a composed layer calls, with some of them replaced."""
+        return Ops(**{name: getattr(self.ops, name) for name in layers.__all__} | functions)
+
+
+@functools.cache
+def _signature(layer: str) -> inspect.Signature:
+    return inspect.signature(getattr(layers, layer))
+
+
 @dataclass(frozen=True)
 class Mistake:
     """One wrong layer: which it stands for, the choice that it gets wrong, and where that happened.
 
-    `also` are layers of other wirings in which the same lines make the same mistake.
+    `wrong` computes it from a call. `also` are layers of other wirings in which the same lines make the same mistake.
     """
 
     name: str
     what: str
     layer: str
     axis: str
-    row: str
-    link: str
-    call: Callable[..., Any]
+    wrong: Callable[[Call], Any]
+    row: str = ""
+    link: str = ""
     also: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return self.name
 
-    def of(self, right: Layer) -> Layer:
-        """The wrong layer, made from the right one; it has its signature."""
+    def of(self, right: Layer, layer: str = "") -> Layer:
+        """The wrong layer, made from the right one, which is `self.layer` or another; it has its signature."""
 
         @functools.wraps(right)
-        def wrong(*args: Any, **options: Any) -> Any:
-            return self.call(right, *args, **options)
+        def mistaken(*args: Any, **options: Any) -> Any:
+            return self.wrong(Call(right, layer or self.layer, args, options))
 
-        return wrong
-
-
-def mistake(
-    into: list[Mistake], layer: str, axis: str, row: str = "", link: str = "", also: tuple[str, ...] = ()
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Note a function as a mistake in `layer`: it gets the right layer, then the arguments of a call."""
-
-    def note(call: Callable[..., Any]) -> Callable[..., Any]:
-        what = " ".join((call.__doc__ or "").split())
-        into.append(Mistake(call.__name__, what, layer, axis, row, link, call, also))
-        return call
-
-    return note
+        return mistaken
 
 
 def wrap(mistake: Mistake) -> Callable[[str, Layer], Layer]:
     """For `refdiff.backends.overlay`."""
-    return lambda name, layer: mistake.of(layer) if name in (mistake.layer, *mistake.also) else layer
-
-
-def with_parts(options: dict[str, Any], **functions: Layer) -> dict[str, Any]:
-    """Return the options of a composed layer's call, with some of the layers that it calls replaced."""
-    ops = options.get("ops", layers)
-    return options | {"ops": Ops(**{name: getattr(ops, name) for name in layers.__all__} | functions)}
+    return lambda name, layer: mistake.of(layer, name) if name in (mistake.layer, *mistake.also) else layer
 
 
 def plant(mistake: Mistake) -> None:

@@ -5,102 +5,76 @@ from __future__ import annotations
 from typing import Any
 
 from refdiff.arrays import Array, namespace
-from refdiff.oracle.mistakes.catalogue import MOTIF, Mistake, mistake, with_parts
+from refdiff.oracle.mistakes.catalogue import MOTIF, Call, Mistake
 
-LAMBDA_MISTAKES: list[Mistake] = []
 VLLM_MOTIF = "https://github.com/vllm-project/vllm/blob/4ed70f6b47938c58976ac3f55e33f9bdfc3a9f59/vllm/model_executor/models/motif.py"
 VLLM_LAMBDA = "https://github.com/vllm-project/vllm/pull/44963"
 JAYKEF = "https://github.com/Jaykef/ai-algorithms/issues/1"
 
 
-@mistake(LAMBDA_MISTAKES, "lambda_init", "linit base", "F3", VLLM_MOTIF)
-def layers_one_too_low(right: Any, layer: int) -> Any:
-    """exp(−0.3 (l − 1)) with l from 0: λ_init is −0.01 in the first layer."""
-    return 0.8 - (0.8 - right(layer)) * 2.718281828459045**0.3
+def _products(call: Call) -> tuple[Array, Array]:
+    """λ_q1 · λ_k1 and λ_q2 · λ_k2."""
+    xp = namespace(call.lambda_q1)
+    return xp.sum(call.lambda_q1 * call.lambda_k1), xp.sum(call.lambda_q2 * call.lambda_k2)
 
 
-@mistake(LAMBDA_MISTAKES, "lambda_init", "linit base", "F3", VLLM_MOTIF)
-def layers_from_one(right: Any, layer: int) -> Any:
-    """exp(−0.3 l) with l from 1."""
-    return right(layer + 1)
+def _no_exponentials(call: Call) -> Any:
+    first, second = _products(call)
+    return first - second + call.lambda_init
 
 
-@mistake(LAMBDA_MISTAKES, "lambda_init", "linit const", "B10", MOTIF)
-def lambda_init_is_1(right: Any, layer: int) -> Any:
-    """1 in every layer: attention is multiplied by 0."""
-    return 1.0
+def _exponentials_added(call: Call) -> Any:
+    first, second = map(namespace(call.lambda_q1).exp, _products(call))
+    return first + second + call.lambda_init
 
 
-@mistake(LAMBDA_MISTAKES, "lambda_init", "linit const", "B10", MOTIF)
-def lambda_init_is_08(right: Any, layer: int) -> Any:
-    """0.8 in every layer."""
-    return 0.8
+def _one_exponential_of_the_difference(call: Call) -> Any:
+    first, second = _products(call)
+    return namespace(call.lambda_q1).exp(first - second) + call.lambda_init
 
 
-@mistake(LAMBDA_MISTAKES, "diff_lambda", "lam form", "B4", JAYKEF)
-def no_exponentials(right: Any, q1: Array, k1: Array, q2: Array, k2: Array, start: float) -> Any:
-    """λ_q1 · λ_k1 − λ_q2 · λ_k2 + λ_init."""
-    xp = namespace(q1)
-    return xp.sum(q1 * k1) - xp.sum(q2 * k2) + start
+def _mean_for_the_dot_product(call: Call) -> Any:
+    d = call.lambda_q1.shape[0]
+    return call(lambda_q1=call.lambda_q1 / d, lambda_q2=call.lambda_q2 / d)
 
 
-@mistake(LAMBDA_MISTAKES, "diff_lambda", "lam form")
-def no_start(right: Any, q1: Array, k1: Array, q2: Array, k2: Array, start: float) -> Any:
-    """λ_init not added."""
-    return right(q1, k1, q2, k2, start) - start
-
-
-@mistake(LAMBDA_MISTAKES, "diff_lambda", "lam form", "B4", JAYKEF)
-def start_alone(right: Any, q1: Array, k1: Array, q2: Array, k2: Array, start: float) -> Any:
-    """λ = λ_init, nothing learned."""
-    return 0 * namespace(q1).sum(q1 * k1) + start
-
-
-@mistake(LAMBDA_MISTAKES, "diff_lambda", "lam form")
-def exponentials_added(right: Any, q1: Array, k1: Array, q2: Array, k2: Array, start: float) -> Any:
-    """A plus between the exponentials."""
-    xp = namespace(q1)
-    return xp.exp(xp.sum(q1 * k1)) + xp.exp(xp.sum(q2 * k2)) + start
-
-
-@mistake(LAMBDA_MISTAKES, "diff_lambda", "lam form")
-def one_exponential_of_the_difference(right: Any, q1: Array, k1: Array, q2: Array, k2: Array, start: float) -> Any:
-    """exp(λ_q1 · λ_k1 − λ_q2 · λ_k2) + λ_init."""
-    xp = namespace(q1)
-    return xp.exp(xp.sum(q1 * k1) - xp.sum(q2 * k2)) + start
-
-
-@mistake(LAMBDA_MISTAKES, "diff_lambda", "lam form")
-def mean_for_the_dot_product(right: Any, q1: Array, k1: Array, q2: Array, k2: Array, start: float) -> Any:
-    """The mean of λ_q λ_k where their sum is meant."""
-    return right(q1 / q1.shape[0], k1, q2 / q1.shape[0], k2, start)
-
-
-@mistake(LAMBDA_MISTAKES, "diff_lambda", "lam form")
-def lambda_vectors_crossed(right: Any, q1: Array, k1: Array, q2: Array, k2: Array, start: float) -> Any:
-    """λ_q1 · λ_k2 and λ_q2 · λ_k1."""
-    return right(q1, k2, q2, k1, start)
-
-
-@mistake(LAMBDA_MISTAKES, "diff_lambda", "lam rounding", "F7", VLLM_LAMBDA)
-def exponentials_rounded_to_bfloat16(right: Any, q1: Array, k1: Array, q2: Array, k2: Array, start: float) -> Any:
-    """Each exponential rounded to eight bits before the subtraction, as it is right for a bfloat16 model of HF's."""
-    xp = namespace(q1)
+def _exponentials_rounded_to_bfloat16(call: Call) -> Any:
+    xp = namespace(call.lambda_q1)
 
     def rounded(x: Array) -> Array:  # what is left of x after 2^m + 1 times it has pushed out all but its first bits
         by = x * (2.0**-7 / xp.finfo(x.dtype).eps + 1)
         return by - (by - x)
 
-    return rounded(xp.exp(xp.sum(q1 * k1))) - rounded(xp.exp(xp.sum(q2 * k2))) + start
+    first, second = (rounded(xp.exp(x)) for x in _products(call))
+    return first - second + call.lambda_init
 
 
-@mistake(LAMBDA_MISTAKES, "diff_lambda", "V2-vs-V1")
-def squashed_as_in_v2(right: Any, q1: Array, k1: Array, q2: Array, k2: Array, start: float) -> Any:
-    """σ(λ)."""
-    return 1 / (1 + namespace(q1).exp(-right(q1, k1, q2, k2, start)))
-
-
-@mistake(LAMBDA_MISTAKES, "diff_lambda_v2", "V2-vs-V1", "B3", "https://github.com/microsoft/unilm/pull/1736")
-def v2_without_the_sigmoid(right: Any, x: Array, weight: Array, **options: Any) -> Any:
-    """λ = x W_λ as it is, of any size and sign."""
-    return right(x, weight, **with_parts(options, activation=lambda z, name: z))
+LAMBDA_MISTAKES: tuple[Mistake, ...] = (
+    Mistake("layers_one_too_low", "exp(−0.3 (l − 1)) with l from 0: λ_init is −0.01 in the first layer.", "lambda_init",
+            "linit base", lambda call: 0.8 - (0.8 - call()) * 2.718281828459045**0.3, "F3", VLLM_MOTIF),
+    Mistake("layers_from_one", "exp(−0.3 l) with l from 1.", "lambda_init", "linit base",
+            lambda call: call(layer=call.layer + 1), "F3", VLLM_MOTIF),
+    Mistake("lambda_init_is_1", "1 in every layer: attention is multiplied by 0.", "lambda_init", "linit const",
+            lambda _: 1.0, "B10", MOTIF),
+    Mistake("lambda_init_is_08", "0.8 in every layer.", "lambda_init", "linit const", lambda _: 0.8, "B10", MOTIF),
+    Mistake("no_exponentials", "λ_q1 · λ_k1 − λ_q2 · λ_k2 + λ_init.", "diff_lambda", "lam form", _no_exponentials, "B4",
+            JAYKEF),
+    Mistake("no_start", "λ_init not added.", "diff_lambda", "lam form", lambda call: call() - call.lambda_init),
+    Mistake("start_alone", "λ = λ_init, nothing learned.", "diff_lambda", "lam form",
+            lambda call: 0 * _products(call)[0] + call.lambda_init, "B4", JAYKEF),
+    Mistake("exponentials_added", "A plus between the exponentials.", "diff_lambda", "lam form", _exponentials_added),
+    Mistake("one_exponential_of_the_difference", "exp(λ_q1 · λ_k1 − λ_q2 · λ_k2) + λ_init.", "diff_lambda", "lam form",
+            _one_exponential_of_the_difference),
+    Mistake("mean_for_the_dot_product", "The mean of λ_q λ_k where their sum is meant.", "diff_lambda", "lam form",
+            _mean_for_the_dot_product),
+    Mistake("lambda_vectors_crossed", "λ_q1 · λ_k2 and λ_q2 · λ_k1.", "diff_lambda", "lam form",
+            lambda call: call(lambda_k1=call.lambda_k2, lambda_k2=call.lambda_k1)),
+    Mistake("exponentials_rounded_to_bfloat16", "Each exponential rounded to eight bits before the subtraction, as it "
+            "is right for a bfloat16 model of HF's.", "diff_lambda", "lam rounding", _exponentials_rounded_to_bfloat16,
+            "F7", VLLM_LAMBDA),
+    Mistake("squashed_as_in_v2", "σ(λ).", "diff_lambda", "V2-vs-V1",
+            lambda call: 1 / (1 + namespace(call.lambda_q1).exp(-call()))),
+    Mistake("v2_without_the_sigmoid", "λ = x W_λ as it is, of any size and sign.", "diff_lambda_v2", "V2-vs-V1",
+            lambda call: call(ops=call.parts(activation=lambda z, name: z)), "B3",
+            "https://github.com/microsoft/unilm/pull/1736"),
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""How far a deviation moves an output."""
+"""How far a deviation moves an output; the axes of deviations from v1."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ from refdiff.oracle import Budget, Deviation, Spec
 from refdiff.oracle.budget.statistics import over, root_mean_square
 from refdiff.oracle.deviations.deviation import output_with
 from refdiff.oracle.inputs.validation import as_float64
+
+AXES = {
+    "pair", "gqa", "vlay", "rope kind", "rope dim", "rope base", "rope offset", "scale", "linit base", "linit const",
+    "lam form", "post scale", "norm kind", "norm extent", "eps", "order", "clamp", "renorm", "mask align",
+    "mask off by one", "window", "lse base", "k1/k2 crossed", "V2-vs-V1",
+}  # fmt: skip
+"""Of v1; in V2-vs-V1 λ is squashed."""
 
 
 def effect(spec: Spec, inputs: Mapping[str, Any], deviation: Deviation, allowed: Budget) -> float:

@@ -13,14 +13,8 @@ from refdiff.oracle.deviations.listed import EVERY, KINDS, kind_of
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import ROWS
 from refdiff.oracle.strategies import Structure, draw
+from tests.oracle.deviations.effects import AXES
 from tests.oracle.example_inputs import small
-
-# of v1; "V2-vs-V1" is λ squashed
-AXES = {
-    "pair", "gqa", "vlay", "rope kind", "rope dim", "rope base", "rope offset", "scale", "linit base", "linit const",
-    "lam form", "post scale", "norm kind", "norm extent", "eps", "order", "clamp", "renorm", "mask align",
-    "mask off by one", "window", "lse base", "k1/k2 crossed", "V2-vs-V1",
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["hf_diffllama", "ms_v1"])

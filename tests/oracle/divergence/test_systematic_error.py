@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,38 +12,37 @@ import pytest
 
 from refdiff.oracle import Divergence, Trace, first_divergence, trace
 from refdiff.oracle.mistakes import Mistake
+from refdiff.oracle.mistakes.catalogue import Call
 from tests.oracle.divergence.runs import KINDS, LAYER, inputs, model, run
 
 LAYER_2 = f"model.layers.{LAYER}."
 MODULES = re.compile(r"(_proj|norm|act_fn|diff|layers\.\d|lm_head|embed_tokens|probs\d)$")
 
 
-def made(layer: str, call: Any) -> Mistake:
-    return Mistake("made here", "", layer, "", "", "", call)
+def made(layer: str, wrong: Callable[[Call], Any]) -> Mistake:
+    return Mistake("made here", "", layer, "", wrong)
 
 
 def epsilon(by: float) -> Mistake:
-    return made("rms_norm", lambda right, x, weight, eps: right(x, weight, eps + by))
+    return made("rms_norm", lambda call: call(eps=call.eps + by))
 
 
 def bias(by: float) -> Mistake:
     """Of each column of down_proj another, `by` of its size."""
 
-    def call(right: Any, x: Any, weight: Any, *more: Any) -> Any:
-        y = right(x, weight, *more)
-        if weight.shape != (26, 37):
+    def biased(call: Call) -> Any:
+        y = call()
+        if call.weight.shape != (26, 37):
             return y
         b = np.random.default_rng(0).normal(size=26)
         return y + (by * np.sqrt((y**2).mean()) * b).astype(y.dtype)
 
-    return made("linear", call)
+    return made("linear", biased)
 
 
 def scores(by: float) -> Mistake:
-    def call(right: Any, q1: Any, k1: Any, q2: Any, *rest: Any, **more: Any) -> Any:
-        return right(q1 * np.float32(1 + by), k1, q2 * np.float32(1 + by), *rest, **more)
-
-    return made("diff_attention", call)
+    factor = np.float32(1 + by)
+    return made("diff_attention", lambda call: call(q1=call.q1 * factor, q2=call.q2 * factor))
 
 
 @functools.cache

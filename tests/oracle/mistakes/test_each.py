@@ -45,7 +45,7 @@ def flat(result: Any) -> np.ndarray:
 def test_is_another_function_of_the_same_shape(mistake: Mistake) -> None:
     for layer in (mistake.layer, *mistake.also):
         right, apart = getattr(layers, layer), 0.0
-        wrong = mistake.of(right)
+        wrong = mistake.of(right, layer)
         for args, options in calls(layer):
             expected, actual = flat(right(*args, **options)), flat(wrong(*args, **options))
             assert actual.shape == expected.shape

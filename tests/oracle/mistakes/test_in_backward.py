@@ -10,12 +10,7 @@ from refdiff.oracle.cases.fixed import cases, small_spec
 from refdiff.oracle.deviations.deviation import ops_with
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes.catalogue import Mistake
-from refdiff.oracle.mistakes.in_backward import (
-    BACKWARD_MISTAKES,
-    OF_ANY_ATTENTION,
-    gradient_of_one_query_head_of_a_group,
-    of_query_head,
-)
+from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES, OF_ANY_ATTENTION, of_query_head
 from refdiff.oracle.spec.presets import PRESETS
 from refdiff.oracle.truth.backward import backward
 from tests.layers.vjps import draw
@@ -77,7 +72,7 @@ def test_the_query_heads_of_a_group_however_its_key_is_given() -> None:
     """The last one alone, and each one alone or left out; one key head for the group, or one for each query head."""
     args, options = next(c for c in (draw("diff_attention", seed) for seed in range(40)) if _is_grouped(*c))
     n = args[0].shape[1] // args[1].shape[1]
-    (last,) = (m for m in BACKWARD_MISTAKES if m.name == gradient_of_one_query_head_of_a_group.__name__)
+    (last,) = (m for m in BACKWARD_MISTAKES if m.name == "gradient_of_one_query_head_of_a_group")
     vjp = layers.diff_attention_vjp
     g = np.random.default_rng(0).normal(size=layers.diff_attention(*args, **options).shape)
     q1, k1, q2, k2, v, *rest = args
