@@ -10,6 +10,7 @@ from refdiff.oracle.cases.fixed import PROFILES, small_spec
 from refdiff.oracle.cases.values import ALIASES
 from refdiff.oracle.inputs.validation import check_inputs
 from refdiff.oracle.spec.presets import PRESETS
+from refdiff.oracle.strategies import structures
 from tests.oracle.example_inputs import small
 
 
@@ -64,8 +65,9 @@ def test_a_case_knows_what_it_is_blind_to() -> None:
 
 
 def test_an_unknown_profile() -> None:
-    with pytest.raises(ValueError, match="no profile is called 'hard': there are natural, discriminating"):
-        cases("hard")
+    for drawn in (cases, structures):
+        with pytest.raises(ValueError, match="no profile is called 'hard': there are natural, discriminating"):
+            drawn("hard")
 
 
 def test_printed_in_short() -> None:
