@@ -7,7 +7,7 @@ from statistics import median
 
 from tests.oracle.selftest.baseline_rules import BASELINE_RULES
 from tests.oracle.selftest.mutants import WAYS
-from tests.oracle.selftest.table import OURS, Count, Table, share
+from tests.oracle.selftest.table import OURS, Count, Table, percent, share
 
 _HEAD = """\
 # The tester tested
@@ -102,7 +102,7 @@ def _plainly(c: Count) -> str:
 def _of(part: int, whole: int) -> str:
     if not whole:
         return "-"
-    return f"{part:,} of {whole:,} ({share(part, whole).split(' of ')[0]})" if part else f"0 of {whole:,}"
+    return f"{part:,} of {whole:,} ({percent(part, whole)} %)" if part else f"0 of {whole:,}"
 
 
 def _sources(table: Table) -> str:
@@ -131,7 +131,7 @@ def _regimes(table: Table, way: str) -> list[tuple[tuple[str, str], list[Count]]
 
 def _killed(table: Table, way: str) -> str:
     rows = [
-        (*key, ours.identifiable, *(_percent(c.killed_identifiable, c.identifiable) for c in (ours, *others)))
+        (*key, ours.identifiable, *(percent(c.killed_identifiable, c.identifiable) for c in (ours, *others)))
         for key, (ours, *others) in _regimes(table, way)
     ]
     return _table(("recipe", "profile", "mutants", *table.rules), rows)
@@ -143,10 +143,6 @@ def _refused(table: Table, way: str) -> str:
         for key, (ours, *others) in _regimes(table, way)
     ]
     return _table(("recipe", "profile", "own", "real", "inconclusive", *table.rules), rows)
-
-
-def _percent(part: int, whole: int) -> str:
-    return share(part, whole).split(" ")[0]
 
 
 def _real(table: Table) -> str:

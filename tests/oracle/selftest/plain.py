@@ -12,11 +12,11 @@ import sys
 from functools import lru_cache
 from typing import Any
 
-from refdiff.oracle import Recipe, Spec, deviations
+from refdiff.oracle import Recipe, Spec
 from refdiff.oracle.cases.structure import Structure
 from tests.oracle.selftest.one_case import one_case
 from tests.oracle.selftest.run import RECIPES
-from tests.oracle.selftest.settings import STRUCTURES, Setting
+from tests.oracle.selftest.settings import STRUCTURES, Setting, each_deviation_once
 from tests.oracle.selftest.table import OURS, Table
 
 SEED = 6000
@@ -36,21 +36,12 @@ def settings(seed: int) -> tuple[Setting, ...]:
 
 @lru_cache
 def _settings(number: int, structure: int) -> tuple[Setting, ...]:
-    found: list[Setting] = []
-    tried: set[str] = set()
-    for spec, lengths, kind in (
-        (_spec(number), STRUCTURES[structure], "dense"),
-        (_spec(number), Structure(packed=((6, 9), (9, 9), (12, 9))), "packed"),
-        (_spec(number), Structure(pages=((7, 17), (1, 6), (12, 12))), "paged"),
-    ):
-        left = tuple(d for d in deviations(spec, kind) if not tried & {d.name, *d.aliases})
-        tried |= {name for d in left for name in (d.name, *d.aliases)}
-        found.append(Setting(spec, lengths, kind, left, main=not found))
-    return tuple(found)
-
-
-def _spec(number: int) -> Spec:
-    return Spec.preset("attention", head_dim=16, **MAIN[number])
+    spec = Spec.preset("attention", head_dim=16, **MAIN[number])
+    return each_deviation_once(
+        (spec, STRUCTURES[structure], "dense"),
+        (spec, Structure(packed=((6, 9), (9, 9), (12, 9))), "packed"),
+        (spec, Structure(pages=((7, 17), (1, 6), (12, 12))), "paged"),
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,6 +10,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+from refdiff.files import replaced_atomically
 from refdiff.oracle.rounding.recipe import STORAGE, Recipe
 from tests.oracle.selftest.one_case import one_case
 from tests.oracle.selftest.table import Table, table_from_dict
@@ -49,30 +50,26 @@ def selftest(
         ValueError: `kernels` names no mapping.
     """
     folder = None if keep is None else Path(keep)
-    tables: dict[int, Table] = {}
+    tables = {s: table_from_dict(json.loads(_file(folder, s).read_text("utf-8"))) for s in seeds if _kept(folder, s)}
     work = partial(one_seed, recipes=tuple(recipes), profiles=tuple(profiles), kernels=kernels)
-    left = [s for s in seeds if not _kept(folder, s)]
+    left = [s for s in seeds if s not in tables]
     cases = len(recipes) * len(profiles)
     if progress is not None and each is None and (jobs == 1 or len(left) < 2):
         count = itertools.count(1)
         work = partial(work, done=lambda: progress(next(count), cases * len(left)))
     for number, (seed, found) in enumerate((each or partial(_each, jobs))(work, left), 1):
+        tables[seed] = found
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            part = _file(folder, seed).with_suffix(".part")
-            part.write_text(json.dumps(found.to_dict()), encoding="utf-8")
-            part.replace(_file(folder, seed))
-        else:
-            tables[seed] = found
+            with replaced_atomically(_file(folder, seed)) as file:
+                file.write(json.dumps(found.to_dict()).encode())
         if done is not None:
             done(f"seed {seed}")
         if progress is not None:
             progress(cases * number, cases * len(left))
     table = Table()
     for seed in seeds:  # in this order, whichever was done first
-        table.add(
-            tables[seed] if folder is None else table_from_dict(json.loads(_file(folder, seed).read_text("utf-8")))
-        )
+        table.add(tables[seed])
     return table
 
 

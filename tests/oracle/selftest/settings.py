@@ -27,29 +27,28 @@ class Setting:
 
 def settings(seed: int) -> tuple[Setting, ...]:
     """Return the problems of a seed: one of v1 in either wiring, long enough for local mistakes, then the others."""
-    first, second = (small_spec(V1[(seed + n) % 2]) for n in (0, 1))
-    main = Setting(first, STRUCTURES[seed // 2 % 2], "dense", deviations(first), main=True)
-    return (main, *_others(first, second))
+    return _settings(seed % 2, seed // 2 % 2)
 
 
-@lru_cache(maxsize=4)
-def _others(first: Spec, second: Spec) -> tuple[Setting, ...]:
-    """The axes that the main problem has not: each deviation is tried once in a seed."""
-    tried = set(_names(deviations(first)))
-    found = []
-    for spec, structure, kind in (
-        (second, Structure(1, 24, 24), "dense"),
+@lru_cache
+def _settings(wiring: int, structure: int) -> tuple[Setting, ...]:
+    return each_deviation_once(
+        (small_spec(V1[wiring]), STRUCTURES[structure], "dense"),
+        (small_spec(V1[1 - wiring]), Structure(1, 24, 24), "dense"),
         (small_spec("hf_diffllama").replace(window=11, softcap=20.0), Structure(1, 21, 30), "dense"),
         (small_spec("gda"), Structure(1, 24, 24), "dense"),
         (small_spec("diff_v2"), Structure(1, 21, 27), "dense"),
         (small_spec("hf_diffllama"), Structure(packed=((6, 9), (9, 9), (12, 9))), "packed"),
         (small_spec("ms_v1"), Structure(pages=((7, 17), (1, 6), (12, 12))), "paged"),
-    ):
-        left = tuple(d for d in deviations(spec, kind) if not tried & set(_names((d,))))
-        tried |= set(_names(left))
-        found.append(Setting(spec, structure, kind, left))
+    )
+
+
+def each_deviation_once(*problems: tuple[Spec, Structure, str]) -> tuple[Setting, ...]:
+    """Return settings: the first, main one has all its deviations, each other those that none before it has."""
+    tried: set[str] = set()
+    found: list[Setting] = []
+    for spec, structure, kind in problems:
+        left = tuple(d for d in deviations(spec, kind) if not tried & {d.name, *d.aliases})
+        tried |= {name for d in left for name in (d.name, *d.aliases)}
+        found.append(Setting(spec, structure, kind, left, main=not found))
     return tuple(found)
-
-
-def _names(found: tuple[Deviation, ...]) -> list[str]:
-    return [name for d in found for name in (d.name, *d.aliases)]

@@ -160,8 +160,8 @@ class Table:
         recipe, profile, way, rule = key
         legal = f"{c.refused}/{c.own + c.real}" + (f" +{c.inconclusive}?" if c.inconclusive else "")
         return (
-            f"{recipe:9}{profile:13}{way:9}{rule:14}{_percent(c.killed_identifiable, c.identifiable):>6}"
-            f"{c.identifiable:>7}{_percent(c.killed, c.mutants):>6}{legal:>15}"
+            f"{recipe:9}{profile:13}{way:9}{rule:14}{percent(c.killed_identifiable, c.identifiable):>6}"
+            f"{c.identifiable:>7}{percent(c.killed, c.mutants):>6}{legal:>15}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def share(part: int, whole: int) -> str:
     return f"{min(percent, 99.9) if part < whole else 100:.1f} % of {whole}"
 
 
-def _percent(part: int, whole: int) -> str:
+def percent(part: int, whole: int) -> str:
     """Such as "99.8"."""
     return share(part, whole).partition(" ")[0]
 

@@ -7,10 +7,16 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from refdiff.oracle import Recipe, deviations
+from refdiff.oracle import Recipe, Spec, deviations
 from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.deviations import deviated
+from refdiff.oracle.deviations.deviation import Problem, ops_with
+from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES
-from tests.oracle.selftest.mutants import Mutant, mutants, way_of
+from refdiff.oracle.strategies import Structure, draw
+from refdiff.oracle.truth.backward import backward
+from tests.oracle.deviations.effects import AXES
+from tests.oracle.selftest.mutants import Mutant, mutants, way_of, with_a_row_of
 from tests.oracle.selftest.one_case import Trial
 from tests.oracle.selftest.settings import settings
 
@@ -51,22 +57,13 @@ def test_the_other_problems_have_output_and_gradients(number: int) -> None:
     assert len({m.name for m in found if m.way == "forward"}) >= 0.6 * len(tried)
 
 
-AXES = {
-    *("pair", "gqa", "vlay", "rope kind", "rope dim", "rope base", "rope offset", "scale", "linit base", "linit const"),
-    *("lam form", "post scale", "norm kind", "norm extent", "affine", "eps", "order", "clamp", "renorm", "mask align"),
-    *("mask off by one", "window", "lse base", "k1/k2 crossed", "V2-vs-V1", "ratio"),
-}
-"""Those of the study's section on diagnosis."""
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_every_axis_in_every_seed(seed: int) -> None:
     found = [d for setting in settings(seed) for d in setting.deviations]
-    assert {d.axis for d in found} >= AXES
+    assert {d.axis for d in found} >= {*AXES, "affine", "ratio", "packed", "paged", "softcap"}
     names = Counter(d.name for d in found)
     assert set(names.values()) == {1}
     assert len(names) >= 85
-    assert {"packed", "paged", "softcap"} <= {d.axis for d in found}
     assert {"window_one_less", "window_one_more", "signals_and_noises_in_the_other_order"} <= set(names)
 
 
@@ -77,3 +74,51 @@ def test_the_main_problem_has_all_of_its_deviations() -> None:
         assert not any(setting.main for setting in others)
         assert main.deviations == deviations(small_spec(preset))
     assert [settings(seed)[0].structure.keys for seed in range(4)] == [44, 44, 50, 50]
+
+
+DIMS = {"hf_diffllama": Structure(1, 7, 11), "diff_v2": Structure(1, 5, 7)}
+
+
+def _problem(preset: str, profile: str = "natural") -> tuple[Spec, Problem, np.ndarray]:
+    spec = small_spec(preset)
+    inputs = as_float64(spec, draw(spec, DIMS[preset], profile, 5))
+    out = (1, spec.heads, DIMS[preset].queries, spec.out_dim)
+    return spec, Problem(spec, inputs), np.random.default_rng(5).normal(size=out)
+
+
+@pytest.mark.parametrize("preset", DIMS)
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+@pytest.mark.parametrize("profile", ["natural", "tiny_values", "extreme"])
+def test_one_row_is_the_gradient_of_the_other_problem(preset: str, name: str, profile: str) -> None:
+    spec, problem, dout = _problem(preset, profile)
+    other = Problem(spec.replace(scale=0.3), problem.inputs)
+    right = backward(spec, problem.inputs, dout, ops_with(()))[name]
+    exact = backward(other.spec, other.inputs, dout, ops_with(()))[name]
+    found = with_a_row_of(other, dout, name, right, np.random.default_rng(0))
+    rows = np.any(found != right, axis=-1)
+    assert rows.sum() == 1
+    np.testing.assert_allclose(found[rows], exact[rows], rtol=1e-5, atol=1e-10 * np.abs(exact).max())
+    np.testing.assert_array_equal(found[~rows], right[~rows])
+
+
+def test_none_where_nothing_is_wrong() -> None:
+    spec, problem, dout = _problem("hf_diffllama")
+    right = backward(spec, problem.inputs, dout, ops_with(()))
+    rng = np.random.default_rng(1)
+    for name in ("q", "k", "v"):
+        before = problem.inputs[name].copy()
+        assert with_a_row_of(problem, dout, name, right[name], rng) is None
+        np.testing.assert_array_equal(problem.inputs[name], before)
+
+
+def test_mistakes_without_a_backward_have_a_wrong_row() -> None:
+    spec, problem, dout = _problem("hf_diffllama")
+    right = backward(spec, problem.inputs, dout, ops_with(()))["v"]
+    rng = np.random.default_rng(2)
+    alone = [d for d in deviations(spec) if d.mistake is not None]
+    assert len(alone) >= 30
+    found = 0
+    for deviation in alone:
+        wrong = deviated(spec, problem.inputs, [deviation])
+        found += wrong is not None and with_a_row_of(wrong, dout, "v", right, rng) is not None
+    assert found >= 0.8 * len(alone)

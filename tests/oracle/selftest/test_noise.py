@@ -9,9 +9,8 @@ import pytest
 
 from refdiff.oracle import Recipe, truth
 from refdiff.oracle.rounding.evaluation_order import DRAWS, HELD_OUT, MEMBERS
-from tests.oracle.selftest.legal import log_sums
 from tests.oracle.selftest.noise import AT_RANDOM, ORDERS, Noise, noise
-from tests.oracle.selftest.one_case import Trial
+from tests.oracle.selftest.one_case import Trial, log_sums
 from tests.oracle.selftest.settings import settings
 
 Y = np.asarray([[3.0, -4.0], [1.0, 1.0]])

@@ -55,13 +55,6 @@ def test_progress_counts_recipes_and_profiles(tmp_path: Path) -> None:
     assert seen == [(4, 8), (8, 8)]
 
 
-@pytest.mark.nightly
-def test_side_by_side_is_the_same() -> None:
-    few = {"recipes": ["float16"], "profiles": ["natural"]}
-    one, two = selftest([50, 51], **few), selftest([50, 51], jobs=2, **few)
-    assert one.to_dict() == two.to_dict()
-
-
 @pytest.mark.slow
 def test_each_process_gives_the_table_of_its_seed(tmp_path: Path) -> None:
     """Of no recipe, so that nothing is judged."""

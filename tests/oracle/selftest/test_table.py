@@ -30,20 +30,6 @@ def test_twenty_seeds_need_99_2_percent() -> None:
         assert table.holds is holds, (killed, seeds)
 
 
-def test_what_is_counted() -> None:
-    count = Count()
-    count.mutant(True, identifiable=True, plain=True, large=True)
-    count.mutant(True, identifiable=False, plain=True, large=False)
-    count.mutant(False, identifiable=True, plain=False, large=True)
-    count.legal(refused=False, inconclusive=True, real=False)
-    count.legal(refused=True, real=True)
-    assert count == Count(
-        mutants=3, killed=2, identifiable=2, killed_identifiable=1, plain=2, killed_plain=2, large=2, killed_large=1,
-        own=1, own_undecided=1, real=1, real_refused=1,
-    )  # fmt: skip
-    assert count.refused == 1
-
-
 def _two() -> Table:
     table = _table(mutants=4, identifiable=2, killed=3, killed_identifiable=2, own=5, own_undecided=1)
     other = _table(mutants=4, identifiable=2, killed=1, killed_identifiable=1, own=5, own_refused=1)
