@@ -42,10 +42,6 @@ def _run(function: str, outside: dict[str, str], **variables: str) -> tuple[int,
         ("wrong_rope", "float32", "discriminating", "tries pairs too):\nunique: the_other_pairs_turn"),
         ("right", "bfloat16", "natural,degenerate,serving,tiles", " passed"),
         ("epsilon_compiled_in", "float32", ",".join(PROFILES), " passed"),
-        ("wrong_epsilon", "float32", "tiny_values", "rows are wrong"),
-        ("wrong_epsilon", "bfloat16", "tiny_values", "rows are wrong"),
-        ("wrong_gradient", "float32", "natural", "  dk           fail"),
-        ("changes_its_input", "float32", "natural", "changed its input q"),
         ("sees_the_future", "bfloat16", "natural", "Keys and values of the last token do not touch"),
         ("declines", "float32", "natural", "no output was compared"),
     ],
@@ -55,6 +51,7 @@ def test_right_functions_pass_and_wrong_ones_fail(
 ) -> None:
     status, text = _run(function, outside, REFDIFF_RECIPE=recipe, REFDIFF_PROFILES=profiles)
     assert says in text, text
+    assert text.count("The first case that fails; to have it in Python:") == (function == "wrong_rope")
     assert status == (0 if function in RIGHT else 1), text
 
 
@@ -89,13 +86,6 @@ def test_what_is_said_of_presets_and_profiles_is_all_of_them() -> None:
     assert f"one or more by commas: {', '.join(PROFILES)} (all of them)" in said
 
 
-@pytest.mark.slow
-def test_the_first_case_that_fails_is_told_once(outside: dict[str, str]) -> None:
-    _, text = _run("wrong_rope", outside, REFDIFF_PROFILES="natural")
-    assert text.count("The first case that fails; to have it in Python:") == 1
-    assert text.count("rows are wrong") > 1
-
-
 def test_what_is_no_kernel_is_told_once(outside: dict[str, str]) -> None:
     status, text = _run("nope", outside)
     assert status not in (0, 1)
@@ -111,7 +101,6 @@ def test_what_is_no_kernel_is_told_once(outside: dict[str, str]) -> None:
         ("SPEC", "hf", "no preset is called 'hf'; the preset of that variant is 'hf_diffllama'; there are"),
         ("SPEC", '{"heads": 3}', "'heads'"),
         ("RECIPE", "int8", "no recipe is called 'int8': there are float32"),
-        ("PROFILES", "hard", "no profile is called 'hard': there are natural"),
         ("SEED", "one", "invalid literal for int"),
     ],
 )

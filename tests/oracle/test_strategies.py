@@ -13,7 +13,7 @@ from refdiff.oracle import Case, Spec, blind_spots, truth
 from refdiff.oracle.deviations import EVERY, Problem, output
 from refdiff.oracle.deviations.deviation import output_with
 from refdiff.oracle.inputs.validation import as_float64, check_inputs
-from refdiff.oracle.strategies import cases, specs, structures
+from refdiff.oracle.strategies import cases, specs
 from tests.oracle.example_inputs import small
 
 
@@ -58,8 +58,3 @@ def test_the_package_needs_no_hypothesis() -> None:
     code = "import sys; sys.modules['hypothesis'] = None; from refdiff import oracle; print(oracle.cases('natural')[0])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "natural-hf_diffllama-0-2x16x24-float32-0"
-
-
-def test_an_unknown_profile() -> None:
-    with pytest.raises(ValueError, match="no profile is called 'hard'"):
-        structures("hard")

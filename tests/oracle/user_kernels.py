@@ -45,17 +45,8 @@ def epsilon_compiled_in(spec: Spec, inputs: dict[str, Any]) -> Any:
     return right(spec.replace(norm_eps=1e-5), inputs)
 
 
-def wrong_epsilon(spec: Spec, inputs: dict[str, Any]) -> Any:
-    return right(spec.replace(norm_eps=1e-6), inputs)
-
-
 def wrong_rope(spec: Spec, inputs: dict[str, Any]) -> Any:
     return right(spec.replace(rope="interleaved"), inputs)
-
-
-def wrong_gradient(spec: Spec, inputs: dict[str, Any], dout: Any = None) -> Any:
-    found = dense_with_gradients(spec, inputs, dout)
-    return found if dout is None or found is NotImplemented else {**found, "dk": 1.02 * found["dk"]}
 
 
 def sees_the_future(spec: Spec, inputs: dict[str, Any]) -> Any:

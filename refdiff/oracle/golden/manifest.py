@@ -20,21 +20,9 @@ LARGEST_FOLDER = 20_000_000
 """Bytes of a folder of test vectors: what a repository takes without a thought."""
 MANIFEST, INDEX = "manifest.json", "index.txt"
 COLUMNS = (
-    "hi",
-    "lo",
-    "budget",
-    "bound",
-    "u",
-    "row",
-    "bulk",
-    "element",
-    "slope",
-    "factor",
-    "weights",
-    "divisor",
-    "half",
+    "hi", "lo", "budget", "bound", "u", "row", "bulk", "element", "slope", "factor", "weights", "divisor", "half",
     "certain",
-)
+)  # fmt: skip
 """What an index has of each tensor after its name, kind, n and width."""
 
 

@@ -65,10 +65,10 @@ def export(
     if len(set(names)) < len(names):
         raise ValueError(f"two cases have one name: {sorted(n for n in set(names) if names.count(n) > 1)}")
     made = [_case(name, case, recipe, gradients) for name, case in zip(names, cases, strict=True)]
-    files = {file: data for _, file, data, _, _ in made}
+    entries = [entry for entry, _, _ in made]
+    files = {entry["file"]: data for entry, data, _ in made}
     if "npz" in formats:
-        files |= {file.replace(".safetensors", ".npz"): _npz(arrays) for _, file, _, _, arrays in made}
-    entries = [entry for _, _, _, entry, _ in made]
+        files |= {entry["file"].replace(".safetensors", ".npz"): _npz(arrays) for entry, _, arrays in made}
     files[INDEX] = index_text(entries, files).encode()
     total = sum(map(len, files.values()))
     if total > LARGEST_FOLDER:
@@ -98,8 +98,8 @@ def _name(case: Case) -> str:
 
 def _case(
     name: str, case: Case, recipe: Recipe | str | None, gradients: bool
-) -> tuple[str, str, bytes, dict[str, Any], dict[str, Numpy]]:
-    """The name, the file, its bytes, the entry in the manifest, and the arrays of a case."""
+) -> tuple[dict[str, Any], bytes, dict[str, Numpy]]:
+    """The entry in the manifest, the bytes of the file, and the arrays of a case."""
     used = Recipe.of(case.dtype if recipe is None else recipe)
     found = budget(case.spec, case.inputs, used, dout=case.dout if gradients else None)
     arrays: dict[str, Numpy] = {f"inputs.{n}": x for n, x in case.inputs.items()}
@@ -107,7 +107,6 @@ def _case(
         arrays["inputs.dout"] = case.dout
     judged = [_judged(n, found, arrays) for n in found.names]
     spec, of_recipe = json.dumps(case.spec.to_dict()), json.dumps(used.to_dict())
-    file = f"case_{name}.safetensors"
     data = b"".join(safetensors_bytes(arrays, {"format": FORMAT, "spec": spec, "recipe": of_recipe}))
     if len(data) > LARGEST_CASE:
         raise ValueError(
@@ -123,7 +122,7 @@ def _case(
     letters = {**shapes(case.spec, case.inputs), **options(case.inputs)}
     entry = {
         "id": name,
-        "file": file,
+        "file": f"case_{name}.safetensors",
         "profile": case.profile,
         "seed": case.seed,
         "spec": case.spec.to_dict(),
@@ -132,7 +131,7 @@ def _case(
         "judged": judged,
         "tensors": [_entry(n, x, letters, begins[n]) for n, x in arrays.items()],
     }
-    return name, file, data, entry, arrays
+    return entry, data, arrays
 
 
 def _judged(name: str, found: Budget, arrays: dict[str, Numpy]) -> dict[str, Any]:

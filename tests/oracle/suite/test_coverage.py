@@ -65,7 +65,9 @@ def test_what_is_not_the_same_twice() -> None:
     recipe = Recipe("float32")
     tiles, natural = _cases("tiles", "float32")[:1], _cases("natural", "float32")[:1]
     assert against_itself(f"{HERE}:races_from_64_keys_on", recipe, same_twice, natural).status == "pass"
-    assert against_itself(f"{HERE}:races_from_64_keys_on", recipe, same_twice, tiles).status == "fail"
+    raced = against_itself(f"{HERE}:races_from_64_keys_on", recipe, same_twice, tiles)
+    assert raced.status == "fail"
+    assert f" {tiles[0].name}: run again: " in raced.text
     assert against_itself(f"{HERE}:gradients_that_race", recipe, same_gradients_twice, natural).status == "fail"
     assert against_itself(f"{HERE}:right", recipe, same_gradients_twice, natural).status == "skip"
     assert against_itself(f"{HERE}:strided", recipe, strides_do_not_matter, natural).status == "fail"
