@@ -46,6 +46,8 @@ TENSORS = {
 """The parameter or buffer that each other input stands for: the module's own, or that of the submodule with a job."""
 OF_QUERIES = {"lambda_logits": "lambda_proj", "gate_logits": "gate_proj"}
 """Inputs that are the output of a projection of the query-side hidden states."""
+MASKS, CACHES = ("attention_mask", "attn_mask"), ("cache", "past_key_values")
+"""What forwards call the mask and the cache that they take."""
 NOT_SERVED = ("bias", "mask", "q_positions", "k_positions", "cu_seqlens_q")
 SERVES = (
     "dense inputs and whole layers, without mask, bias or positions, where every query sees a key; earlier keys where "
@@ -166,7 +168,7 @@ def _first(attention: Any, names: tuple[str, ...]) -> str | None:
 
 def _is_served(attention: Any, spec: Spec, arrays: Mapping[str, Numpy]) -> bool:
     """Whether a module can be called with such inputs: dense ones, whose queries are the last of the keys."""
-    unmasked = "key_mask" in arrays and not _mask_name(attention)
+    unmasked = "key_mask" in arrays and not _parameter(attention, MASKS)
     if kind_of(arrays) not in ("dense", "layer") or unmasked or any(name in arrays for name in NOT_SERVED):
         return False
     if is_layer(arrays):
@@ -177,7 +179,7 @@ def _is_served(attention: Any, spec: Spec, arrays: Mapping[str, Numpy]) -> bool:
         if heads != [(spec.query_heads, spec.head_dim), (spec.key_heads, spec.head_dim)]:
             return False
         B, T, S = arrays["q"].shape[0], arrays["q"].shape[2], arrays["k"].shape[2]
-    if 0 in (B, T, S) or S < T or (S > T and not _cache_name(attention)):
+    if 0 in (B, T, S) or S < T or (S > T and not _parameter(attention, CACHES)):
         return False
     return bool(attention_mask(spec, _sizes(arrays, T, S)).any(axis=-1).all())
 
@@ -188,9 +190,10 @@ def _sizes(arrays: Mapping[str, Numpy], T: int, S: int) -> dict[str, Numpy]:
     return {"q": np.empty((1, 1, T, 0)), "k": np.empty((1, 1, S, 0)), **masks}
 
 
-def _cache_name(attention: Any) -> str | None:
-    names = parameter_names(attention.forward)
-    return next((name for name in ("cache", "past_key_values") if name in names), None)
+def _parameter(attention: Any, names: tuple[str, ...]) -> str | None:
+    """The name by which a module's forward takes something, where it takes it."""
+    taken = parameter_names(attention.forward)
+    return next((name for name in names if name in taken), None)
 
 
 def _called(
@@ -297,19 +300,21 @@ def _arguments(attention: Any, spec: Spec, hidden: Any, part: slice, mask: Numpy
     found: dict[str, Any] = {}
     positions = torch.arange(part.start, part.stop, device=hidden.device)[None]
     fast, factor = frequencies(spec, ops_for())
-    turn = torch.tensor(fast, dtype=torch.float32, device=hidden.device)
+    angles = positions[..., None] * torch.tensor(fast, dtype=torch.float32, device=hidden.device)
+
+    def turns(angles: Any) -> tuple[Any, ...]:
+        return tuple((factor * f(angles)).to(hidden.dtype) for f in (torch.cos, torch.sin))
+
     if "position_embeddings" in names:
-        angles = torch.cat([positions[..., None] * turn] * 2, dim=-1)
-        found["position_embeddings"] = tuple((factor * f(angles)).to(hidden.dtype) for f in (torch.cos, torch.sin))
+        found["position_embeddings"] = turns(torch.cat([angles, angles], dim=-1))
     if "position_ids" in names:
         found["position_ids"] = positions
     if cache is not None:
-        found[str(_cache_name(attention))] = cache
+        found[str(_parameter(attention, CACHES))] = cache
     if "rel_pos" in names:  # unilm's
-        angles = positions[0, :, None] * turn
-        found["rel_pos"] = tuple((factor * f(angles)).to(hidden.dtype) for f in (torch.cos, torch.sin))
+        found["rel_pos"] = turns(angles[0])
     seen = np.tri(hidden.shape[1], dtype=np.bool_)[None, None] if mask is None else mask
-    if mask_name := _mask_name(attention):
+    if mask_name := _parameter(attention, MASKS):
         seen = np.broadcast_to(seen, (len(hidden), 1, *seen.shape[-2:]))
         if implementation_of(attention) == FLEX:  # it masks nothing by itself
             found[mask_name] = block_mask(torch.tensor(seen, device=hidden.device))
@@ -324,11 +329,6 @@ def _added(seen: Numpy, hidden: Any) -> Any:
     see = torch.tensor(seen, device=hidden.device)
     added = torch.zeros(see.shape, dtype=hidden.dtype, device=hidden.device)
     return added.masked_fill(~see, torch.finfo(hidden.dtype).min)
-
-
-def _mask_name(attention: Any) -> str | None:
-    names = parameter_names(attention.forward)
-    return next((name for name in ("attention_mask", "attn_mask") if name in names), None)
 
 
 def _is_own_mask(attention: Any, spec: Spec, seen: Numpy) -> bool:

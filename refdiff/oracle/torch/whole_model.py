@@ -133,17 +133,16 @@ def _attention_points(of: Any) -> Iterator[dict[str, Numpy]]:
         def call(part: Any, q: Any, k: Any, *args: Any, **kwargs: Any) -> Any:
             out = function(part, q, k, *args, **kwargs)
             path = paths[id(part)]
-            if not hasattr(part, VECTORS[0]):
-                points.update({f"{path}.q_rope": any_array(q).copy(), f"{path}.k_rope": any_array(k).copy()})
-                points[f"{path}.attn"] = any_array(out[0].transpose(1, 2)).copy()
+            if path in halves:
+                both = importlib.import_module("torch").cat([halves.pop(path), out[0]], dim=-1).transpose(1, 2)
+                for n, of_map in enumerate(both.chunk(2, dim=1), start=1):
+                    points[f"{path}.attn{n}"] = any_array(of_map).copy()
                 return out
-            if path not in halves:
+            points.update({f"{path}.q_rope": any_array(q).copy(), f"{path}.k_rope": any_array(k).copy()})
+            if hasattr(part, VECTORS[0]):
                 halves[path] = out[0]
-                points.update({f"{path}.q_rope": any_array(q).copy(), f"{path}.k_rope": any_array(k).copy()})
-                return out
-            both = importlib.import_module("torch").cat([halves.pop(path), out[0]], dim=-1).transpose(1, 2)
-            for n, of_map in enumerate(both.chunk(2, dim=1), start=1):
-                points[f"{path}.attn{n}"] = any_array(of_map).copy()
+            else:
+                points[f"{path}.attn"] = any_array(out[0].transpose(1, 2)).copy()
             return out
 
         return call
