@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -70,19 +68,3 @@ def test_a_sample() -> None:
     table = selftest([2026])
     assert table.holds, str(table)
     assert table.total(rule="rows").own == 16 * (7 * 2 + 1) * 5
-
-
-@pytest.mark.usefixtures("fake")
-def test_others_may_call_the_function_of_each_seed(tmp_path: Path) -> None:
-    called: list[int] = []
-
-    def each(work: Callable[[int], Table], seeds: Sequence[int]) -> Iterator[tuple[int, Table]]:
-        work = pickle.loads(pickle.dumps(work))  # as another machine gets it
-        for seed in reversed(seeds):
-            called.append(seed)
-            yield seed, work(seed)
-
-    few = {"recipes": ["float16"], "profiles": ["tiny_values", "cancellation"]}
-    table = selftest([3, 5], each=each, **few)
-    assert called == [5, 3]
-    assert table.to_dict() == selftest([3, 5], **few).to_dict()

@@ -98,10 +98,6 @@ def square_weights_transposed(spec: Spec, inputs: Inputs) -> Any:
     return right(spec, {**inputs, "o_proj.weight": weight.T})
 
 
-def in_float64(spec: Spec, inputs: Inputs) -> Any:
-    return right(spec, inputs).astype(np.float64)
-
-
 def races_from_64_keys_on(spec: Spec, inputs: Inputs) -> Any:
     calls()[0] += 1
     out = right(spec, inputs)
