@@ -79,9 +79,12 @@ def read_bytes(path: str | os.PathLike[str], *, max_bytes: int, folder: str | os
     Raises:
         CheckpointError: as `open_file`; or the file is larger, or cannot be read.
     """
-    with open_file(path, folder=folder) as file, _readable(path):
-        pieces = iter(lambda: file.read(_PIECE), b"")
-        raw = b"".join(itertools.islice(pieces, max_bytes // _PIECE + 1))
+    with open_file(path, folder=folder) as file:
+        try:
+            pieces = iter(lambda: file.read(_PIECE), b"")
+            raw = b"".join(itertools.islice(pieces, max_bytes // _PIECE + 1))
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
     if len(raw) > max_bytes:
         raise CheckpointError(f"{path}: larger than {max_bytes:,} bytes, the most that is read of such a file")
     return raw
@@ -93,7 +96,10 @@ def read_text(path: str | os.PathLike[str], *, max_bytes: int, folder: str | os.
     Raises:
         CheckpointError: as `read_bytes`; or the file is not UTF-8.
     """
-    return _decoded(read_bytes(path, max_bytes=max_bytes, folder=folder), path)
+    try:
+        return read_bytes(path, max_bytes=max_bytes, folder=folder).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: not UTF-8 text (byte {error.start}); write the file again as UTF-8") from None
 
 
 def read_json(path: str | os.PathLike[str], *, max_bytes: int = MAX_JSON) -> dict[str, Any]:
@@ -240,21 +246,6 @@ def _refuse_special(path: str | os.PathLike[str], mode: int) -> None:
 def kind_of_file(mode: int) -> str:
     """Name what `st_mode` says a path is, where it is no regular file."""
     return _KINDS.get(stat.S_IFMT(mode), "something else")
-
-
-@contextlib.contextmanager
-def _readable(path: str | os.PathLike[str]) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
-
-
-def _decoded(raw: bytes, path: str | os.PathLike[str]) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path}: not UTF-8 text (byte {error.start}); write the file again as UTF-8") from None
 
 
 class _DuplicateKeyError(Exception):

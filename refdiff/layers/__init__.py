@@ -3,8 +3,9 @@
 Axis letters, here and everywhere: B batch, T queries, S keys, H query heads, K key/value heads, d head size, D model
 size, F inner size, V vocabulary.
 
-Each computes in the dtype of its arguments, sums included, unless its docstring has a heading "Precision". Masks,
-biases, positions and integers have no gradient.
+Each computes in the dtype of its arguments, sums included, unless its docstring has a heading "Precision". Shapes that
+do not fit raise `ValueError`, as does a gradient `g` that has not the shape of the result. Masks, biases, positions and
+integers have no gradient.
 
 The map: each equation, the functions that compute it, and the tests that hold them to it. A derivative `f_vjp` stands
 under its f. A name with a dot is above the layers. A test is file::name, the file in tests/layers, or in tests where it
@@ -49,14 +50,14 @@ Ye et al. 2024, "Differential Transformer" (arXiv 2410.05258)
         held by     test_heads::test_they_are_differential_attention_of_their_streams
     eq. 7           ∂L/∂W^O, ∂L/∂W^V, ∂L/∂W^Q_i, ∂L/∂W^K_i of eq. 6, as the paper prints them: without GroupNorm's own
         by          diff_attention
-        held by     test_gradient_flow::test_eq_7, test_gradient_flow::test_eq_7_is_the_derivative_of_the_layer
+        held by     test_gradient_flow::test_eq_7_is_the_derivative_of_the_layer
     eq. 8           A = softmax((Q₁ K₁ᵀ + Q₂ K₂ᵀ) / √2d), O = (A V) W^O: a plain head of size 2d
         by          plain_heads
         held by     test_heads::test_two_streams_side_by_side_are_one_map_of_the_sum_of_their_scores,
                     test_heads::test_precision
     eq. 9           ∂L/∂W^O, ∂L/∂W^V, ∂L/∂W^Q_i, ∂L/∂W^K_i of eq. 8
         by          plain_heads
-        held by     test_gradient_flow::test_eq_9, test_gradient_flow::test_eq_9_is_the_derivative_of_the_layer
+        held by     test_gradient_flow::test_eq_9_is_the_derivative_of_the_layer
     appendix G      the gradients of eq. 7 and 9 differ by constant factors
         by          diff_heads_paper, plain_heads
         held by     test_gradient_flow::test_scale_of_gradients_at_initialization,

@@ -20,7 +20,6 @@ def cross_entropy(logits: Array, targets: Array, *, ignore_index: int = -100) ->
         logits (..., V), targets (...) integers -> a scalar array ()
 
     Raises:
-        ValueError: shapes that do not fit.
         IndexError: a target is neither in 0 to V − 1 nor `ignore_index`.
     """
     if tuple(logits.shape[:-1]) != tuple(targets.shape):
@@ -55,9 +54,6 @@ def cross_entropy_vjp(g: Array, logits: Array, targets: Array, *, ignore_index: 
 
     Shapes:
         g (), logits (..., V), targets (...) -> (..., V), None
-
-    Raises:
-        ValueError: `g` is not a scalar array.
     """
     if g.ndim != 0:
         raise ValueError(f"cross_entropy_vjp: g has shape {tuple(g.shape)}, but the result is a scalar ()")

@@ -78,9 +78,6 @@ def diff_attention(
         q1, q2 (B, H, T, d), k1, k2 (B, K, S, d), v (B, K, S, e), lambda_ broadcastable to (B, H, T, 1),
         mask and bias as in `attention_weights`, with the H of the first map then the H of the second on the head
         axis if it is longer than 1 -> (B, H, T, e)
-
-    Raises:
-        ValueError: shapes that do not fit.
     """
     B, H, T, _ = _check_heads("diff_attention", q1, k1)
     if q2.shape != q1.shape or k2.shape != k1.shape or tuple(v.shape[:-1]) != tuple(k1.shape[:-1]):
@@ -142,9 +139,6 @@ def diff_attention_vjp(
 
     Shapes:
         g (B, H, T, e), the rest as in `diff_attention` -> the shapes of q1, k1, q2, k2, v, lambda_
-
-    Raises:
-        ValueError: `g` is not of the shape of the result.
     """
     B, H, T, _ = _check_heads("diff_attention_vjp", q1, k1)
     K, S, e = v.shape[1:]
@@ -187,9 +181,6 @@ def attention_weights_vjp(
     Shapes:
         g (B, H, T, S), q (B, H, T, d), k (B, K, S, d) -> the shapes of q and k. saved (B, H, T, S) is
         `attention_weights(q, k, mask, bias)`, if the forward pass kept it.
-
-    Raises:
-        ValueError: `g` is not of the shape of the result.
     """
     B, H, T, d = _check_heads("attention_weights_vjp", q, k)
     K, S = k.shape[1:3]

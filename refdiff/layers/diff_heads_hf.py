@@ -81,9 +81,6 @@ def value_pairs_hf_vjp(g: Array, v: Array) -> tuple[Array]:
 
     Shapes:
         g (B, K/2, T, 2d), v (B, K, T, d) -> (B, K, T, d)
-
-    Raises:
-        ValueError: `g` is not of the shape of the result.
     """
     xp = namespace(g, v)
     B, K, T, d = v.shape
@@ -117,9 +114,6 @@ def diff_heads_hf_vjp(
     Shapes:
         g (B, T, H d), the rest as in `diff_heads_hf`; saved (B, H/2, T, 2d) is the result of `diff_attention`, if the
         forward pass kept it -> the shapes of q, k, v, lambda_
-
-    Raises:
-        ValueError: `g` is not of the shape of the result.
     """
     B, T = q.shape[0], q.shape[2]
     H, K, e = q.shape[1] // 2, k.shape[1] // 2, v.shape[3]

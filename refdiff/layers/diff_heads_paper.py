@@ -93,9 +93,6 @@ def diff_heads_paper_vjp(
     Shapes:
         g (B, T, H d), the rest as in `diff_heads_paper`; saved (B, H/2, T, 2d) is the result of `diff_attention`, if
         the forward pass kept it -> the shapes of q, k, v, lambda_, weight
-
-    Raises:
-        ValueError: `g` is not of the shape of the result.
     """
     namespace(g, q, k, v, lambda_, weight, mask, bias)
     q1, q2, k1, k2 = q[:, 0::2, ...], q[:, 1::2, ...], k[:, 0::2, ...], k[:, 1::2, ...]

@@ -75,9 +75,6 @@ def diff_heads_v2_vjp(
 
     Shapes:
         g (B, T, h d), the rest as in `diff_heads_v2` -> the shapes of q, k, v, lambda_
-
-    Raises:
-        ValueError: `g` is not of the shape of the result.
     """
     namespace(g, q, k, v, lambda_, mask, bias)
     q1, q2 = q[:, 0::2, ...], q[:, 1::2, ...]

@@ -40,9 +40,6 @@ def diff_lambda(lambda_q1: Array, lambda_k1: Array, lambda_q2: Array, lambda_k2:
 
     Shapes:
         four times (d,), a float -> a scalar array ()
-
-    Raises:
-        ValueError: the vectors are not four of one length.
     """
     shapes = [tuple(v.shape) for v in (lambda_q1, lambda_k1, lambda_q2, lambda_k2)]
     if len(set(shapes)) != 1 or len(shapes[0]) != 1:
@@ -61,9 +58,6 @@ def diff_lambda_vjp(
 
     Shapes:
         g (), four times (d,), a float -> four times (d,)
-
-    Raises:
-        ValueError: `g` is not a scalar array.
     """
     if g.ndim != 0:
         raise ValueError(f"diff_lambda_vjp: g has shape {tuple(g.shape)}, but the result is a scalar ()")
@@ -89,9 +83,6 @@ def diff_lambda_v2(
 
     Shapes:
         x (B, T, D), weight (h, D) -> (B, h, T, 1)
-
-    Raises:
-        ValueError: `x` is not three-dimensional, or `weight` does not fit it.
     """
     if x.ndim != 3:
         raise ValueError(f"diff_lambda_v2: x has shape {tuple(x.shape)}, but must be (B, T, D)")
@@ -113,9 +104,6 @@ def diff_lambda_v2_vjp(
 
     Shapes:
         g (B, h, T, 1), x (B, T, D), weight (h, D) -> (B, T, D), (h, D)
-
-    Raises:
-        ValueError: `g` is not of the shape of the result.
     """
     xp = namespace(g, x, weight)
     B, T, _ = x.shape

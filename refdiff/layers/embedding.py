@@ -18,7 +18,6 @@ def embedding(ids: Array, weight: Array) -> Array:
         ids (...) integers, weight (V, D) -> (..., D)
 
     Raises:
-        ValueError: `weight` is not a matrix.
         IndexError: an id is negative or not below V.
     """
     xp = namespace(ids, weight)
@@ -43,9 +42,6 @@ def embedding_vjp(g: Array, ids: Array, weight: Array) -> tuple[None, Array]:
 
     Shapes:
         g (..., D), ids (...), weight (V, D) -> None, (V, D)
-
-    Raises:
-        ValueError: `g` is not of the shape of the result.
     """
     xp = namespace(g, ids, weight)
     V, D = weight.shape

@@ -16,9 +16,6 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
 
     Shapes:
         x (..., I), weight (O, I), bias (O,) or None -> (..., O)
-
-    Raises:
-        ValueError: the last axis of `x` is not I, or `bias` is not (O,).
     """
     if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
@@ -41,9 +38,6 @@ def linear_vjp(g: Array, x: Array, weight: Array, bias: Array | None = None) -> 
 
     Shapes:
         g (..., O), x (..., I), weight (O, I), bias (O,) or None -> (..., I), (O, I), (O,) or None
-
-    Raises:
-        ValueError: `g` is not of the shape of the result.
     """
     xp = namespace(g, x, weight, bias)
     if tuple(g.shape) != (*x.shape[:-1], weight.shape[0]):

@@ -49,9 +49,6 @@ def padding_mask(attention_mask: Array) -> Array:
 
     Shapes:
         attention_mask (B, S) of 1 and 0, or boolean -> (B, 1, 1, S) boolean
-
-    Raises:
-        ValueError: `attention_mask` is not two-dimensional.
     """
     if attention_mask.ndim != 2:
         raise ValueError(f"padding_mask: attention_mask has shape {tuple(attention_mask.shape)}, but must be (B, S)")
@@ -70,9 +67,6 @@ def packed_mask(position_ids: Array) -> Array:
 
     Shapes:
         position_ids (B, T) integers -> (B, 1, T, T) boolean
-
-    Raises:
-        ValueError: `position_ids` is not two-dimensional.
     """
     if position_ids.ndim != 2:
         raise ValueError(f"packed_mask: position_ids has shape {tuple(position_ids.shape)}, but must be (B, T)")

@@ -33,9 +33,6 @@ def plain_heads(
     Shapes:
         q (B, H, T, d), k (B, K, S, d), v (B, K, S, e) -> (B, T, H e); mask boolean and bias broadcastable to
         (B, H, T, S) or None
-
-    Raises:
-        ValueError: shapes that do not fit.
     """
     if v.ndim != 4 or tuple(v.shape[:3]) != tuple(k.shape[:3]):
         raise ValueError(f"plain_heads: v has shape {tuple(v.shape)}, but k {tuple(k.shape)} needs (B, K, S, e)")
@@ -65,9 +62,6 @@ def plain_heads_vjp(
 
     Shapes:
         g (B, T, H e), the rest as in `plain_heads` -> the shapes of q, k, v
-
-    Raises:
-        ValueError: `g` is not of the shape of the result.
     """
     xp = namespace(g, q, k, v, mask, bias)
     B, H, T, _ = q.shape

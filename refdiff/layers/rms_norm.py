@@ -44,9 +44,6 @@ def rms_norm_vjp(g: Array, x: Array, weight: Array | None, eps: float) -> tuple[
 
     Shapes:
         g and x (..., D), weight (D,) or None -> (..., D), (D,) or None
-
-    Raises:
-        ValueError: `g` is not of the shape of `x`.
     """
     if g.shape != x.shape:
         raise ValueError(f"rms_norm_vjp: g has shape {tuple(g.shape)}, but x has {tuple(x.shape)}")

@@ -26,9 +26,6 @@ def rope_cos_sin(positions: Array, frequencies: Sequence[float], scale: float, d
 
     Precision:
         angles in float64, rounded once to `dtype`: in float32 an angle of 100 000 radians would be off by 0.004.
-
-    Raises:
-        ValueError: `positions` is not two-dimensional.
     """
     if positions.ndim != 2:
         raise ValueError(f"rope_cos_sin: positions have shape {tuple(positions.shape)}, but must be (B, T)")
@@ -50,9 +47,6 @@ def rope(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Arra
 
     Shapes:
         x (B, H, T, d), cos and sin (B or 1, 1, T, n) with 2n ≤ d -> (B, H, T, d); dimensions past 2n are kept
-
-    Raises:
-        ValueError: shapes that do not fit.
     """
     n = cos.shape[-1]
     fits = x.ndim == cos.ndim == 4 and tuple(cos.shape[1:3]) == (1, x.shape[2]) and cos.shape[0] in (1, x.shape[0])
@@ -81,9 +75,6 @@ def rope_vjp(g: Array, x: Array, cos: Array, sin: Array, *, interleaved: bool = 
 
     Shapes:
         g and x (B, H, T, d), cos and sin (B or 1, 1, T, n) -> (B, H, T, d), None, None
-
-    Raises:
-        ValueError: `g` is not of the shape of `x`.
     """
     namespace(g, x, cos, sin)
     if g.shape != x.shape:

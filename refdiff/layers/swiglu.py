@@ -62,9 +62,6 @@ def swiglu_vjp(
     Shapes:
         g and x (..., D), projections as in `swiglu`; saved = (x W_Gᵀ, x W_1ᵀ), each (..., F), if the forward pass
         kept them -> (..., D) and three dicts like the projections
-
-    Raises:
-        ValueError: `g` is not of the shape of the result.
     """
     gate, up = saved or (ops.linear(x, **gate_proj), ops.linear(x, **up_proj))
     activated = ops.activation(gate, act)

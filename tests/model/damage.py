@@ -219,14 +219,12 @@ def header_text() -> Iterator[Case]:
     yield from (header(changed, None) for changed in pieces(RAW_HEADER, 1500))
     yield from map(header, NO_TABLES)
     text = RAW_HEADER.decode()
-    for before, after in (("\ufeff", ""), (" ", ""), ("\n", ""), ("", "x"), ("", "\0"), ("", "{}"), ("", ",")):
+    for before, after in (("\ufeff", ""), (" ", ""), ("", "x"), ("", "\0"), ("", "{}")):
         yield header((before + text + after).encode())
     yield from (header(text.encode(encoding)) for encoding in ("utf-16", "utf-16-le", "utf-32"))
     yield from (header((text + after).encode(), False) for after in (" ", "        ", "\t\r\n "))
-    yield header(text.replace('"', "'").encode())
-    for number in ("NaN", "Infinity", "-Infinity", "9" * 5000, "1e999", "0x10", "1_0", "٣"):
-        for key in ("shape", "data_offsets"):
-            yield header(text.replace(f'"{key}": [', f'"{key}": [{number}, ', 1).encode())
+    for number in ("NaN", "-Infinity", "9" * 5000, "1e999", "0x10", "٣"):
+        yield header(text.replace('"shape": [', f'"shape": [{number}, ', 1).encode())
     for name, entry in HEADER.items():
         raw = json.dumps(entry).encode()
         yield header(RAW_HEADER[:-1] + b"," + json.dumps({name: entry}).encode()[1:])
@@ -343,13 +341,11 @@ def configs() -> Iterator[Case]:
     for key in (
         "hidden_size", "intermediate_size", "vocab_size", "num_hidden_layers", "num_attention_heads", "head_dim",
     ):  # fmt: skip
-        for factor in (0, -1, 2, 10, 10**6, 10**9, 10**18, float("nan"), float("inf")):
+        for factor in (0, -1, 2, 10, 10**6, 10**18, float("nan"), float("inf")):
             yield config({**FIELDS, key: FIELDS[key] * factor}, True)
     for more in (
-        {"auto_map": {"AutoModel": "evil.Model"}}, {"quantization_config": {"quant_method": "x"}},
-        {"_name_or_path": "/etc"}, {"trust_remote_code": True}, {"num_labels": 10**12}, {"id2label": {"0": ["x"]}},
-        {"label2id": "x"}, {"rope_scaling": {"type": "x"}}, {"rope_scaling": {"rope_type": "linear", "factor": 1e400}},
-        {"torch_dtype": "int8"}, {"rope_theta": "x"}, {"extra": {"hidden_size": 9}}, {"": ""}, {"\ud800": 1},
+        {"auto_map": {"AutoModel": "evil.Model"}}, {"_name_or_path": "/etc"}, {"num_labels": 10**12},
+        {"rope_scaling": {"rope_type": "linear", "factor": 1e400}}, {"extra": {"hidden_size": 9}}, {"\ud800": 1},
     ):  # fmt: skip
         yield config({**FIELDS, **more})
     yield Case({SINGLE: SOUND[SINGLE]}, True, (CONFIG,))

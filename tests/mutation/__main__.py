@@ -46,6 +46,7 @@ ALSO = {
     "refdiff/model/heads.py": ("tests/model/test_trainable.py", "tests/model/test_diffllama.py"),
     "refdiff/model/diffllama.py": ("tests/model/test_variants.py", "tests/test_golden.py"),
     "refdiff/model/config_checks.py": ("tests/model/test_config.py",),
+    "refdiff/model/commit.py": ("tests/model/weights/test_folder.py", "tests/model/weights/test_save.py"),
     "refdiff/layers": ("tests/layers/test_vjp.py", "tests/layers/test_init.py", "tests/layers/test_errors.py"),
     "refdiff/layers/__init__.py": ("tests/layers/test_composed.py",),
     "refdiff/layers/diff_": ("tests/layers/test_composed.py",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -210,7 +210,7 @@ def _match(folder: Path, files: list[SafetensorsFile], config: DiffLlamaConfig, 
         optional.add("lm_head.weight")
     places: dict[str, _Place] = {}
     problems: list[str] = []
-    for file, stored in _all_tensors(files):
+    for file, stored in ((f, name) for f in files for name in f.tensors):
         name = localize(stored, backbone_prefix(architecture))
         if name not in shapes:
             if not is_head(name) and not name.endswith("rotary_emb.inv_freq"):
@@ -230,12 +230,6 @@ def _match(folder: Path, files: list[SafetensorsFile], config: DiffLlamaConfig, 
     if problems:
         raise CheckpointError(f"{label}: {list_problems(problems)}")
     return {name: places[name] for name in shapes if name in places}
-
-
-def _all_tensors(files: list[SafetensorsFile]) -> Iterator[_Place]:
-    for file in files:
-        for stored in file.tensors:
-            yield file, stored
 
 
 def _where(file: SafetensorsFile, stored: str) -> str:

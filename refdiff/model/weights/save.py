@@ -59,7 +59,8 @@ def save(
     """
     checked = _checked(flatten(params), config, architecture)
     arrays = {stored_name(name, config.wiring): array for name, array in checked.items()}
-    dtype = _widest(arrays) if dtype is None else dtype
+    if dtype is None:
+        dtype = "float64" if any("float64" in str(array.dtype) for array in arrays.values()) else "float32"
     compute_dtype(dtype)  # refuses a dtype that is none
     shards = _split(arrays, dtype, _in_bytes(max_shard_size))
     directory = Path(directory)
@@ -97,10 +98,6 @@ def _checked(arrays: dict[str, Any], config: DiffLlamaConfig, architecture: str)
         which = f"these are not the parameters of a {architecture} with this config"
         raise ValueError(f"{which}: {list_problems(problems)}")
     return {name: arrays[name] for name in shapes}
-
-
-def _widest(arrays: dict[str, Any]) -> str:
-    return "float64" if any("float64" in str(array.dtype) for array in arrays.values()) else "float32"
 
 
 def _in_bytes(size: int | str) -> int:

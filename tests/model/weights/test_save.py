@@ -388,25 +388,6 @@ def test_disk_that_takes_no_more(tmp_path: Path, size: int | str) -> None:
     assert contents(tmp_path) == kept
 
 
-def test_value_too_large_leaves_the_old_files(tmp_path: Path) -> None:
-    save(tmp_path, tiny_config(), constant(OLD), CAUSAL)
-    with pytest.raises(ValueError, match="beyond float16's range"):
-        save(tmp_path, tiny_config(), constant(1e6), CAUSAL, dtype="float16")
-    assert names(tmp_path) == ["config.json", "model.safetensors"]
-    assert state(tmp_path) == (1e-5, OLD)
-
-
-def test_interrupted_by_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save(tmp_path, tiny_config(), constant(OLD), CAUSAL)
-    before = names(tmp_path)
-    stop = Interruption(monkeypatch, KeyboardInterrupt())
-    stop.start(4)
-    with pytest.raises(KeyboardInterrupt):
-        save(tmp_path, tiny_config(rms_norm_eps=0.25), constant(NEW), CAUSAL)
-    assert names(tmp_path) == before
-    assert state(tmp_path) == (1e-5, OLD)
-
-
 def test_file_in_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="got a file, expected a folder"):
