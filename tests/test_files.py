@@ -144,17 +144,6 @@ def test_a_link_to_a_file_is_followed_as_the_hub_cache_needs(tmp_path: Path) -> 
     assert read_json(tmp_path / "config.json") == {"a": 1}
 
 
-@given(st.binary(max_size=60) | st.text(alphabet='{}[]",:0123eE.+-truefalsn\\u ', max_size=40).map(str.encode))
-def test_any_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
-    path = tmp_path_factory.mktemp("any") / "config.json"
-    path.write_bytes(content)
-    try:
-        outcome: object = read_json(path)
-    except CheckpointError as error:
-        outcome = error
-    assert isinstance(outcome, dict) or str(path) in str(outcome)
-
-
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: (

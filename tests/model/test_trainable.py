@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 
 import refdiff
 from refdiff import arrays
-from refdiff.model import weights
+from refdiff.backends import overlay
+from refdiff.model import diffllama_vjp, weights
 from tests.backends.tuned import tune
 from tests.layers.places import Place
 from tests.model.models import CLASSES, WIRINGS, ids, small_config, small_model
@@ -281,3 +283,37 @@ def test_parameters_and_inputs_are_not_written_to() -> None:
     for name, a in flat(model.params).items():
         np.testing.assert_array_equal(a, before[name])
     assert model.config.to_dict() == small_config().to_dict()
+
+
+def test_the_way_back_lets_go_of_what_it_used() -> None:
+    """Of the results of the way forward, fewer are alive each time that the way back comes to another layer."""
+    model = small_model(refdiff.DiffLlamaModel)
+    hidden, context = model._embed(IDS, None, None, None, None, False)
+    results: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+
+    def watched(name: str, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if name == "swiglu_vjp":
+                alive.append(sum(result() is not None for result in results))
+            result = function(*args, **kwargs)
+            if name in ("linear", "rms_norm", "diff_attention"):
+                results.append(weakref.ref(result))
+            return result
+
+        return call
+
+    context.ops = overlay(context.ops, watched)
+    _, back = diffllama_vjp.diffllama(model.params, hidden, context)
+    back(np.ones_like(hidden))
+    assert len(alive) == 3
+    assert alive[0] > alive[1] > alive[2]
+
+
+def test_the_backward_pass_has_whole_products_where_the_forward_pass_takes_chunks() -> None:
+    _, expected = small_model(kernels="reference").loss_and_grad(IDS, labels=IDS)
+    model = small_model()
+    tune(model.backend.kernels, mlp_tokens=3)
+    _, grads = model.loss_and_grad(IDS, labels=IDS)
+    for name, grad in flat(expected).items():
+        np.testing.assert_allclose(flat(grads)[name], grad, rtol=1e-9, atol=1e-12)
