@@ -131,7 +131,7 @@ def _source(args: argparse.Namespace) -> str:
 
 
 def _read_off(fields: Mapping[str, Any], inputs: Mapping[str, Any], source: str) -> dict[str, int]:
-    from refdiff.oracle.spec.dimensions import dimensions
+    from refdiff.oracle.spec.resolve import dimensions
 
     try:
         return dimensions(fields, inputs)

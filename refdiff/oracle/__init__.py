@@ -25,8 +25,7 @@ from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.trace import Trace, hooks, read_trace, trace
 from refdiff.oracle.truth import Result, truth
-from refdiff.oracle.verdict.assert_close import assert_close
-from refdiff.oracle.verdict.check import check
+from refdiff.oracle.verdict.check import assert_close, check
 from refdiff.oracle.verdict.verdict import Verdict
 
 __all__ = [

@@ -17,7 +17,7 @@ from refdiff.oracle.budget.gradient_terms import TermRecorder, term_norms
 from refdiff.oracle.budget.hard_bound import bounds, lambda_error
 from refdiff.oracle.budget.row_sample import RowSample, is_large, only_queries, sampled_queries, scaled
 from refdiff.oracle.budget.row_sizes import RowSizeRecorder
-from refdiff.oracle.budget.statistics import LIMITS, Limits, RowBudget, root_mean_square, row_floor, slope
+from refdiff.oracle.budget.statistics import LIMITS, Limits, RowBudget, errors_of_runs, root_mean_square, row_floor
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.outputs import output
 from refdiff.oracle.inputs.sequences import Inputs
@@ -32,9 +32,8 @@ from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth import truth
 from refdiff.oracle.truth.attention_mask import padded_queries
 from refdiff.oracle.truth.forward import has_plain_norm, project
-from refdiff.oracle.verdict.judge import judge_lse, judge_rows, judge_sums
-from refdiff.oracle.verdict.lse_conventions import other_sums
-from refdiff.oracle.verdict.verdict import FAIL, TensorVerdict, Verdict
+from refdiff.oracle.verdict.judge import judge_lse, judge_rows, judge_sums, other_sums
+from refdiff.oracle.verdict.verdict import TensorVerdict, Verdict
 
 Numpy = np.ndarray[Any, Any]
 NARROW = ("bfloat16", "float16")
@@ -47,12 +46,8 @@ BY_ROWS = {
     "dk_pages": "page K slot",
     "dv_pages": "page V slot",
 }
-BY_QUERY = {
-    **dict.fromkeys(("out", "dq", "dgate_logits"), "b 1 t 1"),
-    **dict.fromkeys(("dx", "dlambda_logits"), "b t 1"),
-    **dict.fromkeys(("lse", "lse1", "lse2", "lambda_full"), "b 1 t"),
-}
-"""Where the queries are in a tensor that has a row for each: of padding they may be anything where the spec says so."""
+BY_QUERY = ("out", "dq", "dgate_logits", "dx", "dlambda_logits", "lse", "lse1", "lse2", "lambda_full")
+"""What has a row for each query: of padding they may be anything where the spec says so."""
 BY_ROWS_OF_LAYER = {"out": "b t", "dx": "b t", "dx_past": "b t"}
 
 
@@ -117,33 +112,29 @@ class Budget:
         return Verdict(tensors, self.recipe.name, no_numbers(self.inputs))
 
     def _one(self, name: str, given: Numpy, limits: Limits) -> TensorVerdict:
-        actual = given.astype(np.float64)
-        if (padded := self.padded(name)) is not None:
-            expected = self.tensors[name].expected if name in self.tensors else self.absolute(name)[0]
-            actual = np.where(padded, expected, actual) if actual.shape == expected.shape else actual
-        if name in self.tensors:
-            return judge_rows(name, actual, self.tensors[name], limits)
-        expected, allowed = self.absolute(name)
-        if name in self.spec.lse_names:
-            if given.dtype.name in NARROW:  # as jax gives them; others have float32 here, whatever they store
-                unit = FORMATS[given.dtype.name].u
-                allowed = allowed + 2 * unit * np.where(np.isfinite(expected), np.abs(expected), 0.0)
-            verdict = judge_lse(name, actual, expected, allowed)
-            if verdict.status != FAIL:
-                return verdict
-            others = other_sums(self.spec, _core(self.spec, self.inputs), name)
-            return judge_lse(name, actual, expected, allowed, others)
-        return judge_sums(name, actual, expected, allowed)
+        actual, by_rows = given.astype(np.float64), self.tensors.get(name)
+        expected, allowed = self.absolute(name) if by_rows is None else (by_rows.expected, by_rows.rows)
+        if actual.shape == expected.shape and (padded := self.padded(name)) is not None:
+            actual = np.where(padded, expected, actual)
+        if by_rows is not None:
+            return judge_rows(name, actual, by_rows, limits)
+        if name not in self.spec.lse_names:
+            return judge_sums(name, actual, expected, allowed)
+        if given.dtype.name in NARROW:  # as jax gives them; others have float32 here, whatever they store
+            unit = FORMATS[given.dtype.name].u
+            allowed = allowed + 2 * unit * np.where(np.isfinite(expected), np.abs(expected), 0.0)
+        return judge_lse(
+            name, actual, expected, allowed, lambda: other_sums(self.spec, _core(self.spec, self.inputs), name)
+        )
 
     def padded(self, name: str) -> Numpy | None:
         """Which rows of a tensor are of queries that are padding and may be anything, broadcastable to it; or None."""
         found = padded_queries(self.spec, self.inputs) if name in BY_QUERY else None
         if found is None or (name == "lambda_full" and self.spec.lambda_form != "sigmoid"):
             return None
-        shape = (
-            BY_QUERY[name] if not is_layer(self.inputs) or name in (*self.spec.lse_names, "lambda_full") else "b t 1"
-        )
-        return found.reshape([{"b": found.shape[0], "t": found.shape[1]}.get(axis, 1) for axis in shape.split()])
+        if name in (*self.spec.lse_names, "lambda_full"):
+            return found[:, None]
+        return found[..., None] if is_layer(self.inputs) or name == "dlambda_logits" else found[:, None, :, None]
 
     def absolute(self, name: str) -> tuple[Numpy, Numpy]:
         """The truth of λ, a log-sum-exp or a sum, and what each of its numbers may be off by."""
@@ -278,18 +269,8 @@ def _by_rows(
     axes: str,
     divisor: Numpy | float | None = None,
 ) -> RowBudget:
-    finite = np.isfinite(y)
     floor, lost_below = _floor(y, recipe)
-    errors, slopes = [], [0.0]
-    doubtful = np.zeros(floor.shape, dtype=np.bool_)
-    for run in runs:
-        lost = np.any(~np.isfinite(run) & finite, axis=-1)
-        doubtful |= lost
-        known = finite & ~lost[..., None]
-        off = np.where(known, np.where(known, run, 0.0) - np.where(known, y, 0.0), 0.0)
-        errors.append(root_mean_square(off))
-        unit = float(np.abs(np.where(known, y, 0.0)).max(initial=0.0)) or 1.0
-        slopes.append(abs(slope(off / unit, np.where(known, y, 0.0) / unit)))
+    errors, largest_slope, doubtful = errors_of_runs(y, runs)
     rows = np.maximum(floor, np.max(errors, axis=0))
     if name != "out":
         # one number, ⟨dout, out⟩, moves a whole row of a gradient: members scatter, and may all be near by luck; the
@@ -306,7 +287,7 @@ def _by_rows(
         )
     relative = "row" if name == "out" else "tensor"
     factor = common_factor(y, runs, ~doubtful, recipe.storage, divisor, lost_below)
-    return RowBudget(y, rows, hard, max(slopes), recipe.storage, axes, doubtful, relative, factor)
+    return RowBudget(y, rows, hard, largest_slope, recipe.storage, axes, doubtful, relative, factor)
 
 
 def _floor(y: Numpy, recipe: Recipe) -> tuple[Numpy, float]:

@@ -82,9 +82,9 @@ def term_norms(spec: Spec, core: Inputs, heard: TermRecorder, grads: dict[str, N
     """
     B, _, T, _ = core["q"].shape
     squares = np.zeros((B, spec.heads, T))
-    parts = (p for p in sequences(core) if p.inputs["k"].shape[2] and 0 not in p.inputs["q"].shape)
+    parts = (part for part in sequences(core) if not part.is_empty)
     for part, square in zip(parts, heard.of_lambda, strict=True):
-        squares[part.batch, :, part.queries] = square
+        squares[part.at] = square
     found: dict[str, Numpy] = {}
     by_token = np.sqrt(squares)
     if spec.sinks:

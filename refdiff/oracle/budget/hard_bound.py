@@ -31,7 +31,7 @@ from refdiff.oracle.truth.attention_operands import (
     rotated,
     scores,
 )
-from refdiff.oracle.truth.forward import cut_rows, out_factor
+from refdiff.oracle.truth.forward import cut_rows, of_heads, out_factor
 from refdiff.oracle.truth.own_layers import center
 from refdiff.oracle.truth.query_tiles import operand_tiles
 
@@ -53,10 +53,10 @@ def bounds(spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
     B, _, T, _ = core["q"].shape
     found = np.full((B, spec.heads, T), math.inf)
     for part in sequences(core):
-        if part.inputs["k"].shape[2] and 0 not in part.inputs["q"].shape:
-            found[part.batch, :, part.queries] = _dense(spec, part.inputs, recipe)
+        if not part.is_empty:
+            found[part.at] = _dense(spec, part.inputs, recipe)
         elif not spec.norm_bias:  # which else is all that such a row is
-            found[part.batch, :, part.queries] = 0.0
+            found[part.at] = 0.0
     return found
 
 
@@ -88,7 +88,7 @@ def _dense(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
 
 def _of_tiles(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe, number: int) -> tuple[Numpy, ...]:
     """`_map` from tile to tile of queries."""
-    parts = [_map(spec, inputs, tile, recipe, number) for _, tile in operand_tiles(s)]
+    parts = [_map(spec, inputs, tile, recipe, number) for tile in operand_tiles(s)]
     return tuple(np.concatenate(x, axis=2) for x in zip(*parts, strict=True))
 
 
@@ -216,9 +216,9 @@ def _normed(spec: Spec, inputs: Inputs, recipe: Recipe, x: Numpy, error: Numpy) 
     )
     y, dy = back(y), back(dy)
     if (weight := inputs.get("norm_weight")) is not None:
-        weight = weight if weight.ndim == 1 else weight[:, None]
+        weight = of_heads(weight)
         y, dy = y * weight, (dy + 2 * u_o * (np.abs(y) + dy)) * np.abs(weight)
     if (bias := inputs.get("norm_bias")) is not None:
-        y = y + (bias if bias.ndim == 1 else bias[:, None])
+        y = y + of_heads(bias)
         dy = dy + 2 * u_o * (np.abs(y) + dy)
     return y, dy

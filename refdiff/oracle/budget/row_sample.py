@@ -31,7 +31,7 @@ import numpy as np
 from refdiff.oracle.budget.row_sizes import RowSizes
 from refdiff.oracle.budget.statistics import over, root_mean_square
 from refdiff.oracle.inputs import is_layer
-from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.inputs.sequences import Inputs, select
 from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
@@ -110,18 +110,9 @@ def only_queries(spec: Spec, inputs: Inputs, rows: Numpy) -> tuple[Spec, Inputs]
     """Return the problem of some queries of a dense core, with all keys: what they see stands in its mask."""
     T, S = inputs["q"].shape[2], inputs["k"].shape[2]
     part = {name: x for name, x in inputs.items() if name != "key_mask"}
-    part["q"] = inputs["q"][:, :, rows]
-    part["mask"] = np.take(attention_mask(spec, inputs), rows, axis=2)
-    part["q_positions"] = inputs.get("q_positions", np.arange(S - T, S)[None])[:, rows]
-    if "lambda_logits" in inputs:
-        part["lambda_logits"] = inputs["lambda_logits"][:, rows]
-    if "gate_logits" in inputs:
-        part["gate_logits"] = inputs["gate_logits"][:, :, rows]
-    if "lambda_full" in inputs and inputs["lambda_full"].ndim == 3:
-        part["lambda_full"] = inputs["lambda_full"][:, :, rows]
-    if "bias" in inputs and inputs["bias"].ndim > 1 and inputs["bias"].shape[-2] == T:
-        part["bias"] = inputs["bias"][..., rows, :]
-    return spec.replace(causal="none", window=None), part
+    part["mask"] = attention_mask(spec, inputs)
+    part.setdefault("q_positions", np.arange(S - T, S)[None])
+    return spec.replace(causal="none", window=None), select(part, slice(None), rows, slice(None))
 
 
 def scaled(estimate: Numpy, rows: Numpy, found: Numpy, counted: Numpy) -> Numpy | None:

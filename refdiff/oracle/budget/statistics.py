@@ -15,6 +15,7 @@ A rule with one tolerance for a tensor, set by its worst row, would pass anythin
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,15 +110,15 @@ def statistics(actual: Numpy, budget: RowBudget, limits: Limits = LIMITS) -> lis
     rows = np.where(budget.doubtful, 0.0, budget.rows)
     ratio = np.where(seen, over(by_row, rows), 0.0)
     if not np.all(np.isinf(budget.bounds)):  # of gradients none is known
-        found.append(_largest("bound", np.where(seen, over(by_row, budget.bounds), 0.0), 1.0, "hard bound B_r"))
-    found.append(_largest("row", ratio, limits.row, "rms(e_r) / E_r"))
+        found.append(largest("bound", np.where(seen, over(by_row, budget.bounds), 0.0), 1.0, "hard bound B_r"))
+    found.append(largest("row", ratio, limits.row, "rms(e_r) / E_r"))
     queries = slice(None) if budget.sampled is None else budget.sampled
     usual = ratio[..., queries][seen[..., queries]]
     # the mean of few rows scatters: with one row it is that row's own number
     bulk = limits.bulk + (limits.row - limits.bulk) / math.sqrt(max(usual.size, 1))
     found.append(Statistic("bulk", float(root_mean_square(usual[None])[0]), bulk, None, "rms over rows"))
     allowed = element_allowance(budget, rows, np.where(counted, np.abs(budget.expected), 0.0))
-    found.append(_largest("element", over(error, allowed), limits.element, "|e| / (6 E_r + 2 u |y|)"))
+    found.append(largest("element", over(error, allowed), limits.element, "|e| / (6 E_r + 2 u |y|)"))
     found.append(_slope(actual, counted, budget, limits))
     if budget.factor is not None:
         value = abs(budget.factor.estimate(np.where(counted, actual, budget.expected), budget.expected))
@@ -148,7 +149,8 @@ def _masks(wrong: Numpy, actual: Numpy, stored: Numpy) -> Statistic:
     return Statistic("masks", float(len(where)), 0.0, at, f"{actual[at]:g} where the truth is {stored[at]:g}")
 
 
-def _largest(name: str, x: Numpy, limit: float, what: str) -> Statistic:
+def largest(name: str, x: Numpy, limit: float, what: str) -> Statistic:
+    """The largest of some ratios, and where it is."""
     if x.size == 0:
         return Statistic(name, 0.0, limit, None, what)
     at = tuple(int(i) for i in np.unravel_index(int(np.argmax(x)), x.shape))
@@ -191,6 +193,27 @@ def slope(e: Numpy, y: Numpy) -> float:
     """⟨e, y⟩ / ⟨y, y⟩, the factor by which e is y; 0 where y is 0."""
     square = float(np.sum(y * y))
     return float(np.sum(e * y)) / square if square > 0 else 0.0
+
+
+def errors_of_runs(y: Numpy, runs: Sequence[Numpy]) -> tuple[list[Numpy], float, Numpy]:
+    """Return how far each run of a recipe is off in each row, the largest slope, and in which rows some run overflows.
+
+    Shapes:
+        y and each run (…, e) -> each error (…), a number, (…)
+    """
+    finite = np.isfinite(y)
+    errors, slopes = [], [0.0]
+    doubtful = np.zeros(y.shape[:-1], dtype=np.bool_)
+    for run in runs:
+        lost = np.any(~np.isfinite(run) & finite, axis=-1)
+        doubtful |= lost
+        known = finite & ~lost[..., None]
+        right = np.where(known, y, 0.0)
+        off = np.where(known, np.where(known, run, 0.0) - right, 0.0)
+        errors.append(root_mean_square(off))
+        unit = float(np.abs(right).max(initial=0.0)) or 1.0
+        slopes.append(abs(slope(off / unit, right / unit)))
+    return errors, max(slopes), doubtful
 
 
 def uncertain(budget: RowBudget, limits: Limits = LIMITS) -> float:

@@ -16,19 +16,18 @@ from refdiff.oracle.budget.statistics import (
     Limits,
     RowBudget,
     Statistic,
+    errors_of_runs,
     over,
     root_mean_square,
     row_floor,
-    slope,
     statistics,
 )
 from refdiff.oracle.deviations.deviation import Problem, ops_with, output
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding import FORMATS, round_to
-from refdiff.oracle.rounding.ensemble import rounded_scalars
+from refdiff.oracle.rounding.ensemble import rounded_scalars, run_orders
 from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS, Order
-from refdiff.oracle.rounding.parallel import run_orders
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.rounding.rounded_layers import rounded_mistakes
 from refdiff.oracle.spec import Spec
@@ -215,23 +214,14 @@ class Judgement:
 def row_budget(wrong: Numpy, runs: Sequence[Numpy], target: Target) -> RowBudget:
     """What a kernel with some deviations may be off by from what they compute, from runs in several orders."""
     recipe = target.recipe
-    finite = np.isfinite(wrong)
-    rows = row_floor(root_mean_square(np.where(finite, wrong, 0.0)), recipe)
-    slopes, doubtful = [0.0], np.zeros(rows.shape, dtype=np.bool_)
-    for run in runs:
-        lost = np.any(~np.isfinite(run) & finite, axis=-1)
-        doubtful |= lost
-        kept = finite & ~lost[..., None]
-        y = np.where(kept, wrong, 0.0)
-        off = np.where(kept, np.where(kept, run, 0.0) - y, 0.0)
-        rows = np.maximum(rows, root_mean_square(off))
-        unit = float(np.abs(y).max(initial=0.0)) or 1.0
-        slopes.append(abs(slope(off / unit, y / unit)))
+    floor = row_floor(root_mean_square(np.where(np.isfinite(wrong), wrong, 0.0)), recipe)
+    errors, largest_slope, doubtful = errors_of_runs(wrong, runs)
+    rows = np.maximum(floor, np.max(errors, axis=0))
     factor = target.allowed.factor if target.allowed else None
     if factor is not None:
         factor = common_factor(wrong, runs, ~doubtful, recipe.storage, factor.divisor, FORMATS[recipe.storage].tiny)
     bounds = np.full(rows.shape, np.inf)
-    return RowBudget(wrong, rows, bounds, max(slopes), recipe.storage, AXES[rows.ndim], doubtful, factor=factor)
+    return RowBudget(wrong, rows, bounds, largest_slope, recipe.storage, AXES[rows.ndim], doubtful, factor=factor)
 
 
 def judgement(problem: Problem | None, target: Target, *, stop: bool = False) -> Judgement | None:

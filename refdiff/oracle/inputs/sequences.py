@@ -28,6 +28,16 @@ class Sequence:
     keys: slice | None
     number: int
 
+    @property
+    def at(self) -> tuple[slice, slice, slice]:
+        """Its place in what has batch, heads and queries first."""
+        return self.batch, slice(None), self.queries
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no query, or no key."""
+        return self.inputs["k"].shape[2] == 0 or 0 in self.inputs["q"].shape
+
 
 def sequences(inputs: Inputs) -> Iterator[Sequence]:
     """Take core inputs apart; dense ones are one problem, whatever B is."""
@@ -55,11 +65,11 @@ def _dense(inputs: Inputs, batch: slice, queries: slice, keys: slice | None, n: 
     return select(part, batch, queries, keys)
 
 
-def select(inputs: Inputs, batch: slice, queries: slice, keys: slice) -> Inputs:
+def select(inputs: Inputs, batch: slice, queries: slice | Numpy, keys: slice) -> Inputs:
     """Of core inputs with q, k and v, some sequences of the batch, and of these some queries and keys."""
     T, S = inputs["q"].shape[2], inputs["k"].shape[2]
     every = slice(None)
-    along: dict[str, tuple[slice, ...]] = {
+    along: dict[str, tuple[slice | Numpy, ...]] = {
         **dict.fromkeys(("q", "gate_logits"), (every, queries)),
         **dict.fromkeys(("k", "v"), (every, keys)),
         **dict.fromkeys(("q_positions", "lambda_logits"), (queries,)),

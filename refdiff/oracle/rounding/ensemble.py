@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from refdiff.backends import Ops, ops_for
+from refdiff.backends.numpy.thread_pool import Workers
 from refdiff.oracle.inputs import BOOLEANS, INTEGERS, is_layer
 from refdiff.oracle.inputs.any_array import any_array
 from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS, Arithmetic, Order, lambda_init_error
-from refdiff.oracle.rounding.parallel import run_orders
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.rounding.rounded_attention import scores_of_maps
 from refdiff.oracle.rounding.rounded_layers import rounded_ops
@@ -23,6 +23,9 @@ from refdiff.oracle.truth.attention_operands import attention_operands, lambda_i
 from refdiff.oracle.truth.forward import project
 
 Numpy = np.ndarray[Any, Any]
+Run = TypeVar("Run")
+LEAST, MOST = 200_000, 8_000_000
+"""Scores from which threads are worth their start, and up to which there is memory for several computations."""
 ROUNDED_ONCE = ("q", "k", "v", "k_pages", "v_pages", "x", "x_past", "bias", "gate_logits")
 """Inputs that a kernel multiplies in its storage type; λ's and the norm's parameters are taken as they come."""
 
@@ -77,6 +80,29 @@ def members_of(spec: Spec, inputs: Inputs, recipe: Recipe, members: int, dout: N
     return run_orders(lambda order: evaluate(spec, inputs, recipe, order, dout), orders, inputs)
 
 
+def run_orders(work: Callable[[Order], Run], orders: Sequence[Order], inputs: Inputs) -> list[Run]:
+    """Return `work(order)` of every order: one after another, or of larger inputs one on each core."""
+    if not LEAST <= _count_scores(inputs) <= MOST:
+        return [work(order) for order in orders]
+    found: dict[int, Run] = {}
+
+    def put(n: int) -> None:
+        found[n] = work(orders[n])
+
+    workers = Workers()
+    with workers.running():
+        workers.map(put, range(len(orders)))
+    return [found[n] for n in range(len(orders))]
+
+
+def _count_scores(inputs: Inputs) -> int:
+    """How many scores a core has, all heads and sequences together; 0 where keys come by pages, or from a layer."""
+    if "q" not in inputs or "k" not in inputs:
+        return 0
+    B, H, T, _ = inputs["q"].shape
+    return int(B * H * T * inputs["k"].shape[2])
+
+
 def score_errors(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) -> tuple[Numpy, Numpy]:
     """For each row of both maps, the largest error of any of its scores in any member.
 
@@ -87,11 +113,10 @@ def score_errors(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) -> tu
     B, _, T, _ = core["q"].shape
     found = np.zeros((2, B, spec.heads, T))
     for part in sequences(core):
-        if part.inputs["k"].shape[2] == 0 or 0 in part.inputs["q"].shape:
+        if part.is_empty:
             continue
         exact = attention_operands(spec, part.inputs, ops_for())
         true = [scores(exact, number) for number in (1, 2)]
-        at = (part.batch, slice(None), part.queries)
         for order in (*DRAWS, *MEMBERS[:members]):
             s = attention_operands(spec, part.inputs, rounded_ops(recipe, order))
             how = Arithmetic(recipe, order, query_factor(spec))
@@ -101,5 +126,6 @@ def score_errors(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) -> tu
                 with np.errstate(invalid="ignore", over="ignore"):
                     off = np.where(seen, np.abs(z - np.where(seen, true[number], 0.0)), 0.0)
                 off = np.where(np.isnan(off), np.inf, off)
-                found[number][at] = np.maximum(found[number][at], np.max(off, axis=-1, initial=0.0))
+                largest = found[number][part.at]
+                np.maximum(largest, np.max(off, axis=-1, initial=0.0), out=largest)
     return found[0], found[1]

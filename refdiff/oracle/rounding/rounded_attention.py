@@ -34,6 +34,7 @@ def rounded_attention(
     bias: Numpy | None = None,
     *,
     causal: bool = True,
+    ops: Any = None,
 ) -> Numpy:
     """Compute what `layers.diff_attention` does, with its shapes; numbers of narrow types, held in float64."""
     n = q1.shape[1] // k1.shape[1]
@@ -140,6 +141,7 @@ def rounded_attention_vjp(
     bias: Numpy | None = None,
     *,
     causal: bool = True,
+    ops: Any = None,
 ) -> tuple[Numpy, ...]:
     """Compute what `layers.diff_attention_vjp` does, with its shapes; numbers of narrow types, held in float64."""
     (B, H, _, _), K = q1.shape, k1.shape[1]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from refdiff import layers
 from refdiff.backends import Ops, ops_for, overlay
 from refdiff.oracle.mistakes import Mistake, wrap
 from refdiff.oracle.rounding import FORMATS
@@ -19,27 +20,15 @@ from refdiff.oracle.rounding.rounded_attention import rounded_attention, rounded
 Numpy = np.ndarray[Any, Any]
 
 
-def rounded_ops(recipe: Recipe, order: Order, ops: Ops | None = None, query_factor: float = 1.0) -> Ops:
-    """Lay over `ops` what a kernel of this recipe computes in this order; arrays stay float64.
+def rounded_ops(recipe: Recipe, order: Order, query_factor: float = 1.0) -> Ops:
+    """Return what a kernel of this recipe computes in this order, in the place of the layers; arrays stay float64.
 
     Used as:
         `truth(spec, inputs, ops=rounded_ops(recipe, order))`
     """
     how = Arithmetic(recipe, order, query_factor)
-
-    def wrap(name: str, layer: Callable[..., Any]) -> Callable[..., Any]:
-        rounded = _ROUNDED.get(name)
-        if rounded is None:
-            return layer
-
-        @functools.wraps(layer)
-        def call(*args: Any, **options: Any) -> Any:
-            return rounded(how, layer, *args, **options)
-
-        return call
-
-    own = {name: functools.partial(rounded, how) for name, rounded in _ROUNDED_OWN.items()}
-    return Ops(**vars(overlay(ops or ops_for(), wrap)), **own)
+    rounded = {name: functools.partial(function, how) for name, function in _ROUNDED.items()}
+    return Ops(**{**vars(ops_for()), **rounded})
 
 
 def rounded_mistakes(recipe: Recipe, order: Order, mistakes: Iterable[Mistake]) -> Ops:
@@ -49,35 +38,25 @@ def rounded_mistakes(recipe: Recipe, order: Order, mistakes: Iterable[Mistake]) 
     in float64 it would fit no kernel, and another mistake, which does call the right layer, would have its name.
     """
     how = Arithmetic(recipe, order)
-    called: list[str] = []
+    rounded = rounded_ops(recipe, order)
+    called: list[bool] = []
 
-    def note_calls(name: str, layer: Callable[..., Any]) -> Callable[..., Any]:
-        if name != "diff_lambda":
-            return layer
+    def noted(*args: Any) -> Numpy:
+        called.append(True)
+        found: Numpy = rounded.diff_lambda(*args)
+        return found
 
-        @functools.wraps(layer)
-        def noted(*args: Any, **options: Any) -> Any:
-            called.append(name)
-            return layer(*args, **options)
-
-        return noted
-
-    def round_result(name: str, layer: Callable[..., Any]) -> Callable[..., Any]:
-        if name != "diff_lambda":
-            return layer
-
-        @functools.wraps(layer)
-        def stored(*args: Any, **options: Any) -> Any:
-            called.clear()
-            found = layer(*args, **options)
-            return found if called else _stored_lambda(how, found, *args, **options)
-
-        return stored
-
-    ops = overlay(rounded_ops(recipe, order), note_calls)
+    ops = Ops(**{**vars(rounded), "diff_lambda": noted})
     for mistake in mistakes:
         ops = overlay(ops, wrap(mistake))
-    return overlay(ops, round_result)
+    wrong = ops.diff_lambda
+
+    def stored(*args: Any) -> Numpy:
+        called.clear()
+        found: Numpy = wrong(*args)
+        return found if called else _stored_lambda(how, found, *args)
+
+    return Ops(**{**vars(ops), "diff_lambda": stored})
 
 
 def _stored_lambda(how: Arithmetic, found: Numpy, q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, start: float) -> Numpy:
@@ -91,32 +70,24 @@ def _stored_lambda(how: Arithmetic, found: Numpy, q1: Numpy, k1: Numpy, q2: Nump
     return _double(how.round_at(np.asarray(how.perturb(exact, np.asarray(usual)), dtype=how.dtype), "lam"))
 
 
-def _attention(how: Arithmetic, layer: Any, *args: Any, ops: Any = None, **options: Any) -> Any:
-    return rounded_attention(how, *args, **options)
-
-
-def _attention_vjp(how: Arithmetic, layer: Any, *args: Any, ops: Any = None, **options: Any) -> Any:
-    return rounded_attention_vjp(how, *args, **options)
-
-
 def _double(x: Any) -> Numpy:
     return np.asarray(x, dtype=np.float64)
 
 
-def _linear(how: Arithmetic, layer: Any, x: Numpy, weight: Numpy, bias: Numpy | None = None) -> Numpy:
+def _linear(how: Arithmetic, x: Numpy, weight: Numpy, bias: Numpy | None = None) -> Numpy:
     y = how.product(x, weight.T)
     if bias is not None:
         y = how.round_if_eager(y, "storage") + how.array(bias)
     return _double(how.round_at(y, "storage"))
 
 
-def _frequencies(how: Arithmetic, layer: Any, *args: Any, **options: Any) -> Any:
+def _frequencies(how: Arithmetic, *args: Any, **options: Any) -> Any:
     """Stored in float32, as everybody has them; which are not everybody's same numbers.
 
     θ^(−2i/d) in float32, or exp(−2i/d log θ), is off by its own roundings and by that of the exponent, times |log f|.
     At position p the angle is then off by p as many units, far more than sin, cos and the rotation are themselves.
     """
-    exact, scale = layer(*args, **options)
+    exact, scale = layers.rope_frequencies(*args, **options)
     frequencies = np.asarray(exact, dtype=np.float64)
     if not how.order.noise:
         return frequencies.astype(np.float32).astype(np.float64).tolist(), scale
@@ -125,7 +96,7 @@ def _frequencies(how: Arithmetic, layer: Any, *args: Any, **options: Any) -> Any
     return np.where(frequencies == 1, 1.0, noisy).tolist(), scale
 
 
-def _cos_sin(how: Arithmetic, layer: Any, positions: Numpy, frequencies: Any, scale: float, dtype: Any) -> Any:
+def _cos_sin(how: Arithmetic, positions: Numpy, frequencies: Any, scale: float, dtype: Any) -> Any:
     """Angles in float32: at position p they are off by up to p 2⁻²⁴ of a radian, in kernels as in frameworks."""
     turns = how.array(positions)[:, None, :, None] * np.asarray(frequencies, dtype=how.dtype)
     turns = np.where(turns == turns.astype(np.float32), turns, how.single_step(turns))
@@ -134,9 +105,7 @@ def _cos_sin(how: Arithmetic, layer: Any, positions: Numpy, frequencies: Any, sc
     )
 
 
-def _rope(
-    how: Arithmetic, layer: Any, x: Numpy, cos: Numpy, sin: Numpy, *, interleaved: bool = False, site: str = "rope"
-) -> Numpy:
+def _rope(how: Arithmetic, x: Numpy, cos: Numpy, sin: Numpy, *, interleaved: bool = False, site: str = "rope") -> Numpy:
     n = cos.shape[-1]
     x, cos, sin = how.array(x), how.array(cos), how.array(sin)
     turning = x[..., : 2 * n]
@@ -154,12 +123,12 @@ def _rope(
     return _double(y)
 
 
-def _rope_vjp(how: Arithmetic, layer: Any, g: Numpy, x: Numpy, cos: Numpy, sin: Numpy, **options: Any) -> Any:
+def _rope_vjp(how: Arithmetic, g: Numpy, x: Numpy, cos: Numpy, sin: Numpy, **options: Any) -> Any:
     g = how.round_at(how.array(g), "storage")
-    return _rope(how, None, g, cos, -sin, site="storage", **options), None, None
+    return _rope(how, g, cos, -sin, site="storage", **options), None, None
 
 
-def _lambda(how: Arithmetic, layer: Any, q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, start: float) -> Numpy:
+def _lambda(how: Arithmetic, q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, start: float) -> Numpy:
     """λ with each exponential stored, or rounded once; and off by as much as such roundings usually add up to."""
     logs = [
         np.sum(how.round_if_eager(how.array(q) * how.array(k), "lam"), dtype=how.dtype) for q, k in ((q1, k1), (q2, k2))
@@ -182,11 +151,11 @@ def _squares(q: Numpy, k: Numpy) -> float:
     return float(np.sum((q * k) ** 2))
 
 
-def _lambda_of_tokens(how: Arithmetic, layer: Any, *args: Any, **options: Any) -> Numpy:
-    return _double(how.round_at(how.array(layer(*args, **options)), "lam"))
+def _lambda_of_tokens(how: Arithmetic, *args: Any, **options: Any) -> Numpy:
+    return _double(how.round_at(how.array(layers.diff_lambda_v2(*args, **options)), "lam"))
 
 
-def _norm(how: Arithmetic, layer: Any, x: Numpy, weight: Numpy | None, eps: float) -> Numpy:
+def _norm(how: Arithmetic, x: Numpy, weight: Numpy | None, eps: float) -> Numpy:
     with np.errstate(over="ignore", invalid="ignore"):
         x = how.array(x)
         square = how.round_at(x * x, "norm")
@@ -197,7 +166,7 @@ def _norm(how: Arithmetic, layer: Any, x: Numpy, weight: Numpy | None, eps: floa
         return _double(y if weight is None else how.round_if_eager(y * how.array(weight), "o"))
 
 
-def _norm_vjp(how: Arithmetic, layer: Any, g: Numpy, x: Numpy, weight: Numpy | None, eps: float) -> Any:
+def _norm_vjp(how: Arithmetic, g: Numpy, x: Numpy, weight: Numpy | None, eps: float) -> Any:
     with np.errstate(over="ignore", invalid="ignore"):
         x, g = how.array(x), how.round_if_eager(how.array(g), "o")
         square = np.mean(how.round_at(x * x, "norm"), axis=-1, keepdims=True, dtype=how.dtype)
@@ -231,13 +200,13 @@ def _stored(how: Arithmetic, x: Numpy, site: str) -> Numpy:
 
 
 def _qk_norm(how: Arithmetic, x: Numpy, weight: Numpy | None, eps: float, kind: str) -> Numpy:
-    y = _norm(how, None, _center(how, x) if kind == "layer" else x, weight, eps)
+    y = _norm(how, _center(how, x) if kind == "layer" else x, weight, eps)
     return _double(how.round_at(how.array(y), "rope"))
 
 
 def _qk_norm_vjp(how: Arithmetic, g: Numpy, x: Numpy, weight: Numpy | None, eps: float, kind: str) -> Any:
     g = how.round_at(how.array(g), "storage")
-    dx, dweight = _norm_vjp(how, None, g, _center(how, x) if kind == "layer" else x, weight, eps)
+    dx, dweight = _norm_vjp(how, g, _center(how, x) if kind == "layer" else x, weight, eps)
     return _center(how, dx) if kind == "layer" else dx, dweight
 
 
@@ -246,19 +215,9 @@ def _sum_over_tokens(how: Arithmetic, terms: Numpy, name: str, per_head: bool) -
     return _double(np.sum(terms, axis=(0, 2) if per_head else (0, 1, 2), dtype=how.dtype))
 
 
-_ROUNDED_OWN: dict[str, Callable[..., Any]] = {
-    "center": _center,
-    "stored": _stored,
-    "rounded": _rounded,
-    "raw_scores": _raw_scores,
-    "qk_norm": _qk_norm,
-    "qk_norm_vjp": _qk_norm_vjp,
-    "sum_over_tokens": _sum_over_tokens,
-}
-"""Those of `refdiff.oracle.truth.own_layers`."""
 _ROUNDED: dict[str, Callable[..., Any]] = {
-    "diff_attention": _attention,
-    "diff_attention_vjp": _attention_vjp,
+    "diff_attention": rounded_attention,
+    "diff_attention_vjp": rounded_attention_vjp,
     "linear": _linear,
     "rope_frequencies": _frequencies,
     "rope_cos_sin": _cos_sin,
@@ -268,4 +227,12 @@ _ROUNDED: dict[str, Callable[..., Any]] = {
     "diff_lambda_v2": _lambda_of_tokens,
     "rms_norm": _norm,
     "rms_norm_vjp": _norm_vjp,
+    # those of `refdiff.oracle.truth.own_layers`
+    "center": _center,
+    "stored": _stored,
+    "rounded": _rounded,
+    "raw_scores": _raw_scores,
+    "qk_norm": _qk_norm,
+    "qk_norm_vjp": _qk_norm_vjp,
+    "sum_over_tokens": _sum_over_tokens,
 }

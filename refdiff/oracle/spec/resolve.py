@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from refdiff.oracle.inputs import is_layer
+from refdiff.oracle.inputs.any_array import any_array
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.spec.dimensions import dimensions
 from refdiff.oracle.spec.presets import over_preset
+from refdiff.oracle.spec.validation import DIMENSIONS
 
 
 def resolve_spec(spec: Any, inputs: Any = None) -> Spec:
@@ -66,3 +68,83 @@ def small_spec(preset: str) -> Spec:
     if preset in ("diff_v2", "attention"):
         dims["key_heads"] = 3
     return Spec.preset(preset, **dims, layer=2)
+
+
+def dimensions(fields: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, int]:
+    """Return those of query_heads, key_heads, head_dim and v_head_dim that `fields` lacks, read off the inputs.
+
+    The projections of a layer have heads times width as rows; the width is that of a vector of λ or half of the norm's
+    weight, or the number of heads that of `lambda_proj`'s rows.
+
+    Raises:
+        ValueError: an array that is needed is missing or of another shape, or says too little.
+    """
+    found: dict[str, int] = {}
+    if missing := [name for name in DIMENSIONS if name not in fields]:
+        read = _of_layer(fields, inputs) if is_layer(inputs) else _of_core(inputs)
+        found = {name: read[name] for name in missing}
+    return found | _of_values({**fields, **found}, inputs)
+
+
+def _of_values(fields: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, int]:
+    """v_head_dim, where v has as many heads as it must, and they have another width than usual."""
+    values, K = fields.get("values", "halves"), fields["key_heads"]
+    heads = K if values in ("halves", "interleaved") or fields.get("keys") == "shared" else K // 2
+    usual = fields["head_dim"] * (2 if values == "wide" else 1)
+    name = next((name for name in ("v", "v_pages", "v_proj.weight") if name in inputs), "")
+    shape = _array_shape(inputs, name) if name else ()
+    if "v_head_dim" in fields or not isinstance(heads, int) or heads < 1:
+        return {}
+    width = 0
+    if len(shape) == 4 and shape[1] == heads:
+        width = shape[3]
+    elif len(shape) == 2 and shape[0] % heads == 0:
+        width = shape[0] // heads
+    return {"v_head_dim": width} if width not in (0, usual) else {}
+
+
+def _of_core(inputs: Mapping[str, Any]) -> dict[str, int]:
+    keys, wanted = ("k_pages", "(P, K, p, d)") if "k_pages" in inputs else ("k", "(B, K, S, d)")
+    q, k = _shape(inputs, "q", "(B, H, T, d)", 4), _shape(inputs, keys, wanted, 4)
+    return {"query_heads": q[1], "key_heads": k[1], "head_dim": q[3]}
+
+
+def _of_layer(fields: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, int]:
+    rows = {name: _shape(inputs, f"{name}_proj.weight", "(rows, D)", 2)[0] for name in ("q", "k")}
+    d = _width(fields, inputs, rows["q"])
+    for name, n in rows.items():
+        if d < 1 or n % d:
+            raise ValueError(f"{name}_proj.weight has {n} rows, which are no whole number of heads of width {d}")
+    return {"query_heads": rows["q"] // d, "key_heads": rows["k"] // d, "head_dim": d}
+
+
+def _width(fields: Mapping[str, Any], inputs: Mapping[str, Any], rows: int) -> int:
+    """The width of a query head of a layer."""
+    if isinstance(d := fields.get("head_dim"), int):
+        return d
+    if isinstance(heads := fields.get("query_heads"), int) and heads > 0:
+        return rows // heads
+    if "lambda_q1" in inputs:
+        return _shape(inputs, "lambda_q1", *(("(h, d)", 2) if fields.get("lambda_per_head") else ("(d,)", 1)))[-1]
+    ratio = fields.get("ratio", 1)
+    if "lambda_proj.weight" in inputs and isinstance(ratio, int) and ratio > 0:
+        signals = _shape(inputs, "lambda_proj.weight", "(h, D)", 2)[0]
+        return rows * ratio // max(signals * (ratio + 1), 1)
+    if "norm_weight" in inputs:
+        e = _shape(inputs, "norm_weight", *(("(h, e)", 2) if fields.get("norm_per_head") else ("(e,)", 1)))[-1]
+        return e if fields.get("values") == "single" else e // 2
+    raise ValueError("the arrays of this layer do not say how wide a head is: give head_dim")
+
+
+def _shape(inputs: Mapping[str, Any], name: str, wanted: str, axes: int) -> tuple[int, ...]:
+    if name not in inputs:
+        raise ValueError(f"the inputs lack {name} {wanted}")
+    shape = _array_shape(inputs, name)
+    if len(shape) != axes:
+        raise ValueError(f"{name} has shape {shape}, but must be {wanted}")
+    return shape
+
+
+def _array_shape(inputs: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    x = inputs[name]
+    return tuple(x.shape if hasattr(x, "shape") else any_array(x, name).shape)

@@ -6,7 +6,7 @@ import difflib
 import math
 import numbers
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from refdiff.layers import rope_frequencies
@@ -41,20 +41,21 @@ CHOICES: dict[str, tuple[str, ...]] = {
 DIMENSIONS = ("query_heads", "key_heads", "head_dim")
 """The fields that have no default."""
 
-_WHOLE = {
-    **dict.fromkeys((*DIMENSIONS, "ratio"), "a whole number of 1 or more"),
-    "v_head_dim": "a whole number of 1 or more, or None",
-    "layer": "a whole number, counted from 0",
-    "window": "a whole number of keys, 0 or more, or None",
+_WHOLE: dict[str, tuple[str, int]] = {
+    **dict.fromkeys((*DIMENSIONS, "ratio"), ("a whole number of 1 or more", 1)),
+    "v_head_dim": ("a whole number of 1 or more, or None", 1),
+    "layer": ("a whole number, counted from 0", 0),
+    "window": ("a whole number of keys, 0 or more, or None", 0),
 }
-_REAL = {
-    "rope_theta": "a number above 0",
-    "partial_rotary_factor": "a number above 0, at most 1",
-    "norm_eps": "a number of 0 or more",
-    "qk_norm_eps": "a number above 0",
-    "lambda_init": "a number, or None",
-    "scale": "a number above 0, or None",
-    "softcap": "a number above 0, or None",
+"""What a whole number must be, and the least that it may be."""
+_REAL: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "rope_theta": ("a number above 0", lambda x: 0 < x < math.inf),
+    "partial_rotary_factor": ("a number above 0, at most 1", lambda x: 0 < x <= 1),
+    "norm_eps": ("a number of 0 or more", lambda x: 0 <= x < math.inf),
+    "qk_norm_eps": ("a number above 0", lambda x: 0 < x < math.inf),
+    "lambda_init": ("a finite number, published ones from 0.2 to 0.8, or None", math.isfinite),
+    "scale": ("a number above 0, or None", lambda x: 0 < x < math.inf),
+    "softcap": ("a number above 0, or None", lambda x: 0 < x < math.inf),
 }
 _TRUE_OR_FALSE = ("norm_weight", "norm_bias", "norm_per_head", "qk_norm_weight", "lambda_per_head", "sinks")
 TYPED = (*_WHOLE, *_REAL, *_TRUE_OR_FALSE, "rope_parameters")
@@ -72,7 +73,7 @@ def plain(name: str, value: Any) -> Any:
     """Return a number as Python's own, from whatever library it is: a size of NumPy's is a whole number too.
 
     Raises:
-        ValueError: it is no number of the field's kind.
+        ValueError: it is no number that the field may have.
     """
     if name == "rope_parameters":
         return _parameters(value)
@@ -81,19 +82,26 @@ def plain(name: str, value: Any) -> Any:
         if not truth:
             raise ValueError(f"{name} is {value!r}, but must be True or False")
         return bool(value)
-    wanted = _WHOLE.get(name) or _REAL[name]
+    wanted = (_WHOLE.get(name) or _REAL[name])[0]
     if value is None and wanted.endswith("None"):
         return None
+    refused = ValueError(f"{name} is {value!r}, but must be {wanted}{_number(value)}")
     if truth:
-        raise ValueError(f"{name} is {value!r}, but must be {wanted}")
+        raise refused
     if name in _WHOLE:
         try:
-            return operator.index(value)
+            found: Any = operator.index(value)
         except TypeError:
-            raise ValueError(f"{name} is {value!r}, but must be {wanted}{_number(value)}") from None
-    if not isinstance(value, numbers.Real):
-        raise ValueError(f"{name} is {value!r}, but must be {wanted}{_number(value)}")
-    return value if type(value).__module__ == "builtins" else float(value)
+            raise refused from None
+        holds = found >= _WHOLE[name][1]
+    else:
+        if not isinstance(value, numbers.Real):
+            raise refused
+        found = value if type(value).__module__ == "builtins" else float(value)
+        holds = _REAL[name][1](found)
+    if not holds:
+        raise refused
+    return found
 
 
 def _parameters(value: Any) -> RopeParameters | None:
@@ -182,29 +190,6 @@ def _check_fields(spec: Spec) -> None:
     for name, words in CHOICES.items():
         if (value := getattr(spec, name)) not in words:
             raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, words))}")
-    for name in ("query_heads", "key_heads", "head_dim", "ratio", "v_head_dim"):
-        if (value := getattr(spec, name)) is not None and value < 1:
-            raise ValueError(f"{name} is {value!r}, but must be {_WHOLE[name]}")
-    if spec.layer < 0:
-        raise ValueError(f"layer is {spec.layer!r}, but layers count from 0")
-    for name in ("scale", "softcap"):
-        value = getattr(spec, name)
-        if value is not None and not (0 < value < math.inf):
-            raise ValueError(f"{name} is {value!r}, but must be above 0, or None")
-    if spec.window is not None and spec.window < 0:
-        raise ValueError(f"window is {spec.window!r}, but must be {_WHOLE['window']}")
-    if not 0 <= spec.norm_eps < math.inf:
-        raise ValueError(f"norm_eps is {spec.norm_eps!r}, but must be 0 or more")
-    if not 0 < spec.qk_norm_eps < math.inf:
-        raise ValueError(f"qk_norm_eps is {spec.qk_norm_eps!r}, but must be above 0")
-    if not 0 < spec.partial_rotary_factor <= 1:
-        raise ValueError(
-            f"partial_rotary_factor is {spec.partial_rotary_factor!r}, but must be {_REAL['partial_rotary_factor']}"
-        )
-    if not 0 < spec.rope_theta < math.inf:
-        raise ValueError(f"rope_theta is {spec.rope_theta!r}, but must be above 0")
-    if spec.lambda_init is not None and not math.isfinite(spec.lambda_init):
-        raise ValueError(f"lambda_init is {spec.lambda_init!r}, but must be finite; published ones are from 0.2 to 0.8")
     if (spec.lambda_base == "constant") != (spec.lambda_init is not None):
         raise ValueError(
             f"lambda_base is {spec.lambda_base!r} and lambda_init {spec.lambda_init!r}: the number belongs to "

@@ -32,6 +32,7 @@ from refdiff.oracle.truth.forward import (
     forward,
     norm_rows,
     normed,
+    of_heads,
     out_factor,
     project,
 )
@@ -115,15 +116,15 @@ def _core(spec: Spec, core: Inputs, dout: Numpy, ops: Ops) -> dict[str, Numpy]:
     dlambda = np.zeros(lambda_.shape)
     by_token = "lambda_logits" in core or ("lambda_full" in core and core["lambda_full"].ndim == 3)
     for part in sequences(core):
-        if part.inputs["k"].shape[2] == 0 or 0 in part.inputs["q"].shape:
+        if part.is_empty:
             continue
-        found = _dense(spec, part.inputs, dout[part.batch, :, part.queries], ops)
+        found = _dense(spec, part.inputs, dout[part.at], ops)
         for name in {"q", "gate_logits"} & set(grads):
-            grads[name][part.batch, :, part.queries] += found[name]
+            grads[name][part.at] += found[name]
         _keys(grads, core, part, found)
         for name in set(weights) & set(grads):
             grads[name] += found[name]
-        dlambda[(part.batch, slice(None), part.queries) if by_token else ...] += found["lambda"]
+        dlambda[part.at if by_token else ...] += found["lambda"]
     return {**grads, **_of_lambda(spec, core, dlambda, ops)}
 
 
@@ -184,8 +185,9 @@ def _dense(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[str, Numpy
     if spec.masked_rows == "uniform":  # the zeros that stand there do not depend on q
         sees = np.any(attention_mask(spec, inputs), axis=-1, keepdims=True)
         dq1, dq2 = np.where(sees, dq1, 0.0), np.where(sees, dq2, 0.0)
-    found = through_streams(spec, inputs, s, (dq1, dk1, dq2, dk2, dv), ops)
-    return {**found, "lambda": dlambda, **of_norm, **more, **of_sinks}
+    of_heads = _through_heads(spec, inputs, s, (dq1, dk1, dq2, dk2), ops)
+    dv = _through_values(spec, inputs["v"], dv, ops)
+    return {**of_heads, "v": dv, "lambda": dlambda, **of_norm, **more, **of_sinks}
 
 
 def sink_terms(g: Numpy, s: AttentionOperands, ops: Ops) -> Numpy:
@@ -212,15 +214,6 @@ def sum_over_heads(spec: Spec, terms: Numpy) -> Numpy:
     return total
 
 
-def through_streams(
-    spec: Spec, inputs: Inputs, s: AttentionOperands, grads: tuple[Numpy, Numpy, Numpy, Numpy, Numpy], ops: Ops
-) -> dict[str, Numpy]:
-    """From the gradients of a dense problem's q1, k1, q2, k2, v to those of its q, k, v and their norms' weights."""
-    *of_maps, dv = grads
-    of_heads = _through_heads(spec, inputs, s, (of_maps[0], of_maps[1], of_maps[2], of_maps[3]), ops)
-    return {**of_heads, "v": _through_values(spec, inputs["v"], dv, ops)}
-
-
 def _sum_like(x: Numpy, like: Numpy) -> Numpy:
     """Sum (B, h, T, 1) over the axes along which `like`, () or (1 or B, h, 1 or T, 1), was broadcast."""
     axes = tuple(range(4)) if like.ndim == 0 else tuple(i for i in range(4) if like.shape[i] != x.shape[i])
@@ -241,7 +234,7 @@ def _through_norm(spec: Spec, g: Numpy, heads: Numpy, inputs: Inputs, ops: Ops) 
     if weight is not None and not inside:
         terms = g * back(ops.rms_norm(rows, None, spec.norm_eps))
         found["norm_weight"] = total(terms, "norm_weight", spec.norm_per_head)
-        g = g * (weight if weight.ndim == 1 else weight[:, None])
+        g = g * of_heads(weight)
     drows, dweight = ops.rms_norm_vjp(cut_rows(spec, g)[0], rows, weight if inside else None, spec.norm_eps)
     if dweight is not None:
         found["norm_weight"] = dweight

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.backends import Ops, ops_for, overlay
+from refdiff.backends import Ops, ops_for
 from refdiff.layers.diff_heads_paper import in_turn
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.sequences import Inputs, sequences
@@ -45,7 +45,7 @@ def forward(spec: Spec, inputs: Inputs, ops: Ops | None = None) -> Numpy:
     core = project(spec, inputs, ops) if is_layer(inputs) else inputs
     out = np.zeros(out_shape(spec, core))
     for part in sequences(core):
-        out[part.batch, :, part.queries] = dense(spec, part.inputs, ops)
+        out[part.at] = dense(spec, part.inputs, ops)
     return without_padded(padded_queries(spec, inputs), projected(out, inputs, ops) if is_layer(inputs) else out)
 
 
@@ -95,7 +95,8 @@ def gated(spec: Spec, heads: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
 
 def _before_gate(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
     if inputs["k"].shape[2] == 0 or 0 in inputs["q"].shape:
-        return finished(spec, _of_nothing(spec, inputs), inputs, ops)
+        nothing = np.full(out_shape(spec, inputs), math.nan if spec.masked_rows == "nan" else 0.0)
+        return finished(spec, nothing, inputs, ops)
     name = whole_wiring(spec, inputs)
     if name is None:
         return _in_paper_order(spec, attention_operands(spec, inputs, ops), inputs, ops)
@@ -119,7 +120,7 @@ def _in_paper_order(spec: Spec, s: AttentionOperands, inputs: Inputs, ops: Ops) 
     mask, bias = (_in_turn(x, spec.heads) for x in (s.mask, s.bias))
     parts = ops
     if not has_plain_norm(spec):
-        parts = overlay(ops, lambda name, layer: _spec_norm(spec, inputs, ops) if name == "rms_norm" else layer)
+        parts = Ops(**{**vars(ops), "rms_norm": lambda x, weight, eps: normed(spec, x, inputs, ops)})
     scale = 1 - out_factor(spec, inputs, ops)
     weight = inputs.get("norm_weight")
     flat = ops.diff_heads_paper(
@@ -141,10 +142,6 @@ def _in_turn(x: Numpy | None, heads: int) -> Numpy | None:
 def has_plain_norm(spec: Spec) -> bool:
     """Whether the norm is RMSNorm of each head, with one weight for all or none."""
     return (spec.norm, spec.norm_over) == ("rms", "head") and not spec.norm_bias and not spec.norm_per_head
-
-
-def _spec_norm(spec: Spec, inputs: Inputs, ops: Ops) -> Callable[..., Numpy]:
-    return lambda x, weight, eps: normed(spec, x, inputs, ops)
 
 
 def _by_head(spec: Spec, inputs: Inputs, flat: Numpy) -> Numpy:
@@ -177,11 +174,6 @@ def differences(spec: Spec, s: AttentionOperands, ops: Ops) -> Numpy:
     return heads
 
 
-def _of_nothing(spec: Spec, inputs: Inputs) -> Numpy:
-    """The heads where there is no key at all."""
-    return np.full(out_shape(spec, inputs), math.nan if spec.masked_rows == "nan" else 0.0)
-
-
 def finished(spec: Spec, heads: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
     """Norm and scale: (B, h, T, e) to the same."""
     scaled: Numpy = out_factor(spec, inputs, ops) * normed(spec, heads, inputs, ops)
@@ -207,11 +199,11 @@ def normed(spec: Spec, heads: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
     inside = spec.norm_over == "head" and not spec.norm_per_head  # the layer multiplies by the weight itself
     y: Numpy = back(ops.rms_norm(rows, weight if inside else None, spec.norm_eps))
     if weight is not None and not inside:
-        y = y * _of_heads(weight)
-    return y if bias is None else own(ops, "stored")(y + _of_heads(bias), "o")
+        y = y * of_heads(weight)
+    return y if bias is None else own(ops, "stored")(y + of_heads(bias), "o")
 
 
-def _of_heads(x: Numpy) -> Numpy:
+def of_heads(x: Numpy) -> Numpy:
     """A weight or bias, (e,) or (h, e), as it broadcasts to (B, h, T, e)."""
     return x if x.ndim == 1 else x[:, None]
 

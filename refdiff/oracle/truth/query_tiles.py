@@ -24,21 +24,13 @@ def tiled(ops: Ops, around: Callable[[Tile], Tile] = lambda layer: layer) -> Ops
     A causal tile has no keys after its last query.
 
     Args:
-        around: what wraps the layer that computes one tile; its keyword `rows` says which queries they are.
+        around: what wraps the layer that computes one tile.
     """
 
     def wrap(name: str, layer: Callable[..., Any]) -> Callable[..., Any]:
-        return _by_tiles(layer, around(_without_rows(layer)), ops) if name == "diff_attention" else layer
+        return _by_tiles(layer, around(layer), ops) if name == "diff_attention" else layer
 
     return overlay(ops, wrap)
-
-
-def _without_rows(layer: Callable[..., Any]) -> Tile:
-    def call(*args: Any, rows: slice, **options: Any) -> Numpy:
-        result: Numpy = layer(*args, **options)
-        return result
-
-    return call
 
 
 def _by_tiles(layer: Callable[..., Any], tile: Tile, parts: Ops) -> Callable[..., Any]:
@@ -74,7 +66,6 @@ def _by_tiles(layer: Callable[..., Any], tile: Tile, parts: Ops) -> Callable[...
                     _part(bias, rows, slice(end), T, S),
                     causal=causal,
                     ops=ops,
-                    rows=rows,
                 )
             )
         return found[0] if len(found) == 1 else np.concatenate(found, axis=2)
@@ -98,25 +89,14 @@ def _part(x: Any, rows: slice, keys: slice, T: int, S: int) -> Any:
     return x[..., keys] if x.shape[-1] == S else x
 
 
-def operand_tiles(s: AttentionOperands) -> Iterator[tuple[slice, AttentionOperands]]:
+def operand_tiles(s: AttentionOperands) -> Iterator[AttentionOperands]:
     """Cut operands into tiles of queries, each with all keys and a mask that says what they may see."""
-    B, H, T, _ = s.q1.shape
-    S = s.k1.shape[2]
+    (B, H, T, _), S = s.q1.shape, s.k1.shape[2]
     if B * H * S * T <= SCORES:
-        yield slice(0, T), s
+        yield s
         return
     for rows in tiles(B * H * S, T):
         see = s.see[:, :, rows]
-        yield (
-            rows,
-            replace(
-                s,
-                q1=s.q1[:, :, rows],
-                q2=s.q2[:, :, rows],
-                lambda_full=_part(s.lambda_full, rows, slice(None), T, 1),
-                bias=_part(s.bias, rows, slice(None), T, S),
-                see=see,
-                mask=see,
-                causal=False,
-            ),
-        )
+        part = {"q1": s.q1[:, :, rows], "q2": s.q2[:, :, rows], "bias": _part(s.bias, rows, slice(None), T, S)}
+        lambda_ = _part(s.lambda_full, rows, slice(None), T, 1)
+        yield replace(s, **part, lambda_full=lambda_, see=see, mask=see, causal=False)

@@ -115,16 +115,15 @@ def _inner(spec: Spec, core: Inputs, want: Sequence[str], ops: Ops) -> dict[str,
     for part in sequences(core):
         if not sums and "diff" not in found:
             break
-        if part.inputs["k"].shape[2] == 0 or 0 in part.inputs["q"].shape:
+        if part.is_empty:
             continue
         s = attention_operands(spec, part.inputs, ops)
-        at = (part.batch, slice(None), part.queries)
         if "diff" in found:
-            found["diff"][at] = differences(spec, s, ops)
+            found["diff"][part.at] = differences(spec, s, ops)
         if sums:
             base = math.log(2) if spec.lse_base == "2" else 1.0
             some = np.any(attention_mask(spec, part.inputs), axis=-1) | spec.sinks
             for number, name in enumerate(spec.lse_names, start=1):
-                of_tiles = [log_sum_exp(scores(tile, number)) for _, tile in operand_tiles(s)]
-                found[name][at] = np.where(some, np.concatenate(of_tiles, axis=2) / base, -math.inf)
+                of_tiles = [log_sum_exp(scores(tile, number)) for tile in operand_tiles(s)]
+                found[name][part.at] = np.where(some, np.concatenate(of_tiles, axis=2) / base, -math.inf)
     return {name: x for name, x in found.items() if name in want}

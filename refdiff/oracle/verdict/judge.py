@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from refdiff.backends import ops_for
 from refdiff.oracle.budget.statistics import (
     LIMITS,
     Limits,
     RowBudget,
     Statistic,
     element_allowance,
+    largest,
     over,
     root_mean_square,
     statistics,
     uncertain,
 )
 from refdiff.oracle.inputs.layout_hints import axes_of_output, other_layout
+from refdiff.oracle.inputs.sequences import Inputs, sequences
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.truth.attention_mask import attention_mask
+from refdiff.oracle.truth.attention_operands import attention_operands, log_sum_exp, scores
 from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE, PASS, TensorVerdict
 
 Numpy = np.ndarray[Any, Any]
@@ -178,7 +185,7 @@ def judge_sums(name: str, actual: Numpy, expected: Numpy, allowed: Numpy) -> Ten
     known = np.isfinite(np.broadcast_to(allowed, expected.shape))
     with np.errstate(invalid="ignore"):
         ratio = np.where(np.isfinite(actual), over(np.abs(actual - expected), np.where(known, allowed, np.inf)), np.inf)
-    s = _worst("sum", np.where(known, ratio, 0.0), "|e| / (3 u ‖terms‖₂ + 2 ulp)")
+    s = largest("sum", np.where(known, ratio, 0.0), 1.0, "|e| / (3 u ‖terms‖₂ + 2 ulp)")
     reasons, notes = [], []
     if not known.all():
         notes.append(_overflowing(known))
@@ -193,12 +200,12 @@ def judge_sums(name: str, actual: Numpy, expected: Numpy, allowed: Numpy) -> Ten
 
 
 def judge_lse(
-    name: str, actual: Numpy, expected: Numpy, allowed: Numpy, others: dict[str, Numpy] | None = None
+    name: str, actual: Numpy, expected: Numpy, allowed: Numpy, others: Callable[[], dict[str, Numpy]] | None = None
 ) -> TensorVerdict:
     """Judge a log-sum-exp by an absolute bound, and say where it is what another convention has.
 
     Args:
-        others: what it would be under other conventions, by the words that say which (`lse.other_sums`).
+        others: gives what it would be under other conventions, by the words that say which (`other_sums`).
 
     Shapes:
         all (B, h, T), in the unit of `expected`
@@ -206,19 +213,56 @@ def judge_lse(
     check_shape(name, actual, expected)
     actual = np.asarray(actual, dtype=np.float64)
     known = np.isfinite(np.broadcast_to(allowed, expected.shape))
-    s = _worst("lse", np.where(known, _apart(actual, expected, allowed), 0.0), "|e| / (logit error + u |lse|)")
+    off = np.where(known, _apart(actual, expected, allowed), 0.0)
+    s = largest("lse", off, 1.0, "|e| / (logit error + u |lse|)")
     if s.holds:
         notes = () if known.all() else (_overflowing(known),)
         return TensorVerdict(name, INCONCLUSIVE if notes else PASS, (s,), (), notes)
     at = s.at or ()
     reason = f"is {float(actual[at]):.7g} at {place('b h t', at)}, the truth {float(expected[at]):.7g}"
     hints = []
-    for text, other in (others or {}).items():
+    for text, other in (others() if others else {}).items():
         near = allowed * np.maximum(1.0, np.where(np.isfinite(other), np.abs(other), 0.0))
         if float(np.max(_apart(actual, other, 4 * near), initial=0.0)) <= 1:
             hints.append(text)
             break
     return TensorVerdict(name, FAIL, (s,), (f"{reason} ± {float(allowed[at]):.2g}",), tuple(hints))
+
+
+def other_sums(spec: Spec, core: Inputs, name: str) -> dict[str, Numpy]:
+    """What `lse1`, `lse2` or `lse` would be under other conventions, by the words that say which.
+
+    Shapes:
+        each (B, h, T), −∞ in a row that sees nothing
+    """
+    B, _, T, _ = core["q"].shape
+    scale = spec.scale if spec.scale is not None else 1 / math.sqrt(spec.head_dim)
+    bases = {"e": 1.0, "2": math.log(2)}
+    right = bases.pop(spec.lse_base)
+    ((other, unit),) = bases.items()
+    found = {
+        f"it is to base {other}, the spec's is {spec.lse_base}": (1.0, unit, "all"),
+        "its scores were not scaled": (1 / scale, right, "all"),
+        f"its scores were not scaled, and it is to base {other}": (1 / scale, unit, "all"),
+        "it lacks the row's largest score, which was subtracted before the exponentials": (1.0, right, "rest"),
+        "it is the row's largest score alone": (1.0, right, "top"),
+    }
+    if spec.sinks:
+        found["it leaves the sink out"] = (1.0, right, "keys")
+    sums = {text: np.full((B, spec.heads, T), -math.inf) for text in found}
+    for part in sequences(core):
+        if part.is_empty:
+            continue
+        z = scores(attention_operands(spec, part.inputs, ops_for()), spec.lse_names.index(name) + 1)
+        some = np.any(attention_mask(spec, part.inputs), axis=-1) | spec.sinks
+        top = np.max(z, axis=-1)
+        for text, (factor, base, what) in found.items():
+            with np.errstate(invalid="ignore"):
+                whole = log_sum_exp(z * factor)
+                keys = log_sum_exp(z[..., :-1]) if what == "keys" else whole
+                value = {"all": whole, "rest": whole - top, "top": top, "keys": keys}[what] / base
+            sums[text][part.at] = np.where(some, value, -math.inf)
+    return sums
 
 
 def _overflowing(known: Numpy) -> str:
@@ -232,10 +276,3 @@ def _apart(actual: Numpy, expected: Numpy, allowed: Numpy) -> Numpy:
     same = (actual == expected) | (np.isnan(actual) & np.isnan(expected))
     error = np.where(both, np.abs(np.where(both, actual, 0.0) - np.where(both, expected, 0.0)), 0.0)
     return np.where(both, over(error, allowed), np.where(same, 0.0, np.inf))
-
-
-def _worst(name: str, ratio: Numpy, what: str) -> Statistic:
-    if ratio.size == 0:
-        return Statistic(name, 0.0, 1.0, None, what)
-    at = tuple(int(i) for i in np.unravel_index(int(np.argmax(ratio)), ratio.shape))
-    return Statistic(name, float(ratio[at]), 1.0, at, what)

@@ -10,10 +10,9 @@ import pytest
 
 from refdiff.backends.numpy.thread_pool import Workers
 from refdiff.oracle import Recipe, budget, truth
-from refdiff.oracle.rounding import parallel, round_to
-from refdiff.oracle.rounding.ensemble import members_of, quantised
+from refdiff.oracle.rounding import ensemble, round_to
+from refdiff.oracle.rounding.ensemble import members_of, quantised, run_orders
 from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS
-from refdiff.oracle.rounding.parallel import run_orders, scores
 from tests.oracle.example_inputs import draw, small
 
 
@@ -54,14 +53,14 @@ def test_outputs_are_of_the_storage_type() -> None:
 
 def test_small_inputs_keep_to_one_thread_and_large_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = draw(small("hf_diffllama"))
-    assert scores(inputs) == 2 * 12 * 5 * 7
+    assert ensemble._count_scores(inputs) == 2 * 12 * 5 * 7
     assert run_orders(lambda _: threading.current_thread(), MEMBERS, inputs) == [threading.current_thread()] * 8
-    monkeypatch.setattr(parallel, "LEAST", 0)
+    monkeypatch.setattr(ensemble, "LEAST", 0)
     barrier = threading.Barrier(2, timeout=20)
-    monkeypatch.setattr(parallel, "Workers", lambda: Workers(2))
+    monkeypatch.setattr(ensemble, "Workers", lambda: Workers(2))
     found = run_orders(lambda order: (order, barrier.wait()), MEMBERS, inputs)
     assert [order for order, _ in found] == list(MEMBERS)
-    monkeypatch.setattr(parallel, "MOST", 1)
+    monkeypatch.setattr(ensemble, "MOST", 1)
     assert run_orders(lambda _: threading.current_thread(), MEMBERS, inputs) == [threading.current_thread()] * 8
 
 
@@ -70,7 +69,7 @@ def test_a_budget_is_the_same(monkeypatch: pytest.MonkeyPatch, dtype: str) -> No
     spec = small("hf_diffllama")
     inputs = draw(spec, dtype=np.float32)
     one = budget(spec, inputs, dtype, members=4)
-    monkeypatch.setattr(parallel, "LEAST", 0)
+    monkeypatch.setattr(ensemble, "LEAST", 0)
     other = budget(spec, inputs, dtype, members=4)
     assert np.array_equal(one.rows["out"], other.rows["out"])
     assert one.tensors["out"].slope == other.tensors["out"].slope

@@ -14,7 +14,7 @@ from refdiff.oracle.deviations.deviation import Problem, ops_with, output
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import CATALOGUE
 from refdiff.oracle.truth.backward import backward
-from refdiff.oracle.verdict.lse_conventions import other_sums
+from refdiff.oracle.verdict.judge import other_sums
 from tests.oracle.selftest.local_mistakes import KEYS, PLACES
 from tests.oracle.selftest.settings import Setting
 
