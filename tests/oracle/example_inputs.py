@@ -44,3 +44,10 @@ def draw(spec: Spec, seed: int = 0, layer: bool = False, dtype: Any = np.float64
     if "norm_weight" in made:
         made["norm_weight"] += 1.5
     return {name: x.astype(dtype) for name, x in made.items()}
+
+
+def cut_out(inputs: dict[str, Any], queries: slice, keys: slice) -> dict[str, Any]:
+    """Dense inputs of some queries and some keys."""
+    along = {"q": queries, "gate_logits": queries, "k": keys, "v": keys}
+    part = {name: x[:, :, along[name]] if name in along else x for name, x in inputs.items()}
+    return {name: x[:, queries] if name == "lambda_logits" else x for name, x in part.items()}

@@ -1,4 +1,4 @@
-"""What a budget allows, and what it does not."""
+"""What a budget allows, and what it does not; the hard bound above it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from refdiff.backends import ops_for
 from refdiff.oracle import Budget, Recipe, Spec, budget, truth
+from refdiff.oracle.budget.hard_bound import bounds, gamma, score_error
+from refdiff.oracle.budget.statistics import root_mean_square
 from refdiff.oracle.rounding import round_to
-from refdiff.oracle.rounding.ensemble import evaluate
+from refdiff.oracle.rounding.ensemble import evaluate, quantised
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
+from refdiff.oracle.truth.attention_operands import attention_operands
 from tests.oracle.example_inputs import draw, small
 
 RECIPES = ["float32", "tf32", "bfloat16", "float16"]
@@ -20,19 +24,6 @@ def _case(preset: str, recipe: str, seed: int = 0, **lengths: int) -> tuple[Spec
     x = draw(spec, seed, **{"T": 11, "S": 13, **lengths})
     dout = np.random.default_rng(seed).normal(size=(2, spec.heads, lengths.get("T", 11), spec.out_dim))
     return spec, budget(spec, x, recipe, dout=dout), round_to(dout, Recipe.of(recipe).storage)
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-@pytest.mark.parametrize(
-    "preset", ["hf_diffllama", *(pytest.param(p, marks=pytest.mark.slow) for p in ("ms_v1", "diff_v2", "gda"))]
-)
-def test_orders_that_it_was_not_made_of_pass(preset: str, recipe: str) -> None:
-    spec, found, dout = _case(preset, recipe)
-    for order in HELD_OUT:
-        verdict = found.judge(evaluate(spec, found.inputs, Recipe.of(recipe), order, dout))
-        assert verdict.status != "fail", str(verdict)
-        assert verdict.tensors["out"].status == "pass"
-        assert set(verdict.tensors) == set(found.expected)
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
@@ -56,15 +47,6 @@ def test_one_lost_key_in_one_row_fails(recipe: str) -> None:
     verdict = found.judge({"out": np.where(np.arange(11)[:, None] == 7, wrong["out"], right["out"])})
     assert verdict.status == "fail"
     assert "t 7)" in verdict.tensors["out"].reasons[0]
-
-
-@pytest.mark.parametrize("name", ["dq", "dk", "dv", "dnorm_weight", "dlambda_full", "dlambda_k2"])
-def test_every_gradient_is_judged(name: str) -> None:
-    spec, found, dout = _case("ms_v1", "bfloat16")
-    right = evaluate(spec, found.inputs, Recipe("bfloat16"), HELD_OUT[1], dout)
-    assert found.judge({name: right[name]}).status == "pass"
-    assert found.judge({name: -right[name]}).status == "fail"
-    assert found.judge({name: 1.5 * right[name]}).status == "fail"
 
 
 def test_log_sum_exps_and_lambda() -> None:
@@ -190,3 +172,21 @@ def test_floor_and_bound_of_every_row() -> None:
     assert np.all(found.rows["out"] >= 0.29 * 2.0**-8 * np.sqrt(np.mean(y**2, -1)))
     assert np.all(found.rows["out"] <= found.bounds["out"])
     assert np.all(np.isinf(found.bounds["dq"]))
+
+
+def test_is_not_so_loose_that_it_says_nothing() -> None:
+    spec = small("hf_diffllama")
+    x = quantised(draw(spec, T=9, S=13), Recipe("float32"))
+    y = truth(spec, x, want=("out",)).out
+    assert np.all(bounds(spec, x, Recipe("float32")) < 1e-2 * root_mean_square(y))
+    wrong = truth(spec.replace(layer=spec.layer + 1), x, want=("out",)).out
+    assert np.all(root_mean_square(wrong - y) > bounds(spec, x, Recipe("float32")))
+
+
+def test_a_score_that_overflows_bounds_nothing() -> None:
+    spec = small("hf_diffllama", rope="none")
+    x = quantised(draw(spec, T=3, S=3), Recipe("float16"))
+    x["q"][:], x["k"][:] = 200.0, 200.0
+    _, off = score_error(spec, x, attention_operands(spec, x, ops_for()), Recipe.eager("float16"), 1)
+    assert np.all(np.isinf(off))
+    assert gamma(10) == pytest.approx(10 * 2.0**-24)

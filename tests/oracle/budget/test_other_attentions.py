@@ -1,4 +1,4 @@
-"""Correct kernels of choices beyond the presets pass, in orders that no budget is made of; gradients too."""
+"""Correct kernels pass, in orders that no budget is made of, and every tensor is judged: presets, and other choices."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle import Recipe, budget
+from refdiff.oracle import Budget, Recipe, budget
 from refdiff.oracle.cases.values import stored
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import evaluate
@@ -17,44 +17,52 @@ from tests.oracle.example_inputs import small
 
 LAYER_NORM = {"norm": "layer", "norm_weight": True, "norm_bias": True}
 CHOICES: list[tuple[str, dict[str, Any]]] = [
+    *((preset, {}) for preset in ("hf_diffllama", "ms_v1", "diff_v2", "gda", "motif3")),
     ("hf_diffllama", {"partial_rotary_factor": 0.7, "rotary_at": "last",
                       "rope_parameters": {"frequencies": [0.7, 0.2], "attention_factor": 1.2}}),
     ("hf_diffllama", {"qk_norm": "rms", "qk_norm_weight": True}),
     ("timm", {"qk_norm": "layer", "qk_norm_weight": True}),
     ("hf_diffllama", LAYER_NORM),
     ("ms_v1", {**LAYER_NORM, "norm_over": "all_heads", "norm_per_head": True}),
+    ("hf_diffllama", {"norm_over": "half_head", "softcap": 3.0, "out_scale": "1 - lambda"}),
     ("hf_diffllama", {"lambda_per_head": True}),
     ("ms_v1", {"gate": "sigmoid"}),
     ("diff_v2", {"gate": "silu"}),
-    ("motif3", {}),
 ]  # fmt: skip
-RECIPES = [Recipe("float32"), Recipe("bfloat16"), Recipe.eager("float16")]
+RECIPES = [Recipe("float32"), Recipe.of("tf32"), Recipe("bfloat16"), Recipe.eager("float16")]
+SLOW = [Recipe.eager("bfloat16"), Recipe("bfloat16", accumulate="bfloat16"), Recipe("float16", accumulate="float16")]
+
+
+def _case(preset: str, fields: dict[str, Any], recipe: Recipe, values: str = "discriminating") -> tuple[Budget, Any]:
+    spec = small(preset, **fields)
+    inputs = draw(spec, Structure(2, 7, 9), values, 6, recipe.storage)
+    dout = stored(np.random.default_rng(7).normal(size=(2, spec.heads, 7, spec.out_dim)), recipe.storage)
+    found = budget(spec, inputs, recipe, dout=dout)
+    assert {f"d{name}" for name in inputs} | {"out", "dlambda_full"} == set(found.expected)
+    return found, dout.astype(np.float64)
 
 
 @pytest.mark.parametrize(
     "values",
     ["discriminating", *(pytest.param(v, marks=pytest.mark.slow) for v in ("natural", "extreme", "degenerate"))],
 )
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    "recipe", [*RECIPES, *(pytest.param(r, marks=pytest.mark.slow) for r in SLOW)], ids=lambda r: r.name
+)
 @pytest.mark.parametrize(("preset", "fields"), CHOICES, ids=str)
 def test_orders_that_it_was_not_made_of_pass(preset: str, fields: dict[str, Any], recipe: Recipe, values: str) -> None:
-    spec = small(preset, **fields)
-    inputs = draw(spec, Structure(2, 7, 9), values, 6, recipe.storage)
-    dout = stored(np.random.default_rng(7).normal(size=(2, spec.heads, 7, spec.out_dim)), recipe.storage)
-    found = budget(spec, inputs, recipe, dout=dout)
+    """Their errors are within the hard bound too, or the statistic `bound` would fail."""
+    found, dout = _case(preset, fields, recipe, values)
     for order in HELD_OUT[:: 1 if values != "discriminating" else 2]:
-        verdict = found.judge(evaluate(spec, found.inputs, recipe, order, dout.astype(np.float64)))
+        verdict = found.judge(evaluate(found.spec, found.inputs, recipe, order, dout))
         assert verdict.status != "fail", f"{order.name}: {verdict}"
-    assert {f"d{name}" for name in inputs} | {"out", "dlambda_full"} == set(found.expected)
+        assert values == "extreme" or "bound" in {s.name for s in verdict.tensors["out"].statistics}
 
 
 @pytest.mark.parametrize(("preset", "fields"), CHOICES, ids=str)
 def test_every_gradient_is_judged(preset: str, fields: dict[str, Any]) -> None:
     """One that is half as large again is refused."""
-    spec = small(preset, **fields)
-    inputs = draw(spec, Structure(2, 7, 9), "discriminating", 6)
-    dout = stored(np.random.default_rng(7).normal(size=(2, spec.heads, 7, spec.out_dim)), "float32")
-    found = budget(spec, inputs, "float32", members=2, dout=dout)
+    found, _ = _case(preset, fields, Recipe("float32"))
     right = {name: round_to(y, "float32") for name, y in found.expected.items()}
     assert found.judge(right).status == "pass"
     for name in right:

@@ -62,7 +62,7 @@ def test_each_number_sees_what_the_others_do_not(mistake: str, notices: set[str]
     if mistake == "slope":
         e = e + 1e-5 * y
     else:
-        budget = RowBudget(**{**vars(budget), "slope": 1e-5})
+        budget = replace(budget, slope=1e-5)
     failed = {name for name, holds in _found(y + e, budget).items() if not holds}
     assert failed == notices
 
@@ -96,9 +96,8 @@ def test_what_overflows_the_storage_type_is_infinite() -> None:
 def test_rows_that_are_zero_must_be_zero() -> None:
     y, e = _case()
     y[:, :, 0], e[:, :, 0] = 0.0, 0.0
-    rows = np.full(y.shape[:-1], E)
-    rows[:, :, 0] = 0.0
-    budget = RowBudget(y, rows, np.full(rows.shape, np.inf), 1e-5, "float32", "b h t", np.zeros(rows.shape, bool))
+    budget = replace(_budget(y), slope=1e-5)
+    budget.rows[:, :, 0] = 0.0
     assert all(_found(y + e, budget).values())
     e[1, 1, 0, 5] = 1e-30
     assert not _found(y + e, budget)["row"]
@@ -106,9 +105,7 @@ def test_rows_that_are_zero_must_be_zero() -> None:
 
 def test_beyond_the_hard_bound() -> None:
     y, e = _case()
-    budget = _budget(y, 1.0)
-    bounds = np.full(budget.rows.shape, 2e-3)
-    budget = RowBudget(**{**vars(budget), "bounds": bounds, "slope": 1.0})
+    budget = replace(_budget(y, 1.0), bounds=np.full(y.shape[:-1], 2e-3), slope=1.0)
     assert _found(y + e, budget)["bound"]
     e[0, 0, 4] *= 5
     failed = {name for name, holds in _found(y + e, budget).items() if not holds}
@@ -119,25 +116,22 @@ def test_rows_that_nobody_can_judge() -> None:
     y, e = _case()
     budget = _budget(y)
     assert uncertain(budget) == 0.0
-    doubtful = np.zeros(budget.rows.shape, bool)
-    doubtful[0] = True
-    half = RowBudget(**{**vars(budget), "doubtful": doubtful, "slope": 1e-5})
+    budget = replace(budget, slope=1e-5)
+    budget.doubtful[0] = True
     e[0] = np.nan
-    assert uncertain(half) == 0.5 > LIMITS.share
-    assert all(_found(y + e, half).values())
+    assert uncertain(budget) == 0.5 > LIMITS.share
+    assert all(_found(y + e, budget).values())
 
 
 def test_of_a_gradient_a_row_that_is_large_is_held_against_itself() -> None:
     y, _ = _case()
     y[0, 0, 0] *= 1e4
     usual = np.sqrt(np.mean(y**2))
-    rows = np.zeros(y.shape[:-1])
-    rows[0, 0, 0] = 0.5 * usual
-    budget = RowBudget(**{**vars(_budget(y)), "rows": rows, "relative_to": "tensor"})
+    budget = replace(_budget(y, 0.0), relative_to="tensor")
+    budget.rows[0, 0, 0] = 0.5 * usual
     assert uncertain(budget) == 0.0, "half of the usual row, and a hundredth of its own"
-    small = np.zeros(y.shape[:-1])
-    small[0, 1, 0] = 0.5 * usual
-    assert uncertain(RowBudget(**{**vars(budget), "rows": small})) > 0
+    budget.rows[0, 1, 0] = 0.5 * usual
+    assert uncertain(budget) > 0
 
 
 def test_root_mean_square_does_not_overflow() -> None:

@@ -14,8 +14,8 @@ from refdiff.backends import ops_for, overlay
 from refdiff.oracle import Case, Recipe, Spec, cases
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.conformance import chosen, recipe_of
-from refdiff.oracle.rounding.ensemble import evaluate, quantised
-from refdiff.oracle.rounding.evaluation_order import HELD_OUT
+from refdiff.oracle.rounding.ensemble import quantised
+from refdiff.oracle.rounding.evaluation_order import MEMBERS, Arithmetic, Order
 from refdiff.oracle.suite.outcome import against_truth
 
 HERE = "tests.oracle.rounding.test_accumulate"
@@ -84,27 +84,12 @@ def test_and_overflows_where_float32_sums_do_not() -> None:
 
 def test_one_sum_of_many_numbers() -> None:
     """Of 4,096 ones a float16 accumulator that takes one at a time keeps 2,048, and tiles of 16 all of them."""
-    from refdiff.oracle.rounding.evaluation_order import MEMBERS, Arithmetic, Order
-
     ones = np.ones((1, 4096), dtype=SINGLE)
     recipe = Recipe("float16", accumulate="fp16")
     assert Arithmetic(recipe, MEMBERS[0]).product(ones, ones.T).item() == 2048
     assert Arithmetic(recipe, Order("by tensor core")).product(ones, ones.T).item() == 4096
     assert Arithmetic(Recipe("float16"), MEMBERS[0]).product(ones, ones.T).item() == 4096
     assert Arithmetic(recipe, Order("two")).product(300 * ones[:, :2], 300 * ones[:, :2].T).item() == np.inf
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("storage", ["float16", "bfloat16"])
-@pytest.mark.parametrize("profile", ["natural", "cancellation", "extreme"])
-def test_no_order_is_refused(profile: str, storage: str) -> None:
-    recipe = Recipe(storage, accumulate=storage)
-    for case in cases(profile, 5, spec=small_spec("ms_v1"), dtype=storage):
-        dout = case.dout.astype(np.float64)
-        allowed = oracle.budget(case.spec, case.inputs, recipe, dout=dout)
-        for order in HELD_OUT:
-            found = allowed.judge(evaluate(case.spec, allowed.inputs, recipe, order, dout))
-            assert found.status != "fail", f"{case.name} {order.name}: {found}"
 
 
 def test_the_suite_takes_the_recipe() -> None:
@@ -114,9 +99,3 @@ def test_the_suite_takes_the_recipe() -> None:
         outcomes = [against_truth(f"{HERE}:sums_in_float16", recipe, case).status for case in found]
         assert ("fail" in outcomes) == wrong, outcomes
         assert "pass" in outcomes
-
-
-def test_a_recipe_says_it_in_words() -> None:
-    assert Recipe("fp16", accumulate="half").name == "float16 accumulate=float16"
-    with pytest.raises(ValueError, match="accumulate is 'float16', but must be one of bfloat16, float32"):
-        Recipe("bf16", accumulate="fp16")

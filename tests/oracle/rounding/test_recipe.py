@@ -29,6 +29,7 @@ def test_names_of_recipes(name: str, u: float) -> None:
 
 def test_a_recipe_in_words() -> None:
     assert Recipe("fp16").name == "float16"
+    assert Recipe("fp16", accumulate="half").name == "float16 accumulate=float16"
     assert Recipe.eager("bf16").name == "bfloat16 qk=bfloat16"
     assert Recipe.of("tf32", exp="ex2approx").name == "float32 matmul=tf32 exp=ex2approx"
 
@@ -41,6 +42,7 @@ def test_a_recipe_in_words() -> None:
         ({"storage": "float32", "qk": "bf16"}, "qk is 'bfloat16', but must be one of float32"),
         ({"storage": "tf32"}, "storage is 'tf32'.*storage='float32', matmul='tf32'"),
         ({"storage": ["bf16"]}, "storage is .'bf16'., but must be one of"),
+        ({"storage": "bf16", "accumulate": "fp16"}, "accumulate is 'float16', but must be one of bfloat16, float32"),
         ({"matmul": "tf64"}, "matmul is 'tf64'"),
         ({"exp": "fast"}, "exp 'fast'"),
         ({"storage": "bf16", "matmul": "tf32"}, "storage is 'bfloat16'"),

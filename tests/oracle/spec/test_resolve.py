@@ -13,37 +13,86 @@ from refdiff import oracle
 from refdiff.oracle.judge import judge_file
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.presets import PRESETS
-from refdiff.oracle.spec.resolve import resolve_spec, small_spec
+from refdiff.oracle.spec.resolve import dimensions, resolve_spec, small_spec
 from tests.layers.inputs import says
 from tests.oracle.example_inputs import draw, small
 
+NAMES = ("query_heads", "key_heads", "head_dim")
 NAMED = Spec.preset("attention", query_heads=12, key_heads=3, head_dim=6)
 X = draw(NAMED, dtype=np.float32)
 LAYER = draw(NAMED, layer=True, dtype=np.float32)
 
 
+@pytest.mark.parametrize("layer", [False, True], ids=["core", "layer"])
+@pytest.mark.parametrize("v_head_dim", [None, 7])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset(preset: str) -> None:
-    """Only the layer and the window are not shown by arrays: they are the preset's."""
-    spec = small(preset, layer=0) if preset != "motif3" else small(preset, window=129)
-    assert resolve_spec(preset, draw(spec)) == spec
-    assert resolve_spec(preset) == small_spec(preset)
+def test_every_preset(preset: str, v_head_dim: int | None, layer: bool) -> None:
+    """Only the layer and the window are not shown by arrays, and of plain attention's layer no width of a head."""
+    spec = small(preset, v_head_dim=v_head_dim)
+    given = {"head_dim": 6} if preset == "attention" else {}
+    inputs = draw(spec, layer=layer)
+    read = dimensions({**PRESETS[preset], **given}, inputs)
+    of_values = {} if v_head_dim is None else {"v_head_dim": 7}
+    assert {**given, **read} == {name: getattr(spec, name) for name in NAMES} | of_values
+    if not (layer and given):
+        window = PRESETS[preset].get("window")
+        assert resolve_spec(preset, inputs) == spec.replace(layer=0, window=window)
+
+
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [
+        ({"lambda_form": "given", "norm_weight": True}, "norm_weight"),
+        ({"lambda_form": "given", "norm_weight": True, "values": "single"}, "norm_weight"),
+        ({"lambda_form": "given", "head_dim": 6}, ""),
+        ({"lambda_form": "given", "query_heads": 12}, ""),
+        ({"lambda_form": "sigmoid", "ratio": 2}, "lambda_proj.weight"),
+    ],
+)
+def test_the_width_of_a_head_of_a_layer(fields: dict[str, Any], kept: str) -> None:
+    spec = small("hf_diffllama", **{"key_heads": 4, **{k: v for k, v in fields.items() if k not in NAMES}})
+    read = dimensions(fields, draw(spec, layer=True))
+    assert {**read, **fields} == {**fields, **{name: getattr(spec, name) for name in NAMES}}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"q": np.ones(3)}, "q has shape (3,), but must be (B, H, T, d)"),
+        ({"q": np.ones((1, 2, 3, 4))}, "the inputs lack k (B, K, S, d)"),
+        ({"q": np.ones((1, 2, 3, 4)), "k_pages": np.ones(3)}, "k_pages has shape (3,), but must be (P, K, p, d)"),
+        ({"x": np.ones(3)}, "the inputs lack q_proj.weight (rows, D)"),
+        (
+            {"x": 0, "q_proj.weight": np.ones((9, 2)), "k_proj.weight": np.ones((4, 2)), "lambda_q1": np.ones(4)},
+            "q_proj.weight has 9 rows, which are no whole number of heads of width 4",
+        ),
+        (LAYER, "the arrays of this layer do not say how wide a head is: give head_dim"),
+    ],
+)
+def test_arrays_that_say_too_little(inputs: dict[str, Any], message: str) -> None:
+    with says(ValueError, message):
+        dimensions({}, inputs)
+
+
+def test_values_of_no_width() -> None:
+    assert dimensions(dict.fromkeys(NAMES, 2), {"v": np.ones(3)}) == {}
+    assert dimensions(dict.fromkeys(NAMES, 2), {"v": np.ones((1, 3, 5, 7))}) == {}  # three heads for two
 
 
 def test_a_spec_stays_what_it_is() -> None:
-    spec = small("hf_diffllama")
-    assert resolve_spec(spec) is spec
-    assert resolve_spec(spec, draw(spec)) is spec
+    assert resolve_spec(NAMED, X) is NAMED
 
 
-def test_every_function_takes_a_name() -> None:
+def test_lists_of_numbers_have_dimensions_too() -> None:
+    assert resolve_spec("attention", {name: x.tolist() for name, x in X.items()}) == NAMED
+
+
+def test_every_function_takes_a_name(tmp_path: Path) -> None:
     out = np.asarray(oracle.truth(NAMED, X).out, dtype=np.float32)
     dout = np.ones_like(out)
     assert np.array_equal(np.asarray(oracle.truth("attention", X).out, dtype=np.float32), out)
     assert oracle.budget("attention", X, "float32").spec == NAMED
-    verdict = oracle.check(out, "attention", X, recipe="float32")
-    assert verdict
-    assert verdict.notes[-1] == (
+    assert oracle.check(out, "attention", X, recipe="float32").notes[-1] == (
         "spec 'attention' is Spec.preset('attention', query_heads=12, key_heads=3, head_dim=6, layer=0), by the shapes "
         "of the inputs"
     )
@@ -59,19 +108,21 @@ def test_every_function_takes_a_name() -> None:
         wrong = oracle.truth(NAMED.replace(scale=1.0), X).out
         oracle.assert_close(wrong, "attention", X, recipe="float32")
     assert oracle.diagnose(kernel, "attention", [X, X], recipe="float32").status == "no deviation"
-    assert given
     assert set(given) == {NAMED}
     assert oracle.blind_spots("attention", X, "float32") == oracle.blind_spots(NAMED, X, "float32")
     assert oracle.deviations("attention") == oracle.deviations(small_spec("attention"))
     assert oracle.trace("attention", X).about["spec"] == NAMED.to_dict()
     assert oracle.trace("attention", **X).about["spec"] == NAMED.to_dict()
-    structure = oracle.strategies.Structure(1, 3, 5)
-    drawn = oracle.strategies.draw("attention", structure, "natural", 0)
+    drawn = oracle.strategies.draw("attention", oracle.strategies.Structure(1, 3, 5), "natural", 0)
     assert drawn["q"].shape == (1, 12, 3, 16)
+    assert "'attention'" in repr(oracle.strategies.cases("attention"))
+    path = tmp_path / "kernel.py"
+    path.write_text("def kernel(inputs):\n    return NotImplemented\n")
+    assert judge_file(path, "attention", recipe="float32", profiles=["natural"]).spec == small_spec("attention")
 
 
 FIX = "; give Spec.preset('attention', query_heads=H, key_heads=K, head_dim=d)"
-CALLS: list[Callable[[str, Any], Any]] = [
+CALLS: list[Callable[[Any, Any], Any]] = [
     lambda spec, inputs: oracle.truth(spec, inputs),
     lambda spec, inputs: oracle.check(np.zeros(1), spec, inputs, recipe="float32"),
     lambda spec, inputs: oracle.diagnose(np.zeros(1), spec, inputs, recipe="float32"),
@@ -80,48 +131,27 @@ CALLS: list[Callable[[str, Any], Any]] = [
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize(
-    ("inputs", "message"),
-    [
-        ({"q": X["q"]}, f"spec is 'attention': the inputs lack k (B, K, S, d){FIX}"),
-        ({**X, "q": X["q"][0]}, f"spec is 'attention': q has shape (12, 5, 6), but must be (B, H, T, d){FIX}"),
-        (
-            {name: np.swapaxes(x, 1, 2) for name, x in X.items()},
-            "spec is 'attention': query_heads is 5 and key_heads 7, but each key head serves the same number of query "
-            "heads: query_heads must be a multiple of key_heads (query_heads=5, key_heads=7, head_dim=6 by the inputs' "
-            f"shapes, heads before tokens){FIX}",
-        ),
-        (LAYER, f"spec is 'attention': the arrays of this layer do not say how wide a head is: give head_dim{FIX}"),
-    ],
-)
-def test_dimensions_that_no_array_shows(call: Callable[[str, Any], Any], inputs: Any, message: str) -> None:
-    with says(ValueError, message):
-        call("attention", inputs)
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_a_name_that_is_none(call: Callable[[str, Any], Any]) -> None:
+def test_what_no_call_takes(call: Callable[[Any, Any], Any]) -> None:
+    turned = {name: np.swapaxes(x, 1, 2) for name, x in X.items()}
+    with says(ValueError, f"spec is 'attention': the inputs lack k (B, K, S, d){FIX}"):
+        call("attention", {"q": X["q"]})
+    with says(
+        ValueError,
+        "spec is 'attention': query_heads is 5 and key_heads 7, but each key head serves the same number of query "
+        "heads: query_heads must be a multiple of key_heads (query_heads=5, key_heads=7, head_dim=6 by the inputs' "
+        f"shapes, heads before tokens){FIX}",
+    ):
+        call("attention", turned)
     with pytest.raises(ValueError, match="no preset is called 'atention', did you mean 'attention'"):
         call("atention", X)
 
 
 @pytest.mark.parametrize("call", CALLS[:3])
-def test_inputs_that_are_no_mapping(call: Callable[[str, Any], Any]) -> None:
-    with pytest.raises(TypeError, match="inputs are of type int, but must be a mapping"):
-        call("attention", 3)
-
-
-def test_a_judged_file(tmp_path: Path) -> None:
-    path = tmp_path / "kernel.py"
-    path.write_text("def kernel(inputs):\n    return NotImplemented\n")
-    assert judge_file(path, "attention", recipe="float32", profiles=["natural"]).spec == small_spec("attention")
-
-
-def test_lists_of_numbers_have_dimensions_too() -> None:
-    assert resolve_spec("attention", {name: x.tolist() for name, x in X.items()}) == NAMED
-
-
-def test_strategies_of_a_name() -> None:
-    assert "'attention'" in repr(oracle.strategies.cases("attention"))
-    with pytest.raises(ValueError, match="no preset is called 'atention'"):
-        oracle.strategies.cases("atention")
+def test_arguments_of_another_kind_or_in_another_order(call: Callable[[Any, Any], Any]) -> None:
+    with pytest.raises(TypeError, match="spec is of type ndarray, but must be a Spec or a preset's name; the outputs "):
+        call(X["q"], X)
+    with pytest.raises(TypeError, match="inputs are of type int, but must be a mapping from names to arrays"):
+        call(NAMED, 3)
+    case = oracle.cases("natural", spec=NAMED)[0]
+    with pytest.raises(TypeError, match=r"of type Case, but .*: pass case\.inputs, and dout=case\.dout for gradients"):
+        call(NAMED, case)

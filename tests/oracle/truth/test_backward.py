@@ -123,9 +123,11 @@ def test_masks_bias_and_positions() -> None:
     check_gradients(spec, inputs)
 
 
-@pytest.mark.parametrize("name", ["hf_diffllama", "diff_v2"])
-def test_packed(name: str) -> None:
-    spec = small(name)
+LAID_OUT = [small("hf_diffllama"), small("diff_v2"), small("attention", sinks=True, v_head_dim=4)]
+
+
+@pytest.mark.parametrize("spec", LAID_OUT, ids=lambda spec: spec.lambda_form)
+def test_packed(spec: Spec) -> None:
     inputs = draw(spec, B=1, T=6, S=9)
     inputs |= {"cu_seqlens_q": np.array([0, 2, 2, 5, 6]), "cu_seqlens_k": np.array([0, 3, 4, 4, 9])}
     check_gradients(spec, inputs)
@@ -133,19 +135,8 @@ def test_packed(name: str) -> None:
     check_gradients(spec, layer | {"cu_seqlens_q": np.array([0, 2, 2, 6])})
 
 
-def test_packed_and_paged_with_sinks() -> None:
-    spec = small("attention", sinks=True, v_head_dim=4)
-    rng, inputs = np.random.default_rng(2), draw(spec, B=1, T=6, S=9)
-    check_gradients(spec, {**inputs, "cu_seqlens_q": np.array([0, 2, 6]), "cu_seqlens_k": np.array([0, 3, 9])})
-    check_gradients(spec, draw(spec, layer=True))
-    paged = {"q": rng.normal(size=(2, 12, 1, 6)), "sinks": inputs["sinks"]}
-    paged |= {"k_pages": rng.normal(size=(5, 3, 3, 6)), "v_pages": rng.normal(size=(5, 3, 3, 4))}
-    check_gradients(spec, paged | {"block_table": np.array([[3, 1], [4, 3]]), "lengths": np.array([5, 4])})
-
-
-@pytest.mark.parametrize("name", ["hf_diffllama", "diff_v2"])
-def test_paged(name: str) -> None:
-    spec = small(name)
+@pytest.mark.parametrize("spec", LAID_OUT, ids=lambda spec: spec.lambda_form)
+def test_paged(spec: Spec) -> None:
     rng, inputs = np.random.default_rng(4), draw(spec, T=1)
     del inputs["k"], inputs["v"]
     inputs["k_pages"] = rng.normal(size=(5, spec.key_heads, 3, spec.head_dim))

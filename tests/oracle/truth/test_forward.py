@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,23 +11,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refdiff.backends import ops_for, overlay
+from refdiff.oracle import Spec
 from refdiff.oracle.spec.presets import PRESETS
-from refdiff.oracle.truth.attention_operands import attention_operands
+from refdiff.oracle.truth.attention_mask import attention_mask
+from refdiff.oracle.truth.attention_operands import (
+    attention_operands,
+    lambda_init,
+    log_sum_exp,
+    query_factor,
+    rotated,
+    scores,
+)
 from refdiff.oracle.truth.forward import (
-    dense,
-    differences,
-    finished,
     forward,
-    gated,
-    normed,
-    out_factor,
     out_shape,
     project,
     projected,
-    whole_wiring,
 )
 from refdiff.oracle.truth.head_indices import head_indices, value_heads
-from tests.oracle.example_inputs import draw, small
+from tests.oracle.example_inputs import cut_out, draw, small
 
 OPS = ops_for()
 CAUSAL = st.sampled_from([name for name in PRESETS if name != "timm"])
@@ -51,54 +54,19 @@ def test_one_token_at_a_time_is_all_at_once(name: str, seed: int) -> None:
     inputs = draw(spec, seed, T=5, S=5)
     whole = forward(spec, inputs)
     for t in range(5):
-        part = {**inputs, "q": inputs["q"][:, :, t : t + 1], "k": inputs["k"][:, :, : t + 1]}
-        part["v"] = inputs["v"][:, :, : t + 1]
-        if "lambda_logits" in inputs:
-            part["lambda_logits"] = inputs["lambda_logits"][:, t : t + 1]
-        if "gate_logits" in inputs:
-            part["gate_logits"] = inputs["gate_logits"][:, :, t : t + 1]
+        part = cut_out(inputs, slice(t, t + 1), slice(t + 1))
         assert np.allclose(forward(spec, part)[:, :, 0], whole[:, :, t], rtol=0, atol=1e-12)
 
 
-def test_each_field_of_the_end_by_hand() -> None:
-    spec = small("ms_v1", norm_eps=0.5)
+def test_what_normed_heads_are_multiplied_by() -> None:
+    spec = small("ms_v1")
     inputs = draw(spec)
-    heads = np.random.default_rng(0).normal(size=(2, 6, 5, 12))
-    w = inputs["norm_weight"]
-
-    def rms(x: np.ndarray, axis: Any = -1) -> np.ndarray:
-        return x / np.sqrt(np.mean(x * x, axis=axis, keepdims=True) + 0.5)
-
-    assert np.allclose(normed(spec, heads, inputs, OPS), rms(heads) * w)
-    assert np.allclose(normed(spec.replace(norm_over="all_heads"), heads, inputs, OPS), rms(heads, (1, 3)) * w)
-    halves = np.concatenate([rms(heads[..., :6]), rms(heads[..., 6:])], axis=-1)
-    assert np.allclose(normed(spec.replace(norm_over="half_head"), heads, inputs, OPS), halves * w)
-    assert normed(spec.replace(norm="none", norm_weight=False), heads, {}, OPS) is heads
     start = 0.8 - 0.6 * np.exp(-0.6)
-    factors = {"1 - lambda_init": 1 - start, "lambda_init": start, "none": 1.0}
+    one, two = (np.exp(inputs[f"lambda_q{n}"] @ inputs[f"lambda_k{n}"]) for n in "12")
+    factors = {"1 - lambda_init": 1 - start, "lambda_init": start, "none": 1.0, "1 - lambda": 1 - (one - two + start)}
+    plain = forward(spec.replace(out_scale="none"), inputs)
     for word, factor in factors.items():
-        assert np.isclose(out_factor(spec.replace(out_scale=word), inputs, OPS), factor)
-        assert np.allclose(finished(spec.replace(out_scale=word), heads, inputs, OPS), factor * rms(heads) * w)
-    lambda_ = (
-        np.exp(inputs["lambda_q1"] @ inputs["lambda_k1"]) - np.exp(inputs["lambda_q2"] @ inputs["lambda_k2"]) + start
-    )
-    assert np.isclose(out_factor(spec.replace(out_scale="1 - lambda"), inputs, OPS), 1 - lambda_)
-
-
-CHANGED: list[tuple[str, dict[str, Any]]] = [
-    ("hf_diffllama", {"norm_over": "half_head"}), ("ms_v1", {"norm_over": "all_heads"}),
-    ("ms_v1", {"masked_rows": "uniform"}), ("diff_v2", {"norm": "rms"}), ("ms_v1", {"values": "single"}),
-    ("hf_diffllama", {"softcap": 2.0, "scale": 0.3}), ("gda", {"pairing": "halves"}), ("ms_v1", {"out_scale": "none"}),
-    ("hf_diffllama", {"norm": "none"}), ("hf_diffllama", {"group_order": "tiled"}), ("hf_diffllama", {"norm_eps": 0.3}),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "changes"), CHANGED, ids=str)
-def test_the_order_of_the_paper_is_the_same_as_the_parts(name: str, changes: dict[str, Any]) -> None:
-    spec = small(name, **changes)
-    inputs = {**draw(spec), "key_mask": np.array([[True] * 7, [False] * 2 + [True] * 5])}
-    parts = finished(spec, differences(spec, attention_operands(spec, inputs, OPS), OPS), inputs, OPS)
-    assert np.allclose(dense(spec, inputs, OPS), parts, rtol=0, atol=1e-13)
+        assert np.allclose(forward(spec.replace(out_scale=word), inputs), factor * plain, rtol=1e-13)
 
 
 @pytest.mark.parametrize(("word", "value"), [("zeros", 0.0), ("nan", np.nan)])
@@ -138,10 +106,13 @@ def test_a_layer_is_its_projections_around_the_core() -> None:
     assert np.allclose(forward(spec, inputs), by_hand, rtol=1e-13)
 
 
+WIRINGS = {"hf_diffllama": "diff_heads_hf", "diff_v2": "diff_heads_v2"}
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_what_is_laid_over_the_layers_acts(name: str) -> None:
-    spec = small(name)
-    inputs, heard = draw(spec), []
+    """The layer that has the whole wiring, where there is one, and its parts."""
+    spec, heard = small(name), []
 
     def wrap(part: str, layer: Any) -> Any:
         def heard_of(*args: Any, **options: Any) -> Any:
@@ -150,19 +121,9 @@ def test_what_is_laid_over_the_layers_acts(name: str) -> None:
 
         return heard_of
 
-    forward(spec, inputs, overlay(OPS, wrap))
-    assert any(part.startswith("diff_heads") for part in heard)
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_the_layers_have_these_wirings(name: str) -> None:
-    """Through the layer of the whole wiring, and by the numbers of heads."""
-    spec, ops = small(name), ops_for()
-    inputs = draw(spec)
-    by_numbers = finished(spec, differences(spec, attention_operands(spec, inputs, ops), ops), inputs, ops)
-    by_numbers = gated(spec, by_numbers, inputs, ops)
-    assert np.abs(dense(spec, inputs, ops) - by_numbers).max() <= 1e-13
-    assert (whole_wiring(spec, inputs) is None) == (name in ("ms_v1_naive", "gda", "motif3", "attention"))
+    forward(spec, draw(spec), overlay(OPS, wrap))
+    assert [part for part in heard if part.startswith("diff_heads")] == [WIRINGS.get(name, "diff_heads_paper")]
+    assert "attention_weights" in heard
 
 
 def test_by_hand() -> None:
@@ -192,3 +153,74 @@ def test_which_heads_are_joined() -> None:
         "ms_v1": [[0, 1]],
         "diff_v2": [[0, 1, 2]],
     }
+
+
+OPS = ops_for()
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"), [(0, 0.8 - 0.6 * math.exp(0.3)), (1, 0.2), (4, 0.8 - 0.6 * math.exp(-0.9))]
+)
+def test_lambda_of_one_layer_lower(layer: int, expected: float) -> None:
+    assert lambda_init(small("motif", layer=layer), OPS) == pytest.approx(expected, rel=1e-15)
+
+
+def test_scores_are_scaled_capped_and_biased() -> None:
+    spec = small("hf_diffllama", rope="none", causal="none")
+    inputs = draw(spec)
+    plain = scores(attention_operands(spec, inputs, OPS), 2)
+    by_hand = np.einsum("htd,sd->hts", inputs["q"][0, 6:9], inputs["k"][0, 2]) / math.sqrt(6)
+    assert np.allclose(plain[0, :3], by_hand, rtol=1e-13)
+    assert query_factor(spec.replace(scale=0.5)) == pytest.approx(0.5 * math.sqrt(6))
+    scaled = scores(attention_operands(spec.replace(scale=0.5), inputs, OPS), 2)
+    assert np.allclose(scaled, plain * 0.5 * math.sqrt(6), rtol=1e-13)
+    cap = scores(attention_operands(spec.replace(softcap=1.5), inputs, OPS), 2)
+    assert np.allclose(cap, 1.5 * np.tanh(plain / 1.5), rtol=1e-13)
+    bias = np.arange(7.0)
+    assert np.allclose(scores(attention_operands(spec, {**inputs, "bias": bias}, OPS), 2), plain + bias, rtol=1e-13)
+
+
+def test_sums_of_exponentials() -> None:
+    z = np.array([[0.0, math.log(3)], [1e5, 1e5], [-math.inf, -math.inf], [-1e5, -math.inf]])
+    assert log_sum_exp(z).tolist() == pytest.approx([math.log(4), 1e5 + math.log(2), -math.inf, -1e5])
+    assert log_sum_exp(np.zeros((2, 0))).tolist() == [-math.inf, -math.inf]
+
+
+def test_q_and_k_turn_by_the_same_frequencies() -> None:
+    """They are computed once: an error of theirs turns a query and its keys alike."""
+    seen: list[str] = []
+    counted = overlay(OPS, lambda name, f: lambda *args, **kwargs: (seen.append(name), f(*args, **kwargs))[1])
+    spec = small("hf_diffllama")
+    rotated(spec, draw(spec, T=7), counted)
+    assert seen == ["rope_frequencies", "rope_cos_sin", "rope_cos_sin", "rope", "rope"]
+
+
+def problem(T: int, S: int) -> dict[str, np.ndarray]:
+    return {"q": np.zeros((1, 1, T, 2)), "k": np.zeros((1, 1, S, 2))}
+
+
+def by_loop(spec: Spec, T: int, S: int) -> np.ndarray:
+    see = np.zeros((T, S), np.bool_)
+    for t in range(T):
+        here = t if spec.causal == "top_left" else t + S - T
+        for s in range(S):
+            causal = spec.causal == "none" or s <= here
+            window = spec.window is None or (here - spec.window < s < here + spec.window)
+            see[t, s] = causal and window
+    return see
+
+
+@given(
+    st.integers(0, 6), st.integers(0, 6), st.sampled_from(["bottom_right", "top_left", "none"]),
+    st.one_of(st.none(), st.integers(0, 8)),
+)  # fmt: skip
+def test_against_a_loop(T: int, S: int, causal: str, window: int | None) -> None:
+    spec = small("hf_diffllama", causal=causal, window=window)
+    assert np.array_equal(attention_mask(spec, problem(T, S))[0, 0], by_loop(spec, T, S))
+
+
+def test_padding_and_masks_are_taken_away() -> None:
+    inputs = {**problem(2, 3), "key_mask": np.array([[True, False, True]])}
+    assert attention_mask(small("timm"), inputs)[0, 0].tolist() == [[True, False, True]] * 2
+    inputs["mask"] = np.array([[True, True, False], [True, True, True]])
+    assert attention_mask(small("timm"), inputs)[0, 0].tolist() == [[True, False, False], [True, False, True]]

@@ -14,7 +14,7 @@ import pytest
 
 from refdiff.oracle import Spec, truth
 from refdiff.oracle.spec.presets import YARN
-from tests.oracle.truth.test_other_attentions import SAME, dot, turn, yarn
+from tests.oracle.truth.test_other_attentions import SAME, turn, yarn
 
 Numpy = np.ndarray[Any, Any]
 GROUPS, SIGNALS, NOPE, ROPE, WIDTH, RANK, T = 2, 4, 8, 4, 5, 7, 9
@@ -33,35 +33,29 @@ def weights(seed: int) -> dict[str, Numpy]:
     return {name: rng.normal(size=shape) for name, shape in shapes.items()}
 
 
+def latent_queries(x: dict[str, Numpy]) -> Numpy:
+    """(H, T, RANK): ⟨query, W_UK c⟩ is ⟨W_UKᵀ query, c⟩."""
+    return np.einsum("thn,hnr->htr", x["queries"][..., :NOPE], np.repeat(x["up_k"], SIGNALS + 1, axis=0))
+
+
+def sigmoid(x: Numpy) -> Numpy:
+    return 1 / (1 + np.exp(-x))
+
+
 def by_latents(x: dict[str, Numpy], window: int, frequencies: list[float], scale: float) -> Numpy:
     """σ(gate) ⊙ W_UV (Σ p c of a signal − σ(λ) Σ p c of the noise of its group), c being the latents: (h, T, w)."""
-    a = {name: array.tolist() for name, array in x.items()}
-    turned = [(i, i + ROPE // 2) for i in range(ROPE // 2)]
-    keys = [turn(a["shared"][s], s, turned, frequencies) for s in range(T)]
-    of_heads: list[list[list[float]]] = []
-    for head in range(GROUPS * (SIGNALS + 1)):
-        up = a["up_k"][head // (SIGNALS + 1)]
-        of_heads.append([])
-        for t in range(T):
-            q = a["queries"][t][head]
-            latent_q = [math.fsum(q[n] * up[n][r] for n in range(NOPE)) for r in range(RANK)]
-            turned_q = turn(q[NOPE:], t, turned, frequencies)
-            seen = [s for s in range(T) if t - window < s <= t]
-            p = [math.exp(scale * (dot(latent_q, a["latent"][s]) + dot(turned_q, keys[s]))) for s in seen]
-            of_heads[-1].append(
-                [math.fsum(w * a["latent"][s][r] for w, s in zip(p, seen, strict=True)) / math.fsum(p)
-                 for r in range(RANK)]
-            )  # fmt: skip
-    out = np.empty((GROUPS * SIGNALS, T, WIDTH))
-    for signal in range(GROUPS * SIGNALS):
-        group, n = divmod(signal, SIGNALS)
-        for t in range(T):
-            lambda_ = 1 / (1 + math.exp(-a["lambdas"][t][signal]))
-            first, noise = (of_heads[group * (SIGNALS + 1) + i][t] for i in (n, SIGNALS))
-            diff = [y - lambda_ * z for y, z in zip(first, noise, strict=True)]
-            for c in range(WIDTH):
-                out[signal, t, c] = dot(a["up_v"][group][c], diff) / (1 + math.exp(-a["gates"][t][signal][c]))
-    return out
+    pairs = [(i, i + ROPE // 2) for i in range(ROPE // 2)]
+    keys = np.stack([turn(x["shared"][s], s, pairs, frequencies) for s in range(T)])
+    queries = np.stack([turn(x["queries"][t, :, NOPE:], t, pairs, frequencies) for t in range(T)], axis=1)
+    weights = (
+        np.exp(scale * (latent_queries(x) @ x["latent"].T + queries @ keys.T)) * np.tri(T) * np.tri(T, k=window - 1).T
+    )
+    of_heads = weights / weights.sum(axis=-1, keepdims=True) @ x["latent"]
+    groups = of_heads.reshape(GROUPS, SIGNALS + 1, T, RANK)
+    lambdas = sigmoid(x["lambdas"]).T.reshape(GROUPS, SIGNALS, T, 1)
+    differences = groups[:, :SIGNALS] - lambdas * groups[:, SIGNALS:]
+    values = np.einsum("gntr,gwr->gntw", differences, x["up_v"]).reshape(GROUPS * SIGNALS, T, WIDTH)
+    return values * np.moveaxis(sigmoid(x["gates"]), 0, 1)
 
 
 def of_the_oracle(x: dict[str, Numpy]) -> dict[str, Numpy]:
@@ -99,9 +93,7 @@ def test_dimensions_of_the_model() -> None:
 def test_a_kernel_that_stays_in_latent_space_is_a_spec_too() -> None:
     """One key of latents and what turns, one value of latents; before values are made of them there is no gate."""
     x = weights(5)
-    up = np.repeat(x["up_k"], SIGNALS + 1, axis=0)
-    q = np.einsum("thn,hnr->htr", x["queries"][..., :NOPE], up)
-    q = np.concatenate([q, np.moveaxis(x["queries"][..., NOPE:], 0, 1)], axis=-1)[None]
+    q = np.concatenate([latent_queries(x), np.moveaxis(x["queries"][..., NOPE:], 0, 1)], axis=-1)[None]
     k = np.concatenate([x["latent"], x["shared"]], axis=1)[None, None]
     inputs = {"q": q, "k": k, "v": x["latent"][None, None], "lambda_logits": x["lambdas"][None]}
     spec = Spec.preset(
@@ -110,6 +102,6 @@ def test_a_kernel_that_stays_in_latent_space_is_a_spec_too() -> None:
     )  # fmt: skip
     latent = truth(spec, inputs, want=("out",)).out[0]
     expected = by_latents(x, 4, [1.0, 0.01], (NOPE + ROPE) ** -0.5)
-    gates = 1 / (1 + np.exp(-np.moveaxis(x["gates"], 0, 1)))
-    made = np.einsum("htr,hwr->htw", latent, np.repeat(x["up_v"], SIGNALS, axis=0)) * gates
+    made = np.einsum("htr,hwr->htw", latent, np.repeat(x["up_v"], SIGNALS, axis=0))
+    made *= np.moveaxis(sigmoid(x["gates"]), 0, 1)
     assert np.allclose(made, expected, rtol=0, atol=SAME)

@@ -1,4 +1,4 @@
-"""Choices beyond the presets, each transcribed from its public formula: number by number, in float64, to 1e-12."""
+"""Choices beyond the presets, each transcribed from its public formula in float64, to 1e-12."""
 
 from __future__ import annotations
 
@@ -13,76 +13,57 @@ from refdiff.oracle import Spec, truth
 from tests.oracle.example_inputs import draw, small
 
 Numpy = np.ndarray[Any, Any]
-Row = list[float]
+Inputs = dict[str, Numpy]
 SAME = 1e-12
 
 
-def dot(a: Sequence[float], b: Sequence[float]) -> float:
-    return math.fsum(x * y for x, y in zip(a, b, strict=True))
-
-
-def attend(query: Row, keys: list[Row], values: list[Row], scale: float) -> Row:
-    """softmax(scale · query Kᵀ) V of one query."""
-    weights = [math.exp(scale * dot(query, key)) for key in keys]
-    return [math.fsum(w * v[c] for w, v in zip(weights, values, strict=True)) / math.fsum(weights)
-            for c in range(len(values[0]))]  # fmt: skip
+def attention_map(q: Numpy, k: Numpy, scale: float) -> Numpy:
+    """softmax(scale · Q Kᵀ) of the last T of S queries: (B, T, d), (B, S, d) to (B, T, S)."""
+    T, S = q.shape[1], k.shape[1]
+    weights = np.exp(scale * q @ k.swapaxes(-1, -2)) * np.tri(T, S, S - T)
+    return weights / weights.sum(axis=-1, keepdims=True)
 
 
 def differences(
-    inputs: dict[str, Numpy], prepare: Callable[[Row, int, str], Row], lambdas: Sequence[float], scale: float
+    inputs: Inputs, prepare: Callable[[Numpy, int, str], Numpy], lambdas: Sequence[float], scale: float
 ) -> Numpy:
     """The heads before the norm of DiffLlama: heads i and i + h are a pair, of keys and values j and j + K/2.
 
     Args:
-        prepare: what is done to a row of q or k at a position; its third argument says which of the two it is.
+        prepare: what is done to the rows of q or k at a position; its third argument says which of the two it is.
     """
-    q, k, v = inputs["q"].tolist(), inputs["k"].tolist(), inputs["v"].tolist()
-    h, pairs, T, S = len(q[0]) // 2, len(k[0]) // 2, len(q[0][0]), len(k[0][0])
-    out = np.empty((len(q), h, T, 2 * len(v[0][0][0])))
-    for b in range(len(q)):
-        for i in range(h):
-            j = i * pairs // h
-            values = [v[b][j][s] + v[b][j + pairs][s] for s in range(S)]
-            for t in range(T):
-                seen = t + S - T + 1
-                first, second = (
-                    attend(prepare(q[b][row][t], t + S - T, "q"),
-                           [prepare(k[b][key][s], s, "k") for s in range(seen)], values[:seen], scale)
-                    for row, key in ((i, j), (i + h, j + pairs))
-                )  # fmt: skip
-                out[b, i, t] = [x - lambdas[i] * y for x, y in zip(first, second, strict=True)]
-    return out
+    v, S = inputs["v"], inputs["k"].shape[2]
+    q, k = (
+        np.stack([prepare(x[:, :, n], n + S - x.shape[2], name) for n in range(x.shape[2])], axis=2)
+        for name, x in (("q", inputs["q"]), ("k", inputs["k"]))
+    )
+    h, pairs = q.shape[1] // 2, k.shape[1] // 2
+    out = []
+    for i in range(h):
+        j = i * pairs // h
+        first, second = attention_map(q[:, i], k[:, j], scale), attention_map(q[:, i + h], k[:, j + pairs], scale)
+        out.append((first - lambdas[i] * second) @ np.concatenate([v[:, j], v[:, j + pairs]], axis=-1))
+    return np.stack(out, axis=1)
 
 
-def of_layer(inputs: dict[str, Numpy], layer: int) -> tuple[float, float]:
+def of_layer(inputs: Inputs, layer: int) -> tuple[float, float]:
     """λ and λ_init of Ye et al. 2024."""
     start = 0.8 - 0.6 * math.exp(-0.3 * layer)
-    one, two = (math.exp(dot(inputs[f"lambda_q{n}"].tolist(), inputs[f"lambda_k{n}"].tolist())) for n in "12")
+    one, two = (math.exp(inputs[f"lambda_q{n}"] @ inputs[f"lambda_k{n}"]) for n in "12")
     return one - two + start, start
 
 
-def rms_rows(heads: Numpy, eps: float, by: float) -> Numpy:
-    """by · x / √(mean x² + ε) of each head."""
-    out = np.empty_like(heads)
-    for at in np.ndindex(heads.shape[:3]):
-        row = heads[at].tolist()
-        root = math.sqrt(dot(row, row) / len(row) + eps)
-        out[at] = [by * x / root for x in row]
-    return out
+def normed(rows: Numpy, eps: float, mean_away: bool = False) -> Numpy:
+    """(x − mean) / √(variance + ε) of LayerNorm (Ba et al. 2016), or x / √(mean x² + ε) of RMSNorm."""
+    rows = rows - mean_away * rows.mean(axis=-1, keepdims=True)
+    return rows / np.sqrt((rows**2).mean(axis=-1, keepdims=True) + eps)
 
 
-def normed_row(row: Row, weight: Sequence[float] | None, eps: float, mean_away: bool) -> Row:
-    """(x − mean) / √(variance + ε) · w of LayerNorm (Ba et al. 2016), or x / √(mean x² + ε) · w of RMSNorm."""
-    mean = math.fsum(row) / len(row) if mean_away else 0.0
-    root = math.sqrt(math.fsum((x - mean) ** 2 for x in row) / len(row) + eps)
-    return [(x - mean) / root * w for x, w in zip(row, weight or [1.0] * len(row), strict=True)]
-
-
-def turn(row: Row, position: int, pairs: list[tuple[int, int]], frequencies: list[float], by: float = 1.0) -> Row:
-    out = list(row)
+def turn(rows: Numpy, position: int, pairs: list[tuple[int, int]], frequencies: list[float], by: float = 1.0) -> Numpy:
+    out = rows.copy()
     for (a, b), f in zip(pairs, frequencies, strict=True):
         c, s = by * math.cos(position * f), by * math.sin(position * f)
-        out[a], out[b] = row[a] * c - row[b] * s, row[b] * c + row[a] * s
+        out[..., a], out[..., b] = rows[..., a] * c - rows[..., b] * s, rows[..., b] * c + rows[..., a] * s
     return out
 
 
@@ -96,6 +77,14 @@ def yarn(r: int, base: float, factor: float, original: int) -> list[float]:
         plain = 1.0 / base ** (2 * i / r)
         found.append(kept * plain + (1 - kept) * plain / factor)
     return found
+
+
+def check(spec: Spec, inputs: Inputs, prepare: Callable[[Numpy, int, str], Numpy]) -> None:
+    """The output of DiffLlama with queries and keys prepared in another way."""
+    lambda_, start = of_layer(inputs, spec.layer)
+    heads = differences(inputs, prepare, [lambda_] * spec.heads, spec.head_dim**-0.5)
+    expected = (1 - start) * normed(heads, spec.norm_eps)
+    assert np.allclose(truth(spec, inputs, want=("out",)).out, expected, rtol=0, atol=SAME)
 
 
 YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64}
@@ -119,14 +108,7 @@ ROTATIONS: list[tuple[dict[str, Any], list[tuple[int, int]], list[float], float]
 @pytest.mark.parametrize(("fields", "pairs", "frequencies", "by"), ROTATIONS, ids=lambda x: str(x)[:70])
 def test_rotations(fields: dict[str, Any], pairs: list[tuple[int, int]], frequencies: list[float], by: float) -> None:
     spec = small("hf_diffllama", query_heads=4, key_heads=2, head_dim=8, **fields)
-    inputs = draw(spec, 3, T=4, S=7)
-    lambda_, start = of_layer(inputs, spec.layer)
-    heads = differences(
-        inputs, lambda row, at, _: turn(row, at, pairs, frequencies, by), [lambda_] * spec.heads, 8**-0.5
-    )
-    expected = rms_rows(heads, spec.norm_eps, 1 - start)
-    assert np.allclose(truth(spec, inputs, want=("out",)).out, expected, rtol=0, atol=SAME)
-    assert spec.rotary_dim == 2 * len(pairs)
+    check(spec, draw(spec, 3, T=4, S=7), lambda rows, at, _: turn(rows, at, pairs, frequencies, by))
 
 
 def test_a_spec_with_frequencies_is_a_key_and_an_object_of_json() -> None:
@@ -135,8 +117,11 @@ def test_a_spec_with_frequencies_is_a_key_and_an_object_of_json() -> None:
     assert len({spec, Spec(**spec.to_dict()), spec.replace(rope_parameters=None)}) == 2
 
 
-HALVES = [(0, 3), (1, 4), (2, 5)]
-PLAIN = [1.0, 10_000 ** (-1 / 3), 10_000 ** (-2 / 3)]
+def usual_turn(rows: Numpy, at: int, _: str = "") -> Numpy:
+    """RoPE of 6 dimensions, in halves."""
+    return turn(rows, at, [(0, 3), (1, 4), (2, 5)], [1.0, 10_000 ** (-1 / 3), 10_000 ** (-2 / 3)])
+
+
 QK_NORMS = [
     {"qk_norm": "rms"},
     {"qk_norm": "layer", "qk_norm_eps": 1e-3},
@@ -152,17 +137,13 @@ def test_norm_of_queries_and_keys(fields: dict[str, Any]) -> None:
     spec = small("hf_diffllama", query_heads=4, key_heads=2, **fields)
     inputs = draw(spec, 4, T=4, S=6)
 
-    def prepare(row: Row, at: int, name: str) -> Row:
-        weight = inputs[f"{name}_norm_weight"].tolist() if spec.qk_norm_weight else None
+    def prepare(rows: Numpy, at: int, name: str) -> Numpy:
         if spec.qk_norm_at == "after_rope":
-            row = turn(row, at, HALVES, PLAIN)
-        row = normed_row(row, weight, spec.qk_norm_eps, spec.qk_norm == "layer")
-        return row if "none" in fields.values() or spec.qk_norm_at == "after_rope" else turn(row, at, HALVES, PLAIN)
+            rows = usual_turn(rows, at)
+        rows = normed(rows, spec.qk_norm_eps, spec.qk_norm == "layer") * inputs.get(f"{name}_norm_weight", 1.0)
+        return rows if spec.rope == "none" or spec.qk_norm_at == "after_rope" else usual_turn(rows, at)
 
-    lambda_, start = of_layer(inputs, spec.layer)
-    heads = differences(inputs, prepare, [lambda_] * spec.heads, 6**-0.5)
-    expected = rms_rows(heads, spec.norm_eps, 1 - start)
-    assert np.allclose(truth(spec, inputs, want=("out",)).out, expected, rtol=0, atol=SAME)
+    check(spec, inputs, prepare)
 
 
 NORMS: list[dict[str, Any]] = [
@@ -182,21 +163,13 @@ def test_norms_after_the_difference(fields: dict[str, Any]) -> None:
     spec = small("hf_diffllama", query_heads=4, key_heads=2, **fields)
     inputs = draw(spec, 5, T=4, S=6)
     lambda_, start = of_layer(inputs, spec.layer)
-    heads = differences(inputs, lambda row, at, _: turn(row, at, HALVES, PLAIN), [lambda_] * spec.heads, 6**-0.5)
+    heads = differences(inputs, usual_turn, [lambda_] * spec.heads, 6**-0.5)
     B, h, T, e = heads.shape
     groups = {"all_heads": 1, "half_head": 2 * h}.get(spec.norm_over, h)
-    expected = np.empty_like(heads)
-    for b, t in np.ndindex(B, T):
-        channels = [x for i in range(h) for x in heads[b, i, t].tolist()]
-        size = len(channels) // groups
-        parts = [channels[g * size : (g + 1) * size] for g in range(groups)]
-        channels = [x for part in parts for x in normed_row(part, None, spec.norm_eps, spec.norm == "layer")]
-        for c, x in enumerate(channels):
-            at = (c // e, c % e) if spec.norm_per_head else (c % e,)
-            weight = inputs["norm_weight"][at] if spec.norm_weight else 1.0
-            bias = inputs["norm_bias"][at] if spec.norm_bias else 0.0
-            expected[b, c // e, t, c % e] = (1 - start) * (x * weight + bias)
-    assert np.allclose(truth(spec, inputs, want=("out",)).out, expected, rtol=0, atol=SAME)
+    channels = np.moveaxis(heads, 1, 2).reshape(B, T, groups, h * e // groups)
+    tokens = normed(channels, spec.norm_eps, spec.norm == "layer").reshape(B, T, h, e)
+    expected = (1 - start) * (tokens * inputs.get("norm_weight", 1.0) + inputs.get("norm_bias", 0.0))
+    assert np.allclose(truth(spec, inputs, want=("out",)).out, np.moveaxis(expected, 2, 1), rtol=0, atol=SAME)
 
 
 def test_group_norm_is_that_of_torch() -> None:
@@ -218,19 +191,17 @@ def test_lambda_vectors_of_each_head() -> None:
     inputs = draw(spec, 7, T=4, S=6)
     assert inputs["lambda_q1"].shape == (4, 6)
     of_heads = [of_layer({n: x[i] for n, x in inputs.items() if "lambda" in n}, spec.layer) for i in range(4)]
-    heads = differences(
-        inputs, lambda row, at, _: turn(row, at, HALVES, PLAIN), [lambda_ for lambda_, _ in of_heads], 6**-0.5
-    )
+    lambdas = [lambda_ for lambda_, _ in of_heads]
+    heads = differences(inputs, usual_turn, lambdas, 6**-0.5)
     found = truth(spec, inputs)
-    expected = rms_rows(heads, spec.norm_eps, 1 - of_heads[0][1])
+    expected = (1 - of_heads[0][1]) * normed(heads, spec.norm_eps)
     assert np.allclose(found.out, expected, rtol=0, atol=SAME)
-    for i, (lambda_, _) in enumerate(of_heads):
-        assert np.allclose(found.lambda_full[:, i], lambda_, rtol=0, atol=SAME)
+    assert np.allclose(np.moveaxis(found.lambda_full, 1, -1), lambdas, rtol=0, atol=SAME)
 
 
-GATES: dict[str, Callable[[float], float]] = {
-    "sigmoid": lambda x: 1 / (1 + math.exp(-x)),
-    "silu": lambda x: x / (1 + math.exp(-x)),
+GATES: dict[str, Callable[[Numpy], Numpy]] = {
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "silu": lambda x: x / (1 + np.exp(-x)),
     "linear": lambda x: x,
 }
 
@@ -242,14 +213,10 @@ def test_gate_of_each_number(gate: str, layer: bool) -> None:
     spec = small("ms_v1", gate=gate)
     inputs = draw(spec, 8, layer=layer, D=72)
     plain = {n: x for n, x in inputs.items() if not n.startswith("gate_")}
-    if not layer:
-        without = truth(spec.replace(gate="none"), plain, want=("out",)).out
-        expected = [x * GATES[gate](g) for x, g in zip(without.flat, inputs["gate_logits"].flat, strict=True)]
-        assert np.allclose(truth(spec, inputs, want=("out",)).out.ravel(), expected, rtol=0, atol=SAME)
-        return
-    whole = np.eye(spec.heads * spec.out_dim)
-    heads = truth(spec.replace(gate="none"), {**plain, "o_proj.weight": whole}, want=("out",)).out
-    logits = inputs["x"] @ inputs["gate_proj.weight"].T
-    gated = heads * np.vectorize(GATES[gate])(logits)
-    expected = gated @ inputs["o_proj.weight"].T
+    if layer:
+        plain["o_proj.weight"] = np.eye(spec.heads * spec.out_dim)
+    without = truth(spec.replace(gate="none"), plain, want=("out",)).out
+    logits = inputs["x"] @ inputs["gate_proj.weight"].T if layer else inputs["gate_logits"]
+    expected = without * GATES[gate](logits)
+    expected = expected @ inputs["o_proj.weight"].T if layer else expected
     assert np.allclose(truth(spec, inputs, want=("out",)).out, expected, rtol=0, atol=SAME)

@@ -1,4 +1,4 @@
-"""Plain attention, forward and backward, against the formula written as loops: one query of one head at a time."""
+"""Plain attention, forward and backward, against the formula written out, one head at a time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHANGED: list[dict[str, Any]] = [
 ]
 
 
-def by_loops(spec: Spec, inputs: dict[str, Any], dout: Any) -> dict[str, Any]:
+def by_heads(spec: Spec, inputs: dict[str, Any], dout: Any) -> dict[str, Any]:
     """o = Σ_s p_s v_s, p_s = e^{z_s} / Σ e^z; dz_s = p_s (⟨dout, v_s⟩ − ⟨dout, o⟩), over the keys that are seen.
 
     A sink is a z without a key: its p has no v.
@@ -35,34 +35,29 @@ def by_loops(spec: Spec, inputs: dict[str, Any], dout: Any) -> dict[str, Any]:
     q, k, v = inputs["q"], inputs["k"], inputs["v"]
     (B, H, T, d), (K, S) = q.shape, k.shape[1:3]
     scale, cap = spec.scale or 1 / math.sqrt(d), spec.softcap
-    found = {"out": np.zeros((B, H, T, v.shape[3])), "lse": np.full((B, H, T), -math.inf)}
-    found |= {f"d{name}": np.zeros_like(inputs[name]) for name in "qkv"}
-    sinks = inputs.get("sinks")
-    if sinks is not None:
-        found["dsinks"] = np.zeros(H)
-    for b, h, t in np.ndindex(B, H, T):
+    apart = np.arange(T)[:, None] + (0 if spec.causal == "top_left" else S - T) - np.arange(S)
+    seen = (apart >= 0) | (spec.causal == "none")
+    seen &= np.abs(apart) < (S + T if spec.window is None else spec.window)
+    found = {"out": np.zeros((B, H, T, v.shape[3])), "lse": np.zeros((B, H, T))}
+    found |= {f"d{name}": np.zeros_like(x) for name, x in inputs.items()}
+    for b, h in np.ndindex(B, H):
         j = h % K if spec.group_order == "tiled" else h // (H // K)
-        here = t if spec.causal == "top_left" else t + S - T
-        last = S - 1 if spec.causal == "none" else min(here, S - 1)
-        keys = [s for s in range(last + 1) if spec.window is None or abs(here - s) < spec.window]
-        raw = [scale * sum(q[b, h, t, c] * k[b, j, s, c] for c in range(d)) for s in keys]
-        z = raw if cap is None else [cap * math.tanh(x / cap) for x in raw]
-        total = math.fsum(math.exp(x) for x in [*z, *([] if sinks is None else [float(sinks[h])])])
-        if not keys:
-            continue
-        p = [math.exp(x) / total for x in z]
-        found["lse"][b, h, t] = math.log(total)
-        o = found["out"][b, h, t] = sum(x * v[b, j, s] for x, s in zip(p, keys, strict=True))
-        g = dout[b, h, t]
-        if sinks is not None:
-            found["dsinks"][h] += math.exp(sinks[h]) / total * (0.0 - float(g @ o))
-        for x, s, first, capped in zip(p, keys, raw, z, strict=True):
-            dz = x * (float(g @ v[b, j, s]) - float(g @ o))
-            dz *= scale * (1.0 if cap is None else 1 - (capped / cap) ** 2)
-            found["dq"][b, h, t] += dz * k[b, j, s]
-            found["dk"][b, j, s] += dz * q[b, h, t]
-            found["dv"][b, j, s] += x * g
-            assert cap is not None or first == capped
+        raw = scale * q[b, h] @ k[b, j].T
+        z = raw if cap is None else cap * np.tanh(raw / cap)
+        weights, sink = np.exp(z) * seen, np.exp(inputs["sinks"][h]) if spec.sinks else 0.0
+        total = weights.sum(axis=-1) + sink
+        some = np.where(total > 0, total, 1.0)
+        p, g = weights / some[:, None], dout[b, h]
+        o = found["out"][b, h] = p @ v[b, j]
+        with np.errstate(divide="ignore"):
+            found["lse"][b, h] = np.log(total)
+        along = (g * o).sum(axis=-1)
+        dz = scale * p * (g @ v[b, j].T - along[:, None]) * (1.0 if cap is None else 1 - (z / cap) ** 2)
+        found["dq"][b, h] = dz @ k[b, j]
+        found["dk"][b, j] += dz.T @ q[b, h]
+        found["dv"][b, j] += p.T @ g
+        if spec.sinks:
+            found["dsinks"][h] -= (sink / some * along).sum()
     return found
 
 
@@ -75,7 +70,7 @@ def test_plain_attention_is_the_formula(changes: dict[str, Any]) -> None:
     assert found.lambda_full is None
     assert found.lse1 is None
     actual = {"out": found.out, "lse": found.lse, **{f"d{name}": g for name, g in found.grads.items()}}
-    expected = by_loops(spec, inputs, dout)
+    expected = by_heads(spec, inputs, dout)
     assert set(actual) == set(expected) == {"out", "lse", "dq", "dk", "dv"} | ({"dsinks"} if spec.sinks else set())
     for name, y in expected.items():
         assert np.allclose(actual[name], y, rtol=0, atol=1e-12), name
@@ -90,7 +85,7 @@ def test_sinks_of_both_maps_are_those_of_their_query_heads(name: str) -> None:
     plain = small("attention", query_heads=spec.heads, key_heads=spec.heads, v_head_dim=v.shape[-1], sinks=True)
     none = np.zeros((2, spec.heads, 5, v.shape[-1]))
     maps = [
-        by_loops(plain, {"q": inputs["q"][:, a], "k": inputs["k"][:, b], "v": v, "sinks": inputs["sinks"][a]}, none)
+        by_heads(plain, {"q": inputs["q"][:, a], "k": inputs["k"][:, b], "v": v, "sinks": inputs["sinks"][a]}, none)
         for a, b in ((w.q1, w.k1), (w.q2, w.k2))
     ]
     found = truth(spec, inputs)

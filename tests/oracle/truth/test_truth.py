@@ -1,4 +1,4 @@
-"""The truth against arithmetic of fifty digits, and layouts against what they stand for."""
+"""The truth against arithmetic of fifty digits, layouts against what they stand for, and tiles against the whole."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 
 from refdiff.arrays import to_numpy
+from refdiff.backends import ops_for
 from refdiff.oracle import Spec, truth
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.spec.presets import PRESETS
 from refdiff.oracle.strategies import Structure
 from refdiff.oracle.strategies import draw as draw_values
+from refdiff.oracle.truth import query_tiles
 from refdiff.oracle.truth.head_indices import head_indices, value_heads
-from tests.oracle.example_inputs import draw, small
+from refdiff.oracle.truth.query_tiles import tiled
+from tests.oracle.example_inputs import cut_out, draw, small
 
 Digits = mpmath.mp.clone()
 Digits.dps = 50
@@ -109,12 +112,7 @@ def test_packed_is_each_sequence_by_itself(name: str) -> None:
     whole = truth(spec, {**inputs, **starts})
     for n in range(4):
         q, k = (slice(starts[x][n], starts[x][n + 1]) for x in ("cu_seqlens_q", "cu_seqlens_k"))
-        part = {**inputs, "q": inputs["q"][:, :, q], "k": inputs["k"][:, :, k], "v": inputs["v"][:, :, k]}
-        if "lambda_logits" in inputs:
-            part["lambda_logits"] = inputs["lambda_logits"][:, q]
-        if "gate_logits" in inputs:
-            part["gate_logits"] = inputs["gate_logits"][:, :, q]
-        alone = truth(spec, part)
+        alone = truth(spec, cut_out(inputs, q, k))
         assert np.array_equal(whole.out[:, :, q], alone.out)
         assert all(np.array_equal(getattr(whole, x)[:, :, q], getattr(alone, x)) for x in spec.lse_names)
     assert np.isneginf(getattr(whole, spec.lse_names[-1])[:, :, 2:5]).all()  # three queries, no key
@@ -132,12 +130,8 @@ def test_pages_are_the_keys_in_order_and_what_is_nobodys_does_not_leak(name: str
     assert all(np.isfinite(g).all() for g in whole.grads.values())
     for n, length in enumerate(inputs["lengths"]):
         pages = inputs["block_table"][n, : -(-length // 4)]
-        part = {x: a for x, a in inputs.items() if x.startswith("lambda") or x == "norm_weight"}
-        if "gate_logits" in inputs:
-            part["gate_logits"] = inputs["gate_logits"][n : n + 1]
-        part |= {"q": inputs["q"][n : n + 1]}
-        if "lambda_logits" in part:
-            part["lambda_logits"] = part["lambda_logits"][n : n + 1]
+        kept = [x for x in inputs if x not in ("k_pages", "v_pages", "block_table", "lengths")]
+        part = {x: inputs[x][n : n + 1] if inputs[x].ndim > 2 else inputs[x] for x in kept}
         for x in ("k", "v"):
             part[x] = np.concatenate([inputs[f"{x}_pages"][p] for p in pages], axis=1)[None, :, :length]
         assert np.array_equal(truth(spec, part).out[0], whole.out[n])
@@ -155,15 +149,6 @@ def test_padding_is_not_seen_whatever_it_holds() -> None:
         assert np.array_equal(seen.out, again.out)
         assert np.array_equal(seen.lse1, again.lse1)
         assert all(np.array_equal(g, again.grads[n]) for n, g in seen.grads.items())
-
-
-def test_a_window_is_as_many_keys() -> None:
-    spec = small("hf_diffllama", window=3)
-    inputs = draw(spec)
-    out = truth(spec, inputs).out
-    last = {**inputs, "q": inputs["q"][:, :, -1:], "k": inputs["k"][:, :, -3:], "v": inputs["v"][:, :, -3:]}
-    last |= {"q_positions": np.array([[6]]), "k_positions": np.array([[4, 5, 6]])}
-    assert np.allclose(out[:, :, -1:], truth(spec.replace(window=None), last).out, rtol=0, atol=1e-13)
 
 
 def test_rows_that_see_nothing_have_no_sum() -> None:
@@ -217,3 +202,48 @@ def test_printed_in_short() -> None:
     assert found.startswith("Result(out (2, 6, 5, 12) float64; grads: ")
     assert "q (2, 12, 5, 6) float64" in found
     assert len(found) < 500
+
+
+STRUCTURES = {
+    "square": Structure(batch=2, queries=19, keys=19),
+    "decode": Structure(batch=2, queries=7, keys=23, padding="left"),
+    "window": Structure(batch=1, queries=13, keys=13, bias=True, window=5),
+    "packed": Structure(packed=((7, 7), (11, 13))),
+}
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("preset", ["hf_diffllama", "timm", "diff_v2"])
+def test_tiles_give_what_the_whole_gives(preset: str, structure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = Spec.preset(preset, query_heads=8, key_heads=8 if preset == "timm" else 4, head_dim=8, layer=3)
+    inputs = draw_values(spec, STRUCTURES[structure], "natural", 1, "float32")
+    want = ("out", "lse1", "lse2")
+    whole = truth(spec, inputs, want=want, ops=ops_for())
+    monkeypatch.setattr(query_tiles, "SCORES", 300)
+    found = truth(spec, inputs, want=want)
+    for name in want:
+        np.testing.assert_allclose(getattr(found, name), getattr(whole, name), rtol=1e-12, atol=1e-13)
+
+
+def test_a_causal_tile_has_the_keys_up_to_its_last_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(query_tiles, "SCORES", 5 * 11)
+    seen = []
+
+    def note(tile: query_tiles.Tile) -> query_tiles.Tile:
+        def call(q1: np.ndarray, k1: np.ndarray, *rest: object, **options: object) -> np.ndarray:
+            seen.append((q1.shape[2], k1.shape[2]))
+            return tile(q1, k1, *rest, **options)
+
+        return call
+
+    q, k = np.ones((1, 1, 7, 3)), np.ones((1, 1, 11, 3))
+    ops = tiled(ops_for(), note)
+    ops.diff_attention(q, k, q, k, k, np.asarray(0.5))
+    assert seen == [(5, 9), (2, 11)]
+
+
+def test_more_causal_queries_than_keys_are_refused_as_by_the_layer() -> None:
+    q, k = np.ones((1, 1, 7, 3)), np.ones((1, 1, 5, 3))
+    ops = tiled(ops_for())
+    with pytest.raises(ValueError, match="7"):
+        ops.diff_attention(q, k, q, k, k, np.asarray(0.5), ops=ops)

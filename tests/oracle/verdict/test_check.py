@@ -1,4 +1,4 @@
-"""One call: inputs, output, verdict."""
+"""One call: inputs, output, verdict; and the message of a failing test."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from refdiff.oracle import Recipe, Spec, cases, check, diagnose, truth
+from refdiff.oracle import Recipe, Spec, assert_close, check, truth
 from refdiff.oracle.inputs.sequences import Inputs
 from tests.oracle.example_inputs import draw, small
 
 SPEC = small("hf_diffllama")
+
+
+@pytest.fixture
+def x() -> Inputs:
+    return draw(SPEC, dtype=np.float32)
 
 
 def test_right_and_wrong() -> None:
@@ -80,36 +85,11 @@ def test_a_function_is_called_with_these_inputs(x: Inputs) -> None:
         check(lambda _, __: NotImplemented, SPEC, x, recipe="float32")
 
 
-def test_arguments_of_another_kind_or_in_another_order(x: Inputs) -> None:
-    wrong: Any
-    wrong, message = x["q"], "spec is of type ndarray, but must be a Spec or a preset's name; the outputs come before"
-    with pytest.raises(TypeError, match=message):
-        check(x["q"], wrong, x, recipe="float32")
-    with pytest.raises(TypeError, match=message):
-        truth(wrong, x)
-    wrong = list(x)
-    with pytest.raises(TypeError, match="inputs are of type list, but must be a mapping from names to arrays"):
-        check(x["q"], SPEC, wrong, recipe="float32")
-    wrong = cases("natural", spec=SPEC)[0]
-    for judge in (check, diagnose):
-        with pytest.raises(TypeError, match=r"of type Case, but .*: pass case\.inputs, and dout=case\.dout for gradi"):
-            judge(x["q"], SPEC, wrong, recipe="float32")
-
-
-def test_what_comes_as_a_tuple_is_told_to_come_as_a_mapping() -> None:
-    spec = small("hf_diffllama")
-    inputs = draw(spec)
-    right = truth(spec, inputs)
+def test_what_comes_as_a_tuple_is_told_to_come_as_a_mapping(x: Inputs) -> None:
+    right = truth(SPEC, x)
     for given in ((right.out, right.lse1), lambda spec, inputs: (right.out, right.lse1)):
         with pytest.raises(TypeError, match=r"^out is a tuple of 2 arrays: give a mapping, .*dq"):
-            check(given, spec, inputs, recipe="float32")
-
-
-def test_a_mask_to_be_added_is_no_mask() -> None:
-    spec = small("hf_diffllama")
-    inputs = {**draw(spec), "mask": np.zeros((5, 7), np.float32)}
-    with pytest.raises(ValueError, match=r"^mask has dtype float32, .*; one that is added .* goes under 'bias'$"):
-        check(np.zeros(1), spec, inputs, recipe="float32")
+            check(given, SPEC, x, recipe="float32")
 
 
 def test_a_kernel_may_not_change_what_it_is_given(x: Inputs) -> None:
@@ -142,3 +122,57 @@ def test_an_output_of_another_type_than_the_recipe_stores_is_said() -> None:
         assert note.startswith(f"out came in {wrong.dtype}, and the recipe 'bfloat16' stores bfloat16: cast it")
     for right in (stored, stored.astype(np.float32)):
         assert check(right, spec, x, recipe="bfloat16", members=2).notes == ()
+
+
+def test_silence_after_a_pass(x: Inputs) -> None:
+    assert_close(truth(SPEC, x).out, SPEC, x, recipe="float32")
+
+
+def test_row_and_name_of_the_mistake(x: Inputs) -> None:
+    wrong = truth(SPEC.replace(rope="interleaved"), x).out
+    with pytest.raises(AssertionError) as caught:
+        assert_close(wrong, SPEC, x, recipe="float32")
+    text = str(caught.value)
+    assert "rows are wrong" in text
+    assert "(b " in text
+    assert "diagnosis:" in text
+    assert "the_other_pairs_turn" in text.partition("diagnosis:")[2]
+    with pytest.raises(AssertionError) as without:
+        assert_close({"out": wrong}, SPEC, x, recipe="float32", diagnose=False)
+    assert "diagnosis" not in str(without.value)
+
+
+def test_a_function_is_called_once_and_its_mistake_named(x: Inputs) -> None:
+    calls: list[Spec] = []
+
+    def kernel(spec: Spec, inputs: Mapping[str, Any]) -> Any:
+        calls.append(spec)
+        return truth(spec.replace(rope="interleaved"), inputs).out
+
+    with pytest.raises(AssertionError, match="the_other_pairs_turn"):
+        assert_close(kernel, SPEC, x, recipe="float32")
+    assert calls == [SPEC]
+
+
+def test_gradients_alone() -> None:
+    spec = small("diff_v2")
+    x = draw(spec, dtype=np.float32)
+    dout = np.ones((2, spec.heads, 5, spec.out_dim), dtype=np.float32)
+    grads = truth(spec, x, dout=dout).grads
+    assert_close({"dk": grads["k"]}, spec, x, recipe="float32", dout=dout)
+    with pytest.raises(AssertionError, match="dk           fail") as caught:
+        assert_close({"dk": -grads["k"]}, spec, x, recipe="float32", dout=dout)
+    assert "dk is -1 times what it should be" in str(caught.value).partition("diagnosis:")[2]
+
+
+def test_an_output_of_zeros_may_not_have_been_written(x: Inputs) -> None:
+    with pytest.raises(AssertionError, match="an output that nothing was written to looks the same"):
+        assert_close(np.zeros_like(truth(SPEC, x).out), SPEC, x, recipe="float32")
+
+
+def test_where_the_run_went_wrong(x: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    from refdiff.oracle import divergence
+
+    monkeypatch.setattr(divergence, "first_divergence", lambda mine, ref: f"{mine} against {ref}")
+    with pytest.raises(AssertionError, match="first divergence: mine against theirs"):
+        assert_close(-truth(SPEC, x).out, SPEC, x, recipe="float32", diagnose=False, traces=("mine", "theirs"))

@@ -1,7 +1,8 @@
-"""Verdicts of single tensors, and their words; what a log-sum-exp is under other conventions."""
+"""Verdicts of single tensors and of all, and their words; what a log-sum-exp is under other conventions."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,11 +11,10 @@ import pytest
 
 from refdiff.oracle import budget, truth
 from refdiff.oracle.budget.common_factor import CommonFactor
-from refdiff.oracle.budget.statistics import RowBudget
+from refdiff.oracle.budget.statistics import RowBudget, Statistic
 from refdiff.oracle.inputs.validation import as_float64
-from refdiff.oracle.verdict.judge import check_shape, judge_lse, judge_rows, judge_sums
-from refdiff.oracle.verdict.lse_conventions import other_sums
-from refdiff.oracle.verdict.verdict import TensorVerdict
+from refdiff.oracle.verdict.judge import check_shape, judge_lse, judge_rows, judge_sums, other_sums
+from refdiff.oracle.verdict.verdict import TensorVerdict, Verdict
 from tests.layers.inputs import says
 from tests.oracle.example_inputs import draw, small
 
@@ -28,21 +28,26 @@ def _y() -> np.ndarray:
     return np.random.default_rng(3).normal(size=(2, 3, 5, 8))
 
 
+def _reasons(actual: np.ndarray, budget: RowBudget) -> dict[str, str]:
+    """What is told of a tensor that fails, by the name of the statistic."""
+    verdict = judge_rows("out", actual, budget)
+    assert verdict.status == "fail"
+    return {line.split(":")[0]: line for line in verdict.reasons}
+
+
 def test_the_worst_row_and_what_was_allowed() -> None:
     y = _y()
     actual = y.copy()
     actual[1, 2, 4] += 0.01
-    verdict = judge_rows("out", actual, _budget(y))
-    assert verdict.status == "fail"
-    (row,) = (line for line in verdict.reasons if line.startswith("row"))
+    row = _reasons(actual, _budget(y))["row"]
     assert row.startswith("row: 1 of 30 rows is wrong, ")
     assert "is 10, allowed 4" in row
     assert "row (b 1, head 2, t 4) is off by 0.01 rms, allowed 0.004" in row
-    assert str(verdict).count("fail") == 1
-
-
-def _names(actual: np.ndarray, budget: RowBudget) -> list[str]:
-    return [line.split(":")[0] for line in judge_rows("out", actual, budget).reasons]
+    actual[1, 2, 1:4] += 0.01
+    row = _reasons(actual, _budget(y))["row"]
+    assert row.startswith("row: 4 of 30 rows are wrong, all in tokens 1 to 4 of head 2 of sequence 1, ")
+    actual[0, 0] += 0.01
+    assert _reasons(actual, _budget(y))["row"].startswith("row: 9 of 30 rows are wrong, rms")
 
 
 def test_a_factor_beyond_all_measure_is_judged() -> None:
@@ -56,52 +61,35 @@ def test_a_factor_beyond_all_measure_is_judged() -> None:
     assert max(s.value for s in found.statistics if s.name == "factor") > 1e155
 
 
-def test_a_factor_is_told_once() -> None:
-    y = _y()
-    factor = CommonFactor(np.full(y.shape[:-1], 1 / 30), 1e-5, None)
-    told = [line.split(":")[0] for line in judge_rows("out", 1.0015 * y, replace(_budget(y), factor=factor)).reasons]
-    assert told == ["slope"]
-    loose = replace(_budget(y), slope=1.0, factor=factor)
-    told = [line.split(":")[0] for line in judge_rows("out", 1.0005 * y, loose).reasons]
-    assert told == ["factor"]
-
-
-def test_wrong_rows_are_counted_and_what_they_share_is_said() -> None:
-    y = _y()
-    actual = y.copy()
-    actual[1, 2, 1:4] += 0.01
-    (row,) = (line for line in judge_rows("out", actual, _budget(y)).reasons if line.startswith("row"))
-    assert row.startswith("row: 3 of 30 rows are wrong, all in tokens 1 to 3 of head 2 of sequence 1, ")
-    actual[0, 0] += 0.01
-    (row,) = (line for line in judge_rows("out", actual, _budget(y)).reasons if line.startswith("row"))
-    assert row.startswith("row: 8 of 30 rows are wrong, rms")
-
-
 def test_what_a_few_wrong_rows_do_to_the_whole_is_not_told_again() -> None:
     y = _y()
     actual = y.copy()
     actual[0, 0, 0] += 1.0
     found = judge_rows("out", actual, _budget(y))
     assert {s.name for s in found.statistics if not s.holds} >= {"row", "bulk", "slope"}
-    assert _names(actual, _budget(y)) == ["row", "element"]
+    assert [*_reasons(actual, _budget(y))] == ["row", "element"]
     many = y + 2.5e-3 * np.sign(np.random.default_rng(1).normal(size=y.shape))
     many[0, 0, 0] += 1.0
-    assert _names(many, _budget(y)) == ["row", "bulk", "element"], "most of the other rows are off too"
+    assert [*_reasons(many, _budget(y))] == ["row", "bulk", "element"], "most of the other rows are off too"
 
 
-def test_a_factor_is_told_where_it_is_most_of_the_error() -> None:
+def test_a_factor_is_told_once_and_where_it_is_most_of_the_error() -> None:
     y = _y()
-    assert _names(1.2 * y, _budget(y)) == ["row", "element", "slope"]
-    assert _names(1.002 * y, _budget(y)) == ["bulk", "slope"]
+    assert [*_reasons(1.2 * y, _budget(y))] == ["row", "element", "slope"]
+    assert [*_reasons(1.002 * y, _budget(y))] == ["bulk", "slope"]
+    factor = CommonFactor(np.full(y.shape[:-1], 1 / 30), 1e-5, None)
+    assert [*_reasons(1.0015 * y, replace(_budget(y), factor=factor))] == ["slope"]
+    assert [*_reasons(1.0005 * y, replace(_budget(y), slope=1.0, factor=factor))] == ["factor"]
 
 
 def test_one_element() -> None:
     y = _y()
     actual = y.copy()
     actual[0, 1, 2, 3] += 0.05 + 6 * 2.0**-8 * abs(y[0, 1, 2, 3])
-    verdict = judge_rows("out", actual, _budget(y, 2e-3))
-    (line,) = (line for line in verdict.reasons if line.startswith("element"))
+    line = _reasons(actual, _budget(y, 2e-3))["element"]
     assert f"at (b 0, head 1, t 2, i 3) it is {actual[0, 1, 2, 3]:.6g}, the truth {y[0, 1, 2, 3]:.6g} ± " in line
+    actual[0, 1, 2, 3] = np.nan
+    assert "nan where the truth is" in next(iter(_reasons(actual, _budget(y)).values()))
 
 
 def test_inconclusive_is_no_pass() -> None:
@@ -109,13 +97,6 @@ def test_inconclusive_is_no_pass() -> None:
     verdict = judge_rows("out", y, _budget(y, 0.5))
     assert verdict.status == "inconclusive"
     assert "cannot tell right from wrong" in verdict.notes[0]
-
-
-def test_nan_is_said_where() -> None:
-    y = _y()
-    actual = y.copy()
-    actual[0, 0, 1, 2] = np.nan
-    assert "nan where the truth is" in judge_rows("out", actual, _budget(y)).reasons[0]
 
 
 def test_sums_have_an_absolute_bound() -> None:
@@ -150,7 +131,10 @@ def test_a_sum_for_which_zeros_would_pass_is_inconclusive() -> None:
 def test_log_sum_exp_and_its_other_conventions() -> None:
     y = np.asarray([[[1.5, -np.inf, 30.0]]])
     allowed = np.full(y.shape, 1e-5)
-    others = {"it is to base 2": y / np.log(2), "it is the top": y - 1}
+
+    def others() -> dict[str, np.ndarray]:
+        return {"it is to base 2": y / np.log(2), "it is the top": y - 1}
+
     assert judge_lse("lse1", y + 5e-6, y, allowed, others).status == "pass"
     verdict = judge_lse("lse1", y / np.log(2) + 1e-6, y, allowed, others)
     assert (verdict.status, verdict.notes) == ("fail", ("it is to base 2",))
@@ -211,3 +195,51 @@ def test_one_that_leaves_the_sink_out_is_told() -> None:
     verdict = budget(spec, inputs, "float32").judge({"lse": without})
     assert verdict.status == "fail"
     assert verdict.tensors["lse"].notes == ("it leaves the sink out",)
+
+
+def _verdict(*states: str) -> Verdict:
+    row = Statistic("row", float("inf"), 3.0, (0, 1), "rms(e_r) / E_r")
+    return Verdict({f"x{i}": TensorVerdict(f"x{i}", s, (row,), ("because",)) for i, s in enumerate(states)}, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("states", "status"),
+    [
+        (("pass", "pass"), "pass"),
+        (("pass", "inconclusive"), "inconclusive"),
+        (("inconclusive", "fail"), "fail"),
+    ],
+)
+def test_the_worst_of_its_tensors(states: tuple[str, ...], status: str) -> None:
+    verdict = _verdict(*states)
+    assert verdict.status == status
+    assert bool(verdict) == (status == "pass")
+    assert str(verdict).startswith(f"{status}, judged as bfloat16")
+
+
+def test_raises_with_the_report_unless_it_is_a_pass() -> None:
+    _verdict("pass").raise_for_status()
+    for status in ("fail", "inconclusive"):
+        with pytest.raises(AssertionError, match=r"(?s)row inf/3.*because"):
+            _verdict(status).raise_for_status()
+
+
+def test_it_is_80_columns_wide() -> None:
+    reason = (
+        "row: 32 of 560 rows are wrong, all in tokens 32 to 63 of head 3, rms is 117.7, allowed 3; row (b 1, head 3)"
+    )
+    verdict = Verdict({"out": TensorVerdict("out", "fail", (), (reason,), (reason,))}, "bfloat16", (reason,))
+    assert max(map(len, str(verdict).splitlines())) <= 80
+    assert str(verdict.tensors["out"]) in str(verdict)
+    assert " ".join(str(verdict).split()).count(reason) == 3
+
+
+def test_json_holds_it() -> None:
+    found = json.loads(json.dumps(_verdict("pass", "fail").to_dict(), allow_nan=False))
+    assert found["status"] == "fail"
+    assert found["tensors"]["x1"]["statistics"]["row"] == {
+        "value": "inf",
+        "limit": 3.0,
+        "at": [0, 1],
+        "what": "rms(e_r) / E_r",
+    }
