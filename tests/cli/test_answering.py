@@ -9,13 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from refdiff.cli.answering import (
-    NUMBERS,
-    chat_messages,
-    encode,
-    finish_reason,
-    length_limit,
-)
+from refdiff.cli.answering import NUMBERS, chat_messages, encode, finish_reason, length_limit
 from refdiff.cli.flags import UsageError
 from refdiff.errors import CheckpointError
 from refdiff.generation.options import resolve
@@ -47,7 +41,6 @@ def test_a_flag_and_a_checkpoint_have_one_limit(name: str) -> None:
         ({}, {"max_new_tokens": 7}, 7),
         ({"max_new_tokens": 3}, {"max_new_tokens": 7}, 3),
         ({"max_new_tokens": 0}, {"max_new_tokens": 7}, 15),
-        ({"max_new_tokens": 15}, {}, 15),
     ],
 )
 def test_how_long_a_text_may_get(given: dict[str, Any], in_file: dict[str, Any], expected: int) -> None:

@@ -46,7 +46,6 @@ def test_export(here: Path, cli: Cli) -> None:
     [
         (["--spec", "spec.json", "--recipe", "recipe.json"], SPEC, "bfloat16"),
         (["--recipe", "float16", "--dtype", "float32"], small_spec("hf_diffllama"), "float32"),
-        (["--dtype", "float16"], small_spec("hf_diffllama"), "float16"),
         (["--spec", "spec.json", "--layer", "1", "--set", "window=3"], SPEC.replace(layer=1, window=3), "float32"),
     ],
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 from collections.abc import Callable
 
 import pytest
 
+from refdiff.cli.flags import Number
 from refdiff.cli.parser import COMMANDS, build_parser
 
 from .conftest import Cli
@@ -148,3 +150,20 @@ def test_the_help_names_the_environment_that_sets_the_model(help_of: Help, monke
     assert "folder or hub repo (default: bundled)" in "\n".join(help_of("generate", "-h"))
     monkeypatch.setenv("REFDIFF_MODEL", "a/folder of\x1b[31m 100%s")
     assert "folder or hub repo (default: $REFDIFF_MODEL)" in "\n".join(help_of("generate", "-h"))
+
+
+@pytest.mark.parametrize("value", [True, "3", None, 2.5, [1], float("inf"), float("nan")])
+def test_a_field_of_another_kind_is_refused(value: object) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=r"got .*, expected a whole number of at least 0"):
+        Number(int, 0).check(value)
+
+
+def test_a_number_of_any_length_is_compared() -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a number of at least 0 and at most 1"):
+        Number(float, 0, 1).check(10**400)
+    with pytest.raises(argparse.ArgumentTypeError, match=r"got 10{36}\.\.\., expected a whole number"):
+        Number(int, 0).check(10**400)
+    with pytest.raises(argparse.ArgumentTypeError, match=r"at least 0 and at most 9223372036854775807 \(0 = off"):
+        Number(int, 0, off="0 = off").check(2**63)
+    assert Number(int, 0).check(2**63 - 1) == 2**63 - 1
+    assert type(Number(int, 0).check(3.0)) is int

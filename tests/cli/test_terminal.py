@@ -8,7 +8,7 @@ import pytest
 
 from refdiff import CheckpointError
 from refdiff.cli.process import panics_unprinted
-from refdiff.cli.terminal import note, one_line, shown, size, write_text
+from refdiff.cli.terminal import in_flags, note, one_line, shown, size, write_text
 from refdiff.messages import NATIVE_CALLS
 
 
@@ -74,3 +74,8 @@ def test_no_text_in_a_message_can_pass_for_another_message(capsys: pytest.Captur
     note(shown(CheckpointError("m: 2 problems:\n  one\n  two")))
     err = capsys.readouterr().err
     assert err == "m: no such file\n  refdiff: error: false\n\nm: 2 problems:\n  one\n  two\n"
+
+
+def test_messages_name_flags_instead_of_arguments() -> None:
+    assert in_flags("run once without local_files_only and X") == "run once without --offline and X"
+    assert in_flags("choose another disk with cache_dir or HF_HOME") == "choose another disk with HF_HOME"

@@ -1,11 +1,10 @@
-"""Pieces of text: whole characters, stops, speeds."""
+"""Pieces of text: stops, speeds, progress."""
 
 from __future__ import annotations
 
 import io
 import time
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,38 +22,17 @@ def tokenizer(tiny_checkpoint: Path) -> refdiff.Tokenizer:
     return refdiff.Tokenizer.from_pretrained(tiny_checkpoint)
 
 
-def _stream(tokenizer: refdiff.Tokenizer, text: str, stops: list[str]) -> tuple[Transcript, list[str]]:
+@given(
+    text=st.text("abあ", max_size=10),
+    stops=st.lists(st.text("abあ", min_size=1, max_size=3), min_size=1, max_size=3),
+)
+def test_the_text_ends_before_the_first_stop(tokenizer: refdiff.Tokenizer, text: str, stops: list[str]) -> None:
     pieces: list[str] = []
     transcript = Transcript(tokenizer, stops, pieces.append)
     transcript.put(np.array([[0]]))
     for token in tokenizer.encode(text, add_special_tokens=False):
         transcript.put(np.array([token]))
     transcript.close("length")
-    return transcript, pieces
-
-
-@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=12))
-def test_pieces_are_whole_characters_and_join_to_the_text(tokenizer: refdiff.Tokenizer, text: str) -> None:
-    transcript, pieces = _stream(tokenizer, text, [])
-    # A character that ends in U+FFFD itself cannot be told from a broken one, and waits for what follows.
-    assert transcript.text == "".join(pieces) == text.rstrip("\ufffd")
-    assert transcript.ids == tokenizer.encode(text, add_special_tokens=False)
-
-
-def test_a_character_cut_in_the_middle_is_left_out(tokenizer: refdiff.Tokenizer) -> None:
-    transcript = Transcript(tokenizer, [], None)
-    transcript.put(np.array([[0]]))
-    transcript.put(np.array([tokenizer.encode("é日", add_special_tokens=False)[:-1]]))
-    transcript.close("length")
-    assert transcript.text == "é"
-
-
-@given(
-    text=st.text("abあ", max_size=10),
-    stops=st.lists(st.text("abあ", min_size=1, max_size=3), min_size=1, max_size=3),
-)
-def test_the_text_ends_before_the_first_stop(tokenizer: refdiff.Tokenizer, text: str, stops: list[str]) -> None:
-    transcript, pieces = _stream(tokenizer, text, stops)
     at = [text.find(stop) for stop in stops if stop in text]
     # The stop that is complete first ends the text, where it begins.
     ends = sorted((text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text)
@@ -80,12 +58,6 @@ def test_speeds(tokenizer: refdiff.Tokenizer, monkeypatch: pytest.MonkeyPatch) -
     assert transcript.prompt_speed == 2.0
     assert transcript.speed == 4.0
     assert transcript.prompt_tokens == 4
-
-
-def test_special_tokens_are_no_text(tokenizer: refdiff.Tokenizer) -> None:
-    transcript, _ = _stream(tokenizer, "a</s>b", [])
-    assert transcript.text == "ab"
-    assert all(a != b for a, b in pairwise([0, *transcript.ids]))
 
 
 class Terminal(io.StringIO):
