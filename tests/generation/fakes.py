@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from refdiff.generation import generate
+from refdiff.generation.stream import rows_of
+
 
 class FakeCache:
     """Keeps the state after every token, (B, T, D), as a KV cache keeps keys and values."""
@@ -98,8 +101,6 @@ class Recorder:
         self.ended = 0
 
     def put(self, value: Any) -> None:
-        from refdiff.generation.stream import rows_of
-
         self.puts.append(value)
         rows = rows_of(value)
         self.rows = self.rows or [[] for _ in rows]
@@ -108,6 +109,11 @@ class Recorder:
 
     def end(self) -> None:
         self.ended += 1
+
+
+def everything(model: Any, prompts: Any, **options: Any) -> Any:
+    """What `generate` returns when it is asked for all that it has."""
+    return generate(model, prompts, return_dict_in_generate=True, output_scores=True, output_logits=True, **options)
 
 
 def words(*vocabulary: str) -> Any:

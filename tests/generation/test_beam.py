@@ -11,9 +11,8 @@ import pytest
 
 from refdiff.backends import Backend
 from refdiff.generation import generate
-from refdiff.generation.results import GenerateBeamDecoderOnlyOutput
 from refdiff.generation.sampling import log_softmax
-from tests.generation.fakes import Bigrams, FakeModel, Recorder, letters
+from tests.generation.fakes import Bigrams, FakeModel, Recorder, everything, letters
 
 
 def all_texts(model: FakeModel, prompt: list[int], n: int, eos: int, penalty: float) -> list[tuple[float, list[int]]]:
@@ -35,19 +34,8 @@ def all_texts(model: FakeModel, prompt: list[int], n: int, eos: int, penalty: fl
 def test_with_enough_beams_the_best_of_all_texts_is_found(seed: int, penalty: float) -> None:
     model = FakeModel(seed, V=4, scale=1.0)
     want = all_texts(model, [3, 1], 4, 2, penalty)
-    out = generate(
-        model,
-        [[3, 1]],
-        max_new_tokens=4,
-        num_beams=64,
-        num_return_sequences=8,
-        length_penalty=penalty,
-        early_stopping="never",
-        return_dict_in_generate=True,
-        output_scores=True,
-    )
-    assert isinstance(out, GenerateBeamDecoderOnlyOutput)
-    assert out.sequences_scores is not None
+    beams = {"num_beams": 64, "num_return_sequences": 8, "length_penalty": penalty, "early_stopping": "never"}
+    out = everything(model, [[3, 1]], max_new_tokens=4, **beams)
     np.testing.assert_allclose(out.sequences_scores, [score for score, _ in want[:8]], rtol=1e-10)
     for row, (_, text) in zip(out.sequences.tolist(), want, strict=False):
         assert row[: len(text)] == text
@@ -58,22 +46,8 @@ def test_with_enough_beams_the_best_of_all_texts_is_found(seed: int, penalty: fl
 def test_scores_are_those_of_the_texts(seed: int) -> None:
     """sequences_scores and beam_indices, recomputed from the returned texts alone and from `scores`."""
     model = FakeModel(seed, V=9, scale=1.5)
-    out = generate(
-        model,
-        [[3, 4], [5, 6]],
-        max_new_tokens=8,
-        num_beams=3,
-        num_return_sequences=3,
-        length_penalty=0.7,
-        return_dict_in_generate=True,
-        output_scores=True,
-        output_logits=True,
-    )
-    assert isinstance(out, GenerateBeamDecoderOnlyOutput)
-    assert out.scores is not None
-    assert out.logits is not None
-    assert out.beam_indices is not None
-    assert out.sequences_scores is not None
+    beams = {"num_beams": 3, "num_return_sequences": 3, "length_penalty": 0.7}
+    out = everything(model, [[3, 4], [5, 6]], max_new_tokens=8, **beams)
     assert out.sequences.shape == (6, 2 + out.beam_indices.shape[1])
     for row, origins, total in zip(out.sequences, out.beam_indices, out.sequences_scores, strict=True):
         n = int((origins >= 0).sum())

@@ -9,8 +9,7 @@ import pytest
 
 from refdiff.generation import generate
 from refdiff.generation.contrastive import degeneration_penalty
-from refdiff.generation.results import GenerateDecoderOnlyOutput
-from tests.generation.fakes import FakeModel, Recorder
+from tests.generation.fakes import FakeModel, Recorder, everything
 from tests.model.models import small_model
 
 
@@ -61,21 +60,8 @@ def test_candidates_are_read_in_one_batch() -> None:
 
 def test_processors_results_and_streams(small: Any) -> None:
     recorder = Recorder()
-    out = generate(
-        small,
-        [[5, 6, 7], [7, 8, 9]],
-        streamer=recorder,
-        penalty_alpha=0.5,
-        top_k=4,
-        max_new_tokens=8,
-        no_repeat_ngram_size=1,
-        return_dict_in_generate=True,
-        output_scores=True,
-        output_logits=True,
-    )
-    assert isinstance(out, GenerateDecoderOnlyOutput)
-    assert out.scores is not None
-    assert out.logits is not None
+    options = {"penalty_alpha": 0.5, "top_k": 4, "max_new_tokens": 8, "no_repeat_ngram_size": 1}
+    out = everything(small, [[5, 6, 7], [7, 8, 9]], streamer=recorder, **options)
     assert recorder.rows == out.sequences.tolist()
     text = out.sequences[0].tolist()
     text = text[: text.index(2)] if 2 in text else text

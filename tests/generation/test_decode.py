@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from refdiff.generation import generate
-from refdiff.generation.results import GenerateDecoderOnlyOutput
-from tests.generation.fakes import Bigrams, FakeModel, letters
+from tests.generation.fakes import Bigrams, FakeModel, everything, letters
 
 # a → b → c → d → end (0), or from e only to itself
 CHAIN = np.full((6, 6), 0.01)
@@ -50,26 +49,12 @@ def test_without_end_and_padding_tokens_stopped_rows_go_on() -> None:
 
 def test_results() -> None:
     model = FakeModel(1)
-    out = generate(
-        model,
-        [[5, 6]],
-        max_new_tokens=3,
-        repetition_penalty=1.5,
-        return_dict_in_generate=True,
-        output_scores=True,
-        output_logits=True,
-    )
-    assert isinstance(out, GenerateDecoderOnlyOutput)
-    assert out.scores is not None
-    assert out.logits is not None
+    out = everything(model, [[5, 6]], max_new_tokens=3, repetition_penalty=1.5)
     assert len(out.scores) == len(out.logits) == 3
     want = model(out.sequences[:, :-1], logits_to_keep=3).logits
     np.testing.assert_allclose(np.stack(out.logits, axis=1), want, rtol=1e-12)
     assert (out.scores[1] != out.logits[1]).sum() == len(set(out.sequences[0, :3].tolist()))
     assert len(out.cache) == 4
-    plain = generate(model, [[5, 6]], max_new_tokens=3, return_dict_in_generate=True)
-    assert isinstance(plain, GenerateDecoderOnlyOutput)
-    assert plain.scores is plain.logits is None
 
 
 def test_sampling_follows_the_model() -> None:

@@ -13,10 +13,9 @@ import pytest
 import refdiff
 from refdiff.generation import generate
 from refdiff.generation.options import Options
-from refdiff.generation.results import GenerateDecoderOnlyOutput
 from refdiff.generation.sampling import Uniforms, draw
 from refdiff.generation.speculative import AcceptanceRate, Assistant, PromptLookup, speculative_step
-from tests.generation.fakes import Bigrams, FakeModel, Recorder, letters
+from tests.generation.fakes import Bigrams, FakeModel, Recorder, everything, letters
 
 TARGET = FakeModel(1, V=19, scale=2.5)
 ASSISTANTS = {
@@ -51,12 +50,9 @@ GREEDY: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("options", GREEDY.values(), ids=GREEDY)
 def test_greedy_is_the_same_as_without_guesses(guesser: dict[str, Any], options: dict[str, Any]) -> None:
     shared: dict[str, Any] = {"max_new_tokens": 40} | options
-    shared |= {"return_dict_in_generate": True, "output_scores": True, "output_logits": True}
     recorder = Recorder()
-    want = generate(TARGET, PROMPT, **shared)
-    got = generate(TARGET, PROMPT, streamer=recorder, **shared, **guesser)
-    assert isinstance(got, GenerateDecoderOnlyOutput)
-    assert isinstance(want, GenerateDecoderOnlyOutput)
+    want = everything(TARGET, PROMPT, **shared)
+    got = everything(TARGET, PROMPT, streamer=recorder, **shared, **guesser)
     np.testing.assert_array_equal(got.sequences, want.sequences)
     assert recorder.rows == got.sequences.tolist()
     for name in ("scores", "logits"):
@@ -269,9 +265,7 @@ def test_an_assistant_keeps_the_distribution(options: dict[str, Any]) -> None:
     table, draft = rng.dirichlet(np.full(3, 1.0), 3), rng.dirichlet(np.full(3, 1.0), 3)
     target, assistant = Bigrams(table, eos_token_id=None), Bigrams(draft, eos_token_id=None)
     shared: dict[str, Any] = {"do_sample": True, "max_new_tokens": 3, "pad_token_id": None} | options
-    one = generate(target, [[t] for t in range(3)], return_dict_in_generate=True, output_scores=True, seed=0, **shared)
-    assert isinstance(one, GenerateDecoderOnlyOutput)
-    assert one.scores is not None
+    one = everything(target, [[t] for t in range(3)], seed=0, **shared)
     p = np.exp(one.scores[0]) / np.exp(one.scores[0]).sum(axis=1, keepdims=True)
     n = 2500
     counts = Counter(
