@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import itertools
 import json
 import os
 import re
@@ -66,53 +68,6 @@ def test_what_nothing_has_changed_is_read(bases: dict[str, Base], name: str, mon
         assert result.kind in allowed, result
 
 
-def hang() -> None:
-    time.sleep(60)
-
-
-def compute() -> None:
-    while True:
-        pass
-
-
-def touch_memory() -> None:
-    np.ones(800_000_000, np.uint8)
-
-
-def ask_for_memory() -> None:
-    np.ones(20_000_000_000, np.uint8)
-
-
-def crash() -> None:
-    import ctypes
-
-    ctypes.string_at(0)
-
-
-def fail() -> None:
-    raise KeyError("x")
-
-
-def print_escapes() -> None:
-    sys.stdout.write("\x1b[2J")
-
-
-def print_much() -> None:
-    sys.stdout.write("x" * 300_000)
-
-
-def print_addresses() -> None:
-    sys.stdout.write(repr(object()))
-
-
-def print_a_panic() -> None:
-    os.write(2, b"\nthread '<unnamed>' panicked at src/strip.rs:47:39:\n")
-
-
-def warn_of_numbers() -> None:
-    np.exp(np.float32(1000))
-
-
 def warn_in_a_command() -> None:
     with warnings_in_one_line():
         np.exp(np.float32(1000))
@@ -123,20 +78,27 @@ def write_no_json() -> None:
     check_lines(Path("out.jsonl"))
 
 
-def exit_oddly() -> None:
-    sys.exit(7)
-
-
 @pytest.mark.parametrize(
     ("action", "says"),
     [
-        pytest.param(hang, "died", marks=pytest.mark.slow), pytest.param(compute, "died", marks=pytest.mark.slow),
-        (crash, "died"), (touch_memory, "took "), (ask_for_memory, "MemoryError"),
-        (fail, "KeyError"), (print_escapes, "unprintable characters"), (print_much, "300,000 characters"),
-        (print_addresses, "for programmers"), (exit_oddly, "SystemExit"), (print_a_panic, "for programmers"),
-        (warn_of_numbers, "for programmers"), (warn_in_a_command, "for programmers"), (write_no_json, "CommandError"),
+        pytest.param(lambda: time.sleep(60), "died", marks=pytest.mark.slow, id="hang"),
+        pytest.param(lambda: sum(itertools.count()), "died", marks=pytest.mark.slow, id="compute"),
+        pytest.param(lambda: ctypes.string_at(0), "died", id="crash"),
+        pytest.param(lambda: np.ones(800_000_000, np.uint8), "took ", id="touch memory"),
+        pytest.param(lambda: np.ones(20_000_000_000, np.uint8), "MemoryError", id="ask for memory"),
+        pytest.param(lambda: {}["x"], "KeyError", id="fail"),
+        pytest.param(lambda: sys.exit(7), "SystemExit", id="exit oddly"),
+        pytest.param(lambda: sys.stdout.write("\x1b[2J"), "unprintable characters", id="print escapes"),
+        pytest.param(lambda: sys.stdout.write("x" * 300_000), "300,000 characters", id="print much"),
+        pytest.param(lambda: sys.stdout.write(repr(object())), "for programmers", id="print addresses"),
+        pytest.param(
+            lambda: os.write(2, b"\nthread 'x' panicked at src/strip.rs:47:39:\n"), "for programmers", id="panic"
+        ),
+        pytest.param(lambda: np.exp(np.float32(1000)), "for programmers", id="warn of numbers"),
+        pytest.param(warn_in_a_command, "for programmers", id="warn in a command"),
+        pytest.param(write_no_json, "CommandError", id="write no JSON"),
     ],
-)  # fmt: skip
+)
 def test_what_a_case_must_not_do_is_found(
     action: Callable[[], Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

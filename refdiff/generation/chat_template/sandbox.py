@@ -2,7 +2,7 @@
 
 Jinja's sandbox denies access to Python. It stops neither an endless loop nor `"a" * 10**10`. Three rules do:
 
-1. Every pass of a loop, macro or block reads the clock.
+1. Every pass of a loop and every call reads the clock.
 2. Every new value pays for its characters and elements. No value, each part counted as often as it is held, is larger
    than all that may be paid: 60 lists that each hold the one before twice are refused.
 3. An operation that can make a large value in one step (`*`, `**`, `%`, `center`, `replace`) is estimated first.
@@ -109,7 +109,7 @@ class ChatTemplate:
 class _Sandbox(ImmutableSandboxedEnvironment):
     """The environment of transformers' chat templates (syntax, filters, globals) within bounds; see the module."""
 
-    intercepted_binops = frozenset(["+", "*", "%", "**"])
+    intercepted_binops = frozenset(["+", "-", "*", "%", "**"])  # "-" of keys makes a set
 
     def __init__(self) -> None:
         super().__init__(
@@ -200,7 +200,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return self.made(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        """Call a function, method or macro."""
+        """Call a function, method or macro, which may keep its arguments."""
+        __self.pay(_ELEMENT * (1 + len(args) + len(kwargs)))
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str) and __obj.__name__ == "join" and args:
             args = (__self._to_join(args[0], [owner]),)
@@ -282,7 +283,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 
 class _Bounds(NodeTransformer):
-    """Put `pay` into every loop, macro and block, and `made` around new values that Jinja has no hook for."""
+    """Put `pay` into every loop, and `made` around new values that Jinja has no hook for."""
 
     depth = 0
 
@@ -293,10 +294,10 @@ class _Bounds(NodeTransformer):
             raise jinja2.TemplateSyntaxError(f"statements nested deeper than {_MAX_STATEMENTS} levels", node.lineno)
         self.generic_visit(node)
         self.depth -= is_statement
-        if isinstance(node, nodes.For) and node.test is not None:
-            node.test = nodes.And(_call("pay"), node.test, lineno=node.lineno)
-        if isinstance(node, nodes.For | nodes.Macro | nodes.CallBlock | nodes.Block):
+        if isinstance(node, nodes.For):
             node.body.insert(0, nodes.ExprStmt(_call("pay")).set_lineno(node.lineno))
+            if node.test is not None:
+                node.test = nodes.And(_call("pay"), node.test, lineno=node.lineno)
         elif isinstance(node, nodes.Concat):
             return _call("concatenate", *node.nodes)
         is_slice = isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice)

@@ -11,7 +11,7 @@ import tokenizers
 
 from refdiff import bundled
 from refdiff.errors import CheckpointError
-from refdiff.generation.tokenizer import AddedToken, RustBackend, Tokenizer
+from refdiff.generation.tokenizer import AddedToken, RustBackend
 from refdiff.generation.tokenizer.backend import Truncation
 from refdiff.generation.tokenizer.byte_level import ByteLevelBackend
 from tests.generation.trained_tokenizers import ODD_TEXTS, TEXTS, byte_level, unigram
@@ -127,17 +127,6 @@ def test_it_knows_what_the_library_knows(kind: str) -> None:
         theirs.add_tokens([*new, AddedToken("a", normalized=False)])
     text = "A king of kings<tool>, a tool"
     same(mine.encode([text])[0], theirs.encode([text])[0])
-
-
-def test_the_tokenizer_around_it_is_the_same() -> None:
-    mine, theirs = (Tokenizer(backend) for backend in both("bundled"))
-    for tokenizer in (mine, theirs):
-        tokenizer.pad_token = "<|endoftext|>"
-    texts = [text for text in TEXTS if text]
-    a, b = (tokenizer(texts, padding=True, return_tensors="np") for tokenizer in (mine, theirs))
-    for name in ("input_ids", "attention_mask"):
-        np.testing.assert_array_equal(a[name], b[name])
-    assert mine.batch_decode(a["input_ids"], skip_special_tokens=True) == texts
 
 
 @pytest.mark.parametrize(
