@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,7 @@ class Rows:
     budget: RowBudget
     keys: Numpy
     real: Numpy
-    second: Mapping[str, Numpy] = field(default_factory=dict)
+    second: Mapping[str, Numpy]
 
     @staticmethod
     def of(actual: Numpy, known: Budget, name: str = "out") -> Rows:

@@ -214,7 +214,7 @@ class Draw(NamedTuple):
 
 
 def draws_of(local: bool) -> list[Draw]:
-    """`STRONG` if errors add up, a pilot, from which rows get their weights in `patterns`, `MEMBERS` of each kind."""
+    """`STRONG` if errors add up, a pilot, from which rows get their weights in `Patterns`, `MEMBERS` of each kind."""
     strong = [] if local else [Draw(MEMBERS + n, size=ROW) for n in range(STRONG)]
     pilot = Draw(MEMBERS + STRONG, alike=True, pilot=True)
     return [*strong, pilot, *(Draw(n, alike=kind) for kind in (False, True) for n in range(MEMBERS))]
