@@ -71,7 +71,7 @@ def two_fields(spec: Spec, parts: Parts) -> str | None:
         first, second = _in_turn(spec, first, second, targets)
         problems = [deviated(spec, t.inputs, (first.deviation, second.deviation)) for t in parts.whole]
         if all(judged(p, t)[0] for p, t in zip(problems, parts.whole, strict=True)) and problems[0] is not None:
-            share = {c.field.name: 1 - c.left for c in alone}
+            share = {c.field.name: 1 - c.left for c in reversed(alone)}  # of each field the best choice, which is first
             both = sorted((first, second), key=lambda c: -share[c.field.name])
             return _text(spec, problems[0].spec, both, share)
     return None
