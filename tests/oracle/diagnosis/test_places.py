@@ -53,6 +53,8 @@ def half_as_large_again(x: np.ndarray) -> np.ndarray:
         ((0, 3, 17), "token 17 of head 3 of sequence 0", ""),
         ((1, 3, [*range(32, 40), *range(41, 64)]), "most tokens from 32 to 63 of head 3 of sequence 1", ""),
         ((ALL, [0, 4], 5), "token 5 of heads 0 and 4", ""),
+        ((0, 3, [5, 40]), "tokens 5 and 40 of head 3 of sequence 0", ""),
+        ((0, 3, [0, 32]), "tokens 0 and 32 of head 3 of sequence 0", ""),  # without 64 they are no blocks' first rows
         ((ALL, ALL, np.arange(T) % 16 >= 12), "tokens i with i mod 16 from 12 to 15", "a part of each block of 16"),
         ((ALL, 2, slice(64, T)), "tokens 64 to 69 of head 2", "a last, partial block of rows"),
         ((ALL, ALL, slice(64, T)), "tokens 64 to 69", "partial block of rows, or a mask or positions"),
