@@ -52,6 +52,7 @@ def half_as_large_again(x: np.ndarray) -> np.ndarray:
         ((1, 3, slice(32, 64)), "tokens 32 to 63 of head 3 of sequence 1", "a tile not written"),
         ((0, 3, 17), "token 17 of head 3 of sequence 0", ""),
         ((1, 3, [*range(32, 40), *range(41, 64)]), "most tokens from 32 to 63 of head 3 of sequence 1", ""),
+        ((0, 3, [t for t in range(45) if t % 12 < 9]), "most tokens from 0 to 44 of head 3 of sequence 0", ""),
         ((ALL, [0, 4], 5), "token 5 of heads 0 and 4", ""),
         ((0, 3, [5, 40]), "tokens 5 and 40 of head 3 of sequence 0", ""),
         ((0, 3, [0, 32]), "tokens 0 and 32 of head 3 of sequence 0", ""),  # without 64 they are no blocks' first rows
