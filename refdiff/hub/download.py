@@ -16,7 +16,7 @@ from refdiff import bundled
 from refdiff.browser import require
 from refdiff.errors import CheckpointError
 from refdiff.files import follow, kind_of_file
-from refdiff.hub.explain import explain, explained, is_answered, is_unreachable
+from refdiff.hub.explain import explain, explained, is_unreachable
 from refdiff.hub.guard import MAX_INFO, BadAnswerError, Limits, bounded, download
 from refdiff.messages import warn
 
@@ -101,17 +101,14 @@ def list_repo(repo: str, revision: str | None) -> tuple[list[str], str]:
     """Ask the hub for the names of all files of a repo, and the commit that has them."""
     from huggingface_hub import HfApi, constants
 
-    def ask() -> tuple[Any, list[Any]]:
+    def ask() -> tuple[str, list[Any]]:
         info = HfApi().model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-        return info.sha, [sibling.rfilename for sibling in info.siblings or []]
+        return str(info.sha), [sibling.rfilename for sibling in info.siblings or []]
 
-    found: tuple[Any, list[Any]] = None, []
     try:
-        found = bounded(ask, Limits(MAX_INFO))
-    except Exception as error:
-        if is_answered(error):
-            raise
-    commit, names = str(found[0]), found[1]
+        commit, names = bounded(ask, Limits(MAX_INFO))
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # faults in the answer's text
+        commit, names = "", []
     if not all(isinstance(name, str) for name in names) or not _COMMIT.fullmatch(commit):
         # Such as the page on which a hotel's network wants a password.
         raise BadAnswerError("its description of the repo cannot be read")
@@ -167,9 +164,8 @@ def local_folder(path_or_repo: str | os.PathLike[str]) -> Path | None:
         raise CheckpointError(f"{path}: is a file; give the folder that it is in")
     if mode:
         raise CheckpointError(f"{path}: neither a folder nor a regular file, but {kind_of_file(mode)}; name another")
-    if isinstance(path_or_repo, os.PathLike) or text.startswith((".", "/", "~", "\\")) or text.count("/") > 1:
-        raise CheckpointError(f"{path}: no such folder")
-    if text.endswith(("/", "\\")) or ":" in text or "\\" in text:
+    is_path = isinstance(path_or_repo, os.PathLike) or text.startswith((".", "/", "~")) or text.endswith("/")
+    if is_path or text.count("/") > 1 or ":" in text or "\\" in text:
         raise CheckpointError(f"{path}: no such folder")
     return None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -32,15 +31,6 @@ def is_unreachable(error: BaseException) -> bool:
     if isinstance(error, HfHubHTTPError):
         return _status(error) == 429 or _status(error) >= 500
     return isinstance(error, OfflineModeIsEnabled | ConnectionError | TimeoutError) or _is_network(error)
-
-
-def is_answered(error: BaseException) -> bool:
-    """Tell whether `error` says what the hub, the network or the disk did; any other is a fault in an answer's text."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    # A text that is not JSON is an error of the network to `requests`, an older HTTP library.
-    is_text = isinstance(error, json.JSONDecodeError)
-    return not is_text and (isinstance(error, HfHubHTTPError | OSError) or is_unreachable(error))
 
 
 def explain(error: BaseException) -> str:

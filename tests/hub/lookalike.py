@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import parse_qs, quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from safetensors.numpy import save
@@ -152,8 +152,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._info(match[1], match[2] or "main", authorized)
         elif match := re.fullmatch(r"/(?:moved/)?(.+?)/resolve/([^/]+)/(.+)", path):
             self._resolve(match[1], match[2], match[3], authorized)
-        elif match := re.fullmatch(r"/cdn/([0-9a-f]+)", path):
-            self._cdn(match[1])
+        elif match := re.fullmatch(r"/cdn/(.+?)/([0-9a-f]{40})/(.+)", path):
+            content, disposition = hub.repos[match[1]].commits[match[2]][match[3]], f'inline; filename="{match[3]}";'
+            self._send_file(content, {"Content-Disposition": disposition})
         else:
             self._error(404, "", "no such page")
 
@@ -190,28 +191,16 @@ class _Handler(BaseHTTPRequestHandler):
             location = f"/moved/{name}/resolve/{sha}/{file}"
             self._send(307, b"Temporary Redirect", {"X-Repo-Commit": sha, "ETag": 'W/"12-x"', "Location": location})
         elif file.endswith(".safetensors"):
-            etag = hashlib.sha256(content).hexdigest()
-            disposition = f'inline; filename="{file}";'
             headers = {
                 "X-Repo-Commit": sha,
-                "X-Linked-Etag": f'"{etag}"',
+                "X-Linked-Etag": f'"{hashlib.sha256(content).hexdigest()}"',
                 "X-Linked-Size": str(len(content)),
-                "Location": f"{self.lookalike.cdn}/cdn/{etag}?response-content-disposition={quote(disposition)}",
+                "Location": f"{self.lookalike.cdn}/cdn/{name}/{sha}/{file}",
             }
             self._send(302, b"Found", headers)
         else:
             etag = hashlib.sha1(content).hexdigest()
             self._send_file(content, {"X-Repo-Commit": sha, "ETag": f'"{etag}"'})
-
-    def _cdn(self, etag: str) -> None:
-        for repo in self.lookalike.repos.values():
-            for files in repo.commits.values():
-                for content in files.values():
-                    if hashlib.sha256(content).hexdigest() == etag:
-                        disposition = parse_qs(urlsplit(self.path).query)["response-content-disposition"][0]
-                        self._send_file(content, {"ETag": f'"{etag}"', "Content-Disposition": disposition})
-                        return
-        self._error(404, "", "no such blob")
 
     def _send_file(self, content: bytes, headers: dict[str, str]) -> None:
         status, total = 200, len(content)
