@@ -43,6 +43,7 @@ def test_every_kind_is_measured_by_default() -> None:
     of_models = set(KINDS) - set(ORACLE_KINDS)
     assert {row.kind for row in [*ALL, *TRAIN]} == of_models
     assert {row.kind for row in [*QUICK, *QUICK_TRAIN]} == of_models
+    assert {name for name, kind in KINDS.items() if not kind.needs_model} == {"product", "train", *ORACLE_KINDS}
 
 
 @pytest.mark.parametrize(
