@@ -87,6 +87,8 @@ class Call:
         backward: bool = False,
     ) -> Call | None:
         """Read the arguments of a layer; None for what the kernels do not serve."""
+        if not fits(q[0], k[0], q[-1], k[-1], v):
+            return None
         device = rt.device
         B, H, T, d = q[0].shape
         K, S, e = v.shape[1:]
@@ -98,7 +100,7 @@ class Call:
         if not masks_fit((mask, bias), maps, (B, H, T, S)):
             return None
         xp = namespace(*q, *k, v)
-        if lambda_ is not None:
+        if maps == 2:
             lambda_ = xp.asarray(lambda_, dtype=xp.float32)
             if not covers(lambda_, (B, H, T, 1)):
                 return None
@@ -210,8 +212,6 @@ def diff_attention(
 
     A row of which a bias of −∞ hides every key is 0 as if a mask did, where the layer has NaN.
     """
-    if not fits(q1, k1, q2, k2, v):
-        return NotImplemented
     call = Call.of(rt, (q1, q2), (k1, k2), v, lambda_, mask, bias, causal)
     return NotImplemented if call is None else namespace(q1).permute_dims(call.forward(), (0, 2, 1, 3))
 
@@ -231,10 +231,8 @@ def diff_attention_vjp(
     causal: bool = True,
 ) -> Any:
     """Compute the weights again tile by tile, from the largest score and the sum of each row."""
-    if not fits(q1, k1, q2, k2, v) or tuple(g.shape) != (*q1.shape[:3], v.shape[3]) or g.dtype != q1.dtype:
-        return NotImplemented
     call = Call.of(rt, (q1, q2), (k1, k2), v, lambda_, mask, bias, causal, backward=True)
-    if call is None:
+    if call is None or tuple(g.shape) != (*q1.shape[:3], v.shape[3]) or g.dtype != q1.dtype:
         return NotImplemented
     dq1, dq2, dk1, dk2, dv, dlambda = call.backward(g)
     xp = namespace(g)
@@ -272,8 +270,6 @@ def plain_heads(
     causal: bool = True,
 ) -> Any:  # fmt: skip
     """Sum up one softmax map as `diff_attention` does two."""
-    if not fits(q, k, q, k, v):
-        return NotImplemented
     call = Call.of(rt, (q,), (k,), v, None, mask, bias, causal)
     return NotImplemented if call is None else namespace(q).reshape(call.forward(), (q.shape[0], q.shape[2], -1))
 
@@ -283,13 +279,11 @@ def plain_heads_vjp(
     causal: bool = True,
 ) -> Any:  # fmt: skip
     """Compute the weights again, as `diff_attention_vjp` does."""
-    if g.dtype != q.dtype or not fits(q, k, q, k, v):
+    call = Call.of(rt, (q,), (k,), v, None, mask, bias, causal, backward=True)
+    if call is None or g.dtype != q.dtype:
         return NotImplemented
     (B, H, T, _), e = q.shape, v.shape[3]
     if tuple(g.shape) != (B, T, H * e):
-        return NotImplemented
-    call = Call.of(rt, (q,), (k,), v, None, mask, bias, causal, backward=True)
-    if call is None:
         return NotImplemented
     xp = namespace(g, q)
     dq, _, dk, _, dv, _ = call.backward(xp.permute_dims(xp.reshape(g, (B, T, H, e)), (0, 2, 1, 3)))

@@ -75,9 +75,7 @@ def linears(rt: Runtime, x: FloatArray, *projections: Mapping[str, Any]) -> Any:
 
 def linear_vjp(rt: Runtime, g: FloatArray, x: FloatArray, weight: FloatArray, bias: FloatArray | None = None) -> Any:
     """Compute two products, each cut over the rows of its result; ∂L/∂x is feature-major, as what `linear` returns."""
-    if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1] or 0 in (x.size, weight.size):
-        return NotImplemented
-    if g.shape != (*x.shape[:-1], weight.shape[0]) or not same_dtype(g, x, weight, bias):
+    if not _fits(x, weight, bias) or not same_dtype(g, x, weight) or g.shape != (*x.shape[:-1], weight.shape[0]):
         return NotImplemented
     outputs, K = weight.shape
     rows, flat = g.reshape(-1, outputs), x.reshape(-1, K)
@@ -332,7 +330,7 @@ _cached_cut = functools.cache(cut)
 
 
 def _fits(x: FloatArray, weight: FloatArray, bias: FloatArray | None = None) -> bool:
-    """Return whether `linear` can multiply these."""
+    """Return whether the kernels can multiply these."""
     if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1] or 0 in (x.size, weight.size):
         return False
     if not same_dtype(x, bias, None if is_half(weight) else weight):
