@@ -130,6 +130,16 @@ def test_keys_are_laid_in_blocks_where_that_is_faster_and_nowhere_else(laid):
     assert laid == [150, 150]
 
 
+def draws(number, B, case, scale, lam):
+    """Arguments of attention over two maps: in float32, and the same in float64."""
+    H, K, T, S, d, e = case
+    for seed in range(number):
+        g = np.random.default_rng(seed)
+        q, k = scale * g.standard_normal((2, B, H, T, d)), g.standard_normal((2, B, K, S, d))
+        args = [x.astype(np.float32) for x in (q[0], k[0], q[1], k[1], g.standard_normal((B, K, S, e)), np.array(lam))]
+        yield args, [x.astype(np.float64) for x in args]
+
+
 PROMPTS = [(16, 4, 150, 150, 64, 128), (2, 1, 300, 333, 32, 64), (4, 4, 70, 2100, 80, 64)]
 """(H, K, T, S, d, e): attention of many queries, over keys that are no whole blocks."""
 
@@ -145,16 +155,12 @@ PROMPTS = [(16, 4, 150, 150, 64, 128), (2, 1, 300, 333, 32, 64), (4, 4, 70, 2100
 )
 def test_of_several_draws_prompts_in_pieces_are_as_near_to_the_truth_as_the_layer(laid, case, scale, lam, see):
     """Over both maps and over one; padding hides keys from one row of the batch."""
-    H, K, T, S, d, e = case
+    _, _, T, S, _, _ = case
     mask, options = np.ones((2, 1, 1, S), np.bool_), {"causal": see != "all"}
     if see == "padded":
         mask[1, ..., : min(S // 3, S - T + 1)] = False
     squares = np.zeros((2, 2))
-    for seed in range(6):
-        g = np.random.default_rng(seed)
-        q, k = scale * g.standard_normal((2, 2, H, T, d)), g.standard_normal((2, 2, K, S, d))
-        args = [x.astype(np.float32) for x in (q[0], k[0], q[1], k[1], g.standard_normal((2, K, S, e)), np.array(lam))]
-        exact = [x.astype(np.float64) for x in args]
+    for args, exact in draws(6, 2, case, scale, lam):
         for i, (name, at) in enumerate((("diff_attention", [0, 1, 2, 3, 4, 5]), ("plain_heads", [0, 1, 4]))):
             layer = getattr(layers, name)
             truth = layer(*(exact[n] for n in at), mask, **options)
@@ -266,13 +272,9 @@ def test_of_many_draws_few_queries_are_as_near_to_the_truth_as_the_layer(
     case: tuple[int, ...], scale: float, lam: float
 ) -> None:
     """What is largest of one draw is luck: the squares of fifty are not."""
-    H, K, T, S, d, e = case
     squares = np.zeros(2)
-    for seed in range(50):
-        g = np.random.default_rng(seed)
-        q, k = scale * g.standard_normal((2, 1, H, T, d)), g.standard_normal((2, 1, K, S, d))
-        args = [x.astype(np.float32) for x in (q[0], k[0], q[1], k[1], g.standard_normal((1, K, S, e)), np.array(lam))]
-        truth = layers.diff_attention(*(x.astype(np.float64) for x in args))
+    for args, exact in draws(50, 1, case, scale, lam):
+        truth = layers.diff_attention(*exact)
         with KERNELS.inference_scope():
             found = KERNELS.diff_attention(*args)
         squares += [np.square(y - truth).sum() for y in (found, layers.diff_attention(*args))]
