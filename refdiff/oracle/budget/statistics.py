@@ -87,7 +87,7 @@ def root_mean_square(x: Numpy) -> Numpy:
 
 def over(x: Numpy, y: Numpy) -> Numpy:
     """x / y for what is not negative, with 0 / 0 = 0: an error of nothing is within a budget of nothing."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         ratio = np.asarray(x / (y + 0.0))  # no −0
     np.copyto(ratio, 0.0, where=x == 0)
     return ratio

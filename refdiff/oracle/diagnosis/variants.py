@@ -111,7 +111,7 @@ class Target:
     def usual(self) -> float:
         """What a row may usually be off by, as a share of it."""
         some = self.size > 0
-        return float(np.median(self.rows[some] / self.size[some])) if np.any(some) else 0.0
+        return float(np.median(over(self.rows[some], self.size[some]))) if np.any(some) else 0.0
 
 
 def outputs(kernel: Kernel, targets: Iterable[Target]) -> list[Numpy | None]:

@@ -137,7 +137,8 @@ def test_of_a_gradient_a_row_that_is_large_is_held_against_itself() -> None:
 def test_root_mean_square_does_not_overflow() -> None:
     assert root_mean_square(np.asarray([3e200, 4e200])) == pytest.approx(5e200 / np.sqrt(2))
     assert root_mean_square(np.asarray([3e-200, 4e-200])) == pytest.approx(5e-200 / np.sqrt(2))
-    np.testing.assert_array_equal(over(np.asarray([0.0, 1.0, 2.0]), np.asarray([0.0, 0.0, 4.0])), [0.0, np.inf, 0.5])
+    large, small = np.asarray([0.0, 1.0, 2.0, 1e308]), np.asarray([0.0, 0.0, 4.0, 1e-10])
+    np.testing.assert_array_equal(over(large, small), [0.0, np.inf, 0.5, np.inf])
 
 
 def test_nothing_to_measure() -> None:

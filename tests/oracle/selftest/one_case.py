@@ -103,6 +103,18 @@ class Trial:
         eager = run(self.setting, self.budget.inputs, recipe, MEMBERS[0], self.dout)
         return {name: Given(y, eager[name], self.storage(name)) for name, y in self.right.items()}
 
+    def made(self, mutant: Mutant, base: Arrays) -> Arrays:
+        """What a legal kernel with this result gives, once it has the mistake."""
+        with np.errstate(all="ignore"):
+            return {
+                name: round_to(base[name] + (y - self.right[name]), self.storage(name))
+                for name, y in mutant.wrong.items()
+            }
+
+    def times(self, some: Arrays, others: Arrays, *, of_orders_alone: bool = False) -> float:
+        """How many times the noise they are apart, in the tensor in which it is most."""
+        return max(self.noise[name][of_orders_alone].times(y, others[name]) for name, y in some.items())
+
     def storage(self, name: str) -> str:
         """The type of a tensor."""
         return "float32" if way_of(name) == "lse" else self.recipe.storage
@@ -152,10 +164,8 @@ def judge_legal(
 
 
 def _judge_mutant(table: Table, key: tuple[str, str], seed: int, mutant: Mutant, base: Arrays, case: Trial) -> None:
-    right, wrong = case.right, mutant.wrong
-    with np.errstate(all="ignore"):
-        made = {name: round_to(base[name] + (y - right[name]), case.storage(name)) for name, y in wrong.items()}
-    times, plain_times = (max(case.noise[name][n].times(y, right[name]) for name, y in wrong.items()) for n in (0, 1))
+    made = case.made(mutant, base)
+    times, plain_times = (case.times(mutant.wrong, case.right, of_orders_alone=alone) for alone in (False, True))
     moved = {"identifiable": times > TIMES, "plain": plain_times > TIMES, "large": times > LARGE}
     status = case.budget.judge(made).status
     verdicts = {OURS: status == "fail"} | {rule: not accepts(rule, made, case.given) for rule in BASELINE_RULES}
