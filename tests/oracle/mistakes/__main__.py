@@ -25,9 +25,13 @@ PROPERTIES = ("-m", "hypothesis and not slow", "-k", "not strict")  # a mistake 
 
 
 def tests_for(mistake: Mistake) -> tuple[str, ...]:
-    """The test file of the layer, or that of all derivatives."""
+    """The test file of the layer, or that of all derivatives, or of all kinds of heads."""
     file = getattr(layers, mistake.layer).__module__.rpartition(".")[2]
-    return (f"tests/layers/test_{'vjp' if mistake.layer.endswith('_vjp') else file}.py",)
+    if mistake.layer.endswith("_vjp"):
+        file = "vjp"
+    elif file.startswith("diff_heads"):
+        file = "heads"
+    return (f"tests/layers/test_{file}.py",)
 
 
 def plant(name: str) -> None:
