@@ -54,6 +54,7 @@ def test_speeds(tokenizer: refdiff.Tokenizer, monkeypatch: pytest.MonkeyPatch) -
     transcript.put(np.array([8]))
     assert transcript.speed is None
     transcript.put(np.array([8]))
+    assert transcript.speed == 2.0
     transcript.put(np.array([[8, 9, 10]]))
     assert transcript.prompt_speed == 2.0
     assert transcript.speed == 4.0
