@@ -75,27 +75,21 @@ def backward(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[str, Num
 
 
 def _through_projections(grads: dict[str, Numpy], inputs: Inputs, ops: Ops) -> dict[str, Numpy]:
-    """From the gradients of q, k, v and λ's logits to those of x and the weights."""
+    """From the gradients of q, k, v, the gate's logits and λ's to those of x and the weights."""
     x = inputs["x"]
     P = inputs["x_past"].shape[1] if "x_past" in inputs else 0
     past = np.concatenate([inputs["x_past"], x], axis=1) if P else x
     dx = np.zeros_like(past)
-    for name in ("q", "k", "v"):
-        g = np.moveaxis(grads.pop(name), 1, 2)
-        of = x if name == "q" else past
-        g = g.reshape(*of.shape[:2], g.shape[2] * g.shape[3])
+    for name, core in {"q": "q", "k": "k", "v": "v", "gate": "gate_logits", "lambda": "lambda_logits"}.items():
+        if core not in grads:
+            continue
+        g = grads.pop(core)
+        g = g if name == "lambda" else np.moveaxis(g, 1, 2)
+        of, first = (past, 0) if name in ("k", "v") else (x, P)
+        g = g.reshape(*of.shape[:2], math.prod(g.shape[2:]))
         d, *rest = ops.linear_vjp(g, of, inputs[f"{name}_proj.weight"], inputs.get(f"{name}_proj.bias"))
-        dx[:, P if name == "q" else 0 :] += d
+        dx[:, first:] += d
         _keep(grads, inputs, f"{name}_proj", rest)
-    if "gate_logits" in grads:
-        g = np.moveaxis(grads.pop("gate_logits"), 1, 2)
-        d, weight, _ = ops.linear_vjp(g.reshape(*g.shape[:2], -1), x, inputs["gate_proj.weight"])
-        dx[:, P:] += d
-        grads["gate_proj.weight"] = weight
-    if "lambda_logits" in grads:
-        d, weight, _ = ops.linear_vjp(grads.pop("lambda_logits"), x, inputs["lambda_proj.weight"])
-        dx[:, P:] += d
-        grads["lambda_proj.weight"] = weight
     if "x_past" in inputs:
         grads["x_past"] = dx[:, :P]
     return {"x": dx[:, P:], **grads}

@@ -111,6 +111,7 @@ def test_packed(changes: dict[str, Any], message: str) -> None:
         ({"lengths": np.array([5])}, "lengths has shape"),
         ({"block_table": np.array([[3, 1]]), "lengths": np.array([5])}, "have 1 rows, but there are 2 sequences"),
         ({"key_mask": np.ones((2, 6), np.bool_)}, "key_mask: paged keys have lengths instead"),
+        ({"cu_seqlens_k": np.array([0, 5])}, "'cu_seqlens_k' is no input of this spec"),
     ],
 )
 def test_paged(changes: dict[str, Any], message: str) -> None:

@@ -162,6 +162,7 @@ def test_impossible(fields: dict[str, Any], message: str) -> None:
 def test_limits_are_possible() -> None:
     assert Spec(**DIMS, window=0, norm_eps=0.0, lambda_base="constant", lambda_init=0.0, softcap=1e-3).window == 0
     assert Spec(query_heads=2, key_heads=2, head_dim=1, rope="none").heads == 1
+    assert Spec(**DIMS, rope_theta=0.5, qk_norm_eps=1e-12, scale=1e-3, partial_rotary_factor=1.0).rotary_dim == 6
 
 
 FILES = {
