@@ -12,8 +12,11 @@ EXACT = 0.0
 FLOAT64 = 1e-13
 """A layer in float64 against its formula in 40 digits: some hundred roundings of 1.1e-16, and room for one factor 2."""
 
-SINGLE = 1e-3
-"""A layer in float32 against itself in float64, slopes where two maps nearly cancel among them."""
+FLOAT32 = 3e-6
+"""A layer in float32 against itself in float64, of the same inputs: some dozen roundings of 6e-8."""
+
+SLOPE32 = 1e-4
+"""The same of a derivative, in which terms may nearly cancel."""
 
 LIMIT = 1e-9
 """A property that holds as ε goes to 0, tried at ε so small that what is left of it is below this."""
