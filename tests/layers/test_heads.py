@@ -156,9 +156,19 @@ def test_equals_the_files_of_unilm(kind: str, name: str, file: str, size: str) -
 # ---- one kind alone
 
 
-def test_values_by_hand() -> None:
-    v = np.array([[[[0.0, 1.0]], [[2.0, 3.0]], [[4.0, 5.0]], [[6.0, 7.0]]]])
-    close(value_pairs_hf(v), np.array([[[[0.0, 1.0, 4.0, 5.0]], [[2.0, 3.0, 6.0, 7.0]]]]), EXACT)
+@given(SEEDS, st.integers(1, 3))
+def test_values_of_both_halves_are_side_by_side(rng: np.random.Generator, pairs: int) -> None:
+    first, second = rng.normal(size=(2, B, pairs, S, d))
+    joined = np.concatenate([first, second], axis=-1)
+    close(value_pairs_hf(np.concatenate([first, second], axis=1)), joined, EXACT)
+
+
+@given(SEEDS)
+def test_epsilon_of_the_paper_is_unilms_unless_given(rng: np.random.Generator) -> None:
+    """Where it is as large as the mean square."""
+    q, k, v, lambda_ = draw("paper", rng)
+    small = (q, k, 1e-3 * v, lambda_, WEIGHT, START)
+    close(diff_heads_paper(*small), diff_heads_paper(*small, 1e-5), EXACT)
 
 
 def test_one_token_by_hand() -> None:
@@ -172,9 +182,6 @@ def test_one_token_by_hand() -> None:
     close(diff_heads_paper(one, one, v, half, weight, 0.2, 75 / 4), expected * weight / 2, FLOAT64)
     # λ = 2: the head turns over
     close(diff_heads_hf(one, one, v, np.array(2.0), 0.0, 0.0), np.array([[[-0.2, -1.4]]]), FLOAT64)
-    # unilm's ε, where it is as large as the mean square
-    small = (one, one, 1e-3 * v, half, weight, 0.2)
-    close(diff_heads_paper(*small), diff_heads_paper(*small, 1e-5), EXACT)
 
 
 def test_pairing_by_hand() -> None:
