@@ -140,11 +140,7 @@ def _planned(
     if config.wiring == wiring:
         return new, None
     if step not in _STEPS:
-        raise ValueError(
-            f"cannot convert wiring {step[0]!r} to {step[1]!r} exactly: the norm after attention divides "
-            "each token's head by its own size, which no weights can do or undo"
-            + ("; weights of 0 for the second map make it uniform attention, not none" if step[0] == "none" else "")
-        )
+        raise ValueError(f"cannot convert wiring {step[0]!r} to {step[1]!r} exactly: {_REFUSED.get(step, _UNKNOWN)}")
     new.wiring = wiring
     if step == ("v2", "none"):
         attentions = (_attention_of(config, params, i) for i in range(len(_layers_of(params))))
@@ -376,6 +372,15 @@ _STEPS: dict[tuple[str, str], Callable[[Params, DiffLlamaConfig, DiffLlamaConfig
     ("none", "v2"): _none_to_v2,
     ("v2", "none"): _v2_to_none,
 }
+
+_NORM = "the norm after attention divides each token's head by its own size, which no weights can do or undo"
+_UNIFORM = "weights of 0 for the second map make it uniform attention, not none"
+_REFUSED = {
+    **{step: _NORM for v1 in ("hf", "paper") for step in ((v1, "v2"), (v1, "none"), ("v2", v1))},
+    **{("none", v1): f"{_NORM}; {_UNIFORM}" for v1 in ("hf", "paper")},
+}
+"""Why a pair of attention variants has no exact conversion."""
+_UNKNOWN = "no exact conversion is known; train a new model in that variant, or add the step to refdiff.convert"
 
 
 def _move_heads(p: Params, config: DiffLlamaConfig, *, inverse: bool) -> Params:

@@ -15,6 +15,7 @@ from refdiff.arrays import Deferred, to_numpy
 from refdiff.convert import convert, convert_later, prove
 from refdiff.layers.diff_heads_paper import SUBLN_EPS
 from refdiff.model import weights
+from refdiff.model.config_checks import MODEL_TYPES
 from tests.layers.places import Place
 from tests.model.models import CLASSES, WIRINGS, ids, small_model
 from tests.tolerances import EXACT, close
@@ -203,6 +204,17 @@ def test_where_the_norm_is_in_the_way(one: str, other: str) -> None:
     assert ("weights of 0 for the second map make it uniform attention" in str(said.value)) == (one == "none")
     with pytest.raises(ValueError, match="wiring: got 'flash', expected one of hf, paper, v2, none"):
         convert(model.config, model.params, "flash")
+
+
+def test_a_variant_without_a_step_is_not_said_to_have_a_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODEL_TYPES, "gated", "diff_transformer_gated")
+    model = small_model(wiring="none")
+    gated = copy.copy(model.config)
+    gated.wiring = "gated"
+    for config, other in ((gated, "none"), (model.config, "gated")):
+        step = f"'{config.wiring}' to '{other}'"
+        with pytest.raises(ValueError, match=f"^cannot convert wiring {step} exactly: no exact conversion is known; "):
+            convert(config, model.params, other)
 
 
 def test_weights_of_the_eager_file() -> None:
