@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from refdiff.generation.context import DecodingContext
 from refdiff.generation.options import Options
-from refdiff.generation.processors import LogitsProcessors, RecordedSteps
+from refdiff.generation.processors import LogitsProcessors, StepScores
 from refdiff.generation.results import GenerateBeamDecoderOnlyOutput
 from refdiff.generation.sampling import Uniforms, draw_without_replacement, log_softmax, top_indices
 from refdiff.generation.validation import Request
@@ -77,7 +77,7 @@ def beam_search(request: Request) -> GenerateBeamDecoderOnlyOutput:
     context = DecodingContext(request.model, request.mask, request.max_length, request.progress)
     running, done = _start(request)
     improvable = np.ones(B, dtype=bool)
-    steps = RecordedSteps(o)
+    steps = StepScores(o)
     agreed = Agreement(request)
 
     flat = request.ids[rows]

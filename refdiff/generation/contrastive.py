@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.generation.context import DecodingContext
-from refdiff.generation.processors import LogitsProcessors, RecordedSteps
+from refdiff.generation.processors import LogitsProcessors, StepScores
 from refdiff.generation.results import GenerateDecoderOnlyOutput
 from refdiff.generation.sampling import softmax, top_indices
 from refdiff.generation.validation import Request
@@ -47,7 +47,7 @@ def contrastive_search(request: Request) -> GenerateDecoderOnlyOutput:
     context = DecodingContext(request.model, request.mask, request.max_length, request.progress)
     unfinished = np.ones(B, dtype=bool)
     lengths = np.full(B, prompt_length)
-    steps = RecordedSteps(o)
+    steps = StepScores(o)
 
     request.emit(ids)
     logits, hidden = context.read_hidden(ids)

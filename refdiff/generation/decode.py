@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from refdiff.arrays import Array, to_numpy
 from refdiff.generation.context import DecodingContext
-from refdiff.generation.processors import LogitsProcessors, RecordedSteps
+from refdiff.generation.processors import LogitsProcessors, StepScores
 from refdiff.generation.results import GenerateDecoderOnlyOutput
 from refdiff.generation.sampling import draw, softmax
 from refdiff.generation.validation import Request
@@ -33,7 +33,7 @@ def decode(request: Request) -> GenerateDecoderOnlyOutput:
     device_sampler = None if backend is None else backend.sampler(request.model, o, processors)
     unfinished = np.ones(len(rows), dtype=bool)
     lengths = np.full(len(rows), ids.shape[1])
-    steps = RecordedSteps(o)
+    steps = StepScores(o)
 
     def read(all_ids: NDArray[np.int64]) -> Array:
         logits = context.read_on_device(all_ids)

@@ -150,7 +150,7 @@ class LogitsProcessors:
                 raise ScoreError(f"row {row}, step {step}: a score is infinite, which no sampling can follow")
 
 
-class RecordedSteps:
+class StepScores:
     """The scores and logits of every step so far, as far as the options ask for them; else None."""
 
     def __init__(self, options: Options) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.generation.context import DecodingContext
-from refdiff.generation.processors import LogitsProcessors, RecordedSteps
+from refdiff.generation.processors import LogitsProcessors, StepScores
 from refdiff.generation.results import GenerateDecoderOnlyOutput
 from refdiff.generation.sampling import Uniforms, draw, softmax
 from refdiff.generation.validation import Request
@@ -189,7 +189,7 @@ def speculative_decode(request: Request) -> GenerateDecoderOnlyOutput:
     processors = LogitsProcessors(o, request.ids.shape[1], request.padding)
     context = DecodingContext(request.model, request.mask, request.max_length, request.progress)
     ids = request.ids
-    steps = RecordedSteps(o)
+    steps = StepScores(o)
 
     request.emit(ids)
     finished = False

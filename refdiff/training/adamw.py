@@ -9,11 +9,11 @@ from typing import Any
 from refdiff.arrays import Array, namespace
 
 Each = Callable[[Callable[[Any], None], Iterable[Any]], None]
-"""Calls a function for every item, in any order, on as many threads as it likes."""
+"""Calls a function for every item, in any order, several at once or one by one."""
 
 
 def one_by_one(work: Callable[[Any], None], items: Iterable[Any]) -> None:
-    """Call `work` for every item in this thread."""
+    """Call `work` for one item after the other."""
     for item in items:
         work(item)
 
@@ -53,7 +53,7 @@ class AdamW:
         self._squares = {name: namespace(p).zeros_like(p) for name, p in self.params.items()}
 
     def step(self, grads: Mapping[str, Array], learning_rate: float, *, each: Each = one_by_one) -> None:
-        """Move every parameter; `grads` has the gradient of each by the same names, `each` may use threads."""
+        """Move every parameter; `grads` has the gradient of each by the same names, `each` may take several at once."""
         self.steps += 1
         (b1, b2), eta = self.betas, learning_rate
         size = eta / (1 - b1**self.steps)

@@ -70,7 +70,7 @@ class Muon:
         return self._adamw.steps
 
     def step(self, grads: Mapping[str, Array], learning_rate: float, *, each: Each = one_by_one) -> None:
-        """Move every parameter; `grads` has the gradient of each by the same names, `each` may use threads."""
+        """Move every parameter; `grads` has the gradient of each by the same names, `each` may take several at once."""
         self._adamw.step(grads, learning_rate, each=each)
         mu = self.momentum
 

@@ -55,7 +55,7 @@ def load(
     finds the place.
 
     With ``stored``, matrices of 16 bits whose values ``dtype`` can hold stay views of the file too, of NumPy's float16
-    or ml_dtypes' bfloat16: half the memory, for kernels that expand them where they are used.
+    or ml_dtypes' bfloat16: half the memory.
 
     With ``deferred``, all others are read, and brought into the wanted type, when they are used, and then forgotten
     (``refdiff.arrays.Deferred``): to go through a model of any size with the memory of its largest array.
