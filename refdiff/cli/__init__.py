@@ -12,12 +12,12 @@ from pathlib import Path
 from refdiff.cli.flags import UsageError
 from refdiff.cli.parser import build_parser
 from refdiff.cli.process import (
-    bus_errors_explained,
-    ctrl_c_remembered,
+    capture_panics,
     discard_output,
+    explain_bus_errors,
     interrupted,
     open_streams,
-    panics_unprinted,
+    remember_ctrl_c,
     warnings_in_one_line,
 )
 from refdiff.cli.terminal import in_flags, note, shown
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     130 after Ctrl-C; 141 when the reader of the output has closed it.
     """
     open_streams()
-    with ctrl_c_remembered() as pressed:
+    with remember_ctrl_c() as pressed:
         return _run(argv, pressed)
 
 
@@ -52,7 +52,7 @@ def _run(argv: Sequence[str] | None, pressed: Callable[[], bool]) -> int:
             return 0
         fault = EXIT_USAGE if args.command in VERDICTS else EXIT_RUN_TIME
         hint = ", or add --no-mmap" if hasattr(args, "no_mmap") else ""
-        with warnings_in_one_line(), panics_unprinted(), bus_errors_explained(args.command, fault, hint):
+        with warnings_in_one_line(), capture_panics(), explain_bus_errors(args.command, fault, hint):
             status: int = importlib.import_module(f"refdiff.cli.{args.command}").run(args)
             sys.stdout.flush()
             return status

@@ -63,8 +63,8 @@ def ctrl_c_calls(function: Callable[..., None]) -> Iterator[None]:
 
 
 @contextmanager
-def ctrl_c_remembered() -> Iterator[Callable[[], bool]]:
-    """Give a function that tells whether Ctrl-C was pressed.
+def remember_ctrl_c() -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether Ctrl-C was pressed.
 
     C code whose import Ctrl-C ends, as NumPy's, raises an ImportError that does not say so.
     """
@@ -95,7 +95,7 @@ def discard_output() -> bool:
 
 
 @contextmanager
-def panics_unprinted() -> Iterator[None]:
+def capture_panics() -> Iterator[None]:
     """Keep off standard error what a Rust library prints of a panic, which becomes an error that says it.
 
     The library writes to descriptor 2 itself. During each of its calls that is a file of its own, whose text is passed
@@ -144,7 +144,7 @@ def warnings_in_one_line() -> Iterator[None]:
 
 
 @contextmanager
-def bus_errors_explained(command: str, status: int, hint: str = "") -> Iterator[None]:
+def explain_bus_errors(command: str, status: int, hint: str = "") -> Iterator[None]:
     """End the process with an error that names the file, and with `status`, where SIGBUS would end it.
 
     The handler is C code that calls Python: Python's own handlers run only after the instruction that failed, which

@@ -151,14 +151,14 @@ def run(args: argparse.Namespace) -> int:
         check_file("--plot", plot)
     out = Path(args.output)
     with ExitStack() as stack:
-        with _options_named(args):
+        with _name_options_in_errors(args):
             made = None if args.resume else _config_and_settings(args, out)
             if made is not None or out.is_dir():
                 stack.enter_context(locked(out))
-            trainer = _resumed(args, out) if made is None else _started(args, out, *made)
+            trainer = _resume(args, out) if made is None else _start(args, out, *made)
         trainer.keep = args.keep
-        with _no_traces_of_a_failure(out), _stop_request() as stop:
-            folder = _trained(trainer, plot, stop, quiet=args.quiet)
+        with _remove_corpus_on_failure(out), _stop_request() as stop:
+            folder = _train(trainer, plot, stop, quiet=args.quiet)
     write_text(f"{folder}\n")
     if trainer.step < trainer.settings.steps:
         note(f"refdiff train: stopped at step {trainer.step}; refdiff train -o {out} --resume continues there")
@@ -167,8 +167,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _options_named(args: argparse.Namespace) -> Iterator[None]:
-    """Put the option that was typed in place of each field that an error names with its value."""
+def _name_options_in_errors(args: argparse.Namespace) -> Iterator[None]:
+    """Replace each field that an error names by the option that was typed."""
     try:
         yield
     except UsageError:
@@ -184,8 +184,8 @@ def _options_named(args: argparse.Namespace) -> Iterator[None]:
 
 
 @contextmanager
-def _no_traces_of_a_failure(out: Path) -> Iterator[None]:
-    """Take the tokens away again where a run ends before its first step, so that it can be started anew."""
+def _remove_corpus_on_failure(out: Path) -> Iterator[None]:
+    """Delete the corpus of a run that fails before its first checkpoint, so that it can be started anew."""
     from refdiff.training import checkpoint
 
     try:
@@ -212,7 +212,7 @@ def _stop_request() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(asked)
 
 
-def _trained(trainer: Trainer, plot: Path | None, stop: Callable[[], bool], *, quiet: bool) -> Path:
+def _train(trainer: Trainer, plot: Path | None, stop: Callable[[], bool], *, quiet: bool) -> Path:
     limit_threads(trainer.threads)
     if trainer.step == (last := trainer.settings.steps):
         note(f"refdiff train: the run is at step {last} of {last} already; raise --max-steps to continue it")
@@ -221,7 +221,7 @@ def _trained(trainer: Trainer, plot: Path | None, stop: Callable[[], bool], *, q
         counts = ", ".join(f"{len(tokens):,} tokens for {part}" for part, tokens in corpus.tokens.items())
         note(f"{model.num_parameters():,} parameters; {counts}; step {trainer.step} of {trainer.settings.steps}")
     try:
-        return _watched(trainer, plot, stop, quiet=quiet)
+        return _run_with_progress(trainer, plot, stop, quiet=quiet)
     except KeyboardInterrupt:
         from refdiff.training import checkpoint
 
@@ -231,7 +231,7 @@ def _trained(trainer: Trainer, plot: Path | None, stop: Callable[[], bool], *, q
         raise
 
 
-def _resumed(args: argparse.Namespace, out: Path) -> Trainer:
+def _resume(args: argparse.Namespace, out: Path) -> Trainer:
     """Resume a run with the options that may change; others must be what they were."""
     from refdiff.training.settings import CHANGEABLE
     from refdiff.training.train import Trainer
@@ -286,7 +286,7 @@ def _check_memory(config: DiffLlamaConfig, settings: Settings, dtype: str, threa
         )
 
 
-def _started(args: argparse.Namespace, out: Path, config: DiffLlamaConfig, settings: Settings) -> Trainer:
+def _start(args: argparse.Namespace, out: Path, config: DiffLlamaConfig, settings: Settings) -> Trainer:
     from refdiff.training import checkpoint
     from refdiff.training.data import Corpus
     from refdiff.training.train import Trainer
@@ -303,7 +303,7 @@ def _started(args: argparse.Namespace, out: Path, config: DiffLlamaConfig, setti
         progress=(lambda what: None) if args.quiet else note,
     )
     config.bos_token_id = config.eos_token_id = corpus.separator
-    with _no_traces_of_a_failure(out):
+    with _remove_corpus_on_failure(out):
         return Trainer.start(
             out, config, corpus, settings, dtype=args.dtype, threads=args.threads or None, backend=args.backend
         )
@@ -342,8 +342,8 @@ def _config(args: argparse.Namespace) -> DiffLlamaConfig:
     return DiffLlamaConfig(**{**fields, **given, **wiring, "pad_token_id": None, "dtype": args.dtype})
 
 
-def _watched(trainer: Trainer, plot: Path | None, stop: Callable[[], bool], *, quiet: bool) -> Path:
-    """Run with a bar where somebody watches, and lines for what comes now and then."""
+def _run_with_progress(trainer: Trainer, plot: Path | None, stop: Callable[[], bool], *, quiet: bool) -> Path:
+    """Train with a progress bar on a terminal, and a line for each validation and sample."""
     steps, first = trainer.settings.steps, trainer.step
     started, due = time.monotonic(), minutely()
     with progress_bar(quiet=quiet or first == steps, total=steps, initial=first, unit="step") as bar:
@@ -391,7 +391,7 @@ def _lines(record: dict[str, Any]) -> list[str]:
 
 
 def _differing_options(args: argparse.Namespace, out: Path, names: list[str]) -> list[str]:
-    """The options that say of a run what it is not, or what it does not tell."""
+    """Return the typed options that differ from the run's."""
     from refdiff.model.config import DiffLlamaConfig
     from refdiff.training import checkpoint
     from refdiff.training.data import Corpus

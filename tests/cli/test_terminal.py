@@ -7,7 +7,7 @@ import os
 import pytest
 
 from refdiff import CheckpointError
-from refdiff.cli.process import panics_unprinted
+from refdiff.cli.process import capture_panics
 from refdiff.cli.terminal import in_flags, note, one_line, shown, size, write_text
 from refdiff.messages import NATIVE_CALLS
 
@@ -55,7 +55,7 @@ def test_a_models_text_cannot_drive_a_terminal(
 
 
 def test_what_a_native_call_prints_is_passed_on_unless_it_fails(capfd: pytest.CaptureFixture[str]) -> None:
-    with panics_unprinted():
+    with capture_panics():
         for number in range(2):
             with NATIVE_CALLS.get()():
                 os.write(2, f"kept {number}\n".encode())

@@ -14,7 +14,7 @@ from random import Random
 
 import refdiff
 from refdiff.cli import main
-from refdiff.cli.process import panics_unprinted
+from refdiff.cli.process import capture_panics
 from refdiff.oracle import first_divergence, golden, read_trace
 from tests.model.models import WIRINGS
 
@@ -52,7 +52,7 @@ def forward(folder: Path, rng: Random) -> None:
 
 def tokenizer(folder: Path, rng: Random) -> None:
     """Encode and decode."""
-    with panics_unprinted():  # to a Python program the Rust library prints what it likes
+    with capture_panics():  # to a Python program the Rust library prints what it likes
         read = refdiff.Tokenizer.from_pretrained(folder)
         read.decode(read.encode(TEXT)), read.decode([0, 1, 2, 3, 300])
 
@@ -60,7 +60,7 @@ def tokenizer(folder: Path, rng: Random) -> None:
 def chat(folder: Path, rng: Random) -> None:
     """Fill the chat template."""
     messages = [{"role": "user", "content": "hi"}]
-    with panics_unprinted():
+    with capture_panics():
         read = refdiff.Tokenizer.from_pretrained(folder)
         read.apply_chat_template(messages, add_generation_prompt=True, tokenize=rng.random() < 0.5)
 
