@@ -112,16 +112,17 @@ class Backend:
         self.kernels = kernels
         self.ops = ops_for(kernels)
 
+    def is_own(self, ops: Ops) -> bool:
+        """Return whether `ops` is the backend's own namespace, in which nothing is wrapped or replaced."""
+        return ops is self.ops
+
     def select(self, name: str, ops: Ops) -> Function | None:
         """Return the backend's whole function of that name, if it has one and `ops` is its own namespace; else None.
 
-        `diffllama` (p, x, ctx, last) and `cross_entropy_and_vjp` (g, logits, targets) are such functions.
+        `diffllama` (p, x, ctx, last), `cross_entropy_and_vjp` (g, logits, targets) and `saving_ops` (), which returns
+        the layer functions for one forward and backward pass, are such functions.
         """
-        return getattr(self, name, None) if ops is self.ops else None
-
-    def saving_ops(self, ops: Ops) -> Ops:
-        """Return `ops` for one forward and backward pass; a backend's save what their derivatives need."""
-        return ops
+        return getattr(self, name, None) if self.is_own(ops) else None
 
     def inference_scope(self, weight: Any = None) -> contextlib.AbstractContextManager[Any]:
         """Return a context manager for one pass through a model.
@@ -136,7 +137,7 @@ class Backend:
         return contextlib.nullcontext()
 
     def split_batch(self, batch: int, tokens: int) -> list[slice]:
-        """Return the parts of a batch that one training step takes one by one."""
+        """Return the parts of a batch that one training step takes one by one, or several at a time."""
         return [slice(0, batch)]
 
     def map(self, work: Callable[[Any], Any], items: Iterable[Any]) -> None:

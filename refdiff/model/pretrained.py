@@ -128,7 +128,7 @@ class PreTrainedModel:
         self.generation_config = generation_config or {}
         self.source: str | None = None
         self.warned_of_length = False
-        self._init_options = {"kernels": kernels, "threads": threads, "ops": self.ops}
+        self._init_options = {"kernels": kernels, "threads": threads}
         self._loaded: tuple[str, dict[str, Any]] | None = None
 
     @classmethod
@@ -259,7 +259,7 @@ class PreTrainedModel:
         Raises:
             TypeError: `ops` were replaced by functions of this process.
         """
-        if self.ops is not self._init_options["ops"]:
+        if not self.backend.is_own(self.ops):
             raise TypeError(
                 "this model has ops of its own, and they do not pickle: send it without, and put them into its `ops` "
                 "where it arrives"

@@ -58,7 +58,7 @@ class TrainableModel(PreTrainedModel):
         ids = None if input_ids is None else inputs.token_ids(input_ids)
         labels = targets.get("labels", targets)
         B, T = hidden.shape[:2]
-        rows = self.backend.split_batch(B, T)
+        rows = self.backend.split_batch(B, T) if self.backend.is_own(context.ops) else [slice(0, B)]
         shares = self._shares(labels, rows, (B, T)) if len(rows) > 1 else None
         if shares is None:
             return self._one_loss_and_grad(hidden, context, ids, labels, 1.0)
@@ -68,7 +68,9 @@ class TrainableModel(PreTrainedModel):
         self, hidden: Array, context: Context, ids: inputs.IntArray | None, labels: Any, share: float
     ) -> tuple[Array, dict[str, Any]]:
         """Go forward and back; all that is returned is `share` times what it is."""
-        context = replace(context, ops=self.backend.saving_ops(context.ops))
+        saving_ops = self.backend.select("saving_ops", context.ops)
+        if saving_ops is not None:
+            context = replace(context, ops=saving_ops())
         last, back = diffllama_vjp.diffllama(self.base_params, hidden, context)
         g = self.xp.full((), share, dtype=hidden.dtype, device=device(hidden))
         loss, dlast, head = self._head_loss_and_grad(g, last, ids, labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -39,7 +40,7 @@ class Parted(Backend):
     def diffllama(self, *args: Any) -> Any:
         return decoder.diffllama(*args, steps=self.steps)
 
-    def saving_ops(self, ops: Any) -> Any:
+    def saving_ops(self) -> Any:
         return decoder.saving_ops(self.steps)
 
 
@@ -160,7 +161,7 @@ def test_the_backward_pass_gets_the_log_sum_exps_of_its_layer(wiring: str) -> No
         return from_lse(*args, lse=lse, **options)
 
     steps = decoder.Steps(model.ops, gated=kernels.gated, diff_attention_with_lse=saving, diff_attention_vjp=again)
-    model.backend.saving_ops = lambda ops: decoder.saving_ops(steps)
+    model.backend.saving_ops = lambda: decoder.saving_ops(steps)
     tokens = ids(0, 1, 300)
     loss, grads = model.loss_and_grad(tokens, labels=tokens)
     expected, truths = exact.loss_and_grad(tokens, labels=tokens)
@@ -203,6 +204,25 @@ def test_a_plain_closure_sees_every_layer_forward_and_backward(wiring: str, kern
         close(logits, before, SAME)
 
 
+@EACH
+def test_under_an_overlay_a_large_batch_is_not_split_over_threads(wiring: str) -> None:
+    """A wrapper sees each layer once, and one call at a time."""
+    tokens = ids(8, 33, 64)
+    model = small_model(wiring=wiring)
+    model = type(model)(model.config, model.params, dtype="float64", threads=2)
+    assert len(model.backend.split_batch(*tokens.shape)) == 2
+    seen: list[tuple[str, int]] = []
+    model.ops = overlay(
+        model.ops, lambda name, f: lambda *a, **k: (seen.append((name, threading.get_ident())), f(*a, **k))[1]
+    )
+    model.loss_and_grad(tokens, labels=tokens)
+    count = Counter(name for name, _ in seen)
+    attention = next(name for name in LAYERS[wiring] if "heads" in name)
+    for name in ("swiglu", attention):
+        assert (count[name], count[f"{name}_vjp"]) == (3, 3)
+    assert {thread for _, thread in seen} == {threading.get_ident()}
+
+
 @pytest.mark.parametrize("name", sorted(layers.COMPOSED))
 def test_a_part_that_was_replaced_is_never_bypassed(name: str) -> None:
     """For every layer with parts, and every part: the replacement runs, and what is not replaced stays fast."""
@@ -237,7 +257,10 @@ def test_a_namespace_cannot_be_written_to() -> None:
 
 def test_a_model_asks_its_backend_only_with_the_backends_own_functions() -> None:
     model = small_model()
-    assert model.backend.select("diffllama", model.ops) is not None
-    assert model.backend.select("diffllama", overlay(model.ops, lambda name, f: f)) is None
+    replaced = overlay(model.ops, lambda name, f: f)
+    assert (model.backend.is_own(model.ops), model.backend.is_own(replaced)) == (True, False)
+    for name in ("diffllama", "cross_entropy_and_vjp", "saving_ops"):
+        assert model.backend.select(name, model.ops) is not None
+        assert model.backend.select(name, replaced) is None
     assert Backend().select("diffllama", ops_for()) is None
     assert refdiff.DiffLlamaModel.from_config(model.config).backend.select("no such function", model.ops) is None

@@ -147,8 +147,7 @@ def test_copies() -> None:
     assert shallow.params is model.params
     shallow.params = {}
     assert model.params
-    model.ops = small_model().ops
-    model._init_options["ops"] = model.ops
+    model.ops = model.backend.ops
     deep = copy.deepcopy(model)
     _same(deep, model)
     assert not np.shares_memory(deep.params["model"]["norm"]["weight"], model.params["model"]["norm"]["weight"])

@@ -16,7 +16,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from refdiff.backends import Backend, Ops, decoder
+from refdiff.backends import Backend, decoder
 from refdiff.backends.cupy import attention, gemm, norm, rope, sampling
 from refdiff.backends.cupy.decode_step import DecodeStep
 from refdiff.backends.cupy.device import Runtime
@@ -61,12 +61,9 @@ class CupyBackend(Backend):
     def __init__(self, kernels: CupyKernels) -> None:
         super().__init__(kernels)
         k, self.chunk_size = kernels, kernels.runtime.tuning.prompt_tokens
-        self._steps = decoder.Steps(self.ops, linears=k.linears, rope_append=k.rope_append, gated=k.gated)
-        self.diffllama = partial(decoder.diffllama, steps=self._steps)
-
-    def saving_ops(self, ops: Ops) -> Ops:
-        """Return the layer functions for one forward and backward pass; see `decoder.saving_ops`."""
-        return decoder.saving_ops(self._steps) if ops is self.ops else ops
+        steps = decoder.Steps(self.ops, linears=k.linears, rope_append=k.rope_append, gated=k.gated)
+        self.diffllama = partial(decoder.diffllama, steps=steps)
+        self.saving_ops = partial(decoder.saving_ops, steps)
 
     def decode_step(self, model: Any) -> DecodeStep | None:
         """Return the decoding step as one launch, or None where the model rules it out."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.backends import Backend, Ops, decoder
+from refdiff.backends import Backend, decoder
 from refdiff.backends.numpy import attention, attention_vjp, gemm, mlp, norm, rope, vocabulary
 from refdiff.backends.numpy.layout import FloatArray, same_dtype
 from refdiff.backends.numpy.runtime import Runtime
@@ -68,7 +68,7 @@ class NumpyBackend(Backend):
     def __init__(self, kernels: NumpyKernels) -> None:
         super().__init__(kernels)
         k, self.parallel_calls = kernels, kernels.threads
-        self._steps = decoder.Steps(
+        steps = decoder.Steps(
             self.ops,
             linears=k.linears,
             rope_append=k.rope_append,
@@ -77,12 +77,9 @@ class NumpyBackend(Backend):
             diff_attention_with_lse=k.diff_attention_with_lse,
             diff_attention_vjp=k.diff_attention_vjp,
         )
-        self.diffllama = partial(decoder.diffllama, steps=self._steps)
+        self.diffllama = partial(decoder.diffllama, steps=steps)
+        self.saving_ops = partial(decoder.saving_ops, steps)
         self.cross_entropy_and_vjp = k.cross_entropy_both
-
-    def saving_ops(self, ops: Ops) -> Ops:
-        """Return the layer functions for one forward and backward pass; see `decoder.saving_ops`."""
-        return decoder.saving_ops(self._steps) if ops is self.ops else ops
 
     def inference_scope(self, weight: Any = None) -> AbstractContextManager[Any]:
         """Own the cores and keep scratch memory for one pass; see `Runtime`."""
