@@ -62,7 +62,7 @@ def d_sigmoid(x: Array) -> Array:
 
 
 def silu(x: Array) -> Array:
-    """X σ(x)  (Elfwing et al. 2017; Swish with β = 1)."""
+    """Compute x σ(x)  (Elfwing et al. 2017; Swish with β = 1)."""
     return x * sigmoid(x)
 
 
@@ -95,7 +95,7 @@ def d_erf(x: Array) -> Array:
 
 
 def gelu(x: Array) -> Array:
-    """X Φ(x), Φ the normal distribution function  (Hendrycks and Gimpel 2016)."""
+    """Compute x Φ(x), Φ the normal distribution function  (Hendrycks and Gimpel 2016)."""
     return 0.5 * x * (1 + erf(x / math.sqrt(2)))
 
 
@@ -128,7 +128,7 @@ def d_gelu_10(x: Array) -> Array:
 
 
 def quick_gelu(x: Array) -> Array:
-    """X σ(1.702 x)  (Hendrycks and Gimpel 2016, section 2)."""
+    """Compute x σ(1.702 x)  (Hendrycks and Gimpel 2016, section 2)."""
     return x * sigmoid(1.702 * x)
 
 
@@ -168,7 +168,7 @@ def d_relu6(x: Array) -> Array:
 
 
 def leaky_relu(x: Array) -> Array:
-    """X where positive, 0.01 x elsewhere."""
+    """Return x where it is positive, 0.01 x elsewhere."""
     return namespace(x).where(x > 0, x, 0.01 * x)
 
 
@@ -178,7 +178,7 @@ def d_leaky_relu(x: Array) -> Array:
 
 
 def hardswish(x: Array) -> Array:
-    """X relu6(x + 3) / 6  (Howard et al. 2019)."""
+    """Compute x relu6(x + 3) / 6  (Howard et al. 2019)."""
     return x * relu6(x + 3) / 6
 
 
@@ -195,7 +195,7 @@ def softplus(x: Array) -> Array:
 
 
 def mish(x: Array) -> Array:
-    """X tanh(softplus(x))  (Misra 2019)."""
+    """Compute x tanh(softplus(x))  (Misra 2019)."""
     return x * namespace(x).tanh(softplus(x))
 
 
@@ -227,7 +227,7 @@ def d_laplace(x: Array) -> Array:
 
 
 def identity(x: Array) -> Array:
-    """X as it is."""
+    """Return x."""
     return x
 
 
