@@ -45,7 +45,7 @@ def decode_attention(
     for mask, _ in hidden_by if masked else ():
         many_keys &= fewest_keys(mask, (B, H, T, d), S, causal) >= t.safe_keys
     limits, ones = np.where(many_keys, t.safe_score, 0), np.ones(S, v.dtype)
-    key_piece, value_piece = _pieces(rt, n, S, d, e)
+    key_tile, value_tile = _tiles(rt, n, S, d, e)
     threads = workers.threads if workers.owns_cores and t.decode_parallel_scores <= B * H * T * S else 1
     size = max(min(t.decode_scores // (M * n * S), -(-B * K // threads)), 1)
     parts = [(b, k) for b in cut(B, max(size // K, 1)) for k in cut(K, min(size, K))]
@@ -66,7 +66,7 @@ def decode_attention(
         scores = buffer[0, : rows * M * heads * n * S].reshape(rows, M, heads, n, S)
         for at_map, (q, key) in zip(cut(M, M // len(scaled)), scaled, strict=True):
             into = scores[:, at_map].reshape(rows, -1, heads, *groups, S)
-            multiply_few(q[b, :, k], key[b, :, k], key_piece, into)
+            multiply_few(q[b, :, k], key[b, :, k], key_tile, into)
         if not exact:
             scores /= root
         for grid, (mask, bias) in zip(scores.swapaxes(0, 1), hidden_by, strict=True) if hides else ():
@@ -92,7 +92,7 @@ def decode_attention(
         if M > 1:
             scores[:, 1] *= lambdas[b, h].reshape(rows, heads, n, 1) * (sums[:, 0] / sums[:, 1])
             weights -= scores[:, 1]
-        product = sum_few(t, weights, v[b, k], value_piece)
+        product = sum_few(t, weights, v[b, k], value_tile)
         product /= sums[:, 0]
         out[b, h] = product.reshape(rows, heads * G, T, e)
         buffers.append(buffer)
@@ -101,11 +101,11 @@ def decode_attention(
     return out
 
 
-def _pieces(rt: Runtime, n: int, S: int, d: int, e: int) -> tuple[int, int]:
+def _tiles(rt: Runtime, n: int, S: int, d: int, e: int) -> tuple[int, int]:
     """Return how many keys, and how many values, n queries of a head group meet at a time."""
     t = rt.tuning
-    keys = min(max(t.unpacked_ops // d // n // 8 * 8, t.min_key_piece), t.key_piece)
+    keys = min(max(t.unpacked_ops // d // n // 8 * 8, t.min_key_tile), t.key_tile)
     if not rt.workers.owns_cores and S * d * n >= t.decode_blas_ops:
         keys = S
-    values = max(min(t.key_piece, t.unpacked_ops // n // e, S // t.value_parts), t.min_value_piece)
+    values = max(min(t.key_tile, t.unpacked_ops // n // e, S // t.value_parts), t.min_value_tile)
     return keys, 1 << (values.bit_length() - 1)  # a power of two

@@ -1,7 +1,7 @@
 """Products with weights, cut over the outputs in the way that suits the number of tokens, and their backward pass.
 
 A product of many tokens, W Xᵀ, is returned as its transposed view: activations stay feature-major, and the next product
-reads them as they lie. One of up to `Tuning.exact_tokens` tokens lies token by token, where pieces are not packed.
+reads them as they lie. One of up to `Tuning.exact_tokens` tokens lies token by token, where tiles are not packed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from refdiff.backends.numpy.gemm_blocks import (
     TokenBlocks,
     multiply_few,
     multiply_rows,
-    rows_per_piece,
+    rows_per_tile,
 )
 from refdiff.backends.numpy.half_weights import (
     EVEN_PLACES,
@@ -103,14 +103,14 @@ def plan_products(rt: Runtime, x: FloatArray, projections: Sequence[Mapping[str,
         elif N > 1 and (weight.size * N <= t.unpacked_ops or not (half or weight.flags.c_contiguous)):
             y, part, cuts = multiply_whole(flat, weight), _do_nothing, []
         else:
-            if outputs >= t.blocked_outputs and t.piece_terms <= K and rt.unpacks(weight.dtype):
+            if outputs >= t.blocked_outputs and t.tile_terms <= K and rt.unpacks(weight.dtype):
                 blocks = blocks or TokenBlocks(rt, flat)
                 y, part = _token_blocks(rt, blocks, weight, N)
             else:
                 y, part = _tokens(rt, flat, weight, large)
             # a half weight goes to the threads one expansion at a time, so that they end together
             step = max(t.expanded_weights // K // 4 * 4, 4 if t.few_tokens >= N else t.expanded_rows)
-            cuts = cut(len(weight), step) if half else workers.cuts(len(weight), align=t.piece_rows)
+            cuts = cut(len(weight), step) if half else workers.cuts(len(weight), align=t.tile_rows)
             if not large:
                 part(slice(0, len(weight)))
                 cuts = []
@@ -133,7 +133,7 @@ def _do_nothing(_: slice) -> None:
 
 
 def multiply_whole(flat: FloatArray, weight: NDArray[Any]) -> FloatArray:
-    """Multiply in one product, as the layer does, where pieces would be too small for BLAS to sum exactly."""
+    """Multiply in one product, as the layer does, where tiles would be too small for BLAS to sum exactly."""
     if is_half(weight):
         expanded = np.empty(weight.shape, flat.dtype)
         expand(weight, expanded)
@@ -190,21 +190,21 @@ def _tokens(rt: Runtime, flat: FloatArray, weight: FloatArray, large: bool) -> t
 
 
 def _unpacked_tokens(rt: Runtime, flat: FloatArray, weight: FloatArray) -> tuple[FloatArray, Part]:
-    """Multiply by few tokens in pieces that BLAS does not pack; see `_tokens`.
+    """Multiply by few tokens in tiles that BLAS does not pack; see `_tokens`.
 
     Up to `exact_tokens` tokens with up to `long_terms` terms go row by row. Others lie side by side; more than
     `exact_tokens` are a whole number of vectors wide, and their terms are added up in parts.
     """
     t, (N, K), outputs, dtype = rt.tuning, flat.shape, len(weight), np.result_type(flat, weight)
     if t.exact_tokens >= N and t.long_terms >= K:
-        x, y, rows = np.ascontiguousarray(flat), rt.empty((N, outputs), dtype), rows_per_piece(t, N, K)
+        x, y, rows = np.ascontiguousarray(flat), rt.empty((N, outputs), dtype), rows_per_tile(t, N, K)
         return y, lambda at: multiply_few(x, weight[at], rows, y[:, at])
     if t.exact_tokens >= N:
         columns, terms = np.ascontiguousarray(flat).T, t.long_terms
     else:
-        columns, terms = np.zeros((K, -(-N // AVX512_FLOATS) * AVX512_FLOATS), flat.dtype), min(K, t.piece_terms)
+        columns, terms = np.zeros((K, -(-N // AVX512_FLOATS) * AVX512_FLOATS), flat.dtype), min(K, t.tile_terms)
         columns[:, :N] = flat.T
-    rows = rows_per_piece(t, columns.shape[1], terms)
+    rows = rows_per_tile(t, columns.shape[1], terms)
     y = rt.empty((outputs, columns.shape[1]), dtype)
 
     def part(at: slice) -> None:
@@ -214,9 +214,9 @@ def _unpacked_tokens(rt: Runtime, flat: FloatArray, weight: FloatArray) -> tuple
 
 
 def _token_vectors(rt: Runtime, flat: FloatArray, weight: FloatArray) -> tuple[FloatArray, Part]:
-    """Multiply by few tokens, each piece of the weight by all of them while the cache holds it; see `_tokens`.
+    """Multiply by few tokens, each tile of the weight by all of them while the cache holds it; see `_tokens`.
 
-    NumPy loops over pieces and tokens, as stacked matrices, so that threads do not wait for the interpreter.
+    NumPy loops over tiles and tokens, as stacked matrices, so that threads do not wait for the interpreter.
     """
     (N, K), outputs = flat.shape, len(weight)
     rows = max(rt.tuning.vector_weights // K, 4)
@@ -227,7 +227,7 @@ def _token_vectors(rt: Runtime, flat: FloatArray, weight: FloatArray) -> tuple[F
         start, stop = at.start, at.stop
         end = stop - (stop - start) % rows
         stacked = weight[start:end].reshape(-1, 1, rows, K)
-        products = np.matmul(stacked, flat[:, :, None])  # (pieces, N, rows, 1)
+        products = np.matmul(stacked, flat[:, :, None])  # (tiles, N, rows, 1)
         y[:, start:end].reshape(N, -1, rows)[...] = products[..., 0].swapaxes(0, 1)
         for i in range(N if end < stop else 0):
             np.matmul(weight[end:stop], flat[i], out=y[i, end:stop])
@@ -239,8 +239,8 @@ def _token_blocks(rt: Runtime, blocks: TokenBlocks, weight: FloatArray, tokens: 
     """Multiply by many tokens, block by block; see `_tokens` and gemm_blocks.py."""
     t = rt.tuning
     y = rt.empty((len(weight), tokens), weight.dtype)
-    terms = min(weight.shape[1] // 2, t.piece_terms)  # two parts at least: one sum would be less exact than the layer
-    rows = rows_per_piece(t, t.block_width, terms)
+    terms = min(weight.shape[1] // 2, t.tile_terms)  # two parts at least: one sum would be less exact than the layer
+    rows = rows_per_tile(t, t.block_width, terms)
 
     def part(at: slice) -> None:
         for first, near in blocks.in_cache():

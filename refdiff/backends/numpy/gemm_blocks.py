@@ -1,11 +1,11 @@
-"""Products in pieces that BLAS does not pack: some rows of a weight, some terms and some tokens.
+"""Products in tiles that BLAS does not pack: some rows of a weight, some terms and some tokens.
 
 OpenBLAS copies ("packs") both factors of a large product into an order of its own, which takes a twentieth to a
 quarter of a prompt's time. On AVX-512 it multiplies small products without packing. Here only the tokens are copied,
 once for all threads. Attention multiplies queries by blocks of keys, which are copied once per layer, and its weights
 by parts of the values.
 
-The loops over pieces are NumPy's own, over stacked matrices, so that threads do not wait for the interpreter.
+The loops over tiles are NumPy's own, over stacked matrices, so that threads do not wait for the interpreter.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class TokenBlocks:
             self._rest[0, terms, :rest] = columns[:, covered:]
             self._rest[0, terms, rest:] = columns[:, -1:]  # and not 0, of which an infinite weight makes NaN
 
-        rt.workers.map(copy, cut(K, t.piece_terms))
+        rt.workers.map(copy, cut(K, t.tile_terms))
 
     def in_cache(self) -> Iterator[tuple[int, FloatArray]]:
         """Yield the first token's number, and as many blocks (blocks, K, tokens) as a cache holds."""
@@ -51,9 +51,9 @@ class TokenBlocks:
             yield len(self._whole) * self._width, self._rest
 
 
-def rows_per_piece(t: Tuning, tokens: int, terms: int) -> int:
-    """Return how many rows a piece has, for so many tokens and terms at a time."""
-    return min(max(t.unpacked_ops // (tokens * terms) // 4 * 4, 4), t.piece_rows)
+def rows_per_tile(t: Tuning, tokens: int, terms: int) -> int:
+    """Return how many rows a tile has, for so many tokens and terms at a time."""
+    return min(max(t.unpacked_ops // (tokens * terms) // 4 * 4, 4), t.tile_rows)
 
 
 def multiply_rows(t: Tuning, weight: FloatArray, rows: int, blocks: FloatArray, out: FloatArray, terms: int) -> None:
@@ -67,20 +67,20 @@ def multiply_rows(t: Tuning, weight: FloatArray, rows: int, blocks: FloatArray, 
         for at, size in ((slice(0, end), rows), (slice(end, outputs), outputs - end)):
             if at.start < at.stop:
                 into = out[at].reshape(-1, size, B, n).swapaxes(1, 2)
-                _multiply_pieces(t, weight[at].reshape(-1, 1, size, K), blocks, into, terms)
+                _multiply_tiles(t, weight[at].reshape(-1, 1, size, K), blocks, into, terms)
     if out is not given:
         given[...] = out[:, : given.shape[1]]
 
 
-def _multiply_pieces(t: Tuning, pieces: FloatArray, blocks: FloatArray, out: FloatArray, terms: int) -> None:
-    """Multiply (P, 1, rows, K) by (B, K, n) into (P, B, rows, n), all terms of a piece before the next piece."""
-    (P, _, rows, K), (B, _, n) = pieces.shape, blocks.shape
+def _multiply_tiles(t: Tuning, tiles: FloatArray, blocks: FloatArray, out: FloatArray, terms: int) -> None:
+    """Multiply (P, 1, rows, K) by (B, K, n) into (P, B, rows, n), all terms of a tile before the next tile."""
+    (P, _, rows, K), (B, _, n) = tiles.shape, blocks.shape
     if terms == K:
-        np.matmul(pieces, blocks, out=out)
+        np.matmul(tiles, blocks, out=out)
         return
     parts = K // terms
     whole = parts * terms
-    stacked = pieces[..., :whole].reshape(P, 1, rows, parts, terms).transpose(0, 3, 1, 2, 4)
+    stacked = tiles[..., :whole].reshape(P, 1, rows, parts, terms).transpose(0, 3, 1, 2, 4)
     factors = blocks.swapaxes(1, 2)[..., :whole].reshape(B, n, parts, terms).transpose(2, 0, 3, 1)  # in any layout
     for at in cut(P, max(t.summed_products // (parts * B * rows * n), 1)):
         products = np.matmul(stacked[at], factors)
@@ -89,21 +89,21 @@ def _multiply_pieces(t: Tuning, pieces: FloatArray, blocks: FloatArray, out: Flo
         else:
             products.sum(axis=1, out=out[at])
         if whole < K:
-            out[at] += pieces[at, ..., whole:] @ blocks[:, whole:]
+            out[at] += tiles[at, ..., whole:] @ blocks[:, whole:]
 
 
 def multiply_few(x: FloatArray, rows: FloatArray, size: int, out: FloatArray) -> None:
     """Write x (…, n, K) times the rows (…, S, K) into `out` (…, n, S), `size` rows at a time."""
-    for at, piece in _stretches(rows.shape[-2], size, rows.shape[-2]):
-        columns = _split_rows(piece, rows[..., at, :]).swapaxes(-1, -2)
-        np.matmul(x[..., None, :, :], columns, out=_split_columns(piece, out[..., at]))
+    for at, tile in _stretches(rows.shape[-2], size, rows.shape[-2]):
+        columns = _split_rows(tile, rows[..., at, :]).swapaxes(-1, -2)
+        np.matmul(x[..., None, :, :], columns, out=_split_columns(tile, out[..., at]))
 
 
 def sum_few(t: Tuning, weights: FloatArray, rows: FloatArray, size: int) -> FloatArray:
     """Multiply weights (…, n, S) by rows (…, S, e), `size` rows at a time: a sum of short sums is more exact."""
 
-    def product(at: slice, piece: int) -> FloatArray:
-        products = np.matmul(_split_columns(piece, weights[..., at]), _split_rows(piece, rows[..., at, :]))
+    def product(at: slice, tile: int) -> FloatArray:
+        products = np.matmul(_split_columns(tile, weights[..., at]), _split_rows(tile, rows[..., at, :]))
         total: FloatArray = products.sum(axis=-3)
         return total
 
@@ -111,23 +111,23 @@ def sum_few(t: Tuning, weights: FloatArray, rows: FloatArray, size: int) -> Floa
 
 
 @functools.lru_cache
-def _stretches(length: int, size: int, pieces: int) -> tuple[tuple[slice, int], ...]:
-    """Cut range(length) into stretches of at most so many whole pieces, and the rest as one; each with its piece size.
+def _stretches(length: int, size: int, tiles: int) -> tuple[tuple[slice, int], ...]:
+    """Cut range(length) into stretches of at most so many whole tiles, and the rest as one; each with its tile size.
 
-    NumPy loops over the pieces of a stretch.
+    NumPy loops over the tiles of a stretch.
     """
     whole = length // size * size
-    stretches = tuple((at, size) for at in cut(whole, size * pieces))
+    stretches = tuple((at, size) for at in cut(whole, size * tiles))
     return (*stretches, (slice(whole, length), length - whole)) if whole < length else stretches
 
 
 def _split_rows(size: int, x: FloatArray) -> FloatArray:
-    """(…, S, d) to (…, pieces, size, d)."""
+    """(…, S, d) to (…, tiles, size, d)."""
     return x.reshape(*x.shape[:-2], -1, size, x.shape[-1])
 
 
 def _split_columns(size: int, x: FloatArray) -> FloatArray:
-    """(…, n, S) to (…, pieces, n, size)."""
+    """(…, n, S) to (…, tiles, n, size)."""
     return x.reshape(*x.shape[:-1], -1, size).swapaxes(-2, -3)
 
 
@@ -167,11 +167,11 @@ def multiply_keys(t: Tuning, q: FloatArray, blocks: FloatArray, out: FloatArray)
     with np.errstate():  # which restores the buffer
         np.setbufsize(t.matmul_buffer)
         for at in cut(n, max(t.unpacked_ops // (d * width), 1)):
-            piece, into = q[..., at, :], out[..., at, :]
+            tile, into = q[..., at, :], out[..., at, :]
             in_blocks = into[..., :end].reshape(*into.shape[:-1], whole, width).swapaxes(-3, -2)
-            np.matmul(piece[..., None, :, :], blocks[..., :whole, :, :], out=in_blocks)
+            np.matmul(tile[..., None, :, :], blocks[..., :whole, :, :], out=in_blocks)
             if rest:
-                np.matmul(piece, blocks[..., whole, :, :rest], out=into[..., end:])
+                np.matmul(tile, blocks[..., whole, :, :rest], out=into[..., end:])
 
 
 def multiply_values(t: Tuning, weights: FloatArray, v: FloatArray) -> FloatArray:
@@ -181,7 +181,7 @@ def multiply_values(t: Tuning, weights: FloatArray, v: FloatArray) -> FloatArray
     """
     (*heads, R, S), e, width = weights.shape, v.shape[-1], t.block_width
     product = np.empty((*heads, R, e), weights.dtype)
-    terms, end = min(max(S // 2, 1), t.value_terms), R - R % t.piece_rows  # two parts at least, as for tokens
+    terms, end = min(max(S // 2, 1), t.value_terms), R - R % t.tile_rows  # two parts at least, as for tokens
     parts, axis = S // terms, len(heads)
     whole = parts * terms
     values = v.reshape(*heads, S, e // width, 1, width)
@@ -189,15 +189,15 @@ def multiply_values(t: Tuning, weights: FloatArray, v: FloatArray) -> FloatArray
     left = np.moveaxis(values[..., whole:, :, :, :], -4, -2)
     with np.errstate():  # which restores the buffer
         np.setbufsize(t.matmul_buffer)
-        for at, rows in ((slice(0, end), t.piece_rows), (slice(end, R), R - end)):
+        for at, rows in ((slice(0, end), t.tile_rows), (slice(end, R), R - end)):
             if at.start == at.stop:
                 continue
-            pieces = weights[..., at, :].reshape(*heads, -1, rows, S)
-            stacked = np.moveaxis(pieces[..., :whole].reshape(*pieces.shape[:-1], parts, terms), -2, axis)
-            # (…, parts, blocks, pieces, rows, width), in this order and not in that in which they lie
+            tiles = weights[..., at, :].reshape(*heads, -1, rows, S)
+            stacked = np.moveaxis(tiles[..., :whole].reshape(*tiles.shape[:-1], parts, terms), -2, axis)
+            # (…, parts, blocks, tiles, rows, width), in this order and not in that in which they lie
             products = np.matmul(np.expand_dims(stacked, axis + 1), factors, order="C")
             total = products.sum(axis=axis, dtype=np.float64 if parts > t.float32_parts else None)
             if whole < S:
-                total += np.expand_dims(pieces[..., whole:], axis) @ left
-            product[..., at, :].reshape(*pieces.shape[:-1], -1, width)[...] = np.moveaxis(total, axis, -2)
+                total += np.expand_dims(tiles[..., whole:], axis) @ left
+            product[..., at, :].reshape(*tiles.shape[:-1], -1, width)[...] = np.moveaxis(total, axis, -2)
     return product

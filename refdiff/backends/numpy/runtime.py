@@ -35,7 +35,7 @@ class Runtime:
         self._keeping = 0
 
     def unpacks(self, dtype: Any) -> bool:
-        """Return whether large products go in unpacked pieces: in float32, where Python threads own the cores."""
+        """Return whether large products go in unpacked tiles: in float32, where Python threads own the cores."""
         return self.tuning.unpacked_tokens > 1 and self.workers.owns_cores and dtype == np.float32
 
     @contextlib.contextmanager

@@ -41,8 +41,8 @@ class Tuning:
     matmul_buffer: int = 2**13
     """Numbers in NumPy's buffer for stacked products: with `pass_buffer` these are 5 % slower."""
     training_tokens: int = 2048
-    """Tokens that one thread trains on at a time: enough for products at full speed, and one barrier a step (of the
-    small models; there were 224)."""
+    """Tokens that one thread trains on at a time: enough for products at full speed, and one barrier per
+    step."""
 
     # Elementwise steps, norms and RoPE
     block_elements: int = 2**17
@@ -64,14 +64,14 @@ class Tuning:
 
     # Products with weights
     unpacked_tokens: int = field(default_factory=lambda: 24 if has_avx512() else 1)
-    """Tokens: up to so many are multiplied in pieces that BLAS does not pack; above 1, prompts and attention take such
-    pieces too. OpenBLAS has code for unpacked products on AVX-512 only. There, beside packed pieces, 8 and 16 tokens
+    """Tokens: up to so many are multiplied in tiles that BLAS does not pack; above 1, prompts and attention take such
+    tiles too. OpenBLAS has code for unpacked products on AVX-512 only. There, beside packed tiles, 8 and 16 tokens
     are 1.6 times as fast (Sapphire Rapids), 1.3 times (Zen 4); 32, 128 and 512 tokens 1.5, 1.15 and 1.03 times (Zen 4).
     `refdiff bench --rows product:8` measures it."""
     unpacked_ops: int = 10**6
     """rows · N · K: OpenBLAS packs larger products, and just above takes twice as long."""
     few_tokens: int = 24
-    """Tokens: up to so many, unpacked pieces of the weight are faster than whole halves of it."""
+    """Tokens: up to so many, unpacked tiles of the weight are faster than whole halves of it."""
     exact_tokens: int = field(default_factory=lambda: 9 if has_avx512() else 1)
     """Tokens, or heads that share keys: up to so many, BLAS sums terms in several sums side by side, which is more
     exact than one sum. Without AVX-512 it does so for one alone: one token's attention with 4 heads together had 1.2 to
@@ -79,19 +79,19 @@ class Tuning:
     long_terms: int = 8192
     """Terms of a product with up to `exact_tokens` tokens: longer ones BLAS sums one vector after another."""
     vector_tokens: int = 4
-    """Tokens: up to so many, where BLAS packs, each is multiplied as a vector while the cache holds the piece (2, 3 and
+    """Tokens: up to so many, where BLAS packs, each is multiplied as a vector while the cache holds the tile (2, 3 and
     4 tokens take 1.3, 1.6 and 1.75 one-token passes, Zen 3)."""
     vector_weights: int = 2**15
-    """Weights of such a piece: a core's second cache holds it from the first token to the last."""
+    """Weights of such a tile: a core's second cache holds it from the first token to the last."""
     token_multiple: int = 8
-    """Tokens: packed pieces are padded to a multiple of it; 7 tokens cost more than 8."""
+    """Tokens: packed tiles are padded to a multiple of it; 7 tokens cost more than 8."""
     packed_rows: int = 256
-    """Rows of a packed piece: it stays in the cache while it is multiplied (8 tokens through the full-size model took
+    """Rows of a packed tile: it stays in the cache while it is multiplied (8 tokens through the full-size model took
     349 ms in blocks of 512 rows, 509 ms with whole weights)."""
-    piece_rows: int = 32
-    """Rows of an unpacked piece at most; it is a multiple of 4."""
-    piece_terms: int = 512
-    """Terms of a product of an unpacked piece: longer sums are added up in parts. 1.1 to 1.3 times the layer's error;
+    tile_rows: int = 32
+    """Rows of an unpacked tile at most; it is a multiple of 4."""
+    tile_terms: int = 512
+    """Terms of a product of an unpacked tile: longer sums are added up in parts. 1.1 to 1.3 times the layer's error;
     parts of 256 have 0.8 times and are 10 to 30 % slower."""
     float32_parts: int = 64
     """Parts: more are added up in float64, or so many at first; one long float32 sum would lose digits."""
@@ -100,10 +100,10 @@ class Tuning:
     blocked_outputs: int = 2048
     """Outputs of all weights together from which copying many tokens into blocks pays."""
     block_width: int = 64
-    """Tokens or keys side by side in a block. With pieces of 28 rows and 512 terms, prompts of 32, 128 and 512 tokens
+    """Tokens or keys side by side in a block. With tiles of 28 rows and 512 terms, prompts of 32, 128 and 512 tokens
     are 1.38, 1.14 and 1.05 times as fast as in packed products (AVX-512)."""
     cached_blocks: int = 2**20
-    """Numbers of token blocks that a piece of the weight meets before the next: about a core's cache."""
+    """Numbers of token blocks that a tile of the weight meets before the next: about a core's cache."""
     read_weights: int = 2**21
     """Weights that a thread reads at a time for one token: few enough that the threads end together."""
     released_outputs: int = 512
@@ -157,15 +157,15 @@ class Tuning:
     decode_blas_ops: int = 2 * 10**6
     """Multiplications: where BLAS has the threads, larger products of keys are left whole to it (8,192 keys: a Python
     thread beside BLAS's costs 6 % of a step)."""
-    key_piece: int = 256
-    """Keys at most in a piece: BLAS does not pack so few; pieces of 384 to 512 are 2.3 times slower."""
-    min_key_piece: int = 64
-    """Keys at least in a piece, where the queries are so many that BLAS packs it anyway."""
+    key_tile: int = 256
+    """Keys at most in a tile: BLAS does not pack so few; tiles of 384 to 512 are 2.3 times slower."""
+    min_key_tile: int = 64
+    """Keys at least in a tile, where the queries are so many that BLAS packs it anyway."""
     value_parts: int = 4
     """Parts at least into which weights times values are summed: at 2,053 keys one sum was 3 times as far off as the
     layer."""
-    min_value_piece: int = 16
-    """Values in such a part at least; `key_piece` at most."""
+    min_value_tile: int = 16
+    """Values in such a part at least; `key_tile` at most."""
     value_terms: int = 256
     """Keys whose values all rows of a prompt's attention weights meet at a time; twice as many are no faster."""
     repeatable_scores: bool = field(default_factory=has_avx512)

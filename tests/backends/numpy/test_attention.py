@@ -254,7 +254,7 @@ def test_a_long_cache_is_multiplied_whole_where_blas_has_the_threads(owns_cores,
         found = KERNELS.diff_attention(*inputs)
         monkeypatch.setattr(np, "matmul", noted)
         np.testing.assert_array_equal(KERNELS.diff_attention(*inputs), found)
-    assert set(lengths) == ({Tuning.key_piece, S % Tuning.key_piece} if owns_cores else {S})
+    assert set(lengths) == ({Tuning.key_tile, S % Tuning.key_tile} if owns_cores else {S})
     assert abs(found - want).max() <= 2 * abs(plain - want).max() + np.finfo(np.float32).eps * abs(want).max()
 
 
