@@ -7,9 +7,8 @@
     ids = tokenizer(["Once upon a time"], return_tensors="np")["input_ids"]
     print(tokenizer.decode(model.generate(ids, max_new_tokens=20)[0]))
 
-`refdiff.layers` are the equations, `refdiff.convert` turns one wiring of their heads into another, `refdiff.viz` draws,
-`refdiff.exercises` checks what a learner writes.
-Names are imported when they are first used.
+`refdiff.layers` are the equations, `refdiff.convert` converts weights from one attention variant to another,
+`refdiff.viz` draws, `refdiff.exercises` checks what a learner writes. Names are imported when they are first used.
 """
 
 __version__ = "0.1.0"

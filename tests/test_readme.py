@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import refdiff
@@ -17,6 +18,7 @@ from refdiff import oracle
 from refdiff.cli.parser import build_parser
 from refdiff.model.config_checks import MODEL_TYPES
 from refdiff.oracle.spec.presets import OF_WIRINGS, PRESETS
+from tests.golden import unilm
 
 ROOT = Path(__file__).parents[1]
 GUIDES = ROOT / "notebooks" / "reference" / "guides"
@@ -165,6 +167,15 @@ def test_the_table_of_variants_names_the_presets_of_the_oracle() -> None:
     assert dict(rows) == OF_WIRINGS
     assert list(OF_WIRINGS) == list(MODEL_TYPES)
     assert set(OF_WIRINGS.values()) <= set(PRESETS)
+
+
+@pytest.mark.parametrize(("size", "documented"), [("mha", "1e-15"), ("gqa2", "1.15"), ("gqa3", "1.26")])
+def test_the_eager_file_of_unilm_differs_as_the_variants_page_says(size: str, documented: str) -> None:
+    case = unilm.case(f"v1-{size}")
+    eager, flash = case.outputs["multihead_diffattn"], case.outputs["multihead_flashdiff_1"]
+    share = np.abs(eager - flash).max() / np.abs(flash).max()
+    assert share < 1e-15 if size == "mha" else f"{share:.2f}" == documented
+    assert re.search(rf"\b{documented} times\b", PAGES["variants.md"])
 
 
 def test_what_the_oracle_finds_is_what_its_own_test_found() -> None:

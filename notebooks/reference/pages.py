@@ -18,14 +18,14 @@ from refdiff.cli.parser import build_parser
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY = re.compile(
     r"^ {4}(?P<label>\S.{14}) (?P<equation>.+)\n {8}by {10}(?P<functions>.+)\n"
-    r" {8}held by {5}(?P<tests>.+(?:\n {20}.+)*)",
+    r" {8}tested by {3}(?P<tests>.+(?:\n {20}.+)*)",
     re.MULTILINE,
 )
 
 
 def sections(text: str) -> Iterator[tuple[str, str]]:
     """(heading, body) of the parts of the map."""
-    body = text.split("The wirings, side by side")[0]
+    body = text.split("Attention variants; ")[0]
     for part in re.split(r"^(?=\S)", body, flags=re.MULTILINE):
         heading, _, rest = part.partition("\n")
         if ENTRY.search(rest):
@@ -108,7 +108,7 @@ def _menu(names: list[str]) -> str:
 
 
 def equations_page() -> str:
-    """Build the map of equations: each with the functions that compute it and the tests that hold it."""
+    """Build the map of equations: each with the functions that compute it and the tests that check it."""
     text = layers.__doc__ or ""
     axes = " ".join(text.split("\n\n")[1].split())
     made = [
@@ -128,7 +128,7 @@ def equations_page() -> str:
                 f"{entry['label'].strip()}\n: {to_markdown(entry['equation'])}\n\n"
                 f"  computed by {links}\n\n  tested by {tests}"
             )
-    wirings = "The wirings, side by side" + text.split("The wirings, side by side")[1]
+    wirings = "Attention variants; " + text.split("Attention variants; ")[1]
     made.append("## The attention variants\n\n" + f"```text\n{wirings.rstrip()}\n```")
     return "\n\n".join(made) + "\n"
 

@@ -3,11 +3,11 @@
 Axis letters, here and everywhere: B batch, T queries, S keys, H query heads, K key/value heads, d head size, D model
 size, F inner size, V vocabulary.
 
-Each computes in the dtype of its arguments, sums included, unless its docstring has a heading "Precision". Shapes that
-do not fit raise `ValueError`, as does a gradient `g` that has not the shape of the result. Masks, biases, positions and
-integers have no gradient.
+Each function computes in the dtype of its arguments, sums included, unless its docstring has a heading "Precision".
+Shapes that do not fit raise `ValueError`, as does a gradient `g` that has not the shape of the result. Masks, biases,
+positions and integers have no gradient.
 
-The map: each equation, the functions that compute it, and the tests that hold them to it. A derivative `f_vjp` stands
+The map: each equation, the functions that compute it, and the tests that check it. A derivative `f_vjp` stands
 under its f. A name with a dot is above the layers. A test is file::name, the file in tests/layers, or in tests where it
 has a slash.
 
@@ -15,52 +15,52 @@ Ye et al. 2024, "Differential Transformer" (arXiv 2410.05258)
 
     eq. 1           DiffAttn(X) = (softmax(Q₁ K₁ᵀ / √d) − λ softmax(Q₂ K₂ᵀ / √d)) V
         by          diff_attention, attention_weights, softmax
-        held by     test_diff_attention::test_precision, test_softmax::test_precision,
+        tested by   test_diff_attention::test_precision, test_softmax::test_precision,
                     test_diff_attention::test_rows_of_the_difference_sum_to_one_minus_lambda
     eq. 2           λ = exp(λ_q1 · λ_k1) − exp(λ_q2 · λ_k2) + λ_init
         by          diff_lambda
-        held by     test_diff_lambda::test_precision, test_diff_lambda::test_bounds,
+        tested by   test_diff_lambda::test_precision, test_diff_lambda::test_bounds,
                     model/test_variants::test_lambda_of_every_layer_is_that_of_the_paper
     section 2.1     λ_init = 0.8 − 0.6 exp(−0.3 (l − 1)), layers counted from 1
         by          lambda_init
-        held by     test_diff_lambda::test_start_over_layers
+        tested by   test_diff_lambda::test_start_over_layers
     eq. 3           MultiHead(X) = Concat_i((1 − λ_init) LN(DiffAttn_i(X))) W^O
         by          diff_heads_paper, diff_heads_hf, value_pairs_hf, model.diffllama.attention_paper
-        held by     test_heads::test_precision, test_heads::test_paper_equals_hf_after_a_permutation_of_heads,
+        tested by   test_heads::test_precision, test_heads::test_paper_equals_hf_after_a_permutation_of_heads,
                     test_heads::test_equals_the_files_of_unilm,
                     model/test_variants::test_equals_the_files_of_unilm
     section 2.1     with h = d_model / 2d heads, parameters and multiplications of matrix products as in a Transformer
         by          model.weights.names.parameter_shapes, model.diffllama.attention_hf
-        held by     model/test_variants::test_parameters_are_those_of_a_llama_but_for_lambda,
+        tested by   model/test_variants::test_parameters_are_those_of_a_llama_but_for_lambda,
                     model/test_variants::test_multiplications_are_those_of_a_llama
     eq. 4           Y^l = MultiHead(LN(X^l)) + X^l
         by          model.diffllama.decoder_layer
-        held by     model/test_diffllama::test_each_half_of_a_layer_is_added_to_what_it_was_given
+        tested by   model/test_diffllama::test_each_half_of_a_layer_is_added_to_what_it_was_given
     eq. 5           X^{l+1} = SwiGLU(LN(Y^l)) + Y^l
         by          model.diffllama.decoder_layer
-        held by     model/test_diffllama::test_each_half_of_a_layer_is_added_to_what_it_was_given
+        tested by   model/test_diffllama::test_each_half_of_a_layer_is_added_to_what_it_was_given
     section 2.2     LN(·) is RMSNorm
         by          rms_norm
-        held by     test_rms_norm::test_precision
+        tested by   test_rms_norm::test_precision
     section 2.2     SwiGLU(X) = (swish(X W^G) ⊙ X W_1) W_2
         by          swiglu, activation, linear
-        held by     test_swiglu::test_precision, test_activation::test_precision, test_linear::test_precision
+        tested by   test_swiglu::test_precision, test_activation::test_precision, test_linear::test_precision
     eq. 6           O = GroupNorm((A₁ − λ A₂) V) W^O, GroupNorm with the scale 1 − λ_init
         by          diff_heads_paper
-        held by     test_heads::test_they_are_differential_attention_of_their_streams
+        tested by   test_heads::test_they_are_differential_attention_of_their_streams
     eq. 7           ∂L/∂W^O, ∂L/∂W^V, ∂L/∂W^Q_i, ∂L/∂W^K_i of eq. 6, as the paper prints them: without GroupNorm's own
         by          diff_attention
-        held by     test_gradient_flow::test_eq_7_is_the_derivative_of_the_layer
+        tested by   test_gradient_flow::test_eq_7_is_the_derivative_of_the_layer
     eq. 8           A = softmax((Q₁ K₁ᵀ + Q₂ K₂ᵀ) / √2d), O = (A V) W^O: a plain head of size 2d
         by          plain_heads
-        held by     test_heads::test_two_streams_side_by_side_are_one_map_of_the_sum_of_their_scores,
+        tested by   test_heads::test_two_streams_side_by_side_are_one_map_of_the_sum_of_their_scores,
                     test_heads::test_precision
     eq. 9           ∂L/∂W^O, ∂L/∂W^V, ∂L/∂W^Q_i, ∂L/∂W^K_i of eq. 8
         by          plain_heads
-        held by     test_gradient_flow::test_eq_9_is_the_derivative_of_the_layer
+        tested by   test_gradient_flow::test_eq_9_is_the_derivative_of_the_layer
     appendix G      the gradients of eq. 7 and 9 differ by constant factors
         by          diff_heads_paper, plain_heads
-        held by     test_gradient_flow::test_scale_of_gradients_at_initialization,
+        tested by   test_gradient_flow::test_scale_of_gradients_at_initialization,
                     model/test_gradient_scale::test_one_layer_of_many_heads,
                     model/test_gradient_scale::test_whole_models
 
@@ -68,37 +68,37 @@ Ye et al. 2026, "Differential Transformer V2" (huggingface.co/blog/microsoft/dif
 
     DiffAttnV2      c_i = Σ_j (softmax(z¹)_ij − σ(λ_i) softmax(z²)_ij) v_j, both queries on one key and value head
         by          diff_heads_v2
-        held by     test_heads::test_precision, test_heads::test_equals_the_files_of_unilm
+        tested by   test_heads::test_precision, test_heads::test_equals_the_files_of_unilm
     λ               σ(X W_λ), for each token and head
         by          diff_lambda_v2
-        held by     test_diff_lambda::test_v2_precision
+        tested by   test_diff_lambda::test_v2_precision
     Context         C = softmax(Q Kᵀ / √d) V has RMS(c_i) in [1/√n, 1], DiffAttnV2 in (0, √2)
         by          plain_heads, diff_heads_v2
-        held by     test_heads::test_the_size_of_the_context_is_between_0_and_the_root_of_2,
+        tested by   test_heads::test_the_size_of_the_context_is_between_0_and_the_root_of_2,
                     test_heads::test_the_size_of_the_context_reaches_its_bounds
     Construction    a Transformer of 2h heads computes it where W_O of head 2i + 1 is −λ times that of head 2i
         by          convert.convert
-        held by     test_heads::test_v2_is_plain_attention_with_twice_the_heads_subtracted_in_pairs,
+        tested by   test_heads::test_v2_is_plain_attention_with_twice_the_heads_subtracted_in_pairs,
                     convert/test_rewire::test_v2_with_one_lambda_for_all_is_a_llama_with_twice_the_heads
 
 What they build on
 
-    RoPE            angles p θ_i, and the turn of each pair (Su et al. 2021, eq. 34); θ_i by rope_type
+    RoPE            angles p θ_i, and the rotation of each pair (Su et al. 2021, eq. 34); θ_i by rope_type
         by          rope, rope_cos_sin, rope_frequencies
-        held by     test_rope::test_precision, test_rope::test_scores_depend_on_differences_of_positions_only,
+        tested by   test_rope::test_precision, test_rope::test_scores_depend_on_differences_of_positions_only,
                     test_rope_frequencies::test_precision
     embedding       e_t = E[id_t]
         by          embedding
-        held by     test_embedding::test_is_the_product_with_one_hot_rows
+        tested by   test_embedding::test_is_the_product_with_one_hot_rows
     masks           causal, padding, and sequences packed in one row
         by          causal_mask, padding_mask, packed_mask
-        held by     test_mask::test_queries_are_the_last_of_the_keys, test_mask::test_padding_is_anything_but_zero,
+        tested by   test_mask::test_queries_are_the_last_of_the_keys, test_mask::test_padding_is_anything_but_zero,
                     test_mask::test_packed_sequences_see_only_themselves
     loss            −log softmax(z)[target]
         by          cross_entropy
-        held by     test_cross_entropy::test_precision
+        tested by   test_cross_entropy::test_precision
 
-The wirings, side by side; n is the number of queries to a key, H/K (in v2 h/K).
+Attention variants; n is the number of queries per key, H/K (in v2 h/K).
 
                       pair i       its keys                values             λ             after it         RoPE
     diff_heads_paper  2i, 2i+1     2j, 2j+1, j = i // n    K/2 of 2d          one a layer   RMS, weight,     interleaved

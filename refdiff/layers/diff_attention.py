@@ -72,7 +72,7 @@ def diff_attention(
         DiffAttn(X) = (softmax(Q₁ K₁ᵀ / √d) − λ softmax(Q₂ K₂ᵀ / √d)) V  (Ye et al. 2024, eq. 1)
 
     Used as:
-        the wirings (`diff_heads_hf`, ...) say which heads are Q₁, Q₂, K₁, K₂ and V
+        the attention variants (`diff_heads_hf`, ...) say which heads are Q₁, Q₂, K₁, K₂ and V
 
     Shapes:
         q1, q2 (B, H, T, d), k1, k2 (B, K, S, d), v (B, K, S, e), lambda_ broadcastable to (B, H, T, 1),

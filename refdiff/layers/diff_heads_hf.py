@@ -48,7 +48,7 @@ def diff_heads_hf(
     causal: bool = True,
     ops: Any = layers,
 ) -> Array:
-    """Attend with all head pairs as DiffLlama wires them, norm each head, scale, and lay the heads side by side.
+    """Attend with all head pairs as DiffLlama pairs them, norm each head, scale, and concatenate the heads.
 
     Equation:
         head_i = DiffAttn(q_i, k_j, q_{i + H/2}, k_{j + K/2}, V_j, λ), j = i // (H / K)
@@ -66,9 +66,9 @@ def diff_heads_hf(
     """
     check_even_heads("diff_heads_hf", "q", q)
     check_even_heads("diff_heads_hf", "k", k)
-    H, K = q.shape[1] // 2, k.shape[1] // 2
-    q1, q2 = q[:, :H, ...], q[:, H:, ...]
-    k1, k2 = k[:, :K, ...], k[:, K:, ...]
+    pairs, key_pairs = q.shape[1] // 2, k.shape[1] // 2
+    q1, q2 = q[:, :pairs, ...], q[:, pairs:, ...]
+    k1, k2 = k[:, :key_pairs, ...], k[:, key_pairs:, ...]
     heads = ops.diff_attention(q1, k1, q2, k2, v, lambda_, mask, bias, causal=causal, ops=ops)
     return concat_heads((1 - lambda_init) * ops.rms_norm(heads, None, eps))
 
@@ -109,20 +109,22 @@ def diff_heads_hf_vjp(
     """Pull a gradient back through `diff_heads_hf`.
 
     Equation:
-        the lines of `diff_heads_hf` from bottom to top
+        the backward pass of `diff_heads_hf`, line by line
 
     Shapes:
         g (B, T, H d), the rest as in `diff_heads_hf`; saved (B, H/2, T, 2d) is the result of `diff_attention`, if the
         forward pass kept it -> the shapes of q, k, v, lambda_
     """
     B, T = q.shape[0], q.shape[2]
-    H, K, e = q.shape[1] // 2, k.shape[1] // 2, v.shape[3]
-    if tuple(g.shape) != (B, T, H * e):
-        raise ValueError(f"diff_heads_hf_vjp: g has shape {tuple(g.shape)}, but the result has {(B, T, H * e)}")
+    pairs, key_pairs, e = q.shape[1] // 2, k.shape[1] // 2, v.shape[3]
+    if tuple(g.shape) != (B, T, pairs * e):
+        raise ValueError(f"diff_heads_hf_vjp: g has shape {tuple(g.shape)}, but the result has {(B, T, pairs * e)}")
     xp = namespace(g, q, k, v)
-    operands = (q[:, :H, ...], k[:, :K, ...], q[:, H:, ...], k[:, K:, ...], v, lambda_, mask, bias)
+    q1, q2 = q[:, :pairs, ...], q[:, pairs:, ...]
+    k1, k2 = k[:, :key_pairs, ...], k[:, key_pairs:, ...]
+    operands = (q1, k1, q2, k2, v, lambda_, mask, bias)
     heads = ops.diff_attention(*operands, causal=causal, ops=ops) if saved is None else saved
-    g = (1 - lambda_init) * xp.permute_dims(xp.reshape(g, (B, T, H, e)), (0, 2, 1, 3))
+    g = (1 - lambda_init) * xp.permute_dims(xp.reshape(g, (B, T, pairs, e)), (0, 2, 1, 3))
     g, _ = ops.rms_norm_vjp(g, heads, None, eps)
     dq1, dk1, dq2, dk2, dv, dlambda = ops.diff_attention_vjp(g, *operands, causal=causal, ops=ops)
     return xp.concat([dq1, dq2], axis=1), xp.concat([dk1, dk2], axis=1), dv, dlambda

@@ -5,11 +5,9 @@ Q   q₀ q₁ q₂ q₃ q₄ q₅ q₆ q₇        q₀ − λ q₁    q₂ − 
 K   k₀ k₁ k₂ k₃                    k₀ − λ k₁    k₀ − λ k₁    k₂ − λ k₃    k₂ − λ k₃
 V   v₀ v₁, of width 2d             v₀           v₀           v₁           v₁
 
-The third file of unilm, `multihead_diffattn.py`, is this equation with as many keys as queries only. With fewer it
+The third file of unilm, `multihead_diffattn.py`, is this equation only with as many keys as queries. With fewer it
 repeats each key head before it pairs them, and pair 0 above becomes q₀ − λ q₁ over k₀ alone: both maps read the same
-key. Run with the same random weights (`tests/golden/make_unilm.py`), its output is off from that of the flash files by
-1.15 times their largest number with 2 queries a key and by 1.26 times with 3, but by 1e-15 of it with 1.
-This file follows the flash files, and so does transformers.
+key. This file follows the flash files, and so does transformers.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ def diff_heads_paper(
     causal: bool = True,
     ops: Any = layers,
 ) -> Array:
-    """Attend with all head pairs as the paper wires them, norm each head with a weight, scale, lay them side by side.
+    """Attend with all head pairs as the paper pairs them, norm each head with a weight, scale, and concatenate them.
 
     Equation:
         head_i = DiffAttn(q_{2i}, k_{2j}, q_{2i+1}, k_{2j+1}, V_j, λ), j = i // (H / K)
@@ -88,7 +86,7 @@ def diff_heads_paper_vjp(
     """Pull a gradient back through `diff_heads_paper`.
 
     Equation:
-        the lines of `diff_heads_paper` from bottom to top
+        the backward pass of `diff_heads_paper`, line by line
 
     Shapes:
         g (B, T, H d), the rest as in `diff_heads_paper`; saved (B, H/2, T, 2d) is the result of `diff_attention`, if

@@ -29,7 +29,7 @@ def diff_heads_v2(
     causal: bool = True,
     ops: Any = layers,
 ) -> Array:
-    """Attend with all query pairs as v2 wires them, without norm and scale, and lay the heads side by side.
+    """Attend with all query pairs as v2 pairs them, without norm and scale, and concatenate the heads.
 
     Equation:
         out = concat_i (softmax(Q_{2i} K_jᵀ / √d) − λ_i softmax(Q_{2i+1} K_jᵀ / √d)) V_j, j = i // (h / K)

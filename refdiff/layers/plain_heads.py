@@ -21,7 +21,7 @@ def plain_heads(
     causal: bool = True,
     ops: Any = layers,
 ) -> Array:
-    """Attend with every head on its own, and lay the heads side by side.
+    """Attend with every head on its own, and concatenate the heads.
 
     Equation:
         out = concat_i softmax(Q_i K_jᵀ / √d) V_j, j = i // (H / K)  (Vaswani et al. 2017, section 3.2.2, before W_O;

@@ -1,6 +1,6 @@
 """Positions to cos and sin; queries and keys rotated in halves or interleaved pairs.
 
-d = 6, pairs that turn together:      halves        0 3   1 4   2 5      (transformers)
+d = 6, pairs that rotate together:    halves        0 3   1 4   2 5      (transformers)
                                       interleaved   0 1   2 3   4 5      (unilm, the RoPE paper)
 """
 
@@ -25,7 +25,7 @@ def rope_cos_sin(positions: Array, frequencies: Sequence[float], scale: float, d
         positions (B, T) or (1, T) integers, n frequencies -> two of (B or 1, 1, T, n)
 
     Precision:
-        angles in float64, rounded once to `dtype`: in float32 an angle of 100 000 radians would be off by 0.004.
+        angles in float64, rounded once to `dtype`: in float32 an angle of 100 000 radians would have an error of 0.004.
     """
     if positions.ndim != 2:
         raise ValueError(f"rope_cos_sin: positions have shape {tuple(positions.shape)}, but must be (B, T)")
@@ -56,15 +56,15 @@ def rope(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Arra
             "(B, H, T, d) and twice (B or 1, 1, T, n) with 2n ≤ d"
         )
     xp = namespace(x, cos, sin)
-    turning, rest = x[..., : 2 * n], x[..., 2 * n :]
+    rotary, rest = x[..., : 2 * n], x[..., 2 * n :]
     if interleaved:
-        pairs = xp.reshape(turning, (*x.shape[:3], n, 2))
+        pairs = xp.reshape(rotary, (*x.shape[:3], n, 2))
         a, b = pairs[..., 0], pairs[..., 1]
-        turned = xp.reshape(xp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1), turning.shape)
+        rotated = xp.reshape(xp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1), rotary.shape)
     else:
-        a, b = turning[..., :n], turning[..., n:]
-        turned = xp.concat([a * cos - b * sin, b * cos + a * sin], axis=-1)
-    return turned if 2 * n == x.shape[-1] else xp.concat([turned, rest], axis=-1)
+        a, b = rotary[..., :n], rotary[..., n:]
+        rotated = xp.concat([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return rotated if 2 * n == x.shape[-1] else xp.concat([rotated, rest], axis=-1)
 
 
 def rope_vjp(g: Array, x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> tuple[Array, None, None]:

@@ -20,7 +20,7 @@ LENGTH_DEPENDENT = ("dynamic", "longrope")
 def rope_frequencies(
     parameters: Mapping[str, Any], head_dim: int, max_position_embeddings: int, length: int = 0
 ) -> Frequencies:
-    """Compute how fast each pair of dimensions turns with position, and what cos and sin are multiplied by.
+    """Compute how fast each pair of dimensions rotates with position, and the factor of cos and sin.
 
     Equation:
         θ_i = base^(−2i / d), i = 0 … d/2 − 1  (Su et al. 2021, section 3.2.2), then adapted by `rope_type`:
@@ -56,7 +56,7 @@ def _inverse_powers(base: float, dim: int, denominator: int | None = None) -> li
 
 
 def _rotary_dim(p: Mapping[str, Any], head_dim: int) -> int:
-    """How many leading dimensions of a head turn."""
+    """Return how many leading dimensions of a head are rotated."""
     return int(head_dim * p.get("partial_rotary_factor", 1.0))
 
 
@@ -85,17 +85,17 @@ def dynamic(p: Mapping[str, Any], head_dim: int, max_positions: int, length: int
 def yarn(p: Mapping[str, Any], head_dim: int, max_positions: int, length: int) -> Frequencies:
     """Squeeze slow dimensions, keep fast ones, ramp between (Peng et al. 2023, section 3.2), and sharpen attention.
 
-    A dimension that turns r times within the original length has index d log(L₀ / 2πr) / (2 log base); the ramp runs
+    A dimension that rotates r times within the original length has index d log(L₀ / 2πr) / (2 log base); the ramp runs
     from r = beta_fast to r = beta_slow. The scale is 0.1 log(factor) + 1 unless `attention_factor` or both `mscale`
     and `mscale_all_dim` say otherwise.
     """
     dim, base, original = _rotary_dim(p, head_dim), p["rope_theta"], p["original_max_position_embeddings"]
     if dim % 2:
-        raise ValueError(f"rope_frequencies: {dim} dimensions turn, but yarn needs an even number of them")
+        raise ValueError(f"rope_frequencies: {dim} dimensions are rotated, but yarn needs an even number of them")
     factor = p["factor"] if p["factor"] is not None else max_positions / original
 
-    def index(turns: float) -> float:
-        return dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
+    def index(rotations: float) -> float:
+        return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(base))
 
     low, high = index(p.get("beta_fast") or 32), index(p.get("beta_slow") or 1)
     if p.get("truncate", True):
@@ -138,7 +138,7 @@ def longrope(p: Mapping[str, Any], head_dim: int, max_positions: int, length: in
 def llama3(p: Mapping[str, Any], head_dim: int, max_positions: int, length: int) -> Frequencies:
     """Divide slow dimensions by `factor`, keep fast ones, blend between, by wavelength (Llama 3.1, Meta 2024).
 
-    With r = L₀ / wavelength, the turns within the original length: r < low_freq_factor is divided by factor,
+    With r = L₀ / wavelength, the rotations within the original length: r < low_freq_factor is divided by factor,
     r > high_freq_factor is kept, and between them s = (r − low) / (high − low) blends (1 − s) θ / factor + s θ.
     """
     low: float = p["low_freq_factor"]
@@ -147,23 +147,23 @@ def llama3(p: Mapping[str, Any], head_dim: int, max_positions: int, length: int)
     original: float = p["original_max_position_embeddings"]
 
     def adapt(frequency: float) -> float:
-        turns = original * frequency / (2 * math.pi)
-        if turns < low:
+        rotations = original * frequency / (2 * math.pi)
+        if rotations < low:
             return frequency / factor
-        if turns > high:
+        if rotations > high:
             return frequency
-        s = (turns - low) / (high - low)
+        s = (rotations - low) / (high - low)
         return (1 - s) * frequency / factor + s * frequency
 
     return [adapt(f) for f in _inverse_powers(p["rope_theta"], _rotary_dim(p, head_dim))], 1.0
 
 
 def proportional(p: Mapping[str, Any], head_dim: int, max_positions: int, length: int) -> Frequencies:
-    """Turn only the first share of the pairs, at the frequencies of the whole head; the others stand still."""
-    turning = int(p.get("partial_rotary_factor", 1.0) * head_dim // 2)
-    powers = _inverse_powers(p["rope_theta"], 2 * turning, head_dim)
+    """Rotate only the first share of the pairs, at the frequencies of the whole head; the others have frequency 0."""
+    rotary_pairs = int(p.get("partial_rotary_factor", 1.0) * head_dim // 2)
+    powers = _inverse_powers(p["rope_theta"], 2 * rotary_pairs, head_dim)
     factor = p.get("factor", 1.0)
-    return [f / factor for f in powers] + [0.0] * (head_dim // 2 - turning), 1.0
+    return [f / factor for f in powers] + [0.0] * (head_dim // 2 - rotary_pairs), 1.0
 
 
 ROPE_TYPES: dict[str, Callable[[Mapping[str, Any], int, int, int], Frequencies]] = {

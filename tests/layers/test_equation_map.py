@@ -21,7 +21,7 @@ TESTS = ROOT / "tests"
 ENTRY = re.compile(
     r"^ {4}(?P<label>\S.{14}) (?P<equation>.+)\n"
     r" {8}by {10}(?P<functions>.+)\n"
-    r" {8}held by {5}(?P<tests>.+(?:\n {20}.+)*)",
+    r" {8}tested by {3}(?P<tests>.+(?:\n {20}.+)*)",
     re.MULTILINE,
 )
 
@@ -50,7 +50,7 @@ ENTRIES = read(TEXT)
 
 
 def test_every_entry_was_read() -> None:
-    assert len(ENTRIES) == TEXT.count("        by  ") == TEXT.count("        held by  ") > 20
+    assert len(ENTRIES) == TEXT.count("        by  ") == TEXT.count("        tested by  ") > 20
 
 
 def test_every_equation_of_the_papers_is_there_in_order() -> None:
@@ -116,5 +116,5 @@ def test_every_file_of_layers_has_a_public_one() -> None:
 
 
 def test_a_hole_in_the_map_is_seen() -> None:
-    without_test = re.sub(r"\n {8}held by {5}test_rms_norm::test_precision", "", TEXT)
+    without_test = re.sub(r"\n {8}tested by {3}test_rms_norm::test_precision", "", TEXT)
     assert len(read(without_test)) == len(ENTRIES) - 1

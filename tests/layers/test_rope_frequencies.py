@@ -269,5 +269,5 @@ def test_longrope_of_an_odd_number_of_dimensions() -> None:
 
 
 def test_yarn_of_an_odd_number_of_dimensions() -> None:
-    with says(ValueError, "rope_frequencies: 7 dimensions turn, but yarn needs an even number of them"):
+    with says(ValueError, "rope_frequencies: 7 dimensions are rotated, but yarn needs an even number of them"):
         frequencies("yarn", 14, partial_rotary_factor=0.5)
