@@ -19,6 +19,14 @@ CLASSES = (
 WIRINGS = tuple(ATTENTION)
 """Every attention variant; a new one is tried wherever all are."""
 
+LAYERS = {
+    "hf": ("value_pairs_hf", "lambda_init", "diff_lambda", "diff_heads_hf"),
+    "paper": ("lambda_init", "diff_lambda", "diff_heads_paper"),
+    "v2": ("diff_lambda_v2", "diff_heads_v2"),
+    "none": ("plain_heads",),
+}
+"""What an attention variant calls between RoPE and `o_proj`, once in each layer of the model."""
+
 
 def small_config(**fields: Any) -> refdiff.DiffLlamaConfig:
     sizes = {

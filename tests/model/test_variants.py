@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 import refdiff
 from refdiff.arrays import to_numpy
 from refdiff.backends import ops_for, overlay
+from refdiff.model.config_checks import PAIRING
 from refdiff.model.diffllama import ATTENTION, Context
 from refdiff.model.weights import attention_shapes, count_parameters, nest, parameter_shapes
 from refdiff.model.weights.names import stored_name
 from tests.golden import unilm
 from tests.layers.places import Place
-from tests.model.models import CLASSES, ids, small_config, small_model
+from tests.layers.test_composed import parts_of
+from tests.model.models import CLASSES, LAYERS, ids, small_config, small_model
 from tests.tolerances import EXACT, close
 
 SAME = 1e-10
@@ -141,8 +143,10 @@ def test_maps_are_those_of_the_heads_that_a_mask_names(wiring: str) -> None:
     assert np.all((weights > 0) == mask)
     close(weights.sum(axis=-1), np.ones(mask.shape[:3]), SAME)
     first, second = {
-        "hf": (slice(0, heads // 2), slice(heads // 2, None)), "none": (slice(None), slice(None)),
-    }.get(wiring, (slice(0, None, 2), slice(1, None, 2)))  # fmt: skip
+        "halves": (slice(0, heads // 2), slice(heads // 2, None)),
+        "interleaved": (slice(0, None, 2), slice(1, None, 2)),
+        None: (slice(None), slice(None)),
+    }[PAIRING[wiring]]
     close(difference, weights[:, first] - lambda_ * weights[:, second], SAME)
 
 
@@ -159,16 +163,11 @@ def test_every_layer_goes_through_ops(wiring: str) -> None:
 
     model.ops = overlay(model.ops, count)
     model(ids(8, 1, 3))
-    own = {
-        "hf": {"diff_heads_hf": 3, "value_pairs_hf": 3, "diff_lambda": 3},
-        "paper": {"diff_heads_paper": 3, "diff_lambda": 3},
-        "v2": {"diff_heads_v2": 3, "diff_lambda_v2": 3},
-        "none": {"plain_heads": 3},
-    }
-    of_wirings = {name for layers in own.values() for name in layers}
-    assert {name: calls[name] for name in of_wirings if calls[name]} == own[wiring]
-    norms, maps, products = {"hf": (3, 1, 7), "paper": (3, 1, 7), "v2": (2, 1, 8), "none": (2, 0, 7)}[wiring]
-    each = {"rms_norm": norms, "diff_attention": maps, "linear": products, "swiglu": 1, "rope": 2}
+    own = [*LAYERS[wiring], *(part for name in LAYERS[wiring] for part in parts_of(name))]
+    of_variants = {name for names in LAYERS.values() for name in names}
+    assert {name: calls[name] for name in of_variants} == {name: 3 * own.count(name) for name in of_variants}
+    each = {"rms_norm": 2, "diff_attention": 0, "linear": 7, "swiglu": 1, "rope": 2}  # and once for what has it as part
+    each = {name: count + own.count(name) for name, count in each.items()}
     ends = {"rms_norm": 1, "linear": 1}  # the last norm, and the logits
     assert {name: calls[name] for name in each} == {name: 3 * n + ends.get(name, 0) for name, n in each.items()}
 
