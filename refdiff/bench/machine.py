@@ -92,7 +92,7 @@ class Gpu:
         return int(total) - int(free)
 
     @classmethod
-    def of_cupy(cls) -> Self:
+    def from_cupy(cls) -> Self:
         """Return the device as CuPy sees it; raise `UnavailableError` where it does not answer."""
         try:
             arrays.backend("cupy")
@@ -103,7 +103,7 @@ class Gpu:
         return cls(lambda: cupy.cuda.get_current_stream().synchronize(), cupy.cuda.runtime.memGetInfo)
 
     @classmethod
-    def of_torch(cls, torch: Any) -> Self:
+    def from_torch(cls, torch: Any) -> Self:
         """Return the device as torch sees it; raise `UnavailableError` where it sees none."""
         if not torch.cuda.is_available():
             raise UnavailableError(
@@ -127,7 +127,7 @@ def describe(threads: int, backend: str = "numpy") -> dict[str, Any]:
             continue
     device = {}
     if backend == "cupy":
-        Gpu.of_cupy()  # says so where it does not answer
+        Gpu.from_cupy()  # says so where it does not answer
         import cupy
 
         runtime = cupy.cuda.runtime

@@ -113,7 +113,7 @@ class TransformersSide(Side):
         self._torch, self._transformers = _imported("torch", "transformers")
         self._device = torch_device(self.settings)
         if self._device == "cuda":
-            self.gpu = Gpu.of_torch(self._torch)
+            self.gpu = Gpu.from_torch(self._torch)
         self._torch.set_num_threads(self.settings.threads)
         self._transformers.logging.set_verbosity_error()
         return {}

@@ -103,7 +103,7 @@ class Side:
     def prepare(self) -> Answer:
         """Find the device or import what the work needs, untimed; raise `UnavailableError` where that is not there."""
         if self.settings.backend == "cupy":
-            self.gpu = Gpu.of_cupy()
+            self.gpu = Gpu.from_cupy()
         return {}
 
     def peak(self) -> Answer:

@@ -129,7 +129,7 @@ def add_prompt(group: Any) -> None:
 
 def add_dtype(group: Any, choices: Collection[str] = DTYPES, text: str = "the weights' type", **options: Any) -> None:
     """Add --dtype."""
-    default, own = ("auto", " (default: auto = as stored)") if "auto" in choices else ("float32", "")
+    default, own = ("auto", " (default: auto = as saved)") if "auto" in choices else ("float32", "")
     group.add_argument("--dtype", choices=choices, default=default, metavar="TYPE", help=text + own, **options)
 
 

@@ -87,8 +87,8 @@ def diff_attention(
         )
     check_broadcast("diff_attention", "lambda_", lambda_, (B, H, T, 1))
     xp = namespace(q1, k1, q2, k2, v, lambda_, mask, bias)
-    mask1, mask2 = per_map(mask, H)
-    bias1, bias2 = per_map(bias, H)
+    mask1, mask2 = split_maps(mask, H)
+    bias1, bias2 = split_maps(bias, H)
     a1 = ops.attention_weights(q1, k1, mask1, bias1, causal=causal, ops=ops)
     a2 = ops.attention_weights(q2, k2, mask2, bias2, causal=causal, ops=ops)
     K, S, e = v.shape[1:]
@@ -108,7 +108,7 @@ def _check_heads(name: str, q: Array, k: Array) -> tuple[int, int, int, int]:
     return B, H, T, d
 
 
-def per_map(x: Array | None, heads: int) -> tuple[Array | None, Array | None]:
+def split_maps(x: Array | None, heads: int) -> tuple[Array | None, Array | None]:
     """Split what has a row for every head of both maps into one part for each map."""
     if x is None or x.ndim < 3 or x.shape[-3] != 2 * heads:
         return x, x
@@ -145,8 +145,8 @@ def diff_attention_vjp(
     if tuple(g.shape) != (B, H, T, e):
         raise ValueError(f"diff_attention_vjp: g has shape {tuple(g.shape)}, but the result has {(B, H, T, e)}")
     xp = namespace(g, q1, k1, q2, k2, v, lambda_, mask, bias)
-    mask1, mask2 = per_map(mask, H)
-    bias1, bias2 = per_map(bias, H)
+    mask1, mask2 = split_maps(mask, H)
+    bias1, bias2 = split_maps(bias, H)
     a1 = ops.attention_weights(q1, k1, mask1, bias1, causal=causal, ops=ops)
     a2 = ops.attention_weights(q2, k2, mask2, bias2, causal=causal, ops=ops)
 

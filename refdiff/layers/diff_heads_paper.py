@@ -55,13 +55,13 @@ def diff_heads_paper(
     check_even_heads("diff_heads_paper", "q", q)
     check_even_heads("diff_heads_paper", "k", k)
     q1, q2, k1, k2 = q[:, 0::2, ...], q[:, 1::2, ...], k[:, 0::2, ...], k[:, 1::2, ...]
-    mask, bias = first_then_second(mask), first_then_second(bias)
+    mask, bias = group_by_map(mask), group_by_map(bias)
     heads = ops.diff_attention(q1, k1, q2, k2, v, lambda_, mask, bias, causal=causal, ops=ops)
     return concat_heads((1 - lambda_init) * ops.rms_norm(heads, weight, eps))
 
 
-def first_then_second(x: Array | None) -> Array | None:
-    """Put the rows of a mask or bias with a row for every head in the order of `diff_attention`: 0, 2, … 1, 3, …"""
+def group_by_map(x: Array | None) -> Array | None:
+    """Reorder the heads of a mask or bias for `diff_attention`: those of the first map, 0, 2, …, then 1, 3, …"""
     if x is None or x.ndim < 3 or x.shape[-3] == 1:
         return x
     return namespace(x).concat([x[..., 0::2, :, :], x[..., 1::2, :, :]], axis=-3)
@@ -94,16 +94,16 @@ def diff_heads_paper_vjp(
     """
     namespace(g, q, k, v, lambda_, weight, mask, bias)
     q1, q2, k1, k2 = q[:, 0::2, ...], q[:, 1::2, ...], k[:, 0::2, ...], k[:, 1::2, ...]
-    operands = (q1, k1, q2, k2, v, lambda_, first_then_second(mask), first_then_second(bias))
+    operands = (q1, k1, q2, k2, v, lambda_, group_by_map(mask), group_by_map(bias))
     g = (1 - lambda_init) * split_heads_checked("diff_heads_paper_vjp", g, q1.shape[1], q.shape[2], v.shape[3])
     heads = ops.diff_attention(*operands, causal=causal, ops=ops) if saved is None else saved
     g, dweight = ops.rms_norm_vjp(g, heads, weight, eps)
     dq1, dk1, dq2, dk2, dv, dlambda = ops.diff_attention_vjp(g, *operands, causal=causal, ops=ops)
-    return in_turn(dq1, dq2), in_turn(dk1, dk2), dv, dlambda, dweight
+    return interleave_heads(dq1, dq2), interleave_heads(dk1, dk2), dv, dlambda, dweight
 
 
-def in_turn(first: Array, second: Array) -> Array:
-    """Put the heads of two maps back in turn: first 0, second 0, first 1, …; (B, H, …) twice to (B, 2H, …)."""
+def interleave_heads(first: Array, second: Array) -> Array:
+    """Interleave the heads of two maps: first 0, second 0, first 1, …; (B, H, …) twice to (B, 2H, …)."""
     xp = namespace(first, second)
     B, H, *rest = first.shape
     return xp.reshape(xp.stack([first, second], axis=2), (B, 2 * H, *rest))

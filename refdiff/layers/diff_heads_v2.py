@@ -14,7 +14,7 @@ from typing import Any
 
 from refdiff import layers
 from refdiff.arrays import Array, namespace
-from refdiff.layers.diff_heads_paper import first_then_second, in_turn
+from refdiff.layers.diff_heads_paper import group_by_map, interleave_heads
 from refdiff.layers.plain_heads import concat_heads, split_heads_checked
 
 
@@ -51,7 +51,7 @@ def diff_heads_v2(
             "(B, K, S, d) with h a multiple of K: the two queries of a pair read the same key"
         )
     q1, q2 = q[:, 0::2, ...], q[:, 1::2, ...]
-    mask, bias = first_then_second(mask), first_then_second(bias)
+    mask, bias = group_by_map(mask), group_by_map(bias)
     heads = ops.diff_attention(q1, k, q2, k, v, lambda_, mask, bias, causal=causal, ops=ops)
     return concat_heads(heads)
 
@@ -79,6 +79,6 @@ def diff_heads_v2_vjp(
     namespace(g, q, k, v, lambda_, mask, bias)
     q1, q2 = q[:, 0::2, ...], q[:, 1::2, ...]
     g = split_heads_checked("diff_heads_v2_vjp", g, q1.shape[1], q.shape[2], v.shape[3])
-    operands = (q1, k, q2, k, v, lambda_, first_then_second(mask), first_then_second(bias))
+    operands = (q1, k, q2, k, v, lambda_, group_by_map(mask), group_by_map(bias))
     dq1, dk1, dq2, dk2, dv, dlambda = ops.diff_attention_vjp(g, *operands, causal=causal, ops=ops)
-    return in_turn(dq1, dq2), dk1 + dk2, dv, dlambda
+    return interleave_heads(dq1, dq2), dk1 + dk2, dv, dlambda

@@ -154,15 +154,17 @@ def wiring(given: Any, model_type: Any) -> str:
 
     Raises `ValueError` for an unknown one, and for two that contradict each other.
     """
-    of_type = {value: name for name, value in MODEL_TYPES.items()}
-    if model_type is not None and (not isinstance(model_type, str) or model_type not in of_type):
-        raise ValueError(f"model_type: got {show_value(model_type)}, expected one of {', '.join(of_type)}")
+    variant_by_type = {value: name for name, value in MODEL_TYPES.items()}
+    if model_type is not None and (not isinstance(model_type, str) or model_type not in variant_by_type):
+        raise ValueError(f"model_type: got {show_value(model_type)}, expected one of {', '.join(variant_by_type)}")
     if given is None:
-        return of_type[model_type or "diffllama"]
+        return variant_by_type[model_type or "diffllama"]
     if not isinstance(given, str) or given not in MODEL_TYPES:
         raise ValueError(f"wiring: got {show_value(given)}, expected one of {', '.join(MODEL_TYPES)}")
     if model_type not in (None, "diffllama", MODEL_TYPES[given]):
-        raise ValueError(f"wiring: got {given!r}, expected {of_type[model_type]!r} for model_type {model_type!r}")
+        raise ValueError(
+            f"wiring: got {given!r}, expected {variant_by_type[model_type]!r} for model_type {model_type!r}"
+        )
     return given
 
 

@@ -1,7 +1,7 @@
 """Embeddings → hidden states: four attention variants, the decoder layer, the loop.
 
-`p` is the part of the checkpoint's nested weight dict that belongs to a function. `ctx` holds what is the same for
-every layer of one call; `ctx.ops` is the namespace of layer functions (`refdiff.backends`).
+`p` is the part of the checkpoint's nested weight dict that belongs to a function. `ctx`, a `Context`, is shared by
+all layers; `ctx.ops` is the namespace of layer functions (`refdiff.backends`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Context:
     """What is the same for every layer of one call.
 
     cos, sin (B or 1, 1, T, n): RoPE's factors at the positions. mask (boolean "may attend") and bias broadcast to
-    (B, H, T, S) or are None. causal: whether later keys are hidden beside what the mask hides.
+    (B, H, T, S) or are None. causal: also hide later keys.
     """
 
     config: DiffLlamaConfig

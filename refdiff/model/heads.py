@@ -68,7 +68,7 @@ class DiffLlamaForCausalLM(TrainableModel):
         return logits[:, -1, :]
 
     def context(self, ops: Ops, cos: Array, sin: Array, mask: Array | None = None, cache: Any = None) -> Context:
-        """Return what is the same for every layer of one call."""
+        """Return the context of one call."""
         return Context(self.config, ops, cos, sin, mask=mask, cache=cache)
 
     def generate(
@@ -99,7 +99,7 @@ class DiffLlamaForCausalLM(TrainableModel):
             prompt_lookup_num_tokens=None, assistant_model=None, penalty_alpha=None
         Results: return_dict_in_generate=False, output_scores=False, output_logits=False
         """
-        from refdiff.generation import generate  # the way down the tree, for the name that HF's users know
+        from refdiff.generation import generate  # imported late: it stands above model in the import order
 
         return generate(
             self,

@@ -104,7 +104,7 @@ def answer_loss(ops: Ops, start_logits: Array, end_logits: Array, starts: Any, e
     """
     outside = start_logits.shape[1]
     halves = [
-        ops.cross_entropy(logits, _inside(at, outside), ignore_index=outside)
+        ops.cross_entropy(logits, _clip_positions(at, outside), ignore_index=outside)
         for logits, at in ((start_logits, starts), (end_logits, ends))
     ]
     return (halves[0] + halves[1]) / 2
@@ -115,12 +115,12 @@ def answer_loss_vjp(
 ) -> tuple[Array, Array]:
     """Pull a gradient back through `answer_loss`; -> (B, T) twice."""
     outside = start_logits.shape[1]
-    dstart, _ = ops.cross_entropy_vjp(g / 2, start_logits, _inside(starts, outside), ignore_index=outside)
-    dend, _ = ops.cross_entropy_vjp(g / 2, end_logits, _inside(ends, outside), ignore_index=outside)
+    dstart, _ = ops.cross_entropy_vjp(g / 2, start_logits, _clip_positions(starts, outside), ignore_index=outside)
+    dend, _ = ops.cross_entropy_vjp(g / 2, end_logits, _clip_positions(ends, outside), ignore_index=outside)
     return dstart, dend
 
 
-def _inside(at: Array, outside: int) -> Array:
-    """Put every position that is not in the text at the one just behind it, which does not count."""
+def _clip_positions(at: Array, outside: int) -> Array:
+    """Clip positions outside the text to the one just behind it, which does not count."""
     xp = namespace(at)
     return xp.clip(xp.reshape(at, (-1,)), 0, outside)

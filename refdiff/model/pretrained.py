@@ -155,13 +155,13 @@ class PreTrainedModel:
         Args:
             path_or_repo: a folder with config.json and safetensors, a repo id such as
                 "kajuma/DiffLlama-0.3B-handcut", or "bundled", the small model that the package brings.
-            dtype: "auto" = as stored, or "float32", "float64", "float16", "bfloat16", or NumPy's dtype of that name.
+            dtype: "auto" = as saved, or "float32", "float64", "float16", "bfloat16", or NumPy's dtype of that name.
             backend: "numpy", "cupy", or any array-API namespace module.
             device: where that backend puts its arrays; None is its default.
             kernels: "fast" = the backend's kernels, "reference" = the equations as written.
             weights: "expanded" = 16-bit weights become float32 when they are loaded; "stored" = their matrices stay as
                 they are in the file, for half the memory, and the fast kernels expand what they use, or on a CUDA
-                device multiply them so; "auto" = as stored on a CUDA device (by CuPy 14 or newer), else expanded.
+                device multiply them so; "auto" = "stored" on a CUDA device (by CuPy 14 or newer), else "expanded".
             threads: how many the fast kernels may use on a CPU; None is all cores, or fewer where
                 `OPENBLAS_NUM_THREADS` or `OMP_NUM_THREADS` says so.
             mmap: memory-map the weights, which loads at once and shares memory with other processes. False reads them
@@ -235,7 +235,9 @@ class PreTrainedModel:
     def save_pretrained(
         self, directory: str | os.PathLike[str], max_shard_size: int | str = "5GB", *, dtype: Any = None
     ) -> None:
-        """Write the configs and safetensors that transformers and refdiff load; a kill leaves the old or the new.
+        """Write the configs and safetensors that transformers and refdiff load.
+
+        An interrupted save leaves the old checkpoint or the new one.
 
         Args:
             directory: made if it is not there.
@@ -337,7 +339,7 @@ class PreTrainedModel:
         if not (output_attentions or output_hidden_states):
             return ModelOutput(last_hidden_state=self._decode(hidden, context, last), cache=context.cache)
         recorder = Recorder(self.base_params, attentions=output_attentions, hidden_states=output_hidden_states)
-        context.ops = recorder.over(context.ops)
+        context.ops = recorder.wrap(context.ops)
         out = ModelOutput(last_hidden_state=self._decode(hidden, context), cache=context.cache)
         recorder.add_to(out, self.config.wiring)
         return out
@@ -357,7 +359,7 @@ class PreTrainedModel:
         inputs_embeds: Any = None,
         use_cache: bool | None = None,
     ) -> tuple[Array, Context]:
-        """Turn inputs as a user gives them into embeddings and what is the same for every layer."""
+        """Convert the user's inputs to embeddings and the context of the layers."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("input_ids, inputs_embeds: got both or none, expected one of them")
         p, config = self.base_params, self.config
@@ -365,7 +367,7 @@ class PreTrainedModel:
             ids = inputs.token_ids(input_ids)
             inputs.check_known(ids, config.vocab_size)
             hidden = self.ops.embedding(self._array(ids), **p["embed_tokens"])
-            hidden = self.xp.astype(hidden, p["norm"]["weight"].dtype, copy=False)  # of weights kept as stored
+            hidden = self.xp.astype(hidden, p["norm"]["weight"].dtype, copy=False)  # the table may be kept in 16 bits
         else:
             hidden = self.xp.astype(self._array(inputs_embeds), p["norm"]["weight"].dtype)
             if hidden.ndim != 3 or hidden.shape[2] != config.hidden_size:
@@ -421,7 +423,9 @@ class PreTrainedModel:
 def restore(
     cls: Any, config: DiffLlamaConfig, source: str | None, weights: Any, backend: str, choices: dict[str, Any]
 ) -> Any:
-    """Make a model again, of `weights`, or of the file in `source` if that is a word: how they are held.
+    """Rebuild a pickled model.
+
+    `weights` is the nested dict, or "stored" or "expanded" to reload it from `source`.
 
     Raises:
         CheckpointError: the folder is not there, or holds another model.

@@ -7,7 +7,7 @@ from typing import Any
 
 from refdiff.arrays import Array, device, namespace
 from refdiff.backends import Ops, overlay
-from refdiff.layers.diff_heads_paper import in_turn
+from refdiff.layers.diff_heads_paper import interleave_heads
 from refdiff.model.config_checks import PAIRING
 from refdiff.model.outputs import ModelOutput
 
@@ -29,11 +29,11 @@ class Recorder:
         self._lambdas: list[Array] = []
         self._states: list[Array] = []
 
-    def over(self, ops: Ops) -> Ops:
+    def wrap(self, ops: Ops) -> Ops:
         """Return `ops` with the layers wrapped whose results are kept."""
-        return overlay(ops, self._wrap)
+        return overlay(ops, self._wrapped)
 
-    def _wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrapped(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if self._attentions and name == "attention_weights":
             return _appending(self._maps, function)
         if self._attentions and name in ("diff_lambda", "diff_lambda_v2"):
@@ -67,7 +67,7 @@ class Recorder:
         if pairing == "halves":
             out.attentions = tuple(namespace(a1).concat([a1, a2], axis=1) for a1, a2 in pairs)
         else:
-            out.attentions = tuple(in_turn(a1, a2) for a1, a2 in pairs)
+            out.attentions = tuple(interleave_heads(a1, a2) for a1, a2 in pairs)
         out.differential_attentions = tuple(a1 - λ * a2 for (a1, a2), λ in zip(pairs, self._lambdas, strict=True))
         out.lambdas = tuple(self._lambdas)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from refdiff import layers
 from refdiff.arrays import to_numpy
-from refdiff.layers.diff_heads_paper import first_then_second
+from refdiff.layers.diff_heads_paper import group_by_map
 from refdiff.model.config_checks import PAIRING
 from refdiff.model.outputs import ModelOutput
 from refdiff.viz.tokens import token_labels
@@ -176,7 +176,7 @@ def maps_of(out: ModelOutput, tokens: Sequence[str], *, wiring: str = "hf", row:
     if PAIRING[wiring] is None:
         return AttentionMaps(tuple(tokens), difference, None, difference, None, None)
     if PAIRING[wiring] == "interleaved":
-        weights = [np.asarray(first_then_second(w)) for w in weights]
+        weights = [np.asarray(group_by_map(w)) for w in weights]
     both = np.concatenate(weights)
     half = both.shape[1] // 2
     if wiring == "v2":

@@ -67,7 +67,7 @@ class CupyBackend(Backend):
 
     def decode_step(self, model: Any) -> DecodeStep | None:
         """Return the decoding step as one launch, or None where the model rules it out."""
-        return DecodeStep.of(model)
+        return DecodeStep.create(model)
 
     def sampler(self, model: Any, options: Any, processors: Any) -> DeviceSampler | None:
         """Return what chooses tokens on the device, or None where the host must see the logits."""

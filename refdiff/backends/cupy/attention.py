@@ -73,7 +73,7 @@ class Call:
     tile: str | None = None
 
     @classmethod
-    def of(
+    def create(
         cls,
         rt: Runtime,
         q: tuple[Array, ...],
@@ -212,7 +212,7 @@ def diff_attention(
 
     A row of which a bias of −∞ hides every key is 0 as if a mask did, where the layer has NaN.
     """
-    call = Call.of(rt, (q1, q2), (k1, k2), v, lambda_, mask, bias, causal)
+    call = Call.create(rt, (q1, q2), (k1, k2), v, lambda_, mask, bias, causal)
     return NotImplemented if call is None else namespace(q1).permute_dims(call.forward(), (0, 2, 1, 3))
 
 
@@ -231,7 +231,7 @@ def diff_attention_vjp(
     causal: bool = True,
 ) -> Any:
     """Compute the weights again tile by tile, from the largest score and the sum of each row."""
-    call = Call.of(rt, (q1, q2), (k1, k2), v, lambda_, mask, bias, causal, backward=True)
+    call = Call.create(rt, (q1, q2), (k1, k2), v, lambda_, mask, bias, causal, backward=True)
     if call is None or tuple(g.shape) != (*q1.shape[:3], v.shape[3]) or g.dtype != q1.dtype:
         return NotImplemented
     dq1, dq2, dk1, dk2, dv, dlambda = call.backward(g)
@@ -270,7 +270,7 @@ def plain_heads(
     causal: bool = True,
 ) -> Any:  # fmt: skip
     """Sum up one softmax map as `diff_attention` does two."""
-    call = Call.of(rt, (q,), (k,), v, None, mask, bias, causal)
+    call = Call.create(rt, (q,), (k,), v, None, mask, bias, causal)
     return NotImplemented if call is None else namespace(q).reshape(call.forward(), (q.shape[0], q.shape[2], -1))
 
 
@@ -279,7 +279,7 @@ def plain_heads_vjp(
     causal: bool = True,
 ) -> Any:  # fmt: skip
     """Compute the weights again, as `diff_attention_vjp` does."""
-    call = Call.of(rt, (q,), (k,), v, None, mask, bias, causal, backward=True)
+    call = Call.create(rt, (q,), (k,), v, None, mask, bias, causal, backward=True)
     if call is None or g.dtype != q.dtype:
         return NotImplemented
     (B, H, T, _), e = q.shape, v.shape[3]

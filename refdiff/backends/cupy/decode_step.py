@@ -48,7 +48,7 @@ class DecodeStep:
         self.recordings = 0
 
     @classmethod
-    def of(cls, model: Any) -> DecodeStep | None:
+    def create(cls, model: Any) -> DecodeStep | None:
         """Return the step of a model, or None where its kind of RoPE, kernels or functions rule it out."""
         if not model.backend.is_own(model.ops) or model.config.wiring not in decoder.VARIANTS:
             return None

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.layers.diff_attention import attention_scores, per_map
+from refdiff.layers.diff_attention import attention_scores, split_maps
 from refdiff.oracle.deviations.deviation import Deviation, Problem
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs
@@ -38,7 +38,7 @@ def _one_maximum(call: Call) -> Any:
 
 def _scores(call: Call) -> list[Numpy]:
     """The scores of both maps, (B, H, T, S), −∞ where a query does not see."""
-    masks, biases = (per_map(x, call.q1.shape[1]) for x in (call.mask, call.bias))
+    masks, biases = (split_maps(x, call.q1.shape[1]) for x in (call.mask, call.bias))
     found = []
     for q, k, mask, bias in zip((call.q1, call.q2), (call.k1, call.k2), masks, biases, strict=True):
         scores, visible = attention_scores(q, k, mask, bias, causal=call.causal)
@@ -69,7 +69,7 @@ def _not_rescaled(tile: int, of_values: bool, of_weights: bool, call: Call) -> A
         more.append(behind if of_values else np.zeros_like(behind))
     changed = {"lambda_": call.lambda_ * ratios[1] / ratios[0]}
     if of_values:
-        masks, biases = (per_map(x, call.q1.shape[1]) for x in (call.mask, call.bias))
+        masks, biases = (split_maps(x, call.q1.shape[1]) for x in (call.mask, call.bias))
         see = [None if x is None else np.broadcast_to(x, more[0].shape) for x in masks]
         changed["mask"] = None if see[0] is None or see[1] is None else np.concatenate([see[0], see[1]], axis=1)
         bias = [x if b is None else x + b for x, b in zip(more, biases, strict=True)]

@@ -204,7 +204,7 @@ def _in_place(spec: Spec, place: str, targets: Sequence[Target], parts: Parts) -
 
     def fitted(layer: int, large: bool = True) -> Fit | None:
         trial = Trial(place, [layer], "", kernel(layer))
-        fits = held(trial, parts.in_turn(parts.small), large=large)
+        fits = held(trial, parts.stages(parts.small), large=large)
         return next((f for f in fits if f.fits), None)
 
     best = _best(lambda layer: worst_residual(kernel(layer), targets))

@@ -77,7 +77,7 @@ def fits(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tup
 
 def _factor_and_lambda(spec: Spec, parts: Parts) -> list[Fit]:
     """Factors and λ; both together only where the output passes with none of the two alone."""
-    turns, large = parts.in_turn(parts.small), parts.are_parts
+    turns, large = parts.stages(parts.small), parts.are_parts
     factors = _first_that_passes(held(trial, turns, large=large) for trial in fit_factor(spec, parts.whole))
     both = not any(f.fits for f in factors)
     found: list[Fit] = []
@@ -163,7 +163,7 @@ def _best_of(trials: Sequence[Trial], parts: Parts) -> list[Fit]:
 
 
 def _held(trial: Trial, parts: Parts) -> list[Fit]:
-    return held(trial, parts.in_turn(parts.last), large=parts.are_parts)
+    return held(trial, parts.stages(parts.last), large=parts.are_parts)
 
 
 def _of_spec(spec: Spec, field: str, value: Any, text: str) -> Trial:

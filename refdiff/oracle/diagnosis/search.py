@@ -124,7 +124,7 @@ def _passes_as_right(spec: Spec, parts: Parts) -> bool:
     """Whether outputs that failed pass where they are judged as wide as those of a wrong kernel."""
     if any(t.spec is not None and np.max(rows_off(t, t.actual), initial=0.0) > LOOSE.row for t in parts.whole):
         return False
-    found = (judgement(Problem(spec, t.inputs), t) for targets in parts.in_turn(parts.small) for t in targets)
+    found = (judgement(Problem(spec, t.inputs), t) for targets in parts.stages(parts.small) for t in targets)
     return all(j is not None and j.fits for j in found)
 
 
@@ -210,7 +210,7 @@ def quick_candidate(spec: Spec, targets: tuple[Target, ...], some: Set, near: fl
 def _judged(spec: Spec, parts: Parts, candidate: Candidate, evidence: Evidence, known: Known) -> Candidate:
     """Judge a candidate where it was scored, and on the whole where it fits there."""
     found: list[list[Judgement]] = []
-    for targets in parts.in_turn(parts.which(candidate.deviations)):
+    for targets in parts.stages(parts.which(candidate.deviations)):
         problems = [deviated(spec, t.inputs, candidate.deviations) for t in targets]
         outs = [None if p is None else output(p) for p in problems]
         if any(_misses(t, x) for x, t in zip(outs, targets, strict=True)):
@@ -320,7 +320,7 @@ def unobservable(spec: Spec, parts: Parts, candidate: Candidate, known: Set, evi
     hidden = []
     for d in known:
         some = [x for x in known if x == d or x in candidate.deviations]
-        if d.axis not in axes and not any(shows(targets, some) for targets in parts.in_turn(parts.which(some))):
+        if d.axis not in axes and not any(shows(targets, some) for targets in parts.stages(parts.which(some))):
             hidden.append(d.name)
     return hidden
 

@@ -156,8 +156,8 @@ class Parts:
             return self.whole
         return self.last if axes & set(OF_KEYS) else self.small
 
-    def in_turn(self, part: tuple[Target, ...]) -> list[tuple[Target, ...]]:
-        """A part and then the whole, where that is another: what fails on the part need not be tried on the whole."""
+    def stages(self, part: tuple[Target, ...]) -> list[tuple[Target, ...]]:
+        """Return a part and then the whole, if they differ: what fails on the part need not be tried on the whole."""
         return [part] if part is self.whole else [part, self.whole]
 
 

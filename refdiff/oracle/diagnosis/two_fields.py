@@ -68,7 +68,7 @@ def two_fields(spec: Spec, parts: Parts) -> str | None:
     for first, second in sorted(pairs, key=lambda pair: pair[1].left)[:PAIRS]:
         if 1 - second.left < THRESHOLDS.explained:
             break
-        first, second = _in_turn(spec, first, second, targets)
+        first, second = _fit_alternately(spec, first, second, targets)
         problems = [deviated(spec, t.inputs, (first.deviation, second.deviation)) for t in parts.whole]
         if all(judged(p, t)[0] for p, t in zip(problems, parts.whole, strict=True)) and problems[0] is not None:
             share = {c.field.name: 1 - c.left for c in reversed(alone)}  # of each field the best choice, which is first
@@ -119,7 +119,7 @@ def _best(spec: Spec, field: Field, beside: tuple[Deviation, ...], targets: Sequ
     return Changed(field, field.at(best), least)
 
 
-def _in_turn(spec: Spec, first: Changed, second: Changed, targets: Sequence[Target]) -> tuple[Changed, Changed]:
+def _fit_alternately(spec: Spec, first: Changed, second: Changed, targets: Sequence[Target]) -> tuple[Changed, Changed]:
     """Fit one beside the other, and that beside the first, while it helps."""
     for _ in range(TURNS):
         before = second.left

@@ -9,7 +9,7 @@ from typing import Any
 
 from refdiff.arrays import Array, namespace
 from refdiff.layers.activation import activation
-from refdiff.layers.diff_attention import attention_scores, attention_weights, per_map
+from refdiff.layers.diff_attention import attention_scores, attention_weights, split_maps
 from refdiff.oracle.mistakes.catalogue import Call, Mistake
 
 LAYER = "diff_attention_vjp"
@@ -43,7 +43,7 @@ def _saved_sums_used_without_a_mask(call: Call) -> Any:
 
 def _of_maps(call: Call) -> Iterator[tuple[Array, Array, Any, Any]]:
     """Queries, keys, mask and bias of each map."""
-    masks, biases = (per_map(x, call.q1.shape[1]) for x in (call.mask, call.bias))
+    masks, biases = (split_maps(x, call.q1.shape[1]) for x in (call.mask, call.bias))
     return zip((call.q1, call.q2), (call.k1, call.k2), masks, biases, strict=True)
 
 

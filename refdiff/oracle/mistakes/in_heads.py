@@ -16,7 +16,7 @@ def _evens_then_odds(x: Array) -> Array:
     return namespace(x).concat([x[:, 0::2, ...], x[:, 1::2, ...]], axis=1)
 
 
-def _halves_in_turn(x: Array) -> Array:
+def _interleave_halves(x: Array) -> Array:
     """The heads such that 2i, 2i + 1 are what i, i + H/2 were."""
     B, H, *rest = x.shape
     xp = namespace(x)
@@ -102,7 +102,7 @@ def _v2_lambda_of_the_head_beside(call: Call) -> Any:
 
 def _cached_keys_in_the_other_pairing(call: Call) -> Any:
     old = max(call.k.shape[2] - call.q.shape[2], 0)
-    cached = _halves_in_turn(call.k[:, :, :old, :])
+    cached = _interleave_halves(call.k[:, :, :old, :])
     return call(k=namespace(call.k).concat([cached, call.k[:, :, old:, :]], axis=2))
 
 
@@ -114,11 +114,11 @@ HEAD_MISTAKES: tuple[Mistake, ...] = (
     Mistake("neighboring_keys_on_halved_queries", "Keys 2j, 2j + 1, queries i, i + H/2: one pairing for each.",
             "diff_heads_hf", "pair", lambda call: call(k=_evens_then_odds(call.k)), "F1", FLASH),
     Mistake("halved_keys_on_neighboring_queries", "Keys j, j + K/2, queries 2i, 2i + 1: one pairing for each.",
-            "diff_heads_paper", "pair", lambda call: call(k=_halves_in_turn(call.k)), "F1", HF),
+            "diff_heads_paper", "pair", lambda call: call(k=_interleave_halves(call.k)), "F1", HF),
     Mistake("halved_queries_on_neighboring_keys", "Queries i, i + H/2, keys 2j, 2j + 1: one pairing for each.",
-            "diff_heads_paper", "pair", lambda call: call(q=_halves_in_turn(call.q)), "F1", HF),
+            "diff_heads_paper", "pair", lambda call: call(q=_interleave_halves(call.q)), "F1", HF),
     Mistake("halves_are_a_pair", "Heads i, i + H/2 where heads 2i, 2i + 1 are a pair.", "diff_heads_paper", "pair",
-            lambda call: call(q=_halves_in_turn(call.q), k=_halves_in_turn(call.k)), "F1", HF),
+            lambda call: call(q=_interleave_halves(call.q), k=_interleave_halves(call.k)), "F1", HF),
     Mistake("v2_halves_are_a_pair", "Heads i, i + h where 2i, 2i + 1 share a key: a difference over two keys and "
             "values, which the authors warn of.", "diff_heads_v2", "pair", _v2_halves_are_a_pair, "B1", V2),
     Mistake("keys_repeated_before_they_pair",

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.layers import causal_mask
-from refdiff.layers.diff_attention import per_map, sum_to
+from refdiff.layers.diff_attention import split_maps, sum_to
 from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.rounding.evaluation_order import USUAL, Arithmetic
 
@@ -56,7 +56,7 @@ def scores_of_maps(
     """The scores of map 1, then of map 2, −∞ where nothing is seen; as many heads of k as of q."""
     q1, k1, q2, k2 = heads
     H, T, S = q1.shape[1], q1.shape[2], k1.shape[2]
-    masks, biases = per_map(mask, H), per_map(bias, H)
+    masks, biases = split_maps(mask, H), split_maps(bias, H)
     for q, k, see, more in ((q1, k1, masks[0], biases[0]), (q2, k2, masks[1], biases[1])):
         if causal and T > 1:
             triangle = causal_mask(T, S, xp=np, device=None)

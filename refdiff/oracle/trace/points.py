@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from refdiff import layers
 from refdiff.arrays import Array, namespace, to_numpy
 from refdiff.backends import Ops, overlay
-from refdiff.layers.diff_attention import attention_scores, per_map
+from refdiff.layers.diff_attention import attention_scores, split_maps
 from refdiff.layers.plain_heads import concat_heads
 from refdiff.oracle.truth.attention_operands import log_sum_exp
 
@@ -176,7 +176,7 @@ class Points:
         self, function: Callable[..., Any], q1: Array, k1: Array, q2: Array, k2: Array, v: Array, lambda_: Array,
         mask: Array | None = None, bias: Array | None = None, *, causal: bool = True, **parts: Any,
     ) -> Array:  # fmt: skip
-        masks, biases = per_map(mask, q1.shape[1]), per_map(bias, q1.shape[1])
+        masks, biases = split_maps(mask, q1.shape[1]), split_maps(bias, q1.shape[1])
         if self._plain:
             attn = self._map("", q1, k1, v, masks[0], biases[0], causal)
             if not self._whole:

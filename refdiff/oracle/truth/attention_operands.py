@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import Ops
-from refdiff.layers.diff_attention import attention_scores, per_map
+from refdiff.layers.diff_attention import attention_scores, split_maps
 from refdiff.oracle.inputs import VECTORS
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.spec import Spec
@@ -211,7 +211,7 @@ def limited(
 def scores(s: AttentionOperands, number: int) -> Numpy:
     """The scores of map 1 or 2, −∞ where a query does not see: (B, h, T, S), with sinks one more."""
     q, k = (s.q1, s.k1) if number == 1 else (s.q2, s.k2)
-    bias = per_map(s.bias, q.shape[1])[number - 1]
+    bias = split_maps(s.bias, q.shape[1])[number - 1]
     z, see = attention_scores(q, k, s.mask, bias, causal=s.causal)
     hidden: Numpy = z if see is None else np.where(see, z, -math.inf)
     return hidden

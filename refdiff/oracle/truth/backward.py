@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import Ops
-from refdiff.layers.diff_attention import per_map
+from refdiff.layers.diff_attention import split_maps
 from refdiff.oracle.inputs import QK_WEIGHTS, VECTORS, is_layer
 from refdiff.oracle.inputs.sequences import Inputs, Sequence, scatter, sequences
 from refdiff.oracle.spec import Spec
@@ -190,7 +190,7 @@ def sink_terms(g: Numpy, s: AttentionOperands, ops: Ops) -> Numpy:
     Equation:
         the value of a sink is 0, so ∂L/∂sink = −Σ_t p ⟨∂L/∂o, o⟩, p being the sink's weight; o₁ has ∂L/∂o, o₂ −λ ∂L/∂o
     """
-    biases = per_map(s.bias, s.q1.shape[1])
+    biases = split_maps(s.bias, s.q1.shape[1])
     v = np.concatenate([s.v, np.zeros((*s.v.shape[:3], 1))], axis=-1)
     v[:, :, -1, -1] = 1.0  # whose weighted sum is p
     terms = []

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import Ops, ops_for
-from refdiff.layers.diff_heads_paper import in_turn
+from refdiff.layers.diff_heads_paper import interleave_heads
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.spec import Spec
@@ -116,8 +116,8 @@ def _before_gate(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
 
 
 def _in_paper_order(spec: Spec, s: AttentionOperands, inputs: Inputs, ops: Ops) -> Numpy:
-    q, k = in_turn(s.q1, s.q2), in_turn(s.k1, s.k2)
-    mask, bias = (_in_turn(x, spec.heads) for x in (s.mask, s.bias))
+    q, k = interleave_heads(s.q1, s.q2), interleave_heads(s.k1, s.k2)
+    mask, bias = (_interleave_maps(x, spec.heads) for x in (s.mask, s.bias))
     parts = ops
     if not has_plain_norm(spec):
         parts = Ops(**{**vars(ops), "rms_norm": lambda x, weight, eps: normed(spec, x, inputs, ops)})
@@ -132,11 +132,11 @@ def _in_paper_order(spec: Spec, s: AttentionOperands, inputs: Inputs, ops: Ops) 
     return heads
 
 
-def _in_turn(x: Numpy | None, heads: int) -> Numpy | None:
+def _interleave_maps(x: Numpy | None, heads: int) -> Numpy | None:
     """A mask or a bias in the order of heads of `diff_heads_paper`, both of a pair side by side."""
     if x is None or x.shape[1] == 1:
         return x
-    return np.repeat(x, 2, axis=1) if x.shape[1] == heads else in_turn(x[:, :heads], x[:, heads:])
+    return np.repeat(x, 2, axis=1) if x.shape[1] == heads else interleave_heads(x[:, :heads], x[:, heads:])
 
 
 def has_plain_norm(spec: Spec) -> bool:

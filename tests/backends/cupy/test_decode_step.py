@@ -27,16 +27,16 @@ OPTIONS = {"max_new_tokens": NEW, "eos_token_id": None}
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[DecodeStep]:
-    """The steps that were made, in order; rooms are small, so that they are used up."""
+    """The steps that were made, in order; capacities are small, so that texts exceed them."""
     made: list[DecodeStep] = []
-    of = DecodeStep.of
+    create = DecodeStep.create
 
     def watched(model: Any) -> DecodeStep | None:
-        step = of(model)
+        step = create(model)
         made.extend([] if step is None else [step])
         return step
 
-    monkeypatch.setattr(DecodeStep, "of", watched)
+    monkeypatch.setattr(DecodeStep, "create", watched)
     monkeypatch.setattr(decode_step, "MIN_CAPACITY", 13)
     monkeypatch.setattr(decode_step, "from_numpy", lambda x, xp, device: x.view(OnDevice))
     return made
@@ -164,16 +164,16 @@ def test_what_cannot_be_recorded_is_refused_once_and_goes_on_as_usual(steps: lis
 
 def test_what_is_laid_over_the_layers_sees_every_step() -> None:
     fast, _ = there()
-    assert DecodeStep.of(fast) is not None
+    assert DecodeStep.create(fast) is not None
     fast.ops = overlay(fast.ops, lambda name, function: function)
-    assert DecodeStep.of(fast) is None
+    assert DecodeStep.create(fast) is None
 
 
 def test_no_other_model_is_recorded() -> None:
     fast, exact = there()
     assert exact.backend.decode_step(exact) is None
     by_length, _ = there(rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0})
-    assert DecodeStep.of(by_length) is None
+    assert DecodeStep.create(by_length) is None
     assert fast.backend.decode_step(fast) is not None
 
 
