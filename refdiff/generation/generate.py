@@ -53,8 +53,7 @@ def generate(
         resolved = resolve(model, options)
         result = _run(_read(model, input_ids, attention_mask, streamer, generator, seed, resolved))
     except ScoreError as error:
-        source = getattr(model, "source", None)
-        raise (ScoreError(f"{source}: {error}") if source else error) from None
+        raise (ScoreError(f"{model.source}: {error}") if model.source else error) from None
     finally:
         if streamer is not None:
             streamer.end()  # also after an error, so that whoever reads the stream in another thread does not wait
@@ -82,7 +81,7 @@ def _read(
     prompts, prompt_tokens = ids.shape
     # A text is expected to end with the context; one that goes on is stopped by the cache.
     tokens = min(limit, max(prompt_tokens, model.config.max_position_embeddings or limit))
-    validation.check_memory(model.config, options, prompts, tokens)
+    validation.check_memory(model, options, prompts, tokens)
     if not options.return_dict_in_generate:
         options = replace(options, output_scores=False, output_logits=False)
     return Request(

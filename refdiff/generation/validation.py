@@ -153,14 +153,20 @@ def read_max_length(options: Options, prompt_length: int, max_position_embedding
     return limit
 
 
-def check_memory(config: Any, options: Options, prompts: int, tokens: int) -> None:
+def check_memory(model: Any, options: Options, prompts: int, tokens: int) -> None:
     """Refuse more sequences than there is memory for the keys and values of `tokens` tokens of each.
+
+    Only a model on NumPy is checked: the memory of another device is unknown.
 
     Raises:
         ValueError: the cache would be larger than the machine's memory.
     """
+    config, weight = model.config, model.base_params["norm"]["weight"]  # of the type that is computed with
+    if not isinstance(weight, np.ndarray):
+        return
     sequences = prompts * max(options.num_beams, options.num_return_sequences)
-    one = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4 * (tokens + 1)
+    numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * (tokens + 1)
+    one = numbers * weight.itemsize
     memory = physical_memory()
     if sequences * one > memory:
         name = "num_beams" if options.num_beams > 1 else "num_return_sequences"

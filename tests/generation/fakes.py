@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from refdiff.backends import Backend
 from refdiff.generation import generate
 from refdiff.generation.stream import rows_of
 
@@ -36,7 +37,10 @@ class FakeModel:
         self.A, self.E, self.W = rng.normal(0, 0.6, (D, D)), rng.normal(0, 1, (V, D)), rng.normal(0, scale, (V, D))
         fields = {"vocab_size": V, "eos_token_id": 2, "pad_token_id": 0, "bos_token_id": 1}
         sizes = {"max_position_embeddings": 512, "num_hidden_layers": 1, "num_key_value_heads": 2, "head_dim": 2}
-        self.config = SimpleNamespace(**fields | sizes | config)
+        rope = {"rope_parameters": {"rope_type": "default"}}
+        self.config = SimpleNamespace(**fields | sizes | rope | config)
+        self.base_params = {"norm": {"weight": np.ones(D)}}
+        self.backend = Backend()
         self.generation_config: dict[str, Any] = {}
         self.source: str | None = None
         self.calls: list[tuple[int, int]] = []

@@ -128,7 +128,6 @@ def test_more_rows_than_a_piece_are_read_token_by_token(monkeypatch: pytest.Monk
 )  # fmt: skip
 def test_the_backend_says_how_many_tokens_it_reads_at_once(chunk_size: int, calls: list[tuple[int, int]]) -> None:
     model = FakeModel()
-    model.backend = Backend()
     model.backend.chunk_size = chunk_size
     DecodingContext(model, None).read(np.full((2, 1500), 5))
     assert model.calls == calls

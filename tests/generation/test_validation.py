@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import array_api_strict
 import numpy as np
 import pytest
 
+import refdiff
 from refdiff.errors import CheckpointError
 from refdiff.generation import validation
 from refdiff.generation.options import Options
 from refdiff.generation.validation import read_ids, read_mask, read_max_length, read_seed
-from tests.model.models import small_model
+from tests.model.models import small_config, small_model
 
 
 def test_ids_become_int64() -> None:
@@ -129,19 +131,20 @@ def test_seeds() -> None:
     ],
 )
 def test_more_sequences_than_memory(prompts: int, tokens: int, options: dict[str, Any], says: str) -> None:
-    config = small_model().config
-    validation.check_memory(config, Options(**options), 1, 10)
+    model = small_model()
+    validation.check_memory(model, Options(**options), 1, 10)
     with pytest.raises(ValueError, match=says):
-        validation.check_memory(config, Options(**options), prompts, tokens)
+        validation.check_memory(model, Options(**options), prompts, tokens)
 
 
+@pytest.mark.parametrize(("dtype", "size"), [("float64", 8), ("float32", 4), ("float16", 4)])  # as computed with
 @pytest.mark.parametrize("tokens", [{"max_new_tokens": 3000}, {"max_length": 3000}])
 def test_the_memory_of_the_text_counts_up_to_the_context(
-    tokens: dict[str, int], monkeypatch: pytest.MonkeyPatch
+    tokens: dict[str, int], dtype: str, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = small_model()
+    model = refdiff.DiffLlamaForCausalLM.from_config(small_config(), dtype=dtype)
     config = model.config
-    one = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4  # bytes of a token in float32
+    one = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * size  # bytes of a token
     fits = 50 * one * (config.max_position_embeddings + 1)
     monkeypatch.setattr(validation, "physical_memory", lambda: fits)
     with pytest.raises(ValueError, match=rf"num_beams 51, of {config.max_position_embeddings} tokens .* most .*50"):
@@ -150,6 +153,11 @@ def test_the_memory_of_the_text_counts_up_to_the_context(
     with pytest.raises(ValueError, match="num_beams 100,"):
         model.generate([[1, 2]], num_beams=100, max_length=config.max_position_embeddings)
     model.generate([[1, 2]], num_beams=60, max_new_tokens=2)
+
+
+def test_the_memory_of_another_device_is_not_that_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "physical_memory", lambda: 1)
+    assert small_model(backend=array_api_strict).generate([[1, 2]], max_new_tokens=2).shape == (1, 4)
 
 
 def test_the_memory_of_this_machine() -> None:
