@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.arrays import Array, to_numpy
-from refdiff.backends import Backend
 from refdiff.layers.rope_frequencies import LENGTH_DEPENDENT
 from refdiff.model import inputs
 from refdiff.model.cache import KVCache
@@ -38,8 +37,7 @@ class DecodingContext:
         self.model = model
         self.cache: Any = None
         self.length = 0
-        self._backend: Backend = getattr(model, "backend", None) or Backend()
-        self.step = self._backend.decode_step(model)
+        self.step = model.backend.decode_step(model)
         self._max_length = max_length
         self._progress = progress
         self._mask = mask
@@ -68,17 +66,15 @@ class DecodingContext:
 
     def _reserve(self, prompt: int) -> None:
         """Make a cache with capacity for the whole prompt, not only its first chunk, and for the likely text."""
-        layers = getattr(self.model.config, "num_hidden_layers", None)
-        if self.cache is None and layers is not None and self._max_length is not None:
-            self.cache = KVCache(layers, most=self._max_length)
+        if self.cache is None and self._max_length is not None:
+            self.cache = KVCache(self.model.config.num_hidden_layers, max_tokens=self._max_length)
             self.cache.reserve(min(self._max_length, max(prompt * 3 // 2, prompt + GENERATED_CAPACITY)))
 
     def _chunk_ends(self, ids: NDArray[np.int64], keep: int) -> range:
         """Return where the chunks of a prompt end, all but the last: a long one needs the memory of one chunk."""
-        config = self.model.config
-        if getattr(config, "rope_parameters", {}).get("rope_type") in LENGTH_DEPENDENT:
+        if self.model.config.rope_parameters.get("rope_type") in LENGTH_DEPENDENT:
             return range(0)  # the frequencies depend on the length: it has to be read at once
-        step = max(self._backend.chunk_size // ids.shape[0], 1)
+        step = max(self.model.backend.chunk_size // ids.shape[0], 1)
         return range(self.length + step, ids.shape[1] - keep + 1, step)
 
     def _forward(self, ids: NDArray[np.int64], keep: int, **extra: Any) -> Any:

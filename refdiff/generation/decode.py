@@ -29,8 +29,7 @@ def decode(request: Request) -> GenerateDecoderOnlyOutput:
     processors = LogitsProcessors(o, ids.shape[1], padding)
     streams = request.streams(rows) if o.do_sample else []
     context = DecodingContext(request.model, request.mask, request.max_length, request.progress)
-    backend = getattr(request.model, "backend", None)
-    device_sampler = None if backend is None else backend.sampler(request.model, o, processors)
+    device_sampler = request.model.backend.sampler(request.model, o, processors)
     unfinished = np.ones(len(rows), dtype=bool)
     lengths = np.full(len(rows), ids.shape[1])
     steps = StepScores(o)

@@ -13,27 +13,28 @@ from refdiff.arrays import Array, device, namespace, take
 class KVCache:
     """The keys and values of every layer, kept between calls of a model.
 
-    `len(cache)` is the number of tokens that have gone through all layers. Only `append`, or its two halves, adds; the
-    arrays that it returns are views that later calls may overwrite after a `crop` or a `reorder`.
+    `len(cache)` is the number of tokens that have gone through all layers. Only `append` (= `allocate`, then `commit`)
+    and `advance` add tokens. The arrays that `append` returns are views that later calls may overwrite after a `crop`
+    or a `reorder`.
 
     Args:
         num_layers: how many layers the model has.
         static: the capacity in tokens, allocated at the first `append`. Without it the capacity is an eighth more than
             the first tokens, 8 to 256, or what was reserved; it grows by half when it is used up, so that n tokens
             cost time in proportion to n.
-        most: how many tokens it will have at most, where that is known: its capacity does not grow past it.
+        max_tokens: how many tokens it will have at most, where that is known: its capacity does not grow past it.
 
     Raises:
-        ValueError: `num_layers`, `static` or `most` is below 1.
+        ValueError: `num_layers`, `static` or `max_tokens` is below 1.
     """
 
-    def __init__(self, num_layers: int, *, static: int | None = None, most: int | None = None) -> None:
-        if any(size is not None and size < 1 for size in (num_layers, static, most)):
+    def __init__(self, num_layers: int, *, static: int | None = None, max_tokens: int | None = None) -> None:
+        if any(size is not None and size < 1 for size in (num_layers, static, max_tokens)):
             raise ValueError(
-                f"KVCache: num_layers, static, most: got {num_layers}, {static}, {most}, expected 1 or more"
+                f"KVCache: num_layers, static, max_tokens: got {num_layers}, {static}, {max_tokens}, expected 1 or more"
             )
         self.static = static
-        self.most = most
+        self.max_tokens = max_tokens
         self._reserved = 0
         self._buffers: list[tuple[Array, Array] | None] = [None] * num_layers
         self._lengths = [0] * num_layers
@@ -72,8 +73,8 @@ class KVCache:
 
         Raises:
             ValueError: as `append`.
-            MemoryError: this machine has less memory than the tokens take. Its system may grant what is not there, and
-                end the process where that is used.
+            MemoryError: this machine has less memory than the tokens take. Linux may grant memory that does not exist
+                and kill the process on use.
         """
         start = len(self)
         end = start + k.shape[2]
@@ -108,7 +109,7 @@ class KVCache:
     def _next_capacity(self, end: int, capacity: int) -> int:
         """Return the next capacity where `end` tokens exceed this one, which is 0 before the first."""
         wanted = max(end + min(max(end // 8, 8), 256), self._reserved) if capacity == 0 else capacity + capacity // 2
-        return wanted if self.most is None else min(wanted, self.most)
+        return wanted if self.max_tokens is None else min(wanted, self.max_tokens)
 
     def commit(self, layer: int, end: int) -> tuple[Array, Array]:
         """Count the tokens of a layer before `end` as there, and return their keys and values."""
@@ -195,7 +196,7 @@ def _grown(like: Array, size: int, old: Array | None, used: int) -> Array:
 
 
 def _reordered(x: Array, rows: list[int], used: int) -> Array:
-    """Put rows in the place of others, of which only the `used` tokens are moved; in place where their number stays."""
+    """Gather batch items, of which only the `used` tokens are moved; in place if their number stays."""
     xp, where = namespace(x), device(x)
     moved = [i for i, row in enumerate(rows) if row != i]
     new = x[:, :, :, :]  # another array, if over the same memory: whoever keeps the buffers sees that they changed

@@ -119,7 +119,7 @@ def filled(**sizes):
         *((lambda n=n: filled().crop(n), ValueError, f"cannot crop to {n}: the cache holds 5 tokens") for n in (-1, 6)),
         (lambda: filled().append(0, *(x[:1] for x in one(2))), ValueError, "holds 2 rows"),
         (lambda: KVCache(0), ValueError, "expected 1 or more"),
-        *((lambda n=n: KVCache(2, **{n: 0}), ValueError, "expected 1 or more") for n in ("static", "most")),
+        *((lambda n=n: KVCache(2, **{n: 0}), ValueError, "expected 1 or more") for n in ("static", "max_tokens")),
         (lambda: KVCache(1).commit(0, 1), ValueError, "layer 0 has no buffers yet"),
         (lambda: filled(static=9).reserve(10), ValueError, "cannot reserve 10 tokens with static=9"),
     ],
@@ -158,13 +158,13 @@ def test_the_first_token_after_a_prompt_is_not_copied_with_it(first, room):
     ("most", "rooms"), [(10, {10}), (12, {11, 12}), (40, {11, 16, 24, 36, 40}), (None, {11, 16, 24, 36, 54})]
 )
 def test_room_does_not_grow_past_what_there_will_be(most, rooms):
-    cache, pieces_of = KVCache(1, most=most), (3, *(1,) * (min(most or 40, 40) - 3))
+    cache, pieces_of = KVCache(1, max_tokens=most), (3, *(1,) * (min(most or 40, 40) - 3))
     assert {cache.append(0, *one(tokens))[0].base.shape[2] for tokens in pieces_of} == rooms
     assert cache.append(0, *one(30))[0].shape[2] == len(cache), "more than was said has room too"
 
 
 def test_what_is_reserved_before_the_first_token():
-    cache = KVCache(2, most=70)
+    cache = KVCache(2, max_tokens=70)
     cache.reserve(50)
     k, v = cache.append(0, *one(3))
     assert k.base.shape[2] == v.base.shape[2] == 50

@@ -102,7 +102,7 @@ class DecodeStep:
         if cache.static is not None and length >= cache.static:
             return  # a usual step raises the error
         capacity = max(MIN_CAPACITY, 2 * length)
-        cache.reserve(cache.static or max(min(capacity, cache.most or capacity), length + 1))
+        cache.reserve(cache.static or max(min(capacity, cache.max_tokens or capacity), length + 1))
         self._buffers = cache.buffers
         B = len(tokens)
         self._state = self._put(np.zeros(2 * B + 1, np.int64))
