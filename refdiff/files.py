@@ -153,7 +153,8 @@ def copy_file(source: Path, target: Path, *, folder: Path) -> None:
 def write_json(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
     """Write `value` as transformers formats its JSON files (two spaces, sorted keys), atomically.
 
-    Raises `OSError` when the folder cannot be written; an older file at `path` is then untouched.
+    Raises:
+        OSError: the folder cannot be written; an older file at `path` is then untouched.
     """
     text = json.dumps(_tag_floats(value), indent=2, sort_keys=True) + "\n"
     write_atomically(path, text.encode("ascii"))
@@ -162,7 +163,8 @@ def write_json(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Put `data` at `path` in one step: a temporary file in the same folder, synced to disk, then renamed.
 
-    Raises `OSError`, naming `path`, when that fails; an older file at `path` is then untouched.
+    Raises:
+        OSError: the file cannot be written; the message names `path`, and an older file there is untouched.
     """
     with replaced_atomically(path) as file:
         file.write(data)
@@ -172,7 +174,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
 def replaced_atomically(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Give a file to write, which takes its place at `path` when the block ends well, and is gone when it does not.
 
-    Raises `OSError`, naming `path`, when it cannot be written, or `path` is there and not a regular file.
+    Raises:
+        OSError: `path` cannot be written, or is there and not a regular file; the message names it.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")

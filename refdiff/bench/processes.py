@@ -58,8 +58,10 @@ def environment(threads: int) -> dict[str, str]:
 class Child(ExitStack):
     """The process of one side, started when it is made; `close`, or the end of `with`, ends it.
 
-    It has a session of its own, so that Ctrl-C reaches the parent alone, which then ends it. Raises `UnavailableError`
-    where a package that it needs is not installed.
+    It has a session of its own, so that Ctrl-C reaches the parent alone, which then ends it.
+
+    Raises:
+        UnavailableError: a package that it needs is not installed.
     """
 
     def __init__(self, name: str, settings: Settings) -> None:

@@ -15,7 +15,8 @@ from refdiff.generation.validation import Request
 def degeneration_penalty(candidates: NDArray[np.floating], context: NDArray[np.floating]) -> NDArray[np.floating]:
     """max over j of s(h_v, h_xj), s the cosine similarity (Su et al. 2022, eq. 5, second term).
 
-    Shapes: candidates (B, k, D), context (B, T, D), all-zero rows where there is no token → (B, k)
+    Shapes:
+        candidates (B, k, D), context (B, T, D), all-zero rows where there is no token → (B, k)
     """
     similarity = _unit(candidates) @ np.swapaxes(_unit(context), 1, 2)
     empty = (context == 0).all(axis=2)

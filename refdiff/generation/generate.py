@@ -43,8 +43,10 @@ def generate(
     Random choices follow from `seed` (one, or one for each prompt), or from one number drawn from `generator`, and for
     each row from its own prompt alone: the text of a prompt is the same in any batch.
 
-    Shapes: input_ids (B, T) integers, attention_mask (B, T) of 1 and 0 → int64 ids (B · num_return_sequences, T'),
+    Shapes:
+        input_ids (B, T) integers, attention_mask (B, T) of 1 and 0 → int64 ids (B · num_return_sequences, T'),
         prompt included, padded at the end; or a result object with `return_dict_in_generate=True`
+
     Raises:
         TypeError: an unknown option, or ids that are not integers.
         ValueError: an option or an input out of its range, or scores that no token can be chosen by.

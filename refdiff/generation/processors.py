@@ -22,7 +22,9 @@ def sequence_bias(scores: Scores, ids: Ids, biases: Mapping[tuple[int, ...], flo
     """Add a bias to the token that would complete a sequence of tokens.
 
     z'[v] = z[v] + Σ bias(s) over the sequences s = (…prefix, v) whose prefix ends the row.
-    Shapes: scores (B, V), ids (B, T) → (B, V)
+
+    Shapes:
+        scores (B, V), ids (B, T) → (B, V)
     """
     added: dict[int, Scores] = {}
     for sequence, value in biases.items():
@@ -40,7 +42,8 @@ def sequence_bias(scores: Scores, ids: Ids, biases: Mapping[tuple[int, ...], flo
 def bad_words(scores: Scores, ids: Ids, words: Sequence[Sequence[int]]) -> Scores:
     """Forbid the token that would complete one of the words; a word is a sequence of token ids.
 
-    Shapes: scores (B, V), ids (B, T) → (B, V)
+    Shapes:
+        scores (B, V), ids (B, T) → (B, V)
     """
     return sequence_bias(scores, ids, {tuple(word): -np.inf for word in words})
 
@@ -50,7 +53,9 @@ def repetition_penalty(scores: Scores, ids: Ids, penalty: float, *, skip: NDArra
 
     z'[v] = z[v] / θ where z[v] ≥ 0 and z[v] · θ where z[v] < 0, for v among the row's ids (Keskar et al. 2019, CTRL,
     section 4.1, with the sign handled as transformers handles it).
-    Shapes: scores (B, V), ids (B, T), skip (B,) = how many ids at the start of each row are padding → (B, V)
+
+    Shapes:
+        scores (B, V), ids (B, T), skip (B,) = how many ids at the start of each row are padding → (B, V)
     """
     B, V = scores.shape
     seen = np.zeros((B, V), dtype=bool)
@@ -63,7 +68,8 @@ def repetition_penalty(scores: Scores, ids: Ids, penalty: float, *, skip: NDArra
 def no_repeat_ngram(scores: Scores, ids: Ids, size: int) -> Scores:
     """Forbid the token that would repeat an n-gram of the row (Paulus et al. 2017, section 2.5, for any n).
 
-    Shapes: scores (B, V), ids (B, T) → (B, V)
+    Shapes:
+        scores (B, V), ids (B, T) → (B, V)
     """
     T = ids.shape[1]
     if size > T:
@@ -79,7 +85,8 @@ def no_repeat_ngram(scores: Scores, ids: Ids, size: int) -> Scores:
 def suppress_tokens(scores: Scores, tokens: Sequence[int]) -> Scores:
     """Forbid the tokens; ids past the vocabulary name nothing and are ignored.
 
-    Shapes: scores (B, V) → (B, V)
+    Shapes:
+        scores (B, V) → (B, V)
     """
     result = scores.copy()
     result[:, [token for token in tokens if 0 <= token < scores.shape[1]]] = -np.inf
@@ -89,7 +96,8 @@ def suppress_tokens(scores: Scores, tokens: Sequence[int]) -> Scores:
 def min_new_tokens(scores: Scores, generated: int, minimum: int, eos: Sequence[int]) -> Scores:
     """Forbid the end-of-sequence tokens until `minimum` tokens have been generated.
 
-    Shapes: scores (B, V) → (B, V)
+    Shapes:
+        scores (B, V) → (B, V)
     """
     return suppress_tokens(scores, eos) if generated < minimum else scores
 

@@ -18,7 +18,8 @@ Scores = NDArray[np.floating]
 def log_softmax(scores: Scores) -> Scores:
     """log p = z − max z − log Σ exp(z − max z), along the last axis.
 
-    Shapes: scores (…, V) → (…, V). −inf stays −inf.
+    Shapes:
+        scores (…, V) → (…, V). −inf stays −inf.
     """
     shifted = scores - scores.max(axis=-1, keepdims=True)
     result: Scores = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
@@ -28,7 +29,8 @@ def log_softmax(scores: Scores) -> Scores:
 def softmax(scores: Scores) -> Scores:
     """p = exp(z − max z) / Σ exp(z − max z), along the last axis.
 
-    Shapes: scores (…, V) → (…, V)
+    Shapes:
+        scores (…, V) → (…, V)
     """
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     result: Scores = weights / weights.sum(axis=-1, keepdims=True)
@@ -49,7 +51,8 @@ def _at_least(scores: Scores, keep: int) -> NDArray[np.bool_]:
 def temperature(scores: Scores, value: float) -> Scores:
     """z' = z / τ (Ackley, Hinton & Sejnowski 1985).
 
-    Shapes: scores (B, V) → (B, V)
+    Shapes:
+        scores (B, V) → (B, V)
     """
     return scores / value
 
@@ -57,7 +60,8 @@ def temperature(scores: Scores, value: float) -> Scores:
 def top_k(scores: Scores, k: int, *, keep: int = 1) -> Scores:
     """Keep the k most likely tokens, and every token as likely as the last of them (Fan et al. 2018).
 
-    Shapes: scores (B, V) → (B, V)
+    Shapes:
+        scores (B, V) → (B, V)
     """
     return _keep_only(scores, _at_least(scores, max(k, keep)))
 
@@ -66,7 +70,9 @@ def top_p(scores: Scores, p: float, *, keep: int = 1) -> Scores:
     """Keep the smallest set of most likely tokens whose probabilities sum to p or more (Holtzman et al. 2020, eq. 2).
 
     Seen from the other end: drop the least likely tokens while their sum stays ≤ 1 − p.
-    Shapes: scores (B, V) → (B, V)
+
+    Shapes:
+        scores (B, V) → (B, V)
     """
     kept = np.zeros(scores.shape, dtype=bool)
     for row, values in enumerate(scores):
@@ -80,7 +86,8 @@ def top_p(scores: Scores, p: float, *, keep: int = 1) -> Scores:
 def min_p(scores: Scores, p: float, *, keep: int = 1) -> Scores:
     """Keep the tokens with probability ≥ p · max probability (Nguyen et al. 2024).
 
-    Shapes: scores (B, V) → (B, V)
+    Shapes:
+        scores (B, V) → (B, V)
     """
     probabilities = softmax(scores)
     kept = probabilities >= p * probabilities.max(axis=1, keepdims=True)
@@ -92,7 +99,9 @@ def typical_p(scores: Scores, mass: float, *, keep: int = 1) -> Scores:
     """Keep the tokens whose surprise is nearest to the entropy until they hold `mass` (Meister et al. 2022, eq. 10).
 
     Order by |−log p(v) − H|, H = −Σ p log p.
-    Shapes: scores (B, V) → (B, V)
+
+    Shapes:
+        scores (B, V) → (B, V)
     """
     logs = log_softmax(scores)
     probabilities = np.exp(logs)
@@ -113,7 +122,8 @@ def typical_p(scores: Scores, mass: float, *, keep: int = 1) -> Scores:
 def epsilon_cutoff(scores: Scores, epsilon: float, *, keep: int = 1) -> Scores:
     """Keep the tokens with probability ≥ ε (Hewitt, Manning & Liang 2022, eq. 7).
 
-    Shapes: scores (B, V) → (B, V)
+    Shapes:
+        scores (B, V) → (B, V)
     """
     return _keep_only(scores, (softmax(scores) >= epsilon) | _at_least(scores, keep))
 
@@ -121,7 +131,8 @@ def epsilon_cutoff(scores: Scores, epsilon: float, *, keep: int = 1) -> Scores:
 def eta_cutoff(scores: Scores, epsilon: float, *, keep: int = 1) -> Scores:
     """Keep the tokens with probability ≥ η = min(ε, √ε · exp(−H)) (Hewitt, Manning & Liang 2022, eq. 9).
 
-    Shapes: scores (B, V) → (B, V)
+    Shapes:
+        scores (B, V) → (B, V)
     """
     logs = log_softmax(scores)
     probabilities = np.exp(logs)
@@ -133,7 +144,8 @@ def eta_cutoff(scores: Scores, epsilon: float, *, keep: int = 1) -> Scores:
 def top_indices(scores: Scores, k: int) -> NDArray[np.int64]:
     """Indices of the k best scores of each row, best first; of equal scores the lower index first.
 
-    Shapes: scores (B, N) → (B, k)
+    Shapes:
+        scores (B, N) → (B, k)
     """
     B, N = scores.shape
     threshold = np.partition(scores, N - k, axis=1)[:, N - k]
@@ -175,7 +187,8 @@ def row_streams(seed: int, prompts: Iterable[NDArray[np.int64]]) -> list[Uniform
 def draw(probabilities: NDArray[np.floating], u: float) -> int:
     """The token at which the cumulative distribution passes u: P(token = v) = p[v] / Σ p for u uniform in [0, 1).
 
-    Shapes: probabilities (V,), not necessarily summing to 1 → one index. A token of probability 0 is never drawn.
+    Shapes:
+        probabilities (V,), not necessarily summing to 1 → one index. A token of probability 0 is never drawn.
     """
     cumulative = np.cumsum(probabilities, dtype=np.float64)
     token = int(np.searchsorted(cumulative, u * cumulative[-1], side="right"))
@@ -187,7 +200,8 @@ def draw(probabilities: NDArray[np.floating], u: float) -> int:
 def draw_without_replacement(log_weights: Scores, k: int, stream: Uniforms) -> NDArray[np.int64]:
     """k different indices, drawn one after the other, each with the weights of those that are left.
 
-    Shapes: log_weights (N,) → (k,). When fewer than k have any weight, the best of the rest follow in order.
+    Shapes:
+        log_weights (N,) → (k,). When fewer than k have any weight, the best of the rest follow in order.
     """
     weights = softmax(log_weights.astype(np.float64))
     chosen: list[int] = []

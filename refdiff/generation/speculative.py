@@ -37,7 +37,9 @@ def speculative_step(p: Probabilities, q: Probabilities, guess: int, stream: Uni
     """A token distributed as p, given a guess distributed as q; it is the guess as often as can be.
 
     Accept with probability min(1, p(x) / q(x)), else draw from norm(max(0, p − q)) (Leviathan et al. 2023, alg. 1).
-    Shapes: p, q (V,), each summing to 1 → one token
+
+    Shapes:
+        p, q (V,), each summing to 1 → one token
     """
     if stream.next() * q[guess] < p[guess]:
         return guess
@@ -91,7 +93,8 @@ class PromptLookup:
     def guess(self, ids: Ids, most: int) -> tuple[Ids, list[Probabilities] | None]:
         """What most often followed the longest matches, of several the latest; a text that repeats itself goes on.
 
-        Shapes: ids (1, T) → (t,), at most `most` tokens. The second value is None: these guesses have no distribution.
+        Shapes:
+            ids (1, T) → (t,), at most `most` tokens. The second value is None: these guesses have no distribution.
         """
         row = ids[0]
         after, size = _longest_matches(row)
@@ -146,7 +149,8 @@ class Assistant:
     def guess(self, ids: Ids, most: int) -> tuple[Ids, list[Probabilities] | None]:
         """The assistant's own continuation, up to an end-of-sequence token, and for sampling its distributions.
 
-        Shapes: ids (1, T) → (t,), at most `most` tokens; None or t distributions (V,)
+        Shapes:
+            ids (1, T) → (t,), at most `most` tokens; None or t distributions (V,)
         """
         # It has read the text as it was and its own guesses. Those that stayed are in the text now, followed by one
         # token of the model's; so what it read from the place of that token on was wrong.

@@ -62,7 +62,8 @@ def snapshot(
     never kept. When the hub does not answer, files downloaded before are used, with a warning. On a terminal,
     `progress` shows a bar for each file.
 
-    Raises `CheckpointError` naming the repo, the revision, the file and what would help.
+    Raises:
+        CheckpointError: the download fails; the message names the repo, the revision, the file and the fix.
     """
     folder = local_folder(path_or_repo)
     if folder is not None:
@@ -118,7 +119,8 @@ def list_repo(repo: str, revision: str | None) -> tuple[list[str], str]:
 def choose(names: Collection[str], files: Sequence[str], what: str, fetch: Callable[[str], Path]) -> list[str]:
     """Choose from a repo's `names` those that `files` asks for, weights last; `fetch` gets the index if it decides.
 
-    Raises `CheckpointError` when the repo has no `config.json`, no weights, or not all shards.
+    Raises:
+        CheckpointError: the repo has no `config.json`, no weights, or not all shards.
     """
     plain = [pattern for pattern in files if pattern not in WEIGHTS]
     chosen = [name for pattern in plain for name in sorted(names) if _matches(name, pattern)]

@@ -87,7 +87,9 @@ def bounded(call: Callable[[], _T], limits: Limits) -> _T:
 
     A server that sends a byte now and then would hold a client without a second thread forever.
 
-    Raises `BadAnswerError` for an answer that no hub gives, `TimeoutError` beyond the deadline.
+    Raises:
+        BadAnswerError: an answer that no hub gives.
+        TimeoutError: no answer before the deadline.
     """
     from huggingface_hub import close_session
 

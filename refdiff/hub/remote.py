@@ -40,7 +40,8 @@ def outline(
     weights are downloaded, and each safetensors file is a temporary one full of holes: the header and the tensors whose
     names match `tensors` are there, everything else reads as zeros. Leaving the `with` block deletes it.
 
-    Raises `CheckpointError` as `snapshot` does.
+    Raises:
+        CheckpointError: as in `snapshot`.
     """
     options: dict[str, Any] = {"revision": revision, "cache_dir": None if cache_dir is None else os.fspath(cache_dir)}
     try:

@@ -45,7 +45,8 @@ T = TypeVar("T")
 def replacing(folder: Path) -> Iterator[Path]:
     """Give a folder to write a checkpoint's files into; when the block ends well, they replace those of `folder`.
 
-    Raises `OSError` when something cannot be written or moved; `is_pending` then says which of the two counts.
+    Raises:
+        OSError: a file cannot be written or moved; `is_pending` then says which of the two counts.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):

@@ -30,7 +30,8 @@ class DiffLlamaConfig:
     files, "v2" as in DIFF V2 (where there are twice `num_attention_heads` query heads), "none" as in a Llama, without a
     difference. Files tell it by their `model_type`: diffllama, diff_transformer, diff_transformer_v2 and llama.
 
-    Raises `ValueError` naming the field, its value, the accepted range and the fix.
+    Raises:
+        ValueError: a field is out of its range; the message has its name, its value, the range and the fix.
     """
 
     vocab_size: int = 32000
@@ -85,7 +86,9 @@ class DiffLlamaConfig:
     def from_dict(cls, values: Mapping[str, Any], source: str = "config.json") -> DiffLlamaConfig:
         """Build a config from the parsed content of a config.json; `source` names the file in messages.
 
-        Raises `CheckpointError` naming the file, the field, its value, the accepted range and the fix.
+        Raises:
+            CheckpointError: a field is out of its range; the message has the file, the field, its value, the range and
+                the fix.
         """
         config = cls.__new__(cls)
         try:
@@ -110,7 +113,8 @@ class DiffLlamaConfig:
 
         `trust_remote_code` is ignored: no code of a checkpoint is ever run.
 
-        Raises `CheckpointError` naming the file or repo, the field and the fix.
+        Raises:
+            CheckpointError: config.json is missing or wrong; the message names the file or repo, the field and the fix.
         """
         path = Path(path_or_repo)
         if not path.is_file():
@@ -136,7 +140,8 @@ class DiffLlamaConfig:
 
         A field that was changed since construction is checked again first.
 
-        Raises `ValueError` for a field outside its range, `OSError` when the folder cannot be written.
+        Raises:
+            ValueError: a field outside its range, `OSError` when the folder cannot be written.
         """
         checked = type(self).__new__(type(self))
         checked._fill(self.to_dict())

@@ -137,7 +137,8 @@ def names(name: str, value: Any) -> list[str] | None:
 def dtype_name(dtype: Any, torch_dtype: Any) -> str | None:
     """Return the stored dtype as one of the four names, or None; `dtype` wins over the older `torch_dtype`.
 
-    Raises `ValueError` for any other dtype.
+    Raises:
+        ValueError: any other dtype.
     """
     field, value = ("torch_dtype", torch_dtype) if dtype is None else ("dtype", dtype)
     if value is None or value == "auto":
@@ -152,7 +153,8 @@ def dtype_name(dtype: Any, torch_dtype: Any) -> str | None:
 def wiring(given: Any, model_type: Any) -> str:
     """Return the wiring that a config names, or the one that its `model_type` stands for; "hf" if neither is there.
 
-    Raises `ValueError` for an unknown one, and for two that contradict each other.
+    Raises:
+        ValueError: the variant is unknown, or contradicts `model_type`.
     """
     variant_by_type = {value: name for name, value in MODEL_TYPES.items()}
     if model_type is not None and (not isinstance(model_type, str) or model_type not in variant_by_type):
@@ -171,7 +173,8 @@ def wiring(given: Any, model_type: Any) -> str:
 def fill_heads(config: DiffLlamaConfig, left: dict[str, Any]) -> None:
     """Set `num_key_value_heads` and `head_dim` of `config`, deriving those that are absent or null.
 
-    Raises `ValueError` when the heads cannot be paired or the head size cannot be rotated.
+    Raises:
+        ValueError: the heads cannot be paired, or the head size cannot be rotated.
     """
     heads = config.num_attention_heads
     key_value_heads = left.pop("num_key_value_heads", None)
@@ -203,7 +206,8 @@ def fill_heads(config: DiffLlamaConfig, left: dict[str, Any]) -> None:
 def fill_labels(config: DiffLlamaConfig, left: dict[str, Any]) -> None:
     """Set `id2label` and `label2id` of `config`; a `num_labels` of another length replaces the names.
 
-    Raises `ValueError` for a map that is not {index: name}, or one label with single-label classification.
+    Raises:
+        ValueError: a map that is not {index: name}, or one label with single-label classification.
     """
     count, id2label, label2id = (left.pop(name, None) for name in ("num_labels", "id2label", "label2id"))
     if count is not None:
@@ -229,7 +233,8 @@ def default_labels(count: int) -> dict[int, str]:
 def token_id_remarks(config: DiffLlamaConfig) -> list[str]:
     """Return a remark for each special token id outside the vocabulary.
 
-    Raises `ValueError` for a padding id that has no row in the embedding table; -1 counts from its end, as in torch.
+    Raises:
+        ValueError: a padding id that has no row in the embedding table; -1 counts from its end, as in torch.
     """
     size = config.vocab_size
     if config.pad_token_id is not None and not -size <= config.pad_token_id < size:

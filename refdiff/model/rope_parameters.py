@@ -50,7 +50,8 @@ def resolve(
     yarn, longrope and llama3 a top-level `original_max_position_embeddings` wins over the one inside, with
     `max_position_embeddings` last.
 
-    Raises `ValueError` when a setting is not an object.
+    Raises:
+        ValueError: a setting is not an object.
     """
     for name, value in (("rope_scaling", legacy.get("rope_scaling")), ("rope_parameters", rope_parameters)):
         if value is not None and not isinstance(value, Mapping):
@@ -72,7 +73,8 @@ def resolve(
 def check(rope: dict[str, Any], head_dim: int, max_position_embeddings: int) -> list[str]:
     """Check resolved settings against `head_dim`; return remarks about values that are odd but computable.
 
-    Raises `ValueError` naming the field, its value, the accepted range and the fix.
+    Raises:
+        ValueError: a field is out of its range; the message has its name, its value, the range and the fix.
     """
     rope_type = rope["rope_type"]
     if not isinstance(rope_type, str) or rope_type not in _FIELDS:

@@ -40,7 +40,9 @@ def pipeline(
     `revision`, `cache_dir` and `local_files_only` as by `from_pretrained`; or a model, which then needs a `tokenizer`.
     The remaining options are those of the pipeline, and become its defaults.
 
-    Raises `ValueError` for an unknown task, `TypeError` for an unknown option or a model of another task.
+    Raises:
+        ValueError: an unknown task.
+        TypeError: an unknown option or a model of another task.
     """
     name = _ALIASES.get(task, task)
     if name not in _CLASSES:

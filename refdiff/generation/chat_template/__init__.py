@@ -26,7 +26,8 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 def parse(value: Any, source: str) -> str | dict[str, str] | None:
     """Read the field `chat_template`: one template, or a list of `{"name": …, "template": …}`, or nothing.
 
-    Raises `CheckpointError` for anything else.
+    Raises:
+        CheckpointError: the field is none of these.
     """
     if value is None or isinstance(value, str):
         return value
@@ -42,7 +43,8 @@ def parse(value: Any, source: str) -> str | dict[str, str] | None:
 def read(folder: Path) -> str | dict[str, str] | None:
     """Read chat_template.jinja and additional_chat_templates/*.jinja, which win over tokenizer_config.json.
 
-    Raises `CheckpointError` for a file that is too large or not UTF-8.
+    Raises:
+        CheckpointError: a file that is too large or not UTF-8.
     """
     paths = {path.stem: path for path in sorted(folder.glob(NAMED_TEMPLATES))}
     if os.path.lexists(folder / _DEFAULT):
@@ -54,7 +56,8 @@ def read(folder: Path) -> str | dict[str, str] | None:
 def write(folder: Path, templates: str | dict[str, str] | None) -> None:
     """Write the templates as `read` reads them; remove others that are there.
 
-    Raises `ValueError` for a name that is not a file name, before anything is written.
+    Raises:
+        ValueError: a name that is not a file name, before anything is written.
     """
     named = {"default": templates} if isinstance(templates, str) else templates or {}
     paths = {_path(folder, name): text.encode("utf-8") for name, text in named.items()}
@@ -69,7 +72,8 @@ def write(folder: Path, templates: str | dict[str, str] | None) -> None:
 def select(own: str | dict[str, str] | None, wanted: str | None, has_tools: bool, source: str) -> str:
     """Return the text of a template: `wanted`, a name or the text itself, or else the checkpoint's `own`.
 
-    Raises `ValueError` where there is none, or several and no default.
+    Raises:
+        ValueError: there is no template, or there are several and no default.
     """
     if wanted is not None:
         return own.get(wanted, wanted) if isinstance(own, dict) else wanted
@@ -133,7 +137,9 @@ def render(
 def is_batch(conversation: Any) -> bool:
     """Tell a list of conversations from one conversation, a list of messages.
 
-    Raises `TypeError` for something else, `ValueError` for an empty list.
+    Raises:
+        TypeError: it is neither.
+        ValueError: the list is empty.
     """
     if isinstance(conversation, str | Mapping) or not isinstance(conversation, Sequence):
         raise TypeError(

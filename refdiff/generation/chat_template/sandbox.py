@@ -66,7 +66,8 @@ class _RefusedError(Exception):
 class ChatTemplate:
     """A compiled chat template; errors name `source`, a file or folder.
 
-    Raises `CheckpointError` for a text that is not a valid template.
+    Raises:
+        CheckpointError: a text that is not a valid template.
     """
 
     def __init__(self, text: str, source: str) -> None:
@@ -85,8 +86,9 @@ class ChatTemplate:
     def render(self, variables: dict[str, Any]) -> str:
         """Return the text for these variables, which must be plain data.
 
-        Raises `CheckpointError` for a template that fails or goes beyond the bounds, `ValueError` where it refuses the
-        messages by `raise_exception`.
+        Raises:
+            CheckpointError: the template fails or goes beyond the bounds.
+            ValueError: the template refuses the messages by `raise_exception`.
         """
         try:
             with self._lock:
@@ -147,8 +149,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def measure(self, value: Any, *, is_printed: bool = False) -> int:
         """Return the size of a value and all its parts in units.
 
-        Raises `_StoppedError` for a size beyond the memory bound, `RecursionError` for too many levels, and `TypeError`
-        for the print of an object that has no text: Python would show its address.
+        Raises:
+            _StoppedError: a size beyond the memory bound.
+            RecursionError: too many levels.
+            TypeError: an object that has no text is printed: Python would show its address.
         """
         size, level = 0, [value]
         for _ in range(_MAX_DEPTH):

@@ -252,7 +252,8 @@ def rust_errors(source: str | Path) -> Iterator[None]:
 def backend_of(tokenizer: Any, source: str | Path = "tokenizer.json") -> Backend:
     """Return the backend of a tokenizer of refdiff, transformers or `tokenizers`, or a backend itself.
 
-    Raises `TypeError` for anything else.
+    Raises:
+        TypeError: `tokenizer` is none of these.
     """
     inner = _inner(tokenizer)
     if inner is None:

@@ -29,7 +29,8 @@ def read_tokenizer_config(folder: Path) -> dict[str, Any]:
     special_tokens_map.json is the older place for special tokens: it is read, and wins, unless tokenizer_config.json
     has an `added_tokens_decoder`, which replaced it.
 
-    Raises `CheckpointError` for a file that is not a JSON object.
+    Raises:
+        CheckpointError: a file that is not a JSON object.
     """
     config: dict[str, Any] = {}
     if (path := folder / "tokenizer_config.json").is_file():
@@ -42,7 +43,8 @@ def read_tokenizer_config(folder: Path) -> dict[str, Any]:
 def named_tokens(config: dict[str, Any], source: str) -> dict[str, AddedToken]:
     """Collect `bos_token`, `eos_token` … and the model's own `…_token` fields: name → token.
 
-    Raises `CheckpointError` for a field that is neither a string nor a token object.
+    Raises:
+        CheckpointError: a field that is neither a string nor a token object.
     """
     found = {name: _token(config[name], f"{source}: {name}") for name in NAMES if config.get(name) is not None}
     for name, value in config.items():
@@ -58,7 +60,8 @@ def named_tokens(config: dict[str, Any], source: str) -> dict[str, AddedToken]:
 def add_missing(backend: Backend, config: dict[str, Any], source: str) -> list[AddedToken]:
     """Add to `backend` the tokens that only the settings know, in transformers' order; return the unnamed special ones.
 
-    Raises `CheckpointError` for a token that is neither a string nor a token object, or a token id that is no number.
+    Raises:
+        CheckpointError: a token that is neither a string nor a token object, or a token id that is no number.
     """
     extra = list(_extra_tokens(config, source))
     known = set(backend.added_tokens().values())
@@ -78,7 +81,8 @@ def add_missing(backend: Backend, config: dict[str, Any], source: str) -> list[A
 def side_in(config: dict[str, Any], name: str, default: str, source: str) -> str:
     """Read `padding_side` or `truncation_side`: "left" or "right".
 
-    Raises `CheckpointError` for anything else.
+    Raises:
+        CheckpointError: the field is neither.
     """
     side = config.get(name, default)
     if str(side).lower() not in ("left", "right"):
@@ -89,7 +93,8 @@ def side_in(config: dict[str, Any], name: str, default: str, source: str) -> str
 def max_length_in(config: dict[str, Any], source: str) -> int:
     """Read `model_max_length`, the most tokens the model takes; 10^30 when the file sets no limit.
 
-    Raises `CheckpointError` for anything but a number that is not negative.
+    Raises:
+        CheckpointError: the limit is not a number from 0.
     """
     value = config.get("model_max_length", config.get("max_len"))
     if value is None:

@@ -36,7 +36,8 @@ def pad_rows(rows: list[list[int]], length: int, value: int, side: str) -> list[
 def batch(rows: dict[str, list[list[int]]], single: bool, return_tensors: str | None) -> Encoded:
     """Hand out rows as lists (the row itself for a single text) or, for "np", as int64 arrays (B, T).
 
-    Raises `ValueError` when rows of different lengths should form an array.
+    Raises:
+        ValueError: rows of different lengths should form an array.
     """
     if return_tensors is None:
         return Encoded({name: values[0] if single else values for name, values in rows.items()})
@@ -80,7 +81,9 @@ def clean_up_spaces(text: str) -> str:
 def check_texts(name: str, value: Any) -> list[str]:
     """Take a text or a list of them; → the list.
 
-    Raises `TypeError` for what is no text, `ValueError` for a text with half of a character.
+    Raises:
+        TypeError: an element is no text.
+        ValueError: a text has half of a character.
     """
     texts: list[str] = [value] if isinstance(value, str) else list(value) if isinstance(value, _LISTS) else [value]
     for text in texts:

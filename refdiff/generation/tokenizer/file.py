@@ -50,8 +50,9 @@ _READ_ON_LOADING = ('"normalizer"', '"added_tokens"', '"precompiled_charsmap"', 
 def load_backend(folder: Path) -> Backend:
     """Load `folder`/tokenizer.json.
 
-    Raises `CheckpointError`, naming the file, when it is missing, too large, not JSON, not a tokenizer, or may lengthen
-    a text beyond the bounds.
+    Raises:
+        CheckpointError: the file is missing, too large, not JSON, not a tokenizer, or may lengthen a text beyond the
+            bounds; the message names it.
     """
     path = folder / "tokenizer.json"
     if not os.path.lexists(path):
@@ -101,7 +102,8 @@ def read_sections(text: str, path: Path) -> tuple[dict[str, Any], str]:
     Python takes half as long for a vocabulary as the library for the whole file. So it is not parsed where the model
     comes last, as the library writes it, and what is read on loading cannot be given once more after it.
 
-    Raises `CheckpointError` for a text that is not JSON.
+    Raises:
+        CheckpointError: a text that is not JSON.
     """
     decoder = json.JSONDecoder(object_pairs_hook=_unique)
     sections: dict[str, Any] = {}
@@ -125,9 +127,10 @@ def read_sections(text: str, path: Path) -> tuple[dict[str, Any], str]:
 def check_model(model: str, path: Path) -> None:
     """Check what a model can do to the library.
 
-    Raises `CheckpointError` for a token of thousands of characters (a text could have it again and again), and for
-    merges whose second part lacks the prefix of such parts: the library cuts it off unseen, and ends the process where
-    that leaves half a letter.
+    Raises:
+        CheckpointError: a token has thousands of characters, and a text could repeat it. Or the second part of a merge
+            lacks the prefix of such parts: the library cuts the prefix off unchecked, and ends the process where that
+            leaves half a letter.
     """
     if _has_long_string(model, MAX_TOKEN):
         raise CheckpointError(f"{path}: model: got a token of more than {MAX_TOKEN:,} characters, expected fewer")
@@ -158,7 +161,8 @@ def check_unigram(model: str, backend: Backend, path: Path) -> None:
 def check_growth(section: Any, name: str, path: Path) -> float:
     """Return how many times longer the steps of a section may make a text.
 
-    Raises `CheckpointError` for more than `MAX_GROWTH` times, or a table of replacements that is not whole.
+    Raises:
+        CheckpointError: more than `MAX_GROWTH` times, or a table of replacements that is not whole.
     """
     try:
         growth = growth_of(section)
@@ -217,7 +221,8 @@ def growth_of(section: Any) -> float:
 def try_in_child(text: str, path: Path, steps: Iterable[str]) -> None:
     """Load and use a tokenizer.json in a process with limits on memory and time.
 
-    Raises `CheckpointError` when that fails, or this system has no such limits.
+    Raises:
+        CheckpointError: the tokenizer fails, or this system has no such limits.
     """
     import subprocess  # takes milliseconds, for files that hardly anybody has
 

@@ -98,7 +98,8 @@ class Tokenizer(Vocabulary):
 
         `trust_remote_code` is ignored: no code of a checkpoint is ever run.
 
-        Raises `CheckpointError`, naming the file, for one that is missing, broken, or not a tokenizer.
+        Raises:
+            CheckpointError: a file is missing, broken, or not a tokenizer; the message names it.
         """
         from refdiff import hub
 
@@ -119,7 +120,9 @@ class Tokenizer(Vocabulary):
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
         """Write tokenizer.json, tokenizer_config.json and the chat templates, which transformers loads to the same.
 
-        Raises `ValueError` for a chat template whose name is no file name, `OSError` when the folder cannot be written.
+        Raises:
+            ValueError: the name of a chat template is no file name.
+            OSError: the folder cannot be written.
         """
         settings = settings_to_write(
             self.config, self.special_tokens_map, self._extra, self.backend.added_tokens(),
@@ -152,7 +155,8 @@ class Tokenizer(Vocabulary):
         tokenizer's `model_max_length`; `max_length` alone cuts too. One text → flat lists, or arrays (1, T) with
         `return_tensors="np"`; a list → a list for each, or int64 arrays (B, T).
 
-        Raises `ValueError` for padding without a pad token, and when texts of different lengths should be one array.
+        Raises:
+            ValueError: padding without a pad token, or an array from texts of different lengths.
         """
         if return_tensors not in (None, "np"):
             raise ValueError(f'return_tensors: got {return_tensors!r}, expected None or "np", for NumPy arrays')
@@ -194,8 +198,9 @@ class Tokenizer(Vocabulary):
 
         `.overflowing` has what truncation cut off, in pieces of `max_length` that share `stride` tokens.
 
-        Raises `ValueError` for text that is no text, one longer than a tokenizer that lengthens texts takes, and a
-        `max_length` too small for the special tokens.
+        Raises:
+            ValueError: an input that is no text, a text longer than a tokenizer that lengthens texts takes, or a
+                `max_length` too small for the special tokens.
         """
         texts = check_texts("text", text)
         pairs = None if text_pair is None else check_texts("text_pair", text_pair)
@@ -253,7 +258,8 @@ class Tokenizer(Vocabulary):
     ) -> Any:
         """Turn ids (T,) back into text, or a batch (B, T) into a list of texts.
 
-        Raises `ValueError` for ids that are not whole numbers from 0.
+        Raises:
+            ValueError: ids that are not whole numbers from 0.
         """
         nested = to_lists(ids)
         if nested and isinstance(nested[0], list):
@@ -298,7 +304,9 @@ class Tokenizer(Vocabulary):
         the checkpoint's; `tools` are JSON schemas; `variables` reach the template by their names. With
         `continue_final_message` the text ends inside the last message, for the model to go on with it.
 
-        Raises `CheckpointError` for a template that is broken or never ends, `ValueError` if it refuses the messages.
+        Raises:
+            CheckpointError: the template is broken or never ends.
+            ValueError: the template refuses the messages.
         """
         batched = templates.is_batch(conversation)
         source = str(self.source.parent)

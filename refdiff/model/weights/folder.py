@@ -16,10 +16,10 @@ from refdiff.model.weights.safetensors_file import PICKLE_ADVICE, SafetensorsFil
 
 
 def open_checkpoint(folder: str | os.PathLike[str], *, mapped: bool = True) -> list[SafetensorsFile]:
-    """Open a checkpoint's safetensors files and check their headers; no tensor data is read, unless ``mapped`` is
+    """Open a checkpoint's safetensors files and check their headers; no tensor data is read, unless `mapped` is
     False.
 
-    One ``model.safetensors``, or where there is none the files that ``model.safetensors.index.json`` lists: the order
+    One `model.safetensors`, or where there is none the files that `model.safetensors.index.json` lists: the order
     in which transformers looks.
 
     Raises:
@@ -43,7 +43,7 @@ def _open_files(folder: Path, mapped: bool) -> list[SafetensorsFile]:
 def headers(folder: str | os.PathLike[str]) -> dict[str, dict[str, tuple[str, tuple[int, ...], int]]]:
     """List what a checkpoint stores: file name → tensor name → (dtype, shape, bytes). No tensor data is read.
 
-    Types have the names of the safetensors format, such as ``"F32"`` and ``"BF16"``; tensors are in the order of their
+    Types have the names of the safetensors format, such as `"F32"` and `"BF16"`; tensors are in the order of their
     data.
 
     Raises:

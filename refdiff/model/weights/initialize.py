@@ -14,14 +14,14 @@ from refdiff.model.weights.precision import compute_dtype, round_to
 
 
 def initialize(config: DiffLlamaConfig, architecture: str, *, seed: int = 0, dtype: str = "float32") -> dict[str, Any]:
-    """Draw the weights of a new model, as transformers' ``_init_weights`` does (other random numbers, same law).
+    """Draw the weights of a new model, as transformers' `_init_weights` does (other random numbers, same law).
 
-    Matrices and embeddings are normal with standard deviation ``initializer_range``, but the padding token's embedding
-    is 0; the four vectors of λ are normal with ``lambda_std_dev``; biases are 0 and norms 1. The same seed gives the
+    Matrices and embeddings are normal with standard deviation `initializer_range`, but the padding token's embedding
+    is 0; the four vectors of λ are normal with `lambda_std_dev`; biases are 0 and norms 1. The same seed gives the
     same weights on every machine.
 
     Raises:
-        ValueError: ``architecture`` or ``dtype`` is none of those known.
+        ValueError: `architecture` or `dtype` is none of those known.
     """
     return nest(draw(config, parameter_shapes(config, architecture).items(), seed=seed, dtype=dtype))
 
@@ -29,7 +29,7 @@ def initialize(config: DiffLlamaConfig, architecture: str, *, seed: int = 0, dty
 def draw(
     config: DiffLlamaConfig, shapes: Iterable[tuple[str, tuple[int, ...]]], *, seed: int, dtype: str
 ) -> dict[str, NDArray[Any]]:
-    """Draw the named parameters, in the order given; see :func:`initialize`."""
+    """Draw the named parameters, in the order given; see `initialize`."""
     generator = np.random.default_rng(seed)
     kind = compute_dtype(dtype)
     result = {}

@@ -47,29 +47,29 @@ def load(
     deferred: bool = False,
     mapped: bool = True,
 ) -> dict[str, Any]:
-    """Load a checkpoint as the parameters of ``architecture``: nested dicts of read-only float32 or float64 arrays.
+    """Load a checkpoint as the parameters of `architecture`: nested dicts of read-only float32 or float64 arrays.
 
     Names, shapes and types are checked first, and all problems reported together. Where the stored type is the wanted
-    one (see :func:`resolve_dtype`), the arrays are views of the file: nothing is copied, and nothing read before it is
-    used. So values are not looked at: a checkpoint with NaN in it loads, as in transformers, and :func:`nonfinite`
+    one (see `resolve_dtype`), the arrays are views of the file: nothing is copied, and nothing read before it is
+    used. So values are not looked at: a checkpoint with NaN in it loads, as in transformers, and `nonfinite`
     finds the place.
 
-    With ``stored``, matrices of 16 bits whose values ``dtype`` can hold stay views of the file too, of NumPy's float16
+    With `stored`, matrices of 16 bits whose values `dtype` can hold stay views of the file too, of NumPy's float16
     or ml_dtypes' bfloat16: half the memory.
 
-    With ``deferred``, all others are read, and brought into the wanted type, when they are used, and then forgotten
-    (``refdiff.arrays.Deferred``): to go through a model of any size with the memory of its largest array.
+    With `deferred`, all others are read, and brought into the wanted type, when they are used, and then forgotten
+    (`refdiff.arrays.Deferred`): to go through a model of any size with the memory of its largest array.
 
-    Without ``mapped``, the files are read whole instead: for files that somebody may change while they are in use.
+    Without `mapped`, the files are read whole instead: for files that somebody may change while they are in use.
 
     The base model's parameters may be stored under any class's prefix. Heads of other classes are passed over, as are
-    the ``rotary_emb.inv_freq`` of old files. A head that is not stored is drawn anew, with one warning. With
-    ``tie_word_embeddings``, an ``lm_head.weight`` that is stored and differs from the embeddings is kept beside them,
+    the `rotary_emb.inv_freq` of old files. A head that is not stored is drawn anew, with one warning. With
+    `tie_word_embeddings`, an `lm_head.weight` that is stored and differs from the embeddings is kept beside them,
     with a warning, as in transformers.
 
     Raises:
-        CheckpointError: A file is broken, or does not hold what ``config`` describes.
-        ValueError: ``dtype`` or ``architecture`` is none of those known.
+        CheckpointError: A file is broken, or does not hold what `config` describes.
+        ValueError: `dtype` or `architecture` is none of those known.
     """
     files = open_checkpoint(folder, mapped=mapped)
     wanted = _resolve(files, config, dtype)
@@ -139,14 +139,14 @@ def _read_only(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def resolve_dtype(folder: str | os.PathLike[str], config: DiffLlamaConfig, dtype: str = "auto") -> str:
-    """Return the precision that :func:`load` gives: ``"float32"``, ``"float64"``, ``"float16"`` or ``"bfloat16"``.
+    """Return the precision that `load` gives: `"float32"`, `"float64"`, `"float16"` or `"bfloat16"`.
 
-    ``"auto"``, as in transformers: the one that ``config.json`` names, and if it names none, that of the first weight
+    `"auto"`, as in transformers: the one that `config.json` names, and if it names none, that of the first weight
     in the first file.
 
     Raises:
-        CheckpointError: A file is broken, or ``config.dtype`` is none of the four.
-        ValueError: ``dtype`` is none of these.
+        CheckpointError: A file is broken, or `config.dtype` is none of the four.
+        ValueError: `dtype` is none of these.
     """
     return _resolve(open_checkpoint(folder), config, dtype)
 
@@ -249,7 +249,7 @@ def _form_problems(file: SafetensorsFile, stored: str, shape: tuple[int, ...]) -
 
 
 def _tie(arrays: dict[str, Any]) -> list[str]:
-    """Settle what a stored ``lm_head.weight`` is to a model that ties it to its embeddings; returns remarks."""
+    """Settle what a stored `lm_head.weight` is to a model that ties it to its embeddings; returns remarks."""
     head, embeddings = arrays.get("lm_head.weight"), arrays.get("model.embed_tokens.weight")
     if head is None:
         return []

@@ -1,7 +1,7 @@
 """The names and shapes of a DiffLlama's parameters, and the nested dict that the model reads them from.
 
-Names are Hugging Face's, and unilm's for what transformers lacks (``subln``, ``lambda_proj``). In files of
-the wiring ``paper`` the last projection is ``out_proj`` (``stored_name``); both names are read (``localize``).
+Names are Hugging Face's, and unilm's for what transformers lacks (`subln`, `lambda_proj`). In files of
+the variant `paper` the last projection is `out_proj` (`stored_name`); both names are read (`localize`).
 Axis letters: D hidden_size, F intermediate_size, V vocab_size, d head_dim.
 """
 
@@ -33,7 +33,7 @@ _BACKBONE = re.compile(r"(embed_tokens|layers|norm)\.")
 
 
 def backbone_prefix(architecture: str) -> str:
-    """Return what stands before the base model's parameter names: ``""``, ``"model."`` or ``"transformer."``."""
+    """Return what stands before the base model's parameter names: `""`, `"model."` or `"transformer."`."""
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture: got {architecture!r}, expected one of {', '.join(ARCHITECTURES)}")
     if architecture == "DiffLlamaModel":
@@ -42,12 +42,12 @@ def backbone_prefix(architecture: str) -> str:
 
 
 def parameter_shapes(config: DiffLlamaConfig, architecture: str) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every parameter of ``architecture``, in the order of Hugging Face's ``state_dict``.
+    """Return the shape of every parameter of `architecture`, in the order of Hugging Face's `state_dict`.
 
-    With ``config.tie_word_embeddings`` the output matrix is no parameter of its own: there is no ``lm_head.weight``.
+    With `config.tie_word_embeddings` the output matrix is no parameter of its own: there is no `lm_head.weight`.
 
     Raises:
-        ValueError: ``architecture`` is not one of ``ARCHITECTURES``.
+        ValueError: `architecture` is not one of `ARCHITECTURES`.
     """
     D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
     prefix = backbone_prefix(architecture)
@@ -66,7 +66,7 @@ def parameter_shapes(config: DiffLlamaConfig, architecture: str) -> dict[str, tu
 
 
 def attention_shapes(config: DiffLlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every parameter of one layer's attention: what stands after ``self_attn.``."""
+    """Return the shape of every parameter of one layer's attention: what stands after `self_attn.`."""
     D, d = config.hidden_size, config.head_dim
     query, key, out = (n * d for n in (config.num_query_heads, config.num_key_value_heads, config.num_attention_heads))
     shapes = _wiring_shapes(config)
@@ -112,12 +112,12 @@ def is_head(name: str) -> bool:
 
 
 def localize(name: str, prefix: str) -> str:
-    """Return a stored name as the class whose base model stands under ``prefix`` spells it.
+    """Return a stored name as the class whose base model stands under `prefix` spells it.
 
-    ``model.norm.weight``, ``transformer.norm.weight`` and ``norm.weight`` are one parameter, written by different
-    classes. transformers adds and removes a class's own prefix only: between question answering (``transformer.``) and
-    ``model.`` it knows none of the names, and draws the whole model at random with nothing but a warning. Here the
-    three spellings are equal, because nobody wants that. unilm's attention calls ``o_proj`` ``out_proj``.
+    `model.norm.weight`, `transformer.norm.weight` and `norm.weight` are one parameter, written by different
+    classes. transformers adds and removes a class's own prefix only: between question answering (`transformer.`) and
+    `model.` it knows none of the names, and draws the whole model at random with nothing but a warning. Here the
+    three spellings are equal, because nobody wants that. unilm's attention calls `o_proj` `out_proj`.
     """
     name = name.replace(".self_attn.out_proj.", ".self_attn.o_proj.")
     for known in _BACKBONE_PREFIXES:
@@ -128,10 +128,10 @@ def localize(name: str, prefix: str) -> str:
 
 
 def stored_name(name: str, wiring: str) -> str:
-    """Return what a parameter is called in a file: in the wiring ``paper`` the last projection is unilm's ``out_proj``.
+    """Return the name of a parameter in a file: in the variant `paper` the last projection is unilm's `out_proj`.
 
-    So that what stands after ``self_attn.`` is the ``state_dict`` of unilm's ``multihead_flashdiff_1.py``, as in ``v2``
-    it is that of ``multihead_flashdiffv2.py``, which says ``o_proj``.
+    So that what stands after `self_attn.` is the `state_dict` of unilm's `multihead_flashdiff_1.py`, as in `v2`
+    it is that of `multihead_flashdiffv2.py`, which says `o_proj`.
     """
     return name.replace(".self_attn.o_proj.", ".self_attn.out_proj.") if wiring == "paper" else name
 
@@ -142,12 +142,12 @@ def count_parameters(shapes: Iterable[tuple[int, ...]]) -> int:
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn ``{"layers.0.norm.weight": a}`` into ``{"layers": [{"norm": {"weight": a}}]}``.
+    """Turn `{"layers.0.norm.weight": a}` into `{"layers": [{"norm": {"weight": a}}]}`.
 
     A level whose keys are exactly 0 … n-1 becomes a list.
 
     Raises:
-        ValueError: One name is the beginning of another, such as ``a`` and ``a.b``.
+        ValueError: One name is the beginning of another, such as `a` and `a.b`.
     """
     root: dict[str, Any] = {}
     for name, value in flat.items():
@@ -173,7 +173,7 @@ def _with_lists(value: Any) -> Any:
 
 
 def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn nested dicts and lists back into ``{"dotted.name": value}``: the inverse of :func:`nest`."""
+    """Turn nested dicts and lists back into `{"dotted.name": value}`: the inverse of `nest`."""
     return dict(_leaves(nested, ()))
 
 

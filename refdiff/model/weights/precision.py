@@ -1,7 +1,7 @@
 """Stored numbers → numbers to compute with, and back.
 
 Sixteen-bit types are held in float32, which has every float16 and bfloat16 value: NumPy has no bfloat16 of its own and
-computes slowly in float16. ``dtype="bfloat16"`` therefore means float32 arrays whose values are bfloat16 values.
+computes slowly in float16. `dtype="bfloat16"` therefore means float32 arrays whose values are bfloat16 values.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ TILE = 1 << 18
 
 
 def compute_dtype(dtype: str) -> np.dtype[Any]:
-    """Return the type of the arrays that hold values of ``dtype``: float64 for ``"float64"``, else float32.
+    """Return the type of the arrays that hold values of `dtype`: float64 for `"float64"`, else float32.
 
     Raises:
-        ValueError: ``dtype`` is not one of ``DTYPES``.
+        ValueError: `dtype` is not one of `DTYPES`.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype: got {dtype!r}, expected one of {', '.join(DTYPES)}")
@@ -41,7 +41,7 @@ def compute_dtype(dtype: str) -> np.dtype[Any]:
 
 
 def round_to(values: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Round to the nearest value of ``dtype`` (ties to even), held as the type that computes with it.
+    """Round to the nearest value of `dtype` (ties to even), held as the type that computes with it.
 
     float64 reaches the sixteen-bit types by way of float32, as in torch. Values beyond the range become infinite.
     """
@@ -50,7 +50,7 @@ def round_to(values: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 
 def encode(values: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Return numbers as a file holds them: little-endian, rounded to ``dtype``; bfloat16 as its bits in uint16."""
+    """Return numbers as a file holds them: little-endian, rounded to `dtype`; bfloat16 as its bits in uint16."""
     with np.errstate(over="ignore", invalid="ignore"):  # what overflows or is no number is the caller's to judge
         if dtype == "float64":
             return values.astype("<f8", copy=False)
@@ -63,16 +63,16 @@ def encode(values: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 
 def decode(bits: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Undo :func:`encode`; float16 stays float16, bfloat16 becomes the float32 whose upper half its bits are."""
+    """Undo `encode`; float16 stays float16, bfloat16 becomes the float32 whose upper half its bits are."""
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32) if dtype == "bfloat16" else bits
 
 
 def to_compute(
     stored: NDArray[Any], stored_dtype: str, dtype: str, done: Callable[[int, int], None] | None = None
 ) -> NDArray[Any]:
-    """Return numbers in the form of :func:`encode` as values of ``dtype``: the same array if that changes nothing.
+    """Return numbers in the form of `encode` as values of `dtype`: the same array if that changes nothing.
 
-    ``done(first, last)`` is told which bytes of ``stored`` have been converted.
+    `done(first, last)` is told which bytes of `stored` have been converted.
     """
     kind = compute_dtype(dtype)
     if stored_dtype == dtype and dtype in ("float32", "float64"):

@@ -2,7 +2,7 @@
 library writes it.
 
 The layout (https://github.com/huggingface/safetensors, "Format"): 8 bytes, little-endian, the length N of the header;
-N bytes of JSON, name → ``{"dtype", "shape", "data_offsets": [begin, end]}`` and optionally ``"__metadata__"``,
+N bytes of JSON, name → `{"dtype", "shape", "data_offsets": [begin, end]}` and optionally `"__metadata__"`,
 string → string; then the data, which the tensors cover from end to end without gap or overlap.
 
 The library's own loaders copy every tensor, which for a 5 GB file costs seconds and twice the memory; hence this one.
@@ -71,7 +71,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class SafetensorsFile:
-    """An open safetensors file whose header holds no contradiction; ``label`` is the name used in messages.
+    """An open safetensors file whose header holds no contradiction; `label` is the name used in messages.
 
     The file is opened once and memory-mapped, or read whole: what replaces it under its name later changes nothing
     here. What is written into a mapped file itself does, and where it is cut short the system ends the process
@@ -185,7 +185,7 @@ def _parse(raw: bytes, label: str) -> dict[str, Any]:
 
 
 def _whole(value: object) -> bool:
-    """Say whether a JSON value is a whole number that could be a file size (``True`` is an int to Python, not here)."""
+    """Say whether a JSON value is a whole number that could be a file size (`True` is an int to Python, not here)."""
     return type(value) is int and 0 <= value <= _MAX_SIZE
 
 
@@ -233,7 +233,7 @@ def _check_cover(tensors: list[tuple[str, Tensor]], data: int, size: int, label:
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, Any], dtype: str) -> None:
-    """Write arrays of any backend as one file of type ``dtype``, byte for byte as the safetensors library does.
+    """Write arrays of any backend as one file of type `dtype`, byte for byte as the safetensors library does.
 
     The data is on the disk when this returns. Goes through it piece by piece: no second copy of the weights is made.
 

@@ -34,16 +34,16 @@ def save(
     max_shard_size: int | str = "5GB",
     generation_config: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the config and the weights as transformers' ``save_pretrained`` lays them out.
+    """Write the config and the weights as transformers' `save_pretrained` lays them out.
 
-    Names are transformers', but for the last projection in the wiring ``paper`` (``names.stored_name``). Arrays
-    that are ``Deferred`` are made one at a time, when they are written. A process that is killed leaves the old
-    checkpoint or the new one (``refdiff.model.commit``). The same input gives the same bytes, which are those that
+    Names are transformers', but for the last projection in the variant `paper` (`names.stored_name`). Arrays
+    that are `Deferred` are made one at a time, when they are written. A process that is killed leaves the old
+    checkpoint or the new one (`refdiff.model.commit`). The same input gives the same bytes, which are those that
     transformers writes of a model it has loaded.
 
     Args:
         directory: the folder; made if needed.
-        config: goes into config.json, with ``architecture`` and ``dtype``.
+        config: goes into config.json, with `architecture` and `dtype`.
         params: the nested weight dict.
         architecture: the name of the model's class.
         dtype: the precision in the file; None stores the arrays as they are, float32 or float64.
@@ -52,8 +52,8 @@ def save(
         generation_config: goes into generation_config.json; without it, one that is there stays.
 
     Raises:
-        ValueError: ``params`` are not those of ``architecture`` with this ``config``, a value is beyond float16's
-            range, or ``dtype`` or ``max_shard_size`` is not understood.
+        ValueError: `params` are not those of `architecture` with this `config`, a value is beyond float16's
+            range, or `dtype` or `max_shard_size` is not understood.
         OSError: Something cannot be written, as on a full disk. The message says which checkpoint counts: the one that
             was there, or the new one, which the next load or save puts in place.
     """
@@ -82,7 +82,7 @@ def save(
 
 
 def _checked(arrays: dict[str, Any], config: DiffLlamaConfig, architecture: str) -> dict[str, Any]:
-    """Return the arrays in the order of the model; refuse any that do not fit ``config``."""
+    """Return the arrays in the order of the model; refuse any that do not fit `config`."""
     shapes = parameter_shapes(config, architecture)
     if architecture == "DiffLlamaForCausalLM" and "lm_head.weight" in arrays:
         # With tied embeddings there can be one all the same; see load().
