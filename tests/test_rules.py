@@ -24,8 +24,8 @@ MODULES = {
 
 # A file imports only from folders before its own: the tree is the path of the data, and the order of imports.
 ORDER = (
-    "messages", "browser", "errors", "files", "arrays", "cluster", "bundled", "hub", "layers", "backends", "model",
-    "convert", "generation", "training", "pipelines", "oracle", "viz", "exercises", "bench", "cli",
+    "limits", "messages", "browser", "errors", "files", "arrays", "cluster", "bundled", "hub", "layers", "backends",
+    "model", "convert", "generation", "training", "pipelines", "oracle", "viz", "exercises", "bench", "cli",
 )  # fmt: skip
 HEADINGS = ("Equation:", "Used as:", "Shapes:", "Precision:", "Raises:")
 AXES = set("BTSHKDFV") | set("IO")  # I and O: the sizes of a matrix that is any of the model's

@@ -8,20 +8,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import Number, UsageError
+from refdiff.limits import OPTIONS
 
 if TYPE_CHECKING:
     from refdiff.cli.transcript import Transcript
 
-_MOST = 2**31 - 1
 NUMBERS = {
-    "max_new_tokens": Number(int, 0, _MOST, off="0 = up to the context length"),
-    "temperature": Number(float, 1e-6, 1e6, or_zero=True, off="0 = greedy"),
-    "top_k": Number(int, 0, _MOST, off="0 = off"),
-    "top_p": Number(float, 0, 1, above=True, off="1 = off"),
-    "min_p": Number(float, 0, 1, off="0 = off"),
-    "repetition_penalty": Number(float, 1e-6, 1000, off="1 = off"),
-    "no_repeat_ngram_size": Number(int, 0, _MOST, off="0 = off"),
-    "num_beams": Number(int, 1, 1000, off="1 = off"),
+    "max_new_tokens": Number(int, 0, OPTIONS["max_new_tokens"][1], off="0 = up to the context length"),
+    "temperature": Number(float, *OPTIONS["temperature"], or_zero=True, off="0 = greedy"),
+    "top_k": Number(int, *OPTIONS["top_k"], off="0 = off"),
+    "top_p": Number(float, *OPTIONS["top_p"], off="1 = off"),
+    "min_p": Number(float, *OPTIONS["min_p"], off="0 = off"),
+    "repetition_penalty": Number(float, *OPTIONS["repetition_penalty"], off="1 = off"),
+    "no_repeat_ngram_size": Number(int, *OPTIONS["no_repeat_ngram_size"], off="0 = off"),
+    "num_beams": Number(int, *OPTIONS["num_beams"], off="1 = off"),
     "seed": Number(int, 0),
 }
 """What a prompt in a JSONL file can set for itself too, by the names of `generate`'s options."""

@@ -12,14 +12,11 @@ from typing import Any
 
 from refdiff.errors import CheckpointError
 from refdiff.generation.tokenizer.backend import is_tokenizer
+from refdiff.limits import LARGEST, OPTIONS
 from refdiff.messages import show_value, warn
 
-LARGEST = 2**31 - 1
-"""The largest count or token id: more fits no array of ids, and no time."""
-SMALLEST_DIVISOR = 1e-6
-"""The smallest number that scores are divided by: a much smaller one makes them infinite."""
-MOST_BEAMS, MOST_TEXTS = 1_000, 10_000
-"""The most beams, and texts of one prompt; how many fit the memory, `validation.check_memory` says."""
+MOST_TEXTS = 10_000
+"""The most texts of one prompt; how many fit the memory, `validation.check_memory` says."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +84,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_bias(value: Any) -> bool:
-    """Whether a value is a bias that leaves scores finite, divided by `SMALLEST_DIVISOR` too."""
+    """Whether a value is a bias that leaves scores finite, divided by `limits.SMALLEST_DIVISOR` too."""
     return _is_number(value) and abs(value) <= 1e30
 
 
-def _integer(low: int, high: int = LARGEST) -> tuple[Callable[[Any], bool], str]:
+def _integer(low: float, high: float = LARGEST) -> tuple[Callable[[Any], bool], str]:
     return (lambda v: _is_int(v) and low <= v <= high), f"an integer from {low} to {high:,}"
 
 
@@ -115,19 +112,19 @@ def _is_ids(value: Any) -> bool:
 _FLAG = (lambda v: isinstance(v, bool), "True or False")
 _IDS = (_is_ids, "a list of token ids")
 _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "max_new_tokens": _integer(1),
+    "max_new_tokens": _integer(*OPTIONS["max_new_tokens"]),
     "max_length": _integer(1),
     "min_new_tokens": _integer(0),
     "do_sample": _FLAG,
-    "temperature": _or_zero(_number(SMALLEST_DIVISOR, 1e6)),
-    "top_k": _integer(0),
-    "top_p": _number(0, 1),
-    "min_p": _number(0, 1),
+    "temperature": _or_zero(_number(*OPTIONS["temperature"])),
+    "top_k": _integer(*OPTIONS["top_k"]),
+    "top_p": _number(*OPTIONS["top_p"]),
+    "min_p": _number(*OPTIONS["min_p"]),
     "typical_p": _number(0, 1, above=True),
     "epsilon_cutoff": _number(0, 1, below=True),
     "eta_cutoff": _number(0, 1, below=True),
-    "repetition_penalty": _number(SMALLEST_DIVISOR, 1000),
-    "no_repeat_ngram_size": _integer(0),
+    "repetition_penalty": _number(*OPTIONS["repetition_penalty"]),
+    "no_repeat_ngram_size": _integer(*OPTIONS["no_repeat_ngram_size"]),
     "bad_words_ids": (
         lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(_is_ids(word) and len(word) > 0 for word in v),
         "a non-empty list of non-empty lists of token ids",
@@ -137,7 +134,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: all(_is_ids(key) and len(key) > 0 and _is_bias(bias) for key, bias in _bias_items(v)),
         "a dict {(id, id, …): bias} or a list [[[id, id, …], bias], …], each within ±1e30",
     ),
-    "num_beams": _integer(1, MOST_BEAMS),
+    "num_beams": _integer(*OPTIONS["num_beams"]),
     "length_penalty": _number(-20, 20),
     "early_stopping": (lambda v: isinstance(v, bool) or v == "never", 'True, False or "never"'),
     "num_return_sequences": _integer(1, MOST_TEXTS),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 
 from refdiff.cli.answering import NUMBERS, chat_messages, encode, finish_reason, length_limit
@@ -22,16 +24,20 @@ def _model(**generation: Any) -> Any:
     )
 
 
-@pytest.mark.parametrize("name", ["max_new_tokens", "top_k", "no_repeat_ngram_size", "num_beams"])
-def test_a_flag_and_a_checkpoint_have_one_limit(name: str) -> None:
-    model, high = FakeModel(), int(NUMBERS[name].high)
-    model.generation_config = {name: high}
-    assert getattr(resolve(model, {}), name) == NUMBERS[name].check(high)
-    with pytest.raises(argparse.ArgumentTypeError, match=f"at most {high}"):
-        NUMBERS[name].check(high + 1)
-    model.generation_config = {name: high + 1}
-    with pytest.raises(CheckpointError, match=f"generation_config.json: {name}: got {high + 1}, .* to {high:,}"):
-        resolve(model, {})
+@pytest.mark.parametrize("name", [name for name in NUMBERS if name != "seed"])
+def test_a_flag_and_a_checkpoint_have_one_range(name: str) -> None:
+    model, number = FakeModel(), NUMBERS[name]
+    low, high = number.kind(number.low), number.kind(number.high)
+    ends = [(high, math.inf)] + [(low, -math.inf)] * (name != "max_new_tokens")  # -n 0: up to the context length
+    for end, direction in ends:
+        model.generation_config = {name: end}
+        assert getattr(resolve(model, {}), name) == number.check(end) == end
+        beyond = np.nextafter(end, direction).item() if number.kind is float else end + (1 if direction > 0 else -1)
+        with pytest.raises(argparse.ArgumentTypeError, match=f"got {beyond!r}, expected "):
+            number.check(beyond)
+        model.generation_config = {name: beyond}
+        with pytest.raises(CheckpointError, match=f"generation_config.json: {name}: got {beyond!r}, expected "):
+            resolve(model, {})
 
 
 @pytest.mark.parametrize(

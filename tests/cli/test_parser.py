@@ -73,7 +73,7 @@ def test_the_examples_of_the_help_parse() -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ("generate --top-p 1.5 x", "--top-p: got 1.5, expected a number above 0 and at most 1 (1 = off)"),
+        ("generate --top-p 1.5 x", "--top-p: got 1.5, expected a number of at least 0 and at most 1 (1 = off)"),
         ("generate --top-k -1 x", "of at least 0 and at most 2147483647 (0 = off)"),
         ("generate --temp nan x", "error: --temp: got nan, expected 0 or a number of at least 1e-06"),
         ("generate -nmany x", "error: -n: got many, expected a whole number of at least 0"),

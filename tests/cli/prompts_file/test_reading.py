@@ -53,7 +53,7 @@ def test_a_wrong_prompts_file_names_its_line(content: bytes, expected: str, read
         ("plain", "not JSON"),
         ('"b"', 'got a string, expected an object, {"prompt": "..."}'),
         ('{"promt": "a"}', 'got no text, expected a field "prompt" (or "text") that is a string'),
-        ('{"prompt": "a", "top_p": 7}', "top_p: got 7, expected a number above 0 and at most 1 (1 = off)"),
+        ('{"prompt": "a", "top_p": 7}', "top_p: got 7, expected a number of at least 0 and at most 1 (1 = off)"),
         ('{"prompt": "a", "top_p": NaN}', "not JSON: NaN is not a JSON number"),
         ('{"prompt": "a", "id": [-1e999]}', "not JSON: -1e999 is beyond the largest number"),
         ('{"prompt": "a", "id": ' + "9" * 5000 + "}", "not JSON: an integer of more than 4,300 digits"),
