@@ -37,8 +37,8 @@ from refdiff.layers.diff_heads_paper import SUBLN_EPS
 from refdiff.layers.rope_frequencies import rope_frequencies
 from refdiff.messages import show_value
 from refdiff.model.config import DiffLlamaConfig
-from refdiff.model.config_checks import MODEL_TYPES
 from refdiff.model.diffllama import ATTENTION, Context
+from refdiff.model.variants import MODEL_TYPES
 from refdiff.model.weights import attention_shapes, flatten, nest
 from refdiff.model.weights.precision import UNIT, round_to
 

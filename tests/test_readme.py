@@ -16,7 +16,7 @@ import pytest
 import refdiff
 from refdiff import oracle
 from refdiff.cli.parser import build_parser
-from refdiff.model.config_checks import MODEL_TYPES
+from refdiff.model.variants import MODEL_TYPES
 from refdiff.oracle.spec.presets import OF_WIRINGS, PRESETS
 from tests.golden import unilm
 

@@ -15,13 +15,11 @@ from refdiff.cli.flags import MODEL, UsageError, add_common, add_dtype
 from refdiff.cli.loading import fetch
 from refdiff.cli.terminal import waiting
 from refdiff.errors import CheckpointError
+from refdiff.model.variants import MODEL_TYPES
 
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
     from refdiff.convert import Proof
-
-
-WIRINGS = ("hf", "paper", "v2", "none")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -34,7 +32,7 @@ refdiff convert path/to/llama path/to/new --to v2
 """
     parser.add_argument("model", metavar=MODEL, help="folder or hub repo")
     parser.add_argument("output", metavar="OUTPUT", help="the folder to write, new or empty")
-    parser.add_argument("--to", choices=WIRINGS, required=True, metavar="VARIANT", help="hf, paper, v2 or none")
+    parser.add_argument("--to", choices=[*MODEL_TYPES], required=True, metavar="VARIANT", help="hf, paper, v2 or none")
     parser.add_argument("--eager", action="store_true", help="MODEL is of multihead_diffattn.py")
     add_dtype(parser, text="the type to write")
     add_common(parser)

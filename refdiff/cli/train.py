@@ -15,7 +15,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from refdiff.cli.convert import WIRINGS
 from refdiff.cli.flags import Number, UsageError, add_backend, add_common, add_dtype, add_threads, utf8_text
 from refdiff.cli.loading import limit_threads
 from refdiff.cli.output_files import check_file, write_picture
@@ -23,6 +22,7 @@ from refdiff.cli.process import ctrl_c_calls
 from refdiff.cli.terminal import minutely, note, one_line, progress_bar, size, write_text
 from refdiff.errors import CheckpointError
 from refdiff.messages import printable
+from refdiff.model.variants import MODEL_TYPES
 
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
@@ -107,7 +107,7 @@ refdiff train -o run --resume
     model = parser.add_argument_group("model")
     model.add_argument("--config", action=_Noted, metavar="FILE", help="a config.json to start from")
     text = "hf, paper, v2, or none = a Llama (default: hf)"
-    model.add_argument("--wiring", action=_Noted, choices=WIRINGS, metavar="VARIANT", help=text)
+    model.add_argument("--wiring", action=_Noted, choices=[*MODEL_TYPES], metavar="VARIANT", help=text)
     for field, entry in MODEL_SIZES.items():
         add(model, field, *entry)
     course = parser.add_argument_group("training")

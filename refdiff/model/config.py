@@ -15,6 +15,7 @@ from refdiff.files import read_json, write_json
 from refdiff.messages import list_problems, show_value, warn
 from refdiff.model import config_checks, rope_parameters
 from refdiff.model.commit import finish
+from refdiff.model.variants import MODEL_TYPES
 
 
 @dataclass(init=False)
@@ -133,7 +134,7 @@ class DiffLlamaConfig:
         """Return all fields, the extra ones and `model_type` in one dict, which `DiffLlamaConfig(**…)` accepts."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         del values["extra"], values["wiring"]
-        return copy.deepcopy({**self.extra, **values, "model_type": config_checks.MODEL_TYPES[self.wiring]})
+        return copy.deepcopy({**self.extra, **values, "model_type": MODEL_TYPES[self.wiring]})
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> Path:
         """Write `config.json` into `directory`, made if needed, atomically; return its path.

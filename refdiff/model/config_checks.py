@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from refdiff.layers.activation import ACTIVATIONS as FUNCTIONS
 from refdiff.messages import json_type, show_name, show_value
+from refdiff.model.variants import MODEL_TYPES
 
 if TYPE_CHECKING:
     from refdiff.model.config import DiffLlamaConfig
@@ -21,10 +22,6 @@ ACTIVATIONS = tuple(sorted(FUNCTIONS))
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 MAX_LABELS = 100_000
-MODEL_TYPES = {"hf": "diffllama", "paper": "diff_transformer", "v2": "diff_transformer_v2", "none": "llama"}
-"""How a file says which wiring it has. transformers knows the first and the last, and refuses the other two."""
-PAIRING = {"hf": "halves", "paper": "interleaved", "v2": "interleaved", "none": None}
-"""Which two heads are a pair, by variant: i and i + H/2, or 2i and 2i + 1, or none."""
 LLAMA_DEFAULTS = {
     "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "rms_norm_eps": 1e-6,
 }  # fmt: skip

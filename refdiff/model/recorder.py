@@ -8,8 +8,8 @@ from typing import Any
 from refdiff.arrays import Array, device, namespace
 from refdiff.backends import Ops, overlay
 from refdiff.layers.diff_heads_paper import interleave_heads
-from refdiff.model.config_checks import PAIRING
 from refdiff.model.outputs import ModelOutput
+from refdiff.model.variants import PAIRING
 
 
 class Recorder:

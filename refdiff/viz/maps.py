@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from refdiff import layers
 from refdiff.arrays import to_numpy
 from refdiff.layers.diff_heads_paper import group_by_map
-from refdiff.model.config_checks import PAIRING
 from refdiff.model.outputs import ModelOutput
+from refdiff.model.variants import PAIRING
 from refdiff.viz.tokens import token_labels
 
 Floats = NDArray[np.floating[Any]]

@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 import refdiff
 from refdiff.arrays import to_numpy
-from refdiff.cli import convert as convert_command
-from refdiff.model import config_checks, weights
+from refdiff.model import weights
+from refdiff.model.variants import MODEL_TYPES, PAIRING
 from tests.model.models import CLASSES, WIRINGS, ids, small_config, small_model
 from tests.tolerances import close
 
@@ -93,7 +93,7 @@ def test_what_is_written_computes_the_same(
 
 
 def test_every_variant_has_its_names() -> None:
-    assert convert_command.WIRINGS == WIRINGS == tuple(config_checks.MODEL_TYPES) == tuple(config_checks.PAIRING)
+    assert WIRINGS == tuple(MODEL_TYPES) == tuple(PAIRING)
 
 
 def test_another_class_keeps_its_head(convert: Convert) -> None:

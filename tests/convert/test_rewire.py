@@ -15,7 +15,7 @@ from refdiff.arrays import Deferred, to_numpy
 from refdiff.convert import convert, convert_later, prove
 from refdiff.layers.diff_heads_paper import SUBLN_EPS
 from refdiff.model import weights
-from refdiff.model.config_checks import MODEL_TYPES
+from refdiff.model.variants import MODEL_TYPES
 from tests.layers.places import Place
 from tests.model.models import CLASSES, WIRINGS, ids, small_model
 from tests.tolerances import EXACT, close

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 import refdiff
 from refdiff.arrays import to_numpy
 from refdiff.backends import ops_for, overlay
-from refdiff.model.config_checks import PAIRING
 from refdiff.model.diffllama import ATTENTION, Context
+from refdiff.model.variants import PAIRING
 from refdiff.model.weights import attention_shapes, count_parameters, nest, parameter_shapes
 from refdiff.model.weights.names import stored_name
 from tests.golden import unilm

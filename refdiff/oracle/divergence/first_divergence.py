@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.errors import CheckpointError
-from refdiff.model.config_checks import PAIRING
+from refdiff.model.variants import PAIRING
 from refdiff.oracle.divergence.expected_values import Sampled, expect
 from refdiff.oracle.divergence.explain import explanation
 from refdiff.oracle.divergence.layouts import Floats, arranged, axes_of, maps_apart
