@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,10 +12,10 @@ from numpy.typing import NDArray
 
 from refdiff import layers
 from refdiff.arrays import to_numpy
+from refdiff.generation.token_bytes import TokenBytes
 from refdiff.layers.diff_heads_paper import group_by_map
 from refdiff.model.outputs import ModelOutput
 from refdiff.model.variants import PAIRING
-from refdiff.viz.tokens import token_labels
 
 Floats = NDArray[np.floating[Any]]
 
@@ -22,6 +23,9 @@ MAPS = {"first": "A₁", "second": "A₂", "difference": "A₁ − λ A₂"}
 """The three maps of a pair, and how they are written."""
 MOST_BYTES = 2 * 10**9
 """What the maps of one text may take in memory."""
+
+_SIGNS = {" ": "·", "\n": "↵", "\t": "⇥"}
+_UNSEEN = ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs")
 
 
 @dataclass(frozen=True)
@@ -204,3 +208,28 @@ def as_maps(given: AttentionMaps | ModelOutput, tokens: Sequence[str] | None, wi
     if tokens is None and given.attentions:
         tokens = [str(key) for key in range(given.attentions[0].shape[-1])]
     return maps_of(given, tokens or (), wiring=wiring)
+
+
+def token_labels(tokenizer: Any, ids: Iterable[int]) -> list[str]:
+    r"""Spell each token so that all of it is seen: a space as ·, a line break as ↵, half of a character as \xe3\x81.
+
+    Takes a tokenizer of refdiff, of transformers or of `tokenizers`; an id that it has no token for becomes [id].
+    """
+    token_bytes = TokenBytes(tokenizer)
+    labels = []
+    for token in map(int, ids):
+        text = token_bytes[token].decode("utf-8", errors="backslashreplace")
+        labels.append(visible(text) if text else f"[{token}]")
+    return labels
+
+
+def visible(text: str) -> str:
+    r"""Put a sign in place of what leaves no ink or turns others around: · for a space, and \x1b, \u202e, …"""
+    return "".join(map(_sign, text))
+
+
+def _sign(character: str) -> str:
+    if character in _SIGNS:
+        return _SIGNS[character]
+    unseen = unicodedata.category(character) in _UNSEEN
+    return character.encode("unicode_escape").decode("ascii") if unseen else character

@@ -25,7 +25,7 @@ import pytest
 import refdiff
 from refdiff import layers, oracle, viz
 from refdiff.training import retrieval_table
-from refdiff.viz.tokens import token_labels
+from refdiff.viz.maps import token_labels
 
 from .chromium import Chromium
 from .reading import number

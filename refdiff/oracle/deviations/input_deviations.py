@@ -1,4 +1,5 @@
-"""Deviations that misread the inputs: other axes in memory, sequences run together, padding or positions unread.
+"""Deviations that misread the inputs: other axes in memory, sequences run together, padding or positions unread, and
+in groups of signal heads that share a noise head, as in Motif-3, which head is which.
 
 What is not read changes nothing where it is not given: such a kernel is right there, and is still the same kernel.
 """
@@ -14,8 +15,12 @@ import numpy as np
 from refdiff.oracle.deviations.deviation import Deviation
 from refdiff.oracle.inputs import QK_WEIGHTS, kind_of
 from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.mistakes import Mistake
+from refdiff.oracle.mistakes.catalogue import Call
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_mask import attention_mask
+
+Numpy = np.ndarray[Any, Any]
 
 
 def _tokens_first(*names: str) -> Callable[[Spec, Inputs], Inputs | None]:
@@ -28,7 +33,7 @@ def _tokens_first(*names: str) -> Callable[[Spec, Inputs], Inputs | None]:
     return misread
 
 
-def _reread(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _reread(x: Numpy) -> Numpy:
     B, H, T, d = x.shape
     return np.moveaxis(x.reshape(B, T, H, d), 2, 1)
 
@@ -101,7 +106,7 @@ def _sinks(misread: Callable[[Spec, Any], Any]) -> Callable[[Spec, Inputs], Inpu
     return lambda spec, inputs: {**inputs, "sinks": misread(spec, inputs["sinks"])} if "sinks" in inputs else None
 
 
-def _sinks_of_key_heads(spec: Spec, sinks: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _sinks_of_key_heads(spec: Spec, sinks: Numpy) -> Numpy:
     return np.repeat(sinks[: spec.key_heads], spec.query_heads // spec.key_heads)
 
 
@@ -150,3 +155,65 @@ TRIANGLE_DEVIATIONS: tuple[Deviation, ...] = (
     Deviation("triangle_one_key_earlier", "s < t + S − T.", "mask off by one", problem=_triangle_moved(-1)),
 )
 """The same as two mistakes of layers, which know no triangle of more queries than keys."""
+
+
+def _attend_every_head(call: Call) -> tuple[Numpy, int] | None:
+    """softmax(q Kᵀ) V of every query head, (B, H, T, e), in the order of q, and how many signals share a noise.
+
+    Signals that share one come with the same second query. None where each has its own, or the maps have other keys.
+    """
+    h = call.q1.shape[1]
+    shared = np.all(call.q2 == call.q2[:, :1], axis=(0, 2, 3))
+    r = h if shared.all() else int(np.argmin(shared))
+    one_mask = all(x is None or x.ndim < 3 or x.shape[-3] == 1 for x in (call.mask, call.bias))
+    if r == 1 or h % r or not one_mask or call.k1.shape[1] != h or not np.array_equal(call.k1, call.k2):
+        return None
+
+    def grouped(signals: Numpy, noises: Numpy) -> Numpy:
+        B, _, *rest = signals.shape
+        both = [signals.reshape(B, h // r, r, *rest), noises[:, ::r, None]]
+        return np.concatenate(both, axis=2).reshape(B, h // r * (r + 1), *rest)
+
+    q, k, v = grouped(call.q1, call.q2), grouped(call.k1, call.k2), grouped(call.v, call.v)
+    return call(q1=q, k1=k, q2=q, k2=k, v=v, lambda_=np.zeros(())), r
+
+
+def _signals_first(call: Call) -> Any:
+    found = _attend_every_head(call)
+    if found is None:
+        return call()
+    (heads, r), h = found, call.q1.shape[1]
+    return heads[:, :h] - call.lambda_ * np.repeat(heads[:, h:], r, axis=1)
+
+
+def _exchanged(call: Call) -> Any:
+    found = _attend_every_head(call)
+    if found is None or found[0].shape[1] != call.q1.shape[2]:
+        return call()
+    heads, r = np.swapaxes(found[0], 1, 2), found[1]
+    B, H, T, e = heads.shape
+    groups = heads.reshape(B, H // (r + 1), r + 1, T, e)
+    signals, noises = groups[:, :, :r].reshape(B, -1, T, e), groups[:, :, r]
+    return signals - call.lambda_ * np.repeat(noises, r, axis=1)
+
+
+def _noise_first(spec: Spec, inputs: Inputs) -> Inputs | None:
+    if spec.ratio == 1 or spec.pairing != "interleaved" or "q" not in inputs:
+        return None
+    B, H, *rest = inputs["q"].shape
+    groups = inputs["q"].reshape(B, -1, spec.ratio + 1, *rest)
+    return {**inputs, "q": np.roll(groups, -1, axis=2).reshape(B, H, *rest)}
+
+
+def _wrong(name: str, what: str, axis: str, wrong: Callable[[Call], Any]) -> Deviation:
+    return Deviation.of(Mistake(name, what, "diff_attention", axis, wrong))
+
+
+GROUP_DEVIATIONS: tuple[Deviation, ...] = (
+    _wrong("all_signals_first", "The first h heads of the attention taken for the signals and the rest for the noises, "
+           "where each group has its noise beside it.", "ratio", _signals_first),
+    _wrong("heads_and_tokens_exchanged", "(B, T, H, e) of the attention taken for (B, H, T, e) where T is H, as by "
+           "code that tells the two apart by their sizes.", "concat", _exchanged),
+    Deviation("noise_before_its_signals", "The first head of each group taken for its noise, where it is the last.",
+              "ratio", arrays=_noise_first),
+)  # fmt: skip

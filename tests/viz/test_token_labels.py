@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import refdiff
-from refdiff.viz.tokens import token_labels, visible
+from refdiff.viz.maps import token_labels, visible
 
 
 @pytest.mark.parametrize(
