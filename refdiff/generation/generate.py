@@ -48,7 +48,8 @@ def generate(
         prompt included, padded at the end; or a result object with `return_dict_in_generate=True`
 
     Raises:
-        TypeError: an unknown option, or ids that are not integers.
+        TypeError: an unknown option, or a text in the place of token ids.
+        IndexError: a token id outside the vocabulary.
         ValueError: an option or an input out of its range, or scores that no token can be chosen by.
     """
     try:

@@ -17,7 +17,7 @@ from refdiff.generation.options import Options
 from refdiff.generation.stopping import Stopping
 from refdiff.messages import show_value, warn
 from refdiff.model.cache import physical_memory
-from refdiff.model.inputs import refuse_text
+from refdiff.model.inputs import check_known, integers, refuse_text, token_ids
 
 Emit = Callable[[Any], None]
 Progress = Callable[[str, int, int], None]
@@ -67,41 +67,28 @@ def read_ids(input_ids: Any, bos: Any, vocab_size: int) -> NDArray[np.int64]:
     """Prompt ids as (B, T) int64; an empty prompt becomes the beginning-of-sequence token.
 
     Raises:
-        TypeError: ids that are not integers.
-        ValueError: not (B, T), no row, an id outside the vocabulary, or an empty prompt without a `bos_token_id`.
+        TypeError: a text, or the dict that a tokenizer returns.
+        ValueError: not integers, not (B, T), no sequence, or an empty prompt without a `bos_token_id`.
+        IndexError: an id outside the vocabulary.
     """
-    if input_ids is None:
-        input_ids = np.empty((1, 0), dtype=np.int64)
     refuse_text("input_ids", input_ids, "model.generate")
-    try:
-        array = np.asarray(input_ids) if isinstance(input_ids, list | tuple) else to_numpy(input_ids)
-    except ValueError as error:
-        raise ValueError("input_ids has rows of different lengths: pad on the left, with attention_mask") from error
-    if array.ndim != 2:
-        raise ValueError(f"input_ids: got shape {array.shape}, expected (B, T): [[…]] for one prompt")
-    if array.shape[0] == 0:
-        raise ValueError("input_ids has no row: give one prompt or more")
-    if array.shape[1] == 0:
-        if bos is None:
-            raise ValueError(
-                "the prompt is empty, and the model has no bos_token_id to start from: give a token or more"
-            )
-        if isinstance(bos, bool) or not isinstance(bos, int) or not 0 <= bos < vocab_size:
-            raise CheckpointError(
-                f"bos_token_id: got {show_value(bos)}, expected 0 to {vocab_size - 1} to start an empty prompt; give "
-                "one token or more, or correct generation_config.json or config.json"
-            )
-        return np.full((array.shape[0], 1), bos, dtype=np.int64)
-    if not np.issubdtype(array.dtype, np.integer):
-        raise TypeError(f"input_ids has dtype {array.dtype}: token ids are integers")
-    outside = (array < 0) | (array >= vocab_size)
-    if outside.any():
-        row, column = (int(i) for i in np.argwhere(outside)[0])
-        raise ValueError(
-            f"input_ids[{row}, {column}] is {array[row, column]}, outside the vocabulary of {vocab_size} tokens, "
-            f"0 to {vocab_size - 1}: does the tokenizer belong to this model?"
+    ids = integers("input_ids", np.empty((1, 0), np.int64) if input_ids is None else input_ids)
+    if ids.ndim == 2 and len(ids) > 0 and ids.shape[1] == 0:
+        return np.full((len(ids), 1), _checked_bos(bos, vocab_size), np.int64)
+    ids = token_ids(ids)
+    check_known(ids, vocab_size)
+    return ids
+
+
+def _checked_bos(bos: Any, vocab_size: int) -> int:
+    if bos is None:
+        raise ValueError("input_ids: got no token, and the model has no bos_token_id to start from; give one or more")
+    if isinstance(bos, bool) or not isinstance(bos, int) or not 0 <= bos < vocab_size:
+        raise CheckpointError(
+            f"bos_token_id: got {show_value(bos)}, expected 0 to {vocab_size - 1} to start an empty prompt; give "
+            "one token or more, or correct generation_config.json or config.json"
         )
-    return array.astype(np.int64)
+    return bos
 
 
 def read_mask(attention_mask: Any, ids: NDArray[np.int64], options: Options) -> NDArray[np.int64] | None:
@@ -118,9 +105,9 @@ def read_mask(attention_mask: Any, ids: NDArray[np.int64], options: Options) -> 
     else:
         mask = to_numpy(np.asarray(attention_mask) if isinstance(attention_mask, list | tuple) else attention_mask)
         if mask.shape != ids.shape:
-            raise ValueError(f"attention_mask has shape {mask.shape}, but input_ids {ids.shape}: they have to be equal")
-        if not np.isin(mask, (0, 1)).all():
-            raise ValueError("attention_mask holds other values than 0 (padding) and 1 (token)")
+            raise ValueError(f"attention_mask: got shape {mask.shape}, expected {ids.shape}, the shape of input_ids")
+        if (other := mask[~np.isin(mask, (0, 1))]).size:
+            raise ValueError(f"attention_mask: got {show_value(other[0].item())}, expected 0 (padding) or 1 (token)")
         mask = mask.astype(np.int64)
     if (mask[:, -1] == 0).any() and ids.shape[0] > 1:
         warn("the prompts are padded on the right: the text would go on after padding; pad on the left")

@@ -46,7 +46,7 @@ def integers(name: str, x: Any) -> IntArray:
         values = host(x)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-    if values.dtype.kind not in "iu":
+    if values.size and values.dtype.kind not in "iu":  # an empty list has no dtype of its own
         raise ValueError(f"{name}: got dtype {values.dtype}, expected integers")
     return values.astype(np.int64)
 
@@ -94,8 +94,8 @@ def check_known(ids: IntArray, vocab_size: int) -> None:
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= vocab_size:
         raise IndexError(
-            f"embedding: token id {low if low < 0 else high} is outside 0 to {vocab_size - 1}: "
-            "do tokenizer and checkpoint belong together?"
+            f"input_ids: got token id {low if low < 0 else high}, expected 0 to {vocab_size - 1}; use the tokenizer of "
+            "this checkpoint"
         )
 
 
