@@ -283,17 +283,13 @@ def written_by_transformers(name: str, value: Any) -> bool:
 
 def refuse_other_models(given: Mapping[str, Any]) -> None:
     """Raise `ValueError` for a config that describes something else than one plain stack of layers."""
-    if given.get("mlp_bias"):
-        raise ValueError(
-            f"mlp_bias is {show_value(given['mlp_bias'])}: the feed-forward layers of this checkpoint have a bias, "
-            "which no model here adds; only a checkpoint whose mlp_bias is false can be read"
-        )
-    if given.get("quantization_config"):
-        raise ValueError(
-            "quantization_config is set, but quantized weights cannot be read: use the unquantized checkpoint"
-        )
-    if given.get("per_layer_config"):
-        raise ValueError("per_layer_config is set, but all layers must have the same sizes: remove it")
+    for name, expected in (
+        ("mlp_bias", "false: the feed-forward layers here have no bias; use a checkpoint without one"),
+        ("quantization_config", "null: quantized weights cannot be read; use the unquantized checkpoint"),
+        ("per_layer_config", "null: all layers have the same sizes here; remove it"),
+    ):
+        if given.get(name):
+            raise ValueError(f"{name}: got {show_value(given[name])}, expected {expected}")
 
 
 def describe_unknown(unknown: Sequence[str], known: Sequence[str]) -> str:

@@ -197,12 +197,15 @@ def test_token_ids_within_it_are_not() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"mlp_bias": True}, "mlp_bias is True: .* have a bias, .*; only a checkpoint whose mlp_bias is false can"),
+        ({"mlp_bias": True}, "^mlp_bias: got True, expected false: the feed-forward layers here have no bias; use a "),
         (
             {"quantization_config": {"quant_method": "gptq"}},
-            "quantization_config is set, but .* unquantized checkpoint",
+            r"^quantization_config: got {'quant_method': 'gptq'}, expected null: .*; use the unquantized checkpoint$",
         ),
-        ({"per_layer_config": {"0": {"head_dim": 2}}}, "per_layer_config is set, but all layers"),
+        (
+            {"per_layer_config": {"0": {"head_dim": 2}}},
+            r"^per_layer_config: got {'0': .*}, expected null: .*; remove it$",
+        ),
     ],
 )
 def test_other_models_are_refused(fields: dict[str, Any], message: str) -> None:
