@@ -1,8 +1,8 @@
-"""Beam search and beam sampling: the num_beams best continuations of each prompt, kept side by side.
+"""Beam search and beam sampling: keep the num_beams best continuations of each prompt.
 
-The rules are those of transformers 5.24, to the token. At each step the best (1 + number of end tokens) · num_beams
-continuations are looked at; those among the first num_beams that end the text are finished, and the best num_beams of
-the others go on. A finished text scores log p / length ** length_penalty, its length counted without the prompt.
+The rules are those of transformers 5.24, to the token. Each step ranks the best (1 + number of end tokens) · num_beams
+continuations. Those among the first num_beams that end the text are finished, and the best num_beams of the others
+continue. A finished text scores log p / length ** length_penalty, where length leaves out the prompt.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from refdiff.generation.validation import Request
 Ids = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
-# Out of the running, yet above −inf. It is transformers' number, and it decides between a beam that does not exist yet
-# and a token that is forbidden.
+# The score of a beam that does not exist: transformers' number, above the −inf of a forbidden token.
 _OUT = -1.0e9
 
 
@@ -37,7 +36,7 @@ class Beams:
     finished: Flags
 
     def pick(self, index: Ids) -> Beams:
-        """The beams at `index` (B, k) of each prompt."""
+        """Return the beams at `index` (B, k) of each prompt."""
         deep = index[:, :, None]
         return Beams(
             np.take_along_axis(self.ids, deep, axis=1),
@@ -54,14 +53,14 @@ class Beams:
             setattr(self, name, np.concatenate([old, column], axis=2))
 
     def best(self, k: int) -> Beams:
-        """The k best by score, best first."""
+        """Return the k best by score, best first."""
         return self.pick(top_indices(self.scores, k))
 
 
 def beam_search(request: Request) -> GenerateBeamDecoderOnlyOutput:
-    """The best `num_return_sequences` texts of each prompt by summed log-probability over length ** length_penalty.
+    """Return the best `num_return_sequences` texts of each prompt by log-probability over length ** length_penalty.
 
-    With `do_sample` the continuations of a step are drawn, without replacement, in place of the best.
+    With `do_sample`, each step draws its continuations without replacement, where beam search takes the best.
 
     Raises:
         ValueError: scores that no token can be chosen by; names the row (prompt · num_beams + beam) and the step. Or
@@ -122,7 +121,7 @@ def beam_search(request: Request) -> GenerateBeamDecoderOnlyOutput:
 
 
 def _start(request: Request) -> tuple[Beams, Beams]:
-    """Before the first step: the running beams, of which only the first counts, and no finished one."""
+    """Return the beams before the first step: running ones, of which only the first counts, and no finished one."""
     B, n = len(request.ids), request.options.num_beams
     ids = np.repeat(request.ids[:, None, :], n, axis=1)
     origins = np.empty((B, n, 0), dtype=np.int64)
@@ -133,7 +132,7 @@ def _start(request: Request) -> tuple[Beams, Beams]:
 
 
 def _candidates(running: Beams, log_p: NDArray[np.floating], o: Options, streams: list[Uniforms]) -> Beams:
-    """The best (or drawn) one-token continuations of the running beams, best first.
+    """Return the best (or drawn) one-token continuations of the running beams, best first.
 
     log_p: (B, n, V) → Beams (B, K, …), K = max(2, 1 + number of end tokens) · n
     """
@@ -155,10 +154,10 @@ def _candidates(running: Beams, log_p: NDArray[np.floating], o: Options, streams
 
 
 def _finish(done: Beams, candidates: Beams, hits: Flags, improvable: Flags, generated: int, o: Options) -> Beams:
-    """The best finished texts, with those that this step finished."""
+    """Return the best finished texts, those that this step finished included."""
     n = o.num_beams
     new = hits.copy()
-    new[:, n:] = False  # the rest is looked at only so that enough beams go on
+    new[:, n:] = False  # the others serve only to continue enough beams
     scores = candidates.scores / generated**o.length_penalty
     closed = ~improvable
     if o.early_stopping is True:
@@ -176,10 +175,10 @@ def _finish(done: Beams, candidates: Beams, hits: Flags, improvable: Flags, gene
 
 
 def _may_improve(running: Beams, done: Beams, generated: int, longest: int, o: Options) -> Flags:
-    """Whether the best running beam of a prompt may still beat the worst finished one: (B,).
+    """Return whether the best running beam of each prompt may still beat the worst finished one, (B,).
 
-    transformers' heuristic: the running beam is scored as if it ended now; with early_stopping="never" and a positive
-    length_penalty, as if it went on to the end without losing probability.
+    transformers' heuristic scores the running beam as if it ended now. With early_stopping="never" and a positive
+    length_penalty, it scores it as if it reached the longest length without losing probability.
     """
     length = longest if o.early_stopping == "never" and o.length_penalty > 0 else generated
     hope = running.scores[:, :1] / length**o.length_penalty
@@ -189,11 +188,11 @@ def _may_improve(running: Beams, done: Beams, generated: int, longest: int, o: O
 
 
 class Agreement:
-    """What can be said of the result before the search is over, so that a streamer never takes anything back.
+    """Emits what is certain of the results before the search is over, so that a streamer never takes anything back.
 
-    That is the longest prefix on which all running beams agree with the finished texts that would be returned; every
-    later candidate continues a running beam, so it starts with this prefix too. A prompt whose result can no longer
-    change is said whole.
+    Certain is the longest common prefix of all running beams and the finished texts that would be returned: every later
+    candidate continues a running beam, so it starts with this prefix too. A result that can no longer change is emitted
+    whole.
     """
 
     def __init__(self, request: Request) -> None:
@@ -229,7 +228,7 @@ class Agreement:
 
 
 def _common_prefix(texts: list[Ids], known: int) -> Ids:
-    """The ids that all texts start with, given that the first `known` are equal."""
+    """Return the ids that all texts start with, given that the first `known` are equal."""
     length = min(len(text) for text in texts)
     stacked = np.stack([text[known:length] for text in texts])
     differs = (stacked != stacked[0]).any(axis=0)

@@ -1,4 +1,4 @@
-"""A model, the tokens it has read and their keys and values: ids in, logits of the last positions out."""
+"""A model with the tokens that it has read and their keys and values: ids in, logits of the last positions out."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class DecodingContext:
     Positions are those of transformers' `generate`: from a mask, cumsum(mask) − 1 with 0 at masked tokens, then one
     more for each generated token; without a mask, 0, 1, 2, …
 
-    max_length: how many tokens there will be at most, which bounds the capacity of the cache.
-    progress: called before each chunk of a prompt that is read in several, see `validation.Progress`.
+    max_length: the most tokens of prompt and text, which bounds the capacity of the cache.
+    progress: called before each chunk of a prompt that is read in several; see `validation.Progress`.
     """
 
     def __init__(
@@ -65,13 +65,13 @@ class DecodingContext:
         return out
 
     def _reserve(self, prompt: int) -> None:
-        """Make a cache with capacity for the whole prompt, not only its first chunk, and for the likely text."""
+        """Create the cache with capacity for the whole prompt, not only its first chunk, and for a likely text."""
         if self.cache is None and self._max_length is not None:
             self.cache = KVCache(self.model.config.num_hidden_layers, max_tokens=self._max_length)
             self.cache.reserve(min(self._max_length, max(prompt * 3 // 2, prompt + GENERATED_CAPACITY)))
 
     def _chunk_ends(self, ids: NDArray[np.int64], keep: int) -> range:
-        """Return where the chunks of a prompt end, all but the last: a long one needs the memory of one chunk."""
+        """Return where the chunks of a long prompt end, but for the last; only one chunk at a time takes memory."""
         if self.model.config.rope_parameters.get("rope_type") in LENGTH_DEPENDENT:
             return range(0)  # the frequencies depend on the length: it has to be read at once
         step = max(self.model.backend.chunk_size // ids.shape[0], 1)
@@ -94,13 +94,13 @@ class DecodingContext:
         return out
 
     def read(self, ids: NDArray[np.int64], keep: int = 1) -> NDArray[np.floating]:
-        """Read what is new in ids (B, T) → logits (B, keep, V) of the last `keep` tokens, on the host."""
+        """Read the new tokens of ids (B, T) and return logits (B, keep, V) of the last `keep` tokens, on the host."""
         return to_numpy(self._read(ids, keep).logits)
 
     def read_on_device(self, ids: NDArray[np.int64]) -> Array:
-        """Read what is new in ids (B, T) → logits (B, V) of the last token, on the model's device.
+        """Read the new tokens of ids (B, T) and return logits (B, V) of the last one, on the model's device.
 
-        The next call may write over them.
+        The next call may overwrite them.
         """
         if self.step is not None and ids.shape[1] == self.length + 1:
             self._extend_mask(ids.shape[1])
@@ -113,19 +113,19 @@ class DecodingContext:
         return self._read(ids, 1).logits[:, -1, :]
 
     def read_hidden(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-        """Read what is new in ids (B, T) → logits (B, V) of the last token, last hidden states (B, new tokens, D)."""
+        """Read the new tokens of ids (B, T); return logits (B, V) of the last one, hidden states (B, new tokens, D)."""
         self._reserve(ids.shape[1])
         out = self._forward(ids, 1, output_hidden_states=True)
         return to_numpy(out.logits)[:, -1], to_numpy(out.hidden_states[-1])
 
     def reorder(self, rows: NDArray[np.int64]) -> None:
-        """Make sequence i what sequence `rows[i]` was; there may be more or fewer of them than before."""
+        """Replace sequence i by sequence `rows[i]`; their number may change."""
         self.cache.reorder(rows)
         if self._mask is not None and self._positions is not None:
             self._mask, self._positions = self._mask[rows], self._positions[rows]
 
     def crop(self, length: int) -> None:
-        """Keep only the first `length` tokens, where there are more."""
+        """Keep at most the first `length` tokens."""
         if length < self.length:
             self.cache.crop(length)
             self.length = length

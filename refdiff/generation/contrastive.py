@@ -1,4 +1,4 @@
-"""Contrastive search: of the k most likely tokens, the one that also differs from what was said before."""
+"""Contrastive search: of the k most likely tokens, choose one that also differs from the earlier text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from refdiff.generation.validation import Request
 
 
 def degeneration_penalty(candidates: NDArray[np.floating], context: NDArray[np.floating]) -> NDArray[np.floating]:
-    """max over j of s(h_v, h_xj), s the cosine similarity (Su et al. 2022, eq. 5, second term).
+    """Compute max over j of s(h_v, h_xj), s the cosine similarity (Su et al. 2022, eq. 5, second term).
 
     Shapes:
         candidates (B, k, D), context (B, T, D), all-zero rows where there is no token → (B, k)
@@ -31,7 +31,7 @@ def _unit(x: NDArray[np.floating]) -> NDArray[np.floating]:
 
 
 def contrastive_search(request: Request) -> GenerateDecoderOnlyOutput:
-    """x_t = argmax over v in V(k) of (1 − α) p(v | x_<t) − α max_j s(h_v, h_xj) (Su et al. 2022, eq. 5).
+    """Decode by x_t = argmax over v in V(k) of (1 − α) p(v | x_<t) − α max_j s(h_v, h_xj) (Su et al. 2022, eq. 5).
 
     V(k) are the `top_k` most likely tokens after the processors, α is `penalty_alpha`, h the model's last hidden
     states; padding is no part of the context. The k candidates of every row are read in one batch, and the cache then
@@ -69,7 +69,7 @@ def contrastive_search(request: Request) -> GenerateDecoderOnlyOutput:
         next_hidden = next_hidden.reshape(B, k, -1)
         penalty = degeneration_penalty(next_hidden.astype(np.float64), hidden.astype(np.float64))
         value = (1.0 - alpha) * p - alpha * penalty
-        value[p == 0.0] = -np.inf  # a forbidden token among the k because fewer than k are allowed
+        value[p == 0.0] = -np.inf  # fewer than k tokens are allowed
         choice = value.argmax(axis=1)
 
         chosen = np.arange(B) * k + choice

@@ -1,4 +1,4 @@
-"""Greedy decoding and sampling: read, choose one token a row, until every row is finished."""
+"""Greedy decoding and sampling: one token per sequence and step, until every sequence is finished."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from refdiff.generation.validation import Request
 
 
 def decode(request: Request) -> GenerateDecoderOnlyOutput:
-    """Extend every row by its most likely token, or one drawn from its distribution, until it is finished.
+    """Extend every sequence by its most likely token, or one drawn from its distribution, until it is finished.
 
     With sampling each prompt row comes `num_return_sequences` times. A finished row is filled with `pad_token_id`;
     where there is none it goes on, as in transformers, until all rows are finished.

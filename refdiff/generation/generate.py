@@ -1,4 +1,4 @@
-"""`generate`: read the call, then decode in the way its options ask for."""
+"""`generate`: check the call, then decode as its options say."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def generate(
     and nothing greedy decoding; prompt_lookup_num_tokens or assistant_model makes sampling and greedy decoding faster.
     Without a length, 20 tokens are added.
 
-    A streamer that has a method `progress(stage, done, total)` is told how many tokens of a long "prompt" have been
-    read, and after each step of a beam search how many tokens its "text" has, of how many at most.
+    A streamer may have a method `progress(stage, done, total)`. It is called with the stage "prompt" before each chunk
+    of a long prompt, and with "text" after each step of a beam search.
 
-    Random choices follow from `seed` (one, or one for each prompt), or from one number drawn from `generator`, and for
-    each row from its own prompt alone: the text of a prompt is the same in any batch.
+    Random choices follow from `seed` (one, or one for each prompt), or from one number drawn from `generator`. The
+    random numbers of a sequence depend on its own prompt only: the text of a prompt is the same in any batch.
 
     Shapes:
         input_ids (B, T) integers, attention_mask (B, T) of 1 and 0 → int64 ids (B · num_return_sequences, T'),
@@ -59,7 +59,7 @@ def generate(
         raise (ScoreError(f"{model.source}: {error}") if model.source else error) from None
     finally:
         if streamer is not None:
-            streamer.end()  # also after an error, so that whoever reads the stream in another thread does not wait
+            streamer.end()  # also after an error: a reader in another thread must not wait
     return result if resolved.return_dict_in_generate else result.sequences
 
 
@@ -72,7 +72,7 @@ def _read(
     seed: int | Sequence[int] | None,
     options: Options,
 ) -> Request:
-    """The request that a call makes."""
+    """Check the arguments of a call and return its request."""
     bos = model.generation_config.get("bos_token_id")
     vocab_size = model.config.vocab_size
     ids = validation.read_ids(input_ids, model.config.bos_token_id if bos is None else bos, vocab_size)
@@ -82,7 +82,7 @@ def _read(
         attention_mask = None
     limit = validation.read_max_length(options, ids.shape[1], model.config.max_position_embeddings)
     prompts, prompt_tokens = ids.shape
-    # A text is expected to end with the context; one that goes on is stopped by the cache.
+    # A text is expected to end with the context; the cache stops one that is longer.
     tokens = min(limit, max(prompt_tokens, model.config.max_position_embeddings or limit))
     validation.check_memory(model, options, prompts, tokens)
     if not options.return_dict_in_generate:
@@ -94,13 +94,13 @@ def _read(
         options=options,
         stopping=Stopping(limit, options.eos_token_id, options.stop_strings, options.tokenizer, options.max_time),
         seed=validation.read_seed(seed, generator, len(ids)) if options.do_sample else 0,
-        emit=_to_nobody if streamer is None else streamer.put,
-        progress=getattr(streamer, "progress", _to_nobody),
+        emit=_ignore if streamer is None else streamer.put,
+        progress=getattr(streamer, "progress", _ignore),
     )
 
 
-def _to_nobody(*values: Any) -> None:
-    """Where tokens and progress go that nobody follows: a function with a name, so that requests pickle."""
+def _ignore(*values: Any) -> None:
+    """Discard tokens and progress, if there is no streamer; a named function, so that requests pickle."""
 
 
 def _run(request: Request) -> GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput:

@@ -21,7 +21,7 @@ MOST_TEXTS = 10_000
 
 @dataclass(frozen=True)
 class Options:
-    """What `generate` was asked for, after defaults; None means "off". Names and meaning are transformers'."""
+    """The options of one call of `generate`, after defaults; None means "off". Names and meaning are transformers'."""
 
     max_new_tokens: int | None = None
     max_length: int | None = None
@@ -76,7 +76,7 @@ def _is_int(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value is a finite number that a float can hold."""
+    """Return whether a value is a finite number that a float can hold."""
     try:
         return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
     except OverflowError:  # an integer of hundreds of digits
@@ -84,7 +84,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_bias(value: Any) -> bool:
-    """Whether a value is a bias that leaves scores finite, divided by `limits.SMALLEST_DIVISOR` too."""
+    """Return whether a value is a bias that leaves scores finite, divided by `limits.SMALLEST_DIVISOR` too."""
     return _is_number(value) and abs(value) <= 1e30
 
 
@@ -93,7 +93,7 @@ def _integer(low: float, high: float = LARGEST) -> tuple[Callable[[Any], bool], 
 
 
 def _number(low: float, high: float, *, above: bool = False, below: bool = False) -> tuple[Callable[[Any], bool], str]:
-    """A number from `low` to `high`; `above` and `below` leave the two themselves out."""
+    """Return the check for a number from `low` to `high`; `above` and `below` exclude the two themselves."""
     said = f"a number {'above' if above else 'from'} {low:g} {'to below' if below else 'to'} {high:g}"
     return (
         lambda v: _is_number(v) and low <= v <= high and not (above and v == low) and not (below and v == high)
@@ -159,7 +159,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "output_scores": _FLAG,
     "output_logits": _FLAG,
 }
-# Options of transformers' `generate` that refdiff leaves out, and what there is instead.
+# Options of transformers' `generate` that refdiff leaves out, and what to use instead.
 _INSTEAD = {
     "bos_token_id": "the one of the config starts an empty prompt",
     "cache_implementation": "there is one kind of cache",
@@ -179,14 +179,14 @@ _LEFT_OUT = {
     "num_beam_groups", "prefix_allowed_tokens_fn", "remove_invalid_values", "renormalize_logits", "token_healing",
     "watermarking_config",
 }  # fmt: skip
-_SIMILAR = 0.7  # of 1; below this, what looks nearest is as a rule something else
+_SIMILAR = 0.7  # of 1; below this, the nearest name is usually another option
 _OBJECTS = ("tokenizer", "assistant_model")
 _SAMPLING_ONLY = ("temperature", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 _BEAMS_ONLY = ("length_penalty", "early_stopping")
 
 
 def _bias_items(value: Any) -> list[tuple[Any, Any]]:
-    """The pairs of a `sequence_bias` in either spelling; a pair that no check accepts where it has neither."""
+    """Return the pairs of a `sequence_bias` in either spelling, or for another value a pair that no check accepts."""
     if isinstance(value, Mapping):
         return list(value.items())
     if isinstance(value, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
@@ -195,7 +195,7 @@ def _bias_items(value: Any) -> list[tuple[Any, Any]]:
 
 
 def _checked(name: str, value: Any, error: type[ValueError] = ValueError, origin: str = "") -> Any:
-    """The value, arrays as lists, if it is in its range."""
+    """Return the value, arrays as lists, or raise `error` if it is out of its range."""
     if name not in _OBJECTS and callable(getattr(value, "tolist", None)):
         value = value.tolist()
     accepted, description = _RANGES[name]
@@ -205,7 +205,7 @@ def _checked(name: str, value: Any, error: type[ValueError] = ValueError, origin
 
 
 def _from_files(model: Any) -> dict[str, Any]:
-    """What the checkpoint says: generation_config.json, and config.json for the end and padding tokens."""
+    """Return the options in generation_config.json, and the end and padding tokens in config.json."""
     entries = {k: v for k, v in model.generation_config.items() if k in NAMES and k not in _OBJECTS and v is not None}
     found = {name: getattr(model.config, name, None) for name in ("eos_token_id", "pad_token_id")} | entries
     for name in ("eos_token_id", "pad_token_id"):
@@ -251,7 +251,7 @@ def resolve(model: Any, given: Mapping[str, Any]) -> Options:
 
 
 def _unknown(name: str) -> TypeError:
-    """The error about an option that is left out on purpose, misspelled, or like no other."""
+    """Return the error for an option that refdiff leaves out, or that is misspelled or unknown."""
     if name in _LEFT_OUT:
         instead = f"; {_INSTEAD[name]}" if name in _INSTEAD else ""
         return TypeError(f"generate() got {name!r}, an option of transformers that refdiff does not have{instead}")
@@ -261,7 +261,7 @@ def _unknown(name: str) -> TypeError:
 
 
 def _normalize(values: dict[str, Any]) -> None:
-    """One spelling for what may be given in two."""
+    """Bring options that have two spellings into one."""
     eos = values["eos_token_id"]
     if eos is not None:
         values["eos_token_id"] = [int(eos)] if _is_int(eos) else [int(e) for e in eos]
@@ -316,7 +316,7 @@ def _outside(origin: str, message: str) -> ValueError:
 
 
 def _warn_ignored(options: Options, given: Mapping[str, Any]) -> None:
-    """Say which options of this call have no effect, as transformers does."""
+    """Warn of options of this call that have no effect, as transformers does."""
 
     def changed(names: tuple[str, ...]) -> list[str]:
         return [n for n in names if given.get(n) is not None and given[n] != _DEFAULTS[n]]

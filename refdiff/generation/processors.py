@@ -49,7 +49,7 @@ def bad_words(scores: Scores, ids: Ids, words: Sequence[Sequence[int]]) -> Score
 
 
 def repetition_penalty(scores: Scores, ids: Ids, penalty: float, *, skip: NDArray[np.int64] | None = None) -> Scores:
-    """Make every token that the row already holds, prompt included, less likely.
+    """Make every token of the sequence so far, prompt included, less likely.
 
     z'[v] = z[v] / θ where z[v] ≥ 0 and z[v] · θ where z[v] < 0, for v among the row's ids (Keskar et al. 2019, CTRL,
     section 4.1, with the sign handled as transformers handles it).
@@ -109,9 +109,8 @@ class ScoreError(ValueError):
 class LogitsProcessors:
     """The processors and, for sampling, the warpers of a call, in the order in which transformers applies them.
 
-    Calling it turns the (B, V) logits after ids (B, T) into the scores that the next token is chosen by.
-
-    Without an active option the logits come back as they are; otherwise the scores are float64.
+    Calling it turns the (B, V) logits after ids (B, T) into the scores that the next token is chosen by. Without an
+    active option it returns the logits unchanged; otherwise the scores are float64.
 
     Raises:
         ValueError: NaN among the scores of an unfinished row, or nothing but −inf; names the row and the step.
@@ -139,7 +138,7 @@ class LogitsProcessors:
 
     @property
     def has_processors(self) -> bool:
-        """Whether anything but warpers changes the logits."""
+        """Whether processors, as opposed to warpers, change the logits."""
         return bool(self._processors)
 
     def check(self, scores: Scores, ids: Ids, active: NDArray[np.bool_] | None = None) -> None:
@@ -159,14 +158,14 @@ class LogitsProcessors:
 
 
 class StepScores:
-    """The scores and logits of every step so far, as far as the options ask for them; else None."""
+    """The scores and logits of every step so far, if the options ask for them; else None."""
 
     def __init__(self, options: Options) -> None:
         self.scores: tuple[Array, ...] | None = () if options.output_scores else None
         self.logits: tuple[Array, ...] | None = () if options.output_logits else None
 
     def append(self, scores: NDArray[np.floating] | None, logits: Array) -> None:
-        """Add those of one step; scores in the precision of the logits."""
+        """Add the scores and logits of one step, both in the precision of the logits."""
         if self.scores is not None and scores is not None:
             self.scores += (scores.astype(logits.dtype),)
         if self.logits is not None:

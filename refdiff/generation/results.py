@@ -1,4 +1,4 @@
-"""What `generate` returns with `return_dict_in_generate=True`; the names are transformers'."""
+"""The results of `generate` with `return_dict_in_generate=True`; the names are transformers'."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class _Output:
 
 @dataclass(repr=False)
 class GenerateDecoderOnlyOutput(_Output):
-    """The result of greedy decoding, sampling, contrastive search and guessed decoding.
+    """The result of greedy decoding, sampling, contrastive search and speculative decoding.
 
-    sequences (R, T): prompt and text, padded at the end. lengths (R,): ids of each without that end. scores, logits:
-    one (R, V) array a generated token, after and before the processors; None unless `output_scores`, `output_logits`.
-    cache: keys and values of what was read.
+    sequences (R, T): prompt and text, padded at the end. lengths (R,): ids of each without that padding. scores and
+    logits: one (R, V) array per generated token, after and before the processors; None without `output_scores` and
+    `output_logits`. cache: keys and values of the tokens that were read.
     """
 
     sequences: NDArray[np.int64]
@@ -38,10 +38,10 @@ class GenerateBeamDecoderOnlyOutput(_Output):
     """The result of beam search and beam sampling.
 
     sequences (B · num_return_sequences, T), best first, padded at the end. lengths (B · num_return_sequences,): ids of
-    each without that end. sequences_scores (B · num_return_sequences,): the sum of log-probabilities over length **
+    each without that padding. sequences_scores (B · num_return_sequences,): the sum of log-probabilities over length **
     length_penalty; only with `output_scores`, as is `scores`: one (B · num_beams, V) array a step, log-probabilities
-    after the processors. beam_indices (B · num_return_sequences, generated): which row
-    of `scores` each token came from, −1 after the end.
+    after the processors. beam_indices (B · num_return_sequences, generated): the row of
+    `scores` that each token came from, −1 after the end.
     """
 
     sequences: NDArray[np.int64]

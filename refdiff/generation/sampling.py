@@ -1,4 +1,4 @@
-"""Scores to a token: the warpers that reshape a distribution, and the draw from it.
+"""From scores to a token: the warpers that reshape a distribution, and the draw from it.
 
 Every warper takes (B, V) scores and returns new ones in which a removed token is −inf; at least `keep` tokens survive.
 The results are those of transformers' warpers. The draw inverts the cumulative distribution with one uniform number.
@@ -16,7 +16,7 @@ Scores = NDArray[np.floating]
 
 
 def log_softmax(scores: Scores) -> Scores:
-    """log p = z − max z − log Σ exp(z − max z), along the last axis.
+    """Compute log p = z − max z − log Σ exp(z − max z), along the last axis.
 
     Shapes:
         scores (…, V) → (…, V). −inf stays −inf.
@@ -27,7 +27,7 @@ def log_softmax(scores: Scores) -> Scores:
 
 
 def softmax(scores: Scores) -> Scores:
-    """p = exp(z − max z) / Σ exp(z − max z), along the last axis.
+    """Compute p = exp(z − max z) / Σ exp(z − max z), along the last axis.
 
     Shapes:
         scores (…, V) → (…, V)
@@ -42,14 +42,14 @@ def _keep_only(scores: Scores, kept: NDArray[np.bool_]) -> Scores:
 
 
 def _at_least(scores: Scores, keep: int) -> NDArray[np.bool_]:
-    """Tokens whose score reaches the `keep`-th best of the row."""
+    """Return which tokens have at least the `keep`-th best score of the row."""
     V = scores.shape[1]
     k = min(keep, V)
     return scores >= np.partition(scores, V - k, axis=1)[:, V - k, None]
 
 
 def temperature(scores: Scores, value: float) -> Scores:
-    """z' = z / τ (Ackley, Hinton & Sejnowski 1985).
+    """Compute z' = z / τ (Ackley, Hinton & Sejnowski 1985).
 
     Shapes:
         scores (B, V) → (B, V)
@@ -69,7 +69,7 @@ def top_k(scores: Scores, k: int, *, keep: int = 1) -> Scores:
 def top_p(scores: Scores, p: float, *, keep: int = 1) -> Scores:
     """Keep the smallest set of most likely tokens whose probabilities sum to p or more (Holtzman et al. 2020, eq. 2).
 
-    Seen from the other end: drop the least likely tokens while their sum stays ≤ 1 − p.
+    Equivalently, drop the least likely tokens while their sum stays ≤ 1 − p.
 
     Shapes:
         scores (B, V) → (B, V)
@@ -142,7 +142,7 @@ def eta_cutoff(scores: Scores, epsilon: float, *, keep: int = 1) -> Scores:
 
 
 def top_indices(scores: Scores, k: int) -> NDArray[np.int64]:
-    """Indices of the k best scores of each row, best first; of equal scores the lower index first.
+    """Return the indices of the k best scores of each row, best first; of equal scores the lower index first.
 
     Shapes:
         scores (B, N) → (B, k)
@@ -163,15 +163,15 @@ class Uniforms:
         self._bits = np.random.PCG64(seed)
 
     def next(self) -> float:
-        """The next number of the stream."""
+        """Return the next number of the stream."""
         return float(int(self._bits.random_raw()) >> 11) * 2.0**-53
 
 
 def row_streams(seed: int, prompts: Iterable[NDArray[np.int64]]) -> list[Uniforms]:
-    """One stream a prompt, keyed by the seed, the prompt's own tokens, and how often that prompt came before.
+    """Return one stream per prompt, keyed by the seed, the prompt's tokens, and how often the prompt came before.
 
-    So the text of a row depends on nothing else in its batch: batch = single, and n copies of a prompt give n different
-    texts, the same ones as `num_return_sequences=n`.
+    So a text does not depend on the rest of its batch: batch = single. And n copies of a prompt give n different texts,
+    the same as with `num_return_sequences=n`.
     """
     seen: dict[bytes, int] = {}
     streams = []
@@ -185,7 +185,9 @@ def row_streams(seed: int, prompts: Iterable[NDArray[np.int64]]) -> list[Uniform
 
 
 def draw(probabilities: NDArray[np.floating], u: float) -> int:
-    """The token at which the cumulative distribution passes u: P(token = v) = p[v] / Σ p for u uniform in [0, 1).
+    """Return the token at which the cumulative distribution passes u.
+
+    P(token = v) = p[v] / Σ p for u uniform in [0, 1).
 
     Shapes:
         probabilities (V,), not necessarily summing to 1 → one index. A token of probability 0 is never drawn.
@@ -198,7 +200,7 @@ def draw(probabilities: NDArray[np.floating], u: float) -> int:
 
 
 def draw_without_replacement(log_weights: Scores, k: int, stream: Uniforms) -> NDArray[np.int64]:
-    """k different indices, drawn one after the other, each with the weights of those that are left.
+    """Draw k different indices one after the other, each by the weights of those that are left.
 
     Shapes:
         log_weights (N,) → (k,). When fewer than k have any weight, the best of the rest follow in order.

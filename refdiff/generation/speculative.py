@@ -1,9 +1,9 @@
-"""Guess several tokens cheaply, check them with one call of the model: the same text in fewer calls.
+"""Speculative decoding: guess several tokens cheaply, check them with one call of the model.
 
 Greedy decoding keeps a guess if it is what the model would have said. Sampling from p keeps a guess x drawn from q with
 probability min(1, p(x) / q(x)), and otherwise draws from max(p − q, 0) / Σ max(p − q, 0): the text is distributed as
-without guesses (Leviathan, Kalman & Matias 2023, algorithm 1). A guess from the prompt has q(x) = 1; for it the same
-rule is: draw from p, and keep the guess if it is what was drawn. So prompt lookup gives the very text of sampling.
+without guesses (Leviathan, Kalman & Matias 2023, algorithm 1). A guess from the prompt has q(x) = 1, and the rule
+becomes: draw from p, and keep the guess if it is what was drawn. So prompt lookup changes no token of a sampled text.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SECOND_TOKEN_COST, FURTHER_TOKEN_COST = 0.2, 0.05
 
 
 def speculative_step(p: Probabilities, q: Probabilities, guess: int, stream: Uniforms) -> int:
-    """A token distributed as p, given a guess distributed as q; it is the guess as often as can be.
+    """Draw a token distributed as p, given a guess distributed as q, which is kept as often as possible.
 
     Accept with probability min(1, p(x) / q(x)), else draw from norm(max(0, p − q)) (Leviathan et al. 2023, alg. 1).
 
@@ -48,10 +48,10 @@ def speculative_step(p: Probabilities, q: Probabilities, guess: int, stream: Uni
 
 
 class AcceptanceRate:
-    """How often guesses of one kind are right: as `expected` at first, and then more and more as of late."""
+    """The share of right guesses of one kind: at first `expected`, later the recent rate."""
 
     keep, weight = 0.95, 2
-    """What a round leaves of what was seen before it, and how many guesses seen outweigh what was expected."""
+    """The factor by which a round shrinks earlier counts, and the number of guesses that `expected` counts as."""
 
     def __init__(self, expected: float) -> None:
         self._expected = expected
@@ -63,16 +63,16 @@ class AcceptanceRate:
         self._tried *= self.keep
 
     def learn(self, guessed: int, right: int) -> None:
-        """Count the guesses that were right, and the one after them that was not; those after that say nothing."""
+        """Count the right guesses and the first wrong one; those after it say nothing."""
         self._right += right
         self._tried += min(right + 1, guessed)
 
     def best_draft_length(self, max_length: int, alike: int = 1, places: int = 1) -> int:
-        """Return how many guesses, at most `max_length`, give the most tokens for the cost of their pass.
+        """Return the number of guesses, at most `max_length`, with the most tokens per cost of their pass.
 
         If a share a is correct, n guesses give 1 + a + … + aⁿ tokens. A pass with 16 tokens costs 2 with one token.
-        The match has occurred `places` times, and was followed by the same token `alike` times. Guessing the others
-        from the first of these, alike − 1 of places − 1 had been correct: at most `MAX_OCCURRENCES` guesses.
+        The match occurred `places` times, `alike` of them before the same token. This counts as places − 1 guesses of
+        which alike − 1 were right, scaled down to at most `MAX_OCCURRENCES` guesses.
         """
         counted = min(1.0, MAX_OCCURRENCES / max(places - 1, 1))
         right = self._right + self.weight * self._expected + counted * (alike - 1)
@@ -83,7 +83,7 @@ class AcceptanceRate:
 
 
 class PromptLookup:
-    """Guesses that what followed the end of the text before follows it again (Saxena 2023), up to `most` tokens."""
+    """Guesses from the prompt: what followed earlier occurrences of the text's end (Saxena 2023), at most `most`."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -91,7 +91,7 @@ class PromptLookup:
         self._kind = self._rates[0]
 
     def guess(self, ids: Ids, most: int) -> tuple[Ids, list[Probabilities] | None]:
-        """What most often followed the longest matches, of several the latest; a text that repeats itself goes on.
+        """Return what most often followed the longest matches, or of equally frequent tokens the latest.
 
         Shapes:
             ids (1, T) → (t,), at most `most` tokens. The second value is None: these guesses have no distribution.
@@ -105,7 +105,7 @@ class PromptLookup:
         count = self._kind.best_draft_length(max(min(most, self._most), 0), alike, len(after))
         guesses = np.empty(count, row.dtype)
         for i in range(len(guesses)):
-            said = row[after + i % (len(row) - after)]  # past the end of the text, what follows the match once more
+            said = row[after + i % (len(row) - after)]  # past the end of the text, the tokens after the match repeat
             tokens, latest, times = np.unique(said[::-1], return_index=True, return_counts=True)
             often = times == times.max()
             guesses[i] = tokens[often][latest[often].argmin()]
@@ -113,14 +113,14 @@ class PromptLookup:
         return guesses, None
 
     def learn(self, guessed: int, right: int) -> None:
-        """Learn it for matches of that length; a match of many tokens is another thing than one of a single token."""
+        """Update the rate of this match length."""
         for rate in self._rates:
             rate.decay()
         self._kind.learn(guessed, right)
 
 
 def _longest_matches(row: Ids) -> tuple[Ids, int]:
-    """Where the text (T,) had the longest of its last tokens before: the places after them, and how many match."""
+    """Return the places after earlier occurrences of the longest end of the text (T,), and that end's length."""
     size, last = 0, len(row) - 1
     ends = np.arange(last)  # where an earlier occurrence may end
     while size < MAX_MATCH:
@@ -133,10 +133,10 @@ def _longest_matches(row: Ids) -> tuple[Ids, int]:
 
 
 class Assistant:
-    """Guesses what a smaller model of the same vocabulary says, with the same options.
+    """Guesses of a smaller model with the same vocabulary and options.
 
-    How many tokens adapts as with transformers' "heuristic" schedule: two more after a round in which all were right,
-    one less after any other. A round without guesses, at the very end of a text, is none.
+    The number of guesses follows transformers' "heuristic" schedule: two more after a round in which all were right,
+    one less after any other. A round without guesses, at the very end of a text, does not count.
     """
 
     def __init__(self, request: Request, stream: Uniforms | None) -> None:
@@ -147,13 +147,13 @@ class Assistant:
         self._count = 5
 
     def guess(self, ids: Ids, most: int) -> tuple[Ids, list[Probabilities] | None]:
-        """The assistant's own continuation, up to an end-of-sequence token, and for sampling its distributions.
+        """Return the assistant's continuation, up to an end-of-sequence token, and for sampling its distributions.
 
         Shapes:
             ids (1, T) → (t,), at most `most` tokens; None or t distributions (V,)
         """
-        # It has read the text as it was and its own guesses. Those that stayed are in the text now, followed by one
-        # token of the model's; so what it read from the place of that token on was wrong.
+        # The assistant has read the earlier text and its own guesses. The accepted ones are in the text now, followed
+        # by one token of the model: from the place of that token on, the assistant read something else.
         self._context.crop(ids.shape[1] - 1)
         most = min(most, self._count)
         text = ids
@@ -171,13 +171,13 @@ class Assistant:
         return text[0, ids.shape[1] :], distributions if self._stream is not None else None
 
     def learn(self, guessed: int, right: int) -> None:
-        """Guess more, or less."""
+        """Adapt the number of guesses."""
         if guessed:
             self._count = self._count + 2 if right == guessed else max(1, self._count - 1)
 
 
 def speculative_decode(request: Request) -> GenerateDecoderOnlyOutput:
-    """Greedy decoding or sampling of one prompt, checking guesses from the prompt or from an assistant model.
+    """Decode one prompt greedily or by sampling, checking guesses from the prompt or from an assistant model.
 
     Raises:
         ValueError: more than one prompt; an assistant of another vocabulary; scores that no token can be chosen by.
@@ -199,7 +199,7 @@ def speculative_decode(request: Request) -> GenerateDecoderOnlyOutput:
     finished = False
     while not finished:
         start = ids.shape[1]
-        # One token comes from the model itself after the last guess, so one less is worth guessing.
+        # After the last guess one token comes from the model itself: guess one less.
         guesses, q = guesser.guess(ids, request.max_length - start - 1)
         logits = context.read(np.concatenate([ids, guesses[None, :]], axis=1), keep=len(guesses) + 1)[0]
         right = 0
@@ -226,7 +226,7 @@ def speculative_decode(request: Request) -> GenerateDecoderOnlyOutput:
 
 
 def _guesser(request: Request, stream: Uniforms | None) -> PromptLookup | Assistant:
-    """Who guesses."""
+    """Create the draft source that the options ask for."""
     o = request.options
     if o.prompt_lookup_num_tokens is not None:
         return PromptLookup(o.prompt_lookup_num_tokens)
@@ -237,7 +237,7 @@ def _guesser(request: Request, stream: Uniforms | None) -> PromptLookup | Assist
 
 
 def _choose(scores: NDArray[np.floating], guess: int | None, q: Probabilities | None, stream: Uniforms | None) -> int:
-    """The next token: the most likely without a stream, else drawn from softmax(scores), by way of a guess from q."""
+    """Return the most likely token without a stream, else a draw from softmax(scores) given a guess from q."""
     if stream is None:
         return int(scores.argmax())
     p = softmax(scores.astype(np.float64))

@@ -1,4 +1,4 @@
-"""When a row is finished: its length, an end-of-sequence token, a stop string, the time."""
+"""Stopping criteria: the length, an end-of-sequence token, a stop string, the time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from refdiff.generation.token_bytes import TokenBytes
 
 
 class Stopping:
-    """Tells which rows of (B, T) ids end with their last token."""
+    """The criteria of one call: which sequences of (B, T) ids are finished."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class Stopping:
         self._deadline = None if max_time is None else time.monotonic() + max_time
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle the time that is left: the clock of another process, or machine, began at another time."""
+        """Pickle the remaining time: the clock of another process or machine has another start."""
         state = dict(self.__dict__)
         if self._deadline is not None:
             state["_deadline"] = self._deadline - time.monotonic()
@@ -42,14 +42,14 @@ class Stopping:
             self._deadline += time.monotonic()
 
     def __call__(self, ids: NDArray[np.int64], padding: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
-        """Which rows are finished: (B, T), of which each row's first `padding` (B,) are no text → (B,)."""
+        """Return which sequences of (B, T) are finished, (B,); the first `padding` (B,) ids of each are no text."""
         timeout = self._deadline is not None and time.monotonic() > self._deadline
         if timeout or ids.shape[1] >= self.max_length:
             return np.ones(ids.shape[0], dtype=bool)
         return self.by_content(ids, padding)
 
     def by_content(self, ids: NDArray[np.int64], padding: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
-        """Which rows end in an end-of-sequence token or a stop string: (B, T) → (B,)."""
+        """Return which sequences of (B, T) end in an end-of-sequence token or a stop string, (B,)."""
         done: NDArray[np.bool_] = np.isin(ids[:, -1], self._eos)
         if self._token_bytes is not None:
             starts = np.zeros(len(ids), dtype=np.int64) if padding is None else padding
@@ -58,7 +58,7 @@ class Stopping:
         return done
 
     def _ends_in_stop_string(self, row: list[int], token_bytes: TokenBytes) -> bool:
-        """Whether some stop string reaches into the text of the last token; that token may say more after it."""
+        """Return whether a stop string ends within the last token, which may have more text after it."""
         last = token_bytes[row[-1]]
         longest = max(len(s) for s in self._stop_strings)
         before = b""

@@ -1,4 +1,4 @@
-"""Token ids to text while it is being generated, whole characters only.
+"""Streamers: turn token ids into text while they are generated, in whole characters.
 
 `generate(streamer=…)` calls `put(ids)` with the prompt (R, T), then with new ids, then `end()`, as transformers does.
 New ids come as (R,), one for each row; or, where rows advance by different numbers of tokens (guesses, beams), as
@@ -21,17 +21,17 @@ from refdiff.generation.tokenizer.backend import backend_of
 
 
 class Streamer(Protocol):
-    """What `generate` needs of a streamer."""
+    """The methods of a streamer that `generate` calls."""
 
     def put(self, value: Any) -> None:
         """Receive the prompt, then new ids."""
 
     def end(self) -> None:
-        """Receive word that no more ids come, whether the text is whole or was interrupted."""
+        """End the stream, whether the text is whole or was interrupted."""
 
 
 def rows_of(value: Any) -> list[NDArray[np.int64]]:
-    """The new ids of each row, from any of the shapes that `put` receives: R arrays (t,)."""
+    """Return the new ids of each row, R arrays (t,), from any of the shapes that `put` receives."""
     if isinstance(value, list | tuple):
         return [np.asarray(row, dtype=np.int64) for row in value]
     array = np.asarray(value, dtype=np.int64)
@@ -58,7 +58,7 @@ class PieceDecoder:
         self._shown = self._waiting_text().rstrip("\ufffd")
 
     def _context(self, before: list[int]) -> list[int]:
-        """The last ids, from the beginning of a character: a decoder of byte tokens is lost within one."""
+        """Return the last ids from the start of a character: a byte decoder fails in the middle of one."""
         token_bytes = TokenBytes(self._backend)
         start = max(0, len(before) - _CONTEXT)
         while start > 0 and token_bytes[before[start]][:1] in _CONTINUATIONS:
@@ -73,8 +73,8 @@ class PieceDecoder:
         except CheckpointError as error:  # the library raises nothing narrower
             if "Invalid prefix" not in str(error):
                 raise
-            # A byte token that turns out to be no part of a character changes what the byte tokens before it decode to,
-            # which have been passed on. Take those that wait for themselves.
+            # A byte token that belongs to no character changes the text of the byte tokens before it, some of which has
+            # been passed on already. Decode the waiting ones by themselves.
             piece = self._waiting_text()
             self._restart()
             self._step(token)
@@ -84,7 +84,7 @@ class PieceDecoder:
         return piece
 
     def end(self) -> str:
-        """The whole characters of what waits; an incomplete one at the very end is left out."""
+        """Return the whole characters that still wait, without an incomplete one at the very end."""
         rest = self._waiting_text().rstrip("\ufffd").removeprefix(self._shown)
         self._waiting.clear()
         return rest
@@ -146,7 +146,7 @@ class BatchTextStreamer:
             self.on_text(row, text)
 
     def on_text(self, row: int, text: str) -> None:
-        """Called with each new piece of text; hands it to `write`."""
+        """Receive each new piece of text; pass it to `write`."""
         if self._write is not None:
             self._write(row, text)
 
@@ -188,7 +188,7 @@ class TextStreamer(BatchTextStreamer):
         super().put(value)
 
     def on_text(self, row: int, text: str) -> None:
-        """Called with each new piece of text; prints it or hands it to `write`."""
+        """Receive each new piece of text; print it, or pass it to `write`."""
         if self._write_text is not None:
             self._write_text(text)
         else:

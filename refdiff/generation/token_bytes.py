@@ -1,4 +1,4 @@
-"""What each token says, in bytes, so that a character may begin in one token and end in another."""
+"""The text of each token in bytes: a character may begin in one token and end in another."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TokenBytes:
 
 
 def _kinds(decoder: Any) -> set[str]:
-    """The types of a decoder and of all decoders in it."""
+    """Return the types of a decoder and of all decoders in it."""
     if isinstance(decoder, list):
         return {kind for part in decoder for kind in _kinds(part)}
     if not isinstance(decoder, dict):

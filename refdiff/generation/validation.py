@@ -1,4 +1,4 @@
-"""One call of `generate`, checked and spelled out: what every way of decoding starts from."""
+"""Check a call of `generate` and turn it into the `Request` that every decoding method starts from."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ class Request:
 
     @property
     def max_length(self) -> int:
-        """Tokens of prompt and text together, at most."""
+        """The most tokens of prompt and text together."""
         return self.stopping.max_length
 
     @property
     def padding(self) -> NDArray[np.int64] | None:
-        """How many masked ids each row starts with, (B,); None where nothing is masked."""
+        """The number of masked ids at the start of each sequence, (B,); None where nothing is masked."""
         return None if self.mask is None else (self.mask != 0).argmax(axis=1)
 
     def streams(self, rows: NDArray[np.int64]) -> list[sampling.Uniforms]:
-        """A stream of random numbers for each of the given rows of the prompt; a row may come more than once.
+        """Return a stream of random numbers for each of `rows`, which may name a prompt more than once.
 
-        A prompt with a seed of its own has the streams that it has alone, whatever other prompts are equal to it.
+        With one seed per prompt, a prompt has the streams that it has alone, even beside an equal prompt.
         """
         mask = np.ones_like(self.ids) if self.mask is None else self.mask
         prompts = [self.ids[row][mask[row] != 0] for row in rows]
@@ -64,7 +64,7 @@ class Request:
 
 
 def read_ids(input_ids: Any, bos: Any, vocab_size: int) -> NDArray[np.int64]:
-    """Prompt ids as (B, T) int64; an empty prompt becomes the beginning-of-sequence token.
+    """Return prompt ids as (B, T) int64; an empty prompt becomes the beginning-of-sequence token.
 
     Raises:
         TypeError: a text, or the dict that a tokenizer returns.
@@ -92,7 +92,7 @@ def _checked_bos(bos: Any, vocab_size: int) -> int:
 
 
 def read_mask(attention_mask: Any, ids: NDArray[np.int64], options: Options) -> NDArray[np.int64] | None:
-    """The mask as (B, T) int64, or None where nothing is masked; without one, padding is recognized by its id.
+    """Return the mask as (B, T) int64, or None where nothing is masked; without one, padding is found by its id.
 
     Raises:
         ValueError: a mask of another shape than the ids, or of other values than 0 and 1.
@@ -115,7 +115,7 @@ def read_mask(attention_mask: Any, ids: NDArray[np.int64], options: Options) -> 
 
 
 def read_max_length(options: Options, prompt_length: int, max_position_embeddings: int | None) -> int:
-    """Tokens of prompt and text together: from max_new_tokens, else max_length, else 20 more than the prompt.
+    """Return the most tokens of prompt and text: by max_new_tokens, else max_length, else 20 more than the prompt.
 
     The default stops at `max_position_embeddings`, as transformers' does; a stated length does not.
 
@@ -167,7 +167,7 @@ def check_memory(model: Any, options: Options, prompts: int, tokens: int) -> Non
 def read_seed(
     seed: int | Sequence[int] | None, generator: np.random.Generator | None, prompts: int
 ) -> int | tuple[int, ...]:
-    """The number that every random choice of the call follows from, or one for each prompt; fresh entropy for None.
+    """Return the seed of the call, or one for each prompt; fresh entropy for None.
 
     Raises:
         ValueError: a negative seed, both a seed and a generator, or not one seed for each prompt.
