@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,23 +38,29 @@ def _place(name: str) -> int | None:
     return ORDER.index(parts[1]) if parts[0] == "refdiff" and len(parts) > 1 and parts[1] in ORDER else None
 
 
-def _imports(path: str) -> Iterator[tuple[str, bool]]:
-    """Yield (dotted name, is at module level) of everything that a file imports, relative names resolved."""
-    package, tree = path.removesuffix(".py").split("/")[:-1], MODULES[path]
-    inner = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            inner |= {id(n) for n in ast.walk(node)}
-    for node in ast.walk(tree):
-        at_top = id(node) not in inner
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, at_top) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            module = ".".join([*base, *([node.module] if node.module else [])])
-            yield module, at_top
-            if module == "refdiff":
-                yield from ((f"refdiff.{alias.name}", at_top) for alias in node.names)
+@cache
+def _imports(path: str) -> list[tuple[str, bool]]:
+    """List (dotted name, is at module level) of everything that a file imports, relative names resolved."""
+    package, found = path.removesuffix(".py").split("/")[:-1], []
+
+    def visit(block: ast.AST, at_top: bool) -> None:
+        for node in ast.iter_child_nodes(block):
+            if isinstance(node, ast.Import):
+                found.extend((alias.name, at_top) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                base = package[: len(package) - node.level + 1] if node.level else []
+                module = ".".join([*base, *([node.module] if node.module else [])])
+                found.append((module, at_top))
+                if module == "refdiff":
+                    found.extend((f"refdiff.{alias.name}", at_top) for alias in node.names)
+            elif isinstance(node, ast.stmt | ast.excepthandler | ast.match_case):
+                later = isinstance(node, ast.FunctionDef) or (
+                    isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+                )
+                visit(node, at_top and not later)
+
+    visit(MODULES[path], True)
+    return found
 
 
 def test_imports_come_from_folders_above() -> None:

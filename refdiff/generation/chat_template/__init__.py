@@ -40,7 +40,7 @@ def parse(value: Any, source: str) -> str | dict[str, str] | None:
     return value
 
 
-def read(folder: Path) -> str | dict[str, str] | None:
+def read_files(folder: Path) -> str | dict[str, str] | None:
     """Read chat_template.jinja and additional_chat_templates/*.jinja, which win over tokenizer_config.json.
 
     Raises:
@@ -53,8 +53,8 @@ def read(folder: Path) -> str | dict[str, str] | None:
     return found["default"] if list(found) == ["default"] else found or None
 
 
-def write(folder: Path, templates: str | dict[str, str] | None) -> None:
-    """Write the templates as `read` reads them; remove others that are there.
+def write_files(folder: Path, templates: str | dict[str, str] | None) -> None:
+    """Write the templates as `read_files` reads them; remove others that are there.
 
     Raises:
         ValueError: a name that is not a file name, before anything is written.

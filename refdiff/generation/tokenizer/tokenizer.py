@@ -111,7 +111,7 @@ class Tokenizer(Vocabulary):
             local_files_only=local_files_only,
         )
         config = read_tokenizer_config(folder)
-        if found := templates.read(folder):
+        if found := templates.read_files(folder):
             config["chat_template"] = found
         return cls(
             load_backend(folder), config, source=folder / "tokenizer.json", model_vocab_size=vocab_size_in(folder)
@@ -131,7 +131,7 @@ class Tokenizer(Vocabulary):
         )  # fmt: skip
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        templates.write(folder, self.chat_template)
+        templates.write_files(folder, self.chat_template)
         write_atomically(folder / "tokenizer.json", self.backend.to_json().encode("utf-8"))
         write_json(folder / "tokenizer_config.json", settings)
 

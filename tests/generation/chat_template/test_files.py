@@ -23,7 +23,7 @@ def test_a_file_wins_over_the_config(tmp_path: Path) -> None:
 
 
 def test_no_files(tmp_path: Path) -> None:
-    assert chat_template.read(tmp_path) is None
+    assert chat_template.read_files(tmp_path) is None
     assert chat_template.parse(None, "f") is None
 
 
@@ -31,7 +31,7 @@ def test_unreadable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     path = tmp_path / "chat_template.jinja"
     path.write_bytes(b"ab\xff")
     with pytest.raises(CheckpointError, match=r"chat_template\.jinja: not UTF-8 text \(byte 2\)"):
-        chat_template.read(tmp_path)
+        chat_template.read_files(tmp_path)
     monkeypatch.setattr(chat_template, "MAX_CHARACTERS", 2)
     with pytest.raises(CheckpointError, match=r"chat_template\.jinja: larger than 2 bytes"):
-        chat_template.read(tmp_path)
+        chat_template.read_files(tmp_path)
