@@ -94,6 +94,12 @@ def test_no_assert_nothing_unfinished_and_one_topic_a_file() -> None:
     assert not found
 
 
+def test_the_guide_has_the_order_of_imports() -> None:
+    guide = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \|", guide.split("| folder or file |")[1].split("\n\n")[0], re.MULTILINE)
+    assert re.findall(r"`(\w+)(?:/|\.py)`", " ".join(rows)) == list(ORDER)
+
+
 ABOVE_BACKENDS = ("layers", "model", "generation", "training")
 PUBLIC_ARGUMENTS = ("model/pretrained.py", "training/train.py", "training/retrieval.py", "training/settings.py")
 """Files that take `kernels` or `threads` from a user, and pass them on."""

@@ -25,7 +25,7 @@ LAYERS = {
     "v2": ("diff_lambda_v2", "diff_heads_v2"),
     "none": ("plain_heads",),
 }
-"""What an attention variant calls between RoPE and `o_proj`, once in each layer of the model."""
+"""What an attention variant calls beside projections and RoPE, once in each layer of the model."""
 
 
 def small_config(**fields: Any) -> refdiff.DiffLlamaConfig:
