@@ -12,16 +12,13 @@ What is different here:
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from refdiff.arrays import Array
-from refdiff.backends import Ops, overlay
+from refdiff.backends import Function, Ops, overlay
 from refdiff.layers.activation import ACTIVATIONS, silu
 from refdiff.layers.plain_heads import split_heads
-
-Function = Callable[..., Any]
 
 
 def _unavailable(*args: Any, **kwargs: Any) -> Any:
@@ -79,75 +76,76 @@ def decoder_layer(p: dict[str, Any], x: Array, layer: int, ctx: Any, last: int |
 def attention(p: dict[str, Any], x: Array, layer: int, ctx: Any, last: int | None, steps: Steps) -> Array:
     """Run attention in the variant of the config: (B, T, D) -> (B, T or last, D)."""
     ops, d, variant = steps.ops, ctx.config.head_dim, VARIANTS[ctx.config.wiring]
-    cos, sin, visibility, queries = ctx.cos, ctx.sin, ctx.visibility, x
+    queries, query_ctx = x, ctx
     if last is not None and last < x.shape[1]:
         queries = x[:, -last:, :]
-        cos, sin = cos[..., -last:, :], sin[..., -last:, :]
-        visibility |= {n: None if (a := visibility[n]) is None else a[..., -last:, :] for n in ("mask", "bias")}
+        per_query = {name: getattr(ctx, name) for name in ("cos", "sin", "mask", "bias")}
+        query_ctx = replace(ctx, **{name: None if a is None else a[..., -last:, :] for name, a in per_query.items()})
     products: Any = steps.linears(x, p["q_proj"], p["k_proj"], p["v_proj"]) if queries is x else NotImplemented
     if products is NotImplemented:  # also where fewer queries than keys are projected
         products = ops.linear(queries, **p["q_proj"]), ops.linear(x, **p["k_proj"]), ops.linear(x, **p["v_proj"])
-    q, k, v = split_heads(products[0], d), split_heads(products[1], d), variant.values(ops, products[2], d)
+    q, k, v = split_heads(products[0], d), split_heads(products[1], d), split_heads(products[2], variant.value_size * d)
+    if variant.value_pairs:
+        v = ops.value_pairs_hf(v)
     rotated: Any = NotImplemented
     options = {"interleaved": variant.interleaved}
     if ctx.cache is not None and queries is x:
-        rotated = steps.rope_append(ctx.cache, layer, q, k, v, cos, sin, **options)
+        rotated = steps.rope_append(ctx.cache, layer, q, k, v, ctx.cos, ctx.sin, **options)
     if rotated is NotImplemented:
-        q, k = ops.rope(q, cos, sin, **options), ops.rope(k, ctx.cos, ctx.sin, **options)
+        q = ops.rope(q, query_ctx.cos, query_ctx.sin, **options)
+        k = ops.rope(k, ctx.cos, ctx.sin, **options)
         rotated = q, *((k, v) if ctx.cache is None else ctx.cache.append(layer, k, v))
-    heads = variant.attend(ops, p, queries, *rotated, layer, ctx.config.rms_norm_eps, visibility)
+    heads = variant.attend(ops, p, queries, *rotated, layer, query_ctx)
     y: Array = ops.linear(heads, **p["o_proj"])
     return y
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What an attention variant does differently.
-
-    values (ops, v (B, T, width), d) -> (B, heads, T, size), as the cache keeps them. attend (ops, p, x, q, k, v, layer,
-    eps, visibility) -> (B, T, H d).
-    """
-
-    interleaved: bool
-    values: Callable[[Any, Array, int], Array]
-    attend: Function
 
 
 def _lambda(ops: Any, p: dict[str, Any], lambda_init: float) -> Array:
     return ops.diff_lambda(p["lambda_q1"], p["lambda_k1"], p["lambda_q2"], p["lambda_k2"], lambda_init)
 
 
-def _attend_hf(
-    ops: Any, p: dict[str, Any], x: Array, q: Array, k: Array, v: Array, layer: int, eps: float, visibility: Any
-) -> Array:
+# the four attention variants after RoPE, each (B, T, D), rotated q, all k and v -> (B, T, H d)
+
+
+def _attend_hf(ops: Any, p: dict[str, Any], x: Array, q: Array, k: Array, v: Array, layer: int, ctx: Any) -> Array:
+    init, eps = ops.lambda_init(layer), ctx.config.rms_norm_eps
+    return ops.diff_heads_hf(q, k, v, _lambda(ops, p, init), init, eps, **ctx.visibility, ops=ops)
+
+
+def _attend_paper(ops: Any, p: dict[str, Any], x: Array, q: Array, k: Array, v: Array, layer: int, ctx: Any) -> Array:
     init = ops.lambda_init(layer)
-    return ops.diff_heads_hf(q, k, v, _lambda(ops, p, init), init, eps, **visibility, ops=ops)
+    return ops.diff_heads_paper(q, k, v, _lambda(ops, p, init), p["subln"]["weight"], init, **ctx.visibility, ops=ops)
 
 
-def _attend_paper(
-    ops: Any, p: dict[str, Any], x: Array, q: Array, k: Array, v: Array, layer: int, eps: float, visibility: Any
-) -> Array:
-    init = ops.lambda_init(layer)
-    return ops.diff_heads_paper(q, k, v, _lambda(ops, p, init), p["subln"]["weight"], init, **visibility, ops=ops)
+def _attend_v2(ops: Any, p: dict[str, Any], x: Array, q: Array, k: Array, v: Array, layer: int, ctx: Any) -> Array:
+    return ops.diff_heads_v2(q, k, v, ops.diff_lambda_v2(x, **p["lambda_proj"], ops=ops), **ctx.visibility, ops=ops)
 
 
-def _attend_v2(
-    ops: Any, p: dict[str, Any], x: Array, q: Array, k: Array, v: Array, layer: int, eps: float, visibility: Any
-) -> Array:
-    return ops.diff_heads_v2(q, k, v, ops.diff_lambda_v2(x, **p["lambda_proj"], ops=ops), **visibility, ops=ops)
+def _attend_llama(ops: Any, p: dict[str, Any], x: Array, q: Array, k: Array, v: Array, layer: int, ctx: Any) -> Array:
+    return ops.plain_heads(q, k, v, **ctx.visibility, ops=ops)
 
 
-def _attend_llama(
-    ops: Any, p: dict[str, Any], x: Array, q: Array, k: Array, v: Array, layer: int, eps: float, visibility: Any
-) -> Array:
-    return ops.plain_heads(q, k, v, **visibility, ops=ops)
+@dataclass(frozen=True)
+class Variant:
+    """What an attention variant does differently.
+
+    attend: from queries, keys and values to the heads.
+    interleaved: whether RoPE rotates neighbours instead of halves.
+    value_size: the size of a value head, in units of `head_dim`.
+    value_pairs: whether two value heads are joined before the cache, as in transformers.
+    """
+
+    attend: Function
+    interleaved: bool
+    value_size: int = 1
+    value_pairs: bool = False
 
 
 VARIANTS = {
-    "hf": Variant(False, lambda ops, v, d: ops.value_pairs_hf(split_heads(v, d)), _attend_hf),
-    "paper": Variant(True, lambda ops, v, d: split_heads(v, 2 * d), _attend_paper),
-    "v2": Variant(True, lambda ops, v, d: split_heads(v, d), _attend_v2),
-    "none": Variant(False, lambda ops, v, d: split_heads(v, d), _attend_llama),
+    "hf": Variant(_attend_hf, interleaved=False, value_pairs=True),
+    "paper": Variant(_attend_paper, interleaved=True, value_size=2),
+    "v2": Variant(_attend_v2, interleaved=True),
+    "none": Variant(_attend_llama, interleaved=False),
 }
 
 
