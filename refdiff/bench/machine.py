@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typing import Any, Self
 
 from refdiff import arrays
 from refdiff.backends.numpy.thread_pool import cores
+from refdiff.model.cache import UNKNOWN_MEMORY, physical_memory
 
 SIXTEEN_BITS = ("float16", "bfloat16")
 """Types that matrices are kept in on a device; what is computed between them stays float32 here."""
@@ -40,14 +40,6 @@ def peak_memory() -> int | None:
 def own_memory() -> int | None:
     """Return the bytes that this process holds now, without mapped files, or None where the system does not say."""
     return _status_bytes("RssAnon")
-
-
-def memory() -> int | None:
-    """Bytes of memory that the machine has."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def processor(info: Path = Path("/proc/cpuinfo")) -> str:
@@ -134,6 +126,7 @@ def describe(threads: int, backend: str = "numpy") -> dict[str, Any]:
         device["device"] = runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
         major, minor = divmod(runtime.runtimeGetVersion(), 1000)
         versions |= {"cupy": cupy.__version__, "cuda": f"{major}.{minor // 10}"}
+    memory = physical_memory()
     build: Any = np.show_config(mode="dicts")
     blas = build.get("Build Dependencies", {}).get("blas", {})
     return {
@@ -141,7 +134,7 @@ def describe(threads: int, backend: str = "numpy") -> dict[str, Any]:
         "processor": processor(),
         "cores": cores(),
         "threads": threads,
-        "memory_bytes": memory(),
+        "memory_bytes": None if memory == UNKNOWN_MEMORY else memory,
         "system": f"{platform.system()} {platform.machine()}",
         "blas": " ".join(filter(None, (blas.get("name"), blas.get("version")))),
         "versions": versions,

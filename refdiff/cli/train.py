@@ -273,12 +273,12 @@ def _no_file(text: Path) -> str:
 
 
 def _check_memory(config: DiffLlamaConfig, settings: Settings, dtype: str, threads: int | None) -> None:
-    from refdiff.bench.machine import memory
+    from refdiff.model.cache import physical_memory
     from refdiff.training.settings import available_memory, needed_memory
 
     stays, passes = needed_memory(config, settings, dtype, threads)
-    there = memory() if (free := available_memory()) is None else free
-    if there is not None and stays + passes > there:
+    there = physical_memory() if (free := available_memory()) is None else free
+    if stays + passes > there:
         raise UsageError(
             f"memory: training takes at least {size(stays + passes)}, and {size(there)} are free; {size(stays)} are "
             f"for weights, gradients and optimizer (--vocab-size, --hidden-size, --intermediate-size, --layers) and "

@@ -177,12 +177,15 @@ class KVCache:
         self._lengths = [length] * self.num_layers
 
 
+UNKNOWN_MEMORY = 2**63 - 1
+
+
 def physical_memory() -> int:
-    """Bytes of memory that the machine has; 2^63 − 1 where the system does not say."""
+    """Return the bytes of memory that the machine has; `UNKNOWN_MEMORY` where the system does not say."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not on Windows
-        return 2**63 - 1
+        return UNKNOWN_MEMORY
 
 
 def _grown(like: Array, size: int, old: Array | None, used: int) -> Array:

@@ -84,7 +84,7 @@ def test_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory_where_the_system_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sysconf")
-    assert machine.memory() is None
+    assert machine.describe(1)["memory_bytes"] is None
 
 
 def test_one_line() -> None:
