@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
 from refdiff.arrays import Array, take
-from refdiff.backends import Ops
 from refdiff.model import losses
-from refdiff.model.diffllama import Context, diffllama
 from refdiff.model.diffllama_vjp import linear_back
 from refdiff.model.inputs import host, integers, token_ids
 from refdiff.model.outputs import ModelOutput
@@ -55,21 +53,6 @@ class DiffLlamaForCausalLM(TrainableModel):
         if labels is not None:
             out.loss = losses.causal_lm_loss(self.ops, out.logits, self._array(integers("labels", labels)))
         return out
-
-    def next_logits(self, ids: Array, context: Context, decoder: Callable[..., Array] = diffllama) -> Array:
-        """Compute the next logits (B, V) from one more token of each sequence, without reading anything on the host.
-
-        ids (B, 1) are on the model's device and known to be in the vocabulary; `context` says the rest.
-        """
-        p = self.base_params
-        hidden = context.ops.embedding(ids, **p["embed_tokens"])
-        hidden = self.xp.astype(hidden, p["norm"]["weight"].dtype, copy=False)
-        logits: Array = context.ops.linear(decoder(p, hidden, context), **self._head)
-        return logits[:, -1, :]
-
-    def context(self, ops: Ops, cos: Array, sin: Array, mask: Array | None = None, cache: Any = None) -> Context:
-        """Return the context of one call."""
-        return Context(self.config, ops, cos, sin, mask=mask, cache=cache)
 
     def generate(
         self,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import refdiff
-from refdiff import generation, layers
+from refdiff import generation
 from refdiff.backends import overlay
 from tests.model.models import CLASSES, ids, small_model
 
@@ -239,17 +239,3 @@ def test_use_cache_follows_the_config():
     assert small_model(use_cache=False)(TOKENS).cache is None
     assert small_model()(TOKENS, use_cache=False).cache is None
     assert small_model(use_cache=False)(TOKENS, use_cache=True).cache is not None
-
-
-@pytest.mark.parametrize("stored", [np.float64, np.float32])
-def test_a_step_is_a_call_with_one_more_token_of_each_row(stored):
-    model = small_model()
-    table = model.base_params["embed_tokens"]
-    table["weight"] = table["weight"].astype(stored)  # as with weights kept as stored; what follows is float64
-    first, second = (model(TOKENS[:, :6], use_cache=True).cache for _ in range(2))
-    frequencies = layers.rope_frequencies(model.config.rope_parameters, 6, 64)
-    cos, sin = layers.rope_cos_sin(np.full((2, 1), 6), *frequencies, np.float64)
-    got = model.next_logits(TOKENS[:, 6:], model.context(model.ops, cos, sin, cache=first))
-    assert got.dtype == np.float64
-    np.testing.assert_array_equal(got, model(TOKENS[:, 6:], cache=second).logits[:, -1])
-    assert len(first) == 7

@@ -10,7 +10,6 @@ frequencies depend on the length, the batch is larger than the kernel of `linear
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -119,13 +118,16 @@ class DecodeStep:
 
     def _step(self, B: int, mask: NDArray[np.int64] | None) -> Any:
         """Return the function that is recorded; it keeps alive the state, the buffers, the weights and the tables."""
+        from refdiff.model.diffllama import Context  # the way down the tree, for what the model gives its layers
+
         model, xp, capacity = self._model, self._model.xp, self._capacity
         config, state, steps = model.config, self._state, recordable(model.backend.kernels)
-        ops, run = steps.ops, functools.partial(decoder.diffllama, steps=steps)
+        ops, p = steps.ops, model.base_params
+        head = model.params.get("lm_head") or p["embed_tokens"]
         frequencies, scale = ops.rope_frequencies(
             config.rope_parameters, config.head_dim, config.max_position_embeddings, capacity
         )
-        dtype = model.base_params["norm"]["weight"].dtype
+        dtype = p["norm"]["weight"].dtype
         tables = ops.rope_cos_sin(self._put(np.arange(capacity)[None, :]), frequencies, scale, dtype)
         cos, sin = (xp.reshape(table, (capacity, table.shape[3])) for table in tables)
         seen = None
@@ -140,9 +142,10 @@ class DecodeStep:
             factors = [
                 xp.reshape(xp.take(table, state[B : 2 * B], axis=0), (B, 1, 1, table.shape[1])) for table in (cos, sin)
             ]
-            ctx = model.context(ops, *factors, mask=seen, cache=buffers)
+            ctx = Context(config, ops, factors[0], factors[1], mask=seen, cache=buffers)
             with self._runtime.counted_by(state[2 * B :]):
-                return model.next_logits(xp.reshape(state[:B], (B, 1)), ctx, run)
+                x = xp.astype(ops.embedding(xp.reshape(state[:B], (B, 1)), **p["embed_tokens"]), dtype, copy=False)
+                return ops.linear(decoder.diffllama(p, x, ctx, steps=steps), **head)[:, -1, :]
 
         return step
 
