@@ -239,7 +239,7 @@ def test_without_a_device_a_side_says_what_backends_say() -> None:
         importlib.import_module("cupy")
     except ImportError:
         with pytest.raises(UnavailableError, match=r'backend "cupy" is not available .* use backend "numpy"'):
-            Gpu.of_cupy()
+            Gpu.from_cupy()
 
 
 def test_torch_must_see_the_device_too(monkeypatch: pytest.MonkeyPatch) -> None:
