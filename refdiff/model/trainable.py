@@ -37,6 +37,10 @@ class TrainableModel(PreTrainedModel):
         Shapes:
             the arguments of a call -> a scalar (), a nested dict like `params`
 
+        Args:
+            input_ids, attention_mask, position_ids, inputs_embeds: as in a call.
+            labels: as in a call; required.
+
         Raises:
             ValueError: no labels, or inputs that a call refuses too.
         """
@@ -62,12 +66,12 @@ class TrainableModel(PreTrainedModel):
         shares = self._shares(labels, rows, (B, T)) if len(rows) > 1 else None
         if shares is None:
             return self._one_loss_and_grad(hidden, context, ids, labels, 1.0)
-        return self._by_rows(rows, shares, hidden, context, ids, labels)
+        return self._sum_over_parts(rows, shares, hidden, context, ids, labels)
 
     def _one_loss_and_grad(
         self, hidden: Array, context: Context, ids: inputs.IntArray | None, labels: Any, share: float
     ) -> tuple[Array, dict[str, Any]]:
-        """Go forward and back; all that is returned is `share` times what it is."""
+        """Compute loss and gradients of one part of the batch, both times `share`."""
         saving_ops = self.backend.select("saving_ops", context.ops)
         if saving_ops is not None:
             context = replace(context, ops=saving_ops())
@@ -83,7 +87,7 @@ class TrainableModel(PreTrainedModel):
         found = flatten(grads)
         return loss * g, nest({name: found[name] for name in flatten(self.params)})
 
-    def _by_rows(
+    def _sum_over_parts(
         self,
         rows: Sequence[slice],
         shares: Sequence[float],
@@ -92,36 +96,37 @@ class TrainableModel(PreTrainedModel):
         ids: inputs.IntArray | None,
         labels: Any,
     ) -> tuple[Array, dict[str, Any]]:
-        """Take some items of the batch at a time, and add up, always in the same order.
+        """Compute some items of the batch at a time, and add up, always in the same order.
 
         Equation:
             a loss that is a mean over n targets is Σᵢ (nᵢ / n) lossᵢ over parts of nᵢ targets, and so is its gradient
         """
         found: list[tuple[Array, dict[str, Any]]] = []
 
-        def some(part: tuple[slice, float]) -> tuple[Array, dict[str, Any]]:
+        def compute_part(part: tuple[slice, float]) -> tuple[Array, dict[str, Any]]:
             at, share = part
             own = None if ids is None else ids[at]
             return self._one_loss_and_grad(hidden[at].copy("K"), context.select_batch(at), own, labels[at], share)
 
-        def take(one: tuple[Array, dict[str, Any]]) -> None:
+        def accumulate(result: tuple[Array, dict[str, Any]]) -> None:
             if not found:
-                found.append(one)
+                found.append(result)
                 return
             loss, grads = found[0]
-            for total, more in zip(flatten(grads).values(), flatten(one[1]).values(), strict=True):
+            for total, more in zip(flatten(grads).values(), flatten(result[1]).values(), strict=True):
                 total += more
-            found[0] = loss + one[0], grads
+            found[0] = loss + result[0], grads
 
-        self.backend.map_in_order(some, [part for part in zip(rows, shares, strict=True) if part[1]], take)
+        parts = [part for part in zip(rows, shares, strict=True) if part[1]]
+        self.backend.map_in_order(compute_part, parts, accumulate)
         return found[0]
 
     @abstractmethod
     def _head_loss_and_grad(self, g: Array, last: Array, input_ids: Any, labels: Any) -> HeadResult:
-        """Do what the head does with the last hidden states, and the same backwards, from g () of the loss."""
+        """Compute the head's loss and its gradients; `g` is the loss's gradient."""
 
     def _shares(self, labels: Any, rows: Sequence[slice], shape: tuple[int, int]) -> list[float] | None:
-        """How much of the loss is that of some rows of the batch; None where they have no losses of their own."""
+        """Return each part's share of the loss; None if the loss cannot be split."""
         return None
 
     def _embedding_grad(self, g: Array, input_ids: Any) -> Array:
