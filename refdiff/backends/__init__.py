@@ -8,6 +8,9 @@ A layer that is composed of others calls those of the `ops` that it is given (`r
 such a layer computes its parts itself. It serves only while every part in `ops` is the backend's own function; where
 one was replaced, the layer runs and calls the replacement. In the same way a backend's whole functions, such as its
 `diffllama`, serve only while `ops` is the backend's own namespace. A function that you replaced is never bypassed.
+
+A call with `output_attentions=True` or `output_hidden_states=True` wraps layers too. These then run one by one: slower,
+with logits equal up to rounding error.
 """
 
 from __future__ import annotations

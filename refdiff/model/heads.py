@@ -12,7 +12,7 @@ from refdiff.model import losses
 from refdiff.model.diffllama_vjp import linear_back
 from refdiff.model.inputs import host, integers, token_ids
 from refdiff.model.outputs import ModelOutput
-from refdiff.model.pretrained import ModelInputs, PreTrainedModel, model_call
+from refdiff.model.pretrained import ModelInputs, PreTrainedModel, document_inputs, model_call
 from refdiff.model.trainable import HeadResult, TrainableModel
 
 
@@ -22,6 +22,7 @@ class DiffLlamaModel(PreTrainedModel):
     base_prefix: ClassVar[str | None] = None
 
     @model_call
+    @document_inputs
     def __call__(self, input_ids: Any = None, attention_mask: Any = None, **inputs: Unpack[ModelInputs]) -> ModelOutput:
         """Compute `last_hidden_state` (B, T, D)."""
         return self._forward(input_ids, attention_mask, **inputs)
@@ -31,6 +32,7 @@ class DiffLlamaForCausalLM(TrainableModel):
     """The decoder with a next-token head."""
 
     @model_call
+    @document_inputs
     def __call__(
         self,
         input_ids: Any = None,
@@ -40,10 +42,12 @@ class DiffLlamaForCausalLM(TrainableModel):
         logits_to_keep: Any = 0,
         **inputs: Unpack[ModelInputs],
     ) -> ModelOutput:
-        """Compute `logits` (B, T, V), and with labels (B, T) the `loss` of predicting each next one that is not −100.
+        """Compute `logits` (B, T, V), and with labels the `loss` of predicting each next one that is not −100.
 
-        `logits_to_keep`: only the last n positions (0 = all), or the positions in an integer array (n,) or (B, n),
-        or those that a boolean array (B, T) marks, then as (marked, V).
+        Args:
+            labels: (B, T) integers; add `loss`. `loss_and_grad` gives it with the gradients of all weights.
+            logits_to_keep: only the last n positions (0 = all), or the positions in an integer array (n,) or (B, n),
+                or those that a boolean array (B, T) marks, then as (marked, V).
         """
         last = int(logits_to_keep) if isinstance(logits_to_keep, int | np.integer) and logits_to_keep > 0 else 0
         out = self._forward(input_ids, attention_mask, last=last, **inputs)
@@ -138,15 +142,18 @@ class DiffLlamaForSequenceClassification(TrainableModel):
     """The decoder with a classifier of the whole text."""
 
     @model_call
+    @document_inputs
     def __call__(
         self, input_ids: Any = None, attention_mask: Any = None, *, labels: Any = None, **inputs: Unpack[ModelInputs]
     ) -> ModelOutput:
         """Compute `logits` (B, C) at each row's last token that is not padding, and with labels the `loss`.
 
-        The loss is that of `config.problem_type`, see `refdiff.model.losses.sequence_loss`.
+        The loss is that of `config.problem_type`, see `refdiff.model.losses.sequence_loss`. Several rows need a
+        `config.pad_token_id` to find their ends by.
 
-        Raises:
-            ValueError: several rows, and the config has no pad_token_id to find their ends by.
+        Args:
+            labels: (B,), or (B, C) for several labels a row; add `loss`. `loss_and_grad` gives it with the gradients of
+                all weights.
         """
         out = self._forward(input_ids, attention_mask, **inputs)
         pooled, _ = self._pooled(out.last_hidden_state, input_ids)
@@ -184,10 +191,15 @@ class DiffLlamaForTokenClassification(TrainableModel):
     """The decoder with a classifier of every token."""
 
     @model_call
+    @document_inputs
     def __call__(
         self, input_ids: Any = None, attention_mask: Any = None, *, labels: Any = None, **inputs: Unpack[ModelInputs]
     ) -> ModelOutput:
-        """Compute `logits` (B, T, C), and with labels (B, T) the `loss` over those that are not −100."""
+        """Compute `logits` (B, T, C), and with labels the `loss` over those that are not −100.
+
+        Args:
+            labels: (B, T) integers; add `loss`. `loss_and_grad` gives it with the gradients of all weights.
+        """
         out = self._forward(input_ids, attention_mask, **inputs)
         out.logits = self.ops.linear(out.last_hidden_state, **self.params["score"])
         out.last_hidden_state = None
@@ -210,6 +222,7 @@ class DiffLlamaForQuestionAnswering(TrainableModel):
     base_prefix: ClassVar[str | None] = "transformer"
 
     @model_call
+    @document_inputs
     def __call__(
         self,
         input_ids: Any = None,
@@ -219,7 +232,12 @@ class DiffLlamaForQuestionAnswering(TrainableModel):
         end_positions: Any = None,
         **inputs: Unpack[ModelInputs],
     ) -> ModelOutput:
-        """Compute `start_logits` and `end_logits` (B, T), and with both positions (B,) the mean of their losses."""
+        """Compute `start_logits` and `end_logits` (B, T), and with both positions the mean of their losses.
+
+        Args:
+            start_positions, end_positions: (B,) integers; both add `loss`. `loss_and_grad` gives it with the gradients
+                of all weights.
+        """
         out = self._forward(input_ids, attention_mask, **inputs)
         logits = self.ops.linear(out.last_hidden_state, **self.params["qa_outputs"])
         out.last_hidden_state = None
@@ -240,7 +258,15 @@ class DiffLlamaForQuestionAnswering(TrainableModel):
         start_positions: Any = None,
         end_positions: Any = None,
     ) -> tuple[Array, dict[str, Any]]:
-        """Compute the loss that a call with these positions has, and its gradients; see `TrainableModel`."""
+        """Compute the loss that a call with these positions has, and its gradients; see `TrainableModel`.
+
+        Args:
+            input_ids, attention_mask, position_ids, inputs_embeds: as in a call.
+            start_positions, end_positions: as in a call; required.
+
+        Raises:
+            ValueError: one of the positions is missing, or inputs that a call refuses too.
+        """
         spans = {"start_positions": start_positions, "end_positions": end_positions}
         return self._loss_and_grad(input_ids, attention_mask, position_ids, inputs_embeds, spans)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -30,23 +31,22 @@ from refdiff.model.weights import flatten, initialize, load, nest, resolve_dtype
 P = ParamSpec("P")
 R = TypeVar("R")
 
-ARGUMENTS = """
-        Args:
-            input_ids: (B, T) integers, or in their place `inputs_embeds` (B, T, D).
-            attention_mask: (B, S) of 1 and 0, S counting the tokens in the cache; or (B, 1 or H, T, S), boolean "may
-                see" or added to the scores. Without it every token sees itself and all before it.
-            position_ids: (B, T); without them positions count on from the cache.
-            cache: the `out.cache` of an earlier call, or a new `KVCache`; `use_cache` says whether to make one
-                (config.use_cache).
-            labels: add `out.loss`; `loss_and_grad` gives that loss with the gradients of all weights.
-            output_attentions: add `attentions`, `differential_attentions` and `lambdas`.
-            output_hidden_states: add `hidden_states`.
-
-        Raises:
-            ValueError: an input of another kind or shape; the message has what was given and what is taken.
-            IndexError: a token id outside the vocabulary.
-"""
-"""What every class takes when it is called, for the docstrings of all of them."""
+ARGUMENTS = """\
+Args:
+    input_ids: (B, T) integers, or in their place `inputs_embeds` (B, T, D).
+    attention_mask: (B, S) of 1 and 0, S counting the tokens in the cache; or (B, 1 or H, T, S), boolean "may see" or
+        added to the scores. Without it every token sees itself and all before it.
+    position_ids: (B, T); without them positions count on from the cache.
+    cache: the `out.cache` of an earlier call, or a new `KVCache`; `use_cache` says whether to make one
+        (config.use_cache).
+    output_attentions: add `attentions`, `differential_attentions` and `lambdas`; the layers then run one by one:
+        slower, logits equal up to rounding error.
+    output_hidden_states: add `hidden_states`, in the same way."""
+RAISES = """\
+Raises:
+    ValueError: an input of another kind or shape; the message has what was given and what is taken.
+    IndexError: a token id outside the vocabulary."""
+"""What every class takes when it is called, and raises, for the docstrings of all of them."""
 
 
 class ModelInputs(TypedDict, total=False):
@@ -61,7 +61,7 @@ class ModelInputs(TypedDict, total=False):
 
 
 def model_call(call: Callable[P, R]) -> Callable[P, R]:
-    """Run a call in the backend's scope of one pass, and document its arguments."""
+    """Run a call in the backend's scope of one pass."""
 
     @functools.wraps(call)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -74,8 +74,14 @@ def model_call(call: Callable[P, R]) -> Callable[P, R]:
         with model.backend.inference_scope(weight):
             return call(*args, **kwargs)
 
-    called.__doc__ = f"{(call.__doc__ or '').rstrip()}\n{ARGUMENTS}"
     return called
+
+
+def document_inputs(call: Callable[P, R]) -> Callable[P, R]:
+    """Add what every class takes to the docstring of a `__call__`, before its own arguments, and what it raises."""
+    text, _, own = inspect.cleandoc(call.__doc__ or "").partition("\n\nArgs:\n")
+    call.__doc__ = f"{text}\n\n{ARGUMENTS}\n{own}".rstrip() + f"\n\n{RAISES}\n"
+    return call
 
 
 class PreTrainedModel:

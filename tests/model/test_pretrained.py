@@ -1,6 +1,8 @@
 """Loading, drawing, saving: what comes back is what went in."""
 
 import contextlib
+import inspect
+import re
 
 import array_api_strict
 import numpy as np
@@ -80,12 +82,34 @@ def test_a_precision_may_be_numpys(tmp_path):
     assert kind.from_pretrained(tmp_path, dtype=np.float64).dtype == "float64"
 
 
+LOSS_ARGUMENTS = {
+    refdiff.DiffLlamaModel: [],
+    refdiff.DiffLlamaForCausalLM: ["labels", "logits_to_keep"],
+    refdiff.DiffLlamaForSequenceClassification: ["labels"],
+    refdiff.DiffLlamaForTokenClassification: ["labels"],
+    refdiff.DiffLlamaForQuestionAnswering: ["start_positions", "end_positions"],
+}
+
+
+def named_arguments(text):
+    """The names under "Args:"."""
+    lines = re.findall(r"^    (\w[\w, ]*): ", text.split("Args:\n")[1].split("\n\n")[0], re.MULTILINE)
+    return [name for line in lines for name in line.split(", ")]
+
+
 def test_help_names_every_argument():
     for kind in CLASSES:
         text = kind.__call__.__doc__
         assert text.startswith("Compute `")
-        assert "\n\n        Args:\n            input_ids: (B, T) integers" in text
-        assert "attention_mask: (B, S) of 1 and 0" in text
+        arguments = ["input_ids", "attention_mask", "position_ids", "cache"]
+        arguments += ["output_attentions", "output_hidden_states", *LOSS_ARGUMENTS[kind]]
+        assert named_arguments(text) == arguments
+        assert text.count("\nArgs:\n") == text.count("\nRaises:\n") == 1
+        if kind is not refdiff.DiffLlamaModel:
+            text = inspect.getdoc(kind.loss_and_grad)
+            targets = [name for name in LOSS_ARGUMENTS[kind] if name != "logits_to_keep"]
+            assert named_arguments(text) == ["input_ids", "attention_mask", "position_ids", "inputs_embeds", *targets]
+            assert text.count("\nArgs:\n") == text.count("\nRaises:\n") == 1
 
 
 KIND = refdiff.DiffLlamaForCausalLM
