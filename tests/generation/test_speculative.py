@@ -256,9 +256,8 @@ def test_speculative_step_when_rounding_leaves_nothing() -> None:
     assert {speculative_step(p, q, 0, stream) for _ in range(20)} <= {0, 1}
 
 
-@pytest.mark.parametrize(
-    "options", [{}, pytest.param({"temperature": 0.6, "top_p": 0.95}, marks=pytest.mark.slow)], ids=str
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.6, "top_p": 0.95}], ids=str)
 def test_an_assistant_keeps_the_distribution(options: dict[str, Any]) -> None:
     """All continuations of three tokens, against the table that the options make of the model's."""
     rng = np.random.default_rng(0)

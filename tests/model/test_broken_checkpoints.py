@@ -175,6 +175,7 @@ def test_every_one(kind: str, folder: Path, watch: Watch) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1024 * MEGABYTES
 
 
+@pytest.mark.slow
 def test_there_are_more_than_ten_thousand() -> None:
     counts = {name: sum(1 for _ in kind()) for name, kind in KINDS.items()}
     assert sum(counts.values()) - counts["tokenizers"] - counts["templates"] > 10_000
