@@ -32,11 +32,12 @@ def relaid(inputs: Inputs, layout: str) -> Inputs:
     made = dict(inputs)
     for name in names:
         if name in made and (layout != "one for all" or name in ("k", "v")):
-            made[name] = _view(made[name], layout)
+            made[name] = view(made[name], layout)
     return made
 
 
-def _view(x: Numpy, layout: str) -> Numpy:
+def view(x: Numpy, layout: str) -> Numpy:
+    """Return a view with the numbers of an array and the strides of a layout, as `relaid` does for each input."""
     if layout == "tokens before heads":
         return np.swapaxes(np.ascontiguousarray(np.swapaxes(x, 1, -2)), 1, -2)
     if layout == "width first":

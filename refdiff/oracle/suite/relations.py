@@ -15,7 +15,7 @@ import numpy as np
 from refdiff.backends import ops_for
 from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.budget.statistics import LIMITS, over, root_mean_square
-from refdiff.oracle.cases.layouts import relaid
+from refdiff.oracle.cases.layouts import relaid, view
 from refdiff.oracle.inputs import shapes
 from refdiff.oracle.inputs.outputs import output, output_alone
 from refdiff.oracle.inputs.sequences import Inputs
@@ -79,6 +79,31 @@ def strides_do_not_matter(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Re
     for layout in ("tokens before heads", "padded width", "width first"):
         if wrong := _near(run(kernel, spec, relaid(inputs, layout), copy=False), right, spec, inputs, recipe):
             return f"{layout}: {wrong}"
+    return ""
+
+
+def dout_strides_do_not_matter(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
+    """A gradient of the output that lies otherwise in memory gives the gradients of a contiguous one."""
+    shape = (*inputs["q"].shape[:1], spec.heads, inputs["q"].shape[2], spec.out_dim)
+    drawn = np.random.default_rng(977).normal(size=shape).astype(inputs["q"].dtype)
+    ones = np.ones(shape, dtype=drawn.dtype)
+    one_for_all = np.lib.stride_tricks.as_strided(ones, shape, (0,) * len(shape))
+    views = (
+        (drawn, {name: view(drawn, name) for name in ("tokens before heads", "width first")}),
+        (ones, {"strides of 0, as of out.sum()": one_for_all}),
+    )
+    for dout, same in views:
+        allowed = budget(spec, inputs, recipe, dout=dout)
+        for layout, strided in same.items():
+            found = kernel(spec, {n: np.array(x) for n, x in inputs.items()}, strided)
+            grads = {n: x for n, x in found.items() if n.startswith("d")} if isinstance(found, Mapping) else {}
+            _need(bool(grads), "gradients")
+            try:
+                verdict = allowed.judge(grads)
+            except (TypeError, ValueError) as error:
+                raise UnreadableError(f"what the kernel returned cannot be compared: {error}") from error
+            if verdict.status == "fail":
+                return f"dout with {layout}: {verdict}"
     return ""
 
 
@@ -204,6 +229,7 @@ RELATIONS: tuple[Callable[[Kernel, Spec, Inputs, Recipe], str], ...] = (
     same_twice,
     same_gradients_twice,
     strides_do_not_matter,
+    dout_strides_do_not_matter,
     past_unmoved,
     decode_as_prefill,
     batch_as_single,
