@@ -5,7 +5,8 @@
 The function is `kernel(spec, inputs)`: a `Spec` and the dictionary of `refdiff.oracle.inputs`, NumPy arrays in the type
 that the kernel stores (bfloat16 is ml_dtypes'); or `kernel(inputs)`, where it has the spec compiled in. It returns its
 output, or a mapping with any of out, lse1, lse2 (of plain attention out, lse); arrays of any library. `kernel(spec,
-inputs, dout=None)` is given the output's gradient too, and returns dq, dk, dv, … beside where that is not None. It
+inputs, dout=None)` is given the output's gradient too; where that is not None it returns the gradient of every input
+of floats but `bias` beside, as dq, dk, dv, dlambda_q1, …; one that leaves some out fails. It
 returns `NotImplemented` for inputs that it does not serve: such a test is skipped, and a run in which more than half
 are declined fails. The first case that fails is told with the lines that make it again, and if it is small, with what
 `diagnose` answers of its output, or of its gradients. Where the kernel raises, its own last line is told; `python` with
@@ -26,6 +27,8 @@ the lines of the case has the rest.
     REFDIFF_SET        quick, or thorough: with up to 1,024 queries and keys, which takes minutes (quick)
     REFDIFF_SIZES      your own sizes beside, batch, queries and keys: 2x512x512,8x1x4096 (none)
     REFDIFF_ALLOW_DECLINED   1: a kernel that declines more than half of the cases may pass (it does not)
+    REFDIFF_ALLOW_MISSING_GRADIENTS   1: a kernel that takes dout may leave out gradients of λ, sinks, weights and
+                       gates (it does not)
     REFDIFF_SEED       of the numbers, from 0 (0)
     REFDIFF_DASK       tcp://scheduler:8786: the workers of a dask scheduler run the kernel, a case at a time, with what
                        can be imported there (this process runs it)
@@ -40,6 +43,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -65,8 +69,8 @@ from refdiff.oracle.suite.relations import RELATIONS, same_gradients_twice, same
 
 WIDTHS = (64, 96, 128)
 """Of heads, as most models have them; a table, a tile or a vector load may be made for one of them."""
-_outcomes: list[tuple[str, Outcome]] = []
-"""Of each case, by its name, as far as the run has come."""
+_outcomes: list[tuple[Case, Outcome]] = []
+"""Of each case, as far as the run has come."""
 
 
 def spec_of(text: str) -> Spec:
@@ -155,7 +159,8 @@ def outcomes(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Outcome
 def _piece(name: str, item: Any) -> Callable[[], Outcome]:
     given, recipe = item.callspec.params, _recipe(os.environ)
     if "case" in given:
-        return partial(against_truth, name, recipe, given["case"])
+        some = bool(os.environ.get("REFDIFF_ALLOW_MISSING_GRADIENTS"))
+        return partial(against_truth, name, recipe, given["case"], some_gradients=some)
     spec = spec_of(_spec_text(os.environ))
     seed = int(os.environ.get("REFDIFF_SEED", "0"))
     found = cases("natural", seed, spec=spec, dtype=recipe.storage)
@@ -175,7 +180,7 @@ def test_against_the_truth(case: Case, outcomes: Callable[[str], Outcome], reque
     """Output, log-sum-exps and gradients, whichever the kernel gives, by the budget of the recipe."""
     outcome = outcomes(request.node.nodeid)
     is_first = not any(before.status == "fail" for _, before in _outcomes)
-    _outcomes.append((case.name, outcome))
+    _outcomes.append((case, outcome))
     if outcome.status == "fail" and is_first:
         more = first_failure(case, _spec_text(os.environ), _recipe(os.environ), outcome.wrong)
         outcome = replace(outcome, text=f"{outcome.text}\n{more}")
@@ -193,16 +198,23 @@ def test_most_cases_were_compared(request: pytest.FixtureRequest, capsys: pytest
     every = [item for item in request.session.items if "case" in getattr(getattr(item, "callspec", None), "params", {})]
     compared = sum(outcome.compared for _, outcome in _outcomes)
     gradients = sum(outcome.gradients for _, outcome in _outcomes)
-    inconclusive = [f"{tensor} of {name}" for name, outcome in _outcomes for tensor in outcome.inconclusive]
-    declined = [name for name, outcome in _outcomes if outcome.declined]
+    inconclusive = [f"{tensor} of {case.name}" for case, outcome in _outcomes for tensor in outcome.inconclusive]
+    declined = Counter(case.profile for case, outcome in _outcomes if outcome.declined)
+    missing = dict.fromkeys(name for _, outcome in _outcomes for name in outcome.missing)
     text = f"compared {compared} of {len(every)}"
     text += f"; gradients in {gradients} of them" if gradients else "; no gradients, which take dout=None"
     text += f"; inconclusive: {', '.join(inconclusive)}" if inconclusive else ""
-    text += f"; declined: {', '.join(declined)}" if declined else ""
+    text += f"; gradients not given: {', '.join(missing)}" if missing else ""
+    if declined:
+        text += f"; declined {declined.total()}: {', '.join(f'{p} {n}' for p, n in declined.most_common())}"
     with capsys.disabled():
         sys.stdout.write(f"\n{text}\n")
     if not compared:
         pytest.fail("no output was compared: every case was declined or inconclusive", pytrace=False)
-    if 2 * len(declined) > len(every) and not os.environ.get("REFDIFF_ALLOW_DECLINED"):
-        pytest.fail(f"{text}: more than half. If that is all it is meant to serve, set REFDIFF_ALLOW_DECLINED=1, or "
-                    "name the profiles that it serves in REFDIFF_PROFILES", pytrace=False)  # fmt: skip
+    if missing and not os.environ.get("REFDIFF_ALLOW_MISSING_GRADIENTS"):
+        pytest.fail(f"gradients not given: {', '.join(missing)}. If the kernel is not meant to give them, set "
+                    "REFDIFF_ALLOW_MISSING_GRADIENTS=1", pytrace=False)  # fmt: skip
+    if 2 * declined.total() > len(every) and not os.environ.get("REFDIFF_ALLOW_DECLINED"):
+        pytest.fail(f"declined {declined.total()} of {len(every)}, more than half. If that is all it is meant to "
+                    "serve, set REFDIFF_ALLOW_DECLINED=1, or name the profiles that it serves in REFDIFF_PROFILES",
+                    pytrace=False)  # fmt: skip

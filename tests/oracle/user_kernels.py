@@ -91,6 +91,10 @@ def declines(spec: Spec, inputs: dict[str, Any]) -> Any:
     return NotImplemented
 
 
+def returns_nothing(spec: Spec, inputs: dict[str, Any]) -> Any:
+    right(spec, inputs)
+
+
 def raises(spec: Spec, inputs: dict[str, Any]) -> Any:
     return _meets(inputs)
 

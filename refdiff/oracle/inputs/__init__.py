@@ -71,11 +71,18 @@ QK_WEIGHTS = ("q_norm_weight", "k_norm_weight")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 INTEGERS = ("q_positions", "k_positions", "cu_seqlens_q", "cu_seqlens_k", "block_table", "lengths")
 BOOLEANS = ("key_mask", "mask")
+DATA = ("x", "q", "k", "v", "k_pages", "v_pages")
+"""What attention computes from; every other input with a gradient is a parameter, or a projection of the queries."""
 
 
 def is_layer(inputs: Mapping[str, Any]) -> bool:
     """Whether these are inputs of the whole attention layer."""
     return "x" in inputs
+
+
+def gradient_names(inputs: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the gradients that a whole backward pass gives: one for each input of floats but `bias`."""
+    return tuple(f"d{name}" for name in inputs if name not in (*INTEGERS, *BOOLEANS, "bias"))
 
 
 def kind_of(inputs: Mapping[str, Any]) -> str:

@@ -14,6 +14,8 @@ from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 
+NO_RETURN = "the kernel returned None; is `return` missing?"
+
 
 def output(x: Any, name: str = "out") -> NDArray[Any]:
     """Return what a kernel computed as a NumPy array, in its own type; of (out, None), the first.
@@ -93,13 +95,15 @@ def outputs_of(actual: Any, spec: Spec, inputs: Mapping[str, Any], dout: Any = N
     calls it. Arrays of NumPy go to it as copies of the same layout.
 
     Raises:
-        ValueError: it returned NotImplemented, or changed what it was given.
+        ValueError: it returned None or NotImplemented, or changed what it was given.
         TypeError: it takes something else.
     """
     if not callable(actual) or hasattr(actual, "shape"):
         return actual
     given = {name: x.copy(order="K") if isinstance(x, np.ndarray) else x for name, x in inputs.items()}
     found = called(actual)(spec, given, dout)
+    if found is None:
+        raise ValueError(NO_RETURN)
     for name, x in inputs.items():
         if isinstance(x, np.ndarray) and given[name].tobytes() != x.tobytes():
             raise ValueError(f"the kernel has changed its input {name}: it must leave inputs as they are")

@@ -15,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 from refdiff.oracle.cases.fixed import Case
-from refdiff.oracle.inputs.outputs import called, output, takes_dout, without_nones, wrong_types
+from refdiff.oracle.inputs import DATA, gradient_names
+from refdiff.oracle.inputs.outputs import NO_RETURN, called, output, takes_dout, without_nones, wrong_types
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.suite.relations import DeclinedError, UnreadableError
 from refdiff.oracle.verdict.check import check
@@ -25,7 +26,8 @@ from refdiff.oracle.verdict.check import check
 class Outcome:
     """What a test says, whether the kernel computed something that was judged, and whether it declined to.
 
-    gradients: whether it gave some. inconclusive: what was judged and found inconclusive, such as dk.
+    gradients: whether it gave some; missing: which it left out. inconclusive: what was judged and found inconclusive,
+    such as dk.
     """
 
     status: Literal["pass", "fail", "skip"]
@@ -33,6 +35,7 @@ class Outcome:
     compared: bool = False
     declined: bool = False
     gradients: bool = False
+    missing: tuple[str, ...] = ()
     inconclusive: tuple[str, ...] = ()
     wrong: Any = field(default=None, compare=False, repr=False)
     """What the kernel gave, where it failed in a case that is small enough for a diagnosis."""
@@ -76,7 +79,7 @@ def check_kernel(name: str) -> None:
 
 
 class KernelError(Exception):
-    """A kernel raised: what, and in which line of its own."""
+    """A kernel raised: what, and in which line of its own; or it returned nothing."""
 
 
 def told(kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,7 +87,7 @@ def told(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(*args: Any) -> Any:
         try:
-            return called(kernel)(*args)
+            found = called(kernel)(*args)
         except Exception as error:
             frames = traceback.extract_tb(error.__traceback__)[2:]
             own = [frame for frame in frames if not _is_installed(frame.filename)][-1:]
@@ -92,6 +95,9 @@ def told(kernel: Callable[..., Any]) -> Callable[..., Any]:
             lines = ["the kernel raised", *dict.fromkeys(lines)]
             what = "".join(traceback.format_exception_only(error)).strip()
             raise KernelError("\n".join([*lines, *what.splitlines()[:LINES]])) from error
+        if found is None:
+            raise KernelError(NO_RETURN)
+        return found
 
     return call
 
@@ -102,8 +108,12 @@ def _is_installed(file: str) -> bool:
     return bool(packages) or file.startswith("<") or Path(file).is_relative_to(sysconfig.get_path("stdlib"))
 
 
-def against_truth(name: str, recipe: Recipe, case: Case) -> Outcome:
-    """Output, log-sum-exps and gradients, whichever the kernel gives, by the budget of the recipe."""
+def against_truth(name: str, recipe: Recipe, case: Case, *, some_gradients: bool = False) -> Outcome:
+    """Judge output, log-sum-exps and gradients, whichever the kernel gives, by the budget of the recipe.
+
+    Args:
+        some_gradients: whether a kernel that takes dout may leave out gradients other than those of `DATA`.
+    """
     kernel = kernel_of(name)
     dout = case.dout if takes_dout(kernel) else None
     whole = dict(case.inputs) if dout is None else {**case.inputs, "dout": dout}
@@ -117,11 +127,11 @@ def against_truth(name: str, recipe: Recipe, case: Case) -> Outcome:
     for name, x in whole.items():
         if given[name].tobytes() != x.tobytes():
             return Outcome("fail", f"the kernel has changed its input {name}")
-    return judge_outputs(actual, case, recipe, dout)
+    return judge_outputs(actual, case, recipe, dout, some_gradients=some_gradients)
 
 
-def judge_outputs(actual: Any, case: Case, recipe: Recipe, dout: Any) -> Outcome:
-    """What a kernel has returned for a case, by the budget of the recipe."""
+def judge_outputs(actual: Any, case: Case, recipe: Recipe, dout: Any, *, some_gradients: bool = False) -> Outcome:
+    """Judge what a kernel has returned for a case, by the budget of the recipe."""
     if lacking := _incomplete(actual, case, dout, recipe):
         return Outcome("fail", lacking)
     try:
@@ -137,14 +147,24 @@ def judge_outputs(actual: Any, case: Case, recipe: Recipe, dout: Any) -> Outcome
         wrong = actual if isinstance(actual, Mapping) else {"out": without_nones(actual)}
         wrong = {name: output(x, name) for name, x in wrong.items() if name in verdict.tensors}
     inconclusive = tuple(name for name, tensor in verdict.tensors.items() if tensor.status == "inconclusive")
-    status: Literal["pass", "fail"] = "fail" if verdict.status == "fail" else "pass"
-    return Outcome(status, str(verdict), True, gradients=dout is not None, inconclusive=inconclusive, wrong=wrong)
+    missing = () if dout is None else tuple(name for name in gradient_names(case.inputs) if name not in actual)
+    refused = verdict.status == "fail" or (missing and not some_gradients)
+    text = f"{verdict}\ngradients not given: {', '.join(missing)}" if missing else str(verdict)
+    return Outcome(
+        "fail" if refused else "pass",
+        text,
+        compared=True,
+        gradients=dout is not None,
+        missing=missing,
+        inconclusive=inconclusive,
+        wrong=wrong,
+    )
 
 
 def _incomplete(actual: Any, case: Case, dout: Any, recipe: Recipe) -> str:
-    """What a kernel's answer lacks, whatever its numbers: gradients that it was asked for, or a type of its own."""
+    """What a kernel's answer lacks, whatever its numbers: gradients of `DATA`, or the type of the inputs."""
     found = actual if isinstance(actual, Mapping) else {"out": without_nones(actual)}
-    wanted = [f"d{n}" for n in ("x", "q", "k", "v", "k_pages", "v_pages") if n in case.inputs]
+    wanted = [f"d{n}" for n in DATA if n in case.inputs]
     if dout is not None and (missing := [n for n in wanted if n not in found]):
         return f"the kernel takes dout and does not give {', '.join(missing)}: return NotImplemented where it has none"
     return "; ".join(wrong_types({n: x for n, x in found.items() if n == "out" or n in wanted}, recipe))

@@ -6,8 +6,13 @@ import pytest
 
 from refdiff.oracle import Case, Recipe
 from refdiff.oracle.conformance import chosen
-from refdiff.oracle.suite.outcome import against_itself, against_truth
-from refdiff.oracle.suite.relations import same_gradients_twice, same_twice, strides_do_not_matter
+from refdiff.oracle.suite.outcome import Outcome, against_itself, against_truth
+from refdiff.oracle.suite.relations import (
+    dout_strides_do_not_matter,
+    same_gradients_twice,
+    same_twice,
+    strides_do_not_matter,
+)
 from tests.oracle.suite import wrong_kernels
 
 HERE = "tests.oracle.suite.wrong_kernels"
@@ -39,6 +44,7 @@ def _cases(profile: str, dtype: str) -> list[Case]:
         ("lambda_at_most_3", "lambda"),
         ("gradients_of_nothing", "natural"),
         ("gradients_left_out", "natural"),
+        ("lambda_gradients_left_out", "natural"),
     ],
 )
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
@@ -71,6 +77,28 @@ def test_what_is_not_the_same_twice() -> None:
     assert against_itself(f"{HERE}:right", recipe, same_gradients_twice, natural).status == "skip"
     assert against_itself(f"{HERE}:strided", recipe, strides_do_not_matter, natural).status == "fail"
     assert against_itself(f"{HERE}:right", recipe, strides_do_not_matter, natural).status == "pass"
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+def test_gradients_of_a_dout_that_is_not_contiguous(dtype: str) -> None:
+    def outcome(kernel: str) -> Outcome:
+        return against_itself(kernel, Recipe.of(dtype), dout_strides_do_not_matter, _cases("natural", dtype))
+
+    wrong = outcome(f"{HERE}:gradients_of_contiguous_dout")
+    assert wrong.status == "fail"
+    assert "dout with tokens before heads: fail" in wrong.text
+    assert outcome("tests.oracle.user_kernels:dense_with_gradients").status == "pass"
+    assert outcome(f"{HERE}:right").status == "skip"
+
+
+def test_a_kernel_may_be_allowed_to_leave_gradients_of_parameters_out() -> None:
+    case, kernel = _cases("natural", "float32")[0], f"{HERE}:lambda_gradients_left_out"
+    left_out = "gradients not given: dlambda_q1, dlambda_k1, dlambda_q2, dlambda_k2"
+    refused = against_truth(kernel, Recipe("float32"), case)
+    assert (refused.status, refused.text.splitlines()[-1]) == ("fail", left_out)
+    allowed = against_truth(kernel, Recipe("float32"), case, some_gradients=True)
+    assert (allowed.status, allowed.text.splitlines()[-1]) == ("pass", left_out)
+    assert against_truth(f"{HERE}:gradients_left_out", Recipe("float32"), case, some_gradients=True).status == "fail"
 
 
 def test_sizes_of_your_own() -> None:

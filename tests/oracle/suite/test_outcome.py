@@ -39,6 +39,7 @@ CASES = cases("natural", 3, spec=small_spec("hf_diffllama"))
         ("declines", "skip", False, "NotImplemented"),
         ("changes_its_input", "fail", False, "the kernel has changed its input q"),
         ("of_inputs_alone", "pass", True, "pass"),
+        ("returns_nothing", "fail", False, "the kernel returned None; is `return` missing?"),
         ("two_of_them", "fail", False, "cannot be judged: out is a tuple of 2 arrays: give a mapping, {"),
     ],
 )
@@ -51,7 +52,13 @@ def test_against_the_truth(function: str, status: str, compared: bool, says: str
 
 @pytest.mark.parametrize(
     ("function", "status"),
-    [("right", "pass"), ("of_inputs_alone", "pass"), ("declines", "skip"), ("two_of_them", "fail")],
+    [
+        ("right", "pass"),
+        ("of_inputs_alone", "pass"),
+        ("declines", "skip"),
+        ("two_of_them", "fail"),
+        ("returns_nothing", "fail"),
+    ],
 )
 def test_against_itself(function: str, status: str) -> None:
     assert same_twice in RELATIONS

@@ -121,6 +121,18 @@ def gradients_left_out(spec: Spec, inputs: Inputs, dout: Any = None) -> Any:
     return found if dout is None else {name: x for name, x in found.items() if name != "dk"}
 
 
+def lambda_gradients_left_out(spec: Spec, inputs: Inputs, dout: Any = None) -> Any:
+    found = right(spec, inputs) if dout is None else _gradients(spec, inputs, dout)
+    return found if dout is None else {name: x for name, x in found.items() if not name.startswith("dlambda")}
+
+
+def gradients_of_contiguous_dout(spec: Spec, inputs: Inputs, dout: Any = None) -> Any:
+    """Reads any other `dout` as zeros."""
+    if dout is None:
+        return right(spec, inputs)
+    return _gradients(spec, inputs, dout if dout.flags.c_contiguous else np.zeros_like(dout))
+
+
 def gradients_that_race(spec: Spec, inputs: Inputs, dout: Any = None) -> Any:
     if dout is None:
         return right(spec, inputs)
