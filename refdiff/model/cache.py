@@ -1,4 +1,4 @@
-"""Keys and values so far: append new ones, get all of them."""
+"""The cache of keys and values: append those of new tokens, get those of all."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class KVCache:
         self._lengths = [0] * num_layers
 
     def __len__(self) -> int:
-        # A call that was interrupted between two layers has not happened: its tokens are written over by the next.
+        # A call that was interrupted between two layers does not count: the next one overwrites its tokens.
         return min(self._lengths)
 
     @property
     def num_layers(self) -> int:
-        """How many layers the cache serves."""
+        """The number of layers that the cache serves."""
         return len(self._buffers)
 
     @property
@@ -107,12 +107,12 @@ class KVCache:
             )
 
     def _next_capacity(self, end: int, capacity: int) -> int:
-        """Return the next capacity where `end` tokens exceed this one, which is 0 before the first."""
+        """Return the capacity to allocate where `end` tokens exceed `capacity`, which is 0 at first."""
         wanted = max(end + min(max(end // 8, 8), 256), self._reserved) if capacity == 0 else capacity + capacity // 2
         return wanted if self.max_tokens is None else min(wanted, self.max_tokens)
 
     def commit(self, layer: int, end: int) -> tuple[Array, Array]:
-        """Count the tokens of a layer before `end` as there, and return their keys and values."""
+        """Set the length of a layer to `end`, and return the keys and values of its tokens."""
         buffers = self._buffers[layer]
         if buffers is None:
             raise ValueError(f"KVCache: layer {layer} has no buffers yet: append to it first")
@@ -125,7 +125,7 @@ class KVCache:
         return tuple(x for pair in self._buffers if pair is not None for x in pair)
 
     def reserve(self, tokens: int) -> None:
-        """Raise the capacity of every layer to `tokens` tokens; of an empty one when it gets its first.
+        """Raise the capacity of every layer to `tokens` tokens, of an empty layer at its first `append`.
 
         Raises:
             ValueError: the cache is static, and smaller.
@@ -139,7 +139,7 @@ class KVCache:
                 self._buffers[layer] = (k, v)
 
     def advance(self, tokens: int) -> None:
-        """Count `tokens` more as there, which the device has written into the buffers of every layer.
+        """Add `tokens` to the length: the device has already written them into the buffers of every layer.
 
         Raises:
             ValueError: they exceed the capacity.
@@ -150,7 +150,7 @@ class KVCache:
         self._lengths = [end] * self.num_layers
 
     def reorder(self, indices: Any) -> None:
-        """Replace the rows by the rows at `indices`: `cache.reorder([0, 0, 1])` also changes their number.
+        """Replace the sequences by those at `indices`: `cache.reorder([0, 0, 1])` also changes their number.
 
         Raises:
             IndexError: an index is not a row of the cache.
@@ -199,10 +199,10 @@ def _grown(like: Array, size: int, old: Array | None, used: int) -> Array:
 
 
 def _reordered(x: Array, rows: list[int], used: int) -> Array:
-    """Gather batch items, of which only the `used` tokens are moved; in place if their number stays."""
+    """Gather batch items in place if their number stays; only the `used` tokens are copied."""
     xp, where = namespace(x), device(x)
     moved = [i for i, row in enumerate(rows) if row != i]
-    new = x[:, :, :, :]  # another array, if over the same memory: whoever keeps the buffers sees that they changed
+    new = x[:, :, :, :]  # a new view of the same memory tells holders of the old one that it changed
     if len(rows) != x.shape[0]:
         moved = list(range(len(rows)))
         new = xp.empty((len(rows), *x.shape[1:]), dtype=x.dtype, device=where)

@@ -1,11 +1,11 @@
-"""The files of a checkpoint replaced as one: a process killed at any moment leaves the old checkpoint or the new one.
+"""Replace the files of a checkpoint as one: a process killed at any moment leaves the old checkpoint or the new one.
 
 1. New files are written and synced in a hidden folder `.refdiff-save-…` inside the checkpoint's folder.
 2. That folder becomes `.refdiff-save` by one rename. From here on the new checkpoint counts.
 3. The files move to their places. If this is interrupted, the next load or save of the folder finishes it.
 
-Other programs see the old files, the new files, or in step 3 a folder without weights, but never a mixture: the file by
-which they find the weights is deleted first and replaced last. Where only `model.safetensors` changes, steps 2 and 3
+Other programs see the old files, the new files, or in step 3 a folder without weights, but never a mixture: the file
+that leads to the weights is deleted first and replaced last. Where only `model.safetensors` changes, steps 2 and 3
 are one rename. Renaming leaves the data of old files alone, so a model whose arrays are memory-mapped can be saved over
 itself.
 """
@@ -85,7 +85,7 @@ def finish(folder: Path) -> None:
 
 
 def read_consistently(folder: Path, read: Callable[[], T]) -> T:
-    """Return what `read` makes of a checkpoint's files, again where a save has replaced them meanwhile.
+    """Return the result of `read` on a checkpoint's files, and repeat it if a save replaced them meanwhile.
 
     Raises:
         CheckpointError: as `read`; or the files are replaced again and again.
@@ -105,7 +105,7 @@ def read_consistently(folder: Path, read: Callable[[], T]) -> T:
 
 
 def _identities(folder: Path) -> list[tuple[int, int, int] | None]:
-    """What changes with every save that replaces more than `model.safetensors`, which is opened once and whole."""
+    """Return what changes with every save, except one of `model.safetensors` alone, which is opened once and whole."""
     found: list[tuple[int, int, int] | None] = []
     for name in (PENDING, *_CONFIGS, INDEX):
         try:
@@ -133,7 +133,7 @@ def _commit(folder: Path, staging: Path) -> None:
 
 
 def _roll_forward(folder: Path) -> None:
-    """Move the files of `.refdiff-save` to their places; each step may have been done before."""
+    """Move the files of `.refdiff-save` to their places; an interrupted run may have done some steps."""
     pending = folder / PENDING
     if not pending.is_dir() or pending.is_symlink():
         if is_pending(folder):
@@ -153,7 +153,7 @@ def _roll_forward(folder: Path) -> None:
             (pending / last).replace(folder / last)
             sync_folder(folder)
         _delete_all_but(folder, names)
-    with contextlib.suppress(OSError):  # everything is in its place: what is left is in nobody's way
+    with contextlib.suppress(OSError):  # everything is in its place: what is left does no harm
         (pending / _LIST).unlink(missing_ok=True)
         pending.rmdir()
 
@@ -199,7 +199,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the renames in a folder durable before the next ones, where the system can do that."""
+    """Make the renames in a folder durable before the next ones, where the system supports it."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

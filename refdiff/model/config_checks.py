@@ -1,4 +1,4 @@
-"""What each field of a config.json may be, and which fields a DiffLlama does not use.
+"""The accepted values of each field of a config.json, and the fields that a DiffLlama does not use.
 
 Every message has the value, the accepted range and the fix.
 """
@@ -25,7 +25,7 @@ MAX_LABELS = 100_000
 LLAMA_DEFAULTS = {
     "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "rms_norm_eps": 1e-6,
 }  # fmt: skip
-"""What a field that a Llama's file leaves out means, where it means something else in a DiffLlama's."""
+"""Defaults of a Llama's file that differ from those of a DiffLlama's."""
 
 # Fields that transformers (4 and 5) writes into the config.json of any model and that change nothing in a DiffLlama.
 _GENERIC_FIELDS = {
@@ -148,7 +148,7 @@ def dtype_name(dtype: Any, torch_dtype: Any) -> str | None:
 
 
 def wiring(given: Any, model_type: Any) -> str:
-    """Return the wiring that a config names, or the one that its `model_type` stands for; "hf" if neither is there.
+    """Return the attention variant of a config: the named one, else that of its `model_type`, else "hf".
 
     Raises:
         ValueError: the variant is unknown, or contradicts `model_type`.
@@ -277,12 +277,12 @@ def _parse_label2id(value: Any) -> dict[str, int]:
 
 
 def written_by_transformers(name: str, value: Any) -> bool:
-    """Tell whether a field needs no word: transformers writes it into any model's file, and it changes nothing here."""
+    """Return whether a field needs no warning: transformers writes it into any model's file, and it changes nothing."""
     return name in _GENERIC_FIELDS or (name in _HARMLESS_WHEN_UNSET and not value)
 
 
 def refuse_other_models(given: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for a config that describes something else than one plain stack of layers."""
+    """Raise `ValueError` for a config that describes more than one plain stack of layers."""
     for name, expected in (
         ("mlp_bias", "false: the feed-forward layers here have no bias; use a checkpoint without one"),
         ("quantization_config", "null: quantized weights cannot be read; use the unquantized checkpoint"),

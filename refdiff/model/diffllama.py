@@ -18,7 +18,7 @@ from refdiff.model.config import DiffLlamaConfig
 
 @dataclass
 class Context:
-    """What is the same for every layer of one call.
+    """What the layers of one call share.
 
     cos, sin (B or 1, 1, T, n): RoPE's factors at the positions. mask (boolean "may attend") and bias broadcast to
     (B, H, T, S) or are None. causal: also hide later keys.
@@ -35,7 +35,7 @@ class Context:
 
     @property
     def visibility(self) -> dict[str, Any]:
-        """What decides which keys a query attends to, as the attention layers take it."""
+        """The keyword arguments of attention layers that decide which keys a query attends to."""
         return {"mask": self.mask, "bias": self.bias, "causal": self.causal}
 
     def select_batch(self, items: slice) -> Context:
@@ -61,7 +61,7 @@ def diffllama(p: dict[str, Any], x: Array, ctx: Context) -> Array:
 
 
 def decoder_layer(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> Array:
-    """Run one layer: attention and feed-forward network, each after a norm and beside a residual path.
+    """Run one layer: attention, then the feed-forward network, each with a norm before it and a residual path.
 
     Equation:
         Y = MultiHead(LN(X)) + X;  X' = SwiGLU(LN(Y)) + Y  (Ye et al. 2024, eq. 4 and 5)
@@ -125,7 +125,7 @@ def attention_llama(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> Ar
 
 
 ATTENTION = {"hf": attention_hf, "paper": attention_paper, "v2": attention_v2, "none": attention_llama}
-"""From `config.wiring` to the attention variant; `refdiff.layers` has them side by side."""
+"""From `config.wiring` to the attention variant; `refdiff.layers` compares them in a table."""
 
 
 def project(p: dict[str, Any], x: Array, ctx: Context, *, value_size: int) -> tuple[Array, Array, Array]:
@@ -142,5 +142,5 @@ def rotate(q: Array, k: Array, ctx: Context, *, interleaved: bool) -> tuple[Arra
 
 
 def append_to_cache(layer: int, k: Array, v: Array, ctx: Context) -> tuple[Array, Array]:
-    """Return the keys and values of all tokens so far: those of earlier calls, if there is a cache, and these."""
+    """Append keys and values to the cache, if there is one, and return those of all tokens so far."""
     return (k, v) if ctx.cache is None else ctx.cache.append(layer, k, v)

@@ -1,4 +1,4 @@
-"""The functions of diffllama.py with their derivatives: hidden states and the gradients of everything that made them.
+"""The functions of diffllama.py, each with a closure that computes its gradients.
 
 Each function has the name of one in diffllama.py and computes the same, bit for bit. It returns the result and `back`,
 a closure that takes the gradient of the result and returns those of the input and of the parameters, nested like these.
@@ -24,7 +24,7 @@ from refdiff.model.weights.names import LAMBDA_VECTORS
 
 Grads = dict[str, Any]
 Back = Callable[[Array], tuple[Array, Grads]]
-"""From the gradient of a result to those of the input and, by name, of the parameters."""
+"""Compute from the gradient of a result those of the input and, by name, of the parameters."""
 
 
 def diffllama(p: dict[str, Any], x: Array, ctx: Context) -> tuple[Array, Back]:
@@ -51,7 +51,7 @@ def diffllama(p: dict[str, Any], x: Array, ctx: Context) -> tuple[Array, Back]:
 
 
 def decoder_layer(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tuple[Array, Back]:
-    """Run one layer. A residual path passes a gradient on unchanged and adds that of the branch beside it.
+    """Run one layer. A residual path passes its gradient on unchanged, plus that of the branch beside it.
 
     Shapes:
         x (B, T, D) -> (B, T, D), and back: (B, T, D) -> (B, T, D), grads like `p`
@@ -121,7 +121,7 @@ def attention_paper(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tu
 
 
 def attention_v2(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tuple[Array, Back]:
-    """DIFF V2: λ is computed from X, so that X has a gradient through λ too."""
+    """DIFF V2: λ is computed from X, which therefore has a gradient through λ too."""
     ops = ctx.ops
     q, k, v, projections_back = rotated(p, x, ctx, interleaved=True, value_size=ctx.config.head_dim)
     operands = (q, k, v, ops.diff_lambda_v2(x, **p["lambda_proj"], ops=ops))

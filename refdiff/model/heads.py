@@ -86,7 +86,7 @@ class DiffLlamaForCausalLM(TrainableModel):
             prompt_lookup_num_tokens=None, assistant_model=None, penalty_alpha=None
         Results: return_dict_in_generate=False, output_scores=False, output_logits=False
         """
-        from refdiff.generation import generate  # imported late: it stands above model in the import order
+        from refdiff.generation import generate  # imported late: generation imports model
 
         return generate(
             self,
@@ -146,7 +146,7 @@ class DiffLlamaForSequenceClassification(TrainableModel):
     def __call__(
         self, input_ids: Any = None, attention_mask: Any = None, *, labels: Any = None, **inputs: Unpack[ModelInputs]
     ) -> ModelOutput:
-        """Compute `logits` (B, C) at each row's last token that is not padding, and with labels the `loss`.
+        """Compute `logits` (B, C) at the last token of each sequence, padding aside, and with labels the `loss`.
 
         The loss is that of `config.problem_type`, see `refdiff.model.losses.sequence_loss`. Several rows need a
         `config.pad_token_id` to find their ends by.
@@ -164,7 +164,7 @@ class DiffLlamaForSequenceClassification(TrainableModel):
         return out
 
     def _pooled(self, last: Any, input_ids: Any) -> tuple[Array, Array]:
-        """Return each row's last hidden state (B, D) that is not padding's, and where it stands in (B T)."""
+        """Return the hidden state (B, D) of each sequence's last token, padding aside, and its index in (B T)."""
         B, T, D = last.shape
         pad = self.config.pad_token_id
         if pad is None and B != 1:
@@ -183,7 +183,7 @@ class DiffLlamaForSequenceClassification(TrainableModel):
         dlogits = losses.sequence_loss_vjp(self.ops, g, logits, targets, kind)
         dpooled, score = linear_back(self.ops, dlogits, pooled, self.params["score"])
         flat = self.xp.reshape(last, (-1, last.shape[-1]))
-        _, dlast = self.ops.embedding_vjp(dpooled, rows, flat)  # to pool is to look up rows
+        _, dlast = self.ops.embedding_vjp(dpooled, rows, flat)  # pooling looks up rows, as an embedding does
         return loss, self.xp.reshape(dlast, last.shape), {"score": score}
 
 

@@ -86,7 +86,7 @@ def token_ids(input_ids: Any) -> IntArray:
 
 
 def check_known(ids: IntArray, vocab_size: int) -> None:
-    """Raise where `ids` are outside the vocabulary: here, on the host, so that no device is waited for.
+    """Raise where `ids` are outside the vocabulary; this runs on the host and waits for no device.
 
     Raises:
         IndexError: an id is negative or not below `vocab_size`.
@@ -100,7 +100,7 @@ def check_known(ids: IntArray, vocab_size: int) -> None:
 
 
 def positions(position_ids: Any, batch: int, tokens: int, past: int) -> IntArray:
-    """Check (B or 1, T) positions, or count on from `past`.
+    """Check (B or 1, T) positions; without any, count from `past`.
 
     Raises:
         ValueError: not integers, another shape, or negative.
@@ -133,7 +133,7 @@ def two_dimensional_mask(attention_mask: NDArray[Any], batch: int, total: int) -
 def four_dimensional_mask(
     attention_mask: NDArray[Any], batch: int, heads: int, tokens: int, total: int
 ) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
-    """Split a (B or 1, 1 or H, T, S) mask, boolean or additive, into what may be seen and what is added to scores.
+    """Split a (B or 1, 1 or H, T, S) mask, boolean or additive, into a boolean mask and a bias.
 
     An additive mask hides a key with −∞ or the most negative number of its dtype, as transformers writes it.
 

@@ -27,7 +27,7 @@ def causal_lm_loss_vjp(ops: Ops, g: Array, logits: Array, labels: Array) -> Arra
 
 
 def causal_lm_loss_and_grad(backend: Backend, ops: Ops, g: Array, logits: Array, labels: Array) -> tuple[Array, Array]:
-    """Compute both of these, at once where the backend can; -> (), (B, T, V)."""
+    """Compute the loss and its gradient, in one pass where the backend can; -> (), (B, T, V)."""
     both = backend.select("cross_entropy_and_vjp", ops)
     found: Any = NotImplemented if both is None else both(g, logits, _next(labels))
     if found is not NotImplemented:
@@ -37,7 +37,7 @@ def causal_lm_loss_and_grad(backend: Backend, ops: Ops, g: Array, logits: Array,
 
 
 def _next(labels: Array) -> Array:
-    """What each token is to predict: the label after it, and nothing (−100) after the last."""
+    """Return the target of each token: the label after it, and −100 (none) for the last."""
     xp = namespace(labels)
     nothing = xp.full((labels.shape[0], 1), -100, dtype=labels.dtype, device=device(labels))
     return xp.concat([labels[:, 1:], nothing], axis=1)
@@ -76,7 +76,7 @@ def sequence_loss_vjp(ops: Ops, g: Array, logits: Array, labels: Array, problem_
 
 
 def _problem(logits: Array, labels: Array, problem_type: str | None) -> tuple[str, Array]:
-    """Return the kind of a sequence classification, and its labels in the shape and type that it needs."""
+    """Return the problem type of a sequence classification, and its labels in the shape and dtype that it needs."""
     xp = namespace(logits, labels)
     if problem_type is None:
         whole = xp.isdtype(labels.dtype, "integral")

@@ -1,4 +1,4 @@
-"""What a call of a model gives back."""
+"""The results of a call of a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from refdiff.model.cache import KVCache
 
 @dataclass(repr=False)
 class ModelOutput:
-    """The results of one call, named as Hugging Face names them; what was not asked for is None.
+    """The results of one call, named as Hugging Face names them; those that were not asked for are None.
 
     Arrays are of the model's backend and compute dtype. B batch, T tokens, S tokens with those in the cache,
     H heads, D model size, V vocabulary, C labels.
@@ -44,15 +44,15 @@ class ModelOutput:
         return summary(self, dict(self.items()))
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """Return the results that are there, in the order of the attributes."""
+        """Return the results that are not None, in the order of the attributes."""
         return tuple(value for _, value in self.items())
 
     def keys(self) -> list[str]:
-        """Return the names of the results that are there."""
+        """Return the names of the results that are not None."""
         return [name for name, _ in self.items()]
 
     def items(self) -> list[tuple[str, Any]]:
-        """Return names and results that are there."""
+        """Return the names and values of the results that are not None."""
         return [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) is not None]
 
     def __getitem__(self, key: str | int | slice) -> Any:

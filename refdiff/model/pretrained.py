@@ -1,4 +1,4 @@
-"""What all five model classes share: where weights come from and go to, and the call of the base model."""
+"""What all five model classes share: loading and saving weights, and the call of the base model."""
 
 from __future__ import annotations
 
@@ -233,7 +233,7 @@ class PreTrainedModel:
         kernels: str = "fast",
         threads: int | None = None,
     ) -> Self:
-        """Make a model with newly drawn weights, as transformers distributes them; `seed` decides which."""
+        """Create a model with random weights of transformers' distribution, by `seed`."""
         dtype = _dtype_name(dtype)
         params = initialize(config, cls.__name__, seed=seed, dtype=dtype)
         return cls(config, params, dtype=dtype, backend=backend, device=device, kernels=kernels, threads=threads)
@@ -260,7 +260,7 @@ class PreTrainedModel:
         )  # fmt: skip
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """Give what `restore` needs: the path where the weights are still those of the file, else the weights.
+        """Return the arguments of `restore`: the path while the weights are those of the file, else the weights.
 
         So each worker maps the file itself, and a model of gigabytes is sent in a few thousand bytes.
 
@@ -287,13 +287,13 @@ class PreTrainedModel:
         return restore, (type(self), self.config, source, weights, self.xp.__name__, choices)
 
     def __copy__(self) -> Self:
-        """Share everything, `ops` of its own too."""
+        """Copy the model, sharing everything, a replaced `ops` too."""
         new = type(self).__new__(type(self))
         new.__dict__.update(self.__dict__)
         return new
 
     def _is_as_in_file(self, loaded: dict[str, Any]) -> bool:
-        """Whether the weights are the very arrays that were loaded, and nobody can have written to them."""
+        """Whether the weights are the loaded arrays, which nobody can have written to."""
         now = flatten(self.params)
         return now.keys() == loaded.keys() and all(
             a is loaded[name] and isinstance(a, np.ndarray) and not a.flags.writeable for name, a in now.items()
@@ -329,7 +329,7 @@ class PreTrainedModel:
         last: int = 0,
         **inputs: Any,
     ) -> ModelOutput:
-        """Run the base model and return the hidden states of the `last` tokens (0 = all) and what else is wanted.
+        """Run the base model and return the hidden states of the `last` tokens (0 = all) and the other results.
 
         Raises:
             TypeError: an argument that no model takes.
@@ -351,7 +351,7 @@ class PreTrainedModel:
         return out
 
     def _decode(self, hidden: Array, context: Context, last: int = 0) -> Array:
-        """Run the decoder, and return the last hidden states of all tokens, or of some of the last (0 = all)."""
+        """Run the decoder, and return the hidden states of the `last` tokens (0 = all)."""
         whole = self.backend.select("diffllama", context.ops)
         result: Any = NotImplemented if whole is None else whole(self.base_params, hidden, context, last or None)
         return diffllama(self.base_params, hidden, context)[:, -last:, :] if result is NotImplemented else result
@@ -409,7 +409,7 @@ class PreTrainedModel:
     ) -> None:
         """Set what each query may attend to: causal less what a 2-D mask hides, or a 4-D mask."""
         if attention_mask is None:
-            # transformers takes positions that restart as several sequences in one row, where there is no cache
+            # Without a cache, transformers reads positions that restart as several packed sequences.
             if positions is not None and context.cache is None and (positions[:, 1:] - positions[:, :-1] != 1).any():
                 context.mask = self.ops.packed_mask(self._array(positions))
             return
@@ -452,7 +452,7 @@ def _backend(name: str | ModuleType) -> Any:
 
 
 def _dtype_name(dtype: Any) -> str:
-    """Name a precision given by its name or as a NumPy dtype; whether it is one of those known is checked later."""
+    """Return the name of a dtype given by name or as NumPy's or torch's; others check whether it is a known one."""
     if not isinstance(dtype, str) and repr(dtype).startswith("torch."):
         dtype = repr(dtype)
     return dtype.removeprefix("torch.") if isinstance(dtype, str) else np.dtype(dtype).name

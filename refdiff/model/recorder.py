@@ -1,4 +1,4 @@
-"""Attention maps, λ and hidden states of one call: the layers that compute them are wrapped."""
+"""Record attention maps, λ and hidden states of one call by wrapping the layers that compute them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from refdiff.model.variants import PAIRING
 
 
 class Recorder:
-    """What the layers of one call computed.
+    """The results of the layers of one call.
 
     Args:
         p: the weights of the base model.

@@ -1,4 +1,4 @@
-"""A loss and the gradients of all weights: what the four classes with a head share."""
+"""The loss and the gradients of all weights, for the four classes with a head."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TrainableModel(PreTrainedModel):
         inputs_embeds: Any = None,
         labels: Any = None,
     ) -> tuple[Array, dict[str, Any]]:
-        """Compute the loss that a call with these labels has, and its gradients by every weight.
+        """Compute the loss of a call with these labels, and its gradients with respect to every weight.
 
         As in a call with `use_cache=False`, `position_ids` that restart keep sequences in one row apart. The padding
         token's embedding gets no gradient from being looked up, as in transformers.
@@ -96,7 +96,7 @@ class TrainableModel(PreTrainedModel):
         ids: inputs.IntArray | None,
         labels: Any,
     ) -> tuple[Array, dict[str, Any]]:
-        """Compute some items of the batch at a time, and add up, always in the same order.
+        """Sum loss and gradients over parts of the batch, always in the same order.
 
         Equation:
             a loss that is a mean over n targets is Σᵢ (nᵢ / n) lossᵢ over parts of nᵢ targets, and so is its gradient

@@ -112,7 +112,7 @@ def _refuse_large(folder: Path, files: list[SafetensorsFile], drawn: Mapping[str
 
 
 def _can_stay(name: str, stored_dtype: str, dtype: str) -> bool:
-    """Whether a parameter is a factor of `linear` or a table, and has 16 bits that need no rounding."""
+    """Return whether a parameter is a factor of `linear` or a table, and has 16 bits that need no rounding."""
     matrix = name.endswith(("_proj.weight", "embed_tokens.weight", "lm_head.weight")) and "lambda_proj" not in name
     return matrix and NBYTES[STORED[stored_dtype]] == 2 and dtype in (STORED[stored_dtype], "float32", "float64")
 
@@ -181,7 +181,7 @@ def _resolve(files: list[SafetensorsFile], config: DiffLlamaConfig, dtype: str) 
 
 
 def _overflowed(place: _Place, dtype: str, array: Any) -> bool:
-    """Say whether there are infinite values after rounding to a type of less range."""
+    """Return whether there are infinite values after rounding to a type of less range."""
     file, stored = place
     order = ("float16", "bfloat16", "float32", "float64")
     if order.index(dtype) >= order.index(STORED[file.tensors[stored].dtype]):
@@ -196,7 +196,7 @@ def _is_tied(config: DiffLlamaConfig, architecture: str) -> bool:
 
 
 def _match(folder: Path, files: list[SafetensorsFile], config: DiffLlamaConfig, architecture: str) -> dict[str, _Place]:
-    """Find every parameter in the files; raises one error for all that is missing, too many or of wrong form."""
+    """Find every parameter in the files; raise one error for all that are missing, unknown or of wrong form."""
     label = files[0].label if len(files) == 1 else str(folder)
     count = sum(len(file.tensors) for file in files)
     if count < config.num_hidden_layers:  # and thousands of missing tensors would say no more than this
@@ -249,7 +249,7 @@ def _form_problems(file: SafetensorsFile, stored: str, shape: tuple[int, ...]) -
 
 
 def _tie(arrays: dict[str, Any]) -> list[str]:
-    """Settle what a stored `lm_head.weight` is to a model that ties it to its embeddings; returns remarks."""
+    """Decide how a model with tied embeddings treats a stored `lm_head.weight`; return remarks."""
     head, embeddings = arrays.get("lm_head.weight"), arrays.get("model.embed_tokens.weight")
     if head is None:
         return []

@@ -33,7 +33,7 @@ _BACKBONE = re.compile(r"(embed_tokens|layers|norm)\.")
 
 
 def backbone_prefix(architecture: str) -> str:
-    """Return what stands before the base model's parameter names: `""`, `"model."` or `"transformer."`."""
+    """Return the prefix of the base model's parameter names: `""`, `"model."` or `"transformer."`."""
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture: got {architecture!r}, expected one of {', '.join(ARCHITECTURES)}")
     if architecture == "DiffLlamaModel":
@@ -80,7 +80,7 @@ def attention_shapes(config: DiffLlamaConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _wiring_shapes(config: DiffLlamaConfig) -> dict[str, tuple[int, ...]]:
-    """The parameters that attention has beside its four projections."""
+    """Return the parameters that attention has beside its four projections."""
     vectors: dict[str, tuple[int, ...]] = dict.fromkeys(LAMBDA_VECTORS, (config.head_dim,))
     shapes: dict[str, dict[str, tuple[int, ...]]] = {
         "hf": vectors,
@@ -107,7 +107,7 @@ def _head_shapes(config: DiffLlamaConfig, architecture: str) -> dict[str, tuple[
 
 
 def is_head(name: str) -> bool:
-    """Say whether a parameter belongs to a head rather than to the base model."""
+    """Return whether a parameter belongs to a head rather than to the base model."""
     return name in HEAD_PARAMETERS
 
 
@@ -137,7 +137,7 @@ def stored_name(name: str, wiring: str) -> str:
 
 
 def count_parameters(shapes: Iterable[tuple[int, ...]]) -> int:
-    """Return how many numbers arrays of these shapes hold together."""
+    """Return how many numbers arrays of these shapes have together."""
     return sum(math.prod(shape) for shape in shapes)
 
 
@@ -178,7 +178,7 @@ def flatten(nested: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _leaves(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    # not a function inside of flatten that calls itself: such a circle keeps the arrays until the garbage is collected
+    # no recursive function inside flatten: its reference cycle keeps the arrays alive until garbage collection
     if isinstance(value, Mapping):
         for key, child in value.items():
             yield from _leaves(child, (*path, key))

@@ -56,7 +56,7 @@ PICKLE_ADVICE = (
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where one tensor lies in its file: type, shape, and its first byte and the one after its last."""
+    """The place of one tensor in its file: type, shape, and its first byte and the one after its last."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -91,11 +91,11 @@ class SafetensorsFile:
         return flat.reshape(tensor.shape)
 
     def forget(self, begin: int, end: int) -> None:
-        """Let go of the memory that bytes of the file take; the system reads them again if they are used again.
+        """Release the memory of bytes of the file; the system reads them again when they are used.
 
         Without this, weights that are converted would stay in memory twice.
         """
-        # not on Windows, which lets go by itself when memory gets short
+        # not on Windows, which releases it by itself when memory gets short
         if not isinstance(self.memory, bytes) and hasattr(mmap, "MADV_DONTNEED"):
             begin = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
             if end > begin:
@@ -134,7 +134,7 @@ def _whole_file(file: BinaryIO, size: int) -> bytes:
 
 
 def _read_header(file: BinaryIO, size: int, label: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read and check a header; returns the tensors in the order of their data, and the metadata."""
+    """Read and check a header; return the tensors in the order of their data, and the metadata."""
     head = file.read(8)
     length = int.from_bytes(head, "little")
     if len(head) < 8 or length > size - 8:
@@ -185,7 +185,7 @@ def _parse(raw: bytes, label: str) -> dict[str, Any]:
 
 
 def _whole(value: object) -> bool:
-    """Say whether a JSON value is a whole number that could be a file size (`True` is an int to Python, not here)."""
+    """Return whether a JSON value is a whole number that could be a file size (in Python, `True` is an int too)."""
     return type(value) is int and 0 <= value <= _MAX_SIZE
 
 
