@@ -46,7 +46,8 @@ def integers(name: str, x: Any) -> IntArray:
         values = host(x)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-    if values.size and values.dtype.kind not in "iu":  # an empty list has no dtype of its own
+    # an empty list has no dtype of its own
+    if values.size and values.dtype.kind not in "iu":
         raise ValueError(f"{name}: got dtype {values.dtype}, expected integers")
     return values.astype(np.int64)
 
