@@ -118,7 +118,7 @@ def test_sizes_go_up_to_their_limit(name: str) -> None:
 
 def test_v2_has_twice_as_many_query_heads() -> None:
     counts = {wiring: DiffLlamaConfig(wiring=wiring).num_query_heads for wiring in WIRINGS}
-    assert counts == {"hf": 32, "paper": 32, "v2": 64, "none": 32}
+    assert counts == {**dict.fromkeys(WIRINGS, 32), "v2": 64}
 
 
 def test_a_length_beside_the_rotary_settings_wins_over_the_one_inside() -> None:
