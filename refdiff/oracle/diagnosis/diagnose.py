@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from refdiff.oracle.deviations.blind_spots import blind_spots, revealing
 from refdiff.oracle.deviations.deviation import Deviation, output_with
 from refdiff.oracle.deviations.listed import deviations, kind_of
 from refdiff.oracle.diagnosis.answer import name_output
-from refdiff.oracle.diagnosis.gradient_diagnosis import diagnose_gradients
+from refdiff.oracle.diagnosis.fits import order_of_heads
+from refdiff.oracle.diagnosis.gradient_diagnosis import diagnose_gradients, gradient_target
+from refdiff.oracle.diagnosis.hidden_queries import hidden_queries
 from refdiff.oracle.diagnosis.places import damage
-from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Ranking
+from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Fit, Ranking
 from refdiff.oracle.diagnosis.sub_case import Parts
 from refdiff.oracle.diagnosis.variants import Target, is_wrong, rows_off
 from refdiff.oracle.inputs.outputs import output, output_alone, outputs_of
@@ -138,12 +141,21 @@ def _beside(spec: Spec, known: list[Budget], given: list[Any], douts: list[Any])
     everywhere = grads and all(name in one for name in grads for one in arrays)
     answers = list(diagnose_gradients(spec, known, arrays, douts, grads)) if everywhere else []
     named = {name for answer in answers if answer.candidates for name in answer.names}
+    told = {name for answer in answers for name in answer.names}
+    orders: list[Fit] = []
+    for name in [n for n in where if everywhere and n.startswith("d") and n not in told]:
+        targets = tuple(gradient_target(b, name, one[name]) for b, one in zip(known, arrays, strict=True))
+        orders += [replace(fit, text=f"{name}: {fit.text}") for fit in order_of_heads(targets)]
+        lost = [
+            line for b, t, g in zip(known, targets, douts, strict=True) for line in hidden_queries(b, name, t.actual, g)
+        ]
+        where[name] = list(dict.fromkeys(lost)) or where[name]
     lines = tuple(line.replace("it is", f"{name} is", 1) for name in where for line in where[name] if name not in named)
     notes = (*said.values(), *(answer.text for answer in answers))
     if len(answers) == 1 and named == set(said):
         fits = answers[0].candidates
         return Ranking(UNIQUE if len(fits) == 1 else AMBIGUOUS, fits, notes=notes, where=lines)
-    return Ranking(NONE_FITS, notes=notes, where=lines)
+    return Ranking(NONE_FITS, fits=tuple(orders), notes=notes, where=lines)
 
 
 def _hidden(spec: Spec, targets: tuple[Target, ...], known: list[Budget]) -> tuple[str, ...]:

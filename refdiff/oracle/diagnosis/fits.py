@@ -59,7 +59,7 @@ def fits(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tup
         *_best_of(_windows(spec, parts), parts),
         *_best_of(_tails(spec, parts.last), parts),
         *_best_of(_windows_of_tiles(spec, parts), parts),
-        *_order_of_heads(targets),
+        *order_of_heads(targets),
     ]
     if not local:
         *usual, softcap = numbers(spec)
@@ -235,7 +235,7 @@ def _windows_of_tiles(spec: Spec, parts: Parts) -> list[Trial]:
     ]  # fmt: skip
 
 
-def _order_of_heads(targets: tuple[Target, ...]) -> list[Fit]:
+def order_of_heads(targets: tuple[Target, ...]) -> list[Fit]:
     """Which head of the truth each head of the output is, if all are, in another order."""
     h = targets[0].expected.shape[1]
     if any(t.expected.ndim != 4 or t.expected.size == 0 for t in targets):

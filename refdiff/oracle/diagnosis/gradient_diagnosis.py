@@ -46,7 +46,9 @@ def diagnose_gradients(
     mistakes in derivatives. Of those that fit, those are named that leave the other gradients right, if any does.
     """
     names = [n for n in known[0].expected if n.startswith("d") and all(n in one for one in given)]
-    targets = {name: [_target(b, name, one[name]) for b, one in zip(known, given, strict=True)] for name in names}
+    targets = {
+        name: [gradient_target(b, name, one[name]) for b, one in zip(known, given, strict=True)] for name in names
+    }
     by_truth = {name: _off(some, [t.expected for t in some]) for name, some in targets.items()}
     near: dict[Deviation, dict[str, float]] = {}
     shares: dict[Deviation, dict[str, float]] = {}
@@ -135,7 +137,7 @@ def _gradients(known: Budget, dout: Any, deviation: Deviation) -> Gradients:
     return {f"d{name}": np.atleast_1d(x) for name, x in found.items()}
 
 
-def _target(known: Budget, name: str, actual: Any) -> Target:
+def gradient_target(known: Budget, name: str, actual: Any) -> Target:
     """A gradient as what is to be explained; a sum of many terms, which has no rows, as one row."""
     x = np.atleast_1d(output(actual, name).astype(np.float64))
     if name in known.tensors:

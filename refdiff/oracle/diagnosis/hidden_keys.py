@@ -47,8 +47,8 @@ def hidden_keys(spec: Spec, target: Target) -> tuple[str, ...]:
     """Say which keys the wrong rows of a dense output lack, or see beyond their own, if these explain the error.
 
     Equation:
-        of keys M a row is s · Norm(Σ_M e^{z₁} v / Σ_M e^{z₁} − λ Σ_M e^{z₂} v / Σ_M e^{z₂}); of all intervals that may
-        be left out of M, that one of the least error, in the budgets of a dozen of the wrong rows
+        of keys M a row is s · Norm(Σ_M e^{z₁} v / Σ_M e^{z₁} − λ Σ_M e^{z₂} v / Σ_M e^{z₂}); of all intervals, and of
+        the first or last keys of tiles, those are left out of M that leave the least error in a dozen of the wrong rows
     """
     inputs, allowed = target.inputs, target.allowed
     if allowed is None or kind_of(inputs) != "dense" or inputs["k"].shape[2] < 2:
@@ -65,11 +65,18 @@ def hidden_keys(spec: Spec, target: Target) -> tuple[str, ...]:
     chosen = places[np.unique(np.linspace(0, len(places) - 1, SAMPLE).astype(int))]
     operands = attention_operands(spec, inputs, ops_for())
     rows = [_row(spec, target, operands, *map(int, at)) for at in chosen]
-    edges = _intervals(inputs["k"].shape[2])
-    words = [f"{_words(a, b, inputs['k'].shape[2])} not seen" for a, b in edges]
+    S = inputs["k"].shape[2]
+    lost, edges = intervals(S), edge_sets(S)
+    words = [f"{_words(a, b, S)} not seen" for a, b in lost]
     words += ["the key after a query's own was seen", *(f"the {n} keys after a query's own were seen" for n in SIZES)]
+    words += [f"every key of the tile of {n} that has a query's own was seen" for n in SIZES]
     words += ["a query's own key was not seen"]
-    found = [np.concatenate([_without(spec, inputs, row, edges), _with_others(spec, inputs, row)]) for row in rows]
+    words += [
+        f"the {which.format('key')} was not seen{but}" for which, _ in edges for but in ("", ", but a query's own")
+    ]
+    found = [
+        np.concatenate([_without(spec, inputs, row, lost), _with_others(spec, inputs, row, edges)]) for row in rows
+    ]
     off = np.asarray([_off(row, some) for row, some in zip(rows, found, strict=True)])
     before = np.asarray([_off(row, _of_keys(spec, inputs, row, row.seen[None])) for row in rows])
     total = root_mean_square(off.T)
@@ -102,7 +109,19 @@ def _row(spec: Spec, target: Target, s: AttentionOperands, b: int, h: int, t: in
     return Row((first, second), values, seen, own, *known, target.actual[b, h, t], size)
 
 
-def _intervals(S: int) -> list[tuple[int, int]]:
+def edge_sets(n: int) -> list[tuple[str, Numpy]]:
+    """The first of n keys in each tile, with those of the first tile and without, and the last: in words, and which."""
+    found = []
+    for tile in (size for size in SIZES if size < n):
+        found += [
+            (f"first {{}} of each tile of {tile}", np.arange(0, n, tile)),
+            (f"first {{}} of each tile of {tile} after the first", np.arange(tile, n, tile)),
+            (f"last {{}} of each tile of {tile}", np.arange(tile - 1, n, tile)),
+        ]
+    return found
+
+
+def intervals(S: int) -> list[tuple[int, int]]:
     """The intervals of keys that may be lost, the simplest first: from an edge on, up to one, a key, a tile, others."""
     edges = list(range(0, S, max(8, 2 ** math.ceil(math.log2(S / MOST))) if S > MOST else 1))
     simple = [(a, S) for a in edges if a and a % 8 == 0] + [(0, b) for b in edges if b and b % 8 == 0]
@@ -134,11 +153,20 @@ def _of_keys(spec: Spec, inputs: Any, row: Row, seen: Numpy) -> Numpy:
     return _finished(spec, inputs, row, [(weights * seen) @ row.values for weights in row.weights])
 
 
-def _with_others(spec: Spec, inputs: Any, row: Row) -> Numpy:
-    """The row with one key after its own seen too, with those up to each size of a tile, and without its own."""
-    after = np.arange(len(row.seen)) - row.own
-    later = [row.seen | ((after > 0) & (after <= n)) for n in (1, *SIZES)]
-    return _of_keys(spec, inputs, row, np.stack([*later, row.seen & (after != 0)]))
+def _with_others(spec: Spec, inputs: Any, row: Row, edges: Sequence[tuple[str, Numpy]]) -> Numpy:
+    """The row with some keys after its own seen too: one, as many as a tile has, those of its own tile.
+
+    Then without its own key, and without each edge of tiles, its own key among them and not.
+    """
+    s = np.arange(len(row.seen))
+    after, own = s - row.own, s == row.own
+    some = [row.seen | ((after > 0) & (after <= n)) for n in (1, *SIZES)]
+    some += [row.seen | ((after > 0) & (s // n == row.own // n)) for n in SIZES]
+    some.append(row.seen & ~own)
+    for _, keys in edges:
+        kept = row.seen & ~np.isin(s, keys)
+        some += [kept, kept | (row.seen & own)]
+    return _of_keys(spec, inputs, row, np.stack(some))
 
 
 def _finished(spec: Spec, inputs: Any, row: Row, sums: Sequence[Numpy]) -> Numpy:

@@ -102,6 +102,16 @@ class Rows:
         """The truth as its type holds it."""
         return round_to(self.budget.expected, self.budget.storage)
 
+    @property
+    def decided(self) -> Numpy:
+        """The rows that zeros do not pass in.
+
+        Others, such as dq of a query with one key, are right whatever they are multiplied by: they bound no place.
+        """
+        size = root_mean_square(np.where(np.isfinite(self.budget.expected), self.budget.expected, 0.0))
+        found: Numpy = size > LIMITS.row * self.budget.rows
+        return found
+
     def place(self, some: Numpy, counted: Numpy, columns: Numpy | None = None) -> Place:
         """Rows, and columns of them, in words."""
         names = [NAMES[a] for a in self.budget.axes.split()]
@@ -218,7 +228,7 @@ def _local(rows: Rows) -> Place | None:
     if not wrong.any():
         return None
     telling = rows.real & (rows.keys >= 2)  # what sees one key or none is right whatever is done to scores or maps
-    counted = telling | wrong
+    counted = (telling & rows.decided) | wrong
     columns = _columns(wrong, numbers)
     if columns is not None:
         rest, rest_of_numbers = _without(rows, wrong, columns)

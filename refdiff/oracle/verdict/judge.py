@@ -18,6 +18,7 @@ from refdiff.oracle.budget.statistics import (
     largest,
     over,
     root_mean_square,
+    slope,
     statistics,
     uncertain,
 )
@@ -128,6 +129,18 @@ def _follows(s: Statistic, broken: list[Statistic], wrong: Numpy, actual: Numpy,
     return float(root_mean_square(rest[None])[0]) <= s.limit
 
 
+def _only_wrong_rows(wrong: Numpy, actual: Numpy, budget: RowBudget) -> bool:
+    """Whether a factor of the whole tensor is of the wrong rows alone: the others show less than half of it."""
+    size = root_mean_square(np.where(np.isfinite(budget.expected), budget.expected, 0.0))
+    right = ~wrong & (size > budget.rows)  # of a row of zeros no factor is known
+    if not wrong.any() or not right.any():
+        return False
+    y, e = np.where(np.isfinite(budget.expected), budget.expected, 0.0), _errors(actual, budget)
+    unit = float(np.abs(y).max()) or 1.0
+    whole, rest = (slope(e[rows] / unit, y[rows] / unit) for rows in (wrong | right, right))
+    return abs(rest) < 0.5 * abs(whole)
+
+
 def _how_many(wrong: Numpy, axes: str) -> str:
     """How many rows are wrong, and what they have in common."""
     where = np.argwhere(wrong)
@@ -152,6 +165,8 @@ def _reason(s: Statistic, actual: Numpy, budget: RowBudget, wrong: Numpy) -> str
             budget.axes, s.at or ()
         )
     words = _how_many(wrong, budget.axes) if s.name == "row" else WORDS[s.name]
+    if s.name in ("slope", "factor") and _only_wrong_rows(wrong, actual, budget):
+        words = "a factor: the wrong rows are too large or too small on the whole"
     if s.name == "element" and np.any(wrong):
         words = "the worst number"
     text = f"{s.name}: {words}, {s.what} is {s.value:.4g}, allowed {s.limit:.4g}"

@@ -35,6 +35,9 @@ def asked(case: Case, at: Any, seen: bool) -> Ranking:
 
 
 EDGES = np.arange(31, T - 1, 32)
+QUERY, KEY = np.arange(T)[:, None], np.arange(T)[None]
+FIRST_KEYS = np.broadcast_to((KEY % 32 == 0) & (KEY > 0) & (KEY != QUERY), (6, T, T))
+SAME_TILE = np.broadcast_to(KEY // 16 == QUERY // 16, (6, T, T))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -46,6 +49,16 @@ EDGES = np.arange(31, T - 1, 32)
         ((3, 5, 0), False, "bottom_right", "as if key 0 was not seen in token 5 of head 3"),
         ((4, 50, 50), False, "bottom_right", "as if key 50 was not seen in token 50 of head 4"),
         (np.s_[:, EDGES, EDGES + 1], True, "bottom_right", "as if the key after a query's own was seen in tokens"),
+        (np.s_[..., 0:T:32], False, "none", "as if the first key of each tile of 32 was not seen in every head"),
+        (np.s_[..., 16:T:16], False, "none", "as if the first key of each tile of 16 after the first was not seen in"),
+        (
+            FIRST_KEYS,
+            False,
+            "bottom_right",
+            "as if the first key of each tile of 32 after the first was not seen",
+        ),
+        (np.s_[1, :, 31:T:32], False, "none", "as if the last key of each tile of 32 was not seen in head 1"),
+        (SAME_TILE, True, "bottom_right", "as if every key of the tile of 16 that has a query's own was seen in"),
     ],
 )
 def test_lost_keys_are_said(at: Any, seen: bool, causal: str, said: str, dtype: str) -> None:
@@ -96,11 +109,56 @@ def test_gradients_are_wrong_in_a_place(name: str, at: tuple[int | slice, ...], 
     assert "exactly zero there" in answer.where[1]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        (np.s_[64:], "queries from 64 on were not seen in"),
+        (np.s_[24:40], "queries 24 to 39 were not seen in"),
+        (np.s_[0:T:16], "the first query of each tile of 16 was not seen in"),
+        (np.s_[16:T:16], "the first query of each tile of 16"),  # the first has no part in dk
+        (np.s_[15:T:16], "the last query of each tile of 16 was not seen in"),
+    ],
+)
+def test_queries_that_dk_and_dv_are_not_summed_over_are_said(lost: slice, said: str, dtype: str) -> None:
+    one = case(dtype)
+    dout = round_to(np.random.default_rng(0).normal(size=(1, 6, T, 32)), dtype)
+    found = rounded(one.spec, one.inputs, dtype, dout=dout)
+    less = dout.copy()
+    less[:, :, lost] = 0
+    wrong = rounded(one.spec, one.inputs, dtype, dout=less)
+    answer = diagnose({**found, "dk": wrong["dk"], "dv": wrong["dv"]}, one.spec, one.inputs, recipe=dtype, dout=dout)
+    for name, line in zip(("dk", "dv"), answer.where, strict=True):
+        assert line.startswith(f"{name} is as if {said}"), answer
+
+
+def test_heads_of_a_gradient_in_another_order_are_a_fit() -> None:
+    one = case("bfloat16")
+    dout = round_to(np.random.default_rng(0).normal(size=(1, 6, T, 32)), "bfloat16")
+    found = rounded(one.spec, one.inputs, "bfloat16", dout=dout)
+    order = [*range(0, 12, 2), *range(1, 12, 2)]
+    found["dq"] = found["dq"][:, order]
+    (fit,) = diagnose(found, one.spec, one.inputs, recipe="bfloat16", dout=dout).fits
+    assert (fit.parameter, fit.value, fit.fits) == ("heads", order, True)
+    assert fit.text.startswith("dq: the heads are right and stand in another order")
+
+
+def test_a_sequence_of_dq_is_one_place() -> None:
+    """Of a first query, which sees one key, dq is zero whatever the kernel does."""
+    one = natural(SPEC, Structure(2, 40, 40), "float32")
+    dout = np.random.default_rng(0).normal(size=(2, 6, 40, 32)).astype(np.float32)
+    found = rounded(one.spec, one.inputs, dout=dout)
+    found["dq"][1] = 0
+    first, second = diagnose(found, one.spec, one.inputs, recipe="float32", dout=dout).where
+    assert first.startswith("dq is wrong only in sequence 1; everything else is within budget: it looks like strides")
+    assert second.startswith("dq is exactly zero there")
+
+
 @pytest.mark.parametrize(
     ("place", "name", "said"),
     [
         (0, "dk", "dk is wrong only in keys 5 to 6"),
-        (4, "dk_pages", "dk_pages is wrong only in slots 2 to 4 of pages "),
+        (4, "dk_pages", "dk_pages is wrong only in slots 2 to 4;"),
         (1, "dx", "dx is wrong only in tokens 6 to 8"),
     ],
 )

@@ -82,6 +82,15 @@ def test_a_factor_is_told_once_and_where_it_is_most_of_the_error() -> None:
     assert [*_reasons(1.0005 * y, replace(_budget(y), slope=1.0, factor=factor))] == ["factor"]
 
 
+def test_a_factor_of_some_rows_is_not_said_of_all() -> None:
+    y = _y()
+    lost = y.copy()
+    lost[:, :2] = 0
+    assert _reasons(lost, _budget(y))["slope"].startswith("slope: a factor: the wrong rows are too large or too small")
+    y[:, :, 0] = 0  # right by any factor
+    assert "all rows are too large" in _reasons(1.2 * y, _budget(y))["slope"]
+
+
 def test_one_element() -> None:
     y = _y()
     actual = y.copy()
