@@ -33,8 +33,8 @@ the lines of the case has the rest.
     REFDIFF_DASK       tcp://scheduler:8786: the workers of a dask scheduler run the kernel, a case at a time, with what
                        can be imported there (this process runs it)
 
-Every case has the spec that you name; of a preset, heads are 64, 96 and 128 wide in three more cases of `modules`, for
-a kernel that takes the spec. Relations may change numbers of heads (`groups_as_copies`), and nothing else.
+Every case uses the spec you name. With a preset, three more cases of `modules` have heads of 64, 96 and 128, for a
+kernel that takes the spec. Relations may change numbers of heads (`groups_as_copies`), and nothing else.
 A right kernel in NumPy took 4 s for all on one core, 1.5 of them for `tiles`; with gradients 7 and 3.
 """
 
@@ -47,12 +47,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from refdiff import cluster
-from refdiff.oracle.cases.fixed import OF_DIFFERENCES, PROFILES, Case, cases, small_spec
+from refdiff.oracle.cases.fixed import OF_DIFFERENCES, PROFILES, Case, cases, checked_profile, small_spec
 from refdiff.oracle.inputs.outputs import takes_inputs_alone
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
@@ -67,6 +67,7 @@ from refdiff.oracle.suite.outcome import (
 )
 from refdiff.oracle.suite.relations import RELATIONS, same_gradients_twice, same_twice
 
+Value = TypeVar("Value")
 WIDTHS = (64, 96, 128)
 """Of heads, as most models have them; a table, a tile or a vector load may be made for one of them."""
 _outcomes: list[tuple[Case, Outcome]] = []
@@ -88,28 +89,70 @@ def recipe_of(text: str) -> Recipe:
 def chosen(environment: Mapping[str, str], *, other_widths: bool = True) -> list[Case]:
     """The cases that the variables ask for; of a preset, whose dimensions nobody chose, heads of other widths too."""
     text, dtype = _spec_text(environment), _recipe(environment).storage
-    spec, seed = spec_of(text), int(environment.get("REFDIFF_SEED", "0"))
+    spec, seed = _spec(environment), _seed(environment)
     every = [p for p in PROFILES if not (spec.is_plain and p in OF_DIFFERENCES)]
-    profiles = [p.strip() for p in environment.get("REFDIFF_PROFILES", ",".join(every)).split(",") if p.strip()]
-    thorough = {"quick": False, "thorough": True}[environment.get("REFDIFF_SET", "quick")]
+    profiles = _read(environment, "REFDIFF_PROFILES", ",".join(every), _profiles)
+    thorough = _read(environment, "REFDIFF_SET", "quick", _is_thorough)
     found = [c for p in profiles for c in cases(p, seed, spec=spec, dtype=dtype, thorough=thorough)]
     if other_widths and "modules" in profiles and not text.strip().startswith("{"):
         for d in WIDTHS:
             wide = cases("modules", seed, spec=spec.replace(head_dim=d), dtype=dtype, batch=1, queries=16)[0]
             found.append(replace(wide, name=f"{wide.name}-d{d}"))
-    for size in filter(None, environment.get("REFDIFF_SIZES", "").split(",")):
-        B, T, S = map(int, size.split("x"))
+    for B, T, S in _read(environment, "REFDIFF_SIZES", "", _sizes):
         own = cases("discriminating", seed, spec=spec, dtype=dtype, batch=B, queries=T, keys=S)[0]
-        found.append(replace(own, name=f"{size.strip()}-{dtype}-{seed}"))
+        found.append(replace(own, name=f"{B}x{T}x{S}-{dtype}-{seed}"))
     return found
+
+
+def _read(environment: Mapping[str, str], name: str, default: str, reader: Callable[[str], Value]) -> Value:
+    """What a variable says; an error names it."""
+    try:
+        return reader(environment.get(name, default))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{name}: {error}") from None
+
+
+def _profiles(text: str) -> list[str]:
+    return [checked_profile(name.strip()) for name in text.split(",") if name.strip()]
+
+
+def _is_thorough(text: str) -> bool:
+    if text not in ("quick", "thorough"):
+        raise ValueError(f"got {text!r}, expected quick or thorough")
+    return text == "thorough"
+
+
+def _sizes(text: str) -> list[tuple[int, int, int]]:
+    found = []
+    for size in filter(None, map(str.strip, text.split(","))):
+        numbers = size.split("x")
+        if len(numbers) != 3 or not all(map(str.isdecimal, numbers)):
+            raise ValueError(f"got {size!r}, expected BxTxS such as 2x512x512")
+        B, T, S = map(int, numbers)
+        found.append((B, T, S))
+    return found
+
+
+def _whole_number(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError(f"got {text!r}, expected a whole number from 0")
+    return int(text)
+
+
+def _seed(environment: Mapping[str, str]) -> int:
+    return _read(environment, "REFDIFF_SEED", "0", _whole_number)
 
 
 def _spec_text(environment: Mapping[str, str]) -> str:
     return environment.get("REFDIFF_SPEC", "hf_diffllama")
 
 
+def _spec(environment: Mapping[str, str]) -> Spec:
+    return _read(environment, "REFDIFF_SPEC", "hf_diffllama", spec_of)
+
+
 def _recipe(environment: Mapping[str, str]) -> Recipe:
-    return recipe_of(environment.get("REFDIFF_RECIPE", "float32"))
+    return _read(environment, "REFDIFF_RECIPE", "float32", recipe_of)
 
 
 def pytest_generate_tests(metafunc: Any) -> None:
@@ -131,7 +174,7 @@ def pytest_generate_tests(metafunc: Any) -> None:
             alone = not os.environ.get("REFDIFF_DASK") and takes_inputs_alone(kernel_of(name))
             found = chosen(os.environ, other_widths=not alone)
         except (KeyError, TypeError, ValueError) as error:
-            raise pytest.Collector.CollectError(f"one of the variables REFDIFF_...: {error}") from None
+            raise pytest.Collector.CollectError(str(error)) from None
         metafunc.parametrize("case", found, ids=str)
 
 
@@ -161,8 +204,7 @@ def _piece(name: str, item: Any) -> Callable[[], Outcome]:
     if "case" in given:
         some = bool(os.environ.get("REFDIFF_ALLOW_MISSING_GRADIENTS"))
         return partial(against_truth, name, recipe, given["case"], some_gradients=some)
-    spec = spec_of(_spec_text(os.environ))
-    seed = int(os.environ.get("REFDIFF_SEED", "0"))
+    spec, seed = _spec(os.environ), _seed(os.environ)
     found = cases("natural", seed, spec=spec, dtype=recipe.storage)
     if given["relation"] in (same_twice, same_gradients_twice):  # more tiles than one may race
         found = [*cases("tiles", seed, spec=spec, dtype=recipe.storage)[:1], *found]
@@ -182,7 +224,7 @@ def test_against_the_truth(case: Case, outcomes: Callable[[str], Outcome], reque
     is_first = not any(before.status == "fail" for _, before in _outcomes)
     _outcomes.append((case, outcome))
     if outcome.status == "fail" and is_first:
-        more = first_failure(case, _spec_text(os.environ), _recipe(os.environ), outcome.wrong)
+        more = first_failure(case, _spec_text(os.environ), _recipe(os.environ), outcome)
         outcome = replace(outcome, text=f"{outcome.text}\n{more}")
     _tell(outcome)
 

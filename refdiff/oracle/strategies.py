@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from refdiff.oracle.cases.fixed import PROFILES, Case
+from refdiff.oracle.cases.fixed import PROFILES, Case, checked_profile
 from refdiff.oracle.cases.layouts import LAYOUTS, relaid
 from refdiff.oracle.cases.structure import PADDING, Structure
 from refdiff.oracle.cases.values import ALIASES, draw
@@ -66,9 +66,7 @@ def structures(profile: str = "discriminating", *, longest: int = 33) -> SearchS
     """
     from hypothesis import strategies as st
 
-    profile = ALIASES.get(profile, profile)
-    if profile not in PROFILES:
-        raise ValueError(f"no profile is called {profile!r}: there are {', '.join(PROFILES)}")
+    profile = checked_profile(profile)
     any_length = st.sampled_from([n for n in LENGTHS if n <= longest])
     some = st.sampled_from([n for n in LENGTHS if 1 <= n <= longest])
     pairs = st.lists(st.tuples(any_length, any_length), min_size=1, max_size=4).map(tuple)

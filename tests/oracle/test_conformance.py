@@ -103,7 +103,11 @@ def test_what_is_no_kernel_is_told_once(outside: dict[str, str]) -> None:
         ("SPEC", "hf", "no preset is called 'hf'; the preset of that variant is 'hf_diffllama'; there are"),
         ("SPEC", '{"heads": 3}', "'heads'"),
         ("RECIPE", "int8", "no recipe is called 'int8': there are float32"),
-        ("SEED", "one", "invalid literal for int"),
+        ("SEED", "one", "REFDIFF_SEED: got 'one', expected a whole number from 0"),
+        ("SIZES", "2x512", "REFDIFF_SIZES: got '2x512', expected BxTxS such as 2x512x512"),
+        ("SIZES", "2x8x8,2xax8", "REFDIFF_SIZES: got '2xax8', expected BxTxS such as 2x512x512"),
+        ("SET", "all", "REFDIFF_SET: got 'all', expected quick or thorough"),
+        ("PROFILES", "natural,tile", "REFDIFF_PROFILES: no profile is called 'tile'; did you mean 'tiles'? there are"),
     ],
 )
 def test_what_is_none_is_told(variable: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:

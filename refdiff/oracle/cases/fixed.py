@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -96,7 +97,9 @@ PROFILES: dict[str, tuple[str, tuple[Structure, ...]]] = {
 OF_DIFFERENCES = ("cancellation", "lambda")
 """Those that are about two maps: of plain attention they are as natural and discriminating."""
 
-THOROUGH = {"modules": (Structure(1, 256, 256), Structure(1, 512, 512), Structure(1, 1024, 1024))}
+THOROUGH = {
+    "modules": (Structure(1, 256, 256), Structure(1, 512, 512), Structure(1, 1024, 1024)),
+}
 """Beside those, where minutes do not matter."""
 
 
@@ -104,7 +107,8 @@ THOROUGH = {"modules": (Structure(1, 256, 256), Structure(1, 512, 512), Structur
 class Case:
     """Inputs for a kernel, in the dtype that it is given them in, and the gradient of its output.
 
-    `name` says what it is and its sizes (`Structure.sizes`), and is the same in every run.
+    `name` says what it is and its sizes (`Structure.sizes`), and is the same in every run. `source` is the expression
+    that makes it again, where `spec` is its spec; empty for one of `strategies`.
     """
 
     name: str
@@ -114,6 +118,7 @@ class Case:
     spec: Spec
     structure: Structure
     inputs: Inputs
+    source: str = ""
 
     def __str__(self) -> str:
         return self.name
@@ -165,15 +170,15 @@ def cases(
     Raises:
         ValueError: no profile has that name, or no numbers that dtype.
     """
-    profile = ALIASES.get(profile, profile)
-    if profile not in PROFILES:
-        raise ValueError(f"no profile is called {profile!r}: there are {', '.join(PROFILES)}")
+    profile = checked_profile(profile)
     values, structures = PROFILES[profile]
     if thorough:
         structures += THOROUGH.get(profile, ())
     if (batch, queries, keys) != (None, None, None):
         T, S = (n if n is not None else other for n, other in ((queries, keys), (keys, queries)))
         structures = (Structure(1 if batch is None else batch, 16 if T is None else T, 16 if S is None else S),)
+    own = {"batch": batch, "queries": queries, "keys": keys}
+    options = "".join(f", {axis}={n}" for axis, n in own.items() if n is not None)
     made = []
     specs = {name: small_spec(name) for name in PRESETS} if spec is None else {"": resolve_spec(spec)}
     for n, (preset, one) in enumerate(specs.items()):
@@ -181,8 +186,24 @@ def cases(
             structure = _with_the_window_of(one, of_any)
             inputs = draw(one, structure, values, 1000 * seed + 20 * n + m, dtype)
             name = "-".join(part for part in (profile, preset, str(m), structure.sizes, dtype, str(seed)) if part)
-            made.append(Case(name, profile, 1000 * seed + 20 * n + m, dtype, one, structure, inputs))
+            more = ", thorough=True" if m >= len(PROFILES[profile][1]) else options
+            source = f'oracle.cases("{profile}", seed={seed}, spec=spec, dtype="{dtype}"{more})[{m}]'
+            made.append(Case(name, profile, 1000 * seed + 20 * n + m, dtype, one, structure, inputs, source))
     return made
+
+
+def checked_profile(name: str) -> str:
+    """Return the present name of a profile.
+
+    Raises:
+        ValueError: there is none.
+    """
+    profile = ALIASES.get(name, name)
+    if profile not in PROFILES:
+        near = difflib.get_close_matches(name, PROFILES, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ":"
+        raise ValueError(f"no profile is called {name!r}{hint} there are {', '.join(PROFILES)}")
+    return profile
 
 
 def _with_the_window_of(spec: Spec, structure: Structure) -> Structure:

@@ -38,7 +38,7 @@ class Outcome:
     missing: tuple[str, ...] = ()
     inconclusive: tuple[str, ...] = ()
     wrong: Any = field(default=None, compare=False, repr=False)
-    """What the kernel gave, where it failed in a case that is small enough for a diagnosis."""
+    """What was judged of a kernel's answer, where it failed."""
 
 
 def kernel_of(name: str) -> Any:
@@ -143,7 +143,7 @@ def judge_outputs(actual: Any, case: Case, recipe: Recipe, dout: Any, *, some_gr
     if verdict.status == "inconclusive" and not (decided and any(t.status == "pass" for t in verdict.tensors.values())):
         return Outcome("skip", str(verdict))
     wrong = None
-    if verdict.status == "fail" and is_small(case):
+    if verdict.status == "fail":
         wrong = actual if isinstance(actual, Mapping) else {"out": without_nones(actual)}
         wrong = {name: output(x, name) for name, x in wrong.items() if name in verdict.tensors}
     inconclusive = tuple(name for name, tensor in verdict.tensors.items() if tensor.status == "inconclusive")
@@ -206,29 +206,34 @@ def is_small(case: Case) -> bool:
     return sum(x.size for x in case.inputs.values()) <= SMALL
 
 
-def first_failure(case: Case, spec: str, recipe: Recipe, out: Any = None) -> str:
+def first_failure(case: Case, spec: str, recipe: Recipe, found: Outcome | None = None) -> str:
     """Return the lines of Python that make the case again, and what `diagnose` answers, with one deviation at a time.
 
     Args:
         case: of `cases`, with one spec.
         spec: what `REFDIFF_SPEC` holds.
-        out: what the kernel gave, where it is to be diagnosed.
+        found: the outcome, where what the kernel gave is to be diagnosed.
     """
-    seed, place = divmod(case.seed, 1000)
     other = case.name.endswith(f"-d{case.spec.head_dim}")
     lines = (
         "The first case that fails; to have it in Python:",
         "  from refdiff import oracle",
         "  from refdiff.oracle.conformance import spec_of",
         f"  spec = spec_of({spec!r})" + (f".replace(head_dim={case.spec.head_dim})" if other else ""),
-        f'  case = oracle.cases("{case.profile}", seed={seed}, spec=spec, dtype="{case.dtype}")[{place}]',
+        f"  case = {case.source}",
     )
-    return "\n".join([*lines, *([] if out is None else [_diagnosis(case, recipe, out)])])
+    if found is None or found.wrong is None:
+        return "\n".join(lines)
+    return "\n".join([*lines, _diagnosis(case, recipe, found.wrong)])
 
 
 def _diagnosis(case: Case, recipe: Recipe, out: Any) -> str:
     from refdiff.oracle.diagnosis import diagnose
 
+    if not is_small(case):
+        with_dout = ", dout=case.dout" if any(name.startswith("d") for name in out) else ""
+        call = f"oracle.diagnose(kernel, spec, case.inputs, recipe={recipe.name!r}{with_dout})"
+        return f"diagnosis: not run (inputs too large); {call}"
     try:
         dout = case.dout if isinstance(out, Mapping) and any(name.startswith("d") for name in out) else None
         found = diagnose(out, case.spec, case.inputs, recipe=recipe, dout=dout, max_deviations=1)

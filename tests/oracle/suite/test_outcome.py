@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle import Case, Recipe, cases, diagnosis
-from refdiff.oracle.cases.fixed import PROFILES, small_spec
+from refdiff.oracle import Case, Recipe, cases, conformance, diagnosis
+from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.suite import outcome
 from refdiff.oracle.suite.outcome import (
     LINES,
@@ -94,7 +94,9 @@ def test_a_wrong_output_of_a_small_case_is_kept_for_a_diagnosis(monkeypatch: pyt
     assert found.wrong["out"].shape == (2, 6, 16, 32)
     assert against_truth(f"{USER}:right", RECIPE, CASES[0]).wrong is None
     monkeypatch.setattr(outcome, "SMALL", 100)
-    assert against_truth(f"{USER}:wrong_rope", RECIPE, CASES[0]).wrong is None
+    assert first_failure(CASES[0], "hf_diffllama", RECIPE, found).endswith(
+        "\ndiagnosis: not run (inputs too large); oracle.diagnose(kernel, spec, case.inputs, recipe='float32')"
+    )
 
 
 @pytest.mark.parametrize("piece", [partial(against_truth, f"{USER}:raises", RECIPE, CASES[0]),
@@ -130,7 +132,7 @@ def test_wrong_gradients_are_diagnosed_as_outputs_are() -> None:
     case = cases("discriminating", 3, spec=small_spec("hf_diffllama"))[1]
     found = against_truth(f"{USER}:unmasked_in_the_backward", RECIPE, case)
     assert found.status == "fail"
-    lines = first_failure(case, "hf_diffllama", RECIPE, found.wrong).splitlines()
+    lines = first_failure(case, "hf_diffllama", RECIPE, found).splitlines()
     assert "unique: saved_sums_used_without_a_mask" in lines, lines
 
 
@@ -141,21 +143,28 @@ SPEC = small_spec("hf_diffllama")
     "spec", ["hf_diffllama", ' {"preset": "ms_v1", "query_heads": 4, "key_heads": 2, "head_dim": 8}']
 )
 def test_the_lines_make_the_very_case(spec: str) -> None:
-    from refdiff.oracle.conformance import spec_of
+    chosen = {"REFDIFF_SPEC": spec, "REFDIFF_RECIPE": "float16", "REFDIFF_SEED": "3", "REFDIFF_SIZES": "2x5x9, 1x7x7"}
+    found = conformance.chosen(chosen)
+    large = cases("modules", 3, spec=conformance.spec_of(spec), dtype="float16", thorough=True)[-1]
+    assert {case.spec.head_dim for case in found} == ({8} if "{" in spec else {16, 64, 96, 128})
+    assert large.structure.keys == 1024
+    for case in (*found, large):
+        program = first_failure(case, spec, Recipe.of("float16")).splitlines()
+        names: dict[str, Any] = {}
+        exec("\n".join(line.strip() for line in program[1:]), names)
+        again: Case = names["case"]
+        assert again.spec == case.spec
+        assert again.inputs.keys() == case.inputs.keys()
+        assert all(np.array_equal(x, again.inputs[name], equal_nan=True) for name, x in case.inputs.items()), case.name
 
-    for profile in PROFILES:
-        for case in cases(profile, 3, spec=spec_of(spec), dtype="float16")[:3]:
-            program = first_failure(case, spec, Recipe.of("float16")).splitlines()
-            names: dict[str, Any] = {}
-            exec("\n".join(line.strip() for line in program[1:]), names)
-            again: Case = names["case"]
-            assert (again.name, again.spec) == (case.name, case.spec)
-            assert all(np.array_equal(x, again.inputs[name], equal_nan=True) for name, x in case.inputs.items())
+
+def _failed(out: Any) -> Outcome:
+    return Outcome("fail", wrong={"out": out})
 
 
 def test_the_mistake_has_its_name() -> None:
     case = cases("discriminating", spec=SPEC)[1]
-    lines = first_failure(case, "hf_diffllama", RECIPE, wrong_rope(SPEC, case.inputs)).splitlines()
+    lines = first_failure(case, "hf_diffllama", RECIPE, _failed(wrong_rope(SPEC, case.inputs))).splitlines()
     assert lines[5:7] == [
         "diagnosis, one deviation at a time (oracle.diagnose tries pairs too):",
         "unique: the_other_pairs_turn",
@@ -169,5 +178,5 @@ def test_the_verdict_stands_where_a_diagnosis_breaks_down(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(diagnosis, "diagnose", broken)
     case = cases("discriminating", spec=SPEC)[1]
-    said = first_failure(case, "hf_diffllama", RECIPE, np.zeros(1))
+    said = first_failure(case, "hf_diffllama", RECIPE, _failed(np.zeros(1)))
     assert said.endswith("\ndiagnosis: none (IndexError: index 2 is out of bounds)")
