@@ -24,7 +24,7 @@ the lines of the case has the rest.
     REFDIFF_PROFILES   one or more by commas: natural, discriminating, cancellation, tiny_values, extreme, degenerate,
                        layout, serving, lambda, modules, tiles (all of them). Plain attention has no
                        cancellation and lambda. Relations between two runs are tested beside, on cases of natural
-    REFDIFF_SET        quick, or thorough: with up to 1,024 queries and keys, which takes minutes (quick)
+    REFDIFF_SET        quick, or thorough: with up to 1,024 queries and 4,096 keys, which takes minutes (quick)
     REFDIFF_SIZES      your own sizes beside, batch, queries and keys: 2x512x512,8x1x4096 (none)
     REFDIFF_ALLOW_DECLINED   1: a kernel that declines more than half of the cases may pass (it does not)
     REFDIFF_ALLOW_MISSING_GRADIENTS   1: a kernel that takes dout may leave out gradients of λ, sinks, weights and
@@ -35,7 +35,7 @@ the lines of the case has the rest.
 
 Every case uses the spec you name. With a preset, three more cases of `modules` have heads of 64, 96 and 128, for a
 kernel that takes the spec. Relations may change numbers of heads (`groups_as_copies`), and nothing else.
-A right kernel in NumPy took 4 s for all on one core, 1.5 of them for `tiles`; with gradients 7 and 3.
+A correct kernel in NumPy takes 4 s for all on one core, 1 of them for `tiles`; with gradients 12 and 4.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def chosen(environment: Mapping[str, str], *, other_widths: bool = True) -> list
     found = [c for p in profiles for c in cases(p, seed, spec=spec, dtype=dtype, thorough=thorough)]
     if other_widths and "modules" in profiles and not text.strip().startswith("{"):
         for d in WIDTHS:
-            wide = cases("modules", seed, spec=spec.replace(head_dim=d), dtype=dtype, batch=1, queries=16)[0]
+            T = 256 if thorough else 64
+            wide = cases("modules", seed, spec=spec.replace(head_dim=d), dtype=dtype, batch=1, queries=T)[0]
             found.append(replace(wide, name=f"{wide.name}-d{d}"))
     for B, T, S in _read(environment, "REFDIFF_SIZES", "", _sizes):
         own = cases("discriminating", seed, spec=spec, dtype=dtype, batch=B, queries=T, keys=S)[0]

@@ -89,6 +89,7 @@ PROFILES: dict[str, tuple[str, tuple[Structure, ...]]] = {
             Structure(pages=((1, 65), (1, 63), (1, 129)), page=16),
             *(Structure(4, 1, 257), Structure(1, 2, 256), Structure(1, 3, 513)),
             Structure(1, 5, 70, hole=1100),  # positions past tables of 288, 512 and 1,024
+            Structure(1, 1, 769),
         ),
     ),
 }
@@ -99,6 +100,7 @@ OF_DIFFERENCES = ("cancellation", "lambda")
 
 THOROUGH = {
     "modules": (Structure(1, 256, 256), Structure(1, 512, 512), Structure(1, 1024, 1024)),
+    "tiles": (Structure(1, 1, 4096),),
 }
 """Beside those, where minutes do not matter."""
 
@@ -156,14 +158,14 @@ def cases(
         profile: natural; discriminating, on which mistakes differ most; cancellation, λ near 1 and maps alike;
             tiny_values, on which ε is seen; extreme, large scores, ties and sinks; degenerate, lengths of 0 and 1, rows
             that see nothing; layout, packed, padded and paged; serving, decoding and chunks with pages; tiles, numbers
-            of keys on and beside multiples of 64, up to 513, with masks, bias, positions and windows that end there;
+            of keys on and beside multiples of 64, up to 769, with masks, bias, positions and windows that end there;
             lambda, λ below 0 and above 3; modules, as many keys as queries, up to 144. A window is the spec's, or a
             mask where it has none.
         seed: the same seed gives the same numbers.
         spec: yours; or a preset's name, of which there are small dimensions with grouped queries, in layer 2. A kernel
             finds them in `case.spec`.
         dtype: that the inputs are stored in: "float32", "bfloat16" or "float16".
-        thorough: with larger ones, up to 1,024 queries and keys in modules, which take minutes.
+        thorough: with larger ones, up to 1,024 queries in modules and 4,096 keys in tiles, which take minutes.
         batch, queries, keys: sizes of your own, for one dense case in place of the profile's; queries alone are as many
             as keys, and the reverse.
 

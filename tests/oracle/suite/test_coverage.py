@@ -29,12 +29,14 @@ def _cases(profile: str, dtype: str) -> list[Case]:
         ("full_blocks", "modules"),
         ("batches_of_four", "modules"),
         ("heads_of_96", "modules"),
+        ("wide_heads_from_32_queries_on", "modules"),
         ("square_weights_transposed", "modules"),
         ("keys_of_256", "tiles"),
         ("more_than_257_keys", "tiles"),
         ("tables_of_288", "tiles"),
         ("tables_of_512", "tiles"),
         ("loses_key_256", "tiles"),
+        ("decoding_from_300_keys_on", "tiles"),
         ("left_padded_queries", "layout"),
         ("padded_sequence", "layout"),
         ("masked_sequence", "layout"),
@@ -109,4 +111,8 @@ def test_sizes_of_your_own() -> None:
     ]
     thorough = chosen({"REFDIFF_PROFILES": "modules", "REFDIFF_SET": "thorough"})
     assert max(c.structure.queries for c in thorough) == 1024
-    assert {c.spec.head_dim for c in thorough} == {16, 64, 96, 128}
+    assert {(c.spec.head_dim, c.structure.queries) for c in thorough if c.spec.head_dim > 16} == {
+        (64, 256),
+        (96, 256),
+        (128, 256),
+    }

@@ -145,9 +145,9 @@ SPEC = small_spec("hf_diffllama")
 def test_the_lines_make_the_very_case(spec: str) -> None:
     chosen = {"REFDIFF_SPEC": spec, "REFDIFF_RECIPE": "float16", "REFDIFF_SEED": "3", "REFDIFF_SIZES": "2x5x9, 1x7x7"}
     found = conformance.chosen(chosen)
-    large = cases("modules", 3, spec=conformance.spec_of(spec), dtype="float16", thorough=True)[-1]
+    large = cases("tiles", 3, spec=conformance.spec_of(spec), dtype="float16", thorough=True)[-1]
     assert {case.spec.head_dim for case in found} == ({8} if "{" in spec else {16, 64, 96, 128})
-    assert large.structure.keys == 1024
+    assert large.structure.keys == 4096
     for case in (*found, large):
         program = first_failure(case, spec, Recipe.of("float16")).splitlines()
         names: dict[str, Any] = {}

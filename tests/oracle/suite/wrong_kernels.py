@@ -38,6 +38,8 @@ full_blocks = _wrong(lambda s, x: _sizes(x)[1] == _sizes(x)[2] > 0 and _sizes(x)
 keys_of_256 = _wrong(lambda s, x: _sizes(x)[2] > 0 and _sizes(x)[2] % 256 == 0)
 more_than_257_keys = _wrong(lambda s, x: _sizes(x)[2] > 257)
 batches_of_four = _wrong(lambda s, x: _sizes(x)[0] > 3)
+wide_heads_from_32_queries_on = _wrong(lambda s, x: s.head_dim >= 64 and _sizes(x)[1] >= 32)
+decoding_from_300_keys_on = _wrong(lambda s, x: _sizes(x)[1] == 1 and _sizes(x)[2] > 300)
 heads_of_96 = _wrong(lambda s, x: s.head_dim == 96)
 left_padded_queries = _wrong(
     lambda s, x: "key_mask" in x and _sizes(x)[1] == _sizes(x)[2] and not np.all(x["key_mask"][:, 0])
