@@ -16,8 +16,15 @@ from refdiff.oracle.deviations.tiles import UNUSUAL
 from refdiff.oracle.diagnosis.fits import fits
 from refdiff.oracle.diagnosis.hidden_keys import hidden_keys
 from refdiff.oracle.diagnosis.places import Damage, damage, right_rows
-from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NONE_FITS, UNIQUE, Candidate, Fit, Ranking
-from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE, quick_candidate, search
+from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NONE_FITS, UNIQUE, Candidate, Fit, Ranking, percent
+from refdiff.oracle.diagnosis.search import (
+    NEARLY_RIGHT,
+    NO_PAIRS,
+    NO_PAIRS_OF_LARGE,
+    explained_of_whole,
+    quick_candidate,
+    search,
+)
 from refdiff.oracle.diagnosis.sub_case import Parts
 from refdiff.oracle.diagnosis.two_fields import two_fields
 from refdiff.oracle.diagnosis.variants import Numpy, Target
@@ -63,22 +70,31 @@ def name_output(
     other = None if not_finite or right is not None else matching_recipe(spec, recipe, parts.small)
     if other is not None:
         return Ranking(NONE_FITS, notes=(other, *notes), where=where)
+    pairs = most == 2 and not {NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE} & set(notes)
+    if pairs and right is None:
+        said = two_fields(spec, parts) or loosened(spec, recipe, parts, every, closest)
+        if said is not None:
+            return Ranking(NONE_FITS, notes=(said, *notes), where=where)
     if NEARLY_RIGHT not in notes:
         where += _where([hidden_keys(spec, t) if fails else () for t, fails in zip(targets, failing, strict=True)])
-    pairs = most == 2 and not {NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE} & set(notes)
-    if pairs and right is None and (fields := two_fields(spec, parts)):
-        return Ranking(NONE_FITS, notes=(fields, *notes), where=where)
-    told = [_how_close(closest, pairs)]
+    shown, told = _leads(spec, parts, closest, pairs)
+    return Ranking(NONE_FITS, shown, fitted, notes=(told, *notes), where=where)
+
+
+def _leads(spec: Spec, parts: Parts, closest: Sequence[Candidate], pairs: bool) -> tuple[tuple[Candidate, ...], str]:
+    """The candidates to show though none fits, and what they come to.
+
+    Pairs that do not fit are named wrongly more often than not: of these the one that explains most by itself.
+    """
     shown = tuple(c for c in closest if c.explains >= THRESHOLDS.explained)
-    if any(len(c.deviations) > 1 for c in shown):
-        # they do not fit together, which names them wrongly more often than not: the one that does most
-        alone = _alone(spec, parts, dict.fromkeys(d for c in shown for d in c.deviations))
-        first = max(alone, key=lambda c: c.explains)
-        shown = (first,)
-        told.append(f"several: first mend {first.name}, which alone explains {first.explains:.0%}, then ask again")
-    if pairs and right is None and (rest := loosened(spec, recipe, parts, every, closest)):
-        told.append(rest)
-    return Ranking(NONE_FITS, shown, fitted, notes=(*told, *notes), where=where)
+    if not any(len(c.deviations) > 1 for c in shown):
+        return shown, _how_close(closest, pairs)
+    alone = _alone(spec, parts, dict.fromkeys(d for c in shown for d in c.deviations))
+    whole = [explained_of_whole(spec, parts, c) for c in alone if c.explains >= THRESHOLDS.explained]
+    first = max(whole, key=lambda c: c.explains, default=None)
+    if first is None or first.explains < THRESHOLDS.explained:
+        return (), "it may be several mistakes: no single name explains most of the squared difference"
+    return (first,), f"several: first mend {first.name}, which alone explains {percent(first.explains)}, then ask again"
 
 
 def _are_bits(target: Target, known: Budget) -> bool:
@@ -157,10 +173,10 @@ def _numbers_instead(spec: Spec, targets: tuple[Target, ...], one: Candidate, *,
     return tuple(f for f in fits(spec, targets, local=local) if f.fits and f.residual < most)
 
 
-def _how_close(closest: list[Candidate], pairs: bool) -> str:
+def _how_close(closest: Sequence[Candidate], pairs: bool) -> str:
     best = max((c.explains for c in closest), default=0.0)
     if best >= THRESHOLDS.explained:
-        return f"the closest explains {best:.0%} of the squared difference"
+        return f"the closest explains {percent(best)} of the squared difference"
     alone = "alone or in pairs" if pairs else "alone"
     most = math.ceil(100 * best - 1e-6)
     return f"nothing in the catalogue, {alone}, explains more than {most}% of the squared difference"

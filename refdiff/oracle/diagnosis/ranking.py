@@ -18,6 +18,11 @@ FEW = 6
 NO_DEVIATION, UNIQUE, AMBIGUOUS, NONE_FITS = "no deviation", "unique", "ambiguous", "none fits"
 
 
+def percent(share: float) -> str:
+    """A share in words, rounded down: 100% is all of it."""
+    return f"{math.floor(100 * share)}%"
+
+
 @dataclass(frozen=True)
 class Candidate:
     """Some deviations together, and how well they give the output.
@@ -39,7 +44,7 @@ class Candidate:
         return " + ".join(d.name for d in self.deviations)
 
     def __str__(self) -> str:
-        how = "fits" if self.fits else f"does not fit, explains {self.explains:.0%}"
+        how = "fits" if self.fits else f"does not fit, explains {percent(self.explains)}"
         lines = [f"{self.name}  ({how}, residual {self.residual:.3g})"]
         for d in self.deviations:
             known = " ".join(part for part in (d.row and f"[{d.row}]", d.link) if part)

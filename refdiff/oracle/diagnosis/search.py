@@ -171,7 +171,7 @@ def _scored(spec: Spec, parts: Parts, sets: Iterable[Set], left: set[str]) -> It
 def _ranked(
     spec: Spec, parts: Parts, scored: list[Candidate], nearly_right: bool, evidence: Evidence
 ) -> list[Candidate]:
-    """Those that are near with a residual in their own budget, on all of the targets; and those that come closest."""
+    """All candidates: those that fit first; those that are near with a residual in their own budget."""
     scored.sort(key=lambda c: (c.residual, -c.explains))
     least = THRESHOLDS.large_explained if parts.are_parts else 0.0
     near = [
@@ -187,10 +187,8 @@ def _ranked(
     fitting = [c for c in fitting if c.residual <= THRESHOLDS.as_good * fitting[0].residual]
     fitting = merge_equivalent(spec, fitting, evidence, kind_of(parts.whole[0].inputs))
     fitting = drop_dominated(fitting, evidence, parts)
-    best = closest_of(spec, parts, scored)
     seen = {c.deviations for c in final}
-    others = [c for c in final if not c.fits] + [c for c in best if c.deviations not in seen]
-    return [*fitting, *sorted(others, key=lambda c: c.residual)]
+    return [*fitting, *(c for c in final if not c.fits), *(c for c in scored if c.deviations not in seen)]
 
 
 def quick_candidate(spec: Spec, targets: tuple[Target, ...], some: Set, near: float = math.inf) -> Candidate | None:
@@ -355,30 +353,29 @@ def _place(of: list[Judgement], to: list[Judgement], targets: tuple[Target, ...]
 
 
 def closest_of(spec: Spec, parts: Parts, candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Return those that explain most, the best first, but no pair beside one of the two that explains as much alone.
+    """Return those that explain most of the whole, the best first.
 
-    Nor a pair that looks like one of the two: the other one makes no difference on these inputs.
+    No pair beside one of the two that explains as much alone, nor a pair that looks like one of the two: the other one
+    makes no difference on these inputs.
     """
     known: dict[tuple[int, Set], list[Numpy | None]] = {}
     kept: list[Candidate] = []
     for c in sorted(candidates, key=lambda c: (-c.explains, len(c.deviations))):
-        if len(kept) == SHOWN:
+        better = [k for k in kept if k.fits or k.explains >= min(c.explains, THRESHOLDS.explained)]
+        if len(better) == SHOWN or len(kept) == FINALISTS:
             break
-        if c.explains >= THRESHOLDS.explained and not c.fits and _changes_nothing(spec, parts, c.deviations):
-            continue  # of a part that is right it would explain everything
-        more = any(set(k.deviations) < set(c.deviations) for k in kept)  # that do not explain more
-        if c.fits or c.explains < THRESHOLDS.explained or not (more or _hides_one(spec, parts, c.deviations, known)):
+        if c.fits or c.explains < THRESHOLDS.explained:
             kept.append(c)
-    return kept
+            continue
+        more = any(set(k.deviations) < set(c.deviations) for k in kept)  # that do not explain more
+        if not (more or _hides_one(spec, parts, c.deviations, known)):
+            kept.append(explained_of_whole(spec, parts, c))
+    return sorted(kept, key=lambda c: -c.explains)[:SHOWN]
 
 
-def _changes_nothing(spec: Spec, parts: Parts, some: Set) -> bool:
-    """Whether these inputs do not show the deviations at all: they explain no error, whatever a part of them says."""
-    for target in parts.whole:
-        out = output_with(spec, target.inputs, some)
-        if out is not None and (out.shape != target.expected.shape or np.max(rows_off(target, out), initial=0.0) > 0):
-            return False
-    return True
+def explained_of_whole(spec: Spec, parts: Parts, candidate: Candidate) -> Candidate:
+    """Return a candidate as it explains all targets as a whole: it was scored on a part, or on the first of them."""
+    return quick_candidate(spec, parts.whole, candidate.deviations) or candidate
 
 
 def _hides_one(spec: Spec, parts: Parts, some: Set, known: dict[tuple[int, Set], list[Numpy | None]]) -> bool:

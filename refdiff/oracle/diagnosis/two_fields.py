@@ -12,6 +12,7 @@ import numpy as np
 from refdiff.oracle.deviations.deviation import Deviation, deviated, output_with
 from refdiff.oracle.deviations.listed import deviations, kind_of
 from refdiff.oracle.diagnosis.fits import numbers, smallest
+from refdiff.oracle.diagnosis.ranking import percent
 from refdiff.oracle.diagnosis.sub_case import Parts
 from refdiff.oracle.diagnosis.variants import Target, judged, left
 from refdiff.oracle.spec import Spec
@@ -84,7 +85,7 @@ def _text(spec: Spec, changed: Spec, both: Sequence[Changed], share: dict[str, f
     fields = ", ".join(f"{n}={values[n]!r}" for n in names if n in values)
     first = both[0].field.name
     alone = max(0.0, share[first])
-    return f"several fields of the spec: with {fields} it passes; the best {first} alone explains {alone:.0%}"
+    return f"several fields of the spec: with {fields} it passes; the best {first} alone explains {percent(alone)}"
 
 
 def _fields(spec: Spec, kind: str) -> Iterator[Field]:

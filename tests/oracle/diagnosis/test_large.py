@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle import Case, Ranking, Spec, blind_spots, budget, deviations, diagnose
+from refdiff.oracle import Case, Ranking, Spec, blind_spots, budget, deviations, diagnose, truth
 from refdiff.oracle.deviations import deviation
 from refdiff.oracle.diagnosis import variants
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE
 from refdiff.oracle.strategies import Structure
-from tests.oracle.diagnosis.outputs import kernel, natural
+from tests.oracle.diagnosis.outputs import kernel, natural, rounded
 from tests.quickness import mostly_slow
 
 SPEC = Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=16, layer=3)
@@ -97,6 +97,38 @@ def test_a_deviation_that_shows_late_only_is_named() -> None:
     found = ask(out, case(), most=1)
     assert found.status == NONE_FITS
     assert [(f.parameter, f.value) for f in found.fits] == [("window", 100)]
+
+
+def _share(out: np.ndarray, other: np.ndarray, of: Case) -> float:
+    """Of the squared difference from the truth, what is gone."""
+    y = truth(of.spec, of.inputs).out
+    return 1 - float(np.sum((out - other) ** 2) / np.sum((out - y) ** 2))
+
+
+def test_what_is_shown_explains_its_share_of_the_whole() -> None:
+    """A mask by blocks of 16 is, on the last rows alone, that of a kernel without a causal mask."""
+    of = case("float32")
+    t, s = np.arange(T)[:, None], np.arange(T)[None]
+    out = rounded(SPEC.replace(causal="none"), {**of.inputs, "mask": (s <= t) | (s // 16 == t // 16)})["out"]
+    assert _share(out, truth(SPEC.replace(causal="none"), of.inputs).out, of) < 0
+    found = ask(out, of, most=1)
+    assert found.status == NONE_FITS
+    assert "no_causal_mask" not in {c.name for c in found.candidates}, str(found)
+    for c in found.candidates:
+        assert c.explains == pytest.approx(_share(out, wrong(c.name, of=of), of), abs=1e-3)
+
+
+@pytest.mark.slow
+def test_nothing_is_to_be_mended_that_does_not_explain_most() -> None:
+    """Three fields are wrong, and the norm is right, though leaving it out explains half."""
+    of = natural(
+        Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=32, layer=3), Structure(1, 128, 128), "float32"
+    )
+    out = rounded(of.spec.replace(rope="interleaved", pairing="interleaved", layer=5), of.inputs)["out"]
+    found = ask(out, of)
+    assert found.status == NONE_FITS
+    assert not found.candidates, str(found)
+    assert not any("first mend" in note for note in found.notes), str(found)
 
 
 @pytest.mark.slow
