@@ -67,7 +67,7 @@ def diagnose(
     or a number with which the output passes, here of a kernel that multiplies two of six heads:
 
         none fits, but a number does
-          it is wrong only in heads 0 to 1; everything else is within budget: it looks
+          it is wrong only in heads 0 and 1; everything else is within budget: it looks
               like how heads are counted
           out is multiplied by a factor that differs by head: 0.5, 0.7, 1, 1, 1, 1
               (fits, residual 0.152)

@@ -93,7 +93,7 @@ def indices(name: str, found: Numpy, of: Numpy) -> str | None:
     if len(found) == 1:
         return f"{name} {found[0]}"
     if found[-1] - found[0] + 1 == len(found):
-        return f"{name}s {found[0]} to {found[-1]}"
+        return f"{name}s {_stretch(found)}"
     if (period := repeats(found, of)) is not None and period[0] >= SHORTEST:
         m, low, high = period
         rest = f"= {low}" if low == high else f"from {low} to {high}"
@@ -105,8 +105,13 @@ def indices(name: str, found: Numpy, of: Numpy) -> str | None:
     if by_chance and len(found) >= FILLED * (found[-1] - found[0] + 1):
         return f"most {name}s from {found[0]} to {found[-1]}"
     if len(some) <= MOST:
-        return f"{name}s {listed([f'{x[0]} to {x[-1]}' if len(x) > 1 else x[0] for x in some])}"
+        return f"{name}s {listed([_stretch(x) for x in some])}"
     return None
+
+
+def _stretch(found: Numpy) -> str:
+    """Indices that follow one another: "3", "3 and 4", "3 to 5"."""
+    return f"{found[0]} to {found[-1]}" if len(found) > 2 else listed(found.tolist())
 
 
 def stretches(found: Numpy) -> list[Numpy]:

@@ -116,7 +116,7 @@ def test_of_many_places_the_first_are_listed() -> None:
     wrong[:, :, [3, 11, 12, 30, 44, 61]] = np.nan
     line = damage(wrong, known).lines[0]
     assert line.startswith(
-        "it is NaN in several places: token 3, tokens 11 to 12, token 30 and 2 more, where the truth"
+        "it is NaN in several places: token 3, tokens 11 and 12, token 30 and 2 more, where the truth"
     )
 
 
@@ -175,10 +175,10 @@ def test_rows_that_see_no_key() -> None:
     x = draw(zeros, shape, "discriminating", 0)
     outs = {spec: budget(spec, x, "float32", members=2) for spec in (zeros, nan)}
     found = damage(outs[nan].expected["out"], outs[zeros])
-    assert found.lines[0] == "it is NaN in tokens 0 to 1, where the truth is finite: these rows see no key"
+    assert found.lines[0] == "it is NaN in tokens 0 and 1, where the truth is finite: these rows see no key"
     found = damage(outs[zeros].expected["out"], outs[nan])
     assert found.not_finite
-    assert found.lines[0] == "it is finite in tokens 0 to 1, where the truth is NaN: these rows see no key"
+    assert found.lines[0] == "it is finite in tokens 0 and 1, where the truth is NaN: these rows see no key"
 
 
 def test_sequences_that_are_packed_are_told_apart() -> None:

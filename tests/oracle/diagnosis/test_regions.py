@@ -157,7 +157,7 @@ def test_a_sequence_of_dq_is_one_place() -> None:
 @pytest.mark.parametrize(
     ("place", "name", "said"),
     [
-        (0, "dk", "dk is wrong only in keys 5 to 6"),
+        (0, "dk", "dk is wrong only in keys 5 and 6"),
         (4, "dk_pages", "dk_pages is wrong only in slots 2 to 4;"),
         (1, "dx", "dx is wrong only in tokens 6 to 8"),
     ],
