@@ -45,12 +45,12 @@ def diagnose(
     place, or the first of several, and the keys that seem to be lost there. Where one field of the spec explains most,
     the rest is looked for with another value of that field: "with norm='none' it is layer_norm".
 
-    Printed, an answer is a name with what it means, its row in the catalogue and where it happened:
+    Printed, an answer is a name with what it means and a link to where it happened:
 
         unique: layer_norm
           layer_norm  (fits, residual 0.517)
               norm kind: The mean taken away first. Also called
-                  mean_taken_away_before_the_norm. [B9]
+                  mean_taken_away_before_the_norm.
                   https://huggingface.co/spaces/hudsongouge/DAT-Byte-Demo/...
 
     or a place, here of a kernel that left a tile of one head unwritten:

@@ -47,9 +47,8 @@ class Candidate:
         how = "fits" if self.fits else f"does not fit, explains {percent(self.explains)}"
         lines = [f"{self.name}  ({how}, residual {self.residual:.3g})"]
         for d in self.deviations:
-            known = " ".join(part for part in (d.row and f"[{d.row}]", d.link) if part)
             also = f" Also called {', '.join(d.aliases)}." if d.aliases else ""
-            lines.append(f"    {d.axis}: {d.what}{also}{f' {known}' if known else ''}")
+            lines.append(f"    {d.axis}: {d.what}{also}{d.link and f' {d.link}'}")
         lines += [f"    the same function: {name}" for name in self.also]
         return "\n".join(lines)
 
@@ -87,13 +86,15 @@ class Fit:
         return {name: x for name, x in vars(self).items() if name != "residual"}
 
 
-def _in_short(note: str) -> str:
-    """A note that names what could not be shown, with a few of the names: all of them are in `notes`."""
-    said, colon, listed = note.rpartition(": ")
+def _shortened(note: str) -> str:
+    """A note that lists names, with a few of those that could not be shown: all of them are in `notes`."""
+    said, _, listed = note.rpartition(": ")
     names = listed.split(", ")
+    if "not tried in pairs" in said:
+        return f"{said} (they are in `notes`)"
     if "could not show" not in said or len(names) <= FEW:
         return note
-    return f"{said}{colon}{', '.join(names[:FEW])}, and others (all are in `notes`)"
+    return f"{said}: {', '.join(names[:FEW])}, and others (all are in `notes`)"
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Ranking:
         if self.separating is not None:
             case = self.separating
             lines.append(f"  the case {case.name} tells them apart: run your kernel on its inputs, in {case.dtype}")
-        return wrap_text("\n".join([*lines, *(f"  {_in_short(note)}" for note in self.notes)]))
+        return wrap_text("\n".join([*lines, *(f"  {_shortened(note)}" for note in self.notes)]))
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold."""

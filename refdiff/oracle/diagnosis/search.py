@@ -51,8 +51,8 @@ NEARLY_RIGHT = (
     "does the recipe say all that the kernel rounds?"
 )
 
-NO_PAIRS = "no pairs were tried: none of two deviations is wrong, or NaN, in such a place and leaves the rest as it is"
-NO_PAIRS_OF_LARGE = "no pairs were tried: they are not, where inputs are large and only one place is wrong, or NaN"
+NO_PAIRS = "pairs were not tried: no deviation is wrong, or NaN, in just these places"
+NO_PAIRS_OF_LARGE = "pairs were not tried: the inputs are large, and the error is NaN or in one place"
 
 SMALLEST = 1e-150
 """The least that a row is divided by: where all is zero nothing points anywhere."""
@@ -116,7 +116,7 @@ def search(
             return fitting, closest, (note,) if hidden else ()
     if nearly_right:
         return [], closest, (NEARLY_RIGHT,)
-    note = f"of pairs none was tried with {', '.join(sorted(left))}, which need the whole of these large inputs"
+    note = f"{len(left)} names were not tried in pairs, since the inputs are large: {', '.join(sorted(left))}"
     return [], closest, (note,) if left else ()
 
 

@@ -12,13 +12,13 @@ ONE = Deviation("halved", "Half of it.", "scale", "B14", "https://example.org/1"
 TWO = Deviation("turned", "The other way.", "rope kind")
 
 
-def test_a_name_with_its_row_and_link() -> None:
+def test_a_name_with_its_link() -> None:
     ranking = Ranking(UNIQUE, (Candidate((ONE, TWO), 0.71, 0.999, True),))
     assert ranking.name == "halved + turned"
     assert str(ranking).splitlines() == [
         "unique: halved + turned",
         "  halved + turned  (fits, residual 0.71)",
-        "      scale: Half of it. Also called cut_in_two. [B14] https://example.org/1",
+        "      scale: Half of it. Also called cut_in_two. https://example.org/1",
         "      rope kind: The other way.",
     ]
 
@@ -40,6 +40,16 @@ def test_of_many_that_could_not_be_shown_a_few_are_printed() -> None:
     assert "name_6" not in said
     assert "the others: a, b, c, d, e, f, g" in said
     assert ranking.to_dict()["notes"][0] == note
+
+
+def test_a_share_is_rounded_down() -> None:
+    assert "does not fit, explains 99%," in str(Candidate((ONE,), 40.0, 0.9999, False))
+
+
+def test_names_that_were_not_tried_in_pairs_are_counted() -> None:
+    note = "2 names were not tried in pairs, since the inputs are large: one, two"
+    said = " ".join(str(Ranking(NONE_FITS, notes=(note,))).split())
+    assert said == "none fits 2 names were not tried in pairs, since the inputs are large (they are in `notes`)"
 
 
 def test_several_names_have_none() -> None:
