@@ -70,6 +70,28 @@ class Thresholds:
         near_gradient: root mean square over rows: a gradient this near to a deviation's may be that.
         same_factor: of a factor: two no further apart may be one.
         exact: unit roundoff below which a number that passes is no other one that is near by chance.
+
+    Places of an error (`refdiff.oracle.diagnosis.places`):
+        local: what is wrong in more than this share of the rows, and of the columns, is wrong everywhere.
+        stands_out: a place is so many times further off than the worst of the rest; an error that is everywhere leaves
+            no such gap.
+        scattered: more stretches of rows without a pattern are no places: an error that is everywhere shows in as many
+            by chance.
+        filled: a box of which this share is marked counts as marked: a row of garbage may be right by chance.
+        block: the fewest rows, columns or steps of a period that count as a block; fewer may be chance.
+
+    Errors that point one way in a trace (`refdiff.oracle.divergence.systematic_error`), in unit roundoffs unless said
+    otherwise:
+        fewest_numbers, fewest_rows: of fewer numbers, or rows that are not alike, only the rows are judged.
+        rounded_to_zero: in roundings near 0: of smaller rows a whole one may have become 0.
+        rounded_alike: rows that are nearer are rounded alike.
+        own_spreads: in standard deviations: what roundings of the positions may add up to.
+        drawn_spreads: in standard deviations that a few runs show: a Student's t of 6 runs is above it once in 5,000.
+        elementary: of float32: functions of a processor or GPU may be off by a few, all of them upwards.
+        constants: what a factor on a point that is not in the trace may be: its constant, and a cast that cuts off.
+        hidden_share: of a number a: nothing is said where roundings that all went one way could be taken for so much of
+            it. Numbers that differ by a few roundings look as if they did not depend on a.
+        jump: times: how much the relative error may grow from point to point where nobody knows the rounding.
     """
 
     limits: Limits = Limits()
@@ -106,6 +128,23 @@ class Thresholds:
     near_gradient: float = 6.0
     same_factor: float = 0.02
     exact: float = 1e-5
+
+    local: float = 0.5
+    stands_out: float = 2.0
+    scattered: int = 12
+    filled: float = 0.75
+    block: int = 4
+
+    fewest_numbers: int = 32
+    fewest_rows: int = 8
+    rounded_to_zero: float = 8.0
+    rounded_alike: float = 1 / 8
+    own_spreads: float = 4.0
+    drawn_spreads: float = 8.0
+    elementary: float = 16.0
+    constants: float = 2.0
+    hidden_share: float = 1 / 8
+    jump: float = 16.0
 
 
 THRESHOLDS = Thresholds()

@@ -20,8 +20,7 @@ from refdiff.oracle.budget.statistics import (
     statistics,
 )
 from refdiff.oracle.diagnosis.region_format import (
-    FILLED,
-    MOST,
+    MOST_PLACES,
     NAMES,
     Box,
     boxes,
@@ -44,15 +43,7 @@ from refdiff.oracle.truth.forward import out_shape, project
 from refdiff.oracle.truth.head_indices import head_indices
 
 Numpy = np.ndarray[Any, Any]
-LOCAL = 0.5
-"""What is wrong in more than this share of the rows, and of the columns, is wrong everywhere."""
-APART = 2.0
-"""A place is so many times further off than the worst of the rest; an error that is everywhere leaves no such gap."""
-SEVERAL = 12
-"""More stretches of rows without a pattern are no places: an error that is everywhere shows in as many by chance."""
 ELSEWHERE = "everything else is within budget"
-BLOCK = 4
-"""The fewest rows or columns that count as a block."""
 MOST_EXCHANGED = 16
 """Of more rows it is not asked whether they stand in another order."""
 
@@ -118,7 +109,7 @@ class Rows:
         found = boxes(some, counted)
         words = mask_words(found, counted, names)
         cut = pieces(some, found)
-        parts = tuple(self._piece(box, some, counted) for box in cut) if 1 < len(cut) <= MOST else ()
+        parts = tuple(self._piece(box, some, counted) for box in cut) if 1 < len(cut) <= MOST_PLACES else ()
         if words is not None and len(found) == 1:
             place = replace(self._piece(found[0], some, counted), pieces=parts)
         else:
@@ -232,15 +223,16 @@ def _local(rows: Rows) -> Place | None:
     columns = _columns(wrong, numbers)
     if columns is not None:
         rest, rest_of_numbers = _without(rows, wrong, columns)
-        if _usual(rest[counted]) and np.max(numbers) >= APART * np.max(rest_of_numbers):
+        if _usual(rest[counted]) and np.max(numbers) >= THRESHOLDS.stands_out * np.max(rest_of_numbers):
             return rows.place(wrong, counted, columns)
     place = rows.place(wrong, counted)
-    few = (wrong & telling).sum() <= LOCAL * telling.sum() and (place.shaped or place.count <= SEVERAL)
+    few = (wrong & telling).sum() <= THRESHOLDS.local * telling.sum()
+    few = few and (place.shaped or place.count <= THRESHOLDS.scattered)
     rest, _ = _without(rows, wrong, np.ones(numbers.shape[-1], dtype=np.bool_))
     rest = rest[counted & ~wrong]
     # rows here and there may be those in which an error that is everywhere is largest: each is to stand out
     size = root_mean_square(ratio[wrong][None])[0] if place.shaped else np.min(ratio[wrong])
-    return place if few and size >= APART * np.max(rest, initial=0.0) and _usual(rest) else None
+    return place if few and size >= THRESHOLDS.stands_out * np.max(rest, initial=0.0) and _usual(rest) else None
 
 
 def _without(rows: Rows, wrong: Numpy, columns: Numpy) -> tuple[Numpy, Numpy]:
@@ -267,9 +259,9 @@ def _columns(wrong: Numpy, numbers: Numpy) -> Numpy | None:
     if not len(where):
         return None
     stretch = slice(int(where[0]), int(where[-1]) + 1)
-    if len(where) >= FILLED * (stretch.stop - stretch.start):
+    if len(where) >= THRESHOLDS.filled * (stretch.stop - stretch.start):
         off[stretch] = True  # a wrong number may be near the right one
-    return off if off.sum() <= LOCAL * len(off) else None
+    return off if off.sum() <= THRESHOLDS.local * len(off) else None
 
 
 def _zeros(rows: Rows) -> Place | None:
@@ -284,10 +276,10 @@ def _zeros(rows: Rows) -> Place | None:
     some = lost.sum(axis=-1) >= 2
     if not some.any():
         return None
-    columns = lost[some].mean(axis=0) >= FILLED
+    columns = lost[some].mean(axis=0) >= THRESHOLDS.filled
     where = np.flatnonzero(columns)
     # a few numbers may be zero by chance
-    many = len(where) >= 2 and len(where) * some.sum() >= (2 if columns[-1] else BLOCK)
+    many = len(where) >= 2 and len(where) * some.sum() >= (2 if columns[-1] else THRESHOLDS.block)
     return rows.place(some, here, columns) if many and where[-1] - where[0] + 1 == len(where) else None
 
 
@@ -319,7 +311,7 @@ def _looks_like(place: Place, rows: Rows) -> str:
     if place.columns is not None:
         if len(place.columns) > 1 and place.columns[-1] == rows.actual.shape[-1] - 1:
             return "it looks like a last, partial block of columns"
-        return "it looks like a block of columns" if len(place.columns) >= BLOCK else ""
+        return "it looks like a block of columns" if len(place.columns) >= THRESHOLDS.block else ""
     if "t" in place.part:
         return _of_tokens(*place.part["t"], alone=len(place.part) == 1)
     return {
@@ -332,7 +324,7 @@ def _looks_like(place: Place, rows: Rows) -> str:
 def _of_tokens(found: Numpy, of: Numpy, alone: bool) -> str:
     """The same, where some tokens are wrong: of all heads and sequences (alone), or of some."""
     first, last = int(found[0]), int(found[-1])
-    if (period := repeats(found, of)) is not None and period[0] >= BLOCK:
+    if (period := repeats(found, of)) is not None and period[0] >= THRESHOLDS.block:
         m, low, high = period
         edge = "the first row" if high == 0 else "the last row" if low == m - 1 else "the same row"
         return f"it looks like {edge if low == high else 'a part'} of each block of {m}"
@@ -343,7 +335,7 @@ def _of_tokens(found: Numpy, of: Numpy, alone: bool) -> str:
         return "it looks like a last, partial block of rows" + (", or a mask or positions" if alone else "")
     if alone:
         return f"it looks like a mask, a window or positions, from token {first} on" if to_the_end else ""
-    return "it looks like a tile not written, or written too early or late" if len(found) >= BLOCK else ""
+    return "it looks like a tile not written, or written too early or late" if len(found) >= THRESHOLDS.block else ""
 
 
 def _misplaced(rows: Rows, place: Place) -> str:

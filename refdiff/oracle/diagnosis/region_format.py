@@ -8,19 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from refdiff.oracle.thresholds import THRESHOLDS
+
 Numpy = np.ndarray[Any, Any]
 Box = tuple[Numpy, ...]
 """For each axis the indices that belong to it."""
 NAMES = {"b": "sequence", "page": "page", "slot": "slot", "t": "token", "s": "key"} | dict.fromkeys("hHKV", "head")
 """Of an axis by its letter."""
-MOST = 3
+MOST_PLACES = 3
 """What is made of more boxes, or more stretches of an axis, than this has no shape; so many of them are listed."""
-FILLED = 0.75
-"""A box of which this share is marked counts as marked: a row of garbage may be right by chance."""
 LISTED = 4
 """So many indices without a pattern are listed one by one."""
-SHORTEST = 4
-"""A shorter period is no block's, and a shorter gap may be chance."""
 
 
 def boxes(mask: Numpy, counted: Numpy) -> list[Box]:
@@ -32,10 +30,10 @@ def boxes(mask: Numpy, counted: Numpy) -> list[Box]:
     if not mask.any():
         return []
     box = tuple(np.flatnonzero(mask.any(axis=_others(mask, n))) for n in range(mask.ndim))
-    if mask.sum() >= FILLED * counted[np.ix_(*box)].sum():
+    if mask.sum() >= THRESHOLDS.filled * counted[np.ix_(*box)].sum():
         return [box]
     parts = _parts(mask, counted)
-    return parts if len(parts) <= MOST else []
+    return parts if len(parts) <= MOST_PLACES else []
 
 
 def _others(x: Numpy, n: int) -> tuple[int, ...]:
@@ -55,12 +53,12 @@ def _parts(mask: Numpy, counted: Numpy) -> list[Box]:
                 break
         else:
             groups.append([int(i)])
-        if len(groups) > MOST:
-            return [()] * (MOST + 1)
+        if len(groups) > MOST_PLACES:
+            return [()] * (MOST_PLACES + 1)
     found: list[Box] = []
     for group in groups:
         rest = _parts(np.any(mask[group], axis=0), np.any(counted[group], axis=0))
-        found += [(np.asarray(group), *box) for box in rest if box] or [()] * (MOST + 1)
+        found += [(np.asarray(group), *box) for box in rest if box] or [()] * (MOST_PLACES + 1)
     return found
 
 
@@ -94,17 +92,17 @@ def indices(name: str, found: Numpy, of: Numpy) -> str | None:
         return f"{name} {found[0]}"
     if found[-1] - found[0] + 1 == len(found):
         return f"{name}s {_stretch(found)}"
-    if (period := repeats(found, of)) is not None and period[0] >= SHORTEST:
+    if (period := repeats(found, of)) is not None and period[0] >= THRESHOLDS.block:
         m, low, high = period
         rest = f"= {low}" if low == high else f"from {low} to {high}"
         return f"{name}s i with i mod {m} {rest}"
     if len(found) <= LISTED:
         return f"{name}s {listed(found.tolist())}"
     some, steps = stretches(found), np.diff(found)
-    by_chance = len(some) > MOST or np.min(steps[steps > 1]) < SHORTEST
-    if by_chance and len(found) >= FILLED * (found[-1] - found[0] + 1):
+    by_chance = len(some) > MOST_PLACES or np.min(steps[steps > 1]) < THRESHOLDS.block
+    if by_chance and len(found) >= THRESHOLDS.filled * (found[-1] - found[0] + 1):
         return f"most {name}s from {found[0]} to {found[-1]}"
-    if len(some) <= MOST:
+    if len(some) <= MOST_PLACES:
         return f"{name}s {listed([_stretch(x) for x in some])}"
     return None
 
@@ -128,8 +126,8 @@ def pieces(mask: Numpy, found: Sequence[Box]) -> list[Box]:
 
 def several_words(found: Sequence[Box], counted: Numpy, names: Sequence[str]) -> str:
     """What has no shape, by its first pieces: "several places: token 3 of head 0, head 1, head 4 and 9 more"."""
-    first = [str(worded(box, counted, names)) for box in found[:MOST]]
-    return f"several places: {', '.join(first)} and {len(found) - MOST} more"
+    first = [str(worded(box, counted, names)) for box in found[:MOST_PLACES]]
+    return f"several places: {', '.join(first)} and {len(found) - MOST_PLACES} more"
 
 
 def listed(some: Sequence[object], word: str = "and") -> str:
@@ -151,7 +149,7 @@ def repeats(found: Numpy, of: Numpy) -> tuple[int, int, int] | None:
         if high - low + 1 != len(rest) or len(rest) == m:
             continue
         times = len(np.unique(found // m))
-        known = times >= 3 or (times == 2 and m >= SHORTEST and m & (m - 1) == 0)
+        known = times >= 3 or (times == 2 and m >= THRESHOLDS.block and m & (m - 1) == 0)
         if known and np.array_equal(found, of[np.isin(of % m, rest)]):
             return m, low, high
     return None

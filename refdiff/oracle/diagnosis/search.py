@@ -42,7 +42,7 @@ NEAR_ON_FEW = 3 * THRESHOLDS.near
 """Of the few rows of a tiny part one may be far off by itself."""
 SHOWN = 3
 """So many of those that explain most are kept."""
-MOST = 8_000_000
+LARGE_PAIRS = 8_000_000
 """Multiplications of targets on the whole of which pairs are tried, where a part of them does not do."""
 
 
@@ -103,7 +103,7 @@ def search(
             quiet = {d for d in known if _everywhere(spec, parts, d, leaves)}
             sets = [some for some in sets if quiet >= set(some)]
         if not sets:
-            return [], closest, (NO_PAIRS if parts.cost <= MOST else NO_PAIRS_OF_LARGE,)
+            return [], closest, (NO_PAIRS if parts.cost <= LARGE_PAIRS else NO_PAIRS_OF_LARGE,)
         scored = list(_scored(spec, parts, sets, left))
         found = _ranked(spec, parts, scored, nearly_right, evidence)
         single = closest[:1]
@@ -130,7 +130,7 @@ def _passes_as_right(spec: Spec, parts: Parts) -> bool:
 
 def _everywhere(spec: Spec, parts: Parts, deviation: Deviation, holds: Callable[[Target, Numpy], bool]) -> bool:
     """Whether something holds of what a deviation gives for every target; not asked of large inputs."""
-    if parts.cost > MOST:
+    if parts.cost > LARGE_PAIRS:
         return False
     outs = ((t, output_with(spec, t.inputs, (deviation,))) for t in parts.whole)
     return all(x is not None and x.shape == t.expected.shape and holds(t, x) for t, x in outs)
@@ -155,7 +155,7 @@ def _scored(spec: Spec, parts: Parts, sets: Iterable[Set], left: set[str]) -> It
         on = parts.which(some)
         if len(some) > 1:
             whole = {d.name for d in some if d.axis in OF_QUERIES}
-            if whole and parts.cost > MOST:
+            if whole and parts.cost > LARGE_PAIRS:
                 left |= whole
                 continue
             if all(acts_alike(d) for d in some) and parts.tiny is not parts.small:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.arrays import Array
-from refdiff.oracle.divergence.systematic_error import EPSILON, KNOBS, ONE, Patterns, RowSums, nearly, row_sums
+from refdiff.oracle.divergence.systematic_error import EPSILON, KNOBS, ONE_ROUNDING, Patterns, RowSums, nearly, row_sums
 from refdiff.oracle.divergence.verdict import ROW, Expected, counting
 from refdiff.oracle.trace.points import SINGLE
 
@@ -34,7 +34,7 @@ ROUNDING = 0.6
 """That of the value of a point: of two roundings. `ROW` leaves room for the four that the scores of transformers' eager
 attention have (product, scale, mask, and the exponential's argument)."""
 
-SUMMATION = ONE / math.sqrt(6)
+SUMMATION = ONE_ROUNDING / math.sqrt(6)
 """That of a sum of n terms, in roundoffs of float32 times √n and the root of the sum of their squares; see `growth`."""
 
 MEMBERS = 6
@@ -72,12 +72,12 @@ def growth(terms: int, unit: float) -> float:
     """How far off rounding of its partial sums brings a sum, relative to the sum itself.
 
     Equation:
-        a sum y of n terms t, added up one by one, is rounded at each partial sum s_k: variance (`ONE` u)² Σ_k s_k².
-        Over all orders in which the terms may stand, the mean of Σ_k s_k² is (n + 1) (Σ t² / 6 + y² / 3). The first
+        a sum y of n terms t, added up one by one, is rounded at each partial sum s_k: variance (c u)² Σ_k s_k², with
+        c = `ONE_ROUNDING`. Over all orders of the terms, the mean of Σ_k s_k² is (n + 1) (Σ t² / 6 + y² / 3). The first
         part, of terms that cancel, is put into the factors as noise (`SUMMATION`); this is the root of the second,
         of terms that add up, as those of trained weights do. Blocked and pairwise sums have fewer steps.
     """
-    return ONE / math.sqrt(3) * min(unit, SINGLE) * math.sqrt(max(terms - 1, 0))
+    return ONE_ROUNDING / math.sqrt(3) * min(unit, SINGLE) * math.sqrt(max(terms - 1, 0))
 
 
 def expect(

@@ -16,19 +16,16 @@ from refdiff.model.variants import PAIRING
 from refdiff.oracle.divergence.expected_values import Sampled, expect
 from refdiff.oracle.divergence.explain import explanation
 from refdiff.oracle.divergence.layouts import Floats, arranged, axes_of, maps_apart
-from refdiff.oracle.divergence.systematic_error import COMMON, EPSILON, one_way
+from refdiff.oracle.divergence.systematic_error import EPSILON, IN_COMMON, one_way
 from refdiff.oracle.divergence.verdict import ROW, Expected, allowed_rows, compare
 from refdiff.oracle.rounding import FORMATS
+from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.trace.known_points import Flow
 from refdiff.oracle.trace.point_names import canonical_names, near_point
 from refdiff.oracle.trace.trace import Trace
 from refdiff.oracle.trace.trace_files import Source, read_trace
 
 MODES = ("local", "free")
-
-JUMP = 16.0
-"""How many times the relative error may grow from point to point, where nobody can say what rounding does to it."""
-
 
 COPIES = ("embed_tokens", "values", "lambda_init")
 """Points where nothing is computed: they have the type of the weights, whatever the run has."""
@@ -215,7 +212,7 @@ def _judge(
         padding = _padding(path, point.value, reference)
         if padding is not None:
             point.hidden = padding if point.hidden is None else point.hidden | padding
-    common = COMMON.get(precision, 1.0)
+    common = IN_COMMON.get(precision, 1.0)
     stages = [_stage(path, laid, expected, reference, unit, tiny, common) for path in reference]
     wrong = [s for s in stages if s.status in ("differs", "equal up to")]
     # nothing is computed from a log-sum-exp, so its base is a matter of taste
@@ -285,7 +282,7 @@ def _least(point: Expected, allowed: Floats) -> float:
 
 
 def _recorded(given: Mapping[str, Floats], reference: Trace, unit: float, tiny: float) -> dict[str, Sampled]:
-    """Without the model: what the file holds; a point may be `JUMP` times as far off as any it comes from."""
+    """Without the model: what the file holds; a point may be so much further off than those it comes from (`jump`)."""
     expected: dict[str, Sampled] = {}
     levels: dict[str, float] = {}
     flow = Flow(reference)
@@ -294,10 +291,10 @@ def _recorded(given: Mapping[str, Floats], reference: Trace, unit: float, tiny: 
         size = _rms(wide)
         known = [levels[p] for p in flow.parents(path) if p in levels]  # a file may list a point before its parents
         level = max(known, default=2 * unit)
-        expected[path] = Sampled(wide, np.full(wide.shape[:-1], (JUMP / ROW * level * size) ** 2 + tiny**2))
+        expected[path] = Sampled(wide, np.full(wide.shape[:-1], (THRESHOLDS.jump / ROW * level * size) ** 2 + tiny**2))
         if path in given and size:
             off = _rms(given[path] - np.where(np.isfinite(wide), wide, 0.0)) / size
-            level = off if level < off <= JUMP * level else level
+            level = off if level < off <= THRESHOLDS.jump * level else level
         levels[path] = level
     return expected
 

@@ -39,44 +39,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.oracle.divergence.verdict import Expected
+from refdiff.oracle.thresholds import THRESHOLDS
 
 Floats = NDArray[np.float64]
 RowSums = tuple[Floats, Floats]
 
-FEWEST = 32
-"""Of fewer numbers nothing is said: their rows are judged."""
-
-ONE = 0.42
+ONE_ROUNDING = 0.42
 """The standard deviation of one rounding, in units of roundoff: an error even within ± u 2^e, of numbers whose places
 in [2^e, 2^(e + 1)) are as even in their logarithm, √(1 / (8 ln 2))."""
 
-COARSE = 8.0
-"""Rows smaller than so many roundings near 0 are left out: a whole one of them may have become 0."""
-
-SURE = 4.0
-"""How many standard deviations the roundings of the positions may add up to."""
-
-DRAWN = 8.0
-"""How many of those that a few draws show: a Student's t of 6 draws is above that once in 5000 times."""
-
-COMMON = {"tf32": 3.0}
+IN_COMMON = {"tf32": 3.0}
 """How many roundoffs may point one way, where it is not 1: tf32 cuts both factors of a product."""
-
-ELEMENTARY = 16.0
-"""How many roundoffs of float32 more: functions of a processor or GPU may be off by a few, all of them upwards."""
-
-CONSTANTS = 2.0
-"""How many roundoffs a factor on a point that is not there may be: its constant, and a cast that cuts off."""
-
-TEETH = 1 / 8
-"""Where roundings that all went the way of D could be taken for so much of `a`, nothing is said: numbers that differ by
-a few roundings are rounded to the same number, and look as if they did not depend on `a`."""
-
-ROWS = 8
-"""Of fewer rows that are not alike no column is judged."""
-
-ALIKE = 1 / 8
-"""In roundoffs: rows nearer than that are rounded alike."""
 
 EPSILON = "ε"
 KNOBS = {"scores1": "the first scores", "scores2": "the second scores", "scores": "the scores"}
@@ -127,19 +100,20 @@ def one_way(
     Args:
         allowed: what each row may be off by (`verdict.allowed_rows`); draws: `row_sums` of runs with rounding, of each
             kind of run: that with the larger ones counts.
-        axis: that of the positions. unit and tiny: as `expect` has them. common: see `COMMON`.
+        axis: that of the positions. unit and tiny: as `expect` has them. common: see `IN_COMMON`.
     """
     right, counted = expected.value, np.isfinite(mine) & expected.counted
-    if right.ndim < 2 or counted.sum() < FEWEST:
+    if right.ndim < 2 or counted.sum() < THRESHOLDS.fewest_numbers:
         return None
     y = np.where(counted, right, 0.0)
     square, n = (y**2).sum(axis=-1), counted.sum(axis=-1)
-    told = (square > n * (COARSE * tiny) ** 2) & np.isfinite(allowed)
+    told = (square > n * (THRESHOLDS.rounded_to_zero * tiny) ** 2) & np.isfinite(allowed)
     weight = np.where(told, 1 / np.maximum(allowed, np.finfo(np.float64).tiny) ** 2, 0.0)
     squares, sizes = float((weight * square).sum()), float((weight * np.sqrt(n * square)).sum())
     if not squares > 0:
         return None
-    rounding = np.hypot(ONE * unit, expected.growth) * y**2 + tiny * (np.sqrt(square / np.maximum(n, 1)))[..., None]
+    size = np.sqrt(square / np.maximum(n, 1))[..., None]
+    rounding = np.hypot(ONE_ROUNDING * unit, expected.growth) * y**2 + tiny * size
     by_position = (weight[..., None] * rounding).sum(axis=tuple(i for i in range(y.ndim) if i != axis))
     own = float(np.sqrt((by_position**2).sum())) / squares
 
@@ -148,8 +122,8 @@ def one_way(
 
     usual = [np.sqrt(np.mean(np.square([of(sums) for sums in some]), axis=0)) for some in draws]
     drawn = np.max([np.zeros(2), *usual], axis=0)
-    steady = common * unit + ELEMENTARY * min(unit, 2.0**-24)
-    limits = steady + np.hypot(DRAWN * drawn, SURE * own)
+    steady = common * unit + THRESHOLDS.elementary * min(unit, 2.0**-24)
+    limits = steady + np.hypot(THRESHOLDS.drawn_spreads * drawn, THRESHOLDS.own_spreads * own)
     values = of(row_sums(np.where(counted, mine, 0.0) - y, right, expected.hidden))
     found = [OneWay(*item) for item in zip(("factor", "constant"), values, limits.tolist(), strict=True)]
     return max(found, key=lambda item: item.ratio)
@@ -197,10 +171,10 @@ class Patterns:
         self._counted = np.isfinite(right) if unseen is None else np.isfinite(right) & ~unseen
         y = np.where(self._counted, right, 0.0)
         square = (y**2).sum(axis=-1) / np.maximum(self._counted.sum(axis=-1), 1)
-        told = (square > (COARSE * tiny) ** 2) & np.isfinite(noise)
-        level = noise + (ONE * unit) ** 2 * square
+        told = (square > (THRESHOLDS.rounded_to_zero * tiny) ** 2) & np.isfinite(noise)
+        level = noise + (ONE_ROUNDING * unit) ** 2 * square
         self._weight: Floats = np.where(told, 1 / np.where(told, level, 1.0), 0.0)[..., None]
-        rounding = self._counted * (np.hypot(ONE * unit, growth) * np.abs(y) + tiny)
+        rounding = self._counted * (np.hypot(ONE_ROUNDING * unit, growth) * np.abs(y) + tiny)
         rows = names[:1] == "B" and "T" in names[:-1] and not set(names) & set("Sn1")
         self._group = self._alike(y) if rows else None
         self._bent(y, bends, rounding)
@@ -218,7 +192,7 @@ class Patterns:
             d = d - float((weight * d * y).sum()) / squares * y
             bent = float((weight * d * d).sum())
             all_alike = float((weight * np.abs(y * d)).sum())
-            if bent < 1e-6 * size or (kind != EPSILON and self._unit * all_alike > TEETH * bent):
+            if bent < 1e-6 * size or (kind != EPSILON and self._unit * all_alike > THRESHOLDS.hidden_share * bent):
                 continue
             own = self._by_chance(y, weight * rounding * np.sign(y) * d)
             self._bends.append(Bend(kind, weight * d / bent, own / bent, all_alike / bent))
@@ -245,7 +219,7 @@ class Patterns:
         shade = np.where(size > 0, shade / np.where(size > 0, size, 1.0), np.inf)
         order = np.argsort(shade)
         with np.errstate(invalid="ignore"):
-            new = np.diff(shade[order], prepend=-np.inf) > ALIKE * self._unit
+            new = np.diff(shade[order], prepend=-np.inf) > THRESHOLDS.rounded_alike * self._unit
         group = np.empty(len(order), dtype=np.intp)
         group[order] = np.cumsum(new)
         return group
@@ -257,7 +231,7 @@ class Patterns:
         table, weight = self._table(y), self._table(np.broadcast_to(self._weight, y.shape))
         some = np.flatnonzero(weight.any(axis=1))
         first = some[np.unique(self._group[some], return_index=True)[1]]
-        if len(first) < ROWS:
+        if len(first) < THRESHOLDS.fewest_rows:
             return
         self._first = first
         table, weight = table[first], weight[first]
@@ -293,30 +267,32 @@ class Patterns:
         """Return the largest in shares of what is allowed; None where nothing is told.
 
         Args:
-            values: of what `a` is, where it is not a factor: ε. common: see `systematic_error.COMMON`.
+            values: of what `a` is, where it is not a factor: ε. common: see `systematic_error.IN_COMMON`.
         """
         found, given = [], self.sums(off)
-        elementary = ELEMENTARY * min(self._unit, 2.0**-24)
+        elementary = THRESHOLDS.elementary * min(self._unit, 2.0**-24)
         for i, (kind, _, own, all_alike) in enumerate(self._bends):
             drawn = max(float(np.sqrt(np.mean([s.along[i] ** 2 for s in some]))) for some in self._draws.values())
-            steady = values[kind] * self._unit if kind in values else CONSTANTS * common * self._unit
-            limit = steady + elementary * all_alike + float(np.hypot(DRAWN * drawn, SURE * own))
+            steady = values[kind] * self._unit if kind in values else THRESHOLDS.constants * common * self._unit
+            rounding = float(np.hypot(THRESHOLDS.drawn_spreads * drawn, THRESHOLDS.own_spreads * own))
+            limit = steady + elementary * all_alike + rounding
             found.append(OneWay(kind, float(given.along[i]), limit))
         if given.columns is not None:
             columns = [np.stack([s.columns for s in some if s.columns is not None]) for some in self._draws.values()]
             drawn = max(_sure(runs) * float(np.sqrt((runs**2).mean())) for runs in columns)
             steady = (common * self._unit + elementary) * self._mean
-            limit = steady + float(np.hypot(drawn, SURE * self._own_columns)) + np.finfo(float).tiny
+            limit = steady + float(np.hypot(drawn, THRESHOLDS.own_spreads * self._own_columns)) + np.finfo(float).tiny
             found.append(OneWay("columns", float(np.sqrt((given.columns**2).mean())), limit))
         return max(found, key=lambda item: item.ratio, default=None)
 
 
 def _sure(draws: Floats) -> float:
-    """How many times their root mean square a right run may be: `DRAWN` if all lie along one line, else less.
+    """How many times their root mean square a right run may be: `drawn_spreads` if all lie along one line, else less.
 
     n draws of r independent numbers have cosines of mean square 1/r among them.
     """
     size = np.sqrt((draws**2).sum(axis=1, keepdims=True))
     one = draws / np.maximum(size, np.finfo(np.float64).tiny)
     cosines = (one @ one.T)[np.triu_indices(len(one), 1)]
-    return 1 + (DRAWN - 1) * float(np.sqrt(np.mean(cosines**2))) if len(cosines) else DRAWN
+    alike = float(np.sqrt(np.mean(cosines**2))) if len(cosines) else 1.0
+    return 1 + (THRESHOLDS.drawn_spreads - 1) * alike

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refdiff.oracle.divergence import expected_values
-from refdiff.oracle.divergence.expected_values import ONE, ROUNDING, SUMMATION, growth
+from refdiff.oracle.divergence.expected_values import ONE_ROUNDING, ROUNDING, SUMMATION, growth
 from refdiff.oracle.divergence.first_divergence import precision_of
 from refdiff.oracle.divergence.verdict import Expected, compare
 from tests.layers.inputs import says
@@ -133,16 +133,16 @@ def test_partial_sums_over_all_orders() -> None:
     mean = (np.cumsum(orders, axis=-1) ** 2).sum(-1).mean()
     assert mean == pytest.approx((n + 1) * ((t**2).sum() / 6 + t.sum() ** 2 / 3))
     u = 2.0**-24
-    assert pytest.approx(ONE / 6**0.5) == SUMMATION
-    assert growth(n, BFLOAT16) ** 2 == pytest.approx((ONE * u) ** 2 * (n - 1) / 3)  # the first term is a sum by itself
+    assert pytest.approx(ONE_ROUNDING / 6**0.5) == SUMMATION
+    assert growth(n, BFLOAT16) ** 2 == pytest.approx((ONE_ROUNDING * u) ** 2 * (n - 1) / 3)
     assert growth(1, BFLOAT16) == growth(0, BFLOAT16) == 0
-    assert growth(5, 2.0**-50) == pytest.approx(ONE * 2.0**-50 * (4 / 3) ** 0.5)
+    assert growth(5, 2.0**-50) == pytest.approx(ONE_ROUNDING * 2.0**-50 * (4 / 3) ** 0.5)
 
 
 def test_one_rounding() -> None:
     x = 2.0 ** np.random.default_rng(0).uniform(0, 8, 100_000)
     off = (x.astype(np.float32) / x - 1) * 2.0**24
-    assert off.std() == pytest.approx(ONE, rel=0.03)
+    assert off.std() == pytest.approx(ONE_ROUNDING, rel=0.03)
 
 
 @pytest.mark.parametrize("mean", [0.0, 0.1, 1.0])
