@@ -11,6 +11,7 @@ import pytest
 
 from refdiff.backends import ops_for
 from refdiff.layers import softmax
+from refdiff.model.variants import PAIRING
 from refdiff.model.weights import flatten
 from refdiff.oracle import trace
 from refdiff.oracle.spec.presets import PRESETS
@@ -90,7 +91,7 @@ def test_few_points_of_many_layers() -> None:
 def test_every_point_is_in_the_list_with_its_shape(wiring: str) -> None:
     shapes = {point.path: point.shape for point in POINTS}
     model = small_model(wiring=wiring)
-    size = LETTERS | ({"H": 16, "h": 8, "e": 6} if wiring == "v2" else {"h": 8, "e": 6} if wiring == "none" else {})
+    size = LETTERS | ({"H": 16, "h": 8, "e": 6} if wiring == "v2" else {} if PAIRING[wiring] else {"h": 8, "e": 6})
     for path, value in trace(model, ids(0, 2, 5), maps=True).items():
         key = re.sub(r"layers\.\d+", "layers.N", path.removeprefix("model."))
         said = shapes.get(key, shapes.get(key + "1"))
