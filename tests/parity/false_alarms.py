@@ -5,14 +5,15 @@
 
 A check is one tensor of one kernel on one problem: out, dq, dk, dv or a log-sum-exp; a run has all of one problem.
 Seeds, layers from 0 to 40, profiles, types and lengths are drawn in turn; prints how many checks there were, how many
-were inconclusive, and each refusal. The exit status is 1 if a correct kernel was refused.
+were inconclusive, and each refusal; after Ctrl-C or SIGTERM too. The exit status is 1 if a correct kernel was refused.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
+import multiprocessing
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -64,19 +65,37 @@ def problems(first: int, only: str = "") -> Iterator[tuple[int, Spec, str, str, 
                 yield seed, plain_spec(seed + n // len(groups)), profile, dtype, preset, eager
 
 
-def checks(first: int, only: str = "") -> Iterator[tuple[str, Verdict]]:
-    """Yield (what was judged, the verdict)."""
-    for number, (seed, spec, profile, dtype, preset, eager) in enumerate(problems(first, only)):
-        if number % COMPILED == 0:
-            jax.clear_caches()
-        structure = STRUCTURES[preset][seed % 4]
-        shape = (structure.batch, spec.heads, structure.queries, spec.out_dim)
-        dout = round_to(np.random.default_rng([seed, 977]).normal(size=shape), dtype)
-        recipe = Recipe.eager(dtype) if eager else Recipe(dtype)
-        allowed = budget(spec, draw(spec, structure, profile, seed, dtype), recipe, dout=dout)
-        for name, (of_preset, of_eager, function) in EVERY_KERNEL.items():
-            if (of_preset, of_eager) == (preset, eager) and (found := function(spec, allowed.inputs, dout, dtype)):
-                yield f"{name}, {dtype}, {profile}, seed {seed}, {spec}", allowed.judge(found)
+Problem = tuple[int, Spec, str, str, str, bool]
+
+
+def judged(problem: Problem) -> list[tuple[str, Verdict]]:
+    """What was judged of one problem, and the verdict, by kernel."""
+    seed, spec, profile, dtype, preset, eager = problem
+    structure = STRUCTURES[preset][seed % 4]
+    shape = (structure.batch, spec.heads, structure.queries, spec.out_dim)
+    dout = round_to(np.random.default_rng([seed, 977]).normal(size=shape), dtype)
+    recipe = Recipe.eager(dtype) if eager else Recipe(dtype)
+    allowed = budget(spec, draw(spec, structure, profile, seed, dtype), recipe, dout=dout)
+    return [
+        (f"{name}, {dtype}, {profile}, seed {seed}, {spec}", allowed.judge(found))
+        for name, (of_preset, of_eager, function) in EVERY_KERNEL.items()
+        if (of_preset, of_eager) == (preset, eager) and (found := function(spec, allowed.inputs, dout, dtype))
+    ]
+
+
+def checks(first: int, only: str = "", jobs: int = 1) -> Iterator[tuple[str, Verdict]]:
+    """Yield (what was judged, the verdict), in the same order for any number of processes."""
+    every = problems(first, only)
+    if jobs == 1:
+        for number, problem in enumerate(every):
+            if number % COMPILED == 0:
+                jax.clear_caches()
+            yield from judged(problem)
+    ignore = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; this process ends the others
+    with multiprocessing.get_context("spawn").Pool(jobs, signal.signal, ignore, COMPILED) as pool:
+        while True:
+            for found in pool.map(judged, itertools.islice(every, 8 * jobs), chunksize=1):
+                yield from found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -88,21 +107,35 @@ def main(arguments: list[str] | None = None) -> int:
         "--preset", choices=sorted(STRUCTURES), default="", help="its kernels alone (default: all kernels)"
     )
     parser.add_argument("--first-seed", type=int, default=0, metavar="N", help="of the numbers (default: 0)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="how many processes (default: 1)")
     args = parser.parse_args(arguments)
     count: Counter[str] = Counter()
     runs = 0
-    with contextlib.suppress(KeyboardInterrupt):  # what was judged until then is told
-        for what, verdict in checks(args.first_seed, args.preset):
+
+    def told() -> str:
+        return (
+            f"{count.total()} checks, in {runs} runs of kernels: {count['fail']} refused, "
+            f"{count['inconclusive']} inconclusive"
+        )
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        for what, verdict in checks(args.first_seed, args.preset, args.jobs):
             runs += 1
             count.update(tensor.status for tensor in verdict.tensors.values())
             if verdict.status == "fail":
                 sys.stdout.write(f"{what}\n{verdict}\n")
+            if sys.stderr.isatty():
+                sys.stderr.write(f"\r{told()}\x1b[K")
             if runs == args.runs or (args.runs is None and count.total() >= args.checks):
                 break
-    sys.stdout.write(
-        f"{count.total()} checks, in {runs} runs of kernels: {count['fail']} refused, "
-        f"{count['inconclusive']} inconclusive\n"
-    )
+    except KeyboardInterrupt:
+        pass  # what was judged until then is told
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[K")
+    sys.stdout.write(f"{told()}\n")
     return 1 if count["fail"] else 0
 
 
