@@ -7,6 +7,7 @@ import textwrap
 from typing import Any
 
 from refdiff.bench.machine import one_line
+from refdiff.bench.rows import ORACLE_KINDS
 from refdiff.cli.terminal import size
 
 _WIDTH = 79
@@ -122,8 +123,29 @@ def _number(value: float, unit: str) -> str:
 def _caption(report: dict[str, Any]) -> str:
     settings, model = report["settings"], report["model"]
     what = f"{model['name']}, {model['parameters']:,} parameters, " if model else ""
-    pairs = _pairs(settings["pairs"], report["rows"])
-    return f"{what}{settings['dtype']}, {pairs}. {one_line(report['machine'])}{_commits(report['rows'])}."
+    told = [f"{settings['dtype']}, {_pairs(settings['pairs'], timed)}"] if (timed := _rows_of(report, False)) else []
+    if judged := _rows_of(report, True):
+        kinds = " and ".join(dict.fromkeys(_kind(row) for row in judged))
+        told.append(f"{kinds}: bfloat16, processor time, {_runs(judged)}")
+    return f"{what}{'; '.join(told)}. {one_line(report['machine'])}{_commits(report['rows'])}."
+
+
+def _rows_of(report: dict[str, Any], oracle: bool) -> list[dict[str, Any]]:
+    """The rows of the oracle, which have types and a clock of their own and no other side; or the others."""
+    return [row for row in report["rows"] if (_kind(row) in ORACLE_KINDS) == oracle]
+
+
+def _kind(row: dict[str, Any]) -> str:
+    """The kind of a row, as the command line spells it."""
+    return str(row["row"]).partition(":")[0]
+
+
+def _runs(rows: list[dict[str, Any]]) -> str:
+    """How many runs the medians are of."""
+    counts = {len(side[what]) for row in rows for side in row["sides"].values() for what in ("seconds", "bytes")
+              if what in side}  # fmt: skip
+    most = max(counts, default=1)
+    return f"median of {most} runs" if most > 1 else "one run"
 
 
 def _pairs(usual: int, rows: list[dict[str, Any]]) -> str:
