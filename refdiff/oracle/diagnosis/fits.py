@@ -26,7 +26,8 @@ from refdiff.oracle.diagnosis.variants import (
     rows_off,
     worst_residual,
 )
-from refdiff.oracle.inputs import is_layer
+from refdiff.oracle.inputs import is_layer, kind_of
+from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.mistakes.catalogue import Call
 from refdiff.oracle.spec import Spec
@@ -37,6 +38,8 @@ from refdiff.oracle.truth.forward import out_factor
 COARSE, FINE = 33, 40
 LIMITS = (0.05, 500.0)
 """Between these the limit of scores is looked for."""
+OFFSETS = (1, -1, 2, -2)
+"""So many positions queries may be from their own."""
 LONGEST = 256
 """Windows are tried one by one up to this length."""
 
@@ -57,6 +60,7 @@ def fits(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tup
         *layers,
         *([] if named else _factor_and_lambda(spec, parts)),
         *_best_of(_windows(spec, parts), parts),
+        *_best_of(_rotations(spec, parts), parts),
         *_best_of(_tails(spec, parts.last), parts),
         *_best_of(_windows_of_tiles(spec, parts), parts),
         *order_of_heads(targets),
@@ -204,6 +208,22 @@ def _windows(spec: Spec, parts: Parts) -> list[Trial]:
         _of_spec(spec, "window", w, f"a query sees {w} keys, itself among them, where the spec has {now}")
         for w in range(1, min(keys, LONGEST) + 1)
     ]
+
+
+def _rotations(spec: Spec, parts: Parts) -> list[Trial]:
+    """RoPE that counts the positions of queries from another token than those of keys."""
+    if spec.rope == "none" or any(kind_of(t.inputs) != "dense" for t in parts.whole):
+        return []
+    return [
+        Trial("q_offset", by, f"queries are rotated by their position {by:+d}, and keys by theirs",
+              partial(_with_offset, spec, by))
+        for by in OFFSETS
+    ]  # fmt: skip
+
+
+def _with_offset(spec: Spec, by: int, inputs: Inputs) -> Problem:
+    T, S = inputs["q"].shape[2], inputs["k"].shape[2]
+    return Problem(spec, {**inputs, "q_positions": inputs.get("q_positions", np.arange(S - T, S)[None]) + by})
 
 
 def _tails(spec: Spec, targets: tuple[Target, ...]) -> list[Trial]:

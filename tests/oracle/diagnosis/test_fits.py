@@ -112,6 +112,17 @@ def test_heads_in_another_order() -> None:
     assert "(2, 0, 1, 5, 4, 3)" in found["heads"].text
 
 
+@pytest.mark.parametrize("by", [1, -2])
+def test_queries_rotated_from_another_position(by: int) -> None:
+    def kernel(x: dict[str, np.ndarray]) -> np.ndarray:
+        T, S = x["q"].shape[2], x["k"].shape[2]
+        return truth(SPEC, {**x, "q_positions": np.arange(S - T, S)[None] + by}).out
+
+    (found,) = (f for f in fits(SPEC, (target(kernel),)) if f.fits)
+    assert (found.parameter, found.value) == ("q_offset", by)
+    assert found.text.startswith(f"queries are rotated by their position {by:+d},")
+
+
 def test_the_number_of_the_spec_is_not_shown() -> None:
     """A factor so near to 1 that a right kernel may have it, though the output passes with it too."""
     t = target(of(SPEC), dtype="bfloat16", members=4)
