@@ -169,7 +169,7 @@ class Budget:
 def budget(
     spec: Spec | str, inputs: Mapping[str, Any], recipe: Recipe | str, *, members: int = 6, dout: Any = None
 ) -> Budget:
-    """Evaluate a recipe in several legal orders, and take from it what a right kernel may be off by.
+    """Evaluate a recipe in several valid orders, and take from it what a correct kernel may be off by.
 
     Equation:
         E_r = max over members of rms(member − truth) in row r, at least 0.29 u rms(truth); in a gradient more by the
@@ -282,7 +282,7 @@ def _by_rows(
     if np.any((rows > hard) & ~doubtful):
         at = tuple(int(i) for i in np.argwhere((rows > hard) & ~doubtful)[0])
         raise ArithmeticError(
-            f"a legal order is off by {rows[at]:.3g} in row {at} of {name}, beyond the hard bound {hard[at]:.3g}: "
+            f"a valid order is off by {rows[at]:.3g} in row {at} of {name}, beyond the hard bound {hard[at]:.3g}: "
             "this is a mistake of refdiff; please report it with the inputs"
         )
     relative = "row" if name == "out" else "tensor"

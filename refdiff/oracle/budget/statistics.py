@@ -1,7 +1,7 @@
 """The rule by which a tensor is accepted: five numbers, each with a limit, and masks that must be the same.
 
-A row r is the last axis at one place of the others: (b, h, t) of an output. e is the error, y the truth, E_r what legal
-kernels were seen to be off by (root mean square over the row), u the unit roundoff of the storage type.
+A row r is the last axis at one place of the others: (b, h, t) of an output. e is the error, y the truth, E_r what
+correct kernels were seen to be off by (root mean square over the row), u the unit roundoff of the storage type.
 
     row       max_r  rms(e_r) / E_r                       a key lost in one row stands here, whatever the others do
     bulk      rms_r (rms(e_r) / E_r)                      a small error everywhere
@@ -35,9 +35,9 @@ LIMITS = THRESHOLDS.limits
 
 @dataclass(frozen=True)
 class RowBudget:
-    """What one tensor may be: the truth, E_r and the hard bound B_r by row, the slope of legal kernels.
+    """What one tensor may be: the truth, E_r and the hard bound B_r by row, the slope of correct kernels.
 
-    expected (…, e), rows and bounds (…); axes names those of `rows`, such as "b h t". doubtful: rows in which legal
+    expected (…, e), rows and bounds (…); axes names those of `rows`, such as "b h t". doubtful: rows in which correct
     kernels themselves overflow, so that nothing can be said of them. sampled: which queries, the last axis of `rows`,
     were run in all orders, None for all; others have a bound for E_r (`row_sample`), the bulk is that of the sampled.
     """
@@ -217,7 +217,7 @@ def errors_of_runs(y: Numpy, runs: Sequence[Numpy]) -> tuple[list[Numpy], float,
 
 
 def uncertain(budget: RowBudget, limits: Limits = LIMITS) -> float:
-    """The share of rows in which legal kernels differ from the truth by more than `limits.noise` of it.
+    """The share of rows in which correct kernels differ from the truth by more than `limits.noise` of it.
 
     Of a gradient, in which most rows may be next to nothing, a row counts as no smaller than the tensor's usual row.
     """

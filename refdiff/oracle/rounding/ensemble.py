@@ -1,4 +1,4 @@
-"""What legal kernels are off by: the recipe, evaluated in several orders, against the truth."""
+"""What correct kernels are off by: the recipe, evaluated in several orders, against the truth."""
 
 from __future__ import annotations
 

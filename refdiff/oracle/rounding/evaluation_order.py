@@ -1,4 +1,4 @@
-"""In which order a kernel computes: legal ways to the same numbers, which differ in their roundings alone.
+"""In which order a kernel computes: valid ways to the same numbers, which differ in their roundings alone.
 
 `MEMBERS` are those that a budget is made of, `HELD_OUT` are those that only tests use. `Arithmetic` is a recipe and an
 order together: products with sums in float32, exponentials, and rounding where the recipe stores.
@@ -20,7 +20,7 @@ Numpy = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Order:
-    """One legal order of evaluation.
+    """One valid order of evaluation.
 
     subtract: "outputs" of two passes, or "weights" before one product with V.
     tile: keys at a time in an online softmax, from the last key where `reverse`; None is the whole row at once.

@@ -30,8 +30,8 @@ class Recipe:
 
     storage: q, k, v, the output, and the gradients. Inputs are rounded to it once, before anything is judged.
     rope: q and k after RoPE, and RoPE's own products. None = storage.
-    qk: the scores Q Kᵀ before the softmax, and in the way back the gradient of the weights. A kernel that never stores
-        them has "float32"; the eager way, matrix by matrix, has the storage type.
+    qk: the scores Q Kᵀ before the softmax, and in the backward pass the gradient of the weights. A kernel that never
+        stores them has "float32"; the eager way, matrix by matrix, has the storage type.
     p: the softmax weights as they enter the product with V. None = storage.
     o: the two maps' outputs, their difference, and the norm's result before it is scaled. None = storage; "float32" is
         a kernel that holds them in registers until the end, and in the backward pass dout as it enters products; a

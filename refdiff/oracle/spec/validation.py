@@ -216,8 +216,8 @@ def _check_heads(spec: Spec) -> None:
     H, K, r = spec.query_heads, spec.key_heads, spec.ratio
     if H % (r + 1):
         raise ValueError(
-            f"query_heads is {H}, but {r} signal heads and a noise head are {r + 1}: it must be a multiple of {r + 1} "
-            "(it counts the heads of both maps)"
+            f"query_heads: got {H}, expected a multiple of {r + 1} "
+            + ("(both maps are counted)" if r == 1 else f"({r} signal heads and a noise head)")
         )
     if spec.keys == "own" and K % 2:
         raise ValueError(

@@ -209,13 +209,13 @@ def of_heads(x: Numpy) -> Numpy:
 
 
 def norm_rows(spec: Spec, heads: Numpy, ops: Ops) -> tuple[Numpy, Callable[[Numpy], Numpy]]:
-    """The rows that RMSNorm gets, less their means where it is LayerNorm; and the way back."""
+    """The rows that RMSNorm gets, less their means where it is LayerNorm; and the inverse of the cut."""
     rows, back = cut_rows(spec, heads)
     return own(ops, "center")(rows) if spec.norm == "layer" else rows, back
 
 
 def cut_rows(spec: Spec, heads: Numpy) -> tuple[Numpy, Callable[[Numpy], Numpy]]:
-    """The rows that are normed, where they are a head, halves of one or all heads of a token; and the way back."""
+    """The rows that are normed, where they are a head, halves of one or all heads of a token; and the inverse."""
     B, h, T, e = heads.shape
     if spec.norm_over == "head":
         return heads, lambda y: y

@@ -39,7 +39,7 @@ def check(
             layer is 0. The verdict's notes say which these are.
         recipe: what the kernel rounds, or a type's name for the usual: "float32", "tf32", "bfloat16", "float16".
         dout: what the gradients were pulled back from, of the shape of the output.
-        members: how many legal orders the budget is made of, 2 to 8.
+        members: how many valid orders the budget is made of, 2 to 8.
 
     Raises:
         ValueError: inputs, shapes or names that do not fit `spec`.

@@ -59,9 +59,16 @@ def judge_rows(name: str, actual: Numpy, budget: RowBudget, limits: Limits = LIM
     share = uncertain(budget, limits)
     notes = []
     if share > limits.share:
+        overflow = float(np.mean(budget.doubtful))
+        differ = (
+            f"differ from the truth by more than {limits.noise:.0%} of it, or overflow,"
+            if overflow
+            else (f"differ from the truth by more than {limits.noise:.0%} of it")
+        )
+        differ = "overflow" if overflow == share else differ
         notes.append(
-            f"legal kernels differ from the truth by more than {limits.noise:.0%} of it in {share:.0%} of the rows "
-            f"({limits.share:.0%} may be): these inputs cannot tell right from wrong in this recipe"
+            f"correct kernels {differ} in {share:.0%} of the rows ({limits.share:.0%} may be): "
+            "these inputs cannot tell right from wrong in this recipe"
         )
     if actual.size and np.isnan(budget.expected).all():
         notes.append("the truth is NaN throughout: there was no number to compare")
@@ -209,7 +216,8 @@ def judge_sums(name: str, actual: Numpy, expected: Numpy, allowed: Numpy) -> Ten
     if not s.holds:
         at = s.at or ()
         bound = float(np.broadcast_to(allowed, expected.shape)[at])
-        reasons.append(f"is {float(actual[at]):.6g} at {at}, the truth {float(expected[at]):.6g} ± {bound:.2g}")
+        index = f"element {', '.join(map(str, at))}" if at else "it"
+        reasons.append(f"{index} is {float(actual[at]):.6g}, expected {float(expected[at]):.6g} ± {bound:.2g}")
     status = FAIL if reasons else INCONCLUSIVE if notes else PASS
     return TensorVerdict(name, status, (s,), tuple(reasons), tuple(notes))
 

@@ -50,14 +50,18 @@ class Verdict:
     """The answer for all tensors of a call. It is true where it is a pass, and only there.
 
     Printed, each tensor has a line of value/limit; a value above its limit fails. A row is the last axis at one place
-    of the others. Its error e_r is a root mean square; E_r is the error that correct kernels have there, as measured:
+    of the others. Its error e_r is a root mean square; E_r is the error that correct kernels have there, as measured.
+    e is the error of a number, y its true value, u the unit roundoff of the storage type:
 
         bound     the largest e_r over B_r, the most that a correct kernel can have; not printed where no B_r is known
         row       the largest e_r over E_r: a key lost in one row
         bulk      the root mean square of e_r over E_r: a small error everywhere
-        element   the largest error of one number over its allowance: one wrong number
+        element   the largest |e| / (6 E_r + 2 u |y|): one wrong number
         slope     ⟨e, y⟩ over ⟨y, y⟩, with the result y of all rows: a wrong scale
         factor    the same, weighted by row: a wrong scale where some rows are noisy
+        sum       of a sum of many terms, such as the gradient of λ, the largest |e| over what correct kernels may be
+                  off by: of terms x, about 3 u ‖x‖ + 2 ulp
+        lse       of a log-sum-exp, the largest |e| over the error of its scores and of its own rounding
     """
 
     tensors: dict[str, TensorVerdict]

@@ -121,7 +121,7 @@ def test_a_word_that_is_none(name: str) -> None:
         ({"lambda_base": "constant", "lambda_init": float("-inf")}, "lambda_init is -inf, but must be a finite number"),
         ({"lambda_init": 0.5}, "lambda_base is 'depth' and lambda_init 0.5"),
         ({"lambda_base": "constant"}, "lambda_base is 'constant' and lambda_init None"),
-        ({"query_heads": 5, "ratio": 1}, "query_heads is 5, but 1 signal heads and a noise head are 2"),
+        ({"query_heads": 5, "ratio": 1}, r"query_heads: got 5, expected a multiple of 2 \(both maps are counted\)"),
         ({"key_heads": 3}, "key_heads is 3, .*must be even .with keys='shared'"),
         (
             {"key_heads": 8},
