@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,19 @@ settings.register_profile(
     "mutation", settings.get_profile("dev"), phases=[Phase.explicit, Phase.generate], report_multiple_bugs=False
 )
 settings.load_profile(os.environ.get("REFDIFF_HYPOTHESIS") or "dev")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark cases of tests of the oracle and of the backends as slow, but one in three: they are half of all time."""
+    folders = tuple(str(Path(__file__).parent / name) + os.sep for name in ("oracle", "backends"))
+    seen: Counter[str] = Counter()
+    for item in items:
+        if str(item.path).startswith(folders) and not {m.name for m in item.iter_markers()} & {"slow", "nightly"}:
+            test = item.nodeid.partition("[")[0]
+            if seen[test] % 3:
+                item.add_marker(pytest.mark.slow)
+            seen[test] += 1
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,14 +1,12 @@
-"""How soon a command is done, which few tests limit; and which cases of a long list are among the quick tests."""
+"""How soon a command is done: what the few tests that limit a time measure."""
 
 from __future__ import annotations
 
 import resource
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import pytest
 
 BARE = 0.02  # seconds that an interpreter which does nothing takes on the machine that the limits were written for
 
@@ -25,12 +23,6 @@ def start_seconds(command: Sequence[str], **options: Any) -> float:
             subprocess.run(words, check=True, capture_output=True, **options)
             least[i] = min(least[i], children_seconds() - before)
     return least[0] * min(BARE / least[1], 1.0)
-
-
-def mostly_slow(cases: Iterable[Any], every: int = 3) -> list[Any]:
-    """Parameters of a test: one in so many is among the quick tests, the others are among the slow ones."""
-    values = (case if isinstance(case, tuple) else (case,) for case in cases)
-    return [pytest.param(*case, marks=pytest.mark.slow if n % every else ()) for n, case in enumerate(values)]
 
 
 def children_seconds() -> float:

@@ -29,7 +29,7 @@ PROFILES = (
 ALIASES = ("identify", "whisper", "cancel")
 """Former names of the first three profiles, still accepted."""
 OUTPUTS = ("out", "lse", "lse1", "lse2")
-OF_HEADS = re.compile(r"(query_heads|key_heads|head_dim) is \d|\d+ query heads")
+OF_HEADS = re.compile(r"(query_heads|key_heads|head_dim)(?: is|: got) \d|\d+ query heads")
 """How what a Spec says of its dimensions begins."""
 
 

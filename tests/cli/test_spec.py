@@ -101,9 +101,8 @@ def test_trouble_with_arrays_names_their_file() -> None:
 
 def test_swapped_axes_are_said_where_dimensions_are_read() -> None:
     swapped = {n: np.swapaxes(x, 1, 2) if n in "qkv" else x for n, x in draw(small("hf_diffllama")).items()}
-    with pytest.raises(
-        UsageError, match=r"query_heads is 5, but 1 signal .*\(B, T, H, d\), .transpose\(0, 2, 1, 3\) puts"
-    ):
+    message = r"query_heads: got 5, expected a multiple of 2 .*\(B, T, H, d\), .transpose\(0, 2, 1, 3\) puts"
+    with pytest.raises(UsageError, match=message):
         spec_of(_args(), swapped)
     with pytest.raises(UsageError, match="window is -1, but must be ") as of_no_axis:
         spec_of(_args("--set", "window=-1"), draw(small("hf_diffllama")))

@@ -27,7 +27,6 @@ from refdiff.oracle.rounding import round_to
 from refdiff.oracle.strategies import Structure, draw
 from refdiff.oracle.truth.attention_operands import attention_operands
 from refdiff.oracle.truth.forward import finished
-from tests.quickness import mostly_slow
 
 SPEC = small_spec("hf_diffllama")
 PACKED = Structure(packed=((3, 3), (5, 8)))
@@ -135,7 +134,7 @@ def test_the_number_of_the_spec_is_not_shown() -> None:
 # factors
 
 
-@pytest.mark.parametrize("name", mostly_slow(("hf_diffllama", "ms_v1", "diff_v2")))
+@pytest.mark.parametrize("name", ["hf_diffllama", "ms_v1", "diff_v2"])
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)])
 def test_a_factor_by_head_is_found(name: str, dtype: str) -> None:
     """Of all heads, and of two where the rest is right."""

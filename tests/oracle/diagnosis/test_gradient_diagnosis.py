@@ -22,7 +22,6 @@ from refdiff.oracle.truth.backward import backward
 from tests.oracle.diagnosis.backward_by_hand import SPEC as SPEC_BY_HAND
 from tests.oracle.diagnosis.backward_by_hand import Factor, by_hand, case_by_hand
 from tests.oracle.diagnosis.outputs import rounded
-from tests.quickness import mostly_slow
 
 SPEC = small_spec("hf_diffllama")
 NAMES = ("dq", "dk", "dv", "dlambda_q1")
@@ -92,7 +91,7 @@ AS_IN_THE_SPEC = (
         ),
     ],
 )
-@pytest.mark.parametrize("mistake", mostly_slow(BACKWARD_MISTAKES, 4), ids=str)
+@pytest.mark.parametrize("mistake", BACKWARD_MISTAKES, ids=str)
 def test_a_mistaken_derivative(mistake: Mistake, preset: str, dtype: str) -> None:
     padded = mistake.name == "gradient_without_the_mask"
     case = cases("discriminating", 3, spec=small_spec(preset), dtype=dtype)[0 if padded else 1]

@@ -21,7 +21,6 @@ from refdiff.oracle.spec.presets import YARN
 from refdiff.oracle.truth.backward import backward
 from refdiff.oracle.truth.forward import forward
 from tests.oracle.diagnosis.outputs import kernel
-from tests.quickness import mostly_slow
 
 LAST = {"partial_rotary_factor": 0.25, "rotary_at": "last"}
 QK = {"qk_norm": "rms", "qk_norm_weight": True}
@@ -68,7 +67,7 @@ def check_name(spec: Spec, name: str, dtype: str = "float32", profile: str = "di
 
 @pytest.mark.parametrize(
     ("preset", "fields", "name"),
-    mostly_slow(((preset, fields, name) for preset, fields, names in MADE for name in names), 4),
+    [(preset, fields, name) for preset, fields, names in MADE for name in names],
     ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_each_has_its_name(preset: str, fields: dict[str, Any], name: str) -> None:
@@ -76,7 +75,7 @@ def test_each_has_its_name(preset: str, fields: dict[str, Any], name: str) -> No
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("spec", "name"), mostly_slow(DISPUTES, 4), ids=lambda x: x if isinstance(x, str) else "")
+@pytest.mark.parametrize(("spec", "name"), DISPUTES, ids=lambda x: x if isinstance(x, str) else "")
 def test_ports_of_motif3(spec: Spec, name: str, dtype: str) -> None:
     check_name(spec, name, dtype)
 
@@ -110,13 +109,11 @@ def test_heads_taken_for_tokens() -> None:
 
 @pytest.mark.parametrize(
     ("fields", "name"),
-    mostly_slow(
-        (
-            ({}, "activation_for_its_slope"),
-            ({"qk_norm": "rms"}, "gate_of_silu"),
-            ({"norm": "layer"}, "mean_left_in_the_norm"),
-        )
-    ),
+    [
+        ({}, "activation_for_its_slope"),
+        ({"qk_norm": "rms"}, "gate_of_silu"),
+        ({"norm": "layer"}, "mean_left_in_the_norm"),
+    ],
     ids=str,
 )
 def test_gradients_have_names(fields: dict[str, Any], name: str) -> None:

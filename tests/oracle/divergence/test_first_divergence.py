@@ -19,7 +19,6 @@ from refdiff.oracle.truth.forward import forward
 from tests.layers.inputs import says
 from tests.model.models import WIRINGS
 from tests.oracle.divergence.runs import LAYER, inputs, model, run
-from tests.quickness import mostly_slow
 
 # Where a mistake first shows, by what it does; what its layer is made of stands before what the layer gives.
 AT = {
@@ -113,7 +112,7 @@ def test_every_mistake(dtype: str, mistake: Mistake) -> None:
 @pytest.mark.parametrize(
     "dtype", ["bfloat16", *(pytest.param(d, marks=pytest.mark.slow) for d in ("float32", "float16"))]
 )
-@pytest.mark.parametrize("wiring", mostly_slow(WIRINGS, 2))
+@pytest.mark.parametrize("wiring", WIRINGS)
 def test_clean_runs(wiring: str, dtype: str, mode: str) -> None:
     if PAIRING[wiring] is None:
         of = model(wiring, dtype)
