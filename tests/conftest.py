@@ -46,8 +46,9 @@ settings.load_profile(os.environ.get("REFDIFF_HYPOTHESIS") or "dev")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark cases of tests of the oracle and of the backends as slow, but one in three: they are half of all time."""
-    folders = tuple(str(Path(__file__).parent / name) + os.sep for name in ("oracle", "backends"))
+    """Mark cases of tests in the folders that take longest as slow, but one in three of each test."""
+    longest = ("backends", "oracle/budget", "oracle/diagnosis", "oracle/divergence", "oracle/judge")
+    folders = tuple(str(Path(__file__).parent / name) + os.sep for name in longest)
     seen: Counter[str] = Counter()
     for item in items:
         if str(item.path).startswith(folders) and not {m.name for m in item.iter_markers()} & {"slow", "nightly"}:

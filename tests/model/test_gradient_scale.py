@@ -107,7 +107,7 @@ def test_one_layer_of_many_heads() -> None:
         assert abs(same - 1) < 0.2
 
 
-@pytest.mark.parametrize("layers", [4, 12, 28])
+@pytest.mark.parametrize("layers", [4, *(pytest.param(n, marks=pytest.mark.slow) for n in (12, 28))])
 def test_whole_models(layers: int) -> None:
     found = beside_plain(
         {kind: of_model(model, seed) for kind, model in one.items()} for seed, one in enumerate(drawn(layers))
