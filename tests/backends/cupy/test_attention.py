@@ -7,36 +7,11 @@ import pytest
 
 from refdiff import layers
 from refdiff.backends.cupy import CupyKernels
-from refdiff.backends.cupy.attention import axes_of, rows_lie_whole
 from refdiff.backends.cupy.geometry import RESERVED_SHARED, shared_bytes
 from tests.backends.cupy.cases import heads, seen
 from tests.backends.cupy.test_kernels import hold
 from tests.backends.vjp_cases import normal
 from tests.cuda.emulation import BFLOAT16, EmulatedDevice
-
-
-def test_axes_count_elements_and_shared_ones_are_zero() -> None:
-    x = np.zeros((2, 3, 5, 8), np.float16)
-    assert axes_of(x).item() == (120, 40, 8, 1)
-    assert axes_of(x[:, ::2, :, :3]).item() == (120, 80, 8, 1)
-    assert axes_of(x.swapaxes(1, 2)).item() == (120, 8, 40, 1)
-    assert axes_of(np.zeros((2, 1, 5, 1))).item() == (5, 0, 1, 0)
-    assert axes_of(np.zeros((2, 3, 5))).item() == (15, 5, 1, 0)
-    assert axes_of(None).item() == (0, 0, 0, 0)
-
-
-def test_arrays_are_copied_only_where_they_must_be() -> None:
-    x = np.arange(2 * 4 * 5 * 8, dtype=np.float32).reshape(2, 4, 5, 8)
-    first, second = rows_lie_whole(x[:, :2], x[:, 2:])
-    assert np.shares_memory(first, x)
-    assert np.shares_memory(second, x)
-    for one, other in ((x[:, :2], x[:, 2:].copy()), (x[..., ::2], x[..., 1::2]), (x[..., ::-1], x[..., ::-1])):
-        copies = rows_lie_whole(one, other)
-        assert copies[0].strides == copies[1].strides
-        assert copies[0].strides[-1] == x.itemsize
-        for copy, of in zip(copies, (one, other), strict=True):
-            np.testing.assert_array_equal(copy, of)
-
 
 COUNTED = [
     ("s.length ? *s.length + s.T : s.S", "s.S"),
@@ -162,24 +137,6 @@ def test_a_row_of_which_a_bias_hides_every_key_is_zero() -> None:
     assert np.isnan(layer[:, :, 1]).all()
     assert (got[:, :, 1] == 0).all()
     np.testing.assert_allclose(got[:, :, ::2], layer[:, :, ::2], rtol=1e-5, atol=1e-6)
-
-
-def test_who_has_tensor_cores() -> None:
-    for capability, number, has in (
-        (70, "float16", False), (75, "float16", True), (75, "bfloat16", False), (80, "bfloat16", True),
-        (90, "float", False), (90, None, False),
-    ):  # fmt: skip
-        assert EmulatedDevice(capability=capability).tensor_cores(number) == (number if has else None)
-
-
-def test_few_rows_and_float32_are_not_rounded() -> None:
-    one = np.ones((1, 2, 5, 8), np.float32)
-    for x, kernels in (
-        (one[:, :, :3], CupyKernels(emulated := EmulatedDevice(capability=90), "bfloat16")),
-        (np.ones((1, 2, 31, 8), np.float32), CupyKernels(other := EmulatedDevice(capability=90))),
-    ):
-        kernels.diff_attention(*[x] * 5, np.float32(1))
-    assert emulated.launched == other.launched == ["attention"]
 
 
 class Idle(EmulatedDevice):

@@ -6,7 +6,6 @@ launches with the same numbers, and no answer asked for by the host.
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from refdiff.backends import overlay
 from refdiff.backends.cupy import decode_step
 from refdiff.backends.cupy.decode_step import STEPS_BEFORE_RECORDING, DecodeStep
 from refdiff.generation.context import DecodingContext
-from refdiff.model.weights import flatten
 from tests.backends.cupy.test_model import IDS, MASK, models, on_the_device, stored_models
 from tests.cuda.emulation import OnDevice
 
@@ -81,20 +79,6 @@ def test_weights_of_16_bits_are_recorded_too(steps: list[DecodeStep], tmp_path: 
     assert {defines["WEIGHT"] for defines in products} == {dtype}
 
 
-def test_a_layer_of_a_recorded_token_is_nine_kernels(steps: list[DecodeStep]) -> None:
-    """Beside CuPy's own: the values laid together, and both sums with the residual path. λ is computed before."""
-    fast, _ = models()
-    device = on_the_device(fast)
-    fast.params = _map(fast.params)
-    fast.generate(IDS, **OPTIONS)
-    layer = [
-        *("rms_norm", "linear", "rope_append", "attention", "rms_norm", "linear"),
-        *("rms_norm", "gated_linear", "linear"),
-    ]
-    head = ["rms_norm", "linear", "choose"]
-    assert [name for name, *_ in device.trace] == [*layer * fast.config.num_hidden_layers, *head]
-
-
 @pytest.mark.parametrize("options", [{"repetition_penalty": 1.3}, {"output_scores": True}])
 def test_what_the_host_must_see_comes_from_recorded_steps_too(steps: list[DecodeStep], options: dict[str, Any]) -> None:
     fast, exact = there()
@@ -143,12 +127,6 @@ def test_after_rows_were_taken_it_is_recorded_again_and_after_tokens_were_forgot
     assert steps[0].recordings == 2
 
 
-def test_a_short_text_is_not_worth_a_recording(steps: list[DecodeStep]) -> None:
-    fast, _ = there()
-    fast.generate(IDS, max_new_tokens=STEPS_BEFORE_RECORDING, eos_token_id=None)
-    assert steps[0].recordings == 0
-
-
 def test_what_cannot_be_recorded_is_refused_once_and_goes_on_as_usual(steps: list[DecodeStep]) -> None:
     """Seventeen rows are multiplied by cuBLAS."""
     fast, exact = there()
@@ -169,45 +147,6 @@ def test_what_is_laid_over_the_layers_sees_every_step() -> None:
     assert DecodeStep.create(fast) is None
 
 
-def test_no_other_model_is_recorded() -> None:
-    fast, exact = there()
-    assert exact.backend.decode_step(exact) is None
-    by_length, _ = there(rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0})
-    assert DecodeStep.create(by_length) is None
-    assert fast.backend.decode_step(fast) is not None
-
-
-def test_the_warning_of_a_long_text_comes_once(steps: list[DecodeStep]) -> None:
-    fast, _ = there(max_position_embeddings=14)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        fast.generate(IDS, max_new_tokens=12, eos_token_id=None)
-    assert [str(w.message)[:32] for w in caught] == ["the text is longer than the 14 p"]
-    assert steps[0].recordings >= 1
-
-
-def test_a_full_static_cache_says_so_as_without_a_recording(steps: list[DecodeStep]) -> None:
-    from refdiff.model.cache import KVCache
-
-    fast, _ = there()
-    context = DecodingContext(fast, None)
-    context.cache = KVCache(2, static=13)
-    ids = np.random.default_rng(1).integers(3, 41, size=(2, 14))
-    for total in range(7, 14):
-        context.read_on_device(ids[:, :total])
-    assert steps[0].recordings == 1
-    with pytest.raises(ValueError, match="14 tokens do not fit into static=13"):
-        context.read_on_device(ids)
-
-
-def test_an_unknown_token_is_refused_before_the_device_sees_it(steps: list[DecodeStep]) -> None:
-    fast, _ = there()
-    context = DecodingContext(fast, None)
-    context.read_on_device(IDS)
-    with pytest.raises(IndexError, match="input_ids: got token id 41, expected 0 to 40"):
-        context.read_on_device(np.concatenate([IDS, [[41], [3]]], axis=1))
-
-
 def test_the_recorder_would_notice_what_a_graph_does_not_do(steps: list[DecodeStep]) -> None:
     """A number of the host's in a launch, here the tokens in the cache, is not the same in the next step."""
     fast, _ = there()
@@ -219,14 +158,3 @@ def test_the_recorder_would_notice_what_a_graph_does_not_do(steps: list[DecodeSt
     steps[0]._recorded._recorded[0][1]["NUMBER"] = "another"
     with pytest.raises(AssertionError):
         context.read_on_device(ids[:, :12])
-
-
-@pytest.mark.parametrize("look", [float, int, bool, lambda x: x.item(), lambda x: x.tolist()])
-def test_the_recorder_would_notice_a_number_that_the_host_asks_for(look: Any) -> None:
-    fast, _ = there()
-    scalar = np.ones(()).view(OnDevice)
-    look(scalar)
-    with pytest.raises(AssertionError, match="of an array of the device, which is being recorded"):
-        fast.backend.kernels.runtime.record(lambda: look(scalar) if OnDevice.refusing else scalar)
-    assert not OnDevice.refusing
-    assert all(isinstance(x, OnDevice) for x in flatten(fast.params).values())

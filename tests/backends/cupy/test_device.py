@@ -13,20 +13,6 @@ import pytest
 
 from refdiff.backends.cupy import attention, device, rope
 
-FILES = sorted(path.name for path in device.SOURCES.iterdir())
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_source_stands_alone(name: str) -> None:
-    text = device.source(name)
-    assert "#include" not in text
-    assert text.count("struct bfloat16 {") == 1
-    assert text.isprintable() or set(re.findall(r"[^\x20-\uffff]", text)) == {"\n"}
-
-
-def test_a_value_in_a_source_is_an_option() -> None:
-    assert device.options({"D": 64, "NUMBER": "float"}) == ("--std=c++17", "-DD=64", "-DNUMBER=float")
-
 
 def declared(file: str, name: str, **kinds: np.dtype[np.void]) -> np.dtype[np.void]:
     """Read a struct of a source: the record that C++ lays out alike. `kinds` are the structs that it has inside."""
@@ -134,13 +120,6 @@ def test_another_device_than_this_threads_is_refused_before_anything_is_read_the
     assert not cupy.functions
 
 
-def test_a_null_pointer_is_eight_bytes_of_zero(cupy: Any) -> None:
-    device.Device().launch("gated.cu", "gated", {"NUMBER": "float"}, (1, 1, 1), 32, [7, None])
-    (given,) = (call[2] for call in cupy.functions["gated"].calls)
-    assert given == (7, 0)
-    assert type(given[1]) is np.int64
-
-
 @pytest.mark.parametrize(("dtype", "kind"), [(np.float16, 2), (ml_dtypes.bfloat16, 14)])
 def test_a_product_is_asked_of_cublas_columns_first(cupy: Any, dtype: Any, kind: int) -> None:
     x, weight = Pointed(np.ones((5, 11), dtype)), Pointed(np.ones((13, 11), dtype))
@@ -151,9 +130,3 @@ def test_a_product_is_asked_of_cublas_columns_first(cupy: Any, dtype: Any, kind:
     assert (handle, ta, tb, m, n, k, a_kind, lda, b_kind, ldb) == (7, 1, 0, 13, 5, 11, kind, 11, kind, 11)
     assert (a, b, c, c_kind, ldc, compute) == (weight.data.ptr, x.data.ptr, y.data.ptr, 0, 13, 68)
     assert one != zero
-
-
-def test_a_product_in_float32_is_cupys_of_two_axes(cupy: Any) -> None:
-    x, weight = np.ones((5, 11), np.float32), np.ones((13, 11), np.float32)
-    np.testing.assert_array_equal(device.Device().product(x, weight), np.full((5, 13), 11))
-    assert cupy.products == []

@@ -37,15 +37,6 @@ def test_several_products_are_those_one_by_one(rows: int, dtype: Any) -> None:
         np.testing.assert_allclose(y, exact, rtol=1e-5, atol=1e-5)
 
 
-def test_few_rows_take_three_weights_of_a_type_in_a_launch() -> None:
-    device, x = EmulatedDevice(), normal(0, 3, 11).astype(np.float32)
-    given = projections(np.float16, BFLOAT16, np.float16, np.float32, np.float16, np.float16)
-    together = CupyKernels(device).linears(x, *given)
-    assert device.launched == ["linear"] * 4, "four of float16, and one each of the others"
-    for y, p in zip(together, given, strict=True):
-        np.testing.assert_array_equal(y, CupyKernels(EmulatedDevice()).linear(x, **p))
-
-
 @pytest.mark.parametrize("rows", [1, Tuning.few_rows, Tuning.few_rows + 1])
 def test_swiglu_of_few_rows_is_two_launches_and_of_many_rounds_x_once(rows: int) -> None:
     device, x = EmulatedDevice(), normal(0, rows, 11).astype(np.float32)
@@ -62,21 +53,6 @@ def test_swiglu_of_few_rows_is_two_launches_and_of_many_rounds_x_once(rows: int)
     other = {"weight": up["weight"].astype(BFLOAT16)}
     ops_for(CupyKernels(device)).swiglu(x[:1], gate, other, down)
     assert device.launched[-4:] == ["linear", "linear", "gated", "linear"], "weights of two types"
-
-
-def test_x_is_rounded_once_for_all_weights_of_a_type() -> None:
-    """And lies in one piece, row after row, as cuBLAS is told."""
-    device, x = EmulatedDevice(), normal(0, 11, Tuning.few_rows + 1).astype(np.float32).T
-    given = projections(np.float16, BFLOAT16, np.float16, np.float32)
-    together = CupyKernels(device).linears(x, *given)
-    rows, weights = zip(*device.multiplied, strict=True)
-    assert [y.dtype.name for y in rows] == ["float16", "bfloat16", "float16", "float32"]
-    assert rows[0] is rows[2]
-    assert all(y.flags.c_contiguous for y in rows)
-    assert all(weight is p["weight"] for weight, p in zip(weights, given, strict=True))
-    for y, p in zip(together, given, strict=True):
-        exact = layers.linear(x, **{name: array.astype(np.float32) for name, array in p.items()})
-        np.testing.assert_allclose(y, exact, atol=0.1)
 
 
 def test_one_weight_that_does_not_fit_leaves_all_to_linear() -> None:

@@ -1,6 +1,5 @@
 """Tiles, splits and rows: what is chosen fits the device, covers the work, and is what the sources lay out."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +13,6 @@ from refdiff.backends.cupy.geometry import (
     mma_columns,
     mma_tiles,
     shared_bytes,
-    worth_tensor_cores,
 )
 from refdiff.backends.cupy.tuning import Tuning
 
@@ -45,18 +43,6 @@ def test_tiles_fit_the_device(d: int, e: int, maps: int, rows: int, limit: int, 
     assert tiles.rows == 16 or maps * -(-e // 16) * (tiles.rows // 16) <= SUMS_PER_THREAD
 
 
-@pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("d", [32, 64, 128, 256])
-def test_usual_heads_are_served_from_sm80_on(d: int, backward: bool) -> None:
-    assert attention_tiles(d, 2 * d, 2, 4096, SM80, backward=backward) is not None
-
-
-def test_small_devices_serve_what_fits() -> None:
-    assert attention_tiles(64, 128, 2, 4096, SM75) == Tiles(16, 16, 27008)
-    assert attention_tiles(256, 512, 2, 4096, SM75) is None
-    assert attention_tiles(256, 512, 2, 4096, SM86) == Tiles(16, 16, 100736)
-
-
 def test_two_blocks_share_a_multiprocessor_where_they_can() -> None:
     assert attention_tiles(64, 128, 2, 4096, SM90) == Tiles(64, 32, 83200)
     assert SM90 + KIB >= 2 * (83200 + KIB)
@@ -74,21 +60,6 @@ def test_splits_cover_the_keys_without_an_empty_one(blocks: int, keys: int, tile
     assert splits >= 1
     assert splits * each >= keys > (splits - 1) * each
     assert splits == 1 or each % tile == 0
-
-
-def test_keys_are_split_only_where_rows_are_few() -> None:
-    assert key_splits(Tuning(), 264, 10**5, 32, 132) == (1, 10**5)
-    assert key_splits(Tuning(), 133, 10**5, 32, 132) == (1, 10**5)
-    assert key_splits(Tuning(), 132, 4096, 32, 132) == (2, 2048)
-    assert key_splits(Tuning(), 4, 255, 32, 132) == (1, 255)
-    assert key_splits(Tuning(), 4, 4096, 32, 132) == (32, 128)
-    assert key_splits(Tuning(), 4, 131072, 32, 132) == (66, 1984 + 32)
-
-
-@pytest.mark.parametrize(("rows", "splits"), [(64, 8), (32, 4), (16, 2)])
-def test_a_warp_on_tensor_cores_makes_up_for_two_splits(rows: int, splits: int) -> None:
-    tiles = Tiles(rows, 32, 0)
-    assert [worth_tensor_cores(Tuning(), tiles, n) for n in (1, splits, splits + 1)] == [True, True, False]
 
 
 @given(d=widths, e=st.integers(1, MAX_VALUE), maps=st.integers(1, 2), rows=st.integers(1, 10**5),

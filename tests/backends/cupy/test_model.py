@@ -90,14 +90,6 @@ def test_a_model_is_its_equations(wiring: str) -> None:
     assert set(device.launched) == {"linear", "rms_norm", "rope", "rope_append", "gated_linear", "attention"} | of_v1
 
 
-def test_a_layer_is_projected_to_queries_keys_and_values_at_once() -> None:
-    model, _ = models()
-    device = on_the_device(model)
-    model(IDS)
-    of_layer = 3  # and the outputs of attention and of the feed-forward network
-    assert device.launched.count("linear") == of_layer * model.config.num_hidden_layers + 1
-
-
 def test_generated_text_and_gradients_are_those_of_the_equations() -> None:
     fast, exact = models()
     device = on_the_device(fast)

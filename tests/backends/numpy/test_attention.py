@@ -75,14 +75,6 @@ def test_blocks_of_any_size_give_the_layer():
         np.testing.assert_allclose(kernels.diff_attention(*inputs), expected, rtol=1e-12, atol=1e-13)
 
 
-def test_a_layout_by_features_is_taken_and_left_as_it_is():
-    q1, k1, q2, k2, v, lam = streams(2, 4, 2, 300, 300, 8, 6)
-    by_features = [x.transpose(1, 3, 0, 2).copy().transpose(2, 0, 3, 1) for x in (q1, k1, q2, k2)]
-    found = KERNELS.diff_attention(by_features[0], by_features[1], by_features[2], by_features[3], v, lam)
-    assert found.transpose(1, 3, 0, 2).flags.c_contiguous
-    np.testing.assert_allclose(found, layers.diff_attention(q1, k1, q2, k2, v, lam), rtol=1e-12, atol=1e-13)
-
-
 @pytest.mark.parametrize("kernels", [pytest.param(KERNELS, marks=pytest.mark.slow), PIECES], ids=["packed", "pieces"])
 @pytest.mark.parametrize(("H", "K", "most"), [(4, 1, 64 * 2**20), pytest.param(16, 4, 100e6, marks=pytest.mark.slow)])
 def test_attention_over_8192_tokens_needs_little_beside_its_result(H, K, most, kernels, monkeypatch) -> None:
@@ -112,22 +104,6 @@ def laid(monkeypatch):
 
     monkeypatch.setattr(attention, "key_blocks", blocks)
     return numbers
-
-
-def test_keys_are_laid_in_blocks_where_that_is_faster_and_nowhere_else(laid):
-    def attend(kernels=PIECES, T=150, e=64, dtype=np.float32):
-        inputs = [np.asarray(x, dtype) for x in streams(1, 8, 2, T, 150, 32, e)]
-        np.testing.assert_allclose(kernels.diff_attention(*inputs), layers.diff_attention(*inputs), rtol=0, atol=2e-5)
-
-    with PIECES.inference_scope(), KERNELS.inference_scope():
-        attend()
-        assert laid == [150, 150]
-        attend(T=Tuning.block_queries - 1)
-        attend(e=65)
-        attend(dtype=np.float64)
-        attend(KERNELS)
-    attend()  # outside of a pass, where BLAS has its own threads
-    assert laid == [150, 150]
 
 
 def draws(number, B, case, scale, lam):
@@ -192,18 +168,6 @@ def test_prompts_in_pieces_with_a_bias_and_values_that_lie_by_features(laid):
         np.testing.assert_allclose(top + np.log(total), np.log(np.exp(scores).sum(-1, keepdims=True)), atol=1e-5)
 
 
-def test_a_thread_that_shares_with_no_other_has_one_room(monkeypatch):
-    """As in the parts of a batch that are trained on by themselves."""
-    inputs, rooms, shapes, empty = streams(1, 6, 3, 211, 307, 5, 4), [], [], KERNELS.runtime.empty
-    monkeypatch.setattr(KERNELS.runtime, "empty", lambda *given: (shapes.append(given[0]), empty(*given))[1])
-    with KERNELS.inference_scope():
-        for each in (lambda work, items: list(map(work, items)), KERNELS.runtime.workers.map):
-            shapes.clear()
-            each(lambda _: KERNELS.diff_attention(*inputs), range(2))
-            rooms.append(sum(len(shape) == 2 for shape in shapes))
-    assert rooms == [2 * 2, 2]
-
-
 @pytest.mark.parametrize("T", [1, 5])
 def test_how_few_keys_a_neighbour_sees_changes_nothing(T):
     """To the last bit: of few keys the largest score is taken away, of many it is not."""
@@ -232,30 +196,6 @@ def test_rows_of_the_batch_do_not_see_each_other_where_both_maps_are_multiplied_
         found = call(q * factors, k, v)
         np.testing.assert_array_equal(found[[0, 2]], together[[0, 2]])
         assert not np.array_equal(found[1], together[1])
-
-
-@pytest.mark.parametrize("owns_cores", [True, False])
-def test_a_long_cache_is_multiplied_whole_where_blas_has_the_threads(owns_cores, monkeypatch):
-    S, d, G = 8200, 64, 4
-    lengths, matmul = [], np.matmul
-
-    def noted(a, b, **options):
-        if b.strides[-2] < b.strides[-1]:  # keys, on their side
-            lengths.append(b.shape[-1])
-        return matmul(a, b, **options)
-
-    assert S * d * G >= Tuning.decode_blas_ops
-    exact = streams(1, 2 * G, 2, 1, S, d, 128)
-    inputs = [np.asarray(x, np.float32) for x in exact]
-    exact = [np.asarray(x, np.float64) for x in inputs]
-    want, plain = layers.diff_attention(*exact), layers.diff_attention(*inputs)
-    with KERNELS.runtime.workers.running(owns_cores=owns_cores):
-        np.testing.assert_allclose(KERNELS.diff_attention(*exact), want, rtol=1e-10, atol=1e-12)
-        found = KERNELS.diff_attention(*inputs)
-        monkeypatch.setattr(np, "matmul", noted)
-        np.testing.assert_array_equal(KERNELS.diff_attention(*inputs), found)
-    assert set(lengths) == ({Tuning.key_tile, S % Tuning.key_tile} if owns_cores else {S})
-    assert abs(found - want).max() <= 2 * abs(plain - want).max() + np.finfo(np.float32).eps * abs(want).max()
 
 
 DECODING = [(16, 4, 1, S, 64, 128) for S in (5, 61, 63, 128, 150, 201, 700)]

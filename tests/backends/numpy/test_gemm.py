@@ -26,15 +26,6 @@ def test_one_token_gives_the_same_bits_whichever_threads_take_its_rows(outputs: 
         np.testing.assert_array_equal(one, results[0])
 
 
-def test_one_token_is_multiplied_without_the_interpreter_in_hand(monkeypatch: Any) -> None:
-    """Of 500 results or fewer NumPy keeps it, and threads would take turns."""
-    sizes, whole = [], np.vecdot
-    monkeypatch.setattr(np, "vecdot", lambda a, b, out: (sizes.append(out.size), whole(a, b, out=out))[1])
-    with FAST.inference_scope():
-        FAST.linear(normal(0, 1, 4096), normal(1, 1536, 4096))
-    assert sizes == [512, 512, 512]
-
-
 @pytest.mark.parametrize("unpacked", [pytest.param(0, marks=pytest.mark.slow), 24])
 def test_products_with_few_tokens_are_the_same_in_either_kind_of_piece(unpacked: int) -> None:
     kernels = tune(NumpyKernels(3), unpacked_tokens=unpacked)

@@ -7,12 +7,8 @@ import pytest
 from refdiff import layers
 from refdiff.backends.numpy import NumpyKernels
 from refdiff.backends.numpy.half_weights import (
-    EVEN_PLACES,
-    ODD_PLACES,
     FiniteWeights,
     expand,
-    expand_scaled,
-    has_words,
 )
 from refdiff.backends.numpy.tuning import Tuning
 
@@ -30,26 +26,6 @@ def test_every_number_is_expanded_exactly(kind: np.dtype, out: type) -> None:
         right = numbers.astype(np.float32)
     np.testing.assert_array_equal(expanded, right)
     np.testing.assert_array_equal(np.signbit(expanded), np.signbit(right))
-
-
-def test_every_number_is_the_half_of_a_word() -> None:
-    numbers = np.arange(2**16, dtype=np.uint16).view(TYPES[0]).reshape(256, 256)
-    assert has_words(numbers, np.float32)
-    for place in (EVEN_PLACES, ODD_PLACES):
-        expanded = np.empty((256, 128), np.float32)
-        expand(numbers, expanded, place)
-        right = numbers[:, place].view(np.uint16).astype(np.uint32) << 16
-        np.testing.assert_array_equal(expanded.view(np.uint32), right)
-
-
-def test_every_finite_float16_is_scaled_exactly() -> None:
-    numbers = np.arange(2**16, dtype=np.uint16).view(np.float16)
-    numbers = numbers[np.isfinite(numbers)].reshape(-1, 32)
-    out = np.empty(numbers.shape, np.float32)
-    expand_scaled(numbers, out)
-    right = numbers.astype(np.float64)
-    np.testing.assert_array_equal(out.astype(np.float64) * 2.0**112, right)
-    np.testing.assert_array_equal(np.signbit(out), np.signbit(right))
 
 
 def test_infinity_and_nan_are_found_once() -> None:
@@ -74,10 +50,11 @@ def test_infinity_and_nan_are_found_once() -> None:
     assert not finite._known  # what is gone is forgotten
 
 
+@pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("rows", [1, 3, 25])
-def test_a_product_with_infinity_nan_and_huge_numbers(rows: int) -> None:
+def test_a_product_with_infinity_nan_and_huge_numbers(rows: int, kind: np.dtype) -> None:
     rng = np.random.default_rng(rows)
-    x, weight = rng.normal(size=(rows, 1031)).astype(np.float32), rng.normal(size=(513, 1031)).astype(np.float16)
+    x, weight = rng.normal(size=(rows, 1031)).astype(np.float32), rng.normal(size=(513, 1031)).astype(kind)
     x[0] *= 1e34
     x[-1, 0] = np.inf
     with np.errstate(all="ignore"):
@@ -97,15 +74,6 @@ def test_rows_of_a_batch_do_not_meet(kind: np.dtype) -> None:
     with FAST.inference_scope():
         one, two = FAST.linear(x, weight), FAST.linear(other, weight)
     np.testing.assert_array_equal(np.delete(one, 3, axis=0), np.delete(two, 3, axis=0))
-
-
-def test_the_buffer_of_an_expansion_is_kept() -> None:
-    kernels = NumpyKernels(1)
-    x, weight = np.ones((1, 2048), np.float32), np.ones((1031, 2048), np.float16)
-    for _ in range(3):
-        with kernels.inference_scope():
-            kernels.linear(x, weight)
-    assert [len(blocks) for blocks in kernels.runtime.tiles._blocks.values()] == [1]
 
 
 @pytest.mark.parametrize("kind", TYPES)

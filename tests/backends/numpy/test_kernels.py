@@ -257,65 +257,43 @@ def test_what_a_layer_refuses_its_kernel_leaves_to_it(error: Any, rows: list[err
                 call(*given)
 
 
+ONES = np.ones((1, 2, 3, 5))
+
+
 @pytest.mark.parametrize(
-    "args",
+    ("name", "args"),
     [
-        ("linear", (np.ones((1, 4)), np.ones((0, 4)))),
         ("linear", (SINGLE, np.ones((5, 4)))),
-        ("linear", (SINGLE, SINGLE, np.ones(2))),
         ("linear", (np.ones((2, 4), int), np.ones((5, 4)))),
         ("embedding", (np.ones(2, bool), np.ones((5, 4)))),
         ("embedding_vjp", (SINGLE, np.array([0, 1]), np.ones((5, 4)))),
-        ("rms_norm", (np.ones((2, 4), int), None, 1e-5)),
         ("rms_norm", (SINGLE, np.ones(4), 1e-5)),
-        ("rms_norm_vjp", (SINGLE, np.ones((2, 4)), None, 1e-5)),
+        ("rms_norm_vjp", (np.ones((2, 3)), np.ones((2, 4)), None, 1e-5)),
         ("activation", (np.ones(3, int), "silu")),
         ("swiglu", (SINGLE, *[{"weight": np.ones((4, 4))}] * 3)),
-        ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 4, np.ones((1, 2, 3, 0)), np.float64(0.5))),
-        ("diff_attention", (*[np.ones((1, 2, 3, 5), np.float32)] * 5, np.float64(0.5))),
-        ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 5, np.float64(0.5), None, np.ones((3, 3), np.float32))),
-        ("diff_attention_vjp", (np.ones((1, 2, 3, 5), np.float32), *[np.ones((1, 2, 3, 5))] * 5, np.float64(0.5))),
+        ("swiglu_vjp", (np.ones((2, 3)), np.ones((2, 3)), {}, {}, {})),
+        ("diff_attention", (*[ONES] * 4, np.ones((1, 2, 3, 0)), np.float64(0.5))),
+        ("diff_attention", (*[ONES.astype(np.float32)] * 5, np.float64(0.5))),
+        ("diff_attention", (*[ONES] * 5, np.float64(0.5), None, np.ones((3, 3), np.float32))),
+        ("diff_attention", (*[ONES] * 5, np.float64(0.5), np.ones((3, 3)))),
+        ("diff_attention", (*[ONES] * 5, np.float64(0.5), None, np.full((3, 3), -np.inf))),
+        ("diff_attention_vjp", (np.ones((1, 2, 3, 6)), *[ONES] * 5, np.float64(0.5))),
         ("diff_lambda", (*[np.ones(3)] * 3, np.ones(3, np.float32), 0.2)),
         ("diff_heads_hf", (*HEADS, np.float64(0.5), 0.2, 1e-5, np.ones((3, 3), bool))),
-        ("diff_heads_hf", (*HEADS, np.ones((1, 2, 3, 1)), 0.2, 1e-5)),
         ("diff_heads_hf", (*HEADS, 0.5, 0.2, 1e-5)),
-        ("diff_heads_hf", (*HEADS, np.float32(0.5), 0.2, 1e-5)),
-        ("diff_heads_hf", (*HEADS, np.ones((1,) * 5), 0.2, 1e-5)),
         ("diff_heads_hf", (*HEADS, np.float64(0.5), 0.2, -1.0)),
-        ("diff_heads_hf", (*HEADS[:2], np.ones((1, 2, 3, 10)), np.float64(0.5), 0.2, 1e-5)),
-        ("diff_heads_hf", (HEADS[0], HEADS[1][:, :, :2], HEADS[2][:, :, :2], np.float64(0.5), 0.2, 1e-5)),
         ("diff_heads_hf", (*[np.ones((1, 4, 16, 5))] * 2, np.ones((1, 2, 16, 10)), np.float64(0.5), 0.2, 1e-5)),
-        ("plain_heads", (*[np.ones((1, 2, 3, 5), int)] * 3,)),
-        ("plain_heads", (*[np.ones((1, 2, 3, 5))] * 3, np.ones((1, 4, 3, 3), bool))),  # for two maps
-        ("linear_vjp", (SINGLE, np.ones((2, 3)), np.ones((4, 3)))),
-        ("cross_entropy", (np.ones((2, 4), int), np.array([0, 1]))),
-        ("rms_norm", (np.ones(()), None, 1e-5)),
-        ("rope", (np.ones((1, 2, 3, 4)), *[np.ones((1, 1, 3, 2), np.float32)] * 2)),
-        ("rope_vjp", (np.ones((1, 2, 3, 5)), np.ones((1, 2, 3, 4)), *[np.ones((1, 1, 3, 2))] * 2)),
-        ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 5, np.float64(0.5), np.ones((3, 3)))),
-        (
-            "diff_attention",
-            (*[np.ones((1, 2, 3, 5)), np.ones((1, 2, 2, 5))] * 2, np.ones((1, 2, 2, 5)), np.float64(0.5)),
-        ),
-        ("diff_attention", (*[np.ones((1, 2, 3, 5))] * 5, np.float64(0.5), None, np.full((3, 3), -np.inf))),
-        ("linear_vjp", (np.ones((2, 5)), np.ones((2, 3)), np.ones((5, 4)))),
+        ("plain_heads", (*[ONES] * 3, np.ones((1, 4, 3, 3), bool))),  # for two maps
+        ("plain_heads_vjp", (np.ones((1, 3, 11)), *[ONES] * 3)),
         ("linear_vjp", (np.ones((2, 4)), np.ones((2, 3)), np.ones((5, 3)))),
-        ("rms_norm_vjp", (np.ones((2, 3)), np.ones((2, 4)), None, 1e-5)),
-        ("swiglu_vjp", (np.ones((2, 3)), np.ones((2, 3)), {}, {}, {})),
-        ("diff_attention_vjp", (np.ones((1, 2, 3, 6)), *[np.ones((1, 2, 3, 5))] * 5, np.float64(0.5))),
-        ("plain_heads_vjp", (np.ones((1, 3, 11)), *[np.ones((1, 2, 3, 5))] * 3)),
-        ("plain_heads_vjp", (np.ones((1, 3, 10)), *[np.ones((1, 2, 3, 5))] * 2, np.ones((1, 2, 4, 5)))),
-        ("embedding_vjp", (np.ones((2, 3)), np.array([0, 5]), np.ones((5, 3)))),
-        ("embedding_vjp", (np.ones((2, 4)), np.array([0, 1]), np.ones((5, 3)))),
+        ("rope", (np.ones((1, 2, 3, 4)), *[np.ones((1, 1, 3, 2), np.float32)] * 2)),
+        ("rope_vjp", (ONES, np.ones((1, 2, 3, 4)), *[np.ones((1, 1, 3, 2))] * 2)),
         ("cross_entropy", (np.ones((2, 4)), np.array([-100, -100]))),
         ("cross_entropy_vjp", (np.ones(2), np.ones((2, 4)), np.array([0, 1]))),
-        ("cross_entropy_vjp", (np.float64(1), np.ones((2, 4)), np.array([0, 1, 2]))),
     ],
 )
-def test_what_does_not_fit_is_left_to_the_layer(args: tuple[str, tuple[Any, ...]]) -> None:
-    name, arguments = args
-    options = {"act": "gelu"} if name == "swiglu_vjp" else {}
-    assert KERNELS[name](*arguments, **options) is NotImplemented
+def test_what_does_not_fit_is_left_to_the_layer(name: str, args: tuple[Any, ...]) -> None:
+    assert KERNELS[name](*args, **({"act": "gelu"} if name == "swiglu_vjp" else {})) is NotImplemented
 
 
 def test_a_bias_that_hides_a_key_by_its_size_is_served() -> None:
@@ -411,9 +389,3 @@ def test_log_sum_exps_are_saved_and_the_backward_pass_begins_from_them(case: Any
         assert mine.dtype == np.float32
         allowed = 2 * np.sqrt(np.square(layer - exact).mean()) + (2**-23 * terms if i == 5 else 0.0)
         assert np.sqrt(np.square(mine - exact).mean()) <= allowed
-
-
-def test_log_sum_exps_are_not_saved_where_all_is_done_at_once() -> None:
-    q = normal(0, 1, 2, 20, 8)
-    assert FAST.diff_attention_with_lse(q, q, q, q, q, np.float64(0.5)) is NotImplemented
-    assert FAST.diff_attention_with_lse(q[0], q[0], q[0], q[0], q[0], np.float64(0.5)) is NotImplemented

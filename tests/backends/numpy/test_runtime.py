@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
-from refdiff.backends.numpy import NumpyBackend, NumpyKernels
 from refdiff.backends.numpy.runtime import Runtime
 from refdiff.backends.numpy.tuning import Tuning, has_avx512
 
@@ -34,19 +33,6 @@ def test_a_pass_has_a_buffer_of_its_own_size_in_every_thread() -> None:
             seen.add(np.getbufsize())
     assert seen == {Tuning.pass_buffer}
     assert np.getbufsize() == before != Tuning.pass_buffer
-
-
-def test_a_pass_leaves_errors_as_the_caller_has_them() -> None:
-    with np.errstate(over="raise"), Runtime().inference_scope():
-        assert np.geterr()["over"] == "raise"
-
-
-def test_rows_that_go_apart_are_in_as_many_parts_as_they_need() -> None:
-    split_batch = NumpyBackend(NumpyKernels(1)).split_batch
-    assert split_batch(1, 100_000) == [slice(0, 1)]
-    assert split_batch(16, 128) == [slice(0, 16)]
-    assert split_batch(16, 256) == [slice(0, 8), slice(8, 16)]
-    assert split_batch(3, 4096) == [slice(0, 1), slice(1, 2), slice(2, 3)]
 
 
 @pytest.mark.parametrize(

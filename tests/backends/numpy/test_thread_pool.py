@@ -34,20 +34,8 @@ def test_split_covers_every_index_once(threads, size):
     assert len(parts) <= threads
 
 
-def test_blas_can_have_as_many_threads_as_were_asked_for_and_these_none():
-    before, seen = blas_threads(), []
-    for threads in (1, 2):
-        with Workers(threads).running(owns_cores=False) as outermost:
-            assert outermost
-            assert set(blas_threads()) == {threads}
-            Workers(threads).split(100, lambda start, stop: seen.append((start, stop, threading.current_thread())))
-    assert seen == [(0, 100, threading.current_thread())] * 2
-    assert blas_threads() == before
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
-@pytest.mark.parametrize("during", [False, True])
-def test_a_forked_process_has_threads_of_its_own(during):
+def test_a_forked_process_has_threads_of_its_own():
     """Those of a model that was used are not in it; neither is a pass that another thread was in, nor a lock."""
     workers, before, inside, end = Workers(2), blas_threads(), threading.Event(), threading.Event()
 
@@ -60,9 +48,6 @@ def test_a_forked_process_has_threads_of_its_own(during):
     other = threading.Thread(target=passing)
     other.start()
     inside.wait(60)
-    if not during:
-        end.set()
-        other.join()
     memory = Workspace(1)
     memory._lock.acquire()
     reading, writing = os.pipe()
@@ -144,48 +129,6 @@ def test_passes_of_several_threads_leave_blas_as_it_was(workers, first):
     assert blas_threads() == before
 
 
-def named() -> set[threading.Thread]:
-    return {thread for thread in threading.enumerate() if thread.name == "refdiff"}
-
-
-def test_threads_are_kept_from_one_pass_to_the_next_and_end_with_their_workers():
-    others, workers, meeting = named(), Workers(3), threading.Barrier(3, timeout=20)
-    for _ in range(3):
-        with workers.running():
-            workers.map(lambda _: meeting.wait(), range(3))
-    mine = named() - others
-    assert len(mine) == 2
-    del workers
-    gc.collect()
-    for thread in mine:
-        thread.join(20)
-        assert not thread.is_alive()
-
-
-def test_callers_in_two_threads_share_the_helpers():
-    """There is one: whoever comes second goes on alone."""
-    others, workers, both = named(), Workers(2), threading.Barrier(2, timeout=20)
-    seen, lock = [], threading.Lock()
-
-    def call(caller: int) -> None:
-        with workers.running():
-            both.wait()
-            for item in range(50):
-                workers.map(lambda n, item=item: note((caller, item, n)), range(5))
-
-    def note(item: tuple[int, int, int]) -> None:
-        with lock:
-            seen.append(item)
-
-    callers = [threading.Thread(target=call, args=(i,)) for i in range(2)]
-    for thread in callers:
-        thread.start()
-    for thread in callers:
-        thread.join(20)
-    assert sorted(seen) == [(caller, item, n) for caller in range(2) for item in range(50) for n in range(5)]
-    assert len(named() - others) == 1
-
-
 @pytest.mark.parametrize("fails", [False, True])
 def test_what_was_done_is_let_go_of(fails):
     """Arrays that a part of the work refers to are not kept until there is other work: their memory is used again."""
@@ -239,21 +182,6 @@ def test_what_no_helper_has_begun_is_taken_back():
     assert not first.is_alive()
 
 
-def test_what_an_item_asks_for_its_own_thread_does():
-    workers, inner = Workers(2), []
-
-    def work(item: int) -> None:
-        here = threading.current_thread()
-        workers.map(lambda _: inner.append(threading.current_thread() is here), range(3))
-        workers.split(64, lambda start, stop: inner.append((start, stop) == (0, 64)), align=16)
-
-    with workers.running():
-        workers.map(work, range(4))
-        assert inner == [True] * 16
-        workers.split(64, lambda start, stop: inner.append((start, stop)), align=16)  # and afterwards all do
-    assert sorted(inner[16:]) == [(0, 32), (32, 64)]
-
-
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 5])
 def test_results_are_taken_in_the_order_of_the_items(threads, count):
@@ -270,17 +198,6 @@ def test_results_are_taken_in_the_order_of_the_items(threads, count):
     with workers.running():
         workers.map_in_order(work, [str(n) for n in range(count)], taken.append)
     assert taken == [str(n) for n in range(count)]
-
-
-def test_what_is_left_over_has_all_threads():
-    workers, meeting = Workers(2), threading.Barrier(2, timeout=20)
-
-    def work(item: int) -> None:
-        if item == 2:
-            workers.map(lambda _: meeting.wait(), range(2))  # passes only if two are under way at once
-
-    with workers.running():
-        workers.map_in_order(work, range(3), lambda result: None)
 
 
 def test_every_thread_has_the_errstate_of_the_caller():

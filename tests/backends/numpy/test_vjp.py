@@ -5,7 +5,6 @@ import pytest
 
 from refdiff import layers
 from refdiff.backends.numpy import NumpyKernels
-from refdiff.backends.numpy.layout import feature_view
 from refdiff.backends.numpy.tuning import Tuning
 from tests.backends.tuned import tune
 
@@ -26,12 +25,6 @@ def test_blocks_of_any_size_give_the_layer(together):
         np.testing.assert_allclose(one, truth, rtol=1e-11, atol=1e-12)
 
 
-def test_gradients_come_feature_view():
-    """Then RoPE and the products before read them as they lie."""
-    *heads, _ = NumpyKernels(2).diff_attention_vjp(*streams(), np.float64(0.7))
-    assert all(feature_view(x) is not None for x in heads)
-
-
 def test_which_thread_takes_what_changes_no_number():
     kernels = tune(NumpyKernels(2), vjp_scores=2 * 7 * 41, grouped_scores=2 * 7 * 41)
     results = [kernels.diff_attention_vjp(*streams(np.float32), np.float32(0.7))]
@@ -40,13 +33,6 @@ def test_which_thread_takes_what_changes_no_number():
     for one in results[1:]:
         for a, b in zip(results[0], one, strict=True):
             np.testing.assert_array_equal(a, b)
-
-
-def test_gradients_of_activations_come_feature_major() -> None:
-    """Then the product before reads them as they lie."""
-    g, x, weight = np.ones((2, 3, 5)), np.ones((2, 3, 7)), np.ones((5, 7))
-    dx, _, _ = NumpyKernels().linear_vjp(g, x, weight)
-    assert dx.reshape(6, 7).T.flags.c_contiguous
 
 
 def test_a_weight_s_gradient_over_many_tokens_is_the_same_with_one_thread_and_with_three() -> None:

@@ -22,17 +22,6 @@ def workspace():
     return space
 
 
-def owner(x):
-    return x if x.base is None else x.base
-
-
-def test_a_new_array_takes_the_memory_of_one_that_is_gone(workspace):
-    first = workspace.empty(SHAPE, np.float32)
-    block = id(owner(first))
-    del first
-    assert id(owner(workspace.empty(SHAPE, np.float32))) == block
-
-
 @pytest.mark.parametrize("held", [lambda x: x, lambda x: x[3:7], lambda x: x.reshape(-1, 1).T, memoryview])
 def test_what_is_referred_to_keeps_its_memory(workspace, held):
     view = held(workspace.empty(SHAPE, np.float32))
@@ -51,19 +40,6 @@ def test_how_many_references_a_free_block_has_is_found_out(monkeypatch, more):
     place = one.ctypes.data
     del one
     assert space.empty(SHAPE, np.float32).ctypes.data == place
-
-
-def test_sizes_do_not_mix_and_dtypes_of_one_size_do(workspace):
-    first = workspace.empty((2, LEAST), np.float32)
-    block = id(owner(first))
-    del first
-    assert id(owner(workspace.empty((2, LEAST - 1), np.float32))) != block
-    second = workspace.empty((LEAST,), np.float64)
-    assert id(owner(second)) == block
-    assert second.shape == (LEAST,)
-    assert second.dtype == np.float64
-    assert second.flags.c_contiguous
-    assert second.flags.aligned
 
 
 def test_what_is_small_or_asked_for_while_closed_is_not_kept():
