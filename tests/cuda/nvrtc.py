@@ -27,11 +27,6 @@ class Nvrtc:
         ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)
         self._library = ctypes.CDLL(str(library))
 
-    def version(self) -> tuple[int, int]:
-        major, minor = ctypes.c_int(), ctypes.c_int()
-        assert self._library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)) == 0
-        return major.value, minor.value
-
     def compile(self, source: str, options: Sequence[str], architecture: str) -> dict[str, Resources]:
         """Compile to machine code for a device such as `sm_90`; name → what each kernel takes. Warnings are errors."""
         log, code = self._compiled(source, [*options, f"-arch={architecture}", "--ptxas-options=-v"], "CUBIN")

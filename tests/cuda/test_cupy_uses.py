@@ -93,17 +93,3 @@ def test_uses_are_read_from_the_source() -> None:
     assert Use("cupy.empty", "backends/cupy/device.py", True, 1, ("dtype",)) in found
     (product,) = [use for use in found if use.path == "cupy.cuda.cublas.gemmEx"]
     assert product.positional == 19
-
-
-def test_signatures_are_read_from_what_cython_writes() -> None:
-    signature = cupy_uses._read("intptr_t dst, size_t size, *, bool blocking=True, **kwargs")
-    assert str(signature) == "(dst, size, *, blocking=None, **kwargs)"
-    assert str(cupy_uses._read("x, /, out=None, *, casting='same_kind', dtype=None")) == (
-        "(x, /, out=None, *, casting=None, dtype=None)"
-    )
-
-    def function() -> None:
-        """function(self, int a, b=2) -> None"""
-
-    function.__signature__ = "not one"  # type: ignore[attr-defined]
-    assert str(cupy_uses._parameters(function, "function")) == "(self, a, b=None)"

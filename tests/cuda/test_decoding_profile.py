@@ -22,11 +22,6 @@ def trace(**calls: int) -> dict[str, Any]:
     return {"traceEvents": [*events, {"ph": "M", "name": "process_name"}, {"cat": "cpu_op", "name": "cudaMemcpyAsync"}]}
 
 
-def test_calls_are_counted_by_name_and_kernels_together() -> None:
-    found = counts(trace(cudaGraphLaunch=2, cuLaunchKernel=3, kernel=5, cudaMemcpyAsync=1))
-    assert found == {"cudaGraphLaunch": 2, "cuLaunchKernel": 3, "kernels on the device": 5, "cudaMemcpyAsync": 1}
-
-
 def test_a_token_has_what_the_longer_text_has_more() -> None:
     once = {"cudaStreamBeginCapture": 1, "cuLaunchKernel": 300}
     short = counts(trace(**once, cudaGraphLaunch=10, kernel=900, cudaStreamSynchronize=12))
@@ -40,7 +35,7 @@ def test_a_token_has_what_the_longer_text_has_more() -> None:
     assert lines[-1].endswith("less than one a layer")
 
 
-@pytest.mark.parametrize("call", ["cudaMemcpyAsync", "cudaMemcpy", "cudaDeviceSynchronize", "cudaEventSynchronize"])
+@pytest.mark.parametrize("call", ["cudaMemcpyAsync", "cudaEventSynchronize"])
 def test_a_wait_in_each_layer_is_found(call: str) -> None:
     short, long = ({**counts(trace(kernel=9)), call: n} for n in (0, 4 * LAYERS))
     assert told(Counter(short), Counter(long), 4) == (
@@ -58,9 +53,8 @@ def test_a_profiler_that_hears_nothing_is_not_taken_for_a_device_that_does_nothi
     assert "no kernel" in lines[0]
 
 
-@pytest.mark.parametrize("dtype", decoding_profile.WEIGHTS)
-def test_its_model_generates(dtype: str) -> None:
-    model = decoding_profile.model("numpy", dtype)
-    assert model.params["model"]["layers"][0]["mlp"]["up_proj"]["weight"].dtype == dtype
+def test_its_model_generates() -> None:
+    model = decoding_profile.model("numpy", "float16")
+    assert model.params["model"]["layers"][0]["mlp"]["up_proj"]["weight"].dtype == "float16"
     assert decoding_profile.generated(model, 3).shape == (1, 11)
     assert model.config.max_position_embeddings >= decoding_profile.LONG + 8

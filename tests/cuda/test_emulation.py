@@ -142,8 +142,3 @@ def test_a_missing_barrier_depends_on_the_order(monkeypatch: pytest.MonkeyPatch)
     body = f"{SHARED} shared[i] = x[i]; y[i] = shared[63 - i];"
     first, last = (run_source(monkeypatch, body, 256, order) for order in (0, 1))
     assert not np.array_equal(first, last)
-
-
-def test_arguments_must_have_a_type() -> None:
-    with pytest.raises(AssertionError, match="64 is not typed"):
-        EmulatedDevice().launch("gated.cu", "gated", {"NUMBER": "float"}, (1, 1, 1), 32, (64,))

@@ -15,7 +15,7 @@ import pytest
 
 from refdiff.backends.cupy import device
 from refdiff.backends.cupy.geometry import attention_tiles, mma_tiles
-from tests.cuda.nvrtc import Nvrtc, Resources, resources
+from tests.cuda.nvrtc import Nvrtc
 from tests.cuda.wheels import fetched
 
 COMPILERS = {"CUDA 12": "nvidia-cuda-nvrtc-cu12==12.*", "CUDA 13": "nvidia-cuda-nvrtc==13.*"}
@@ -155,31 +155,3 @@ def test_a_source_that_is_wrong_does_not_compile() -> None:
             compiler(cuda).compile(
                 device.source("gated.cu").replace("size", "rows_of_x", 1), ("-DNUMBER=float",), "sm_90"
             )
-
-
-@pytest.mark.slow
-def test_the_compilers_are_of_the_versions_that_they_are_called() -> None:
-    assert {f"CUDA {compiler(cuda).version()[0]}" for cuda in COMPILERS} == set(COMPILERS)
-
-
-def test_what_ptxas_says_is_read() -> None:
-    log = (
-        "ptxas info    : Compiling entry function 'one' for 'sm_90'\nptxas info    : Function properties for one\n"
-        "    16 bytes stack frame, 12 bytes spill stores, 8 bytes spill loads\n"
-        "ptxas info    : Used 40 registers, used 0 barriers\n"
-        "ptxas info    : Compiling entry function 'two' for 'sm_90'\n    0 bytes stack frame, 0 bytes spill stores\n"
-        "ptxas info    : Used 255 registers\n"
-    )
-    assert resources(log) == {"one": Resources(40, 16, 12), "two": Resources(255, 0, 0)}
-
-
-@pytest.mark.parametrize("name", SOURCES)
-def test_every_source_has_variants(name: str) -> None:
-    """All names that the compiler must be told are told: a source that is new needs its line here."""
-    told = set(variants(name, "float", 227)[0])
-    asked = {
-        word
-        for word in ("NUMBER", "TILE", "WEIGHT", "MAPS", "D", "E", "ROWS", "KEYS")
-        if re.search(rf"\b{word}\b", device.source(name))
-    }
-    assert asked == told
