@@ -73,9 +73,3 @@ def test_weights_that_are_not_those_of_the_config(function: Any) -> None:
         function(hf.config, without(hf.params, "model.layers.1.self_attn.k_proj"), "paper")
     with pytest.raises(ValueError, match="the weights have 'lm_head', but need layers, on top or in model or"):
         function(hf.config, {"lm_head": {}}, "paper")
-
-
-def test_weights_that_are_not_those_of_the_config_prove_nothing() -> None:
-    hf, paper = small_model(wiring="hf"), small_model(wiring="paper")
-    with pytest.raises(ValueError, match="They fit the wiring 'hf'"):
-        prove((hf.config, hf.params), (paper.config, hf.params))

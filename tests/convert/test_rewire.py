@@ -17,7 +17,7 @@ from refdiff.layers.diff_heads_paper import SUBLN_EPS
 from refdiff.model import weights
 from refdiff.model.variants import MODEL_TYPES
 from tests.layers.places import Place
-from tests.model.models import CLASSES, WIRINGS, ids, small_model
+from tests.model.models import CLASSES, ids, small_model
 from tests.tolerances import EXACT, close
 
 pytestmark = pytest.mark.filterwarnings("ignore:the text is longer than the")  # where frequencies switch
@@ -173,15 +173,6 @@ def test_weights_on_another_backend(away: Place, one: str, other: str) -> None:
     assert prove((there.config, there.params), (config, params)).worst < 1e-13
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
-def test_to_itself(wiring: str) -> None:
-    model = small_model(wiring=wiring)
-    config, params = convert(model.config, model.params, wiring)
-    assert config == model.config
-    assert config is not model.config
-    assert params == model.params
-
-
 def test_nothing_is_written_to_and_the_rest_is_shared() -> None:
     model = small_model(wiring="paper")
     kept = copy.deepcopy(model.params)
@@ -254,10 +245,3 @@ def test_later_is_a_layer_at_a_time_and_nothing_before() -> None:
     assert prove((model.config, model.params), (config, params)).worst < 1e-13
     attention = [name for name in read if "self_attn" in name]
     assert len(attention) == len(set(attention)) == 3 * 8
-
-
-def test_a_lambda_that_depends_on_the_token_is_found_when_it_is_read() -> None:
-    model = small_model(wiring="v2")
-    config, params = convert_later(model.config, model.params, "none")
-    with pytest.raises(ValueError, match="where λ depends on the token"):
-        prove((model.config, model.params), (config, params))

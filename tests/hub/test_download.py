@@ -67,21 +67,6 @@ def test_a_sharded_model_is_fetched_by_its_index(hub_server: Lookalike) -> None:
     assert names(hub.snapshot("ai/both", files=hub.WEIGHTS)) == {"model.safetensors"}
 
 
-def test_what_is_not_weights_needs_no_config_and_a_pattern_matches_within_one_folder(hub_server: Lookalike) -> None:
-    hub_server.repo("ai/tokenizer", {"tokenizer.json": b"{}"})
-    assert names(hub.snapshot("ai/tokenizer", files=(*hub.TOKENIZER, "config.json"))) == {"tokenizer.json"}
-    with pytest.raises(CheckpointError, match=r"has none of generation_config.json, but has tokenizer.json"):
-        hub.snapshot("ai/tokenizer", files=("generation_config.json",))
-    files = {"config.json": b"{}", "extra/a.jinja": b"a", "extra/deep/b.jinja": b"b", "c.jinja": b"c"}
-    hub_server.repo("ai/deep", files)
-    folder = hub.snapshot("ai/deep", files=("config.json", "extra/*.jinja"))
-    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == {
-        "config.json",
-        "extra/a.jinja",
-    }
-    assert hub.snapshot("ai/deep", files=("extra/*.jinja",)) == folder
-
-
 def test_the_second_call_fetches_nothing(hub_server: Lookalike) -> None:
     folder = hub.snapshot("ai/model", files=ALL)
     hub_server.requests.clear()
@@ -118,14 +103,6 @@ def test_one_snapshot_even_if_the_repo_changes_meanwhile(
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", slow)
     folder = hub.snapshot("ai/model", files=ALL)
     assert (folder / "tokenizer.json").read_bytes() == b"{}"
-
-
-def test_the_cache_folder_can_be_chosen(hub_server: Lookalike, tmp_path: Path) -> None:
-    folder = hub.snapshot("ai/model", cache_dir=tmp_path / "mine")
-    assert folder.is_relative_to(tmp_path / "mine")
-    assert hub.snapshot("ai/model", cache_dir=tmp_path / "mine", local_files_only=True) == folder
-    with pytest.raises(CheckpointError, match=r"not in the cache"):
-        hub.snapshot("ai/model", local_files_only=True)
 
 
 def test_the_shared_blobs_of_huggingface_hub_2_can_be_read(hub_server: Lookalike) -> None:
@@ -192,17 +169,6 @@ def test_a_download_that_fails_for_good_leaves_nothing_that_loads(
     assert not hub_server.asked("tokenizer.json"), "complete files were fetched again"
 
 
-def test_a_shard_that_fails_is_named(hub_server: Lookalike) -> None:
-    hub_server.repo("ai/sharded", sharded_files())
-    hub_server.fail("/cdn/", "cut", 30_000, 1)  # longer than the file: no fault
-    hub_server.fail("model-00002-of-00002", "status", 403)
-    with pytest.raises(CheckpointError, match=r"ai/sharded: model-00002-of-00002\.safetensors: .*refused access"):
-        hub.snapshot("ai/sharded", files=ALL)
-    with pytest.raises(CheckpointError, match=r"1 of them are missing, such as model-00002-of-00002\.safetensors"):
-        hub.snapshot("ai/sharded", files=ALL, local_files_only=True)
-    assert len(weights.headers(hub.snapshot("ai/sharded", files=ALL))) == 2
-
-
 # Offline
 
 
@@ -254,21 +220,6 @@ def test_when_the_hub_is_gone_the_cache_is_used(hub_server: Lookalike, monkeypat
         match=r"^ai/other: no such folder here, and the connection to http://127.0.0.1:9 failed .*check the",
     ):
         hub.snapshot("ai/other")
-
-
-@pytest.mark.parametrize("disabled", [False, True])
-def test_progress_bars_are_left_as_they_were(disabled: bool, hub_server: Lookalike) -> None:
-    from huggingface_hub import utils
-
-    bars: Any = utils
-    before = bars.are_progress_bars_disabled()
-    try:
-        (bars.disable_progress_bars if disabled else bars.enable_progress_bars)()
-        for progress in (False, True):
-            hub.snapshot("ai/model", progress=progress)
-            assert bars.are_progress_bars_disabled() is disabled
-    finally:
-        (bars.disable_progress_bars if before else bars.enable_progress_bars)()
 
 
 # What is refused, and what the message says

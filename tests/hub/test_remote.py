@@ -78,14 +78,6 @@ def test_headers_and_vectors_are_there_and_the_rest_is_not(sharded: bool, hub_se
     assert whole.exists()
 
 
-def test_a_small_file_is_whole(hub_server: Lookalike) -> None:
-    content = layer(0, size=4)
-    hub_server.repo("ai/small", repo_files(content))
-    with hub.outline("ai/small", files=ALL) as folder:
-        assert (folder / "model.safetensors").read_bytes() == save(content)
-    assert len(hub_server.asked("/cdn/")) == 1
-
-
 def test_a_long_header_takes_a_second_request(hub_server: Lookalike) -> None:
     tensors = {f"tensor_{index:06}_{'x' * 50}": np.zeros(1, np.float32) for index in range(1500)}
     hub_server.repo("ai/wide", repo_files({**tensors, **layer(0)}))
@@ -115,9 +107,7 @@ def test_a_revision_and_offline(hub_server: Lookalike) -> None:
     ("how", "number", "message"),
     [
         ("cut", 50, "the connection to .* failed"),
-        ("reset", 50, "the connection to .* failed"),
         ("status", 503, "http.* has trouble .HTTP 503"),
-        ("status", 416, "http.* answered with HTTP 416"),
         ("no ranges", 0, "the server does not send parts of a file"),  # which may have gigabytes
     ],
 )
