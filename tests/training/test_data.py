@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -42,14 +41,6 @@ def test_tokens_say_the_text_and_validation_is_its_end(path: Path) -> None:
     assert 0.1 < corpus.num_bytes["validation"] / len(whole) < 0.21
     assert corpus.num_bytes["train"] == sum(len(t) for t in parts[0])
     assert corpus.vocab_size == 280
-
-
-def test_prompts_begin_as_documents_do(path: Path) -> None:
-    corpus = make(path)
-    tokenizer = refdiff.Tokenizer.from_pretrained(corpus.folder)
-    ids = tokenizer.encode("the king")
-    assert ids[0] == corpus.separator == tokenizer.eos_token_id
-    assert tokenizer.decode(ids[1:]) == "the king"
 
 
 def test_the_tokenizer_has_not_seen_the_validation_part(tmp_path: Path) -> None:
@@ -114,26 +105,6 @@ def test_long_documents_have_the_tokens_of_the_whole(path: Path, monkeypatch: py
     np.testing.assert_array_equal(cut.tokens["train"], whole.tokens["train"])
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="counts a process's memory otherwise")
-def test_memory_does_not_grow_with_a_long_document(tmp_path: Path) -> None:
-    """3.6 MB without a separator need 80 MB beside what a tenth of it needed; in one piece they needed 380."""
-    program = (
-        "import resource, sys; from pathlib import Path; from refdiff.training.data import Corpus\n"
-        "for name in sys.argv[1:]:\n"
-        "    Corpus.from_text(Path(name), Path(name + '-corpus'), vocab_size=270)\n"
-        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
-    )
-    one = tale(2000).replace("<|endoftext|>\n", "")
-    for name, times in (("short", 1), ("long", 10)):
-        (tmp_path / name).write_text(one * times, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "short"), str(tmp_path / "long")],
-        env={**os.environ, "PYTHONPATH": str(Path(refdiff.__file__).parents[1])}, capture_output=True, check=True,
-    )  # fmt: skip
-    short, long = map(float, done.stdout.split())
-    assert long - short < 200
-
-
 def test_the_tokenizer_learns_from_a_part_of_a_long_text(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The words of this one never repeat, and the table that its training makes of them is 100 times their size."""
     given: list[int] = []
@@ -151,12 +122,6 @@ def test_the_tokenizer_learns_from_a_part_of_a_long_text(path: Path, monkeypatch
     corpus = make(path, 300)
     assert 100_000 < sum(given) <= 2**17 < path.stat().st_size / 2
     assert corpus.num_bytes["train"] > 300_000  # all of it is encoded
-
-
-def test_a_text_without_line_breaks_has_two_parts(path: Path) -> None:
-    path.write_text(tale().replace("<|endoftext|>", "").replace("\n", " "), encoding="utf-8")
-    corpus = make(path, validation=0.1)
-    assert 0.05 < corpus.num_bytes["validation"] / path.stat().st_size <= 0.1
 
 
 def test_a_vocabulary_larger_than_the_text_allows(path: Path) -> None:
@@ -199,12 +164,3 @@ def test_a_full_disk_leaves_nothing_and_is_said(path: Path, most: int, outside: 
     assert "cannot write the tokens and their tokenizer: File too large; free some space, then start again" in said
     assert said.endswith("corpus'")
     assert [p.name for p in path.parent.iterdir()] == ["text.txt"]
-
-
-def test_a_text_that_cannot_be_read_is_said_to_be_the_text(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object) -> None:
-        raise PermissionError(13, "Permission denied", str(path))
-
-    monkeypatch.setattr("refdiff.training.data._train_tokenizer", refuse)
-    with pytest.raises(PermissionError, match=r"^\[Errno 13\] Permission denied: '.*text.txt'$"):
-        make(path)

@@ -21,12 +21,6 @@ def test_a_line_with_the_separator_ends_a_document(tmp_path: Path) -> None:
     assert list(pieces(path)) == [("a\nb", True), ("c <|endoftext|> d\n", True), ("last", True)]
 
 
-def test_between_two_bytes(tmp_path: Path) -> None:
-    path = write(tmp_path, "éa\nb\nc\n")
-    assert list(pieces(path, 4, 6)) == [("b", True)]
-    assert list(pieces(path, 0, 4)) == [("éa", True)]
-
-
 def test_long_documents_are_cut_before_white_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "PIECE", 8)
     text = "one two  \n three four-five-six-seven 日本語日本語\nend\n<|endoftext|>\nnext\n"

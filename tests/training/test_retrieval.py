@@ -40,21 +40,6 @@ def test_every_question_has_one_needle_with_its_answer(length: int, needles: int
         assert ids[-1] >= 12
 
 
-def test_needles_are_everywhere_in_the_haystack() -> None:
-    rows = draw_rows(SMALL, 400, 16, np.random.default_rng(2))
-    assert set(rows.needle.ravel()) == set(range(12))
-
-
-def test_keys_are_asked_too_behind_every_needle() -> None:
-    alone, both = (draw_rows(SMALL, 50, 13, np.random.default_rng(3), keys_too=keys_too) for keys_too in (False, True))
-    np.testing.assert_array_equal(both.ids, alone.ids)
-    more = both.labels != alone.labels
-    assert (more.sum(axis=1) == 3).all()
-    for row, at in zip(*np.nonzero(more), strict=True):
-        assert both.labels[row, at] == both.ids[row, at - 2] < 7
-        assert 7 <= both.ids[row, at - 1] < 12
-
-
 def looks(ids: np.ndarray, **_: Any) -> SimpleNamespace:
     """Layer 0: a head that gives all to the needle asked for, half of it with a minus, and one that looks at every key
     alike. Layer 1: a head whose weights on all of a row are 1, but for −1 on the needle, and one that is 0 but at 0."""
@@ -90,23 +75,6 @@ def test_shares_and_accuracy_of_maps_made_by_hand() -> None:
     assert found["net noise"] == pytest.approx((0.01 + 1) * (26 - n) / everything)
 
 
-def test_means_by_depth_by_hand() -> None:
-    experiment = Experiment(**{**SMALL.__dict__, "rows": 40})
-    depths = measure(experiment, looks, 29)["depths"]  # type: ignore[arg-type]
-    rows = draw_rows(experiment, 1, 29, np.random.default_rng((0, 1, 29)))  # batches of one row: 29 of 53 tokens
-    assert depths["answer"][:4] == pytest.approx([(1 + 2 * 3 / 29) / 4] * 4)
-    assert depths["noise"][:4] == pytest.approx([2 * 23 / 29 / 4] * 4)
-    assert (1 + 2 * 2 / 29) / 4 < depths["answer"][4] < (1 + 2 * 3 / 29) / 4, "some needles end the haystack"
-    assert set(np.rint(rows.needle / 24 * 4).ravel()) <= set(range(5))
-    assert len(set(depths["accuracy"])) > 1
-
-
-def test_a_depth_without_a_needle_has_no_mean() -> None:
-    one = Experiment(**{**SMALL.__dict__, "rows": 1})
-    found = measure(one, looks, 29)  # type: ignore[arg-type]
-    assert found["depths"]["answer"].count(None) >= 3
-
-
 def test_all_wirings_learn_and_are_of_one_size() -> None:
     experiment = Experiment(**{**SMALL.__dict__, "steps": 60, "begin": 40})
     sizes = []
@@ -117,27 +85,6 @@ def test_all_wirings_learn_and_are_of_one_size() -> None:
         sizes.append(model.num_parameters() - vectors)
         assert np.mean(losses[-5:]) < 0.8 * losses[0]
     assert sizes[0] == sizes[1] == sizes[2]
-
-
-def test_keys_are_asked_in_the_first_rows_then_lengths_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[tuple[int, int, bool]] = []
-
-    def watched(x: Experiment, count: int, length: int, rng: np.random.Generator, keys_too: bool) -> retrieval.Rows:
-        drawn.append((count, length, keys_too))
-        return draw_rows(x, count, length, rng, keys_too=keys_too)
-
-    monkeypatch.setattr(retrieval, "draw_rows", watched)
-    train(SMALL, "none", 0, threads=1)
-    assert drawn == [(4, 13, True)] * 3 + [(3, 17, False), (4, 13, False), (3, 17, False)]
-
-
-def test_the_rate_is_constant_on_short_rows_and_falls_after() -> None:
-    experiment = Experiment(steps=300, begin=200, rate=0.5)
-    rates = [experiment.rate_at(step) for step in range(300)]
-    assert rates[0] == 0.01
-    assert set(rates[49:201]) == {0.5}
-    assert (np.diff(rates[200:]) < 0).all()
-    assert rates[-1] == pytest.approx(0.05, rel=0.01)
 
 
 def test_a_run_is_kept_and_goes_on(
@@ -166,22 +113,10 @@ def test_a_run_is_kept_and_goes_on(
 
 
 @pytest.mark.slow
-def test_jobs_change_no_number(tmp_path: Path) -> None:
-    for jobs in ("1", "2"):
-        assert main(["-o", str(tmp_path / jobs), "--quick", "--steps", "2", "--jobs", jobs]) == 0
-    assert json.loads((tmp_path / "1").read_text()) == json.loads((tmp_path / "2").read_text())
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("wiring", ["hf", "none"])
 def test_the_quick_experiment_is_learned(wiring: str) -> None:
     """What the experiment claims has a meaning only where models find their keys."""
     assert measure(QUICK, train(QUICK, wiring, 0, threads=1), 16)["accuracy"] > 0.9
-
-
-def test_the_longest_rows_that_training_knows() -> None:
-    assert SMALL.longest == 13
-    assert Experiment(**{**SMALL.__dict__, "lengths": (23, 29)}).longest == 23
 
 
 @pytest.mark.parametrize(

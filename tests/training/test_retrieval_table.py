@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from refdiff.training.retrieval_table import MEASURES, depth_table, differences, mean_and_interval, table
+from refdiff.training.retrieval_table import MEASURES, differences, mean_and_interval, table
 
 
 def one(wiring: str, seed: int, accuracy: float, depths: list[float | None]) -> dict[str, Any]:
@@ -44,25 +44,3 @@ def test_a_table_has_a_line_of_each_kind_and_of_the_differences() -> None:
     assert plain.split()[:5] == ["29", "none", "43.8", "±", f"{100 * 12.706 * 0.1875:.1f}"]
     assert both.split()[:5] == ["29", "hf−none", "18.8", "±", f"{100 * 12.706 * 0.0625:.1f}"]
     assert all(len(line) <= 80 for line in (head, differential, plain, both))
-
-
-def test_each_differential_variant_has_its_line_of_differences() -> None:
-    _, *lines = table([one("v2", 0, 0.875, []), *RUNS]).splitlines()
-    assert [line.split()[1] for line in lines] == ["hf", "v2", "none", "hf−none", "v2−none"]
-    assert lines[-1].split()[:5] == ["29", "v2−none", "62.5", "±", "–"]
-
-
-def test_one_seed_has_no_interval() -> None:
-    _, line = table(RUNS[:1]).splitlines()
-    assert line.split()[:5] == ["29", "hf", "50.0", "±", "–"]
-
-
-def test_a_table_by_depth() -> None:
-    head, *lines = depth_table(RUNS, 29).splitlines()
-    assert head.split() == ["29", "tokens:", "0", "%", "25", "%", "50", "%", "75", "%", "100", "%"]
-    assert [line.split()[:4] for line in lines] == [
-        [wiring, measure, mean, "±"]
-        for measure in ("accuracy", "answer", "noise")
-        for wiring, mean in (("hf", "20.0"), ("none", "10.0"))
-    ]
-    assert all(line.endswith("–") and len(line) <= 80 for line in lines), "no needle stood at the end"

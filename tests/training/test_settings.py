@@ -58,23 +58,6 @@ def test_the_estimate_is_what_training_holds_at_least(wiring: str, layers: int, 
     assert peak / 1.6 < estimate < peak
 
 
-def test_settings_that_take_more_and_less() -> None:
-    small = Settings(batch=4)
-    stays, passes = needed_memory(config(), small)
-    assert needed_memory(config(), small, "float64") == (2 * stays, 2 * passes)
-    assert needed_memory(config(), Settings(batch=8)) == (stays, 2 * passes)
-    assert needed_memory(config(), Settings(batch=4, accumulate=4)) == (stays * 5 // 4, passes // 4)
-    assert needed_memory(config(), Settings(batch=4, optimizer="muon")) == (stays * 3 // 4, passes)
-
-
-def test_threads_have_some_rows_each() -> None:
-    """Of 256 tokens, 8 at a time."""
-    stays, passes = needed_memory(config(), Settings(batch=8))
-    assert needed_memory(config(), Settings(batch=64), threads=1) == (stays, passes)
-    assert needed_memory(config(), Settings(batch=64), threads=3) == (stays, 3 * passes)
-    assert needed_memory(config(), Settings(batch=16), threads=3) == (stays, 2 * passes)
-
-
 def test_what_is_free_is_the_least_that_the_system_says(tmp_path: Path) -> None:
     info = tmp_path / "meminfo"
     assert available_memory(info, tmp_path) is None
