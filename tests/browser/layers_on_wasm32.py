@@ -1,4 +1,4 @@
-"""Run tests/layers in Pyodide, on NumPy's arrays, without the one test that starts a process."""
+"""Run tests/layers in Pyodide, on NumPy's arrays."""
 
 import os
 import sys
@@ -9,8 +9,7 @@ sys.dont_write_bytecode = True
 
 import pytest  # noqa: E402
 
-PROCESS = "tests/layers/test_everywhere.py::test_a_test_that_is_not_on_every_place_fails"
-arguments = ["tests/layers", "-v", "--no-header", "--capture=sys", "-p", "no:cacheprovider", f"--deselect={PROCESS}"]
+arguments = ["tests/layers", "-v", "--no-header", "--capture=sys", "-p", "no:cacheprovider"]
 arguments += ["-k", "numpy and not read-only and not strict"]
 code = pytest.main(arguments)
 if code:

@@ -29,10 +29,6 @@ BY_HAND = {
     "silu": (-0.238405844044235, -0.268941421369995, 0.0, 0.731058578630005, 6.99362264163919),
     "tanh": (-0.964027580075817, -0.761594155955765, 0.0, 0.761594155955765, 0.999998336943945),
 }
-SAME = {
-    "gelu_accurate": "gelu_new", "gelu_fast": "gelu_new", "gelu_pytorch_tanh": "gelu_new",
-    "gelu_python_tanh": "gelu_new", "gelu_python": "gelu", "swish": "silu",
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BY_HAND)
@@ -53,14 +49,6 @@ def test_precision(name: str) -> None:
 def test_small_results_are_precise_too(name: str) -> None:
     x = np.concatenate([np.linspace(-30, -1e-3, 101), np.linspace(1e-3, 30, 101)])[:, None]
     close(activation(x, name), rounded([[by_loops.ACTIVATIONS[name](z)] for z in exact(x[:, 0])]), FLOAT64)
-
-
-@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
-def test_extremes_stay_finite_and_rise_at_most_as_the_argument(name: str) -> None:
-    y = activation(np.array([-1e30, -1e4, 1e4]), name)
-    assert np.isfinite(y).all() if name != "linear" else y[0] == -1e30
-    assert y[2] >= 0
-    assert abs(y[0]) <= 1e-2 * 1e30 if name != "linear" else True
 
 
 @given(NUMBERS)
@@ -100,11 +88,6 @@ KINKS = {
 def test_derivative_at_a_kink(name: str) -> None:
     x = np.array(list(KINKS[name]))[:, None]
     close(*activation_vjp(np.ones(x.shape), x, name), np.array(list(KINKS[name].values()))[:, None], FLOAT64)
-
-
-@pytest.mark.parametrize(("name", "other"), SAME.items())
-def test_names_for_the_same_function(name: str, other: str) -> None:
-    close(activation(GRID, name), activation(GRID, other), EXACT)
 
 
 def test_error_function() -> None:

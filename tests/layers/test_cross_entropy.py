@@ -24,10 +24,6 @@ def test_by_hand() -> None:
     assert np.shape(cross_entropy(logits, np.array([1, 1, 0]))) == ()
 
 
-def test_a_single_class_costs_nothing() -> None:
-    assert cross_entropy(np.array([[3.0], [4.0]]), np.array([0, -100])) == 0
-
-
 def test_no_target_that_counts() -> None:
     assert math.isnan(cross_entropy(LOGITS[0], np.full(5, -100)))
     assert math.isnan(cross_entropy(np.zeros((0, V)), np.zeros(0, np.int64)))
@@ -38,14 +34,6 @@ def test_a_shift_of_all_logits_of_a_row_changes_nothing(rng: np.random.Generator
     logits, targets = np.round(rng.normal(size=(5, V)) * 1024) / 1024, rng.integers(0, V, 5)
     shifts = round(shift * 1024) / 1024 * np.arange(5)[:, None]
     close(cross_entropy(logits + shifts, targets), cross_entropy(logits, targets), EXACT)
-
-
-@given(SEEDS)
-def test_renumbering_classes_and_reordering_rows_changes_nothing(rng: np.random.Generator) -> None:
-    logits, targets = rng.normal(size=(5, V)), rng.integers(0, V, 5)
-    classes, rows = rng.permutation(V), rng.permutation(5)
-    moved = cross_entropy(logits[rows][:, classes], np.argsort(classes)[targets][rows])
-    close(moved, cross_entropy(logits, targets), FLOAT64)
 
 
 @given(SEEDS, st.floats(-10_000, 10_000))

@@ -101,24 +101,6 @@ def test_lambda_zero_is_plain_attention(rng: np.random.Generator) -> None:
     close(other, diff_attention(*x, np.array(0.0)), EXACT)
 
 
-@given(SEEDS, st.floats(0.1, 5))
-def test_swapping_the_streams_inverts_lambda(rng: np.random.Generator, lambda_: float) -> None:
-    q1, k1, q2, k2, v = x = inputs(rng)
-    swapped = diff_attention(q2, k2, q1, k1, v, np.array(1 / lambda_))
-    close(diff_attention(*x, np.array(lambda_)), -lambda_ * swapped, 1e-12)
-
-
-@given(SEEDS, st.floats(-3, 3))
-def test_is_linear_in_the_values_and_in_lambda(rng: np.random.Generator, c: float) -> None:
-    q1, k1, q2, k2, v = x = inputs(rng)
-    other = rng.normal(size=v.shape)
-    mixed = diff_attention(q1, k1, q2, k2, v + c * other, LAMBDA)
-    close(mixed - c * diff_attention(q1, k1, q2, k2, other, LAMBDA), diff_attention(*x, LAMBDA), 1e-12)
-    second = attention_weights(q2, k2) @ np.repeat(v, H // K, axis=1)
-    moved = diff_attention(*x, LAMBDA + c) + c * second
-    close(moved, diff_attention(*x, LAMBDA), 1e-12)
-
-
 @given(SEEDS)
 def test_a_shift_of_all_scores_of_a_query_changes_nothing(rng: np.random.Generator) -> None:
     q1, k1, q2, k2, v = x = inputs(rng)
@@ -127,15 +109,6 @@ def test_a_shift_of_all_scores_of_a_query_changes_nothing(rng: np.random.Generat
     close(diff_attention(*moved, LAMBDA), diff_attention(*x, LAMBDA), 1e-12)
     bias = rng.normal(size=(B, H, T, 1))
     close(attention_weights(q1, k1, None, bias), attention_weights(q1, k1), 1e-12)
-
-
-@given(SEEDS)
-def test_permuting_keys_with_their_values_changes_nothing(rng: np.random.Generator) -> None:
-    q1, k1, q2, k2, v = x = inputs(rng)
-    order, mask, bias = rng.permutation(S), seen(rng, B, H, T, S), rng.normal(size=(B, H, T, S))
-    moved = [q1, k1[:, :, order], q2, k2[:, :, order], v[:, :, order]]
-    out = diff_attention(*moved, LAMBDA, mask[..., order], bias[..., order], causal=False)
-    close(out, diff_attention(*x, LAMBDA, mask, bias, causal=False), FLOAT64)
 
 
 @given(SEEDS, st.integers(0, T - 1))
@@ -185,16 +158,6 @@ def test_a_bias_of_minus_infinity_is_a_mask() -> None:
     mask[:, :, 1:, 1], mask[0, :, :, 2] = False, False
     bias = np.where(mask, 0.0, -math.inf)
     close(diff_attention(*INPUTS, LAMBDA, None, bias), diff_attention(*INPUTS, LAMBDA, mask), FLOAT64)
-
-
-def test_extreme_scores() -> None:
-    # every query dotted with key s is 1e4 times ±1: all weight on the keys of sign +
-    q, k = np.full((1, 1, 1, 4), 1e2), np.full((1, 1, 3, 4), 50.0)
-    k[0, 0, 1] *= -1
-    close(attention_weights(q, k)[0, 0], np.array([[0.5, 0.0, 0.5]]), EXACT)
-    v = RNG.normal(size=(1, 1, 3, e))
-    out = diff_attention(q, k, -q, k, v, np.array(0.5))
-    close(out[0, 0, 0], (v[0, 0, 0] + v[0, 0, 2] - v[0, 0, 1]) / 2, FLOAT64)
 
 
 @given(SEEDS)
@@ -254,10 +217,6 @@ def test_a_mask_that_is_not_boolean(xp: Place) -> None:
         attention_weights(*INPUTS[:2], np.ones((T, S)))
     with says(ValueError, message):
         diff_attention(*INPUTS, LAMBDA, np.ones((B, 2 * H, T, S)))
-
-
-def test_without_a_causal_mask_there_may_be_more_queries_than_keys() -> None:
-    assert attention_weights(np.zeros((B, H, 7, d)), np.zeros((B, K, 5, d)), causal=False).shape == (B, H, 7, 5)
 
 
 @settings(max_examples=settings().max_examples // 6)

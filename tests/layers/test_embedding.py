@@ -20,9 +20,3 @@ def test_by_hand() -> None:
 def test_is_the_product_with_one_hot_rows(rng: np.random.Generator, shape: list[int]) -> None:
     ids, table = rng.integers(0, V, shape), rng.normal(size=(V, D))
     close(embedding(ids, table), np.eye(V)[ids] @ table, EXACT)
-
-
-@given(SEEDS)
-def test_renumbering_the_tokens_changes_nothing(rng: np.random.Generator) -> None:
-    ids, table, order = rng.integers(0, V, (2, 3)), rng.normal(size=(V, D)), rng.permutation(V)
-    close(embedding(np.argsort(order)[ids], table[order]), embedding(ids, table), EXACT)

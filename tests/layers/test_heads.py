@@ -182,26 +182,6 @@ def test_one_token_by_hand() -> None:
     close(diff_heads_hf(one, one, v, np.array(2.0), 0.0, 0.0), np.array([[[-0.2, -1.4]]]), FLOAT64)
 
 
-def test_pairing_by_hand() -> None:
-    # queries that see only key 0, only key 1, or both alike: scores 0 or −1e4; of two heads, and values that fall by 2
-    first, second, both = [[1e4, 0.0]], [[0.0, 1e4]], [[0.0, 0.0]]
-    k, v, one = np.repeat(np.eye(2)[None, None], 2, axis=1), np.array([[[[1.0, 5, 2, 6], [3, 7, 4, 8]]]]), np.array(1.0)
-    expected = np.array([[[-1.0, -1, -1, -1, 0, 0, 0, 0]]]) / math.sqrt(2)
-    # pair 0: q₀ − q₂ = (1, 0) − (1/2, 1/2); pair 1: q₁ − q₃ = 0
-    q = np.array([[first, second, both, second]])
-    close(diff_heads_hf(q, k, v, one, 0.0, 1.0, causal=False), expected, FLOAT64)
-    # pair 0: q₀ − q₁; pair 1: q₂ − q₃
-    q = np.array([[first, both, second, second]])
-    close(diff_heads_paper(q, k, v, one, np.ones(4), 0.0, 1.0, causal=False), expected, FLOAT64)
-    # heads 0 and 1 read the first values, 2 and 3 the second
-    v = np.array([[[[1.0], [3.0]], [[5.0], [7.0]]]])
-    close(plain_heads(q, k, v, causal=False), np.array([[[1.0, 2.0, 7.0, 7.0]]]), FLOAT64)
-    # v₀ − ½ (v₀ + v₁) / 2 and v₁ − ¼ v₀, over one head of keys
-    q, v = np.array([[first, both, second, first]]), np.array([[[[1.0, 10.0], [3.0, 20.0]]]])
-    out = diff_heads_v2(q, k[:, :1], v, np.array([[[[0.5]], [[0.25]]]]), causal=False)
-    close(out, np.array([[[1 - 1.0, 10 - 7.5, 3 - 0.25, 20 - 2.5]]]), FLOAT64)
-
-
 @given(SEEDS, st.integers(1, 3), st.integers(1, 3), st.booleans(), st.booleans())
 def test_paper_equals_hf_after_a_permutation_of_heads(
     rng: np.random.Generator, K: int, n: int, causal: bool, masked: bool

@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +17,6 @@ B, H, T, d = 2, 3, 5, 14
 FREQUENCIES = [1.0, 0.31, 0.11, 0.029, 0.017, 0.003, 0.0007]
 POSITIONS = RNG.integers(0, 1000, (B, T))
 COS, SIN = rope_cos_sin(POSITIONS, FREQUENCIES, 1.3, np.float64)
-X = RNG.normal(size=(B, H, T, d))
 
 
 def turned(x: np.ndarray, positions: list[list[int]] | np.ndarray, scale: float = 1.0, **options: bool) -> np.ndarray:
@@ -43,13 +41,6 @@ def test_rotation_by_hand() -> None:
     close(rope(x, cos, sin)[0, 0, 0], np.array([-300.0, 20.0 - 4000.0, 1.0, 4000.0 + 20.0, 7.0]), EXACT)
     expected = np.array([-20.0, 1.0, 300.0 - 4000.0, 4000.0 + 300.0, 7.0])
     close(rope(x, cos, sin, interleaved=True)[0, 0, 0], expected, EXACT)
-
-
-@pytest.mark.parametrize("interleaved", [False, True])
-def test_position_zero_and_frequency_zero_change_nothing(interleaved: bool) -> None:
-    close(turned(X, np.zeros((1, T), int), interleaved=interleaved), X, EXACT)
-    cos, sin = rope_cos_sin(POSITIONS, [0.0] * 7, 1.0, np.float64)
-    close(rope(X, cos, sin, interleaved=interleaved), X, EXACT)
 
 
 @given(SEEDS, st.booleans(), st.floats(0.1, 3))

@@ -12,7 +12,7 @@ from refdiff.layers import rope_frequencies
 from refdiff.layers.rope_frequencies import ROPE_TYPES
 from tests.layers.by_loops import DIGITS
 from tests.layers.inputs import says
-from tests.tolerances import CANCELLED, EXACT, FLOAT64, close
+from tests.tolerances import EXACT, FLOAT64, close
 
 pytestmark = pytest.mark.no_arrays  # numbers in, numbers out
 
@@ -31,10 +31,6 @@ COMPLETE: dict[str, dict[str, Any]] = {
     "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
     "proportional": {},
 }
-# yarn, with numbers that make its logarithms whole: with base 100, eight dimensions and an original length of 2000 π,
-# the index at which r turns fit is 2 log₁₀(1000 / r)
-WHOLE = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 2000 * math.pi}
-POWERS = [1.0, 100**-0.25, 0.1, 100**-0.75]
 
 
 def frequencies(kind: str, head_dim: int = 8, longest: int = 128, length: int = 0, **fields: Any) -> np.ndarray:
@@ -46,18 +42,6 @@ def frequencies(kind: str, head_dim: int = 8, longest: int = 128, length: int = 
 def scale(kind: str, longest: int = 128, length: int = 0, head_dim: int = 8, **fields: Any) -> float:
     """What cos and sin are multiplied by."""
     return rope_frequencies({"rope_type": kind, **BASE, **COMPLETE[kind], **fields}, head_dim, longest, length)[1]
-
-
-def turns_at(index: float) -> float:
-    """With the numbers of `WHOLE`, how often the dimension pair at this index turns within the original length."""
-    return 1000 / 10 ** (index / 2)
-
-
-def ramp(low: float, high: float, **fields: Any) -> np.ndarray:
-    """How far each pair is squeezed, 0 to 1, when the ramp of `WHOLE` goes from index `low` to index `high`."""
-    parameters = WHOLE | {"beta_fast": turns_at(low), "beta_slow": turns_at(high)} | fields
-    found = np.array(rope_frequencies(parameters, 8, 0)[0])
-    return (1 - found / POWERS) / (1 - 1 / 4)  # solves f = θ / 4 · r + θ (1 − r) for r
 
 
 BY_HAND: list[tuple[str, dict[str, Any], list[float]]] = [
@@ -95,35 +79,9 @@ def test_a_part_of_the_head_turns_as_a_whole_one_of_its_size(kind: str) -> None:
     close(frequencies(kind, 16, partial_rotary_factor=0.5), frequencies(kind), EXACT)
 
 
-def test_yarn_by_hand() -> None:
-    close(ramp(2, 6, truncate=False), np.array([0.0, 0.0, 0.0, 0.25]), CANCELLED)
-    close(ramp(0.5, 2.5, truncate=False), np.array([0.0, 0.25, 0.75, 1.0]), CANCELLED)
-    # to whole indices outwards, which is also what it does when not told
-    close(ramp(0.5, 2.5, truncate=True), np.array([0, 1 / 3, 2 / 3, 1]), CANCELLED)
-    close(ramp(0.5, 2.5), np.array([0, 1 / 3, 2 / 3, 1]), CANCELLED)
-    # the ramp ends at the last of the dimensions, 7, and begins at 0
-    close(ramp(0.5, 9.5), np.arange(4) / 7, CANCELLED)
-    close(ramp(-2.5, 2.5), np.arange(4) / 3, CANCELLED)
-    close(ramp(1.5, 7.5, truncate=False), np.array([0, 0, 0.5 / 5.5, 1.5 / 5.5]), CANCELLED)
-    close(ramp(-3, 4.0, truncate=False), np.arange(4) / 4, CANCELLED)
-
-
 def test_yarn_where_the_ramp_has_no_width() -> None:
-    # transformers makes it 0.001 wide
-    close(ramp(1.9996, 1.9996, truncate=False), np.array([0.0, 0.0, 0.4, 1.0]), 1e-9)
-    close(ramp(-2, 0, truncate=False), np.array([0.0, 1.0, 1.0, 1.0]), CANCELLED)
-    # and where it would end before it begins, nothing is squeezed
-    close(ramp(-3, -2, truncate=False), np.zeros(4), EXACT)
-
-
-def test_yarn_beta_when_not_told() -> None:
-    known = frequencies("yarn", beta_fast=32, beta_slow=1)
-    for absent in ({}, {"beta_fast": None, "beta_slow": None}, {"beta_fast": 0, "beta_slow": 0}):
-        close(frequencies("yarn", **absent), known, EXACT)
-    longer = {"original_max_position_embeddings": 4096}
-    for other in ({"beta_fast": 33}, {"beta_fast": 31}, {"beta_slow": 0.9}, {"beta_slow": 1.1}):
-        changed = frequencies("yarn", 64, truncate=False, **longer, **other)
-        assert not np.array_equal(changed, frequencies("yarn", 64, truncate=False, **longer))
+    # both edges are at index 0: the first pair keeps its frequency, the others are divided by the factor 3
+    close(frequencies("yarn", beta_fast=100, beta_slow=12), 10_000 ** (-np.arange(4) / 4) / [1, 3, 3, 3], FLOAT64)
 
 
 def test_yarn_factor_null_means_from_the_lengths() -> None:
