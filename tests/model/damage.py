@@ -19,7 +19,7 @@ from refdiff.model.weights.folder import INDEX, SINGLE
 from refdiff.model.weights.safetensors_file import BITS
 from tests.model.weights.files import Stored, entries, join, pack, random_tensors, split
 
-CONFIG, TOKENIZER, TEMPLATE, SECRET = "config.json", "tokenizer.json", "chat_template.jinja", "secret.safetensors"
+CONFIG, SECRET = "config.json", "secret.safetensors"
 FIELDS: dict[str, Any] = {
     "architectures": ["DiffLlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 1,
     "dtype": "float32", "eos_token_id": 2, "head_dim": 2, "hidden_act": "silu", "hidden_size": 6,
@@ -35,13 +35,6 @@ SHARDS = [name for name in SHARDED if name.endswith(".safetensors")]
 HEADER, DATA = entries(TENSORS), b"".join(tensor.data for tensor in TENSORS.values())
 RAW_HEADER = json.dumps(HEADER).encode()
 WEIGHT_MAP: dict[str, str] = json.loads(SHARDED[INDEX])["weight_map"]
-WORDS: dict[str, Any] = {
-    "version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"},
-    "added_tokens": [], "normalizer": {"type": "NFC"}, "decoder": None,
-}  # fmt: skip
-TEXTS = {CONFIG: b'{"vocab_size": 2}', TOKENIZER: json.dumps(WORDS).encode()}
-CHAT = "{% for m in messages %}{% if loop.last %}{{ m.role }}: {{ m['content'] | trim ~ '!' }}{% endif %}{% endfor %}"
-
 BAD: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 3, 1.0, 1.5, 1e300, -1e300, 2**31, 2**63, 2**64, 10**30, 10**400, "", "0", "x",
     "x" * 50_000, "\0", "\ud800", "../../etc/passwd", "__import__('os').system('true')", [], [[]], [None], [True],
@@ -87,7 +80,7 @@ class Case:
     """A checkpoint: its files, and what must come of reading it.
 
     `fails`: True = a CheckpointError; False = the weights of `tensors`; None = one of the two. The message of the error
-    has `names` in it. With a tokenizer.json, its texts and its chat are read instead; nothing of Python's is printed.
+    has `names` in it.
     """
 
     files: dict[str, bytes | Link]
@@ -186,7 +179,6 @@ def sound() -> Iterator[Case]:
     yield single(pack(TENSORS, align=0), False)
     for metadata in ({}, {"format": "pt"}, {"x" * 10_000: "y" * 100_000}):
         yield header({"__metadata__": metadata, **HEADER}, False)
-    yield Case({**TEXTS, TEMPLATE: CHAT.encode()}, False)
 
 
 def file_bytes() -> Iterator[Case]:
@@ -321,7 +313,7 @@ def ways_out_of_the_folder() -> Iterator[Case]:
         for names in (WEIGHT_MAP, [t for t, file in WEIGHT_MAP.items() if file == SHARDS[0]], ["lm_head.weight"]):
             yield with_map({**WEIGHT_MAP, **dict.fromkeys(names, name)}, True)
     for files, names in (
-        (SHARDED, (SINGLE, INDEX, SHARDS[0])), (SOUND, (CONFIG, "generation_config.json")), (TEXTS, (TOKENIZER,)),
+        (SHARDED, (SINGLE, INDEX, SHARDS[0])), (SOUND, (CONFIG, "generation_config.json")),
     ):  # fmt: skip
         for name in names:
             for target in (*OUT_OF_THE_FOLDER, name):
@@ -351,49 +343,10 @@ def configs() -> Iterator[Case]:
     yield Case({SINGLE: SOUND[SINGLE]}, True, (CONFIG,))
 
 
-def tokenizers() -> Iterator[Case]:
-    """tokenizer.json damaged as JSON can be; which of its steps are refused is tested with the tokenizer."""
-
-    def tokenizer(raw: bytes, fails: bool | None) -> Case:
-        return Case({**TEXTS, TOKENIZER: raw}, fails, (TOKENIZER,))
-
-    content = TEXTS[TOKENIZER]
-    yield from (tokenizer(raw, True) for raw in (*cut(content), *NO_TABLES))
-    yield from (tokenizer(raw, None) for raw in flipped(content))
-    yield from (tokenizer(raw, None) for raw in pieces(content, 100))
-    yield from (tokenizer(json.dumps(changed).encode(), None) for _, changed in values(WORDS))
-
-
-PRIVATE = (
-    "__class__", "__globals__", "__init__", "__subclasses__", "__mro__", "__dict__", "__code__", "__self__",
-    "__builtins__", "__reduce__", "gi_frame", "f_globals", "_TemplateReference__context",
-)  # fmt: skip
-THINGS = (
-    "''", "1", "messages", "messages[0]", "range", "cycler", "joiner()", "namespace", "namespace(a=1)", "dict",
-    "raise_exception", "strftime_now", "self", "none", "''.join", "missing",
-)  # fmt: skip
-WAYS = (
-    "{{ O.A }}", "{{ O['A'] }}", "{{ O | attr('A') }}", "{{ [O] | map(attribute='A') | list }}",
-    "{{ '{0.A}'.format(O) }}", "{{ '{x.A}'.format_map({'x': O}) }}", "{% set x = O %}{{ x.A }}", "{{ O.A() }}",
-    "{{ (O.A).x }}", "{{ O | sum('A') }}", "{{ [O] | groupby('A') | map(attribute='grouper') | list }}",
-)  # fmt: skip
-
-
-def templates() -> Iterator[Case]:
-    """Every way to an attribute that leads to Python, of every object in reach; files that are asked for; noise."""
-    texts = [
-        *(way.replace("O", thing).replace("A", name) for name in PRIVATE for thing in THINGS for way in WAYS),
-        *(f"{{% {tag} '{path}' %}}" for tag in ("include", "import", "extends") for path in (TOKENIZER, "/etc/passwd")),
-    ]
-    damaged = (*cut(CHAT.encode()), *pieces(CHAT.encode(), 100), *PICKLES, b"\xff", b"\xed\xa0\x80")
-    for raw in (*map(str.encode, texts), *damaged):
-        yield Case({**TEXTS, TEMPLATE: raw}, None)
-
-
 KINDS: dict[str, Callable[[], Iterator[Case]]] = {
     kind.__name__: kind
     for kind in (
         sound, file_bytes, header_bits, header_text, header_values, tensors, numbers, shards, ways_out_of_the_folder,
-        configs, tokenizers, templates,
+        configs,
     )
 }  # fmt: skip

@@ -45,19 +45,6 @@ def test_length_counts_what_went_through_all_layers():
     assert second is not None
 
 
-def test_its_two_halves_are_append():
-    """Whoever writes where there is room, and says so, has appended."""
-    whole, halves, ((a,), (b,)) = KVCache(1), KVCache(1), pieces(5, [3, 2], layers=1)
-    for k, v in (a, b):
-        expected = whole.append(0, k, v)
-        keys, values, start = halves.allocate(0, k, v)
-        assert start == len(halves)
-        keys[:, :, start : start + k.shape[2]], values[:, :, start : start + k.shape[2]] = k, v
-        assert len(halves) == start
-        for one, exact in zip(halves.commit(0, start + k.shape[2]), expected, strict=True):
-            np.testing.assert_array_equal(one, exact)
-
-
 def test_reorder_picks_rows_and_may_change_their_number():
     cache, ((a, b),) = KVCache(2), pieces(3, [4])
     cache.append(0, *a)
@@ -91,16 +78,6 @@ def test_an_empty_cache_has_no_rows_to_reorder():
     assert cache.append(0, np.zeros((0, 1, 1, 3)), np.zeros((0, 1, 1, 4)))[0].shape == (0, 1, 5, 3)
 
 
-@pytest.mark.parametrize("size", [1, 2, 7])
-def test_a_static_cache_is_filled_to_the_last_token_and_never_moves(size):
-    cache = KVCache(1, static=size)
-    places = [cache.append(0, *one(1))[0].base for n in range(size)]
-    assert len(cache) == size
-    assert all(place is places[0] for place in places)
-    with pytest.raises(ValueError, match=f"{size + 1} tokens do not fit into static={size}"):
-        cache.append(0, *one(1))
-
-
 def filled(**sizes):
     """Five tokens of two rows in two layers."""
     cache = KVCache(2, **sizes)
@@ -129,29 +106,8 @@ def test_what_a_cache_does_not_have_is_refused(call, error, message):
         call()
 
 
-def test_room_grows_by_half():
-    cache, rooms, moves, last = KVCache(1), [], 0, None
-    for _ in range(400):
-        k, _ = cache.append(0, np.zeros((1, 1, 1, 2)), np.zeros((1, 1, 1, 2)))
-        rooms.append(k.base.shape[2])
-        moves += k.base is not last
-        last = k.base
-    assert sorted(set(rooms)) == [9, 13, 19, 28, 42, 63, 94, 141, 211, 316, 474]
-    assert rooms[8:10] == [9, 13]
-    assert moves == len(set(rooms))
-
-
 def one(tokens: int):
     return np.zeros((2, 1, tokens, 3)), np.zeros((2, 1, tokens, 4))
-
-
-@pytest.mark.parametrize(("first", "room"), [(1, 9), (71, 79), (72, 81), (2048, 2304), (2056, 2312), (9000, 9256)])
-def test_the_first_token_after_a_prompt_is_not_copied_with_it(first, room):
-    cache = KVCache(1)
-    before = cache.append(0, *one(first))[0].base
-    after = cache.append(0, *one(1))[0].base
-    assert after is before
-    assert after.shape[2] == room
 
 
 @pytest.mark.parametrize(
@@ -185,15 +141,6 @@ def test_what_is_there_moves_into_the_larger_room(grow):
         assert x is not old
         assert x.shape[2] > old.shape[2]
         np.testing.assert_array_equal(x[:, :, :5], was)
-
-
-def test_room_that_is_there_is_not_reserved_again():
-    cache = KVCache(2, static=9)
-    for layer in range(2):
-        cache.append(layer, *one(3))
-    before = cache.buffers
-    cache.reserve(9)
-    assert all(x is old for x, old in zip(cache.buffers, before, strict=True))
 
 
 def test_a_device_fills_the_room_to_the_last_token():
@@ -230,14 +177,6 @@ def test_reordering_moves_what_is_used_and_allocates_no_room():
     cache.reorder([1, 1, 0])
     assert cache.buffers[0].shape == (3, 2, 1_000, 3)
     np.testing.assert_array_equal(cache.buffers[0][:, :, :10], kept[0][[3, 3, 0]])
-
-
-def test_the_precision_stays():
-    k, v = (np.zeros((1, 1, 2, 3), dtype) for dtype in (np.float32, np.float16))
-    cache = KVCache(1)
-    assert [x.dtype for x in cache.append(0, k, v)] == [np.float32, np.float16]
-    cache.reorder([0, 0])
-    assert [x.dtype for x in cache.buffers] == [np.float32, np.float16]
 
 
 def test_on_a_device(away):

@@ -7,14 +7,11 @@ from typing import Any
 import pytest
 
 from refdiff.errors import CheckpointError
-from refdiff.layers.activation import ACTIVATIONS
 from refdiff.model import config_checks
 from refdiff.model.config import DiffLlamaConfig
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"hidden_size": 0}, "hidden_size: got 0, expected 1 to 16777216"),
     ({"hidden_size": 64.0}, "hidden_size: got 64.0, a number, expected an integer"),
-    ({"num_hidden_layers": 10_001}, "num_hidden_layers: got 10001, expected 1 to 10000"),
     ({"initializer_range": None}, "initializer_range: got None, null, expected a number of 0 or more"),
     ({"rms_norm_eps": float("nan")}, "rms_norm_eps: got nan, expected 0 to 1e30"),
     ({"attention_bias": 1}, "attention_bias: got 1, an integer, expected true or false"),
@@ -24,23 +21,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"eos_token_id": [0] * 1001}, "eos_token_id: got 1001 ids, expected at most 1000"),
     ({"pad_token_id": 32000}, "pad_token_id: got 32000, expected less than vocab_size 32000, or null"),
     ({"problem_type": "other"}, "problem_type: got 'other', expected null or one of regression"),
-    ({"architectures": "A"}, "architectures: got 'A', expected a list of class names"),
     ({"dtype": "int8"}, "dtype: got 'int8', expected one of float32, float64, float16, bfloat16"),
-    ({"torch_dtype": 3}, "torch_dtype: got 3, expected one of"),
     ({"num_key_value_heads": 1}, "num_key_value_heads: got 1, expected an even number, at least 2"),
     (
         {"num_attention_heads": 5, "hidden_size": 20},
         r"num_attention_heads \(and so num_key_value_heads\): got 5, expected an even number",
     ),
     ({"num_attention_heads": 6, "num_key_value_heads": 4}, "got 4, expected a divisor of num_attention_heads 6"),
-    ({"head_dim": 5}, "head_dim: got 5, expected an even number"),
     ({"hidden_size": 96}, "hidden_size 96 over num_attention_heads 32: got a head_dim of 3, .*; give head_dim"),
-    ({"num_labels": "2"}, "num_labels: got '2', a string, expected an integer"),
-    ({"id2label": [1]}, r"id2label: got \[1\], expected an object such as"),
-    ({"id2label": {"x": "a"}}, "the key 'x' of id2label: got 'x', a string, expected an integer"),
-    ({"id2label": {"0": []}}, r"id2label\[0\]: got \[\], a list, expected a string"),
     ({"id2label": {"0": "a", 0: "b"}}, "id2label: got index 0 twice"),
-    ({"id2label": {0: "a"}, "label2id": 5}, "label2id: got 5, expected an object"),
     ({"id2label": {0: "a"}, "label2id": {"a": -1}}, r"label2id\['a'\]: got -1, expected "),
     ({"problem_type": "single_label_classification", "num_labels": 1}, "with 1 label, expected 2 or more"),
     ({"rms_norm_eps": 1.0001e30}, "rms_norm_eps: got 1.0001e.30, expected 0 to 1e30"),
@@ -50,7 +39,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"eos_token_id": [-(2**31) - 1]}, r"eos_token_id\[0\]: got -2147483649, expected "),
     ({"architectures": ["A", 1]}, r"architectures: got \['A', 1\], expected a list of class names"),
     ({"num_key_value_heads": 2**16 + 1}, "num_key_value_heads: got 65537, expected 1 to 65536"),
-    ({"num_key_value_heads": 1, "wiring": "paper"}, "num_key_value_heads: got 1, expected an even number, at least 2"),
     ({"head_dim": 1}, "head_dim: got 1, expected 2 to 65536"),
     ({"head_dim": 2**16 + 2}, "head_dim: got 65538, expected 2 to 65536"),
     ({"hidden_size": 63}, "hidden_size 63 over num_attention_heads 32: got a head_dim of 1"),
@@ -63,10 +51,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         r"label2id\['a'\]: got '000000000001', a string, expected",
     ),
     ({"wiring": "flash"}, "wiring: got 'flash', expected one of hf, paper, v2, none"),
-    ({"wiring": ["hf"]}, r"wiring: got \['hf'\], expected one of"),
     ({"model_type": "gpt2"}, "got 'gpt2', expected one of diffllama, diff_transformer, diff_transformer_v2, llama"),
-    ({"model_type": ["llama"]}, r"model_type: got \['llama'\], expected one of"),
-    ({"wiring": "v2", "model_type": "llama"}, "wiring: got 'v2', expected 'none' for model_type 'llama'"),
     (
         {"wiring": "none", "model_type": "diff_transformer"},
         "got 'none', expected 'paper' for model_type 'diff_transformer'",
@@ -119,11 +104,6 @@ def test_refused(fields: dict[str, Any], message: str) -> None:
     assert str(caught.value).startswith("here: ")
     assert len(str(caught.value)) < 500
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_every_activation_of_the_layers(name: str) -> None:
-    assert DiffLlamaConfig(hidden_act=name).hidden_act == name
 
 
 @pytest.mark.parametrize(
@@ -189,11 +169,6 @@ def test_token_ids_outside_the_vocabulary_are_reported(fields: dict[str, Any], r
         DiffLlamaConfig(**fields)
 
 
-def test_token_ids_within_it_are_not() -> None:
-    config = DiffLlamaConfig(pad_token_id=0, bos_token_id=None, eos_token_id=[2, 31999])
-    assert config.eos_token_id == [2, 31999]
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -211,40 +186,6 @@ def test_token_ids_within_it_are_not() -> None:
 def test_other_models_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DiffLlamaConfig(**fields)
-
-
-# config.json as transformers 4.46 writes it of any model with use_diff=False, without the fields that DiffLlama reads
-OF_ANY_MODEL: dict[str, Any] = {
-    "return_dict": True, "output_hidden_states": False, "output_attentions": False, "torchscript": False,
-    "use_bfloat16": False, "tf_legacy_loss": False, "pruned_heads": {}, "chunk_size_feed_forward": 0,
-    "is_encoder_decoder": False, "is_decoder": False, "cross_attention_hidden_size": None,
-    "add_cross_attention": False, "tie_encoder_decoder": False, "max_length": 20, "min_length": 0, "do_sample": False,
-    "early_stopping": False, "num_beams": 1, "num_beam_groups": 1, "diversity_penalty": 0.0, "temperature": 1.0,
-    "top_k": 50, "top_p": 1.0, "typical_p": 1.0, "repetition_penalty": 1.0, "length_penalty": 1.0,
-    "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "bad_words_ids": None, "num_return_sequences": 1,
-    "output_scores": False, "return_dict_in_generate": False, "forced_bos_token_id": None,
-    "forced_eos_token_id": None, "remove_invalid_values": False, "exponential_decay_length_penalty": None,
-    "suppress_tokens": None, "begin_suppress_tokens": None, "finetuning_task": None, "tokenizer_class": None,
-    "prefix": None, "sep_token_id": None, "decoder_start_token_id": None, "task_specific_params": None,
-    "_name_or_path": "", "transformers_version": "4.46.0",
-}  # fmt: skip
-# what it adds where something was set, and what it keeps for itself
-MORE = [
-    "encoder_repetition_penalty", "epsilon_cutoff", "eta_cutoff", "assistant_confidence_threshold",
-    "assistant_lookbehind", "num_assistant_tokens", "num_assistant_tokens_schedule", "target_lookbehind",
-    "original_max_position_embeddings", "pretraining_tp", "tie_last_hidden_states", "name_or_path", "use_return_dict",
-    "attn_implementation", "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal",
-    "experts_implementation", "_experts_implementation", "_experts_implementation_internal", "_output_attentions",
-    "_commit_hash",
-]  # fmt: skip
-
-
-def test_what_transformers_writes_of_any_model_is_kept_without_a_word() -> None:
-    unset = dict.fromkeys(("mlp_bias", "quantization_config", "per_layer_config"))
-    fields = {**OF_ANY_MODEL, **dict.fromkeys(MORE, 1), **unset}
-    del fields["original_max_position_embeddings"]  # a length of RoPE's
-    assert DiffLlamaConfig(**fields).extra == fields
-    assert DiffLlamaConfig(original_max_position_embeddings=7).extra == {"original_max_position_embeddings": 7}
 
 
 def test_unknown_fields_are_named_with_a_near_name_where_there_is_one() -> None:

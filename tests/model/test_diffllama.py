@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 import refdiff
 from refdiff import layers
-from refdiff.arrays import to_numpy
 from refdiff.model.diffllama import Context, decoder_layer
 from tests.model.models import WIRINGS, ids, small_model
 
@@ -81,28 +80,6 @@ def test_each_half_of_a_layer_is_added_to_what_it_was_given(wiring, seed, sizes,
     np.testing.assert_allclose(decoder_layer(p, x, layer, context) - y, fed, **CLOSE)
 
 
-@pytest.mark.parametrize("rope", ["default", "dynamic", "longrope"])
-def test_on_a_device(away, rope):
-    parameters = {
-        "default": {},
-        "dynamic": {"factor": 2.0},
-        "longrope": {"short_factor": [1.0, 1.5, 2.0], "long_factor": [2.0, 3.0, 4.0], "factor": 2.0,
-                     "original_max_position_embeddings": 4},
-    }[rope]  # fmt: skip
-    fields = {"rope_parameters": {"rope_type": rope, "rope_theta": 10000.0, **parameters}}
-    here = small_model(**fields)
-    there = small_model(**fields, **away.choice)
-    tokens, mask = ids(6, 2, 7), np.array([[0, 0, 1, 1, 1, 1, 1], [1] * 7])
-    a = here(tokens, attention_mask=mask, labels=tokens, output_attentions=True)
-    b = there(tokens, attention_mask=mask, labels=tokens, output_attentions=True)
-    assert away.holds(b.logits)
-    np.testing.assert_allclose(to_numpy(b.logits), a.logits, **CLOSE)
-    np.testing.assert_allclose(float(b.loss), a.loss, **CLOSE)
-    np.testing.assert_allclose(to_numpy(b.attentions[1]), a.attentions[1], **CLOSE)
-    more = there(tokens[:, :1], cache=b.cache, attention_mask=np.concatenate([mask, mask[:, -1:]], axis=1))
-    assert len(more.cache) == 8
-
-
 MASKS = {
     "none": lambda B, T, S, H: {},
     "padding": lambda B, T, S, H: {"attention_mask": (np.arange(S) >= np.arange(B)[:, None] * 2).astype(int)},
@@ -129,11 +106,3 @@ def test_tokens_that_nobody_reads_change_nothing(wiring, mask, past, keep):
     np.testing.assert_allclose(then, later, **CLOSE)
     np.testing.assert_allclose(shown, everything[:, -keep:], **CLOSE)
     np.testing.assert_allclose(after, later, **CLOSE)
-
-
-def test_packed_rows_that_are_read_at_their_end():
-    model, tokens = small_model(), ids(4, 2, 7)
-    positions = np.array([[0, 1, 2, 0, 1, 2, 3], [0, 0, 1, 2, 3, 4, 0]])
-    everything = model(tokens, position_ids=positions, use_cache=False).logits
-    read = model(tokens, position_ids=positions, use_cache=False, logits_to_keep=3).logits
-    np.testing.assert_allclose(read, everything[:, -3:], **CLOSE)

@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 
 import refdiff
-from refdiff import generation
-from refdiff.backends import overlay
 from tests.model.models import CLASSES, ids, small_model
 
 TOKENS = ids(0, 2, 7)
@@ -15,12 +13,6 @@ def hidden_of(model, **inputs):
     """What the base model with the same weights gives."""
     base = refdiff.DiffLlamaModel(model.config, model.base_params, dtype="float64")
     return base(**({"input_ids": TOKENS} | inputs)).last_hidden_state
-
-
-@pytest.mark.parametrize("kind", CLASSES)
-def test_an_unknown_argument_is_named(kind):
-    with pytest.raises(TypeError, match=rf"{kind.__name__}: got an unexpected argument 'past_key_values', .* cache,"):
-        small_model(kind)(TOKENS, past_key_values=None)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -47,19 +39,6 @@ def test_causal_lm(tied):
 def test_logits_to_keep(keep, index):
     model = small_model()
     np.testing.assert_allclose(model(TOKENS, logits_to_keep=keep).logits, model(TOKENS).logits[index], atol=1e-12)
-
-
-@pytest.mark.parametrize("count", [1, 2, 7])
-def test_logits_to_keep_by_row(count):
-    """Of three rows, each its own; as many as there are tokens are still positions, not marks."""
-    model, tokens = small_model(), ids(1, 3, 7)
-    keep = np.argsort(np.random.default_rng(2).random((3, 7)), axis=1)[:, :count]
-    everything = model(tokens).logits
-    for dtype in (np.int64, np.uint8):
-        got = model(tokens, logits_to_keep=keep.astype(dtype)).logits
-        np.testing.assert_allclose(got, np.take_along_axis(everything, keep[..., None], axis=1), atol=1e-12)
-    shared = model(tokens, logits_to_keep=keep[0]).logits
-    np.testing.assert_allclose(shared, everything[:, keep[0]], atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -93,13 +72,6 @@ def test_sequence_classification_without_a_padding_token():
         model(TOKENS)
     last = hidden_of(model, input_ids=TOKENS[:1])[:, -1]
     np.testing.assert_allclose(model(TOKENS[:1]).logits, last @ model.params["score"]["weight"].T, atol=1e-12)
-
-
-def test_sequence_classification_of_embeddings_takes_the_last():
-    """Without ids nobody can tell padding, as in transformers."""
-    model = small_model(refdiff.DiffLlamaForSequenceClassification)
-    embedded = model.base_params["embed_tokens"]["weight"][TOKENS]
-    np.testing.assert_allclose(model(inputs_embeds=embedded).logits, model(TOKENS).logits, atol=1e-12)
 
 
 def test_token_classification():
@@ -162,14 +134,6 @@ def test_loss_and_grad_hands_everything_on(kind):
         np.testing.assert_allclose(loss, model(**inputs, **TARGETS[kind]).loss, rtol=1e-13)
 
 
-def test_generate_is_the_function_of_that_name(monkeypatch):
-    calls, model, streamer, numbers = [], small_model(), object(), np.random.default_rng(0)
-    monkeypatch.setattr(generation, "generate", lambda *args, **options: calls.append((args, options)) or "!")
-    assert model.generate(TOKENS, "mask", streamer, numbers, 5, max_new_tokens=3) == "!"
-    named = {"attention_mask": "mask", "streamer": streamer, "generator": numbers, "seed": 5, "max_new_tokens": 3}
-    assert calls == [((model, TOKENS), named)]
-
-
 NAMES = [
     (refdiff.DiffLlamaForCausalLM, "labels"),
     (refdiff.DiffLlamaForTokenClassification, "labels"),
@@ -224,14 +188,6 @@ def test_restarting_positions_pack_sequences_only_without_mask_and_cache():
     masked = model(TOKENS, position_ids=positions, attention_mask=np.ones((2, 7)), use_cache=False).logits
     np.testing.assert_allclose(together, masked, atol=1e-12)
     assert not np.allclose(together, packed)
-
-
-@pytest.mark.parametrize("first", [0, 3])
-def test_positions_that_go_on_need_no_mask(first):
-    model, made = small_model(), []
-    model.ops = overlay(model.ops, lambda name, f: (lambda *a: made.append(name)) if name == "packed_mask" else f)
-    model(TOKENS, position_ids=[list(range(first, first + 7))], use_cache=False)
-    assert made == []
 
 
 def test_use_cache_follows_the_config():

@@ -1,7 +1,5 @@
 """The result object: by attribute, by name, by position."""
 
-import pytest
-
 from refdiff.model.outputs import ModelOutput
 
 
@@ -12,13 +10,6 @@ def test_results_by_attribute_name_and_position():
     assert out[:2] == (1, 2)
     assert out.to_tuple() == (1, 2, (3,))
     assert dict(out.items()) == {"loss": 1, "logits": 2, "hidden_states": (3,)}
-
-
-def test_what_was_not_asked_for_is_none_and_no_item():
-    out = ModelOutput(logits=2)
-    assert out.attentions is None
-    with pytest.raises(KeyError):
-        out["attentions"]
 
 
 def test_every_result_is_an_item_in_the_order_of_the_class():

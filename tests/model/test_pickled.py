@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import pickle
 import subprocess
@@ -74,18 +73,6 @@ def test_choices_go_along(folder: Path) -> None:
     assert fast.backend.kernels is not None
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("weights", ["stored", "expanded"])
-def test_narrow_weights(weights: str, dtype: str, tmp_path: Path) -> None:
-    small_model().save_pretrained(tmp_path, dtype=dtype)
-    model = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path, weights=weights)
-    raw = pickle.dumps(model)
-    assert len(raw) < 4000
-    twin = pickle.loads(raw)
-    _same(twin, model)
-    assert {a.dtype for a in flatten(twin.params).values()} == {a.dtype for a in flatten(model.params).values()}
-
-
 @pytest.mark.parametrize("change", ["all new", "one replaced", "all replaced", "one added", "one written to"])
 def test_new_and_changed_weights_are_sent(change: str, folder: Path) -> None:
     model = small_model() if change == "all new" else refdiff.DiffLlamaForCausalLM.from_pretrained(folder)
@@ -136,21 +123,6 @@ def test_ops_of_ones_own_do_not_pickle(folder: Path) -> None:
         pickle.dumps(model)
     model.ops = own
     pickle.dumps(model)
-
-
-def test_copies() -> None:
-    model = small_model()
-    model.ops = overlay(model.ops, lambda name, function: function)
-    shallow = copy.copy(model)
-    assert type(shallow) is type(model)
-    assert shallow.ops is model.ops
-    assert shallow.params is model.params
-    shallow.params = {}
-    assert model.params
-    model.ops = model.backend.ops
-    deep = copy.deepcopy(model)
-    _same(deep, model)
-    assert not np.shares_memory(deep.params["model"]["norm"]["weight"], model.params["model"]["norm"]["weight"])
 
 
 def test_another_process_maps_the_file_itself(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,17 +1,14 @@
 """Loading, drawing, saving: what comes back is what went in."""
 
 import contextlib
-import inspect
-import re
 
-import array_api_strict
 import numpy as np
 import pytest
 
 import refdiff
 from refdiff import hub
 from refdiff.backends import overlay
-from refdiff.model import pretrained, weights
+from refdiff.model import weights
 from tests.model.models import CLASSES, ids, small_config, small_model
 
 TOKENS = ids(0, 1, 5)
@@ -73,45 +70,6 @@ def test_an_unknown_backend_is_told_before_anything_is_read():
         refdiff.DiffLlamaForCausalLM.from_pretrained("/nowhere", backend="jax")
 
 
-def test_a_precision_may_be_numpys(tmp_path):
-    kind = refdiff.DiffLlamaForCausalLM
-    for dtype in (np.float64, np.dtype("float64")):
-        assert kind.from_config(small_config(), dtype=dtype).dtype == "float64"
-    kind(small_config(), dtype=np.float16).save_pretrained(tmp_path, dtype=np.float32)
-    assert kind.from_pretrained(tmp_path).dtype == "float32"
-    assert kind.from_pretrained(tmp_path, dtype=np.float64).dtype == "float64"
-
-
-LOSS_ARGUMENTS = {
-    refdiff.DiffLlamaModel: [],
-    refdiff.DiffLlamaForCausalLM: ["labels", "logits_to_keep"],
-    refdiff.DiffLlamaForSequenceClassification: ["labels"],
-    refdiff.DiffLlamaForTokenClassification: ["labels"],
-    refdiff.DiffLlamaForQuestionAnswering: ["start_positions", "end_positions"],
-}
-
-
-def named_arguments(text):
-    """The names under "Args:"."""
-    lines = re.findall(r"^    (\w[\w, ]*): ", text.split("Args:\n")[1].split("\n\n")[0], re.MULTILINE)
-    return [name for line in lines for name in line.split(", ")]
-
-
-def test_help_names_every_argument():
-    for kind in CLASSES:
-        text = kind.__call__.__doc__
-        assert text.startswith("Compute `")
-        arguments = ["input_ids", "attention_mask", "position_ids", "cache"]
-        arguments += ["output_attentions", "output_hidden_states", *LOSS_ARGUMENTS[kind]]
-        assert named_arguments(text) == arguments
-        assert text.count("\nArgs:\n") == text.count("\nRaises:\n") == 1
-        if kind is not refdiff.DiffLlamaModel:
-            text = inspect.getdoc(kind.loss_and_grad)
-            targets = [name for name in LOSS_ARGUMENTS[kind] if name != "logits_to_keep"]
-            assert named_arguments(text) == ["input_ids", "attention_mask", "position_ids", "inputs_embeds", *targets]
-            assert text.count("\nArgs:\n") == text.count("\nRaises:\n") == 1
-
-
 KIND = refdiff.DiffLlamaForCausalLM
 
 
@@ -132,12 +90,6 @@ def test_every_way_to_a_model_takes_every_choice(away, tmp_path):
         assert exact.dtype == "float64"
         assert all(a.dtype == np.float64 for a in weights.flatten(exact.params).values())
         assert way(small_config()).generation_config == {}
-
-
-def test_where_a_model_came_from(tmp_path):
-    small_model().save_pretrained(tmp_path)
-    assert KIND.from_pretrained(tmp_path).source == str(tmp_path)
-    assert KIND(small_config()).source is None
 
 
 def test_a_repo_is_asked_for_its_config_and_weights(tmp_path, monkeypatch):
@@ -195,63 +147,6 @@ def test_frequencies_are_those_of_the_longest_position(rope):
         [model(TOKENS[:, :1], cache=cache) for _ in range(2)]
     assert [warning.filename for warning in caught] == [__file__], "once"
     assert [args[-1] for args in asked[-2:]] == [10, 11]
-
-
-def test_embeddings_are_computed_with_in_the_precision_of_the_weights():
-    model = KIND(small_config())
-    given = np.random.default_rng(0).normal(size=(1, 3, 26))
-    assert model(inputs_embeds=given).logits.dtype == np.float32
-    assert model(inputs_embeds=given.astype(np.float16)).logits.dtype == np.float32
-    for shape in ((1, 26), (1, 3, 25), (1, 1, 3, 26)):
-        with pytest.raises(ValueError, match=r"inputs_embeds: got shape .*, expected \(B, T, 26\)"):
-            model(inputs_embeds=np.zeros(shape))
-
-
-def test_a_call_of_one_token_shows_its_backend_a_weight():
-    """By which it tells whether the products are large enough to leave the cores to BLAS."""
-    model, seen = small_model(), []
-    one = ids(0, 1, 1)
-
-    def scope(weight):
-        seen.append(weight)
-        return contextlib.nullcontext()
-
-    model.backend.inference_scope = scope
-    embedded = model.base_params["embed_tokens"]["weight"][one]
-    calls = (((one,), {}), ((), {"input_ids": one}), ((ids(0, 2, 1),), {}), ((), {"inputs_embeds": embedded}))
-    for args, options in calls:
-        model(*args, **options)
-    gate = model.base_params["layers"][0]["mlp"]["gate_proj"]["weight"]
-    assert [weight is gate for weight in seen] == [True, True, False, False]
-    assert seen[2:] == [None, None]
-
-
-@pytest.mark.parametrize(("weights_", "matrices"), [("expanded", "float32"), ("stored", "float16")])
-def test_what_a_backend_is_told(weights_, matrices, tmp_path, monkeypatch):
-    small_model().save_pretrained(tmp_path / "there")
-    half = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path / "there", dtype="float16")
-    half.save_pretrained(tmp_path / "half")
-    given = []
-
-    def told(name, function):
-        def call(*args):
-            given.append((name, args[1:]))
-            return function(*args)
-
-        monkeypatch.setattr(f"refdiff.model.pretrained.{name}", call)
-
-    told("device_placement", pretrained.device_placement)
-    told("backend_for", pretrained.backend_for)
-    model = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path / "half", weights=weights_, threads=1)
-    flat = weights.flatten(model.params).values()
-    assert given == [("device_placement", (None, sum(x.nbytes for x in flat))), ("backend_for", ("fast", 1, matrices))]
-
-
-def test_a_library_without_names_of_dtypes_and_sizes_in_bytes():
-    model = small_model(backend=array_api_strict)
-    assert model.backend.kernels is None
-    again = refdiff.DiffLlamaForCausalLM(model.config, model.params, dtype="float64", backend=array_api_strict)
-    np.testing.assert_array_equal(again(TOKENS).logits, model(TOKENS).logits)
 
 
 def test_a_name_in_place_of_a_config_is_told_how_to_load():

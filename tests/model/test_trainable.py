@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,7 @@ import pytest
 
 import refdiff
 from refdiff import arrays
-from refdiff.backends import overlay
-from refdiff.model import diffllama_vjp, weights
+from refdiff.model import weights
 from tests.backends.tuned import tune
 from tests.layers.places import Place
 from tests.model.models import CLASSES, WIRINGS, ids, small_config, small_model
@@ -139,25 +137,6 @@ def test_the_number_of_threads_changes_no_bit(rows: int) -> None:
         assert all(np.array_equal(a, flat(grads)[name]) for name, a in flat(other).items())
 
 
-@pytest.mark.parametrize(("batch", "tokens", "at_a_time", "stops"), [(4, 7, 21, [2, 4]), (9, 2, 6, [3, 6, 9])])
-def test_what_goes_apart_are_rows(batch: int, tokens: int, at_a_time: int, stops: list[int]) -> None:
-    model, seen = small_model(), []
-    tune(model.backend.kernels, training_tokens=at_a_time)
-    whole = model.backend.map_in_order
-    model.backend.map_in_order = lambda work, parts, take: (seen.extend(parts), whole(work, parts, take))
-    model.loss_and_grad(ids(0, batch, tokens), labels=ids(0, batch, tokens))
-    assert [at.stop for at, _ in seen] == stops
-    assert abs(sum(share for _, share in seen) - 1) < 1e-15
-
-
-def test_of_one_row_or_without_targets_nothing_goes_apart() -> None:
-    with np.errstate(invalid="ignore"):
-        loss, _ = apart(1, {"input_ids": IDS, "labels": np.full_like(IDS, -100)})
-    assert np.isnan(loss)
-    with pytest.raises(ValueError, match=r"\(2, 6\)"):
-        apart(1, {"input_ids": IDS, "labels": IDS[:, 1:]})
-
-
 @pytest.mark.parametrize("kind", HEADS[1:])
 def test_other_heads_take_all_rows(kind: type) -> None:
     """Their losses are not always means over targets that can be counted by rows."""
@@ -188,20 +167,6 @@ def test_tied_embeddings_get_both_gradients(tied: bool) -> None:
     assert error_of_slope(model, {"input_ids": IDS, "labels": IDS}) < ROUGH
 
 
-@pytest.mark.parametrize(
-    ("problem", "labels", "count"),
-    [
-        ("regression", np.array([[0.5, 2.0, -1.0], [3.0, 0.0, 1.0]]), 3),
-        (None, np.array([0.5, 2.0]), 1),
-        ("multi_label_classification", np.array([[1.0, 0.0, 0.3], [0.0, 0.0, 1.0]]), 3),
-        ("single_label_classification", np.array([[2], [0]]), 3),
-    ],
-)
-def test_losses_of_sequences(problem: str | None, labels: np.ndarray, count: int) -> None:
-    model = small_model(refdiff.DiffLlamaForSequenceClassification, num_labels=count, problem_type=problem)
-    assert error_of_slope(model, {"input_ids": IDS, "labels": labels}) < ROUGH
-
-
 def test_embeddings_in_place_of_ids() -> None:
     model = small_model()
     given = model.params["model"]["embed_tokens"]["weight"][IDS]
@@ -230,13 +195,6 @@ def test_a_thousandth_in_any_gradient_is_seen() -> None:
     for part in parts:
         names = [name for name in flat(model.params) if name.endswith(part)]
         assert error_of_slope(model, options, dict.fromkeys(names, 1e-3)) > ROUGH, part
-
-
-def test_without_a_padding_token_all_are_trained(away: Place) -> None:
-    for place in ({}, away.choice):
-        _, grads = small_model(pad_token_id=None, **place).loss_and_grad(IDS, labels=IDS)
-        gradient = arrays.to_numpy(grads["model"]["embed_tokens"]["weight"])
-        assert np.flatnonzero(np.any(gradient != 0, axis=-1)).tolist() == np.unique(IDS[:, :-1]).tolist()
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -283,37 +241,3 @@ def test_parameters_and_inputs_are_not_written_to() -> None:
     for name, a in flat(model.params).items():
         np.testing.assert_array_equal(a, before[name])
     assert model.config.to_dict() == small_config().to_dict()
-
-
-def test_the_way_back_lets_go_of_what_it_used() -> None:
-    """Of the results of the way forward, fewer are alive each time that the way back comes to another layer."""
-    model = small_model(refdiff.DiffLlamaModel)
-    hidden, context = model._embed(IDS, None, None, None, None, False)
-    results: list[weakref.ref[Any]] = []
-    alive: list[int] = []
-
-    def watched(name: str, function: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if name == "swiglu_vjp":
-                alive.append(sum(result() is not None for result in results))
-            result = function(*args, **kwargs)
-            if name in ("linear", "rms_norm", "diff_attention"):
-                results.append(weakref.ref(result))
-            return result
-
-        return call
-
-    context.ops = overlay(context.ops, watched)
-    _, back = diffllama_vjp.diffllama(model.params, hidden, context)
-    back(np.ones_like(hidden))
-    assert len(alive) == 3
-    assert alive[0] > alive[1] > alive[2]
-
-
-def test_the_backward_pass_has_whole_products_where_the_forward_pass_takes_chunks() -> None:
-    _, expected = small_model(kernels="reference").loss_and_grad(IDS, labels=IDS)
-    model = small_model()
-    tune(model.backend.kernels, mlp_tokens=3)
-    _, grads = model.loss_and_grad(IDS, labels=IDS)
-    for name, grad in flat(expected).items():
-        np.testing.assert_allclose(flat(grads)[name], grad, rtol=1e-9, atol=1e-12)

@@ -46,14 +46,3 @@ def test_the_numbers_are_the_generators_in_the_order_of_the_names(dtype: type, s
     for name in list(params)[:6]:
         deviation = 0.1 if "lambda" in name else 0.02
         assert_array_equal(params[name], generator.standard_normal(params[name].shape, dtype) * dtype(deviation))
-
-
-@pytest.mark.parametrize(("dtype", "held"), [("float32", "float32"), ("float64", "float64"), ("bfloat16", "float32")])
-def test_precision(dtype: str, held: str) -> None:
-    drawn = flatten(initialize(tiny_config(attention_bias=True), "DiffLlamaModel", dtype=dtype))
-    assert {values.dtype.name for values in drawn.values()} == {held}
-    values = drawn["embed_tokens.weight"]
-    if dtype == "bfloat16":
-        assert not (values.view(np.uint32) & 0xFFFF).any()
-    if dtype == "float64":
-        assert (values != values.astype(np.float32)).any()

@@ -16,10 +16,8 @@ from numpy.testing import assert_array_equal
 from refdiff import CheckpointError
 from refdiff.arrays import Deferred, to_numpy
 from refdiff.model.weights import ARCHITECTURES, flatten, load, nonfinite, resolve_dtype
-from refdiff.model.weights.folder import SINGLE, open_checkpoint
-from refdiff.model.weights.initialize import draw
+from refdiff.model.weights.folder import SINGLE
 from refdiff.model.weights.precision import STORED
-from refdiff.model.weights.safetensors_file import SafetensorsFile
 from tests.model.weights.files import (
     ARRAY_TYPES,
     Stored,
@@ -108,21 +106,6 @@ def test_every_pair_of_types(tmp_path: Path, name: str, dtype: str) -> None:
     )
 
 
-def test_what_was_converted_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every byte of every tensor once, so that weights are not in memory twice."""
-    spans: list[tuple[int, int]] = []
-    monkeypatch.setattr(SafetensorsFile, "forget", lambda self, begin, end: spans.append((begin, end)))
-    load(put(tmp_path, random_tensors(dtype="F16")), tiny_config(), CAUSAL)
-    (file,) = open_checkpoint(tmp_path)
-    assert sorted(spans) == sorted((tensor.begin, tensor.end) for tensor in file.tensors.values())
-    # of one that takes several steps, after each of them
-    spans.clear()
-    monkeypatch.setattr("refdiff.model.weights.precision.TILE", 7)
-    load(tmp_path, tiny_config(), CAUSAL)
-    steps = [(t.begin + n, min(t.begin + n + 14, t.end)) for t in file.tensors.values() for n in range(0, t.nbytes, 14)]
-    assert sorted(spans) == sorted(steps)
-
-
 @pytest.mark.parametrize(
     ("dtype", "config_dtype", "name", "resolved"),
     [
@@ -139,14 +122,6 @@ def test_which_precision(tmp_path: Path, dtype: str, config_dtype: str | None, n
     assert resolve_dtype(tmp_path, config, dtype) == resolved
     loaded = load(tmp_path, config, CAUSAL, dtype=dtype)["lm_head"]["weight"]
     assert_array_equal(loaded, load(tmp_path, config, CAUSAL, dtype=resolved)["lm_head"]["weight"])
-
-
-def test_precision_of_the_first_weight_decides_where_config_says_nothing(tmp_path: Path) -> None:
-    tensors = random_tensors(dtype="F16")
-    put(tmp_path, {"position_ids": Stored("I64", (1,), bytes(8)), **tensors})
-    assert resolve_dtype(tmp_path, tiny_config()) == "float16"
-    put(tmp_path, {"position_ids": Stored("I64", (1,), bytes(8))})
-    assert resolve_dtype(tmp_path, tiny_config()) == "float32"
 
 
 def test_unknown_precision(tmp_path: Path) -> None:
@@ -197,17 +172,6 @@ def test_a_head_is_not_drawn_larger_than_what_is_stored(tmp_path: Path, monkeypa
         load(tmp_path, too_many, "DiffLlamaForSequenceClassification")
 
 
-def test_drawn_heads_are_the_same_each_time(tmp_path: Path) -> None:
-    put(tmp_path, random_tensors("DiffLlamaModel"))
-    heads = []
-    for _ in range(2):
-        with pytest.warns(UserWarning, match="drawn at random"):
-            heads.append(load(tmp_path, tiny_config(), CAUSAL)["lm_head"]["weight"])
-    assert_array_equal(*heads)
-    expected = draw(tiny_config(), [("lm_head.weight", heads[0].shape)], seed=0, dtype="float32")
-    assert_array_equal(heads[0], expected["lm_head.weight"])
-
-
 @pytest.mark.parametrize("name", ["model.rotary_emb.inv_freq", "model.layers.0.self_attn.rotary_emb.inv_freq"])
 def test_frequencies_of_old_files_are_passed_over(tmp_path: Path, name: str) -> None:
     put(tmp_path, {**random_tensors(), name: stored(np.ones(1))})
@@ -252,18 +216,6 @@ def test_tied_with_nothing_but_the_output_matrix(tmp_path: Path) -> None:
     assert "lm_head.weight" not in loaded
 
 
-def test_tied_with_neither(tmp_path: Path) -> None:
-    tensors = random_tensors()
-    del tensors["model.embed_tokens.weight"], tensors["lm_head.weight"]
-    message = refused(put(tmp_path, tensors), tie_word_embeddings=True)
-    assert "'model.embed_tokens.weight' of shape (7, 6) is missing" in message
-
-
-def test_tie_means_nothing_to_other_heads(tmp_path: Path) -> None:
-    loaded = tied(tmp_path, random_tensors("DiffLlamaForTokenClassification"), "DiffLlamaForTokenClassification")
-    assert "score.weight" in loaded
-
-
 # ---- problems
 
 
@@ -288,16 +240,6 @@ def test_all_problems_in_one_message(tmp_path: Path) -> None:
             f"  'embed_tokens.weight' {where}: the same parameter as 'model.embed_tokens.weight' {where}",
             "  'model.norm.weight' of shape (6,) is missing",
         ]
-    )
-
-
-def test_problems_in_shards_name_the_folder_and_the_shard(tmp_path: Path) -> None:
-    tensors = random_tensors()
-    tensors["lm_head.weight"] = stored(np.zeros((7, 5)))
-    write(tmp_path, split(tensors, 2))
-    assert refused(tmp_path) == (
-        f"{tmp_path}: 'lm_head.weight' in 'model-00002-of-00002.safetensors': "
-        "shape is (7, 5), but config.json makes it (7, 6)"
     )
 
 
@@ -335,13 +277,6 @@ def test_rounding_to_less_range_is_reported(tmp_path: Path) -> None:
     assert_array_equal(loaded["model"]["norm"]["weight"], -np.inf)
     for dtype in ("bfloat16", "float32", "float64"):
         load(tmp_path, tiny_config(), CAUSAL, dtype=dtype)
-
-
-def test_all_remarks_in_one_warning(tmp_path: Path) -> None:
-    put(tmp_path, random_tensors("DiffLlamaModel") | {"norm.weight": stored(np.full(6, 1e6))})
-    with pytest.warns(UserWarning, match=r"float32 has more range; no lm_head\.weight in the files") as caught:
-        load(tmp_path, tiny_config(), CAUSAL, dtype="float16")
-    assert len(caught) == 1
 
 
 @pytest.mark.parametrize("stored", [True, False])

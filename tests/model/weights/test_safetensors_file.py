@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import mmap
 import os
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-import array_api_strict
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -17,7 +15,7 @@ from numpy.testing import assert_array_equal
 from refdiff import CheckpointError
 from refdiff.model.weights import safetensors_file
 from refdiff.model.weights.precision import STORED
-from refdiff.model.weights.safetensors_file import SafetensorsFile, Tensor, open_safetensors, write_safetensors
+from refdiff.model.weights.safetensors_file import SafetensorsFile, open_safetensors, write_safetensors
 from tests.model.weights.files import ARRAY_TYPES, join, pack, stored
 
 
@@ -60,39 +58,11 @@ def test_reads_what_the_library_writes(tmp_path: Path, name: str) -> None:
         assert not view.flags.owndata
 
 
-def test_tensors_are_listed_in_the_order_of_their_data(tmp_path: Path) -> None:
-    header = {
-        "second": {"dtype": "U8", "shape": [2], "data_offsets": [1, 3]},
-        "first": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
-    }
-    assert list(opened(tmp_path, header_of(header, 3)).tensors) == ["first", "second"]
-
-
-def test_types_that_weights_never_have_are_listed_too(tmp_path: Path) -> None:
-    header = {
-        "f4": {"dtype": "F4", "shape": [2, 3], "data_offsets": [0, 3]},
-        "i": {"dtype": "I64", "shape": [], "data_offsets": [3, 11]},
-        "none": {"dtype": "F8_E4M3", "shape": [0, 4], "data_offsets": [11, 11]},
-    }
-    data = 8 + len(json.dumps(header))
-    tensors = opened(tmp_path, header_of(header, 11)).tensors
-    assert tensors == {
-        "f4": Tensor("F4", (2, 3), data, data + 3),
-        "i": Tensor("I64", (), data + 3, data + 11),
-        "none": Tensor("F8_E4M3", (0, 4), data + 11, data + 11),
-    }
-
-
 def test_types_are_those_of_the_library(tmp_path: Path) -> None:
     for name, bits in safetensors_file.BITS.items():
         path = put(tmp_path, header_of({"t": {"dtype": name, "shape": [8], "data_offsets": [0, bits]}}, bits))
         with safetensors.safe_open(path, "numpy") as file:
             assert file.get_slice("t").get_dtype() == name
-
-
-def test_empty_file_of_the_format(tmp_path: Path) -> None:
-    assert opened(tmp_path, join(b"{}", b"")).tensors == {}
-    assert opened(tmp_path, join(b"{}      ", b"")).tensors == {}  # padded with spaces, as writers do
 
 
 def test_forgotten_memory_is_read_again(tmp_path: Path) -> None:
@@ -105,30 +75,13 @@ def test_forgotten_memory_is_read_again(tmp_path: Path) -> None:
     assert_array_equal(view, values)
 
 
-def test_forgetting_where_the_system_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = opened(tmp_path, pack({"x": stored(np.arange(6.0))}))
-    monkeypatch.delattr(safetensors_file.mmap, "MADV_DONTNEED")
-    file.forget(0, len(file.memory))
-    assert_array_equal(file.view("x"), np.arange(6.0))
-
-
 # ---- files that are something else
-
-
-def test_disk_that_cannot_be_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: object, **options: object) -> None:
-        raise OSError(19, "No such device")
-
-    monkeypatch.setattr(safetensors_file.mmap, "mmap", fail)
-    assert "cannot be read: [Errno 19] No such device" in refused(tmp_path, pack({"x": stored(np.zeros(2))}))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"PK\x03\x04rest of it" * 20, "is a pickle"),
-        (b"\x80\x02}q\x00....." * 20, "is a pickle"),
-        (b"\x80\x04\x95....\x00.." * 20, "is a pickle"),
         (b"\x80\x02}q\x00.....", "convert the model with transformers: from_pretrained(...).save_pretrained(...)"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n", "fetch it with `git lfs pull`"),
         (b"<!DOCTYPE html><html>404</html>", "not a safetensors file"),
@@ -144,13 +97,6 @@ def test_disk_that_cannot_be_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 )
 def test_what_is_another_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     assert message in refused(tmp_path, content)
-
-
-def test_file_that_shrinks_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = pack({"x": stored(np.zeros(2))})
-    status = os.stat_result((0o100644, 0, 0, 1, 0, 0, len(content), 0, 0, 0))
-    monkeypatch.setattr(safetensors_file.os, "fstat", lambda descriptor: status)
-    assert "begins with b''" in refused(tmp_path, content[:8])
 
 
 # ---- headers
@@ -175,38 +121,11 @@ def test_header_that_is_none(tmp_path: Path, header: bytes, message: str) -> Non
     assert message in refused(tmp_path, join(header, b""))
 
 
-@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="the system has no such advice")
-def test_whole_pages_are_let_go_and_no_others() -> None:
-    class Memory:
-        advice: ClassVar[list[tuple[int, int, int]]] = []
-
-        def madvise(self, kind: int, start: int, length: int) -> None:
-            self.advice.append((kind, start, length))
-
-    page, file = mmap.PAGESIZE, SafetensorsFile("", {}, {}, Memory())  # type: ignore[arg-type]
-    for begin, end in ((1, 3 * page), (page, page + 5), (2 * page, 2 * page), (7, page - 1), (page + 1, 2 * page + 1)):
-        file.forget(begin, end)
-    spans = [(page, 2 * page), (page, 5), (2 * page, 1)]
-    assert Memory.advice == [(mmap.MADV_DONTNEED, start, length) for start, length in spans]
-
-
-def test_sizes_are_those_that_a_file_may_have() -> None:
-    assert [safetensors_file._whole(size) for size in (-1, 0, 2**63 - 1, 2**63)] == [False, True, True, False]
-
-
 def test_ten_million_bytes_of_header_are_the_most_that_is_read(tmp_path: Path) -> None:
     (tmp_path / "long.safetensors").write_bytes((10_000_001).to_bytes(8, "little"))
     os.truncate(tmp_path / "long.safetensors", 10_000_009)  # the rest is zeros, and takes no room
     with pytest.raises(CheckpointError, match="has 10,000,001 bytes, more than the 10,000,000 that are read"):
         open_safetensors(tmp_path / "long.safetensors")
-
-
-def test_header_longer_than_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = pack({"x": stored(np.zeros(2))})
-    monkeypatch.setattr(safetensors_file, "MAX_HEADER", int.from_bytes(content[:8], "little"))
-    opened(tmp_path, content)
-    monkeypatch.setattr(safetensors_file, "MAX_HEADER", int.from_bytes(content[:8], "little") - 1)
-    assert "more than the" in refused(tmp_path, content)
 
 
 GOOD = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
@@ -216,22 +135,14 @@ GOOD = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
     ("change", "message"),
     [
         ({"dtype": "F33"}, "dtype 'F33' is not one"),
-        ({"dtype": None}, "dtype None is not one"),
-        ({"dtype": ["F32"]}, "dtype ['F32'] is not one"),
-        ({"shape": None}, "shape None is not a list"),
-        ({"shape": {"0": 2}}, "shape {'0': 2} is not a list"),
         ({"shape": [2, -3]}, "shape [2, -3] is not a list of whole numbers"),
-        ({"shape": [2, 3.0]}, "shape [2, 3.0] is not a list of whole numbers"),
         ({"shape": [True, 6]}, "shape [True, 6] is not a list of whole numbers"),
         ({"shape": [2**64, 0]}, "is not a list of whole numbers"),
         ({"shape": [2, 3] + [1] * 31}, "has 33 axes, expected at most 32"),
         ({"shape": [2**62, 2**62]}, "is larger than any file"),
-        ({"shape": [2**62, 2**62, 0]}, "is larger than any file"),
         ({"shape": [2, 4]}, "takes 32 bytes, but data_offsets [0, 24] span 24"),
         ({"dtype": "F4", "shape": [47]}, "ends in the middle of a byte"),
-        ({"data_offsets": [24, 0]}, "span -24"),
         ({"data_offsets": [-24, 0]}, "are not two whole numbers"),
-        ({"data_offsets": [0]}, "are not two whole numbers"),
         ({"data_offsets": [0, 24, 24]}, "are not two whole numbers"),
         ({"data_offsets": [1, 25]}, "leaves a gap before it: it starts at byte 1"),
     ],
@@ -272,11 +183,6 @@ def test_long_and_hostile_names_stay_short_and_harmless(tmp_path: Path) -> None:
     text = refused(tmp_path, header_of({name: {**GOOD, "shape": [1] * 100_000}}, 24))
     assert len(text) < 400
     assert text.isprintable()
-
-
-def test_shape_of_a_million_axes_takes_no_time(tmp_path: Path) -> None:
-    assert "has 1000000 axes" in refused(tmp_path, header_of({"x": {**GOOD, "shape": [1] * 1_000_000}}, 24))
-    assert "has 300000 axes" in refused(tmp_path, header_of({"x": {**GOOD, "shape": [2**61] * 300_000}}, 24))
 
 
 # ---- writing
@@ -323,12 +229,6 @@ def test_any_memory_layout(tmp_path: Path, name: str) -> None:
         "read-only": np.frombuffer(values.tobytes(), np.float32).reshape(4, 6),
     }[name]
     write_safetensors(tmp_path / "ours", {"x": laid_out}, "float32")
-    assert (tmp_path / "ours").read_bytes() == safetensors.numpy.save({"x": values}, metadata={"format": "pt"})
-
-
-def test_arrays_of_another_library(tmp_path: Path) -> None:
-    values = np.arange(6, dtype=np.float32).reshape(2, 3)
-    write_safetensors(tmp_path / "ours", {"x": array_api_strict.asarray(values)}, "float32")
     assert (tmp_path / "ours").read_bytes() == safetensors.numpy.save({"x": values}, metadata={"format": "pt"})
 
 
