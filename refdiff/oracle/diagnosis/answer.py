@@ -14,7 +14,7 @@ from refdiff.oracle.deviations.deviation import Deviation, Problem, output_with
 from refdiff.oracle.deviations.listed import deviations
 from refdiff.oracle.deviations.tiles import UNUSUAL
 from refdiff.oracle.diagnosis.fits import fits
-from refdiff.oracle.diagnosis.hidden_keys import hidden_keys
+from refdiff.oracle.diagnosis.lost_tokens import lost_keys
 from refdiff.oracle.diagnosis.places import Damage, damage, right_rows
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NONE_FITS, UNIQUE, Candidate, Fit, Ranking, percent
 from refdiff.oracle.diagnosis.search import (
@@ -76,7 +76,7 @@ def name_output(
         if said is not None:
             return Ranking(NONE_FITS, notes=(said, *notes), where=where)
     if NEARLY_RIGHT not in notes:
-        where += _where([hidden_keys(spec, t) if fails else () for t, fails in zip(targets, failing, strict=True)])
+        where += _where([lost_keys(spec, t) if fails else () for t, fails in zip(targets, failing, strict=True)])
     shown, told = _leads(spec, parts, closest, pairs)
     return Ranking(NONE_FITS, shown, fitted, notes=(told, *notes), where=where)
 

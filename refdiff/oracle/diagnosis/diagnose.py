@@ -15,7 +15,7 @@ from refdiff.oracle.deviations.listed import deviations, kind_of
 from refdiff.oracle.diagnosis.answer import name_output
 from refdiff.oracle.diagnosis.fits import order_of_heads
 from refdiff.oracle.diagnosis.gradient_diagnosis import diagnose_gradients, gradient_target
-from refdiff.oracle.diagnosis.hidden_queries import hidden_queries
+from refdiff.oracle.diagnosis.lost_tokens import lost_queries
 from refdiff.oracle.diagnosis.places import damage
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Fit, Ranking
 from refdiff.oracle.diagnosis.sub_case import Parts
@@ -147,7 +147,7 @@ def _beside(spec: Spec, known: list[Budget], given: list[Any], douts: list[Any])
         targets = tuple(gradient_target(b, name, one[name]) for b, one in zip(known, arrays, strict=True))
         orders += [replace(fit, text=f"{name}: {fit.text}") for fit in order_of_heads(targets)]
         lost = [
-            line for b, t, g in zip(known, targets, douts, strict=True) for line in hidden_queries(b, name, t.actual, g)
+            line for b, t, g in zip(known, targets, douts, strict=True) for line in lost_queries(b, name, t.actual, g)
         ]
         where[name] = list(dict.fromkeys(lost)) or where[name]
     lines = tuple(line.replace("it is", f"{name} is", 1) for name in where for line in where[name] if name not in named)

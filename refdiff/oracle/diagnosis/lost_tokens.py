@@ -1,0 +1,182 @@
+"""Keys that wrong rows of an output seem not to have seen, and queries that wrong gradients of keys seem to lack."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from refdiff.backends import ops_for
+from refdiff.oracle.budget.budget import Budget
+from refdiff.oracle.budget.statistics import over, root_mean_square
+from refdiff.oracle.deviations.tiles import SIZES
+from refdiff.oracle.diagnosis.places import right_rows
+from refdiff.oracle.diagnosis.region_format import NAMES, boxes, mask_words
+from refdiff.oracle.diagnosis.variants import LOOSE, Numpy, Target
+from refdiff.oracle.inputs import kind_of
+from refdiff.oracle.inputs.outputs import output
+from refdiff.oracle.inputs.sequences import Inputs, select
+from refdiff.oracle.inputs.validation import as_float64
+from refdiff.oracle.rounding import round_to
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.thresholds import THRESHOLDS
+from refdiff.oracle.truth.attention_mask import attention_mask
+from refdiff.oracle.truth.backward import backward
+from refdiff.oracle.truth.forward import forward
+
+SAMPLE = 8
+"""So many of the wrong rows are looked at."""
+SCORES = 2**22
+"""So many scores are computed at a time."""
+EDGES, TILE = 32, 8
+"""So many tokens at most start or end a stretch of tokens; the simplest ones end at a multiple of the smallest tile."""
+FEW, LARGE_TILE = 256, 64
+"""Of more tokens those alone are tried one by one that are beside an edge of such tiles."""
+ABOUT_AS_GOOD = 1.5
+"""Of sets whose errors are no further apart than this, or within rounding, the simplest is named."""
+OF_KEYS = ("dk", "dv")
+"""Gradients whose rows are sums over queries."""
+Said = tuple[str, Numpy]
+"""Some tokens in words, and as a mask."""
+
+
+def lost_keys(spec: Spec, target: Target) -> tuple[str, ...]:
+    """Say which keys the wrong rows of a dense output lack, or see beyond their own, if these explain the error.
+
+    In some of the wrong rows the query attends once more, without each stretch of keys and each edge of tiles.
+    """
+    inputs, allowed = target.inputs, target.allowed
+    if allowed is None or kind_of(inputs) != "dense" or (S := inputs["k"].shape[2]) < 2:
+        return ()
+    written = np.any(target.actual != 0, axis=-1)  # a row of zeros says nothing of keys
+    wrong = ~right_rows(target.actual, allowed) & np.all(target.compared, axis=-1) & written
+    if not wrong.any():
+        return ()
+    alone, every = _unmasked(spec, inputs)
+    T, s, visible = inputs["q"].shape[2], np.arange(S), np.broadcast_to(every["mask"], (*wrong.shape, S))
+    lost, edges = stretches(S, "key"), tile_edges(S, "key")
+    off = []
+    for b, h, t in (chosen := _sample(wrong)):
+        own, see = t if spec.causal == "top_left" else t + S - T, visible[b, h, t]
+        seen = [(f"{which} not seen", see & ~some) for which, some in lost]
+        seen += [(said, see | some) for said, some in _later_keys(own, s)]
+        seen += [("a query's own key was not seen", see & (s != own))]
+        seen += [(f"{which} not seen", see & ~some) for which, some in edges]
+        seen += [(f"{which} not seen, but a query's own", see & (~some | (s == own))) for which, some in edges]
+        out = _attended(alone, every, (b, h, t), np.stack([some for _, some in seen]))
+        off.append(over(root_mean_square(target.actual[b, h, t] - out), np.full(len(seen), target.rows[b, h, t])))
+    at = tuple(chosen.T)
+    before = over(root_mean_square(target.actual[at] - target.expected[at]), target.rows[at])
+    return _likely([said for said, _ in seen], np.stack(off, axis=1), before, wrong, list("bht"))
+
+
+def _attended(alone: Spec, every: Inputs, row: tuple[int, int, int], seen: Numpy) -> Numpy:
+    """The row of an output where its query sees each set of keys: (sets, S) to (sets, e)."""
+    (b, h, t), n = row, max(1, SCORES // (alone.query_heads * seen.shape[1]))
+    found: list[Numpy] = []
+    for some in (seen[start : start + n] for start in range(0, len(seen), n)):
+        part = select(every, slice(b, b + 1), np.full(len(some), t), slice(None))
+        found.append(forward(alone, {**part, "mask": some[None, None]}, ops_for())[0, h])
+    return np.concatenate(found)
+
+
+def lost_queries(known: Budget, name: str, actual: Numpy, dout: Any) -> tuple[str, ...]:
+    """Say which queries a gradient of dense keys or values lacks, if these explain its error.
+
+    Equation:
+        dk_s = Σ_t dk_{s,t}, where dk_{s,t} is that of the output of query t alone
+    """
+    inputs = as_float64(known.spec, known.inputs)
+    if name not in OF_KEYS or kind_of(inputs) != "dense" or (T := inputs["q"].shape[2]) < 2:
+        return ()
+    b = known.tensors[name]
+    wrong = ~right_rows(actual, b)
+    if not np.any(actual[wrong]):  # nothing is wrong, or all that is wrong is zero, which says nothing of queries
+        return ()
+    at = tuple(_sample(wrong).T)
+    alone, every = _unmasked(known.spec, inputs)
+    g = round_to(output(dout, "dout").astype(np.float64), known.recipe.storage)
+    terms = []
+    for t in range(T):
+        part = select(every, slice(None), slice(t, t + 1), slice(None))
+        terms.append(backward(alone, part, g[:, :, t : t + 1], ops_for())[name[1:]][at])
+    sets = [*stretches(T, "query"), *tile_edges(T, "query")]
+    lost = np.tensordot(np.stack([some for _, some in sets]).astype(np.float64), np.stack(terms), 1)
+    missing, size = np.sum(terms, axis=0) - actual[at], b.rows[at]
+    off, before = over(root_mean_square(lost - missing), size), over(root_mean_square(missing), size)
+    return _likely([f"{which} not seen" for which, _ in sets], off, before, wrong, b.axes.split())
+
+
+def _sample(wrong: Numpy) -> Numpy:
+    """Where some of the wrong rows are, (rows, axes), spread over all of them."""
+    places = np.argwhere(wrong)
+    sample: Numpy = places[np.unique(np.linspace(0, len(places) - 1, SAMPLE).astype(int))]
+    return sample
+
+
+def _unmasked(spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs]:
+    """The same problem with all that a query may see in one mask, and positions, so that parts of it stay the same."""
+    T, S = inputs["q"].shape[2], inputs["k"].shape[2]
+    every = {"q_positions": np.arange(S - T, S)[None], "k_positions": np.arange(S)[None], **inputs}
+    every["mask"] = attention_mask(spec, inputs)
+    every.pop("key_mask", None)
+    return spec.replace(causal="none", window=None, padded_queries="computed"), every
+
+
+def _likely(said: Sequence[str], off: Numpy, before: Numpy, wrong: Numpy, axes: Sequence[str]) -> tuple[str, ...]:
+    """The first that leaves about as little error as any, (sets, rows), where that is far less than before, and where.
+
+    Args:
+        wrong: the rows that are, of which some are in `off`; axes: their letters.
+    """
+    off = np.nan_to_num(off, nan=np.inf)
+    total = root_mean_square(off)
+    likely = int(np.flatnonzero(total <= max(1.0, ABOUT_AS_GOOD * float(total.min())))[0])
+    if total[likely] * THRESHOLDS.as_good > root_mean_square(before) or off[likely].max() > LOOSE.row:
+        return ()
+    every = np.ones_like(wrong)
+    place = mask_words(boxes(wrong, every), every, [NAMES[a] for a in axes], "every head")
+    return (f"it is as if {said[likely]} in {place or f'{wrong.sum()} of {wrong.size} rows'}",)
+
+
+def stretches(n: int, name: str) -> list[Said]:
+    """Stretches of n tokens, the simplest first: from an edge on, up to one, one token, a tile, others."""
+    edges = range(0, n, 2 ** max(0, math.ceil(math.log2(n / EDGES))))
+    several = {"key": "keys", "query": "queries"}[name]
+    at = [a for a in edges if a and a % TILE == 0]
+    found = [(a, n) for a in at] + [(0, b) for b in at]
+    found += [(a, a + 1) for a in range(n) if n <= FEW or a % LARGE_TILE in (0, LARGE_TILE - 1)]
+    found += [(a, a + tile) for tile in SIZES for a in edges if a % tile == 0 and a + tile <= n]
+    found += [(a, b) for a in edges for b in (*edges, n) if b > a]
+    i, said = np.arange(n), {}
+    for a, b in dict.fromkeys(found):
+        if b - a == 1:
+            said[a, b] = f"{name} {a} was"
+        elif b - a < n:
+            said[a, b] = f"{several} from {a} on were" if b == n else f"{several} {a} to {b - 1} were"
+    return [(words, (a <= i) & (i < b)) for (a, b), words in said.items()]
+
+
+def tile_edges(n: int, name: str) -> list[Said]:
+    """The first of n tokens in each tile, with those of the first tile and without, and the last."""
+    i = np.arange(n)
+    found = []
+    for tile in (size for size in SIZES if size < n):
+        of = f"{name} of each tile of {tile}"
+        found += [(f"the first {of} was", i % tile == 0),
+                  (f"the first {of} after the first was", (i % tile == 0) & (i > 0)),
+                  (f"the last {of} was", i % tile == tile - 1)]  # fmt: skip
+    return found
+
+
+def _later_keys(own: int, s: Numpy) -> list[Said]:
+    """Keys after a query's own that a kernel may see: one, as many as a tile has, those of its own tile."""
+    after = s - own
+    return [
+        ("the key after a query's own was seen", after == 1),
+        *((f"the {n} keys after a query's own were seen", (after > 0) & (after <= n)) for n in SIZES),
+        *((f"every key of the tile of {n} that has a query's own was seen", (after > 0) & (s // n == own // n))
+          for n in SIZES),
+    ]  # fmt: skip
