@@ -6,7 +6,6 @@ library is asked only where the caller has imported it, and nothing is rounded.
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from typing import Any
 
@@ -18,8 +17,6 @@ from refdiff.arrays import Array, bfloat16
 
 HOST = (1, 3, 11)
 """kDLCPU, kDLCUDAHost and kDLROCMHost: DLPack's devices whose memory the CPU reads as its own."""
-BFLOAT16, UNSIGNED = 4, 1
-"""DLPack's codes of kinds of numbers."""
 
 
 def any_array(x: Array, name: str = "the array") -> NDArray[Any]:
@@ -70,62 +67,10 @@ def _by_dlpack(x: Any) -> NDArray[Any]:
         if not hasattr(x, "cpu"):
             raise TypeError(f"it is on DLPack's device {tuple(map(int, x.__dlpack_device__()))}: copy it to the CPU")
         x = x.cpu()
-    bits = _Bits(x)
-    found = np.from_dlpack(bits)
+    of_bfloat16 = array_api_compat.is_torch_array(x) and x.dtype == sys.modules["torch"].bfloat16
+    found = np.from_dlpack(x.view(sys.modules["torch"].int16) if of_bfloat16 else x)  # NumPy has no bfloat16
     found.flags.writeable = False
-    return found.view(bfloat16()) if bits.of_bfloat16 else found
-
-
-class _Bits:
-    """An array that lends its bfloat16 as whole numbers of 16 bits: NumPy's `from_dlpack` refuses bfloat16."""
-
-    def __init__(self, x: Any) -> None:
-        self.x, self.of_bfloat16 = x, False
-
-    def __dlpack_device__(self) -> Any:
-        return self.x.__dlpack_device__()
-
-    def __dlpack__(self, **options: Any) -> Any:
-        capsule = self.x.__dlpack__(**options)
-        kind = _kind_of_numbers(capsule)
-        self.of_bfloat16 = (kind.code, kind.bits, kind.lanes) == (BFLOAT16, 16, 1)
-        if self.of_bfloat16:
-            kind.code = UNSIGNED
-        return capsule
-
-
-class _Tensor(ctypes.Structure):
-    """The first fields of DLTensor in `dlpack.h` (https://dmlc.github.io/dlpack/latest/c_api.html)."""
-
-    _fields_ = (
-        ("data", ctypes.c_void_p),
-        ("device", ctypes.c_int32 * 2),
-        ("ndim", ctypes.c_int32),
-        ("code", ctypes.c_uint8),
-        ("bits", ctypes.c_uint8),
-        ("lanes", ctypes.c_uint16),
-    )
-
-
-class _Version(ctypes.Structure):
-    """What stands before the DLTensor of a DLManagedTensorVersioned."""
-
-    _fields_ = (
-        ("version", ctypes.c_uint32 * 2),
-        ("context", ctypes.c_void_p),
-        ("deleter", ctypes.c_void_p),
-        ("flags", ctypes.c_uint64),
-    )
-
-
-def _kind_of_numbers(capsule: Any) -> _Tensor:
-    """The tensor of a capsule that nobody has taken it from, in its memory."""
-    name_of, pointer = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
-    name_of.argtypes, name_of.restype = (ctypes.py_object,), ctypes.c_char_p
-    pointer.argtypes, pointer.restype = (ctypes.py_object, ctypes.c_char_p), ctypes.c_void_p
-    if name_of(capsule) == b"dltensor_versioned":
-        return _Tensor.from_address(pointer(capsule, b"dltensor_versioned") + ctypes.sizeof(_Version))
-    return _Tensor.from_address(pointer(capsule, b"dltensor"))
+    return found.view(bfloat16()) if of_bfloat16 else found
 
 
 def _from_mlx(x: Any) -> NDArray[Any]:

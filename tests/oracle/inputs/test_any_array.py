@@ -13,7 +13,7 @@ import array_api_strict
 import numpy as np
 import pytest
 
-from refdiff.oracle.inputs.any_array import BFLOAT16, _kind_of_numbers, any_array
+from refdiff.oracle.inputs.any_array import any_array
 from tests.layers.inputs import says
 from tests.oracle.arrays import DTYPES, LAYOUTS, numbers, same_bits, zero_stride
 
@@ -36,19 +36,14 @@ def test_numpy(dtype: str, layout: str) -> None:
 class Foreign:
     """An array of no known library, that is read by DLPack; NumPy lends its bits."""
 
-    def __init__(self, x: np.ndarray, device: int = 1, code: int | None = None) -> None:
+    def __init__(self, x: np.ndarray, device: int = 1) -> None:
         self.x, self.device = x, device
-        self.code = BFLOAT16 if x.dtype.name == "bfloat16" else code
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return self.device, 0
 
     def __dlpack__(self, **options: Any) -> Any:
-        if self.code is None:
-            return self.x.__dlpack__(**options)
-        capsule = self.x.view(f"u{self.x.itemsize}").__dlpack__(**options)
-        _kind_of_numbers(capsule).code = self.code
-        return capsule
+        return self.x.__dlpack__(**options)
 
 
 class OfAnOldLibrary(Foreign):
@@ -60,7 +55,7 @@ class OfAnOldLibrary(Foreign):
 
 @pytest.mark.parametrize("kind", [Foreign, OfAnOldLibrary])
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [name for name in DTYPES if name != "bfloat16"])
 def test_dlpack(dtype: str, layout: str, kind: type[Foreign]) -> None:
     x = np.asarray(LAYOUTS[layout](numbers(dtype)))
     read = any_array(kind(x))
@@ -69,9 +64,8 @@ def test_dlpack(dtype: str, layout: str, kind: type[Foreign]) -> None:
     assert same_bits(any_array(kind(x[..., ::-1]) if x.ndim else kind(x)), x[..., ::-1] if x.ndim else x)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
-def test_memory_outlives_its_owner(dtype: str) -> None:
-    x = numbers(dtype)
+def test_memory_outlives_its_owner() -> None:
+    x = numbers("float64")
     read = any_array(Foreign(x.copy()))
     for _ in range(50):  # what was freed would be written over
         x.copy()
@@ -86,7 +80,7 @@ def test_array_api_strict() -> None:
 
 
 def test_device_memory_is_fetched() -> None:
-    there = Foreign(numbers("bfloat16"), device=2)
+    there = Foreign(X, device=2)
     there.cpu = lambda: Foreign(there.x)
     assert same_bits(any_array(there), there.x)
     with pytest.raises(TypeError, match=r"it is on DLPack's device \(8, 0\): copy it to the CPU"):
@@ -160,7 +154,8 @@ NONE = "it is no array: pass one of NumPy, torch, JAX, CuPy, MLX, or with __dlpa
         (None, f"builtins.NoneType cannot be read: {NONE}"),
         ("text", f"builtins.str cannot be read: {NONE}"),
         ([OfTorch()], "builtins.list cannot be read: Can't call numpy() on Tensor that requires grad."),
-        (Foreign(X, code=10), f"{__name__}.Foreign cannot be read: Unsupported dtype in DLTensor."),
+        (Foreign(numbers("bfloat16")), f"{__name__}.Foreign cannot be read: DLPack only supports signed/unsigned "
+         "integers, float and complex dtypes."),
         (np.array(["a"]), "numpy.ndarray of dtype <U1 holds no numbers"),
         (np.array([None]), "numpy.ndarray of dtype object holds no numbers"),
         (np.zeros(2, "M8[s]"), "numpy.ndarray of dtype datetime64[s] holds no numbers"),
