@@ -7,18 +7,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from refdiff.backends import ops_for
 from refdiff.oracle import Budget, Recipe, Spec, budget, truth
 from refdiff.oracle.budget import row_sample
-from refdiff.oracle.budget.row_sample import only_queries
-from refdiff.oracle.budget.row_sizes import RowSizeRecorder
 from refdiff.oracle.inputs.sequences import Inputs
-from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding.ensemble import evaluate
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
 from refdiff.oracle.strategies import Structure, draw
 from refdiff.oracle.thresholds import THRESHOLDS
-from refdiff.oracle.truth.attention_operands import attention_operands
 
 SQUARE = Structure(batch=1, queries=192, keys=192)
 QUICK = [
@@ -29,12 +24,6 @@ QUICK = [
 PRESETS = "hf_diffllama", "ms_v1", "timm", "diff_v2"
 VALUES = "natural", "discriminating", "cancellation", "tiny_values", "degenerate", "lambda"
 RECIPES = "bfloat16", "float16", "float32", "tf32"
-THOROUGH = [  # of each preset with each kind of values one recipe among the slow tests, the others every night
-    pytest.param(preset, values, recipe, marks=pytest.mark.nightly if (i + j + k) % len(RECIPES) else pytest.mark.slow)
-    for i, preset in enumerate(PRESETS)
-    for j, values in enumerate(VALUES)
-    for k, recipe in enumerate(RECIPES)
-]
 
 
 def _spec(preset: str) -> Spec:
@@ -80,13 +69,6 @@ def test_a_sample_bounds_what_all_rows_may_be_off_by(
     _compare(monkeypatch, preset, values, recipe)
 
 
-@pytest.mark.parametrize(("preset", "values", "recipe"), THOROUGH)
-def test_a_sample_bounds_what_all_rows_may_be_off_by_in_every_profile(
-    preset: str, values: str, recipe: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _compare(monkeypatch, preset, values, recipe)
-
-
 def test_a_key_lost_in_one_row_that_was_not_sampled_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     spec, recipe = _spec("hf_diffllama"), Recipe("float16")
     inputs = draw(spec, SQUARE, "discriminating", 2, recipe.storage)
@@ -123,36 +105,3 @@ def test_where_errors_do_not_add_up_all_rows_are_run(values: str, recipe: str, m
     whole, some = budget(spec, inputs, recipe), _sample(monkeypatch, spec, inputs, Recipe(recipe))
     assert some.sample is None
     np.testing.assert_array_equal(some.rows["out"], whole.rows["out"])
-
-
-@pytest.mark.parametrize("preset", ["hf_diffllama", "timm", "diff_v2"])
-def test_the_problem_of_some_queries_has_their_rows(preset: str) -> None:
-    spec = _spec(preset)
-    structure = Structure(batch=2, queries=11, keys=13, padding="left", bias=True, window=7)
-    inputs = as_float64(spec, draw(spec, structure, "natural", 0, "float32"))
-    rows = np.array([0, 3, 4, 10])
-    some, part = only_queries(spec, inputs, rows)
-    whole = truth(spec, inputs, want=("out",)).out
-    np.testing.assert_allclose(truth(some, part, want=("out",)).out, whole[:, :, rows], rtol=1e-12, atol=1e-13)
-
-
-def test_each_sum_is_that_of_its_row() -> None:
-    spec, heard = _spec("hf_diffllama"), RowSizeRecorder()
-    inputs = as_float64(spec, draw(spec, Structure(batch=2, queries=11, keys=13), "natural", 0, "float32"))
-    truth(spec, inputs, want=("out",), ops=heard.ops())
-    found, s = heard.sizes(), attention_operands(spec, inputs, ops_for())
-    b, h, t = 1, 1, 7
-    for number, (q, k) in enumerate(((s.q1, s.k1), (s.q2, s.k2))):
-        seen = 13 - 11 + t + 1
-        z = k[b, h, :seen] @ q[b, h, t] / 4
-        p = np.zeros(13)
-        p[:seen] = np.exp(z) / np.exp(z).sum()
-        v = s.v[b, h]
-        apart = np.linalg.norm(v - v.mean(axis=0), axis=1) * p * (1 - p)
-        lengths = np.linalg.norm(k[b, h], axis=1) * np.linalg.norm(q[b, h, t])
-        np.testing.assert_allclose(found.weights[number, b, h, t], np.linalg.norm(apart))
-        np.testing.assert_allclose(found.scores[number, b, h, t], np.linalg.norm(apart * lengths))
-        np.testing.assert_allclose(found.outputs[number, b, h, t], np.linalg.norm(p @ v))
-        assert found.reach[b, h, t] >= lengths.max() * (1 - 1e-12)
-    np.testing.assert_allclose(found.lambdas, abs(float(s.lambda_full)))
-    assert found.values.max() == np.abs(s.v).max()

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from refdiff.oracle.budget.statistics import LIMITS, RowBudget, over, root_mean_square, slope, statistics, uncertain
+from refdiff.oracle.budget.statistics import LIMITS, RowBudget, slope, statistics, uncertain
 
 E = 1e-3
 
@@ -67,12 +67,6 @@ def test_each_number_sees_what_the_others_do_not(mistake: str, notices: set[str]
     assert failed == notices
 
 
-def test_a_bound_that_is_not_known_is_no_statistic() -> None:
-    y, e = _case()
-    without, known = (replace(_budget(y), bounds=np.full(y.shape[:-1], bound)) for bound in (np.inf, 1e9))
-    assert _found(y + e, known).keys() - _found(y + e, without).keys() == {"bound"}
-
-
 def test_masks_must_be_the_same() -> None:
     y, e = _case()
     y[0, 0, 0], y[0, 0, 1, 0], y[0, 0, 1, 1] = np.nan, np.inf, -np.inf
@@ -103,15 +97,6 @@ def test_rows_that_are_zero_must_be_zero() -> None:
     assert not _found(y + e, budget)["row"]
 
 
-def test_beyond_the_hard_bound() -> None:
-    y, e = _case()
-    budget = replace(_budget(y, 1.0), bounds=np.full(y.shape[:-1], 2e-3), slope=1.0)
-    assert _found(y + e, budget)["bound"]
-    e[0, 0, 4] *= 5
-    failed = {name for name, holds in _found(y + e, budget).items() if not holds}
-    assert failed == {"bound"}
-
-
 def test_rows_that_nobody_can_judge() -> None:
     y, e = _case()
     budget = _budget(y)
@@ -121,27 +106,3 @@ def test_rows_that_nobody_can_judge() -> None:
     e[0] = np.nan
     assert uncertain(budget) == 0.5 > LIMITS.share
     assert all(_found(y + e, budget).values())
-
-
-def test_of_a_gradient_a_row_that_is_large_is_held_against_itself() -> None:
-    y, _ = _case()
-    y[0, 0, 0] *= 1e4
-    usual = np.sqrt(np.mean(y**2))
-    budget = replace(_budget(y, 0.0), relative_to="tensor")
-    budget.rows[0, 0, 0] = 0.5 * usual
-    assert uncertain(budget) == 0.0, "half of the usual row, and a hundredth of its own"
-    budget.rows[0, 1, 0] = 0.5 * usual
-    assert uncertain(budget) > 0
-
-
-def test_root_mean_square_does_not_overflow() -> None:
-    assert root_mean_square(np.asarray([3e200, 4e200])) == pytest.approx(5e200 / np.sqrt(2))
-    assert root_mean_square(np.asarray([3e-200, 4e-200])) == pytest.approx(5e-200 / np.sqrt(2))
-    large, small = np.asarray([0.0, 1.0, 2.0, 1e308]), np.asarray([0.0, 0.0, 4.0, 1e-10])
-    np.testing.assert_array_equal(over(large, small), [0.0, np.inf, 0.5, np.inf])
-
-
-def test_nothing_to_measure() -> None:
-    y = np.zeros((0, 2, 3, 4))
-    assert all(_found(y, _budget(y)).values())
-    assert uncertain(_budget(y)) == 0.0

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 from refdiff.oracle import Recipe, Spec, budget, truth
-from refdiff.oracle.cases.values import STORAGE, VALUES
+from refdiff.oracle.cases.values import VALUES
 from refdiff.oracle.rounding.ensemble import evaluate
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT, Order
 from refdiff.oracle.spec.presets import PRESETS
 from refdiff.oracle.strategies import Structure, draw
-from refdiff.oracle.truth.head_indices import head_indices
 from tests.oracle.example_inputs import small
 
 PLAIN = Structure(2, 6, 9)
@@ -37,42 +35,6 @@ def test_the_truth_of_all_is_finite_and_the_same_for_a_seed(name: str, values: s
         assert low < lambda_.min() <= lambda_.max() < high
     if values == "discriminating" and spec.lambda_form == "exp":
         assert 0.33 < lambda_ < 0.87
-
-
-def test_maps_that_cancel_and_values_that_whisper() -> None:
-    spec, w = small("hf_diffllama"), head_indices(small("hf_diffllama"))
-    near = draw(spec, PLAIN, "cancellation", 0)
-    assert np.abs(near["q"][:, w.q2] - near["q"][:, w.q1]).max() < 0.1
-    assert np.array_equal(near["q"][:, w.q2, 0], near["q"][:, w.q1, 0])
-    loud, low = draw(spec, PLAIN, "discriminating", 0), draw(spec, PLAIN, "tiny_values", 0)
-    assert np.abs(low["v"]).max() < 0.01 * np.abs(loud["v"]).max()
-
-
-def test_extremes() -> None:
-    spec = small("hf_diffllama", rope="none")
-    inputs = draw(spec, PLAIN, "extreme", 0)
-    assert np.array_equal(inputs["k"][:, :, 1], inputs["k"][:, :, 2])
-    found = truth(spec, inputs, want=("lse1", "lse2"))
-    assert max(np.abs(found.lse1).max(), np.abs(found.lse2).max()) > 100
-    flat = draw(spec, PLAIN, "degenerate", 0)
-    assert (flat["v"] == 1).all()
-    assert np.array_equal(flat["k"], np.broadcast_to(flat["k"][:, :, :1], flat["k"].shape))
-
-
-@pytest.mark.parametrize("dtype", STORAGE)
-def test_numbers_are_in_the_storage_dtype(dtype: str) -> None:
-    inputs = draw(small("ms_v1"), PLAIN, "natural", 0, dtype)
-    wanted = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
-    assert all(x.dtype == wanted for x in inputs.values())
-
-
-def test_padding_is_loud_and_pages_of_nobody_are_nan() -> None:
-    spec = small("hf_diffllama")
-    padded = draw(spec, Structure(3, 4, 6, padding="left"), "natural", 0)
-    hidden = ~padded["key_mask"]
-    assert np.abs(np.moveaxis(padded["k"], 1, 2)[hidden]).mean() > 10
-    paged = draw(spec, Structure(pages=((1, 5), (1, 3)), page=4), "natural", 0)
-    assert np.isnan(paged["k_pages"]).sum() == (5 * 4 - 8) * 4 * 6
 
 
 def test_unknown_words() -> None:

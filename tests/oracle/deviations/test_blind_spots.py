@@ -21,14 +21,6 @@ def test_one_token_hides_much() -> None:
     assert "norm_after_attention_left_out" not in found
 
 
-@pytest.mark.slow
-def test_as_many_keys_as_queries_hide_f5() -> None:
-    mha, gqa = small("ms_v1", key_heads=12), small("ms_v1")
-    name = "keys_repeated_before_they_pair"
-    assert name in hidden(mha, Structure(2, 5, 7))
-    assert name not in hidden(gqa, Structure(2, 5, 7))
-
-
 def test_rounding_hides_epsilon_and_small_values_show_it() -> None:
     spec = small_spec("hf_diffllama")
     assert "epsilon_of_1e-6" not in hidden(spec, Structure(2, 7, 9))

@@ -35,18 +35,6 @@ def test_names_are_unique_and_rows_known(kind: str) -> None:
     assert len({d.name for d in EVERY}) == len(EVERY)
 
 
-@pytest.mark.parametrize("window", [7, 129, 4096])
-def test_windows_of_any_length(window: int) -> None:
-    found = {d.name for d in deviations(small("hf_diffllama", window=window))}
-    assert found >= {"window_one_less", "window_one_more", "window_left_out"}
-
-
-@pytest.mark.slow
-def test_many_groups_of_signals_are_seen_as_few() -> None:
-    few, many = (small("motif3", query_heads=5 * n, key_heads=n, window=20 * n) for n in (3, 6))
-    assert deviations(few) == deviations(many)
-
-
 def test_two_ways_to_write_one_function_are_one_entry() -> None:
     by_name = {d.name: d for d in deviations(small("hf_diffllama"))}
     merged = by_name["scale_left_out"]
@@ -84,10 +72,3 @@ def test_kinds() -> None:
     assert kind_of({"q": 0}) == "dense"
     with pytest.raises(ValueError, match="kind is 'sparse', but must be one of 'dense'"):
         deviations(small("ms_v1"), "sparse")
-
-
-@pytest.mark.parametrize(("kind", "name"), [("packed", "sequences_seen_together"), ("paged", "pages_as_they_lie")])
-def test_layouts_have_deviations_of_their_own(kind: str, name: str) -> None:
-    spec = small("hf_diffllama")
-    assert name in {d.name for d in deviations(spec, kind)}
-    assert name not in {d.name for d in deviations(spec)}

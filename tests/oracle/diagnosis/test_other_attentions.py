@@ -4,22 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 
-from refdiff.oracle import Recipe, Spec, cases, diagnose
+from refdiff.oracle import Spec, cases, diagnose
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.deviations import EVERY
-from refdiff.oracle.deviations.deviation import deviated, ops_with
-from refdiff.oracle.deviations.tiles import with_window_of_tiles
-from refdiff.oracle.inputs.validation import as_float64
-from refdiff.oracle.mistakes import CATALOGUE
-from refdiff.oracle.rounding import round_to
-from refdiff.oracle.rounding.ensemble import evaluate
-from refdiff.oracle.rounding.evaluation_order import HELD_OUT
 from refdiff.oracle.spec.presets import YARN
-from refdiff.oracle.truth.backward import backward
-from refdiff.oracle.truth.forward import forward
 from tests.oracle.diagnosis.outputs import kernel
 
 LAST = {"partial_rotary_factor": 0.25, "rotary_at": "last"}
@@ -78,55 +68,3 @@ def test_each_has_its_name(preset: str, fields: dict[str, Any], name: str) -> No
 @pytest.mark.parametrize(("spec", "name"), DISPUTES, ids=lambda x: x if isinstance(x, str) else "")
 def test_ports_of_motif3(spec: Spec, name: str, dtype: str) -> None:
     check_name(spec, name, dtype)
-
-
-def test_a_window_of_128_for_129() -> None:
-    """At the window of the model, of one group of heads."""
-    spec = MOTIF3.replace(window=129, query_heads=5, key_heads=1, head_dim=12)
-    case = cases("discriminating", 3, spec=spec, batch=1, queries=6, keys=140)[0]
-    wrong = kernel(case, [BY_NAME["window_one_less"]])
-    found = diagnose(wrong, spec, case.inputs, recipe="float32", max_deviations=1)
-    assert found.name == "window_one_less", str(found)
-
-
-def test_a_window_that_starts_at_a_tile() -> None:
-    spec = MOTIF3.replace(query_heads=5, key_heads=1, head_dim=12)
-    case = cases("discriminating", 4, spec=spec, batch=1, queries=40, keys=40)[0]
-    problem = with_window_of_tiles(spec, as_float64(spec, case.inputs), 8, 16, by_position=True)
-    wrong = round_to(forward(problem.spec, problem.inputs), "float32")
-    found = diagnose(wrong, spec, case.inputs, recipe="float32", max_deviations=1)
-    assert [(f.parameter, f.value) for f in found.fits if f.fits] == [("window_tiles", (8, 16))], str(found)
-
-
-def test_heads_taken_for_tokens() -> None:
-    """As many queries as heads."""
-    spec = MOTIF3.replace(window=None)
-    case = cases("discriminating", 5, spec=spec, batch=1, queries=spec.query_heads)[0]
-    wrong = kernel(case, [BY_NAME["heads_and_tokens_exchanged"]])
-    found = diagnose(wrong, spec, case.inputs, recipe="float32", max_deviations=1)
-    assert found.name == "heads_and_tokens_exchanged", str(found)
-
-
-@pytest.mark.parametrize(
-    ("fields", "name"),
-    [
-        ({}, "activation_for_its_slope"),
-        ({"qk_norm": "rms"}, "gate_of_silu"),
-        ({"norm": "layer"}, "mean_left_in_the_norm"),
-    ],
-    ids=str,
-)
-def test_gradients_have_names(fields: dict[str, Any], name: str) -> None:
-    """Where the output is right."""
-    case = cases("discriminating", 5, spec=MOTIF3.replace(**fields))[1]
-    recipe, inputs, dout = Recipe("float32"), as_float64(case.spec, case.inputs), case.dout.astype(np.float64)
-    right = evaluate(case.spec, inputs, recipe, HELD_OUT[0], dout)
-    problem = deviated(case.spec, inputs, [BY_NAME[name]]) if name in BY_NAME else None
-    if problem is None:
-        ops = ops_with(tuple(m for m in CATALOGUE if m.name == name))
-        wrong = {f"d{n}": round_to(g, "float32") for n, g in backward(case.spec, inputs, dout, ops).items()}
-    else:
-        wrong = evaluate(problem.spec, problem.inputs, recipe, HELD_OUT[0], dout)
-    grads = {n: x for n, x in wrong.items() if n in ("dq", "dk", "dv", "dgate_logits")}
-    found = diagnose({"out": right["out"], **grads}, case.spec, case.inputs, recipe="float32", dout=case.dout)
-    assert found.name == name, str(found)

@@ -23,35 +23,6 @@ def test_a_name_with_its_link() -> None:
     ]
 
 
-def test_it_is_80_columns_wide() -> None:
-    two = (ONE, Deviation("turned", "The other way, " + "and so on " * 10, "rope kind"))
-    fit = Fit("factor", 0.5, f"out is multiplied by {'0.5, ' * 20}0.5", 0.9, True)
-    said = str(Ranking(NONE_FITS, (Candidate(two, 0.71, 0.999, False),), (fit,), notes=("note " * 30,)))
-    assert max(map(len, said.splitlines())) <= 80
-    assert "0.5 (fits, residual 0.9)" in " ".join(said.split())
-
-
-def test_of_many_that_could_not_be_shown_a_few_are_printed() -> None:
-    names = [f"name_{n}" for n in range(9)]
-    note = f"these inputs could not show 9 deviations: {', '.join(names)}"
-    ranking = Ranking(UNIQUE, (Candidate((ONE,), 0.71, 0.999, True),), notes=(note, "the others: a, b, c, d, e, f, g"))
-    said = " ".join(str(ranking).split())
-    assert "could not show 9 deviations: name_0, name_1, name_2, name_3, name_4, name_5, and others (all" in said
-    assert "name_6" not in said
-    assert "the others: a, b, c, d, e, f, g" in said
-    assert ranking.to_dict()["notes"][0] == note
-
-
-def test_a_share_is_rounded_down() -> None:
-    assert "does not fit, explains 99%," in str(Candidate((ONE,), 40.0, 0.9999, False))
-
-
-def test_names_that_were_not_tried_in_pairs_are_counted() -> None:
-    note = "2 names were not tried in pairs, since the inputs are large: one, two"
-    said = " ".join(str(Ranking(NONE_FITS, notes=(note,))).split())
-    assert said == "none fits 2 names were not tried in pairs, since the inputs are large (they are in `notes`)"
-
-
 def test_several_names_have_none() -> None:
     case = cases("discriminating", spec=small("ms_v1"))[0]
     some = (Candidate((ONE,), 0.7, 1.0, True), Candidate((TWO,), 0.8, 1.0, True))

@@ -67,12 +67,6 @@ def test_lost_keys_are_said(at: Any, seen: bool, causal: str, said: str, dtype: 
     assert said in " ".join(found.where), found
 
 
-def test_lost_keys_of_one_query() -> None:
-    """In decoding there is one query, and every head is wrong."""
-    found = asked(case("bfloat16", 1), np.s_[..., 64:], False)
-    assert "as if keys from 64 on were not seen in every head" in " ".join(found.where), found
-
-
 @pytest.mark.parametrize(
     ("at", "change", "said"),
     [
@@ -130,17 +124,6 @@ def test_queries_that_dk_and_dv_are_not_summed_over_are_said(lost: slice, said: 
     answer = diagnose({**found, "dk": wrong["dk"], "dv": wrong["dv"]}, one.spec, one.inputs, recipe=dtype, dout=dout)
     for name, line in zip(("dk", "dv"), answer.where, strict=True):
         assert line.startswith(f"{name} is as if {said}"), answer
-
-
-def test_heads_of_a_gradient_in_another_order_are_a_fit() -> None:
-    one = case("bfloat16")
-    dout = round_to(np.random.default_rng(0).normal(size=(1, 6, T, 32)), "bfloat16")
-    found = rounded(one.spec, one.inputs, "bfloat16", dout=dout)
-    order = [*range(0, 12, 2), *range(1, 12, 2)]
-    found["dq"] = found["dq"][:, order]
-    (fit,) = diagnose(found, one.spec, one.inputs, recipe="bfloat16", dout=dout).fits
-    assert (fit.parameter, fit.value, fit.fits) == ("heads", order, True)
-    assert fit.text.startswith("dq: the heads are right and stand in another order")
 
 
 def test_a_sequence_of_dq_is_one_place() -> None:

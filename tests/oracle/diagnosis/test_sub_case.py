@@ -12,7 +12,7 @@ from refdiff.oracle import Deviation, Recipe, Spec, deviations
 from refdiff.oracle.deviations import Problem, output
 from refdiff.oracle.deviations.deviation import output_with
 from refdiff.oracle.diagnosis import sub_case
-from refdiff.oracle.diagnosis.sub_case import OF_KEYS, Parts, acts_alike, cost, furthest_off, reduced
+from refdiff.oracle.diagnosis.sub_case import OF_KEYS, acts_alike, furthest_off, reduced
 from refdiff.oracle.diagnosis.variants import Target
 from tests.oracle.example_inputs import draw, small
 
@@ -26,23 +26,6 @@ def whole(spec: Spec, T: int, S: int, **more: Any) -> Target:
 @pytest.fixture(autouse=True)
 def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sub_case, "LARGE", 6000)
-
-
-@pytest.mark.parametrize(("T", "S"), [(23, 23), (9, 23)])
-@pytest.mark.parametrize("name", ["hf_diffllama", "diff_v2", "gda"])
-def test_the_part_is_those_rows(name: str, T: int, S: int) -> None:
-    spec = small(name)
-    rng = np.random.default_rng(0)
-    more: dict[str, Any] = {"key_mask": np.arange(S)[None] >= np.array([[2], [0]]), "bias": rng.normal(size=(T, S))}
-    more |= {"q_positions": rng.integers(0, 40, (1, T))}
-    t = whole(spec, T, S, **more)
-    part = reduced(spec, t)
-    assert part.inputs["q"].shape[2] < T
-    assert (part.at[2].start == 0) == (T == S)
-    again = output(Problem(spec, part.inputs))
-    assert np.allclose(again, t.actual[:1, :, part.at[2]], rtol=0, atol=1e-12)
-    assert part.actual.shape == part.expected.shape == (1, spec.heads, again.shape[2], spec.out_dim)
-    assert cost(spec, part.inputs) < cost(spec, t.inputs)
 
 
 def unlike(spec: Spec, of: Target, part: Target, some: Iterable[Deviation]) -> list[str]:
@@ -75,26 +58,3 @@ def test_deviations_act_alike_around_the_row_furthest_off(
     part = furthest_off(spec, t, reduced(spec, t, 2000, all_keys=all_keys), all_keys=all_keys)
     assert part.at[2] == (slice(11, T) if all_keys else slice(8, 12))
     assert unlike(spec, t, part, (d for d in deviations(spec) if acts_alike(d) or d.axis in axes)) == []
-
-
-def test_parts_by_what_deviations_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sub_case, "TINY", 3000)
-    spec = small("hf_diffllama")
-    t = whole(spec, 23, 23)
-    parts = Parts.of(spec, (t,))
-    by_axis = {d.axis: d for d in deviations(spec)}
-    norm, mask, triangle = by_axis["norm kind"], by_axis["mask off by one"], by_axis["concat"]
-    assert parts.which([norm]) is parts.small
-    assert parts.which([norm, mask]) is parts.last
-    assert parts.which([mask, triangle]) is parts.whole
-    little = Parts.of(spec, (whole(spec, 2, 2),))
-    assert little.tiny is little.small is little.last is little.whole
-    assert cost(spec, parts.tiny[0].inputs) < cost(spec, parts.small[0].inputs) < parts.cost
-    assert parts.last[0].inputs["k"].shape[2] == 23
-    assert unlike(spec, t, parts.last[0], (d for d in deviations(spec) if d.axis in OF_KEYS)) == []
-
-
-def test_queries_from_the_top_left_are_not_reduced_where_keys_are_more() -> None:
-    spec = small("hf_diffllama").replace(causal="top_left")
-    assert reduced(spec, whole(spec, 9, 23)) is None
-    assert reduced(spec, whole(spec, 23, 23)) is not None

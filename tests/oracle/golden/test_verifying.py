@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -162,15 +161,6 @@ def test_outputs_that_would_be_passed_over(vectors: Path, tmp_path: Path) -> Non
         write_arrays(folder / "v2.safetensors", {"lse1" if name.endswith("f32") else "out": out}, {})
         with says(CheckpointError, f"{folder / name}: another file of v2 has out too; leave one of them"):
             golden.verify(vectors, folder)
-
-
-def test_names_of_cases_with_dots(tmp_path: Path) -> None:
-    cases = [dataclasses.replace(case("v2"), name=name) for name in ("a", "a.b")]
-    for one in cases:
-        one.__dict__["blind_to"] = ()
-    golden.export(tmp_path / "vectors", cases, gradients=False)
-    write_raw(tmp_path / "raw", {name: {"out": of["out"]} for name, of in right(tmp_path / "vectors").items()})
-    assert golden.verify(tmp_path / "vectors", tmp_path / "raw").cases.keys() == {"a", "a.b"}
 
 
 def test_inconclusive(tmp_path: Path) -> None:

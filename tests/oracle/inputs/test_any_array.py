@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import subprocess
 import sys
 from types import SimpleNamespace
 from typing import Any
 
-import array_api_compat
 import array_api_strict
 import numpy as np
 import pytest
@@ -95,38 +93,6 @@ def test_what_torch_notes_beside_the_bits_is_carried_out() -> None:
             return SimpleNamespace(resolve_conj=lambda: SimpleNamespace(resolve_neg=lambda: Foreign(-X)))
 
     assert same_bits(any_array(Recorded()), -X)
-
-
-def test_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(array_api_compat, "is_cupy_array", lambda x: isinstance(x, SimpleNamespace))
-    assert any_array(SimpleNamespace(get=lambda: X)) is X
-
-
-def test_jax(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(array_api_compat, "is_jax_array", lambda x: x == "an array of jax")
-    monkeypatch.setitem(sys.modules, "jax", SimpleNamespace(device_get=lambda x: X))
-    assert any_array("an array of jax") is X
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_mlx(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
-    """Read by the buffer protocol, in which bfloat16 has no letter."""
-    library = SimpleNamespace(uint16="uint16", bfloat16="bfloat16")
-    monkeypatch.setitem(sys.modules, "mlx.core", library)
-    x = numbers(dtype)[0, 0]
-    kind = (ctypes.c_float if dtype == "float32" else ctypes.c_uint16) * len(x)
-
-    class Buffer(kind):
-        __module__ = "mlx.core"
-
-        def view(self, to: str) -> Any:
-            return self
-
-    buffer = Buffer.from_buffer_copy(x.tobytes())
-    buffer.dtype = dtype
-    read = any_array(buffer)
-    assert same_bits(read, x)
-    assert not read.flags.writeable
 
 
 def test_buffers_lists_and_array_methods() -> None:

@@ -9,12 +9,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from refdiff.oracle import inputs as page
-from refdiff.oracle.inputs import options, shapes
 from refdiff.oracle.inputs.layout_hints import other_layout
-from refdiff.oracle.inputs.sequences import sequences
 from refdiff.oracle.inputs.validation import as_float64, check_inputs, no_numbers
-from refdiff.oracle.spec.presets import PRESETS
 from tests.oracle.example_inputs import draw, small
 
 HF, MS, V2 = small("hf_diffllama"), small("ms_v1"), small("diff_v2")
@@ -190,38 +186,3 @@ def test_the_advice_gives_back_the_very_numbers(layout: str) -> None:
     said = other_layout(x.shape, "BhTe", n)
     (steps,) = re.findall(r"; (\S.*) puts", said)
     assert np.array_equal(eval(f"x{steps}", {"x": x}), right), said
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 40), (5, 2, 8, 3), (30, 8), (240,), (8, 5, 3, 2), (4, 3, 5, 4)])
-def test_nothing_is_said_of_other_shapes(shape: tuple[int, ...]) -> None:
-    assert other_layout(shape, "BhTe", N) == ""
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_name_stands_on_the_page(name: str) -> None:
-    kinds = [{}, {"x": 0}, {"k_pages": 0}]
-    for kind in kinds:
-        for known in (*shapes(small(name), kind), *options(kind)):
-            assert re.search(rf"(?<!\w){re.escape(known)}(?!\w)", page.__doc__ or "") or known.endswith(".bias"), known
-
-
-def test_packed_sequences_taken_apart() -> None:
-    inputs = {**draw(HF, B=1, T=5, S=9), "cu_seqlens_q": np.array([0, 2, 2, 5]), "cu_seqlens_k": np.array([0, 3, 4, 9])}
-    inputs["q_positions"] = np.arange(5)[None]
-    inputs["key_mask"] = np.ones((1, 9), np.bool_)
-    parts = list(sequences(inputs))
-    assert [p.inputs["q"].shape[2] for p in parts] == [2, 0, 3]
-    assert [p.inputs["k"].shape[2] for p in parts] == [3, 1, 5]
-    assert np.array_equal(parts[2].inputs["v"], inputs["v"][:, :, 4:9])
-    assert parts[2].inputs["q_positions"].tolist() == [[2, 3, 4]]
-    assert parts[2].inputs["key_mask"].shape == (1, 5)
-    assert (parts[2].queries, parts[2].keys) == (slice(2, 5), slice(4, 9))
-
-
-def test_lambda_goes_with_its_tokens() -> None:
-    v2 = small("diff_v2")
-    inputs = {**draw(v2, B=1, T=5, S=5), "cu_seqlens_q": np.array([0, 2, 5])}
-    assert [p.inputs["lambda_logits"].shape[1] for p in sequences(inputs)] == [2, 3]
-    given = small("hf_diffllama", lambda_form="given")
-    inputs = {**draw(given, B=1, T=5, S=5), "cu_seqlens_q": np.array([0, 2, 5]), "lambda_full": np.ones((1, 6, 5))}
-    assert [p.inputs["lambda_full"].shape[2] for p in sequences(inputs)] == [2, 3]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import io
 import json
 import mmap
@@ -11,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -19,24 +17,6 @@ from refdiff.oracle.judge import child
 
 KERNELS = Path(__file__).parent / "kernels"
 SPEC, INPUTS, DOUT = object(), {"q": 1}, object()
-
-
-@pytest.mark.parametrize(
-    ("kernel", "gradients", "expected"),
-    [
-        (lambda spec, inputs: (spec, inputs), False, (SPEC, INPUTS)),
-        (lambda inputs: (inputs,), False, (INPUTS,)),
-        (lambda spec, inputs, dout=None: (spec, inputs, dout), True, (SPEC, INPUTS, DOUT)),
-        (lambda inputs, *, dout=None: (inputs, dout), True, (INPUTS, DOUT)),
-        (lambda spec, inputs=None: (spec, inputs), False, (SPEC, INPUTS)),
-        (max, False, None),  # it does not tell what it takes
-    ],
-)
-def test_what_a_kernel_is_called_with(kernel: Any, gradients: bool, expected: Any) -> None:
-    call, found = child.adapted(kernel)
-    assert found == gradients
-    if expected is not None:
-        assert call(SPEC, INPUTS, DOUT) == expected
 
 
 @pytest.mark.parametrize(
@@ -72,15 +52,6 @@ def test_what_is_refused(
         hook(event, args)
 
 
-def test_a_file_without_its_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setitem(sys.modules, "submission", None)
-    with pytest.raises(child.UnusableError, match="the file has no function 'absent'"):
-        child.load(str(KERNELS / "honest.py"), "absent")
-    with pytest.raises(child.UnusableError, match="is no file of Python"):
-        child.load(str(tmp_path / "kernel.txt"), "kernel")
-
-
 class Libraries:
     """Arrays of other libraries, as far as they are asked."""
 
@@ -107,28 +78,6 @@ def test_what_is_an_output(monkeypatch: pytest.MonkeyPatch) -> None:
     assert child.outputs(jax) == {"out": jax}
     assert jax.settled
     assert child.bytes_of(jax) == ("float32", (2, 3), x.tobytes())
-
-
-def test_bytes_and_what_is_left_of_them() -> None:
-    x = np.arange(6).reshape(2, 3).astype(ml_dtypes.bfloat16)
-    assert child.bytes_of(x.T) == ("bfloat16", (3, 2), np.ascontiguousarray(x.T).tobytes())
-    child.spoil(x)
-    assert np.isnan(x.astype(np.float32)).all()
-    fixed = np.zeros(3)
-    fixed.flags.writeable = False
-    child.spoil(fixed)
-    assert not fixed.any()
-
-
-def test_the_place_of_an_array() -> None:
-    """A view that runs backwards in every other row."""
-    x = np.arange(24).reshape(6, 4).astype(ml_dtypes.bfloat16)
-    place = child.place_of(x[::-2, 1:])
-    assert place is not None
-    address, strides = place
-    assert strides == [-16, 2]
-    assert ctypes.string_at(address + strides[0], 4) == x[3, 1:3].tobytes()
-    assert child.place_of(Libraries(x)) is None
 
 
 def test_requests_and_answers() -> None:

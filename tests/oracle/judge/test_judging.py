@@ -88,15 +88,6 @@ def test_a_cheat_is_caught(cheat: str, says: str) -> None:
     assert says in text
 
 
-@pytest.mark.parametrize("cheat", ["reads_the_source_of_the_reference", "overwrites_the_reference"])
-def test_a_second_copy_of_refdiff_is_hidden_too(cheat: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "refdiff" / "oracle" / "truth").mkdir(parents=True)
-    for name in ("__init__.py", "oracle/truth/forward.py"):
-        (tmp_path / "refdiff" / name).touch()
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    assert "cannot be read" in " ".join(str(_judge(cheat)).split())
-
-
 @pytest.mark.parametrize("cheat", ["patches_the_timer", "hangs"])
 def test_a_call_has_a_limit(cheat: str) -> None:
     assert "took more than 2 s" in str(_judge(cheat, limits=SHORT))
@@ -199,33 +190,6 @@ def test_a_correct_kernel_passes(seed: int, preset: str, function: str, recipe: 
 def test_a_correct_plain_kernel_passes(function: str, profile: str, recipe: str) -> None:
     report = judge_file(HONEST, "attention", recipe=recipe, function=function, profiles=[profile])
     assert report, str(report)
-
-
-def test_half_of_the_drawn_sizes_have_as_many_keys_as_queries() -> None:
-    for seed in range(100):
-        sizes = judging._hidden_sizes(np.random.default_rng(seed))
-        assert [T <= 40 for _, T, _ in sizes] == [True, True, True, False]
-        assert sum(S == T for _, T, S in sizes) == 2
-        assert all(T <= S < T + 60 for _, T, S in sizes)
-
-
-def test_a_report_says_where_the_system_confines_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judging, "landlock_version", lambda: 0)
-    report = _judge("kernel", path=HONEST)
-    assert report
-    assert "this system has no Landlock" in str(report)
-    assert report.to_dict()["confined"] is False
-
-
-def test_the_process_reads_nothing_hidden_whatever_its_name(tmp_path: Path) -> None:
-    """Everything in a folder on the way to a hidden one is listed by itself, but for links."""
-    (tmp_path / "site" / "refdiff" / "oracle").mkdir(parents=True)
-    (tmp_path / "site" / "numpy").mkdir()
-    (tmp_path / "site" / "six.py").touch()
-    (tmp_path / "link").symlink_to(tmp_path / "site")
-    hidden = [str(tmp_path / "site" / "refdiff")]
-    found = set(confine.readable(hidden, str(tmp_path)))
-    assert found == {str(tmp_path / "site" / name) for name in ("numpy", "six.py")}
 
 
 CONFINED_PROGRAM = """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from refdiff import layers
 from refdiff.backends import ops_for, overlay
 from refdiff.oracle import Spec
 from refdiff.oracle.mistakes import CATALOGUE, ROWS, wrap
-from refdiff.oracle.mistakes.catalogue import Call, Mistake
+from refdiff.oracle.mistakes.catalogue import Mistake
 
 ROOT = Path(__file__).parents[3]
 
@@ -36,28 +35,6 @@ def test_a_mistake_is_laid_over_its_layers_alone() -> None:
     assert np.array_equal(ops.rms_norm(x, None, 0.1), layers.rms_norm(x, None, 0.1) / 2)
     assert np.array_equal(ops.linear(x, x), layers.linear(x, x) / 2)
     assert ops.softmax is layers.softmax
-
-
-def test_a_part_of_a_composed_layer_is_replaced() -> None:
-    x, p = np.arange(6.0).reshape(2, 3), {"weight": np.eye(3)}
-    call = Call(layers.swiglu, "swiglu", (x, p, p, p), {"act": "relu"})
-    doubled = call.parts(activation=lambda z, name: 2 * layers.activation(z, name))
-    assert np.array_equal(call(ops=doubled), 2 * layers.swiglu(x, p, p, p, act="relu"))
-    again = Call(layers.swiglu, "swiglu", (x, p, p, p), {"act": "relu", "ops": doubled}).parts(
-        linear=lambda z, weight: z
-    )
-    assert np.array_equal(call(ops=again), 2 * x * x)
-
-
-def test_a_call_has_its_arguments_by_name() -> None:
-    seen: list[tuple[Any, ...]] = []
-    call = Call(lambda *args, **options: seen.append((args, options)), "rope", (1, 2), {"sin": 3})
-    assert (call.x, call.sin, call.interleaved, set(call.given)) == (1, 3, False, {"x", "cos", "sin"})
-    call(x=4, interleaved=True)
-    call()
-    assert seen == [((4, 2, 3), {"interleaved": True}), ((1, 2, 3), {})]
-    with pytest.raises(AttributeError, match="no argument 'sine'"):
-        _ = call.sine
 
 
 @pytest.mark.slow

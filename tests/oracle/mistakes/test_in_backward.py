@@ -10,10 +10,9 @@ from refdiff.oracle.cases.fixed import cases, small_spec
 from refdiff.oracle.deviations.deviation import ops_with
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes.catalogue import Mistake
-from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES, OF_ANY_ATTENTION, of_query_head
+from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES, OF_ANY_ATTENTION
 from refdiff.oracle.spec.presets import PRESETS
 from refdiff.oracle.truth.backward import backward
-from tests.layers.vjps import draw
 
 EACH = pytest.mark.parametrize(
     ("preset", "mistake"),
@@ -66,31 +65,6 @@ def test_acts_in_the_way_back_of_a_spec(preset: str, mistake: Mistake) -> None:
         expected = {"q"}  # both maps have their keys in common, and the sum of their gradients
     assert {n for n, x in off.items() if x > 0} == expected
     assert all(off[n] > 0.01 for n in expected)
-
-
-def test_the_query_heads_of_a_group_however_its_key_is_given() -> None:
-    """The last one alone, and each one alone or left out; one key head for the group, or one for each query head."""
-    args, options = next(c for c in (draw("diff_attention", seed) for seed in range(40)) if _is_grouped(*c))
-    n = args[0].shape[1] // args[1].shape[1]
-    (last,) = (m for m in BACKWARD_MISTAKES if m.name == "gradient_of_one_query_head_of_a_group")
-    vjp = layers.diff_attention_vjp
-    g = np.random.default_rng(0).normal(size=layers.diff_attention(*args, **options).shape)
-    q1, k1, q2, k2, v, *rest = args
-    apart = [q1, np.repeat(k1, n, axis=1), q2, np.repeat(k2, n, axis=1), np.repeat(v, n, axis=1), *rest]
-    each = vjp(g, *apart, **options)
-    wrong = {last: {n - 1}}
-    for i in range(n):
-        wrong |= {of_query_head(i, n, alone=True): {i}, of_query_head(i, n, alone=False): set(range(n)) - {i}}
-    for mistake, taken in wrong.items():
-        few, many = (mistake.of(vjp)(g, *given, **options) for given in (args, apart))
-        for i in (1, 3, 4):
-            kept = [each[i][:, j::n] if j in taken else 0 * each[i][:, j::n] for j in range(n)]
-            np.testing.assert_allclose(few[i], np.sum(kept, axis=0), atol=1e-12)
-            np.testing.assert_allclose(many[i], np.stack(kept, axis=2).reshape(each[i].shape), atol=1e-12)
-
-
-def _is_grouped(args: tuple[np.ndarray, ...], options: dict[str, bool]) -> bool:
-    return bool(args[0].shape[1] > args[1].shape[1] > 1 and args[1].shape[2] > 1)
 
 
 def test_saved_sums_without_a_mask_are_what_a_kernel_by_tiles_computes() -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-
 import ml_dtypes
 import numpy as np
 import pytest
 
-from refdiff.backends.numpy.thread_pool import Workers
 from refdiff.oracle import Recipe, budget, truth
 from refdiff.oracle.rounding import ensemble, round_to
-from refdiff.oracle.rounding.ensemble import members_of, quantised, run_orders
-from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS
+from refdiff.oracle.rounding.ensemble import members_of, quantised
+from refdiff.oracle.rounding.evaluation_order import DRAWS
 from tests.oracle.example_inputs import draw, small
 
 
@@ -29,15 +26,6 @@ def test_matrices_are_rounded_once_and_parameters_left() -> None:
     np.testing.assert_array_equal(quantised(stored, Recipe("bfloat16"))["v"], found["v"])
 
 
-def test_a_type_that_will_be_refused_is_not_changed_first() -> None:
-    """So that the message names the one that was given."""
-    x = {"mask": np.zeros((5, 7), np.float32), "q_positions": np.zeros((1, 5), ml_dtypes.bfloat16)}
-    assert {name: a.dtype.name for name, a in quantised(x, Recipe("float16")).items()} == {
-        "mask": "float32",
-        "q_positions": "bfloat16",
-    }
-
-
 def test_outputs_are_of_the_storage_type() -> None:
     spec = small("diff_v2")
     x = quantised(draw(spec), Recipe("float16"))
@@ -49,19 +37,6 @@ def test_outputs_are_of_the_storage_type() -> None:
         np.testing.assert_array_equal(array, round_to(array, "float16"))
     with pytest.raises(ValueError, match="members is 1, but there are 2 to 8"):
         members_of(spec, x, Recipe("float16"), 1, None)
-
-
-def test_small_inputs_keep_to_one_thread_and_large_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs = draw(small("hf_diffllama"))
-    assert ensemble._count_scores(inputs) == 2 * 12 * 5 * 7
-    assert run_orders(lambda _: threading.current_thread(), MEMBERS, inputs) == [threading.current_thread()] * 8
-    monkeypatch.setattr(ensemble, "LEAST", 0)
-    barrier = threading.Barrier(2, timeout=20)
-    monkeypatch.setattr(ensemble, "Workers", lambda: Workers(2))
-    found = run_orders(lambda order: (order, barrier.wait()), MEMBERS, inputs)
-    assert [order for order, _ in found] == list(MEMBERS)
-    monkeypatch.setattr(ensemble, "MOST", 1)
-    assert run_orders(lambda _: threading.current_thread(), MEMBERS, inputs) == [threading.current_thread()] * 8
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -27,13 +27,6 @@ def test_names_of_recipes(name: str, u: float) -> None:
     assert Recipe.of(recipe, exp="ex2approx").exp == "ex2approx"
 
 
-def test_a_recipe_in_words() -> None:
-    assert Recipe("fp16").name == "float16"
-    assert Recipe("fp16", accumulate="half").name == "float16 accumulate=float16"
-    assert Recipe.eager("bf16").name == "bfloat16 qk=bfloat16"
-    assert Recipe.of("tf32", exp="ex2approx").name == "float32 matmul=tf32 exp=ex2approx"
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -75,15 +68,6 @@ def test_a_type_stands_for_its_name() -> None:
     assert Recipe.of(ml_dtypes.bfloat16) == Recipe("bfloat16")
     with pytest.raises(ValueError, match="no recipe is called 'int8'"):
         Recipe.of(np.int8)
-
-
-def test_a_field_that_is_wider_is_not_suggested() -> None:
-    with pytest.raises(
-        ValueError, match=r"p is 'bfloat16', but must be one of float32 \(the storage type, or float32\)$"
-    ):
-        Recipe("float32", p="bf16")
-    with pytest.raises(ValueError, match=r"p is 'bfloat61', .*did you mean 'bfloat16'"):
-        Recipe("bfloat16", p="bfloat61")
 
 
 def test_fields_as_json_has_them() -> None:

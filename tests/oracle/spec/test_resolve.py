@@ -74,19 +74,6 @@ def test_arrays_that_say_too_little(inputs: dict[str, Any], message: str) -> Non
         dimensions({}, inputs)
 
 
-def test_values_of_no_width() -> None:
-    assert dimensions(dict.fromkeys(NAMES, 2), {"v": np.ones(3)}) == {}
-    assert dimensions(dict.fromkeys(NAMES, 2), {"v": np.ones((1, 3, 5, 7))}) == {}  # three heads for two
-
-
-def test_a_spec_stays_what_it_is() -> None:
-    assert resolve_spec(NAMED, X) is NAMED
-
-
-def test_lists_of_numbers_have_dimensions_too() -> None:
-    assert resolve_spec("attention", {name: x.tolist() for name, x in X.items()}) == NAMED
-
-
 def test_every_function_takes_a_name(tmp_path: Path) -> None:
     out = np.asarray(oracle.truth(NAMED, X).out, dtype=np.float32)
     dout = np.ones_like(out)

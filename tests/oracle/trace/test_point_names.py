@@ -69,13 +69,6 @@ def test_names_of_the_attention_alone(name: str, path: str) -> None:
     assert found.removeprefix("self_attn.") == path
 
 
-def test_a_model_without_prefix() -> None:
-    points = [p.removeprefix("model.") for p in POINTS]
-    assert canonical_names(["model.layers.1.mlp.up_proj"], points, "auto") == {
-        "model.layers.1.mlp.up_proj": "layers.1.mlp.up_proj"
-    }
-
-
 def test_own_and_no_names() -> None:
     table = {"mine": A + "diff", "blocks.0.attn.x": "layers.0.self_attn.attn1"}
     assert canonical_names([*table, "norm1"], POINTS, table) == {

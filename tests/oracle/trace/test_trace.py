@@ -10,7 +10,6 @@ import pytest
 
 import refdiff
 from refdiff.oracle import Spec, Trace, trace, truth
-from tests.layers.inputs import says
 from tests.model.models import ids, small_model
 from tests.oracle.arrays import same_bits
 from tests.tolerances import FLOAT64, close
@@ -138,24 +137,9 @@ def test_written(tmp_path: Path) -> None:
     assert np.array_equal(read.inputs["input_ids"], ids(0, 2, 5))
 
 
-def test_names_that_are_taken(tmp_path: Path) -> None:
-    with says(ValueError, "inputs.x: names that begin with 'inputs.' are kept for the inputs of a run"):
-        Trace({"inputs.x": np.ones(1)}).write(tmp_path / "a")
-
-
 def test_a_name_that_is_none() -> None:
     traced = trace(SPEC, spec_inputs())
     with pytest.raises(KeyError, match=r"'atn1' is no point of this trace, did you mean 'attn1'\?"):
         traced["atn1"]
     with pytest.raises(KeyError, match=r"'zzz' is no point of this trace\W*$"):
         traced["zzz"]
-
-
-def test_printed_in_short() -> None:
-    of = trace(small_model(), ids(0, 2, 5))
-    assert repr(of) == str(of)
-    assert repr(of).startswith(f"Trace(DiffLlamaForCausalLM, {len(of)} points: model.embed_tokens (2, 5, 26) float64, ")
-    assert repr(of).endswith("; inputs: input_ids (2, 5) int64; can be run again)")
-    assert len(repr(of)) < 700
-    assert repr(Trace({})) == "Trace(no model named, 0 points; cannot be run again)"
-    assert repr(trace(SPEC, spec_inputs())).startswith("Trace(Spec, ")

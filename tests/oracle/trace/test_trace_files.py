@@ -19,18 +19,6 @@ from tests.oracle.trace.test_trace import SPEC, run_again, spec_inputs
 from tests.tolerances import FLOAT64, close
 
 
-def test_a_trace_is_itself() -> None:
-    of = trace(SPEC, spec_inputs())
-    assert read_trace(of) is of
-
-
-def test_dicts_of_any_arrays() -> None:
-    read = read_trace({"a": [1.0, 2.0], "b": np.ones(3, np.float16)})
-    assert read["a"].tolist() == [1.0, 2.0]
-    assert read["b"].dtype == np.float16
-    assert read.run is None
-
-
 def test_files_of_others(tmp_path: Path) -> None:
     write_arrays(tmp_path / "mine", {"a.b": np.arange(6.0), "inputs.x": np.ones(2, np.float32)}, {})
     read = read_trace(tmp_path / "mine")

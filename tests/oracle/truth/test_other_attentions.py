@@ -111,12 +111,6 @@ def test_rotations(fields: dict[str, Any], pairs: list[tuple[int, int]], frequen
     check(spec, draw(spec, 3, T=4, S=7), lambda rows, at, _: turn(rows, at, pairs, frequencies, by))
 
 
-def test_a_spec_with_frequencies_is_a_key_and_an_object_of_json() -> None:
-    spec = Spec(query_heads=4, key_heads=2, head_dim=8, rope_parameters={"frequencies": [1, 0.5, 0.25, 0.1]})
-    assert spec == Spec(**spec.to_dict())
-    assert len({spec, Spec(**spec.to_dict()), spec.replace(rope_parameters=None)}) == 2
-
-
 def usual_turn(rows: Numpy, at: int, _: str = "") -> Numpy:
     """RoPE of 6 dimensions, in halves."""
     return turn(rows, at, [(0, 3), (1, 4), (2, 5)], [1.0, 10_000 ** (-1 / 3), 10_000 ** (-2 / 3)])
@@ -170,20 +164,6 @@ def test_norms_after_the_difference(fields: dict[str, Any]) -> None:
     tokens = normed(channels, spec.norm_eps, spec.norm == "layer").reshape(B, T, h, e)
     expected = (1 - start) * (tokens * inputs.get("norm_weight", 1.0) + inputs.get("norm_bias", 0.0))
     assert np.allclose(truth(spec, inputs, want=("out",)).out, np.moveaxis(expected, 2, 1), rtol=0, atol=SAME)
-
-
-def test_group_norm_is_that_of_torch() -> None:
-    """`nn.GroupNorm(h, h e)` of each token."""
-    torch = pytest.importorskip("torch")
-    spec = small("hf_diffllama", norm="layer", norm_weight=True, norm_bias=True, norm_per_head=True, out_scale="none")
-    inputs = draw(spec, 6)
-    found = truth(spec, inputs, want=("out", "diff"))
-    B, h, T, e = found.diff.shape
-    module = torch.nn.GroupNorm(h, h * e, eps=spec.norm_eps, dtype=torch.float64)
-    module.weight.data, module.bias.data = (torch.tensor(inputs[n].ravel()) for n in ("norm_weight", "norm_bias"))
-    rows = torch.tensor(np.moveaxis(found.diff, 1, 2).reshape(B * T, h * e))
-    expected = np.moveaxis(module(rows).detach().numpy().reshape(B, T, h, e), 2, 1)
-    assert np.allclose(found.out, expected, rtol=0, atol=SAME)
 
 
 def test_lambda_vectors_of_each_head() -> None:
