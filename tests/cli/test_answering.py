@@ -1,4 +1,4 @@
-"""What options mean to `generate`, where a text may end and why it did, by hand."""
+"""The ranges of flags, and how long a text may get."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import argparse
 import math
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
-from refdiff.cli.answering import NUMBERS, chat_messages, encode, finish_reason, length_limit
-from refdiff.cli.flags import UsageError
+from refdiff.cli.answering import NUMBERS, length_limit
 from refdiff.errors import CheckpointError
 from refdiff.generation.options import resolve
 from tests.generation.fakes import FakeModel
@@ -67,28 +65,3 @@ def test_a_prompt_that_fills_the_context_or_goes_far_beyond() -> None:
 def test_more_tokens_than_the_context_are_announced() -> None:
     with pytest.warns(UserWarning, match="-n 90: prompt and new tokens go beyond the context of 20 tokens, past which"):
         assert length_limit(_model(), {"max_new_tokens": 90}, 5) == 90
-
-
-@pytest.mark.parametrize(
-    ("ids", "stopped", "full", "ignore", "in_file", "expected"),
-    [
-        ([5], False, True, False, {}, "length"),
-        ([5, 1], False, True, False, {}, "eos"),
-        ([5, 1], False, True, True, {}, "length"),
-        ([5, 1], False, False, False, {"eos_token_id": [7, 5]}, "stop"),
-        ([5, 7], False, False, False, {"eos_token_id": [7, 5]}, "eos"),
-        ([5, 1], True, True, False, {}, "stop"),
-        ([], False, False, False, {}, "stop"),
-    ],
-)
-def test_why_a_text_ends(
-    ids: list[int], stopped: bool, full: bool, ignore: bool, in_file: dict[str, Any], expected: str
-) -> None:
-    transcript: Any = SimpleNamespace(ids=ids, stopped=stopped)
-    assert finish_reason(_model(**in_file), transcript, full, {"ignore_eos": ignore}) == expected
-
-
-def test_what_a_template_refuses_is_an_input_that_is_not_taken() -> None:
-    tokenizer: Any = SimpleNamespace(apply_chat_template=Mock(side_effect=CheckpointError("m: fails")))
-    with pytest.raises(UsageError, match=r"^m: fails$"):
-        encode(tokenizer, "ab", chat_messages("ab", "s"))

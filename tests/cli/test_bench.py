@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
-import shutil
-import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -15,24 +12,13 @@ from unittest.mock import Mock
 import pytest
 
 from refdiff.bench import measure as bench
-from refdiff.bench import rows as known
 from refdiff.bench.measure import Measured
-from refdiff.bench.processes import SIDES
 from refdiff.bench.rows import Row, Work
 from refdiff.bench.side import Settings
-from refdiff.bench.sizes import LIKE as SIZES
-from refdiff.cli.bench import LIKE, PEERS
 
 from .conftest import Cli
 
 Calls = list[tuple[list[Row], Settings]]
-
-
-def test_without_a_device_nothing_is_written(here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cupy", None)
-    done = cli("bench", "--backend", "cupy", "--like", "tiny", "--folder", "like")
-    assert (done.status, list(here.iterdir())) == (1, [])
-    assert 'backend "cupy" is not available (' in done.err
 
 
 @pytest.mark.slow
@@ -82,31 +68,6 @@ def test_exit_status(rows: str, status: int, tiny_checkpoint: Path, cli: Cli) ->
     assert ("token 0 of row 0 is 1 here and 2 there" in done.out) == ("lookup" in rows)
 
 
-def test_a_broken_checkpoint_is_said_once(tiny_checkpoint: Path, tmp_path: Path, cli: Cli) -> None:
-    folder = shutil.copytree(tiny_checkpoint, tmp_path / "broken")
-    os.truncate(folder / "model.safetensors", (folder / "model.safetensors").stat().st_size // 2)
-    status, out, err = cli("bench", "-m", folder, "--quick")
-    assert (status, out) == (2, "")
-    assert err.count("model.safetensors") == err.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected", "pairs"),
-    [
-        ([], known.ALL, 5),
-        (["--quick"], known.QUICK, 1),
-        (["--train"], known.TRAIN, 5),
-        (["--train", "--quick", "--pairs", "3"], known.QUICK_TRAIN, 3),
-    ],
-)
-def test_what_is_measured_by_default(
-    flags: list[str], expected: list[Row], pairs: int, calls: Calls, tiny_checkpoint: Path, cli: Cli
-) -> None:
-    cli("bench", "-q", "-m", tiny_checkpoint, *flags)
-    ((rows, settings),) = calls
-    assert (rows, settings.pairs, settings.rest == 0) == (expected, pairs, "--quick" in flags)
-
-
 def test_like_writes_a_checkpoint_once(calls: Calls, here: Path, cli: Cli) -> None:
     for _ in range(2):
         done = cli("bench", "--like", "tiny", "--folder", "kept", "--rows", "load")
@@ -134,12 +95,6 @@ def test_a_file_that_fails_in_the_end_keeps_nothing_else_from_being_shown(
     assert done.out.splitlines()[1].split() == ["load", "1.00", "s"]
     assert "x.json: No space left on device" in done.err
     picture.savefig.assert_called_once_with("x.png", dpi=144)
-
-
-def test_choices_are_those_that_there_are() -> None:
-    """They are written down there again, so that `--help` need not import what measures."""
-    assert set(LIKE) == set(SIZES)
-    assert set(PEERS) < set(SIDES)
 
 
 def test_what_was_measured_until_ctrl_c_is_shown(

@@ -110,7 +110,7 @@ def test_only_a_conversation_that_was_saved_is_replaced(
     assert err.count("holds no conversation that was saved; name another file") == 3
 
 
-@pytest.mark.parametrize("option", [["--json"], ["--echo"], ["--no-stream"], ["-o", "x.txt"]])
+@pytest.mark.parametrize("option", [["--json"], ["-o", "x.txt"]])
 def test_options_that_it_would_ignore_are_refused(
     option: list[str], here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,17 +48,11 @@ def test_json_is_one_object(reciting: Path, cli: Cli) -> None:
     assert json.loads(cli("generate", "--json", "-m", reciting, "").out)["prompt_tokens"] == 1, "an empty prompt"
 
 
-@FORMS
-def test_echo(how: list[str], reciting: Path, cli: Cli) -> None:
-    assert text_of(how, cli("generate", "-q", "--echo", *how, "-m", reciting, "h").out) == f"h{TEXT}"
-
-
 @pytest.mark.parametrize(
     ("arguments", "text", "reason"),
     [
         ("-n 3", "é", "length"),
         ("--ignore-eos -n 15", "éあ😀!hé", "length"),
-        ("--stop 😀", "éあ", "stop"),
         ("--stop zz --stop あ😀 --stop !", "é", "stop"),
         ("--num-beams 3", TEXT, "eos"),
         ("-n 0", TEXT, "eos"),
@@ -89,9 +83,7 @@ def test_sampling_with_a_seed_is_repeatable_and_says_its_seed(tiny_checkpoint: P
 @pytest.mark.parametrize(
     ("arguments", "file", "expected"),
     [
-        ("", {"max_new_tokens": 7}, {}),
         ("--temp 0", {"do_sample": True}, {"do_sample": False}),
-        ("--temp 0.7", {}, {"do_sample": True, "temperature": 0.7}),
         ("--top-p 0.9", {}, {"do_sample": True, "top_p": 0.9}),
         ("--min-p 0.1 --top-k 3", {"temperature": 0.5}, {"do_sample": True, "min_p": 0.1, "top_k": 3}),
         ("--repetition-penalty 1.2", {"do_sample": True}, {"repetition_penalty": 1.2}),
@@ -123,25 +115,16 @@ def test_chat(reciting: Path, cli: Cli) -> None:
 
 
 @pytest.mark.parametrize("templates", [None, {"rag": "a", "tool_use": "b"}])
-@pytest.mark.parametrize("how", [["h"], ["--prompts-file", "prompts.txt"]])
 def test_chat_without_a_template_says_to_leave_out_the_flag(
-    how: list[str], templates: dict[str, str] | None, reciting: Path, cli: Cli, here: Path
+    templates: dict[str, str] | None, reciting: Path, cli: Cli, here: Path
 ) -> None:
-    (here / "prompts.txt").write_text("h\nh\n")
     listed = [{"name": name, "template": text} for name, text in (templates or {}).items()]
     copy(reciting, here, "tokenizer_config.json", chat_template=listed or None)
     expected = "none of its chat templates (rag, tool_use) is the default" if templates else "has no chat template"
-    assert cli("generate", "-m", "model", "--chat", *how) == (
+    assert cli("generate", "-m", "model", "--chat", "h") == (
         *(2, ""),
         f"refdiff generate: error: model: {expected}; leave out --chat\n",
     )
-
-
-def test_a_wrong_entry_of_generation_config_names_the_folder(reciting: Path, tmp_path: Path, cli: Cli) -> None:
-    folder = copy(reciting, tmp_path, "generation_config.json", max_new_tokens=True)
-    done = cli("generate", "-m", folder, "h")
-    assert done.status == 2
-    assert f"error: {folder}/generation_config.json: max_new_tokens: got True, expected an integer" in done.err
 
 
 @FORMS
@@ -185,27 +168,6 @@ def test_cupy_without_cupy_is_one_sentence(reciting: Path, cli: Cli, monkeypatch
     assert 'pip install "cupy-cuda12x[ctk]>=13.3"' in err
 
 
-@pytest.mark.parametrize(
-    ("options", "warned", "shown"),
-    [
-        ("-s 5", True, False),
-        ("-s 5 --temperature 0", True, False),
-        ("-s 5 --temperature 1", False, True),
-        ("-s 5 --top-k 5", False, True),
-        ("--temp 0", False, False),
-    ],
-)
-def test_the_seed_is_told_where_it_matters(
-    options: str, warned: bool, shown: bool, tiny_checkpoint: Path, cli: Cli
-) -> None:
-    command = ("generate", "-m", tiny_checkpoint, "-n", "1", *options.split(), "ab")
-    line = "refdiff: warning: --seed: no effect on a greedy text; add --temperature 0.7, or leave it out\n"
-    err = cli(*command).err
-    assert err.count(line) == warned
-    assert ("; seed: 5;" in err) == shown
-    assert json.loads(cli(*command, "--json").out)["seed"] == (5 if "-s" in options else None)
-
-
 def test_the_model_of_the_environment(reciting: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REFDIFF_MODEL", str(reciting))
     assert cli("generate", "-q", "h").out == f"{TEXT}\n"
@@ -214,23 +176,3 @@ def test_the_model_of_the_environment(reciting: Path, cli: Cli, monkeypatch: pyt
     for words, told in (([], True), (["-m", "./nothere"], False)):
         done = cli("generate", *words, "x")
         assert (done.status, done.err.endswith("; the model is that of REFDIFF_MODEL\n")) == (2, told)
-
-
-def test_a_panic_of_a_library_is_one_line(reciting: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    class PanicError(BaseException):
-        """What a Rust library raises: no Exception."""
-
-    def panics(*_: Any, **__: Any) -> None:
-        raise PanicError("called `Option::unwrap()` on a `None` value")
-
-    monkeypatch.setattr(refdiff.Tokenizer, "encode", panics)
-    line = "refdiff generate: error: PanicError: called `Option::unwrap()` on a `None` value\n"
-    assert cli("generate", "-m", reciting, "h") == (1, "", line)
-
-
-def test_each_problem_of_a_checkpoint_has_a_line(reciting: Path, tmp_path: Path, cli: Cli) -> None:
-    folder = copy(reciting, tmp_path, "config.json", hidden_size=-3, rms_norm_eps="x", use_cache=5)
-    status, _, err = cli("generate", "-m", folder, "h")
-    first, *problems = err.splitlines()
-    assert (status, first) == (2, f"refdiff generate: error: {folder}/config.json: 3 problems:")
-    assert [line.split()[0] for line in problems] == ["hidden_size:", "rms_norm_eps:", "use_cache:"]

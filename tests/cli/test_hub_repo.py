@@ -41,16 +41,3 @@ def test_inspect_does_not_download_the_weights(hub: Lookalike, run: Run, recitin
     assert done.stdout.decode().splitlines()[1:] == here.splitlines()[1:]
     assert not list((tmp_path / "home").rglob("*.safetensors"))
     assert all(request.range for request in hub.asked("model.safetensors"))
-
-
-def test_a_plain_name_may_have_been_meant_as_a_folder(hub: Lookalike, run: Run, environment: dict[str, str]) -> None:
-    done = run("inspect", "nowhere", "--offline")
-    assert (done.returncode, done.stderr.decode()) == (
-        2,
-        "refdiff inspect: error: nowhere: no such folder here, not in the cache, and downloading is switched off; "
-        "run once without --offline and HF_HUB_OFFLINE\n",
-    )
-    environment["HF_ENDPOINT"] = "http://127.0.0.1:9"
-    done = run("generate", "h", "-m", "nowhere")
-    assert done.returncode == 2
-    assert b"error: nowhere: no such folder here, and the connection to http://127.0.0.1:9 failed" in done.stderr

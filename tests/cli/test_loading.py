@@ -1,24 +1,18 @@
-"""The model, its threads and type, what the hub is asked for, and where the prompt stands."""
+"""The model and its threads, and where the prompt stands."""
 
 from __future__ import annotations
 
 import argparse
-import errno
 import io
-import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
 
-import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import refdiff
-from refdiff import hub
 from refdiff.cli.flags import MAX_PROMPT, UsageError
-from refdiff.cli.loading import check_prompt, fetch, find_checkpoint, load, read_prompt, refuse_other_heads
+from refdiff.cli.loading import check_prompt, find_checkpoint, load, read_prompt, refuse_other_heads
 from refdiff.cli.parser import build_parser
 
 
@@ -28,27 +22,11 @@ def _args(model: Path | str, **options: Any) -> argparse.Namespace:
     return argparse.Namespace(model=str(model), **{**usual, **options})
 
 
-def test_how_weights_are_kept(tiny_checkpoint: Path) -> None:
-    for how, dtype in (("stored", "float16"), ("auto", "float32")):
-        model, _ = load(_args("bundled", weights=how))
-        assert model.params["model"]["embed_tokens"]["weight"].dtype == np.dtype(dtype)
-    for dtype in ("float32", "float64", "bfloat16"):
-        assert load(_args(tiny_checkpoint, dtype=dtype))[0].dtype == dtype
-
-
 def test_threads_limits_the_linear_algebra_library(tiny_checkpoint: Path) -> None:
     with threadpool_limits(None):  # restores what was before
         model, _ = load(_args(tiny_checkpoint, threads=1))
         assert {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"} == {1}
     assert model.backend.kernels.threads == 1
-
-
-def test_the_hub_is_asked_once_for_everything(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "snapshot", snapshot := Mock(return_value=tiny_checkpoint))
-    assert fetch("someone/somemodel", _args("", offline=True), also=["more"]) == tiny_checkpoint
-    (((named,), options),) = snapshot.call_args_list
-    assert (named, options["local_files_only"], options["progress"]) == ("someone/somemodel", True, True)
-    assert {"config.json", "model.safetensors", "tokenizer.json", "more"} <= set(options["files"])
 
 
 def _parsed(*words: str) -> argparse.Namespace:
@@ -82,15 +60,6 @@ def test_where_the_prompt_stands(tmp_path: Path, stdin: Any) -> None:
         assert read_prompt(_parsed(*words)) == expected
 
 
-def test_what_is_appended_to_a_prompt_is_said(stdin: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    stdin("日本\n".encode())
-    assert read_prompt(_parsed("-q", "Say")) == "Say\n日本"
-    assert capsys.readouterr().err == "refdiff: standard input is appended to the prompt; < /dev/null leaves it out\n"
-    stdin(b"")
-    assert read_prompt(_parsed("Say")) == "Say"
-    assert capsys.readouterr().err == ""
-
-
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="not on this system")
 def test_a_prompt_of_at_most_ten_megabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "text.txt"
@@ -116,16 +85,6 @@ def test_no_prompt_and_too_many(stdin: Any, monkeypatch: pytest.MonkeyPatch) -> 
         check_prompt(_parsed())
 
 
-def test_a_terminal_that_may_not_be_read_adds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(_: int) -> bytes:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: False, buffer=SimpleNamespace(read=refused)))
-    assert read_prompt(_parsed("a")) == "a"
-    with pytest.raises(UsageError, match="PROMPT: got none"):
-        read_prompt(_parsed())
-
-
 def test_the_last_checkpoint_of_a_run_is_found_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("step-000002", "step-000010", "step-000011-unusable", "corpus"):
         (tmp_path / name).mkdir()
@@ -135,16 +94,6 @@ def test_the_last_checkpoint_of_a_run_is_found_and_named(tmp_path: Path, capsys:
     assert capsys.readouterr().err == ""
     with pytest.raises(UsageError, match=r"corpus: not a checkpoint: it is empty; name the folder of a model"):
         find_checkpoint(str(tmp_path / "corpus"))
-
-
-def test_the_folder_of_a_run_is_its_last_checkpoint_in_python_too(reciting: Path, tmp_path: Path) -> None:
-    shutil.copytree(reciting, tmp_path / "step-000002")
-    (tmp_path / "step-000001").mkdir()
-    config = refdiff.DiffLlamaConfig.from_pretrained(tmp_path)
-    assert config == refdiff.DiffLlamaConfig.from_pretrained(reciting)
-    tokenizer = refdiff.Tokenizer.from_pretrained(tmp_path)
-    model = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path)
-    assert tokenizer.decode(model.generate([tokenizer.encode("h")])[0], skip_special_tokens=True) == "héあ😀!"
 
 
 def test_a_checkpoint_that_is_linked_from_elsewhere_is_refused(tmp_path: Path) -> None:

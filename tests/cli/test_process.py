@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -115,11 +114,8 @@ def test_a_closed_pipe_is_silent(reciting: Path, start: Start) -> None:
 @pytest.mark.parametrize(
     ("arguments", "command", "unbuffered"),
     [
-        ("generate -m {} h", "refdiff generate", ""),
         ("inspect {}", "refdiff inspect", ""),
         ("", "refdiff", "1"),
-        ("--version", "refdiff", "1"),
-        ("generate -h", "refdiff generate", ""),
         ("generate -h", "refdiff generate", "1"),
     ],
 )
@@ -134,7 +130,7 @@ def test_what_cannot_be_written_is_one_line_and_status_1(
     assert err.decode() == f"{command}: error: standard output: No space left on device\n"
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("closed", ["<&-", "<&- >&- 2>&-"])
 def test_closed_streams_give_no_traceback(
     closed: str, reciting: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
@@ -155,21 +151,6 @@ def test_a_panic_of_a_tokenizer_is_one_line(
     done = run("generate", "-q", "-m", "model", "h")
     assert done.returncode in (1, 2)
     assert re.fullmatch(rb"refdiff generate: error: .*tokenizer\.json: the tokenizers library .*\n", done.stderr)
-
-
-INTERRUPTED = """
-import os, runpy, signal, sys, threading, time
-
-def press():
-    while "refdiff.cli" not in sys.modules:  # the import has begun
-        time.sleep(0.0005)
-    time.sleep(float(sys.argv.pop()))
-    os.kill(os.getpid(), signal.SIGINT)
-
-sys.argv[0] = "refdiff"
-threading.Thread(target=press, daemon=True).start()
-runpy.run_module("refdiff", run_name="__main__")
-"""
 
 
 STARTED = """
@@ -200,18 +181,7 @@ def test_ctrl_c_is_silent_from_the_first_module_on(environment: dict[str, str], 
     assert set(early) <= {"refdiff", "refdiff.__main__", "_signal"}
 
 
-def test_ctrl_c_while_it_starts_gives_no_traceback(reciting: Path, environment: dict[str, str], tmp_path: Path) -> None:
-    words = ["generate", "-m", str(reciting), "-n", "0", "--ignore-eos", "h"]
-    for wait in (0, 0.03, 0.1, 0.3):
-        done = subprocess.run(
-            [sys.executable, "-c", INTERRUPTED, *words, str(wait)],
-            env=environment, cwd=tmp_path, capture_output=True, timeout=120, check=False, stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        assert done.returncode in (130, -signal.SIGINT), done.stderr
-        assert b"Traceback" not in done.stderr, wait
-
-
-def test_what_takes_long_is_shown_on_a_terminal(reciting: Path, environment: dict[str, str], tmp_path: Path) -> None:
+def test_what_takes_long_is_shown_on_a_terminal(environment: dict[str, str], tmp_path: Path) -> None:
     slow = "import sys, time, refdiff.cli.terminal as t; t.AFTER = 0.01\nwith t.waiting('searching'): time.sleep(0.3)"
     (tmp_path / "slow.py").write_text(slow)
     status, seen = in_terminal(environment, tmp_path, module="slow")
@@ -231,14 +201,6 @@ def test_a_conversation_on_a_terminal(reciting: Path, environment: dict[str, str
     assert [message["content"] for message in messages[::2]] == ["hi", "hi"]
     assert "/save: got no name, expected a file" in seen
     assert "Traceback" not in seen
-
-
-def test_prompts_from_a_pipe_into_a_pipe(reciting: Path, run: Run) -> None:
-    command = ["generate", "-q", "-m", reciting, "--prompts-file", "-", "-o", "-"]
-    done = run(*command, stdin="h\n日本h\n".encode())
-    assert (done.returncode, done.stderr) == (0, b"")
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [(row["prompt"], row["text"]) for row in rows] == [("h", TEXT), ("日本h", TEXT)]
 
 
 def test_the_progress_bar_is_for_terminals_only(
@@ -287,8 +249,7 @@ def test_generate_loads_nothing_that_a_first_token_does_not_need(
     assert sorted(too_many & set(loaded)) == []
 
 
-on_linux = pytest.mark.skipif(sys.platform != "linux", reason="names of mapped files are read from /proc")
-# The command itself, but for one thing: as soon as the model is loaded, {what} happens to its weights.
+# The command itself, but for one thing: as soon as the model is loaded, its weights are cut short.
 PROGRAM = """
 import os, sys
 import refdiff.cli.generate as module
@@ -296,49 +257,24 @@ from refdiff.cli import main
 
 def changed(*args, load=module.load, **options):
     result = load(*args, **options)
-    path = "model/model.safetensors"
-    {what}
+    os.truncate("model/model.safetensors", 5000)
     return result
 
 module.load = changed
-sys.exit(main(["generate", "-m", "model", "h", *sys.argv[1:]]))
+sys.exit(main(["generate", "-m", "model", "h"]))
 """
-CUT = "os.truncate(path, 5000)"
-OVERWRITTEN = "with open(path, 'wb') as file: file.write(bytes(5000))"
-RENAMED = "os.replace('new', path)"
-Generate = Callable[..., subprocess.CompletedProcess[str]]
 
 
-@pytest.fixture
-def generate(environment: dict[str, str], reciting: Path, here: Path) -> Generate:
-    """Run the program with a copy of a checkpoint."""
+@pytest.mark.skipif(sys.platform != "linux", reason="names of mapped files are read from /proc")
+def test_a_checkpoint_that_is_cut_short_while_it_is_read_is_named(
+    environment: dict[str, str], reciting: Path, here: Path
+) -> None:
     shutil.copytree(reciting, here / "model")
-    (here / "new").write_bytes(bytes(5000))
-
-    def generate(what: str, *flags: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", PROGRAM.format(what=what), *flags]
-        how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "timeout": 60}
-        return subprocess.run(command, env=environment, check=False, **how)
-
-    return generate
-
-
-@on_linux
-@pytest.mark.parametrize("what", [CUT, OVERWRITTEN])
-def test_a_checkpoint_that_is_cut_short_while_it_is_read_is_named(generate: Generate, what: str) -> None:
-    done = generate(what)
+    command = [sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(
         r"refdiff generate: error: \S*model/model.safetensors: was cut short or overwritten while it was in use; write "
         r"a new file beside it and rename that, or add --no-mmap\n",
         done.stderr,
     )
-
-
-@on_linux
-@pytest.mark.parametrize(("what", "flags"), [(CUT, ["--no-mmap"]), (RENAMED, [])])
-def test_what_was_read_whole_or_is_another_file_does_not_change(
-    generate: Generate, what: str, flags: list[str]
-) -> None:
-    done = generate(what, "-q", *flags)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "éあ😀!\n", "")

@@ -1,4 +1,4 @@
-"""One-line messages, sizes."""
+"""Messages of one line, and text that could drive a terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from refdiff import CheckpointError
 from refdiff.cli.process import capture_panics
-from refdiff.cli.terminal import in_flags, note, one_line, shown, size, write_text
+from refdiff.cli.terminal import note, one_line, shown, write_text
 from refdiff.messages import NATIVE_CALLS
 
 
@@ -27,21 +27,6 @@ from refdiff.messages import NATIVE_CALLS
 )
 def test_errors_become_one_line(error: Exception, line: str) -> None:
     assert one_line(error) == line
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "1.00 kB"),
-        (17_200_000, "17.2 MB"),
-        (246_000_000, "246 MB"),
-        (5e15, "5000 TB"),
-    ],
-)
-def test_sizes(count: float, text: str) -> None:
-    assert size(count) == text
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -74,8 +59,3 @@ def test_no_text_in_a_message_can_pass_for_another_message(capsys: pytest.Captur
     note(shown(CheckpointError("m: 2 problems:\n  one\n  two")))
     err = capsys.readouterr().err
     assert err == "m: no such file\n  refdiff: error: false\n\nm: 2 problems:\n  one\n  two\n"
-
-
-def test_messages_name_flags_instead_of_arguments() -> None:
-    assert in_flags("run once without local_files_only and X") == "run once without --offline and X"
-    assert in_flags("choose another disk with cache_dir or HF_HOME") == "choose another disk with HF_HOME"

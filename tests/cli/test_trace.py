@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -51,16 +50,6 @@ def test_of_ids(recorded: Path, tiny_checkpoint: Path, here: Path, cli: Cli) -> 
     assert cli("trace", "--compare", "run.npz", recorded).status == 0
 
 
-def test_of_a_text(tiny_checkpoint: Path, tmp_path: Path, cli: Cli) -> None:
-    path = tmp_path / "run.safetensors"
-    done = cli("trace", tiny_checkpoint, "hé", "-o", path, "--maps", "--dtype", "float64", "-q")
-    assert done == (0, f"{path}\n", "")
-    read = read_trace(path)
-    ids = refdiff.Tokenizer.from_pretrained(tiny_checkpoint)(["hé"], return_tensors="np")["input_ids"]
-    assert np.array_equal(read.inputs["input_ids"], ids)
-    assert read["model.layers.0.self_attn.probs1"].dtype == np.float64
-
-
 def test_a_comparison_fits_a_terminal_and_every_point_comes_on_request(recorded: Path, wrong: Path, cli: Cli) -> None:
     points = list(read_trace(recorded))
     assert set(PRECISIONS) == {"auto", *FORMATS}
@@ -81,22 +70,6 @@ def test_a_comparison_fits_a_terminal_and_every_point_comes_on_request(recorded:
         worst = [m.groups() for line in lines if (m := row.fullmatch(line))]
         assert worst == [entry for entry in every if entry in worst]  # in the order of the run
         assert sorted(float(ratio) for _, ratio, _ in worst) == sorted(float(ratio) for _, ratio, _ in every)[-10:]
-
-
-def test_where_the_model_is(tiny_checkpoint: Path, here: Path, cli: Cli) -> None:
-    moved = shutil.copytree(tiny_checkpoint, here / "model")
-    assert cli("trace", moved, "--ids", "5", "-o", "moved.safetensors").status == 0
-    shutil.rmtree(moved)
-    for more, mode in (([], "recorded"), (["-m", tiny_checkpoint, "--offline"], "local")):
-        done = cli("trace", "--compare", "moved.safetensors", "moved.safetensors", "--json", *more)
-        assert (done.status, json.loads(done.out)["mode"]) == (0, mode)
-
-
-def test_a_file_of_something_else(recorded: Path, here: Path, cli: Cli) -> None:
-    write_arrays(here / "other.safetensors", {"a": np.ones(2)}, {})
-    done = cli("trace", "--compare", "other.safetensors", recorded)
-    assert done.status == 2
-    assert "none of the names in the trace is a point of the reference" in done.err
 
 
 def test_of_a_spec_on_the_inputs_in_a_file(here: Path, cli: Cli) -> None:

@@ -1,10 +1,7 @@
-"""Pieces of text: stops, speeds, progress."""
+"""A text ends before the first stop."""
 
 from __future__ import annotations
 
-import io
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import refdiff
-from refdiff.cli import terminal
 from refdiff.cli.transcript import Transcript
 
 
@@ -43,51 +39,3 @@ def test_the_text_ends_before_the_first_stop(tokenizer: refdiff.Tokenizer, text:
     else:
         assert transcript.text == text
     assert "".join(pieces) == transcript.text
-
-
-def test_speeds(tokenizer: refdiff.Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([10.0, 12.0, 12.5, 13.0])
-    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    transcript = Transcript(tokenizer, [], None)
-    transcript.put(np.array([[0, 5, 6, 7]]))
-    assert transcript.prompt_speed is None
-    transcript.put(np.array([8]))
-    assert transcript.speed is None
-    transcript.put(np.array([8]))
-    assert transcript.speed == 2.0
-    transcript.put(np.array([[8, 9, 10]]))
-    assert transcript.prompt_speed == 2.0
-    assert transcript.speed == 4.0
-    assert transcript.prompt_tokens == 4
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize(
-    ("step", "until_text", "said"),
-    [
-        (lambda t: None, True, "reading the prompt: 0 of 3,000 tokens"),
-        (lambda t: t.progress("prompt", 2048, 3000), True, "reading the prompt: 2,048 of 3,000 tokens"),
-        (lambda t: t.progress("text", 7, 128), True, "generating: 7 of at most 128 tokens"),
-        (lambda t: t.put(np.array([5])), False, "generating: 1 tokens"),
-    ],
-)
-def test_what_takes_long_is_shown_with_tokens_done(
-    step: Callable[[Transcript], None], until_text: bool, said: str, tokenizer: refdiff.Tokenizer,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(terminal, "AFTER", 0.0)
-    monkeypatch.setattr("sys.stderr", seen := Terminal())
-    transcript = Transcript(tokenizer, [], lambda piece: None)
-    transcript.put(np.zeros((1, 3000), dtype=np.int64))
-    with transcript.progress_shown(until_text=until_text):
-        step(transcript)
-        deadline = time.monotonic() + 20
-        while f"\r{said} ... " not in seen.getvalue() and time.monotonic() < deadline:
-            time.sleep(0.01)
-        transcript.put(np.array([tokenizer.encode("a", add_special_tokens=False)[0]]))
-        assert seen.getvalue().endswith("\r\x1b[K") == until_text, "gone when text comes"
-    assert f"\r{said} ... " in seen.getvalue()

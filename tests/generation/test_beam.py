@@ -80,13 +80,6 @@ def test_early_stopping_ends_as_soon_as_there_are_enough_texts() -> None:
     assert generate(model, [[0]], early_stopping=False, **options).shape == (1, 7)
 
 
-def test_a_vocabulary_smaller_than_the_candidates() -> None:
-    out = generate(
-        FakeModel(0, V=2, eos_token_id=None), [[0, 1]], num_beams=4, num_return_sequences=4, max_new_tokens=3
-    )
-    assert len({tuple(row) for row in out.tolist()}) == 4
-
-
 def test_beam_sampling_follows_the_model() -> None:
     """One step of two beams draws four tokens without replacement; the best of them is returned."""
     p = np.array([0.04, 0.06, 0.1, 0.15, 0.25, 0.4])
@@ -135,29 +128,6 @@ def test_a_beam_stream_is_the_result_and_takes_nothing_back(options: dict[str, A
     assert recorder.rows == got.tolist()
     assert recorder.ended == 1
     np.testing.assert_array_equal(generate(model, prompts, num_beams=3, max_new_tokens=12, **options), got)
-
-
-def test_a_beam_stream_speaks_before_the_end() -> None:
-    """All beams agree on what a nearly certain model says, but for their last tokens."""
-    table = np.full((6, 6), 1e-3) + np.roll(np.eye(6), 1, axis=1)
-    recorder = Recorder()
-    generate(Bigrams(table, eos_token_id=None), [[0]], num_beams=2, max_new_tokens=20, streamer=recorder)
-    assert len(recorder.puts) > 10
-    assert all(np.asarray(put).shape[0] == 1 for put in recorder.puts)
-
-
-def test_rows_of_a_beam_stream_advance_by_themselves() -> None:
-    table = np.full((6, 6), 1e-3) + np.roll(np.eye(6), 1, axis=1)
-    table[4] = [0.2, 0.2, 0.2, 0.2, 0.2, 0.0]
-    recorder = Recorder()
-    generate(
-        Bigrams(table, eos_token_id=None, pad_token_id=None),
-        [[0], [4]],
-        num_beams=2,
-        max_new_tokens=3,
-        streamer=recorder,
-    )
-    assert any(len({len(row) for row in put}) == 2 for put in recorder.puts[1:])
 
 
 def test_progress_is_told_of_the_prompt_and_of_each_step(monkeypatch: pytest.MonkeyPatch) -> None:

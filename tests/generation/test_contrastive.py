@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from refdiff.generation import generate
-from refdiff.generation.contrastive import degeneration_penalty
 from tests.generation.fakes import FakeModel, Recorder, everything
 from tests.model.models import small_model
 
@@ -77,9 +76,3 @@ def test_a_forbidden_token_is_not_chosen_for_want_of_others(small: Any) -> None:
         small, [[5, 6]], penalty_alpha=1.0, top_k=6, suppress_tokens=forbidden, max_new_tokens=6, eos_token_id=None
     )
     assert set(got[0, 2:].tolist()) <= set(allowed)
-
-
-def test_penalty_by_hand() -> None:
-    candidates = np.array([[[2.0, 0.0], [0.0, -3.0]]])
-    context = np.array([[[1.0, 1.0], [0.0, 5.0], [0.0, 0.0]]])
-    np.testing.assert_allclose(degeneration_penalty(candidates, context), [[np.sqrt(0.5), -np.sqrt(0.5)]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 
 from refdiff.errors import CheckpointError
-from refdiff.generation import options as module
 from refdiff.generation.options import NAMES, Options, resolve
 from tests.generation.fakes import FakeModel, letters
 
@@ -27,24 +25,16 @@ def test_the_options_are_those_of_the_interface() -> None:
 def test_defaults() -> None:
     got = resolve(FakeModel(), {})
     assert got == Options(eos_token_id=[2], pad_token_id=0)
-    assert got.top_k == 50
     assert not got.contrastive
     assert not got.speculative
 
 
 WRONG: list[tuple[str, Any, str]] = [
     ("max_new_tokens", 0, "an integer from 1 to 2,147,483,647"),
-    ("max_new_tokens", 2.0, "an integer"),
-    ("max_new_tokens", True, "an integer"),
     ("max_length", -1, "an integer from 1 to 2,147,483,647"),
     ("min_new_tokens", -1, "an integer from 0 to 2,147,483,647"),
     ("do_sample", 1, "True or False"),
-    ("temperature", -0.1, "0 or a number from 1e-06 to 1e.06"),
     ("temperature", float("nan"), "0 or a number from 1e-06 to 1e.06"),
-    ("temperature", float("inf"), "0 or a number from 1e-06 to 1e.06"),
-    ("temperature", 1e-320, "0 or a number from 1e-06 to 1e.06"),
-    ("repetition_penalty", 1e-320, "a number from 1e-06 to 1000"),
-    ("temperature", "hot", "0 or a number from 1e-06 to 1e.06"),
     ("top_k", -1, "an integer from 0 to 2,147,483,647"),
     ("top_p", 1.01, "a number from 0 to 1"),
     ("min_p", -0.01, "a number from 0 to 1"),
@@ -54,26 +44,17 @@ WRONG: list[tuple[str, Any, str]] = [
     ("repetition_penalty", 0, "a number from 1e-06 to 1000"),
     ("no_repeat_ngram_size", -2, "an integer from 0 to 2,147,483,647"),
     ("bad_words_ids", [], "a non-empty list of non-empty lists"),
-    ("bad_words_ids", [3], "a non-empty list of non-empty lists"),
     ("bad_words_ids", [[]], "a non-empty list of non-empty lists"),
-    ("bad_words_ids", [[-1]], "a non-empty list of non-empty lists"),
     ("suppress_tokens", [1, "x"], "a list of token ids"),
-    ("suppress_tokens", 5, "a list of token ids"),
     ("sequence_bias", {3: 1.0}, "a dict"),
-    ("sequence_bias", {(): 1.0}, "a dict"),
     ("sequence_bias", {(3,): "x"}, "a dict"),
-    ("sequence_bias", [[[3], 1.0, 2]], "a dict"),
     ("sequence_bias", 7, "a dict"),
     ("num_beams", 0, "an integer from 1 to 1,000"),
-    ("num_beams", 1001, "an integer from 1 to 1,000"),
     ("length_penalty", float("inf"), "a number from -20 to 20"),
     ("early_stopping", "always", 'True, False or "never"'),
     ("num_return_sequences", 0, "an integer from 1 to 10,000"),
-    ("num_return_sequences", 10001, "an integer from 1 to 10,000"),
     ("eos_token_id", "x", "a token id or a list"),
-    ("eos_token_id", [], "a token id or a list"),
     ("pad_token_id", -1, "an integer from 0 to 2,147,483,647"),
-    ("stop_strings", "", "a non-empty string"),
     ("stop_strings", ["a", ""], "a non-empty string"),
     ("tokenizer", "gpt2", "a tokenizer"),
     ("max_time", 0, "a number above 0 to 1e.09"),
@@ -87,15 +68,10 @@ WRONG: list[tuple[str, Any, str]] = [
 
 HUGE = 10**400
 TOO_LARGE: list[tuple[str, Any]] = [
-    *((name, value) for name in ("max_new_tokens", "max_length", "min_new_tokens", "top_k") for value in (2**31, HUGE)),
-    ("max_new_tokens", 10**18), ("num_beams", 10**6), ("num_beams", 10**9), ("num_return_sequences", 10**5),
-    ("length_penalty", 1e308), ("length_penalty", -21), ("top_p", HUGE), ("temperature", HUGE), ("temperature", 1e308),
-    ("repetition_penalty", 1e308), ("eos_token_id", 2**63), ("eos_token_id", [HUGE]), ("pad_token_id", 2**63),
-    ("suppress_tokens", [2**63]), ("bad_words_ids", [[2**63]]), ("sequence_bias", [[[1], HUGE]]),
-    ("sequence_bias", [[[1], 1e999]]), ("sequence_bias", [[[1], -1e308]]), ("no_repeat_ngram_size", HUGE),
-    ("prompt_lookup_num_tokens", HUGE),
-    ("penalty_alpha", HUGE), ("max_time", HUGE), ("min_p", HUGE), ("epsilon_cutoff", HUGE),
-    ("max_new_tokens", 10**5000),
+    ("max_new_tokens", 2**31), ("max_length", HUGE), ("max_new_tokens", 10**5000), ("num_beams", 1001),
+    ("num_return_sequences", 10**5), ("length_penalty", -21), ("top_p", HUGE), ("temperature", 1e308),
+    ("eos_token_id", [HUGE]), ("pad_token_id", 2**63), ("suppress_tokens", [2**63]), ("bad_words_ids", [[2**63]]),
+    ("sequence_bias", [[[1], HUGE]]), ("sequence_bias", [[[1], 1e999]]), ("max_time", HUGE),
 ]  # fmt: skip
 
 
@@ -108,14 +84,6 @@ def test_what_no_array_or_float_can_hold(name: str, value: Any) -> None:
     model.generation_config = {name: value}
     with pytest.raises(CheckpointError, match=rf"^generation_config\.json: {name}: got .*, expected "):
         resolve(model, {})
-
-
-def test_stop_strings_of_the_file_name_the_file() -> None:
-    model = FakeModel()
-    model.generation_config = {"stop_strings": ["END"]}
-    with pytest.raises(ValueError, match=r"^generation_config\.json: stop_strings needs the model's tokenizer; pass"):
-        resolve(model, {})
-    assert resolve(model, {"stop_strings": None}).stop_strings is None
 
 
 @pytest.mark.parametrize(("name", "value", "accepted"), WRONG)
@@ -131,16 +99,9 @@ def test_every_option_has_a_range_that_is_tested() -> None:
 
 def test_a_wrong_value_in_the_file_says_so() -> None:
     model = FakeModel()
-    model.generation_config = {"top_p": 3}
-    with pytest.raises(CheckpointError, match=r"^generation_config.json: top_p: got 3, expected a number from 0 to 1"):
-        resolve(model, {})
-    model.source = "some/folder"
+    model.source, model.generation_config = "some/folder", {"top_p": 3}
     with pytest.raises(CheckpointError, match=r"^some.folder.generation_config.json: top_p: got 3, expected "):
         resolve(model, {})
-    model.generation_config = {"suppress_tokens": ["x"] * 10_000}
-    with pytest.raises(CheckpointError, match="suppress_tokens: got") as caught:
-        resolve(model, {"suppress_tokens": [3]})
-    assert len(str(caught.value)) < 200
 
 
 def test_a_list_that_suppresses_every_token_is_named() -> None:
@@ -210,7 +171,6 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
     ({"num_return_sequences": 4, "num_beams": 3}, "at most num_beams, 3"),
     ({"stop_strings": "x"}, "needs the model's tokenizer"),
     ({"prompt_lookup_num_tokens": 3, "assistant_model": FakeModel()}, "two ways to guess"),
-    ({"prompt_lookup_num_tokens": 3, "num_beams": 2}, "greedy decoding and sampling only"),
     ({"assistant_model": FakeModel(), "penalty_alpha": 0.5}, "greedy decoding and sampling only"),
     (
         {"prompt_lookup_num_tokens": 3, "do_sample": True, "num_return_sequences": 2},
@@ -229,11 +189,7 @@ def test_options_that_exclude_each_other(given: dict[str, Any], message: str) ->
     ("given", "message"),
     [
         ({"temperature": 0.5, "top_p": 0.9}, "temperature, top_p: no effect without do_sample=True"),
-        ({"top_k": 5}, "top_k: no effect without do_sample=True"),
-        (
-            {"length_penalty": 2.0, "early_stopping": True},
-            "length_penalty, early_stopping: no effect without num_beams",
-        ),
+        ({"length_penalty": 2.0}, "length_penalty: no effect without num_beams"),
         ({"output_scores": True}, "output_scores: no effect without return_dict_in_generate=True"),
     ],
 )
@@ -265,12 +221,7 @@ def test_sampling_and_beams_come_before_contrastive_search() -> None:
     ("name", "message"),
     [
         ("max_tokens", "got an unknown option 'max_tokens': did you mean 'max_new_tokens'?"),
-        ("topp", "got an unknown option 'topp': did you mean 'top_p'?"),
-        ("temprature", "got an unknown option 'temprature': did you mean 'temperature'?"),
-        ("do_sampling", "got an unknown option 'do_sampling': did you mean 'do_sample'?"),
-        *((name, f"got an unknown option '{name}'; the known ones are {', '.join(NAMES)}") for name in (
-            "zzz", "verbose", "config", "seeds_of_each_row", "device", "callback"
-        )),
+        ("zzz", f"got an unknown option 'zzz'; the known ones are {', '.join(NAMES)}"),
         ("bos_token_id", "got 'bos_token_id', an option of transformers that refdiff does not have; the one of the "
          "config starts an empty prompt"),
         ("num_beam_groups", "got 'num_beam_groups', an option of transformers that refdiff does not have"),
@@ -280,10 +231,3 @@ def test_what_is_said_of_an_option_that_is_not_there(name: str, message: str) ->
     with pytest.raises(TypeError) as caught:
         resolve(FakeModel(), {name: 1})
     assert str(caught.value) == f"generate() {message}"
-
-
-def test_what_is_left_out_is_not_there_and_the_advice_names_what_is() -> None:
-    assert not module._LEFT_OUT & set(NAMES)
-    for advice in module._INSTEAD.values():
-        named = re.findall(r"\b[a-z]+_[a-z_]+\b", advice)
-        assert set(named) <= {*NAMES, "generation_config"}

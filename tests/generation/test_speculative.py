@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,8 @@ import pytest
 
 import refdiff
 from refdiff.generation import generate
-from refdiff.generation.options import Options
 from refdiff.generation.sampling import Uniforms, draw
-from refdiff.generation.speculative import AcceptanceRate, Assistant, PromptLookup, speculative_step
+from refdiff.generation.speculative import AcceptanceRate, PromptLookup, speculative_step
 from tests.generation.fakes import Bigrams, FakeModel, Recorder, everything, letters
 
 TARGET = FakeModel(1, V=19, scale=2.5)
@@ -26,16 +24,13 @@ ASSISTANTS = {
 ASSISTANTS["similar"].W += np.random.default_rng(0).normal(0, 0.6, (19, 7))
 PROMPT = [[5, 6, 7, 5, 6, 8, 9, 5, 6]]
 GUESSERS: dict[str, dict[str, Any]] = {
-    "lookup 1": {"prompt_lookup_num_tokens": 1},
     "lookup 4": {"prompt_lookup_num_tokens": 4},
     "lookup 30": {"prompt_lookup_num_tokens": 30},
 } | {name: {"assistant_model": model} for name, model in ASSISTANTS.items()}
 
 GREEDY: dict[str, dict[str, Any]] = {
-    "plain": {"eos_token_id": None},
     "eos": {},
     "many eos": {"eos_token_id": [2, 3, 11, 12]},
-    "one token": {"max_new_tokens": 1},
     "two tokens": {"max_new_tokens": 2},
     "max_length": {"max_new_tokens": None, "max_length": 17},
     "minimum": {"min_new_tokens": 15, "eos_token_id": [2, 3, 4, 5]},
@@ -58,15 +53,6 @@ def test_greedy_is_the_same_as_without_guesses(guesser: dict[str, Any], options:
     for name in ("scores", "logits"):
         np.testing.assert_allclose(getattr(got, name), getattr(want, name), rtol=1e-9)
     assert len(got.cache) == got.sequences.shape[1] - 1
-
-
-def test_padding_on_the_left() -> None:
-    ids, mask = [[0, 0, *PROMPT[0]]], [[0, 0, *[1] * 9]]
-    want = generate(TARGET, ids, mask, max_new_tokens=20, repetition_penalty=1.2)
-    for guesser in GUESSERS.values():
-        np.testing.assert_array_equal(
-            generate(TARGET, ids, mask, max_new_tokens=20, repetition_penalty=1.2, **guesser), want
-        )
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
@@ -97,21 +83,6 @@ def test_guesses_save_calls() -> None:
     assert len(repeating.calls) < 8
 
 
-def test_guesses_become_fewer_when_they_are_wrong() -> None:
-    """A guess always wrong: 5 guesses, 4, 3, 2, then 1 each time."""
-    target = Bigrams(np.roll(np.eye(5) + 0.01, 1, axis=1), eos_token_id=None)
-    wrong = Bigrams(np.roll(np.eye(5) + 0.01, 2, axis=1), eos_token_id=None)
-    generate(target, [[0]], max_new_tokens=7, assistant_model=wrong)
-    assert [tokens for _, tokens in target.calls] == [6, 5, 4, 3, 2, 2, 1]
-
-
-def test_the_assistant_reads_every_token_once() -> None:
-    assistant = FakeModel(1, V=19, scale=2.5)
-    generate(TARGET, PROMPT, max_new_tokens=30, eos_token_id=None, assistant_model=assistant)
-    assert assistant.calls[0] == (1, 9)
-    assert all(tokens <= 2 for _, tokens in assistant.calls[1:])
-
-
 def lookup(row: list[int], most: int = 30) -> list[int]:
     return [int(token) for token in PromptLookup(most).guess(np.array([row]), 99)[0]]
 
@@ -124,79 +95,6 @@ def test_prompt_lookup_takes_the_latest_of_the_longest_matches() -> None:
     assert lookup([1, 2, 3, 9]) == lookup([1]) == []
 
 
-def test_prompt_lookup_goes_on_as_most_of_the_longest_matches_did() -> None:
-    assert lookup([1, 2, 7, 1, 2, 7, 1, 2, 8, 1, 2], 3) == [7, 1, 2]  # "1 2 7" twice, and then "1 2 8"
-    period = [*range(10, 26)]  # said three times; then something else, and from its middle once more
-    assert lookup([*period * 3, 99, *period[8:12]], 10) == [*period[12:], *period[:6]]
-    assert lookup([1, 2, 5, 1, 2, 5, 3, 1, 2, 6, 7, 1, 2, 6, 8, 1, 2], 2) == [6, 8]  # as often: the later
-
-
-def test_a_text_that_repeats_itself_up_to_its_end_goes_on_so() -> None:
-    assert lookup([1, 7, 8, 9, 7, 8, 9, 7, 8], 7) == [9, 7, 8, 9, 7, 8, 9]
-    assert lookup([7, 7, 7, 7], 5) == [7, 7, 7, 7, 7]
-
-
-def test_a_long_match_is_worth_all_guesses_at_once() -> None:
-    long, two, one = [1, 2, 3, 9, 8, 1, 2, 3], [4, 2, 3, 9, 8, 1, 2, 3], [4, 5, 3, 9, 8, 1, 2, 3]
-    assert len(lookup(long, 12)) == 12 > len(lookup(two, 12)) > len(lookup(one, 12)) > 0
-    model = Bigrams(np.roll(np.eye(5) + 0.01, 1, axis=1), eos_token_id=None)
-    generate(model, [[0, 1, 2, 3, 4, 0, 1, 2]], max_new_tokens=22, prompt_lookup_num_tokens=10)
-    assert [tokens for _, tokens in model.calls] == [8 + 10, 11]
-
-
-def test_matches_that_mislead_are_left_alone_and_those_of_another_length_are_not() -> None:
-    guesser = PromptLookup(10)
-    short, long = np.array([[1, 2, 3, 1]]), np.array([[1, 2, 3, 9, 1, 2, 3]])
-    for _ in range(4):
-        guesser.learn(len(guesser.guess(short, 99)[0]), 0)
-    assert guesser.guess(short, 99)[0].size == 0
-    assert guesser.guess(long, 99)[0].size == 10
-    for _ in range(40):  # other rounds, after which a match of one token is worth another try
-        guesser.learn(*[guesser.guess(long, 99)[0].size] * 2)
-    assert guesser.guess(short, 99)[0].size > 0
-
-
-def test_a_text_that_repeats_itself_after_one_that_did_not() -> None:
-    """Forty tokens of two, each followed by another each time; then a cycle of five, over and over."""
-    rng = np.random.default_rng(0)
-    text = [int(t) for pair in zip(rng.integers(0, 3, 20), range(3, 23), strict=True) for t in pair]
-    text += [23, 24, 25, 26, 27] * 12
-
-    class Reciter(FakeModel):
-        def __call__(self, input_ids: Any, *args: Any, logits_to_keep: int = 0, **options: Any) -> SimpleNamespace:
-            out = super().__call__(input_ids, *args, logits_to_keep=logits_to_keep, **options)
-            T = len(out.cache)
-            out.logits = np.eye(28)[[text[min(t + 1, 99)] for t in range(T - logits_to_keep, T)]][None]
-            return out
-
-    model = Reciter(V=28)
-    made = generate(model, [text[:1]], max_new_tokens=99, eos_token_id=None, prompt_lookup_num_tokens=10)
-    np.testing.assert_array_equal(made, [text])
-    assert sum(tokens > 1 for _, tokens in model.calls[:40]) < 14  # guesses that were wrong
-    assert len(model.calls) < 40 + 6 + 8
-
-
-def test_a_round_without_guesses_is_not_one_in_which_all_were_right() -> None:
-    guesser, two = PromptLookup(30), np.array([[1, 2, 3, 1, 2]])
-    before = guesser.guess(two, 99)[0].size
-    for _ in range(30):
-        guesser.learn(0, 0)
-    assert guesser.guess(two, 99)[0].size == before
-    assert guesser.guess(two, 0)[0].size == 0
-
-    target = Bigrams(np.roll(np.eye(5) + 0.01, 1, axis=1), eos_token_id=None)
-    assistant = Bigrams(np.roll(np.eye(5) + 0.01, 1, axis=1), eos_token_id=None)
-    request = SimpleNamespace(
-        options=Options(assistant_model=assistant), ids=np.array([[0]]), mask=None, padding=None, model=target,
-        max_length=99,
-    )  # fmt: skip
-    helper = Assistant(request, None)  # type: ignore[arg-type]
-    for _ in range(3):
-        helper.learn(0, 0)
-    assert helper.guess(np.array([[0]]), 90)[0].tolist() == [1, 2, 3, 4, 0]
-    assert helper.guess(np.array([[0]]), 2)[0].tolist() == [1, 2]
-
-
 @pytest.mark.parametrize(("share", "worth"), [(1.0, 30), (0.5, 3), (0.1, 0), (0.0, 0)])
 def test_as_many_guesses_as_pay_for_their_pass(share: float, worth: int) -> None:
     """Tokens of a pass that n guesses make longer: 1 + a + … + aⁿ, for 1.2 + n / 20 one-token passes, so 2 for 16."""
@@ -207,23 +105,11 @@ def test_as_many_guesses_as_pay_for_their_pass(share: float, worth: int) -> None
     assert rates[worth] == max(rates)
 
 
-def test_odds_follow_what_was_seen_last() -> None:
-    odds = AcceptanceRate(0.5)
-    for _ in range(50):
-        odds.decay()
-        odds.learn(4, 4)
-    good = odds.best_draft_length(30)
-    for _ in range(5):
-        odds.decay()
-        odds.learn(4, 1)  # one right, one wrong, and two that say nothing
-    assert good > odds.best_draft_length(30) > 0
-
-
 # ---- sampling
 
 
-@pytest.mark.parametrize("name", ["lookup 1", "lookup 4", "lookup 30"])
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("name", ["lookup 4", "lookup 30"])
+@pytest.mark.parametrize("seed", range(4))
 def test_prompt_lookup_gives_the_very_text_of_sampling(name: str, seed: int) -> None:
     options: dict[str, Any] = {"do_sample": True, "seed": seed, "max_new_tokens": 30, "temperature": 0.7, "top_k": 6}
     want = generate(TARGET, PROMPT, **options)
@@ -281,9 +167,8 @@ def test_an_assistant_keeps_the_distribution(options: dict[str, Any]) -> None:
 
 def test_an_assistant_and_a_seed_give_the_same_text_again() -> None:
     options: dict[str, Any] = {"do_sample": True, "max_new_tokens": 20, "assistant_model": ASSISTANTS["similar"]}
-    np.testing.assert_array_equal(
-        generate(TARGET, PROMPT, seed=1, **options), generate(TARGET, PROMPT, seed=1, **options)
-    )
+    one, again = (generate(TARGET, PROMPT, seed=1, **options) for _ in range(2))
+    np.testing.assert_array_equal(one, again)
 
 
 # ---- errors

@@ -12,7 +12,7 @@ import pytest
 
 import refdiff
 from refdiff.generation import generate
-from refdiff.generation.stream import BatchTextStreamer, PieceDecoder, TextIteratorStreamer, TextStreamer, rows_of
+from refdiff.generation.stream import BatchTextStreamer, PieceDecoder, TextIteratorStreamer, TextStreamer
 from tests.generation.fakes import FakeModel, letters
 from tests.generation.trained_tokenizers import KINDS, TEXTS
 
@@ -92,30 +92,6 @@ def test_what_comes_before_is_not_repeated_but_counts(kind: str) -> None:
             assert "".join(pieces(tokenizer, before)) + got == tokenizer.decode(ids)
 
 
-def test_an_error_of_another_kind_is_not_hidden() -> None:
-    class Broken:
-        def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
-            return ""
-
-        id_to_token = None
-
-    with pytest.raises(TypeError):
-        PieceDecoder(Broken())(3)
-
-
-@pytest.mark.parametrize(
-    ("value", "want"),
-    [
-        (np.array([1, 2]), [[1], [2]]),
-        (np.array([[1, 2]]), [[1, 2]]),
-        (np.array([[1, 2], [3, 4]]), [[1, 2], [3, 4]]),
-        ([np.array([1, 2]), np.array([], dtype=int)], [[1, 2], []]),
-    ],
-)
-def test_rows_of(value: Any, want: list[list[int]]) -> None:
-    assert [row.tolist() for row in rows_of(value)] == want
-
-
 # ---- with generate
 
 
@@ -148,15 +124,6 @@ def test_a_stream_of_any_way_of_decoding(prompts: Any, options: dict[str, Any], 
     assert streamer.texts == want == [got[row] for row in range(len(ids))]
     again = generate(MODEL, prompts, max_new_tokens=15, **options)
     np.testing.assert_array_equal(again, ids)
-    generate(MODEL, prompts, streamer=streamer, max_new_tokens=15, **options)  # and it can be used again
-    assert streamer.texts == want
-
-
-@pytest.mark.parametrize("options", SINGLE, ids=lambda o: ",".join(o))
-def test_a_stream_of_guesses(options: dict[str, Any]) -> None:
-    streamer = TextStreamer(letters(), write=lambda text: None)
-    ids = generate(MODEL, [[5, 6, 7, 5, 6]], streamer=streamer, max_new_tokens=15, **options)
-    assert streamer.text == text_of(ids[0])
 
 
 def test_printing(capsys: pytest.CaptureFixture[str]) -> None:

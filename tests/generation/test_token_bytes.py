@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models
+from tokenizers import Tokenizer, decoders, models
 
 from refdiff.generation.token_bytes import TokenBytes
 from refdiff.generation.tokenizer import RustBackend, backend_of
@@ -22,22 +22,6 @@ def test_bytes_join_to_the_text(kind: str) -> None:
         decoded = tokenizer.decode(ids)
         assert joined in (decoded, " " + decoded)  # SentencePiece drops the space at the beginning of a text
         assert len(joined) > 20
-
-
-def test_the_spelling_of_bytes_is_complete() -> None:
-    tokenizer = KINDS["byte_level"]()
-    token_bytes = TokenBytes(tokenizer)
-    single = {token_bytes[i] for i in range(tokenizer.get_vocab_size()) if len(token_bytes[i]) == 1}
-    assert single == {bytes([byte]) for byte in range(256)}
-
-
-def test_added_and_unknown_tokens() -> None:
-    tokenizer = KINDS["byte_level"]()
-    tokenizer.add_tokens([AddedToken("two words"), AddedToken("<|end|>", special=True)])
-    token_bytes = TokenBytes(tokenizer)
-    assert token_bytes[tokenizer.token_to_id("two words")] == b"two words"
-    assert token_bytes[tokenizer.token_to_id("<|end|>")] == b"<|end|>"
-    assert token_bytes[tokenizer.get_vocab_size() + 5] == b""
 
 
 def test_other_decoders() -> None:

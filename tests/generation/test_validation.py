@@ -38,12 +38,10 @@ def test_an_empty_prompt_starts_from_bos() -> None:
     ("ids", "error", "message"),
     [
         ([1, 2], ValueError, r"got shape \(2,\), expected \(B, T\)"),
-        ([[[1]]], ValueError, r"got shape \(1, 1, 1\)"),
         (np.empty((0, 3), dtype=int), ValueError, "got shape .0, 3., expected at least one sequence"),
         ([[1, 2], [3]], ValueError, "input_ids: got sequences of different lengths, expected one length; pad them"),
         ([[1.0, 2.0]], ValueError, "input_ids: got dtype float64, expected integers"),
         ([[True, False]], ValueError, "input_ids: got dtype bool"),
-        ([["a"]], TypeError, "got a text, expected token ids"),
         ([[1, 2], [3, 5]], IndexError, "^input_ids: got token id 5, expected 0 to 4; use the tokenizer of this "),
         ([[-1, 2]], IndexError, "^input_ids: got token id -1, expected"),
     ],
@@ -78,22 +76,18 @@ def test_wrong_masks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "limit"),
+    ("options", "tokens", "positions", "limit"),
     [
-        (Options(), 25),
-        (Options(max_new_tokens=3), 8),
-        (Options(max_length=7), 7),
-        (Options(max_length=7, max_new_tokens=9), 14),
-        (Options(max_new_tokens=100), 105),
+        (Options(), 5, 64, 25),
+        (Options(), 50, 64, 64),
+        (Options(), 50, None, 70),
+        (Options(max_length=7), 5, 64, 7),
+        (Options(max_length=7, max_new_tokens=9), 5, 64, 14),
+        (Options(max_new_tokens=100), 5, 64, 105),
     ],
 )
-def test_lengths(options: Options, limit: int) -> None:
-    assert read_max_length(options, 5, 64) == limit
-
-
-def test_the_default_length_ends_with_the_positions() -> None:
-    assert read_max_length(Options(), 50, 64) == 64
-    assert read_max_length(Options(), 50, None) == 70
+def test_lengths(options: Options, tokens: int, positions: int | None, limit: int) -> None:
+    assert read_max_length(options, tokens, positions) == limit
 
 
 def test_a_prompt_that_fills_the_limit() -> None:
@@ -114,27 +108,8 @@ def test_seeds() -> None:
     generator = np.random.default_rng(0)
     assert read_seed(None, generator, 1) != read_seed(None, generator, 1)
     assert read_seed(None, None, 1) != read_seed(None, None, 1)
-    for several in ([7, 0, 7], (7, 0, 7), np.array([7, 0, 7])):
+    for several in ([7, 0, 7], np.array([7, 0, 7])):
         assert read_seed(several, None, 3) == (7, 0, 7)
-
-
-@pytest.mark.parametrize(
-    ("prompts", "tokens", "options", "says"),
-    [
-        (
-            1,
-            10**6,
-            {"num_beams": 1_000},
-            r"1 prompts with num_beams 1000, of 1000000 tokens each with the text, take .* at most",
-        ),
-        (10**5, 10**6, {}, "100000 prompts with num_return_sequences 1, of 1000000 tokens each"),
-    ],
-)
-def test_more_sequences_than_memory(prompts: int, tokens: int, options: dict[str, Any], says: str) -> None:
-    model = small_model()
-    validation.check_memory(model, Options(**options), 1, 10)
-    with pytest.raises(ValueError, match=says):
-        validation.check_memory(model, Options(**options), prompts, tokens)
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float64", 8), ("float32", 4), ("float16", 4)])  # as computed with
@@ -149,9 +124,6 @@ def test_the_memory_of_the_text_counts_up_to_the_context(
     monkeypatch.setattr(validation, "physical_memory", lambda: fits)
     with pytest.raises(ValueError, match=rf"num_beams 51, of {config.max_position_embeddings} tokens .* most .*50"):
         model.generate([[1, 2]], num_beams=51, **tokens)
-    model.generate([[1, 2]], num_beams=3, max_new_tokens=2)
-    with pytest.raises(ValueError, match="num_beams 100,"):
-        model.generate([[1, 2]], num_beams=100, max_length=config.max_position_embeddings)
     model.generate([[1, 2]], num_beams=60, max_new_tokens=2)
 
 
@@ -169,11 +141,8 @@ def test_the_memory_of_this_machine() -> None:
     [
         (1, np.random.default_rng(0), ValueError, "give one of them"),
         (-1, None, ValueError, "seed: got -1, expected an integer from 0"),
-        (1.5, None, TypeError, "an integer"),
         (True, None, TypeError, "an integer"),
         ([1, 2], None, ValueError, r"seed: got shape \(2,\), expected one integer, or \(3,\), one a prompt"),
-        ([1, -2, 3], None, ValueError, "seed: got -2, "),
-        ([1, "2", 3], None, TypeError, "seed: got '2', "),
         (None, np.random.RandomState(0), TypeError, "numpy.random.Generator"),
     ],
 )

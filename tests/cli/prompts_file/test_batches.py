@@ -13,7 +13,7 @@ import refdiff
 from refdiff.cli.prompts_file.batches import Answering, Task, batched
 from refdiff.cli.prompts_file.reading import Prompt
 
-from ..conftest import Cli, copy
+from ..conftest import copy
 from .conftest import arguments
 
 PROMPTS = ["ab", "c d efgh", "あ", "xyz!", "q", "the last of them", "ab"]
@@ -71,22 +71,6 @@ def test_texts_do_not_depend_on_the_batch(flags: str, size: int, float64: Path) 
     assert together == alone
 
 
-def test_rows_end_for_different_reasons(reciting: Path) -> None:
-    answering = Answering(arguments(reciting, "-n", "6"))
-    results = answering(tasks(["h", "あ😀", "a h", "é"]))
-    assert [r["finish_reason"] for r in results] == ["length", "eos", "length", "length"]
-    assert [r["text"] for r in results] == ["éあ", "!", "éあ", "あ"]
-    assert [r["generated_tokens"] for r in results] == [6, 2, 6, 6]
-
-
-def test_one_with_less_room_does_not_cut_the_others(float64: Path, shapes: list[tuple[int, ...]]) -> None:
-    answering = Answering(arguments(float64, "-n", "0", "--ignore-eos"))
-    answering._model.config.max_position_embeddings = 20
-    results = answering(tasks(["abcdefghijklmnop", "ab"]))
-    assert [r["generated_tokens"] for r in results] == [3, 17]
-    assert shapes == [(2, 17), (1, 3)], "all rows at once, and the one that was cut again"
-
-
 @pytest.mark.parametrize(
     ("flags", "file", "expected"),
     [
@@ -136,15 +120,3 @@ def test_a_batch_has_one_set_of_options() -> None:
     got = [[task.prompt.index for task in batch] for batch in batched(given, 3)]
     assert got == [[0, 1, 2], [3, 4], [5, 6, 7], [8]]
     assert [len(batch) for batch in batched(given, 1)] == [1] * 9
-
-
-def test_without_batches_none_waits_for_the_next() -> None:
-    def coming() -> Any:
-        yield Task(Prompt(0, "a"), 0, "")
-        raise AssertionError("the next was asked for")
-
-    assert len(next(batched(coming(), 1))) == 1
-
-
-def test_the_command_takes_a_size(command: list[str], cli: Cli) -> None:
-    assert cli(*command, "-q", "--batch-size", "4") == cli(*command, "-q")

@@ -54,32 +54,6 @@ def test_a_worker_loads_the_model_once_with_its_own_threads(
         module.answer(("a name", BATCH))
 
 
-def test_one_batch_at_a_time(module: Any, tiny_checkpoint: Path) -> None:
-    plugin = module.ModelOnWorker(arguments(tiny_checkpoint))
-    asyncio.run(plugin.setup(WORKER))
-    plugin._answering = lambda batch: [f"locked: {plugin._lock.locked()}"]
-    assert plugin.answer(BATCH) == ["locked: True"]
-
-
-def test_what_is_sent_names_the_folder_by_its_whole_path(
-    module: Any, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sent: dict[str, Any] = {}
-    client = SimpleNamespace(
-        register_plugin=lambda plugin, name: sent.update(plugin=plugin, name=name),
-        unregister_worker_plugin=lambda name: sent.update(gone=name),
-    )
-    monkeypatch.chdir(tiny_checkpoint.parent)
-    args = arguments(Path(tiny_checkpoint.name))
-    with module.answering(client, args):
-        assert sent["plugin"]._args.model == str(tiny_checkpoint)
-        assert "gone" not in sent
-    assert sent["gone"] == sent["name"]
-    with module.answering(client, arguments(Path("an/unknown-repo"))):
-        assert sent["plugin"]._args.model == "an/unknown-repo"
-    assert args.model == tiny_checkpoint.name
-
-
 def test_prompts_of_dead_workers_have_failed(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     died = module.cluster.WorkersDiedError("4 workers died")
     monkeypatch.setattr(module.cluster, "in_order", lambda client, function, items: ((i, died) for i in items))

@@ -40,30 +40,6 @@ def test_shards_cover_each_prompt_once_with_the_same_answers(command: list[str],
     assert [row["seed"] for row in rows_of(here / "all.jsonl")] == [0, 1, 2, 3, 4]
 
 
-def test_nothing_left_to_do_loads_no_model(
-    command: list[str], here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert cli(*command, "-o", "out.jsonl").status == 0
-    before = (here / "out.jsonl").read_bytes()
-    monkeypatch.setattr("refdiff.cli.prompts_file.batches.load", None)  # a call fails
-    assert cli(*command, "-o", "out.jsonl").status == 0
-    assert (here / "out.jsonl").read_bytes() == before
-
-
-def test_filters_with_temperature_0_need_a_row_that_samples(answer: Answer) -> None:
-    flags = ("-q", "-n", "1", "--temp", "0", "--top-k", "5")
-    done = answer([{"prompt": "ab"}, {"prompt": "ab", "temperature": 0}], *flags)
-    assert done.status == 2
-    assert "--top-k: no effect with --temperature 0" in done.err
-    assert answer([{"prompt": "ab", "temperature": 0.5}], *flags).status == 0
-
-
-def test_a_system_message_without_chat_is_said_to_be_ignored(answer: Answer) -> None:
-    done = answer([{"prompt": "ab", "system": "s"}] * 2, "-q", "-n", "1")
-    said = "refdiff: warning: prompts: system has a place in a chat template only, ignored; add --chat\n"
-    assert (done.status, done.err) == (0, said)
-
-
 def test_jsonl_with_ids_and_options_of_its_own(answer: Answer) -> None:
     rows = [
         {"prompt": "ab", "id": "first", "max_new_tokens": 2, "label": 1},
@@ -100,12 +76,6 @@ def test_a_prompt_that_fails_is_reported_and_the_rest_go_on(
         assert f"{answered} prompts answered, 1 failed" in done.err
     with pytest.raises(ValueError, match=said):
         answer(rows, *flags, "--debug")
-
-
-def test_prompts_that_are_all_bad_are_an_input_that_is(answer: Answer) -> None:
-    done = answer([{"prompt": 1}, {"prompt": 2}])
-    assert done.status == 2
-    assert "; and 1 more such lines" in done.err
 
 
 def test_ctrl_c_keeps_what_is_done(command: list[str], here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

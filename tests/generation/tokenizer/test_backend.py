@@ -8,10 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from refdiff.generation.tokenizer import Backend, RustBackend, Tokenizer, backend_of
-from refdiff.generation.tokenizer.backend import Truncation
-from tests.generation.tokenizer.test_tokenizer import words
-
 ROOT = Path(__file__).parents[3]
 WITHOUT = """
 import sys
@@ -31,11 +27,6 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
 
 
-def test_refdiff_works_without_the_libraries_of_tokenizers_and_the_hub() -> None:
-    finished = run(WITHOUT)
-    assert (finished.returncode, finished.stderr) == (0, "")
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -49,39 +40,3 @@ def test_where_a_library_is_needed_the_error_says_which(call: str, message: str)
     assert last.startswith("ImportError: ")
     assert message in last
     assert last.endswith(f"pip install {message.split()[-1]}")
-
-
-class Upper:
-    """Stands for another library: a token for each letter of the text, whatever its case."""
-
-    settings: dict[str, dict[str, object]] = {"padding": {}, "truncation": {}}  # noqa: RUF012
-
-    def __init__(self, inner: Backend) -> None:
-        self._inner = inner
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._inner, name)
-
-    def decode_stream(self, *, skip_special_tokens: bool = False) -> object:
-        return self._inner.decode_stream(skip_special_tokens=skip_special_tokens)
-
-    def decode(self, ids: list[int], *, skip_special_tokens: bool = False) -> str:
-        return self._inner.decode(ids, skip_special_tokens=skip_special_tokens).upper()
-
-
-def test_another_library_can_stand_behind_the_tokenizer() -> None:
-    tokenizer = Tokenizer(Upper(words().backend))
-    assert isinstance(tokenizer.backend, Upper)
-    assert backend_of(tokenizer) is tokenizer.backend
-    assert tokenizer("a b")["input_ids"] == [0, 4, 5]
-    assert tokenizer.decode([4, 5]) == "A B"
-    assert len(tokenizer) == 8
-
-
-def test_truncation_leaves_no_trace() -> None:
-    backend = words().backend
-    assert isinstance(backend, RustBackend)
-    (cut,) = backend.encode(["a b c d"], truncation=Truncation(3, stride=1))
-    assert [cut.ids, *[piece.ids for piece in cut.overflowing]] == [[0, 4, 5], [0, 5, 6], [0, 6, 7]]
-    assert backend.encode(["a b c d"])[0].ids == [0, 4, 5, 6, 7]
-    assert '"truncation": null' in backend.to_json()

@@ -16,8 +16,7 @@ from refdiff import CheckpointError, Tokenizer
 from refdiff.generation.stream import PieceDecoder
 from refdiff.generation.token_bytes import TokenBytes
 from refdiff.generation.tokenizer import file
-from refdiff.generation.tokenizer.backend import rust_errors
-from tests.generation.trained_tokenizers import KINDS, TEXTS, save
+from tests.generation.trained_tokenizers import KINDS
 
 MODEL = {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}
 
@@ -39,18 +38,13 @@ def use(folder: Path) -> None:
 
 BROKEN: dict[str, Any] = {
     "empty": b"",
-    "not json": b"hello",
     "truncated": b'{"version": "1.0", "model": {"type": "BPE"',
     "a list": [],
-    "null": b"null",
     "no model": {"version": "1.0"},
     "model of no kind": {"model": {"type": "Magic", "vocab": {}}},
-    "model null": {"model": None},
-    "vocab of strings": {"model": {**MODEL, "vocab": {"a": "0"}}},
     "negative id": {"model": {**MODEL, "vocab": {"a": -1}}},
     "huge id": {"model": {**MODEL, "vocab": {"a": 2**33}}},
     "merge of unknown": {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}},
-    "merge of three": {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b c"]}},
     "unigram without unk": {"model": {"type": "Unigram", "unk_id": 7, "vocab": [["a", 0.0]]}},
     "bad regex": {"model": MODEL, "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "(("}, "invert": False}},
     "bad charsmap": {"model": MODEL, "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
@@ -65,11 +59,8 @@ BROKEN: dict[str, Any] = {
         },
     },
     "deep list": b"[" * 200_000,
-    "deep object": b'{"model":' * 100_000,
     "deep normalizer": '{"model":null,"normalizer":' + '{"type":"Sequence","normalizers":[' * 300 + "]}" * 300 + "}",
     "pickle": b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94\x8c\x06system\x94\x93\x94.",
-    "lfs pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n",
-    "utf-16": '{"model": {}}'.encode("utf-16"),
     "long integer": b'{"model": ' + b"9" * 5000 + b"}",
     "key twice": b'{"normalizer": null, "model": {}, "normalizer": null}',
 }  # fmt: skip
@@ -100,12 +91,6 @@ BOMBS: dict[str, dict[str, Any]] = {
     "doubling": {"normalizer": {"type": "Sequence", "normalizers": [replace({"String": "a"}, "aa")] * 60}},
     "one long replacement": {"normalizer": replace({"Regex": "."}, "x" * 1_000_000)},
     "an empty pattern": {"normalizer": replace({"String": ""}, "x" * 1_000_000)},
-    "nested": {
-        "normalizer": {
-            "type": "Sequence",
-            "normalizers": [{"type": "Sequence", "normalizers": [replace({"String": "a"}, "a" * 99)] * 3}] * 2,
-        }
-    },
     "prepend": {"normalizer": {"type": "Prepend", "prepend": "x" * 1_000_000}},
     "bytes of bytes": {
         "pre_tokenizer": {
@@ -116,7 +101,6 @@ BOMBS: dict[str, dict[str, Any]] = {
     },
     "charsmap": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": CHARSMAP}},
     "template": {"post_processor": special(200_000)},
-    "template of templates": {"post_processor": {"type": "Sequence", "processors": [special(2)] * 40}},
     "decoder": {"decoder": {"type": "Sequence", "decoders": [replace({"String": "a"}, "aa")] * 60}},
 }
 
@@ -134,11 +118,6 @@ def test_ordinary_steps_are_far_from_the_limit() -> None:
             max(file.growth_of(parsed[name]) for name in ("normalizer", "pre_tokenizer", "post_processor", "decoder"))
             < 100
         )
-
-
-def test_steps_of_the_wrong_type_are_left_to_the_library() -> None:
-    for step in (None, 3, [], {"type": 5}, {"type": "Sequence"}, replace(None, "x"), {"type": "Precompiled"}):
-        assert file.growth_of(step) >= 1
 
 
 def test_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,17 +171,9 @@ HUNGRY: dict[str, tuple[str | dict[str, Any], str]] = {
         {"model": {**BPE, "merges": [["a", "é"]], "dropout": None}},
         r"model: merges has '\\xe9', which does not begin with the continuing_subword_prefix 'x'",
     ),
-    "merges in one text that the library cuts within a letter": (
-        {"model": {**BPE, "merges": ["a é"]}},
-        r"model: merges has '\\xe9'",
-    ),
     "a very long token": (
         {"model": {**MODEL, "vocab": {"a": 0, "b": 1, "\\\",'" * 5000: 2}}},
         r"model: got a token of more than 5,000 characters",
-    ),
-    "a normalizer after the model": (
-        json.dumps({"added_tokens": normalized(500), "model": MODEL, "normalizer": GROWING}),
-        r"500 added tokens",
     ),
     "a normalizer after the model, spelled in another way": (
         json.dumps({"added_tokens": normalized(500), "model": MODEL, "normalizer": GROWING}).replace(
@@ -329,12 +300,6 @@ def test_unknown_steps_are_tried_in_a_process_with_limits(tmp_path: Path, monkey
         use(tmp_path)
 
 
-def test_other_exceptions_pass_through() -> None:
-    for kind in (KeyboardInterrupt, MemoryError):
-        with pytest.raises(kind), rust_errors("f"):
-            raise kind
-
-
 def damaged(rng: random.Random, text: bytes) -> bytes:
     """One random wound: cut, flip, repeat, drop, or another value in place of one of the JSON's."""
     start = rng.randrange(len(text))
@@ -390,21 +355,3 @@ def test_damaged_files(tmp_path: Path) -> None:
 def test_many_damaged_files(tmp_path: Path, seeds: tuple[int, int]) -> None:
     for seed in range(*seeds):
         fuzz(seed, tmp_path)
-
-
-def test_the_undamaged_file_works(tmp_path: Path) -> None:
-    for name, kind in KINDS.items():
-        folder = save(tmp_path / name, kind())
-        use(folder)
-        assert Tokenizer.from_pretrained(folder)(TEXTS[0])["input_ids"]
-
-
-def test_a_good_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python's reading of 17 MB of vocabulary took half as long again as that of the library itself."""
-    read: list[int] = []
-    loads = json.loads
-    monkeypatch.setattr(file.json, "loads", lambda text, **options: read.append(len(text)) or loads(text, **options))
-    write(tmp_path, KINDS["byte_level"]().to_str())
-    file.load_backend(tmp_path)
-    assert read
-    assert max(read) < (tmp_path / "tokenizer.json").stat().st_size / 5

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from refdiff import Tokenizer
 from refdiff.generation.tokenizer import AddedToken
-from refdiff.generation.tokenizer.config import settings_to_write
 from tests.generation.tokenizer.test_tokenizer import words
 
 FILES = {"tokenizer.json", "tokenizer_config.json"}
@@ -50,14 +48,6 @@ def test_what_an_older_save_left_does_not_come_back(tmp_path: Path) -> None:
     assert (tmp_path / "config.json").is_file()
 
 
-def test_saving_over_what_was_loaded(tmp_path: Path) -> None:
-    words().save_pretrained(tmp_path)
-    first = {name: (tmp_path / name).read_bytes() for name in FILES}
-    Tokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
-    assert {name: (tmp_path / name).read_bytes() for name in FILES} == first
-    assert {path.name for path in tmp_path.iterdir()} == FILES
-
-
 def test_a_failing_disk_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words().save_pretrained(tmp_path)
     before = (tmp_path / "tokenizer.json").read_bytes()
@@ -74,27 +64,7 @@ def test_a_failing_disk_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest
     assert {path.name for path in tmp_path.iterdir()} == FILES
 
 
-def test_the_settings() -> None:
-    config = {"pad_token": {"content": "x"}, "mask_token": None, "auto_map": {"AutoTokenizer": "a.B"}, "legacy": True}
-    settings = settings_to_write(config, {"eos_token": "e", "image": "i"}, [], {}, padding_side="left")
-    assert settings == {
-        "eos_token": "e", "extra_special_tokens": {"image": "i"}, "padding_side": "left", "legacy": True,
-        "added_tokens_decoder": {}, "tokenizer_class": "PreTrainedTokenizerFast",
-    }  # fmt: skip
-    assert settings_to_write({}, {}, ["x"], {})["extra_special_tokens"] == ["x"]
-
-
-def test_flags_of_added_tokens_are_in_the_settings_too(tmp_path: Path) -> None:
-    words(additional_special_tokens=[{"content": "<e>", "lstrip": True}]).save_pretrained(tmp_path)
-    settings = json.loads((tmp_path / "tokenizer_config.json").read_text(encoding="utf-8"))
-    assert settings["extra_special_tokens"] == ["<e>"]
-    added = {token["content"]: token for token in settings["added_tokens_decoder"].values()}
-    assert added["<e>"]["lstrip"] is True
-    assert added["<e>"]["special"] is True
-    assert Tokenizer.from_pretrained(tmp_path).all_special_tokens[-1] == "<e>"
-
-
-@pytest.mark.parametrize("name", ["", "../out", "a/b", "a\\b", "c:d", "a\nb", "\0"])
+@pytest.mark.parametrize("name", ["", "../out", "a\\b", "\0"])
 def test_template_names_that_are_no_file_names(tmp_path: Path, name: str) -> None:
     tokenizer = words()
     tokenizer.chat_template = {"default": "x", name: "y"}
