@@ -85,28 +85,6 @@ class WithGate(Grouped):
         return self.o_proj(weighted(causal_weights(q, k), v).transpose(1, 2).flatten(2) * gate(self.g_proj(x)))
 
 
-class WithQKNorm(Grouped):
-    """RMSNorm of each head of q and of k, then RoPE, as in Qwen3."""
-
-    def __init__(self, mistake: str = "") -> None:
-        super().__init__(mistake)
-        self.norms = torch.nn.ModuleDict({name: torch.nn.RMSNorm(WIDTH, eps=1e-6) for name in "qk"})
-
-    def forward(self, x: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        q, k, v = self.by_head(x)
-        cos, sin = (y[:, None] for y in position_embeddings)
-
-        def rotated(y: torch.Tensor) -> torch.Tensor:
-            first, second = y.chunk(2, dim=-1)
-            return y * cos + torch.cat([-second, first], dim=-1) * sin
-
-        if self.mistake == "qk_norm_after_rope":
-            q, k = self.norms["q"](rotated(q)), self.norms["k"](rotated(k))
-        else:
-            q, k = rotated(self.norms["q"](q)), rotated(self.norms["k"](k))
-        return self.o_proj(weighted(causal_weights(q, k), v).transpose(1, 2).flatten(2))
-
-
 class WithLambdaPerHead(torch.nn.Module):
     """Differential attention whose heads have λ vectors of their own, and torch's GroupNorm of each token's heads."""
 

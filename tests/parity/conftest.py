@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import zlib
+from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,13 @@ def checkpoint(
     return _made[recipe.index]
 
 
+def of(*architectures: str) -> pytest.MarkDecorator:
+    """The checkpoints of these classes."""
+    chosen = [recipe for recipe in RECIPES if recipe.architecture in architectures]
+    assert len(chosen) >= 7
+    return pytest.mark.parametrize("checkpoint", chosen, ids=str, indirect=True)
+
+
 @pytest.fixture(params=["fast", "reference"])
 def ours(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Any:
     """refdiff's model of the checkpoint in float64, with fast kernels and with the equations as written."""
@@ -107,10 +115,14 @@ def ours(request: pytest.FixtureRequest, checkpoint: Checkpoint) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have each checkpoint tried with fast or with reference kernels, in turns; with the other ones every night."""
+    """Deal the kernels and up to three cases of each test among the checkpoints; the other ones run every night."""
+    dealt = defaultdict[Any, list[pytest.Item]](list)
     for item in items:
-        params = getattr(item, "callspec", None) and item.callspec.params
-        if not params or not {"checkpoint", "ours"} <= params.keys():
-            continue
-        if params["ours"] != ("fast", "reference")[params["checkpoint"].index % 2]:
-            item.add_marker(pytest.mark.nightly)
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        if "checkpoint" in params:
+            dealt[item.nodeid.partition("[")[0], params["checkpoint"].index, params.get("ours")].append(item)
+    for (_, index, kernels), cases in dealt.items():
+        every = min(len(cases), 3)
+        for i, item in enumerate(cases):
+            if kernels == ("fast", "reference")[1 - index % 2] or i % every != index // 2 % every:
+                item.add_marker(pytest.mark.nightly)

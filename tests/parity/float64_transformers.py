@@ -113,7 +113,7 @@ def build(architecture: str, config: Any, weights: dict[str, torch.Tensor]) -> t
     with float64_by_default(), no_init_weights():
         model = float64_class(architecture)(config)
     model.load_state_dict(weights)
-    if config.tie_word_embeddings and architecture == "DiffLlamaForCausalLM":
+    if config.tie_word_embeddings and architecture.endswith("ForCausalLM"):
         model.lm_head.weight = model.model.embed_tokens.weight
     for module in model.modules():
         if isinstance(getattr(module, "act_fn", None), transformers.activations.SqrtSoftplusActivation):

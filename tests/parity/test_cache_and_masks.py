@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from tests.compare import TOLERANCE, compare_outputs, relative
-from tests.parity.conftest import RECIPES, Checkpoint
+from tests.compare import compare_outputs
+from tests.parity.conftest import Checkpoint, of
 from tests.parity.test_model import everything
 
 pytestmark = pytest.mark.filterwarnings("ignore:the text is longer than")
@@ -38,22 +38,15 @@ def sees_something(mask: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("side", SPANS)
 def test_padding(checkpoint: Checkpoint, ours: Any, side: str) -> None:
+    """Rows that see nothing are zero, as in transformers' default attention; its eager one averages over everything."""
     ids, mask = padded(checkpoint, side)
+    got = everything(ours, ids, attention_mask=mask)
     want = everything(checkpoint.fresh_truth(), ids, attention_mask=mask)
-    got = everything(ours, ids, attention_mask=mask)
     compare_outputs(got, want, sees_something(mask), pooled=checkpoint.pooled)
-
-
-@pytest.mark.parametrize("side", SPANS)
-def test_rows_that_see_nothing(checkpoint: Checkpoint, ours: Any, side: str) -> None:
-    """transformers' default attention, like refdiff, gives zeros for them; its eager one averages over everything."""
-    ids, mask = padded(checkpoint, side)
     want = checkpoint.fresh_sdpa()(ids, attention_mask=mask, output_hidden_states=True)
-    got = everything(ours, ids, attention_mask=mask)
     compare_outputs(got, want, pooled=checkpoint.pooled)
-    nothing = ~sees_something(mask)
     for rows in got.attentions:
-        assert not np.moveaxis(np.asarray(rows), 2, 1)[nothing].any()
+        assert not np.moveaxis(np.asarray(rows), 2, 1)[~sees_something(mask)].any()
 
 
 @pytest.mark.parametrize("dtype", [bool, np.int32, np.float32])
@@ -63,18 +56,6 @@ def test_a_mask_with_holes(checkpoint: Checkpoint, ours: Any, dtype: type) -> No
     want = everything(checkpoint.fresh_truth(), ids, attention_mask=mask)
     got = everything(ours, ids, attention_mask=mask)
     compare_outputs(got, want, sees_something(mask), pooled=checkpoint.pooled)
-
-
-def test_padding_with_the_positions_of_generate(checkpoint: Checkpoint, ours: Any) -> None:
-    """Left padding with positions counted from the first real token: the row gives what it gives alone."""
-    ids, mask = padded(checkpoint, "left")
-    positions = np.where(mask == 1, np.cumsum(mask, axis=1) - 1, 1)
-    want = everything(checkpoint.fresh_truth(), ids, attention_mask=mask, position_ids=positions)
-    got = everything(ours, ids, attention_mask=mask, position_ids=positions)
-    compare_outputs(got, want, mask == 1, pooled=checkpoint.pooled)
-    alone = everything(ours, ids[:1, 4:])
-    if checkpoint.recipe.config["rope_parameters"]["rope_type"] not in ("dynamic", "longrope"):
-        assert relative(np.asarray(got.hidden_states[-1])[0, 4:], np.asarray(alone.hidden_states[-1])[0]) < TOLERANCE
 
 
 def may_see(checkpoint: Checkpoint, heads: int, *, blind: bool) -> np.ndarray:
@@ -177,10 +158,7 @@ def test_past_the_original_length(checkpoint: Checkpoint, ours: Any) -> None:
     compare_outputs(everything(ours, ids), want, pooled=checkpoint.pooled)
 
 
-LONG_PROMPT = [recipe for recipe in RECIPES if recipe.architecture == "DiffLlamaForCausalLM"][:8]
-
-
-@pytest.mark.parametrize("checkpoint", LONG_PROMPT, ids=str, indirect=True)
+@of("DiffLlamaForCausalLM")
 @pytest.mark.parametrize("kind", ["plain", "padded", "packed", "4-D", "chunks"])
 def test_more_tokens_than_a_block(checkpoint: Checkpoint, ours: Any, kind: str) -> None:
     """The fast kernel goes through queries in blocks of 128: prompts of 300 cross two of their edges."""

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import transformers
 from transformers.activations import ACT2CLS
 
@@ -128,7 +127,7 @@ def comparable(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in ("transformers_version", "_name_or_path")}
 
 
-@pytest.mark.parametrize("seed", range(200))
+@pytest.mark.parametrize("seed", range(100))
 def test_same_fields_whoever_writes_and_reads(seed: int, tmp_path: Path) -> None:
     content = random_file(random.Random(seed))
     first, second, third = tmp_path / "first", tmp_path / "second", tmp_path / "third"
@@ -163,75 +162,3 @@ def test_defaults_are_those_of_transformers() -> None:
 
 def test_every_activation_without_weights_is_accepted() -> None:
     assert set(ACTIVATIONS) == set(ACT2CLS) - {"prelu", "xielu"}
-
-
-TINY = {
-    "hidden_size": 16,
-    "intermediate_size": 8,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 11,
-    "max_position_embeddings": 32,
-}
-REFUSED_BY_BOTH = [
-    {"num_key_value_heads": 3, "num_attention_heads": 6, "head_dim": 4},
-    {"num_attention_heads": 5, "num_key_value_heads": None, "head_dim": 4},
-    {"num_attention_heads": 6, "num_key_value_heads": 4, "head_dim": 4},
-    {"attention_dropout": 0.1},
-    {"hidden_act": "nonesuch"},
-    {"head_dim": 7},
-    {"head_dim": 3},
-    {"hidden_size": "16"},
-    {"hidden_size": 16.0},
-    {"hidden_size": True},
-    {"hidden_size": -16},
-    {"attention_bias": 1},
-    {"use_cache": None},
-    {"tie_word_embeddings": "yes"},
-    {"rms_norm_eps": "small"},
-    {"initializer_range": None},
-    {"lambda_std_dev": None},
-    {"lambda_std_dev": -1.0},
-    {"eos_token_id": "2"},
-    {"pad_token_id": 11},
-    {"dtype": "nonesuch"},
-    {"rope_scaling": 5},
-    {"rope_parameters": []},
-    {"rope_parameters": {"rope_type": "su", "factor": 2.0}},
-    {"rope_parameters": {"rope_type": None}},
-    {"rope_parameters": {"rope_theta": None}},
-    {"rope_parameters": {"rope_theta": "10000"}},
-    {"rope_parameters": {"rope_type": "linear"}},
-    {"rope_parameters": {"rope_type": "linear", "factor": None}},
-    {"rope_parameters": {"rope_type": "linear", "factor": "2"}},
-    {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}},
-    {"rope_parameters": {"rope_type": "yarn"}},
-    {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1.0}},
-    {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}, "head_dim": 2},
-    {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0, 1.0]}},
-    {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0, 1.0, 1.0], "long_factor": [1.0, 1.0]}},
-    {"rope_parameters": {"rope_type": "longrope", "short_factor": "1", "long_factor": [1.0, 1.0]}},
-    {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}},
-    {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 0, "high_freq_factor": 4.0}},
-    {"problem_type": "single_label_classification", "num_labels": 1},
-    {"id2label": {"first": "a"}},
-]
-
-
-def runs_in_transformers(content: dict[str, Any]) -> bool:
-    """Build the model and feed it two tokens: its checks are in the config, others in the layers or in torch."""
-    try:
-        config = transformers.DiffLlamaConfig(**content)
-        model = transformers.DiffLlamaForCausalLM(config)
-        return bool(torch.isfinite(model(torch.tensor([[1, 2]])).logits).all())
-    except Exception:
-        return False
-
-
-@pytest.mark.parametrize("change", REFUSED_BY_BOTH, ids=str)
-def test_refused_by_both(change: dict[str, Any]) -> None:
-    assert runs_in_transformers(json.loads(json.dumps(TINY)))
-    assert not runs_in_transformers(json.loads(json.dumps({**TINY, **change})))
-    with pytest.raises(ValueError):
-        DiffLlamaConfig(**{**TINY, **change})

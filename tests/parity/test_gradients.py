@@ -1,4 +1,4 @@
-"""Gradients of whole models against transformers' in float64: all four heads, every parameter."""
+"""Losses and gradients of whole models against transformers' in float64: all four heads, every parameter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from refdiff.backends import overlay
 from refdiff.model import weights
-from tests.parity.conftest import RECIPES, Checkpoint
+from tests.parity.conftest import Checkpoint, of
 from tests.parity.float64_transformers import float64_by_default, to_torch
 from tests.parity.test_cache_and_masks import padded
 
@@ -17,8 +17,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:the text is longer than")
 
 TOLERANCE = 1e-9  # of the largest entry of each gradient
 NOTHING = 1e-14  # a gradient of nothing but roundings, as that of a bias that shifts all logits alike
-CHOSEN = [recipe for recipe in RECIPES if recipe.architecture != "DiffLlamaModel"]
-of_every_head = pytest.mark.parametrize("checkpoint", CHOSEN, ids=str, indirect=True)
+HEADS = ("CausalLM", "SequenceClassification", "TokenClassification", "QuestionAnswering")
+of_every_head = of(*(f"DiffLlamaFor{name}" for name in HEADS))
 
 
 def theirs(checkpoint: Checkpoint, ids: np.ndarray, options: dict[str, Any]) -> tuple[float, dict[str, np.ndarray]]:
@@ -41,7 +41,7 @@ def worst(checkpoint: Checkpoint, ids: np.ndarray, kernels: str, **options: Any)
     """The largest difference of any parameter's gradient, and whose it is."""
     loss, gradients = (checkpoint.fast if kernels == "fast" else checkpoint.reference).loss_and_grad(ids, **options)
     expected_loss, expected = theirs(checkpoint, ids, options)
-    assert abs(loss - expected_loss) <= TOLERANCE * abs(expected_loss)
+    assert abs(loss - expected_loss) <= 1e-10 * abs(expected_loss)
     flat = weights.flatten(gradients)
     assert set(flat) == set(expected)
     assert any(np.abs(g).max() > 1e-6 for g in expected.values())
@@ -100,9 +100,7 @@ def test_padded(checkpoint: Checkpoint, side: str) -> None:
     assert error <= TOLERANCE, name
 
 
-@pytest.mark.parametrize(
-    "checkpoint", [r for r in CHOSEN if r.architecture == "DiffLlamaForCausalLM"], ids=str, indirect=True
-)
+@of("DiffLlamaForCausalLM")
 def test_packed(checkpoint: Checkpoint) -> None:
     ids = checkpoint.ids(2, 12)
     positions = np.array([[*range(5), *range(7)], [*range(3), *range(4), *range(5)]])
@@ -111,9 +109,8 @@ def test_packed(checkpoint: Checkpoint) -> None:
     assert error <= TOLERANCE, name
 
 
+@of("DiffLlamaForCausalLM")
 def test_a_thousandth_is_seen(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    if checkpoint.architecture != "DiffLlamaForCausalLM":
-        return
     ids = checkpoint.ids(3, 10)
     model = checkpoint.load("fast")
     plain = model.ops.rms_norm_vjp

@@ -1,4 +1,4 @@
-"""The losses and poolings of the heads against transformers in float64."""
+"""Poolings, and losses of unusual targets, against transformers in float64; test_gradients.py has the usual ones."""
 
 from __future__ import annotations
 
@@ -11,19 +11,12 @@ import numpy as np
 import pytest
 
 from tests.compare import compare, compare_outputs
-from tests.parity.conftest import RECIPES, Checkpoint
+from tests.parity.conftest import Checkpoint, of
 from tests.parity.float64_transformers import float64_peer
 from tests.parity.test_cache_and_masks import SPANS, padded, sees_something
 from tests.parity.test_model import everything
 
 pytestmark = pytest.mark.filterwarnings("ignore:the text is longer than")
-
-
-def of(*architectures: str) -> pytest.MarkDecorator:
-    """The checkpoints of these classes."""
-    chosen = [recipe for recipe in RECIPES if recipe.architecture in architectures]
-    assert len(chosen) >= 7
-    return pytest.mark.parametrize("checkpoint", chosen, ids=str, indirect=True)
 
 
 def same(checkpoint: Checkpoint, ours: Any, ids: np.ndarray, seen: np.ndarray | None = None, **options: Any) -> None:
@@ -35,48 +28,12 @@ def same(checkpoint: Checkpoint, ours: Any, ids: np.ndarray, seen: np.ndarray | 
 
 
 @of("DiffLlamaForCausalLM")
-@pytest.mark.parametrize("ignored", [0.0, 0.5], ids=["all labels", "half of them -100"])
-def test_causal_lm(checkpoint: Checkpoint, ours: Any, ignored: float) -> None:
-    ids = checkpoint.ids(3, 10)
-    labels = np.where(checkpoint.rng("labels").random(ids.shape) < ignored, -100, ids)
-    labels[:, 0] = -100  # which is never a target: nothing comes before it
-    same(checkpoint, ours, ids, labels=labels)
-
-
-@of("DiffLlamaForCausalLM")
-@pytest.mark.parametrize("side", SPANS)
-def test_causal_lm_padded(checkpoint: Checkpoint, ours: Any, side: str) -> None:
-    """Neither padding nor the first token of a row is a target, as collators leave it."""
-    ids, mask = padded(checkpoint, side)
-    first = mask * (np.cumsum(mask, axis=1) == 1)
-    labels = np.where(mask - first == 1, ids, -100)
-    same(checkpoint, ours, ids, sees_something(mask), attention_mask=mask, labels=labels)
-
-
-@of("DiffLlamaForCausalLM")
 @pytest.mark.parametrize("side", SPANS)
 def test_causal_lm_padded_with_every_token_a_target(checkpoint: Checkpoint, ours: Any, side: str) -> None:
     """Then rows that see nothing predict the first tokens: as with transformers' default attention."""
     ids, mask = padded(checkpoint, side)
     options = {"attention_mask": mask, "labels": np.where(mask == 1, ids, -100)}
     compare_outputs(ours(ids, **options), checkpoint.fresh_sdpa()(ids, **options))
-
-
-@of("DiffLlamaForTokenClassification")
-@pytest.mark.parametrize("side", SPANS)
-def test_token_classification(checkpoint: Checkpoint, ours: Any, side: str) -> None:
-    ids, mask = padded(checkpoint, side)
-    classes = checkpoint.recipe.config["num_labels"]
-    labels = checkpoint.rng("labels").integers(0, classes, ids.shape)
-    labels = np.where((mask == 1) & (checkpoint.rng("ignored").random(ids.shape) < 0.7), labels, -100)
-    want = everything(checkpoint.fresh_truth(), ids, attention_mask=mask, labels=labels)
-    got = everything(ours, ids, attention_mask=mask, labels=labels)
-    if classes == 1:
-        # one class is certain, whatever the logits
-        assert float(got.loss) == float(want.loss) == 0
-        want.loss = None
-    compared = compare_outputs(got, want, sees_something(mask))
-    assert ("loss" in compared) == (classes > 1)
 
 
 @of("DiffLlamaForQuestionAnswering")
@@ -94,32 +51,6 @@ def test_question_answering(checkpoint: Checkpoint, ours: Any, starts: list[Any]
     same(checkpoint, ours, checkpoint.ids(3, 12), **spans)
     ids, mask = padded(checkpoint, "right")
     same(checkpoint, ours, ids, sees_something(mask), attention_mask=mask, **spans)
-
-
-@of("DiffLlamaForQuestionAnswering")
-def test_question_answering_with_one_position(checkpoint: Checkpoint, ours: Any) -> None:
-    options = {"start_positions": np.array([1, 2, 3])}
-    assert "loss" not in vars(checkpoint.fresh_truth()(checkpoint.ids(), **options))
-    assert ours(checkpoint.ids(), **options).loss is None
-
-
-def sequence_labels(checkpoint: Checkpoint, rows: int) -> np.ndarray:
-    """Labels of the kind that config.problem_type, or num_labels, asks for."""
-    config, rng = checkpoint.recipe.config, checkpoint.rng("labels")
-    kind, classes = config["problem_type"], config["num_labels"]
-    if kind == "multi_label_classification":
-        return rng.integers(0, 2, (rows, classes)).astype(np.float64)
-    if kind == "regression" or classes == 1:
-        return rng.normal(size=(rows, classes) if classes > 1 else rows)
-    return rng.integers(0, classes, rows)
-
-
-@of("DiffLlamaForSequenceClassification")
-@pytest.mark.parametrize("side", SPANS)
-def test_sequence_classification(checkpoint: Checkpoint, ours: Any, side: str) -> None:
-    """Pooled at the last token that is not padding, whichever side is padded."""
-    ids, mask = padded(checkpoint, side)
-    same(checkpoint, ours, ids, sees_something(mask), attention_mask=mask, labels=sequence_labels(checkpoint, 3))
 
 
 @of("DiffLlamaForSequenceClassification")

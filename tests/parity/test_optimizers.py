@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from refdiff.training.adamw import AdamW
-from refdiff.training.muon import Muon, newton_schulz
+from refdiff.training.muon import Muon
 from refdiff.training.schedule import clip, learning_rate
 
 SHAPES = {"model.layers.0.w": (7, 5), "model.layers.1.w": (3, 11), "model.layers.1.norm": (5,), "lm_head.w": (6, 4)}
@@ -77,12 +77,6 @@ def test_muon(start: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -
     muon = torch.optim.Muon([start[n] for n in hidden], weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     others = adamw_of(start, [name for name in SHAPES if name not in hidden], 0.1)
     assert run(Muon(PARAMS), [muon, others], start) < 1e-12
-
-
-def test_newton_schulz_is_near_that_in_bfloat16() -> None:
-    m = np.random.default_rng(1).normal(size=(16, 24))
-    theirs = torch.optim._muon._zeropower_via_newtonschulz(torch.from_numpy(m), (3.4445, -4.7750, 2.0315), 5, 1e-7)
-    assert np.abs(newton_schulz(m) - theirs.double().numpy()).max() < 0.02
 
 
 def test_a_thousandth_is_seen(start: dict[str, torch.Tensor]) -> None:

@@ -23,16 +23,16 @@ SIZES = {
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
-def prepared(folder: Path, dtype: str, attention: str, seed: int = 0) -> tuple[Any, dict[str, torch.Tensor], Trace]:
+def prepared(folder: Path, dtype: str, attention: str) -> tuple[Any, dict[str, torch.Tensor], Trace]:
     """transformers' model, what it is called with, and the trace of ours.
 
     It is loaded: `model.to(torch.bfloat16)` would round the frequencies of RoPE too.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     kind = transformers.DiffLlamaForCausalLM
     kind(transformers.DiffLlamaConfig(**SIZES)).to(getattr(torch, dtype)).save_pretrained(folder)
     peer = kind.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation=attention).eval()
-    ids = np.random.default_rng(seed).integers(1, 97, (2, 13))
+    ids = np.random.default_rng(0).integers(1, 97, (2, 13))
     mask = np.ones_like(ids)
     mask[1, :3] = 0
     ours = refdiff.DiffLlamaForCausalLM.from_pretrained(folder)
@@ -57,11 +57,10 @@ def test_nothing_diverges_in_the_debuggers_folder(tmp_path: Path, dtype: str, at
         assert found.unknown == ()
 
 
-@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("dtype", PRECISIONS)
-def test_nothing_diverges_under_hooks(tmp_path: Path, dtype: str, attention: str, seed: int) -> None:
-    peer, call, ref = prepared(tmp_path / "model", dtype, attention, seed)
+def test_nothing_diverges_under_hooks(tmp_path: Path, dtype: str, attention: str) -> None:
+    peer, call, ref = prepared(tmp_path / "model", dtype, attention)
     with torch.no_grad(), hooks(peer) as mine:
         peer(**call, output_attentions=attention == "eager")
     for mode in ("local", "free"):
@@ -73,31 +72,20 @@ def test_nothing_diverges_under_hooks(tmp_path: Path, dtype: str, attention: str
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
-    ("module", "wrong", "at"),
+    ("module", "wrong"),
     [
-        ("model.layers.2.self_attn.q_proj", lambda x: x.roll(1, -1), "model.layers.2.self_attn.q_proj"),
-        ("model.layers.1.input_layernorm", lambda x: x * 1.1, "model.layers.1.input_layernorm"),
-        ("model.layers.3.self_attn.groupnorm", lambda x: x + 0.1, "model.layers.3.self_attn.groupnorm"),
-        ("model.layers.0.mlp.act_fn", lambda x: x.abs(), "model.layers.0.mlp.act_fn"),
-        ("model.norm", lambda x: x * 0.9, "model.norm"),
+        ("model.layers.2.self_attn.q_proj", lambda x: x.roll(1, -1)),
+        ("model.layers.3.self_attn.groupnorm", lambda x: x + 0.1),
+        ("model.layers.0.mlp.act_fn", lambda x: x.abs()),
+        ("model.norm", lambda x: x * 0.9),
     ],
-)  # fmt: skip
-def test_a_wrong_module_is_found(tmp_path: Path, dtype: str, module: str, wrong: Any, at: str) -> None:
+)
+def test_a_wrong_module_is_found(tmp_path: Path, dtype: str, module: str, wrong: Any) -> None:
     peer, call, ref = prepared(tmp_path / "model", dtype, "eager")
     peer.get_submodule(module).register_forward_hook(lambda _, args, out: wrong(out))
     with torch.no_grad(), hooks(peer) as mine:
         peer(**call)
-    assert first_divergence(mine, ref).path == at
-
-
-def test_a_wrong_lambda_init_is_found_behind_what_is_no_module(tmp_path: Path) -> None:
-    peer, call, ref = prepared(tmp_path / "model", "bfloat16", "sdpa")
-    peer.model.layers[2].self_attn.lambda_init = 0.8
-    with model_addition_debugger_context(peer, debug_path=str(tmp_path / "run"), use_repr=False):
-        peer(**call)
-    found = first_divergence(tmp_path / "run", ref)
-    assert found.path == "model.layers.2.self_attn.diff"
-    assert "lambda_init, lambda_full" in " ".join(str(found).split())
+    assert first_divergence(mine, ref).path == module
 
 
 def test_frequencies_that_are_rounded_with_the_weights_are_found(tmp_path: Path) -> None:

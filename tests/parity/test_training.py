@@ -17,7 +17,10 @@ from tests.training.conftest import _corpus, start  # noqa: F401  (fixtures)
 Start = Callable[..., Trainer]
 
 
-@pytest.mark.parametrize(("wiring", "name"), [("hf", "DiffLlamaForCausalLM"), ("none", "LlamaForCausalLM")])
+EACH = pytest.mark.parametrize(("wiring", "name"), [("hf", "DiffLlamaForCausalLM"), ("none", "LlamaForCausalLM")])
+
+
+@EACH
 def test_transformers_loads_a_checkpoint_and_its_tokenizer(start: Start, wiring: str, name: str) -> None:  # noqa: F811
     trainer = start(wiring=wiring, steps=3)
     folder = trainer.run()
@@ -33,11 +36,12 @@ def test_transformers_loads_a_checkpoint_and_its_tokenizer(start: Start, wiring:
     assert np.abs(trainer.model(ids).logits - theirs).max() < 1e-5
 
 
-def test_twenty_steps_are_those_of_torch(start: Start) -> None:  # noqa: F811
+@EACH
+def test_twenty_steps_are_those_of_torch(start: Start, wiring: str, name: str) -> None:  # noqa: F811
     """transformers' model in float64, torch's AdamW, the same batches and rates: the same weights."""
-    trainer = start(dtype="float64", steps=20, save_every=0)
+    trainer = start(wiring=wiring, dtype="float64", steps=20, save_every=0)
     first = trainer.save()
-    peer = float64_peer(first, "DiffLlamaForCausalLM").model.train()
+    peer = float64_peer(first, name).model.train()
     params = dict(peer.named_parameters())
     groups = [
         {"params": [p for p in params.values() if p.ndim >= 2], "weight_decay": 0.1},
@@ -68,5 +72,5 @@ def test_twenty_steps_are_those_of_torch(start: Start) -> None:  # noqa: F811
             assert abs(loss.item() - record["loss"]) < 1e-9
     finally:
         torch.set_default_dtype(torch.float32)
-    for name, a in flatten(trainer.model.params).items():
-        assert np.abs(a - params[name].detach().numpy()).max() < 1e-8, name
+    for weight, a in flatten(trainer.model.params).items():
+        assert np.abs(a - params[weight].detach().numpy()).max() < 1e-8, weight

@@ -7,11 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-import triton
-import triton.language as tl
 
 from refdiff import oracle
 from refdiff.oracle import Case
@@ -106,30 +102,3 @@ def test_a_planted_mistake_has_its_name(name: str, tmp_path: Path) -> None:
         given, dout = wrong.kernel(case.inputs, case.dout), case.dout
     found = oracle.diagnose(given, case.spec, case.inputs, recipe="float32", dout=dout)
     assert found.name == name, str(found)
-
-
-@triton.jit
-def _bfloat16(X, Y, SUM, ROUNDED, N: tl.constexpr):
-    at = tl.arange(0, N)
-    x = tl.load(X + at)
-    tl.store(SUM + at, x + tl.load(Y + at))
-    tl.store(ROUNDED + at, (x.to(tl.float32) * 1.2345).to(tl.bfloat16))
-
-
-def test_what_the_interpreter_does_with_bfloat16() -> None:
-    """What the guide says: sums of bfloat16 are sums of bits, and float32 is cut, not rounded, to bfloat16."""
-    x, y = (torch.randn(1024, generator=torch.Generator().manual_seed(n)).to(torch.bfloat16) for n in (0, 1))
-    total, rounded = torch.empty_like(x), torch.empty_like(x)
-    _bfloat16[(1,)](x, y, total, rounded, 1024)
-    bits = [t.view(torch.int16).numpy().view(np.uint16) for t in (x, y, total)]
-    assert np.array_equal(bits[2], bits[0] + bits[1])
-    cut = (x.float() * np.float32(1.2345)).numpy().view(np.uint32) & np.uint32(0xFFFF0000)
-    assert np.array_equal(rounded.float().numpy(), cut.view(np.float32))
-
-
-def test_a_kernel_that_computes_in_bfloat16_there_has_a_name(right: ModuleType) -> None:
-    case = sized("bfloat16")
-    with np.errstate(all="ignore"):
-        out = right.kernel(case.inputs)["out"]
-    found = oracle.diagnose({"out": out}, case.spec, case.inputs, recipe="bfloat16")
-    assert found.name == "bfloat16_bits_read_as_integers", str(found)
