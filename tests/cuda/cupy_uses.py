@@ -6,6 +6,7 @@ Run as a program, in an environment with a CuPy: uses as JSON in, problems as JS
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import json
@@ -66,6 +67,7 @@ MODULES = ("np", "cupy", "xp", "self", "layers", "norm", "rope", "gemm", "attent
 ARRAYS_HAVE = {name for name in dir(np.ndarray) if not name.startswith("_")} - set(OF_THE_HOST)
 
 
+@functools.cache
 def uses(package: Path) -> list[Use]:
     """List what all files ask of a namespace `xp`, and what they ask of a module `cupy`."""
     paths = sorted(package.rglob("*.py"))
