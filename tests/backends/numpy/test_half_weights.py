@@ -6,10 +6,7 @@ import pytest
 
 from refdiff import layers
 from refdiff.backends.numpy import NumpyKernels
-from refdiff.backends.numpy.half_weights import (
-    FiniteWeights,
-    expand,
-)
+from refdiff.backends.numpy.half_weights import FiniteWeights, expand
 from refdiff.backends.numpy.tuning import Tuning
 
 TYPES = (np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16))
