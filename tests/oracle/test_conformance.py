@@ -102,11 +102,8 @@ def test_what_is_no_kernel_is_told_once(outside: dict[str, str]) -> None:
         ("KERNEL", KERNELS + "by_name", "must take (spec, inputs) or (inputs), and may have dout"),
         ("SPEC", "hf", "no preset is called 'hf'; the preset of that variant is 'hf_diffllama'; there are"),
         ("SPEC", '{"heads": 3}', "'heads'"),
-        ("RECIPE", "int8", "no recipe is called 'int8': there are float32"),
         ("SEED", "one", "REFDIFF_SEED: got 'one', expected a whole number from 0"),
-        ("SIZES", "2x512", "REFDIFF_SIZES: got '2x512', expected BxTxS such as 2x512x512"),
         ("SIZES", "2x8x8,2xax8", "REFDIFF_SIZES: got '2xax8', expected BxTxS such as 2x512x512"),
-        ("SET", "all", "REFDIFF_SET: got 'all', expected quick or thorough"),
         ("PROFILES", "natural,tile", "REFDIFF_PROFILES: no profile is called 'tile'; did you mean 'tiles'? there are"),
     ],
 )

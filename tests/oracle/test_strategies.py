@@ -1,4 +1,4 @@
-"""What Hypothesis draws is a case, and shrinks to the smallest structure on which something shows."""
+"""What Hypothesis draws is a case."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 from hypothesis import given
 
 from refdiff.oracle import Case, Spec, truth
-from refdiff.oracle.deviations import EVERY
 from refdiff.oracle.inputs.validation import check_inputs
 from refdiff.oracle.strategies import cases, specs
 
@@ -26,9 +25,6 @@ def test_specs_keep_what_is_given(spec: Spec) -> None:
     assert spec.layer == 5
     assert spec.head_dim == 8
     assert spec.query_heads == spec.heads + spec.heads // spec.ratio
-
-
-BY_NAME = {d.name: d for d in EVERY}
 
 
 def test_the_package_needs_no_hypothesis() -> None:

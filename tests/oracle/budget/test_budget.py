@@ -1,4 +1,4 @@
-"""What a budget allows, and what it does not; the hard bound above it."""
+"""What a budget allows, and what it does not."""
 
 from __future__ import annotations
 
@@ -43,16 +43,6 @@ def test_one_lost_key_in_one_row_fails(recipe: str) -> None:
     verdict = found.judge({"out": np.where(np.arange(11)[:, None] == 7, wrong["out"], right["out"])})
     assert verdict.status == "fail"
     assert "t 7)" in verdict.tensors["out"].reasons[0]
-
-
-def test_log_sum_exps_and_lambda() -> None:
-    spec, found, _ = _case("ms_v1", "bfloat16")
-    exact = truth(spec, found.inputs)
-    given = {"lse1": exact.lse1, "lse2": exact.lse2 + 1e-3, "lambda_full": round_to(exact.lambda_full, "bfloat16")}
-    assert found.judge(given).status == "pass"
-    swapped = found.judge({"lse1": exact.lse2, "lse2": exact.lse1 / np.log(2), "lambda_full": exact.lambda_full * 1.1})
-    assert {t.status for t in swapped.tensors.values()} == {"fail"}
-    assert found.judge({"lse1": exact.lse1 / np.log(2)}).tensors["lse1"].notes[0].startswith("it is to base 2")
 
 
 def test_rows_that_see_nothing_are_exact() -> None:

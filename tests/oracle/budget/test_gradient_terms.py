@@ -1,4 +1,4 @@
-"""The terms of the gradients that are sums, against the same sums written out."""
+"""A gradient that is a sum of many terms: any order of the sum passes, and a sum without one of them fails."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from refdiff.oracle import Budget, Recipe, Spec, budget, truth
+from refdiff.oracle import Budget, Recipe, Spec, budget
 from refdiff.oracle.budget import row_sample
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.rounding.ensemble import evaluate
@@ -16,14 +16,6 @@ from refdiff.oracle.strategies import Structure, draw
 from refdiff.oracle.thresholds import THRESHOLDS
 
 SQUARE = Structure(batch=1, queries=192, keys=192)
-QUICK = [
-    ("hf_diffllama", "natural", "bfloat16"),
-    ("timm", "cancellation", "float16"),
-    ("diff_v2", "tiny_values", "float32"),
-]
-PRESETS = "hf_diffllama", "ms_v1", "timm", "diff_v2"
-VALUES = "natural", "discriminating", "cancellation", "tiny_values", "degenerate", "lambda"
-RECIPES = "bfloat16", "float16", "float32", "tf32"
 
 
 def _spec(preset: str) -> Spec:
@@ -38,7 +30,20 @@ def _sample(monkeypatch: pytest.MonkeyPatch, spec: Spec, inputs: Inputs, recipe:
     return found
 
 
-def _compare(monkeypatch: pytest.MonkeyPatch, preset: str, values: str, name: str) -> None:
+@pytest.mark.parametrize(
+    ("preset", "values", "name"),
+    [
+        ("hf_diffllama", "natural", "bfloat16"),
+        ("timm", "cancellation", "float16"),
+        ("diff_v2", "tiny_values", "float32"),
+        ("ms_v1", "discriminating", "tf32"),
+        ("timm", "lambda", "bfloat16"),
+        ("hf_diffllama", "degenerate", "float32"),
+    ],
+)
+def test_a_sample_bounds_what_all_rows_may_be_off_by(
+    preset: str, values: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec, recipe = _spec(preset), Recipe.of(name)
     inputs = draw(spec, SQUARE, values, 5, recipe.storage)
     whole, some = budget(spec, inputs, recipe), _sample(monkeypatch, spec, inputs, recipe)
@@ -62,13 +67,6 @@ def _compare(monkeypatch: pytest.MonkeyPatch, preset: str, values: str, name: st
     assert some.judge(whole.expected["out"] + 8 * whole.rows["out"][..., None] * signs).status == "fail"
 
 
-@pytest.mark.parametrize(("preset", "values", "recipe"), QUICK)
-def test_a_sample_bounds_what_all_rows_may_be_off_by(
-    preset: str, values: str, recipe: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _compare(monkeypatch, preset, values, recipe)
-
-
 def test_a_key_lost_in_one_row_that_was_not_sampled_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     spec, recipe = _spec("hf_diffllama"), Recipe("float16")
     inputs = draw(spec, SQUARE, "discriminating", 2, recipe.storage)
@@ -82,19 +80,6 @@ def test_a_key_lost_in_one_row_that_was_not_sampled_fails(monkeypatch: pytest.Mo
     verdict = some.judge(wrong)
     assert verdict.status == "fail"
     assert f"t {t})" in str(verdict)
-
-
-def test_log_sum_exps_are_judged_by_a_sample_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = _spec("hf_diffllama")
-    inputs = draw(spec, SQUARE, "natural", 3, "bfloat16")
-    whole, some = budget(spec, inputs, "bfloat16"), _sample(monkeypatch, spec, inputs, Recipe("bfloat16"))
-    (expected, allowed), (same, bounded) = whole.absolute("lse1"), some.absolute("lse1")
-    np.testing.assert_array_equal(expected, same)
-    others = np.delete(bounded / allowed, some.sample.queries, axis=-1)
-    assert others.min() > 0.8
-    assert np.median(others) < 4
-    assert some.judge({"lse1": expected, "lse2": truth(spec, inputs).lse2})
-    assert "base 2" in str(some.judge({"lse1": expected / np.log(2)}))
 
 
 @pytest.mark.parametrize(("values", "recipe"), [("extreme", "bfloat16"), ("extreme", "float16")])

@@ -1,4 +1,4 @@
-"""Lists of cases: the same each time, for every preset or for one's own spec."""
+"""Lists of cases: the same each time, and the truth of each is finite."""
 
 from __future__ import annotations
 

@@ -1,26 +1,12 @@
-"""Structures: lengths of every axis, tables that fit them, and what is refused."""
+"""Structures that are refused."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 
 from refdiff.oracle.cases.structure import Structure
-from refdiff.oracle.truth.attention_mask import attention_mask
-from tests.oracle.example_inputs import small
-
-HF = small("hf_diffllama")
-
-
-def test_a_window_as_a_mask_is_the_window_of_a_spec() -> None:
-    for causal in ("bottom_right", "top_left", "none"):
-        spec = HF.replace(causal=causal)
-        inputs = {"q": np.zeros((1, 12, 3, 6)), "k": np.zeros((1, 4, 9, 6))}
-        (mask,) = Structure(1, 3, 9, window=4).masks(spec).values()
-        same = attention_mask(spec, {**inputs, "mask": mask})
-        assert np.array_equal(same, attention_mask(spec.replace(window=4), inputs))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The numbers of each profile are what it says of them."""
+"""The numbers of each profile: finite truths, and scores that overflow float16 where a kernel scales too late."""
 
 from __future__ import annotations
 

@@ -28,15 +28,6 @@ def test_rounding_hides_epsilon_and_small_values_show_it() -> None:
     assert "epsilon_of_1e-6" not in hidden(spec, Structure(2, 7, 9), "tiny_values", "bfloat16")
 
 
-def test_a_known_budget_is_not_computed_again() -> None:
-    spec = small_spec("hf_diffllama")
-    inputs = draw(spec, Structure(2, 7, 9), "natural", 0)
-    known = budget(spec, inputs, "bfloat16")
-    every = blind_spots(spec, inputs, "bfloat16")
-    assert blind_spots(spec, inputs, known=known) == every
-    assert blind_spots(spec, inputs, known=known, among={"layer_norm", every[1].name}) == every[1:2]
-
-
 LEGAL = {"exponentials_rounded_to_bfloat16"}  # in bfloat16 what the recipe says; in float16 under five budgets
 
 

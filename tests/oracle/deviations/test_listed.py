@@ -9,7 +9,7 @@ import pytest
 
 from refdiff.oracle import deviations
 from refdiff.oracle.deviations.deviation import deviated, output
-from refdiff.oracle.deviations.listed import EVERY, KINDS, kind_of
+from refdiff.oracle.deviations.listed import EVERY, KINDS
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import ROWS
 from refdiff.oracle.strategies import Structure, draw
@@ -35,17 +35,6 @@ def test_names_are_unique_and_rows_known(kind: str) -> None:
     assert len({d.name for d in EVERY}) == len(EVERY)
 
 
-def test_two_ways_to_write_one_function_are_one_entry() -> None:
-    by_name = {d.name: d for d in deviations(small("hf_diffllama"))}
-    merged = by_name["scale_left_out"]
-    assert merged.aliases == ("out_not_scaled",)
-    assert merged.mistake is None  # the field is kept, which can be put together with more
-    assert merged.fields is not None
-    assert "lambda_not_used" in by_name["heads_without_the_difference"].aliases
-    assert "positions_from_one" not in by_name  # no input shows it
-    assert "the_other_pairing" in {d.name for d in EVERY}
-
-
 def test_all_are_different_from_each_other_on_some_input() -> None:
     spec = small("ms_v1")
     probes = [
@@ -63,12 +52,3 @@ def test_all_are_different_from_each_other_on_some_input() -> None:
 def same(x: np.ndarray | None, y: np.ndarray | None) -> bool:
     there = x is not None and y is not None and x.shape == y.shape
     return there and np.allclose(x, y, rtol=1e-9, atol=1e-12, equal_nan=True)
-
-
-def test_kinds() -> None:
-    assert kind_of({"x": 0}) == "layer"
-    assert kind_of({"q": 0, "k_pages": 0, "cu_seqlens_q": 0}) == "paged"
-    assert kind_of({"q": 0, "cu_seqlens_q": 0}) == "packed"
-    assert kind_of({"q": 0}) == "dense"
-    with pytest.raises(ValueError, match="kind is 'sparse', but must be one of 'dense'"):
-        deviations(small("ms_v1"), "sparse")

@@ -1,4 +1,4 @@
-"""The deviations of plain attention: in words that its author knows, and its own are found."""
+"""The deviations of plain attention have names of their own."""
 
 from __future__ import annotations
 

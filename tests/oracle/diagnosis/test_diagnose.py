@@ -11,7 +11,6 @@ import pytest
 import refdiff
 from refdiff.oracle import Ranking, Spec, budget, cases, deviations, diagnose, truth
 from refdiff.oracle.cases.fixed import small_spec
-from refdiff.oracle.diagnosis.answer import UNWRITTEN
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT
 from refdiff.oracle.inputs.sequences import Inputs
@@ -118,16 +117,6 @@ def test_noise_is_no_mistake() -> None:
     assert found.notes[0].startswith("nothing in the catalogue, alone, explains more than ")
 
 
-def test_a_place_that_is_wrong_in_one_of_two_outputs_is_said() -> None:
-    both = pair_of_cases("hf_diffllama", "float32")
-    wrong = [output_of(case) for case in both]
-    wrong[0][1, 3] = 0
-    found = diagnose(wrong, HF, [case.inputs for case in both], recipe="float32", max_deviations=1)
-    assert (found.status, found.candidates) == (NONE_FITS, ())
-    assert found.where[0].startswith("output 0: it is wrong only in head 3 of sequence 1")
-    assert found.where[1].startswith("output 0: it is exactly zero there")
-
-
 def test_the_answers_that_the_docstring_and_the_guide_show() -> None:
     spec = Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=16, layer=3)
     inputs = draw(spec, Structure(2, 70, 70), "natural", 0, "bfloat16")
@@ -169,16 +158,6 @@ def test_what_inputs_cannot_tell_apart_is_ambiguous_with_a_case_that_can() -> No
     assert (found.status, found.name) == (AMBIGUOUS, None)
     assert {"lambda_on_both", "lambda_init_is_1"} <= {c.name for c in found.candidates}
     assert found.separating.name in str(found)
-
-
-def test_replay_of_a_constant_lambda_init() -> None:
-    """Row B10: with λ_init = 1 the output is zero."""
-    case = pair_of_cases("hf_diffllama", "float32")[0]
-    zero = np.zeros((2, 6, 9, 32))
-    found = diagnose(zero, HF, case.inputs, recipe="float32", max_deviations=1)
-    assert found.name == "lambda_init_is_1"
-    assert found.candidates[0].deviations[0].row == "B10"
-    assert UNWRITTEN in found.notes
 
 
 def test_replay_of_the_eager_file_under_gqa() -> None:
@@ -254,18 +233,8 @@ def test_all_singles_are_named(preset: str, dtype: str, every: int) -> None:
     assert not wrong
 
 
-def test_a_whole_layer_has_no_heads_in_its_rows() -> None:
-    """Its output is judged like any other: here that of a kernel whose triangle is not there."""
-    case = next(c for c in cases("discriminating", 5, spec=HF, dtype="float32") if "x" in c.inputs)
-    out = truth(HF.replace(causal="none"), case.inputs).out
-    found = diagnose(out, HF, case.inputs, recipe="float32")
-    assert (found.status, found.name) == (UNIQUE, "no_causal_mask")
-    noise = np.random.default_rng(0).normal(size=out.shape)
-    assert diagnose(noise, HF, case.inputs, recipe="float32", max_deviations=1).status == NONE_FITS
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("said", "does"), [("float32", "tf32"), ("float32", "bfloat16"), ("float16", "bfloat16")])
+@pytest.mark.parametrize(("said", "does"), [("float32", "tf32"), ("float16", "bfloat16")])
 def test_a_right_kernel_that_rounds_more_than_its_recipe_says(said: str, does: str) -> None:
     inputs = draw(HF, Structure(1, 24, 24), "natural", 3)
     found = diagnose(rounded(HF, inputs, does)["out"], HF, inputs, recipe=said)

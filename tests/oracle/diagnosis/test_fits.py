@@ -13,11 +13,10 @@ from refdiff.backends import ops_for
 from refdiff.layers import lambda_init
 from refdiff.oracle import Spec, budget, diagnose, truth
 from refdiff.oracle.cases.fixed import small_spec
-from refdiff.oracle.diagnosis.fit_lambda import BOTH, LAMBDA, SCALE, fit_lambda, fit_layer, with_name
+from refdiff.oracle.diagnosis.fit_lambda import BOTH, LAMBDA, SCALE, fit_lambda
 from refdiff.oracle.diagnosis.fits import fits
 from refdiff.oracle.diagnosis.parameter_fit import LISTED, held, short_list
 from refdiff.oracle.diagnosis.ranking import Fit
-from refdiff.oracle.diagnosis.sub_case import Parts
 from refdiff.oracle.diagnosis.variants import Target
 from refdiff.oracle.inputs import VECTORS
 from refdiff.oracle.inputs.validation import as_float64
@@ -27,7 +26,6 @@ from refdiff.oracle.truth.attention_operands import attention_operands
 from refdiff.oracle.truth.forward import finished
 
 SPEC = small_spec("hf_diffllama")
-PACKED = Structure(packed=((3, 3), (5, 8)))
 Kernel = Callable[[dict[str, Any]], Any]
 
 
@@ -138,20 +136,6 @@ def test_a_factor_by_head_is_found(name: str, dtype: str) -> None:
         assert f"out is multiplied by a factor that differs by head: {said} (fits" in " ".join(str(found).split())
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("hf_diffllama", "out is multiplied by 0.9: it is scaled by 0.4764, where the spec has 0.5293"),
-        ("diff_v2", "out is multiplied by 0.9, where the spec has no factor"),
-    ],
-)
-def test_one_factor_is_found(name: str, words: str) -> None:
-    spec = small_spec(name)
-    assert [f.text for f in fits(spec, (target(of(spec, 0.9), spec, structure=Structure(2, 9, 12), members=2),))] == [
-        words
-    ]
-
-
 # λ and the scale of each head
 
 
@@ -189,39 +173,6 @@ def test_lambda_of_every_head_and_the_scale(name: str, factor: Any) -> None:
     assert short_list(np.ones(LISTED + 1)) == "1, " * LISTED + "…"
 
 
-def test_lambda_of_packed_sequences_and_alone() -> None:
-    """Of the scale nothing is said where it is that of the spec, and of λ nothing where it is one factor."""
-    _, fit = lambda_and_scale(0.33, 0.5, structure=PACKED)
-    assert fit.value["lambda_full"] == pytest.approx([0.33] * 6, abs=1e-6)
-    (found,) = fits(SPEC, (target(of(SPEC.replace(lambda_base="constant", lambda_init=0.3, out_scale="none"))),))
-    assert (found.parameter, found.fits) == ("lambda_full", True)
-    assert ", and the scale of the output is 1 in every head, where the spec has 0.5293" in found.text
-    t = target(with_lambda(SPEC, 0.43, 1 - lambda_init(2)), members=2)
-    (fit,) = held(fit_lambda(SPEC, (t,))[0], [(t,)])
-    assert fit.fits
-    assert fit.text.startswith("λ is 0.43 in every head, where the spec has ")
-    assert "scale" not in fit.text
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        *((lambda_init(n), f"λ is {lambda_init(n):.4g} in every head, which is λ_init of layer {n}, where")
-          for n in (3, 10, 11)),
-        (lambda_init(2), f"λ is {lambda_init(2):.4g} in every head, which is λ_init of the layer, where"),
-        (0.8, "λ is exactly 0.8 in every head, where"),
-        (1.0, "λ is exactly 1 in every head, where"),
-        (0.793, "λ is 0.793 in every head, where"),
-        (0.992, "λ is 0.992 in every head, where"),
-        (0.80002, "λ is 0.8 in every head, where"),
-        (lambda_init(3) + 1e-4, f"λ is {lambda_init(3) + 1e-4:.4g} in every head, where"),
-    ],
-)  # fmt: skip
-def test_a_lambda_has_a_name_where_the_output_passes_with_just_that(value: float, text: str) -> None:
-    t, fit = lambda_and_scale(value, 0.5)
-    assert with_name(SPEC, (t,), fit).text.startswith(text)
-
-
 # λ_init of another layer: in λ and the scale, in λ alone, in the scale alone
 
 DEEP = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=8, layer=3)
@@ -234,10 +185,6 @@ def at_layer(of_lambda: int, of_scale: int, spec: Spec = DEEP, **how: Any) -> Ta
     by = (1 - lambda_init(of_scale)) / (1 - lambda_init(of_lambda)) if scaled else 1.0
     kernel = of(spec.replace(lambda_base="constant", lambda_init=lambda_init(of_lambda)), by)
     return target(kernel, spec, **{"structure": Structure(2, 7, 9), "seed": 1, "members": 4, **how})
-
-
-def layer_of(t: Target, spec: Spec = DEEP) -> list[Fit]:
-    return fit_layer(spec, Parts.of(spec, (t,)))
 
 
 @pytest.mark.parametrize(
@@ -253,14 +200,3 @@ def test_a_layer_is_named_by_where_it_is(of_lambda: int, of_scale: int, place: s
     layer = of_scale if place == SCALE else of_lambda
     assert (fit.parameter, fit.value, fit.fits) == (place, [layer], True)
     assert fit.text == f"λ_init is that of layer {layer}{PLACES[place]}, where the spec's layer is 3"
-
-
-def test_deep_layers_that_16_bits_do_not_tell_apart_are_said() -> None:
-    (fit,) = layer_of(at_layer(10, 3, dtype="bfloat16"))
-    first, last = min(fit.value), max(fit.value)
-    assert first < 10 < last < 99
-    assert fit.value == sorted(range(first, last + 1), key=lambda n: (abs(n - 10), n))
-    assert fit.text.endswith(f"in λ alone, where the spec's layer is 3; layers {first} to {last} pass too")
-    (fit,) = layer_of(at_layer(30, 3, dtype="bfloat16"))
-    assert fit.text.endswith(" and deeper pass too")
-    assert [fit.value for fit in layer_of(at_layer(10, 3))] == [[10]]

@@ -14,7 +14,7 @@ from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.deviations.listed import kind_of
 from refdiff.oracle.diagnosis.places import Damage, damage
 from refdiff.oracle.rounding import round_to
-from refdiff.oracle.strategies import Structure, draw
+from refdiff.oracle.strategies import Structure
 from tests.oracle.diagnosis.outputs import kernel, natural, output_of
 
 T = 70
@@ -50,21 +50,15 @@ def half_as_large_again(x: np.ndarray) -> np.ndarray:
     ("at", "words", "looks"),
     [
         ((1, 3, slice(32, 64)), "tokens 32 to 63 of head 3 of sequence 1", "a tile not written"),
-        ((0, 3, 17), "token 17 of head 3 of sequence 0", ""),
         ((1, 3, [*range(32, 40), *range(41, 64)]), "most tokens from 32 to 63 of head 3 of sequence 1", ""),
         ((0, 3, [t for t in range(45) if t % 12 < 9]), "most tokens from 0 to 44 of head 3 of sequence 0", ""),
-        ((ALL, [0, 4], 5), "token 5 of heads 0 and 4", ""),
-        ((0, 3, [5, 40]), "tokens 5 and 40 of head 3 of sequence 0", ""),
         ((0, 3, [0, 32]), "tokens 0 and 32 of head 3 of sequence 0", ""),  # without 64 they are no blocks' first rows
         ((ALL, ALL, np.arange(T) % 16 >= 12), "tokens i with i mod 16 from 12 to 15", "a part of each block of 16"),
-        ((ALL, 2, slice(64, T)), "tokens 64 to 69 of head 2", "a last, partial block of rows"),
         ((ALL, ALL, slice(64, T)), "tokens 64 to 69", "partial block of rows, or a mask or positions"),
         ((ALL, ALL, slice(45, T)), "tokens 45 to 69", "a mask, a window or positions, from token 45 on"),
         ((ALL, ALL, slice(31, T, 32)), "tokens i with i mod 32 = 31", "the last row of each block of 32"),
         ((1,), "sequence 1", "strides, lengths or offsets of the batch"),
-        ((ALL, 4), "head 4", "how heads are counted"),
         ((ALL, [1, 3, 5]), "heads 1, 3 and 5", "how heads are counted"),
-        ((1, 5), "head 5 of sequence 1", "one block of the grid"),
         ((..., slice(28, 32)), "columns 28 to 31 of every row", "a last, partial block of columns"),
         ((0, 2, slice(16, 32), slice(0, 8)), "columns 0 to 7 of tokens 16 to 31 of head 2 of sequence 0", "of columns"),
     ],
@@ -76,30 +70,6 @@ def test_a_place_is_named(at: Any, words: str, looks: str, value: Callable[[np.n
     assert line.startswith(f"it is wrong only in {words}{REST}")
     assert looks in line
     assert ("looks like" in line) == bool(looks)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "words"),
-    [
-        ([((ALL, 1), 2.0), ((ALL, 4), -1.0)],
-         "heads 1 and 4; everything else is within budget: it looks like how heads are counted, and "
-         "in head 1 it is 2 times the truth there; in head 4 it is -1 times the truth there"),
-        ([((0, 1, slice(16, 32)), 0.5), ((1, 3, slice(0, 16)), noise)],
-         "tokens 16 to 31 of head 1 of sequence 0 and tokens 0 to 15 of head 3 of sequence 1; everything else is "
-         "within budget: in tokens 16 to 31 of head 1 of sequence 0 it is 0.5 times the truth there"),
-        ([((0, 1, slice(16, 32)), noise), ((0, 1, slice(40, 56)), 3.0)],
-         "tokens 16 to 31 and 40 to 55 of head 1 of sequence 0; everything else is within budget: "
-         "in tokens 40 to 55 of head 1 of sequence 0 it is 3 times the truth there"),
-        ([((ALL, ALL, slice(8, 16)), noise), ((ALL, ALL, slice(50, T)), noise)], f"tokens 8 to 15 and 50 to 69{REST}"),
-    ],
-)  # fmt: skip
-def test_two_places_are_both_described(wrong: list[tuple[Any, Any]], words: str) -> None:
-    out, known = right("hf_diffllama", "float16")
-    found = out.copy()
-    for at, change in wrong:
-        found[at] = change(found[at]) if callable(change) else change * found[at]
-    (line,) = damage(round_to(found, "float16"), known).lines
-    assert line == f"it is wrong only in {words}"
 
 
 def test_zeros_look_like_memory_never_written() -> None:
@@ -122,20 +92,6 @@ def test_nan_and_infinity() -> None:
     assert planted((0, 1, 5, 3), np.inf).lines[0].startswith("it is infinite in column 3 of token 5 of head 1 of seq")
     line = planted((0, 1, 5, 3), np.inf, dtype="float16").lines[0]
     assert line.endswith("where the truth is finite: it looks like more than float16 holds")
-
-
-def test_rows_that_see_no_key() -> None:
-    """Six queries over four keys: the first two see none, and a spec says what stands there."""
-    shape = Structure(1, 6, 4)
-    zeros = small_spec("hf_diffllama")
-    nan = zeros.replace(masked_rows="nan")
-    x = draw(zeros, shape, "discriminating", 0)
-    outs = {spec: budget(spec, x, "float32", members=2) for spec in (zeros, nan)}
-    found = damage(outs[nan].expected["out"], outs[zeros])
-    assert found.lines[0] == "it is NaN in tokens 0 and 1, where the truth is finite: these rows see no key"
-    found = damage(outs[zeros].expected["out"], outs[nan])
-    assert found.not_finite
-    assert found.lines[0] == "it is finite in tokens 0 and 1, where the truth is NaN: these rows see no key"
 
 
 def _said_of(case: Case) -> dict[str, str]:

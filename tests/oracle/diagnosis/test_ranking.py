@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 
-from refdiff.oracle import Deviation, Ranking, cases
-from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NONE_FITS, UNIQUE, Candidate, Fit
-from tests.oracle.example_inputs import small
+from refdiff.oracle import Deviation, Ranking
+from refdiff.oracle.diagnosis.ranking import NONE_FITS, UNIQUE, Candidate, Fit
 
 ONE = Deviation("halved", "Half of it.", "scale", "B14", "https://example.org/1", aliases=("cut_in_two",))
 TWO = Deviation("turned", "The other way.", "rope kind")
@@ -21,16 +20,6 @@ def test_a_name_with_its_link() -> None:
         "      scale: Half of it. Also called cut_in_two. https://example.org/1",
         "      rope kind: The other way.",
     ]
-
-
-def test_several_names_have_none() -> None:
-    case = cases("discriminating", spec=small("ms_v1"))[0]
-    some = (Candidate((ONE,), 0.7, 1.0, True), Candidate((TWO,), 0.8, 1.0, True))
-    ranking = Ranking(AMBIGUOUS, some, separating=case, notes=("look",))
-    assert ranking.name is None
-    assert str(ranking).splitlines()[0] == "ambiguous"
-    assert f"the case {case.name} tells them apart" in str(ranking)
-    assert str(ranking).endswith("look")
 
 
 def test_json() -> None:

@@ -1,4 +1,4 @@
-"""The report: 80 columns, and JSON."""
+"""The report: where the mistake may be, and JSON."""
 
 from __future__ import annotations
 
@@ -17,15 +17,6 @@ AT = "model.layers.1.self_attn."
 
 def wrong(**points: np.ndarray) -> Divergence:
     return first_divergence({**REF, **{AT + name: x for name, x in points.items()}, "surplus.x": np.ones(3)}, REF)
-
-
-def test_80_columns() -> None:
-    mine = {path: x for path, x in REF.items() if "lambda" not in path}
-    mine[AT + "groupnorm"] = mine[AT + "groupnorm"].swapaxes(1, 2)
-    mine |= {f"a.rather.long.name.of.something.that.is.no.point.{i}": np.ones(3) for i in range(20)}
-    mine[AT + "scores1"] = mine[AT + "scores1"] * np.sqrt(6)
-    text = str(first_divergence(mine, REF))
-    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_clean() -> None:
@@ -74,18 +65,12 @@ CORE = "q_rope, k_rope, lambda_init, lambda_full, scores1, probs1, attn1, scores
     ("wiring", "wrong", "recorded", "expected"),
     [
         ("hf", "diff", MAPS, "values, lambda_init, lambda_full, attn1, attn2"),
-        ("paper", "diff", MAPS, "lambda_init, lambda_full, attn1, attn2"),
         ("v2", "diff", MAPS, "lambda_proj, lambda_full, attn1, attn2"),
         ("none", "scaled", ("v_proj", "probs"), "attn"),
-        ("hf", "probs1", ("q_rope", "k_rope"), "scores1"),
         ("hf", "probs2", ("q_proj", "k_proj"), "q_rope, k_rope, scores2"),
-        ("hf", "attn2", ("values", "scores2"), "probs2"),
-        ("hf", "lse1", ("q_rope", "k_rope"), "scores1"),
         ("hf", "scaled", ("groupnorm",), "lambda_init"),
         ("hf", "groupnorm", ("q_proj", "k_proj", "v_proj"), f"values, {CORE}"),
-        ("paper", "groupnorm", ("q_proj", "k_proj", "v_proj"), CORE),
         ("v2", "scaled", ("q_proj", "k_proj", "v_proj", "lambda_proj"), CORE.replace("lambda_init, ", "")),
-        ("none", "scaled", ("q_proj", "k_proj", "v_proj"), "q_rope, k_rope, scores, probs, attn"),
         ("hf", "diff", ALL, ""),
     ],
 )

@@ -145,13 +145,3 @@ def test_one_percent_in_bfloat16(point: str, mode: str) -> None:
     assert found.path == path
     assert found.first.what.startswith("equal up to the factor 1.01")
     assert found.first.ratio > 1
-
-
-def test_a_bias_in_bfloat16() -> None:
-    mine, ref = clean()
-    path = "model.layers.2.self_attn.o_proj"
-    x = mine[path].astype(np.float32)
-    wrong = {**mine, path: (x + 0.009 * np.sqrt((x**2).mean(-1, keepdims=True))).astype(KINDS["bfloat16"])}
-    found = first_divergence(wrong, ref)
-    assert found.path == path
-    assert "equal up to a constant: on average 0.00" in " ".join(str(found).split())

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from refdiff.oracle.divergence.expected_values import SUMMATION, growth
 from refdiff.oracle.divergence.first_divergence import precision_of
 from refdiff.oracle.divergence.verdict import Expected, compare
-from tests.layers.inputs import says
 
 U = 2.0**-24
 
@@ -82,16 +81,6 @@ def test_the_coarsest_of_a_quarter() -> None:
     low, high = stored("bfloat16", 0), stored("float32", 1)
     assert precision_of({"a": low, "b": high, "c": high, "d": high}) == "bfloat16"
     assert precision_of({"a": low, "b": high, "c": high, "d": high, "e": high}) == "float32"
-
-
-def test_copies_and_integers_do_not_count() -> None:
-    points = {"embed_tokens": stored("bfloat16", 0), "ids": np.arange(64), "x": stored("float32", 0)}
-    assert precision_of(points) == "float32"
-    with says(ValueError, "the trace has no array of floating-point numbers that is a point of the run"):
-        precision_of({"ids": np.arange(64)})
-
-
-BFLOAT16 = 2.0**-8
 
 
 @pytest.mark.parametrize("mean", [0.0, 0.1, 1.0])

@@ -1,4 +1,4 @@
-"""Manifests: one way to write them, and every change is seen."""
+"""Manifests: every change is seen, and hostile ones are refused."""
 
 from __future__ import annotations
 

@@ -85,16 +85,6 @@ def test_device_memory_is_fetched() -> None:
         any_array(Foreign(X, device=8))
 
 
-def test_what_torch_notes_beside_the_bits_is_carried_out() -> None:
-    """Whether a gradient is recorded, and marks of negated and conjugated views, of which DLPack says nothing."""
-
-    class Recorded:
-        def detach(self) -> Any:
-            return SimpleNamespace(resolve_conj=lambda: SimpleNamespace(resolve_neg=lambda: Foreign(-X)))
-
-    assert same_bits(any_array(Recorded()), -X)
-
-
 def test_buffers_lists_and_array_methods() -> None:
     assert same_bits(any_array(memoryview(X)), X)
     assert same_bits(any_array(bytearray(b"\x01\x02")), np.array([1, 2], np.uint8))
@@ -133,11 +123,6 @@ NONE = "it is no array: pass one of NumPy, torch, JAX, CuPy, MLX, or with __dlpa
 def test_no_array(x: Any, why: str) -> None:
     with says(TypeError, f"q: {why}"):
         any_array(x, "q")
-
-
-def test_ragged_lists() -> None:
-    with pytest.raises(TypeError, match=r"^q: builtins\.list cannot be read: setting an array element"):
-        any_array([[1, 2], [3]], "q")
 
 
 def test_no_library_is_imported() -> None:

@@ -38,11 +38,9 @@ def test_lengths_by_letter() -> None:
     [
         (HF, {"q": None}, "the inputs lack q .B, H, T, d."),
         (HF, {"norm_weigth": np.zeros(12)}, "'norm_weigth' is no input of this spec"),
-        (V2, {"lambda_k1": np.zeros(6)}, "'lambda_k1' is no input of this spec: it takes q, k, v, lambda_logits"),
         (MS, {"norm_wieght": np.zeros(12)}, "did you mean 'norm_weight'"),
         (HF, {"q": np.zeros((2, 6, 5, 6))}, "as many heads as the output; query_heads counts those of both maps"),
         (HF, {"q": np.zeros((2, 5, 12, 6))}, r"swapped; .transpose\(0, 2, 1, 3\) puts them right"),
-        (HF, {"k": np.zeros((2, 7, 4, 6))}, "k has shape .*heads and tokens are swapped"),
         (MS, {"v": np.zeros((2, 7, 2, 12))}, "v has shape .*heads and tokens are swapped"),
         (
             HF,
@@ -50,30 +48,16 @@ def test_lengths_by_letter() -> None:
             r"side by side in each token; .reshape\(2, 5, 12, 6\).transpose\(0, 2, 1, 3\)",
         ),
         (HF, {"q": np.zeros((5, 12, 6))}, r": it lies as \(T, H, d\); .transpose\(1, 0, 2\)\[None\] puts it right"),
-        (HF, {"q": np.zeros((12, 5, 6))}, r": it lies as \(H, T, d\); \[None\] puts it right"),
-        (
-            HF,
-            {"q": np.zeros((12, 12, 6))},
-            r": if it lies as \(T, H, d\), .* right, or if it lies as \(H, T, d\), \[None",
-        ),
-        (HF, {"q": np.zeros((5, 72))}, r"side in each token; .reshape\(5, 12, 6\).transpose\(1, 0, 2\)\[None\] puts"),
-        (HF, {"k": np.zeros((14, 4, 6))}, r"it lies as \(B S, K, d\); .reshape\(2, 7, 4, 6\).transpose\(0, 2, 1, 3\)"),
         (V2, {"lambda_logits": np.zeros((2, 6, 5))}, r"it lies as \(B, h, T\); .transpose\(0, 2, 1\) puts it right"),
-        (HF, {"key_mask": np.ones(14, np.bool_)}, r"key_mask has shape \(14,\), but must be \(B = 2, S = 7\)$"),
-        (HF, {"q": np.zeros((2, 12, 5, 6), ml_dtypes.int4)}, "q has dtype int4, but must be float64"),
         (HF, {"q": np.zeros((2, 12, 5, 12))}, "head_dim is the width of one map's heads"),
-        (HF, {"k": np.zeros((2, 4, 7))}, r"k has shape \(2, 4, 7\), but must be \(B = 2, K = 4, S, d = 6\)"),
         (HF, {"v": np.zeros((2, 4, 8, 6))}, r"v has shape \(2, 4, 8, 6\), but must be .*S = 7"),
-        (HF, {"lambda_q1": np.zeros(7)}, "lambda_q1 has shape .7,., but must be .d = 6."),
         (HF, {"key_mask": np.ones((2, 7))}, "key_mask has dtype float64, but must be boolean"),
         (HF, {"q": np.zeros((2, 12, 5, 6), np.int64)}, "q has dtype int64, but must be float64"),
-        (HF, {"q_positions": np.zeros((2, 5))}, "q_positions has dtype float64, but must be whole numbers"),
         (
             HF,
             {"mask": np.zeros((5, 7), np.float32)},
             r"^mask has dtype float32, .*; one that is added .* 'bias'$",
         ),
-        (HF, {"mask": np.zeros((5, 7), np.int32)}, "mask has dtype int32, but must be boolean .True means .may see..$"),
         (HF, {"mask": np.ones((3, 5, 7), np.bool_)}, r"mask has shape \(3, 5, 7\), which does not broadcast"),
         (HF, {"cu_seqlens_k": np.array([0, 7])}, "cu_seqlens_k without cu_seqlens_q"),
         (HF, {"cu_seqlens_q": np.array([0, 5])}, "cu_seqlens_q is given, so B must be 1: it is 2"),
@@ -104,8 +88,6 @@ def test_packed(changes: dict[str, Any], message: str) -> None:
     [
         ({"lengths": np.array([5, 7])}, r"lengths\[1\] is 7, but the table has room for 6 keys"),
         ({"lengths": np.array([5, 4])}, r"block_table\[1\] uses the pages \[4, 9\], but there are 5"),
-        ({"lengths": np.array([5])}, "lengths has shape"),
-        ({"block_table": np.array([[3, 1]]), "lengths": np.array([5])}, "have 1 rows, but there are 2 sequences"),
         ({"key_mask": np.ones((2, 6), np.bool_)}, "key_mask: paged keys have lengths instead"),
         ({"cu_seqlens_k": np.array([0, 5])}, "'cu_seqlens_k' is no input of this spec"),
     ],
@@ -121,20 +103,6 @@ def test_heads_and_their_size_both_halved() -> None:
     halved = HF.replace(query_heads=6, key_heads=2, head_dim=6)
     with pytest.raises(ValueError, match=r"72 is 2 times as much.*head_dim is the width of one"):
         check_inputs(halved, inputs)
-
-
-def test_o_proj_of_another_size() -> None:
-    """Row B16."""
-    inputs = draw(HF, layer=True)
-    inputs["o_proj.weight"] = np.zeros((11, 144))
-    with pytest.raises(ValueError, match=r"o_proj.weight has shape .*he = 72"):
-        check_inputs(HF, inputs)
-
-
-def test_a_packed_layer_has_no_other_past() -> None:
-    inputs = {**draw(HF, layer=True, B=1), "cu_seqlens_q": np.array([0, 5]), "x_past": np.zeros((1, 3, 11))}
-    with pytest.raises(ValueError, match="a packed layer has cu_seqlens_q alone"):
-        check_inputs(HF, inputs)
 
 
 def test_not_an_array() -> None:

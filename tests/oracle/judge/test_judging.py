@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import itertools
 import json
 import os
 import shutil
@@ -161,20 +160,15 @@ def test_nothing_is_expected_while_the_kernel_runs(monkeypatch: pytest.MonkeyPat
     assert not any(alive)
 
 
-PRESETS = ("hf_diffllama", "ms_v1", "timm", "phi4flash", "motif")
-FUNCTIONS = ("kernel", "tiled", "in_float32", "as_modules_return_it")
-RUNS = list(itertools.product(range(5), PRESETS, FUNCTIONS, ("float32", "bfloat16")))
-
-
-@pytest.mark.parametrize(
-    ("seed", "preset", "function", "recipe"),
-    [pytest.param(*run, marks=pytest.mark.nightly if run[0] else pytest.mark.slow) for run in RUNS],
-)
-def test_a_correct_kernel_passes(seed: int, preset: str, function: str, recipe: str) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["float32", "bfloat16"])
+@pytest.mark.parametrize("function", ["kernel", "tiled", "in_float32", "as_modules_return_it"])
+@pytest.mark.parametrize("preset", ["hf_diffllama", "ms_v1", "timm", "phi4flash", "motif"])
+def test_a_correct_kernel_passes(preset: str, function: str, recipe: str) -> None:
     key_heads = 4 if preset == "timm" else 2
     spec = Spec.preset(preset, query_heads=4, key_heads=key_heads, head_dim=4, layer=1)
     profiles = ["natural", "discriminating", "tiny_values"]
-    report = judge_file(HONEST, spec, recipe=recipe, function=function, profiles=profiles, seed=9000 + seed)
+    report = judge_file(HONEST, spec, recipe=recipe, function=function, profiles=profiles, seed=9000)
     assert report, str(report)
     assert sum(outcome.compared for outcome in report.cases.values()) >= 8
 
@@ -237,12 +231,8 @@ def test_what_the_system_refuses(tmp_path: Path) -> None:
     [
         ["out", "float32", [2], [64, [4, 4]]],
         ["out", "float32", [2], [-1, [4]]],
-        ["out", "float32", [2], [2**63, [4]]],
         ["out", "float32", [2], [64, [2**50]]],
-        ["out", "float32", [2], [64, ["4"]]],
-        ["out", "float32", [2], "64"],
         ["out", "float32", [1] * 40, None],
-        ["out", "float32", [2]],
     ],
 )
 def test_a_place_that_is_none(entry: list[Any]) -> None:

@@ -11,7 +11,6 @@ import pytest
 
 from refdiff import layers
 from refdiff.backends import ops_for, overlay
-from refdiff.oracle import Spec
 from refdiff.oracle.mistakes import CATALOGUE, ROWS, wrap
 from refdiff.oracle.mistakes.catalogue import Mistake
 
@@ -59,13 +58,3 @@ def test_all_rows_are_there_and_those_of_mistakes_are_made() -> None:
     assert made == {name for name, row in ROWS.items() if row.where == "mistake"}
     assert all(row.link.startswith("https://") for row in ROWS.values())
     assert {row.where for row in ROWS.values()} == {"mistake", "spec", "recipe", "refused"}
-
-
-@pytest.mark.parametrize(
-    ("row", "preset", "key_heads", "says"),
-    [("B2", "diff_v2", 2, "pairs would straddle groups"), ("B22", "hf_diffllama", 3, "it must be even")],
-)
-def test_what_no_kernel_can_compute_is_refused(row: str, preset: str, key_heads: int, says: str) -> None:
-    assert ROWS[row].where == "refused"
-    with pytest.raises(ValueError, match=says):
-        Spec.preset(preset, head_dim=4, query_heads=6, key_heads=key_heads)

@@ -1,4 +1,4 @@
-"""Every sixteen-bit number, every midpoint between two, and their neighbours, against ml_dtypes and NumPy's float16."""
+"""Every sixteen-bit number, every midpoint between two, and their neighbours; any other number as fractions round."""
 
 from __future__ import annotations
 
@@ -48,33 +48,6 @@ def test_between_two_neighbours_the_nearer_wins_and_a_tie_goes_to_the_even(name:
     np.testing.assert_array_equal(round_to(middle, name), even)
     np.testing.assert_array_equal(round_to(np.nextafter(middle, dtype(np.inf)), name), above)
     np.testing.assert_array_equal(round_to(np.nextafter(middle, dtype(-np.inf)), name), below)
-
-
-@pytest.mark.parametrize("name", SIXTEEN)
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_beyond_the_range_is_infinite(name: str, dtype: type) -> None:
-    top, half = FORMATS[name].top, 2.0 ** (FORMATS[name].largest - FORMATS[name].bits)
-    below = np.nextafter(dtype(top + half), dtype(0))
-    want = np.asarray([top, top, np.inf, np.inf, np.inf], dtype=dtype)
-    with np.errstate(over="ignore"):  # 1.5 times the top of bfloat16 is beyond float32 too
-        edge = np.asarray([top, below, top + half, 1.5 * top, np.inf]).astype(dtype)
-    np.testing.assert_array_equal(round_to(edge, name), want)
-    np.testing.assert_array_equal(round_to(-edge, name), -want)
-    assert _values(name).max() == top
-
-
-@pytest.mark.parametrize("name", ["tf32", "bfloat16", "float16", "float32"])
-@pytest.mark.parametrize("exponent", [128, 400, 977, 978, 979, 980, 1008, 1023])
-def test_numbers_near_the_end_of_float64_are_infinite_too(name: str, exponent: int) -> None:
-    x = 1.9 * 2.0 ** np.float64(exponent)
-    assert round_to(np.asarray([x, -x, np.inf, 1.0]), name).tolist() == [np.inf, -np.inf, np.inf, 1.0]
-
-
-def test_float64_is_not_rounded_twice() -> None:
-    # just above the middle of 1 and 1 + 2⁻⁷, by less than float32 can tell
-    x = np.asarray([1 + 2.0**-8 + 2.0**-40])
-    assert round_to(x, "bfloat16") == 1 + 2.0**-7
-    assert x.astype(np.float32).astype(ml_dtypes.bfloat16).astype(np.float64) == 1.0
 
 
 @given(st.integers(-(2**40), 2**40), st.integers(-160, 60), st.sampled_from(["tf32", "bfloat16", "float16"]))

@@ -1,4 +1,4 @@
-"""The emulated passes: near the layer and its derivative in every order, and with float16's own accidents."""
+"""The emulated passes: near the layer and its derivative in every order, and where float16 scores overflow."""
 
 from __future__ import annotations
 

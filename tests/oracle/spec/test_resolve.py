@@ -40,22 +40,6 @@ def test_every_preset(preset: str, v_head_dim: int | None, layer: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "kept"),
-    [
-        ({"lambda_form": "given", "norm_weight": True}, "norm_weight"),
-        ({"lambda_form": "given", "norm_weight": True, "values": "single"}, "norm_weight"),
-        ({"lambda_form": "given", "head_dim": 6}, ""),
-        ({"lambda_form": "given", "query_heads": 12}, ""),
-        ({"lambda_form": "sigmoid", "ratio": 2}, "lambda_proj.weight"),
-    ],
-)
-def test_the_width_of_a_head_of_a_layer(fields: dict[str, Any], kept: str) -> None:
-    spec = small("hf_diffllama", **{"key_heads": 4, **{k: v for k, v in fields.items() if k not in NAMES}})
-    read = dimensions(fields, draw(spec, layer=True))
-    assert {**read, **fields} == {**fields, **{name: getattr(spec, name) for name in NAMES}}
-
-
-@pytest.mark.parametrize(
     ("inputs", "message"),
     [
         ({"q": np.ones(3)}, "q has shape (3,), but must be (B, H, T, d)"),
@@ -131,14 +115,3 @@ def test_what_no_call_takes(call: Callable[[Any, Any], Any]) -> None:
         call("attention", turned)
     with pytest.raises(ValueError, match="no preset is called 'atention', did you mean 'attention'"):
         call("atention", X)
-
-
-@pytest.mark.parametrize("call", CALLS[:3])
-def test_arguments_of_another_kind_or_in_another_order(call: Callable[[Any, Any], Any]) -> None:
-    with pytest.raises(TypeError, match="spec is of type ndarray, but must be a Spec or a preset's name; the outputs "):
-        call(X["q"], X)
-    with pytest.raises(TypeError, match="inputs are of type int, but must be a mapping from names to arrays"):
-        call(NAMED, 3)
-    case = oracle.cases("natural", spec=NAMED)[0]
-    with pytest.raises(TypeError, match=r"of type Case, but .*: pass case\.inputs, and dout=case\.dout for gradients"):
-        call(NAMED, case)

@@ -42,14 +42,6 @@ def test_an_unknown_preset_names_those_that_there_are() -> None:
         Spec.preset("paper", query_heads=4, key_heads=4, head_dim=8)
 
 
-def test_a_preset_with_changes_as_json_has_it() -> None:
-    given = json.loads('{"preset": "ms_v1", "query_heads": 12, "key_heads": 4, "head_dim": 6, "window": 3, "scale": 1}')
-    spec = Spec.of(given)
-    assert spec == Spec.preset("ms_v1", **DIMS, window=3, scale=1)
-    assert Spec.of(json.loads(json.dumps(spec.to_dict()))) == spec
-    assert Spec.of(DIMS) == Spec(**DIMS)
-
-
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -69,21 +61,6 @@ def test_missing_dimensions_are_named() -> None:
         Spec.of({"preset": "timm", "key_heads": 4})
 
 
-def test_plain_attention_has_a_head_for_each_query_head_and_no_pairs() -> None:
-    spec = Spec.preset("attention", query_heads=6, key_heads=3, head_dim=5, v_head_dim=7)
-    assert (spec.heads, spec.key_groups, spec.value_heads, spec.value_dim, spec.out_dim) == (6, 3, 3, 7, 7)
-    assert spec.lse_names == ("lse",)
-    assert spec.replace(key_heads=6, v_head_dim=None).out_dim == 5
-    with pytest.raises(ValueError, match="query_heads is 7 and key_heads 3, but each key head serves the same number"):
-        spec.replace(query_heads=7)
-    with pytest.raises(ValueError, match=r"values is 'halves', but of plain attention .* it must be 'single'"):
-        spec.replace(values="halves")
-    with pytest.raises(ValueError, match="v_head_dim is 0, but must be a whole number of 1 or more, or None"):
-        spec.replace(v_head_dim=0)
-    with pytest.raises(ValueError, match="sinks is 1, but must be True or False"):
-        spec.replace(sinks=1)
-
-
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_word_that_is_none(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} is 'no', but must be one of {CHOICES[name][0]!r}"):
@@ -94,31 +71,19 @@ def test_a_word_that_is_none(name: str) -> None:
     ("fields", "message"),
     [
         ({"query_heads": 0}, "query_heads is 0, but must be a whole number of 1 or more"),
-        ({"head_dim": 2.0}, "head_dim is 2.0"),
         ({"layer": -1}, "layer is -1, but must be a whole number, counted from 0"),
         ({"scale": 0.0}, "scale is 0.0, but must be a number above 0, or None"),
-        ({"softcap": -3.0}, "softcap is -3.0"),
-        ({"window": -1}, "window is -1"),
-        ({"norm_eps": -1e-9}, "norm_eps is -1e-09"),
-        ({"rope_theta": 0}, "rope_theta is 0"),
-        ({"query_heads": True}, "query_heads is True, but must be a whole number of 1 or more"),
         ({"layer": "3"}, "layer is '3', but must be a whole number, counted from 0; leave the quotes out"),
         ({"window": 2.5}, "window is 2.5, but must be a whole number of keys, 0 or more, or None"),
-        ({"rope_theta": "10000.0"}, "rope_theta is '10000.0', but must be a number above 0; leave the quotes out"),
-        ({"norm_eps": [1e-5]}, "norm_eps is .1e-05., but must be a number of 0 or more"),
-        ({"scale": True}, "scale is True, but must be a number above 0, or None"),
         ({"norm_weight": "yes"}, "norm_weight is 'yes', but must be True or False"),
         ({"lambda_base": "constant", "lambda_init": float("nan")}, "lambda_init is nan, but must be a finite number"),
-        ({"lambda_base": "constant", "lambda_init": float("-inf")}, "lambda_init is -inf, but must be a finite number"),
         ({"lambda_init": 0.5}, "lambda_base is 'depth' and lambda_init 0.5"),
-        ({"lambda_base": "constant"}, "lambda_base is 'constant' and lambda_init None"),
         ({"query_heads": 5, "ratio": 1}, r"query_heads: got 5, expected a multiple of 2 \(both maps are counted\)"),
         ({"key_heads": 3}, "key_heads is 3, .*must be even .with keys='shared'"),
         (
             {"key_heads": 8},
             "12 query heads are 6 pairs, which 4 pairs of keys cannot share evenly: pairs would straddle groups",
         ),
-        ({"ratio": 2, "key_heads": 6}, "12 query heads are 4 groups, which 3 pairs of keys"),
         ({"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5, but must be a number above 0, at most 1"),
         ({"partial_rotary_factor": 0.3}, "partial_rotary_factor is 0.3, of which no pair of the 6 dimensions"),
         ({"rope_parameters": 3}, "rope_parameters is 3, but must be a mapping, such as"),
@@ -129,7 +94,6 @@ def test_a_word_that_is_none(name: str) -> None:
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type 'yarn' needs the parameter"),
         ({"head_dim": 5}, "head_dim is 5, but RoPE turns dimensions in pairs"),
         ({"norm": "none", "norm_weight": True}, "norm_weight is True, but there is no norm"),
-        ({"norm": "none", "norm_bias": True}, "norm_bias is True, but there is no norm"),
         ({"qk_norm_weight": True}, "qk_norm_weight is True, but there is no norm of q and k"),
         ({"qk_norm_eps": 0.0}, "qk_norm_eps is 0.0, but must be a number above 0"),
         ({"values": "single", "head_dim": 3, "rope": "none", "norm_over": "half_head"}, "a head is 3 wide"),

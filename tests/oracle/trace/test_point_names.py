@@ -18,38 +18,23 @@ A = "model.layers.1.self_attn."
     [
         # transformers, and below another prefix or none
         ("model.layers.1.self_attn.q_proj", A + "q_proj"),
-        ("layers.1.self_attn.q_proj", A + "q_proj"),
         ("DiffLlamaForCausalLM.model.layers.1.self_attn.groupnorm", A + "groupnorm"),
-        ("embed_tokens", "model.embed_tokens"),
-        ("norm", "model.norm"),
         ("lm_head", "lm_head"),
-        ("transformer.rotary_emb.cos", "model.rotary_emb.cos"),
-        ("layers.2", "model.layers.2"),
         # unilm
         ("decoder.layers.1.self_attn.subln", A + "groupnorm"),
-        ("decoder.layers.1.self_attn.out_proj", A + "o_proj"),
         ("decoder.layers.1.self_attn_layer_norm", "model.layers.1.input_layernorm"),
-        ("decoder.layers.1.final_layer_norm", "model.layers.1.post_attention_layernorm"),
         # timm
         ("blocks.1.attn.sub_norm", A + "groupnorm"),
-        ("blocks.1.attn.proj", A + "o_proj"),
         ("blocks.1.norm2", "model.layers.1.post_attention_layernorm"),
         # vLLM
         ("model.layers.1.self_attn.attn12", A + "attn12"),
         # llama.cpp
         ("Qcur-1", A + "q_rope"),
-        ("Kcur-1", A + "k_rope"),
         ("kq-1", A + "kq"),
         ("kq_soft_max-1", A + "probs"),
-        ("kqv-1", A + "attn"),
-        ("attn_sub_norm-1", A + "groupnorm"),
         ("kqv_out-1", A + "scaled"),
-        ("ffn_out-1", "model.layers.1.mlp.down_proj"),
-        ("l_out-1", "model.layers.1"),
         ("blk.1.attn_norm", "model.layers.1.attn_norm"),
         ("inp_embd", "model.embed_tokens"),
-        ("result_norm", "model.norm"),
-        ("result_output", "lm_head"),
         # a second time
         (A + "scores1[1]", A + "scores1[1]"),
     ],
@@ -86,11 +71,7 @@ def test_own_and_no_names() -> None:
     ("name", "near"),
     [
         (A + "atn1", A + "attn1"),
-        ("model.layers.1.self_atn.attn1", A + "attn1"),
-        ("atn2", "model.layers.0.self_attn.attn2"),
         ("lm_haed", "lm_head"),
-        ("attn1", "model.layers.0.self_attn.attn1"),
-        (A + "zzz", ""),
         ("zzz", ""),
     ],
 )

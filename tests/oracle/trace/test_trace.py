@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ import pytest
 import refdiff
 from refdiff.oracle import Spec, Trace, trace, truth
 from tests.model.models import ids, small_model
-from tests.oracle.arrays import same_bits
 from tests.tolerances import FLOAT64, close
 
 
@@ -71,30 +69,6 @@ def test_is_run_again_in_float64() -> None:
     close(again["lm_head"], right(ids(0, 2, 5)).logits, FLOAT64)
 
 
-def test_of_every_class() -> None:
-    for kind in (
-        refdiff.DiffLlamaModel,
-        refdiff.DiffLlamaForTokenClassification,
-        refdiff.DiffLlamaForQuestionAnswering,
-    ):
-        names = list(trace(small_model(kind), ids(0, 2, 5)))
-        prefix = "transformer." if kind is refdiff.DiffLlamaForQuestionAnswering else "model."
-        prefix = "" if kind is refdiff.DiffLlamaModel else prefix
-        head = {"": "norm", "model.": "score", "transformer.": "qa_outputs"}[prefix]
-        assert names[0] == f"{prefix}embed_tokens"
-        assert f"{prefix}layers.2" in names
-        assert names[-1] == head
-
-
-def test_with_a_cache_the_new_tokens_are_recorded() -> None:
-    model, tokens = small_model(), ids(0, 2, 5)
-    cache = model(tokens[:, :3], use_cache=True).cache
-    traced = trace(model, tokens[:, 3:], cache=cache)
-    assert traced["model.layers.0.self_attn.scores1"].shape == (2, 4, 2, 5)
-    close(traced["lm_head"], model(tokens).logits[:, 3:], 1e-12)
-    assert traced.run is None
-
-
 SPEC = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=6, layer=1)
 
 
@@ -115,26 +89,6 @@ def test_attention_of_a_spec() -> None:
     again = run_again(traced)
     close(again["out"], traced["out"], FLOAT64)
     assert list(again) == list(traced)
-
-
-def test_packed_sequences_are_numbered() -> None:
-    given = {name: x[:1] if x.ndim == 4 else x for name, x in spec_inputs().items()}
-    given["q"] = np.repeat(given["q"], 2, axis=2)
-    traced = trace(SPEC, given, cu_seqlens_q=np.array([0, 2, 6]), cu_seqlens_k=np.array([0, 3, 7]))
-    assert traced["scores1"].shape == (1, 2, 2, 3)
-    assert traced["scores1[1]"].shape == (1, 2, 4, 4)
-
-
-def test_written(tmp_path: Path) -> None:
-    traced = trace(small_model(), ids(0, 2, 5))
-    traced.write(tmp_path / "run.safetensors")
-    from refdiff.oracle.trace.trace_files import read_trace
-
-    read = read_trace(tmp_path / "run.safetensors")
-    assert list(read) == list(traced)
-    assert all(same_bits(read[path], x) for path, x in traced.items())
-    assert read.about == traced.about
-    assert np.array_equal(read.inputs["input_ids"], ids(0, 2, 5))
 
 
 def test_a_name_that_is_none() -> None:

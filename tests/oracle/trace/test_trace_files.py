@@ -1,4 +1,4 @@
-"""Traces from dicts, files and folders; those of transformers itself are in tests/parity."""
+"""Traces from files and folders; those of transformers itself are in tests/parity."""
 
 from __future__ import annotations
 
@@ -17,13 +17,6 @@ from refdiff.oracle.trace.trace import FORMAT
 from tests.model.models import ids, small_model
 from tests.oracle.trace.test_trace import SPEC, run_again, spec_inputs
 from tests.tolerances import FLOAT64, close
-
-
-def test_files_of_others(tmp_path: Path) -> None:
-    write_arrays(tmp_path / "mine", {"a.b": np.arange(6.0), "inputs.x": np.ones(2, np.float32)}, {})
-    read = read_trace(tmp_path / "mine")
-    assert (set(read), set(read.inputs)) == ({"a.b"}, {"x"})
-    assert np.array_equal(read["a.b"], np.arange(6.0))
 
 
 def test_a_spec_is_run_again_from_its_file(tmp_path: Path) -> None:
@@ -55,18 +48,6 @@ def test_a_run_of_16_bit_weights_is_one_of_float32(tmp_path: Path) -> None:
     trace(model, ids(0, 2, 5)).write(tmp_path / "run.safetensors")
     found = first_divergence(tmp_path / "run.safetensors", tmp_path / "run.safetensors")
     assert (found.path, found.mode, found.precision) == (None, "local", "float32")
-
-
-def test_folders_of_something_else(tmp_path: Path) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"no folder of transformers' model_addition_debugger_context: no \*_debug"
-    ):
-        read_trace(tmp_path)
-    (tmp_path / "X_debug_tree_SUMMARY.json").write_text(json.dumps({}))
-    with pytest.raises(
-        CheckpointError, match="no tensors: let model_addition_debugger_context write them with use_repr"
-    ):
-        read_trace(tmp_path)
 
 
 @pytest.mark.parametrize("change", ["config", "folder", "file"])
@@ -115,14 +96,6 @@ def test_inputs_that_the_model_does_not_take_name_the_file(tmp_path: Path) -> No
         dataclasses.replace(traced, inputs={**traced.inputs, "input_ids": bad}).write(path)
         with pytest.raises(CheckpointError, match=r"run\.safetensors: its run cannot be repeated: "):
             first_divergence(path, path)
-
-
-def test_an_error_of_a_comparison_names_the_files(tmp_path: Path) -> None:
-    traced = trace(small_model(), [[1, 2, 3]])
-    traced.write(tmp_path / "run.safetensors")
-    write_arrays(tmp_path / "mine.safetensors", {"lm_head": np.ones(3, np.int64)}, {})
-    with pytest.raises(ValueError, match=r"mine\.safetensors, .*run\.safetensors: "):
-        first_divergence(tmp_path / "mine.safetensors", tmp_path / "run.safetensors")
 
 
 def test_a_trace_replaces_files_alone() -> None:

@@ -88,20 +88,3 @@ def test_dimensions_of_the_model() -> None:
     """80 and 16 heads of 192, of which the last 64 turn, values of 128, and a window of 128 keys beside the own."""
     spec = Spec.preset("motif3", query_heads=80, key_heads=16, head_dim=192, v_head_dim=128)
     assert (spec.heads, spec.rotary_dim, spec.rotary_at, spec.out_dim, spec.window) == (64, 64, "last", 128, 129)
-
-
-def test_a_kernel_that_stays_in_latent_space_is_a_spec_too() -> None:
-    """One key of latents and what turns, one value of latents; before values are made of them there is no gate."""
-    x = weights(5)
-    q = np.concatenate([latent_queries(x), np.moveaxis(x["queries"][..., NOPE:], 0, 1)], axis=-1)[None]
-    k = np.concatenate([x["latent"], x["shared"]], axis=1)[None, None]
-    inputs = {"q": q, "k": k, "v": x["latent"][None, None], "lambda_logits": x["lambdas"][None]}
-    spec = Spec.preset(
-        "motif3", **{**DIMS, "key_heads": 1, "head_dim": RANK + ROPE, "v_head_dim": RANK}, gate="none", window=4,
-        scale=(NOPE + ROPE) ** -0.5, partial_rotary_factor=ROPE / (RANK + ROPE),
-    )  # fmt: skip
-    latent = truth(spec, inputs, want=("out",)).out[0]
-    expected = by_latents(x, 4, [1.0, 0.01], (NOPE + ROPE) ** -0.5)
-    made = np.einsum("htr,hwr->htw", latent, np.repeat(x["up_v"], SIGNALS, axis=0))
-    made *= np.moveaxis(sigmoid(x["gates"]), 0, 1)
-    assert np.allclose(made, expected, rtol=0, atol=SAME)

@@ -1,4 +1,4 @@
-"""Verdicts of single tensors and of all, and their words; what a log-sum-exp is under other conventions."""
+"""Verdicts of single tensors, and their words; what a log-sum-exp is under other conventions."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 
 from refdiff.oracle import budget, truth
-from refdiff.oracle.budget.common_factor import CommonFactor
 from refdiff.oracle.budget.statistics import RowBudget, Statistic
-from refdiff.oracle.inputs.validation import as_float64
-from refdiff.oracle.verdict.judge import check_shape, judge_lse, judge_rows, judge_sums, other_sums
+from refdiff.oracle.verdict.judge import check_shape, judge_lse, judge_rows, judge_sums
 from refdiff.oracle.verdict.verdict import TensorVerdict, Verdict
 from tests.layers.inputs import says
 from tests.oracle.example_inputs import draw, small
@@ -48,26 +46,6 @@ def test_the_worst_row_and_what_was_allowed() -> None:
     assert row.startswith("row: 4 of 30 rows are wrong, all in tokens 1 to 4 of head 2 of sequence 1, ")
     actual[0, 0] += 0.01
     assert _reasons(actual, _budget(y))["row"].startswith("row: 9 of 30 rows are wrong, rms")
-
-
-def test_a_factor_beyond_all_measure_is_judged() -> None:
-    y = _y()
-    y[0, 0, 0] = 1e-10
-    actual = y.copy()
-    actual[0, 0, 0] = 1e150
-    factor = CommonFactor(np.full(y.shape[:-1], 1 / 30), 1e-3, None)
-    found = judge_rows("out", actual, replace(_budget(y), factor=factor))
-    assert found.status == "fail"
-    assert max(s.value for s in found.statistics if s.name == "factor") > 1e155
-
-
-def test_a_factor_is_told_once_and_where_it_is_most_of_the_error() -> None:
-    y = _y()
-    assert [*_reasons(1.2 * y, _budget(y))] == ["row", "element", "slope"]
-    assert [*_reasons(1.002 * y, _budget(y))] == ["bulk", "slope"]
-    factor = CommonFactor(np.full(y.shape[:-1], 1 / 30), 1e-5, None)
-    assert [*_reasons(1.0015 * y, replace(_budget(y), factor=factor))] == ["slope"]
-    assert [*_reasons(1.0005 * y, replace(_budget(y), slope=1.0, factor=factor))] == ["factor"]
 
 
 def test_inconclusive_is_no_pass() -> None:
@@ -130,42 +108,15 @@ def test_log_sum_exp_and_its_other_conventions() -> None:
         ("out", (2, 5, 3, 8), (2, 5, 24), ": it has as many numbers; a layer's out is (B, T, D), what o_proj gives"),
         ("lse1", (2, 5, 3), (2, 3, 5), ": heads and tokens are swapped; .transpose(0, 2, 1) puts them right"),
         ("out", (5, 3, 8), (1, 3, 5, 8), ": it lies as (T, h, e); .transpose(1, 0, 2)[None] puts it right"),
-        ("out", (5, 24), (1, 5, 24), ": it lies as (T, D); [None] puts it right"),
         ("dq", (12, 4, 8), (1, 4, 12, 8), ": it lies as (T, H, d); .transpose(1, 0, 2)[None] puts it right"),
-        ("dk", (4, 12, 8), (1, 4, 12, 8), ": it lies as (K, S, d); [None] puts it right"),
-        ("lse1", (12, 4), (1, 4, 12), ": it lies as (T, h); .transpose(1, 0)[None] puts it right"),
-        ("lse1", (2, 3, 5, 1), (2, 3, 5), ": .reshape(2, 3, 5) puts it right"),
-        ("dlambda_logits", (2, 3, 5), (2, 5, 3), ": it lies as (B, h, T); .transpose(0, 2, 1) puts it right"),
-        ("dx", (2, 24, 5), (2, 5, 24), ": it lies as (B, D, T); .transpose(0, 2, 1) puts it right"),
         ("dx", (4, 3, 20), (2, 5, 24), ": it has as many numbers in another layout; it must be (B, T, D)"),
         ("dq_proj.weight", (4, 6), (6, 4), ": it is transposed; .transpose(1, 0) puts it right"),
         ("dlambda_q1", (1, 6), (6,), ": .reshape(6,) puts it right"),
-        ("dlambda_q1", (2, 3), (6,), ": it has as many numbers in another layout"),
-        ("lambda_full", (2,), (), ""),
     ],
 )
 def test_hints_are_those_of_the_tensor(name: str, shape: tuple[int, ...], right: tuple[int, ...], hint: str) -> None:
     with says(ValueError, f"{name} has shape {shape}, but must be {right}{hint}"):
         check_shape(name, np.zeros(shape), np.zeros(right))
-
-
-@pytest.mark.parametrize(("base", "other"), [("e", "2"), ("2", "e")])
-@pytest.mark.parametrize("name", ["lse1", "lse2"])
-def test_other_conventions(name: str, base: str, other: str) -> None:
-    spec = small("hf_diffllama", lse_base=base)
-    x = as_float64(spec, draw(spec, T=5, S=4))  # the first query sees nothing
-    found = other_sums(spec, x, name)
-    want = getattr(truth(spec, x), name)
-    of_other = getattr(truth(spec.replace(lse_base=other), x), name)
-    np.testing.assert_allclose(found[f"it is to base {other}, the spec's is {base}"], of_other, rtol=1e-12)
-    unscaled = getattr(truth(spec.replace(scale=1.0), x), name)
-    np.testing.assert_allclose(found["its scores were not scaled"], unscaled, rtol=1e-12)
-    top = found["it is the row's largest score alone"]
-    rest = found["it lacks the row's largest score, which was subtracted before the exponentials"]
-    some = np.isfinite(want)
-    assert (~some).any()
-    np.testing.assert_allclose((top + rest)[some], want[some], rtol=1e-12)
-    assert np.all(np.isneginf(rest[~some]))
 
 
 def test_one_that_leaves_the_sink_out_is_told() -> None:
