@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+import http.server
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +21,31 @@ PageOf = Callable[..., Path]
 TABLE = "[...document.querySelectorAll('#rows tr')].map((row) => [...row.children].map((cell) => cell.textContent))"
 TEXT = "document.getElementById('{}').textContent"
 BODY = "getComputedStyle(document.body)"
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """A server that logs nothing."""
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def served(folder: Path, handler: type[Quiet] = Quiet) -> Iterator[str]:
+    """Serve a folder, and give its address."""
+    bound = functools.partial(handler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), bound) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+def wait(browser: Chromium, condition: str, seconds: float = 30) -> None:
+    """Wait until an expression of the page is true."""
+    deadline = time.monotonic() + seconds
+    while not browser.run(condition):
+        assert time.monotonic() < deadline, condition
+        time.sleep(0.02)
 
 
 def number(text: str) -> float:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from .chromium import Chromium
 from .conftest import WORDS, drawn_maps
-from .reading import BODY, PageOf, expect, token
+from .reading import PageOf, expect, token
 
 
 def test_by_keyboard_alone(browser: Chromium, page_of: PageOf) -> None:
@@ -45,30 +44,6 @@ def test_axe_finds_nothing(browser: Chromium, page_of: PageOf, axe: str, scheme:
     found = [(v["id"], v["impact"], [node["html"] for node in v["nodes"]][:3]) for v in result[0]]
     assert found == []
     assert result[1] > 20
-
-
-def contrast(fore: list[float], back: list[float]) -> float:
-    def luminance(colour: list[float]) -> float:
-        c = np.array(colour[:3]) / 255
-        return float(np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722])
-
-    low, high = sorted((luminance(fore), luminance(back)))
-    return (high + 0.05) / (low + 0.05)
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_words_are_read_on_every_colour(browser: Chromium, page_of: PageOf, scheme: str) -> None:
-    browser.open(page_of(drawn_maps()), scheme=scheme)
-    for sign in (1, -1):
-        for share in (0.0, 0.1, 0.5, 1.0):
-            ink, fill, ground = browser.run(
-                f"(() => {{const o = tokens.children[0]; o.style.backgroundColor = rgba({sign * share} * full);"
-                f"return [getComputedStyle(o).color, getComputedStyle(o).backgroundColor, {BODY}.backgroundColor]"
-                ".map((c) => c.match(/[\\d.]+/g).map(Number))})()"
-            )
-            alpha = fill[3] if len(fill) == 4 else 1
-            blended = [alpha * f + (1 - alpha) * g for f, g in zip(fill[:3], ground, strict=True)]
-            assert contrast(ink, blended) >= 4.5
 
 
 def test_what_a_screen_reader_gets(browser: Chromium, page_of: PageOf) -> None:

@@ -5,16 +5,12 @@ REFERENCE names a folder of built pages with the article in it; without one only
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import http.server
 import json
 import os
 import re
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +24,7 @@ from refdiff.training import retrieval_table
 from refdiff.viz.maps import token_labels
 
 from .chromium import Chromium
-from .reading import number
+from .reading import number, served, wait
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "notebooks" / "reference" / "live"
@@ -36,11 +32,6 @@ TWINS = SOURCE.parent / "twins"
 RUNS = ("none", "hf", "v2")  # as the table of the article has them
 FIGURES = ("needle", "lambdas", "block", "rotation", "pairs", "sentence", "results", "training")
 TEXT = "A fox saw a crow fly off with a piece of cheese in its beak"
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 @pytest.fixture(scope="session")
@@ -54,11 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def origin(folder: Path) -> Iterator[str]:
-    handler = functools.partial(_Quiet, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+    with served(folder) as address:
+        yield address
 
 
 @pytest.fixture
@@ -76,13 +64,6 @@ def open_article(browser: Chromium, origin: str, **options: Any) -> None:
     wait(browser, "document.querySelectorAll('figure[data-ready]').length === 4")
     wait(browser, "document.querySelector('#lambdas svg') !== null")
     wait(browser, "document.querySelector('[aria-busy]') === null")
-
-
-def wait(browser: Chromium, condition: str) -> None:
-    deadline = time.monotonic() + 30
-    while not browser.run(condition):
-        assert time.monotonic() < deadline, condition
-        time.sleep(0.02)
 
 
 SENTENCE = "import('./main.js').then(({figures: {sentence: {state: s}}}) => %s)"
@@ -288,156 +269,16 @@ def test_the_needle(page: Chromium) -> None:
             )
 
 
-def test_what_the_article_says_of_the_needle(page: Chromium) -> None:
+def test_the_limit_that_the_article_gives_is_that_of_its_weights(page: Chromium) -> None:
     still(page)
-
-    def press(tried: int) -> tuple[float, float]:
-        page.point(f"#needle-tries li:nth-child({tried}) button", click=True)
-        before, after = numbers(shown(page, "#needle-share"))
-        return before, after
-
-    before, after = press(1)
-    assert before == 21 > after  # too much: less than before
-    assert shown(page, "#needle [role=status]").startswith("Subtraction hurts")
-    slide(page, "needle-lambda", 1.5)  # just above the rule's limit
-    assert numbers(shown(page, "#needle-share")) == [21, 20]
-    assert shown(page, "#needle [role=status]").startswith("Subtraction changes almost nothing")
-    press(1)
-    assert page.run("document.querySelectorAll('.bars.difference .minus').length") > 40
-    first = "import('./main.js').then(({figures: {needle}}) => Array.from(needle.now().first))"
-    drawn, rules = page.run(first), "document.querySelectorAll('#needle .rule').length"
-    assert page.run(rules) == 2
-    before, after = press(2)
-    assert before == 21 > after
-    assert page.run(first) == drawn  # only the second map has other noise
-    assert page.run(rules) == 0
-    assert "No dotted lines" in shown(page, "#needle-rule")
-    before, after = press(3)
-    assert before > 80 > 65 > after
-    slide(page, "needle-lambda", 0.1)
-    assert numbers(shown(page, "#needle-share"))[1] > before
-    assert press(4) == (21, 59)
+    page.point("#needle-tries li:nth-child(4) button", click=True)
     best, last = numbers(shown(page, "#needle-rule"))
     p, q = page.run(
         "import('./main.js').then(({figures: {needle}}) => ['first', 'second'].map((n) => needle.now()[n][30]))"
     )
     np.testing.assert_allclose([best, last], [(1 - p) / (1 - q), 2 * p * (1 - p) / (p + q - 2 * p * q)], atol=0.0051)
-    found = []
-    for lambda_ in np.arange(0.05, 2.01, 0.05):  # the rule against what the sliders give
-        slide(page, "needle-lambda", lambda_)
-        found.append(numbers(shown(page, "#needle-share"))[1])
-    assert abs(0.05 + 0.05 * np.argmax(found) - best) <= 0.06
-    assert abs(0.05 * np.sum(np.array(found) > 21) - last) <= 0.1
     said = (SOURCE / "index.html").read_text(encoding="utf-8")
     assert f"p = {p:.2f} and q = {q:.2f}. There the exact limit is {last}, and 2 (1 − p) is {2 * (1 - p):.2f}" in said
-    press(4)
-    lower, weight = numbers(shown(page, "#needle-weight"))
-    assert weight < lower
-    slide(page, "needle-shared", 0.4)
-    before, after = numbers(shown(page, "#needle-share"))
-    assert after - before == 1
-    assert shown(page, "#needle [role=status]").startswith("Subtraction changes almost nothing")
-    press(4)
-    slide(page, "needle-lambda", 0)
-    assert "Plain attention" in shown(page, "#needle [role=status]")
-    drawn = shown(page, "#needle-weight")
-    page.point("#needle .panel > button", click=True)
-    assert shown(page, "#needle-weight") != drawn
-
-
-@pytest.mark.parametrize(("width", "height"), [(390, 844), (800, 900), (1400, 900)])
-def test_an_experiment_leaves_its_button_and_the_bars_on_the_screen(
-    chromium: Chromium, origin: str, width: int, height: int
-) -> None:
-    open_article(chromium, origin, width=width)
-    chromium.resize(width, height)
-    still(chromium)
-    for tried in range(1, 5):
-        chromium.point(f"#needle-tries li:nth-child({tried}) button", click=True)
-        places = chromium.run(
-            "[...document.querySelectorAll('#needle .bars'), document.activeElement].map((e) => {"
-            "const b = e.getBoundingClientRect(); return [b.top, b.bottom]})"
-        )
-        assert len(places) == 4
-        assert all(top >= 0 and bottom <= height for top, bottom in places), (tried, places)
-
-
-ANNOUNCED = """(() => {
-    const regions = [...document.querySelectorAll('[role=status], output, [aria-live]')];
-    const isLive = (region) => region.getAttribute('aria-live') !== 'off';
-    window.announced = [];
-    new MutationObserver((changes) => {
-        const changed = new Set(changes.map(({target}) => regions.find((region) => region.contains(target))));
-        for (const region of changed) if (region && isLive(region)) announced.push(region.textContent);
-    }).observe(document.body, {subtree: true, childList: true, characterData: true});
-})()"""
-
-
-def test_one_sentence_is_announced_for_each_change(page: Chromium) -> None:
-    assert page.run("[...document.querySelectorAll('output')].every((o) => o.getAttribute('aria-live') === 'off')")
-    page.run(ANNOUNCED)
-    for name, value in {
-        "needle-lambda": 0.5, "block-layer": 3, "rotation-distance": 9, "results-length": 0, "training-moment": 2
-    }.items():  # fmt: skip
-        page.run("announced.length = 0")
-        slide(page, name, value)
-        status = shown(page, f"figure:has(#{name}) [role=status]")
-        assert page.run("announced") == [status]
-        slide(page, name, value)
-        assert page.run("announced") == [status]  # nothing has changed
-    page.run("announced.length = 0")
-    type_text(page, "The king")
-    wait(page, "document.querySelectorAll('#block-token option').length < 10")
-    assert page.run("announced") == [shown(page, "#sentence .status")]
-
-
-def test_a_continuation_keeps_the_focus_and_is_announced_once(page: Chromium) -> None:
-    type_text(page, TEXT)
-    page.run("document.querySelector('.go-on button').focus()")
-    width = page.run("document.querySelector('.go-on button').offsetWidth")
-    page.run(ANNOUNCED)
-    page.press("Enter")
-    wait(page, STORIES + "[0] !== ''")
-    page.press("Enter")  # while it is being told
-    wait(page, TOLD)
-    assert page.run("document.activeElement.textContent") == "Let the model go on"
-    assert page.run("document.activeElement.offsetWidth") == width
-    story, *others = page.run(STORIES)
-    assert others == ["", ""]  # with λ as trained it is told once
-    assert page.run("announced") == [f"as trained: {story}"]
-    slide(page, "sentence-lambda", -0.5)
-    wait(page, SENTENCE % "s.pulled !== s.read")
-    page.run("announced.length = 0")
-    page.press("Enter")
-    wait(page, TOLD)
-    story, other, _ = page.run(STORIES)
-    assert story != other != ""
-    assert [said for said in page.run("announced") if said] == [f"as trained: {story} with your λ: {other}"]
-
-
-def test_maps_and_tokens_are_named_by_what_they_show(page: Chromium, tokenizer: Any) -> None:
-    type_text(page, TEXT)
-    labels = token_labels(tokenizer, ids_of(tokenizer, TEXT))
-    check(page, "sentence-query", 9)
-    wait(page, "document.querySelectorAll('#sentence-numbers tbody tr').length === 10")
-    rows = page.run(CELLS % "sentence-numbers")
-    names = page.run("[...document.querySelectorAll('.maps:not(.twin) canvas')].map((c) => c.ariaLabel)")
-    for column, name in enumerate(names, start=1):
-        top = max(rows, key=lambda row: abs(number(row[column])))
-        assert f"“{labels[9]}” gives most to “{top[0]}”, " in name
-        assert abs(numbers(name)[-1] - number(top[column])) <= 0.0051
-    chips = page.run("[...document.querySelectorAll('[name=sentence-query]')].map((c) => c.ariaLabel)")
-    for s, (label, chip) in enumerate(zip(labels, chips, strict=True)):
-        assert chip.startswith(f"{label}, ")
-        if s > 9:
-            assert chip.endswith("comes later")
-        else:
-            assert abs(number(chip.rsplit(" ", 1)[1]) - number(rows[s][3])) <= 0.0051
-
-
-def test_one_token_is_one_token(page: Chromium) -> None:
-    type_text(page, "")
-    assert shown(page, "#sentence-left") == "1 token, of at most 64."
 
 
 def test_lambdas(page: Chromium, model: refdiff.DiffLlamaForCausalLM) -> None:
@@ -561,7 +402,6 @@ def test_the_plain_twin(page: Chromium, tokenizer: Any) -> None:
     choose_model(page, "twins/differential")
     assert page.run(parts) == [True, True]
     ids = ids_of(tokenizer, TEXT)
-    labels = token_labels(tokenizer, ids)
     maps, twin = viz.attention_maps(model, ids, tokenizer), viz.attention_maps(plain, ids, tokenizer).first
     trained, pulled, by_plain = (m(np.array([ids])).logits[0, -1] for m in (model, model, plain))
 
@@ -578,13 +418,6 @@ def test_the_plain_twin(page: Chromium, tokenizer: Any) -> None:
         expected = np.stack([first, second, first - maps.lambdas[layer] * second, one, other], axis=1)
         found = [[number(x) for x in row[1:]] for row in page.run(CELLS % "sentence-numbers")]
         np.testing.assert_allclose(found, expected, atol=0.51e-4)
-    said = shown(page, "#sentence .status").split("In the plain twin ")[1]
-    strongest = [labels[np.argmax(row)] for row in (one, other)]
-    likely = token_labels(tokenizer, [int(np.argmax(by_plain))])[0]
-    assert re.findall("“(.*?)”", said) == [*strongest, likely]
-    page.point(".maps.twin canvas", x=1.5 / len(ids), y=4.5 / len(ids))
-    weight = numbers(shown(page, "#sentence .pointed").split("plain A, head 2 ")[1])[0]
-    assert abs(weight - twin[0, 2, 4, 1]) <= 0.51e-3
     expect_next(page, tokenizer, trained, trained, by_plain)
 
     slide(page, "sentence-lambda", -0.25)
@@ -597,78 +430,9 @@ def test_the_plain_twin(page: Chromium, tokenizer: Any) -> None:
     by_twin = plain.generate(np.array([ids]), max_new_tokens=24, do_sample=False)[0, len(ids) :]
     assert page.run(STORIES)[2] == "… " + tokenizer.decode(by_twin, skip_special_tokens=True).lstrip()
 
-    about = json.loads((TWINS / "about.json").read_text(encoding="utf-8"))
-    reached = {round(about[name]["bits_per_byte"], 3) for name in ("differential", "plain", "bundled")}
-    sizes = {round(about["plain"]["parameters"] / 1e6, 2), about["steps"], about["context"]}
-    assert reached | sizes <= set(numbers(shown(page, "#sentence-about").replace(",", "")))
-
-    type_text(page, "The king")
-    labels = token_labels(tokenizer, ids_of(tokenizer, "The king"))
-    wait(page, f"document.getElementById('block-token').textContent === {json.dumps(''.join(labels))}")
     choose_model(page, "model")
     assert page.run(parts) == [False, False]
-    assert page.run("document.querySelectorAll('[name=sentence-pair]').length") == 18
     assert page.run(STORIES) == [""] * 3
-    bundled = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64")
-    as_trained = bundled(np.array([ids_of(tokenizer, "The king")])).logits[0, -1]
-    expect_next(page, tokenizer, as_trained, as_trained)
-
-
-def test_a_reader_who_does_not_wait_for_the_twins(page: Chromium) -> None:
-    for _ in range(3):
-        for folder in ("twins/differential", "model", "twins/differential"):
-            check(page, "sentence-model", folder)
-            page.run("document.querySelector('[name=sentence-pair]:checked').parentElement.nextElementSibling?.click()")
-            slide(page, "sentence-lambda", 0.3)
-            page.run("document.querySelector('[name=sentence-query]').click()")
-    type_text(page, TEXT)
-    wait(page, SENTENCE % "s.folder === 'twins/differential' && s.twin.ids.length === s.pulled.ids.length")
-
-
-def test_without_the_twins_the_page_says_why_and_keeps_its_model(chromium: Chromium, origin: str) -> None:
-    open_article(chromium, origin)
-    chromium.call("Network.setBlockedURLs", urls=["*plain/model.safetensors"])
-    try:
-        check(chromium, "sentence-model", "twins/differential")
-        wait(chromium, "document.getElementById('sentence-about').textContent.includes('could not be loaded')")
-        assert chromium.run("document.querySelector('[name=sentence-model]:checked').value") == "model"
-    finally:
-        chromium.call("Network.setBlockedURLs", urls=[])
-    choose_model(chromium, "twins/differential")
-
-
-def test_the_second_map_has_the_colour_of_what_it_does(page: Chromium) -> None:
-    type_text(page, TEXT)
-    # the first weight of each map is that of the first token on itself: 1, 1 and 1 − λ
-    pixels = (
-        "[...document.querySelectorAll('.maps:not(.twin) canvas')].map((c) => {"
-        "const corner = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});"
-        "corner.drawImage(c, 0, 0); return [...corner.getImageData(0, 0, 1, 1).data].join()})"
-    )
-    for layer, role in ((4, "taken away"), (5, "added")):
-        check(page, "sentence-pair", f"{layer} 0")
-        wait(page, f"document.querySelector('#sentence .status').textContent.startsWith('Layer {layer}, ')")
-        first, second, _ = page.run(pixels)
-        assert role in shown(page, "#sentence-role")
-        assert (first == second) == (role == "added")
-    check(page, "sentence-pair", "3 0")
-    wait(page, "document.querySelector('#sentence .status').textContent.startsWith('Layer 3, ')")
-    assert re.search(
-        r"gives most, by size, to “.+” \(−[\d.]+; negative, because A₂ leads\)", shown(page, "#sentence .status")
-    )
-
-
-def test_the_pointer_names_the_cell_and_a_click_chooses_the_query(page: Chromium, tokenizer: Any) -> None:
-    labels = token_labels(tokenizer, ids_of(tokenizer, TEXT))
-    type_text(page, TEXT)
-    T = len(labels)
-    canvas = ".maps > div:nth-child(3) canvas"
-    page.point(canvas, x=2.5 / T, y=6.5 / T)
-    assert shown(page, "#sentence .pointed").startswith(f"“{labels[6]}” → “{labels[2]}”: A₁ ")
-    page.point(canvas, x=6.5 / T, y=2.5 / T, click=True)
-    assert "comes later" in shown(page, "#sentence .pointed")
-    wait(page, "document.querySelector('[name=sentence-query]:checked').value === '2'")
-    assert page.run("document.querySelectorAll('#sentence .tokens .later').length") == T - 3
 
 
 def test_a_text_that_is_empty_long_or_hostile(page: Chromium) -> None:
@@ -711,17 +475,6 @@ def test_a_tokens_path(page: Chromium, model: refdiff.DiffLlamaForCausalLM, toke
         slope, start = np.polyfit(logs, places, 1)
         np.testing.assert_allclose(places, slope * logs + start, atol=0.1)
         assert slope > 0
-
-
-def test_no_line_strikes_through_the_words_of_a_station(chromium: Chromium, origin: str) -> None:
-    open_article(chromium, origin, width=400)
-    grounds = chromium.run(
-        "[...document.querySelectorAll('#block .station')].map((words) => {"
-        "const ground = words.previousElementSibling, {fill, stroke} = getComputedStyle(ground);"
-        "const [a, b] = [words, ground].map((e) => e.getBoundingClientRect());"
-        "return [ground.tagName, fill, stroke, b.left <= a.left + 1 && b.right >= a.right - 1]})"
-    )
-    assert grounds == [["rect", chromium.run("getComputedStyle(document.body).backgroundColor"), "none", True]] * 9
 
 
 def test_rotation(page: Chromium) -> None:
@@ -900,12 +653,6 @@ def test_training_is_that_of_notebook_9(page: Chromium) -> None:
 # ---- the page as a whole
 
 
-def test_the_first_figure_is_soon_there(page: Chromium) -> None:
-    assert page.run("document.getElementById('needs-server').hidden")
-    assert page.run("performance.getEntriesByName('first figure')[0].startTime") < 2000
-    assert page.run("document.querySelectorAll('#needle .bars rect').length") == 3 * 48
-
-
 def test_it_is_small_and_leaves_nothing_to_other_servers(folder: Path) -> None:
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 8_000_000
@@ -926,20 +673,6 @@ def test_every_link_leads_to_a_page(folder: Path) -> None:
     assert {Path(link).stem for link in links} >= {
         "00_sixty_lines", "03_differential_attention", "04_three_wirings", "09_attention_noise", "card"
     }  # fmt: skip
-
-
-def test_served_alone_the_chapters_are_text(tmp_path: Path, chromium: Chromium) -> None:
-    subprocess.run([sys.executable, SOURCE.parent / "article.py", tmp_path], check=True)
-    article = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert "../" not in article
-    assert "Try refdiff" not in article  # it does not stand beside the page
-    for page, words in {
-        "00_sixty_lines": "def softmax(z):", "09_attention_noise": "## Where do they look?", "card": "bits per byte"
-    }.items():  # fmt: skip
-        chromium.open(tmp_path / "chapters" / f"{page}.html", width=360)
-        assert words in shown(chromium, ".chapter")
-        assert chromium.run("document.documentElement.scrollWidth") <= 360
-        assert chromium.complaints() == []
 
 
 def test_numbers_in_the_text_stand_in_the_notebooks() -> None:
@@ -1016,24 +749,6 @@ def test_no_width_makes_it_wider_than_the_window(chromium: Chromium, origin: str
     assert chromium.run(outside) == []
     cut_off = "[...document.querySelectorAll('math[display]')].filter((m) => m.scrollWidth > m.clientWidth + 1).length"
     assert chromium.run(cut_off) == 0
-
-
-def test_colours_follow_the_theme(page: Chromium) -> None:
-    ground = "getComputedStyle(document.body).backgroundColor"
-    picture = "document.querySelector('.maps canvas').toDataURL()"
-    light = page.run(ground), page.run(picture)
-    page.prefer("dark")
-    wait(page, f"{picture} !== {json.dumps(light[1])}")
-    assert page.run(ground) != light[0]
-    page.prefer("light")
-    wait(page, f"{picture} === {json.dumps(light[1])}")
-
-
-def test_nothing_moves_by_itself_for_who_asked_for_that(page: Chromium) -> None:
-    motion = "getComputedStyle(document.documentElement).scrollBehavior"
-    assert page.run(motion) == "smooth"
-    still(page)
-    assert page.run(motion) == "auto"
 
 
 def test_from_a_disk_the_page_says_what_it_needs(chromium: Chromium, folder: Path) -> None:

@@ -7,8 +7,6 @@ import itertools
 import numpy as np
 import pytest
 
-from refdiff.viz import AttentionMaps
-
 from .chromium import Chromium
 from .conftest import WORDS, drawn_maps
 from .reading import BODY, PageOf, expect, number, pick, table, text, token
@@ -38,58 +36,6 @@ def test_numbers_are_those_of_the_arrays(browser: Chromium, page_of: PageOf, wir
                 assert shown.endswith(f"began near λ_init = {maps.starts[layer]:.4f}")  # type: ignore[index]
 
 
-def test_it_opens_with_the_layer_and_pair_that_were_asked_for(browser: Chromium, page_of: PageOf) -> None:
-    maps = drawn_maps()
-    browser.open(page_of(maps, layer=2, pair=1, model="some/model"))
-    expect(browser, maps, 2, 1, 7)
-    assert browser.run("[layer.value, pair.value]") == ["2", "1"]
-    assert browser.run("[...grid.querySelectorAll('[aria-pressed=true]')].map((b) => b.title)") == ["layer 2, pair 1"]
-    assert text(browser, "about").startswith("some/model · 8 tokens · 3 layers of 2 pairs of heads")
-
-
-@pytest.mark.parametrize("size", [8, 90])
-def test_the_axes_of_a_map_have_the_numbers_of_tokens(browser: Chromium, page_of: PageOf, size: int) -> None:
-    rng = np.random.default_rng(1)
-    weights = np.tril(rng.random((2, 1, 1, size, size)))
-    first, second = weights / weights.sum(-1, keepdims=True)
-    tokens = tuple(f"t{i}" for i in range(size))
-    maps = AttentionMaps(tokens, first, second, first - 0.5 * second, np.array([0.5]), None)
-    browser.open(page_of(maps))
-    places = (
-        "(which) => {const c = document.querySelector('.canvas canvas').getBoundingClientRect();"
-        "return [...document.querySelector(`.axis.${which}`).querySelectorAll('span:not(.name)')].map((s) => {"
-        "const b = s.getBoundingClientRect(); return [Number(s.textContent), which == 'key' ?"
-        "(b.left + b.width / 2 - c.left) / c.width : (b.top + b.height / 2 - c.top) / c.height]})}"
-    )
-    for which in ("query", "key"):
-        ticks = browser.run(f"({places})('{which}')")
-        assert [at for at, _ in ticks] == list(range(0, size, 1 if size == 8 else 20))
-        for at, share in ticks:
-            assert abs(share * size - at - 0.5) < 0.03 * size
-
-
-def test_the_pointer_previews_and_a_click_stays(browser: Chromium, page_of: PageOf) -> None:
-    maps = drawn_maps()
-    browser.open(page_of(maps, layer=0, pair=0))
-    browser.run(
-        "window.said = 0; new MutationObserver(() => said++)"
-        ".observe(document.getElementById('status'), {childList: true})"
-    )
-    browser.point(token(3))
-    expect(browser, maps, 0, 0, 3)
-    assert text(browser, "status").startswith("The chosen token, “·king”, looks: ")  # not the one that is previewed
-    browser.away()
-    expect(browser, maps, 0, 0, 7)
-    assert browser.run("said") == 0  # a preview is not said aloud
-    browser.point(token(4), click=True)
-    browser.away()
-    expect(browser, maps, 0, 0, 4)
-    assert browser.run("said") == 1
-    assert text(browser, "status").startswith("The chosen token, “·there”, looks: A₁ most at “")
-    best = int(np.argmax(maps.first[0, 0, 4]))
-    assert f"A₁ most at “{WORDS[best]}”, {maps.first[0, 0, 4, best]:.4f}" in text(browser, "status")
-
-
 def test_the_pointer_on_a_map_names_the_cell(browser: Chromium, page_of: PageOf) -> None:
     maps = drawn_maps()
     browser.open(page_of(maps, layer=1, pair=1))
@@ -110,19 +56,6 @@ def test_the_pointer_on_a_map_names_the_cell(browser: Chromium, page_of: PageOf)
     browser.away()
     assert text(browser, "pointed") == ""
     expect(browser, maps, 1, 1, 7)
-
-
-def test_the_largest_come_first_if_asked(browser: Chromium, page_of: PageOf) -> None:
-    maps = drawn_maps()
-    browser.open(page_of(maps, layer=1, pair=0))
-    order = (
-        "(() => {const s = document.getElementById('order'); s.value = '%s'; s.dispatchEvent(new Event('change'))})()"
-    )
-    browser.run(order % "size")
-    values = maps.map("difference", 1, 0)[7]
-    assert [row[0] for row in table(browser)] == list(np.argsort(-np.abs(values), kind="stable"))
-    browser.run(order % "")
-    expect(browser, maps, 1, 0, 7)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -148,21 +81,6 @@ def test_colours_are_signs_and_sizes(browser: Chromium, page_of: PageOf, scheme:
         for sign, colour in ((1, plus), (-1, minus)):
             clear = (values * sign > 0) & (strong > 0.3)
             assert np.abs(pixels[clear][:, :3] - colour).max(initial=0) <= 3  # the canvas rounds by its alpha
-
-
-def test_the_text_is_coloured_by_the_map_that_is_chosen(browser: Chromium, page_of: PageOf) -> None:
-    maps = drawn_maps()
-    browser.open(page_of(maps, layer=2, pair=0))
-    full = number(text(browser, "scale-high").split(" ")[0])
-    for name in ("difference", "first", "second"):
-        browser.point(f"input[value={name}]", click=True)
-        browser.away()
-        fills = browser.run("[...tokens.children].map((o) => o.style.backgroundColor.match(/[\\d.]+/g).map(Number))")
-        values = maps.map(name, 2, 0)[7]
-        for fill, value in zip(fills, values, strict=True):
-            assert fill[:3] == ([42, 139, 208] if value >= 0 else [224, 112, 26])
-            alpha = fill[3] if len(fill) == 4 else 1.0
-            assert abs(alpha - min(abs(value) / full, 1) ** 0.5) < 4e-3  # the browser keeps 8 bits of it
 
 
 def test_bars_have_the_lengths_of_the_values(browser: Chromium, page_of: PageOf) -> None:

@@ -46,26 +46,6 @@ def test_only_what_pypi_has_not_is_not_run(tmp_path: Path, monkeypatch: pytest.M
         brings.main(tmp_path)
 
 
-@pytest.mark.parametrize(("code", "ends", "runs"), [(0, 0, True), (3, 0, False), (1, 1, None)])
-def test_ci_takes_no_other_failure_for_it(tmp_path: Path, code: int, ends: int, runs: bool | None) -> None:
-    (function,) = re.findall(r"^browser\(\) \{\n.*?^\}\n", (ROOT / ".ci" / "run").read_text(), re.DOTALL | re.MULTILINE)
-    stubs = (
-        f'work={tmp_path}; npm() {{ :; }}; tests() {{ echo "tests $*"; }}\n'
-        f"python() {{ [[ $* != *browser.pyodide* ]] || return {code}; }}\n"
-    )
-    done = subprocess.run(
-        ["bash", "-c", f"set -euo pipefail\n{stubs}{function}browser || exit 1"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == ends, done.stderr
-    assert ("NOT RUN" in done.stdout) is (code == 3)
-    assert re.findall("(tests browser)", done.stdout) == ([] if runs is None else ["tests browser"])
-    if runs is not None:
-        assert ("--ignore=tests/browser/test_pyodide.py" in done.stdout) is not runs
-
-
 def in_node(pyodide: Path, program: str, **environment: str) -> str:
     names = [f"{name}={value}" for name, value in environment.items()]
     command = ["node", HERE / "in_node.mjs", pyodide, HERE / program, *names]

@@ -68,61 +68,6 @@ def arranged(browser: Chromium, page: Path, width: int, scheme: str = "light") -
     browser.run("new Promise((done) => setTimeout(done, 300))")
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_no_words_or_equations_are_too_small_to_read(browser: Chromium, reference: Path, page: str) -> None:
-    arranged(browser, reference / f"{page}.html", 400)
-    sizes = browser.run(
-        "[...document.querySelectorAll('article .math, article td, article pre')].filter((e) => e.offsetWidth)"
-        ".map((e) => parseFloat(getComputedStyle(e).fontSize))"
-    )
-    assert min(sizes, default=16) >= 0.65 * 16
-
-
-def test_pictures_are_wide_enough_to_read_and_open_by_themselves(browser: Chromium, reference: Path) -> None:
-    for page in ("index", "guides/performance", PAGES[-1]):
-        arranged(browser, reference / f"{page}.html", 400)
-        pictures = browser.run(
-            "[...document.querySelectorAll('.picture img')].filter((e) => e.offsetWidth)"
-            ".map((e) => [e.offsetWidth, e.naturalWidth, e.parentElement.href == e.src,"
-            "e.parentElement.parentElement.previousElementSibling.innerText])"
-        )
-        assert pictures
-        for shown, drawn, opens, hint in pictures:
-            assert shown >= min(drawn, 560)
-            assert opens
-            assert "tap" in hint or shown <= 400
-
-
-def test_pictures_of_notebooks_lie_on_a_card_and_others_have_an_ink_for_each_theme(
-    browser: Chromium, reference: Path
-) -> None:
-    grounds = "[...document.querySelectorAll('.picture img')].map((e) => getComputedStyle(e).backgroundColor)"
-    seen = "[...document.querySelectorAll('.picture img')].filter((e) => e.offsetWidth).map((e) => e.src.slice(-9, -4))"
-    clear, white = "rgba(0, 0, 0, 0)", "rgb(255, 255, 255)"
-    for scheme, notebook in (("light", clear), ("dark", white)):
-        arranged(browser, reference / f"{PAGES[-1]}.html", 1400, scheme)
-        assert set(browser.run(grounds)) == {notebook}
-        arranged(browser, reference / "index.html", 1400, scheme)
-        assert browser.run(seen) == [{"light": "light", "dark": "-dark"}[scheme]]
-
-
-def test_a_wide_table_says_that_it_scrolls(browser: Chromium, reference: Path) -> None:
-    hint = "document.querySelector('.table-wrapper').previousElementSibling"
-    arranged(browser, reference / "guides" / "performance.html", 400)
-    assert browser.run(f"{hint}.innerText") == "scrolls sideways →"
-    browser.resize(1400)
-    browser.run("new Promise((done) => setTimeout(done, 300))")
-    assert browser.run(f"{hint}.offsetWidth") == 0
-
-
-def test_folded_code_opens(browser: Chromium, reference: Path) -> None:
-    browser.open(reference / f"{PAGES[-1]}.html")
-    summary, details = "div.cell details.hide > summary", "document.querySelector('div.cell details.hide')"
-    assert browser.run(f"{details}.innerText").strip() == "Show the code"
-    browser.point(summary, 0.1, click=True)
-    assert "import numpy" in browser.run(f"{details}.innerText")
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("page", PAGES)
 def test_axe_finds_nothing_serious(browser: Chromium, reference: Path, axe: str, page: str, scheme: str) -> None:
@@ -141,18 +86,6 @@ def test_axe_finds_nothing_serious(browser: Chromium, reference: Path, axe: str,
     assert result[1] > 15
 
 
-def test_the_page_to_explore_is_alive_in_its_notebook(browser: Chromium, reference: Path) -> None:
-    browser.open(reference / f"{PAGES[-1]}.html")
-    contexts = [e["params"]["context"] for e in browser.events if e["method"] == "Runtime.executionContextCreated"]
-    words = "document.getElementById('lambda')?.textContent"
-    said = [
-        browser.call("Runtime.evaluate", expression=words, returnByValue=True, contextId=context["id"])["result"]
-        for context in contexts
-        if context["auxData"]["frameId"] != browser.frame
-    ]
-    assert [answer["value"][:8] for answer in said if "value" in answer] == ["λ = 0.75"]
-
-
 def test_an_equation_leads_to_its_function_and_its_test(browser: Chromium, reference: Path) -> None:
     browser.open(reference / "equations.html")
     links = browser.run("[...document.querySelectorAll('article dd a')].map((a) => a.href)")
@@ -162,12 +95,3 @@ def test_an_equation_leads_to_its_function_and_its_test(browser: Chromium, refer
         path, _, place = link.removeprefix("file://").partition("#")
         browser.open(Path(path))
         assert word in browser.run(f"document.getElementById('{place}').parentElement.textContent")
-
-
-@pytest.mark.parametrize(
-    ("chapter", "says"), [("02_norm_and_rope", "python -m http.server"), ("10_numpy_and_cupy", "array-api-strict")]
-)
-def test_a_chapter_without_a_button_says_why(browser: Chromium, reference: Path, chapter: str, says: str) -> None:
-    browser.open(reference / "notebooks" / f"{chapter}.html")
-    assert says in browser.run("document.querySelector('.run-chapter').innerText")
-    assert browser.run("document.querySelector('.run-chapter button')") is None

@@ -6,15 +6,10 @@ Python every other origin.
 
 from __future__ import annotations
 
-import functools
-import http.server
 import json
-import os
 import shutil
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,9 +17,9 @@ from typing import Any, ClassVar
 import pytest
 
 from tests.test_tryout import EXERCISE, PUZZLES, REFERENCE, code, mended, story
-from tests.test_tryout import run as run_here
 
 from .chromium import Chromium
+from .reading import Quiet, served, wait
 from .test_pyodide import pyodide as pyodide
 from .test_reference import reference as reference
 
@@ -35,16 +30,13 @@ AGAIN = "document.querySelector('.cell output button')"
 LOCAL = 'export const PYODIDE = new URL("../pyodide/", import.meta.url).href;\n'
 
 
-class _Alone(http.server.SimpleHTTPRequestHandler):
+class _Alone(Quiet):
     asked: ClassVar[set[str]] = set()
     """Paths, those that Python's worker asks for too."""
 
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def do_GET(self) -> None:
+    def send_head(self) -> Any:
         self.asked.add(self.path.lstrip("/"))
-        super().do_GET()
+        return super().send_head()
 
     def end_headers(self) -> None:
         if self.path.startswith("/try/"):
@@ -68,11 +60,8 @@ def site(tmp_path_factory: pytest.TempPathFactory, pyodide: Path, reference: Pat
 
 @pytest.fixture(scope="module")
 def address(site: Path) -> Iterator[str]:
-    handler = functools.partial(_Alone, directory=str(site))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+    with served(site, _Alone) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -114,33 +103,12 @@ def run(browser: Chromium, name: str, seconds: float = 120) -> str:
     return output(browser, name)
 
 
-def wait(browser: Chromium, condition: str, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not browser.run(condition):
-        assert time.monotonic() < deadline, condition
-        time.sleep(0.05)
-
-
 def test_the_model_tells_the_same_story(page: Chromium) -> None:
     nothing, told, same = (run(page, name) for name in ("tiny", "story", "same"))
     assert page.run("document.getElementById('python-status').innerText") == "Python is ready."
     assert nothing == ""
     assert told.strip() == story()[1].strip()
     assert float(same.split()[-1]) < 1e-9
-
-
-SAMPLED = """import refdiff
-tokenizer = refdiff.Tokenizer.from_pretrained("bundled")
-sampler = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float32")
-given = [tokenizer.encode("Once upon a time there was a king")]
-print(sampler.generate(given, max_new_tokens=20, do_sample=True, seed=3)[0].tolist())"""
-
-
-def test_it_samples_the_tokens_that_cpython_samples(page: Chromium) -> None:
-    put(page, "exercise", SAMPLED)
-    said = run(page, "exercise").strip()
-    assert said == run_here(SAMPLED).strip()
-    assert len(json.loads(said)) > 20
 
 
 def test_what_is_printed_without_a_new_line_is_shown_by_its_own_cell(page: Chromium) -> None:
@@ -150,58 +118,6 @@ def test_what_is_printed_without_a_new_line_is_shown_by_its_own_cell(page: Chrom
     assert run(page, "exercise") == "2\n"
     put(page, "exercise", "import sys\nprint('Loss: ', end='')\nsys.stderr.write('said ')\n1 / 0")
     assert run(page, "exercise").startswith("Loss: said Traceback (most recent call last):\n")
-
-
-def test_input_says_that_there_is_no_keyboard(page: Chromium) -> None:
-    put(page, "exercise", "input('Name: ')")
-    said = run(page, "exercise").splitlines()
-    assert said[0] == "Name: Traceback (most recent call last):"
-    assert said[-1].startswith("RuntimeError: no keyboard is behind input() in this page")
-    assert len([line for line in said if line.startswith("  File ")]) == 1
-
-
-@pytest.mark.parametrize(
-    ("returned", "why"), [("None", "NoneType cannot be read"), ("head[0]", "out has shape (6, 11, 32), but must be ")]
-)
-def test_a_puzzle_says_what_is_wrong_with_what_is_no_output(page: Chromium, returned: str, why: str) -> None:
-    put(page, "puzzle_1", code("puzzle_1").replace("return head", f"return {returned}"))
-    said = run(page, "puzzle_1")
-    assert said.startswith("Puzzle 1: not solved. On 11 queries and 11 keys your kernel returned what cannot be judged")
-    assert why in said
-    assert "Traceback" not in said
-
-
-def test_cells_that_wait_say_so(page: Chromium) -> None:
-    run(page, "exercise")
-    put(page, "exercise", "import time\ntime.sleep(2)")
-    put(page, "puzzle_1", "time.sleep(2)")
-    names = ("exercise", "puzzle_1")
-    buttons = [f"document.getElementById('cell-{name}').closest('.cell').querySelector('.run')" for name in names]
-    page.run(";".join(f"{button}.click()" for button in buttons))
-    status = "document.getElementById('python-status').innerText"
-    assert page.run(status) == "Cell 4 of 9 runs, 1 more to run …"
-    assert [page.run(f"{button}.innerText") for button in buttons] == ["Running …", "Waiting …"]
-    wait(page, f"!{buttons[0]}.disabled")
-    assert page.run(status) == "Cell 5 of 9 runs …"
-    assert page.run(f"{buttons[1]}.innerText") == "Running …"
-    wait(page, f"!{buttons[1]}.disabled")
-    assert page.run(status) == "Python is ready."
-
-
-def test_what_enter_writes_can_be_undone(page: Chromium) -> None:
-    put(page, "exercise", "")
-    page.run("(() => {const t = document.getElementById('cell-exercise'); t.focus(); t.setSelectionRange(0, 0)})()")
-    value = "document.getElementById('cell-exercise').value"
-    page.call("Input.insertText", text="if x:")
-    page.press("Enter")
-    page.call("Input.insertText", text="y")
-    assert page.run(value) == "if x:\n    y"
-    found = []
-    for _ in range(3):
-        page.run("document.execCommand('undo')")
-        found.append(page.run(value))
-    assert "if x:" in found  # one step or two, as the browser likes
-    assert found[-1] == ""
 
 
 def test_the_exercise_checks_itself(page: Chromium) -> None:
@@ -275,10 +191,6 @@ def test_axe_finds_nothing_serious(page: Chromium, axe: str, scheme: str) -> Non
     found = [(v["id"], v["impact"], [n["html"][:120] for n in v["nodes"]][:3]) for v in violations]
     assert [one for one in found if one[1] in ("serious", "critical")] == []
     assert passes > 15
-    if folder := os.environ.get("PICTURES"):
-        for wide in (360, 800, 1400):
-            page.resize(wide)
-            page.screenshot(Path(folder) / f"try-{wide}-{scheme}.png")
 
 
 def test_an_endless_loop_is_ended_by_a_restart(page: Chromium) -> None:
@@ -287,29 +199,6 @@ def test_an_endless_loop_is_ended_by_a_restart(page: Chromium) -> None:
     page.point("#restart", click=True)
     wait(page, "!document.querySelector('.run:disabled')")
     assert page.run("document.getElementById('restart').hidden")
-    put(page, "exercise", "print(1 + 1)")
-    assert run(page, "exercise").strip() == "2"
-
-
-def test_a_puzzle_stays_solved_when_python_is_restarted(page: Chromium) -> None:
-    put(page, "puzzle_1", mended(1))
-    run(page, "puzzle_1")
-    before = page.run("document.getElementById('solved').innerText")
-    assert before != "0 of 5 puzzles solved"
-    page.point("#restart", click=True)
-    put(page, "exercise", "pass")
-    run(page, "exercise")
-    assert page.run("document.getElementById('solved').innerText") == before
-    assert page.run("document.getElementById('cell-puzzle_1').closest('.cell').classList.contains('solved')")
-
-
-def test_where_python_itself_ends_the_page_says_so(page: Chromium) -> None:
-    put(page, "exercise", "import ctypes\nctypes.string_at(2**32 - 64, 32)")
-    page.run("document.getElementById('cell-exercise').closest('.cell').querySelector('.run').click()")
-    wait(page, "!document.querySelector('.run:disabled')")
-    assert page.run("document.getElementById('python-status').innerText").startswith("Python has ended (")
-    assert page.complaints()[0].startswith("Pyodide has suffered a fatal error")
-    page.events.clear()  # of these the fixture knows nothing
     put(page, "exercise", "print(1 + 1)")
     assert run(page, "exercise").strip() == "2"
 
@@ -369,20 +258,13 @@ def test_a_chapter_runs_on_its_own_page(chromium: Chromium, address: str, site: 
     wait(chromium, "!document.querySelector('.run:disabled')", 120)
     kinds = f"[...{last}.querySelector('output').childNodes].map((n) => n.data ?? n.localName).join('')"
     assert chromium.run(kinds) == "1\nimg2\nimg"
-    if folder := os.environ.get("PICTURES"):
-        for wide, scheme in ((360, "light"), (1400, "dark")):
-            chromium.resize(wide)
-            chromium.prefer(scheme)
-            chromium.screenshot(Path(folder) / f"chapter-{wide}-{scheme}.png")
 
 
 def test_without_python_the_cell_says_so(chromium: Chromium, tmp_path: Path) -> None:
     subprocess.run([sys.executable, REFERENCE / "tryout.py", tmp_path / "try"], check=True)
     (tmp_path / "try" / "pyodide.js").write_text(LOCAL)  # where nothing is
-    handler = functools.partial(_Alone, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        chromium.open(f"http://127.0.0.1:{server.server_port}/try/index.html")
+    with served(tmp_path, _Alone) as address:
+        chromium.open(f"{address}try/index.html")
         top, bottom, window = chromium.run(
             "(() => {const cell = document.getElementById('cell-tiny').closest('.cell');"
             "cell.scrollIntoView({behavior: 'instant'});"
@@ -391,10 +273,9 @@ def test_without_python_the_cell_says_so(chromium: Chromium, tmp_path: Path) -> 
         )
         assert 0 < top < bottom <= window
         said = run(chromium, "tiny")
-        assert said.startswith(f"Python did not load from 127.0.0.1:{server.server_port}. ")
+        assert said.startswith(f"Python did not load from {address.removeprefix('http://').rstrip('/')}. ")
         chromium.run(f"{AGAIN}.click()")
         assert chromium.run("document.querySelector('.run').disabled")
         wait(chromium, f"{AGAIN} !== null")
         assert output(chromium, "tiny") == said
         assert "could not be loaded" in chromium.run("document.getElementById('python-status').innerText")
-        server.shutdown()
