@@ -5,6 +5,5 @@
     python -m tests.mutation --sample 100 --seed "$(git rev-parse HEAD)" --jobs 2 --at-least 90
 
 mutants.py makes them, planted.py runs tests on one. equivalent.toml lists those that no test could tell from the
-source, which the score leaves out; tolerated.toml those that no test needs to tell, which it counts; each with its
-reason. Everything runs in a copy of the tree.
+source, each with its reason; the score leaves them out. Everything runs in a copy of the tree.
 """

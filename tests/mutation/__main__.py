@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
 import shutil
 import sys
 import tempfile
-import time
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 # before NumPy is imported: a child is one thread, and Hypothesis shows nothing that would have to be shrunk first
 os.environ |= {
@@ -28,7 +25,6 @@ from tests.mutation.planted import Job, Outcome, Replaced, prepare, run
 
 ROOT = Path(__file__).parents[2]
 EQUIVALENT = Path(__file__).with_name("equivalent.toml")
-TOLERATED = Path(__file__).with_name("tolerated.toml")
 COPIED = ("refdiff", "tests", "setup.cfg", "pyproject.toml", "README.md")
 DEFAULT = ("refdiff/layers", "refdiff/model", "refdiff/generation/sampling.py")
 ALSO = {
@@ -77,7 +73,7 @@ def plant(root: Path, mutant: Mutant) -> None:
 
 
 def read_listed(path: Path) -> dict[tuple[str, str, str, str], str]:
-    """The mutants that a file lists, and why: that no test can tell them, or that none needs to."""
+    """The mutants that a file lists, and why no test can tell them from the source."""
     entries = tomllib.loads(path.read_text(encoding="utf-8")).get("mutant", [])
     return {(e["file"], e["function"], e["before"], e["after"]): e["reason"] for e in entries}
 
@@ -107,14 +103,12 @@ def limits(root: Path, mutants: list[Mutant], jobs: int) -> dict[tuple[str, ...]
     return {tests: 10 + 2 * sum(seconds[t] for t in tests) for tests in {tests_for(m, root) for m in mutants}}
 
 
-def judge(root: Path, mutants: list[Mutant], jobs: int, until: float) -> Iterator[tuple[Mutant, Outcome]]:
-    """Run each mutant's tests, as long as there is time; first the one that noticed another mutant of its function."""
+def judge(root: Path, mutants: list[Mutant], jobs: int) -> Iterator[tuple[Mutant, Outcome]]:
+    """Run each mutant's tests; first the one that noticed another mutant of its function."""
     allowed, noticed = limits(root, mutants, jobs), dict[tuple[str, str], str]()
 
     def queue() -> Iterator[Job]:
         for mutant in mutants:
-            if time.monotonic() > until:
-                return
             tests = tests_for(mutant, root)
             first = tuple(noticed[place] for place in [(mutant.file, mutant.function)] if place in noticed)
             yield Job(functools.partial(plant, root, mutant), (*first, *tests), allowed[tests])
@@ -142,18 +136,6 @@ def table(results: list[tuple[Mutant, Outcome]], known: set[tuple[str, ...]], le
     return "\n".join(lines)
 
 
-def report(results: list[tuple[Mutant, Outcome]], known: dict[tuple[str, str, str, str], str]) -> list[dict[str, Any]]:
-    """The same as `table`, mutant by mutant, for a JSON file."""
-    return [
-        {
-            "file": m.file, "line": m.line, "function": m.function, "kind": m.kind, "before": m.before,
-            "after": m.after, "result": o.result, "by": o.by, "seconds": round(o.seconds, 2),
-            "equivalent": known.get(m.key),
-        }
-        for m, o in results
-    ]  # fmt: skip
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run the mutants; 0 where none of those that are listed has changed, and the score is met."""
     parser = argparse.ArgumentParser("python -m tests.mutation", description=__doc__)
@@ -161,21 +143,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--sample", type=int, help="run only so many, drawn by --seed")
     parser.add_argument("--seed", default="", help="any text, such as a commit's hash")
     parser.add_argument("--jobs", type=int, default=1, help="how many at once")
-    parser.add_argument("--minutes", type=float, default=1e9, help="start no more after so long")
     parser.add_argument("--at-least", type=float, default=100, help="the score in percent below which this fails")
-    parser.add_argument("--json", type=Path, help="write every mutant and its outcome here")
     parser.add_argument("--equivalent", type=Path, default=EQUIVALENT, help=argparse.SUPPRESS)
-    parser.add_argument("--tolerated", type=Path, default=TOLERATED, help=argparse.SUPPRESS)
     parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    until, root = time.monotonic() + 60 * args.minutes, args.root.resolve()
+    root = args.root.resolve()
     paths = [root / p for p in args.path or DEFAULT]
-    mutants, known, tolerated = (
-        list(mutants_under(paths, root)), read_listed(args.equivalent), read_listed(args.tolerated)
-    )  # fmt: skip
+    mutants, known = list(mutants_under(paths, root)), read_listed(args.equivalent)
 
     keys = {m.key for m in mutants}
-    here = [key for key in (*known, *tolerated) if any((root / key[0]).is_relative_to(p) for p in paths)]
+    here = [key for key in known if any((root / key[0]).is_relative_to(p) for p in paths)]
     stale = [f"no such mutant: {key[0]}, {key[1]}: {key[2]} -> {key[3]}" for key in here if key not in keys]
     chosen = choose(mutants, set(known), args.sample, args.seed)
 
@@ -188,9 +165,9 @@ def main(argv: list[str] | None = None) -> int:
                 shutil.copy2(root / name, copy / name)
         prepare()
         results = []
-        for mutant, outcome in judge(copy, chosen, args.jobs, until):
+        for mutant, outcome in judge(copy, chosen, args.jobs):
             results.append((mutant, outcome))
-            listed = mutant.key in known or mutant.key in tolerated
+            listed = mutant.key in known
             if outcome.result == "survived" and not listed:
                 print(f"survived: {mutant.file}:{mutant.line} in {mutant.function or 'the module'}", flush=True)
                 print(mutant.diff(), flush=True)
@@ -203,8 +180,6 @@ def main(argv: list[str] | None = None) -> int:
     left_out = Counter(m.file for m in mutants if m not in run_already)
     print(table(results, set(known), left_out))
     print(*stale, sep="\n")
-    if args.json:
-        args.json.write_text(json.dumps(report(results, known), indent=1, ensure_ascii=False), encoding="utf-8")
     killed = sum(o.result != "survived" for _, o in results)
     wrong = sum(o.result == "survived" and m.key not in known for m, o in results)
     score = 100 * killed / max(1, killed + wrong)
