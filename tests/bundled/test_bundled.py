@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -31,26 +30,6 @@ MEASURED = "e5175702e69c5fc5beff3e271f43dc1e43ff6d2ef0dba31c0eb399c18d0a0c60"
 """sha256 of the weights whose bits per byte are in the card."""
 TEXT = Path(refdiff.__file__).parents[2] / "shared" / "data" / "fairy_en.txt"
 OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1", "https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
-
-
-def test_it_is_as_small_as_a_package_may_carry() -> None:
-    files = [path for path in bundled.FOLDER.iterdir() if path.suffix in (".json", ".safetensors")]
-    assert {path.name for path in files} == {
-        "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"
-    }  # fmt: skip
-    assert sum(path.stat().st_size for path in files) <= bundle.LIMIT
-
-
-def test_the_card_says_what_is_so() -> None:
-    model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled")
-    assert f"{model.num_parameters():,} parameters" in CARD
-    assert model.config.wiring == "hf"
-    assert 1e6 <= model.num_parameters() <= 3e6
-    found = re.search(r"\*\*(\d\.\d{3}) bits per byte\*\*", CARD)
-    assert found is not None
-    assert float(found[1]) <= 1.5
-    for heading in ("How it was made", "What it was trained on", "Licence"):
-        assert f"## {heading}" in CARD
 
 
 def test_what_was_measured_elsewhere_was_measured_on_these_weights() -> None:
@@ -109,33 +88,6 @@ def test_a_sentence_of_a_tale_is_likelier_than_its_words_in_another_order(senten
     assert nats(words) < 0.7 * min(nats(rng.permutation(words).tolist()) for _ in range(10))
 
 
-def test_what_it_makes_is_of_tales_and_not_the_commonest_words_alone() -> None:
-    """Most words are those that hold any English together; of the others, people and beasts of tales are there."""
-    model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled")
-    tokenizer = refdiff.Tokenizer.from_pretrained("bundled")
-    ids = tokenizer("Once upon a time", return_tensors="np")["input_ids"].repeat(4, 0)
-    made = model.generate(ids, max_new_tokens=100, do_sample=True, temperature=0.7, seed=5, eos_token_id=None)
-    common = {"the", "and", "a", "to", "of", "he", "was", "in", "that", "his", "it", "had", "her", "she", "they", "you"}
-    people = {"king", "queen", "prince", "princess", "son", "daughter", "wife", "husband"}
-    tales = people | {"father", "mother", "woman", "man", "girl", "boy", "fox", "wolf"}
-    rows = [re.findall(r"[a-z]+", tokenizer.decode(row).lower()) for row in made]
-    words = [word for row in rows for word in row]
-    assert 0.25 < sum(word in common for word in words) / len(words) < 0.7
-    assert len(tales & set(words)) >= 5
-    for row in rows:
-        assert len(set(row)) > 0.4 * len(row)
-        assert sum(word == after for word, after in itertools.pairwise(row)) <= 2
-
-
-def test_the_weights_are_numbers() -> None:
-    model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled")
-    assert not refdiff.model.weights.nonfinite(model.params)
-    out = model(np.arange(20)[None], output_attentions=True)
-    assert (
-        len({round(float(x), 3) for x in out.lambdas or ()}) == model.config.num_hidden_layers
-    )  # learnt, not as drawn
-
-
 def test_the_first_command_needs_nothing(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "refdiff", "generate", "Once upon a time", "-n", "8", "--seed", "1"],
@@ -146,12 +98,3 @@ def test_the_first_command_needs_nothing(tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout.strip()
-
-
-def test_a_folder_of_that_name_comes_first(
-    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "bundled").symlink_to(tiny_checkpoint)
-    monkeypatch.chdir(tmp_path)
-    tiny = json.loads((tiny_checkpoint / "config.json").read_text())
-    assert refdiff.DiffLlamaConfig.from_pretrained("bundled").hidden_size == tiny["hidden_size"]

@@ -51,18 +51,3 @@ def test_what_is_finished_is_not_done_again_when_its_worker_dies(scheduler: str,
             go.touch()
         assert answers.result() == [(item, item**2) for item in range(ITEMS)]
     assert sorted(int(line.split()[0]) for line in log.read_text().splitlines()) == list(range(ITEMS))
-
-
-@pytest.mark.usefixtures("workers")
-def test_an_error_comes_when_it_is_its_turn(scheduler: str) -> None:
-    def broken(item: int) -> int:
-        import time
-
-        time.sleep(0.5 * (item == 0))
-        return 1 // (item - 2)
-
-    with connected(scheduler) as client:
-        results = in_order(client, broken, range(4))
-        assert [next(results), next(results)] == [(0, -1), (1, -1)]
-        with pytest.raises(ZeroDivisionError):
-            next(results)

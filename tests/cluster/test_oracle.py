@@ -49,22 +49,13 @@ def test_the_selftest(scheduler: str, capsys: pytest.CaptureFixture[str], monkey
 )
 def test_conformance(function: str, profile: str, status: int, scheduler: str, environment: dict[str, str]) -> None:
     given = {"REFDIFF_KERNEL": f"tests.oracle.user_kernels:{function}", "REFDIFF_PROFILES": profile}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "--pyargs",
-        "refdiff.oracle.conformance",
-        "-p",
-        "no:cacheprovider",
-        "-vv",
-    ]
+    options = ("--pyargs", "refdiff.oracle.conformance", "-p", "no:cacheprovider", "-vv")
+    command = [sys.executable, "-m", "pytest", *options]
+    clean = {name: value for name, value in environment.items() if not name.startswith(("PYTEST", "COV"))}
 
     def said(**more: str) -> tuple[int, list[str]]:
-        outside = {name: value for name, value in environment.items() if not name.startswith(("PYTEST", "COV"))}
-        done = subprocess.run(
-            command, cwd=ROOT, env={**outside, **given, **more}, capture_output=True, text=True, check=False
-        )
+        env = {**clean, **given, **more}
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
         return done.returncode, sorted(line.split(" [")[0] for line in done.stdout.splitlines() if "::" in line)
 
     here = said()

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from distributed import Client
 
-import refdiff
 from refdiff.cli import main
 
 from .conftest import Start, wait_until
@@ -65,21 +64,6 @@ def test_a_killed_worker_costs_only_what_it_had_not_finished(
     assert workers[0].wait() == -signal.SIGKILL
     done = there.read_bytes().count(b"\n")
     assert done < 30, "the worker was to be killed in the middle"
-    assert run.wait(120) == 0
-    assert there.read_bytes() == here.read_bytes()
-
-
-def test_the_only_worker_is_replaced(command: list[str], scheduler: str, start: Start, tmp_path: Path) -> None:
-    """With its nanny, which starts it again: it loads the model again, and goes on."""
-    start("dask", "worker", scheduler, "--nthreads", "1", "--no-dashboard")
-    here, there = tmp_path / "here.jsonl", tmp_path / "there.jsonl"
-    command[command.index("-n") + 1] = "80"
-    assert main([*command, "-q", "--ignore-eos", "-o", str(here), "--threads", "1"]) == 0
-    run = start("refdiff", *command, "--ignore-eos", "-o", there, "--dask", scheduler)
-    wait_until(lambda: there.exists() and there.read_bytes().count(b"\n") >= 4)
-    with Client(scheduler, set_as_default=False) as client:
-        (pid,) = client.run(os.getpid).values()
-    os.kill(pid, signal.SIGKILL)
     assert run.wait(120) == 0
     assert there.read_bytes() == here.read_bytes()
 
@@ -140,20 +124,3 @@ def test_other_versions_are_refused(
     assert "worker tcp://b:1 has refdiff not installed, and this is 0.2: install the same version there" in (
         capsys.readouterr().err
     )
-
-
-def test_a_model_of_a_file_goes_to_a_worker_as_its_path(
-    tiny_checkpoint: Path, scheduler: str, workers: Workers
-) -> None:
-    """What the README does with joblib, by distributed alone: a model in the call, and the worker maps the file."""
-    model = refdiff.DiffLlamaForCausalLM.from_pretrained(tiny_checkpoint)
-    with Client(scheduler, set_as_default=False) as client:
-        there = client.submit(model.generate, [[3, 5, 7]], max_new_tokens=5, seed=1, do_sample=True)
-        expected = model.generate([[3, 5, 7]], max_new_tokens=5, seed=1, do_sample=True)
-        assert there.result().tolist() == expected.tolist()
-        mapped = client.run(_mapped, model, str(tiny_checkpoint))
-        assert list(mapped.values()) == [True, True]
-
-
-def _mapped(model: Any, folder: str) -> bool:
-    return folder in Path("/proc/self/maps").read_text() and not model.params["model"]["norm"]["weight"].flags.owndata

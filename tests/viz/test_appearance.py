@@ -15,7 +15,6 @@ from refdiff.viz.appearance import (
     ORANGE,
     SERIES,
     depth_colours,
-    in_fonts,
     name_ticks,
     new_axes,
     signed_colours,
@@ -79,16 +78,6 @@ def test_zero_has_no_colour_and_the_signs_are_alike() -> None:
     np.testing.assert_allclose(colours(norm(-0.125))[3], 0.5, atol=0.01)
 
 
-def test_the_range_is_that_of_all_but_a_hundredth() -> None:
-    values = np.linspace(0.001, 0.1, 100)
-    values[-1] = 1.0
-    norm = signed_range(np.tril(np.tile(values, (100, 1))) * 0, values, -values)
-    assert norm.vmin == -norm.vmax
-    assert 0.099 <= norm.vmax < 0.2
-    assert signed_range(np.zeros(3)).vmax == 1.0
-    assert signed_range(np.array([-0.25])).vmax == 0.25
-
-
 def test_errors() -> None:
     with pytest.raises(ValueError, match="not finite"):
         signed_range(np.array([0.1, np.nan]))
@@ -113,18 +102,6 @@ def test_ticks_are_tokens_while_they_fit_and_then_numbers() -> None:
 
 
 # Letters that no font has become code points, and those of another script bring its font.
-
-
-def test_what_matplotlibs_own_font_has_stays() -> None:
-    families, labels = in_fonts(["·king", "é", "↵⇥", "A₁ − λ"])
-    assert len(families) == 1
-    assert labels == ["·king", "é", "↵⇥", "A₁ − λ"]
-
-
-def test_what_no_font_has_is_spelled() -> None:
-    families, labels = in_fonts(["a\U000e0fff", "\U0001f9ea日"], others=[])
-    assert len(families) == 1
-    assert labels == ["a\\U000e0fff", "\\U0001f9ea\\u65e5"]
 
 
 def test_no_letter_is_missing_when_it_is_drawn() -> None:

@@ -41,29 +41,6 @@ def test_three_maps_on_one_scale(maps: AttentionMaps, layer: int | None, pair: i
         assert words(image.axes.get_xticklabels()) == words(image.axes.get_yticklabels()) == list(maps.tokens)
 
 
-def test_the_first_query_stands_above(maps: AttentionMaps) -> None:
-    axes = images(plot_attention(maps, 0, 0))[0].axes
-    low, high = axes.get_ylim()
-    assert low > high  # row 0 on top
-
-
-def test_the_colour_bar_shows_the_scale_with_zero_in_its_middle(maps: AttentionMaps) -> None:
-    figure = plot_attention(maps, 0, 0, limit=0.3)
-    (bar,) = [axes for axes in figure.axes if axes.get_label() == "<colorbar>"]
-    assert bar.get_ylim() == (-0.3, 0.3)
-    (gradient,) = bar.images
-    assert gradient.norm is images(figure)[0].norm
-    np.testing.assert_allclose(np.asarray(gradient.get_array()).ravel()[[0, 255, 510]], [-0.3, 0, 0.3], atol=1e-15)
-    render(figure)
-
-
-def test_of_a_llama_there_is_one(maps_in: Callable[[str], AttentionMaps]) -> None:
-    maps = maps_in("none")
-    (image,) = images(plot_attention(maps, 1, 5))
-    np.testing.assert_array_equal(image.get_array(), maps.difference[1, 5])
-    assert image.axes.get_title() == "A"
-
-
 def test_fewer_queries_than_keys(maps: AttentionMaps) -> None:
     assert maps.second is not None
     late = AttentionMaps(
@@ -90,17 +67,6 @@ def test_all_layers_and_pairs(maps: AttentionMaps, name: str) -> None:
     render(figure)
 
 
-def test_into_a_figure_that_is_there(maps: AttentionMaps) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure()
-    assert plot_attention_grid(maps, figure=figure) is figure
-    with pytest.raises(IndexError, match="layer: got 9"):
-        plot_attention(maps, 9)
-    with pytest.raises(ValueError, match="no map 'both'"):
-        plot_attention_grid(maps, "both")
-
-
 @pytest.mark.parametrize(
     ("wiring", "place"), [("hf", NUMPY), ("hf", STRICT), ("paper", NUMPY), ("v2", STRICT), ("none", STRICT)], ids=str
 )
@@ -117,12 +83,3 @@ def test_of_a_models_output_the_first_row(outputs: Callable[[str], Any], wiring:
         assert words(made[-1].axes.get_xticklabels()) == words_
     (axes, *_) = (image.axes for image in images(plot_attention(out, wiring=wiring)))
     assert words(axes.get_xticklabels()) == list("0123456")
-
-
-def test_tokens_may_be_called_otherwise_and_what_is_neither_is_refused(maps: AttentionMaps) -> None:
-    axes = images(plot_attention(maps, tokens="abcdefg"))[0].axes
-    assert words(axes.get_xticklabels()) == list("abcdefg")
-    with pytest.raises(ValueError, match="no attention maps: call the model with output_attentions=True"):
-        plot_attention(ModelOutput())
-    with pytest.raises(TypeError, match=r"a model's output, got ndarray: .* maps_of\(output, tokens\) make maps"):
-        plot_attention_grid(maps.first)  # type: ignore[arg-type]

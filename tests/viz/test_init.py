@@ -49,14 +49,3 @@ def test_everything_is_in_colours_that_both_pages_show(name: str, maps: viz.Atte
         spines = [axes.spines[side] for side in axes.spines if side != "outline"]
         assert {to_hex(spine.get_edgecolor()) for spine in spines if spine.get_visible()} <= known
         assert axes.get_legend() is None or not axes.get_legend().get_frame_on()
-
-
-def test_nothing_opens_a_window(maps: viz.AttentionMaps, monkeypatch: pytest.MonkeyPatch) -> None:
-    import matplotlib.pyplot as plt
-
-    before = plt.get_fignums()
-    monkeypatch.setattr(plt, "show", lambda: pytest.fail("show was called"))
-    for draw in DRAWN.values():
-        draw(maps)
-    assert plt.get_fignums() == before
-    assert set(viz.__all__) <= set(dir(viz))

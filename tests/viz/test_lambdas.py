@@ -43,12 +43,3 @@ def test_v2_has_a_band(maps_in: Callable[[str], AttentionMaps]) -> None:
 def test_without_lambda(given: Any) -> None:
     with pytest.raises(ValueError, match="there is no λ"):
         plot_lambdas(given)
-
-
-def test_into_axes_that_are_there(maps: AttentionMaps, maps_in: Callable[[str], AttentionMaps]) -> None:
-    from matplotlib.figure import Figure
-
-    axes = Figure().add_subplot()
-    assert plot_lambdas(maps, axes=axes) is axes
-    with pytest.raises(ValueError, match="a Llama has none"):
-        plot_lambdas(maps_in("none"))

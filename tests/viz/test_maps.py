@@ -47,12 +47,6 @@ def test_arrays_of_a_device_are_brought_to_the_host(maps_in: MapsIn, wiring: str
         np.testing.assert_array_equal(getattr(there, name), getattr(maps, name))
 
 
-def test_lambda_begins_where_the_depth_says(maps_in: MapsIn) -> None:
-    np.testing.assert_allclose(maps_in("hf").starts, 0.8 - 0.6 * np.exp(-0.3 * np.arange(3)), rtol=1e-15)
-    assert maps_in("v2").starts is None
-    assert maps_in("v2").lambdas.shape == (3, 8, 7)  # type: ignore[union-attr]
-
-
 def test_where_most_cancels_is_where_lambda_is_near_1_and_the_maps_are_alike() -> None:
     rng = np.random.default_rng(2)
     weights = np.tril(rng.random((2, 3, 4, 5, 5)))
@@ -88,18 +82,6 @@ def test_means(maps_in: MapsIn) -> None:
     assert v2.lambdas is not None
     np.testing.assert_array_equal(v2.lambda_(1, 2), v2.lambdas[1, 2])
     np.testing.assert_allclose(v2.lambda_(1), v2.lambdas[1].mean(0), rtol=1e-14)
-
-
-def test_queries_are_the_last_of_the_keys(maps: AttentionMaps) -> None:
-    late = {name: getattr(maps, name)[:, :, 5:] for name in ("first", "second", "difference")}
-    assert replace(maps, **late).queries == ("t5", "t6")
-
-
-def test_titles(maps_in: MapsIn) -> None:
-    maps = maps_in("hf")
-    assert maps.lambdas is not None
-    assert maps.title(1, 2) == f"layer 1, pair 2, λ = {maps.lambdas[1]:.3f}"
-    assert maps.title() == f"mean over layers, mean over pairs, mean λ = {maps.lambdas.mean():.3f}"
 
 
 def test_from_a_text(tiny_checkpoint: Path) -> None:

@@ -25,12 +25,6 @@ def test_every_kind_has_an_example_and_a_line() -> None:
     assert len({(line.get_color(), line.get_linestyle(), line.get_marker()) for line in lines.values()}) == 7
 
 
-def test_the_default_by_hand() -> None:
-    axes = plot_rope_wavelengths({"d": {"rope_theta": 100.0}}, head_dim=4, max_position_embeddings=50)
-    np.testing.assert_allclose(axes.lines[0].get_ydata(), [2 * math.pi, 20 * math.pi], rtol=1e-15)
-    assert list(axes.lines[1].get_ydata()) == [50, 50]
-
-
 def test_pairs_that_stand_still_are_counted_and_not_drawn() -> None:
     line = plot_rope_wavelengths({"p": EXAMPLES["proportional"]}).lines[0]
     assert line.get_label() == "p, 8 of 32 stand still"

@@ -25,13 +25,6 @@ def test_of_a_device_and_of_lists() -> None:
     assert attention_to(STRICT.put(ROW), {"answer": [2, 3]}) == attention_to(ROW.tolist(), {"answer": [2, 3]}) == shares
 
 
-def test_means_over_heads_and_queries() -> None:
-    weights = np.stack([[[1.0, 0], [0.5, 0.5]], [[1, 0], [0.25, 0.75]]])
-    assert attention_to(weights, {"a": [0]}, queries=slice(None))["a"] == pytest.approx((1 + 0.5 + 1 + 0.25) / 4)
-    assert attention_to(weights, {"a": [0]}, queries=[1])["a"] == pytest.approx(0.375)
-    assert attention_to(weights, {"a": [0]}, queries=0)["a"] == 1.0
-
-
 @given(st.integers(0, 2**32 - 1), st.integers(2, 9), st.floats(0.1, 9.0))
 def test_shares_sum_to_one_whatever_the_sign_and_size(seed: int, keys: int, size: float) -> None:
     rng = np.random.default_rng(seed)

@@ -64,12 +64,6 @@ def test_errors_and_limits_of_a_device(of: Callable[[Any], Any]) -> None:
     assert axes.get_title() == "first above its limit: out"
 
 
-@pytest.mark.parametrize(("count", "step"), [(50, 1), (60, 1), (61, 2), (150, 3)])
-def test_of_a_long_trace_some_names_are_written(count: int, step: int) -> None:
-    axes = plot_trace_error([f"op{i}" for i in range(count)], np.full(count, 1e-7))
-    assert [label.get_text() for label in axes.get_xticklabels()] == [f"op{i}" for i in range(0, count, step)]
-
-
 def test_errors() -> None:
     with pytest.raises(ValueError, match=r"errors has shape \(2,\), but there are 5 names"):
         plot_trace_error(NAMES, [1.0, 2.0])

@@ -31,12 +31,6 @@ def test_loss_and_lambda() -> None:
     render(figure)
 
 
-def test_without_one_lambda_a_layer_there_is_the_loss_alone() -> None:
-    (axes,) = plot_training([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}]).axes
-    (line,) = axes.lines
-    assert list(line.get_ydata()) == [2, 1]
-
-
 def test_from_a_folder_with_a_line_cut_off(tmp_path: Path) -> None:
     text = "\n".join(map(json.dumps, RECORDS))
     (tmp_path / "log.jsonl").write_text(text + '\n{"step": 4, "lo', encoding="utf-8")

@@ -57,13 +57,6 @@ def test_data_are_the_packed_maps(maps: AttentionMaps) -> None:
     assert json.loads(parsed.text["script#data"]) == expected
 
 
-def test_a_large_page_knows_its_size() -> None:
-    page = attention_page(maps_of_size(3, 4, 400))
-    megabytes = json.loads(Parsed(page).text["script#data"])["megabytes"]
-    assert megabytes >= 5
-    assert abs(len(page) / 1e6 - megabytes) < 0.6
-
-
 def test_words_of_the_text_are_text() -> None:
     tokens = [HOSTILE, "</script>", "-->", "<b>", "\u2028"]
     plain, hostile = (
@@ -84,11 +77,6 @@ def test_json_says_the_same_and_ends_no_element(value: Any) -> None:
     assert json.loads(text) == value
     assert text.isascii()
     assert not set("<>&") & set(text)
-
-
-def test_json_has_no_nan() -> None:
-    with pytest.raises(ValueError, match="JSON"):
-        as_json([float("nan")])
 
 
 def test_nothing_is_fetched_and_nothing_else_runs(maps: AttentionMaps) -> None:
@@ -115,11 +103,3 @@ def test_a_page_that_would_be_too_large_is_refused() -> None:
     llama = AttentionMaps(("t",) * T, squares, None, squares, None, None)
     with pytest.raises(ValueError, match="a page of 2000 tokens would be 96 MB"):
         attention_page(llama)
-
-
-def test_a_title_is_short_and_has_no_bidirectional_marks(maps: AttentionMaps) -> None:
-    for prompt, title in (
-        ("\u202egpj\u2066.exe\x1b", r"\u202egpj\u2066.exe\x1b"),
-        ("word \n" * 50, ("word " * 12)[:59].rstrip() + "…"),
-    ):
-        assert Parsed(attention_page(maps, prompt=prompt)).text["title#"] == f"Attention: {title}"
