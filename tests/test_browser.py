@@ -14,18 +14,12 @@ from packaging.requirements import Requirement
 
 import refdiff
 from refdiff import arrays, browser, bundled
-from refdiff.backends.numpy import thread_pool
 from refdiff.generation.tokenizer import file
 from refdiff.generation.tokenizer.byte_level import ByteLevelBackend
 from refdiff.layers import embedding
 from tests.generation.tokenizer.test_byte_level import rust_words
-from tests.layers.inputs import says
 
 ROOT = Path(__file__).parents[1]
-
-
-def test_a_package_that_is_here() -> None:
-    assert browser.require("json", "nothing") is json
 
 
 @pytest.mark.parametrize(
@@ -40,20 +34,6 @@ def test_a_package_that_is_missing_is_named_with_the_fix(
     begin = "this test needs the package no_such_package, which is not here (No module named 'no_such_package'): "
     assert str(raised.value).startswith(begin + fix)
     assert raised.value.name == "no_such_package"
-
-
-def test_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    browser.require_processes("this test")
-    monkeypatch.setattr(browser, "IN_BROWSER", True)
-    with says(RuntimeError, "this test starts processes, which no browser has: use Python outside of one"):
-        browser.require_processes("this test")
-
-
-def test_a_browser_has_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(thread_pool, "IN_BROWSER", True)
-    assert thread_pool.cores() == thread_pool.Workers().threads == thread_pool.Workers(1).threads == 1
-    with says(ValueError, "threads is 2, but a browser has 1: leave it out"):
-        thread_pool.Workers(2)
 
 
 def test_the_tokenizer_of_a_browser_is_the_one_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,14 +65,6 @@ def test_indices_become_pointers(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = np.array([3, 1], np.int32 if np.intp is np.int64 else np.int64)
     np.testing.assert_array_equal(embedding(ids, table), table[[3, 1]])
     np.testing.assert_array_equal(arrays.take(table, ids[:1]), table[[3]])
-
-
-def test_bfloat16_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
-    model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float32")
-    assert model.dtype == "float32"
-    with pytest.raises(ImportError, match=r"^bfloat16 needs the package ml_dtypes, .*: pip install ml_dtypes$"):
-        refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="bfloat16")
 
 
 def test_saving_to_one_file_needs_no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,14 +6,7 @@ import sys
 
 import pytest
 
-from refdiff import cluster
 from refdiff.cli import main
-
-
-def test_without_distributed_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(ImportError, match=r"--dask needs dask.distributed .*: pip install distributed"):
-        cluster.connected("tcp://127.0.0.1:1").__enter__()
 
 
 @pytest.mark.parametrize(

@@ -2,33 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from refdiff import messages
 from refdiff.errors import CheckpointError
-
-
-@pytest.mark.parametrize(
-    ("value", "name"),
-    [(None, "null"), (True, "a boolean"), (1, "an integer"), (1.5, "a number"), ("", "a string"), ([], "a list")],
-)
-def test_names_of_types(value: object, name: str) -> None:
-    assert messages.json_type(value) == name
-    assert messages.json_type({}) == "an object"
-    assert messages.json_type(b"") == "a bytes"
-
-
-def test_why_a_text_is_not_json() -> None:
-    for text, why in (
-        ("[" * 100_000, "nested too"),
-        ("9" * 5000, "an integer of more than 4,300 digits"),
-        ("", "Expe"),
-    ):
-        with pytest.raises((ValueError, RecursionError)) as caught:
-            json.loads(text)
-        assert messages.json_problem(caught.value).startswith(why)
 
 
 @pytest.mark.parametrize(
