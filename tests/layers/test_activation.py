@@ -2,18 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from refdiff.layers import activation, activation_vjp
-from refdiff.layers.activation import ACTIVATIONS, DERIVATIVES, erf, softplus
+from refdiff.layers.activation import ACTIVATIONS, DERIVATIVES, erf
 from tests.layers import by_loops
 from tests.layers.by_loops import DIGITS, exact, rounded
 from tests.tolerances import EXACT, FLOAT64, close
 
 GRID = np.concatenate([np.linspace(-12, 12, 601), [-1000.0, -87.3, -30.0, 1e-9, -1e-9, 30.0, 87.3, 1000.0]])[:, None]
-NUMBERS = st.floats(-30, 30)
-
 # at −2, −1, 0, 1 and 7; to 15 digits, from the definitions
 BY_HAND = {
     "gelu": (-0.0455002638963584, -0.158655253931457, 0.0, 0.841344746068543, 6.99999999999104),
@@ -49,19 +45,6 @@ def test_precision(name: str) -> None:
 def test_small_results_are_precise_too(name: str) -> None:
     x = np.concatenate([np.linspace(-30, -1e-3, 101), np.linspace(1e-3, 30, 101)])[:, None]
     close(activation(x, name), rounded([[by_loops.ACTIVATIONS[name](z)] for z in exact(x[:, 0])]), FLOAT64)
-
-
-@given(NUMBERS)
-def test_symmetries(x: float) -> None:
-    both = np.array([[x], [-x]])
-    for name in ("silu", "gelu", "gelu_new", "quick_gelu", "hardswish"):
-        y = activation(both, name)  # x σ(x) + x σ(−x) = x, for each kind of σ
-        assert abs(y[0, 0] - y[1, 0] - x) <= FLOAT64 * max(1, abs(x))
-    y = activation(both, "sigmoid")
-    assert abs(y[0, 0] + y[1, 0] - 1) <= FLOAT64
-    y = softplus(both)
-    assert abs(y[0, 0] - y[1, 0] - x) <= FLOAT64 * max(1, abs(x))
-    assert abs(activation(both, "tanh").sum()) == 0
 
 
 @pytest.mark.no_arrays

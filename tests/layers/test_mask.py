@@ -18,11 +18,6 @@ def test_causal_by_hand() -> None:
     close(causal_mask(1, 4, xp=np), np.ones((1, 4), bool), EXACT)
 
 
-def test_padding_by_hand() -> None:
-    mask = padding_mask(np.array([[1, 1, 0], [0, 1, 1]]))
-    close(mask, np.array([[[[True, True, False]]], [[[False, True, True]]]]), EXACT)
-
-
 def test_packed_by_hand() -> None:
     a, b = np.ones((3, 3), bool), np.ones((2, 2), bool)
     block = np.block([[a, np.zeros((3, 2), bool)], [np.zeros((2, 3), bool), b]])

@@ -70,19 +70,6 @@ def test_the_command_on_the_card_makes_the_same_run(run: Path) -> None:
     assert all(len(line) < 120 for line in bundle.command(trainer.model.config, settings, "t").splitlines())
 
 
-def test_settings_that_changed_on_the_way_are_on_the_card(run: Path, tmp_path: Path) -> None:
-    Trainer.resume(run, changes={"steps": 5, "rate": 1e-4}).run()
-    Trainer.resume(run, changes={"steps": 6, "prompt": "the king"}).run()
-    bundle.bundle(run, tmp_path / "model", SOURCES)
-    card = (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
-    assert "--learning-rate 0.01" in card
-    assert "--max-steps 4" in card
-    assert (
-        "\nrefdiff train -o run --resume --learning-rate 0.0001 --max-steps 5  # from step 4"
-        "\nrefdiff train -o run --resume --prompt 'the king' --max-steps 6  # from step 5\n"
-    ) in card
-
-
 def test_what_is_not_finished_or_too_large_is_refused(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
