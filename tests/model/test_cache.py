@@ -68,16 +68,6 @@ def test_crop_forgets_the_end(length):
     np.testing.assert_array_equal(k, np.concatenate([long[0][0][:, :, :length], short[0][0]], axis=2))
 
 
-def test_an_empty_cache_has_no_rows_to_reorder():
-    cache = KVCache(1)
-    cache.reorder([1, 0])
-    assert cache.batch_size is None
-    cache.append(0, *one(4))
-    cache.reorder([])
-    assert cache.batch_size == 0
-    assert cache.append(0, np.zeros((0, 1, 1, 3)), np.zeros((0, 1, 1, 4)))[0].shape == (0, 1, 5, 3)
-
-
 def filled(**sizes):
     """Five tokens of two rows in two layers."""
     cache = KVCache(2, **sizes)
@@ -117,16 +107,6 @@ def test_room_does_not_grow_past_what_there_will_be(most, rooms):
     cache, pieces_of = KVCache(1, max_tokens=most), (3, *(1,) * (min(most or 40, 40) - 3))
     assert {cache.append(0, *one(tokens))[0].base.shape[2] for tokens in pieces_of} == rooms
     assert cache.append(0, *one(30))[0].shape[2] == len(cache), "more than was said has room too"
-
-
-def test_what_is_reserved_before_the_first_token():
-    cache = KVCache(2, max_tokens=70)
-    cache.reserve(50)
-    k, v = cache.append(0, *one(3))
-    assert k.base.shape[2] == v.base.shape[2] == 50
-    cache.append(1, *one(47))
-    cache.reserve(60)
-    assert [x.shape[2] for x in cache.buffers] == [60] * 4
 
 
 @pytest.mark.parametrize("grow", [lambda cache: cache.reserve(60), lambda cache: cache.append(0, *one(30))])

@@ -1,7 +1,5 @@
 """Loading, drawing, saving: what comes back is what went in."""
 
-import contextlib
-
 import numpy as np
 import pytest
 
@@ -102,24 +100,6 @@ def test_a_repo_is_asked_for_its_config_and_weights(tmp_path, monkeypatch):
         asked = {"revision": None, "cache_dir": None, "local_files_only": False, **given}
         assert calls[0] == ("some/repo", {"files": hub.CONFIG + hub.WEIGHTS, **asked})
         calls.clear()
-
-
-def test_a_call_is_one_scope_of_its_backend():
-    model, inside = small_model(), []
-
-    @contextlib.contextmanager
-    def scope(weight):
-        inside.append("in")
-        yield
-        inside.append("out")
-
-    model.backend.inference_scope = scope
-    model.ops = overlay(model.ops, lambda name, f: lambda *a, **k: (inside.append(name), f(*a, **k))[1])
-    model(TOKENS)
-    assert inside[0] == "in"
-    assert inside[-1] == "out"
-    assert inside.count("in") == 1
-    assert "diff_heads_hf" in inside
 
 
 @pytest.mark.parametrize("rope", ["default", "dynamic"])

@@ -137,17 +137,6 @@ def test_the_number_of_threads_changes_no_bit(rows: int) -> None:
         assert all(np.array_equal(a, flat(grads)[name]) for name, a in flat(other).items())
 
 
-@pytest.mark.parametrize("kind", HEADS[1:])
-def test_other_heads_take_all_rows(kind: type) -> None:
-    """Their losses are not always means over targets that can be counted by rows."""
-    options = {"input_ids": IDS, **targets(kind)}
-    _, whole = small_model(kind, num_labels=3).loss_and_grad(**options)
-    model = small_model(kind, num_labels=3)
-    tune(model.backend.kernels, training_tokens=7)
-    _, grads = model.loss_and_grad(**options)
-    assert all(np.array_equal(a, flat(whole)[name]) for name, a in flat(grads).items())
-
-
 def test_packed_sequences_have_the_gradients_of_their_batch() -> None:
     """One row with two texts: the mean over both of what each by itself has."""
     model = small_model()

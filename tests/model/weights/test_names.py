@@ -45,20 +45,6 @@ def test_what_each_wiring_has_beside_its_projections(wiring: str, own: dict[str,
     assert {name for name in shapes if "self_attn" not in name} == others
 
 
-def test_biases_stand_beside_their_matrices() -> None:
-    with_bias = parameter_shapes(tiny_config(attention_bias=True), "DiffLlamaModel")
-    added = {name: shape for name, shape in with_bias.items() if name not in shapes_of("DiffLlamaModel")}
-    attention = "layers.0.self_attn."
-    assert added == {
-        f"{attention}q_proj.bias": (8,),
-        f"{attention}k_proj.bias": (4,),
-        f"{attention}v_proj.bias": (4,),
-        f"{attention}o_proj.bias": (6,),
-    }
-    names = list(with_bias)
-    assert names.index(f"{attention}q_proj.bias") == names.index(f"{attention}q_proj.weight") + 1
-
-
 def test_unknown_architecture_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"got 'LlamaForCausalLM', expected one of DiffLlamaModel, "):
         parameter_shapes(tiny_config(), "LlamaForCausalLM")
