@@ -13,14 +13,12 @@ from refdiff.backends import ops_for
 from refdiff.oracle.deviations.deviation import Problem, output
 from refdiff.oracle.diagnosis.parameter_fit import Trial, held, in_words, is_one, spec_value_format
 from refdiff.oracle.diagnosis.ranking import Fit
-from refdiff.oracle.diagnosis.region_format import listed
 from refdiff.oracle.diagnosis.sub_case import Parts
 from refdiff.oracle.diagnosis.variants import Kernel, Numpy, Target, worst_residual
 from refdiff.oracle.inputs import VECTORS, is_layer
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import lambda_init, lambda_of
 from refdiff.oracle.truth.forward import has_plain_norm, normed, out_factor
 
@@ -29,8 +27,6 @@ ENOUGH = 64
 """Tokens to which two numbers a head are fitted, spread over all of them."""
 LOW, HIGH = -2.0, 3.0
 """Where λ is looked for."""
-LAYERS, MOST_NAMES = 30, 3
-"""How many layers' λ_init have a name as λ, and how many of the nearest names are tried."""
 DEEPEST, SHALLOW = 99, 40
 """The last layer that is tried; from the other on all are nearly alike, and tried only where that one is the best."""
 BOTH, LAMBDA, SCALE = "layer", "layer_of_lambda", "layer_of_scale"
@@ -155,35 +151,6 @@ def _by_head(spec: Spec, shown: list[tuple[Numpy, Numpy, Numpy, Inputs]], factor
         centre, factors = centre + offsets[best], np.asarray(scales)[best, np.arange(h)]
         width *= 2.0 / (50 if n == 0 else 5)
     return centre, factors
-
-
-def with_name(spec: Spec, targets: tuple[Target, ...], fit: Fit, *, large: bool = False) -> Fit:
-    """Say what λ is known as, where it is one number and the output passes with exactly that which is known."""
-    lambdas = np.asarray(fit.value["lambda_full"])
-    if not fit.fits or lambdas.ndim > 1 or not is_one(lambdas):
-        return fit
-    factors, value = np.asarray(fit.value["scale"]), float(np.median(lambdas))
-    passing = {}
-    for x, name in sorted(_known(spec).items(), key=lambda item: abs(item[0] - value))[:MOST_NAMES]:
-        trial = _with_lambda(spec, np.full(spec.heads, x), factors, "")
-        if any(f.fits for f in held(trial, [targets], large=large)):
-            passing[x] = name
-    if not passing:
-        return fit
-    names, printed, exact = list(passing.values()), f"{value:.4g}", targets[0].recipe.u < THRESHOLDS.exact
-    if exact and names == [printed]:
-        return replace(fit, text=fit.text.replace("λ is ", "λ is exactly ", 1))
-    same = exact and [f"{x:.4g}" for x in passing] == [printed]
-    which = f" in every head, which {'is' if same else 'may be'} {listed(names, 'or')}"
-    return replace(fit, text=fit.text.replace(" in every head", which, 1))
-
-
-def _known(spec: Spec) -> dict[float, str]:
-    """Numbers that λ may have by mistake: λ_init of some layer, without what is learned, or a constant."""
-    ops = ops_for()
-    found = {lambda_init(spec_at_layer(spec, n), ops): f"λ_init of layer {n}" for n in range(LAYERS)}
-    own = "λ_init of the spec" if spec.lambda_base == "constant" else "λ_init of the layer"
-    return found | {lambda_init(spec, ops): own, 0.0: "0", 1.0: "1", 0.8: "0.8"}
 
 
 def fit_layer(spec: Spec, parts: Parts) -> list[Fit]:

@@ -13,7 +13,7 @@ import numpy as np
 from refdiff.backends import ops_for
 from refdiff.oracle.deviations.deviation import Problem
 from refdiff.oracle.deviations.tiles import SIZES, tail, with_tail, with_window_of_tiles
-from refdiff.oracle.diagnosis.fit_lambda import BOTH, PLACES, fit_lambda, fit_layer, with_name
+from refdiff.oracle.diagnosis.fit_lambda import BOTH, PLACES, fit_lambda, fit_layer
 from refdiff.oracle.diagnosis.parameter_fit import Trial, held, is_one, short_list
 from refdiff.oracle.diagnosis.ranking import Fit
 from refdiff.oracle.diagnosis.sub_case import FEWEST, Parts
@@ -90,7 +90,6 @@ def _factor_and_lambda(spec: Spec, parts: Parts) -> list[Fit]:
         found = _first_that_passes(held(trial, [targets], large=large) for trial in trials)
         if not found:
             break
-    found = [with_name(spec, parts.whole, fit, large=large) for fit in found]
     return [*factors, *found]
 
 
