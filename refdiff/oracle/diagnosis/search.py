@@ -15,7 +15,7 @@ from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, eq
 from refdiff.oracle.deviations.listed import kind_of, probes, smaller
 from refdiff.oracle.deviations.tiles import ONLINE
 from refdiff.oracle.diagnosis.ranking import Candidate
-from refdiff.oracle.diagnosis.sub_case import OF_QUERIES, Parts, acts_alike, few_rows_exclude
+from refdiff.oracle.diagnosis.sub_case import OF_QUERIES, Parts, few_rows_exclude
 from refdiff.oracle.diagnosis.variants import (
     LOOSE,
     Judgement,
@@ -38,8 +38,6 @@ from refdiff.oracle.verdict.verdict import FAIL
 FINALISTS = 16
 ALWAYS = 3
 """So many get a budget of their own however far they are: a wrong kernel may round much worse than a right one."""
-NEAR_ON_FEW = 3 * THRESHOLDS.near
-"""Of the few rows of a tiny part one may be far off by itself."""
 SHOWN = 3
 """So many of those that explain most are kept."""
 LARGE_PAIRS = 8_000_000
@@ -76,7 +74,7 @@ def search(
     """Return the candidates that fit all targets, with the fewest deviations; those that come closest; and notes.
 
     A pair is of two axes. Where a single fits, no pair is looked for. Of a large case parts are compared on which the
-    deviations act as on the whole, for pairs a tiny part first; those that come near are judged on all of it. Where
+    deviations act as on the whole; those that come near are judged on all of it. Where
     the outputs are nearly right, only a single to which they point is an answer. Where they are NaN or ∞ and the truth
     is not (`not_finite`), or the other way round, one of a pair must be so by itself. Where they are wrong in one place
     only, and in all other rows `right`, both of a pair must leave those as they are.
@@ -150,7 +148,7 @@ def _misses(target: Target, wrong: Numpy | None) -> bool:
 
 
 def _scored(spec: Spec, parts: Parts, sets: Iterable[Set], left: set[str]) -> Iterator[Candidate]:
-    """Every set with its quick residual, of a tiny part where that is hopeless already."""
+    """Every set with its quick residual."""
     for some in sets:
         on = parts.which(some)
         if len(some) > 1:
@@ -158,12 +156,6 @@ def _scored(spec: Spec, parts: Parts, sets: Iterable[Set], left: set[str]) -> It
             if whole and parts.cost > LARGE_PAIRS:
                 left |= whole
                 continue
-            if all(acts_alike(d) for d in some) and parts.tiny is not parts.small:
-                first = quick_candidate(spec, parts.tiny, some, NEAR_ON_FEW)
-                if first is None or first.residual > NEAR_ON_FEW:
-                    if first is not None:
-                        yield first
-                    continue
         if (found := quick_candidate(spec, on, some, THRESHOLDS.near)) is not None:
             yield found
 

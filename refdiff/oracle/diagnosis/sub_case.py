@@ -25,9 +25,7 @@ from refdiff.oracle.inputs.sequences import Inputs, select
 from refdiff.oracle.spec import Spec
 
 LARGE = 600_000
-"""Multiplications from which a case is reduced: singles, and the pairs that come near, are a hundred of them."""
-TINY = 60_000
-"""Of what all pairs are tried on first, a few thousand."""
+"""Multiplications from which a case is reduced: a hundred singles and a few thousand pairs are tried on it."""
 WHOLE = 2**28
 """Of what the whole is tried, where statistics over all rows alone refused it: no part shows that."""
 FEWEST = 4
@@ -39,32 +37,27 @@ OF_QUERIES = ("mask align", "cache", "concat", "layout", "rope offset")
 """Axes of those that depend on how many queries there are, or how the whole lies in memory."""
 
 
-def acts_alike(deviation: Deviation) -> bool:
-    """Whether a deviation gives in a part what it gives in those rows of the whole."""
-    return deviation.axis not in (*OF_KEYS, *OF_QUERIES)
-
-
 def cost(spec: Spec, inputs: Inputs) -> int:
     """About how many multiplications the two maps take."""
     B, _, T, _ = inputs["q"].shape
     return int(2 * B * spec.heads * T * inputs["k"].shape[2] * (spec.head_dim + spec.out_dim))
 
 
-def reduced(spec: Spec, target: Target, most: int | None = None, *, all_keys: bool = False) -> Target | None:
-    """Return a part of a dense core of about `most` multiplications; None where it has no more, or is of another kind.
+def reduced(spec: Spec, target: Target, *, all_keys: bool = False) -> Target | None:
+    """Return a part of a dense core of about `LARGE` multiplications; None where it has no more, or is of another kind.
 
     Causal and with as many queries as keys it is the first tokens, which see nothing that comes after them; else, or
     with `all_keys`, the last queries with all keys.
     """
-    inputs, most = target.inputs, LARGE if most is None else most
-    if kind_of(inputs) != "dense" or 0 in target.actual.shape or cost(spec, inputs) <= most:
+    inputs = target.inputs
+    if kind_of(inputs) != "dense" or 0 in target.actual.shape or cost(spec, inputs) <= LARGE:
         return None
     T, S = inputs["q"].shape[2], inputs["k"].shape[2]
     first = T == S and spec.causal != "none" and not all_keys
     if spec.causal == "top_left" and not first:
         return None  # which keys the last queries see depends on how many come before
     by_row = cost(spec, inputs) // (inputs["q"].shape[0] * T)
-    n = int(np.sqrt(most * S / by_row)) if first else most // by_row
+    n = int(np.sqrt(LARGE * S / by_row)) if first else LARGE // by_row
     n = min(T, max(n, FEWEST))
     return _sub_case(target, 0, slice(0, n), n) if first else _sub_case(target, 0, slice(T - n, T), S)
 
@@ -96,14 +89,14 @@ def _wrong(target: Target) -> Numpy:
     return np.where(other, np.inf, rows_off(target, target.actual))
 
 
-def _parts(spec: Spec, target: Target, most: int, *, all_keys: bool = False, alone: bool = False) -> list[Target]:
+def _parts(spec: Spec, target: Target, *, all_keys: bool = False) -> list[Target]:
     """The usual part of a large target, and what is beside or instead of it; nothing of a small one."""
-    usual = reduced(spec, target, most, all_keys=all_keys)
+    usual = reduced(spec, target, all_keys=all_keys)
     other = None if usual is None else furthest_off(spec, target, usual, all_keys=all_keys)
     if usual is None:
         return []
     right = replace(usual, right=other is not None or not is_wrong(_wrong(target)))
-    if other is None or alone:
+    if other is None:
         return [right]
     return [other] if all_keys else [right, other]
 
@@ -125,7 +118,6 @@ class Parts:
 
     whole: tuple[Target, ...]
     small: tuple[Target, ...]
-    tiny: tuple[Target, ...]
     last: tuple[Target, ...]
     cost: int
 
@@ -133,16 +125,16 @@ class Parts:
     def of(spec: Spec, targets: tuple[Target, ...]) -> Parts:
         """Reduce each target, where it is large."""
 
-        def parts(most: int, **how: bool) -> tuple[Target, ...]:
-            found = [_parts(spec, t, most, **how) for t in targets]
+        def parts(*, all_keys: bool) -> tuple[Target, ...]:
+            found = [_parts(spec, t, all_keys=all_keys) for t in targets]
             if not any(found):
                 return targets  # itself, so that nothing is judged twice
             return tuple(part for t, some in zip(targets, found, strict=True) for part in some or [t])
 
         total = sum(cost(spec, t.inputs) if "q" in t.inputs and "k" in t.inputs else 0 for t in targets)
         if any(t.of_all_rows and cost(spec, t.inputs) <= WHOLE for t in targets if kind_of(t.inputs) == "dense"):
-            return Parts(targets, targets, targets, targets, total)
-        return Parts(targets, parts(LARGE), parts(TINY, alone=True), parts(LARGE, all_keys=True), total)
+            return Parts(targets, targets, targets, total)
+        return Parts(targets, parts(all_keys=False), parts(all_keys=True), total)
 
     @property
     def are_parts(self) -> bool:
@@ -150,7 +142,7 @@ class Parts:
         return self.small is not self.whole
 
     def which(self, some: Iterable[Deviation]) -> tuple[Target, ...]:
-        """The smallest part, but for `tiny`, on which these deviations together act as on the whole."""
+        """The smallest part on which these deviations together act as on the whole."""
         axes = {d.axis for d in some}
         if axes & set(OF_QUERIES):
             return self.whole
