@@ -7,11 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from refdiff.oracle.budget.statistics import over, root_mean_square
-from refdiff.oracle.deviations.deviation import Deviation, Problem, equal
+from refdiff.oracle.deviations.deviation import Deviation, equal
 from refdiff.oracle.deviations.listed import kind_of
 from refdiff.oracle.diagnosis.variants import (
-    LOOSE,
     Kernel,
     Numpy,
     Target,
@@ -159,27 +157,14 @@ def few_rows_exclude(target: Target, kernel: Kernel, wrong: Numpy | None) -> boo
     Orders of roundings of the whole take long, and what is nearly the truth would need them all to fail by little.
     Only rows that computed alone give what they give in the whole are asked: not where a deviation depends on keys or
     queries that are left out.
-
-    Equation:
-        budget of a row ≈ E_right (own / right): what a right kernel may be off by in the whole, times how much worse
-        `wrong` rounds than the truth in the few rows alone, where the error of λ, which rows share, is another draw
     """
     spec, inputs = target.spec, target.inputs
     if wrong is None or spec is None or kind_of(inputs) != "dense" or cost(spec, inputs) <= LARGE:
         return False
     rows = quick_rows(target, target.actual, wrong)
-    if rows is None:
-        return False
-    few = _few(spec, target, kernel, wrong, rows)
-    if few is None:
-        return False
-    own, right = (judgement(p, few) for p in (kernel(few.inputs), Problem(spec, few.inputs)))
-    if own is None or right is None:
-        return False
-    known = np.isfinite(few.actual) & np.isfinite(own.wrong)
-    error = root_mean_square(np.where(known, few.actual, 0.0) - np.where(known, own.wrong, 0.0))
-    off = over(error, few.rows * over(own.rows, right.rows))
-    return bool(np.max(off, initial=0.0) > LOOSE.row)
+    few = None if rows is None else _few(spec, target, kernel, wrong, rows)
+    alone = None if few is None else judgement(kernel(few.inputs), few)
+    return alone is not None and not alone.fits
 
 
 def _few(spec: Spec, target: Target, kernel: Kernel, wrong: Numpy, rows: Numpy) -> Target | None:
