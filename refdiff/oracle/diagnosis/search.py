@@ -23,8 +23,6 @@ from refdiff.oracle.diagnosis.variants import (
     Target,
     explained,
     judgement,
-    looks_like,
-    outputs,
     quick_residual,
     row_budget,
     rows_off,
@@ -345,12 +343,11 @@ def _place(of: list[Judgement], to: list[Judgement], targets: tuple[Target, ...]
 
 
 def closest_of(spec: Spec, parts: Parts, candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Return those that explain most of the whole, the best first.
+    """Return those that explain most of the whole, the best first: pairs that leave half of what each of the two does.
 
-    No pair beside one of the two that explains as much alone, nor a pair that looks like one of the two: the other one
-    makes no difference on these inputs.
+    A pair that leaves more is one of the two, beside which the other makes no difference on these inputs.
     """
-    known: dict[tuple[int, Set], list[Numpy | None]] = {}
+    alone: dict[tuple[int, Deviation], float] = {}
     kept: list[Candidate] = []
     for c in sorted(candidates, key=lambda c: (-c.explains, len(c.deviations))):
         better = [k for k in kept if k.fits or k.explains >= min(c.explains, THRESHOLDS.explained)]
@@ -359,8 +356,13 @@ def closest_of(spec: Spec, parts: Parts, candidates: Iterable[Candidate]) -> lis
         if c.fits or c.explains < THRESHOLDS.explained:
             kept.append(c)
             continue
-        more = any(set(k.deviations) < set(c.deviations) for k in kept)  # that do not explain more
-        if not (more or _hides_one(spec, parts, c.deviations, known)):
+        on = parts.which(c.deviations)
+        for d in c.deviations if len(c.deviations) > 1 else ():
+            if (id(on), d) not in alone:
+                one = quick_candidate(spec, on, (d,))
+                alone[id(on), d] = 0.0 if one is None else one.explains
+        others = [alone[id(on), d] for d in c.deviations if len(c.deviations) > 1]
+        if THRESHOLDS.as_good * (1 - c.explains) < 1 - max(others, default=-np.inf):
             kept.append(explained_of_whole(spec, parts, c))
     return sorted(kept, key=lambda c: -c.explains)[:SHOWN]
 
@@ -368,17 +370,3 @@ def closest_of(spec: Spec, parts: Parts, candidates: Iterable[Candidate]) -> lis
 def explained_of_whole(spec: Spec, parts: Parts, candidate: Candidate) -> Candidate:
     """Return a candidate as it explains all targets as a whole: it was scored on a part, or on the first of them."""
     return quick_candidate(spec, parts.whole, candidate.deviations) or candidate
-
-
-def _hides_one(spec: Spec, parts: Parts, some: Set, known: dict[tuple[int, Set], list[Numpy | None]]) -> bool:
-    """Whether one of several deviations makes no difference that could be seen beside the others."""
-    if len(some) < 2:
-        return False
-    targets = parts.which(some)
-    together = outputs(partial(deviated, spec, deviations=some), targets)
-    for rest in combinations(some, len(some) - 1):
-        if (id(targets), rest) not in known:
-            known[id(targets), rest] = outputs(partial(deviated, spec, deviations=rest), targets)
-        if all(looks_like(t, a, b) for t, a, b in zip(targets, together, known[id(targets), rest], strict=True)):
-            return True
-    return False

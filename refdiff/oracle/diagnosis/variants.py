@@ -156,12 +156,6 @@ def worst_residual(kernel: Kernel, targets: Sequence[Target]) -> float:
     return max(quick_residual(t, x) for t, x in zip(targets, outputs(kernel, targets), strict=True))
 
 
-def looks_like(target: Target, a: Numpy | None, b: Numpy | None) -> bool:
-    """Whether each row of an output is within budget of another one's."""
-    ratio = None if a is None else quick_rows(target, a, b)
-    return ratio is not None and not is_wrong(ratio)
-
-
 def quick_rows(target: Target, actual: Numpy, wrong: Numpy | None) -> Numpy | None:
     """How far each row is off in such a budget; None where NaN and ∞ stand in other places, or the shape is another."""
     if wrong is None or wrong.shape != actual.shape or wrong.shape != target.actual.shape:
