@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,6 @@ def blind_spots(
     recipe: Recipe | str | None = None,
     *,
     known: Budget | None = None,
-    among: Container[str] | None = None,
 ) -> tuple[Deviation, ...]:
     """Return the deviations that a test on these inputs lets pass.
 
@@ -35,7 +34,6 @@ def blind_spots(
         spec: as in `truth`.
         recipe: what the kernel rounds; None asks for what is hidden even without any rounding.
         known: the budget of these inputs, if you have it.
-        among: names of those that are asked for; None is all.
 
     Raises:
         ValueError: inputs that do not fit `spec`.
@@ -48,8 +46,6 @@ def blind_spots(
     right = output(Problem(spec, exact))
     blind = []
     for deviation in deviations(revealing(spec), kind_of(exact)):
-        if among is not None and deviation.name not in among:
-            continue
         wrong = output_with(spec, exact, [deviation])
         if wrong is None or right is None or not _is_seen(wrong, right, allowed):
             blind.append(deviation)

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.oracle.budget.budget import Budget, budget
-from refdiff.oracle.deviations.blind_spots import blind_spots, revealing
-from refdiff.oracle.deviations.deviation import Deviation, output_with
+from refdiff.oracle.deviations.blind_spots import revealing
 from refdiff.oracle.deviations.listed import deviations, kind_of
 from refdiff.oracle.diagnosis.answer import name_output
 from refdiff.oracle.diagnosis.fits import order_of_heads
@@ -18,8 +17,9 @@ from refdiff.oracle.diagnosis.gradient_diagnosis import diagnose_gradients, grad
 from refdiff.oracle.diagnosis.lost_tokens import lost_queries
 from refdiff.oracle.diagnosis.places import damage
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Fit, Ranking
+from refdiff.oracle.diagnosis.search import unobservable
 from refdiff.oracle.diagnosis.sub_case import Parts
-from refdiff.oracle.diagnosis.variants import Target, is_wrong, rows_off
+from refdiff.oracle.diagnosis.variants import Target
 from refdiff.oracle.inputs.outputs import output, output_alone, outputs_of
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
@@ -105,7 +105,7 @@ def diagnose(
         return name_output(spec, recipe, targets, known, failing, max_deviations)
     if beside := _beside(spec, known, outs, douts):
         return beside
-    return Ranking(NO_DEVIATION, notes=_hidden(spec, targets, known) if targets else ())
+    return Ranking(NO_DEVIATION, notes=_hidden(spec, targets))
 
 
 def _as_lists(actual: Any, inputs: Any, dout: Any) -> tuple[list[Mapping[str, Any]], list[Any], list[Any]]:
@@ -158,24 +158,11 @@ def _beside(spec: Spec, known: list[Budget], given: list[Any], douts: list[Any])
     return Ranking(NONE_FITS, fits=tuple(orders), notes=notes, where=lines)
 
 
-def _hidden(spec: Spec, targets: tuple[Target, ...], known: list[Budget]) -> tuple[str, ...]:
-    """What none of the inputs could show; of large ones the whole is asked where a part does not show it."""
+def _hidden(spec: Spec, targets: tuple[Target, ...]) -> tuple[str, ...]:
+    """What none of the inputs could show."""
     names: list[str] | None = None
-    for target, b in zip(targets, known, strict=True):
-        parts = Parts.of(spec, (target,))
+    for target in targets:
         every = deviations(revealing(spec), kind_of(target.inputs))
-        left = {d.name for d in every if (names is None or d.name in names) and not _shown(spec, parts, d)}
-        names = [d.name for d in blind_spots(spec, b.inputs, known=b, among=left)]
+        left = tuple(d for d in every if names is None or d.name in names)
+        names = unobservable(spec, Parts.of(spec, (target,)), (), left, {})
     return (f"these inputs could not show {len(names)} deviations: {', '.join(names)}",) if names else ()
-
-
-def _shown(spec: Spec, parts: Parts, deviation: Deviation) -> bool:
-    """Whether a part of a large case shows a deviation."""
-    on = parts.which((deviation,))
-    if on is parts.whole:
-        return False
-    wrong = [output_with(spec, t.inputs, [deviation]) for t in on]
-    return any(
-        x is not None and x.shape == t.expected.shape and is_wrong(rows_off(t, x))
-        for x, t in zip(wrong, on, strict=True)
-    )

@@ -107,7 +107,7 @@ def search(
         if not any(len(c.deviations) == 1 for c in closest):
             closest += single
         if fitting := [c for c in found if c.fits]:
-            hidden = unobservable(spec, parts, fitting[0], in_pairs, evidence) if len(fitting) == 1 else []
+            hidden = unobservable(spec, parts, fitting[0].deviations, in_pairs, evidence) if len(fitting) == 1 else []
             note = f"beside it these inputs could not show {len(hidden)} more: {', '.join(hidden)}"
             return fitting, closest, (note,) if hidden else ()
     if nearly_right:
@@ -286,29 +286,38 @@ def keep_indicated(spec: Spec, fitting: list[Candidate], evidence: Evidence, par
     return kept
 
 
-def unobservable(spec: Spec, parts: Parts, candidate: Candidate, known: Set, evidence: Evidence) -> list[str]:
-    """Names of deviations that may be there as well: with them a kernel gives no more than other roundings."""
-    axes = {d.axis for d in candidate.deviations}
-    of_part, of_whole = evidence[candidate.deviations]
-    judged = {id(parts.which(candidate.deviations)): of_part, id(parts.whole): of_whole}
+def unobservable(spec: Spec, parts: Parts, base: Set, known: Set, evidence: Evidence) -> list[str]:
+    """Names of deviations that may be there beside others: with them a kernel gives no more than other roundings.
+
+    Args:
+        base: the others; none where the outputs are right.
+    """
+    axes = {d.axis for d in base}
     own: dict[int, list[RowBudget]] = {}
+    of_part, of_whole = evidence.get(base, ([], []))
+    judged = {id(parts.which(base)): of_part, id(parts.whole): of_whole}
+
+    def budgets(targets: tuple[Target, ...]) -> list[RowBudget]:
+        if not base and targets is parts.whole:
+            return [t.allowed for t in targets if t.allowed is not None]
+        alone = (judgement(deviated(spec, t.inputs, base), t) for t in targets)
+        found = judged.get(id(targets)) or [j for j in alone if j]
+        return [row_budget(j.wrong, j.runs, t) for j, t in zip(found, targets, strict=True)]
 
     def shows(targets: tuple[Target, ...], some: list[Deviation]) -> bool:
-        """Whether these deviations together give an output of their own, or are no kernel."""
+        """Whether these deviations together give an output of their own, or beside others are no kernel."""
         if id(targets) not in own:
-            alone = (judgement(deviated(spec, t.inputs, candidate.deviations), t) for t in targets)
-            found = judged.get(id(targets)) or [j for j in alone if j]
-            own[id(targets)] = [row_budget(j.wrong, j.runs, t) for j, t in zip(found, targets, strict=True)]
+            own[id(targets)] = budgets(targets)
         outs = [output_with(spec, t.inputs, some) for t in targets]
         return any(
-            x is None or x.shape != b.expected.shape or judge_rows("out", x, b).status == FAIL
+            bool(base) if x is None else x.shape != b.expected.shape or judge_rows("out", x, b).status == FAIL
             for x, b in zip(outs, own[id(targets)], strict=True)
         )
 
     hidden = []
-    for d in known:
-        some = [x for x in known if x == d or x in candidate.deviations]
-        if d.axis not in axes and not any(shows(targets, some) for targets in parts.stages(parts.which(some))):
+    for d in (d for d in known if d.axis not in axes):
+        some = [x for x in known if x in (d, *base)]
+        if not any(shows(targets, some) for targets in parts.stages(parts.which(some))):
             hidden.append(d.name)
     return hidden
 
