@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from refdiff.oracle.deviations.listed import deviations, kind_of
 from refdiff.oracle.diagnosis.fits import numbers, smallest
 from refdiff.oracle.diagnosis.ranking import percent
 from refdiff.oracle.diagnosis.sub_case import Parts
-from refdiff.oracle.diagnosis.variants import Target, judged, left
+from refdiff.oracle.diagnosis.variants import Numpy, Target, judged, left
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.validation import CHOICES
 from refdiff.oracle.thresholds import THRESHOLDS
@@ -24,27 +24,16 @@ FIRST, PAIRS, TURNS = 4, 3, 8
 LAYERS = 64
 
 
-@dataclass(frozen=True)
-class Field:
-    """A field, or some that change together: one choice, whole numbers, or a range of numbers.
-
-    choice: what changes it, if it is one. kind: makes its number of each of `numbers`, on which to look for the best;
-    between them too where `smooth`.
-    """
+class Field(NamedTuple):
+    """A field, or some that change together: what changes it, of each number of a grid; between them too if smooth."""
 
     name: str
-    choice: Deviation | None = None
-    kind: Callable[[float], float] = float
-    numbers: tuple[float, ...] = (0.0,)
+    at: Callable[[float], Deviation]
+    grid: Numpy
     smooth: bool = False
 
-    def at(self, x: float) -> Deviation:
-        """What changes it."""
-        return self.choice or _set(self.name, self.kind(x))
 
-
-@dataclass(frozen=True)
-class Changed:
+class Changed(NamedTuple):
     """A field at its best value, and which share of the squared error is left."""
 
     field: Field
@@ -91,19 +80,20 @@ def _text(spec: Spec, changed: Spec, both: Sequence[Changed], share: dict[str, f
 def _fields(spec: Spec, kind: str) -> Iterator[Field]:
     """The numbers of a spec that count, and its other choices."""
     for number in numbers(spec):
-        yield Field(number.field, kind=math.exp, numbers=tuple(number.grid.tolist()), smooth=True)
+        yield Field(number.field, partial(_set, number.field, math.exp), number.grid, smooth=True)
     if spec.lambda_init is None and (spec.lambda_form == "exp" or "lambda_init" in spec.out_scale):
-        yield Field("layer", kind=int, numbers=tuple(map(float, range(LAYERS))))
+        yield Field("layer", partial(_set, "layer", int), np.arange(LAYERS))
     for name, words in CHOICES.items():
-        yield from (Field(name, _set(name, word)) for word in words if word != getattr(spec, name))
+        others = [word for word in words if word != getattr(spec, name)]
+        yield Field(name, partial(_set, name, others.__getitem__), np.arange(len(others)))
     for d in deviations(spec, kind):
         values = d.fields(spec) if d.fields else None
         if values and not set(values) <= set(CHOICES):
-            yield Field(", ".join(values), d)
+            yield Field(", ".join(values), lambda _, d=d: d, np.zeros(1))  # type: ignore[misc]
 
 
-def _set(name: str, value: Any) -> Deviation:
-    return Deviation("", "", name, fields=lambda _: {name: value})
+def _set(name: str, value: Callable[[Any], Any], x: float) -> Deviation:
+    return Deviation("", "", name, fields=lambda _: {name: value(x)})
 
 
 def _best(spec: Spec, field: Field, beside: tuple[Deviation, ...], targets: Sequence[Target]) -> Changed:
@@ -114,9 +104,9 @@ def _best(spec: Spec, field: Field, beside: tuple[Deviation, ...], targets: Sequ
         return max(left(t, output_with(spec, t.inputs, some)) for t in targets)
 
     if field.smooth:
-        best, least = smallest(off, np.asarray(field.numbers))
+        best, least = smallest(off, field.grid)
     else:
-        least, best = min((off(x), x) for x in field.numbers)
+        least, best = min((off(x), x) for x in field.grid.tolist())
     return Changed(field, field.at(best), least)
 
 
