@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.arrays import Array
-from refdiff.oracle.divergence.systematic_error import EPSILON, KNOBS, ONE_ROUNDING, Patterns, RowSums, nearly, row_sums
+from refdiff.oracle.divergence.systematic_error import EPSILON, KNOBS, ONE_ROUNDING, Patterns, nearly
 from refdiff.oracle.divergence.verdict import ROW, Expected, counting
 from refdiff.oracle.trace.points import SINGLE
 
@@ -132,10 +132,9 @@ def expect(
             point = points[path]
             with np.errstate(invalid="ignore"):
                 off = np.asarray(value, dtype=np.float64) - point.value
-            summed = doubt is None and off.ndim > 1
             if not draw.pilot:
-                point.add(off, draw, summed)
-            elif summed and path in given:
+                point.add(off, draw)
+            elif doubt is None and off.ndim > 1 and path in given:
                 unseen = padding(path, point.value)
                 unseen = hidden if unseen is None else unseen if hidden is None else hidden | unseen
                 point.patterns = Patterns(
@@ -227,12 +226,10 @@ class Sampled(Expected):
     Where rows are equal, as of a token that is repeated, errors of each number by itself average out over them, and
     those that equal numbers share do not: the larger counts.
 
-    draws: `systematic_error.row_sums` of each run with rounding, by kind; not of points whose doubt is the same for
-    many numbers. patterns: of a point that the run under test has. bends: what it changes by, per number that it
-    depends on; epsilon: that of a norm. sure: the mean squares of its doubt.
+    patterns: of a point that the run under test has, and whose doubt is not the same for many numbers. bends: what it
+    changes by, per number that it depends on; epsilon: that of a norm. sure: the mean squares of its doubt.
     """
 
-    draws: tuple[list[RowSums], list[RowSums]] = field(default_factory=lambda: ([], []))
     patterns: Patterns | None = None
     bends: dict[str, Floats] = field(default_factory=dict)
     epsilon: float = 0.0
@@ -240,15 +237,13 @@ class Sampled(Expected):
     _furthest: Floats | None = None
     _squares: list[Any] = field(default_factory=lambda: [0.0, 0.0])
 
-    def add(self, off: Floats, draw: Draw, summed: bool) -> None:
-        """Take one run's; `summed`: its sums over rows count, too."""
+    def add(self, off: Floats, draw: Draw) -> None:
+        """Take one run's."""
         square = self._rows(off)
         if draw.size > 1:
             self._furthest = square if self._furthest is None else np.maximum(self._furthest, square)
             return
         self._squares[draw.alike] = self._squares[draw.alike] + square / MEMBERS
-        if summed:
-            self.draws[draw.alike].append(row_sums(off, self.value, self.hidden))
         if self.patterns is not None:
             self.patterns.add(off, alike=draw.alike)
 

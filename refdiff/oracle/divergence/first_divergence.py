@@ -16,7 +16,7 @@ from refdiff.model.variants import PAIRING
 from refdiff.oracle.divergence.expected_values import Sampled, expect
 from refdiff.oracle.divergence.explain import explanation
 from refdiff.oracle.divergence.layouts import Floats, arranged, axes_of, maps_apart
-from refdiff.oracle.divergence.systematic_error import EPSILON, IN_COMMON, one_way
+from refdiff.oracle.divergence.systematic_error import IN_COMMON
 from refdiff.oracle.divergence.verdict import ROW, Expected, allowed_rows, compare
 from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.thresholds import THRESHOLDS
@@ -100,7 +100,7 @@ def first_divergence(
     """Find the first point of the run `mine` that is not what it should be.
 
     A row is wrong if it is off by more than rounding explains. So is what every row would allow, but adds up over all:
-    a factor or a constant (`one_way`), a bias, an ε, or a factor on scores that are not given (`Patterns`).
+    a factor, a constant, a bias, an ε, or a factor on scores that are not given (`Patterns`).
 
     Args:
         mine, ref: a `Trace`, a dict of arrays, a file or a folder (`read_trace`); `ref` is of this package.
@@ -213,7 +213,7 @@ def _judge(
         if padding is not None:
             point.hidden = padding if point.hidden is None else point.hidden | padding
     common = IN_COMMON.get(precision, 1.0)
-    stages = [_stage(path, laid, expected, reference, unit, tiny, common) for path in reference]
+    stages = [_stage(path, laid, expected, reference, unit, common) for path in reference]
     wrong = [s for s in stages if s.status in ("differs", "equal up to")]
     # nothing is computed from a log-sum-exp, so its base is a matter of taste
     bad = next((s.path for s in wrong if "the base of the logarithm" not in s.what), None)
@@ -238,9 +238,8 @@ def _padding(path: str, value: Floats, reference: Trace) -> NDArray[np.bool_] | 
 
 
 def _stage(
-    path: str, laid: Mapping[str, Any], expected: Mapping[str, Sampled], reference: Trace, unit: float, tiny: float,
-    common: float,
-) -> Stage:  # fmt: skip
+    path: str, laid: Mapping[str, Any], expected: Mapping[str, Sampled], reference: Trace, unit: float, common: float
+) -> Stage:
     if path not in laid or path not in expected:
         return Stage(path, "missing")
     (array, how), point = laid[path], expected[path]
@@ -255,22 +254,13 @@ def _stage(
         if np.isinf(found.ratio):
             said = f"{found.error:g} stands where {found.size:g} should"
         return Stage(path, "differs", said, *numbers)
-    allowed, tilt, along = allowed_rows(point, unit), None, None
-    unseen = _least(point, allowed)
-    if any(point.draws):
-        names = axes_of(path, reference).names
-        axis = next((names.index(n) for n in "TS" if n in names), 0)
-        tilt = one_way(array, point, allowed, point.draws, axis=axis, unit=unit, tiny=tiny, common=common)
+    unseen, worst = _least(point, allowed_rows(point, unit)), None
     if point.patterns is not None:
         with np.errstate(invalid="ignore"):
-            along = point.patterns.judge(array - point.value, {EPSILON: point.epsilon}, common)
-    if along is not None and along.kind == "columns" and tilt is not None and tilt.ratio > 1:
-        along = None  # a constant that is the same for all columns
-    worst = max((x for x in (tilt, along) if x is not None), key=lambda x: x.ratio, default=None)
+            worst, limit = point.patterns.judge(array - point.value, point.epsilon, common)
+        unseen = min(unseen, limit)
     if worst is not None and worst.ratio > 1:
-        least = unseen if tilt is None else tilt.limit
-        return Stage(path, "equal up to", f"equal up to {worst}", worst.ratio, (), found.error, found.size, least)
-    unseen = unseen if tilt is None else min(unseen, tilt.limit)
+        return Stage(path, "equal up to", f"equal up to {worst}", worst.ratio, (), found.error, found.size, unseen)
     return Stage(path, "equal", f"lies as ({', '.join(how)})" if how else "", *numbers, unseen)
 
 

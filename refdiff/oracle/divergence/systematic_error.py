@@ -2,27 +2,20 @@
 
     factor      |⟨e, y⟩ / ⟨y, y⟩|
     constant    |Σ e| / Σ |y|, |y| the root mean square of a row
-
-over all rows, each divided by what it may be off by. e is the error, y the right value. Rounding may bring them to: one
-unit of roundoff, as of a constant that is rounded once, such as 1/√d; what roundings of the points before show here,
-a λ that all share among them; and roundings of its own, as if all numbers of one position had the same, since softmax
-of equal scores gives all heads the same 1/t to round.
-
-Beside these two (`one_way`) there are errors that have the form of one mistake (`Patterns`):
-
     bent        ⟨e, D⟩ / ⟨D, D⟩,  D = ∂y/∂a less its share of y itself
     columns     √ mean_j (c_j / s_j)²,  c_j = mean_t e_tj, of e less its share of y
 
-rows weighted by what a run with rounding shows of them. a is a number that y depends on and that is no point of the
-trace: ε of a norm, or a factor on scores where these are not there. c is a bias, one number for each column, and s_j²
-the mean square of the column and of all. Rounding brings them to:
+over all rows, weighted by what a run with rounding shows of them. e is the error, y the right value. a is a number that
+y depends on and that is no point of the trace: ε of a norm, or a factor on scores where these are not there. c is a
+bias, one number for each column, and s_j² the mean square of the column and of all. Rounding brings them to:
 
-    steady      one unit of roundoff of each constant and each cast that cuts off where it should round: a share of a
-                itself, or of the mean of the column; and what functions of a processor may be off by, all one way
+    steady      one unit of roundoff of each constant, such as 1/√d, and each cast that cuts off where it should round:
+                a share of a itself, of y, or of the mean of the column; and what functions of a processor may be off
+                by, all one way
     drawn       what runs with rounding show, which have errors of the points before, shared among rows or not: the
                 larger of those where every number is rounded for itself, and of those where equal numbers are alike
-    own         what rounding of y itself comes to, the same for equal numbers. Bent: also one that all rows of a
-                position share, since a softmax of equal scores gives all heads the same 1/t
+    own         what rounding of y itself comes to, the same for equal numbers, and one that all rows of a position
+                share, since a softmax of equal scores gives all heads the same 1/t
 
 An ε that is wrong by δ is a factor of 1 − δ / 2m on a row of mean square m, beside a part that differs from row to row.
 In bfloat16 a δ of 0.01 is 1.3 roundoffs at m = 1 and 0.13 at m = 10, where cutting off instead of rounding takes 0.7 of
@@ -32,17 +25,16 @@ each number: it is told where m is below 1, or where some rows are far smaller t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.oracle.divergence.verdict import Expected
 from refdiff.oracle.thresholds import THRESHOLDS
 
 Floats = NDArray[np.float64]
-RowSums = tuple[Floats, Floats]
 
 ONE_ROUNDING = 0.42
 """The standard deviation of one rounding, in units of roundoff: an error even within ± u 2^e, of numbers whose places
@@ -51,7 +43,7 @@ in [2^e, 2^(e + 1)) are as even in their logarithm, √(1 / (8 ln 2))."""
 IN_COMMON = {"tf32": 3.0}
 """How many roundoffs may point one way, where it is not 1: tf32 cuts both factors of a product."""
 
-EPSILON = "ε"
+FACTOR, CONSTANT, COLUMNS, EPSILON = "factor", "constant", "columns", "ε"
 KNOBS = {"scores1": "the first scores", "scores2": "the second scores", "scores": "the scores"}
 """Points that a factor is tried on where they are not there. λ is none: in 16 bits it is a sum of terms each rounded, a
 few hundredths off in right runs."""
@@ -60,7 +52,7 @@ few hundredths off in right runs."""
 class OneWay(NamedTuple):
     """What was found, how large and in which direction, and what rounding explains.
 
-    kind: "factor", "constant", "columns", ε, or a point of `KNOBS`.
+    kind: one of the four above, or a point of `KNOBS`.
     """
 
     kind: str
@@ -74,59 +66,14 @@ class OneWay(NamedTuple):
 
     def __str__(self) -> str:
         size, limit = f"{abs(self.value):.2g}", f"where rounding explains {self.limit:.2g}"
-        if self.kind == "constant":
+        if self.kind == CONSTANT:
             return f"a constant: on average {size} of its size too {'large' if self.value > 0 else 'small'}, {limit}"
-        if self.kind == "columns":
+        if self.kind == COLUMNS:
             return f"a bias: a constant for each column, about {size} of its size, {limit}"
         if self.kind == EPSILON:
             return f"an ε that is about {size} {'larger' if self.value > 0 else 'smaller'}, {limit}"
         on = f" on {KNOBS[self.kind]}" if self.kind in KNOBS else ""
         return f"the factor {1 + self.value:.5g}{on}, where rounding explains 1 ± {self.limit:.2g}"
-
-
-def row_sums(off: Floats, right: Floats, hidden: NDArray[np.bool_] | None) -> RowSums:
-    """Sum ⟨e, y⟩ and e over each row, of what counts."""
-    counted = np.isfinite(off) & np.isfinite(right) & (True if hidden is None else ~hidden)
-    e = np.where(counted, off, 0.0)
-    return np.einsum("...i,...i->...", e, np.where(counted, right, 0.0)), e.sum(axis=-1)
-
-
-def one_way(
-    mine: Floats, expected: Expected, allowed: Floats, draws: Sequence[Sequence[RowSums]], *,
-    axis: int, unit: float, tiny: float, common: float,
-) -> OneWay | None:  # fmt: skip
-    """Return the larger of the two, in shares of what is allowed; None where there are too few numbers.
-
-    Args:
-        allowed: what each row may be off by (`verdict.allowed_rows`); draws: `row_sums` of runs with rounding, of each
-            kind of run: that with the larger ones counts.
-        axis: that of the positions. unit and tiny: as `expect` has them. common: see `IN_COMMON`.
-    """
-    right, counted = expected.value, np.isfinite(mine) & expected.counted
-    if right.ndim < 2 or counted.sum() < THRESHOLDS.fewest_numbers:
-        return None
-    y = np.where(counted, right, 0.0)
-    square, n = (y**2).sum(axis=-1), counted.sum(axis=-1)
-    told = (square > n * (THRESHOLDS.rounded_to_zero * tiny) ** 2) & np.isfinite(allowed)
-    weight = np.where(told, 1 / np.maximum(allowed, np.finfo(np.float64).tiny) ** 2, 0.0)
-    squares, sizes = float((weight * square).sum()), float((weight * np.sqrt(n * square)).sum())
-    if not squares > 0:
-        return None
-    size = np.sqrt(square / np.maximum(n, 1))[..., None]
-    rounding = np.hypot(ONE_ROUNDING * unit, expected.growth) * y**2 + tiny * size
-    by_position = (weight[..., None] * rounding).sum(axis=tuple(i for i in range(y.ndim) if i != axis))
-    own = float(np.sqrt((by_position**2).sum())) / squares
-
-    def of(sums: RowSums) -> tuple[float, float]:
-        return float((weight * sums[0]).sum()) / squares, float((weight * sums[1]).sum()) / sizes
-
-    usual = [np.sqrt(np.mean(np.square([of(sums) for sums in some]), axis=0)) for some in draws]
-    drawn = np.max([np.zeros(2), *usual], axis=0)
-    steady = common * unit + THRESHOLDS.elementary * min(unit, 2.0**-24)
-    limits = steady + np.hypot(THRESHOLDS.drawn_spreads * drawn, THRESHOLDS.own_spreads * own)
-    values = of(row_sums(np.where(counted, mine, 0.0) - y, right, expected.hidden))
-    found = [OneWay(*item) for item in zip(("factor", "constant"), values, limits.tolist(), strict=True)]
-    return max(found, key=lambda item: item.ratio)
 
 
 def nearly(x: Floats, unit: float) -> NDArray[np.uint64]:
@@ -145,10 +92,10 @@ class Sums(NamedTuple):
 
 
 class Bend(NamedTuple):
-    """One direction D: how an error is projected on it, what rounding of y itself comes to along it, and at most."""
+    """One direction: how an error is projected on it, what rounding of y itself comes to along it, and at most."""
 
     kind: str
-    direction: Floats
+    direction: Callable[[], Floats]
     own: float
     all_alike: float
 
@@ -177,14 +124,27 @@ class Patterns:
         rounding = self._counted * (np.hypot(ONE_ROUNDING * unit, growth) * np.abs(y) + tiny)
         rows = names[:1] == "B" and "T" in names[:-1] and not set(names) & set("Sn1")
         self._group = self._alike(y) if rows else None
-        self._bent(y, bends, rounding)
+        self._bends = [*self._whole(right, y, rounding), *self._bent(y, bends, rounding)]
         self._columns(y, rounding)
         self._draws: dict[bool, list[Sums]] = {}
 
-    def _bent(self, y: Floats, bends: dict[str, Floats], rounding: Floats) -> None:
+    def _whole(self, right: Floats, y: Floats, rounding: Floats) -> Iterator[Bend]:
+        """A factor and a constant; nothing of few numbers."""
+        weight, counted = self._weight, self._counted
+        squares = float((weight * y * y).sum())
+        if counted.sum() < THRESHOLDS.fewest_numbers or not squares > 0:
+            return
+        sizes = float((weight[..., 0] * np.sqrt(counted.sum(axis=-1) * (y * y).sum(axis=-1))).sum())
+        for kind, direction, terms, size in (
+            (FACTOR, lambda: weight / squares * np.where(counted, right, 0.0), rounding * np.abs(y), squares),
+            (CONSTANT, lambda: weight / sizes, rounding, sizes),
+        ):
+            own = float(np.sqrt((self._by_position(y, weight * terms) ** 2).sum()))
+            yield Bend(kind, direction, own / size, 1.0)
+
+    def _bent(self, y: Floats, bends: dict[str, Floats], rounding: Floats) -> Iterator[Bend]:
         weight = self._weight
         squares = float((weight * y * y).sum())
-        self._bends: list[Bend] = []
         for kind, bend in bends.items():
             d = np.where(self._counted & np.isfinite(bend), bend, 0.0)
             if not squares > 0 or not (size := float((weight * d * d).sum())) > 0:
@@ -195,21 +155,25 @@ class Patterns:
             if bent < 1e-6 * size or (kind != EPSILON and self._unit * all_alike > THRESHOLDS.hidden_share * bent):
                 continue
             own = self._by_chance(y, weight * rounding * np.sign(y) * d)
-            self._bends.append(Bend(kind, weight * d / bent, own / bent, all_alike / bent))
+            direction = weight * d / bent
+            yield Bend(kind, partial(np.asarray, direction), own / bent, all_alike / bent)
 
     def _by_chance(self, y: Floats, terms: Floats) -> float:
         """What roundings of y come to: of a position one that all its rows share, and of each number its own."""
-        rows = np.abs(terms.sum(axis=-1))
-        if self._group is not None and "H" not in self._names:
-            shared = np.bincount(self._group, rows.reshape(-1))
-        else:
-            position = next((self._names.index(n) for n in "TS" if n in self._names), 0)
-            shared = rows if position == rows.ndim else np.moveaxis(rows, position, 0).reshape(y.shape[position], -1)
-            shared = shared.reshape(len(shared), -1).sum(axis=1)
         used = terms != 0
         _, same = np.unique(nearly(y[used], self._unit), return_inverse=True)
         single = np.bincount(same.reshape(-1), np.abs(terms[used]))
-        return float(np.sqrt((shared**2).sum() + (single**2).sum()))
+        return float(np.sqrt((self._by_position(y, terms) ** 2).sum() + (single**2).sum()))
+
+    def _by_position(self, y: Floats, terms: Floats) -> Floats:
+        """The sums of terms over each row, added up over the rows of a position, or those that are alike."""
+        rows = np.abs(terms.sum(axis=-1))
+        if self._group is not None and self._group.size == rows.size:  # and not several heads of a position
+            return np.asarray(np.bincount(self._group, rows.reshape(-1)), dtype=np.float64)
+        position = next((self._names.index(n) for n in "TS" if n in self._names), 0)
+        shared = rows if position == rows.ndim else np.moveaxis(rows, position, 0).reshape(y.shape[position], -1)
+        by_position: Floats = shared.reshape(len(shared), -1).sum(axis=1)
+        return by_position
 
     def _alike(self, y: Floats) -> NDArray[np.intp]:
         """Number the rows so that those that are alike have one number; of rows of no weight it is any."""
@@ -257,33 +221,35 @@ class Patterns:
             table = self._table(e)[self._first]
             whole = float((self._shares * table * self._rows).sum() / (self._shares * self._rows**2).sum())
             columns = (self._shares * (table - whole * self._rows)).sum(axis=0)
-        return Sums(np.array([(e * bend.direction).sum() for bend in self._bends]), columns)
+        return Sums(np.array([(e * bend.direction()).sum() for bend in self._bends]), columns)
 
     def add(self, off: Floats, *, alike: bool) -> None:
         """Take what a run with rounding is off by; `alike`: equal numbers were rounded alike in it."""
         self._draws.setdefault(alike, []).append(self.sums(off))
 
-    def judge(self, off: Floats, values: dict[str, float], common: float) -> OneWay | None:
-        """Return the largest in shares of what is allowed; None where nothing is told.
+    def judge(self, off: Floats, epsilon: float, common: float) -> tuple[OneWay | None, float]:
+        """Return the largest in shares of what is allowed, None where nothing is told; and what a factor may be.
 
         Args:
-            values: of what `a` is, where it is not a factor: ε. common: see `systematic_error.IN_COMMON`.
+            epsilon: of the norm, if it is one. common: see `IN_COMMON`.
         """
         found, given = [], self.sums(off)
         elementary = THRESHOLDS.elementary * min(self._unit, 2.0**-24)
+        constants = {FACTOR: common, CONSTANT: common, EPSILON: epsilon}
         for i, (kind, _, own, all_alike) in enumerate(self._bends):
             drawn = max(float(np.sqrt(np.mean([s.along[i] ** 2 for s in some]))) for some in self._draws.values())
-            steady = values[kind] * self._unit if kind in values else THRESHOLDS.constants * common * self._unit
+            steady = constants.get(kind, THRESHOLDS.constants * common) * self._unit
             rounding = float(np.hypot(THRESHOLDS.drawn_spreads * drawn, THRESHOLDS.own_spreads * own))
-            limit = steady + elementary * all_alike + rounding
-            found.append(OneWay(kind, float(given.along[i]), limit))
-        if given.columns is not None:
+            found.append(OneWay(kind, float(given.along[i]), steady + elementary * all_alike + rounding))
+        factor = min((item.limit for item in found if item.kind == FACTOR), default=np.inf)
+        alike = any(item.ratio > 1 for item in found if item.kind in (FACTOR, CONSTANT))
+        if given.columns is not None and not alike:  # a constant may be the same for all columns
             columns = [np.stack([s.columns for s in some if s.columns is not None]) for some in self._draws.values()]
             drawn = max(_sure(runs) * float(np.sqrt((runs**2).mean())) for runs in columns)
             steady = (common * self._unit + elementary) * self._mean
             limit = steady + float(np.hypot(drawn, THRESHOLDS.own_spreads * self._own_columns)) + np.finfo(float).tiny
-            found.append(OneWay("columns", float(np.sqrt((given.columns**2).mean())), limit))
-        return max(found, key=lambda item: item.ratio, default=None)
+            found.append(OneWay(COLUMNS, float(np.sqrt((given.columns**2).mean())), limit))
+        return max(found, key=lambda item: item.ratio, default=None), factor
 
 
 def _sure(draws: Floats) -> float:
