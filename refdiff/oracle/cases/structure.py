@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from refdiff.oracle.inputs.validation import axis_lengths
 from refdiff.oracle.spec import Spec
 
 Numpy = np.ndarray[Any, Any]
@@ -94,12 +95,8 @@ class Structure:
             B, T, S = (1, sum(of_q), sum(of_k)) if self.is_ragged else (len(of_q), max(of_q, default=0), 0)
         if self.hidden is not None and self.packed is not None:
             S = T
-        n = {"B": B, "T": T, "S": S, "D": 0, "R": max(S - T, 0)}
-        n |= {"H": spec.query_heads, "K": spec.key_heads, "V": spec.value_heads, "h": spec.heads}
-        n |= {"d": spec.head_dim, "w": spec.value_dim, "e": spec.out_dim}
-        n["D"] = self.hidden or n["H"] * n["d"]
-        n |= {"Hd": n["H"] * n["d"], "Kd": n["K"] * n["d"], "Vw": n["V"] * n["w"], "he": n["h"] * n["e"]}
-        return n
+        n = axis_lengths(spec)
+        return {**n, "B": B, "T": T, "S": S, "R": max(S - T, 0), "D": self.hidden or n["Hd"]}
 
     def tables(self, rng: np.random.Generator) -> dict[str, Numpy]:
         """The integer and boolean inputs: where sequences start, which pages they have, what is padding."""

@@ -26,7 +26,7 @@ def check_inputs(spec: Spec, inputs: Mapping[str, Any]) -> dict[str, int]:
         TypeError: something is no array.
     """
     _check_names(spec, inputs)
-    known = _of_spec(spec)
+    known = axis_lengths(spec)
     for name, letters in {**shapes(spec, inputs), **options(inputs)}.items():
         if name in inputs:
             _check_dtype(name, inputs[name])
@@ -82,7 +82,8 @@ def no_numbers(inputs: Mapping[str, Numpy]) -> tuple[str, ...]:
     )
 
 
-def _of_spec(spec: Spec) -> dict[str, int]:
+def axis_lengths(spec: Spec) -> dict[str, int]:
+    """The length of each axis that a spec determines, by its letter."""
     H, K, d, V, w = spec.query_heads, spec.key_heads, spec.head_dim, spec.value_heads, spec.value_dim
     h, e = spec.heads, spec.out_dim
     return {"H": H, "K": K, "d": d, "V": V, "w": w, "h": h, "e": e, "Hd": H * d, "Kd": K * d, "Vw": V * w, "he": h * e}
