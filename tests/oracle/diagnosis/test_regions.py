@@ -66,6 +66,13 @@ def test_lost_keys_are_said(at: Any, seen: bool, causal: str, said: str, dtype: 
     assert said in " ".join(found.where), found
 
 
+@pytest.mark.parametrize("changes", [{"gate": "sigmoid"}, {"sinks": True}, {"norm_over": "all_heads"}])
+def test_lost_keys_are_said_whatever_follows(changes: dict[str, Any]) -> None:
+    one = natural(SPEC.replace(causal="none", **changes), Structure(1, T, T), "float32")
+    found = asked(one, np.s_[..., 64:], False)
+    assert "as if keys from 64 on were not seen in every head" in " ".join(found.where), found
+
+
 @pytest.mark.parametrize(
     ("name", "at", "said"),
     [
