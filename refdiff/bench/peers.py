@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from refdiff.bench.inputs import Bias, Ids
-from refdiff.bench.machine import Gpu, UnavailableError
-from refdiff.bench.side import LOOKED_UP, Answer, Arrivals, FloatArray, Settings, Side
+from refdiff.bench.inputs import Ids
+from refdiff.bench.machine import UnavailableError
+from refdiff.bench.side import FloatArray, Side
 
 
 def _imported(*names: str) -> list[Any]:
@@ -42,54 +40,42 @@ class NumpySide(Side):
 class OnnxRuntimeSide(Side):
     """MatMul on the CPU."""
 
-    def prepare(self) -> Answer:
-        """Import onnx, which writes the graph, and onnxruntime, which runs it."""
-        self._onnx, self._runtime = _imported("onnx", "onnxruntime")
-        return {}
+    def prepare(self) -> None:
+        self._onnx, self._runtime = _imported("onnx", "onnxruntime")  # one writes the graph, the other runs it
 
     def hold(self, weights: list[FloatArray], x: FloatArray) -> Callable[[], Any]:
         """Make one session, which has its threads once, of a node for each weight; what it reads and writes is bound.
 
         A session for each weight would have threads for each, and those of the last one spin while the next one works.
         """
-        results = {f"y{i}": np.empty((len(x), len(weight)), np.float32) for i, weight in enumerate(weights)}
-        session = self._session(list(results), weights)
+        helper, proto, ort = self._onnx.helper, self._onnx.TensorProto, self._runtime
+        results = [np.empty((len(x), len(weight)), np.float32) for weight in weights]
+        names = [f"w{i}" for i in range(len(weights))]
+        self._given = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(weight.T)) for weight in weights]
+        given = {"dims": weights[0].T.shape, "data_type": proto.FLOAT, "data_location": proto.EXTERNAL}
+        location = [self._onnx.StringStringEntryProto(key="location", value="memory")]  # not the graph, which is copied
+        graph = helper.make_graph(
+            [helper.make_node("MatMul", ["x", name], [f"x{name}"]) for name in names],
+            "products",
+            [helper.make_tensor_value_info("x", proto.FLOAT, x.shape)],
+            [helper.make_tensor_value_info(f"x{name}", proto.FLOAT, results[0].shape) for name in names],
+            [proto(name=name, external_data=location, **given) for name in names],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = self.settings.threads, 1
+        options.add_external_initializers(names, self._given)
+        session = ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
         binding = session.io_binding()
         binding.bind_cpu_input("x", x)
-        for name, y in results.items():
-            binding.bind_output(name, "cpu", 0, np.float32, y.shape, y.ctypes.data)
+        for name, y in zip(names, results, strict=True):
+            binding.bind_output(f"x{name}", "cpu", 0, np.float32, y.shape, y.ctypes.data)
 
         def multiply() -> FloatArray:
             session.run_with_iobinding(binding)
-            return list(results.values())[-1]  # the binding has addresses alone, so all are kept here
+            return results[-1]  # the binding has addresses alone, so all are kept here
 
         return multiply
-
-    def _session(self, names: list[str], weights: list[FloatArray]) -> Any:
-        """Load a model of one product per weight, whose numbers are in files: in the graph they would be copied."""
-        helper, proto = self._onnx.helper, self._onnx.TensorProto
-        outputs, inputs = weights[0].shape
-        tensors = []
-        with tempfile.TemporaryDirectory(prefix="refdiff-bench-", ignore_cleanup_errors=True) as folder:
-            for name, weight in zip(names, weights, strict=True):
-                np.ascontiguousarray(weight.T).tofile(Path(folder, f"w{name}"))
-                tensor = proto(name=f"w{name}", dims=(inputs, outputs), data_type=proto.FLOAT)
-                tensor.data_location = proto.EXTERNAL
-                tensor.external_data.add(key="location", value=f"w{name}")
-                tensors.append(tensor)
-            graph = helper.make_graph(
-                [helper.make_node("MatMul", ["x", f"w{name}"], [name]) for name in names],
-                "products",
-                [helper.make_tensor_value_info("x", proto.FLOAT, ["n", inputs])],
-                [helper.make_tensor_value_info(name, proto.FLOAT, ["n", outputs]) for name in names],
-                tensors,
-            )
-            model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-            file = Path(folder, "model.onnx")
-            file.write_bytes(model.SerializeToString())
-            options = self._runtime.SessionOptions()
-            options.intra_op_num_threads, options.inter_op_num_threads = self.settings.threads, 1
-            return self._runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
 WHAT_ONE_WOULD_WRITE = """
@@ -108,65 +94,40 @@ print(tokenizer.decode(made[0, given["input_ids"].shape[1]:], skip_special_token
 class TransformersSide(Side):
     """A `transformers.DiffLlamaForCausalLM`; products by `torch.nn.functional.linear`."""
 
-    def prepare(self) -> Answer:
-        """Import torch and transformers."""
+    def prepare(self) -> None:
         self._torch, self._transformers = _imported("torch", "transformers")
-        self._device = torch_device(self.settings)
-        if self._device == "cuda":
-            self.gpu = Gpu.from_torch(self._torch)
-        self._torch.set_num_threads(self.settings.threads)
+        torch, self._device = self._torch, "cpu"
+        if self.settings.backend == "cupy":
+            if not torch.cuda.is_available():
+                raise UnavailableError(
+                    "--against transformers with --backend cupy needs a torch that sees the CUDA device: install one "
+                    "built for its CUDA, from pytorch.org"
+                )
+            self._device = "cuda"
+            self.use_device(torch.cuda.synchronize, torch.cuda.mem_get_info)
+        torch.set_num_threads(self.settings.threads)
         self._transformers.logging.set_verbosity_error()
-        return {}
+
+    def command(self, prompt: str) -> list[str]:
+        return ["-c", WHAT_ONE_WOULD_WRITE, self.folder, prompt, self.settings.dtype, self._device]
 
     def open(self, folder: str) -> None:
-        """Open the checkpoint."""
         self._model: Any = self._loaded(folder).eval()
-        self.vocab_size, self.itemsize = int(self._model.config.vocab_size), int(self._model.dtype.itemsize)
+        self._model.generation_config.eos_token_id = None
+        self.itemsize = int(self._model.dtype.itemsize)
 
     def _loaded(self, folder: str) -> Any:
         return self._transformers.DiffLlamaForCausalLM.from_pretrained(
             folder, dtype=getattr(self._torch, self.settings.dtype), attn_implementation="sdpa", local_files_only=True
         ).to(self._device)
 
-    def _there(self, ids: Ids) -> Any:
-        return self._torch.from_numpy(ids).to(self._device)
-
-    def start(self, ids: Ids, new: int) -> Ids:
-        """Read a prompt into a `DynamicCache`, which grows as tokens come."""
-        self._cache: Any = self._transformers.DynamicCache(config=self._model.config)
-        return self._next(ids)
-
-    def step(self, tokens: Ids) -> Ids:
-        """Read one more token a row."""
-        return self._next(tokens[:, None])
-
-    def _next(self, ids: Ids) -> Ids:
-        with self._torch.inference_mode():
-            out = self._model(self._there(ids), cache=self._cache, use_cache=True, logits_to_keep=1)
-            return np.asarray(out.logits[:, -1].argmax(dim=-1).cpu().numpy())
-
-    def rewind(self, length: int) -> None:
-        """Crop the cache, which takes how many to remove, as a negative number."""
-        beyond = self._cache.get_seq_length() - length
-        if beyond:
-            self._cache.crop(-beyond)
-
-    def by_lookup(self, ids: Ids, new: int, bias: Bias, streamer: Arrivals) -> Ids:
-        """Call its `generate`."""
-        self._model.generation_config.eos_token_id = None
-        made = self._model.generate(
-            self._there(ids),
-            attention_mask=self._there(np.ones(ids.shape, np.int64)),
-            do_sample=False,
-            max_new_tokens=new,
-            prompt_lookup_num_tokens=LOOKED_UP,
-            sequence_bias=bias,
-            streamer=streamer,
-        )
+    def generate(self, ids: Ids, streamer: Any, **options: Any) -> Ids:
+        given = self._torch.from_numpy(ids).to(self._device)
+        mask = self._torch.ones_like(given)
+        made = self._model.generate(given, attention_mask=mask, streamer=streamer, **options)
         return np.asarray(made[:, ids.shape[1] :].cpu().numpy())
 
     def hold(self, weights: list[FloatArray], x: FloatArray) -> Callable[[], Any]:
-        """Call torch's product."""
         torch = self._torch
         given, *held = map(torch.from_numpy, (x, *weights))
 
@@ -186,7 +147,7 @@ class TransformersSide(Side):
             {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
         ]
         optimizer = self._torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-8)
-        given = self._there(ids)
+        given = self._torch.from_numpy(ids).to(self._device)
 
         def one_step() -> float:
             optimizer.zero_grad(set_to_none=True)
@@ -196,8 +157,3 @@ class TransformersSide(Side):
             return float(loss.detach())
 
         return one_step
-
-
-def torch_device(settings: Settings) -> str:
-    """Name the device in torch's terms."""
-    return "cuda" if settings.backend == "cupy" else "cpu"

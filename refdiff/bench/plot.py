@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from refdiff.bench.measure import spread
+from refdiff.bench.report import spread
 from refdiff.bench.rows import Row, parse_rows
 
 SIDES = ("refdiff", "transformers", "stored")
@@ -16,50 +16,40 @@ NOTHING = (
     "of one length with two numbers of rows, as in decode:128,decode:128x8"
 )
 
-DRAWN = {
-    "prefill": ("reading a prompt", "reading several prompts", "seconds"),
-    "decode": ("one more token", "one more token of each sequence", "milliseconds"),
-    "memory": ("memory", "memory for several sequences", "peak, GB"),
-}
-"""Kind of row → title against the number of tokens, title against the number of sequences, unit."""
-X_NAMES = {"prefill": "tokens of the prompt", "decode": "tokens before it", "memory": "tokens read"}
+PANELS = (
+    ("prefill", "size", "reading a prompt", "tokens of the prompt", "seconds"),
+    ("decode", "size", "one more token", "tokens before it", "milliseconds"),
+    ("memory", "size", "memory", "tokens read", "peak, GB"),
+    ("prefill", "batch", "reading several prompts", "sequences of {size} tokens", "seconds"),
+    ("decode", "batch", "one more token of each sequence", "sequences of {size} tokens", "milliseconds"),
+    ("memory", "batch", "memory for several sequences", "sequences of {size} tokens", "peak, GB"),
+)
+"""Kind of row, its field along the axis, title, names of x and of y."""
 
 Points = list[tuple[int, float, float, float]]
 
 
-def series(report: dict[str, Any], kind: str, x: str, **wanted: int) -> dict[str, Points]:
-    """Collect side → (x, median, low, high) of the rows of a kind, by ascending x; rows that failed are left out.
-
-    x: the field of a row along the axis, `size` or `batch`. wanted: what other fields must be.
-    """
-    scale = {"prefill": 1.0, "decode": 1e3 / report["settings"]["decoded_tokens"], "memory": 1e-9}[kind]
-    found: dict[str, Points] = {}
-    for entry in report["rows"]:
-        row = parse_rows(entry["row"])[0]
-        if entry["error"] or row.kind != kind or any(getattr(row, name) != value for name, value in wanted.items()):
-            continue
-        for name, side in entry["sides"].items():
-            middle = spread([scale * value for value in side.get("seconds") or side["bytes"]])
-            found.setdefault(name, []).append((getattr(row, x), *middle.values()))
-    return {name: sorted(points) for name, points in found.items()}
-
-
-def panels(report: dict[str, Any]) -> list[tuple[str, str, str, dict[str, Points]]]:
-    """Return (title, name of x, name of y, series) of everything that has at least two points."""
-    made = [
-        (title, X_NAMES[kind], unit, series(report, kind, "size", batch=1)) for kind, (title, _, unit) in DRAWN.items()
-    ]
-    for kind, (_, title, unit) in DRAWN.items():
-        sizes = [row.size for entry in report["rows"] if (row := parse_rows(entry["row"])[0]).kind == kind]
+def panels(report: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Points]]]:
+    """Yield (title, name of x, name of y, side → (x, median, low, high)) of everything that has at least two points."""
+    scales = {"seconds": 1.0, "milliseconds": 1e3 / report["settings"]["decoded_tokens"], "peak, GB": 1e-9}
+    measured = [(parse_rows(entry["row"])[0], entry["sides"]) for entry in report["rows"] if not entry["error"]]
+    for kind, along, title, x, y in PANELS:
+        sizes = [row.size for row, _ in measured if row.name == kind]
         size = max(sizes, key=sizes.count, default=0)  # at which most batches were measured
-        made.append((title, f"sequences of {size} tokens", unit, series(report, kind, "batch", size=size)))
-    return [panel for panel in made if any(len(points) > 1 for points in panel[3].values())]
+        found: dict[str, Points] = {}
+        for row, sides in measured:
+            if row.name == kind and (row.batch == 1 if along == "size" else row.size == size):
+                for name, side in sides.items():
+                    middle = spread([scales[y] * value for value in side.get("seconds") or side["bytes"]])
+                    found.setdefault(name, []).append((getattr(row, along), *middle.values()))
+        if any(len(points) > 1 for points in found.values()):
+            yield title, x.format(size=size), y, {name: sorted(points) for name, points in found.items()}
 
 
 def can_draw(rows: Iterable[Row]) -> bool:
     """Whether a report of these rows, if none fails, has anything to draw."""
     measured = [{"row": row.spelled, "sides": {"refdiff": {"seconds": [1.0]}}, "error": None} for row in rows]
-    return bool(panels({"rows": measured, "settings": {"decoded_tokens": 1}}))
+    return any(panels({"rows": measured, "settings": {"decoded_tokens": 1}}))
 
 
 def draw(report: dict[str, Any]) -> Any:
@@ -69,8 +59,7 @@ def draw(report: dict[str, Any]) -> Any:
         ValueError: there is no panel with two points.
         ImportError: matplotlib is not installed.
     """
-    drawn = panels(report)
-    if not drawn:
+    if not (drawn := list(panels(report))):
         raise ValueError(NOTHING)
     from refdiff.viz.appearance import MARKERS, SERIES, STYLES, dress, legend, new_figure
 

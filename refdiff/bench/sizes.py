@@ -2,97 +2,63 @@
 
 from __future__ import annotations
 
-import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from refdiff.errors import CheckpointError
 from refdiff.files import write_json
 from refdiff.model.config import DiffLlamaConfig
-from refdiff.model.heads import DiffLlamaForCausalLM
-from refdiff.model.weights.folder import headers
-from refdiff.model.weights.names import count_parameters, parameter_shapes
-from refdiff.model.weights.precision import NBYTES, STORED
+from refdiff.model.weights.names import parameter_shapes
 
-HANDCUT: dict[str, Any] = {
-    "bos_token_id": 128000,
-    "eos_token_id": 128001,
-    "head_dim": 64,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "max_position_embeddings": 131072,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 16,
-    "num_key_value_heads": 8,
-    "rope_scaling": {
-        "factor": 32.0,
-        "high_freq_factor": 4.0,
-        "low_freq_factor": 1.0,
-        "original_max_position_embeddings": 8192,
-        "rope_type": "llama3",
-    },
-    "rope_theta": 500000.0,
-    "tie_word_embeddings": True,
-    "torch_dtype": "float32",
-    "vocab_size": 128256,
-}
+_NAMES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id", "tie_word_embeddings",
+)  # fmt: skip
+
+
+def _fields(*values: int, **others: Any) -> dict[str, Any]:
+    return {**dict(zip(_NAMES, values, strict=True)), **others}
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+          "original_max_position_embeddings": 8192}  # fmt: skip
+
+HANDCUT = _fields(
+    2048, 8192, 16, 32, 8, 64, 128256, 131072, 128000, 128001, True,
+    rope_theta=500000.0, rope_scaling=LLAMA3, torch_dtype="float32",
+)  # fmt: skip
 """kajuma/DiffLlama-0.3B-handcut as its config.json says it, without defaults: 1,235,818,496 parameters."""
 
-ONE_B: dict[str, Any] = {
-    **HANDCUT,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "intermediate_size": 5632,
-    "max_position_embeddings": 4096,
-    "num_hidden_layers": 22,
-    "num_key_value_heads": 4,
-    "rope_scaling": None,
-    "rope_theta": 10000.0,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "vocab_size": 102400,
-}
+ONE_B = _fields(
+    2048, 5632, 22, 32, 4, 64, 102400, 4096, 1, 2, False,
+    rope_theta=10000.0, rope_scaling=None, torch_dtype="bfloat16",
+)  # fmt: skip
 """kajuma/DiffLlama-1B as far as it is known: 1.39 B parameters, bfloat16, the ids of bos and eos. The dimensions are
 assumed: those of TinyLlama with a vocabulary of 102,400 give that count."""
 
-TINY: dict[str, Any] = {
-    **HANDCUT,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "head_dim": 8,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 8,
-    "num_hidden_layers": 2,
-    "num_key_value_heads": 4,
-    "vocab_size": 512,
-}
+TINY = {**HANDCUT, **_fields(64, 128, 2, 8, 4, 8, 512, 131072, 1, 2, True)}
 """For trying the benchmark itself: measures calls of Python more than arithmetic."""
 
 LIKE = {"kajuma/DiffLlama-0.3B-handcut": HANDCUT, "kajuma/DiffLlama-1B": ONE_B, "tiny": TINY}
 
+TRAINED = {
+    "tiny": _fields(32, 88, 2, 4, 4, 8, 2048, 256, 0, 0, True),
+    "3m": _fields(192, 512, 6, 6, 6, 32, 2048, 256, 0, 0, True),
+    "30m": _fields(512, 1368, 9, 8, 8, 64, 2048, 256, 0, 0, True),
+}
+"""Models whose training is measured."""
+
 CLASS = "DiffLlamaForCausalLM"
 
-TRAINED = {"tiny": (32, 2, 4, 88), "3m": (192, 6, 6, 512), "30m": (512, 9, 8, 1368)}
-"""Models whose training is measured: name → hidden size, layers, heads, size of the feed-forward network."""
 
+def write_random(config: DiffLlamaConfig, folder: str | Path) -> None:
+    """Write a checkpoint of random weights, always the same."""
+    from refdiff.model.heads import DiffLlamaForCausalLM  # here, to stay out of the memory that others are measured by
 
-def trained_config(name: str) -> DiffLlamaConfig:
-    """Return the config of one of `TRAINED`: 2048 tokens, tied embeddings, as many key heads as query heads."""
-    width, layers, heads, inner = TRAINED[name]
-    return DiffLlamaConfig(
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        head_dim=width // heads,
-        intermediate_size=inner,
-        vocab_size=2048,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
+    model = DiffLlamaForCausalLM.from_config(config, dtype=config.dtype or "float32")
+    model.save_pretrained(folder, max_shard_size="10GB")
 
 
 def write_like(name: str, folder: Path, dtype: str | None = None) -> None:
@@ -101,40 +67,37 @@ def write_like(name: str, folder: Path, dtype: str | None = None) -> None:
     `dtype` is what it is stored in; None is what `LIKE[name]` says.
 
     Raises:
-        ValueError: the folder holds another model, the same in another dtype or not whole, or something else.
-        OSError: the disk has too little room.
+        ValueError: the folder holds another model, the same in another dtype, or something else.
     """
     fields = LIKE[name] if dtype is None else {**LIKE[name], "torch_dtype": dtype}
     config = DiffLlamaConfig(**fields)
     if (folder / "config.json").exists():
-        _check_found(name, folder, config)
+        found = DiffLlamaConfig.from_pretrained(folder)
+        told, wanted = ((parameter_shapes(c, CLASS), c.rope_parameters, c.dtype) for c in (found, config))
+        if told != wanted:
+            raise ValueError(
+                f"{folder} holds another model than {name} in {config.dtype}: name a new folder, or measure it with -m"
+            )
+    elif folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"{folder} is not an empty folder and holds no config.json: name a new one for {name}")
     else:
-        if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-            raise ValueError(f"{folder} is not an empty folder and holds no config.json: name a new one for {name}")
         folder.mkdir(parents=True, exist_ok=True)
-        need = count_parameters(parameter_shapes(config, CLASS).values()) * NBYTES[fields["torch_dtype"]]
-        if (free := shutil.disk_usage(folder).free) < need * 1.02:
-            raise OSError(f"{name} takes {need / 1e9:.2f} GB, but there is room for {free / 1e9:.2f} GB where it goes")
-        model = DiffLlamaForCausalLM.from_config(config, dtype=fields["torch_dtype"])
-        model.save_pretrained(folder, max_shard_size="10GB")
+        write_random(config, folder)
     if not (folder / "tokenizer_config.json").exists():  # the last file to be written
         write_tokenizer(fields, folder)
 
 
-def _check_found(name: str, folder: Path, config: DiffLlamaConfig) -> None:
-    """Refuse a checkpoint that is not what would be written: by its config, and by the headers of its weights."""
-    found = DiffLlamaConfig.from_pretrained(folder)
-    try:
-        tensors = [entry for file in headers(folder).values() for entry in file.items()]
-    except CheckpointError as error:
-        raise ValueError(f"{folder} should hold {name}, but it is not whole: {error}. Remove it") from None
-    stored = {tensor: (shape, STORED.get(kind, kind)) for tensor, (kind, shape, _) in tensors}
-    wanted = {tensor: (shape, config.dtype) for tensor, shape in parameter_shapes(config, CLASS).items()}
-    same_config = (found.rope_parameters, found.dtype) == (config.rope_parameters, config.dtype)
-    if stored != wanted or not same_config:
-        raise ValueError(
-            f"{folder} holds another model than {name} in {config.dtype}: name a new folder, or measure it with -m"
-        )
+@contextmanager
+def checkpoint(like: str | None, folder: str | None, dtype: str | None = None) -> Iterator[str | None]:
+    """Give a folder with a checkpoint: the one named, or one like `like`, there or in a folder that is removed.
+
+    `dtype` is what a new one is stored in; None is what the model that it is like is stored in.
+    """
+    with tempfile.TemporaryDirectory(prefix="refdiff-bench-") as made:
+        if like is not None:
+            folder = folder or made
+            write_like(like, Path(folder), dtype)
+        yield folder
 
 
 def write_tokenizer(fields: dict[str, Any], folder: Path) -> None:

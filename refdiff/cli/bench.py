@@ -15,7 +15,6 @@ from refdiff.cli.output_files import DRAWN, check_file, check_place
 from refdiff.cli.terminal import note, progress_bar
 
 if TYPE_CHECKING:
-    from refdiff.bench.measure import Measured
     from refdiff.bench.rows import Row
     from refdiff.cli.parser import Parser
 
@@ -75,9 +74,10 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print; 1 where a row failed, or the sides gave different tokens."""
     from refdiff import arrays
     from refdiff.backends.numpy.thread_pool import default_threads
-    from refdiff.bench import measure as bench
+    from refdiff.bench import report, runner
     from refdiff.bench.machine import SIXTEEN_BITS
     from refdiff.bench.side import Settings
+    from refdiff.bench.sizes import CLASS, checkpoint
     from refdiff.model import weights
     from refdiff.model.config import DiffLlamaConfig
 
@@ -88,15 +88,15 @@ def run(args: argparse.Namespace) -> int:
     kept: str | None = None
     if args.model is not None:
         kept = str(fetch(args.model, args))
-        # what is broken is said once, and not by every row
-        config = DiffLlamaConfig.from_pretrained(kept)
-        weights.load(kept, config, "DiffLlamaForCausalLM", stored=True, deferred=True)
-    elif any(row.needs_model for row in rows):
+    elif any(row.kind.needs_model for row in rows):
         like, kept = args.like or "tiny", args.folder
         if not args.quiet:
             note(f"refdiff bench: random weights in the dimensions of {like}")
-    results: list[Measured] = []
-    with bench.checkpoint(like, kept, args.dtype if args.dtype in SIXTEEN_BITS else None) as folder:
+    results: list[dict[str, Any]] = []
+    with checkpoint(like, kept, args.dtype if args.dtype in SIXTEEN_BITS else None) as folder:
+        if folder is not None:  # what is broken is said once, and not by every row
+            config = DiffLlamaConfig.from_pretrained(folder)
+            weights.load(folder, config, CLASS, stored=True, deferred=True)
         settings = Settings(
             folder,
             args.threads or default_threads(),
@@ -108,19 +108,17 @@ def run(args: argparse.Namespace) -> int:
         )
         try:
             with progress_bar(quiet=args.quiet, total=len(rows), unit="row") as bar:
-                for measured in bench.run(
-                    rows, settings, lambda row, side: bar.set_postfix_str(f"{row.title}: {side}")
-                ):
-                    results.append(measured)
+                for entry in runner.run(rows, settings, lambda row, side: bar.set_postfix_str(f"{row.title}: {side}")):
+                    results.append(entry)
                     bar.set_postfix_str("", refresh=False)
                     bar.update()
                     if bar.disable and not args.quiet:
-                        note(f"refdiff bench: {measured.title}: {measured.error or 'measured'}")
+                        note(f"refdiff bench: {entry['title']}: {entry['error'] or 'measured'}")
         finally:
             if results:  # after Ctrl-C too
-                model = bench.describe_model(like, folder, args.model)
-                _show(args, bench.report(results, settings, model=model))
-    return 1 if any(measured.failed for measured in results) else 0
+                model = report.describe_model(like, folder, args.model)
+                _show(args, report.report(results, settings, model=model))
+    return 1 if any(map(report.failed, results)) else 0
 
 
 def _rows(args: argparse.Namespace) -> list[Row]:
@@ -138,13 +136,13 @@ def _rows(args: argparse.Namespace) -> list[Row]:
         check_file("--plot", Path(args.plot), DRAWN)
     if args.rows is None:
         everything, short = (known.TRAIN, known.QUICK_TRAIN) if args.train else (known.ALL, known.QUICK)
-        rows = [row for row in (short if args.quick else everything) if not (on_device and row.kind == "product")]
+        rows = [row for row in (short if args.quick else everything) if not (on_device and row.name == "product")]
     else:
         try:
             rows = known.parse_rows(args.rows)
         except ValueError as error:
             raise UsageError(f"--rows: {error}") from None
-    kinds = dict.fromkeys(row.kind for row in rows)
+    kinds = dict.fromkeys(row.name for row in rows)
     if sixteen_bits and not on_device:
         raise UsageError(f"--dtype: got {args.dtype}, expected float32 or float64 with --backend numpy")
     if sixteen_bits and "train" in kinds:

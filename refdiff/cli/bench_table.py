@@ -6,7 +6,6 @@ import statistics
 import textwrap
 from typing import Any
 
-from refdiff.bench.machine import one_line
 from refdiff.bench.rows import ORACLE_KINDS
 from refdiff.cli.terminal import size
 
@@ -127,7 +126,7 @@ def _caption(report: dict[str, Any]) -> str:
     if judged := _rows_of(report, True):
         kinds = " and ".join(dict.fromkeys(_kind(row) for row in judged))
         told.append(f"{kinds}: bfloat16, processor time, {_runs(judged)}")
-    return f"{what}{'; '.join(told)}. {one_line(report['machine'])}{_commits(report['rows'])}."
+    return f"{what}{'; '.join(told)}. {_machine(report['machine'])}{_commits(report['rows'])}."
 
 
 def _rows_of(report: dict[str, Any], oracle: bool) -> list[dict[str, Any]]:
@@ -173,3 +172,14 @@ def _commits(rows: list[dict[str, Any]]) -> str:
     most = max(titles, key=lambda commit: len(titles[commit]))
     others = "; ".join(f"{', '.join(found)}: {commit}" for commit, found in titles.items() if commit != most)
     return f"; commit {most}" + (f" ({others})" if others else "")
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    names = {"python": "Python", "numpy": "NumPy", "onnxruntime": "ONNX Runtime", "cupy": "CuPy", "cuda": "CUDA"}
+    versions = ", ".join(f"{names.get(name, name)} {number}" for name, number in machine["versions"].items())
+    memory = f", {machine['memory_bytes'] / 1e9:.0f} GB" if machine["memory_bytes"] else ""
+    cores = f"{machine['cores']} core{'s' * (machine['cores'] > 1)}"
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
+    device = f"{machine['device']}; " if "device" in machine else ""
+    processor = f"{device}{machine['processor']}, {cores}{memory}, {machine['system']}"
+    return f"{processor}; {threads}; {machine['blas']}; {versions}"

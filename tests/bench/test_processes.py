@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from unittest.mock import Mock
+from typing import Any
 
 import pytest
 
 from refdiff.bench import processes
 from refdiff.bench.machine import UnavailableError
-from refdiff.bench.processes import Child, ChildError, answer, environment, first_output
+from refdiff.bench.processes import ChildError, child, environment
+from refdiff.bench.rows import Row
 from refdiff.bench.side import Settings
 
-from .fakes import FakeSide
+WORK = Row("check", 19, 2)
+"""Needs no checkpoint."""
 
 
 def _alive(pid: int) -> bool:
@@ -49,39 +50,46 @@ def test_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["KEPT"] == "yes"
 
 
-def test_a_process_is_asked_several_times_and_ended() -> None:
-    with Child("ceilings", Settings(threads=1, least=0)) as child:
-        assert child.request("gemv", rows=64, columns=64)["rate"] > 0
-        assert child.request("sgemm", size=64)["rate"] > 0
-        with pytest.raises(ChildError, match="ceilings: AttributeError: 'CeilingSide' object has no attribute 'start'"):
-            child.request("start")
-        assert child.request("peak")["bytes"] > 10_000_000, "an error does not end it"
-        pid = child.process.pid
-        assert _alive(pid)
-        assert os.getsid(pid) == pid, "Ctrl-C in the terminal would reach it"
-    assert _gone(pid)
-    child.close()  # again does no harm
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The processes that are started."""
+    started: list[int] = []
+
+    class Noted(subprocess.Popen[bytes]):
+        def __init__(self, *given: Any, **options: Any) -> None:
+            super().__init__(*given, **options)
+            started.append(self.pid)
+
+    monkeypatch.setattr(subprocess, "Popen", Noted)
+    return started
 
 
-def test_an_error_in_the_block_ends_it_too() -> None:
-    with pytest.raises(KeyboardInterrupt), Child("ceilings", Settings()) as child:
-        pid = child.process.pid
+def test_a_process_measures_several_times_and_ends(started: list[int]) -> None:
+    with child("refdiff", WORK, Settings()) as measure:
+        for _ in range(2):
+            assert measure()["bytes"] > 10_000_000
+        assert _alive(started[0])
+        assert os.getsid(started[0]) == started[0], "Ctrl-C in the terminal would reach it"
+    assert _gone(started[0])
+    with pytest.raises(KeyboardInterrupt), child("refdiff", WORK, Settings()):
         raise KeyboardInterrupt
-    assert _gone(pid)
+    assert _gone(started[1])
 
 
-def test_a_process_that_is_killed_is_reported() -> None:
-    with Child("ceilings", Settings()) as child:
-        os.kill(child.process.pid, signal.SIGKILL)
-        with pytest.raises(ChildError, match=r"ceilings: its process was killed by signal 9 \(out of memory\?\)"):
-            child.request("peak")
-        with pytest.raises(ChildError, match="killed by signal 9"):
-            child.request("peak")
-
-
-def test_a_process_that_fails_at_its_start_is_reported() -> None:
-    with pytest.raises(ChildError, match="other: its process was ended with status 1: KeyError: 'other'"):
-        Child("other", Settings())
+def test_what_fails_in_a_process_is_reported(started: list[int]) -> None:
+    failed = pytest.raises(ChildError, match=r"^refdiff: \w+: .*nowhere")
+    with child("refdiff", Row("load"), Settings("nowhere")) as measure, failed:
+        measure()
+    with failed, child("refdiff", Row("decode", 4), Settings("nowhere")):
+        pass
+    with child("refdiff", WORK, Settings()) as measure:
+        os.kill(started[-1], signal.SIGKILL)
+        for _ in range(2):
+            with pytest.raises(ChildError, match=r"refdiff: its process was killed by signal 9 \(out of memory\?\)"):
+                measure()
+    with pytest.raises(ChildError, match=r"^other: KeyError: 'other'"), child("other", WORK, Settings()):
+        pass
+    assert all(map(_gone, started))
 
 
 @pytest.fixture
@@ -94,19 +102,31 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_is_not_installed_is_said(packages: Path) -> None:
     (packages / "onnx.py").write_text("raise ImportError('not here')\n")
-    with pytest.raises(UnavailableError, match=r"--against onnxruntime needs .*: not here"):
-        Child("onnxruntime", Settings())
+    wanted = pytest.raises(UnavailableError, match=r"^--against onnxruntime needs .*: not here")
+    with wanted, child("onnxruntime", Row("load"), Settings()):
+        pass
+
+
+def test_what_libraries_print_is_no_answer(packages: Path) -> None:
+    (packages / "onnx.py").write_text("print('hello', flush=True)\nimport os\nos.write(1, b'there')\n")
+    (packages / "onnxruntime.py").write_text("")
+    with child("onnxruntime", WORK, Settings()) as measure:
+        assert measure()["seconds"] > 0
 
 
 def test_no_process_outlives_a_parent_that_was_killed() -> None:
     code = """
-import sys, time
-from refdiff.bench.processes import Child
+import subprocess, sys, time
+from refdiff.bench.processes import child
+from refdiff.bench.rows import Row
 from refdiff.bench.side import Settings
-child = Child("ceilings", Settings(least=0))
-print(child.process.pid, flush=True)
-child.request("gemv", rows=1, columns=1)
-time.sleep(60)
+start = subprocess.Popen.__init__
+def noted(self, *given, **options):
+    start(self, *given, **options)
+    print(self.pid, flush=True)
+subprocess.Popen.__init__ = noted
+with child("refdiff", Row("check", 19, 2), Settings()):
+    time.sleep(60)
 """
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment(1))
     try:
@@ -116,48 +136,3 @@ time.sleep(60)
         parent.kill()
         parent.communicate()
     assert _gone(pid)
-
-
-def test_what_libraries_print_is_no_answer(packages: Path) -> None:
-    (packages / "onnx.py").write_text("print('hello', flush=True)\nimport os\nos.write(1, b'there')\n")
-    (packages / "onnxruntime.py").write_text("")
-    with Child("onnxruntime", Settings()) as child:
-        assert child.request("prepare") == {}
-
-
-def test_first_output_is_timed() -> None:
-    code = "import sys, time; time.sleep(0.2); print('a', flush=True); time.sleep(0.5); print('あ')"
-    seconds, text = first_output([sys.executable, "-X", "utf8", "-c", code], 1)
-    assert text == "a\nあ\n"
-    assert seconds >= 0.2
-    assert first_output([sys.executable, "-c", "print(1)"], 1)[1] == "1\n"
-
-
-@pytest.mark.parametrize(
-    ("code", "message"),
-    [
-        ("import sys; sys.exit('broken')", "ended with status 1: broken"),
-        ("pass", "ended with status 0: no output"),
-        ("print(1); raise SystemExit(3)", "ended with status 3: no output"),
-    ],
-)
-def test_a_command_that_fails_is_reported(code: str, message: str) -> None:
-    with pytest.raises(ChildError, match=message):
-        first_output([sys.executable, "-c", code], 1)
-
-
-@pytest.mark.parametrize(
-    ("line", "kind", "part"),
-    [
-        ('{"do": "nothing"}', "AttributeError", "no attribute 'nothing'"),
-        ('{"do": "prefill"}', "TypeError", "size"),
-        ('{"do": "peak"}', "RuntimeError", "first second"),
-        ("{", "JSONDecodeError", "line 1"),
-    ],
-)
-def test_errors_are_answers_of_one_line(line: str, kind: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    side = FakeSide()
-    monkeypatch.setattr(side, "peak", Mock(side_effect=RuntimeError("first\n  second")))
-    found = json.loads(answer(side, line))
-    assert found["kind"] == kind
-    assert part in found["error"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from unittest.mock import Mock
 
 import pytest
 
-from refdiff.bench import measure as bench
-from refdiff.bench.measure import Measured
-from refdiff.bench.rows import Row, Work
+from refdiff.bench import runner
+from refdiff.bench.report import evaluate, failure
+from refdiff.bench.rows import Row
 from refdiff.bench.side import Settings
+from refdiff.bench.sizes import write_like
 
 from .conftest import Cli
 
@@ -44,19 +46,19 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Nothing is measured: a row that is named "load" goes well, "lookup" gave other tokens, "cold" failed."""
     calls: Calls = []
 
-    def run(rows: list[Row], settings: Settings, turn: Any) -> Generator[Measured, None, None]:
+    def run(rows: list[Row], settings: Settings, turn: Any) -> Generator[dict[str, Any], None, None]:
         calls.append((rows, settings))
         for row in rows:
             turn(row, "refdiff")
-            if row.kind == "cold":
-                yield Measured(row, Work("s"), error="no room")
+            if row.name == "cold":
+                yield failure(row, OSError("no room"))
             else:
                 answers = {"refdiff": [{"seconds": 1.0, "tokens": [1]}]}
                 if settings.against:
-                    answers["transformers"] = [{"seconds": 2.0, "tokens": [2 if row.kind == "lookup" else 1]}]
-                yield Measured(row, Work("s"), answers)
+                    answers["transformers"] = [{"seconds": 2.0, "tokens": [2 if row.name == "lookup" else 1]}]
+                yield evaluate(row, row.kind.title, "s", answers)
 
-    monkeypatch.setattr(bench, "run", run)
+    monkeypatch.setattr(runner, "run", run)
     return calls
 
 
@@ -65,7 +67,16 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 def test_exit_status(rows: str, status: int, tiny_checkpoint: Path, cli: Cli) -> None:
     done = cli("bench", "-m", tiny_checkpoint, "--rows", rows, "--against", "transformers", "-q")
     assert (done.status, "FAILED" in done.out, done.err) == (status, status == 1, "")
-    assert ("token 0 of row 0 is 1 here and 2 there" in done.out) == ("lookup" in rows)
+    assert ("tokens (0,): 1 here and 2 there" in done.out) == ("lookup" in rows)
+
+
+@pytest.mark.parametrize("flags", [("-m",), ("--like", "tiny", "--folder")], ids=["named", "kept"])
+def test_a_broken_checkpoint_is_said_once(flags: tuple[str, ...], tmp_path: Path, cli: Cli) -> None:
+    write_like("tiny", tmp_path)
+    os.truncate(tmp_path / "model.safetensors", (tmp_path / "model.safetensors").stat().st_size // 2)
+    status, out, err = cli("bench", *flags, tmp_path, "-q")
+    assert (status, out) == (2, "")
+    assert err.count("model.safetensors") == err.count("\n") == 1
 
 
 def test_like_writes_a_checkpoint_once(calls: Calls, here: Path, cli: Cli) -> None:
@@ -100,11 +111,11 @@ def test_a_file_that_fails_in_the_end_keeps_nothing_else_from_being_shown(
 def test_what_was_measured_until_ctrl_c_is_shown(
     monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path, cli: Cli
 ) -> None:
-    def run(rows: list[Row], *_: object) -> Generator[Measured, None, None]:
-        yield Measured(rows[0], Work("s"), {"refdiff": [{"seconds": 1.0}]})
+    def run(rows: list[Row], *_: object) -> Generator[dict[str, Any], None, None]:
+        yield evaluate(rows[0], "load", "s", {"refdiff": [{"seconds": 1.0}]})
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(bench, "run", run)
+    monkeypatch.setattr(runner, "run", run)
     done = cli("bench", "-m", tiny_checkpoint, "--rows", "load,cold", "--markdown", "-q")
     assert (done.status, done.err) == (130, "refdiff: interrupted\n")
     assert done.out.startswith("| | refdiff | share of the ceiling |\n|---|---|---|\n| load | 1.00 s | |")

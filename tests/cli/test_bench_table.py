@@ -2,8 +2,67 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from refdiff.cli.bench_table import markdown_lines, text_lines
-from tests.bench.fakes import report
+
+
+def report(**changes: Any) -> dict[str, Any]:
+    """What a run of two rows, one of them beside two others, writes as JSON."""
+    product = {
+        "row": "product:8",
+        "title": "product, 8 tokens",
+        "unit": "GB/s",
+        "sides": {
+            name: {"seconds": [s, s], "rate": {"median": rate, "low": rate, "high": rate}}
+            for name, s, rate in (("refdiff", 0.5, 20.0), ("transformers", 1.0, 10.0), ("onnxruntime", 0.25, 40.0))
+        },
+        "against": {
+            "transformers": {"ratio": {"median": 2.0, "low": 1.5, "high": 2.5}, "difference": None},
+            "onnxruntime": {"ratio": {"median": 0.5, "low": 0.5, "high": 0.5}, "difference": None},
+        },
+        "ceiling": {
+            "kind": "gemv",
+            "rates": [25e9, 25e9],
+            "share": {"refdiff": {"median": 0.8, "low": 0.7, "high": 0.9}},
+            "doubtful": [],
+        },
+        "error": None,
+    }
+    cold = {
+        "row": "cold",
+        "title": "start to first token",
+        "unit": "s",
+        "sides": {
+            "refdiff": {"seconds": [0.5, 0.5], "rate": {"median": 0.5, "low": 0.5, "high": 0.5}},
+            "transformers": {"seconds": [4.0, 4.0], "rate": {"median": 4.0, "low": 4.0, "high": 4.0}},
+        },
+        "against": {"transformers": {"ratio": {"median": 8.0, "low": 7.0, "high": 9.0}, "difference": None}},
+        "ceiling": None,
+        "error": None,
+    }
+    return {
+        "machine": {
+            "processor": "A Processor",
+            "cores": 2,
+            "threads": 1,
+            "memory_bytes": 25_000_000_000,
+            "system": "Linux x86_64",
+            "blas": "openblas 0.3",
+            "versions": {"refdiff": "1.2.3", "numpy": "2.4.6"},
+        },
+        "model": {"name": "small", "parameters": 1234567},
+        "settings": {
+            "dtype": "float32",
+            "backend": "numpy",
+            "pairs": 2,
+            "decoded_tokens": 4,
+            "looked_up_tokens": 20,
+            "training_batch": [16, 256],
+        },
+        "rows": [cold, product],
+        **changes,
+    }
 
 
 def test_lines_of_80_columns() -> None:

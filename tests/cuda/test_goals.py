@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from refdiff.bench.measure import Measured
-from refdiff.bench.rows import Work, parse_rows
+from refdiff.bench.report import evaluate
+from refdiff.bench.rows import parse_rows
 from tests.cuda.goals import GOALS, judged, main
 
 
@@ -17,10 +17,13 @@ def report(*, share: dict[str, float], ratio: float | None = None) -> dict[str, 
     """What the bench writes where refdiff takes 1 s: so much of a ceiling of 100 a second, so many times as fast."""
     rows = []
     for name, part in share.items():
-        work = Work("tok/s", "copy" if name.startswith("decode") else "matmul", 1, int(100 * part))
-        answers = {"refdiff": [{"seconds": 1.0}], **({"transformers": [{"seconds": ratio}]} if ratio else {})}
         (row,) = parse_rows(name)
-        rows.append(Measured(row, work, answers, [100.0, 100.0], rounded=True).to_dict())
+        answer = {"amount": 1, "work": int(100 * part)}
+        answers = {"refdiff": [{"seconds": 1.0, **answer}]}
+        if ratio:
+            answers["transformers"] = [{"seconds": ratio, **answer}]
+        ceiling = {"kind": "copy" if name.startswith("decode") else "matmul", "rate": 100.0}
+        rows.append(evaluate(row, row.kind.title, "tok/s", answers, [ceiling] * 2, comparable=False))
     return {"rows": rows}
 
 

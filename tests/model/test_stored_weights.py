@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import refdiff
-from refdiff.bench.processes import Child
+from refdiff.bench.processes import child
+from refdiff.bench.rows import Row
 from refdiff.bench.side import Settings
 from refdiff.model import pretrained
 from refdiff.model.weights import flatten
@@ -114,14 +115,16 @@ def test_a_process_holds_them_once_and_in_16_bits(tmp_path: Path) -> None:
         vocab_size=8000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=3, num_attention_heads=16,
         num_key_value_heads=4, tie_word_embeddings=False,
     )  # fmt: skip
-    refdiff.DiffLlamaForCausalLM.from_config(config, dtype="bfloat16").save_pretrained(tmp_path)
-    stored = (tmp_path / "model.safetensors").stat().st_size
+    for name, one in (("large", config), ("small", CONFIG)):
+        refdiff.DiffLlamaForCausalLM.from_config(one, dtype="bfloat16").save_pretrained(tmp_path / name)
+    stored = (tmp_path / "large" / "model.safetensors").stat().st_size
 
     def held(side: str) -> float:
-        with Child(side, Settings(str(tmp_path), threads=2, steps=4)) as child:
-            before = child.request("peak")["bytes"]
-            after = child.request("memory", size=48, batch=2)["bytes"]
-        return (after - before) / stored
+        peaks = []
+        for name in ("small", "large"):
+            with child(side, Row("memory", 48, 2), Settings(str(tmp_path / name), threads=2, steps=4)) as measure:
+                peaks.append(measure()["bytes"])
+        return (peaks[1] - peaks[0]) / stored
 
     assert 1.0 < held("stored") < 1.27
     assert held("refdiff") > 1.9

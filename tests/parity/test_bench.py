@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
-from refdiff.bench import measure as bench
-from refdiff.bench import processes
+from refdiff.bench import measurements as m
+from refdiff.bench import processes, runner
 from refdiff.bench.inputs import repetition
 from refdiff.bench.peers import TransformersSide
 from refdiff.bench.plot import draw
-from refdiff.bench.rows import parse_rows
-from refdiff.bench.side import LOOKUP_PROMPT, Settings
+from refdiff.bench.report import difference, failed
+from refdiff.bench.report import report as make_report
+from refdiff.bench.rows import Row, parse_rows
+from refdiff.bench.side import Answer, Settings
 from refdiff.bench.sizes import write_like
 
 ROWS = "prefill:19,prefill:7,decode:7x3,lookup,product:20,train:tiny"
@@ -29,37 +32,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class InThisProcess:
-    """A side without a process of its own: all rows together import torch once, and hold weights that caches hold."""
-
-    def __init__(self, name: str, settings: Settings) -> None:
-        module, _, kind = processes.SIDES[name].partition(".")
-        self._side = getattr(importlib.import_module(f"refdiff.bench.{module}"), kind)(settings)
-        self.request("prepare")
-
-    def request(self, do: str, **arguments: Any) -> dict[str, Any]:
-        answer: dict[str, Any] = json.loads(processes.answer(self._side, json.dumps({"do": do, **arguments})))
-        assert "error" not in answer, answer
-        return answer
-
-    def close(self) -> None:
-        del self._side
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+@contextmanager
+def in_this_process(name: str, row: Row, settings: Settings) -> Iterator[Callable[[], Answer]]:
+    """Measure without a process: all rows together import torch once, and hold weights that caches hold."""
+    yield processes.side_of(name, settings).measuring(row)
 
 
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "Child", InThisProcess)
-    monkeypatch.setattr("refdiff.bench.side.CACHES", 2**23)
-
-
-@pytest.mark.usefixtures("in_this_process")
-def test_all_rows_beside_all_others(tiny: Path, tmp_path: Path) -> None:
+def test_all_rows_beside_all_others(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "child", in_this_process)
+    monkeypatch.setattr(m, "CACHES", 2**23)
     report = _measure(ROWS, tiny)
     for name in ("picture.png", "picture.svg"):
         draw(report).savefig(tmp_path / name)
@@ -77,10 +58,10 @@ def _measure(spelled: str, tiny: Path) -> dict[str, Any]:
     sizes = {"pairs": 1, "steps": 6, "looked_up": 20, "least": 0, "rest": 0, "batch": 2, "context": 8}
     settings = Settings(str(tiny), against=against, threads=1, **sizes)  # more would wait for the cores of other tests
     rows = parse_rows(spelled)
-    found = list(bench.run(rows, settings))
-    report = bench.report(found, settings, model=None)
+    found = list(runner.run(rows, settings))
+    report = make_report(found, settings, model=None)
     expected = [
-        row.spelled for row in rows for _ in range(2 if row.kind == "train" else 1)
+        row.spelled for row in rows for _ in range(2 if row.name == "train" else 1)
     ]  # the speed, then the memory
     assert [(row["row"], row["error"]) for row in report["rows"]] == [(row, None) for row in expected]
     for row in report["rows"]:
@@ -88,7 +69,7 @@ def _measure(spelled: str, tiny: Path) -> dict[str, Any]:
         assert set(row["against"]) == others
         assert {entry["difference"] for entry in row["against"].values()} == {None}, row["row"]
         assert all(entry["ratio"]["low"] > 0 for entry in row["against"].values())
-    assert not any(measured.failed for measured in found)
+    assert not any(map(failed, found))
     assert json.loads(json.dumps(report)) == report
     assert {"torch", "transformers", "onnxruntime"} <= set(report["machine"]["versions"])
     return report
@@ -96,26 +77,18 @@ def _measure(spelled: str, tiny: Path) -> dict[str, Any]:
 
 def test_other_weights_are_noticed(tiny: Path, tiny_checkpoint: Path) -> None:
     """The sides are compared by what they say, so two models must not pass for one."""
-    from refdiff.bench.measure import difference
-    from refdiff.bench.refdiff_side import RefdiffSide
-
-    theirs = _transformers(tiny, 5)
-    ours = RefdiffSide(Settings(str(tiny_checkpoint), steps=5))
-    ours.load()
-    assert difference(ours.decode(7, 2), theirs.decode(7, 2)) is not None
-
-
-def _transformers(folder: Path, steps: int) -> TransformersSide:
-    side = TransformersSide(Settings(str(folder), steps=steps, looked_up=steps))
-    side.prepare()
-    side.load()
-    return side
+    row = Row("decode", 7, 2)
+    theirs = processes.side_of("transformers", Settings(str(tiny), steps=5)).measuring(row)()
+    ours = processes.side_of("refdiff", Settings(str(tiny_checkpoint), steps=5)).measuring(row)()
+    assert difference(ours, theirs) is not None
 
 
 def test_transformers_looks_up_in_as_many_passes_as_its_model_is_called(tiny: Path) -> None:
-    side = _transformers(tiny, 33)
+    side = TransformersSide(Settings(str(tiny), looked_up=33))
+    side.prepare()
+    measure = side.measuring(Row("lookup"))
     calls: list[int] = []
     side._model.register_forward_pre_hook(lambda *_: calls.append(1))
-    answer = side.lookup()
-    assert answer["tokens"] == [repetition(LOOKUP_PROMPT, 34, side.vocab_size)[1].tolist()]
+    answer = measure()
+    assert answer["tokens"] == [repetition(m.LOOKUP_PROMPT, 34, 512)[1].tolist()]
     assert answer["passes"] == len(calls) - 1 == 3, "11 tokens a pass, after the one that reads the prompt"

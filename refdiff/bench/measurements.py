@@ -1,0 +1,272 @@
+"""How each kind of row is measured. A function prepares and warms up; what it returns measures once.
+
+All sides have the same inputs, and the clock runs over the same work. An answer has `seconds` or `bytes`; `amount`, the
+tokens (or operations, or bytes) that are divided by the seconds to give a rate; `work`, the operations or bytes that
+the side needs for it, which a ceiling is compared with; and `tokens`, `loss`, `sample` or `text`, by which the sides
+are seen to have done the same. What a side does beside its work (scores that causality hides) counts for nobody.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import IO, TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from refdiff.bench.inputs import Ids, forcing, random_ids
+from refdiff.bench.side import Answer, Side
+from refdiff.bench.sizes import TRAINED, write_random
+from refdiff.model.config import DiffLlamaConfig
+from refdiff.model.weights.names import count_parameters, parameter_shapes
+
+if TYPE_CHECKING:
+    from refdiff.bench.rows import Row
+
+CACHES = 2**30
+"""Bytes of weights that a product or a ceiling goes through: so much more than caches hold that they do not help."""
+
+WEIGHT = 2048, 8192
+"""Outputs and inputs of the weights of `product`."""
+
+FEW = 16
+"""Up to so many tokens, what a product costs is reading its weight."""
+
+LOOKUP_PROMPT, LOOKED_UP = 256, 10
+"""Tokens of the prompt of `lookup` and `edit`, and prompt_lookup_num_tokens of every side."""
+
+Once = Callable[[], Answer]
+
+
+def cold(side: Side, row: Row) -> Once:
+    """Run the command that a user would, with a prompt of 16 tokens, until it shows the next one."""
+    from refdiff.generation.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_pretrained(side.folder)
+    ids = tokenizer.encode("Once upon a time there was a king who had three sons, and the youngest of them")[:16]
+    command = [sys.executable, *side.command(tokenizer.decode(ids, skip_special_tokens=True).strip())]
+
+    def measure() -> Answer:
+        seconds, text = first_output(command)
+        return {"seconds": seconds, "text": text}
+
+    measure()  # finds files not yet read
+    return measure
+
+
+def load(side: Side, row: Row) -> Once:
+    """Open the checkpoint."""
+    return lambda: {"seconds": side.timed(lambda: side.open(side.folder))[0]}
+
+
+def prefill(side: Side, row: Row) -> Once:
+    """Read prompts, to the next token."""
+    side.open(side.folder)
+    config = DiffLlamaConfig.from_pretrained(side.folder)
+    ids = random_ids(row.batch, row.size, config.vocab_size)
+    work = row.batch * prefill_operations(config, row.size, side.sparing)
+    generated(side, ids[:, :128], 1)
+
+    def measure() -> Answer:
+        seconds, (tokens, _) = side.timed(lambda: generated(side, ids, 1))
+        return {"seconds": seconds, "amount": ids.size, "work": work, "tokens": tokens}
+
+    return measure
+
+
+def decode(side: Side, row: Row) -> Once:
+    """Decode after a context, one token of each sequence at a time; the tokens after the first are timed."""
+    side.open(side.folder)
+    s, config = side.settings, DiffLlamaConfig.from_pretrained(side.folder)
+    ids = random_ids(row.batch, row.size, config.vocab_size)
+    work = s.steps * matrix_bytes(config, side.itemsize)
+    work += row.batch * cache_bytes(config, row.size, s.steps, 8 if s.dtype == "float64" else 4)
+    generated(side, ids[:, :128], 2)
+
+    def measure() -> Answer:
+        tokens, arrivals = generated(side, ids, 1 + s.steps)
+        return {"seconds": arrivals.seconds, "amount": s.steps * row.batch, "work": work, "tokens": tokens}
+
+    return measure
+
+
+def memory(side: Side, row: Row) -> Once:
+    """Open, read and decode."""
+
+    def measure() -> Answer:
+        tokens = decode(side, row)()["tokens"]
+        return {"bytes": side.peak(), "tokens": tokens}
+
+    return measure
+
+
+def look_up(make: Callable[[int, int, int], tuple[Ids, Ids]], side: Side, row: Row) -> Once:
+    """Continue a prompt with a text made from it; the tokens after the first are timed.
+
+    Random weights repeat nothing by themselves: a bias makes each token follow what it is to follow. The prompt ends in
+    a token that is nowhere else in it, so that nothing is guessed before the first new one.
+    """
+    side.open(side.folder)
+    vocab_size = DiffLlamaConfig.from_pretrained(side.folder).vocab_size
+
+    def looked_up(new: int) -> Answer:
+        ids, text = make(LOOKUP_PROMPT, new + 1, vocab_size)
+        bias = forcing(ids[0], text)
+        tokens, arrivals = generated(side, ids, len(text), prompt_lookup_num_tokens=LOOKED_UP, sequence_bias=bias)
+        if tokens != [text.tolist()] or arrivals.counts[1] != 1:
+            raise ValueError(
+                f"lookup: {arrivals.counts[1]} tokens came first and not one, or the text is not what the bias forces"
+            )
+        return {"seconds": arrivals.seconds, "amount": new, "passes": len(arrivals.times) - 2, "tokens": tokens}
+
+    looked_up(2 * LOOKED_UP)
+    return lambda: looked_up(side.settings.looked_up)
+
+
+class Arrivals:
+    """A streamer of either library: when the prompt and the tokens of each pass came, and how many they were."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.times: list[float] = []
+        self.counts: list[int] = []
+
+    def put(self, value: Any) -> None:
+        self.times.append(self._clock())
+        self.counts.append(np.asarray(value).size)
+
+    def end(self) -> None:
+        """Seconds from the first token on."""
+        self.seconds = self._clock() - self.times[1]
+
+
+def generated(side: Side, ids: Ids, new: int, **options: Any) -> tuple[list[list[int]], Arrivals]:
+    """Have a side generate so many tokens greedily; return them, and when they came."""
+    arrivals = Arrivals(side.clock)
+    return side.generate(ids, arrivals, max_new_tokens=new, do_sample=False, **options).tolist(), arrivals
+
+
+def product(side: Side, row: Row) -> Once:
+    """Multiply tokens with weights that no cache holds."""
+    outputs, inputs = WEIGHT
+    work = 4 * outputs * inputs if row.size <= FEW else 2 * outputs * inputs * row.size
+    count = max(CACHES // (4 * outputs * inputs), 1)
+    first = np.random.default_rng(0).standard_normal(WEIGHT, np.float32)
+    x = np.random.default_rng(1).standard_normal((row.size, inputs), np.float32)
+    # all of them different, so that no library keeps equal ones once; the last is the first drawn
+    multiply = side.hold([np.roll(first, i, axis=0) for i in reversed(range(count))], x)
+    multiply()
+
+    def measure() -> Answer:
+        seconds, result = side.repeated(multiply, side.settings.least)
+        sample = np.asarray(result, np.float64).reshape(row.size, outputs)[-1, :: max(outputs // 8, 1)]
+        return {"seconds": seconds / count, "amount": work / 1e9, "work": work, "sample": sample.tolist()}
+
+    return measure
+
+
+def train(side: Side, row: Row) -> Once:
+    """Make training steps (forward, backward and AdamW), always on the same ids."""
+    s, config = side.settings, DiffLlamaConfig(**TRAINED[row.model])
+    with tempfile.TemporaryDirectory(prefix="refdiff-bench-", ignore_cleanup_errors=True) as folder:
+        write_random(config, folder)
+        step = side.trainer(folder, random_ids(s.batch, s.context, config.vocab_size))
+    work = s.batch * training_operations(config, s.context)
+    step()
+
+    def measure() -> Answer:
+        seconds, loss = side.timed(step)
+        return {
+            "seconds": seconds, "amount": s.batch * s.context, "work": work, "loss": loss, "bytes": side.peak(),
+        }  # fmt: skip
+
+    return measure
+
+
+def judge(do: str, pairing: str, status: str, side: Side, row: Row) -> Once:
+    """Have the oracle judge a kernel that pairs its heads so, in seconds of the processor, whatever runs beside it.
+
+    Four heads share a pair of key heads.
+    """
+
+    def measure() -> Answer:
+        from refdiff import oracle
+
+        pairs = {"query_heads": 2 * row.batch, "key_heads": 2 * max(1, row.batch // 4)}
+        spec = oracle.Spec.preset("hf_diffllama", head_dim=64, layer=5, **pairs)
+        (case,) = oracle.cases("natural", spec=spec, dtype="bfloat16", batch=1, queries=row.size, keys=row.size)
+        truth = oracle.truth(spec.replace(pairing=pairing), case.inputs, want=("out",)).out
+        output = np.asarray(truth, dtype=np.float32)
+        started = time.process_time()
+        found: Any = getattr(oracle, do)(output, spec, case.inputs, recipe="bfloat16")
+        seconds = time.process_time() - started
+        if found.status != status:
+            raise ValueError(f"the oracle: got {found.status}, expected {status}\n{found}")
+        return {"seconds": seconds, "bytes": side.peak()}
+
+    return measure
+
+
+def first_output(command: list[str]) -> tuple[float, str]:
+    """Run a command; return the seconds from its start to its first output, and all that it printed."""
+    started = time.perf_counter()
+    pipes: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, **pipes) as process:  # noqa: S603, this very Python
+        output = cast("IO[bytes]", process.stdout)
+        first, seconds = output.read(1), time.perf_counter() - started
+        text = (first + output.read()).decode("utf-8", "replace")
+    if process.returncode or not first:
+        raise RuntimeError(f"ended with status {process.returncode}: {shlex.join(command)}")
+    return seconds, text.strip()
+
+
+def prefill_operations(config: DiffLlamaConfig, tokens: int, sparing: bool) -> int:
+    """Count the operations of a prompt, to the next token's logits.
+
+    sparing: of the last layer, all tokens but the last need keys and values only.
+    """
+    count = _layers(config, tokens) + 2 * _head(config)
+    if sparing:
+        last, kept = f".layers.{config.num_hidden_layers - 1}.", ("k_proj.weight", "v_proj.weight")
+        count -= 2 * _matrices(config, last, kept) * (tokens - 1) + _attention(config, tokens - 1)
+    return count
+
+
+def training_operations(config: DiffLlamaConfig, tokens: int) -> int:
+    """Count the operations of a step on one sequence: the gradients of both factors cost as much as each product."""
+    return 3 * (_layers(config, tokens) + 2 * _head(config) * tokens)
+
+
+def matrix_bytes(config: DiffLlamaConfig, itemsize: int) -> int:
+    """Count the bytes of the matrices that one pass reads."""
+    return itemsize * (_matrices(config, ".layers.") + _head(config))
+
+
+def cache_bytes(config: DiffLlamaConfig, size: int, steps: int, itemsize: int) -> int:
+    """Count the bytes of keys and values that so many steps after `size` tokens read."""
+    one = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * itemsize
+    return sum(one * (size + i) for i in range(1, steps + 1))
+
+
+def _head(config: DiffLlamaConfig) -> int:
+    return config.vocab_size * config.hidden_size
+
+
+def _layers(config: DiffLlamaConfig, tokens: int) -> int:
+    """Count the operations of all layers on a sequence."""
+    return 2 * _matrices(config, ".layers.") * tokens + config.num_hidden_layers * _attention(config, tokens)
+
+
+def _attention(config: DiffLlamaConfig, tokens: int) -> int:
+    """Count a layer's operations for the pairs of query and key that causality shows: scores, values."""
+    return 2 * 2 * config.num_query_heads * config.head_dim * (tokens * (tokens + 1) // 2)
+
+
+def _matrices(config: DiffLlamaConfig, part: str, without: tuple[str, ...] = ()) -> int:
+    """Count the numbers of the matrices whose names have this part."""
+    shapes = parameter_shapes(config, "DiffLlamaForCausalLM")
+    return count_parameters(s for n, s in shapes.items() if len(s) > 1 and part in n and not n.endswith(without))

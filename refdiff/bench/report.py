@@ -1,0 +1,144 @@
+"""What comes of the answers: each row of a report as JSON has it, and the report."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from refdiff.bench import machine
+from refdiff.bench.rows import Row
+from refdiff.bench.side import Answer, Settings
+from refdiff.model.config import DiffLlamaConfig
+from refdiff.model.weights.names import count_parameters, parameter_shapes
+
+OURS = "refdiff"
+POSSIBLE = 1.05
+"""A share of a ceiling above which one of the two was not measured as it is: no more than the spread of both."""
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Return the median of at least one number, and how far they reach."""
+    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def difference(ours: Answer, theirs: Answer) -> str | None:
+    """Say where two answers show that the sides did not do the same, or return None.
+
+    Tokens and texts must be equal; sums of many products, and losses, to a thousandth, being rounded in another order.
+    """
+    for key in ("tokens", "text", "loss", "sample"):
+        here, there = (np.atleast_1d(answer.get(key, [])) for answer in (ours, theirs))
+        if here.shape != there.shape:
+            return f"{key}: {here.shape} here and {there.shape} there"
+        exact = key in ("tokens", "text")
+        same = here == there if exact else abs(here - there) <= 1e-3 * abs(there).max(initial=0)  # NaN is not
+        for place in np.argwhere(~same)[:1]:
+            return f"{key} {tuple(map(int, place))}: {here[*place]} here and {there[*place]} there"
+    return None
+
+
+def evaluate(
+    row: Row,
+    title: str,
+    unit: str,
+    answers: dict[str, list[Answer]],
+    ceilings: Sequence[Answer] = (),
+    *,
+    comparable: bool = True,
+) -> dict[str, Any]:
+    """Make what a report has of a row, of each side's answers and of the ceilings before, between and after them.
+
+    A ratio above 1 says that refdiff is faster; of memory, below 1, that it needs less. It is of neighbours in time.
+    """
+    key = "bytes" if unit == "B" else "seconds"
+    numbers = {name: [answer[key] for answer in given] for name, given in answers.items()}
+    sides: dict[str, Any] = {}
+    for name, given in answers.items():
+        rates = [answer["amount"] / answer[key] if "/" in unit else answer[key] for answer in given]
+        sides[name] = {key: numbers[name], "rate": spread(rates)}
+        if passes := [answer["passes"] for answer in given if "passes" in answer]:
+            sides[name]["passes"] = passes
+    against = {}
+    for name in (name for name in answers if name != OURS):
+        over, under = (OURS, name) if unit == "B" else (name, OURS)
+        ratios = [a / b for a, b in zip(numbers[over], numbers[under], strict=True)]
+        differences = map(difference, answers[OURS], answers[name]) if comparable else ()
+        against[name] = {"ratio": spread(ratios), "difference": next(filter(None, differences), None)}
+    return {
+        **_row(row, title, unit),
+        "sides": sides,
+        "against": against,
+        "ceiling": _ceiling(answers, ceilings) if ceilings else None,
+    }
+
+
+def failure(row: Row, error: Exception) -> dict[str, Any]:
+    """Make what a report has of a row that could not be measured."""
+    return {**_row(row, row.kind.title, "s"), "error": " ".join(str(error).split())}
+
+
+def _row(row: Row, title: str, unit: str) -> dict[str, Any]:
+    told = {"row": row.spelled, "title": row.titled(title), "unit": unit}
+    return {**told, "sides": {}, "against": {}, "ceiling": None, "error": None}
+
+
+def failed(entry: dict[str, Any]) -> bool:
+    """Whether a row could not be measured, or the sides did different things."""
+    return entry["error"] is not None or any(beside["difference"] for beside in entry["against"].values())
+
+
+def _ceiling(answers: dict[str, list[Answer]], ceilings: Sequence[Answer]) -> dict[str, Any]:
+    """Compare each side's work with what the machine could do meanwhile: the better of before a round and after it.
+
+    A side is doubtful that did more than there can be, by the better of `read` and the row's ceiling.
+    """
+    around = list(itertools.pairwise(ceilings))
+    rates = [max(a["rate"], b["rate"]) for a, b in around]
+    most = [max(x for end in ends for x in (end["rate"], end.get("read", 0))) for ends in around]
+
+    def share(name: str, of: list[float]) -> dict[str, float]:
+        return spread(
+            [answer["work"] / answer["seconds"] / rate for answer, rate in zip(answers[name], of, strict=True)]
+        )
+
+    return {
+        "kind": ceilings[0]["kind"],
+        "rates": rates,
+        **({"read": most} if "read" in ceilings[0] else {}),
+        "counted": {name: given[0]["work"] for name, given in answers.items()},
+        "share": {name: share(name, rates) for name in answers},
+        "doubtful": [name for name in answers if share(name, most)["median"] > POSSIBLE],
+    }
+
+
+def report(rows: list[dict[str, Any]], settings: Settings, *, model: dict[str, Any] | None) -> dict[str, Any]:
+    """Make what `--json` writes: machine, model, how it was measured, and the rows, each with refdiff's commit."""
+    commit, s = machine.commit(), settings
+    return {
+        "format": "refdiff bench 1",
+        "machine": machine.describe(s.threads, s.backend),
+        "model": model,
+        "settings": {
+            "dtype": s.dtype,
+            "backend": s.backend,
+            "pairs": s.pairs,
+            "decoded_tokens": s.steps,
+            "looked_up_tokens": s.looked_up,
+            "training_batch": [s.batch, s.context],
+        },
+        "rows": [{**row, "commit": commit} for row in rows],
+    }
+
+
+def describe_model(like: str | None, folder: str | None, name: str | None) -> dict[str, Any] | None:
+    """Say which model was measured: its name without folders, and how many parameters it has."""
+    if folder is None:
+        return None
+    shapes = parameter_shapes(DiffLlamaConfig.from_pretrained(folder), "DiffLlamaForCausalLM")
+    called = f"random weights in the dimensions of {like}" if like else Path(name or folder).name
+    return {"name": called, "parameters": count_parameters(shapes.values())}

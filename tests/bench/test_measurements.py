@@ -1,0 +1,218 @@
+"""What is measured, by a side whose steps take known times, and how much work that is, counted by hand."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import refdiff
+from refdiff import oracle
+from refdiff.backends import Backend, decoder, overlay
+from refdiff.bench import measurements as m
+from refdiff.bench.inputs import PATTERN, edited, random_ids
+from refdiff.bench.measurements import LOOKUP_PROMPT, Arrivals
+from refdiff.bench.rows import parse_rows
+from refdiff.bench.side import Settings, Side
+from refdiff.errors import CheckpointError
+
+from .fakes import FakeSide
+
+# 2 layers; q 8×5... are (8, 6), k and v (4, 6), o (6, 8), gate and up (7, 6), down (6, 7)
+CONFIG = refdiff.DiffLlamaConfig(
+    vocab_size=499,
+    hidden_size=6,
+    intermediate_size=7,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=2,
+)
+LAYER = 8 * 6 + 2 * 4 * 6 + 6 * 8 + 3 * 7 * 6
+HEAD = 499 * 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return CONFIG.save_pretrained(tmp_path_factory.mktemp("config")).parent
+
+
+def _measured(side: Side, spelled: str) -> dict[str, Any]:
+    (row,) = parse_rows(spelled)
+    return side.measuring(row)()
+
+
+def test_the_clock_runs_until_the_device_is_done() -> None:
+    """Before the work it waits too, so that what was begun earlier is not counted: 0.5 s not counted, 0.5 s counted."""
+    side = FakeSide()
+    assert side.timed(lambda: side.pass_time(3)) == (3.5, None)
+    assert side.now == 104.0
+
+
+def test_load_and_prefill(folder: Path) -> None:
+    side = FakeSide(Settings(str(folder)))
+    assert _measured(side, "load") == {"seconds": 7.5}
+    answer = _measured(side, "prefill:200x3")
+    _, opened, (_, warm, _), (_, ids, new) = side.did
+    assert (opened, new) == (("open", str(folder)), 1)
+    np.testing.assert_array_equal(ids, random_ids(3, 200, 499))
+    np.testing.assert_array_equal(warm, ids[:, :128])
+    # 200 queries see 1 + 2 + … + 200 = 20100 keys; a score of 4 heads is 4 · 2 · 2 operations, and so are its values
+    work = 3 * (2 * 200 * 2 * LAYER + 2 * 20100 * (2 * 4 * 2 + 2 * 4 * 2) + 2 * HEAD)
+    tokens = (ids[:, -1:] + 1).tolist()
+    assert answer == {"seconds": 5.5, "amount": 600, "work": work, "tokens": tokens}
+
+
+# after 10 tokens the next three see 11, 12 and 13; a token has 2 layers · (k and v) · 2 heads · 2 numbers
+MATRICES = 3 * (2 * LAYER + HEAD)
+CACHED = (11 + 12 + 13) * 2 * 2 * 2 * 2
+
+
+@pytest.mark.parametrize(("dtype", "itemsize", "cached"), [("float32", 4, 4), ("float64", 8, 8), ("float32", 2, 4)])
+def test_decoding_is_timed_after_the_first_token(folder: Path, dtype: str, itemsize: int, cached: int) -> None:
+    side = FakeSide(Settings(str(folder), dtype=dtype, steps=3))
+    side.itemsize = itemsize
+    answer = _measured(side, "decode:10x5")
+    ids = random_ids(5, 10, 499)
+    assert (answer["seconds"], answer["amount"]) == (3 * 2, 3 * 5)
+    assert answer["work"] == itemsize * MATRICES + cached * 5 * CACHED
+    np.testing.assert_array_equal(answer["tokens"], ids[:, -1:] + 1 + np.arange(4))
+    assert json.loads(json.dumps(answer)) == answer
+
+
+def test_prompt_lookup_repeats_its_prompt_and_is_timed_after_the_first_token(folder: Path) -> None:
+    side = FakeSide(Settings(str(folder), looked_up=4))
+    answer = _measured(side, "lookup")
+    _, ids, _ = side.did[-1]
+    assert ids.shape == (1, LOOKUP_PROMPT)
+    pattern = ids[0, :PATTERN].tolist()
+    assert len(set(pattern)) == PATTERN
+    np.testing.assert_array_equal(ids[0, PATTERN:-1], ids[0, : -PATTERN - 1])
+    assert ids[0, -1] not in pattern, "what follows it could be guessed before the first token"
+    assert answer == {"seconds": 2 * 2, "amount": 4, "passes": 2, "tokens": [pattern[:5]]}
+
+
+def test_an_edit_says_most_of_its_prompt_again(folder: Path) -> None:
+    side = FakeSide(Settings(str(folder), looked_up=30))
+    answer = _measured(side, "edit")
+    prompt, text = edited(LOOKUP_PROMPT, 31, 499)
+    np.testing.assert_array_equal(side.did[-1][1], prompt)
+    assert answer == {"seconds": 15 * 2, "amount": 30, "passes": 15, "tokens": [text.tolist()]}
+    prompt, text = edited(256, 129, 50_000)
+    assert prompt.shape == (1, 256)
+    assert prompt[0, -1] not in [*prompt[0, :-1], *text], "what follows it could be guessed before the first token"
+    changed = prompt[0, :129] != text
+    assert changed.sum() == 14
+    for before in set(prompt[0, :129][changed].tolist()):  # a name changes everywhere, always into the same
+        assert len(set(text[prompt[0, :129] == before].tolist())) == 1
+
+
+def test_lookup_that_gives_another_text_or_guesses_too_early_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side = FakeSide(Settings(str(folder), looked_up=4))
+    right = side.generate
+    monkeypatch.setattr(side, "generate", lambda *given, **options: right(*given, **options)[:, ::-1])
+    with pytest.raises(ValueError, match="the text is not what the bias forces"):
+        _measured(side, "lookup")
+    monkeypatch.undo()
+    monkeypatch.setattr(Arrivals, "put", lambda self, value: (self.times.append(0.0), self.counts.append(2)))
+    with pytest.raises(ValueError, match="2 tokens came first and not one"):
+        _measured(side, "lookup")
+
+
+def test_memory_is_that_of_opening_reading_and_decoding(folder: Path) -> None:
+    side = FakeSide(Settings(str(folder), steps=2))
+    answer = _measured(side, "memory:6")
+    assert [name for name, *_ in side.did] == ["open", "generate", "generate"]
+    assert answer["bytes"] > 1_000_000
+    assert len(answer["tokens"][0]) == 3
+
+
+def test_products_go_on_for_as_long_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two weights of 0.25 s each: a pass takes 0.5 s, so 1.1 s need three; 1.5 s and the wait are over six products."""
+    monkeypatch.setattr(m, "CACHES", 2 * 4 * 3 * 5)
+    monkeypatch.setattr(m, "WEIGHT", (3, 5))
+    answer = _measured(FakeSide(Settings(least=1.1)), "product:16")
+    assert answer["seconds"] == pytest.approx(2.0 / 6)
+    assert (answer["work"], answer["amount"]) == (4 * 15, 4 * 15 / 1e9), "the weight is read"
+    weight = np.random.default_rng(0).standard_normal((3, 5), np.float32)
+    x = np.random.default_rng(1).standard_normal((16, 5), np.float32)
+    np.testing.assert_allclose(answer["sample"], (x.astype(np.float64) @ weight.T)[-1], rtol=1e-5)
+    monkeypatch.setattr(m, "CACHES", 1)
+    answer = _measured(FakeSide(Settings(least=0)), "product:17")
+    assert answer["seconds"] == pytest.approx(0.75)
+    assert answer["work"] == 2 * 15 * 17, "and here what is multiplied counts"
+
+
+def test_training_is_three_passes_with_all_logits() -> None:
+    side = FakeSide(Settings(batch=2, context=5))
+    answer = _measured(side, "train:tiny")
+    assert (answer["seconds"], answer["loss"], answer["amount"]) == (3.5, 1.5, 10)
+    assert answer["bytes"] > 1_000_000
+    np.testing.assert_array_equal(side.did[0][1], random_ids(2, 5, 2048))
+    one = 2 * 5 * 2 * LAYER + 2 * 15 * 32
+    assert m.training_operations(CONFIG, 5) == 3 * (one + 5 * 2 * HEAD)
+
+
+def test_a_sparing_pass_does_what_is_counted() -> None:
+    """The operations of products and of what attention sees, as the model asks for them."""
+    model = refdiff.DiffLlamaForCausalLM.from_config(CONFIG)
+    done: list[int] = []
+
+    def wrap(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*given: Any, **named: Any) -> Any:
+            if name == "linear":
+                done.append(2 * given[0].size // given[0].shape[-1] * named["weight"].size)
+            if name == "diff_heads_hf":
+                (B, H, T, d), S = given[0].shape, given[1].shape[2]
+                done.append(B * H * 2 * 2 * d * (T * S - T * (T - 1) // 2))
+            return function(*given, **named)
+
+        return counting
+
+    backend = Backend()
+    model.backend, backend.ops = backend, overlay(backend.ops, wrap)
+    model.ops = backend.ops
+    backend.diffllama = partial(decoder.diffllama, steps=decoder.Steps(backend.ops))
+    for keep, sparing in ((1, True), (5, False)):
+        done.clear()
+        model(random_ids(3, 5, 13), use_cache=True, logits_to_keep=keep)
+        others = 3 * (keep - 1) * 2 * HEAD  # a plain pass makes logits of one token too
+        assert sum(done) - others == 3 * m.prefill_operations(CONFIG, 5, sparing)
+
+
+@pytest.mark.parametrize("do", ["check", "diagnose"])
+def test_the_oracle_must_give_the_answer_that_it_should(do: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _measured(Side(Settings()), f"{do}:23x2")["seconds"] > 0
+    if do == "check":
+        monkeypatch.setattr(oracle, "check", oracle.diagnose)
+        with pytest.raises(ValueError, match="the oracle: got no deviation, expected pass"):
+            _measured(Side(Settings()), "check:23x2")
+
+
+def test_the_start_of_a_command_is_what_a_user_runs(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr(m, "first_output", lambda command: ran.append(command) or (2.0, "a"))
+    side = FakeSide(Settings(str(tiny_checkpoint)))
+    side.command = lambda prompt: ["-c", prompt]
+    assert _measured(side, "cold") == {"seconds": 2.0, "text": "a"}
+    assert ran == [[sys.executable, "-c", "Once upon a tim"]] * 2  # a byte a token, and <s>; the first warms up
+    with pytest.raises(CheckpointError):
+        _measured(FakeSide(), "cold")
+
+
+def test_first_output_is_timed() -> None:
+    code = "import sys, time; time.sleep(0.2); print('a', flush=True); time.sleep(0.5); print('あ')"
+    seconds, text = m.first_output([sys.executable, "-X", "utf8", "-c", code])
+    assert text == "a\nあ"
+    assert 0.2 <= seconds < 0.7
+    for code, status in (("import sys; sys.exit('broken')", 1), ("pass", 0), ("print(1); raise SystemExit(3)", 3)):
+        with pytest.raises(RuntimeError, match=f"ended with status {status}: .*{code[:5]}"):
+            m.first_output([sys.executable, "-c", code])
