@@ -21,9 +21,6 @@ SLOPE32 = 1e-4
 LIMIT = 1e-9
 """A property that holds as ε goes to 0, tried at ε so small that what is left of it is below this."""
 
-CANCELLED = 1e-11
-"""Where two numbers some hundred times larger than their difference are subtracted."""
-
 
 def close(actual: Any, expected: Any, tolerance: float, *, empty: bool = False) -> None:
     """Fail unless each row (last axis) of `actual` is within `tolerance` times the row's largest entry of `expected`.

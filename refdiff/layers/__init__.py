@@ -60,9 +60,7 @@ Ye et al. 2024, "Differential Transformer" (arXiv 2410.05258)
         tested by   test_gradient_flow::test_eq_9_is_the_derivative_of_the_layer
     appendix G      the gradients of eq. 7 and 9 differ by constant factors
         by          diff_heads_paper, plain_heads
-        tested by   test_gradient_flow::test_scale_of_gradients_at_initialization,
-                    model/test_gradient_scale::test_one_layer_of_many_heads,
-                    model/test_gradient_scale::test_whole_models
+        tested by   test_gradient_flow::test_scale_of_gradients_at_initialization
 
 Ye et al. 2026, "Differential Transformer V2" (huggingface.co/blog/microsoft/diff-attn-v2), which numbers none
 
