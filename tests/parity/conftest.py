@@ -17,7 +17,7 @@ import transformers
 
 import refdiff
 from tests.parity.checkpoints import Recipe, recipes, write
-from tests.parity.float64_transformers import Peer, float32_peer, float64_peer
+from tests.parity.float64_transformers import Peer, float64_peer
 
 os.environ["TRITON_INTERPRET"] = "1"  # read where triton is first imported, which any test may do
 torch.set_num_threads(1)
@@ -57,10 +57,6 @@ class Checkpoint:
     def fresh_sdpa(self) -> Peer:
         """transformers in float64 with its default attention: zeros for rows that see nothing, takes boolean masks."""
         return float64_peer(self.folder, self.architecture, attention="sdpa")
-
-    @cached_property
-    def float32_transformers(self) -> Peer:
-        return float32_peer(self.folder, self.architecture)
 
     def load(self, kernels: str = "fast", dtype: str = "float64", folder: Path | None = None) -> Any:
         """refdiff's model of this checkpoint, or of another folder with the same class."""

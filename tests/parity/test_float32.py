@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from tests.parity.conftest import Checkpoint
-from tests.parity.float64_transformers import Peer, build
+from tests.parity.float64_transformers import Peer, build, float32_peer
 
 pytestmark = pytest.mark.filterwarnings("ignore:the text is longer than")
 
@@ -48,7 +48,7 @@ def test_error_against_transformers(checkpoint: Checkpoint, kernels: str) -> Non
     ids = checkpoint.ids(ROWS, LENGTH, "float32")
     model = checkpoint.load(kernels, "float32")
     want = truth_of_rounded_weights(checkpoint)(ids, output_hidden_states=True)
-    theirs = checkpoint.float32_transformers(ids, output_hidden_states=True)
+    theirs = float32_peer(checkpoint.folder, checkpoint.architecture)(ids, output_hidden_states=True)
     got = model(ids, output_hidden_states=True)
     outputs = [name for name in OUTPUTS if getattr(want, name, None) is not None]
     pairs = {name: (getattr(got, name), getattr(theirs, name), getattr(want, name)) for name in outputs}
@@ -63,19 +63,3 @@ def test_error_against_transformers(checkpoint: Checkpoint, kernels: str) -> Non
             ("rms", "95 %"), sizes(errors(ours, true)), sizes(errors(others, true)), strict=True
         ):
             assert 0 < mine <= ALLOWED * its, f"{name}: {what} error {mine:.2e}, transformers' is {its:.2e}"
-
-
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_sixteen_bit_means_rounded_weights_in_float32(checkpoint: Checkpoint, dtype: str) -> None:
-    """Equal to transformers in float32 on weights rounded to that type: to float32's rounding, not the 16 bits'."""
-    model = getattr(transformers, checkpoint.architecture).from_pretrained(
-        checkpoint.folder, dtype=getattr(torch, dtype)
-    )
-    model.config._attn_implementation = "eager"
-    weights = {name: value.double() for name, value in model.state_dict().items()}
-    peer = Peer(build(checkpoint.architecture, model.config, weights).double())
-    want = peer(checkpoint.ids(), output_hidden_states=True)
-    got = checkpoint.load(dtype=dtype)(checkpoint.ids(), output_hidden_states=True)
-    assert got.hidden_states[-1].dtype == np.float32
-    scale = np.sqrt((want.hidden_states[-1] ** 2).mean())
-    assert sizes(errors(got.hidden_states[-1], want.hidden_states[-1]))[0] < 1e-4 * scale

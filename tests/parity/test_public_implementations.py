@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ PACKAGES = [one for one in IMPLEMENTATIONS if one.is_package]
 
 @pytest.mark.parametrize("one", PACKAGES, ids=lambda one: f"{one.source} {one.name}")
 def test_a_package_gives_the_verdict_of_the_page(one: Implementation) -> None:
-    found = judge(one)
+    """In the narrowest of its types; the script judges it in all."""
+    found = judge(replace(one, recipes=dict([*one.recipes.items()][-1:])))
     assert all(of > 0 for _, of in found.passed.values()), "cases were compared"
     assert found.verdict == one.expected, str(found)
 

@@ -89,16 +89,6 @@ def test_pairs(pair: Pair, truncation: Any, max_length: int) -> None:
     same_lists(theirs(firsts[0], seconds[0], **options), ours(firsts[0], seconds[0], **options))
 
 
-@pytest.mark.parametrize("truncation_side", ["left", "right"])
-@pytest.mark.parametrize("padding_side", ["left", "right"])
-def test_sides_and_lengths_from_the_config(tmp_path: Path, truncation_side: str, padding_side: str) -> None:
-    config = {**CONFIG, "truncation_side": truncation_side, "padding_side": padding_side, "model_max_length": 12}
-    theirs, ours = both(save(tmp_path, KINDS["byte_level"](), tokenizer_config=config))
-    for options in ({"truncation": True}, {"padding": True}, {"padding": "max_length", "truncation": True}):
-        same_lists(theirs(ALL_TEXTS, **options), ours(ALL_TEXTS, **options))
-    assert ours.model_max_length == theirs.model_max_length == 12
-
-
 SAVED: dict[str, Callable[[], dict[str, Any]]] = {
     "nothing": dict,
     "strings": lambda: {"tokenizer_config": CONFIG},
@@ -207,16 +197,6 @@ def test_conversions(pair: Pair) -> None:
     rows = theirs(TEXTS)["input_ids"]
     assert ours.batch_decode(rows, skip_special_tokens=True) == theirs.batch_decode(rows, skip_special_tokens=True)
     assert ours.decode(rows) == theirs.decode(rows)
-
-
-@pytest.mark.parametrize("kind", list(KINDS))
-@pytest.mark.parametrize("asked", [None, True, False])
-def test_clean_up(tmp_path: Path, kind: str, asked: bool | None) -> None:
-    config = {**CONFIG, "clean_up_tokenization_spaces": True}
-    theirs, ours = both(save(tmp_path, KINDS[kind](), tokenizer_config=config))
-    ids = theirs("do n't , it 's . fine ?", add_special_tokens=False)["input_ids"]
-    expected = theirs.decode(ids, clean_up_tokenization_spaces=asked)
-    assert ours.decode(ids, clean_up_tokenization_spaces=asked) == expected
 
 
 TEMPLATES = {
