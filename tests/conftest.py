@@ -6,7 +6,7 @@ import json
 import os
 import signal
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,12 @@ import array_api_strict
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-from tests.failing_example import code
 from tests.layers.places import Place, devices
 
 # dev: seconds, ci: minutes, nightly: about an hour of two cores; chosen by REFDIFF_HYPOTHESIS, or by pytest's
-# --hypothesis-profile. All but nightly draw the same examples each time; a failing one is printed as a program
-# (failing_example.py), and as a @reproduce_failure line that runs it again. mutation is for tests that are to fail, not
-# to explain; few is for runs that take several times as long, in WebAssembly or while coverage is measured.
+# --hypothesis-profile. All but nightly draw the same examples each time; beside a failing one stands a
+# @reproduce_failure line that runs it again. mutation is for tests that are to fail, not to explain; few is for runs
+# that take several times as long, in WebAssembly or while coverage is measured.
 settings.register_profile(
     "dev",
     max_examples=30,
@@ -56,15 +55,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if seen[test] % 3:
                 item.add_marker(pytest.mark.slow)
             seen[test] += 1
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
-    """Put the failing example of a property into the report as a program."""
-    report = yield
-    if call.excinfo is not None and (program := code(getattr(call.excinfo.value, "__notes__", ()), item.path)):
-        report.sections.append(("the failing example, to be run from the top of the project", program))
-    return report
 
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and the processes of tests would inherit that.
