@@ -96,15 +96,6 @@ def test_the_story_that_is_quoted_is_what_the_model_writes() -> None:
     assert tokenizer.decode(ids, skip_special_tokens=True) == told
 
 
-def test_the_learning_path_has_the_titles_and_minutes_of_its_chapters() -> None:
-    rows = re.findall(r"^\| \[(.+?)\]\(notebooks/(.+?)\.ipynb\) \| .+\? \| (\d+) \|$", README, re.M)
-    assert len(rows) == 9
-    for title, name, minutes in rows:
-        text = (ROOT / "notebooks" / f"{name}.py").read_text(encoding="utf-8")
-        assert f"\n# # {title}\n" in text
-        assert f"llow {minutes} minutes" in re.sub(r"\n# ", " ", text)
-
-
 def test_the_table_of_conversions_is_what_convert_does() -> None:
     lines = PAGES["variants.md"].split("<!-- conversions -->")[1].split("<!-- end -->")[0].strip().splitlines()
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)

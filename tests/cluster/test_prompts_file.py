@@ -81,20 +81,6 @@ def test_a_worker_without_the_model_is_named(
 
 
 @pytest.mark.usefixtures("workers")
-def test_a_prompt_that_fails_and_the_rest(
-    tiny_checkpoint: Path, scheduler: str, tmp_path: Path, capsys: Capture
-) -> None:
-    path = tmp_path / "few"
-    path.write_text(f"ab\n{'x' * 600}\ncd\n")
-    command = ["generate", "-m", str(tiny_checkpoint), "--prompts-file", str(path), "-n", "0", "--dask", scheduler]
-    assert main(command) == 1
-    out, err = capsys.readouterr()
-    assert [json.loads(line)["index"] for line in out.splitlines()] == [0, 2]
-    assert f"error: {path} line 2: prompt: got 601 tokens, expected fewer than 512" in err
-    assert "2 prompts answered, 1 failed" in err
-
-
-@pytest.mark.usefixtures("workers")
 def test_the_scheduler_goes(
     command: list[str], scheduler: str, start: Start, tmp_path: Path, environment: dict[str, str]
 ) -> None:
