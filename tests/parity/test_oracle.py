@@ -65,6 +65,17 @@ def test_where_many_rows_are_of_one_key() -> None:
     assert allowed.judge({"out": 1.004 * out}).status == "fail"
 
 
+def test_where_all_values_are_alike() -> None:
+    """1 − λ is rounded once for all rows: with errors drawn for each number it was 8.7 spreads from a factor of 1."""
+    spec = small_spec("hf_diffllama").replace(query_heads=12, layer=4)
+    dout = round_to(np.random.default_rng([33_002, 977]).normal(size=(2, spec.heads, 4, spec.out_dim)), "float16")
+    inputs = draw(spec, Structure(2, 4, 4), "degenerate", 33_002, "float16")
+    allowed = budget(spec, inputs, Recipe.eager("float16"), dout=dout)
+    actual = KERNELS["transformers eager"][2](spec, allowed.inputs, dout, "float16")["dv"]
+    assert allowed.judge({"dv": actual}).status != "fail"
+    assert allowed.judge({"dv": 1.02 * actual}).status == "fail"
+
+
 @pytest.mark.parametrize("number", range(len(PLAIN_SPECS)), ids=list(PLAIN_SPECS))
 @pytest.mark.parametrize("kernel", PLAIN_KERNELS)
 def test_no_false_alarm_of_plain_attention(kernel: str, number: int) -> None:

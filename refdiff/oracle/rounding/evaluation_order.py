@@ -32,6 +32,8 @@ class Order:
     scalars: λ_init is off by this share of what computing it in float32 may cost (`lambda_init_error`).
     noise: a seed; what is not 0 is no order, but errors at random of the size that roundings and sums in float32 have.
     Orders alone would agree by luck: one map that has all its weight on one key cancels exactly in most of them.
+    alike: with `noise`, equal numbers have equal errors, as roundings have: where all tokens are alike, all rows share
+    them. Else each number has its own, as sums of equal terms have that are added in different orders.
     flush: with `noise`, what is below 2⁻¹²⁶ becomes 0, as in code that XLA compiles and on many GPUs.
     """
 
@@ -46,6 +48,7 @@ class Order:
     shift: float = 0.0
     scalars: float = 0.0
     noise: int = 0
+    alike: bool = False
     flush: bool = False
 
 
@@ -63,8 +66,8 @@ MEMBERS = (
 DRAWS = (
     Order("at random", noise=1, flush=True, scalars=1.0),
     Order("at random, weights subtracted", noise=2, subtract="weights", stored=True),
-    Order("at random, op by op", noise=3, stored=True, flush=True, scalars=-1.0),
-    Order("at random, online, 16 keys", noise=4, tile=16),
+    Order("at random, op by op", noise=3, alike=True, stored=True, flush=True, scalars=-1.0),
+    Order("at random, online, 16 keys", noise=4, alike=True, tile=16),
 )
 
 HELD_OUT = (
@@ -156,20 +159,19 @@ class Arithmetic:
         return x
 
     def _sign(self, x: Numpy) -> Numpy:
-        bits = self._random.integers(0, 2**32, x.shape, dtype=np.uint32) >> np.uint32(31)
-        signs = np.asarray(bits, dtype=np.float64)  # as of integers(0, 2, …), in a fifth of the time
-        signs *= 2.0
-        signs -= 1.0
-        return signs
+        return _signs_of_numbers(x, self._random) if self.order.alike else _signs(x, self._random)
 
     def perturb(self, x: Numpy, error: Numpy) -> Numpy:
         """x with an error of this size, of either sign, where errors are drawn at random; else x."""
         return x + self._sign(x) * error if self.order.noise else x
 
+    def perturb_each(self, x: Numpy, error: Numpy) -> Numpy:
+        """The same, where each number has a sign of its own whatever the order."""
+        return x + _signs(x, self._random) * error if self.order.noise else x
+
     def perturb_forward(self, x: Numpy, error: Numpy) -> Numpy:
         """The same for what a backward pass has from the forward pass: the errors of all else are drawn as without."""
-        signs = np.copysign(1.0, self._of_forward.random(x.shape) - 0.5)
-        return x + signs * error if self.order.noise else x
+        return x + _signs(x, self._of_forward) * error if self.order.noise else x
 
     def single_step(self, x: Numpy) -> Numpy:
         """What one operation in float32 is off by, where errors are drawn at random; else nothing is done."""
@@ -241,6 +243,26 @@ class Arithmetic:
     def u(self, site: str) -> float:
         """Unit roundoff at `site`."""
         return FORMATS[getattr(self.recipe, site)].u
+
+
+def _signs(x: Numpy, random: np.random.Generator) -> Numpy:
+    """±1 for each element."""
+    bits = random.integers(0, 2**32, x.shape, dtype=np.uint32) >> np.uint32(31)
+    return np.asarray(2.0 * bits - 1.0)  # as of integers(0, 2, …), in a fifth of the time
+
+
+def _signs_of_numbers(x: Numpy, random: np.random.Generator) -> Numpy:
+    """±1 for each number: one and the same for those that agree in float32, and the opposite for their negatives."""
+    wide = np.asarray(x, dtype=np.float64)
+    bits = np.asarray(np.abs(wide)).view(np.uint64)
+    bits >>= np.uint64(29)  # the digits beyond float32's, in which sums of the same terms may differ
+    # the highest bit of such a product hashes them (multiply-shift, Dietzfelbinger et al. 1997)
+    bits *= np.uint64(2 * int(random.integers(2**63)) + 1)
+    bits ^= bits >> np.uint64(32)
+    bits *= np.uint64(2 * int(random.integers(2**63)) + 1)
+    bits >>= np.uint64(63)
+    signs = 2.0 * bits - 1.0
+    return np.asarray(np.copysign(signs, signs * wide))
 
 
 def _approximation(power: Numpy) -> Numpy:

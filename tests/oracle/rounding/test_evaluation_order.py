@@ -57,6 +57,19 @@ def test_errors_at_random_have_the_size_of_roundings(storage: str) -> None:
     assert 1 < off / rounded < 2
 
 
+def test_errors_at_random_may_be_equal_for_equal_numbers() -> None:
+    x = np.tile(np.random.default_rng(0).normal(size=4000), (3, 1))
+    x[1] *= 1 + 1e-13  # as another order of the same sum
+    x[2] *= -1
+    how = Arithmetic(Recipe("bfloat16"), next(order for order in DRAWS if order.alike))
+    first, second = (how.round_at(x, "p") / x - 1 for _ in range(2))
+    np.testing.assert_allclose(first[1:], first[:2], rtol=1e-6)
+    assert abs(np.mean(np.sign(first[0]))) < 0.06, "as many of either sign"
+    assert abs(np.mean(np.sign(first[0] * second[0]))) < 0.06, "drawn anew at each step"
+    neighbours = np.sign(how.round_at(np.arange(1.0, 4097.0), "p") - np.arange(1.0, 4097.0))
+    assert abs(np.mean(neighbours[1:] * neighbours[:-1])) < 0.06, "of numbers that differ they have nothing in common"
+
+
 def test_what_some_processors_flush_is_zero_in_some_draws() -> None:
     tiny = np.asarray([1e-39, -3e-42, 2e-38])
     flushing, keeping = (Arithmetic(Recipe("float32"), DRAWS[n]) for n in (0, 1))
