@@ -29,6 +29,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"num_attention_heads": 6, "num_key_value_heads": 4}, "got 4, expected a divisor of num_attention_heads 6"),
     ({"hidden_size": 96}, "hidden_size 96 over num_attention_heads 32: got a head_dim of 3, .*; give head_dim"),
+    ({"id2label": {"0": []}}, r"id2label\[0\]: got \[\], a list, expected a string"),
     ({"id2label": {"0": "a", 0: "b"}}, "id2label: got index 0 twice"),
     ({"id2label": {0: "a"}, "label2id": {"a": -1}}, r"label2id\['a'\]: got -1, expected "),
     ({"problem_type": "single_label_classification", "num_labels": 1}, "with 1 label, expected 2 or more"),
@@ -186,6 +187,31 @@ def test_token_ids_outside_the_vocabulary_are_reported(fields: dict[str, Any], r
 def test_other_models_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DiffLlamaConfig(**fields)
+
+
+OF_ANY_MODEL = [
+    "return_dict", "output_hidden_states", "output_attentions", "torchscript", "use_bfloat16", "tf_legacy_loss",
+    "pruned_heads", "chunk_size_feed_forward", "is_encoder_decoder", "is_decoder", "cross_attention_hidden_size",
+    "add_cross_attention", "tie_encoder_decoder", "max_length", "min_length", "do_sample", "early_stopping",
+    "num_beams", "num_beam_groups", "diversity_penalty", "temperature", "top_k", "top_p", "typical_p",
+    "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids",
+    "num_return_sequences", "output_scores", "return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id",
+    "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
+    "finetuning_task", "tokenizer_class", "prefix", "sep_token_id", "decoder_start_token_id", "task_specific_params",
+    "_name_or_path", "transformers_version", "encoder_repetition_penalty", "epsilon_cutoff", "eta_cutoff",
+    "assistant_confidence_threshold", "assistant_lookbehind", "num_assistant_tokens", "num_assistant_tokens_schedule",
+    "target_lookbehind", "pretraining_tp", "tie_last_hidden_states", "name_or_path", "use_return_dict",
+    "attn_implementation", "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal",
+    "experts_implementation", "_experts_implementation", "_experts_implementation_internal", "_output_attentions",
+    "_commit_hash", "mlp_bias", "quantization_config", "per_layer_config",
+]  # fmt: skip
+"""Fields of any model's config.json as transformers 4.46 writes it, and what it keeps for itself."""
+
+
+def test_what_transformers_writes_of_any_model_is_kept_without_a_word() -> None:
+    fields = dict.fromkeys(OF_ANY_MODEL)
+    assert DiffLlamaConfig(**fields).extra == fields
+    assert DiffLlamaConfig(original_max_position_embeddings=7).extra == {"original_max_position_embeddings": 7}
 
 
 def test_unknown_fields_are_named_with_a_near_name_where_there_is_one() -> None:

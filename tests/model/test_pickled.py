@@ -58,6 +58,21 @@ def _result(model: Any) -> Any:
     return next(x for x in (out.logits, out.start_logits, out.last_hidden_state) if x is not None)
 
 
+def test_choices_go_along(folder: Path) -> None:
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(folder, dtype="float32", kernels="reference", threads=3)
+    model.generation_config = {"max_new_tokens": 5}
+    model.config.use_cache = False
+    twin = pickle.loads(pickle.dumps(model))
+    _same(twin, model)
+    assert twin.backend.kernels is None
+    assert twin.dtype == "float32"
+    assert not twin.config.use_cache
+    assert twin(IDS).cache is None
+    fast = pickle.loads(pickle.dumps(refdiff.DiffLlamaForCausalLM.from_pretrained(folder, threads=3)))
+    assert fast._init_options["threads"] == 3
+    assert fast.backend.kernels is not None
+
+
 @pytest.mark.parametrize("change", ["all new", "one replaced", "all replaced", "one added", "one written to"])
 def test_new_and_changed_weights_are_sent(change: str, folder: Path) -> None:
     model = small_model() if change == "all new" else refdiff.DiffLlamaForCausalLM.from_pretrained(folder)

@@ -1,5 +1,7 @@
 """Loading, drawing, saving: what comes back is what went in."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -127,6 +129,25 @@ def test_frequencies_are_those_of_the_longest_position(rope):
         [model(TOKENS[:, :1], cache=cache) for _ in range(2)]
     assert [warning.filename for warning in caught] == [__file__], "once"
     assert [args[-1] for args in asked[-2:]] == [10, 11]
+
+
+def test_a_call_of_one_token_shows_its_backend_a_weight():
+    """By which it tells whether the products are large enough to leave the cores to BLAS."""
+    model, seen = small_model(), []
+    one = ids(0, 1, 1)
+
+    def scope(weight):
+        seen.append(weight)
+        return contextlib.nullcontext()
+
+    model.backend.inference_scope = scope
+    embedded = model.base_params["embed_tokens"]["weight"][one]
+    calls = (((one,), {}), ((), {"input_ids": one}), ((ids(0, 2, 1),), {}), ((), {"inputs_embeds": embedded}))
+    for args, options in calls:
+        model(*args, **options)
+    gate = model.base_params["layers"][0]["mlp"]["gate_proj"]["weight"]
+    assert [weight is gate for weight in seen] == [True, True, False, False]
+    assert seen[2:] == [None, None]
 
 
 def test_a_name_in_place_of_a_config_is_told_how_to_load():
