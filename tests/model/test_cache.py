@@ -100,6 +100,15 @@ def one(tokens: int):
     return np.zeros((2, 1, tokens, 3)), np.zeros((2, 1, tokens, 4))
 
 
+@pytest.mark.parametrize(("first", "room"), [(1, 9), (71, 79), (72, 81), (2048, 2304), (2056, 2312), (9000, 9256)])
+def test_the_first_token_after_a_prompt_is_not_copied_with_it(first, room):
+    cache = KVCache(1)
+    before = cache.append(0, *one(first))[0].base
+    after = cache.append(0, *one(1))[0].base
+    assert after is before
+    assert after.shape[2] == room
+
+
 @pytest.mark.parametrize(
     ("most", "rooms"), [(10, {10}), (12, {11, 12}), (40, {11, 16, 24, 36, 40}), (None, {11, 16, 24, 36, 54})]
 )
@@ -107,6 +116,16 @@ def test_room_does_not_grow_past_what_there_will_be(most, rooms):
     cache, pieces_of = KVCache(1, max_tokens=most), (3, *(1,) * (min(most or 40, 40) - 3))
     assert {cache.append(0, *one(tokens))[0].base.shape[2] for tokens in pieces_of} == rooms
     assert cache.append(0, *one(30))[0].shape[2] == len(cache), "more than was said has room too"
+
+
+def test_what_is_reserved_before_the_first_token():
+    cache = KVCache(2, max_tokens=70)
+    cache.reserve(50)
+    k, v = cache.append(0, *one(3))
+    assert k.base.shape[2] == v.base.shape[2] == 50
+    cache.append(1, *one(47))
+    cache.reserve(60)
+    assert [x.shape[2] for x in cache.buffers] == [60] * 4
 
 
 @pytest.mark.parametrize("grow", [lambda cache: cache.reserve(60), lambda cache: cache.append(0, *one(30))])

@@ -137,6 +137,17 @@ def test_the_number_of_threads_changes_no_bit(rows: int) -> None:
         assert all(np.array_equal(a, flat(grads)[name]) for name, a in flat(other).items())
 
 
+@pytest.mark.parametrize(("batch", "tokens", "at_a_time", "stops"), [(4, 7, 21, [2, 4]), (9, 2, 6, [3, 6, 9])])
+def test_what_goes_apart_are_rows(batch: int, tokens: int, at_a_time: int, stops: list[int]) -> None:
+    model, seen = small_model(), []
+    tune(model.backend.kernels, training_tokens=at_a_time)
+    whole = model.backend.map_in_order
+    model.backend.map_in_order = lambda work, parts, take: (seen.extend(parts), whole(work, parts, take))
+    model.loss_and_grad(ids(0, batch, tokens), labels=ids(0, batch, tokens))
+    assert [at.stop for at, _ in seen] == stops
+    assert abs(sum(share for _, share in seen) - 1) < 1e-15
+
+
 def test_packed_sequences_have_the_gradients_of_their_batch() -> None:
     """One row with two texts: the mean over both of what each by itself has."""
     model = small_model()

@@ -10,9 +10,13 @@ from hypothesis import strategies as st
 
 from refdiff.model.weights.names import (
     ARCHITECTURES,
+    count_parameters,
     flatten,
+    is_head,
+    localize,
     nest,
     parameter_shapes,
+    stored_name,
 )
 from tests.model.weights.files import shapes_of, tiny_config
 
@@ -50,12 +54,36 @@ def test_unknown_architecture_names_the_known_ones() -> None:
         parameter_shapes(tiny_config(), "LlamaForCausalLM")
 
 
+@pytest.mark.parametrize("prefix", ["", "model.", "transformer."])
+@pytest.mark.parametrize("stored", ["", "model.", "transformer."])
+def test_any_class_finds_the_base_model_of_any_other(stored: str, prefix: str) -> None:
+    for name in ("embed_tokens.weight", "layers.0.mlp.up_proj.weight", "norm.weight"):
+        assert localize(stored + name, prefix) == prefix + name
+
+
+def test_heads() -> None:
+    heads = ("lm_head.weight", "score.weight", "score.bias", "qa_outputs.weight", "qa_outputs.bias")
+    assert [is_head(name) for name in heads] == [True] * 5
+    others = ("model.norm.weight", "scores.weight", "model.lm_head.weight", "lm_head.wfight", "lm_head", "lm_head.bias")
+    assert not any(is_head(name) for name in others)
+
+
+def test_count() -> None:
+    assert count_parameters([(2, 3), (5,), ()]) == 12
+    # 7·6 + 4·2 + (8 + 4 + 4)·6 + 6·8 + 3·5·6 + 3·6, and 7·6 for the head
+    assert count_parameters(shapes_of("DiffLlamaForCausalLM").values()) == 42 + 8 + 96 + 48 + 90 + 18 + 42
+
+
 def test_nest_makes_lists_of_numbered_levels() -> None:
     flat = {"model.layers.0.w": 1, "model.layers.1.w": 2, "model.norm.weight": 3, "head": 4}
     assert nest(flat) == {"model": {"layers": [{"w": 1}, {"w": 2}], "norm": {"weight": 3}}, "head": 4}
     # not numbered from 0 on: no list, so that nothing moves
     assert nest({"a.1.w": 1, "a.2.w": 2}) == {"a": {"1": {"w": 1}, "2": {"w": 2}}}
     assert nest({"a.00": 1}) == {"a": {"00": 1}}
+
+
+def test_nest_sorts_eleven_layers_by_number() -> None:
+    assert nest({f"layers.{i}": i for i in (10, 2, 0, 1, 3, 4, 5, 6, 7, 8, 9)}) == {"layers": list(range(11))}
 
 
 @pytest.mark.parametrize("names", [("a", "a.b"), ("a.b", "a"), ("a.b.c", "a.b")])
@@ -77,3 +105,14 @@ _TREES = st.recursive(
 @given(st.dictionaries(st.text("abcxyz_", min_size=1, max_size=3), _TREES, min_size=1, max_size=3))
 def test_nest_undoes_flatten(tree: dict[str, Any]) -> None:
     assert nest(flatten(tree)) == tree
+
+
+def test_unilms_name_of_the_last_projection() -> None:
+    for stored in ("model.layers.3.self_attn.out_proj.weight", "layers.3.self_attn.out_proj.weight"):
+        assert localize(stored, "model.") == "model.layers.3.self_attn.o_proj.weight"
+    assert stored_name("model.layers.3.self_attn.o_proj.weight", "paper") == "model.layers.3.self_attn.out_proj.weight"
+    assert stored_name("layers.3.self_attn.o_proj.bias", "paper") == "layers.3.self_attn.out_proj.bias"
+    assert stored_name("layers.3.self_attn.q_proj.weight", "paper") == "layers.3.self_attn.q_proj.weight"
+    for wiring in ("hf", "v2", "none"):
+        assert stored_name("layers.3.self_attn.o_proj.weight", wiring) == "layers.3.self_attn.o_proj.weight"
+    assert localize("model.layers.3.mlp.out_proj.weight", "model.") == "model.layers.3.mlp.out_proj.weight"

@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from refdiff.model.weights.precision import encode, round_to, to_compute
+from refdiff.model.weights import precision
+from refdiff.model.weights.precision import DTYPES, encode, round_to, to_compute
 
 EVERY_16_BITS = np.arange(1 << 16, dtype=np.uint16)
+
+
+@pytest.fixture(params=[1 << 18, 7])
+def _tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "TILE", request.param)
 
 
 def test_every_bfloat16() -> None:
@@ -42,6 +48,11 @@ def test_range() -> None:
     assert_array_equal(round_to(np.array([1e300]), "float32"), np.array([np.inf], np.float32))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_bytes_of_a_number(dtype: str) -> None:
+    assert precision.NBYTES[dtype] == encode(np.ones(1), dtype).nbytes
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_data_off_its_boundary_is_copied_once(dtype: str) -> None:
     values = np.arange(6.0).astype(dtype)
@@ -50,3 +61,12 @@ def test_data_off_its_boundary_is_copied_once(dtype: str) -> None:
     result = to_compute(unaligned, dtype, dtype)
     assert result.flags.aligned
     assert_array_equal(result, values)
+
+
+@pytest.mark.usefixtures("_tile")
+def test_what_is_done_is_reported_from_end_to_end() -> None:
+    spans: list[tuple[int, int]] = []
+    to_compute(np.zeros((4, 5), np.uint16), "bfloat16", "bfloat16", lambda first, last: spans.append((first, last)))
+    assert spans[0][0] == 0
+    assert spans[-1][1] == 40
+    assert [last for _, last in spans[:-1]] == [first for first, _ in spans[1:]]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -119,6 +120,25 @@ def test_what_is_another_file_is_named(tmp_path: Path, content: bytes, message: 
 )  # fmt: skip
 def test_header_that_is_none(tmp_path: Path, header: bytes, message: str) -> None:
     assert message in refused(tmp_path, join(header, b""))
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="the system has no such advice")
+def test_whole_pages_are_let_go_and_no_others() -> None:
+    class Memory:
+        advice: ClassVar[list[tuple[int, int, int]]] = []
+
+        def madvise(self, kind: int, start: int, length: int) -> None:
+            self.advice.append((kind, start, length))
+
+    page, file = mmap.PAGESIZE, SafetensorsFile("", {}, {}, Memory())  # type: ignore[arg-type]
+    for begin, end in ((1, 3 * page), (page, page + 5), (2 * page, 2 * page), (7, page - 1), (page + 1, 2 * page + 1)):
+        file.forget(begin, end)
+    spans = [(page, 2 * page), (page, 5), (2 * page, 1)]
+    assert Memory.advice == [(mmap.MADV_DONTNEED, start, length) for start, length in spans]
+
+
+def test_sizes_are_those_that_a_file_may_have() -> None:
+    assert [safetensors_file._whole(size) for size in (-1, 0, 2**63 - 1, 2**63)] == [False, True, True, False]
 
 
 def test_ten_million_bytes_of_header_are_the_most_that_is_read(tmp_path: Path) -> None:

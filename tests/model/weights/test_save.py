@@ -22,6 +22,7 @@ from numpy.testing import assert_array_equal
 from refdiff import CheckpointError, DiffLlamaConfig
 from refdiff.arrays import Deferred
 from refdiff.model.weights import ARCHITECTURES, flatten, headers, initialize, load, nest, parameter_shapes, save
+from refdiff.model.weights.save import _in_bytes as in_bytes
 from tests.model.weights.files import LAYOUTS, layout_changes, tiny_config
 
 CAUSAL = "DiffLlamaForCausalLM"
@@ -113,6 +114,17 @@ def test_shards_by_hand(tmp_path: Path) -> None:
     order = [placed[f"model.layers.{i}.input_layernorm.weight"] for i in range(11)]
     assert order == sorted(order)  # layer 10 after layer 9, not after layer 1
     assert all((tmp_path / shard).stat().st_size < 8 + 2000 + 340 for shard in shards)
+
+
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [
+        ("1KB", 10**3), ("2MB", 2 * 10**6), ("5GB", 5 * 10**9), ("3 tb", 3 * 10**12), (".5KB", 500), ("1.KB", 1000),
+        (7, 7),
+    ],
+)  # fmt: skip
+def test_units_are_powers_of_a_thousand(size: int | str, count: int) -> None:
+    assert in_bytes(size) == count
 
 
 @pytest.mark.parametrize("size", ["", "5", "GB", "5 XB", "-1GB", "0GB", "1e3KB", 0, -1, 1.5, True, None])
