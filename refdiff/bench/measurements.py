@@ -121,14 +121,14 @@ def look_up(make: Callable[[int, int, int], tuple[Ids, Ids]], side: Side, row: R
             raise ValueError(
                 f"lookup: {arrivals.counts[1]} tokens came first and not one, or the text is not what the bias forces"
             )
-        return {"seconds": arrivals.seconds, "amount": new, "passes": len(arrivals.times) - 2, "tokens": tokens}
+        return {"seconds": arrivals.seconds, "amount": new, "passes": len(arrivals.counts) - 2, "tokens": tokens}
 
     looked_up(2 * LOOKED_UP)
     return lambda: looked_up(side.settings.looked_up)
 
 
 class Arrivals:
-    """A streamer of either library: when the prompt and the tokens of each pass came, and how many they were."""
+    """A streamer of either library: when the prompt, the tokens of each pass and the end came; how many tokens."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -140,8 +140,12 @@ class Arrivals:
         self.counts.append(np.asarray(value).size)
 
     def end(self) -> None:
-        """Seconds from the first token on."""
-        self.seconds = self._clock() - self.times[1]
+        self.times.append(self._clock())
+
+    @property
+    def seconds(self) -> float:
+        """How long the tokens after the first took."""
+        return self.times[-1] - self.times[1]
 
 
 def generated(side: Side, ids: Ids, new: int, **options: Any) -> tuple[list[list[int]], Arrivals]:
@@ -175,14 +179,12 @@ def train(side: Side, row: Row) -> Once:
     with tempfile.TemporaryDirectory(prefix="refdiff-bench-", ignore_cleanup_errors=True) as folder:
         write_random(config, folder)
         step = side.trainer(folder, random_ids(s.batch, s.context, config.vocab_size))
-    work = s.batch * training_operations(config, s.context)
+    amount, work = s.batch * s.context, s.batch * training_operations(config, s.context)
     step()
 
     def measure() -> Answer:
         seconds, loss = side.timed(step)
-        return {
-            "seconds": seconds, "amount": s.batch * s.context, "work": work, "loss": loss, "bytes": side.peak(),
-        }  # fmt: skip
+        return {"seconds": seconds, "amount": amount, "work": work, "loss": loss, "bytes": side.peak()}
 
     return measure
 

@@ -74,7 +74,7 @@ def child(name: str, row: Row, settings: Settings) -> Iterator[Callable[[], Answ
             pickle.dump(request, requests)
             requests.flush()
             answer: Answer | Exception = pickle.load(answers)  # noqa: S301, its own child wrote it
-        except (BrokenPipeError, EOFError):
+        except (BrokenPipeError, EOFError, pickle.UnpicklingError):
             status = process.wait()
             how = f"killed by signal {-status} (out of memory?)" if status < 0 else f"ended with status {status}"
             raise ChildError(f"{name}: its process was {how}") from None
@@ -110,10 +110,11 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
 
     def listen() -> None:
-        with suppress(EOFError):
+        try:
             while True:
                 requests.put(pickle.load(sys.stdin.buffer))  # noqa: S301, its parent wrote it
-        os._exit(0)
+        finally:
+            os._exit(0)
 
     def answer(found: Answer | Exception) -> None:
         pickle.dump(found, answers)

@@ -127,12 +127,18 @@ def test_lookup_that_gives_another_text_or_guesses_too_early_is_refused(
         _measured(side, "lookup")
 
 
-def test_memory_is_that_of_opening_reading_and_decoding(folder: Path) -> None:
-    side = FakeSide(Settings(str(folder), steps=2))
-    answer = _measured(side, "memory:6")
-    assert [name for name, *_ in side.did] == ["open", "generate", "generate"]
-    assert answer["bytes"] > 1_000_000
-    assert len(answer["tokens"][0]) == 3
+def test_what_generate_raises_is_told(folder: Path) -> None:
+    """Not an error of the streamer, which refdiff ends whatever happens."""
+    side = FakeSide(Settings(str(folder)))
+
+    def generate(ids: Any, streamer: Any, **options: Any) -> Any:
+        streamer.put(ids)
+        streamer.end()
+        raise MemoryError("no room")
+
+    side.generate = generate
+    with pytest.raises(MemoryError, match="no room"):
+        _measured(side, "prefill:4")
 
 
 def test_products_go_on_for_as_long_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:

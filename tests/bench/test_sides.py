@@ -14,27 +14,11 @@ import pytest
 import refdiff
 from refdiff.backends.numpy.thread_pool import Workers
 from refdiff.backends.numpy.tuning import Tuning
-from refdiff.bench import measurements as m
-from refdiff.bench.inputs import random_ids
 from refdiff.bench.machine import UnavailableError
-from refdiff.bench.peers import NumpySide, OnnxRuntimeSide, TransformersSide
+from refdiff.bench.peers import OnnxRuntimeSide, TransformersSide
 from refdiff.bench.refdiff_side import RefdiffSide, StoredSide
 from refdiff.bench.rows import Row
 from refdiff.bench.side import Settings
-
-
-def test_tokens_are_those_of_generate(tiny_checkpoint: Path) -> None:
-    settings = Settings(str(tiny_checkpoint), steps=3)
-    model = refdiff.DiffLlamaForCausalLM.from_pretrained(tiny_checkpoint)
-    made = model.generate(random_ids(2, 9, 259), max_new_tokens=4, do_sample=False, eos_token_id=None)
-    expected = made[:, 9:].tolist()
-    for name in ("decode", "memory"):
-        answer = RefdiffSide(settings).measuring(Row(name, 9, 2))()
-        assert answer["tokens"] == expected
-        assert answer.get("bytes", 2e7) > 10_000_000
-    read = RefdiffSide(settings).measuring(Row("prefill", 9, 2))()
-    assert read["tokens"] == [row[:1] for row in expected]
-    assert read["work"] < m.prefill_operations(model.config, 9, sparing=False) * 2
 
 
 def test_prompt_lookup_takes_few_passes(tiny_checkpoint: Path) -> None:
@@ -74,18 +58,6 @@ def test_weights_of_sixteen_bits(tiny_checkpoint: Path, tmp_path: Path) -> None:
         RefdiffSide(Settings(str(tiny_checkpoint), 1, "bfloat16")).open(str(tiny_checkpoint))
 
 
-@pytest.mark.parametrize("size", [1, 16])
-@pytest.mark.parametrize("side", [NumpySide, RefdiffSide])
-def test_products(side: Any, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(m, "CACHES", 0)
-    monkeypatch.setattr(m, "WEIGHT", (24, 31))
-    answer = side(Settings(threads=2, least=0)).measuring(Row("product", size))()
-    weight = np.random.default_rng(0).standard_normal((24, 31), np.float32)
-    x = np.random.default_rng(1).standard_normal((size, 31), np.float32)
-    np.testing.assert_allclose(answer["sample"], (x.astype(np.float64) @ weight.T)[-1, ::3], rtol=1e-4, atol=1e-5)
-    assert answer["seconds"] > 0
-
-
 @pytest.mark.parametrize(
     ("side", "needed"),
     [(OnnxRuntimeSide, ("onnx", "onnxruntime")), (TransformersSide, ("torch", "transformers"))],
@@ -106,14 +78,3 @@ def test_torch_must_see_the_device_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib, "import_module", modules.__getitem__)
     with pytest.raises(UnavailableError, match="needs a torch that sees the CUDA device"):
         TransformersSide(Settings(backend="cupy")).prepare()
-
-
-def test_the_commands_are_what_a_user_would_run() -> None:
-    command = RefdiffSide(Settings("here")).command("Once")
-    assert " ".join(command).startswith("-m refdiff generate -q --offline -m here -p Once -n 1 --temp 0 --threads 1 ")
-    assert ("expanded" in command, "stored" in command) == (True, False)
-    peer = TransformersSide(Settings("here"))
-    peer._device = "cpu"
-    assert peer.command("Once")[2:] == ["here", "Once", "float32", "cpu"]
-    assert "AutoModelForCausalLM" in peer.command("Once")[1]
-    assert "DiffLlama" not in peer.command("Once")[1]
