@@ -50,10 +50,12 @@ def evaluate(
     ceilings: Sequence[Answer] = (),
     *,
     comparable: bool = True,
+    error: Exception | None = None,
 ) -> dict[str, Any]:
     """Make what a report has of a row, of each side's answers and of the ceilings before, between and after them.
 
     A ratio above 1 says that refdiff is faster; of memory, below 1, that it needs less. It is of neighbours in time.
+    Where there are no answers, `error` says why.
     """
     key = "bytes" if unit == "B" else "seconds"
     numbers = {name: [answer[key] for answer in given] for name, given in answers.items()}
@@ -70,21 +72,14 @@ def evaluate(
         differences = map(difference, answers[OURS], answers[name]) if comparable else ()
         against[name] = {"ratio": spread(ratios), "difference": next(filter(None, differences), None)}
     return {
-        **_row(row, title, unit),
+        "row": row.spelled,
+        "title": row.titled(title),
+        "unit": unit,
         "sides": sides,
         "against": against,
         "ceiling": _ceiling(answers, ceilings) if ceilings else None,
+        "error": None if error is None else " ".join(str(error).split()),
     }
-
-
-def failure(row: Row, error: Exception) -> dict[str, Any]:
-    """Make what a report has of a row that could not be measured."""
-    return {**_row(row, row.kind.title, "s"), "error": " ".join(str(error).split())}
-
-
-def _row(row: Row, title: str, unit: str) -> dict[str, Any]:
-    told = {"row": row.spelled, "title": row.titled(title), "unit": unit}
-    return {**told, "sides": {}, "against": {}, "ceiling": None, "error": None}
 
 
 def failed(entry: dict[str, Any]) -> bool:

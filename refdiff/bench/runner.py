@@ -9,7 +9,7 @@ from typing import Any
 
 from refdiff.bench.machine import SIXTEEN_BITS
 from refdiff.bench.processes import ChildError, child
-from refdiff.bench.report import OURS, evaluate, failure
+from refdiff.bench.report import OURS, evaluate
 from refdiff.bench.rows import Row
 from refdiff.bench.side import Answer, Settings
 
@@ -31,7 +31,7 @@ def run(rows: list[Row], settings: Settings, turn: Turn = lambda row, side: None
         try:
             yield from measure(row, settings, turn)
         except (ChildError, OSError) as error:
-            yield failure(row, error)
+            yield evaluate(row, row.kind.title, "s", {}, error=error)
 
 
 def measure(row: Row, settings: Settings, turn: Turn = lambda row, side: None) -> list[dict[str, Any]]:

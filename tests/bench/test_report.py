@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from refdiff.bench.report import describe_model, difference, evaluate, failed, failure, report
+from refdiff.bench.report import describe_model, difference, evaluate, failed, report
 from refdiff.bench.rows import Row
 from refdiff.bench.side import Settings
 
@@ -99,7 +99,7 @@ def test_other_tokens_are_a_failure_but_where_sides_round_to_sixteen_bits() -> N
 
 
 def test_a_row_that_could_not_be_measured() -> None:
-    found = failure(Row("load"), OSError("no\nroom"))
+    found = evaluate(Row("load"), "load", "s", {}, error=OSError("no\nroom"))
     assert failed(found)
     nothing = {"sides": {}, "against": {}, "ceiling": None, "error": "no room"}
     assert found == {"row": "load", "title": "load", "unit": "s", **nothing}
@@ -107,7 +107,7 @@ def test_a_row_that_could_not_be_measured() -> None:
 
 def test_a_report_has_the_commit_of_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refdiff.bench.machine.commit", lambda: "abc1234")
-    found = report([failure(Row("load"), OSError())], Settings("secret", steps=4), model=None)
+    found = report([evaluate(Row("load"), "load", "s", {})], Settings("secret", steps=4), model=None)
     assert set(found) == {"format", "machine", "model", "settings", "rows"}
     assert [row["commit"] for row in found["rows"]] == ["abc1234"]
     assert found["settings"]["decoded_tokens"] == 4
