@@ -1,25 +1,24 @@
-"""The ranges of flags, and how long a text may get."""
+"""The ranges of flags, how long a text may get, and where a stop string ends it."""
 
 from __future__ import annotations
 
 import argparse
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+import refdiff
 from refdiff.cli.answering import NUMBERS, length_limit
+from refdiff.cli.transcript import Transcript
 from refdiff.errors import CheckpointError
 from refdiff.generation.options import resolve
 from tests.generation.fakes import FakeModel
-
-
-def _model(**generation: Any) -> Any:
-    return SimpleNamespace(
-        source="here", generation_config=generation, config=SimpleNamespace(max_position_embeddings=20, eos_token_id=1)
-    )
 
 
 @pytest.mark.parametrize("name", [name for name in NUMBERS if name != "seed"])
@@ -38,30 +37,42 @@ def test_a_flag_and_a_checkpoint_have_one_range(name: str) -> None:
             resolve(model, {})
 
 
-@pytest.mark.parametrize(
-    ("given", "in_file", "expected"),
-    [
-        ({}, {}, 15),
-        ({}, {"max_new_tokens": 7}, 7),
-        ({"max_new_tokens": 3}, {"max_new_tokens": 7}, 3),
-        ({"max_new_tokens": 0}, {"max_new_tokens": 7}, 15),
-    ],
-)
-def test_how_long_a_text_may_get(given: dict[str, Any], in_file: dict[str, Any], expected: int) -> None:
-    assert length_limit(_model(**in_file), given, 5) == expected
-
-
 def test_a_prompt_that_fills_the_context_or_goes_far_beyond() -> None:
-    assert length_limit(_model(), {"max_new_tokens": 0}, 19) == 1
+    config = SimpleNamespace(max_position_embeddings=20, eos_token_id=1)
+    model: Any = SimpleNamespace(source="here", generation_config={}, config=config)
+    assert length_limit(model, {"max_new_tokens": 0}, 19) == 1
     full = "prompt: got 20 tokens, expected fewer than 20, the context of here; shorten it"
     far = "prompt: got 201 tokens, expected at most 200, 10 times the context of here; shorten it"
-    given: list[dict[str, int]] = [{}, {"max_new_tokens": 0}, {"max_new_tokens": 3}]
-    for tokens, said, refused in ((20, full, given[:2]), (201, far, given)):
-        for one in refused:
+    flags: list[dict[str, int]] = [{}, {"max_new_tokens": 0}, {"max_new_tokens": 3}]
+    for tokens, said, refused in ((20, full, flags[:2]), (201, far, flags)):
+        for options in refused:
             with pytest.raises(ValueError, match=said):
-                length_limit(_model(), one, tokens)
+                length_limit(model, options, tokens)
 
 
-def test_more_tokens_than_the_context_are_announced() -> None:
-    with pytest.warns(UserWarning, match="-n 90: prompt and new tokens go beyond the context of 20 tokens, past which"):
-        assert length_limit(_model(), {"max_new_tokens": 90}, 5) == 90
+@pytest.fixture(scope="module")
+def tokenizer(tiny_checkpoint: Path) -> refdiff.Tokenizer:
+    return refdiff.Tokenizer.from_pretrained(tiny_checkpoint)
+
+
+@given(
+    text=st.text("abあ", max_size=10),
+    stops=st.lists(st.text("abあ", min_size=1, max_size=3), min_size=1, max_size=3),
+)
+def test_the_text_ends_before_the_first_stop(tokenizer: refdiff.Tokenizer, text: str, stops: list[str]) -> None:
+    pieces: list[str] = []
+    transcript = Transcript(tokenizer, stops, pieces.append)
+    transcript.put(np.array([[0]]))
+    for token in tokenizer.encode(text, add_special_tokens=False):
+        transcript.put(np.array([token]))
+    transcript.close("length")
+    at = [text.find(stop) for stop in stops if stop in text]
+    # The stop that is complete first ends the text, where it begins.
+    ends = sorted((text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text)
+    assert transcript.stopped == bool(at)
+    if at:
+        complete = ends[0][0]
+        assert transcript.text == text[: min(begin for end, begin in ends if end == complete)]
+    else:
+        assert transcript.text == text
+    assert "".join(pieces) == transcript.text

@@ -72,6 +72,13 @@ def test_gradients_npz_and_json_files(here: Path, cli: Cli) -> None:
     assert cli(*words, "wrong.npz").status == 1
 
 
+def test_a_preset_is_printed_without_a_file(cli: Cli) -> None:
+    done = cli("check", "--print-spec", "--spec", "gda", "--set", "window=7", "--layer", "3")
+    whole = small("gda", window=7, layer=3).to_dict()
+    dimensions = {"query_heads", "key_heads", "head_dim"}
+    assert json.loads(done.out) == {field: value for field, value in whole.items() if field not in dimensions}
+
+
 def test_an_inconclusive_verdict_is_no_pass(mine: Write, cli: Cli) -> None:
     spec = small("hf_diffllama")
     nan = np.full_like(draw(spec, dtype=np.float32)["q"], np.nan)

@@ -147,6 +147,13 @@ def test_a_wrong_conversion_is_not_written(convert: Convert, monkeypatch: pytest
     refused(convert("paper"), "is more than rounding; nothing was written")
 
 
+def test_what_the_written_type_cannot_hold_is_refused(convert: Convert) -> None:
+    saved(wiring="hf")
+    changed("model.layers.1.self_attn.o_proj.weight", 1e39)  # infinite in float32
+    said = "attention layer 1, as written in float32, gives NaN or infinity"
+    refused(convert("paper", "--dtype", "float32"), said)
+
+
 def test_a_failed_write_leaves_nothing_behind(here: Path, convert: Convert) -> None:
     saved(wiring="none")
     changed("model.layers.1.self_attn.o_proj.weight", 4e4)  # v2's is twice as large

@@ -79,23 +79,6 @@ def test_memory(dtype: str, mapped: bool, tmp_path: Path, cli: Cli) -> None:
     assert ("mapped from the files" if mapped else "expanded when loaded") in cli("inspect", tmp_path).out
 
 
-def test_the_page_fits_80_columns(folder: Path, cli: Cli) -> None:
-    """However long labels are; layers that are alike stand in it once, and others apart."""
-    names = [f"a label with a long name, number {i}" for i in range(6)]
-    change_config(folder, id2label=dict(enumerate(names)), label2id={name: i for i, name in enumerate(names)})
-    out = cli("inspect", folder).out
-    assert max(map(len, out.splitlines()[1:])) < 80
-    assert out.count("self_attn.q_proj.weight") == 1
-    parts = ("model.layers.0 to 1, each", "32 × 24", "hidden_size 24", "λ by layer", names[5])
-    assert all(part in " ".join(out.split()) for part in parts)
-    up = "model.layers.1.mlp.up_proj.weight"
-    change_tensors(folder, **{up: load_file(folder / "model.safetensors")[up].astype(np.float16)})
-    done = cli("inspect", folder)
-    assert done.status == 0
-    assert "model.layers.0\n" in done.out
-    assert "model.layers.1\n" in done.out
-
-
 def test_what_does_not_belong_together_is_listed_with_status_1(folder: Path, cli: Cli) -> None:
     change_tensors(
         folder,

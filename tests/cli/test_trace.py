@@ -50,6 +50,16 @@ def test_of_ids(recorded: Path, tiny_checkpoint: Path, here: Path, cli: Cli) -> 
     assert cli("trace", "--compare", "run.npz", recorded).status == 0
 
 
+def test_of_a_text(tiny_checkpoint: Path, tmp_path: Path, cli: Cli) -> None:
+    path = tmp_path / "run.safetensors"
+    done = cli("trace", tiny_checkpoint, "hé", "-o", path, "--maps", "--dtype", "float64", "-q")
+    assert done == (0, f"{path}\n", "")
+    read = read_trace(path)
+    ids = refdiff.Tokenizer.from_pretrained(tiny_checkpoint)(["hé"], return_tensors="np")["input_ids"]
+    assert np.array_equal(read.inputs["input_ids"], ids)
+    assert read["model.layers.0.self_attn.probs1"].dtype == np.float64
+
+
 def test_a_comparison_fits_a_terminal_and_every_point_comes_on_request(recorded: Path, wrong: Path, cli: Cli) -> None:
     points = list(read_trace(recorded))
     assert set(PRECISIONS) == {"auto", *FORMATS}

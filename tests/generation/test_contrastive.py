@@ -51,12 +51,6 @@ def test_against_the_paper(small: Any, k: int, alpha: float) -> None:
         assert generate(model, [[5, 6, 7]], penalty_alpha=alpha, top_k=k, max_new_tokens=10)[0].tolist() == want
 
 
-def test_candidates_are_read_in_one_batch() -> None:
-    model = FakeModel()
-    generate(model, [[5, 6, 7], [8, 9, 4]], penalty_alpha=0.5, top_k=3, max_new_tokens=2, eos_token_id=None)
-    assert model.calls == [(2, 3), (6, 1), (6, 1)]
-
-
 def test_processors_results_and_streams(small: Any) -> None:
     recorder = Recorder()
     options = {"penalty_alpha": 0.5, "top_k": 4, "max_new_tokens": 8, "no_repeat_ngram_size": 1}

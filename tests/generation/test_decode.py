@@ -84,14 +84,6 @@ def test_a_sampled_text_is_the_same_everywhere() -> None:
     assert got[0].tolist() == [5, 6, 4, 2, 20, 14, 11, 11, 3, 3]
 
 
-def test_copies_of_a_prompt_are_num_return_sequences() -> None:
-    model = FakeModel(scale=0.5)
-    options: dict[str, Any] = {"do_sample": True, "max_new_tokens": 10, "seed": 3, "eos_token_id": None}
-    got = generate(model, [[5, 6], [7, 8]], num_return_sequences=3, **options)
-    np.testing.assert_array_equal(got, generate(model, [[5, 6]] * 3 + [[7, 8]] * 3, **options))
-    assert len({tuple(row) for row in got.tolist()}) == 6
-
-
 @pytest.mark.parametrize(
     "options", [{}, {"do_sample": True}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 3}], ids=str
 )

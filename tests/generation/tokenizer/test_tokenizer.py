@@ -178,13 +178,6 @@ def test_ids_beyond_the_model(tmp_path: Path) -> None:
         tokenizer.encode("a c")
 
 
-def test_a_panic_of_the_rust_library_is_a_checkpoint_error(capfd: pytest.CaptureFixture[str]) -> None:
-    backend = words().backend.native
-    backend.pre_tokenizer = pre_tokenizers.Split(__import__("tokenizers").Regex(r"(a+)+$"), "isolated")
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json.*retry-limit"):
-        Tokenizer(backend)("a" * 40 + "b")
-
-
 def test_a_model_without_its_unknown_token() -> None:
     tokenizer = Tokenizer(Backend(models.WordLevel({"a": 0}, unk_token="[UNK]")))
     assert tokenizer.encode("a") == [0]
