@@ -80,6 +80,13 @@ def test_early_stopping_ends_as_soon_as_there_are_enough_texts() -> None:
     assert generate(model, [[0]], early_stopping=False, **options).shape == (1, 7)
 
 
+def test_a_vocabulary_smaller_than_the_candidates() -> None:
+    out = generate(
+        FakeModel(0, V=2, eos_token_id=None), [[0, 1]], num_beams=4, num_return_sequences=4, max_new_tokens=3
+    )
+    assert len({tuple(row) for row in out.tolist()}) == 4
+
+
 def test_beam_sampling_follows_the_model() -> None:
     """One step of two beams draws four tokens without replacement; the best of them is returned."""
     p = np.array([0.04, 0.06, 0.1, 0.15, 0.25, 0.4])
