@@ -123,7 +123,12 @@ PROMPTS = [(16, 4, 150, 150, 64, 128), (2, 1, 300, 333, 32, 64), (4, 4, 70, 2100
 @pytest.mark.parametrize(
     ("case", "scale", "lam", "see"),
     [
-        pytest.param(case, *numbers, see, marks=[] if i == j == k else pytest.mark.slow)
+        pytest.param(
+            case,
+            *numbers,
+            see,
+            marks=[] if i == j == k else pytest.mark.nightly if (i + j + k) % 3 else pytest.mark.slow,
+        )
         for i, case in enumerate(PROMPTS)
         for j, numbers in enumerate([(0.05, 0.95), (1.0, 0.7), (30.0, 0.2)])
         for k, see in enumerate(["causal", "padded", "all"])
