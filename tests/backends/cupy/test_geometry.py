@@ -7,7 +7,6 @@ from refdiff.backends.cupy.geometry import (
     MAX_QUERY,
     MAX_VALUE,
     SUMS_PER_THREAD,
-    Tiles,
     attention_tiles,
     key_splits,
     mma_columns,
@@ -41,16 +40,6 @@ def test_tiles_fit_the_device(d: int, e: int, maps: int, rows: int, limit: int, 
     assert tiles.rows % 16 == tiles.keys % 16 == 0
     assert tiles.rows == 16 or tiles.rows < rows + 16  # no more than the last 16 rows stand empty
     assert tiles.rows == 16 or maps * -(-e // 16) * (tiles.rows // 16) <= SUMS_PER_THREAD
-
-
-def test_two_blocks_share_a_multiprocessor_where_they_can() -> None:
-    assert attention_tiles(64, 128, 2, 4096, SM90) == Tiles(64, 32, 83200)
-    assert SM90 + KIB >= 2 * (83200 + KIB)
-    assert 2 * 83200 < SM80 < SM80 + KIB < 2 * (83200 + KIB)  # CUDA keeps 1 KiB of each block's for itself
-    assert attention_tiles(64, 128, 2, 4096, SM80) == Tiles(64, 16, 58496)
-    assert 2 * 50432 < SM86 < SM86 + KIB < 2 * (50432 + KIB)
-    assert attention_tiles(32, 64, 2, 4096, SM86) == Tiles(64, 16, 33920)
-    assert attention_tiles(64, 128, 2, 4, SM90) == Tiles(16, 32, 45568)
 
 
 @given(blocks=st.integers(1, 10**5), keys=st.integers(1, 10**6), tile=st.sampled_from([16, 32]),

@@ -7,22 +7,10 @@ import pytest
 
 from refdiff import layers
 from refdiff.backends.numpy import NumpyKernels
-from refdiff.backends.numpy.layout import feature_view
 from refdiff.backends.numpy.tuning import Tuning
 from refdiff.model.cache import KVCache
 
 KERNELS = NumpyKernels(2)
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 7, 5), (1, 3, 2 * Tuning.block_tokens + 5, 6)])
-@pytest.mark.parametrize("interleaved", [False, True])
-def test_what_lies_feature_major_is_left_like_that(shape: tuple[int, ...], interleaved: bool) -> None:
-    x = np.random.default_rng(0).normal(size=shape)
-    turned = x.transpose(1, 3, 0, 2).copy().transpose(2, 0, 3, 1)
-    cos, sin = np.random.default_rng(1).normal(size=(2, 1, 1, shape[2], 2))
-    rotated = KERNELS.rope(turned, cos, sin, interleaved=interleaved)
-    assert feature_view(rotated) is not None
-    np.testing.assert_array_equal(rotated, KERNELS.rope(x, cos, sin, interleaved=interleaved))
 
 
 def streams(B: int, T: int, dtype: Any = np.float32, *, rows: int = 1) -> list[np.ndarray]:
