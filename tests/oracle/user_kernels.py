@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from refdiff.oracle import Recipe, Spec, truth
-from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.deviations.deviation import ops_with
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.validation import as_float64
@@ -61,11 +60,6 @@ def changes_its_input(spec: Spec, inputs: dict[str, Any]) -> Any:
     out = right(spec, inputs)
     inputs["q"] *= 2
     return out
-
-
-def of_inputs_alone(inputs: dict[str, Any]) -> Any:
-    """With the spec that the suite has by default compiled in; no relation may change it."""
-    return right(small_spec("hf_diffllama"), inputs) if "x" in inputs or inputs["q"].shape[1] == 12 else NotImplemented
 
 
 def two_of_them(spec: Spec, inputs: dict[str, Any]) -> Any:

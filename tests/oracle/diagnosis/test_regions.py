@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle import Case, Ranking, diagnose
+from refdiff.oracle import Case, Ranking, cases, diagnose
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.diagnosis.ranking import NONE_FITS
 from refdiff.oracle.rounding import round_to
@@ -113,3 +113,21 @@ def test_queries_that_dk_and_dv_are_not_summed_over_are_said(lost: slice, said: 
     answer = diagnose({**found, "dk": wrong["dk"], "dv": wrong["dv"]}, one.spec, one.inputs, recipe=dtype, dout=dout)
     for name, line in zip(("dk", "dv"), answer.where, strict=True):
         assert line.startswith(f"{name} is as if {said}"), answer
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "said"),
+    [
+        (0, "dk", "dk is wrong only in keys 5 and 6"),
+        (4, "dk_pages", "dk_pages is wrong only in slots 2 to 4;"),
+        (1, "dx", "dx is wrong only in tokens 6 to 8"),
+    ],
+)
+def test_gradients_of_packed_and_paged_inputs_and_of_a_layer(place: int, name: str, said: str) -> None:
+    """The last three rows of each are zero; of packed keys two are the last of the longest sequence."""
+    one = cases("layout", 5, spec=SPEC, dtype="float32")[place]
+    found = rounded(one.spec, one.inputs, dout=one.dout)
+    found[name][..., -3:, :] = 0
+    given = {"out": found["out"], name: found[name]}
+    answer = diagnose(given, one.spec, one.inputs, recipe="float32", dout=one.dout)
+    assert answer.where[0].startswith(said), answer

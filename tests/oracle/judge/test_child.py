@@ -1,15 +1,84 @@
-"""The kernel's side of the judge, called here: what it answers to requests."""
+"""The kernel's side of the judge, called here: what it refuses, and what it answers to requests."""
 
 from __future__ import annotations
 
 import io
 import json
 import mmap
+import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from refdiff.oracle.judge import child
+
+KERNELS = Path(__file__).parent / "kernels"
+SPEC, INPUTS, DOUT = object(), {"q": 1}, object()
+
+
+@pytest.mark.parametrize(
+    ("event", "args", "says"),
+    [
+        ("import", ("refdiff.layers", None, None, None, None), "refdiff cannot be imported"),
+        ("import", ("refdifference", None, None, None, None), ""),
+        ("open", ("hidden/truth.py", "r", os.O_RDONLY), "cannot be read"),
+        ("open", (f"/proc/{os.getppid()}/environ", "r", os.O_RDONLY), "cannot be read"),
+        ("open", ("elsewhere.txt", "w", os.O_WRONLY | os.O_CREAT), "cannot be written"),
+        ("open", ("scratch/cache.bin", "w", os.O_WRONLY | os.O_CREAT), ""),
+        ("os.rename", ("scratch/a", "elsewhere.txt", -1, -1), "cannot be changed"),
+        ("os.rename", ("scratch/a", "scratch/b", -1, -1), ""),
+        ("socket.connect", (None, None), "may not call socket.connect"),
+    ],
+)
+def test_what_is_refused(
+    event: str, args: tuple[Any, ...], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hook = child.guard((f"{tmp_path}/hidden/",), str(tmp_path / "scratch"), False)
+    if says:
+        with pytest.raises((ImportError, PermissionError), match=says):
+            hook(event, args)
+    else:
+        hook(event, args)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "gradients", "expected"),
+    [
+        (lambda spec, inputs: (spec, inputs), False, (SPEC, INPUTS)),
+        (lambda inputs: (inputs,), False, (INPUTS,)),
+        (lambda spec, inputs, dout=None: (spec, inputs, dout), True, (SPEC, INPUTS, DOUT)),
+        (lambda inputs, *, dout=None: (inputs, dout), True, (INPUTS, DOUT)),
+        (lambda spec, inputs=None: (spec, inputs), False, (SPEC, INPUTS)),
+        (max, False, None),  # it does not tell what it takes
+    ],
+)
+def test_what_a_kernel_is_called_with(kernel: Any, gradients: bool, expected: Any) -> None:
+    call, found = child.adapted(kernel)
+    assert found == gradients
+    if expected is not None:
+        assert call(SPEC, INPUTS, DOUT) == expected
+
+
+def test_a_file_without_its_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setitem(sys.modules, "submission", None)
+    with pytest.raises(child.UnusableError, match="the file has no function 'absent'"):
+        child.load(str(KERNELS / "honest.py"), "absent")
+    with pytest.raises(child.UnusableError, match="is no file of Python"):
+        child.load(str(tmp_path / "kernel.txt"), "kernel")
+
+
+def test_what_is_an_output() -> None:
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    assert child.outputs((x, None)) == {"out": x}
+    assert list(child.outputs({"out": x, "lambda_full": np.float32(1)})) == ["out", "lambda_full"]
+    for wrong in ([x], (x, x), None, x.view(np.matrix), "text"):
+        with pytest.raises(child.UnusableError, match="give an array of a library"):
+            child.outputs(wrong)
 
 
 def test_requests_and_answers() -> None:

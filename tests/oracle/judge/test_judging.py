@@ -176,7 +176,6 @@ def test_a_correct_kernel_passes(preset: str, function: str, recipe: str) -> Non
 @pytest.mark.parametrize(
     ("function", "profile", "recipe"),
     [
-        ("as_many_keys_as_queries", "natural", "float32"),
         ("as_many_keys_as_queries", "modules", "bfloat16"),
         ("part_of_a_larger_array", "natural", "float32"),
     ],
@@ -184,6 +183,17 @@ def test_a_correct_kernel_passes(preset: str, function: str, recipe: str) -> Non
 def test_a_correct_plain_kernel_passes(function: str, profile: str, recipe: str) -> None:
     report = judge_file(HONEST, "attention", recipe=recipe, function=function, profiles=[profile])
     assert report, str(report)
+
+
+def test_the_process_reads_nothing_hidden_whatever_its_name(tmp_path: Path) -> None:
+    """Everything in a folder on the way to a hidden one is listed by itself, but for links."""
+    (tmp_path / "site" / "refdiff" / "oracle").mkdir(parents=True)
+    (tmp_path / "site" / "numpy").mkdir()
+    (tmp_path / "site" / "six.py").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "site")
+    hidden = [str(tmp_path / "site" / "refdiff")]
+    found = set(confine.readable(hidden, str(tmp_path)))
+    assert found == {str(tmp_path / "site" / name) for name in ("numpy", "six.py")}
 
 
 CONFINED_PROGRAM = """

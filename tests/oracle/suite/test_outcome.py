@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle import Case, Recipe, cases, conformance
+from refdiff.oracle import Case, Recipe, cases, conformance, diagnosis
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.suite.outcome import (
     LINES,
     Outcome,
     against_itself,
     against_truth,
+    check_kernel,
     first_failure,
     in_words,
 )
 from refdiff.oracle.suite.relations import same_twice
+from tests.layers.inputs import says as raises
 from tests.oracle.user_kernels import wrong_rope
 
 USER = "tests.oracle.user_kernels"
@@ -115,3 +117,33 @@ def test_the_mistake_has_its_name() -> None:
         "unique: the_other_pairs_turn",
     ]
     assert 7 < len(lines) <= 6 + LINES
+
+
+def test_an_error_comes_back_as_words() -> None:
+    found = in_words(partial(against_truth, "no.such_module:f", RECIPE, CASES[0]))
+    assert found == Outcome("fail", found.text)
+    assert found.text.startswith("ModuleNotFoundError: No module named 'no'\nTraceback")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        (f"{USER}:rihgt", f"but {USER} has no function 'rihgt', did you mean 'right'?"),
+        (f"{USER}:zzz", f"but {USER} has no function 'zzz'"),
+        ("no.such_module:f", "which cannot be imported: ModuleNotFoundError: No module named 'no'"),
+        ("nothing", "but must be package.module:function"),
+    ],
+)
+def test_what_is_no_kernel_is_told_before_anything_is_computed(name: str, says: str) -> None:
+    with raises(ValueError, f"REFDIFF_KERNEL is {name!r}, {says}"):
+        check_kernel(name)
+
+
+def test_the_verdict_stands_where_a_diagnosis_breaks_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any, **options: Any) -> None:
+        raise IndexError("index 2 is out of bounds")
+
+    monkeypatch.setattr(diagnosis, "diagnose", broken)
+    case = cases("discriminating", spec=SPEC)[1]
+    said = first_failure(case, "hf_diffllama", RECIPE, _failed(np.zeros(1)))
+    assert said.endswith("\ndiagnosis: none (IndexError: index 2 is out of bounds)")
