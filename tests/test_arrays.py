@@ -26,6 +26,12 @@ def test_namespace() -> None:
     assert arrays.namespace(STRICT.put(X), None) is array_api_strict
 
 
+def test_namespace_of_two_libraries() -> None:
+    message = "need arrays of one library, got array_api_strict._array_object.Array, numpy.ndarray: "
+    with says(TypeError, message + "convert them to one first"):
+        arrays.namespace(X, None, STRICT.put(X))
+
+
 @pytest.mark.parametrize(
     ("given", "kinds"),
     [

@@ -18,6 +18,7 @@ from refdiff.generation.tokenizer import file
 from refdiff.generation.tokenizer.byte_level import ByteLevelBackend
 from refdiff.layers import embedding
 from tests.generation.tokenizer.test_byte_level import rust_words
+from tests.layers.inputs import says
 
 ROOT = Path(__file__).parents[1]
 
@@ -34,6 +35,13 @@ def test_a_package_that_is_missing_is_named_with_the_fix(
     begin = "this test needs the package no_such_package, which is not here (No module named 'no_such_package'): "
     assert str(raised.value).startswith(begin + fix)
     assert raised.value.name == "no_such_package"
+
+
+def test_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    browser.require_processes("this test")
+    monkeypatch.setattr(browser, "IN_BROWSER", True)
+    with says(RuntimeError, "this test starts processes, which no browser has: use Python outside of one"):
+        browser.require_processes("this test")
 
 
 def test_the_tokenizer_of_a_browser_is_the_one_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,13 @@ def model(tiny_checkpoint: Path) -> Any:
     return refdiff.DiffLlamaForCausalLM.from_pretrained(tiny_checkpoint)
 
 
+def test_an_output_has_names_and_shapes(model: Any) -> None:
+    assert repr(model([[0, 5, 7]], output_attentions=True)) == (
+        "ModelOutput(logits=(1, 3, 259) float32, cache=KVCache of 3 tokens, attentions=2 × (1, 4, 3, 3) float32, "
+        "differential_attentions=2 × (1, 2, 3, 3) float32, lambdas=2 × () float32)"
+    )
+
+
 def test_the_help_of_generate_lists_every_option_with_its_default(model: Any) -> None:
     said = " ".join((model.generate.__doc__ or "").split())
     for option in fields(Options):
