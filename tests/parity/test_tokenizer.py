@@ -236,12 +236,12 @@ TEMPLATES = {
 {%- if not loop.last %},{% endif %}{% endfor %}{% endif %}
 {% for m in messages|reverse if m.role not in ['system', 'tool'] %}
 {% if loop.index > 2 %}{% break %}{% endif %}
-{{ m | tojson }}|{{ '%-6s' % m.role }}|{{ m.content[:3] }}
+{{ m | tojson }}|{{ m.role.title() }}|{{ m.content[:3] }}
 {{ m.content | default('none', true) | upper | replace('A', '@') }}
-{{ "{} of {}".format(loop.index, loop.length) }}
+{{ loop.index ~ ' of ' ~ loop.length }}
 {% endfor %}
 {{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | list | tojson }}
-{{ messages | rejectattr('role', 'in', ['user']) | list | length }} {{ 7 // 2 ** 2 }} {{ [1, 2] + [3] }} {{ 'ab' * 2 }}
+{{ messages | rejectattr('role', 'in', ['user']) | list | length }} {{ 7 // 2 }} {{ [1, 2] + [3] }} {{ 'ab' * 2 }}
 {{ documents }} {{ name }} {{ 1 < 2 <= 2 }} {{ dict(a=1) | items | list }} {{ {'k': [1, none]}['k'] }}
 {% for key, value in messages[0].items() %}{{ key|title }}={{ value|string|length }};{% endfor %}{{ none is none }}""",
     "thinking": (

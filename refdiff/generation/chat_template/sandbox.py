@@ -1,11 +1,11 @@
 """Jinja's `ImmutableSandboxedEnvironment` with bounds on time, memory and output, for templates from strangers.
 
-Jinja's sandbox denies access to Python. It stops neither an endless loop nor `"a" * 10**10`. Three rules do:
+Jinja's sandbox denies access to Python. It stops neither an endless loop nor `"a" * 10**10`. Four rules do:
 
-1. Every pass of a loop and every call reads the clock.
-2. Every new value pays for its characters and elements. No value, each part counted as often as it is held, is larger
-   than all that may be paid: 60 lists that each hold the one before twice are refused.
-3. An operation that can make a large value in one step (`*`, `**`, `%`, `center`, `replace`) is estimated first.
+1. A template has the filters, methods and functions that the templates of published models use, and no others.
+2. Each operation, pass of a loop and piece of output pays for what it makes, and looks at the clock.
+3. No value is larger than the output may be, each part counted as often as the value holds it, and all parts are data.
+4. An operation whose result or time grows with the product of its operands (`_PRODUCTS`, `*`) is estimated first.
 """
 
 from __future__ import annotations
@@ -13,41 +13,45 @@ from __future__ import annotations
 import functools
 import json
 import math
-import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
-from types import GenericAlias
 from typing import Any
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, LoopControlExtension
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
+from jinja2.runtime import LoopContext, Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from refdiff.errors import CheckpointError
 from refdiff.generation.chat_template import MAX_CHARACTERS
 
 SECONDS = 2.0  # of the thread's CPU; the templates in use take milliseconds
-_UNITS, _UNITS_PER_CHARACTER = 4_000_000, 100  # memory: a unit is about a character, also of the conversation
-_OUTPUT, _OUTPUT_PER_CHARACTER = 300_000, 10  # the most characters that a template may write
-_ELEMENT, _MAX_DEPTH, _MAX_BITS, _MAX_STATEMENTS = 32, 200, 4096, 40
+_SIZE, _SIZE_PER_CHARACTER = 300_000, 10  # the largest value or output; a unit is about a character
+_VALUES = 10  # what is made in all, in units of the largest value
+_ELEMENT, _MAX_DEPTH, _MAX_STATEMENTS = 8, 100, 40
 
-_CONTAINERS: Any = (list, tuple, set, dict, type({}.keys()), type({}.values()), type({}.items()))
-_HAS_TEXT: Any = (*_CONTAINERS, str, int, float, complex, range, type(None), jinja2.Undefined)
+_CONTAINERS: Any = (list, tuple, dict, type({}.keys()), type({}.values()), type({}.items()))
+_FILTERS = {
+    "abs", "count", "d", "default", "dictsort", "first", "float", "int", "items", "last", "length", "list", "map",
+    "max", "min", "reject", "rejectattr", "reverse", "select", "selectattr", "sort", "unique",
+}  # fmt: skip
 _TEXT_FILTERS = {
-    "capitalize", "center", "e", "escape", "float", "format", "indent", "int", "lower", "replace", "round", "safe",
-    "string", "title", "trim", "truncate", "upper", "wordcount",
+    "capitalize", "e", "escape", "indent", "join", "lower", "replace", "safe", "string", "title", "trim", "upper",
 }  # fmt: skip
-_FILTERS = _TEXT_FILTERS | {
-    "abs", "attr", "count", "d", "default", "dictsort", "first", "groupby", "items", "join", "last", "length", "list",
-    "map", "max", "min", "reject", "rejectattr", "reverse", "select", "selectattr", "sort", "sum", "unique",
+_METHODS = {
+    "capitalize", "count", "endswith", "find", "get", "isalnum", "isalpha", "isdigit", "isspace", "items", "keys",
+    "lower", "lstrip", "removeprefix", "removesuffix", "replace", "rsplit", "rstrip", "split", "splitlines",
+    "startswith", "strip", "title", "upper", "values",
 }  # fmt: skip
-_PLACES = {"expandtabs": "\t", "format": "%", "indent": "\n"}  # other operations put their operands in once
-_FORBIDDEN_METHODS = {"encode", "from_bytes", "maketrans", "striptags", "to_bytes", "translate", "unescape"}
-_WIDE = re.compile(r"%(?:\([^)]*\))?[#0\- +]*(?:\d{3}|\*|\d*\.(?:\d{3}|\*))")  # %1000d, %*d, %.1000f
+_PRODUCTS = {
+    "*", "indent", "join", "lstrip", "max", "min", "replace", "rsplit", "rstrip", "sort", "strip", "tojson", "trim",
+    "unique",
+}  # fmt: skip
 _REASONS = {
     RecursionError: "it calls itself without end, or its values are nested too deeply",
     UnicodeEncodeError: "it writes half a surrogate pair, such as \\ud800, which is not a character",
@@ -92,10 +96,9 @@ class ChatTemplate:
         """
         try:
             with self._lock:
-                most = self._sandbox.start(variables)
+                self._sandbox.start(variables)
                 text = self._template.render(variables)
-            if len(text) > most:
-                raise _StoppedError
+                self._sandbox.measure(text)
             text.encode()  # half of a surrogate pair, which JSON can spell, is no text
             return text
         except _RefusedError as error:
@@ -109,9 +112,9 @@ class ChatTemplate:
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """The environment of transformers' chat templates (syntax, filters, globals) within bounds; see the module."""
+    """The environment of transformers' chat templates within bounds; see the module."""
 
-    intercepted_binops = frozenset(["+", "-", "*", "%", "**"])  # "-" of keys makes a set
+    intercepted_binops = frozenset(["+", "-", "*", "%", "**"])
 
     def __init__(self) -> None:
         super().__init__(
@@ -119,175 +122,121 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             lstrip_blocks=True,
             optimized=False,  # the optimizer runs constant expressions while compiling, outside the bounds
             extensions=[_GenerationTag, LoopControlExtension],
-            finalize=_printed,
+            finalize=jinja2.pass_context(lambda context, value: context.environment.printed(value)),
         )
-        del self.globals["lipsum"]
+        self.globals = {"dict": dict, "namespace": _Namespace, "range": self.globals["range"]}
         self.globals.update(raise_exception=self._refuse, strftime_now=_strftime_now)
-        self.filters = {name: self._bounded(name, self.filters[name]) for name in _FILTERS}
-        self.filters["tojson"] = self._tojson
+        self.filters = {name: self._bounded(name, self.filters[name]) for name in _FILTERS | _TEXT_FILTERS}
+        self.filters.update(made=self.made, each=self.each, tojson=self._bounded("tojson", _tojson))
 
-    def start(self, variables: dict[str, Any]) -> int:
-        """Begin to render a conversation; return how many characters may be written."""
-        self._limit: float = math.inf
+    def start(self, variables: dict[str, Any]) -> None:
+        """Begin to render a conversation: set the bounds in proportion to it."""
+        self._most: float = math.inf
         size = self.measure(variables)
-        self._limit = self._left = _UNITS + _UNITS_PER_CHARACTER * size
+        self._most = _SIZE + _SIZE_PER_CHARACTER * size
+        self._left = _VALUES * self._most
         self._deadline = _clock() + SECONDS + size / 1e6
-        return _OUTPUT + _OUTPUT_PER_CHARACTER * size
 
-    def pay(self, units: int = 50) -> bool:
-        """Take `units` from the memory bound and look at the clock; return True, or raise `_StoppedError`."""
+    def pay(self, units: int) -> None:
+        """Take `units` from what is left, and look at the clock."""
         self._left -= units
         if self._left < 0 or _clock() > self._deadline:
             raise _StoppedError
-        return True
 
-    def need(self, units: int) -> None:
-        """Raise `_StoppedError` where an operation would write more than is left; `made` takes it off afterwards."""
-        if units > self._left:
+    def measure(self, value: Any, depth: int = 0) -> int:
+        """Return the size of a value with all its parts; raise if it is too large or too deep, or a part is no data."""
+        size = _size(value)
+        if depth > _MAX_DEPTH:
+            raise RecursionError
+        if isinstance(value, _CONTAINERS):
+            for part in value.items() if isinstance(value, dict) else value:
+                size += self.measure(part, depth + 1)
+                if size > self._most:
+                    break
+        if size > self._most:
             raise _StoppedError
-
-    def measure(self, value: Any, *, is_printed: bool = False) -> int:
-        """Return the size of a value and all its parts in units.
-
-        Raises:
-            _StoppedError: a size beyond the memory bound.
-            RecursionError: too many levels.
-            TypeError: an object that has no text is printed: Python would show its address.
-        """
-        size, level = 0, [value]
-        for _ in range(_MAX_DEPTH):
-            children: list[Any] = []
-            for part in level:
-                size += _size(part)
-                if size > self._limit or (isinstance(part, int) and part.bit_length() > _MAX_BITS):
-                    raise _StoppedError
-                if is_printed and not isinstance(part, _HAS_TEXT):
-                    raise TypeError(f"a {type(part).__name__} has no text")
-                if isinstance(part, _CONTAINERS):
-                    children += part.items() if isinstance(part, dict) else part
-            if not children:
-                return size
-            level = children
-        raise RecursionError
+        return size
 
     def made(self, value: Any) -> Any:
-        """Pay for a new value, but not for what a container holds; return it. Iterators pay as they are read."""
-        if isinstance(value, Iterator):
-            return self._items(value)
-        self.measure(value)
-        self.pay(1 + _size(value))
-        return value
+        """Pay for a new value and return it. Iterators pay as they are read."""
+        return self.each(value) if isinstance(value, Iterator) else self.printed(value)
 
     def printed(self, value: Any) -> Any:
-        """Pay for the text of a value; return the value."""
-        self.pay(1 + self.measure(value, is_printed=True))
+        """Pay for a value, but not for what a container holds; return it."""
+        self.measure(value)
+        self.pay(_ELEMENT + _size(value))
         return value
 
-    def concatenate(self, *values: Any) -> str:
-        """Return `a ~ b ~ c`."""
-        return "".join([str(self.printed(value)) for value in values])
+    def each(self, items: Iterable[Any]) -> Iterator[Any]:
+        """Yield the items; each pays."""
+        for item in items:
+            self.pay(_ELEMENT)
+            yield item
 
     def concat(self, pieces: Iterable[str]) -> str:
-        """Join what a block, a macro or the whole template writes."""
-        return "".join([piece for piece in pieces if self.pay(len(piece) + 1)])
+        """Join what a macro or the whole template writes."""
+        return "".join([self.printed(piece) for piece in pieces])
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Compute `left operator right`."""
-        if operator == "*":
-            for value, times in ((left, right), (right, left)):
-                if isinstance(value, str | list | tuple) and isinstance(times, int):
-                    self.need(_size(value) * times)
-        elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-            self.measure(1 << min(left.bit_length() * max(right, 0), _MAX_BITS))
-        elif operator == "%" and isinstance(left, str):
-            self._estimate("format", left, [self.printed(right)])
+        if operator == "**" or (operator == "%" and isinstance(left, str)):
+            raise TypeError(f"a chat template may not compute {type(left).__name__} {operator} {type(right).__name__}")
+        if operator == "*" and not all(isinstance(x, int | float) for x in (left, right)):
+            self._estimate("*", left, right)
         return self.made(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         """Call a function, method or macro, which may keep its arguments."""
         __self.pay(_ELEMENT * (1 + len(args) + len(kwargs)))
         owner = getattr(__obj, "__self__", None)
-        if isinstance(owner, str) and __obj.__name__ == "join" and args:
-            args = (__self._to_join(args[0], [owner]),)
-        elif isinstance(owner, str):
-            __self._estimate(__obj.__name__, owner, [*args, *kwargs.values()])
+        if isinstance(owner, str):
+            __self._estimate(__obj.__name__, owner, *args, **kwargs)
         return __self.made(super().call(__context, __obj, *args, **kwargs))
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Tell whether a template may read this attribute: of the class dict, `update` could change the messages."""
-        is_class = isinstance(obj, type | GenericAlias)
-        is_forbidden = attr != "fromkeys" if is_class else isinstance(obj, str | int) and attr in _FORBIDDEN_METHODS
-        return not is_forbidden and super().is_safe_attribute(obj, attr, value)
+        """Tell whether a template may read this attribute."""
+        is_known = attr in _METHODS or isinstance(obj, Namespace | LoopContext)
+        return is_known and super().is_safe_attribute(obj, attr, value)
 
-    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """Replace the methods `format` and `format_map` of a text."""
-        if super().wrap_str_format(value) is None:
-            return None
-        text, write = str(value.__self__), _Formatter(self).vformat
-        if value.__name__ == "format_map":
-            return lambda mapping: write(text, (), mapping)
-        return lambda *args, **kwargs: write(text, args, kwargs)
+    def wrap_str_format(self, value: Any) -> None:
+        """Leave the methods `format` and `format_map` to `is_safe_attribute`."""
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         template: nodes.Template = _Bounds().visit(super()._parse(source, name, filename))
         return template
 
-    def _items(self, items: Iterable[Any]) -> Iterator[Any]:
-        for item in items:
-            self.pay(_ELEMENT)
-            yield item
-
-    def _to_join(self, values: Iterable[Any], options: Sequence[Any]) -> list[Any]:
-        items = list(self._items(values))
-        self.need(len(self.printed(items)) * sum(map(_size, options)))
-        return items
-
-    def _estimate(self, name: str, text: str, operands: Sequence[Any]) -> None:
-        """Check what an operation may make of a text: a list of it, and all operands wherever they can be put in."""
-        is_format = name == "format"
-        sizes = [abs(o) if isinstance(o, int) and not is_format else self.measure(o) + 100 for o in operands]
-        if is_format:
-            sizes.append(len(text))  # the search for the bracket that closes `%(` may run to the end each time
-        place = str(operands[0]) if name == "replace" and operands else _PLACES.get(name, text)
-        self.need(_ELEMENT // 2 * len(text) + (1 + text.count(place)) * sum(sizes))
-        if is_format and _WIDE.search(text):
-            raise _StoppedError
-
     def _bounded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a filter that pays for its result, and is checked before it starts for what it may make."""
+        """Return a filter that is estimated and pays."""
         at = 1 if hasattr(function, "jinja_pass_arg") else 0
 
         @functools.wraps(function)
         def bounded(*args: Any, **kwargs: Any) -> Any:
-            value, options = args[at], [*args[at + 1 :], *(kwargs[k] for k in sorted(kwargs)[::-1])]  # old before new
-            if name == "join":
-                value = self._to_join(value, self.printed(options))
-            elif name in _TEXT_FILTERS or isinstance(value, str):
-                self._estimate(name, str(self.printed([value, *options])[0]), options)
-            elif name == "sum" and any(isinstance(option, _CONTAINERS) for option in options):
-                raise TypeError("sum adds numbers only")
-            return self.made(function(*args[:at], value, *args[at + 1 :], **kwargs))
+            is_read = name in _PRODUCTS and isinstance(args[at], Iterator | range)
+            operands = [list(args[at]) if is_read else args[at], *args[at + 1 :]]
+            if name in _TEXT_FILTERS:  # these write their operands, whatever they are
+                self.measure([*operands, *kwargs.values()])
+            self._estimate(name, *operands, **kwargs)
+            return self.made(function(*args[:at], *operands, **kwargs))
 
         return bounded
 
-    def _tojson(
-        self,
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: Any = None,
-        separators: Any = None,
-        sort_keys: bool = False,
-    ) -> str:
-        self.need(_MAX_DEPTH * (len(indent) if isinstance(indent, str) else indent or 0))
-        encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-        return self.concat(encoder.iterencode(self.printed(value)))
+    def _estimate(self, name: str, value: Any, *operands: Any, **options: Any) -> None:
+        """Stop an operation whose result or time may be larger than what is left."""
+        if name in _PRODUCTS:
+            is_exact = name == "replace" and operands and all(isinstance(text, str) for text in (value, operands[0]))
+            places = value.count(operands[0]) if is_exact else self._amount(value)
+            if (1 + places) * sum(map(self._amount, (*operands, *options.values()))) > self._left:
+                raise _StoppedError
+
+    def _amount(self, operand: Any) -> int:
+        return abs(operand) if isinstance(operand, int) else self.measure(operand)
 
     def _refuse(self, message: Any) -> None:
         raise _RefusedError(str(self.printed(message)))
 
 
 class _Bounds(NodeTransformer):
-    """Put `pay` into every loop, and `made` around new values that Jinja has no hook for."""
+    """Let what Jinja has no hook for pay by a filter: literals, slices, tests, `varargs`, `~` and loops."""
 
     depth = 0
 
@@ -299,25 +248,20 @@ class _Bounds(NodeTransformer):
         self.generic_visit(node)
         self.depth -= is_statement
         if isinstance(node, nodes.For):
-            node.body.insert(0, nodes.ExprStmt(_call("pay")).set_lineno(node.lineno))
-            if node.test is not None:
-                node.test = nodes.And(_call("pay"), node.test, lineno=node.lineno)
+            node.iter = _filter("each", node.iter)
         elif isinstance(node, nodes.Concat):
-            return _call("concatenate", *node.nodes)
+            return _filter("join", nodes.List(node.nodes))
         is_slice = isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice)
-        is_literal = isinstance(node, nodes.List | nodes.Dict) or (isinstance(node, nodes.Tuple) and node.ctx == "load")
-        return _call("made", node) if is_slice or is_literal else node
+        is_tuple = isinstance(node, nodes.Tuple) and node.ctx == "load"
+        is_varargs = isinstance(node, nodes.Name) and node.ctx == "load" and node.name in ("varargs", "kwargs")
+        if is_slice or is_tuple or is_varargs or isinstance(node, nodes.List | nodes.Dict | nodes.Compare | nodes.Test):
+            return _filter("made", node)
+        return node
 
 
-class _Formatter(SandboxedFormatter):
-    def get_field(self, *args: Any) -> Any:
-        value, key = super().get_field(*args)
-        return self._env.printed(value), key  # type: ignore[attr-defined]
-
-    def format_field(self, value: Any, format_spec: str) -> Any:
-        if re.search(r"\d{3}", format_spec):
-            raise _StoppedError
-        return super().format_field(value, format_spec)
+class _Namespace(Namespace):
+    def __repr__(self) -> str:  # also in errors; namespaces that each hold the one before twice would be long
+        return "a namespace"
 
 
 class _GenerationTag(Extension):
@@ -330,25 +274,35 @@ class _GenerationTag(Extension):
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
-@jinja2.pass_context
-def _printed(context: Any, value: Any) -> Any:
-    return context.environment.printed(value)
-
-
 def _strftime_now(form: str) -> str:
     if len(form) > 200:  # Python tries buffers of up to 256 times the format's length
         raise _StoppedError
     return datetime.now().strftime(form)
 
 
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
 def _size(value: Any) -> int:
-    return len(value) if isinstance(value, str) else _ELEMENT * len(value) if isinstance(value, _CONTAINERS) else 1
+    if not isinstance(value, _DATA):
+        raise TypeError(f"a {type(value).__name__} is no data")  # and Python would print its address
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, _CONTAINERS):
+        return _ELEMENT * len(value)
+    return 1 + (value.bit_length() // 64) ** 2 if isinstance(value, int) else 1  # large numbers take long
 
 
-def _call(method: str, *arguments: Any) -> nodes.Call:
-    return nodes.Call(nodes.EnvironmentAttribute(method), list(arguments), [], None, None)
+def _filter(name: str, node: Any) -> nodes.Filter:
+    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 
 def _first_line(error: BaseException) -> str:
     line = (str(error).splitlines() or [type(error).__name__])[0][:300]
     return line if line.isprintable() else ascii(line)[1:-1]
+
+
+_DATA: Any = (*_CONTAINERS, str, int, float, range, type(None), jinja2.Undefined, Macro, _Namespace)

@@ -21,20 +21,18 @@ def run(text: str, **variables: Any) -> str:
     return ChatTemplate(text, "chat_template.jinja").render({"messages": MESSAGES, **variables})
 
 
-NS = "{% set ns = namespace(x=START) %}{% for i in range(COUNT) %}STEP{% endfor %}END"
-
-
 def grow(start: str, step: str, end: str, count: int = 100) -> str:
-    return NS.replace("START", start).replace("COUNT", str(count)).replace("STEP", step).replace("END", end)
+    return "{% set ns = namespace(x=" + start + ") %}{% for i in range(" + f"{count}) %}}{step}{{% endfor %}}{end}"
 
 
-NESTED = "{% set ns.x = [ns.x, ns.x] %}"
+TWICE = "{% set ns.x = [ns.x, ns.x] %}"
+TUPLES = "{% set ns.x = (ns.x, ns.x) %}"
 BIG = "{% set a = 'a' * 100000 %}{% set b = 'a' * 100000 %}"
-LONG = "{% set l = range(100000) | list %}"
-SHORT = "{% set l = range(30000) | list %}"
+SLOW = "{% set a = 'a' * 290000 %}{% set b = 'a' * 140000 ~ 'baaaaa' %}"  # b in a takes 11 ms
+LIST = "{% set l = range(30000) | list %}"
 MANY = "{% for i in range(100000) %}BODY{% endfor %}"
 STOPPED = {
-    "nested loops": SHORT + "{% for i in l %}{% for j in l %}{% endfor %}{% endfor %}",
+    "nested loops": LIST + "{% for i in l %}{% for j in l %}{% endfor %}{% endfor %}",
     "loops that take nothing": BIG + "{% for j in range(100000) if 'b' in a %}{% endfor %}" * 20,
     "recursive loop": "{% for i in [1] recursive %}{{ loop(range(9)) if loop.depth < 90 }}{% endfor %}",
     "macro calls itself twice": "{% macro f(n) %}{% if n %}"
@@ -42,149 +40,99 @@ STOPPED = {
     "call blocks": "{% macro f(n) %}{% if n %}{% call f(n-1) %}{% endcall %}{% call f(n-1) %}{% endcall %}{% endif %}"
     "{{ caller() }}{% endmacro %}{% call f(60) %}x{% endcall %}",
     "block": MANY.replace("BODY", "{{ self.b() }}") + "{% block b %}{{ 'x' * 9999 }}{% endblock %}",
-    "string times": "{{ 'a' * 10**10 }}",
-    "times string": "{{ 10**10 * 'a' }}",
-    "list times": "{{ [0] * 10**10 }}",
-    "power": "{{ 10 ** 10000 }}",
-    "tower": "{{ 9 ** (9 ** 9) }}",
+    "string times": "{{ 'a' * 9000000000 }}",
+    "times string": "{{ 9000000000 * 'a' }}",
+    "list times": "{{ [0] * 9000000000 }}",
     "repeated squares": grow("3", "{% set ns.x = ns.x * ns.x %}", "{{ ns.x }}"),
     "doubling by ~": grow("'ab'", "{% set ns.x = ns.x ~ ns.x %}", "{{ ns.x }}"),
     "doubling by +": grow("'ab'", "{% set ns.x = ns.x + ns.x %}", "{{ ns.x }}"),
     "doubling lists": grow("[1]", "{% set ns.x = ns.x + ns.x %}", "{{ ns.x }}"),
     "doubling by set": grow("'ab'", "{% set y %}{{ ns.x }}{{ ns.x }}{% endset %}{% set ns.x = y %}", "{{ ns.x }}"),
     "doubling by replace": grow("'ab'", "{% set ns.x = ns.x.replace('a', 'aa') %}", "{{ ns.x }}"),
-    "doubling by format": grow("'ab'", "{% set ns.x = '{0}{0}'.format(ns.x) %}", "{{ ns.x }}"),
-    "doubling by format_map": grow("'ab'", "{% set ns.x = '{a}{a}'.format_map({'a': ns.x}) %}", "{{ ns.x }}"),
-    "doubling by %": grow("'ab'", "{% set ns.x = '%s%s' % (ns.x, ns.x) %}", "{{ ns.x }}"),
     "doubling by macro": "{% macro f(x) %}{{ x }}{{ x }}{% endmacro %}"
     + grow("'ab'", "{% set ns.x = f(ns.x) %}", "{{ ns.x }}"),
-    "shared lists printed": grow("[1]", NESTED, "{{ ns.x }}", 60),
-    "shared lists to json": grow("[1]", NESTED, "{{ ns.x | tojson }}", 60),
-    "shared lists joined": grow("[1]", NESTED, "{{ [ns.x] | join }}", 60),
-    "shared lists in ~": grow("[1]", NESTED, "{{ '' ~ ns.x }}", 60),
-    "shared lists formatted": grow("[1]", NESTED, "{{ '%s' | format(ns.x) }}{{ '{}'.format(ns.x) }}", 60),
-    "shared lists by repr": grow("[1]", NESTED, "{{ '{0!r:.1}'.format(ns.x) }}", 60),
-    "shared lists sorted": grow("[1]", NESTED, "{{ [ns.x, ns.x] | sort | length }}", 60),
-    "shared lists counted": grow("[1]", NESTED, "{{ [ns.x].count(ns.x) }}", 60),
-    "shared lists compared": grow("[1]", NESTED, "{{ ns.x == [ns.x] }}", 60),
-    "shared lists looked for": grow("[1]", NESTED, "{{ ns.x in [[ns.x]] }}{{ ns.x is in [1] }}", 60),
-    "shared tuples hashed": grow("(1,)", "{% set ns.x = (ns.x, ns.x) %}", "{{ {ns.x: 1} }}", 60),
-    "shared tuples as keys": grow("(1,)", "{% set ns.x = (ns.x, ns.x) %}", "{{ {1: 2}[ns.x] }}{{ {}.get(ns.x) }}", 60),
-    "shared tuples in dict()": grow("(1,)", "{% set ns.x = (ns.x, ns.x) %}", "{{ dict([(ns.x, 1)]) }}", 60),
-    "center filter": "{{ 'a' | center(10**9) }}",
-    "center method": "{{ 'a'.center(10**9) }}",
-    "zfill": "{{ '1'.zfill(10**9) }}",
-    "expandtabs": "{{ '\t'.expandtabs(10**9) }}",
-    "many tabs": "{{ ('\t' * 100000).expandtabs(100000) }}",
-    "indent": "{{ 'a\nb' | indent(10**9) }}",
+    "shared lists": grow("[1]", TWICE, "", 60),
+    "shared tuples": grow("(1,)", TUPLES, "", 60),
+    "shared dicts": grow("{}", "{% set ns.x = {1: ns.x, 2: ns.x} %}", "", 60),
+    "shared arguments": "{% macro f(n) %}{% if n %}{{ f(n-1, varargs, varargs) }}{% else %}{{ {}[varargs] }}"
+    "{% endif %}{% endmacro %}{{ f(60) }}",
     "many lines": "{{ ('\n' * 100000) | indent(100000) }}",
-    "json indent": "{{ [1] | tojson(indent=10**9) }}",
-    "json indent text": BIG + "{{ [1] | tojson(indent=a) }}",
-    "round": "{{ 1.5 | round(10**9, 'ceil') }}",
-    "percent width": "{{ '%1000000000d' % 1 }}",
-    "percent precision": "{{ '%.1000000000f' % 1 }}",
-    "percent star": "{{ '%*d' % (10**9, 1) }}",
-    "format filter width": "{{ '%1000000000d' | format(1) }}",
-    "format width": "{{ '{:1000000000}'.format(1) }}",
-    "format nested width": "{{ '{:{w}}'.format(1, w=10**9) }}",
-    "format by attr": "{{ ('{0:1000000000}' | attr('format'))(1) }}",
-    "format kept": "{% set f = '{0:1000000000}'.format %}{{ f(1) }}",
-    "center kept": "{% set f = 'a'.center %}{{ f(10**9) }}",
-    "percent brackets": "{{ ('%(' * 1000000) % {} }}",
-    "percent brackets and no operand": "{{ ('%(' * 100000) | format }}",
+    "indent": "{{ 'a\nb' | indent(1000000000) }}",
+    "json indent": "{{ [1] | tojson(indent=1000000000) }}",
+    "json indent text": BIG + "{{ ([1] * 9) | tojson(indent=a) }}",
+    "json separators": BIG + LIST + "{{ l | tojson(separators=(a, a)) }}",
     "long time": "{{ strftime_now('%Y' * 1000) }}",
-    "numbers in a loop": "{% set a = '1' * 1000000 %}" + MANY.replace("BODY", "{% set c = a | float %}"),
-    "format in a loop": BIG + MANY.replace("BODY", "{% set c = a.format() %}"),
-    "format many": BIG + "{{ ('{0}' * 10000).format(a) | length }}",
-    "percent many": BIG + "{{ (('%(a)s' * 10000) % {'a': a}) | length }}",
+    "numbers in a loop": "{% set a = '1' * 200000 %}" + MANY.replace("BODY", "{% set c = a | float %}"),
     "replace": BIG + "{{ a.replace('a', a) }}",
     "replace filter": BIG + "{{ a | replace('a', a) }}",
     "replace nothing": BIG + "{{ a.replace('', a) }}",
     "replace by name": BIG + "{{ a | replace(new=a, old='') }}",
-    "join": BIG + "{{ a.join(range(3000) | map('string')) }}",
     "long text in a loop": "{% for i in range(5000) %}" + "x" * 99_000 + "{% endfor %}",
     "maps of maps": grow(
         "range(100000)", "{% set ns.x = ns.x | map(attribute='x', default=1) %}", "{{ ns.x | list }}", 200
     ),
     "join filter": BIG + "{{ range(100000) | join(a) }}",
     "join attribute": "{{ range(100000) | map(attribute='z', default='a' * 100000) | join }}",
-    "join by attribute": BIG + "{{ ([{'z': a}] * 100000) | join(attribute='z') }}",
-    "split": "{% set a = 'a ' * 5000000 %}{{ a.split() | length }}",
-    "split below the bound": "{% set a = '🎉 ' * 1990000 %}{{ a.split() | length }}",
-    "list below the bound": "{% set a = '🎉' * 1900000 %}{{ a | list | length }}",
-    "title in a loop": "{% set a = 'a ' * 900000 %}" + MANY.replace("BODY", "{{ (a | title)[:0] }}"),
-    "from hex": BIG + "{{ ('f' * 1000000) | int(base=16) }}",
-    "fromkeys": "{{ {}.fromkeys(range(100000), 'a' * 100000) }}",
-    "keep lists": grow("[]", "{% set ns.x = ns.x + [range(100000) | list] %}", "", 100000),
-    "keep differences of keys": "{% set k = dict.fromkeys(range(30000)).keys() %}"
-    + "".join(f"{{% set a{i} = k - [] %}}" for i in range(200)),
-    "keep slices": SHORT + "".join(f"{{% set a{i} = l[:] %}}" for i in range(1000)),
-    "keep what a method makes": SHORT + "".join(f"{{% set a{i} = l.copy() %}}" for i in range(1000)),
-    "keep what a filter makes": SHORT + "".join(f"{{% set a{i} = l | list %}}" for i in range(1000)),
-    "keep arguments": SHORT + grow("none", "{% set ns.x = namespace(a=cycler(*l), b=ns.x) %}", "", 10),
-    "compare in a loop": BIG + MANY.replace("BODY", "{% if a == b %}{% endif %}"),
-    "search in a loop": BIG + MANY.replace("BODY", "{% if 'b' in a %}{% endif %}"),
+    "join by attribute": BIG + "{{ range(100000) | map(attribute='x', default={'z': a}) | join(attribute='z') }}",
+    "split": "{% set a = '🎉 ' * 140000 %}{{ a.split() | length }}",
+    "rsplit": SLOW + "{{ a.rsplit('ab' + a[:145000]) }}",
+    "strip": BIG + "{{ a | trim('b' * 90000 ~ 'a') }}",
+    "sort by a long path": "{{ (['a'] * 20000) | sort(attribute='0.' * 99999 + '0') }}",
+    "from hex": "{{ ('f' * 200000) | int(base=16) }}",
+    "keep lists": grow("[]", "{% set ns.x = ns.x + [range(9000) | list] %}", "", 100000),
+    "keep slices": LIST + "".join(f"{{% set a{i} = l[:] %}}" for i in range(1000)),
+    "keep what a method makes": BIG + "".join(f"{{% set a{i} = a.upper() %}}" for i in range(1000)),
+    "keep what a filter makes": LIST + "".join(f"{{% set a{i} = l | list %}}" for i in range(1000)),
+    "keep arguments": "{% set d = {" + ",".join(f"'a{i}':1" for i in range(4000)) + "} %}"
+    + grow("none", "{% set ns.x = namespace(b=ns.x, **d) %}", "", 100000),
+    "search": SLOW + "{% if b in a %}{% endif %}" * 3000,
+    "search by a test": SLOW + "{% if b is in a %}{% endif %}" * 3000,
     "search by method": BIG + MANY.replace("BODY", "{{ a.count('b') }}"),
-    "long lists in lists": "{% set l = range(20000) | list %}{% set m = [(l[:-1] + [0])] * 1000 %}"
-    + MANY.replace("BODY", "{{ l in m }}{{ m.count(l) }}"),
     "slice in a loop": BIG + MANY.replace("BODY", "{% set c = a[::-1] %}"),
     "upper in a loop": BIG + MANY.replace("BODY", "{% set c = a | upper %}"),
-    "reverse in a loop": BIG + MANY.replace("BODY", "{% set c = a | reverse %}"),
-    "test in a loop": BIG + MANY.replace("BODY", "{% if a is lower %}{% endif %}"),
-    "count in a loop": LONG + MANY.replace("BODY", "{{ l.count(5) }}"),
-    "unique in a loop": LONG + MANY.replace("BODY", "{{ l | unique | list | length }}"),
-    "sum in a loop": LONG + MANY.replace("BODY", "{{ l | sum }}"),
-    "items in a loop": LONG
-    + "{% set d = dict.fromkeys(l) %}"
-    + MANY.replace("BODY", "{{ d.items() | list | length }}"),
+    "unique in a loop": LIST + MANY.replace("BODY", "{{ l | unique | list | length }}"),
+    "items in a loop": "{% set d = dict(l=range(20000) | list) %}" + MANY.replace("BODY", "{{ d.items() | list }}"),
 }  # fmt: skip
-ESCAPES = {
+REFUSED = {
     "class": "{{ ''.__class__.__mro__ }}",
     "subclasses": "{{ messages.__class__.__base__.__subclasses__() }}",
-    "globals": "{{ cycler.__init__.__globals__['os'] }}",
+    "globals": "{{ namespace.__init__.__globals__['os'] }}",
     "function globals": "{{ raise_exception.__globals__['re'] }}",
     "environment": "{{ self._TemplateReference__context.environment }}",
-    "format": "{{ '{0.__class__.__mro__}'.format(1) }}x{{ ''.__class__.x }}",
-    "attr": "{{ (''|attr('__class__')).x }}",
-    "map": "{{ ([1]|map(attribute='__class__')|first).x }}",
-    "namespace": "{{ namespace(__class__=1).__class__.x }}",
-    "namespace later": "{% set ns = namespace() %}{% set ns._x = 1 %}{{ ns._x.y }}{{ ns['_x'].y }}",
+    "class by a filter": "{{ ([1] | map(attribute='__class__') | first).x }}",
+    "class of a namespace": "{{ namespace(__class__=1).__class__.x }}",
+    "namespace": "{% set ns = namespace() %}{% set ns._x = 1 %}{{ ns._x.y }}{{ ns['_x'].y }}",
     "class of a dict": "{{ dict['x'].update(messages[0], {'role': 'system'}) }}",
     "change the messages": "{{ messages.append(1) }}",
     "change a message": "{% set messages.x = 1 %}",
     "include": "{% include '/etc/passwd' %}",
     "import": "{% import 'os' as os %}",
     "extends": "{% extends '/etc/passwd' %}",
-    "bytes": "{{ 'a'.encode() }}",
-    "markup": "{{ ('<!---->' | safe).striptags() }}",
-    "to_bytes": "{{ (1).to_bytes(10**10, 'big') }}",
     "budget": "{{ pay(-1000) }}",
-}
-BROKEN = {
+    **{text: f"{{{{ {text} }}}}" for text in (
+        "'a'.encode()", "('<!---->' | safe).striptags()", "(1).to_bytes(1000000000, 'big')", "'a'.center(1000000000)",
+        "'1'.zfill(1000000000)", "'\t'.expandtabs(1000000000)", "'{:1000000000}'.format(1)",
+        "'{a}'.format_map({'a': 1})", "('{0}' | attr('format'))(1)", "'%1000000000d' % 1", "'%*d' % (9, 1)",
+        "'%d' | format(1)", "'a' | center(9)", "1.5 | round(1000000000, 'ceil')", "[[1]] | sum(start=[])",
+        "9 ** 9", "dict.fromkeys('ab')", "{}.keys() - []", "','.join(['a'])", "1 | pprint", "1 is strange",
+        "joiner(',')", "cycler(1)", "lipsum()", "nothing.at.all", "1 + 'a'", "1 / 0",
+    )},
+    "kept method": "{% set f = 'a'.center %}{{ f(1000000000) }}",
+    "range": "{% for i in range(1000000000) %}{% endfor %}",
     "syntax": "{% for %}",
     "open block": "{% if 1 %}",
-    "open tag": "{{ 1",
     "unknown tag": "{% run %}{% endrun %}",
-    "unknown filter": "{{ 1 | pprint }}",
-    "unknown test": "{{ 1 is strange }}",
-    "undefined": "{{ nothing.at.all }}",
-    "types": "{{ 1 + 'a' }}",
-    "division": "{{ 1 / 0 }}",
-    "range": "{% for i in range(10**9) %}{% endfor %}",
-    "sum of lists": "{{ [[1]] | sum(start=[]) }}",
     "parentheses": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
     "long sum": "{{ 1" + "+1" * 20000 + " }}",
-    "deep ifs": "{% if 1 %}" * 500 + "{% endif %}" * 500,
     "wide loops in deep ones": "{% for i in [1] %}" * 180 + "{{ 1 }}" * 9000 + "{% endfor %}" * 180,
     "deep loops": "{% for i in [1] %}" * 30 + "{% endfor %}" * 30,
     "endless macro": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "endless block": "{% block a %}{{ self.a() }}{% endblock %}",
     "long number": "{{ " + "9" * 5000 + " }}",
-    "deep tuples hashed": grow("(1,)", "{% set ns.x = (ns.x,) %}", "{{ {ns.x: 1} }}", 300),
-    "deep tuples printed": grow("(1,)", "{% set ns.x = (ns.x,) %}", "{{ ns.x }}", 300),
+    "deep tuples": grow("(1,)", "{% set ns.x = (ns.x,) %}", "{{ {ns.x: 1} }}", 300),
+    "shared namespaces": grow("1", "{% set ns.x = namespace(a=ns.x, b=ns.x) %}", "{{ {}[ns.x].y }}", 60),
     "too long": "x" * 100_001,
-    "format_map": "{{ '{a}'.format_map() }}",
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", list(STOPPED))
@@ -202,7 +150,7 @@ def test_what_would_not_end_is_stopped(name: str, monkeypatch: pytest.MonkeyPatc
 def test_time_is_bounded_as_shipped() -> None:
     start = time.process_time()
     with pytest.raises(CheckpointError, match=r"the chat template was stopped"):
-        run(BIG + MANY.replace("BODY", "{% if 'b' in a %}{% endif %}" * 100))
+        run(STOPPED["search"])
     assert 1 < time.process_time() - start < 5
 
 
@@ -210,22 +158,16 @@ def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-@pytest.mark.parametrize("name", list(ESCAPES))
-def test_no_way_out(name: str) -> None:
-    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: the chat template failed"):
-        run(ESCAPES[name])
-
-
-@pytest.mark.parametrize("name", list(BROKEN))
-def test_broken_templates(name: str) -> None:
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_what_a_template_may_not_do_fails(name: str) -> None:
     start = time.process_time()
-    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: the chat template"):
-        run(BROKEN[name])
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: the chat template(:| failed| does not compile)"):
+        run(REFUSED[name])
     assert time.process_time() - start < 5
 
 
 def test_nothing_private_is_printed() -> None:
-    assert run("{{ ''.__class__ }}{{ '{0.__class__}'.format(1) }}{{ raise_exception.__globals__ }}") == ""
+    assert run("{{ ''.__class__ }}{{ 'a'.format }}{{ raise_exception.__globals__ }}") == ""
 
 
 @pytest.mark.parametrize("text", ["{{ 'a ' * 400000 }}", "{% for i in range(4000) %}" + "x" * 99 + "{% endfor %}"])
@@ -237,15 +179,13 @@ def test_the_output_is_bounded(text: str) -> None:
 @pytest.mark.parametrize(
     "expression",
     [
-        "joiner(',')", "cycler(1).next", "[joiner(',')]", "joiner(',') ~ ''", "'' ~ range", "''.join",
-        "messages | map('upper')", "raise_exception(joiner(','))", "'%s' % joiner(',')", "'{}'.format(cycler)",
-        "joiner(',') | string", "joiner(',') | safe",
-        "['a', joiner(',')] | join", "{'a': joiner(',')}", "'%s' | format(dict)", "dict | upper", "self.b",
-        "namespace(a=1)",
+        "'' ~ range", "''.upper", "messages | map('upper')", "raise_exception(range)", "'a'.upper | string",
+        "raise_exception([] | map('upper'))", "['a', range] | join", "'a' | replace('a', range)", "{'a': range}",
+        "[dict]", "self.b", "['a'] | map(attribute='upper') | list", "range | upper", "[messages | map('upper')]",
     ],
 )  # fmt: skip
 def test_no_address_of_an_object_is_printed(expression: str) -> None:
-    with pytest.raises(CheckpointError, match=r"TypeError: a \w+ has no text$"):
+    with pytest.raises(CheckpointError, match=r"TypeError: a \w+ is no data$"):
         run("{{ " + expression + " }}{% block b %}{% endblock %}")
 
 
@@ -259,32 +199,32 @@ def test_messages_of_templates_cannot_drive_a_terminal() -> None:
 
 ORDINARY = [
     "{% for m in messages %}{{ loop.index }}/{{ loop.length }} {{ m.role }}: {{ m['content'] }}\n{% endfor %}",
-    "{{ messages[0].content.split('\n') }}{{ messages[0].content.splitlines() }}{{ ', '.join(['a', 'b']) }}",
+    "{{ messages[0].content.split('\n') }}{{ messages[0].content.splitlines() }}{{ 'aab'.rsplit('a', 1) }}",
     "{{ 'a-b'.replace('-', '+') }}{{ 'a-b' | replace('-', '+') }}{{ 'aaa'.replace('a', 'b', 2) }}{{ ' x '.strip() }}",
-    "{{ 'a\nb' | indent(2) }}{{ 'a\nb' | indent('> ', first=true) }}{{ 'x' | center(9) }}{{ 'x'.ljust(4) }}|",
-    "{{ '%s=%d %5.2f' | format('a', 3, 1.5) }}{{ '%(k)s' % {'k': 1} }}{{ '{:>5} {a!r}'.format(1, a='q') }}",
-    "{{ '{a}'.format_map({'a': 3}) }}{{ '%s' % none }}{{ 1 ~ 'a' ~ none ~ [1] }}",
-    "{{ [3, 1, 2] | sort | join('-') }}{{ [3, 1] | max }}{{ [1, 1, 2] | unique | list }}{{ [1, 2] | sum }}",
-    "{{ [{'n': 1}, {'n': 2}] | sum(attribute='n') }}{{ [{'n': 1}] | join(',', attribute='n') }}",
+    "{{ 'a\nb' | indent(2) }}{{ 'a\nb' | indent('> ', first=true) }}{{ 1 ~ 'a' ~ none ~ [1] }}",
+    "{{ [3, 1, 2] | sort | join('-') }}{{ [3, 1] | max }}{{ [1, 1, 2] | unique | list }}",
+    "{{ [{'n': 1}] | join(',', attribute='n') }}{{ ['b', 'a'] | map('upper') | sort | join }}",
     "{{ messages | map(attribute='role') | list }}{{ messages | selectattr('role', 'eq', 'user') | list | length }}",
-    "{{ messages | groupby('role') | length }}{{ {'b': 1, 'a': 2} | dictsort }}{{ {'a': 1}.items() | list }}",
+    "{% set m = messages | selectattr('role', 'in', ['user', 'x']) %}{{ (m | first).role }}{{ m | list }}",
+    "{{ {'b': 1, 'a': 2} | dictsort }}{{ {'a': 1}.items() | list }}{{ {'a': 1} | items | list }}",
     "{{ messages[1:] | length }}{{ 'abc'[::-1] }}{{ [1, 2, 3][-1] }}{{ messages | first is mapping }}",
     "{{ 1 < 2 < 3 }}{{ 1 in [1] }}{{ 'a' not in 'b' }}{{ none == false }}{{ 'x' is in ['x'] }}{{ 3 is divisibleby 3 }}",
-    "{{ 7 // 2 }}{{ 7 % 4 }}{{ 2 ** 10 }}{{ 7 / 2 }}{{ -3 | abs }}{{ 2.567 | round(1) }}{{ 'ab' * 3 }}{{ [0] * 2 }}",
+    "{{ 7 // 2 }}{{ 7 % 4 }}{{ 7 / 2 }}{{ -3 | abs }}{{ 'ab' * 3 }}{{ [0] * 2 }}{{ 100000 * 100000 * 1.5 }}{{ 3 - 4 }}",
     "{% set ns = namespace(n=0) %}{% for i in range(5) if i is odd %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}",
     "{% for i in range(9) %}{% if i == 2 %}{% continue %}{% elif i > 4 %}{% break %}{% endif %}{{ i }}{% endfor %}",
     "{% macro f(a, b='x') %}[{{ a }}{{ b }}{{ caller is defined }}]{% endmacro %}{{ f(1) }}{{ f(1, b=2) }}",
     "{% macro f() %}<{{ caller(3) }}>{% endmacro %}{% call(x) f() %}{{ x }}{% endcall %}",
+    "{% macro f(s) %}{% set s.n = s.n + 1 %}{% endmacro %}{% set n = namespace(n=1) %}{{ f(n) }}{{ n.n }}",
+    "{% macro f(a) %}{{ a }}{{ varargs }}{% endmacro %}{% set l = [f] + [f] %}{{ l[1](*[3, 4]) }}{{ l | length }}",
+    "{% set kwargs = 1 %}{{ kwargs }}{% macro f() %}{{ kwargs }}{% endmacro %}{{ f(a=2) }}",
     "{% for i in [[1, [2]], 3] recursive %}{{ loop(i) if i is iterable else i }}{% endfor %}",
     "{% filter upper %}abc{% endfilter %}{% set x %}y{{ 1 }}{% endset %}{{ x }}{% with z = 2 %}{{ z }}{% endwith %}",
-    "{{ 'a b' | title }}{{ 'A' | lower }}{{ ' x ' | trim }}{{ 'abcdef' | truncate(4, true, '.') }}{{ '<' | e }}",
-    "{{ dict(a=1) }}{{ missing | default('d') }}{{ '' | default('e', true) }}{{ none | string }}{{ '3' | int + 1 }}",
+    "{{ 'a b' | title }}{{ 'A' | lower }}{{ ' x ' | trim }}{{ '<' | e }}{{ '<' | safe }}{{ '3' | int + 1 }}",
+    "{{ dict(a=1) }}{{ missing | default('d') }}{{ '' | default('e', true) }}{{ none | string }}{{ range is defined }}",
     "{% block b %}{{ 1 if messages else 2 }}{% endblock %}{{ (1, 2) | last }}{{ 'abc' | list }}{{ 'ab' | reverse }}",
     "  {%- if true %}\n  a\n  {% endif %}\n   {# note #}\n b  \n",
     "{% for k, v in messages[0].items() %}{{ k }}={{ v | length }};{% else %}none{% endfor %}",
-    "{{ cycler('a', 'b').next() }}",
-    "{{ '%d' % 1700000000 }}{{ '%d %s' | format(1700000000, 'a') }}{{ '{}'.format(1700000000) }}{{ 'ab'.find('b') }}",
-    "{{ 10 ** 10 }}{{ 5 .bit_length() }}{{ (2.0).is_integer() }}{{ {1: 'a'}[1] }}{{ {(1, 2): 3}[(1, 2)] }}",
+    "{{ {1: 'a'}[1] }}{{ {(1, 2): 3}[(1, 2)] }}{{ {'a': 1}.get('b', 2) }}{{ 'ab'.find('b') }}{{ {}.items is defined }}",
 ]  # fmt: skip
 
 
@@ -315,8 +255,3 @@ def test_long_parts_of_a_long_message_are_taken_out() -> None:
     chat = [{"role": "assistant", "reasoning": thought, "content": thought + "hello\n" * 5_000}]
     text = "{% set m = messages[0] %}{{ m.content.replace(m.reasoning, '') }}{{ m.content.removeprefix(m.reasoning) }}"
     assert ChatTemplate(text, "f").render({"messages": chat}) == "hello\n" * 10_000
-
-
-def test_globals() -> None:
-    assert run("{{ lipsum is defined }}{{ namespace is defined }}{{ range(2) | list }}") == "FalseTrue[0, 1]"
-    assert run("{{ dict({'a': 1}, b=2) }}{{ dict.fromkeys('ab', 0) }}") == "{'a': 1, 'b': 2}{'a': 0, 'b': 0}"
