@@ -1,4 +1,4 @@
-"""Correct kernels of transformers, torch and jax, many times over: none may be refused.
+"""Correct kernels of transformers, timm, torch, jax and MLX, many times over: none may be refused.
 
     python -m tests.parity.false_alarms --checks 20000
     python -m tests.parity.false_alarms --runs 1000 --preset attention
@@ -33,9 +33,10 @@ LAYERS = 41
 STRUCTURES = {
     "hf_diffllama": (Structure(1, 17, 17), Structure(2, 9, 9), Structure(2, 4, 4), Structure(1, 33, 33)),
     "ms_v1": (Structure(1, 13, 19), Structure(2, 9, 14), Structure(1, 1, 17), Structure(1, 24, 37)),
+    "timm": (Structure(1, 19, 19), Structure(2, 9, 9), Structure(2, 4, 4), Structure(1, 33, 33)),
     "attention": (Structure(1, 19, 19), Structure(2, 9, 14), Structure(1, 33, 33), Structure(1, 1, 37)),
 }
-"""By preset; transformers' module has as many keys as queries."""
+"""By preset; the modules of transformers and timm have as many keys as queries."""
 COMPILED = 500
 """After so many problems what jax has compiled is dropped: it takes memory maps, of which a process may have few."""
 

@@ -1,17 +1,19 @@
-"""Differential attention by implementations that are not of this project: transformers, torch's sdpa, jax.
+"""Differential attention by implementations that are not of this project: transformers, timm, torch's sdpa, jax, MLX.
 
-Each is `kernel(spec, inputs, dout, dtype)` -> {"out", "dq", "dk", "dv"} in float64, gradients by torch's autograd or
-jax's; and {"lse1", "lse2"} where the library gives them. `refdiff check --selftest --kernels
+Each is `kernel(spec, inputs, dout, dtype)` -> {"out", "dq", "dk", "dv"} in float64, gradients by the library's own
+differentiation; and {"lse1", "lse2"} where the library gives them. `refdiff check --selftest --kernels
 tests.parity.real_kernels:KERNELS` has them judged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from timm.layers.diff_attention import DiffAttention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DiffLlamaConfig
 from transformers.models.diffllama.modeling_diffllama import DiffLlamaAttention, DiffLlamaRotaryEmbedding
@@ -20,6 +22,7 @@ from refdiff.oracle import Spec
 from refdiff.oracle.truth.attention_mask import attention_mask
 from refdiff.oracle.truth.head_indices import head_indices
 from tests.parity.jax_kernels import jax_two_passes, jax_weights_subtracted
+from tests.parity.mlx_kernels import mlx_two_passes
 
 Arrays = dict[str, np.ndarray]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -77,6 +80,31 @@ def transformers_diffllama(spec: Spec, inputs: Arrays, dout: np.ndarray, dtype: 
     return {"out": by_head(out, spec.heads), **grads}
 
 
+def timm_attention(spec: Spec, inputs: Arrays, dout: np.ndarray, dtype: str, *, fused: bool) -> Arrays:
+    """The attention module between its projections, without a mask; its λ and norm in the types that it stores."""
+    kind, (B, H, T, d), h = DTYPES[dtype], inputs["q"].shape, spec.heads
+    assert inputs["k"].shape[2] == T, "the module has as many keys as queries"
+    module = DiffAttention(H * d, h, depth=spec.layer).to(kind)
+    module.fused_attn = fused
+    given = {
+        name: torch.as_tensor(np.moveaxis(inputs[name], 1, 2).reshape(B, T, H * d)).to(kind).requires_grad_()
+        for name in "qkv"
+    }
+    module.qkv, module.proj = Given(torch.cat(list(given.values()), dim=2)), torch.nn.Identity()
+    with torch.no_grad():
+        module.sub_norm.weight.copy_(torch.as_tensor(inputs["norm_weight"]))
+        for name in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"):
+            setattr(module, name, torch.nn.Parameter(torch.as_tensor(inputs[name]).float()))
+    out = module(torch.zeros(B, T, H * d, dtype=kind))
+    out.backward(torch.as_tensor(np.moveaxis(dout, 1, 2).reshape(B, T, H * d)).to(kind))
+
+    def by_head(x: torch.Tensor | None, heads: int) -> np.ndarray:
+        return np.moveaxis(_numbers(x).reshape(B, T, heads, -1), 1, 2)
+
+    grads = {f"d{name}": by_head(x.grad, h if name == "v" else H) for name, x in given.items()}
+    return {"out": by_head(out, h), **grads}
+
+
 def torch_sdpa(spec: Spec, inputs: Arrays, dout: np.ndarray, dtype: str, backend: SDPBackend) -> Arrays:
     """unilm's two passes, each over both halves of V, through one backend of torch's scaled_dot_product_attention."""
     kind, w, d = DTYPES[dtype], head_indices(spec), spec.head_dim
@@ -129,8 +157,11 @@ KERNELS: dict[str, tuple[str, bool, Any]] = {
     "transformers sdpa": ("hf_diffllama", False, lambda *x: transformers_diffllama(*x, "sdpa")),
     "torch sdpa math": ("ms_v1", False, lambda *x: torch_sdpa(*x, SDPBackend.MATH)),
     "torch sdpa flash": ("ms_v1", False, lambda *x: torch_sdpa(*x, SDPBackend.FLASH_ATTENTION)),
+    "timm": ("timm", True, partial(timm_attention, fused=False)),
+    "timm, fused": ("timm", False, partial(timm_attention, fused=True)),
     "jax dot_product_attention": ("ms_v1", False, jax_two_passes),
     "jax weights subtracted": ("hf_diffllama", False, jax_weights_subtracted),
+    "mlx": ("hf_diffllama", False, mlx_two_passes),
 }
 """By name: the preset, whether every operation's result is stored, and the function."""
 NOT_SERVED = {("jax dot_product_attention", "float16")}

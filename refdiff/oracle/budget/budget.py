@@ -23,7 +23,7 @@ from refdiff.oracle.inputs.outputs import output
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.inputs.validation import no_numbers
 from refdiff.oracle.rounding import FORMATS, round_to, ulp
-from refdiff.oracle.rounding.ensemble import members_of, quantised, score_errors
+from refdiff.oracle.rounding.ensemble import groups_of, members_of, quantised, score_errors
 from refdiff.oracle.rounding.evaluation_order import SMALLEST, error_of_sums
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
@@ -286,7 +286,7 @@ def _by_rows(
             "this is a mistake of refdiff; please report it with the inputs"
         )
     relative = "row" if name == "out" else "tensor"
-    factor = common_factor(y, runs, ~doubtful, recipe.storage, divisor, lost_below)
+    factor = common_factor(y, runs, ~doubtful, recipe.storage, divisor, lost_below, groups_of(len(runs)))
     return RowBudget(y, rows, hard, largest_slope, recipe.storage, axes, doubtful, relative, factor)
 
 

@@ -18,7 +18,8 @@ Equation:
 
     So few orders do not show all errors that rows can share: where all tokens are alike, so are the roundings of many
     rows, and w fits the orders that it has seen better than any other. So each order is also left out in turn, and the
-    spread of ĉ is at least the root mean square of what the others make of it.
+    spread of ĉ is at least the root mean square of what the others make of it. Orders that round the same numbers are
+    left out together: float16 times a scale just above 1/5 is rounded to its product with 1/5 in all of them.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ def common_factor(
     storage: str,
     divisor: Numpy | float | None = None,
     lost_below: float = 0.0,
+    groups: Sequence[int] | None = None,
 ) -> CommonFactor | None:
     """Weigh the rows by what the recipe's orders are off by; None where no row is counted.
 
@@ -92,6 +94,7 @@ def common_factor(
         counted: (…), the rows of which something can be said; none is that an order misses by more than itself.
         lost_below: numbers below it may be 0 in all rows at once; that counts as one more order, and rows of less than
             a thousand times as much do not count.
+        groups: of each run; runs of one group round the same numbers. None = each has its own.
     """
     size = np.max(np.where(np.isfinite(expected), np.abs(expected), 0.0), axis=-1, initial=0.0).ravel()
     lost = lost_below / np.maximum(size, max(lost_below, np.finfo(np.float64).tiny))
@@ -104,8 +107,9 @@ def common_factor(
     least = FORMATS[storage].u ** 2 / (12 * expected.shape[-1]) + FORMATS["float32"].u ** 2
     alike = _rows_alike(round_to(expected, storage), counted)
     weights, variance = _estimator(found, alike, least)
-    left_out = [np.delete(found, m, axis=0) for m in range(len(found) - 1)]  # the last stands for no order
-    missed = [_estimator(others, alike, least)[0] @ f for others, f in zip(left_out, found, strict=False)]
+    labels = np.arange(len(runs)) if groups is None else np.asarray(groups)
+    others = [np.append(labels != label, True) for label in labels]  # the last stands for no order
+    missed = [_estimator(found[which], alike, least)[0] @ f for which, f in zip(others, found, strict=False)]
     spread = max(math.sqrt(variance), float(np.sqrt(np.mean(np.square(missed)))))
     return CommonFactor(weights.reshape(expected.shape[:-1]), spread, divisor)
 

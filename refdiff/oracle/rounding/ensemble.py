@@ -80,6 +80,12 @@ def members_of(spec: Spec, inputs: Inputs, recipe: Recipe, members: int, dout: N
     return run_orders(lambda order: evaluate(spec, inputs, recipe, order, dout), orders, inputs)
 
 
+def groups_of(runs: int) -> list[int]:
+    """The group of each run of `members_of`: one of orders in which every operation's result is rounded and stored."""
+    orders = (*DRAWS, *MEMBERS)[:runs]
+    return [-1 if order.stored and not order.noise else n for n, order in enumerate(orders)]
+
+
 def run_orders(work: Callable[[Order], Run], orders: Sequence[Order], inputs: Inputs) -> list[Run]:
     """Return `work(order)` of every order: one after another, or of larger inputs one on each core."""
     if not LEAST <= _count_scores(inputs) <= MOST:

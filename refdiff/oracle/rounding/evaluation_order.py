@@ -145,7 +145,7 @@ class Arithmetic:
             size *= form.u
             off += size
             off *= USUAL
-            noisy = self._sign(x)
+            noisy = self._sign(x, name)
             noisy *= off
             noisy += x
         if (lost := np.abs(noisy) > form.top).any():
@@ -158,8 +158,9 @@ class Arithmetic:
             np.copyto(x, 0.0, where=np.abs(x) < SMALLEST)
         return x
 
-    def _sign(self, x: Numpy) -> Numpy:
-        return _signs_of_numbers(x, self._random) if self.order.alike else _signs(x, self._random)
+    def _sign(self, x: Numpy, name: str = "float32") -> Numpy:
+        """Return a sign for each element; where the order has it so, one for all that are the same in this type."""
+        return _signs_of_numbers(x, self._random, name) if self.order.alike else _signs(x, self._random)
 
     def perturb(self, x: Numpy, error: Numpy) -> Numpy:
         """x with an error of this size, of either sign, where errors are drawn at random; else x."""
@@ -251,11 +252,13 @@ def _signs(x: Numpy, random: np.random.Generator) -> Numpy:
     return np.asarray(2.0 * bits - 1.0)  # as of integers(0, 2, …), in a fifth of the time
 
 
-def _signs_of_numbers(x: Numpy, random: np.random.Generator) -> Numpy:
-    """±1 for each number: one and the same for those that agree in float32, and the opposite for their negatives."""
+def _signs_of_numbers(x: Numpy, random: np.random.Generator, name: str) -> Numpy:
+    """±1 for each number: one for all that a type rounds to the same, and the opposite for their negatives."""
     wide = np.asarray(x, dtype=np.float64)
     bits = np.asarray(np.abs(wide)).view(np.uint64)
-    bits >>= np.uint64(29)  # the digits beyond float32's, in which sums of the same terms may differ
+    dropped = 53 + round(math.log2(FORMATS[name].u))  # digits of float64 that the type has not
+    bits += np.uint64(1 << (dropped - 1))
+    bits >>= np.uint64(dropped)
     # the highest bit of such a product hashes them (multiply-shift, Dietzfelbinger et al. 1997)
     bits *= np.uint64(2 * int(random.integers(2**63)) + 1)
     bits ^= bits >> np.uint64(32)

@@ -62,6 +62,24 @@ def test_rows_of_the_same_numbers_count_as_one() -> None:
     assert np.max(np.abs(beyond)) < 5
 
 
+def test_orders_that_round_the_same_numbers_do_not_vouch_for_each_other() -> None:
+    """Three are 4e-5 too small in all rows, with all but the same noise; so is a kernel, with noise of its own."""
+    beyond = []
+    for seed in range(6):
+        y, rng = _rows(seed)
+
+        def run(bias: float, noise: np.ndarray, y: np.ndarray = y) -> np.ndarray:
+            return y * (1 + bias + 5e-5 * noise)[:, None]
+
+        same = rng.normal(size=ROWS)
+        twins = [run(-4e-5, same + 0.1 * rng.normal(size=ROWS)) for _ in range(3)]
+        runs = [*(run(0.0, rng.normal(size=ROWS)) for _ in range(7)), *twins]
+        found = common_factor(y, runs, _all(y), "float16", groups=[*range(7), -1, -1, -1])
+        beyond.append(found.estimate(run(-4e-5, rng.normal(size=ROWS)), y) / found.spread)
+        assert abs(found.estimate(1.001 * y, y)) > 8 * found.spread
+    assert np.max(np.abs(beyond)) < 4
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_rows_that_add_up_the_same_errors(seed: int) -> None:
     """As gradients of keys that all queries see alike: ten orders show a few of the many ways to agree."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -61,13 +63,19 @@ def test_errors_at_random_may_be_equal_for_equal_numbers() -> None:
     x = np.tile(np.random.default_rng(0).normal(size=4000), (3, 1))
     x[1] *= 1 + 1e-13  # as another order of the same sum
     x[2] *= -1
-    how = Arithmetic(Recipe("bfloat16"), next(order for order in DRAWS if order.alike))
+    order = next(order for order in DRAWS if order.alike)
+    how = Arithmetic(Recipe("float32"), order)
     first, second = (how.round_at(x, "p") / x - 1 for _ in range(2))
     np.testing.assert_allclose(first[1:], first[:2], rtol=1e-6)
     assert abs(np.mean(np.sign(first[0]))) < 0.06, "as many of either sign"
     assert abs(np.mean(np.sign(first[0] * second[0]))) < 0.06, "drawn anew at each step"
-    neighbours = np.sign(how.round_at(np.arange(1.0, 4097.0), "p") - np.arange(1.0, 4097.0))
-    assert abs(np.mean(neighbours[1:] * neighbours[:-1])) < 0.06, "of numbers that differ they have nothing in common"
+    whole = np.arange(1.0, 4097.0)
+    signs = np.sign(how.round_at(whole, "p") - whole)
+    assert abs(np.mean(signs[1:] * signs[:-1])) < 0.06, "of numbers that differ they have nothing in common"
+    near = np.asarray([1.0, 1.003, 1.01])  # the first two are one number in bfloat16
+    errors = [Arithmetic(Recipe("bfloat16"), replace(order, noise=n)).round_at(near, "p") - near for n in range(1, 21)]
+    np.testing.assert_array_equal(np.sign(errors)[:, 0], np.sign(errors)[:, 1])
+    assert np.any(np.sign(errors)[:, 0] != np.sign(errors)[:, 2])
 
 
 def test_what_some_processors_flush_is_zero_in_some_draws() -> None:

@@ -3,7 +3,7 @@
 They come as a mapping, by name, of (preset, eager, function): whether every operation's result is stored, so that the
 recipe is `Recipe.eager`, and function(spec, inputs, dout, dtype) -> out, dq, dk, dv and, where there are any, lse1 and
 lse2, as float64 of the storage type's values; or nothing where the kernel does not serve that type.
-`tests.parity.real_kernels:KERNELS` is one, of torch, transformers and jax.
+`tests.parity.real_kernels:KERNELS` is one, of torch, transformers, timm, jax and MLX.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ Kernels = Mapping[str, tuple[str, bool, Callable[..., dict[str, Any]]]]
 STRUCTURES = {
     "hf_diffllama": (Structure(1, 40, 40), Structure(2, 33, 33)),
     "ms_v1": (Structure(2, 24, 37), Structure(1, 36, 50)),
+    "timm": (Structure(1, 40, 40), Structure(2, 33, 33)),
 }
-"""By preset; transformers' module has as many keys as queries."""
+"""By preset; the modules of transformers and timm have as many keys as queries."""
 
 
 def kernels_of(name: str) -> Kernels:
