@@ -191,6 +191,14 @@ REMARKS: list[tuple[dict[str, Any], list[str]]] = [
         {"rope_type": "linear", "factor": 2.0, "a": 1, "b\n": 2},
         [r"rope_type 'linear' does not use rope_parameters.{'b\n', a}"],
     ),
+    (
+        {**THREE, "original_max_position_embeddings": 2048},
+        ["rope_parameters.original_max_position_embeddings is 2048, not below max_position_embeddings 2048"],
+    ),
+    (
+        {"rope_type": "default", "partial_rotary_factor": 0.5, "a": 1},
+        ["rope_type 'default' does not use rope_parameters.{a, partial_rotary_factor}"],
+    ),
 ]
 
 

@@ -54,6 +54,13 @@ def test_bytes_of_a_number(dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_wanted_type_is_not_copied(dtype: str) -> None:
+    values = np.ones((3, 2), dtype)
+    assert to_compute(values, dtype, dtype) is values
+    assert encode(values, dtype) is values
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_data_off_its_boundary_is_copied_once(dtype: str) -> None:
     values = np.arange(6.0).astype(dtype)
     unaligned = np.frombuffer(b"\0" + values.tobytes(), dtype, offset=1)
