@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
                 for entry in runner.run(rows, settings, lambda row, side: bar.set_postfix_str(f"{row.title}: {side}")):
                     results.append(entry)
                     bar.set_postfix_str("", refresh=False)
-                    bar.update()
+                    bar.update(len({done["row"] for done in results}) - bar.n)  # some rows give two
                     if bar.disable and not args.quiet:
                         note(f"refdiff bench: {entry['title']}: {entry['error'] or 'measured'}")
         finally:
