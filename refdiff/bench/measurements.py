@@ -99,9 +99,16 @@ def memory(side: Side, row: Row) -> Once:
 
     def measure() -> Answer:
         tokens = decode(side, row)()["tokens"]
-        return {"bytes": side.peak(), "tokens": tokens}
+        return {"bytes": peak(side), "tokens": tokens}
 
     return measure
+
+def peak(side: Side) -> int:
+    """Return the most bytes that a side has held; raise `RuntimeError` where the system does not say."""
+    if (held := side.peak()) is None:
+        raise RuntimeError("this system does not say how much memory a process has held")
+    return held
+
 
 
 def look_up(make: Callable[[int, int, int], tuple[Ids, Ids]], side: Side, row: Row) -> Once:
@@ -184,7 +191,7 @@ def train(side: Side, row: Row) -> Once:
 
     def measure() -> Answer:
         seconds, loss = side.timed(step)
-        return {"seconds": seconds, "amount": amount, "work": work, "loss": loss, "bytes": side.peak()}
+        return {"seconds": seconds, "amount": amount, "work": work, "loss": loss, "bytes": peak(side)}
 
     return measure
 
@@ -208,7 +215,7 @@ def judge(do: str, pairing: str, status: str, side: Side, row: Row) -> Once:
         seconds = time.process_time() - started
         if found.status != status:
             raise ValueError(f"the oracle: got {found.status}, expected {status}\n{found}")
-        return {"seconds": seconds, "bytes": side.peak()}
+        return {"seconds": seconds, "bytes": peak(side)}
 
     return measure
 

@@ -194,6 +194,14 @@ def test_a_sparing_pass_does_what_is_counted() -> None:
         assert sum(done) - others == 3 * m.prefill_operations(CONFIG, 5, sparing)
 
 
+@pytest.mark.parametrize("spelled", ["memory:4", "train:tiny", "check:19x2"])
+def test_memory_that_the_system_does_not_tell_is_an_error_of_the_row(spelled: str, folder: Path) -> None:
+    side = FakeSide(Settings(str(folder), batch=2, context=5))
+    side.peak = lambda: None
+    with pytest.raises(RuntimeError, match="this system does not say how much memory a process has held"):
+        _measured(side, spelled)
+
+
 @pytest.mark.parametrize("do", ["check", "diagnose"])
 def test_the_oracle_must_give_the_answer_that_it_should(do: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert _measured(Side(Settings()), f"{do}:23x2")["seconds"] > 0
