@@ -3,7 +3,7 @@
 All sides have the same inputs, and the clock runs over the same work. An answer has `seconds` or `bytes`; `amount`, the
 tokens (or operations, or bytes) that are divided by the seconds to give a rate; `work`, the operations or bytes that
 the side needs for it, which a ceiling is compared with; and `tokens`, `loss`, `sample` or `text`, by which the sides
-are seen to have done the same. What a side does beside its work (scores that causality hides) counts for nobody.
+are seen to have done the same. What a side does beside its work (scores that causality hides) is not part of `work`.
 """
 
 from __future__ import annotations

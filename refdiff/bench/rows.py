@@ -23,8 +23,8 @@ class Kind:
     form: what follows the name on the command line. title: what a table names it. measuring: see `measurements.py`.
     unit: of the rate; of s and B, the number itself. ceiling: the limit of the machine that work is compared with,
     gemv (bytes a second) or sgemm (operations a second). peers: which sides there can be beside refdiff. needs_model:
-    the checkpoint; training makes its own, and others have none. new_process: for each repetition. warm_up: of those
-    the first does not count, which finds files not yet read. memory: the title of a second row, of peak memory.
+    the checkpoint; training makes its own, and others have none. new_process: for each repetition. warm_up: the first
+    repetition does not count; it reads the files from disk. memory: the title of a second row, of peak memory.
     """
 
     form: str

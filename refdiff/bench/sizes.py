@@ -55,7 +55,7 @@ CLASS = "DiffLlamaForCausalLM"
 
 def write_random(config: DiffLlamaConfig, folder: str | Path) -> None:
     """Write a checkpoint of random weights, always the same."""
-    from refdiff.model.heads import DiffLlamaForCausalLM  # here, to stay out of the memory that others are measured by
+    from refdiff.model.heads import DiffLlamaForCausalLM  # here: rows of `memory` do without it
 
     model = DiffLlamaForCausalLM.from_config(config, dtype=config.dtype or "float32")
     model.save_pretrained(folder, max_shard_size="10GB")
