@@ -8,7 +8,6 @@ are seen to have done the same. What a side does beside its work (scores that ca
 
 from __future__ import annotations
 
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -103,12 +102,12 @@ def memory(side: Side, row: Row) -> Once:
 
     return measure
 
+
 def peak(side: Side) -> int:
     """Return the most bytes that a side has held; raise `RuntimeError` where the system does not say."""
     if (held := side.peak()) is None:
         raise RuntimeError("this system does not say how much memory a process has held")
     return held
-
 
 
 def look_up(make: Callable[[int, int, int], tuple[Ids, Ids]], side: Side, row: Row) -> Once:
@@ -223,14 +222,27 @@ def judge(do: str, pairing: str, status: str, side: Side, row: Row) -> Once:
 def first_output(command: list[str]) -> tuple[float, str]:
     """Run a command; return the seconds from its start to its first output, and all that it printed."""
     started = time.perf_counter()
-    pipes: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, **pipes) as process:  # noqa: S603, this very Python
-        output = cast("IO[bytes]", process.stdout)
-        first, seconds = output.read(1), time.perf_counter() - started
-        text = (first + output.read()).decode("utf-8", "replace")
-    if process.returncode or not first:
-        raise RuntimeError(f"ended with status {process.returncode}: {shlex.join(command)}")
+    with tempfile.TemporaryFile() as messages:
+        pipes: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": messages}
+        with subprocess.Popen(command, **pipes) as process:  # noqa: S603, this very Python
+            output = cast("IO[bytes]", process.stdout)
+            first, seconds = output.read(1), time.perf_counter() - started
+            text = (first + output.read()).decode("utf-8", "replace")
+        if process.returncode or not first:
+            raise RuntimeError(f"its command {describe_end(process.returncode, messages)}")
     return seconds, text.strip()
+
+
+def describe_end(status: int, messages: IO[bytes]) -> str:
+    """Say how a process ended, and the last line of its standard error."""
+    if status >= 0:
+        how = f"ended with status {status}"
+    else:
+        how = f"was killed by signal {-status}" + (" (out of memory?)" if status == -9 else "")
+    messages.seek(0)
+    lines = messages.read().decode("utf-8", "replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f"{how}: {last}" if last else how
 
 
 def prefill_operations(config: DiffLlamaConfig, tokens: int, sparing: bool) -> int:

@@ -13,6 +13,7 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +22,7 @@ from typing import IO, Any, cast
 
 import refdiff
 from refdiff.bench.machine import UnavailableError
+from refdiff.bench.measurements import describe_end
 from refdiff.bench.rows import Row
 from refdiff.bench.side import Answer, Settings, Side
 
@@ -63,36 +65,36 @@ def child(name: str, row: Row, settings: Settings) -> Iterator[Callable[[], Answ
         UnavailableError: a package that it needs is not installed.
         ChildError: it failed; the message says how.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from refdiff.bench.processes import main; main()"], env=environment(settings.threads),
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    requests, answers = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout)
+    with tempfile.TemporaryFile() as messages:
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from refdiff.bench.processes import main; main()"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=messages, env=environment(settings.threads),
+            start_new_session=True,
+        )  # fmt: skip
+        requests, answers = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout)
 
-    def ask(request: tuple[str, Row, Settings] | None = None) -> Answer:
+        def ask(request: tuple[str, Row, Settings] | None = None) -> Answer:
+            try:
+                pickle.dump(request, requests)
+                requests.flush()
+                answer: Answer | Exception = pickle.load(answers)  # noqa: S301, its own child wrote it
+            except (BrokenPipeError, EOFError, pickle.UnpicklingError):
+                raise ChildError(f"{name}: its process {describe_end(process.wait(), messages)}") from None
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
         try:
-            pickle.dump(request, requests)
-            requests.flush()
-            answer: Answer | Exception = pickle.load(answers)  # noqa: S301, its own child wrote it
-        except (BrokenPipeError, EOFError, pickle.UnpicklingError):
-            status = process.wait()
-            how = f"killed by signal {-status} (out of memory?)" if status < 0 else f"ended with status {status}"
-            raise ChildError(f"{name}: its process was {how}") from None
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    try:
-        ask((name, row, settings))
-        yield ask
-    finally:
-        if process.poll() is None:
-            if hasattr(os, "killpg"):
-                os.killpg(process.pid, signal.SIGKILL)  # and the command that it runs
-            else:
-                process.kill()
-        with suppress(BrokenPipeError):
-            process.communicate()
+            ask((name, row, settings))
+            yield ask
+        finally:
+            if process.poll() is None:
+                if hasattr(os, "killpg"):
+                    os.killpg(process.pid, signal.SIGKILL)  # and the command that it runs
+                else:
+                    process.kill()
+            with suppress(BrokenPipeError):
+                process.communicate()
 
 
 def side_of(name: str, settings: Settings) -> Side:
@@ -106,13 +108,14 @@ def side_of(name: str, settings: Settings) -> Side:
 def main() -> None:
     """Answer until the input ends; if it ends in the middle of some work, the parent is gone, and so is this."""
     requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    asked = os.fdopen(os.dup(sys.stdin.fileno()), "rb")  # a thread that reads sys.stdin makes Python abort in the end
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
 
     def listen() -> None:
         try:
             while True:
-                requests.put(pickle.load(sys.stdin.buffer))  # noqa: S301, its parent wrote it
+                requests.put(pickle.load(asked))  # noqa: S301, its parent wrote it
         finally:
             os._exit(0)
 

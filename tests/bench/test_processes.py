@@ -114,6 +114,23 @@ def test_what_libraries_print_is_no_answer(packages: Path) -> None:
         assert measure()["seconds"] > 0
 
 
+@pytest.mark.parametrize(
+    ("end", "how"),
+    [
+        ("sys.exit('the reason')", "ended with status 1: the reason"),
+        ("print('loud', flush=True); os._exit(3)", "ended with status 3: loud"),
+        (
+            "sys.stderr.write('noise\\nthe reason\\n'); sys.stderr.flush(); os.abort()",
+            "was killed by signal 6: the reason",
+        ),
+    ],
+)
+def test_the_last_words_of_a_process_are_told(end: str, how: str, packages: Path) -> None:
+    (packages / "onnx.py").write_text(f"import os, sys\n{end}\n")
+    with pytest.raises(ChildError, match=f"^onnxruntime: its process {how}$"), child("onnxruntime", WORK, Settings()):
+        pass
+
+
 def test_no_process_outlives_a_parent_that_was_killed() -> None:
     code = """
 import subprocess, sys, time
