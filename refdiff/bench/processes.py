@@ -1,7 +1,8 @@
 """A process for each side of a row, which prepares, and then measures once for each request.
 
 What goes between it and its parent is pickled: a side, a row and settings; then an answer, `{}`, when it is ready, and
-one for each request, or an error. No process outlives its parent.
+one for each request, or an error. No process outlives its parent, nor, where there are process groups, does a command
+that it runs.
 """
 
 from __future__ import annotations
@@ -88,11 +89,11 @@ def child(name: str, row: Row, settings: Settings) -> Iterator[Callable[[], Answ
             ask((name, row, settings))
             yield ask
         finally:
-            if process.poll() is None:
-                if hasattr(os, "killpg"):
+            if hasattr(os, "killpg"):
+                with suppress(ProcessLookupError, PermissionError):  # nothing is left, or on macOS nothing but zombies
                     os.killpg(process.pid, signal.SIGKILL)  # and the command that it runs
-                else:
-                    process.kill()
+            else:
+                process.kill()
             with suppress(BrokenPipeError):
                 process.communicate()
 
@@ -117,6 +118,8 @@ def main() -> None:
             while True:
                 requests.put(pickle.load(asked))  # noqa: S301, its parent wrote it
         finally:
+            if hasattr(os, "killpg"):
+                os.killpg(0, signal.SIGKILL)
             os._exit(0)
 
     def answer(found: Answer | Exception) -> None:

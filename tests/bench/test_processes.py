@@ -1,4 +1,4 @@
-"""Processes that answer requests, and never outlive their parent."""
+"""Processes that answer requests, and never outlive their parent, nor do their commands."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -131,25 +132,45 @@ def test_the_last_words_of_a_process_are_told(end: str, how: str, packages: Path
         pass
 
 
-def test_no_process_outlives_a_parent_that_was_killed() -> None:
+@pytest.fixture
+def family(packages: Path) -> Callable[[], list[int]]:
+    """Have a side start a command; what is returned names the process of the side, and the command."""
+    (packages / "onnxruntime.py").touch()
+    (packages / "onnx.py").write_text(f"""
+import os, subprocess, sys
+command = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+open({str(packages / "family")!r}, "w").write(f"{{os.getpid()}} {{command.pid}}")
+""")
+    return lambda: [int(pid) for pid in (packages / "family").read_text().split()]
+
+
+def test_the_command_of_a_process_that_was_killed_ends_too(family: Callable[[], list[int]]) -> None:
+    with child("onnxruntime", WORK, Settings()) as measure:
+        process, command = family()
+        os.kill(process, signal.SIGKILL)
+        with pytest.raises(ChildError):
+            measure()
+        assert _alive(command)
+    assert _gone(command)
+
+
+def test_nothing_outlives_a_parent_that_was_killed(packages: Path, family: Callable[[], list[int]]) -> None:
     code = """
-import subprocess, sys, time
+import time
 from refdiff.bench.processes import child
 from refdiff.bench.rows import Row
 from refdiff.bench.side import Settings
-start = subprocess.Popen.__init__
-def noted(self, *given, **options):
-    start(self, *given, **options)
-    print(self.pid, flush=True)
-subprocess.Popen.__init__ = noted
-with child("refdiff", Row("check", 19, 2), Settings()):
+with child("onnxruntime", Row("check", 19, 2), Settings()):
+    print("ready", flush=True)
     time.sleep(60)
 """
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=environment(1))
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, env={**environment(1), "PYTHONPATH": str(packages)}
+    )
     try:
         assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
+        assert parent.stdout.readline() == b"ready\n"
     finally:
         parent.kill()
         parent.communicate()
-    assert _gone(pid)
+    assert all(map(_gone, family()))
