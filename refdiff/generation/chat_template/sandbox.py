@@ -2,7 +2,7 @@
 
 Jinja's sandbox denies access to Python. It stops neither an endless loop nor `"a" * 10**10`. Four rules do:
 
-1. A template has the filters, methods and functions that the templates of published models use, and no others.
+1. A template has Jinja's tests, and of filters, methods and functions only those that published templates use.
 2. Each operation, pass of a loop and piece of output pays for what it makes, and looks at the clock.
 3. No value is larger than the output may be, each part counted as often as the value holds it, and all parts are data.
 4. An operation whose result or time grows with the product of its operands (`_PRODUCTS`, `*`) is estimated first.
@@ -114,7 +114,7 @@ class ChatTemplate:
 class _Sandbox(ImmutableSandboxedEnvironment):
     """The environment of transformers' chat templates within bounds; see the module."""
 
-    intercepted_binops = frozenset(["+", "-", "*", "%", "**"])
+    intercepted_binops = frozenset(["+", "-", "*", "/", "//", "%", "**"])
 
     def __init__(self) -> None:
         super().__init__(
@@ -122,12 +122,13 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             lstrip_blocks=True,
             optimized=False,  # the optimizer runs constant expressions while compiling, outside the bounds
             extensions=[_GenerationTag, LoopControlExtension],
-            finalize=jinja2.pass_context(lambda context, value: context.environment.printed(value)),
+            finalize=jinja2.pass_context(lambda context, value: context.environment.to_text(value)),
         )
         self.globals = {"dict": dict, "namespace": _Namespace, "range": self.globals["range"]}
         self.globals.update(raise_exception=self._refuse, strftime_now=_strftime_now)
         self.filters = {name: self._bounded(name, self.filters[name]) for name in _FILTERS | _TEXT_FILTERS}
-        self.filters.update(made=self.made, each=self.each, tojson=self._bounded("tojson", _tojson))
+        self.filters["tojson"] = self._bounded("tojson", _tojson)
+        self.filters.update({"<made>": self.made, "<each>": self.each})  # for `_Bounds`; templates cannot spell them
 
     def start(self, variables: dict[str, Any]) -> None:
         """Begin to render a conversation: set the bounds in proportion to it."""
@@ -159,13 +160,19 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def made(self, value: Any) -> Any:
         """Pay for a new value and return it. Iterators pay as they are read."""
-        return self.each(value) if isinstance(value, Iterator) else self.printed(value)
+        return self.each(value) if isinstance(value, Iterator) else self.pay_for(value)
 
-    def printed(self, value: Any) -> Any:
+    def pay_for(self, value: Any) -> Any:
         """Pay for a value, but not for what a container holds; return it."""
         self.measure(value)
         self.pay(_ELEMENT + _size(value))
         return value
+
+    def to_text(self, value: Any) -> str:
+        """Pay for a value and for its text, which may be longer; return the text."""
+        text = value if isinstance(value, str) else str(self.pay_for(value))
+        self.pay_for(text)
+        return text
 
     def each(self, items: Iterable[Any]) -> Iterator[Any]:
         """Yield the items; each pays."""
@@ -175,7 +182,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def concat(self, pieces: Iterable[str]) -> str:
         """Join what a macro or the whole template writes."""
-        return "".join([self.printed(piece) for piece in pieces])
+        return "".join([self.pay_for(piece) for piece in pieces])
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Compute `left operator right`."""
@@ -192,6 +199,22 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         if isinstance(owner, str):
             __self._estimate(__obj.__name__, owner, *args, **kwargs)
         return __self.made(super().call(__context, __obj, *args, **kwargs))
+
+    def call_filter(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Apply a filter that `map` names."""
+        if name in ("<made>", "<each>"):
+            raise TypeError(f"a chat template may not use the filter {name}")
+        return super().call_filter(name, *args, **kwargs)
+
+    def call_test(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a test that `select` or `reject` names."""
+        self.pay(0)
+        return super().call_test(*args, **kwargs)
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        """Return `obj[argument]`, also for a filter's `attribute`."""
+        self.pay(0)
+        return super().getitem(obj, argument)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Tell whether a template may read this attribute."""
@@ -229,14 +252,18 @@ class _Sandbox(ImmutableSandboxedEnvironment):
                 raise _StoppedError
 
     def _amount(self, operand: Any) -> int:
+        self.pay(0)
         return abs(operand) if isinstance(operand, int) else self.measure(operand)
 
     def _refuse(self, message: Any) -> None:
-        raise _RefusedError(str(self.printed(message)))
+        raise _RefusedError(self.to_text(message))
 
 
 class _Bounds(NodeTransformer):
-    """Let what Jinja has no hook for pay by a filter: literals, slices, tests, `varargs`, `~` and loops."""
+    """Let what Jinja has no hook for pay by a filter: literals, slices, tests, `varargs`, `~` and loops.
+
+    Refuse the statements that compile to a list of all variables: a page of them takes gigabytes.
+    """
 
     depth = 0
 
@@ -247,15 +274,22 @@ class _Bounds(NodeTransformer):
             raise jinja2.TemplateSyntaxError(f"statements nested deeper than {_MAX_STATEMENTS} levels", node.lineno)
         self.generic_visit(node)
         self.depth -= is_statement
+        if isinstance(node, nodes.Include | nodes.Import | nodes.FromImport) or getattr(node, "scoped", False):
+            raise jinja2.TemplateSyntaxError("a chat template has no includes, imports or scoped blocks", node.lineno)
         if isinstance(node, nodes.For):
-            node.iter = _filter("each", node.iter)
+            node.iter = _filter("<each>", node.iter)
+        elif isinstance(node, nodes.Pair):
+            node.key = _filter("<made>", node.key)
+        elif isinstance(node, nodes.Compare):
+            for operand in node.ops[1:]:  # a chain, `a == b == c`, pays between its comparisons
+                operand.expr = _filter("<made>", operand.expr)
         elif isinstance(node, nodes.Concat):
             return _filter("join", nodes.List(node.nodes))
         is_slice = isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice)
         is_tuple = isinstance(node, nodes.Tuple) and node.ctx == "load"
         is_varargs = isinstance(node, nodes.Name) and node.ctx == "load" and node.name in ("varargs", "kwargs")
         if is_slice or is_tuple or is_varargs or isinstance(node, nodes.List | nodes.Dict | nodes.Compare | nodes.Test):
-            return _filter("made", node)
+            return _filter("<made>", node)
         return node
 
 
@@ -293,6 +327,10 @@ def _size(value: Any) -> int:
         return len(value)
     if isinstance(value, _CONTAINERS):
         return _ELEMENT * len(value)
+    if isinstance(value, range):
+        return sum(map(_size, (value.start, value.stop, value.step)))
+    if isinstance(value, Macro):
+        return 1 + len(value.name or "")
     return 1 + (value.bit_length() // 64) ** 2 if isinstance(value, int) else 1  # large numbers take long
 
 

@@ -30,6 +30,8 @@ TUPLES = "{% set ns.x = (ns.x, ns.x) %}"
 BIG = "{% set a = 'a' * 100000 %}{% set b = 'a' * 100000 %}"
 SLOW = "{% set a = 'a' * 290000 %}{% set b = 'a' * 140000 ~ 'baaaaa' %}"  # b in a takes 11 ms
 LIST = "{% set l = range(30000) | list %}"
+TUPLE = "{% set t = (nope,) * 30000 %}"  # its hash takes 2 ms
+UNDEFINED = "{% set u = [nope] * 30000 %}{% set v = [nope2] * 30000 %}"
 MANY = "{% for i in range(100000) %}BODY{% endfor %}"
 STOPPED = {
     "nested loops": LIST + "{% for i in l %}{% for j in l %}{% endfor %}{% endfor %}",
@@ -92,6 +94,19 @@ STOPPED = {
     "upper in a loop": BIG + MANY.replace("BODY", "{% set c = a | upper %}"),
     "unique in a loop": LIST + MANY.replace("BODY", "{{ l | unique | list | length }}"),
     "items in a loop": "{% set d = dict(l=range(20000) | list) %}" + MANY.replace("BODY", "{{ d.items() | list }}"),
+    "select none": UNDEFINED + "{{ ([0] * 2000) | select('in', u) | list | length }}",
+    "reject all by a long path": "{{ (['a'] * 600) | rejectattr('0.' * 99999 ~ '0') | list | length }}",
+    "keep the text of a list": "{% set l = ['\\x00' * 290000] %}{% set x %}"
+    "{% for i in range(200) %}{{ l }}{% endfor %}{% endset %}",
+    "text of a macro": "{% macro " + "A" * 45000 + "() %}{% endmacro %}{{ [" + "A" * 45000 + "] * 4000 }}",
+    "text of ranges": "{% set b = " + "9" * 4000 + " %}{{ [range(b, b + 1)] * 30000 }}",
+    "filter with many operands": UNDEFINED + "{{ 1 | tojson(" + "u, " * 500 + ") }}",
+    "method with many operands": UNDEFINED + "{{ 'a'.strip(" + "u, " * 500 + ") }}",
+    "hashes in a literal": TUPLE + "{% set d = {" + "t: 0, " * 3000 + "} %}",
+    "hashes in look-ups": TUPLE + "{% set d = {1: 0} %}{{ [" + "d[t], " * 3000 + "] | length }}",
+    "chain of comparisons": UNDEFINED + "{% if u" + " == v == u" * 1000 + " %}{% endif %}",
+    "quotients": "{% set x = ('f' * 8700) | int(base=16) %}{% set y = ('f' * 4350) | int(base=16) %}"
+    "{{ [" + "x // y, " * 6000 + "] | length }}",
 }  # fmt: skip
 REFUSED = {
     "class": "{{ ''.__class__.__mro__ }}",
@@ -131,6 +146,13 @@ REFUSED = {
     "long number": "{{ " + "9" * 5000 + " }}",
     "deep tuples": grow("(1,)", "{% set ns.x = (ns.x,) %}", "{{ {ns.x: 1} }}", 300),
     "shared namespaces": grow("1", "{% set ns.x = namespace(a=ns.x, b=ns.x) %}", "{{ {}[ns.x].y }}", 60),
+    **{statement: "{% if false %}" + statement + "{% endif %}" for statement in (
+        "{% include x %}", "{% import x as y with context %}", "{% from x import y with context %}",
+        "{% block b scoped %}{% endblock %}",
+    )},  # each compiles to all variables of the template
+    "filter of the sandbox": "{{ 1 | made }}",
+    "filter of the sandbox by map": "{{ [1] | map('made') | list }}",
+    "filter of the sandbox by its name": "{{ [1] | map('<made>') | list }}",
     "too long": "x" * 100_001,
 }  # fmt: skip
 
