@@ -76,6 +76,15 @@ def test_where_all_values_are_alike() -> None:
     assert allowed.judge({"dv": 1.02 * actual}).status == "fail"
 
 
+def test_where_a_scale_moves_no_rounding() -> None:
+    """1 − λ_init is 0.2000091: all orders that store every result vouched for each other, and it was refused."""
+    spec = small_spec("timm").replace(layer=37)
+    allowed = budget(spec, draw(spec, Structure(1, 33, 33), "extreme", 0, "float16"), "float16")
+    out = KERNELS["timm, fused"][2](spec, allowed.inputs, np.zeros((1, spec.heads, 33, spec.out_dim)), "float16")["out"]
+    assert allowed.judge({"out": out}).status != "fail"
+    assert allowed.judge({"out": 1.002 * out}).status == "fail"
+
+
 @pytest.mark.parametrize("number", range(len(PLAIN_SPECS)), ids=list(PLAIN_SPECS))
 @pytest.mark.parametrize("kernel", PLAIN_KERNELS)
 def test_no_false_alarm_of_plain_attention(kernel: str, number: int) -> None:

@@ -19,7 +19,8 @@ Equation:
     So few orders do not show all errors that rows can share: where all tokens are alike, so are the roundings of many
     rows, and w fits the orders that it has seen better than any other. So each order is also left out in turn, and the
     spread of ĉ is at least the root mean square of what the others make of it. Orders that round the same numbers are
-    left out together: float16 times a scale just above 1/5 is rounded to its product with 1/5 in all of them.
+    left out together. Where they scale float16 by a number just above 1/5, all of them get what 1/5 would give: x / 5
+    is never near the middle of two numbers.
 """
 
 from __future__ import annotations

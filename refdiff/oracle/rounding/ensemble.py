@@ -81,7 +81,7 @@ def members_of(spec: Spec, inputs: Inputs, recipe: Recipe, members: int, dout: N
 
 
 def groups_of(runs: int) -> list[int]:
-    """The group of each run of `members_of`: one of orders in which every operation's result is rounded and stored."""
+    """A label for each run of `members_of`: −1 for all orders that round and store every result, else its own."""
     orders = (*DRAWS, *MEMBERS)[:runs]
     return [-1 if order.stored and not order.noise else n for n, order in enumerate(orders)]
 

@@ -158,9 +158,10 @@ class Arithmetic:
             np.copyto(x, 0.0, where=np.abs(x) < SMALLEST)
         return x
 
-    def _sign(self, x: Numpy, name: str = "float32") -> Numpy:
+    def _sign(self, x: Numpy, name: str = "float32", random: np.random.Generator | None = None) -> Numpy:
         """Return a sign for each element; where the order has it so, one for all that are the same in this type."""
-        return _signs_of_numbers(x, self._random, name) if self.order.alike else _signs(x, self._random)
+        random = random or self._random
+        return _signs_of_numbers(x, random, name) if self.order.alike else _signs(x, random)
 
     def perturb(self, x: Numpy, error: Numpy) -> Numpy:
         """x with an error of this size, of either sign, where errors are drawn at random; else x."""
@@ -172,7 +173,7 @@ class Arithmetic:
 
     def perturb_forward(self, x: Numpy, error: Numpy) -> Numpy:
         """The same for what a backward pass has from the forward pass: the errors of all else are drawn as without."""
-        return x + _signs(x, self._of_forward) * error if self.order.noise else x
+        return x + self._sign(x, random=self._of_forward) * error if self.order.noise else x
 
     def single_step(self, x: Numpy) -> Numpy:
         """What one operation in float32 is off by, where errors are drawn at random; else nothing is done."""
@@ -255,14 +256,12 @@ def _signs(x: Numpy, random: np.random.Generator) -> Numpy:
 def _signs_of_numbers(x: Numpy, random: np.random.Generator, name: str) -> Numpy:
     """±1 for each number: one for all that a type rounds to the same, and the opposite for their negatives."""
     wide = np.asarray(x, dtype=np.float64)
-    bits = np.asarray(np.abs(wide)).view(np.uint64)
-    dropped = 53 + round(math.log2(FORMATS[name].u))  # digits of float64 that the type has not
-    bits += np.uint64(1 << (dropped - 1))
-    bits >>= np.uint64(dropped)
+    bits = np.asarray(np.abs(round_to(wide, name))).view(np.uint64)
+    bits ^= random.integers(2**64, dtype=np.uint64)  # else 0 would have one sign in all draws
     # the highest bit of such a product hashes them (multiply-shift, Dietzfelbinger et al. 1997)
-    bits *= np.uint64(2 * int(random.integers(2**63)) + 1)
+    bits *= 2 * random.integers(2**63, dtype=np.uint64) + np.uint64(1)
     bits ^= bits >> np.uint64(32)
-    bits *= np.uint64(2 * int(random.integers(2**63)) + 1)
+    bits *= 2 * random.integers(2**63, dtype=np.uint64) + np.uint64(1)
     bits >>= np.uint64(63)
     signs = 2.0 * bits - 1.0
     return np.asarray(np.copysign(signs, signs * wide))

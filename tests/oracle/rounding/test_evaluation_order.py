@@ -72,10 +72,22 @@ def test_errors_at_random_may_be_equal_for_equal_numbers() -> None:
     whole = np.arange(1.0, 4097.0)
     signs = np.sign(how.round_at(whole, "p") - whole)
     assert abs(np.mean(signs[1:] * signs[:-1])) < 0.06, "of numbers that differ they have nothing in common"
-    near = np.asarray([1.0, 1.003, 1.01])  # the first two are one number in bfloat16
-    errors = [Arithmetic(Recipe("bfloat16"), replace(order, noise=n)).round_at(near, "p") - near for n in range(1, 21)]
-    np.testing.assert_array_equal(np.sign(errors)[:, 0], np.sign(errors)[:, 1])
-    assert np.any(np.sign(errors)[:, 0] != np.sign(errors)[:, 2])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "one"),
+    [("bfloat16", [0.9985, 1.0, 1.003, 1.00390625]), ("float16", [0.7 * 2.0**-24, 2.0**-24, 1.4 * 2.0**-24])],
+    ids=["with a tie", "subnormal"],
+)
+def test_what_a_type_rounds_to_one_number_may_have_one_error(dtype: str, one: list[float]) -> None:
+    near = np.asarray([*one, 1.25 * one[-1], 0.0])
+    order = next(order for order in DRAWS if order.alike)
+    draws = [Arithmetic(Recipe(dtype), replace(order, noise=n)) for n in range(1, 21)]
+    signs = np.asarray([np.sign(how.round_at(near, "p") - near) for how in draws])
+    assert np.all(signs[:, : len(one)] == signs[:, :1])
+    assert np.any(signs[:, -2] != signs[:, 0])
+    sums = [how.product(np.asarray([[1.0, -1.0]]), np.ones((2, 1)))[0, 0] for how in draws]
+    assert min(sums) < 0 < max(sums), "a sum that is 0 is off to either side"
 
 
 def test_what_some_processors_flush_is_zero_in_some_draws() -> None:
