@@ -72,10 +72,17 @@ def _trial(
     """In words, beside what the spec has."""
     h = spec.heads
     now = " and ".join(dict.fromkeys(spec_value_format(lambda_of(spec, t.inputs, ops_for()), h) for t in targets))
-    text = f"λ is {in_words(lambdas)}, where the spec has {now}"
+    text = f"λ is {in_words(lambdas)}{_layer_format(spec, lambdas)}, where the spec has {now}"
     if with_scale:
         text += f", and the scale of the output is {in_words(factors)}, where the spec has {spec_value_format(own, h)}"
     return _with_lambda(spec, lambdas, factors, text)
+
+
+def _layer_format(spec: Spec, lambdas: Numpy) -> str:
+    """The one layer whose λ_init is printed as λ is, where all heads have one."""
+    printed = f"{float(np.median(lambdas)):.4g}"
+    layers = [n for n in range(SHALLOW) if f"{lambda_init(spec_at_layer(spec, n), ops_for()):.4g}" == printed]
+    return f", which is λ_init of layer {layers[0]}" if is_one(lambdas) and len(layers) == 1 else ""
 
 
 def _trial_of_each(spec: Spec, each: dict[bytes, Numpy], own: list[Numpy]) -> list[Trial]:
