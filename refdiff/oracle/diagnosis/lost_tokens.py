@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,9 @@ from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_mask import attention_mask
+from refdiff.oracle.truth.attention_operands import AttentionOperands, attention_operands
 from refdiff.oracle.truth.backward import backward
-from refdiff.oracle.truth.forward import forward
+from refdiff.oracle.truth.forward import differences, finished, gated, out_shape
 
 SAMPLE = 8
 """So many of the wrong rows are looked at."""
@@ -33,7 +35,10 @@ SCORES = 2**22
 EDGES, TILE = 32, 8
 """So many tokens at most start or end a stretch of tokens; the simplest ones end at a multiple of the smallest tile."""
 FEW, LARGE_TILE = 256, 64
-"""Of more tokens those alone are tried one by one that are beside an edge of such tiles."""
+"""Up to so many tokens, each is tried alone, and all before it, and all from it on; of more, each alone that is beside
+an edge of such tiles."""
+MOST, LONGEST = 128, 16
+"""Of at most so many tokens, every stretch of up to so many is tried; of more queries, at most so many blocks."""
 ABOUT_AS_GOOD = 1.5
 """Of sets whose errors are no further apart than this, or within rounding, the simplest is named."""
 OF_KEYS = ("dk", "dv")
@@ -74,19 +79,31 @@ def lost_keys(spec: Spec, target: Target) -> tuple[str, ...]:
 
 def _attended(alone: Spec, every: Inputs, row: tuple[int, int, int], seen: Numpy) -> Numpy:
     """The row of an output where its query sees each set of keys: (sets, S) to (sets, e)."""
-    (b, h, t), n = row, max(1, SCORES // (alone.query_heads * seen.shape[1]))
+    (b, h, t), ops = row, ops_for()
+    together = alone.norm_over == "all_heads"
+    n = max(1, SCORES // (seen.shape[1] * (alone.heads if together else 1)))
     found: list[Numpy] = []
     for some in (seen[start : start + n] for start in range(0, len(seen), n)):
-        part = select(every, slice(b, b + 1), np.full(len(some), t), slice(None))
-        found.append(forward(alone, {**part, "mask": some[None, None]}, ops_for())[0, h])
+        part = select(every, slice(b, b + 1), np.full(len(some), t), slice(None)) | {"mask": some[None, None]}
+        operands = attention_operands(alone, part, ops)
+        heads = differences(alone, operands if together else _select_head(operands, h, alone.heads), ops)
+        heads = np.broadcast_to(heads, out_shape(alone, part))  # of which head h is read
+        found.append(gated(alone, finished(alone, heads, part, ops), part, ops)[0, h])
     return np.concatenate(found)
+
+
+def _select_head(operands: AttentionOperands, head: int, heads: int) -> AttentionOperands:
+    """The operands of one output head: of axis 1, which has 1, h or, with those of both maps, 2h entries."""
+    arrays = {name: x for name, x in vars(operands).items() if np.ndim(x) == 4}
+    return replace(operands, **{name: x[:, head % x.shape[1] :: heads] for name, x in arrays.items()})
 
 
 def lost_queries(known: Budget, name: str, actual: Numpy, dout: Any) -> tuple[str, ...]:
     """Say which queries a gradient of dense keys or values lacks, if these explain its error.
 
     Equation:
-        dk_s = Σ_t dk_{s,t}, where dk_{s,t} is that of the output of query t alone
+        dk_s = Σ_t dk_{s,t}, where dk_{s,t} is that of the output of query t alone; of more than `MOST` queries, t
+        numbers blocks of them
     """
     inputs = as_float64(known.spec, known.inputs)
     if name not in OF_KEYS or kind_of(inputs) != "dense" or (T := inputs["q"].shape[2]) < 2:
@@ -98,12 +115,13 @@ def lost_queries(known: Budget, name: str, actual: Numpy, dout: Any) -> tuple[st
     at = tuple(_sample(wrong).T)
     alone, every = _unmasked(known.spec, inputs)
     g = round_to(output(dout, "dout").astype(np.float64), known.recipe.storage)
-    terms = []
-    for t in range(T):
-        part = select(every, slice(None), slice(t, t + 1), slice(None))
-        terms.append(backward(alone, part, g[:, :, t : t + 1], ops_for())[name[1:]][at])
+    block, terms = _power_of_two(T / MOST), []
+    for queries in (slice(start, start + block) for start in range(0, T, block)):
+        part = select(every, slice(None), queries, slice(None))
+        terms.append(backward(alone, part, g[:, :, queries], ops_for())[name[1:]][at])
     sets = [*stretches(T, "query"), *tile_edges(T, "query")]
-    lost = np.tensordot(np.stack([some for _, some in sets]).astype(np.float64), np.stack(terms), 1)
+    sets = [(which, some) for which, some in sets if np.array_equal(some, np.repeat(some[::block], block)[:T])]
+    lost = np.tensordot(np.stack([some[::block] for _, some in sets]).astype(np.float64), np.stack(terms), 1)
     missing, size = np.sum(terms, axis=0) - actual[at], b.rows[at]
     off, before = over(root_mean_square(lost - missing), size), over(root_mean_square(missing), size)
     return _likely([f"{which} not seen" for which, _ in sets], off, before, wrong, b.axes.split())
@@ -143,13 +161,17 @@ def _likely(said: Sequence[str], off: Numpy, before: Numpy, wrong: Numpy, axes: 
 
 def stretches(n: int, name: str) -> list[Said]:
     """Stretches of n tokens, the simplest first: from an edge on, up to one, one token, a tile, others."""
-    edges = range(0, n, 2 ** max(0, math.ceil(math.log2(n / EDGES))))
+    edges = range(0, n, _power_of_two(n / EDGES))
     several = {"key": "keys", "query": "queries"}[name]
     at = [a for a in edges if a and a % TILE == 0]
     found = [(a, n) for a in at] + [(0, b) for b in at]
     found += [(a, a + 1) for a in range(n) if n <= FEW or a % LARGE_TILE in (0, LARGE_TILE - 1)]
     found += [(a, a + tile) for tile in SIZES for a in edges if a % tile == 0 and a + tile <= n]
     found += [(a, b) for a in edges for b in (*edges, n) if b > a]
+    if n <= FEW:
+        found += [(a, n) for a in range(n)] + [(0, b) for b in range(1, n)]
+    if n <= MOST:
+        found += [(a, a + length) for length in range(2, LONGEST + 1) for a in range(n - length)]
     i, said = np.arange(n), {}
     for a, b in dict.fromkeys(found):
         if b - a == 1:
@@ -157,6 +179,11 @@ def stretches(n: int, name: str) -> list[Said]:
         elif b - a < n:
             said[a, b] = f"{several} from {a} on were" if b == n else f"{several} {a} to {b - 1} were"
     return [(words, (a <= i) & (i < b)) for (a, b), words in said.items()]
+
+
+def _power_of_two(x: float) -> int:
+    """The smallest one, 1 or more, that is no less than x."""
+    return 1 << max(0, math.ceil(math.log2(x)))
 
 
 def tile_edges(n: int, name: str) -> list[Said]:

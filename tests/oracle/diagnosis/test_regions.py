@@ -45,6 +45,7 @@ SAME_TILE = np.broadcast_to(KEY // 16 == QUERY // 16, (6, T, T))
         (np.s_[..., 64:], False, "none", "as if keys from 64 on were not seen in every head"),
         (np.s_[2, 64:, 32:48], False, "bottom_right", "as if keys 32 to 47 were not seen in tokens 64 to 95 of head 2"),
         ((3, 5, 0), False, "bottom_right", "as if key 0 was not seen in token 5 of head 3"),
+        (np.s_[..., 41:53], False, "none", "as if keys 41 to 52 were not seen in every head"),
         ((4, 50, 50), False, "bottom_right", "as if key 50 was not seen in token 50 of head 4"),
         (np.s_[:, EDGES, EDGES + 1], True, "bottom_right", "as if the key after a query's own was seen in tokens"),
         (np.s_[..., 0:T:32], False, "none", "as if the first key of each tile of 32 was not seen in every head"),
@@ -92,18 +93,20 @@ def test_gradients_are_wrong_in_a_place(name: str, at: tuple[int | slice, ...], 
 
 
 @pytest.mark.parametrize(
-    ("lost", "said"),
+    ("queries", "lost", "said"),
     [
-        (np.s_[64:], "queries from 64 on were not seen in"),
-        (np.s_[24:40], "queries 24 to 39 were not seen in"),
-        (np.s_[0:T:16], "the first query of each tile of 16 was not seen in"),
-        (np.s_[16:T:16], "the first query of each tile of 16"),  # the first has no part in dk
-        (np.s_[15:T:16], "the last query of each tile of 16 was not seen in"),
+        (T, np.s_[64:], "queries from 64 on were not seen in"),
+        (T, np.s_[24:40], "queries 24 to 39 were not seen in"),
+        (T, np.s_[5:12], "queries 5 to 11 were not seen in"),
+        (T, np.s_[0:T:16], "the first query of each tile of 16 was not seen in"),
+        (T, np.s_[16:T:16], "the first query of each tile of 16"),  # the first has no part in dk
+        (T, np.s_[15:T:16], "the last query of each tile of 16 was not seen in"),
+        (160, np.s_[130:], "queries from 130 on were not seen in"),
     ],
 )
-def test_queries_that_dk_and_dv_are_not_summed_over_are_said(lost: slice, said: str) -> None:
-    one = case("bfloat16")
-    dout = round_to(np.random.default_rng(0).normal(size=(1, 6, T, 32)), "bfloat16")
+def test_queries_that_dk_and_dv_are_not_summed_over_are_said(queries: int, lost: slice, said: str) -> None:
+    one = case("bfloat16", queries)
+    dout = round_to(np.random.default_rng(0).normal(size=(1, 6, queries, 32)), "bfloat16")
     found = rounded(one.spec, one.inputs, "bfloat16", dout=dout)
     less = dout.copy()
     less[:, :, lost] = 0
