@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,12 +91,20 @@ class Sums(NamedTuple):
 
 
 class Bend(NamedTuple):
-    """One direction: how an error is projected on it, what rounding of y itself comes to along it, and at most."""
+    """One direction: how an error is projected on it, what rounding of y itself comes to along it, and at most.
+
+    `direction` returns the array: one that is kept, or one that is made for each projection.
+    """
 
     kind: str
     direction: Callable[[], Floats]
     own: float
     all_alike: float
+
+
+def _constant(x: Floats) -> Callable[[], Floats]:
+    """A function that returns `x`."""
+    return lambda: x
 
 
 class Patterns:
@@ -155,8 +162,7 @@ class Patterns:
             if bent < 1e-6 * size or (kind != EPSILON and self._unit * all_alike > THRESHOLDS.hidden_share * bent):
                 continue
             own = self._by_chance(y, weight * rounding * np.sign(y) * d)
-            direction = weight * d / bent
-            yield Bend(kind, partial(np.asarray, direction), own / bent, all_alike / bent)
+            yield Bend(kind, _constant(weight * d / bent), own / bent, all_alike / bent)
 
     def _by_chance(self, y: Floats, terms: Floats) -> float:
         """What roundings of y come to: of a position one that all its rows share, and of each number its own."""
