@@ -145,7 +145,7 @@ class Arithmetic:
             size *= form.u
             off += size
             off *= USUAL
-            noisy = self._sign(x, name)
+            noisy = self._sign(x)
             noisy *= off
             noisy += x
         if (lost := np.abs(noisy) > form.top).any():
@@ -158,10 +158,9 @@ class Arithmetic:
             np.copyto(x, 0.0, where=np.abs(x) < SMALLEST)
         return x
 
-    def _sign(self, x: Numpy, name: str = "float32", random: np.random.Generator | None = None) -> Numpy:
-        """Return a sign for each element; where the order has it so, one for all that are the same in this type."""
-        random = random or self._random
-        return _signs_of_numbers(x, random, name) if self.order.alike else _signs(x, random)
+    def _sign(self, x: Numpy, random: np.random.Generator | None = None) -> Numpy:
+        """Return a sign for each element; where the order has it so, one for all that are the same number."""
+        return (_signs_of_numbers if self.order.alike else _signs)(x, random or self._random)
 
     def perturb(self, x: Numpy, error: Numpy) -> Numpy:
         """x with an error of this size, of either sign, where errors are drawn at random; else x."""
@@ -173,7 +172,7 @@ class Arithmetic:
 
     def perturb_forward(self, x: Numpy, error: Numpy) -> Numpy:
         """The same for what a backward pass has from the forward pass: the errors of all else are drawn as without."""
-        return x + self._sign(x, random=self._of_forward) * error if self.order.noise else x
+        return x + self._sign(x, self._of_forward) * error if self.order.noise else x
 
     def single_step(self, x: Numpy) -> Numpy:
         """What one operation in float32 is off by, where errors are drawn at random; else nothing is done."""
@@ -253,10 +252,14 @@ def _signs(x: Numpy, random: np.random.Generator) -> Numpy:
     return np.asarray(2.0 * bits - 1.0)  # as of integers(0, 2, …), in a fifth of the time
 
 
-def _signs_of_numbers(x: Numpy, random: np.random.Generator, name: str) -> Numpy:
-    """±1 for each number: one for all that a type rounds to the same, and the opposite for their negatives."""
+def _signs_of_numbers(x: Numpy, random: np.random.Generator) -> Numpy:
+    """±1 for each number: one and the same for those that agree in float32, and the opposite for their negatives.
+
+    Sums of the same terms may differ beyond float32. What differs in it is rounded up or down as it comes, though a
+    narrow type has one number for both.
+    """
     wide = np.asarray(x, dtype=np.float64)
-    bits = np.asarray(np.abs(round_to(wide, name))).view(np.uint64)
+    bits = np.asarray(np.abs(round_to(wide, "float32"))).view(np.uint64)
     bits ^= random.integers(2**64, dtype=np.uint64)  # else 0 would have one sign in all draws
     # the highest bit of such a product hashes them (multiply-shift, Dietzfelbinger et al. 1997)
     bits *= 2 * random.integers(2**63, dtype=np.uint64) + np.uint64(1)
