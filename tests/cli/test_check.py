@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from refdiff.cli.check import inputs_page
 from refdiff.oracle.inputs.files import write_arrays
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth import truth
@@ -122,3 +123,38 @@ def test_selftest(tables: list[dict[str, Any]], cli: Cli) -> None:
     assert "| rows | 97 of 100 (97.0 %) |" in done.out
     usual = {"seeds": 1, "kernels": None, "jobs": 1, "keep": None}
     assert tables == [usual, {"seeds": 3, "kernels": "a.b:C", "jobs": 3, "keep": "folder"}]
+
+
+def test_a_wrong_gradient_is_diagnosed_too(mine: Write, cli: Cli) -> None:
+    spec = small("ms_v1")
+    x = draw(spec, dtype=np.float32)
+    dout = np.ones_like(truth(spec, x).out, dtype=np.float32)
+    file = mine(spec, dout=dout, dk=2 * truth(spec, x, dout=dout).grads["k"].astype(np.float32))
+    done = cli("check", "--spec", "ms_v1", "--layer", spec.layer, "--json", "--diagnose", file)
+    assert done.status == 1
+    assert "dk is 2 times what it should be" in json.loads(done.out)["diagnosis"]["notes"]
+
+
+@pytest.mark.slow
+def test_verdicts_and_the_page_of_inputs_fit_80_columns(mine: Write, cli: Cli) -> None:
+    spec = small("hf_diffllama")
+    out = truth(spec, draw(spec, dtype=np.float32)).out.astype(np.float32)
+    done = cli("check", "--diagnose", "--layer", "2", mine(spec, out=2 * out, lse2=out[..., 0].copy()))
+    assert done.status == 1
+    assert "diagnosis: " in done.out
+    assert max(len(line) for line in done.out.splitlines() if "https://" not in line) <= 80
+    page = cli("check", "--inputs").out
+    assert page == inputs_page() + "\n"
+    assert max(map(len, page.splitlines())) <= 80
+    assert all(name in page for name in ("lambda_logits", "block_table", "o_proj.weight", "dlambda_q1"))
+
+
+@pytest.mark.usefixtures("tables")
+def test_the_selftest_shows_progress(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refdiff.cli.terminal.REPORTED_EVERY", 0)
+    done = cli("check", "--selftest")
+    assert done.err.splitlines()[1:] == ["1 of 16 cases", "seed 1 done"]
+    assert "100.0 % of 100" in done.out
+    assert cli("check", "--selftest", "-q").err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert "1/16" in cli("check", "--selftest").err

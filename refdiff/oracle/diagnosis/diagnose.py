@@ -70,7 +70,7 @@ def diagnose(
           it is wrong only in heads 0 and 1; everything else is within budget: it looks
               like how heads are counted
           out is multiplied by a factor that differs by head: 0.5, 0.7, 1, 1, 1, 1
-              (fits, residual 0.152)
+              (fits, residual 0.117)
 
     NaN and ∞ are looked for first: "it is NaN in tokens 5 to 8 of head 1 of sequence 0, where the truth is finite".
 

@@ -19,6 +19,13 @@ COUNTED = [
 ]
 
 
+class Idle(EmulatedDevice):
+    """A device of some size that only notes what it is asked for."""
+
+    def launch(self, file: str, kernel: str, *rest: Any) -> None:
+        self.launched.append(kernel)
+
+
 @pytest.mark.parametrize("multiprocessors", [1, 132])
 @pytest.mark.parametrize("mistake", [None, *COUNTED])
 def test_where_the_device_counts_keys_what_lies_past_them_is_not_read(multiprocessors: int, mistake: Any) -> None:
@@ -137,3 +144,40 @@ def test_a_row_of_which_a_bias_hides_every_key_is_zero() -> None:
     assert np.isnan(layer[:, :, 1]).all()
     assert (got[:, :, 1] == 0).all()
     np.testing.assert_allclose(got[:, :, ::2], layer[:, :, ::2], rtol=1e-5, atol=1e-6)
+
+
+def test_who_has_tensor_cores() -> None:
+    for capability, number, has in (
+        (70, "float16", False), (75, "float16", True), (75, "bfloat16", False), (80, "bfloat16", True),
+        (90, "float", False), (90, None, False),
+    ):  # fmt: skip
+        assert EmulatedDevice(capability=capability).tensor_cores(number) == (number if has else None)
+
+
+def test_few_rows_and_float32_are_not_rounded() -> None:
+    one = np.ones((1, 2, 5, 8), np.float32)
+    for x, kernels in (
+        (one[:, :, :3], CupyKernels(emulated := EmulatedDevice(capability=90), "bfloat16")),
+        (np.ones((1, 2, 31, 8), np.float32), CupyKernels(other := EmulatedDevice(capability=90))),
+    ):
+        kernels.diff_attention(*[x] * 5, np.float32(1))
+    assert emulated.launched == other.launched == ["attention"]
+
+
+@pytest.mark.parametrize("multiprocessors", [108, 132, 148])
+@pytest.mark.parametrize(("number", "rounded"), [(np.float16, None), (BFLOAT16, None), (np.float32, "bfloat16")])
+def test_prompts_take_tensor_cores_and_tokens_split_the_keys(
+    number: Any, rounded: str | None, multiprocessors: int
+) -> None:
+    """Of the full-size model: a piece of 1,024 tokens has 256 blocks, a few less than two for each multiprocessor."""
+
+    def launched(T: int, S: int) -> list[str]:
+        device = Idle(capability=80, multiprocessors=multiprocessors)
+        q, k, v = (np.zeros(shape, number) for shape in ((1, 16, T, 64), (1, 4, S, 64), (1, 4, S, 128)))
+        CupyKernels(device, rounded).diff_attention(q, k, q, k, v, np.float32(1))
+        return device.launched
+
+    for T in (128, 512, 1024, 2048):
+        assert launched(T, T) == ["attention_mma"]
+    for T in (1, 4):  # too few rows for a matrix, and just enough for one, whose keys one warp would read alone
+        assert launched(T, 8192) == ["attention", "combine"]

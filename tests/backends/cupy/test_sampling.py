@@ -16,7 +16,7 @@ from refdiff.backends.cupy.sampling import choose
 from refdiff.generation import sampling
 from tests.backends.cupy.test_model import SIZES, on_the_device
 from tests.cuda.emulation import BFLOAT16, ORDERS, EmulatedDevice
-from tests.layers.inputs import SEEDS
+from tests.layers.inputs import SEEDS, says
 
 
 def on_the_host(
@@ -160,4 +160,27 @@ def test_text_is_that_of_the_host(options: dict[str, Any]) -> None:
 def test_what_the_host_must_see_is_chosen_there(options: dict[str, Any]) -> None:
     there, launched = model(True)
     there.generate(GIVEN, max_new_tokens=2, **options)
+    assert "choose" not in launched
+
+
+def test_what_is_not_served() -> None:
+    assert choose(Runtime(EmulatedDevice()), np.zeros((2, 5))) is NotImplemented
+    assert choose(Runtime(EmulatedDevice()), np.zeros((2, 0), np.float32)) is NotImplemented
+
+
+@pytest.mark.parametrize("sample", [False, True])
+def test_scores_that_no_token_can_be_chosen_by_are_said_as_on_the_host(sample: bool) -> None:
+    for on_device in (False, True):
+        broken, _ = model(on_device)
+        broken.params["model"]["norm"]["weight"] = np.full(24, np.nan, np.float32)
+        with says(ValueError, "row 0, step 0: a score is NaN: check the weights, or compute in float32"):
+            broken.generate(GIVEN, max_new_tokens=2, do_sample=sample, seed=1 if sample else None)
+
+
+@pytest.mark.parametrize("options", [{}, {"do_sample": True, "seed": 5}])
+def test_float64_has_no_kernel_and_is_chosen_by_on_the_host(options: dict[str, Any]) -> None:
+    (here, _), (there, launched) = model(False, "float64"), model(True, "float64")
+    np.testing.assert_array_equal(
+        there.generate(GIVEN, max_new_tokens=6, **options), here.generate(GIVEN, max_new_tokens=6, **options)
+    )
     assert "choose" not in launched

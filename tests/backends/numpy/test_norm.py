@@ -20,7 +20,7 @@ def test_a_long_gradient_of_the_weight_is_the_same_with_one_thread_and_with_thre
     assert (sums[1] == sums[2]).all()
 
 
-@pytest.mark.parametrize("shape", [(1, 7, 5), (2, 3 * Tuning.block_elements // 64 + 5, 64)])
+@pytest.mark.parametrize("shape", [(2, 3 * Tuning.block_elements // 64 + 5, 64), (1, 7, 5)])
 def test_sums_beside_the_residual_path_are_those_of_numpy(shape: tuple[int, ...]) -> None:
     """To the last bit, and feature-major like what is added."""
     x, y = np.random.default_rng(0).standard_normal((2, *shape), np.float32)
@@ -32,3 +32,21 @@ def test_sums_beside_the_residual_path_are_those_of_numpy(shape: tuple[int, ...]
     assert feature_view(total) is not None
     for a, b in ((x, y), (turned[0], y), (turned[0], turned[1].astype(np.float64)), (turned[0], turned[1][:, :1])):
         np.testing.assert_array_equal(kernels.residual_add(a, b), a + b)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 2 * Tuning.block_tokens + 5, 6), (7, 5), (2, 7, 5), (2, 3, 7, 5)])
+def test_what_lies_feature_major_is_left_like_that(shape: tuple[int, ...]) -> None:
+    x = np.random.default_rng(0).normal(size=shape)
+    if x.ndim == 4:
+        turned = x.transpose(1, 3, 0, 2).copy().transpose(2, 0, 3, 1)
+    else:
+        turned = np.moveaxis(np.moveaxis(x, -1, 0).copy(), 0, -1)
+    columns = feature_view(turned)
+    assert columns is not None
+    assert np.shares_memory(columns, turned)
+    assert feature_view(x) is None
+    found, weight = NumpyKernels(2), np.arange(1.0, shape[-1] + 1)
+    normed = found.rms_norm(turned, weight, 1e-5)
+    few = columns.shape[-1] <= Tuning.rowwise_tokens  # which are normed one after the other, and lie like that then
+    assert normed.flags.c_contiguous if few else feature_view(normed) is not None
+    np.testing.assert_allclose(normed, found.rms_norm(x, weight, 1e-5), rtol=1e-13)

@@ -18,6 +18,10 @@ from refdiff.backends.numpy.thread_pool import Workers
 from refdiff.backends.numpy.workspace import Workspace
 
 
+def named() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "refdiff"}
+
+
 def blas_threads() -> list[int]:
     return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
 
@@ -256,3 +260,78 @@ def test_not_more_threads_than_blas_is_told(told, threads, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 5}, raising=False)
     assert Workers().threads == threads
     assert Workers(4).threads == 4
+
+
+def test_blas_can_have_as_many_threads_as_were_asked_for_and_these_none():
+    before, seen = blas_threads(), []
+    for threads in (1, 2):
+        with Workers(threads).running(owns_cores=False) as outermost:
+            assert outermost
+            assert set(blas_threads()) == {threads}
+            Workers(threads).split(100, lambda start, stop: seen.append((start, stop, threading.current_thread())))
+    assert seen == [(0, 100, threading.current_thread())] * 2
+    assert blas_threads() == before
+
+
+def test_threads_are_kept_from_one_pass_to_the_next_and_end_with_their_workers():
+    others, workers, meeting = named(), Workers(3), threading.Barrier(3, timeout=20)
+    for _ in range(3):
+        with workers.running():
+            workers.map(lambda _: meeting.wait(), range(3))
+    mine = named() - others
+    assert len(mine) == 2
+    del workers
+    gc.collect()
+    for thread in mine:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_callers_in_two_threads_share_the_helpers():
+    """There is one: whoever comes second goes on alone."""
+    others, workers, both = named(), Workers(2), threading.Barrier(2, timeout=20)
+    seen, lock = [], threading.Lock()
+
+    def call(caller: int) -> None:
+        with workers.running():
+            both.wait()
+            for item in range(50):
+                workers.map(lambda n, item=item: note((caller, item, n)), range(5))
+
+    def note(item: tuple[int, int, int]) -> None:
+        with lock:
+            seen.append(item)
+
+    callers = [threading.Thread(target=call, args=(i,)) for i in range(2)]
+    for thread in callers:
+        thread.start()
+    for thread in callers:
+        thread.join(20)
+    assert sorted(seen) == [(caller, item, n) for caller in range(2) for item in range(50) for n in range(5)]
+    assert len(named() - others) == 1
+
+
+def test_what_an_item_asks_for_its_own_thread_does():
+    workers, inner = Workers(2), []
+
+    def work(item: int) -> None:
+        here = threading.current_thread()
+        workers.map(lambda _: inner.append(threading.current_thread() is here), range(3))
+        workers.split(64, lambda start, stop: inner.append((start, stop) == (0, 64)), align=16)
+
+    with workers.running():
+        workers.map(work, range(4))
+        assert inner == [True] * 16
+        workers.split(64, lambda start, stop: inner.append((start, stop)), align=16)  # and afterwards all do
+    assert sorted(inner[16:]) == [(0, 32), (32, 64)]
+
+
+def test_what_is_left_over_has_all_threads():
+    workers, meeting = Workers(2), threading.Barrier(2, timeout=20)
+
+    def work(item: int) -> None:
+        if item == 2:
+            workers.map(lambda _: meeting.wait(), range(2))  # passes only if two are under way at once
+
+    with workers.running():
+        workers.map_in_order(work, range(3), lambda result: None)

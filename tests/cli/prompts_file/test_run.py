@@ -103,3 +103,33 @@ def test_messages_go_through_the_template_and_are_answered_once(answer: Answer, 
     done = answer(rows, *flags, model=reciting)
     assert done.status == 0
     assert "3 of 3 prompts are answered" in done.err
+
+
+def test_nothing_left_to_do_loads_no_model(
+    command: list[str], here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli(*command, "-o", "out.jsonl").status == 0
+    before = (here / "out.jsonl").read_bytes()
+    monkeypatch.setattr("refdiff.cli.prompts_file.batches.load", None)  # a call fails
+    assert cli(*command, "-o", "out.jsonl").status == 0
+    assert (here / "out.jsonl").read_bytes() == before
+
+
+def test_filters_with_temperature_0_need_a_row_that_samples(answer: Answer) -> None:
+    flags = ("-q", "-n", "1", "--temp", "0", "--top-k", "5")
+    done = answer([{"prompt": "ab"}, {"prompt": "ab", "temperature": 0}], *flags)
+    assert done.status == 2
+    assert "--top-k: no effect with --temperature 0" in done.err
+    assert answer([{"prompt": "ab", "temperature": 0.5}], *flags).status == 0
+
+
+def test_a_system_message_without_chat_is_said_to_be_ignored(answer: Answer) -> None:
+    done = answer([{"prompt": "ab", "system": "s"}] * 2, "-q", "-n", "1")
+    said = "refdiff: warning: prompts: system has a place in a chat template only, ignored; add --chat\n"
+    assert (done.status, done.err) == (0, said)
+
+
+def test_prompts_that_are_all_bad_are_an_input_that_is(answer: Answer) -> None:
+    done = answer([{"prompt": 1}, {"prompt": 2}])
+    assert done.status == 2
+    assert "; and 1 more such lines" in done.err

@@ -131,3 +131,12 @@ def test_a_wrong_derivative_of_lambda_shows_in_bfloat16(preset: str) -> None:
         wrong = found.judge({"dlambda_full": -right["dlambda_full"]}).status
         shown.append(wrong == "fail")
     assert sum(shown) >= 5, shown
+
+
+def test_printed_in_short() -> None:
+    spec, found, _ = _case("hf_diffllama", "bfloat16")
+    assert repr(found) == str(found)
+    assert repr(found).startswith(
+        f"Budget(bfloat16, 6 orders, expected: out (2, {spec.heads}, 11, 12) float64, dq (2, "
+    )
+    assert len(repr(found)) < 500

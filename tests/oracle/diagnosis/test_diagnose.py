@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +11,41 @@ import numpy as np
 import pytest
 
 import refdiff
-from refdiff.oracle import Ranking, Spec, budget, cases, deviations, diagnose, truth
+from refdiff.oracle import Deviation, Ranking, Spec, budget, cases, deviations, diagnose, truth
 from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.deviations import Problem, deviated, output
+from refdiff.oracle.deviations.deviation import equal
+from refdiff.oracle.deviations.listed import kind_of, probes
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.strategies import Structure, draw
+from refdiff.oracle.thresholds import THRESHOLDS
 from tests.oracle.diagnosis.outputs import kernel, output_of, pair_of_cases, rounded
 
 HF, MS = small_spec("hf_diffllama"), small_spec("ms_v1")
+
+
+def compatible(preset: str) -> Iterator[tuple[Deviation, ...]]:
+    """All pairs of two axes that are a function of their own, on the inputs by which deviations are told apart."""
+    spec = small_spec(preset)
+    inputs = probes(spec, "dense")
+
+    def outs(some: tuple[Deviation, ...]) -> list[np.ndarray | None]:
+        problems = [deviated(spec, x, some) for x in inputs]
+        return [None if p is None else output(p) for p in problems]
+
+    right = [output(Problem(spec, x)) for x in inputs]
+    known = deviations(spec)
+    alone = {d.name: outs((d,)) for d in known}
+    for pair in combinations(known, 2):
+        if pair[0].axis != pair[1].axis:
+            both = outs(pair)
+            others = (right, *alone.values())
+            same = any(all(equal(x, y) for x, y in zip(both, other, strict=True)) for other in others)
+            if not same and any(x is not None for x in both):
+                yield pair
 
 
 def ask(preset: str, dtype: str, *names: str, order: int = 0, most: int = 1) -> Ranking:
@@ -46,7 +73,6 @@ def test_a_single_mistake_is_named(preset: str, dtype: str, name: str) -> None:
     assert name in str(found)
 
 
-@pytest.mark.slow
 def test_what_is_nearly_right_has_no_name() -> None:
     """Errors a little above those of right kernels: it passes with all that its inputs do not show."""
     case = pair_of_cases("hf_diffllama", "bfloat16")[0]
@@ -242,3 +268,72 @@ def test_a_right_kernel_that_rounds_more_than_its_recipe_says(said: str, does: s
     assert found.notes[0] == (
         f"it passes with recipe={does!r}: does your kernel round there, where {said!r} does not say so?"
     )
+
+
+@pytest.mark.slow
+def test_what_may_be_there_beside_a_name_is_said() -> None:
+    """In bfloat16 a kernel may round the exponentials of λ, and nobody sees whether it did."""
+    one, other = "triangle_at_the_top_left", "exponentials_rounded_to_bfloat16"
+    for names in ((one,), (one, other)):
+        found = ask("hf_diffllama", "bfloat16", *names)
+        assert found.name == one
+        (note,) = found.notes
+        assert note.startswith("beside it these inputs could not show ")
+        assert other in note
+        assert "layer_norm" not in note
+
+
+@pytest.mark.slow
+def test_a_name_that_leaves_much_gives_way_to_a_number_that_leaves_little() -> None:
+    """Scores of 4 % more on natural numbers of which rounding hides nearly all: a lost key leaves 1.8 budgets."""
+    spec = Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=16, layer=3)
+    inputs = draw(spec, Structure(1, 40, 40), "natural", 4, "bfloat16")
+    out = rounded(spec.replace(scale=0.26), inputs, "bfloat16", 4)["out"]
+    found = diagnose(out, spec, inputs, recipe="bfloat16")
+    assert found.name is None
+    assert found.fits[0].parameter == "scale"
+    assert found.fits[0].value == pytest.approx(0.26, rel=0.01)
+
+
+def test_what_explains_most_of_the_error_is_shown() -> None:
+    """Of two mistakes where one is looked for; and what explains little is not."""
+    found = ask("hf_diffllama", "bfloat16", "layer_norm", "scale_left_out")
+    assert found.status == NONE_FITS
+    assert "scale_left_out" in [c.name for c in found.candidates]
+    assert all(c.explains >= THRESHOLDS.explained for c in found.candidates)
+    assert "does not fit, explains " in str(found)
+    assert found.notes[0].startswith("the closest explains ")
+
+
+@pytest.mark.nightly
+def test_pairs_are_named() -> None:
+    """All but one of a sample of the compatible pairs, which may be one of several, or hidden beside the other one.
+
+    In bfloat16 a kernel rounds the exponentials of λ as one of the deviations does, which then is none.
+    """
+    spec = small_spec("hf_diffllama")
+    every = [c for profile in ("discriminating", "tiny_values") for c in cases(profile, 5, spec=spec, dtype="bfloat16")]
+    dense = [c for c in every if kind_of(c.inputs) == "dense"]
+    pairs = [p for p in compatible("hf_diffllama") if "exponentials_rounded_to_bfloat16" not in {d.name for d in p}]
+    unnamed = []
+    for n in np.random.default_rng(3).permutation(len(pairs))[:10]:
+        outs, names = [kernel(case, pairs[n], int(n)) for case in dense], {d.name for d in pairs[n]}
+        if any(out is None for out in outs):
+            continue
+        found = diagnose(outs, spec, [case.inputs for case in dense], recipe="bfloat16")
+        answers = [set(name.split(" + ")) for name in (found.name, *found.candidates[0].also)] if found.name else []
+        if names not in answers:
+            unnamed.append(found)
+            said = {name for note in found.notes for name in note.rpartition(": ")[2].split(", ")}
+            assert found.status == AMBIGUOUS or answers[0] < names <= answers[0] | said, f"{names}: {found}"
+    assert len(unnamed) <= 1
+
+
+def test_what_explains_the_rest_of_an_output_with_nan_is_shown() -> None:
+    case = pair_of_cases("hf_diffllama", "float32")[0]
+    out = output_of(case, "layer_norm")
+    out[0, 2, 5:] = np.nan
+    found = diagnose(out, HF, case.inputs, recipe="float32", max_deviations=1)
+    assert found.status == NONE_FITS
+    assert found.candidates[0].name == "layer_norm"
+    assert found.candidates[0].explains > 0.99

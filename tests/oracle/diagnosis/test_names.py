@@ -147,7 +147,7 @@ def test_an_online_softmax_that_forgets_to_rescale_is_named(tile: int, accumulat
     ("changes", "first"),
     [
         pytest.param({"layer": 5, "rope_theta": 5e5}, "layer", marks=pytest.mark.slow),
-        pytest.param({"layer": 4, "rope": "interleaved"}, "rope", marks=pytest.mark.slow),
+        ({"layer": 4, "rope": "interleaved"}, "rope"),
     ],
 )
 def test_two_wrong_fields_of_the_spec_are_told_before_anything_else(changes: dict[str, object], first: str) -> None:

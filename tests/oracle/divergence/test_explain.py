@@ -92,3 +92,43 @@ def test_arranged(path: str, change: object, how: str) -> None:
     assert array.dtype == np.float64
     assert array.shape == MODEL[path].shape
     assert np.array_equal(array.astype(np.float32), x)
+
+
+def test_bases_of_the_logarithm() -> None:
+    assert said("lse2", of("lse2") / math.log(2)) == "equal up to the base of the logarithm: 2, not e"
+    assert said("lse2", of("lse2") / math.log(10)) == "equal up to the base of the logarithm: 10, not e"
+
+
+def test_orders_of_heads_side_by_side() -> None:
+    x = of("q_proj").reshape(2, 5, 8, 6)[:, :, [1, 0, 2, 3, 4, 5, 7, 6]].reshape(2, 5, 48)
+    assert said("q_proj", x) == "equal up to an order of heads: (1, 0, 2, 3, 4, 5, 7, 6)"
+
+
+def test_the_halves_of_joined_values_are_heads() -> None:
+    heads = of("v_proj").reshape(2, 5, 8, 6).transpose(0, 2, 1, 3)
+    joined = np.concatenate([heads[:, 0::2], heads[:, 1::2]], -1)
+    assert said("values", joined) == "equal up to an order of heads: (0, 2, 4, 6, 1, 3, 5, 7)"
+
+
+def test_transposes() -> None:
+    x = of("scaled").reshape(2, 5, 4, 12).transpose(0, 2, 1, 3).reshape(2, 5, 48)
+    assert said("scaled", x) == "equal up to a transpose: its numbers lie as (B, H, T, e), not (B, T, H, e)"
+    assert said("scores1", of("scores1").swapaxes(2, 3)).startswith(
+        "equal up to a transpose: its numbers lie as (B, H, S, T)"
+    )
+
+
+def test_of_two_that_fit_the_nearer_one_is_taken_but_the_plain_one_comes_first() -> None:
+    ref = {"scores": np.arange(9.0).reshape(1, 1, 3, 3)}
+    array, how = arranged(ref["scores"][0, 0].T[None], "scores", ref)
+    assert how == "ST"
+    assert np.array_equal(array, ref["scores"])
+    array, how = arranged(np.swapaxes(ref["scores"], 2, 3), "scores", ref)
+    assert how == ""
+    assert not np.array_equal(array, ref["scores"])
+
+
+def test_shapes_that_are_none_of_it() -> None:
+    array, said = arranged(np.ones((2, 5, 7)), LAYER_0 + "diff", MODEL)
+    assert array is None
+    assert said == "has shape (2, 5, 7), which is no arrangement of BHTe (2, 4, 5, 12)"

@@ -78,3 +78,62 @@ def test_the_mistake_may_be_where_the_point_comes_from(
     wiring: str, wrong: str, recorded: tuple[str, ...], expected: str
 ) -> None:
     assert hint(wiring, wrong, *recorded) == expected
+
+
+def test_80_columns() -> None:
+    mine = {path: x for path, x in REF.items() if "lambda" not in path}
+    mine[AT + "groupnorm"] = mine[AT + "groupnorm"].swapaxes(1, 2)
+    mine |= {f"a.rather.long.name.of.something.that.is.no.point.{i}": np.ones(3) for i in range(20)}
+    mine[AT + "scores1"] = mine[AT + "scores1"] * np.sqrt(6)
+    text = str(first_divergence(mine, REF))
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_what_would_not_have_been_seen() -> None:
+    mine = {path: x.astype(np.float32) for path, x in REF.items()}
+    found = first_divergence(mine, REF, precision="bfloat16")
+    said = " ".join(str(found).split())
+    worst = max((s for s in found.stages if s.status == "equal"), key=lambda s: s.unseen)
+    assert f"at worst within 1 ± {worst.unseen:.2g}, at {worst.path}" in said
+    stage = next(s for s in found.to_dict()["stages"] if s["path"] == AT + "q_proj")
+    assert 2.0**-8 < stage["unseen"] < 0.02
+
+
+def test_angles_that_were_right_in_a_layer_before_are_right() -> None:
+    of = small_model()
+    ref = trace(of, ids(0, 2, 5))
+    layers = [f"model.layers.{i}.self_attn." for i in range(2)]
+    mine = {path: x for path, x in ref.items() if path.endswith(("_proj", "layernorm", "diff", "model.layers.0"))}
+    for at, turned in zip(layers, (True, False), strict=True):
+        found = first_divergence({**mine, at + "diff": ref[at + "diff"] * 1.1}, ref)
+        assert found.path == at + "diff"
+        assert (" cos, sin, " in " ".join(str(found).split())) is turned
+
+
+def test_points_of_other_layers() -> None:
+    ref = trace(small_model(), ids(0, 2, 5))
+    wrong = {"model.layers.1.mlp.gate_proj": 2 * ref["model.layers.1.mlp.gate_proj"]}
+    said = " ".join(str(first_divergence(wrong, ref)).split())
+    assert "may be there: embed_tokens, cos, sin, input_layernorm, q_proj, " in said
+    assert "post_attention_layernorm.input, post_attention_layernorm, and 26 points of the layers before" in said
+    some = {path: ref[path] for path in (AT + "o_proj", "model.layers.0.post_attention_layernorm.input")}
+    some["model.layers.0.mlp.down_proj"] = ref["model.layers.0.mlp.down_proj"]
+    said = " ".join(str(first_divergence(wrong | some, ref)).split())
+    assert "may be there: post_attention_layernorm.input, post_attention_layernorm, model.layers.0 error" in said
+
+
+def test_a_name_that_is_nearly_a_missing_points() -> None:
+    mine = {path: x for path, x in REF.items() if path != AT + "attn1"}
+    text = str(first_divergence({**mine, AT + "atn1": REF[AT + "attn1"], "surplus.x": np.ones(3)}, REF))
+    said = " ".join(text[text.index("no point of the reference") :].split())
+    assert said == (f"no point of the reference: {AT}atn1, surplus.x {AT}atn1, did you mean '{AT}attn1'?")
+    whole = str(first_divergence({**REF, AT + "atn1": REF[AT + "attn1"]}, REF))
+    assert "did you mean" not in whole, "that point is there"
+
+
+def test_what_was_not_recorded_is_named_where_nothing_diverges() -> None:
+    few = {path: x for path, x in REF.items() if not path.endswith(("diff", "o_proj", "lm_head"))}
+    lines = str(first_divergence(few, REF)).splitlines()
+    (line,) = (line for line in lines if line.startswith("not in the trace: "))
+    assert "diff, " in line
+    assert "o_proj" in line

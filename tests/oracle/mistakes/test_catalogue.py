@@ -5,14 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from refdiff import layers
 from refdiff.backends import ops_for, overlay
+from refdiff.oracle import Spec
 from refdiff.oracle.mistakes import CATALOGUE, ROWS, wrap
-from refdiff.oracle.mistakes.catalogue import Mistake
+from refdiff.oracle.mistakes.catalogue import Call, Mistake
 
 ROOT = Path(__file__).parents[3]
 
@@ -58,3 +60,35 @@ def test_all_rows_are_there_and_those_of_mistakes_are_made() -> None:
     assert made == {name for name, row in ROWS.items() if row.where == "mistake"}
     assert all(row.link.startswith("https://") for row in ROWS.values())
     assert {row.where for row in ROWS.values()} == {"mistake", "spec", "recipe", "refused"}
+
+
+@pytest.mark.parametrize(
+    ("row", "preset", "key_heads", "says"),
+    [("B2", "diff_v2", 2, "pairs would straddle groups"), ("B22", "hf_diffllama", 3, "it must be even")],
+)
+def test_what_no_kernel_can_compute_is_refused(row: str, preset: str, key_heads: int, says: str) -> None:
+    assert ROWS[row].where == "refused"
+    with pytest.raises(ValueError, match=says):
+        Spec.preset(preset, head_dim=4, query_heads=6, key_heads=key_heads)
+
+
+def test_a_part_of_a_composed_layer_is_replaced() -> None:
+    x, p = np.arange(6.0).reshape(2, 3), {"weight": np.eye(3)}
+    call = Call(layers.swiglu, "swiglu", (x, p, p, p), {"act": "relu"})
+    doubled = call.parts(activation=lambda z, name: 2 * layers.activation(z, name))
+    assert np.array_equal(call(ops=doubled), 2 * layers.swiglu(x, p, p, p, act="relu"))
+    again = Call(layers.swiglu, "swiglu", (x, p, p, p), {"act": "relu", "ops": doubled}).parts(
+        linear=lambda z, weight: z
+    )
+    assert np.array_equal(call(ops=again), 2 * x * x)
+
+
+def test_a_call_has_its_arguments_by_name() -> None:
+    seen: list[tuple[Any, ...]] = []
+    call = Call(lambda *args, **options: seen.append((args, options)), "rope", (1, 2), {"sin": 3})
+    assert (call.x, call.sin, call.interleaved, set(call.given)) == (1, 3, False, {"x", "cos", "sin"})
+    call(x=4, interleaved=True)
+    call()
+    assert seen == [((4, 2, 3), {"interleaved": True}), ((1, 2, 3), {})]
+    with pytest.raises(AttributeError, match="no argument 'sine'"):
+        _ = call.sine

@@ -108,3 +108,14 @@ def test_what_no_call_takes(call: Callable[[Any, Any], Any]) -> None:
         call("attention", turned)
     with pytest.raises(ValueError, match="no preset is called 'atention', did you mean 'attention'"):
         call("atention", X)
+
+
+@pytest.mark.parametrize("call", CALLS[:3])
+def test_arguments_of_another_kind_or_in_another_order(call: Callable[[Any, Any], Any]) -> None:
+    with pytest.raises(TypeError, match="spec is of type ndarray, but must be a Spec or a preset's name; the outputs "):
+        call(X["q"], X)
+    with pytest.raises(TypeError, match="inputs are of type int, but must be a mapping from names to arrays"):
+        call(NAMED, 3)
+    case = oracle.cases("natural", spec=NAMED)[0]
+    with pytest.raises(TypeError, match=r"of type Case, but .*: pass case\.inputs, and dout=case\.dout for gradients"):
+        call(NAMED, case)
