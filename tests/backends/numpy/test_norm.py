@@ -34,7 +34,7 @@ def test_sums_beside_the_residual_path_are_those_of_numpy(shape: tuple[int, ...]
         np.testing.assert_array_equal(kernels.residual_add(a, b), a + b)
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 2 * Tuning.block_tokens + 5, 6), (7, 5), (2, 7, 5), (2, 3, 7, 5)])
+@pytest.mark.parametrize("shape", [(1, 3, 2 * Tuning.block_tokens + 5, 64), (7, 5), (2, 7, 5), (2, 3, 7, 5)])
 def test_what_lies_feature_major_is_left_like_that(shape: tuple[int, ...]) -> None:
     x = np.random.default_rng(0).normal(size=shape)
     if x.ndim == 4:

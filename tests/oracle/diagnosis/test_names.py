@@ -83,7 +83,6 @@ def test_a_number_is_fitted_to_all_inputs() -> None:
     assert fit.value == pytest.approx(3.3e-7, rel=0.02)
 
 
-@pytest.mark.slow
 def test_what_inputs_do_not_show_explains_nothing() -> None:
     """Without padding, padding seen is no mistake: it is not listed, though it leaves the rows that are right."""
     spec = Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=16, layer=2)
@@ -221,7 +220,6 @@ def test_a_window_of_tiles_says_which(dtype: str) -> None:
     assert fit.value == (16, 8)
 
 
-@pytest.mark.slow
 def test_the_rest_is_looked_for_with_another_field() -> None:
     """A kernel without the norm, and with two mistakes more: three are no pair, and one field explains most."""
     case = cases("discriminating", 5, spec=small_spec("hf_diffllama"), dtype="float32")[1]
