@@ -14,7 +14,10 @@ DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
 def mlx_two_passes(spec: Spec, inputs: Arrays, dout: np.ndarray, dtype: str) -> Arrays:
-    """DiffLlama's attention, causal, with as many keys as queries; rotation, attention and norm are MLX's own."""
+    """DiffLlama's attention, causal, with as many keys as queries; rotation, attention and norm are MLX's own.
+
+    On a CPU its attention goes op by op: 16-bit scores are stored before the softmax.
+    """
     kind = DTYPES[dtype]
     heads = [mx.array(inputs[name].astype(np.float32)).astype(kind) for name in "qkv"]
     q1, k1, q2, k2 = (mx.array(inputs[f"lambda_{name}"].astype(np.float32)) for name in ("q1", "k1", "q2", "k2"))

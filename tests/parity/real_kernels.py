@@ -161,7 +161,7 @@ KERNELS: dict[str, tuple[str, bool, Any]] = {
     "timm, fused": ("timm", False, partial(timm_attention, fused=True)),
     "jax dot_product_attention": ("ms_v1", False, jax_two_passes),
     "jax weights subtracted": ("hf_diffllama", False, jax_weights_subtracted),
-    "mlx": ("hf_diffllama", False, mlx_two_passes),
+    "mlx": ("hf_diffllama", True, mlx_two_passes),
 }
 """By name: the preset, whether every operation's result is stored, and the function."""
 NOT_SERVED = {("jax dot_product_attention", "float16")}

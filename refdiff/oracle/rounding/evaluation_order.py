@@ -32,8 +32,8 @@ class Order:
     scalars: λ_init is off by this share of what computing it in float32 may cost (`lambda_init_error`).
     noise: a seed; what is not 0 is no order, but errors at random of the size that roundings and sums in float32 have.
     Orders alone would agree by luck: one map that has all its weight on one key cancels exactly in most of them.
-    alike: with `noise`, equal numbers have equal errors, as roundings have: where all tokens are alike, all rows share
-    them. Else each number has its own, as sums of equal terms have that are added in different orders.
+    alike: with `noise`, equal numbers are rounded alike: where all tokens are alike, all rows share these errors. The
+    sums of products have errors of their own all the same, since equal terms may be added in different orders.
     flush: with `noise`, what is below 2⁻¹²⁶ becomes 0, as in code that XLA compiles and on many GPUs.
     """
 
@@ -166,10 +166,6 @@ class Arithmetic:
         """x with an error of this size, of either sign, where errors are drawn at random; else x."""
         return x + self._sign(x) * error if self.order.noise else x
 
-    def perturb_each(self, x: Numpy, error: Numpy) -> Numpy:
-        """The same, where each number has a sign of its own whatever the order."""
-        return x + _signs(x, self._random) * error if self.order.noise else x
-
     def perturb_forward(self, x: Numpy, error: Numpy) -> Numpy:
         """The same for what a backward pass has from the forward pass: the errors of all else are drawn as without."""
         return x + self._sign(x, self._of_forward) * error if self.order.noise else x
@@ -201,7 +197,7 @@ class Arithmetic:
             if self.order.noise:
                 off = np.sqrt(np.matmul(a * a, b * b))
                 off *= error_of_sums(n, sums)
-                off *= self._sign(total)
+                off *= _signs(total, self._random)  # equal terms, too, may be added in different orders
                 total += off
             return self._partial_sum(total)
 

@@ -183,8 +183,6 @@ def _norm_vjp(how: Arithmetic, g: Numpy, x: Numpy, weight: Numpy | None, eps: fl
 def _center(how: Arithmetic, x: Numpy) -> Numpy:
     with np.errstate(over="ignore", invalid="ignore"):
         x = how.array(x)
-        # numbers that are equal may have been added up in different orders, and their mean leaves nothing but that
-        x = how.perturb_each(x, USUAL * FORMATS["float32"].u * np.abs(x))
         mean = how.round_at(np.mean(x, axis=-1, keepdims=True, dtype=how.dtype), "norm")
         return _double(how.round_at(x - mean, "norm"))
 

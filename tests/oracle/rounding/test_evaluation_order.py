@@ -82,11 +82,14 @@ def test_what_a_narrow_type_rounds_to_one_number_has_errors_of_its_own() -> None
     assert abs(np.mean(np.sign(how.round_at(near, "p") - near))) < 0.06
 
 
-def test_a_sum_of_exactly_0_is_off_to_either_side() -> None:
+def test_sums_of_equal_terms_have_errors_of_their_own() -> None:
+    """Two columns of the same numbers, which a library may add up in two orders; and a sum that is exactly 0."""
     order = next(order for order in DRAWS if order.alike)
     draws = [Arithmetic(Recipe("float32"), replace(order, noise=n)) for n in range(1, 21)]
-    sums = [how.product(np.asarray([[1.0, -1.0]]), np.ones((2, 1)))[0, 0] for how in draws]
-    assert min(sums) < 0 < max(sums)
+    a, b = np.asarray([[3.0, 5.0], [1.0, -1.0]]), np.ones((2, 2))
+    sums = np.asarray([how.product(a, b) for how in draws])
+    assert {(x > 8, y > 8) for x, y in sums[:, 0]} == {(x, y) for x in (False, True) for y in (False, True)}
+    assert sums[:, 1].min() < 0 < sums[:, 1].max()
 
 
 def test_what_some_processors_flush_is_zero_in_some_draws() -> None:
