@@ -78,7 +78,6 @@ def run(bases: dict[str, Base], work: Path, seed: int, number: int) -> Result:
 def in_a_child(action: Callable[[], Any], folder: Path) -> tuple[str, str]:
     """Run in a forked child; return "result", "refused" or "bad", and what it said."""
     reading, writing = os.pipe()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     outputs = [folder.parent / name for name in ("stdout", "stderr")]
     stored = sum(path.stat().st_size for path in folder.glob("*.json") if path.is_file() and not path.is_symlink())
     limits = OUTPUT + 4 * min(stored, LARGEST_CHANGED), OUTPUT
@@ -103,7 +102,7 @@ def in_a_child(action: Callable[[], Any], folder: Path) -> tuple[str, str]:
     _, status, usage = os.wait4(child, 0)
     if not told:
         return "bad", f"died: status {os.waitstatus_to_exitcode(status)} (hang, CPU time, crash)"
-    kind, said = json.loads(told)
+    kind, said, before = json.loads(told)
     if usage.ru_maxrss * 1024 - before > MEMORY:
         return "bad", f"took {usage.ru_maxrss * 1024 - before:,} bytes: {said}"
     for output, limit in zip(outputs, limits, strict=True):
@@ -114,6 +113,7 @@ def in_a_child(action: Callable[[], Any], folder: Path) -> tuple[str, str]:
 
 def _child(action: Callable[[], Any], folder: Path, outputs: list[Path], writing: int) -> None:
     told: list[str]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # of a new process: what it holds now
     try:
         os.setsid()  # without a terminal, and with its own process group
         for number, path in enumerate(outputs, 1):
@@ -134,7 +134,7 @@ def _child(action: Callable[[], Any], folder: Path, outputs: list[Path], writing
             told = ["bad", f"opened {opened[0]}"]
     except BaseException as error:
         told = ["bad", f"{type(error).__name__} in the fuzzer: {error}"]
-    os.write(writing, json.dumps(told).encode())
+    os.write(writing, json.dumps([*told, before]).encode())
     os._exit(0)
 
 
