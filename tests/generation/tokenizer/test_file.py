@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from refdiff import CheckpointError, Tokenizer
 from refdiff.generation.stream import PieceDecoder
 from refdiff.generation.token_bytes import TokenBytes
 from refdiff.generation.tokenizer import file
-from tests.generation.trained_tokenizers import KINDS
+from tests.fuzz.mutations import mutate
+from tests.generation.trained_tokenizers import KINDS, save
 
 MODEL = {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}
 
@@ -287,47 +289,19 @@ def test_a_step_without_a_bound_is_refused(tmp_path: Path, monkeypatch: pytest.M
             use(tmp_path)
 
 
-def damaged(rng: random.Random, text: bytes) -> bytes:
-    """One random wound: cut, flip, repeat, drop, or another value in place of one of the JSON's."""
-    start = rng.randrange(len(text))
-    stop = min(len(text), start + rng.choice([1, 1, 2, 10, 200]))
-    wound = rng.randrange(6)
-    if wound == 0:
-        return text[:start]
-    if wound == 1:
-        return text[:start] + bytes([text[start] ^ (1 << rng.randrange(8))]) + text[start + 1 :]
-    if wound == 2:
-        return text[:stop] + text[start:stop] * rng.choice([1, 50]) + text[stop:]
-    if wound == 3:
-        return text[:start] + text[stop:]
-    parsed = json.loads(text)
-    _wound(rng, parsed)
-    return json.dumps(parsed).encode()
-
-
-def _wound(rng: random.Random, value: Any) -> None:
-    keys = list(value) if isinstance(value, dict) else range(len(value))
-    if not keys:
-        return
-    key = rng.choice(list(keys))
-    if isinstance(value[key], dict | list) and rng.random() < 0.8:
-        _wound(rng, value[key])
-    else:
-        value[key] = rng.choice([None, True, -1, 2**31, 2**63, 0.5, "", "x" * 99, [], {}, [[]], {"type": "Sequence"}])
+_SOURCES = [kind() for kind in KINDS.values()]
 
 
 def fuzz(seed: int, folder: Path) -> bool:
-    rng = random.Random(seed)
-    backend = _SOURCES[seed % len(_SOURCES)]
-    write(folder, damaged(rng, backend))
-    try:
-        use(folder)
-    except CheckpointError:
-        return False
-    return True
-
-
-_SOURCES = [kind().to_str().encode() for kind in KINDS.values()]
+    """Damage a tokenizer as tests/fuzz does, and say whether it is still of use."""
+    with tempfile.TemporaryDirectory(dir=folder) as case:
+        saved = save(Path(case), _SOURCES[seed % len(_SOURCES)], tokenizer_config={"eos_token": "</s>"})
+        mutate(saved, folder, random.Random(seed))
+        try:
+            use(saved)
+        except CheckpointError:
+            return False
+        return True
 
 
 def test_damaged_files(tmp_path: Path) -> None:
