@@ -28,19 +28,3 @@ def test_the_commands_say_so_in_one_line(
     assert out == ""
     assert err.startswith(f"refdiff {command[0]}: error: --dask needs dask.distributed")
     assert err.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("command", "other"), [(["generate", "ab"], "--prompts-file"), (["check", "x.npz"], "--selftest")]
-)
-def test_where_there_is_nothing_to_share_out(
-    command: list[str], other: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([*command, "--dask", "tcp://127.0.0.1:1"]) == 2
-    says = f"--dask: goes with {other}; add that, or leave --dask out"
-    assert capsys.readouterr().err == f"refdiff {command[0]}: error: {says}\n"
-
-
-def test_processes_here_and_workers_there(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "--selftest", "--jobs", "2", "--dask", "tcp://127.0.0.1:1"]) == 2
-    assert "--jobs, --dask: got both, expected one of them; --dask has workers of its own" in capsys.readouterr().err

@@ -14,6 +14,7 @@ import pytest
 import refdiff
 from refdiff.generation.options import Options
 from refdiff.messages import warn
+from tests.model.models import small_model
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +76,7 @@ def test_a_warning_points_at_the_line_that_calls_the_package(model: Any) -> None
     with pytest.warns(UserWarning, match="said") as seen:
         warn("said")
     assert seen[0].filename == __file__
-    short = refdiff.DiffLlamaForCausalLM.from_config(
-        refdiff.DiffLlamaConfig(
-            vocab_size=11, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
-            num_key_value_heads=2, head_dim=4, max_position_embeddings=4,
-        )
-    )  # fmt: skip
+    short = small_model(max_position_embeddings=4)
     ids = [[1, 2, 3, 4, 5]]
     for call in (short, lambda x: short.generate(x, max_new_tokens=1), lambda x: short.loss_and_grad(x, labels=x)):
         short.warned_of_length = False

@@ -12,16 +12,6 @@ from refdiff.errors import CheckpointError
 from refdiff.generation.options import NAMES, Options, resolve
 from tests.generation.fakes import FakeModel, letters
 
-INTERFACE = """max_new_tokens max_length min_new_tokens do_sample temperature top_k top_p min_p typical_p epsilon_cutoff
-eta_cutoff repetition_penalty no_repeat_ngram_size bad_words_ids suppress_tokens sequence_bias num_beams length_penalty
-early_stopping num_return_sequences eos_token_id pad_token_id stop_strings tokenizer max_time prompt_lookup_num_tokens
-assistant_model penalty_alpha return_dict_in_generate output_scores output_logits"""
-
-
-def test_the_options_are_those_of_the_interface() -> None:
-    assert sorted(NAMES) == sorted(INTERFACE.split())
-
-
 def test_defaults() -> None:
     got = resolve(FakeModel(), {})
     assert got == Options(eos_token_id=[2], pad_token_id=0)
