@@ -12,6 +12,7 @@ from refdiff.errors import CheckpointError
 from refdiff.generation.options import NAMES, Options, resolve
 from tests.generation.fakes import FakeModel, letters
 
+
 def test_defaults() -> None:
     got = resolve(FakeModel(), {})
     assert got == Options(eos_token_id=[2], pad_token_id=0)
