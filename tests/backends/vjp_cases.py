@@ -66,6 +66,7 @@ def linear_vjp_cases() -> Iterator[Case]:
     yield (normal(3, 13, 5).T, normal(0, 11, 5).T, normal(1, 11, 13).T), {}  # feature-major
     yield (normal(3, 0, 13), normal(0, 0, 11), normal(1, 13, 11)), {}
     yield (normal(3, 130, 257), normal(0, 130, 128), normal(1, 257, 128, scale=0.02), normal(2, 257)), {}
+    yield (normal(3, 3500, 24), normal(0, 3500, 40), normal(1, 24, 40)), {}
 
 
 def rms_norm_vjp_cases() -> Iterator[Case]:

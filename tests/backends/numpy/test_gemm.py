@@ -14,18 +14,6 @@ from tests.backends.vjp_cases import normal
 FAST = NumpyKernels(3)
 
 
-@pytest.mark.parametrize(("outputs", "terms"), [(1031, 2048), (4100, 512), (519, 8192), (3, 2**18)])
-def test_one_token_gives_the_same_bits_whichever_threads_take_its_rows(outputs: int, terms: int) -> None:
-    x, weight = normal(0, 1, terms).astype(np.float32), normal(1, outputs, terms).astype(np.float32)
-    results = []
-    for threads in (1, 2, 3):
-        kernels = NumpyKernels(threads)
-        with kernels.inference_scope():
-            results += [kernels.linear(x, weight), *kernels.linears(x, {"weight": weight}, {"weight": weight})]
-    for one in results[1:]:
-        np.testing.assert_array_equal(one, results[0])
-
-
 @pytest.mark.parametrize("unpacked", [pytest.param(0, marks=pytest.mark.slow), 24])
 def test_products_with_few_tokens_are_the_same_in_either_kind_of_piece(unpacked: int) -> None:
     kernels = tune(NumpyKernels(3), unpacked_tokens=unpacked)

@@ -25,29 +25,31 @@ def test_blocks_of_any_size_give_the_layer(together):
         np.testing.assert_allclose(one, truth, rtol=1e-11, atol=1e-12)
 
 
-def test_which_thread_takes_what_changes_no_number():
-    kernels = tune(NumpyKernels(2), vjp_scores=2 * 7 * 41, grouped_scores=2 * 7 * 41)
-    results = [kernels.diff_attention_vjp(*streams(np.float32), np.float32(0.7))]
-    with kernels.inference_scope():
-        results += [kernels.diff_attention_vjp(*streams(np.float32), np.float32(0.7)) for _ in range(3)]
+def rows(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+CALLS = {
+    "attention": lambda kernels: kernels.diff_attention_vjp(*streams(np.float32), np.float32(0.7)),
+    "weight": lambda kernels: kernels.linear_vjp(rows(0, 3500, 24), rows(1, 3500, 40), rows(2, 24, 40)),
+    "norm": lambda kernels: kernels.rms_norm_vjp(*rows(0, 2, 9 * Tuning.block_elements // 64, 64), rows(1, 64), 1e-5),
+    "token": lambda kernels: (kernels.linear(rows(0, 1, 8192), rows(1, 519, 8192)),),
+    "tokens": lambda kernels: kernels.linears(rows(0, 1, 512), *[{"weight": rows(1, 4100, 512)}] * 2),
+    "few outputs": lambda kernels: (kernels.linear(rows(0, 1, 2**18), rows(1, 3, 2**18)),),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_the_number_of_threads_and_which_takes_what_change_no_number(call):
+    """The parts of a sum are of a number of rows, and added in their order."""
+    results = []
+    for threads in (1, 2, 3, 3):
+        kernels = tune(NumpyKernels(threads), vjp_scores=2 * 7 * 41, grouped_scores=2 * 7 * 41)
+        with kernels.inference_scope():
+            results.append(call(kernels))
     for one in results[1:]:
         for a, b in zip(results[0], one, strict=True):
             np.testing.assert_array_equal(a, b)
-
-
-def test_a_weight_s_gradient_over_many_tokens_is_the_same_with_one_thread_and_with_three() -> None:
-    """Its parts are of a number of tokens, and added in their order."""
-    g, x, weight = (
-        np.random.default_rng(0).normal(size=s).astype(np.float32) for s in ((3500, 24), (3500, 40), (24, 40))
-    )
-    found = []
-    for threads in (1, 3):
-        kernels = NumpyKernels(threads)
-        with kernels.inference_scope():
-            found.append(kernels.linear_vjp(g, x, weight)[1])
-    assert (found[0] == found[1]).all()
-    assert len(x) > Tuning.deep_ratio * 40
-    np.testing.assert_allclose(found[0], g.T.astype(np.float64) @ x, rtol=1e-4, atol=1e-3)
 
 
 def test_memory_is_kept_from_pass_to_pass() -> None:
