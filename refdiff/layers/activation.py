@@ -24,7 +24,7 @@ def activation(x: Array, name: str) -> Array:
         ValueError: an unknown name.
     """
     if name not in ACTIVATIONS:
-        raise ValueError(f"activation: {name!r} is not one of {', '.join(sorted(ACTIVATIONS))}")
+        raise ValueError(f"activation: name: got {name!r}, expected one of {', '.join(sorted(ACTIVATIONS))}")
     return ACTIVATIONS[name](x)
 
 
@@ -41,10 +41,10 @@ def activation_vjp(g: Array, x: Array, name: str) -> tuple[Array]:
         ValueError: an unknown name, or `g` is not of the shape of `x`.
     """
     if name not in ACTIVATIONS:
-        raise ValueError(f"activation_vjp: {name!r} is not one of {', '.join(sorted(ACTIVATIONS))}")
+        raise ValueError(f"activation_vjp: name: got {name!r}, expected one of {', '.join(sorted(ACTIVATIONS))}")
     namespace(g, x)
     if g.shape != x.shape:
-        raise ValueError(f"activation_vjp: g has shape {tuple(g.shape)}, but x has {tuple(x.shape)}")
+        raise ValueError(f"activation_vjp: g: got shape {tuple(g.shape)}, expected {tuple(x.shape)}, like x")
     return (g * DERIVATIVES[ACTIVATIONS[name]](x),)
 
 

@@ -24,8 +24,8 @@ def cross_entropy(logits: Array, targets: Array, *, ignore_index: int = -100) ->
     """
     if tuple(logits.shape[:-1]) != tuple(targets.shape):
         raise ValueError(
-            f"cross_entropy: logits have shape {tuple(logits.shape)} and targets {tuple(targets.shape)}, "
-            "but must be (..., V) and (...)"
+            f"cross_entropy: logits, targets: got shapes {tuple(logits.shape)} and {tuple(targets.shape)}, expected "
+            "(..., V) and (...)"
         )
     xp = namespace(logits, targets)
     V = logits.shape[-1]
@@ -36,8 +36,8 @@ def cross_entropy(logits: Array, targets: Array, *, ignore_index: int = -100) ->
         low, high = int(xp.min(t)), int(xp.max(t))
         if low < 0 or high >= V:
             raise IndexError(
-                f"cross_entropy: target {low if low < 0 else high} is outside 0 to {V - 1}, and not {ignore_index}, "
-                "which would leave it out"
+                f"cross_entropy: targets: got {low if low < 0 else high}, expected 0 to {V - 1}, or {ignore_index} to "
+                "leave a token out"
             )
     z = z - xp.max(z, axis=-1, keepdims=True)
     picked = xp.take_along_axis(z, t[:, None], axis=-1)[:, 0]
@@ -56,7 +56,7 @@ def cross_entropy_vjp(g: Array, logits: Array, targets: Array, *, ignore_index: 
         g (), logits (..., V), targets (...) -> (..., V), None
     """
     if g.ndim != 0:
-        raise ValueError(f"cross_entropy_vjp: g has shape {tuple(g.shape)}, but the result is a scalar ()")
+        raise ValueError(f"cross_entropy_vjp: g: got shape {tuple(g.shape)}, expected (), like the result")
     xp = namespace(g, logits, targets)
     z = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
     probabilities = z / xp.sum(z, axis=-1, keepdims=True)

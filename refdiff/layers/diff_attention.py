@@ -82,8 +82,9 @@ def diff_attention(
     B, H, T, _ = _check_heads("diff_attention", q1, k1)
     if q2.shape != q1.shape or k2.shape != k1.shape or tuple(v.shape[:-1]) != tuple(k1.shape[:-1]):
         raise ValueError(
-            f"diff_attention: q1 {tuple(q1.shape)} and q2 {tuple(q2.shape)}, k1 {tuple(k1.shape)} and k2 "
-            f"{tuple(k2.shape)} must be alike, and v {tuple(v.shape)} as long as k1"
+            f"diff_attention: q1, q2, k1, k2, v: got shapes {tuple(q1.shape)}, {tuple(q2.shape)}, {tuple(k1.shape)}, "
+            f"{tuple(k2.shape)}, {tuple(v.shape)}, expected q2 like q1, k2 like k1, and "
+            "the B, K, S of v like those of k1"
         )
     check_broadcast("diff_attention", "lambda_", lambda_, (B, H, T, 1))
     xp = namespace(q1, k1, q2, k2, v, lambda_, mask, bias)
@@ -101,8 +102,8 @@ def _check_heads(name: str, q: Array, k: Array) -> tuple[int, int, int, int]:
     fits = q.ndim == k.ndim == 4 and q.shape[0] == k.shape[0] and q.shape[3] == k.shape[3]
     if not fits or k.shape[1] == 0 or q.shape[1] % k.shape[1]:
         raise ValueError(
-            f"{name}: q has shape {tuple(q.shape)} and k {tuple(k.shape)}, but they must be (B, H, T, d) and "
-            "(B, K, S, d) with H a multiple of K"
+            f"{name}: q, k: got shapes {tuple(q.shape)} and {tuple(k.shape)}, expected (B, H, T, d) and (B, K, S, d) "
+            "with H a multiple of K"
         )
     B, H, T, d = q.shape
     return B, H, T, d
@@ -143,7 +144,7 @@ def diff_attention_vjp(
     B, H, T, _ = _check_heads("diff_attention_vjp", q1, k1)
     K, S, e = v.shape[1:]
     if tuple(g.shape) != (B, H, T, e):
-        raise ValueError(f"diff_attention_vjp: g has shape {tuple(g.shape)}, but the result has {(B, H, T, e)}")
+        raise ValueError(f"diff_attention_vjp: g: got shape {tuple(g.shape)}, expected {(B, H, T, e)}, like the result")
     xp = namespace(g, q1, k1, q2, k2, v, lambda_, mask, bias)
     mask1, mask2 = split_maps(mask, H)
     bias1, bias2 = split_maps(bias, H)
@@ -186,7 +187,9 @@ def attention_weights_vjp(
     K, S = k.shape[1:3]
     xp = namespace(g, q, k, mask, bias)
     if tuple(g.shape) != (B, H, T, S):
-        raise ValueError(f"attention_weights_vjp: g has shape {tuple(g.shape)}, but the result has {(B, H, T, S)}")
+        raise ValueError(
+            f"attention_weights_vjp: g: got shape {tuple(g.shape)}, expected {(B, H, T, S)}, like the result"
+        )
     a = ops.attention_weights(q, k, mask, bias, causal=causal, ops=ops) if saved is None else saved
     dscores, _ = ops.softmax_vjp(g, None, saved=a)
     ds = xp.reshape(dscores / math.sqrt(d), (B, K, H // K, T, S))

@@ -12,7 +12,7 @@ from typing import Any
 
 from refdiff import layers
 from refdiff.arrays import Array, namespace
-from refdiff.layers.plain_heads import check_even_heads, concat_heads
+from refdiff.layers.plain_heads import check_even_heads, concat_heads, split_gradient
 
 
 def value_pairs_hf(v: Array) -> Array:
@@ -86,7 +86,7 @@ def value_pairs_hf_vjp(g: Array, v: Array) -> tuple[Array]:
     B, K, T, d = v.shape
     if tuple(g.shape) != (B, K // 2, T, 2 * d):
         raise ValueError(
-            f"value_pairs_hf_vjp: g has shape {tuple(g.shape)}, but the result has {(B, K // 2, T, 2 * d)}"
+            f"value_pairs_hf_vjp: g: got shape {tuple(g.shape)}, expected {(B, K // 2, T, 2 * d)}, like the result"
         )
     return (xp.concat([g[..., :d], g[..., d:]], axis=1),)
 
@@ -115,16 +115,14 @@ def diff_heads_hf_vjp(
         g (B, T, H d), the rest as in `diff_heads_hf`; saved (B, H/2, T, 2d) is the result of `diff_attention`, if the
         forward pass kept it -> the shapes of q, k, v, lambda_
     """
+    xp = namespace(g, q, k, v, lambda_, mask, bias)
     B, T = q.shape[0], q.shape[2]
-    pairs, key_pairs, e = q.shape[1] // 2, k.shape[1] // 2, v.shape[3]
-    if tuple(g.shape) != (B, T, pairs * e):
-        raise ValueError(f"diff_heads_hf_vjp: g has shape {tuple(g.shape)}, but the result has {(B, T, pairs * e)}")
-    xp = namespace(g, q, k, v)
+    pairs, key_pairs = q.shape[1] // 2, k.shape[1] // 2
     q1, q2 = q[:, :pairs, ...], q[:, pairs:, ...]
     k1, k2 = k[:, :key_pairs, ...], k[:, key_pairs:, ...]
     operands = (q1, k1, q2, k2, v, lambda_, mask, bias)
+    g = (1 - lambda_init) * split_gradient("diff_heads_hf_vjp", g, (B, pairs, T, v.shape[3]))
     heads = ops.diff_attention(*operands, causal=causal, ops=ops) if saved is None else saved
-    g = (1 - lambda_init) * xp.permute_dims(xp.reshape(g, (B, T, pairs, e)), (0, 2, 1, 3))
     g, _ = ops.rms_norm_vjp(g, heads, None, eps)
     dq1, dk1, dq2, dk2, dv, dlambda = ops.diff_attention_vjp(g, *operands, causal=causal, ops=ops)
     return xp.concat([dq1, dq2], axis=1), xp.concat([dk1, dk2], axis=1), dv, dlambda

@@ -16,7 +16,7 @@ from typing import Any
 
 from refdiff import layers
 from refdiff.arrays import Array, namespace
-from refdiff.layers.plain_heads import check_even_heads, concat_heads, split_heads_checked
+from refdiff.layers.plain_heads import check_even_heads, concat_heads, split_gradient
 
 SUBLN_EPS = 1e-5
 """The ε of the norm after attention in unilm, whatever the other norms of the model have."""
@@ -93,9 +93,10 @@ def diff_heads_paper_vjp(
         the forward pass kept it -> the shapes of q, k, v, lambda_, weight
     """
     namespace(g, q, k, v, lambda_, weight, mask, bias)
+    B, H, T, _ = q.shape
     q1, q2, k1, k2 = q[:, 0::2, ...], q[:, 1::2, ...], k[:, 0::2, ...], k[:, 1::2, ...]
     operands = (q1, k1, q2, k2, v, lambda_, group_by_map(mask), group_by_map(bias))
-    g = (1 - lambda_init) * split_heads_checked("diff_heads_paper_vjp", g, q1.shape[1], q.shape[2], v.shape[3])
+    g = (1 - lambda_init) * split_gradient("diff_heads_paper_vjp", g, (B, H // 2, T, v.shape[3]))
     heads = ops.diff_attention(*operands, causal=causal, ops=ops) if saved is None else saved
     g, dweight = ops.rms_norm_vjp(g, heads, weight, eps)
     dq1, dk1, dq2, dk2, dv, dlambda = ops.diff_attention_vjp(g, *operands, causal=causal, ops=ops)

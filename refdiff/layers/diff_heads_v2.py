@@ -15,7 +15,7 @@ from typing import Any
 from refdiff import layers
 from refdiff.arrays import Array, namespace
 from refdiff.layers.diff_heads_paper import group_by_map, interleave_heads
-from refdiff.layers.plain_heads import concat_heads, split_heads_checked
+from refdiff.layers.plain_heads import concat_heads, split_gradient
 
 
 def diff_heads_v2(
@@ -47,7 +47,7 @@ def diff_heads_v2(
     """
     if q.ndim != 4 or k.ndim != 4 or k.shape[1] == 0 or q.shape[1] % (2 * k.shape[1]):
         raise ValueError(
-            f"diff_heads_v2: q has shape {tuple(q.shape)} and k {tuple(k.shape)}, but they must be (B, 2h, T, d) and "
+            f"diff_heads_v2: q, k: got shapes {tuple(q.shape)} and {tuple(k.shape)}, expected (B, 2h, T, d) and "
             "(B, K, S, d) with h a multiple of K: the two queries of a pair read the same key"
         )
     q1, q2 = q[:, 0::2, ...], q[:, 1::2, ...]
@@ -77,8 +77,9 @@ def diff_heads_v2_vjp(
         g (B, T, h d), the rest as in `diff_heads_v2` -> the shapes of q, k, v, lambda_
     """
     namespace(g, q, k, v, lambda_, mask, bias)
+    B, H, T, _ = q.shape
     q1, q2 = q[:, 0::2, ...], q[:, 1::2, ...]
-    g = split_heads_checked("diff_heads_v2_vjp", g, q1.shape[1], q.shape[2], v.shape[3])
+    g = split_gradient("diff_heads_v2_vjp", g, (B, H // 2, T, v.shape[3]))
     operands = (q1, k, q2, k, v, lambda_, group_by_map(mask), group_by_map(bias))
     dq1, dk1, dq2, dk2, dv, dlambda = ops.diff_attention_vjp(g, *operands, causal=causal, ops=ops)
     return interleave_heads(dq1, dq2), dk1 + dk2, dv, dlambda

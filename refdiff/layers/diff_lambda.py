@@ -25,7 +25,7 @@ def lambda_init(layer: int) -> float:
         ValueError: `layer` is negative.
     """
     if layer < 0:
-        raise ValueError(f"lambda_init: layer is {layer}, but layers count from 0")
+        raise ValueError(f"lambda_init: layer: got {layer}, expected 0 or more")
     return 0.8 - 0.6 * math.exp(-0.3 * layer)
 
 
@@ -43,7 +43,7 @@ def diff_lambda(lambda_q1: Array, lambda_k1: Array, lambda_q2: Array, lambda_k2:
     """
     shapes = [tuple(v.shape) for v in (lambda_q1, lambda_k1, lambda_q2, lambda_k2)]
     if len(set(shapes)) != 1 or len(shapes[0]) != 1:
-        raise ValueError(f"diff_lambda: the four vectors have shapes {shapes}, but must all be (d,)")
+        raise ValueError(f"diff_lambda: the four vectors: got shapes {shapes}, expected (d,) of each")
     xp = namespace(lambda_q1, lambda_k1, lambda_q2, lambda_k2)
     return xp.exp(xp.sum(lambda_q1 * lambda_k1)) - xp.exp(xp.sum(lambda_q2 * lambda_k2)) + lambda_init
 
@@ -60,19 +60,14 @@ def diff_lambda_vjp(
         g (), four times (d,), a float -> four times (d,)
     """
     if g.ndim != 0:
-        raise ValueError(f"diff_lambda_vjp: g has shape {tuple(g.shape)}, but the result is a scalar ()")
+        raise ValueError(f"diff_lambda_vjp: g: got shape {tuple(g.shape)}, expected (), like the result")
     xp = namespace(g, lambda_q1, lambda_k1, lambda_q2, lambda_k2)
     e1 = g * xp.exp(xp.sum(lambda_q1 * lambda_k1))
     e2 = -g * xp.exp(xp.sum(lambda_q2 * lambda_k2))
     return e1 * lambda_k1, e1 * lambda_q1, e2 * lambda_k2, e2 * lambda_q2
 
 
-def diff_lambda_v2(
-    x: Array,
-    weight: Array,
-    *,
-    ops: Any = layers,
-) -> Array:
+def diff_lambda_v2(x: Array, weight: Array, *, ops: Any = layers) -> Array:
     """Compute the weight λ of the second attention map for each token and head.
 
     Equation:
@@ -85,18 +80,12 @@ def diff_lambda_v2(
         x (B, T, D), weight (h, D) -> (B, h, T, 1)
     """
     if x.ndim != 3:
-        raise ValueError(f"diff_lambda_v2: x has shape {tuple(x.shape)}, but must be (B, T, D)")
+        raise ValueError(f"diff_lambda_v2: x: got shape {tuple(x.shape)}, expected (B, T, D)")
     lambda_ = ops.activation(ops.linear(x, weight), "sigmoid")
     return namespace(lambda_).permute_dims(lambda_, (0, 2, 1))[..., None]
 
 
-def diff_lambda_v2_vjp(
-    g: Array,
-    x: Array,
-    weight: Array,
-    *,
-    ops: Any = layers,
-) -> tuple[Array, Array]:
+def diff_lambda_v2_vjp(g: Array, x: Array, weight: Array, *, ops: Any = layers) -> tuple[Array, Array]:
     """Pull a gradient back through `diff_lambda_v2`.
 
     Equation:
@@ -109,7 +98,7 @@ def diff_lambda_v2_vjp(
     B, T, _ = x.shape
     if tuple(g.shape) != (B, weight.shape[0], T, 1):
         raise ValueError(
-            f"diff_lambda_v2_vjp: g has shape {tuple(g.shape)}, but the result has {(B, weight.shape[0], T, 1)}"
+            f"diff_lambda_v2_vjp: g: got shape {tuple(g.shape)}, expected {(B, weight.shape[0], T, 1)}, like the result"
         )
     logits = ops.linear(x, weight)
     (dlogits,) = ops.activation_vjp(xp.permute_dims(g[..., 0], (0, 2, 1)), logits, "sigmoid")

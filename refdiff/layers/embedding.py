@@ -22,14 +22,14 @@ def embedding(ids: Array, weight: Array) -> Array:
     """
     xp = namespace(ids, weight)
     if weight.ndim != 2:
-        raise ValueError(f"embedding: weight has shape {tuple(weight.shape)}, but must be (V, D)")
+        raise ValueError(f"embedding: weight: got shape {tuple(weight.shape)}, expected (V, D)")
     flat = xp.reshape(ids, (-1,))
     if flat.shape[0]:
         low, high = int(xp.min(flat)), int(xp.max(flat))
         if low < 0 or high >= weight.shape[0]:
             raise IndexError(
-                f"embedding: token id {low if low < 0 else high} is outside 0 to {weight.shape[0] - 1}: "
-                "do tokenizer and checkpoint belong together?"
+                f"embedding: ids: got {low if low < 0 else high}, expected 0 to {weight.shape[0] - 1}; use the "
+                "tokenizer of this checkpoint"
             )
     return xp.reshape(take(weight, flat), (*ids.shape, weight.shape[1]))
 
@@ -46,7 +46,7 @@ def embedding_vjp(g: Array, ids: Array, weight: Array) -> tuple[None, Array]:
     xp = namespace(g, ids, weight)
     V, D = weight.shape
     if tuple(g.shape) != (*ids.shape, D):
-        raise ValueError(f"embedding_vjp: g has shape {tuple(g.shape)}, but the result has {(*ids.shape, D)}")
+        raise ValueError(f"embedding_vjp: g: got shape {tuple(g.shape)}, expected {(*ids.shape, D)}, like the result")
     flat = xp.reshape(ids, (-1, 1))
     rows = xp.arange(V, dtype=flat.dtype, device=device(ids))
     one_hot = xp.astype(flat == rows, g.dtype)

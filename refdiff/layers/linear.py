@@ -19,12 +19,12 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     """
     if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
-            f"linear: weight has shape {tuple(weight.shape)}, x has shape {tuple(x.shape)}: "
-            "the last axis of both must be equal"
+            f"linear: x, weight: got shapes {tuple(x.shape)} and {tuple(weight.shape)}, expected (..., I) and (O, I)"
         )
     if bias is not None and tuple(bias.shape) != (weight.shape[0],):
         raise ValueError(
-            f"linear: bias has shape {tuple(bias.shape)}, but weight {tuple(weight.shape)} needs ({weight.shape[0]},)"
+            f"linear: bias: got shape {tuple(bias.shape)}, expected ({weight.shape[0]},) for weight "
+            f"{tuple(weight.shape)}"
         )
     y = namespace(x, weight, bias).matmul(x, weight.T)
     return y if bias is None else y + bias
@@ -42,7 +42,7 @@ def linear_vjp(g: Array, x: Array, weight: Array, bias: Array | None = None) -> 
     xp = namespace(g, x, weight, bias)
     if tuple(g.shape) != (*x.shape[:-1], weight.shape[0]):
         raise ValueError(
-            f"linear_vjp: g has shape {tuple(g.shape)}, but the result has {(*x.shape[:-1], weight.shape[0])}"
+            f"linear_vjp: g: got shape {tuple(g.shape)}, expected {(*x.shape[:-1], weight.shape[0])}, like the result"
         )
     rows = xp.reshape(g, (-1, g.shape[-1]))
     dw = rows.T @ xp.reshape(x, (-1, x.shape[-1]))

@@ -32,7 +32,7 @@ def causal_mask(queries: int, keys: int, *, xp: Any, device: Any = None) -> Arra
         ValueError: there are fewer keys than queries.
     """
     if keys < queries:
-        raise ValueError(f"causal_mask: {queries} queries need at least as many keys, got {keys}")
+        raise ValueError(f"causal_mask: keys: got {keys}, expected at least {queries}, the number of queries")
     t = xp.arange(queries, device=device)[:, None]
     s = xp.arange(keys, device=device)[None, :]
     return s <= t + (keys - queries)
@@ -51,7 +51,7 @@ def padding_mask(attention_mask: Array) -> Array:
         attention_mask (B, S) of 1 and 0, or boolean -> (B, 1, 1, S) boolean
     """
     if attention_mask.ndim != 2:
-        raise ValueError(f"padding_mask: attention_mask has shape {tuple(attention_mask.shape)}, but must be (B, S)")
+        raise ValueError(f"padding_mask: attention_mask: got shape {tuple(attention_mask.shape)}, expected (B, S)")
     xp = namespace(attention_mask)
     return xp.astype(attention_mask, xp.bool)[:, None, None, :]
 
@@ -69,7 +69,7 @@ def packed_mask(position_ids: Array) -> Array:
         position_ids (B, T) integers -> (B, 1, T, T) boolean
     """
     if position_ids.ndim != 2:
-        raise ValueError(f"packed_mask: position_ids has shape {tuple(position_ids.shape)}, but must be (B, T)")
+        raise ValueError(f"packed_mask: position_ids: got shape {tuple(position_ids.shape)}, expected (B, T)")
     xp = namespace(position_ids)
     # at u = 0 the last position stands for the one before: whether that counts is the same for all t
     breaks = position_ids - xp.roll(position_ids, 1, axis=1) != 1

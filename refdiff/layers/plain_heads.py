@@ -35,7 +35,9 @@ def plain_heads(
         (B, H, T, S) or None
     """
     if v.ndim != 4 or tuple(v.shape[:3]) != tuple(k.shape[:3]):
-        raise ValueError(f"plain_heads: v has shape {tuple(v.shape)}, but k {tuple(k.shape)} needs (B, K, S, e)")
+        raise ValueError(
+            f"plain_heads: v: got shape {tuple(v.shape)}, expected (B, K, S, e) with the B, K, S of k {tuple(k.shape)}"
+        )
     weights = ops.attention_weights(q, k, mask, bias, causal=causal, ops=ops)
     xp = namespace(weights, v)
     B, H, T, S = weights.shape
@@ -66,7 +68,7 @@ def plain_heads_vjp(
     xp = namespace(g, q, k, v, mask, bias)
     B, H, T, _ = q.shape
     K, S, e = v.shape[1:]
-    grouped = xp.reshape(split_heads_checked("plain_heads_vjp", g, H, T, e), (B, K, H // K, T, e))
+    grouped = xp.reshape(split_gradient("plain_heads_vjp", g, (B, H, T, e)), (B, K, H // K, T, e))
     weights = ops.attention_weights(q, k, mask, bias, causal=causal, ops=ops)
     dv = xp.sum(xp.matrix_transpose(xp.reshape(weights, (B, K, H // K, T, S))) @ grouped, axis=2)
     dweights = xp.reshape(grouped @ xp.matrix_transpose(v)[:, :, None, :, :], (B, H, T, S))
@@ -90,11 +92,14 @@ def split_heads(x: Array, e: int) -> Array:
 def check_even_heads(name: str, what: str, x: Array) -> None:
     """Raise ValueError unless `x` is (B, heads, T, d) with an even number of heads."""
     if x.ndim != 4 or x.shape[1] % 2:
-        raise ValueError(f"{name}: {what} has shape {tuple(x.shape)}, but must be (B, heads, T, d) with even heads")
+        raise ValueError(
+            f"{name}: {what}: got shape {tuple(x.shape)}, expected (B, heads, T, d) with an even number of heads"
+        )
 
 
-def split_heads_checked(name: str, g: Array, H: int, T: int, e: int) -> Array:
-    """Split the gradient of `concat_heads`, or raise ValueError where it has not the shape of the result."""
-    if g.ndim != 3 or tuple(g.shape[1:]) != (T, H * e):
-        raise ValueError(f"{name}: g has shape {tuple(g.shape)}, but the result has (B, {T}, {H * e})")
+def split_gradient(name: str, g: Array, heads: tuple[int, int, int, int]) -> Array:
+    """Pull a gradient back through `concat_heads` of heads of this shape, or raise ValueError where `g` has another."""
+    B, H, T, e = heads
+    if tuple(g.shape) != (B, T, H * e):
+        raise ValueError(f"{name}: g: got shape {tuple(g.shape)}, expected {(B, T, H * e)}, like the result")
     return split_heads(g, e)

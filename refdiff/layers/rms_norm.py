@@ -24,11 +24,10 @@ def rms_norm(x: Array, weight: Array | None, eps: float) -> Array:
     """
     if weight is not None and tuple(weight.shape) != (x.shape[-1],):
         raise ValueError(
-            f"rms_norm: weight has shape {tuple(weight.shape)}, but the last axis of x {tuple(x.shape)} "
-            f"is {x.shape[-1]}"
+            f"rms_norm: weight: got shape {tuple(weight.shape)}, expected ({x.shape[-1]},) for x {tuple(x.shape)}"
         )
     if not eps >= 0:
-        raise ValueError(f"rms_norm: eps is {eps}, but must be 0 or more")
+        raise ValueError(f"rms_norm: eps: got {eps}, expected 0 or more")
     xp = namespace(x, weight)
     y = x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + eps)
     return y if weight is None else y * weight
@@ -46,7 +45,7 @@ def rms_norm_vjp(g: Array, x: Array, weight: Array | None, eps: float) -> tuple[
         g and x (..., D), weight (D,) or None -> (..., D), (D,) or None
     """
     if g.shape != x.shape:
-        raise ValueError(f"rms_norm_vjp: g has shape {tuple(g.shape)}, but x has {tuple(x.shape)}")
+        raise ValueError(f"rms_norm_vjp: g: got shape {tuple(g.shape)}, expected {tuple(x.shape)}, like x")
     xp = namespace(g, x, weight)
     r = 1 / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + eps)
     normed = x * r

@@ -28,7 +28,7 @@ def rope_cos_sin(positions: Array, frequencies: Sequence[float], scale: float, d
         angles in float64, rounded once to `dtype`: in float32 an angle of 100 000 radians would have an error of 0.004.
     """
     if positions.ndim != 2:
-        raise ValueError(f"rope_cos_sin: positions have shape {tuple(positions.shape)}, but must be (B, T)")
+        raise ValueError(f"rope_cos_sin: positions: got shape {tuple(positions.shape)}, expected (B, T)")
     xp = namespace(positions)
     theta = xp.asarray(list(frequencies), dtype=xp.float64, device=device(positions))
     angles = xp.astype(positions, xp.float64)[:, None, :, None] * theta
@@ -52,7 +52,7 @@ def rope(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Arra
     fits = x.ndim == cos.ndim == 4 and tuple(cos.shape[1:3]) == (1, x.shape[2]) and cos.shape[0] in (1, x.shape[0])
     if not fits or cos.shape != sin.shape or 2 * n > x.shape[-1]:
         raise ValueError(
-            f"rope: x has shape {tuple(x.shape)}, cos {tuple(cos.shape)}, sin {tuple(sin.shape)}, but must be "
+            f"rope: x, cos, sin: got shapes {tuple(x.shape)}, {tuple(cos.shape)}, {tuple(sin.shape)}, expected "
             "(B, H, T, d) and twice (B or 1, 1, T, n) with 2n ≤ d"
         )
     xp = namespace(x, cos, sin)
@@ -78,5 +78,5 @@ def rope_vjp(g: Array, x: Array, cos: Array, sin: Array, *, interleaved: bool = 
     """
     namespace(g, x, cos, sin)
     if g.shape != x.shape:
-        raise ValueError(f"rope_vjp: g has shape {tuple(g.shape)}, but x has {tuple(x.shape)}")
+        raise ValueError(f"rope_vjp: g: got shape {tuple(g.shape)}, expected {tuple(x.shape)}, like x")
     return rope(g, cos, -sin, interleaved=interleaved), None, None

@@ -38,7 +38,7 @@ def rope_frequencies(
     """
     kind = parameters.get("rope_type", "default")
     if kind not in ROPE_TYPES:
-        raise ValueError(f"rope_frequencies: rope_type {kind!r} is not one of {', '.join(ROPE_TYPES)}")
+        raise ValueError(f"rope_frequencies: rope_type: got {kind!r}, expected one of {', '.join(ROPE_TYPES)}")
     try:
         return ROPE_TYPES[kind](parameters, head_dim, max_position_embeddings, length)
     except KeyError as error:
@@ -91,7 +91,10 @@ def yarn(p: Mapping[str, Any], head_dim: int, max_positions: int, length: int) -
     """
     dim, base, original = _rotary_dim(p, head_dim), p["rope_theta"], p["original_max_position_embeddings"]
     if dim % 2:
-        raise ValueError(f"rope_frequencies: {dim} dimensions are rotated, but yarn needs an even number of them")
+        raise ValueError(
+            f"rope_frequencies: got {dim} rotated dimensions, expected an even number with yarn; change head_dim or "
+            "partial_rotary_factor"
+        )
     factor = p["factor"] if p["factor"] is not None else max_positions / original
 
     def index(rotations: float) -> float:
@@ -124,7 +127,7 @@ def longrope(p: Mapping[str, Any], head_dim: int, max_positions: int, length: in
     factors, powers = p[name], _inverse_powers(p["rope_theta"], dim)
     if len(factors) != len(powers):
         raise ValueError(
-            f"rope_frequencies: {name} has {len(factors)} numbers, but {dim} dimensions need {len(powers)}"
+            f"rope_frequencies: {name}: got {len(factors)} numbers, expected {len(powers)} for {dim} dimensions"
         )
     factor = p.get("factor")
     if factor is None:

@@ -46,17 +46,17 @@ def check_mask(name: str, mask: Array, shape: tuple[int, ...]) -> None:
     """Raise ValueError unless `mask` is boolean and broadcasts to `shape`."""
     xp = namespace(mask)
     if mask.dtype != xp.bool:
-        raise ValueError(f'{name}: mask has dtype {mask.dtype}, but must be boolean (True means "may see")')
+        raise ValueError(f'{name}: mask: got dtype {mask.dtype}, expected boolean (True means "may see")')
     check_broadcast(name, "mask", mask, shape)
 
 
 def check_broadcast(name: str, what: str, x: Array, shape: tuple[int, ...]) -> None:
     """Raise ValueError unless `x` broadcasts to `shape`, and not `shape` to `x`."""
     if not hasattr(x, "ndim"):
-        raise ValueError(f"{name}: {what} is {x!r}, but must be an array; one number is an array of shape ()")
+        raise ValueError(f"{name}: {what}: got {x!r}, expected an array; one number is an array of shape ()")
     padded = (1,) * (len(shape) - x.ndim) + tuple(x.shape)
     if len(padded) != len(shape) or any(m not in (1, n) for m, n in zip(padded, shape, strict=True)):
-        raise ValueError(f"{name}: {what} has shape {tuple(x.shape)}, which does not broadcast to {shape}")
+        raise ValueError(f"{name}: {what}: got shape {tuple(x.shape)}, expected one that broadcasts to {shape}")
 
 
 def softmax_vjp(
@@ -78,5 +78,5 @@ def softmax_vjp(
     if weights is None:
         raise ValueError("softmax_vjp: scores is None; pass the scores, or saved=softmax(scores, mask)")
     if g.shape != weights.shape:
-        raise ValueError(f"softmax_vjp: g has shape {tuple(g.shape)}, but scores have {tuple(weights.shape)}")
+        raise ValueError(f"softmax_vjp: g: got shape {tuple(g.shape)}, expected {tuple(weights.shape)}, like scores")
     return weights * (g - namespace(g, weights).sum(g * weights, axis=-1, keepdims=True)), None

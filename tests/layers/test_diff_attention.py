@@ -179,7 +179,7 @@ def test_no_keys_give_zeros() -> None:
 
 def test_a_mask_that_is_not_boolean(xp: Place) -> None:
     dtype = xp.put(LAMBDA).dtype
-    message = f'attention_weights: mask has dtype {dtype}, but must be boolean (True means "may see")'
+    message = f'attention_weights: mask: got dtype {dtype}, expected boolean (True means "may see")'
     with says(ValueError, message):
         attention_weights(*INPUTS[:2], np.ones((T, S)))
     with says(ValueError, message):

@@ -46,7 +46,7 @@ def test_bounds(rng: np.random.Generator) -> None:
 
 @pytest.mark.no_arrays
 def test_a_layer_below_the_first() -> None:
-    with says(ValueError, "lambda_init: layer is -1, but layers count from 0"):
+    with says(ValueError, "lambda_init: layer: got -1, expected 0 or more"):
         lambda_init(-1)
 
 

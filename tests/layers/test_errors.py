@@ -58,7 +58,7 @@ V = MAPS[-1]
 Q, KEYS, PAIRS = zeros(2, 12, 5, 3), zeros(2, 4, 7, 3), zeros(2, 2, 7, 6)
 PLAIN = zeros(2, 6, 5, 3), zeros(2, 2, 7, 3), zeros(2, 2, 7, 4)
 MLP = [{"weight": zeros(7, 5)}, {"weight": zeros(7, 5)}, {"weight": zeros(5, 7)}]
-IDS = "is outside 0 to 6: do tokenizer and checkpoint belong together?"
+IDS = "expected 0 to 6; use the tokenizer of this checkpoint"
 NAMES = ", ".join(sorted(ACTIVATIONS))
 UNPAIRED = each((2, 3, 5, 3), (4, 5, 3), (4, 5), (1, 2, 4, 5, 3))
 UNSEEN = each((5,), (7, 7), (4, 5, 7), (3, 1, 5, 7), (1, 2, 6, 5, 7), (5, 0))
@@ -78,47 +78,53 @@ TURNS = [
     ((2, 3, 5, 14), (3, 1, 5, 7), (3, 1, 5, 7)), ((2, 3, 5, 14), (1, 5, 7), (1, 5, 7)),
     ((2, 3, 5, 14), (5, 7), (5, 7)), ((3, 14), (2, 7), (2, 7)),
 ]  # fmt: skip
-ALIKE = "diff_attention: q1 {0} and q2 {2}, k1 {1} and k2 {3} must be alike, and v {4} as long as k1"
+ALIKE = (
+    "diff_attention: q1, q2, k1, k2, v: got shapes {0}, {2}, {1}, {3}, {4}, expected q2 like q1, k2 like k1, and the "
+    "B, K, S of v like those of k1"
+)
 ROWS: list[Row] = [
-    (f"activation: {{!r}} is not one of {NAMES}", lambda name: activation(zeros(3), name), each("Silu", "prelu", "")),
-    (f"activation: {{!r}} is not one of {NAMES}", lambda name: swiglu(zeros(3, 5), *MLP, act=name), each("no")),
-    ("linear: weight has shape (7, 5), x has shape {}: the last axis of both must be equal",
+    (f"activation: name: got {{!r}}, expected one of {NAMES}",
+     lambda name: activation(zeros(3), name), each("Silu", "prelu", "")),
+    (f"activation: name: got {{!r}}, expected one of {NAMES}",
+     lambda name: swiglu(zeros(3, 5), *MLP, act=name), each("no")),
+    ("linear: x, weight: got shapes {} and (7, 5), expected (..., I) and (O, I)",
      lambda x: swiglu(np.zeros(x), *MLP), each((3, 4))),
-    ("linear: weight has shape {1}, x has shape {0}: the last axis of both must be equal",
+    ("linear: x, weight: got shapes {} and {}, expected (..., I) and (O, I)",
      lambda x, weight: linear(np.zeros(x), np.zeros(weight)),
      [((2, 7), (7, 5)), ((2, 5), (5,)), ((2, 5), (5, 5, 5)), ((), (7, 5)), ((2, 1), (7, 5))]),
-    ("linear: bias has shape {}, but weight (7, 5) needs (7,)",
+    ("linear: bias: got shape {}, expected (7,) for weight (7, 5)",
      lambda bias: linear(zeros(2, 5), zeros(7, 5), np.zeros(bias)), each((5,), (1,), (), (1, 7))),
-    ("embedding: weight has shape {}, but must be (V, D)",
+    ("embedding: weight: got shape {}, expected (V, D)",
      lambda weight: embedding(np.array([0]), np.zeros(weight)), each((7,), (7, 5, 1))),
-    ("cross_entropy: logits have shape {} and targets {}, but must be (..., V) and (...)",
+    ("cross_entropy: logits, targets: got shapes {} and {}, expected (..., V) and (...)",
      lambda logits, targets: cross_entropy(np.zeros(logits), np.zeros(targets, np.int64)),
      [((2, 3, 7), (2, 4)), ((2, 3, 7), (2, 3, 1)), ((3, 7), ()), ((7,), (1,))]),
-    ("rms_norm: weight has shape {}, but the last axis of x (2, 3, 7) is 7",
+    ("rms_norm: weight: got shape {}, expected (7,) for x (2, 3, 7)",
      lambda weight: rms_norm(zeros(2, 3, 7), np.ones(weight), 1e-5), each((5,), (1,), (), (2, 7))),
-    ("rms_norm: eps is {}, but must be 0 or more", lambda eps: rms_norm(zeros(7), None, eps), each(-1e-9, math.nan)),
-    ("rms_norm: weight has shape {}, but the last axis of x (2, 6, 5, 6) is 6",
+    ("rms_norm: eps: got {}, expected 0 or more", lambda eps: rms_norm(zeros(7), None, eps), each(-1e-9, math.nan)),
+    ("rms_norm: weight: got shape {}, expected (6,) for x (2, 6, 5, 6)",
      lambda weight: diff_heads_paper(Q, KEYS, PAIRS, LAMBDA, np.ones(weight), 0.2), each((3,))),
-    ("rope_cos_sin: positions have shape {}, but must be (B, T)",
+    ("rope_cos_sin: positions: got shape {}, expected (B, T)",
      lambda shape: rope_cos_sin(np.zeros(shape, np.int64), [1.0], 1.0, np.float64), each((5,), (2, 1, 5), ())),
-    ("rope: x has shape {}, cos {}, sin {}, but must be (B, H, T, d) and twice (B or 1, 1, T, n) with 2n ≤ d",
+    ("rope: x, cos, sin: got shapes {}, {}, {}, expected (B, H, T, d) and twice (B or 1, 1, T, n) with 2n ≤ d",
      lambda x, cos, sin: rope(np.zeros(x), np.zeros(cos), np.zeros(sin)), TURNS),
-    ("softmax: mask has shape {}, which does not broadcast to (5, 7)",
+    ("softmax: mask: got shape {}, expected one that broadcasts to (5, 7)",
      lambda mask: softmax(zeros(5, 7), np.ones(mask, bool)),
      each((5,), (7, 7), (2, 5, 7), (1, 5, 7), (1, 7, 1), (1, 1, 1), (5, 0))),
-    ("causal_mask: {} queries need at least as many keys, got {}", lambda T, S: causal_mask(T, S, xp=np), [(5, 3)]),
-    ("causal_mask: {} queries need at least as many keys, got {}",
+    ("causal_mask: keys: got {1}, expected at least {0}, the number of queries",
+     lambda T, S: causal_mask(T, S, xp=np), [(5, 3)]),
+    ("causal_mask: keys: got {1}, expected at least {0}, the number of queries",
      lambda T, S: attention_weights(zeros(2, 6, T, 11), zeros(2, 3, S, 11)), [(7, 5)]),
-    ("padding_mask: attention_mask has shape {}, but must be (B, S)",
+    ("padding_mask: attention_mask: got shape {}, expected (B, S)",
      lambda mask: padding_mask(np.ones(mask)), each((3,), (2, 1, 3))),
-    ("packed_mask: position_ids has shape {}, but must be (B, T)",
+    ("packed_mask: position_ids: got shape {}, expected (B, T)",
      lambda positions: packed_mask(np.ones(positions, np.int64)), each((3,), (2, 1, 3))),
-    ("diff_lambda: the four vectors have shapes [{}, {}, {}, {}], but must all be (d,)",
+    ("diff_lambda: the four vectors: got shapes [{}, {}, {}, {}], expected (d,) of each",
      lambda *shapes: diff_lambda(*map(np.zeros, shapes), 0.2),
      [((2, 3),) * 4] + [((7,),) * i + (x,) + ((7,),) * (3 - i) for i in range(4) for x in ((5,), (1, 7), ())]),
-    ("diff_lambda_v2: x has shape {}, but must be (B, T, D)",
+    ("diff_lambda_v2: x: got shape {}, expected (B, T, D)",
      lambda x: diff_lambda_v2(np.ones(x), zeros(3, 7)), each((5, 7), (7,), (1, 2, 5, 7))),
-    *((f"{name}: q has shape {{}} and k {{}}, but they must be (B, H, T, d) and (B, K, S, d) with H a multiple of K",
+    *((f"{name}: q, k: got shapes {{}} and {{}}, expected (B, H, T, d) and (B, K, S, d) with H a multiple of K",
        call, APART)
       for name, call in (
         ("attention_weights", lambda q, k: attention_weights(np.zeros(q), np.zeros(k))),
@@ -126,7 +132,7 @@ ROWS: list[Row] = [
         ("diff_attention", lambda q, k: diff_attention(*map(np.zeros, (q, k, q, k)), V, LAMBDA)),
         ("diff_attention_vjp", lambda q, k: diff_attention_vjp(zeros(1), *map(np.zeros, (q, k, q, k)), V, LAMBDA)),
       )),
-    *((f"attention_weights: {what} has shape {{}}, which does not broadcast to (2, 6, 5, 7)", call, UNSEEN)
+    *((f"attention_weights: {what}: got shape {{}}, expected one that broadcasts to (2, 6, 5, 7)", call, UNSEEN)
       for what, call in (
         ("mask", lambda mask: attention_weights(*MAPS[:2], np.ones(mask, bool))),
         ("mask", lambda mask: diff_attention(*MAPS, LAMBDA, np.ones(mask, bool))),
@@ -137,12 +143,12 @@ ROWS: list[Row] = [
      [tuple((FITS | {name: shape}).values()) for name, shape in UNLIKE]),
     (ALIKE, lambda *shapes: diff_heads_hf(Q, KEYS, np.zeros(shapes[4]), LAMBDA, 0.2, 1e-5),  # values not joined
      [((2, 6, 5, 3), (2, 2, 7, 3), (2, 6, 5, 3), (2, 2, 7, 3), (2, 4, 7, 3))]),
-    ("diff_attention: lambda_ has shape {}, which does not broadcast to (2, 6, 5, 1)",
+    ("diff_attention: lambda_: got shape {}, expected one that broadcasts to (2, 6, 5, 1)",
      lambda lambda_: diff_attention(*MAPS, np.zeros(lambda_)),
      each((5,), (6,), (5, 7), (3, 6, 5, 1), (1, 1, 2, 6, 5, 1), (2, 5, 5, 1))),
-    ("diff_attention: lambda_ is {}, but must be an array; one number is an array of shape ()",
+    ("diff_attention: lambda_: got {}, expected an array; one number is an array of shape ()",
      lambda lambda_: diff_attention(*MAPS, lambda_), each(0.7)),
-    *((f"{name} has shape {{}}, but must be (B, heads, T, d) with even heads", call, UNPAIRED)
+    *((f"{name}: got shape {{}}, expected (B, heads, T, d) with an even number of heads", call, UNPAIRED)
       for name, call in (
         ("value_pairs_hf: v", lambda v: value_pairs_hf(np.zeros(v))),
         ("diff_heads_hf: q", lambda q: diff_heads_hf(np.zeros(q), KEYS, PAIRS, LAMBDA, 0.2, 1e-5)),
@@ -150,20 +156,20 @@ ROWS: list[Row] = [
         ("diff_heads_paper: q", lambda q: diff_heads_paper(np.zeros(q), KEYS, PAIRS, LAMBDA, zeros(6), 0.2)),
         ("diff_heads_paper: k", lambda k: diff_heads_paper(Q, np.zeros(k), PAIRS, LAMBDA, zeros(6), 0.2)),
       )),
-    ("diff_heads_v2: q has shape {} and k {}, but they must be (B, 2h, T, d) and (B, K, S, d) with h a multiple of K: "
+    ("diff_heads_v2: q, k: got shapes {} and {}, expected (B, 2h, T, d) and (B, K, S, d) with h a multiple of K: "
      "the two queries of a pair read the same key",
      lambda q, k: diff_heads_v2(np.zeros(q), np.zeros(k), np.zeros(k), LAMBDA),
      [((2, 6, 5, 3), (2, 2, 7, 3)), ((2, 3, 5, 3), (2, 1, 7, 3)), ((2, 4, 5, 3), (2, 0, 7, 3)),
       ((4, 5, 3), (2, 2, 7, 3)), ((2, 4, 5, 3), (2, 7, 3))]),
-    ("plain_heads: v has shape {}, but k (2, 2, 7, 3) needs (B, K, S, e)",
+    ("plain_heads: v: got shape {}, expected (B, K, S, e) with the B, K, S of k (2, 2, 7, 3)",
      lambda v: plain_heads(*PLAIN[:2], np.zeros(v)), each((2, 2, 6, 4), (2, 3, 7, 4), (1, 2, 7, 4), (2, 7, 4))),
-    ("plain_heads_vjp: g has shape {}, but the result has (B, 5, 24)",
+    ("plain_heads_vjp: g: got shape {}, expected (2, 5, 24), like the result",
      lambda g: plain_heads_vjp(np.zeros(g), *PLAIN), each((2, 5, 23), (2, 6, 24), (10, 24))),
 ]  # fmt: skip
 OUTSIDE: list[Row] = [
-    (f"embedding: token id {{1}} {IDS}", lambda ids, _: embedding(np.array(ids), zeros(7, 5)),
+    (f"embedding: ids: got {{1}}, {IDS}", lambda ids, _: embedding(np.array(ids), zeros(7, 5)),
      [([[0, -1], [6, 5]], -1), ([[0, 7]], 7), ([[-2, 9]], -2), ([8, 9], 9)]),
-    ("cross_entropy: target {1} is outside 0 to 6, and not -100, which would leave it out",
+    ("cross_entropy: targets: got {1}, expected 0 to 6, or -100 to leave a token out",
      lambda targets, _: cross_entropy(zeros(2, 7), np.array(targets)),
      [([0, 7], 7), ([-1, 6], -1), ([-100, -2], -2), ([-5, 99], -5)]),
 ]  # fmt: skip

@@ -173,7 +173,7 @@ def test_precision(theta: float, half: int, factor: float, length: int, original
 
 def test_an_unknown_type() -> None:
     assert tuple(ROPE_TYPES) == TYPES
-    message = "rope_frequencies: rope_type 'mrope' is not one of " + ", ".join(TYPES)
+    message = "rope_frequencies: rope_type: got 'mrope', expected one of " + ", ".join(TYPES)
     with says(ValueError, message):
         rope_frequencies({"rope_type": "mrope", **BASE}, 8, 128)
 
@@ -215,17 +215,21 @@ def test_a_parameter_that_is_missing(kind: str, name: str) -> None:
 @pytest.mark.parametrize(("name", "length"), [("short_factor", 64), ("long_factor", 65)])
 @pytest.mark.parametrize("count", [3, 5])
 def test_a_list_of_another_length(name: str, length: int, count: int) -> None:
-    with says(ValueError, f"rope_frequencies: {name} has {count} numbers, but 8 dimensions need 4"):
+    with says(ValueError, f"rope_frequencies: {name}: got {count} numbers, expected 4 for 8 dimensions"):
         frequencies("longrope", length=length, **{name: [1.0] * count})
 
 
 def test_longrope_of_an_odd_number_of_dimensions() -> None:
     odd = {"partial_rotary_factor": 0.5, "short_factor": [1.0, 2.0, 4.0, 8.0]}
     close(frequencies("longrope", 14, **odd), 10_000 ** (-np.arange(0, 7, 2) / 7) / [1, 2, 4, 8], FLOAT64)
-    with says(ValueError, "rope_frequencies: short_factor has 3 numbers, but 7 dimensions need 4"):
+    with says(ValueError, "rope_frequencies: short_factor: got 3 numbers, expected 4 for 7 dimensions"):
         frequencies("longrope", 14, **odd | {"short_factor": [1.0] * 3})
 
 
 def test_yarn_of_an_odd_number_of_dimensions() -> None:
-    with says(ValueError, "rope_frequencies: 7 dimensions are rotated, but yarn needs an even number of them"):
+    with says(
+        ValueError,
+        "rope_frequencies: got 7 rotated dimensions, expected an even number with yarn; change head_dim or "
+        "partial_rotary_factor",
+    ):
         frequencies("yarn", 14, partial_rotary_factor=0.5)

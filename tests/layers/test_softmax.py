@@ -67,14 +67,14 @@ def test_no_keys_have_no_weights() -> None:
     for mask in (None, np.ones((5, 0), bool)):
         close(softmax(np.zeros((5, 0)), mask), np.zeros((5, 0)), EXACT, empty=True)
         close(softmax_vjp(np.zeros((5, 0)), np.zeros((5, 0)), mask)[0], np.zeros((5, 0)), EXACT, empty=True)
-    with says(ValueError, "softmax: mask has shape (4, 0), which does not broadcast to (5, 0)"):
+    with says(ValueError, "softmax: mask: got shape (4, 0), expected one that broadcasts to (5, 0)"):
         softmax(np.zeros((5, 0)), np.ones((4, 0), bool))
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.int64])
 def test_a_mask_that_is_not_boolean(dtype: type, xp: Place) -> None:
     mask = np.ones((T, S), dtype)
-    with says(ValueError, f'softmax: mask has dtype {xp.put(mask).dtype}, but must be boolean (True means "may see")'):
+    with says(ValueError, f'softmax: mask: got dtype {xp.put(mask).dtype}, expected boolean (True means "may see")'):
         softmax(np.zeros((T, S)), mask)
 
 
