@@ -315,6 +315,8 @@ def _config(args: argparse.Namespace) -> DiffLlamaConfig:
 
     given: dict[str, Any] = {name: getattr(args, name) for name in MODEL_SIZES if getattr(args, name) is not None}
     if args.config is not None:
+        if args.config.endswith(".json") and not Path(args.config).is_file():  # not the name of a hub repo
+            raise UsageError(f"--config {args.config}: no such file")
         fields = DiffLlamaConfig.from_pretrained(args.config).to_dict()
         if args.context > (most := fields["max_position_embeddings"]):
             if (kind := fields["rope_parameters"]["rope_type"]) != "default":

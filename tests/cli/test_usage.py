@@ -92,6 +92,7 @@ USAGE = (
     (f"train {os.devnull} -o out", f"TEXT {os.devnull}: got a device or a pipe, which cannot be read twice"),
     ("train - -o out", "TEXT -: got standard input, expected a UTF-8 file, which is read twice"),
     ("train text.txt -o bad.txt", "-o bad.txt: got a file, expected the folder of the run"),
+    ("train text.txt -o out --config none.json", "--config none.json: no such file"),
     ("train text.txt -o out --heads 3", "--heads: got 3, expected an even number"),
     ("train text.txt -o out --hidden-size 33", "--hidden-size: got 33 numbers for 6 heads"),
     ("train text.txt -o out --batch 4 --accumulate 3", "--batch: got 4, expected a multiple of --accumulate 3"),
