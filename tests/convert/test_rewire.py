@@ -187,11 +187,11 @@ def test_where_the_norm_is_in_the_way(one: str, other: str) -> None:
 
 
 def test_a_variant_without_a_step_is_not_said_to_have_a_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODEL_TYPES, "gated", "diff_transformer_gated")
+    monkeypatch.setitem(MODEL_TYPES, "untried", "untried_transformer")
     model = small_model(wiring="none")
-    gated = copy.copy(model.config)
-    gated.wiring = "gated"
-    for config, other in ((gated, "none"), (model.config, "gated")):
+    untried = copy.copy(model.config)
+    untried.wiring = "untried"
+    for config, other in ((untried, "none"), (model.config, "untried")):
         step = f"'{config.wiring}' to '{other}'"
         with pytest.raises(ValueError, match=f"^cannot convert wiring {step} exactly: no exact conversion is known; "):
             convert(config, model.params, other)

@@ -1,10 +1,11 @@
-"""`python -m tests.oracle.mistakes [name ...]`: plant every mistake in turn, run the property tests of its layer alone.
+"""`python -m tests.oracle.mistakes [NAME ...]`: plant every mistake in turn, run the property tests of its layer alone.
 
 A property test is one for which Hypothesis draws the inputs: no golden values, no transformers.
 """
 
 from __future__ import annotations
 
+import argparse
 import functools
 import os
 import sys
@@ -43,16 +44,23 @@ def plant(name: str) -> None:
 
 def main(names: list[str]) -> int:
     """Print what noticed each mistake; 1 where one of them was not noticed, or the tests fail without any."""
-    chosen = [m for m in CATALOGUE if not names or m.name in names]
+    chosen = [m for m in CATALOGUE if not names or m.name in names or m.layer in names]
     prepare()
     without = {tests: Job(lambda: None, tests, 120, PROPERTIES) for tests in map(tests_for, chosen)}
     broken = [o.by for _, o in run(without.values(), ROOT) if o.result != "survived"]
-    if broken or not chosen:
-        print(f"without any mistake: {broken}" if broken else f"no mistake is called {names}")
+    if broken:
+        print(f"without any mistake: {broken}")
         return 1
     jobs = [Job(functools.partial(plant, m.name), tests_for(m), 120, PROPERTIES) for m in chosen]
     return int(not tell(jobs, [f"{m.axis:16} {m.row or '-':4} {m.name:45}" for m in chosen], ROOT))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parser = argparse.ArgumentParser("python -m tests.oracle.mistakes", description=__doc__.partition(": ")[2])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a mistake, or a layer for all of its (default: all)")
+    given = parser.parse_args().names
+    mistaken = {m.layer for m in CATALOGUE}
+    if unknown := set(given) - mistaken - {m.name for m in CATALOGUE}:
+        known = f"a name in refdiff.oracle.mistakes.CATALOGUE, or one of the layers {', '.join(sorted(mistaken))}"
+        parser.error(f"NAME: got {', '.join(sorted(unknown))}, expected {known}")
+    sys.exit(main(given))
