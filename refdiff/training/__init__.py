@@ -1,4 +1,4 @@
-"""TEXT → WEIGHTS: data, optimizers, and the loop that trains a model and can be killed at any moment."""
+"""Text → weights: data, optimizers, and a training loop that may be killed at any moment."""
 
 from refdiff.training.adamw import AdamW
 from refdiff.training.data import Corpus

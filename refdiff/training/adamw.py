@@ -9,11 +9,11 @@ from typing import Any
 from refdiff.arrays import Array, namespace
 
 Each = Callable[[Callable[[Any], None], Iterable[Any]], None]
-"""Calls a function for every item, in any order, several at once or one by one."""
+"""A function that calls another one for every item, in any order, perhaps several at once."""
 
 
 def one_by_one(work: Callable[[Any], None], items: Iterable[Any]) -> None:
-    """Call `work` for one item after the other."""
+    """Call `work` for each item in turn."""
     for item in items:
         work(item)
 
@@ -43,8 +43,8 @@ class AdamW:
     ) -> None:
         if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1 and eps > 0 and weight_decay >= 0):
             raise ValueError(
-                f"AdamW: betas are {betas}, eps is {eps} and weight_decay {weight_decay}, but must be from 0 to below "
-                "1, above 0, and from 0 up"
+                f"AdamW: betas, eps, weight_decay: got {betas}, {eps}, {weight_decay}, expected 0 to below 1, above 0, "
+                "and 0 or more"
             )
         self.params = dict(params)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
@@ -53,7 +53,7 @@ class AdamW:
         self._squares = {name: namespace(p).zeros_like(p) for name, p in self.params.items()}
 
     def step(self, grads: Mapping[str, Array], learning_rate: float, *, each: Each = one_by_one) -> None:
-        """Move every parameter; `grads` has the gradient of each by the same names, `each` may take several at once."""
+        """Update every parameter; `grads` has their gradients by the same names, and `each` may run several at once."""
         self.steps += 1
         (b1, b2), eta = self.betas, learning_rate
         size = eta / (1 - b1**self.steps)
@@ -75,7 +75,7 @@ class AdamW:
         return {f"mean.{n}": a for n, a in self._means.items()} | {f"square.{n}": a for n, a in self._squares.items()}
 
     def restore(self, state: Mapping[str, Array], steps: int) -> None:
-        """Go on from what `state` gave after so many steps.
+        """Restore what `state` returned after `steps` steps.
 
         Raises:
             KeyError: an array is missing.

@@ -1,8 +1,8 @@
-"""A finished run → a model folder to give away: weights of 16 bits, the tokenizer, and a card that says what it is.
+"""A finished run → a model folder to publish: weights in 16 bits, the tokenizer, and a model card.
 
     python -m refdiff.training.bundle RUN OUTPUT --manifest manifest.json
 
-What the card says was computed, by this command from the run's files or by the run: nothing in it is typed.
+Every number in the card is computed, by this command or by the run.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from refdiff.model.heads import DiffLlamaForCausalLM
 from refdiff.training import checkpoint
 from refdiff.training.data import Corpus
 from refdiff.training.evaluate import evaluate
-from refdiff.training.train import GLANCE
+from refdiff.training.train import VALIDATION_ROWS
 
 LIMIT = 6_000_000
-"""The most bytes that a model in the package may have."""
+"""The most bytes of a model in the package."""
 PROMPT, SAMPLE_TOKENS, SAMPLE_SEED = "Once upon a time", 120, 1
 _SIZES = {
     "vocab_size": "vocab-size",
@@ -43,7 +43,7 @@ _RENAMED = {
 
 
 def bundle(run: Path, out: Path, manifest: Sequence[dict[str, Any]], *, dtype: str = "float16") -> dict[str, float]:
-    """Write the last checkpoint of a run, its weights in `dtype`, and its card to a folder; return what it reaches.
+    """Write the last checkpoint of a run with weights in `dtype` and a card to a folder; return its validation loss.
 
     Args:
         manifest: the sources of the text, each with repo, commit, pg_id, stories, bytes and rights.
@@ -72,7 +72,7 @@ def bundle(run: Path, out: Path, manifest: Sequence[dict[str, Any]], *, dtype: s
 
 
 def command(config: DiffLlamaConfig, settings: dict[str, Any], text: str, run: str = "run") -> str:
-    """The command line that makes such a run, every choice written out."""
+    """Return the command line of such a run, with every option."""
     flags = [f"--wiring {config.wiring}"]
     flags += [f"--{flag} {getattr(config, name)}" for name, flag in _SIZES.items()]
     flags += [_flag(name, value) for name, value in settings.items() if value != ""]
@@ -90,7 +90,7 @@ def _flag(name: str, value: Any) -> str:
 
 
 def _commands(config: DiffLlamaConfig, settings: dict[str, Any], changes: Sequence[dict[str, Any]], text: str) -> str:
-    """The run's command lines: as it began, and as it went on with other settings."""
+    """Return the command lines of a run: of its start, and of every change of settings on resuming."""
     begun, lines = dict(settings), []
     for change in reversed(changes):
         values = {name: pair for name, pair in change.items() if name != "step"}
@@ -108,8 +108,8 @@ def _card(
     source = corpus.source
     unseen = 100 * (1 - source["validation_from_byte"] / source["bytes"])
     kind = "a Llama" if config.wiring == "none" else f"a Differential Transformer, wiring `{config.wiring}`"
-    twin = _twin(config)
-    more = model.num_parameters() - DiffLlamaForCausalLM.from_config(twin).num_parameters()
+    baseline = _baseline(config)
+    more = model.num_parameters() - DiffLlamaForCausalLM.from_config(baseline).num_parameters()
     vectors = f", in each layer 4 vectors of {config.head_dim} for λ" if config.wiring == "hf" else ""
     curve = [r for r in log if "validation" in r]
     rows = "\n".join(
@@ -153,15 +153,15 @@ within a book, what stands before it there is in training.
 python -m refdiff.training.bundle run OUTPUT --manifest manifest.json
 ```
 
-Its twin, wiring `{twin.wiring}`, sees the same rows in the same order; the model here has {abs(more):,} parameters
-{"more" if more >= 0 else "less"}{vectors}:
+Its baseline, wiring `{baseline.wiring}`, sees the same rows in the same order; the model here has
+{abs(more):,} parameters {"more" if more >= 0 else "less"}{vectors}:
 
 ```sh
-{command(twin, settings, source["name"], "twin")}
+{command(baseline, settings, source["name"], "baseline")}
 ```
 
 {seen:,} tokens in {settings["steps"]:,} steps over a training part of {len(corpus.tokens["train"]):,} tokens. During
-training the validation loss was that of at most {GLANCE} rows of the validation part, at the end that of all:
+training the validation loss was that of at most {VALIDATION_ROWS} rows of the validation part, at the end that of all:
 
 | step | loss | validation | bits per byte |
 |---|---|---|---|
@@ -183,14 +183,14 @@ authors' dates decide.
 """
 
 
-def _twin(config: DiffLlamaConfig) -> DiffLlamaConfig:
-    """The same sizes with plain attention; of plain attention, the differential one."""
+def _baseline(config: DiffLlamaConfig) -> DiffLlamaConfig:
+    """Return the config of the same sizes with plain attention, or with differential attention if it is plain."""
     fields = {name: value for name, value in config.to_dict().items() if name != "model_type"}
     return DiffLlamaConfig(**{**fields, "wiring": "hf" if config.wiring == "none" else "none"})
 
 
 def _beginning(corpus: Corpus) -> str:
-    """The first words of the validation part."""
+    """Return the first words of the validation part."""
     from refdiff.generation.tokenizer import Tokenizer
 
     ids = corpus.tokens["validation"][:30].tolist()
@@ -199,7 +199,7 @@ def _beginning(corpus: Corpus) -> str:
 
 
 def _rights(source: dict[str, Any]) -> str:
-    """The first line of what a source says about its rights."""
+    """Return the first line of a source's statement of rights."""
     return str((source.get("rights") or ["not stated"])[0]).removeprefix("rights: ").rstrip(".")
 
 
@@ -208,16 +208,16 @@ def _sample(model: DiffLlamaForCausalLM, corpus: Corpus) -> str:
 
     tokenizer = Tokenizer.from_pretrained(corpus.folder)
     ids = tokenizer(PROMPT, return_tensors="np")["input_ids"]
-    room = max(model.config.max_position_embeddings - ids.shape[1], 1)
+    free = max(model.config.max_position_embeddings - ids.shape[1], 1)
     made = model.generate(
-        ids, max_new_tokens=min(SAMPLE_TOKENS, room), do_sample=True, temperature=0.7, seed=SAMPLE_SEED,
+        ids, max_new_tokens=min(SAMPLE_TOKENS, free), do_sample=True, temperature=0.7, seed=SAMPLE_SEED,
         eos_token_id=corpus.separator,
     )  # fmt: skip
     return str(tokenizer.decode(made[0], skip_special_tokens=True)).strip()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the folder, and say what the model in it reaches."""
+    """Write the folder, and print the model's bits per byte."""
     parser = argparse.ArgumentParser("python -m refdiff.training.bundle", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="the folder of a finished `refdiff train`")
     parser.add_argument("output", type=Path, help="the model folder to write")

@@ -1,13 +1,13 @@
-"""A training run on disk: checkpoints that are ordinary model folders, written whole or not at all.
+"""A training run on disk. A checkpoint is an ordinary model folder, and is written atomically.
 
     OUT/corpus/            tokens and tokenizer, see data.py
     OUT/step-000400/       config.json, model.safetensors, tokenizer.json: what transformers and refdiff load;
-                           optimizer.safetensors and training.json: what going on needs beside that
+                           optimizer.safetensors and training.json: what resuming needs beside that
     OUT/log.jsonl          one line for each record
 
-A checkpoint is written under another name and renamed when all of it is on the disk, so that a folder named step-… is
-whole. The one before it is kept: the last is known to be good when its next step has been made, that one is by now.
-One process at a time trains in a folder: two would mix their logs and sweep up each other's files.
+A checkpoint is written under another name and renamed when all of it is on the disk, so a folder named step-… is
+complete. The one before it is kept: it is known to be usable, since steps have been made from it. One process at a time
+trains in a folder: two would mix their logs and delete each other's files.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ LOCK = ".refdiff-train.lock"
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Keep other processes out of a folder, made if needed; at the end it is taken away if nothing else is in it.
+    """Lock a folder against other processes. It is created if needed, and deleted at the end if it is empty.
 
-    The lock is the system's: it ends with the process, however that ends, and a lock file that is left locks nothing.
+    The operating system releases the lock when the process ends. A lock file that is left behind locks nothing.
 
     Raises:
         RuntimeError: another process holds it.
@@ -59,7 +59,7 @@ def locked(out: Path) -> Iterator[None]:
     out.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        if not _locks(descriptor, out / LOCK):
+        if not _try_lock(descriptor, out / LOCK):
             raise RuntimeError(
                 f"{out}: another process trains in this folder: wait until it ends, or name another folder"
             )
@@ -75,8 +75,8 @@ def locked(out: Path) -> Iterator[None]:
                 out.rmdir()
 
 
-def _locks(descriptor: int, path: Path) -> bool:
-    """Lock an open file, unless another process has, or has just taken the file away."""
+def _try_lock(descriptor: int, path: Path) -> bool:
+    """Lock an open file; return False if another process holds the lock, or has just deleted the file."""
     if fcntl is None:
         return True
     try:
@@ -96,7 +96,7 @@ def save(
     """Write the checkpoint of a step, delete all but the last `keep`, and return its folder.
 
     Raises:
-        OSError: the disk is full or not writable; the checkpoints that were there still are.
+        OSError: the disk is full or not writable; earlier checkpoints are kept.
     """
     staging, folder = out / f"{_STAGING}{step:06d}", out / name(step)
     replaced = out / f"{_STAGING}{step:06d}-before"
@@ -127,27 +127,27 @@ def save(
 
 
 def name(step: int) -> str:
-    """The name of a step's folder."""
+    """Return the name of a step's folder."""
     return f"step-{step:06d}"
 
 
 def describe(folder: Path, step: int, about: dict[str, Any]) -> None:
-    """Write training.json: the step, and what going on needs to be told."""
+    """Write training.json: the step, and the settings that resuming needs."""
     write_json(folder / "training.json", {**about, "step": step})
 
 
-def describe_anew(folder: Path, step: int, about: dict[str, Any]) -> None:
-    """Write training.json of a checkpoint that is there.
+def update_description(folder: Path, step: int, about: dict[str, Any]) -> None:
+    """Replace training.json of an existing checkpoint.
 
     Raises:
-        OSError: the disk is full or not writable; the file is as it was.
+        OSError: the disk is full or not writable; the file is unchanged.
     """
-    with _advised("cannot write the settings that are to change", folder / "training.json"):
+    with _with_advice("cannot write the settings that are to change", folder / "training.json"):
         describe(folder, step, about)
 
 
-def set_aside(folder: Path) -> Path:
-    """Rename a checkpoint that cannot be gone on from, so that it is none; return where it is now."""
+def mark_unusable(folder: Path) -> Path:
+    """Rename a checkpoint whose next step fails, so that it is not resumed; return its new path."""
     aside = folder.with_name(f"{folder.name}-unusable")
     shutil.rmtree(aside, ignore_errors=True)
     return folder.rename(aside)
@@ -160,10 +160,10 @@ def checkpoints(out: Path) -> list[tuple[int, Path]]:
 
 
 def latest(out: Path) -> tuple[Path, dict[str, Any]]:
-    """Return the last checkpoint's folder and training.json, and sweep up what a killed run left half-written.
+    """Return the last checkpoint's folder and training.json, and delete incomplete ones that a killed run left.
 
     Raises:
-        CheckpointError: there is none, or that file is broken or another step's.
+        CheckpointError: there is no checkpoint, or training.json is broken or names another step.
     """
     found = checkpoints(out)
     if not found:
@@ -180,13 +180,13 @@ def latest(out: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def broken(file: Path, why: object) -> CheckpointError:
-    """What to say of a checkpoint's file that has not in it what belongs there."""
+    """Return the error for a file of a checkpoint whose content is wrong."""
     do = f"delete {file.parent} to resume the one before, or train from the beginning"
     return CheckpointError(f"{file}: not what this version writes: {why}; {do}")
 
 
 def optimizer_state(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """Read the arrays that the optimizer had.
+    """Read the arrays of the optimizer.
 
     Raises:
         CheckpointError: the file is missing or broken.
@@ -203,45 +203,48 @@ def optimizer_state(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def log(out: Path, record: dict[str, Any]) -> None:
-    """Add a line to the log.
+    """Append a record to the log.
 
     Raises:
-        OSError: the disk is full or not writable; the checkpoints are unharmed.
+        OSError: the disk is full or not writable; the checkpoints are unchanged.
     """
     path = out / "log.jsonl"
-    with _advised(f"cannot write the record of step {record['step']}", path), path.open("a", encoding="utf-8") as file:
+    with (
+        _with_advice(f"cannot write the record of step {record['step']}", path),
+        path.open("a", encoding="utf-8") as file,
+    ):
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def read_log(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read the records of a log.jsonl, or of the one in a run's folder; a last line that was cut off is left out.
+    """Read the records of a log.jsonl, or of the one in a run's folder, without an incomplete last line.
 
     Raises:
         ValueError: it is not a log.
-        OSError: there is none.
+        OSError: the file does not exist.
     """
     file = Path(path)
     return [record for _, record in _records(file / "log.jsonl" if file.is_dir() else file)]
 
 
-def cut_log(out: Path, step: int) -> None:
-    """Take away what the log says of steps after `step`, and a line that was cut off.
+def truncate_log(out: Path, step: int) -> None:
+    """Delete the records of steps after `step` from the log, and an incomplete last line.
 
     Raises:
         ValueError: it is not a log.
-        OSError: the disk is full or not writable; the log is as it was.
+        OSError: the disk is full or not writable; the log is unchanged.
     """
     path = out / "log.jsonl"
     if not path.exists():
         return
     kept = "".join(line + "\n" for line, record in _records(path) if record["step"] <= step).encode()
     if kept != path.read_bytes():
-        with _advised("cannot take away what was not saved", path):
+        with _with_advice("cannot delete the records of steps that were not saved", path):
             write_atomically(path, kept)
 
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Give the lines of a log and what they say, but not a last one that was cut off."""
+    """Yield the lines of a log and their records, but not an incomplete last one."""
     lines = _lines(path)
     for number, line in enumerate(lines, 1):
         try:
@@ -256,14 +259,14 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a log; a sample may have other breaks in it, such as U+2028, and a last line half a letter."""
+    """Return the lines of a log. Samples may hold other line breaks, such as U+2028; the last one may be incomplete."""
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     return lines if lines[-1] else lines[:-1]
 
 
 @contextlib.contextmanager
-def _advised(what: str, path: Path) -> Iterator[None]:
-    """Say of an error of the disk what could not be done, and what to do."""
+def _with_advice(what: str, path: Path) -> Iterator[None]:
+    """Add to an error of the disk what failed, and what to do."""
     try:
         yield
     except OSError as error:

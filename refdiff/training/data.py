@@ -1,12 +1,12 @@
-"""A text file → tokens on disk → packed batches, in an order that a seed decides.
+"""A text file → tokens on disk → packed batches, in a seeded order.
 
-A corpus is a folder: the tokenizer, and the tokens of the training and the validation part, each as one flat file that
-is mapped and never read as a whole. Before each document, and behind the last, stands the separator's token:
+A corpus is a folder with the tokenizer, and with the tokens of the training and the validation part, each as one flat,
+memory-mapped file. The separator's token precedes each document and follows the last:
 
     tokens       ⊣ a b c d e ⊣ f g h ⊣ ...        rows of T = 6 that share one token, so that each is predicted once
     row 0        ⊣ a b c d e
     row 1                  e ⊣ f g h ⊣
-    positions              0 0 1 2 3 0            a document begins at 0 and sees nothing of the one before
+    positions              0 0 1 2 3 0            a document starts at 0 and cannot attend to the one before
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ if TYPE_CHECKING:
 SMALLEST_VOCABULARY = 257
 """The 256 bytes and the separator."""
 
-LEARNED = 2**24
-"""The most bytes that a tokenizer learns from: of a text whose words never repeat its training takes 100 times that."""
+TOKENIZER_BYTES = 2**24
+"""The most bytes that a tokenizer is trained on; training may take 100 times as much memory, if no word repeats."""
 
 PARTS = ("train", "validation")
 _FILES = {"corpus.json", "tokenizer.json", "tokenizer_config.json", *(f"{part}.bin" for part in PARTS)}
-_HALF = re.compile(r"\.(corpus|tokenizer_config)\.json\.[0-9a-f]{16}\.tmp")  # as write_json names them
-_TOGETHER = 2**20  # characters that are encoded in one call
+_PARTIAL = re.compile(r"\.(corpus|tokenizer_config)\.json\.[0-9a-f]{16}\.tmp")  # as write_json names them
+_BATCH_CHARACTERS = 2**20  # encoded in one call
 
 
 class Corpus:
     """The tokens of a text on disk.
 
     Attributes:
-        folder: where they are, with tokenizer.json and tokenizer_config.json.
-        vocab_size: how many tokens the tokenizer has.
+        folder: the folder, which also has tokenizer.json and tokenizer_config.json.
+        vocab_size: the number of tokens of the tokenizer.
         separator: the id of the separator.
-        num_bytes: of each part, how many bytes of text its documents have.
-        source: of the text file its name, bytes, and validation_from_byte.
-        tokens: of each part, the mapped ids.
+        num_bytes: the bytes of text of each part.
+        source: name, bytes and validation_from_byte of the text file.
+        tokens: the memory-mapped ids of each part.
 
     Raises:
         CheckpointError: a file in the folder is broken.
@@ -80,19 +80,19 @@ class Corpus:
     ) -> Corpus:  # fmt: skip
         """Train a byte-level BPE tokenizer on all but the last part of a text, and write the tokens of both parts.
 
-        The text may be larger than memory. The tokenizer learns from at most 16 MiB (`LEARNED`) of it: of a longer one
-        from 256 stretches, evenly spread over all but the last part.
+        The text may be larger than memory. The tokenizer is trained on at most 16 MiB (`TOKENIZER_BYTES`), in a longer
+        text on 256 excerpts that are evenly spread over all but the last part.
 
         Args:
             text: a UTF-8 file; a line `<|endoftext|>` separates two documents.
-            folder: made; whole, or not there.
+            folder: the folder to create; after an error it does not exist.
             vocab_size: 257 or more.
-            validation: the part of the file, at its end, that training never sees; nor does the tokenizer's training.
-            progress: is told what begins.
+            validation: the share at the end of the file that neither the model nor the tokenizer is trained on.
+            progress: called with the name of each stage when it starts.
 
         Raises:
-            ValueError: the file is empty, too short or not UTF-8, or has not enough in it for such a vocabulary.
-            OSError: it cannot be read, or the disk is full; then `folder` is not there.
+            ValueError: the file is empty, too short or not UTF-8, or has too few different words for the vocabulary.
+            OSError: the file cannot be read, or the disk is full.
         """
         if vocab_size < SMALLEST_VOCABULARY:
             raise ValueError(f"vocab_size: got {vocab_size}, expected {SMALLEST_VOCABULARY} or more: 256 bytes and one")
@@ -127,10 +127,10 @@ class Corpus:
         return cls(folder)
 
     def rows(self, part: str, length: int) -> int:
-        """How many rows of `length` tokens a part has.
+        """Return how many rows of `length` tokens a part has.
 
         Raises:
-            ValueError: not one.
+            ValueError: it has none.
         """
         count = (len(self.tokens[part]) - 1) // (length - 1)
         if count < 1:
@@ -141,7 +141,7 @@ class Corpus:
         return count
 
     def batch(self, part: str, rows: NDArray[np.int64], length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the ids (B, T) of rows by number, and the positions of each token in its document."""
+        """Return the ids (B, T) of the numbered rows, and the position of each token in its document."""
         at = rows[:, None] * (length - 1) + np.arange(length)
         ids = self.tokens[part][at].astype(np.int64)
         index = np.arange(length)
@@ -160,19 +160,19 @@ def _mapped(path: Path, kind: np.dtype[Any], count: int) -> NDArray[Any]:
 
 
 def is_corpus(folder: Path, *, whole: bool = True) -> bool:
-    """Whether a folder holds a corpus's files and nothing else; with `whole=False`, as many as were written by then."""
+    """Return whether a folder holds the files of a corpus alone; with `whole=False`, some of them are enough."""
     if not folder.is_dir() or folder.is_symlink():
         return False
     names = {path.name for path in folder.iterdir()}
-    return names == _FILES if whole else all(name in _FILES or _HALF.fullmatch(name) for name in names)
+    return names == _FILES if whole else all(name in _FILES or _PARTIAL.fullmatch(name) for name in names)
 
 
 def row_order(
     count: int, seed: int, first: int, number: int, shuffles: dict[int, NDArray[np.int64]] | None = None
 ) -> NDArray[np.int64]:
-    """Return the rows number `first` to `first + number` of an endless order: every epoch a new shuffle of all rows.
+    """Return rows `first` to `first + number` of an endless order, in which every epoch is a new shuffle of all rows.
 
-    A dict given as `shuffles` keeps the last epoch's from call to call.
+    The dict `shuffles` caches the shuffle of the last epoch between calls.
     """
     chosen: list[NDArray[np.int64]] = []
     shuffles = {} if shuffles is None else shuffles
@@ -200,7 +200,7 @@ def _train_tokenizer(text: Path, cut: int, vocab_size: int) -> tokenizers.Tokeni
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(sample(text, cut, LEARNED), trainer)
+    tokenizer.train_from_iterator(sample(text, cut, TOKENIZER_BYTES), trainer)
     found = tokenizer.get_vocab_size()
     if found == SMALLEST_VOCABULARY < vocab_size:
         raise ValueError(f"{text}: no text to learn from: the file is empty, or has only a line or two")
@@ -227,15 +227,15 @@ def _save_tokenizer(tokenizer: tokenizers.Tokenizer, folder: Path) -> None:
 def _encode(
     tokenizer: tokenizers.Tokenizer, text: Iterator[tuple[str, bool]], path: Path, kind: np.dtype[Any]
 ) -> tuple[int, int]:
-    """Write the tokens of all documents, and return how many there are, and the bytes of text."""
+    """Write the tokens of all documents; return the number of tokens and the bytes of text."""
     separator = tokenizer.token_to_id(SEPARATOR)
     tokenizer.encode_special_tokens = True  # a separator inside a line is text
     count, num_bytes, begins = 0, 0, True
     try:
         with path.open("wb") as file:
-            for together in _batches(text):
-                encoded = tokenizer.encode_batch_fast([piece for piece, _ in together], add_special_tokens=False)
-                for (piece, ends), encoding in zip(together, encoded, strict=True):
+            for batch in _batches(text):
+                encoded = tokenizer.encode_batch_fast([piece for piece, _ in batch], add_special_tokens=False)
+                for (piece, ends), encoding in zip(batch, encoded, strict=True):
                     ids = np.array([separator] * begins + encoding.ids, kind)
                     file.write(ids.tobytes())
                     count, begins = count + len(ids), ends
@@ -249,14 +249,14 @@ def _encode(
 
 
 def _batches(text: Iterator[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
-    """Put pieces together until they have `_TOGETHER` characters."""
-    together: list[tuple[str, bool]] = []
+    """Group pieces into lists of about `_BATCH_CHARACTERS` characters."""
+    batch: list[tuple[str, bool]] = []
     size = 0
     for piece in text:
-        together.append(piece)
+        batch.append(piece)
         size += len(piece[0])
-        if size >= _TOGETHER:
-            yield together
-            together, size = [], 0
-    if together:
-        yield together
+        if size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

@@ -1,4 +1,4 @@
-"""A text file → its documents, piece by piece: no more of the file is in memory than two pieces."""
+"""A text file → its documents in chunks, of which at most two are in memory."""
 
 from __future__ import annotations
 
@@ -8,22 +8,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SEPARATOR = "<|endoftext|>"
-"""A line of its own that stands between two documents, and the token that stands before every document."""
+"""A line of its own between two documents, and the token before every document."""
 
 PIECE = 2**16
-"""How many characters of a long document come at a time."""
+"""Characters of a chunk of a long document."""
 
 _LINE = 2**16  # bytes of a long line that are read at a time
-_STRETCH = 2**16  # bytes in one place of a sample
+_EXCERPT = 2**16  # bytes of one excerpt of a sample
 _SENTENCE = re.compile(r"[。！？]|[.!?…](?=\s)")
 
 
 def pieces(path: Path, start: int = 0, stop: int | None = None) -> Iterator[tuple[str, bool]]:
-    """Give the text between two bytes of a UTF-8 file as (piece, whether its document ends with it).
+    """Yield the text between two bytes of a UTF-8 file as (piece, whether its document ends with it).
 
-    A long document is cut before white space, where byte-level BPE cuts too, so that its tokens are those of the whole.
-    Documents of nothing but white space are left out, and so are the line break before a separator and the mark at the
-    beginning of a file that says it is UTF-8.
+    A long document is split before white space. Byte-level BPE splits there too, so the tokens stay the same. Documents
+    of white space alone are left out, as are the line break before a separator and a byte order mark.
 
     Raises:
         ValueError: the file is not UTF-8.
@@ -56,30 +55,30 @@ def pieces(path: Path, start: int = 0, stop: int | None = None) -> Iterator[tupl
 
 
 def sample(path: Path, stop: int, most: int) -> Iterator[str]:
-    """Give the pieces of the text before `stop`; of more than `most` bytes, as many stretches as fit into those."""
+    """Yield the pieces of the text before byte `stop`; of a longer text, excerpts of at most `most` bytes in all."""
     if stop <= most:
         yield from (piece for piece, _ in pieces(path, 0, stop))
         return
-    count = max(most // _STRETCH, 1)
+    count = max(most // _EXCERPT, 1)
     length = most // count
     slack = length // 8
     for i in range(count):
         begin = stop * i // count
         end = begin + length
-        first = cut_behind(path, begin, begin + slack) if begin else 0
-        yield from (piece for piece, _ in pieces(path, first, cut_behind(path, end - slack, end)))
+        first = find_split(path, begin, begin + slack) if begin else 0
+        yield from (piece for piece, _ in pieces(path, first, find_split(path, end - slack, end)))
 
 
 def split_at(path: Path, validation: float) -> int:
-    """Return the byte at which the last part of a file begins, 1 − `validation` of it or a little behind."""
+    """Return the byte at which the last part of a file begins: at 1 − `validation` of it, or a little later."""
     size = path.stat().st_size
-    return cut_behind(path, int(size * (1 - validation)), size)
+    return find_split(path, int(size * (1 - validation)), size)
 
 
-def cut_behind(path: Path, at: int, stop: int) -> int:
-    """Return the first byte between two of a file before which a text may be cut.
+def find_split(path: Path, at: int, stop: int) -> int:
+    """Return the first byte from `at` to `stop` before which a text may be split.
 
-    That is behind the first line break; where there is none, behind the first sentence, or else word, or else letter.
+    That is after the first line break; without one, after the first sentence, else word, else character.
     """
     with path.open("rb") as file:
         file.seek(at)
@@ -90,7 +89,7 @@ def cut_behind(path: Path, at: int, stop: int) -> int:
                 break
         file.seek(at)
         window = file.read(min(_LINE, stop - at))
-    letters = window.lstrip(bytes(range(0x80, 0xC0)))  # a letter that begins before
+    letters = window.lstrip(bytes(range(0x80, 0xC0)))  # without the rest of a character that begins before
     text = letters.decode("utf-8", errors="ignore")
     found = _SENTENCE.search(text) or re.search(r"\S(?=\s)", text)
     behind = at + len(window) - len(letters) + (len(text[: found.end()].encode()) if found else 0)

@@ -1,4 +1,4 @@
-"""How well a model predicts what it has not seen; where numbers end, if they do."""
+"""The validation loss of a model, and which layer or gradient is the first that is not finite."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from refdiff.model.heads import DiffLlamaForCausalLM
 from refdiff.training.data import Corpus
 
 _BACKWARD = ("mlp.down_proj", "mlp", "post_attention_layernorm", "self_attn.o_proj", "self_attn", "input_layernorm")
-"""What a layer's gradients are computed of, in this order; each is of the first entry that its name begins with."""
+"""The order in which a layer's gradients are computed; each belongs to the first entry that its name begins with."""
 
 
 class TrainingError(RuntimeError):
@@ -25,14 +25,14 @@ def evaluate(
 ) -> dict[str, float]:
     """Compute the mean loss over the validation part, or over about `most` of its rows, and its bits per byte.
 
-    Bits per byte counts the separators among what must be predicted, but not among the bytes. Each row of `context`
-    tokens begins without those before it.
+    Bits per byte counts separators as predicted tokens, but not as bytes of text. Each row of `context` tokens starts
+    without the tokens before it.
 
     Units:
-        validation: nats a token; bits_per_byte: bits a byte of text
+        validation: nats per token; bits_per_byte: bits per byte of text
 
     Raises:
-        TrainingError: it is not finite; says in which layer.
+        TrainingError: the loss is not finite; the message has the layer.
     """
     tokens = corpus.tokens["validation"]
     length = min(context, len(tokens))
@@ -52,22 +52,22 @@ def evaluate(
 
 
 def culprit(model: DiffLlamaForCausalLM, ids: np.ndarray[Any, Any], positions: np.ndarray[Any, Any]) -> str:
-    """Say which layer's result is the first that is not finite."""
+    """Return a clause that names the first layer whose result is not finite."""
     states = model(ids, position_ids=positions, use_cache=False, output_hidden_states=True).hidden_states
     for i, state in enumerate(states or ()):
         if not is_finite(state):
             if i == 0:
                 return "and the embeddings are not finite"
-            # the last state is normed: with weights that are finite, a norm makes nothing infinite
+            # the last state is normed; a norm with finite weights makes nothing infinite
             last = i == model.config.num_hidden_layers and not is_finite(model.base_params["norm"]["weight"])
             return f"and the result of {'the last norm' if last else f'layer {i - 1}'} is not finite"
     return "and only the output matrix's result is not finite"
 
 
 def gradient_culprit(grads: Mapping[str, Array], layers: int) -> str:
-    """Say which gradient is the first that is not finite on the way from the loss to the embeddings.
+    """Return a clause that names the first gradient of the backward pass that is not finite.
 
-    What goes wrong at one place spoils all gradients that come after it, so those of the layers below tell nothing.
+    It makes all gradients after it not finite, too.
     """
 
     def order(name: str) -> tuple[int, int]:
@@ -86,6 +86,6 @@ def gradient_culprit(grads: Mapping[str, Array], layers: int) -> str:
 
 
 def is_finite(x: Array) -> bool:
-    """Whether all numbers of an array are finite."""
+    """Return whether all numbers of an array are finite."""
     xp = namespace(x)
     return bool(xp.all(xp.isfinite(x)))

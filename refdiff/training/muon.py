@@ -33,7 +33,7 @@ def newton_schulz(matrix: Array, *, iterations: int = 5, eps: float = 1e-7) -> A
 
 
 class Muon:
-    """Momentum whose every step is made orthogonal, for the matrices of the layers; AdamW for all other parameters.
+    """Momentum with orthogonalized steps for the matrices of the layers, AdamW for all other parameters.
 
     Equation:
         B ← μ B + (1 − μ) g,  p ← p − η w p − η 0.2 √max(m, n) NS((1 − μ) g + μ B)
@@ -66,11 +66,11 @@ class Muon:
 
     @property
     def steps(self) -> int:
-        """How many steps have been made."""
+        """The number of steps made so far."""
         return self._adamw.steps
 
     def step(self, grads: Mapping[str, Array], learning_rate: float, *, each: Each = one_by_one) -> None:
-        """Move every parameter; `grads` has the gradient of each by the same names, `each` may take several at once."""
+        """Update every parameter; `grads` has their gradients by the same names, and `each` may run several at once."""
         self._adamw.step(grads, learning_rate, each=each)
         mu = self.momentum
 
@@ -87,7 +87,7 @@ class Muon:
         return self._adamw.state() | {f"momentum.{name}": a for name, a in self._momenta.items()}
 
     def restore(self, state: Mapping[str, Array], steps: int) -> None:
-        """Go on from what `state` gave after so many steps.
+        """Restore what `state` returned after `steps` steps.
 
         Raises:
             KeyError: an array is missing.
@@ -98,5 +98,5 @@ class Muon:
 
 
 def _hidden_matrix(name: str, p: Array) -> bool:
-    """Whether a parameter is a matrix between hidden states: embeddings and heads are tables of rows."""
+    """Return whether a parameter is a matrix of a layer; embeddings and heads are lookup tables."""
     return p.ndim == 2 and "layers." in name

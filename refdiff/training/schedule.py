@@ -1,4 +1,4 @@
-"""Learning rate by step, and gradients kept to a length."""
+"""The learning rate of each step, and gradient clipping."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SCHEDULES = ("cosine", "constant")
 def learning_rate(
     step: int, *, peak: float, steps: int, warmup: int, schedule: str = "cosine", final: float = 0.1
 ) -> float:
-    """Return the learning rate of a step: up in a line, then down along a cosine, or constant.
+    """Return the learning rate of a step: a linear warm-up, then a cosine decay or a constant.
 
     Equation:
         η = peak · (step + 1) / warmup in the first steps; then peak · (f + (1 − f) (1 + cos π x) / 2), x from 0 to 1
@@ -23,7 +23,7 @@ def learning_rate(
 
     Args:
         step: from 0.
-        final: f, the part of the peak that is left at the end of the cosine.
+        final: f, the share of the peak at the end of the cosine.
 
     Raises:
         ValueError: an unknown schedule.
@@ -39,7 +39,7 @@ def learning_rate(
 
 
 def global_norm(grads: dict[str, Array]) -> float:
-    """Return √ Σ g² over all gradients; a device is waited for once."""
+    """Return √ Σ g² over all gradients; on a device this synchronizes once."""
     squares = [namespace(g).sum(g * g) for g in grads.values()]
     if squares and not isinstance(squares[0], np.generic | np.ndarray):
         xp = namespace(*squares)
@@ -48,7 +48,7 @@ def global_norm(grads: dict[str, Array]) -> float:
 
 
 def clip(grads: dict[str, Array], limit: float) -> tuple[dict[str, Array], float]:
-    """Scale all gradients by one factor where their common norm is above `limit`; return them and the norm before.
+    """Scale all gradients by one factor if their global norm exceeds `limit`; return them and the norm before.
 
     Equation:
         g ← g · min(1, limit / (|g| + 10⁻⁶)), as in torch
@@ -59,7 +59,7 @@ def clip(grads: dict[str, Array], limit: float) -> tuple[dict[str, Array], float
 
 
 def add(total: Any, more: Any, share: float) -> Any:
-    """Return total + share · more of two nested dicts of gradients; None for `total` is nothing yet."""
+    """Return total + share · more of two nested dicts of gradients; a `total` of None counts as 0."""
     if isinstance(more, dict):
         return {name: add(None if total is None else total[name], value, share) for name, value in more.items()}
     if isinstance(more, list):

@@ -1,4 +1,4 @@
-"""What decides the steps of a run, and the memory that they take; what does not fit is refused before it is begun."""
+"""The settings of a run, and an estimate of its memory, by which a run that does not fit is refused at the start."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHANGEABLE = ("steps", "rate", "warmup", "clip", "evaluate_every", "save_every",
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the steps of a run.
+    """The settings that decide the steps of a run.
 
     steps, batch (sequences a step), context (tokens a sequence), accumulate (parts that a step is computed in);
     optimizer, rate (the peak learning rate), schedule, warmup (steps), decay, clip (the largest gradient norm); seed;
@@ -68,15 +68,15 @@ class Settings:
 def needed_memory(
     config: DiffLlamaConfig, settings: Settings, dtype: str = "float32", threads: int | None = None
 ) -> tuple[int, int]:
-    """Estimate the bytes that stay (weights, gradients, what the optimizer keeps) and those of a step's tokens.
+    """Estimate the bytes of a whole run (weights, gradients, optimizer), and those of the tokens of a step.
 
-    That is what is held at least, either where the logits and their gradient are, or in the backward pass of a layer;
-    what is computed in between comes on top, up to a quarter.
+    This is a lower bound, at the logits and their gradient or in the backward pass of a layer, whichever is larger.
+    Intermediate results add up to a quarter.
 
     Equation:
         4 P and N (L A + max(2 V, 2 A)) numbers, A = 4 D + (2 H + 2 K) d + 2 F, for P parameters and N tokens
         (sequences × context) that all threads together compute at a time; in v2 3 H; 3 P with Muon, which keeps one
-        matrix and not two, and P more where gradients are accumulated
+        matrix instead of two, and P more where gradients are accumulated
     """
     size = NBYTES[dtype]
     parameters = count_parameters(parameter_shapes(config, "DiffLlamaForCausalLM").values())
@@ -92,7 +92,7 @@ def needed_memory(
 
 
 def available_memory(info: Path = Path("/proc/meminfo"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Bytes that the system says this process may still take, swap included, where it says so: on Linux."""
+    """Return the bytes of memory that this process may still use, swap included; None where Linux does not say."""
     found = []
     if info.exists():
         lines = (line.split() for line in info.read_text(encoding="ascii", errors="replace").splitlines())

@@ -1,7 +1,7 @@
-"""The loop: batches → gradients → weights, with a checkpoint now and then from which it resumes bit for bit.
+"""The training loop: batches → gradients → weights, with checkpoints from which it resumes bit for bit.
 
-What a step does depends on its number, the seed and the weights alone, so that a run that was killed and resumed has
-the weights of one that was not (on one machine, with one number of threads).
+A step depends on its number, the seed and the weights alone. So a run that was killed and resumed has the weights of
+one that was not, on one machine and with one number of threads.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from refdiff.training.evaluate import TrainingError, culprit, evaluate, gradient
 from refdiff.training.schedule import add, clip, learning_rate
 from refdiff.training.settings import CHANGEABLE, OPTIMIZERS, Settings
 
-SAMPLED = 60
-"""Tokens of a sample."""
-GLANCE = 128
-"""Rows of the validation part that are looked at during training; at its end all are."""
+SAMPLE_TOKENS = 60
+"""The most tokens of a sample."""
+VALIDATION_ROWS = 128
+"""Rows of the validation part that are evaluated during training; at its end all are."""
 
 
 class Trainer:
@@ -38,14 +38,14 @@ class Trainer:
 
     Attributes:
         model: the `DiffLlamaForCausalLM`, whose weights change.
-        step: how many steps have been made.
-        threads: that it computes on; 0 is all cores.
+        step: the number of steps made so far.
+        threads: the number of threads; 0 is all cores.
         keep: how many checkpoints stay on the disk.
-        changes: settings that it went on with others of: {"step": …, name: [before, after]}, …
+        changes: the settings that were changed on resuming: {"step": …, name: [before, after]}, …
     """
 
     def __init__(self, out: Path, model: DiffLlamaForCausalLM, corpus: Corpus, settings: Settings) -> None:
-        params = {name: _own(a) for name, a in flatten(model.params).items()}  # written to from now on
+        params = {name: _own(a) for name, a in flatten(model.params).items()}
         model.params = nest(params)
         self.out, self.model, self.corpus, self.settings = out, model, corpus, settings
         self.step = 0
@@ -63,7 +63,7 @@ class Trainer:
         cls, out: Path, config: DiffLlamaConfig, corpus: Corpus, settings: Settings, *, dtype: str = "float32",
         threads: int | None = None, backend: str | ModuleType = "numpy", device: Any = None,
     ) -> Trainer:  # fmt: skip
-        """Begin with new weights, drawn from the settings' seed."""
+        """Start a run with new weights, drawn from the seed of the settings."""
         model = DiffLlamaForCausalLM.from_config(
             config, settings.seed, dtype=dtype, threads=threads, backend=backend, device=device
         )
@@ -76,9 +76,9 @@ class Trainer:
         cls, out: Path, *, changes: Mapping[str, Any] | None = None, threads: int | None = None,
         backend: str | ModuleType = "numpy", device: Any = None,
     ) -> Trainer:  # fmt: skip
-        """Resume the last checkpoint in a folder, with other settings where `changes` has some; they are recorded.
+        """Resume the last checkpoint in a folder; `changes` has new values of settings, which are recorded.
 
-        Without `threads`, on as many as before; 0 is all cores.
+        Without `threads`, it uses as many as before; 0 is all cores.
 
         Raises:
             ValueError: a setting that may not change, or fewer steps than have been made.
@@ -103,7 +103,7 @@ class Trainer:
             trainer._optimizer.restore(state, trainer.step)
         except (KeyError, ValueError) as error:
             raise checkpoint.broken(folder / "optimizer.safetensors", error) from None
-        checkpoint.cut_log(out, trainer.step)
+        checkpoint.truncate_log(out, trainer.step)
         trainer._change(changes or {}, folder)
         return trainer
 
@@ -112,23 +112,23 @@ class Trainer:
     ) -> Path:
         """Make all steps that are left, and return the folder of the last checkpoint.
 
-        `stop` is asked after each step: when it says so, a checkpoint is saved and the run returns. Nothing is written
-        before the gradient of the first step is known to be finite.
+        `stop` is called after each step. When it returns True, a checkpoint is saved and the run returns. Nothing is
+        written before the gradient of the first step is known to be finite.
 
-        `report` gets a record for each step: step, loss, rate, gradient (its length before clipping), λ by layer as
-        lambdas (v2: means, with validation), tokens_per_second; now and then validation (nats a token), bits_per_byte,
-        sample, checkpoint.
+        `report` receives a record for each step: step, loss, rate, gradient (its norm before clipping), λ by layer as
+        lambdas (v2: means, with validation), tokens_per_second. Some records also have validation (nats per token),
+        bits_per_byte, sample and checkpoint.
 
         Raises:
-            TrainingError: the loss or a gradient is not finite; says at which step and layer, and which checkpoint to
-                resume. One that no step can be made from is set aside as step-…-unusable.
+            TrainingError: the loss or a gradient is not finite; the message has the step, the layer, and the checkpoint
+                to resume. A checkpoint whose next step fails is renamed to step-…-unusable.
             OSError: the disk is full; the last checkpoint is still there.
         """
         try:
             with self.model.backend.repeated_scope():
                 return self._run(report, stop)
         except TrainingError as error:
-            raise TrainingError(f"{error}; {self._way_out()}") from None
+            raise TrainingError(f"{error}; {self._advice()}") from None
 
     def _run(self, report: Callable[[dict[str, Any]], None], stop: Callable[[], bool]) -> Path:
         s, stopping = self.settings, False
@@ -139,7 +139,7 @@ class Trainer:
             record["tokens_per_second"] = round(s.batch * (s.context - 1) / (time.perf_counter() - started), 1)
             at_end, stopping = self.step == s.steps, stop()
             if at_end or (s.evaluate_every and self.step % s.evaluate_every == 0):
-                record |= self.evaluate(None if at_end else GLANCE)
+                record |= self.evaluate(None if at_end else VALIDATION_ROWS)
             if at_end or (s.sample_every and self.step % s.sample_every == 0):
                 record["sample"] = self.sample()
             due = at_end or stopping or (s.save_every and self.step % s.save_every == 0)
@@ -164,7 +164,7 @@ class Trainer:
         return about | ({"changes": self.changes} if self.changes else {})
 
     def _change(self, changes: Mapping[str, Any], folder: Path) -> None:
-        """Take other settings, and write them to the checkpoint, so that they hold however soon this run is killed."""
+        """Change settings, and write them to the checkpoint at once: this run may be killed before its next one."""
         before = asdict(self.settings)
         others = {name: value for name, value in changes.items() if value != before[name]}
         if not others:
@@ -173,19 +173,19 @@ class Trainer:
         if self.settings.steps < self.step:
             raise ValueError(f"steps: got {self.settings.steps}, expected {self.step} or more, the steps already made")
         self.changes = [*self.changes, {"step": self.step, **{n: [before[n], value] for n, value in others.items()}}]
-        checkpoint.describe_anew(folder, self.step, self._about())
+        checkpoint.update_description(folder, self.step, self._about())
 
-    def _way_out(self) -> str:
-        """Say which checkpoint to resume; one whose own next step is the one that failed is set aside first.
+    def _advice(self) -> str:
+        """Return which checkpoint to resume, after renaming one whose next step is the one that failed.
 
-        The one before it is good: steps have been made from it.
+        The checkpoint before it is usable: steps have been made from it.
         """
         aside, found = "", checkpoint.checkpoints(self.out)
         if found and found[-1][0] == self.step:
             bad = found.pop()[1]
             aside = f"no step can be made from {bad.name}"
             if found:
-                aside += f", now {checkpoint.set_aside(bad).name}"
+                aside += f", now {checkpoint.mark_unusable(bad).name}"
             aside += "; "
         do = f"resume {found[-1][1].name} with --resume and" if found else "start again with"
         return (
@@ -197,7 +197,7 @@ class Trainer:
         """Call `evaluate` for this model, corpus, context and batch; in v2 add the mean λ of every layer as lambdas.
 
         Raises:
-            TrainingError: the loss is not finite; says at which step and layer.
+            TrainingError: the loss is not finite; the message has the step and the layer.
         """
         means: list[tuple[float, int]] = []
 
@@ -213,7 +213,7 @@ class Trainer:
         if model.config.wiring == "v2":
             model.ops = overlay(ops, wrap)
         try:
-            with np.errstate(all="ignore"):  # what is not finite is looked for
+            with np.errstate(all="ignore"):  # `evaluate` looks for numbers that are not finite
                 result: dict[str, Any] = evaluate(model, self.corpus, settings.context, settings.batch, most)
         except TrainingError as error:
             raise TrainingError(f"step {self.step}: {error}") from None
@@ -224,22 +224,22 @@ class Trainer:
         return result | ({"lambdas": lambdas} if lambdas else {})
 
     def sample(self) -> str:
-        """Continue the prompt with random tokens, the same ones whenever this step is made.
+        """Continue the prompt with random tokens, whose seed is the step.
 
         Raises:
-            TrainingError: there is nothing to choose by; says at which step, and in which layer numbers end.
+            TrainingError: no token can be chosen by the scores; the message has the step and the layer.
         """
         from refdiff.generation.tokenizer import Tokenizer
 
         tokenizer = Tokenizer.from_pretrained(self.corpus.folder)
         ids = tokenizer(self.settings.prompt, return_tensors="np")["input_ids"]
-        room = max(self.settings.context - ids.shape[1], 1)
+        free = max(self.settings.context - ids.shape[1], 1)
         options: dict[str, Any] = {"do_sample": True, "seed": self.step, "eos_token_id": self.corpus.separator}
         try:
             with np.errstate(all="ignore"):
-                made = self.model.generate(ids, max_new_tokens=min(SAMPLED, room), **options)
+                made = self.model.generate(ids, max_new_tokens=min(SAMPLE_TOKENS, free), **options)
         except ValueError as error:
-            self.evaluate(GLANCE)  # says in which layer
+            self.evaluate(VALIDATION_ROWS)  # its error names the layer
             raise TrainingError(f"step {self.step}: no sample can be made: {error}") from None
         text: str = tokenizer.decode(made[0], skip_special_tokens=True)
         return text
@@ -248,7 +248,7 @@ class Trainer:
         s, losses = self.settings, []
         total: Any = None
         rows = row_order(self._rows, s.seed, self.step * s.batch, s.batch, self._shuffles)
-        with np.errstate(all="ignore"):  # what is not finite is looked for
+        with np.errstate(all="ignore"):  # numbers that are not finite are found below
             for part in np.split(rows, s.accumulate):
                 ids, positions = self.corpus.batch("train", part, s.context)
                 loss, part_grads = self.model.loss_and_grad(ids, position_ids=positions, labels=ids)
@@ -272,7 +272,7 @@ class Trainer:
         return record | ({"lambdas": lambdas} if (lambdas := self._lambdas()) else {})
 
     def _lambdas(self) -> list[float]:
-        """Λ of every layer, where it is one number a layer."""
+        """Return λ of every layer, where it is one number per layer."""
         layers, ops = self.model.base_params["layers"], self.model.ops
         if "lambda_q1" not in layers[0]["self_attn"]:
             return []
@@ -289,10 +289,10 @@ class Trainer:
 
 
 def _own(x: Array) -> Array:
-    """Copy an array, so that what it came from is not written to."""
+    """Copy an array that training writes to."""
     return np.array(x, order="C") if isinstance(x, np.ndarray) else namespace(x).asarray(x, copy=True)
 
 
 def _mean(parts: list[tuple[float, int]]) -> float:
-    """The mean of all numbers, from the mean and the size of each part."""
+    """Return the mean of all numbers, from the mean and the size of each part."""
     return sum(mean * size for mean, size in parts) / sum(size for _, size in parts)

@@ -88,16 +88,16 @@ def test_the_log_is_cut_to_the_checkpoint(tmp_path: Path) -> None:
     with (tmp_path / "log.jsonl").open("ab") as file:
         file.write('{"step": 4, "sample": "é'.encode()[:-1])
     assert checkpoint.read_log(tmp_path) == records
-    checkpoint.cut_log(tmp_path, 2)
+    checkpoint.truncate_log(tmp_path, 2)
     assert checkpoint.read_log(tmp_path / "log.jsonl") == records[:2]
     assert (tmp_path / "log.jsonl").read_bytes().count(b"\n") == 2
-    checkpoint.cut_log(tmp_path / "elsewhere", 2)
+    checkpoint.truncate_log(tmp_path / "elsewhere", 2)
 
 
 @pytest.mark.parametrize("line", ['{"step": 1}', "[1, 2]", "3", "null", "no JSON", '{"step": "1", "loss": 1.0}'])
 def test_what_is_no_log(tmp_path: Path, line: str) -> None:
     (tmp_path / "log.jsonl").write_text(f'{line}\n{{"step": 2, "loss": 1.0}}\n', encoding="utf-8")
-    for use in (checkpoint.read_log, lambda out: checkpoint.cut_log(out, 2)):
+    for use in (checkpoint.read_log, lambda out: checkpoint.truncate_log(out, 2)):
         with pytest.raises(ValueError, match=r"log\.jsonl, line 1: not a record of training .*; take the line out"):
             use(tmp_path)
     with pytest.raises(FileNotFoundError):
@@ -132,8 +132,8 @@ def test_a_lock_on_a_file_that_was_taken_away_is_none(tmp_path: Path) -> None:
     descriptor = os.open(tmp_path / checkpoint.LOCK, os.O_RDWR | os.O_CREAT)
     (tmp_path / checkpoint.LOCK).unlink()
     try:
-        assert not checkpoint._locks(descriptor, tmp_path / checkpoint.LOCK)
+        assert not checkpoint._try_lock(descriptor, tmp_path / checkpoint.LOCK)
         (tmp_path / checkpoint.LOCK).touch()
-        assert not checkpoint._locks(descriptor, tmp_path / checkpoint.LOCK)
+        assert not checkpoint._try_lock(descriptor, tmp_path / checkpoint.LOCK)
     finally:
         os.close(descriptor)

@@ -118,7 +118,7 @@ def test_the_tokenizer_learns_from_a_part_of_a_long_text(path: Path, monkeypatch
     monkeypatch.setattr(documents, "pieces", counted)  # of what is encoded, data.py has its own name
     drawn = Random(0)
     path.write_text("".join(f"{drawn.random():.15f}\n" for _ in range(20_000)), encoding="utf-8")
-    monkeypatch.setattr("refdiff.training.data.LEARNED", 2**17)
+    monkeypatch.setattr("refdiff.training.data.TOKENIZER_BYTES", 2**17)
     corpus = make(path, 300)
     assert 100_000 < sum(given) <= 2**17 < path.stat().st_size / 2
     assert corpus.num_bytes["train"] > 300_000  # all of it is encoded

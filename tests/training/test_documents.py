@@ -93,7 +93,7 @@ def test_a_mark_of_utf8_is_no_text(tmp_path: Path) -> None:
 def test_a_sample_is_spread_evenly_and_no_longer_than_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    monkeypatch.setattr(documents, "_STRETCH", 200)
+    monkeypatch.setattr(documents, "_EXCERPT", 200)
     path = write(tmp_path, "".join(f"あ{i:05}{end}" for i in range(2000)))
     size = path.stat().st_size
     for most in (size, size + 1):

@@ -32,7 +32,7 @@ def test_two_steps_by_hand() -> None:
 
 @pytest.mark.parametrize("wrong", [{"betas": (1.0, 0.9)}, {"eps": 0.0}, {"weight_decay": -1.0}])
 def test_numbers_out_of_range(wrong: dict) -> None:
-    with pytest.raises(ValueError, match="AdamW: betas are"):
+    with pytest.raises(ValueError, match="AdamW: betas, eps, weight_decay: got"):
         AdamW({}, **wrong)
     with pytest.raises(ValueError, match=r"momentum: got 1\.0"):
         Muon({}, momentum=1.0)
