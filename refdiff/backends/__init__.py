@@ -1,13 +1,13 @@
-"""The seam between layers and model: `ops`, a namespace of layer functions, and the backends that speed them up.
+"""`ops`, the namespace of layer functions that the model calls, and the backends that speed them up.
 
 reference   ops = the layers                 the equations, on any array library
 fast        ops = the layers + kernels       the same names and signatures
 yours       ops = overlay(ops, wrap)         traced, timed, changed, or your kernel in place of ours
 
-A layer that is composed of others calls those of the `ops` that it is given (`refdiff.layers.COMPOSED`). A kernel for
-such a layer computes its parts itself. It serves only while every part in `ops` is the backend's own function; where
-one was replaced, the layer runs and calls the replacement. In the same way a backend's whole functions, such as its
-`diffllama`, serve only while `ops` is the backend's own namespace. A function that you replaced is never bypassed.
+A layer that is composed of others calls them as functions of the `ops` that it receives (`refdiff.layers.COMPOSED`). A
+kernel for such a layer computes these parts itself. It runs only while every part in `ops` is the backend's own; where
+one was replaced, the layer runs and calls the replacement. Likewise a backend's whole functions, such as its
+`diffllama`, run only while `ops` is the backend's own namespace. A function that you replaced is never bypassed.
 
 A call with `output_attentions=True` or `output_hidden_states=True` wraps layers too. These then run one by one: slower,
 with logits equal up to rounding error.
@@ -30,7 +30,7 @@ Function = Callable[..., Any]
 
 
 class Ops(SimpleNamespace):
-    """A namespace with the public functions of `refdiff.layers`, or functions that stand for them. It is read-only."""
+    """A read-only namespace with the public functions of `refdiff.layers`, or with replacements of them."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(
@@ -50,9 +50,9 @@ def overlay(ops: Ops, wrap: Callable[[str, Function], Function]) -> Ops:
 
 
 def ops_for(kernels: Any = None) -> Ops:
-    """Return the layer functions, with the attributes of `kernels` of the same names in their place.
+    """Return the layer functions, replaced by the attributes of `kernels` that have their names.
 
-    A kernel that returns `NotImplemented` leaves the call to its layer.
+    Where a kernel returns `NotImplemented`, its layer runs.
     """
     if kernels is None:
         return Ops(**{name: getattr(layers, name) for name in layers.__all__})
@@ -91,20 +91,20 @@ def _composed(own: Ops, name: str, layer: Function, kernel: Function | None) -> 
 
 
 def _parts(name: str) -> set[str]:
-    """All layers that a layer calls, directly and through others."""
+    """Return all layers that a layer calls, directly and through others."""
     direct = layers.COMPOSED.get(name, ())
     return set(direct).union(*(_parts(part) for part in direct))
 
 
 class Backend:
-    """What a model computes with: its layer functions, and whole functions that take the place of the model's own.
+    """The layer functions of a model, and whole functions that replace the model's own.
 
-    This class computes with the layers alone; those of NumPy and CuPy have kernels.
+    This class has the layers alone; those of NumPy and CuPy have kernels.
 
     Attributes:
         ops: the layer functions.
-        kernels: an object with an attribute for each layer that it has a kernel for, or None.
-        chunk_size: how many tokens of a prompt, of all items of a batch, go through the model at once.
+        kernels: an object with an attribute for each layer that has a kernel, or None.
+        chunk_size: how many tokens of a prompt, over the whole batch, go through the model at once.
         parallel_calls: how many calls `map` makes at a time.
     """
 
@@ -122,8 +122,8 @@ class Backend:
     def select(self, name: str, ops: Ops) -> Function | None:
         """Return the backend's whole function of that name, if it has one and `ops` is its own namespace; else None.
 
-        `diffllama` (p, x, ctx, last), `cross_entropy_and_vjp` (g, logits, targets) and `saving_ops` (), which returns
-        the layer functions for one forward and backward pass, are such functions.
+        Such functions are `diffllama` (p, x, ctx, last), `cross_entropy_and_vjp` (g, logits, targets), and `saving_ops`
+        (), which returns the layer functions for one forward and backward pass.
         """
         return getattr(self, name, None) if self.is_own(ops) else None
 
@@ -154,11 +154,11 @@ class Backend:
             take(work(item))
 
     def decode_step(self, model: Any) -> Any:
-        """Return what computes one more token of each sequence at once (on CUDA), or None."""
+        """Return a function that computes one more token of each sequence (on CUDA), or None."""
         return None
 
     def sampler(self, model: Any, options: Any, processors: Any) -> Any:
-        """Return what chooses tokens where the logits are (on CUDA), or None."""
+        """Return a function that chooses tokens on the device (on CUDA), or None."""
         return None
 
 
@@ -167,8 +167,8 @@ def backend_for(xp: Any, kernels: str = "fast", threads: int | None = None, matr
 
     Args:
         kernels: `"fast"` = the kernels for this library, if there are any; `"reference"` = the layers as written.
-        threads: how many threads a CPU's kernels may use; None is all cores, or what BLAS is told, see `Workers`.
-        matrices: the type that a model's matrices are kept in.
+        threads: how many threads a CPU's kernels may use; None is all cores, or the number set for BLAS, see `Workers`.
+        matrices: the dtype of a model's matrices.
 
     Raises:
         ValueError: `kernels` is neither, or `threads` is below 1.

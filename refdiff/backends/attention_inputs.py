@@ -1,4 +1,4 @@
-"""Whether the arguments of an attention kernel fit each other: queries, keys, values, masks and biases."""
+"""Checks of an attention kernel's arguments: do queries, keys, values, masks and biases fit each other?"""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""The decoder of `model/diffllama.py` as one function for backends, with the steps that kernels take together.
+"""The decoder of `model/diffllama.py` as one function for backends, with fused steps.
 
-It computes what the readable one does: `tests/backends/test_decoder.py` compares the two in every attention variant.
-What is different here:
+It computes the same as the readable one: `tests/backends/test_decoder.py` compares the two in every attention variant.
+It differs in two ways:
 
 - Q, K and V are projected at once (`linears`), rotated and written to the cache at once (`rope_append`).
-- Where only the last tokens are read, the last layer computes keys and values of all tokens, and the rest for these.
+- Where only the last tokens are wanted, the last layer computes nothing but keys and values for the others.
 
-`saving_ops` serves training: its backward pass starts from what the forward pass saved.
+`saving_ops` is for training: its backward pass starts from what the forward pass saved.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _unavailable(*args: Any, **kwargs: Any) -> Any:
 
 @dataclass(frozen=True)
 class Steps:
-    """What a backend computes at once; a function that returns `NotImplemented` leaves it to the layers in `ops`.
+    """The fused steps of a backend; where one returns `NotImplemented`, the layers in `ops` run.
 
     linears (x, *projections) -> the product with each.
     rope_append (cache, layer, q, k, v, cos, sin, *, interleaved) -> rotated queries, all keys, all values.
@@ -51,7 +51,7 @@ def diffllama(p: dict[str, Any], x: Array, ctx: Any, last: int | None = None, *,
 
     Args:
         ctx: a `Context` of `refdiff.model.diffllama`, of which `ops` is not read.
-        last: how many of the last tokens the result is wanted of; None is all.
+        last: how many tokens at the end the result has; None is all.
 
     Shapes:
         x (B, T, D) -> (B, T or last, D); NotImplemented for an attention variant that is not in `VARIANTS`
@@ -127,7 +127,7 @@ def _attend_llama(ops: Any, p: dict[str, Any], x: Array, q: Array, k: Array, v: 
 
 @dataclass(frozen=True)
 class Variant:
-    """What an attention variant does differently.
+    """How an attention variant differs from the others.
 
     attend: from queries, keys and values to the heads.
     interleaved: whether RoPE rotates neighbours instead of halves.

@@ -123,7 +123,7 @@ def gelu_10(x: Array) -> Array:
 
 
 def d_gelu_10(x: Array) -> Array:
-    """That of gelu where it is not cut off."""
+    """Φ(x) + x φ(x) up to where gelu is cut off, 0 above."""
     return namespace(x).where(gelu(x) <= 10, d_gelu(x), 0.0)
 
 
@@ -133,7 +133,7 @@ def quick_gelu(x: Array) -> Array:
 
 
 def d_quick_gelu(x: Array) -> Array:
-    """That of silu at 1.702 x."""
+    """The derivative of silu at 1.702 x."""
     return d_silu(1.702 * x)
 
 

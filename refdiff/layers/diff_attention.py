@@ -35,7 +35,7 @@ def attention_weights(
 def attention_scores(
     q: Array, k: Array, mask: Array | None, bias: Array | None, *, causal: bool, ops: Any = layers
 ) -> tuple[Array, Array | None]:
-    """Q Kᵀ / √d + bias (B, H, T, S), and which of them `attention_weights` sees: boolean, or None for all."""
+    """Compute Q Kᵀ / √d + bias (B, H, T, S), and the mask of `attention_weights`: boolean, or None for all."""
     B, H, T, d = _check_heads("attention_weights", q, k)
     K, S = k.shape[1], k.shape[2]
     xp = namespace(q, k, mask, bias)
@@ -110,7 +110,7 @@ def _check_heads(name: str, q: Array, k: Array) -> tuple[int, int, int, int]:
 
 
 def split_maps(x: Array | None, heads: int) -> tuple[Array | None, Array | None]:
-    """Split what has a row for every head of both maps into one part for each map."""
+    """Split a mask or bias that has the heads of both maps into one part per map."""
     if x is None or x.ndim < 3 or x.shape[-3] != 2 * heads:
         return x, x
     return x[..., :heads, :, :], x[..., heads:, :, :]

@@ -50,5 +50,5 @@ def linear_vjp(g: Array, x: Array, weight: Array, bias: Array | None = None) -> 
 
 
 def named_grads(weight: Array, bias: Array | None) -> dict[str, Array]:
-    """The gradients of a projection, named like its arrays."""
+    """Return the gradients of a projection under the names of its arrays."""
     return {"weight": weight} if bias is None else {"weight": weight, "bias": bias}

@@ -1,4 +1,4 @@
-"""Scores to weights; a row that sees nothing is all zeros."""
+"""Scores to weights; a row that may attend to nothing is all zeros."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ def softmax(scores: Array, mask: Array | None = None) -> Array:
         scores (..., S), mask boolean, broadcastable to scores, or None -> (..., S)
 
     Precision:
-        Whether a row sees anything is decided on the mask, not on the scores. Scores of
-        masked keys are never used, whatever they hold.
+        The mask alone decides whether a row may attend to any key. Scores of masked keys never matter, not even NaN.
 
     Raises:
         ValueError: `mask` is not boolean or does not broadcast to `scores`.

@@ -1,4 +1,4 @@
-"""The cache of keys and values: append those of new tokens, get those of all."""
+"""The cache of keys and values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class KVCache:
         static: the capacity in tokens, allocated at the first `append`. Without it the capacity is an eighth more than
             the first tokens, 8 to 256, or what was reserved; it grows by half when it is used up, so that n tokens
             cost time in proportion to n.
-        max_tokens: how many tokens it will have at most, where that is known: its capacity does not grow past it.
+        max_tokens: the most tokens that it will hold, if known; its capacity does not grow past it.
 
     Raises:
         ValueError: `num_layers`, `static` or `max_tokens` is below 1.
@@ -50,7 +50,7 @@ class KVCache:
 
     @property
     def batch_size(self) -> int | None:
-        """The number of rows, or None before the first `append`."""
+        """The number of sequences, or None before the first `append`."""
         return None if self._buffers[0] is None else int(self._buffers[0][0].shape[0])
 
     def append(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
@@ -60,7 +60,7 @@ class KVCache:
             k (B, K, T, d), v (B, Kv, T, e) -> (B, K, S, d), (B, Kv, S, e), S = len(cache) before + T
 
         Raises:
-            ValueError: the batch differs from the rows of the cache, or a static cache is full.
+            ValueError: the batch size differs from that of the cache, or a static cache is full.
         """
         keys, values, start = self.allocate(layer, k, v)
         end = start + k.shape[2]

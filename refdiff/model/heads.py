@@ -110,11 +110,11 @@ class DiffLlamaForCausalLM(TrainableModel):
         dlast, head = linear_back(self.ops, dlogits, last, self._head)
         return loss, dlast, {"lm_head": head}
 
-    def _shares(self, labels: Any, rows: Sequence[slice], shape: tuple[int, int]) -> list[float] | None:
+    def _shares(self, labels: Any, parts: Sequence[slice], shape: tuple[int, int]) -> list[float] | None:
         given = host(labels)
         if given.shape != shape:
-            return None  # for the loss to refuse
-        counts = [int(np.count_nonzero(given[at, 1:] != -100)) for at in rows]
+            return None  # the loss raises
+        counts = [int(np.count_nonzero(given[part, 1:] != -100)) for part in parts]
         return [count / sum(counts) for count in counts] if sum(counts) else None
 
     def _select_positions(self, hidden: Array, logits_to_keep: Any) -> Array:
@@ -148,12 +148,12 @@ class DiffLlamaForSequenceClassification(TrainableModel):
     ) -> ModelOutput:
         """Compute `logits` (B, C) at the last token of each sequence, padding aside, and with labels the `loss`.
 
-        The loss is that of `config.problem_type`, see `refdiff.model.losses.sequence_loss`. Several rows need a
-        `config.pad_token_id` to find their ends by.
+        The loss is that of `config.problem_type`, see `refdiff.model.losses.sequence_loss`. A batch of several
+        sequences needs `config.pad_token_id`, by which their ends are found.
 
         Args:
-            labels: (B,), or (B, C) for several labels a row; add `loss`. `loss_and_grad` gives it with the gradients of
-                all weights.
+            labels: (B,), or (B, C) for several labels per sequence; add `loss`. `loss_and_grad` gives it with the
+                gradients of all weights.
         """
         out = self._forward(input_ids, attention_mask, **inputs)
         pooled, _ = self._pooled(out.last_hidden_state, input_ids)

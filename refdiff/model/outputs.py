@@ -12,7 +12,7 @@ from refdiff.model.cache import KVCache
 
 @dataclass(repr=False)
 class ModelOutput:
-    """The results of one call, named as Hugging Face names them; those that were not asked for are None.
+    """The results of one call, named as Hugging Face names them; those that were not requested are None.
 
     Arrays are of the model's backend and compute dtype. B batch, T tokens, S tokens with those in the cache,
     H heads, D model size, V vocabulary, C labels.

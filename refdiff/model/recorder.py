@@ -52,7 +52,7 @@ class Recorder:
         return wrapped
 
     def add_to(self, out: ModelOutput, wiring: str) -> None:
-        """Set the fields of `out` that were asked for."""
+        """Set the recorded fields of `out`."""
         if self._hidden_states:
             out.hidden_states = tuple(self._states)
         if not self._attentions:

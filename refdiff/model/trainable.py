@@ -62,11 +62,11 @@ class TrainableModel(PreTrainedModel):
         ids = None if input_ids is None else inputs.token_ids(input_ids)
         labels = targets.get("labels", targets)
         B, T = hidden.shape[:2]
-        rows = self.backend.split_batch(B, T) if self.backend.is_own(context.ops) else [slice(0, B)]
-        shares = self._shares(labels, rows, (B, T)) if len(rows) > 1 else None
+        parts = self.backend.split_batch(B, T) if self.backend.is_own(context.ops) else [slice(0, B)]
+        shares = self._shares(labels, parts, (B, T)) if len(parts) > 1 else None
         if shares is None:
             return self._one_loss_and_grad(hidden, context, ids, labels, 1.0)
-        return self._sum_over_parts(rows, shares, hidden, context, ids, labels)
+        return self._sum_over_parts(parts, shares, hidden, context, ids, labels)
 
     def _one_loss_and_grad(
         self, hidden: Array, context: Context, ids: inputs.IntArray | None, labels: Any, share: float
@@ -89,7 +89,7 @@ class TrainableModel(PreTrainedModel):
 
     def _sum_over_parts(
         self,
-        rows: Sequence[slice],
+        parts: Sequence[slice],
         shares: Sequence[float],
         hidden: Array,
         context: Context,
@@ -103,10 +103,10 @@ class TrainableModel(PreTrainedModel):
         """
         found: list[tuple[Array, dict[str, Any]]] = []
 
-        def compute_part(part: tuple[slice, float]) -> tuple[Array, dict[str, Any]]:
-            at, share = part
-            own = None if ids is None else ids[at]
-            return self._one_loss_and_grad(hidden[at].copy("K"), context.select_batch(at), own, labels[at], share)
+        def compute(part_and_share: tuple[slice, float]) -> tuple[Array, dict[str, Any]]:
+            part, share = part_and_share
+            own = None if ids is None else ids[part]
+            return self._one_loss_and_grad(hidden[part].copy("K"), context.select_batch(part), own, labels[part], share)
 
         def accumulate(result: tuple[Array, dict[str, Any]]) -> None:
             if not found:
@@ -117,15 +117,15 @@ class TrainableModel(PreTrainedModel):
                 total += more
             found[0] = loss + result[0], grads
 
-        parts = [part for part in zip(rows, shares, strict=True) if part[1]]
-        self.backend.map_in_order(compute_part, parts, accumulate)
+        counted = [(part, share) for part, share in zip(parts, shares, strict=True) if share]
+        self.backend.map_in_order(compute, counted, accumulate)
         return found[0]
 
     @abstractmethod
     def _head_loss_and_grad(self, g: Array, last: Array, input_ids: Any, labels: Any) -> HeadResult:
         """Compute the head's loss and its gradients; `g` is the loss's gradient."""
 
-    def _shares(self, labels: Any, rows: Sequence[slice], shape: tuple[int, int]) -> list[float] | None:
+    def _shares(self, labels: Any, parts: Sequence[slice], shape: tuple[int, int]) -> list[float] | None:
         """Return each part's share of the loss; None if the loss cannot be split."""
         return None
 

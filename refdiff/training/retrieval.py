@@ -1,23 +1,22 @@
 """Does differential attention put less attention on noise? Key retrieval at a size that a laptop trains.
 
     haystack   · · k₃ v₃ · · · k₁ v₁ · k₂ v₂ · ·      needles (a key, then its value) between fillers
-    questions  k₂ k₁ ·                                keys again: at each, its value is to be said
+    questions  k₂ k₁ ·                                keys again: at each, its value must be predicted
 
-A model sees a key a second time and must say the value that stood behind it the first time. No answer is shown in a
-row: where answers are shown, a model learns to leave out the values that were said before, and never looks for the key.
+A model sees a key a second time and must predict the value that followed it the first time. A row shows no answer:
+where answers are shown, a model learns to leave out the values that were predicted before, and never looks for the key.
 
 Differential and plain models of one size are trained from the same seeds on the same rows. A model finds a value when
-one layer has carried the key on to the value behind it, and a later layer looks there; each is of no use without the
-other, and both kinds of model stay for a long time at naming any value of the row. So training begins with short rows
-in which one thing more is asked: at each value, the key before it. Then it goes on without that, on all lengths. The
-longer a row, the more needles it has: what a model learned on short rows still helps it on long ones, with more noise.
+one layer copies the key to the value after it, and a later layer attends to it. Either is useless without the other,
+and both kinds of model predict any value of the row for a long time. So training begins with short rows that have a
+second task: at each value, predict the key before it. It continues without that task, on all lengths. The longer a row,
+the more needles it has: what a model learned on short rows still helps it on long ones, with more noise.
 
-Then, for rows of every length, are measured: how often the answer is right; and how much of the attention of the asking
-token goes to the needle that it asks for, and how much to noise, that is, to fillers and the other needles. A needle is
-its key, its value, and the token behind them, where a model with heads to spare gathers both. All this for needles at
-five depths of the haystack, as in table 3 of Ye et al. 2024. How they normalised, and joined heads and layers, is
-not written there; a row of A₁ − λ A₂ has weights below 0 and sums to 1 − λ. So there are two measures, the same for
-plain attention:
+Measured are, for rows of every length, how often the answer is correct, and which share of a question's attention goes
+to its needle and which to noise, that is, to fillers and the other needles. A needle is its key, its value, and the
+token after them, in which a model with spare heads gathers both. Needles stand at five depths of the haystack, as in
+table 3 of Ye et al. 2024. The paper does not say how it normalizes, or how it joins heads and layers, and a row of
+A₁ − λ A₂ has weights below 0 and sums to 1 − λ. So there are two measures, the same for plain attention:
 
     share      Σ over the group of |weight| / Σ over the row of |weight|, for each head; the mean over heads and layers
     net share  with signs, Σ over heads, layers and the group / Σ over heads, layers and the row: noise that one head
@@ -91,7 +90,7 @@ class Experiment:
                 )
         longest = max(self.train_lengths)
         if self.tokens < longest:
-            raise ValueError(f"a step has {self.tokens} tokens, but a row of {longest} must find room in it")
+            raise ValueError(f"tokens: got {self.tokens} for a step, expected at least {longest}, the longest row")
 
     def counts(self, length: int) -> tuple[int, int]:
         """The needles and the questions of a row."""

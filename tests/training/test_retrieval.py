@@ -126,7 +126,7 @@ def test_the_quick_experiment_is_learned(wiring: str) -> None:
         ({"lengths": (11, 3)}, "a row of 3 tokens with spacing 4 has 0 needles, .* 4 tokens or more"),
         ({"spacing": 2}, "a row of 13 tokens with spacing 2 has 6 needles, .* 15 tokens or more"),
         ({"lengths": (11, 32)}, "has 8 needles, but must have from 1 to 7"),
-        ({"tokens": 16}, "a step has 16 tokens, but a row of 17"),
+        ({"tokens": 16}, "tokens: got 16 for a step, expected at least 17, the longest row"),
     ],
 )
 def test_what_does_not_fit_is_refused(wrong: dict[str, Any], says: str) -> None:
