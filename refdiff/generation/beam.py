@@ -63,16 +63,16 @@ def beam_search(request: Request) -> GenerateBeamDecoderOnlyOutput:
     With `do_sample`, each step draws its continuations without replacement, where beam search takes the best.
 
     Raises:
-        ValueError: scores that no token can be chosen by; names the row (prompt · num_beams + beam) and the step. Or
-            several results of different lengths and no `pad_token_id`.
+        ValueError: no token can be chosen by the scores; the message has the row (prompt · num_beams + beam) and the
+            step. Or several results of different lengths without a `pad_token_id`.
     """
     o = request.options
     (B, prompt_length), n, k = request.ids.shape, o.num_beams, o.num_return_sequences
     if o.stop_strings is not None and o.pad_token_id is None and B * k > 1:
-        raise ValueError("stop_strings make texts of different lengths: several beam results need a pad_token_id")
+        raise ValueError("pad_token_id: got none, expected one for several beam results with stop_strings")
     rows = np.repeat(np.arange(B), n)
     processors = LogitsProcessors(o, prompt_length, None if request.padding is None else request.padding[rows])
-    streams = request.streams(np.arange(B)) if o.do_sample else []
+    streams = request.random_streams(np.arange(B)) if o.do_sample else []
     context = DecodingContext(request.model, request.mask, request.max_length, request.progress)
     running, done = _start(request)
     improvable = np.ones(B, dtype=bool)

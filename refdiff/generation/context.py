@@ -14,11 +14,11 @@ from refdiff.model import inputs
 from refdiff.model.cache import KVCache
 
 GENERATED_CAPACITY = 256
-"""Generated tokens that the cache has capacity for from the start, if so many may come."""
+"""Generated tokens for which the cache reserves capacity at the start, if the length limit allows as many."""
 
 
 class DecodingContext:
-    """Reads a growing (B, T) array of ids; only tokens not read before go through the model.
+    """Reads a growing (B, T) array of ids; only new tokens go through the model.
 
     Positions are those of transformers' `generate`: from a mask, cumsum(mask) − 1 with 0 at masked tokens, then one
     more for each generated token; without a mask, 0, 1, 2, …

@@ -38,7 +38,7 @@ def contrastive_search(request: Request) -> GenerateDecoderOnlyOutput:
     keeps the chosen ones.
 
     Raises:
-        ValueError: scores that no token can be chosen by; names the row and the step.
+        ValueError: no token can be chosen by the scores; the message has the row and the step.
     """
     o = request.options
     alpha = o.penalty_alpha or 0.0
@@ -55,7 +55,7 @@ def contrastive_search(request: Request) -> GenerateDecoderOnlyOutput:
     if request.mask is not None:
         hidden = hidden * request.mask[:, :, None].astype(hidden.dtype)
     k = min(o.top_k or 1, logits.shape[1])
-    each = np.repeat(np.arange(B), k)
+    repeated = np.repeat(np.arange(B), k)
     while True:
         active = np.ones_like(unfinished) if o.pad_token_id is None else unfinished
         scores = processors(logits, ids, active)
@@ -63,8 +63,8 @@ def contrastive_search(request: Request) -> GenerateDecoderOnlyOutput:
         options = top_indices(scores, k)
         p = np.take_along_axis(softmax(scores.astype(np.float64)), options, axis=1)
 
-        context.reorder(each)
-        extended = np.concatenate([ids[each], options.reshape(-1, 1)], axis=1)
+        context.reorder(repeated)
+        extended = np.concatenate([ids[repeated], options.reshape(-1, 1)], axis=1)
         next_logits, next_hidden = context.read_hidden(extended)
         next_hidden = next_hidden.reshape(B, k, -1)
         penalty = degeneration_penalty(next_hidden.astype(np.float64), hidden.astype(np.float64))

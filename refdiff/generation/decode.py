@@ -16,18 +16,18 @@ from refdiff.generation.validation import Request
 def decode(request: Request) -> GenerateDecoderOnlyOutput:
     """Extend every sequence by its most likely token, or one drawn from its distribution, until it is finished.
 
-    With sampling each prompt row comes `num_return_sequences` times. A finished row is filled with `pad_token_id`;
-    where there is none it goes on, as in transformers, until all rows are finished.
+    With sampling, each prompt is repeated `num_return_sequences` times. A finished row is filled with `pad_token_id`;
+    without one it continues until all rows are finished, as in transformers.
 
     Raises:
-        ValueError: scores that no token can be chosen by; names the row and the step.
+        ValueError: no token can be chosen by the scores; the message has the row and the step.
     """
     o = request.options
     rows = np.repeat(np.arange(request.ids.shape[0]), o.num_return_sequences)
     ids = request.ids[rows]
     padding = None if request.padding is None else request.padding[rows]
     processors = LogitsProcessors(o, ids.shape[1], padding)
-    streams = request.streams(rows) if o.do_sample else []
+    streams = request.random_streams(rows) if o.do_sample else []
     context = DecodingContext(request.model, request.mask, request.max_length, request.progress)
     device_sampler = request.model.backend.sampler(request.model, o, processors)
     unfinished = np.ones(len(rows), dtype=bool)

@@ -48,9 +48,9 @@ def generate(
         prompt included, padded at the end; or a result object with `return_dict_in_generate=True`
 
     Raises:
-        TypeError: an unknown option, or a text in the place of token ids.
+        TypeError: an unknown option, or a text in place of token ids.
         IndexError: a token id outside the vocabulary.
-        ValueError: an option or an input out of its range, or scores that no token can be chosen by.
+        ValueError: an option or an input out of its range, or no token can be chosen by the scores.
     """
     try:
         resolved = resolve(model, options)
@@ -59,7 +59,7 @@ def generate(
         raise (ScoreError(f"{model.source}: {error}") if model.source else error) from None
     finally:
         if streamer is not None:
-            streamer.end()  # also after an error: a reader in another thread must not wait
+            streamer.end()  # after an error too, or a reader in another thread would wait forever
     return result if resolved.return_dict_in_generate else result.sequences
 
 
@@ -77,7 +77,7 @@ def _read(
     vocab_size = model.config.vocab_size
     ids = validation.read_ids(input_ids, model.config.bos_token_id if bos is None else bos, vocab_size)
     if options.pad_token_id is not None and options.pad_token_id >= vocab_size and ids.shape[0] > 1:
-        raise ValueError(f"pad_token_id is {options.pad_token_id}, outside the vocabulary of {vocab_size} tokens")
+        raise ValueError(f"pad_token_id: got {options.pad_token_id}, expected 0 to {vocab_size - 1}")
     if np.shape(input_ids)[-1:] == (0,):
         attention_mask = None
     limit = validation.read_max_length(options, ids.shape[1], model.config.max_position_embeddings)

@@ -1,4 +1,4 @@
-"""The options of `generate`: names, defaults, accepted ranges, and what a checkpoint's files say about them."""
+"""The options of `generate`: names, defaults, ranges, and the values in a checkpoint's files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from refdiff.limits import LARGEST, OPTIONS
 from refdiff.messages import show_value, warn
 
 MOST_TEXTS = 10_000
-"""The most texts of one prompt; how many fit the memory, `validation.check_memory` says."""
+"""The most texts of one prompt; `validation.check_memory` checks how many fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,14 @@ class Options:
 
     @property
     def contrastive(self) -> bool:
-        """Whether these options ask for contrastive search; sampling and beams come first, as in transformers."""
-        asked = self.penalty_alpha is not None and self.penalty_alpha > 0 and self.top_k is not None and self.top_k > 1
-        return asked and not self.do_sample and self.num_beams == 1
+        """Whether these options select contrastive search; sampling and beams take precedence, as in transformers."""
+        if self.do_sample or self.num_beams > 1:
+            return False
+        return self.penalty_alpha is not None and self.penalty_alpha > 0 and self.top_k is not None and self.top_k > 1
 
     @property
     def speculative(self) -> bool:
-        """Whether these options ask for guesses from the prompt or from an assistant."""
+        """Whether these options select guesses from the prompt or from an assistant model."""
         return self.prompt_lookup_num_tokens is not None or self.assistant_model is not None
 
 
@@ -285,15 +286,18 @@ def _check_together(options: Options) -> None:
     wanted = options.num_return_sequences
     if wanted > 1 and not options.do_sample and options.num_beams == 1:
         raise ValueError(
-            f"num_return_sequences is {wanted}, but greedy decoding has one result: use do_sample=True or num_beams"
+            f"num_return_sequences: got {wanted}, expected 1 with greedy decoding; use do_sample=True or num_beams"
         )
     if 1 < options.num_beams < wanted:
         raise ValueError(f"num_return_sequences: got {wanted}, expected at most num_beams, {options.num_beams}")
     if options.speculative:
         if options.prompt_lookup_num_tokens is not None and options.assistant_model is not None:
-            raise ValueError("prompt_lookup_num_tokens and assistant_model are two ways to guess: use one of them")
+            raise ValueError("prompt_lookup_num_tokens, assistant_model: got both, expected one of them")
         if options.num_beams > 1 or options.contrastive:
-            raise ValueError("prompt_lookup_num_tokens and assistant_model work with greedy decoding and sampling only")
+            raise ValueError(
+                "prompt_lookup_num_tokens and assistant_model work with greedy decoding and sampling only; leave out "
+                "num_beams and penalty_alpha"
+            )
         if wanted > 1:
             raise ValueError(
                 f"num_return_sequences: got {wanted}, expected 1 with prompt_lookup_num_tokens or assistant_model"
@@ -305,7 +309,7 @@ def _check_vocabulary(options: Options, vocab_size: int, origin: Callable[[str],
     named += [("bad_words_ids", token) for word in options.bad_words_ids or [] for token in word]
     for name, token in named:
         if token >= vocab_size:
-            raise _outside(origin(name), f"{name} names token {token}, outside the vocabulary of {vocab_size} tokens")
+            raise _outside(origin(name), f"{name}: got token {token}, expected 0 to {vocab_size - 1}")
     if len({token for token in options.suppress_tokens or () if token < vocab_size}) == vocab_size:
         message = f"suppress_tokens: got all {vocab_size:,} tokens of the vocabulary, expected to leave one"
         raise _outside(origin("suppress_tokens"), message)

@@ -1,4 +1,4 @@
-"""Scores that depend on the tokens so far: (B, V) scores and (B, T) ids in, new scores out; nothing is written to.
+"""Logits processors: from (B, V) scores and (B, T) ids to new scores; the arguments are not changed.
 
 Meaning and order are those of transformers' `generate`; a forbidden token gets −inf.
 """
@@ -103,17 +103,17 @@ def min_new_tokens(scores: Scores, generated: int, minimum: int, eos: Sequence[i
 
 
 class ScoreError(ValueError):
-    """Scores that no token can be chosen by."""
+    """No token can be chosen by the scores."""
 
 
 class LogitsProcessors:
     """The processors and, for sampling, the warpers of a call, in the order in which transformers applies them.
 
-    Calling it turns the (B, V) logits after ids (B, T) into the scores that the next token is chosen by. Without an
+    A call converts the (B, V) logits after ids (B, T) to the scores by which the next token is chosen. Without an
     active option it returns the logits unchanged; otherwise the scores are float64.
 
     Raises:
-        ValueError: NaN among the scores of an unfinished row, or nothing but −inf; names the row and the step.
+        ValueError: NaN among the scores of an unfinished row, or nothing but −inf; the message has row and step.
     """
 
     def __init__(self, options: Options, prompt_length: int, padding: NDArray[np.int64] | None = None) -> None:
@@ -142,7 +142,7 @@ class LogitsProcessors:
         return bool(self._processors)
 
     def check(self, scores: Scores, ids: Ids, active: NDArray[np.bool_] | None = None) -> None:
-        """Raise where an unfinished row has scores that no token can be chosen by."""
+        """Raise `ScoreError` if no token can be chosen for an unfinished row."""
         best = scores[np.arange(len(scores)), scores.argmax(axis=1)]  # NaN where the row holds one
         rows = slice(None) if active is None else active
         if np.isfinite(best[rows]).all():
@@ -154,7 +154,7 @@ class LogitsProcessors:
             if best[row] == -np.inf:
                 raise ScoreError(f"row {row}, step {step}: every token has score -inf: relax what forbids tokens")
             if best[row] == np.inf and self._sampling:
-                raise ScoreError(f"row {row}, step {step}: a score is infinite, which no sampling can follow")
+                raise ScoreError(f"row {row}, step {step}: a score is infinite: sampling needs finite scores")
 
 
 class StepScores:

@@ -168,10 +168,10 @@ class Uniforms:
 
 
 def row_streams(seed: int, prompts: Iterable[NDArray[np.int64]]) -> list[Uniforms]:
-    """Return one stream per prompt, keyed by the seed, the prompt's tokens, and how often the prompt came before.
+    """Return one stream per prompt, keyed by the seed, the prompt's tokens, and the number of equal prompts before it.
 
-    So a text does not depend on the rest of its batch: batch = single. And n copies of a prompt give n different texts,
-    the same as with `num_return_sequences=n`.
+    So a text does not depend on the rest of its batch. And n copies of a prompt give n different texts, the same as
+    with `num_return_sequences=n`.
     """
     seen: dict[bytes, int] = {}
     streams = []

@@ -1,9 +1,9 @@
 """Speculative decoding: guess several tokens cheaply, check them with one call of the model.
 
 Greedy decoding keeps a guess if it is what the model would have said. Sampling from p keeps a guess x drawn from q with
-probability min(1, p(x) / q(x)), and otherwise draws from max(p − q, 0) / Σ max(p − q, 0): the text is distributed as
-without guesses (Leviathan, Kalman & Matias 2023, algorithm 1). A guess from the prompt has q(x) = 1, and the rule
-becomes: draw from p, and keep the guess if it is what was drawn. So prompt lookup changes no token of a sampled text.
+probability min(1, p(x) / q(x)), and otherwise draws from max(p − q, 0) / Σ max(p − q, 0). The text is distributed as
+without guesses (Leviathan, Kalman & Matias 2023, algorithm 1). A guess from the prompt has q(x) = 1. The rule is then
+to draw from p, and to keep the guess if it was drawn. So prompt lookup changes no token of a sampled text.
 """
 
 from __future__ import annotations
@@ -48,35 +48,35 @@ def speculative_step(p: Probabilities, q: Probabilities, guess: int, stream: Uni
 
 
 class AcceptanceRate:
-    """The share of right guesses of one kind: at first `expected`, later the recent rate."""
+    """The share of accepted guesses of one kind: at first `expected`, later the recent rate."""
 
     keep, weight = 0.95, 2
     """The factor by which a round shrinks earlier counts, and the number of guesses that `expected` counts as."""
 
     def __init__(self, expected: float) -> None:
         self._expected = expected
-        self._right = self._tried = 0.0
+        self._accepted = self._tried = 0.0
 
     def decay(self) -> None:
-        """Give past rounds less weight, so that a kind of guess that was never right is tried again."""
-        self._right *= self.keep
+        """Give past rounds less weight, so that a kind of guess that was never accepted is tried again."""
+        self._accepted *= self.keep
         self._tried *= self.keep
 
-    def learn(self, guessed: int, right: int) -> None:
-        """Count the right guesses and the first wrong one; those after it say nothing."""
-        self._right += right
-        self._tried += min(right + 1, guessed)
+    def learn(self, guessed: int, accepted: int) -> None:
+        """Count the accepted guesses and the first rejected one; those after it were not tried."""
+        self._accepted += accepted
+        self._tried += min(accepted + 1, guessed)
 
     def best_draft_length(self, max_length: int, alike: int = 1, places: int = 1) -> int:
         """Return the number of guesses, at most `max_length`, with the most tokens per cost of their pass.
 
-        If a share a is correct, n guesses give 1 + a + … + aⁿ tokens. A pass with 16 tokens costs 2 with one token.
+        If a share a is accepted, n guesses give 1 + a + … + aⁿ tokens. A pass with 16 tokens costs 2 with one token.
         The match occurred `places` times, `alike` of them before the same token. This counts as places − 1 guesses of
-        which alike − 1 were right, scaled down to at most `MAX_OCCURRENCES` guesses.
+        which alike − 1 were accepted, scaled down to at most `MAX_OCCURRENCES` guesses.
         """
         counted = min(1.0, MAX_OCCURRENCES / max(places - 1, 1))
-        right = self._right + self.weight * self._expected + counted * (alike - 1)
-        share = right / (self._tried + self.weight + counted * (places - 1))
+        accepted = self._accepted + self.weight * self._expected + counted * (alike - 1)
+        share = accepted / (self._tried + self.weight + counted * (places - 1))
         n = np.arange(max_length + 1)
         cost = np.where(n > 0, 1 + SECOND_TOKEN_COST + FURTHER_TOKEN_COST * n, 1.0)
         return int((np.cumsum(share**n) / cost).argmax())
@@ -112,11 +112,11 @@ class PromptLookup:
             after = after[said == guesses[i]]
         return guesses, None
 
-    def learn(self, guessed: int, right: int) -> None:
+    def learn(self, guessed: int, accepted: int) -> None:
         """Update the rate of this match length."""
         for rate in self._rates:
             rate.decay()
-        self._kind.learn(guessed, right)
+        self._kind.learn(guessed, accepted)
 
 
 def _longest_matches(row: Ids) -> tuple[Ids, int]:
@@ -135,7 +135,7 @@ def _longest_matches(row: Ids) -> tuple[Ids, int]:
 class Assistant:
     """Guesses of a smaller model with the same vocabulary and options.
 
-    The number of guesses follows transformers' "heuristic" schedule: two more after a round in which all were right,
+    The number of guesses follows transformers' "heuristic" schedule: two more after a round in which all were accepted,
     one less after any other. A round without guesses, at the very end of a text, does not count.
     """
 
@@ -170,25 +170,25 @@ class Assistant:
                 break
         return text[0, ids.shape[1] :], distributions if self._stream is not None else None
 
-    def learn(self, guessed: int, right: int) -> None:
+    def learn(self, guessed: int, accepted: int) -> None:
         """Adapt the number of guesses."""
         if guessed:
-            self._count = self._count + 2 if right == guessed else max(1, self._count - 1)
+            self._count = self._count + 2 if accepted == guessed else max(1, self._count - 1)
 
 
 def speculative_decode(request: Request) -> GenerateDecoderOnlyOutput:
     """Decode one prompt greedily or by sampling, checking guesses from the prompt or from an assistant model.
 
     Raises:
-        ValueError: more than one prompt; an assistant of another vocabulary; scores that no token can be chosen by.
+        ValueError: more than one prompt; an assistant of another vocabulary; no token can be chosen by the scores.
     """
     o = request.options
     if request.ids.shape[0] != 1:
         raise ValueError(
-            f"prompt_lookup_num_tokens and assistant_model take one prompt, but there are {request.ids.shape[0]} rows, "
-            "which would accept different numbers of guesses: call generate for each prompt"
+            f"input_ids: got {request.ids.shape[0]} prompts, expected 1 with prompt_lookup_num_tokens or "
+            "assistant_model; call generate for each"
         )
-    stream = request.streams(np.arange(1))[0] if o.do_sample else None
+    stream = request.random_streams(np.arange(1))[0] if o.do_sample else None
     guesser = _guesser(request, stream)
     processors = LogitsProcessors(o, request.ids.shape[1], request.padding)
     context = DecodingContext(request.model, request.mask, request.max_length, request.progress)
@@ -202,7 +202,7 @@ def speculative_decode(request: Request) -> GenerateDecoderOnlyOutput:
         # After the last guess one token comes from the model itself: guess one less.
         guesses, q = guesser.guess(ids, request.max_length - start - 1)
         logits = context.read(np.concatenate([ids, guesses[None, :]], axis=1), keep=len(guesses) + 1)[0]
-        right = 0
+        accepted = 0
         for i in range(len(guesses) + 1):
             scores = processors(logits[i : i + 1], ids)
             guess = int(guesses[i]) if i < len(guesses) else None
@@ -212,10 +212,10 @@ def speculative_decode(request: Request) -> GenerateDecoderOnlyOutput:
             finished = bool(request.stopping(ids, request.padding)[0])
             if finished or token != guess:
                 break
-            right += 1
+            accepted += 1
         request.emit(ids[:, start:])
         context.crop(ids.shape[1] - 1)
-        guesser.learn(len(guesses), right)
+        guesser.learn(len(guesses), accepted)
     return GenerateDecoderOnlyOutput(
         sequences=ids,
         lengths=np.array([ids.shape[1]]),
@@ -232,7 +232,7 @@ def _guesser(request: Request, stream: Uniforms | None) -> PromptLookup | Assist
         return PromptLookup(o.prompt_lookup_num_tokens)
     sizes = o.assistant_model.config.vocab_size, request.model.config.vocab_size
     if sizes[0] != sizes[1]:
-        raise ValueError(f"assistant_model has {sizes[0]} tokens and the model {sizes[1]}: they need one vocabulary")
+        raise ValueError(f"assistant_model: got a vocabulary of {sizes[0]} tokens, expected the model's {sizes[1]}")
     return Assistant(request, stream)
 
 

@@ -27,7 +27,7 @@ class Streamer(Protocol):
         """Receive the prompt, then new ids."""
 
     def end(self) -> None:
-        """End the stream, whether the text is whole or was interrupted."""
+        """End the stream, after a complete or an interrupted text."""
 
 
 def rows_of(value: Any) -> list[NDArray[np.int64]]:
@@ -101,12 +101,11 @@ _CONTINUATIONS = tuple(bytes([byte]) for byte in range(0x80, 0xC0))  # bytes wit
 
 
 class BatchTextStreamer:
-    """Decodes the rows of a batch and hands each piece of text on as soon as its characters are whole.
+    """Decodes the rows of a batch, and passes each piece of text on as soon as its characters are complete.
 
-    tokenizer: a refdiff, transformers or tokenizers one. write(row, text) is called with every piece; the pieces so far
-    are joined in `texts`. That is what decoding all ids gives, but for an incomplete character at the very end, which
-    is left out where decoding gives U+FFFD, and but for `clean_up_tokenization_spaces`, which may take back a space
-    that has been shown: the stream keeps it (decoding BPE does too).
+    tokenizer: one of refdiff, transformers or tokenizers. write(row, text) is called with every piece; `texts` has the
+    text of each row so far. It is what decoding all ids gives, with two exceptions: an incomplete character at the end,
+    for which decoding gives U+FFFD, is left out; and spaces that `clean_up_tokenization_spaces` would delete stay.
 
     Raises:
         ValueError: `put` with another number of rows than before.
@@ -136,7 +135,7 @@ class BatchTextStreamer:
             if self._skip_prompt:
                 return
         if len(rows) != len(self._streams):
-            raise ValueError(f"this stream has {len(self._streams)} rows, but ids of {len(rows)} were put into it")
+            raise ValueError(f"put: got ids of {len(rows)} rows, expected {len(self._streams)} as before")
         for row, ids in enumerate(rows):
             self._give(row, "".join([self._streams[row](int(i)) for i in ids]))
 
@@ -151,14 +150,14 @@ class BatchTextStreamer:
             self._write(row, text)
 
     def end(self) -> None:
-        """Give out the rest, and be ready for another call of `generate`; `texts` stays until then."""
+        """Pass on the rest; `texts` stays until the next call of `generate`."""
         for row, decoder in enumerate(self._streams or []):
             self._give(row, decoder.end())
         self._streams = None
 
 
 class TextStreamer(BatchTextStreamer):
-    """Prints the text of one prompt as it comes, and a newline at its end; `text` is what came so far.
+    """Prints the text of one prompt while it is generated, and a newline at its end; `text` is the text so far.
 
     write: called with every piece of text in place of printing.
 
@@ -184,7 +183,7 @@ class TextStreamer(BatchTextStreamer):
     def put(self, value: Any) -> None:
         """Receive the prompt, then new ids."""
         if len(rows := rows_of(value)) != 1:
-            raise ValueError(f"TextStreamer streams one prompt, but there are {len(rows)} rows: use BatchTextStreamer")
+            raise ValueError(f"TextStreamer: got {len(rows)} rows, expected one prompt; use BatchTextStreamer")
         super().put(value)
 
     def on_text(self, row: int, text: str) -> None:

@@ -47,10 +47,10 @@ class Request:
         """The number of masked ids at the start of each sequence, (B,); None where nothing is masked."""
         return None if self.mask is None else (self.mask != 0).argmax(axis=1)
 
-    def streams(self, rows: NDArray[np.int64]) -> list[sampling.Uniforms]:
-        """Return a stream of random numbers for each of `rows`, which may name a prompt more than once.
+    def random_streams(self, rows: NDArray[np.int64]) -> list[sampling.Uniforms]:
+        """Return a stream of random numbers for each index in `rows`, in which a prompt may occur more than once.
 
-        With one seed per prompt, a prompt has the streams that it has alone, even beside an equal prompt.
+        With one seed per prompt, the streams of a prompt do not depend on the other prompts, not even on an equal one.
         """
         mask = np.ones_like(self.ids) if self.mask is None else self.mask
         prompts = [self.ids[row][mask[row] != 0] for row in rows]
@@ -132,8 +132,8 @@ def read_max_length(options: Options, prompt_length: int, max_position_embedding
             limit = min(limit, max_position_embeddings)
     if prompt_length >= limit:
         raise ValueError(
-            f"the prompt has {prompt_length} tokens, and the length limit is {limit}: raise max_length, or say how "
-            "many tokens to add with max_new_tokens"
+            f"input_ids: got {prompt_length} tokens, expected fewer than the length limit {limit}; raise max_length, "
+            "or pass max_new_tokens"
         )
     if options.min_new_tokens is not None and prompt_length + options.min_new_tokens > limit:
         warn(f"min_new_tokens is {options.min_new_tokens}, but only {limit - prompt_length} fit: the text ends there")
@@ -174,7 +174,7 @@ def read_seed(
         TypeError: a seed or generator of another kind.
     """
     if seed is not None and generator is not None:
-        raise ValueError("seed and generator both say where random numbers come from: give one of them")
+        raise ValueError("seed, generator: got both, expected one of them")
     if generator is not None:
         if not isinstance(generator, np.random.Generator):
             raise TypeError(f"generator: got {type(generator).__name__}, expected a numpy.random.Generator")

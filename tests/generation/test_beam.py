@@ -106,9 +106,9 @@ def test_beam_sampling_follows_the_model() -> None:
 def test_stop_strings_without_a_token_to_fill_up_with() -> None:
     model = FakeModel(0, V=11, scale=2.0, eos_token_id=None, pad_token_id=None)
     options: dict[str, Any] = {"num_beams": 2, "stop_strings": "gj", "tokenizer": letters()}
-    with pytest.raises(ValueError, match="several beam results need a pad_token_id"):
+    with pytest.raises(ValueError, match="pad_token_id: got none, expected one for several beam results"):
         generate(model, [[5, 6], [7, 8]], **options)
-    with pytest.raises(ValueError, match="several beam results need a pad_token_id"):
+    with pytest.raises(ValueError, match="pad_token_id: got none, expected one for several beam results"):
         generate(model, [[5, 6]], num_return_sequences=2, **options)
     text = letters().decode(generate(model, [[5, 6]], **options)[0].tolist())
     assert text.endswith("gj")

@@ -178,10 +178,10 @@ def test_an_assistant_and_a_seed_give_the_same_text_again() -> None:
     "guesser", [{"prompt_lookup_num_tokens": 3}, {"assistant_model": ASSISTANTS["itself"]}], ids=str
 )
 def test_one_prompt_at_a_time(guesser: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"take one prompt, but there are 2 rows.*call generate for each prompt"):
+    with pytest.raises(ValueError, match=r"input_ids: got 2 prompts, expected 1 with .*; call generate for each"):
         generate(TARGET, [[5, 6], [7, 8]], **guesser)
 
 
 def test_another_vocabulary() -> None:
-    with pytest.raises(ValueError, match="assistant_model has 23 tokens and the model 19: they need one vocabulary"):
+    with pytest.raises(ValueError, match="assistant_model: got a vocabulary of 23 tokens, expected the model's 19"):
         generate(TARGET, PROMPT, assistant_model=FakeModel())

@@ -91,7 +91,9 @@ def test_lengths(options: Options, tokens: int, positions: int | None, limit: in
 
 
 def test_a_prompt_that_fills_the_limit() -> None:
-    with pytest.raises(ValueError, match="the prompt has 7 tokens, and the length limit is 7: raise max_length"):
+    with pytest.raises(
+        ValueError, match="input_ids: got 7 tokens, expected fewer than the length limit 7; raise max_length"
+    ):
         read_max_length(Options(max_length=7), 7, 64)
 
 
@@ -136,7 +138,7 @@ def test_the_memory_of_this_machine() -> None:
 @pytest.mark.parametrize(
     ("seed", "generator", "error", "message"),
     [
-        (1, np.random.default_rng(0), ValueError, "give one of them"),
+        (1, np.random.default_rng(0), ValueError, "got both, expected one"),
         (-1, None, ValueError, "seed: got -1, expected an integer from 0"),
         (True, None, TypeError, "an integer"),
         ([1, 2], None, ValueError, r"seed: got shape \(2,\), expected one integer, or \(3,\), one a prompt"),
