@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from refdiff.backends import overlay
+from refdiff.backends import ops_for, overlay
 from refdiff.oracle import Case, Deviation, Recipe, Spec, cases, deviations
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.deviations import EVERY, deviated
@@ -19,7 +19,8 @@ from refdiff.oracle.rounding.ensemble import evaluate, quantised
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
 from refdiff.oracle.rounding.rounded_layers import rounded_ops
 from refdiff.oracle.strategies import Structure, draw
-from refdiff.oracle.truth.forward import forward
+from refdiff.oracle.truth.attention_operands import attention_operands, scores
+from refdiff.oracle.truth.forward import finished, forward
 
 
 def kernel(case: Case, some: Sequence[Deviation], order: int = 0) -> np.ndarray | None:
@@ -65,3 +66,11 @@ def output_of(case: Case, *names: str, order: int = 0) -> np.ndarray:
     """What a kernel gives with the deviations of these names; a right one's output without any."""
     every = (*deviations(case.spec), *EVERY)
     return kernel(case, [next(d for d in every if name in (d.name, *d.aliases)) for name in names], order)
+
+
+def by_weights(spec: Spec, inputs: Mapping[str, Any], weights: Callable[..., Sequence[np.ndarray]]) -> np.ndarray:
+    """The output where `weights` makes the two maps of their scores, which are −∞ where a query does not see."""
+    exact, ops = as_float64(spec, inputs), ops_for()
+    s = attention_operands(spec, exact, ops)
+    first, second = weights(scores(s, 1), scores(s, 2))
+    return finished(spec, (first - s.lambda_full * second) @ s.v, exact, ops)

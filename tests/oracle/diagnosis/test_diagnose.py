@@ -196,15 +196,6 @@ def test_replay_of_the_eager_file_under_gqa() -> None:
     assert found.candidates[0].deviations[0].row == "F5"
 
 
-@pytest.mark.parametrize(("kind", "name"), [(0, "sequences_seen_together"), (4, "pages_as_they_lie")])
-def test_layouts(kind: int, name: str) -> None:
-    case = cases("layout", 5, spec=HF, dtype="bfloat16")[kind]
-    d = next(d for d in deviations(HF, "packed" if kind == 0 else "paged") if d.name == name)
-    out = kernel(case, [d])
-    found = diagnose(out, HF, case.inputs, recipe="bfloat16", max_deviations=1)
-    assert name in [c.name for c in found.candidates if c.fits]
-
-
 def test_a_kernel_in_place_of_its_outputs() -> None:
     both = [case.inputs for case in pair_of_cases("hf_diffllama", "float32")]
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.backends import ops_for
 from refdiff.layers import lambda_init
 from refdiff.oracle import Spec, budget, diagnose, truth
 from refdiff.oracle.cases.fixed import small_spec
@@ -19,11 +18,9 @@ from refdiff.oracle.diagnosis.parameter_fit import LISTED, held, short_list
 from refdiff.oracle.diagnosis.ranking import Fit
 from refdiff.oracle.diagnosis.variants import Target
 from refdiff.oracle.inputs import VECTORS
-from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.strategies import Structure, draw
-from refdiff.oracle.truth.attention_operands import attention_operands
-from refdiff.oracle.truth.forward import finished
+from tests.oracle.diagnosis.outputs import by_weights
 
 SPEC = small_spec("hf_diffllama")
 Kernel = Callable[[dict[str, Any]], Any]
@@ -49,18 +46,12 @@ LIMIT = 2.5
 def limited(limit: str) -> Kernel:
     """A kernel whose scores have a limit, from the maps' definition."""
 
-    def kernel(inputs: dict[str, Any]) -> Any:
-        exact = as_float64(SPEC, inputs)
-        s = attention_operands(SPEC, exact, ops_for())
-        maps = []
-        for q, k in ((s.q1, s.k1), (s.q2, s.k2)):
-            z = q @ k.swapaxes(-1, -2) / SPEC.head_dim**0.5
-            z = LIMIT * np.tanh(z / LIMIT) if limit == "smooth" else np.clip(z, -LIMIT, LIMIT)
-            e = np.where(s.see, np.exp(z), 0.0)
-            maps.append(e / e.sum(axis=-1, keepdims=True))
-        return finished(SPEC, (maps[0] - s.lambda_full * maps[1]) @ s.v, exact, ops_for())
+    def weights(*scores: Any) -> list[Any]:
+        limits = (LIMIT * np.tanh(z / LIMIT) if limit == "smooth" else np.clip(z, -LIMIT, LIMIT) for z in scores)
+        e = [np.where(np.isneginf(z), 0.0, np.exp(x)) for x, z in zip(limits, scores, strict=True)]
+        return [x / x.sum(axis=-1, keepdims=True) for x in e]
 
-    return kernel
+    return lambda inputs: by_weights(SPEC, inputs, weights)
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,13 @@ import pytest
 
 from refdiff.oracle import Case, Spec, cases, diagnose
 from refdiff.oracle.cases.fixed import small_spec
-from refdiff.oracle.deviations.tiles import UNUSUAL
 from refdiff.oracle.inputs import VECTORS
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.strategies import Structure, draw
-from tests.oracle.diagnosis.outputs import kernel, named, output_of, rounded
-
-UNUSUAL_BY_NAME = {d.name: d for d in UNUSUAL}
+from tests.oracle.diagnosis.outputs import by_weights, output_of, rounded
+from tests.oracle.tiled_kernels import tiled
 
 
 def _with_lambda(case: Case, value: float) -> np.ndarray:
@@ -93,52 +91,16 @@ def test_what_inputs_do_not_show_explains_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "profile", "place"),
-    [
-        ("attention_over_heads", "discriminating", 1),
-        ("mask_inverted", "discriminating", 1),
-        ("queries_and_keys_normed", "discriminating", 1),
-        ("softmax_of_the_difference", "discriminating", 1),
-        ("subtracted_before_the_softmax", "discriminating", 1),
-        ("lambda_on_both", "discriminating", 1),
-        ("bfloat16_bits_read_as_integers", "discriminating", 1),
-        ("only_half_of_the_width_turns", "discriminating", 1),
-        ("last_page_lost", "serving", 0),
-        ("neighboring_keys_on_halved_queries", "discriminating", 1),
-        ("accumulator_not_rescaled_by_tiles_of_16", "tiles", 0),
-        ("denominator_not_rescaled_by_tiles_of_32", "tiles", 0),
-        ("sums_not_rescaled_by_tiles_of_64", "tiles", 1),
-    ],
+    ("mistake", "name"),
+    [("output_not_rescaled", "accumulator"), ("sum_not_rescaled", "denominator"), ("neither_rescaled", "sums")],
 )
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
-def test_mistakes_of_published_kernels_have_their_names(name: str, profile: str, place: int, dtype: str) -> None:
-    case = cases(profile, 7, spec=small_spec("hf_diffllama"), dtype=dtype)[place]
-    wrong = kernel(case, [UNUSUAL_BY_NAME.get(name) or named("hf_diffllama", name)])
-    found = diagnose(wrong, case.spec, case.inputs, recipe=dtype, max_deviations=1)
-    assert found.name == name, str(found)
-
-
-@pytest.mark.parametrize(("accumulator", "denominator"), [(False, True), (True, False), (True, True)])
 @pytest.mark.parametrize("tile", [8, pytest.param(16, marks=pytest.mark.slow)])
-def test_an_online_softmax_that_forgets_to_rescale_is_named(tile: int, accumulator: bool, denominator: bool) -> None:
+def test_an_online_softmax_that_forgets_to_rescale_is_named(tile: int, mistake: str, name: str) -> None:
     """Written as a kernel is, a tile after another, in float32."""
-    spec = small_spec("hf_diffllama").replace(rope="none", norm="none", out_scale="none")
+    spec = small_spec("hf_diffllama")
     inputs = draw(spec, Structure(1, 40, 40), "natural", 3)
-    scores, values, lambda_ = _of_maps(spec, inputs)
-    maps = []
-    for z in scores:
-        m = np.full((*z.shape[:3], 1), -np.inf, dtype=np.float32)
-        acc, den = np.zeros(values.shape, dtype=np.float32), np.zeros_like(m)
-        for start in range(0, 40, tile):
-            new = np.maximum(m, z[..., start : start + tile].max(axis=-1, keepdims=True))
-            alpha, p = np.exp(m - new), np.exp(z[..., start : start + tile] - new)
-            acc = (acc if accumulator else alpha * acc) + p @ values[:, :, start : start + tile]
-            den = (den if denominator else alpha * den) + p.sum(axis=-1, keepdims=True)
-            m = new
-        maps.append(acc / den)
-    out = (maps[0] - np.float32(lambda_) * maps[1]).astype(np.float32)
+    out = tiled(spec, inputs, tile=tile, mistake=mistake)
     found = diagnose(out, spec, inputs, recipe="float32", max_deviations=1)
-    name = {(True, False): "accumulator", (False, True): "denominator", (True, True): "sums"}[accumulator, denominator]
     assert found.name == f"{name}_not_rescaled_by_tiles_of_{tile}", str(found)
 
 
@@ -183,13 +145,16 @@ def test_one_maximum_for_both_maps_is_named_by_its_nan() -> None:
     q = np.asarray(inputs["q"]).copy()
     q[:, spec.heads + 1] *= 100
     inputs["q"] = q
-    (z1, z2), values, lambda_ = _of_maps(spec, inputs)
-    top = np.maximum(z1.max(axis=-1, keepdims=True), z2.max(axis=-1, keepdims=True))
-    with np.errstate(invalid="ignore"):
-        a1, a2 = (np.exp(z - top) / np.exp(z - top).sum(axis=-1, keepdims=True, dtype=np.float32) for z in (z1, z2))
-    assert np.isnan(a1).any()
-    heads, start = (a1 - lambda_ * a2) @ values, 0.8 - 0.6 * np.exp(-0.3 * spec.layer)
-    out = (1 - start) * heads / np.sqrt(np.mean(heads**2, axis=-1, keepdims=True) + np.float32(1e-5))
+
+    def weights(*scores: np.ndarray) -> list[np.ndarray]:
+        z = [x.astype(np.float32) for x in scores]
+        top = np.maximum(*(x.max(axis=-1, keepdims=True) for x in z))
+        e = [np.exp(x - top) for x in z]
+        with np.errstate(invalid="ignore"):
+            return [x / x.sum(axis=-1, keepdims=True, dtype=np.float32) for x in e]
+
+    out = by_weights(spec, inputs, weights)
+    assert np.isnan(out).any()
     found = diagnose(out.astype(np.float32), spec, inputs, recipe="float32", max_deviations=1)
     assert found.name == "one_maximum_for_both_maps", str(found)
 
@@ -247,14 +212,3 @@ def test_lambda_is_fitted_to_each_input() -> None:
 def _lambda(spec: Spec, inputs: Inputs) -> float:
     q1, k1, q2, k2 = (as_float64(spec, inputs)[name] for name in VECTORS)
     return float(np.exp(q1 @ k1) - np.exp(q2 @ k2) + 0.8 - 0.6 * np.exp(-0.3 * spec.layer))
-
-
-def _of_maps(spec: Spec, inputs: Inputs) -> tuple[tuple[np.ndarray, ...], np.ndarray, float]:
-    """The scores of both maps in float32, −∞ for later keys; the values of each head; λ."""
-    half, K, T = spec.heads, spec.key_heads // 2, inputs["q"].shape[2]
-    n, later = half // K, np.triu(np.ones((T, T), dtype=bool), 1)
-    q, k, v = (np.asarray(inputs[name], dtype=np.float32) for name in "qkv")
-    values = np.repeat(np.concatenate([v[:, :K], v[:, K:]], axis=-1), n, axis=1)
-    pairs = ((q[:, :half], k[:, :K]), (q[:, half:], k[:, K:]))
-    raw = (a @ np.swapaxes(np.repeat(b, n, axis=1), 2, 3) / np.float32(np.sqrt(spec.head_dim)) for a, b in pairs)
-    return tuple(np.where(later, np.float32(-np.inf), z) for z in raw), values, _lambda(spec, inputs)

@@ -5,21 +5,9 @@ from __future__ import annotations
 import json
 
 from refdiff.oracle import Deviation, Ranking
-from refdiff.oracle.diagnosis.ranking import NONE_FITS, UNIQUE, Candidate, Fit
+from refdiff.oracle.diagnosis.ranking import NONE_FITS, Candidate, Fit
 
 ONE = Deviation("halved", "Half of it.", "scale", "B14", "https://example.org/1", aliases=("cut_in_two",))
-TWO = Deviation("turned", "The other way.", "rope kind")
-
-
-def test_a_name_with_its_link() -> None:
-    ranking = Ranking(UNIQUE, (Candidate((ONE, TWO), 0.71, 0.999, True),))
-    assert ranking.name == "halved + turned"
-    assert str(ranking).splitlines() == [
-        "unique: halved + turned",
-        "  halved + turned  (fits, residual 0.71)",
-        "      scale: Half of it. Also called cut_in_two. https://example.org/1",
-        "      rope kind: The other way.",
-    ]
 
 
 def test_json() -> None:

@@ -1,0 +1,80 @@
+"""Deviations that a kernel has, each with its name: of the presets, of choices beyond them, of published kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from refdiff.oracle import cases, diagnose
+from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.deviations.tiles import UNUSUAL
+from refdiff.oracle.spec.presets import YARN
+from tests.oracle.diagnosis.outputs import kernel, named
+
+LAST = {"partial_rotary_factor": 0.25, "rotary_at": "last"}
+QK = {"qk_norm": "rms", "qk_norm_weight": True}
+NORM = {"norm": "layer", "norm_weight": True, "norm_bias": True, "norm_per_head": True}
+PLAIN = {"query_heads": 6, "key_heads": 2, "head_dim": 8, "v_head_dim": 12, "sinks": True, "softcap": 3.0,
+         "rope": "halves"}  # fmt: skip
+MADE: list[tuple[str, dict[str, Any], list[str]]] = [
+    ("hf_diffllama", LAST, ["the_whole_width_turns", "the_other_end_turns", "frequencies_of_the_whole_width",
+                            "frequencies_of_yarn", "the_other_pairs_turn"]),
+    ("hf_diffllama", {**LAST, "rope_parameters": YARN, "scale": 0.4},
+     ["rope_type_left_out", "every_frequency_divided", "scale_of_yarn_in_the_rotation",
+      "scores_scaled_by_the_root_of_d"]),
+    ("hf_diffllama", {"rope_parameters": {"frequencies": [1.0 / (1 + i) for i in range(8)]}}, ["plain_frequencies"]),
+    ("hf_diffllama", QK, ["queries_and_keys_not_normed", "weights_of_the_qk_norm_left_out",
+                          "qk_norm_takes_the_mean_away", "qk_norm_after_rope", "weights_of_the_qk_norm_exchanged"]),
+    ("hf_diffllama", {**QK, "qk_norm": "layer", "qk_norm_at": "after_rope"},
+     ["qk_norm_leaves_the_mean", "qk_norm_before_rope"]),
+    ("hf_diffllama", NORM, ["mean_left_in_the_norm", "bias_of_the_norm_left_out", "norm_of_the_first_head"]),
+    ("hf_diffllama", {"lambda_per_head": True}, ["lambda_of_the_first_head"]),
+    ("ms_v1", {"gate": "sigmoid"}, ["gate_left_out", "gate_of_silu", "gate_not_squashed", "gate_read_by_token"]),
+    ("ms_v1", {"gate": "silu"}, ["gate_of_sigmoid"]),
+    # in which ports of Motif-3 differ within attention, and mistakes near to these
+    ("motif3", {}, ["window_one_less", "window_one_more", "frequencies_of_yarn", "the_other_end_turns",
+                    "the_other_pairs_turn", "all_signals_first", "noise_before_its_signals", "gate_left_out",
+                    "v2_without_the_sigmoid"]),
+    ("motif3", {"window": None, "rope_parameters": YARN, "scale": 2.0 / 4.0},
+     ["rope_type_left_out", "scale_of_yarn_in_the_rotation", "scores_scaled_by_the_root_of_d", "a_sliding_window"]),
+    ("attention", PLAIN, ["sinks_left_out", "sinks_scaled", "sinks_to_base_2", "sinks_of_zero", "sinks_of_key_heads",
+                          "softcap_before_the_scale", "scale_of_the_width_of_values", "key_heads_tiled",
+                          "scores_not_scaled"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("preset", "fields", "name"),
+    [(preset, fields, name) for preset, fields, names in MADE for name in names],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_each_has_its_name(preset: str, fields: dict[str, Any], name: str) -> None:
+    case = cases("discriminating", 5, spec=small_spec(preset).replace(**fields))[0]
+    found = diagnose(kernel(case, [named(preset, name)]), case.spec, case.inputs, recipe="float32", max_deviations=1)
+    assert found.name in (name, *named(preset, name).aliases), str(found)
+    assert preset != "attention" or "λ" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "profile", "place"),
+    [
+        *((name, "discriminating", 1) for name in (
+            "attention_over_heads", "mask_inverted", "queries_and_keys_normed", "softmax_of_the_difference",
+            "subtracted_before_the_softmax", "lambda_on_both", "bfloat16_bits_read_as_integers",
+            "only_half_of_the_width_turns", "neighboring_keys_on_halved_queries",
+        )),
+        ("sequences_seen_together", "layout", 0),
+        ("pages_as_they_lie", "serving", 0),
+        ("last_page_lost", "serving", 0),
+        ("accumulator_not_rescaled_by_tiles_of_16", "tiles", 0),
+        ("denominator_not_rescaled_by_tiles_of_32", "tiles", 0),
+        ("sums_not_rescaled_by_tiles_of_64", "tiles", 1),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+def test_mistakes_of_published_kernels_have_their_names(name: str, profile: str, place: int, dtype: str) -> None:
+    case = cases(profile, 7, spec=small_spec("hf_diffllama"), dtype=dtype)[place]
+    wrong = kernel(case, [next((d for d in UNUSUAL if d.name == name), None) or named("hf_diffllama", name)])
+    found = diagnose(wrong, case.spec, case.inputs, recipe=dtype, max_deviations=1)
+    assert found.name == name, str(found)
