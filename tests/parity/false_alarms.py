@@ -21,7 +21,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from refdiff.oracle import Recipe, Spec, Verdict, budget
+from refdiff.oracle import Budget, Recipe, Spec, Verdict, budget
 from refdiff.oracle.cases.fixed import OF_DIFFERENCES, small_spec
 from refdiff.oracle.cases.values import VALUES
 from refdiff.oracle.rounding import round_to
@@ -69,14 +69,20 @@ def problems(first: int, only: str = "") -> Iterator[tuple[int, Spec, str, str, 
 Problem = tuple[int, Spec, str, str, str, bool]
 
 
-def judged(problem: Problem) -> list[tuple[str, Verdict]]:
-    """What was judged of one problem, and the verdict, by kernel."""
-    seed, spec, profile, dtype, preset, eager = problem
-    structure = STRUCTURES[preset][seed % 4]
+def drawn(
+    spec: Spec, structure: Structure, profile: str, seed: int, dtype: str, eager: bool
+) -> tuple[Budget, np.ndarray]:
+    """What a kernel may be off by on a problem, by the recipe that it has, and the gradient of the output."""
     shape = (structure.batch, spec.heads, structure.queries, spec.out_dim)
     dout = round_to(np.random.default_rng([seed, 977]).normal(size=shape), dtype)
     recipe = Recipe.eager(dtype) if eager else Recipe(dtype)
-    allowed = budget(spec, draw(spec, structure, profile, seed, dtype), recipe, dout=dout)
+    return budget(spec, draw(spec, structure, profile, seed, dtype), recipe, dout=dout), dout
+
+
+def judged(problem: Problem) -> list[tuple[str, Verdict]]:
+    """What was judged of one problem, and the verdict, by kernel."""
+    seed, spec, profile, dtype, preset, eager = problem
+    allowed, dout = drawn(spec, STRUCTURES[preset][seed % 4], profile, seed, dtype, eager)
     return [
         (f"{name}, {dtype}, {profile}, seed {seed}, {spec}", allowed.judge(found))
         for name, (of_preset, of_eager, function) in EVERY_KERNEL.items()
