@@ -120,19 +120,6 @@ def test_rows_that_see_nothing_may_be_nan() -> None:
     assert found.judge(truth(zeros, x).out).status == "fail"
 
 
-@pytest.mark.parametrize("preset", ["hf_diffllama", pytest.param("ms_v1", marks=pytest.mark.slow)])
-def test_a_wrong_derivative_of_lambda_shows_in_bfloat16(preset: str) -> None:
-    """Its sign and its exponential: it moves the sum by some ten times what correct kernels are off by."""
-    shown = []
-    for seed in range(6):
-        spec, found, dout = _case(preset, "bfloat16", seed, T=33, S=33)
-        right = evaluate(spec, found.inputs, Recipe("bfloat16"), HELD_OUT[seed % 5], dout)
-        assert found.judge({"dlambda_full": right["dlambda_full"]}).status != "fail"
-        wrong = found.judge({"dlambda_full": -right["dlambda_full"]}).status
-        shown.append(wrong == "fail")
-    assert sum(shown) >= 5, shown
-
-
 def test_printed_in_short() -> None:
     spec, found, _ = _case("hf_diffllama", "bfloat16")
     assert repr(found) == str(found)

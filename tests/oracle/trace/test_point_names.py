@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from refdiff.oracle import trace
-from refdiff.oracle.trace.point_names import canonical_names, near_point
+from refdiff.oracle.trace.point_names import canonical_names
 from tests.model.models import ids, small_model
 from tests.oracle.trace.test_trace import SPEC, spec_inputs
 
@@ -65,16 +65,3 @@ def test_own_and_no_names() -> None:
         "blocks.1.attn.proj": "blocks.1.attn.proj",
         A + "diff": A + "diff",
     }
-
-
-@pytest.mark.parametrize(
-    ("name", "near"),
-    [
-        (A + "atn1", A + "attn1"),
-        ("lm_haed", "lm_head"),
-        ("zzz", ""),
-    ],
-)
-def test_what_is_likely_to_be_meant(name: str, near: str) -> None:
-    assert near_point(name, POINTS) == (f", did you mean {near!r}?" if near else "")
-    assert near_point("atn1", ["attn1", "attn2"]) == ", did you mean 'attn1'?"
