@@ -13,7 +13,7 @@ import numpy as np
 from refdiff.backends import ops_for
 from refdiff.oracle.array_summary import array_summary
 from refdiff.oracle.budget.common_factor import common_factor
-from refdiff.oracle.budget.gradient_terms import TermRecorder, term_norms
+from refdiff.oracle.budget.gradient_terms import TermRecorder, sigmoid_error, term_norms
 from refdiff.oracle.budget.hard_bound import bounds, lambda_error
 from refdiff.oracle.budget.row_sample import RowSample, is_large, only_queries, sampled_queries, scaled
 from refdiff.oracle.budget.row_sizes import RowSizeRecorder
@@ -173,7 +173,8 @@ def budget(
 
     Equation:
         E_r = max over members of rms(member − truth) in row r, at least 0.29 u rms(truth); in a gradient more by the
-        standard deviation over members. For a sum of terms 3 u ‖terms‖₂ + 2 ulp, or 3 times a member's largest error
+        standard deviation over members. For a sum of terms 3 u ‖terms‖₂ + 2 ulp, or 3 times a member's largest error;
+        for the gradient of λ's logits more by `sigmoid_error`
 
     Args:
         spec: as in `truth`.
@@ -210,6 +211,10 @@ def budget(
         else:
             _, count = heard.of_sums.get(name[1:], (None, 0))
             sums[name] = (y, _of_sums(y, found, norms.get(name[1:], np.asarray(0.0)), count, recipe))
+    if "dlambda_logits" in sums:
+        y, allowed = sums["dlambda_logits"]
+        off = sigmoid_error(exact["lambda_logits"], right.grads["lambda_full"], recipe)
+        sums["dlambda_logits"] = (y, allowed + off)
     return Budget(spec, exact, recipe, members, tensors, sums)
 
 

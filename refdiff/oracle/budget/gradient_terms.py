@@ -13,6 +13,8 @@ from refdiff import layers
 from refdiff.backends import Ops, ops_for, overlay
 from refdiff.oracle.inputs import QK_WEIGHTS, VECTORS
 from refdiff.oracle.inputs.sequences import Inputs, sequences
+from refdiff.oracle.rounding import FORMATS
+from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import AttentionOperands, lambda_init
 from refdiff.oracle.truth.backward import sink_terms, sum_over_heads
@@ -116,6 +118,27 @@ def _of_lambda(spec: Spec, core: Inputs, by_token: Numpy, ndim: int) -> dict[str
                 found.setdefault(name, np.empty(core[name].shape))
                 np.atleast_2d(found[name])[n] = np.abs(x) * np.ravel(of_lambda)[n]
     if spec.lambda_form == "sigmoid":
-        sigma = 1 / (1 + np.exp(-core["lambda_logits"]))
+        sigma = _sigmoid(core["lambda_logits"])
         found["lambda_logits"] = np.moveaxis(by_token, 1, 2) * sigma * (1 - sigma)
     return found
+
+
+def _sigmoid(logits: Numpy) -> Numpy:
+    with np.errstate(over="ignore"):
+        return np.asarray(1 / (1 + np.exp(-logits)))
+
+
+def sigmoid_error(logits: Numpy, dlambda: Numpy, recipe: Recipe) -> Numpy:
+    """Bound the error of the gradient of λ's logits that comes from the λ which the forward pass stored.
+
+    Equation:
+        ∂L/∂z = g λ (1 − λ); if λ is off by δ, that is off by g (1 − 2λ) δ. |δ| is at most λ times the unit roundoff of
+        the type that stores it, and 2⁻²³ for the sum 1 + exp(−z) and the quotient in float32. Near λ = 1 this exceeds
+        any rounding of the gradient itself: torch and JAX compute 1 − λ from the stored λ.
+
+    Shapes:
+        logits (B, T, h), dlambda (B, h, T) -> (B, T, h)
+    """
+    sigma = _sigmoid(logits)
+    unit = FORMATS[recipe.lam or recipe.storage].u + 2 * FORMATS["float32"].u
+    return np.asarray(np.abs(np.moveaxis(dlambda, 1, 2) * (1 - 2 * sigma)) * sigma * unit)

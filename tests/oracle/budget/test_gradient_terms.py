@@ -1,11 +1,13 @@
-"""A gradient that is a sum of many terms: any order of the sum passes, and a sum without one of them fails."""
+"""A gradient that is a sum of terms: what rounds it as kernels do passes, and a sum with a mistake fails."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from refdiff.backends import ops_for
 from refdiff.oracle.budget.budget import budget
+from refdiff.oracle.rounding import round_to
 from refdiff.oracle.truth.forward import out_factor
 from tests.oracle.example_inputs import draw, small
 
@@ -24,3 +26,20 @@ def test_any_order_of_the_sum_of_a_norms_bias() -> None:
     np.testing.assert_allclose(expected, np.sum(terms, axis=0, dtype=np.float64), rtol=1e-6, atol=1e-5)
     assert allowed.judge({"dnorm_bias": total}).status == "pass"
     assert allowed.judge({"dnorm_bias": total - terms[7]}).status == "fail"
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16", "bfloat16"])
+def test_a_gradient_through_the_sigmoid_of_lambda(storage: str) -> None:
+    """g λ (1 − λ), with λ as it is stored: 1 − λ has all of its error, as in torch's and JAX's derivative."""
+    spec = small("diff_v2", rope="none")
+    x = draw(spec, B=2, T=16)
+    x["lambda_logits"] += np.float32(4)
+    dout = np.random.default_rng(5).normal(size=(2, spec.heads, 16, spec.out_dim))
+    allowed = budget(spec, x, storage, dout=dout)
+    of_lambda = np.moveaxis(allowed.expected["dlambda_full"], 1, 2)
+    lambda_ = 1 / (1 + np.exp(-x["lambda_logits"].astype(np.float64)))
+    stored = round_to(lambda_, storage)
+    mine = round_to(of_lambda * stored * (1 - stored), storage)
+    assert allowed.judge({"dlambda_logits": mine}).status == "pass"
+    for wrong in (-mine, round_to(of_lambda * stored, storage), mine * (1.001 if storage == "float32" else 2)):
+        assert allowed.judge({"dlambda_logits": wrong}).status == "fail"
