@@ -119,6 +119,7 @@ class Arithmetic:
         self.recipe, self.order, self.query_factor = recipe, order, query_factor
         self._random = np.random.default_rng(order.noise)
         self._of_forward = np.random.default_rng([order.noise, 1])
+        self._of_gate = np.random.default_rng([order.noise, 2])
 
     @property
     def dtype(self) -> Any:
@@ -169,6 +170,10 @@ class Arithmetic:
     def perturb_forward(self, x: Numpy, error: Numpy) -> Numpy:
         """The same for what a backward pass has from the forward pass: the errors of all else are drawn as without."""
         return x + self._sign(x, self._of_forward) * error if self.order.noise else x
+
+    def perturb_gate(self, x: Numpy, error: Numpy) -> Numpy:
+        """The same for the sigmoid of a gate."""
+        return x + self._sign(x, self._of_gate) * error if self.order.noise else x
 
     def single_step(self, x: Numpy) -> Numpy:
         """What one operation in float32 is off by, where errors are drawn at random; else nothing is done."""

@@ -210,6 +210,23 @@ def _qk_norm_vjp(how: Arithmetic, g: Numpy, x: Numpy, weight: Numpy | None, eps:
     return _center(how, dx) if kind == "layer" else dx, dweight
 
 
+def _activation_vjp(how: Arithmetic, g: Numpy, x: Numpy, name: str) -> tuple[Numpy]:
+    """The derivative from the σ(x) that the forward pass has, as torch and JAX compute it: 1 − σ(x) has all its error.
+
+    1 + exp(−x) and the quotient are rounded in float32; op by op, σ(x) is stored.
+    """
+    if name != "sigmoid":
+        (found,) = layers.activation_vjp(g, x, name)
+        return (found,)
+    sigma = np.asarray(layers.activation(how.array(x), name))
+    if how.order.noise:
+        unit = FORMATS[how.recipe.storage if how.order.stored else "float32"].u
+        sigma = how.perturb_gate(sigma, USUAL * math.hypot(unit, FORMATS["float32"].u) * sigma)
+    else:
+        sigma = how.round_if_eager(sigma, "storage")
+    return (_double(how.array(g) * sigma * (1 - sigma)),)
+
+
 def _sum_over_tokens(how: Arithmetic, terms: Numpy, name: str, per_head: bool) -> Numpy:
     terms = how.round_if_eager(how.array(terms), "o")
     return _double(np.sum(terms, axis=(0, 2) if per_head else (0, 1, 2), dtype=how.dtype))
@@ -225,6 +242,7 @@ _ROUNDED: dict[str, Callable[..., Any]] = {
     "rope_vjp": _rope_vjp,
     "diff_lambda": _lambda,
     "diff_lambda_v2": _lambda_of_tokens,
+    "activation_vjp": _activation_vjp,
     "rms_norm": _norm,
     "rms_norm_vjp": _norm_vjp,
     # those of `refdiff.oracle.truth.own_layers`

@@ -8,6 +8,7 @@ import pytest
 from refdiff.backends import ops_for
 from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.rounding import round_to
+from refdiff.oracle.truth import truth
 from refdiff.oracle.truth.forward import out_factor
 from tests.oracle.example_inputs import draw, small
 
@@ -43,3 +44,19 @@ def test_a_gradient_through_the_sigmoid_of_lambda(storage: str) -> None:
     assert allowed.judge({"dlambda_logits": mine}).status == "pass"
     for wrong in (-mine, round_to(of_lambda * stored, storage), mine * (1.001 if storage == "float32" else 2)):
         assert allowed.judge({"dlambda_logits": wrong}).status == "fail"
+
+
+@pytest.mark.parametrize("storage", ["float32", "float16", "bfloat16"])
+def test_a_gradient_through_an_open_gate(storage: str) -> None:
+    """The same of a gate σ(g), where g is 4 and 1 − σ(g) a fiftieth."""
+    spec = small("attention", gate="sigmoid")
+    x = {name: round_to(a, storage) for name, a in draw(spec, B=2, T=16).items()}
+    x["gate_logits"] = round_to(x["gate_logits"] + 4, storage)
+    dout = round_to(np.random.default_rng(5).normal(size=x["gate_logits"].shape), storage)
+    allowed = budget(spec, x, storage, dout=dout)
+    out = truth(spec.replace(gate="none"), {name: x[name] for name in "qkv"}).out
+    sigma = round_to(1 / (1 + np.exp(-x["gate_logits"].astype(np.float64))), storage)
+    mine = round_to(dout * out * sigma * (1 - sigma), storage)
+    assert allowed.judge({"dgate_logits": mine}).status == "pass"
+    for wrong in (-mine, round_to(dout * out * sigma, storage), mine * (1.001 if storage == "float32" else 1.1)):
+        assert allowed.judge({"dgate_logits": wrong}).status == "fail"

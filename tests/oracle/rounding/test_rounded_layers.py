@@ -29,6 +29,8 @@ CALLS: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
     ("rope_vjp", (G, X, COS, SIN), {"interleaved": True}),
     ("diff_lambda", (*VECTORS, 0.4), {}),
     ("diff_lambda_v2", (X[0], round_to(RNG.normal(size=(7, 8)), "bfloat16")), {}),
+    ("activation_vjp", (G, X, "sigmoid"), {}),
+    ("activation_vjp", (G, X, "silu"), {}),
     ("rms_norm", (X, WEIGHT, 1e-5), {}),
     ("rms_norm", (X, None, 1e-5), {}),
     ("rms_norm_vjp", (G, X, WEIGHT, 1e-5), {}),
