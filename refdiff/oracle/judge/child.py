@@ -37,6 +37,13 @@ ARRAYS = {"numpy": "ndarray", "torch": "Tensor", "cupy": "ndarray", "mlx.core": 
 """The array class of each library; a subclass could compute its numbers after it was returned."""
 
 
+class Fields(SimpleNamespace):
+    """The fields of a spec, as attributes. It has a hash, as a `Spec` has: a static argument of `jax.jit` needs one."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(json.dumps(vars(self), sort_keys=True))
+
+
 class UnusableError(Exception):
     """What the kernel returned is no output."""
 
@@ -213,7 +220,7 @@ def serve(kernel: Callable[..., Any], requests: IO[bytes], answers: Answers, are
             seen[json.dumps(request["arrays"])] = dict(arrays)
             dout = arrays.pop("dout", None)
             try:
-                found = kernel(SimpleNamespace(**request["spec"]), arrays, dout)
+                found = kernel(Fields(**request["spec"]), arrays, dout)
                 if found is not NotImplemented:
                     kept[n] = outputs(found)
             except BaseException as error:

@@ -87,9 +87,11 @@ def test_requests_and_answers() -> None:
     x, dout = (np.full((2, 2), value, np.float32) for value in (3, 5))
     arena[:16], arena[64:80] = x.tobytes(), dout.tobytes()
     seen: list[Any] = []
+    specs: set[Any] = set()
 
     def kernel(spec: Any, inputs: dict[str, Any], dout: Any) -> Any:
         seen.append(inputs["q"])
+        specs.add(spec)  # JAX looks a static argument up by its hash
         if spec.layer == 1:
             return NotImplemented
         if spec.layer == 2:
@@ -120,3 +122,6 @@ def test_requests_and_answers() -> None:
         answers.append(answer["status"])
     assert answers == ["done", "declined", "raised", "arrays", "arrays", "raised"]
     assert seen[0] is seen[1] is seen[2]
+    assert len(specs) == 3
+    assert child.Fields(layer=2, rope_parameters={"factor": 4}) == child.Fields(rope_parameters={"factor": 4}, layer=2)
+    assert child.Fields(layer=0) in specs
