@@ -186,12 +186,22 @@ def _reason(s: Statistic, actual: Numpy, budget: RowBudget, wrong: Numpy) -> str
     if s.name == "element":
         y, a = float(budget.expected[s.at]), float(actual[s.at])
         allowed = s.limit * float(element_allowance(budget, budget.rows[row], np.abs(budget.expected[row]))[s.at[-1]])
-        return f"{text}; at {place(budget.axes, s.at)} it is {a:.6g}, the truth {y:.6g} ± {allowed:.2g}"
+        mine, right = _told_apart(a, y)
+        return f"{text}; at {place(budget.axes, s.at)} it is {mine}, the truth {right} ± {allowed:.2g}"
     unit = budget.bounds if s.name == "bound" else budget.rows
     return (
         f"{text}; row {place(budget.axes, row)} is off by {error:.3g} rms, allowed {s.limit * float(unit[row]):.3g}, "
         f"of a row of {size:.3g}"
     )
+
+
+def _told_apart(actual: float, expected: float) -> tuple[str, str]:
+    """Both numbers in six digits, or in as many more as show that they differ."""
+    for digits in range(6, 17):
+        mine, right = f"{actual:.{digits}g}", f"{expected:.{digits}g}"
+        if mine != right:
+            break
+    return mine, right
 
 
 def judge_sums(name: str, actual: Numpy, expected: Numpy, allowed: Numpy) -> TensorVerdict:
@@ -217,7 +227,8 @@ def judge_sums(name: str, actual: Numpy, expected: Numpy, allowed: Numpy) -> Ten
         at = s.at or ()
         bound = float(np.broadcast_to(allowed, expected.shape)[at])
         index = f"element {', '.join(map(str, at))}" if at else "it"
-        reasons.append(f"{index} is {float(actual[at]):.6g}, expected {float(expected[at]):.6g} ± {bound:.2g}")
+        mine, right = _told_apart(float(actual[at]), float(expected[at]))
+        reasons.append(f"{index} is {mine}, expected {right} ± {bound:.2g}")
     status = FAIL if reasons else INCONCLUSIVE if notes else PASS
     return TensorVerdict(name, status, (s,), tuple(reasons), tuple(notes))
 
@@ -242,7 +253,8 @@ def judge_lse(
         notes = () if known.all() else (_overflowing(known),)
         return TensorVerdict(name, INCONCLUSIVE if notes else PASS, (s,), (), notes)
     at = s.at or ()
-    reason = f"is {float(actual[at]):.7g} at {place('b h t', at)}, the truth {float(expected[at]):.7g}"
+    mine, right = _told_apart(float(actual[at]), float(expected[at]))
+    reason = f"is {mine} at {place('b h t', at)}, the truth {right}"
     hints = []
     for text, other in (others() if others else {}).items():
         near = allowed * np.maximum(1.0, np.where(np.isfinite(other), np.abs(other), 0.0))
