@@ -103,7 +103,8 @@ def _by_a_factor(targets: Mapping[str, Sequence[Target]]) -> Iterator[Answer]:
             if abs(f - factor) < THRESHOLDS.same_factor * abs(factor) and _times(targets[n], factor)
         ]
         left = {n: f for n, f in left.items() if n not in alike}
-        times = f"{factor:.4g} times what"
+        short = f"{factor:.4g}"
+        times = f"{f'{factor:.7g}' if short == '1' else short} times what"
         yield Answer(_are(alike, f"{times} it should be", f"{times} they should be"), tuple(alike))
 
 
@@ -147,13 +148,13 @@ def gradient_target(known: Budget, name: str, actual: Any) -> Target:
 
 
 def _factor(targets: Sequence[Target]) -> float | None:
-    """The number with which the right gradients are near, if there is one."""
+    """The number with which the right gradients are near, if there is one and they are not near without it."""
     finite = all(np.isfinite(t.actual).all() and np.isfinite(t.expected).all() for t in targets)
     square = sum(float(np.sum(t.expected**2)) for t in targets) if finite else 0.0
     if square == 0:
         return None
     factor = sum(float(np.sum(t.actual * t.expected)) for t in targets) / square
-    return factor if _times(targets, factor) else None
+    return factor if _times(targets, factor) and not _times(targets, 1.0) else None
 
 
 def _times(targets: Sequence[Target], factor: float) -> bool:

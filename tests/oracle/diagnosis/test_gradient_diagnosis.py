@@ -138,6 +138,18 @@ def test_those_of_one_factor_are_told_together(dtype: str) -> None:
     assert [float(m[2]) for m in told if m] == pytest.approx([7, -0.3, 12.5], rel=0.02)
 
 
+def test_a_factor_of_one_is_not_told() -> None:
+    """One number that is wrong leaves the others as they are; a factor next to 1 has the digits that show it."""
+    case = cases("discriminating", 3, spec=SPEC, dtype="float32")[1]
+    right = gradients(case)
+    one_off = right["dlambda_q1"].copy()
+    one_off[0] += 3e-6 * np.max(np.abs(one_off))
+    found = asked(case, {"dlambda_q1": one_off})
+    assert len(found.notes) == 1
+    assert found.notes[0].startswith("the output is right, dlambda_q1 is not")
+    assert asked(case, {"dq": 1.00004 * right["dq"]}).notes[1:] == ("dq is 1.00004 times what it should be",)
+
+
 @pytest.mark.parametrize(
     ("zero", "said"),
     [
