@@ -70,6 +70,15 @@ def _pages_as_they_lie(spec: Spec, inputs: Inputs) -> Inputs | None:
     return {**inputs, "block_table": np.arange(table.size).reshape(table.shape) % max(1, pages)}
 
 
+def _positions_of_the_longest(spec: Spec, inputs: Inputs) -> Inputs | None:
+    """Let the queries of every sequence stand where those of the longest do, as a batch with one position has it."""
+    if "lengths" not in inputs or "q_positions" in inputs or spec.rope == "none":
+        return None
+    longest = int(np.max(inputs["lengths"], initial=0))
+    counts = np.diff(inputs["cu_seqlens_q"]) if "cu_seqlens_q" in inputs else [inputs["q"].shape[2]]
+    return {**inputs, "q_positions": np.concatenate([np.arange(longest - n, longest) for n in counts])[None]}
+
+
 def _lengths_of_pages(rounded: Callable[[Any, int], Any]) -> Callable[[Spec, Inputs], Inputs | None]:
     """The lengths of sequences rounded to whole pages of p keys."""
 
@@ -144,6 +153,8 @@ INPUT_DEVIATIONS: tuple[Deviation, ...] = (
               arrays=_keys_start_with_the_queries),
     Deviation("pages_as_they_lie", "Pages read in the order of memory, not of the table.", "paged",
               arrays=_pages_as_they_lie),
+    Deviation("positions_of_the_longest_sequence", "Queries of every sequence rotated as the last of the longest one.",
+              "paged", arrays=_positions_of_the_longest),
     Deviation("last_page_lost", "A last page that is not full not read.", "paged",
               arrays=_lengths_of_pages(lambda n, p: n // p * p)),
     Deviation("last_page_whole", "The last page of each sequence read to its end.", "paged",

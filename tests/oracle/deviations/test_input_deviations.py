@@ -46,6 +46,7 @@ FIT: dict[str, dict[str, Any]] = {
         **draw(HF, B=1, T=6, S=6), "cu_seqlens_q": np.array([0, 2, 6]), "cu_seqlens_k": np.array([0, 4, 6]),
     },
     "pages_as_they_lie": draw_values(HF, Structure(pages=((1, 8), (1, 9))), "discriminating", 3),
+    "positions_of_the_longest_sequence": draw_values(HF, Structure(pages=((2, 7), (3, 9))), "discriminating", 3),
     "last_page_lost": draw_values(HF, Structure(pages=((1, 7), (1, 9))), "discriminating", 3),
     "last_page_whole": draw_values(HF, Structure(pages=((1, 7), (1, 9))), "discriminating", 3),
 }  # fmt: skip
@@ -58,6 +59,18 @@ def test_is_another_output_on_its_input_and_fits_no_plain_one(name: str) -> None
     right, wrong = output(Problem(spec, inputs)), output(problem)
     assert wrong.shape == right.shape
     assert not np.allclose(wrong, right)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_positions_of_the_longest_sequence(packed: bool) -> None:
+    """As if the queries of every sequence were the last of the longest; that one is right."""
+    inputs = draw_values(HF, Structure(pages=((2, 7), (2 + packed, 9))), "discriminating", 3)
+    problem = deviated(HF, inputs, [BY_NAME["positions_of_the_longest_sequence"]])
+    assert problem is not None
+    right, wrong = output(Problem(HF, inputs)), output(problem)
+    first, second = ((0, slice(2)), (0, slice(2, None))) if packed else ((0, slice(None)), (1, slice(None)))
+    assert np.array_equal(wrong[second[0]][:, second[1]], right[second[0]][:, second[1]])
+    assert not np.allclose(wrong[first[0]][:, first[1]], right[first[0]][:, first[1]])
 
 
 @pytest.mark.parametrize("name", BY_NAME)
