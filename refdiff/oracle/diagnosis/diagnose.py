@@ -24,7 +24,7 @@ from refdiff.oracle.inputs.outputs import output, output_alone, outputs_of
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.resolve import resolve_spec
-from refdiff.oracle.verdict.verdict import FAIL
+from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE
 
 
 def diagnose(
@@ -42,8 +42,9 @@ def diagnose(
     the inputs do not show them beside it, is in the notes. Two together, for which one number could stand as well, are
     ambiguous. Where none fits, numbers with which the output passes are listed, or else the deviations that explain
     most of the error, and that number which explains 99 % of it; where one place is wrong and the rest is right, that
-    place, or the first of several, and the keys that seem to be lost there. Where one field of the spec explains most,
-    the rest is looked for with another value of that field: "with norm='none' it is layer_norm".
+    place, or the first of several, and the keys that seem to be lost there. Log-sum-exps, where they are given, tell
+    which map is wrong, or that both are right. Where one field of the spec explains most, the rest is looked for with
+    another value of that field: "with norm='none' it is layer_norm".
 
     Printed, an answer is a name with what it means and a link to where it happened:
 
@@ -102,7 +103,9 @@ def diagnose(
     targets = tuple(Target.of(x, b) for x, b in zip(arrays, known, strict=not all(without)))
     failing = [b.judge({"out": t.actual}).status == FAIL for b, t in zip(known, targets, strict=bool(targets))]
     if any(failing):
-        return name_output(spec, recipe, targets, known, failing, max_deviations)
+        found = name_output(spec, recipe, targets, known, failing, max_deviations)
+        side = _side_of_the_softmax(spec, known, outs) if found.status == NONE_FITS and not found.fits else ()
+        return replace(found, where=(*side, *found.where))
     if beside := _beside(spec, known, outs, douts):
         return beside
     return Ranking(NO_DEVIATION, notes=_hidden(spec, targets))
@@ -119,6 +122,25 @@ def _as_lists(actual: Any, inputs: Any, dout: Any) -> tuple[list[Mapping[str, An
             f"there are {len(outs)} outputs and {len(several)} inputs, but must be as many, and one or more"
         )
     return several, outs, [None] * len(several) if dout is None else list(dout)
+
+
+def _side_of_the_softmax(spec: Spec, known: Sequence[Budget], given: Sequence[Any]) -> tuple[str, ...]:
+    """Which map is wrong, or that both are right, by the log-sum-exps that were given beside a wrong output."""
+    names = spec.lse_names
+    if not all(isinstance(one, Mapping) and set(names) <= one.keys() for one in given):
+        return ()
+    verdicts = [b.judge({name: one[name] for name in names}).tensors for b, one in zip(known, given, strict=True)]
+    if any(found.status == INCONCLUSIVE for tensors in verdicts for found in tensors.values()):
+        return ()
+    wrong = [name for name in names if any(tensors[name].status == FAIL for tensors in verdicts)]
+    if not wrong:
+        are = "are" if len(names) > 1 else "is"
+        behind = "values" if spec.is_plain else "values, λ, the difference and the norm"
+        return (f"{' and '.join(names)} {are} right: look behind the softmax, at {behind}",)
+    if len(wrong) == len(names):
+        return ()
+    right, number = ("lse2", "first") if wrong == ["lse1"] else ("lse1", "second")
+    return (f"{wrong[0]} is wrong and {right} is right: look at the scores and the mask of the {number} map",)
 
 
 def _beside(spec: Spec, known: list[Budget], given: list[Any], douts: list[Any]) -> Ranking | None:

@@ -108,6 +108,27 @@ def test_what_is_wrong_beside_a_right_output_is_said() -> None:
     assert found.notes[0].startswith("the output is right, dv is not")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("lse2", "lse2 is wrong and lse1 is right: look at the scores and the mask of the second map"),
+        ("", "lse1 and lse2 are right: look behind the softmax, at values, λ, the difference and the norm"),
+    ],
+)
+def test_log_sum_exps_tell_on_which_side_of_the_softmax_it_is(wrong: str, said: str) -> None:
+    case = cases("discriminating", 5, spec=HF, dtype="float32")[1]
+    right = truth(HF, case.inputs)
+    out = np.asarray(right.out) * np.random.default_rng(1).normal(size=right.out.shape)
+    given = {"out": out, "lse1": right.lse1, "lse2": right.lse2}
+    given |= {wrong: 1.5 * given[wrong]} if wrong else {}
+    found = diagnose(given, HF, case.inputs, recipe="float32", max_deviations=1)
+    assert found.status == NONE_FITS
+    assert found.where[0] == said
+    assert said not in diagnose({"out": out}, HF, case.inputs, recipe="float32", max_deviations=1).where
+    both = {**given, "lse1": 2 * right.lse1, "lse2": 2 * right.lse2}
+    assert not diagnose(both, HF, case.inputs, recipe="float32", max_deviations=1).where
+
+
 def test_without_an_output_the_rest_is_judged() -> None:
     case = cases("discriminating", 5, spec=HF, dtype="float32")[1]
     right = truth(HF, case.inputs, dout=case.dout)
