@@ -12,10 +12,21 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from threadpoolctl import threadpool_info
 
-@functools.cache  # the file lists every core, and some kernels take milliseconds to write it
+AVX512_CORES = ("SkylakeX", "Cooperlake", "SapphireRapids")
+"""OpenBLAS's names of its kernels for AVX-512; it has none of their own for Zen 4 and 5."""
+
+
+@functools.cache
 def has_avx512() -> bool:
-    """Return whether the processor has AVX-512; False where /proc/cpuinfo cannot be read."""
+    """Return whether BLAS multiplies with AVX-512: what OpenBLAS says, or the flags that Linux lists for the processor.
+
+    OpenBLAS is asked first: the environment variable OPENBLAS_CORETYPE makes it multiply as an older processor would.
+    """
+    for library in threadpool_info():
+        if library["internal_api"] == "openblas":
+            return library["architecture"] in AVX512_CORES
     with contextlib.suppress(OSError):
         return bool(re.search(r"^flags\s*:.*\bavx512f\b", Path("/proc/cpuinfo").read_text(), re.M))
     return False
