@@ -37,6 +37,7 @@ def _cases(profile: str, dtype: str) -> list[Case]:
         ("tables_of_512", "tiles"),
         ("loses_key_256", "tiles"),
         ("decoding_from_300_keys_on", "tiles"),
+        ("full_last_page_short_of_a_key", "serving"),
         ("left_padded_queries", "layout"),
         ("padded_sequence", "layout"),
         ("masked_sequence", "layout"),

@@ -92,6 +92,16 @@ def loses_key_256(spec: Spec, inputs: Inputs) -> Any:
     return right(spec, {**inputs, "mask": (np.arange(S) != 256)[None, None, None]})
 
 
+def full_last_page_short_of_a_key(spec: Spec, inputs: Inputs) -> Any:
+    """Decodes without the last key of a sequence that fills its last page."""
+    if "k_pages" not in inputs or "cu_seqlens_q" in inputs or inputs["q"].shape[2] != 1:
+        return right(spec, inputs)
+    lengths, page = inputs["lengths"], inputs["k_pages"].shape[2]
+    short = {**inputs, "lengths": lengths - (lengths % page == 0) * (lengths > 0)}
+    short["q_positions"] = (lengths - 1)[:, None]
+    return right(spec, short)
+
+
 def square_weights_transposed(spec: Spec, inputs: Inputs) -> Any:
     """Reads `o_proj.weight` as (h e, D), which no shape tells from (D, h e) where both are as wide."""
     weight = inputs.get("o_proj.weight")
