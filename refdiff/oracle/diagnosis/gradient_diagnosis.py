@@ -15,6 +15,7 @@ from refdiff.oracle.deviations.listed import deviations, kind_of
 from refdiff.oracle.diagnosis.ranking import Candidate
 from refdiff.oracle.diagnosis.region_format import listed
 from refdiff.oracle.diagnosis.variants import Target, explained, quick_residual
+from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.outputs import output
 from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES, OF_ANY_ATTENTION, of_query_head
 from refdiff.oracle.rounding import round_to
@@ -26,6 +27,8 @@ Numpy = np.ndarray[Any, Any]
 Gradients = dict[str, Numpy]
 MOST = 3
 """So many deviations that fit are named, of more only how many they are."""
+MOST_PARTS = 16
+"""Of more sequences or heads it is not asked whether a sum is that of one."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +85,50 @@ def diagnose_gradients(
         share = {d: min(shares[d][n] for n in together) for d in fits}
         yield Answer(text, tuple(together), tuple(Candidate((d,), furthest[d], share[d], True) for d in fits))
         left = [name for name in left if name not in together]
+    sums = {
+        name: targets[name] for name in left if name in known[0].sums and any(np.any(t.actual) for t in targets[name])
+    }
+    for answer in _of_a_part(known, douts, sums, by_truth):
+        yield answer
+        left = [name for name in left if name not in answer.names]
     yield from _by_a_factor({name: targets[name] for name in left})
 
 
 def _off(targets: Sequence[Target], found: Sequence[Numpy | None]) -> float:
     return max(quick_residual(t, x) for t, x in zip(targets, found, strict=True))
+
+
+def _of_a_part(
+    known: Sequence[Budget],
+    douts: Sequence[Any],
+    sums: Mapping[str, Sequence[Target]],
+    by_truth: Mapping[str, float],
+) -> Iterator[Answer]:
+    """Say which sums are those of one sequence or head alone, or of all but one: blocks that overwrite, or do not add.
+
+    Where more than one part fits, nothing is said.
+    """
+    fits: dict[str, list[str]] = {name: [] for name in sums}
+    shapes = [np.shape(dout) for dout in douts] if sums else []
+    for axis, part in enumerate(("sequence", "head")[: 1 if is_layer(known[0].inputs) else 2]):
+        count = min((shape[axis] for shape in shapes), default=0)
+        for n in range(count if 1 < count <= MOST_PARTS else 0):
+            for alone in (True, False)[: count - 1]:
+                found = [_gradients(b, _part(dout, axis, n, alone)) for b, dout in zip(known, douts, strict=True)]
+                for name, some in sums.items():
+                    near = min(THRESHOLDS.near_gradient, by_truth[name] / THRESHOLDS.as_good)
+                    if _off(some, [g.get(name) for g in found]) < near:
+                        fits[name].append(f"of {part} {n} alone" if alone else f"without {part} {n}")
+    for said in dict.fromkeys(words[0] for words in fits.values() if len(words) == 1):
+        names = [name for name, words in fits.items() if words == [said]]
+        yield Answer(_are(names, f"that {said}", f"those {said}"), tuple(names))
+
+
+def _part(dout: Any, axis: int, n: int, alone: bool) -> Numpy:
+    """The gradient of the output with zeros in all but one sequence or head, or in that one."""
+    x = np.array(output(dout, "dout"), dtype=np.float64)
+    x[(slice(None),) * axis + (np.arange(x.shape[axis]) != n if alone else n,)] = 0
+    return x
 
 
 def _by_a_factor(targets: Mapping[str, Sequence[Target]]) -> Iterator[Answer]:
@@ -124,9 +166,9 @@ def _with_a_backward(spec: Spec, known: Sequence[Budget]) -> Iterator[Deviation]
     yield from map(Deviation.of, mistakes)
 
 
-def _gradients(known: Budget, dout: Any, deviation: Deviation) -> Gradients:
+def _gradients(known: Budget, dout: Any, deviation: Deviation | None = None) -> Gradients:
     """The gradients of a kernel with a deviation, by their names; none where it has none on such inputs."""
-    problem = deviated(known.spec, known.inputs, [deviation])
+    problem = deviated(known.spec, known.inputs, [] if deviation is None else [deviation])
     if problem is None:
         return {}
     g = round_to(output(dout, "dout").astype(np.float64), known.recipe.storage)

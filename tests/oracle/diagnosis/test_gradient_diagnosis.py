@@ -151,6 +151,26 @@ def test_a_factor_of_one_is_not_told() -> None:
 
 
 @pytest.mark.parametrize(
+    ("axis", "kept", "said"),
+    [
+        (0, [0], "are those of sequence 0 alone"),
+        (1, [1], "are those of head 1 alone"),
+        (1, [0, 2], "are those without head 1"),
+    ],
+)
+def test_sums_of_a_part(axis: int, kept: list[int], said: str) -> None:
+    """Blocks that each write dλ, in place of adding to it, leave that of one; an early exit leaves one out."""
+    case = cases("discriminating", 3, spec=SPEC.replace(query_heads=6, key_heads=6), dtype="float32")[1]
+    part = np.zeros_like(case.dout)
+    index = (slice(None),) * axis + (kept,)
+    part[index] = case.dout[index]
+    whole, of_part = gradients(case), rounded(case.spec, case.inputs, case.dtype, dout=part)
+    names = ("dlambda_q1", "dlambda_k1", "dlambda_q2", "dlambda_k2")
+    found = asked(case, {**whole, **{name: of_part[name] for name in names}})
+    assert found.notes[len(names) :] == (f"dlambda_q1, dlambda_k1, dlambda_q2 and dlambda_k2 {said}",)
+
+
+@pytest.mark.parametrize(
     ("zero", "said"),
     [
         (("dv",), "dv is zero where it should not be"),
