@@ -225,6 +225,20 @@ def test_importing_refdiff_is_light() -> None:
     assert not {"huggingface_hub", "tokenizers", "jinja2", "tqdm", "cupy", "torch"} & set(loaded)
 
 
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a text file, and none of another, such as the data of coverage beside the sources."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        return []
+
+
+def test_a_file_that_is_no_text_has_no_lines(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("ü\n1", encoding="utf-8")
+    (tmp_path / "data").write_bytes(b"SQLite format 3\0\xff\n")
+    assert [_lines(tmp_path / name) for name in ("text", "data")] == [["ü", "1"], []]
+
+
 def test_nothing_names_a_machine() -> None:
     """No path of the machine that a file was written on, and no address of a registry."""
     pattern = re.compile(
@@ -236,7 +250,7 @@ def test_nothing_names_a_machine() -> None:
         for top in ("*", "refdiff/**/*", "tests/**/*", ".ci/*", ".github/**/*", "notebooks/**/*")
         for path in ROOT.glob(top)
         if path.is_file() and path.suffix in suffixes and path.name != ".git" and path != Path(__file__)
-        for line in path.read_text(encoding="utf-8").splitlines()
+        for line in _lines(path)
         if pattern.search(line)
     ]
     assert not found
