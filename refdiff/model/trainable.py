@@ -112,10 +112,11 @@ class TrainableModel(PreTrainedModel):
             if not found:
                 found.append(result)
                 return
-            loss, grads = found[0]
-            for total, more in zip(flatten(grads).values(), flatten(result[1]).values(), strict=True):
-                total += more
-            found[0] = loss + result[0], grads
+            (loss, grads), (more_loss, more) = found[0], result
+            totals = flatten(grads)
+            for name, part in flatten(more).items():
+                totals[name] += part  # in place, but for a NumPy scalar
+            found[0] = loss + more_loss, nest(totals)
 
         counted = [(part, share) for part, share in zip(parts, shares, strict=True) if share]
         self.backend.map_in_order(compute, counted, accumulate)

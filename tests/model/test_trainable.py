@@ -148,6 +148,23 @@ def test_what_goes_apart_are_rows(batch: int, tokens: int, at_a_time: int, stops
     assert abs(sum(share for _, share in seen) - 1) < 1e-15
 
 
+def test_a_gradient_of_one_number_is_summed_over_the_parts_too() -> None:
+    """NumPy gives no array for a sum over all axes: nothing can be added to it in place."""
+    model, norms, once = small_model(), [], refdiff.DiffLlamaForCausalLM._one_loss_and_grad
+
+    def with_a_scalar(*given: Any) -> Any:
+        loss, grads = once(model, *given)
+        norms.append(grads["model"]["norm"]["weight"].sum())
+        grads["model"]["norm"]["weight"] = norms[-1]
+        return loss, grads
+
+    model._one_loss_and_grad = with_a_scalar
+    tune(model.backend.kernels, training_tokens=14)
+    _, grads = model.loss_and_grad(ids(0, 4, 7), labels=ids(0, 4, 7))
+    assert len(norms) == 2
+    assert grads["model"]["norm"]["weight"] == norms[0] + norms[1]
+
+
 def test_packed_sequences_have_the_gradients_of_their_batch() -> None:
     """One row with two texts: the mean over both of what each by itself has."""
     model = small_model()
