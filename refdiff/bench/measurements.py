@@ -1,9 +1,10 @@
 """How each kind of row is measured. A function prepares and warms up; what it returns measures once.
 
-All sides have the same inputs, and the clock runs over the same work. An answer has `seconds` or `bytes`; `amount`, the
-tokens (or operations, or bytes) that are divided by the seconds to give a rate; `work`, the operations or bytes that
-the side needs for it, which a ceiling is compared with; and `tokens`, `loss`, `sample` or `text`, by which the sides
-are seen to have done the same. What a side does beside its work (scores that causality hides) is not part of `work`.
+All sides have the same inputs, and the clock runs over the same work. An answer has `seconds` or `bytes`, or both, and
+then `bytes` is None where the system does not say them; `amount`, the tokens (or operations, or bytes) that are divided
+by the seconds to give a rate; `work`, the operations or bytes that the side needs for it, which a ceiling is compared
+with; and `tokens`, `loss`, `sample` or `text`, by which the sides are seen to have done the same. What a side does
+beside its work (scores that causality hides) is not part of `work`.
 """
 
 from __future__ import annotations
@@ -98,16 +99,11 @@ def memory(side: Side, row: Row) -> Once:
 
     def measure() -> Answer:
         tokens = decode(side, row)()["tokens"]
-        return {"bytes": peak(side), "tokens": tokens}
+        if (held := side.peak()) is None:
+            raise RuntimeError("this system does not say how much memory a process has held")
+        return {"bytes": held, "tokens": tokens}
 
     return measure
-
-
-def peak(side: Side) -> int:
-    """Return the most bytes that a side has held; raise `RuntimeError` where the system does not say."""
-    if (held := side.peak()) is None:
-        raise RuntimeError("this system does not say how much memory a process has held")
-    return held
 
 
 def look_up(make: Callable[[int, int, int], tuple[Ids, Ids]], side: Side, row: Row) -> Once:
@@ -190,7 +186,7 @@ def train(side: Side, row: Row) -> Once:
 
     def measure() -> Answer:
         seconds, loss = side.timed(step)
-        return {"seconds": seconds, "amount": amount, "work": work, "loss": loss, "bytes": peak(side)}
+        return {"seconds": seconds, "amount": amount, "work": work, "loss": loss, "bytes": side.peak()}
 
     return measure
 
@@ -214,7 +210,7 @@ def judge(do: str, pairing: str, status: str, side: Side, row: Row) -> Once:
         seconds = time.process_time() - started
         if found.status != status:
             raise ValueError(f"the oracle: got {found.status}, expected {status}\n{found}")
-        return {"seconds": seconds, "bytes": peak(side)}
+        return {"seconds": seconds, "bytes": side.peak()}
 
     return measure
 

@@ -35,7 +35,7 @@ def run(rows: list[Row], settings: Settings, turn: Turn = lambda row, side: None
 
 
 def measure(row: Row, settings: Settings, turn: Turn = lambda row, side: None) -> list[dict[str, Any]]:
-    """Measure one row, in processes of its own; one that has its memory told gives that as a second one.
+    """Measure one row, in processes of its own; one that has its memory told gives that as a second one, where known.
 
     Sides answer in reverse order every other round, so that none is always the first; the machine's ceiling is measured
     before each round and after the last.
@@ -67,8 +67,8 @@ def measure(row: Row, settings: Settings, turn: Turn = lambda row, side: None) -
                 answers[name].append(ask(name))
     comparable = settings.dtype not in SIXTEEN_BITS  # sides round in other places, so that their tokens may differ
     found = [evaluate(row, kind.title, kind.unit, answers, ceilings, comparable=comparable)]
-    if kind.memory:
-        # of a process that stays, the most that it held until the last repetition
-        last = answers if kind.new_process else {name: given[-1:] for name, given in answers.items()}
+    # of a process that stays, the most that it held until the last repetition
+    last = answers if kind.new_process else {name: given[-1:] for name, given in answers.items()}
+    if kind.memory and all(answer["bytes"] is not None for given in last.values() for answer in given):
         found.append(evaluate(row, kind.memory, "B", last, comparable=comparable))
     return found

@@ -16,6 +16,8 @@ from refdiff.bench.rows import Row, parse_rows
 from refdiff.bench.side import Settings
 
 Log = list[tuple[str, str]]
+UNTOLD = 17
+"""The size of rows whose memory the system does not tell."""
 
 
 @pytest.fixture
@@ -29,7 +31,8 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
             log.append((name, "measures"))
             if name == "ceilings":
                 return {"kind": "gemv", "rate": 1e9}
-            return {"seconds": 2.0, "bytes": 10 * len(log), "amount": 6, "work": 1, "loss": 3.0}
+            held = None if row.size == UNTOLD else 10 * len(log)
+            return {"seconds": 2.0, "bytes": held, "amount": 6, "work": 1, "loss": 3.0}
 
         log.append((name, "starts"))
         try:
@@ -80,6 +83,7 @@ def test_training_gives_the_memory_until_its_last_step_too() -> None:
     assert len(memory["sides"]["refdiff"]["bytes"]) == 1
     judged = _measure("check:19x2")
     assert [found["title"] for found in judged] == ["check 19, 2 heads", "memory of check, 19 × 2"]
+    assert [found["title"] for found in _measure(f"check:{UNTOLD}x2")] == [f"check {UNTOLD}, 2 heads"]
     assert len(judged[1]["sides"]["refdiff"]["bytes"]) == 2
 
 
