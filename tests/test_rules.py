@@ -25,8 +25,8 @@ MODULES = {
 
 # A file imports only from folders before its own: the tree is the path of the data, and the order of imports.
 ORDER = (
-    "limits", "messages", "browser", "errors", "files", "arrays", "cluster", "bundled", "hub", "layers", "backends",
-    "model", "convert", "generation", "training", "pipelines", "oracle", "viz", "exercises", "bench", "cli",
+    "limits", "messages", "browser", "errors", "files", "memory", "arrays", "cluster", "bundled", "hub", "layers",
+    "backends", "model", "convert", "generation", "training", "pipelines", "oracle", "viz", "exercises", "bench", "cli",
 )  # fmt: skip
 HEADINGS = ("Equation:", "Used as:", "Shapes:", "Precision:", "Raises:")
 AXES = set("BTSHKDFV") | set("IO")  # I and O: the sizes of a matrix that is any of the model's
@@ -79,6 +79,12 @@ def test_imports_come_from_folders_above() -> None:
         if name.split(".")[0] in libraries
     ]
     assert not named, "layers compute on any array library"
+
+
+def test_no_command_but_bench_imports_the_benchmark() -> None:
+    for path in MODULES:
+        if path.startswith("refdiff/cli/") and not Path(path).stem.startswith("bench"):
+            assert not [name for name, _ in _imports(path) if name.startswith("refdiff.bench")], path
 
 
 def test_no_assert_nothing_unfinished_and_one_topic_a_file() -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import platform
 import subprocess
-import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from refdiff.backends.numpy.thread_pool import cores
-from refdiff.model.cache import UNKNOWN_MEMORY, physical_memory
+from refdiff.memory import UNKNOWN_MEMORY, physical_memory
 
 SIXTEEN_BITS = ("float16", "bfloat16")
 """Types that matrices are kept in on a device; what is computed between them stays float32 here."""
@@ -21,17 +20,6 @@ PACKAGES = ("numpy", "transformers", "torch", "onnxruntime")
 
 class UnavailableError(RuntimeError):
     """A side that cannot be measured here; the message says what to install."""
-
-
-def peak_memory() -> int | None:
-    """Return the most memory that this process has held, in bytes, or None where the system does not say."""
-    if high_water := _field(Path("/proc/self/status"), "VmHWM"):
-        return int(high_water.split()[0]) * 1024  # getrusage's is inherited from the process that started this one
-    try:
-        from resource import RUSAGE_SELF, getrusage
-    except ImportError:  # Windows
-        return None
-    return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def processor(info: Path = Path("/proc/cpuinfo")) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from refdiff import arrays
 from refdiff.bench.inputs import Ids
-from refdiff.bench.machine import peak_memory
+from refdiff.memory import peak_memory
 
 if TYPE_CHECKING:
     from refdiff.bench.rows import Row

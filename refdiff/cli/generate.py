@@ -18,6 +18,7 @@ from refdiff.cli.loading import check_prompt, load, read_prompt
 from refdiff.cli.output_files import check_place
 from refdiff.cli.terminal import note, size, write_text
 from refdiff.files import write_atomically
+from refdiff.memory import peak_memory
 
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
@@ -158,7 +159,6 @@ def _check_together(args: argparse.Namespace) -> None:
 
 def _one(args: argparse.Namespace, prompt: str, write: Callable[[str], None]) -> tuple[Transcript, int | None]:
     """Answer one prompt, and return the transcript, and the seed if it mattered."""
-    from refdiff.bench.machine import peak_memory
     from refdiff.cli.transcript import Transcript
 
     seed = secrets.randbits(32) if args.seed is None else args.seed
@@ -222,7 +222,6 @@ def generate_into(
 
 def _show(transcript: Transcript, seed: int | None) -> None:
     """The statistics for people, on standard error."""
-    from refdiff.bench.machine import peak_memory
 
     def line(name: str, tokens: int, speed: float | None) -> str:
         return f"{name:<10}{tokens:>6} tokens" + ("" if speed is None else f"{speed:>10.1f} tok/s")

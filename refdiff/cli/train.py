@@ -273,8 +273,8 @@ def _no_file(text: Path) -> str:
 
 
 def _check_memory(config: DiffLlamaConfig, settings: Settings, dtype: str, threads: int | None) -> None:
-    from refdiff.model.cache import physical_memory
-    from refdiff.training.settings import available_memory, needed_memory
+    from refdiff.memory import available_memory, physical_memory
+    from refdiff.training.settings import needed_memory
 
     stays, passes = needed_memory(config, settings, dtype, threads)
     there = physical_memory() if (free := available_memory()) is None else free

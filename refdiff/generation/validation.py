@@ -15,8 +15,8 @@ from refdiff.errors import CheckpointError
 from refdiff.generation import sampling
 from refdiff.generation.options import Options
 from refdiff.generation.stopping import Stopping
+from refdiff.memory import physical_memory
 from refdiff.messages import show_value, warn
-from refdiff.model.cache import physical_memory
 from refdiff.model.inputs import check_known, integers, refuse_text, token_ids
 
 Emit = Callable[[Any], None]

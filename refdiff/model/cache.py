@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
 
 from refdiff.arrays import Array, device, namespace, take
+from refdiff.memory import physical_memory
 
 
 class KVCache:
@@ -175,17 +175,6 @@ class KVCache:
         if not 0 <= length <= len(self):
             raise ValueError(f"KVCache: cannot crop to {length}: the cache holds {len(self)} tokens")
         self._lengths = [length] * self.num_layers
-
-
-UNKNOWN_MEMORY = 2**63 - 1
-
-
-def physical_memory() -> int:
-    """Return the bytes of memory that the machine has; `UNKNOWN_MEMORY` where the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on Windows
-        return UNKNOWN_MEMORY
 
 
 def _grown(like: Array, size: int, old: Array | None, used: int) -> Array:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 import numpy as np
 
@@ -89,14 +88,3 @@ def needed_memory(
     layer = 4 * config.hidden_size + heads + 2 * config.intermediate_size
     widest = max(2 * config.vocab_size, 2 * layer)
     return copies * parameters * size, tokens * (config.num_hidden_layers * layer + widest) * size
-
-
-def available_memory(info: Path = Path("/proc/meminfo"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Return the bytes of memory that this process may still use, swap included; None where Linux does not say."""
-    found = []
-    if info.exists():
-        lines = (line.split() for line in info.read_text(encoding="ascii", errors="replace").splitlines())
-        found.append(sum(int(line[1]) * 1024 for line in lines if line and line[0] in ("MemAvailable:", "SwapFree:")))
-    limits = [groups / "memory.max", groups / "memory" / "memory.limit_in_bytes"]  # of a container
-    given = [path.read_text(encoding="ascii").strip() for path in limits if path.exists()]
-    return min([*found, *(int(value) for value in given if value.isdecimal())], default=None)

@@ -18,7 +18,6 @@ import pytest
 
 from refdiff.bench import machine
 from refdiff.bench.ceilings import ON_A_DEVICE, Ceilings
-from refdiff.bench.machine import peak_memory
 from refdiff.bench.refdiff_side import RefdiffSide
 from refdiff.bench.rows import Row
 from refdiff.bench.side import Settings
@@ -75,33 +74,6 @@ def test_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert machine.commit(package) == f"{found} with changes"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert machine.commit(package) is None, "there is no git"
-
-
-HELD = """
-from refdiff.bench.machine import peak_memory
-most = peak_memory()
-held = bytearray(b"y" * most)
-del held
-print(peak_memory() - most)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says")
-def test_what_was_given_back_counts_too() -> None:
-    """In a process of its own: what tests before it left goes at any time."""
-    said = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True)
-    assert int(said.stdout) >= 5_000_000
-
-
-def test_peak_memory_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = peak_memory()
-    monkeypatch.setattr(Path, "exists", lambda self: False)
-    other = peak_memory()
-    assert expected is not None
-    assert other is not None
-    assert other >= expected * 0.9
-    monkeypatch.setitem(sys.modules, "resource", None)
-    assert peak_memory() is None
 
 
 class Card:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from refdiff.arrays import Array, bfloat16
 from refdiff.errors import CheckpointError
 from refdiff.files import open_file, replaced_atomically
+from refdiff.memory import physical_memory
 from refdiff.messages import show_name
-from refdiff.model.cache import physical_memory
 from refdiff.model.weights.safetensors_file import open_safetensors
 from refdiff.oracle.inputs.any_array import any_array
 

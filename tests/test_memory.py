@@ -1,0 +1,48 @@
+"""What the system says of memory, and where it says nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from refdiff.memory import available_memory, peak_memory
+
+HELD = """
+from refdiff.memory import peak_memory
+most = peak_memory()
+held = bytearray(b"y" * most)
+del held
+print(peak_memory() - most)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says")
+def test_what_was_given_back_counts_too() -> None:
+    """In a process of its own: what tests before it left goes at any time."""
+    said = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True)
+    assert int(said.stdout) >= 5_000_000
+
+
+def test_peak_memory_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = peak_memory()
+    monkeypatch.setattr(Path, "exists", lambda self: False)
+    other = peak_memory()
+    assert expected is not None
+    assert other is not None
+    assert other >= expected * 0.9
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert peak_memory() is None
+
+
+def test_what_is_free_is_the_least_that_the_system_says(tmp_path: Path) -> None:
+    info = tmp_path / "meminfo"
+    assert available_memory(info, tmp_path) is None
+    info.write_text("MemTotal: 9000 kB\nMemAvailable:    5000 kB\n\nSwapFree: 1000 kB\n")
+    assert available_memory(info, tmp_path) == 6000 * 1024
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_memory(info, tmp_path) == 6000 * 1024
+    (tmp_path / "memory.max").write_text("1000000\n")
+    assert available_memory(info, tmp_path) == 1_000_000
