@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -48,6 +48,26 @@ def list_problems(problems: Sequence[str], limit: int = 20) -> str:
     if len(problems) > len(shown):
         lines.append(f"  and {len(problems) - len(shown)} more")
     return "\n".join(lines)
+
+
+def did_you_mean(
+    name: object,
+    known: Iterable[str],
+    before: str = "; ",
+    otherwise: str = "",
+    *,
+    show: Callable[[str], str] = repr,
+    most: int = 1,
+    cutoff: float = 0.6,
+) -> str:
+    """Ask, after `before`, whether one of the known names that `name` is most like was meant; `otherwise` if none is.
+
+    `most` is how many are named, and `cutoff` how like they are at least, as `difflib.get_close_matches` has it.
+    """
+    import difflib  # which takes a millisecond, and errors alone need it
+
+    near = difflib.get_close_matches(str(name), list(known), most, cutoff)
+    return f"{before}did you mean {', '.join(map(show, near))}?" if near else otherwise
 
 
 def warn(message: str) -> None:

@@ -66,6 +66,14 @@ def test_a_message_cannot_drive_a_terminal(text: str, shown: str) -> None:
     assert str(CheckpointError(text)) == shown
 
 
+def test_the_nearest_known_name_is_asked_for() -> None:
+    known = ("prefill", "decode", "decoder")
+    assert messages.did_you_mean("decod", known) == "; did you mean 'decode'?"
+    assert messages.did_you_mean("decod", known, " (", show=str, most=2) == " (did you mean decode, decoder?"
+    assert messages.did_you_mean("decod", known, ", ", ":", cutoff=0.95) == ":"
+    assert messages.did_you_mean(None, known) == ""
+
+
 @pytest.mark.parametrize("letter", ["x", "\x1b"])
 def test_a_message_is_short_and_keeps_its_end(letter: str) -> None:
     for text in (letter * 10**6 + "; the fix", letter * 3000 + "; the fix"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import itertools
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from refdiff import __version__
-from refdiff.messages import printable
+from refdiff.messages import did_you_mean, printable
 
 COMMANDS = {
     "generate": "continue a prompt, or chat",
@@ -194,8 +193,7 @@ class Parser(argparse.ArgumentParser):
             return f"; did you mean {meant}{', which leaves out the prompt' if flag == '--max-length' else ''}?"
         if name := next((n for n, p in build_parser().commands().items() if flag in p._option_string_actions), None):
             return f", an option of refdiff {name}"
-        near = difflib.get_close_matches(flag, known, n=1)
-        return f"; did you mean {near[0]}?" if near else ""
+        return did_you_mean(flag, known, show=str)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:
@@ -204,14 +202,13 @@ class Parser(argparse.ArgumentParser):
         if isinstance(action, argparse._SubParsersAction):
             if self._typed[0].startswith("-"):
                 self.error(f"{self._typed[0]}: options stand after the command: refdiff COMMAND {self._typed[0]}")
-            meant = COMMANDS_MEANT.get(value) or next(iter(difflib.get_close_matches(value, choices, n=1)), None)
-            hint = f"; did you mean `refdiff {meant}`?"
-            if not meant or re.search(r"\s", value):
+            meant = COMMANDS_MEANT.get(value)
+            hint = did_you_mean(meant or value, [meant] if meant else choices, show="`refdiff {}`".format)
+            if not hint or re.search(r"\s", value):
                 text = " ".join(itertools.takewhile(lambda word: not word.startswith("-"), self._typed))
                 hint = f'; to continue a text: refdiff generate "{text}"'
             raise argparse.ArgumentError(action, f"got {value!r}, expected a command{hint}")
-        near = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(value, choices, show=str)
         raise argparse.ArgumentError(action, f"got {value!r}, expected one of {', '.join(choices)}{hint}")
 
     def error(self, message: str) -> NoReturn:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from refdiff.cli.flags import Number, UsageError
 from refdiff.errors import CheckpointError
 from refdiff.files import MAX_JSON, finite_float, read_text
-from refdiff.messages import json_problem
+from refdiff.messages import did_you_mean, json_problem
 
 if TYPE_CHECKING:
     from refdiff.oracle.rounding.recipe import Recipe
@@ -177,8 +176,7 @@ def _described(name: str) -> dict[str, Any]:
     if name not in PRESETS:
         from refdiff.oracle.spec.presets import OF_WIRINGS
 
-        near = difflib.get_close_matches(name, PRESETS, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name, PRESETS, show=str)
         if name in OF_WIRINGS:
             hint = f"; the preset of that variant is {OF_WIRINGS[name]}"
         raise UsageError(f"--spec: got {name!r}, expected {', '.join(PRESETS)}, or a JSON file{hint}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from refdiff import oracle
 from refdiff.exercises import attention, text, tokens
 from refdiff.exercises.exercise import Case, Exercise
+from refdiff.messages import did_you_mean
 
 EXERCISES = {e.name: e for e in (*tokens.EXERCISES, *attention.EXERCISES, *text.EXERCISES)}
 """By name, in the order of the notebooks."""
@@ -90,8 +90,7 @@ def check(name: str, function: Callable[..., Any]) -> Feedback:
 
 def _exercise(name: str) -> Exercise:
     if name not in EXERCISES:
-        near = difflib.get_close_matches(name, EXERCISES, 3)
-        hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(EXERCISES)}"
+        hint = did_you_mean(name, EXERCISES, "", f"there are {', '.join(EXERCISES)}", show=str, most=3)
         raise KeyError(f"no exercise is called {name!r}; {hint}")
     return EXERCISES[name]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -13,7 +12,7 @@ from typing import Any
 from refdiff.errors import CheckpointError
 from refdiff.generation.tokenizer.backend import is_tokenizer
 from refdiff.limits import LARGEST, OPTIONS
-from refdiff.messages import show_value, warn
+from refdiff.messages import did_you_mean, show_value, warn
 
 MOST_TEXTS = 10_000
 """The most texts of one prompt; `validation.check_memory` checks how many fit into memory."""
@@ -256,8 +255,7 @@ def _unknown(name: str) -> TypeError:
     if name in _LEFT_OUT:
         instead = f"; {_INSTEAD[name]}" if name in _INSTEAD else ""
         return TypeError(f"generate() got {name!r}, an option of transformers that refdiff does not have{instead}")
-    near = difflib.get_close_matches(name, NAMES, n=1, cutoff=_SIMILAR)
-    hint = f": did you mean {near[0]!r}?" if near else f"; the known ones are {', '.join(NAMES)}"
+    hint = did_you_mean(name, NAMES, ": ", f"; the known ones are {', '.join(NAMES)}", cutoff=_SIMILAR)
     return TypeError(f"generate() got an unknown option {name!r}{hint}")
 
 

@@ -5,13 +5,12 @@ Every message has the value, the accepted range and the fix.
 
 from __future__ import annotations
 
-import difflib
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from refdiff.layers.activation import ACTIVATIONS as FUNCTIONS
-from refdiff.messages import json_type, show_name, show_value
+from refdiff.messages import did_you_mean, json_type, show_name, show_value
 from refdiff.model.variants import MODEL_TYPES
 
 if TYPE_CHECKING:
@@ -296,8 +295,8 @@ def describe_unknown(unknown: Sequence[str], known: Sequence[str]) -> str:
     """Name the unknown fields in one sentence, each with the known field it may be a misspelling of."""
     named = []
     for name in unknown[:20]:
-        near = difflib.get_close_matches(name[:80], known, cutoff=0.85)
-        named.append(f"{show_name(name)} (did you mean {near[0]}?)" if near else show_name(name))
+        hint = did_you_mean(name[:80], known, "", show=str, cutoff=0.85)
+        named.append(f"{show_name(name)} ({hint})" if hint else show_name(name))
     if len(unknown) > 20:
         named.append(f"and {len(unknown) - 20} more")
     return f"DiffLlama does not use these fields, kept for saving: {', '.join(named)}"

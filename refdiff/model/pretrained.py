@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import inspect
@@ -18,7 +17,7 @@ from refdiff import hub
 from refdiff.arrays import Array, backend, from_numpy, namespace, to_numpy
 from refdiff.backends import backend_for, device_placement, keep_half
 from refdiff.files import read_json
-from refdiff.messages import warn
+from refdiff.messages import did_you_mean, warn
 from refdiff.model import inputs
 from refdiff.model.cache import KVCache
 from refdiff.model.commit import read_consistently
@@ -336,8 +335,7 @@ class PreTrainedModel:
         """
         for name in inputs.keys() - ModelInputs.__annotations__:
             known = ["input_ids", "attention_mask", *ModelInputs.__annotations__]
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = did_you_mean(name, known, show=str, cutoff=0.8)
             raise TypeError(
                 f"{type(self).__name__}: got an unexpected argument {name!r}, expected any of {', '.join(known)}{hint}"
             )

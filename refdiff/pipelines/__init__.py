@@ -6,10 +6,11 @@ generate("Plants create energy through a process known as", max_new_tokens=20)
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 from typing import TYPE_CHECKING, Any
+
+from refdiff.messages import did_you_mean
 
 if TYPE_CHECKING:
     from refdiff.generation.tokenizer import Tokenizer
@@ -46,9 +47,9 @@ def pipeline(
     """
     name = _ALIASES.get(task, task)
     if name not in _CLASSES:
-        near = difflib.get_close_matches(str(task), [*_CLASSES, *_ALIASES], n=1)
-        known = f"did you mean {near[0]!r}?" if near else f"the known ones are {', '.join([*_CLASSES, *_ALIASES])}"
-        raise ValueError(f"task is {task!r}, which is unknown: {known}")
+        known = [*_CLASSES, *_ALIASES]
+        hint = did_you_mean(task, known, "", f"the known ones are {', '.join(known)}")
+        raise ValueError(f"task is {task!r}, which is unknown: {hint}")
     module = importlib.import_module(f"refdiff.pipelines.{name.replace('-', '_')}")
     cls: type[Pipeline] = getattr(module, _CLASSES[name])
     options.pop("trust_remote_code", None)  # as from_pretrained ignores it

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from refdiff.arrays import to_numpy
 from refdiff.generation.tokenizer import Tokenizer
+from refdiff.messages import did_you_mean
 
 
 class Pipeline:
@@ -54,8 +54,7 @@ class Pipeline:
     def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
         for name in options:
             if name not in self.known:
-                near = difflib.get_close_matches(name, self.known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"the known ones are {', '.join(self.known)}"
+                hint = did_you_mean(name, self.known, "", f"the known ones are {', '.join(self.known)}")
                 raise TypeError(f"{self.task} has no option {name!r}: {hint}")
         return options
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refdiff.messages import did_you_mean
 from refdiff.oracle.array_summary import array_summary
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import ALIASES, draw, stored
@@ -203,8 +203,7 @@ def checked_profile(name: str) -> str:
     """
     profile = ALIASES.get(name, name)
     if profile not in PROFILES:
-        near = difflib.get_close_matches(name, PROFILES, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ":"
+        hint = did_you_mean(name, PROFILES, otherwise=":")
         raise ValueError(f"no profile is called {name!r}{hint} there are {', '.join(PROFILES)}")
     return profile
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from refdiff.messages import did_you_mean
 from refdiff.oracle.inputs import BOOLEANS, INTEGERS, VECTORS, is_layer, options, shapes
 from refdiff.oracle.inputs.any_array import any_array, is_float
 from refdiff.oracle.inputs.layout_hints import other_layout
@@ -93,10 +93,9 @@ def _check_names(spec: Spec, inputs: Mapping[str, Any]) -> None:
     must, may = shapes(spec, inputs), options(inputs)
     for name in inputs:
         if name not in must and name not in may:
-            near = () if name in LAMBDAS else difflib.get_close_matches(name, [*must, *may], 1)
+            hint = "" if name in LAMBDAS else did_you_mean(name, [*must, *may], ", ")
             raise ValueError(
-                f"{name!r} is no input of this spec{f', did you mean {near[0]!r}?' if near else ''}: it takes "
-                f"{', '.join(must)}, and may have {', '.join(may)}"
+                f"{name!r} is no input of this spec{hint}: it takes {', '.join(must)}, and may have {', '.join(may)}"
             )
     if missing := [name for name in must if name not in inputs]:
         letters = ", ".join(f"{name} ({must[name].replace(' ', ', ')})" for name in missing)

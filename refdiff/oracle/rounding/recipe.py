@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
+from refdiff.messages import did_you_mean
 from refdiff.oracle.rounding import FORMATS
 
 ALIASES = {
@@ -92,8 +92,7 @@ class Recipe:
             known = [f.name for f in fields(Recipe)]
             for name in what:
                 if name not in known:
-                    near = difflib.get_close_matches(name, known, 1)
-                    hint = f", did you mean {near[0]!r}?" if near else ":"
+                    hint = did_you_mean(name, known, ", ", ":")
                     raise ValueError(f"{name!r} is no field of a Recipe{hint} there are {', '.join(known)}")
             return Recipe(**{**what, **changes})
         if not isinstance(what, str):
@@ -135,5 +134,4 @@ def _near(value: Any, allowed: Sequence[str] = ("tf32", *STORAGE)) -> str:
     if value in ("float64", "fp64", "double"):
         return ". float64 is what the truth is computed in; a kernel is judged by what it rounds to"
     names = [*allowed, *(alias for alias, name in ALIASES.items() if name in allowed)]
-    near = [] if value in STORAGE else difflib.get_close_matches(str(value).rpartition(".")[2], names, 1, cutoff=0.7)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return "" if value in STORAGE else did_you_mean(str(value).rpartition(".")[2], names, cutoff=0.7)

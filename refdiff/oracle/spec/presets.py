@@ -34,10 +34,10 @@ motif3        Motif-3: grouped differential latent attention (Lim et al. 2026, a
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from refdiff.messages import did_you_mean
 from refdiff.oracle.spec.validation import PLAIN
 
 _UNILM: dict[str, Any] = {
@@ -105,8 +105,7 @@ def over_preset(fields: Mapping[str, Any]) -> dict[str, Any]:
         return rest
     name = fields["preset"]
     if not isinstance(name, str) or name not in PRESETS:
-        near = difflib.get_close_matches(str(name), PRESETS, 1)
-        hint = f", did you mean {near[0]!r}?" if near else ":"
+        hint = did_you_mean(name, PRESETS, ", ", ":")
         if str(name) in OF_WIRINGS:
             hint = f"; the preset of that variant is {OF_WIRINGS[name]!r};"
         raise ValueError(f"no preset is called {name!r}{hint} there are {', '.join(PRESETS)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import numbers
 import operator
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from refdiff.layers import rope_frequencies
 from refdiff.layers.rope_frequencies import LENGTH_DEPENDENT
+from refdiff.messages import did_you_mean
 
 if TYPE_CHECKING:
     from refdiff.oracle.spec import Spec
@@ -135,8 +135,7 @@ def check_names(given: Mapping[str, Any], known: Iterable[str]) -> None:
     known = list(known)
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f", did you mean {near[0]!r}?" if near else ":"
+            hint = did_you_mean(name, known, ", ", ":")
             raise ValueError(f"{name!r} is no field of a Spec{hint} there are preset, {', '.join(known)}")
     if missing := [name for name in DIMENSIONS if name not in given]:
         raise ValueError(f"the spec lacks {', '.join(missing)}: whole numbers of 1 or more")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 import sysconfig
@@ -14,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from refdiff.messages import did_you_mean
 from refdiff.oracle.cases.fixed import Case
 from refdiff.oracle.inputs import DATA, gradient_names
 from refdiff.oracle.inputs.outputs import NO_RETURN, called, output, takes_dout, without_nones, wrong_types
@@ -55,8 +55,7 @@ def kernel_of(name: str) -> Any:
     there = importlib.import_module(module)
     found = getattr(there, function, None)
     if not callable(found):
-        near = difflib.get_close_matches(function, [n for n, x in vars(there).items() if callable(x)], 1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(function, [n for n, x in vars(there).items() if callable(x)], ", ")
         raise ValueError(f"REFDIFF_KERNEL is {name!r}, but {module} has no function {function!r}{hint}")
     return found
 

@@ -5,9 +5,10 @@ A name is brought into the form `layers.N.…` first, whatever stands before it,
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
+
+from refdiff.messages import did_you_mean
 
 _LAYER_WORDS = re.compile(r"(?:^|.*\.)(?:layers|h|blocks|blk)\.(\d+)(?:\.(.*))?$")
 _GGML = re.compile(r"(.+)-(\d+)$")
@@ -88,11 +89,10 @@ def near_point(name: str, points: Iterable[str]) -> str:
     """
     known, (head, _, last) = list(points), name.rpartition(".")
     beside = [path for path in known if path.rpartition(".")[0] == head]
-    if not beside and (near := difflib.get_close_matches(name, known, 1)):
-        return f", did you mean {near[0]!r}?"
+    if not beside and (hint := did_you_mean(name, known, ", ")):
+        return hint
     by_last = {path.rpartition(".")[2]: path for path in reversed(beside if head and beside else known)}
-    near = difflib.get_close_matches(last, by_last, 1)
-    return f", did you mean {by_last[near[0]]!r}?" if near else ""
+    return did_you_mean(last, by_last, ", ", show=lambda near: repr(by_last[near]))
 
 
 def split_repeated(path: str) -> tuple[str, str]:
