@@ -150,6 +150,7 @@ REFUSED = {
         "{% include x %}", "{% import x as y with context %}", "{% from x import y with context %}",
         "{% block b scoped %}{% endblock %}",
     )},  # each compiles to all variables of the template
+    "names at each if": "{% set " + ",".join(f"a{i}" for i in range(6000)) + " = b %}" + "{% if a %}{% endif %}" * 2500,
     "filter of the sandbox": "{{ 1 | made }}",
     "filter of the sandbox by map": "{{ [1] | map('made') | list }}",
     "filter of the sandbox by its name": "{{ [1] | map('<made>') | list }}",
