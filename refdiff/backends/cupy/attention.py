@@ -101,6 +101,8 @@ class Call:
             return None
         xp = namespace(*q, *k, v)
         if maps == 2:
+            if lambda_ is None:
+                return None
             lambda_ = xp.asarray(lambda_, dtype=xp.float32)
             if not covers(lambda_, (B, H, T, 1)):
                 return None

@@ -272,6 +272,8 @@ ONE, MASK = np.float32(1), np.ones((3, 3), bool)
         ("diff_attention", (*[one.astype(np.float64)] * 5, ONE)),
         ("diff_attention", (*[one] * 4, two, ONE)),
         ("diff_attention", (*[one] * 5, np.ones(3, np.float32))),
+        ("diff_attention", (*[one] * 5, None)),  # no λ, and two maps: float32 of nothing is NaN
+        ("diff_attention_vjp", (*[one] * 6, None)),
         ("diff_attention", (*[one] * 5, ONE, MASK.astype(np.float32))),
         ("diff_attention", (*[one] * 4, np.ones((1, 2, 3, 513), np.float32), ONE)),
         ("diff_attention_vjp", (two, *[one] * 5, ONE)),
