@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 from collections.abc import Generator
 from pathlib import Path
@@ -23,24 +22,6 @@ from refdiff.bench.sizes import write_like
 from .conftest import Cli
 
 Calls = list[tuple[list[Row], Settings]]
-
-
-@pytest.mark.slow
-def test_a_run(tiny_checkpoint: Path, tmp_path: Path, cli: Cli) -> None:
-    file = tmp_path / "report.json"
-    how = ("--rows", "decode:4,prefill:8x2", "--quick", "--pairs", "2", "--threads", "1", "--json", file)
-    status, out, err = cli("bench", "-m", tiny_checkpoint, *how)
-    assert status == 0
-    lines = out.splitlines()
-    assert [line.split("  ")[0] for line in lines[1:5:2]] == ["decode 4", "prefill 8, 2 rows"]
-    assert "of gemv (" in lines[2]
-    assert "of sgemm (" in lines[4]
-    assert err.splitlines() == [f"refdiff bench: {title}: measured" for title in ("decode 4", "prefill 8, 2 rows")]
-    report = json.loads(file.read_text(encoding="utf-8"))
-    assert [row["row"] for row in report["rows"]] == ["decode:4", "prefill:8x2"]
-    assert report["settings"]["pairs"] == 2
-    assert report["machine"]["threads"] == 1
-    assert str(tiny_checkpoint) not in out + file.read_text(encoding="utf-8")
 
 
 @pytest.fixture

@@ -85,14 +85,6 @@ def test_one_beam_is_greedy(prompt: list[int], options: dict[str, Any]) -> None:
         np.testing.assert_array_equal(generate(MODEL, [prompt], max_new_tokens=8, **options), greedy)
 
 
-@given(
-    prompts, st.sampled_from([{"prompt_lookup_num_tokens": 5}, {"assistant_model": SMALL}, {"assistant_model": MODEL}])
-)
-def test_guesses_change_nothing(prompt: list[int], guesser: dict[str, Any]) -> None:
-    greedy = generate(MODEL, [prompt], max_new_tokens=12)
-    np.testing.assert_array_equal(generate(MODEL, [prompt], max_new_tokens=12, **guesser), greedy)
-
-
 def test_an_empty_prompt_is_bos() -> None:
     want = generate(MODEL, [[1]], max_new_tokens=4)
     np.testing.assert_array_equal(generate(MODEL, None, max_new_tokens=4), want)

@@ -158,18 +158,6 @@ def test_any_text_survives_the_byte_tokenizer(text: str) -> None:
 _BYTES = Tokenizer(KINDS["byte_level"]())
 
 
-@given(
-    st.lists(st.sampled_from(["a", "a b", "", "c c c", "x"]), min_size=1, max_size=5),
-    st.sampled_from(["left", "right"]),
-)
-def test_padding_changes_nothing_but_padding(texts: list[str], side: Any) -> None:
-    tokenizer = words()
-    plain, padded = tokenizer(texts), tokenizer(texts, padding=True, padding_side=side, return_tensors="np")
-    for row, ids, mask in zip(plain["input_ids"], padded["input_ids"], padded["attention_mask"], strict=True):
-        assert ids[mask == 1].tolist() == row
-        assert set(ids[mask == 0].tolist()) <= {2}
-
-
 def test_ids_beyond_the_model(tmp_path: Path) -> None:
     folder = save(tmp_path, words().backend.native, config={"vocab_size": 6})
     tokenizer = Tokenizer.from_pretrained(folder)
