@@ -7,40 +7,31 @@ from typing import Any
 from refdiff.cli.bench_table import markdown_lines, text_lines
 
 
-def report(**changes: Any) -> dict[str, Any]:
-    """What a run of two rows, one of them beside two others, writes as JSON."""
-    product = {
-        "row": "product:8",
-        "title": "product, 8 tokens",
-        "unit": "GB/s",
-        "sides": {
-            name: {"seconds": [s, s], "rate": {"median": rate, "low": rate, "high": rate}}
-            for name, s, rate in (("refdiff", 0.5, 20.0), ("transformers", 1.0, 10.0), ("onnxruntime", 0.25, 40.0))
-        },
+def row(name: str, title: str, unit: str, sides: dict[str, tuple[float, float]], **ratios: tuple[float, ...]) -> Any:
+    """A row of two rounds: for each side its seconds and its rate, and ratios as median, low and high."""
+    three = ("median", "low", "high")
+    return {
+        "row": name,
+        "title": title,
+        "unit": unit,
+        "sides": {side: {"seconds": [s, s], "rate": dict.fromkeys(three, rate)} for side, (s, rate) in sides.items()},
         "against": {
-            "transformers": {"ratio": {"median": 2.0, "low": 1.5, "high": 2.5}, "difference": None},
-            "onnxruntime": {"ratio": {"median": 0.5, "low": 0.5, "high": 0.5}, "difference": None},
+            side: {"ratio": dict(zip(three, ratio, strict=True)), "difference": None} for side, ratio in ratios.items()
         },
-        "ceiling": {
-            "kind": "gemv",
-            "rates": [25e9, 25e9],
-            "share": {"refdiff": {"median": 0.8, "low": 0.7, "high": 0.9}},
-            "doubtful": [],
-        },
-        "error": None,
-    }
-    cold = {
-        "row": "cold",
-        "title": "start to first token",
-        "unit": "s",
-        "sides": {
-            "refdiff": {"seconds": [0.5, 0.5], "rate": {"median": 0.5, "low": 0.5, "high": 0.5}},
-            "transformers": {"seconds": [4.0, 4.0], "rate": {"median": 4.0, "low": 4.0, "high": 4.0}},
-        },
-        "against": {"transformers": {"ratio": {"median": 8.0, "low": 7.0, "high": 9.0}, "difference": None}},
         "ceiling": None,
         "error": None,
     }
+
+
+def report(**changes: Any) -> dict[str, Any]:
+    """What a run of two rows, one of them beside two others, writes as JSON."""
+    sides = {"refdiff": (0.5, 20.0), "transformers": (1.0, 10.0), "onnxruntime": (0.25, 40.0)}
+    ratios = {"transformers": (2.0, 1.5, 2.5), "onnxruntime": (0.5, 0.5, 0.5)}
+    product = row("product:8", "product, 8 tokens", "GB/s", sides, **ratios)
+    share = {"refdiff": {"median": 0.8, "low": 0.7, "high": 0.9}}
+    product["ceiling"] = {"kind": "gemv", "rates": [25e9, 25e9], "share": share, "doubtful": []}
+    sides = {"refdiff": (0.5, 0.5), "transformers": (4.0, 4.0)}
+    cold = row("cold", "start to first token", "s", sides, transformers=(8.0, 7.0, 9.0))
     return {
         "machine": {
             "processor": "A Processor",

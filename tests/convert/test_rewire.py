@@ -98,33 +98,18 @@ def zero_lambda_proj(model: Any) -> Any:
     return type(model)(model.config, params, dtype="float64", kernels="reference")
 
 
+@pytest.mark.parametrize(("one", "other"), [("hf", "paper"), ("paper", "hf"), ("none", "v2"), ("v2", "none")])
 @MORE
-@given(options("hf"), st.integers(0, 9))
-def test_hf_to_paper(options: dict[str, Any], seed: int) -> None:
-    model, tokens = made(options), ids(seed, 2, TOKENS)
-    paper = rewired(model, "paper")
-    close(paper(tokens).logits, model(tokens).logits, CONVERTED)
-    for layer in paper.params["model"]["layers"]:
+@given(data=st.data(), seed=st.integers(0, 9))
+def test_it_computes_the_same(one: str, other: str, data: st.DataObject, seed: int) -> None:
+    model, tokens = made(data.draw(options(one))), ids(seed, 2, TOKENS)
+    if one == "v2":  # with one λ for all tokens it is a Llama with twice the heads
+        model = zero_lambda_proj(model)
+    new = rewired(model, other)
+    close(new(tokens).logits, model(tokens).logits, CONVERTED)
+    assert new.config.num_attention_heads == model.config.num_attention_heads * (2 if one == "v2" else 1)
+    for layer in new.params["model"]["layers"] if other == "paper" else ():
         close(layer["self_attn"]["subln"]["weight"], np.ones(2 * model.config.head_dim), EXACT)
-
-
-@MORE
-@given(options("paper"), st.integers(0, 9))
-def test_paper_to_hf(options: dict[str, Any], seed: int) -> None:
-    model, tokens = made(options), ids(seed, 2, TOKENS)
-    close(rewired(model, "hf")(tokens).logits, model(tokens).logits, CONVERTED)
-
-
-@MORE
-@given(options("none"), st.integers(0, 9))
-def test_llama_to_v2_and_back(options: dict[str, Any], seed: int) -> None:
-    model, tokens = made(options), ids(seed, 2, TOKENS)
-    v2 = rewired(model, "v2")
-    close(v2(tokens).logits, model(tokens).logits, CONVERTED)
-    back = rewired(v2, "none")
-    before, after = weights.flatten(model.params), weights.flatten(back.params)
-    for name in before:
-        close(after[name], before[name], EXACT)
 
 
 def test_llama_with_an_odd_number_of_heads_to_v2() -> None:
@@ -133,20 +118,14 @@ def test_llama_with_an_odd_number_of_heads_to_v2() -> None:
     close(rewired(model, "v2")(tokens).logits, model(tokens).logits, CONVERTED)
 
 
+@pytest.mark.parametrize(("one", "other", "fields"), [("hf", "paper", {"rms_norm_eps": SUBLN_EPS}), ("none", "v2", {})])
 @MORE
-@given(options("v2"), st.integers(0, 9))
-def test_v2_with_one_lambda_for_all_is_a_llama_with_twice_the_heads(options: dict[str, Any], seed: int) -> None:
-    model, tokens = zero_lambda_proj(made(options)), ids(seed, 2, TOKENS)
-    llama = rewired(model, "none")
-    assert llama.config.num_attention_heads == 2 * model.config.num_attention_heads
-    close(llama(tokens).logits, model(tokens).logits, CONVERTED)
-
-
-@MORE
-@given(options("hf", rms_norm_eps=SUBLN_EPS))
-def test_there_and_back_is_the_same_to_the_last_bit(options: dict[str, Any]) -> None:
-    model = made(options)
-    back = rewired(rewired(model, "paper"), "hf")
+@given(data=st.data())
+def test_there_and_back_is_the_same_to_the_last_bit(
+    one: str, other: str, fields: dict[str, Any], data: st.DataObject
+) -> None:
+    model = made(data.draw(options(one, **fields)))
+    back = rewired(rewired(model, other), one)
     before, after = weights.flatten(model.params), weights.flatten(back.params)
     assert before.keys() == after.keys()
     for name in before:

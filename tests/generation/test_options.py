@@ -9,16 +9,8 @@ import numpy as np
 import pytest
 
 from refdiff.errors import CheckpointError
-from refdiff.generation.options import NAMES, Options, resolve
+from refdiff.generation.options import NAMES, resolve
 from tests.generation.fakes import FakeModel, letters
-
-
-def test_defaults() -> None:
-    got = resolve(FakeModel(), {})
-    assert got == Options(eos_token_id=[2], pad_token_id=0)
-    assert not got.contrastive
-    assert not got.speculative
-
 
 WRONG: list[tuple[str, Any, str]] = [
     ("max_new_tokens", 0, "an integer from 1 to 2,147,483,647"),
