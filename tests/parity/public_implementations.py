@@ -30,6 +30,7 @@ import torch
 
 from refdiff import oracle
 from refdiff.oracle import Case, Recipe, Spec, cases
+from tests.parity.real_kernels import Given, diffllama, timm_module
 
 Kernel = Callable[..., Any]
 EAGER = {"float32": Recipe("float32"), "bfloat16": Recipe.eager("bfloat16")}
@@ -167,30 +168,8 @@ def _axolotl(name: str) -> Callable[[Spec, Path], Kernel]:
     return make
 
 
-def _diffllama(implementation: str) -> Callable[[Spec, Path], Kernel]:
-    def make(spec: Spec, _: Path) -> Kernel:
-        from transformers import DiffLlamaConfig
-        from transformers.models.diffllama.modeling_diffllama import DiffLlamaAttention
-
-        config = DiffLlamaConfig(
-            hidden_size=spec.query_heads * spec.head_dim, num_attention_heads=spec.query_heads, head_dim=spec.head_dim,
-            num_key_value_heads=spec.key_heads, rms_norm_eps=spec.norm_eps, attn_implementation=implementation,
-            rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
-        )  # fmt: skip
-        return oracle.torch.module(DiffLlamaAttention(config, spec.layer), spec)
-
-    return make
-
-
-def _timm(*, fused: bool) -> Callable[[Spec, Path], Kernel]:
-    def make(spec: Spec, _: Path) -> Kernel:
-        from timm.layers.diff_attention import DiffAttention
-
-        attention = DiffAttention(spec.query_heads * spec.head_dim, spec.query_heads // 2, depth=spec.layer)
-        attention.fused_attn = fused
-        return oracle.torch.module(attention, spec)
-
-    return make
+def _of(make: Callable[..., Any], *args: Any, **options: Any) -> Callable[[Spec, Path], Kernel]:
+    return lambda spec, _: oracle.torch.module(make(spec, *args, **options), spec)
 
 
 def _tensors(inputs: dict[str, Any]) -> dict[str, torch.Tensor]:
@@ -228,15 +207,6 @@ def _coda(*, triton: bool) -> Callable[[Spec, Path], Kernel]:
     return make
 
 
-class _Constant(torch.nn.Module):
-    def __init__(self, x: torch.Tensor) -> None:
-        super().__init__()
-        self.x = x
-
-    def forward(self, _: torch.Tensor) -> torch.Tensor:
-        return self.x
-
-
 def _nanowell(spec: Spec, checkout: Path) -> Kernel:
     """Its λ vectors are one for each head, and get those of the inputs in all; its norm's weight stays 1."""
     found = importlib.util.spec_from_file_location("DiffTransformer", checkout / "DiffTransformer.py")
@@ -251,7 +221,7 @@ def _nanowell(spec: Spec, checkout: Path) -> Kernel:
         h, start = spec.heads, 0.8 - 0.6 * math.exp(-0.3 * spec.layer)
         module = code.MultiHeadDifferentialAttention(h * spec.head_dim, h, start).to(x["q"].dtype)
         for name in "qkv":
-            setattr(module, f"W_{name}", _Constant(x[name].transpose(1, 2).flatten(2)))
+            setattr(module, f"W_{name}", Given(x[name].transpose(1, 2).flatten(2)))
         module.W_o = torch.nn.Identity()
         for name in vectors:
             delattr(module, name)
@@ -273,10 +243,10 @@ _CODA = Spec(
 )  # fmt: skip
 
 IMPLEMENTATIONS = (
-    Implementation("transformers", "DiffLlamaAttention, eager", _HF, _diffllama("eager"), EAGER),
-    Implementation("transformers", "DiffLlamaAttention, sdpa", _HF, _diffllama("sdpa"), FUSED),
-    Implementation("timm", "DiffAttention", Spec.preset("timm", **_ALIKE), _timm(fused=False), EAGER),
-    Implementation("timm", "DiffAttention, fused", Spec.preset("timm", **_ALIKE), _timm(fused=True), FUSED),
+    Implementation("transformers", "DiffLlamaAttention, eager", _HF, _of(diffllama, "eager"), EAGER),
+    Implementation("transformers", "DiffLlamaAttention, sdpa", _HF, _of(diffllama, "sdpa"), FUSED),
+    Implementation("timm", "DiffAttention", Spec.preset("timm", **_ALIKE), _of(timm_module, fused=False), EAGER),
+    Implementation("timm", "DiffAttention, fused", Spec.preset("timm", **_ALIKE), _of(timm_module, fused=True), FUSED),
     Implementation(
         "coda-gqa-l", "diff_flash_attn, Triton", _CODA, _coda(triton=True),
         {"float32": Recipe("float32"), "float16": Recipe("float16")}, backward=False, profiles=SMALL,

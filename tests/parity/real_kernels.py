@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DiffLlamaConfig
 from transformers.models.diffllama.modeling_diffllama import DiffLlamaAttention, DiffLlamaRotaryEmbedding
 
+from refdiff import oracle
 from refdiff.oracle import Spec
 from refdiff.oracle.truth.attention_mask import attention_mask
 from refdiff.oracle.truth.head_indices import head_indices
@@ -43,21 +44,28 @@ class Given(torch.nn.Module):
         return self.x
 
 
+def diffllama(spec: Spec, implementation: str) -> DiffLlamaAttention:
+    """transformers' module of a spec."""
+    config = DiffLlamaConfig(
+        hidden_size=spec.query_heads * spec.head_dim, num_attention_heads=spec.query_heads, head_dim=spec.head_dim,
+        num_key_value_heads=spec.key_heads, rms_norm_eps=spec.norm_eps, num_hidden_layers=spec.layer + 1,
+        rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta}, attn_implementation=implementation,
+    )  # fmt: skip
+    return DiffLlamaAttention(config, spec.layer)
+
+
+def timm_module(spec: Spec, *, fused: bool) -> DiffAttention:
+    """timm's module of a spec."""
+    module = DiffAttention(spec.query_heads * spec.head_dim, spec.heads, depth=spec.layer)
+    module.fused_attn = fused
+    return module
+
+
 def transformers_diffllama(spec: Spec, inputs: Arrays, dout: np.ndarray, dtype: str, implementation: str) -> Arrays:
     """The attention module between its projections, through which NaN of one head would reach others."""
     kind, (B, H, T, d), K = DTYPES[dtype], inputs["q"].shape, spec.key_heads
     assert inputs["k"].shape[2] == T, "the module has as many keys as queries"
-    config = DiffLlamaConfig(
-        hidden_size=H * d,
-        num_attention_heads=H,
-        num_key_value_heads=K,
-        head_dim=d,
-        rms_norm_eps=spec.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": spec.rope_theta},
-        num_hidden_layers=spec.layer + 1,
-        attn_implementation=implementation,
-    )
-    module = DiffLlamaAttention(config, spec.layer).to(kind)
+    module = diffllama(spec, implementation).to(kind)
     q, k, v = (torch.as_tensor(inputs[name]).to(kind).transpose(1, 2).flatten(2) for name in ("q", "k", "v"))
     given = {"q": q.requires_grad_(), "k": k.requires_grad_(), "v": v.requires_grad_()}
     for name, x in given.items():
@@ -66,7 +74,7 @@ def transformers_diffllama(spec: Spec, inputs: Arrays, dout: np.ndarray, dtype: 
     with torch.no_grad():
         for name in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"):
             getattr(module, name).copy_(torch.as_tensor(inputs[name]))
-    angles = DiffLlamaRotaryEmbedding(config)(q, torch.arange(T)[None])
+    angles = DiffLlamaRotaryEmbedding(module.config)(q, torch.arange(T)[None])
     mask = None
     if implementation == "eager":
         mask = torch.full((T, T), torch.finfo(kind).min, dtype=kind).triu(1)[None, None]
@@ -82,27 +90,13 @@ def transformers_diffllama(spec: Spec, inputs: Arrays, dout: np.ndarray, dtype: 
 
 def timm_attention(spec: Spec, inputs: Arrays, dout: np.ndarray, dtype: str, *, fused: bool) -> Arrays:
     """The attention module between its projections, without a mask; its λ and norm in the types that it stores."""
-    kind, (B, H, T, d), h = DTYPES[dtype], inputs["q"].shape, spec.heads
-    assert inputs["k"].shape[2] == T, "the module has as many keys as queries"
-    module = DiffAttention(H * d, h, depth=spec.layer).to(kind)
-    module.fused_attn = fused
+    kind = DTYPES[dtype]
+    kernel = oracle.torch.module(timm_module(spec, fused=fused).to(kind), spec)
     given = {
-        name: torch.as_tensor(np.moveaxis(inputs[name], 1, 2).reshape(B, T, H * d)).to(kind).requires_grad_()
-        for name in "qkv"
+        name: torch.as_tensor(x).to(torch.float32 if name.startswith("lambda_") else kind) for name, x in inputs.items()
     }
-    module.qkv, module.proj = Given(torch.cat(list(given.values()), dim=2)), torch.nn.Identity()
-    with torch.no_grad():
-        module.sub_norm.weight.copy_(torch.as_tensor(inputs["norm_weight"]))
-        for name in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"):
-            setattr(module, name, torch.nn.Parameter(torch.as_tensor(inputs[name]).float()))
-    out = module(torch.zeros(B, T, H * d, dtype=kind))
-    out.backward(torch.as_tensor(np.moveaxis(dout, 1, 2).reshape(B, T, H * d)).to(kind))
-
-    def by_head(x: torch.Tensor | None, heads: int) -> np.ndarray:
-        return np.moveaxis(_numbers(x).reshape(B, T, heads, -1), 1, 2)
-
-    grads = {f"d{name}": by_head(x.grad, h if name == "v" else H) for name, x in given.items()}
-    return {"out": by_head(out, h), **grads}
+    found = kernel(given, dout=torch.as_tensor(dout).to(kind))
+    return {name: _numbers(found[name]) for name in ("out", "dq", "dk", "dv")}
 
 
 def torch_sdpa(spec: Spec, inputs: Arrays, dout: np.ndarray, dtype: str, backend: SDPBackend) -> Arrays:

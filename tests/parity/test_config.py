@@ -15,70 +15,26 @@ from transformers.activations import ACT2CLS
 
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.config_checks import ACTIVATIONS
+from tests.parity.checkpoints import recipes
 
 FIELDS = [entry.name for entry in dataclasses.fields(DiffLlamaConfig) if entry.name not in ("extra", "wiring")]
+RECIPES = recipes()
 SPELLINGS = ("rope_parameters", "rope_scaling type", "rope_scaling rope_type", "both")
-
-
-def rope_fields(rng: random.Random, rope_type: str, head_dim: int, longest: int) -> dict[str, Any]:
-    """Random settings of one rope type, with its optional fields there or not."""
-    factor = rng.choice([1.0, 2, 4.0, 32.0])
-
-    def maybe(**fields: Any) -> dict[str, Any]:
-        return {name: value for name, value in fields.items() if rng.random() < 0.5}
-
-    original = maybe(original_max_position_embeddings=longest // 2)
-    if rope_type == "default":
-        return {}
-    if rope_type in ("linear", "dynamic"):
-        return {"factor": factor}
-    if rope_type == "yarn":
-        return {"factor": factor, **original} | maybe(
-            attention_factor=1.25,
-            beta_fast=16.0,
-            beta_slow=2,
-            mscale=0.7,
-            mscale_all_dim=1.1,
-            truncate=False,
-        )
-    if rope_type == "longrope":
-        lists = {name: [1.0 + rng.random() for _ in range(head_dim // 2)] for name in ("short_factor", "long_factor")}
-        return {**lists, **original} | maybe(factor=factor, attention_factor=1.5)
-    if rope_type == "llama3":
-        return {"factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0, **original}
-    return {"partial_rotary_factor": rng.choice([0.25, 0.5, 1.0])} | maybe(factor=factor)
 
 
 def one_of(rng: random.Random, *choices: dict[str, Any]) -> dict[str, Any]:
     return rng.choice(choices)
 
 
-def random_file(rng: random.Random) -> dict[str, Any]:
-    """The content of one config.json, in one of the spellings that published files use."""
-    head_dim = rng.choice([2, 4, 8, 10]) * 2
-    key_value_heads = rng.choice([2, 4, 6])
-    heads = key_value_heads * rng.choice([1, 2, 3, 4])
-    content: dict[str, Any] = {
-        "model_type": "diffllama",
-        "architectures": ["DiffLlamaForCausalLM"],
-        "hidden_size": head_dim * heads if rng.random() < 0.5 else rng.choice([24, 33]) * heads,
-        "num_attention_heads": heads,
-        "vocab_size": rng.choice([97, 1009]),
-        "intermediate_size": rng.choice([37, 64]),
-        "num_hidden_layers": rng.choice([1, 3]),
-        "max_position_embeddings": rng.choice([64, 2048]),
-        "hidden_act": rng.choice(ACTIVATIONS),
-        "attention_bias": rng.random() < 0.5,
-        "tie_word_embeddings": rng.random() < 0.5,
-        "rms_norm_eps": rng.choice([1e-6, 1e-5]),
-        "transformers_version": "4.46.0.dev0",
-        "eos_token_id": rng.choice([2, [2, 5], None]),
-        "pad_token_id": rng.choice([None, 0]),
-    }
-    if content["hidden_size"] != head_dim * heads or rng.random() < 0.5:
-        content["head_dim"] = head_dim
-    if heads != key_value_heads or rng.random() < 0.3:
-        content["num_key_value_heads"] = key_value_heads if heads != key_value_heads else None
+def random_file(seed: int) -> dict[str, Any]:
+    """The content of one config.json, of a checkpoint's recipe, in one of the spellings that published files use."""
+    rng, recipe = random.Random(seed), RECIPES[seed % len(RECIPES)]
+    content: dict[str, Any] = {"model_type": "diffllama", "architectures": [recipe.architecture], **recipe.config}
+    content |= {"transformers_version": "4.46.0.dev0", "eos_token_id": rng.choice([2, [2, 5], None])}
+    if content["num_attention_heads"] == content["num_key_value_heads"] and rng.random() < 0.7:
+        content["num_key_value_heads"] = None
+        if rng.random() < 0.5:
+            del content["num_key_value_heads"]
     content |= one_of(
         rng, {}, {"torch_dtype": "bfloat16"}, {"dtype": "float16"}, {"dtype": "float64", "torch_dtype": "half"}
     )
@@ -92,19 +48,22 @@ def random_file(rng: random.Random) -> dict[str, Any]:
         {"problem_type": "regression", "num_labels": 1},
     )
     content |= one_of(rng, {}, {"max_length": 20, "temperature": 0.5}, {"pretraining_tp": 1, "mlp_bias": False})
-    rope_type = rng.choice(["default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional"])
-    rope = rope_fields(rng, rope_type, head_dim, content["max_position_embeddings"])
+    rope = {  # whole numbers too
+        name: int(x) if x in (2.0, 4.0) and rng.random() < 0.5 else x
+        for name, x in content.pop("rope_parameters").items()
+    }
+    theta = one_of(rng, {}, {"rope_theta": rope.pop("rope_theta")}, {"rope_theta": 10000})
     spelling = rng.choice(SPELLINGS)
-    theta = one_of(rng, {}, {"rope_theta": 500000.0}, {"rope_theta": 10000})
     if spelling == "rope_parameters":
-        content["rope_parameters"] = {**rope, **theta, "rope_type": rope_type}
+        content["rope_parameters"] = {**rope, **theta}
         content |= one_of(rng, {}, {"rope_theta": 123.0}, {"rope_scaling": None})
     else:
-        content["rope_scaling"] = {**rope, "type" if spelling == "rope_scaling type" else "rope_type": rope_type}
+        kind = rope.pop("rope_type")
+        content["rope_scaling"] = {**rope, "type" if spelling == "rope_scaling type" else "rope_type": kind}
         content |= theta
         if spelling == "both":
             content["rope_parameters"] = {"rope_type": "linear", "factor": 7.0, "rope_theta": 77.0}
-    if rope_type in ("yarn", "longrope", "llama3") and rng.random() < 0.2:
+    if recipe.config["rope_parameters"]["rope_type"] in ("yarn", "longrope", "llama3") and rng.random() < 0.2:
         content["original_max_position_embeddings"] = content["max_position_embeddings"] // 4
     return content
 
@@ -129,7 +88,7 @@ def comparable(values: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("seed", range(100))
 def test_same_fields_whoever_writes_and_reads(seed: int, tmp_path: Path) -> None:
-    content = random_file(random.Random(seed))
+    content = random_file(seed)
     first, second, third = tmp_path / "first", tmp_path / "second", tmp_path / "third"
     first.mkdir()
     (first / "config.json").write_text(json.dumps(content))

@@ -12,15 +12,14 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from timm.layers.diff_attention import DiffAttention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.diffllama.modeling_diffllama import DiffLlamaAttention
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
 from refdiff import oracle
 from refdiff.oracle import Case, Recipe, Spec, cases
 from refdiff.oracle.judge import judge_file
 from tests.parity import attention_modules
+from tests.parity.real_kernels import diffllama, timm_module
 
 SPEC = Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=8, layer=2)
 TIMM = Spec.preset("timm", query_heads=8, key_heads=8, head_dim=8, layer=1)
@@ -29,14 +28,6 @@ SIZES = {
     "num_key_value_heads": 4, "head_dim": 6, "initializer_range": 0.25, "lambda_std_dev": 0.5, "pad_token_id": 0,
 }  # fmt: skip
 IDS = np.random.default_rng(0).integers(1, 97, (2, 13))
-
-
-def diffllama(implementation: str) -> DiffLlamaAttention:
-    config = transformers.DiffLlamaConfig(
-        hidden_size=64, num_attention_heads=8, num_key_value_heads=4, head_dim=8, rms_norm_eps=SPEC.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": SPEC.rope_theta}, attn_implementation=implementation,
-    )  # fmt: skip
-    return DiffLlamaAttention(config, SPEC.layer)
 
 
 def judged(kernel: Any, found: list[Case], recipe: Recipe | str) -> list[str]:
@@ -63,7 +54,7 @@ UNCOMPILED = pytest.mark.filterwarnings(
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_flex_attention(dtype: str) -> None:
     """It masks nothing by itself; on a CPU it has outputs, of whole sequences, caches, padding and layers."""
-    attention = diffllama("flex_attention")
+    attention = diffllama(SPEC, "flex_attention")
     kernel = oracle.torch.module(attention, SPEC)
     found = [case for p in ("natural", "discriminating", "serving") for case in cases(p, 7, spec=SPEC, dtype=dtype)]
     served = [case for case in found if kernel(case.inputs) is not NotImplemented]
@@ -80,8 +71,7 @@ def test_flex_attention(dtype: str) -> None:
 
 
 def test_a_module_is_left_as_it_was_and_a_mistake_in_it_is_named() -> None:
-    attention = DiffAttention(64, num_heads=4, depth=TIMM.layer)
-    attention.fused_attn = False
+    attention = timm_module(TIMM, fused=False)
     before = copy.deepcopy(attention.state_dict())
     found = cases("modules", 3, spec=TIMM)[3:] + cases("natural", 3, spec=TIMM)
     assert len(judged(oracle.torch.module(attention, TIMM), found, "float32")) >= 2
@@ -95,7 +85,7 @@ def test_a_module_is_left_as_it_was_and_a_mistake_in_it_is_named() -> None:
 
 
 def test_a_module_with_names_of_its_own() -> None:
-    mine = DiffAttention(64, num_heads=4, depth=TIMM.layer)
+    mine = timm_module(TIMM, fused=True)
     mine.add_module("project", mine.qkv)
     del mine.qkv
     with pytest.raises(ValueError, match="project, expected q_proj, k_proj and v_proj"):
