@@ -15,7 +15,7 @@ from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES
 from refdiff.oracle.strategies import Structure, draw
 from refdiff.oracle.truth.backward import backward
-from tests.oracle.deviations.effects import AXES
+from tests.oracle.deviations.test_listed import AXES
 from tests.oracle.selftest.mutants import Mutant, mutants, way_of, with_a_row_of
 from tests.oracle.selftest.one_case import Trial
 from tests.oracle.selftest.settings import settings
