@@ -14,12 +14,8 @@ from transformers.model_debugging_utils import model_addition_debugger_context
 import refdiff
 from refdiff.errors import CheckpointError
 from refdiff.oracle import Trace, first_divergence, hooks, trace
+from tests.parity.test_torch import SIZES
 
-SIZES = {
-    "vocab_size": 97, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 8,
-    "num_key_value_heads": 4, "head_dim": 6, "max_position_embeddings": 4096, "initializer_range": 0.25,
-    "lambda_std_dev": 0.5, "pad_token_id": 0,
-}  # fmt: skip
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
@@ -30,7 +26,9 @@ def prepared(folder: Path, dtype: str, attention: str) -> tuple[Any, dict[str, t
     """
     torch.manual_seed(0)
     kind = transformers.DiffLlamaForCausalLM
-    kind(transformers.DiffLlamaConfig(**SIZES)).to(getattr(torch, dtype)).save_pretrained(folder)
+    kind(transformers.DiffLlamaConfig(**SIZES, max_position_embeddings=4096)).to(getattr(torch, dtype)).save_pretrained(
+        folder
+    )
     peer = kind.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation=attention).eval()
     ids = np.random.default_rng(0).integers(1, 97, (2, 13))
     mask = np.ones_like(ids)

@@ -18,6 +18,7 @@ from refdiff.oracle.truth.forward import forward
 from tests.layers.inputs import says
 from tests.model.models import WIRINGS
 from tests.oracle.divergence.runs import LAYER, inputs, model, run
+from tests.oracle.trace.test_trace import spec_inputs
 
 # Where a mistake first shows, by what it does; what its layer is made of stands before what the layer gives.
 AT = {
@@ -91,20 +92,18 @@ def found_in(mistake: Mistake, dtype: str, **options: Any) -> Divergence:
     return first_divergence(run(of, inputs(), dtype, mistake), ref, **options)
 
 
-@pytest.mark.parametrize("mistake", [m for m in FORWARD if m.name in SAMPLE], ids=str)
-def test_sample_of_mistakes(mistake: Mistake) -> None:
-    assert found_in(mistake, "bfloat16").path == place_of(mistake)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mistake", FORWARD, ids=str)
-@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.nightly), "bfloat16"])
-def test_every_mistake(dtype: str, mistake: Mistake) -> None:
+@pytest.mark.parametrize(
+    ("mistake", "dtype"),
+    [
+        *(pytest.param(m, "bfloat16", marks=() if m.name in SAMPLE else pytest.mark.slow) for m in FORWARD),
+        *(pytest.param(m, "float32", marks=pytest.mark.nightly) for m in FORWARD),
+    ],
+    ids=str,
+)
+def test_every_mistake(mistake: Mistake, dtype: str) -> None:
     found = found_in(mistake, dtype)
-    if mistake.name in ROUNDING and dtype == "bfloat16":
-        assert found.path is None
-        return
-    assert found.path == place_of(mistake), str(found)
+    nowhere = mistake.name in ROUNDING and dtype == "bfloat16"
+    assert found.path == (None if nowhere else place_of(mistake)), str(found)
 
 
 @pytest.mark.parametrize("mode", ["local", "free"])
@@ -200,16 +199,6 @@ def test_padding_is_nobodys() -> None:
     assert first_divergence(mine, plain).path == "model.embed_tokens"
 
 
-SPEC = Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=6, layer=2)
-
-
-def spec_inputs(T: int = 3, S: int = 7) -> dict[str, np.ndarray]:
-    g = np.random.default_rng(1)
-    shapes = {"q": (2, 8, T, 6), "k": (2, 4, S, 6), "v": (2, 4, S, 6)}
-    made = {name: g.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    return made | {f"lambda_{n}": g.normal(0, 0.4, 6).astype(np.float32) for n in ("q1", "k1", "q2", "k2")}
-
-
 @pytest.mark.parametrize(
     ("name", "at"),
     [
@@ -222,8 +211,9 @@ def spec_inputs(T: int = 3, S: int = 7) -> dict[str, np.ndarray]:
 )
 def test_attention_alone(name: str, at: str) -> None:
     """Fewer queries than keys, where the triangle and the cache can be wrong."""
-    given = spec_inputs()
-    ref = trace(SPEC, given)
+    spec = Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=6, layer=2)
+    given = spec_inputs(spec)
+    ref = trace(spec, given)
     points: dict[str, np.ndarray] = {}
 
     def keep(path: str, value: Any, **_: Any) -> Any:
@@ -233,12 +223,12 @@ def test_attention_alone(name: str, at: str) -> None:
     inside = Points({}, keep, whole=False).over(ops_for())
     ops = overlay(ops_for(), lambda n, f: inside.diff_attention if n == "diff_attention" else f)
     ops = overlay(ops, wrap(next(m for m in CATALOGUE if m.name == name)))
-    exact = as_float64(SPEC, given)
+    exact = as_float64(spec, given)
 
     def outside(path: str, value: Any, **_: Any) -> Any:
         return value if path.startswith(("scores", "lse", "attn")) else keep(path, value)
 
-    points["out"] = forward(SPEC, exact, Points(exact, outside).over(ops)).astype(np.float32)
+    points["out"] = forward(spec, exact, Points(exact, outside).over(ops)).astype(np.float32)
     found = first_divergence(points, ref)
     assert found.path == at
     assert found.mode == "local"

@@ -51,16 +51,19 @@ def test_several_arrays_are_a_mapping(x: Any, says: str) -> None:
             output(x, "lse1")
 
 
+WAYS: list[tuple[Any, Any]] = [
+    (lambda spec, inputs: (spec, inputs), ("spec", "inputs")),
+    (lambda inputs: inputs, "inputs"),
+    (lambda spec, inputs=None: (spec, inputs), ("spec", "inputs")),
+    (lambda spec, inputs, dout=None: (spec, inputs, dout), ("spec", "inputs", "dout")),
+    (lambda inputs, *, dout: (inputs, dout), ("inputs", "dout")),
+    (max, "spec"),  # it does not tell what it takes
+]
+"""Kernels, and what they get."""
+
+
 @pytest.mark.parametrize(
-    ("kernel", "expected"),
-    [
-        (lambda spec, inputs: (spec, inputs), ("spec", "inputs")),
-        (lambda inputs: inputs, "inputs"),
-        (lambda spec, inputs, dout=None: (spec, inputs, dout), ("spec", "inputs", "dout")),
-        (lambda inputs, *, dout: (inputs, dout), ("inputs", "dout")),
-        (max, "spec"),  # it does not tell what it takes
-        (partial(lambda spec, inputs: (spec, inputs), "own"), ("own", "inputs")),
-    ],
+    ("kernel", "expected"), [*WAYS, (partial(lambda spec, inputs: (spec, inputs), "own"), ("own", "inputs"))]
 )
 def test_ways_to_call_a_kernel(kernel: Any, expected: Any) -> None:
     assert called(kernel)("spec", "inputs", "dout") == expected

@@ -14,6 +14,7 @@ from refdiff.oracle.rounding.evaluation_order import DRAWS, HELD_OUT, MEMBERS, A
 from refdiff.oracle.rounding.rounded_attention import rounded_attention, rounded_attention_vjp
 
 ORDERS = (*MEMBERS, *DRAWS, *HELD_OUT)
+UNITS = {"float32": 2.0**-23, "tf32": 2.0**-11, "bfloat16": 2.0**-8, "float16": 2.0**-11}
 
 
 def inputs(storage: str, H: int = 4, K: int = 2, T: int = 19, S: int = 23, d: int = 8, e: int = 12) -> tuple[Any, ...]:
@@ -23,10 +24,10 @@ def inputs(storage: str, H: int = 4, K: int = 2, T: int = 19, S: int = 23, d: in
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=str)
-@pytest.mark.parametrize("recipe", ["float32", "tf32", "bfloat16", "float16"])
+@pytest.mark.parametrize("recipe", UNITS)
 def test_is_the_layer_up_to_rounding(order: Order, recipe: str) -> None:
     x = inputs(Recipe.of(recipe).storage)
-    u = {"float32": 2.0**-23, "tf32": 2.0**-11, "bfloat16": 2.0**-8, "float16": 2.0**-11}[recipe]
+    u = UNITS[recipe]
     mask = np.random.default_rng(3).random((2, 1, 19, 23)) < 0.7
     mask[0, 0, 5] = False
     got = rounded_attention(Arithmetic(Recipe.of(recipe), order), *x, mask, causal=True)
@@ -59,10 +60,10 @@ def test_float16_scores_overflow_before_they_are_scaled() -> None:
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=str)
-@pytest.mark.parametrize("recipe", ["float32", "tf32", "bfloat16", "float16"])
+@pytest.mark.parametrize("recipe", UNITS)
 def test_is_the_derivative_up_to_rounding(order: Order, recipe: str) -> None:
     x = inputs(Recipe.of(recipe).storage)
-    u = {"float32": 2.0**-23, "tf32": 2.0**-11, "bfloat16": 2.0**-8, "float16": 2.0**-11}[recipe]
+    u = UNITS[recipe]
     g = np.random.default_rng(8).integers(-8, 9, (2, 4, 19, 12)) / 8.0
     got = rounded_attention_vjp(Arithmetic(Recipe.of(recipe), order), g, *x)
     want = layers.diff_attention_vjp(g, *x)

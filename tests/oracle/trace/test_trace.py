@@ -10,6 +10,7 @@ import pytest
 import refdiff
 from refdiff.oracle import Spec, Trace, trace, truth
 from tests.model.models import ids, small_model
+from tests.oracle.example_inputs import draw
 from tests.tolerances import FLOAT64, close
 
 
@@ -72,11 +73,9 @@ def test_is_run_again_in_float64() -> None:
 SPEC = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=6, layer=1)
 
 
-def spec_inputs(dtype: type = np.float32) -> dict[str, np.ndarray]:
-    g = np.random.default_rng(1)
-    shapes = {"q": (2, 4, 3, 6), "k": (2, 2, 7, 6), "v": (2, 2, 7, 6)}
-    shapes |= {f"lambda_{n}": (6,) for n in ("q1", "k1", "q2", "k2")}
-    return {name: g.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
+def spec_inputs(spec: Spec = SPEC) -> dict[str, np.ndarray]:
+    """More keys than queries, in float32."""
+    return draw(spec, 1, dtype=np.float32, T=3)
 
 
 def test_attention_of_a_spec() -> None:

@@ -21,26 +21,13 @@ def x() -> Inputs:
     return draw(SPEC, dtype=np.float32)
 
 
-def test_right_and_wrong() -> None:
-    spec = small("hf_diffllama")
-    x = draw(spec, dtype=np.float16)
-    before = {name: a.copy() for name, a in x.items()}
-    out = truth(spec, x, want=("out",)).out.astype(np.float16)
-    verdict = check(out, spec, x, recipe="float16")
-    assert verdict
-    assert verdict.recipe == "float16"
-    assert not check(out[:, ::-1], spec, x, recipe="float16")
-    for name, array in before.items():
-        np.testing.assert_array_equal(x[name], array)
-
-
 def test_gradients_and_bfloat16() -> None:
     spec = small("diff_v2")
     x = draw(spec, dtype=ml_dtypes.bfloat16)
     dout = np.random.default_rng(0).normal(size=(2, spec.heads, 5, spec.out_dim)).astype(ml_dtypes.bfloat16)
     found = truth(spec, x, dout=dout)
     mine = {"out": found.out, "dv": found.grads["v"], "dlambda_logits": found.grads["lambda_logits"]}
-    assert check(mine, spec, x, recipe=Recipe("bfloat16"), dout=dout, members=2)
+    assert check(mine, spec, x, recipe=Recipe("bfloat16"), dout=dout, members=2).recipe == "bfloat16"
     mine["dv"] = mine["dv"] * 1.1
     assert check(mine, spec, x, recipe="bf16", dout=dout, members=2).tensors["dv"].status == "fail"
 
