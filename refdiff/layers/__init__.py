@@ -77,7 +77,7 @@ Ye et al. 2026, "Differential Transformer V2" (huggingface.co/blog/microsoft/dif
     Construction    a Transformer of 2h heads computes it where W_O of head 2i + 1 is −λ times that of head 2i
         by          convert.convert
         tested by   test_heads::test_v2_is_plain_attention_with_twice_the_heads_subtracted_in_pairs,
-                    convert/test_rewire::test_v2_with_one_lambda_for_all_is_a_llama_with_twice_the_heads
+                    convert/test_rewire::test_it_computes_the_same
 
 What they build on
 
