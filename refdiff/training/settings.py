@@ -70,7 +70,8 @@ def needed_memory(
     """Estimate the bytes of a whole run (weights, gradients, optimizer), and those of the tokens of a step.
 
     This is a lower bound, at the logits and their gradient or in the backward pass of a layer, whichever is larger.
-    Intermediate results add up to a quarter.
+    Intermediate results add up to a quarter. Where a layer is wrapped, all tokens of a step are computed at once, which
+    takes more.
 
     Equation:
         4 P and N (L A + max(2 V, 2 A)) numbers, A = 4 D + (2 H + 2 K) d + 2 F, for P parameters and N tokens
