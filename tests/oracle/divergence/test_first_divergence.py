@@ -20,40 +20,23 @@ from tests.model.models import WIRINGS
 from tests.oracle.divergence.runs import LAYER, inputs, model, run
 from tests.oracle.trace.test_trace import spec_inputs
 
-# Where a mistake first shows, by what it does; what its layer is made of stands before what the layer gives.
-AT = {
-    **dict.fromkeys(
-        ("neighbors_are_a_pair", "neighboring_queries_on_halved_keys", "neighboring_keys_on_halved_queries",
-         "halved_keys_on_neighboring_queries", "halved_queries_on_neighboring_keys", "halves_are_a_pair",
-         "v2_halves_are_a_pair",
-         "keys_repeated_before_they_pair", "keys_tiled", "keys_crossed", "streams_swapped", "scores_not_scaled",
-         "scores_scaled_by_the_root_of_half_of_d", "scores_scaled_by_the_root_of_2d", "scores_scaled_twice",
-         "norm_of_queries_and_keys", "queries_and_keys_normed", "attention_over_heads", "one_more_in_the_denominator"),
-        "scores1",
-    ),
-    **dict.fromkeys(("one_key_for_both", "second_map_not_scaled", "second_map_of_zero_weights"), "scores2"),
-    **dict.fromkeys(
-        ("tokens_that_do_not_see_themselves", "one_future_token_seen", "no_causal_mask", "no_padding_mask",
-         "a_sliding_window", "the_first_key_lost", "mask_inverted"),
-        "lse1",
-    ),
-    "powers_of_two": "attn1",
-    **dict.fromkeys(
-        ("lambda_not_used", "lambda_added", "lambda_on_both", "subtracted_before_the_softmax",
-         "softmax_of_the_difference",
-         "each_map_normed_before_the_difference", "negative_weights_cut_off", "rows_made_to_sum_to_one",
-         "heads_without_the_difference", "v2_with_one_lambda_a_layer", "v2_lambda_read_by_token",
-         "v2_lambda_of_the_head_beside"),
-        "diff",
-    ),
-    **dict.fromkeys(("neighboring_values_joined", "values_joined_in_the_other_order"), "values"),
+# Where a mistake first shows: by its name, else by what it is about, else by its layer. What a layer is made of stands
+# before what the layer gives.
+BY_NAME = {
+    **dict.fromkeys(("attention_over_heads", "one_more_in_the_denominator", "norm_of_queries_and_keys",
+                     "queries_and_keys_normed"), "scores1"),
+    **dict.fromkeys(("one_key_for_both", "second_map_not_scaled"), "scores2"),
+    **dict.fromkeys(("lambda_not_used", "lambda_added", "lambda_on_both", "v2_with_one_lambda_a_layer",
+                     "v2_lambda_read_by_token", "v2_lambda_of_the_head_beside"), "diff"),
     **dict.fromkeys(("another_default_epsilon", "weight_of_the_sub_norm_left_out"), "groupnorm"),
-    **dict.fromkeys(
-        ("norm_over_all_heads", "norm_over_half_of_a_head", "norm_after_attention_left_out", "scale_left_out",
-         "scaled_by_lambda_init", "scaled_by_one_minus_lambda",
-         "heads_laid_out_before_tokens", "tokens_laid_out_before_heads", "v2_with_the_norm_of_v1"),
-        "scaled",
-    ),
+    **dict.fromkeys(("norm_after_attention_left_out", "v2_with_the_norm_of_v1"), "scaled"),
+}  # fmt: skip
+BY_AXIS = {
+    **dict.fromkeys(("pair", "gqa", "k1/k2 crossed", "scale"), "scores1"),
+    **dict.fromkeys(("mask", "mask off by one", "window"), "lse1"),
+    **dict.fromkeys(("order", "clamp", "renorm", "path"), "diff"),
+    **dict.fromkeys(("concat", "norm extent", "post scale"), "scaled"),
+    "convert": "scores2", "lse base": "attn1", "vlay": "values",
 }  # fmt: skip
 BY_LAYER = {
     "rope": "q_rope", "lambda_init": "lambda_init", "diff_lambda": "lambda_full", "diff_lambda_v2": "lambda_full",
@@ -75,7 +58,7 @@ def wiring_of(mistake: Mistake) -> str:
 
 
 def place_of(mistake: Mistake) -> str:
-    at = AT.get(mistake.name) or BY_LAYER[mistake.layer]
+    at = BY_NAME.get(mistake.name) or BY_AXIS.get(mistake.axis) or BY_LAYER[mistake.layer]
     if at.startswith("rotary"):
         return f"model.{at}"
     return f"model.layers.{LAYER}.{at}" if at.endswith("layernorm") else f"model.layers.{LAYER}.self_attn.{at}"
