@@ -22,9 +22,8 @@ LAYOUTS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def zero_stride(x: np.ndarray) -> np.ndarray:
-    """(2, 5, 7) to (3, 2, 5, 7) whose three parts are the same memory."""
-    return np.broadcast_to(x, (3, *x.shape))
+VIEWS = {**LAYOUTS, "zero stride": lambda x: np.broadcast_to(x, (3, *x.shape))}
+"""Those of NumPy's arrays: (3, 2, 5, 7) too, whose three parts are the same memory."""
 
 
 def numbers(dtype: str) -> np.ndarray:
