@@ -34,7 +34,7 @@ MADE: list[tuple[str, dict[str, Any], list[str]]] = [
     ("ms_v1", {"gate": "silu"}, ["gate_of_sigmoid"]),
     # in which ports of Motif-3 differ within attention, and mistakes near to these
     ("motif3", {}, ["window_one_less", "window_one_more", "frequencies_of_yarn", "the_other_end_turns",
-                    "the_other_pairs_turn", "all_signals_first", "noise_before_its_signals", "gate_left_out",
+                    "the_other_pairs_turn", "all_signals_first", "gate_left_out", "noise_before_its_signals",
                     "v2_without_the_sigmoid"]),
     ("motif3", {"window": None, "rope_parameters": YARN, "scale": 2.0 / 4.0},
      ["rope_type_left_out", "scale_of_yarn_in_the_rotation", "scores_scaled_by_the_root_of_d", "a_sliding_window"]),

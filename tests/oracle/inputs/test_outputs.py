@@ -54,9 +54,9 @@ def test_several_arrays_are_a_mapping(x: Any, says: str) -> None:
 WAYS: list[tuple[Any, Any]] = [
     (lambda spec, inputs: (spec, inputs), ("spec", "inputs")),
     (lambda inputs: inputs, "inputs"),
-    (lambda spec, inputs=None: (spec, inputs), ("spec", "inputs")),
     (lambda spec, inputs, dout=None: (spec, inputs, dout), ("spec", "inputs", "dout")),
     (lambda inputs, *, dout: (inputs, dout), ("inputs", "dout")),
+    (lambda spec, inputs=None: (spec, inputs), ("spec", "inputs")),
     (max, "spec"),  # it does not tell what it takes
 ]
 """Kernels, and what they get."""
