@@ -39,6 +39,19 @@ def dense_with_gradients(spec: Spec, inputs: dict[str, Any], dout: Any = None) -
     return {**stored, **{name: getattr(sums, name) for name in spec.lse_names}}
 
 
+def decodes_without_gradients(spec: Spec, inputs: dict[str, Any], dout: Any = None) -> Any:
+    """Has a backward for dense inputs, and none for pages."""
+    if "k_pages" in inputs:
+        return right(spec, inputs) if dout is None else NotImplemented
+    return dense_with_gradients(spec, inputs, dout)
+
+
+def decodes_wrongly(spec: Spec, inputs: dict[str, Any], dout: Any = None) -> Any:
+    """The same, with the first page of all sequences in the place of their own."""
+    found = {**inputs, "block_table": inputs["block_table"] * 0} if "k_pages" in inputs else inputs
+    return decodes_without_gradients(spec, found, dout)
+
+
 def epsilon_compiled_in(spec: Spec, inputs: dict[str, Any]) -> Any:
     """Right where the spec has 10⁻⁵, which is what many a CUDA kernel has, whatever it is told."""
     return right(spec.replace(norm_eps=1e-5), inputs)

@@ -33,13 +33,14 @@ SMALL_SIZES, LARGE_SIZES = 3, 1
 
 @dataclass
 class _Trial:
-    """A case, its second set of numbers, and what the kernel returned for the two."""
+    """A case, its second set of numbers, and what the kernel returned for the two; without dout where forward_only."""
 
     name: str
     first: Case
     second: Case
     problem: str = ""
     declined: bool = False
+    forward_only: bool = False
     outputs: tuple[dict[str, Numpy], ...] = ()
 
 
@@ -143,11 +144,11 @@ def _run(
 def _first_calls(process: KernelProcess, trial: _Trial) -> None:
     """The first numbers, then the second in the same memory; what the first call returned must still be there."""
     try:
-        if (n := _call(process, trial.first)) is None:
+        if (n := _call(process, trial, trial.first)) is None:
             trial.declined = True
             return
         first = process.send(n, _largest(trial.first))
-        m = _call(process, trial.second)
+        m = _call(process, trial, trial.second)
         if m is None:
             trial.problem = "the kernel declined inputs of a shape that it had served"
             return
@@ -165,7 +166,7 @@ def _first_calls(process: KernelProcess, trial: _Trial) -> None:
 
 def _call_again(process: KernelProcess, trial: _Trial) -> None:
     try:
-        n = _call(process, trial.first)
+        n = _call(process, trial, trial.first)
         again = {} if n is None else process.send(n, _largest(trial.first))
         if not _same(trial.outputs[0], again):
             trial.problem = trial.problem or "the same inputs gave other bits when the kernel was called again"
@@ -177,9 +178,15 @@ def _call_again(process: KernelProcess, trial: _Trial) -> None:
         trial.problem = f"called again: {error}"
 
 
-def _call(process: KernelProcess, case: Case) -> int | None:
+def _call(process: KernelProcess, trial: _Trial, case: Case) -> int | None:
+    """Call the kernel; without dout where it declines pages with it, as decoding may have no backward."""
     spec = {**case.spec.to_dict(), **{name: getattr(case.spec, name) for name in DERIVED}}
-    return process.call(spec, {**case.inputs, **({"dout": case.dout} if process.gradients else {})})
+    gradients = process.gradients and not trial.forward_only
+    n = process.call(spec, {**case.inputs, **({"dout": case.dout} if gradients else {})})
+    if n is None and gradients and case is trial.first and "k_pages" in case.inputs:
+        n = process.call(spec, case.inputs)
+        trial.forward_only = n is not None
+    return n
 
 
 def _largest(case: Case) -> int:
@@ -201,7 +208,7 @@ def _judge(trial: _Trial, recipe: Recipe, gradients: bool) -> Outcome:
     if trial.problem:
         return Outcome("fail", trial.problem)
     first, second = (
-        judge_outputs(outputs, case, recipe, case.dout if gradients else None)
+        judge_outputs(outputs, case, recipe, case.dout if gradients and not trial.forward_only else None)
         for outputs, case in zip(trial.outputs, (trial.first, trial.second), strict=True)
     )
     if second.status == "fail" and first.status != "fail":

@@ -127,6 +127,33 @@ def test_the_process_finds_libraries_where_the_judge_does(tmp_path: Path, monkey
     assert report, str(report)
 
 
+DECODING = """
+import numpy as np
+from honest import kernel as dense
+
+def kernel(spec, inputs, dout=None):
+    if "k_pages" not in inputs or "cu_seqlens_q" in inputs or dout is not None:
+        return NotImplemented
+    found = []
+    for q, table, length in zip(inputs["q"], inputs["block_table"], inputs["lengths"]):
+        k, v = (np.moveaxis(inputs[n][table], 1, 0)[:, None] for n in ("k_pages", "v_pages"))
+        k, v = (x.reshape(1, x.shape[0], -1, x.shape[-1])[:, :, :length] for x in (k, v))
+        vectors = {n: x for n, x in inputs.items() if n.startswith("lambda_")}
+        found.append(dense(spec, {"q": q[None], "k": k, "v": v, **vectors}))
+    return np.concatenate(found)
+"""
+
+
+def test_decoding_from_pages_needs_no_backward(tmp_path: Path) -> None:
+    """A kernel that declines pages with dout is called without, and judged by its output; here all else is declined."""
+    shutil.copy(HONEST, tmp_path)
+    (tmp_path / "kernel.py").write_text(DECODING)
+    report = _judge("kernel", path=tmp_path / "kernel.py", profiles=["serving"])
+    compared = {name.split("-")[1] for name, o in report.cases.items() if o.compared and o.status == "pass"}
+    assert compared == {"0", "2", "4"}, report
+    assert report.gradients
+
+
 def _running(word: str) -> list[int]:
     """Processes whose command line has a word."""
     found = []

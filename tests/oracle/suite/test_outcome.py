@@ -28,6 +28,18 @@ from tests.oracle.user_kernels import wrong_rope
 USER = "tests.oracle.user_kernels"
 RECIPE = Recipe.of("float32")
 CASES = cases("natural", 3, spec=small_spec("hf_diffllama"))
+PAGED = cases("serving", 3, spec=small_spec("hf_diffllama"))[0]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "status"), [("decodes_without_gradients", "pass"), ("decodes_wrongly", "fail"), ("declines", "skip")]
+)
+def test_decoding_from_pages_needs_no_backward(kernel: str, status: str) -> None:
+    """A kernel that declines pages with dout is called without: its output is judged alone."""
+    found = against_truth(f"{USER}:{kernel}", RECIPE, PAGED)
+    assert (found.status, found.declined, found.gradients) == (status, status == "skip", False)
+    dense = against_truth(f"{USER}:{kernel}", RECIPE, CASES[0])
+    assert dense.gradients == (status != "skip")
 
 
 @pytest.mark.parametrize(
