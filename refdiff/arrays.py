@@ -149,7 +149,7 @@ def backend(name: str | ModuleType) -> Any:
     if not isinstance(name, str):
         return name
     if name not in ("numpy", "cupy"):
-        raise ValueError(f'backend {name!r} is not known: use "numpy", "cupy", or an array-API namespace module')
+        raise ValueError(f'backend: got {name!r}, expected "numpy", "cupy", or an array-API namespace module')
     if name == "numpy":
         return _NUMPY_NAMESPACE
     try:

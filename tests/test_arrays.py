@@ -79,7 +79,7 @@ def test_backend() -> None:
 
 @pytest.mark.parametrize("name", ["torch", "Numpy", ""])
 def test_backend_of_another_name(name: str) -> None:
-    message = f'backend {name!r} is not known: use "numpy", "cupy", or an array-API namespace module'
+    message = f'backend: got {name!r}, expected "numpy", "cupy", or an array-API namespace module'
     with says(ValueError, message):
         arrays.backend(name)
 

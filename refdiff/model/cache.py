@@ -80,13 +80,13 @@ class KVCache:
         end = start + k.shape[2]
         if self.static is not None and end > self.static:
             raise ValueError(
-                f"KVCache: {end} tokens do not fit into static={self.static}: make a larger one, or crop this one"
+                f"KVCache: got {end} tokens, expected at most static={self.static}; make a larger one, or crop this one"
             )
         buffers = self._buffers[layer]
         if buffers is not None and buffers[0].shape[0] != k.shape[0]:
             raise ValueError(
-                f"KVCache: k has shape {tuple(k.shape)}, but the cache holds {buffers[0].shape[0]} rows: pass the same "
-                "batch, or reorder the cache first"
+                f"KVCache: k: got shape {tuple(k.shape)}, expected a batch of {buffers[0].shape[0]} as in the cache; "
+                "pass the same batch, or reorder the cache first"
             )
         capacity = 0 if buffers is None else buffers[0].shape[2]
         if buffers is None or end > capacity:
@@ -102,8 +102,8 @@ class KVCache:
         needed = self.num_layers * tokens * sum(x.itemsize * x.shape[0] * x.shape[1] * x.shape[3] for x in (k, v))
         if needed > (memory := physical_memory()):
             raise MemoryError(
-                f"KVCache: the keys and values of {k.shape[0]} rows of {tokens:,} tokens take {needed:,} bytes, but "
-                f"this machine has {memory:,}"
+                f"KVCache: the keys and values of {k.shape[0]} sequences of {tokens:,} tokens take {needed:,} bytes, "
+                f"but this machine has {memory:,}"
             )
 
     def _next_capacity(self, end: int, capacity: int) -> int:
@@ -115,7 +115,7 @@ class KVCache:
         """Set the length of a layer to `end`, and return the keys and values of its tokens."""
         buffers = self._buffers[layer]
         if buffers is None:
-            raise ValueError(f"KVCache: layer {layer} has no buffers yet: append to it first")
+            raise ValueError(f"KVCache: commit: got layer {layer}, which has no buffers yet; append to it first")
         self._lengths[layer] = end
         return buffers[0][:, :, :end, :], buffers[1][:, :, :end, :]
 
@@ -131,7 +131,9 @@ class KVCache:
             ValueError: the cache is static, and smaller.
         """
         if self.static is not None and tokens > self.static:
-            raise ValueError(f"KVCache: cannot reserve {tokens} tokens with static={self.static}: make a larger one")
+            raise ValueError(
+                f"KVCache: reserve: got {tokens} tokens, expected at most static={self.static}; make a larger one"
+            )
         self._reserved = tokens
         for layer, buffers in enumerate(self._buffers):
             if buffers is not None and buffers[0].shape[2] < tokens:
@@ -146,21 +148,21 @@ class KVCache:
         """
         end = len(self) + tokens
         if any(buffers is None or buffers[0].shape[2] < end for buffers in self._buffers):
-            raise ValueError(f"KVCache: {end} tokens exceed the capacity: reserve it first")
+            raise ValueError(f"KVCache: advance: got {end} tokens in all, more than the capacity; reserve it first")
         self._lengths = [end] * self.num_layers
 
     def reorder(self, indices: Any) -> None:
         """Replace the sequences by those at `indices`: `cache.reorder([0, 0, 1])` also changes their number.
 
         Raises:
-            IndexError: an index is not a row of the cache.
+            IndexError: an index is not that of a sequence in the cache.
         """
         rows = [int(i) for i in indices]
         batch = self.batch_size
         if batch is None:
             return
         if any(not 0 <= i < batch for i in rows):
-            raise IndexError(f"KVCache: rows {rows} are not all in 0 to {batch - 1}")
+            raise IndexError(f"KVCache: reorder: got indices {rows}, expected 0 to {batch - 1}")
         for layer, buffers in enumerate(self._buffers):
             if buffers is not None:
                 k, v = (_reordered(x, rows, len(self)) for x in buffers)
@@ -173,7 +175,7 @@ class KVCache:
             ValueError: `length` is not in 0 to len(cache).
         """
         if not 0 <= length <= len(self):
-            raise ValueError(f"KVCache: cannot crop to {length}: the cache holds {len(self)} tokens")
+            raise ValueError(f"KVCache: crop: got length {length}, expected 0 to {len(self)}")
         self._lengths = [length] * self.num_layers
 
 

@@ -168,7 +168,9 @@ class DiffLlamaForSequenceClassification(TrainableModel):
         B, T, D = last.shape
         pad = self.config.pad_token_id
         if pad is None and B != 1:
-            raise ValueError(f"a batch of {B} needs config.pad_token_id: without it the ends of the texts are unknown")
+            raise ValueError(
+                f"pad_token_id: got none in the config, expected one to find the ends of the {B} sequences of a batch"
+            )
         end = np.full(B, T - 1)
         if pad is not None and input_ids is not None:
             end = (np.arange(T) * (token_ids(input_ids) != pad)).max(axis=1)

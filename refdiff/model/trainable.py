@@ -51,10 +51,10 @@ class TrainableModel(PreTrainedModel):
     ) -> tuple[Array, dict[str, Any]]:
         for name, value in targets.items():
             if value is None:
-                raise ValueError(f"loss_and_grad needs {name}: without it there is no loss")
+                raise ValueError(f"{name}: got none, expected the targets of the loss")
         if self.base_params["embed_tokens"]["weight"].dtype != self.base_params["norm"]["weight"].dtype:
             raise ValueError(
-                'loss_and_grad needs weights in the precision of the gradients: load with weights="expanded"'
+                'weights: got "stored", expected "expanded" for gradients; load the model with weights="expanded"'
             )
         hidden, context = self._embed(
             input_ids, attention_mask, position_ids, inputs_embeds=inputs_embeds, use_cache=False

@@ -80,15 +80,15 @@ def filled(**sizes):
     ("call", "error", "message"),
     [
         *(
-            (lambda rows=rows: filled().reorder(rows), IndexError, "are not all in 0 to 1")
+            (lambda rows=rows: filled().reorder(rows), IndexError, "reorder: got indices .*, expected 0 to 1")
             for rows in ([2], [-1], [0, 5])
         ),
-        *((lambda n=n: filled().crop(n), ValueError, f"cannot crop to {n}: the cache holds 5 tokens") for n in (-1, 6)),
-        (lambda: filled().append(0, *(x[:1] for x in one(2))), ValueError, "holds 2 rows"),
+        *((lambda n=n: filled().crop(n), ValueError, f"crop: got length {n}, expected 0 to 5") for n in (-1, 6)),
+        (lambda: filled().append(0, *(x[:1] for x in one(2))), ValueError, "expected a batch of 2 as in the cache"),
         (lambda: KVCache(0), ValueError, "expected 1 or more"),
         *((lambda n=n: KVCache(2, **{n: 0}), ValueError, "expected 1 or more") for n in ("static", "max_tokens")),
-        (lambda: KVCache(1).commit(0, 1), ValueError, "layer 0 has no buffers yet"),
-        (lambda: filled(static=9).reserve(10), ValueError, "cannot reserve 10 tokens with static=9"),
+        (lambda: KVCache(1).commit(0, 1), ValueError, "got layer 0, which has no buffers yet"),
+        (lambda: filled(static=9).reserve(10), ValueError, "reserve: got 10 tokens, expected at most static=9"),
     ],
 )
 def test_what_a_cache_does_not_have_is_refused(call, error, message):
@@ -144,7 +144,7 @@ def test_what_is_there_moves_into_the_larger_room(grow):
 
 def test_a_device_fills_the_room_to_the_last_token():
     cache = KVCache(2)
-    with pytest.raises(ValueError, match="1 tokens exceed the capacity"):
+    with pytest.raises(ValueError, match="advance: got 1 tokens in all, more than the capacity"):
         cache.advance(1)
     for layer in range(2):
         cache.append(layer, *one(3))
@@ -153,7 +153,7 @@ def test_a_device_fills_the_room_to_the_last_token():
     assert len(cache) == 5
     cache.advance(15)
     assert len(cache) == 20
-    with pytest.raises(ValueError, match="21 tokens exceed the capacity"):
+    with pytest.raises(ValueError, match="advance: got 21 tokens in all, more than the capacity"):
         cache.advance(1)
     assert cache.append(1, *one(1))[0].shape[2] == 21
 
@@ -194,7 +194,7 @@ def test_more_than_the_memory_is_refused_before_the_system_grants_it(monkeypatch
     for _ in range(20):
         for layer in range(2):
             cache.append(layer, k, v)
-    with pytest.raises(MemoryError, match=r"the keys and values of 2 rows of 2\d tokens take .* bytes, but thi"):
+    with pytest.raises(MemoryError, match=r"the keys and values of 2 sequences of 2\d tokens take .* bytes, but thi"):
         for _ in range(20):
             for layer in range(2):
                 cache.append(layer, k, v)

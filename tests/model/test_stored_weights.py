@@ -83,7 +83,7 @@ def test_they_are_saved_as_they_were(folder: Path, tmp_path: Path) -> None:
 
 
 def test_what_needs_expanded_ones_says_so(folder: Path) -> None:
-    with pytest.raises(ValueError, match='load with weights="expanded"'):
+    with pytest.raises(ValueError, match='load the model with weights="expanded"'):
         load(folder, weights="stored").loss_and_grad(IDS, labels=IDS)
     with pytest.raises(ValueError, match="weights: got 'quantised', expected"):
         load(folder, weights="quantised")
