@@ -1,22 +1,22 @@
-"""The same function in another attention variant: `convert` rearranges the weights, `prove` computes both and compares.
+"""Conversion between attention variants: `convert` rearranges the weights, `prove` compares the two models.
 
-hf ↔ paper    Heads of q, k and v change places (pairs i, i + H/2 against 2i, 2i + 1), and with them the rows of each
-              q and k head (RoPE in halves against interleaved). The columns of o_proj stay: both order them by pairs.
-              The weight w of unilm's norm goes into o_proj: W_O (w ⊙ y) = (W_O diag w) y; coming from hf it is 1.
-              Where the model's ε differs from unilm's 1e-5, v_proj is scaled by s: RMSNorm(s c; ε) = RMSNorm(c; ε/s²).
-none → v2     Both queries of a pair become the Llama's one, and W_λ = 0: softmax − σ(0) softmax = softmax / 2, which
-              W_O, doubled, makes whole again.
-v2 → none     Where W_λ = 0, λ is 1/2 everywhere, and W_O (A₁ − A₂/2) V = [W_O, −W_O/2] [A₁ V; A₂ V] is plain attention
-              with twice the heads, or with as many where the two queries of each pair are equal.
+hf ↔ paper    Reorder the heads of q, k and v (pairs i, i + H/2 against 2i, 2i + 1), and the rows within each q and k
+              head (RoPE in halves against interleaved). The columns of o_proj stay: both order them by pairs. The
+              weight w of unilm's norm goes into o_proj: W_O (w ⊙ y) = (W_O diag w) y; converted from hf it is 1. If the
+              model's ε differs from unilm's 1e-5, v_proj is scaled by s: RMSNorm(s c; ε) = RMSNorm(c; ε/s²).
+none → v2     Both queries of a pair are the Llama's query, and W_λ = 0. Then softmax − σ(0) softmax = softmax / 2, and
+              W_O is doubled.
+v2 → none     If W_λ = 0, λ is 1/2 everywhere, and W_O (A₁ − A₂/2) V = [W_O, −W_O/2] [A₁ V; A₂ V] is plain attention
+              with twice the heads, or with as many heads if the two queries of each pair are equal.
 
-Exact means in float64: weights in 16 bits are rounded again where they are multiplied, and `prove` says by how much.
+"Exact" means in float64. Weights in 16 bits are rounded again where they are multiplied; `prove` reports by how much.
 In memory all variants call the last projection o_proj; in files of paper it is out_proj, as in unilm's module.
 
-Everything else has no exact answer and is refused. Between v1 (hf, paper) and a Llama or v2, λ is no obstacle: λ_q1 = 0
-and λ_q2 · λ_k2 = log(1 + λ_init) make it 0. The norm after attention is: it divides each token's head by its own size,
-and no weights undo that exactly. Values scaled down until their squares vanish beside ε, and W_O scaled up as much,
-come as near as rounding (RMSNorm(s c) → s c / √ε), but leave float16 and cannot be trained on. Zero weights for the
-second map do not help either: they make its scores equal, which is uniform attention.
+All other pairs have no exact conversion and are refused. Between v1 (hf, paper) and a Llama or v2, λ is no obstacle:
+λ_q1 = 0 and λ_q2 · λ_k2 = log(1 + λ_init) make it 0. The obstacle is the norm after attention: it divides each token's
+head by its own size, which no weights undo exactly. Values scaled down until their squares vanish beside ε, and W_O
+scaled up as much, agree up to rounding error (RMSNorm(s c) → s c / √ε), but overflow float16 and cannot be trained.
+Zero weights for the second map do not help either: they make its scores equal, which is uniform attention.
 """
 
 from __future__ import annotations
@@ -58,11 +58,10 @@ of heads, bias), which a conversion changes. `rms_norm_eps` is the ε of all nor
 
 TOKENS = 9
 EXACT = 1e-10
-"""What float64 leaves of a layer's largest output after some hundred roundings, with room; more would be a mistake."""
+"""The largest error that some hundred roundings in float64 explain, as a share of a layer's largest output."""
 ROUNDINGS = 8
-"""How many times as far as one rounding of every weight moved a layer, rounding may have moved it. Each weight moves by
-at most as much as there, but not in the same direction: another draw of signs gives another largest difference, seldom
-twice as large. Mistakes are as large as the output."""
+"""The largest accepted difference, in units of what one rounding of every weight changes. Rounding changes each weight
+by at most as much, but with other signs, which seldom double the difference. Mistakes are as large as the output."""
 
 
 def convert(
@@ -73,17 +72,17 @@ def convert(
     Computed in the type of the weights: where they are multiplied (see `refdiff.convert`), 16 bits are rounded again.
 
     Args:
-        config: what the weights belong to; its `wiring` is where they come from.
-        params: its parameters, as `model.params` has them, from any backend. They are not changed, and the result
-            shares with it what needs no change. What does comes as NumPy arrays.
-        wiring: "hf", "paper", "v2" or "none".
+        config: the config of the weights; its `wiring` is the variant to convert from.
+        params: the weights as in `model.params`, of any backend. They are not changed. The result shares arrays that
+            stay the same; all others are NumPy arrays.
+        wiring: the variant to convert to, "hf", "paper", "v2" or "none".
         eager: the weights, in the wiring "paper", were trained with unilm's `multihead_diffattn.py`, not a flash file.
 
     Returns:
         the config and the weights of the new model.
 
     Raises:
-        ValueError: there is no exact answer; the message says why. Or the weights are not those of `config`.
+        ValueError: there is no exact conversion; the message has the reason. Or the weights are not those of `config`.
     """
     new, change = _planned(config, params, wiring, eager)
     if change is None:
@@ -97,7 +96,7 @@ def convert(
 def convert_later(
     config: DiffLlamaConfig, params: Mapping[str, Any], wiring: str, *, eager: bool = False
 ) -> tuple[DiffLlamaConfig, Params]:
-    """Convert as `convert` does, but compute a layer's attention, in float64, when it is read.
+    """Convert as `convert` does, but compute the attention of a layer, in float64, when it is read.
 
     With weights of `load(…, deferred=True)`, a model of any size can be converted with the memory of a layer. The
     weights of attention in the result are `refdiff.arrays.Deferred`.
@@ -131,7 +130,7 @@ def convert_later(
 def _planned(
     config: DiffLlamaConfig, params: Mapping[str, Any], wiring: str, eager: bool
 ) -> tuple[DiffLlamaConfig, Callable[[Params], Params] | None]:
-    """The new model's config, and what makes its attention of the old one's; None where that is the same."""
+    """Return the new model's config, and the function that converts a layer's attention; None if it stays the same."""
     if wiring not in MODEL_TYPES:
         raise ValueError(f"wiring: got {wiring!r}, expected one of {', '.join(MODEL_TYPES)}")
     _refuse_eager(config, eager)
@@ -153,7 +152,7 @@ def _refuse_eager(config: DiffLlamaConfig, eager: bool) -> None:
     if not eager:
         return
     if config.wiring != "paper":
-        raise ValueError(f'eager is for weights in the wiring "paper", but these are in {config.wiring!r}')
+        raise ValueError(f'eager: got weights in the wiring {config.wiring!r}, expected "paper"')
     H, K = config.num_attention_heads, config.num_key_value_heads
     if H != K:
         raise ValueError(
@@ -173,14 +172,14 @@ def _with_layers(params: Mapping[str, Any], layers: list[Params]) -> Params:
 
 @dataclass(frozen=True)
 class Proof:
-    """How far two models' attention layers are apart on random inputs, computed in float64.
+    """The difference of two models' attention layers on random inputs, computed in float64.
 
     Attributes:
-        differences: for each layer, the largest difference, as a share of the layer's largest output: 0 where both
-            give zeros alone, infinite where only one does, or where one gives NaN or infinity.
-        changed: the names of weights outside of attention that are not the same.
-        rounded: for each layer, the same measure where every weight of the first model is moved by the largest error
-            that a rounding to the stored type makes, up or down at random; 0 where nothing is rounded.
+        differences: for each layer, the largest difference, as a share of the layer's largest output: 0 if both results
+            are all zeros, infinite if only one is, or if one has NaN or infinity.
+        changed: the names of weights outside of attention that differ.
+        rounded: for each layer, the same measure if every weight of the first model changes by the largest rounding
+            error of the stored type, up or down at random; 0 where nothing is rounded.
     """
 
     differences: tuple[float, ...]
@@ -194,14 +193,14 @@ class Proof:
 
     @property
     def layer(self) -> int:
-        """The layer that has it, counted from 0."""
+        """The layer with the largest difference, counted from 0."""
         return int(np.argmax(self.differences))
 
     @property
     def unexplained(self) -> int | None:
-        """The first layer whose difference is more than what rounding explains, counted from 0; None if there is none.
+        """The first layer whose difference exceeds rounding error, counted from 0, or None.
 
-        That is `EXACT`, and `ROUNDINGS` times what one rounding of every weight does to the layer.
+        The limit is `EXACT`, and `ROUNDINGS` times what one rounding of every weight changes.
         """
         rounded = self.rounded or (0.0,) * len(self.differences)
         return next(
@@ -224,29 +223,29 @@ class Proof:
 def prove(before: Model, after: Model, seed: int = 0, *, dtype: str | None = None) -> Proof:
     """Compute every attention layer of two models on the same random inputs, in float64, and compare the outputs.
 
-    All other weights are compared as they are, and the fields of the configs that decide what is computed from them.
-    Attention sees positions from 0 to the last that the model is made for, and inputs so small that the ε of the norm
+    All other weights must be equal, and so must the fields of the configs that decide what is computed from them. The
+    positions go from 0 to the last of `max_position_embeddings`, and some inputs are so small that the ε of the norm
     matters.
 
-    One layer at a time: beside the weights themselves, which may be `refdiff.arrays.Deferred`, it takes the memory of a
-    few copies of one layer's attention in float64.
+    Beside the weights, which may be `refdiff.arrays.Deferred`, this needs the memory of a few copies of one layer's
+    attention in float64.
 
     Args:
         before: the config and the weights of one model.
         after: those of the other.
-        seed: of the inputs.
-        dtype: the type that the second model's weights are rounded to, all of them: the others must be the same after
-            rounding, and `Proof.rounded` says what rounding does to attention.
+        seed: the seed of the inputs.
+        dtype: the type to which all weights of the second model are rounded. Those outside of attention are compared
+            after rounding, and `Proof.rounded` has the effect of rounding on attention.
 
     Raises:
-        ValueError: the configs are of two functions, or weights are not those of their config.
+        ValueError: the configs describe different functions, or weights are not those of their config.
     """
     _refuse_another_function(before[0], after[0])
     for (config, params), which in ((before, "first"), (after, "second")):
         if len(_layers_of(params)) != config.num_hidden_layers:
             raise ValueError(
-                f"the weights of the {which} model have {len(_layers_of(params))} layers, but its config's "
-                f"num_hidden_layers is {config.num_hidden_layers}: give the weights and the config of one model"
+                f"{which} model: got weights of {len(_layers_of(params))} layers, expected the num_hidden_layers of "
+                f"its config, {config.num_hidden_layers}; pass weights and config of one model"
             )
     g = np.random.default_rng(seed)
     inputs = g.normal(size=(3, TOKENS, before[0].hidden_size))
@@ -255,19 +254,21 @@ def prove(before: Model, after: Model, seed: int = 0, *, dtype: str | None = Non
     for layer in range(before[0].num_hidden_layers):
         one = _in_float64(_attention_of(*before, layer))
         a = _attention(before[0], one, layer, inputs)
-        differences.append(_apart(a, _attention(after[0], _in_float64(_attention_of(*after, layer)), layer, inputs)))
+        differences.append(
+            _relative_difference(a, _attention(after[0], _in_float64(_attention_of(*after, layer)), layer, inputs))
+        )
         if dtype is not None:
             moved = {name: w * (1 + UNIT[dtype] * g.choice([-1.0, 1.0], size=w.shape)) for name, w in one.items()}
-            rounded.append(_apart(a, _attention(before[0], moved, layer, inputs)))
+            rounded.append(_relative_difference(a, _attention(before[0], moved, layer, inputs)))
     return Proof(tuple(differences), tuple(_changed(before[1], after[1], dtype)), tuple(rounded))
 
 
 def _in_float64(p: Mapping[str, Any]) -> dict[str, FloatArray]:
-    """All weights by name, in float64."""
+    """Return all weights by name, in float64."""
     return {name: to_numpy(array).astype(np.float64, copy=False) for name, array in flatten(p).items()}
 
 
-def _apart(a: FloatArray, b: FloatArray) -> float:
+def _relative_difference(a: FloatArray, b: FloatArray) -> float:
     size, other = (float(np.abs(x).max()) for x in (a, b))
     if not (math.isfinite(size) and math.isfinite(other)) or (size == 0) != (other == 0):
         return math.inf
@@ -275,7 +276,7 @@ def _apart(a: FloatArray, b: FloatArray) -> float:
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any], dtype: str | None) -> Iterator[str]:
-    """Go through the names of the weights outside of attention that only one has, or that differ."""
+    """Yield the names of the weights outside of attention that differ, or that only one model has."""
     one, other = (
         {name: a for name, a in flatten(params).items() if ".self_attn." not in name} for params in (before, after)
     )
@@ -285,7 +286,7 @@ def _changed(before: Mapping[str, Any], after: Mapping[str, Any], dtype: str | N
 
 
 def _same(one: Any, other: Any, dtype: str | None) -> bool:
-    """Whether two weights are equal, the first one rounded to `dtype`; some rows at a time."""
+    """Return whether two weights are equal, the first one rounded to `dtype`; compares some rows at a time."""
     if one is other and dtype is None:
         return True
     if one.shape != other.shape:
@@ -306,13 +307,13 @@ def _attention(config: DiffLlamaConfig, p: Mapping[str, FloatArray], layer: int,
         config.rope_parameters, config.head_dim, config.max_position_embeddings, int(positions[-1]) + 1
     )
     cos, sin = ops.rope_cos_sin(positions[None], *frequencies, np.float64)
-    with np.errstate(all="ignore"):  # what is not finite shows in the result
+    with np.errstate(all="ignore"):  # the caller sees results that are not finite
         result: FloatArray = ATTENTION[config.wiring](nest(p), x, layer, Context(config, ops, cos, sin))
     return result
 
 
 def _positions(limit: int, count: int) -> IntArray:
-    """`count` positions, rising from 0 to the last one below `limit` by steps that grow: near ones and far ones."""
+    """Return `count` positions from 0 to the last one below `limit`, in growing steps."""
     n = np.arange(count)
     positions = np.maximum(n, (max(limit, count) ** (n / (count - 1)) - 1).astype(np.int64))
     positions[-1] = max(limit, count) - 1
@@ -384,7 +385,7 @@ _UNKNOWN = "no exact conversion is known; train a new model in that variant, or 
 
 
 def _move_heads(p: Params, config: DiffLlamaConfig, *, inverse: bool) -> Params:
-    """Put heads i and i + n/2 of q, k and v at 2i and 2i + 1, and RoPE's halves at odds and evens; or back."""
+    """Move heads i and i + n/2 of q, k and v to 2i and 2i + 1, and RoPE's halves to neighbors; or the inverse."""
     rotated, straight = _interleaved(config), np.arange(config.head_dim)
     moved = dict(p)
     for name, heads, dims in (
@@ -398,14 +399,14 @@ def _move_heads(p: Params, config: DiffLlamaConfig, *, inverse: bool) -> Params:
 
 
 def _interleaved(config: DiffLlamaConfig) -> IntArray:
-    """Where each dimension of an interleaved head stands in one of halves; dimensions that are not rotated stay."""
+    """Return the index in halves of each dimension of an interleaved head; dimensions without rotation stay."""
     frequencies, _ = rope_frequencies(config.rope_parameters, config.head_dim, config.max_position_embeddings)
     n = len(frequencies)
     return np.concatenate([np.arange(2 * n).reshape(2, n).T.reshape(-1), np.arange(2 * n, config.head_dim)])
 
 
 def _rows(linear: Params, heads: IntArray, dims: IntArray) -> Params:
-    """Take the rows of the given heads, and in each head the rows of the given dimensions, of weight and bias."""
+    """Select the rows of the given heads and dimensions, of weight and bias."""
     rows = (heads[:, None] * len(dims) + dims).reshape(-1)
     return {name: to_numpy(array)[rows] for name, array in linear.items()}
 
@@ -415,7 +416,7 @@ def _scaled(linear: Params, size: float) -> Params:
 
 
 def _size_for_epsilon(target: float, source: float) -> float:
-    """The factor that makes a norm with ε = target of scaled values what a norm with ε = source was of the values."""
+    """Return the factor of the values for which a norm with ε = target equals one with ε = source of the unscaled."""
     if target == source:
         return 1.0
     if min(target, source) == 0:
@@ -427,7 +428,7 @@ def _size_for_epsilon(target: float, source: float) -> float:
 
 
 def _tied(p: Params, config: DiffLlamaConfig) -> bool:
-    """Say whether the two queries of every pair are one and the same."""
+    """Return whether the two queries of every pair are equal."""
     pairs = (
         to_numpy(array).reshape(config.num_attention_heads, 2, config.head_dim, -1) for array in p["q_proj"].values()
     )
@@ -435,22 +436,22 @@ def _tied(p: Params, config: DiffLlamaConfig) -> bool:
 
 
 def _layers_of(params: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The decoder layers, which stand under `model`, under `transformer`, or on top."""
+    """Return the decoder layers, which are in `model`, in `transformer`, or at the top level."""
     base = params.get("model") or params.get("transformer") or params
     if "layers" not in base:
         raise ValueError(
-            f"the weights have {', '.join(map(show_value, base)) or 'nothing'}, but need layers, on top or in model or "
-            "transformer: give what model.params has"
+            f"params: got {', '.join(map(show_value, base)) or 'nothing'}, expected layers at the top level, in model "
+            "or in transformer; pass model.params"
         )
     layers: list[dict[str, Any]] = base["layers"]
     return layers
 
 
 def _attention_of(config: DiffLlamaConfig, params: Mapping[str, Any], layer: int) -> dict[str, Any]:
-    """The weights of one layer's attention, all there and of the shapes that `config` makes them.
+    """Return the weights of one layer's attention, after checking their names and shapes.
 
     Raises:
-        ValueError: one is not; the message has all of them, both shapes, and the wiring that they fit.
+        ValueError: the message has all that are missing, unknown or of a wrong shape, and the wiring that they fit.
     """
     p: dict[str, Any] = _layers_of(params)[layer].get("self_attn", {})
     expected = attention_shapes(config)
@@ -481,7 +482,7 @@ def _in_wiring(config: DiffLlamaConfig, wiring: str) -> DiffLlamaConfig:
 
 
 def _refuse_another_function(before: DiffLlamaConfig, after: DiffLlamaConfig) -> None:
-    """Compare the fields that decide what a model computes and that no weights make up for.
+    """Compare the fields that decide what a model computes, whatever its weights.
 
     Raises:
         ValueError: one differs; the message has both values.

@@ -82,7 +82,7 @@ def _run(argv: Sequence[str] | None, pressed: Callable[[], bool]) -> int:
 
 
 def _interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is at the bottom of an error: an import that it ends may raise another one."""
+    """Return whether Ctrl-C caused an error: an import that it interrupts may raise another one."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True

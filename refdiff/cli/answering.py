@@ -1,4 +1,4 @@
-"""The options of one answer: what they mean to `generate`, how long a text may get, and why it ended."""
+"""The options of one answer as arguments of `generate`, its length limit, and its finish reason."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PASSED_ON = ("repetition_penalty", "no_repeat_ngram_size", "num_beams")
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of this command line, by their names in a JSONL file; those not given are absent."""
+    """Return the options that were given, by their names in a JSONL file."""
     given = {name: getattr(args, name) for name in NUMBERS if name != "seed" and getattr(args, name) is not None}
     given["stop"] = args.stop or []
     given["ignore_eos"] = args.ignore_eos
@@ -38,7 +38,7 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_greedy(args: argparse.Namespace) -> None:
-    """Refuse --temperature 0 beside a filter, which would do nothing."""
+    """Raise `UsageError` for --temperature 0 with a filter, which would have no effect."""
     filters = [f"--{name.replace('_', '-')}" for name in FILTERS if getattr(args, name) is not None]
     if args.temperature == 0 and filters:
         raise UsageError(
@@ -47,7 +47,7 @@ def check_greedy(args: argparse.Namespace) -> None:
 
 
 def check_template(tokenizer: Any, args: argparse.Namespace) -> None:
-    """Refuse --chat where the checkpoint has no template, or none that is the default."""
+    """Raise `UsageError` for --chat if the checkpoint has no default chat template."""
     own = tokenizer.chat_template
     if args.chat and (own is None or (isinstance(own, dict) and "default" not in own)):
         has = "has no chat template" if own is None else f"none of its chat templates ({', '.join(own)}) is the default"
@@ -55,7 +55,7 @@ def check_template(tokenizer: Any, args: argparse.Namespace) -> None:
 
 
 def encode(tokenizer: Any, prompt: str, messages: Sequence[dict[str, Any]] | None = None) -> tuple[str, list[int]]:
-    """The text that the model reads, and its ids; `messages` go into the chat template."""
+    """Return the input of the model as text and as ids; `messages` go through the chat template."""
     if messages is None:
         return prompt, tokenizer.encode(prompt)
     try:
@@ -66,13 +66,13 @@ def encode(tokenizer: Any, prompt: str, messages: Sequence[dict[str, Any]] | Non
 
 
 def chat_messages(prompt: str, system: str | None) -> list[dict[str, Any]]:
-    """One user's message, after the system's."""
+    """Return the messages of a chat with one prompt."""
     first = [] if system is None else [{"role": "system", "content": system}]
     return [*first, {"role": "user", "content": prompt}]
 
 
 def call_options(tokenizer: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of `generate`, but for the prompt, its seed and its length.
+    """Return the keyword arguments of `generate` other than prompt, seed and length.
 
     --temperature decides whether to sample; without it a filter means sampling; with neither the checkpoint decides.
     """
@@ -90,7 +90,7 @@ def call_options(tokenizer: Any, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def samples(model: Any, options: dict[str, Any]) -> bool:
-    """Whether a call with these options draws random numbers, so that its seed matters."""
+    """Return whether a call with these options draws random numbers, so that its seed matters."""
     return bool(options.get("do_sample", model.generation_config.get("do_sample")))
 
 
@@ -99,10 +99,10 @@ _FAR_BEYOND = 10
 
 
 def length_limit(model: Any, given: dict[str, Any], prompt_tokens: int) -> int:
-    """The number of tokens that may follow a prompt; without -n it ends with the context.
+    """Return how many tokens may follow a prompt; without -n they end with the context.
 
     Raises:
-        ValueError: the prompt fills the context, and -n is not given; or it is far longer, for which no time is enough.
+        ValueError: the prompt fills the context and -n is not given, or the prompt is far longer than the context.
     """
     context, asked = model.config.max_position_embeddings, given.get("max_new_tokens")
     if prompt_tokens > _FAR_BEYOND * context:
@@ -131,7 +131,7 @@ def length_limit(model: Any, given: dict[str, Any], prompt_tokens: int) -> int:
 
 
 def finish_reason(model: Any, transcript: Transcript, full: bool, given: dict[str, Any]) -> str:
-    """Why a text ends: stop, eos or, where it has all the tokens that it may have, length."""
+    """Return why a text ends: stop, eos, or length if the length limit was reached."""
     if transcript.stopped:
         return "stop"
     ends = model.generation_config.get("eos_token_id")
@@ -143,7 +143,7 @@ def finish_reason(model: Any, transcript: Transcript, full: bool, given: dict[st
 
 
 def result_fields(transcript: Transcript, seed: int | None, *, echo: str) -> dict[str, Any]:
-    """The fields of a line of JSON about one text, the same for one prompt and for many."""
+    """Return the fields of the JSON for one text, the same for one prompt and for many."""
     return {
         "text": echo + transcript.text,
         "finish_reason": transcript.finish_reason,

@@ -1,4 +1,4 @@
-"""`refdiff bench`: how fast, and how much memory, on this machine."""
+"""`refdiff bench`: measure speed and memory on this machine."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ refdiff bench -m path/to/checkpoint --rows prefill:512,decode:2048x4
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print; 1 where a row failed, or the sides gave different tokens."""
+    """Measure and print the table; return 1 if a row failed, or the sides generated different tokens."""
     from refdiff import arrays
     from refdiff.backends.numpy.thread_pool import default_threads
     from refdiff.bench import report, runner
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _rows(args: argparse.Namespace) -> list[Row]:
-    """Read the rows, and refuse what contradicts itself before anything is written or measured."""
+    """Return the rows, or raise `UsageError` for options that contradict each other."""
     from refdiff.bench import rows as known
     from refdiff.bench.machine import SIXTEEN_BITS
     from refdiff.bench.plot import NOTHING, can_draw
@@ -163,7 +163,7 @@ def _rows(args: argparse.Namespace) -> list[Row]:
 
 
 def _show(args: argparse.Namespace, report: dict[str, Any]) -> None:
-    """Print the table and write the files, each whatever becomes of the others: measuring took hours."""
+    """Print the table and write the files. If one fails, the others are still written: measuring took hours."""
     from refdiff.bench.plot import draw
     from refdiff.cli.bench_table import markdown_lines, text_lines
     from refdiff.files import write_atomically

@@ -22,7 +22,7 @@ _SHORT = {"transformers": "torch", "onnxruntime": "ORT", "numpy": "NumPy", "stor
 
 
 def text_lines(report: dict[str, Any]) -> list[str]:
-    """The table in 80 columns; a row that was measured beside two others takes two lines."""
+    """Return the table in 80 columns; a row with two other sides takes two lines."""
     head = ("", "refdiff", _other(report), "ratio", "spread") if _other(report) else ("", "refdiff", "", "", "")
     lines = [_columns(*head)]
     for row in report["rows"]:
@@ -35,7 +35,7 @@ def text_lines(report: dict[str, Any]) -> list[str]:
 
 
 def markdown_lines(report: dict[str, Any]) -> list[str]:
-    """The same as a table in Markdown, with the machine under it."""
+    """Return the table in Markdown, with a description of the machine."""
     other = _other(report)
     titles = ["", "refdiff", *([other, "ratio (spread)"] if other else []), "share of the ceiling"]
     lines = [_cells(titles), _cells(["---"] * len(titles), "")]
@@ -49,7 +49,7 @@ def markdown_lines(report: dict[str, Any]) -> list[str]:
 
 
 def _other(report: dict[str, Any]) -> str:
-    """Name the other column."""
+    """Return the name of the other side's column."""
     names = {name for row in report["rows"] for name in row["against"]}
     return _NAMES[names.pop()] if len(names) == 1 else "the other" if names else ""
 
@@ -80,14 +80,14 @@ def _rows(row: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
 
 
 def _remarks(row: dict[str, Any]) -> list[str]:
-    """What there is to say of a row's numbers: shares of the ceiling, passes through the model."""
+    """Return remarks about a row's numbers: shares of the peak, passes through the model."""
     passes = {name: statistics.median(side["passes"]) for name, side in row["sides"].items() if "passes" in side}
     counted = ", ".join(f"{_NAMES[name]} {number:g}" for name, number in passes.items())
     return ([_share(row)] if row["ceiling"] else []) + ([f"{counted} passes through the model"] if passes else [])
 
 
 def _share(row: dict[str, Any]) -> str:
-    """Name the ceiling, and the share of it that each side reached."""
+    """Return the name of the peak, and each side's share of it."""
     ceiling = row["ceiling"]
     unit = _rate(ceiling["rates"], ceiling["kind"])
     names = {**_NAMES, "transformers": "torch"} if row["row"].startswith("product") else _NAMES
@@ -130,17 +130,17 @@ def _caption(report: dict[str, Any]) -> str:
 
 
 def _rows_of(report: dict[str, Any], oracle: bool) -> list[dict[str, Any]]:
-    """The rows of the oracle, which have types and a clock of their own and no other side; or the others."""
+    """Return the rows of the oracle, which have their own units and no other side, or all others."""
     return [row for row in report["rows"] if (_kind(row) in ORACLE_KINDS) == oracle]
 
 
 def _kind(row: dict[str, Any]) -> str:
-    """The kind of a row, as the command line spells it."""
+    """Return the kind of a row, as in --rows."""
     return str(row["row"]).partition(":")[0]
 
 
 def _runs(rows: list[dict[str, Any]]) -> str:
-    """How many runs the medians are of."""
+    """Return the number of runs of each median."""
     counts = {len(side[what]) for row in rows for side in row["sides"].values() for what in ("seconds", "bytes")
               if what in side}  # fmt: skip
     most = max(counts, default=1)
@@ -148,7 +148,7 @@ def _runs(rows: list[dict[str, Any]]) -> str:
 
 
 def _pairs(usual: int, rows: list[dict[str, Any]]) -> str:
-    """Say how many pairs were measured, and of which rows another number."""
+    """Return a sentence on the number of pairs, and on rows with another number."""
     titles: dict[int, list[str]] = {}
     for row in rows:
         counts = [len(side[what]) for side in row["sides"].values() for what in ("seconds", "bytes") if what in side]
@@ -162,7 +162,7 @@ def _pairs(usual: int, rows: list[dict[str, Any]]) -> str:
 
 
 def _commits(rows: list[dict[str, Any]]) -> str:
-    """At which commit most rows were measured, and which ones at another."""
+    """Return the commit of most rows, and the rows of other commits."""
     titles: dict[str, list[str]] = {}
     for row in rows:
         if row.get("commit"):

@@ -141,7 +141,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _names(arrays: Collection[str]) -> str:
-    """The names of some arrays, or the first of many."""
+    """Return the names of arrays for a message, shortened if there are many."""
     first = sorted(arrays)[:MOST_NAMES]
     more = f" and {len(arrays) - len(first)} more" if len(arrays) > len(first) else ""
     return ", ".join(first) + more or "nothing"
@@ -165,7 +165,7 @@ def _read(path: str) -> tuple[dict[str, Any], dict[str, Any], Any]:
 
 
 def inputs_page() -> str:
-    """What a file holds: the page of `refdiff.oracle.inputs`, 80 columns wide."""
+    """Return the documentation of `refdiff.oracle.inputs`, 80 columns wide."""
     from refdiff.oracle import inputs
 
     blocks = (inputs.__doc__ or "").strip().split("\n\n")
@@ -178,7 +178,7 @@ def inputs_page() -> str:
 
 @contextlib.contextmanager
 def _progress(quiet: bool) -> Iterator[dict[str, Callable[..., None]]]:
-    """What the selftest reports to: a bar on a terminal, or lines now and then."""
+    """Yield callbacks for the progress of the selftest: a bar on a terminal, else a line per minute."""
     due = minutely()
     with progress_bar(quiet=quiet, unit="case") as bar:
 

@@ -85,7 +85,7 @@ def _bash(commands: dict[str, Parser]) -> str:
 
 
 def _known(action: argparse.Action) -> tuple[list[str], bool]:
-    """The words that an argument may be, or often is, and whether it may be a file or folder too."""
+    """Return the completions of an argument, and whether it may also be a file or folder."""
     if action.metavar == MODEL and not action.choices:
         return [bundled.NAME], True
     if action.dest == "spec":
@@ -96,7 +96,7 @@ def _known(action: argparse.Action) -> tuple[list[str], bool]:
 
 
 def _bash_words(action: argparse.Action) -> str:
-    """What sets `words` and `files` in bash; "" where anything may stand."""
+    """Return the bash code that sets `words` and `files`, or "" without completions."""
     words, files = _known(action)
     return f"words={shlex.quote(' '.join(words))}{' files=1' if files else ''}" if words else ""
 

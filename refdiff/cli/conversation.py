@@ -21,7 +21,7 @@ from refdiff.files import MAX_JSON, read_text, write_atomically
 HELP = "Ctrl-C stops an answer; /reset forgets all, /save FILE keeps it, /quit ends"
 ENDING = ("/quit", "/exit")
 RESERVED = 4
-"""An answer that was not limited has at least one in this many tokens of the context to itself."""
+"""Without -n, one in this many tokens of the context is reserved for the answer."""
 
 
 def converse(args: argparse.Namespace) -> int:
@@ -51,7 +51,7 @@ def converse(args: argparse.Namespace) -> int:
 
 
 def _read() -> str | None:
-    """One line, or None when the input ends; Ctrl-C starts the line anew."""
+    """Return a line of input, or None at its end; Ctrl-C clears the line."""
     while True:
         try:
             return input("> ")
@@ -80,7 +80,7 @@ def _save(name: str, messages: list[dict[str, Any]], first: int) -> None:
 
 
 def _is_conversation(path: Path) -> bool:
-    """Whether a file holds what /save writes."""
+    """Return whether a file was written by /save."""
     try:
         found = json.loads(read_text(path, max_bytes=MAX_JSON))
     except (ValueError, RecursionError):
@@ -89,7 +89,7 @@ def _is_conversation(path: Path) -> bool:
 
 
 def _answer(args: argparse.Namespace, model: Any, tokenizer: Any, messages: list[dict[str, Any]], first: int) -> None:
-    """Answer the last message, and add the answer; without one the message is taken back."""
+    """Answer the last message, and append the answer; after an error, remove the message."""
     given = given_options(args)
     try:
         ids = _fitting(model, tokenizer, messages, first, given)
@@ -108,13 +108,13 @@ def _answer(args: argparse.Namespace, model: Any, tokenizer: Any, messages: list
 def _fitting(
     model: Any, tokenizer: Any, messages: list[dict[str, Any]], first: int, given: dict[str, Any]
 ) -> list[int]:
-    """The ids of the messages, of which the oldest exchanges are dropped until the rest fits into the context."""
+    """Return the ids of the messages, after dropping the oldest ones until the rest fits the context."""
     context = model.config.max_position_embeddings
-    room = given.get("max_new_tokens") or max(context // RESERVED, 1)
+    reserved = given.get("max_new_tokens") or max(context // RESERVED, 1)
     dropped = 0
     while True:
         _, ids = encode(tokenizer, "", messages)
-        if len(ids) + room <= context or len(messages) - first < 3:
+        if len(ids) + reserved <= context or len(messages) - first < 3:
             break
         del messages[first : first + 2]
         dropped += 2

@@ -1,4 +1,4 @@
-"""`refdiff convert`: a checkpoint in another attention variant, with the proof that it computes the same."""
+"""`refdiff convert`: convert a checkpoint to another attention variant, and check that it computes the same."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ refdiff convert path/to/llama path/to/new --to v2
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert one checkpoint, write the folder, and print how far the two are apart; returns the exit status.
+    """Convert a checkpoint, write the folder, print the differences, and return the exit status.
 
     Weights are read from the file, converted in float64, proved and written one layer after the other. Beside the pages
     of the files, which the system keeps mapped as long as it has room, memory is for a few copies of one layer's
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _all_or_nothing(output: Path) -> Iterator[None]:
-    """Leave the folder as it was, empty or not there, where an error or Ctrl-C ends this."""
+    """Restore the folder, empty or absent as it was, after an error or Ctrl-C."""
     from refdiff.files import new_folder
 
     with new_folder(output):
@@ -118,7 +118,7 @@ def _all_or_nothing(output: Path) -> Iterator[None]:
 
 
 def _refuse_what_differs(proof: Proof, dtype: str | None = None) -> None:
-    """Raise `RuntimeError` for more than what rounding, to `dtype` or in float64, explains."""
+    """Raise `RuntimeError` if the difference exceeds rounding error, in `dtype` or in float64."""
     how = "" if dtype is None else f", as written in {dtype},"
     if not math.isfinite(proof.worst):
         raise RuntimeError(

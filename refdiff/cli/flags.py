@@ -1,4 +1,4 @@
-"""Building blocks of the commands' flags: numbers with limits, shared options, and the error of a wrong one."""
+"""Shared options, numbers with limits, and the error for wrong usage."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PIPE_NOTE = (
 
 
 class UsageError(ValueError):
-    """A command line that cannot be carried out, found after parsing; the exit status is 2."""
+    """Wrong usage that is found after parsing; the exit status is 2."""
 
 
 class Number:
-    """A whole or real number between two limits: argparse's `type`, and the check of a field in a JSONL file.
+    """A number between two limits: a `type` of argparse, and a check of fields in a JSONL file.
 
     `above` leaves out the lower limit itself; `or_zero` takes 0 below it; `off` says which value turns the option off.
     """
@@ -66,7 +66,7 @@ class Number:
         return self.kind(value)
 
     def _error(self, shown: str, high: float) -> argparse.ArgumentTypeError:
-        """What was typed, and the limits in words."""
+        """Return the error, with the typed text and the limits."""
         shown = shown if len(shown) <= 40 else f"{shown[:37]}..."
         kind, form = ("whole number", "") if self.kind is int else ("number", "g")
         zero = "0 or " if self.or_zero else ""
@@ -78,7 +78,7 @@ class Number:
 
 
 def refuse(why: str, given: Mapping[str, object]) -> None:
-    """Raise `UsageError` for the first option of `given` that has a value; {} in `why` is that option too."""
+    """Raise `UsageError` for the first option in `given` that has a value; {} in `why` stands for it."""
     for flag, value in given.items():
         if value:
             raise UsageError(f"{flag}: {why.format(flag)}")
@@ -93,7 +93,7 @@ def add_common(group: Any, *, offline: bool = True) -> None:
 
 
 def add_model(group: Any, *flags: str, **options: Any) -> None:
-    """Add a model that is REFDIFF_MODEL or the bundled one where none is given: the options `flags`, or an argument."""
+    """Add the model as options `flags` or as an argument; the default is REFDIFF_MODEL or the bundled one."""
     from refdiff import bundled
 
     variable = os.environ.get("REFDIFF_MODEL")
@@ -102,14 +102,14 @@ def add_model(group: Any, *flags: str, **options: Any) -> None:
 
 
 def model_name(text: str) -> str:
-    """Take the name of a model: argparse's `type`."""
+    """Parse the name of a model, as a `type` of argparse."""
     if not text:
         raise argparse.ArgumentTypeError("got nothing, expected a folder or a hub repo")
     return text
 
 
 def utf8_text(text: str) -> str:
-    """Take a text that a model reads: argparse's `type`. Bytes that are not UTF-8 arrive as half surrogate pairs."""
+    """Parse a text, as a `type` of argparse. Bytes that are not UTF-8 arrive as half surrogate pairs."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -146,7 +146,7 @@ def add_backend(group: Any) -> None:
 
 
 def add_machine(group: Any) -> None:
-    """Add the options that say how a model is loaded and computed."""
+    """Add the options for loading and computing a model."""
     add_backend(group)
     add_dtype(group)
     how = ("auto", "expanded", "stored")

@@ -96,7 +96,7 @@ def _add_sampling(parser: Parser, group: argparse._ArgumentGroup) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry the command out and return the exit status."""
+    """Run the command and return the exit status."""
     alone = args.prompt is None and args.prompt_flag is None and args.file is None and args.prompts_file is None
     _check_together(args)
     to_stdout = args.output in (None, "-")
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_together(args: argparse.Namespace) -> None:
-    """Refuse options that contradict each other, or that would do nothing."""
+    """Raise `UsageError` for options that contradict each other or have no effect."""
     if args.prompts_file is not None:
         check_prompt(args, {"--prompts-file": args.prompts_file})
     if args.system is not None and not args.chat:
@@ -158,7 +158,7 @@ def _check_together(args: argparse.Namespace) -> None:
 
 
 def _one(args: argparse.Namespace, prompt: str, write: Callable[[str], None]) -> tuple[Transcript, int | None]:
-    """Answer one prompt, and return the transcript, and the seed if it mattered."""
+    """Answer one prompt; return the transcript, and the seed if random numbers were drawn."""
     from refdiff.cli.transcript import Transcript
 
     seed = secrets.randbits(32) if args.seed is None else args.seed
@@ -201,7 +201,7 @@ def _one(args: argparse.Namespace, prompt: str, write: Callable[[str], None]) ->
 def generate_into(
     transcript: Transcript, model: Any, tokenizer: Any, ids: list[int], given: dict[str, Any], seed: int
 ) -> None:
-    """Generate into the transcript, which keeps what there was until Ctrl-C."""
+    """Generate into the transcript, which keeps the text so far after Ctrl-C."""
     limit = answering.length_limit(model, given, len(ids))
     try:
         sequences = model.generate(
@@ -221,7 +221,7 @@ def generate_into(
 
 
 def _show(transcript: Transcript, seed: int | None) -> None:
-    """The statistics for people, on standard error."""
+    """Print the statistics on standard error."""
 
     def line(name: str, tokens: int, speed: float | None) -> str:
         return f"{name:<10}{tokens:>6} tokens" + ("" if speed is None else f"{speed:>10.1f} tok/s")

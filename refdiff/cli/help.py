@@ -21,7 +21,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print it."""
+    """Print the help."""
     from refdiff.cli.parser import build_parser
 
     parser = build_parser()

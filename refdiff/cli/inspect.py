@@ -1,4 +1,4 @@
-"""`refdiff inspect`: config, parameters, files, λ by layer and memory of a checkpoint, whose weights stay unread."""
+"""`refdiff inspect`: config, parameters, files, λ by layer and memory of a checkpoint, without loading its weights."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ refdiff inspect --json kajuma/DiffLlama-0.3B-handcut
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report of one checkpoint, or with --json one object that holds the same; returns the exit status."""
+    """Print the report of a checkpoint, or the same as JSON, and return the exit status."""
     with waiting("reading headers", quiet=args.quiet):
         report = inspect(args.model, offline=args.offline)
     if args.json:  # in ASCII: file names may hold half surrogate pairs
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def inspect(path_or_repo: str, *, offline: bool = False) -> dict[str, Any]:
-    """Describe a checkpoint without loading its weights: a dict that JSON can hold.
+    """Return a description of a checkpoint as a dict for JSON, without loading its weights.
 
     Of a hub repo that is not in the cache, only the headers and the λ vectors of its weights are fetched.
 
@@ -110,7 +110,7 @@ _DTYPES = {"F32": "float32", "F64": "float64", "F16": "float16", "BF16": "bfloat
 
 
 def _lambdas(stored: list[Any]) -> list[dict[str, Any]]:
-    """λ_init and λ of every layer whose four vectors are stored; these are the only numbers that are read."""
+    """Return λ_init and λ of every layer whose four vectors are stored. No other weights are read."""
     import numpy as np
 
     from refdiff.layers.diff_lambda import diff_lambda, lambda_init
@@ -136,7 +136,7 @@ def _lambdas(stored: list[Any]) -> list[dict[str, Any]]:
 
 
 def _memory(config: Any, tensors: dict[str, Any], dtype: str) -> dict[str, int]:
-    """Bytes that a run will hold: the weights as they are computed with, and the keys and values of the context."""
+    """Return the bytes of a run: of the weights in memory, and of the keys and values of the context."""
     wide = 8 if dtype == "float64" else 4
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * wide
     return {
@@ -149,7 +149,7 @@ def _memory(config: Any, tensors: dict[str, Any], dtype: str) -> dict[str, int]:
 
 
 def _problems(config: Any, architecture: str, tensors: dict[str, Any]) -> list[str]:
-    """Where the files and the config disagree, as far as names and shapes tell."""
+    """Return the contradictions between config and files, by names and shapes."""
     from refdiff.model.weights.names import backbone_prefix, is_head, localize, parameter_shapes
 
     shapes = parameter_shapes(config, architecture)
@@ -197,7 +197,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
 
 
 def _config_lines(config: dict[str, Any]) -> list[str]:
-    """Two columns where two fit; a nested field below its name."""
+    """Return the lines of the config, in two columns where they fit."""
     short: list[tuple[str, str]] = []
     long: list[tuple[str, str]] = []
     for key, value in config.items():
@@ -218,7 +218,7 @@ def _config_lines(config: dict[str, Any]) -> list[str]:
 
 
 def _parameter_lines(tensors: dict[str, Any]) -> list[str]:
-    """The table of parameters; layers that are alike stand in it once."""
+    """Return the table of parameters, in which equal layers share one entry."""
     lines = [f"{'parameters':36}{'shape':>16}{'dtype':>12}{'size':>14}"]
     top: list[tuple[str, Any]] = []
     layers: dict[tuple[str, int], list[tuple[str, Any]]] = {}
@@ -248,7 +248,7 @@ def _parameter_lines(tensors: dict[str, Any]) -> list[str]:
 
 
 def _lambda_lines(lambdas: list[dict[str, Any]]) -> list[str]:
-    """λ by layer, four to a line; what training has added to λ_init stands in `inspect --json` for each."""
+    """Return the lines of λ by layer; `inspect --json` also has what training added to λ_init."""
     cells = [f"{x['layer']:>3} {x['lambda']:.3f} ({x['lambda_init']:.3f})" for x in lambdas]
     rows = ["  ".join(cells[i : i + 4]) for i in range(0, len(cells), 4)]
     return ["λ by layer (λ_init in brackets)", *(f"  {row}" for row in rows)]

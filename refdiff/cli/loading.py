@@ -1,4 +1,4 @@
-"""The model, tokenizer and prompt that a command was given, with progress where somebody watches."""
+"""Load the model, tokenizer and prompt of a command, with progress on a terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NO_PROMPT = 'PROMPT: got none, expected one; give it in quotes, "Once upon a ti
 
 
 def load(args: argparse.Namespace) -> tuple[Any, Any]:
-    """Return (model, tokenizer) of `-m`, downloaded first where it is a hub repo id.
+    """Return (model, tokenizer) of `-m`, after downloading a hub repo.
 
     Raises:
         UsageError: it is not there, or is not a checkpoint of a language model.
@@ -45,7 +45,7 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def limit_threads(count: int | None) -> None:
-    """Limit the threads of BLAS to those of --threads; 0 and None are no limit."""
+    """Limit the threads of BLAS to --threads; 0 and None are no limit."""
     if count:
         from threadpoolctl import threadpool_limits
 
@@ -53,7 +53,7 @@ def limit_threads(count: int | None) -> None:
 
 
 def fetch(name: str, args: argparse.Namespace, also: Sequence[str] = ()) -> Path:
-    """Return the folder of a checkpoint, of which the hub's files, and those of `also`, are downloaded first."""
+    """Return the folder of a checkpoint, after downloading its files and those of `also` from the hub."""
     from refdiff import hub
 
     found, files = find_checkpoint(name, quiet=args.quiet), (*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER, *also)
@@ -61,7 +61,7 @@ def fetch(name: str, args: argparse.Namespace, also: Sequence[str] = ()) -> Path
 
 
 def find_checkpoint(name: str, *, quiet: bool = False) -> str:
-    """Return the last checkpoint of a training run's folder, and say which; any other name but an empty folder's."""
+    """Return the last checkpoint of a training run's folder, and print which; return any other name unchanged."""
     folder = Path(name).expanduser()
     if not folder.is_dir() or (folder / "config.json").exists():
         return name
@@ -76,7 +76,7 @@ def find_checkpoint(name: str, *, quiet: bool = False) -> str:
 
 
 def refuse_other_heads(name: str, folder: Path) -> None:
-    """Refuse a checkpoint whose head is not that of a language model, and say which class it is of."""
+    """Raise `UsageError` for a checkpoint without a language model's head; the message has its class."""
     from refdiff.model.config import DiffLlamaConfig
 
     named = DiffLlamaConfig.from_pretrained(folder).architectures or []
@@ -86,7 +86,7 @@ def refuse_other_heads(name: str, folder: Path) -> None:
 
 
 def check_prompt(args: argparse.Namespace, others: Mapping[str, Any] | None = None) -> None:
-    """Refuse more than one prompt, and none where standard input is a terminal; `others` give prompts too."""
+    """Raise `UsageError` for several prompts, or for none on a terminal; `others` are options that give prompts too."""
     given = {"PROMPT": args.prompt, "-p": args.prompt_flag, "-f": args.file, **(others or {})}
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:
@@ -96,7 +96,7 @@ def check_prompt(args: argparse.Namespace, others: Mapping[str, Any] | None = No
 
 
 def read_prompt(args: argparse.Namespace) -> str:
-    """Return the prompt's text, from where the options say; one newline at the end of a file or a pipe is dropped.
+    """Return the text of the prompt, without one newline at the end of a file or a pipe.
 
     Standard input that is not a terminal is the prompt where none is given, and is appended to one that is;
     a shell's loop over a file loses its lines to that, so it is said.
@@ -129,7 +129,7 @@ def _piped() -> str:
 
 @contextlib.contextmanager
 def _note_if_slow(what: str) -> Iterator[None]:
-    """Say after two seconds whose end this waits for: a pipe has none as long as somebody may write into it."""
+    """Print after two seconds that standard input has not ended: a pipe stays open while a process may write to it."""
     timer = threading.Timer(AFTER, note, [f"refdiff: waiting for the end of {what}"])
     timer.daemon = True
     timer.start()

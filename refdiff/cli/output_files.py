@@ -1,4 +1,4 @@
-"""Files that a command writes: what could not be written is refused before the work begins."""
+"""The files that a command writes, checked before the work begins."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DRAWN = (*PICTURES, ".pdf")
 
 
 def check_file(flag: str, path: Path, kinds: tuple[str, ...] = PICTURES) -> None:
-    """Refuse a file that could not be written later: another suffix, or no matplotlib for a picture."""
+    """Raise `UsageError` for a file that could not be written: a wrong suffix, or no matplotlib for a picture."""
     kind = path.suffix.lower()
     check_place(flag, path)
     if kind not in kinds:
@@ -30,7 +30,7 @@ def check_file(flag: str, path: Path, kinds: tuple[str, ...] = PICTURES) -> None
 
 
 def check_place(flag: str, path: Path) -> None:
-    """Refuse a place where no file can be written."""
+    """Raise `UsageError` for a path that cannot be written."""
     folder = path.absolute().parent
     if not folder.is_dir():
         raise UsageError(f"{flag} {path}: the folder {path.parent} does not exist; make it first")
@@ -43,7 +43,7 @@ def check_place(flag: str, path: Path) -> None:
 
 
 def write_picture(figure: Figure, path: Path) -> None:
-    """Write a figure in the format of the suffix, with a transparent ground."""
+    """Write a figure in the format of the suffix, with a transparent background."""
     from refdiff.files import replaced_atomically
 
     with replaced_atomically(path) as file:

@@ -1,4 +1,4 @@
-"""The parser of the whole command line: short and long help, errors that name the option as it was typed."""
+"""The parser of the command line: short and long help, and errors that name the option as typed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ FLAGS_MEANT = {
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser with -h for the options that matter first and --help for all of them; errors are one line.
+    """A parser with -h for the main options and --help for all; errors are one line.
 
     Attributes:
         examples: command lines, one a line, which the help shows after the usage.
@@ -80,7 +80,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--help", action=_Print, text=Parser.format_help, help=argparse.SUPPRESS)
 
     def load(self) -> Parser:
-        """Add the options of a command, which are imported when they are first needed."""
+        """Add the options of a command, whose module is imported when first needed."""
         if self.command is not None:
             command, self.command = self.command, None
             importlib.import_module(f"refdiff.cli.{command}").add_arguments(self)
@@ -93,20 +93,20 @@ class Parser(argparse.ArgumentParser):
             self._option_string_actions[spelling] = action
 
     def shown_actions(self) -> list[argparse.Action]:
-        """The arguments that the help shows."""
+        """Return the arguments that the help shows."""
         return [action for action in self._actions if action.help != argparse.SUPPRESS]
 
     def commands(self) -> dict[str, Parser]:
-        """The parser of every command."""
+        """Return the parser of every command."""
         found = dict(next(a for a in self._actions if isinstance(a, argparse._SubParsersAction)).choices)
         return {name: parser.load() for name, parser in found.items()}
 
     def format_brief(self) -> str:
-        """The options that matter first, in under 40 lines."""
+        """Return the help with the main options, in under 40 lines."""
         return self.format_help(brief=True)
 
     def format_help(self, *, brief: bool = False) -> str:
-        """Everything: examples, description, all options, notes."""
+        """Return the help: examples, description, all options, notes."""
         self.load()
         formatter: Any = self._get_formatter()
         formatter.add_text(
@@ -152,7 +152,7 @@ class Parser(argparse.ArgumentParser):
         return " ".join(words) + "\n"
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Refuse what this command does not take; argparse itself would leave that to the parser of all commands."""
+        """Raise an error for unknown arguments of this command; argparse leaves that to the parent parser."""
         self.load()
         self._typed = list(sys.argv[1:] if args is None else args)
         if self._subparsers is None:  # from Python 3.12 on, argparse takes -hello for -h
@@ -178,7 +178,7 @@ class Parser(argparse.ArgumentParser):
         self.error(f"unrecognized arguments: {' '.join(words)}{''.join(hints)}")
 
     def _hint(self, flag: str) -> str:
-        """What to write in place of an option that the command does not have."""
+        """Return a suggestion for an unknown option."""
         flag = flag.replace("_", "-")
         known = self._option_string_actions
         if "--" in self._typed and flag in self._typed[self._typed.index("--") :]:
@@ -223,7 +223,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {printable(line)}; see {self.prog} -h\n")
 
     def _as_typed(self, names: Sequence[str]) -> str:
-        """The spelling of an option that stands on the command line."""
+        """Return the spelling of an option on the command line."""
         action = self._option_string_actions.get(names[0])
         spellings = [*names, *(a for a in self.aliases if self._option_string_actions[a] is action)]
         words = [word.partition("=")[0] for word in self._typed]
@@ -233,7 +233,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Formatter(argparse.HelpFormatter):
-    """Two columns, 80 wide at most; an option's metavar stands once after its spellings."""
+    """Formats help in two columns, at most 80 wide; an option's metavar follows its spellings once."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=28)
@@ -248,7 +248,7 @@ class _Formatter(argparse.HelpFormatter):
         return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        """The help of an option, with its default last unless the text says it in words."""
+        """Return the help of an option, with its default last unless the text has it."""
         text, default = action.help or "", action.default
         if not action.option_strings or default is argparse.SUPPRESS or "(default: " in text:
             return text
@@ -264,7 +264,7 @@ class _Formatter(argparse.HelpFormatter):
 
 
 class _Print(argparse.Action):
-    """Print a text and end; argparse's own actions say nothing where it cannot be written."""
+    """Prints a text and exits. argparse's own actions ignore an output that cannot be written."""
 
     def __init__(self, option_strings: Sequence[str], text: Callable[[Parser], str], **options: Any) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, 0, default=argparse.SUPPRESS, help=options.get("help"))
@@ -277,7 +277,7 @@ class _Print(argparse.Action):
 
 
 def build_parser() -> Parser:
-    """The whole command line."""
+    """Return the parser of the command line."""
     parser = Parser(prog="refdiff", description="The Differential Transformer (DiffLlama) in pure NumPy.")
     parser.examples = """
 refdiff generate "Once upon a time"

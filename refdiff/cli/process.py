@@ -1,4 +1,4 @@
-"""The process of a command: its streams, Ctrl-C and warnings, and two ways to end that would be without a word.
+"""The process of a command: its streams, Ctrl-C, warnings, and errors for two silent crashes.
 
 A library in Rust may panic, and prints that to standard error itself. And where a memory-mapped file has lost the page
 that is read, because somebody cut the file short, the system sends SIGBUS, which ends the process.
@@ -29,7 +29,7 @@ _MAP = re.compile(r"(\w+)-(\w+) \S+ (\w+) \S+ (\d+) +(/.*)")
 
 
 def open_streams() -> None:
-    """Write UTF-8 whatever the locale says, and nowhere where a standard stream is closed.
+    """Write UTF-8 in any locale, and replace closed standard streams by the null device.
 
     PYTHONUNBUFFERED makes standard output forget what it could not write, by which `discard_output` knows that it
     failed. So it gets a buffer, which every line flushes.
@@ -50,7 +50,7 @@ def open_streams() -> None:
 
 @contextmanager
 def ctrl_c_calls(function: Callable[..., None]) -> Iterator[None]:
-    """Have Ctrl-C call a function, unless the process ignores it."""
+    """Call a function on Ctrl-C, unless the process ignores Ctrl-C."""
     before = signal.getsignal(signal.SIGINT)
     if not callable(before) or threading.current_thread() is not threading.main_thread():
         yield
@@ -64,7 +64,7 @@ def ctrl_c_calls(function: Callable[..., None]) -> Iterator[None]:
 
 @contextmanager
 def remember_ctrl_c() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether Ctrl-C was pressed.
+    """Yield a function that returns whether Ctrl-C was pressed.
 
     C code whose import Ctrl-C ends, as NumPy's, raises an ImportError that does not say so.
     """
@@ -79,13 +79,13 @@ def remember_ctrl_c() -> Iterator[Callable[[], bool]]:
 
 
 def interrupted() -> None:
-    """Leave what has been written, on a line of its own, and say why it ends."""
+    """Flush the output, and print that the command was interrupted."""
     discard_output()
     note("refdiff: interrupted")
 
 
 def discard_output() -> bool:
-    """Flush standard output, or discard what cannot be written, which Python would report at exit; whether it could."""
+    """Flush standard output. If that fails, discard the rest, so that Python reports no error, and return False."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
@@ -96,7 +96,7 @@ def discard_output() -> bool:
 
 @contextmanager
 def capture_panics() -> Iterator[None]:
-    """Keep off standard error what a Rust library prints of a panic, which becomes an error that says it.
+    """Keep the message of a Rust library's panic off standard error; an exception has it, too.
 
     The library writes to descriptor 2 itself. During each of its calls that is a file of its own, whose text is passed
     on where the call succeeds.
@@ -133,7 +133,7 @@ def capture_panics() -> Iterator[None]:
 
 @contextmanager
 def warnings_in_one_line() -> Iterator[None]:
-    """Show the library's warnings as one line each, without the place in the source."""
+    """Show each warning as one line, without its place in the source."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         note(f"refdiff: warning: {in_flags(' '.join(str(message).split()))}")
@@ -145,7 +145,7 @@ def warnings_in_one_line() -> Iterator[None]:
 
 @contextmanager
 def explain_bus_errors(command: str, status: int, hint: str = "") -> Iterator[None]:
-    """End the process with an error that names the file, and with `status`, where SIGBUS would end it.
+    """On SIGBUS, end the process with `status` and an error that names the file.
 
     The handler is C code that calls Python: Python's own handlers run only after the instruction that failed, which
     would fail again for ever. It interrupts a read of array data, never the interpreter, so it may run Python.
@@ -171,7 +171,7 @@ def explain_bus_errors(command: str, status: int, hint: str = "") -> Iterator[No
 
 
 def explanation(hint: str) -> str:
-    """Say which mapped file has become shorter; where none has by now, which ones it may have been."""
+    """Return an error that names the mapped file that has become shorter, or those that may have."""
     mapped = mapped_files()
     files = [path for path, shorter in mapped if shorter] or [path for path, _ in mapped]
     names = " or ".join(map(str, files)) or "a memory-mapped file"
@@ -182,7 +182,7 @@ def explanation(hint: str) -> str:
 
 
 def mapped_files() -> list[tuple[Path, bool]]:
-    """The safetensors files that this process has mapped, and whether each is shorter than its mapping (on Linux)."""
+    """Return the safetensors files that this process has mapped, and whether each became shorter (on Linux)."""
     try:
         lines = Path("/proc/self/maps").read_text("utf-8", "surrogateescape").splitlines()
     except OSError:

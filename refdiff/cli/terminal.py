@@ -1,4 +1,4 @@
-"""What commands write to standard output and standard error, and how."""
+"""Output of commands on standard output and standard error."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from refdiff.errors import CheckpointError
 from refdiff.messages import printable
 
 AFTER = 2.0
-"""Seconds after which a terminal is told what takes so long."""
+"""Seconds after which a terminal shows what is being done."""
 REPORTED_EVERY = 60.0
 """Seconds between two lines of progress where standard error is not a terminal."""
 
 
 def progress_bar(*, quiet: bool, **options: Any) -> Any:
-    """A bar of tqdm on standard error: disabled where that is not a terminal. "^C", which it echoes, fits beside it."""
+    """Return a bar of tqdm on standard error, disabled if that is no terminal. It leaves space for an echoed "^C"."""
     from tqdm import tqdm
 
     hidden = quiet or not sys.stderr.isatty()
@@ -31,7 +31,7 @@ def progress_bar(*, quiet: bool, **options: Any) -> Any:
 
 
 def minutely() -> Callable[[], bool]:
-    """A function that says whether `REPORTED_EVERY` has passed since the last line of progress."""
+    """Return a function that returns whether `REPORTED_EVERY` has passed since it last returned True."""
     said = time.monotonic()
 
     def due() -> bool:
@@ -44,7 +44,7 @@ def minutely() -> Callable[[], bool]:
 
 
 def note(line: str) -> None:
-    """Write a message to standard error, without what a terminal could obey; its further lines are indented."""
+    """Write a message to standard error, with control characters escaped and further lines indented."""
     sys.stderr.write(f"{printable(line)}\n".replace("\n", "\n  ")[:-2])
     sys.stderr.flush()
 
@@ -53,23 +53,23 @@ _CONTROLS = {code: ascii(chr(code))[1:-1] for code in (*range(32), *range(127, 1
 
 
 def write_text(text: str) -> None:
-    """Write a model's text to standard output at once: unchanged, or to a terminal with control characters escaped.
+    """Write a model's text to standard output and flush it; on a terminal, control characters are escaped.
 
-    The tokens of a checkpoint from elsewhere may hold any sequence that a terminal obeys.
+    The tokens of an untrusted checkpoint may contain any control sequence.
     """
     sys.stdout.write(text.translate(_CONTROLS) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
 def print_report(fields: dict[str, Any], text: str | None = None) -> None:
-    """Write a report to standard output: its text, or without one its fields as one JSON object."""
+    """Write a report to standard output: its text, or its fields as JSON if there is no text."""
     shown = json.dumps(fields, ensure_ascii=False, indent=2, allow_nan=False) if text is None else text
     sys.stdout.write(shown + "\n")
 
 
 @contextmanager
 def waiting(what: str | Callable[[], str], *, quiet: bool = False) -> Iterator[Callable[[], None]]:
-    """Show on a terminal, after two seconds, what takes so long; gone at the end, or by the function that this gives.
+    """Show on a terminal, after two seconds, what is being done; the function that is yielded ends that early.
 
     `what` is called each second if it is a function.
     """
@@ -113,14 +113,14 @@ _IN_FLAGS = {
 
 
 def in_flags(message: str) -> str:
-    """Put the words of the command line in place of the library's in a message: flags, and `bundled` for its folder."""
+    """Replace the library's arguments in a message by flags, and the folder of the bundled model by `bundled`."""
     for argument, flag in _IN_FLAGS.items():
         message = message.replace(argument, flag)
     return message.replace(str(bundled.FOLDER), bundled.NAME)
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message without line breaks; the kind of error where the message alone says little."""
+    """Return an error's message in one line, with its type if the message is not enough."""
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     text = lines[0] + " " + "; ".join(lines[1:]) if lines and lines[0].endswith(":") else " ".join(lines)
     if isinstance(error, OSError) and error.strerror:
@@ -134,7 +134,7 @@ def one_line(error: BaseException) -> str:
 
 
 def shown(error: BaseException) -> str:
-    """An error's message: one line, but each of several problems of a checkpoint on a line of its own."""
+    """Return an error's message in one line, or with one line for each problem of a checkpoint."""
     head, *problems = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     if isinstance(error, CheckpointError) and head.endswith(":") and len(problems) > 1:
         return printable("\n".join([head, *problems]))
@@ -142,7 +142,7 @@ def shown(error: BaseException) -> str:
 
 
 def size(count: float) -> str:
-    """A number of bytes for people: 4.94 GB, 17.2 MB, 512 B; powers of 1000, as disks and the hub count."""
+    """Format a number of bytes in powers of 1000, as disks and the hub do: 4.94 GB, 17.2 MB, 512 B."""
     power = min(int(math.log10(max(count, 1))) // 3, 4)
     value = count / 1000**power
     digits = 0 if power == 0 or value >= 100 else 1 if value >= 10 else 2

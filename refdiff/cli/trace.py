@@ -1,4 +1,4 @@
-"""`refdiff trace`: record every intermediate of a run, or say where two runs part."""
+"""`refdiff trace`: record every intermediate result of a run, or find where two runs diverge."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ refdiff trace --compare mine.safetensors run.safetensors
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write a trace and print its name, or print a comparison; the exit status of one that diverges is 1."""
+    """Write a trace and print its name, or print a comparison; return 1 if it diverges."""
     if args.points:
         sys.stdout.write("\n".join(_points()) + "\n")
         return 0
@@ -182,7 +182,7 @@ HEAD = (
 
 
 def _points() -> list[str]:
-    """Every point of a run, 80 columns wide: head, points in order, those of a module together, and foot."""
+    """Return all points of a run in order, grouped by module, 80 columns wide."""
     from refdiff.oracle.trace.known_points import OUT, POINTS
 
     foot = (
@@ -209,6 +209,6 @@ def _shown(point: Point) -> str:
 
 
 def _module(point: Point) -> str:
-    """What the names of a module in a layer begin with; nothing outside of layers."""
+    """Return the prefix of a layer's module in a point's name, or nothing outside of layers."""
     head, dot, _ = _shown(point).removesuffix(".input").rpartition(".")
     return head + dot if "layers.N" in head else ""

@@ -1,4 +1,4 @@
-"""`refdiff train`: a small model from a text file."""
+"""`refdiff train`: train a small model on a text file."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ SHOWN = ("--lr",)
 
 
 class _Noted(argparse.Action):
-    """Store a value, and in `given` the option that it came by: a default is none."""
+    """Stores a value, and in `given` the option that was typed; a default is not in `given`."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
@@ -141,7 +141,7 @@ refdiff train -o run --resume
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, or resume a run; prints the folder of the last checkpoint."""
+    """Train, or resume a run, and print the folder of the last checkpoint."""
     from refdiff import arrays
     from refdiff.training.checkpoint import locked
 
@@ -198,7 +198,7 @@ def _remove_corpus_on_failure(out: Path) -> Iterator[None]:
 
 @contextmanager
 def _stop_request() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C has asked to stop after the step; a second one stops at once."""
+    """Yield a function that returns whether Ctrl-C was pressed; a second Ctrl-C stops at once."""
     asked: list[bool] = []
 
     def ask(*_: object) -> None:
@@ -232,7 +232,7 @@ def _train(trainer: Trainer, plot: Path | None, stop: Callable[[], bool], *, qui
 
 
 def _resume(args: argparse.Namespace, out: Path) -> Trainer:
-    """Resume a run with the options that may change; others must be what they were."""
+    """Resume a run with the options that may change; others must have their old values."""
     from refdiff.training.settings import CHANGEABLE
     from refdiff.training.train import Trainer
 
@@ -245,7 +245,7 @@ def _resume(args: argparse.Namespace, out: Path) -> Trainer:
 
 
 def _config_and_settings(args: argparse.Namespace, out: Path) -> tuple[DiffLlamaConfig, Settings]:
-    """Check the text and the options before anything is made."""
+    """Check the text and the options before any file is created."""
     from refdiff.training.settings import Settings
 
     if args.text is None:
@@ -310,7 +310,7 @@ def _start(args: argparse.Namespace, out: Path, config: DiffLlamaConfig, setting
 
 
 def _config(args: argparse.Namespace) -> DiffLlamaConfig:
-    """Put the config together: the file, or small sizes that fit together, and the flags over it."""
+    """Return the config: that of the file, or small sizes that fit together, overridden by the options."""
     from refdiff.model.config import DiffLlamaConfig
 
     given: dict[str, Any] = {name: getattr(args, name) for name in MODEL_SIZES if getattr(args, name) is not None}
@@ -369,7 +369,7 @@ def _run_with_progress(trainer: Trainer, plot: Path | None, stop: Callable[[], b
 
 
 def _draw(out: Path, plot: Path) -> None:
-    """Draw what the log has by now; a picture that cannot be drawn or written is no reason to stop."""
+    """Draw the log so far; an error in drawing does not stop the training."""
     from refdiff.viz import plot_training
 
     try:
@@ -379,7 +379,7 @@ def _draw(out: Path, plot: Path) -> None:
 
 
 def _lines(record: dict[str, Any]) -> list[str]:
-    """What a record says beyond its loss."""
+    """Return the lines of a record beyond its loss."""
     lines = []
     if "validation" in record:
         lines.append(
@@ -413,7 +413,7 @@ def _differing_options(args: argparse.Namespace, out: Path, names: list[str]) ->
 
 
 def _leftovers(out: Path, text: Path) -> list[Path]:
-    """Find what a run that ended before its first checkpoint left behind; what is not a run's is not written over."""
+    """Return the leftovers of a run without a checkpoint; raise `UsageError` for files that are not a run's."""
     from refdiff.training import checkpoint
     from refdiff.training.data import is_corpus
 

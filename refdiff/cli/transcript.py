@@ -1,4 +1,4 @@
-"""What one call of generate has produced so far: its text by complete characters, its tokens, its speed."""
+"""The output of one call of generate so far: its text in complete characters, its tokens, its speed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from refdiff.generation.stream import PieceDecoder
 
 
 class Transcript:
-    """A streamer, in the sense of `generate`: keeps text and times, and passes text on as it becomes certain.
+    """A streamer for `generate` that keeps text and times, and passes text on once it is final.
 
     `write` gets each piece; None keeps it. The text ends before the first of the `stops`; the beginning of one is held
     back until it is known whether it is one.
@@ -35,7 +35,7 @@ class Transcript:
         self.finish_reason = ""
 
     def put(self, ids: Any) -> None:
-        """Take the prompt (1, T) first, then each new token or tokens."""
+        """Receive the prompt (1, T), then new tokens."""
         now = time.perf_counter()
         if self._decode is None:
             self._decode = PieceDecoder(self._tokenizer, ids[0], skip_special_tokens=True)
@@ -49,12 +49,12 @@ class Transcript:
             self._feed(self._decode(token))
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """Take how far a long prompt has been read, or a beam search has come."""
+        """Receive the progress of a long prompt or of a beam search."""
         self._progress = stage, done, total
 
     @contextmanager
     def progress_shown(self, *, quiet: bool = False, until_text: bool = True) -> Iterator[None]:
-        """Show on a terminal what takes so long; `until_text`: until text is written, which is to the same terminal."""
+        """Show the progress on a terminal; with `until_text`, until text is written to the same terminal."""
         with waiting(self._doing, quiet=quiet) as done:
             if until_text:
                 self._before_text = done
@@ -69,10 +69,10 @@ class Transcript:
         return f"reading the prompt: {done:,} of {total or self.prompt_tokens:,} tokens"
 
     def end(self) -> None:
-        """Nothing more comes from generate; the command closes the transcript itself, with a reason."""
+        """Do nothing: the command closes the transcript itself, with a reason."""
 
     def close(self, finish_reason: str) -> None:
-        """Pass on what was held back."""
+        """Pass on the text that was held back."""
         self.finish_reason = finish_reason
         if self._decode is not None:
             self._feed(self._decode.end())
@@ -80,7 +80,7 @@ class Transcript:
 
     @property
     def prompt_speed(self) -> float | None:
-        """Prompt tokens per second, until the first new token was there."""
+        """Prompt tokens per second, up to the first new token."""
         if not self._times:
             return None
         return self.prompt_tokens / max(self._times[0][0] - self._started, 1e-9)
@@ -103,7 +103,7 @@ class Transcript:
         self._emit(len(self._pending) if self.stopped else len(self._pending) - self._maybe_stop())
 
     def _maybe_stop(self) -> int:
-        """How many characters at the end of what is pending could be the beginning of a stop."""
+        """Return how many pending characters at the end could be the beginning of a stop text."""
         longest = max((len(stop) for stop in self._stops), default=1) - 1
         for length in range(min(longest, len(self._pending)), 0, -1):
             if any(stop.startswith(self._pending[-length:]) for stop in self._stops if len(stop) > length):

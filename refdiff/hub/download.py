@@ -33,7 +33,7 @@ TOKENIZER = (
     "chat_template.json",
 )
 OTHER_TOKENIZERS = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
-"""The same in the forms that older programs read, who need them beside it; here nothing does."""
+"""The tokenizer in older formats, for other programs; refdiff does not read them."""
 
 _TEMPLATES = "additional_chat_templates"
 _MAX_INDEX_BYTES, _MAX_FILES = 10_000_000, 1_000
@@ -84,7 +84,7 @@ def snapshot(
 
 
 def at(repo: str, revision: str | None) -> str:
-    """Name a repo, and its revision unless that is the default one, for messages."""
+    """Return the name of a repo, with its revision unless that is the default, for messages."""
     return repo if revision is None else f"{repo} at revision {revision}"
 
 
@@ -117,7 +117,7 @@ def list_repo(repo: str, revision: str | None) -> tuple[list[str], str]:
 
 
 def choose(names: Collection[str], files: Sequence[str], what: str, fetch: Callable[[str], Path]) -> list[str]:
-    """Choose from a repo's `names` those that `files` asks for, weights last; `fetch` gets the index if it decides.
+    """Return the names that match `files`, weights last; `fetch` downloads the index if it is needed.
 
     Raises:
         CheckpointError: the repo has no `config.json`, no weights, or not all shards.
@@ -300,7 +300,7 @@ def _examples(names: Collection[str]) -> str:
 
 @contextmanager
 def _progress_bars(shown: bool) -> Iterator[None]:
-    """Switch huggingface_hub's bars off for a while, unless they are to be shown; it shows them on a terminal only."""
+    """Disable huggingface_hub's progress bars unless `shown`; it shows them on a terminal only."""
     from huggingface_hub import utils
 
     bars: Any = utils  # its functions are public, but not declared so for type checkers

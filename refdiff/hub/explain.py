@@ -1,4 +1,4 @@
-"""What went wrong with the hub, in one sentence that says what would help."""
+"""Errors of the hub in one sentence, with the fix."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def explained(what: str) -> Iterator[None]:
 
 
 def is_unreachable(error: BaseException) -> bool:
-    """Tell whether the hub did not answer, or answered that it cannot serve now, so that a cached copy may stand in."""
+    """Return whether the hub did not answer, or cannot serve now, so that a cached copy may be used."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     if isinstance(error, HfHubHTTPError):
@@ -34,7 +34,7 @@ def is_unreachable(error: BaseException) -> bool:
 
 
 def explain(error: BaseException) -> str:
-    """Say in one line what `error` means for the one who asked for a checkpoint, and what would help."""
+    """Return in one line what `error` means for the user, and the fix."""
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:

@@ -1,4 +1,4 @@
-"""Bounds on what a hub may answer: `HF_ENDPOINT` may name any server, and huggingface_hub takes it at its word.
+"""Bounds on the answers of a hub: `HF_ENDPOINT` may name any server, and huggingface_hub trusts it.
 
 An ETag such as `../../x` becomes a path to write to, `Retry-After: 1000000` a pause, an endless answer a full disk.
 Every answer that huggingface_hub gets inside `bounded` is checked before it acts on it, and the call has a deadline.
@@ -34,12 +34,12 @@ _T = TypeVar("_T")
 
 
 class BadAnswerError(ConnectionError):
-    """The server answers what no hub does."""
+    """The server's answer is not that of a hub."""
 
 
 @dataclass
 class Limits:
-    """What the answers to one call may cost, and what they have said."""
+    """The limits of the answers to one call, and what is known from them."""
 
     max_bytes: int
     free_bytes: int = 2**63
@@ -73,7 +73,7 @@ def download(repo: str, name: str, *, revision: str, cache_dir: str | None) -> P
 
 
 def sweep(blobs: Path) -> None:
-    """Delete what killed downloads have left: huggingface_hub gives each a name that no later one takes up."""
+    """Delete the leftovers of killed downloads, which huggingface_hub does not resume."""
     for path in blobs.glob("*.incomplete"):
         try:
             if _UNFINISHED.fullmatch(path.name) and time.time() - path.lstat().st_mtime > _UNFINISHED_SECONDS:
@@ -121,7 +121,7 @@ def bounded(call: Callable[[], _T], limits: Limits) -> _T:
 
 
 def _install() -> None:
-    """Add the checks to the HTTP client that huggingface_hub makes; outside of `bounded` they do nothing."""
+    """Add the checks to the HTTP client of huggingface_hub; outside of `bounded` they have no effect."""
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils import _http
 
@@ -173,7 +173,7 @@ def _check_response(response: Any) -> None:
 
 
 def _check_file(limits: Limits, headers: Any, *, is_redirect: bool) -> None:
-    """Check what a hub says of a file, from which huggingface_hub makes paths in its cache."""
+    """Check a hub's description of a file, from which huggingface_hub makes paths in its cache."""
     from huggingface_hub import constants
 
     etag = headers.get("X-Linked-Etag") or headers.get("ETag") or ""
@@ -195,7 +195,7 @@ def _check_file(limits: Limits, headers: Any, *, is_redirect: bool) -> None:
 
 
 def _bound_body(response: Any, limits: Limits) -> None:
-    """Let the body end in an error beyond the limits, and accept none that would be unzipped."""
+    """Raise an error when the body exceeds the limits, or is compressed."""
     encoding = response.headers.get("Content-Encoding", "identity").lower()
     if encoding != "identity":
         raise BadAnswerError(f"the answer is encoded as {ascii(encoding)[:40]}")
@@ -226,7 +226,7 @@ def _counted(pieces: Iterator[bytes], limits: Limits, max_bytes: int) -> Iterato
 
 
 def _verified(pieces: Iterator[bytes], limits: Limits) -> Iterator[bytes]:
-    """Pass a file on, and raise before its end where it is another one: huggingface_hub then keeps none of it."""
+    """Yield a file, and raise before its end if its hash is wrong: huggingface_hub then keeps none of it."""
     found = hashlib.sha256()
     for piece in pieces:
         found.update(piece)

@@ -1,4 +1,4 @@
-"""A hub repo's checkpoint without its weights: what there is to see of it costs kilobytes, not gigabytes."""
+"""A hub repo's checkpoint without its weights, for kilobytes of downloads instead of gigabytes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def outline(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> Iterator[Path]:
-    """Give a folder with a checkpoint's files, whose weight files have their header, their size and few numbers.
+    """Yield a folder with a checkpoint's files, in which weight files have their header, size and few tensors.
 
     A local folder, or a repo whose weights are in the cache, is given as it is. Of any other repo, `files` without the
     weights are downloaded, and each safetensors file is a temporary one full of holes: the header and the tensors whose
@@ -96,7 +96,7 @@ def _write_outline(file: BinaryIO, repo: str, name: str, commit: str, wanted: re
 
 
 def _ranges(header: bytes, wanted: re.Pattern[str], data: int, size: int) -> list[tuple[int, int]]:
-    """Find where in the file the wanted tensors are; neighbors are put together, so that few requests are made."""
+    """Return the byte ranges of the wanted tensors, with neighbors merged so that few requests are made."""
     try:
         entries = json.loads(header).items()
         found = sorted(

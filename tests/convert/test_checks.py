@@ -44,7 +44,7 @@ def test_models_of_unlike_depth_cannot_be_proved(which: str) -> None:
     whole = (model.config, model.params)
     cut = (model.config, {"model": {**model.params["model"], "layers": model.params["model"]["layers"][:2]}})
     with pytest.raises(
-        ValueError, match=f"of the {which} model have 2 layers, but its config's num_hidden_layers is 3"
+        ValueError, match=f"{which} model: got weights of 2 layers, expected the num_hidden_layers of its config, 3"
     ):
         prove(*((cut, whole) if which == "first" else (whole, cut)))
 
@@ -71,5 +71,5 @@ def test_weights_that_are_not_those_of_the_config(function: Any) -> None:
         function(wrong, hf.params, "paper")
     with pytest.raises(ValueError, match=r"in layers\.1\.self_attn, k_proj\.weight of shape \(24, 26\) is missing$"):
         function(hf.config, without(hf.params, "model.layers.1.self_attn.k_proj"), "paper")
-    with pytest.raises(ValueError, match="the weights have 'lm_head', but need layers, on top or in model or"):
+    with pytest.raises(ValueError, match="params: got 'lm_head', expected layers at the top level, in model"):
         function(hf.config, {"lm_head": {}}, "paper")

@@ -182,7 +182,7 @@ def test_weights_of_the_eager_file() -> None:
         convert(grouped.config, grouped.params, "hf", eager=True)
     tokens = ids(4, 1, 7)
     close(rewired(full, "hf", eager=True)(tokens).logits, full(tokens).logits, CONVERTED)
-    with pytest.raises(ValueError, match="eager is for weights in the wiring \"paper\", but these are in 'hf'"):
+    with pytest.raises(ValueError, match="eager: got weights in the wiring 'hf', expected \"paper\""):
         convert(small_model().config, small_model().params, "paper", eager=True)
 
 
