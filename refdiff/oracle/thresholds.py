@@ -11,6 +11,8 @@ class Limits:
 
     row: where one rounding decides a row, all ten runs that E_r is taken from may be lucky. In 27,000 correct runs
         (seeds 3000 to 3019 of the self-test) two of torch and jax reached 3.1 and 3.5.
+    noisy_row: of a row that E_r is more than `noise` of, where errors have longer tails. Of 35,000 checks of correct
+        kernels (seeds from 80000, 90000 and 100000 of tests.parity.false_alarms) transformers' eager reached 5.05.
     factor: in spreads (`refdiff.oracle.budget.common_factor`). Of 9,168 tensors of held-out orders (seeds 5000 to 5023,
         float32, bfloat16 fused and eager, float16; all profiles of numbers) the largest estimate was 3.3 spreads; of
         914 of torch, transformers and jax (seeds 60 and 61 of tests.parity.false_alarms) it was 3.7. That was before
@@ -20,6 +22,7 @@ class Limits:
     """
 
     row: float = 4.0
+    noisy_row: float = 5.25
     bulk: float = 1.3
     element: float = 3.0
     slope: float = 6.0
@@ -95,7 +98,7 @@ class Thresholds:
     """
 
     limits: Limits = Limits()
-    wrong_limits: Limits = Limits(row=4.5, bulk=2.0, element=4.5, slope=12.0, factor=12.0)
+    wrong_limits: Limits = Limits(row=4.5, noisy_row=5.75, bulk=2.0, element=4.5, slope=12.0, factor=12.0)
     """Wider than for a correct kernel: nobody knows in which order and where a wrong one rounds."""
 
     storage_floor: float = 0.29

@@ -9,6 +9,9 @@ correct kernels were seen to be off by (root mean square over the row), u the un
     slope     |⟨e, y⟩ / ⟨y, y⟩| over all rows             a scale, which is small in every row and points one way
     factor    |ĉ| over all rows (`common_factor`)         the same, where some rows are noisy and others are not
 
+Where correct kernels are off by a quarter of a row, so are the norms and sums that divide it, and errors have longer
+tails: for such a row 5.25 E_r counts as 4.
+
 A rule with one tolerance for a tensor, set by its worst row, would pass anything in the other rows.
 """
 
@@ -111,7 +114,8 @@ def statistics(actual: Numpy, budget: RowBudget, limits: Limits = LIMITS) -> lis
     ratio = np.where(seen, over(by_row, rows), 0.0)
     if not np.all(np.isinf(budget.bounds)):  # of gradients none is known
         found.append(largest("bound", np.where(seen, over(by_row, budget.bounds), 0.0), 1.0, "hard bound B_r"))
-    found.append(largest("row", ratio, limits.row, "rms(e_r) / E_r"))
+    by_limit = np.where(seen & ~budget.doubtful, over(by_row, row_allowance(budget, limits)), 0.0)
+    found.append(largest("row", limits.row * by_limit, limits.row, "rms(e_r) / E_r"))
     queries = slice(None) if budget.sampled is None else budget.sampled
     usual = ratio[..., queries][seen[..., queries]]
     # the mean of few rows scatters: with one row it is that row's own number
@@ -126,6 +130,18 @@ def statistics(actual: Numpy, budget: RowBudget, limits: Limits = LIMITS) -> lis
             Statistic("factor", value, factor_limit(budget.factor, limits), None, "|a factor of all rows − 1|")
         )
     return found
+
+
+def row_allowance(budget: RowBudget, limits: Limits = LIMITS) -> Numpy:
+    """What each row may be off by: 4 E_r, or 5.25 E_r where that is larger than the row.
+
+    Shapes:
+        the result as `budget.rows`
+    """
+    size = root_mean_square(np.where(np.isfinite(budget.expected), budget.expected, 0.0))
+    is_noisy = over(budget.rows, size) > limits.noise
+    allowed: Numpy = np.where(is_noisy, limits.noisy_row, limits.row) * budget.rows
+    return allowed
 
 
 def other_kind(actual: Numpy, budget: RowBudget) -> Numpy:

@@ -18,6 +18,7 @@ from refdiff.oracle.budget.statistics import (
     largest,
     over,
     root_mean_square,
+    row_allowance,
     slope,
     statistics,
     uncertain,
@@ -108,7 +109,7 @@ def place(axes: str, at: tuple[int, ...]) -> str:
 
 def _wrong_rows(actual: Numpy, budget: RowBudget, limits: Limits) -> Numpy:
     """Which rows are beyond the limit of one row."""
-    return over(root_mean_square(_errors(actual, budget)), budget.rows) > limits.row
+    return root_mean_square(_errors(actual, budget)) > row_allowance(budget, limits)
 
 
 def _errors(actual: Numpy, budget: RowBudget) -> Numpy:
@@ -180,19 +181,16 @@ def _reason(s: Statistic, actual: Numpy, budget: RowBudget, wrong: Numpy) -> str
     if s.at is None:
         return text
     row = s.at[: budget.rows.ndim]
-    with np.errstate(invalid="ignore"):
-        error = float(root_mean_square((actual[row] - budget.expected[row])[None])[0])
+    error = float(root_mean_square(_errors(actual, budget)[row][None])[0])
     size = float(root_mean_square(budget.expected[row][None])[0])
     if s.name == "element":
         y, a = float(budget.expected[s.at]), float(actual[s.at])
         allowed = s.limit * float(element_allowance(budget, budget.rows[row], np.abs(budget.expected[row]))[s.at[-1]])
         mine, right = _told_apart(a, y)
         return f"{text}; at {place(budget.axes, s.at)} it is {mine}, the truth {right} ± {allowed:.2g}"
-    unit = budget.bounds if s.name == "bound" else budget.rows
-    return (
-        f"{text}; row {place(budget.axes, row)} is off by {error:.3g} rms, allowed {s.limit * float(unit[row]):.3g}, "
-        f"of a row of {size:.3g}"
-    )
+    allowed = error * s.limit / s.value
+    where = f"row {place(budget.axes, row)}"
+    return f"{text}; {where} is off by {error:.3g} rms, allowed {allowed:.3g}, of a row of {size:.3g}"
 
 
 def _told_apart(actual: float, expected: float) -> tuple[str, str]:

@@ -67,6 +67,17 @@ def test_each_number_sees_what_the_others_do_not(mistake: str, notices: set[str]
     assert failed == notices
 
 
+@pytest.mark.parametrize(("size", "times"), [(1000.0, 4.0), (4.1, 4.0), (3.9, 5.25), (0.0, 5.25)])
+def test_rows_that_correct_kernels_miss_by_a_quarter_have_a_limit_of_their_own(size: float, times: float) -> None:
+    y = size * np.where(np.arange(16) % 2, 1.0, -1.0) * np.ones((1, 2, 20, 1))
+    for off, holds in ((0.99 * times, True), (1.01 * times, False)):
+        actual = y.copy()
+        actual[0, 1, 3] += off
+        row = next(s for s in statistics(actual, _budget(y, 1.0)) if s.name == "row")
+        assert row.holds == holds
+        assert row.value == pytest.approx(4 * off / times)
+
+
 def test_masks_must_be_the_same() -> None:
     y, e = _case()
     y[0, 0, 0], y[0, 0, 1, 0], y[0, 0, 1, 1] = np.nan, np.inf, -np.inf
