@@ -14,6 +14,7 @@ import pytest
 from refdiff.viz import AttentionMaps, attention_page
 
 from .chromium import Chromium
+from .reading import expect_quiet
 
 AXE = "axe-core@4"
 WORDS = ("Once", "·upon", "·a", "·time", "·there", "·was", "↵", "·king")
@@ -30,8 +31,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
 def browser(chromium: Chromium) -> Iterator[Chromium]:
     """The browser; a test that uses it also fails if its page complained or asked for anything."""
     yield chromium
-    assert chromium.complaints() == []
-    assert [address for address in chromium.requests() if not address.startswith(("file:", "data:"))] == []
+    expect_quiet(chromium, "file:", "data:")
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.server
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -48,6 +49,29 @@ def wait(browser: Chromium, condition: str, seconds: float = 30) -> None:
         time.sleep(0.02)
 
 
+def expect_quiet(browser: Chromium, *allowed: str) -> None:
+    """The page has not complained, nor asked for an address that begins with something else."""
+    assert browser.complaints() == []
+    assert [address for address in browser.requests() if not address.startswith(allowed)] == []
+
+
+def change(browser: Chromium, name: str, value: object, event: str = "input") -> None:
+    """Give a field a value, as a reader does."""
+    browser.run(
+        f"(() => {{const field = document.getElementById('{name}'); field.value = {json.dumps(value)};"
+        f"field.dispatchEvent(new Event('{event}', {{bubbles: true}}))}})()"
+    )
+
+
+def expect_accessible(browser: Chromium, axe: str, *impacts: str, options: str = "{}", passes: int = 15) -> None:
+    """axe-core finds nothing, or nothing of these impacts, and more than so many of its rules apply."""
+    browser.run(axe + "; 0")
+    violations, passed = browser.run(f"axe.run({options}).then((r) => [r.violations, r.passes.length])")
+    found = [(v["id"], v["impact"], [node["html"][:120] for node in v["nodes"]][:3]) for v in violations]
+    assert [one for one in found if not impacts or one[1] in impacts] == []
+    assert passed > passes
+
+
 def number(text: str) -> float:
     return float(text.replace("−", "-"))
 
@@ -60,11 +84,7 @@ def table(browser: Chromium) -> list[tuple[int, str, list[float]]]:
 def pick(browser: Chromium, **chosen: Any) -> None:
     """Choose layer or pair in their lists, as a reader's change of them does."""
     for name, value in chosen.items():
-        index = -1 if value is None else value
-        browser.run(
-            f"(() => {{const s = document.getElementById('{name}'); s.value = '{index}';"
-            "s.dispatchEvent(new Event('change'))})()"
-        )
+        change(browser, name, -1 if value is None else value, "change")
 
 
 def text(browser: Chromium, name: str) -> str:

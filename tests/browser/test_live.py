@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from refdiff.training import retrieval_table
 from refdiff.viz.maps import token_labels
 
 from .chromium import Chromium
-from .reading import number, served, wait
+from .reading import change, expect_accessible, expect_quiet, number, served, wait
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "notebooks" / "reference" / "live"
@@ -54,8 +54,7 @@ def page(chromium: Chromium, origin: str) -> Iterator[Chromium]:
     open_article(chromium, origin)
     yield chromium
     chromium.away()  # or the pointer stands on whatever the next test opens
-    assert chromium.complaints() == []
-    assert [address for address in chromium.requests() if not address.startswith((origin, "data:"))] == []
+    expect_quiet(chromium, origin, "data:")
 
 
 def open_article(browser: Chromium, origin: str, **options: Any) -> None:
@@ -71,14 +70,6 @@ CELLS = "[...document.querySelectorAll('#%s tbody tr')].map((row) => [...row.chi
 
 def shown(browser: Chromium, selector: str) -> str:
     return str(browser.run(f"document.querySelector({json.dumps(selector)}).textContent"))
-
-
-def slide(browser: Chromium, name: str, value: float) -> None:
-    """Set a slider as a reader does."""
-    browser.run(
-        f"(() => {{const s = document.getElementById('{name}'); s.value = {value};"
-        "s.dispatchEvent(new Event('input', {bubbles: true}))})()"
-    )
 
 
 def check(browser: Chromium, name: str, value: object) -> None:
@@ -114,7 +105,7 @@ def ids_of(tokenizer: Any, text: str) -> list[int]:
     return [int(i) for i in tokenizer([text], return_tensors="np")["input_ids"][0]]
 
 
-# ---- the model and the tokenizer, in Node and in the browser
+# ---- the model and the tokenizer
 
 LOAD = """
 const { Model, Reading, generate, readSafetensors } = await load("model.js");
@@ -125,35 +116,14 @@ const model = new Model(await parsed("config"), readSafetensors(await read("mode
 """
 
 
-@pytest.fixture(params=["node", "chromium"])
-def evaluate(request: pytest.FixtureRequest, folder: Path, origin: str, tmp_path: Path) -> Any:
-    """Run statements after LOAD, with `given`, and return what they return: in Node, or in a page of the browser."""
-
-    def in_node(body: str, given: object) -> Any:
-        for name in ("model.js", "tokenizer.js"):
-            (tmp_path / name).write_bytes((folder / name).read_bytes())
-        (tmp_path / "package.json").write_text('{"type": "module"}')
-        (tmp_path / "given.json").write_text(json.dumps(given))
-        (tmp_path / "run.js").write_text(
-            "import { readFileSync, writeFileSync } from 'node:fs';"
-            f"const folder = {json.dumps(str(folder))}, load = (name) => import(`./${{name}}`);"
-            "const read = (name) => new Uint8Array(readFileSync(`${folder}/${name}`)).buffer;"
-            "const given = JSON.parse(readFileSync('given.json', 'utf8'));"
-            f"const run = async () => {{ {LOAD} {body} }};"
-            "writeFileSync('result.json', JSON.stringify(await run()));"
-        )
-        subprocess.run(["node", "run.js"], cwd=tmp_path, check=True)
-        return json.loads((tmp_path / "result.json").read_text())
-
-    def in_page(body: str, given: object) -> Any:
-        browser = request.getfixturevalue("page")
-        return browser.run(
-            "(async () => { const load = (name) => import(`./${name}`);"
-            "const read = async (name) => (await fetch(name)).arrayBuffer();"
-            f"const given = {json.dumps(given)}; {LOAD} {body} }})()"
-        )
-
-    return in_node if request.param == "node" else in_page
+@pytest.fixture
+def evaluate(page: Chromium) -> Callable[[str, object], Any]:
+    """Run statements after LOAD, with `given`, and return what they return."""
+    return lambda body, given: page.run(
+        "(async () => { const load = (name) => import(`./${name}`);"
+        "const read = async (name) => (await fetch(name)).arrayBuffer();"
+        f"const given = {json.dumps(given)}; {LOAD} {body} }})()"
+    )
 
 
 def tales() -> list[str]:
@@ -237,9 +207,9 @@ def test_the_tokenizer_is_refdiffs(evaluate: Any, tokenizer: Any) -> None:
 
 def test_the_needle(page: Chromium) -> None:
     for lambda_, shared, size in ((0.75, 0.99, 2), (0.0, 0.99, 2), (1.5, 0.5, 0), (2.0, 0.0, 5)):
-        slide(page, "needle-lambda", lambda_)
-        slide(page, "needle-shared", shared)
-        slide(page, "needle-d", size)
+        change(page, "needle-lambda", lambda_)
+        change(page, "needle-shared", shared)
+        change(page, "needle-d", size)
         query, first, second = page.run(
             "Promise.all([import('./main.js'), import('./needle.js')]).then(([m, n]) => {"
             "const v = n.vectors(m.figures.needle.state);"
@@ -295,10 +265,7 @@ def test_lambdas(page: Chromium, model: refdiff.DiffLlamaForCausalLM) -> None:
 
 
 def type_text(browser: Chromium, text: str) -> None:
-    browser.run(
-        f"(() => {{const t = document.getElementById('sentence-text'); t.value = {json.dumps(text)};"
-        "t.dispatchEvent(new Event('input', {bubbles: true}))})()"
-    )
+    change(browser, "sentence-text", text)
     wait(browser, SENTENCE % f"s.shown === {json.dumps(text)}")
 
 
@@ -333,10 +300,10 @@ def test_a_story_is_shown_only_with_its_own_lambdas(page: Chromium) -> None:
     heights = "[...document.querySelectorAll('.go-on > div')].map((d) => d.offsetHeight > 0)"
     type_text(page, TEXT)
     assert page.run(heights) == [False, False, False]
-    slide(page, "sentence-lambda", 0.3)
+    change(page, "sentence-lambda", 0.3)
     page.point(".go-on button", click=True)
     wait(page, STORIES + "[1] !== ''")  # while it is being told
-    slide(page, "sentence-lambda", 0)
+    change(page, "sentence-lambda", 0)
     wait(page, TOLD)
     told, *others = page.run(STORIES)
     assert told
@@ -372,7 +339,7 @@ def test_the_readers_own_sentence(page: Chromium, model: refdiff.DiffLlamaForCau
 
     check(page, "sentence-pair", "3 1")
     check(page, "sentence-query", len(ids) - 1)
-    slide(page, "sentence-lambda", -0.25)
+    change(page, "sentence-lambda", -0.25)
     wait(page, SENTENCE % "s.pulled !== s.read")
     with with_lambdas(model, {3: -0.25}):
         now, logits = viz.attention_maps(model, ids), model(np.array([ids])).logits[0, -1]
@@ -419,7 +386,7 @@ def test_the_plain_twin(page: Chromium, tokenizer: Any) -> None:
         np.testing.assert_allclose(found, expected, atol=0.51e-4)
     expect_next(page, tokenizer, trained, trained, by_plain)
 
-    slide(page, "sentence-lambda", -0.25)
+    change(page, "sentence-lambda", -0.25)
     wait(page, SENTENCE % "s.pulled !== s.read")
     with with_lambdas(model, {0: -0.25}):
         pulled = model(np.array([ids])).logits[0, -1]
@@ -455,7 +422,7 @@ def test_a_tokens_path(page: Chromium, model: refdiff.DiffLlamaForCausalLM, toke
         return [float(np.sqrt((row**2).mean())) for row in (x[0, :, token] if x.ndim == 4 else x[:, token])]
 
     for layer, token in ((2, 16), (0, 0), (5, 7)):
-        slide(page, "block-layer", layer)
+        change(page, "block-layer", layer)
         page.run(
             f"(() => {{const s = document.getElementById('block-token'); s.selectedIndex = {token};"
             "s.dispatchEvent(new Event('change'))})()"
@@ -476,8 +443,8 @@ def test_rotation(page: Chromium) -> None:
     frequencies = 10000.0 ** (-np.arange(16) / 16)
     scores = []
     for position, distance, pair in ((3, 5, 0), (150, 5, 0), (150, 40, 7), (0, 0, 15)):
-        slide(page, "rotation-position", position)
-        slide(page, "rotation-distance", distance)
+        change(page, "rotation-position", position)
+        change(page, "rotation-distance", distance)
         check(page, "rotation-pair", pair)
         places = np.array([[position + distance], [position]])
         cos, sin = layers.rope_cos_sin(places, frequencies, 1.0, np.float64)
@@ -569,7 +536,7 @@ def test_results_are_those_of_notebook_9(page: Chromium) -> None:
         check(page, "results-layers", attention)
         assert page.run("document.querySelector('[name=results-layers]').checkVisibility()") == (measure != "accuracy")
         for place, tokens in enumerate(lengths):
-            slide(page, "results-length", place)
+            change(page, "results-length", place)
             status = shown(page, "#results [role=status]")
             assert f"in rows of {tokens} tokens." in status
             for kind, shown_as in (("hf", "v1"), ("v2", "v2")):
@@ -624,7 +591,7 @@ def test_training_is_that_of_notebook_9(page: Chromium) -> None:
     stored = json.loads((ROOT / "notebooks/data/variants.json").read_text(encoding="utf-8"))
     for kind, moment in (("hf", 0), ("v2", 6), ("none", 13), ("hf", 9)):
         check(page, "training-kind", kind)
-        slide(page, "training-moment", moment)
+        change(page, "training-moment", moment)
         runs = [run for run in stored["runs"] if run["kind"] == kind and run["rate"] == 0.006]
         lambdas, correlations = (np.array([run[name][moment] for run in runs]) for name in ("lambda", "own"))
         said = numbers(shown(page, "#training [role=status]"))
@@ -700,11 +667,10 @@ def test_axe_finds_nothing(chromium: Chromium, origin: str, axe: str, scheme: st
     open_article(chromium, origin, scheme=scheme)
     choose_model(chromium, "twins/differential")
     chromium.call("Page.setBypassCSP", enabled=True)
-    chromium.run(axe + "; 0")
-    result = chromium.run("axe.run().then((r) => [r.violations, r.passes.length])")
-    chromium.call("Page.setBypassCSP", enabled=False)
-    assert [(v["id"], v["impact"], [node["html"][:120] for node in v["nodes"]][:3]) for v in result[0]] == []
-    assert result[1] > 25
+    try:
+        expect_accessible(chromium, axe, passes=25)
+    finally:
+        chromium.call("Page.setBypassCSP", enabled=False)
 
 
 @pytest.mark.parametrize("width", [320, 360, 800, 1400, 2000])

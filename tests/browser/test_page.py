@@ -9,7 +9,7 @@ import pytest
 
 from .chromium import Chromium
 from .conftest import WORDS, drawn_maps
-from .reading import BODY, PageOf, expect, number, pick, table, text, token
+from .reading import BODY, PageOf, change, expect, number, pick, table, text, token
 
 
 @pytest.mark.parametrize("wiring", ["hf", "v2", "none"])
@@ -155,7 +155,7 @@ def test_themes(browser: Chromium, page_of: PageOf) -> None:
     assert browser.run(f"{BODY}.backgroundColor") == light
     assert browser.run("document.querySelector('#figures canvas').toDataURL()") != first
     for theme, expected in (("dark", dark), ("light", light), ("", light)):
-        browser.run(f"theme.value = '{theme}'; theme.dispatchEvent(new Event('change'))")
+        change(browser, "theme", theme, "change")
         assert browser.run(f"{BODY}.backgroundColor") == expected
         assert (browser.run("document.querySelector('#figures canvas').toDataURL()") == first) == (theme == "dark")
 
