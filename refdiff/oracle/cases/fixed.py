@@ -62,7 +62,7 @@ PROFILES: dict[str, tuple[str, tuple[Structure, ...]]] = {
             Structure(pages=((9, 20), (1, 12), (5, 5)), page=8),  # chunks of prompts beside decoding
             Structure(pages=((4, 11), (4, 21)), page=4),  # four tokens to be verified
             Structure(2, 1, 19),
-            Structure(pages=((1, 16), (1, 8)), page=8),  # the last page is full
+            Structure(pages=((1, 16), (1, 11)), page=8),  # the last page of the first is full
         ),
     ),
     "lambda": ("lambda", (Structure(2, 9, 14), Structure(1, 11, 11), Structure(1, 12, 12))),
