@@ -20,5 +20,6 @@ def test_json() -> None:
     said = {"parameter": "norm_eps", "value": 0.01, "text": "ε is 0.01", "fits": True, "explains": 1.0}
     assert found["fits"] == [said]
     assert "does not fit" in str(ranking)
+    assert "      scale: Half of it. Also called cut_in_two. https://example.org/1" in str(ranking).splitlines()
     assert "ε is 0.01  (fits, residual 0.9)" in str(ranking)
     assert str(ranking).splitlines()[0] == "none fits, but a number does"
