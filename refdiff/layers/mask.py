@@ -1,4 +1,4 @@
-"""Positions to which key each query may see. True means "may see".
+"""Which keys each query may attend to. True means "may attend".
 
 With a cache the queries are the last T of S tokens, so the triangle is aligned at the bottom right:
 
@@ -17,7 +17,7 @@ from refdiff.arrays import Array, namespace
 
 
 def causal_mask(queries: int, keys: int, *, xp: Any, device: Any = None) -> Array:
-    """Let each query see itself and what came before it.
+    """Let each query attend to itself and to earlier positions.
 
     Equation:
         M[t, s] = (s ≤ t + S − T)
@@ -39,7 +39,7 @@ def causal_mask(queries: int, keys: int, *, xp: Any, device: Any = None) -> Arra
 
 
 def padding_mask(attention_mask: Array) -> Array:
-    """Let every query see real tokens only.
+    """Let every query attend to real tokens only.
 
     Equation:
         M[b, 0, 0, s] = (attention_mask[b, s] ≠ 0)

@@ -1,4 +1,4 @@
-"""Plain multi-head attention: what differential attention is measured against, and what it becomes at λ = 0.
+"""Plain multi-head attention: the baseline of differential attention, and its limit at λ = 0.
 
 H = 4 queries, K = 2 keys and values: query heads 0 and 1 read key head 0, query heads 2 and 3 read key head 1.
 """

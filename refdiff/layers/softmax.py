@@ -8,7 +8,7 @@ from refdiff.arrays import Array, namespace
 
 
 def softmax(scores: Array, mask: Array | None = None) -> Array:
-    """Turn each row of scores into weights that sum to one over the keys that the row may see.
+    """Convert each row of scores to weights that sum to one over the keys that the row may attend to.
 
     Equation:
         a_s = m_s exp(z_s) / Σ_u m_u exp(z_u), and a = 0 where Σ m = 0.

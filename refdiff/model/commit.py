@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """Give a folder to write a checkpoint's files into; when the block ends well, they replace those of `folder`.
+    """Yield a folder for a checkpoint's files; if the block ends without an error, they replace those of `folder`.
 
     Raises:
         OSError: a file cannot be written or moved; `is_pending` then says which of the two counts.
@@ -62,7 +62,7 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def is_pending(folder: Path) -> bool:
-    """Tell whether a complete new checkpoint waits for the next load or save to move it to its place."""
+    """Return whether a complete new checkpoint waits to be moved to its place by the next load or save."""
     return os.path.lexists(folder / PENDING)
 
 

@@ -1,4 +1,4 @@
-"""config.json → a checked dataclass: every spelling that published files use, unknown fields kept and reported once."""
+"""config.json → a checked dataclass, with every spelling of published files; unknown fields are kept and reported."""
 
 from __future__ import annotations
 

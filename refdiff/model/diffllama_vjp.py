@@ -1,7 +1,7 @@
 """The functions of diffllama.py, each with a closure that computes its gradients.
 
-Each function has the name of one in diffllama.py and computes the same, bit for bit. It returns the result and `back`,
-a closure that takes the gradient of the result and returns those of the input and of the parameters, nested like these.
+A function with the name of one in diffllama.py computes the same, bit for bit. It returns the result and `back`, a
+closure that takes the gradient of the result and returns those of the input and of the parameters, nested like these.
 `back` holds what the backward pass needs of the forward pass. It is called once, so that memory falls from the last
 layer to the first.
 
@@ -85,7 +85,7 @@ def decoder_layer(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tupl
 def attention_hf(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tuple[Array, Back]:
     """DiffLlama: λ depends on its vectors alone."""
     ops = ctx.ops
-    q, k, v, projections_back = rotated(p, x, ctx, interleaved=False, value_size=ctx.config.head_dim)
+    q, k, v, projections_back = project_and_rotate(p, x, ctx, interleaved=False, value_size=ctx.config.head_dim)
     v = ops.value_pairs_hf(v)
     lambda_init, vectors = ops.lambda_init(layer), [p[name] for name in LAMBDA_VECTORS]
     operands = (q, k, v, ops.diff_lambda(*vectors, lambda_init), lambda_init, ctx.config.rms_norm_eps)
@@ -105,7 +105,7 @@ def attention_hf(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tuple
 def attention_paper(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tuple[Array, Back]:
     """As published: the norm after attention has a weight."""
     ops = ctx.ops
-    q, k, v, projections_back = rotated(p, x, ctx, interleaved=True, value_size=2 * ctx.config.head_dim)
+    q, k, v, projections_back = project_and_rotate(p, x, ctx, interleaved=True, value_size=2 * ctx.config.head_dim)
     lambda_init, vectors = ops.lambda_init(layer), [p[name] for name in LAMBDA_VECTORS]
     operands = (q, k, v, ops.diff_lambda(*vectors, lambda_init), p["subln"]["weight"], lambda_init)
     heads = ops.diff_heads_paper(*operands, **ctx.visibility, ops=ops)
@@ -123,7 +123,7 @@ def attention_paper(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tu
 def attention_v2(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tuple[Array, Back]:
     """DIFF V2: λ is computed from X, which therefore has a gradient through λ too."""
     ops = ctx.ops
-    q, k, v, projections_back = rotated(p, x, ctx, interleaved=True, value_size=ctx.config.head_dim)
+    q, k, v, projections_back = project_and_rotate(p, x, ctx, interleaved=True, value_size=ctx.config.head_dim)
     operands = (q, k, v, ops.diff_lambda_v2(x, **p["lambda_proj"], ops=ops))
     heads = ops.diff_heads_v2(*operands, **ctx.visibility, ops=ops)
 
@@ -140,7 +140,7 @@ def attention_v2(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tuple
 def attention_llama(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tuple[Array, Back]:
     """A plain Llama."""
     ops = ctx.ops
-    q, k, v, projections_back = rotated(p, x, ctx, interleaved=False, value_size=ctx.config.head_dim)
+    q, k, v, projections_back = project_and_rotate(p, x, ctx, interleaved=False, value_size=ctx.config.head_dim)
     operands = (q, k, v)
     heads = ops.plain_heads(*operands, **ctx.visibility, ops=ops)
 
@@ -156,7 +156,7 @@ def attention_llama(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tu
 ATTENTION = {"hf": attention_hf, "paper": attention_paper, "v2": attention_v2, "none": attention_llama}
 
 
-def rotated(
+def project_and_rotate(
     p: dict[str, Any], x: Array, ctx: Context, *, interleaved: bool, value_size: int
 ) -> tuple[Array, Array, Array, Callable[[Array, Array, Array], tuple[Array, Grads]]]:
     """Project to rotated queries (B, H, T, d) and keys (B, K, T, d), and to values (B, heads, T, value_size).

@@ -1,6 +1,6 @@
-"""ids, masks and positions as a user gives them → checked arrays on the model's device.
+"""Ids, masks and positions from the user → checked arrays on the host.
 
-Ids, masks and positions are small and decide what is computed, so they are looked at on the host, once per call.
+They are small and decide what is computed, so they are checked on the host, once per call.
 """
 
 from __future__ import annotations

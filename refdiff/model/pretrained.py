@@ -1,4 +1,4 @@
-"""What all five model classes share: loading and saving weights, and the call of the base model."""
+"""The base of all five model classes: loading and saving weights, and the call of the base model."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ class PreTrainedModel:
     Attributes:
         config: the model's `DiffLlamaConfig`.
         params: the nested weight dict under Hugging Face's names.
-        dtype: the precision of the weights, "float32", "float64", "float16" or "bfloat16". The 16-bit ones are held
-            and computed with as float32.
+        dtype: the precision of the weights, "float32", "float64", "float16" or "bfloat16". The 16-bit ones are
+            expanded to float32 in memory, unless the model was loaded with weights="stored".
         generation_config: the content of generation_config.json, or {}.
         source: the folder that the model was loaded from, or None.
         ops: the namespace of layer functions that the model calls; put `refdiff.backends.overlay(model.ops, wrap)`
@@ -286,13 +286,13 @@ class PreTrainedModel:
         return restore, (type(self), self.config, source, weights, self.xp.__name__, choices)
 
     def __copy__(self) -> Self:
-        """Copy the model, sharing everything, a replaced `ops` too."""
+        """Return a shallow copy, which also has a replaced `ops`."""
         new = type(self).__new__(type(self))
         new.__dict__.update(self.__dict__)
         return new
 
     def _is_as_in_file(self, loaded: dict[str, Any]) -> bool:
-        """Whether the weights are the loaded arrays, which nobody can have written to."""
+        """Return whether the weights are the loaded arrays, which are read-only."""
         now = flatten(self.params)
         return now.keys() == loaded.keys() and all(
             a is loaded[name] and isinstance(a, np.ndarray) and not a.flags.writeable for name, a in now.items()
@@ -405,7 +405,7 @@ class PreTrainedModel:
     def _set_visibility(
         self, context: Context, attention_mask: Any, B: int, T: int, S: int, positions: inputs.IntArray | None
     ) -> None:
-        """Set what each query may attend to: causal less what a 2-D mask hides, or a 4-D mask."""
+        """Set which keys each query may attend to: a causal mask with a 2-D padding mask, or a 4-D mask."""
         if attention_mask is None:
             # Without a cache, transformers reads positions that restart as several packed sequences.
             if positions is not None and context.cache is None and (positions[:, 1:] - positions[:, :-1] != 1).any():

@@ -53,7 +53,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is trained, on what, and where it is measured.
+    """The settings of an experiment: model, task and training.
 
     keys, values, fillers (tokens of each kind); spacing (tokens of a row for each of its needles); questions (of a row,
     or as many as it has needles); train_lengths (tokens of a training row, from the shortest); lengths (of the rows
@@ -93,12 +93,12 @@ class Experiment:
             raise ValueError(f"tokens: got {self.tokens} for a step, expected at least {longest}, the longest row")
 
     def counts(self, length: int) -> tuple[int, int]:
-        """The needles and the questions of a row."""
+        """Return how many needles and questions a row has."""
         needles = length // self.spacing
         return needles, min(self.questions, needles)
 
     def config(self, wiring: str) -> DiffLlamaConfig:
-        """The model's config, the same sizes for every wiring.
+        """Return the model's config, with the same sizes for every wiring.
 
         v2 has twice the queries and a projection for λ; its MLP is narrower by as many parameters.
         """
@@ -121,11 +121,11 @@ class Experiment:
 
     @property
     def longest(self) -> int:
-        """The longest rows measured that are not longer than those of training, or else the shortest measured."""
+        """The longest measured length of at most that of training, or else the shortest measured."""
         return max((n for n in self.lengths if n <= max(self.train_lengths)), default=min(self.lengths))
 
     def rate_at(self, step: int) -> float:
-        """The learning rate: constant after a warm-up while rows are short, then down along a cosine."""
+        """Return the learning rate: constant after a warm-up while rows are short, then a cosine decay."""
         if step < self.begin:
             return learning_rate(step, peak=self.rate, steps=self.steps, warmup=50, schedule="constant")
         return learning_rate(step - self.begin, peak=self.rate, steps=self.steps - self.begin, warmup=0)
@@ -182,7 +182,7 @@ def train(
     experiment: Experiment, wiring: str, seed: int, *, threads: int | None = None,
     report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> DiffLlamaForCausalLM:  # fmt: skip
-    """Train one model; `report` is told step and loss. Rows depend on the seed alone, so all wirings see the same."""
+    """Train one model, and call `report(step, loss)`. Rows depend on the seed alone, so all wirings have the same."""
     x, rng = experiment, np.random.default_rng((seed, 0))
     model = DiffLlamaForCausalLM.from_config(x.config(wiring), seed, threads=threads)
     params = {name: np.array(a, order="C") for name, a in flatten(model.params).items()}
@@ -259,7 +259,7 @@ def _attention(maps: NDArray[Any], rows: Rows) -> tuple[NDArray[Any], NDArray[An
 
 
 def run(experiment: Experiment, wiring: str, seed: int, threads: int | None = None) -> dict[str, Any]:
-    """Train one model, saying on standard error how far it is, and measure it at every length."""
+    """Train one model, with progress on standard error, and measure it at every length."""
     losses: list[float] = []
     started = time.monotonic()
 
@@ -279,7 +279,7 @@ def run(experiment: Experiment, wiring: str, seed: int, threads: int | None = No
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train and measure what the file does not have yet, writing it after each model; print the tables."""
+    """Train and measure the models that the file lacks, write it after each, and print the tables."""
     parser = argparse.ArgumentParser(
         "python -m refdiff.training.retrieval",
         description="Train differential and plain models on key retrieval; where does their attention go?",
@@ -314,7 +314,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _results(
     experiment: Experiment, asked: Iterable[tuple[str, int]], jobs: int, threads: int
 ) -> Iterator[dict[str, Any]]:
-    """Run what is asked for, one by one or several at a time; the numbers are the same."""
+    """Yield the results of the runs, one by one or `jobs` at a time; the numbers are the same."""
     if jobs == 1:
         yield from (run(experiment, wiring, seed, threads) for wiring, seed in asked)
         return

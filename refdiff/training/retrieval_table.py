@@ -1,4 +1,4 @@
-"""Key retrieval: what came out, as means over seeds with their 95 % confidence intervals."""
+"""The results of key retrieval, as means over seeds with 95 % confidence intervals."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _line(length: int, name: str, columns: Iterable[Sequence[float]]) -> str:
 
 
 def _cell(numbers: Sequence[float]) -> str:
-    """The mean and the half width in percent, twelve places wide; what is not known is a dash."""
+    """Format mean and half width in percent, twelve characters wide; unknown ones are a dash."""
     if not numbers:
         return f"{'–':>12}"
     mean, half = mean_and_interval(numbers)

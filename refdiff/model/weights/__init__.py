@@ -1,4 +1,4 @@
-"""safetensors ↔ nested dict: names, shapes and types checked before first use, nothing copied that need not be."""
+"""safetensors ↔ nested dict, with names, shapes and types checked before first use, and without needless copies."""
 
 from refdiff.model.weights.folder import headers
 from refdiff.model.weights.initialize import initialize

@@ -100,7 +100,7 @@ def load(
 
 
 def _refuse_large(folder: Path, files: list[SafetensorsFile], drawn: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse to draw more numbers than the files store: a config.json of a few bytes could ask for any memory."""
+    """Raise `CheckpointError` for more new numbers than the files store: a small config.json could need any memory."""
     count = count_parameters(drawn.values())
     stored = sum(math.prod(tensor.shape) for file in files for tensor in file.tensors.values())
     if count > max(stored, ALWAYS_DRAWN):

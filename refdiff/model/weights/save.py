@@ -1,4 +1,4 @@
-"""The nested dict of arrays → a folder that transformers loads too, written so that a crash loses nothing."""
+"""The nested dict of arrays → a folder that transformers loads too, written atomically."""
 
 from __future__ import annotations
 
