@@ -5,6 +5,7 @@ value of a field of `Spec`; and inputs can be misread. `deviations(spec)` has ea
 """
 
 from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output
-from refdiff.oracle.deviations.listed import EVERY, deviations, kind_of
+from refdiff.oracle.deviations.listed import EVERY, deviations
+from refdiff.oracle.inputs import kind_of
 
 __all__ = ["EVERY", "Deviation", "Problem", "deviated", "deviations", "kind_of", "output"]

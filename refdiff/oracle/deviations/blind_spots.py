@@ -9,7 +9,8 @@ import numpy as np
 
 from refdiff.oracle.budget.budget import Budget, budget
 from refdiff.oracle.deviations.deviation import Deviation, Problem, equal, output, output_with
-from refdiff.oracle.deviations.listed import deviations, kind_of
+from refdiff.oracle.deviations.listed import deviations
+from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec

@@ -13,7 +13,6 @@ from refdiff.oracle.cases.values import draw
 from refdiff.oracle.deviations.deviation import Deviation, Problem, equal, output, output_with
 from refdiff.oracle.deviations.input_deviations import GROUP_DEVIATIONS, INPUT_DEVIATIONS, TRIANGLE_DEVIATIONS
 from refdiff.oracle.deviations.spec_deviations import PRESET_DEVIATIONS, SPEC_DEVIATIONS
-from refdiff.oracle.inputs import kind_of as kind_of
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import CATALOGUE

@@ -10,7 +10,7 @@ import numpy as np
 
 from refdiff.oracle.budget.budget import Budget, budget
 from refdiff.oracle.deviations.blind_spots import revealing
-from refdiff.oracle.deviations.listed import deviations, kind_of
+from refdiff.oracle.deviations.listed import deviations
 from refdiff.oracle.diagnosis.answer import name_output
 from refdiff.oracle.diagnosis.fits import order_of_heads
 from refdiff.oracle.diagnosis.gradient_diagnosis import diagnose_gradients, gradient_target
@@ -20,6 +20,7 @@ from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS,
 from refdiff.oracle.diagnosis.search import unobservable
 from refdiff.oracle.diagnosis.sub_case import Parts
 from refdiff.oracle.diagnosis.variants import Target
+from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.outputs import output, output_alone, outputs_of
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec

@@ -12,7 +12,7 @@ import numpy as np
 
 from refdiff.oracle.budget.statistics import RowBudget
 from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, equal, output, output_with
-from refdiff.oracle.deviations.listed import kind_of, probes, smaller
+from refdiff.oracle.deviations.listed import probes, smaller
 from refdiff.oracle.deviations.tiles import ONLINE
 from refdiff.oracle.diagnosis.ranking import Candidate
 from refdiff.oracle.diagnosis.sub_case import OF_QUERIES, Parts, few_rows_exclude
@@ -27,6 +27,7 @@ from refdiff.oracle.diagnosis.variants import (
     row_budget,
     rows_off,
 )
+from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS

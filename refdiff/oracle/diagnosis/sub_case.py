@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from refdiff.oracle.deviations.deviation import Deviation, equal
-from refdiff.oracle.deviations.listed import kind_of
 from refdiff.oracle.diagnosis.variants import (
     Kernel,
     Numpy,
@@ -19,6 +18,7 @@ from refdiff.oracle.diagnosis.variants import (
     quick_rows,
     rows_off,
 )
+from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs, select
 from refdiff.oracle.spec import Spec
 

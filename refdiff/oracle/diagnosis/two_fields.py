@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refdiff.oracle.deviations.deviation import Deviation, deviated, output_with
-from refdiff.oracle.deviations.listed import deviations, kind_of
+from refdiff.oracle.deviations.listed import deviations
 from refdiff.oracle.diagnosis.fits import numbers, smallest
 from refdiff.oracle.diagnosis.ranking import percent
 from refdiff.oracle.diagnosis.sub_case import Parts
 from refdiff.oracle.diagnosis.variants import Numpy, Target, judged, left
+from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.validation import CHOICES
 from refdiff.oracle.thresholds import THRESHOLDS

@@ -15,9 +15,10 @@ from refdiff.oracle import Deviation, Ranking, Spec, budget, cases, deviations, 
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.deviations import Problem, deviated, output
 from refdiff.oracle.deviations.deviation import equal
-from refdiff.oracle.deviations.listed import kind_of, probes
+from refdiff.oracle.deviations.listed import probes
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT
+from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.strategies import Structure, draw
