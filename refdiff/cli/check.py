@@ -114,7 +114,7 @@ def _check(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.file} holds {_names(inputs)}, but nothing to judge: out, lse1, dq, ...")
     spec, read = spec_of(args, inputs, source=args.file or "")
     recipe = recipe_of(args.recipe, inputs)
-    from refdiff.oracle.text_wrap import wrap_text
+    from refdiff.oracle.printing import wrap_text
     from refdiff.oracle.verdict.check import check
 
     try:

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     from refdiff.oracle.cases.fixed import small_spec
     from refdiff.oracle.judge import judge_file
     from refdiff.oracle.judge.process import Limits
-    from refdiff.oracle.text_wrap import wrap_text
+    from refdiff.oracle.printing import wrap_text
 
     path, _, function = args.file.rpartition(":") if ":" in args.file else (args.file, "", "kernel")
     if not function.isidentifier():

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import ops_for
-from refdiff.oracle.array_summary import array_summary
 from refdiff.oracle.budget.common_factor import common_factor
 from refdiff.oracle.budget.gradient_terms import TermRecorder, sigmoid_error, term_norms
 from refdiff.oracle.budget.hard_bound import bounds, lambda_error
@@ -22,6 +21,7 @@ from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.outputs import output
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.inputs.validation import no_numbers
+from refdiff.oracle.printing import array_summary
 from refdiff.oracle.rounding import FORMATS, round_to, ulp
 from refdiff.oracle.rounding.ensemble import groups_of, members_of, quantised, score_errors
 from refdiff.oracle.rounding.evaluation_order import SMALLEST, error_of_sums

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refdiff.messages import did_you_mean
-from refdiff.oracle.array_summary import array_summary
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import ALIASES, draw, stored
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.printing import array_summary
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.presets import PRESETS
 from refdiff.oracle.spec.resolve import resolve_spec

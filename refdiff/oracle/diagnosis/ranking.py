@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from refdiff.oracle.deviations.deviation import Deviation
-from refdiff.oracle.text_wrap import wrap_text
+from refdiff.oracle.printing import wrap_text
 
 if TYPE_CHECKING:
     from refdiff.oracle.cases.fixed import Case

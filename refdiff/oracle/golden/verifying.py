@@ -19,7 +19,7 @@ from refdiff.oracle.budget.statistics import RowBudget
 from refdiff.oracle.golden.manifest import MANIFEST, read_manifest, well_formed
 from refdiff.oracle.inputs.files import read_arrays
 from refdiff.oracle.inputs.outputs import output
-from refdiff.oracle.text_wrap import wrap_text
+from refdiff.oracle.printing import wrap_text
 from refdiff.oracle.verdict.judge import judge_lse, judge_rows, judge_sums
 from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE, PASS, TensorVerdict, Verdict
 

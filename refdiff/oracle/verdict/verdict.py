@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from refdiff.oracle.budget.statistics import Statistic
-from refdiff.oracle.text_wrap import wrap_text
+from refdiff.oracle.printing import wrap_text
 
 PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
 

@@ -1,9 +1,32 @@
-"""Text for a terminal: long lines are broken where that does no harm to numbers or columns."""
+"""Objects in few words, and long lines broken for a terminal: what the reports of the oracle are printed with."""
 
 from __future__ import annotations
 
 import re
 import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+SHOWN = 8
+"""How many arrays are named at most: the first ones, and the last."""
+
+
+def array_summary(arrays: Mapping[str, Any]) -> str:
+    """Name, shape and type of each: "q (2, 12, 9, 16) float32, … (44), out (2, 6, 9, 32) float32"."""
+    names = list(arrays)
+    if len(names) > SHOWN:
+        first, last = (
+            array_summary({name: arrays[name] for name in some}) for some in (names[: SHOWN - 1], names[-1:])
+        )
+        return f"{first}, … ({len(names)}), {last}"
+    return ", ".join(_one(name, arrays[name]) for name in names)
+
+
+def _one(name: str, x: Any) -> str:
+    if not hasattr(x, "shape"):
+        return f"{name} {type(x).__name__}"
+    return f"{name} {tuple(x.shape)} {str(x.dtype).rpartition('.')[2]}"
+
 
 _KEPT = re.compile(r" ± |\([^()]{1,50}\)")
 """What stays in one line: a number and what it may be off by, (b 0, head 3, t 95), (fits, residual 0.71)."""
