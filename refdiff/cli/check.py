@@ -148,7 +148,7 @@ def _names(arrays: Collection[str]) -> str:
 
 
 def _read(path: str) -> tuple[dict[str, Any], dict[str, Any], Any]:
-    from refdiff.oracle.inputs.files import read_arrays
+    from refdiff.oracle.inputs.arrays import read_arrays
 
     try:
         arrays, _ = read_arrays(path)

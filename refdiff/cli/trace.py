@@ -91,7 +91,7 @@ def _record_spec(args: argparse.Namespace) -> int:
         {**others, "-m": args.model, "--free": args.free, "--json": args.json},
     )
     check_file("-o", Path(args.output), KINDS)
-    from refdiff.oracle.inputs.files import read_arrays
+    from refdiff.oracle.inputs.arrays import read_arrays
     from refdiff.oracle.trace import trace
 
     _, inputs, _ = parts(read_arrays(args.of)[0])

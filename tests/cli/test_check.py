@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from refdiff.cli.check import inputs_page
-from refdiff.oracle.inputs.files import write_arrays
+from refdiff.oracle.inputs.arrays import write_arrays
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth import truth
 from tests.oracle.example_inputs import draw, small

@@ -11,7 +11,7 @@ import pytest
 
 import refdiff
 from refdiff.cli.trace import PRECISIONS
-from refdiff.oracle.inputs.files import read_arrays, write_arrays
+from refdiff.oracle.inputs.arrays import read_arrays, write_arrays
 from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.trace import read_trace, trace
 from refdiff.oracle.trace.known_points import POINTS

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from refdiff.cli.parser import COMMANDS
-from refdiff.oracle.inputs.files import write_arrays
+from refdiff.oracle.inputs.arrays import write_arrays
 from refdiff.oracle.truth import truth
 from tests.oracle.example_inputs import draw, small
 from tests.training.conftest import tale

@@ -11,7 +11,7 @@ import numpy as np
 
 import refdiff
 from refdiff.oracle import golden, trace
-from refdiff.oracle.inputs.files import read_arrays, write_arrays
+from refdiff.oracle.inputs.arrays import read_arrays, write_arrays
 from tests.generation.trained_tokenizers import KINDS, save
 from tests.oracle.golden.vectors import case, right, write_raw
 

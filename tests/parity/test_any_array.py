@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from refdiff.oracle.inputs.any_array import any_array
+from refdiff.oracle.inputs.arrays import any_array
 from tests.oracle.arrays import DTYPES, LAYOUTS, VIEWS, numbers, same_bits
 
 

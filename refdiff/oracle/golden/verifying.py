@@ -17,7 +17,7 @@ from refdiff.files import check_name, open_file
 from refdiff.oracle.budget.common_factor import CommonFactor
 from refdiff.oracle.budget.statistics import RowBudget
 from refdiff.oracle.golden.manifest import MANIFEST, read_manifest, well_formed
-from refdiff.oracle.inputs.files import read_arrays
+from refdiff.oracle.inputs.arrays import read_arrays
 from refdiff.oracle.inputs.outputs import output
 from refdiff.oracle.printing import wrap_text
 from refdiff.oracle.verdict.judge import judge_lse, judge_rows, judge_sums

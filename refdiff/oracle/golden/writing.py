@@ -22,7 +22,7 @@ from refdiff.oracle.budget.statistics import LIMITS, RowBudget, factor_limit, sl
 from refdiff.oracle.cases.fixed import Case
 from refdiff.oracle.golden.manifest import FORMAT, INDEX, LARGEST_FOLDER, MANIFEST, index_text, manifest_text, sha256
 from refdiff.oracle.inputs import options, shapes
-from refdiff.oracle.inputs.files import safetensors_bytes
+from refdiff.oracle.inputs.arrays import safetensors_bytes
 from refdiff.oracle.rounding import FORMATS, round_to
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.verdict.judge import judge_lse, judge_sums

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.oracle.inputs.any_array import any_array, is_float
+from refdiff.oracle.inputs.arrays import any_array, is_float
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec

@@ -10,7 +10,7 @@ import numpy as np
 from refdiff.backends import Ops, ops_for
 from refdiff.backends.numpy.thread_pool import Workers
 from refdiff.oracle.inputs import BOOLEANS, INTEGERS, is_layer
-from refdiff.oracle.inputs.any_array import any_array
+from refdiff.oracle.inputs.arrays import any_array
 from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS, Arithmetic, Order, lambda_init_error

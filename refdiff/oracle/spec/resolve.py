@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from refdiff.oracle.inputs import is_layer
-from refdiff.oracle.inputs.any_array import any_array
+from refdiff.oracle.inputs.arrays import any_array
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.presets import over_preset
 from refdiff.oracle.spec.validation import DIMENSIONS

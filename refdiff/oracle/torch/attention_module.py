@@ -11,7 +11,7 @@ import numpy as np
 
 from refdiff.backends import ops_for
 from refdiff.oracle.inputs import VECTORS, is_layer, kind_of, shapes
-from refdiff.oracle.inputs.any_array import any_array, is_float
+from refdiff.oracle.inputs.arrays import any_array, is_float
 from refdiff.oracle.inputs.outputs import parameter_names
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.resolve import resolve_spec

@@ -16,7 +16,7 @@ from refdiff.model import heads
 from refdiff.oracle.diagnosis import Ranking, diagnose
 from refdiff.oracle.divergence import Divergence, first_divergence
 from refdiff.oracle.inputs import VECTORS
-from refdiff.oracle.inputs.any_array import any_array
+from refdiff.oracle.inputs.arrays import any_array
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.torch.flex_attention import uncompiled

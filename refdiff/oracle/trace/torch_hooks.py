@@ -12,8 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from refdiff.errors import CheckpointError
-from refdiff.oracle.inputs.any_array import any_array
-from refdiff.oracle.inputs.files import read_arrays
+from refdiff.oracle.inputs.arrays import any_array, read_arrays
 
 _LAYER = re.compile(r"(.*\blayers)\.(\d+)$")
 _DUMP = re.compile(r"([^.]+)\.(.+)_(inputs_args_0|inputs_kwargs_hidden_states|inputs_kwargs_x|outputs|outputs_\d+)")

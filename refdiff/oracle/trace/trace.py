@@ -16,8 +16,7 @@ from refdiff.arrays import Array, to_numpy
 from refdiff.backends import ops_for, overlay
 from refdiff.model.pretrained import PreTrainedModel
 from refdiff.model.weights import flatten, nest
-from refdiff.oracle.inputs.any_array import any_array
-from refdiff.oracle.inputs.files import write_arrays
+from refdiff.oracle.inputs.arrays import any_array, write_arrays
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.printing import array_summary
 from refdiff.oracle.spec import Spec

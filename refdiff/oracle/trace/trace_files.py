@@ -15,8 +15,7 @@ from refdiff.errors import CheckpointError
 from refdiff.messages import show_value
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.weights import ARCHITECTURES
-from refdiff.oracle.inputs.any_array import any_array
-from refdiff.oracle.inputs.files import read_arrays
+from refdiff.oracle.inputs.arrays import any_array, read_arrays
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.trace.torch_hooks import read_debugger_folder
 from refdiff.oracle.trace.trace import FORMAT, INPUT, ModelRun, SpecRun, Trace

@@ -23,8 +23,8 @@ from refdiff.oracle.budget.statistics import (
     statistics,
     uncertain,
 )
-from refdiff.oracle.inputs.layout_hints import axes_of_output, other_layout
 from refdiff.oracle.inputs.sequences import Inputs, sequences
+from refdiff.oracle.inputs.validation import axes_of_output, other_layout
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_mask import attention_mask
 from refdiff.oracle.truth.attention_operands import attention_operands, log_sum_exp, scores

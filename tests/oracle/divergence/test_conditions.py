@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from refdiff.oracle import Trace, first_divergence, trace
-from refdiff.oracle.inputs.files import read_arrays
+from refdiff.oracle.inputs.arrays import read_arrays
 from tests.model.models import ids, small_model
 
 TOKENS = ids(0, 2, 7)

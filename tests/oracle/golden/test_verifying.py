@@ -12,7 +12,7 @@ import pytest
 from refdiff.errors import CheckpointError
 from refdiff.oracle import budget, golden
 from refdiff.oracle.golden.manifest import index_text, manifest_text, sha256
-from refdiff.oracle.inputs.files import write_arrays
+from refdiff.oracle.inputs.arrays import write_arrays
 from tests.layers.inputs import says
 from tests.oracle.golden.vectors import KINDS, MUTATIONS, case, right, write_raw
 

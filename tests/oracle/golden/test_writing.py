@@ -13,7 +13,7 @@ import pytest
 
 from refdiff.oracle import Spec, budget, golden, truth
 from refdiff.oracle.golden import writing
-from refdiff.oracle.inputs.files import read_arrays
+from refdiff.oracle.inputs.arrays import read_arrays
 from tests.layers.inputs import says
 from tests.oracle.arrays import same_bits
 from tests.oracle.golden.vectors import KINDS, case

@@ -13,7 +13,7 @@ import numpy as np
 
 from refdiff.oracle import Case, Spec
 from refdiff.oracle.golden.manifest import FORMAT, read_manifest
-from refdiff.oracle.inputs.files import read_arrays
+from refdiff.oracle.inputs.arrays import read_arrays
 from refdiff.oracle.strategies import Structure, draw
 
 HF = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=8, layer=2)

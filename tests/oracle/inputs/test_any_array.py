@@ -9,7 +9,7 @@ import array_api_strict
 import numpy as np
 import pytest
 
-from refdiff.oracle.inputs.any_array import any_array
+from refdiff.oracle.inputs.arrays import any_array
 from tests.layers.inputs import says
 from tests.oracle.arrays import DTYPES, LAYOUTS, VIEWS, numbers, same_bits
 

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from refdiff.errors import CheckpointError
-from refdiff.oracle.inputs.files import read_arrays, write_arrays
+from refdiff.oracle.inputs.arrays import read_arrays, write_arrays
 from tests.layers.inputs import says
 from tests.oracle.arrays import DTYPES, VIEWS, numbers, same_bits
 
@@ -83,7 +83,7 @@ def test_an_archive_of_zeros_is_refused_before_it_is_unzipped(tmp_path: Path, mo
         read_arrays(path)
     np.savez(path, x=np.zeros(9_000_000), y=np.zeros(4_000_000))
     assert read_arrays(path)[0]["x"].shape == (9_000_000,)
-    monkeypatch.setattr("refdiff.oracle.inputs.files.physical_memory", lambda: 400_000_000)
+    monkeypatch.setattr("refdiff.oracle.inputs.arrays.physical_memory", lambda: 400_000_000)
     with pytest.raises(CheckpointError, match="has 104,000,256 bytes, expected at most 100,000,000; write it"):
         read_arrays(path)
 

@@ -9,8 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from refdiff.oracle.inputs.layout_hints import other_layout
-from refdiff.oracle.inputs.validation import as_float64, check_inputs, no_numbers
+from refdiff.oracle.inputs.validation import as_float64, check_inputs, no_numbers, other_layout
 from tests.oracle.example_inputs import draw, small
 
 HF, MS, V2 = small("hf_diffllama"), small("ms_v1"), small("diff_v2")

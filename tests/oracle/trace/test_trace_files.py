@@ -12,7 +12,7 @@ import pytest
 import refdiff
 from refdiff.errors import CheckpointError
 from refdiff.oracle import first_divergence, read_trace, trace
-from refdiff.oracle.inputs.files import write_arrays
+from refdiff.oracle.inputs.arrays import write_arrays
 from refdiff.oracle.trace.trace import FORMAT
 from tests.model.models import ids, small_model
 from tests.oracle.trace.test_trace import SPEC, run_again, spec_inputs
