@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from refdiff.oracle import Spec
-from refdiff.oracle.truth.attention_mask import attention_mask
-from refdiff.oracle.truth.head_indices import head_indices, value_heads
+from refdiff.oracle.truth.attention_operands import attention_mask, head_indices, value_heads
 
 Arrays = dict[str, np.ndarray]
 VECTORS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")

@@ -19,7 +19,7 @@ from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward a
 from transformers.models.gpt_oss.modeling_gpt_oss import eager_attention_forward as gpt_oss_eager
 
 from refdiff.oracle import Spec
-from refdiff.oracle.truth.attention_mask import attention_mask
+from refdiff.oracle.truth.attention_operands import attention_mask
 from tests.parity.real_kernels import DTYPES, flash_sums
 
 Arrays = dict[str, np.ndarray]

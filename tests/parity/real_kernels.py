@@ -20,8 +20,7 @@ from transformers.models.diffllama.modeling_diffllama import DiffLlamaAttention,
 
 from refdiff import oracle
 from refdiff.oracle import Spec
-from refdiff.oracle.truth.attention_mask import attention_mask
-from refdiff.oracle.truth.head_indices import head_indices
+from refdiff.oracle.truth.attention_operands import attention_mask, head_indices
 from tests.parity.jax_kernels import jax_two_passes, jax_weights_subtracted
 from tests.parity.mlx_kernels import mlx_two_passes
 

@@ -30,7 +30,7 @@ from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth import truth
-from refdiff.oracle.truth.attention_mask import padded_queries
+from refdiff.oracle.truth.attention_operands import padded_queries
 from refdiff.oracle.truth.forward import has_plain_norm, project
 from refdiff.oracle.verdict.judge import judge_lse, judge_rows, judge_sums, other_sums
 from refdiff.oracle.verdict.verdict import TensorVerdict, Verdict

@@ -16,9 +16,8 @@ from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_operands import AttentionOperands, lambda_init
+from refdiff.oracle.truth.attention_operands import AttentionOperands, lambda_init, sum_over_tokens
 from refdiff.oracle.truth.backward import sink_terms, sum_over_heads
-from refdiff.oracle.truth.own_layers import sum_over_tokens
 
 Numpy = np.ndarray[Any, Any]
 

@@ -25,6 +25,7 @@ from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import (
     AttentionOperands,
     attention_operands,
+    center,
     lambda_init,
     lambda_of,
     query_factor,
@@ -32,7 +33,6 @@ from refdiff.oracle.truth.attention_operands import (
     scores,
 )
 from refdiff.oracle.truth.forward import cut_rows, of_heads, out_factor
-from refdiff.oracle.truth.own_layers import center
 from refdiff.oracle.truth.query_tiles import operand_tiles
 
 Numpy = np.ndarray[Any, Any]

@@ -36,7 +36,7 @@ from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
-from refdiff.oracle.truth.attention_mask import attention_mask
+from refdiff.oracle.truth.attention_operands import attention_mask
 
 Numpy = np.ndarray[Any, Any]
 FIRST, LAST, WORST = 8, 4, 16

@@ -18,7 +18,7 @@ from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.presets import PRESETS
 from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.spec.resolve import small_spec as small_spec
-from refdiff.oracle.truth.attention_mask import padded_queries, without_padded
+from refdiff.oracle.truth.attention_operands import padded_queries, without_padded
 from refdiff.oracle.truth.forward import out_shape
 
 if TYPE_CHECKING:

@@ -15,9 +15,15 @@ from refdiff.oracle.inputs.sequences import Inputs, sequences, slots
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.resolve import resolve_spec
-from refdiff.oracle.truth.attention_mask import attention_mask
-from refdiff.oracle.truth.attention_operands import angles, lambda_init, preparation, rotate, stages
-from refdiff.oracle.truth.head_indices import head_indices
+from refdiff.oracle.truth.attention_operands import (
+    angles,
+    attention_mask,
+    head_indices,
+    lambda_init,
+    preparation,
+    rotate,
+    stages,
+)
 
 Numpy = np.ndarray[Any, Any]
 STORAGE = ("float32", "bfloat16", "float16")

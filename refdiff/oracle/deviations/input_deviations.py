@@ -18,7 +18,7 @@ from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.mistakes.catalogue import Call
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_mask import attention_mask
+from refdiff.oracle.truth.attention_operands import attention_mask
 
 Numpy = np.ndarray[Any, Any]
 

@@ -16,7 +16,7 @@ from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.mistakes.catalogue import Call
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_mask import attention_mask
+from refdiff.oracle.truth.attention_operands import attention_mask
 
 Numpy = np.ndarray[Any, Any]
 SIZES = (8, 16, 32, 64, 128, 256)

@@ -23,8 +23,7 @@ from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
-from refdiff.oracle.truth.attention_mask import attention_mask
-from refdiff.oracle.truth.attention_operands import AttentionOperands, attention_operands
+from refdiff.oracle.truth.attention_operands import AttentionOperands, attention_mask, attention_operands
 from refdiff.oracle.truth.backward import backward
 from refdiff.oracle.truth.forward import differences, finished, gated, out_shape
 

@@ -38,9 +38,8 @@ from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
-from refdiff.oracle.truth.attention_mask import attention_mask
+from refdiff.oracle.truth.attention_operands import attention_mask, head_indices
 from refdiff.oracle.truth.forward import out_shape, project
-from refdiff.oracle.truth.head_indices import head_indices
 
 Numpy = np.ndarray[Any, Any]
 ELSEWHERE = "everything else is within budget"

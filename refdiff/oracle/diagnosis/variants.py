@@ -32,7 +32,7 @@ from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.rounding.rounded_layers import rounded_mistakes
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
-from refdiff.oracle.truth.attention_mask import padded_queries, without_padded
+from refdiff.oracle.truth.attention_operands import padded_queries, without_padded
 from refdiff.oracle.truth.forward import forward
 from refdiff.oracle.verdict.judge import judge_rows
 

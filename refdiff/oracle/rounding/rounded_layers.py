@@ -245,7 +245,7 @@ _ROUNDED: dict[str, Callable[..., Any]] = {
     "activation_vjp": _activation_vjp,
     "rms_norm": _norm,
     "rms_norm_vjp": _norm_vjp,
-    # those of `refdiff.oracle.truth.own_layers`
+    # those of `refdiff.oracle.truth.attention_operands`
     "center": _center,
     "stored": _stored,
     "rounded": _rounded,

@@ -21,8 +21,7 @@ from refdiff.oracle.inputs.outputs import output, output_alone
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_operands import lambda_init, lambda_of
-from refdiff.oracle.truth.head_indices import head_indices
+from refdiff.oracle.truth.attention_operands import head_indices, lambda_init, lambda_of
 
 Numpy = np.ndarray[Any, Any]
 Kernel = Callable[..., Any]

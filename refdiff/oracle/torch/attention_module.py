@@ -16,8 +16,7 @@ from refdiff.oracle.inputs.outputs import parameter_names
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.torch.flex_attention import FLEX, block_mask, implementation_of, uncompiled
-from refdiff.oracle.truth.attention_mask import attention_mask
-from refdiff.oracle.truth.attention_operands import frequencies
+from refdiff.oracle.truth.attention_operands import attention_mask, frequencies
 
 Numpy = np.ndarray[Any, Any]
 

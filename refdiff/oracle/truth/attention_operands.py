@@ -1,4 +1,9 @@
-"""What goes into `diff_attention`: q1, k1, q2, k2, v, λ and who sees whom, for each output head of a dense problem."""
+"""What goes into `diff_attention`: q1, k1, q2, k2, v, λ and who sees whom, for each output head of a dense problem.
+
+Which heads belong together, which key each query may see, and what published attentions compute beside the layers of
+this package: LayerNorm's centring, a norm of q and k, a gate. `own(ops, name)` is the function of that name that a
+namespace has beside its layers, as that of rounded layers has; or the one here.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +14,178 @@ from typing import Any
 
 import numpy as np
 
+from refdiff import layers
 from refdiff.backends import Ops
 from refdiff.layers.diff_attention import attention_scores, split_maps
 from refdiff.oracle.inputs import VECTORS
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_mask import attention_mask, finite_bias, is_plain_causal
-from refdiff.oracle.truth.head_indices import head_indices, value_heads
-from refdiff.oracle.truth.own_layers import own, raw_scores
+
+Numbers = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True)
+class HeadIndices:
+    """For each of the h output heads: its two query heads, its two key heads, its head among the (joined) values."""
+
+    q1: Numbers
+    q2: Numbers
+    k1: Numbers
+    k2: Numbers
+    v: Numbers
+
+
+def head_indices(spec: Spec) -> HeadIndices:
+    """Return the heads that `spec` puts together.
+
+    `q[:, w.q1]`, `k[:, w.k1]`, `q[:, w.q2]`, `k[:, w.k2]`, `join_values(spec, v)[:, w.v]` are the five inputs of
+    `layers.diff_attention`, all with h heads; of plain attention the second map, with λ = 0, is the first. For the
+    wirings that the layers have, it says what they do; a test holds them together.
+
+    Shapes:
+        five times (h,)
+    """
+    h, r, pairs = spec.heads, spec.ratio, spec.key_groups
+    i = np.arange(h)
+    noise = i // r
+    if spec.is_plain:
+        q1 = q2 = i
+    elif spec.pairing == "halves":
+        q1, q2 = i, h + noise
+    else:
+        q1, q2 = noise * (r + 1) + i % r, noise * (r + 1) + r
+    group = i // (h // pairs) if spec.group_order == "blocks" else i % pairs
+    if spec.keys == "shared":
+        return HeadIndices(q1, q2, group, group, group)
+    if spec.gqa == "repeat_then_pair":
+        n = spec.query_heads // spec.key_heads
+        return HeadIndices(q1, q2, q1 // n, q2 // n, group)
+    if spec.pairing == "halves":
+        return HeadIndices(q1, q2, group, group + pairs, group)
+    return HeadIndices(q1, q2, 2 * group, 2 * group + 1, group)
+
+
+def value_heads(spec: Spec) -> tuple[Numbers, ...]:
+    """For each part of a joined value, the heads of v that it is taken from; one part where nothing is joined."""
+    j = np.arange(spec.key_groups)
+    if spec.values == "halves":
+        return j, j + spec.key_groups
+    return (2 * j, 2 * j + 1) if spec.values == "interleaved" else (j,)
+
 
 Numpy = np.ndarray[Any, Any]
+
+
+def attention_mask(spec: Spec, inputs: dict[str, Numpy]) -> Numpy:
+    """Return what the queries of dense core inputs may see.
+
+    Equation:
+        with t' = t + S − T, or t' = t for `causal="top_left"`: s ≤ t', and t' − window < s; without causal
+        |s − t'| < window. Then `key_mask`, `mask`, and a bias of −∞.
+
+    Shapes:
+        (B or 1, h or 1, T, S) boolean
+    """
+    T, S = inputs["q"].shape[2], inputs["k"].shape[2]
+    t = np.arange(T)[:, None] + (0 if spec.causal == "top_left" else S - T)
+    s = np.arange(S)[None, :]
+    see = np.ones((1, 1, T, S), dtype=np.bool_)
+    if spec.causal != "none":
+        see &= s <= t
+    if spec.window is not None:
+        see &= np.abs(s - t) < spec.window
+    if "key_mask" in inputs:
+        see = see & layers.padding_mask(inputs["key_mask"])
+    if "mask" in inputs:
+        mask = inputs["mask"]
+        see = see & mask[(None,) * (4 - mask.ndim)]
+    if "bias" in inputs and (hidden := np.isneginf(inputs["bias"])).any():
+        see = see & ~hidden[(None,) * (4 - hidden.ndim)]
+    return see
+
+
+def padded_queries(spec: Spec, inputs: dict[str, Numpy]) -> Numpy | None:
+    """Return which queries are padding that may be anything: (B, T), or None where there are none.
+
+    The queries are the last T of the S keys, of which `key_mask` says what is padding.
+    """
+    if spec.padded_queries == "computed" or "key_mask" not in inputs or "cu_seqlens_q" in inputs:
+        return None
+    T = (inputs["x"] if "x" in inputs else inputs["q"]).shape[-2]
+    real = inputs["key_mask"][:, -T:] if T else inputs["key_mask"][:, :0]
+    return np.pad(~real, ((0, 0), (T - real.shape[1], 0)))
+
+
+def without_padded(padded: Numpy | None, x: Numpy) -> Numpy:
+    """Return (B, …, T, e) with 0 in the rows of padded queries, (B, T)."""
+    if padded is None:
+        return x
+    B, T = padded.shape
+    return np.where(padded.reshape(B, *(1,) * (x.ndim - 3), T, 1), 0.0, x)
+
+
+def finite_bias(inputs: dict[str, Numpy]) -> Numpy | None:
+    """The bias with 0 where it is −∞: what that hides `attention_mask` says, and −∞ less −∞ would be no number."""
+    bias = inputs.get("bias")
+    return None if bias is None else np.where(np.isneginf(bias), 0.0, bias)
+
+
+def is_plain_causal(spec: Spec, inputs: dict[str, Numpy]) -> bool:
+    """Whether `causal=True` of the layers is the spec's triangle; they take no fewer keys than queries."""
+    return spec.causal == "bottom_right" and bool(inputs["q"].shape[2] <= inputs["k"].shape[2])
+
+
+def center(x: Numpy) -> Numpy:
+    """Take away the mean of each row: LayerNorm is that and then RMSNorm. It is its own derivative's transpose."""
+    y: Numpy = x - np.mean(x, axis=-1, keepdims=True)
+    return y
+
+
+def stored(x: Numpy, site: str) -> Numpy:
+    """Keep a result as the recipe does at `site`, where every operation's result is stored; exactly here."""
+    return x
+
+
+def rounded(x: Numpy, site: str) -> Numpy:
+    """Round a result to the type that the recipe computes it in at `site`; exactly here."""
+    return x
+
+
+def raw_scores(q: Numpy, k: Numpy) -> Numpy:
+    """Q Kᵀ / √d, for what is done to scores before the softmax: (B, h, T, S)."""
+    z: Numpy = q @ np.swapaxes(k, -1, -2) / math.sqrt(q.shape[-1])
+    return z
+
+
+def qk_norm(x: Numpy, weight: Numpy | None, eps: float, kind: str) -> Numpy:
+    """Norm q or k by head: (B, H, T, d), "rms" or "layer"."""
+    y: Numpy = layers.rms_norm(center(x) if kind == "layer" else x, weight, eps)
+    return y
+
+
+def qk_norm_vjp(g: Numpy, x: Numpy, weight: Numpy | None, eps: float, kind: str) -> tuple[Numpy, Numpy | None]:
+    """Pull a gradient back through `qk_norm`: of x, and of the weight where there is one."""
+    dx, dweight = layers.rms_norm_vjp(g, center(x) if kind == "layer" else x, weight, eps)
+    return center(dx) if kind == "layer" else dx, dweight
+
+
+def sum_over_tokens(terms: Numpy, name: str, per_head: bool) -> Numpy:
+    """Add up the terms of the gradient `name`, a norm's weight or bias: (B, h, T, e) to (e,), or (h, e) per head."""
+    total: Numpy = np.sum(terms, axis=(0, 2) if per_head else (0, 1, 2))
+    return total
+
+
+OWN: dict[str, Callable[..., Any]] = {
+    f.__name__: f for f in (center, stored, rounded, raw_scores, qk_norm, qk_norm_vjp, sum_over_tokens)
+}
+
+
+def own(ops: Ops, name: str) -> Callable[..., Any]:
+    """Return the function of that name in `ops`, or the one of this module."""
+    function: Callable[..., Any] = getattr(ops, name, OWN[name])
+    return function
+
+
 Angles = dict[str, tuple[Numpy, Numpy]]
 """cos and sin, of "q" and of "k"."""
 

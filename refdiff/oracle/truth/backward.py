@@ -12,18 +12,24 @@ from refdiff.layers.diff_attention import split_maps
 from refdiff.oracle.inputs import QK_WEIGHTS, VECTORS, is_layer
 from refdiff.oracle.inputs.sequences import Inputs, Sequence, scatter, sequences
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_mask import attention_mask, padded_queries, without_padded
 from refdiff.oracle.truth.attention_operands import (
     Angles,
     AttentionOperands,
+    Numbers,
     angles,
+    attention_mask,
     attention_operands,
+    head_indices,
     lambda_init,
     lambda_of,
+    own,
+    padded_queries,
     preparation,
     query_factor,
     rotated,
     stages,
+    value_heads,
+    without_padded,
 )
 from refdiff.oracle.truth.forward import (
     cut_rows,
@@ -36,8 +42,6 @@ from refdiff.oracle.truth.forward import (
     out_factor,
     project,
 )
-from refdiff.oracle.truth.head_indices import Numbers, head_indices, value_heads
-from refdiff.oracle.truth.own_layers import own
 
 Numpy = np.ndarray[Any, Any]
 

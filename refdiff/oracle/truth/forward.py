@@ -18,18 +18,21 @@ from refdiff.layers.diff_heads_paper import interleave_heads
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_mask import attention_mask, finite_bias, padded_queries, without_padded
 from refdiff.oracle.truth.attention_operands import (
     AttentionOperands,
+    attention_mask,
     attention_operands,
+    finite_bias,
     joined,
     lambda_init,
     lambda_of,
     layer_mask,
+    own,
+    padded_queries,
     rotated,
+    without_padded,
     zero_unseen,
 )
-from refdiff.oracle.truth.own_layers import own
 
 Numpy = np.ndarray[Any, Any]
 _USUAL = Spec(query_heads=2, key_heads=2, head_dim=2)

@@ -18,8 +18,7 @@ from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.printing import array_summary
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.resolve import resolve_spec
-from refdiff.oracle.truth.attention_mask import attention_mask
-from refdiff.oracle.truth.attention_operands import attention_operands, lambda_of, log_sum_exp, scores
+from refdiff.oracle.truth.attention_operands import attention_mask, attention_operands, lambda_of, log_sum_exp, scores
 from refdiff.oracle.truth.backward import backward
 from refdiff.oracle.truth.forward import differences, forward, out_shape, project
 from refdiff.oracle.truth.query_tiles import operand_tiles, tiled

@@ -26,8 +26,7 @@ from refdiff.oracle.budget.statistics import (
 from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.inputs.validation import axes_of_output, other_layout
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_mask import attention_mask
-from refdiff.oracle.truth.attention_operands import attention_operands, log_sum_exp, scores
+from refdiff.oracle.truth.attention_operands import attention_mask, attention_operands, log_sum_exp, scores
 from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE, PASS, TensorVerdict
 
 Numpy = np.ndarray[Any, Any]

@@ -13,7 +13,7 @@ import numpy as np
 
 from refdiff.oracle import Spec
 from refdiff.oracle.inputs.sequences import Inputs
-from refdiff.oracle.truth.attention_mask import attention_mask
+from refdiff.oracle.truth.attention_operands import attention_mask
 
 Numpy = np.ndarray[Any, Any]
 Random = np.random.Generator

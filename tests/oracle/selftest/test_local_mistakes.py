@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from refdiff.oracle import truth
-from refdiff.oracle.truth.attention_mask import attention_mask
+from refdiff.oracle.truth.attention_operands import attention_mask
 from tests.oracle.example_inputs import draw, small
 from tests.oracle.selftest.local_mistakes import KEYS, PLACES, OfKeys, OfPlace
 

@@ -8,13 +8,12 @@ from hypothesis import strategies as st
 
 from refdiff.backends import ops_for
 from refdiff.oracle import Spec
-from refdiff.oracle.truth.attention_mask import attention_mask
+from refdiff.oracle.truth.attention_operands import attention_mask, head_indices
 from refdiff.oracle.truth.forward import (
     forward,
     project,
     projected,
 )
-from refdiff.oracle.truth.head_indices import head_indices
 from tests.oracle.example_inputs import draw, small
 
 OPS = ops_for()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from refdiff.oracle import Spec, truth
-from refdiff.oracle.truth.head_indices import head_indices, value_heads
+from refdiff.oracle.truth.attention_operands import head_indices, value_heads
 from tests.oracle.example_inputs import draw, small
 
 CHANGED: list[dict[str, Any]] = [

@@ -18,7 +18,7 @@ from refdiff.oracle.spec.presets import PRESETS
 from refdiff.oracle.strategies import Structure
 from refdiff.oracle.strategies import draw as draw_values
 from refdiff.oracle.truth import query_tiles
-from refdiff.oracle.truth.head_indices import head_indices, value_heads
+from refdiff.oracle.truth.attention_operands import head_indices, value_heads
 from tests.oracle.example_inputs import cut_out, draw, small
 
 Digits = mpmath.mp.clone()
