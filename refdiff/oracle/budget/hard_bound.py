@@ -32,8 +32,7 @@ from refdiff.oracle.truth.attention_operands import (
     rotated,
     scores,
 )
-from refdiff.oracle.truth.forward import cut_rows, of_heads, out_factor
-from refdiff.oracle.truth.query_tiles import operand_tiles
+from refdiff.oracle.truth.forward import cut_rows, of_heads, operand_tiles, out_factor
 
 Numpy = np.ndarray[Any, Any]
 U32 = FORMATS["float32"].u

@@ -16,7 +16,7 @@ from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.rounding.evaluation_order import USUAL, error_of_sums
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.query_tiles import Tile, tiled
+from refdiff.oracle.truth.forward import Tile, tiled
 
 Numpy = np.ndarray[Any, Any]
 MORE_TERMS = 2.0

@@ -20,8 +20,7 @@ from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.truth.attention_operands import attention_mask, attention_operands, lambda_of, log_sum_exp, scores
 from refdiff.oracle.truth.backward import backward
-from refdiff.oracle.truth.forward import differences, forward, out_shape, project
-from refdiff.oracle.truth.query_tiles import operand_tiles, tiled
+from refdiff.oracle.truth.forward import differences, forward, operand_tiles, out_shape, project, tiled
 
 Numpy = np.ndarray[Any, Any]
 FIELDS = ("out", "lse", "lse1", "lse2", "lambda_full", "diff")
