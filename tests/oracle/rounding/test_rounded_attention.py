@@ -11,7 +11,7 @@ from refdiff import layers
 from refdiff.oracle import Recipe
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.evaluation_order import DRAWS, HELD_OUT, MEMBERS, Arithmetic, Order
-from refdiff.oracle.rounding.rounded_attention import rounded_attention, rounded_attention_vjp
+from refdiff.oracle.rounding.rounded_layers import rounded_attention, rounded_attention_vjp
 
 ORDERS = (*MEMBERS, *DRAWS, *HELD_OUT)
 UNITS = {"float32": 2.0**-23, "tf32": 2.0**-11, "bfloat16": 2.0**-8, "float16": 2.0**-11}
