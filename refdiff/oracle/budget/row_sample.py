@@ -23,22 +23,166 @@ estimate is the largest part of its truth; and others at random, one of each str
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from refdiff.oracle.budget.row_sizes import RowSizes
+from refdiff.backends import Ops, ops_for, overlay
 from refdiff.oracle.budget.statistics import over, root_mean_square
-from refdiff.oracle.inputs import is_layer
+from refdiff.oracle.inputs import VECTORS, is_layer
 from refdiff.oracle.inputs.sequences import Inputs, select
 from refdiff.oracle.rounding import FORMATS
+from refdiff.oracle.rounding.evaluation_order import USUAL, error_of_sums
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import attention_mask
+from refdiff.oracle.truth.forward import Tile, tiled
 
 Numpy = np.ndarray[Any, Any]
+MORE_TERMS = 2.0
+"""How many roundings of one size meet in a number: of q and of k, of a map and of its difference."""
+
+
+@dataclass(frozen=True)
+class RowSizes:
+    """The sums over keys of some queries.
+
+    weights, scores: (2, B, h, T), the norm of a map's error where each weight is off by a part of 1, or by ‖q‖ ‖k_s‖.
+    outputs: (2, B, h, T), the norm of a map's output. heads: (B, h, T), that of their difference. lambdas: (B, h, T),
+    |λ|. reach: (B, h, T), the largest ‖q‖ ‖k_s‖ of both maps. values: (B, h, T), the largest |v|.
+    """
+
+    weights: Numpy
+    scores: Numpy
+    outputs: Numpy
+    heads: Numpy
+    lambdas: Numpy
+    reach: Numpy
+    values: Numpy
+
+    def score_error(self, spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
+        """Estimate how far the scores of a row are off, (B, h, T)."""
+        return _score_unit(spec, core, recipe) * self.reach
+
+    def row_error(self, spec: Spec, core: Inputs, recipe: Recipe, expected: Numpy) -> Numpy:
+        """Estimate how far the rows of the output are off, to first order and up to a factor: (B, h, T).
+
+        Equation:
+            variances add up: Var = Σ_maps λ² (u_p² weights² + u_z² scores² + 2 u_o² outputs²) + σ_λ² outputs₂², which
+            the norm makes ‖y‖² / ‖o₁ − λ o₂‖² times as large; and the rounding of what the norm and the output store
+        """
+        u = {site: FORMATS[getattr(recipe, site)].u for site in ("p", "o", "storage", "accumulate")}
+        u32 = FORMATS["float32"].u
+        of_sums = error_of_sums(core["k"].shape[2], recipe.accumulate) ** 2
+        of_weights = USUAL**2 * (u["p"] ** 2 + MORE_TERMS * u32**2 + _tf32(recipe) ** 2) + of_sums
+        of_outputs = USUAL**2 * (MORE_TERMS * u["o"] ** 2 + (4 * u["accumulate"]) ** 2 + _tf32(recipe) ** 2)
+        of_scores = _score_unit(spec, core, recipe) ** 2
+        first, second = of_weights * self.weights**2 + of_scores * self.scores**2 + of_outputs * self.outputs**2
+        before = first + self.lambdas**2 * second + (self._lambda_error(spec, core, recipe) * self.outputs[1]) ** 2
+        size = root_mean_square(expected)
+        grown = np.divide(size**2, self.heads**2, out=np.zeros_like(size), where=self.heads > 0)
+        return np.asarray(np.sqrt(before * grown + (of_outputs + u["storage"] ** 2 / 4) * size**2))
+
+    def _lambda_error(self, spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
+        """Estimate how far λ is off: rounded itself, and so are its exponentials, and the dot products they are of."""
+        u = USUAL * FORMATS[recipe.lam or recipe.storage].u
+        squares = (u * self.lambdas) ** 2
+        if spec.lambda_form == "exp":
+            q1, k1, q2, k2 = (core[name] for name in VECTORS)
+            for q, k in ((q1, k1), (q2, k2)):
+                of_dot = (u**2 + error_of_sums(q.shape[-1]) ** 2) * np.sum((q * k) ** 2, axis=-1)
+                of_heads = (u**2 + of_dot) * np.exp(np.sum(q * k, axis=-1)) ** 2
+                squares = squares + np.reshape(of_heads, (-1, 1))
+        return np.asarray(np.sqrt(squares))
+
+
+def _tf32(recipe: Recipe) -> float:
+    return FORMATS["tf32"].u if recipe.matmul == "tf32" else 0.0
+
+
+def _score_unit(spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
+    """How far a score is usually off, of ‖q‖ ‖k‖: d products of which each is ‖q‖ ‖k‖ / d, divided by √d.
+
+    Angles in float32 are off by their position times u, but for the low frequencies, which are most of them.
+
+    Shapes:
+        (1 or B, 1, T)
+    """
+    u32, T, S = FORMATS["float32"].u, core["q"].shape[2], core["k"].shape[2]
+    position = np.abs(core.get("q_positions", np.arange(S - T, S)[None]))[:, None]
+    storage = FORMATS[recipe.rope or recipe.storage].u
+    rope = 0.0 if spec.rope == "none" else storage**2 + (u32 * position / 8) ** 2
+    rope = rope if spec.qk_norm == "none" else rope + storage**2
+    operands = MORE_TERMS**2 * (rope + _tf32(recipe) ** 2)
+    sums = (error_of_sums(spec.head_dim, recipe.accumulate) / USUAL) ** 2 + 2 * (MORE_TERMS * u32) ** 2
+    stored = MORE_TERMS * FORMATS[recipe.qk].u ** 2
+    return np.asarray(USUAL * np.sqrt(operands + sums + stored + 0 * position) / spec.head_dim)
+
+
+class RowSizeRecorder:
+    """The layers in tiles of queries, with an ear for the attention maps."""
+
+    def __init__(self) -> None:
+        self._tiles: list[RowSizes] = []
+
+    def ops(self) -> Ops:
+        """The layers to compute the truth with."""
+        return tiled(ops_for(), self._listen)
+
+    def sizes(self) -> RowSizes:
+        """What was noted, of all queries."""
+        names = RowSizes.__dataclass_fields__
+        return RowSizes(**{name: np.concatenate([getattr(t, name) for t in self._tiles], axis=-1) for name in names})
+
+    def _listen(self, tile: Tile) -> Tile:
+        def call(
+            q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, v: Numpy, lambda_: Numpy, *see: Any, ops: Ops, **options: Any
+        ) -> Numpy:
+            maps: list[Numpy] = []
+
+            def wrap(name: str, layer: Callable[..., Any]) -> Callable[..., Any]:
+                def noted(*args: Any, **choices: Any) -> Any:
+                    maps.append(layer(*args, **choices))
+                    return maps[-1]
+
+                return noted if name == "attention_weights" else layer
+
+            heads = tile(q1, k1, q2, k2, v, lambda_, *see, ops=overlay(ops, wrap), **options)
+            self._tiles.append(_sizes(((q1, k1), (q2, k2)), v, np.asarray(lambda_), maps, heads))
+            return heads
+
+        return call
+
+
+def _sizes(
+    sides: tuple[tuple[Numpy, Numpy], ...], v: Numpy, lambda_: Numpy, maps: list[Numpy], heads: Numpy
+) -> RowSizes:
+    (B, H, T, e), (K, S) = heads.shape, v.shape[1:3]
+    from_mean = np.sum((v - np.mean(v, axis=2, keepdims=True)) ** 2, axis=-1)
+    found = []
+    for (q, k), p in zip(sides, maps, strict=True):
+        of_query, of_keys = np.sqrt(np.sum(q**2, axis=-1)), np.sum(k**2, axis=-1)
+        apart = p - p * p
+        apart *= apart
+        both = np.stack([from_mean, from_mean * of_keys], axis=-1)
+        sums = np.sqrt(apart.reshape(B, K, H // K * T, S) @ both).reshape(B, H, T, 2)
+        longest = np.repeat(np.sqrt(np.max(of_keys, axis=-1)), H // K, axis=1)[..., None]
+        found.append((sums[..., 0], sums[..., 1] * of_query, of_query * longest))
+    weights, scores, reach = (np.stack(x) for x in zip(*found, strict=True))
+    second = (maps[1].reshape(B, K, H // K * T, S) @ v).reshape(B, H, T, e)
+    outputs = np.stack([_norm(heads + lambda_ * second), _norm(second)])
+    lambdas = np.broadcast_to(np.abs(lambda_ if lambda_.ndim == 0 else lambda_[..., 0]), (B, H, T))
+    values = np.broadcast_to(np.max(np.abs(v), initial=0.0), (B, H, T))
+    return RowSizes(weights, scores, outputs, _norm(heads), lambdas, np.max(reach, axis=0), values)
+
+
+def _norm(x: Numpy) -> Numpy:
+    return np.asarray(np.sqrt(np.sum(x**2, axis=-1)))
+
+
 FIRST, LAST, WORST = 8, 4, 16
 
 
