@@ -13,7 +13,7 @@ class Limits:
         (seeds 3000 to 3019 of the self-test) two of torch and jax reached 3.1 and 3.5.
     noisy_row: of a row that E_r is more than `noise` of, where errors have longer tails. Of 35,000 checks of correct
         kernels (seeds from 80000, 90000 and 100000 of tests.parity.false_alarms) transformers' eager reached 5.05.
-    factor: in spreads (`refdiff.oracle.budget.common_factor`). Of 9,168 tensors of held-out orders (seeds 5000 to 5023,
+    factor: in spreads (`refdiff.oracle.budget.statistics`). Of 9,168 tensors of held-out orders (seeds 5000 to 5023,
         float32, bfloat16 fused and eager, float16; all profiles of numbers) the largest estimate was 3.3 spreads; of
         914 of torch, transformers and jax (seeds 60 and 61 of tests.parity.false_alarms) it was 3.7. That was before
         a spread covered orders left out, which makes it larger: in float16 `degenerate` one of transformers was at 9.9

@@ -11,11 +11,18 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import ops_for
-from refdiff.oracle.budget.common_factor import common_factor
 from refdiff.oracle.budget.gradient_terms import TermRecorder, sigmoid_error, term_norms
 from refdiff.oracle.budget.hard_bound import bounds, lambda_error
 from refdiff.oracle.budget.row_sample import RowSample, RowSizeRecorder, is_large, only_queries, sampled_queries, scaled
-from refdiff.oracle.budget.statistics import LIMITS, Limits, RowBudget, errors_of_runs, root_mean_square, row_floor
+from refdiff.oracle.budget.statistics import (
+    LIMITS,
+    Limits,
+    RowBudget,
+    common_factor,
+    errors_of_runs,
+    root_mean_square,
+    row_floor,
+)
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.outputs import output
 from refdiff.oracle.inputs.sequences import Inputs

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from refdiff.oracle.budget.budget import Budget
-from refdiff.oracle.budget.common_factor import common_factor
 from refdiff.oracle.budget.statistics import (
     LIMITS,
     Limits,
     RowBudget,
     Statistic,
+    common_factor,
     errors_of_runs,
     over,
     root_mean_square,

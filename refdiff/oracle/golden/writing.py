@@ -17,8 +17,7 @@ import numpy as np
 import refdiff
 from refdiff.files import new_folder, replaced_atomically
 from refdiff.oracle.budget.budget import Budget, budget
-from refdiff.oracle.budget.common_factor import CommonFactor
-from refdiff.oracle.budget.statistics import LIMITS, RowBudget, factor_limit, slope_limit, uncertain
+from refdiff.oracle.budget.statistics import LIMITS, CommonFactor, RowBudget, factor_limit, slope_limit, uncertain
 from refdiff.oracle.cases.fixed import Case
 from refdiff.oracle.golden.manifest import FORMAT, INDEX, LARGEST_FOLDER, MANIFEST, index_text, manifest_text, sha256
 from refdiff.oracle.inputs import options, shapes

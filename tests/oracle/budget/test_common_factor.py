@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from refdiff import oracle
-from refdiff.oracle.budget.common_factor import common_factor, row_factors
+from refdiff.oracle.budget.statistics import common_factor, row_factors
 from refdiff.oracle.cases.fixed import cases, small_spec
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import evaluate
