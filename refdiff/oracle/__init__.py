@@ -18,7 +18,7 @@ from refdiff.oracle import golden, strategies, torch
 from refdiff.oracle.budget.budget import Budget, budget
 from refdiff.oracle.cases.fixed import Case, cases
 from refdiff.oracle.deviations import Deviation, deviations
-from refdiff.oracle.deviations.blind_spots import blind_spots
+from refdiff.oracle.deviations.listed import blind_spots
 from refdiff.oracle.diagnosis import Ranking, diagnose
 from refdiff.oracle.divergence import Divergence, first_divergence
 from refdiff.oracle.rounding.recipe import Recipe

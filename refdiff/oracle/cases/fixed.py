@@ -142,7 +142,7 @@ class Case:
     @cached_property
     def blind_to(self) -> tuple[Deviation, ...]:
         """The deviations that these inputs cannot show to a kernel of the usual recipe of their dtype."""
-        from refdiff.oracle.deviations.blind_spots import blind_spots
+        from refdiff.oracle.deviations.listed import blind_spots
 
         return blind_spots(self.spec, self.inputs, self.dtype)
 

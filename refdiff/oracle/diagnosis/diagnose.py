@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.oracle.budget.budget import Budget, budget
-from refdiff.oracle.deviations.blind_spots import revealing
-from refdiff.oracle.deviations.listed import deviations
+from refdiff.oracle.deviations.listed import deviations, revealing
 from refdiff.oracle.diagnosis.answer import name_output
 from refdiff.oracle.diagnosis.fits import order_of_heads
 from refdiff.oracle.diagnosis.gradient_diagnosis import diagnose_gradients, gradient_target
