@@ -17,9 +17,7 @@ from refdiff.oracle.mistakes.catalogue import Mistake, plant, wrap
 from refdiff.oracle.mistakes.in_attention import ATTENTION_MISTAKES
 from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES
 from refdiff.oracle.mistakes.in_heads import HEAD_MISTAKES
-from refdiff.oracle.mistakes.in_lambda import LAMBDA_MISTAKES
-from refdiff.oracle.mistakes.in_norm import NORM_MISTAKES
-from refdiff.oracle.mistakes.in_rope import ROPE_MISTAKES
+from refdiff.oracle.mistakes.in_layers import LAMBDA_MISTAKES, NORM_MISTAKES, ROPE_MISTAKES
 from refdiff.oracle.mistakes.provenance import ROWS, Row
 
 CATALOGUE: tuple[Mistake, ...] = (
