@@ -13,7 +13,7 @@ from refdiff.oracle.cases.fixed import Case, cases
 from refdiff.oracle.deviations.deviation import Deviation, Problem, output_with
 from refdiff.oracle.deviations.listed import deviations
 from refdiff.oracle.deviations.tiles import UNUSUAL
-from refdiff.oracle.diagnosis.fits import fits
+from refdiff.oracle.diagnosis.fits import fits, two_fields
 from refdiff.oracle.diagnosis.lost_tokens import lost_keys
 from refdiff.oracle.diagnosis.places import Damage, damage, right_rows
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NONE_FITS, UNIQUE, Candidate, Fit, Ranking, percent
@@ -26,7 +26,6 @@ from refdiff.oracle.diagnosis.search import (
     search,
 )
 from refdiff.oracle.diagnosis.sub_case import Parts
-from refdiff.oracle.diagnosis.two_fields import two_fields
 from refdiff.oracle.diagnosis.variants import Numpy, Target
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.validation import as_float64
