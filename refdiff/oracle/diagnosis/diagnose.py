@@ -38,8 +38,7 @@ from refdiff.oracle.diagnosis.search import (
     search,
     unobservable,
 )
-from refdiff.oracle.diagnosis.sub_case import Parts
-from refdiff.oracle.diagnosis.variants import Numpy, Target
+from refdiff.oracle.diagnosis.targets import Numpy, Parts, Target
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.outputs import output, output_alone, outputs_of
 from refdiff.oracle.inputs.validation import as_float64

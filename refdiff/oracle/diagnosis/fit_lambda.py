@@ -13,8 +13,7 @@ from refdiff.backends import ops_for
 from refdiff.oracle.deviations.deviation import Problem, output
 from refdiff.oracle.diagnosis.parameter_fit import Trial, held, in_words, is_one, spec_value_format
 from refdiff.oracle.diagnosis.ranking import Fit
-from refdiff.oracle.diagnosis.sub_case import Parts
-from refdiff.oracle.diagnosis.variants import Kernel, Numpy, Target, worst_residual
+from refdiff.oracle.diagnosis.targets import Kernel, Numpy, Parts, Target, worst_residual
 from refdiff.oracle.inputs import VECTORS, is_layer
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import Mistake

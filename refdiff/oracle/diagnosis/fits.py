@@ -17,9 +17,10 @@ from refdiff.oracle.deviations.tiles import SIZES, tail, with_tail, with_window_
 from refdiff.oracle.diagnosis.fit_lambda import BOTH, PLACES, fit_lambda, fit_layer
 from refdiff.oracle.diagnosis.parameter_fit import Trial, held, is_one, short_list
 from refdiff.oracle.diagnosis.ranking import Fit, percent
-from refdiff.oracle.diagnosis.sub_case import FEWEST, Parts
-from refdiff.oracle.diagnosis.variants import (
+from refdiff.oracle.diagnosis.targets import (
+    FEWEST,
     Numpy,
+    Parts,
     Target,
     explained,
     is_wrong,

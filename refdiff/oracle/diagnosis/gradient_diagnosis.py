@@ -14,7 +14,7 @@ from refdiff.oracle.deviations.deviation import Deviation, deviated, ops_with
 from refdiff.oracle.deviations.listed import deviations
 from refdiff.oracle.diagnosis.ranking import Candidate
 from refdiff.oracle.diagnosis.region_format import listed
-from refdiff.oracle.diagnosis.variants import Target, explained, quick_residual
+from refdiff.oracle.diagnosis.targets import Target, explained, quick_residual
 from refdiff.oracle.inputs import is_layer, kind_of
 from refdiff.oracle.inputs.outputs import output
 from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES, OF_ANY_ATTENTION, of_query_head

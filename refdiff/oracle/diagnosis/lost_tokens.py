@@ -15,7 +15,7 @@ from refdiff.oracle.budget.statistics import over, root_mean_square
 from refdiff.oracle.deviations.tiles import SIZES
 from refdiff.oracle.diagnosis.places import right_rows
 from refdiff.oracle.diagnosis.region_format import NAMES, boxes, mask_words
-from refdiff.oracle.diagnosis.variants import LOOSE, Numpy, Target
+from refdiff.oracle.diagnosis.targets import LOOSE, Numpy, Target
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.outputs import output
 from refdiff.oracle.inputs.sequences import Inputs, select

@@ -9,8 +9,16 @@ from typing import Any
 import numpy as np
 
 from refdiff.oracle.diagnosis.ranking import Fit
-from refdiff.oracle.diagnosis.sub_case import few_rows_exclude
-from refdiff.oracle.diagnosis.variants import Kernel, Numpy, Target, explained, judged, outputs, quick_residual
+from refdiff.oracle.diagnosis.targets import (
+    Kernel,
+    Numpy,
+    Target,
+    explained,
+    few_rows_exclude,
+    judged,
+    outputs,
+    quick_residual,
+)
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.verdict.judge import judge_rows

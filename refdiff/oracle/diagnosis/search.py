@@ -15,13 +15,15 @@ from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, eq
 from refdiff.oracle.deviations.listed import probes, smaller
 from refdiff.oracle.deviations.tiles import ONLINE
 from refdiff.oracle.diagnosis.ranking import Candidate
-from refdiff.oracle.diagnosis.sub_case import OF_QUERIES, Parts, few_rows_exclude
-from refdiff.oracle.diagnosis.variants import (
+from refdiff.oracle.diagnosis.targets import (
     LOOSE,
+    OF_QUERIES,
     Judgement,
     Numpy,
+    Parts,
     Target,
     explained,
+    few_rows_exclude,
     judgement,
     quick_residual,
     row_budget,

@@ -16,7 +16,7 @@ from refdiff.oracle.diagnosis.fit_lambda import BOTH, LAMBDA, SCALE, fit_lambda
 from refdiff.oracle.diagnosis.fits import fits
 from refdiff.oracle.diagnosis.parameter_fit import LISTED, held, short_list
 from refdiff.oracle.diagnosis.ranking import Fit
-from refdiff.oracle.diagnosis.variants import Target
+from refdiff.oracle.diagnosis.targets import Target
 from refdiff.oracle.inputs import VECTORS
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.strategies import Structure, draw
