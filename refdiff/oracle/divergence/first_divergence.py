@@ -22,8 +22,7 @@ from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.trace.known_points import Flow
 from refdiff.oracle.trace.point_names import canonical_names, near_point
-from refdiff.oracle.trace.trace import Trace
-from refdiff.oracle.trace.trace_files import Source, read_trace
+from refdiff.oracle.trace.trace import Source, Trace, read_trace
 
 MODES = ("local", "free")
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from refdiff.oracle import first_divergence, read_trace, trace
 from refdiff.oracle.inputs.arrays import write_arrays
-from refdiff.oracle.trace.torch_hooks import read_debugger_folder
+from refdiff.oracle.trace.trace import read_debugger_folder
 from tests.model.models import ids, small_model
 
 
