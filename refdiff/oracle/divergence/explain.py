@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.oracle.divergence.expected_values import Expected, Floats, compare
 from refdiff.oracle.divergence.layouts import arrangements, axes_of
-from refdiff.oracle.divergence.verdict import Expected, Floats, compare
 
 Points = Mapping[str, Expected]
 Arrays = Mapping[str, NDArray[Any]]

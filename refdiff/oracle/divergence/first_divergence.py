@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 
 from refdiff.errors import CheckpointError
 from refdiff.model.variants import PAIRING
-from refdiff.oracle.divergence.expected_values import Sampled, expect
+from refdiff.oracle.divergence.expected_values import ROW, Expected, Sampled, allowed_rows, compare, expect
 from refdiff.oracle.divergence.explain import explanation
 from refdiff.oracle.divergence.layouts import Floats, arranged, axes_of, maps_apart
 from refdiff.oracle.divergence.systematic_error import IN_COMMON
-from refdiff.oracle.divergence.verdict import ROW, Expected, allowed_rows, compare
 from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.trace.known_points import Flow

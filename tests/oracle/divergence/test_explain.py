@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from refdiff.oracle import first_divergence, trace
+from refdiff.oracle.divergence.expected_values import Expected
 from refdiff.oracle.divergence.explain import explanation
 from refdiff.oracle.divergence.layouts import arranged
-from refdiff.oracle.divergence.verdict import Expected
 from tests.model.models import ids, small_model
 
 # as many keys as queries, so that an order of heads is an order of scores

@@ -6,9 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from refdiff.oracle.divergence.expected_values import SUMMATION, growth
+from refdiff.oracle.divergence.expected_values import SUMMATION, Expected, compare, growth
 from refdiff.oracle.divergence.first_divergence import precision_of
-from refdiff.oracle.divergence.verdict import Expected, compare
 
 U = 2.0**-24
 
