@@ -10,7 +10,7 @@ import pytest
 from refdiff.oracle import golden
 from refdiff.oracle.cases import fixed
 from refdiff.oracle.cases.structure import Structure
-from refdiff.oracle.golden.manifest import read_manifest
+from refdiff.oracle.golden.writing import read_manifest
 from tests.oracle.golden.vectors import case, right, write_raw
 
 from .conftest import Cli

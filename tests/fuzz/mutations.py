@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.oracle.golden.manifest import manifest_text
+from refdiff.oracle.golden.writing import manifest_text
 
 ESCAPES = ("\x1b[2J\x1b]0;x\x07", "\u202egnp.exe", "\ud800", "a\nb\rc", "\x9b31m", "\u2028", "\0")
 NUMBERS = (

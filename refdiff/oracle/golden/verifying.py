@@ -15,7 +15,7 @@ import numpy as np
 from refdiff.errors import CheckpointError
 from refdiff.files import check_name, open_file
 from refdiff.oracle.budget.statistics import CommonFactor, RowBudget
-from refdiff.oracle.golden.manifest import MANIFEST, read_manifest, well_formed
+from refdiff.oracle.golden.writing import MANIFEST, read_manifest, well_formed
 from refdiff.oracle.inputs.arrays import read_arrays
 from refdiff.oracle.inputs.outputs import output
 from refdiff.oracle.printing import wrap_text

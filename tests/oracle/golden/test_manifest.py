@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refdiff.errors import CheckpointError
-from refdiff.oracle.golden.manifest import FORMAT, index_text, manifest_text, read_manifest, sha256
+from refdiff.oracle.golden.writing import FORMAT, index_text, manifest_text, read_manifest, sha256
 
 CASE: dict[str, Any] = {"id": "a", "file": "a", "judged": [], "tensors": []}
 REST: dict[str, Any] = {"format": FORMAT, "cases": [CASE], "λ": 0.8, "files": {}}

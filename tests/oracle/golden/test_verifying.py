@@ -11,7 +11,7 @@ import pytest
 
 from refdiff.errors import CheckpointError
 from refdiff.oracle import budget, golden
-from refdiff.oracle.golden.manifest import index_text, manifest_text, sha256
+from refdiff.oracle.golden.writing import index_text, manifest_text, sha256
 from refdiff.oracle.inputs.arrays import write_arrays
 from tests.layers.inputs import says
 from tests.oracle.golden.vectors import KINDS, MUTATIONS, case, right, write_raw

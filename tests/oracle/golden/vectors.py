@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from refdiff.oracle import Case, Spec
-from refdiff.oracle.golden.manifest import FORMAT, read_manifest
+from refdiff.oracle.golden.writing import FORMAT, read_manifest
 from refdiff.oracle.inputs.arrays import read_arrays
 from refdiff.oracle.strategies import Structure, draw
 
