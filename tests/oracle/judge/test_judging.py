@@ -17,8 +17,8 @@ import pytest
 
 from refdiff.oracle import Spec, cases
 from refdiff.oracle.judge import confine, judge_file, judging, process
+from refdiff.oracle.judge.judging import Report
 from refdiff.oracle.judge.process import Limits, ProcessError
-from refdiff.oracle.judge.report import Report
 
 KERNELS = Path(__file__).parent / "kernels"
 CHEATS = KERNELS / "cheats.py"
