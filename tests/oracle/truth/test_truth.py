@@ -17,7 +17,7 @@ from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.spec.presets import PRESETS
 from refdiff.oracle.strategies import Structure
 from refdiff.oracle.strategies import draw as draw_values
-from refdiff.oracle.truth import query_tiles
+from refdiff.oracle.truth import forward
 from refdiff.oracle.truth.attention_operands import head_indices, value_heads
 from tests.oracle.example_inputs import cut_out, draw, small
 
@@ -193,7 +193,7 @@ def test_tiles_give_what_the_whole_gives(preset: str, structure: str, monkeypatc
     inputs = draw_values(spec, STRUCTURES[structure], "natural", 1, "float32")
     want = ("out", "lse1", "lse2")
     whole = truth(spec, inputs, want=want, ops=ops_for())
-    monkeypatch.setattr(query_tiles, "SCORES", 300)
+    monkeypatch.setattr(forward, "SCORES", 300)
     found = truth(spec, inputs, want=want)
     for name in want:
         np.testing.assert_allclose(getattr(found, name), getattr(whole, name), rtol=1e-12, atol=1e-13)
