@@ -255,7 +255,11 @@ class Budget:
             unit = FORMATS[given.dtype.name].u
             allowed = allowed + 2 * unit * np.where(np.isfinite(expected), np.abs(expected), 0.0)
         return judge_lse(
-            name, actual, expected, allowed, lambda: other_sums(self.spec, _core(self.spec, self.inputs), name)
+            name,
+            actual,
+            expected,
+            allowed,
+            lambda: other_sums(self.spec, project(self.spec, self.inputs, ops_for()), name),
         )
 
     def padded(self, name: str) -> Numpy | None:
@@ -275,7 +279,7 @@ class Budget:
 
     def _lambda(self) -> tuple[Numpy, Numpy]:
         expected = np.asarray(truth(self.spec, self.inputs, want=("lambda_full",)).lambda_full)
-        off = lambda_error(self.spec, _core(self.spec, self.inputs), self.recipe)
+        off = lambda_error(self.spec, project(self.spec, self.inputs, ops_for()), self.recipe)
         off = off if off.ndim == 0 else off[..., 0]
         return expected, np.broadcast_to(off, expected.shape)
 
@@ -330,7 +334,7 @@ def budget(
     runs = members_of(spec, exact, recipe, members, dout)
     rows = BY_ROWS_OF_LAYER if is_layer(exact) else BY_ROWS
     tensors, sums = {}, {}
-    norms = term_norms(spec, _core(spec, exact), heard, right.grads) if right.grads else {}
+    norms = term_norms(spec, project(spec, exact, ops_for()), heard, right.grads) if right.grads else {}
     for name, y in expected.items():
         found = [run[name] for run in runs]
         if name in rows or "_proj." in name:
@@ -382,10 +386,6 @@ def _of_sample(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) -> Budg
 def _spread(some: Numpy, queries: Numpy, others: Numpy) -> Numpy:
     others[..., queries] = some
     return others
-
-
-def _core(spec: Spec, inputs: Inputs) -> Inputs:
-    return project(spec, inputs, ops_for()) if is_layer(inputs) else inputs
 
 
 def _norm_weight(spec: Spec, inputs: Inputs) -> Numpy | float | None:

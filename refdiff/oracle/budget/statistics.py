@@ -264,6 +264,13 @@ def row_allowance(budget: RowBudget, limits: Limits = LIMITS) -> Numpy:
     return allowed
 
 
+def errors(actual: Numpy, budget: RowBudget) -> Numpy:
+    """How far off each number is; 0 where one of the two is none, or correct kernels overflow."""
+    known = np.isfinite(actual) & np.isfinite(budget.expected) & ~budget.doubtful[..., None]
+    with np.errstate(over="ignore"):
+        return np.where(known, np.where(known, actual, 0.0) - np.where(known, budget.expected, 0.0), 0.0)
+
+
 def other_kind(actual: Numpy, budget: RowBudget) -> Numpy:
     """Which numbers are NaN or infinite where the truth as it is stored is not, or the other way round."""
     stored = round_to(budget.expected, budget.storage)

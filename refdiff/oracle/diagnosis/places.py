@@ -14,6 +14,7 @@ from refdiff.oracle.budget.statistics import (
     LIMITS,
     RowBudget,
     element_allowance,
+    errors,
     other_kind,
     over,
     root_mean_square,
@@ -203,12 +204,9 @@ def _finite(rows: Rows, place: Place | None, it_is: str) -> list[str]:
 
 def _wrong(actual: Numpy, b: RowBudget) -> tuple[Numpy, Numpy, Numpy]:
     """Rows that fail by themselves, how far off each row is in its budget, and each number in its own."""
-    finite = np.isfinite(actual) & np.isfinite(b.expected) & ~b.doubtful[..., None]
-    y = np.where(finite, b.expected, 0.0)
-    with np.errstate(over="ignore", invalid="ignore"):
-        error = np.abs(np.where(finite, actual, 0.0) - y)
+    error = np.abs(errors(actual, b))
     ratio = over(root_mean_square(error), b.rows)
-    numbers = over(error, element_allowance(b, b.rows, np.abs(y)))
+    numbers = over(error, element_allowance(b, b.rows, np.abs(np.where(np.isfinite(b.expected), b.expected, 0.0))))
     return (ratio > LIMITS.row) | np.any(numbers > LIMITS.element, axis=-1), ratio, numbers
 
 
@@ -428,7 +426,7 @@ def _apart(x: Numpy, starts: Numpy, axis: int) -> Numpy:
 
 def _keys(spec: Spec, inputs: Inputs) -> Numpy:
     """How many keys each row sees."""
-    core = project(spec, inputs, ops_for()) if is_layer(inputs) else inputs
+    core = project(spec, inputs, ops_for())
     found = np.zeros(out_shape(spec, core)[:3], dtype=np.int64)
     for part in sequences(core):
         found[part.batch, :, part.queries] = attention_mask(spec, part.inputs).sum(axis=-1)

@@ -9,7 +9,7 @@ import numpy as np
 
 from refdiff.backends import Ops, ops_for
 from refdiff.backends.numpy.thread_pool import Workers
-from refdiff.oracle.inputs import BOOLEANS, INTEGERS, is_layer
+from refdiff.oracle.inputs import BOOLEANS, INTEGERS
 from refdiff.oracle.inputs.arrays import any_array
 from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.rounding import round_to
@@ -114,7 +114,7 @@ def score_errors(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) -> tu
     Shapes:
         twice (B, h, T)
     """
-    core = project(spec, inputs, ops_for()) if is_layer(inputs) else inputs
+    core = project(spec, inputs, ops_for())
     B, _, T, _ = core["q"].shape
     found = np.zeros((2, B, spec.heads, T))
     for part in sequences(core):

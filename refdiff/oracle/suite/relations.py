@@ -22,6 +22,7 @@ from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import head_indices, lambda_init, lambda_of
+from refdiff.oracle.truth.forward import out_shape
 
 Numpy = np.ndarray[Any, Any]
 Kernel = Callable[..., Any]
@@ -60,8 +61,7 @@ def same_twice(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> st
 
 def same_gradients_twice(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
     """The same inputs give the same bits of every gradient."""
-    shape = (*inputs["q"].shape[:1], spec.heads, inputs["q"].shape[2], spec.out_dim)
-    dout = np.random.default_rng(977).normal(size=shape).astype(inputs["q"].dtype)
+    dout = _drawn_dout(spec, inputs)
     first, second = (kernel(spec, {name: np.array(x) for name, x in inputs.items()}, dout.copy()) for _ in range(2))
     names = [name for name in first if name.startswith("d")] if isinstance(first, Mapping) else []
     _need(bool(names), "gradients")
@@ -83,10 +83,9 @@ def strides_do_not_matter(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Re
 
 def dout_strides_do_not_matter(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
     """A gradient of the output that lies otherwise in memory gives the gradients of a contiguous one."""
-    shape = (*inputs["q"].shape[:1], spec.heads, inputs["q"].shape[2], spec.out_dim)
-    drawn = np.random.default_rng(977).normal(size=shape).astype(inputs["q"].dtype)
-    ones = np.ones(shape, dtype=drawn.dtype)
-    one_for_all = np.lib.stride_tricks.as_strided(ones, shape, (0,) * len(shape))
+    drawn = _drawn_dout(spec, inputs)
+    ones = np.ones_like(drawn)
+    one_for_all = np.lib.stride_tricks.as_strided(ones, ones.shape, (0,) * ones.ndim)
     views = (
         (drawn, {name: view(drawn, name) for name in ("tokens before heads", "width first")}),
         (ones, {"strides of 0, as of out.sum()": one_for_all}),
@@ -239,6 +238,10 @@ RELATIONS: tuple[Callable[[Kernel, Spec, Inputs, Recipe], str], ...] = (
     maps_swapped,
 )
 """Each returns what does not hold, in words, or nothing."""
+
+
+def _drawn_dout(spec: Spec, inputs: Inputs) -> Numpy:
+    return np.random.default_rng(977).normal(size=out_shape(spec, inputs)).astype(inputs["q"].dtype)
 
 
 def _need(holds: bool, what: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import Ops
-from refdiff.layers.diff_attention import split_maps
+from refdiff.layers.diff_attention import split_maps, sum_to
 from refdiff.oracle.inputs import QK_WEIGHTS, VECTORS, is_layer
 from refdiff.oracle.inputs.sequences import Inputs, Sequence, scatter, sequences
 from refdiff.oracle.spec import Spec
@@ -57,7 +57,7 @@ def backward(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[str, Num
         ValueError: `dout` is not of the shape of the output, or not 0 for a query that is padding and may be anything;
             or a row of the output is nan by the spec's `masked_rows`.
     """
-    core = project(spec, inputs, ops) if is_layer(inputs) else inputs
+    core = project(spec, inputs, ops)
     B, _, T, _ = core["q"].shape
     shape = (B, T, inputs["o_proj.weight"].shape[0]) if is_layer(inputs) else (B, spec.heads, T, spec.out_dim)
     if dout.shape != shape:
@@ -179,7 +179,7 @@ def _dense(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[str, Numpy
         dk1, dk2, dv = dk1[:, :, :-1], dk2[:, :, :-1], dv[:, :, :-1]
     if spec.out_scale == "1 - lambda":
         through_factor = -dout * normed(spec, heads, inputs, ops)
-        dlambda = dlambda + _sum_like(np.sum(through_factor, axis=-1, keepdims=True), dlambda)
+        dlambda = dlambda + sum_to(np.sum(through_factor, axis=-1, keepdims=True), dlambda.shape)
     if spec.masked_rows == "uniform":  # the zeros that stand there do not depend on q
         sees = np.any(attention_mask(spec, inputs), axis=-1, keepdims=True)
         dq1, dq2 = np.where(sees, dq1, 0.0), np.where(sees, dq2, 0.0)
@@ -209,13 +209,6 @@ def sum_over_heads(spec: Spec, terms: Numpy) -> Numpy:
     w, total = head_indices(spec), np.zeros(spec.query_heads)
     for heads, x in zip((w.q1, w.q2), terms, strict=True):
         np.add.at(total, heads, np.sum(x, axis=(0, 2)))
-    return total
-
-
-def _sum_like(x: Numpy, like: Numpy) -> Numpy:
-    """Sum (B, h, T, 1) over the axes along which `like`, () or (1 or B, h, 1 or T, 1), was broadcast."""
-    axes = tuple(range(4)) if like.ndim == 0 else tuple(i for i in range(4) if like.shape[i] != x.shape[i])
-    total: Numpy = np.sum(x, axis=axes, keepdims=like.ndim > 0)
     return total
 
 

@@ -49,7 +49,7 @@ def forward(spec: Spec, inputs: Inputs, ops: Ops | None = None) -> Numpy:
         core inputs -> (B, h, T, e); those of a layer -> (B, T, D)
     """
     ops = ops or ops_for()
-    core = project(spec, inputs, ops) if is_layer(inputs) else inputs
+    core = project(spec, inputs, ops)
     out = np.zeros(out_shape(spec, core))
     for part in sequences(core):
         out[part.at] = dense(spec, part.inputs, ops)
@@ -63,7 +63,9 @@ def out_shape(spec: Spec, core: Inputs) -> tuple[int, int, int, int]:
 
 
 def project(spec: Spec, inputs: Inputs, ops: Ops) -> Inputs:
-    """Turn the inputs of a layer into those of its core: q, k, v, and λ's logits, from x."""
+    """Turn the inputs of a layer into those of its core: q, k, v, and λ's logits, from x. Those of a core stay."""
+    if not is_layer(inputs):
+        return inputs
     x = inputs["x"]
     past = np.concatenate([inputs["x_past"], x], axis=1) if "x_past" in inputs else x
     core = {n: y for n, y in inputs.items() if not n.startswith("x") and "_proj." not in n}

@@ -15,6 +15,7 @@ from refdiff.oracle.budget.statistics import (
     RowBudget,
     Statistic,
     element_allowance,
+    errors,
     largest,
     over,
     root_mean_square,
@@ -108,12 +109,7 @@ def place(axes: str, at: tuple[int, ...]) -> str:
 
 def _wrong_rows(actual: Numpy, budget: RowBudget, limits: Limits) -> Numpy:
     """Which rows are beyond the limit of one row."""
-    return root_mean_square(_errors(actual, budget)) > row_allowance(budget, limits)
-
-
-def _errors(actual: Numpy, budget: RowBudget) -> Numpy:
-    known = np.isfinite(actual) & np.isfinite(budget.expected) & ~budget.doubtful[..., None]
-    return np.where(known, np.where(known, actual, 0.0) - np.where(known, budget.expected, 0.0), 0.0)
+    return root_mean_square(errors(actual, budget)) > row_allowance(budget, limits)
 
 
 def _follows(s: Statistic, broken: list[Statistic], wrong: Numpy, actual: Numpy, budget: RowBudget) -> bool:
@@ -128,11 +124,11 @@ def _follows(s: Statistic, broken: list[Statistic], wrong: Numpy, actual: Numpy,
         return True
     if s.name not in ("bulk", "slope", "factor") or not any(other.name == "row" for other in broken):
         return False
-    errors = _errors(actual, budget)
+    off = errors(actual, budget)
     if s.name in ("slope", "factor"):
         size = math.sqrt(float(np.sum(np.where(np.isfinite(budget.expected), budget.expected, 0.0) ** 2)))
-        return s.value * size < math.sqrt(0.5 * float(np.sum(errors**2)))
-    rest = over(root_mean_square(errors), budget.rows)[~wrong]
+        return s.value * size < math.sqrt(0.5 * float(np.sum(off**2)))
+    rest = over(root_mean_square(off), budget.rows)[~wrong]
     return float(root_mean_square(rest[None])[0]) <= s.limit
 
 
@@ -142,7 +138,7 @@ def _only_wrong_rows(wrong: Numpy, actual: Numpy, budget: RowBudget) -> bool:
     right = ~wrong & (size > budget.rows)  # of a row of zeros no factor is known
     if not wrong.any() or not right.any():
         return False
-    y, e = np.where(np.isfinite(budget.expected), budget.expected, 0.0), _errors(actual, budget)
+    y, e = np.where(np.isfinite(budget.expected), budget.expected, 0.0), errors(actual, budget)
     unit = float(np.abs(y).max()) or 1.0
     whole, rest = (slope(e[rows] / unit, y[rows] / unit) for rows in (wrong | right, right))
     return abs(rest) < 0.5 * abs(whole)
@@ -180,7 +176,7 @@ def _reason(s: Statistic, actual: Numpy, budget: RowBudget, wrong: Numpy) -> str
     if s.at is None:
         return text
     row = s.at[: budget.rows.ndim]
-    error = float(root_mean_square(_errors(actual, budget)[row][None])[0])
+    error = float(root_mean_square(errors(actual, budget)[row][None])[0])
     size = float(root_mean_square(budget.expected[row][None])[0])
     if s.name == "element":
         y, a = float(budget.expected[s.at]), float(actual[s.at])
