@@ -13,12 +13,11 @@ layers themselves; `python -m tests.oracle.mistakes` does that with each in turn
 They import nothing but the layers' names and `refdiff.arrays`.
 """
 
-from refdiff.oracle.mistakes.catalogue import Mistake, plant, wrap
+from refdiff.oracle.mistakes.catalogue import ROWS, Mistake, Row, plant, wrap
 from refdiff.oracle.mistakes.in_attention import ATTENTION_MISTAKES
 from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES
 from refdiff.oracle.mistakes.in_heads import HEAD_MISTAKES
 from refdiff.oracle.mistakes.in_layers import LAMBDA_MISTAKES, NORM_MISTAKES, ROPE_MISTAKES
-from refdiff.oracle.mistakes.provenance import ROWS, Row
 
 CATALOGUE: tuple[Mistake, ...] = (
     *HEAD_MISTAKES,

@@ -1,4 +1,4 @@
-"""What a mistake is, how it is laid over a namespace of layers, and how it is planted into the layers themselves."""
+"""What a mistake is, where each published fork (F) and bug (B) stands, and how a mistake replaces a layer."""
 
 from __future__ import annotations
 
@@ -21,6 +21,90 @@ HF_FIRST = "https://github.com/huggingface/transformers/pull/34083"
 V2 = "https://huggingface.co/blog/microsoft/diff-attn-v2"
 EDIFICE = "https://hexdocs.pm/edifice/Edifice.Attention.DiffTransformer.html"
 MOTIF = "https://github.com/ppaleja/llama.cpp/blob/2d0dab543f92e5cc8a1a7ff53ad58021ef79249e/src/models/motif.cpp"
+_VLLM = "https://github.com/vllm-project/vllm"
+_LLAMA_CPP = "https://github.com/ggml-org/llama.cpp"
+_FLASH = f"{UNILM}/blob/master/Diff-Transformer/multihead_flashdiff_1.py"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is done differently (F: right for one source, wrong for another) or wrong everywhere (B), and by whom.
+
+    `where`: "mistake" (`CATALOGUE`), "spec" (a field of `Spec`), "recipe" (what is rounded, where: the same function),
+    "refused" (`Spec` or the check of the inputs raises).
+    """
+
+    what: str
+    where: str
+    link: str
+
+
+ROWS: dict[str, Row] = {
+    "F1": Row("heads 2i, 2i + 1 are a pair, or heads i, i + H/2", "mistake", _FLASH),
+    "F2": Row("RoPE turns neighbors, or halves", "mistake", MOTIF),
+    "F3": Row("λ_init of the layer from 0, from 1, or of one less", "mistake", f"{_VLLM}/pull/27396"),
+    "F4": Row("the norm after attention has a weight or none; its ε", "mistake", f"{UNILM}/pull/1646"),
+    "F5": Row("keys pair and then serve groups, or are repeated and then pair", "mistake", _FLASH),
+    "F6": Row("values are heads of 2d, or joined from j, j + K/2, or from 2j, 2j + 1", "mistake", HF),
+    "F7": Row("λ's exponentials are rounded before they are subtracted, or after", "mistake", f"{_VLLM}/pull/44963"),
+    "F8": Row(
+        "weights are subtracted, or outputs: one function, and two meanings of dropout",
+        "recipe",
+        "https://github.com/huggingface/transformers/pull/46738",
+    ),
+    "F9": Row("several signal heads to a noise head, by group or all first", "spec", f"{_VLLM}/pull/27396"),
+    "F10": Row("the first dimensions of a head turn, or the last, or all", "spec", f"{_LLAMA_CPP}/pull/26298"),
+    "F11": Row(
+        "yarn's frequencies, or plain ones; its scale on cos and sin, or on the scores",
+        "spec",
+        f"{_LLAMA_CPP}/pull/26298",
+    ),
+    "F12": Row(
+        "queries and keys are normed, before RoPE or after it, or not",
+        "spec",
+        "https://github.com/huggingface/pytorch-image-models/blob/main/timm/layers/diff_attention.py",
+    ),
+    "F13": Row("heads are multiplied by a gate, by which function of it", "spec", f"{_LLAMA_CPP}/pull/26298"),
+    "B1": Row("v2 subtracts halves, across groups", "mistake", V2),
+    "B2": Row("v2 with pairs that straddle groups", "refused", V2),
+    "B3": Row("v2 with v1's λ or norm", "mistake", f"{UNILM}/pull/1736"),
+    "B4": Row("λ as it is, without exponentials", "mistake", "https://github.com/Jaykef/ai-algorithms/issues/1"),
+    "B5": Row("heads and their size both halved", "refused", "https://github.com/karpathy/nanoGPT/issues/567"),
+    "B6": Row("RoPE's table made for heads of twice the size", "mistake", HF_FIRST),
+    "B7": Row("one norm over all heads", "mistake", HF_FIRST),
+    "B8": Row("the norm on queries and keys", "mistake", MOTIF),
+    "B9": Row(
+        "LayerNorm for RMSNorm",
+        "mistake",
+        "https://huggingface.co/spaces/hudsongouge/DAT-Byte-Demo/blob/main/inference/optimized_diffattn.py",
+    ),
+    "B10": Row("λ_init a constant; with 1 the output is zero", "mistake", MOTIF),
+    "B11": Row("λ computed and not used", "mistake", MOTIF),
+    "B12": Row("one path without the difference", "mistake", HF_FIRST),
+    "B13": Row("subtracted before the softmax", "mistake", f"{UNILM}/issues/1637"),
+    "B14": Row(
+        "another scale of the scores",
+        "mistake",
+        "https://github.com/aykutcayir34/DifferentialTransformer/issues/1",
+    ),
+    "B15": Row("heads not halved against a plain Transformer's", "refused", f"{UNILM}/issues/1663"),
+    "B16": Row("o_proj of another size", "refused", f"{UNILM}/pull/1636"),
+    "B17": Row(
+        "negative weights cut off, rows made to sum to one",
+        "mistake",
+        "https://github.com/ohdearquant/lattice/pull/5",
+    ),
+    "B18": Row("with a cache the triangle, or the positions, start anew", "mistake", f"{UNILM}/issues/1661"),
+    "B19": Row("a window off by one", "mistake", f"{_VLLM}/issues/3385"),
+    "B20": Row("a cache that does not keep the two streams of keys apart", "mistake", f"{_VLLM}/pull/20702"),
+    "B21": Row(
+        "a second map of zero weights taken for none",
+        "mistake",
+        "https://github.com/axolotl-ai-cloud/axolotl/pull/2197",
+    ),
+    "B22": Row("an odd number of key heads", "refused", HF),
+    "B23": Row("backward without the causal mask", "mistake", "https://github.com/triton-lang/triton/issues/7216"),
+}
 
 
 class Call:
@@ -67,8 +151,13 @@ class Mistake:
     axis: str
     wrong: Callable[[Call], Any]
     row: str = ""
-    link: str = ""
+    source: str | None = None
     also: tuple[str, ...] = ()
+
+    @property
+    def link(self) -> str:
+        """Where somebody made it: its own source, or that of its row."""
+        return self.source if self.source is not None else ROWS[self.row].link if self.row else ""
 
     def __str__(self) -> str:
         return self.name

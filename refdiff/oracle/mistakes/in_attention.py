@@ -7,12 +7,7 @@ from typing import Any
 
 from refdiff.arrays import Array, namespace
 from refdiff.layers.softmax import softmax
-from refdiff.oracle.mistakes.catalogue import EDIFICE, MOTIF, UNILM, Call, Mistake
-
-LATTICE = "https://github.com/ohdearquant/lattice/pull/5"
-AYKUT = "https://github.com/aykutcayir34/DifferentialTransformer/issues/1"
-AXOLOTL = "https://github.com/axolotl-ai-cloud/axolotl/pull/2197"
-SLIDING = "https://github.com/vllm-project/vllm/issues/3385"
+from refdiff.oracle.mistakes.catalogue import EDIFICE, Call, Mistake
 
 
 def _scaled(call: Call, by: float) -> Any:
@@ -101,7 +96,7 @@ def _queries_and_keys_normed(call: Call) -> Any:
 
 ATTENTION_MISTAKES: tuple[Mistake, ...] = (
     Mistake("scores_not_scaled", "Q Kᵀ, not divided by √d.", "diff_attention", "scale",
-            lambda call: _scaled(call, call.q1.shape[-1] ** 0.5), "B14", AYKUT),
+            lambda call: _scaled(call, call.q1.shape[-1] ** 0.5), "B14"),
     Mistake("scores_scaled_by_the_root_of_half_of_d", "Q Kᵀ / √(d/2): d halved twice.", "diff_attention", "scale",
             lambda call: _scaled(call, 2**0.5), "B14", EDIFICE),
     Mistake("scores_scaled_by_the_root_of_2d", "Q Kᵀ / √2d: the width of two heads together.", "diff_attention",
@@ -116,29 +111,29 @@ ATTENTION_MISTAKES: tuple[Mistake, ...] = (
             "1/S in a row that sees nothing, as a large negative number for a mask gives.", "softmax", "mask",
             _a_row_that_sees_nothing_is_uniform),
     Mistake("lambda_not_used", "A₁ V: plain attention.", "diff_attention", "lam form",
-            lambda call: call(lambda_=0 * call.lambda_), "B11", MOTIF),
+            lambda call: call(lambda_=0 * call.lambda_), "B11"),
     Mistake("lambda_added", "(A₁ + λ A₂) V.", "diff_attention", "lam form", lambda call: call(lambda_=-call.lambda_)),
     Mistake("lambda_on_both", "λ (A₁ − A₂) V.", "diff_attention", "lam form",
             lambda call: call.lambda_ * call(lambda_=0 * call.lambda_ + 1)),
     Mistake("second_map_of_zero_weights",
             "Q₂ = 0, as a converter leaves it that means to keep the function: A₂ is then uniform, and not zero.",
-            "diff_attention", "convert", lambda call: call(q2=0 * call.q2), "B21", AXOLOTL),
+            "diff_attention", "convert", lambda call: call(q2=0 * call.q2), "B21"),
     Mistake("subtracted_before_the_softmax", "softmax(S₁ − λ S₂) V.", "diff_attention", "order",
-            _subtracted_before_the_softmax, "B13", f"{UNILM}/issues/1637"),
+            _subtracted_before_the_softmax, "B13"),
     Mistake("softmax_of_the_difference", "softmax(A₁ − λ A₂) V: a third softmax, over the difference of the two maps.",
             "diff_attention", "order", _softmax_of_the_difference),
     Mistake("each_map_normed_before_the_difference", "LN(A₁ V) − λ LN(A₂ V).", "diff_attention", "order",
             _each_map_normed_before_the_difference),
     Mistake("negative_weights_cut_off", "max(A₁ − λ A₂, 0) V.", "diff_attention", "clamp", _negative_weights_cut_off,
-            "B17", LATTICE),
+            "B17"),
     Mistake("rows_made_to_sum_to_one", "(A₁ − λ A₂) V / (1 − λ): the norm after it hides this, up to ε.",
             "diff_attention", "renorm",
-            lambda call: call() / namespace(call.q1).where(call.lambda_ == 1, 1.0, 1 - call.lambda_), "B17", LATTICE),
+            lambda call: call() / namespace(call.q1).where(call.lambda_ == 1, 1.0, 1 - call.lambda_), "B17"),
     Mistake("one_more_in_the_denominator",
             "e^z / (1 + Σ e^z), a softmax with a sink: as if there were one more key, of score and value 0.",
             "diff_attention", "renorm", _one_more_in_the_denominator),
     Mistake("triangle_at_the_top_left", "Query t sees keys up to t, whatever is in the cache.", "diff_attention",
-            "mask align", lambda call: _seeing(call, 0, from_left=True), "B18", f"{UNILM}/issues/1661"),
+            "mask align", lambda call: _seeing(call, 0, from_left=True), "B18"),
     Mistake("tokens_that_do_not_see_themselves", "s < t + S − T.", "diff_attention", "mask off by one",
             lambda call: _seeing(call, -1)),
     Mistake("one_future_token_seen", "s ≤ t + S − T + 1.", "diff_attention", "mask off by one",
@@ -153,7 +148,7 @@ ATTENTION_MISTAKES: tuple[Mistake, ...] = (
     Mistake("no_padding_mask", "Padding seen as if it were text.", "diff_attention", "mask",
             lambda call: call(mask=None)),
     Mistake("a_sliding_window", "Only the last 4 keys seen, where nothing asked for a window.", "diff_attention",
-            "window", lambda call: _seeing(call, 0, window=4), "B19", SLIDING),
+            "window", lambda call: _seeing(call, 0, window=4), "B19"),
     Mistake("the_first_key_lost", "A window one shorter than the text: the last query does not see the first key.",
-            "diff_attention", "window", lambda call: _seeing(call, 0, window=call.k1.shape[2] - 1), "B19", SLIDING),
+            "diff_attention", "window", lambda call: _seeing(call, 0, window=call.k1.shape[2] - 1), "B19"),
 )  # fmt: skip

@@ -197,13 +197,13 @@ def _lost_factors() -> Iterator[Mistake]:
 
 OF_ANY_ATTENTION: tuple[Mistake, ...] = (
     Mistake("gradient_without_the_causal_mask", "The gradient of attention that sees the future.", LAYER, "backward",
-            lambda call: call(causal=False), "B23", "https://github.com/triton-lang/triton/issues/7216"),
+            lambda call: call(causal=False), "B23"),
     Mistake("gradient_without_the_mask",
             "The gradient of attention that sees padding, or what another mask hides; but not the future.", LAYER,
-            "backward", lambda call: call(mask=None), "B23"),
+            "backward", lambda call: call(mask=None), "B23", ""),
     Mistake("saved_sums_used_without_a_mask",
             "Aᵢ = exp(Sᵢ − LSEᵢ) recomputed for every key, of which those that are hidden are not set to 0.", LAYER,
-            "backward", _saved_sums_used_without_a_mask, "B23"),
+            "backward", _saved_sums_used_without_a_mask, "B23", ""),
     Mistake("gradient_not_scaled", "∂L/∂Q = ∂L/∂S K and ∂L/∂K = ∂L/∂Sᵀ Q, not divided by √d.", LAYER, "backward",
             _gradient_not_scaled),
     Mistake("log2_e_left_in_the_gradient_of_queries",

@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from refdiff.arrays import Array, namespace
-from refdiff.oracle.mistakes.catalogue import EDIFICE, HF, MOTIF, UNILM, V2, Call, Mistake
+from refdiff.oracle.mistakes.catalogue import EDIFICE, HF, MOTIF, UNILM, Call, Mistake
 
-FLASH = f"{UNILM}/blob/master/Diff-Transformer/multihead_flashdiff_1.py"
-CACHE = "https://github.com/vllm-project/vllm/pull/20702"
 EAGER = f"{UNILM}/blob/master/Diff-Transformer/multihead_diffattn.py"
 
 
@@ -108,11 +106,11 @@ def _cached_keys_in_the_other_pairing(call: Call) -> Any:
 
 HEAD_MISTAKES: tuple[Mistake, ...] = (
     Mistake("neighbors_are_a_pair", "Heads 2i, 2i + 1 where heads i, i + H/2 are a pair.", "diff_heads_hf", "pair",
-            lambda call: call(q=_evens_then_odds(call.q), k=_evens_then_odds(call.k)), "F1", FLASH),
+            lambda call: call(q=_evens_then_odds(call.q), k=_evens_then_odds(call.k)), "F1"),
     Mistake("neighboring_queries_on_halved_keys", "Queries 2i, 2i + 1, keys j, j + K/2: one pairing for each.",
-            "diff_heads_hf", "pair", lambda call: call(q=_evens_then_odds(call.q)), "F1", FLASH),
+            "diff_heads_hf", "pair", lambda call: call(q=_evens_then_odds(call.q)), "F1"),
     Mistake("neighboring_keys_on_halved_queries", "Keys 2j, 2j + 1, queries i, i + H/2: one pairing for each.",
-            "diff_heads_hf", "pair", lambda call: call(k=_evens_then_odds(call.k)), "F1", FLASH),
+            "diff_heads_hf", "pair", lambda call: call(k=_evens_then_odds(call.k)), "F1"),
     Mistake("halved_keys_on_neighboring_queries", "Keys j, j + K/2, queries 2i, 2i + 1: one pairing for each.",
             "diff_heads_paper", "pair", lambda call: call(k=_interleave_halves(call.k)), "F1", HF),
     Mistake("halved_queries_on_neighboring_keys", "Queries i, i + H/2, keys 2j, 2j + 1: one pairing for each.",
@@ -120,7 +118,7 @@ HEAD_MISTAKES: tuple[Mistake, ...] = (
     Mistake("halves_are_a_pair", "Heads i, i + H/2 where heads 2i, 2i + 1 are a pair.", "diff_heads_paper", "pair",
             lambda call: call(q=_interleave_halves(call.q), k=_interleave_halves(call.k)), "F1", HF),
     Mistake("v2_halves_are_a_pair", "Heads i, i + h where 2i, 2i + 1 share a key: a difference over two keys and "
-            "values, which the authors warn of.", "diff_heads_v2", "pair", _v2_halves_are_a_pair, "B1", V2),
+            "values, which the authors warn of.", "diff_heads_v2", "pair", _v2_halves_are_a_pair, "B1"),
     Mistake("keys_repeated_before_they_pair",
             "Each key head repeated for its queries, then paired: both maps of a pair read one key.",
             "diff_heads_paper", "gqa", _keys_repeated_before_they_pair, "F5", EAGER),
@@ -128,7 +126,7 @@ HEAD_MISTAKES: tuple[Mistake, ...] = (
             _keys_tiled),
     Mistake("neighboring_values_joined",
             "Values 2j, 2j + 1 joined, where j, j + K/2 are: the output of v_proj read as K/2 heads of 2d.",
-            "value_pairs_hf", "vlay", lambda call: call(v=_evens_then_odds(call.v)), "F6"),
+            "value_pairs_hf", "vlay", lambda call: call(v=_evens_then_odds(call.v)), "F6", ""),
     Mistake("values_joined_in_the_other_order", "[v_{j + K/2} ; v_j].", "value_pairs_hf", "vlay",
             _values_joined_in_the_other_order),
     Mistake("keys_crossed", "Q₁ on K₂ and Q₂ on K₁.", "diff_attention", "k1/k2 crossed",
@@ -157,5 +155,5 @@ HEAD_MISTAKES: tuple[Mistake, ...] = (
             lambda call: call(lambda_=0 * call.lambda_), "B12", MOTIF),
     Mistake("cached_keys_in_the_other_pairing",
             "Keys in the cache stream by stream, read as if they stood pair by pair; those of this call are right.",
-            "diff_heads_hf", "cache", _cached_keys_in_the_other_pairing, "B20", CACHE, ("diff_heads_paper",)),
+            "diff_heads_hf", "cache", _cached_keys_in_the_other_pairing, "B20", also=("diff_heads_paper",)),
 )  # fmt: skip

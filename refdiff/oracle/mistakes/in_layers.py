@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from refdiff.arrays import Array, namespace
-from refdiff.oracle.mistakes.catalogue import HF_FIRST, MOTIF, UNILM, Call, Mistake
+from refdiff.oracle.mistakes.catalogue import UNILM, Call, Mistake
 
 
 def _only_the_first_of_a_pair_turns(call: Call) -> Any:
@@ -32,7 +32,7 @@ def _another_base(call: Call) -> Any:
 
 ROPE_MISTAKES: tuple[Mistake, ...] = (
     Mistake("the_other_pairs_turn", "Neighbors turned where halves are, and halves where neighbors are.", "rope",
-            "rope kind", lambda call: call(interleaved=not call.interleaved), "F2", MOTIF),
+            "rope kind", lambda call: call(interleaved=not call.interleaved), "F2"),
     Mistake("turned_the_other_way", "By the opposite angle: what comes before counts as coming after.", "rope",
             "rope kind", lambda call: call(sin=-call.sin)),
     Mistake("only_the_first_of_a_pair_turns", "Half of the dimensions left as they are.", "rope", "rope kind",
@@ -41,7 +41,7 @@ ROPE_MISTAKES: tuple[Mistake, ...] = (
             "frequencies of heads of that size.", "rope", "rope dim", _only_half_of_the_width_turns),
     Mistake("frequencies_of_a_head_of_twice_the_size",
             "θ_i = base^(−i / d): the table of a head that is not split into two.", "rope_frequencies", "rope dim",
-            _frequencies_of_a_head_of_twice_the_size, "B6", HF_FIRST),
+            _frequencies_of_a_head_of_twice_the_size, "B6"),
     Mistake("another_base", "10 000 whatever the config says, or 500 000 where it says 10 000.", "rope_frequencies",
             "rope base", _another_base),
     Mistake("rope_type_left_out", "Frequencies of the default type for every type.", "rope_frequencies", "rope base",
@@ -49,16 +49,13 @@ ROPE_MISTAKES: tuple[Mistake, ...] = (
     Mistake("positions_from_one", "The first token at 1.", "rope_cos_sin", "rope offset",
             lambda call: call(positions=call.positions + 1)),
     Mistake("positions_from_zero_in_every_call", "What is in the cache not counted: every call starts at position 0.",
-            "rope_cos_sin", "rope offset", lambda call: call(positions=call.positions - call.positions[:, :1]), "B18",
-            "https://github.com/microsoft/unilm/issues/1661"),
+            "rope_cos_sin", "rope offset", lambda call: call(positions=call.positions - call.positions[:, :1]), "B18"),
     Mistake("scale_of_the_rotation_left_out", "cos and sin as they are, where yarn and longrope multiply them.",
             "rope_cos_sin", "rope scale", lambda call: call(scale=1.0)),
 )  # fmt: skip
 
 
 VLLM_MOTIF = "https://github.com/vllm-project/vllm/blob/4ed70f6b47938c58976ac3f55e33f9bdfc3a9f59/vllm/model_executor/models/motif.py"
-VLLM_LAMBDA = "https://github.com/vllm-project/vllm/pull/44963"
-JAYKEF = "https://github.com/Jaykef/ai-algorithms/issues/1"
 
 
 def _products(call: Call) -> tuple[Array, Array]:
@@ -104,13 +101,13 @@ LAMBDA_MISTAKES: tuple[Mistake, ...] = (
     Mistake("layers_from_one", "exp(−0.3 l) with l from 1.", "lambda_init", "linit base",
             lambda call: call(layer=call.layer + 1), "F3", VLLM_MOTIF),
     Mistake("lambda_init_is_1", "1 in every layer: attention is multiplied by 0.", "lambda_init", "linit const",
-            lambda _: 1.0, "B10", MOTIF),
-    Mistake("lambda_init_is_08", "0.8 in every layer.", "lambda_init", "linit const", lambda _: 0.8, "B10", MOTIF),
-    Mistake("no_exponentials", "λ_q1 · λ_k1 − λ_q2 · λ_k2 + λ_init.", "diff_lambda", "lam form", _no_exponentials, "B4",
-            JAYKEF),
+            lambda _: 1.0, "B10"),
+    Mistake("lambda_init_is_08", "0.8 in every layer.", "lambda_init", "linit const", lambda _: 0.8, "B10"),
+    Mistake("no_exponentials", "λ_q1 · λ_k1 − λ_q2 · λ_k2 + λ_init.", "diff_lambda", "lam form", _no_exponentials,
+            "B4"),
     Mistake("no_start", "λ_init not added.", "diff_lambda", "lam form", lambda call: call() - call.lambda_init),
     Mistake("start_alone", "λ = λ_init, nothing learned.", "diff_lambda", "lam form",
-            lambda call: 0 * _products(call)[0] + call.lambda_init, "B4", JAYKEF),
+            lambda call: 0 * _products(call)[0] + call.lambda_init, "B4"),
     Mistake("exponentials_added", "A plus between the exponentials.", "diff_lambda", "lam form", _exponentials_added),
     Mistake("one_exponential_of_the_difference", "exp(λ_q1 · λ_k1 − λ_q2 · λ_k2) + λ_init.", "diff_lambda", "lam form",
             _one_exponential_of_the_difference),
@@ -120,17 +117,15 @@ LAMBDA_MISTAKES: tuple[Mistake, ...] = (
             lambda call: call(lambda_k1=call.lambda_k2, lambda_k2=call.lambda_k1)),
     Mistake("exponentials_rounded_to_bfloat16", "Each exponential rounded to eight bits before the subtraction, as it "
             "is right for a bfloat16 model of HF's.", "diff_lambda", "lam rounding", _exponentials_rounded_to_bfloat16,
-            "F7", VLLM_LAMBDA),
+            "F7"),
     Mistake("squashed_as_in_v2", "σ(λ).", "diff_lambda", "V2-vs-V1",
             lambda call: 1 / (1 + namespace(call.lambda_q1).exp(-call()))),
     Mistake("v2_without_the_sigmoid", "λ = x W_λ as it is, of any size and sign.", "diff_lambda_v2", "V2-vs-V1",
-            lambda call: call(ops=call.parts(activation=lambda z, name: z)), "B3",
-            "https://github.com/microsoft/unilm/pull/1736"),
+            lambda call: call(ops=call.parts(activation=lambda z, name: z)), "B3"),
 )  # fmt: skip
 
 
 PAPER = ("diff_heads_paper",)
-DAT = "https://huggingface.co/spaces/hudsongouge/DAT-Byte-Demo/blob/main/inference/optimized_diffattn.py"
 
 
 def _rms(x: Array, eps: float, axis: Any = -1) -> Array:
@@ -159,7 +154,7 @@ def _norm_over_half_of_a_head(call: Call) -> Any:
 
 NORM_MISTAKES: tuple[Mistake, ...] = (
     Mistake("layer_norm", "The mean taken away first.", "rms_norm", "norm kind",
-            lambda call: call(x=call.x - namespace(call.x).mean(call.x, axis=-1, keepdims=True)), "B9", DAT),
+            lambda call: call(x=call.x - namespace(call.x).mean(call.x, axis=-1, keepdims=True)), "B9"),
     Mistake("norm_by_the_sum_of_squares", "x / |x|, √D too small.", "rms_norm", "norm kind",
             lambda call: call() / call.x.shape[-1] ** 0.5),
     Mistake("epsilon_outside_the_root", "x / (√mean x² + ε).", "rms_norm", "eps", _epsilon_outside_the_root),
@@ -169,24 +164,23 @@ NORM_MISTAKES: tuple[Mistake, ...] = (
     Mistake("weight_counted_from_one", "1 + w, as in Gemma, where w is meant.", "rms_norm", "affine",
             lambda call: call(weight=None if call.weight is None else 1 + call.weight)),
     Mistake("weight_of_the_sub_norm_left_out", "The norm after attention without its weight, as in DiffLlama.",
-            "diff_heads_paper", "affine", lambda call: call(weight=namespace(call.q).ones_like(call.weight)), "F4",
-            f"{UNILM}/pull/1646"),
+            "diff_heads_paper", "affine", lambda call: call(weight=namespace(call.q).ones_like(call.weight)), "F4"),
     Mistake("another_default_epsilon", "10⁻⁶, the default of unilm's class, where its attention gives 10⁻⁵.",
             "diff_heads_paper", "eps", lambda call: call() if "eps" in call.given else call(eps=1e-6), "F4",
             f"{UNILM}/blob/master/Diff-Transformer/rms_norm.py"),
     Mistake("norm_over_all_heads", "One norm for the heads of a token together.", "diff_heads_hf", "norm extent",
             lambda call: call(ops=call.parts(rms_norm=lambda x, weight, eps: _weighed(_rms(x, eps, (1, 3)), weight))),
-            "B7", HF_FIRST, PAPER),
+            "B7", also=PAPER),
     Mistake("norm_over_half_of_a_head", "A norm for each d of a head's 2d.", "diff_heads_hf", "norm extent",
             _norm_over_half_of_a_head, also=PAPER),
     Mistake("norm_after_attention_left_out", "No norm after attention.", "diff_heads_hf", "norm kind",
-            lambda call: call(ops=call.parts(rms_norm=_weighed)), "B8", MOTIF, PAPER),
+            lambda call: call(ops=call.parts(rms_norm=_weighed)), "B8", also=PAPER),
     Mistake("norm_of_queries_and_keys", "The sub-norm on Q and K, not on what attention gives.", "diff_heads_hf",
             "norm kind",
             lambda call: call(q=_rms(call.q, 1e-5), k=_rms(call.k, 1e-5), ops=call.parts(rms_norm=_weighed)), "B8",
-            MOTIF, PAPER),
+            also=PAPER),
     Mistake("scale_left_out", "Not multiplied by 1 − λ_init.", "diff_heads_hf", "post scale",
-            lambda call: call(lambda_init=0.0), "B10", MOTIF, PAPER),
+            lambda call: call(lambda_init=0.0), "B10", also=PAPER),
     Mistake("scaled_by_lambda_init", "Multiplied by λ_init.", "diff_heads_hf", "post scale",
             lambda call: call(lambda_init=1 - call.lambda_init), also=PAPER),
     Mistake("scaled_by_one_minus_lambda", "Multiplied by 1 − λ, where 1 − λ_init is meant.", "diff_heads_hf",
