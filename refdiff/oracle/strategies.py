@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from refdiff.oracle.cases.fixed import PROFILES, Case, checked_profile
-from refdiff.oracle.cases.layouts import LAYOUTS, relaid
-from refdiff.oracle.cases.structure import PADDING, Structure
+from refdiff.oracle.cases.structure import LAYOUTS, PADDING, Structure, relaid
 from refdiff.oracle.cases.values import ALIASES, draw
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.presets import PRESETS, over_preset

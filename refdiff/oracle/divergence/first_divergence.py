@@ -19,8 +19,7 @@ from refdiff.oracle.divergence.layouts import Floats, arranged, axes_of, maps_ap
 from refdiff.oracle.divergence.systematic_error import IN_COMMON
 from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.thresholds import THRESHOLDS
-from refdiff.oracle.trace.known_points import Flow
-from refdiff.oracle.trace.point_names import canonical_names, near_point
+from refdiff.oracle.trace.known_points import Flow, canonical_names, near_point
 from refdiff.oracle.trace.trace import Source, Trace, read_trace
 
 MODES = ("local", "free")

@@ -6,8 +6,7 @@ import re
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from refdiff.oracle.trace.known_points import Flow
-from refdiff.oracle.trace.point_names import near_point
+from refdiff.oracle.trace.known_points import Flow, near_point
 
 if TYPE_CHECKING:
     from refdiff.oracle.divergence.first_divergence import Divergence, Stage

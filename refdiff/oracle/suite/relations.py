@@ -15,7 +15,7 @@ import numpy as np
 from refdiff.backends import ops_for
 from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.budget.statistics import LIMITS, over, root_mean_square
-from refdiff.oracle.cases.layouts import relaid, view
+from refdiff.oracle.cases.structure import relaid, view
 from refdiff.oracle.inputs import shapes
 from refdiff.oracle.inputs.outputs import output, output_alone
 from refdiff.oracle.inputs.sequences import Inputs

@@ -1,10 +1,12 @@
-"""An attention module of torch as a kernel that the oracle can call."""
+"""An attention module of torch as a kernel that the oracle can call; flex attention as transformers calls it."""
 
 from __future__ import annotations
 
 import copy
 import importlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,34 @@ from refdiff.oracle.inputs.arrays import any_array, is_float
 from refdiff.oracle.inputs.outputs import parameter_names
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.resolve import resolve_spec
-from refdiff.oracle.torch.flex_attention import FLEX, block_mask, implementation_of, uncompiled
 from refdiff.oracle.truth.attention_operands import attention_mask, frequencies
+
+FLEX = "flex_attention"
+"""What transformers calls torch's flex attention."""
+
+
+def implementation_of(attention: Any) -> str:
+    """The attention implementation of transformers that a module has; "" where it is none of transformers."""
+    return getattr(getattr(attention, "config", None), "_attn_implementation", None) or ""
+
+
+@contextmanager
+def uncompiled(implementation: str, device: Any) -> Iterator[None]:
+    """Run flex attention uncompiled on a CPU, where torch would compile it for half a minute."""
+    if implementation != FLEX or str(device) != "cpu":
+        yield
+        return
+    with importlib.import_module("torch").compiler.set_stance("force_eager"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "flex_attention called without torch.compile", UserWarning)
+        yield
+
+
+def block_mask(see: Any) -> Any:
+    """The mask that flex attention takes, of a boolean tensor (B, 1, T, S): true where a query sees a key."""
+    create = importlib.import_module("torch.nn.attention.flex_attention").create_block_mask
+    B, _, T, S = see.shape
+    return create(lambda b, _, t, s: see[b, 0, t, s], B=B, H=None, Q_LEN=T, KV_LEN=S, device=see.device)
+
 
 Numpy = np.ndarray[Any, Any]
 

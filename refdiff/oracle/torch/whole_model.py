@@ -19,7 +19,7 @@ from refdiff.oracle.inputs import VECTORS
 from refdiff.oracle.inputs.arrays import any_array
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.torch.flex_attention import uncompiled
+from refdiff.oracle.torch.attention_module import uncompiled
 from refdiff.oracle.trace import hooks, trace
 
 Numpy = np.ndarray[Any, Any]

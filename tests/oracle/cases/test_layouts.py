@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from refdiff.oracle import truth
-from refdiff.oracle.cases.layouts import LAYOUTS, relaid
+from refdiff.oracle.cases.structure import LAYOUTS, relaid
 from tests.oracle.example_inputs import draw, small
 
 SPEC = small("hf_diffllama")

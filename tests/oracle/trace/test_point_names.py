@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from refdiff.oracle import trace
-from refdiff.oracle.trace.point_names import canonical_names
+from refdiff.oracle.trace.known_points import canonical_names
 from tests.model.models import ids, small_model
 from tests.oracle.trace.test_trace import SPEC, spec_inputs
 
