@@ -64,6 +64,26 @@ def test_errors_that_are_alike_in_many_rows(
     assert allowed.judge({tensor: factor * actual}).status == "fail"
 
 
+def test_where_correct_kernels_are_off_by_much_of_a_row() -> None:
+    """By a quarter and more: two rows were off by 5.05 E_r, and refused at the limit of others, 4."""
+    preset, eager, function = KERNELS["transformers eager"]
+    spec = small_spec(preset).replace(query_heads=12, layer=14)
+    allowed, dout = drawn(spec, Structure(2, 9, 9), "cancellation", 100_013, "bfloat16", eager)
+    actual = function(spec, allowed.inputs, dout, "bfloat16")["dq"]
+    assert allowed.judge({"dq": actual}).status == "inconclusive"
+    assert allowed.judge({"dq": -actual}).status == "fail"
+
+
+def test_where_a_sink_is_the_largest_score_of_rows() -> None:
+    """gpt-oss's eager differentiates through the largest score: what rounds its 0 was 1.06 of the allowance."""
+    _, eager, function = PLAIN_KERNELS["transformers eager, plain"]
+    spec = plain_spec(list(PLAIN_SPECS).index("sinks"))
+    allowed, dout = drawn(spec, Structure(1, 33, 33), "tiny_values", 200_006, "float32", eager)
+    actual = function(spec, allowed.inputs, dout, "float32")["dsinks"]
+    assert allowed.judge({"dsinks": actual}).status == "pass"
+    assert allowed.judge({"dsinks": 1.0001 * actual}).status == "fail"
+
+
 @pytest.mark.parametrize("number", range(len(PLAIN_SPECS)), ids=list(PLAIN_SPECS))
 @pytest.mark.parametrize("kernel", PLAIN_KERNELS)
 def test_no_false_alarm_of_plain_attention(kernel: str, number: int) -> None:

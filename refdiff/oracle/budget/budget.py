@@ -37,7 +37,14 @@ from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth import truth
-from refdiff.oracle.truth.attention_operands import AttentionOperands, lambda_init, padded_queries, sum_over_tokens
+from refdiff.oracle.truth.attention_operands import (
+    AttentionOperands,
+    lambda_init,
+    log_sum_exp,
+    padded_queries,
+    scores,
+    sum_over_tokens,
+)
 from refdiff.oracle.truth.backward import sink_terms, sum_over_heads
 from refdiff.oracle.truth.forward import has_plain_norm, project
 from refdiff.oracle.verdict.judge import judge_lse, judge_rows, judge_sums, other_sums
@@ -86,7 +93,7 @@ class TermRecorder:
         if self._spec.sinks:
             mask, bias = see
             s = AttentionOperands(q1, k1, q2, k2, v, lambda_, bias, mask, mask, **options)
-            self.of_sinks += sum_over_heads(self._spec, sink_terms(g, s, ops_for()) ** 2)
+            self.of_sinks += sum_over_heads(self._spec, sink_terms(g, s, ops_for()) ** 2 + _through_largest(g, s))
 
     def _sum(self, terms: Numpy, name: str, per_head: bool) -> None:
         squares = sum_over_tokens(terms**2, name, per_head)
@@ -97,6 +104,24 @@ class TermRecorder:
         if weight is not None:
             terms = g * layers.rms_norm(x, None, eps)
             self.of_weight.append(np.sum(terms.reshape(-1, x.shape[-1]) ** 2, axis=0))
+
+
+def _through_largest(g: Numpy, s: AttentionOperands) -> Numpy:
+    """Return ‖terms‖² of what a sink has as the largest score of a row: (2, B, h, T), of both maps.
+
+    Equation:
+        Automatic differentiation through z − max z adds −Σ_j p_j (a_j − δ) to the largest score's gradient, with
+        a_j = ⟨∂L/∂o, v_j⟩ and δ = Σ_j p_j a_j. It is 0, and in a kernel the rounding of its terms.
+    """
+    found = []
+    values = np.repeat(s.v, g.shape[1] // s.v.shape[1], axis=1).swapaxes(2, 3)
+    for number, by in ((1, 1.0), (2, -s.lambda_full)):
+        z = scores(s, number)
+        terms = np.exp(z - log_sum_exp(z)[..., None]) * ((by * g) @ values)
+        squares = np.sum(terms**2, axis=-1) + np.sum(terms, axis=-1) ** 2
+        squares *= 2**2  # each is a product of rounded factors, less another
+        found.append(np.where(z[..., -1] >= np.max(z, axis=-1), squares, 0.0))
+    return np.stack(found)
 
 
 def term_norms(spec: Spec, core: Inputs, heard: TermRecorder, grads: dict[str, Numpy]) -> dict[str, Numpy]:
