@@ -74,6 +74,17 @@ def test_where_correct_kernels_are_off_by_much_of_a_row() -> None:
     assert allowed.judge({"dq": -actual}).status == "fail"
 
 
+def test_where_all_orders_are_lucky_in_a_row() -> None:
+    """One rounding decides the row: timm was off by 4.4 times what the orders had there."""
+    preset, eager, function = KERNELS["timm"]
+    spec = small_spec(preset).replace(layer=29)
+    allowed, dout = drawn(spec, Structure(2, 9, 9), "extreme", 200_013, "float32", eager)
+    actual = function(spec, allowed.inputs, dout, "float32")["out"]
+    assert allowed.judge({"out": actual}).status == "pass"
+    actual[0, 1, 4] += 2e-5
+    assert allowed.judge({"out": actual}).status == "fail"
+
+
 def test_where_a_sink_is_the_largest_score_of_rows() -> None:
     """gpt-oss's eager differentiates through the largest score: what rounds its 0 was 1.06 of the allowance."""
     _, eager, function = PLAIN_KERNELS["transformers eager, plain"]

@@ -14,7 +14,16 @@ import numpy as np
 from refdiff import layers
 from refdiff.backends import Ops, ops_for, overlay
 from refdiff.oracle.budget.hard_bound import bounds, lambda_error
-from refdiff.oracle.budget.row_sample import RowSample, RowSizeRecorder, is_large, only_queries, sampled_queries, scaled
+from refdiff.oracle.budget.row_sample import (
+    RowSample,
+    RowSizeRecorder,
+    is_dense,
+    is_large,
+    least_row_error,
+    only_queries,
+    sampled_queries,
+    scaled,
+)
 from refdiff.oracle.budget.statistics import (
     LIMITS,
     Limits,
@@ -368,6 +377,8 @@ def budget(
                 hard = bounds(spec, exact, recipe)
             divisor = _norm_weight(spec, exact) if name == "out" else None
             tensors[name] = _by_rows(name, y, found, hard, recipe, rows.get(name, "row"), divisor)
+            if name == "out" and is_dense(spec, exact):
+                tensors[name] = _without_luck(tensors[name], spec, exact, recipe)
         else:
             _, count = heard.of_sums.get(name[1:], (None, 0))
             sums[name] = (y, _of_sums(y, found, norms.get(name[1:], np.asarray(0.0)), count, recipe))
@@ -376,6 +387,14 @@ def budget(
         off = sigmoid_error(exact["lambda_logits"], right.grads["lambda_full"], recipe)
         sums["dlambda_logits"] = (y, allowed + off)
     return Budget(spec, exact, recipe, members, tensors, sums)
+
+
+def _without_luck(found: RowBudget, spec: Spec, inputs: Inputs, recipe: Recipe) -> RowBudget:
+    """Raise E_r of an output where it is small by luck (`least_row_error`)."""
+    heard = RowSizeRecorder()
+    truth(spec, inputs, want=("out",), ops=heard.ops())
+    least = least_row_error(spec, inputs, recipe, heard.sizes(), found.expected, found.rows)
+    return replace(found, rows=np.maximum(found.rows, np.minimum(least, found.bounds)))
 
 
 def _of_sample(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) -> Budget | None:
@@ -392,6 +411,7 @@ def _of_sample(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) -> Budg
     runs = [run["out"] for run in members_of(some, part, recipe, members, None)]
     hard, divisor = bounds(some, part, recipe), _norm_weight(spec, inputs)
     of_rows = _by_rows("out", y[:, :, rows], runs, hard, recipe, BY_ROWS["out"], divisor)
+    of_rows = _without_luck(of_rows, some, part, recipe)
     known = scaled(estimate, rows, of_rows.rows, ~of_rows.doubtful)
     if known is None:
         return None

@@ -9,7 +9,7 @@ row is c times its estimate.
 
 The rule is kept, because
 
-1. a sampled row has the E_r of all orders, as if all rows were run;
+1. a sampled row has the E_r of all orders, as if all rows were run, and no less than `least_row_error`;
 2. any other has at least as much as the worst sampled row of its estimate, so that a correct kernel is no nearer to the
    limit there; it may have up to c over the usual ratio more, which is 1.2 to 3.4 for values that differ; beyond 8
    (`Thresholds.sample_scatter`) all rows are run. A wrong row is wrong by more than that, or by little everywhere:
@@ -204,9 +204,15 @@ class RowSample:
         return result
 
 
+def is_dense(spec: Spec, inputs: Inputs) -> bool:
+    """Whether errors of rows can be estimated: of a core that has keys, as many for all sequences."""
+    others = is_layer(inputs) or "k_pages" in inputs or "cu_seqlens_q" in inputs
+    return not others and spec.padded_queries == "computed" and bool(inputs["q"].size and inputs["k"].size)
+
+
 def is_large(spec: Spec, inputs: Inputs) -> bool:
     """Whether a sample of queries is worth it: a dense core with many scores, of more queries than a sample has."""
-    if is_layer(inputs) or "k_pages" in inputs or "cu_seqlens_q" in inputs or spec.padded_queries != "computed":
+    if not is_dense(spec, inputs):
         return False
     B, _, T, _ = inputs["q"].shape
     scores = B * spec.heads * T * inputs["k"].shape[2]
@@ -248,6 +254,22 @@ def _first_order(spec: Spec, core: Inputs, recipe: Recipe, sizes: RowSizes, expe
         )
         small &= np.max(np.abs(expected), axis=-1) < tops["storage"]
     return np.asarray(small)
+
+
+def least_row_error(spec: Spec, core: Inputs, recipe: Recipe, sizes: RowSizes, expected: Numpy, rows: Numpy) -> Numpy:
+    """Return what E_r of a row is at least, (B, h, T), by what rows of this tensor usually have of their estimate.
+
+    Where one rounding decides a row, all orders may be lucky in it: they have a part of what the row may be off by.
+
+    Shapes:
+        expected (B, h, T, e), rows, the E_r of all orders, (B, h, T)
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        estimate = sizes.row_error(spec, core, recipe, expected)
+        known = _first_order(spec, core, recipe, sizes, expected) & np.isfinite(estimate) & (estimate > 0)
+    estimate = np.where(known, estimate, 0.0)
+    usual = float(np.median(rows[known] / estimate[known])) if known.any() else 0.0
+    return THRESHOLDS.lucky_row * usual * estimate
 
 
 def only_queries(spec: Spec, inputs: Inputs, rows: Numpy) -> tuple[Spec, Inputs]:

@@ -9,11 +9,13 @@ import pytest
 
 from refdiff.oracle import Budget, Recipe, Spec, budget
 from refdiff.oracle.budget import row_sample
+from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.rounding.ensemble import evaluate
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
 from refdiff.oracle.strategies import Structure, draw
 from refdiff.oracle.thresholds import THRESHOLDS
+from refdiff.oracle.truth import truth
 
 SQUARE = Structure(batch=1, queries=192, keys=192)
 
@@ -90,3 +92,15 @@ def test_where_errors_do_not_add_up_all_rows_are_run(values: str, recipe: str, m
     whole, some = budget(spec, inputs, recipe), _sample(monkeypatch, spec, inputs, Recipe(recipe))
     assert some.sample is None
     np.testing.assert_array_equal(some.rows["out"], whole.rows["out"])
+
+
+def test_a_row_in_which_all_orders_are_lucky() -> None:
+    """E_r of it alone was a quarter of what the other rows have of their estimates."""
+    spec = small_spec("timm").replace(layer=29)
+    allowed = budget(spec, draw(spec, Structure(2, 9, 9), "extreme", 200_013, "float32"), "float32")
+    rows = allowed.rows["out"]
+    sizes = row_sample.RowSizeRecorder()
+    truth(spec, allowed.inputs, ops=sizes.ops())
+    share = rows / sizes.sizes().row_error(spec, allowed.inputs, allowed.recipe, allowed.expected["out"])
+    assert share[0, 1, 4] == pytest.approx(2 / 3 * np.median(share), rel=0.05)
+    assert np.mean(share < 0.66 * np.median(share)) < 0.01
