@@ -229,10 +229,9 @@ def test_kernel_equals_its_layer(name: str, every: int) -> None:
             np.testing.assert_allclose(one, truth, rtol=1e-12, atol=max(1e-13, 1e-14 * size))
             np.testing.assert_allclose(two, one, rtol=1e-12, atol=max(1e-13, 1e-14 * size))
             # float32: no more than twice as far from the float64 truth as the layer itself
-            # and a rounding of the largest number; on the way back four, for it is a chain of as many products, and
-            # eight for the gradient of a λ that many rows share, a sum of terms that cancel
-            shared = name == "diff_attention_vjp" and truth.size <= 6
-            rounding = (1 if not name.endswith("_vjp") else 8 if shared else 4) * 2**-23
+            # and a rounding of the largest number; in a backward pass eight, for its sums are of terms that cancel, and
+            # how exact they are by luck depends on which kernel BLAS takes
+            rounding = (8 if name.endswith("_vjp") else 1) * 2**-23
             allowed = 2 * np.abs(reference - exact).max(initial=0) + rounding * np.abs(exact).max(initial=0)
             np.testing.assert_array_equal(*inside)  # the same numbers every time, whichever thread takes what
             for single in (alone, inside[0]):

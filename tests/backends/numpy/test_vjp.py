@@ -36,7 +36,7 @@ def of_a_token(kernels, outputs, terms):
 
 CALLS = {
     "attention": lambda kernels: kernels.diff_attention_vjp(*streams(np.float32), np.float32(0.7)),
-    "weight": lambda kernels: kernels.linear_vjp(rows(0, 3500, 24), rows(1, 3500, 40), rows(2, 24, 40)),
+    "weight": lambda kernels: kernels.linear_vjp(rows(0, 3500, 24), rows(1, 3500, 40), rows(2, 24, 40))[1:],
     "norm": lambda kernels: kernels.rms_norm_vjp(*rows(0, 2, 9 * Tuning.block_elements // 64, 64), rows(1, 64), 1e-5),
     "a token, long": lambda kernels: of_a_token(kernels, 519, 8192),
     "a token, short": lambda kernels: of_a_token(kernels, 4100, 512),
