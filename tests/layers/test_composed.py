@@ -50,6 +50,14 @@ def test_a_plain_closure_sees_what_the_table_says_and_changes_no_bit(name: str) 
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("layer", ["diff_heads_hf", "diff_heads_paper"])
+def test_heads_that_are_computed_again_call_ops(layer: str) -> None:
+    seen: list[str] = []
+    ops = overlay(ops_for(), lambda part, f: lambda *args, **options: (seen.append(part), f(*args, **options))[1])
+    getattr(layers, f"{layer}_vjp")(*OPERANDS[f"{layer}_vjp"], ops=ops)
+    assert "softmax" in seen[seen.index("diff_attention") : seen.index("rms_norm_vjp")]
+
+
 SAVED = {"attention_weights": "attention_weights", "swiglu": "linear"}
 """What the derivative of a layer would compute again; of the heads it is `diff_attention`."""
 
