@@ -54,7 +54,7 @@ from refdiff.oracle.truth.attention_operands import (
     scores,
     sum_over_tokens,
 )
-from refdiff.oracle.truth.backward import sink_terms, sum_over_heads
+from refdiff.oracle.truth.backward import sum_over_heads
 from refdiff.oracle.truth.forward import has_plain_norm, project
 from refdiff.oracle.verdict.judge import judge_lse, judge_rows, judge_sums, other_sums
 from refdiff.oracle.verdict.verdict import TensorVerdict, Verdict
@@ -102,7 +102,7 @@ class TermRecorder:
         if self._spec.sinks:
             mask, bias = see
             s = AttentionOperands(q1, k1, q2, k2, v, lambda_, bias, mask, mask, **options)
-            self.of_sinks += sum_over_heads(self._spec, sink_terms(g, s, ops_for()) ** 2 + _through_largest(g, s))
+            self.of_sinks += sum_over_heads(self._spec, _sink_squares(g, s))
 
     def _sum(self, terms: Numpy, name: str, per_head: bool) -> None:
         squares = sum_over_tokens(terms**2, name, per_head)
@@ -115,21 +115,23 @@ class TermRecorder:
             self.of_weight.append(np.sum(terms.reshape(-1, x.shape[-1]) ** 2, axis=0))
 
 
-def _through_largest(g: Numpy, s: AttentionOperands) -> Numpy:
-    """Return ‖terms‖² of what a sink has as the largest score of a row: (2, B, h, T), of both maps.
+def _sink_squares(g: Numpy, s: AttentionOperands) -> Numpy:
+    """Return ‖terms‖² of what each row gives to the gradients of sinks: (2, B, h, T), of both maps.
 
     Equation:
-        Automatic differentiation through z − max z adds −Σ_j p_j (a_j − δ) to the largest score's gradient, with
-        a_j = ⟨∂L/∂o, v_j⟩ and δ = Σ_j p_j a_j. It is 0, and in a kernel the rounding of its terms.
+        −p δ with the sink's weight p, and δ = Σ_j p_j a_j, which may cancel; a_j = ⟨∂L/∂o, v_j⟩. Where the sink is the
+        largest score, automatic differentiation through z − max z adds −Σ_j p_j (a_j − δ), which is 0, and in a kernel
+        the rounding of its terms
     """
     found = []
     values = np.repeat(s.v, g.shape[1] // s.v.shape[1], axis=1).swapaxes(2, 3)
     for number, by in ((1, 1.0), (2, -s.lambda_full)):
         z = scores(s, number)
-        terms = np.exp(z - log_sum_exp(z)[..., None]) * ((by * g) @ values)
-        squares = np.sum(terms**2, axis=-1) + np.sum(terms, axis=-1) ** 2
-        squares *= 2**2  # each is a product of rounded factors, less another
-        found.append(np.where(z[..., -1] >= np.max(z, axis=-1), squares, 0.0))
+        p = np.exp(z - log_sum_exp(z)[..., None])
+        terms = p * ((by * g) @ values)
+        factors_are_rounded = 2**2
+        squares = factors_are_rounded * np.sum(terms**2, axis=-1) + np.sum(terms, axis=-1) ** 2
+        found.append(squares * np.where(z[..., -1] >= np.max(z, axis=-1), 1.0, p[..., -1] ** 2))
     return np.stack(found)
 
 
