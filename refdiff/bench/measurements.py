@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from refdiff.bench.inputs import Ids, forcing, random_ids
+from refdiff.bench.inputs import Ids, edited, forcing, random_ids, repetition
 from refdiff.bench.side import Answer, Side
 from refdiff.bench.sizes import TRAINED, write_random
 from refdiff.model.config import DiffLlamaConfig
@@ -38,6 +38,9 @@ FEW = 16
 
 LOOKUP_PROMPT, LOOKED_UP = 256, 10
 """Tokens of the prompt of `lookup` and `edit`, and prompt_lookup_num_tokens of every side."""
+
+JUDGED = {"check": ("halves", "pass"), "diagnose": ("interleaved", "unique")}
+"""How the kernel pairs its heads that the oracle checks or diagnoses, and the status that it must give."""
 
 Once = Callable[[], Answer]
 
@@ -106,7 +109,7 @@ def memory(side: Side, row: Row) -> Once:
     return measure
 
 
-def look_up(make: Callable[[int, int, int], tuple[Ids, Ids]], side: Side, row: Row) -> Once:
+def look_up(side: Side, row: Row) -> Once:
     """Continue a prompt with a text made from it; the tokens after the first are timed.
 
     Random weights repeat nothing by themselves: a bias makes each token follow what it is to follow. The prompt ends in
@@ -114,6 +117,7 @@ def look_up(make: Callable[[int, int, int], tuple[Ids, Ids]], side: Side, row: R
     """
     side.open(side.folder)
     vocab_size = DiffLlamaConfig.from_pretrained(side.folder).vocab_size
+    make = edited if row.name == "edit" else repetition
 
     def looked_up(new: int) -> Answer:
         ids, text = make(LOOKUP_PROMPT, new + 1, vocab_size)
@@ -191,11 +195,12 @@ def train(side: Side, row: Row) -> Once:
     return measure
 
 
-def judge(do: str, pairing: str, status: str, side: Side, row: Row) -> Once:
-    """Have the oracle judge a kernel that pairs its heads so, in seconds of the processor, whatever runs beside it.
+def judge(side: Side, row: Row) -> Once:
+    """Have the oracle judge a kernel, in seconds of the processor, whatever runs beside it.
 
     Four heads share a pair of key heads.
     """
+    pairing, status = JUDGED[row.name]
 
     def measure() -> Answer:
         from refdiff import oracle
@@ -206,7 +211,7 @@ def judge(do: str, pairing: str, status: str, side: Side, row: Row) -> Once:
         truth = oracle.truth(spec.replace(pairing=pairing), case.inputs, want=("out",)).out
         output = np.asarray(truth, dtype=np.float32)
         started = time.process_time()
-        found: Any = getattr(oracle, do)(output, spec, case.inputs, recipe="bfloat16")
+        found: Any = getattr(oracle, row.name)(output, spec, case.inputs, recipe="bfloat16")
         seconds = time.process_time() - started
         if found.status != status:
             raise ValueError(f"the oracle: got {found.status}, expected {status}\n{found}")

@@ -44,19 +44,19 @@ def difference(ours: Answer, theirs: Answer) -> str | None:
 
 def evaluate(
     row: Row,
-    title: str,
-    unit: str,
     answers: dict[str, list[Answer]],
     ceilings: Sequence[Answer] = (),
     *,
+    memory: bool = False,
     comparable: bool = True,
     error: Exception | None = None,
 ) -> dict[str, Any]:
     """Make what a report has of a row, of each side's answers and of the ceilings before, between and after them.
 
     A ratio above 1 says that refdiff is faster; of memory, below 1, that it needs less. It is of neighbours in time.
-    Where there are no answers, `error` says why.
+    memory: make the row's second one, of the memory that its work held. error: why there are no answers.
     """
+    unit = "B" if memory else row.kind.unit
     key = "bytes" if unit == "B" else "seconds"
     numbers = {name: [answer[key] for answer in given] for name, given in answers.items()}
     sides: dict[str, Any] = {}
@@ -73,7 +73,7 @@ def evaluate(
         against[name] = {"ratio": spread(ratios), "difference": next(filter(None, differences), None)}
     return {
         "row": row.spelled,
-        "title": row.titled(title),
+        "title": row.titled(row.kind.memory) if memory else row.title,
         "unit": unit,
         "sides": sides,
         "against": against,

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 from refdiff.bench import measurements as m
-from refdiff.bench.inputs import edited, repetition
 from refdiff.bench.side import Answer, Side
 from refdiff.bench.sizes import TRAINED
 
@@ -39,35 +37,29 @@ class Kind:
     memory: str = ""
 
 
-def _product(unit: str, ceiling: str) -> Kind:
-    peers = ("transformers", "onnxruntime", "numpy")
-    return Kind(_ONE, "product, {tokens}", m.product, unit, ceiling, peers, needs_model=False)
-
-
-def _judge(do: str, pairing: str, status: str) -> Kind:
-    title, memory = f"{do} {{size}}, {{heads}}", f"memory of {do}, {{size}} × {{batch}}"
-    measuring = partial(m.judge, do, pairing, status)
-    return Kind(_MANY, title, measuring, "s", peers=(), needs_model=False, new_process=True, memory=memory)
-
+_PRODUCT = Kind(_ONE, "product, {tokens}", m.product, "GB/s", ceiling="gemv",
+                peers=("transformers", "onnxruntime", "numpy"), needs_model=False)  # fmt: skip
+_JUDGED = Kind(_MANY, "{name} {size}, {heads}", m.judge, "s", peers=(), needs_model=False, new_process=True,
+               memory="memory of {name}, {size} × {batch}")  # fmt: skip
 
 KINDS = {
     "cold": Kind("", "start to first token", m.cold, "s", peers=_TRANSFORMERS),
     "load": Kind("", "load", m.load, "s", new_process=True, warm_up=True),
     "prefill": Kind(_MANY, "prefill {size}{rows}", m.prefill, ceiling="sgemm"),
     "decode": Kind(_MANY, "decode {size}{rows}", m.decode, ceiling="gemv"),
-    "lookup": Kind("", "prompt lookup, a copy", partial(m.look_up, repetition)),
-    "edit": Kind("", "prompt lookup, an edit", partial(m.look_up, edited)),
+    "lookup": Kind("", "prompt lookup, a copy", m.look_up),
+    "edit": Kind("", "prompt lookup, an edit", m.look_up),
     "memory": Kind(_MANY, "memory {size}{rows}", m.memory, "B", new_process=True),
-    "product": _product("GB/s", "gemv"),
-    "check": _judge("check", "halves", "pass"),
-    "diagnose": _judge("diagnose", "interleaved", "unique"),
+    "product": _PRODUCT,
+    "check": _JUDGED,
+    "diagnose": _JUDGED,
     "train": Kind("MODEL", "training step, {model}", m.train, ceiling="sgemm", peers=_TRANSFORMERS, needs_model=False,
                   memory="training memory, {model}"),
 }  # fmt: skip
-LARGE_PRODUCT = _product("GFLOP/s", "sgemm")
+LARGE_PRODUCT = replace(_PRODUCT, unit="GFLOP/s", ceiling="sgemm")
 """Products of more than `FEW` tokens, whose cost is not to read the weight but to multiply."""
 
-ORACLE_KINDS = ("check", "diagnose")
+ORACLE_KINDS = tuple(m.JUDGED)
 
 _NUMBER = "[1-9][0-9]{0,5}"
 _FORMS = {
@@ -100,6 +92,7 @@ class Row:
     def titled(self, title: str) -> str:
         """Fill in a title of its kind."""
         return title.format(
+            name=self.name,
             size=self.size,
             batch=self.batch,
             model=self.model,

@@ -31,7 +31,7 @@ def run(rows: list[Row], settings: Settings, turn: Turn = lambda row, side: None
         try:
             yield from measure(row, settings, turn)
         except (ChildError, OSError) as error:
-            yield evaluate(row, row.kind.title, "s", {}, error=error)
+            yield evaluate(row, {}, error=error)
 
 
 def measure(row: Row, settings: Settings, turn: Turn = lambda row, side: None) -> list[dict[str, Any]]:
@@ -66,9 +66,9 @@ def measure(row: Row, settings: Settings, turn: Turn = lambda row, side: None) -
             for name in names[:: -1 if i % 2 else 1] if i < settings.pairs else ():
                 answers[name].append(ask(name))
     comparable = settings.dtype not in SIXTEEN_BITS  # sides round in other places, so that their tokens may differ
-    found = [evaluate(row, kind.title, kind.unit, answers, ceilings, comparable=comparable)]
+    found = [evaluate(row, answers, ceilings, comparable=comparable)]
     # of a process that stays, the most that it held until the last repetition
     last = answers if kind.new_process else {name: given[-1:] for name, given in answers.items()}
     if kind.memory and all(answer["bytes"] is not None for given in last.values() for answer in given):
-        found.append(evaluate(row, kind.memory, "B", last, comparable=comparable))
+        found.append(evaluate(row, last, memory=True, comparable=comparable))
     return found

@@ -34,12 +34,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         for row in rows:
             turn(row, "refdiff")
             if row.name == "cold":
-                yield evaluate(row, "", "s", {}, error=OSError("no room"))
+                yield evaluate(row, {}, error=OSError("no room"))
             else:
-                answers = {"refdiff": [{"seconds": 1.0, "tokens": [1]}]}
+                answers = {"refdiff": [{"seconds": 1.0, "amount": 1, "tokens": [1]}]}
                 if settings.against:
-                    answers["transformers"] = [{"seconds": 2.0, "tokens": [2 if row.name == "lookup" else 1]}]
-                yield evaluate(row, row.kind.title, "s", answers)
+                    answers["transformers"] = [
+                        {"seconds": 2.0, "amount": 1, "tokens": [2 if row.name == "lookup" else 1]}
+                    ]
+                yield evaluate(row, answers)
 
     monkeypatch.setattr(runner, "run", run)
     return calls
@@ -56,7 +58,7 @@ def test_the_bar_is_full_in_the_end(monkeypatch: pytest.MonkeyPatch, tiny_checkp
     def run(rows: list[Row], *_: object) -> Generator[dict[str, Any], None, None]:
         for row in rows:
             for _ in range(1 if row.model == "3m" else 2):
-                yield evaluate(row, row.kind.title, "s", {}, error=OSError("no room"))
+                yield evaluate(row, {}, error=OSError("no room"))
 
     monkeypatch.setattr(runner, "run", run)
     monkeypatch.setattr("refdiff.cli.bench.progress_bar", progress_bar)
@@ -114,7 +116,7 @@ def test_what_was_measured_until_ctrl_c_is_shown(
     monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path, cli: Cli
 ) -> None:
     def run(rows: list[Row], *_: object) -> Generator[dict[str, Any], None, None]:
-        yield evaluate(rows[0], "load", "s", {"refdiff": [{"seconds": 1.0}]})
+        yield evaluate(rows[0], {"refdiff": [{"seconds": 1.0}]})
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runner, "run", run)

@@ -23,7 +23,7 @@ def report(*, share: dict[str, float], ratio: float | None = None) -> dict[str, 
         if ratio:
             answers["transformers"] = [{"seconds": ratio, **answer}]
         ceiling = {"kind": "copy" if name.startswith("decode") else "matmul", "rate": 100.0}
-        rows.append(evaluate(row, row.kind.title, "tok/s", answers, [ceiling] * 2, comparable=False))
+        rows.append(evaluate(row, answers, [ceiling] * 2, comparable=False))
     return {"rows": rows}
 
 
