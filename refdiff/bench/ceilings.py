@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refdiff.backends.numpy.thread_pool import Workers
-from refdiff.bench.machine import SIXTEEN_BITS
 from refdiff.bench.measurements import CACHES
-from refdiff.bench.side import Answer, Side
+from refdiff.bench.side import SIXTEEN_BITS, Answer, Side
 
 if TYPE_CHECKING:
     from refdiff.bench.rows import Row

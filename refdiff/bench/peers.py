@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.bench.inputs import Ids
-from refdiff.bench.machine import UnavailableError
-from refdiff.bench.side import FloatArray, Side
+from refdiff.bench.side import FloatArray, Side, UnavailableError
 
 
 def _imported(*names: str) -> list[Any]:

@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import refdiff
-from refdiff.bench.machine import UnavailableError
 from refdiff.bench.measurements import describe_end
 from refdiff.bench.rows import Row
-from refdiff.bench.side import Answer, Settings, Side
+from refdiff.bench.side import Answer, Settings, Side, UnavailableError
 
 SIDES = {
     "refdiff": "refdiff_side.RefdiffSide",

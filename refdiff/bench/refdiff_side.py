@@ -10,8 +10,7 @@ import numpy as np
 from refdiff.arrays import namespace
 from refdiff.backends import backend_for
 from refdiff.bench.inputs import Ids
-from refdiff.bench.machine import SIXTEEN_BITS
-from refdiff.bench.side import FloatArray, Side
+from refdiff.bench.side import SIXTEEN_BITS, FloatArray, Side
 from refdiff.model.heads import DiffLlamaForCausalLM
 from refdiff.model.weights.names import flatten, nest
 from refdiff.training.adamw import AdamW

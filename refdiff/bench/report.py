@@ -1,22 +1,30 @@
-"""What comes of the answers: each row of a report as JSON has it, and the report."""
+"""What comes of the answers: each row of a report as JSON has it, and the report, which tells of machine and model."""
 
 from __future__ import annotations
 
 import itertools
+import platform
+import re
 import statistics
+import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from refdiff.bench import machine
+import refdiff
+from refdiff.backends.numpy.thread_pool import cores
 from refdiff.bench.rows import Row
 from refdiff.bench.side import Answer, Settings
+from refdiff.memory import UNKNOWN_MEMORY, physical_memory
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.weights.names import count_parameters, parameter_shapes
 
 OURS = "refdiff"
+PACKAGES = ("numpy", "transformers", "torch", "onnxruntime")
 POSSIBLE = 1.05
 """A share of a ceiling above which one of the two was not measured as it is: no more than the spread of both."""
 
@@ -113,10 +121,10 @@ def _ceiling(answers: dict[str, list[Answer]], ceilings: Sequence[Answer]) -> di
 
 def report(rows: list[dict[str, Any]], settings: Settings, *, model: dict[str, Any] | None) -> dict[str, Any]:
     """Make what `--json` writes: machine, model, how it was measured, and the rows, each with refdiff's commit."""
-    commit, s = machine.commit(), settings
+    now, s = commit(), settings
     return {
         "format": "refdiff bench 1",
-        "machine": machine.describe(s.threads, s.backend),
+        "machine": describe_machine(s.threads, s.backend),
         "model": model,
         "settings": {
             "dtype": s.dtype,
@@ -126,7 +134,7 @@ def report(rows: list[dict[str, Any]], settings: Settings, *, model: dict[str, A
             "looked_up_tokens": s.looked_up,
             "training_batch": [s.batch, s.context],
         },
-        "rows": [{**row, "commit": commit} for row in rows],
+        "rows": [{**row, "commit": now} for row in rows],
     }
 
 
@@ -137,3 +145,54 @@ def describe_model(like: str | None, folder: str | None, name: str | None) -> di
     shapes = parameter_shapes(DiffLlamaConfig.from_pretrained(folder), "DiffLlamaForCausalLM")
     called = f"random weights in the dimensions of {like}" if like else Path(name or folder).name
     return {"name": called, "parameters": count_parameters(shapes.values())}
+
+
+def processor(info: Path = Path("/proc/cpuinfo")) -> str:
+    """Name the processor as its maker does, where the system says."""
+    text = info.read_text(encoding="utf-8", errors="replace") if info.exists() else ""
+    named = re.search(r"^(?:model name|Model|cpu model)[ \t]*:[ \t]*(\S.*)", text, re.MULTILINE)
+    return " ".join(named[1].split()) if named else platform.processor() or platform.machine()
+
+
+def describe_machine(threads: int, backend: str = "numpy") -> dict[str, Any]:
+    """Name processor, memory, system and versions, and the backend's device; a package that is not installed is not."""
+    versions = {"refdiff": refdiff.__version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    device = {}
+    if backend == "cupy":
+        import cupy
+
+        runtime = cupy.cuda.runtime
+        device["device"] = runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
+        major, minor = divmod(runtime.runtimeGetVersion(), 1000)
+        versions |= {"cupy": cupy.__version__, "cuda": f"{major}.{minor // 10}"}
+    memory = physical_memory()
+    build: Any = np.show_config(mode="dicts")
+    blas = build.get("Build Dependencies", {}).get("blas", {})
+    return {
+        **device,
+        "processor": processor(),
+        "cores": cores(),
+        "threads": threads,
+        "memory_bytes": None if memory == UNKNOWN_MEMORY else memory,
+        "system": f"{platform.system()} {platform.machine()}",
+        "blas": " ".join(filter(None, (blas.get("name"), blas.get("version")))),
+        "versions": versions,
+    }
+
+
+def commit(package: Path = Path(__file__).parents[1]) -> str | None:
+    """Name the commit that a package's source is of, and whether it was changed; None where git does not know it."""
+
+    def git(*command: str) -> str:
+        words = ["git", "-C", str(package), *command]
+        return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603, these commands of git
+
+    with suppress(OSError, subprocess.CalledProcessError):
+        git("ls-files", "--error-unmatch", "__init__.py")  # an environment within another project's checkout is not it
+        return git("rev-parse", "--short=7", "HEAD") + (
+            " with changes" if git("status", "--porcelain", "--", ".") else ""
+        )
+    return None

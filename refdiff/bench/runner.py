@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
-from refdiff.bench.machine import SIXTEEN_BITS
 from refdiff.bench.processes import ChildError, child
 from refdiff.bench.report import OURS, evaluate
 from refdiff.bench.rows import Row
-from refdiff.bench.side import Answer, Settings
+from refdiff.bench.side import SIXTEEN_BITS, Answer, Settings
 
 Turn = Callable[[Row, str], None]
 

@@ -17,8 +17,15 @@ from refdiff.memory import peak_memory
 if TYPE_CHECKING:
     from refdiff.bench.rows import Row
 
+SIXTEEN_BITS = ("float16", "bfloat16")
+"""Types that matrices are kept in on a device; what is computed between them stays float32 here."""
+
 FloatArray = NDArray[np.float32]
 Answer = dict[str, Any]
+
+
+class UnavailableError(RuntimeError):
+    """A side that cannot be measured here; the message says what to install."""
 
 
 @dataclass(frozen=True)

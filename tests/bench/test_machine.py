@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.bench import machine
+from refdiff.bench import report
 from refdiff.bench.ceilings import ON_A_DEVICE, Ceilings
 from refdiff.bench.refdiff_side import RefdiffSide
 from refdiff.bench.rows import Row
@@ -25,8 +25,8 @@ from refdiff.bench.side import Settings
 
 def test_what_is_said_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of what is installed alone, and whatever BLAS is told of threads."""
-    monkeypatch.setattr(machine, "PACKAGES", ("numpy", "no-such-package-anywhere"))
-    found = machine.describe(3)
+    monkeypatch.setattr(report, "PACKAGES", ("numpy", "no-such-package-anywhere"))
+    found = report.describe_machine(3)
     assert found["threads"] == 3
     assert 1 <= found["cores"] <= (os.cpu_count() or 1)
     assert found["versions"]["python"] == platform.python_version()
@@ -39,16 +39,16 @@ def test_what_is_said_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert os.sep + "lib" not in text
     for threads in ("1", "100"):
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
-        assert machine.describe(1)["cores"] == found["cores"]
+        assert report.describe_machine(1)["cores"] == found["cores"]
 
 
 def test_processor(tmp_path: Path) -> None:
     info = tmp_path / "cpuinfo"
     info.write_text("processor : 0\nmodel name\t: Some   CPU @ 2.50GHz\nflags : x\nmodel name : Other\n")
-    assert machine.processor(info) == "Some CPU @ 2.50GHz"
+    assert report.processor(info) == "Some CPU @ 2.50GHz"
     info.write_text("processor : 0\n")
     for file in (info, tmp_path / "none"):
-        assert machine.processor(file) == (platform.processor() or platform.machine())
+        assert report.processor(file) == (platform.processor() or platform.machine())
 
 
 def test_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,20 +60,20 @@ def test_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package.mkdir()
     source = package / "__init__.py"
     source.write_text("")
-    assert machine.commit(package) is None
+    assert report.commit(package) is None
     git("init")
-    assert machine.commit(package) is None, "the checkout is another project's"
+    assert report.commit(package) is None, "the checkout is another project's"
     git("add", ".")
     git("commit", "-m", "why")
-    found = machine.commit(package)
+    found = report.commit(package)
     assert found is not None
     assert re.fullmatch("[0-9a-f]{7}", found)
     (tmp_path / "beside").write_text("")
-    assert machine.commit(package) == found
+    assert report.commit(package) == found
     source.write_text("x = 1")
-    assert machine.commit(package) == f"{found} with changes"
+    assert report.commit(package) == f"{found} with changes"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert machine.commit(package) is None, "there is no git"
+    assert report.commit(package) is None, "there is no git"
 
 
 class Card:
@@ -123,7 +123,7 @@ def test_a_side_waits_for_the_device_and_counts_its_memory(card: Card, side: Any
     on_cpu.timed(lambda: None)
     assert card.waits == 2
     assert on_cpu.peak() > 10_000_000
-    found = machine.describe(2, "cupy")
+    found = report.describe_machine(2, "cupy")
     assert (found["device"], found["versions"]["cupy"], found["versions"]["cuda"]) == ("A Card", "14.2.0", "12.8")
 
 

@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 
 from refdiff.bench import processes
-from refdiff.bench.machine import UnavailableError
 from refdiff.bench.processes import ChildError, child, environment
 from refdiff.bench.rows import Row
-from refdiff.bench.side import Settings
+from refdiff.bench.side import Settings, UnavailableError
 
 WORK = Row("check", 19, 2)
 """Needs no checkpoint."""

@@ -106,7 +106,7 @@ def test_a_row_that_could_not_be_measured() -> None:
 
 
 def test_a_report_has_the_commit_of_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refdiff.bench.machine.commit", lambda: "abc1234")
+    monkeypatch.setattr("refdiff.bench.report.commit", lambda: "abc1234")
     found = report([evaluate(Row("load"), {})], Settings("secret", steps=4), model=None)
     assert set(found) == {"format", "machine", "model", "settings", "rows"}
     assert [row["commit"] for row in found["rows"]] == ["abc1234"]

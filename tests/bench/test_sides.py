@@ -15,11 +15,10 @@ import pytest
 import refdiff
 from refdiff.backends.numpy.thread_pool import Workers
 from refdiff.backends.numpy.tuning import Tuning
-from refdiff.bench.machine import UnavailableError
 from refdiff.bench.peers import OnnxRuntimeSide, TransformersSide
 from refdiff.bench.refdiff_side import RefdiffSide, StoredSide
 from refdiff.bench.rows import Row
-from refdiff.bench.side import Settings
+from refdiff.bench.side import Settings, UnavailableError
 
 
 def test_prompt_lookup_takes_few_passes(tiny_checkpoint: Path) -> None:
