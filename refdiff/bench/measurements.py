@@ -9,6 +9,7 @@ beside its work (scores that causality hides) is not part of `work`.
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from refdiff.bench.inputs import Ids, edited, forcing, random_ids, repetition
 from refdiff.bench.side import Answer, Side
 from refdiff.bench.sizes import TRAINED, write_random
 from refdiff.model.config import DiffLlamaConfig
-from refdiff.model.weights.names import count_parameters, parameter_shapes
+from refdiff.model.weights.names import parameter_shapes
 
 if TYPE_CHECKING:
     from refdiff.bench.rows import Row
@@ -71,7 +72,7 @@ def prefill(side: Side, row: Row) -> Once:
     side.open(side.folder)
     config = DiffLlamaConfig.from_pretrained(side.folder)
     ids = random_ids(row.batch, row.size, config.vocab_size)
-    work = row.batch * prefill_operations(config, row.size, side.sparing)
+    work = row.batch * operations(config, row.size, 1, sparing=side.sparing)
     generated(side, ids[:, :128], 1)
 
     def measure() -> Answer:
@@ -86,8 +87,7 @@ def decode(side: Side, row: Row) -> Once:
     side.open(side.folder)
     s, config = side.settings, DiffLlamaConfig.from_pretrained(side.folder)
     ids = random_ids(row.batch, row.size, config.vocab_size)
-    work = s.steps * matrix_bytes(config, side.itemsize)
-    work += row.batch * cache_bytes(config, row.size, s.steps, 8 if s.dtype == "float64" else 4)
+    work = decoded_bytes(config, row, s.steps, side.itemsize, cached=8 if s.dtype == "float64" else 4)
     generated(side, ids[:, :128], 2)
 
     def measure() -> Answer:
@@ -185,7 +185,8 @@ def train(side: Side, row: Row) -> Once:
     with tempfile.TemporaryDirectory(prefix="refdiff-bench-", ignore_cleanup_errors=True) as folder:
         write_random(config, folder)
         step = side.trainer(folder, random_ids(s.batch, s.context, config.vocab_size))
-    amount, work = s.batch * s.context, s.batch * training_operations(config, s.context)
+    amount = s.batch * s.context
+    work = 3 * s.batch * operations(config, s.context, s.context)  # gradients of both factors cost as much as a product
     step()
 
     def measure() -> Answer:
@@ -246,49 +247,33 @@ def describe_end(status: int, messages: IO[bytes]) -> str:
     return f"{how}: {last}" if last else how
 
 
-def prefill_operations(config: DiffLlamaConfig, tokens: int, sparing: bool) -> int:
-    """Count the operations of a prompt, to the next token's logits.
+def operations(config: DiffLlamaConfig, tokens: int, logits: int, *, sparing: bool = False) -> int:
+    """Count the operations of a sequence, to the logits of so many of its tokens.
 
-    sparing: of the last layer, all tokens but the last need keys and values only.
+    Of attention, what causality shows counts: scores, values. sparing: of the last layer, all tokens but the last need
+    keys and values only.
     """
-    count = _layers(config, tokens) + 2 * _head(config)
-    if sparing:
-        last, kept = f".layers.{config.num_hidden_layers - 1}.", ("k_proj.weight", "v_proj.weight")
-        count -= 2 * _matrices(config, last, kept) * (tokens - 1) + _attention(config, tokens - 1)
-    return count
+    count = 2 * logits * config.vocab_size * config.hidden_size
+    last, needed = f".layers.{config.num_hidden_layers - 1}.", ("k_proj.weight", "v_proj.weight")
+    for name, size in layer_matrices(config).items():
+        once = sparing and last in name and not name.endswith(needed)
+        count += 2 * size * (1 if once else tokens)
+    visible = config.num_hidden_layers * tokens * (tokens + 1) // 2 - sparing * tokens * (tokens - 1) // 2
+    return count + 2 * 2 * config.num_query_heads * config.head_dim * visible
 
 
-def training_operations(config: DiffLlamaConfig, tokens: int) -> int:
-    """Count the operations of a step on one sequence: the gradients of both factors cost as much as each product."""
-    return 3 * (_layers(config, tokens) + 2 * _head(config) * tokens)
+def decoded_bytes(config: DiffLlamaConfig, row: Row, steps: int, itemsize: int, cached: int) -> int:
+    """Count the bytes that so many steps read: the matrices each time, and each sequence's keys and values so far.
+
+    itemsize, cached: bytes of a number of either.
+    """
+    matrices = sum(layer_matrices(config).values()) + config.vocab_size * config.hidden_size
+    token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    seen = sum(row.size + i for i in range(1, steps + 1))
+    return steps * itemsize * matrices + cached * row.batch * token * seen
 
 
-def matrix_bytes(config: DiffLlamaConfig, itemsize: int) -> int:
-    """Count the bytes of the matrices that one pass reads."""
-    return itemsize * (_matrices(config, ".layers.") + _head(config))
-
-
-def cache_bytes(config: DiffLlamaConfig, size: int, steps: int, itemsize: int) -> int:
-    """Count the bytes of keys and values that so many steps after `size` tokens read."""
-    one = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * itemsize
-    return sum(one * (size + i) for i in range(1, steps + 1))
-
-
-def _head(config: DiffLlamaConfig) -> int:
-    return config.vocab_size * config.hidden_size
-
-
-def _layers(config: DiffLlamaConfig, tokens: int) -> int:
-    """Count the operations of all layers on a sequence."""
-    return 2 * _matrices(config, ".layers.") * tokens + config.num_hidden_layers * _attention(config, tokens)
-
-
-def _attention(config: DiffLlamaConfig, tokens: int) -> int:
-    """Count a layer's operations for the pairs of query and key that causality shows: scores, values."""
-    return 2 * 2 * config.num_query_heads * config.head_dim * (tokens * (tokens + 1) // 2)
-
-
-def _matrices(config: DiffLlamaConfig, part: str, without: tuple[str, ...] = ()) -> int:
-    """Count the numbers of the matrices whose names have this part."""
+def layer_matrices(config: DiffLlamaConfig) -> dict[str, int]:
+    """Return how many numbers each matrix of the layers has, by name."""
     shapes = parameter_shapes(config, "DiffLlamaForCausalLM")
-    return count_parameters(s for n, s in shapes.items() if len(s) > 1 and part in n and not n.endswith(without))
+    return {name: math.prod(shape) for name, shape in shapes.items() if ".layers." in name and len(shape) > 1}

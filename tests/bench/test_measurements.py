@@ -21,6 +21,7 @@ from refdiff.bench.inputs import PATTERN, edited, random_ids
 from refdiff.bench.measurements import LOOKUP_PROMPT, Arrivals
 from refdiff.bench.rows import parse_rows
 from refdiff.bench.side import Settings, Side
+from refdiff.bench.sizes import TRAINED
 from refdiff.errors import CheckpointError
 
 from .fakes import FakeSide
@@ -164,8 +165,8 @@ def test_training_is_three_passes_with_all_logits() -> None:
     assert (answer["seconds"], answer["loss"], answer["amount"]) == (3.5, 1.5, 10)
     assert answer["bytes"] > 1_000_000
     np.testing.assert_array_equal(side.did[0][1], random_ids(2, 5, 2048))
-    one = 2 * 5 * 2 * LAYER + 2 * 15 * 32
-    assert m.training_operations(CONFIG, 5) == 3 * (one + 5 * 2 * HEAD)
+    assert answer["work"] == 3 * 2 * m.operations(refdiff.DiffLlamaConfig(**TRAINED["tiny"]), 5, 5)
+    assert m.operations(CONFIG, 5, 5) == 2 * 5 * 2 * LAYER + 2 * 15 * 32 + 5 * 2 * HEAD
 
 
 def test_a_sparing_pass_does_what_is_counted() -> None:
@@ -192,7 +193,7 @@ def test_a_sparing_pass_does_what_is_counted() -> None:
         done.clear()
         model(random_ids(3, 5, 13), use_cache=True, logits_to_keep=keep)
         others = 3 * (keep - 1) * 2 * HEAD  # a plain pass makes logits of one token too
-        assert sum(done) - others == 3 * m.prefill_operations(CONFIG, 5, sparing)
+        assert sum(done) - others == 3 * m.operations(CONFIG, 5, 1, sparing=sparing)
 
 
 def test_memory_that_the_system_does_not_tell_is_an_error_of_the_row_of_memory_alone(folder: Path) -> None:
