@@ -8,13 +8,13 @@ little but read; no side can be above the better of the two, and one that is was
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from refdiff.backends.numpy.thread_pool import Workers
-from refdiff.bench.measurements import CACHES
+from refdiff.bench.measurements import CACHES, READY
 from refdiff.bench.side import SIXTEEN_BITS, Answer, Side
 
 if TYPE_CHECKING:
@@ -27,13 +27,15 @@ ON_A_DEVICE = 30
 class Ceilings(Side):
     """NumPy's BLAS on all its threads, or a CUDA device, on operands of the best shape."""
 
-    def measuring(self, row: Row) -> Callable[[], Answer]:
+    def measuring(self, row: Row) -> Iterator[Answer]:
         """Measure the ceiling of a row: its `kind`, its `rate`, and beside `gemv` also `read`."""
         name = row.kind.ceiling
         if self.settings.backend == "cupy":
             name = {"gemv": "copy", "sgemm": "matmul"}[name]
         measure: Callable[[], Answer] = getattr(self, name)()
-        return lambda: {"kind": name, **measure()}
+        yield READY
+        while True:
+            yield {"kind": name, **measure()}
 
     def gemv(self, rows: int = CACHES // 4 // 8192, columns: int = 8192) -> Callable[[], Answer]:
         """Bytes of a weight that matrix-vector products read in a second, and that a sum of it does."""

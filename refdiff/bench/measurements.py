@@ -1,4 +1,4 @@
-"""How each kind of row is measured. A function prepares and warms up; what it returns measures once.
+"""How each kind of row is measured. A generator prepares and warms up until it gives `READY`, then measures each time.
 
 All sides have the same inputs, and the clock runs over the same work. An answer has `seconds` or `bytes`, or both, and
 then `bytes` is None where the system does not say them; `amount`, the tokens (or operations, or bytes) that are divided
@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -43,73 +44,67 @@ LOOKUP_PROMPT, LOOKED_UP = 256, 10
 JUDGED = {"check": ("halves", "pass"), "diagnose": ("interleaved", "unique")}
 """How the kernel pairs its heads that the oracle checks or diagnoses, and the status that it must give."""
 
-Once = Callable[[], Answer]
+READY: Answer = {}
 
 
-def cold(side: Side, row: Row) -> Once:
+def cold(side: Side, row: Row) -> Iterator[Answer]:
     """Run the command that a user would, with a prompt of 16 tokens, until it shows the next one."""
     from refdiff.generation.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_pretrained(side.folder)
     ids = tokenizer.encode("Once upon a time there was a king who had three sons, and the youngest of them")[:16]
     command = [sys.executable, *side.command(tokenizer.decode(ids, skip_special_tokens=True).strip())]
-
-    def measure() -> Answer:
+    first_output(command)  # finds files not yet read
+    yield READY
+    while True:
         seconds, text = first_output(command)
-        return {"seconds": seconds, "text": text}
-
-    measure()  # finds files not yet read
-    return measure
+        yield {"seconds": seconds, "text": text}
 
 
-def load(side: Side, row: Row) -> Once:
+def load(side: Side, row: Row) -> Iterator[Answer]:
     """Open the checkpoint."""
-    return lambda: {"seconds": side.timed(lambda: side.open(side.folder))[0]}
+    yield READY
+    while True:
+        yield {"seconds": side.timed(lambda: side.open(side.folder))[0]}
 
 
-def prefill(side: Side, row: Row) -> Once:
+def prefill(side: Side, row: Row) -> Iterator[Answer]:
     """Read prompts, to the next token."""
     side.open(side.folder)
     config = DiffLlamaConfig.from_pretrained(side.folder)
     ids = random_ids(row.batch, row.size, config.vocab_size)
     work = row.batch * operations(config, row.size, 1, sparing=side.sparing)
     generated(side, ids[:, :128], 1)
-
-    def measure() -> Answer:
-        seconds, (tokens, _) = side.timed(lambda: generated(side, ids, 1))
-        return {"seconds": seconds, "amount": ids.size, "work": work, "tokens": tokens}
-
-    return measure
+    yield READY
+    while True:
+        seconds, (tokens, *_) = side.timed(lambda: generated(side, ids, 1))
+        yield {"seconds": seconds, "amount": ids.size, "work": work, "tokens": tokens}
 
 
-def decode(side: Side, row: Row) -> Once:
+def decode(side: Side, row: Row) -> Iterator[Answer]:
     """Decode after a context, one token of each sequence at a time; the tokens after the first are timed."""
     side.open(side.folder)
     s, config = side.settings, DiffLlamaConfig.from_pretrained(side.folder)
     ids = random_ids(row.batch, row.size, config.vocab_size)
     work = decoded_bytes(config, row, s.steps, side.itemsize, cached=8 if s.dtype == "float64" else 4)
     generated(side, ids[:, :128], 2)
-
-    def measure() -> Answer:
-        tokens, arrivals = generated(side, ids, 1 + s.steps)
-        return {"seconds": arrivals.seconds, "amount": s.steps * row.batch, "work": work, "tokens": tokens}
-
-    return measure
+    yield READY
+    while True:
+        tokens, seconds, _ = generated(side, ids, 1 + s.steps)
+        yield {"seconds": seconds, "amount": s.steps * row.batch, "work": work, "tokens": tokens}
 
 
-def memory(side: Side, row: Row) -> Once:
+def memory(side: Side, row: Row) -> Iterator[Answer]:
     """Open, read and decode."""
-
-    def measure() -> Answer:
-        tokens = decode(side, row)()["tokens"]
+    yield READY
+    while True:
+        _, decoded = islice(decode(side, row), 2)
         if (held := side.peak()) is None:
             raise RuntimeError("this system does not say how much memory a process has held")
-        return {"bytes": held, "tokens": tokens}
-
-    return measure
+        yield {"bytes": held, "tokens": decoded["tokens"]}
 
 
-def look_up(side: Side, row: Row) -> Once:
+def look_up(side: Side, row: Row) -> Iterator[Answer]:
     """Continue a prompt with a text made from it; the tokens after the first are timed.
 
     Random weights repeat nothing by themselves: a bias makes each token follow what it is to follow. The prompt ends in
@@ -122,15 +117,17 @@ def look_up(side: Side, row: Row) -> Once:
     def looked_up(new: int) -> Answer:
         ids, text = make(LOOKUP_PROMPT, new + 1, vocab_size)
         bias = forcing(ids[0], text)
-        tokens, arrivals = generated(side, ids, len(text), prompt_lookup_num_tokens=LOOKED_UP, sequence_bias=bias)
-        if tokens != [text.tolist()] or arrivals.counts[1] != 1:
-            raise ValueError(
-                f"lookup: {arrivals.counts[1]} tokens came first and not one, or the text is not what the bias forces"
-            )
-        return {"seconds": arrivals.seconds, "amount": new, "passes": len(arrivals.counts) - 2, "tokens": tokens}
+        tokens, seconds, (first, *later) = generated(
+            side, ids, len(text), prompt_lookup_num_tokens=LOOKED_UP, sequence_bias=bias
+        )
+        if tokens != [text.tolist()] or first != 1:
+            raise ValueError(f"lookup: {first} tokens came first and not one, or the text is not what the bias forces")
+        return {"seconds": seconds, "amount": new, "passes": len(later), "tokens": tokens}
 
     looked_up(2 * LOOKED_UP)
-    return lambda: looked_up(side.settings.looked_up)
+    yield READY
+    while True:
+        yield looked_up(side.settings.looked_up)
 
 
 class Arrivals:
@@ -142,25 +139,22 @@ class Arrivals:
         self.counts: list[int] = []
 
     def put(self, value: Any) -> None:
-        self.times.append(self._clock())
+        self.end()
         self.counts.append(np.asarray(value).size)
 
     def end(self) -> None:
         self.times.append(self._clock())
 
-    @property
-    def seconds(self) -> float:
-        """How long the tokens after the first took."""
-        return self.times[-1] - self.times[1]
 
-
-def generated(side: Side, ids: Ids, new: int, **options: Any) -> tuple[list[list[int]], Arrivals]:
-    """Have a side generate so many tokens greedily; return them, and when they came."""
+def generated(side: Side, ids: Ids, new: int, **options: Any) -> tuple[list[list[int]], float, list[int]]:
+    """Have a side generate so many tokens greedily; return them, the seconds after the first, and counts by pass."""
     arrivals = Arrivals(side.clock)
-    return side.generate(ids, arrivals, max_new_tokens=new, do_sample=False, **options).tolist(), arrivals
+    tokens = side.generate(ids, arrivals, max_new_tokens=new, do_sample=False, **options).tolist()
+    _, first, *_, end = arrivals.times
+    return tokens, end - first, arrivals.counts[1:]
 
 
-def product(side: Side, row: Row) -> Once:
+def product(side: Side, row: Row) -> Iterator[Answer]:
     """Multiply tokens with weights that no cache holds."""
     outputs, inputs = WEIGHT
     work = 4 * outputs * inputs if row.size <= FEW else 2 * outputs * inputs * row.size
@@ -170,16 +164,14 @@ def product(side: Side, row: Row) -> Once:
     # all of them different, so that no library keeps equal ones once; the last is the first drawn
     multiply = side.hold([np.roll(first, i, axis=0) for i in reversed(range(count))], x)
     multiply()
-
-    def measure() -> Answer:
+    yield READY
+    while True:
         seconds, result = side.repeated(multiply, side.settings.least)
         sample = np.asarray(result, np.float64).reshape(row.size, outputs)[-1, :: max(outputs // 8, 1)]
-        return {"seconds": seconds / count, "amount": work / 1e9, "work": work, "sample": sample.tolist()}
-
-    return measure
+        yield {"seconds": seconds / count, "amount": work / 1e9, "work": work, "sample": sample.tolist()}
 
 
-def train(side: Side, row: Row) -> Once:
+def train(side: Side, row: Row) -> Iterator[Answer]:
     """Make training steps (forward, backward and AdamW), always on the same ids."""
     s, config = side.settings, DiffLlamaConfig(**TRAINED[row.model])
     with tempfile.TemporaryDirectory(prefix="refdiff-bench-", ignore_cleanup_errors=True) as folder:
@@ -188,37 +180,33 @@ def train(side: Side, row: Row) -> Once:
     amount = s.batch * s.context
     work = 3 * s.batch * operations(config, s.context, s.context)  # gradients of both factors cost as much as a product
     step()
-
-    def measure() -> Answer:
+    yield READY
+    while True:
         seconds, loss = side.timed(step)
-        return {"seconds": seconds, "amount": amount, "work": work, "loss": loss, "bytes": side.peak()}
-
-    return measure
+        yield {"seconds": seconds, "amount": amount, "work": work, "loss": loss, "bytes": side.peak()}
 
 
-def judge(side: Side, row: Row) -> Once:
+def judge(side: Side, row: Row) -> Iterator[Answer]:
     """Have the oracle judge a kernel, in seconds of the processor, whatever runs beside it.
 
     Four heads share a pair of key heads.
     """
+    from refdiff import oracle
+
     pairing, status = JUDGED[row.name]
-
-    def measure() -> Answer:
-        from refdiff import oracle
-
-        pairs = {"query_heads": 2 * row.batch, "key_heads": 2 * max(1, row.batch // 4)}
-        spec = oracle.Spec.preset("hf_diffllama", head_dim=64, layer=5, **pairs)
-        (case,) = oracle.cases("natural", spec=spec, dtype="bfloat16", batch=1, queries=row.size, keys=row.size)
-        truth = oracle.truth(spec.replace(pairing=pairing), case.inputs, want=("out",)).out
-        output = np.asarray(truth, dtype=np.float32)
+    pairs = {"query_heads": 2 * row.batch, "key_heads": 2 * max(1, row.batch // 4)}
+    spec = oracle.Spec.preset("hf_diffllama", head_dim=64, layer=5, **pairs)
+    (case,) = oracle.cases("natural", spec=spec, dtype="bfloat16", batch=1, queries=row.size, keys=row.size)
+    truth = oracle.truth(spec.replace(pairing=pairing), case.inputs, want=("out",)).out
+    output = np.asarray(truth, dtype=np.float32)
+    yield READY
+    while True:
         started = time.process_time()
         found: Any = getattr(oracle, row.name)(output, spec, case.inputs, recipe="bfloat16")
         seconds = time.process_time() - started
         if found.status != status:
             raise ValueError(f"the oracle: got {found.status}, expected {status}\n{found}")
-        return {"seconds": seconds, "bytes": side.peak()}
-
-    return measure
+        yield {"seconds": seconds, "bytes": side.peak()}
 
 
 def first_output(command: list[str]) -> tuple[float, str]:

@@ -128,11 +128,9 @@ def main() -> None:
     threading.Thread(target=listen, daemon=True).start()
     name, row, settings = requests.get()
     try:
-        measure = side_of(name, settings).measuring(row)
-        answer({})
-        while True:
+        for found in side_of(name, settings).measuring(row):
+            answer(found)
             requests.get()
-            answer(measure())
     except UnavailableError as error:
         answer(error)
     except Exception as error:  # whatever it is, the parent must hear of it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from refdiff.bench import measurements as m
@@ -27,7 +27,7 @@ class Kind:
 
     form: str
     title: str
-    measuring: Callable[[Side, Row], Callable[[], Answer]]
+    measuring: Callable[[Side, Row], Iterator[Answer]]
     unit: str = "tok/s"
     ceiling: str = ""
     peers: tuple[str, ...] = ("transformers", "stored")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -87,8 +87,8 @@ class Side:
         free = memory()[0]
         self.wait, self.peak = wait, lambda: free - memory()[0]
 
-    def measuring(self, row: Row) -> Callable[[], Answer]:
-        """Prepare to measure a row; return what measures it once."""
+    def measuring(self, row: Row) -> Iterator[Answer]:
+        """Prepare to measure a row until the first, empty answer; then measure it for each answer."""
         return row.kind.measuring(self, row)
 
     def timed(self, work: Callable[[], Any]) -> tuple[float, Any]:

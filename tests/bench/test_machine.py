@@ -147,4 +147,4 @@ def test_ceilings_count_copies_both_ways_and_products_in_the_dtype(card: Card, m
         assert products == launched
     assert card.copied == [700] * 3 * 2 * ON_A_DEVICE
     monkeypatch.setattr(Ceilings, "matmul", lambda self: lambda: {"rate": 7.0})
-    assert side.measuring(Row("prefill", 4))() == {"kind": "matmul", "rate": 7.0}
+    assert list(itertools.islice(side.measuring(Row("prefill", 4)), 2)) == [{}, {"kind": "matmul", "rate": 7.0}]

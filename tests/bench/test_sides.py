@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from itertools import islice
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ from refdiff.bench.side import Settings, UnavailableError
 
 def test_prompt_lookup_takes_few_passes(tiny_checkpoint: Path) -> None:
     for name, most in (("lookup", 50 / 5), ("edit", 50 / 2)):
-        answer = RefdiffSide(Settings(str(tiny_checkpoint), looked_up=50)).measuring(Row(name))()
+        _, answer = islice(RefdiffSide(Settings(str(tiny_checkpoint), looked_up=50)).measuring(Row(name)), 2)
         assert 0 < answer["passes"] <= most
 
 
@@ -49,7 +50,7 @@ def test_weights_of_sixteen_bits(tiny_checkpoint: Path, tmp_path: Path) -> None:
     answers = []
     for kind, dtype, nbytes in ((RefdiffSide, "float32", 4), (StoredSide, "float32", 2), (RefdiffSide, "bfloat16", 2)):
         side = kind(Settings(str(tmp_path), 1, dtype, steps=3))
-        answers.append(side.measuring(Row("decode", 9, 2))())
+        answers += islice(side.measuring(Row("decode", 9, 2)), 1, 2)
         assert side.itemsize == nbytes
         assert side.model.params["model"]["layers"][0]["mlp"]["gate_proj"]["weight"].dtype.itemsize == nbytes
     assert answers[0]["tokens"] == answers[1]["tokens"]
