@@ -47,20 +47,17 @@ class OnnxRuntimeSide(Side):
 
         A session for each weight would have threads for each, and those of the last one spin while the next one works.
         """
-        helper, proto, ort = self._onnx.helper, self._onnx.TensorProto, self._runtime
-        results = [np.empty((len(x), len(weight)), np.float32) for weight in weights]
+        ort, tokens, (outputs, inputs) = self._runtime, len(x), weights[0].shape
+        results = [np.empty((tokens, outputs), np.float32) for _ in weights]
         names = [f"w{i}" for i in range(len(weights))]
         self._given = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(weight.T)) for weight in weights]
-        given = {"dims": weights[0].T.shape, "data_type": proto.FLOAT, "data_location": proto.EXTERNAL}
-        location = [self._onnx.StringStringEntryProto(key="location", value="memory")]  # not the graph, which is copied
-        graph = helper.make_graph(
-            [helper.make_node("MatMul", ["x", name], [f"x{name}"]) for name in names],
-            "products",
-            [helper.make_tensor_value_info("x", proto.FLOAT, x.shape)],
-            [helper.make_tensor_value_info(f"x{name}", proto.FLOAT, results[0].shape) for name in names],
-            [proto(name=name, external_data=location, **given) for name in names],
+        held = ", ".join(f'float[{inputs}, {outputs}] {name} = ["location": "memory"]' for name in names)  # not copied
+        given = ", ".join(f"float[{tokens}, {outputs}] x{name}" for name in names)
+        nodes = " ".join(f"x{name} = MatMul(x, {name})" for name in names)
+        model = self._onnx.parser.parse_model(
+            f'<ir_version: 8, opset_import: ["": 17]> '
+            f"products (float[{tokens}, {inputs}] x) => ({given}) <{held}> {{ {nodes} }}"
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = self.settings.threads, 1
         options.add_external_initializers(names, self._given)
