@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from refdiff.bench.inputs import Ids
-from refdiff.bench.side import FloatArray, Side, UnavailableError
-
-
-def _imported(*names: str) -> list[Any]:
-    """Import the modules that a side needs; raise `UnavailableError` where one of them is not installed."""
-    try:
-        return [importlib.import_module(name) for name in names]
-    except ImportError as error:
-        needs = f"{names[-1]} needs {names[-1]} and {names[0]} (pip install {' '.join(reversed(names))})"
-        raise UnavailableError(f"--against {needs}: {error}") from None
+from refdiff.bench.side import FloatArray, Side
+from refdiff.browser import require
 
 
 class NumpySide(Side):
@@ -40,7 +31,7 @@ class OnnxRuntimeSide(Side):
     """MatMul on the CPU."""
 
     def prepare(self) -> None:
-        self._onnx, self._runtime = _imported("onnx", "onnxruntime")  # one writes the graph, the other runs it
+        self._onnx, self._runtime = (require(name, "--against onnxruntime") for name in ("onnx", "onnxruntime"))
 
     def hold(self, weights: list[FloatArray], x: FloatArray) -> Callable[[], Any]:
         """Make one session, which has its threads once, of a node for each weight; what it reads and writes is bound.
@@ -91,19 +82,19 @@ class TransformersSide(Side):
     """A `transformers.DiffLlamaForCausalLM`; products by `torch.nn.functional.linear`."""
 
     def prepare(self) -> None:
-        self._torch, self._transformers = _imported("torch", "transformers")
-        torch, self._device = self._torch, "cpu"
+        torch, transformers = (require(name, "--against transformers") for name in ("torch", "transformers"))
+        self._torch, self._device = torch, "cpu"
         if self.settings.backend == "cupy":
             if not torch.cuda.is_available():
-                raise UnavailableError(
+                raise ImportError(
                     "--against transformers with --backend cupy needs a torch that sees the CUDA device: install one "
                     "built for its CUDA, from pytorch.org"
                 )
             self._device = "cuda"
             self.use_device(torch.cuda.synchronize, torch.cuda.mem_get_info)
         torch.set_num_threads(self.settings.threads)
-        self._transformers.logging.set_verbosity_error()
-        self._class = self._transformers.DiffLlamaForCausalLM  # imported when it is named: not while loading is timed
+        transformers.logging.set_verbosity_error()
+        self._class = transformers.DiffLlamaForCausalLM  # imported when it is named: not while loading is timed
 
     def command(self, prompt: str) -> list[str]:
         return ["-c", WHAT_ONE_WOULD_WRITE, self.folder, prompt, self.settings.dtype, self._device]

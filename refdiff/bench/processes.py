@@ -24,7 +24,7 @@ from typing import IO, Any, cast
 import refdiff
 from refdiff.bench.measurements import describe_end
 from refdiff.bench.rows import Row
-from refdiff.bench.side import Answer, Settings, Side, UnavailableError
+from refdiff.bench.side import Answer, Settings, Side
 
 SIDES = {
     "refdiff": "refdiff_side.RefdiffSide",
@@ -62,7 +62,7 @@ def child(name: str, row: Row, settings: Settings) -> Iterator[Callable[[], Answ
     It has a session of its own, so that Ctrl-C reaches the parent alone, which then ends it.
 
     Raises:
-        UnavailableError: a package that it needs is not installed.
+        ImportError: a package that it needs is not installed.
         ChildError: it failed; the message says how.
     """
     with tempfile.TemporaryFile() as messages:
@@ -131,7 +131,7 @@ def main() -> None:
         for found in side_of(name, settings).measuring(row):
             answer(found)
             requests.get()
-    except UnavailableError as error:
+    except ImportError as error:
         answer(error)
     except Exception as error:  # whatever it is, the parent must hear of it
         answer(ChildError(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}"))

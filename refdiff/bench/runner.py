@@ -21,7 +21,7 @@ def run(rows: list[Row], settings: Settings, turn: Turn = lambda row, side: None
     A row that fails says why, and the next one is measured all the same.
 
     Raises:
-        UnavailableError: a side's packages are not installed, which is said before an hour of measuring.
+        ImportError: a side's packages are not installed, which is said before an hour of measuring.
     """
     for name in (OURS, *settings.against):
         with child(name, Row("load"), settings):  # which loads nothing yet
@@ -29,7 +29,7 @@ def run(rows: list[Row], settings: Settings, turn: Turn = lambda row, side: None
     for row in rows:
         try:
             yield from measure(row, settings, turn)
-        except (ChildError, OSError) as error:
+        except (ChildError, ImportError, OSError) as error:
             yield evaluate(row, {}, error=error)
 
 

@@ -24,10 +24,6 @@ FloatArray = NDArray[np.float32]
 Answer = dict[str, Any]
 
 
-class UnavailableError(RuntimeError):
-    """A side that cannot be measured here; the message says what to install."""
-
-
 @dataclass(frozen=True)
 class Settings:
     """What every side is told.
@@ -72,7 +68,7 @@ class Side:
         self.folder = str(settings.folder)
 
     def prepare(self) -> None:
-        """Find the device or import what the work needs; raise `UnavailableError` where that is not there."""
+        """Find the device or import what the work needs; raise `ImportError` where that is not there."""
         if self.settings.backend == "cupy":
             arrays.backend("cupy")
             import cupy

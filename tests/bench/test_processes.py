@@ -16,7 +16,7 @@ import pytest
 from refdiff.bench import processes
 from refdiff.bench.processes import ChildError, child, environment
 from refdiff.bench.rows import Row
-from refdiff.bench.side import Settings, UnavailableError
+from refdiff.bench.side import Settings
 
 WORK = Row("check", 19, 2)
 """Needs no checkpoint."""
@@ -102,7 +102,9 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_is_not_installed_is_said(packages: Path) -> None:
     (packages / "onnx.py").write_text("raise ImportError('not here')\n")
-    wanted = pytest.raises(UnavailableError, match=r"^--against onnxruntime needs .*: not here")
+    wanted = pytest.raises(
+        ImportError, match=r"^--against onnxruntime needs the package onnx, .* \(not here\): pip install"
+    )
     with wanted, child("onnxruntime", Row("load"), Settings()):
         pass
 
