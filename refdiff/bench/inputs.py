@@ -9,8 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
-Bias = dict[tuple[int, ...], float]
-"""A `sequence_bias`: sequences of tokens of which the last is to follow the others."""
 
 PATTERN = 16
 """Tokens that the text of prompt lookup says over and over."""
@@ -73,11 +71,11 @@ def edited(size: int, new: int, vocab_size: int) -> tuple[Ids, Ids]:
     return np.append(np.resize(prompt, size - 1), other)[None], np.resize(text, new)
 
 
-def forcing(prompt: Ids, text: Ids) -> Bias:
-    """Make the bias under which `text` follows the prompt: before each token as few as settle it."""
+def forcing(prompt: Ids, text: Ids) -> dict[tuple[int, ...], float]:
+    """Make the `sequence_bias` under which `text` follows the prompt: before each token as few as settle it."""
     said = [int(token) for token in (*prompt, *text)]
     places = range(len(prompt), len(said))
-    bias: Bias = {}
+    bias = {}
     for place in places:
         for length in range(1, place + 1):
             before = said[place - length : place]

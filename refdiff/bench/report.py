@@ -66,19 +66,18 @@ def evaluate(
     """
     unit = "B" if memory else row.kind.unit
     key = "bytes" if unit == "B" else "seconds"
-    numbers = {name: [answer[key] for answer in given] for name, given in answers.items()}
     sides: dict[str, Any] = {}
+    against: dict[str, Any] = {}
     for name, given in answers.items():
         rates = [answer["amount"] / answer[key] if "/" in unit else answer[key] for answer in given]
-        sides[name] = {key: numbers[name], "rate": spread(rates)}
-        if passes := [answer["passes"] for answer in given if "passes" in answer]:
-            sides[name]["passes"] = passes
-    against = {}
-    for name in (name for name in answers if name != OURS):
-        over, under = (OURS, name) if unit == "B" else (name, OURS)
-        ratios = [a / b for a, b in zip(numbers[over], numbers[under], strict=True)]
-        differences = map(difference, answers[OURS], answers[name]) if comparable else ()
-        against[name] = {"ratio": spread(ratios), "difference": next(filter(None, differences), None)}
+        sides[name] = {key: [answer[key] for answer in given], "rate": spread(rates)}
+        if "passes" in given[0]:
+            sides[name]["passes"] = [answer["passes"] for answer in given]
+        if name != OURS:
+            rounds = list(zip(answers[OURS], given, strict=True))
+            ratios = [ours[key] / theirs[key] if unit == "B" else theirs[key] / ours[key] for ours, theirs in rounds]
+            differences = itertools.starmap(difference, rounds) if comparable else ()
+            against[name] = {"ratio": spread(ratios), "difference": next(filter(None, differences), None)}
     return {
         "row": row.spelled,
         "title": row.titled(row.kind.memory) if memory else row.title,
