@@ -139,11 +139,14 @@ def _kind(row: dict[str, Any]) -> str:
     return str(row["row"]).partition(":")[0]
 
 
+def _count(row: dict[str, Any]) -> int:
+    """Return how often a row was measured, which is 0 where it failed."""
+    return max((len(side.get("seconds") or side["bytes"]) for side in row["sides"].values()), default=0)
+
+
 def _runs(rows: list[dict[str, Any]]) -> str:
     """Return the number of runs of each median."""
-    counts = {len(side[what]) for row in rows for side in row["sides"].values() for what in ("seconds", "bytes")
-              if what in side}  # fmt: skip
-    most = max(counts, default=1)
+    most = max(map(_count, rows))
     return f"median of {most} runs" if most > 1 else "one run"
 
 
@@ -151,9 +154,8 @@ def _pairs(usual: int, rows: list[dict[str, Any]]) -> str:
     """Return a sentence on the number of pairs, and on rows with another number."""
     titles: dict[int, list[str]] = {}
     for row in rows:
-        counts = [len(side[what]) for side in row["sides"].values() for what in ("seconds", "bytes") if what in side]
-        if counts and max(counts) != usual:
-            titles.setdefault(max(counts), []).append(row["title"])
+        if (count := _count(row)) not in (0, usual):
+            titles.setdefault(count, []).append(row["title"])
     others = [
         f", measured once: {'; '.join(found)}" if n == 1 else f" ({n} of {'; '.join(found)})"
         for n, found in sorted(titles.items(), reverse=True)
