@@ -60,7 +60,7 @@ class KVCache:
             k (B, K, T, d), v (B, Kv, T, e) -> (B, K, S, d), (B, Kv, S, e), S = len(cache) before + T
 
         Raises:
-            ValueError: the batch size differs from that of the cache, or a static cache is full.
+            ValueError: batch size, heads, head size or dtype differ from those in the cache, or a static cache is full.
         """
         keys, values, start = self.allocate(layer, k, v)
         end = start + k.shape[2]
@@ -83,11 +83,9 @@ class KVCache:
                 f"KVCache: got {end} tokens, expected at most static={self.static}; make a larger one, or crop this one"
             )
         buffers = self._buffers[layer]
-        if buffers is not None and buffers[0].shape[0] != k.shape[0]:
-            raise ValueError(
-                f"KVCache: k: got shape {tuple(k.shape)}, expected a batch of {buffers[0].shape[0]} as in the cache; "
-                "pass the same batch, or reorder the cache first"
-            )
+        if buffers is not None:
+            _check_like_cached("k", k, buffers[0])
+            _check_like_cached("v", v, buffers[1])
         capacity = 0 if buffers is None else buffers[0].shape[2]
         if buffers is None or end > capacity:
             size = self.static or max(end, self._next_capacity(end, capacity))
@@ -177,6 +175,21 @@ class KVCache:
         if not 0 <= length <= len(self):
             raise ValueError(f"KVCache: crop: got length {length}, expected 0 to {len(self)}")
         self._lengths = [length] * self.num_layers
+
+
+def _check_like_cached(name: str, new: Array, cached: Array) -> None:
+    """Raise where new keys or values differ from those in the cache by more than their number of tokens."""
+    B, heads, _, size = cached.shape
+    if new.shape[0] != B:
+        raise ValueError(
+            f"KVCache: {name}: got shape {tuple(new.shape)}, expected a batch of {B} as in the cache; pass the same "
+            "batch, or reorder the cache first"
+        )
+    if (new.shape[1], new.shape[3], new.dtype) != (heads, size, cached.dtype):
+        raise ValueError(
+            f"KVCache: {name}: got shape {tuple(new.shape)} of {new.dtype}, expected ({B}, {heads}, T, {size}) of "
+            f"{cached.dtype} as in the cache; use one cache for one model"
+        )
 
 
 def _grown(like: Array, size: int, old: Array | None, used: int) -> Array:

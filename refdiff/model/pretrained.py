@@ -379,6 +379,11 @@ class PreTrainedModel:
                     f"inputs_embeds: got shape {tuple(hidden.shape)}, expected (B, T, {config.hidden_size})"
                 )
         B, T, _ = hidden.shape
+        if cache is not None and cache.num_layers != config.num_hidden_layers:
+            raise ValueError(
+                f"cache: got a KVCache of {cache.num_layers} layers, expected {config.num_hidden_layers}, as the model "
+                "has; make one for this model"
+            )
         past = 0 if cache is None else len(cache)
         if cache is None and (config.use_cache if use_cache is None else use_cache):
             cache = KVCache(config.num_hidden_layers)

@@ -85,6 +85,15 @@ def filled(**sizes):
         ),
         *((lambda n=n: filled().crop(n), ValueError, f"crop: got length {n}, expected 0 to 5") for n in (-1, 6)),
         (lambda: filled().append(0, *(x[:1] for x in one(2))), ValueError, "expected a batch of 2 as in the cache"),
+        *(
+            (lambda other=other: filled().append(0, *map(other, one(2))), ValueError, message)
+            for other, message in (
+                (lambda x: x.repeat(2, axis=1), r"k: got shape \(2, 2, 2, 3\) .* expected \(2, 1, T, 3\)"),
+                (lambda x: x.repeat(2, axis=3), r"k: got shape \(2, 1, 2, 6\)"),
+                (lambda x: x.astype(np.float32), "of float32, expected .* of float64 as in the cache"),
+            )
+        ),
+        (lambda: filled().append(0, one(2)[0], one(2)[0]), ValueError, r"v: got shape \(2, 1, 2, 3\)"),
         (lambda: KVCache(0), ValueError, "expected 1 or more"),
         *((lambda n=n: KVCache(2, **{n: 0}), ValueError, "expected 1 or more") for n in ("static", "max_tokens")),
         (lambda: KVCache(1).commit(0, 1), ValueError, "got layer 0, which has no buffers yet"),

@@ -190,6 +190,12 @@ def test_restarting_positions_pack_sequences_only_without_mask_and_cache():
     assert not np.allclose(together, packed)
 
 
+@pytest.mark.parametrize("layers", [1, 2, 4])
+def test_a_cache_of_another_number_of_layers_is_refused(layers):
+    with pytest.raises(ValueError, match=f"cache: got a KVCache of {layers} layers, expected 3"):
+        small_model()(TOKENS, cache=refdiff.KVCache(layers))
+
+
 def test_use_cache_follows_the_config():
     assert small_model()(TOKENS).cache is not None
     assert small_model(use_cache=False)(TOKENS).cache is None

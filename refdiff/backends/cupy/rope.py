@@ -61,8 +61,6 @@ def rope_append(
     if k.shape[3] != d or v.shape[0] != B or H + K + Kv >= 2**16:
         return NotImplemented
     keys, values, start = cache.allocate(layer, k, v)
-    if keys.dtype != k.dtype or values.dtype != v.dtype:
-        return NotImplemented
     q, k, v = (x if _whole_rows(x) else x.copy(order="C") for x in (q, k, v))
     cos, sin = _angles(cos, sin)
     length, each = 0 if rt.length is None else rt.device.address(rt.length), 0 if cos.shape[0] == 1 else T * n
