@@ -25,7 +25,7 @@ from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.diffllama import Context, diffllama
 from refdiff.model.outputs import ModelOutput
 from refdiff.model.recorder import Recorder
-from refdiff.model.weights import flatten, initialize, load, nest, resolve_dtype, save
+from refdiff.model.weights import check_parameters, flatten, initialize, load, nest, resolve_dtype, save
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -121,12 +121,13 @@ class PreTrainedModel:
         dtype = _dtype_name(dtype)
         if params is None:
             params = initialize(config, type(self).__name__, dtype=dtype)
+        arrays = check_parameters(flatten(params), config, type(self).__name__)
         self.config = config
         self.dtype = dtype
         self.xp = _backend(backend)
         self.device = device
-        with device_placement(self.xp, device, sum(getattr(a, "nbytes", 0) for a in flatten(params).values())) as put:
-            self.params = nest({name: put(array) for name, array in flatten(params).items()})
+        with device_placement(self.xp, device, sum(getattr(a, "nbytes", 0) for a in arrays.values())) as put:
+            self.params = nest({name: put(array) for name, array in arrays.items()})
         matrices = self.base_params["layers"][0]["self_attn"]["o_proj"]["weight"].dtype
         self.backend = backend_for(self.xp, kernels, threads, getattr(matrices, "name", "float32"))
         self.ops = self.backend.ops

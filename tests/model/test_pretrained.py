@@ -12,6 +12,7 @@ from refdiff.model import weights
 from tests.model.models import CLASSES, ids, small_config, small_model
 
 TOKENS = ids(0, 1, 5)
+KIND = refdiff.DiffLlamaForCausalLM
 
 
 @pytest.mark.parametrize("kind", CLASSES)
@@ -49,6 +50,22 @@ def test_the_seed_decides_the_weights():
     np.testing.assert_array_equal(drawn[3], kind(config).params["lm_head"]["weight"])
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda flat: {name.removeprefix("model."): a for name, a in flat.items()}, "problems:"),  # the base model's
+        (lambda flat: {name: a for name, a in flat.items() if ".2." not in name}, "model.layers.2.* is missing"),
+        (lambda flat: {name: a for name, a in flat.items() if "1.self_attn.lambda_q2" not in name}, "q2 is missing"),
+        (lambda flat: flat | {"lm_head.weight": np.zeros((52, 26))}, r"has shape \(52, 26\), expected \(53, 26\)"),
+        (lambda flat: flat | {"score.weight": np.zeros((2, 26))}, "score.weight is no parameter of it"),
+    ],
+)
+def test_parameters_of_another_model_are_refused(change, problem):
+    changed = weights.nest(change(weights.flatten(small_model().params)))
+    with pytest.raises(ValueError, match=f"(?s)not the parameters of a DiffLlamaForCausalLM .*{problem}"):
+        KIND(small_config(), changed)
+
+
 def test_num_parameters_counts_tied_weights_once():
     model, tied = small_model(), small_model(tie_word_embeddings=True)
     assert model.num_parameters() - tied.num_parameters() == 53 * 26
@@ -68,9 +85,6 @@ def test_loading_on_another_backend(away, tmp_path):
 def test_an_unknown_backend_is_told_before_anything_is_read():
     with pytest.raises(ValueError, match="backend: got 'jax', expected"):
         refdiff.DiffLlamaForCausalLM.from_pretrained("/nowhere", backend="jax")
-
-
-KIND = refdiff.DiffLlamaForCausalLM
 
 
 def test_every_way_to_a_model_takes_every_choice(away, tmp_path):

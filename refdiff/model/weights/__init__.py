@@ -6,6 +6,7 @@ from refdiff.model.weights.load import load, nonfinite, resolve_dtype
 from refdiff.model.weights.names import (
     ARCHITECTURES,
     attention_shapes,
+    check_parameters,
     count_parameters,
     flatten,
     nest,
@@ -16,6 +17,7 @@ from refdiff.model.weights.save import save
 __all__ = [
     "ARCHITECTURES",
     "attention_shapes",
+    "check_parameters",
     "count_parameters",
     "flatten",
     "headers",

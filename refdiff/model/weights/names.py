@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from refdiff.messages import list_problems
 from refdiff.model.config import DiffLlamaConfig
 
 ARCHITECTURES = (
@@ -63,6 +64,29 @@ def parameter_shapes(config: DiffLlamaConfig, architecture: str) -> dict[str, tu
     shapes[f"{prefix}norm.weight"] = (D,)
     shapes.update(_head_shapes(config, architecture))
     return shapes
+
+
+def check_parameters(arrays: Mapping[str, Any], config: DiffLlamaConfig, architecture: str) -> dict[str, Any]:
+    """Return the arrays by name, in the order of `parameter_shapes`.
+
+    Raises:
+        ValueError: a parameter is missing, unknown or of another shape.
+    """
+    shapes = parameter_shapes(config, architecture)
+    if architecture == "DiffLlamaForCausalLM" and "lm_head.weight" in arrays:
+        # With tied embeddings there can be one all the same; see load().
+        shapes["lm_head.weight"] = (config.vocab_size, config.hidden_size)
+    problems = [f"{name} is missing" for name in shapes if name not in arrays]
+    problems += [f"{name} is no parameter of it" for name in arrays if name not in shapes]
+    problems += [
+        f"{name} has shape {tuple(arrays[name].shape)}, expected {shape}"
+        for name, shape in shapes.items()
+        if name in arrays and tuple(arrays[name].shape) != shape
+    ]
+    if problems:
+        which = f"these are not the parameters of a {architecture} with this config"
+        raise ValueError(f"{which}: {list_problems(problems)}")
+    return {name: arrays[name] for name in shapes}
 
 
 def attention_shapes(config: DiffLlamaConfig) -> dict[str, tuple[int, ...]]:

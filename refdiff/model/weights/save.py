@@ -13,10 +13,9 @@ from typing import Any
 from refdiff.browser import require
 from refdiff.files import write_json
 from refdiff.hub.download import INDEX, SINGLE
-from refdiff.messages import list_problems
 from refdiff.model.commit import PENDING, is_pending, replacing
 from refdiff.model.config import DiffLlamaConfig
-from refdiff.model.weights.names import count_parameters, flatten, parameter_shapes, stored_name
+from refdiff.model.weights.names import check_parameters, count_parameters, flatten, stored_name
 from refdiff.model.weights.precision import NBYTES, compute_dtype
 from refdiff.model.weights.safetensors_file import write_safetensors
 
@@ -57,7 +56,7 @@ def save(
         OSError: Something cannot be written, as on a full disk. The message says which checkpoint counts: the one that
             was there, or the new one, which the next load or save puts in place.
     """
-    checked = _checked(flatten(params), config, architecture)
+    checked = check_parameters(flatten(params), config, architecture)
     arrays = {stored_name(name, config.wiring): array for name, array in checked.items()}
     if dtype is None:
         dtype = "float64" if any("float64" in str(array.dtype) for array in arrays.values()) else "float32"
@@ -79,25 +78,6 @@ def save(
         raise OSError(
             error.errno, f"cannot save the model ({size:,} bytes): {error.strerror or error}; {which}", str(directory)
         ) from error
-
-
-def _checked(arrays: dict[str, Any], config: DiffLlamaConfig, architecture: str) -> dict[str, Any]:
-    """Return the arrays in the order of the model; refuse any that do not fit `config`."""
-    shapes = parameter_shapes(config, architecture)
-    if architecture == "DiffLlamaForCausalLM" and "lm_head.weight" in arrays:
-        # With tied embeddings there can be one all the same; see load().
-        shapes["lm_head.weight"] = (config.vocab_size, config.hidden_size)
-    problems = [f"{name} is missing" for name in shapes if name not in arrays]
-    problems += [f"{name} is no parameter of it" for name in arrays if name not in shapes]
-    problems += [
-        f"{name} has shape {tuple(arrays[name].shape)}, expected {shape}"
-        for name, shape in shapes.items()
-        if name in arrays and tuple(arrays[name].shape) != shape
-    ]
-    if problems:
-        which = f"these are not the parameters of a {architecture} with this config"
-        raise ValueError(f"{which}: {list_problems(problems)}")
-    return {name: arrays[name] for name in shapes}
 
 
 def _in_bytes(size: int | str) -> int:
