@@ -178,7 +178,7 @@ def replaced_atomically(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         OSError: `path` cannot be written, or is there and not a regular file; the message names it.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         if path.exists() and not path.is_file():
             message = f"not a regular file, but {kind_of_file(path.stat().st_mode)}; name another file"

@@ -174,6 +174,12 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_name_of_the_longest_that_file_systems_take(tmp_path: Path) -> None:
+    path = tmp_path / ("日" * 84 + ".md")
+    write_atomically(path, b"x")
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize(
     "name",
     [

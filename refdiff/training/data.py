@@ -38,7 +38,7 @@ TOKENIZER_BYTES = 2**24
 
 PARTS = ("train", "validation")
 _FILES = {"corpus.json", "tokenizer.json", "tokenizer_config.json", *(f"{part}.bin" for part in PARTS)}
-_PARTIAL = re.compile(r"\.(corpus|tokenizer_config)\.json\.[0-9a-f]{16}\.tmp")  # as write_json names them
+_PARTIAL = re.compile(r"\.[0-9a-f]{16}\.tmp")  # as write_json names a file that it has not finished
 _BATCH_CHARACTERS = 2**20  # encoded in one call
 
 
