@@ -157,37 +157,46 @@ def write_json(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
         OSError: the folder cannot be written; an older file at `path` is then untouched.
     """
     text = json.dumps(_tag_floats(value), indent=2, sort_keys=True) + "\n"
-    write_atomically(path, text.encode("ascii"))
+    write_atomically(path, text.encode("ascii"), follow_link=False)
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], data: bytes, *, follow_link: bool = True) -> None:
     """Put `data` at `path` in one step: a temporary file in the same folder, synced to disk, then renamed.
+
+    See `replaced_atomically`.
 
     Raises:
         OSError: the file cannot be written; the message names `path`, and an older file there is untouched.
     """
-    with replaced_atomically(path) as file:
+    with replaced_atomically(path, follow_link=follow_link) as file:
         file.write(data)
 
 
 @contextlib.contextmanager
-def replaced_atomically(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def replaced_atomically(path: str | os.PathLike[str], *, follow_link: bool = True) -> Iterator[BinaryIO]:
     """Give a file to write, which takes its place at `path` when the block ends well, and is gone when it does not.
+
+    It has the permissions of the file that it replaces. Where `path` is a symbolic link, it replaces the file that the
+    link leads to, or with `follow_link=False` the link itself: a file of a checkpoint in Hugging Face's cache is a link
+    to a blob that other revisions share.
 
     Raises:
         OSError: `path` cannot be written, or is there and not a regular file; the message names it.
     """
     path = Path(path)
-    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    target = Path(os.path.realpath(path)) if follow_link else path
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
-        if path.exists() and not path.is_file():
-            message = f"not a regular file, but {kind_of_file(path.stat().st_mode)}; name another file"
+        if target.exists() and not target.is_file():
+            message = f"not a regular file, but {kind_of_file(target.stat().st_mode)}; name another file"
             raise OSError(errno.EINVAL, message, str(path))
         with temporary.open("xb") as file:
+            if target.exists():
+                shutil.copymode(target, temporary)
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        temporary.replace(target)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in (None, str(temporary)):

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import socket
+import sys
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -172,6 +173,20 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
         write_json(path, {"a": object()})
     assert read_json(str(path)) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="other permissions there")
+def test_a_replaced_file_keeps_its_permissions_and_its_links(tmp_path: Path) -> None:
+    file, link = tmp_path / "file", tmp_path / "link"
+    file.write_bytes(b"old")
+    file.chmod(0o600)
+    link.symlink_to("file")
+    write_atomically(link, b"new")
+    assert link.is_symlink()
+    assert (file.read_bytes(), file.stat().st_mode & 0o777) == (b"new", 0o600)
+    write_json(link, {})
+    assert not link.is_symlink(), "a checkpoint's file in Hugging Face's cache is a link to a shared blob"
+    assert file.read_bytes() == b"new"
 
 
 def test_a_name_of_the_longest_that_file_systems_take(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def write_files(folder: Path, templates: str | dict[str, str] | None) -> None:
     paths = {_path(folder, name): text.encode("utf-8") for name, text in named.items()}
     for path, text in paths.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text)
+        write_atomically(path, text, follow_link=False)
     for path in [folder / _DEFAULT, *folder.glob(NAMED_TEMPLATES)]:
         if path not in paths:
             path.unlink(missing_ok=True)

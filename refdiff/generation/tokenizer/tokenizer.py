@@ -132,7 +132,7 @@ class Tokenizer(Vocabulary):
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         templates.write_files(folder, self.chat_template)
-        write_atomically(folder / "tokenizer.json", self.backend.to_json().encode("utf-8"))
+        write_atomically(folder / "tokenizer.json", self.backend.to_json().encode("utf-8"), follow_link=False)
         write_json(folder / "tokenizer_config.json", settings)
 
     def __call__(
