@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,7 +98,8 @@ class Corpus:
             raise ValueError(f"vocab_size: got {vocab_size}, expected {SMALLEST_VOCABULARY} or more: 256 bytes and one")
         cut, size = split_at(text, validation), text.stat().st_size
         folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        staging = folder.with_name(f".{folder.name}-{secrets.token_hex(8)}")
+        staging.mkdir()  # with the permissions of any new folder, which colleagues may need to resume the run
         try:
             progress("training the tokenizer")
             tokenizer = _train_tokenizer(text, cut, vocab_size)

@@ -43,6 +43,13 @@ def test_tokens_say_the_text_and_validation_is_its_end(path: Path) -> None:
     assert corpus.vocab_size == 280
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="other permissions there")
+def test_a_corpus_has_the_permissions_of_any_new_folder(path: Path) -> None:
+    other = path.parent / "other"
+    other.mkdir()
+    assert make(path).folder.stat().st_mode == other.stat().st_mode
+
+
 def test_the_tokenizer_has_not_seen_the_validation_part(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text(tale() + "zzzzzz zzzzzz\n" * 12, encoding="utf-8")
