@@ -33,6 +33,19 @@ def test_generate_downloads_once_and_then_works_offline(hub: Lookalike, run: Run
     assert len(hub.requests) == asked
 
 
+def test_answers_of_a_repos_earlier_commit_are_refused(hub: Lookalike, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("h\n")
+    command = ("generate", "-q", "-m", "ai/reciting", "--prompts-file", "prompts.txt", "-o", "out.jsonl")
+    for again in ((), (), ("--offline",)):
+        done = run(*command, *again)
+        assert (done.returncode, done.stderr) == (0, b"")
+    repo = hub.repos["ai/reciting"]
+    repo.commit({**repo.commits[repo.branches["main"]], "README.md": b"a new model"})
+    done = run(*command)
+    assert done.returncode == 2
+    assert done.stderr.decode().endswith("made with another -m; give the same or another -o\n")
+
+
 def test_inspect_does_not_download_the_weights(hub: Lookalike, run: Run, reciting: Path, tmp_path: Path) -> None:
     done = run("inspect", "ai/reciting")
     assert done.returncode == 0, done.stderr.decode()

@@ -14,10 +14,12 @@ from typing import Any
 from refdiff import cluster
 from refdiff.cli.answering import check_greedy, given_options
 from refdiff.cli.flags import UsageError
+from refdiff.cli.loading import find_checkpoint
 from refdiff.cli.prompts_file.answers import COMPARED, Answers
 from refdiff.cli.prompts_file.batches import Answering, Result, Task, batched
 from refdiff.cli.prompts_file.reading import Prompts
 from refdiff.cli.terminal import in_flags, minutely, note, progress_bar
+from refdiff.errors import CheckpointError
 
 Answer = Callable[[Iterable[list[Task]]], Iterable[tuple[list[Task], list[Result]]]]
 
@@ -32,10 +34,12 @@ def answer_file(args: argparse.Namespace) -> int:
         Prompts(args.prompts_file, args.temperature) as prompts,
         Answers(None if args.output == "-" else args.output) as answers,
     ):
+        args = argparse.Namespace(**{**vars(args), "model": find_checkpoint(args.model, quiet=args.quiet)})
+        model = _identity(args)
         left: int | None = None
         if prompts.repeatable:
             done, bad, left = 0, [], 0
-            for task in _tasks(prompts, answers, args):
+            for task in _tasks(prompts, answers, args, model):
                 done, left = (done + 1, left) if task is None else (done, left + 1)
                 if task is not None and task.prompt.problem is not None:
                     bad.append(task.prompt.problem)
@@ -48,17 +52,30 @@ def answer_file(args: argparse.Namespace) -> int:
             if not left:
                 return 0
         with _answering(args) as answer:
-            tasks = (task for task in _tasks(prompts, answers, args) if task is not None)
+            tasks = (task for task in _tasks(prompts, answers, args, model) if task is not None)
             failed = _write(answer(batched(tasks, args.batch_size)), answers, left, args)
         if not prompts.repeatable:
             _check_flags(prompts, args)
         return 1 if failed else 0
 
 
-def _tasks(prompts: Prompts, answers: Answers, args: argparse.Namespace) -> Iterator[Task | None]:
+def _identity(args: argparse.Namespace) -> str:
+    """Return the real path of a checkpoint, or the name of a hub repo, with its commit where that is known."""
+    from refdiff import hub
+
+    folder = Path(args.model).expanduser()
+    if folder.is_dir():
+        return str(folder.resolve())
+    try:
+        commit = hub.snapshot(args.model, local_files_only=args.offline, progress=False)
+    except CheckpointError:  # loading the model gives the reason
+        return str(args.model)
+    return f"{args.model}@{commit.name}" if commit.parent.name == "snapshots" else str(args.model)  # or bundled
+
+
+def _tasks(prompts: Prompts, answers: Answers, args: argparse.Namespace, model: str) -> Iterator[Task | None]:
     """This shard's prompts, None for one that has its answer."""
-    base, given, folder = args.seed or 0, given_options(args), Path(args.model).expanduser()
-    model = str(folder.resolve()) if folder.is_dir() else args.model  # one name, however the folder was named
+    base, given = args.seed or 0, given_options(args)
     count = 0
     for prompt in prompts:
         count += 1

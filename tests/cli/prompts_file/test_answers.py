@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from unittest.mock import Mock
@@ -43,6 +44,18 @@ def test_answers_of_another_model_or_other_options_are_refused_by_name(
     done = cli(*command, "-q", "-o", "out.jsonl", *change.split())
     assert done == (2, "", f"refdiff generate: error: {said}\n")
     assert out.read_bytes() == before
+
+
+def test_answers_of_a_training_runs_earlier_checkpoint_are_refused(
+    command: list[str], tiny_checkpoint: Path, here: Path, cli: Cli
+) -> None:
+    shutil.copytree(tiny_checkpoint, here / "run" / "step-000005")
+    assert cli(*command, "-q", "-m", "run", "-o", "out.jsonl").status == 0
+    shutil.copytree(tiny_checkpoint, here / "run" / "step-000200")
+    done = cli(*command, "-q", "-m", "run", "-o", "out.jsonl")
+    assert done.status == 2
+    assert "out.jsonl line 1: was made with another -m; give the same or another -o" in done.err
+    assert cli(*command, "-q", "-m", "run/step-000005", "-o", "out.jsonl").status == 0
 
 
 @pytest.mark.parametrize(
