@@ -147,7 +147,7 @@ def local_folder(path_or_repo: str | os.PathLike[str]) -> Path | None:
         raise CheckpointError(f"{text[:200]}: is a web address; give the repo id in it, such as user/name")
     if "\0" in text or not text:
         raise CheckpointError(f"{ascii(text)[:200]}: neither a folder nor a repo id")
-    path = Path(text).expanduser() if text.startswith("~") else Path(text)
+    path = Path(text).expanduser()
     try:
         if path.is_dir():
             path = last_checkpoint(path)

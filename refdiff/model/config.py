@@ -153,7 +153,7 @@ class DiffLlamaConfig:
         for name in ("dtype", "label2id", "problem_type", "architectures"):
             if values.get(name) is None:
                 values.pop(name, None)
-        folder = Path(directory)
+        folder = Path(directory).expanduser()  # as `from_pretrained` reads it
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", values)
         return folder / "config.json"

@@ -41,6 +41,16 @@ def test_generation_config_travels(tmp_path):
     assert refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path).generation_config == model.generation_config
 
 
+def test_what_is_saved_under_the_home_folder_is_loaded_from_there(tmp_path, tiny_checkpoint, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for kind in (refdiff.DiffLlamaConfig, refdiff.Tokenizer, refdiff.DiffLlamaForCausalLM):
+        kind.from_pretrained(tiny_checkpoint).save_pretrained(f"~/{kind.__name__}")
+        kind.from_pretrained(f"~/{kind.__name__}")
+    assert not (tmp_path / "~").exists()
+
+
 def test_the_seed_decides_the_weights():
     kind, config = refdiff.DiffLlamaForCausalLM, small_config()
     drawn = [kind.from_config(config, *seed).params["lm_head"]["weight"] for seed in ((1,), (1,), (0,), ())]

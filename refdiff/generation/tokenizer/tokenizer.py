@@ -129,7 +129,7 @@ class Tokenizer(Vocabulary):
             padding_side=self.padding_side, truncation_side=self.truncation_side,
             model_max_length=self.model_max_length,
         )  # fmt: skip
-        folder = Path(directory)
+        folder = Path(directory).expanduser()  # as `from_pretrained` reads it
         folder.mkdir(parents=True, exist_ok=True)
         templates.write_files(folder, self.chat_template)
         write_atomically(folder / "tokenizer.json", self.backend.to_json().encode("utf-8"), follow_link=False)

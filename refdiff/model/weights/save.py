@@ -62,7 +62,7 @@ def save(
         dtype = "float64" if any("float64" in str(array.dtype) for array in arrays.values()) else "float32"
     compute_dtype(dtype)  # refuses a dtype that is none
     shards = _split(arrays, dtype, _in_bytes(max_shard_size))
-    directory = Path(directory)
+    directory = Path(directory).expanduser()  # as `from_pretrained` reads it
     if directory.exists() and not directory.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "got a file, expected a folder; name another", str(directory))
     try:
