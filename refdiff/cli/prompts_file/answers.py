@@ -8,6 +8,7 @@ import os
 import stat
 import sys
 import time
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -27,6 +28,7 @@ class Answers:
     """Where lines go, and which prompts have one; 32 bytes of memory for each. No path is standard output.
 
     Until the first line is written the file is as it was, so that whoever refuses what `has` finds has changed nothing.
+    A new file without a line is removed after an error.
 
     Raises:
         UsageError: the file holds something else, or another run is writing to it.
@@ -40,6 +42,7 @@ class Answers:
         if path is None:
             self._file: BinaryIO = sys.stdout.buffer
             return
+        self._is_new = not os.path.lexists(path)
         self._file = open(path, "ab+")  # noqa: PTH123, SIM115, there is one way to open in this mode; see __exit__
         try:
             _lock(self._file, path)
@@ -51,11 +54,15 @@ class Answers:
     def __enter__(self) -> Answers:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._path is not None:
-            self._file.flush()
-            _sync(self._file)
-            self._file.close()
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if self._path is None:
+            return
+        self._file.flush()
+        _sync(self._file)
+        is_empty = os.fstat(self._file.fileno()).st_size == 0
+        self._file.close()
+        if error is not None and self._is_new and is_empty:
+            Path(self._path).unlink()
 
     def _read(self, path: str) -> None:
         found = array.array("q")

@@ -102,6 +102,12 @@ def test_lines_are_synced_while_the_run_goes_on(command: list[str], cli: Cli, mo
     assert sizes[0] > 0
 
 
+def test_an_error_before_the_first_line_leaves_no_new_file(here: Path, cli: Cli) -> None:
+    (here / "empty.txt").touch()
+    assert cli("generate", "--prompts-file", "empty.txt", "-o", "out.jsonl").status == 2
+    assert not (here / "out.jsonl").exists()
+
+
 def test_nothing_changes_before_the_first_line(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_bytes(b'{"index": 0, "prompt": "a", "seed": 0, "run": "r"}\n{"index": 1, "pro')
