@@ -167,6 +167,9 @@ def _one(args: argparse.Namespace, prompt: str, write: Callable[[str], None]) ->
     messages = answering.chat_messages(prompt, args.system) if args.chat else None
     text, ids = answering.encode(tokenizer, prompt, messages)
     given = answering.given_options(args)
+    used = seed if answering.samples(model, answering.call_options(tokenizer, given)) else None
+    if used is None and args.seed is not None:
+        note("refdiff: warning: --seed: no effect on a greedy text; add --temperature 0.7, or leave it out")
     to_terminal = args.output in (None, "-") and sys.stdout.isatty()
     beams = given.get("num_beams", model.generation_config.get("num_beams")) or 1
     # A beam search on a terminal shows its progress, which a piece of text now and then would end.
@@ -177,9 +180,6 @@ def _one(args: argparse.Namespace, prompt: str, write: Callable[[str], None]) ->
     quiet = args.quiet or (args.echo and streamed and to_terminal)
     with transcript.progress_shown(quiet=quiet, until_text=streamed and to_terminal):
         generate_into(transcript, model, tokenizer, ids, given, seed)
-    used = seed if answering.samples(model, answering.call_options(tokenizer, given)) else None
-    if used is None and args.seed is not None:
-        note("refdiff: warning: --seed: no effect on a greedy text; add --temperature 0.7, or leave it out")
     if args.json:
         shown = used if args.seed is None else seed
         row = {
