@@ -7,23 +7,39 @@ import sys
 from pathlib import Path
 
 UNKNOWN_MEMORY = 2**63 - 1
+_GROUPS = Path("/sys/fs/cgroup")
 
 
-def physical_memory() -> int:
-    """Return the bytes of memory that the machine has; `UNKNOWN_MEMORY` where the system does not say."""
+def physical_memory(groups: Path = _GROUPS) -> int:
+    """Return the bytes of memory that the machine or its container has; `UNKNOWN_MEMORY` where nothing says."""
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not on Windows
-        return UNKNOWN_MEMORY
+        memory = UNKNOWN_MEMORY
+    return min([memory, *(limit for limit, _ in _container(groups))])
 
 
-def available_memory(info: Path = Path("/proc/meminfo"), groups: Path = Path("/sys/fs/cgroup")) -> int | None:
+def available_memory(info: Path = Path("/proc/meminfo"), groups: Path = _GROUPS) -> int | None:
     """Return the bytes of memory that this process may still use, swap included; None where Linux does not say."""
     told = _told(info, "MemAvailable:", "SwapFree:")
-    limits = [groups / "memory.max", groups / "memory" / "memory.limit_in_bytes"]  # of a container
-    given = [path.read_text(encoding="ascii").strip() for path in limits if path.exists()]
-    found = [*([sum(told)] if told else []), *(int(value) for value in given if value.isdecimal())]
+    found = [*([sum(told)] if told else []), *(max(limit - used, 0) for limit, used in _container(groups))]
     return min(found, default=None)
+
+
+def _container(groups: Path) -> list[tuple[int, int]]:
+    """Return the bytes that a container may use and uses; nothing where there is no limit.
+
+    Cached files that were not read lately do not count as used: the system drops them before it runs out of memory.
+    """
+    found = []
+    for folder, limit, usage in (  # of version 2 of cgroups, and of version 1
+        (groups, "memory.max", "memory.current"),
+        (groups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        if (most := _number(folder / limit)) is not None:
+            cached = max(_told(folder / "memory.stat", "inactive_file", "total_inactive_file"), default=0)
+            found.append((most, max((_number(folder / usage) or 0) - cached, 0)))
+    return found
 
 
 def peak_memory() -> int | None:
@@ -37,9 +53,18 @@ def peak_memory() -> int | None:
     return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def _number(file: Path) -> int | None:
+    """Return the number that a file holds; None where there is no such file, or a word in it."""
+    text = file.read_text(encoding="ascii").strip() if file.exists() else ""
+    return int(text) if text.isdecimal() else None
+
+
 def _told(file: Path, *names: str) -> list[int]:
-    """Return the bytes of each line `name: … kB` with one of these names; nothing where there is no such file."""
+    """Return the bytes of each line with one of these names; nothing where there is no such file.
+
+    A line is `name: … kB`, or `name …` in bytes.
+    """
     if not file.exists():
         return []
     lines = (line.split() for line in file.read_text(encoding="ascii", errors="replace").splitlines())
-    return [int(line[1]) * 1024 for line in lines if line and line[0] in names]
+    return [int(line[1]) * (1024 if line[-1] == "kB" else 1) for line in lines if line and line[0] in names]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from refdiff.memory import available_memory, peak_memory
+from refdiff.memory import available_memory, peak_memory, physical_memory
 
 HELD = """
 from refdiff.memory import peak_memory
@@ -46,3 +46,21 @@ def test_what_is_free_is_the_least_that_the_system_says(tmp_path: Path) -> None:
     assert available_memory(info, tmp_path) == 6000 * 1024
     (tmp_path / "memory.max").write_text("1000000\n")
     assert available_memory(info, tmp_path) == 1_000_000
+    assert physical_memory(tmp_path) == 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("limit", "usage", "cached"),
+    [
+        ("memory.max", "memory.current", "inactive_file 200000"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "inactive_file 7\ntotal_inactive_file 200000"),
+    ],
+)
+def test_what_a_container_uses_already_is_not_free(tmp_path: Path, limit: str, usage: str, cached: str) -> None:
+    (tmp_path / "memory").mkdir()
+    (tmp_path / limit).write_text("1000000\n")
+    (tmp_path / usage).write_text("700000\n")
+    assert available_memory(tmp_path / "meminfo", tmp_path) == 300_000
+    (tmp_path / limit).with_name("memory.stat").write_text(f"anon 500000\n{cached}\n")
+    assert available_memory(tmp_path / "meminfo", tmp_path) == 500_000
+    assert physical_memory(tmp_path) == 1_000_000
