@@ -5,11 +5,13 @@ transformers dropped this pipeline in version 5; this one gives what that of 4.5
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.errors import CheckpointError
 from refdiff.generation.sampling import softmax
 from refdiff.pipelines.base import Pipeline, host
 
@@ -66,16 +68,20 @@ class QuestionAnsweringPipeline(Pipeline):
         question, text = _example(item)
         length = min(self.tokenizer.model_max_length, 384) if max_seq_len is None else max_seq_len
         stride = min(length // 2, 128) if doc_stride is None else doc_stride
-        if stride > length:
-            raise ValueError(f"doc_stride: got {stride}, expected at most max_seq_len, {length}")
         first = self.tokenizer.padding_side == "right"
-        (whole,) = self.tokenizer.encodings(
-            question if first else text,
-            text if first else question,
-            truncation="only_second" if first else "only_first",
-            max_length=length,
-            stride=stride,
-        )
+        try:
+            (whole,) = self.tokenizer.encodings(
+                question if first else text,
+                text if first else question,
+                truncation="only_second" if first else "only_first",
+                max_length=length,
+                stride=stride,
+            )
+        except CheckpointError:
+            raise
+        except ValueError as error:  # in the names of this pipeline's options
+            names = {"stride:": "doc_stride:", "max_length": "max_seq_len"}
+            raise ValueError(re.sub("|".join(names), lambda name: names[name[0]], str(error))) from None
         answers: list[Answer] = []
         null_score = np.inf
         for piece in [whole, *whole.overflowing]:

@@ -63,6 +63,7 @@ def test_ways_to_ask() -> None:
         ((), {"question": "a", "context": ["b"]}, TypeError, "expected texts, or lists of texts"),
         ((), {"question": ["a"], "context": ["b", "c"]}, ValueError, "1 questions and 2 contexts"),
         ((), {"question": "a", "context": "b", "max_seq_len": 9, "doc_stride": 10}, ValueError, "doc_stride: got 10"),
+        ((), {"question": Q, "context": C, "max_seq_len": 30, "doc_stride": 18}, ValueError, "raise max_seq_len$"),
         ((), {"question": "", "context": "b"}, ValueError, "question: got ''"),
         ((), {"question": "a", "context": "b", "top_k": 0}, ValueError, "top_k: got 0"),
     ],

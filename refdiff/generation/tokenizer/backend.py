@@ -18,6 +18,8 @@ from refdiff.browser import require
 from refdiff.errors import CheckpointError
 from refdiff.messages import NATIVE_CALLS
 
+_LOAD_AGAIN = "; download it again, or write it again with `tokenizer.save_pretrained`"
+
 SECTIONS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 
 
@@ -137,7 +139,7 @@ class RustBackend(Backend):
     @classmethod
     def from_json(cls, text: str, source: str | Path) -> RustBackend:
         """Load the text of a tokenizer.json."""
-        with rust_errors(source):
+        with rust_errors(source, "cannot use this file", _LOAD_AGAIN):
             return cls(_library().Tokenizer.from_str(text), source)
 
     def split_special_tokens(self, split: bool) -> None:
@@ -231,7 +233,7 @@ class RustBackend(Backend):
 
 
 @contextmanager
-def rust_errors(source: str | Path) -> Iterator[None]:
+def rust_errors(source: str | Path, problem: str = "failed", fix: str = "") -> Iterator[None]:
     """Turn whatever the Rust library raises inside the block, panics included, into one error about `source`."""
     try:
         with NATIVE_CALLS.get()():
@@ -243,10 +245,7 @@ def rust_errors(source: str | Path) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         first_line = (str(error).splitlines() or [type(error).__name__])[0][:500]
-        raise CheckpointError(
-            f"{source}: the tokenizers library cannot use this file: {first_line}; "
-            "download it again, or write it again with `tokenizer.save_pretrained`"
-        ) from None
+        raise CheckpointError(f"{source}: the tokenizers library {problem}: {first_line}{fix}") from None
 
 
 def backend_of(tokenizer: Any, source: str | Path = "tokenizer.json") -> Backend:

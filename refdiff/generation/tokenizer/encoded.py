@@ -107,8 +107,28 @@ def check_truncation(strategy: Any, limit: int, stride: int, reserved: int) -> N
         )
     if not isinstance(limit, int | np.integer) or isinstance(limit, bool) or limit < reserved:
         raise ValueError(f"max_length: got {limit!r}, expected a number from {reserved}, the special tokens added, up")
-    if not 0 <= stride < max(limit - reserved, 1):
-        raise ValueError(f"stride: got {stride}, expected 0 to {limit - reserved - 1}, below the room for text")
+    _check_stride(stride, limit - reserved)
+
+
+def check_pair_stride(strategy: str, stride: int, lengths: list[int], capacity: int) -> None:
+    """Raise `ValueError` where a pair of texts of these lengths is cut to fewer than `stride` + 1 tokens of a text."""
+    first, second = lengths
+    if first + second <= capacity:
+        return
+    if strategy == "longest_first":
+        kept = max(capacity // 2, capacity - min(lengths))
+    else:
+        kept = capacity - (first if strategy == "only_second" else second)
+    if kept > 0:  # else the other text alone is too long, which the library says
+        _check_stride(stride, kept)
+
+
+def _check_stride(stride: int, capacity: int) -> None:
+    if not 0 <= stride < max(capacity, 1):
+        raise ValueError(
+            f"stride: got {stride}, expected 0 to {capacity - 1}, below the {capacity} tokens of the text that one "
+            "piece holds; lower it or raise max_length"
+        )
 
 
 def check_multiple(multiple: Any, max_length: int | None, cut: bool) -> None:

@@ -24,6 +24,7 @@ from refdiff.generation.tokenizer.encoded import (
     batch,
     check_ids,
     check_multiple,
+    check_pair_stride,
     check_texts,
     check_truncation,
     clean_up_spaces,
@@ -221,6 +222,10 @@ class Tokenizer(Vocabulary):
         if strategy is not None and limit <= NO_LIMIT:
             reserved = self.backend.num_special_tokens(pair=pairs is not None) if add_special_tokens else 0
             check_truncation(strategy, limit, stride, reserved)
+            if pairs is not None and stride > 0:
+                for pair in inputs:
+                    lengths = [len(encoding.ids) for encoding in self.backend.encode(pair, add_special_tokens=False)]
+                    check_pair_stride(str(strategy), stride, lengths, limit - reserved)
             cut = backends.Truncation(int(limit), stride, str(strategy), self.truncation_side)
         try:
             found = self.backend.encode(inputs, add_special_tokens=add_special_tokens, truncation=cut)
@@ -228,8 +233,8 @@ class Tokenizer(Vocabulary):
             if "too short to respect" not in str(error):
                 raise
             raise ValueError(
-                f"truncation={strategy!r} may shorten one text only, which is too short to bring the pair to "
-                f"max_length {limit}; raise max_length or pass truncation=True"
+                f"max_length: got {limit}, expected more than the text that truncation={strategy!r} does not cut has; "
+                "raise max_length or shorten that text"
             ) from None
         check_ids(found, self.backend, self.model_vocab_size, self.source)
         return found

@@ -277,7 +277,9 @@ def test_a_panic_of_a_decoder_is_a_checkpoint_error_everywhere(tmp_path: Path) -
         lambda: TokenBytes(tokenizer),
         lambda: PieceDecoder(tokenizer)(0),
     ):
-        with pytest.raises(CheckpointError, match=r"tokenizer\.json: the tokenizers library cannot use this file"):
+        with pytest.raises(
+            CheckpointError, match=r"tokenizer\.json: the tokenizers library failed: index out of bounds.*\d$"
+        ):
             call()
 
 

@@ -91,6 +91,15 @@ def test_pairs() -> None:
         tokenizer("a b c d", "a", truncation="only_second", max_length=4)
 
 
+@pytest.mark.parametrize(("strategy", "capacity"), [("only_second", 3), ("only_first", 2), ("longest_first", 3)])
+def test_the_stride_of_a_pair_is_below_what_is_left_of_the_cut_text(strategy: str, capacity: int) -> None:
+    texts = ("a b c d", "a b c d d")
+    (whole,) = words().encodings(*texts, truncation=strategy, max_length=9, stride=capacity - 1)
+    assert whole.overflowing
+    with pytest.raises(ValueError, match=f"stride: got {capacity}, expected 0 to {capacity - 1}"):
+        words().encodings(*texts, truncation=strategy, max_length=9, stride=capacity)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
