@@ -25,7 +25,9 @@ _CLASSES = {
 }
 _ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
 _HUB_OPTIONS = ("revision", "cache_dir", "local_files_only")
-_MODEL_OPTIONS = ("dtype", "backend", "device", "kernels", *_HUB_OPTIONS)
+_MODEL_OPTIONS = (
+    "dtype", "backend", "device", "kernels", "weights", "threads", "mmap", "torch_dtype", "device_map", *_HUB_OPTIONS,
+)  # fmt: skip
 
 
 def pipeline(
@@ -37,9 +39,9 @@ def pipeline(
     """Make the pipeline of a task: a function from text to what the task asks for.
 
     `task` is text-generation, text-classification (sentiment-analysis), token-classification (ner), question-answering
-    or feature-extraction. `model` is a folder or hub repo, loaded with `dtype`, `backend`, `device`, `kernels`,
-    `revision`, `cache_dir` and `local_files_only` as by `from_pretrained`; or a model, which then needs a `tokenizer`.
-    The remaining options are those of the pipeline, and become its defaults.
+    or feature-extraction. `model` is a folder or hub repo, loaded with the options of `from_pretrained`, such as
+    `dtype` and `threads`; or a model, which then needs a `tokenizer`. The remaining options are those of the pipeline,
+    and become its defaults.
 
     Raises:
         ValueError: an unknown task.

@@ -80,6 +80,13 @@ def test_lists_and_iterators() -> None:
     assert pipe([]) == []
 
 
+def test_a_folder_is_loaded_with_any_option_of_from_pretrained(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "DiffLlamaModel")
+    parameters = inspect.signature(refdiff.DiffLlamaModel.from_pretrained).parameters.values()
+    options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    assert refdiff.pipeline("feature-extraction", folder, **{**options, "threads": 1})("a")
+
+
 def test_options_of_the_call_win(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "DiffLlamaModel")
     pipe = refdiff.pipeline("feature-extraction", folder, dtype="float64", return_tensors=True)
