@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, ClassVar
 
 import numpy as np
 
 from refdiff.generation.options import NAMES as GENERATE
 from refdiff.generation.tokenizer import Encoded, Tokenizer
+from refdiff.generation.tokenizer.encoded import pad_prompts
 from refdiff.pipelines.base import Pipeline
 
 # transformers' pipeline samples unless it is told otherwise, here or in generation_config.json.
@@ -41,18 +43,20 @@ class TextGenerationPipeline(Pipeline):
         """Continue one prompt or chat, or a list or an iterator of them, `batch_size` at a time."""
         merged = {**self.options, **self._checked(options)}
         size = self.batch_size if batch_size is None else _batch_size(batch_size)
-        if isinstance(inputs, Iterator):
-            return (self.run(item, **merged) for item in inputs)
         if isinstance(inputs, str) or _is_chat(inputs):
             return self.run(inputs, **merged)
-        if not isinstance(inputs, list | tuple):
+        if not isinstance(inputs, list | tuple | Iterator):
             raise TypeError(f"text-generation takes a text, a chat, or a list of them, but got {type(inputs).__name__}")
-        batches = [list(inputs[start : start + size]) for start in range(0, len(inputs), size)]
-        return [records for batch in batches for records in self._run_batch(batch, **merged)]
+        results = self._run_batches(iter(inputs), size, merged)
+        return results if isinstance(inputs, Iterator) else list(results)
 
     def run(self, item: Any, **options: Any) -> list[Record]:
         """Continue one prompt or chat; the options are those of `_run_batch`, and of `generate`."""
         return self._run_batch([item], **options)[0]
+
+    def _run_batches(self, items: Iterator[Any], size: int, options: dict[str, Any]) -> Iterator[list[Record]]:
+        while batch := list(islice(items, size)):
+            yield from self._run_batch(batch, **options)
 
     def _run_batch(
         self,
@@ -135,8 +139,10 @@ class TextGenerationPipeline(Pipeline):
                 )
                 for prompt in prompts
             ]
+        if len(texts) > 1 and self.tokenizer.pad_token_id is None and "padding" not in tokenizing:
+            return pad_prompts(self.tokenizer(texts, **{"truncation": False, **tokenizing})["input_ids"])
         if len(texts) > 1:
-            # Rows of one batch grow on the right, so that is where they must end.
+            # The sequences of a batch grow on the right, so that is where the prompts must end.
             tokenizing = {"padding": True, "padding_side": "left", **tokenizing}
         return self.tokenizer(texts, return_tensors="np", **tokenizing)
 

@@ -73,8 +73,22 @@ def test_batches_end_on_the_right() -> None:
     assert [call["ids"] for call in generate.model.calls[calls:]] == [[[2, 0, 4], [0, 4, 5]], [[0, 6]]]
     assert generate.model.calls[calls]["mask"] == [[0, 1, 1], [1, 1, 1]]
     assert generate.tokenizer.padding_side == "right"
-    with pytest.raises(ValueError, match="needs a pad token"):
-        pipe(words(pad_token=None))(["a", "a b"], batch_size=2)
+
+
+def test_a_batch_needs_no_pad_token() -> None:
+    generate = pipe(words(pad_token=None), batch_size=2)
+    assert generate(["a", "a b"]) == pipe()(["a", "a b"])
+    assert generate.model.calls[0]["ids"] == [[0, 0, 4], [0, 4, 5]]
+    assert generate.model.calls[0]["mask"] == [[0, 1, 1], [1, 1, 1]]
+
+
+def test_an_iterator_is_read_a_batch_at_a_time() -> None:
+    generate, texts = pipe(batch_size=2), iter(["a", "a b", "c", "b", "d"])
+    results = generate(texts)
+    assert next(results) == generate("a")
+    assert list(texts) == ["c", "b", "d"]
+    assert [len(call["ids"]) for call in generate.model.calls] == [2, 1]
+    assert list(results) == [generate("a b")]
 
 
 @pytest.mark.parametrize(

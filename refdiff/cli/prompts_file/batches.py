@@ -14,6 +14,7 @@ from refdiff.cli.loading import load
 from refdiff.cli.prompts_file.reading import Prompt
 from refdiff.cli.terminal import one_line
 from refdiff.cli.transcript import Transcript
+from refdiff.generation.tokenizer.encoded import pad_prompts
 
 Result = dict[str, Any] | str
 """What a line says of its prompt, or in words why there is none."""
@@ -125,15 +126,12 @@ class Answering:
         return [result for row in rows for result in self._answer([row])]
 
     def _generate(self, rows: list[_Row]) -> Iterator[dict[str, Any]]:
-        limit, longest = min(row.limit for row in rows), max(len(row.ids) for row in rows)
-        ids = np.zeros((len(rows), longest), dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for i, row in enumerate(rows):
-            ids[i, longest - len(row.ids) :] = row.ids
-            mask[i, longest - len(row.ids) :] = 1
+        limit = min(row.limit for row in rows)
+        prompts = pad_prompts([row.ids for row in rows])
+        longest = prompts["input_ids"].shape[1]
         out = self._model.generate(
-            ids,
-            attention_mask=mask,
+            prompts["input_ids"],
+            attention_mask=prompts["attention_mask"],
             seed=[row.seed for row in rows],
             max_new_tokens=limit,
             num_return_sequences=1,

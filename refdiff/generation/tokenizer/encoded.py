@@ -24,24 +24,35 @@ class Encoded(dict[str, Any]):
             raise AttributeError(f"Encoded has no entry {name!r}, only {', '.join(self)}") from None
 
 
-def pad_rows(rows: list[list[int]], length: int, value: int, side: str) -> list[list[int]]:
-    """Fill each row with `value` up to `length`, on its left or right; longer rows stay as they are."""
+def pad(sequences: list[list[int]], length: int, value: int, side: str) -> list[list[int]]:
+    """Pad each sequence with `value` to `length`, on its left or right; longer sequences stay as they are."""
     if side not in ("left", "right"):
         raise ValueError(f'padding_side: got {side!r}, expected "left" or "right"')
     if side == "left":
-        return [[value] * (length - len(row)) + row for row in rows]
-    return [row + [value] * (length - len(row)) for row in rows]
+        return [[value] * (length - len(ids)) + ids for ids in sequences]
+    return [ids + [value] * (length - len(ids)) for ids in sequences]
 
 
-def batch(rows: dict[str, list[list[int]]], single: bool, return_tensors: str | None) -> Encoded:
-    """Hand out rows as lists (the row itself for a single text) or, for "np", as int64 arrays (B, T).
+def pad_prompts(prompts: list[list[int]]) -> Encoded:
+    """Pad prompts on the left to one length, for `generate`: → `input_ids` and `attention_mask` as arrays (B, T).
+
+    The padding is token 0. It needs no pad token, because the mask hides it from the model.
+    """
+    longest = max(map(len, prompts))
+    masks = [[1] * len(ids) for ids in prompts]
+    padded = {"input_ids": pad(prompts, longest, 0, "left"), "attention_mask": pad(masks, longest, 0, "left")}
+    return batch(padded, single=False, return_tensors="np")
+
+
+def batch(entries: dict[str, list[list[int]]], single: bool, return_tensors: str | None) -> Encoded:
+    """Return sequences as lists (without the outer list for a single text) or, for "np", as int64 arrays (B, T).
 
     Raises:
-        ValueError: rows of different lengths should form an array.
+        ValueError: sequences of different lengths should form an array.
     """
     if return_tensors is None:
-        return Encoded({name: values[0] if single else values for name, values in rows.items()})
-    lengths = sorted({len(row) for values in rows.values() for row in values})
+        return Encoded({name: values[0] if single else values for name, values in entries.items()})
+    lengths = sorted({len(ids) for values in entries.values() for ids in values})
     if len(lengths) > 1:
         raise ValueError(
             f"the texts have from {lengths[0]} to {lengths[-1]} tokens, so they form no array; pass padding=True, and "
@@ -49,7 +60,7 @@ def batch(rows: dict[str, list[list[int]]], single: bool, return_tensors: str | 
         )
     width = lengths[0] if lengths else 0
     return Encoded(
-        {name: np.asarray(values, dtype=np.int64).reshape(len(values), width) for name, values in rows.items()}
+        {name: np.asarray(values, dtype=np.int64).reshape(len(values), width) for name, values in entries.items()}
     )
 
 

@@ -28,7 +28,7 @@ from refdiff.generation.tokenizer.encoded import (
     check_texts,
     check_truncation,
     clean_up_spaces,
-    pad_rows,
+    pad,
     to_lists,
 )
 from refdiff.generation.tokenizer.file import load_backend, max_text
@@ -163,26 +163,26 @@ class Tokenizer(Vocabulary):
             raise ValueError(f'return_tensors: got {return_tensors!r}, expected None or "np", for NumPy arrays')
         if padding not in _PADDINGS:
             raise ValueError(f"padding: got {padding!r}, expected one of {', '.join(map(repr, _PADDINGS))}")
-        pad = _PADDINGS[padding]
-        if truncation is None and max_length is not None and pad is None:
+        pad_to = _PADDINGS[padding]
+        if truncation is None and max_length is not None and pad_to is None:
             truncation = True
-        if pad is not None and pad_to_multiple_of is not None:
+        if pad_to is not None and pad_to_multiple_of is not None:
             check_multiple(pad_to_multiple_of, max_length, _TRUNCATIONS.get(truncation, truncation) is not None)
         encodings = self.encodings(
             text, text_pair, truncation=truncation, max_length=max_length, add_special_tokens=add_special_tokens
         )
         ids = [encoding.ids for encoding in encodings]
         length: int | None = None
-        if pad == "longest":
+        if pad_to == "longest":
             length = max(map(len, ids), default=0)
-        elif pad == "max_length":
+        elif pad_to == "max_length":
             limit = self.model_max_length if max_length is None else max_length
             length = None if limit > NO_LIMIT else limit
-        masks = [[1] * len(row) for row in ids]
+        masks = [[1] * len(sequence) for sequence in ids]
         if length is not None:
             length += -length % (pad_to_multiple_of or 1)
             side = self.padding_side if padding_side is None else padding_side
-            ids, masks = pad_rows(ids, length, self._pad_id(), side), pad_rows(masks, length, 0, side)
+            ids, masks = pad(ids, length, self._pad_id(), side), pad(masks, length, 0, side)
         return batch({"input_ids": ids, "attention_mask": masks}, isinstance(text, str), return_tensors)
 
     def encodings(
