@@ -26,6 +26,7 @@ from refdiff.model.diffllama import Context, diffllama
 from refdiff.model.outputs import ModelOutput
 from refdiff.model.recorder import Recorder
 from refdiff.model.weights import check_parameters, flatten, initialize, load, nest, resolve_dtype, save
+from refdiff.model.weights.precision import DTYPES
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -161,7 +162,7 @@ class PreTrainedModel:
         Args:
             path_or_repo: a folder with config.json and safetensors, a repo id such as
                 "kajuma/DiffLlama-0.3B-handcut", or "bundled", the small model that the package brings.
-            dtype: "auto" = as saved, or "float32", "float64", "float16", "bfloat16", or NumPy's dtype of that name.
+            dtype: "auto" or None = as saved; "float32", "float64", "float16", "bfloat16", or NumPy's dtype of it.
             backend: "numpy", "cupy", or any array-API namespace module.
             device: where that backend puts its arrays; None is its default.
             kernels: "fast" = the backend's kernels, "reference" = the equations as written.
@@ -187,6 +188,8 @@ class PreTrainedModel:
             raise ValueError(
                 f"device_map: got {device_map!r}, expected None; one device holds the model, device= of a backend"
             )
+        if dtype is None:
+            dtype = "auto"
         if torch_dtype is not None and dtype != "auto":
             raise ValueError("dtype, torch_dtype: got both, expected one of them")
         dtype = dtype if torch_dtype is None else torch_dtype
@@ -456,7 +459,13 @@ def _backend(name: str | ModuleType) -> Any:
 
 
 def _dtype_name(dtype: Any) -> str:
-    """Return the name of a dtype given by name or as NumPy's or torch's; others check whether it is a known one."""
+    """Return the name of a dtype given by name or as NumPy's or torch's; others check whether it is a known one.
+
+    Raises:
+        ValueError: None, which NumPy would take for float64.
+    """
+    if dtype is None:
+        raise ValueError(f"dtype: got None, expected one of {', '.join(DTYPES)}")
     if not isinstance(dtype, str) and repr(dtype).startswith("torch."):
         dtype = repr(dtype)
     return dtype.removeprefix("torch.") if isinstance(dtype, str) else np.dtype(dtype).name

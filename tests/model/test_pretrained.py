@@ -34,6 +34,15 @@ def test_saved_is_loaded(kind, dtype, tmp_path):
             np.testing.assert_array_equal(y[name], value)
 
 
+def test_no_dtype_is_that_of_the_file_and_of_nothing_else(tmp_path):
+    KIND.from_config(small_config(), dtype="bfloat16").save_pretrained(tmp_path)
+    assert KIND.from_pretrained(tmp_path, dtype=None).dtype == "bfloat16"
+    assert KIND.from_pretrained(tmp_path, dtype=None, torch_dtype="float32").dtype == "float32"
+    for way in (KIND, KIND.from_config):
+        with pytest.raises(ValueError, match="dtype: got None, expected one of float32, float64"):
+            way(small_config(), dtype=None)
+
+
 def test_generation_config_travels(tmp_path):
     model = small_model()
     model.generation_config = {"eos_token_id": [1, 2], "temperature": 0.5}
