@@ -170,6 +170,16 @@ def backend(name: str | ModuleType) -> Any:
     return importlib.import_module("array_api_compat.cupy")
 
 
+def check_device(xp: Any, device: Any) -> None:
+    """Raise where NumPy, whose arrays are in the host's memory, is to use another device.
+
+    Raises:
+        ValueError: `xp` is NumPy, and `device` is neither None nor "cpu".
+    """
+    if device not in (None, "cpu") and array_api_compat.is_numpy_namespace(xp):
+        raise ValueError(f'device: got {device!r}, expected None or "cpu" with NumPy; for a GPU pass backend="cupy"')
+
+
 def _cupy_package() -> str:
     """Name the CuPy that is installed for CUDA 12 or 13: beside the other one it would not work."""
     from importlib.metadata import distributions

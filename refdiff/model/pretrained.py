@@ -14,7 +14,7 @@ from typing import Any, ClassVar, ParamSpec, Self, TypedDict, TypeVar
 import numpy as np
 
 from refdiff import hub
-from refdiff.arrays import Array, backend, from_numpy, namespace, to_numpy
+from refdiff.arrays import Array, backend, check_device, from_numpy, namespace, to_numpy
 from refdiff.backends import backend_for, device_placement, keep_half
 from refdiff.files import read_json
 from refdiff.messages import did_you_mean, warn
@@ -125,7 +125,7 @@ class PreTrainedModel:
         arrays = check_parameters(flatten(params), config, type(self).__name__)
         self.config = config
         self.dtype = dtype
-        self.xp = _backend(backend)
+        self.xp = _backend(backend, device)
         self.device = device
         with device_placement(self.xp, device, sum(getattr(a, "nbytes", 0) for a in arrays.values())) as put:
             self.params = nest({name: put(array) for name, array in arrays.items()})
@@ -164,7 +164,7 @@ class PreTrainedModel:
                 "kajuma/DiffLlama-0.3B-handcut", or "bundled", the small model that the package brings.
             dtype: "auto" or None = as saved; "float32", "float64", "float16", "bfloat16", or NumPy's dtype of it.
             backend: "numpy", "cupy", or any array-API namespace module.
-            device: where that backend puts its arrays; None is its default.
+            device: where that backend puts its arrays; None is its default. NumPy has "cpu" alone.
             kernels: "fast" = the backend's kernels, "reference" = the equations as written.
             weights: "expanded" = 16-bit weights become float32 when they are loaded; "stored" = their matrices stay as
                 they are in the file, for half the memory, and the fast kernels expand what they use, or on a CUDA
@@ -193,7 +193,7 @@ class PreTrainedModel:
         if torch_dtype is not None and dtype != "auto":
             raise ValueError("dtype, torch_dtype: got both, expected one of them")
         dtype = dtype if torch_dtype is None else torch_dtype
-        xp, dtype = _backend(backend), _dtype_name(dtype)  # before anything is downloaded
+        xp, dtype = _backend(backend, device), _dtype_name(dtype)  # before anything is downloaded
         stored = keep_half(weights, xp, kernels)
         folder = hub.snapshot(
             path_or_repo,
@@ -453,9 +453,10 @@ def restore(
     return model
 
 
-def _backend(name: str | ModuleType) -> Any:
-    xp = backend(name)
-    return namespace(xp.zeros(1))
+def _backend(name: str | ModuleType, device: Any) -> Any:
+    xp = namespace(backend(name).zeros(1))
+    check_device(xp, device)
+    return xp
 
 
 def _dtype_name(dtype: Any) -> str:

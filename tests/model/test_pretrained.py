@@ -125,6 +125,14 @@ def test_every_way_to_a_model_takes_every_choice(away, tmp_path):
         assert way(small_config()).generation_config == {}
 
 
+def test_numpy_has_no_device_but_the_cpu():
+    assert KIND.from_config(small_config(), device="cpu").device == "cpu"
+    with pytest.raises(ValueError, match=r"device: got 'cuda:0', .* with NumPy; for a GPU pass backend"):
+        KIND.from_config(small_config(), device="cuda:0")
+    with pytest.raises(ValueError, match="device: got 0, expected"):
+        KIND.from_pretrained("/nowhere", device=0)
+
+
 def test_a_repo_is_asked_for_its_config_and_weights(tmp_path, monkeypatch):
     small_model().save_pretrained(tmp_path)
     calls = []
