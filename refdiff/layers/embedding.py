@@ -42,6 +42,9 @@ def embedding_vjp(g: Array, ids: Array, weight: Array) -> tuple[None, Array]:
 
     Shapes:
         g (..., D), ids (...), weight (V, D) -> None, (V, D)
+
+    Precision:
+        An infinite g or a NaN makes its whole column NaN, as the product multiplies it by the zeros of other ids too.
     """
     xp = namespace(g, ids, weight)
     V, D = weight.shape
