@@ -31,6 +31,8 @@ class DiffLlamaModel(PreTrainedModel):
 class DiffLlamaForCausalLM(TrainableModel):
     """The decoder with a next-token head."""
 
+    head_inputs: ClassVar[tuple[str, ...]] = ("labels", "logits_to_keep")
+
     @model_call
     @document_inputs
     def __call__(
@@ -45,16 +47,23 @@ class DiffLlamaForCausalLM(TrainableModel):
         """Compute `logits` (B, T, V), and with labels the `loss` of predicting each next one that is not −100.
 
         Args:
-            labels: (B, T) integers; add `loss`. `loss_and_grad` gives it with the gradients of all weights.
+            labels: (B, T) integers, or one for each of the kept positions; add `loss`. `loss_and_grad` gives it with
+                the gradients of all weights.
             logits_to_keep: only the last n positions (0 = all), or the positions in an integer array (n,) or (B, n),
                 or those that a boolean array (B, T) marks, then as (marked, V).
         """
-        last = int(logits_to_keep) if isinstance(logits_to_keep, int | np.integer) and logits_to_keep > 0 else 0
+        last = 0
+        if isinstance(logits_to_keep, int | np.integer):
+            last = int(logits_to_keep)
+            if last < 0:
+                raise ValueError(f"logits_to_keep: got {last}, expected 0 or more; for one position pass [{last}]")
         out = self._forward(input_ids, attention_mask, last=last, **inputs)
         hidden = self._select_positions(out.last_hidden_state, logits_to_keep)
         out.last_hidden_state = None
         out.logits = self.ops.linear(hidden, **self._head)
         if labels is not None:
+            if out.logits.ndim != 3:
+                raise ValueError("logits_to_keep: got a boolean array and labels, expected a number or positions")
             out.loss = losses.causal_lm_loss(self.ops, out.logits, self._array(integers("labels", labels)))
         return out
 
@@ -111,7 +120,7 @@ class DiffLlamaForCausalLM(TrainableModel):
         return loss, dlast, {"lm_head": head}
 
     def _shares(self, labels: Any, parts: Sequence[slice], shape: tuple[int, int]) -> list[float] | None:
-        given = host(labels)
+        given = integers("labels", labels)
         if given.shape != shape:
             return None  # the loss raises
         counts = [int(np.count_nonzero(given[part, 1:] != -100)) for part in parts]
@@ -206,12 +215,13 @@ class DiffLlamaForTokenClassification(TrainableModel):
         out.logits = self.ops.linear(out.last_hidden_state, **self.params["score"])
         out.last_hidden_state = None
         if labels is not None:
-            out.loss = self.ops.cross_entropy(out.logits, self._array(integers("labels", labels)))
+            targets = losses.checked_labels(out.logits, self._array(integers("labels", labels)))
+            out.loss = self.ops.cross_entropy(out.logits, targets)
         return out
 
     def _head_loss_and_grad(self, g: Array, last: Array, input_ids: Any, labels: Any) -> HeadResult:
-        targets = self._array(integers("labels", labels))
         logits = self.ops.linear(last, **self.params["score"])
+        targets = losses.checked_labels(logits, self._array(integers("labels", labels)))
         loss = self.ops.cross_entropy(logits, targets)
         dlogits = self.ops.cross_entropy_vjp(g, logits, targets)[0]
         dlast, score = linear_back(self.ops, dlogits, last, self.params["score"])
@@ -222,6 +232,7 @@ class DiffLlamaForQuestionAnswering(TrainableModel):
     """The decoder with a head for the start and end of an answer. Its weights stand under `transformer`."""
 
     base_prefix: ClassVar[str | None] = "transformer"
+    head_inputs: ClassVar[tuple[str, ...]] = ("start_positions", "end_positions")
 
     @model_call
     @document_inputs
@@ -245,8 +256,8 @@ class DiffLlamaForQuestionAnswering(TrainableModel):
         out.last_hidden_state = None
         out.start_logits, out.end_logits = logits[..., 0], logits[..., 1]
         if start_positions is not None and end_positions is not None:
-            starts = self._array(integers("start_positions", start_positions))
-            ends = self._array(integers("end_positions", end_positions))
+            starts = self._positions("start_positions", start_positions, logits.shape[0])
+            ends = self._positions("end_positions", end_positions, logits.shape[0])
             out.loss = losses.answer_loss(self.ops, out.start_logits, out.end_logits, starts, ends)
         return out
 
@@ -272,8 +283,15 @@ class DiffLlamaForQuestionAnswering(TrainableModel):
         spans = {"start_positions": start_positions, "end_positions": end_positions}
         return self._loss_and_grad(input_ids, attention_mask, position_ids, inputs_embeds, spans)
 
+    def _positions(self, name: str, at: Any, batch: int) -> Array:
+        """Check one position for each text."""
+        positions = integers(name, at)
+        if positions.shape not in ((batch,), (batch, 1)):
+            raise ValueError(f"{name}: got shape {positions.shape}, expected ({batch},), one for each text")
+        return self._array(positions)
+
     def _head_loss_and_grad(self, g: Array, last: Array, input_ids: Any, labels: Any) -> HeadResult:
-        starts, ends = (self._array(integers(name, at)) for name, at in labels.items())
+        starts, ends = (self._positions(name, at, last.shape[0]) for name, at in labels.items())
         logits = self.ops.linear(last, **self.params["qa_outputs"])
         halves = (logits[..., 0], logits[..., 1])
         loss = losses.answer_loss(self.ops, *halves, starts, ends)

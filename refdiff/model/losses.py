@@ -17,30 +17,54 @@ def causal_lm_loss(ops: Ops, logits: Array, labels: Array) -> Array:
     Shapes:
         logits (B, T, V), labels (B, T) -> ()
     """
-    return ops.cross_entropy(logits, _next(labels))
+    return ops.cross_entropy(logits, _next(logits, labels))
 
 
 def causal_lm_loss_vjp(ops: Ops, g: Array, logits: Array, labels: Array) -> Array:
     """Pull a gradient back through `causal_lm_loss`; -> (B, T, V)."""
-    dlogits: Array = ops.cross_entropy_vjp(g, logits, _next(labels))[0]
+    dlogits: Array = ops.cross_entropy_vjp(g, logits, _next(logits, labels))[0]
     return dlogits
 
 
 def causal_lm_loss_and_grad(backend: Backend, ops: Ops, g: Array, logits: Array, labels: Array) -> tuple[Array, Array]:
     """Compute the loss and its gradient, in one pass where the backend can; -> (), (B, T, V)."""
     both = backend.select("cross_entropy_and_vjp", ops)
-    found: Any = NotImplemented if both is None else both(g, logits, _next(labels))
+    found: Any = NotImplemented if both is None else both(g, logits, _next(logits, labels))
     if found is not NotImplemented:
         loss, dlogits = found
         return loss, dlogits
     return causal_lm_loss(ops, logits, labels), causal_lm_loss_vjp(ops, g, logits, labels)
 
 
-def _next(labels: Array) -> Array:
+def _next(logits: Array, labels: Array) -> Array:
     """Return the target of each token: the label after it, and −100 (none) for the last."""
+    labels = checked_labels(logits, labels)
     xp = namespace(labels)
     nothing = xp.full((labels.shape[0], 1), -100, dtype=labels.dtype, device=device(labels))
     return xp.concat([labels[:, 1:], nothing], axis=1)
+
+
+def checked_labels(logits: Array, labels: Array) -> Array:
+    """Return the labels, one class or −100 for each row of logits.
+
+    Shapes:
+        logits (..., C), labels (...) integers -> (...)
+
+    Raises:
+        ValueError: labels of another shape, or that are no integers.
+        IndexError: a label is neither in 0 to C − 1 nor −100.
+    """
+    xp, C, shape = namespace(logits, labels), logits.shape[-1], tuple(logits.shape[:-1])
+    if tuple(labels.shape) != shape:
+        raise ValueError(f"labels: got shape {tuple(labels.shape)}, expected {shape}, one for each row of the logits")
+    if not xp.isdtype(labels.dtype, "integral"):
+        raise ValueError(f"labels: got dtype {labels.dtype}, expected integers")
+    if 0 not in shape:
+        classes = xp.where(labels == -100, 0, labels)
+        low, high = int(xp.min(classes)), int(xp.max(classes))
+        if low < 0 or high >= C:
+            raise IndexError(f"labels: got {low if low < 0 else high}, expected 0 to {C - 1}, or -100 to leave one out")
+    return labels
 
 
 def sequence_loss(ops: Ops, logits: Array, labels: Array, problem_type: str | None) -> Array:
@@ -83,7 +107,7 @@ def _problem(logits: Array, labels: Array, problem_type: str | None) -> tuple[st
         kinds = ("regression", "single_label_classification", "multi_label_classification")
         problem_type = kinds[0] if logits.shape[1] == 1 else kinds[1] if whole else kinds[2]
     if problem_type == "single_label_classification":
-        return problem_type, xp.reshape(labels, (-1,))
+        return problem_type, checked_labels(logits, xp.reshape(labels, (-1,)))
     if labels.ndim == 1 and logits.shape[1] == 1:
         labels = labels[:, None]
     if tuple(labels.shape) != tuple(logits.shape):

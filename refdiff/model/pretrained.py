@@ -101,6 +101,7 @@ class PreTrainedModel:
     """
 
     base_prefix: ClassVar[str | None] = "model"
+    head_inputs: ClassVar[tuple[str, ...]] = ()  # what a call takes beside the arguments of every class
 
     def __init__(
         self,
@@ -338,7 +339,7 @@ class PreTrainedModel:
             TypeError: an argument that no model takes.
         """
         for name in inputs.keys() - ModelInputs.__annotations__:
-            known = ["input_ids", "attention_mask", *ModelInputs.__annotations__]
+            known = ["input_ids", "attention_mask", *self.head_inputs, *ModelInputs.__annotations__]
             hint = did_you_mean(name, known, show=str, cutoff=0.8)
             raise TypeError(
                 f"{type(self).__name__}: got an unexpected argument {name!r}, expected any of {', '.join(known)}{hint}"

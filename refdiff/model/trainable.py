@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from refdiff.arrays import Array, device
 from refdiff.model import diffllama_vjp, inputs
@@ -19,6 +19,8 @@ HeadResult = tuple[Array, Array, dict[str, Any]]
 
 class TrainableModel(PreTrainedModel):
     """A DiffLlama whose head has a loss; use one of its subclasses."""
+
+    head_inputs: ClassVar[tuple[str, ...]] = ("labels",)
 
     @model_call
     def loss_and_grad(

@@ -151,6 +151,68 @@ def test_targets_that_are_no_integers_are_told_so_by_name(kind, name):
             call(TOKENS, **{**given, name: TOKENS * 0.5})
 
 
+SEQUENCE, TOKEN = refdiff.DiffLlamaForSequenceClassification, refdiff.DiffLlamaForTokenClassification
+CAUSAL, ANSWER = refdiff.DiffLlamaForCausalLM, refdiff.DiffLlamaForQuestionAnswering
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets", "error", "message"),
+    [
+        (CAUSAL, {"labels": [1, 2, 3]}, ValueError, r"labels: got shape \(3,\), expected \(2, 7\)"),
+        (CAUSAL, {"labels": TOKENS[:, :5]}, ValueError, r"labels: got shape \(2, 5\), expected \(2, 7\)"),
+        (CAUSAL, {"labels": TOKENS + 53}, IndexError, "labels: got .*, expected 0 to 52, or -100"),
+        (SEQUENCE, {"labels": [1, 0, 1]}, ValueError, r"labels: got shape \(3,\), expected \(2,\)"),
+        (SEQUENCE, {"labels": [1, 2]}, IndexError, "labels: got 2, expected 0 to 1"),
+        (TOKEN, {"labels": TOKENS[0] % 2}, ValueError, r"labels: got shape \(7,\), expected \(2, 7\)"),
+        (TOKEN, {"labels": TOKENS % 2 - 1}, IndexError, "labels: got -1, expected 0 to 1"),
+        (ANSWER, {"start_positions": [1], "end_positions": [1, 2]}, ValueError, r"start_positions: got shape \(1,\)"),
+        (
+            ANSWER,
+            {"start_positions": [1, 2], "end_positions": [1]},
+            ValueError,
+            r"end_positions: got .* expected \(2,\)",
+        ),
+    ],
+)
+def test_targets_that_do_not_fit_are_told_so_by_name(kind, targets, error, message):
+    model = small_model(kind)
+    for call in (model, model.loss_and_grad):
+        with pytest.raises(error, match=f"^{message}"):
+            call(TOKENS, **targets)
+
+
+@pytest.mark.parametrize(
+    ("keep", "labels", "message"),
+    [
+        (1, TOKENS, r"labels: got shape \(2, 7\), expected \(2, 1\)"),
+        (TOKENS > 0, TOKENS, "logits_to_keep: got a boolean array and labels"),
+        (-1, None, "logits_to_keep: got -1, expected 0 or more"),
+    ],
+)
+def test_positions_that_have_no_labels_are_refused(keep, labels, message):
+    model = small_model()
+    with pytest.raises(ValueError, match=message):
+        model(TOKENS, logits_to_keep=keep, labels=labels)
+
+
+def test_labels_of_the_kept_positions():
+    model = small_model()
+    late = np.where(np.arange(7) < 4, -100, TOKENS)
+    kept = model(TOKENS, labels=TOKENS[:, 3:], logits_to_keep=4)
+    np.testing.assert_allclose(kept.loss, model(TOKENS, labels=late).loss, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_a_misspelt_argument_is_told_all_that_the_class_takes(kind):
+    known = ["input_ids", "attention_mask", *TARGETS.get(kind, {}), "position_ids", "use_cache"]
+    if kind is CAUSAL:
+        known.append("logits_to_keep")
+    with pytest.raises(TypeError, match="unexpected argument 'lables'") as caught:
+        small_model(kind)(TOKENS, lables=TOKENS)
+    assert [name for name in known if name not in str(caught.value)] == []
+    assert ("did you mean labels?" in str(caught.value)) == ("labels" in known)
+
+
 @pytest.mark.parametrize("kind", CLASSES)
 def test_embeddings_in_place_of_ids(kind):
     model = small_model(kind, pad_token_id=None)

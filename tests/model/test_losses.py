@@ -60,6 +60,11 @@ def test_labels_of_another_shape_are_told_both():
         losses.sequence_loss(OPS, Z[:, 0], np.zeros((2, 3)), "regression")
 
 
+def test_classes_are_integers():
+    with pytest.raises(ValueError, match="labels: got dtype float64, expected integers"):
+        losses.sequence_loss(OPS, Z[:, 0], np.zeros(len(Z)), "single_label_classification")
+
+
 def test_answer_loss_ignores_positions_outside_the_text():
     start, end = Z[:, :, 0], Z[:, :, 1]
     expected = ((nll(start[0], 2) + nll(start[1], 0)) / 2 + nll(end[0], 4)) / 2
