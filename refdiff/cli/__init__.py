@@ -44,18 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None, pressed: Callable[[], bool]) -> int:
     args = argparse.Namespace(command=None)
     try:
-        parser = build_parser()
-        parser.parse_args(argv, args)
-        if args.command is None:
-            sys.stdout.write(parser.format_brief())
-            sys.stdout.flush()
-            return 0
-        fault = EXIT_USAGE if args.command in VERDICTS else EXIT_RUN_TIME
-        hint = ", or add --no-mmap" if hasattr(args, "no_mmap") else ""
-        with warnings_in_one_line(), capture_panics(), explain_bus_errors(args.command, fault, hint):
-            status: int = importlib.import_module(f"refdiff.cli.{args.command}").run(args)
-            sys.stdout.flush()
-            return status
+        return _run_command(argv, args)
     except KeyboardInterrupt:
         interrupted()
         return EXIT_INTERRUPTED
@@ -70,15 +59,40 @@ def _run(argv: Sequence[str] | None, pressed: Callable[[], bool]) -> int:
             return EXIT_INTERRUPTED
         if getattr(args, "debug", False):
             raise
-        written = discard_output()
-        where = "standard output: " if not written and isinstance(error, OSError) and not error.filename else ""
-        said = f"{where}{in_flags(shown(error))}"
-        if (model := os.environ.get("REFDIFF_MODEL")) and getattr(args, "model", None) == model:
-            said += (
-                "; the model is that of REFDIFF_MODEL" if said.startswith((f"{model}: ", f"{Path(model)}: ")) else ""
-            )
-        note(f"{' '.join(filter(None, ('refdiff', args.command)))}: error: {said}")
-        return EXIT_USAGE if args.command in VERDICTS or isinstance(error, _INPUTS) else EXIT_RUN_TIME
+        _print_error(error, args)
+        return EXIT_USAGE if isinstance(error, _INPUTS) else _failure(args.command)
+
+
+def _run_command(argv: Sequence[str] | None, args: argparse.Namespace) -> int:
+    """Parse the arguments into `args`, and return the exit status of their command."""
+    parser = build_parser()
+    parser.parse_args(argv, args)
+    if args.command is None:
+        sys.stdout.write(parser.format_brief())
+        sys.stdout.flush()
+        return 0
+    hint = ", or add --no-mmap" if hasattr(args, "no_mmap") else ""
+    with warnings_in_one_line(), capture_panics(), explain_bus_errors(args.command, _failure(args.command), hint):
+        status: int = importlib.import_module(f"refdiff.cli.{args.command}").run(args)
+        sys.stdout.flush()
+        return status
+
+
+def _failure(command: str | None) -> int:
+    """Return the exit status of a command that fails."""
+    return EXIT_USAGE if command in VERDICTS else EXIT_RUN_TIME
+
+
+def _print_error(error: BaseException, args: argparse.Namespace) -> None:
+    """Print an error, with the command, the stream that could not be written, and where the model was named."""
+    message = in_flags(shown(error))
+    if not discard_output() and isinstance(error, OSError) and not error.filename:
+        message = f"standard output: {message}"
+    model = os.environ.get("REFDIFF_MODEL")
+    if model and getattr(args, "model", None) == model and message.startswith((f"{model}: ", f"{Path(model)}: ")):
+        message += "; the model is that of REFDIFF_MODEL"
+    command = f"refdiff {args.command}" if args.command else "refdiff"
+    note(f"{command}: error: {message}")
 
 
 def _interrupted(error: BaseException | None) -> bool:
