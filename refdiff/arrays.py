@@ -65,7 +65,7 @@ def namespace(*arrays: Array) -> Any:
         return array_api_compat.array_namespace(*(a for a in arrays if a is not None))
     except TypeError as error:
         kinds = ", ".join(sorted({f"{type(a).__module__}.{type(a).__qualname__}" for a in arrays if a is not None}))
-        raise TypeError(f"need arrays of one library, got {kinds or 'none'}: convert them to one first") from error
+        raise TypeError(f"arrays: got {kinds or 'none'}, expected arrays of one library; convert them first") from error
 
 
 def _all_numpy(arrays: tuple[Array, ...]) -> bool:

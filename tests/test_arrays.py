@@ -25,8 +25,8 @@ def test_namespace() -> None:
 
 
 def test_namespace_of_two_libraries() -> None:
-    message = "need arrays of one library, got array_api_strict._array_object.Array, numpy.ndarray: "
-    with says(TypeError, message + "convert them to one first"):
+    message = "arrays: got array_api_strict._array_object.Array, numpy.ndarray, expected arrays of one library; "
+    with says(TypeError, message + "convert them first"):
         arrays.namespace(X, None, STRICT.put(X))
 
 
@@ -39,7 +39,7 @@ def test_namespace_of_two_libraries() -> None:
     ],
 )
 def test_namespace_of_no_array(given: tuple[Any, ...], kinds: str) -> None:
-    with says(TypeError, f"need arrays of one library, got {kinds}: convert them to one first"):
+    with says(TypeError, f"arrays: got {kinds}, expected arrays of one library; convert them first"):
         arrays.namespace(*given)
 
 

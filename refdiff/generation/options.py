@@ -241,7 +241,9 @@ def resolve(model: Any, given: Mapping[str, Any]) -> Options:
         values[name] = bool(values[name])
     if values["stop_strings"] is not None and values["tokenizer"] is None:
         where = "" if "stop_strings" in given else f"{_origin(model)}: "
-        raise ValueError(f"{where}stop_strings needs the model's tokenizer; pass tokenizer=, or stop_strings=None")
+        raise ValueError(
+            f"{where}tokenizer: got None, expected one for stop_strings; pass tokenizer=, or stop_strings=None"
+        )
     _normalize(values)
     options = Options(**values)
     _check_together(options)
@@ -293,8 +295,8 @@ def _check_together(options: Options) -> None:
             raise ValueError("prompt_lookup_num_tokens, assistant_model: got both, expected one of them")
         if options.num_beams > 1 or options.contrastive:
             raise ValueError(
-                "prompt_lookup_num_tokens and assistant_model work with greedy decoding and sampling only; leave out "
-                "num_beams and penalty_alpha"
+                "prompt_lookup_num_tokens, assistant_model: got one with num_beams or penalty_alpha, expected greedy "
+                "decoding or sampling; leave out num_beams and penalty_alpha"
             )
         if wanted > 1:
             raise ValueError(

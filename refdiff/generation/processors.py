@@ -142,19 +142,22 @@ class LogitsProcessors:
         return bool(self._processors)
 
     def check(self, scores: Scores, ids: Ids, active: NDArray[np.bool_] | None = None) -> None:
-        """Raise `ScoreError` if no token can be chosen for an unfinished row."""
-        best = scores[np.arange(len(scores)), scores.argmax(axis=1)]  # NaN where the row holds one
-        rows = slice(None) if active is None else active
-        if np.isfinite(best[rows]).all():
+        """Raise `ScoreError` if no token can be chosen for an unfinished sequence."""
+        best = scores[
+            np.arange(len(scores)), scores.argmax(axis=1)
+        ]  # NaN where the sequence has a NaN among its scores
+        unfinished = slice(None) if active is None else active
+        if np.isfinite(best[unfinished]).all():
             return
         step = ids.shape[1] - self.prompt_length
-        for row in np.arange(len(best))[rows]:
-            if np.isnan(best[row]):
-                raise ScoreError(f"row {row}, step {step}: a score is NaN: check the weights, or compute in float32")
-            if best[row] == -np.inf:
-                raise ScoreError(f"row {row}, step {step}: every token has score -inf: relax what forbids tokens")
-            if best[row] == np.inf and self._sampling:
-                raise ScoreError(f"row {row}, step {step}: a score is infinite: sampling needs finite scores")
+        for i in np.arange(len(best))[unfinished]:
+            where = f"scores of sequence {i}, step {step}"
+            if np.isnan(best[i]):
+                raise ScoreError(f"{where}: got NaN, expected numbers; check the weights, or compute in float32")
+            if best[i] == -np.inf:
+                raise ScoreError(f"{where}: got -inf for every token, expected one above; relax what forbids tokens")
+            if best[i] == np.inf and self._sampling:
+                raise ScoreError(f"{where}: got inf, expected finite scores to sample from; check the weights")
 
 
 class StepScores:

@@ -82,7 +82,9 @@ def read_ids(input_ids: Any, bos: Any, vocab_size: int) -> NDArray[np.int64]:
 
 def _checked_bos(bos: Any, vocab_size: int) -> int:
     if bos is None:
-        raise ValueError("input_ids: got no token, and the model has no bos_token_id to start from; give one or more")
+        raise ValueError(
+            "input_ids: got no token, expected one or more, as the model has no bos_token_id to start from"
+        )
     if isinstance(bos, bool) or not isinstance(bos, int) or not 0 <= bos < vocab_size:
         raise CheckpointError(
             f"bos_token_id: got {show_value(bos)}, expected 0 to {vocab_size - 1} to start an empty prompt; give "
@@ -157,10 +159,11 @@ def check_memory(model: Any, options: Options, prompts: int, tokens: int) -> Non
     memory = physical_memory()
     if sequences * one > memory:
         name = "num_beams" if options.num_beams > 1 else "num_return_sequences"
-        how = f"{prompts} prompts with {name} {sequences // prompts}, of {tokens} tokens each with the text,"
+        how = f"{prompts} prompts with {name} {sequences // prompts}, of {tokens} tokens each with the text"
         raise ValueError(
-            f"the keys and values of {how} take {sequences * one:,} bytes, but this machine has {memory:,}: give fewer "
-            f"prompts at a time, fewer max_new_tokens, or at most {name} {max(memory // (one * prompts), 1)}"
+            f"{how}: got {sequences * one:,} bytes of keys and values, expected at most the {memory:,} of this "
+            f"machine; give fewer prompts at a time, fewer max_new_tokens, or at most "
+            f"{name} {max(memory // (one * prompts), 1)}"
         )
 
 

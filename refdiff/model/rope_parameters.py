@@ -84,7 +84,7 @@ def check(rope: dict[str, Any], head_dim: int, max_position_embeddings: int) -> 
     required, optional = _FIELDS[rope_type]
     missing = [name for name in required if name not in rope]
     if missing:
-        raise ValueError(f"rope_parameters lacks {', '.join(missing)}, which rope_type '{rope_type}' needs; add it")
+        raise ValueError(f"rope_parameters: got no {', '.join(missing)}, expected each with rope_type '{rope_type}'")
     _check_number(rope, "rope_theta")
     for name in ("partial_rotary_factor", *required, *optional):
         if name in rope:

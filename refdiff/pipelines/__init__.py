@@ -50,8 +50,7 @@ def pipeline(
     name = _ALIASES.get(task, task)
     if name not in _CLASSES:
         known = [*_CLASSES, *_ALIASES]
-        hint = did_you_mean(task, known, "", f"the known ones are {', '.join(known)}")
-        raise ValueError(f"task is {task!r}, which is unknown: {hint}")
+        raise ValueError(f"task: got {task!r}, expected one of {', '.join(known)}{did_you_mean(task, known)}")
     module = importlib.import_module(f"refdiff.pipelines.{name.replace('-', '_')}")
     cls: type[Pipeline] = getattr(module, _CLASSES[name])
     options.pop("trust_remote_code", None)  # as from_pretrained ignores it
@@ -64,7 +63,10 @@ def pipeline(
     if source is None and (
         unused := [key for key in loading if key not in _HUB_OPTIONS or not isinstance(tokenizer, str | os.PathLike)]
     ):
-        raise TypeError(f"{', '.join(unused)}: the model is loaded already; pass these to its from_pretrained")
+        raise TypeError(
+            f"{', '.join(unused)}: got a value for a model that is loaded already, expected none; pass it to the "
+            "model's from_pretrained"
+        )
     return cls(model, _tokenizer(tokenizer, source, loading), **options)
 
 
@@ -74,7 +76,9 @@ def _tokenizer(tokenizer: Any, source: Any, loading: dict[str, Any]) -> Tokenize
     if isinstance(tokenizer, Tokenizer):
         return tokenizer
     if tokenizer is None and source is None:
-        raise TypeError("a model that is loaded already needs tokenizer=, a Tokenizer or the folder or repo of one")
+        raise TypeError(
+            "tokenizer: got None for a model that is loaded already, expected a Tokenizer, or the folder or repo of one"
+        )
     if tokenizer is not None and not isinstance(tokenizer, str | os.PathLike):
         raise TypeError(
             f"tokenizer: got {type(tokenizer).__name__}, expected a Tokenizer, or the folder or repo of one"

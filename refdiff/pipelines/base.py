@@ -37,7 +37,7 @@ class Pipeline:
         """Raise `TypeError` for a model that is not of this task."""
         accepted = (cls.architecture, *cls.other_architectures)
         if type(model).__name__ not in accepted:
-            raise TypeError(f"{cls.task} needs a {' or '.join(accepted)}, but got a {type(model).__name__}")
+            raise TypeError(f"model: got {type(model).__name__}, expected {' or '.join(accepted)} for {cls.task}")
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
         """Handle one input, a list or an iterator of them; options given here win over those of the pipeline."""
@@ -54,8 +54,8 @@ class Pipeline:
     def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
         for name in options:
             if name not in self.known:
-                hint = did_you_mean(name, self.known, "", f"the known ones are {', '.join(self.known)}")
-                raise TypeError(f"{self.task} has no option {name!r}: {hint}")
+                hint = did_you_mean(name, self.known, "; ", f" among {', '.join(self.known)}")
+                raise TypeError(f"{self.task}: got an unknown option {name!r}, expected a known one{hint}")
         return options
 
 

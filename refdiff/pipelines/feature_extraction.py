@@ -33,7 +33,7 @@ class FeatureExtractionPipeline(Pipeline):
         tokenizing = dict(tokenize_kwargs or {})
         if truncation is not None:
             if "truncation" in tokenizing:
-                raise ValueError("truncation is given twice: as an option and in tokenize_kwargs")
+                raise ValueError("truncation: got it as an option and in tokenize_kwargs, expected one of them")
             tokenizing["truncation"] = truncation
         encoded = self.tokenizer(item, return_tensors="np", **tokenizing)
         features = host(self.model(**encoded, use_cache=False)[0])

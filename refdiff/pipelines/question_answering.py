@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from refdiff.errors import CheckpointError
 from refdiff.generation.sampling import softmax
+from refdiff.messages import show_value
 from refdiff.pipelines.base import Pipeline, host
 
 Answer = dict[str, Any]
@@ -39,7 +40,11 @@ class QuestionAnsweringPipeline(Pipeline):
     def __call__(self, inputs: Any = None, *, question: Any = None, context: Any = None, **options: Any) -> Any:
         """Answer one question or several."""
         if (question is None) != (context is None) or (inputs is None) == (question is None):
-            raise TypeError("question-answering takes question= and context=, or one dict or list of dicts with both")
+            arguments = {"inputs": inputs, "question": question, "context": context}
+            given = " and ".join(name for name, value in arguments.items() if value is not None)
+            raise TypeError(
+                f"question, context: got {given or 'neither'}, expected both, or one dict or list of dicts with both"
+            )
         if inputs is None:
             inputs = _paired(question, context)
         # transformers unpacks a list of one example.
@@ -113,17 +118,20 @@ def _paired(questions: Any, contexts: Any) -> list[dict[str, Any]]:
     elif isinstance(questions, list) and isinstance(contexts, str):
         contexts = [contexts] * len(questions)
     if not isinstance(questions, list) or not isinstance(contexts, list):
-        raise TypeError("question, context: expected texts, or lists of texts")
+        raise TypeError(
+            f"question, context: got {type(questions).__name__} and {type(contexts).__name__}, expected texts, or "
+            "lists of texts"
+        )
     if len(questions) != len(contexts):
         raise ValueError(
-            f"there are {len(questions)} questions and {len(contexts)} contexts; give one context or as many"
+            f"context: got {len(contexts)} contexts for {len(questions)} questions, expected one context or as many"
         )
     return [{"question": q, "context": c} for q, c in zip(questions, contexts, strict=True)]
 
 
 def _example(item: Any) -> tuple[str, str]:
     if not isinstance(item, dict) or not {"question", "context"} <= item.keys():
-        raise TypeError('a question is given as {"question": …, "context": …}')
+        raise TypeError(f'inputs: got {show_value(item)}, expected {{"question": …, "context": …}}')
     question, context = item["question"], item["context"]
     for name, text in (("question", question), ("context", context)):
         if not isinstance(text, str) or not text:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.generation.sampling import softmax
+from refdiff.messages import show_value
 from refdiff.pipelines.base import Pipeline, host
 
 _BEST = "best"  # top_k was not given: one answer, not a list of one
@@ -47,7 +48,10 @@ class TextClassificationPipeline(Pipeline):
             raise ValueError(f"top_k: got {top_k!r}, expected a number from 1, or None for all labels")
         inputs = item if isinstance(item, dict) else {"text": item}
         if not isinstance(inputs.get("text"), str):
-            raise TypeError('text-classification takes a text, a pair {"text": …, "text_pair": …}, or a list of these')
+            raise TypeError(
+                f'inputs: got {show_value(item)}, expected a text, a pair {{"text": …, "text_pair": …}}, or a '
+                "list of these"
+            )
         encoded = self.tokenizer(**inputs, return_tensors="np", truncation=truncation, max_length=max_length)
         logits = host(self.model(**encoded, use_cache=False).logits)[0]
         scores = _applied(self._function(function_to_apply), logits)

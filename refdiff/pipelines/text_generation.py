@@ -46,7 +46,9 @@ class TextGenerationPipeline(Pipeline):
         if isinstance(inputs, str) or _is_chat(inputs):
             return self.run(inputs, **merged)
         if not isinstance(inputs, list | tuple | Iterator):
-            raise TypeError(f"text-generation takes a text, a chat, or a list of them, but got {type(inputs).__name__}")
+            raise TypeError(
+                f"inputs: got {type(inputs).__name__}, expected a text, a chat, or a list or an iterator of them"
+            )
         results = self._run_batches(iter(inputs), size, merged)
         return results if isinstance(inputs, Iterator) else list(results)
 
@@ -84,11 +86,17 @@ class TextGenerationPipeline(Pipeline):
         the result) go to the tokenizer, as do `tokenizer_encode_kwargs`, for a chat to its template.
         """
         if generation.get("return_dict_in_generate"):
-            raise TypeError("return_dict_in_generate: a pipeline gives text; for scores and logits call model.generate")
+            raise TypeError(
+                "return_dict_in_generate: got True, expected False, as a pipeline returns text; for scores and logits "
+                "call model.generate"
+            )
         if return_tensors and (return_full_text is not None or return_text is not None):
-            raise ValueError("return_tensors gives no text: leave return_full_text and return_text out")
+            raise ValueError(
+                "return_tensors: got True and an option of the text, expected one of them; leave return_full_text and "
+                "return_text out"
+            )
         if return_text is not None and return_full_text is not None:
-            raise ValueError("return_text and return_full_text exclude each other: pass return_full_text alone")
+            raise ValueError("return_text, return_full_text: got both, expected one; pass return_full_text alone")
         tokenizing = {name: generation.pop(name) for name in _TOKENIZING if name in generation}
         if generation.get("max_length") is not None:
             tokenizing["max_length"] = generation["max_length"]
@@ -98,7 +106,7 @@ class TextGenerationPipeline(Pipeline):
         encoded = self._encode(prompts, prefix, tokenizing, template)
         generation = self._with_defaults(generation, stop_sequence)
         if handle_long_generation is not None:
-            encoded = self._make_room(encoded, generation, handle_long_generation)
+            encoded = self._shorten(encoded, generation, handle_long_generation)
         ids, width = encoded["input_ids"], encoded["input_ids"].shape[1]
         sequences = self.model.generate(ids, attention_mask=encoded["attention_mask"], **generation)
         each = len(sequences) // len(items)
@@ -120,7 +128,7 @@ class TextGenerationPipeline(Pipeline):
     ) -> Encoded:
         chat = any(prompt.is_chat for prompt in prompts)
         if chat and not all(prompt.is_chat for prompt in prompts):
-            raise TypeError("a list holds either prompts or chats, not both")
+            raise TypeError("inputs: got prompts and chats in one batch, expected one of the two kinds")
         if not chat:
             texts = [prefix + prompt.item for prompt in prompts]
         else:
@@ -163,7 +171,7 @@ class TextGenerationPipeline(Pipeline):
             added["pad_token_id"] = self.tokenizer.pad_token_id
         return {**given, **added}
 
-    def _make_room(self, encoded: Encoded, generation: dict[str, Any], how: str) -> Encoded:
+    def _shorten(self, encoded: Encoded, generation: dict[str, Any], how: str) -> Encoded:
         if how != "hole":
             raise ValueError(f'handle_long_generation: got {how!r}, expected "hole" or None')
         settings = {**self.model.generation_config, **generation}
@@ -174,7 +182,9 @@ class TextGenerationPipeline(Pipeline):
         if width + new <= limit:
             return encoded
         if not 0 <= new < limit:
-            raise ValueError(f"no room for {new} new tokens within the tokenizer's model_max_length of {limit}")
+            raise ValueError(
+                f"max_new_tokens: got {new}, expected 0 to {limit - 1}, below the tokenizer's model_max_length"
+            )
         return Encoded({name: array[:, new - limit :] for name, array in encoded.items()})
 
 
@@ -186,8 +196,8 @@ class _Prompt:
         self.is_chat = _is_chat(item)
         if not self.is_chat and not isinstance(item, str):
             raise TypeError(
-                'a prompt is a text, a chat a list of messages {"role": …, "content": …}; '
-                f"this is a {type(item).__name__}"
+                f"inputs: got {type(item).__name__}, expected a text, or a chat: a list of messages "
+                '{"role": …, "content": …}'
             )
         last_role = item[-1].get("role") if self.is_chat else None
         # Few models know two assistant messages in a row, so a chat that ends in one is to be continued.

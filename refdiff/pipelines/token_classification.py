@@ -42,12 +42,15 @@ class TokenClassificationPipeline(Pipeline):
         model_max_length in pieces that share `stride` tokens; needs an aggregation_strategy.
         """
         if not isinstance(item, str):
-            raise TypeError(f"token-classification takes a text or a list of texts, but got {type(item).__name__}")
+            raise TypeError(f"inputs: got {type(item).__name__}, expected a text or a list of texts")
         strategy = str(aggregation_strategy).lower()
         if strategy not in _STRATEGIES:
             raise ValueError(f"aggregation_strategy: got {aggregation_strategy!r}, expected one of {_STRATEGIES}")
         if stride is not None and strategy == "none":
-            raise ValueError("stride needs an aggregation_strategy other than 'none', to put the pieces together")
+            raise ValueError(
+                f"stride: got {stride} with aggregation_strategy 'none', expected None; pass another "
+                "aggregation_strategy, which joins the pieces"
+            )
         ignored = ["O"] if ignore_labels is None else ignore_labels
         truncation = 0 < self.tokenizer.model_max_length <= NO_LIMIT
         (whole,) = self.tokenizer.encodings(item, truncation=truncation, stride=stride or 0)

@@ -89,7 +89,7 @@ def test_what_is_missing_is_named_with_the_fix(there: dict[str, Any]) -> None:
         assert said[name].endswith(": use Python outside of a browser, for no browser has it")
     assert said["threads"] == "ValueError: threads is 2, but a browser has 1: leave it out"
     assert said["judge"].startswith("RuntimeError: refdiff.oracle.judge starts processes, which no browser has: ")
-    assert "a pair of texts is to be tokenized; only the package tokenizers" in said["pair"]
+    assert "text_pair: got a second text, expected none; only the package tokenizers" in said["pair"]
 
 
 def test_the_layers_tests_pass_on_wasm32(pyodide: Path) -> None:

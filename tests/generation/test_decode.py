@@ -67,10 +67,10 @@ def test_a_sampled_text_is_the_same_everywhere() -> None:
 def test_nan_names_row_and_step(options: dict[str, Any]) -> None:
     model, prompts = FakeModel(), [[5, 6], [7, 8]][: 1 if "prompt_lookup_num_tokens" in options else 2]
     model.W[3] = np.nan
-    with pytest.raises(ValueError, match="row 0, step 0: a score is NaN"):
+    with pytest.raises(ValueError, match="scores of sequence 0, step 0: got NaN"):
         generate(model, prompts, **options)
     model.source = "a/folder"
-    with pytest.raises(ValueError, match=r"^a/folder: row 0, step 0: a score is NaN"):
+    with pytest.raises(ValueError, match=r"^a/folder: scores of sequence 0, step 0: got NaN"):
         generate(model, prompts, **options)
 
 

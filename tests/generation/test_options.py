@@ -154,9 +154,9 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
     ({"do_sample": True, "temperature": 0}, "for greedy text, do_sample=False"),
     ({"num_return_sequences": 2}, "got 2, expected 1 with greedy decoding"),
     ({"num_return_sequences": 4, "num_beams": 3}, "at most num_beams, 3"),
-    ({"stop_strings": "x"}, "needs the model's tokenizer"),
+    ({"stop_strings": "x"}, "tokenizer: got None, expected one for stop_strings"),
     ({"prompt_lookup_num_tokens": 3, "assistant_model": FakeModel()}, "got both, expected one of them"),
-    ({"assistant_model": FakeModel(), "penalty_alpha": 0.5}, "greedy decoding and sampling only"),
+    ({"assistant_model": FakeModel(), "penalty_alpha": 0.5}, "expected greedy decoding or sampling"),
     (
         {"prompt_lookup_num_tokens": 3, "do_sample": True, "num_return_sequences": 2},
         "num_return_sequences: got 2, expected 1 with",

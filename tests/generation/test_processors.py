@@ -116,9 +116,9 @@ def with_row(value: float, everywhere: bool = False) -> np.ndarray:
 @pytest.mark.parametrize("options", [Options(), Options(do_sample=True), Options(suppress_tokens=[0])], ids=str)
 def test_scores_that_no_token_can_be_chosen_by(options: Options) -> None:
     pipeline = LogitsProcessors(options, 3)
-    with pytest.raises(ValueError, match="row 1, step 2: a score is NaN"):
+    with pytest.raises(ValueError, match="sequence 1, step 2: got NaN"):
         pipeline(with_row(np.nan), LONG)
-    with pytest.raises(ValueError, match="row 1, step 2: every token has score -inf"):
+    with pytest.raises(ValueError, match="sequence 1, step 2: got -inf for every token"):
         pipeline(with_row(-np.inf, True), LONG)
     finished = np.array([True, False])
     pipeline(with_row(np.nan, True), LONG, finished)
@@ -127,5 +127,5 @@ def test_scores_that_no_token_can_be_chosen_by(options: Options) -> None:
 
 def test_an_infinite_score_is_the_most_likely_but_cannot_be_sampled() -> None:
     assert LogitsProcessors(Options(), 3)(with_row(np.inf), LONG)[1].argmax() == 4
-    with pytest.raises(ValueError, match="row 1, step 2: a score is infinite"):
+    with pytest.raises(ValueError, match="sequence 1, step 2: got inf, expected finite"):
         LogitsProcessors(Options(do_sample=True), 3)(with_row(np.inf), LONG)

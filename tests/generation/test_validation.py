@@ -30,7 +30,9 @@ def test_an_empty_prompt_starts_from_bos() -> None:
     for bos in (5, -1, "x", [1], True):
         with pytest.raises(CheckpointError, match=r"bos_token_id: got .*, expected 0 to 4"):
             read_ids([[]], bos, 5)
-    with pytest.raises(ValueError, match="input_ids: got no token, and the model has no bos_token_id to start from"):
+    with pytest.raises(
+        ValueError, match="input_ids: got no token, expected one or more, as the model has no bos_token_id"
+    ):
         read_ids([[]], None, 5)
 
 

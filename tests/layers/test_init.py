@@ -96,5 +96,5 @@ def test_float32_gives_float32(name: str, args: tuple[Any, ...], options: dict[s
 def test_arrays_of_two_libraries_are_refused(name: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
     arrays = [i for i, x in enumerate(args) if isinstance(x, np.ndarray)]
     for i in arrays if len(arrays) > 1 else []:
-        with pytest.raises(TypeError, match=r"^need arrays of one library, .*: convert them to one first$"):
+        with pytest.raises(TypeError, match=r"^arrays: got .*, expected arrays of one library; convert them first$"):
             ITSELF[name](*(STRICT.put(x) if j == i else x for j, x in enumerate(args)), **options)

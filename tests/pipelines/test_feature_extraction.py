@@ -23,5 +23,5 @@ def test_truncation() -> None:
     pipe = FeatureExtractionPipeline(model_of("DiffLlamaModel"), words(model_max_length=2))
     assert len(pipe("a b c d", truncation=True)[0]) == 2
     assert len(pipe("a b c d")[0]) == 5
-    with pytest.raises(ValueError, match="given twice"):
+    with pytest.raises(ValueError, match="truncation: got it as an option and in"):
         pipe("a", truncation=True, tokenize_kwargs={"truncation": True})

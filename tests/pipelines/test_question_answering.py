@@ -58,10 +58,10 @@ def test_ways_to_ask() -> None:
 @pytest.mark.parametrize(
     ("args", "options", "error", "message"),
     [
-        ((), {}, TypeError, "question= and context="),
-        (("a",), {}, TypeError, "a question is given as"),
-        ((), {"question": "a", "context": ["b"]}, TypeError, "expected texts, or lists of texts"),
-        ((), {"question": ["a"], "context": ["b", "c"]}, ValueError, "1 questions and 2 contexts"),
+        ((), {}, TypeError, "question, context: got neither, expected both"),
+        (("a",), {}, TypeError, 'inputs: got .a., expected {"question"'),
+        ((), {"question": "a", "context": ["b"]}, TypeError, "got str and list, expected texts, or lists of texts"),
+        ((), {"question": ["a"], "context": ["b", "c"]}, ValueError, "got 2 contexts for 1 questions, expected one"),
         ((), {"question": "a", "context": "b", "max_seq_len": 9, "doc_stride": 10}, ValueError, "doc_stride: got 10"),
         ((), {"question": Q, "context": C, "max_seq_len": 30, "doc_stride": 18}, ValueError, "raise max_seq_len$"),
         ((), {"question": "", "context": "b"}, ValueError, "question: got ''"),

@@ -74,7 +74,7 @@ def test_pairs_and_truncation() -> None:
 @pytest.mark.parametrize(
     ("inputs", "options", "error", "message"),
     [
-        (5, {}, TypeError, "takes a text"),
+        (5, {}, TypeError, "inputs: got 5, expected a text, a pair"),
         ([["a", "b"]], {}, TypeError, "text_pair"),
         ("a", {"top_k": 0}, ValueError, "top_k: got 0"),
         ("a", {"function_to_apply": "relu"}, ValueError, "function_to_apply: got 'relu'"),

@@ -137,19 +137,19 @@ def test_long_prompts_in_a_hole() -> None:
     assert generate.model.calls[-1]["mask"] == [[1, 1]]
     generate("a b", handle_long_generation="hole", max_length=3)
     assert generate.model.calls[-1]["ids"] == [[0, 4, 5]]
-    with pytest.raises(ValueError, match="no room for 4 new tokens"):
+    with pytest.raises(ValueError, match="max_new_tokens: got 4, expected 0 to "):
         generate("a b c d", handle_long_generation="hole", max_new_tokens=4)
 
 
 @pytest.mark.parametrize(
     ("inputs", "options", "error", "message"),
     [
-        (5, {}, TypeError, "takes a text, a chat, or a list"),
-        ([5], {}, TypeError, "a prompt is a text"),
-        (["a", CHAT], {"batch_size": 2}, TypeError, "either prompts or chats"),
+        (5, {}, TypeError, "inputs: got int, expected a text, a chat, or a list"),
+        ([5], {}, TypeError, "inputs: got int, expected a text, or a chat"),
+        (["a", CHAT], {"batch_size": 2}, TypeError, "got prompts and chats in one batch"),
         ("a", {"batch_size": 0}, ValueError, "batch_size: got 0"),
-        ("a", {"return_full_text": True, "return_tensors": True}, ValueError, "return_tensors gives no text"),
-        ("a", {"return_full_text": True, "return_text": True}, ValueError, "exclude each other"),
+        ("a", {"return_full_text": True, "return_tensors": True}, ValueError, "return_tensors: got True and an option"),
+        ("a", {"return_full_text": True, "return_text": True}, ValueError, "return_text, return_full_text: got both"),
         ("a", {"handle_long_generation": "cut"}, ValueError, "handle_long_generation: got 'cut'"),
         ("a", {"return_dict_in_generate": True}, TypeError, "call model.generate"),
     ],

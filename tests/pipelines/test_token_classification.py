@@ -111,9 +111,9 @@ def test_long_texts_in_pieces() -> None:
 @pytest.mark.parametrize(
     ("inputs", "options", "error", "message"),
     [
-        (5, {}, TypeError, "takes a text"),
+        (5, {}, TypeError, "inputs: got int, expected a text"),
         ("a", {"aggregation_strategy": "mean"}, ValueError, "aggregation_strategy: got 'mean'"),
-        ("a", {"stride": 2}, ValueError, "needs an aggregation_strategy"),
+        ("a", {"stride": 2}, ValueError, "stride: got 2 with aggregation_strategy 'none'"),
         ("a b", {"stride": 9, "aggregation_strategy": "simple"}, ValueError, "stride: got 9"),
     ],
 )

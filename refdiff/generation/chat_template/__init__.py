@@ -11,6 +11,7 @@ import numpy as np
 
 from refdiff.errors import CheckpointError
 from refdiff.files import read_text, write_atomically
+from refdiff.messages import json_type
 
 if TYPE_CHECKING:
     from refdiff.generation.chat_template.sandbox import ChatTemplate
@@ -35,7 +36,8 @@ def parse(value: Any, source: str) -> str | dict[str, str] | None:
         value = {item.get("name"): item.get("template") for item in value}
     if not isinstance(value, dict) or not all(isinstance(text, str) for pair in value.items() for text in pair):
         raise CheckpointError(
-            f'{source}: chat_template must be a string or a list of objects {{"name": …, "template": …}} of strings'
+            f'{source}: chat_template: got {json_type(value)}, expected a string or a list of objects {{"name": …, '
+            '"template": …}} of strings'
         )
     return value
 
@@ -81,13 +83,14 @@ def select(own: str | dict[str, str] | None, wanted: str | None, has_tools: bool
         return own
     if own is None:
         raise ValueError(
-            f"{source}: there is no chat template (no chat_template.jinja, no chat_template in tokenizer_config.json), "
-            "so this may not be a chat model: give it plain text, or pass chat_template="
+            f"{source}: chat_template: got none, expected chat_template.jinja, or the field in tokenizer_config.json; "
+            "this may not be a chat model: give it plain text, or pass chat_template="
         )
     name = "tool_use" if has_tools and "tool_use" in own else "default"
     if name not in own:
         raise ValueError(
-            f"{source}: of several chat templates none is the default; pass chat_template= {', '.join(map(repr, own))}"
+            f"{source}: chat_template: got several without a default, expected the name of one; pass chat_template= "
+            f"{', '.join(map(repr, own))}"
         )
     return own[name]
 
@@ -105,7 +108,8 @@ def render(
     """Render one conversation as transformers does; see `Tokenizer.apply_chat_template`."""
     if continue_final_message and add_generation_prompt:
         raise ValueError(
-            "continue_final_message continues the last message, add_generation_prompt starts a new one: pass one"
+            "continue_final_message, add_generation_prompt: got both, expected one; the first continues the last "
+            "message, the second starts a new one"
         )
     for name, items in (("tools", tools), ("documents", documents)):
         for item in items or ():
@@ -128,7 +132,9 @@ def render(
         return text
     mark = _CONTINUE_HERE.strip()
     if final.strip() not in text or mark not in text:
-        raise ValueError("continue_final_message: the template does not print the last message as it is")
+        raise ValueError(
+            "continue_final_message: got a template that changes the last message, expected one that prints it as it is"
+        )
     at = text.rindex(mark)
     # A template that trims the content took the mark's trailing space away, and with it the space before the mark.
     return text[:at] if text.startswith(_CONTINUE_HERE, at) else text[:at].rstrip()
@@ -143,11 +149,11 @@ def is_batch(conversation: Any) -> bool:
     """
     if isinstance(conversation, str | Mapping) or not isinstance(conversation, Sequence):
         raise TypeError(
-            'a conversation is a list of messages such as {"role": "user", "content": "Hello"}, '
-            f"but got {type(conversation).__name__}"
+            f"conversation: got {type(conversation).__name__}, expected a list of messages such as "
+            '{"role": "user", "content": "Hello"}'
         )
     if not conversation:
-        raise ValueError("the conversation is empty; it needs at least one message")
+        raise ValueError("conversation: got no message, expected one or more")
     return isinstance(conversation[0], list | tuple)
 
 
@@ -179,7 +185,10 @@ def _message(message: Any) -> dict[str, Any]:
 def _mark_final(chat: list[dict[str, Any]], template: str) -> str:
     content = chat[-1].get("content") if chat else None
     if content is None or "content" not in template:
-        raise ValueError("continue_final_message needs a last message with content, and a template that reads it")
+        raise ValueError(
+            "continue_final_message: got no content to continue, expected a last message with content, and a template "
+            "that reads it"
+        )
     if isinstance(content, str):
         chat[-1]["content"] = content + _CONTINUE_HERE
         return content
@@ -188,12 +197,12 @@ def _mark_final(chat: list[dict[str, Any]], template: str) -> str:
             text: str = block["text"]
             block["text"] = text + _CONTINUE_HERE
             return text
-    raise ValueError("continue_final_message found no text in the last message to continue")
+    raise ValueError("continue_final_message: got a last message without text, expected text to continue")
 
 
 def _path(folder: Path, name: str) -> Path:
     if name == "default":
         return folder / _DEFAULT
     if not name.isprintable() or Path(f"{name}.jinja").name != f"{name}.jinja" or set(name) & set("\\:") or not name:
-        raise ValueError(f"a chat template cannot be saved as a file named {name!r}; rename it in `chat_template`")
+        raise ValueError(f"chat_template: got the name {name!r}, expected a file name; rename it in `chat_template`")
     return folder / NAMED_TEMPLATES.replace("*", name)

@@ -84,11 +84,11 @@ class ByteLevelBackend(Backend):
         found: list[Encoding] = []
         for text in texts:
             if not isinstance(text, str):
-                raise CheckpointError(f"{self.source}: a pair of texts is to be tokenized; {ELSEWHERE}")
+                raise CheckpointError(f"{self.source}: text_pair: got a second text, expected none; {ELSEWHERE}")
             parts = [self._encode(text)]
             if truncation is not None:
                 if truncation.strategy == "only_second":
-                    raise CheckpointError(f"{self.source}: truncation 'only_second' is given, and no second text")
+                    raise CheckpointError(f"{self.source}: truncation: got 'only_second', expected 'only_first'")
                 parts = _truncated(parts[0], truncation, truncation.max_length - len(prefix))
             first, *rest = (self._with_prefix(prefix, part) for part in parts)
             first.overflowing = list(rest)
@@ -153,7 +153,10 @@ class ByteLevelBackend(Backend):
 
     def _add(self, token_id: int, token: AddedToken) -> None:
         if token.single_word or token.lstrip or token.rstrip:
-            raise CheckpointError(f"{self.source}: {token.content!r} is single_word, lstrip or rstrip; {ELSEWHERE}")
+            raise CheckpointError(
+                f"{self.source}: added_tokens: got {token.content!r} with single_word, lstrip or rstrip, expected none "
+                f"of them; {ELSEWHERE}"
+            )
         self._added[token_id] = token
         self._tokens[token_id] = token.content
 
@@ -241,7 +244,9 @@ def _check(parsed: dict[str, Any], source: str) -> None:
         and ["Sequence" in part for part in after["single"]] in ([], [True], [False, True])
     )
     if not plain:
-        raise CheckpointError(f"{source}: no byte-level BPE with GPT-2's words and steps; {ELSEWHERE}")
+        raise CheckpointError(
+            f"{source}: got another tokenizer, expected a byte-level BPE with GPT-2's steps; {ELSEWHERE}"
+        )
 
 
 def _truncated(whole: ByteLevelEncoding, truncation: Truncation, most: int) -> list[ByteLevelEncoding]:

@@ -153,8 +153,10 @@ def _added_tokens_decoder(config: dict[str, Any], source: str) -> dict[int, Adde
         raise CheckpointError(f"{source}: added_tokens_decoder: got {json_type(value)}, expected an object id → token")
     try:
         ids = {key: int(key) for key in value}
-    except ValueError as error:
-        raise CheckpointError(f"{source}: added_tokens_decoder has a key that is not a token id: {error}") from None
+    except ValueError:
+        raise CheckpointError(
+            f"{source}: added_tokens_decoder: got the keys {show_value(list(value))}, expected token ids"
+        ) from None
     return {ids[key]: _token(token, f"{source}: added_tokens_decoder[{key!r}]", False) for key, token in value.items()}
 
 

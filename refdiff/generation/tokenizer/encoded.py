@@ -55,8 +55,8 @@ def batch(entries: dict[str, list[list[int]]], single: bool, return_tensors: str
     lengths = sorted({len(ids) for values in entries.values() for ids in values})
     if len(lengths) > 1:
         raise ValueError(
-            f"the texts have from {lengths[0]} to {lengths[-1]} tokens, so they form no array; pass padding=True, and "
-            "truncation=True with max_length= to bound the length"
+            f"text: got texts of {lengths[0]} to {lengths[-1]} tokens, expected as many in each for an array; pass "
+            "padding=True, and truncation=True with max_length= to bound the length"
         )
     width = lengths[0] if lengths else 0
     return Encoded(
@@ -72,7 +72,7 @@ def to_lists(ids: Any) -> list[Any]:
         nested = ids.tolist()
         return nested if isinstance(nested, list) else [nested]
     if not isinstance(ids, Iterable):
-        raise ValueError(f"token ids are expected, but got {type(ids).__name__}")
+        raise ValueError(f"ids: got {type(ids).__name__}, expected token ids")
     return [_plain_id(item) for item in ids]
 
 
@@ -104,8 +104,8 @@ def check_texts(name: str, value: Any) -> list[str]:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError(
-                f"{name} has half of a character (a lone surrogate) at position {error.start}; read the file as UTF-8, "
-                'or repair it with text.encode("utf-8", "replace").decode()'
+                f"{name}: got half of a character (a lone surrogate) at position {error.start}, expected whole ones; "
+                'read the file as UTF-8, or repair it with text.encode("utf-8", "replace").decode()'
             ) from None
     return texts
 
@@ -148,8 +148,8 @@ def check_multiple(multiple: Any, max_length: int | None, cut: bool) -> None:
         raise ValueError(f"pad_to_multiple_of: got {multiple!r}, expected a whole number from 1")
     if cut and max_length is not None and max_length % multiple:
         raise ValueError(
-            f"max_length {max_length} is not a multiple of pad_to_multiple_of {multiple}, so texts cut to it would be "
-            f"padded beyond it; pass max_length={max_length - max_length % multiple or multiple}"
+            f"max_length: got {max_length}, expected a multiple of pad_to_multiple_of, {multiple}, where texts are "
+            f"cut; pass max_length={max_length - max_length % multiple or multiple}"
         )
 
 
@@ -161,6 +161,6 @@ def check_ids(encodings: list[Encoding], backend: Backend, limit: int | None, so
         if encoding.ids and max(encoding.ids) >= limit:
             wrong = next(i for i in encoding.ids if i >= limit)
             raise CheckpointError(
-                f"{source}: the text has token {backend.id_to_token(wrong)!r}, id {wrong}, but "
-                f"config.json has vocab_size {limit}: these two files do not belong together"
+                f"{source}: got token {backend.id_to_token(wrong)!r}, id {wrong}, expected ids below {limit}, the "
+                "vocab_size of config.json; these two files do not belong together"
             )

@@ -157,7 +157,7 @@ def check_steps(sections: Iterable[Any], path: Path) -> None:
     """Raise `CheckpointError` for a step that has no bound here, such as one of a later version of the library."""
     kinds = (step.get("type") for section in sections for step in _steps(section))
     if unknown := sorted({kind for kind in kinds if isinstance(kind, str)} - _KNOWN):
-        raise CheckpointError(f"{path}: has a step of the type {show_value(unknown[0])}, which refdiff does not know")
+        raise CheckpointError(f"{path}: got a step of the type {show_value(unknown[0])}, expected one known to refdiff")
 
 
 def check_growth(section: Any, name: str, path: Path) -> float:
@@ -172,7 +172,7 @@ def check_growth(section: Any, name: str, path: Path) -> float:
         raise CheckpointError(f"{path}: {name}: {error}") from None
     if growth > MAX_GROWTH:
         raise CheckpointError(
-            f"{path}: the steps of its {name!r} could make a text {growth:.3g} times longer, expected at most "
+            f"{path}: {name}: got steps that could make a text {growth:.3g} times longer, expected at most "
             f"{MAX_GROWTH:,} times"
         )
     return growth
@@ -183,8 +183,8 @@ def check_added(contents: Iterable[Any], growth: float, path: Path | str) -> Non
     lengths = [1 + _length(content) for content in contents]
     if sum(lengths) * growth > MAX_ADDED:
         raise CheckpointError(
-            f"{path}: {len(lengths):,} added tokens of {sum(lengths):,} characters could become {growth:.3g} times "
-            f"longer in the normalizer, expected at most {MAX_ADDED:,} characters"
+            f"{path}: got {len(lengths):,} added tokens of {sum(lengths):,} characters that may become {growth:.3g} "
+            f"times longer in the normalizer, expected at most {MAX_ADDED:,} characters then"
         )
 
 
@@ -195,8 +195,8 @@ def check_lengths(contents: Iterable[Any], growth: float, path: Path | str) -> N
         raise CheckpointError(f"{path}: got a token of {longest:,} characters, expected at most {MAX_TOKEN:,}")
     if longest * growth > MAX_PIECE:
         raise CheckpointError(
-            f"{path}: a token of {longest:,} characters could become {growth:g} times longer in the decoder, "
-            f"expected at most {MAX_PIECE:,} characters"
+            f"{path}: got a token of {longest:,} characters that may become {growth:g} times longer in the decoder, "
+            f"expected at most {MAX_PIECE:,} characters then"
         )
 
 
@@ -236,7 +236,7 @@ def _check_merges(model: Any, path: Path) -> None:
         for part in parts[1:] if isinstance(parts, list) else ():
             if isinstance(part, str) and not part.startswith(prefix):
                 raise CheckpointError(
-                    f"{path}: model: merges has {show_value(part)}, which does not begin with the "
+                    f"{path}: model: merges: got {show_value(part)}, expected it to begin with the "
                     f"continuing_subword_prefix {show_value(prefix)}"
                 )
 
@@ -308,10 +308,10 @@ def _charsmap_growth(charsmap: str) -> float:
     try:
         blob = base64.b64decode(charsmap, validate=True)
     except (binascii.Error, ValueError):
-        raise ValueError("precompiled_charsmap is not base64") from None
+        raise ValueError("precompiled_charsmap: got other text, expected base64") from None
     size = int.from_bytes(blob[:4], "little")
     if len(blob) < 4 + size:
-        raise ValueError(f"precompiled_charsmap: says that its table has {size:,} bytes, but has {len(blob):,} in all")
+        raise ValueError(f"precompiled_charsmap: got {len(blob):,} bytes, expected a table of {size:,}")
     return float(max((len(text) for text in blob[4 + size :].split(b"\0")), default=1) or 1)
 
 

@@ -351,7 +351,7 @@ class Tokenizer(Vocabulary):
     def _decode(self, ids: list[Any], skip_special_tokens: bool, clean_up: bool | None) -> str:
         wrong = [i for i in ids if not isinstance(i, int) or not 0 <= i < 2**32]
         if wrong:
-            raise ValueError(f"decode got {wrong[0]!r}, but token ids are whole numbers from 0 to 2^32 - 1")
+            raise ValueError(f"ids: got {wrong[0]!r}, expected whole numbers from 0 to 2^32 - 1")
         text = self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
         if clean_up is None:
             clean_up = self.config.get("clean_up_tokenization_spaces") is True
@@ -361,7 +361,7 @@ class Tokenizer(Vocabulary):
     def _pad_id(self) -> int:
         if self.pad_token_id is None:
             raise ValueError(
-                "padding needs a pad token and this tokenizer has none; choose one first, for example "
+                "pad_token: got None, expected a token to pad with; choose one first, for example "
                 "`tokenizer.pad_token = tokenizer.eos_token`"
             )
         return self.pad_token_id

@@ -40,7 +40,7 @@ class _SpecialTokenId:
     def __set__(self, tokenizer: Vocabulary, token_id: int | None) -> None:
         token = None if token_id is None else tokenizer.backend.id_to_token(token_id)
         if token is None and token_id is not None:
-            raise ValueError(f"{self.name}_id cannot be {token_id}: the vocabulary has ids 0 to {len(tokenizer) - 1}")
+            raise ValueError(f"{self.name}_id: got {token_id}, expected 0 to {len(tokenizer) - 1}")
         tokenizer._set_special(self.name, token)
 
 
@@ -121,6 +121,6 @@ class Vocabulary:
         if token is None:
             self._special.pop(name, None)
         elif not isinstance(token, str) or self.backend.token_to_id(token) is None:
-            raise ValueError(f"{name} cannot be {token!r}: the vocabulary has no such token; choose one that it has")
+            raise ValueError(f"{name}: got {token!r}, expected a token of the vocabulary")
         else:
             self._special[name] = token

@@ -173,7 +173,10 @@ def test_scores_that_no_token_can_be_chosen_by_are_said_as_on_the_host(sample: b
     for on_device in (False, True):
         broken, _ = model(on_device)
         broken.params["model"]["norm"]["weight"] = np.full(24, np.nan, np.float32)
-        with says(ValueError, "row 0, step 0: a score is NaN: check the weights, or compute in float32"):
+        with says(
+            ValueError,
+            "scores of sequence 0, step 0: got NaN, expected numbers; check the weights, or compute in float32",
+        ):
             broken.generate(GIVEN, max_new_tokens=2, do_sample=sample, seed=1 if sample else None)
 
 

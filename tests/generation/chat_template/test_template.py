@@ -94,11 +94,16 @@ def test_continue_final_message(content: Any, template: str, expected: str) -> N
 @pytest.mark.parametrize(
     ("template", "chat", "options", "message"),
     [
-        ("{{ messages }}", CHAT, {"add_generation_prompt": True}, "pass one"),
+        ("{{ messages }}", CHAT, {"add_generation_prompt": True}, "got both, expected one"),
         ("fixed", CHAT, {}, "template that reads it"),
-        ("{{ messages[0].content }}", CHAT, {}, "does not print the last message"),
+        ("{{ messages[0].content }}", CHAT, {}, "got a template that changes the last message"),
         ("{{ messages[0].content }}", [{"role": "x"}], {}, "last message with content"),
-        ("{{ messages[0].content }}", [{"role": "x", "content": [{"type": "image"}]}], {}, "found no text"),
+        (
+            "{{ messages[0].content }}",
+            [{"role": "x", "content": [{"type": "image"}]}],
+            {},
+            "without text, expected text to continue",
+        ),
     ],
 )
 def test_continue_final_message_that_cannot(template: str, chat: Any, options: dict[str, Any], message: str) -> None:
@@ -109,7 +114,7 @@ def test_continue_final_message_that_cannot(template: str, chat: Any, options: d
 @pytest.mark.parametrize(
     ("chat", "error", "message"),
     [
-        ([], ValueError, "at least one message"),
+        ([], ValueError, "got no message, expected one or more"),
         ("hello", TypeError, "a list of messages"),
         ({"role": "user"}, TypeError, "a list of messages"),
         (3, TypeError, "a list of messages"),
@@ -139,12 +144,12 @@ def test_named_templates() -> None:
         "T",
         "own",
     )
-    with pytest.raises(ValueError, match="none is the default; pass chat_template= 'rag'"):
+    with pytest.raises(ValueError, match=r"got several without a default, .* pass chat_template= 'rag'"):
         words(chat_template=[{"name": "rag", "template": ""}]).apply_chat_template(CHAT)
 
 
 def test_no_template_at_all() -> None:
-    with pytest.raises(ValueError, match=r"no chat template.*chat_template="):
+    with pytest.raises(ValueError, match=r"chat_template: got none, expected .*chat_template="):
         Tokenizer(words().backend).apply_chat_template(CHAT)
 
 

@@ -37,10 +37,10 @@ def test_named_extra_tokens(tmp_path: Path) -> None:
         ({"eos_token": {"content": 5}}, r"eos_token: got an object"),
         ({"eos_token": {"content": "</s>", "lstrip": "no"}}, r"eos_token: lstrip: got a string"),
         ({"additional_special_tokens": [1]}, r"extra_special_tokens\[0\]: got an integer"),
-        ({"added_tokens_decoder": {"x": "y"}}, r"not a token id"),
+        ({"added_tokens_decoder": {"x": "y"}}, r"got the keys .'x'., expected token ids"),
         ({"padding_side": "up"}, r"padding_side: got 'up'"),
         ({"model_max_length": -1}, r"model_max_length: got -1"),
-        ({"chat_template": [{"name": "default"}]}, r"chat_template must be"),
+        ({"chat_template": [{"name": "default"}]}, r"chat_template: got an object, expected a string or"),
     ],
 )
 def test_wrong_fields(tmp_path: Path, config: dict[str, Any], message: str) -> None:

@@ -48,7 +48,7 @@ def test_arrays() -> None:
     assert encoded["input_ids"].dtype == encoded["attention_mask"].dtype == np.int64
     assert tokenizer([]) == {"input_ids": [], "attention_mask": []}
     assert tokenizer([], return_tensors="np")["input_ids"].shape == (0, 0)
-    with pytest.raises(ValueError, match=r"from 2 to 3 tokens.*padding=True"):
+    with pytest.raises(ValueError, match=r"of 2 to 3 tokens.*padding=True"):
         tokenizer(["a", "a b"], return_tensors="np")
 
 
@@ -142,7 +142,7 @@ def test_decode() -> None:
 
 @pytest.mark.parametrize("ids", [[-100], [1.5], ["a"], [2**40], None, [[[1]]]])
 def test_ids_that_are_no_ids(ids: Any) -> None:
-    with pytest.raises(ValueError, match="token ids are"):
+    with pytest.raises(ValueError, match=r"ids: got .*, expected (whole numbers from 0|token ids)"):
         words().decode(ids)
 
 
@@ -171,7 +171,7 @@ def test_ids_beyond_the_model(tmp_path: Path) -> None:
     folder = save(tmp_path, words().backend.native, config={"vocab_size": 6})
     tokenizer = Tokenizer.from_pretrained(folder)
     assert tokenizer.encode("a b") == [0, 4, 5]
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json.*'c', id 6.*vocab_size 6"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json.*'c', id 6, expected ids below 6, .*vocab_size"):
         tokenizer.encode("a c")
 
 
@@ -207,7 +207,7 @@ def test_padding_to_a_multiple() -> None:
     assert tokenizer("a b c", padding=True, pad_to_multiple_of=4)["attention_mask"] == [1, 1, 1, 1]
     with pytest.raises(ValueError, match="pad_to_multiple_of: got"):
         tokenizer("a", padding=True, pad_to_multiple_of=0)
-    with pytest.raises(ValueError, match=r"max_length 7 is not a multiple of .* 4.*max_length=4"):
+    with pytest.raises(ValueError, match=r"max_length: got 7, expected a multiple of .* 4.*max_length=4"):
         tokenizer("a", padding=True, truncation=True, max_length=7, pad_to_multiple_of=4)
 
 
@@ -221,9 +221,9 @@ def test_setting_a_token() -> None:
     tokenizer.pad_token = "<unk>"
     assert tokenizer.pad_token_id == 3
     for value in ("nowhere", 3):
-        with pytest.raises(ValueError, match=f"pad_token cannot be {value!r}"):
+        with pytest.raises(ValueError, match=f"pad_token: got {value!r}"):
             tokenizer.pad_token = value  # type: ignore[assignment]
-    with pytest.raises(ValueError, match=r"eos_token_id cannot be 99.*0 to 7"):
+    with pytest.raises(ValueError, match=r"eos_token_id: got 99, expected 0 to 7"):
         tokenizer.eos_token_id = 99
 
 
