@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -13,6 +14,8 @@ from refdiff.model.cache import KVCache
 @dataclass(repr=False)
 class ModelOutput:
     """The results of one call, named as Hugging Face names them; those that were not requested are None.
+
+    As in transformers, `in`, `len` and iteration are of the names of the results that are not None.
 
     Arrays are of the model's backend and compute dtype. B batch, T tokens, S tokens with those in the cache,
     H heads, D model size, V vocabulary, C labels.
@@ -54,6 +57,15 @@ class ModelOutput:
     def items(self) -> list[tuple[str, Any]]:
         """Return the names and values of the results that are not None."""
         return [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) is not None]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.keys()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.keys())
 
     def __getitem__(self, key: str | int | slice) -> Any:
         return dict(self.items())[key] if isinstance(key, str) else self.to_tuple()[key]

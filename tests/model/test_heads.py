@@ -106,7 +106,7 @@ def test_every_class_hands_everything_on(kind):
     out = model(TOKENS, mask, position_ids=positions, use_cache=False, output_hidden_states=True)
     for ours, theirs in zip(out.hidden_states, want, strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert ("last_hidden_state" in out.keys()) == (kind is refdiff.DiffLlamaModel)  # noqa: SIM118
+    assert ("last_hidden_state" in out) == (kind is refdiff.DiffLlamaModel)
     assert (out.cache, out.attentions) == (None, None)
     cache = refdiff.KVCache(3)
     out = model(TOKENS, mask, position_ids=positions, cache=cache, output_attentions=True)

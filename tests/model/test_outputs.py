@@ -1,5 +1,7 @@
 """The result object: by attribute, by name, by position."""
 
+import numpy as np
+
 from refdiff.model.outputs import ModelOutput
 
 
@@ -10,6 +12,17 @@ def test_results_by_attribute_name_and_position():
     assert out[:2] == (1, 2)
     assert out.to_tuple() == (1, 2, (3,))
     assert dict(out.items()) == {"loss": 1, "logits": 2, "hidden_states": (3,)}
+
+
+def test_a_result_has_the_names_that_are_not_none():
+    out = ModelOutput(logits=np.zeros((2, 3)), hidden_states=(np.ones(3),))
+    assert "logits" in out
+    assert "loss" not in out
+    assert "losses" not in out
+    assert list(out) == ["logits", "hidden_states"]
+    assert len(out) == 2
+    assert {**out}.keys() == {"logits", "hidden_states"}
+    assert (len(ModelOutput()), list(ModelOutput())) == (0, [])
 
 
 def test_every_result_is_an_item_in_the_order_of_the_class():
