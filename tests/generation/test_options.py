@@ -43,6 +43,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("max_time", 0, "a number above 0 to 1e.09"),
     ("prompt_lookup_num_tokens", 0, "an integer from 1 to 2,147,483,647"),
     ("assistant_model", "small", "a model"),
+    ("assistant_model", len, "a model"),
     ("penalty_alpha", 1.5, "a number from 0 to 1"),
     ("return_dict_in_generate", "yes", "True or False"),
     ("output_scores", 0, "True or False"),
