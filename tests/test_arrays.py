@@ -77,8 +77,8 @@ def test_backend() -> None:
     assert arrays.backend(array_api_strict) is array_api_strict
 
 
-@pytest.mark.parametrize("name", ["torch", "Numpy", ""])
-def test_backend_of_another_name(name: str) -> None:
+@pytest.mark.parametrize("name", ["torch", "Numpy", "", sys, None])
+def test_backend_of_another_name(name: Any) -> None:
     message = f'backend: got {name!r}, expected "numpy", "cupy", or an array-API namespace module'
     with says(ValueError, message):
         arrays.backend(name)
