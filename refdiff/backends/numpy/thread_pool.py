@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+import numpy as np
 from threadpoolctl import OpenBLASController, ThreadpoolController
 
 from refdiff.browser import IN_BROWSER
@@ -127,14 +128,14 @@ class Workers:
             `OMP_NUM_THREADS`, if that is less.
 
     Raises:
-        ValueError: `threads` is below 1, or in a browser above 1.
+        ValueError: `threads` is no integer, below 1, or in a browser above 1.
     """
 
     def __init__(self, threads: int | None = None) -> None:
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads is {threads}, but must be 1 or more, or None for all cores")
+        if threads is not None and (not isinstance(threads, int | np.integer) or threads < 1):
+            raise ValueError(f"threads: got {threads!r}, expected an integer, 1 or more, or None for all cores")
         if IN_BROWSER and threads is not None and threads > 1:
-            raise ValueError(f"threads is {threads}, but a browser has 1: leave it out")
+            raise ValueError(f"threads: got {threads}, expected 1, which a browser has; leave it out")
         self.threads = threads or default_threads()
         self.renew()
         RENEWED.add(self)

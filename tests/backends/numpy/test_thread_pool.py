@@ -236,9 +236,9 @@ def test_after_an_error_no_item_is_begun_and_none_is_left_running():
     assert sorted(seen, key=str) == [0, 1, "done"]
 
 
-@pytest.mark.parametrize("threads", [0, -1])
-def test_threads_below_one_are_refused(threads):
-    with pytest.raises(ValueError, match=f"threads is {threads}, but must be 1 or more, or None for all cores"):
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "2"])
+def test_threads_are_one_or_more(threads):
+    with pytest.raises(ValueError, match=f"threads: got {threads!r}, expected an integer, 1 or more, or None for all"):
         Workers(threads)
 
 
