@@ -167,10 +167,8 @@ def check_memory(model: Any, options: Options, prompts: int, tokens: int) -> Non
         )
 
 
-def read_seed(
-    seed: int | Sequence[int] | None, generator: np.random.Generator | None, prompts: int
-) -> int | tuple[int, ...]:
-    """Return the seed of the call, or one for each prompt; fresh entropy for None.
+def check_seed(seed: int | Sequence[int] | None, generator: np.random.Generator | None, prompts: int) -> None:
+    """Check where the random numbers of a call come from, whether or not it draws any.
 
     Raises:
         ValueError: a negative seed, both a seed and a generator, or not one seed for each prompt.
@@ -178,22 +176,28 @@ def read_seed(
     """
     if seed is not None and generator is not None:
         raise ValueError("seed, generator: got both, expected one of them")
-    if generator is not None:
-        if not isinstance(generator, np.random.Generator):
-            raise TypeError(f"generator: got {type(generator).__name__}, expected a numpy.random.Generator")
-        return int(generator.integers(0, 2**63))
-    if seed is None:
-        return secrets.randbits(63)
+    if generator is not None and not isinstance(generator, np.random.Generator):
+        raise TypeError(f"generator: got {type(generator).__name__}, expected a numpy.random.Generator")
     if isinstance(seed, list | tuple | np.ndarray):
         if np.shape(seed) != (prompts,):
             raise ValueError(f"seed: got shape {np.shape(seed)}, expected one integer, or ({prompts},), one a prompt")
-        return tuple(_checked_seed(one) for one in seed)
-    return _checked_seed(seed)
+        for one in seed:
+            _check_one_seed(one)
+    elif seed is not None:
+        _check_one_seed(seed)
 
 
-def _checked_seed(seed: Any) -> int:
+def _check_one_seed(seed: Any) -> None:
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
         raise TypeError(f"seed: got {show_value(seed)}, expected an integer, 0 or more")
     if not 0 <= seed < 2**128:
         raise ValueError(f"seed: got {show_value(seed)}, expected an integer from 0 to below 2^128")
-    return int(seed)
+
+
+def read_seed(seed: int | Sequence[int] | None, generator: np.random.Generator | None) -> int | tuple[int, ...]:
+    """Return the checked seed of a call, or one for each prompt; from the generator or fresh entropy for None."""
+    if generator is not None:
+        return int(generator.integers(0, 2**63))
+    if seed is None:
+        return secrets.randbits(63)
+    return int(seed) if isinstance(seed, int | np.integer) else tuple(int(one) for one in seed)

@@ -10,9 +10,10 @@ import pytest
 
 import refdiff
 from refdiff.errors import CheckpointError
-from refdiff.generation import validation
+from refdiff.generation import generate, validation
 from refdiff.generation.options import Options
 from refdiff.generation.validation import read_ids, read_mask, read_max_length, read_seed
+from tests.generation.fakes import FakeModel
 from tests.model.models import small_config, small_model
 
 
@@ -105,12 +106,12 @@ def test_a_minimum_that_does_not_fit() -> None:
 
 
 def test_seeds() -> None:
-    assert read_seed(7, None, 1) == 7
-    assert read_seed(np.int32(7), None, 3) == 7
+    assert read_seed(7, None) == 7
+    assert read_seed(np.int32(7), None) == 7
     generator = np.random.default_rng(0)
-    assert read_seed(None, generator, 1) != read_seed(None, generator, 1)
+    assert read_seed(None, generator) != read_seed(None, generator)
     for several in ([7, 0, 7], np.array([7, 0, 7])):
-        assert read_seed(several, None, 3) == (7, 0, 7)
+        assert read_seed(several, None) == (7, 0, 7)
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float64", 8), ("float32", 4), ("float16", 4)])  # as computed with
@@ -143,10 +144,19 @@ def test_the_memory_of_this_machine() -> None:
         (1, np.random.default_rng(0), ValueError, "got both, expected one"),
         (-1, None, ValueError, "seed: got -1, expected an integer from 0"),
         (True, None, TypeError, "an integer"),
+        ("x", None, TypeError, "seed: got 'x', expected an integer"),
+        ([1, -2, 3], None, ValueError, "seed: got -2, expected an integer from 0"),
         ([1, 2], None, ValueError, r"seed: got shape \(2,\), expected one integer, or \(3,\), one a prompt"),
         (None, np.random.RandomState(0), TypeError, "numpy.random.Generator"),
     ],
 )
 def test_wrong_seeds(seed: Any, generator: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        read_seed(seed, generator, 3)
+    for do_sample in (False, True):
+        with pytest.raises(error, match=message):
+            generate(FakeModel(), [[3]] * 3, seed=seed, generator=generator, do_sample=do_sample)
+
+
+def test_greedy_text_draws_nothing_from_the_generator() -> None:
+    generator = np.random.default_rng(0)
+    generate(FakeModel(), [[3]], generator=generator)
+    assert generator.integers(2**32) == np.random.default_rng(0).integers(2**32)
