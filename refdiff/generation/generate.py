@@ -41,7 +41,8 @@ def generate(
     of a long prompt, and with "text" after each step of a beam search.
 
     Random choices follow from `seed` (one, or one for each prompt), or from one number drawn from `generator`. The
-    random numbers of a sequence depend on its own prompt only: the text of a prompt is the same in any batch.
+    random numbers of a sequence depend on its own prompt only: the text of a prompt is the same in any batch. With one
+    seed, the n-th of several equal prompts has random numbers of its own, as the n-th of `num_return_sequences` has.
 
     Shapes:
         input_ids (B, T) integers, attention_mask (B, T) of 1 and 0 → int64 ids (B · num_return_sequences, T'),
