@@ -1,4 +1,4 @@
-"""Whose array is this? The only file that asks.
+"""Array namespaces and devices: the only file that asks which library an array belongs to.
 
 Everything above the layers is written against a namespace in the sense of the Python array API standard
 (https://data-apis.org/array-api): `xp.exp(x)` runs on NumPy, CuPy, torch or array-api-strict alike. Here is how
@@ -74,8 +74,8 @@ def _all_numpy(arrays: tuple[Array, ...]) -> bool:
     They share NumPy itself: array_api_compat's wrapping of it imports all that NumPy has, its compiler of Fortran too,
     which takes longer than everything else that a command imports.
     """
-    theirs = [isinstance(a, _NUMPY) for a in arrays if a is not None and type(a) not in _NUMBERS]
-    return bool(theirs) and all(theirs)
+    others = [a for a in arrays if a is not None and type(a) not in _NUMBERS]
+    return bool(others) and all(isinstance(a, _NUMPY) for a in others)
 
 
 def device(x: Array) -> Any:
@@ -86,7 +86,7 @@ def device(x: Array) -> Any:
 def to_numpy(x: Array) -> np.ndarray[Any, Any]:
     """Bring `x` to the host as a NumPy array; a NumPy array comes back as it is, without a copy.
 
-    A `Deferred` one is made for this call, and kept by nobody but the caller.
+    A `Deferred` one is made for this call and not kept.
     """
     if isinstance(x, _NUMPY):
         return np.asarray(x)
@@ -153,16 +153,16 @@ def backend(name: str | ModuleType) -> Any:
     if name == "numpy":
         return _NUMPY_NAMESPACE
     try:
-        with warnings.catch_warnings():  # of what does not matter where it works, and is said below where it does not
+        with warnings.catch_warnings():  # they do not matter where CuPy works; where it does not, the error follows
             warnings.simplefilter("ignore")
             cupy = importlib.import_module("cupy")
             works = float(cupy.sum(cupy.ones(3))) == 3.0
     except Exception as error:
-        told = error.__cause__ or error  # of an import that fails CuPy gives advice, between lines of signs
-        lines = [line.strip() for line in str(told).splitlines() if any(c.isalpha() for c in line)]
-        reason = f"{type(told).__name__}: {lines[0] if lines else told}"
+        cause = error.__cause__ or error  # of an import that fails CuPy gives advice, between lines of signs
+        lines = [line.strip() for line in str(cause).splitlines() if any(c.isalpha() for c in line)]
+        reason = f"{type(cause).__name__}: {lines[0] if lines else cause}"
         advice = f'on a machine with a CUDA device, pip install "{_cupy_package()}[ctk]>=13.3"'
-        if _CUDA_LIBRARY.search(str(told)):
+        if _CUDA_LIBRARY.search(str(cause)):
             advice = f'install CUDA\'s libraries, pip install "{_cupy_package()}[ctk]>=14"'
         raise RuntimeError(f'backend "cupy" is not available ({reason}): {advice}, or use backend "numpy"') from error
     if not works:

@@ -66,10 +66,10 @@ def _check_versions(client: Client) -> None:
     found = client.get_versions(packages=["refdiff"])
     here = found["client"]["packages"]["refdiff"]
     for address, worker in found["workers"].items():
-        there = worker["packages"].get("refdiff")
-        if there != here:
+        version = worker["packages"].get("refdiff")
+        if version != here:
             raise RuntimeError(
-                f"worker {address} has refdiff {there or 'not installed'}, and this is {here or 'not installed'}: "
+                f"worker {address} has refdiff {version or 'not installed'}, and this is {here or 'not installed'}: "
                 "install the same version there"
             )
 

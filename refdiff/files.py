@@ -41,7 +41,7 @@ _KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFCHR: 
 
 
 def open_file(path: str | os.PathLike[str], *, folder: str | os.PathLike[str] | None = None) -> BinaryIO:
-    """Open a regular file to read bytes, without waiting for anybody.
+    """Open a regular file to read bytes, without blocking.
 
     Args:
         path: the file.
@@ -54,7 +54,7 @@ def open_file(path: str | os.PathLike[str], *, folder: str | os.PathLike[str] | 
     try:
         real = Path(path) if folder is None else follow(Path(folder), Path(path))
         _refuse_special(path, real.stat().st_mode)
-        # Not blocking, and a second check on the open file: a pipe put in its place meanwhile must not make us wait.
+        # Not blocking, and a second check on the open file: a pipe put in its place meanwhile must not block.
         flags = os.O_RDONLY
         for name in ("O_NONBLOCK", "O_NOCTTY", "O_BINARY", *(() if folder is None else ("O_NOFOLLOW",))):
             flags |= getattr(os, name, 0)

@@ -11,7 +11,7 @@ _GROUPS = Path("/sys/fs/cgroup")
 
 
 def physical_memory(groups: Path = _GROUPS) -> int:
-    """Return the bytes of memory that the machine or its container has; `UNKNOWN_MEMORY` where nothing says."""
+    """Return the bytes of memory that the machine or its container has; `UNKNOWN_MEMORY` where it is unknown."""
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not on Windows
@@ -20,9 +20,9 @@ def physical_memory(groups: Path = _GROUPS) -> int:
 
 
 def available_memory(info: Path = Path("/proc/meminfo"), groups: Path = _GROUPS) -> int | None:
-    """Return the bytes of memory that this process may still use, swap included; None where Linux does not say."""
-    told = _told(info, "MemAvailable:", "SwapFree:")
-    found = [*([sum(told)] if told else []), *(max(limit - used, 0) for limit, used in _container(groups))]
+    """Return the bytes of memory that this process may still use, swap included; None where Linux has none."""
+    free = _bytes_of(info, "MemAvailable:", "SwapFree:")
+    found = [*([sum(free)] if free else []), *(max(limit - used, 0) for limit, used in _container(groups))]
     return min(found, default=None)
 
 
@@ -37,15 +37,15 @@ def _container(groups: Path) -> list[tuple[int, int]]:
         (groups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
         if (most := _number(folder / limit)) is not None:
-            cached = max(_told(folder / "memory.stat", "inactive_file", "total_inactive_file"), default=0)
+            cached = max(_bytes_of(folder / "memory.stat", "inactive_file", "total_inactive_file"), default=0)
             found.append((most, max((_number(folder / usage) or 0) - cached, 0)))
     return found
 
 
 def peak_memory() -> int | None:
-    """Return the most memory that this process has held, in bytes, or None where the system does not say."""
-    if told := _told(Path("/proc/self/status"), "VmHWM:"):
-        return told[0]  # getrusage's is inherited from the process that started this one
+    """Return the most memory that this process has held, in bytes, or None where the system does not report it."""
+    if peak := _bytes_of(Path("/proc/self/status"), "VmHWM:"):
+        return peak[0]  # getrusage's is inherited from the process that started this one
     try:
         from resource import RUSAGE_SELF, getrusage
     except ImportError:  # Windows
@@ -59,7 +59,7 @@ def _number(file: Path) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-def _told(file: Path, *names: str) -> list[int]:
+def _bytes_of(file: Path, *names: str) -> list[int]:
     """Return the bytes of each line with one of these names; nothing where there is no such file.
 
     A line is `name: … kB`, or `name …` in bytes.

@@ -33,15 +33,15 @@ def printable(text: object, limit: int = MAX_MESSAGE) -> str:
 
 
 def list_problems(problems: Sequence[str], limit: int = 20) -> str:
-    """One problem as it is, or several with a line each: the first `limit`, or fewer where a message has no room."""
+    """One problem as it is, or several with a line each: the first `limit`, or fewer where they exceed a message."""
     if len(problems) == 1:
         return problems[0]
-    room, length = 3 * MAX_MESSAGE // 4, 0  # the rest is for the name of the file
+    capacity, length = 3 * MAX_MESSAGE // 4, 0  # the rest is for the name of the file
     shown: list[str] = []
     for problem in problems[:limit]:
-        line = f"  {_cut(problem, room - 2)}"
+        line = f"  {_cut(problem, capacity - 2)}"
         length += len(line)
-        if length > room:
+        if length > capacity:
             break
         shown.append(line)
     lines = [f"{len(problems)} problems:", *shown]

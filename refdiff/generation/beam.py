@@ -28,7 +28,7 @@ _OUT = -1.0e9
 
 @dataclass
 class Beams:
-    """n texts a prompt: ids (B, n, T), scores (B, n), the row that each token came from (B, n, t), finished (B, n)."""
+    """n texts a prompt: ids (B, n, T), scores (B, n), the beam of each token (B, n, t), finished (B, n)."""
 
     ids: Ids
     scores: NDArray[np.float64]
@@ -46,7 +46,7 @@ class Beams:
         )
 
     def append(self, tokens: Ids, origins: Ids) -> None:
-        """Add a token to every text, and the row that it came from; both (B, n), or one value for all."""
+        """Add a token to every text, and the beam that it came from; both (B, n), or one value for all."""
         for name, new in (("ids", tokens), ("origins", origins)):
             old = getattr(self, name)
             column = np.broadcast_to(new, old.shape[:2])[:, :, None]
@@ -63,15 +63,17 @@ def beam_search(request: Request) -> GenerateBeamDecoderOnlyOutput:
     With `do_sample`, each step draws its continuations without replacement, where beam search takes the best.
 
     Raises:
-        ValueError: no token can be chosen by the scores; the message has the row (prompt · num_beams + beam) and the
-            step. Or several results of different lengths without a `pad_token_id`.
+        ValueError: no token can be chosen by the scores; the message has the sequence (prompt · num_beams + beam)
+            and the step. Or several results of different lengths without a `pad_token_id`.
     """
     o = request.options
     (B, prompt_length), n, k = request.ids.shape, o.num_beams, o.num_return_sequences
     if o.stop_strings is not None and o.pad_token_id is None and B * k > 1:
         raise ValueError("pad_token_id: got none, expected one for several beam results with stop_strings")
-    rows = np.repeat(np.arange(B), n)
-    processors = LogitsProcessors(o, prompt_length, None if request.padding is None else request.padding[rows])
+    prompt_indices = np.repeat(np.arange(B), n)
+    processors = LogitsProcessors(
+        o, prompt_length, None if request.padding is None else request.padding[prompt_indices]
+    )
     streams = request.random_streams(np.arange(B)) if o.do_sample else []
     context = DecodingContext(request.model, request.mask, request.max_length, request.progress)
     running, done = _start(request)
@@ -79,9 +81,9 @@ def beam_search(request: Request) -> GenerateBeamDecoderOnlyOutput:
     steps = StepScores(o)
     agreed = Agreement(request)
 
-    flat = request.ids[rows]
-    logits = context.read(request.ids)[rows, -1]
-    context.reorder(rows)
+    flat = request.ids[prompt_indices]
+    logits = context.read(request.ids)[prompt_indices, -1]
+    context.reorder(prompt_indices)
     for length in range(prompt_length + 1, request.max_length + 1):  # with the token that this round adds
         processors.check(logits, flat)
         log_p = processors(log_softmax(logits.astype(np.float64)), flat)
@@ -108,7 +110,7 @@ def beam_search(request: Request) -> GenerateBeamDecoderOnlyOutput:
     lengths = (done.origins[:, :k] >= 0).sum(axis=2)
     generated = int(lengths.max())
     sequences = done.ids[:, :k, : prompt_length + generated].reshape(B * k, -1)
-    agreed.send([row[sent:] for row, sent in zip(sequences, agreed.sent, strict=True)])
+    agreed.send([ids[sent:] for ids, sent in zip(sequences, agreed.sent, strict=True)])
     return GenerateBeamDecoderOnlyOutput(
         sequences=sequences,
         lengths=prompt_length + lengths.reshape(B * k),
@@ -140,7 +142,7 @@ def _candidates(running: Beams, log_p: NDArray[np.floating], o: Options, streams
     K = min(max(2, 1 + len(o.eos_token_id or [])) * n, n * V)
     totals = (log_p + running.scores[:, :, None]).reshape(B, n * V)
     if o.do_sample:
-        drawn = [draw_without_replacement(row, K, stream) for row, stream in zip(totals, streams, strict=True)]
+        drawn = [draw_without_replacement(weights, K, stream) for weights, stream in zip(totals, streams, strict=True)]
         index = np.stack(drawn)
         order = np.argsort(-np.take_along_axis(totals, index, axis=1), axis=1, kind="stable")
         index = np.take_along_axis(index, order, axis=1)
@@ -205,7 +207,7 @@ class Agreement:
 
     def advance(self, running: Ids, done: Beams, fixed: Flags) -> None:
         """Emit what the beams (B, n, T) after a step agree on; `fixed` (B,): results that can no longer change."""
-        rows: list[Ids] = []
+        new: list[Ids] = []
         for prompt, beams in enumerate(running):
             finished = []
             for rank in range(self._returned):
@@ -213,18 +215,18 @@ class Agreement:
                     end = self._prompt_length + int((done.origins[prompt, rank] >= 0).sum())
                     finished.append(done.ids[prompt, rank, :end])
             for rank in range(self._returned):
-                sent = self.sent[len(rows)]
+                sent = self.sent[len(new)]
                 if fixed[prompt] and rank < len(finished):
-                    rows.append(finished[rank][sent:])
+                    new.append(finished[rank][sent:])
                 else:
-                    rows.append(_common_prefix([*beams, *finished], sent)[sent:])
-        self.send(rows)
+                    new.append(_common_prefix([*beams, *finished], sent)[sent:])
+        self.send(new)
 
-    def send(self, rows: list[Ids]) -> None:
-        """Emit new tokens of each returned row, if there are any: (1, t) for one row, else a list of (t,)."""
-        self.sent = [sent + len(row) for sent, row in zip(self.sent, rows, strict=True)]
-        if any(len(row) for row in rows):
-            self._emit(rows[0][None, :] if len(rows) == 1 else rows)
+    def send(self, new: list[Ids]) -> None:
+        """Emit new tokens of each returned sequence, if any: (1, t) for one sequence, else a list of (t,)."""
+        self.sent = [sent + len(ids) for sent, ids in zip(self.sent, new, strict=True)]
+        if any(len(ids) for ids in new):
+            self._emit(new[0][None, :] if len(new) == 1 else new)
 
 
 def _common_prefix(texts: list[Ids], known: int) -> Ids:

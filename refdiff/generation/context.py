@@ -118,11 +118,11 @@ class DecodingContext:
         out = self._forward(ids, 1, output_hidden_states=True)
         return to_numpy(out.logits)[:, -1], to_numpy(out.hidden_states[-1])
 
-    def reorder(self, rows: NDArray[np.int64]) -> None:
-        """Replace sequence i by sequence `rows[i]`; their number may change."""
-        self.cache.reorder(rows)
+    def reorder(self, indices: NDArray[np.int64]) -> None:
+        """Replace sequence i by sequence `indices[i]`; their number may change."""
+        self.cache.reorder(indices)
         if self._mask is not None and self._positions is not None:
-            self._mask, self._positions = self._mask[rows], self._positions[rows]
+            self._mask, self._positions = self._mask[indices], self._positions[indices]
 
     def crop(self, length: int) -> None:
         """Keep at most the first `length` tokens."""

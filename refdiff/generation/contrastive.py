@@ -34,11 +34,11 @@ def contrastive_search(request: Request) -> GenerateDecoderOnlyOutput:
     """Decode by x_t = argmax over v in V(k) of (1 − α) p(v | x_<t) − α max_j s(h_v, h_xj) (Su et al. 2022, eq. 5).
 
     V(k) are the `top_k` most likely tokens after the processors, α is `penalty_alpha`, h the model's last hidden
-    states; padding is no part of the context. The k candidates of every row are read in one batch, and the cache then
-    keeps the chosen ones.
+    states; padding is no part of the context. The k candidates of every sequence are read in one batch, and the cache
+    then keeps the chosen ones.
 
     Raises:
-        ValueError: no token can be chosen by the scores; the message has the row and the step.
+        ValueError: no token can be chosen by the scores; the message has the sequence and the step.
     """
     o = request.options
     alpha = o.penalty_alpha or 0.0

@@ -16,22 +16,22 @@ from refdiff.generation.validation import Request
 def decode(request: Request) -> GenerateDecoderOnlyOutput:
     """Extend every sequence by its most likely token, or one drawn from its distribution, until it is finished.
 
-    With sampling, each prompt is repeated `num_return_sequences` times. A finished row is filled with `pad_token_id`;
-    without one it continues until all rows are finished, as in transformers.
+    With sampling, each prompt is repeated `num_return_sequences` times. A finished sequence is filled with
+    `pad_token_id`; without one it continues until all are finished, as in transformers.
 
     Raises:
-        ValueError: no token can be chosen by the scores; the message has the row and the step.
+        ValueError: no token can be chosen by the scores; the message has the sequence and the step.
     """
     o = request.options
-    rows = np.repeat(np.arange(request.ids.shape[0]), o.num_return_sequences)
-    ids = request.ids[rows]
-    padding = None if request.padding is None else request.padding[rows]
+    prompt_indices = np.repeat(np.arange(request.ids.shape[0]), o.num_return_sequences)
+    ids = request.ids[prompt_indices]
+    padding = None if request.padding is None else request.padding[prompt_indices]
     processors = LogitsProcessors(o, ids.shape[1], padding)
-    streams = request.random_streams(rows) if o.do_sample else []
+    streams = request.random_streams(prompt_indices) if o.do_sample else []
     context = DecodingContext(request.model, request.mask, request.max_length, request.progress)
     device_sampler = request.model.backend.sampler(request.model, o, processors)
-    unfinished = np.ones(len(rows), dtype=bool)
-    lengths = np.full(len(rows), ids.shape[1])
+    unfinished = np.ones(len(prompt_indices), dtype=bool)
+    lengths = np.full(len(prompt_indices), ids.shape[1])
     steps = StepScores(o)
 
     def read(all_ids: NDArray[np.int64]) -> Array:
@@ -41,8 +41,8 @@ def decode(request: Request) -> GenerateDecoderOnlyOutput:
     request.emit(ids)
     logits = read(request.ids)
     if o.num_return_sequences > 1:
-        context.reorder(rows)
-        logits = logits[rows]
+        context.reorder(prompt_indices)
+        logits = logits[prompt_indices]
     while True:
         active = np.ones_like(unfinished) if o.pad_token_id is None else unfinished
         scores = None
@@ -51,9 +51,9 @@ def decode(request: Request) -> GenerateDecoderOnlyOutput:
         else:
             scores = processors(logits, ids, active)
             if o.do_sample:
-                tokens = np.zeros(len(rows), dtype=np.int64)
-                for row in np.flatnonzero(active):
-                    tokens[row] = draw(softmax(scores[row].astype(np.float64)), streams[row].next())
+                tokens = np.zeros(len(prompt_indices), dtype=np.int64)
+                for i in np.flatnonzero(active):
+                    tokens[i] = draw(softmax(scores[i].astype(np.float64)), streams[i].next())
             else:
                 tokens = scores.argmax(axis=1)
         tokens = np.where(active, tokens, o.pad_token_id or 0)

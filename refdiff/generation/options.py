@@ -94,15 +94,15 @@ def _integer(low: float, high: float = LARGEST) -> tuple[Callable[[Any], bool], 
 
 def _number(low: float, high: float, *, above: bool = False, below: bool = False) -> tuple[Callable[[Any], bool], str]:
     """Return the check for a number from `low` to `high`; `above` and `below` exclude the two themselves."""
-    said = f"a number {'above' if above else 'from'} {low:g} {'to below' if below else 'to'} {high:g}"
+    expected = f"a number {'above' if above else 'from'} {low:g} {'to below' if below else 'to'} {high:g}"
     return (
         lambda v: _is_number(v) and low <= v <= high and not (above and v == low) and not (below and v == high)
-    ), said
+    ), expected
 
 
 def _or_zero(accepted: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bool], str]:
-    accepts, said = accepted
-    return (lambda v: accepts(v) or (_is_number(v) and v == 0)), f"0 or {said}"
+    accepts, expected = accepted
+    return (lambda v: accepts(v) or (_is_number(v) and v == 0)), f"0 or {expected}"
 
 
 def _is_ids(value: Any) -> bool:

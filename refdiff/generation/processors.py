@@ -21,7 +21,7 @@ Ids = NDArray[np.int64]
 def sequence_bias(scores: Scores, ids: Ids, biases: Mapping[tuple[int, ...], float]) -> Scores:
     """Add a bias to the token that would complete a sequence of tokens.
 
-    z'[v] = z[v] + Σ bias(s) over the sequences s = (…prefix, v) whose prefix ends the row.
+    z'[v] = z[v] + Σ bias(s) over the sequences s = (…prefix, v) whose prefix ends the ids so far.
 
     Shapes:
         scores (B, V), ids (B, T) → (B, V)
@@ -31,8 +31,8 @@ def sequence_bias(scores: Scores, ids: Ids, biases: Mapping[tuple[int, ...], flo
         *prefix, last = sequence
         if len(prefix) > ids.shape[1]:
             continue
-        rows = (ids[:, ids.shape[1] - len(prefix) :] == np.array(prefix, dtype=np.int64)).all(axis=1)
-        added.setdefault(last, np.zeros(len(scores), scores.dtype))[rows] += value
+        matches = (ids[:, ids.shape[1] - len(prefix) :] == np.array(prefix, dtype=np.int64)).all(axis=1)
+        added.setdefault(last, np.zeros(len(scores), scores.dtype))[matches] += value
     result = scores.copy()
     for last, bias in added.items():
         result[:, last] += bias
@@ -51,11 +51,11 @@ def bad_words(scores: Scores, ids: Ids, words: Sequence[Sequence[int]]) -> Score
 def repetition_penalty(scores: Scores, ids: Ids, penalty: float, *, skip: NDArray[np.int64] | None = None) -> Scores:
     """Make every token of the sequence so far, prompt included, less likely.
 
-    z'[v] = z[v] / θ where z[v] ≥ 0 and z[v] · θ where z[v] < 0, for v among the row's ids (Keskar et al. 2019, CTRL,
+    z'[v] = z[v] / θ where z[v] ≥ 0 and z[v] · θ where z[v] < 0, for v among the ids so far (Keskar et al. 2019, CTRL,
     section 4.1, with the sign handled as transformers handles it).
 
     Shapes:
-        scores (B, V), ids (B, T), skip (B,) = how many ids at the start of each row are padding → (B, V)
+        scores (B, V), ids (B, T), skip (B,) = how many ids at the start of each sequence are padding → (B, V)
     """
     B, V = scores.shape
     seen = np.zeros((B, V), dtype=bool)
@@ -66,7 +66,7 @@ def repetition_penalty(scores: Scores, ids: Ids, penalty: float, *, skip: NDArra
 
 
 def no_repeat_ngram(scores: Scores, ids: Ids, size: int) -> Scores:
-    """Forbid the token that would repeat an n-gram of the row (Paulus et al. 2017, section 2.5, for any n).
+    """Forbid the token that would repeat an n-gram of the sequence (Paulus et al. 2017, section 2.5, for any n).
 
     Shapes:
         scores (B, V), ids (B, T) → (B, V)
@@ -113,7 +113,8 @@ class LogitsProcessors:
     active option it returns the logits unchanged; otherwise the scores are float64.
 
     Raises:
-        ValueError: NaN among the scores of an unfinished row, or nothing but −inf; the message has row and step.
+        ValueError: NaN among the scores of an unfinished sequence, or nothing but −inf; the message has the
+            sequence and the step.
     """
 
     def __init__(self, options: Options, prompt_length: int, padding: NDArray[np.int64] | None = None) -> None:
@@ -131,7 +132,7 @@ class LogitsProcessors:
             scores = process(scores, ids)
         self.check(scores, ids, active)
         if self._warpers:
-            scores[~np.isfinite(scores.max(axis=1))] = 0.0  # finished rows only: their scores are not used
+            scores[~np.isfinite(scores.max(axis=1))] = 0.0  # finished sequences only: their scores are not used
             for warp in self._warpers:
                 scores = warp(scores)
         return scores

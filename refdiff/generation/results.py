@@ -40,8 +40,8 @@ class GenerateBeamDecoderOnlyOutput(_Output):
     sequences (B · num_return_sequences, T), best first, padded at the end. lengths (B · num_return_sequences,): ids of
     each without that padding. sequences_scores (B · num_return_sequences,): the sum of log-probabilities over length **
     length_penalty; only with `output_scores`, as is `scores`: one (B · num_beams, V) array a step, log-probabilities
-    after the processors. beam_indices (B · num_return_sequences, generated): the row of
-    `scores` that each token came from, −1 after the end.
+    after the processors. beam_indices (B · num_return_sequences, generated): the index in
+    `scores` of the beam that each token came from, −1 after the end.
     """
 
     sequences: NDArray[np.int64]

@@ -42,7 +42,7 @@ def _keep_only(scores: Scores, kept: NDArray[np.bool_]) -> Scores:
 
 
 def _at_least(scores: Scores, keep: int) -> NDArray[np.bool_]:
-    """Return which tokens have at least the `keep`-th best score of the row."""
+    """Return which tokens have at least the `keep`-th best score of their sequence."""
     V = scores.shape[1]
     k = min(keep, V)
     return scores >= np.partition(scores, V - k, axis=1)[:, V - k, None]
@@ -142,7 +142,7 @@ def eta_cutoff(scores: Scores, epsilon: float, *, keep: int = 1) -> Scores:
 
 
 def top_indices(scores: Scores, k: int) -> NDArray[np.int64]:
-    """Return the indices of the k best scores of each row, best first; of equal scores the lower index first.
+    """Return the indices of the k best scores of each sequence, best first; of equal scores the lower index first.
 
     Shapes:
         scores (B, N) → (B, k)
@@ -167,7 +167,7 @@ class Uniforms:
         return float(int(self._bits.random_raw()) >> 11) * 2.0**-53
 
 
-def row_streams(seed: int, prompts: Iterable[NDArray[np.int64]]) -> list[Uniforms]:
+def prompt_streams(seed: int, prompts: Iterable[NDArray[np.int64]]) -> list[Uniforms]:
     """Return one stream per prompt, keyed by the seed, the prompt's tokens, and the number of equal prompts before it.
 
     So a text does not depend on the rest of its batch. And n copies of a prompt give n different texts, the same as

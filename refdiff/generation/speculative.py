@@ -1,6 +1,6 @@
 """Speculative decoding: guess several tokens cheaply, check them with one call of the model.
 
-Greedy decoding keeps a guess if it is what the model would have said. Sampling from p keeps a guess x drawn from q with
+Greedy decoding keeps a guess if it is what the model would choose. Sampling from p keeps a guess x drawn from q with
 probability min(1, p(x) / q(x)), and otherwise draws from max(p − q, 0) / Σ max(p − q, 0). The text is distributed as
 without guesses (Leviathan, Kalman & Matias 2023, algorithm 1). A guess from the prompt has q(x) = 1. The rule is then
 to draw from p, and to keep the guess if it was drawn. So prompt lookup changes no token of a sampled text.
@@ -96,20 +96,21 @@ class PromptLookup:
         Shapes:
             ids (1, T) → (t,), at most `most` tokens. The second value is None: these guesses have no distribution.
         """
-        row = ids[0]
-        after, size = _longest_matches(row)
+        text = ids[0]
+        after, size = _longest_matches(text)
         if not size:
-            return row[:0], None
+            return text[:0], None
         self._kind = self._rates[min(size, len(self._rates)) - 1]
-        alike = int(np.unique(row[after], return_counts=True)[1].max())
+        alike = int(np.unique(text[after], return_counts=True)[1].max())
         count = self._kind.best_draft_length(max(min(most, self._most), 0), alike, len(after))
-        guesses = np.empty(count, row.dtype)
+        guesses = np.empty(count, text.dtype)
         for i in range(len(guesses)):
-            said = row[after + i % (len(row) - after)]  # past the end of the text, the tokens after the match repeat
-            tokens, latest, times = np.unique(said[::-1], return_index=True, return_counts=True)
+            # Past the end of the text, the tokens after the match repeat.
+            following = text[after + i % (len(text) - after)]
+            tokens, latest, times = np.unique(following[::-1], return_index=True, return_counts=True)
             often = times == times.max()
             guesses[i] = tokens[often][latest[often].argmin()]
-            after = after[said == guesses[i]]
+            after = after[following == guesses[i]]
         return guesses, None
 
     def learn(self, guessed: int, accepted: int) -> None:
@@ -119,13 +120,13 @@ class PromptLookup:
         self._kind.learn(guessed, accepted)
 
 
-def _longest_matches(row: Ids) -> tuple[Ids, int]:
+def _longest_matches(text: Ids) -> tuple[Ids, int]:
     """Return the places after earlier occurrences of the longest end of the text (T,), and that end's length."""
-    size, last = 0, len(row) - 1
+    size, last = 0, len(text) - 1
     ends = np.arange(last)  # where an earlier occurrence may end
     while size < MAX_MATCH:
         longer = ends[ends >= size]
-        longer = longer[row[longer - size] == row[last - size]]
+        longer = longer[text[longer - size] == text[last - size]]
         if not longer.size:
             break
         ends, size = longer, size + 1

@@ -53,16 +53,16 @@ class Stopping:
         done: NDArray[np.bool_] = np.isin(ids[:, -1], self._eos)
         if self._token_bytes is not None:
             starts = np.zeros(len(ids), dtype=np.int64) if padding is None else padding
-            texts = [row[start:].tolist() for row, start in zip(ids, starts, strict=True)]
+            texts = [sequence[start:].tolist() for sequence, start in zip(ids, starts, strict=True)]
             done |= np.array([self._ends_in_stop_string(text, self._token_bytes) for text in texts], dtype=bool)
         return done
 
-    def _ends_in_stop_string(self, row: list[int], token_bytes: TokenBytes) -> bool:
+    def _ends_in_stop_string(self, sequence: list[int], token_bytes: TokenBytes) -> bool:
         """Return whether a stop string ends within the last token, which may have more text after it."""
-        last = token_bytes[row[-1]]
+        last = token_bytes[sequence[-1]]
         longest = max(len(s) for s in self._stop_strings)
         before = b""
-        for token in reversed(row[:-1]):
+        for token in reversed(sequence[:-1]):
             if len(before) >= longest:
                 break
             before = token_bytes[token] + before

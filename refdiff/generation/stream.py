@@ -1,8 +1,8 @@
 """Streamers: turn token ids into text while they are generated, in whole characters.
 
-`generate(streamer=…)` calls `put(ids)` with the prompt (R, T), then with new ids, then `end()`, as transformers does.
-New ids come as (R,), one for each row; or, where rows advance by different numbers of tokens (guesses, beams), as
-(1, t) for one row and as a list of R arrays (t,) for more. Joined row by row, they are what `generate` returns.
+`generate(streamer=…)` calls `put(ids)` with the prompt (B, T), then with new ids, then `end()`, as transformers does.
+New ids come as (B,), one for each sequence. Where sequences grow by different numbers of tokens (guesses, beams), they
+come as (1, t) for one sequence, and as a list of B arrays (t,) for more. Joined, they are what `generate` returns.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Streamer(Protocol):
         """End the stream, after a complete or an interrupted text."""
 
 
-def rows_of(value: Any) -> list[NDArray[np.int64]]:
-    """Return the new ids of each row, R arrays (t,), from any of the shapes that `put` receives."""
+def split_sequences(value: Any) -> list[NDArray[np.int64]]:
+    """Return the new ids of each sequence, B arrays (t,), from any of the shapes that `put` receives."""
     if isinstance(value, list | tuple):
-        return [np.asarray(row, dtype=np.int64) for row in value]
+        return [np.asarray(ids, dtype=np.int64) for ids in value]
     array = np.asarray(value, dtype=np.int64)
     return list(array[:, None] if array.ndim == 1 else array)
 
@@ -101,14 +101,15 @@ _CONTINUATIONS = tuple(bytes([byte]) for byte in range(0x80, 0xC0))  # bytes wit
 
 
 class BatchTextStreamer:
-    """Decodes the rows of a batch, and passes each piece of text on as soon as its characters are complete.
+    """Decodes the sequences of a batch, and passes each piece of text on as soon as its characters are complete.
 
-    tokenizer: one of refdiff, transformers or tokenizers. write(row, text) is called with every piece; `texts` has the
-    text of each row so far. It is what decoding all ids gives, with two exceptions: an incomplete character at the end,
-    for which decoding gives U+FFFD, is left out; and spaces that `clean_up_tokenization_spaces` would delete stay.
+    tokenizer: one of refdiff, transformers or tokenizers. write(i, text) is called with every piece of sequence i;
+    `texts` has the text of each sequence so far. It is what decoding all ids gives, with two exceptions: an incomplete
+    character at the end, for which decoding gives U+FFFD, is left out; and spaces that `clean_up_tokenization_spaces`
+    would delete stay.
 
     Raises:
-        ValueError: `put` with another number of rows than before.
+        ValueError: `put` with another number of sequences than before.
     """
 
     def __init__(
@@ -127,32 +128,32 @@ class BatchTextStreamer:
 
     def put(self, value: Any) -> None:
         """Receive the prompt, then new ids."""
-        rows = rows_of(value)
+        sequences = split_sequences(value)
         if self._streams is None:
-            befores = rows if self._skip_prompt else [None] * len(rows)
+            befores = sequences if self._skip_prompt else [None] * len(sequences)
             self._streams = [PieceDecoder(self._tokenizer, before, self._skip_special_tokens) for before in befores]
-            self.texts = [""] * len(rows)
+            self.texts = [""] * len(sequences)
             if self._skip_prompt:
                 return
-        if len(rows) != len(self._streams):
-            raise ValueError(f"put: got ids of {len(rows)} rows, expected {len(self._streams)} as before")
-        for row, ids in enumerate(rows):
-            self._give(row, "".join([self._streams[row](int(i)) for i in ids]))
+        if len(sequences) != len(self._streams):
+            raise ValueError(f"put: got ids of {len(sequences)} sequences, expected {len(self._streams)} as before")
+        for i, (ids, decoder) in enumerate(zip(sequences, self._streams, strict=True)):
+            self._give(i, "".join([decoder(int(token)) for token in ids]))
 
-    def _give(self, row: int, text: str) -> None:
+    def _give(self, index: int, text: str) -> None:
         if text:
-            self.texts[row] += text
-            self.on_text(row, text)
+            self.texts[index] += text
+            self.on_text(index, text)
 
-    def on_text(self, row: int, text: str) -> None:
-        """Receive each new piece of text; pass it to `write`."""
+    def on_text(self, index: int, text: str) -> None:
+        """Receive each new piece of text of the sequence at `index`; pass it to `write`."""
         if self._write is not None:
-            self._write(row, text)
+            self._write(index, text)
 
     def end(self) -> None:
         """Pass on the rest; `texts` stays until the next call of `generate`."""
-        for row, decoder in enumerate(self._streams or []):
-            self._give(row, decoder.end())
+        for index, decoder in enumerate(self._streams or []):
+            self._give(index, decoder.end())
         self._streams = None
 
 
@@ -162,7 +163,7 @@ class TextStreamer(BatchTextStreamer):
     write: called with every piece of text in place of printing.
 
     Raises:
-        ValueError: more than one row.
+        ValueError: more than one sequence.
     """
 
     def __init__(
@@ -182,11 +183,11 @@ class TextStreamer(BatchTextStreamer):
 
     def put(self, value: Any) -> None:
         """Receive the prompt, then new ids."""
-        if len(rows := rows_of(value)) != 1:
-            raise ValueError(f"TextStreamer: got {len(rows)} rows, expected one prompt; use BatchTextStreamer")
+        if (count := len(split_sequences(value))) != 1:
+            raise ValueError(f"TextStreamer: got {count} sequences, expected one prompt; use BatchTextStreamer")
         super().put(value)
 
-    def on_text(self, row: int, text: str) -> None:
+    def on_text(self, index: int, text: str) -> None:
         """Receive each new piece of text; print it, or pass it to `write`."""
         if self._write_text is not None:
             self._write_text(text)

@@ -47,19 +47,19 @@ class Request:
         """The number of masked ids at the start of each sequence, (B,); None where nothing is masked."""
         return None if self.mask is None else (self.mask != 0).argmax(axis=1)
 
-    def random_streams(self, rows: NDArray[np.int64]) -> list[sampling.Uniforms]:
-        """Return a stream of random numbers for each index in `rows`, in which a prompt may occur more than once.
+    def random_streams(self, indices: NDArray[np.int64]) -> list[sampling.Uniforms]:
+        """Return a stream of random numbers for the prompt at each of `indices`, which may repeat.
 
         With one seed per prompt, the streams of a prompt do not depend on the other prompts, not even on an equal one.
         """
         mask = np.ones_like(self.ids) if self.mask is None else self.mask
-        prompts = [self.ids[row][mask[row] != 0] for row in rows]
+        prompts = [self.ids[index][mask[index] != 0] for index in indices]
         if isinstance(self.seed, int):
-            return sampling.row_streams(self.seed, prompts)
+            return sampling.prompt_streams(self.seed, prompts)
         streams: list[sampling.Uniforms] = []
-        for i, row in enumerate(rows):
-            copies = int((rows[: i + 1] == row).sum())
-            streams.append(sampling.row_streams(self.seed[row], [prompts[i]] * copies)[-1])
+        for i, index in enumerate(indices):
+            copies = int((indices[: i + 1] == index).sum())
+            streams.append(sampling.prompt_streams(self.seed[index], [prompts[i]] * copies)[-1])
         return streams
 
 

@@ -13,7 +13,7 @@ from refdiff.generation.tokenizer import Encoded, Tokenizer
 from refdiff.generation.tokenizer.encoded import pad_prompts
 from refdiff.pipelines.base import Pipeline
 
-# transformers' pipeline samples unless it is told otherwise, here or in generation_config.json.
+# transformers' pipeline samples, unless an option or generation_config.json says otherwise.
 _DEFAULTS = {"max_new_tokens": 256, "do_sample": True, "temperature": 0.7}
 _TOKENIZING = ("truncation", "padding", "add_special_tokens")
 Record = dict[str, Any]
@@ -112,12 +112,12 @@ class TextGenerationPipeline(Pipeline):
         each = len(sequences) // len(items)
         records = []
         for index, prompt in enumerate(prompts):
-            rows = sequences[index * each : (index + 1) * each].tolist()
+            batch = sequences[index * each : (index + 1) * each].tolist()
             if return_tensors:
-                records.append([{"generated_token_ids": row} for row in rows])
+                records.append([{"generated_token_ids": ids} for ids in batch])
                 continue
             texts = [
-                self.tokenizer.decode(row[width:], skip_special_tokens, clean_up_tokenization_spaces) for row in rows
+                self.tokenizer.decode(ids[width:], skip_special_tokens, clean_up_tokenization_spaces) for ids in batch
             ]
             full = return_full_text is not False
             records.append([{"generated_text": prompt.joined(text) if full else text} for text in texts])
@@ -215,7 +215,7 @@ class _Prompt:
 def _continued(content: Any, text: str) -> Any:
     if isinstance(content, str):
         return content + text
-    # Content in parts: the text goes on in the last part that has one, as apply_chat_template left it open there.
+    # Content in parts: the text continues the last part that has one, as apply_chat_template left it open there.
     index = max(index for index, part in enumerate(content) if "text" in part)
     return [*content[:index], {**content[index], "text": content[index]["text"] + text}, *content[index + 1 :]]
 

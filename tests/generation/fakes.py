@@ -9,7 +9,7 @@ import numpy as np
 
 from refdiff.backends import Backend
 from refdiff.generation import generate
-from refdiff.generation.stream import rows_of
+from refdiff.generation.stream import split_sequences
 
 
 class FakeCache:
@@ -106,7 +106,7 @@ class Recorder:
 
     def put(self, value: Any) -> None:
         self.puts.append(value)
-        rows = rows_of(value)
+        rows = split_sequences(value)
         self.rows = self.rows or [[] for _ in rows]
         for row, new in zip(self.rows, rows, strict=True):
             row.extend(new.tolist())

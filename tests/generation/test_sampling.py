@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from refdiff.generation import sampling
-from refdiff.generation.sampling import Uniforms, draw, draw_without_replacement, row_streams
+from refdiff.generation.sampling import Uniforms, draw, draw_without_replacement, prompt_streams
 
 P = np.array([[0.5, 0.25, 0.15, 0.07, 0.03], [0.05, 0.05, 0.3, 0.3, 0.3]])
 Z = np.log(P) + np.array([[3.0], [-1.0]])
@@ -157,13 +157,13 @@ def test_uniforms_are_the_same_everywhere() -> None:
 def test_streams_depend_on_seed_prompt_and_how_often_it_came() -> None:
     a, b = np.array([1, 2]), np.array([1, 2, 0])
     first = {
-        "a": row_streams(0, [a])[0].next(),
-        "other seed": row_streams(1, [a])[0].next(),
-        "other prompt": row_streams(0, [b])[0].next(),
-        "second a": row_streams(0, [a, a])[1].next(),
+        "a": prompt_streams(0, [a])[0].next(),
+        "other seed": prompt_streams(1, [a])[0].next(),
+        "other prompt": prompt_streams(0, [b])[0].next(),
+        "second a": prompt_streams(0, [a, a])[1].next(),
     }
     assert len(set(first.values())) == 4
-    mixed = [stream.next() for stream in row_streams(0, [b, a, b, a])]
+    mixed = [stream.next() for stream in prompt_streams(0, [b, a, b, a])]
     assert mixed[:2] == [first["other prompt"], first["a"]]
     assert mixed[3] == first["second a"]
 
@@ -171,7 +171,7 @@ def test_streams_depend_on_seed_prompt_and_how_often_it_came() -> None:
 def test_a_seed_gives_what_it_gave() -> None:
     """Texts are quoted with their seed, so the streams of a seed must stay what they are from version to version."""
     prompt = np.array([1, 2], dtype=np.int32)
-    got = [stream.next() for stream in row_streams(5, [prompt] * 3)]
+    got = [stream.next() for stream in prompt_streams(5, [prompt] * 3)]
     key = int.from_bytes(hashlib.blake2b(bytes([1, *[0] * 7, 2, *[0] * 7]), digest_size=16).digest(), "little")
     seeds = [np.random.SeedSequence(5, spawn_key=(key, nth)) for nth in range(3)]
     assert got == [np.random.Generator(np.random.PCG64(seed)).random() for seed in seeds]

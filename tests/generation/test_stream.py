@@ -148,11 +148,11 @@ def test_transformers_own_protocol() -> None:
 
 
 def test_a_batch_is_refused_by_the_streamer_of_one() -> None:
-    with pytest.raises(ValueError, match="got 2 rows, expected one prompt; use BatchTextStreamer"):
+    with pytest.raises(ValueError, match="got 2 sequences, expected one prompt; use BatchTextStreamer"):
         generate(MODEL, [[5, 6], [7, 8]], streamer=TextStreamer(letters()))
     streamer = BatchTextStreamer(letters())
     streamer.put(np.array([[1], [2]]))
-    with pytest.raises(ValueError, match="put: got ids of 3 rows, expected 2 as before"):
+    with pytest.raises(ValueError, match="put: got ids of 3 sequences, expected 2 as before"):
         streamer.put(np.array([1, 2, 3]))
 
 

@@ -268,7 +268,7 @@ class Tokenizer(Vocabulary):
         """
         nested = to_lists(ids)
         if nested and isinstance(nested[0], list):
-            return [self._decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in nested]
+            return [self._decode(sequence, skip_special_tokens, clean_up_tokenization_spaces) for sequence in nested]
         return self._decode(nested, skip_special_tokens, clean_up_tokenization_spaces)
 
     def batch_decode(
@@ -278,8 +278,8 @@ class Tokenizer(Vocabulary):
         clean_up_tokenization_spaces: bool | None = None,
     ) -> list[str]:
         """Turn a batch of ids (B, T), or a list of lists of different lengths, into a list of B texts."""
-        rows = [row if isinstance(row, list) else [row] for row in to_lists(sequences)]
-        return [self._decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in rows]
+        batch_ids = [ids if isinstance(ids, list) else [ids] for ids in to_lists(sequences)]
+        return [self._decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in batch_ids]
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         """Join tokens as the vocabulary spells them into text."""
@@ -307,7 +307,7 @@ class Tokenizer(Vocabulary):
         → text with `tokenize=False`, else what the tokenizer returns for that text (only its ids with
         `return_dict=False`); a list of conversations gives a list. `chat_template` is a template or the name of one of
         the checkpoint's; `tools` are JSON schemas; `variables` reach the template by their names. With
-        `continue_final_message` the text ends inside the last message, for the model to go on with it.
+        `continue_final_message` the text ends inside the last message, for the model to continue it.
 
         Raises:
             CheckpointError: the template is broken or never ends.
