@@ -128,7 +128,11 @@ class Trainer:
             with self.model.backend.repeated_scope():
                 return self._run(report, stop)
         except TrainingError as error:
-            raise TrainingError(f"{error}; {self._advice()}") from None
+            found = checkpoint.checkpoints(self.out)
+            failed = found.pop()[1] if found and found[-1][0] == self.step else None
+            usable = found[-1][1] if found else None  # steps have been made from it
+            renamed = _rename_unusable(failed) if failed and usable else ""
+            raise TrainingError(f"{error}; {_advice(failed, renamed, usable)}") from None
 
     def _run(self, report: Callable[[dict[str, Any]], None], stop: Callable[[], bool]) -> Path:
         s, stopping = self.settings, False
@@ -174,24 +178,6 @@ class Trainer:
             raise ValueError(f"steps: got {self.settings.steps}, expected {self.step} or more, the steps already made")
         self.changes = [*self.changes, {"step": self.step, **{n: [before[n], value] for n, value in others.items()}}]
         checkpoint.update_description(folder, self.step, self._about())
-
-    def _advice(self) -> str:
-        """Return which checkpoint to resume, after renaming one whose next step is the one that failed.
-
-        The checkpoint before it is usable: steps have been made from it.
-        """
-        aside, found = "", checkpoint.checkpoints(self.out)
-        if found and found[-1][0] == self.step:
-            bad = found.pop()[1]
-            aside = f"no step can be made from {bad.name}"
-            if found:
-                aside += f", now {checkpoint.mark_unusable(bad).name}"
-            aside += "; "
-        do = f"resume {found[-1][1].name} with --resume and" if found else "start again with"
-        return (
-            f"{aside}{do} a lower learning rate, a longer warm-up or a smaller gradient norm (--learning-rate, "
-            "--warmup-steps, --grad-clip)"
-        )
 
     def evaluate(self, most: int | None = None) -> dict[str, Any]:
         """Call `evaluate` for this model, corpus, context and batch; in v2 add the mean λ of every layer as lambdas.
@@ -286,6 +272,24 @@ class Trainer:
             if not math.isfinite(value):
                 raise TrainingError(f"step {self.step}: λ of layer {i} is {value}")
         return found
+
+
+def _rename_unusable(failed: Path) -> str:
+    """Rename a checkpoint that no step can be made from, and say its new name, or why it still has the old one."""
+    try:
+        return f", now {checkpoint.mark_unusable(failed).name}"
+    except OSError as error:
+        return f", which cannot be renamed ({error.strerror or error}): delete it"
+
+
+def _advice(failed: Path | None, renamed: str, usable: Path | None) -> str:
+    """Say which checkpoint to resume: of the last two, the one whose next step failed, if any, and the one before."""
+    aside = f"no step can be made from {failed.name}{renamed}; " if failed else ""
+    do = f"resume {usable.name} with --resume and" if usable else "start again with"
+    return (
+        f"{aside}{do} a lower learning rate, a longer warm-up or a smaller gradient norm (--learning-rate, "
+        "--warmup-steps, --grad-clip)"
+    )
 
 
 def _own(x: Array) -> Array:

@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -165,6 +166,16 @@ def test_a_checkpoint_that_no_step_can_be_made_from_is_set_aside(start: Start) -
         Trainer.resume(trainer.out).run()
     assert (trainer.out / "step-000001-unusable" / "model.safetensors").exists()
     assert Trainer.resume(trainer.out, changes={"rate": 1e-3}).run().name == "step-000003"
+
+
+def test_a_checkpoint_that_cannot_be_renamed_does_not_hide_the_error(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = start(wiring="none", steps=3, rate=1e30, warmup=0, save_every=1)
+    monkeypatch.setattr(checkpoint, "mark_unusable", Mock(side_effect=OSError(30, "Read-only file system")))
+    why = r"step-000001, which cannot be renamed \(Read-only file system\): delete it; resume step-000000"
+    with pytest.raises(TrainingError, match=rf"^step 2: the \S+ is .*; no step can be made from {why}"):
+        trainer.run()
 
 
 def test_a_run_goes_on_with_other_settings_and_records_them(start: Start) -> None:
