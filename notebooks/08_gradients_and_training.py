@@ -176,7 +176,7 @@ for name in ("run", "weak"):
     (folder / name).mkdir()
 corpus = Corpus(Path("data/licence"))  # by Corpus.from_text(Path("../LICENSE"), …, vocab_size=300, validation=0.1)
 settings = Settings(
-    steps=300, batch=8, context=64, optimizer="muon", rate=1e-2, warmup=20, evaluate_every=20,
+    max_steps=300, batch_size=8, context=64, optimizer="muon", learning_rate=1e-2, warmup_steps=20, evaluate_every=20,
     save_every=0, sample_every=0, prompt="You may ",
 )  # fmt: skip
 trainer = Trainer.start(folder / "run", config, corpus, settings, dtype="float64")
@@ -234,7 +234,7 @@ def a_hundredth(name, function):
 weak.model.ops = overlay(weak.model.ops, a_hundredth)
 weak_lambdas = []
 weak.run(lambda record: weak_lambdas.append(record["lambdas"]))
-clipped = sum(record["gradient"] > settings.clip for record in records)
+clipped = sum(record["gradient"] > settings.grad_clip for record in records)
 print(f"first run: all gradients scaled down together in {clipped} of {len(records)} steps")
 for step in (50, 100, 300):
     shown = ["  ".join(f"{x:.2f}" for x in of) for of in (records[step - 1]["lambdas"], weak_lambdas[step - 1])]

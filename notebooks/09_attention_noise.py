@@ -237,7 +237,7 @@ of = {
     for name, which in models.items()
 }
 settings = text["settings"]
-print(text["model"], {name: settings[name] for name in ("steps", "batch", "context", "optimizer")})
+print(text["model"], {name: settings[name] for name in ("max_steps", "batch_size", "context", "optimizer")})
 print("text:", text["text"])
 minutes = sum(r["seconds"] for r in text["runs"]) / 60
 print(f"{len(text['runs'])} runs, {minutes:.0f} minutes on one core of a busy machine")
@@ -282,7 +282,7 @@ for name, plain in (("v1", "plain"), ("v2", "plain"), ("v1, slow", "plain")):
 
 # %%
 norms = {name: np.array([r["gradient"] for r in of[name]]) for name in models}
-first_step = settings["warmup"] + 50
+first_step = settings["warmup_steps"] + 50
 
 
 def spikes(norm, factor):
@@ -297,13 +297,13 @@ for name in models:
     counted[name] = {factor: [spikes(norm, factor) for norm in norms[name]] for factor in (1.5, 2, 3)}
     print(f"{name:11} median norm {mean:.2f} ± {half:.2f}   spikes by seed {counted[name][2]}"
           f"   above 1.5 times: {counted[name][1.5]}   3 times: {counted[name][3]}")  # fmt: skip
-    clipped = (norms[name][:, first_step:] > settings["clip"]).sum()
+    clipped = (norms[name][:, first_step:] > settings["grad_clip"]).sum()
     before = norms[name][:, :first_step].max()
     print(f"{'':11} largest norm {norms[name][:, first_step:].max():.2f}, clipped in {clipped} steps of all seeds"
           f"; largest before step {first_step}: {before:.1f}")  # fmt: skip
 largest = {name: norms[name].max(axis=0).reshape(-1, 5).max(axis=1) for name in models}
 sketches.curves(
-    np.arange(5, settings["steps"] + 1, 5), largest, "step", "largest gradient norm of all seeds", yscale="log",
+    np.arange(5, settings["max_steps"] + 1, 5), largest, "step", "largest gradient norm of all seeds", yscale="log",
     band=(0, first_step, "not counted"),
 )  # fmt: skip
 

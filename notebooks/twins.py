@@ -34,7 +34,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import refdiff  # noqa: E402  (the one that stands beside this folder)
 from refdiff import oracle  # noqa: E402
-from refdiff.training import Corpus, checkpoint  # noqa: E402
+from refdiff.training import Corpus, Settings, checkpoint  # noqa: E402
 from refdiff.training.evaluate import evaluate  # noqa: E402
 
 ROWS, RANKS = 8, (1, 10, 100, 1000)
@@ -46,9 +46,9 @@ def card_losses() -> list[list[float]]:
     return [[int(step), float(loss)] for step, loss in re.findall(r"^\| (\d+) \| [\d.]+ \| ([\d.]+) \|", card, re.M)]
 
 
-def measure(model: Any, corpus: Corpus, settings: dict[str, Any]) -> dict[str, Any]:
+def measure(model: Any, corpus: Corpus, settings: Settings) -> dict[str, Any]:
     """What is kept of a model, without its training."""
-    context = settings["context"]
+    context = settings.context
     rows = np.arange(0, corpus.rows("validation", context), max(corpus.rows("validation", context) // ROWS, 1))[:ROWS]
     ids, _ = corpus.batch("validation", rows, context)
     causal = np.tri(context, dtype=bool)
@@ -71,7 +71,7 @@ def measure(model: Any, corpus: Corpus, settings: dict[str, Any]) -> dict[str, A
     layers = range(model.config.num_hidden_layers)
     return {
         "parameters": model.num_parameters(),
-        "reached": evaluate(model, corpus, context, settings["batch"]),
+        "reached": evaluate(model, corpus, context, settings.batch_size),
         "first": {name: [round(float(np.mean(first[f"{name} {i}"])), 5) for i in layers] for name in names},
         "largest": {name: _largest(np.concatenate(x)) for name, x in (("scores", scores), ("states", states))},
     }
@@ -90,16 +90,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, default=HERE / "data" / "twins.json")
     args = parser.parse_args(argv)
     folder, about = checkpoint.latest(args.twin)
-    settings, corpus = about["settings"], Corpus(args.twin / "corpus")
-    if about["step"] != settings["steps"]:
-        raise SystemExit(f"{args.twin} has made {about['step']} of {settings['steps']} steps: go on with --resume")
+    settings, corpus = Settings(**about["settings"]), Corpus(args.twin / "corpus")
+    if about["step"] != settings.max_steps:
+        raise SystemExit(f"{args.twin} has made {about['step']} of {settings.max_steps} steps: go on with --resume")
     with tempfile.TemporaryDirectory() as rounded:
         refdiff.DiffLlamaForCausalLM.from_pretrained(folder, dtype="float16").save_pretrained(rounded)
         twin = refdiff.DiffLlamaForCausalLM.from_pretrained(rounded, dtype="float32")
     bundled = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float32")
     losses = [[r["step"], round(r["validation"], 4)] for r in checkpoint.read_log(args.twin) if "validation" in r]
     kept = {
-        "tokens": settings["steps"] * settings["batch"] * settings["accumulate"] * (settings["context"] - 1),
+        "tokens": settings.max_steps * settings.batch_size * settings.accumulate * (settings.context - 1),
         "differential": {"validation": card_losses(), **measure(bundled, corpus, settings)},
         "plain": {"validation": losses, **measure(twin, corpus, settings)},
     }

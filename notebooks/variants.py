@@ -48,7 +48,7 @@ RUNS = [(6e-3, kind, seed) for seed in range(5) for kind in KINDS] + [(2e-3, "hf
 """Learning rate, kind and seed of every run."""
 WIDTH, LAYERS, HEADS, VOCABULARY = 64, 4, 4, 512
 SETTINGS = Settings(
-    steps=400, batch=8, context=128, optimizer="adamw", warmup=50, decay=0.1, clip=1.0,
+    max_steps=400, batch_size=8, context=128, optimizer="adamw", warmup_steps=50, weight_decay=0.1, grad_clip=1.0,
     evaluate_every=50, save_every=0, sample_every=0, prompt="Once upon a time",
 )  # fmt: skip
 MOMENTS = (0, 10, 20, 40, 60, 80, 100, 125, 150, 200, 250, 300, 350, 400)
@@ -121,7 +121,7 @@ def run(runs: str, rate: float, kind: str, seed: int) -> str:
     folder.mkdir()
     corpus = Corpus(Path(runs) / "corpus")
     tokenizer = Tokenizer.from_pretrained(corpus.folder)
-    trainer = Trainer.start(folder, config(kind), corpus, replace(SETTINGS, rate=rate, seed=seed), threads=1)
+    trainer = Trainer.start(folder, config(kind), corpus, replace(SETTINGS, learning_rate=rate, seed=seed), threads=1)
     available = corpus.rows("validation", SETTINGS.context)
     sequences, _ = corpus.batch("validation", np.arange(OBSERVED) * (available // OBSERVED), SETTINGS.context)
     records: list[dict[str, Any]] = []

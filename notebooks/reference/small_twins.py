@@ -21,7 +21,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 import refdiff  # noqa: E402  (the one that stands above this folder)
 from refdiff import cli  # noqa: E402
-from refdiff.training import Corpus, checkpoint  # noqa: E402
+from refdiff.training import Corpus, Settings, checkpoint  # noqa: E402
 from refdiff.training.evaluate import evaluate  # noqa: E402
 
 WIRINGS = {"differential": "hf", "plain": "none"}
@@ -50,12 +50,12 @@ def keep(runs: Path, out: Path) -> dict[str, Any]:
     about: dict[str, Any] = {}
     for name in WIRINGS:
         folder, trained = checkpoint.latest(runs / name)
-        settings, corpus = trained["settings"], Corpus(runs / name / "corpus")
-        if trained["step"] != settings["steps"]:
-            raise SystemExit(f"{runs / name} has made {trained['step']} of {settings['steps']} steps: resume it first")
+        settings, corpus = Settings(**trained["settings"]), Corpus(runs / name / "corpus")
+        if trained["step"] != settings.max_steps:
+            raise SystemExit(f"{runs / name} has made {trained['step']} of {settings.max_steps} steps: resume it first")
         refdiff.DiffLlamaForCausalLM.from_pretrained(folder, dtype="float16").save_pretrained(out / name)
-        about |= {key: settings[key] for key in ("steps", "context")}
-        about["tokens"] = settings["steps"] * settings["batch"] * settings["accumulate"] * (settings["context"] - 1)
+        about |= {"steps": settings.max_steps, "context": settings.context}
+        about["tokens"] = settings.max_steps * settings.batch_size * settings.accumulate * (settings.context - 1)
         weights = hashlib.sha256((out / name / "model.safetensors").read_bytes()).hexdigest()
         about[name] = {"weights": weights, **_reached(out / name, corpus, settings)}
     about["bundled"] = _reached("bundled", corpus, settings)
@@ -63,10 +63,10 @@ def keep(runs: Path, out: Path) -> dict[str, Any]:
     return about
 
 
-def _reached(folder: Path | str, corpus: Corpus, settings: dict[str, Any]) -> dict[str, float]:
+def _reached(folder: Path | str, corpus: Corpus, settings: Settings) -> dict[str, float]:
     """Count the parameters, and measure the loss on the whole validation part."""
     model = refdiff.DiffLlamaForCausalLM.from_pretrained(folder, dtype="float32")
-    reached = evaluate(model, corpus, settings["context"], settings["batch"])
+    reached = evaluate(model, corpus, settings.context, settings.batch_size)
     return {"parameters": model.num_parameters(), **{key: round(value, 4) for key, value in reached.items()}}
 
 

@@ -44,14 +44,14 @@ MODEL_SIZES: dict[str, tuple[tuple[str, ...], Number, str, int | float | str]] =
 """Fields of the config: option and other spellings, limits, help, default."""
 
 SETTINGS: dict[str, tuple[tuple[str, ...], Number, str, int | float | str]] = {
-    "steps": (("--max-steps", "--steps"), _COUNT, "number of steps", 1000),
-    "batch": (("--batch-size", "--batch"), _COUNT, "sequences in a step", 16),
+    "max_steps": (("--max-steps", "--steps"), _COUNT, "number of steps", 1000),
+    "batch_size": (("--batch-size", "--batch"), _COUNT, "sequences in a step", 16),
     "context": (("--context",), Number(int, 2), "tokens in a sequence", 256),
     "accumulate": (("--accumulate", "--gradient-accumulation-steps"), _COUNT, "parts of a step", 1),
-    "rate": (("--learning-rate", "--lr", "--rate"), _POSITIVE, "peak learning rate", 1e-3),
-    "warmup": (("--warmup-steps", "--warmup"), Number(int, 0, off="0 = off"), "linear warm-up", 50),
-    "decay": (("--weight-decay", "--decay"), Number(float, 0, off="0 = off"), "of the matrices", 0.1),
-    "clip": (("--grad-clip", "--clip"), _POSITIVE, "largest gradient norm", 1.0),
+    "learning_rate": (("--learning-rate", "--lr", "--rate"), _POSITIVE, "peak learning rate", 1e-3),
+    "warmup_steps": (("--warmup-steps", "--warmup"), Number(int, 0, off="0 = off"), "linear warm-up", 50),
+    "weight_decay": (("--weight-decay", "--decay"), Number(float, 0, off="0 = off"), "of the matrices", 0.1),
+    "grad_clip": (("--grad-clip", "--clip"), _POSITIVE, "largest gradient norm", 1.0),
     "seed": (("--seed", "-s"), Number(int, 0), "of weights, order and samples", 0),
     "evaluate_every": (("--evaluate-every",), _NOW_AND_THEN, "steps between validations", 200),
     "save_every": (("--save-every",), _NOW_AND_THEN, "steps between checkpoints", 200),
@@ -160,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
         with _remove_corpus_on_failure(out), _stop_request() as stop:
             folder = _train(trainer, plot, stop, quiet=args.quiet)
     write_text(f"{folder}\n")
-    if trainer.step < trainer.settings.steps:
+    if trainer.step < trainer.settings.max_steps:
         note(f"refdiff train: stopped at step {trainer.step}; refdiff train -o {out} --resume continues there")
         raise KeyboardInterrupt
     return 0
@@ -214,12 +214,12 @@ def _stop_request() -> Iterator[Callable[[], bool]]:
 
 def _train(trainer: Trainer, plot: Path | None, stop: Callable[[], bool], *, quiet: bool) -> Path:
     limit_threads(trainer.threads)
-    if trainer.step == (last := trainer.settings.steps):
+    if trainer.step == (last := trainer.settings.max_steps):
         note(f"refdiff train: the run is at step {last} of {last} already; raise --max-steps to continue it")
     elif not quiet:
         model, corpus = trainer.model, trainer.corpus
         counts = ", ".join(f"{len(tokens):,} tokens for {part}" for part, tokens in corpus.tokens.items())
-        note(f"{model.num_parameters():,} parameters; {counts}; step {trainer.step} of {trainer.settings.steps}")
+        note(f"{model.num_parameters():,} parameters; {counts}; step {trainer.step} of {trainer.settings.max_steps}")
     try:
         return _run_with_progress(trainer, plot, stop, quiet=quiet)
     except KeyboardInterrupt:
@@ -346,7 +346,7 @@ def _config(args: argparse.Namespace) -> DiffLlamaConfig:
 
 def _run_with_progress(trainer: Trainer, plot: Path | None, stop: Callable[[], bool], *, quiet: bool) -> Path:
     """Train with a progress bar on a terminal, and a line for each validation and sample."""
-    steps, first = trainer.settings.steps, trainer.step
+    steps, first = trainer.settings.max_steps, trainer.step
     started, due = time.monotonic(), minutely()
     with progress_bar(quiet=quiet or first == steps, total=steps, initial=first, unit="step") as bar:
 
@@ -363,7 +363,7 @@ def _run_with_progress(trainer: Trainer, plot: Path | None, stop: Callable[[], b
             if plot is not None and "validation" in record:
                 _draw(trainer.out, plot)
 
-        if plot is not None and trainer.step == trainer.settings.steps:  # no record will come
+        if plot is not None and trainer.step == trainer.settings.max_steps:  # no record will come
             _draw(trainer.out, plot)
         return trainer.run(report, stop)
 
@@ -398,10 +398,11 @@ def _differing_options(args: argparse.Namespace, out: Path, names: list[str]) ->
     from refdiff.training import checkpoint
     from refdiff.training.data import Corpus
     from refdiff.training.documents import split_at
+    from refdiff.training.settings import current_names
 
     folder, about = checkpoint.latest(out)
     config, source = DiffLlamaConfig.from_pretrained(folder), Corpus(out / "corpus").source
-    run = {**vars(config), **about.get("settings", {}), "wiring": config.wiring}
+    run = {**vars(config), **current_names(about.get("settings", {})), "wiring": config.wiring}
     others = []
     if args.text is not None:
         text = Path(args.text)

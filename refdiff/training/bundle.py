@@ -12,6 +12,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from refdiff.model.heads import DiffLlamaForCausalLM
 from refdiff.training import checkpoint
 from refdiff.training.data import Corpus
 from refdiff.training.evaluate import evaluate
+from refdiff.training.settings import Settings, current_names
 from refdiff.training.train import VALIDATION_ROWS
 
 LIMIT = 6_000_000
@@ -35,11 +37,6 @@ _SIZES = {
     "head_dim": "head-dim",
     "intermediate_size": "intermediate-size",
 }
-_RENAMED = {
-    "steps": "max-steps", "batch": "batch-size", "rate": "learning-rate", "warmup": "warmup-steps",
-    "decay": "weight-decay", "clip": "grad-clip",
-}  # fmt: skip
-"""Settings whose option has another name."""
 
 
 def bundle(run: Path, out: Path, manifest: Sequence[dict[str, Any]], *, dtype: str = "float16") -> dict[str, float]:
@@ -53,16 +50,19 @@ def bundle(run: Path, out: Path, manifest: Sequence[dict[str, Any]], *, dtype: s
         CheckpointError: there is no checkpoint, or it is broken.
     """
     folder, about = checkpoint.latest(run)
-    settings = about["settings"]
-    if about["step"] != settings["steps"]:
-        raise ValueError(f"{run} has made {about['step']} of {settings['steps']} steps; continue with --resume first")
+    settings = asdict(Settings(**about["settings"]))
+    if about["step"] != settings["max_steps"]:
+        raise ValueError(
+            f"{run} has made {about['step']} of {settings['max_steps']} steps; continue with --resume first"
+        )
     out.mkdir(parents=True, exist_ok=True)
     DiffLlamaForCausalLM.from_pretrained(folder, dtype=dtype).save_pretrained(out)
     for name in checkpoint.TOKENIZER:
         write_atomically(out / name, (folder / name).read_bytes())
     model, corpus = DiffLlamaForCausalLM.from_pretrained(out, dtype="float32"), Corpus(run / "corpus")
-    reached = evaluate(model, corpus, settings["context"], settings["batch"])
-    commands = _commands(model.config, settings, about.get("changes", []), corpus.source["name"])
+    reached = evaluate(model, corpus, settings["context"], settings["batch_size"])
+    changes = [current_names(change) for change in about.get("changes", [])]
+    commands = _commands(model.config, settings, changes, corpus.source["name"])
     card = _card(model, corpus, settings, commands, checkpoint.read_log(run), manifest, reached, dtype)
     write_atomically(out / "README.md", card.encode())
     size = sum((out / name).stat().st_size for name in ("model.safetensors", "config.json", *checkpoint.TOKENIZER))
@@ -86,7 +86,7 @@ def command(config: DiffLlamaConfig, settings: dict[str, Any], text: str, run: s
 
 
 def _flag(name: str, value: Any) -> str:
-    return f"--{_RENAMED.get(name, name).replace('_', '-')} {shlex.quote(str(value))}"
+    return f"--{name.replace('_', '-')} {shlex.quote(str(value))}"
 
 
 def _commands(config: DiffLlamaConfig, settings: dict[str, Any], changes: Sequence[dict[str, Any]], text: str) -> str:
@@ -104,7 +104,8 @@ def _card(
     model: DiffLlamaForCausalLM, corpus: Corpus, settings: dict[str, Any], commands: str,
     log: Sequence[dict[str, Any]], manifest: Sequence[dict[str, Any]], reached: dict[str, float], dtype: str,
 ) -> str:  # fmt: skip
-    config, seen = model.config, settings["steps"] * settings["batch"] * (settings["context"] - 1)
+    config, steps = model.config, settings["max_steps"]
+    seen = steps * settings["batch_size"] * (settings["context"] - 1)
     source = corpus.source
     unseen = 100 * (1 - source["validation_from_byte"] / source["bytes"])
     kind = "a Llama" if config.wiring == "none" else f"a Differential Transformer, wiring `{config.wiring}`"
@@ -160,7 +161,7 @@ Its baseline, wiring `{baseline.wiring}`, sees the same rows in the same order; 
 {command(baseline, settings, source["name"], "baseline")}
 ```
 
-{seen:,} tokens in {settings["steps"]:,} steps over a training part of {len(corpus.tokens["train"]):,} tokens. During
+{seen:,} tokens in {steps:,} steps over a training part of {len(corpus.tokens["train"]):,} tokens. During
 training the validation loss was that of at most {VALIDATION_ROWS} rows of the validation part, at the end that of all:
 
 | step | loss | validation | bits per byte |

@@ -25,7 +25,7 @@ from refdiff.training import checkpoint
 from refdiff.training.data import Corpus, row_order
 from refdiff.training.evaluate import TrainingError, culprit, evaluate, gradient_culprit, is_finite
 from refdiff.training.schedule import add, clip, learning_rate
-from refdiff.training.settings import CHANGEABLE, OPTIMIZERS, Settings
+from refdiff.training.settings import CHANGEABLE, OPTIMIZERS, Settings, current_names
 
 SAMPLE_TOKENS = 60
 """The most tokens of a sample."""
@@ -53,7 +53,7 @@ class Trainer:
         self.threads, self.keep = 0, checkpoint.KEPT
         self._params = params
         make: Any = OPTIMIZERS[settings.optimizer]
-        self._optimizer = make(params, weight_decay=settings.decay)
+        self._optimizer = make(params, weight_decay=settings.weight_decay)
         self._shuffles: dict[int, np.ndarray[Any, Any]] = {}
         self._rows = corpus.rows("train", settings.context)
         corpus.rows("validation", 2)
@@ -84,14 +84,15 @@ class Trainer:
             ValueError: a setting that may not change, or fewer steps than have been made.
             CheckpointError: there is no checkpoint, or it is broken.
         """
-        fixed = set(changes or {}) - set(CHANGEABLE)
-        if fixed:
+        changes = current_names(changes or {})
+        if fixed := set(changes) - set(CHANGEABLE):
             raise ValueError(
                 f"{', '.join(sorted(fixed))} may not change: a resumed run may change {', '.join(CHANGEABLE)}"
             )
         folder, about = checkpoint.latest(out)
         try:
-            settings, before = Settings(**about["settings"]), [dict(change) for change in about.get("changes", [])]
+            settings = Settings(**about["settings"])
+            before = [current_names(dict(change)) for change in about.get("changes", [])]
             threads = int(about.get("threads", 0)) if threads is None else threads
         except (KeyError, TypeError, ValueError) as error:
             raise checkpoint.broken(folder / "training.json", error) from None
@@ -104,7 +105,7 @@ class Trainer:
         except (KeyError, ValueError) as error:
             raise checkpoint.broken(folder / "optimizer.safetensors", error) from None
         checkpoint.truncate_log(out, trainer.step)
-        trainer._change(changes or {}, folder)
+        trainer._change(changes, folder)
         return trainer
 
     def run(
@@ -137,11 +138,11 @@ class Trainer:
     def _run(self, report: Callable[[dict[str, Any]], None], stop: Callable[[], bool]) -> Path:
         s, stopping = self.settings, False
         last = self.out / checkpoint.name(0) if self.step == 0 else checkpoint.latest(self.out)[0]
-        while self.step < s.steps and not stopping:
+        while self.step < s.max_steps and not stopping:
             started = time.perf_counter()
             record = self._one_step()
-            record["tokens_per_second"] = round(s.batch * (s.context - 1) / (time.perf_counter() - started), 1)
-            at_end, stopping = self.step == s.steps, stop()
+            record["tokens_per_second"] = round(s.batch_size * (s.context - 1) / (time.perf_counter() - started), 1)
+            at_end, stopping = self.step == s.max_steps, stop()
             if at_end or (s.evaluate_every and self.step % s.evaluate_every == 0):
                 record |= self.evaluate(None if at_end else VALIDATION_ROWS)
             if at_end or (s.sample_every and self.step % s.sample_every == 0):
@@ -174,8 +175,10 @@ class Trainer:
         if not others:
             return
         self.settings = replace(self.settings, **others)
-        if self.settings.steps < self.step:
-            raise ValueError(f"steps: got {self.settings.steps}, expected {self.step} or more, the steps already made")
+        if self.settings.max_steps < self.step:
+            raise ValueError(
+                f"max_steps: got {self.settings.max_steps}, expected {self.step} or more, the steps already made"
+            )
         self.changes = [*self.changes, {"step": self.step, **{n: [before[n], value] for n, value in others.items()}}]
         checkpoint.update_description(folder, self.step, self._about())
 
@@ -200,7 +203,7 @@ class Trainer:
             model.ops = overlay(ops, wrap)
         try:
             with np.errstate(all="ignore"):  # `evaluate` looks for numbers that are not finite
-                result: dict[str, Any] = evaluate(model, self.corpus, settings.context, settings.batch, most)
+                result: dict[str, Any] = evaluate(model, self.corpus, settings.context, settings.batch_size, most)
         except TrainingError as error:
             raise TrainingError(f"step {self.step}: {error}") from None
         finally:
@@ -233,7 +236,7 @@ class Trainer:
     def _one_step(self) -> dict[str, Any]:
         s, losses = self.settings, []
         total: Any = None
-        rows = row_order(self._rows, s.seed, self.step * s.batch, s.batch, self._shuffles)
+        rows = row_order(self._rows, s.seed, self.step * s.batch_size, s.batch_size, self._shuffles)
         with np.errstate(all="ignore"):  # numbers that are not finite are found below
             for part in np.split(rows, s.accumulate):
                 ids, positions = self.corpus.batch("train", part, s.context)
@@ -244,13 +247,15 @@ class Trainer:
                     where = culprit(self.model, ids, positions)
                     raise TrainingError(f"step {self.step + 1}: the loss is {losses[-1]}, {where}")
             grads = flatten(total)
-            clipped, norm = clip(grads, s.clip)
+            clipped, norm = clip(grads, s.grad_clip)
             if not math.isfinite(norm):
                 where = gradient_culprit(grads, self.model.config.num_hidden_layers)  # clipped, all are NaN
                 raise TrainingError(f"step {self.step + 1}: the gradient is not finite, {where}")
             if self.step == 0:
                 self.save()
-            rate = learning_rate(self.step, peak=s.rate, steps=s.steps, warmup=s.warmup, schedule=s.schedule)
+            rate = learning_rate(
+                self.step, peak=s.learning_rate, steps=s.max_steps, warmup=s.warmup_steps, schedule=s.schedule
+            )
             with self.model.backend.inference_scope():
                 self._optimizer.step(clipped, rate, each=self.model.backend.map)
         self.step += 1

@@ -51,7 +51,9 @@ def trained() -> list[float]:
         num_key_value_heads=4, head_dim=8, max_position_embeddings=64, tie_word_embeddings=True,
         bos_token_id=None, eos_token_id=None, pad_token_id=None,
     )  # fmt: skip
-    settings = Settings(steps=3, batch=8, context=64, optimizer="muon", rate=1e-2, warmup=1, sample_every=0)
+    settings = Settings(
+        max_steps=3, batch_size=8, context=64, optimizer="muon", learning_rate=1e-2, warmup_steps=1, sample_every=0
+    )
     losses: list[float] = []
     with tempfile.TemporaryDirectory() as scratch:
         corpus = Corpus(shutil.copytree(project / "notebooks" / "data" / "licence", Path(scratch) / "corpus"))

@@ -569,9 +569,9 @@ def test_numbers_in_the_text_are_those_of_the_data() -> None:
     np.testing.assert_allclose(said("long-rows"), [100 * x for x in long_rows], atol=0.051)
 
     text = json.loads((data / "variants.json").read_text(encoding="utf-8"))
-    read = text["settings"]["steps"] * text["settings"]["batch"] * text["settings"]["context"]
+    read = text["settings"]["max_steps"] * text["settings"]["batch_size"] * text["settings"]["context"]
     parameters = {round(run["parameters"] / 1e6, 1) for run in text["runs"]}
-    assert [parameters, said("short-runs")] == [{0.2}, [0.2, text["settings"]["steps"], round(read / 1e6, 1)]]
+    assert [parameters, said("short-runs")] == [{0.2}, [0.2, text["settings"]["max_steps"], round(read / 1e6, 1)]]
 
     small = json.loads((TWINS / "about.json").read_text(encoding="utf-8"))
     assert said("small-runs") == [round(small[name]["bits_per_byte"], 3) for name in ("differential", "plain")]

@@ -172,7 +172,7 @@ def test_the_options_of_a_resumed_run(
     assert "leave out TEXT\n" in cli("train", "other.txt", "-o", "out", "--resume").err
     assert train("--steps", "3", "--rate", "1e-3", "-q", resume=True).out == "out/step-000003\n"  # the flag's default
     about = json.loads((here / "out/step-000003/training.json").read_text())
-    assert about["changes"][-1] == {"step": 2, "steps": [2, 3], "rate": [0.002, 0.001]}
+    assert about["changes"][-1] == {"step": 2, "max_steps": [2, 3], "learning_rate": [0.002, 0.001]}
     before = lines_of(here / "out")
     said = "refdiff train: the run is at step 3 of 3 already; raise --max-steps to continue it\n"
     for quiet in ([], ["-q"]):

@@ -47,8 +47,8 @@ def start(_corpus: Path, tmp_path: Path) -> Callable[..., Trainer]:
             num_key_value_heads=2, head_dim=8, wiring=wiring, tie_word_embeddings=True, max_position_embeddings=32,
             bos_token_id=corpus.separator, eos_token_id=corpus.separator, pad_token_id=None,
         )  # fmt: skip
-        given = {"steps": 6, "batch": 4, "context": 16, "warmup": 2, "rate": 1e-2, "save_every": 2}
-        given |= {"evaluate_every": 0, "sample_every": 0}
+        given = {"max_steps": 6, "batch_size": 4, "context": 16, "warmup_steps": 2, "learning_rate": 1e-2}
+        given |= {"evaluate_every": 0, "save_every": 2, "sample_every": 0}
         place = {"backend": backend, "device": device}
         return Trainer.start(out, config, corpus, Settings(**(given | settings)), dtype=dtype, **place)
 

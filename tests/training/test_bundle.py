@@ -28,7 +28,7 @@ SOURCES = [
 
 @pytest.fixture
 def run(tmp_path: Path, start: Start) -> Path:
-    trainer = start(steps=4, evaluate_every=2)
+    trainer = start(max_steps=4, evaluate_every=2)
     trainer.run()
     return trainer.out
 
@@ -76,7 +76,7 @@ def test_what_is_not_finished_or_too_large_is_refused(
     monkeypatch.setattr(bundle, "LIMIT", 1000)
     with pytest.raises(ValueError, match="more than 1,000"):
         bundle.bundle(run, tmp_path / "model", SOURCES)
-    Trainer.resume(run, changes={"steps": 5})
+    Trainer.resume(run, changes={"max_steps": 5})
     with pytest.raises(ValueError, match="has made 4 of 5 steps"):
         bundle.bundle(run, tmp_path / "model", SOURCES)
 

@@ -21,7 +21,7 @@ def names(out: Path) -> list[str]:
 
 
 def test_the_last_two_stay(start: Start) -> None:
-    trainer = start(steps=7)
+    trainer = start(max_steps=7)
     trainer.run()
     assert names(trainer.out) == ["corpus", "log.jsonl", "step-000006", "step-000007"]
     assert checkpoint.latest(trainer.out)[1]["step"] == 7
@@ -53,7 +53,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(start: Start, file: str, monke
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
 def test_a_disk_full_at_the_log(start: Start) -> None:
-    trainer = start(steps=4)
+    trainer = start(max_steps=4)
 
     def fill(record: dict) -> None:
         if record["step"] == 2:  # what a write to a full disk does
@@ -70,7 +70,7 @@ def test_a_disk_full_at_the_log(start: Start) -> None:
 
 
 def test_what_a_killed_run_left_half_written_is_swept_up(start: Start) -> None:
-    trainer = start(steps=2)
+    trainer = start(max_steps=2)
     trainer.run()
     (trainer.out / ".step-000004").mkdir()
     (trainer.out / ".step-000004" / "model.safetensors").write_bytes(b"half")

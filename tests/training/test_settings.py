@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,18 +24,29 @@ def config(wiring: str = "hf", layers: int = 3) -> refdiff.DiffLlamaConfig:
 
 def test_settings_that_do_not_fit_together() -> None:
     for wrong, message in (
-        ({"batch": 4, "accumulate": 3}, "batch: got 4, expected a multiple of accumulate 3"),
+        ({"batch_size": 4, "accumulate": 3}, "batch_size: got 4, expected a multiple of accumulate 3"),
         ({"optimizer": "sgd"}, "one of adamw, muon"),
         ({"schedule": "linear"}, "one of cosine, constant"),
         ({"context": 1}, "context: got 1"),
-        ({"batch": 0}, "batch: got 0, expected 1 or more"),
-        ({"rate": "high"}, "rate: got 'high', expected type float"),
-        ({"steps": 2.5}, "steps: got 2.5, expected type int"),
+        ({"batch_size": 0}, "batch_size: got 0, expected 1 or more"),
+        ({"learning_rate": "high"}, "learning_rate: got 'high', expected type float"),
+        ({"max_steps": 2.5}, "max_steps: got 2.5, expected type int"),
         ({"seed": True}, "seed: got True, expected type int"),
     ):
         with pytest.raises(ValueError, match=message):
             Settings(**wrong)
-    assert Settings(rate=1).rate == 1
+    assert Settings(learning_rate=1).learning_rate == 1
+
+
+def test_names_of_version_0_1_are_accepted() -> None:
+    old: dict[str, Any] = {"steps": 5, "batch": 4, "rate": 0.1, "warmup": 3, "decay": 0.2, "clip": 0.5}
+    settings = Settings(**old)
+    assert settings == Settings(
+        max_steps=5, batch_size=4, learning_rate=0.1, warmup_steps=3, weight_decay=0.2, grad_clip=0.5
+    )
+    assert {name: getattr(settings, name) for name in old} == old
+    change: dict[str, Any] = {"steps": 6}
+    assert replace(settings, **change).max_steps == 6
 
 
 @pytest.mark.parametrize(
@@ -53,5 +66,5 @@ def test_the_estimate_is_what_training_holds_at_least(wiring: str, layers: int, 
     optimizer.step(flatten(grads), 1e-3)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    estimate = sum(needed_memory(config(wiring, layers), Settings(batch=batch, context=context), threads=1))
+    estimate = sum(needed_memory(config(wiring, layers), Settings(batch_size=batch, context=context), threads=1))
     assert peak / 1.6 < estimate < peak

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from unittest.mock import Mock
 
@@ -21,6 +22,7 @@ from refdiff.errors import CheckpointError
 from refdiff.model.weights import flatten
 from refdiff.training import checkpoint
 from refdiff.training.evaluate import TrainingError
+from refdiff.training.settings import OLD_NAMES
 from refdiff.training.train import Trainer
 from tests.layers.places import Place
 
@@ -36,7 +38,7 @@ def weights(trainer: Trainer) -> dict[str, np.ndarray]:
 )
 def test_it_learns(start: Start, wiring: str, optimizer: str) -> None:
     records: list[dict[str, Any]] = []
-    trainer = start(wiring=wiring, optimizer=optimizer, steps=40, rate=2e-2, save_every=0)
+    trainer = start(wiring=wiring, optimizer=optimizer, max_steps=40, learning_rate=2e-2, save_every=0)
     first = trainer.evaluate()["validation"]
     folder = trainer.run(records.append)
     assert folder.name == "step-000040"
@@ -73,7 +75,8 @@ def test_resumed_it_has_the_weights_of_a_run_never_stopped(start: Start, optimiz
 
 
 def test_a_step_in_parts_is_the_step_of_the_whole(start: Start) -> None:
-    whole, parts = start("whole", dtype="float64", steps=3), start("parts", dtype="float64", steps=3, accumulate=2)
+    whole = start("whole", dtype="float64", max_steps=3)
+    parts = start("parts", dtype="float64", max_steps=3, accumulate=2)
     whole.run()
     parts.run()
     for name, a in weights(whole).items():
@@ -126,7 +129,7 @@ def test_weights_that_a_step_spoils_are_located_before_anything_is_shown(
 
 def test_a_step_too_long_is_seen_at_lambda(start: Start) -> None:
     with pytest.raises(TrainingError, match=r"step 1: λ of layer 0 is (nan|-?inf); resume step-000000 with"):
-        start(rate=1e30, warmup=0).run()
+        start(learning_rate=1e30, warmup_steps=0).run()
 
 
 @pytest.mark.parametrize(
@@ -158,14 +161,14 @@ def test_weights_that_are_no_numbers_are_not_saved(start: Start) -> None:
 
 def test_a_checkpoint_that_no_step_can_be_made_from_is_set_aside(start: Start) -> None:
     """Its weights are finite, its next loss or gradient is not: the one before it is resumed, at a lower rate."""
-    trainer = start(wiring="none", steps=3, rate=1e30, warmup=0, save_every=1)
+    trainer = start(wiring="none", max_steps=3, learning_rate=1e30, warmup_steps=0, save_every=1)
     why = "no step can be made from step-000001, now step-000001-unusable; resume step-000000 with --resume and a"
     with pytest.raises(TrainingError, match=rf"^step 2: the \S+ is .*; {why} lower learning rate"):
         trainer.run()
     with pytest.raises(TrainingError, match=why):  # the same rate, the same end
         Trainer.resume(trainer.out).run()
     assert (trainer.out / "step-000001-unusable" / "model.safetensors").exists()
-    assert Trainer.resume(trainer.out, changes={"rate": 1e-3}).run().name == "step-000003"
+    assert Trainer.resume(trainer.out, changes={"learning_rate": 1e-3}).run().name == "step-000003"
 
 
 def test_a_checkpoint_that_cannot_be_renamed_does_not_hide_the_error(
@@ -179,20 +182,32 @@ def test_a_checkpoint_that_cannot_be_renamed_does_not_hide_the_error(
 
 
 def test_a_run_goes_on_with_other_settings_and_records_them(start: Start) -> None:
-    trainer = start(steps=4)
+    trainer = start(max_steps=4)
     trainer.run()
-    Trainer.resume(trainer.out, changes={"steps": 6, "rate": 1e-2, "clip": 0.5})
+    Trainer.resume(trainer.out, changes={"max_steps": 6, "learning_rate": 1e-2, "grad_clip": 0.5})
     again = Trainer.resume(trainer.out)  # killed before its first checkpoint
-    assert (again.settings.steps, again.settings.clip) == (6, 0.5)
+    assert (again.settings.max_steps, again.settings.grad_clip) == (6, 0.5)
     folder = again.run()
     about = json.loads((folder / "training.json").read_text())
-    assert about["changes"] == [{"step": 4, "steps": [4, 6], "clip": [1.0, 0.5]}]
-    assert about["settings"]["steps"] == about["step"] == 6
-    with pytest.raises(ValueError, match="steps: got 5, expected 6 or more, the steps already made"):
-        Trainer.resume(trainer.out, changes={"steps": 5})
-    with pytest.raises(ValueError, match="batch, seed may not change"):
-        Trainer.resume(trainer.out, changes={"seed": 1, "batch": 8, "rate": 1.0})
+    assert about["changes"] == [{"step": 4, "max_steps": [4, 6], "grad_clip": [1.0, 0.5]}]
+    assert about["settings"]["max_steps"] == about["step"] == 6
+    with pytest.raises(ValueError, match="max_steps: got 5, expected 6 or more, the steps already made"):
+        Trainer.resume(trainer.out, changes={"max_steps": 5})
+    with pytest.raises(ValueError, match="batch_size, seed may not change"):
+        Trainer.resume(trainer.out, changes={"seed": 1, "batch_size": 8, "learning_rate": 1.0})
     assert Trainer.resume(trainer.out).settings == again.settings
+
+
+def test_a_run_of_version_0_1_resumes(start: Start) -> None:
+    trainer = start(max_steps=4)
+    path = trainer.save() / "training.json"
+    old = {name: old for old, name in OLD_NAMES.items()}
+    about = json.loads(path.read_text())
+    about["settings"] = {old.get(name, name): value for name, value in about["settings"].items()}
+    path.write_text(json.dumps({**about, "changes": [{"step": 0, "rate": [0.1, 0.01]}]}))
+    again = Trainer.resume(trainer.out, changes={"steps": 6})
+    assert again.settings == replace(trainer.settings, max_steps=6)
+    assert again.changes == [{"step": 0, "learning_rate": [0.1, 0.01]}, {"step": 0, "max_steps": [4, 6]}]
 
 
 def test_killed_beside_a_checkpoint_no_step_is_left_out_of_the_log(
@@ -203,7 +218,7 @@ def test_killed_beside_a_checkpoint_no_step_is_left_out_of_the_log(
     class KilledError(BaseException):
         pass
 
-    out = start(steps=4).save().parent
+    out = start(max_steps=4).save().parent
     for part in ("save", "log"):
         trainer, plain = Trainer.resume(out), getattr(checkpoint, part)
 
@@ -223,7 +238,7 @@ def test_killed_beside_a_checkpoint_no_step_is_left_out_of_the_log(
 
 
 def test_a_run_goes_on_with_the_threads_it_had(start: Start) -> None:
-    trainer = start(steps=1)
+    trainer = start(max_steps=1)
     trainer.threads = 1
     trainer.run()
     for given, threads in ((None, 1), (2, 2), (0, 0)):
@@ -243,7 +258,10 @@ Damage = Callable[[dict[str, Any]], Any]
             lambda about: about["settings"].update(speed=3),
             "not what this version writes: .*'speed'.*; delete .*step-000004",
         ),
-        (lambda about: about["settings"].update(rate="high"), "rate: got 'high', expected type float; delete"),
+        (
+            lambda about: about["settings"].update(learning_rate="high"),
+            "learning_rate: got 'high', expected type float; delete",
+        ),
         (lambda about: about.update(step="4"), "step is '4'; delete .* to resume the one before"),
         (lambda about: about.pop("step"), "step is None; delete"),
         (lambda about: about.pop("settings"), "not what this version writes: 'settings'"),
@@ -252,7 +270,7 @@ Damage = Callable[[dict[str, Any]], Any]
     ],
 )
 def test_a_damaged_training_file_is_named(start: Start, damage: Damage, message: str) -> None:
-    trainer = start(steps=4)
+    trainer = start(max_steps=4)
     path = trainer.run() / "training.json"
     about = json.loads(path.read_text())
     damage(about)
@@ -264,7 +282,7 @@ def test_a_damaged_training_file_is_named(start: Start, damage: Damage, message:
 
 
 def test_a_damaged_optimizer_file_is_named(start: Start) -> None:
-    trainer = start(steps=4)
+    trainer = start(max_steps=4)
     folder = trainer.run()
     state = checkpoint.optimizer_state(folder)
     name, wrong = "mean.model.norm.weight", "not what this version writes: .*; delete"
@@ -327,7 +345,8 @@ def test_bits_per_byte_of_a_model_that_knows_nothing(start: Start) -> None:
     ("wiring", "optimizer"), [("hf", "adamw"), ("paper", "muon"), ("v2", "adamw"), ("none", "muon")]
 )
 def test_it_trains_there_as_here_and_goes_on(away: Place, start: Start, wiring: str, optimizer: str) -> None:
-    options: dict[str, Any] = {"wiring": wiring, "optimizer": optimizer, "dtype": "float64", "steps": 3, "clip": 0.1}
+    options: dict[str, Any] = {"wiring": wiring, "optimizer": optimizer, "dtype": "float64"}
+    options |= {"max_steps": 3, "grad_clip": 0.1}
     here, there = start("here", **options), start("there", **options, **away.choice)
     records: list[dict[str, Any]] = []
     here.run()

@@ -15,7 +15,7 @@ print(np.linalg.svd(matrix, compute_uv=False).round(2))
 print(np.linalg.svd(training.newton_schulz(matrix), compute_uv=False).round(2))  # near 1
 
 # %% Settings
-print(training.Settings(steps=100, batch=8))
+print(training.Settings(max_steps=100, batch_size=8))
 
 # %% AdamW, Muon
 weights = {"w": np.ones((2, 2))}
