@@ -55,8 +55,8 @@ print(out.sequences, out.sequences_scores.round(3))
 stream = sampling.Uniforms(np.random.SeedSequence(7))
 print([name for name in dir(stream) if not name.startswith("_")])
 
-# %% sampling.row_streams
-streams = sampling.row_streams(1, [np.array([0, 1970]), np.array([0, 519])])
+# %% sampling.prompt_streams
+streams = sampling.prompt_streams(1, [np.array([0, 1970]), np.array([0, 519])])
 print(len(streams), type(streams[0]).__name__)  # a prompt draws the same numbers in any batch
 
 # %% sampling.draw_without_replacement
