@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 import os
 import re
 import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from refdiff import bundled
 from refdiff.browser import require
 from refdiff.errors import CheckpointError
-from refdiff.files import follow, kind_of_file
+from refdiff.files import check_name, follow, kind_of_file, read_json
 from refdiff.hub.explain import explain, explained, is_unreachable
 from refdiff.hub.guard import MAX_INFO, BadAnswerError, Limits, bounded, download
-from refdiff.messages import warn
+from refdiff.messages import show_value, warn
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -36,7 +35,7 @@ OTHER_TOKENIZERS = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens
 """The tokenizer in older formats, for other programs; refdiff does not read them."""
 
 _TEMPLATES = "additional_chat_templates"
-_MAX_INDEX_BYTES, _MAX_FILES = 10_000_000, 1_000
+_MAX_FILES = 1_000
 _REPO_ID = re.compile(r"(?:[A-Za-z0-9_.-]+/)?[A-Za-z0-9_.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -188,6 +187,24 @@ def last_checkpoint(folder: Path) -> Path:
     return last
 
 
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Read the index of a checkpoint of several files: tensor name → name of the file in the same folder.
+
+    Raises:
+        CheckpointError: it is not JSON, or lists something else; the message names the index.
+    """
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: needs the table weight_map, tensor → file name")
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or not name.endswith(".safetensors"):
+            raise CheckpointError(
+                f"{index}: tensor {show_value(tensor)}: {show_value(name)} is not the name of a safetensors file"
+            )
+        check_name(index.parent, name)
+    return weight_map
+
+
 def _download(repo: str, files: Sequence[str], *, revision: str | None, cache_dir: str | None) -> Path:
     what = at(repo, revision)
     try:
@@ -263,29 +280,17 @@ def _choose_weights(names: Collection[str], what: str, fetch: Callable[[str], Pa
                 "convert them with transformers: from_pretrained(...).save_pretrained(...)"
             )
         raise CheckpointError(f"{what}: has neither {SINGLE} nor {INDEX}, but {_examples(names)}")
-    shards = _shards(fetch(INDEX), what)
+    index = fetch(INDEX)
+    try:
+        shards = sorted(set(read_weight_map(index).values()))
+    except CheckpointError as error:
+        raise CheckpointError(f"{what}: {str(error).removeprefix(f'{index.parent}{os.sep}')}") from None
     missing = [name for name in shards if name not in names]
     if missing:
         raise CheckpointError(
             f"{what}: {INDEX} names {len(shards)} files, but {len(missing)} of them are missing, such as {missing[0]}"
         )
     return [INDEX, *shards]
-
-
-def _shards(index: Path, what: str) -> list[str]:
-    try:
-        if index.stat().st_size > _MAX_INDEX_BYTES:
-            raise CheckpointError(f"{what}: {INDEX}: larger than {_MAX_INDEX_BYTES:,} bytes")
-        content: Any = json.loads(index.read_bytes())
-        shards = sorted(set(content["weight_map"].values()))
-        plain = all(name.endswith(".safetensors") and PurePosixPath(name).name == name for name in shards)
-    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{what}: {INDEX}: has no table weight_map from tensors to file names") from None
-    if not shards or not plain:
-        raise CheckpointError(f"{what}: {INDEX}: names a file that is not a safetensors file of the same folder")
-    return shards
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from refdiff.errors import CheckpointError
-from refdiff.files import check_name, read_json
-from refdiff.hub.download import INDEX, SINGLE
+from refdiff.files import check_name
+from refdiff.hub.download import INDEX, SINGLE, read_weight_map
 from refdiff.messages import list_problems, show_value
 from refdiff.model.commit import read_consistently
 from refdiff.model.weights.safetensors_file import PICKLE_ADVICE, SafetensorsFile, open_safetensors
@@ -62,10 +61,8 @@ def _open(folder: Path, name: str, mapped: bool) -> SafetensorsFile:
 
 def _open_shards(folder: Path, mapped: bool) -> list[SafetensorsFile]:
     index, label = folder / INDEX, str(folder / INDEX)
-    weight_map = _weight_map(read_json(index), label)
+    weight_map = read_weight_map(index)
     names = sorted(set(weight_map.values()))
-    for name in names:
-        check_name(folder, name)
     if missing := [show_value(name) for name in names if not os.path.lexists(f"{folder}/{name}")]:
         raise CheckpointError(
             f"{label}: {len(missing)} of {len(names)} files are missing: {', '.join(missing[:10])}; "
@@ -78,18 +75,6 @@ def _open_shards(folder: Path, mapped: bool) -> list[SafetensorsFile]:
     if problems:
         raise CheckpointError(f"{label}: {list_problems(problems)}")
     return files
-
-
-def _weight_map(index: dict[str, Any], label: str) -> dict[str, str]:
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{label}: needs the table weight_map, tensor → file name")
-    for tensor, name in weight_map.items():
-        if not isinstance(name, str) or not name.endswith(".safetensors"):
-            raise CheckpointError(
-                f"{label}: tensor {show_value(tensor)}: {show_value(name)} is not the name of a safetensors file"
-            )
-    return weight_map
 
 
 def _contradictions(name: str, file: SafetensorsFile, weight_map: dict[str, str]) -> list[str]:
