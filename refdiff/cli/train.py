@@ -186,12 +186,12 @@ def _name_options_in_errors(args: argparse.Namespace) -> Iterator[None]:
 @contextmanager
 def _remove_corpus_on_failure(out: Path) -> Iterator[None]:
     """Delete the corpus of a run that fails before its first checkpoint, so that it can be started anew."""
-    from refdiff.training import checkpoint
+    from refdiff.hub.download import checkpoints
 
     try:
         yield
     except BaseException:
-        if not checkpoint.checkpoints(out):
+        if not checkpoints(out):
             shutil.rmtree(out / "corpus", ignore_errors=True)
         raise
 
@@ -223,9 +223,9 @@ def _train(trainer: Trainer, plot: Path | None, stop: Callable[[], bool], *, qui
     try:
         return _run_with_progress(trainer, plot, stop, quiet=quiet)
     except KeyboardInterrupt:
-        from refdiff.training import checkpoint
+        from refdiff.hub.download import checkpoints
 
-        saved = checkpoint.checkpoints(trainer.out)
+        saved = checkpoints(trainer.out)
         then = f"--resume continues at step {saved[-1][0]}" if saved else "nothing was written"
         note(f"refdiff train: stopped at step {trainer.step}; {then}")
         raise
@@ -287,11 +287,11 @@ def _check_memory(config: DiffLlamaConfig, settings: Settings, dtype: str, threa
 
 
 def _start(args: argparse.Namespace, out: Path, config: DiffLlamaConfig, settings: Settings) -> Trainer:
-    from refdiff.training import checkpoint
+    from refdiff.hub.download import checkpoints
     from refdiff.training.data import Corpus
     from refdiff.training.train import Trainer
 
-    if checkpoint.checkpoints(out):
+    if checkpoints(out):
         raise UsageError(f"-o {out}: has a run already; continue it with --resume, or name another folder")
     for folder in _leftovers(out, Path(args.text)):
         shutil.rmtree(folder, ignore_errors=True)

@@ -179,12 +179,21 @@ def last_checkpoint(folder: Path) -> Path:
     """
     if (folder / "config.json").exists():
         return folder
-    steps = [(int(m[1]), path) for path in folder.glob("step-*") if (m := re.fullmatch(r"step-(\d+)", path.name))]
+    steps = checkpoints(folder)
     if not steps:
         return folder
-    last = max(steps)[1]
+    _, last = steps[-1]
     follow(folder, last)
     return last
+
+
+def checkpoints(run: Path) -> list[tuple[int, Path]]:
+    """List (step, folder) of all checkpoints in the folder of a training run, the last one last.
+
+    Their names are step-000001 and so on: the folder step-1 is another's, and `training` does not delete it.
+    """
+    found = ((re.fullmatch(r"step-(\d{6,})", path.name), path) for path in run.glob("step-*"))
+    return sorted((int(match[1]), path) for match, path in found if match)
 
 
 def read_weight_map(index: Path) -> dict[str, str]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,7 @@ import numpy as np
 from refdiff.browser import require
 from refdiff.errors import CheckpointError
 from refdiff.files import read_json, write_atomically, write_json
+from refdiff.hub.download import checkpoints
 from refdiff.model.commit import sync_folder
 from refdiff.model.weights.safetensors_file import write_safetensors
 
@@ -39,7 +39,6 @@ except ImportError:  # Windows: there nothing is locked
 KEPT = 2
 """How many checkpoints stay on the disk, unless the run says otherwise."""
 
-_STEP = re.compile(r"step-(\d{6,})")
 _STAGING = ".step-"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 LOCK = ".refdiff-train.lock"
@@ -151,12 +150,6 @@ def mark_unusable(folder: Path) -> Path:
     aside = folder.with_name(f"{folder.name}-unusable")
     shutil.rmtree(aside, ignore_errors=True)
     return folder.rename(aside)
-
-
-def checkpoints(out: Path) -> list[tuple[int, Path]]:
-    """List (step, folder) of all checkpoints, the last one last."""
-    found = [(int(match[1]), path) for path in out.glob("step-*") if (match := _STEP.fullmatch(path.name))]
-    return sorted(found)
 
 
 def latest(out: Path) -> tuple[Path, dict[str, Any]]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from refdiff.arrays import Array, from_numpy, namespace, to_numpy
 from refdiff.backends import overlay
+from refdiff.hub.download import checkpoints
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.heads import DiffLlamaForCausalLM
 from refdiff.model.weights import flatten, nest
@@ -129,7 +130,7 @@ class Trainer:
             with self.model.backend.repeated_scope():
                 return self._run(report, stop)
         except TrainingError as error:
-            found = checkpoint.checkpoints(self.out)
+            found = checkpoints(self.out)
             failed = found.pop()[1] if found and found[-1][0] == self.step else None
             usable = found[-1][1] if found else None  # steps have been made from it
             renamed = _rename_unusable(failed) if failed and usable else ""

@@ -86,7 +86,7 @@ def test_no_prompt_and_too_many(stdin: Any, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_last_checkpoint_of_a_run_is_found_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("step-000002", "step-000010", "step-000011-unusable", "corpus"):
+    for name in ("step-000002", "step-000010", "step-000011-unusable", "step-12", "corpus"):
         (tmp_path / name).mkdir()
     assert find_checkpoint(str(tmp_path)) == str(tmp_path / "step-000010")
     assert capsys.readouterr().err == f"refdiff: {tmp_path}: a training run; using its last checkpoint, step-000010\n"
