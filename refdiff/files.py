@@ -139,6 +139,23 @@ def finite_float(text: str) -> float:
     return value
 
 
+def lock(file: int | BinaryIO, *, wait: bool) -> bool:
+    """Lock an open file or folder against other processes, until it is closed; False: another process has the lock.
+
+    `wait`: wait for the other process. Where there are no locks (on Windows, and on some file systems) nothing is
+    locked, and the result is True.
+    """
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        pass
+    return True
+
+
 def copy_file(source: Path, target: Path, *, folder: Path) -> None:
     """Copy a file of the checkpoint `folder` to a new file; see `open_file`.
 

@@ -23,6 +23,7 @@ from refdiff.errors import CheckpointError
 from refdiff.files import (
     check_name,
     copy_file,
+    lock,
     open_file,
     read_bytes,
     read_json,
@@ -334,3 +335,12 @@ def test_nothing_but_a_file_is_replaced(target: str, tmp_path: Path) -> None:
         write_atomically(path, b"x")
     assert caught.value.filename == str(path)
     assert path.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no flock there")
+def test_a_lock_ends_with_the_file(tmp_path: Path) -> None:
+    with (tmp_path / "x").open("wb") as one, (tmp_path / "x").open("wb") as other:
+        assert lock(one, wait=False)
+        assert not lock(other, wait=False)
+        one.close()
+        assert lock(other, wait=True)

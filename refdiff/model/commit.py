@@ -19,18 +19,11 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import TypeVar
 
 from refdiff.errors import CheckpointError
-from refdiff.files import MAX_JSON, read_bytes, read_json, write_json
+from refdiff.files import MAX_JSON, lock, read_bytes, read_json, write_json
 from refdiff.hub.download import INDEX, SINGLE
-
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # Windows: there nothing is locked
-    fcntl = None
 
 PENDING = ".refdiff-save"
 _LIST = "files.json"
@@ -186,13 +179,12 @@ def _same(new: Path, old: Path) -> bool:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Keep other processes and threads from saving here; the lock ends with the process, however that ends."""
-    if fcntl is None:
+    if os.name == "nt":  # which opens no folders
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock(descriptor, wait=True)
         yield
     finally:
         os.close(descriptor)

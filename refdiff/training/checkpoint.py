@@ -18,23 +18,16 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from refdiff.browser import require
 from refdiff.errors import CheckpointError
-from refdiff.files import read_json, write_atomically, write_json
+from refdiff.files import lock, read_json, write_atomically, write_json
 from refdiff.hub.download import checkpoints
 from refdiff.model.commit import sync_folder
 from refdiff.model.weights.safetensors_file import write_safetensors
-
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # Windows: there nothing is locked
-    fcntl = None
 
 KEPT = 2
 """How many checkpoints stay on the disk, unless the run says otherwise."""
@@ -76,14 +69,8 @@ def locked(out: Path) -> Iterator[None]:
 
 def _try_lock(descriptor: int, path: Path) -> bool:
     """Lock an open file; return False if another process holds the lock, or has just deleted the file."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not lock(descriptor, wait=False):
         return False
-    except OSError:  # a file system without locks
-        return True
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(descriptor), path.stat())
     return False

@@ -16,6 +16,7 @@ import numpy as np
 from refdiff.cli.answering import NUMBERS
 from refdiff.cli.flags import UsageError
 from refdiff.cli.prompts_file.reading import Prompt
+from refdiff.files import lock
 
 COMPARED = ("model", "dtype", "chat", "system", "echo", "stop", "ignore_eos", *(n for n in NUMBERS if n != "seed"))
 """What must be the same for a line to be the answer of this run."""
@@ -45,7 +46,8 @@ class Answers:
         self._is_new = not os.path.lexists(path)
         self._file = open(path, "ab+")  # noqa: PTH123, SIM115, there is one way to open in this mode; see __exit__
         try:
-            _lock(self._file, path)
+            if not lock(self._file, wait=False):
+                raise UsageError(f"{path}: another run is writing to it; wait for it or give another -o")
             self._read(path)
         except BaseException:
             self._file.close()
@@ -157,17 +159,3 @@ def _sync(file: BinaryIO) -> None:
     """Have the system write what it holds to the disk, if there is one behind the file."""
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         os.fsync(file.fileno())
-
-
-def _lock(file: BinaryIO, path: str) -> None:
-    """Keep a second run away from this file for as long as it is open."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UsageError(f"{path}: another run is writing to it; wait for it or give another -o") from None
-    except OSError:  # a file system without locks
-        return
