@@ -354,7 +354,7 @@ def errors_of_runs(y: Numpy, runs: Sequence[Numpy]) -> tuple[list[Numpy], float,
         right = np.where(known, y, 0.0)
         off = np.where(known, np.where(known, run, 0.0) - right, 0.0)
         errors.append(root_mean_square(off))
-        unit = float(np.abs(right).max(initial=0.0)) or 1.0
+        unit = max(float(np.abs(x).max(initial=0.0)) for x in (right, off)) or 1.0
         slopes.append(abs(slope(off / unit, right / unit)))
     return errors, max(slopes), doubtful
 

@@ -291,7 +291,7 @@ def fit_factor(spec: Spec, targets: tuple[Target, ...]) -> Iterator[Trial]:
         return
     one = float(np.sum(along) / np.sum(square))
     has = "" if is_layer(targets[0].inputs) else _factor_format(spec, one, targets[0])
-    yield _factor_trial(spec, one, one, f"out is multiplied by {one:.4g}{has}")
+    yield _factor_trial(spec, one, one, f"out is multiplied by {one:.{_digits(one)}g}{has}")
     factors = along / square
     if not is_one(factors):
         text = f"out is multiplied by a factor that differs by head: {short_list(factors)}"
@@ -316,7 +316,14 @@ def _factor_format(spec: Spec, factor: float, target: Target) -> str:
     own = np.asarray(out_factor(spec, target.inputs, ops_for()))
     if spec.out_scale == "none" or own.size != 1:
         return " beside what the spec has" if spec.out_scale != "none" else ", where the spec has no factor"
-    return f": it is scaled by {factor * own.item():.4g}, where the spec has {own.item():.4g}"
+    digits = _digits(factor)
+    return f": it is scaled by {factor * own.item():.{digits}g}, where the spec has {own.item():.{digits}g}"
+
+
+def _digits(factor: float) -> int:
+    """How many digits show that a factor is not 1: 4, and more where it is near."""
+    apart = abs(factor - 1.0)
+    return 4 if apart == 0.0 else max(4, 2 - math.floor(math.log10(apart)))
 
 
 FIRST, PAIRS, TURNS = 4, 3, 8

@@ -189,7 +189,7 @@ def left(target: Target, wrong: Numpy | None) -> float:
     if target.right:
         return float(is_wrong(rows_off(target, wrong)))
     known = target.compared & np.isfinite(wrong)
-    before, now = (float(np.sum((target.actual - x)[known] ** 2)) for x in (target.expected, wrong))
+    before, now = (float(np.sum((target.actual[known] - x[known]) ** 2)) for x in (target.expected, wrong))
     return now / before if before > 0 else np.inf
 
 

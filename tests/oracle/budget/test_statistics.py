@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from refdiff.oracle.budget.statistics import LIMITS, RowBudget, slope, statistics, uncertain
+from refdiff.oracle.budget.statistics import LIMITS, RowBudget, errors_of_runs, slope, statistics, uncertain
 
 E = 1e-3
 
@@ -43,6 +43,15 @@ def test_by_hand() -> None:
     assert found["element"].at == (0, 0, 0, 1)
     assert found["element"].value == pytest.approx(0.04 / (0.06 + 2 * 2.0**-24 * 4))
     assert found["slope"].value == pytest.approx(abs(0.09 - 0.16 + 0.02) / 29)
+
+
+def test_runs_of_a_tensor_of_subnormal_numbers() -> None:
+    """Its unit is that of the errors, where they are the larger: nothing overflows."""
+    y = np.full((1, 1, 2, 4), 1e-320)
+    errors, largest, doubtful = errors_of_runs(y, [y, y + 1e-3])
+    assert [float(np.max(e)) for e in errors] == pytest.approx([0.0, 1e-3])
+    assert largest == 0.0  # ⟨y, y⟩ is 0 in this unit
+    assert not doubtful.any()
 
 
 @pytest.mark.parametrize(

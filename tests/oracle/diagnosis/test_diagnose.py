@@ -17,13 +17,15 @@ from refdiff.oracle.deviations import Problem, deviated, output
 from refdiff.oracle.deviations.deviation import equal
 from refdiff.oracle.deviations.listed import probes
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE
-from refdiff.oracle.diagnosis.search import NEARLY_RIGHT
+from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, search
+from refdiff.oracle.diagnosis.targets import Target, judgement
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.strategies import Structure, draw
 from refdiff.oracle.thresholds import THRESHOLDS
-from tests.oracle.diagnosis.outputs import kernel, output_of, pair_of_cases, rounded
+from tests.oracle.diagnosis.outputs import kernel, natural, output_of, pair_of_cases, rounded
 
 HF, MS = small_spec("hf_diffllama"), small_spec("ms_v1")
 
@@ -72,6 +74,31 @@ def test_a_single_mistake_is_named(preset: str, dtype: str, name: str) -> None:
     assert found.status == UNIQUE, found
     assert name in (found.candidates[0].deviations[0].name, *found.candidates[0].deviations[0].aliases)
     assert name in str(found)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("name", ["v2_without_the_sigmoid", "v2_halves_are_a_pair"])
+def test_a_name_whose_roundings_hide_the_error_is_no_answer(dtype: str, name: str) -> None:
+    """Bits read as whole numbers give outputs of some 10,000, off by as much: anything is within that."""
+    spec = small_spec("diff_v2")
+    case = natural(spec, Structure(batch=1, queries=4, keys=9), dtype, "cancellation", seed=1)
+    found = diagnose(output_of(case, name), spec, case.inputs, recipe=dtype, max_deviations=1)
+    assert found.name == name, found
+
+
+def test_a_name_that_changes_nothing_is_no_answer() -> None:
+    """A constant beside all scores is none of softmax's business, but rounds so coarsely that an error fits."""
+    added = np.full((1, 1, 5, 7), 1e2)
+    coarse = Mistake("constant_added", "", "diff_attention", "scores", lambda call: call(bias=added))
+    case = natural(HF, Structure(batch=1), "float32")
+    known = budget(HF, case.inputs, "float32")
+    wrong = known.expected["out"] + 1e-6 * np.random.default_rng(0).normal(size=known.expected["out"].shape)
+    target = Target.of(wrong, known)
+    alone = judgement(Problem(HF, target.inputs, (coarse,)), target)
+    assert alone is not None
+    assert alone.fits
+    fitting, _, _ = search(HF, (target,), (Deviation.of(coarse),), 1)
+    assert not fitting
 
 
 def test_what_is_nearly_right_has_no_name() -> None:

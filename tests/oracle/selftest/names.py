@@ -1,6 +1,6 @@
 """The names that `diagnose` gives the mutants of the selftest: none may be the wrong one, said to be the only one.
 
-    python -m tests.oracle.selftest.names --every 20
+    python -m tests.oracle.selftest.names --every 20 --jobs 2
 
 A unique name is right if it is the mutant's, one of its other names, or that of a deviation which on these inputs gives
 the same numbers, up to the noise of correct kernels; of a mistake in one place, which has no name, only the last.
@@ -14,6 +14,9 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 
 import numpy as np
 
@@ -26,6 +29,8 @@ from tests.oracle.selftest.settings import settings
 
 SEED = 8000
 WRONG = "wrong"
+Case = tuple[int, str, str]
+"""A seed, a recipe and a profile."""
 
 
 def diagnosed(seed: int, recipe: str, profile: str, first: int, every: int) -> Iterator[tuple[Mutant, str, str]]:
@@ -65,23 +70,43 @@ def _alike(case: Trial, one: Mutant, other: Mutant) -> bool:
     return case.times(a, b) <= TIMES
 
 
+def _counted(every: int, number: int, case: Case) -> tuple[Counter[str], list[str]]:
+    """How the mutants of a case were named, and a line for each wrong name."""
+    count: Counter[str] = Counter()
+    wrong = []
+    for mutant, how, names in diagnosed(*case, number, every):
+        count[how] += 1
+        if how == WRONG:
+            wrong.append(f"seed {' '.join(map(str, case))} {mutant.way}: {mutant.name} was called {names}\n")
+    return count, wrong
+
+
+def _print(found: Iterator[tuple[Counter[str], list[str]]], cases: int, total: Counter[str]) -> None:
+    """Print wrong names as they are found, and add to the counts."""
+    for number, (count, wrong) in enumerate(found, 1):
+        total.update(count)
+        sys.stdout.writelines(wrong)
+        sys.stdout.flush()
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\rcase {number} of {cases}, {total.total()} mutants diagnosed ")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Count the names; 1 where one is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="how many (default: 1)")
     parser.add_argument("--first-seed", type=int, default=SEED, metavar="N", help=f"of the numbers (default: {SEED})")
     parser.add_argument("--every", type=int, default=20, metavar="N", help="one of so many mutants (default: 20)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default: 1)")
     args = parser.parse_args(arguments)
     count: Counter[str] = Counter()
     cases = [(s + args.first_seed, r, p) for s in range(args.seeds) for r in RECIPES for p in PROFILES]
-    for number, case in enumerate(cases):
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\rcase {number + 1} of {len(cases)}, {count.total()} mutants diagnosed ")
-        for mutant, how, names in diagnosed(*case, number, args.every):
-            count[how] += 1
-            if how == WRONG:
-                sys.stdout.write(f"seed {' '.join(map(str, case))} {mutant.way}: {mutant.name} was called {names}\n")
-                sys.stdout.flush()
+    work = partial(_counted, args.every)
+    if args.jobs == 1:
+        _print(map(work, range(len(cases)), cases), len(cases), count)
+    else:
+        with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+            _print(pool.map(work, range(len(cases)), cases), len(cases), count)
     named = ", ".join(f"{n} {how}" for how, n in count.most_common())
     sys.stdout.write(f"{count.total()} mutants diagnosed: {named}; {count[WRONG]} had a wrong name\n")
     return 1 if count[WRONG] else 0
