@@ -10,7 +10,7 @@ from itertools import combinations
 
 import numpy as np
 
-from refdiff.oracle.budget.statistics import RowBudget, over, root_mean_square
+from refdiff.oracle.budget.statistics import RowBudget
 from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, equal, output, output_with
 from refdiff.oracle.deviations.listed import probes, smaller
 from refdiff.oracle.deviations.tiles import ONLINE
@@ -24,7 +24,6 @@ from refdiff.oracle.diagnosis.targets import (
     Target,
     explained,
     few_rows_exclude,
-    is_wrong,
     judgement,
     quick_residual,
     row_budget,
@@ -149,19 +148,6 @@ def _misses(target: Target, wrong: Numpy | None) -> bool:
     return bool(now[at] > THRESHOLDS.near and change[at] <= 1.0)
 
 
-def _is_nearer_the_truth(target: Target, wrong: Numpy | None) -> bool:
-    """Whether a wrong output is further from that of deviations than from the truth, rows by their budgets.
-
-    It would fit where the deviations round so coarsely that much fits, which says nothing.
-    """
-    if wrong is None or wrong.shape != target.expected.shape or target.right:
-        return False
-    known = target.compared & np.isfinite(wrong)
-    errors = (np.where(known, target.actual, 0.0) - np.where(known, x, 0.0) for x in (target.expected, wrong))
-    before, now = (over(root_mean_square(e), target.rows) for e in errors)
-    return is_wrong(before) and bool(np.linalg.norm(now) > np.linalg.norm(before))
-
-
 def _scored(spec: Spec, parts: Parts, sets: Iterable[Set], left: set[str]) -> Iterator[Candidate]:
     """Every set with its quick residual."""
     for some in sets:
@@ -191,6 +177,8 @@ def _ranked(
     fitting = sorted((c for c in final if c.fits), key=lambda c: c.residual)
     if nearly_right:
         fitting = keep_indicated(spec, fitting, evidence, parts)
+    else:  # what the truth would fit as well explains no error: it changes nothing, or its roundings hide all else
+        fitting = [c for c in fitting if not all(j.truth_fits for j in evidence[c.deviations][1])]
     fitting = [c for c in fitting if c.residual <= THRESHOLDS.as_good * fitting[0].residual]
     fitting = merge_equivalent(spec, fitting, evidence, kind_of(parts.whole[0].inputs))
     fitting = drop_dominated(fitting, evidence, parts)
@@ -218,9 +206,9 @@ def _judged(spec: Spec, parts: Parts, candidate: Candidate, evidence: Evidence, 
     for targets in parts.stages(parts.which(candidate.deviations)):
         problems = [deviated(spec, t.inputs, candidate.deviations) for t in targets]
         outs = [None if p is None else output(p) for p in problems]
-        if any(_misses(t, x) or _is_nearer_the_truth(t, x) for x, t in zip(outs, targets, strict=True)):
+        if any(_misses(t, x) for x, t in zip(outs, targets, strict=True)):
             return candidate
-        if targets is parts.whole and _excluded(spec, parts, candidate.deviations, outs):
+        if parts.are_parts and targets is parts.whole and _excluded(spec, targets, candidate.deviations, outs):
             return candidate
         residual, kept = 0.0, []
         for problem, out, target in zip(problems, outs, targets, strict=True):
@@ -245,12 +233,12 @@ def _judgement(problem: Problem, out: Numpy | None, target: Target, known: Known
     return one
 
 
-def _excluded(spec: Spec, parts: Parts, some: Set, outs: list[Numpy | None]) -> bool:
-    """Whether deviations change nothing in outputs that are wrong, or a few rows of a large one exclude them."""
-    if all(equal(x, t.expected) for x, t in zip(outs, parts.whole, strict=True)):
+def _excluded(spec: Spec, targets: tuple[Target, ...], some: Set, outs: list[Numpy | None]) -> bool:
+    """Whether deviations change nothing at all in large targets, which are wrong, or a few rows of one exclude them."""
+    if all(equal(x, t.expected) for x, t in zip(outs, targets, strict=True)):
         return True
     kernel = partial(deviated, spec, deviations=some)
-    return any(few_rows_exclude(t, kernel, x) for x, t in zip(outs, parts.whole, strict=True))
+    return any(few_rows_exclude(t, kernel, x) for x, t in zip(outs, targets, strict=True))
 
 
 def merge_equivalent(spec: Spec, fitting: list[Candidate], evidence: Evidence, kind: str) -> list[Candidate]:

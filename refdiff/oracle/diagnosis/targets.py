@@ -198,7 +198,7 @@ class Judgement:
     """An output held against that of a kernel with certain deviations.
 
     wrong: what they compute. rows: what such a kernel may be off by in each row; runs: what several orders of it give.
-    furthest: the error of the row that is furthest off, in its budget.
+    furthest: the error of the row that is furthest off, in its budget. truth_fits: whether the truth would pass too.
     """
 
     fits: bool
@@ -207,6 +207,7 @@ class Judgement:
     rows: Numpy
     runs: tuple[Numpy, ...]
     furthest: float = 0.0
+    truth_fits: bool = False
 
 
 def row_budget(wrong: Numpy, runs: Sequence[Numpy], target: Target) -> RowBudget:
@@ -245,7 +246,10 @@ def _judgement(wrong: Numpy, runs: tuple[Numpy, ...], target: Target) -> Judgeme
     verdict = judge_rows("out", target.actual, allowed, target.limits)
     values = {s.name: s.value for s in verdict.statistics}
     residual = max(values["bulk"], _of_all_rows(verdict.statistics) if target.of_all_rows else 0.0)
-    return Judgement(verdict.status != "fail", residual, wrong, allowed.rows, runs, values["row"])
+    fits = verdict.status != "fail"
+    is_of_truth = fits and target.expected.shape == wrong.shape
+    truth_fits = is_of_truth and judge_rows("out", target.expected, allowed).status != "fail"
+    return Judgement(fits, residual, wrong, allowed.rows, runs, values["row"], truth_fits)
 
 
 def judged(problem: Problem | None, target: Target) -> tuple[bool, float]:
