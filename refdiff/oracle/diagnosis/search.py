@@ -177,13 +177,19 @@ def _ranked(
     fitting = sorted((c for c in final if c.fits), key=lambda c: c.residual)
     if nearly_right:
         fitting = keep_indicated(spec, fitting, evidence, parts)
-    else:  # what the truth would fit as well explains no error: it changes nothing, or its roundings hide all else
-        fitting = [c for c in fitting if not all(j.truth_fits for j in evidence[c.deviations][1])]
+    else:
+        fitting = [c for c in fitting if not _says_nothing(c, evidence)]
     fitting = [c for c in fitting if c.residual <= THRESHOLDS.as_good * fitting[0].residual]
     fitting = merge_equivalent(spec, fitting, evidence, kind_of(parts.whole[0].inputs))
     fitting = drop_dominated(fitting, evidence, parts)
     seen = {c.deviations for c in final}
     return [*fitting, *(c for c in final if not c.fits), *(c for c in scored if c.deviations not in seen)]
+
+
+def _says_nothing(candidate: Candidate, evidence: Evidence) -> bool:
+    """Whether the truth would fit as well and the output is not near: no change, or roundings that hide any."""
+    truth_fits = all(j.truth_fits for j in evidence[candidate.deviations][1])
+    return truth_fits and candidate.explains < THRESHOLDS.explained
 
 
 def quick_candidate(spec: Spec, targets: tuple[Target, ...], some: Set, near: float = math.inf) -> Candidate | None:
