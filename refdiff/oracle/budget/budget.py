@@ -203,6 +203,19 @@ def sigmoid_error(logits: Numpy, dlambda: Numpy, recipe: Recipe) -> Numpy:
     return np.asarray(np.abs(np.moveaxis(dlambda, 1, 2) * (1 - 2 * sigma)) * sigma * unit)
 
 
+def exponential_error(q: Numpy, k: Numpy, gradient: Numpy) -> Numpy:
+    """Bound the error of the gradient of λ's vectors that comes from the sum in their exponential.
+
+    Equation:
+        ∂L/∂q = g exp(⟨q, k⟩) k; if ⟨q, k⟩ is off by δ, that is off by |∂L/∂q| δ, with δ that of a sum in float32
+
+    Shapes:
+        q, k, gradient (d,) or (h, d)
+    """
+    off = error_of_sums(q.shape[-1]) * np.sqrt(np.sum((q * k) ** 2, axis=-1, keepdims=True))
+    return np.asarray(THRESHOLDS.sum_members * off * np.abs(gradient))
+
+
 NARROW = ("bfloat16", "float16")
 BY_ROWS = {
     "out": "b h t",
@@ -345,7 +358,7 @@ def budget(
     Equation:
         E_r = max over members of rms(member − truth) in row r, at least 0.29 u rms(truth); in a gradient more by the
         standard deviation over members. For a sum of terms 3 u ‖terms‖₂ + 2 ulp, or 3 times a member's largest error;
-        for the gradient of λ's logits more by `sigmoid_error`
+        for the gradients of λ's logits and vectors more by `sigmoid_error` and `exponential_error`
 
     Args:
         spec: as in `truth`.
@@ -388,6 +401,10 @@ def budget(
         y, allowed = sums["dlambda_logits"]
         off = sigmoid_error(exact["lambda_logits"], right.grads["lambda_full"], recipe)
         sums["dlambda_logits"] = (y, allowed + off)
+    for q, k in (VECTORS[:2], VECTORS[2:]):
+        for name in {f"d{q}", f"d{k}"} & sums.keys():
+            y, allowed = sums[name]
+            sums[name] = (y, allowed + exponential_error(exact[q], exact[k], y))
     return Budget(spec, exact, recipe, members, tensors, sums)
 
 

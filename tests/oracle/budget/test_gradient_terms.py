@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from refdiff.backends import ops_for
+from refdiff.oracle import Spec, cases
 from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.truth import truth
@@ -44,6 +45,18 @@ def test_a_gradient_through_the_sigmoid_of_lambda(storage: str) -> None:
     assert allowed.judge({"dlambda_logits": mine}).status == "pass"
     for wrong in (-mine, round_to(of_lambda * stored, storage), mine * (1.001 if storage == "float32" else 2)):
         assert allowed.judge({"dlambda_logits": wrong}).status == "fail"
+
+
+def test_a_gradient_through_the_exponential_of_a_sum() -> None:
+    """λ's exponent added one float32 after another: its error, here of twice the size, is that of λ's vectors."""
+    spec = Spec.preset("hf_diffllama", query_heads=8, key_heads=2, head_dim=64, layer=1, rope="none")
+    case = cases("serving", 1, spec=spec, dtype="float32")[3]
+    allowed = budget(spec, case.inputs, "float32", dout=case.dout)
+    terms = np.asarray(case.inputs["lambda_q2"]) * np.asarray(case.inputs["lambda_k2"])
+    off = float(np.cumsum(terms)[-1]) - float(np.sum(terms, dtype=np.float64))
+    mine = {name: allowed.expected[name] * np.exp(2 * off) for name in ("dlambda_q2", "dlambda_k2")}
+    assert allowed.judge(mine).status == "pass"
+    assert allowed.judge({name: y * (1 + 1e-4) for name, y in mine.items()}).status == "fail"
 
 
 @pytest.mark.parametrize("storage", ["float32", "float16", "bfloat16"])
