@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.oracle.budget.budget import Budget
-from refdiff.oracle.budget.statistics import root_mean_square
+from refdiff.oracle.budget.statistics import LIMITS, root_mean_square
 from refdiff.oracle.deviations.deviation import Deviation, deviated, ops_with
 from refdiff.oracle.deviations.listed import deviations
 from refdiff.oracle.diagnosis.ranking import Candidate
@@ -46,7 +46,8 @@ def diagnose_gradients(
     """Say of which deviations the gradients named `wrong` are, first of that which most of them have.
 
     Only deviations that have a backward of their own are tried: other choices of the spec, inputs that are misread, and
-    mistakes in derivatives. Of those that fit, those are named that leave the other gradients right, if any does.
+    mistakes in derivatives. Of those that fit, those are named that leave the other gradients right, if any does; no
+    sum, whose few numbers are near by chance, is named by one that does not.
     """
     names = [n for n in known[0].expected if n.startswith("d") and all(n in one for one in given)]
     targets = {
@@ -59,14 +60,17 @@ def diagnose_gradients(
     for deviation in _with_a_backward(spec, known):
         found = [_gradients(b, dout, deviation) for b, dout in zip(known, douts, strict=True)]
         off = {name: _off(some, [g.get(name) for g in found]) for name, some in targets.items()}
+        if any(off[n] > THRESHOLDS.as_good * max(1.0, by_truth[n]) for n in names if n not in wrong):
+            elsewhere.add(deviation)
         near[deviation] = {
-            n: off[n] for n in wrong if off[n] < min(THRESHOLDS.near_gradient, by_truth[n] / THRESHOLDS.as_good)
+            n: off[n]
+            for n in wrong
+            if off[n] < min(THRESHOLDS.near_gradient, by_truth[n] / THRESHOLDS.as_good)
+            and not (deviation in elsewhere and n in known[0].sums)
         }
         shares[deviation] = {
             n: min(explained(t, g.get(n)) for t, g in zip(targets[n], found, strict=True)) for n in near[deviation]
         }
-        if any(off[n] > THRESHOLDS.as_good * max(1.0, by_truth[n]) for n in names if n not in wrong):
-            elsewhere.add(deviation)
     left = list(wrong)
     while left:
         of_each = {d: [n for n in left if n in some] for d, some in near.items()}
@@ -181,12 +185,12 @@ def _gradients(known: Budget, dout: Any, deviation: Deviation | None = None) -> 
 
 
 def gradient_target(known: Budget, name: str, actual: Any) -> Target:
-    """A gradient as what is to be explained; a sum of many terms, which has no rows, as one row."""
+    """A gradient as what is to be explained; a sum of many terms as one row, whose limit is what it may be off by."""
     x = np.atleast_1d(output(actual, name).astype(np.float64))
     if name in known.tensors:
         return Target(known.inputs, x, known.expected[name], known.rows[name], known.recipe)
     expected, allowed = (np.atleast_1d(y) for y in known.sums[name])
-    return Target(known.inputs, x, expected, root_mean_square(allowed), known.recipe)
+    return Target(known.inputs, x, expected, root_mean_square(allowed) / LIMITS.row, known.recipe)
 
 
 def _factor(targets: Sequence[Target]) -> float | None:

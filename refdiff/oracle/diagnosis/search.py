@@ -111,7 +111,7 @@ def search(
             closest += single
         if fitting := [c for c in found if c.fits]:
             hidden = unobservable(spec, parts, fitting[0].deviations, in_pairs, evidence) if len(fitting) == 1 else []
-            note = f"beside it these inputs could not show {len(hidden)} more: {', '.join(hidden)}"
+            note = f"these inputs could not show whether {len(hidden)} others are there too: {', '.join(hidden)}"
             return fitting, closest, (note,) if hidden else ()
     if nearly_right:
         return [], closest, (NEARLY_RIGHT,)

@@ -322,7 +322,7 @@ def test_what_may_be_there_beside_a_name_is_said() -> None:
         found = ask("hf_diffllama", "bfloat16", *names)
         assert found.name == one
         (note,) = found.notes
-        assert note.startswith("beside it these inputs could not show ")
+        assert note.startswith("these inputs could not show whether ")
         assert other in note
         assert "layer_norm" not in note
 

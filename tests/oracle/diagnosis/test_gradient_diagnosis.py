@@ -58,6 +58,17 @@ def test_gradients_of_another_spec(changes: dict[str, Any], name: str, dtype: st
     assert found.notes[len(failed)].startswith(f"{', '.join(failed[:-1])} and {failed[-1]} are those of {name}")
 
 
+@pytest.mark.parametrize("factor", [1.07, 1.3])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_gradient_of_lambda_alone_has_no_name_of_what_changes_others(factor: float, seed: int) -> None:
+    """A sum is one number: what is near it by chance would show in dq, dk and dv, which are right."""
+    spec = SPEC.replace(rope="none", head_dim=16)
+    case = cases("natural", seed, spec=spec, dtype="bfloat16")[1]
+    right = gradients(case)
+    wrong = {n: round_to(y * factor, "bfloat16") if n.startswith("dlambda") else y for n, y in right.items()}
+    assert asked(case, wrong).name is None
+
+
 def mistaken(case: Case, mistake: Mistake) -> dict[str, np.ndarray]:
     """What a kernel gives whose derivative has a mistake, in an order that no budget is made of."""
     recipe = Recipe.of(case.dtype)
