@@ -69,7 +69,7 @@ PROFILES: dict[str, tuple[str, tuple[Structure, ...]]] = {
     "modules": (  # what an ordinary module is called with: as many keys as queries, no mask, no cache
         "discriminating",
         (
-            *(Structure(1, 64, 64), Structure(1, 128, 128), Structure(1, 144, 144), Structure(5, 16, 16)),
+            *(Structure(1, 64, 64), Structure(1, 128, 128), Structure(1, 129, 129), Structure(5, 16, 16)),
             *(
                 Structure(2, 11, 11, hidden=0),
                 Structure(1, 3, 14, hidden=0),
@@ -79,7 +79,7 @@ PROFILES: dict[str, tuple[str, tuple[Structure, ...]]] = {
     "tiles": (
         "tiles",
         (
-            *(Structure(1, 65, 65), Structure(1, 67, 129)),  # a prompt, and the rest of one
+            *(Structure(1, 65, 65), Structure(1, 129, 203)),  # a prompt, and the rest of one
             *(Structure(1, 1, 257), Structure(2, 1, 128), Structure(2, 3, 63)),  # decode
             Structure(1, 4, 131, bias=True),
             Structure(1, 4, 127, hole=31),
@@ -160,7 +160,7 @@ def cases(
             tiny_values, on which ε is seen; extreme, large scores, ties and sinks; degenerate, lengths of 0 and 1, rows
             that see nothing; layout, packed, padded and paged; serving, decoding and chunks with pages; tiles, numbers
             of keys on and beside multiples of 64, up to 769, with masks, bias, positions and windows that end there;
-            lambda, λ below 0 and above 3; modules, as many keys as queries, up to 144. A window is the spec's, or a
+            lambda, λ below 0 and above 3; modules, as many keys as queries, up to 129. A window is the spec's, or a
             mask where it has none.
         seed: the same seed gives the same numbers.
         spec: yours; or a preset's name, of which there are small dimensions with grouped queries, in layer 2. A kernel

@@ -40,6 +40,7 @@ more_than_257_keys = _wrong(lambda s, x: _sizes(x)[2] > 257)
 batches_of_four = _wrong(lambda s, x: _sizes(x)[0] > 3)
 wide_heads_from_32_queries_on = _wrong(lambda s, x: s.head_dim >= 64 and _sizes(x)[1] >= 32)
 decoding_from_300_keys_on = _wrong(lambda s, x: _sizes(x)[1] == 1 and _sizes(x)[2] > 300)
+last_row_of_a_tile_of_its_own = _wrong(lambda s, x: _sizes(x)[1] > 1 and _sizes(x)[1] % 128 == 1)
 heads_of_96 = _wrong(lambda s, x: s.head_dim == 96)
 left_padded_queries = _wrong(
     lambda s, x: "key_mask" in x and _sizes(x)[1] == _sizes(x)[2] and not np.all(x["key_mask"][:, 0])
@@ -92,6 +93,34 @@ def loses_key_256(spec: Spec, inputs: Inputs) -> Any:
     return right(spec, {**inputs, "mask": (np.arange(S) != 256)[None, None, None]})
 
 
+def _hidden(inputs: Inputs, tile: int, keys: Callable[[Any, Any, int], Any]) -> Inputs:
+    """Dense inputs with a mask, so that each tile of queries sees the first `keys(start, end, S)` keys alone.
+
+    `start` and `end` are what a causal loop over tiles of keys knows: the own key of the tile's first query, and the
+    first key that no query of the tile sees.
+    """
+    _, T, S = _sizes(inputs)
+    first = np.arange(T) // tile * tile
+    start, end = first + S - T, np.minimum(T, first + tile) + S - T
+    see = np.arange(S) < keys(start, end, S)[:, None]
+    return {**inputs, "mask": see & inputs["mask"] if "mask" in inputs else see[None, None]}
+
+
+def _is_dense(inputs: Inputs) -> bool:
+    return 0 not in _sizes(inputs) and "cu_seqlens_q" not in inputs
+
+
+def last_causal_tile_rounded_down(spec: Spec, inputs: Inputs) -> Any:
+    """Tiles of 128: the loop over keys ends at the last whole tile, where keys follow that no query of its tile sees."""
+    if not _is_dense(inputs):
+        return right(spec, inputs)
+
+    def whole_tiles(start: Any, end: Any, S: int) -> Any:
+        return np.where((end < S) & (end >= 128), end // 128 * 128, end)
+
+    return right(spec, _hidden(inputs, 128, whole_tiles))
+
+
 def full_last_page_short_of_a_key(spec: Spec, inputs: Inputs) -> Any:
     """Decodes without the last key of a sequence that fills its last page."""
     if "k_pages" not in inputs or "cu_seqlens_q" in inputs or inputs["q"].shape[2] != 1:
@@ -126,6 +155,21 @@ def gradients_of_nothing(spec: Spec, inputs: Inputs, dout: Any = None) -> Any:
         return right(spec, inputs)
     dout[...] = 0
     return _gradients(spec, inputs, dout)
+
+
+def gradients_without_the_last_causal_tile(spec: Spec, inputs: Inputs, dout: Any = None) -> Any:
+    """Tiles of 32: the backward pass skips a tile of keys that fewer than 16 queries of a whole tile see."""
+    if not _is_dense(inputs):
+        return NotImplemented
+    if dout is None:
+        return right(spec, inputs)
+
+    def without_the_last(start: Any, end: Any, S: int) -> Any:
+        last = end // 32 * 32
+        return np.where((last > 0) & (last > start + 16), last, end)
+
+    found, wrong = (_gradients(spec, x, dout) for x in (inputs, _hidden(inputs, 32, without_the_last)))
+    return {**found, **{name: wrong[name] for name in ("dq", "dk", "dv")}}
 
 
 def gradients_left_out(spec: Spec, inputs: Inputs, dout: Any = None) -> Any:
