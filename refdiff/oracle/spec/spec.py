@@ -40,10 +40,12 @@ class Spec:
     GroupNorm of h groups, for each token, is a "layer" norm over a "head" with both; of one group, over "all_heads".
     out_scale: what is multiplied after the norm. gate: the function of `gate_logits` that then multiplies each number.
     scale: what Q Kᵀ is multiplied by; None is 1/√d. softcap: c in c tanh(z / c), or None. sinks: whether each query
-    head has a learned score of no key, so that A = e^z / (e^sink + Σ e^z); it counts in the log-sum-exp too.
+    head has a learned score of no key, so that A = e^z / (e^sink + Σ e^z); it counts in the log-sum-exp too, which is
+    the sink itself where a query sees no key.
     causal: whether the triangle is aligned with the last query and key, or with the first; window: how many keys a
     query sees, itself among them, or None for all.
-    masked_rows: what a row of a map is that sees no key. lse_base: of the logarithm in lse1 and lse2, or lse.
+    masked_rows: what a row of a map is that sees no key; without sinks its log-sum-exp is −∞, whatever this says.
+    lse_base: of the logarithm in lse1 and lse2, or lse.
     padded_queries: whether queries that `key_mask` calls padding, as the last T of the S keys, are "computed" like all
     others, or may be "any"thing: kernels that unpad write zeros, or nothing. Their rows are then not judged.
 

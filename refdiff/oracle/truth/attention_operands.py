@@ -214,14 +214,14 @@ class AttentionOperands:
 
 
 def attention_operands(spec: Spec, inputs: Inputs, ops: Ops) -> AttentionOperands:
-    """Return the arguments of `diff_attention` for dense core inputs, S being 1 or more."""
+    """Return the arguments of `diff_attention` for dense core inputs, S being 1 or more, or 0 with sinks."""
     q, k = rotated(spec, inputs, ops)
     see = attention_mask(spec, inputs)
     v = zero_unseen(joined(spec, inputs["v"], ops), see)
     w = head_indices(spec)
     q = q * query_factor(spec)
     q1, q2, k1, k2, v = q[:, w.q1], q[:, w.q2], k[:, w.k1], k[:, w.k2], v[:, w.v]
-    if (cap := spec.softcap) is not None:
+    if (cap := spec.softcap) is not None and k.shape[2]:  # a sink has no cap
         product = own(ops, "raw_scores")
         (q1, k1), (q2, k2) = (limited(a, b, lambda z: cap * np.tanh(z / cap), product) for a, b in ((q1, k1), (q2, k2)))
     bias, (mask, causal) = finite_bias(inputs), layer_mask(spec, inputs)

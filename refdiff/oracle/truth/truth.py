@@ -29,10 +29,10 @@ FIELDS = ("out", "lse", "lse1", "lse2", "lambda_full", "diff")
 class Result:
     """What `truth` computed, all float64; None where it was not wanted.
 
-    out (B, h, T, e), of a layer (B, T, D). lse1, lse2 (B, h, T): log Σ exp of each map's scores, −∞ in a row that sees
-    nothing, to the base of the spec; lse that of plain attention, in their place. lambda_full () or (B, h, T).
-    diff (B, h, T, e): the heads before the norm. grads: for each input that has one, by its name, an array of its
-    shape; and `lambda_full`.
+    out (B, h, T, e), of a layer (B, T, D). lse1, lse2 (B, h, T): log Σ exp of each map's scores, to the base of the
+    spec, in a row that sees nothing the sink or −∞; lse that of plain attention, in their place. lambda_full () or
+    (B, h, T). diff (B, h, T, e): the heads before the norm. grads: for each input that has one, by its name, an array
+    of its shape; and `lambda_full`.
     """
 
     out: Numpy | None = None
@@ -112,7 +112,7 @@ def _inner(spec: Spec, core: Inputs, want: Sequence[str], ops: Ops) -> dict[str,
     for part in sequences(core):
         if not sums and "diff" not in found:
             break
-        if part.is_empty:
+        if part.is_empty and not spec.sinks:  # a sink is a key of its own
             continue
         s = attention_operands(spec, part.inputs, ops)
         if "diff" in found:

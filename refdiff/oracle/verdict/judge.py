@@ -261,7 +261,7 @@ def other_sums(spec: Spec, core: Inputs, name: str) -> dict[str, Numpy]:
     """What `lse1`, `lse2` or `lse` would be under other conventions, by the words that say which.
 
     Shapes:
-        each (B, h, T), −∞ in a row that sees nothing
+        each (B, h, T), −∞ in a row that sees nothing, not even a sink
     """
     B, _, T, _ = core["q"].shape
     scale = spec.scale if spec.scale is not None else 1 / math.sqrt(spec.head_dim)
@@ -279,7 +279,7 @@ def other_sums(spec: Spec, core: Inputs, name: str) -> dict[str, Numpy]:
         found["it leaves the sink out"] = (1.0, right, "keys")
     sums = {text: np.full((B, spec.heads, T), -math.inf) for text in found}
     for part in sequences(core):
-        if part.is_empty:
+        if part.is_empty and not spec.sinks:
             continue
         z = scores(attention_operands(spec, part.inputs, ops_for()), spec.lse_names.index(name) + 1)
         some = np.any(attention_mask(spec, part.inputs), axis=-1) | spec.sinks
