@@ -285,6 +285,7 @@ class Budget:
         for name in given:
             if name not in self.names:
                 hint = "; gradients need dout=" if name.startswith("d") and len(self.tensors) == 1 else ""
+                hint = " (bias has no gradient here; leave it out)" if name == "dbias" else hint
                 raise ValueError(f"{name!r} cannot be judged{hint}: there are {', '.join(self.names)}")
         with np.errstate(over="ignore", invalid="ignore"):
             arrays = {name: output(x, name) for name, x in given.items()}

@@ -55,8 +55,8 @@ gate_logits, and may be packed, but not paged:
 
 The result, which a file for `refdiff check` holds beside them: out (B, h, T, e), of a layer (B, T, D); lse1, lse2
 (B, h, T), of plain attention lse; lambda_full () or (B, h, T). With dout, of the shape of out: the gradient of each
-input under d and its name, such as dq or dlambda_q1, of that input's shape, and dlambda_full, which is (h,) where each
-head has one λ.
+input of floats but bias under d and its name, such as dq or dlambda_q1, of that input's shape, and dlambda_full, which
+is (h,) where each head has one λ.
 """
 
 from __future__ import annotations

@@ -73,6 +73,7 @@ def test_what_legal_kernels_themselves_cannot_tell_is_inconclusive() -> None:
     [
         ({}, "nothing to judge"),
         ({"dq": np.ones(3)}, r"'dq' cannot be judged; gradients need dout="),
+        ({"dbias": np.ones(3)}, r"'dbias' cannot be judged \(bias has no gradient here; leave it out\): there are out"),
         ({"outt": np.ones(3)}, "'outt' cannot be judged: there are out, lse1"),
         (np.ones((2, 5, 6, 12)), "heads and tokens are swapped"),
     ],
