@@ -8,9 +8,9 @@ output, or a mapping with any of out, lse1, lse2 (of plain attention out, lse); 
 inputs, dout=None)` is given the output's gradient too; where that is not None it returns the gradient of every input
 of floats but `bias` beside, as dq, dk, dv, dlambda_q1, …; one that leaves some out fails. It
 returns `NotImplemented` for inputs that it does not serve: such a test is skipped, and a run in which more than half
-are declined fails. The first case that fails is told with the lines that make it again, and if it is small, with what
-`diagnose` answers of its output, or of its gradients. Where the kernel raises, its own last line is told; `python` with
-the lines of the case has the rest.
+are declined fails. The first case that fails is told with the lines that make it again, and with what `diagnose`
+answers of its output, or of its gradients. If it is too large for that, the first smaller one that fails is told too.
+Where the kernel raises, its own last line is told; `python` with the lines of the case has the rest.
 
     REFDIFF_KERNEL     package.module:function
     REFDIFF_SPEC       hf_diffllama, ms_v1, ms_v1_naive, timm, phi4flash, motif, diff_v2, gda, motif3 or
@@ -61,9 +61,10 @@ from refdiff.oracle.suite.outcome import (
     against_itself,
     against_truth,
     check_kernel,
-    first_failure,
     in_words,
     kernel_of,
+    report,
+    report_title,
 )
 from refdiff.oracle.suite.relations import RELATIONS, same_gradients_twice, same_twice
 
@@ -222,10 +223,10 @@ def _tell(outcome: Outcome) -> None:
 def test_against_the_truth(case: Case, outcomes: Callable[[str], Outcome], request: pytest.FixtureRequest) -> None:
     """Output, log-sum-exps and gradients, whichever the kernel gives, by the budget of the recipe."""
     outcome = outcomes(request.node.nodeid)
-    is_first = not any(before.status == "fail" for _, before in _outcomes)
+    title = report_title(case, outcome, _outcomes)
     _outcomes.append((case, outcome))
-    if outcome.status == "fail" and is_first:
-        more = first_failure(case, _spec_text(os.environ), _recipe(os.environ), outcome)
+    if title:
+        more = report(case, _spec_text(os.environ), _recipe(os.environ), outcome, title)
         outcome = replace(outcome, text=f"{outcome.text}\n{more}")
     _tell(outcome)
 

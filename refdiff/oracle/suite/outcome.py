@@ -6,7 +6,7 @@ import importlib
 import sys
 import sysconfig
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -210,7 +210,26 @@ def is_small(case: Case) -> bool:
     return sum(x.size for x in case.inputs.values()) <= SMALL
 
 
-def first_failure(case: Case, spec: str, recipe: Recipe, found: Outcome | None = None) -> str:
+def is_diagnosable(case: Case, found: Outcome) -> bool:
+    """Whether a diagnosis of what a kernel gave for a case takes seconds."""
+    return found.wrong is not None and is_small(case)
+
+
+def report_title(case: Case, found: Outcome, before: Iterable[tuple[Case, Outcome]]) -> str:
+    """Return what a failed case is called in its report, or "" where it has none.
+
+    The first case that fails has a report, and the first with a diagnosis.
+    """
+    failed = [(other, outcome) for other, outcome in before if outcome.status == "fail"]
+    if found.status == "fail" and not failed:
+        return "The first case that fails"
+    is_first = is_diagnosable(case, found) and not any(is_diagnosable(*one) for one in failed)
+    return "The first failing case that is small enough for a diagnosis" if is_first else ""
+
+
+def report(
+    case: Case, spec: str, recipe: Recipe, found: Outcome | None = None, title: str = "The first case that fails"
+) -> str:
     """Return the lines of Python that make the case again, and what `diagnose` answers, with one deviation at a time.
 
     Args:
@@ -220,7 +239,7 @@ def first_failure(case: Case, spec: str, recipe: Recipe, found: Outcome | None =
     """
     other = case.name.endswith(f"-d{case.spec.head_dim}")
     lines = (
-        "The first case that fails; to have it in Python:",
+        f"{title}; to have it in Python:",
         "  from refdiff import oracle",
         "  from refdiff.oracle.conformance import spec_of",
         f"  spec = spec_of({spec!r})" + (f".replace(head_dim={case.spec.head_dim})" if other else ""),

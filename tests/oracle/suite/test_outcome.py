@@ -18,8 +18,9 @@ from refdiff.oracle.suite.outcome import (
     against_itself,
     against_truth,
     check_kernel,
-    first_failure,
     in_words,
+    report,
+    report_title,
 )
 from refdiff.oracle.suite.relations import same_twice
 from tests.layers.inputs import says as raises
@@ -91,7 +92,7 @@ def test_wrong_gradients_are_diagnosed_as_outputs_are() -> None:
     case = cases("discriminating", 3, spec=small_spec("hf_diffllama"))[1]
     found = against_truth(f"{USER}:unmasked_in_the_backward", RECIPE, case)
     assert found.status == "fail"
-    lines = first_failure(case, "hf_diffllama", RECIPE, found).splitlines()
+    lines = report(case, "hf_diffllama", RECIPE, found).splitlines()
     assert "unique: saved_sums_used_without_a_mask" in lines, lines
 
 
@@ -108,7 +109,7 @@ def test_the_lines_make_the_very_case(spec: str) -> None:
     assert {case.spec.head_dim for case in found} == ({8} if "{" in spec else {16, 64, 96, 128})
     assert large.structure.keys == 4096
     for case in (*found, large):
-        program = first_failure(case, spec, Recipe.of("float16")).splitlines()
+        program = report(case, spec, Recipe.of("float16")).splitlines()
         names: dict[str, Any] = {}
         exec("\n".join(line.strip() for line in program[1:]), names)
         again: Case = names["case"]
@@ -123,12 +124,27 @@ def _failed(out: Any) -> Outcome:
 
 def test_the_mistake_has_its_name() -> None:
     case = cases("discriminating", spec=SPEC)[1]
-    lines = first_failure(case, "hf_diffllama", RECIPE, _failed(wrong_rope(SPEC, case.inputs))).splitlines()
+    lines = report(case, "hf_diffllama", RECIPE, _failed(wrong_rope(SPEC, case.inputs))).splitlines()
     assert lines[5:7] == [
         "diagnosis, one deviation at a time (oracle.diagnose tries pairs too):",
         "unique: the_other_pairs_turn",
     ]
     assert 7 < len(lines) <= 6 + LINES
+
+
+def test_a_case_too_large_for_a_diagnosis_leaves_it_to_the_first_that_is_not() -> None:
+    wide = SPEC.replace(head_dim=64)
+    large, other = (cases("modules", spec=wide, queries=n)[0] for n in (129, 130))
+    failed, raised = _failed(np.zeros(1)), Outcome("fail")
+    assert "diagnosis: not run (inputs too large)" in report(large, "hf_diffllama", RECIPE, failed)
+    passed = (CASES[0], Outcome("pass"))
+    run = [passed, (large, failed), (other, failed), (CASES[0], raised), (CASES[1], failed), (CASES[1], failed), passed]
+    said = [report_title(case, outcome, run[:n]) for n, (case, outcome) in enumerate(run)]
+    small = "The first failing case that is small enough for a diagnosis"
+    assert said == ["", "The first case that fails", "", "", small, "", ""]
+    assert report(CASES[1], "hf_diffllama", RECIPE, title=small).startswith(f"{small}; to have it in Python:\n")
+    assert report_title(CASES[0], failed, []) == "The first case that fails"
+    assert not report_title(CASES[1], failed, [(CASES[0], failed)])
 
 
 def test_an_error_comes_back_as_words() -> None:
@@ -157,5 +173,5 @@ def test_the_verdict_stands_where_a_diagnosis_breaks_down(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(diagnosis, "diagnose", broken)
     case = cases("discriminating", spec=SPEC)[1]
-    said = first_failure(case, "hf_diffllama", RECIPE, _failed(np.zeros(1)))
+    said = report(case, "hf_diffllama", RECIPE, _failed(np.zeros(1)))
     assert said.endswith("\ndiagnosis: none (IndexError: index 2 is out of bounds)")

@@ -111,7 +111,7 @@ def _is_dense(inputs: Inputs) -> bool:
 
 
 def last_causal_tile_rounded_down(spec: Spec, inputs: Inputs) -> Any:
-    """Tiles of 128: the loop over keys ends at the last whole tile, where keys follow that no query of its tile sees."""
+    """Tiles of 128: the loop over keys ends at the last whole tile, unless a query of its tile sees the last key."""
     if not _is_dense(inputs):
         return right(spec, inputs)
 
