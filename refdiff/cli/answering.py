@@ -104,30 +104,30 @@ def length_limit(model: Any, given: dict[str, Any], prompt_tokens: int) -> int:
     Raises:
         ValueError: the prompt fills the context and -n is not given, or the prompt is far longer than the context.
     """
-    context, asked = model.config.max_position_embeddings, given.get("max_new_tokens")
+    context, wanted = model.config.max_position_embeddings, given.get("max_new_tokens")
     if prompt_tokens > _FAR_BEYOND * context:
         raise ValueError(
             f"prompt: got {prompt_tokens:,} tokens, expected at most {_FAR_BEYOND * context:,}, {_FAR_BEYOND} times "
             f"the context of {model.source}; shorten it"
         )
     free = context - prompt_tokens
-    if asked:
-        if asked > free:
+    if wanted:
+        if wanted > free:
             warnings.warn(
-                f"-n {asked}: prompt and new tokens go beyond the context of {context} tokens, past which the model "
+                f"-n {wanted}: prompt and new tokens go beyond the context of {context} tokens, past which the model "
                 "was not trained",
                 stacklevel=2,
             )
             warnings.filterwarnings("ignore", "the text is longer than")  # what the model says when it gets there
-        return int(asked)
+        return int(wanted)
     if free < 1:
         raise ValueError(
             f"prompt: got {prompt_tokens} tokens, expected fewer than {context}, the context of {model.source}; "
             "shorten it, or give -n to go beyond the context"
         )
     in_file = model.generation_config.get("max_new_tokens")  # generate refuses what is no number, naming the file
-    usual = in_file if type(in_file) is int and in_file > 0 else 128
-    return int(free if asked == 0 else min(usual, free))
+    default = in_file if type(in_file) is int and in_file > 0 else 128
+    return int(free if wanted == 0 else min(default, free))
 
 
 def finish_reason(model: Any, transcript: Transcript, full: bool, given: dict[str, Any]) -> str:

@@ -204,11 +204,12 @@ def read_weight_map(index: Path) -> dict[str, str]:
     """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: needs the table weight_map, tensor → file name")
+        raise CheckpointError(f"{index}: weight_map: got {show_value(weight_map)}, expected tensor → file name")
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not name.endswith(".safetensors"):
             raise CheckpointError(
-                f"{index}: tensor {show_value(tensor)}: {show_value(name)} is not the name of a safetensors file"
+                f"{index}: weight_map: got {show_value(name)} for {show_value(tensor)}, expected the name of a "
+                "safetensors file"
             )
         check_name(index.parent, name)
     return weight_map

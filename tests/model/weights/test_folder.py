@@ -83,9 +83,9 @@ def test_pickle_instead(tmp_path: Path) -> None:
     [
         (b"{", "not valid JSON"),
         (b'{"weight_map": {"a": "b.safetensors", "a": "b.safetensors"}}', "stands twice"),
-        ({}, "needs the table weight_map"),
-        ({"weight_map": {"w": 1}}, "tensor 'w': 1 is not the name of a safetensors file"),
-        ({"weight_map": {"w": "pytorch_model-00001-of-00002.bin"}}, "is not the name of a safetensors file"),
+        ({}, "weight_map: got None, expected tensor → file name"),
+        ({"weight_map": {"w": 1}}, "weight_map: got 1 for 'w', expected the name of a safetensors file"),
+        ({"weight_map": {"w": "pytorch_model-00001-of-00002.bin"}}, "for 'w', expected the name of a safetensors file"),
         ({"weight_map": {"w": "../a.safetensors"}}, "is not a plain name"),
         ({"weight_map": {"w": "/etc/a.safetensors"}}, "is not a plain name"),
         ({"weight_map": {"w": "gone.safetensors"}}, "1 of 1 files are missing: 'gone.safetensors'"),
