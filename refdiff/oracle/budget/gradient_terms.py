@@ -1,0 +1,184 @@
+"""The terms of gradients that are sums, of which follows what their rounding may amount to."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from refdiff import layers
+from refdiff.backends import Ops, ops_for, overlay
+from refdiff.oracle.inputs import QK_WEIGHTS, VECTORS
+from refdiff.oracle.inputs.sequences import Inputs, sequences
+from refdiff.oracle.rounding import FORMATS
+from refdiff.oracle.rounding.evaluation_order import error_of_sums
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.thresholds import THRESHOLDS
+from refdiff.oracle.truth.attention_operands import (
+    AttentionOperands,
+    lambda_init,
+    log_sum_exp,
+    scores,
+    sum_over_tokens,
+)
+from refdiff.oracle.truth.backward import sum_over_heads
+
+Numpy = np.ndarray[Any, Any]
+
+
+class TermRecorder:
+    """The layers, with an ear for the terms of sums: Σ g ⊙ A₂ V for λ, Σ g ⊙ x̂ for the weight, and those of sinks.
+
+    of_sums: by name, ‖terms‖² of each sum over tokens that is not within a layer, and how many terms it has.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+        self.of_sinks = np.zeros(spec.query_heads)
+        self.of_lambda: list[Numpy] = []
+        self.of_weight: list[Numpy] = []
+        self.of_sums: dict[str, tuple[Numpy, int]] = {}
+
+    def ops(self) -> Ops:
+        """The layers to compute with."""
+        total = self._listen(sum_over_tokens, self._sum)
+        return Ops(**vars(overlay(ops_for(), self._wrap)), sum_over_tokens=total)
+
+    def _wrap(self, name: str, layer: Callable[..., Any]) -> Callable[..., Any]:
+        if name == "diff_attention_vjp":
+            return self._listen(layer, self._attention)
+        return self._listen(layer, self._norm) if name == "rms_norm_vjp" else layer
+
+    def _listen(self, layer: Callable[..., Any], note: Callable[..., None]) -> Callable[..., Any]:
+        @functools.wraps(layer)
+        def call(*args: Any, **options: Any) -> Any:
+            note(*args, **options)
+            return layer(*args, **options)
+
+        return call
+
+    def _attention(self, g: Numpy, *args: Any, **options: Any) -> None:
+        q1, k1, q2, k2, v, lambda_, *see = args
+        second = layers.diff_attention(q1, k1, q2, k2, v, 0 * lambda_, *see, **options) - layers.diff_attention(
+            q1, k1, q2, k2, v, 0 * lambda_ + 1, *see, **options
+        )
+        self.of_lambda.append(np.sum((g * second) ** 2, axis=-1))
+        if self._spec.sinks:
+            mask, bias = see
+            s = AttentionOperands(q1, k1, q2, k2, v, lambda_, bias, mask, mask, **options)
+            self.of_sinks += sum_over_heads(self._spec, _sink_squares(g, s))
+
+    def _sum(self, terms: Numpy, name: str, per_head: bool) -> None:
+        squares = sum_over_tokens(terms**2, name, per_head)
+        before, count = self.of_sums.get(name, (np.zeros(()), 0))
+        self.of_sums[name] = before + squares, count + terms.size // squares.size
+
+    def _norm(self, g: Numpy, x: Numpy, weight: Numpy | None, eps: float) -> None:
+        if weight is not None:
+            terms = g * layers.rms_norm(x, None, eps)
+            self.of_weight.append(np.sum(terms.reshape(-1, x.shape[-1]) ** 2, axis=0))
+
+
+def _sink_squares(g: Numpy, s: AttentionOperands) -> Numpy:
+    """Return ‖terms‖² of what each row gives to the gradients of sinks: (2, B, h, T), of both maps.
+
+    Equation:
+        −p δ with the sink's weight p, and δ = Σ_j p_j a_j, which may cancel; a_j = ⟨∂L/∂o, v_j⟩. Where the sink is the
+        largest score, automatic differentiation through z − max z adds −Σ_j p_j (a_j − δ), which is 0, and in a kernel
+        the rounding of its terms
+    """
+    found = []
+    values = np.repeat(s.v, g.shape[1] // s.v.shape[1], axis=1).swapaxes(2, 3)
+    for number, by in ((1, 1.0), (2, -s.lambda_full)):
+        z = scores(s, number)
+        p = np.exp(z - log_sum_exp(z)[..., None])
+        terms = p * ((by * g) @ values)
+        factors_are_rounded = 2**2
+        squares = factors_are_rounded * np.sum(terms**2, axis=-1) + np.sum(terms, axis=-1) ** 2
+        found.append(squares * np.where(z[..., -1] >= np.max(z, axis=-1), 1.0, p[..., -1] ** 2))
+    return np.stack(found)
+
+
+def term_norms(spec: Spec, core: Inputs, heard: TermRecorder, grads: dict[str, Numpy]) -> dict[str, Numpy]:
+    """‖terms‖₂ of each gradient that is a sum, under the names of the inputs.
+
+    Shapes:
+        each broadcastable to its gradient
+    """
+    B, _, T, _ = core["q"].shape
+    squares = np.zeros((B, spec.heads, T))
+    parts = (part for part in sequences(core) if not part.is_empty)
+    for part, square in zip(parts, heard.of_lambda, strict=True):
+        squares[part.at] = square
+    found: dict[str, Numpy] = {}
+    by_token = np.sqrt(squares)
+    if spec.sinks:
+        found["sinks"] = np.sqrt(heard.of_sinks)
+    if not spec.is_plain:
+        found |= _of_lambda(spec, core, by_token, grads["lambda_full"].ndim)
+    if heard.of_weight:
+        found["norm_weight"] = np.sqrt(np.sum(heard.of_weight, axis=0))
+    found |= {name: np.sqrt(squares) for name, (squares, _) in heard.of_sums.items()}
+    for name in set(QK_WEIGHTS) & set(grads):
+        found[name] = np.asarray(math.sqrt(float(np.mean(grads[name] ** 2))))  # of terms of either sign as much
+    return found
+
+
+def _of_lambda(spec: Spec, core: Inputs, by_token: Numpy, ndim: int) -> dict[str, Numpy]:
+    """Those of λ, from those of each token's, and of what λ is made of."""
+    of_lambda = {
+        3: by_token,
+        1: np.sqrt(np.sum(by_token**2, axis=(0, 2))),
+        0: np.sqrt(np.sum(by_token**2)),
+    }[ndim]
+    found = {"lambda_full": np.asarray(of_lambda)}
+    if spec.lambda_form == "exp":
+        ops = ops_for()
+        vectors = [np.atleast_2d(core[name]) for name in VECTORS]
+        for n, own in enumerate(zip(*vectors, strict=True)):
+            parts_of = ops.diff_lambda_vjp(np.asarray(1.0), *own, lambda_init(spec, ops))
+            for name, x in zip(VECTORS, parts_of, strict=True):
+                found.setdefault(name, np.empty(core[name].shape))
+                np.atleast_2d(found[name])[n] = np.abs(x) * np.ravel(of_lambda)[n]
+    if spec.lambda_form == "sigmoid":
+        sigma = _sigmoid(core["lambda_logits"])
+        found["lambda_logits"] = np.moveaxis(by_token, 1, 2) * sigma * (1 - sigma)
+    return found
+
+
+def _sigmoid(logits: Numpy) -> Numpy:
+    with np.errstate(over="ignore"):
+        return np.asarray(1 / (1 + np.exp(-logits)))
+
+
+def sigmoid_error(logits: Numpy, dlambda: Numpy, recipe: Recipe) -> Numpy:
+    """Bound the error of the gradient of λ's logits that comes from the λ which the forward pass stored.
+
+    Equation:
+        ∂L/∂z = g λ (1 − λ); if λ is off by δ, that is off by g (1 − 2λ) δ. |δ| is at most λ times the unit roundoff of
+        the type that stores it, and 2⁻²³ for the sum 1 + exp(−z) and the quotient in float32. Near λ = 1 this exceeds
+        any rounding of the gradient itself: torch and JAX compute 1 − λ from the stored λ.
+
+    Shapes:
+        logits (B, T, h), dlambda (B, h, T) -> (B, T, h)
+    """
+    sigma = _sigmoid(logits)
+    unit = FORMATS[recipe.lam or recipe.storage].u + 2 * FORMATS["float32"].u
+    return np.asarray(np.abs(np.moveaxis(dlambda, 1, 2) * (1 - 2 * sigma)) * sigma * unit)
+
+
+def exponential_error(q: Numpy, k: Numpy, gradient: Numpy) -> Numpy:
+    """Bound the error of the gradient of λ's vectors that comes from the sum in their exponential.
+
+    Equation:
+        ∂L/∂q = g exp(⟨q, k⟩) k; if ⟨q, k⟩ is off by δ, that is off by |∂L/∂q| δ, with δ that of a sum in float32
+
+    Shapes:
+        q, k, gradient (d,) or (h, d)
+    """
+    off = error_of_sums(q.shape[-1]) * np.sqrt(np.sum((q * k) ** 2, axis=-1, keepdims=True))
+    return np.asarray(THRESHOLDS.sum_members * off * np.abs(gradient))
