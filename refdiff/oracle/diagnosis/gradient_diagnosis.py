@@ -188,7 +188,7 @@ def gradient_target(known: Budget, name: str, actual: Any) -> Target:
     """A gradient as what is to be explained; a sum of many terms as one row, whose limit is what it may be off by."""
     x = np.atleast_1d(output(actual, name).astype(np.float64))
     if name in known.tensors:
-        return Target(known.inputs, x, known.expected[name], known.rows[name], known.recipe)
+        return Target(known.inputs, x, known.expected[name], known.rows[name], known.recipe, is_gradient=True)
     expected, allowed = (np.atleast_1d(y) for y in known.sums[name])
     return Target(known.inputs, x, expected, root_mean_square(allowed) / LIMITS.row, known.recipe)
 

@@ -61,7 +61,7 @@ class Target:
 
     right: a part of a case, in which nothing is wrong: it tells what the rest must leave as it is. at: where a part is
     in an output of the whole. allowed, spec: of a whole case all that a right kernel may be off by, and what it
-    computes.
+    computes. is_gradient: rows that are 0, such as dq of a query with one key, are differences, and have an error.
     """
 
     inputs: Inputs
@@ -73,6 +73,7 @@ class Target:
     at: tuple[slice, ...] = ()
     allowed: RowBudget | None = None
     spec: Spec | None = None
+    is_gradient: bool = False
 
     @staticmethod
     def of(actual: Numpy, known: Budget) -> Target:
@@ -171,6 +172,8 @@ def quick_rows(target: Target, actual: Numpy, wrong: Numpy | None) -> Numpy | No
     size, before = root_mean_square(np.where(np.isfinite(wrong), wrong, 0.0)), target.size
     rows = np.maximum(target.rows * np.minimum(over(size, before), 1e6), row_floor(size, target.recipe))
     rows = np.maximum(rows, np.where(before == 0, np.maximum(target.rows, target.usual * size), 0.0))
+    if target.is_gradient:
+        rows = np.where(size == 0, target.rows, rows)
     return np.minimum(over(root_mean_square(error), rows), 1e9)
 
 

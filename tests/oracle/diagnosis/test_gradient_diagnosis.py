@@ -12,6 +12,7 @@ from refdiff.backends import overlay
 from refdiff.oracle import Case, Ranking, Recipe, cases, diagnose
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, UNIQUE
+from refdiff.oracle.diagnosis.targets import Target, quick_residual
 from refdiff.oracle.mistakes import Mistake, wrap
 from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES
 from refdiff.oracle.rounding import round_to
@@ -67,6 +68,15 @@ def test_the_gradient_of_lambda_alone_has_no_name_of_what_changes_others(factor:
     right = gradients(case)
     wrong = {n: round_to(y * factor, "bfloat16") if n.startswith("dlambda") else y for n, y in right.items()}
     assert asked(case, wrong).name is None
+
+
+@pytest.mark.parametrize("is_gradient", [True, False])
+def test_a_gradient_that_is_zero_has_the_errors_of_the_truth(is_gradient: bool) -> None:
+    """dq of a query with one key is a difference: its terms have errors. A masked row of an output has none."""
+    truth, rows = np.ones((1, 1, 2, 4)), np.full((1, 1, 2), 1e-3)
+    wrong = truth * np.asarray([[0.0], [2.0]])
+    target = Target({}, wrong + 1e-3, truth, rows, Recipe.of("bfloat16"), is_gradient=is_gradient)
+    assert (quick_residual(target, wrong) <= 1.0) == is_gradient
 
 
 def mistaken(case: Case, mistake: Mistake) -> dict[str, np.ndarray]:
