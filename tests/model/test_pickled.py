@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import subprocess
@@ -113,6 +114,16 @@ def test_ops_of_ones_own_do_not_pickle(folder: Path) -> None:
         pickle.dumps(model)
     model.ops = own
     pickle.dumps(model)
+
+
+def test_a_copy_has_the_weights_and_ops_of_its_model() -> None:
+    model = small_model()
+    model.ops = overlay(model.ops, lambda name, function: function)
+    twin = copy.copy(model)
+    _same(twin, model)
+    assert twin.ops is model.ops
+    twin.generation_config = {"temperature": 0.5}
+    assert model.generation_config != twin.generation_config
 
 
 def test_another_process_maps_the_file_itself(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

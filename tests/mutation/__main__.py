@@ -30,6 +30,8 @@ DEFAULT = ("refdiff/layers", "refdiff/model", "refdiff/generation/sampling.py")
 ALSO = {
     "refdiff/model/weights/load.py": ("tests/model/test_stored_weights.py",),
     "refdiff/model/weights/precision.py": ("tests/model/weights/test_load.py",),
+    "refdiff/model/weights/names.py": ("tests/model/test_pretrained.py",),
+    "refdiff/model/weights/save.py": ("tests/model/test_pretrained.py",),
     "refdiff/model/trainable.py": ("tests/model/test_stored_weights.py",),
     "refdiff/model/pretrained.py": (
         "tests/model/test_heads.py",
