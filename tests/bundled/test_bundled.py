@@ -47,6 +47,19 @@ def test_what_was_measured_elsewhere_was_measured_on_these_weights() -> None:
     assert max(abs(row["refdiff"] / row["torch"] - 1) for row in rows) < 0.02
 
 
+def _run_on_the_card() -> tuple[str, dict[str, object]]:
+    """The command of the run and the settings that it gives."""
+    command = CARD.split("```sh\n")[1].split("\npython")[0]
+    args = build_parser().parse_args(shlex.split(command.replace("\\\n", " "))[1:])
+    return command, {field.name: getattr(args, field.name) for field in fields(Settings)}
+
+
+def test_the_command_on_the_card_is_written_as_that_of_every_bundled_run() -> None:
+    command, settings = _run_on_the_card()
+    config = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled").config
+    assert bundle.command(config, settings, "fairy_en.txt") == command
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not TEXT.exists(), reason="the text is not in the package; it is looked for in ../shared/data")
 def test_the_card_is_what_is_measured_anew(tmp_path: Path) -> None:
@@ -57,9 +70,7 @@ def test_the_card_is_what_is_measured_anew(tmp_path: Path) -> None:
     model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float32")
     found = evaluate(model, corpus, 512, 8)
     assert found["bits_per_byte"] <= 1.5
-    command = CARD.split("```sh\n")[1].split("\npython")[0]
-    args = build_parser().parse_args(shlex.split(command.replace("\\\n", " "))[1:])
-    settings = {name: getattr(args, name) for name in sorted(field.name for field in fields(Settings))}
+    command, settings = _run_on_the_card()
     curve = [map(float, row) for row in re.findall(r"\| (\d+) \| (\S+) \| (\S+) \| (\S+) \|", CARD)]
     log = [dict(zip(("step", "loss", "validation", "bits_per_byte"), row, strict=True)) for row in curve]
     log = [{**record, "step": int(record["step"])} for record in log]
