@@ -125,7 +125,7 @@ def read_json(path: str | os.PathLike[str], *, max_bytes: int = MAX_JSON) -> dic
     except ValueError:  # Python refuses to parse integers of thousands of digits
         raise CheckpointError(f"{path}: holds an integer of more than 4300 digits") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: the top level is {json_type(value)}, but must be an object {{...}}")
+        raise CheckpointError(f"{path}: the top level: got {json_type(value)}, expected an object {{...}}")
     if _depth(value) > MAX_DEPTH:
         raise CheckpointError(f"{path}: nested too deeply; at most {MAX_DEPTH} levels are read")
     return value

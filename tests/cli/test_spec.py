@@ -47,7 +47,7 @@ def test_json_with_a_preset(tmp_path: Path) -> None:
             "the spec lacks query_heads, key_heads, head_dim: whole numbers of 1 or more; --set FIELD=N gives",
         ),
         (["--set", "window"], "--set window: must be FIELD=VALUE, such as window=128"),
-        ([*SIZES, "--set", "window=many"], "window is 'many', but must be a whole number of keys, 0 or more, or None"),
+        ([*SIZES, "--set", "window=many"], "window: got 'many', expected a whole number of keys, 0 or more, or None"),
         (["--spec", "hf_difllama"], "; did you mean hf_diffllama?"),
         (["--spec", "paper"], "or a JSON file; the preset of that variant is ms_v1"),
         (["--spec", "pipe.json"], "pipe.json: not a regular file, but a named pipe"),

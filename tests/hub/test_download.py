@@ -285,7 +285,7 @@ def indexed(index: bytes) -> dict[str, bytes]:
         ),
         (indexed(b"[" * 100_000), r"index\.json: nested too deeply"),
         (indexed(b"\xff"), r"index\.json: not UTF-8 text"),
-        (indexed(b"[1]"), r"index\.json: the top level is a list"),
+        (indexed(b"[1]"), r"index\.json: the top level: got a list"),
         (indexed(b'{"weight_map": [1]}'), r"weight_map: got \[1\], expected tensor → file name"),
         (indexed(b'{"weight_map": {"a": [1]}}'), r"got \[1\] for 'a', expected the name of a safetensors file"),
         (indexed(b'{"weight_map": {"a": 1}}'), "got 1 for .a., expected the name"),

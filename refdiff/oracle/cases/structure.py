@@ -54,9 +54,9 @@ class Structure:
         if min(self.batch, self.queries, self.keys, *lengths, 0) < 0 or self.page < 1:
             raise ValueError(f"{self}: lengths must be 0 or more, and a page holds 1 key or more")
         if self.padding not in PADDING:
-            raise ValueError(f"padding is {self.padding!r}, but must be one of {', '.join(map(repr, PADDING))}")
+            raise ValueError(f"padding: got {self.padding!r}, expected one of {', '.join(map(repr, PADDING))}")
         if self.unseen not in UNSEEN:
-            raise ValueError(f"unseen is {self.unseen!r}, but must be one of {', '.join(map(repr, UNSEEN))}")
+            raise ValueError(f"unseen: got {self.unseen!r}, expected one of {', '.join(map(repr, UNSEEN))}")
         if self.packed is not None and self.pages is not None:
             raise ValueError("packed and pages are two ways to say how long the sequences are: give one of them")
         if self.hidden is not None and self.pages is not None:

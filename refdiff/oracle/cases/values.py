@@ -58,10 +58,9 @@ def draw(spec: Spec | str, structure: Structure, values: str, seed: int, dtype: 
         ValueError: a profile or dtype that is none.
     """
     values = ALIASES.get(values, values)
-    if values not in VALUES or dtype not in STORAGE:
-        raise ValueError(
-            f"values are {values!r} and dtype {dtype!r}, but must be of {', '.join(VALUES)} and of {', '.join(STORAGE)}"
-        )
+    for name, value, known in (("values", values, VALUES), ("dtype", dtype, STORAGE)):
+        if value not in known:
+            raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(known)}")
     spec = resolve_spec(spec)
     rng = np.random.default_rng([seed, VALUES.index(values)])
     n, tables = structure.lengths(spec), structure.tables(rng)

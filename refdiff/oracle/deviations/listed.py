@@ -117,7 +117,7 @@ def probes(spec: Spec, kind: str) -> list[Inputs]:
         "layer": (Structure(queries=5, keys=w + 8, hidden=D), Structure(queries=w + 5, keys=w + 5, hidden=D)),
     }
     if kind not in shapes:
-        raise ValueError(f"kind is {kind!r}, but must be one of {', '.join(map(repr, KINDS))}")
+        raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(map(repr, KINDS))}")
     if kind == "dense" and spec.ratio > 1:
         shapes["dense"] += (Structure(queries=spec.query_heads, keys=spec.query_heads),)
     values = ["tiny_values" if n == 1 and kind != "packed" else "discriminating" for n in range(len(shapes[kind]))]

@@ -119,7 +119,7 @@ def diagnose(
         TypeError: something is no array.
     """
     if max_deviations not in (1, 2):
-        raise ValueError(f"max_deviations is {max_deviations!r}, but must be 1 or 2")
+        raise ValueError(f"max_deviations: got {max_deviations!r}, expected 1 or 2")
     recipe = Recipe.of(recipe)
     several, given, douts = _as_lists(actual, inputs, dout)
     spec = resolve_spec(spec, several[0])
@@ -148,7 +148,7 @@ def _as_lists(actual: Any, inputs: Any, dout: Any) -> tuple[list[Mapping[str, An
     outs = [actual] * len(several) if callable(actual) else list(actual)
     if len(outs) != len(several) or not outs:
         raise ValueError(
-            f"there are {len(outs)} outputs and {len(several)} inputs, but must be as many, and one or more"
+            f"got {len(outs)} outputs and {len(several)} inputs, expected as many of both, and one or more"
         )
     return several, outs, [None] * len(several) if dout is None else list(dout)
 

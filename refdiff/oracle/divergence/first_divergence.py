@@ -113,11 +113,11 @@ def first_divergence(
             of those above.
     """
     if mode not in MODES:
-        raise ValueError(f"mode is {mode!r}, but must be one of {', '.join(MODES)}")
+        raise ValueError(f"mode: got {mode!r}, expected one of {', '.join(MODES)}")
     if precision not in ("auto", *FORMATS):
-        raise ValueError(f"precision is {precision!r}, but must be auto or one of {', '.join(FORMATS)}")
+        raise ValueError(f"precision: got {precision!r}, expected auto or one of {', '.join(FORMATS)}")
     if isinstance(aliases, str) and aliases not in ("auto", "none"):
-        raise ValueError(f'aliases is {aliases!r}, but must be "auto", "none", or a dict of your names to points')
+        raise ValueError(f'aliases: got {aliases!r}, expected "auto", "none", or a dict of your names to points')
     with _named(mine, ref):
         reference, given = read_trace(ref, model=model), read_trace(mine)
         for trace, whose in ((given, "under test"), (reference, "of the reference")):

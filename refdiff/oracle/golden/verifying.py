@@ -129,7 +129,7 @@ def _outputs(files: list[Path], case: dict[str, Any], arrays: dict[str, Numpy]) 
             found[tensor] = _raw(file, tensor, known[tensor]) if x is None else x
     for tensor, x in found.items():
         if x.shape != known[tensor]:
-            raise CheckpointError(f"{name}: {tensor} has shape {x.shape}, but must be {known[tensor]}")
+            raise CheckpointError(f"{name}: {tensor}: got shape {x.shape}, expected {known[tensor]}")
     present = [tensor for tensor in known if tensor in found]
     with np.errstate(invalid="ignore"):  # a signalling NaN, which is judged as any other
         return {tensor: output(found[tensor], f"{name}: {tensor}").astype(np.float64) for tensor in present}

@@ -33,7 +33,7 @@ def output(x: Any, name: str = "out") -> NDArray[Any]:
     array = any_array(x, name)
     if not is_float(array.dtype):
         raise ValueError(
-            f"{name} has dtype {array.dtype}, but must be float64, float32, float16, bfloat16 or another float"
+            f"{name}: got dtype {array.dtype}, expected float64, float32, float16, bfloat16 or another float"
             f"{_hint(array.dtype)}"
         )
     return array

@@ -157,7 +157,7 @@ def check_inputs(spec: Spec, inputs: Mapping[str, Any]) -> dict[str, int]:
         allowed := ((), (spec.heads,), (full["B"], spec.heads, full["T"]))
     ):
         raise ValueError(
-            f"lambda_full has shape {tuple(inputs['lambda_full'].shape)}, but must be (), (h,) or (B, h, T): "
+            f"lambda_full: got shape {tuple(inputs['lambda_full'].shape)}, expected (), (h,) or (B, h, T): "
             f"one of {allowed}"
         )
     return known
@@ -216,7 +216,7 @@ def _check_names(spec: Spec, inputs: Mapping[str, Any]) -> None:
 
 def _check_dtype(name: str, x: Any) -> None:
     if not hasattr(x, "shape") or not hasattr(x, "dtype"):
-        raise TypeError(f"{name} is {type(x).__name__}, but must be an array")
+        raise TypeError(f"{name}: got {type(x).__name__}, expected an array")
     dtype = np.dtype(x.dtype)
     if name in INTEGERS:
         good, kind = dtype.kind in "iu", "whole numbers"
@@ -227,17 +227,17 @@ def _check_dtype(name: str, x: Any) -> None:
     if not good:
         additive = name == "mask" and is_float(dtype)
         hint = "; one that is added to the scores, 0 or −∞, goes under 'bias'" if additive else ""
-        raise ValueError(f"{name} has dtype {dtype}, but must be {kind}{hint}")
+        raise ValueError(f"{name}: got dtype {dtype}, expected {kind}{hint}")
 
 
 def _check_shape(name: str, shape: tuple[int, ...], letters: str, known: dict[str, int], spec: Spec) -> None:
     axes = letters.split()
     wanted = ", ".join(f"{a} = {known[a]}" if a in known else a for a in axes)
     if len(shape) != len(axes):
-        raise ValueError(f"{name} has shape {shape}, but must be ({wanted}){other_layout(shape, axes, known)}")
+        raise ValueError(f"{name}: got shape {shape}, expected ({wanted}){other_layout(shape, axes, known)}")
     for axis, n in zip(axes, shape, strict=True):
         if axis in known and known[axis] != n and not (n == 1 and name.endswith("positions") and axis == "B"):
-            raise ValueError(f"{name} has shape {shape}, but must be ({wanted}){_hint(axis, shape, axes, known, spec)}")
+            raise ValueError(f"{name}: got shape {shape}, expected ({wanted}){_hint(axis, shape, axes, known, spec)}")
         known.setdefault(axis, n)
 
 
@@ -287,7 +287,7 @@ def _check_tables(inputs: Mapping[str, Any], known: dict[str, int]) -> None:
 def _check_starts(name: str, starts: Any, total: int) -> None:
     numbers = [int(n) for n in starts]
     if not numbers or numbers[0] != 0 or numbers[-1] != total or sorted(numbers) != numbers:
-        raise ValueError(f"{name} is {numbers}, but must go up from 0 to {total}, the number of tokens")
+        raise ValueError(f"{name}: got {numbers}, expected numbers that go up from 0 to {total}, the number of tokens")
 
 
 def _check_pages(inputs: Mapping[str, Any], known: dict[str, int], sequences: int) -> None:

@@ -70,7 +70,7 @@ def round_to(x: Numpy, name: str) -> Numpy:
         raise ValueError(f"no number type is called {name!r}: there are {', '.join(FORMATS)}")
     x = np.asarray(x)
     if x.dtype.char not in _BITS:
-        raise ValueError(f"round_to: x has dtype {x.dtype}, but must be float64 or float32")
+        raise ValueError(f"round_to: x: got dtype {x.dtype}, expected float64 or float32")
     form = FORMATS[name]
     if form.bits >= _BITS[x.dtype.char]:
         return x

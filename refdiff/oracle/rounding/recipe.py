@@ -66,14 +66,12 @@ class Recipe:
             if value not in allowed:
                 also = " (the storage type, or float32)" if name != "storage" else ""
                 raise ValueError(
-                    f"{name} is {value!r}, but must be one of {', '.join(allowed)}{also}{_near(value, allowed)}"
+                    f"{name}: got {value!r}, expected one of {', '.join(allowed)}{also}{_near(value, allowed)}"
                 )
             object.__setattr__(self, name, value)
-        if self.matmul not in MATMUL or self.exp not in EXP:
-            raise ValueError(
-                f"matmul is {self.matmul!r} and exp {self.exp!r}, but must be one of {', '.join(MATMUL)} and one of "
-                f"{', '.join(EXP)}"
-            )
+        for name, kinds in (("matmul", MATMUL), ("exp", EXP)):
+            if getattr(self, name) not in kinds:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(kinds)}")
         if self.matmul == "tf32" and self.storage != "float32":
             raise ValueError(f"matmul is 'tf32', which cuts float32 operands, but storage is {self.storage!r}")
 

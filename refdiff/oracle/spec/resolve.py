@@ -23,13 +23,11 @@ def resolve_spec(spec: Any, inputs: Any = None) -> Spec:
     """
     if not isinstance(spec, Spec | str):
         raise TypeError(
-            f"spec is of type {type(spec).__name__}, but must be a Spec or a preset's name; the outputs come before it"
+            f"spec: got type {type(spec).__name__}, expected a Spec or a preset's name; the outputs come before it"
         )
     if inputs is not None and not isinstance(inputs, Mapping):
         of_case = ": pass case.inputs, and dout=case.dout for gradients" if hasattr(inputs, "inputs") else ""
-        raise TypeError(
-            f"inputs are of type {type(inputs).__name__}, but must be a mapping from names to arrays{of_case}"
-        )
+        raise TypeError(f"inputs: got type {type(inputs).__name__}, expected a mapping from names to arrays{of_case}")
     if isinstance(spec, Spec):
         return spec
     if inputs is None:
@@ -141,7 +139,7 @@ def _shape(inputs: Mapping[str, Any], name: str, wanted: str, axes: int) -> tupl
         raise ValueError(f"the inputs lack {name} {wanted}")
     shape = _array_shape(inputs, name)
     if len(shape) != axes:
-        raise ValueError(f"{name} has shape {shape}, but must be {wanted}")
+        raise ValueError(f"{name}: got shape {shape}, expected {wanted}")
     return shape
 
 

@@ -80,12 +80,12 @@ def plain(name: str, value: Any) -> Any:
     truth = isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")
     if name in _TRUE_OR_FALSE:
         if not truth:
-            raise ValueError(f"{name} is {value!r}, but must be True or False")
+            raise ValueError(f"{name}: got {value!r}, expected True or False")
         return bool(value)
     wanted = (_WHOLE.get(name) or _REAL[name])[0]
     if value is None and wanted.endswith("None"):
         return None
-    refused = ValueError(f"{name} is {value!r}, but must be {wanted}{_number(value)}")
+    refused = ValueError(f"{name}: got {value!r}, expected {wanted}{_number(value)}")
     if truth:
         raise refused
     if name in _WHOLE:
@@ -109,7 +109,7 @@ def _parameters(value: Any) -> RopeParameters | None:
         return None
     if not isinstance(value, Mapping):
         raise ValueError(
-            f"rope_parameters is {value!r}, but must be a mapping, such as {{'rope_type': 'yarn', 'factor': 4.0, "
+            f"rope_parameters: got {value!r}, expected a mapping, such as {{'rope_type': 'yarn', 'factor': 4.0, "
             "'original_max_position_embeddings': 4096}, or None"
         )
     made = {str(name): tuple(map(float, x)) if hasattr(x, "__iter__") and not isinstance(x, str) else x
@@ -188,7 +188,7 @@ def _check_rope(spec: Spec) -> None:
 def _check_fields(spec: Spec) -> None:
     for name, words in CHOICES.items():
         if (value := getattr(spec, name)) not in words:
-            raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(map(repr, words))}")
+            raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(repr, words))}")
     if (spec.lambda_base == "constant") != (spec.lambda_init is not None):
         raise ValueError(
             f"lambda_base is {spec.lambda_base!r} and lambda_init {spec.lambda_init!r}: the number belongs to "

@@ -49,14 +49,14 @@ def kernel_of(name: str) -> Any:
     """
     module, _, function = name.partition(":")
     if not module or not function:
-        raise ValueError(f"REFDIFF_KERNEL is {name!r}, but must be package.module:function")
+        raise ValueError(f"REFDIFF_KERNEL: got {name!r}, expected package.module:function")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     there = importlib.import_module(module)
     found = getattr(there, function, None)
     if not callable(found):
         hint = did_you_mean(function, [n for n, x in vars(there).items() if callable(x)], ", ")
-        raise ValueError(f"REFDIFF_KERNEL is {name!r}, but {module} has no function {function!r}{hint}")
+        raise ValueError(f"REFDIFF_KERNEL: got {name!r}, but {module} has no function {function!r}{hint}")
     return found
 
 
@@ -71,10 +71,10 @@ def check_kernel(name: str) -> None:
     except ValueError:
         raise
     except TypeError as error:
-        raise ValueError(f"REFDIFF_KERNEL is {name!r}: {error}") from error
+        raise ValueError(f"REFDIFF_KERNEL: got {name!r}: {error}") from error
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
-        raise ValueError(f"REFDIFF_KERNEL is {name!r}, which cannot be imported: {what}") from error
+        raise ValueError(f"REFDIFF_KERNEL: got {name!r}, which cannot be imported: {what}") from error
 
 
 class KernelError(Exception):

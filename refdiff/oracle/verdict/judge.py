@@ -81,7 +81,7 @@ def check_shape(name: str, actual: Numpy, expected: Numpy) -> None:
     """Raise ValueError where the shapes differ, with what the difference often means."""
     if actual.shape != expected.shape:
         hint = _hint(name, actual, expected)
-        raise ValueError(f"{name} has shape {actual.shape}, but must be {expected.shape}{hint}")
+        raise ValueError(f"{name}: got shape {actual.shape}, expected {expected.shape}{hint}")
 
 
 def _hint(name: str, actual: Numpy, expected: Numpy) -> str:

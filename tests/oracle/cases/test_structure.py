@@ -15,7 +15,7 @@ from refdiff.oracle.cases.structure import Structure
         ({"queries": -1}, "lengths must be 0 or more"),
         ({"packed": ((1, -2),)}, "lengths must be 0 or more"),
         ({"pages": ((1, 2),), "page": 0}, "a page holds 1 key or more"),
-        ({"padding": "both"}, "padding is 'both', but must be one of 'none', 'left', 'right'"),
+        ({"padding": "both"}, "padding: got 'both', expected one of 'none', 'left', 'right'"),
         ({"packed": (), "pages": ()}, "give one of them"),
         ({"hidden": 4, "pages": ((1, 2),)}, "hidden must be None"),
         ({"window": -1}, "lengths must be 0 or more"),

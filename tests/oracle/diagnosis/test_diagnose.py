@@ -265,11 +265,11 @@ def test_a_kernel_in_place_of_its_outputs() -> None:
 def test_arguments() -> None:
     case = pair_of_cases("hf_diffllama", "float32")[0]
     out = np.zeros((2, 6, 9, 32))
-    with pytest.raises(ValueError, match="max_deviations is 3, but must be 1 or 2"):
+    with pytest.raises(ValueError, match="max_deviations: got 3, expected 1 or 2"):
         diagnose(out, HF, case.inputs, recipe="float32", max_deviations=3)
-    with pytest.raises(ValueError, match="there are 1 outputs and 2 inputs"):
+    with pytest.raises(ValueError, match="got 1 outputs and 2 inputs"):
         diagnose([out], HF, [case.inputs] * 2, recipe="float32")
-    with pytest.raises(ValueError, match=r"out has shape \(2, 9, 6, 32\)"):
+    with pytest.raises(ValueError, match=r"out: got shape \(2, 9, 6, 32\)"):
         diagnose(np.swapaxes(out, 1, 2), HF, case.inputs, recipe="float32")
     with pytest.raises(ValueError, match="the outputs lack 'out', which a diagnosis is about: they hold nothing"):
         diagnose({}, HF, case.inputs, recipe="float32")

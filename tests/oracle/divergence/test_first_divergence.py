@@ -253,11 +253,11 @@ def test_a_run_under_names_of_llama_cpp() -> None:
 
 def test_arguments() -> None:
     _, ref = prepared("hf", "float32")
-    with says(ValueError, "mode is 'far', but must be one of local, free"):
+    with says(ValueError, "mode: got 'far', expected one of local, free"):
         first_divergence(ref, ref, mode="far")
-    with says(ValueError, 'aliases is \'all\', but must be "auto", "none", or a dict of your names to points'):
+    with says(ValueError, 'aliases: got \'all\', expected "auto", "none", or a dict of your names to points'):
         first_divergence(ref, ref, aliases="all")
-    with pytest.raises(ValueError, match=r"precision is 'fp8', but must be auto or one of float64, float32, tf32"):
+    with pytest.raises(ValueError, match=r"precision: got 'fp8', expected auto or one of float64, float32, tf32"):
         first_divergence(ref, ref, precision="fp8")
     with pytest.raises(ValueError, match=r"none of the names in the trace is a point of the reference: it has a, b, "):
         first_divergence({"a": np.ones(3), "b": np.ones(3)}, ref)

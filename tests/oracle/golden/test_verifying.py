@@ -126,7 +126,7 @@ def test_outputs_that_do_not_fit(vectors: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"v2\.out\.f32: 5 bytes, but "):
         golden.verify(vectors, tmp_path / "raw")
     write_arrays(tmp_path / "v2.safetensors", {"out": np.ones((2, 4, 8))}, {})
-    with says(CheckpointError, "v2: out has shape (2, 4, 8), but must be (1, 2, 4, 8)"):
+    with says(CheckpointError, "v2: out: got shape (2, 4, 8), expected (1, 2, 4, 8)"):
         golden.verify(vectors, tmp_path)
     write_arrays(tmp_path / "v2.safetensors", {"result": np.ones(2)}, {})
     with pytest.raises(

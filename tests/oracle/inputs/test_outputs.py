@@ -28,7 +28,7 @@ X = np.asarray([[1.5, -2.0]], np.float32)
 )
 def test_other_types_are_refused_with_what_is_expected(dtype: Any, hint: str) -> None:
     name = np.dtype(dtype).name
-    with pytest.raises(ValueError, match=f"^lse1 has dtype {name}, but must be float64, float32, .* float: .*{hint}"):
+    with pytest.raises(ValueError, match=f"^lse1: got dtype {name}, expected float64, float32, .* float: .*{hint}"):
         output(X.astype(dtype), "lse1")
 
 

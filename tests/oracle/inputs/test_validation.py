@@ -40,7 +40,7 @@ def test_lengths_by_letter() -> None:
         (MS, {"norm_wieght": np.zeros(12)}, "did you mean 'norm_weight'"),
         (HF, {"q": np.zeros((2, 6, 5, 6))}, "as many heads as the output; query_heads counts those of both maps"),
         (HF, {"q": np.zeros((2, 5, 12, 6))}, r"swapped; .transpose\(0, 2, 1, 3\) puts them right"),
-        (MS, {"v": np.zeros((2, 7, 2, 12))}, "v has shape .*heads and tokens are swapped"),
+        (MS, {"v": np.zeros((2, 7, 2, 12))}, "v: got shape .*heads and tokens are swapped"),
         (
             HF,
             {"q": np.zeros((2, 5, 72))},
@@ -49,18 +49,18 @@ def test_lengths_by_letter() -> None:
         (HF, {"q": np.zeros((5, 12, 6))}, r": it lies as \(T, H, d\); .transpose\(1, 0, 2\)\[None\] puts it right"),
         (V2, {"lambda_logits": np.zeros((2, 6, 5))}, r"it lies as \(B, h, T\); .transpose\(0, 2, 1\) puts it right"),
         (HF, {"q": np.zeros((2, 12, 5, 12))}, "head_dim is the width of one map's heads"),
-        (HF, {"v": np.zeros((2, 4, 8, 6))}, r"v has shape \(2, 4, 8, 6\), but must be .*S = 7"),
-        (HF, {"key_mask": np.ones((2, 7))}, "key_mask has dtype float64, but must be boolean"),
-        (HF, {"q": np.zeros((2, 12, 5, 6), np.int64)}, "q has dtype int64, but must be float64"),
+        (HF, {"v": np.zeros((2, 4, 8, 6))}, r"v: got shape \(2, 4, 8, 6\), expected .*S = 7"),
+        (HF, {"key_mask": np.ones((2, 7))}, "key_mask: got dtype float64, expected boolean"),
+        (HF, {"q": np.zeros((2, 12, 5, 6), np.int64)}, "q: got dtype int64, expected float64"),
         (
             HF,
             {"mask": np.zeros((5, 7), np.float32)},
-            r"^mask has dtype float32, .*; one that is added .* 'bias'$",
+            r"^mask: got dtype float32, .*; one that is added .* 'bias'$",
         ),
         (HF, {"mask": np.ones((3, 5, 7), np.bool_)}, r"mask has shape \(3, 5, 7\), which does not broadcast"),
         (HF, {"cu_seqlens_k": np.array([0, 7])}, "cu_seqlens_k without cu_seqlens_q"),
         (HF, {"cu_seqlens_q": np.array([0, 5])}, "cu_seqlens_q is given, so B must be 1: it is 2"),
-        (HF.replace(lambda_form="given"), {"lambda_full": np.zeros(5)}, r"lambda_full has shape \(5,\)"),
+        (HF.replace(lambda_form="given"), {"lambda_full": np.zeros(5)}, r"lambda_full: got shape \(5,\)"),
     ],
 )
 def test_dense(spec: Any, changes: dict[str, Any], message: str) -> None:
@@ -72,8 +72,11 @@ def test_dense(spec: Any, changes: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"cu_seqlens_q": np.array([0, 4, 2, 6])}, r"cu_seqlens_q is \[0, 4, 2, 6\], but must go up from 0 to 6"),
-        ({"cu_seqlens_k": np.array([0, 2, 5])}, "cu_seqlens_k is .* but must go up from 0 to 6"),
+        (
+            {"cu_seqlens_q": np.array([0, 4, 2, 6])},
+            r"cu_seqlens_q: got \[0, 4, 2, 6\], expected numbers that go up from 0 to 6",
+        ),
+        ({"cu_seqlens_k": np.array([0, 2, 5])}, "cu_seqlens_k: got .* expected numbers that go up from 0 to 6"),
         ({"mask": np.ones((6, 6), np.bool_)}, "mask: packed and paged sequences have causal and window alone"),
     ],
 )
@@ -105,7 +108,7 @@ def test_heads_and_their_size_both_halved() -> None:
 
 
 def test_not_an_array() -> None:
-    with pytest.raises(TypeError, match="q is str, but must be an array"):
+    with pytest.raises(TypeError, match="q: got str, expected an array"):
         check_inputs(HF, {**draw(HF), "q": "no"})
 
 

@@ -22,10 +22,10 @@ def test_names_of_recipes(name: str, u: float) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"storage": "float64"}, "storage is 'float64', but must be one of float32, bfloat16, float16"),
-        ({"storage": "bf16", "p": "fp16"}, r"p is 'float16', but must be one of bfloat16, float32 \(the storage"),
-        ({"storage": "tf32"}, "storage is 'tf32'.*storage='float32', matmul='tf32'"),
-        ({"storage": "bf16", "accumulate": "fp16"}, "accumulate is 'float16', but must be one of bfloat16, float32"),
+        ({"storage": "float64"}, "storage: got 'float64', expected one of float32, bfloat16, float16"),
+        ({"storage": "bf16", "p": "fp16"}, r"p: got 'float16', expected one of bfloat16, float32 \(the storage"),
+        ({"storage": "tf32"}, "storage: got 'tf32'.*storage='float32', matmul='tf32'"),
+        ({"storage": "bf16", "accumulate": "fp16"}, "accumulate: got 'float16', expected one of bfloat16, float32"),
     ],
 )
 def test_refuses_what_no_kernel_does(fields: dict[str, str], message: str) -> None:

@@ -39,7 +39,7 @@ def kernels_of(name: str) -> Kernels:
     """
     module, _, attribute = name.partition(":")
     if not module or not attribute:
-        raise ValueError(f"kernels is {name!r}, but must be package.module:NAME")
+        raise ValueError(f"kernels: got {name!r}, expected package.module:NAME")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:

@@ -42,9 +42,9 @@ def test_every_preset(preset: str, v_head_dim: int | None, layer: bool) -> None:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"q": np.ones(3)}, "q has shape (3,), but must be (B, H, T, d)"),
+        ({"q": np.ones(3)}, "q: got shape (3,), expected (B, H, T, d)"),
         ({"q": np.ones((1, 2, 3, 4))}, "the inputs lack k (B, K, S, d)"),
-        ({"q": np.ones((1, 2, 3, 4)), "k_pages": np.ones(3)}, "k_pages has shape (3,), but must be (P, K, p, d)"),
+        ({"q": np.ones((1, 2, 3, 4)), "k_pages": np.ones(3)}, "k_pages: got shape (3,), expected (P, K, p, d)"),
         ({"x": np.ones(3)}, "the inputs lack q_proj.weight (rows, D)"),
         (
             {"x": 0, "q_proj.weight": np.ones((9, 2)), "k_proj.weight": np.ones((4, 2)), "lambda_q1": np.ones(4)},
@@ -112,10 +112,12 @@ def test_what_no_call_takes(call: Callable[[Any, Any], Any]) -> None:
 
 @pytest.mark.parametrize("call", CALLS[:3])
 def test_arguments_of_another_kind_or_in_another_order(call: Callable[[Any, Any], Any]) -> None:
-    with pytest.raises(TypeError, match="spec is of type ndarray, but must be a Spec or a preset's name; the outputs "):
+    with pytest.raises(TypeError, match="spec: got type ndarray, expected a Spec or a preset's name; the outputs "):
         call(X["q"], X)
-    with pytest.raises(TypeError, match="inputs are of type int, but must be a mapping from names to arrays"):
+    with pytest.raises(TypeError, match="inputs: got type int, expected a mapping from names to arrays"):
         call(NAMED, 3)
     case = oracle.cases("natural", spec=NAMED)[0]
-    with pytest.raises(TypeError, match=r"of type Case, but .*: pass case\.inputs, and dout=case\.dout for gradients"):
+    with pytest.raises(
+        TypeError, match=r"got type Case, expected .*: pass case\.inputs, and dout=case\.dout for gradients"
+    ):
         call(NAMED, case)

@@ -63,20 +63,20 @@ def test_missing_dimensions_are_named() -> None:
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_word_that_is_none(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} is 'no', but must be one of {CHOICES[name][0]!r}"):
+    with pytest.raises(ValueError, match=f"{name}: got 'no', expected one of {CHOICES[name][0]!r}"):
         Spec(**{**DIMS, name: "no"})
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"query_heads": 0}, "query_heads is 0, but must be a whole number of 1 or more"),
-        ({"layer": -1}, "layer is -1, but must be a whole number, counted from 0"),
-        ({"scale": 0.0}, "scale is 0.0, but must be a number above 0, or None"),
-        ({"layer": "3"}, "layer is '3', but must be a whole number, counted from 0; leave the quotes out"),
-        ({"window": 2.5}, "window is 2.5, but must be a whole number of keys, 0 or more, or None"),
-        ({"norm_weight": "yes"}, "norm_weight is 'yes', but must be True or False"),
-        ({"lambda_base": "constant", "lambda_init": float("nan")}, "lambda_init is nan, but must be a finite number"),
+        ({"query_heads": 0}, "query_heads: got 0, expected a whole number of 1 or more"),
+        ({"layer": -1}, "layer: got -1, expected a whole number, counted from 0"),
+        ({"scale": 0.0}, "scale: got 0.0, expected a number above 0, or None"),
+        ({"layer": "3"}, "layer: got '3', expected a whole number, counted from 0; leave the quotes out"),
+        ({"window": 2.5}, "window: got 2.5, expected a whole number of keys, 0 or more, or None"),
+        ({"norm_weight": "yes"}, "norm_weight: got 'yes', expected True or False"),
+        ({"lambda_base": "constant", "lambda_init": float("nan")}, "lambda_init: got nan, expected a finite number"),
         ({"lambda_init": 0.5}, "lambda_base is 'depth' and lambda_init 0.5"),
         ({"query_heads": 5, "ratio": 1}, r"query_heads: got 5, expected a multiple of 2 \(both maps are counted\)"),
         ({"key_heads": 3}, "key_heads is 3, .*must be even .with keys='shared'"),
@@ -84,9 +84,9 @@ def test_a_word_that_is_none(name: str) -> None:
             {"key_heads": 8},
             "12 query heads are 6 pairs, which 4 pairs of keys cannot share evenly: pairs would straddle groups",
         ),
-        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5, but must be a number above 0, at most 1"),
+        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor: got 1.5, expected a number above 0, at most 1"),
         ({"partial_rotary_factor": 0.3}, "partial_rotary_factor is 0.3, of which no pair of the 6 dimensions"),
-        ({"rope_parameters": 3}, "rope_parameters is 3, but must be a mapping, such as"),
+        ({"rope_parameters": 3}, "rope_parameters: got 3, expected a mapping, such as"),
         ({"rope_parameters": {"rope_type": "dynamic"}}, "rope_type 'dynamic', whose frequencies depend on the length"),
         ({"rope_parameters": {"rope_theta": 3.0}}, "rope_parameters has rope_theta, which is a field of the spec"),
         ({"rope_parameters": {"frequencies": [1.0]}}, "rope_parameters has 1 frequencies, but must have 3, one for"),
@@ -95,7 +95,7 @@ def test_a_word_that_is_none(name: str) -> None:
         ({"head_dim": 5}, "head_dim is 5, but RoPE turns dimensions in pairs"),
         ({"norm": "none", "norm_weight": True}, "norm_weight is True, but there is no norm"),
         ({"qk_norm_weight": True}, "qk_norm_weight is True, but there is no norm of q and k"),
-        ({"qk_norm_eps": 0.0}, "qk_norm_eps is 0.0, but must be a number above 0"),
+        ({"qk_norm_eps": 0.0}, "qk_norm_eps: got 0.0, expected a number above 0"),
         ({"values": "single", "head_dim": 3, "rope": "none", "norm_over": "half_head"}, "a head is 3 wide"),
         (
             {"keys": "shared", "key_heads": 3, "pairing": "interleaved"},

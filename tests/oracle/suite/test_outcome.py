@@ -159,11 +159,11 @@ def test_an_error_comes_back_as_words() -> None:
         (f"{USER}:rihgt", f"but {USER} has no function 'rihgt', did you mean 'right'?"),
         (f"{USER}:zzz", f"but {USER} has no function 'zzz'"),
         ("no.such_module:f", "which cannot be imported: ModuleNotFoundError: No module named 'no'"),
-        ("nothing", "but must be package.module:function"),
+        ("nothing", "expected package.module:function"),
     ],
 )
 def test_what_is_no_kernel_is_told_before_anything_is_computed(name: str, says: str) -> None:
-    with raises(ValueError, f"REFDIFF_KERNEL is {name!r}, {says}"):
+    with raises(ValueError, f"REFDIFF_KERNEL: got {name!r}, {says}"):
         check_kernel(name)
 
 

@@ -117,7 +117,7 @@ def test_log_sum_exp_and_its_other_conventions() -> None:
     ],
 )
 def test_hints_are_those_of_the_tensor(name: str, shape: tuple[int, ...], right: tuple[int, ...], hint: str) -> None:
-    with says(ValueError, f"{name} has shape {shape}, but must be {right}{hint}"):
+    with says(ValueError, f"{name}: got shape {shape}, expected {right}{hint}"):
         check_shape(name, np.zeros(shape), np.zeros(right))
 
 
