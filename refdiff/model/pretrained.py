@@ -384,6 +384,8 @@ class PreTrainedModel:
                     f"inputs_embeds: got shape {tuple(hidden.shape)}, expected (B, T, {config.hidden_size})"
                 )
         B, T, _ = hidden.shape
+        if not isinstance(cache, KVCache | None):
+            raise TypeError(f"cache: got {type(cache).__name__}, expected a KVCache, such as the output's cache")
         if cache is not None and cache.num_layers != config.num_hidden_layers:
             raise ValueError(
                 f"cache: got a KVCache of {cache.num_layers} layers, expected {config.num_hidden_layers}, as the model "

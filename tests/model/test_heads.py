@@ -258,6 +258,11 @@ def test_a_cache_of_another_number_of_layers_is_refused(layers):
         small_model()(TOKENS, cache=refdiff.KVCache(layers))
 
 
+def test_a_cache_of_another_type_is_refused():
+    with pytest.raises(TypeError, match="cache: got list, expected a KVCache"):
+        small_model()(TOKENS, cache=[])
+
+
 def test_use_cache_follows_the_config():
     assert small_model()(TOKENS).cache is not None
     assert small_model(use_cache=False)(TOKENS).cache is None

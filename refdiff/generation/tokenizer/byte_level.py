@@ -87,8 +87,6 @@ class ByteLevelBackend(Backend):
                 raise CheckpointError(f"{self.source}: text_pair: got a second text, expected none; {ELSEWHERE}")
             parts = [self._encode(text)]
             if truncation is not None:
-                if truncation.strategy == "only_second":
-                    raise CheckpointError(f"{self.source}: truncation: got 'only_second', expected 'only_first'")
                 parts = _truncated(parts[0], truncation, truncation.max_length - len(prefix))
             first, *rest = (self._with_prefix(prefix, part) for part in parts)
             first.overflowing = list(rest)

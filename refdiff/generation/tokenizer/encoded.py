@@ -110,12 +110,14 @@ def check_texts(name: str, value: Any) -> list[str]:
     return texts
 
 
-def check_truncation(strategy: Any, limit: int, stride: int, reserved: int) -> None:
+def check_truncation(strategy: Any, limit: int, stride: int, reserved: int, *, has_pair: bool) -> None:
     """Raise `ValueError` for an unknown strategy, a limit below the `reserved` special tokens, or an endless stride."""
     if strategy not in ("longest_first", "only_first", "only_second"):
         raise ValueError(
             f"truncation: got {strategy!r}, expected True, False, 'longest_first', 'only_first' or 'only_second'"
         )
+    if strategy == "only_second" and not has_pair:
+        raise ValueError("truncation: got 'only_second' without text_pair, expected 'only_first' for single texts")
     if not isinstance(limit, int | np.integer) or isinstance(limit, bool) or limit < reserved:
         raise ValueError(f"max_length: got {limit!r}, expected a number from {reserved}, the special tokens added, up")
     _check_stride(stride, limit - reserved)

@@ -221,7 +221,7 @@ class Tokenizer(Vocabulary):
         cut = None
         if strategy is not None and limit <= NO_LIMIT:
             reserved = self.backend.num_special_tokens(pair=pairs is not None) if add_special_tokens else 0
-            check_truncation(strategy, limit, stride, reserved)
+            check_truncation(strategy, limit, stride, reserved, has_pair=pairs is not None)
             if pairs is not None and stride > 0:
                 for pair in inputs:
                     lengths = [len(encoding.ids) for encoding in self.backend.encode(pair, add_special_tokens=False)]

@@ -152,8 +152,6 @@ def test_what_only_the_library_does_is_refused() -> None:
         CheckpointError, match="text_pair: got a second text, expected none; only the package tokenizers"
     ):
         mine.encode([("a", "b")])
-    with pytest.raises(CheckpointError, match="truncation: got 'only_second'"):
-        mine.encode(["a"], truncation=Truncation(3, 0, "only_second"))
     with pytest.raises(CheckpointError, match=r"got '<x>' with single_word, lstrip or rstrip, .*; only the package"):
         mine.add_tokens([AddedToken("<x>", lstrip=True)])
     with pytest.raises(CheckpointError, match="not valid JSON"):

@@ -87,6 +87,8 @@ def test_pairs() -> None:
     assert tokenizer("a b", "c d", truncation="only_second", max_length=5)["input_ids"] == [0, 4, 5, 1, 6]
     with pytest.raises(ValueError, match="text, text_pair: got 1 and 2 texts"):
         tokenizer(["a"], ["b", "c"])
+    with pytest.raises(ValueError, match="truncation: got 'only_second' without text_pair, expected 'only_first'"):
+        tokenizer("a b", truncation="only_second", max_length=2)
     with pytest.raises(ValueError, match="raise max_length"):
         tokenizer("a b c d", "a", truncation="only_second", max_length=4)
 
