@@ -209,6 +209,9 @@ def _normed(spec: Spec, inputs: Inputs, recipe: Recipe, x: Numpy, error: Numpy) 
     with np.errstate(divide="ignore", invalid="ignore"):
         y = np.where(root > 0, rows / np.where(root > 0, root, 1.0), 0.0)
         dy = np.where(least > 0, (off + np.abs(y) * shift) / np.where(least > 0, least, 1.0), np.inf)
+    # where the sum of squares leaves the type's range, a row becomes 0
+    lost = 2 * np.sum(rows**2, axis=-1, keepdims=True) > min(FORMATS[recipe.norm].top, FORMATS["float32"].top)
+    dy = np.where(lost, np.inf, dy)
     # a normed row is no longer than √n
     dy = np.minimum(dy, np.abs(y) + math.sqrt(n)) + (6 * u_n + gamma(n + 8) + 3 * u_o) * (
         np.abs(y) + np.minimum(dy, math.sqrt(n))

@@ -68,6 +68,16 @@ def test_what_legal_kernels_themselves_cannot_tell_is_inconclusive() -> None:
     assert not found.judge(found.expected["out"])
 
 
+@pytest.mark.parametrize("exponent", [20.0, 44.0, 88.0])
+def test_a_lambda_so_large_that_a_norm_overflows_is_inconclusive(exponent: float) -> None:
+    spec = small("hf_diffllama")
+    x = draw(spec)
+    x["lambda_q1"] = x["lambda_k1"] = np.full_like(x["lambda_q1"], np.sqrt(exponent / x["lambda_q1"].size))
+    found = budget(spec, x, "float32")
+    status = "pass" if exponent < 40.0 else "inconclusive"
+    assert found.judge(found.expected["out"]).status == status
+
+
 @pytest.mark.parametrize(
     ("actual", "message"),
     [
