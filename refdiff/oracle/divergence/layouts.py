@@ -63,11 +63,18 @@ def arranged(array: NDArray[Any], path: str, reference: Mapping[str, NDArray[Any
     shape = reference[path].shape
     if path.rpartition(".")[2] in ("cos", "sin"):
         wide = _once(wide, shape[-1])
+        one = [n for n in shape[1:] if n != 1]
+        if shape[0] > 1 and [n for n in wide.shape if n != 1] == one:  # the same for all sequences
+            wide = np.broadcast_to(wide.reshape(1, *shape[1:]), shape)
+        if shape[0] == 1 and wide.ndim and len(wide) > 1 and [n for n in wide.shape[1:] if n != 1] == one:
+            if not np.array_equal(wide[1:], wide[:-1], equal_nan=True):
+                return None, "has other angles for each sequence: record the reference with this run's position_ids"
+            wide = wide[:1]
     if wide.shape == shape:
         return wide, ""
     found = [(a, lay) for a, lay in arrangements(wide, axes) if a.shape == shape]
     if not found:
-        return None, f"has shape {array.shape}, which is no arrangement of {axes.letters} {shape}"
+        return None, f"has shape {array.shape}, expected {shape} or another order of its axes"
     target = reference[path].astype(np.float64)
     return min(found, key=lambda item: _distance(item[0], target))
 

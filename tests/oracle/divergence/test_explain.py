@@ -83,6 +83,8 @@ LAYER_0 = "model.layers.0.self_attn."
         (LAYER_0 + "lse1", lambda x: x.transpose(0, 2, 1)[..., None], "BTH"),
         (LAYER_0 + "lambda_full", lambda x: x.reshape(1, 1), ""),
         ("model.rotary_emb.cos", lambda x: np.concatenate([x, x], -1)[0], "Tn"),
+        ("model.rotary_emb.cos", lambda x: np.concatenate([x, x]), ""),
+        ("model.rotary_emb.cos", lambda x: np.concatenate([x, x])[:, 0], "Tn"),
     ],
 )
 def test_arranged(path: str, change: object, how: str) -> None:
@@ -128,7 +130,20 @@ def test_of_two_that_fit_the_nearer_one_is_taken_but_the_plain_one_comes_first()
     assert not np.array_equal(array, ref["scores"])
 
 
+def test_angles_for_each_sequence() -> None:
+    """Of left padding the positions differ: the reference needs them, and then one array may serve all sequences."""
+    of, positions = small_model(), np.array([[0, 0, 1], [0, 1, 2]])
+    whole, own = (trace(of, ids(0, 2, 3), position_ids=x) for x in (None, positions))
+    cos = "model.rotary_emb.cos"
+    assert arranged(own[cos], cos, whole) == (
+        None, "has other angles for each sequence: record the reference with this run's position_ids"
+    )  # fmt: skip
+    array, said = arranged(whole[cos], cos, own)
+    assert said == ""
+    assert np.array_equal(array, np.concatenate([whole[cos]] * 2))
+
+
 def test_shapes_that_are_none_of_it() -> None:
     array, said = arranged(np.ones((2, 5, 7)), LAYER_0 + "diff", MODEL)
     assert array is None
-    assert said == "has shape (2, 5, 7), which is no arrangement of BHTe (2, 4, 5, 12)"
+    assert said == "has shape (2, 5, 7), expected (2, 4, 5, 12) or another order of its axes"
