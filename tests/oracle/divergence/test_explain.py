@@ -40,6 +40,17 @@ def test_factors_of_scores(factor: float, why: str) -> None:
     assert said("scores1", factor * of("scores1")) == f"equal up to the factor {why}"
 
 
+def test_a_factor_explains_most_of_an_error() -> None:
+    """An error at random, a little larger than allowed, is a little smaller beside some factor."""
+    y = of("o_proj")
+    noise = np.random.default_rng(0).normal(size=y.shape)
+    noise += 0.3 * y / y.std() - (noise * y).sum(-1, keepdims=True) / (y * y).sum(-1, keepdims=True) * y
+    noise /= np.sqrt((noise**2).mean(-1, keepdims=True))
+    allowed = {AT + "o_proj": Expected(y, np.full(y.shape[:-1], 1e-6))}
+    for error, says in ((4.08e-3 * noise, ""), (0.1 * y, "equal up to the factor 1.1")):
+        assert explanation(AT + "o_proj", y + error, allowed, REF, 2.0**-40) == says
+
+
 def test_another_base_diverges_from_nothing() -> None:
     mine = {path: x / math.log(2) if "lse" in path else x for path, x in REF.items()}
     found = first_divergence(mine, REF)
