@@ -247,7 +247,8 @@ def _stage(
     if not found.ok:
         if said := explanation(path, array, expected, reference, unit):
             return Stage(path, "equal up to", said, *numbers)
-        said = f"off by {found.error:.2g} where it should be {found.size:.2g} (root mean squares of the worst row)"
+        of_row = " (root mean squares of the worst row)" if found.worst else ""
+        said = f"off by {found.error:.2g} where it should be {found.size:.2g}{of_row}"
         if np.isinf(found.ratio):
             said = f"{found.error:g} stands where {found.size:g} should"
         return Stage(path, "differs", said, *numbers)
@@ -334,6 +335,8 @@ def _inputs(mine: Mapping[str, Any], ref: Mapping[str, Any]) -> list[str]:
     found = []
     for name in (n for n in ref if n in mine):
         x, y = (np.asarray(inputs[name]) for inputs in (mine, ref))
+        if [n for n in x.shape if n != 1] == [n for n in y.shape if n != 1]:  # as of points without a batch axis
+            x = x.reshape(y.shape)
         what = "tokens" if name == "input_ids" else name
         if x.shape != y.shape:
             said = f"the two runs have {what} of different shapes, {x.shape} and {y.shape}{_first(name, x, y)}"

@@ -52,6 +52,12 @@ def test_tokens_of_another_shape(tokens: Any, says: str) -> None:
         first_divergence(of(tokens), REF)
 
 
+def test_tokens_without_a_batch_axis() -> None:
+    ref = trace(small_model(), TOKENS[:1])
+    for tokens, apart in ((TOKENS[0], ()), (changed(0)[1], ("the two runs have different tokens from position 0",))):
+        assert first_divergence({**ref, "inputs.input_ids": tokens}, ref).apart == apart
+
+
 def test_other_arguments() -> None:
     masks = [np.ones((2, 7), int) for _ in range(2)]
     masks[0][1, 0] = 0
