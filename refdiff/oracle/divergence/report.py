@@ -19,7 +19,7 @@ _LAYER = re.compile(r"layers\.\d+")
 _MODES = {
     "local": "each point computed from those before it in this run",
     "free": "each point computed from the inputs of the run",
-    "recorded": "each point compared with the reference's file: its model is not here",
+    "recorded": "each point compared with the reference's numbers: its model is not here, or it had a cache",
 }
 
 
@@ -32,10 +32,9 @@ def lines(found: Divergence, worst: int | None = None) -> list[str]:
     first = found.first
     if first is None:
         if absent := list(dict.fromkeys(_short(s.path) for s in found.stages if s.status == "missing")):
-            more = f" and {len(absent) - MOST} more kinds" if len(absent) > MOST else ""
-            result += textwrap.wrap(
-                f"not in the trace: {', '.join(absent[:MOST])}{more}", WIDTH, subsequent_indent="  "
-            )
+            if len(absent) > MOST + 1:
+                absent[MOST:] = [f"and {len(absent) - MOST} more kinds"]
+            result += textwrap.wrap(f"not in the trace: {', '.join(absent)}", WIDTH, subsequent_indent="  ")
         result += ["", "nothing diverges", *textwrap.wrap(_unseen(compared), WIDTH - 2, **_INDENT)]
     else:
         result += ["", f"first divergence: {first.path}", *textwrap.wrap(first.what, WIDTH - 2, **_INDENT)]
@@ -43,7 +42,7 @@ def lines(found: Divergence, worst: int | None = None) -> list[str]:
             result += [f"  worst row {first.row}, {first.ratio:.3g} times what rounding explains"]
         before = [s for s in compared[: compared.index(first)] if s.status == "equal"]
         skipped = _missing_before(found, first)
-        if skipped:
+        if skipped and (first.error or first.size):  # not of another shape, where nothing was compared
             text = f"not in the trace, so the mistake may be there: {', '.join(skipped)}"
             result += textwrap.wrap(text, WIDTH - 2, **_INDENT)
         elif before:
@@ -91,7 +90,8 @@ def _missing_before(found: Divergence, first: Stage) -> list[str]:
     names = [s.path for s in found.stages if s.path in origins]
     near = [_short(path) for path in names if _layer(path) in ("", _layer(first.path))]
     far = [path for path in names if _layer(path) not in ("", _layer(first.path))]
-    return near + (far if len(far) <= MOST else [f"and {len(far)} points of the layers before"])
+    also = "and " if near else ""
+    return near + (far if len(far) <= MOST else [f"{also}{len(far)} points of the layers before"])
 
 
 def _angles(paths: set[str]) -> set[str]:

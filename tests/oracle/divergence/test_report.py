@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from refdiff.oracle import Divergence, first_divergence, trace
+from refdiff.oracle import Divergence, Trace, first_divergence, trace
 from refdiff.oracle.divergence import Stage
 from tests.model.models import ids, small_model
 
@@ -116,6 +116,9 @@ def test_points_of_other_layers() -> None:
     said = " ".join(str(first_divergence(wrong, ref)).split())
     assert "may be there: embed_tokens, cos, sin, input_layernorm, q_proj, " in said
     assert "post_attention_layernorm.input, post_attention_layernorm, and 26 points of the layers before" in said
+    some = {path: ref[path] for path in ("model.embed_tokens", "model.rotary_emb.cos", "model.rotary_emb.sin")}
+    last = " ".join(str(first_divergence({**some, "model.norm": 2 * ref["model.norm"]}, ref)).split())
+    assert "may be there: 78 points of the layers before error" in last
     some = {path: ref[path] for path in (AT + "o_proj", "model.layers.0.post_attention_layernorm.input")}
     some["model.layers.0.mlp.down_proj"] = ref["model.layers.0.mlp.down_proj"]
     said = " ".join(str(first_divergence(wrong | some, ref)).split())
@@ -137,3 +140,21 @@ def test_what_was_not_recorded_is_named_where_nothing_diverges() -> None:
     (line,) = (line for line in lines if line.startswith("not in the trace: "))
     assert "diff, " in line
     assert "o_proj" in line
+    few = {path: x for path, x in REF.items() if not path.endswith(("lse1", "lse2", "attn1"))}
+    assert "not in the trace: lse1, probs1, attn1, lse2, probs2" in str(first_divergence(few, REF)).splitlines()
+
+
+def test_a_number_has_no_rows() -> None:
+    assert wrong(lambda_full=np.asarray(7.0)).first.what == "off by 6.9 where it should be 0.082"
+
+
+def test_another_shape_is_no_mistake_of_points_before() -> None:
+    said = str(first_divergence({"lm_head": REF["lm_head"][:, -1:]}, REF))
+    assert "has shape (2, 1, 53), expected (2, 5, 53) or another order of its axes" in said
+    assert "may be there" not in said
+
+
+def test_without_the_model_the_report_says_why() -> None:
+    bare = Trace(REF.points, REF.inputs, REF.about)
+    said = " ".join(str(first_divergence(REF, bare)).split())
+    assert "with the reference's numbers: its model is not here, or it had a cache" in said
