@@ -46,7 +46,12 @@ def any_array(x: Array, name: str = "the array") -> NDArray[Any]:
         raise TypeError(f"{name}: {_kind(x)} cannot be read: {error}") from error
     if found.dtype.kind not in "biufc" and not _is_ml_dtype(found.dtype):
         raise TypeError(f"{name}: {_kind(x)} of dtype {found.dtype} holds no numbers")
-    return found
+    return _native(found)
+
+
+def _native(x: NDArray[Any]) -> NDArray[Any]:
+    """The same numbers in the byte order of this machine; others have no name such as float32."""
+    return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
 
 
 def _found(x: Any) -> NDArray[Any]:
@@ -217,5 +222,5 @@ def _read_npz(path: Path, folder: Path | None) -> dict[str, NDArray[Any]]:
             raise CheckpointError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     for name, array in arrays.items():
         # NumPy writes bfloat16 as two bytes of no type
-        arrays[name] = array.view(_dtype("bfloat16")) if array.dtype == np.dtype("V2") else array
+        arrays[name] = array.view(_dtype("bfloat16")) if array.dtype == np.dtype("V2") else _native(array)
     return arrays
