@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from refdiff.oracle.inputs import is_layer
+from refdiff.oracle.inputs import VECTORS, is_layer
 from refdiff.oracle.inputs.arrays import any_array
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.presets import over_preset
@@ -122,8 +122,8 @@ def _width(fields: Mapping[str, Any], inputs: Mapping[str, Any], rows: int) -> i
         return d
     if isinstance(heads := fields.get("query_heads"), int) and heads > 0:
         return rows // heads
-    if "lambda_q1" in inputs:
-        return _shape(inputs, "lambda_q1", *(("(h, d)", 2) if fields.get("lambda_per_head") else ("(d,)", 1)))[-1]
+    if name := next((name for name in VECTORS if name in inputs), ""):
+        return _shape(inputs, name, *(("(h, d)", 2) if fields.get("lambda_per_head") else ("(d,)", 1)))[-1]
     ratio = fields.get("ratio", 1)
     if "lambda_proj.weight" in inputs and isinstance(ratio, int) and ratio > 0:
         signals = _shape(inputs, "lambda_proj.weight", "(h, D)", 2)[0]

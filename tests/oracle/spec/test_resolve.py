@@ -58,6 +58,18 @@ def test_arrays_that_say_too_little(inputs: dict[str, Any], message: str) -> Non
         dimensions({}, inputs)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("x", r"^the inputs lack lambda_q1 \(d\)$"), ("lambda_Q1", "^'lambda_Q1' is no input of this spec")],
+)
+def test_a_missing_vector_of_lambda_is_named(name: str, message: str) -> None:
+    """The other three say how wide a head is."""
+    inputs = {name: 0, **oracle.cases("discriminating", seed=1, spec="hf_diffllama")[3].inputs}
+    del inputs["lambda_q1"]
+    with pytest.raises(ValueError, match=message):
+        oracle.truth("hf_diffllama", inputs)
+
+
 def test_every_function_takes_a_name(tmp_path: Path) -> None:
     out = np.asarray(oracle.truth(NAMED, X).out, dtype=np.float32)
     dout = np.ones_like(out)
