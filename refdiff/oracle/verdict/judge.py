@@ -164,9 +164,9 @@ def _some(name: str, found: Numpy, size: int) -> str:
 
 def _reason(s: Statistic, actual: Numpy, budget: RowBudget, wrong: Numpy) -> str:
     if s.name == "masks":
-        return f"{int(s.value)} numbers are NaN or infinite in other places than in the truth: {s.what} at " + place(
-            budget.axes, s.at or ()
-        )
+        many = "1 number is" if s.value == 1 else f"{int(s.value)} numbers are"
+        at = place(budget.axes, s.at or ())
+        return f"{many} NaN or infinite in other places than in the truth: {s.what} at {at}"
     words = _how_many(wrong, budget.axes) if s.name == "row" else WORDS[s.name]
     if s.name in ("slope", "factor") and _only_wrong_rows(wrong, actual, budget):
         words = "a factor: the wrong rows are too large or too small on the whole"

@@ -43,6 +43,13 @@ def test_nan_in_an_input_is_said(x: Inputs) -> None:
     assert check(truth(SPEC, x).out, SPEC, x, recipe="float32").status == "inconclusive"
 
 
+@pytest.mark.parametrize(("wrong", "says"), [(1, "1 number is NaN or"), (2, "2 numbers are NaN or")])
+def test_nan_in_an_output_is_counted(x: Inputs, wrong: int, says: str) -> None:
+    out = truth(SPEC, x).out.astype(np.float32)
+    out[0, 0, 0, :wrong] = np.nan
+    assert says in " ".join(str(check(out, SPEC, x, recipe="float32")).split())
+
+
 def test_a_function_is_called_with_these_inputs(x: Inputs) -> None:
 
     def kernel(spec: Spec, inputs: Mapping[str, Any]) -> Any:
