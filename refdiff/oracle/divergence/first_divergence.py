@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from refdiff.oracle.divergence.systematic_error import IN_COMMON
 from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.trace.known_points import Flow, canonical_names, near_point
+from refdiff.oracle.trace.points import SINGLE
 from refdiff.oracle.trace.trace import Source, Trace, read_trace
 
 MODES = ("local", "free")
@@ -279,12 +281,26 @@ def _recorded(given: Mapping[str, Floats], reference: Trace, unit: float, tiny: 
         size = _rms(wide)
         known = [levels[p] for p in flow.parents(path) if p in levels]  # a file may list a point before its parents
         level = max(known, default=2 * unit)
-        expected[path] = Sampled(wide, np.full(wide.shape[:-1], (THRESHOLDS.jump / ROW * level * size) ** 2 + tiny**2))
-        if path in given and size:
+        allowed = THRESHOLDS.jump / ROW * level * size * _magnified(path, reference, flow)
+        expected[path] = Sampled(wide, np.broadcast_to(allowed**2 + tiny**2, wide.shape[:-1]))
+        if path not in given:
+            level = math.hypot(level, 2 * min(unit, SINGLE))  # sums are rounded in another order in each
+        elif size:
             off = _rms(given[path] - np.where(np.isfinite(wide), wide, 0.0)) / size
             level = off if level < off <= THRESHOLDS.jump * level else level
         levels[path] = level
     return expected
+
+
+def _magnified(path: str, reference: Trace, flow: Flow) -> Floats:
+    """How much a norm magnifies each row, compared with all that it is given."""
+    given = [reference[parent] for parent in flow.parents(path)]
+    if "norm" not in path.rpartition(".")[2] or [x.shape for x in given] != [reference[path].shape]:
+        return np.ones(())
+    rows = given[0].astype(np.float64)
+    sizes = np.sqrt(np.mean(rows**2, axis=-1))
+    ratio: Floats = np.maximum(_rms(rows) / np.where(sizes > 0, sizes, np.inf), 1.0)
+    return ratio
 
 
 def _rms(x: Floats) -> float:

@@ -297,6 +297,27 @@ def test_without_the_model() -> None:
     assert first_divergence(mine, bare).path == f"model.layers.{LAYER}.self_attn.diff"
 
 
+@pytest.mark.parametrize(("error", "found"), [(2.0**-18, None), (2.0**-10, "lm_head")])
+def test_points_that_are_not_there_round_without_the_model(error: float, found: str | None) -> None:
+    """Of the logits alone: all of a run's sums may be in another order."""
+    _, ref = prepared("hf", "float32")
+    right = ref["lm_head"].astype(np.float64)
+    noise = np.random.default_rng(0).normal(size=right.shape) * np.sqrt(np.mean(right**2))
+    mine = {"lm_head": (right + error * noise).astype(np.float32)}
+    assert first_divergence(mine, Trace(ref.points, ref.inputs, ref.about)).path == found
+
+
+def test_a_norm_magnifies_small_rows_without_the_model() -> None:
+    _, ref = prepared("hf", "float32")
+    at = f"model.layers.{LAYER}.self_attn."
+    points = {**ref, at + "diff": ref[at + "diff"].copy()}
+    points[at + "diff"][0, 0, 3] *= 1e-3
+    for row, found in ((3, None), (4, at + "groupnorm")):
+        mine = ref[at + "groupnorm"].copy()
+        mine[0, 0, row] += np.float32(1e-3) * mine[0, 0, row, ::-1]
+        assert first_divergence({at + "groupnorm": mine}, Trace(points, ref.inputs, ref.about)).path == found
+
+
 def test_a_file_may_list_a_point_before_what_it_comes_from() -> None:
     _, ref = prepared("hf", "float32")
     turned = Trace(dict(reversed(ref.points.items())), ref.inputs, ref.about)
