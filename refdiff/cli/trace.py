@@ -163,14 +163,13 @@ def _compare(args: argparse.Namespace) -> int:
     others = {"MODEL": args.of, "-o": args.output, "--ids": args.ids, "--maps": args.maps, "--spec": args.spec}
     refuse("is to record; --compare takes MINE and REF", others)
     from refdiff.oracle.divergence import first_divergence
-    from refdiff.oracle.divergence.report import lines
     from refdiff.oracle.trace import read_trace
 
     mine, ref = args.compare
     reference = read_trace(ref, model=None if args.model is None else fetch(args.model, args))
     with waiting("comparing", quiet=args.quiet):
         found = first_divergence(mine, reference, mode="free" if args.free else "local", precision=args.precision)
-    print_report(found.to_dict(), None if args.json else "\n".join(lines(found, None if args.all else WORST)))
+    print_report(found.to_dict(), None if args.json else found.text(None if args.all else WORST))
     return int(bool(found))
 
 

@@ -1,5 +1,6 @@
 """Where two runs part: the first point of a trace that is not what it should be."""
 
-from refdiff.oracle.divergence.first_divergence import Divergence, Stage, first_divergence
+from refdiff.oracle.divergence.first_divergence import first_divergence
+from refdiff.oracle.divergence.report import Divergence, Stage
 
 __all__ = ["Divergence", "Stage", "first_divergence"]

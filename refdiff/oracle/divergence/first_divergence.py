@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from refdiff.model.variants import PAIRING
 from refdiff.oracle.divergence.expected_values import ROW, Expected, Sampled, allowed_rows, compare, expect
 from refdiff.oracle.divergence.explain import explanation
 from refdiff.oracle.divergence.layouts import Floats, arranged, axes_of, maps_apart
+from refdiff.oracle.divergence.report import Divergence, Stage
 from refdiff.oracle.divergence.systematic_error import IN_COMMON
 from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.thresholds import THRESHOLDS
@@ -24,67 +25,8 @@ from refdiff.oracle.trace.known_points import Flow, canonical_names, near_point
 from refdiff.oracle.trace.points import SINGLE
 from refdiff.oracle.trace.trace import Source, Trace, read_trace
 
-MODES = ("local", "free")
-
 COPIES = ("embed_tokens", "values", "lambda_init")
 """Points where nothing is computed: they have the type of the weights, whatever the run has."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One point: "equal", "equal up to" something, "differs", or "missing" in the run under test.
-
-    what: an arrangement that was undone, what it is equal up to, or how it differs. ratio: its worst row's error, in
-    units of what is allowed; row, error and size: where that is, and its root mean squares of error and right value.
-    unseen: how far from 1 a factor on the whole point may be that rounding explains.
-    """
-
-    path: str
-    status: str
-    what: str = ""
-    ratio: float = 0.0
-    row: tuple[int, ...] = ()
-    error: float = 0.0
-    size: float = 0.0
-    unseen: float = 0.0
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """What `first_divergence` found: `path` is the first point that is not right, None where all are.
-
-    mode: "local" or "free", or "recorded" where the run could not be repeated and was compared with what the
-    reference's file holds. precision: the type that the run was taken to compute in. stages: every point of the
-    reference in order. unknown: names of the run under test that are no point. apart: in which ways the two recordings
-    are not of the same run, as of other tokens.
-    """
-
-    path: str | None
-    mode: str
-    precision: str
-    stages: tuple[Stage, ...]
-    unknown: tuple[str, ...]
-    apart: tuple[str, ...] = ()
-
-    def __bool__(self) -> bool:
-        """True where something diverges."""
-        return self.path is not None
-
-    @property
-    def first(self) -> Stage | None:
-        """The stage of `path`."""
-        return next((s for s in self.stages if s.path == self.path), None)
-
-    def __str__(self) -> str:
-        from refdiff.oracle.divergence.report import lines
-
-        return "\n".join(lines(self))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as JSON holds it."""
-        from refdiff.oracle.divergence.report import as_dict
-
-        return as_dict(self)
 
 
 def first_divergence(
@@ -114,8 +56,8 @@ def first_divergence(
         ValueError: a trace is empty, nothing in `mine` is a point of `ref`, an alias leads to none, an argument is none
             of those above.
     """
-    if mode not in MODES:
-        raise ValueError(f"mode: got {mode!r}, expected one of {', '.join(MODES)}")
+    if mode not in ("local", "free"):
+        raise ValueError(f"mode: got {mode!r}, expected one of local, free")
     if precision not in ("auto", *FORMATS):
         raise ValueError(f"precision: got {precision!r}, expected auto or one of {', '.join(FORMATS)}")
     if isinstance(aliases, str) and aliases not in ("auto", "none"):

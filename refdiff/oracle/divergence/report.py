@@ -1,72 +1,136 @@
-"""A divergence for people, 80 columns wide, and for programs."""
+"""What `first_divergence` answers: every point, the first that is not right, and where its mistake may be."""
 
 from __future__ import annotations
 
 import re
-import textwrap
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
+from refdiff.oracle.printing import wrap_text
 from refdiff.oracle.trace.known_points import Flow, near_point
 
-if TYPE_CHECKING:
-    from refdiff.oracle.divergence.first_divergence import Divergence, Stage
-
-WIDTH = 80
 MOST = 4
 """So many points of other layers are named; of more, their number."""
+LISTED = 8
+"""So many names that are no point are listed."""
 
 _LAYER = re.compile(r"layers\.\d+")
-_MODES = {
+MODES = {
     "local": "each point computed from those before it in this run",
     "free": "each point computed from the inputs of the run",
     "recorded": "each point compared with the reference's numbers: its model is not here, or it had a cache",
 }
 
 
-def lines(found: Divergence, worst: int | None = None) -> list[str]:
-    """The first point that is not right, then every point that was compared, or the `worst` of them without remarks."""
-    compared = [s for s in found.stages if s.status != "missing"]
-    head = f"{len(compared)} of {len(found.stages)} points compared in {found.precision}: {_MODES[found.mode]}"
-    result = [line for text in found.apart for line in textwrap.wrap(text, WIDTH, subsequent_indent="  ")]
-    result += textwrap.wrap(head, WIDTH)
-    first = found.first
-    if first is None:
-        if absent := list(dict.fromkeys(_short(s.path) for s in found.stages if s.status == "missing")):
-            if len(absent) > MOST + 1:
-                absent[MOST:] = [f"and {len(absent) - MOST} more kinds"]
-            result += textwrap.wrap(f"not in the trace: {', '.join(absent)}", WIDTH, subsequent_indent="  ")
-        result += ["", "nothing diverges", *textwrap.wrap(_unseen(compared), WIDTH - 2, **_INDENT)]
-    else:
-        result += ["", f"first divergence: {first.path}", *textwrap.wrap(first.what, WIDTH - 2, **_INDENT)]
-        if first.row:
-            result += [f"  worst row {first.row}, {first.ratio:.3g} times what rounding explains"]
-        before = [s for s in compared[: compared.index(first)] if s.status == "equal"]
-        skipped = _missing_before(found, first)
-        if skipped and (first.error or first.size):  # not of another shape, where nothing was compared
-            text = f"not in the trace, so the mistake may be there: {', '.join(skipped)}"
-            result += textwrap.wrap(text, WIDTH - 2, **_INDENT)
+@dataclass(frozen=True)
+class Stage:
+    """One point: "equal", "equal up to" something, "differs", or "missing" in the run under test.
+
+    what: an arrangement that was undone, what it is equal up to, or how it differs. ratio: its worst row's error, in
+    units of what is allowed; row, error and size: where that is, and its root mean squares of error and right value.
+    unseen: how far from 1 a factor on the whole point may be that rounding explains.
+    """
+
+    path: str
+    status: str
+    what: str = ""
+    ratio: float = 0.0
+    row: tuple[int, ...] = ()
+    error: float = 0.0
+    size: float = 0.0
+    unseen: float = 0.0
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """What `first_divergence` found: `path` is the first point that is not right, None where all are.
+
+    mode: "local" or "free", or "recorded" where the run could not be repeated and was compared with what the
+    reference's file holds. precision: the type that the run was taken to compute in. stages: every point of the
+    reference in order. unknown: names of the run under test that are no point. apart: in which ways the two recordings
+    are not of the same run, as of other tokens.
+    """
+
+    path: str | None
+    mode: str
+    precision: str
+    stages: tuple[Stage, ...]
+    unknown: tuple[str, ...]
+    apart: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        """True where something diverges."""
+        return self.path is not None
+
+    @property
+    def first(self) -> Stage | None:
+        """The stage of `path`."""
+        return next((s for s in self.stages if s.path == self.path), None)
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def text(self, worst: int | None = None) -> str:
+        """The first point that is not right, then every point compared, or the `worst` of them without remarks."""
+        compared = [s for s in self.stages if s.status != "missing"]
+        missing = [s.path for s in self.stages if s.status == "missing"]
+        head = f"{len(compared)} of {len(self.stages)} points compared in {self.precision}: {MODES[self.mode]}"
+        lines = [*self.apart, head, *self._answer(compared, missing)]
+        lines += ["", f"  {'':12}{'error/allowed':>13}  point"]
+        largest = sorted(compared, key=lambda s: (s is not self.first, s.status != "differs", -s.ratio))[:worst]
+        for stage in sorted(largest, key=compared.index):
+            mark = "DIFFERS" if stage.status == "differs" else stage.status
+            lines += [f"  {mark:12}{stage.ratio:>13.2g}  {stage.path}"]
+            if stage.what and worst is None:
+                lines += [" " * 29 + stage.what]
+        if hidden := len(compared) - len(largest):
+            lines += [f"  and {hidden} more points; --all shows them"]
+        if self.unknown:
+            more = f", … ({len(self.unknown)})" if len(self.unknown) > LISTED else ""
+            lines += ["", f"no point of the reference: {', '.join(self.unknown[:LISTED])}{more}"]
+            hints = [f"  {name}{hint}" for name in self.unknown[:LISTED] if (hint := near_point(name, missing))]
+            lines += hints[:3]
+        return wrap_text("\n".join(lines))
+
+    def _answer(self, compared: list[Stage], missing: list[str]) -> list[str]:
+        """What is said of the first point that is not right, or that there is none."""
+        if self.first is None:
+            kinds = list(dict.fromkeys(map(_short, missing)))
+            if len(kinds) > MOST + 1:
+                kinds[MOST:] = [f"and {len(kinds) - MOST} more kinds"]
+            absent = [f"not in the trace: {', '.join(kinds)}"] if kinds else []
+            return [*absent, "", "nothing diverges", f"  {_unseen(compared)}"]
+        lines = ["", f"first divergence: {self.path}", f"  {self.first.what}"]
+        if self.first.row:
+            lines += [f"  worst row {self.first.row}, {self.first.ratio:.3g} times what rounding explains"]
+        before = [s.path for s in compared[: compared.index(self.first)] if s.status == "equal"]
+        skipped = self._missing_before(self.first, before, set(missing))
+        if skipped and (self.first.error or self.first.size):  # not of another shape, where nothing was compared
+            lines += [f"  not in the trace, so the mistake may be there: {', '.join(skipped)}"]
         elif before:
-            result += [f"  right up to {before[-1].path}"]
-    result += ["", f"  {'':12}{'error/allowed':>13}  point"]
-    largest = sorted(compared, key=lambda s: (s is not first, s.status != "differs", -s.ratio))[:worst]
-    shown = compared if worst is None else sorted(largest, key=compared.index)
-    for stage in shown:
-        mark = {"equal": "equal", "equal up to": "equal up to", "differs": "DIFFERS"}[stage.status]
-        result += [f"  {mark:12}{stage.ratio:>13.2g}  {stage.path}"]
-        if stage.what and worst is None:
-            result += textwrap.wrap(stage.what, WIDTH - 2, initial_indent=" " * 29, subsequent_indent=" " * 29)
-    if hidden := len(compared) - len(shown):
-        result += [f"  and {hidden} more points; --all shows them"]
-    if found.unknown:
-        names = ", ".join(found.unknown[:8]) + (f", … ({len(found.unknown)})" if len(found.unknown) > 8 else "")
-        result += ["", *textwrap.wrap(f"no point of the reference: {names}", WIDTH)]
-        missing = [stage.path for stage in found.stages if stage.status == "missing"]
-        hints = [f"  {name}{hint}" for name in found.unknown[:8] if (hint := near_point(name, missing))]
-        result += [line for hint in hints[:3] for line in textwrap.wrap(hint, WIDTH, subsequent_indent="    ")]
-    return result
+            lines += [f"  right up to {before[-1]}"]
+        return lines
 
+    def _missing_before(self, first: Stage, right: list[str], missing: set[str]) -> list[str]:
+        """The points that the trace has not, and the first divergence comes from with no point between that it has."""
+        flow, layer = Flow([s.path for s in self.stages]), _layer(first.path)
+        origins = flow.ancestors(first.path, missing)
+        for path in right:
+            if _layer(path) != layer and _angles(origins):
+                # all layers turn by the same angles: where one of them is right, these are
+                origins -= _angles(flow.ancestors(path, missing))
+        names = [s.path for s in self.stages if s.path in origins]
+        near = [_short(path) for path in names if _layer(path) in ("", layer)]
+        far = [path for path in names if _layer(path) not in ("", layer)]
+        also = "and " if near else ""
+        return near + (far if len(far) <= MOST else [f"{also}{len(far)} points of the layers before"])
 
-_INDENT: dict[str, Any] = {"initial_indent": "  ", "subsequent_indent": "  "}
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON holds it; numbers that it has not, as infinities, become null."""
+        stages = [{name: _json(x) for name, x in vars(stage).items()} for stage in self.stages]
+        said = {"diverges": bool(self), "path": self.path, "what": self.first.what if self.first else ""}
+        more = {"apart": list(self.apart), "mode": self.mode, "precision": self.precision}
+        return {**said, **more, "stages": stages, "unknown": list(self.unknown)}
 
 
 def _unseen(compared: list[Stage]) -> str:
@@ -77,21 +141,6 @@ def _unseen(compared: list[Stage]) -> str:
         f"a factor on all of one point would not be seen within 1 ± {least.unseen:.2g} at best; at worst {within}, "
         f"at {most.path}"
     )
-
-
-def _missing_before(found: Divergence, first: Stage) -> list[str]:
-    """The points that the trace has not, and the first divergence comes from with no point between that it has."""
-    flow, missing = Flow([s.path for s in found.stages]), {s.path for s in found.stages if s.status == "missing"}
-    origins = flow.ancestors(first.path, missing)
-    for stage in found.stages[: found.stages.index(first)]:
-        if stage.status == "equal" and _layer(stage.path) != _layer(first.path) and _angles(origins):
-            # all layers turn by the same angles: where one of them is right, these are
-            origins -= _angles(flow.ancestors(stage.path, missing))
-    names = [s.path for s in found.stages if s.path in origins]
-    near = [_short(path) for path in names if _layer(path) in ("", _layer(first.path))]
-    far = [path for path in names if _layer(path) not in ("", _layer(first.path))]
-    also = "and " if near else ""
-    return near + (far if len(far) <= MOST else [f"{also}{len(far)} points of the layers before"])
 
 
 def _angles(paths: set[str]) -> set[str]:
@@ -107,14 +156,6 @@ def _short(path: str) -> str:
     """The last word of a path, or two where one says little."""
     head, _, last = path.rpartition(".")
     return f"{head.rpartition('.')[2]}.{last}" if last == "input" or last.isdigit() else last
-
-
-def as_dict(found: Divergence) -> dict[str, Any]:
-    """Numbers that JSON has not, as infinities, become null."""
-    stages = [{name: _json(x) for name, x in vars(stage).items()} for stage in found.stages]
-    said = {"diverges": bool(found), "path": found.path, "what": found.first.what if found.first else ""}
-    more = {"apart": list(found.apart), "mode": found.mode, "precision": found.precision}
-    return {**said, **more, "stages": stages, "unknown": list(found.unknown)}
 
 
 def _json(x: Any) -> Any:
