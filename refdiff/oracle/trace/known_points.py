@@ -224,7 +224,6 @@ HEADS = ("lm_head", "score", "qa_outputs")
 _OF_V2 = _IN + "lambda_proj"
 """Where it is not there, it is another wiring, whose λ comes from no token."""
 
-_OF = {point.path: point.of for point in (*POINTS, OUT)}
 _IN_LAYER = re.compile(r"layers\.(\d+)(\..+)?$")
 
 
@@ -234,8 +233,27 @@ class Flow:
     def __init__(self, among: Collection[str]) -> None:
         self._among = among
         self._base = min((p.partition("layers.")[0] for p in among if "layers." in p), key=len, default="")
-        layers = (m for p in among if (m := _IN_LAYER.match(p.removeprefix(self._base))))
-        self._layers = max((int(m[1]) + 1 for m in layers), default=0)
+        found = (m for p in among if (m := _IN_LAYER.match(p.removeprefix(self._base))))
+        self._layers = max((int(m[1]) + 1 for m in found), default=0)
+        self._of = dict.fromkeys(HEADS, (self._own("norm", 0),))
+        for layer in range(max(1, self._layers)):
+            for point in (*POINTS, OUT):
+                at = layer if point.path.startswith(_LAYER) else self._layers
+                of = [self._own(path, at) for path in point.of]
+                if _OF_V2 in point.of and self._own(_OF_V2, at) not in among:
+                    of.remove(self._own(_OF_V2, at))
+                self._of.setdefault(self._own(point.path, at), tuple(of))
+
+    def _own(self, path: str, layer: int) -> str:
+        """The path that a point of the table has in this run; a plain Llama's maps have no number."""
+        if path == _BEFORE:
+            return self._own(_LAYER, layer - 1) if layer else self._own("embed_tokens", 0)
+        if path.startswith(_IN) and not self._layers:
+            own = path.removeprefix(_IN)
+        else:
+            own = self._base + path.replace(_LAYER, f"layers.{layer}")
+        plain = own.rstrip("12") if path.endswith(("1", "2")) else own
+        return plain if plain in self._among else own
 
     def parents(self, path: str) -> tuple[str, ...]:
         """Return the points that one is computed from; a path that is no point has none.
@@ -243,18 +261,14 @@ class Flow:
         One that is not in this run stands for those that it is computed from itself.
         """
         stem, again = split_repeated(path)
-        start, layer = self._key(stem)
         found: dict[str, None] = {}
-        open_, seen = [(start, layer, start)], {(start, layer)}
-        while open_:
-            key, layer, child = open_.pop()
-            for of, at in (self._before(of, layer) for of in _OF.get(key, ())):
-                own = self._own(of, at)
-                if own is not None:
-                    found |= dict.fromkeys(self._repetitions(own, again, child))
-                elif (of, at) not in seen and of != _OF_V2:
-                    seen.add((of, at))
-                    open_.append((of, at, child if child == OUT.path else of))
+        open_, seen = [(stem, of) for of in self._of.get(stem, ())], set()
+        for child, of in open_:
+            if of in self._among:
+                found |= dict.fromkeys(self._repetitions(of, again, child))
+            elif of not in seen:
+                seen.add(of)
+                open_ += [(child if child == OUT.path else of, before) for before in self._of.get(of, ())]
         return tuple(found)
 
     def ancestors(self, path: str, through: Collection[str]) -> set[str]:
@@ -266,31 +280,6 @@ class Flow:
             found |= new
             open_ += new
         return found
-
-    def _key(self, stem: str) -> tuple[str, int]:
-        """The path in the table, and the layer; a plain Llama's map is the first."""
-        own = stem.removeprefix(self._base)
-        if m := _IN_LAYER.match(own):
-            key, layer = _LAYER + (m[2] or ""), int(m[1])
-        elif own.rpartition(".")[2] in HEADS:
-            key, layer = "lm_head", self._layers
-        else:
-            key, layer = own if own in _OF else _IN + own, self._layers
-        return (key if key in _OF else key + "1"), layer
-
-    def _before(self, key: str, layer: int) -> tuple[str, int]:
-        if key != _BEFORE:
-            return key, layer
-        return (_LAYER, layer - 1) if layer else ("embed_tokens", 0)
-
-    def _own(self, key: str, layer: int) -> str | None:
-        """The path that a point has in this run, if it is there."""
-        if key.startswith(_IN) and not self._layers:
-            stem = key.removeprefix(_IN)
-        else:
-            stem = self._base + key.replace(_LAYER, f"layers.{layer}")
-        plain = stem.rstrip("12") if key.endswith(("1", "2")) else stem
-        return next((p for p in (stem, plain) if p in self._among), None)
 
     def _repetitions(self, stem: str, again: str, child: str) -> list[str]:
         """Of sequences that are run one by one the same one; what is there once is everybody's."""
