@@ -31,24 +31,77 @@ ELEMENT = (12.0, 4.0)
 """How far off one number may be: so many spreads of its row, and so many roundoffs and growths of itself."""
 
 
+class Draw(NamedTuple):
+    """A run with rounding: errors `size` times as large; `alike`: equal numbers are rounded alike."""
+
+    seed: int
+    size: float = 1.0
+    alike: bool = False
+    pilot: bool = False
+
+
 @dataclass
 class Expected:
-    """What a point should be, and how far off it may be.
+    """What a point should be, and how far off it may be, as runs with rounding show it.
+
+    Where rows are equal, as of a token that is repeated, errors of each number by itself average out over them, and
+    those that equal numbers share do not: the larger counts.
 
     spread: the mean square of what rounding does to each row. hidden: entries that nobody uses. growth: of a sum, what
-    its own size adds, relative to it.
+    its own size adds, relative to it. doubt: how far off a right evaluation may be beside the rounding of the value.
+    patterns: of a point that the run under test has, and whose doubt is not the same for many numbers. bends: what it
+    changes by, per number that it depends on; epsilon: that of a norm.
     """
 
     value: Floats
     spread: Any = 0.0
     hidden: NDArray[np.bool_] | None = None
     growth: float = 0.0
+    doubt: Floats | None = None
+    patterns: Patterns | None = None
+    bends: dict[str, Floats] = field(default_factory=dict)
+    epsilon: float = 0.0
+    _furthest: Floats | None = None
+    _squares: list[Any] = field(default_factory=lambda: [0.0, 0.0])
 
     @property
     def counted(self) -> NDArray[np.bool_]:
         """Which entries are numbers that somebody uses."""
         finite: NDArray[np.bool_] = np.isfinite(self.value)
         return finite if self.hidden is None else finite & ~self.hidden
+
+    def add(self, off: Floats, draw: Draw) -> None:
+        """Take what one run is off by."""
+        square = self._rows(off)
+        if draw.size > 1:
+            self._furthest = square if self._furthest is None else np.maximum(self._furthest, square)
+            return
+        self._squares[draw.alike] = self._squares[draw.alike] + square / MEMBERS
+        if self.patterns is not None:
+            self.patterns.add(off, alike=draw.alike)
+
+    def level(self, off: Floats) -> Floats:
+        """The mean squares of rows as one more run shows them."""
+        return self._beyond(self._rows(off))
+
+    def finish(self, tiny: float) -> None:
+        """Take the mean squares of rows as all runs show them, and of roundings near 0, `tiny` as in `expect`."""
+        self.spread = self._beyond((tiny**2 + np.maximum(*self._squares)) * _margin(self))
+        if self.doubt is not None:
+            self.spread = self.spread + row_mean(self.doubt**2, None)
+
+    def _rows(self, off: Floats) -> Floats:
+        return row_mean(np.where(np.isfinite(off), off, 0.0) ** 2, self.hidden)
+
+    def _beyond(self, usual: Floats) -> Floats:
+        """The mean squares of rows, or what stronger errors show where they do more than add up; ∞ if too much."""
+        if self._furthest is None:
+            return usual
+        jump = self._furthest / ROW**2
+        half = row_mean(np.where(np.isfinite(self.value), self.value, 0.0) ** 2, None) / 4
+        far = np.where((JUMP * ROW) ** 2 * jump > half, np.inf, JUMP**2 * jump)
+        result: Floats = np.where(jump > MORE * usual, far, usual)
+        return result
 
 
 @dataclass(frozen=True)
@@ -183,8 +236,8 @@ def expect(
     *,
     local: bool,
     axes: Callable[[str], str],
-    padding: Callable[[str, Floats], Any] = lambda path, value: None,
-) -> dict[str, Sampled]:
+    padding: Callable[[str, Floats], NDArray[np.bool_] | None],
+) -> dict[str, Expected]:
     """Run again: once exactly, then with every value off by about `unit`, as `draws_of` lists.
 
     Args:
@@ -193,25 +246,25 @@ def expect(
         tiny: how far off, at most, one rounding brings a number near 0: half of the distance of subnormals.
         axes: the letters of a point's axes. padding: which entries of a point stand at padding, if any.
     """
-    points: dict[str, Sampled] = {}
+    points: dict[str, Expected] = {}
 
     def exactly(
         path: str, value: Array, *, hidden: NDArray[np.bool_] | None = None,
         doubt: Callable[[float], Any] | None = None, terms: int = 1,
         epsilon: tuple[float, Callable[[], Array]] | None = None,
     ) -> Array:  # fmt: skip
-        point = Sampled(np.array(value, dtype=np.float64), hidden=hidden, growth=growth(terms, unit))
+        point = Expected(np.array(value, dtype=np.float64), hidden=hidden, growth=growth(terms, unit))
         if doubt is not None:
-            spread = np.broadcast_to(np.asarray(doubt(unit), dtype=np.float64), value.shape)
-            point.sure = row_mean(spread**2, None)
+            point.doubt = np.broadcast_to(np.asarray(doubt(unit), dtype=np.float64), value.shape)
         if epsilon is not None and path in given:
             point.epsilon, point.bends[EPSILON] = epsilon[0], np.array(epsilon[1](), dtype=np.float64)
         points[path] = point
-        return going_on(path, value, hidden)
+        return going_on(path, value)
 
-    def going_on(path: str, value: Array, hidden: NDArray[np.bool_] | None) -> Array:
+    def going_on(path: str, value: Array) -> Array:
         if not local or path not in given:
             return value
+        hidden = points[path].hidden
         return given[path] if hidden is None else np.where(hidden, 0.0, given[path])
 
     run(exactly, maps=True)
@@ -219,47 +272,49 @@ def expect(
     for draw in draws_of(local):
         rng = np.random.default_rng(draw.seed)
 
-        def rounded(
-            path: str, value: Array, *, hidden: NDArray[np.bool_] | None = None,
-            doubt: Callable[[float], Any] | None = None, terms: int = 1, epsilon: Any = None,
-            draw: Draw = draw, rng: np.random.Generator = rng,
-        ) -> Array:  # fmt: skip
+        def rounded(path: str, value: Array, draw: Draw = draw, rng: np.random.Generator = rng, **_: Any) -> Array:
             point = points[path]
             with np.errstate(invalid="ignore"):
                 off = np.asarray(value, dtype=np.float64) - point.value
             if not draw.pilot:
                 point.add(off, draw)
-            elif doubt is None and off.ndim > 1 and path in given:
-                unseen = padding(path, point.value)
-                unseen = hidden if unseen is None else unseen if hidden is None else hidden | unseen
+            elif point.doubt is None and off.ndim > 1 and path in given:
+                unseen = either(point.hidden, padding(path, point.value))
                 point.patterns = Patterns(
                     point.value, unseen, point.level(off), axes(path), point.bends,
                     unit=unit, tiny=tiny, growth=point.growth,
                 )  # fmt: skip
                 point.bends = {}  # they are as large as the point
-            value = np.asarray(going_on(path, value, hidden), dtype=np.float64)
+            value = np.asarray(going_on(path, value), dtype=np.float64)
             noise = ROUNDING * unit
             if value.ndim:
                 noise += SUMMATION * min(unit, SINGLE) * value.shape[-1] ** 0.5
             if not local or path not in given:
-                noise += growth(terms, unit)  # what is given has its error, and goes on with it
+                noise += point.growth  # what is given has its error, and goes on with it
             normal = np.asarray(rng.standard_normal(value.shape))
             value = value * (1 + draw.size * noise * (alike(value, normal) if draw.alike else normal))
             if tiny > SMALL:
                 value = value + draw.size * ROUNDING * tiny * rng.standard_normal(value.shape)
-            if doubt is not None:
-                value = value + draw.size * ROUNDING * np.asarray(doubt(unit)) * rng.standard_normal(value.shape)
+            if point.doubt is not None:
+                value = value + draw.size * ROUNDING * point.doubt * rng.standard_normal(value.shape)
             return value
 
         run(rounded, maps=True)
     for point in points.values():
         point.finish(tiny)
     _of_whole_kernels(points)
+    for path, point in points.items():
+        point.hidden = either(point.hidden, padding(path, point.value))
     return points
 
 
+def either(first: NDArray[np.bool_] | None, second: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """What one of two masks marks, each None where it marks nothing."""
+    return second if first is None else first if second is None else first | second
+
+
 def _bend(
-    run: Callable[..., None], given: Mapping[str, Floats], points: dict[str, Sampled],
+    run: Callable[..., None], given: Mapping[str, Floats], points: dict[str, Expected],
     going_on: Callable[..., Array] | None,
 ) -> None:  # fmt: skip
     """Find what points of the run change by, per factor on points that it has not; up to the next points that it has.
@@ -268,13 +323,13 @@ def _bend(
     """
     for kind in sorted({_name(path) for path in points if path not in given} & KNOBS.keys()):
 
-        def bent(path: str, value: Array, *, hidden: Any = None, kind: str = kind, **_: Any) -> Any:
+        def bent(path: str, value: Array, kind: str = kind, **_: Any) -> Any:
             if path in given:
                 with np.errstate(invalid="ignore"):
                     change = (np.asarray(value, dtype=np.float64) - points[path].value) / BEND
                 if np.any(np.isfinite(change) & (change != 0)):
                     points[path].bends[kind] = change
-                return points[path].value if going_on is None else going_on(path, value, hidden)
+                return points[path].value if going_on is None else going_on(path, value)
             return value * (1 + BEND) if _name(path) == kind else value
 
         run(bent, maps=True)
@@ -284,7 +339,7 @@ def _name(path: str) -> str:
     return path.rpartition(".")[2].partition("[")[0]
 
 
-def _of_whole_kernels(points: dict[str, Sampled]) -> None:
+def _of_whole_kernels(points: dict[str, Expected]) -> None:
     """Add to the difference what both of its maps may be off by.
 
     A kernel that gives the difference alone has not computed it from the `attn1` and `attn2` of the trace, which were
@@ -298,70 +353,11 @@ def _of_whole_kernels(points: dict[str, Sampled]) -> None:
             points[path].spread = points[path].spread + first.spread + square * second.spread
 
 
-class Draw(NamedTuple):
-    """A run with rounding: errors `size` times as large; `alike`: equal numbers are rounded alike."""
-
-    seed: int
-    size: float = 1.0
-    alike: bool = False
-    pilot: bool = False
-
-
 def draws_of(local: bool) -> list[Draw]:
     """`STRONG` if errors add up, a pilot, from which rows get their weights in `Patterns`, `MEMBERS` of each kind."""
     strong = [] if local else [Draw(MEMBERS + n, size=ROW) for n in range(STRONG)]
     pilot = Draw(MEMBERS + STRONG, alike=True, pilot=True)
     return [*strong, pilot, *(Draw(n, alike=kind) for kind in (False, True) for n in range(MEMBERS))]
-
-
-@dataclass
-class Sampled(Expected):
-    """A point of a run, and what runs with rounding are off by there.
-
-    Where rows are equal, as of a token that is repeated, errors of each number by itself average out over them, and
-    those that equal numbers share do not: the larger counts.
-
-    patterns: of a point that the run under test has, and whose doubt is not the same for many numbers. bends: what it
-    changes by, per number that it depends on; epsilon: that of a norm. sure: the mean squares of its doubt.
-    """
-
-    patterns: Patterns | None = None
-    bends: dict[str, Floats] = field(default_factory=dict)
-    epsilon: float = 0.0
-    sure: Any = 0.0
-    _furthest: Floats | None = None
-    _squares: list[Any] = field(default_factory=lambda: [0.0, 0.0])
-
-    def add(self, off: Floats, draw: Draw) -> None:
-        """Take one run's."""
-        square = self._rows(off)
-        if draw.size > 1:
-            self._furthest = square if self._furthest is None else np.maximum(self._furthest, square)
-            return
-        self._squares[draw.alike] = self._squares[draw.alike] + square / MEMBERS
-        if self.patterns is not None:
-            self.patterns.add(off, alike=draw.alike)
-
-    def level(self, off: Floats) -> Floats:
-        """The mean squares of rows as one more run shows them."""
-        return self._beyond(self._rows(off))
-
-    def finish(self, tiny: float) -> None:
-        """Take the mean squares of rows as all runs show them, and of roundings near 0, `tiny` as in `expect`."""
-        self.spread = self._beyond((tiny**2 + np.maximum(*self._squares)) * _margin(self)) + self.sure
-
-    def _rows(self, off: Floats) -> Floats:
-        return row_mean(np.where(np.isfinite(off), off, 0.0) ** 2, self.hidden)
-
-    def _beyond(self, usual: Floats) -> Floats:
-        """The mean squares of rows, or what stronger errors show where they do more than add up; ∞ if too much."""
-        if self._furthest is None:
-            return usual
-        jump = self._furthest / ROW**2
-        half = row_mean(np.where(np.isfinite(self.value), self.value, 0.0) ** 2, None) / 4
-        far = np.where((JUMP * ROW) ** 2 * jump > half, np.inf, JUMP**2 * jump)
-        result: Floats = np.where(jump > MORE * usual, far, usual)
-        return result
 
 
 def alike(value: Floats, normal: Floats) -> Floats:

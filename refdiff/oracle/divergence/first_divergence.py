@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from refdiff.errors import CheckpointError
 from refdiff.model.variants import PAIRING
-from refdiff.oracle.divergence.expected_values import ROW, Expected, Sampled, allowed_rows, compare, expect
+from refdiff.oracle.divergence.expected_values import ROW, Expected, allowed_rows, compare, expect
 from refdiff.oracle.divergence.explain import explanation
 from refdiff.oracle.divergence.layouts import Floats, arranged, axes_of, maps_apart
 from refdiff.oracle.divergence.report import Divergence, Stage
@@ -149,10 +149,6 @@ def _judge(
             reference.run, fitting, unit, tiny, local=mode == "local",
             axes=lambda path: axes_of(path, reference).names, padding=lambda path, x: _padding(path, x, reference),
         )  # fmt: skip
-    for path, point in expected.items():
-        padding = _padding(path, point.value, reference)
-        if padding is not None:
-            point.hidden = padding if point.hidden is None else point.hidden | padding
     common = IN_COMMON.get(precision, 1.0)
     stages = [_stage(path, laid, expected, reference, unit, common) for path in reference]
     wrong = [s for s in stages if s.status in ("differs", "equal up to")]
@@ -179,7 +175,7 @@ def _padding(path: str, value: Floats, reference: Trace) -> NDArray[np.bool_] | 
 
 
 def _stage(
-    path: str, laid: Mapping[str, Any], expected: Mapping[str, Sampled], reference: Trace, unit: float, common: float
+    path: str, laid: Mapping[str, Any], expected: Mapping[str, Expected], reference: Trace, unit: float, common: float
 ) -> Stage:
     if path not in laid or path not in expected:
         return Stage(path, "missing")
@@ -213,9 +209,9 @@ def _least(point: Expected, allowed: Floats) -> float:
     return float(np.min(ROW * allowed / np.where(size > 0, size, np.nan), initial=np.inf, where=size > 0))
 
 
-def _recorded(given: Mapping[str, Floats], reference: Trace, unit: float, tiny: float) -> dict[str, Sampled]:
+def _recorded(given: Mapping[str, Floats], reference: Trace, unit: float, tiny: float) -> dict[str, Expected]:
     """Without the model: what the file holds; a point may be so much further off than those it comes from (`jump`)."""
-    expected: dict[str, Sampled] = {}
+    expected: dict[str, Expected] = {}
     levels: dict[str, float] = {}
     flow = Flow(reference)
     for path, array in reference.items():
@@ -224,7 +220,8 @@ def _recorded(given: Mapping[str, Floats], reference: Trace, unit: float, tiny: 
         known = [levels[p] for p in flow.parents(path) if p in levels]  # a file may list a point before its parents
         level = max(known, default=2 * unit)
         allowed = THRESHOLDS.jump / ROW * level * size * _magnified(path, reference, flow)
-        expected[path] = Sampled(wide, np.broadcast_to(allowed**2 + tiny**2, wide.shape[:-1]))
+        spread = np.broadcast_to(allowed**2 + tiny**2, wide.shape[:-1])
+        expected[path] = Expected(wide, spread, _padding(path, wide, reference))
         if path not in given:
             level = math.hypot(level, 2 * min(unit, SINGLE))  # sums are rounded in another order in each
         elif size:
