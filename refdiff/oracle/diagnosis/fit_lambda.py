@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from refdiff.backends import ops_for
-from refdiff.oracle.deviations.deviation import Problem, output
+from refdiff.oracle.deviations.deviation import Problem
 from refdiff.oracle.diagnosis.parameter_fit import Trial, held, in_words, is_one, spec_value_format
 from refdiff.oracle.diagnosis.ranking import Fit
 from refdiff.oracle.diagnosis.targets import Kernel, Numpy, Parts, Target, worst_residual
@@ -19,7 +19,7 @@ from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import lambda_init, lambda_of
-from refdiff.oracle.truth.forward import has_plain_norm, normed, out_factor
+from refdiff.oracle.truth.forward import forward, has_plain_norm, normed, out_factor
 
 STEPS = 22
 ENOUGH = 64
@@ -74,7 +74,9 @@ def _trial(
     text = f"λ is {in_words(lambdas)}{_layer_format(spec, lambdas)}, where the spec has {now}"
     if with_scale:
         text += f", and the scale of the output is {in_words(factors)}, where the spec has {spec_value_format(own, h)}"
-    return _with_lambda(spec, lambdas, factors, text)
+    changed, scale = spec.replace(lambda_form="given", out_scale="none"), factors[:, None, None]
+    value = {"lambda_full": lambdas.tolist(), "scale": factors.tolist()}
+    return Trial("lambda_full", value, text, lambda x: Problem(changed, _with(x, lambdas), factor=scale))
 
 
 def _layer_format(spec: Spec, lambdas: Numpy) -> str:
@@ -107,13 +109,6 @@ def _trial_of_each(spec: Spec, each: dict[bytes, Numpy], own: list[Numpy]) -> li
     return [Trial("lambda_full", {"lambda_full": found.tolist()}, f"λ is {words}", problem)]
 
 
-def _with_lambda(spec: Spec, lambdas: Numpy, factors: Numpy, text: str) -> Trial:
-    changed = spec.replace(lambda_form="given", out_scale="none")
-    value = {"lambda_full": lambdas.tolist(), "scale": factors.tolist()}
-    scale = factors[:, None, None]
-    return Trial("lambda_full", value, text, lambda x: Problem(changed, _with(x, lambdas), factor=scale))
-
-
 def _with(inputs: Inputs, lambda_full: Numpy) -> Inputs:
     made = {name: x for name, x in inputs.items() if name not in (*VECTORS, "lambda_logits")}
     return {**made, "lambda_full": np.asarray(lambda_full, dtype=np.float64)}
@@ -123,9 +118,8 @@ def _shown(spec: Spec, target: Target) -> tuple[Numpy, Numpy, Numpy, Inputs]:
     """Output, A₁V and A₂V of some tokens, in numbers that are finite in all three; the inputs."""
     bare = spec.replace(lambda_form="given", norm="none", norm_weight=False, out_scale="none")
     plain = {name: x for name, x in target.inputs.items() if name != "norm_weight"}
-    first, both = (output(Problem(bare, _with(plain, np.asarray(value)))) for value in (0.0, 1.0))
-    if first is None or both is None:
-        raise ValueError("the maps of these inputs cannot be computed")
+    with np.errstate(all="ignore"):
+        first, both = (forward(bare, _with(plain, np.asarray(value)), ops_for()) for value in (0.0, 1.0))
     step = max(1, target.actual.shape[2] // ENOUGH)
     out, o1, o2 = (x[:, :, ::step] for x in (target.actual, first, first - both))
     known = np.isfinite(out) & np.isfinite(o1) & np.isfinite(o2)

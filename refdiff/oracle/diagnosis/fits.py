@@ -40,7 +40,8 @@ from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import limited
 from refdiff.oracle.truth.forward import out_factor
 
-COARSE, FINE = 33, 40
+COARSE, FINE = 33, 26
+"""How many values of a number are tried first, and how often a step from the best of them is halved."""
 LIMITS = (0.05, 500.0)
 """Between these the limit of scores is looked for."""
 OFFSETS = (1, -1, 2, -2)
@@ -108,32 +109,38 @@ def _first_that_passes(held_ones: Iterable[list[Fit]]) -> list[Fit]:
     return kept
 
 
-class Number(NamedTuple):
-    """A number of the spec: its field, what is said before its value, and the logarithms of the values tried first."""
+class Field(NamedTuple):
+    """A field, or some that change together: what changes it, of each number of a grid.
 
-    field: str
-    words: str
+    words: of a number of the spec, what is said before its value. Its grid is of logarithms, and others lie between.
+    """
+
+    name: str
+    at: Callable[[float], Deviation]
     grid: Numpy
+    words: str = ""
 
 
-def numbers(spec: Spec) -> Iterator[Number]:
+def numbers(spec: Spec) -> Iterator[Field]:
     """Yield the numbers of a spec that count, the limit of scores, which it may lack, last."""
     unit = spec.scale or spec.head_dim**-0.5
-    yield Number("scale", "scores are multiplied by", _grid(unit / 30, unit * 30))
+    every = [("scale", _grid(unit / 30, unit * 30), "scores are multiplied by")]
     if spec.norm != "none":
-        yield Number("norm_eps", "ε of the norm is", _grid(1e-12, 1.0))
+        every.append(("norm_eps", _grid(1e-12, 1.0), "ε of the norm is"))
     if spec.rope != "none":
-        yield Number("rope_theta", "the base of RoPE is", _grid(30.0, 1e8))
-    yield Number("softcap", "scores z are c tanh(z / c) with c =", _grid(*LIMITS))
+        every.append(("rope_theta", _grid(30.0, 1e8), "the base of RoPE is"))
+    every.append(("softcap", _grid(*LIMITS), "scores z are c tanh(z / c) with c ="))
+    for name, grid, words in every:
+        yield Field(name, partial(_set, name, math.exp), grid, words)
 
 
 def _grid(low: float, high: float) -> Numpy:
     return np.linspace(math.log(low), math.log(high), COARSE)
 
 
-def _number(spec: Spec, parts: Parts, number: Number) -> list[Fit]:
+def _number(spec: Spec, parts: Parts, number: Field) -> list[Fit]:
     """Fit one number of the spec."""
-    field, words, grid = number
+    field, _, grid, words = number
     now = spec.head_dim**-0.5 if field == "scale" and spec.scale is None else getattr(spec, field)
     has = "none" if now is None else f"{now:.4g}"
     return _best(parts, lambda x: _of_spec(spec, field, x, f"{words} {x:.4g}, where the spec has {has}"), grid)
@@ -181,25 +188,16 @@ def _of_spec(spec: Spec, field: str, value: Any, text: str) -> Trial:
 
 
 def smallest(f: Callable[[float], float], grid: Numpy) -> tuple[float, float]:
-    """The place of the smallest value: the best of a grid, then a golden section around it."""
-    values = [f(float(x)) for x in grid]
-    n = int(np.argmin(values))
-    a, b = float(grid[max(n - 1, 0)]), float(grid[min(n + 1, len(grid) - 1)])
-    ratio = (math.sqrt(5) - 1) / 2
-    c, d = b - ratio * (b - a), a + ratio * (b - a)
-    fc, fd = f(c), f(d)
+    """The place of the smallest value, and that: the best of a grid, then of ever smaller steps from it."""
+    least, x = min((f(x), x) for x in grid.tolist())
+    step = float(grid[1] - grid[0])
     for _ in range(FINE):
-        if fc < fd:
-            b, d, fd = d, c, fc
-            c = b - ratio * (b - a)
-            fc = f(c)
-        else:
-            a, c, fc = c, d, fd
-            d = a + ratio * (b - a)
-            fd = f(d)
-    x = (a + b) / 2
-    at_x = f(x)
-    return (x, at_x) if at_x <= values[n] else (float(grid[n]), values[n])
+        step /= 2
+        for near in (x - step, x + step):
+            if (value := f(near)) < least:
+                least, x = value, near
+                break
+    return x, least
 
 
 def _windows(spec: Spec, parts: Parts) -> list[Trial]:
@@ -331,15 +329,6 @@ FIRST, PAIRS, TURNS = 4, 3, 8
 LAYERS = 64
 
 
-class Field(NamedTuple):
-    """A field, or some that change together: what changes it, of each number of a grid; between them too if smooth."""
-
-    name: str
-    at: Callable[[float], Deviation]
-    grid: Numpy
-    smooth: bool = False
-
-
 class Changed(NamedTuple):
     """A field at its best value, and which share of the squared error is left."""
 
@@ -386,8 +375,7 @@ def _text(spec: Spec, changed: Spec, both: Sequence[Changed], share: dict[str, f
 
 def _fields(spec: Spec, kind: str) -> Iterator[Field]:
     """The numbers of a spec that count, and its other choices."""
-    for number in numbers(spec):
-        yield Field(number.field, partial(_set, number.field, math.exp), number.grid, smooth=True)
+    yield from numbers(spec)
     if spec.lambda_init is None and (spec.lambda_form == "exp" or "lambda_init" in spec.out_scale):
         yield Field("layer", partial(_set, "layer", int), np.arange(LAYERS))
     for name, words in CHOICES.items():
@@ -410,7 +398,7 @@ def _best_value(spec: Spec, field: Field, beside: tuple[Deviation, ...], targets
         some = (*beside, field.at(value))
         return max(left(t, output_with(spec, t.inputs, some)) for t in targets)
 
-    if field.smooth:
+    if field.words:
         best, least = smallest(off, field.grid)
     else:
         least, best = min((off(x), x) for x in field.grid.tolist())
