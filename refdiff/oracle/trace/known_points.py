@@ -235,7 +235,7 @@ class Flow:
         self._base = min((p.partition("layers.")[0] for p in among if "layers." in p), key=len, default="")
         found = (m for p in among if (m := _IN_LAYER.match(p.removeprefix(self._base))))
         self._layers = max((int(m[1]) + 1 for m in found), default=0)
-        self._of = dict.fromkeys(HEADS, (self._own("norm", 0),))
+        self._of: dict[str, tuple[str, ...]] = {head: (self._own("norm", 0),) for head in HEADS}
         for layer in range(max(1, self._layers)):
             for point in (*POINTS, OUT):
                 at = layer if point.path.startswith(_LAYER) else self._layers
