@@ -70,8 +70,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"OUTPUT {output}: exists already; name a new folder, or an empty one")
     folder = fetch(args.model, args, also=hub.OTHER_TOKENIZERS)
     config = DiffLlamaConfig.from_pretrained(folder)
-    ours = [f"Diff{name.removeprefix('Diff')}" for name in config.architectures or []]  # a Llama's class among them
-    architecture = next((name for name in ours if name in weights.ARCHITECTURES), "DiffLlamaForCausalLM")
+    architecture = weights.architecture_of(config)
     dtype = weights.resolve_dtype(folder, config) if args.dtype == "auto" else args.dtype
     before = config, weights.load(folder, config, architecture, stored=True, deferred=True)
     try:

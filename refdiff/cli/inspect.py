@@ -72,14 +72,13 @@ def inspect(path_or_repo: str, *, offline: bool = False) -> dict[str, Any]:
 
 def _describe(folder: Path) -> dict[str, Any]:
     from refdiff.model.config import DiffLlamaConfig
-    from refdiff.model.weights import ARCHITECTURES, resolve_dtype
+    from refdiff.model.weights import architecture_of, resolve_dtype
     from refdiff.model.weights.folder import open_checkpoint
-    from refdiff.model.weights.names import backbone_prefix, localize, parameter_shapes
+    from refdiff.model.weights.names import backbone_prefix, localize, parameter_shapes, stored_architecture
 
     config = DiffLlamaConfig.from_pretrained(folder)
     stored = open_checkpoint(folder)
-    ours = (name for name in config.architectures or [] if name in ARCHITECTURES)
-    architecture = next(ours, "DiffLlamaForCausalLM")
+    architecture = architecture_of(config)
     order = {name: i for i, name in enumerate(parameter_shapes(config, architecture))}
     prefix = backbone_prefix(architecture)
     found = [(name, t, Path(file.label).name) for file in stored for name, t in file.tensors.items()]
@@ -90,7 +89,7 @@ def _describe(folder: Path) -> dict[str, Any]:
     }
     dtype, counts = resolve_dtype(folder, config), collections.Counter(t["file"] for t in tensors.values())
     return {
-        "architecture": architecture,
+        "architecture": stored_architecture(config, architecture),
         "parameters": sum(math.prod(t["shape"]) for t in tensors.values()),
         "dtype": dtype,
         "config": config.to_dict(),
@@ -150,7 +149,7 @@ def _memory(config: Any, tensors: dict[str, Any], dtype: str) -> dict[str, int]:
 
 def _problems(config: Any, architecture: str, tensors: dict[str, Any]) -> list[str]:
     """Return the contradictions between config and files, by names and shapes."""
-    from refdiff.model.weights.names import backbone_prefix, is_head, localize, parameter_shapes
+    from refdiff.model.weights.names import backbone_prefix, is_head, localize, parameter_shapes, stored_architecture
 
     shapes = parameter_shapes(config, architecture)
     found = {localize(name, backbone_prefix(architecture)): name for name in tensors}
@@ -161,7 +160,7 @@ def _problems(config: Any, architecture: str, tensors: dict[str, Any]) -> list[s
             problems.append(f"{own}: shape {shape}, but config.json makes it {shapes[name]}")
     for name, own in found.items():
         if name not in shapes and not is_head(name) and not name.endswith("rotary_emb.inv_freq"):
-            problems.append(f"{own}: no parameter of {architecture}")
+            problems.append(f"{own}: no parameter of {stored_architecture(config, architecture)}")
     return problems
 
 

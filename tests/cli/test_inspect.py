@@ -51,6 +51,13 @@ def test_the_report_as_json(tiny_checkpoint: Path, cli: Cli) -> None:
     assert files["model.safetensors"] == (len(stored), (tiny_checkpoint / "model.safetensors").stat().st_size)
 
 
+def test_a_llama_is_called_one(folder: Path) -> None:
+    change_config(folder, model_type="llama", architectures=["LlamaForTokenClassification"])
+    report = inspect(str(folder))
+    assert report["architecture"] == "LlamaForTokenClassification"
+    assert "model.layers.0.self_attn.lambda_q1: no parameter of LlamaForTokenClassification" in report["problems"]
+
+
 def test_lambdas_are_those_of_the_model(tiny_checkpoint: Path) -> None:
     lambdas = inspect(str(tiny_checkpoint))["lambdas"]
     model = refdiff.DiffLlamaForCausalLM.from_pretrained(tiny_checkpoint, dtype="float64")

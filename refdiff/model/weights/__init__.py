@@ -5,6 +5,7 @@ from refdiff.model.weights.initialize import initialize
 from refdiff.model.weights.load import load, nonfinite, resolve_dtype
 from refdiff.model.weights.names import (
     ARCHITECTURES,
+    architecture_of,
     attention_shapes,
     check_parameters,
     count_parameters,
@@ -16,6 +17,7 @@ from refdiff.model.weights.save import save
 
 __all__ = [
     "ARCHITECTURES",
+    "architecture_of",
     "attention_shapes",
     "check_parameters",
     "count_parameters",

@@ -33,6 +33,17 @@ _BACKBONE_PREFIXES = ("model.", "transformer.")
 _BACKBONE = re.compile(r"(embed_tokens|layers|norm)\.")
 
 
+def architecture_of(config: DiffLlamaConfig) -> str:
+    """Return the first of `ARCHITECTURES` that a config names, also as a Llama's, or else the language model."""
+    ours = [f"Diff{name.removeprefix('Diff')}" for name in config.architectures or []]
+    return next((name for name in ours if name in ARCHITECTURES), "DiffLlamaForCausalLM")
+
+
+def stored_architecture(config: DiffLlamaConfig, architecture: str) -> str:
+    """Return the name that config.json has for one of `ARCHITECTURES`: that of transformers' Llama where it is one."""
+    return architecture.removeprefix("Diff") if config.wiring == "none" else architecture
+
+
 def backbone_prefix(architecture: str) -> str:
     """Return the prefix of the base model's parameter names: `""`, `"model."` or `"transformer."`."""
     if architecture not in ARCHITECTURES:

@@ -15,7 +15,7 @@ from refdiff.files import write_json
 from refdiff.hub.download import INDEX, SINGLE
 from refdiff.model.commit import PENDING, is_pending, replacing
 from refdiff.model.config import DiffLlamaConfig
-from refdiff.model.weights.names import check_parameters, count_parameters, flatten, stored_name
+from refdiff.model.weights.names import check_parameters, count_parameters, flatten, stored_architecture, stored_name
 from refdiff.model.weights.precision import NBYTES, compute_dtype
 from refdiff.model.weights.safetensors_file import write_safetensors
 
@@ -113,8 +113,7 @@ def _in_layer_order(name: str) -> list[tuple[int, str]]:
 
 def _described(config: DiffLlamaConfig, architecture: str, dtype: str) -> DiffLlamaConfig:
     described = copy.copy(config)
-    # what transformers would build it with: a Llama's classes are named like these, without the Diff
-    described.architectures = [architecture.removeprefix("Diff") if config.wiring == "none" else architecture]
+    described.architectures = [stored_architecture(config, architecture)]
     described.dtype = dtype
     return described
 
