@@ -53,13 +53,13 @@ def run(args: argparse.Namespace) -> int:
     check_file("-o", path, KINDS)
     kind, chosen = path.suffix.lower(), args.layer is not None or args.pair is not None
     refuse(
-        f"is for pictures, {' and '.join(PICTURES)}; the page shows all layers and pairs",
+        f"is for pictures, {' and '.join(PICTURES)}; {kind} has every layer and pair",
         {"--grid": args.grid and kind not in PICTURES},
     )
     refuse("shows every layer and pair; leave out --layer and --pair", {"--grid": args.grid and chosen})
     refuse("an .npz holds every layer and pair; leave out --layer and --pair", {"-o": kind == ".npz" and chosen})
     prompt = read_prompt(args)
-    model, tokenizer = load(args)
+    model, tokenizer = load(args, head=False)
     from refdiff.viz import attention_maps
 
     with waiting("computing the attention maps", quiet=args.quiet):

@@ -16,8 +16,8 @@ from refdiff.cli.terminal import AFTER, note, waiting
 _NO_PROMPT = 'PROMPT: got none, expected one; give it in quotes, "Once upon a time", with -f FILE or a pipe'
 
 
-def load(args: argparse.Namespace) -> tuple[Any, Any]:
-    """Return (model, tokenizer) of `-m`, after downloading a hub repo.
+def load(args: argparse.Namespace, *, head: bool = True) -> tuple[Any, Any]:
+    """Return (model, tokenizer) of `-m`, after downloading a hub repo; without `head`, the backbone of any checkpoint.
 
     Raises:
         UsageError: it is not there, or is not a checkpoint of a language model.
@@ -30,10 +30,11 @@ def load(args: argparse.Namespace) -> tuple[Any, Any]:
     limit_threads(args.threads)
     arrays.backend(args.backend)  # before a download that would be for nothing
     folder = fetch(args.model, args)
-    refuse_other_heads(args.model, folder)
+    if head:
+        refuse_other_heads(args.model, folder)
     tokenizer = refdiff.Tokenizer.from_pretrained(folder)
     with waiting("loading the model", quiet=args.quiet):
-        model = refdiff.DiffLlamaForCausalLM.from_pretrained(
+        model = (refdiff.DiffLlamaForCausalLM if head else refdiff.DiffLlamaModel).from_pretrained(
             folder,
             dtype=args.dtype,
             backend=args.backend,
@@ -78,11 +79,13 @@ def find_checkpoint(name: str, *, quiet: bool = False) -> str:
 def refuse_other_heads(name: str, folder: Path) -> None:
     """Raise `UsageError` for a checkpoint without a language model's head; the message has its class."""
     from refdiff.model.config import DiffLlamaConfig
+    from refdiff.model.weights import architecture_of
 
-    named = DiffLlamaConfig.from_pretrained(folder).architectures or []
-    others = [a for a in named if a.endswith(("SequenceClassification", "TokenClassification", "QuestionAnswering"))]
-    if others:
-        raise UsageError(f"{name}: a {others[0]}, which has no language model's head: load it with refdiff.{others[0]}")
+    found = architecture_of(DiffLlamaConfig.from_pretrained(folder))
+    if found not in ("DiffLlamaModel", "DiffLlamaForCausalLM"):
+        raise UsageError(
+            f"{name}: a {found}, which has no language model's head; load it in Python, with refdiff.{found}"
+        )
 
 
 def check_prompt(args: argparse.Namespace, others: Mapping[str, Any] | None = None) -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import refdiff
 from refdiff.viz import attention_maps, attention_page
 
-from .conftest import Cli
+from .conftest import Cli, copy
 
 
 def test_a_page(tiny_checkpoint: Path, here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,6 +41,17 @@ def test_arrays(tiny_checkpoint: Path, tmp_path: Path, cli: Cli) -> None:
         assert tuple(stored["tokens"]) == maps.tokens == ("<s>", "h", "·", "\\xc3", "\\xa9")
         for name in ("first", "second", "difference", "lambdas", "starts"):
             np.testing.assert_array_equal(stored[name], getattr(maps, name))
+
+
+def test_a_checkpoint_without_a_language_models_head(tiny_checkpoint: Path, here: Path, cli: Cli) -> None:
+    folder = copy(tiny_checkpoint, here, "config.json", architectures=["DiffLlamaModel"])
+    backbone = load_file(folder / "model.safetensors")
+    del backbone["lm_head.weight"]
+    save_file(backbone, folder / "model.safetensors")
+    assert cli("attention", "-m", folder, "h", "-o", "maps.npz") == (0, "maps.npz\n", "")
+    assert cli("attention", "-m", tiny_checkpoint, "h", "-o", "all.npz").status == 0
+    with np.load("maps.npz") as maps, np.load("all.npz") as expected:
+        np.testing.assert_array_equal(maps["difference"], expected["difference"])
 
 
 @pytest.mark.parametrize(
