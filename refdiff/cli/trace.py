@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refdiff.cli.flags import MODEL, UsageError, add_common, add_dtype, add_threads, refuse, utf8_text
-from refdiff.cli.loading import fetch, find_checkpoint, load
+from refdiff.cli.loading import fetch, load, read_prompt, refuse_other_heads
 from refdiff.cli.output_files import check_file, write_npz
 from refdiff.cli.spec import SPEC_NOTE, add_spec, parts, spec_of
 from refdiff.cli.terminal import note, print_report, size, waiting, write_text
@@ -40,7 +40,9 @@ refdiff trace --compare mine.safetensors run.safetensors
     parser.add_argument("--points", action="store_true", help="list all points and their shapes")
     record = parser.add_argument_group("record")
     record.add_argument("of", nargs="?", metavar="MODEL", help="folder or hub repo; with --spec, a FILE of inputs")
-    record.add_argument("prompt", nargs="?", type=utf8_text, metavar="PROMPT", help="the text that is run")
+    record.add_argument(
+        "prompt", nargs="?", type=utf8_text, metavar="PROMPT", help="the text that is run, - = standard input"
+    )
     record.add_argument("--ids", metavar="N,N,...", help="token ids in place of a text")
     add_spec(record, None)
     record.add_argument("-o", "--output", metavar="FILE", help=".safetensors or .npz file to write")
@@ -117,27 +119,31 @@ def _write(traced: Trace, what: str, args: argparse.Namespace) -> int:
 
 
 def _record(args: argparse.Namespace) -> int:
-    if args.of is None or (args.prompt is None) == (args.ids is None):
-        raise UsageError("expected MODEL and PROMPT (or --ids) to record, or --compare MINE REF to compare")
-    if args.output is None:
-        raise UsageError("-o: got none, expected the file to write, such as -o run.safetensors")
     others = {"-m": args.model, "--free": args.free, "--json": args.json}
     refuse("is for --compare; the model to record is the first argument", others)
+    if args.prompt is not None and args.ids is not None:
+        raise UsageError("PROMPT and --ids: got both, expected one; leave one out")
+    if args.of is None or (args.prompt is None and args.ids is None):
+        got = "neither" if args.of is None else f"{args.of!r} alone"
+        raise UsageError(
+            f"MODEL and PROMPT (or --ids): got {got}, expected both to record, or --compare MINE REF to compare"
+        )
+    if args.output is None:
+        raise UsageError("-o: got none, expected the file to write, such as -o run.safetensors")
     check_file("-o", Path(args.output), KINDS)
     import refdiff
 
     if args.ids is None:
         usual = {"model": args.of, "backend": "numpy", "weights": "expanded", "no_mmap": False}
         model, tokenizer = load(argparse.Namespace(**{**vars(args), **usual}))
-        ids = tokenizer([args.prompt], return_tensors="np")["input_ids"]
+        piped = argparse.Namespace(prompt="-", prompt_flag=None, file=None)
+        prompt = read_prompt(piped) if args.prompt == "-" else args.prompt
+        ids = tokenizer([prompt], return_tensors="np")["input_ids"]
     else:
         ids = _ids(args.ids)
-        model = refdiff.DiffLlamaForCausalLM.from_pretrained(
-            find_checkpoint(args.of, quiet=args.quiet),
-            dtype=args.dtype,
-            threads=args.threads or None,
-            local_files_only=args.offline,
-        )
+        folder = fetch(args.of, args)
+        refuse_other_heads(args.of, folder)
+        model = refdiff.DiffLlamaForCausalLM.from_pretrained(folder, dtype=args.dtype, threads=args.threads or None)
         if max(ids[0]) >= (vocabulary := model.config.vocab_size):
             raise UsageError(
                 f"--ids: got {max(ids[0])}, expected token ids from 0 to {vocabulary - 1}, the vocabulary of the model"
@@ -146,7 +152,8 @@ def _record(args: argparse.Namespace) -> int:
 
     with waiting("recording", quiet=args.quiet):
         traced = trace(model, ids, maps=args.maps)
-    return _write(traced, f"{len(traced)} points of {len(ids[0])} tokens", args)
+    tokens = len(ids[0])
+    return _write(traced, f"{len(traced)} points of {tokens} token{'s' * (tokens != 1)}", args)
 
 
 def _ids(text: str) -> list[list[int]]:

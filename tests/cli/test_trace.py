@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -17,7 +18,7 @@ from refdiff.oracle.trace import read_trace, trace
 from refdiff.oracle.trace.known_points import POINTS
 from tests.oracle.example_inputs import draw, small
 
-from .conftest import Cli
+from .conftest import Cli, copy
 
 AT = "model.layers.1.self_attn.lambda_full"
 
@@ -48,6 +49,7 @@ def test_of_ids(recorded: Path, tiny_checkpoint: Path, here: Path, cli: Cli) -> 
         assert set(arrays) == {*expected, "inputs.input_ids"}
         assert all(np.array_equal(arrays[name], expected[name]) for name in expected)
     assert cli("trace", "--compare", "run.npz", recorded).status == 0
+    assert "points of 1 token, " in cli("trace", tiny_checkpoint, "--ids", "5", "-o", "one.npz").err
 
 
 def test_of_a_text(tiny_checkpoint: Path, tmp_path: Path, cli: Cli) -> None:
@@ -58,6 +60,22 @@ def test_of_a_text(tiny_checkpoint: Path, tmp_path: Path, cli: Cli) -> None:
     ids = refdiff.Tokenizer.from_pretrained(tiny_checkpoint)(["hé"], return_tensors="np")["input_ids"]
     assert np.array_equal(read.inputs["input_ids"], ids)
     assert read["model.layers.0.self_attn.probs1"].dtype == np.float64
+
+
+def test_of_standard_input(tiny_checkpoint: Path, here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"h\n")))
+    done = cli("trace", tiny_checkpoint, "-", "-o", "piped.npz")
+    assert (done.status, done.out) == (0, "piped.npz\n")
+    assert cli("trace", tiny_checkpoint, "h", "-o", "typed.npz").err == done.err
+    with np.load("piped.npz") as piped, np.load("typed.npz") as typed:
+        np.testing.assert_array_equal(piped["inputs.input_ids"], typed["inputs.input_ids"])
+
+
+def test_a_checkpoint_with_another_head_is_refused_with_ids_too(tiny_checkpoint: Path, here: Path, cli: Cli) -> None:
+    folder = copy(tiny_checkpoint, here, "config.json", architectures=["DiffLlamaForTokenClassification"])
+    done = cli("trace", folder, "--ids", "5", "-o", "run.npz")
+    assert (done.status, done.out) == (2, "")
+    assert "a DiffLlamaForTokenClassification, which has no language model's head" in done.err
 
 
 def test_a_comparison_fits_a_terminal_and_every_point_comes_on_request(recorded: Path, wrong: Path, cli: Cli) -> None:
