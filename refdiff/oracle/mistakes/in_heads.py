@@ -122,7 +122,7 @@ HEAD_MISTAKES: tuple[Mistake, ...] = (
     Mistake("keys_repeated_before_they_pair",
             "Each key head repeated for its queries, then paired: both maps of a pair read one key.",
             "diff_heads_paper", "gqa", _keys_repeated_before_they_pair, "F5", EAGER),
-    Mistake("keys_tiled", "Query head h on key head h mod K, where h // n is meant.", "diff_attention", "gqa",
+    Mistake("keys_tiled", "Head i on key head i mod k of each map's k, where i // n is meant.", "diff_attention", "gqa",
             _keys_tiled),
     Mistake("neighboring_values_joined",
             "Values 2j, 2j + 1 joined, where j, j + K/2 are: the output of v_proj read as K/2 heads of 2d.",
