@@ -44,6 +44,7 @@ refdiff golden verify vectors outputs
     export.add_argument("--no-gradients", action="store_true", help="outputs only")
     parser.set_defaults(**EXPORT_DEFAULTS)
     verify = parser.add_argument_group("verify")
+    verify.add_argument("--diagnose", action="store_true", help="name the first failure's mistake")
     verify.add_argument("--json", action="store_true", help="print one JSON object")
     add_common(parser, offline=False)
     parser.notes = [
@@ -64,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    if args.outputs is not None or args.json:
-        raise UsageError("OUTPUTS, --json: are for verify; export takes VECTORS alone")
+    if args.outputs is not None or args.json or args.diagnose:
+        raise UsageError("OUTPUTS, --diagnose, --json: are for verify; export takes VECTORS alone")
     folder = Path(args.folder)
     if folder.exists() and not folder.is_dir():
         kind = "a file" if folder.is_file() else "a device or a pipe"
@@ -98,6 +99,8 @@ def _verify(args: argparse.Namespace) -> int:
     from refdiff.oracle import golden
 
     with waiting("judging", quiet=args.quiet):
-        report = golden.verify(args.folder, args.outputs)
-    print_report(report.to_dict(), None if args.json else str(report))
+        report = golden.verify(args.folder, args.outputs, diagnose=args.diagnose)
+    failed = not args.diagnose and any(verdict.status == "fail" for verdict in report.cases.values())
+    text = str(report) + ("\n--diagnose names the mistake of the first failure" if failed else "")
+    print_report(report.to_dict(), None if args.json else text)
     return int(not report)

@@ -46,6 +46,12 @@ def test_verify(here: Path, cli: Cli) -> None:
     report = json.loads(done.out)
     assert done.status == 1
     assert report["status"] == report["cases"]["v2"]["tensors"]["out"]["status"] == "fail"
+    assert cli("golden", "verify", "vectors", "bad").out.endswith(
+        "\n--diagnose names the mistake of the first failure\n"
+    )
+    named = cli("golden", "verify", "vectors", "bad", "--diagnose").out
+    assert "\ndiagnosis: " in named
+    assert "--diagnose" not in named
     done = cli("golden", "verify", "vectors", ".")
     assert done.status == 1
     assert "missing: v2: no output" in done.out

@@ -65,7 +65,7 @@ USAGE = (
     ("generate --json --prompts-file b", "--json: is for one prompt"),
     ("generate -m TINY -f bad.txt", "bad.txt: not UTF-8 at byte 1"),
     ("generate -m . a", ".: not a checkpoint: it has no config.json"),
-    ("golden export a b", "OUTPUTS, --json: are for verify; export takes VECTORS alone"),
+    ("golden export a b", "OUTPUTS, --diagnose, --json: are for verify; export takes VECTORS alone"),
     ("golden verify a", "OUTPUTS: got none, expected the folder of what your program computed"),
     ("golden verify a b --recipe tf32 --no-gradients", "--recipe, --no-gradients: are for export; verify judges by"),
     (f"golden export {os.devnull}", f"VECTORS {os.devnull}: got a device or a pipe, expected a folder; name another"),

@@ -4,7 +4,7 @@
 
     oracle.golden.export("vectors", oracle.cases("discriminating", dtype="bfloat16"))
     # your program reads vectors/case_*.safetensors and writes outputs/<case>.safetensors, or <case>.out.f32
-    print(oracle.golden.verify("vectors", "outputs"))
+    print(oracle.golden.verify("vectors", "outputs", diagnose=True))
 
 A folder has
 

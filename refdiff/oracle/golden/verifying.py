@@ -15,10 +15,14 @@ import numpy as np
 from refdiff.errors import CheckpointError
 from refdiff.files import check_name, open_file
 from refdiff.oracle.budget.statistics import CommonFactor, RowBudget
+from refdiff.oracle.diagnosis import Ranking
+from refdiff.oracle.diagnosis import diagnose as find_mistake
 from refdiff.oracle.golden.writing import MANIFEST, read_manifest, well_formed
 from refdiff.oracle.inputs.arrays import read_arrays
 from refdiff.oracle.inputs.outputs import output
 from refdiff.oracle.printing import wrap_text
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.spec import Spec
 from refdiff.oracle.verdict.judge import judge_lse, judge_rows, judge_sums
 from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE, PASS, TensorVerdict, Verdict
 
@@ -31,13 +35,15 @@ RAW = ".f32"
 class Report:
     """What `verify` found: the verdict on each case, cases without outputs, and what was changed in the vectors.
 
-    unjudged: of each case with a verdict, the tensors that were not among the outputs.
+    unjudged: of each case with a verdict, the tensors that were not among the outputs. diagnosis: of the first case
+    that fails, where it was asked for.
     """
 
     cases: dict[str, Verdict]
     missing: tuple[str, ...]
     changed: tuple[str, ...]
     unjudged: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    diagnosis: dict[str, Ranking] = field(default_factory=dict)
 
     @property
     def status(self) -> str:
@@ -61,6 +67,7 @@ class Report:
             lines.append(f"not given, so not judged: {', '.join(names)}")
         for name, verdict in self.cases.items():
             lines += ["", f"{name}: {verdict}"] if verdict.status != PASS else []
+            lines += [f"diagnosis: {self.diagnosis[name]}"] if name in self.diagnosis else []
         return wrap_text("\n".join(lines))
 
     def to_dict(self) -> dict[str, Any]:
@@ -71,16 +78,18 @@ class Report:
             "missing": list(self.missing),
             "unjudged": {name: list(tensors) for name, tensors in self.unjudged.items()},
             "cases": {name: verdict.to_dict() for name, verdict in self.cases.items()},
+            "diagnosis": {name: ranking.to_dict() for name, ranking in self.diagnosis.items()},
         }
 
 
-def verify(path: str | os.PathLike[str], outputs_dir: str | os.PathLike[str]) -> Report:
+def verify(path: str | os.PathLike[str], outputs_dir: str | os.PathLike[str], *, diagnose: bool = False) -> Report:
     """Judge the outputs of a program by the test vectors that it was given.
 
     Args:
         path: a folder that `export` has written.
         outputs_dir: for each case `<id>.safetensors` or `<id>.npz` with `out`, and `dq`, `lse1`, … if you like; or raw
             float32 as `<id>.out.f32`.
+        diagnose: name the mistake of the first case that fails.
 
     Raises:
         CheckpointError: there is no manifest, or no folder of outputs, or an output is broken, of another shape, there
@@ -91,13 +100,14 @@ def verify(path: str | os.PathLike[str], outputs_dir: str | os.PathLike[str]) ->
         raise CheckpointError(f"{outputs}: no folder of outputs")
     manifest, changed = read_manifest(folder)
     with well_formed(folder / MANIFEST):
-        return _judged(folder, outputs, manifest, changed)
+        return _judged(folder, outputs, manifest, changed, diagnose=diagnose)
 
 
-def _judged(folder: Path, outputs: Path, manifest: dict[str, Any], changed: list[str]) -> Report:
+def _judged(folder: Path, outputs: Path, manifest: dict[str, Any], changed: list[str], *, diagnose: bool) -> Report:
     broken = {line.partition(":")[0] for line in changed}
     ids = [case["id"] for case in manifest["cases"]]
     cases, missing, unjudged = {}, [], {}
+    diagnosis: dict[str, Ranking] = {}
     for case in manifest["cases"]:
         if case["file"] in broken:
             continue
@@ -111,7 +121,15 @@ def _judged(folder: Path, outputs: Path, manifest: dict[str, Any], changed: list
         cases[case["id"]] = Verdict(verdicts, case["recipe"]["storage"])
         if absent := tuple(tensor["name"] for tensor in case["judged"] if tensor["name"] not in given):
             unjudged[case["id"]] = absent
-    return Report(cases, tuple(missing), tuple(changed), unjudged)
+        if diagnose and not diagnosis and cases[case["id"]].status == FAIL:
+            diagnosis[case["id"]] = _diagnosis(case, arrays, given)
+    return Report(cases, tuple(missing), tuple(changed), unjudged, diagnosis)
+
+
+def _diagnosis(case: dict[str, Any], arrays: dict[str, Numpy], given: dict[str, Numpy]) -> Ranking:
+    inputs = {name.removeprefix("inputs."): x for name, x in arrays.items() if name.startswith("inputs.")}
+    dout = inputs.pop("dout", None)
+    return find_mistake(given, Spec(**case["spec"]), inputs, recipe=Recipe(**case["recipe"]), dout=dout)
 
 
 def _outputs(files: list[Path], case: dict[str, Any], arrays: dict[str, Numpy]) -> dict[str, Numpy]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from refdiff.errors import CheckpointError
-from refdiff.oracle import budget, golden
+from refdiff.oracle import budget, golden, truth
 from refdiff.oracle.golden.writing import index_text, manifest_text, sha256
 from refdiff.oracle.inputs.arrays import write_arrays
 from tests.layers.inputs import says
@@ -60,6 +60,20 @@ def test_mutations_fail_as_check_says(vectors: Path, tmp_path: Path, mutation: s
     verdict = budget(of.spec, of.inputs, of.dtype, dout=of.dout).judge({name: outputs[kind][name]})
     assert verdict.status == "fail"
     assert f"{kind}: fail" in str(report)
+
+
+def test_the_mistake_of_the_first_failure(tmp_path: Path) -> None:
+    golden.export(tmp_path / "vectors", [case("whole"), case("half")])
+    wrong = right(tmp_path / "vectors")
+    for name in ("whole", "half"):
+        of = case(name)
+        wrong[name] = {"out": truth(of.spec.replace(pairing="interleaved"), of.inputs).out.astype("<f4")}
+    write_raw(tmp_path / "raw", wrong)
+    report = golden.verify(tmp_path / "vectors", tmp_path / "raw", diagnose=True)
+    assert [(name, found.name) for name, found in report.diagnosis.items()] == [("whole", "neighbors_are_a_pair")]
+    assert "\ndiagnosis: unique: neighbors_are_a_pair" in str(report)
+    assert report.to_dict()["diagnosis"]["whole"] == report.diagnosis["whole"].to_dict()
+    assert golden.verify(tmp_path / "vectors", tmp_path / "raw").diagnosis == {}
 
 
 def test_one_byte_of_the_vectors(vectors: Path, tmp_path: Path) -> None:
