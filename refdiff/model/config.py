@@ -183,13 +183,15 @@ class DiffLlamaConfig:
             raise ValueError(list_problems(problems))
         config_checks.fill_heads(self, left)
         legacy = {name: left.pop(name) for name in _LEGACY_ROPE if name in left}
+        rope = left.pop("rope_parameters", None)
         self.rope_parameters = rope_parameters.resolve(
-            left.pop("rope_parameters", None),
-            legacy,
-            self.max_position_embeddings,
-            left.get("original_max_position_embeddings"),
+            rope, legacy, self.max_position_embeddings, left.get("original_max_position_embeddings")
         )
-        remarks = rope_parameters.check(self.rope_parameters, self.head_dim, self.max_position_embeddings)
+        try:
+            remarks = rope_parameters.check(self.rope_parameters, self.head_dim, self.max_position_embeddings)
+        except ValueError as error:
+            raise ValueError(rope_parameters.as_spelled(str(error), rope, legacy)) from None
+        remarks = [rope_parameters.as_spelled(remark, rope, legacy) for remark in remarks]
         self.dtype = config_checks.dtype_name(left.pop("dtype", None), left.pop("torch_dtype", None))
         config_checks.fill_labels(self, left)
         self.extra = left

@@ -114,6 +114,17 @@ def check(rope: dict[str, Any], head_dim: int, max_position_embeddings: int) -> 
     return remarks
 
 
+def as_spelled(message: str, given: Any, legacy: Mapping[str, Any]) -> str:
+    """Name the settings in a message of `check` as the config does; the arguments are those of `resolve`."""
+    inside = legacy.get("rope_scaling") or given or {}
+    for name in ("rope_theta", "partial_rotary_factor"):
+        if name in legacy and name not in inside:
+            message = message.replace(f"rope_parameters.{name}", name)
+    if "type" in inside and "rope_type" not in inside:
+        message = message.replace("rope_type", "type")
+    return message.replace("rope_parameters", "rope_scaling") if legacy.get("rope_scaling") else message
+
+
 def _check_field(rope: dict[str, Any], name: str, rope_type: str, head_dim: int) -> None:
     value = rope[name]
     if value is None and (name in _NULL_MEANS_ABSENT or (name == "factor" and rope_type in ("yarn", "longrope"))):

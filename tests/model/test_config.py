@@ -125,7 +125,25 @@ def test_remarks_and_unknown_fields_come_in_one_warning() -> None:
     assert [(str(w.message), w.filename) for w in caught] == [(f"DiffLlamaConfig: {told}", __file__)]
     with pytest.warns(UserWarning, match="foo") as caught:
         DiffLlamaConfig.from_dict({"foo": 1, "pad_token_id": -1, "rope_scaling": {"type": "linear", "factor": 0.5}})
+    told = told.replace("rope_parameters", "rope_scaling")
     assert [(str(w.message), w.filename) for w in caught] == [(f"config.json: {told}", __file__)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rope_scaling": {"type": "wobble"}}, r"^rope_scaling\.type: got 'wobble'"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "^rope_scaling: got no factor, expected each with rope_type 'lin"),
+        ({"rope_scaling": {"type": "linear"}}, "^rope_scaling: got no factor, expected each with type 'linear'"),
+        ({"rope_theta": 0}, "^rope_theta: got 0"),
+        ({"rope_theta": 1, "rope_parameters": {"rope_theta": 0}}, r"^rope_parameters\.rope_theta: got 0"),
+        ({"rope_parameters": {"type": "wobble"}}, r"^rope_parameters\.type: got 'wobble'"),
+    ],
+    ids=str,
+)
+def test_an_error_names_the_rotary_settings_as_the_config_does(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DiffLlamaConfig(**fields)
 
 
 def test_a_field_changed_to_nonsense_is_not_saved(tmp_path: Path) -> None:
