@@ -289,7 +289,7 @@ refdiff inspect kajuma/DiffLlama-0.3B-handcut
     parser.notes = [
         "`refdiff COMMAND -h` shows the main options of a command, `refdiff COMMAND --help` all of them.",
         "A file that a command writes replaces the one that was there, and only when it is complete. A folder that it "
-        "writes must be new, empty, or an earlier one of the same command.",
+        "writes must be new or empty; every command but convert also takes an earlier one of its own.",
         "Exit status: 0 done; 1 run-time failure; 2 wrong usage, or an input that is missing or broken; 130 after "
         "Ctrl-C; 141 when the reader of the output has closed it. In check, golden, judge and trace, 1 means not "
         "passed, and 2 any error. In inspect, 1 means that the checkpoint has problems; in bench, that a row failed.",
