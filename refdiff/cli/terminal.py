@@ -108,6 +108,7 @@ _IN_FLAGS = {
     "local_files_only": "--offline",
     "cache_dir or HF_HOME": "HF_HOME",
     "gradients=False": "--no-gradients",
+    "eager: got": "--eager: got",
     ", or pass chat_template=": "",
 }
 

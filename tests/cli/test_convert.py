@@ -118,6 +118,7 @@ def test_tokenizer_templates_and_generation_config_come_along(
     ("one", "other", "said"),
     [
         ("none", ["hf"], "refdiff convert: error: old: cannot convert wiring 'none' to 'hf' exactly: the norm"),
+        ("hf", ["paper", "--eager"], "error: old: --eager: got weights in the wiring 'hf', expected \"paper\""),
         ("paper", ["hf", "--eager"], "repeats 4 key heads to 8 before it pairs them"),
     ],
 )
