@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from refdiff.cli.flags import MODEL, UsageError, add_common, add_dtype
 from refdiff.cli.loading import fetch
+from refdiff.cli.output_files import check_folder
 from refdiff.cli.terminal import waiting
 from refdiff.errors import CheckpointError
 from refdiff.model.variants import MODEL_TYPES
@@ -68,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UsageError(f"OUTPUT {output}: exists already; name a new folder, or an empty one")
+    check_folder("OUTPUT", output)
     folder = fetch(args.model, args, also=hub.OTHER_TOKENIZERS)
     config = DiffLlamaConfig.from_pretrained(folder)
     architecture = weights.architecture_of(config)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import Number, UsageError, add_common
+from refdiff.cli.output_files import check_folder
 from refdiff.cli.spec import PROFILE_NOTE, RECIPE_NOTE, SPEC_NOTE, add_profile, add_spec, recipe_of, spec_of
 from refdiff.cli.terminal import print_report, waiting, write_text
 
@@ -73,6 +74,7 @@ def _export(args: argparse.Namespace) -> int:
         raise UsageError(f"VECTORS {folder}: got {kind}, expected a folder; name another")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "manifest.json").is_file():
         raise UsageError(f"VECTORS {folder}: got a folder with other files, expected a new or empty one, or vectors")
+    check_folder("VECTORS", folder)
     from refdiff.oracle import golden
     from refdiff.oracle.cases.fixed import cases, small_spec
     from refdiff.oracle.inputs import is_layer

@@ -1,4 +1,4 @@
-"""The files that a command writes, checked before the work begins."""
+"""The files and folders that a command writes, checked before the work begins."""
 
 from __future__ import annotations
 
@@ -39,6 +39,16 @@ def check_place(flag: str, path: Path) -> None:
     if path.exists() and not path.is_file():
         raise UsageError(f"{flag} {path}: got a device or a pipe, expected a file; name another")
     if not os.access(path if path.exists() else folder, os.W_OK):
+        raise UsageError(f"{flag} {path}: may not be written; name another place")
+
+
+def check_folder(flag: str, path: Path) -> None:
+    """Raise `UsageError` for a folder that cannot be made, or be written into."""
+    place = path.absolute()
+    there = next(folder for folder in (place, *place.parents) if folder.exists())
+    if not there.is_dir():
+        raise UsageError(f"{flag} {path}: {there.name} is a file, expected a folder; name another place")
+    if not os.access(there, os.W_OK):
         raise UsageError(f"{flag} {path}: may not be written; name another place")
 
 

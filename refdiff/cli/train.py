@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import Number, UsageError, add_backend, add_common, add_dtype, add_threads, utf8_text
 from refdiff.cli.loading import limit_threads
-from refdiff.cli.output_files import check_file, write_picture
+from refdiff.cli.output_files import check_file, check_folder, write_picture
 from refdiff.cli.process import ctrl_c_calls
 from refdiff.cli.terminal import minutely, note, one_line, progress_bar, size, write_text
 from refdiff.errors import CheckpointError
@@ -256,6 +256,7 @@ def _config_and_settings(args: argparse.Namespace, out: Path) -> tuple[DiffLlama
         raise UsageError(f"TEXT {text}: {_no_file(text)}")
     if out.exists() and not out.is_dir():
         raise UsageError(f"-o {out}: got a file, expected the folder of the run; name another")
+    check_folder("-o", out)
     config = _config(args)
     settings = Settings(**{name: getattr(args, name) for name in (*SETTINGS, "optimizer", "schedule", "prompt")})
     if args.backend == "numpy":

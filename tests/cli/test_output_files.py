@@ -35,6 +35,26 @@ def test_a_device_or_a_pipe_is_refused_before_the_work(command: str, place: str,
     assert cli(*(word.format(place) for word in words)) == (2, "", said)
 
 
+FOLDERS = {
+    "convert": (["convert", "bundled", "{}", "--to", "paper"], "OUTPUT"),
+    "golden": (["golden", "export", "{}"], "VECTORS"),
+    "train": (["train", "in.txt", "-o", "{}"], "-o"),
+}
+
+
+@pytest.mark.parametrize("command", FOLDERS)
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
+    command: str, here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "in.txt").write_text("Once\n")
+    words, flag = FOLDERS[command]
+    said = f"refdiff {words[0]}: error: {flag} in.txt/new: in.txt is a file, expected a folder; name another place\n"
+    assert cli(*(word.format("in.txt/new") for word in words)) == (2, "", said)
+    monkeypatch.setattr(os, "access", lambda place, mode: place != here)  # root may write everywhere
+    said = f"refdiff {words[0]}: error: {flag} a/new: may not be written; name another place\n"
+    assert cli(*(word.format("a/new") for word in words)) == (2, "", said)
+
+
 def test_a_full_disk_names_the_file(reciting: Path, environment: dict[str, str], tmp_path: Path) -> None:
     def small() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8, 8))  # as a full disk, but for the word that the system has for it
