@@ -220,6 +220,8 @@ def test_the_progress_bar_is_for_terminals_only(
     assert status == 0
     assert re.search(r"100%\|.*\| 3/3 \[", seen)
     assert max(len(line) for line in re.split(r"[\r\n]+", seen)) <= 80
+    _, seen = in_terminal(environment, tmp_path, *command, typed=b"")
+    assert [line[0] for line in re.split(r"[\r\n]+", seen) if '"text"' in line] == ["{"] * 3
     done = run(*command)
     assert b"%|" not in done.stderr
     assert b"3 prompts answered" in done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -143,20 +144,24 @@ def _write(
     failed = count = tokens = 0
     started, due = time.monotonic(), minutely()
     of = "" if total is None else f" of {total}"
+    beside = args.output in (None, "-") and sys.stdout.isatty()  # the answers and the bar share a terminal
     with progress_bar(quiet=args.quiet, total=total, unit="prompt") as bar:
         try:
             for batch, results in answered:
                 for task, result in zip(batch, results, strict=True):
-                    bar.update()
+                    aside = beside or isinstance(result, str)
+                    if aside:
+                        bar.clear()
                     if isinstance(result, str):
                         failed += 1
-                        bar.clear()
                         note(f"refdiff generate: error: {in_flags(result)}")
+                    else:
+                        answers.write(_line(task, result))
+                        count += 1
+                        tokens += result["generated_tokens"]
+                    bar.update()
+                    if aside:
                         bar.refresh()
-                        continue
-                    answers.write(_line(task, result))
-                    count += 1
-                    tokens += result["generated_tokens"]
                 if bar.disable and not args.quiet and due():
                     note(f"refdiff: {count + failed}{of} prompts")
         except KeyboardInterrupt:
