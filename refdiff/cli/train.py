@@ -218,8 +218,9 @@ def _train(trainer: Trainer, plot: Path | None, stop: Callable[[], bool], *, qui
         note(f"refdiff train: the run is at step {last} of {last} already; raise --max-steps to continue it")
     elif not quiet:
         model, corpus = trainer.model, trainer.corpus
-        counts = ", ".join(f"{len(tokens):,} tokens for {part}" for part, tokens in corpus.tokens.items())
-        note(f"{model.num_parameters():,} parameters; {counts}; step {trainer.step} of {trainer.settings.max_steps}")
+        train, held_out = (f"{len(corpus.tokens[part]):,}" for part in ("train", "validation"))
+        tokens = f"{train} tokens to train on, {held_out} held out"
+        note(f"{model.num_parameters():,} parameters; {tokens}; step {trainer.step} of {last}")
     try:
         return _run_with_progress(trainer, plot, stop, quiet=quiet)
     except KeyboardInterrupt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -64,6 +65,7 @@ def test_from_text_to_a_model(train: Train, here: Path, cli: Cli) -> None:
     done = train("--steps", "12", "--evaluate-every", "5", "--sample-every", "6", "--prompt", "the king")
     assert (done.status, done.out) == (0, "out/step-000012\n"), done.err
     assert all(part in done.err for part in ("parameters", "bits per byte", "\n  sample: the king"))
+    assert re.search(r"^[\d,]+ parameters; [\d,]+ tokens to train on, [\d,]+ held out; step 0 of 12$", done.err, re.M)
     records = lines(here / "out")
     assert [record["step"] for record in records] == list(range(1, 13))
     assert [record["step"] for record in records if "validation" in record] == [5, 10, 12]
