@@ -312,9 +312,10 @@ def _with_field(spec: Spec, recipe: Recipe, targets: tuple[Target, ...], field: 
     looser = tuple(Target.of(t.actual, b) for t, b in zip(targets, known, strict=True))
     most = 1 if Parts.of(other, looser).are_parts else 2  # of large inputs pairs take long
     fitting, _, _ = search(other, looser, deviations(other, kind_of(looser[0].inputs)), most)
-    names = [c.name for c in fitting] or [f.text for f in fits(other, looser) if f.fits][:1]
     fields = ", ".join(f"{n}={x!r}" for n, x in other.to_dict().items() if x != getattr(spec, n))
-    return f"with {fields} it is {' or '.join(names)}" if names else None
+    if names := [c.name for c in fitting]:
+        return f"with {fields} it is {' or '.join(names)}"
+    return next((f"with {fields}, {f.text}" for f in fits(other, looser) if f.fits), None)
 
 
 def _right(

@@ -198,6 +198,12 @@ def test_the_rest_is_looked_for_with_another_field() -> None:
     assert not any("first mend" in note or "the closest" in note for note in found.notes)
 
 
+def test_the_rest_may_be_a_number() -> None:
+    case = cases("discriminating", 5, spec=small_spec("hf_diffllama"), dtype="float32")[1]
+    found = diagnose(output_of(case, "rope_left_out") * 1.001, case.spec, case.inputs, recipe="float32")
+    assert found.notes[0].startswith("with rope='none', out is multiplied by 1.001"), str(found)
+
+
 def test_lambda_is_fitted_to_each_input() -> None:
     """Inputs of different λ, of which a kernel takes one half."""
     spec = small_spec("hf_diffllama")
