@@ -37,6 +37,12 @@ def test_a_fail(judge: Judge) -> None:
     assert (report["spec"]["head_dim"], report["recipe"]["storage"]) == (4, "float32")
 
 
+def test_a_file_without_the_function(judge: Judge) -> None:
+    done = judge(f"{KERNELS / 'honest.py'}:absent")
+    assert done.status == 1
+    assert done.out.endswith("\nthe file has no function 'absent'; FILE.py:FUNCTION names another\n")
+
+
 @pytest.mark.parametrize(
     ("kernel", "limit", "unjudged", "said"),
     [

@@ -92,7 +92,7 @@ def load(path: str, function: str) -> Callable[..., Any]:
     spec.loader.exec_module(module)
     found = getattr(module, function, None)
     if not callable(found):
-        raise UnusableError(f"the file has no function {function!r}")
+        raise UnusableError(f"the file has no function {function!r}; FILE.py:FUNCTION names another")
     return found  # type: ignore[no-any-return]
 
 
@@ -206,6 +206,13 @@ class Answers:
         self._pipe.write(len(head).to_bytes(4, "little") + head + payload)
         self._pipe.flush()
 
+    def fail(self, error: BaseException) -> None:
+        """Say what the kernel raised, or why it cannot be used."""
+        if isinstance(error, UnusableError):
+            self.say("unusable", text=str(error))
+        else:
+            self.say("raised", text=last_line(error))
+
 
 def serve(kernel: Callable[..., Any], requests: IO[bytes], answers: Answers, arena: mmap.mmap) -> None:
     """Answer requests until the judge closes the pipe."""
@@ -224,14 +231,14 @@ def serve(kernel: Callable[..., Any], requests: IO[bytes], answers: Answers, are
                 if found is not NotImplemented:
                     kept[n] = outputs(found)
             except BaseException as error:
-                answers.say("raised", text=last_line(error))
+                answers.fail(error)
             else:
                 answers.say("declined" if found is NotImplemented else "done")
         elif do == "send":
             try:
                 sent = {name: (*bytes_of(x), place_of(x) if request["read"] else None) for name, x in kept[n].items()}
             except Exception as error:
-                answers.say("raised", text=last_line(error))
+                answers.fail(error)
                 continue
             listed = [[name, dtype, list(shape), place] for name, (dtype, shape, _, place) in sent.items()]
             answers.say("arrays", b"".join(data for *_, data, place in sent.values() if not place), arrays=listed)
@@ -248,7 +255,7 @@ def main(config: dict[str, Any]) -> None:
     try:
         kernel, gradients = adapted(load(config["kernel"], config["function"]))
     except BaseException as error:
-        answers.say("raised", text=last_line(error))
+        answers.fail(error)
         return
     answers.say("ready", gradients=gradients)
     with os.fdopen(config["requests"], "rb") as requests:

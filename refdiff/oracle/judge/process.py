@@ -215,6 +215,8 @@ class KernelProcess:
             raise ProcessError(NO_ANSWER) from None
         if isinstance(answer, dict) and answer.get("status") == "raised":
             raise KernelError(f"the kernel raised {answer.get('text')}")
+        if isinstance(answer, dict) and answer.get("status") == "unusable":
+            raise KernelError(str(answer.get("text")))
         if not isinstance(answer, dict) or answer.get("status") not in expected:
             raise ProcessError(NO_ANSWER)
         return answer
