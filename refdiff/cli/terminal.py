@@ -125,7 +125,8 @@ def one_line(error: BaseException) -> str:
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     text = lines[0] + " " + "; ".join(lines[1:]) if lines and lines[0].endswith(":") else " ".join(lines)
     if isinstance(error, OSError) and error.strerror:
-        why = "no such file" if isinstance(error, FileNotFoundError) else error.strerror
+        known = {FileNotFoundError: "no such file", IsADirectoryError: "got a folder, expected a file"}
+        why = known.get(type(error), error.strerror)
         text = f"{error.filename}: {why}" if error.filename else why
     elif isinstance(error, MemoryError):
         text = f"out of memory: {text or 'the model does not fit'}; a smaller model or a shorter text needs less"

@@ -18,6 +18,7 @@ from refdiff.messages import NATIVE_CALLS
         (ValueError("top_p is 2:\n  use 1"), "top_p is 2: use 1"),
         (CheckpointError("m: 2 problems:\n  a\n  b"), "m: 2 problems: a; b"),
         (FileNotFoundError(2, "No such file or directory", "x.txt"), "x.txt: no such file"),
+        (IsADirectoryError(21, "Is a directory", "x"), "x: got a folder, expected a file"),
         (OSError(28, "No space left on device"), "No space left on device"),
         (KeyError("x"), "KeyError: 'x'"),
         (RuntimeError("no device"), "no device"),
