@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from refdiff import bundled
 from refdiff.cli.flags import UsageError
 from refdiff.cli.parser import build_parser
 from refdiff.cli.process import (
@@ -22,6 +23,7 @@ from refdiff.cli.process import (
 )
 from refdiff.cli.terminal import in_flags, note, shown
 from refdiff.errors import CheckpointError
+from refdiff.messages import did_you_mean
 
 EXIT_RUN_TIME, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 EXIT_CLOSED_PIPE = 141  # 128 + SIGPIPE, as the shell reports any other program that wrote into a closed pipe
@@ -88,11 +90,20 @@ def _print_error(error: BaseException, args: argparse.Namespace) -> None:
     message = in_flags(shown(error))
     if not discard_output() and isinstance(error, OSError) and not error.filename:
         message = f"standard output: {message}"
+    if "no such folder" in message:
+        named = getattr(args, "model", None) or getattr(args, "of", None) or ""
+        message += did_you_mean(named, _models_beside(Path(named).expanduser()), show=str)
     model = os.environ.get("REFDIFF_MODEL")
     if model and getattr(args, "model", None) == model and message.startswith((f"{model}: ", f"{Path(model)}: ")):
         message += "; the model is that of REFDIFF_MODEL"
     command = f"refdiff {args.command}" if args.command else "refdiff"
     note(f"{command}: error: {message}")
+
+
+def _models_beside(folder: Path) -> list[str]:
+    """Return the names that may have been meant by a folder that is not there."""
+    beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
+    return [bundled.NAME, *(str(path) for path in beside if path.is_dir())]
 
 
 def _interrupted(error: BaseException | None) -> bool:

@@ -73,6 +73,8 @@ USAGE = (
     ("golden verify . .", "…manifest.json: no such file"),
     ("help genrate", "COMMAND: got 'genrate', expected one of generate, "),
     ("inspect absent/folder/here", "absent/folder/here: "),
+    ("inspect --offline bundeld", "…; did you mean bundled?"),
+    ("trace ./tokn text -o x.npz", "tokn: no such folder; did you mean token?"),
     ("judge absent.py", "absent.py: no such file"),
     ("judge 'kernel.py:two words'", "KERNEL: got 'kernel.py:two words', expected FILE.py or FILE.py:FUNCTION"),
     ("judge kernel.py --size 2x0x3", "--size: got '2x0x3', expected batch x queries x keys, such as 1x512x512"),
@@ -109,6 +111,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files that the commands are given."""
     folder, spec = tmp_path_factory.mktemp("files"), small("hf_diffllama")
     (folder / "bad.txt").write_bytes(b"a\xffb")
+    (folder / "token").mkdir()
     texts = {"list.json": "[]", "notes.txt": "some notes", "line.txt": "once upon a time\n", "text.txt": tale()}
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
