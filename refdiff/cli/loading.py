@@ -58,7 +58,10 @@ def fetch(name: str, args: argparse.Namespace, also: Sequence[str] = ()) -> Path
     from refdiff import hub
 
     found, files = find_checkpoint(name, quiet=args.quiet), (*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER, *also)
-    return hub.snapshot(found, files=files, local_files_only=args.offline, progress=not args.quiet)
+    with waiting(f"asking the hub for {found}", quiet=args.quiet) as answered:
+        return hub.snapshot(
+            found, files=files, local_files_only=args.offline, progress=not args.quiet, answered=answered
+        )
 
 
 def find_checkpoint(name: str, *, quiet: bool = False) -> str:

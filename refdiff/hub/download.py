@@ -49,6 +49,7 @@ def snapshot(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     progress: bool = True,
+    answered: Callable[[], None] = lambda: None,
 ) -> Path:
     """Return the folder of a checkpoint: a local one as it is, a hub repo's after downloading what is not yet cached.
 
@@ -59,7 +60,7 @@ def snapshot(
     `model.safetensors.index.json` names; never a pickle. Files that the repo lacks are left out, except `config.json`
     and the weights. A connection that breaks is taken up again where it stopped, and a file that is not complete is
     never kept. When the hub does not answer, files downloaded before are used, with a warning. On a terminal,
-    `progress` shows a bar for each file.
+    `progress` shows a bar for each file. `answered` is called when the hub has answered or failed, before any bar.
 
     Raises:
         CheckpointError: the download fails; the message names the repo, the revision, the file and the fix.
@@ -79,7 +80,7 @@ def snapshot(
         except CheckpointError:
             pass
     with _progress_bars(progress):
-        return _download(repo, files, **options)
+        return _download(repo, files, answered, **options)
 
 
 def at(repo: str, revision: str | None) -> str:
@@ -215,10 +216,15 @@ def read_weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _download(repo: str, files: Sequence[str], *, revision: str | None, cache_dir: str | None) -> Path:
+def _download(
+    repo: str, files: Sequence[str], answered: Callable[[], None], *, revision: str | None, cache_dir: str | None
+) -> Path:
     what = at(repo, revision)
     try:
-        names, _ = list_repo(repo, revision)
+        try:
+            names, _ = list_repo(repo, revision)
+        finally:
+            answered()
     except Exception as error:
         if not is_unreachable(error):
             raise CheckpointError(f"{what}: {explain(error)}") from None

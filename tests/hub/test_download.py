@@ -54,6 +54,15 @@ def test_only_the_files_asked_for_are_fetched(hub_server: Lookalike) -> None:
     assert weights.headers(folder) == {"model.safetensors": {"t1": ("F32", (5000,), 20000)}}
 
 
+def test_the_caller_is_told_when_the_hub_has_answered(hub_server: Lookalike) -> None:
+    requests: list[int] = []
+    hub.snapshot("ai/model", answered=lambda: requests.append(len(hub_server.requests)))
+    assert requests == [1]
+    with pytest.raises(CheckpointError, match="no such repo"):
+        hub.snapshot("ai/absent", answered=lambda: requests.append(0))
+    assert requests == [1, 0]
+
+
 def test_a_sharded_model_is_fetched_by_its_index(hub_server: Lookalike) -> None:
     hub_server.repo("ai/sharded", sharded_files())
     folder = hub.snapshot("ai/sharded", files=hub.WEIGHTS)
