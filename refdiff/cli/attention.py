@@ -61,9 +61,13 @@ def run(args: argparse.Namespace) -> int:
     prompt = read_prompt(args)
     model, tokenizer = load(args, head=False)
     from refdiff.viz import attention_maps
+    from refdiff.viz.page.build import page_size
 
+    ids, config = tokenizer.encode(prompt), model.config
+    if kind == ".html":
+        page_size(config.num_hidden_layers * config.num_query_heads, len(ids))
     with waiting("computing the attention maps", quiet=args.quiet):
-        maps = attention_maps(model, prompt, tokenizer)
+        maps = attention_maps(model, ids, tokenizer)
         try:
             maps.title(args.layer, args.pair)
         except IndexError as error:

@@ -21,6 +21,21 @@ LARGE_BYTES = 5 * 10**6
 _SCRIPTS = ("numbers.js", "page.js")
 
 
+def page_size(maps: int, tokens: int) -> int:
+    """Return about how many bytes a page has, by the number of its softmax maps and of the tokens.
+
+    Raises:
+        ValueError: more than 64 MiB.
+    """
+    size = 4 * maps * tokens * (tokens + 1) // 3
+    if size > MOST_BYTES:
+        raise ValueError(
+            f"a page of {tokens} tokens would be {size / 1e6:.0f} MB: give a text of at most "
+            f"{int(tokens * (MOST_BYTES / size) ** 0.5)} tokens, or write an .npz"
+        )
+    return size
+
+
 def attention_page(
     maps: AttentionMaps, *, prompt: str = "", model: str = "", layer: int | None = None, pair: int | None = None
 ) -> str:
@@ -34,13 +49,8 @@ def attention_page(
         IndexError: there is no such layer or pair.
     """
     maps.lambda_(layer, pair)
-    T = maps.first.shape[2]
-    size = 4 * maps.first.shape[0] * maps.first.shape[1] * T * (T + 1) * (2 if maps.second is not None else 1) // 3
-    if size > MOST_BYTES:
-        raise ValueError(
-            f"a page of {T} tokens would be {size / 1e6:.0f} MB: give a text of at most "
-            f"{int(T * (MOST_BYTES / size) ** 0.5)} tokens, or write an .npz"
-        )
+    layers, pairs, tokens = maps.first.shape[:3]
+    size = page_size(layers * pairs * (1 if maps.second is None else 2), tokens)
     megabytes = round(size / 1e6) if size > LARGE_BYTES else None
     data = {**packed(maps), "prompt": prompt, "model": model, "layer": layer, "pair": pair, "megabytes": megabytes}
     style = _part("page.css")
