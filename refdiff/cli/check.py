@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import Number, UsageError, add_common, add_dask, refuse
 from refdiff.cli.spec import RECIPE_NOTE, SPEC_NOTE, add_spec, parts, preset_fields, recipe_of, spec_of
-from refdiff.cli.terminal import minutely, note, print_report, progress_bar, waiting
+from refdiff.cli.terminal import connecting, minutely, note, print_report, progress_bar, waiting
 from refdiff.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -213,7 +213,8 @@ def _selftest(args: argparse.Namespace) -> int:
         else:
             from refdiff import cluster
 
-            with cluster.connected(args.dask) as client, _progress(args.quiet) as reported:
+            scheduler = connecting(cluster.connected(args.dask), args.dask, quiet=args.quiet)
+            with scheduler as client, _progress(args.quiet) as reported:
                 table = tests.selftest(seeds, each=partial(cluster.each, client), **given, **reported)
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from refdiff import CheckpointError
 from refdiff.cli.process import capture_panics
-from refdiff.cli.terminal import note, one_line, shown, write_text
+from refdiff.cli.terminal import connecting, note, one_line, shown, write_text
 from refdiff.messages import NATIVE_CALLS
 
 
@@ -38,6 +42,24 @@ def test_a_models_text_cannot_drive_a_terminal(
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
     write_text(text)
     assert capsys.readouterr().out == ("a\\x1b[2Jb\\r\\x9b日本\t👨\u200d👩\n" if terminal else text)
+
+
+def test_a_scheduler_without_workers_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def cluster() -> Iterator[str]:
+        time.sleep(0.1)
+        yield "client"
+        sys.stderr.write("left")
+
+    monkeypatch.setattr("refdiff.cli.terminal.AFTER", 0.01)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with connecting(cluster(), "tcp://x:1") as client:
+        assert client == "client"
+        sys.stderr.write("a bar, ")
+    said = "\rwaiting for the workers of tcp://x:1 ... 0 s\x1b[K\r\x1b[K"
+    assert capsys.readouterr().err == f"{said}a bar, left"
 
 
 def test_what_a_native_call_prints_is_passed_on_unless_it_fails(capfd: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from refdiff.cli.loading import find_checkpoint
 from refdiff.cli.prompts_file.answers import COMPARED, Answers
 from refdiff.cli.prompts_file.batches import Answering, Result, Task, batched
 from refdiff.cli.prompts_file.reading import Prompts
-from refdiff.cli.terminal import in_flags, minutely, note, progress_bar
+from refdiff.cli.terminal import connecting, in_flags, minutely, note, progress_bar
 from refdiff.errors import CheckpointError
 
 Answer = Callable[[Iterable[list[Task]]], Iterable[tuple[list[Task], list[Result]]]]
@@ -127,7 +127,7 @@ def _check_flags(prompts: Prompts, args: argparse.Namespace) -> None:
 def _answering(args: argparse.Namespace) -> Iterator[Answer]:
     """What answers batches in their order, here or on a cluster."""
     if args.dask is not None:
-        with cluster.connected(args.dask) as client:
+        with connecting(cluster.connected(args.dask), args.dask, quiet=args.quiet) as client:
             from refdiff.cli.prompts_file.on_cluster import answering  # which imports what `connected` asks for
 
             with answering(client, args) as answer:
