@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from refdiff.oracle.divergence.expected_values import Expected, Floats, compare
 from refdiff.oracle.divergence.layouts import arrangements, axes_of
+from refdiff.oracle.rounding.number_formats import round_to
 
 Points = Mapping[str, Expected]
 Arrays = Mapping[str, NDArray[Any]]
@@ -22,12 +23,20 @@ _OF_A_MAP = re.compile(r"(.*(?:scores|lse|probs|attn))([12])(\[\d+\])?$")
 def explanation(path: str, mine: Floats, expected: Points, reference: Arrays, unit: float) -> str:
     """Say what `mine` is equal up to, or nothing where it is none of what is tried.
 
-    Tried are: a factor (of `lse`, the base of the logarithm), an order of heads, also across the two maps, an order of
-    axes.
+    Tried are: weights of 16 bits, a factor (of `lse`, the base of the logarithm), an order of heads, also across the
+    two maps, an order of axes.
     """
-    for tried in (_factor, _heads, _axes):
+    for tried in (_half_weights, _factor, _heads, _axes):
         if said := tried(path, mine, expected, reference, unit):
             return f"equal up to {said}"
+    return ""
+
+
+def _half_weights(path: str, mine: Floats, expected: Points, reference: Arrays, unit: float) -> str:
+    if path.rpartition(".")[2] == "embed_tokens":
+        for kind in ("bfloat16", "float16"):
+            if np.array_equal(mine, round_to(expected[path].value, kind)):
+                return f"weights that are rounded to {kind}: record the reference with --dtype {kind}"
     return ""
 
 

@@ -11,6 +11,7 @@ from refdiff.oracle import first_divergence, trace
 from refdiff.oracle.divergence.expected_values import Expected
 from refdiff.oracle.divergence.explain import explanation
 from refdiff.oracle.divergence.layouts import arranged
+from refdiff.oracle.rounding.number_formats import round_to
 from tests.model.models import ids, small_model
 
 # as many keys as queries, so that an order of heads is an order of scores
@@ -38,6 +39,13 @@ def of(name: str) -> np.ndarray:
 )
 def test_factors_of_scores(factor: float, why: str) -> None:
     assert said("scores1", factor * of("scores1")) == f"equal up to the factor {why}"
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_weights_of_16_bits(kind: str) -> None:
+    path = "model.embed_tokens"
+    found = explanation(path, round_to(REF[path], kind), EXPECTED, REF, 2.0**-40)
+    assert found == f"equal up to weights that are rounded to {kind}: record the reference with --dtype {kind}"
 
 
 def test_a_factor_explains_most_of_an_error() -> None:
