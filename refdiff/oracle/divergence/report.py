@@ -102,7 +102,8 @@ class Divergence:
             return [*absent, "", "nothing diverges", f"  {_unseen(compared)}"]
         lines = ["", f"first divergence: {self.path}", f"  {self.first.what}"]
         if self.first.row:
-            lines += [f"  worst row {self.first.row}, {self.first.ratio:.3g} times what rounding explains"]
+            times = f", {self.first.ratio:.3g} times what rounding explains" if self.first.ratio < float("inf") else ""
+            lines += [f"  worst row {self.first.row}{times}"]
         before = [s.path for s in compared[: compared.index(self.first)] if s.status == "equal"]
         skipped = self._missing_before(self.first, before, set(missing))
         if skipped and (self.first.error or self.first.size):  # not of another shape, where nothing was compared

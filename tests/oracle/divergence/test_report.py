@@ -144,6 +144,12 @@ def test_what_was_not_recorded_is_named_where_nothing_diverges() -> None:
     assert "not in the trace: lse1, probs1, attn1, lse2, probs2" in str(first_divergence(few, REF)).splitlines()
 
 
+def test_what_is_no_number_has_no_size() -> None:
+    diff = REF[AT + "diff"].copy()
+    diff[1, 2, 3, 4] = np.nan
+    assert "\n  worst row (1, 2, 3)\n" in str(wrong(diff=diff))
+
+
 def test_a_number_has_no_rows() -> None:
     assert wrong(lambda_full=np.asarray(7.0)).first.what == "off by 6.9 where it should be 0.082"
 
