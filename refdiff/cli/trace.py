@@ -108,10 +108,11 @@ def _record_spec(args: argparse.Namespace) -> int:
 def _write(traced: Trace, what: str, args: argparse.Namespace) -> int:
     """Write all points, and the inputs of the run as inputs.…, in the format of the suffix."""
     path = Path(args.output)
-    if path.suffix.lower() == ".safetensors":
-        traced.write(path)
-    else:
-        write_npz(path, {**traced.points, **{f"inputs.{name}": x for name, x in traced.inputs.items()}})
+    with waiting(f"writing {path}", quiet=args.quiet):
+        if path.suffix.lower() == ".safetensors":
+            traced.write(path)
+        else:
+            write_npz(path, {**traced.points, **{f"inputs.{name}": x for name, x in traced.inputs.items()}})
     if not args.quiet:
         note(f"{what}, {size(path.stat().st_size)}")
     write_text(f"{args.output}\n")
