@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _WIDTH = 78
 _LAYER = re.compile(r"(.*\blayers)\.(\d{1,9})\.(.+)")
 _KV_TOKENS = 1000
+_PROBLEMS = 20
+"""Problems that are shown without --json."""
 _LARGEST_VECTOR = 1_000_000
 """Bytes of a λ vector: it has as many numbers as a head."""
 
@@ -149,11 +151,19 @@ def _memory(config: Any, tensors: dict[str, Any], dtype: str) -> dict[str, int]:
 
 def _problems(config: Any, architecture: str, tensors: dict[str, Any]) -> list[str]:
     """Return the contradictions between config and files, by names and shapes."""
-    from refdiff.model.weights.names import backbone_prefix, is_head, localize, parameter_shapes, stored_architecture
+    from refdiff.model.weights.names import (
+        backbone_prefix,
+        is_head,
+        layer_problems,
+        localize,
+        parameter_shapes,
+        stored_architecture,
+    )
 
     shapes = parameter_shapes(config, architecture)
     found = {localize(name, backbone_prefix(architecture)): name for name in tensors}
-    problems = [f"{name}: missing" for name in shapes if name not in found and not is_head(name)]
+    problems = layer_problems(config, tensors)
+    problems += [f"{name}: missing" for name in shapes if name not in found and not is_head(name)]
     for name, own in found.items():
         shape = tuple(tensors[own]["shape"])
         if name in shapes and shape != shapes[name]:
@@ -191,7 +201,9 @@ def _lines(report: dict[str, Any]) -> list[str]:
         + f"{size(memory['kv_cache_at_max_position']):>10}  max_position_embeddings",
     ]
     if report["problems"]:
-        lines += ["", "problems", *(f"  {problem}" for problem in report["problems"])]
+        shown, more = report["problems"][:_PROBLEMS], len(report["problems"]) - _PROBLEMS
+        lines += ["", "problems", *(f"  {problem}" for problem in shown)]
+        lines += [f"  and {more} more; --json has all"] if more > 0 else []
     return lines
 
 

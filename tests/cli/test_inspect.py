@@ -104,6 +104,17 @@ def test_what_does_not_belong_together_is_listed_with_status_1(folder: Path, cli
     assert [entry["layer"] for entry in inspect(str(folder))["lambdas"]] == [0]  # layer 1 has four of unequal length
 
 
+def test_another_number_of_layers_comes_first_of_a_few_problems(folder: Path, cli: Cli) -> None:
+    change_config(folder, num_hidden_layers=9)
+    with pytest.raises(refdiff.CheckpointError) as error:
+        refdiff.DiffLlamaModel.from_pretrained(folder)
+    cause = "  num_hidden_layers is 9, but there are tensors of 2 layers"
+    assert str(error.value).splitlines()[1] == cause
+    shown = cli("inspect", folder).out.partition("\nproblems\n")[2].splitlines()
+    count = len(json.loads(cli("inspect", "--json", folder).out)["problems"])
+    assert (shown[0], len(shown), shown[-1]) == (cause, 21, f"  and {count - 20} more; --json has all")
+
+
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="files with holes are made differently there")
 def test_the_weights_are_not_read(tmp_path: Path) -> None:
     """A checkpoint of 1.24 billion parameters that is one large hole: its size is read, its content is not."""

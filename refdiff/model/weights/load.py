@@ -23,6 +23,7 @@ from refdiff.model.weights.names import (
     count_parameters,
     flatten,
     is_head,
+    layer_problems,
     localize,
     nest,
     parameter_shapes,
@@ -228,7 +229,8 @@ def _match(folder: Path, files: list[SafetensorsFile], config: DiffLlamaConfig, 
         if name not in places and name not in optional
     ]
     if problems:
-        raise CheckpointError(f"{label}: {list_problems(problems)}")
+        cause = layer_problems(config, (name for file in files for name in file.tensors))
+        raise CheckpointError(f"{label}: {list_problems([*cause, *problems])}")
     return {name: places[name] for name in shapes if name in places}
 
 

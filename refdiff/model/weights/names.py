@@ -30,6 +30,7 @@ HEAD_PARAMETERS = {"lm_head.weight", "score.weight", "score.bias", "qa_outputs.w
 """The parameters of every class's head; all others belong to the base model."""
 
 _BACKBONE_PREFIXES = ("model.", "transformer.")
+_LAYER = re.compile(r"\blayers\.(\d{1,9})\.")
 _BACKBONE = re.compile(r"(embed_tokens|layers|norm)\.")
 
 
@@ -51,6 +52,14 @@ def backbone_prefix(architecture: str) -> str:
     if architecture == "DiffLlamaModel":
         return ""
     return "transformer." if architecture == "DiffLlamaForQuestionAnswering" else "model."
+
+
+def layer_problems(config: DiffLlamaConfig, names: Iterable[str]) -> list[str]:
+    """Return one line where the parameters of these names are of more or fewer layers than the config has."""
+    layers = {match[1] for name in names if (match := _LAYER.search(name))}
+    if len(layers) == config.num_hidden_layers:
+        return []
+    return [f"num_hidden_layers is {config.num_hidden_layers}, but there are tensors of {len(layers)} layers"]
 
 
 def parameter_shapes(config: DiffLlamaConfig, architecture: str) -> dict[str, tuple[int, ...]]:

@@ -214,10 +214,11 @@ def test_all_problems_in_one_message(tmp_path: Path) -> None:
     tensors["model.layers.1.mlp.up_proj.weight"] = stored(np.zeros((5, 6)))
     tensors["embed_tokens.weight"] = tensors["model.embed_tokens.weight"]
     lines = refused(put(tmp_path, tensors)).splitlines()
-    assert lines[0] == f"{tmp_path / SINGLE}: 7 problems:"
+    assert lines[0] == f"{tmp_path / SINGLE}: 8 problems:"
     where = f"in '{SINGLE}'"
     assert sorted(lines[1:]) == sorted(
         [
+            "  num_hidden_layers is 1, but there are tensors of 2 layers",
             f"  'model.layers.0.mlp.up_proj.weight' {where}: shape is (6, 5), but config.json makes it (5, 6)",
             f"  'model.layers.0.mlp.down_proj.weight' {where}: dtype is I64, but weights are F32, F64, F16, BF16",
             f"  'model.layers.0.self_attn.lambda_q1' {where}: shape is (3,), but config.json makes it (2,)",
