@@ -13,6 +13,7 @@ from refdiff.backends import Ops, ops_for, overlay
 from refdiff.oracle.inputs import VECTORS, is_layer, options, shapes
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import Mistake, wrap
+from refdiff.oracle.mistakes.catalogue import Call
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.forward import forward, whole_wiring
@@ -61,6 +62,11 @@ class Deviation:
     def of(cls, mistake: Mistake) -> Deviation:
         """The deviation of a kernel that has this mistake."""
         return cls(mistake.name, mistake.what, mistake.axis, mistake.row, mistake.link, mistake=mistake)
+
+    @classmethod
+    def of_attention(cls, name: str, what: str, axis: str, wrong: Callable[[Call], Any]) -> Deviation:
+        """The deviation of a kernel that computes the difference of its two maps by `wrong`."""
+        return cls.of(Mistake(name, what, "diff_attention", axis, wrong))
 
     def apply(self, problem: Problem) -> Problem | None:
         """Return the problem that deviates, or None where this one has no such deviation."""

@@ -15,7 +15,6 @@ import numpy as np
 from refdiff.oracle.deviations.deviation import Deviation
 from refdiff.oracle.inputs import QK_WEIGHTS, kind_of
 from refdiff.oracle.inputs.sequences import Inputs
-from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.mistakes.catalogue import Call
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import attention_mask
@@ -216,15 +215,11 @@ def _noise_first(spec: Spec, inputs: Inputs) -> Inputs | None:
     return {**inputs, "q": np.roll(groups, -1, axis=2).reshape(B, H, *rest)}
 
 
-def _wrong(name: str, what: str, axis: str, wrong: Callable[[Call], Any]) -> Deviation:
-    return Deviation.of(Mistake(name, what, "diff_attention", axis, wrong))
-
-
 GROUP_DEVIATIONS: tuple[Deviation, ...] = (
-    _wrong("all_signals_first", "The first h heads of the attention taken for the signals and the rest for the noises, "
-           "where each group has its noise beside it.", "ratio", _signals_first),
-    _wrong("heads_and_tokens_exchanged", "(B, T, H, e) of the attention taken for (B, H, T, e) where T is H, as by "
-           "code that tells the two apart by their sizes.", "concat", _exchanged),
+    Deviation.of_attention("all_signals_first", "The first h heads of the attention taken for the signals and the rest "
+                           "for the noises, where each group has its noise beside it.", "ratio", _signals_first),
+    Deviation.of_attention("heads_and_tokens_exchanged", "(B, T, H, e) of the attention taken for (B, H, T, e) where T "
+                           "is H, as by code that tells the two apart by their sizes.", "concat", _exchanged),
     Deviation("noise_before_its_signals", "The first head of each group taken for its noise, where it is the last.",
               "ratio", arrays=_noise_first),
 )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,6 @@ from refdiff.layers.diff_attention import attention_scores, split_maps
 from refdiff.oracle.deviations.deviation import Deviation, Problem
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs
-from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.mistakes.catalogue import Call
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
@@ -79,21 +77,12 @@ def _not_rescaled(tile: int, of_values: bool, of_weights: bool, call: Call) -> A
 
 ONLINE = "online softmax"
 """The axis of deviations of an online softmax: each is there with every size of tiles, and none in a pair."""
-_NOT_RESCALED = (
+NOT_RESCALED = (
     ("accumulator_not_rescaled", "the weighted sum of values is not", True, False),
     ("denominator_not_rescaled", "the sum of weights is not", False, True),
     ("sums_not_rescaled", "neither sum is", True, True),
 )
-
-
-def _online(name: str, what: str, tile: int, of_values: bool, of_weights: bool) -> Deviation:
-    named = f"{name}_by_tiles_of_{tile}"
-    text = f"Online softmax by tiles of {tile} keys: {what} multiplied by e^(m_old − m_new) where the maximum grows."
-    return _mistaken(named, text, ONLINE, partial(_not_rescaled, tile, of_values, of_weights))
-
-
-def _mistaken(name: str, what: str, axis: str, wrong: Callable[[Call], Any]) -> Deviation:
-    return Deviation.of(Mistake(name, what, "diff_attention", axis, wrong))
+"""Which of its sums do not shrink: a name, what is said of it, whether that of values is among them, and of weights."""
 
 
 def _bits(spec: Spec, inputs: Inputs) -> Inputs | None:
@@ -111,7 +100,7 @@ def bfloat16_bits(x: Numpy) -> Numpy:
 
 
 UNUSUAL: tuple[Deviation, ...] = (
-    _mistaken(
+    Deviation.of_attention(
         "one_maximum_for_both_maps",
         "One running maximum for both maps: lower scores underflow, and a map that loses all of them is 0 / 0.",
         "maximum", _one_maximum,
@@ -121,8 +110,12 @@ UNUSUAL: tuple[Deviation, ...] = (
         arrays=_bits,
     ),
     *(
-        _online(name, what, tile, values, weights)
-        for name, what, values, weights in _NOT_RESCALED
+        Deviation.of_attention(
+            f"{name}_by_tiles_of_{tile}",
+            f"Online softmax by tiles of {tile} keys: {what} multiplied by e^(m_old − m_new) where the maximum grows.",
+            ONLINE, partial(_not_rescaled, tile, of_values, of_weights),
+        )
+        for name, what, of_values, of_weights in NOT_RESCALED
         for tile in SIZES
     ),
 )  # fmt: skip
@@ -136,10 +129,7 @@ def tail(spec: Spec, inputs: Inputs, tile: int) -> int:
 
 def with_tail(spec: Spec, inputs: Inputs, tile: int) -> Problem:
     """Zero keys and values after the last, up to a multiple of `tile`, all of them seen."""
-    more = tail(spec, inputs, tile)
-    if not more:
-        return Problem(spec, inputs)
-    see = attention_mask(spec, inputs)
+    more, see = tail(spec, inputs, tile), attention_mask(spec, inputs)
     made = {name: x for name, x in inputs.items() if name not in ("key_mask", "mask")}
     made |= {name: _padded(inputs[name], 2, more, 0.0) for name in ("k", "v")}
     made["mask"] = _padded(see, 3, more, True)
