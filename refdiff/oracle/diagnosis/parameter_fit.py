@@ -14,7 +14,6 @@ from refdiff.oracle.diagnosis.targets import (
     Numpy,
     Target,
     explained,
-    few_rows_exclude,
     judged,
     outputs,
     quick_residual,
@@ -52,12 +51,6 @@ def held(trial: Trial, turns: Sequence[tuple[Target, ...]], *, large: bool = Fal
         share = min(explained(t, x) for t, x in zip(targets, outs, strict=True))
         if large and any(quick_residual(t, x) > THRESHOLDS.near for t, x in zip(targets, outs, strict=True)):
             worst, passed = np.inf, False
-        if (
-            large
-            and share < THRESHOLDS.nearly_explained
-            and any(few_rows_exclude(t, trial.kernel, x) for t, x in zip(targets, outs, strict=True))
-        ):
-            return []
         for t in targets if passed else ():
             passed, residual = judged(trial.kernel(t.inputs), t)
             worst = max(worst, residual)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from functools import partial
 from itertools import combinations
 
 import numpy as np
 
 from refdiff.oracle.budget.statistics import RowBudget
-from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, equal, output, output_with
+from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, equal, output_with
 from refdiff.oracle.deviations.listed import probes, smaller
 from refdiff.oracle.deviations.tiles import ONLINE
 from refdiff.oracle.diagnosis.ranking import Candidate
@@ -23,7 +22,6 @@ from refdiff.oracle.diagnosis.targets import (
     Parts,
     Target,
     explained,
-    few_rows_exclude,
     judgement,
     quick_residual,
     row_budget,
@@ -59,8 +57,6 @@ SMALLEST = 1e-150
 Set = tuple[Deviation, ...]
 Evidence = dict[Set, tuple[list[Judgement], list[Judgement]]]
 """Of what fits, how each target was judged: on the part where it was tried, and whole."""
-Known = list[tuple[Target, Judgement]]
-"""What was judged already, and on which target."""
 
 
 def search(
@@ -139,15 +135,6 @@ def _is_finite_alike(target: Target, wrong: Numpy) -> bool:
     return np.array_equal(np.isfinite(round_to(wrong, target.recipe.storage)), target.known)
 
 
-def _misses(target: Target, wrong: Numpy | None) -> bool:
-    """Whether deviations leave the row that is furthest off as a right kernel gives it: no budget makes up for that."""
-    if wrong is None or wrong.shape != target.expected.shape or not target.rows.size:
-        return False
-    now, change = (rows_off(target, x) for x in (target.actual, wrong))
-    at = np.unravel_index(int(np.argmax(now)), now.shape)
-    return bool(now[at] > THRESHOLDS.near and change[at] <= 1.0)
-
-
 def _scored(spec: Spec, parts: Parts, sets: Iterable[Set], left: set[str]) -> Iterator[Candidate]:
     """Every set with its quick residual."""
     for some in sets:
@@ -172,8 +159,7 @@ def _ranked(
         for n, c in enumerate(scored[:FINALISTS])
         if c.residual < THRESHOLDS.near or (n < ALWAYS and c.explains >= least)
     ]
-    known: Known = []
-    final = [_judged(spec, parts, c, evidence, known) for c in near]
+    final = [_judged(spec, parts, c, evidence) for c in near]
     fitting = sorted((c for c in final if c.fits), key=lambda c: c.residual)
     if nearly_right:
         fitting = keep_indicated(spec, fitting, evidence, parts)
@@ -206,19 +192,13 @@ def quick_candidate(spec: Spec, targets: tuple[Target, ...], some: Set, near: fl
     return Candidate(some, residual, min(shares), False)
 
 
-def _judged(spec: Spec, parts: Parts, candidate: Candidate, evidence: Evidence, known: Known) -> Candidate:
+def _judged(spec: Spec, parts: Parts, candidate: Candidate, evidence: Evidence) -> Candidate:
     """Judge a candidate where it was scored, and on the whole where it fits there."""
     found: list[list[Judgement]] = []
     for targets in parts.stages(parts.which(candidate.deviations)):
-        problems = [deviated(spec, t.inputs, candidate.deviations) for t in targets]
-        outs = [None if p is None else output(p) for p in problems]
-        if any(_misses(t, x) for x, t in zip(outs, targets, strict=True)):
-            return candidate
-        if parts.are_parts and targets is parts.whole and _excluded(spec, targets, candidate.deviations, outs):
-            return candidate
         residual, kept = 0.0, []
-        for problem, out, target in zip(problems, outs, targets, strict=True):
-            one = None if problem is None else _judgement(problem, out, target, known, parts.are_parts)
+        for target in targets:
+            one = judgement(deviated(spec, target.inputs, candidate.deviations), target, stop=parts.are_parts)
             residual = max(residual, np.inf if one is None else one.residual)
             if one is None or not one.fits:
                 return replace(candidate, residual=residual)
@@ -226,25 +206,6 @@ def _judged(spec: Spec, parts: Parts, candidate: Candidate, evidence: Evidence, 
         found.append(kept)
     evidence[candidate.deviations] = (found[0], found[-1])
     return replace(candidate, residual=residual, fits=True)
-
-
-def _judgement(problem: Problem, out: Numpy | None, target: Target, known: Known, large: bool) -> Judgement | None:
-    """Of large cases once for all that give the same there: many deviations change nothing in a part."""
-    for other, found in known if large else ():
-        if other is target and equal(out, found.wrong):
-            return found
-    one = judgement(problem, target, stop=large)
-    if one is not None:
-        known.append((target, one))
-    return one
-
-
-def _excluded(spec: Spec, targets: tuple[Target, ...], some: Set, outs: list[Numpy | None]) -> bool:
-    """Whether deviations change nothing at all in large targets, which are wrong, or a few rows of one exclude them."""
-    if all(equal(x, t.expected) for x, t in zip(outs, targets, strict=True)):
-        return True
-    kernel = partial(deviated, spec, deviations=some)
-    return any(few_rows_exclude(t, kernel, x) for x, t in zip(outs, targets, strict=True))
 
 
 def merge_equivalent(spec: Spec, fitting: list[Candidate], evidence: Evidence, kind: str) -> list[Candidate]:

@@ -25,7 +25,7 @@ from refdiff.oracle.budget.statistics import (
     row_floor,
     statistics,
 )
-from refdiff.oracle.deviations.deviation import Deviation, Problem, equal, ops_with, output
+from refdiff.oracle.deviations.deviation import Deviation, Problem, ops_with, output
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs, select
 from refdiff.oracle.inputs.validation import as_float64
@@ -59,9 +59,9 @@ HOPELESS = 3 * LOOSE.row
 class Target:
     """What is to be explained: an output of these inputs, the truth, what a right kernel may be off by in each row.
 
-    right: a part of a case, in which nothing is wrong: it tells what the rest must leave as it is. at: where a part is
-    in an output of the whole. allowed, spec: of a whole case all that a right kernel may be off by, and what it
-    computes. is_gradient: rows that are 0, such as dq of a query with one key, are differences, and have an error.
+    right: a part of a case, in which nothing is wrong: it tells what the rest must leave as it is. allowed, spec: of a
+    whole case all that a right kernel may be off by, and what it computes. is_gradient: rows that are 0, such as dq of
+    a query with one key, are differences, and have an error.
     """
 
     inputs: Inputs
@@ -70,7 +70,6 @@ class Target:
     rows: Numpy
     recipe: Recipe
     right: bool = False
-    at: tuple[slice, ...] = ()
     allowed: RowBudget | None = None
     spec: Spec | None = None
     is_gradient: bool = False
@@ -140,11 +139,21 @@ def is_wrong(rows: Numpy) -> bool:
 def quick_residual(target: Target, wrong: Numpy | None) -> float:
     """The error in budgets, root mean square over rows, the budget being the truth's, as large as the rows now are.
 
-    Of an output that statistics over all rows alone refused, the larger of that and of what these are.
+    Infinite where NaN and ∞ stand in other places, or the shape is another. Of an output that statistics over all rows
+    alone refused, the larger of that and of what these are.
     """
-    ratio = quick_rows(target, target.actual, wrong)
-    if ratio is None or wrong is None:
+    known = target.known
+    if wrong is None or wrong.shape != target.actual.shape:
         return np.inf
+    if not np.array_equal(known, np.isfinite(round_to(wrong, target.recipe.storage))):
+        return np.inf
+    error = np.where(known, target.actual, 0.0) - np.where(known, wrong, 0.0)
+    size, before = root_mean_square(np.where(np.isfinite(wrong), wrong, 0.0)), target.size
+    rows = np.maximum(target.rows * np.minimum(over(size, before), 1e6), row_floor(size, target.recipe))
+    rows = np.maximum(rows, np.where(before == 0, np.maximum(target.rows, target.usual * size), 0.0))
+    if target.is_gradient:
+        rows = np.where(size == 0, target.rows, rows)
+    ratio = np.minimum(over(root_mean_square(error), rows), 1e9)
     residual = float(np.sqrt(np.mean(ratio**2))) if ratio.size else 0.0
     if not target.of_all_rows or target.allowed is None:
         return residual
@@ -159,22 +168,6 @@ def _of_all_rows(found: Iterable[Statistic]) -> float:
 def worst_residual(kernel: Kernel, targets: Sequence[Target]) -> float:
     """The largest quick residual of a kernel over some targets."""
     return max(quick_residual(t, x) for t, x in zip(targets, outputs(kernel, targets), strict=True))
-
-
-def quick_rows(target: Target, actual: Numpy, wrong: Numpy | None) -> Numpy | None:
-    """How far each row is off in such a budget; None where NaN and ∞ stand in other places, or the shape is another."""
-    if wrong is None or wrong.shape != actual.shape or wrong.shape != target.actual.shape:
-        return None
-    known = target.known if actual is target.actual else np.isfinite(round_to(actual, target.recipe.storage))
-    if not np.array_equal(known, np.isfinite(round_to(wrong, target.recipe.storage))):
-        return None
-    error = np.where(known, actual, 0.0) - np.where(known, wrong, 0.0)
-    size, before = root_mean_square(np.where(np.isfinite(wrong), wrong, 0.0)), target.size
-    rows = np.maximum(target.rows * np.minimum(over(size, before), 1e6), row_floor(size, target.recipe))
-    rows = np.maximum(rows, np.where(before == 0, np.maximum(target.rows, target.usual * size), 0.0))
-    if target.is_gradient:
-        rows = np.where(size == 0, target.rows, rows)
-    return np.minimum(over(root_mean_square(error), rows), 1e9)
 
 
 def explained(target: Target, wrong: Numpy | None) -> float:
@@ -274,8 +267,6 @@ LARGE = 600_000
 WHOLE = 2**28
 """Of what the whole is tried, where statistics over all rows alone refused it: no part shows that."""
 FEWEST = 4
-FEWER = 6
-"""How many times fewer multiplications a few rows must take, so that they are tried before the whole."""
 OF_KEYS = ("mask", "mask off by one", "window", "bias")
 """Axes of deviations that depend on which keys there are: they see those that come after, or not those long before."""
 OF_QUERIES = ("mask align", "cache", "concat", "layout", "rope offset")
@@ -308,21 +299,15 @@ def reduced(spec: Spec, target: Target, *, all_keys: bool = False) -> Target | N
 
 
 def furthest_off(spec: Spec, target: Target, usual: Target, *, all_keys: bool = False) -> Target | None:
-    """Return the row of a large case that is furthest off, where the usual part is right and it is not; else None."""
+    """Return the row of a large case that is furthest off, where the usual part is right and it is not; else None.
+
+    With it are those before it, or, where they need later keys, those after it.
+    """
     wrong = _wrong(target)
     if spec.causal == "top_left" or not is_wrong(wrong) or is_wrong(_wrong(usual)):
         return None
-    return around(spec, target, wrong, all_keys=all_keys)
-
-
-def around(spec: Spec, target: Target, off: Numpy, *, all_keys: bool = False) -> Target:
-    """Return the row that is furthest off, with those before it, or, where they need later keys, those after it.
-
-    Args:
-        off: how far each row is off, (B, h, T).
-    """
     T, S = target.inputs["q"].shape[2], target.inputs["k"].shape[2]
-    sequence, _, t = (int(i) for i in np.unravel_index(int(np.argmax(off)), off.shape))
+    sequence, _, t = (int(i) for i in np.unravel_index(int(np.argmax(wrong)), wrong.shape))
     if all_keys or spec.causal == "none" or S - T + t < 0:
         return _sub_case(target, sequence, slice(max(0, min(t, T - FEWEST)), T), S)
     return _sub_case(target, sequence, slice(max(0, t - FEWEST + 1), t + 1), S - T + t + 1)
@@ -350,7 +335,7 @@ def _sub_case(target: Target, sequence: int, rows: slice, keys: int) -> Target:
     """These queries of a sequence, and its first keys."""
     at = (slice(sequence, sequence + 1), slice(None), rows)
     part = select(target.inputs, at[0], rows, slice(0, keys))
-    return Target(part, target.actual[at], target.expected[at], target.rows[at], target.recipe, at=at)
+    return Target(part, target.actual[at], target.expected[at], target.rows[at], target.recipe)
 
 
 @dataclass(frozen=True)
@@ -396,30 +381,3 @@ class Parts:
     def stages(self, part: tuple[Target, ...]) -> list[tuple[Target, ...]]:
         """Return a part and then the whole, if they differ: what fails on the part need not be tried on the whole."""
         return [part] if part is self.whole else [part, self.whole]
-
-
-def few_rows_exclude(target: Target, kernel: Kernel, wrong: Numpy | None) -> bool:
-    """Whether the rows that are furthest from `wrong`, what a kernel gives, show that a large output is not of it.
-
-    Orders of roundings of the whole take long, and what is nearly the truth would need them all to fail by little.
-    Only rows that computed alone give what they give in the whole are asked: not where a deviation depends on keys or
-    queries that are left out.
-    """
-    spec, inputs = target.spec, target.inputs
-    if wrong is None or spec is None or kind_of(inputs) != "dense" or cost(spec, inputs) <= LARGE:
-        return False
-    rows = quick_rows(target, target.actual, wrong)
-    few = None if rows is None else _few(spec, target, kernel, wrong, rows)
-    alone = None if few is None else judgement(kernel(few.inputs), few)
-    return alone is not None and not alone.fits
-
-
-def _few(spec: Spec, target: Target, kernel: Kernel, wrong: Numpy, rows: Numpy) -> Target | None:
-    """The row that is furthest off, and some before or after it, if they alone give what they give in the whole."""
-    for all_keys in (False, True):
-        few = around(spec, target, rows, all_keys=all_keys)
-        if FEWER * cost(spec, few.inputs) <= cost(spec, target.inputs):
-            (alone,) = outputs(kernel, [few])
-            if alone is not None and equal(alone, wrong[few.at]):
-                return few
-    return None

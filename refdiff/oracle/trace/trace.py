@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -307,16 +307,12 @@ def hooks(module: Any) -> Iterator[dict[str, NDArray[Any]]]:
         for i, value in enumerate(out if several else (out,)):
             keep(name, f"outputs_{i}" if several else "outputs", value)
 
-    handles = []
-    for name, part in names.items():
-        if name:
-            handles.append(part.register_forward_pre_hook(partial(before, name), with_kwargs=True))
-            handles.append(part.register_forward_hook(partial(after, name)))
-    try:
+    with ExitStack() as handles:
+        for name, part in names.items():
+            if name:
+                handles.callback(part.register_forward_pre_hook(partial(before, name), with_kwargs=True).remove)
+                handles.callback(part.register_forward_hook(partial(after, name)).remove)
         yield points
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _last_layer(modules: Any) -> int:
