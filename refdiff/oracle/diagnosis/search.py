@@ -117,7 +117,7 @@ def search(
 
 def _passes_as_right(spec: Spec, parts: Parts) -> bool:
     """Whether outputs that failed pass where they are judged as wide as those of a wrong kernel."""
-    if any(t.spec is not None and np.max(rows_off(t, t.actual), initial=0.0) > LOOSE.row for t in parts.whole):
+    if any(t.allowed is not None and np.max(rows_off(t, t.actual), initial=0.0) > LOOSE.row for t in parts.whole):
         return False
     found = (judgement(Problem(spec, t.inputs), t) for targets in parts.stages(parts.small) for t in targets)
     return all(j is not None and j.fits for j in found)

@@ -59,9 +59,9 @@ HOPELESS = 3 * LOOSE.row
 class Target:
     """What is to be explained: an output of these inputs, the truth, what a right kernel may be off by in each row.
 
-    right: a part of a case, in which nothing is wrong: it tells what the rest must leave as it is. allowed, spec: of a
-    whole case all that a right kernel may be off by, and what it computes. is_gradient: rows that are 0, such as dq of
-    a query with one key, are differences, and have an error.
+    right: a part of a case, in which nothing is wrong: it tells what the rest must leave as it is. allowed: of a whole
+    case all that a right kernel may be off by. is_gradient: rows that are 0, such as dq of a query with one key, are
+    differences, and have an error.
     """
 
     inputs: Inputs
@@ -71,7 +71,6 @@ class Target:
     recipe: Recipe
     right: bool = False
     allowed: RowBudget | None = None
-    spec: Spec | None = None
     is_gradient: bool = False
 
     @staticmethod
@@ -81,7 +80,7 @@ class Target:
         allowed = known.tensors["out"]
         y, rows = known.expected["out"], known.rows["out"]
         actual = without_padded(padded_queries(known.spec, exact), actual) if actual.shape == y.shape else actual
-        return Target(exact, actual, y, rows, known.recipe, allowed=allowed, spec=known.spec)
+        return Target(exact, actual, y, rows, known.recipe, allowed=allowed)
 
     @cached_property
     def limits(self) -> Limits:
