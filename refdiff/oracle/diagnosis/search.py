@@ -36,7 +36,8 @@ from refdiff.oracle.verdict.verdict import FAIL
 
 FINALISTS = 16
 ALWAYS = 3
-"""So many get a budget of their own however far they are: a wrong kernel may round much worse than a right one."""
+"""So many of the nearest, and of those that explain most, get a budget of their own however far they are: a wrong
+kernel may round much worse than a right one."""
 SHOWN = 3
 """So many of those that explain most are kept."""
 LARGE_PAIRS = 8_000_000
@@ -159,12 +160,13 @@ def _ranked(
         for n, c in enumerate(scored[:FINALISTS])
         if c.residual < THRESHOLDS.near or (n < ALWAYS and c.explains >= least)
     ]
+    far = sorted(scored, key=lambda c: -c.explains)[:ALWAYS]
+    near += [c for c in far if c not in near and c.explains >= THRESHOLDS.explained]
     final = [_judged(spec, parts, c, evidence) for c in near]
     fitting = sorted((c for c in final if c.fits), key=lambda c: c.residual)
+    fitting = [c for c in fitting if not _says_nothing(c, evidence)]
     if nearly_right:
         fitting = keep_indicated(spec, fitting, evidence, parts)
-    else:
-        fitting = [c for c in fitting if not _says_nothing(c, evidence)]
     fitting = [c for c in fitting if c.residual <= THRESHOLDS.as_good * fitting[0].residual]
     fitting = merge_equivalent(spec, fitting, evidence, kind_of(parts.whole[0].inputs))
     fitting = drop_dominated(fitting, evidence, parts)
