@@ -214,7 +214,7 @@ class Proof:
 
     def __str__(self) -> str:
         return (
-            f"{len(self.differences)} attention layers compared in float64 on random inputs\n"
+            f"attention layers compared in float64 on random inputs: {len(self.differences)}\n"
             f"  largest difference: {self.worst:.1e} of the largest output (layer {self.layer})\n"
             f"  other weights: {', '.join(self.changed) + ' changed' if self.changed else 'unchanged'}"
         )

@@ -114,7 +114,7 @@ def length_limit(model: Any, given: dict[str, Any], prompt_tokens: int) -> int:
     if wanted:
         if wanted > free:
             warnings.warn(
-                f"-n {wanted}: prompt and new tokens go beyond the context of {context} tokens, past which the model "
+                f"-n {wanted}: prompt and new tokens go beyond the context of {context:,} tokens, past which the model "
                 "was not trained",
                 stacklevel=2,
             )
@@ -122,7 +122,7 @@ def length_limit(model: Any, given: dict[str, Any], prompt_tokens: int) -> int:
         return int(wanted)
     if free < 1:
         raise ValueError(
-            f"prompt: got {prompt_tokens} tokens, expected fewer than {context}, the context of {model.source}; "
+            f"prompt: got {prompt_tokens:,} tokens, expected fewer than {context:,}, the context of {model.source}; "
             "shorten it, or give -n to go beyond the context"
         )
     in_file = model.generation_config.get("max_new_tokens")  # generate refuses what is no number, naming the file

@@ -22,7 +22,7 @@ from .conftest import Cli, Done
 
 Convert = Callable[..., Done]
 REPORT = re.compile(
-    r"(?P<one>\w+) to (?P<other>\w+): 3 attention layers compared in float64 on random inputs\n"
+    r"(?P<one>\w+) to (?P<other>\w+): attention layers compared in float64 on random inputs: 3\n"
     r"  largest difference: (?P<exact>\S+) of the largest output \(layer \d\)\n"
     r"  other weights: unchanged\n"
     r"as written in (?P<dtype>\w+)\n"

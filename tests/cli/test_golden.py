@@ -39,7 +39,7 @@ def test_verify(here: Path, cli: Cli) -> None:
     golden.export("vectors", [case("v2")], gradients=False)
     outputs = right(here / "vectors")
     write_raw(here / "good", outputs)
-    assert cli("golden", "verify", "vectors", "good") == (0, "pass: 1 cases with an output, 4 tensors judged\n", "")
+    assert cli("golden", "verify", "vectors", "good") == (0, "pass: cases with an output: 1; tensors judged: 4\n", "")
     outputs["v2"]["out"][0, 0, 0] *= 2
     write_raw(here / "bad", outputs)
     done = cli("golden", "verify", "vectors", "bad", "--json")

@@ -58,7 +58,7 @@ class Report:
 
     def __str__(self) -> str:
         judged = sum(len(verdict.tensors) for verdict in self.cases.values())
-        lines = [f"{self.status}: {len(self.cases)} cases with an output, {judged} tensors judged"]
+        lines = [f"{self.status}: cases with an output: {len(self.cases)}; tensors judged: {judged}"]
         lines += [f"changed: {line}" for line in self.changed]
         lines += [f"missing: {n}: no output: out in {n}.safetensors or {n}.npz, or {n}.out.f32" for n in self.missing]
         absent = Counter(name for names in self.unjudged.values() for name in names)
