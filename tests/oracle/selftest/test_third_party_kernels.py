@@ -40,7 +40,7 @@ def test_right_ones_pass_and_wrong_ones_are_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("tests", "must be package.module:NAME"),
+        ("tests", "expected package.module:NAME"),
         (f"{__name__}:NO_MAPPING", "has no mapping NO_MAPPING"),
         (f"{__name__}:NONE", "has no mapping NONE"),
         ("tests.nowhere:KERNELS", "nowhere"),
