@@ -23,6 +23,12 @@ def write(folder: Path, content: str | dict[str, Any]) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(("wiring", "rows"), [("hf", 4), ("paper", 4), ("none", 4), ("v2", 8)])
+def test_only_version_2_has_two_queries_a_head(wiring: str, rows: int) -> None:
+    config = DiffLlamaConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, head_dim=8, wiring=wiring)
+    assert config.num_query_heads == rows
+
+
 def test_the_handcut_file(tmp_path: Path) -> None:
     config = DiffLlamaConfig.from_pretrained(write(tmp_path / "model", HANDCUT))
     assert config.rope_parameters == {
