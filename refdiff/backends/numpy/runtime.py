@@ -14,7 +14,7 @@ from refdiff.backends.numpy.half_weights import FiniteWeights, is_half
 from refdiff.backends.numpy.layout import FloatArray, cut
 from refdiff.backends.numpy.thread_pool import Workers
 from refdiff.backends.numpy.tuning import Tuning
-from refdiff.backends.numpy.workspace import Workspace
+from refdiff.backends.numpy.workspace import Workspace, keep_freed_memory
 
 
 class Runtime:
@@ -31,6 +31,7 @@ class Runtime:
         self.empty = self.workspace.empty
         self.tiles = Workspace(self.tuning.kept_bytes)  # kept from one pass to the next
         self.tiles.open()
+        keep_freed_memory()
         self.is_finite = FiniteWeights(self.tuning.expanded_weights)
         self._keeping = 0
 

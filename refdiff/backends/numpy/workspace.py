@@ -29,6 +29,20 @@ HUGE_PAGE = 2**21
 fill less than half of one gets small pages."""
 
 
+HEAP_BLOCK = 31 * 2**20
+"""Bytes of a block whose release lets the GNU C library keep up to twice as much; it learns nothing from 32 MiB."""
+
+
+def keep_freed_memory() -> None:
+    """Let `malloc` of the GNU C library keep the memory of freed arrays; elsewhere, do nothing.
+
+    It returns freed memory to the system beyond twice the largest block that was freed so far. A block that is never
+    written costs nothing. Without it a training step of a model of 3 million parameters touches 10,800 new pages
+    instead of 1,000, and takes a tenth longer.
+    """
+    np.empty(HEAP_BLOCK, np.uint8)
+
+
 class Workspace:
     """Arrays from kept memory, while it is open. A block that is still referred to is never handed out again.
 

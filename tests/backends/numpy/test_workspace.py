@@ -1,6 +1,8 @@
 """Memory is handed out again only when nothing refers to it any more."""
 
 import mmap
+import platform
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +15,18 @@ from refdiff.backends.numpy.workspace import CACHE_LINE, HUGE_PAGE, Workspace
 LEAST = Tuning.kept_bytes
 
 SHAPE = (LEAST // 4 + 1,)
+
+NEW_PAGES = """
+import resource, sys
+import numpy as np
+from refdiff.backends.numpy.workspace import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+for _ in range(5):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    [np.ones(200_000) for _ in range(10)]
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
 
 
 @pytest.fixture
@@ -101,3 +115,13 @@ def test_threads_never_share_a_block(workspace):
             assert all(pool.map(fill, range(1, 5)))
     finally:
         sys.setswitchinterval(interval)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc of the GNU C library")
+def test_the_memory_of_freed_arrays_is_kept():
+    kept, lost = (
+        int(subprocess.run([sys.executable, "-c", NEW_PAGES, how], capture_output=True, check=True).stdout)
+        for how in ("kept", "lost")
+    )
+    assert kept < 200
+    assert lost > 10 * 1_600_000 / mmap.PAGESIZE / 2
