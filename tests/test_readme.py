@@ -16,7 +16,7 @@ import pytest
 import refdiff
 from refdiff.cli.parser import build_parser
 from refdiff.model.variants import MODEL_TYPES
-from refdiff.oracle.spec.presets import OF_WIRINGS, PRESETS
+from refdiff.oracle.spec.presets import PRESETS, VARIANT_PRESETS
 from tests.golden import unilm
 
 ROOT = Path(__file__).parents[1]
@@ -116,8 +116,8 @@ def test_the_table_of_conversions_is_what_convert_does() -> None:
 def test_the_table_of_variants_names_the_presets_of_the_oracle() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \|.*\| (\S+) \|$", PAGES["variants.md"], re.M))
     assert list(rows) == list(MODEL_TYPES)
-    assert {name: preset.strip("`") for name, preset in rows.items() if preset != "—"} == OF_WIRINGS
-    assert set(OF_WIRINGS.values()) <= set(PRESETS)
+    assert {name: preset.strip("`") for name, preset in rows.items() if preset != "—"} == VARIANT_PRESETS
+    assert set(VARIANT_PRESETS.values()) <= set(PRESETS)
 
 
 @pytest.mark.parametrize(("size", "documented"), [("mha", "1e-15"), ("gqa2", "1.15"), ("gqa3", "1.26")])

@@ -83,13 +83,13 @@ def spec_of(
     of the inputs, for what is said of them.
     """
     from refdiff.oracle.spec import Spec
-    from refdiff.oracle.spec.presets import over_preset
+    from refdiff.oracle.spec.presets import merge_preset
     from refdiff.oracle.spec.validation import DIMENSIONS
 
     given = {**_described(args.spec), **({} if args.layer is None else {"layer": args.layer}), **_changes(args.set)}
     said = ""
     try:
-        fields = over_preset(given)
+        fields = merge_preset(given)
         if small is not None and "preset" in given:
             names = (*DIMENSIONS, "layer") if args.spec in PRESETS else DIMENSIONS
             fields = {**{name: getattr(small(given["preset"]), name) for name in names}, **fields}
@@ -130,10 +130,10 @@ def _source(args: argparse.Namespace) -> str:
 
 
 def _read_off(fields: Mapping[str, Any], inputs: Mapping[str, Any], source: str) -> dict[str, int]:
-    from refdiff.oracle.spec.resolve import dimensions
+    from refdiff.oracle.spec.resolve import infer_dimensions
 
     try:
-        return dimensions(fields, inputs)
+        return infer_dimensions(fields, inputs)
     except ValueError as error:
         hint = ": --set head_dim=N" if str(error).endswith("give head_dim") else ""
         raise UsageError(f"{f'{source}: ' if source else ''}{error}{hint}") from error
@@ -174,11 +174,11 @@ def _described(name: str) -> dict[str, Any]:
     if name.endswith(".json") or (name not in PRESETS and Path(name).is_file()):
         return json_fields(name)
     if name not in PRESETS:
-        from refdiff.oracle.spec.presets import OF_WIRINGS
+        from refdiff.oracle.spec.presets import VARIANT_PRESETS
 
         hint = did_you_mean(name, PRESETS, show=str)
-        if name in OF_WIRINGS:
-            hint = f"; the preset of that variant is {OF_WIRINGS[name]}"
+        if name in VARIANT_PRESETS:
+            hint = f"; the preset of that variant is {VARIANT_PRESETS[name]}"
         raise UsageError(f"--spec: got {name!r}, expected {', '.join(PRESETS)}, or a JSON file{hint}")
     return {"preset": name}
 

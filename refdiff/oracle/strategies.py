@@ -12,7 +12,7 @@ from refdiff.oracle.cases.fixed import PROFILES, Case, checked_profile
 from refdiff.oracle.cases.structure import LAYOUTS, PADDING, Structure, relaid
 from refdiff.oracle.cases.values import ALIASES, draw
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.spec.presets import PRESETS, over_preset
+from refdiff.oracle.spec.presets import PRESETS, merge_preset
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
@@ -37,7 +37,7 @@ def specs(
     """
     from hypothesis import strategies as st
 
-    over_preset({} if preset is None else {"preset": preset})
+    merge_preset({} if preset is None else {"preset": preset})
 
     def make(name: str, groups: int, n: int, ratio: int, head_dim: int, layer: int) -> Spec:
         shared = PRESETS[name].get("keys") == "shared"
@@ -81,13 +81,13 @@ def structures(profile: str = "discriminating", *, longest: int = 33) -> SearchS
     if profile == "tiles":
         return st.builds(
             lambda B, T, S, window, bias: Structure(B, min(T, S), S, window=window, bias=bias),
-            *(st.integers(1, 3), st.integers(1, min(5, longest)), st.sampled_from(_beside_borders(longest))),
+            *(st.integers(1, 3), st.integers(1, min(5, longest)), st.sampled_from(_lengths_near_borders(longest))),
             *(st.none() | st.integers(1, longest), st.booleans()),
         )
     return st.builds(lambda B, T, S: Structure(B, T, max(T, S)), st.integers(1, 3), some, some)
 
 
-def _beside_borders(longest: int) -> list[int]:
+def _lengths_near_borders(longest: int) -> list[int]:
     """Numbers of keys at the borders of tiles, the largest there are room for; below the smallest tile any."""
     near = {n for tile in (16, 32, 64, 128, 256) for n in (tile - 1, tile, tile + 1) if n <= longest}
     return sorted(near) or list(range(1, longest + 1))

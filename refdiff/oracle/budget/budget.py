@@ -33,9 +33,9 @@ from refdiff.oracle.budget.statistics import (
     row_floor,
 )
 from refdiff.oracle.inputs import VECTORS, is_layer
-from refdiff.oracle.inputs.outputs import output
+from refdiff.oracle.inputs.outputs import read_output
 from refdiff.oracle.inputs.sequences import Inputs
-from refdiff.oracle.inputs.validation import no_numbers
+from refdiff.oracle.inputs.validation import nonfinite_warnings
 from refdiff.oracle.printing import array_summary
 from refdiff.oracle.rounding import FORMATS, round_to, ulp
 from refdiff.oracle.rounding.ensemble import groups_of, members_of, quantised, score_errors
@@ -123,9 +123,9 @@ class Budget:
                 hint = " (bias has no gradient here; leave it out)" if name == "dbias" else hint
                 raise ValueError(f"{name!r} cannot be judged{hint}: there are {', '.join(self.names)}")
         with np.errstate(over="ignore", invalid="ignore"):
-            arrays = {name: output(x, name) for name, x in given.items()}
+            arrays = {name: read_output(x, name) for name, x in given.items()}
             tensors = {name: self._one(name, x, limits) for name, x in arrays.items()}
-        return Verdict(tensors, self.recipe.name, no_numbers(self.inputs))
+        return Verdict(tensors, self.recipe.name, nonfinite_warnings(self.inputs))
 
     def _one(self, name: str, given: Numpy, limits: Limits) -> TensorVerdict:
         actual, by_rows = given.astype(np.float64), self.tensors.get(name)
@@ -213,7 +213,7 @@ def budget(
         return sampled
     heard = TermRecorder(spec)
     if dout is not None:
-        dout = round_to(output(dout, "dout").astype(np.float64), recipe.storage)
+        dout = round_to(read_output(dout, "dout").astype(np.float64), recipe.storage)
     right = truth(spec, exact, dout=dout, want=("out",), ops=heard.ops())
     expected = {"out": np.asarray(right.out), **{f"d{name}": g for name, g in right.grads.items()}}
     runs = members_of(spec, exact, recipe, members, dout)

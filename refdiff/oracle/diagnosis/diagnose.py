@@ -40,7 +40,7 @@ from refdiff.oracle.diagnosis.search import (
 )
 from refdiff.oracle.diagnosis.targets import Numpy, Parts, Target
 from refdiff.oracle.inputs import kind_of
-from refdiff.oracle.inputs.outputs import output, output_alone, outputs_of
+from refdiff.oracle.inputs.outputs import collect_outputs, read_output, require_out
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
@@ -124,11 +124,11 @@ def diagnose(
     several, given, douts = _as_lists(actual, inputs, dout)
     spec = resolve_spec(spec, several[0])
     known = [budget(spec, x, recipe, dout=d) for x, d in zip(several, douts, strict=True)]
-    outs = [outputs_of(one, spec, x, d) for one, x, d in zip(given, several, douts, strict=True)]
+    outs = [collect_outputs(one, spec, x, d) for one, x, d in zip(given, several, douts, strict=True)]
     without = [isinstance(one, Mapping) and "out" not in one and len(one) > 0 for one in outs]
     if any(without) and not all(without):
         raise ValueError("some of the outputs lack 'out', and others have it: give it in all, or in none")
-    arrays = () if all(without) else (output_alone(one, "a diagnosis").astype(np.float64) for one in outs)
+    arrays = () if all(without) else (require_out(one, "a diagnosis").astype(np.float64) for one in outs)
     targets = tuple(Target.of(x, b) for x, b in zip(arrays, known, strict=not all(without)))
     failing = [b.judge({"out": t.actual}).status == FAIL for b, t in zip(known, targets, strict=bool(targets))]
     if any(failing):
@@ -185,7 +185,9 @@ def _beside(spec: Spec, known: list[Budget], given: list[Any], douts: list[Any])
                 wrong = f"the output is right, {name} is not" if "out" in one else f"{name} is wrong"
                 said.setdefault(name, f"{wrong}: {'; '.join((*found.notes, *found.reasons))}")
                 if name in b.tensors:
-                    where.setdefault(name, []).extend(damage(output(one[name], name).astype(np.float64), b, name).lines)
+                    where.setdefault(name, []).extend(
+                        damage(read_output(one[name], name).astype(np.float64), b, name).lines
+                    )
     if not said:
         return None
     grads = [name for name in said if name.startswith("d")]

@@ -16,7 +16,7 @@ from refdiff.oracle.diagnosis.ranking import Candidate
 from refdiff.oracle.diagnosis.region_format import listed
 from refdiff.oracle.diagnosis.targets import Target, explained, quick_residual
 from refdiff.oracle.inputs import is_layer, kind_of
-from refdiff.oracle.inputs.outputs import output
+from refdiff.oracle.inputs.outputs import read_output
 from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES, OF_ANY_ATTENTION, of_query_head
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
@@ -130,7 +130,7 @@ def _of_a_part(
 
 def _part(dout: Any, axis: int, n: int, alone: bool) -> Numpy:
     """The gradient of the output with zeros in all but one sequence or head, or in that one."""
-    x = np.array(output(dout, "dout"), dtype=np.float64)
+    x = np.array(read_output(dout, "dout"), dtype=np.float64)
     x[(slice(None),) * axis + (np.arange(x.shape[axis]) != n if alone else n,)] = 0
     return x
 
@@ -175,7 +175,7 @@ def _gradients(known: Budget, dout: Any, deviation: Deviation | None = None) -> 
     problem = deviated(known.spec, known.inputs, [] if deviation is None else [deviation])
     if problem is None:
         return {}
-    g = round_to(output(dout, "dout").astype(np.float64), known.recipe.storage)
+    g = round_to(read_output(dout, "dout").astype(np.float64), known.recipe.storage)
     try:
         with np.errstate(all="ignore"):
             found = backward(problem.spec, problem.inputs, g, ops_with(problem.mistakes))
@@ -186,7 +186,7 @@ def _gradients(known: Budget, dout: Any, deviation: Deviation | None = None) -> 
 
 def gradient_target(known: Budget, name: str, actual: Any) -> Target:
     """A gradient as what is to be explained; a sum of many terms as one row, whose limit is what it may be off by."""
-    x = np.atleast_1d(output(actual, name).astype(np.float64))
+    x = np.atleast_1d(read_output(actual, name).astype(np.float64))
     if name in known.tensors:
         return Target(known.inputs, x, known.expected[name], known.rows[name], known.recipe, is_gradient=True)
     expected, allowed = (np.atleast_1d(y) for y in known.sums[name])

@@ -17,7 +17,7 @@ from refdiff.oracle.diagnosis.places import right_rows
 from refdiff.oracle.diagnosis.region_format import NAMES, boxes, mask_words
 from refdiff.oracle.diagnosis.targets import LOOSE, Numpy, Target
 from refdiff.oracle.inputs import kind_of
-from refdiff.oracle.inputs.outputs import output
+from refdiff.oracle.inputs.outputs import read_output
 from refdiff.oracle.inputs.sequences import Inputs, select
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding import round_to
@@ -113,7 +113,7 @@ def lost_queries(known: Budget, name: str, actual: Numpy, dout: Any) -> tuple[st
         return ()
     at = tuple(_sample(wrong).T)
     alone, every = _unmasked(known.spec, inputs)
-    g = round_to(output(dout, "dout").astype(np.float64), known.recipe.storage)
+    g = round_to(read_output(dout, "dout").astype(np.float64), known.recipe.storage)
     block, terms = _power_of_two(T / MOST), []
     for queries in (slice(start, start + block) for start in range(0, T, block)):
         part = select(every, slice(None), queries, slice(None))

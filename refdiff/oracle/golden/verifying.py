@@ -19,7 +19,7 @@ from refdiff.oracle.diagnosis import Ranking
 from refdiff.oracle.diagnosis import diagnose as find_mistake
 from refdiff.oracle.golden.writing import MANIFEST, read_manifest, well_formed
 from refdiff.oracle.inputs.arrays import read_arrays
-from refdiff.oracle.inputs.outputs import output
+from refdiff.oracle.inputs.outputs import read_output
 from refdiff.oracle.printing import wrap_text
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
@@ -150,7 +150,7 @@ def _outputs(files: list[Path], case: dict[str, Any], arrays: dict[str, Numpy]) 
             raise CheckpointError(f"{name}: {tensor}: got shape {x.shape}, expected {known[tensor]}")
     present = [tensor for tensor in known if tensor in found]
     with np.errstate(invalid="ignore"):  # a signalling NaN, which is judged as any other
-        return {tensor: output(found[tensor], f"{name}: {tensor}").astype(np.float64) for tensor in present}
+        return {tensor: read_output(found[tensor], f"{name}: {tensor}").astype(np.float64) for tensor in present}
 
 
 def _files(folder: Path, case: str, ids: list[str]) -> list[Path]:

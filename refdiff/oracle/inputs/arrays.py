@@ -27,7 +27,7 @@ from refdiff.memory import physical_memory
 from refdiff.messages import show_name
 from refdiff.model.weights.safetensors_file import open_safetensors
 
-HOST = (1, 3, 11)
+HOST_DEVICES = (1, 3, 11)
 """kDLCPU, kDLCUDAHost and kDLROCMHost: DLPack's devices whose memory the CPU reads as its own."""
 
 
@@ -41,20 +41,20 @@ def any_array(x: Array, name: str = "the array") -> NDArray[Any]:
         TypeError: `x` is no array, or of a type that NumPy and ml_dtypes have not; `name` says which in the message.
     """
     try:
-        found = _found(x)
+        found = _convert(x)
     except (TypeError, BufferError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name}: {_kind(x)} cannot be read: {error}") from error
+        raise TypeError(f"{name}: {_type_name(x)} cannot be read: {error}") from error
     if found.dtype.kind not in "biufc" and not _is_ml_dtype(found.dtype):
-        raise TypeError(f"{name}: {_kind(x)} of dtype {found.dtype} holds no numbers")
-    return _native(found)
+        raise TypeError(f"{name}: {_type_name(x)} of dtype {found.dtype} holds no numbers")
+    return _to_native_order(found)
 
 
-def _native(x: NDArray[Any]) -> NDArray[Any]:
+def _to_native_order(x: NDArray[Any]) -> NDArray[Any]:
     """The same numbers in the byte order of this machine; others have no name such as float32."""
     return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
 
 
-def _found(x: Any) -> NDArray[Any]:
+def _convert(x: Any) -> NDArray[Any]:
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError("its mask would be lost: fill it first")
     if isinstance(x, np.ndarray | np.generic | int | float | list | tuple):
@@ -70,7 +70,7 @@ def _found(x: Any) -> NDArray[Any]:
         if hasattr(x, make):
             x = getattr(x, make)()
     if hasattr(x, "__dlpack__"):
-        return _by_dlpack(x)
+        return _from_dlpack(x)
     if hasattr(x, "__array__") or hasattr(x, "__array_interface__"):
         return np.asarray(x)
     try:
@@ -79,8 +79,8 @@ def _found(x: Any) -> NDArray[Any]:
         raise TypeError("it is no array: pass one of NumPy, torch, JAX, CuPy, MLX, or with __dlpack__") from None
 
 
-def _by_dlpack(x: Any) -> NDArray[Any]:
-    if int(x.__dlpack_device__()[0]) not in HOST:
+def _from_dlpack(x: Any) -> NDArray[Any]:
+    if int(x.__dlpack_device__()[0]) not in HOST_DEVICES:
         if not hasattr(x, "cpu"):
             raise TypeError(f"it is on DLPack's device {tuple(map(int, x.__dlpack_device__()))}: copy it to the CPU")
         x = x.cpu()
@@ -106,18 +106,18 @@ def _is_ml_dtype(dtype: np.dtype[Any]) -> bool:
     return dtype.type.__module__ == "ml_dtypes"
 
 
-def _kind(x: Any) -> str:
+def _type_name(x: Any) -> str:
     return f"{type(x).__module__}.{type(x).__qualname__}"
 
 
-_NAMES = {
+_FILE_TYPES = {
     "bool": "BOOL", "uint8": "U8", "int8": "I8", "uint16": "U16", "int16": "I16", "uint32": "U32", "int32": "I32",
     "uint64": "U64", "int64": "I64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64",
 }  # fmt: skip
 SMALL_NPZ, MAX_RATIO = 100_000_000, 100
 """Bytes that the arrays of an npz file may have, or times its own, up to a quarter of the memory. Deflate makes zeros a
 thousand times shorter, and random numbers hardly. Safetensors files are mapped, and have no limit."""
-_TYPES = {name: dtype for dtype, name in _NAMES.items()}
+_DTYPE_NAMES = {name: dtype for dtype, name in _FILE_TYPES.items()}
 
 
 def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
@@ -145,11 +145,15 @@ def safetensors_bytes(arrays: Mapping[str, Array], metadata: Mapping[str, str]) 
     found = {name: any_array(array, name) for name, array in arrays.items()}
     for name in sorted(found, key=lambda name: (-found[name].itemsize, name)):
         array = found[name]
-        if array.dtype.name not in _NAMES:
-            raise TypeError(f"{name}: safetensors has no type for {array.dtype}; it has {', '.join(_NAMES)}")
+        if array.dtype.name not in _FILE_TYPES:
+            raise TypeError(f"{name}: safetensors has no type for {array.dtype}; it has {', '.join(_FILE_TYPES)}")
         little = array if array.dtype.name == "bfloat16" else array.astype(array.dtype.newbyteorder("<"), copy=False)
         begin, end = end, end + array.nbytes
-        header[name] = {"dtype": _NAMES[array.dtype.name], "shape": list(array.shape), "data_offsets": [begin, end]}
+        header[name] = {
+            "dtype": _FILE_TYPES[array.dtype.name],
+            "shape": list(array.shape),
+            "data_offsets": [begin, end],
+        }
         blocks.append(little.tobytes())
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
@@ -177,9 +181,9 @@ def read_arrays(
     file = open_safetensors(path, folder=folder)
     arrays = {}
     for name, tensor in file.tensors.items():
-        if tensor.dtype not in _TYPES:
-            raise CheckpointError(f"{path}: {name} has type {tensor.dtype}; what is read is {', '.join(_TYPES)}")
-        dtype = _dtype(_TYPES[tensor.dtype])
+        if tensor.dtype not in _DTYPE_NAMES:
+            raise CheckpointError(f"{path}: {name} has type {tensor.dtype}; what is read is {', '.join(_DTYPE_NAMES)}")
+        dtype = _dtype(_DTYPE_NAMES[tensor.dtype])
         flat = np.frombuffer(file.memory, dtype, tensor.nbytes // dtype.itemsize, tensor.begin)
         arrays[name] = flat.reshape(tensor.shape)
     return arrays, file.metadata
@@ -222,5 +226,5 @@ def _read_npz(path: Path, folder: Path | None) -> dict[str, NDArray[Any]]:
             raise CheckpointError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     for name, array in arrays.items():
         # NumPy writes bfloat16 as two bytes of no type
-        arrays[name] = array.view(_dtype("bfloat16")) if array.dtype == np.dtype("V2") else _native(array)
+        arrays[name] = array.view(_dtype("bfloat16")) if array.dtype == np.dtype("V2") else _to_native_order(array)
     return arrays

@@ -17,14 +17,14 @@ from refdiff.oracle.spec import Spec
 NO_RETURN = "the kernel returned None; is `return` missing?"
 
 
-def output(x: Any, name: str = "out") -> NDArray[Any]:
+def read_output(x: Any, name: str = "out") -> NDArray[Any]:
     """Return what a kernel computed as a NumPy array, in its own type; of (out, None), the first.
 
     Raises:
         ValueError: it is complex, boolean or of whole numbers.
         TypeError: it is no array, or several: a tuple or list that holds some, not numbers.
     """
-    x = without_nones(x)
+    x = drop_nones(x)
     if isinstance(x, tuple | list) and (count := sum(map(_is_array, x))):
         several = f"{count} arrays" if count > 1 else "1 array"
         give = ["the array alone"] if len(x) == 1 or name != "out" else []
@@ -34,12 +34,12 @@ def output(x: Any, name: str = "out") -> NDArray[Any]:
     if not is_float(array.dtype):
         raise ValueError(
             f"{name}: got dtype {array.dtype}, expected float64, float32, float16, bfloat16 or another float"
-            f"{_hint(array.dtype)}"
+            f"{_dtype_hint(array.dtype)}"
         )
     return array
 
 
-def without_nones(x: Any) -> Any:
+def drop_nones(x: Any) -> Any:
     """The output of (out, None, …), which is what attention modules of transformers return; anything else as it is."""
     pair = isinstance(x, tuple) and len(x) > 1 and x[0] is not None
     return x[0] if pair and all(rest is None for rest in x[1:]) else x
@@ -52,20 +52,20 @@ def _is_array(x: Any) -> bool:
     return len(getattr(x, "shape", ())) > 0 or (hasattr(x, "__dlpack__") and not hasattr(x, "shape"))
 
 
-def output_alone(found: Any, wanted_by: str) -> NDArray[Any]:
+def require_out(found: Any, wanted_by: str) -> NDArray[Any]:
     """Return `out` of what a kernel gave back, an array or a mapping, in its own type.
 
     Raises:
-        ValueError: a mapping without it; as `output`.
+        ValueError: a mapping without it; as `read_output`.
         TypeError: it is no array.
     """
     if isinstance(found, Mapping) and "out" not in found:
         names = ", ".join(map(str, found)) or "nothing"
         raise ValueError(f"the outputs lack 'out', which {wanted_by} is about: they hold {names}; give out too")
-    return output(found["out"] if isinstance(found, Mapping) else found)
+    return read_output(found["out"] if isinstance(found, Mapping) else found)
 
 
-def wrong_types(found: Mapping[str, Any], recipe: Recipe) -> tuple[str, ...]:
+def dtype_warnings(found: Mapping[str, Any], recipe: Recipe) -> tuple[str, ...]:
     """Say which outputs came in another type than the recipe stores; nothing of those whose numbers that type holds.
 
     NumPy has no bfloat16: float32 with numbers of bfloat16 is the kernel's own output.
@@ -73,7 +73,7 @@ def wrong_types(found: Mapping[str, Any], recipe: Recipe) -> tuple[str, ...]:
     said = []
     for name, x in found.items():
         try:
-            array = output(x, name)
+            array = read_output(x, name)
         except (TypeError, ValueError):
             continue  # whoever judges it says what it is
         kind, storage = str(array.dtype), recipe.storage
@@ -88,7 +88,7 @@ def wrong_types(found: Mapping[str, Any], recipe: Recipe) -> tuple[str, ...]:
     return tuple(said)
 
 
-def outputs_of(actual: Any, spec: Spec, inputs: Mapping[str, Any], dout: Any = None) -> Any:
+def collect_outputs(actual: Any, spec: Spec, inputs: Mapping[str, Any], dout: Any = None) -> Any:
     """Return what a kernel computed: `actual` itself, or where that is a function what it gives for these inputs.
 
     The function is `kernel(spec, inputs)` or `kernel(inputs)`, or either with `dout=None`, as the conformance suite
@@ -101,7 +101,7 @@ def outputs_of(actual: Any, spec: Spec, inputs: Mapping[str, Any], dout: Any = N
     if not callable(actual) or hasattr(actual, "shape"):
         return actual
     given = {name: x.copy(order="K") if isinstance(x, np.ndarray) else x for name, x in inputs.items()}
-    found = called(actual)(spec, given, dout)
+    found = adapt_kernel(actual)(spec, given, dout)
     if found is None:
         raise ValueError(NO_RETURN)
     for name, x in inputs.items():
@@ -119,7 +119,7 @@ def takes_dout(kernel: Callable[..., Any]) -> bool:
     return "dout" in parameter_names(kernel)
 
 
-def called(kernel: Callable[..., Any]) -> Callable[..., Any]:
+def adapt_kernel(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """Return a kernel that takes (spec, inputs) or (inputs), with dout=None or without, as one of all three.
 
     Raises:
@@ -157,7 +157,7 @@ def takes_inputs_alone(kernel: Callable[..., Any]) -> bool:
     if signature is None:
         return False
     more = {"dout": None} if takes_dout(kernel) else {}
-    one, two = (_binds(signature, given, more) for given in ((None,), (None, None)))
+    one, two = (_accepts(signature, given, more) for given in ((None,), (None, None)))
     if not one and not two:
         name = getattr(kernel, "__name__", "the kernel")
         by_name = "; call one of arrays by name in such a function, as kernel(**inputs)"
@@ -171,7 +171,7 @@ def takes_inputs_alone(kernel: Callable[..., Any]) -> bool:
     )
 
 
-def _binds(signature: inspect.Signature, given: tuple[Any, ...], more: Mapping[str, Any]) -> bool:
+def _accepts(signature: inspect.Signature, given: tuple[Any, ...], more: Mapping[str, Any]) -> bool:
     try:
         signature.bind(*given, **more)
     except TypeError:
@@ -179,7 +179,7 @@ def _binds(signature: inspect.Signature, given: tuple[Any, ...], more: Mapping[s
     return True
 
 
-def _hint(dtype: np.dtype[Any]) -> str:
+def _dtype_hint(dtype: np.dtype[Any]) -> str:
     """What such a type often means."""
     if dtype.kind == "c":
         return ": attention is real; if its imaginary part is 0, give the real part"

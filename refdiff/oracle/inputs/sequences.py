@@ -53,10 +53,10 @@ def sequences(inputs: Inputs) -> Iterator[Sequence]:
         if "k_pages" not in inputs:
             of_keys = inputs.get("cu_seqlens_k", inputs["cu_seqlens_q"])
             keys = slice(int(of_keys[n]), int(of_keys[n + 1]))
-        yield Sequence(_dense(inputs, batch, queries, keys, n), batch, queries, keys, n)
+        yield Sequence(_select_sequence(inputs, batch, queries, keys, n), batch, queries, keys, n)
 
 
-def _dense(inputs: Inputs, batch: slice, queries: slice, keys: slice | None, n: int) -> Inputs:
+def _select_sequence(inputs: Inputs, batch: slice, queries: slice, keys: slice | None, n: int) -> Inputs:
     part = {name: x for name, x in inputs.items() if name not in LAYOUT}
     if keys is None:
         keys = slice(0, int(inputs["lengths"][n]))
@@ -77,16 +77,16 @@ def select(inputs: Inputs, batch: slice, queries: slice | Numpy, keys: slice) ->
     }
     if "lambda_full" in inputs and inputs["lambda_full"].ndim == 3:
         along["lambda_full"] = (every, queries)
-    part = {name: _of_batch(x, batch)[:, *along[name]] if name in along else x for name, x in inputs.items()}
+    part = {name: _select_batch(x, batch)[:, *along[name]] if name in along else x for name, x in inputs.items()}
     for name in ("mask", "bias"):
         if name in part:
-            x = _of_batch(part[name][(None,) * (4 - part[name].ndim)], batch)
+            x = _select_batch(part[name][(None,) * (4 - part[name].ndim)], batch)
             x = x[:, :, queries] if x.shape[2] == T else x
             part[name] = x[..., keys] if x.shape[3] == S else x
     return part
 
 
-def _of_batch(x: Numpy, batch: slice) -> Numpy:
+def _select_batch(x: Numpy, batch: slice) -> Numpy:
     return x if x.shape[0] == 1 else x[batch]
 
 

@@ -41,7 +41,7 @@ _AXES = {
 _HEADS = "hHKV"
 
 
-def axes_of_output(name: str, ndim: int) -> tuple[str, ...]:
+def output_axes(name: str, ndim: int) -> tuple[str, ...]:
     """The letters of an output's axes as in `refdiff.oracle.inputs`; of a gradient those of its input."""
     if name == "out" and ndim == 3:
         return ("B", "T", "D")
@@ -49,7 +49,7 @@ def axes_of_output(name: str, ndim: int) -> tuple[str, ...]:
     return axes if len(axes) == ndim else tuple("ABCDEF"[:ndim])
 
 
-def other_layout(shape: Sequence[int], axes: Sequence[str], lengths: Mapping[str, int]) -> str:
+def layout_hint(shape: Sequence[int], axes: Sequence[str], lengths: Mapping[str, int]) -> str:
     """Say which layout has this shape and what puts it right, as the end of a message; "" where none has.
 
     Where several have it, as with as many heads as tokens, each is named; one by which a batch would be found that is
@@ -60,16 +60,16 @@ def other_layout(shape: Sequence[int], axes: Sequence[str], lengths: Mapping[str
         lengths: of those that are known. A batch of 1, or one that is not among them, may be left out of the shape.
     """
     found: dict[tuple[str, ...], tuple[str, str]] = {}
-    for layout in sorted(_layouts(len(axes)), key=lambda some: _finds_batch(some, axes, lengths)):
-        if found and _finds_batch(layout, axes, lengths):
+    for layout in sorted(_layouts(len(axes)), key=lambda some: _infers_batch(some, axes, lengths)):
+        if found and _infers_batch(layout, axes, lengths):
             break
-        known = _fit(shape, layout, axes, lengths)
+        known = _match_layout(shape, layout, axes, lengths)
         if known is not None:
             order = tuple(a for a in (axes[i] for group in layout for i in group) if known[a] != 1)
-            found.setdefault(order, (_name(layout, axes), _steps(layout, axes, known)))
+            found.setdefault(order, (_layout_name(layout, axes), _conversion(layout, axes, known)))
     if len(found) < 2:
-        return "".join(f": {name}; {steps} puts {_it(name)} right" for name, steps in found.values())
-    return ": " + ", or ".join(f"if {name}, {steps} puts {_it(name)} right" for name, steps in found.values())
+        return "".join(f": {name}; {steps} puts {_pronoun(name)} right" for name, steps in found.values())
+    return ": " + ", or ".join(f"if {name}, {steps} puts {_pronoun(name)} right" for name, steps in found.values())
 
 
 def _layouts(count: int) -> Iterator[Layout]:
@@ -77,11 +77,11 @@ def _layouts(count: int) -> Iterator[Layout]:
         yield tuple(tuple(map(int, group)) for group in text.split())
 
 
-def _finds_batch(layout: Layout, axes: Sequence[str], lengths: Mapping[str, int]) -> bool:
+def _infers_batch(layout: Layout, axes: Sequence[str], lengths: Mapping[str, int]) -> bool:
     return axes[0] not in lengths and any(0 in group and len(group) > 1 for group in layout)
 
 
-def _fit(
+def _match_layout(
     shape: Sequence[int], layout: Layout, axes: Sequence[str], lengths: Mapping[str, int]
 ) -> dict[str, int] | None:
     """The length of every axis, if the shape is one of this layout.
@@ -103,7 +103,7 @@ def _fit(
     return None if any(known[axes[i]] != 1 for i in left_out) else known
 
 
-def _name(layout: Layout, axes: Sequence[str]) -> str:
+def _layout_name(layout: Layout, axes: Sequence[str]) -> str:
     if layout == ((0,), (2,), (1,), (3,))[: len(axes)] and axes[1] in _HEADS:
         return "heads and tokens are swapped"
     if layout == ((1,), (0,)):
@@ -113,11 +113,11 @@ def _name(layout: Layout, axes: Sequence[str]) -> str:
     return f"it lies as ({lies}{',' if len(layout) == 1 else ''}){side}"
 
 
-def _it(name: str) -> str:
+def _pronoun(name: str) -> str:
     return "it" if name.startswith("it ") else "them"
 
 
-def _steps(layout: Layout, axes: Sequence[str], known: Mapping[str, int]) -> str:
+def _conversion(layout: Layout, axes: Sequence[str], known: Mapping[str, int]) -> str:
     order = [i for group in layout for i in group]
     back = tuple(order.index(i) for i in sorted(order))
     apart = f".reshape{tuple(known[axes[i]] for i in order)}" if len(order) > len(layout) else ""
@@ -126,7 +126,7 @@ def _steps(layout: Layout, axes: Sequence[str], known: Mapping[str, int]) -> str
 
 
 Numpy = np.ndarray[Any, Any]
-LAMBDAS = (*VECTORS, "lambda_logits", "lambda_proj.weight", "lambda_full")
+LAMBDA_INPUTS = (*VECTORS, "lambda_logits", "lambda_proj.weight", "lambda_full")
 """λ's inputs, each of which some spec takes and others do not: none is a slip for another."""
 
 
@@ -175,7 +175,7 @@ def as_float64(spec: Spec, inputs: Mapping[str, Any]) -> dict[str, Numpy]:
     return {name: x.astype(kinds.get(name, np.float64), copy=False) for name, x in arrays.items()}
 
 
-def no_numbers(inputs: Mapping[str, Numpy]) -> tuple[str, ...]:
+def nonfinite_warnings(inputs: Mapping[str, Numpy]) -> tuple[str, ...]:
     """Say which inputs hold NaN or infinities, and where the first is: the truth cannot be better than they are.
 
     A bias of −∞ is a mask.
@@ -205,7 +205,7 @@ def _check_names(spec: Spec, inputs: Mapping[str, Any]) -> None:
     must, may = shapes(spec, inputs), options(inputs)
     for name in inputs:
         if name not in must and name not in may:
-            hint = "" if name in LAMBDAS else did_you_mean(name, [*must, *may], ", ")
+            hint = "" if name in LAMBDA_INPUTS else did_you_mean(name, [*must, *may], ", ")
             raise ValueError(
                 f"{name!r} is no input of this spec{hint}: it takes {', '.join(must)}, and may have {', '.join(may)}"
             )
@@ -234,17 +234,19 @@ def _check_shape(name: str, shape: tuple[int, ...], letters: str, known: dict[st
     axes = letters.split()
     wanted = ", ".join(f"{a} = {known[a]}" if a in known else a for a in axes)
     if len(shape) != len(axes):
-        raise ValueError(f"{name}: got shape {shape}, expected ({wanted}){other_layout(shape, axes, known)}")
+        raise ValueError(f"{name}: got shape {shape}, expected ({wanted}){layout_hint(shape, axes, known)}")
     for axis, n in zip(axes, shape, strict=True):
         if axis in known and known[axis] != n and not (n == 1 and name.endswith("positions") and axis == "B"):
-            raise ValueError(f"{name}: got shape {shape}, expected ({wanted}){_hint(axis, shape, axes, known, spec)}")
+            raise ValueError(
+                f"{name}: got shape {shape}, expected ({wanted}){_length_hint(axis, shape, axes, known, spec)}"
+            )
         known.setdefault(axis, n)
 
 
-def _hint(axis: str, shape: tuple[int, ...], axes: list[str], known: dict[str, int], spec: Spec) -> str:
+def _length_hint(axis: str, shape: tuple[int, ...], axes: list[str], known: dict[str, int], spec: Spec) -> str:
     """What a wrong length often means."""
     n = shape[axes.index(axis)]
-    if found := other_layout(shape, axes, known):
+    if found := layout_hint(shape, axes, known):
         return found
     if axis in known and axis in ("Hd", "Kd", "Vw", "he") and n in (2 * known[axis], 4 * known[axis]):
         return (

@@ -38,7 +38,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from refdiff.messages import did_you_mean
-from refdiff.oracle.spec.validation import PLAIN
+from refdiff.oracle.spec.validation import PLAIN_FIELDS
 
 _UNILM: dict[str, Any] = {
     "pairing": "interleaved",
@@ -84,17 +84,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "gate": "sigmoid",
         "window": 129,
     },
-    "attention": {**PLAIN, "lambda_form": "none", "rope": "none", "norm": "none"},
+    "attention": {**PLAIN_FIELDS, "lambda_form": "none", "rope": "none", "norm": "none"},
 }
 
-OF_WIRINGS = {"hf": "hf_diffllama", "paper": "ms_v1", "v2": "diff_v2", "none": "attention"}
+VARIANT_PRESETS = {"hf": "hf_diffllama", "paper": "ms_v1", "v2": "diff_v2", "none": "attention"}
 """The preset of each variant that is a whole model here (`DiffLlamaConfig.wiring`)."""
 
-UNGROUPED = ("timm",)
+MHA_PRESETS = ("timm",)
 """Those that have as many key heads as query heads, always."""
 
 
-def over_preset(fields: Mapping[str, Any]) -> dict[str, Any]:
+def merge_preset(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Lay fields over those of the preset that is named beside them as "preset"; without one they are as they were.
 
     Raises:
@@ -106,7 +106,7 @@ def over_preset(fields: Mapping[str, Any]) -> dict[str, Any]:
     name = fields["preset"]
     if not isinstance(name, str) or name not in PRESETS:
         hint = did_you_mean(name, PRESETS, ", ", ":")
-        if str(name) in OF_WIRINGS:
-            hint = f"; the preset of that variant is {OF_WIRINGS[name]!r};"
+        if str(name) in VARIANT_PRESETS:
+            hint = f"; the preset of that variant is {VARIANT_PRESETS[name]!r};"
         raise ValueError(f"no preset is called {name!r}{hint} there are {', '.join(PRESETS)}")
     return {**PRESETS[name], **rest}

@@ -8,7 +8,7 @@ from typing import Any
 from refdiff.oracle.inputs import VECTORS, is_layer
 from refdiff.oracle.inputs.arrays import any_array
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.spec.presets import over_preset
+from refdiff.oracle.spec.presets import merge_preset
 from refdiff.oracle.spec.validation import DIMENSIONS
 
 
@@ -32,23 +32,23 @@ def resolve_spec(spec: Any, inputs: Any = None) -> Spec:
         return spec
     if inputs is None:
         return small_spec(spec)
-    fields, read = over_preset({"preset": spec}), {}
+    fields, read = merge_preset({"preset": spec}), {}
     try:
-        read = dimensions(fields, inputs)
+        read = infer_dimensions(fields, inputs)
         return Spec.preset(spec, **read)
     except ValueError as error:
         fix = f"give Spec.preset({spec!r}, query_heads=H, key_heads=K, head_dim=d)"
-        raise ValueError(f"spec is {spec!r}: {error}{_read_off(read)}; {fix}") from error
+        raise ValueError(f"spec is {spec!r}: {error}{_format_dimensions(read)}; {fix}") from error
 
 
-def described(name: str, spec: Spec) -> str:
+def describe_preset(name: str, spec: Spec) -> str:
     """Say which spec a preset's name stands for, where its dimensions were read off the inputs."""
     of = {name: getattr(spec, name) for name in ("query_heads", "key_heads", "head_dim", "v_head_dim", "layer")}
     fields = ", ".join(f"{field}={value}" for field, value in of.items() if value is not None)
     return f"spec {name!r} is Spec.preset({name!r}, {fields}), by the shapes of the inputs"
 
 
-def _read_off(read: Mapping[str, int]) -> str:
+def _format_dimensions(read: Mapping[str, int]) -> str:
     if not read:
         return ""
     return f" ({', '.join(f'{name}={n}' for name, n in read.items())} by the inputs' shapes, heads before tokens)"
@@ -68,7 +68,7 @@ def small_spec(preset: str) -> Spec:
     return Spec.preset(preset, **dims, layer=2)
 
 
-def dimensions(fields: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, int]:
+def infer_dimensions(fields: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, int]:
     """Return those of query_heads, key_heads, head_dim and v_head_dim that `fields` lacks, read off the inputs.
 
     The projections of a layer have heads times width as rows; the width is that of a vector of λ or half of the norm's
@@ -79,12 +79,12 @@ def dimensions(fields: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str
     """
     found: dict[str, int] = {}
     if missing := [name for name in DIMENSIONS if name not in fields]:
-        read = _of_layer(fields, inputs) if is_layer(inputs) else _of_core(inputs)
+        read = _layer_dimensions(fields, inputs) if is_layer(inputs) else _core_dimensions(inputs)
         found = {name: read[name] for name in missing}
-    return found | _of_values({**fields, **found}, inputs)
+    return found | _value_dimension({**fields, **found}, inputs)
 
 
-def _of_values(fields: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, int]:
+def _value_dimension(fields: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, int]:
     """v_head_dim, where v has as many heads as it must, and they have another width than usual."""
     values, K = fields.get("values", "halves"), fields["key_heads"]
     heads = K if values in ("halves", "interleaved") or fields.get("keys") == "shared" else K // 2
@@ -101,22 +101,22 @@ def _of_values(fields: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str
     return {"v_head_dim": width} if width not in (0, usual) else {}
 
 
-def _of_core(inputs: Mapping[str, Any]) -> dict[str, int]:
+def _core_dimensions(inputs: Mapping[str, Any]) -> dict[str, int]:
     keys, wanted = ("k_pages", "(P, K, p, d)") if "k_pages" in inputs else ("k", "(B, K, S, d)")
     q, k = _shape(inputs, "q", "(B, H, T, d)", 4), _shape(inputs, keys, wanted, 4)
     return {"query_heads": q[1], "key_heads": k[1], "head_dim": q[3]}
 
 
-def _of_layer(fields: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, int]:
+def _layer_dimensions(fields: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, int]:
     rows = {name: _shape(inputs, f"{name}_proj.weight", "(rows, D)", 2)[0] for name in ("q", "k")}
-    d = _width(fields, inputs, rows["q"])
+    d = _head_width(fields, inputs, rows["q"])
     for name, n in rows.items():
         if d < 1 or n % d:
             raise ValueError(f"{name}_proj.weight has {n} rows, which are no whole number of heads of width {d}")
     return {"query_heads": rows["q"] // d, "key_heads": rows["k"] // d, "head_dim": d}
 
 
-def _width(fields: Mapping[str, Any], inputs: Mapping[str, Any], rows: int) -> int:
+def _head_width(fields: Mapping[str, Any], inputs: Mapping[str, Any], rows: int) -> int:
     """The width of a query head of a layer."""
     if isinstance(d := fields.get("head_dim"), int):
         return d

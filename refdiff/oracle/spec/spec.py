@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from refdiff.oracle.spec.presets import UNGROUPED, over_preset
-from refdiff.oracle.spec.validation import TYPED, check_names, check_spec, plain
+from refdiff.oracle.spec.presets import MHA_PRESETS, merge_preset
+from refdiff.oracle.spec.validation import TYPED_FIELDS, check_field_names, check_spec, convert_field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +95,8 @@ class Spec:
     padded_queries: str = "computed"
 
     def __post_init__(self) -> None:
-        for name in TYPED:
-            object.__setattr__(self, name, plain(name, getattr(self, name)))
+        for name in TYPED_FIELDS:
+            object.__setattr__(self, name, convert_field(name, getattr(self, name)))
         check_spec(self)
 
     @staticmethod
@@ -118,10 +118,10 @@ class Spec:
             ValueError: a name that is no field, a value that it cannot have, a dimension that is missing; a preset
                 whose source has no grouped queries, with fewer key heads than query heads.
         """
-        given = over_preset(what)
-        check_names(given, [field.name for field in fields(Spec)])
+        given = merge_preset(what)
+        check_field_names(given, [field.name for field in fields(Spec)])
         spec, name = Spec(**given), what.get("preset")
-        if name in UNGROUPED and spec.query_heads != spec.key_heads:
+        if name in MHA_PRESETS and spec.query_heads != spec.key_heads:
             raise ValueError(
                 f"query_heads is {spec.query_heads} and key_heads {spec.key_heads}, but {name} has no grouped queries: "
                 "both must be the same, twice its num_heads. With groups, Spec.preset('ms_v1', rope='none', "

@@ -41,14 +41,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
 DIMENSIONS = ("query_heads", "key_heads", "head_dim")
 """The fields that have no default."""
 
-_WHOLE: dict[str, tuple[str, int]] = {
+_INTEGERS: dict[str, tuple[str, int]] = {
     **dict.fromkeys((*DIMENSIONS, "ratio"), ("a whole number of 1 or more", 1)),
     "v_head_dim": ("a whole number of 1 or more, or None", 1),
     "layer": ("a whole number, counted from 0", 0),
     "window": ("a whole number of keys, 0 or more, or None", 0),
 }
 """What a whole number must be, and the least that it may be."""
-_REAL: dict[str, tuple[str, Callable[[Any], bool]]] = {
+_REALS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "rope_theta": ("a number above 0", lambda x: 0 < x < math.inf),
     "partial_rotary_factor": ("a number above 0, at most 1", lambda x: 0 < x <= 1),
     "norm_eps": ("a number of 0 or more", lambda x: 0 <= x < math.inf),
@@ -57,8 +57,8 @@ _REAL: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "scale": ("a number above 0, or None", lambda x: 0 < x < math.inf),
     "softcap": ("a number above 0, or None", lambda x: 0 < x < math.inf),
 }
-_TRUE_OR_FALSE = ("norm_weight", "norm_bias", "norm_per_head", "qk_norm_weight", "lambda_per_head", "sinks")
-TYPED = (*_WHOLE, *_REAL, *_TRUE_OR_FALSE, "rope_parameters")
+_BOOLEANS = ("norm_weight", "norm_bias", "norm_per_head", "qk_norm_weight", "lambda_per_head", "sinks")
+TYPED_FIELDS = (*_INTEGERS, *_REALS, *_BOOLEANS, "rope_parameters")
 """The fields that are numbers, true or false, or have parameters by name."""
 
 
@@ -69,42 +69,42 @@ class RopeParameters(dict[str, Any]):
         return hash(tuple(sorted(self.items())))
 
 
-def plain(name: str, value: Any) -> Any:
+def convert_field(name: str, value: Any) -> Any:
     """Return a number as Python's own, from whatever library it is: a size of NumPy's is a whole number too.
 
     Raises:
         ValueError: it is no number that the field may have.
     """
     if name == "rope_parameters":
-        return _parameters(value)
+        return _convert_rope_parameters(value)
     truth = isinstance(value, bool) or type(value).__name__ in ("bool_", "bool")
-    if name in _TRUE_OR_FALSE:
+    if name in _BOOLEANS:
         if not truth:
             raise ValueError(f"{name}: got {value!r}, expected True or False")
         return bool(value)
-    wanted = (_WHOLE.get(name) or _REAL[name])[0]
+    wanted = (_INTEGERS.get(name) or _REALS[name])[0]
     if value is None and wanted.endswith("None"):
         return None
-    refused = ValueError(f"{name}: got {value!r}, expected {wanted}{_number(value)}")
+    refused = ValueError(f"{name}: got {value!r}, expected {wanted}{_quotes_hint(value)}")
     if truth:
         raise refused
-    if name in _WHOLE:
+    if name in _INTEGERS:
         try:
             found: Any = operator.index(value)
         except TypeError:
             raise refused from None
-        holds = found >= _WHOLE[name][1]
+        holds = found >= _INTEGERS[name][1]
     else:
         if not isinstance(value, numbers.Real):
             raise refused
         found = value if type(value).__module__ == "builtins" else float(value)
-        holds = _REAL[name][1](found)
+        holds = _REALS[name][1](found)
     if not holds:
         raise refused
     return found
 
 
-def _parameters(value: Any) -> RopeParameters | None:
+def _convert_rope_parameters(value: Any) -> RopeParameters | None:
     if value is None:
         return None
     if not isinstance(value, Mapping):
@@ -125,12 +125,12 @@ def _parameters(value: Any) -> RopeParameters | None:
     return RopeParameters(made)
 
 
-def _number(value: Any) -> str:
+def _quotes_hint(value: Any) -> str:
     """A number that was put in quotes."""
     return "; leave the quotes out" if isinstance(value, str) and value.strip().replace(".", "").isdigit() else ""
 
 
-def check_names(given: Mapping[str, Any], known: Iterable[str]) -> None:
+def check_field_names(given: Mapping[str, Any], known: Iterable[str]) -> None:
     """Raise ValueError where one of the fields is none of `known`, or a dimension is missing."""
     known = list(known)
     for name in given:
@@ -196,12 +196,12 @@ def _check_fields(spec: Spec) -> None:
         )
 
 
-PLAIN = {"pairing": "interleaved", "keys": "shared", "values": "single", "out_scale": "none", "ratio": 1}
+PLAIN_FIELDS = {"pairing": "interleaved", "keys": "shared", "values": "single", "out_scale": "none", "ratio": 1}
 """What says nothing of plain attention, and its only value there: heads of k and v that groups of query heads share."""
 
 
 def _check_plain(spec: Spec) -> None:
-    for name, only in {**PLAIN, "gqa": "pair_then_group"}.items():
+    for name, only in {**PLAIN_FIELDS, "gqa": "pair_then_group"}.items():
         if (value := getattr(spec, name)) != only:
             raise ValueError(f"{name} is {value!r}, but of plain attention (lambda_form='none') it must be {only!r}")
     if spec.query_heads % spec.key_heads:

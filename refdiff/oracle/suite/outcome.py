@@ -16,7 +16,7 @@ import numpy as np
 from refdiff.messages import did_you_mean
 from refdiff.oracle.cases.fixed import Case
 from refdiff.oracle.inputs import DATA, gradient_names
-from refdiff.oracle.inputs.outputs import NO_RETURN, called, output, takes_dout, without_nones, wrong_types
+from refdiff.oracle.inputs.outputs import NO_RETURN, adapt_kernel, drop_nones, dtype_warnings, read_output, takes_dout
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.suite.relations import DeclinedError, UnreadableError
 from refdiff.oracle.verdict.check import check
@@ -67,7 +67,7 @@ def check_kernel(name: str) -> None:
         ValueError: as `kernel_of`; it cannot be imported, or takes something else than a kernel (`outputs.called`).
     """
     try:
-        called(kernel_of(name))
+        adapt_kernel(kernel_of(name))
     except ValueError:
         raise
     except TypeError as error:
@@ -86,7 +86,7 @@ def told(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
     def call(*args: Any) -> Any:
         try:
-            found = called(kernel)(*args)
+            found = adapt_kernel(kernel)(*args)
         except Exception as error:
             frames = traceback.extract_tb(error.__traceback__)[2:]
             own = [frame for frame in frames if not _is_installed(frame.filename)][-1:]
@@ -148,8 +148,8 @@ def judge_outputs(actual: Any, case: Case, recipe: Recipe, dout: Any, *, some_gr
         return Outcome("skip", str(verdict))
     wrong = None
     if verdict.status == "fail":
-        wrong = actual if isinstance(actual, Mapping) else {"out": without_nones(actual)}
-        wrong = {name: output(x, name) for name, x in wrong.items() if name in verdict.tensors}
+        wrong = actual if isinstance(actual, Mapping) else {"out": drop_nones(actual)}
+        wrong = {name: read_output(x, name) for name, x in wrong.items() if name in verdict.tensors}
     inconclusive = tuple(name for name, tensor in verdict.tensors.items() if tensor.status == "inconclusive")
     missing = () if dout is None else tuple(name for name in gradient_names(case.inputs) if name not in actual)
     refused = verdict.status == "fail" or (missing and not some_gradients)
@@ -167,11 +167,11 @@ def judge_outputs(actual: Any, case: Case, recipe: Recipe, dout: Any, *, some_gr
 
 def _incomplete(actual: Any, case: Case, dout: Any, recipe: Recipe) -> str:
     """What a kernel's answer lacks, whatever its numbers: gradients of `DATA`, or the type of the inputs."""
-    found = actual if isinstance(actual, Mapping) else {"out": without_nones(actual)}
+    found = actual if isinstance(actual, Mapping) else {"out": drop_nones(actual)}
     wanted = [f"d{n}" for n in DATA if n in case.inputs]
     if dout is not None and (missing := [n for n in wanted if n not in found]):
         return f"the kernel takes dout and does not give {', '.join(missing)}: return NotImplemented where it has none"
-    return "; ".join(wrong_types({n: x for n, x in found.items() if n == "out" or n in wanted}, recipe))
+    return "; ".join(dtype_warnings({n: x for n, x in found.items() if n == "out" or n in wanted}, recipe))
 
 
 def against_itself(name: str, recipe: Recipe, relation: Callable[..., str], cases: Sequence[Case]) -> Outcome:

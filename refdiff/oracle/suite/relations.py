@@ -17,7 +17,7 @@ from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.budget.statistics import LIMITS, over, root_mean_square
 from refdiff.oracle.cases.structure import relaid, view
 from refdiff.oracle.inputs import shapes
-from refdiff.oracle.inputs.outputs import output, output_alone
+from refdiff.oracle.inputs.outputs import read_output, require_out
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
@@ -49,7 +49,7 @@ def run(kernel: Kernel, spec: Spec, inputs: Inputs, *, copy: bool = True) -> Num
     if isinstance(found, Mapping) and "out" not in found:
         raise DeclinedError(f"the kernel returned {', '.join(map(str, found)) or 'nothing'}, but no 'out' to compare")
     try:
-        return output_alone(found, "the relation").astype(np.float64)
+        return require_out(found, "the relation").astype(np.float64)
     except (TypeError, ValueError) as error:
         raise UnreadableError(f"what the kernel returned cannot be compared: {error}") from error
 
@@ -66,7 +66,7 @@ def same_gradients_twice(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Rec
     names = [name for name in first if name.startswith("d")] if isinstance(first, Mapping) else []
     _need(bool(names), "gradients")
     for name in names:
-        one, two = (output(found[name], name).astype(np.float64) for found in (first, second))
+        one, two = (read_output(found[name], name).astype(np.float64) for found in (first, second))
         if wrong := _bits(one, two, f"{name} again"):
             return wrong
     return ""

@@ -11,7 +11,7 @@ import numpy as np
 
 from refdiff.arrays import Array, device, from_numpy, namespace
 from refdiff.backends import Ops, ops_for
-from refdiff.oracle.inputs.outputs import output
+from refdiff.oracle.inputs.outputs import read_output
 from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.printing import array_summary
@@ -93,7 +93,7 @@ def truth(
     ops = ops or tiled(ops_for())
     out = forward(spec, exact, ops) if "out" in want else None
     inner = _inner(spec, project(spec, exact, ops), want, ops)
-    grads = {} if dout is None else backward(spec, exact, output(dout, "dout").astype(np.float64), ops)
+    grads = {} if dout is None else backward(spec, exact, read_output(dout, "dout").astype(np.float64), ops)
     return Result(out=out, grads=grads, **inner)
 
 

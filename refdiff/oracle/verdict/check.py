@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from refdiff.oracle.budget.budget import budget
-from refdiff.oracle.inputs.outputs import outputs_of, wrong_types
+from refdiff.oracle.inputs.outputs import collect_outputs, dtype_warnings
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.spec.resolve import described, resolve_spec
+from refdiff.oracle.spec.resolve import describe_preset, resolve_spec
 from refdiff.oracle.verdict.verdict import Verdict
 
 LINES = 30
@@ -47,11 +47,11 @@ def check(
     """
     named, spec = spec, resolve_spec(spec, inputs)
     allowed = budget(spec, inputs, recipe, members=members, dout=dout)
-    given = outputs_of(actual, spec, inputs, dout)
+    given = collect_outputs(actual, spec, inputs, dout)
     verdict = allowed.judge(given)
     judged = given if isinstance(given, Mapping) else {"out": given}
-    types = wrong_types({name: x for name, x in judged.items() if name in allowed.tensors}, allowed.recipe)
-    read = () if isinstance(named, Spec) else (described(named, spec),)
+    types = dtype_warnings({name: x for name, x in judged.items() if name in allowed.tensors}, allowed.recipe)
+    read = () if isinstance(named, Spec) else (describe_preset(named, spec),)
     verdict = replace(verdict, notes=(*verdict.notes, *types, *read))
     if dout is not None and not any(name.startswith("d") for name in verdict.tensors):
         note = "dout was given, but no gradient was judged"
@@ -81,7 +81,7 @@ def assert_close(
         ValueError, TypeError: as `check`.
     """
     of = resolve_spec(spec, inputs)
-    actual = outputs_of(actual, of, inputs, dout)
+    actual = collect_outputs(actual, of, inputs, dout)
     verdict = check(actual, spec, inputs, recipe=recipe, dout=dout)
     if verdict:
         return

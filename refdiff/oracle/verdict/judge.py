@@ -25,7 +25,7 @@ from refdiff.oracle.budget.statistics import (
     uncertain,
 )
 from refdiff.oracle.inputs.sequences import Inputs, sequences
-from refdiff.oracle.inputs.validation import axes_of_output, other_layout
+from refdiff.oracle.inputs.validation import layout_hint, output_axes
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import attention_mask, attention_operands, log_sum_exp, scores
 from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE, PASS, TensorVerdict
@@ -91,8 +91,8 @@ def _hint(name: str, actual: Numpy, expected: Numpy) -> str:
         return ""
     if name == "out" and expected.ndim == 3 and actual.ndim == 4:
         return ": it has as many numbers; a layer's out is (B, T, D), what o_proj gives"
-    axes = axes_of_output(name, expected.ndim)
-    if found := other_layout(actual.shape, axes, dict(zip(axes, right, strict=True))):
+    axes = output_axes(name, expected.ndim)
+    if found := layout_hint(actual.shape, axes, dict(zip(axes, right, strict=True))):
         return found
     if [n for n in actual.shape if n != 1] == [n for n in right if n != 1]:
         return f": .reshape{right} puts it right"

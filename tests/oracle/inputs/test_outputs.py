@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from refdiff.oracle.inputs.outputs import called, output, output_alone, takes_dout
+from refdiff.oracle.inputs.outputs import adapt_kernel, read_output, require_out, takes_dout
 from tests.layers.inputs import says as raises
 
 X = np.asarray([[1.5, -2.0]], np.float32)
@@ -29,7 +29,7 @@ X = np.asarray([[1.5, -2.0]], np.float32)
 def test_other_types_are_refused_with_what_is_expected(dtype: Any, hint: str) -> None:
     name = np.dtype(dtype).name
     with pytest.raises(ValueError, match=f"^lse1: got dtype {name}, expected float64, float32, .* float: .*{hint}"):
-        output(X.astype(dtype), "lse1")
+        read_output(X.astype(dtype), "lse1")
 
 
 @pytest.mark.parametrize(
@@ -43,12 +43,12 @@ def test_other_types_are_refused_with_what_is_expected(dtype: Any, hint: str) ->
 )
 def test_several_arrays_are_a_mapping(x: Any, says: str) -> None:
     with raises(TypeError, says):
-        output(x)
+        read_output(x)
     with raises(TypeError, says):
-        output_alone({"out": x}, "a test")
+        require_out({"out": x}, "a test")
     if isinstance(x, list) and len(x) == 1:
         with raises(TypeError, "lse1 is a list of 1 array: give the array alone"):
-            output(x, "lse1")
+            read_output(x, "lse1")
 
 
 WAYS: list[tuple[Any, Any]] = [
@@ -66,7 +66,7 @@ WAYS: list[tuple[Any, Any]] = [
     ("kernel", "expected"), [*WAYS, (partial(lambda spec, inputs: (spec, inputs), "own"), ("own", "inputs"))]
 )
 def test_ways_to_call_a_kernel(kernel: Any, expected: Any) -> None:
-    assert called(kernel)("spec", "inputs", "dout") == expected
+    assert adapt_kernel(kernel)("spec", "inputs", "dout") == expected
     assert takes_dout(kernel) == ("dout" in expected)
 
 
@@ -82,8 +82,8 @@ def test_other_arguments() -> None:
         "by_name(q, k, v, lam) must take (spec, inputs) or (inputs), and may have dout=None beside for gradients; call "
         "one of arrays by name in such a function, as kernel(**inputs)",
     ):
-        called(by_name)
+        adapt_kernel(by_name)
     with raises(
         TypeError, "nothing() must take (spec, inputs) or (inputs), and may have dout=None beside for gradients"
     ):
-        called(nothing)
+        adapt_kernel(nothing)

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from refdiff.oracle.inputs.validation import as_float64, check_inputs, no_numbers, other_layout
+from refdiff.oracle.inputs.validation import as_float64, check_inputs, layout_hint, nonfinite_warnings
 from tests.oracle.example_inputs import draw, small
 
 HF, MS, V2 = small("hf_diffllama"), small("ms_v1"), small("diff_v2")
@@ -122,10 +122,10 @@ def test_numbers_are_those_of_the_storage_dtype(dtype: Any) -> None:
 
 def test_inputs_that_are_no_numbers_are_named() -> None:
     inputs = draw(HF)
-    assert no_numbers({**inputs, "bias": np.full((5, 7), -np.inf)}) == ()
+    assert nonfinite_warnings({**inputs, "bias": np.full((5, 7), -np.inf)}) == ()
     inputs["k"][1, 2, 3, 4:] = np.nan
     inputs["lambda_q1"][0] = np.inf
-    (said,) = no_numbers(inputs)
+    (said,) = nonfinite_warnings(inputs)
     assert "k has 2 of 336, the first at (1, 2, 3, 4); lambda_q1 has 1 of 6, the first at (0,)" in said
 
 
@@ -153,6 +153,6 @@ def test_the_advice_gives_back_the_very_numbers(layout: str) -> None:
     n = N | {"B": 2 if "B" in layout else 1}
     right = np.arange(_length("BhTe", n)).reshape(n["B"], 3, 5, 8)
     x = np.einsum(OTHERS[layout], right).reshape([_length(axis, n) for axis in layout.split()])
-    said = other_layout(x.shape, "BhTe", n)
+    said = layout_hint(x.shape, "BhTe", n)
     (steps,) = re.findall(r"; (\S.*) puts", said)
     assert np.array_equal(eval(f"x{steps}", {"x": x}), right), said

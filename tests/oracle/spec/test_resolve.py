@@ -13,7 +13,7 @@ from refdiff import oracle
 from refdiff.oracle.judge import judge_file
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.presets import PRESETS
-from refdiff.oracle.spec.resolve import dimensions, resolve_spec, small_spec
+from refdiff.oracle.spec.resolve import infer_dimensions, resolve_spec, small_spec
 from tests.layers.inputs import says
 from tests.oracle.example_inputs import draw, small
 
@@ -31,7 +31,7 @@ def test_every_preset(preset: str, v_head_dim: int | None, layer: bool) -> None:
     spec = small(preset, v_head_dim=v_head_dim)
     given = {"head_dim": 6} if preset == "attention" else {}
     inputs = draw(spec, layer=layer)
-    read = dimensions({**PRESETS[preset], **given}, inputs)
+    read = infer_dimensions({**PRESETS[preset], **given}, inputs)
     of_values = {} if v_head_dim is None else {"v_head_dim": 7}
     assert {**given, **read} == {name: getattr(spec, name) for name in NAMES} | of_values
     if not (layer and given):
@@ -55,7 +55,7 @@ def test_every_preset(preset: str, v_head_dim: int | None, layer: bool) -> None:
 )
 def test_arrays_that_say_too_little(inputs: dict[str, Any], message: str) -> None:
     with says(ValueError, message):
-        dimensions({}, inputs)
+        infer_dimensions({}, inputs)
 
 
 @pytest.mark.parametrize(

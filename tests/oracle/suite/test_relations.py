@@ -10,7 +10,7 @@ import pytest
 
 from refdiff.oracle import Recipe, Spec
 from refdiff.oracle.cases.values import stored
-from refdiff.oracle.inputs.outputs import called
+from refdiff.oracle.inputs.outputs import adapt_kernel
 from refdiff.oracle.suite import relations
 from refdiff.oracle.suite.relations import RELATIONS, DeclinedError
 from tests.oracle.example_inputs import draw, small
@@ -37,7 +37,7 @@ def test_holds_for_a_right_kernel(preset: str, relation: Callable[..., str]) -> 
         with pytest.raises(DeclinedError, match="it needs"):
             relation(right, spec, _inputs(spec), Recipe("float32"))
     else:
-        kernel = called(
+        kernel = adapt_kernel(
             dense_with_gradients if "dout" in relation.__name__ or "gradients" in relation.__name__ else right
         )
         assert relation(kernel, spec, _inputs(spec), Recipe("float32")) == ""
