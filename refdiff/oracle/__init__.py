@@ -1,17 +1,17 @@
-"""Is your kernel right, where is it wrong, and what is the mistake called?
+"""Check a kernel of differential attention; find where it is wrong and what the mistake is called.
 
     from refdiff import oracle
 
     spec = oracle.Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=64)
     right = oracle.truth(spec, inputs)   # out, lse1, lse2, lambda_full in float64; with dout= all gradients
 
-    oracle.diagnose(mine, spec, inputs, recipe="bfloat16")   # the name of the mistake, its row, where it happened
-    oracle.cases("discriminating", spec=spec)  # inputs on which mistakes show; each knows what it is blind to
+    oracle.diagnose(mine, spec, inputs, recipe="bfloat16")   # the mistake's name, the wrong rows, known cases of it
+    oracle.cases("discriminating", spec=spec)  # inputs that reveal mistakes; `case.blind_to` lists those they cannot
 
     ref = oracle.trace(model, ids)       # every intermediate, from a model or a spec
-    print(oracle.first_divergence("mine.safetensors", ref))   # the first that is not what its own inputs make it
+    print(oracle.first_divergence("mine.safetensors", ref))   # the first point that is wrong, given its own inputs
 
-`refdiff.oracle.inputs` says what the input dictionary holds.
+`refdiff.oracle.inputs` documents the input dictionary.
 """
 
 from refdiff.oracle import golden, strategies, torch

@@ -1,41 +1,44 @@
-"""The whole suite against your function.
+"""Run the conformance suite on a kernel.
 
     REFDIFF_KERNEL=package.module:function pytest --pyargs refdiff.oracle.conformance
 
-The function is `kernel(spec, inputs)`: a `Spec` and the dictionary of `refdiff.oracle.inputs`, NumPy arrays in the type
-that the kernel stores (bfloat16 is ml_dtypes'); or `kernel(inputs)`, where it has the spec compiled in. It returns its
-output, or a mapping with any of out, lse1, lse2 (of plain attention out, lse); arrays of any library. `kernel(spec,
-inputs, dout=None)` is given the output's gradient too; where that is not None it returns the gradient of every input
-of floats but `bias` beside, as dq, dk, dv, dlambda_q1, …; one that leaves some out fails. It
-returns `NotImplemented` for inputs that it does not serve: such a test is skipped, and a run in which more than half
-are declined fails. The first case that fails is told with the lines that make it again, and with what `diagnose`
-answers of its output, or of its gradients. If it is too large for that, the first smaller one that fails is told too.
-Where the kernel raises, its own last line is told; `python` with the lines of the case has the rest.
+The function is `kernel(spec, inputs)`, or `kernel(inputs)` if the spec is compiled in. `spec` is a `Spec`, `inputs` the
+dictionary of `refdiff.oracle.inputs`: NumPy arrays in the storage type (bfloat16 is ml_dtypes'). The kernel returns the
+output, or a mapping with any of out, lse1, lse2 (plain attention: out, lse), as arrays of any library.
+
+A kernel with a backward pass is `kernel(spec, inputs, dout=None)`. If `dout`, the gradient of the output, is not None,
+it also returns the gradient of each floating-point input except `bias`: dq, dk, dv, dlambda_q1, …; a missing one fails.
+
+The kernel returns `NotImplemented` for inputs that it does not support. Such a test is skipped; a run in which more
+than half of the cases are declined fails. The report on the first failing case has the lines of Python that reproduce
+it, and the diagnosis of its output or gradients. If that case is too large for a diagnosis, the first smaller failing
+case is reported too. If the kernel raises, the report has the last line of its own code; run the lines of the case for
+the full traceback.
 
     REFDIFF_KERNEL     package.module:function
     REFDIFF_SPEC       hf_diffllama, ms_v1, ms_v1_naive, timm, phi4flash, motif, diff_v2, gda, motif3 or
-                       attention, with 12 query heads (gda and motif3 20) of 16, in layer 2; or a JSON object with
-                       fields of a Spec, to which "preset" may give the rest:
+                       attention, with 12 query heads (gda and motif3: 20) of size 16, in layer 2; or a JSON object
+                       with fields of a Spec, where "preset" supplies the missing ones:
                        {"preset": "ms_v1", "query_heads": 8, "key_heads": 4, "head_dim": 64} (hf_diffllama).
-                       "padded_queries": "any" for a kernel that leaves the rows of padding as they are
+                       "padded_queries": "any" for a kernel that writes anything, or nothing, at padding
     REFDIFF_RECIPE     float32, tf32, bfloat16 or float16, also as fp32, bf16, fp16, or a JSON object with fields of a
-                       Recipe, such as {"storage": "bf16", "lam": "float32"} (float32), or "accumulate": "fp16" for
-                       products that are summed in 16 bits
-    REFDIFF_PROFILES   one or more by commas: natural, discriminating, cancellation, tiny_values, extreme, degenerate,
-                       layout, serving, lambda, modules, tiles (all of them). Plain attention has no
-                       cancellation and lambda. Relations between two runs are tested beside, on cases of natural
-    REFDIFF_SET        quick, or thorough: with up to 1,024 queries and 4,096 keys, which takes minutes (quick)
-    REFDIFF_SIZES      your own sizes beside, batch, queries and keys: 2x512x512,8x1x4096 (none)
-    REFDIFF_ALLOW_DECLINED   1: a kernel that declines more than half of the cases may pass (it does not)
-    REFDIFF_ALLOW_MISSING_GRADIENTS   1: a kernel that takes dout may leave out gradients of λ, sinks, weights and
-                       gates (it does not)
-    REFDIFF_SEED       of the numbers, from 0 (0)
-    REFDIFF_DASK       tcp://scheduler:8786: the workers of a dask scheduler run the kernel, a case at a time, with what
-                       can be imported there (this process runs it)
+                       Recipe: {"storage": "bf16", "lam": "float32"}, or {"storage": "fp16", "accumulate": "fp16"}
+                       for products that are accumulated in 16 bits (float32)
+    REFDIFF_PROFILES   comma-separated: natural, discriminating, cancellation, tiny_values, extreme, degenerate,
+                       layout, serving, lambda, modules, tiles (all of them). Plain attention has no cancellation
+                       and lambda. The tests of relations between two runs use cases of natural, whatever is named here
+    REFDIFF_SET        quick; or thorough, with up to 1,024 queries and 4,096 keys, which takes minutes (quick)
+    REFDIFF_SIZES      additional cases, batch x queries x keys: 2x512x512,8x1x4096 (none)
+    REFDIFF_ALLOW_DECLINED   1: pass a kernel that declines more than half of the cases (fail it)
+    REFDIFF_ALLOW_MISSING_GRADIENTS   1: pass a kernel that takes dout and leaves out gradients of λ, sinks, weights and
+                       gates (fail it)
+    REFDIFF_SEED       seed of the inputs, 0 or more (0)
+    REFDIFF_DASK       tcp://scheduler:8786: run the kernel on the workers of a dask scheduler, one case per task; the
+                       workers must be able to import it (run it in this process)
 
-Every case uses the spec you name. With a preset, three more cases of `modules` have heads of 64, 96 and 128, for a
-kernel that takes the spec. Relations may change numbers of heads (`groups_as_copies`), and nothing else.
-A correct kernel in NumPy takes 4 s for all on one core, 1 of them for `tiles`; with gradients 12 and 4.
+Every case uses the named spec. With a preset, and a kernel that takes the spec, `modules` has three more cases with
+heads of 64, 96 and 128. Of the relations, only `groups_as_copies` changes the spec, in the number of key heads.
+A correct NumPy kernel takes 4 s for all cases on one core, 1 s of them for `tiles`; with gradients 12 s and 4 s.
 """
 
 from __future__ import annotations
@@ -52,51 +55,51 @@ from typing import Any, TypeVar
 import pytest
 
 from refdiff import cluster
-from refdiff.oracle.cases.fixed import OF_DIFFERENCES, PROFILES, Case, cases, checked_profile, small_spec
+from refdiff.oracle.cases.fixed import DIFFERENTIAL_PROFILES, PROFILES, Case, cases, resolve_profile, small_spec
 from refdiff.oracle.inputs.outputs import takes_inputs_alone
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.suite.outcome import (
     Outcome,
-    against_itself,
-    against_truth,
     check_kernel,
-    in_words,
-    kernel_of,
+    import_kernel,
+    judge_case,
+    judge_relation,
     report,
     report_title,
+    run_job,
 )
 from refdiff.oracle.suite.relations import RELATIONS, same_gradients_twice, same_twice
 
 Value = TypeVar("Value")
-WIDTHS = (64, 96, 128)
-"""Of heads, as most models have them; a table, a tile or a vector load may be made for one of them."""
+HEAD_DIMS = (64, 96, 128)
+"""The head sizes of most models: a tile or a vector load may be written for one of them."""
 _outcomes: list[tuple[Case, Outcome]] = []
-"""Of each case, as far as the run has come."""
+"""Each case that has run so far, with its outcome."""
 
 
 def spec_of(text: str) -> Spec:
-    """A preset with small dimensions, or the fields of a spec in JSON, those of a preset for what is not there."""
+    """Return a preset with small dimensions by its name, or a spec from a JSON object of its fields."""
     text = text.strip()
     return Spec.of(json.loads(text)) if text.startswith("{") else small_spec(text)
 
 
 def recipe_of(text: str) -> Recipe:
-    """A type's name, or the fields of a recipe in JSON."""
+    """Return the usual recipe of a type by its name, or a recipe from a JSON object of its fields."""
     text = text.strip()
     return Recipe.of(json.loads(text) if text.startswith("{") else text)
 
 
-def chosen(environment: Mapping[str, str], *, other_widths: bool = True) -> list[Case]:
-    """The cases that the variables ask for; of a preset, whose dimensions nobody chose, heads of other widths too."""
+def select_cases(environment: Mapping[str, str], *, all_head_dims: bool = True) -> list[Case]:
+    """Return the cases that the variables select; for a preset in `modules` also cases of `HEAD_DIMS`."""
     text, dtype = _spec_text(environment), _recipe(environment).storage
     spec, seed = _spec(environment), _seed(environment)
-    every = [p for p in PROFILES if not (spec.is_plain and p in OF_DIFFERENCES)]
-    profiles = _read(environment, "REFDIFF_PROFILES", ",".join(every), _profiles)
+    default = [p for p in PROFILES if not (spec.is_plain and p in DIFFERENTIAL_PROFILES)]
+    profiles = _read(environment, "REFDIFF_PROFILES", ",".join(default), _profiles)
     thorough = _read(environment, "REFDIFF_SET", "quick", _is_thorough)
     found = [c for p in profiles for c in cases(p, seed, spec=spec, dtype=dtype, thorough=thorough)]
-    if other_widths and "modules" in profiles and not text.strip().startswith("{"):
-        for d in WIDTHS:
+    if all_head_dims and "modules" in profiles and not text.strip().startswith("{"):
+        for d in HEAD_DIMS:
             T = 256 if thorough else 64
             wide = cases("modules", seed, spec=spec.replace(head_dim=d), dtype=dtype, batch=1, queries=T)[0]
             found.append(replace(wide, name=f"{wide.name}-d{d}"))
@@ -107,7 +110,7 @@ def chosen(environment: Mapping[str, str], *, other_widths: bool = True) -> list
 
 
 def _read(environment: Mapping[str, str], name: str, default: str, reader: Callable[[str], Value]) -> Value:
-    """What a variable says; an error names it."""
+    """Parse a variable; an error names it."""
     try:
         return reader(environment.get(name, default))
     except (KeyError, TypeError, ValueError) as error:
@@ -115,7 +118,7 @@ def _read(environment: Mapping[str, str], name: str, default: str, reader: Calla
 
 
 def _profiles(text: str) -> list[str]:
-    return [checked_profile(name.strip()) for name in text.split(",") if name.strip()]
+    return [resolve_profile(name.strip()) for name in text.split(",") if name.strip()]
 
 
 def _is_thorough(text: str) -> bool:
@@ -158,10 +161,10 @@ def _recipe(environment: Mapping[str, str]) -> Recipe:
 
 
 def pytest_generate_tests(metafunc: Any) -> None:
-    """Give the tests their cases.
+    """Parametrize the tests by the selected cases.
 
     Raises:
-        CollectError: a variable is wrong; it is printed as a line, without where it was raised.
+        CollectError: a variable is wrong; pytest prints it as one line, without a traceback.
     """
     if "case" in metafunc.fixturenames:
         name = os.environ.get("REFDIFF_KERNEL", "")
@@ -173,8 +176,8 @@ def pytest_generate_tests(metafunc: Any) -> None:
             except ValueError as error:
                 raise pytest.Collector.CollectError(str(error)) from None
         try:
-            alone = not os.environ.get("REFDIFF_DASK") and takes_inputs_alone(kernel_of(name))
-            found = chosen(os.environ, other_widths=not alone)
+            spec_compiled_in = not os.environ.get("REFDIFF_DASK") and takes_inputs_alone(import_kernel(name))
+            found = select_cases(os.environ, all_head_dims=not spec_compiled_in)
         except (KeyError, TypeError, ValueError) as error:
             raise pytest.Collector.CollectError(str(error)) from None
         metafunc.parametrize("case", found, ids=str)
@@ -182,38 +185,39 @@ def pytest_generate_tests(metafunc: Any) -> None:
 
 @pytest.fixture(scope="module")
 def outcomes(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Outcome]]:
-    """The outcome of a test by its node's name; with REFDIFF_DASK the tests after it are under way as well."""
+    """A function from a test's node id to its outcome; with REFDIFF_DASK the next tests already run."""
     name = os.environ["REFDIFF_KERNEL"]
-    pieces = {item.nodeid: _piece(name, item) for item in request.session.items if hasattr(item, "callspec")}
+    jobs = {item.nodeid: _job(name, item) for item in request.session.items if hasattr(item, "callspec")}
     address = os.environ.get("REFDIFF_DASK")
     if not address:
-        yield lambda node: pieces[node]()
+        yield lambda node: jobs[node]()
         return
     with cluster.connected(address) as client:
-        coming = cluster.each(client, in_words, pieces.values())
-        names, there = iter(pieces), {}
+        results = cluster.each(client, run_job, jobs.values())
+        names, done = iter(jobs), {}
 
         def get(node: str) -> Outcome:
-            while node not in there:
-                there[next(names)] = next(coming)[1]
-            return there.pop(node)
+            while node not in done:
+                done[next(names)] = next(results)[1]
+            return done.pop(node)
 
         yield get
 
 
-def _piece(name: str, item: Any) -> Callable[[], Outcome]:
-    given, recipe = item.callspec.params, _recipe(os.environ)
-    if "case" in given:
-        some = bool(os.environ.get("REFDIFF_ALLOW_MISSING_GRADIENTS"))
-        return partial(against_truth, name, recipe, given["case"], some_gradients=some)
+def _job(name: str, item: Any) -> Callable[[], Outcome]:
+    """Return a function without arguments that runs one test."""
+    parameters, recipe = item.callspec.params, _recipe(os.environ)
+    if "case" in parameters:
+        allowed = bool(os.environ.get("REFDIFF_ALLOW_MISSING_GRADIENTS"))
+        return partial(judge_case, name, recipe, parameters["case"], allow_missing_gradients=allowed)
     spec, seed = _spec(os.environ), _seed(os.environ)
     found = cases("natural", seed, spec=spec, dtype=recipe.storage)
-    if given["relation"] in (same_twice, same_gradients_twice):  # more tiles than one may race
+    if parameters["relation"] in (same_twice, same_gradients_twice):  # a race needs more than one tile
         found = [*cases("tiles", seed, spec=spec, dtype=recipe.storage)[:1], *found]
-    return partial(against_itself, name, recipe, given["relation"], found)
+    return partial(judge_relation, name, recipe, parameters["relation"], found)
 
 
-def _tell(outcome: Outcome) -> None:
+def _report(outcome: Outcome) -> None:
     if outcome.status == "skip":
         pytest.skip(outcome.text)
     if outcome.status == "fail":
@@ -221,24 +225,24 @@ def _tell(outcome: Outcome) -> None:
 
 
 def test_against_the_truth(case: Case, outcomes: Callable[[str], Outcome], request: pytest.FixtureRequest) -> None:
-    """Output, log-sum-exps and gradients, whichever the kernel gives, by the budget of the recipe."""
+    """Test output, log-sum-exps and gradients, as far as the kernel returns them, against the float64 truth."""
     outcome = outcomes(request.node.nodeid)
     title = report_title(case, outcome, _outcomes)
     _outcomes.append((case, outcome))
     if title:
         more = report(case, _spec_text(os.environ), _recipe(os.environ), outcome, title)
         outcome = replace(outcome, text=f"{outcome.text}\n{more}")
-    _tell(outcome)
+    _report(outcome)
 
 
 @pytest.mark.parametrize("relation", RELATIONS, ids=lambda r: r.__name__)
 def test_against_itself(relation: Any, outcomes: Callable[[str], Outcome], request: pytest.FixtureRequest) -> None:
-    """What must hold between two runs."""
-    _tell(outcomes(request.node.nodeid))
+    """Test a relation that must hold between two runs of the kernel."""
+    _report(outcomes(request.node.nodeid))
 
 
 def test_most_cases_were_compared(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> None:
-    """A run in which the kernel declined every case has shown nothing, and one in which it declined most, little."""
+    """Fail if no case was compared, if more than half were declined, or if gradients are missing."""
     every = [item for item in request.session.items if "case" in getattr(getattr(item, "callspec", None), "params", {})]
     compared = sum(outcome.compared for _, outcome in _outcomes)
     gradients = sum(outcome.gradients for _, outcome in _outcomes)
@@ -246,7 +250,7 @@ def test_most_cases_were_compared(request: pytest.FixtureRequest, capsys: pytest
     declined = Counter(case.profile for case, outcome in _outcomes if outcome.declined)
     missing = dict.fromkeys(name for _, outcome in _outcomes for name in outcome.missing)
     text = f"compared {compared} of {len(every)}"
-    text += f"; gradients in {gradients} of them" if gradients else "; no gradients, which take dout=None"
+    text += f"; gradients in {gradients} of them" if gradients else "; no gradients: the kernel takes no dout"
     text += f"; inconclusive: {', '.join(inconclusive)}" if inconclusive else ""
     text += f"; gradients not given: {', '.join(missing)}" if missing else ""
     if declined:

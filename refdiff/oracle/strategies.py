@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from refdiff.oracle.cases.fixed import PROFILES, Case, checked_profile
+from refdiff.oracle.cases.fixed import PROFILES, Case, resolve_profile
 from refdiff.oracle.cases.structure import LAYOUTS, PADDING, Structure, relaid
 from refdiff.oracle.cases.values import ALIASES, draw
 from refdiff.oracle.spec import Spec
@@ -65,7 +65,7 @@ def structures(profile: str = "discriminating", *, longest: int = 33) -> SearchS
     """
     from hypothesis import strategies as st
 
-    profile = checked_profile(profile)
+    profile = resolve_profile(profile)
     any_length = st.sampled_from([n for n in LENGTHS if n <= longest])
     some = st.sampled_from([n for n in LENGTHS if 1 <= n <= longest])
     pairs = st.lists(st.tuples(any_length, any_length), min_size=1, max_size=4).map(tuple)

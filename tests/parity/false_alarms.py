@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from refdiff.oracle import Budget, Recipe, Spec, Verdict, budget
-from refdiff.oracle.cases.fixed import OF_DIFFERENCES, small_spec
+from refdiff.oracle.cases.fixed import DIFFERENTIAL_PROFILES, small_spec
 from refdiff.oracle.cases.values import VALUES
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.strategies import Structure, draw
@@ -62,7 +62,7 @@ def problems(first: int, only: str = "") -> Iterator[tuple[int, Spec, str, str, 
                     preset,
                     eager,
                 )
-            elif profile not in OF_DIFFERENCES:
+            elif profile not in DIFFERENTIAL_PROFILES:
                 yield seed, plain_spec(seed + n // len(groups)), profile, dtype, preset, eager
 
 

@@ -47,7 +47,7 @@ from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth import truth
 from refdiff.oracle.truth.attention_operands import padded_queries
 from refdiff.oracle.truth.forward import has_plain_norm, project
-from refdiff.oracle.verdict.judge import judge_lse, judge_rows, judge_sums, other_sums
+from refdiff.oracle.verdict.judge import judge_lse, judge_rows, judge_sums, other_conventions
 from refdiff.oracle.verdict.verdict import TensorVerdict, Verdict
 
 Numpy = np.ndarray[Any, Any]
@@ -144,7 +144,7 @@ class Budget:
             actual,
             expected,
             allowed,
-            lambda: other_sums(self.spec, project(self.spec, self.inputs, ops_for()), name),
+            lambda: other_conventions(self.spec, project(self.spec, self.inputs, ops_for()), name),
         )
 
     def padded(self, name: str) -> Numpy | None:

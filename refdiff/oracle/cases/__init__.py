@@ -1,1 +1,1 @@
-"""Inputs on which mistakes show: fixed lists by profile, their structures and their numbers."""
+"""Inputs that reveal mistakes: fixed lists of cases by profile, their structures and their numbers."""

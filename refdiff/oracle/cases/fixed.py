@@ -1,4 +1,4 @@
-"""Cases by profile: the same list for the same seed, whatever the machine."""
+"""Fixed lists of cases by profile: the same seed gives the same cases on every machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from refdiff.messages import did_you_mean
 from refdiff.oracle.cases.structure import Structure
-from refdiff.oracle.cases.values import ALIASES, draw, stored
+from refdiff.oracle.cases.values import ALIASES, draw, round_to_storage
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.printing import array_summary
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 Numpy = np.ndarray[Any, Any]
 
 LONGEST_WINDOW = 4096
+"""A structure keeps its own mask if the window of the spec is longer."""
 _NATURAL = (Structure(2, 16, 24), Structure(1, 17, 17))
 PROFILES: dict[str, tuple[str, tuple[Structure, ...]]] = {
     "natural": ("natural", _NATURAL),
@@ -70,10 +71,7 @@ PROFILES: dict[str, tuple[str, tuple[Structure, ...]]] = {
         "discriminating",
         (
             *(Structure(1, 64, 64), Structure(1, 128, 128), Structure(1, 129, 129), Structure(5, 16, 16)),
-            *(
-                Structure(2, 11, 11, hidden=0),
-                Structure(1, 3, 14, hidden=0),
-            ),  # a model's layer, and next tokens
+            *(Structure(2, 11, 11, hidden=0), Structure(1, 3, 14, hidden=0)),  # a model's layer, and its next tokens
         ),
     ),
     "tiles": (
@@ -94,24 +92,24 @@ PROFILES: dict[str, tuple[str, tuple[Structure, ...]]] = {
         ),
     ),
 }
-"""For each profile, the numbers of `draw` and the structures."""
+"""For each profile, the argument `values` of `draw` and the structures."""
 
-OF_DIFFERENCES = ("cancellation", "lambda")
-"""Those that are about two maps: of plain attention they are as natural and discriminating."""
+DIFFERENTIAL_PROFILES = ("cancellation", "lambda")
+"""Profiles about the difference of two maps; for plain attention they equal natural and discriminating."""
 
 THOROUGH = {
     "modules": (Structure(1, 256, 256), Structure(1, 512, 512), Structure(1, 1024, 1024)),
     "tiles": (Structure(1, 1, 4096),),
 }
-"""Beside those, where minutes do not matter."""
+"""Additional structures of a thorough run, which takes minutes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """Inputs for a kernel, in the dtype that it is given them in, and the gradient of its output.
+    """Inputs of a kernel in their storage dtype, and a gradient of its output.
 
-    `name` says what it is and its sizes (`Structure.sizes`), and is the same in every run. `source` is the expression
-    that makes it again, where `spec` is its spec; empty for one of `strategies`.
+    `name` has the profile, the index in it, the sizes (`Structure.sizes`), dtype and seed. `source` is the expression
+    that reproduces the case, given its spec as `spec`; it is empty for a case of `strategies`.
     """
 
     name: str
@@ -131,17 +129,17 @@ class Case:
 
     @property
     def dout(self) -> Numpy:
-        """A gradient of the shape of the output, in the storage dtype; 0 where padding may be anything."""
+        """A gradient of the output, in the storage dtype; 0 in rows of padding that are not judged."""
         if is_layer(self.inputs):
             shape: tuple[int, ...] = self.inputs["x"].shape
         else:
             shape = out_shape(self.spec, self.inputs)
         dout = np.random.default_rng([self.seed, 977]).normal(size=shape)
-        return stored(without_padded(padded_queries(self.spec, self.inputs), dout), self.dtype)
+        return round_to_storage(without_padded(padded_queries(self.spec, self.inputs), dout), self.dtype)
 
     @cached_property
     def blind_to(self) -> tuple[Deviation, ...]:
-        """The deviations that these inputs cannot show to a kernel of the usual recipe of their dtype."""
+        """The deviations that these inputs cannot reveal in a kernel with the usual recipe of their dtype."""
         from refdiff.oracle.deviations.listed import blind_spots
 
         return blind_spots(self.spec, self.inputs, self.dtype)
@@ -151,29 +149,29 @@ def cases(
     profile: str, seed: int = 0, *, spec: Spec | str | None = None, dtype: str = "float32", thorough: bool = False,
     batch: int | None = None, queries: int | None = None, keys: int | None = None,
 ) -> list[Case]:  # fmt: skip
-    """Return the cases of a profile: of your spec, of a preset, or of every preset.
+    """Return the cases of a profile: for your spec, for a preset, or for every preset.
 
-    Their names have the sizes: `tiles-5-1x4x131-float32-0` is the sixth of tiles, batch 1, 4 queries and 131 keys.
+    A case's name has its sizes: `tiles-5-1x4x131-float32-0` is the sixth of tiles, batch 1, 4 queries and 131 keys.
 
     Args:
-        profile: natural; discriminating, on which mistakes differ most; cancellation, λ near 1 and maps alike;
-            tiny_values, on which ε is seen; extreme, large scores, ties and sinks; degenerate, lengths of 0 and 1, rows
-            that see nothing; layout, packed, padded and paged; serving, decoding and chunks with pages; tiles, numbers
-            of keys on and beside multiples of 64, up to 769, with masks, bias, positions and windows that end there;
-            lambda, λ below 0 and above 3; modules, as many keys as queries, up to 129. A window is the spec's, or a
-            mask where it has none.
-        seed: the same seed gives the same numbers.
-        spec: yours; or a preset's name, of which there are small dimensions with grouped queries, in layer 2. A kernel
-            finds them in `case.spec`.
-        dtype: that the inputs are stored in: "float32", "bfloat16" or "float16".
-        thorough: with larger ones, up to 1,024 queries in modules and 4,096 keys in tiles, which take minutes.
-        batch, queries, keys: sizes of your own, for one dense case in place of the profile's; queries alone are as many
-            as keys, and the reverse.
+        profile: natural, normally distributed inputs; discriminating, where mistakes differ most; cancellation, λ near
+            1 and similar maps; tiny_values, where ε matters; extreme, large scores, ties and sinks; degenerate, lengths
+            of 0 and 1, rows that attend to nothing; layout, packed, padded and paged; serving, decoding and chunked
+            prompts with pages; tiles, numbers of keys at and next to multiples of 64, up to 769, with masks, bias,
+            positions and windows that end there; lambda, λ below 0, near 0 and above 3; modules, as many keys as
+            queries, up to 129. Where tiles needs a window, it is the spec's, or a mask if the spec has none.
+        seed: seed of the numbers.
+        spec: your spec; or a preset's name, which gets small dimensions with grouped queries, in layer 2
+            (`case.spec`); None is every preset.
+        dtype: storage type of the inputs: "float32", "bfloat16" or "float16".
+        thorough: add cases with up to 1,024 queries in modules and 4,096 keys in tiles, which take minutes.
+        batch, queries, keys: sizes of one dense case that replaces those of the profile; if only one of queries and
+            keys is given, the other is equal to it.
 
     Raises:
-        ValueError: no profile has that name, or no numbers that dtype.
+        ValueError: the profile or the dtype is unknown.
     """
-    profile = checked_profile(profile)
+    profile = resolve_profile(profile)
     values, structures = PROFILES[profile]
     if thorough:
         structures += THOROUGH.get(profile, ())
@@ -185,8 +183,8 @@ def cases(
     made = []
     specs = {name: small_spec(name) for name in PRESETS} if spec is None else {"": resolve_spec(spec)}
     for n, (preset, one) in enumerate(specs.items()):
-        for m, of_any in enumerate(structures):
-            structure = _with_the_window_of(one, of_any)
+        for m, listed in enumerate(structures):
+            structure = _apply_window(one, listed)
             inputs = draw(one, structure, values, 1000 * seed + 20 * n + m, dtype)
             name = "-".join(part for part in (profile, preset, str(m), structure.sizes, dtype, str(seed)) if part)
             more = ", thorough=True" if m >= len(PROFILES[profile][1]) else options
@@ -195,11 +193,11 @@ def cases(
     return made
 
 
-def checked_profile(name: str) -> str:
-    """Return the present name of a profile.
+def resolve_profile(name: str) -> str:
+    """Return the current name of a profile; former names are accepted.
 
     Raises:
-        ValueError: there is none.
+        ValueError: no profile has that name.
     """
     profile = ALIASES.get(name, name)
     if profile not in PROFILES:
@@ -208,8 +206,8 @@ def checked_profile(name: str) -> str:
     return profile
 
 
-def _with_the_window_of(spec: Spec, structure: Structure) -> Structure:
-    """The structure, without a mask in place of a window where the spec has one, and seen from the same key on."""
+def _apply_window(spec: Spec, structure: Structure) -> Structure:
+    """Replace the window mask of a structure by the window of the spec; the first visible key stays the same."""
     if structure.window is None or spec.window is None or spec.window > LONGEST_WINDOW:
         return structure
     return replace(structure, keys=structure.keys - structure.window + spec.window, window=None)

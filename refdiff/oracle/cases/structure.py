@@ -1,4 +1,4 @@
-"""The shape of a problem without its numbers: lengths, padding, masks, packing, pages; and layouts in memory."""
+"""The structure of a case without its numbers: lengths, padding, masks, packing, pages; and memory layouts."""
 
 from __future__ import annotations
 
@@ -18,21 +18,23 @@ UNSEEN = ("none", "padding", "mask", "bias")
 
 @dataclass(frozen=True)
 class Structure:
-    """What the inputs of a spec look like.
+    """The lengths, masks and layout of a case.
 
-    batch B, queries T, keys S: a dense problem; padding: which side of the keys is padding, a different number of them
-    in each sequence. hidden: D, for inputs of the whole layer; 0 is H d, as models have it.
-    unseen: what hides every key from the last sequence, so that all its rows see nothing: padding, a mask, or a bias of
-    −∞ alone.
-    window: a mask with which a query sees no more than so many keys, its own the last of them. bias: whether scores
-    have one, by head. hole: positions are given, and so many are skipped before key 64. These three: dense alone.
-    packed: (queries, keys) of each sequence, one after another; B is then 1, T and S are their sums.
-    pages: (queries, keys) of each sequence, the keys in shuffled pages of `page` keys among others that belong to
-    nobody; queries that differ are packed.
+    batch, queries, keys: B, T and S of a dense case.
+    hidden: D, for inputs of the whole layer; 0 stands for H d, as in models.
+    padding: the side of the keys that is padded, with another length in each sequence.
+    unseen: what masks every key of the last sequence, so that all its rows attend to nothing: padding, a mask, or a
+        bias of −∞.
+    window: a mask by which a query attends to this many keys at most, the last of them its own (dense only).
+    bias: whether the scores have a bias for each head (dense only).
+    hole: positions are given, and this many are skipped before key 64 (dense only).
+    packed: (queries, keys) of each sequence, one after another; B is then 1, and T and S are the sums.
+    pages: (queries, keys) of each sequence, the keys in shuffled pages of `page` keys, two of them unused. Sequences
+        with different numbers of queries are packed.
 
     Raises:
-        ValueError: a length below 0, an unknown padding, packed and paged at once, a mask, bias or positions for what
-            is not dense.
+        ValueError: a length below 0, an unknown padding, packed and pages at once, or a mask, bias or positions for a
+            structure that is not dense.
     """
 
     batch: int = 2
@@ -67,14 +69,14 @@ class Structure:
 
     @property
     def sequences(self) -> tuple[tuple[int, int], ...] | None:
-        """(queries, keys) of each sequence, where they are packed or paged."""
+        """(queries, keys) of each packed or paged sequence; None for a dense case."""
         return self.packed if self.pages is None else self.pages
 
     @property
     def sizes(self) -> str:
-        """Batch, queries and keys as a case's name has them: "2x9x14", of a layer "layer-2x9x14".
+        """Batch, queries and keys in a case's name: "2x9x14", for a layer "layer-2x9x14".
 
-        Of packed or paged sequences it is how many there are, and the most queries and keys of one: "packed-5x5x7".
+        Packed or paged sequences have their number and the most queries and keys of one: "packed-5x5x7".
         """
         kinds = {"layer": self.hidden, "packed": self.packed, "paged": self.pages}
         B, T, S = self.batch, self.queries, self.keys
@@ -89,7 +91,7 @@ class Structure:
         return self.packed is not None or (self.pages is not None and len({q for q, _ in self.pages}) > 1)
 
     def lengths(self, spec: Spec) -> dict[str, int]:
-        """The length of each axis by its letter, as `refdiff.oracle.inputs` uses them."""
+        """The length of each axis, by its letter in `refdiff.oracle.inputs`."""
         B, T, S = self.batch, self.queries, self.keys
         if self.sequences is not None:
             of_q, of_k = [q for q, _ in self.sequences], [k for _, k in self.sequences]
@@ -100,7 +102,7 @@ class Structure:
         return {**n, "B": B, "T": T, "S": S, "R": max(S - T, 0), "D": self.hidden or n["Hd"]}
 
     def tables(self, rng: np.random.Generator) -> dict[str, Numpy]:
-        """The integer and boolean inputs: where sequences start, which pages they have, what is padding."""
+        """Draw the integer and boolean inputs: cu_seqlens, block tables and lengths, or the key mask."""
         if self.sequences is None:
             return self._padding(rng)
         of_q, of_k = ([q for q, _ in self.sequences], [k for _, k in self.sequences])
@@ -112,7 +114,7 @@ class Structure:
         return found | self._pages(rng, of_k)
 
     def masks(self, spec: Spec) -> dict[str, Numpy]:
-        """The mask of `window`, what hides a sequence, and the positions with a `hole`, where there is one."""
+        """The mask of `window`, the mask or bias of `unseen`, and the positions of `hole`."""
         found: dict[str, Numpy] = {}
         T, S = self.queries, self.keys
         if self.window is not None:
@@ -140,7 +142,7 @@ class Structure:
 
     def _pages(self, rng: np.random.Generator, keys: list[int]) -> dict[str, Numpy]:
         counts = [-(-k // self.page) for k in keys]
-        order = rng.permutation(sum(counts) + 2)  # two pages belong to nobody
+        order = rng.permutation(sum(counts) + 2)  # two pages are unused
         table = np.full((len(keys), max(counts, default=0)), int(order[-1]), dtype=np.int32)
         taken = 0
         for row, count in zip(table, counts, strict=True):
@@ -153,18 +155,19 @@ LAYOUTS = ("contiguous", "tokens before heads", "width first", "padded width", "
 
 
 def relaid(inputs: Inputs, layout: str) -> Inputs:
-    """Return inputs whose q, k, v (or pages) are views with other strides; `one for all` needs equal sequences.
+    """Return inputs whose q, k, v, x or pages are views with other strides.
 
     Equation:
         tokens before heads: (B, T, H, d) in memory. width first: the last axis has the largest stride. padded width:
-        rows lie further apart than they are long. offset: memory does not start at the array. backwards: tokens with a
-        negative stride. one for all: a stride of 0 over B, where every sequence has the keys of the first.
+        the stride of rows is larger than their length. offset: the array starts one element into its buffer.
+        backwards: a negative stride over tokens. one for all: a stride of 0 over B; every sequence has the keys and
+        values of the first.
 
     Shapes:
-        as they were; the numbers too, but for "one for all"
+        unchanged; so are the numbers, except for "one for all"
 
     Raises:
-        ValueError: no layout has that name.
+        ValueError: the layout is unknown.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"no layout is called {layout!r}: there are {', '.join(map(repr, LAYOUTS))}")
@@ -172,12 +175,12 @@ def relaid(inputs: Inputs, layout: str) -> Inputs:
     made = dict(inputs)
     for name in names:
         if name in made and (layout != "one for all" or name in ("k", "v")):
-            made[name] = view(made[name], layout)
+            made[name] = strided_view(made[name], layout)
     return made
 
 
-def view(x: Numpy, layout: str) -> Numpy:
-    """Return a view with the numbers of an array and the strides of a layout, as `relaid` does for each input."""
+def strided_view(x: Numpy, layout: str) -> Numpy:
+    """Return a view with the numbers of `x` and the strides of a layout of `relaid`."""
     if layout == "tokens before heads":
         return np.swapaxes(np.ascontiguousarray(np.swapaxes(x, 1, -2)), 1, -2)
     if layout == "width first":

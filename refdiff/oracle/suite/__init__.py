@@ -1,1 +1,1 @@
-"""What the conformance suite asks of a kernel: one case against the truth, one relation between two runs."""
+"""The two kinds of tests in the conformance suite: a case against the truth, and a relation between two runs."""

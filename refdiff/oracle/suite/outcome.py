@@ -1,4 +1,4 @@
-"""A piece of the conformance suite: a kernel, by its name, on a case → pass, fail or skip, wherever it is called."""
+"""The jobs of the conformance suite, which dask workers can run: a kernel's name and a case → pass, fail or skip."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ from refdiff.oracle.verdict.check import check
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a test says, whether the kernel computed something that was judged, and whether it declined to.
+    """The outcome of one test.
 
-    gradients: whether it gave some; missing: which it left out. inconclusive: what was judged and found inconclusive,
-    such as dk.
+    compared: whether an output was judged. declined: whether the kernel returned `NotImplemented`. gradients: whether
+    it was called for gradients; missing: the gradients that it left out. inconclusive: the tensors whose verdict is
+    inconclusive, such as dk.
     """
 
     status: Literal["pass", "fail", "skip"]
@@ -38,36 +39,36 @@ class Outcome:
     missing: tuple[str, ...] = ()
     inconclusive: tuple[str, ...] = ()
     wrong: Any = field(default=None, compare=False, repr=False)
-    """What was judged of a kernel's answer, where it failed."""
+    """The outputs that were judged, by name, if the verdict is a fail; else None."""
 
 
-def kernel_of(name: str) -> Any:
-    """Import `package.module:function`, from the folder that this process was started in too.
+def import_kernel(name: str) -> Any:
+    """Import `package.module:function`, also from the current folder.
 
     Raises:
-        ValueError: it is written in another way, or names nothing that can be called.
+        ValueError: `name` has another form, or names nothing that can be called.
     """
     module, _, function = name.partition(":")
     if not module or not function:
         raise ValueError(f"REFDIFF_KERNEL: got {name!r}, expected package.module:function")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    there = importlib.import_module(module)
-    found = getattr(there, function, None)
+    imported = importlib.import_module(module)
+    found = getattr(imported, function, None)
     if not callable(found):
-        hint = did_you_mean(function, [n for n, x in vars(there).items() if callable(x)], ", ")
+        hint = did_you_mean(function, [n for n, x in vars(imported).items() if callable(x)], ", ")
         raise ValueError(f"REFDIFF_KERNEL: got {name!r}, but {module} has no function {function!r}{hint}")
     return found
 
 
 def check_kernel(name: str) -> None:
-    """Import a kernel and look at what it takes, before anything is computed.
+    """Import a kernel and check its signature, before anything is computed.
 
     Raises:
-        ValueError: as `kernel_of`; it cannot be imported, or takes something else than a kernel (`outputs.called`).
+        ValueError: it cannot be imported (`import_kernel`), or its parameters are not those of a kernel.
     """
     try:
-        adapt_kernel(kernel_of(name))
+        adapt_kernel(import_kernel(name))
     except ValueError:
         raise
     except TypeError as error:
@@ -78,11 +79,14 @@ def check_kernel(name: str) -> None:
 
 
 class KernelError(Exception):
-    """A kernel raised: what, and in which line of its own; or it returned nothing."""
+    """A kernel raised an exception or returned None; the message has the exception and the line."""
 
 
-def told(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a kernel whose errors are a `KernelError`, with the last line of its author's files and the innermost."""
+def wrap_errors(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the kernel with each exception turned into a `KernelError`.
+
+    Its message has two lines of the traceback: the last one in the author's own files, and the innermost.
+    """
 
     def call(*args: Any) -> Any:
         try:
@@ -93,7 +97,7 @@ def told(kernel: Callable[..., Any]) -> Callable[..., Any]:
             lines = [f"  {f.filename}:{f.lineno}, in {f.name}: {f.line}" for f in (*own, *frames[-1:])]
             lines = ["the kernel raised", *dict.fromkeys(lines)]
             what = "".join(traceback.format_exception_only(error)).strip()
-            raise KernelError("\n".join([*lines, *what.splitlines()[:LINES]])) from error
+            raise KernelError("\n".join([*lines, *what.splitlines()[:DIAGNOSIS_LINES]])) from error
         if found is None:
             raise KernelError(NO_RETURN)
         return found
@@ -102,48 +106,50 @@ def told(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_installed(file: str) -> bool:
-    """Whether a file is Python's or of a package, and so none of a kernel's author."""
+    """Whether a file belongs to Python or an installed package, not to the kernel's author."""
     packages = {"site-packages", "dist-packages"} & set(Path(file).parts)
     return bool(packages) or file.startswith("<") or Path(file).is_relative_to(sysconfig.get_path("stdlib"))
 
 
-def against_truth(name: str, recipe: Recipe, case: Case, *, some_gradients: bool = False) -> Outcome:
-    """Judge output, log-sum-exps and gradients, whichever the kernel gives, by the budget of the recipe.
+def judge_case(name: str, recipe: Recipe, case: Case, *, allow_missing_gradients: bool = False) -> Outcome:
+    """Run a kernel on a case and judge its output, log-sum-exps and gradients, as far as it returns them.
 
-    A kernel that declines pages with dout is called without: decoding may have no backward.
+    A kernel that declines paged keys with dout is called again without it: decoding may have no backward pass.
 
     Args:
-        some_gradients: whether a kernel that takes dout may leave out gradients other than those of `DATA`.
+        allow_missing_gradients: whether a kernel that takes dout may leave out gradients other than those of `DATA`.
     """
-    kernel = kernel_of(name)
+    kernel = import_kernel(name)
     dout = case.dout if takes_dout(kernel) else None
-    whole = dict(case.inputs) if dout is None else {**case.inputs, "dout": dout}
-    given = {name: np.array(x) for name, x in whole.items()}
+    originals = dict(case.inputs) if dout is None else {**case.inputs, "dout": dout}
+    copies = {name: np.array(x) for name, x in originals.items()}
     try:
-        actual = told(kernel)(case.spec, {name: given[name] for name in case.inputs}, given.get("dout"))
+        actual = wrap_errors(kernel)(case.spec, {name: copies[name] for name in case.inputs}, copies.get("dout"))
         if actual is NotImplemented and dout is not None and "k_pages" in case.inputs:
             dout = None
-            actual = told(kernel)(case.spec, {name: given[name] for name in case.inputs}, None)
+            actual = wrap_errors(kernel)(case.spec, {name: copies[name] for name in case.inputs}, None)
     except KernelError as error:
         return Outcome("fail", str(error))
     if actual is NotImplemented:
         return Outcome("skip", "the kernel returned NotImplemented", declined=True)
-    for name, x in whole.items():
-        if given[name].tobytes() != x.tobytes():
+    for name, x in originals.items():
+        if copies[name].tobytes() != x.tobytes():
             return Outcome("fail", f"the kernel has changed its input {name}")
-    return judge_outputs(actual, case, recipe, dout, some_gradients=some_gradients)
+    return judge_outputs(actual, case, recipe, dout, allow_missing_gradients=allow_missing_gradients)
 
 
-def judge_outputs(actual: Any, case: Case, recipe: Recipe, dout: Any, *, some_gradients: bool = False) -> Outcome:
-    """Judge what a kernel has returned for a case, by the budget of the recipe."""
-    if lacking := _incomplete(actual, case, dout, recipe):
-        return Outcome("fail", lacking)
+def judge_outputs(
+    actual: Any, case: Case, recipe: Recipe, dout: Any, *, allow_missing_gradients: bool = False
+) -> Outcome:
+    """Judge what a kernel returned for a case against the truth, within the budget of the recipe."""
+    if problem := _find_incomplete(actual, case, dout, recipe):
+        return Outcome("fail", problem)
     try:
         verdict = check(actual, case.spec, case.inputs, recipe=recipe, dout=dout)
     except (TypeError, ValueError) as error:
         return Outcome("fail", f"what the kernel returned cannot be judged: {error}")
-    of_out = verdict.tensors.get("out")
-    decided = of_out is None or of_out.status != "inconclusive"  # a gradient may be, of a case whose output is not
+    out = verdict.tensors.get("out")
+    decided = out is None or out.status != "inconclusive"  # an inconclusive gradient does not skip the case
     if verdict.status == "inconclusive" and not (decided and any(t.status == "pass" for t in verdict.tensors.values())):
         return Outcome("skip", str(verdict))
     wrong = None
@@ -152,7 +158,7 @@ def judge_outputs(actual: Any, case: Case, recipe: Recipe, dout: Any, *, some_gr
         wrong = {name: read_output(x, name) for name, x in wrong.items() if name in verdict.tensors}
     inconclusive = tuple(name for name, tensor in verdict.tensors.items() if tensor.status == "inconclusive")
     missing = () if dout is None else tuple(name for name in gradient_names(case.inputs) if name not in actual)
-    refused = verdict.status == "fail" or (missing and not some_gradients)
+    refused = verdict.status == "fail" or (missing and not allow_missing_gradients)
     text = f"{verdict}\ngradients not given: {', '.join(missing)}" if missing else str(verdict)
     return Outcome(
         "fail" if refused else "pass",
@@ -165,18 +171,18 @@ def judge_outputs(actual: Any, case: Case, recipe: Recipe, dout: Any, *, some_gr
     )
 
 
-def _incomplete(actual: Any, case: Case, dout: Any, recipe: Recipe) -> str:
-    """What a kernel's answer lacks, whatever its numbers: gradients of `DATA`, or the type of the inputs."""
+def _find_incomplete(actual: Any, case: Case, dout: Any, recipe: Recipe) -> str:
+    """Say which gradients of `DATA` are missing, or which outputs have another type than the recipe stores; or ""."""
     found = actual if isinstance(actual, Mapping) else {"out": drop_nones(actual)}
-    wanted = [f"d{n}" for n in DATA if n in case.inputs]
-    if dout is not None and (missing := [n for n in wanted if n not in found]):
+    required = [f"d{n}" for n in DATA if n in case.inputs]
+    if dout is not None and (missing := [n for n in required if n not in found]):
         return f"the kernel takes dout and does not give {', '.join(missing)}: return NotImplemented where it has none"
-    return "; ".join(dtype_warnings({n: x for n, x in found.items() if n == "out" or n in wanted}, recipe))
+    return "; ".join(dtype_warnings({n: x for n, x in found.items() if n == "out" or n in required}, recipe))
 
 
-def against_itself(name: str, recipe: Recipe, relation: Callable[..., str], cases: Sequence[Case]) -> Outcome:
-    """What must hold between two runs, on the first case that the kernel does not decline."""
-    kernel, skipped = told(kernel_of(name)), ""
+def judge_relation(name: str, recipe: Recipe, relation: Callable[..., str], cases: Sequence[Case]) -> Outcome:
+    """Test a relation between two runs on the first case that the kernel does not decline."""
+    kernel, skipped = wrap_errors(import_kernel(name)), ""
     for case in cases:
         try:
             wrong = relation(kernel, case.spec, case.inputs, recipe)
@@ -189,36 +195,36 @@ def against_itself(name: str, recipe: Recipe, relation: Callable[..., str], case
     return Outcome("skip", skipped)
 
 
-def in_words(piece: Callable[[], Outcome]) -> Outcome:
-    """Call a piece on another machine, from which an error comes back as words: what it is first, then where."""
+def run_job(job: Callable[[], Outcome]) -> Outcome:
+    """Run a job on another machine; an exception becomes a failed outcome with its text and traceback."""
     try:
-        return piece()
+        return job()
     except Exception as error:
         what = "".join(traceback.format_exception_only(error))
         return Outcome("fail", f"{what}{traceback.format_exc()}")
 
 
-SMALL = 2**16
-"""So many numbers the inputs may have for a diagnosis, which then takes some 10 s at most on one core."""
+DIAGNOSIS_NUMBERS = 2**16
+"""The largest size of all inputs for which a diagnosis is run: it takes about 10 s at most on one core."""
 
-LINES = 12
-"""Of a diagnosis, 80 columns wide: its answer and the nearest candidate."""
+DIAGNOSIS_LINES = 12
+"""Lines of a diagnosis that are shown: its answer and the nearest candidate, at 80 columns."""
 
 
 def is_small(case: Case) -> bool:
-    """Whether a diagnosis of this case takes seconds."""
-    return sum(x.size for x in case.inputs.values()) <= SMALL
+    """Whether the inputs are small enough for a diagnosis."""
+    return sum(x.size for x in case.inputs.values()) <= DIAGNOSIS_NUMBERS
 
 
 def is_diagnosable(case: Case, found: Outcome) -> bool:
-    """Whether a diagnosis of what a kernel gave for a case takes seconds."""
+    """Whether a case failed with outputs, and its inputs are small enough for a diagnosis."""
     return found.wrong is not None and is_small(case)
 
 
 def report_title(case: Case, found: Outcome, before: Iterable[tuple[Case, Outcome]]) -> str:
-    """Return what a failed case is called in its report, or "" where it has none.
+    """Return the title of a case's report, or "" if it gets none.
 
-    The first case that fails has a report, and the first with a diagnosis.
+    The first failing case gets a report, and so does the first failing case that can be diagnosed.
     """
     failed = [(other, outcome) for other, outcome in before if outcome.status == "fail"]
     if found.status == "fail" and not failed:
@@ -230,19 +236,19 @@ def report_title(case: Case, found: Outcome, before: Iterable[tuple[Case, Outcom
 def report(
     case: Case, spec: str, recipe: Recipe, found: Outcome | None = None, title: str = "The first case that fails"
 ) -> str:
-    """Return the lines of Python that make the case again, and what `diagnose` answers, with one deviation at a time.
+    """Return the lines of Python that reproduce a case, and the diagnosis of its outputs (single deviations only).
 
     Args:
-        case: of `cases`, with one spec.
-        spec: what `REFDIFF_SPEC` holds.
-        found: the outcome, where what the kernel gave is to be diagnosed.
+        case: from `cases`, called with one spec.
+        spec: the value of `REFDIFF_SPEC`.
+        found: the outcome, with the outputs to be diagnosed; None for no diagnosis.
     """
-    other = case.name.endswith(f"-d{case.spec.head_dim}")
+    replaced = case.name.endswith(f"-d{case.spec.head_dim}")
     lines = (
         f"{title}; to have it in Python:",
         "  from refdiff import oracle",
         "  from refdiff.oracle.conformance import spec_of",
-        f"  spec = spec_of({spec!r})" + (f".replace(head_dim={case.spec.head_dim})" if other else ""),
+        f"  spec = spec_of({spec!r})" + (f".replace(head_dim={case.spec.head_dim})" if replaced else ""),
         f"  case = {case.source}",
     )
     if found is None or found.wrong is None:
@@ -260,7 +266,7 @@ def _diagnosis(case: Case, recipe: Recipe, out: Any) -> str:
     try:
         dout = case.dout if isinstance(out, Mapping) and any(name.startswith("d") for name in out) else None
         found = diagnose(out, case.spec, case.inputs, recipe=recipe, dout=dout, max_deviations=1)
-    except Exception as error:  # the verdict stands, whether it has a name or not
+    except Exception as error:  # the verdict stands without a diagnosis
         return f"diagnosis: none ({type(error).__name__}: {error})"
     head = "diagnosis, one deviation at a time (oracle.diagnose tries pairs too):"
-    return "\n".join([head, *str(found).splitlines()[:LINES]])
+    return "\n".join([head, *str(found).splitlines()[:DIAGNOSIS_LINES]])

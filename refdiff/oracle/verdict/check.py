@@ -1,4 +1,4 @@
-"""Is this right? `check` answers, and `assert_close` fails a test, with the place and the name of the mistake."""
+"""`check` judges what a kernel computed; `assert_close` fails a test and says where and what the mistake is."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.resolve import describe_preset, resolve_spec
 from refdiff.oracle.verdict.verdict import Verdict
 
-LINES = 30
-"""Of a diagnosis, 80 columns wide: its answer, the place, and three candidates with what they do and where it happened.
-"""
+DIAGNOSIS_LINES = 30
+"""Lines of a diagnosis that are shown: its answer, the place and three candidates, at 80 columns."""
 
 
 def check(
@@ -30,29 +29,29 @@ def check(
     """Judge what your kernel computed from these inputs.
 
     Args:
-        actual: an output, or a mapping with any of out, lse1, lse2, lambda_full (of plain attention out, lse) and, with
-            `dout`, gradients under d and the input's name (dq, dk, dv, dlambda_q1, …); arrays of any library. A
-            log-sum-exp in bfloat16 or float16 may be off by that type's rounding, in any other by float32's. Or a
-            function that computes them: `kernel(spec, inputs)` or `kernel(inputs)`, each with `dout=None` beside where
-            it gives gradients.
-        spec: what it is meant to compute; or a preset's name, whose dimensions are then those of the inputs, and whose
-            layer is 0. The verdict's notes say which these are.
-        recipe: what the kernel rounds, or a type's name for the usual: "float32", "tf32", "bfloat16", "float16".
-        dout: what the gradients were pulled back from, of the shape of the output.
-        members: how many valid orders the budget is made of, 2 to 8.
+        actual: the output, an array of any library. Or a mapping with any of out, lse1, lse2, lambda_full (plain
+            attention: out, lse) and, with `dout`, gradients named d + input (dq, dk, dv, dlambda_q1, …). Or the
+            kernel: `kernel(spec, inputs)` or `kernel(inputs)`, with an argument `dout=None` if it computes gradients.
+            A log-sum-exp in bfloat16 or float16 may have that type's rounding error, otherwise float32's.
+        spec: what the kernel is meant to compute. A preset's name takes the dimensions of the inputs, in layer 0; the
+            verdict's notes list them.
+        recipe: where the kernel rounds; or a type's name for the usual recipe: "float32", "tf32", "bfloat16",
+            "float16".
+        dout: gradient of the output, of the output's shape, from which the gradients were computed.
+        members: number of valid evaluation orders that the budget is estimated from, 2 to 8.
 
     Raises:
-        ValueError: inputs, shapes or names that do not fit `spec`.
-        TypeError: something is no array, or a tuple or list of arrays in place of a mapping.
+        ValueError: inputs, shapes or names do not fit `spec`.
+        TypeError: a value is no array, or a tuple or list of arrays stands in place of a mapping.
     """
-    named, spec = spec, resolve_spec(spec, inputs)
+    given_spec, spec = spec, resolve_spec(spec, inputs)
     allowed = budget(spec, inputs, recipe, members=members, dout=dout)
-    given = collect_outputs(actual, spec, inputs, dout)
-    verdict = allowed.judge(given)
-    judged = given if isinstance(given, Mapping) else {"out": given}
+    outputs = collect_outputs(actual, spec, inputs, dout)
+    verdict = allowed.judge(outputs)
+    judged = outputs if isinstance(outputs, Mapping) else {"out": outputs}
     types = dtype_warnings({name: x for name, x in judged.items() if name in allowed.tensors}, allowed.recipe)
-    read = () if isinstance(named, Spec) else (describe_preset(named, spec),)
-    verdict = replace(verdict, notes=(*verdict.notes, *types, *read))
+    dimensions = () if isinstance(given_spec, Spec) else (describe_preset(given_spec, spec),)
+    verdict = replace(verdict, notes=(*verdict.notes, *types, *dimensions))
     if dout is not None and not any(name.startswith("d") for name in verdict.tensors):
         note = "dout was given, but no gradient was judged"
         verdict = replace(verdict, notes=(*verdict.notes, note))
@@ -73,15 +72,15 @@ def assert_close(
 
     Args:
         actual, spec, inputs, recipe, dout: as `check` takes them.
-        diagnose: whether a failing output is compared with what known mistakes would give, which takes seconds.
-        traces: your run and refdiff's, as `first_divergence` takes them, to say where the first one went wrong.
+        diagnose: compare a failing output with those of known mistakes, which takes seconds.
+        traces: your run and refdiff's, as `first_divergence` takes them, to find the first wrong intermediate.
 
     Raises:
-        AssertionError: the verdict, then the first divergence, then up to three diagnoses.
+        AssertionError: the check did not pass. The message has the verdict, the first divergence and the diagnosis.
         ValueError, TypeError: as `check`.
     """
-    of = resolve_spec(spec, inputs)
-    actual = collect_outputs(actual, of, inputs, dout)
+    resolved = resolve_spec(spec, inputs)
+    actual = collect_outputs(actual, resolved, inputs, dout)
     verdict = check(actual, spec, inputs, recipe=recipe, dout=dout)
     if verdict:
         return
@@ -91,15 +90,15 @@ def assert_close(
 
         parts.append(f"first divergence: {first_divergence(*traces)}")
     if diagnose and verdict.status == "fail":
-        parts.append(_diagnoses(actual, of, inputs, recipe, dout))
+        parts.append(_diagnosis(actual, resolved, inputs, recipe, dout))
     raise AssertionError("\n".join(parts))
 
 
-def _diagnoses(actual: Any, spec: Spec, inputs: Mapping[str, Any], recipe: Recipe | str, dout: Any) -> str:
+def _diagnosis(actual: Any, spec: Spec, inputs: Mapping[str, Any], recipe: Recipe | str, dout: Any) -> str:
     from refdiff.oracle.diagnosis import diagnose
 
     try:
         ranking = diagnose(actual, spec, inputs, recipe=recipe, dout=dout)
-    except (ValueError, ArithmeticError) as error:  # the verdict stands, whether it has a name or not
+    except (ValueError, ArithmeticError) as error:  # the verdict stands without a diagnosis
         return f"diagnosis: none ({error})"
-    return "diagnosis: " + "\n".join(str(ranking).splitlines()[:LINES])
+    return "diagnosis: " + "\n".join(str(ranking).splitlines()[:DIAGNOSIS_LINES])

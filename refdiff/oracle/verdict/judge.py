@@ -1,4 +1,4 @@
-"""One tensor against what it may be: rows by five statistics, log-sum-exps and sums of many terms by a bound each."""
+"""Judge one tensor: by the statistics of its rows; a log-sum-exp or a sum of many terms by an absolute bound."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE, PASS, TensorVerdi
 
 Numpy = np.ndarray[Any, Any]
 
-WORDS = {
+DESCRIPTIONS = {
     "bulk": "a small error in most rows",
     "element": "one number is wrong",
     "slope": "a factor: all rows are too large or too small by the same part",
@@ -42,31 +42,28 @@ WORDS = {
 
 
 def judge_rows(name: str, actual: Numpy, budget: RowBudget, limits: Limits = LIMITS) -> TensorVerdict:
-    """Judge a tensor by rows.
+    """Judge a tensor by the statistics of its rows.
 
     Shapes:
         actual as `budget.expected`
 
     Raises:
-        ValueError: another shape.
+        ValueError: `actual` has another shape.
     """
     check_shape(name, actual, budget.expected)
     actual = np.asarray(actual, dtype=np.float64)
     found = statistics(actual, budget, limits)
     broken = [s for s in found if not s.holds]
     wrong = _wrong_rows(actual, budget, limits) if broken else np.zeros(budget.rows.shape, dtype=np.bool_)
-    told = [s for s in broken if not _follows(s, broken, wrong, actual, budget)] or broken
-    reasons = [_reason(s, actual, budget, wrong) for s in told]
+    reported = [s for s in broken if not _is_implied(s, broken, wrong, actual, budget)] or broken
+    reasons = [_reason(s, actual, budget, wrong) for s in reported]
     share = uncertain(budget, limits)
     notes = []
     if share > limits.share:
         overflow = float(np.mean(budget.doubtful))
-        differ = (
-            f"differ from the truth by more than {limits.noise:.0%} of it, or overflow,"
-            if overflow
-            else (f"differ from the truth by more than {limits.noise:.0%} of it")
-        )
-        differ = "overflow" if overflow == share else differ
+        differ = f"differ from the truth by more than {limits.noise:.0%} of it"
+        if overflow:
+            differ = "overflow" if overflow == share else f"{differ}, or overflow,"
         notes.append(
             f"correct kernels {differ} in {share:.0%} of the rows ({limits.share:.0%} may be): "
             "these inputs cannot tell right from wrong in this recipe"
@@ -78,14 +75,14 @@ def judge_rows(name: str, actual: Numpy, budget: RowBudget, limits: Limits = LIM
 
 
 def check_shape(name: str, actual: Numpy, expected: Numpy) -> None:
-    """Raise ValueError where the shapes differ, with what the difference often means."""
+    """Raise ValueError if the shapes differ; the message has the likely cause."""
     if actual.shape != expected.shape:
-        hint = _hint(name, actual, expected)
+        hint = _shape_hint(name, actual, expected)
         raise ValueError(f"{name}: got shape {actual.shape}, expected {expected.shape}{hint}")
 
 
-def _hint(name: str, actual: Numpy, expected: Numpy) -> str:
-    """What another shape often means, and what puts it right."""
+def _shape_hint(name: str, actual: Numpy, expected: Numpy) -> str:
+    """Return the likely cause of a wrong shape and its fix, or "" if the sizes differ."""
     right = expected.shape
     if actual.size != expected.size:
         return ""
@@ -101,24 +98,22 @@ def _hint(name: str, actual: Numpy, expected: Numpy) -> str:
 
 
 def place(axes: str, at: tuple[int, ...]) -> str:
-    """An index in words: (b 0, head 3, t 95)."""
+    """Format an index: (b 0, head 3, t 95)."""
     names = [{"h": "head", "H": "head", "K": "head", "V": "head"}.get(a, a.lower()) for a in axes.split()]
     names += ["i"] * (len(at) - len(names))
     return "(" + ", ".join(f"{n} {i}" for n, i in zip(names, at, strict=False)) + ")"
 
 
 def _wrong_rows(actual: Numpy, budget: RowBudget, limits: Limits) -> Numpy:
-    """Which rows are beyond the limit of one row."""
+    """Mark the rows whose error is above the limit of a single row."""
     return root_mean_square(errors(actual, budget)) > row_allowance(budget, limits)
 
 
-def _follows(s: Statistic, broken: list[Statistic], wrong: Numpy, actual: Numpy, budget: RowBudget) -> bool:
-    """Whether wrong rows, which are named by themselves, are all that a number over the whole tensor shows.
+def _is_implied(s: Statistic, broken: list[Statistic], wrong: Numpy, actual: Numpy, budget: RowBudget) -> bool:
+    """Whether another broken statistic explains this one, so that the verdict need not report it.
 
-    Of the two numbers for a scale one is told.
-
-    The bulk does not, where the other rows by themselves are too far off; the scale does not, where the larger part of
-    the error is along the truth.
+    "slope" explains "factor". "row" explains "bulk" if the remaining rows alone are within the bulk limit, and a scale
+    ("slope" or "factor") if less than half of the squared error is parallel to the truth.
     """
     if s.name == "factor" and any(other.name == "slope" for other in broken):
         return True
@@ -132,30 +127,29 @@ def _follows(s: Statistic, broken: list[Statistic], wrong: Numpy, actual: Numpy,
     return float(root_mean_square(rest[None])[0]) <= s.limit
 
 
-def _only_wrong_rows(wrong: Numpy, actual: Numpy, budget: RowBudget) -> bool:
-    """Whether a factor of the whole tensor is of the wrong rows alone: the others show less than half of it."""
-    size = root_mean_square(np.where(np.isfinite(budget.expected), budget.expected, 0.0))
-    right = ~wrong & (size > budget.rows)  # of a row of zeros no factor is known
+def _is_slope_of_wrong_rows(wrong: Numpy, actual: Numpy, budget: RowBudget) -> bool:
+    """Whether the correct rows by themselves show less than half of the slope of the whole tensor."""
+    y, e = np.where(np.isfinite(budget.expected), budget.expected, 0.0), errors(actual, budget)
+    right = ~wrong & (root_mean_square(y) > budget.rows)  # a row of zeros has no slope
     if not wrong.any() or not right.any():
         return False
-    y, e = np.where(np.isfinite(budget.expected), budget.expected, 0.0), errors(actual, budget)
     unit = float(np.abs(y).max()) or 1.0
     whole, rest = (slope(e[rows] / unit, y[rows] / unit) for rows in (wrong | right, right))
     return abs(rest) < 0.5 * abs(whole)
 
 
-def _how_many(wrong: Numpy, axes: str) -> str:
-    """How many rows are wrong, and what they have in common."""
+def _count_wrong_rows(wrong: Numpy, axes: str) -> str:
+    """Say how many rows are wrong, and which heads, tokens or sequences they are confined to."""
     where = np.argwhere(wrong)
     names = {"b": "sequence", "h": "head", "H": "head", "K": "head", "V": "head", "t": "token", "s": "key"}
-    shared = [_some(names[a], where[:, n], wrong.shape[n]) for n, a in enumerate(axes.split()) if a in names]
+    shared = [_index_range(names[a], where[:, n], wrong.shape[n]) for n, a in enumerate(axes.split()) if a in names]
     common = " of ".join(word for word in reversed(shared) if word)
-    of = f", all in {common}" if common and len(where) > 1 else ""
-    return f"{len(where)} of {wrong.size} rows {'is' if len(where) == 1 else 'are'} wrong{of}"
+    extent = f", all in {common}" if common and len(where) > 1 else ""
+    return f"{len(where)} of {wrong.size} rows {'is' if len(where) == 1 else 'are'} wrong{extent}"
 
 
-def _some(name: str, found: Numpy, size: int) -> str:
-    """One index, or one stretch of them, where it is not the whole axis: "head 3", "heads 4 to 7"."""
+def _index_range(name: str, found: Numpy, size: int) -> str:
+    """Format indices that form one contiguous range, "head 3" or "heads 4 to 7"; "" for others and the whole axis."""
     low, high = int(np.min(found, initial=size)), int(np.max(found, initial=0))
     if len(set(found.tolist())) != high - low + 1 or high - low + 1 == size:
         return ""
@@ -167,12 +161,12 @@ def _reason(s: Statistic, actual: Numpy, budget: RowBudget, wrong: Numpy) -> str
         many = "1 number is" if s.value == 1 else f"{int(s.value)} numbers are"
         at = place(budget.axes, s.at or ())
         return f"{many} NaN or infinite in other places than in the truth: {s.what} at {at}"
-    words = _how_many(wrong, budget.axes) if s.name == "row" else WORDS[s.name]
-    if s.name in ("slope", "factor") and _only_wrong_rows(wrong, actual, budget):
-        words = "a factor: the wrong rows are too large or too small on the whole"
+    description = _count_wrong_rows(wrong, budget.axes) if s.name == "row" else DESCRIPTIONS[s.name]
+    if s.name in ("slope", "factor") and _is_slope_of_wrong_rows(wrong, actual, budget):
+        description = "a factor: the wrong rows are too large or too small on the whole"
     if s.name == "element" and np.any(wrong):
-        words = "the worst number"
-    text = f"{s.name}: {words}, {s.what} is {s.value:.4g}, allowed {s.limit:.4g}"
+        description = "the worst number"
+    text = f"{s.name}: {description}, {s.what} is {s.value:.4g}, allowed {s.limit:.4g}"
     if s.at is None:
         return text
     row = s.at[: budget.rows.ndim]
@@ -181,15 +175,15 @@ def _reason(s: Statistic, actual: Numpy, budget: RowBudget, wrong: Numpy) -> str
     if s.name == "element":
         y, a = float(budget.expected[s.at]), float(actual[s.at])
         allowed = s.limit * float(element_allowance(budget, budget.rows[row], np.abs(budget.expected[row]))[s.at[-1]])
-        mine, right = _told_apart(a, y)
+        mine, right = _format_distinct(a, y)
         return f"{text}; at {place(budget.axes, s.at)} it is {mine}, the truth {right} ± {allowed:.2g}"
     allowed = error * s.limit / s.value
     where = f"row {place(budget.axes, row)}"
     return f"{text}; {where} is off by {error:.3g} rms, allowed {allowed:.3g}, of a row of {size:.3g}"
 
 
-def _told_apart(actual: float, expected: float) -> tuple[str, str]:
-    """Both numbers in six digits, or in as many more as show that they differ."""
+def _format_distinct(actual: float, expected: float) -> tuple[str, str]:
+    """Format two numbers with six digits, or with as many more as they need to differ."""
     for digits in range(6, 17):
         mine, right = f"{actual:.{digits}g}", f"{expected:.{digits}g}"
         if mine != right:
@@ -198,12 +192,12 @@ def _told_apart(actual: float, expected: float) -> tuple[str, str]:
 
 
 def judge_sums(name: str, actual: Numpy, expected: Numpy, allowed: Numpy) -> TensorVerdict:
-    """Judge what is a sum of many terms, such as ∂L/∂λ, by an absolute bound for each number.
+    """Judge a sum of many terms, such as ∂L/∂λ, by an absolute bound for each element.
 
-    A bound relative to the sum would be wrong: the terms cancel.
+    A bound relative to the sum would be too tight, because the terms cancel.
 
     Shapes:
-        actual and expected alike; allowed broadcastable to them
+        actual and expected the same; allowed broadcastable to them
     """
     check_shape(name, actual, expected)
     actual = np.asarray(actual, dtype=np.float64)
@@ -213,26 +207,27 @@ def judge_sums(name: str, actual: Numpy, expected: Numpy, allowed: Numpy) -> Ten
     s = largest("sum", np.where(known, ratio, 0.0), 1.0, "|e| / (3 u ‖terms‖₂ + 2 ulp)")
     reasons, notes = [], []
     if not known.all():
-        notes.append(_overflowing(known))
+        notes.append(_overflow_note(known))
     elif np.any(expected) and np.all(np.abs(expected) <= allowed):
         notes.append("it is no larger than what correct kernels may be off by: zeros would pass too")
     if not s.holds:
         at = s.at or ()
         bound = float(np.broadcast_to(allowed, expected.shape)[at])
         index = f"element {', '.join(map(str, at))}" if at else "it"
-        mine, right = _told_apart(float(actual[at]), float(expected[at]))
+        mine, right = _format_distinct(float(actual[at]), float(expected[at]))
         reasons.append(f"{index} is {mine}, expected {right} ± {bound:.2g}")
     status = FAIL if reasons else INCONCLUSIVE if notes else PASS
     return TensorVerdict(name, status, (s,), tuple(reasons), tuple(notes))
 
 
 def judge_lse(
-    name: str, actual: Numpy, expected: Numpy, allowed: Numpy, others: Callable[[], dict[str, Numpy]] | None = None
+    name: str, actual: Numpy, expected: Numpy, allowed: Numpy, conventions: Callable[[], dict[str, Numpy]] | None = None
 ) -> TensorVerdict:
-    """Judge a log-sum-exp by an absolute bound, and say where it is what another convention has.
+    """Judge a log-sum-exp by an absolute bound; name the convention, such as base 2, under which a wrong one is right.
 
     Args:
-        others: gives what it would be under other conventions, by the words that say which (`other_sums`).
+        conventions: computes the expected value under other conventions, each keyed by its description
+            (`other_conventions`).
 
     Shapes:
         all (B, h, T), in the unit of `expected`
@@ -240,35 +235,35 @@ def judge_lse(
     check_shape(name, actual, expected)
     actual = np.asarray(actual, dtype=np.float64)
     known = np.isfinite(np.broadcast_to(allowed, expected.shape))
-    off = np.where(known, _apart(actual, expected, allowed), 0.0)
-    s = largest("lse", off, 1.0, "|e| / (logit error + u |lse|)")
+    ratio = np.where(known, _error_ratio(actual, expected, allowed), 0.0)
+    s = largest("lse", ratio, 1.0, "|e| / (logit error + u |lse|)")
     if s.holds:
-        notes = () if known.all() else (_overflowing(known),)
+        notes = () if known.all() else (_overflow_note(known),)
         return TensorVerdict(name, INCONCLUSIVE if notes else PASS, (s,), (), notes)
     at = s.at or ()
-    mine, right = _told_apart(float(actual[at]), float(expected[at]))
+    mine, right = _format_distinct(float(actual[at]), float(expected[at]))
     reason = f"is {mine} at {place('b h t', at)}, the truth {right}"
     hints = []
-    for text, other in (others() if others else {}).items():
-        near = allowed * np.maximum(1.0, np.where(np.isfinite(other), np.abs(other), 0.0))
-        if float(np.max(_apart(actual, other, 4 * near), initial=0.0)) <= 1:
+    for text, other in (conventions() if conventions else {}).items():
+        tolerance = 4 * allowed * np.maximum(1.0, np.where(np.isfinite(other), np.abs(other), 0.0))
+        if float(np.max(_error_ratio(actual, other, tolerance), initial=0.0)) <= 1:
             hints.append(text)
             break
     return TensorVerdict(name, FAIL, (s,), (f"{reason} ± {float(allowed[at]):.2g}",), tuple(hints))
 
 
-def other_sums(spec: Spec, core: Inputs, name: str) -> dict[str, Numpy]:
-    """What `lse1`, `lse2` or `lse` would be under other conventions, by the words that say which.
+def other_conventions(spec: Spec, core: Inputs, name: str) -> dict[str, Numpy]:
+    """Compute `lse1`, `lse2` or `lse` under other conventions, each keyed by its description.
 
     Shapes:
-        each (B, h, T), −∞ in a row that sees nothing, not even a sink
+        each (B, h, T), −∞ in a row that attends to no key and no sink
     """
     B, _, T, _ = core["q"].shape
     scale = spec.scale if spec.scale is not None else 1 / math.sqrt(spec.head_dim)
     bases = {"e": 1.0, "2": math.log(2)}
     right = bases.pop(spec.lse_base)
     ((other, unit),) = bases.items()
-    found = {
+    conventions = {
         f"it is to base {other}, the spec's is {spec.lse_base}": (1.0, unit, "all"),
         "its scores were not scaled": (1 / scale, right, "all"),
         f"its scores were not scaled, and it is to base {other}": (1 / scale, unit, "all"),
@@ -276,30 +271,30 @@ def other_sums(spec: Spec, core: Inputs, name: str) -> dict[str, Numpy]:
         "it is the row's largest score alone": (1.0, right, "top"),
     }
     if spec.sinks:
-        found["it leaves the sink out"] = (1.0, right, "keys")
-    sums = {text: np.full((B, spec.heads, T), -math.inf) for text in found}
+        conventions["it leaves the sink out"] = (1.0, right, "keys")
+    sums = {text: np.full((B, spec.heads, T), -math.inf) for text in conventions}
     for part in sequences(core):
         if part.is_empty and not spec.sinks:
             continue
         z = scores(attention_operands(spec, part.inputs, ops_for()), spec.lse_names.index(name) + 1)
-        some = np.any(attention_mask(spec, part.inputs), axis=-1) | spec.sinks
+        attends = np.any(attention_mask(spec, part.inputs), axis=-1) | spec.sinks
         top = np.max(z, axis=-1)
-        for text, (factor, base, what) in found.items():
+        for text, (factor, base, what) in conventions.items():
             with np.errstate(invalid="ignore"):
                 whole = log_sum_exp(z * factor)
                 keys = log_sum_exp(z[..., :-1]) if what == "keys" else whole
                 value = {"all": whole, "rest": whole - top, "top": top, "keys": keys}[what] / base
-            sums[text][part.at] = np.where(some, value, -math.inf)
+            sums[text][part.at] = np.where(attends, value, -math.inf)
     return sums
 
 
-def _overflowing(known: Numpy) -> str:
-    """What is said of an infinite allowance: whatever stands there has not been judged."""
+def _overflow_note(known: Numpy) -> str:
+    """Say how many numbers have an infinite allowance, and so were not judged."""
     return f"correct kernels overflow in {int(np.sum(~known))} of {known.size} numbers, which were not judged"
 
 
-def _apart(actual: Numpy, expected: Numpy, allowed: Numpy) -> Numpy:
-    """|actual − expected| / allowed, ∞ where one of them is NaN or infinite and the other is not the same."""
+def _error_ratio(actual: Numpy, expected: Numpy, allowed: Numpy) -> Numpy:
+    """|actual − expected| / allowed; where either is NaN or infinite, 0 if they are the same, else ∞."""
     both = np.isfinite(actual) & np.isfinite(expected)
     same = (actual == expected) | (np.isnan(actual) & np.isnan(expected))
     error = np.where(both, np.abs(np.where(both, actual, 0.0) - np.where(both, expected, 0.0)), 0.0)

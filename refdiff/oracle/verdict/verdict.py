@@ -1,4 +1,4 @@
-"""The answer: pass, fail or inconclusive, with the numbers, the worst row, and what would have been allowed."""
+"""Verdicts: pass, fail or inconclusive, with each statistic, its limit and the worst row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PASS, FAIL, INCONCLUSIVE = "pass", "fail", "inconclusive"
 
 @dataclass(frozen=True)
 class TensorVerdict:
-    """The answer for one tensor: its numbers, and in words what does not hold, where, and what was allowed."""
+    """The verdict on one tensor: statistics, reasons for a fail, notes (why it is inconclusive, or a likely cause)."""
 
     name: str
     status: str
@@ -28,7 +28,7 @@ class TensorVerdict:
         return wrap_text("\n".join([*lines, *(f"      {line}" for line in (*self.reasons, *self.notes))]))
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold."""
+        """Return the verdict as values of JSON; an infinite number becomes a string."""
         return {
             "status": self.status,
             "statistics": {
@@ -47,21 +47,21 @@ class TensorVerdict:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer for all tensors of a call. It is true where it is a pass, and only there.
+    """The verdict on all tensors of a call; true if and only if the status is "pass".
 
-    Printed, each tensor has a line of value/limit; a value above its limit fails. A row is the last axis at one place
-    of the others. Its error e_r is a root mean square; E_r is the error that correct kernels have there, as measured.
-    e is the error of a number, y its true value, u the unit roundoff of the storage type:
+    When it is printed, each tensor has a line of value/limit pairs; a value above its limit fails. A row is the last
+    axis, at one index of the other axes. e_r is the root mean square error of row r, and E_r the measured rounding
+    error of correct kernels there. e is the error of one element, y its true value, u the unit roundoff of the storage
+    type. Each statistic is sensitive to another kind of mistake:
 
-        bound     the largest e_r over B_r, the most that a correct kernel can have; not printed where no B_r is known
-        row       the largest e_r over E_r: a key lost in one row
-        bulk      the root mean square of e_r over E_r: a small error everywhere
-        element   the largest |e| / (6 E_r + 2 u |y|): one wrong number
-        slope     ⟨e, y⟩ over ⟨y, y⟩, with the result y of all rows: a wrong scale
+        bound     max e_r / B_r, B_r being the a-priori bound for any summation order; absent if no B_r is known
+        row       max e_r / E_r: a key lost in one row
+        bulk      root mean square of e_r / E_r: a small error everywhere
+        element   max |e| / (6 E_r + 2 u |y|): one wrong element
+        slope     ⟨e, y⟩ / ⟨y, y⟩ over all rows: a wrong scale
         factor    the same, weighted by row: a wrong scale where some rows are noisy
-        sum       of a sum of many terms, such as the gradient of λ, the largest |e| over what correct kernels may be
-                  off by: of terms x, about 3 u ‖x‖ + 2 ulp
-        lse       of a log-sum-exp, the largest |e| over the error of its scores and of its own rounding
+        sum       for a sum of many terms x, such as the gradient of λ: max |e| / allowance, about 3 u ‖x‖ + 2 ulp
+        lse       for a log-sum-exp: max |e| / (error of its scores + its own rounding)
     """
 
     tensors: dict[str, TensorVerdict]
@@ -70,7 +70,7 @@ class Verdict:
 
     @property
     def status(self) -> str:
-        """ "fail" where one tensor fails; else "inconclusive" where one is; else "pass"."""
+        """ "fail" if any tensor fails; else "inconclusive" if any is inconclusive; else "pass"."""
         found = {t.status for t in self.tensors.values()}
         return FAIL if FAIL in found else INCONCLUSIVE if INCONCLUSIVE in found else PASS
 
@@ -82,16 +82,16 @@ class Verdict:
         return wrap_text("\n".join([head, *(str(t) for t in self.tensors.values()), *self.notes]))
 
     def raise_for_status(self) -> None:
-        """Do nothing after a pass.
+        """Raise unless the status is "pass".
 
         Raises:
-            AssertionError: a fail, or an inconclusive, with the whole report.
+            AssertionError: the status is "fail" or "inconclusive"; the message is the whole report.
         """
         if not self:
             raise AssertionError(str(self))
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold: status, recipe, and each tensor's numbers."""
+        """Return status, recipe, each tensor's verdict and the notes as values of JSON."""
         return {
             "status": self.status,
             "recipe": self.recipe,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from refdiff.oracle import Budget, Recipe, budget
-from refdiff.oracle.cases.values import stored
+from refdiff.oracle.cases.values import round_to_storage
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import evaluate
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
@@ -39,7 +39,7 @@ SLOW += [(recipe, "natural") for recipe in (*SUMS_IN_16_BITS, Recipe.eager("bflo
 def _case(preset: str, fields: dict[str, Any], recipe: Recipe, values: str = "discriminating") -> tuple[Budget, Any]:
     spec = small(preset, **fields)
     inputs = draw(spec, Structure(2, 7, 9), values, 6, recipe.storage)
-    dout = stored(np.random.default_rng(7).normal(size=(2, spec.heads, 7, spec.out_dim)), recipe.storage)
+    dout = round_to_storage(np.random.default_rng(7).normal(size=(2, spec.heads, 7, spec.out_dim)), recipe.storage)
     found = budget(spec, inputs, recipe, dout=dout)
     assert {f"d{name}" for name in inputs} | {"out", "dlambda_full"} == set(found.expected)
     return found, dout.astype(np.float64)

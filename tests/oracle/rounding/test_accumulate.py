@@ -13,10 +13,10 @@ from refdiff import layers, oracle
 from refdiff.backends import ops_for, overlay
 from refdiff.oracle import Case, Recipe, Spec, cases
 from refdiff.oracle.cases.fixed import small_spec
-from refdiff.oracle.conformance import chosen, recipe_of
+from refdiff.oracle.conformance import recipe_of, select_cases
 from refdiff.oracle.rounding.ensemble import quantised
 from refdiff.oracle.rounding.evaluation_order import MEMBERS, Arithmetic, Order
-from refdiff.oracle.suite.outcome import against_truth
+from refdiff.oracle.suite.outcome import judge_case
 
 HERE = "tests.oracle.rounding.test_accumulate"
 HALF, SINGLE = np.float16, np.float32
@@ -84,8 +84,8 @@ def test_one_sum_of_many_numbers() -> None:
 def test_the_suite_takes_the_recipe() -> None:
     """Scores of `extreme` overflow in float16 sums, which no kernel with float32 sums may do."""
     text = '{"storage": "fp16", "accumulate": "fp16"}'
-    found = chosen({"REFDIFF_PROFILES": "natural,extreme", "REFDIFF_RECIPE": text})
+    found = select_cases({"REFDIFF_PROFILES": "natural,extreme", "REFDIFF_RECIPE": text})
     for recipe, wrong in ((recipe_of(text), False), (recipe_of("fp16"), True)):
-        outcomes = [against_truth(f"{HERE}:sums_in_float16", recipe, case).status for case in found]
+        outcomes = [judge_case(f"{HERE}:sums_in_float16", recipe, case).status for case in found]
         assert ("fail" in outcomes) == wrong, outcomes
         assert "pass" in outcomes

@@ -14,7 +14,7 @@ from refdiff.oracle.deviations.deviation import Problem, ops_with, output
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import CATALOGUE
 from refdiff.oracle.truth.backward import backward
-from refdiff.oracle.verdict.judge import other_sums
+from refdiff.oracle.verdict.judge import other_conventions
 from tests.oracle.selftest.local_mistakes import KEYS, PLACES
 from tests.oracle.selftest.settings import Setting
 
@@ -118,7 +118,7 @@ def _local(setting: Setting, inputs: Inputs, right: Arrays, dout: Numpy, rng: np
 
 def _other_sums(setting: Setting, inputs: Inputs) -> Iterator[Mutant]:
     """Log-sum-exps of another convention, and those of the other map."""
-    of_maps = {name: other_sums(setting.spec, inputs, name) for name in setting.spec.lse_names}
+    of_maps = {name: other_conventions(setting.spec, inputs, name) for name in setting.spec.lse_names}
     for text in of_maps[setting.spec.lse_names[0]]:
         yield Mutant("lse", text, "lse base", {name: sums[text] for name, sums in of_maps.items()})
     if setting.spec.is_plain:

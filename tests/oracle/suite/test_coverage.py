@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from refdiff.oracle import Case, Recipe
-from refdiff.oracle.conformance import chosen
-from refdiff.oracle.suite.outcome import Outcome, against_itself, against_truth
+from refdiff.oracle.conformance import select_cases
+from refdiff.oracle.suite.outcome import Outcome, judge_case, judge_relation
 from refdiff.oracle.suite.relations import (
     dout_strides_do_not_matter,
     same_gradients_twice,
@@ -19,7 +19,7 @@ HERE = "tests.oracle.suite.wrong_kernels"
 
 
 def _cases(profile: str, dtype: str) -> list[Case]:
-    return chosen({"REFDIFF_PROFILES": profile, "REFDIFF_RECIPE": dtype})
+    return select_cases({"REFDIFF_PROFILES": profile, "REFDIFF_RECIPE": dtype})
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_wrong_kernel_fails(kernel: str, profile: str, dtype: str) -> None:
     found = []
     for case in _cases(profile, dtype):
         if "gradients" in kernel or _shows(differs, case):
-            found.append(against_truth(f"{HERE}:{kernel}", Recipe.of(dtype), case).status)
+            found.append(judge_case(f"{HERE}:{kernel}", Recipe.of(dtype), case).status)
         if "fail" in found:
             break
     assert "fail" in found
@@ -76,20 +76,20 @@ def _shows(kernel: object, case: Case) -> bool:
 def test_what_is_not_the_same_twice() -> None:
     recipe = Recipe("float32")
     tiles, natural = _cases("tiles", "float32")[:1], _cases("natural", "float32")[:1]
-    assert against_itself(f"{HERE}:races_from_64_keys_on", recipe, same_twice, natural).status == "pass"
-    raced = against_itself(f"{HERE}:races_from_64_keys_on", recipe, same_twice, tiles)
+    assert judge_relation(f"{HERE}:races_from_64_keys_on", recipe, same_twice, natural).status == "pass"
+    raced = judge_relation(f"{HERE}:races_from_64_keys_on", recipe, same_twice, tiles)
     assert raced.status == "fail"
     assert f" {tiles[0].name}: run again: " in raced.text
-    assert against_itself(f"{HERE}:gradients_that_race", recipe, same_gradients_twice, natural).status == "fail"
-    assert against_itself(f"{HERE}:right", recipe, same_gradients_twice, natural).status == "skip"
-    assert against_itself(f"{HERE}:strided", recipe, strides_do_not_matter, natural).status == "fail"
-    assert against_itself(f"{HERE}:right", recipe, strides_do_not_matter, natural).status == "pass"
+    assert judge_relation(f"{HERE}:gradients_that_race", recipe, same_gradients_twice, natural).status == "fail"
+    assert judge_relation(f"{HERE}:right", recipe, same_gradients_twice, natural).status == "skip"
+    assert judge_relation(f"{HERE}:strided", recipe, strides_do_not_matter, natural).status == "fail"
+    assert judge_relation(f"{HERE}:right", recipe, strides_do_not_matter, natural).status == "pass"
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_gradients_of_a_dout_that_is_not_contiguous(dtype: str) -> None:
     def outcome(kernel: str) -> Outcome:
-        return against_itself(kernel, Recipe.of(dtype), dout_strides_do_not_matter, _cases("natural", dtype))
+        return judge_relation(kernel, Recipe.of(dtype), dout_strides_do_not_matter, _cases("natural", dtype))
 
     wrong = outcome(f"{HERE}:gradients_of_contiguous_dout")
     assert wrong.status == "fail"
@@ -101,20 +101,21 @@ def test_gradients_of_a_dout_that_is_not_contiguous(dtype: str) -> None:
 def test_a_kernel_may_be_allowed_to_leave_gradients_of_parameters_out() -> None:
     case, kernel = _cases("natural", "float32")[0], f"{HERE}:lambda_gradients_left_out"
     left_out = "gradients not given: dlambda_q1, dlambda_k1, dlambda_q2, dlambda_k2"
-    refused = against_truth(kernel, Recipe("float32"), case)
+    refused = judge_case(kernel, Recipe("float32"), case)
     assert (refused.status, refused.text.splitlines()[-1]) == ("fail", left_out)
-    allowed = against_truth(kernel, Recipe("float32"), case, some_gradients=True)
+    recipe = Recipe("float32")
+    allowed = judge_case(kernel, recipe, case, allow_missing_gradients=True)
     assert (allowed.status, allowed.text.splitlines()[-1]) == ("pass", left_out)
-    assert against_truth(f"{HERE}:gradients_left_out", Recipe("float32"), case, some_gradients=True).status == "fail"
+    assert judge_case(f"{HERE}:gradients_left_out", recipe, case, allow_missing_gradients=True).status == "fail"
 
 
 def test_sizes_of_your_own() -> None:
-    found = chosen({"REFDIFF_PROFILES": "natural", "REFDIFF_SIZES": "2x5x9, 1x70x70"})[2:]
+    found = select_cases({"REFDIFF_PROFILES": "natural", "REFDIFF_SIZES": "2x5x9, 1x70x70"})[2:]
     assert [(c.name, c.inputs["q"].shape[2], c.inputs["k"].shape[2]) for c in found] == [
         ("2x5x9-float32-0", 5, 9),
         ("1x70x70-float32-0", 70, 70),
     ]
-    thorough = chosen({"REFDIFF_PROFILES": "modules", "REFDIFF_SET": "thorough"})
+    thorough = select_cases({"REFDIFF_PROFILES": "modules", "REFDIFF_SET": "thorough"})
     assert max(c.structure.queries for c in thorough) == 1024
     assert {(c.spec.head_dim, c.structure.queries) for c in thorough if c.spec.head_dim > 16} == {
         (64, 256),

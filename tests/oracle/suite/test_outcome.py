@@ -13,14 +13,14 @@ import pytest
 from refdiff.oracle import Case, Recipe, cases, conformance, diagnosis
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.suite.outcome import (
-    LINES,
+    DIAGNOSIS_LINES,
     Outcome,
-    against_itself,
-    against_truth,
     check_kernel,
-    in_words,
+    judge_case,
+    judge_relation,
     report,
     report_title,
+    run_job,
 )
 from refdiff.oracle.suite.relations import same_twice
 from tests.layers.inputs import says as raises
@@ -37,9 +37,9 @@ PAGED = cases("serving", 3, spec=small_spec("hf_diffllama"))[0]
 )
 def test_decoding_from_pages_needs_no_backward(kernel: str, status: str) -> None:
     """A kernel that declines pages with dout is called without: its output is judged alone."""
-    found = against_truth(f"{USER}:{kernel}", RECIPE, PAGED)
+    found = judge_case(f"{USER}:{kernel}", RECIPE, PAGED)
     assert (found.status, found.declined, found.gradients) == (status, status == "skip", False)
-    dense = against_truth(f"{USER}:{kernel}", RECIPE, CASES[0])
+    dense = judge_case(f"{USER}:{kernel}", RECIPE, CASES[0])
     assert dense.gradients == (status != "skip")
 
 
@@ -55,14 +55,14 @@ def test_decoding_from_pages_needs_no_backward(kernel: str, status: str) -> None
     ],
 )
 def test_against_the_truth(function: str, status: str, compared: bool, says: str) -> None:
-    piece = pickle.loads(pickle.dumps(partial(against_truth, f"{USER}:{function}", RECIPE, CASES[0])))
-    found = in_words(piece)
+    piece = pickle.loads(pickle.dumps(partial(judge_case, f"{USER}:{function}", RECIPE, CASES[0])))
+    found = run_job(piece)
     assert (found.status, found.compared) == (status, compared)
     assert says in found.text
 
 
-@pytest.mark.parametrize("piece", [partial(against_truth, f"{USER}:raises", RECIPE, CASES[0]),
-                                   partial(against_itself, f"{USER}:raises", RECIPE, same_twice, CASES)])  # fmt: skip
+@pytest.mark.parametrize("piece", [partial(judge_case, f"{USER}:raises", RECIPE, CASES[0]),
+                                   partial(judge_relation, f"{USER}:raises", RECIPE, same_twice, CASES)])  # fmt: skip
 def test_a_kernel_that_raises_shows_its_own_last_line(piece: Any) -> None:
     found = piece()
     assert found.status == "fail"
@@ -83,14 +83,14 @@ def test_a_kernel_that_raises_shows_its_own_last_line(piece: Any) -> None:
 )
 def test_the_type_of_an_output_is_that_of_the_recipe(function: str, dtype: str, says: str) -> None:
     case = cases("natural", 3, spec=small_spec("hf_diffllama"), dtype=dtype)[0]
-    found = against_truth(f"{USER}:{function}", Recipe.of(dtype), case)
+    found = judge_case(f"{USER}:{function}", Recipe.of(dtype), case)
     assert found.text.startswith(says)
     assert found.status == ("fail" if says else "pass"), found.text
 
 
 def test_wrong_gradients_are_diagnosed_as_outputs_are() -> None:
     case = cases("discriminating", 3, spec=small_spec("hf_diffllama"))[1]
-    found = against_truth(f"{USER}:unmasked_in_the_backward", RECIPE, case)
+    found = judge_case(f"{USER}:unmasked_in_the_backward", RECIPE, case)
     assert found.status == "fail"
     lines = report(case, "hf_diffllama", RECIPE, found).splitlines()
     assert "unique: saved_sums_used_without_a_mask" in lines, lines
@@ -104,7 +104,7 @@ SPEC = small_spec("hf_diffllama")
 )
 def test_the_lines_make_the_very_case(spec: str) -> None:
     chosen = {"REFDIFF_SPEC": spec, "REFDIFF_RECIPE": "float16", "REFDIFF_SEED": "3", "REFDIFF_SIZES": "2x5x9, 1x7x7"}
-    found = conformance.chosen(chosen)
+    found = conformance.select_cases(chosen)
     large = cases("tiles", 3, spec=conformance.spec_of(spec), dtype="float16", thorough=True)[-1]
     assert {case.spec.head_dim for case in found} == ({8} if "{" in spec else {16, 64, 96, 128})
     assert large.structure.keys == 4096
@@ -129,7 +129,7 @@ def test_the_mistake_has_its_name() -> None:
         "diagnosis, one deviation at a time (oracle.diagnose tries pairs too):",
         "unique: the_other_pairs_turn",
     ]
-    assert 7 < len(lines) <= 6 + LINES
+    assert 7 < len(lines) <= 6 + DIAGNOSIS_LINES
 
 
 def test_a_case_too_large_for_a_diagnosis_leaves_it_to_the_first_that_is_not() -> None:
@@ -148,7 +148,7 @@ def test_a_case_too_large_for_a_diagnosis_leaves_it_to_the_first_that_is_not() -
 
 
 def test_an_error_comes_back_as_words() -> None:
-    found = in_words(partial(against_truth, "no.such_module:f", RECIPE, CASES[0]))
+    found = run_job(partial(judge_case, "no.such_module:f", RECIPE, CASES[0]))
     assert found == Outcome("fail", found.text)
     assert found.text.startswith("ModuleNotFoundError: No module named 'no'\nTraceback")
 

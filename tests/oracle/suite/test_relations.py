@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from refdiff.oracle import Recipe, Spec
-from refdiff.oracle.cases.values import stored
+from refdiff.oracle.cases.values import round_to_storage
 from refdiff.oracle.inputs.outputs import adapt_kernel
 from refdiff.oracle.suite import relations
 from refdiff.oracle.suite.relations import RELATIONS, DeclinedError
@@ -24,7 +24,7 @@ from tests.oracle.user_kernels import (
 
 
 def _inputs(spec: Spec, dtype: str = "float32", **lengths: int) -> dict[str, Any]:
-    return {n: stored(x, dtype) for n, x in draw(spec, **{"T": 6, "S": 9, **lengths}).items()}
+    return {n: round_to_storage(x, dtype) for n, x in draw(spec, **{"T": 6, "S": 9, **lengths}).items()}
 
 
 @pytest.mark.parametrize("relation", RELATIONS, ids=lambda r: r.__name__)
@@ -34,7 +34,7 @@ def test_holds_for_a_right_kernel(preset: str, relation: Callable[..., str]) -> 
     no_norm = ("values_scaled", "maps_swapped")
     needs = {"attention": no_norm, "diff_v2": ("groups_as_copies", *no_norm)}
     if relation.__name__ in needs.get(preset, ()):
-        with pytest.raises(DeclinedError, match="it needs"):
+        with pytest.raises(DeclinedError, match="the relation needs"):
             relation(right, spec, _inputs(spec), Recipe("float32"))
     else:
         kernel = adapt_kernel(
@@ -50,9 +50,9 @@ def test_needs_no_other_epsilon(recipe: Any, preset: str, relation: str) -> None
     spec, recipe = small(preset), Recipe.of(recipe)
     inputs = _inputs(spec, recipe.storage)
     assert getattr(relations, relation)(epsilon_compiled_in, spec, inputs, recipe) == ""
-    with pytest.raises(DeclinedError, match="it needs an ε that is nothing beside large values"):
+    with pytest.raises(DeclinedError, match="the relation needs an ε without effect on large values"):
         getattr(relations, relation)(right, spec.replace(norm_eps=1e9), inputs, recipe)
-    with pytest.raises(DeclinedError, match="it needs values"):
+    with pytest.raises(DeclinedError, match="the relation needs values"):
         getattr(relations, relation)(right, spec, {**inputs, "v": 0 * inputs["v"]}, recipe)
 
 

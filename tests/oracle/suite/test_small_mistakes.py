@@ -12,7 +12,7 @@ import pytest
 from refdiff.oracle import Recipe, Spec, cases
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.inputs import VECTORS
-from refdiff.oracle.suite.outcome import against_truth
+from refdiff.oracle.suite.outcome import judge_case
 from tests.oracle.user_kernels import dense_with_gradients
 
 HERE = "tests.oracle.suite.test_small_mistakes"
@@ -52,7 +52,7 @@ def lambda_gradient_of_the_first_map(spec: Spec, inputs: dict[str, Any], dout: A
 @functools.cache
 def _outcomes(kernel: str, profile: str, dtype: str, preset: str) -> tuple[str, ...]:
     found = cases(profile, spec=small_spec(preset), dtype=dtype)
-    return tuple(against_truth(kernel, Recipe(dtype), case).status for case in found)
+    return tuple(judge_case(kernel, Recipe(dtype), case).status for case in found)
 
 
 @pytest.mark.parametrize(
