@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from refdiff.backends import ops_for
 from refdiff.oracle.deviations.deviation import Deviation
 from refdiff.oracle.inputs import QK_WEIGHTS, kind_of
-from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.mistakes.catalogue import Call
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import attention_mask
+from refdiff.oracle.truth.forward import project
 
 Numpy = np.ndarray[Any, Any]
 
@@ -69,6 +71,28 @@ def _pages_as_they_lie(spec: Spec, inputs: Inputs) -> Inputs | None:
     return {**inputs, "block_table": np.arange(table.size).reshape(table.shape) % max(1, pages)}
 
 
+def _queries_rotated_by(positions: int) -> Callable[[Spec, Inputs], Inputs | None]:
+    """Add this many positions to those of the queries, and none to those of the keys."""
+
+    def misread(spec: Spec, inputs: Inputs) -> Inputs | None:
+        return None if spec.rope == "none" else {**inputs, "q_positions": _query_positions(spec, inputs) + positions}
+
+    return misread
+
+
+def _query_positions(spec: Spec, inputs: Inputs) -> Numpy:
+    """The positions of the queries, (B, T) or (1, T): those given, or the last ones of each sequence's keys."""
+    if "q_positions" in inputs:
+        return inputs["q_positions"]
+    core = project(spec, inputs, ops_for())
+    B, _, T, _ = core["q"].shape
+    positions = np.zeros((B, T), dtype=np.int64)
+    for part in sequences(core):
+        keys = part.inputs["k"].shape[2]
+        positions[part.batch, part.queries] = np.arange(keys - part.inputs["q"].shape[2], keys)
+    return positions
+
+
 def _positions_of_the_longest(spec: Spec, inputs: Inputs) -> Inputs | None:
     """Let the queries of every sequence stand where those of the longest do, as a batch with one position has it."""
     if "lengths" not in inputs or "q_positions" in inputs or spec.rope == "none":
@@ -109,6 +133,26 @@ def _weights_exchanged(spec: Spec, inputs: Inputs) -> Inputs | None:
     return {**inputs, q: inputs[k], k: inputs[q]} if q in inputs else None
 
 
+def _keys_and_values_exchanged(spec: Spec, inputs: Inputs) -> Inputs | None:
+    """Exchange k and v, or the weights that make them, where their shapes are the same."""
+    pairs = [
+        (name, name.replace("k", "v", 1)) for name in ("k", "k_pages", "k_proj.weight", "k_proj.bias") if name in inputs
+    ]
+    if not pairs or any(inputs[k].shape != inputs[v].shape for k, v in pairs):
+        return None
+    return {**inputs, **{k: inputs[v] for k, v in pairs}, **{v: inputs[k] for k, v in pairs}}
+
+
+def _transposed(name: str) -> Callable[[Spec, Inputs], Inputs | None]:
+    """Transpose a weight that is square."""
+
+    def misread(spec: Spec, inputs: Inputs) -> Inputs | None:
+        weight = inputs.get(name)
+        return None if weight is None or weight.shape[0] != weight.shape[1] else {**inputs, name: weight.T}
+
+    return misread
+
+
 def _sinks(misread: Callable[[Spec, Any], Any]) -> Callable[[Spec, Inputs], Inputs | None]:
     """Take other numbers for the sinks."""
     return lambda spec, inputs: {**inputs, "sinks": misread(spec, inputs["sinks"])} if "sinks" in inputs else None
@@ -127,6 +171,9 @@ INPUT_DEVIATIONS: tuple[Deviation, ...] = (
               arrays=_tokens_first("v", "v_pages")),
     Deviation("gate_read_by_token", "The gate's logits, (B, h, T, e) in memory, read as (B, T, h, e).", "layout",
               arrays=_tokens_first("gate_logits")),
+    Deviation("keys_and_values_exchanged", "k taken for v and v for k.", "layout", arrays=_keys_and_values_exchanged),
+    Deviation("q_proj_transposed", "x W of the square q_proj for x Wᵀ.", "layout", arrays=_transposed("q_proj.weight")),
+    Deviation("o_proj_transposed", "x W of the square o_proj for x Wᵀ.", "layout", arrays=_transposed("o_proj.weight")),
     Deviation("weights_of_the_qk_norm_exchanged", "The weight of the norm of k for q, and the reverse.", "qk norm",
               arrays=_weights_exchanged),
     Deviation("all_read_by_token", "q, k and v, with heads before tokens in memory, read with tokens before heads.",
@@ -136,6 +183,10 @@ INPUT_DEVIATIONS: tuple[Deviation, ...] = (
     Deviation("bias_unread", "The bias that is given not used.", "bias", arrays=_unread("bias")),
     Deviation("positions_unread", "The positions that are given not used.", "rope offset",
               arrays=_unread("q_positions", "k_positions")),
+    Deviation("query_positions_one_low", "RoPE rotates each query by its position less one: keys are one position on.",
+              "rope offset", arrays=_queries_rotated_by(-1)),
+    Deviation("query_positions_one_high", "RoPE rotates each query by its position plus one: keys are one back.",
+              "rope offset", arrays=_queries_rotated_by(1)),
     Deviation("sinks_scaled", "The sink multiplied by 1/√d, or by the spec's scale, as scores are.", "sinks",
               arrays=_sinks(lambda spec, x: x * (spec.scale or spec.head_dim**-0.5))),
     Deviation("sinks_to_base_2", "2^sink for e^sink: the sink not multiplied by log₂ e, where scores are.", "sinks",

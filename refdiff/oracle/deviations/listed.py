@@ -114,7 +114,12 @@ def probes(spec: Spec, kind: str) -> list[Inputs]:
         ),
         "packed": (Structure(packed=((3, 3), (4, w + 6), (5, 5 + w))), Structure(packed=((6, 4), (2, w + 4)))),
         "paged": (Structure(pages=((1, w + 9), (1, 3), (1, w + 6))), Structure(pages=((3, w + 7), (1, w + 5)))),
-        "layer": (Structure(queries=5, keys=w + 8, hidden=D), Structure(queries=w + 5, keys=w + 5, hidden=D)),
+        "layer": (
+            Structure(queries=5, keys=w + 8, hidden=D),
+            Structure(queries=w + 5, keys=w + 5, hidden=D),
+            Structure(queries=3, keys=4, hidden=spec.query_heads * spec.head_dim),  # q_proj is square
+            Structure(queries=3, keys=4, hidden=spec.heads * spec.out_dim),  # o_proj is square
+        ),
     }
     if kind not in shapes:
         raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(map(repr, KINDS))}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from refdiff.arrays import Array, namespace
+from refdiff.layers import value_pairs_hf
 from refdiff.oracle.mistakes.catalogue import EDIFICE, HF, MOTIF, UNILM, Call, Mistake
 
 EAGER = f"{UNILM}/blob/master/Diff-Transformer/multihead_diffattn.py"
@@ -43,6 +44,12 @@ def _keys_repeated_before_they_pair(call: Call) -> Any:
     return call(k=xp.repeat(call.k, n, axis=1), v=xp.repeat(call.v, n, axis=1))
 
 
+def _keys_tiled_before_they_pair(call: Call) -> Any:
+    xp, d, n = namespace(call.q), call.q.shape[-1], call.q.shape[1] // call.k.shape[1]
+    heads = xp.concat([call.v[..., :d], call.v[..., d:]], axis=1)  # value_pairs_hf, undone
+    return call(k=xp.concat([call.k] * n, axis=1), v=value_pairs_hf(xp.concat([heads] * n, axis=1)))
+
+
 def _keys_tiled(call: Call) -> Any:
     n, xp = call.q1.shape[1] // call.k1.shape[1], namespace(call.q1)
     return call(**{name: xp.concat([call.given[name]] * n, axis=1) for name in ("k1", "k2", "v")})
@@ -51,6 +58,11 @@ def _keys_tiled(call: Call) -> Any:
 def _values_joined_in_the_other_order(call: Call) -> Any:
     half = call.v.shape[1] // 2
     return call(v=namespace(call.v).concat([call.v[:, half:, ...], call.v[:, :half, ...]], axis=1))
+
+
+def _values_joined_with_themselves(call: Call) -> Any:
+    first = call.v[:, : call.v.shape[1] // 2, ...]
+    return namespace(call.v).concat([first, first], axis=-1)
 
 
 def _heads_laid_out_before_tokens(call: Call) -> Any:
@@ -124,11 +136,15 @@ HEAD_MISTAKES: tuple[Mistake, ...] = (
             "diff_heads_paper", "gqa", _keys_repeated_before_they_pair, "F5", EAGER),
     Mistake("keys_tiled", "Head i on key head i mod k of each map's k, where i // n is meant.", "diff_attention", "gqa",
             _keys_tiled),
+    Mistake("keys_tiled_before_they_pair",
+            "Query head i on key and value head i mod K, where i // (H / K) is meant: tiled, then paired.",
+            "diff_heads_hf", "gqa", _keys_tiled_before_they_pair),
     Mistake("neighboring_values_joined",
             "Values 2j, 2j + 1 joined, where j, j + K/2 are: the output of v_proj read as K/2 heads of 2d.",
             "value_pairs_hf", "vlay", lambda call: call(v=_evens_then_odds(call.v)), "F6", ""),
     Mistake("values_joined_in_the_other_order", "[v_{j + K/2} ; v_j].", "value_pairs_hf", "vlay",
             _values_joined_in_the_other_order),
+    Mistake("values_joined_with_themselves", "[v_j ; v_j].", "value_pairs_hf", "vlay", _values_joined_with_themselves),
     Mistake("keys_crossed", "Q₁ on K₂ and Q₂ on K₁.", "diff_attention", "k1/k2 crossed",
             lambda call: call(k1=call.k2, k2=call.k1)),
     Mistake("one_key_for_both", "K₁ for both maps, as in v2.", "diff_attention", "k1/k2 crossed",

@@ -23,16 +23,26 @@ SPECS = {
     **{name: small("hf_diffllama", sinks=True) for name in BY_NAME if name.startswith("sinks_")},
 }
 
+NOTHING_MISREAD = {
+    "gate_read_by_token": GATED,
+    "keys_and_values_exchanged": small("ms_v1"),  # of other shapes
+    **dict.fromkeys(("query_positions_one_low", "query_positions_one_high"), small("timm")),  # no RoPE
+}
+
 
 def dense(**more: Any) -> dict[str, Any]:
     return {**draw(HF), **more}
 
 
+SQUARE = draw_values(HF, Structure(queries=3, keys=4, hidden=HF.query_heads * HF.head_dim), "discriminating", 3)
+"""A layer whose q_proj and o_proj are square."""
 FIT: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("queries_read_by_token", "all_read_by_token"), dense()),
     "keys_read_by_token": draw_values(HF, Structure(pages=((1, 8), (1, 9))), "discriminating", 3),
     "values_read_by_token": dense(),
     **{name: draw(spec) for name, spec in SPECS.items()},
+    **dict.fromkeys(("keys_and_values_exchanged", "query_positions_one_low", "query_positions_one_high"), dense()),
+    **dict.fromkeys(("q_proj_transposed", "o_proj_transposed"), SQUARE),
     "padding_seen": dense(key_mask=np.array([[False] * 3 + [True] * 4] * 2)),
     "mask_unread": dense(mask=np.tri(5, 7, 2, dtype=np.bool_)[:, ::-1]),
     "bias_unread": dense(bias=np.arange(7.0)),
@@ -61,6 +71,27 @@ def test_is_another_output_on_its_input_and_fits_no_plain_one(name: str) -> None
     assert not np.allclose(wrong, right)
 
 
+@pytest.mark.parametrize(
+    ("structure", "positions"),
+    [
+        (Structure(queries=3, keys=5), [[2, 3, 4]]),
+        (Structure(packed=((2, 4), (3, 3))), [[2, 3, 0, 1, 2]]),
+        (Structure(pages=((2, 7), (2, 9))), [[5, 6], [7, 8]]),
+        (Structure(pages=((2, 7), (3, 9))), [[5, 6, 6, 7, 8]]),
+        (Structure(queries=3, keys=5, hidden=11), [[2, 3, 4]]),
+    ],
+    ids=["dense", "packed", "paged", "packed and paged", "layer"],
+)
+@pytest.mark.parametrize(("name", "by"), [("query_positions_one_low", -1), ("query_positions_one_high", 1)])
+def test_queries_one_position_off(structure: Structure, positions: list[list[int]], name: str, by: int) -> None:
+    inputs = draw_values(HF, structure, "discriminating", 3)
+    problem = deviated(HF, inputs, [BY_NAME[name]])
+    assert problem is not None
+    assert np.array_equal(
+        problem.inputs["q_positions"], np.broadcast_to(positions, problem.inputs["q_positions"].shape) + by
+    )
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_positions_of_the_longest_sequence(packed: bool) -> None:
     """As if the queries of every sequence were the last of the longest; that one is right."""
@@ -75,7 +106,7 @@ def test_positions_of_the_longest_sequence(packed: bool) -> None:
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_where_nothing_is_to_be_misread_the_output_is_right_or_there_is_no_such_kernel(name: str) -> None:
-    spec = GATED if name == "gate_read_by_token" else HF
+    spec = NOTHING_MISREAD.get(name, HF)
     inputs = draw(spec)
     problem = deviated(spec, inputs, [BY_NAME[name]])
     if name.endswith("_read_by_token"):  # a lone token has no other order

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from refdiff.oracle import cases, diagnose
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.deviations.tiles import UNUSUAL
 from refdiff.oracle.spec.presets import YARN
-from tests.oracle.diagnosis.outputs import kernel, named
+from refdiff.oracle.strategies import Structure, draw
+from tests.oracle.diagnosis.outputs import kernel, named, rounded
 
 LAST = {"partial_rotary_factor": 0.25, "rotary_at": "last"}
 QK = {"qk_norm": "rms", "qk_norm_weight": True}
@@ -62,7 +64,8 @@ def test_each_has_its_name(preset: str, fields: dict[str, Any], name: str) -> No
         *((name, "discriminating", 1) for name in (
             "attention_over_heads", "mask_inverted", "queries_and_keys_normed", "softmax_of_the_difference",
             "subtracted_before_the_softmax", "lambda_on_both", "bfloat16_bits_read_as_integers",
-            "only_half_of_the_width_turns", "neighboring_keys_on_halved_queries",
+            "only_half_of_the_width_turns", "neighboring_keys_on_halved_queries", "values_joined_with_themselves",
+            "keys_and_values_exchanged", "query_positions_one_low", "query_positions_one_high",
         )),
         ("sequences_seen_together", "layout", 0),
         ("pages_as_they_lie", "serving", 0),
@@ -77,4 +80,31 @@ def test_mistakes_of_published_kernels_have_their_names(name: str, profile: str,
     case = cases(profile, 7, spec=small_spec("hf_diffllama"), dtype=dtype)[place]
     wrong = kernel(case, [next((d for d in UNUSUAL if d.name == name), None) or named("hf_diffllama", name)])
     found = diagnose(wrong, case.spec, case.inputs, recipe=dtype, max_deviations=1)
+    assert found.name == name, str(found)
+
+
+def test_key_heads_tiled_before_they_pair_have_their_name() -> None:
+    """Query head i on key head i mod K, as where a product broadcasts over heads by repeating the whole."""
+    case = cases("discriminating", 7, spec=small_spec("hf_diffllama"))[1]
+    n = case.spec.query_heads // case.spec.key_heads
+    tiled = {name: np.concatenate([case.inputs[name]] * n, axis=1) for name in ("k", "v")}
+    out = rounded(case.spec.replace(key_heads=case.spec.query_heads), {**case.inputs, **tiled})["out"]
+    found = diagnose(out, case.spec, case.inputs, recipe="float32", max_deviations=1)
+    assert found.name == "keys_tiled_before_they_pair", str(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("q_proj_transposed", ("q_proj.weight", "q_proj.weight")),
+        ("o_proj_transposed", ("o_proj.weight", "o_proj.weight")),
+        ("keys_and_values_exchanged", ("k_proj.weight", "v_proj.weight")),
+    ],
+)
+def test_wrong_weights_of_a_layer_have_their_name(name: str, weights: tuple[str, str]) -> None:
+    spec = small_spec("hf_diffllama")
+    inputs = draw(spec, Structure(queries=6, keys=6, hidden=spec.query_heads * spec.head_dim), "discriminating", 7)
+    one, other = weights
+    swapped = {one: inputs[other], other: inputs[one]} if one != other else {one: inputs[one].T}
+    found = diagnose(rounded(spec, {**inputs, **swapped})["out"], spec, inputs, recipe="float32", max_deviations=1)
     assert found.name == name, str(found)
