@@ -16,7 +16,7 @@ import numpy as np
 from refdiff.backends import overlay
 from refdiff.oracle import Recipe, Spec, truth
 from refdiff.oracle.rounding import round_to
-from refdiff.oracle.rounding.ensemble import quantised
+from refdiff.oracle.rounding.ensemble import quantise
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT, Arithmetic
 from refdiff.oracle.rounding.rounded_layers import rounded_ops, scores_of_maps
 
@@ -51,7 +51,7 @@ def tiled(spec: Spec, inputs: dict[str, Any], *, tile: int = 64, mistake: str = 
 
     with np.errstate(all="ignore"):
         ops = overlay(rounded_ops(recipe, ORDER), wrap)
-        out = truth(spec, quantised(inputs, recipe), want=("out",), ops=ops).out
+        out = truth(spec, quantise(inputs, recipe), want=("out",), ops=ops).out
         return round_to(np.asarray(out), recipe.storage).astype(inputs["x" if "x" in inputs else "q"].dtype)
 
 

@@ -12,7 +12,7 @@ from refdiff.oracle.deviations.deviation import ops_with
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import CATALOGUE
-from refdiff.oracle.rounding.ensemble import evaluate, quantised
+from refdiff.oracle.rounding.ensemble import evaluate, quantise
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
 from refdiff.oracle.truth.backward import backward
 
@@ -24,7 +24,7 @@ def _dtype(inputs: dict[str, Any]) -> Any:
 def right(spec: Spec, inputs: dict[str, Any]) -> Any:
     """Rounded as its inputs are, in an order that no budget is made of."""
     recipe = Recipe.of(str(_dtype(inputs)))
-    return evaluate(spec, quantised(inputs, recipe), recipe, HELD_OUT[0])["out"].astype(_dtype(inputs))
+    return evaluate(spec, quantise(inputs, recipe), recipe, HELD_OUT[0])["out"].astype(_dtype(inputs))
 
 
 def dense_with_gradients(spec: Spec, inputs: dict[str, Any], dout: Any = None) -> Any:
@@ -33,7 +33,7 @@ def dense_with_gradients(spec: Spec, inputs: dict[str, Any], dout: Any = None) -
     if "k" not in inputs or "cu_seqlens_q" in inputs:
         return NotImplemented
     recipe = Recipe.of(str(_dtype(inputs)))
-    found = evaluate(spec, quantised(inputs, recipe), recipe, HELD_OUT[1], np.asarray(dout, dtype=np.float64))
+    found = evaluate(spec, quantise(inputs, recipe), recipe, HELD_OUT[1], np.asarray(dout, dtype=np.float64))
     sums = truth(spec, inputs, want=spec.lse_names)
     stored = {name: x.astype(_dtype(inputs)) if x.ndim == 4 else x for name, x in found.items()}
     return {**stored, **{name: getattr(sums, name) for name in spec.lse_names}}
@@ -116,7 +116,7 @@ def in_float64(spec: Spec, inputs: dict[str, Any]) -> Any:
 
 def not_stored(spec: Spec, inputs: dict[str, Any]) -> Any:
     """In float32 whatever its inputs are, as a kernel that forgets its last cast."""
-    return truth(spec, quantised(inputs, Recipe.of(str(_dtype(inputs))))).out.astype(np.float32)
+    return truth(spec, quantise(inputs, Recipe.of(str(_dtype(inputs))))).out.astype(np.float32)
 
 
 def stored_and_widened(spec: Spec, inputs: dict[str, Any]) -> Any:

@@ -19,9 +19,9 @@ from refdiff.oracle.budget.row_sample import (
     is_dense,
     is_large,
     least_row_error,
-    only_queries,
     sampled_queries,
-    scaled,
+    scale_estimates,
+    select_queries,
 )
 from refdiff.oracle.budget.statistics import (
     LIMITS,
@@ -38,8 +38,8 @@ from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.inputs.validation import nonfinite_warnings
 from refdiff.oracle.printing import array_summary
 from refdiff.oracle.rounding import FORMATS, round_to, ulp
-from refdiff.oracle.rounding.ensemble import groups_of, members_of, quantised, score_errors
-from refdiff.oracle.rounding.evaluation_order import SMALLEST, error_of_sums
+from refdiff.oracle.rounding.ensemble import quantise, rounding_groups, run_members, score_errors
+from refdiff.oracle.rounding.evaluation_order import SMALLEST_NORMAL, sum_error
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.resolve import resolve_spec
@@ -52,7 +52,7 @@ from refdiff.oracle.verdict.verdict import TensorVerdict, Verdict
 
 Numpy = np.ndarray[Any, Any]
 NARROW = ("bfloat16", "float16")
-BY_ROWS = {
+ROW_AXES = {
     "out": "b h t",
     "dq": "b H t",
     "dk": "b K s",
@@ -61,9 +61,9 @@ BY_ROWS = {
     "dk_pages": "page K slot",
     "dv_pages": "page V slot",
 }
-BY_QUERY = ("out", "dq", "dgate_logits", "dx", "dlambda_logits", "lse", "lse1", "lse2", "lambda_full")
+QUERY_TENSORS = ("out", "dq", "dgate_logits", "dx", "dlambda_logits", "lse", "lse1", "lse2", "lambda_full")
 """What has a row for each query: of padding they may be anything where the spec says so."""
-BY_ROWS_OF_LAYER = {"out": "b t", "dx": "b t", "dx_past": "b t"}
+LAYER_ROW_AXES = {"out": "b t", "dx": "b t", "dx_past": "b t"}
 
 
 @dataclass(frozen=True)
@@ -124,10 +124,10 @@ class Budget:
                 raise ValueError(f"{name!r} cannot be judged{hint}: there are {', '.join(self.names)}")
         with np.errstate(over="ignore", invalid="ignore"):
             arrays = {name: read_output(x, name) for name, x in given.items()}
-            tensors = {name: self._one(name, x, limits) for name, x in arrays.items()}
+            tensors = {name: self._judge_tensor(name, x, limits) for name, x in arrays.items()}
         return Verdict(tensors, self.recipe.name, nonfinite_warnings(self.inputs))
 
-    def _one(self, name: str, given: Numpy, limits: Limits) -> TensorVerdict:
+    def _judge_tensor(self, name: str, given: Numpy, limits: Limits) -> TensorVerdict:
         actual, by_rows = given.astype(np.float64), self.tensors.get(name)
         expected, allowed = self.absolute(name) if by_rows is None else (by_rows.expected, by_rows.rows)
         if actual.shape == expected.shape and (padded := self.padded(name)) is not None:
@@ -149,7 +149,7 @@ class Budget:
 
     def padded(self, name: str) -> Numpy | None:
         """Which rows of a tensor are of queries that are padding and may be anything, broadcastable to it; or None."""
-        found = padded_queries(self.spec, self.inputs) if name in BY_QUERY else None
+        found = padded_queries(self.spec, self.inputs) if name in QUERY_TENSORS else None
         if found is None or (name == "lambda_full" and self.spec.lambda_form != "sigmoid"):
             return None
         if name in (*self.spec.lse_names, "lambda_full"):
@@ -172,9 +172,9 @@ class Budget:
     def _score_errors(self) -> tuple[Numpy, Numpy]:
         if self.sample is None:
             return score_errors(self.spec, self.inputs, self.recipe, self.members)
-        some, part = only_queries(self.spec, self.inputs, self.sample.queries)
+        some, part = select_queries(self.spec, self.inputs, self.sample.queries)
         first, second = score_errors(some, part, self.recipe, self.members)
-        return self.sample.extended(first), self.sample.extended(second)
+        return self.sample.extend(first), self.sample.extend(second)
 
     def _lse(self, name: str) -> tuple[Numpy, Numpy]:
         expected = np.asarray(getattr(truth(self.spec, self.inputs, want=(name,)), name))
@@ -208,18 +208,18 @@ def budget(
     """
     spec = resolve_spec(spec, inputs)
     recipe = Recipe.of(recipe)
-    exact = quantised(inputs, recipe)
-    if dout is None and is_large(spec, exact) and (sampled := _of_sample(spec, exact, recipe, members)):
+    exact = quantise(inputs, recipe)
+    if dout is None and is_large(spec, exact) and (sampled := _sampled_budget(spec, exact, recipe, members)):
         return sampled
-    heard = TermRecorder(spec)
+    recorder = TermRecorder(spec)
     if dout is not None:
         dout = round_to(read_output(dout, "dout").astype(np.float64), recipe.storage)
-    right = truth(spec, exact, dout=dout, want=("out",), ops=heard.ops())
+    right = truth(spec, exact, dout=dout, want=("out",), ops=recorder.ops())
     expected = {"out": np.asarray(right.out), **{f"d{name}": g for name, g in right.grads.items()}}
-    runs = members_of(spec, exact, recipe, members, dout)
-    rows = BY_ROWS_OF_LAYER if is_layer(exact) else BY_ROWS
+    runs = run_members(spec, exact, recipe, members, dout)
+    rows = LAYER_ROW_AXES if is_layer(exact) else ROW_AXES
     tensors, sums = {}, {}
-    norms = term_norms(spec, project(spec, exact, ops_for()), heard, right.grads) if right.grads else {}
+    norms = term_norms(spec, project(spec, exact, ops_for()), recorder, right.grads) if right.grads else {}
     for name, y in expected.items():
         found = [run[name] for run in runs]
         if name in rows or "_proj." in name:
@@ -227,12 +227,12 @@ def budget(
             if name == "out" and not is_layer(exact):
                 hard = bounds(spec, exact, recipe)
             divisor = _norm_weight(spec, exact) if name == "out" else None
-            tensors[name] = _by_rows(name, y, found, hard, recipe, rows.get(name, "row"), divisor)
+            tensors[name] = _row_budget(name, y, found, hard, recipe, rows.get(name, "row"), divisor)
             if name == "out" and is_dense(spec, exact):
-                tensors[name] = _without_luck(tensors[name], spec, exact, recipe)
+                tensors[name] = _raise_lucky_rows(tensors[name], spec, exact, recipe)
         else:
-            _, count = heard.of_sums.get(name[1:], (None, 0))
-            sums[name] = (y, _of_sums(y, found, norms.get(name[1:], np.asarray(0.0)), count, recipe))
+            _, count = recorder.token_sums.get(name[1:], (None, 0))
+            sums[name] = (y, _sum_allowance(y, found, norms.get(name[1:], np.asarray(0.0)), count, recipe))
     if "dlambda_logits" in sums:
         y, allowed = sums["dlambda_logits"]
         off = sigmoid_error(exact["lambda_logits"], right.grads["lambda_full"], recipe)
@@ -244,30 +244,30 @@ def budget(
     return Budget(spec, exact, recipe, members, tensors, sums)
 
 
-def _without_luck(found: RowBudget, spec: Spec, inputs: Inputs, recipe: Recipe) -> RowBudget:
+def _raise_lucky_rows(found: RowBudget, spec: Spec, inputs: Inputs, recipe: Recipe) -> RowBudget:
     """Raise E_r of an output where it is small by luck (`least_row_error`)."""
-    heard = RowSizeRecorder()
-    truth(spec, inputs, want=("out",), ops=heard.ops())
-    least = least_row_error(spec, inputs, recipe, heard.sizes(), found.expected, found.rows)
+    recorder = RowSizeRecorder()
+    truth(spec, inputs, want=("out",), ops=recorder.ops())
+    least = least_row_error(spec, inputs, recipe, recorder.sizes(), found.expected, found.rows)
     return replace(found, rows=np.maximum(found.rows, np.minimum(least, found.bounds)))
 
 
-def _of_sample(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) -> Budget | None:
+def _sampled_budget(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) -> Budget | None:
     """The budget of a large output, from all orders of some queries (`row_sample`); None where it takes all of them."""
-    heard = RowSizeRecorder()
-    y = np.asarray(truth(spec, inputs, want=("out",), ops=heard.ops()).out)
-    sizes = heard.sizes()
+    recorder = RowSizeRecorder()
+    y = np.asarray(truth(spec, inputs, want=("out",), ops=recorder.ops()).out)
+    sizes = recorder.sizes()
     with np.errstate(over="ignore", invalid="ignore"):
         estimate = sizes.row_error(spec, inputs, recipe, y)
         rows = sampled_queries(spec, inputs, recipe, sizes, estimate, y)
     if len(rows) == y.shape[2]:
         return None
-    some, part = only_queries(spec, inputs, rows)
-    runs = [run["out"] for run in members_of(some, part, recipe, members, None)]
+    some, part = select_queries(spec, inputs, rows)
+    runs = [run["out"] for run in run_members(some, part, recipe, members, None)]
     hard, divisor = bounds(some, part, recipe), _norm_weight(spec, inputs)
-    of_rows = _by_rows("out", y[:, :, rows], runs, hard, recipe, BY_ROWS["out"], divisor)
-    of_rows = _without_luck(of_rows, some, part, recipe)
-    known = scaled(estimate, rows, of_rows.rows, ~of_rows.doubtful)
+    of_rows = _row_budget("out", y[:, :, rows], runs, hard, recipe, ROW_AXES["out"], divisor)
+    of_rows = _raise_lucky_rows(of_rows, some, part, recipe)
+    known = scale_estimates(estimate, rows, of_rows.rows, ~of_rows.doubtful)
     if known is None:
         return None
     floor, _ = _floor(y, recipe)
@@ -275,15 +275,15 @@ def _of_sample(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) -> Budg
         of_rows,
         expected=y,
         rows=np.maximum(known, floor),
-        bounds=_spread(of_rows.bounds, rows, np.full(known.shape, np.inf)),
-        doubtful=_spread(of_rows.doubtful, rows, np.zeros(known.shape, dtype=np.bool_)),
+        bounds=_fill_sampled(of_rows.bounds, rows, np.full(known.shape, np.inf)),
+        doubtful=_fill_sampled(of_rows.doubtful, rows, np.zeros(known.shape, dtype=np.bool_)),
         factor=of_rows.factor and of_rows.factor.at(rows, y.shape[2]),
         sampled=rows,
     )
     return Budget(spec, inputs, recipe, members, {"out": found}, sample=RowSample(rows, sizes.reach))
 
 
-def _spread(some: Numpy, queries: Numpy, others: Numpy) -> Numpy:
+def _fill_sampled(some: Numpy, queries: Numpy, others: Numpy) -> Numpy:
     others[..., queries] = some
     return others
 
@@ -296,7 +296,7 @@ def _norm_weight(spec: Spec, inputs: Inputs) -> Numpy | float | None:
     return weight if np.all(weight) else None
 
 
-def _by_rows(
+def _row_budget(
     name: str,
     y: Numpy,
     runs: list[Numpy],
@@ -322,7 +322,7 @@ def _by_rows(
             "this is a mistake of refdiff; please report it with the inputs"
         )
     relative = "row" if name == "out" else "tensor"
-    factor = common_factor(y, runs, ~doubtful, recipe.storage, divisor, lost_below, groups_of(len(runs)))
+    factor = common_factor(y, runs, ~doubtful, recipe.storage, divisor, lost_below, rounding_groups(len(runs)))
     return RowBudget(y, rows, hard, largest_slope, recipe.storage, axes, doubtful, relative, factor)
 
 
@@ -332,15 +332,15 @@ def _floor(y: Numpy, recipe: Recipe) -> tuple[Numpy, float]:
     size = root_mean_square(np.where(finite, y, 0.0))
     # what is below the type's range may be lost, and so may the weights that a processor which flushes takes for zero,
     # one for each row, with all that the largest rows are multiplied by
-    flushed = SMALLEST * max(1.0, size.size * float(np.max(size, initial=0.0)))
+    flushed = SMALLEST_NORMAL * max(1.0, size.size * float(np.max(size, initial=0.0)))
     lost_below = max(FORMATS[recipe.storage].tiny, flushed)
     return row_floor(size, recipe) + np.where(np.any(finite & (y != 0), axis=-1), lost_below, 0.0), lost_below
 
 
-def _of_sums(y: Numpy, runs: list[Numpy], norm: Numpy, count: int, recipe: Recipe) -> Numpy:
+def _sum_allowance(y: Numpy, runs: list[Numpy], norm: Numpy, count: int, recipe: Recipe) -> Numpy:
     """What a sum may be off by; with `count` terms that kernels add in any order, and members in one."""
     off = np.max([np.where(np.isfinite(run), np.abs(run - y), np.inf) for run in runs], axis=0)
-    of_order = THRESHOLDS.sum_order * error_of_sums(count, recipe.accumulate) if count else 0.0
+    of_order = THRESHOLDS.sum_order * sum_error(count, recipe.accumulate) if count else 0.0
     by_terms = (THRESHOLDS.sum_terms * recipe.u + of_order) * norm + 2 * ulp(y, recipe.storage)
     allowed: Numpy = np.maximum(by_terms, THRESHOLDS.sum_members * off)
     return allowed

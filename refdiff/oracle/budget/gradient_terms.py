@@ -14,7 +14,7 @@ from refdiff.backends import Ops, ops_for, overlay
 from refdiff.oracle.inputs import QK_WEIGHTS, VECTORS
 from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.rounding import FORMATS
-from refdiff.oracle.rounding.evaluation_order import error_of_sums
+from refdiff.oracle.rounding.evaluation_order import sum_error
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
@@ -33,27 +33,27 @@ Numpy = np.ndarray[Any, Any]
 class TermRecorder:
     """The layers, with an ear for the terms of sums: Σ g ⊙ A₂ V for λ, Σ g ⊙ x̂ for the weight, and those of sinks.
 
-    of_sums: by name, ‖terms‖² of each sum over tokens that is not within a layer, and how many terms it has.
+    token_sums: by name, ‖terms‖² of each sum over tokens that is not within a layer, and how many terms it has.
     """
 
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
-        self.of_sinks = np.zeros(spec.query_heads)
-        self.of_lambda: list[Numpy] = []
-        self.of_weight: list[Numpy] = []
-        self.of_sums: dict[str, tuple[Numpy, int]] = {}
+        self.sink_squares = np.zeros(spec.query_heads)
+        self.lambda_squares: list[Numpy] = []
+        self.weight_squares: list[Numpy] = []
+        self.token_sums: dict[str, tuple[Numpy, int]] = {}
 
     def ops(self) -> Ops:
         """The layers to compute with."""
-        total = self._listen(sum_over_tokens, self._sum)
+        total = self._record(sum_over_tokens, self._note_sum)
         return Ops(**vars(overlay(ops_for(), self._wrap)), sum_over_tokens=total)
 
     def _wrap(self, name: str, layer: Callable[..., Any]) -> Callable[..., Any]:
         if name == "diff_attention_vjp":
-            return self._listen(layer, self._attention)
-        return self._listen(layer, self._norm) if name == "rms_norm_vjp" else layer
+            return self._record(layer, self._note_attention)
+        return self._record(layer, self._note_norm) if name == "rms_norm_vjp" else layer
 
-    def _listen(self, layer: Callable[..., Any], note: Callable[..., None]) -> Callable[..., Any]:
+    def _record(self, layer: Callable[..., Any], note: Callable[..., None]) -> Callable[..., Any]:
         @functools.wraps(layer)
         def call(*args: Any, **options: Any) -> Any:
             note(*args, **options)
@@ -61,26 +61,26 @@ class TermRecorder:
 
         return call
 
-    def _attention(self, g: Numpy, *args: Any, **options: Any) -> None:
-        q1, k1, q2, k2, v, lambda_, *see = args
-        second = layers.diff_attention(q1, k1, q2, k2, v, 0 * lambda_, *see, **options) - layers.diff_attention(
-            q1, k1, q2, k2, v, 0 * lambda_ + 1, *see, **options
+    def _note_attention(self, g: Numpy, *args: Any, **options: Any) -> None:
+        q1, k1, q2, k2, v, lambda_, *masks = args
+        second = layers.diff_attention(q1, k1, q2, k2, v, 0 * lambda_, *masks, **options) - layers.diff_attention(
+            q1, k1, q2, k2, v, 0 * lambda_ + 1, *masks, **options
         )
-        self.of_lambda.append(np.sum((g * second) ** 2, axis=-1))
+        self.lambda_squares.append(np.sum((g * second) ** 2, axis=-1))
         if self._spec.sinks:
-            mask, bias = see
+            mask, bias = masks
             s = AttentionOperands(q1, k1, q2, k2, v, lambda_, bias, mask, mask, **options)
-            self.of_sinks += sum_over_heads(self._spec, _sink_squares(g, s))
+            self.sink_squares += sum_over_heads(self._spec, _sink_squares(g, s))
 
-    def _sum(self, terms: Numpy, name: str, per_head: bool) -> None:
+    def _note_sum(self, terms: Numpy, name: str, per_head: bool) -> None:
         squares = sum_over_tokens(terms**2, name, per_head)
-        before, count = self.of_sums.get(name, (np.zeros(()), 0))
-        self.of_sums[name] = before + squares, count + terms.size // squares.size
+        before, count = self.token_sums.get(name, (np.zeros(()), 0))
+        self.token_sums[name] = before + squares, count + terms.size // squares.size
 
-    def _norm(self, g: Numpy, x: Numpy, weight: Numpy | None, eps: float) -> None:
+    def _note_norm(self, g: Numpy, x: Numpy, weight: Numpy | None, eps: float) -> None:
         if weight is not None:
             terms = g * layers.rms_norm(x, None, eps)
-            self.of_weight.append(np.sum(terms.reshape(-1, x.shape[-1]) ** 2, axis=0))
+            self.weight_squares.append(np.sum(terms.reshape(-1, x.shape[-1]) ** 2, axis=0))
 
 
 def _sink_squares(g: Numpy, s: AttentionOperands) -> Numpy:
@@ -103,7 +103,7 @@ def _sink_squares(g: Numpy, s: AttentionOperands) -> Numpy:
     return np.stack(found)
 
 
-def term_norms(spec: Spec, core: Inputs, heard: TermRecorder, grads: dict[str, Numpy]) -> dict[str, Numpy]:
+def term_norms(spec: Spec, core: Inputs, recorder: TermRecorder, grads: dict[str, Numpy]) -> dict[str, Numpy]:
     """‖terms‖₂ of each gradient that is a sum, under the names of the inputs.
 
     Shapes:
@@ -112,23 +112,23 @@ def term_norms(spec: Spec, core: Inputs, heard: TermRecorder, grads: dict[str, N
     B, _, T, _ = core["q"].shape
     squares = np.zeros((B, spec.heads, T))
     parts = (part for part in sequences(core) if not part.is_empty)
-    for part, square in zip(parts, heard.of_lambda, strict=True):
-        squares[part.at] = square
+    for part, square in zip(parts, recorder.lambda_squares, strict=True):
+        squares[part.index] = square
     found: dict[str, Numpy] = {}
     by_token = np.sqrt(squares)
     if spec.sinks:
-        found["sinks"] = np.sqrt(heard.of_sinks)
+        found["sinks"] = np.sqrt(recorder.sink_squares)
     if not spec.is_plain:
-        found |= _of_lambda(spec, core, by_token, grads["lambda_full"].ndim)
-    if heard.of_weight:
-        found["norm_weight"] = np.sqrt(np.sum(heard.of_weight, axis=0))
-    found |= {name: np.sqrt(squares) for name, (squares, _) in heard.of_sums.items()}
+        found |= _lambda_norms(spec, core, by_token, grads["lambda_full"].ndim)
+    if recorder.weight_squares:
+        found["norm_weight"] = np.sqrt(np.sum(recorder.weight_squares, axis=0))
+    found |= {name: np.sqrt(squares) for name, (squares, _) in recorder.token_sums.items()}
     for name in set(QK_WEIGHTS) & set(grads):
         found[name] = np.asarray(math.sqrt(float(np.mean(grads[name] ** 2))))  # of terms of either sign as much
     return found
 
 
-def _of_lambda(spec: Spec, core: Inputs, by_token: Numpy, ndim: int) -> dict[str, Numpy]:
+def _lambda_norms(spec: Spec, core: Inputs, by_token: Numpy, ndim: int) -> dict[str, Numpy]:
     """Those of λ, from those of each token's, and of what λ is made of."""
     of_lambda = {
         3: by_token,
@@ -180,5 +180,5 @@ def exponential_error(q: Numpy, k: Numpy, gradient: Numpy) -> Numpy:
     Shapes:
         q, k, gradient (d,) or (h, d)
     """
-    off = error_of_sums(q.shape[-1]) * np.sqrt(np.sum((q * k) ** 2, axis=-1, keepdims=True))
+    off = sum_error(q.shape[-1]) * np.sqrt(np.sum((q * k) ** 2, axis=-1, keepdims=True))
     return np.asarray(THRESHOLDS.sum_members * off * np.abs(gradient))

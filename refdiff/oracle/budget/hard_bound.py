@@ -26,13 +26,13 @@ from refdiff.oracle.truth.attention_operands import (
     AttentionOperands,
     attention_operands,
     center,
+    compute_lambda,
     lambda_init,
-    lambda_of,
+    prepare_qk,
     query_factor,
-    rotated,
     scores,
 )
-from refdiff.oracle.truth.forward import cut_rows, of_heads, operand_tiles, out_factor
+from refdiff.oracle.truth.forward import broadcast_to_heads, operand_tiles, out_factor, split_norm_rows
 
 Numpy = np.ndarray[Any, Any]
 U32 = FORMATS["float32"].u
@@ -53,17 +53,17 @@ def bounds(spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
     found = np.full((B, spec.heads, T), math.inf)
     for part in sequences(core):
         if not part.is_empty:
-            found[part.at] = _dense(spec, part.inputs, recipe)
+            found[part.index] = _dense_bounds(spec, part.inputs, recipe)
         elif not spec.norm_bias:  # which else is all that such a row is
-            found[part.at] = 0.0
+            found[part.index] = 0.0
     return found
 
 
-def _dense(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
+def _dense_bounds(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
     ops = ops_for()
     s = attention_operands(spec, inputs, ops)
     lambda_ = np.abs(s.lambda_full)
-    (o1, d1), (o2, d2) = (_of_tiles(spec, inputs, s, recipe, number) for number in (1, 2))
+    (o1, d1), (o2, d2) = (_tiled_map_error(spec, inputs, s, recipe, number) for number in (1, 2))
     u_o = FORMATS[recipe.o or recipe.storage].u
     off = lambda_error(spec, inputs, recipe)
     heads = o1 - s.lambda_full * o2
@@ -71,7 +71,7 @@ def _dense(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
         d1 + lambda_ * d2 + off * (np.abs(o2) + d2) + 3 * u_o * (np.abs(o1) + lambda_ * np.abs(o2) + d1 + lambda_ * d2)
     )
     error = error + 4 * FORMATS[recipe.o or recipe.storage].tiny
-    heads, error = _normed(spec, inputs, recipe, heads, error)
+    heads, error = _normalize(spec, inputs, recipe, heads, error)
     factor = np.abs(out_factor(spec, inputs, ops))
     size, error = np.abs(factor * heads), factor * error
     if "lambda_init" in spec.out_scale:
@@ -85,9 +85,11 @@ def _dense(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
     return root_mean_square(np.where(np.isfinite(error), error, np.finfo(np.float64).max / 2**600))
 
 
-def _of_tiles(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe, number: int) -> tuple[Numpy, ...]:
-    """`_map` from tile to tile of queries."""
-    parts = [_map(spec, inputs, tile, recipe, number) for tile in operand_tiles(s)]
+def _tiled_map_error(
+    spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe, number: int
+) -> tuple[Numpy, ...]:
+    """`_map_error` from tile to tile of queries."""
+    parts = [_map_error(spec, inputs, tile, recipe, number) for tile in operand_tiles(s)]
     return tuple(np.concatenate(x, axis=2) for x in zip(*parts, strict=True))
 
 
@@ -105,8 +107,8 @@ def score_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe
     if spec.qk_norm != "none":
         error = error + 2 * _norm_error(spec, inputs, recipe) * norms
     if spec.softcap is not None:
-        error = error + 16 * U32 * np.abs(np.where(s.see, z, 0.0)) + _raw_score_error(spec, inputs, recipe)
-    seen = np.abs(np.where(s.see, z, 0.0))
+        error = error + 16 * U32 * np.abs(np.where(s.visible, z, 0.0)) + _raw_score_error(spec, inputs, recipe)
+    seen = np.abs(np.where(s.visible, z, 0.0))
     form = FORMATS[recipe.qk]
     error = error + 4 * form.u * (seen + error) + 2 * form.tiny + d * sums.tiny
     # a score that leaves the type's range before it is scaled may be anything
@@ -128,7 +130,7 @@ def _norm_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> float:
 
 def _raw_score_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> float:
     """How far any score may be off before its softcap, which has no slope above 1; at most the whole range after it."""
-    q, k = rotated(spec, inputs, ops_for())
+    q, k = prepare_qk(spec, inputs, ops_for())
     longest = [float(np.sqrt(np.max(np.sum(x**2, axis=-1), initial=0.0))) for x in (q * query_factor(spec), k)]
     d = spec.head_dim
     part = gamma(d + 4, recipe.accumulate) + 4 * FORMATS[recipe.qk].u
@@ -149,37 +151,37 @@ def _angle_error(inputs: Inputs) -> float:
     return float(8 * U32 * (largest + 1))
 
 
-def _map(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe, number: int) -> tuple[Numpy, Numpy]:
+def _map_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe, number: int) -> tuple[Numpy, Numpy]:
     """One map's output, and how far each number of it may be off."""
     z, dz = score_error(spec, inputs, s, recipe, number)
     S = z.shape[-1]
     top = np.max(z, axis=-1, keepdims=True)
     top = np.where(np.isneginf(top), 0.0, top)
-    raw = np.where(s.see, np.exp(z - top), 0.0)
+    raw = np.where(s.visible, np.exp(z - top), 0.0)
     total = np.sum(raw, axis=-1, keepdims=True)
     p = raw / np.where(total == 0, 1.0, total)
-    hidden = np.where(s.see, dz, 0.0)
-    far = np.where(s.see, np.abs(z - top) + np.abs(z) + np.abs(top), 0.0)
+    hidden = np.where(s.visible, dz, 0.0)
+    far = np.where(s.visible, np.abs(z - top) + np.abs(z) + np.abs(top), 0.0)
     of_exp = 4 * U32 * far + 4 * U32 + (2.0**-21 if recipe.exp == "ex2approx" else 0.0)
     with np.errstate(over="ignore"):
         ratio = np.expm1(hidden + np.max(hidden, axis=-1, keepdims=True) + of_exp + np.max(of_exp, -1, keepdims=True))
     form, tf32 = FORMATS[recipe.p or recipe.storage], 2 * FORMATS["tf32"].u if recipe.matmul == "tf32" else 0.0
     ratio = ratio + 3 * form.u + gamma(3 * S + 8, recipe.accumulate) + tf32
     with np.errstate(invalid="ignore"):
-        dp = np.where(raw > 0, np.minimum(ratio * p, 1.0), np.minimum(np.where(s.see, ratio, 0.0), 1.0) * 2.0**-149)
-    dp = dp + np.where(s.see, 3 * form.tiny, 0.0)
+        dp = np.where(raw > 0, np.minimum(ratio * p, 1.0), np.minimum(np.where(s.visible, ratio, 0.0), 1.0) * 2.0**-149)
+    dp = dp + np.where(s.visible, 3 * form.tiny, 0.0)
     size = np.abs(s.v)
-    most = np.max(np.where(np.any(s.see, -2, keepdims=True).swapaxes(-1, -2), size, 0.0), axis=-2, keepdims=True)
+    most = np.max(np.where(np.any(s.visible, -2, keepdims=True).swapaxes(-1, -2), size, 0.0), axis=-2, keepdims=True)
     out = p @ s.v
     error = dp @ size + (S * FORMATS[recipe.accumulate].tiny)
-    error = np.minimum(error, 2 * most * np.any(s.see, axis=-1, keepdims=True) * 1.01)
+    error = np.minimum(error, 2 * most * np.any(s.visible, axis=-1, keepdims=True) * 1.01)
     return out, error + FORMATS[recipe.o or recipe.storage].u * (np.abs(out) + error)
 
 
 def lambda_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
     """How far λ may be off: rounded at every step, with products of vectors rounded too."""
     ops = ops_for()
-    exact = lambda_of(spec, inputs, ops)
+    exact = compute_lambda(spec, inputs, ops)
     u = FORMATS[recipe.lam or recipe.storage].u
     off = (2 * u + 8 * U32) * np.abs(exact)
     if spec.lambda_form != "exp":
@@ -192,11 +194,11 @@ def lambda_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
     return off + 2 * u * abs(start) + lambda_init_error(start)
 
 
-def _normed(spec: Spec, inputs: Inputs, recipe: Recipe, x: Numpy, error: Numpy) -> tuple[Numpy, Numpy]:
+def _normalize(spec: Spec, inputs: Inputs, recipe: Recipe, x: Numpy, error: Numpy) -> tuple[Numpy, Numpy]:
     """Norm rows, and say how far each number of the result may be off."""
     if spec.norm == "none":
         return x, error
-    (rows, back), off = cut_rows(spec, x), cut_rows(spec, error)[0]
+    (rows, back), off = split_norm_rows(spec, x), split_norm_rows(spec, error)[0]
     n, u_n, u_o = rows.shape[-1], FORMATS[recipe.norm].u, FORMATS[recipe.o or recipe.storage].u
     if spec.norm == "layer":
         size = np.abs(rows) + off
@@ -218,9 +220,9 @@ def _normed(spec: Spec, inputs: Inputs, recipe: Recipe, x: Numpy, error: Numpy) 
     )
     y, dy = back(y), back(dy)
     if (weight := inputs.get("norm_weight")) is not None:
-        weight = of_heads(weight)
+        weight = broadcast_to_heads(weight)
         y, dy = y * weight, (dy + 2 * u_o * (np.abs(y) + dy)) * np.abs(weight)
     if (bias := inputs.get("norm_bias")) is not None:
-        y = y + of_heads(bias)
+        y = y + broadcast_to_heads(bias)
         dy = dy + 2 * u_o * (np.abs(y) + dy)
     return y, dy

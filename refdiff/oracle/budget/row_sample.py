@@ -30,19 +30,19 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import Ops, ops_for, overlay
-from refdiff.oracle.budget.statistics import over, root_mean_square
+from refdiff.oracle.budget.statistics import root_mean_square, safe_ratio
 from refdiff.oracle.inputs import VECTORS, is_layer
 from refdiff.oracle.inputs.sequences import Inputs, select
 from refdiff.oracle.rounding import FORMATS
-from refdiff.oracle.rounding.evaluation_order import USUAL, error_of_sums
+from refdiff.oracle.rounding.evaluation_order import RMS_ROUNDING, sum_error
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import attention_mask
-from refdiff.oracle.truth.forward import Tile, tiled
+from refdiff.oracle.truth.forward import Tile, tile_attention
 
 Numpy = np.ndarray[Any, Any]
-MORE_TERMS = 2.0
+ROUNDINGS = 2.0
 """How many roundings of one size meet in a number: of q and of k, of a map and of its difference."""
 
 
@@ -76,9 +76,9 @@ class RowSizes:
         """
         u = {site: FORMATS[getattr(recipe, site)].u for site in ("p", "o", "storage", "accumulate")}
         u32 = FORMATS["float32"].u
-        of_sums = error_of_sums(core["k"].shape[2], recipe.accumulate) ** 2
-        of_weights = USUAL**2 * (u["p"] ** 2 + MORE_TERMS * u32**2 + _tf32(recipe) ** 2) + of_sums
-        of_outputs = USUAL**2 * (MORE_TERMS * u["o"] ** 2 + (4 * u["accumulate"]) ** 2 + _tf32(recipe) ** 2)
+        of_sums = sum_error(core["k"].shape[2], recipe.accumulate) ** 2
+        of_weights = RMS_ROUNDING**2 * (u["p"] ** 2 + ROUNDINGS * u32**2 + _tf32(recipe) ** 2) + of_sums
+        of_outputs = RMS_ROUNDING**2 * (ROUNDINGS * u["o"] ** 2 + (4 * u["accumulate"]) ** 2 + _tf32(recipe) ** 2)
         of_scores = _score_unit(spec, core, recipe) ** 2
         first, second = of_weights * self.weights**2 + of_scores * self.scores**2 + of_outputs * self.outputs**2
         before = first + self.lambdas**2 * second + (self._lambda_error(spec, core, recipe) * self.outputs[1]) ** 2
@@ -88,12 +88,12 @@ class RowSizes:
 
     def _lambda_error(self, spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
         """Estimate how far λ is off: rounded itself, and so are its exponentials, and the dot products they are of."""
-        u = USUAL * FORMATS[recipe.lam or recipe.storage].u
+        u = RMS_ROUNDING * FORMATS[recipe.lam or recipe.storage].u
         squares = (u * self.lambdas) ** 2
         if spec.lambda_form == "exp":
             q1, k1, q2, k2 = (core[name] for name in VECTORS)
             for q, k in ((q1, k1), (q2, k2)):
-                of_dot = (u**2 + error_of_sums(q.shape[-1]) ** 2) * np.sum((q * k) ** 2, axis=-1)
+                of_dot = (u**2 + sum_error(q.shape[-1]) ** 2) * np.sum((q * k) ** 2, axis=-1)
                 of_heads = (u**2 + of_dot) * np.exp(np.sum(q * k, axis=-1)) ** 2
                 squares = squares + np.reshape(of_heads, (-1, 1))
         return np.asarray(np.sqrt(squares))
@@ -116,10 +116,10 @@ def _score_unit(spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
     storage = FORMATS[recipe.rope or recipe.storage].u
     rope = 0.0 if spec.rope == "none" else storage**2 + (u32 * position / 8) ** 2
     rope = rope if spec.qk_norm == "none" else rope + storage**2
-    operands = MORE_TERMS**2 * (rope + _tf32(recipe) ** 2)
-    sums = (error_of_sums(spec.head_dim, recipe.accumulate) / USUAL) ** 2 + 2 * (MORE_TERMS * u32) ** 2
-    stored = MORE_TERMS * FORMATS[recipe.qk].u ** 2
-    return np.asarray(USUAL * np.sqrt(operands + sums + stored + 0 * position) / spec.head_dim)
+    operands = ROUNDINGS**2 * (rope + _tf32(recipe) ** 2)
+    sums = (sum_error(spec.head_dim, recipe.accumulate) / RMS_ROUNDING) ** 2 + 2 * (ROUNDINGS * u32) ** 2
+    stored = ROUNDINGS * FORMATS[recipe.qk].u ** 2
+    return np.asarray(RMS_ROUNDING * np.sqrt(operands + sums + stored + 0 * position) / spec.head_dim)
 
 
 class RowSizeRecorder:
@@ -130,16 +130,16 @@ class RowSizeRecorder:
 
     def ops(self) -> Ops:
         """The layers to compute the truth with."""
-        return tiled(ops_for(), self._listen)
+        return tile_attention(ops_for(), self._record)
 
     def sizes(self) -> RowSizes:
         """What was noted, of all queries."""
         names = RowSizes.__dataclass_fields__
         return RowSizes(**{name: np.concatenate([getattr(t, name) for t in self._tiles], axis=-1) for name in names})
 
-    def _listen(self, tile: Tile) -> Tile:
+    def _record(self, tile: Tile) -> Tile:
         def call(
-            q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, v: Numpy, lambda_: Numpy, *see: Any, ops: Ops, **options: Any
+            q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, v: Numpy, lambda_: Numpy, *masks: Any, ops: Ops, **options: Any
         ) -> Numpy:
             maps: list[Numpy] = []
 
@@ -150,7 +150,7 @@ class RowSizeRecorder:
 
                 return noted if name == "attention_weights" else layer
 
-            heads = tile(q1, k1, q2, k2, v, lambda_, *see, ops=overlay(ops, wrap), **options)
+            heads = tile(q1, k1, q2, k2, v, lambda_, *masks, ops=overlay(ops, wrap), **options)
             self._tiles.append(_sizes(((q1, k1), (q2, k2)), v, np.asarray(lambda_), maps, heads))
             return heads
 
@@ -183,7 +183,7 @@ def _norm(x: Numpy) -> Numpy:
     return np.asarray(np.sqrt(np.sum(x**2, axis=-1)))
 
 
-FIRST, LAST, WORST = 8, 4, 16
+FIRST_QUERIES, LAST_QUERIES, WORST_QUERIES = 8, 4, 16
 
 
 @dataclass(frozen=True)
@@ -193,13 +193,13 @@ class RowSample:
     queries: Numpy
     reach: Numpy
 
-    def extended(self, errors: Numpy) -> Numpy:
+    def extend(self, errors: Numpy) -> Numpy:
         """Bound the errors of scores of every row by those of the sampled ones, as `reach` has it.
 
         Shapes:
             (B, h, R) -> (B, h, T)
         """
-        result = float(np.max(over(errors, self.reach[..., self.queries]), initial=0.0)) * self.reach
+        result = float(np.max(safe_ratio(errors, self.reach[..., self.queries]), initial=0.0)) * self.reach
         result[..., self.queries] = errors
         return result
 
@@ -231,13 +231,13 @@ def sampled_queries(
     alone = np.any(~_first_order(spec, core, recipe, sizes, expected), axis=(0, 1))
     if 2 * np.sum(alone) > T:
         return np.arange(T)
-    share = over(estimate, root_mean_square(expected)).reshape(-1, T)
-    chosen = {*np.flatnonzero(alone), *range(FIRST), *range(T - LAST, T)}
+    share = safe_ratio(estimate, root_mean_square(expected)).reshape(-1, T)
+    chosen = {*np.flatnonzero(alone), *range(FIRST_QUERIES), *range(T - LAST_QUERIES, T)}
     worst = np.argmax(np.where(alone, 0.0, share), axis=-1)
     order = np.argsort(-share[np.arange(len(worst)), worst], kind="stable")
-    chosen |= {*list(dict.fromkeys(worst[order].tolist()))[:WORST]}
-    left = THRESHOLDS.sample_queries - FIRST - LAST - WORST
-    edges = np.linspace(FIRST, T - LAST, left + 1).astype(np.int64)
+    chosen |= {*list(dict.fromkeys(worst[order].tolist()))[:WORST_QUERIES]}
+    left = THRESHOLDS.sample_queries - FIRST_QUERIES - LAST_QUERIES - WORST_QUERIES
+    edges = np.linspace(FIRST_QUERIES, T - LAST_QUERIES, left + 1).astype(np.int64)
     chosen |= {*np.random.default_rng(T).integers(edges[:-1], edges[1:]).tolist()}
     return np.array(sorted(chosen))
 
@@ -272,7 +272,7 @@ def least_row_error(spec: Spec, core: Inputs, recipe: Recipe, sizes: RowSizes, e
     return THRESHOLDS.lucky_row * usual * estimate
 
 
-def only_queries(spec: Spec, inputs: Inputs, rows: Numpy) -> tuple[Spec, Inputs]:
+def select_queries(spec: Spec, inputs: Inputs, rows: Numpy) -> tuple[Spec, Inputs]:
     """Return the problem of some queries of a dense core, with all keys: what they see stands in its mask."""
     T, S = inputs["q"].shape[2], inputs["k"].shape[2]
     part = {name: x for name, x in inputs.items() if name != "key_mask"}
@@ -281,7 +281,7 @@ def only_queries(spec: Spec, inputs: Inputs, rows: Numpy) -> tuple[Spec, Inputs]
     return spec.replace(causal="none", window=None), select(part, slice(None), rows, slice(None))
 
 
-def scaled(estimate: Numpy, rows: Numpy, found: Numpy, counted: Numpy) -> Numpy | None:
+def scale_estimates(estimate: Numpy, rows: Numpy, found: Numpy, counted: Numpy) -> Numpy | None:
     """Scale estimates by the largest ratio of what the sampled rows have; None where they do not follow it.
 
     Shapes:

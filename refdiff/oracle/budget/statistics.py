@@ -208,7 +208,7 @@ def root_mean_square(x: Numpy) -> Numpy:
     return result
 
 
-def over(x: Numpy, y: Numpy) -> Numpy:
+def safe_ratio(x: Numpy, y: Numpy) -> Numpy:
     """x / y for what is not negative, with 0 / 0 = 0: an error of nothing is within a budget of nothing."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         ratio = np.asarray(x / (y + 0.0))  # no −0
@@ -223,7 +223,7 @@ def statistics(actual: Numpy, budget: RowBudget, limits: Limits = LIMITS) -> lis
         actual as `budget.expected`, float64
     """
     stored = round_to(budget.expected, budget.storage)
-    found = [_masks(other_kind(actual, budget), actual, stored)]
+    found = [_mask_statistic(kind_mismatch(actual, budget), actual, stored)]
     counted = ~budget.doubtful[..., None] & np.isfinite(stored) & np.isfinite(actual)
     del stored  # as large as the tensor
     error = np.subtract(actual, budget.expected, out=np.zeros_like(budget.expected), where=counted)
@@ -231,10 +231,10 @@ def statistics(actual: Numpy, budget: RowBudget, limits: Limits = LIMITS) -> lis
     by_row = root_mean_square(error)
     seen: Numpy = np.asarray(counted.any(axis=-1))
     rows = np.where(budget.doubtful, 0.0, budget.rows)
-    ratio = np.where(seen, over(by_row, rows), 0.0)
+    ratio = np.where(seen, safe_ratio(by_row, rows), 0.0)
     if not np.all(np.isinf(budget.bounds)):  # of gradients none is known
-        found.append(largest("bound", np.where(seen, over(by_row, budget.bounds), 0.0), 1.0, "hard bound B_r"))
-    by_limit = np.where(seen & ~budget.doubtful, over(by_row, row_allowance(budget, limits)), 0.0)
+        found.append(largest("bound", np.where(seen, safe_ratio(by_row, budget.bounds), 0.0), 1.0, "hard bound B_r"))
+    by_limit = np.where(seen & ~budget.doubtful, safe_ratio(by_row, row_allowance(budget, limits)), 0.0)
     found.append(largest("row", limits.row * by_limit, limits.row, "rms(e_r) / E_r"))
     queries = slice(None) if budget.sampled is None else budget.sampled
     usual = ratio[..., queries][seen[..., queries]]
@@ -242,8 +242,8 @@ def statistics(actual: Numpy, budget: RowBudget, limits: Limits = LIMITS) -> lis
     bulk = limits.bulk + (limits.row - limits.bulk) / math.sqrt(max(usual.size, 1))
     found.append(Statistic("bulk", float(root_mean_square(usual[None])[0]), bulk, None, "rms over rows"))
     allowed = element_allowance(budget, rows, np.where(counted, np.abs(budget.expected), 0.0))
-    found.append(largest("element", over(error, allowed), limits.element, "|e| / (6 E_r + 2 u |y|)"))
-    found.append(_slope(actual, counted, budget, limits))
+    found.append(largest("element", safe_ratio(error, allowed), limits.element, "|e| / (6 E_r + 2 u |y|)"))
+    found.append(_slope_statistic(actual, counted, budget, limits))
     if budget.factor is not None:
         value = abs(budget.factor.estimate(np.where(counted, actual, budget.expected), budget.expected))
         found.append(
@@ -259,7 +259,7 @@ def row_allowance(budget: RowBudget, limits: Limits = LIMITS) -> Numpy:
         the result as `budget.rows`
     """
     size = root_mean_square(np.where(np.isfinite(budget.expected), budget.expected, 0.0))
-    is_noisy = over(budget.rows, size) > limits.noise
+    is_noisy = safe_ratio(budget.rows, size) > limits.noise
     allowed: Numpy = np.where(is_noisy, limits.noisy_row, limits.row) * budget.rows
     return allowed
 
@@ -271,20 +271,20 @@ def errors(actual: Numpy, budget: RowBudget) -> Numpy:
         return np.where(known, np.where(known, actual, 0.0) - np.where(known, budget.expected, 0.0), 0.0)
 
 
-def other_kind(actual: Numpy, budget: RowBudget) -> Numpy:
+def kind_mismatch(actual: Numpy, budget: RowBudget) -> Numpy:
     """Which numbers are NaN or infinite where the truth as it is stored is not, or the other way round."""
     stored = round_to(budget.expected, budget.storage)
     edge = np.isfinite(stored) ^ (np.abs(budget.expected) < FORMATS[budget.storage].top * (1 - 2 * budget.u))
-    wrong: Numpy = ~budget.doubtful[..., None] & ~edge & (_kind(actual) != _kind(stored))
+    wrong: Numpy = ~budget.doubtful[..., None] & ~edge & (_nonfinite_kind(actual) != _nonfinite_kind(stored))
     return wrong
 
 
-def _kind(x: Numpy) -> Numpy:
+def _nonfinite_kind(x: Numpy) -> Numpy:
     """0 for a number, 1 for +∞, 2 for −∞, 3 for NaN."""
     return np.isposinf(x) + np.int8(2) * np.isneginf(x) + np.int8(3) * np.isnan(x)
 
 
-def _masks(wrong: Numpy, actual: Numpy, stored: Numpy) -> Statistic:
+def _mask_statistic(wrong: Numpy, actual: Numpy, stored: Numpy) -> Statistic:
     where = np.argwhere(wrong)
     if not len(where):
         return Statistic("masks", 0.0, 0.0, None, "NaN and ∞ in other places than in the truth")
@@ -300,7 +300,7 @@ def largest(name: str, x: Numpy, limit: float, what: str) -> Statistic:
     return Statistic(name, float(x[at]), limit, at, what)
 
 
-def _slope(actual: Numpy, counted: Numpy, budget: RowBudget, limits: Limits) -> Statistic:
+def _slope_statistic(actual: Numpy, counted: Numpy, budget: RowBudget, limits: Limits) -> Statistic:
     y = np.where(counted, budget.expected, 0.0)
     e = np.subtract(actual, budget.expected, out=np.zeros_like(y), where=counted)
     unit = float(np.abs(y).max(initial=0.0)) or 1.0
@@ -359,7 +359,7 @@ def errors_of_runs(y: Numpy, runs: Sequence[Numpy]) -> tuple[list[Numpy], float,
     return errors, max(slopes), doubtful
 
 
-def uncertain(budget: RowBudget, limits: Limits = LIMITS) -> float:
+def uncertain_share(budget: RowBudget, limits: Limits = LIMITS) -> float:
     """The share of rows in which correct kernels differ from the truth by more than `limits.noise` of it.
 
     Of a gradient, in which most rows may be next to nothing, a row counts as no smaller than the tensor's usual row.
@@ -370,4 +370,4 @@ def uncertain(budget: RowBudget, limits: Limits = LIMITS) -> float:
         size = np.maximum(size, math.sqrt(float(np.mean(size**2))) if size.size else 0.0)
     if not size.size:
         return 0.0
-    return float(np.mean((over(budget.rows, size) > limits.noise) | budget.doubtful))
+    return float(np.mean((safe_ratio(budget.rows, size) > limits.noise) | budget.doubtful))

@@ -18,7 +18,7 @@ from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.presets import PRESETS
 from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.spec.resolve import small_spec as small_spec
-from refdiff.oracle.truth.attention_operands import padded_queries, without_padded
+from refdiff.oracle.truth.attention_operands import padded_queries, zero_padded
 from refdiff.oracle.truth.forward import out_shape
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Case:
         else:
             shape = out_shape(self.spec, self.inputs)
         dout = np.random.default_rng([self.seed, 977]).normal(size=shape)
-        return round_to_storage(without_padded(padded_queries(self.spec, self.inputs), dout), self.dtype)
+        return round_to_storage(zero_padded(padded_queries(self.spec, self.inputs), dout), self.dtype)
 
     @cached_property
     def blind_to(self) -> tuple[Deviation, ...]:

@@ -20,9 +20,9 @@ from refdiff.oracle.truth.attention_operands import (
     attention_mask,
     head_indices,
     lambda_init,
-    preparation,
+    preparation_stages,
+    preparation_steps,
     rotate,
-    stages,
 )
 
 Numpy = np.ndarray[Any, Any]
@@ -233,7 +233,7 @@ def _aim_dense(spec: Spec, inputs: Inputs) -> Numpy:
     """Aim the queries of one dense batch: rotate q and k, add the keys, rotate q back."""
     ops, w = ops_for(), head_indices(spec)
     cos_sin = angles(spec, inputs, ops)
-    q, k = (stages(spec, inputs, name, cos_sin, ops)[-1] for name in "qk")
+    q, k = (preparation_stages(spec, inputs, name, cos_sin, ops)[-1] for name in "qk")
     B, H, T, d = q.shape
     scale = 1 / math.sqrt(d) if spec.scale is None else spec.scale
     key_of = np.zeros(H, dtype=np.int64)
@@ -247,7 +247,7 @@ def _aim_dense(spec: Spec, inputs: Inputs) -> Numpy:
             key = k[b, key_of[head], at[n % len(at)]]
             gain = FAR_GAIN if n % 5 == 4 else 1 + math.log(k.shape[2])
             aimed[b, head, t] += gain / scale * key / np.sum(key * key)
-    for step in reversed(preparation(spec)):
+    for step in reversed(preparation_steps(spec)):
         if step == "norm":  # it undoes any scale of q, so that dividing by the weight is enough
             aimed = aimed / inputs.get("q_norm_weight", 1.0)
         else:

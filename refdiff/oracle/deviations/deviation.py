@@ -16,7 +16,7 @@ from refdiff.oracle.mistakes import Mistake, wrap
 from refdiff.oracle.mistakes.catalogue import Call
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
-from refdiff.oracle.truth.forward import forward, whole_wiring
+from refdiff.oracle.truth.forward import forward, matching_layer
 
 Numpy = np.ndarray[Any, Any]
 HEADS = ("pair", "gqa", "cache")
@@ -73,7 +73,7 @@ class Deviation:
         spec, inputs = problem.spec, problem.inputs
         if self.mistake is not None:
             m = self.mistake
-            route = whole_wiring(spec, inputs) or (None if m.axis in HEADS else "diff_heads_paper")
+            route = matching_layer(spec, inputs) or (None if m.axis in HEADS else "diff_heads_paper")
             fits = not m.layer.startswith("diff_heads") or route in (m.layer, *m.also)
             return replace(problem, mistakes=(*problem.mistakes, m)) if fits else None
         if self.arrays is not None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.oracle.budget.budget import Budget, budget
-from refdiff.oracle.budget.statistics import over, root_mean_square
+from refdiff.oracle.budget.statistics import root_mean_square, safe_ratio
 from refdiff.oracle.cases.fixed import Case, cases
 from refdiff.oracle.deviations.deviation import Deviation, Problem, output_with
 from refdiff.oracle.deviations.listed import deviations, revealing
@@ -415,5 +415,5 @@ def _count_apart(case: Case, recipe: Recipe, candidates: list[Candidate]) -> int
             else:
                 apart = root_mean_square(np.where(np.isfinite(a), a - b, 0.0))
                 size = np.maximum(known.rows["out"], recipe.u * root_mean_square(np.where(np.isfinite(a), a, 0.0)))
-                count += float(np.max(over(apart, size), initial=0.0)) > THRESHOLDS.apart
+                count += float(np.max(safe_ratio(apart, size), initial=0.0)) > THRESHOLDS.apart
     return count

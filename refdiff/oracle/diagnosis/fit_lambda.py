@@ -18,8 +18,8 @@ from refdiff.oracle.inputs import VECTORS, is_layer
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_operands import lambda_init, lambda_of
-from refdiff.oracle.truth.forward import forward, has_plain_norm, normed, out_factor
+from refdiff.oracle.truth.attention_operands import compute_lambda, lambda_init
+from refdiff.oracle.truth.forward import forward, has_plain_norm, normalize, out_factor
 
 STEPS = 22
 ENOUGH = 64
@@ -50,7 +50,7 @@ def fit_lambda(spec: Spec, targets: tuple[Target, ...], *, and_scale: bool = Tru
     own = np.asarray(out_factor(spec, inputs, ops_for()))
     groups: dict[bytes, list[int]] = {}
     for n, t in enumerate(targets):
-        groups.setdefault(lambda_of(spec, t.inputs, ops_for()).tobytes(), []).append(n)
+        groups.setdefault(compute_lambda(spec, t.inputs, ops_for()).tobytes(), []).append(n)
     found = []
     known = [own.item()] if own.size == 1 and (len(groups) == 1 or spec.out_scale != "1 - lambda") else []
     for factor in (*known, None) if and_scale else known:
@@ -60,7 +60,7 @@ def fit_lambda(spec: Spec, targets: tuple[Target, ...], *, and_scale: bool = Tru
     if len(groups) > 1 and known:
         each = {key: _by_head(spec, [shown[n] for n in some], known[0])[0] for key, some in groups.items()}
         found += _trial_of_each(
-            spec, each, [lambda_of(spec, targets[some[0]].inputs, ops_for()) for some in groups.values()]
+            spec, each, [compute_lambda(spec, targets[some[0]].inputs, ops_for()) for some in groups.values()]
         )
     return found
 
@@ -70,7 +70,7 @@ def _trial(
 ) -> Trial:
     """In words, beside what the spec has."""
     h = spec.heads
-    now = " and ".join(dict.fromkeys(spec_value_format(lambda_of(spec, t.inputs, ops_for()), h) for t in targets))
+    now = " and ".join(dict.fromkeys(spec_value_format(compute_lambda(spec, t.inputs, ops_for()), h) for t in targets))
     text = f"λ is {in_words(lambdas)}{_layer_format(spec, lambdas)}, where the spec has {now}"
     if with_scale:
         text += f", and the scale of the output is {in_words(factors)}, where the spec has {spec_value_format(own, h)}"
@@ -104,7 +104,7 @@ def _trial_of_each(spec: Spec, each: dict[bytes, Numpy], own: list[Numpy]) -> li
     changed = spec.replace(lambda_form="given")
 
     def problem(x: Inputs) -> Problem:
-        return Problem(changed, _with(x, each[lambda_of(spec, x, ops_for()).tobytes()]))
+        return Problem(changed, _with(x, each[compute_lambda(spec, x, ops_for()).tobytes()]))
 
     return [Trial("lambda_full", {"lambda_full": found.tolist()}, f"λ is {words}", problem)]
 
@@ -140,7 +140,7 @@ def _by_head(spec: Spec, shown: list[tuple[Numpy, Numpy, Numpy, Inputs]], factor
         offsets = np.linspace(-1.0, 1.0, 101 if n == 0 else 11) * width
         errors, scales = [], []
         for offset in offsets:
-            ys = [normed(spec, o1 - (centre + offset)[None, :, None, None] * o2, x, ops) for _, o1, o2, x in shown]
+            ys = [normalize(spec, o1 - (centre + offset)[None, :, None, None] * o2, x, ops) for _, o1, o2, x in shown]
             square = np.sum([np.sum(y * y, axis=(0, 2, 3)) for y in ys], axis=0)
             along = np.sum([np.sum(one[0] * y, axis=(0, 2, 3)) for one, y in zip(shown, ys, strict=True)], axis=0)
             s = along / np.where(square > 0, square, 1.0) if factor is None else np.full(h, factor)

@@ -37,7 +37,7 @@ from refdiff.oracle.mistakes.catalogue import Call
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.validation import CHOICES
 from refdiff.oracle.thresholds import THRESHOLDS
-from refdiff.oracle.truth.attention_operands import limited
+from refdiff.oracle.truth.attention_operands import transform_scores
 from refdiff.oracle.truth.forward import out_factor
 
 COARSE, FINE = 33, 26
@@ -160,7 +160,7 @@ def _clamp(spec: Spec, parts: Parts) -> list[Fit]:
 def _cut_off(limit: float, call: Call) -> Any:
     k1, k2, v = (np.repeat(x, call.q1.shape[1] // x.shape[1], axis=1) for x in (call.k1, call.k2, call.v))
     of_maps = ((call.q1, k1), (call.q2, k2))
-    (q1, k1), (q2, k2) = (limited(q, k, lambda z: np.clip(z, -limit, limit)) for q, k in of_maps)
+    (q1, k1), (q2, k2) = (transform_scores(q, k, lambda z: np.clip(z, -limit, limit)) for q, k in of_maps)
     return call(q1=q1, k1=k1, q2=q2, k2=k2, v=v)
 
 

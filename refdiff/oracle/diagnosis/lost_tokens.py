@@ -11,7 +11,7 @@ import numpy as np
 
 from refdiff.backends import ops_for
 from refdiff.oracle.budget.budget import Budget
-from refdiff.oracle.budget.statistics import over, root_mean_square
+from refdiff.oracle.budget.statistics import root_mean_square, safe_ratio
 from refdiff.oracle.deviations.tiles import SIZES
 from refdiff.oracle.diagnosis.places import right_rows
 from refdiff.oracle.diagnosis.region_format import NAMES, boxes, mask_words
@@ -25,7 +25,7 @@ from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import AttentionOperands, attention_mask, attention_operands
 from refdiff.oracle.truth.backward import backward
-from refdiff.oracle.truth.forward import differences, finished, gated, out_shape
+from refdiff.oracle.truth.forward import apply_gate, differences, normalize_and_scale, out_shape
 
 SAMPLE = 8
 """So many of the wrong rows are looked at."""
@@ -70,9 +70,9 @@ def lost_keys(spec: Spec, target: Target) -> tuple[str, ...]:
         seen += [(f"{which} not seen", see & ~some) for which, some in edges]
         seen += [(f"{which} not seen, but a query's own", see & (~some | (s == own))) for which, some in edges]
         out = _attended(alone, every, (b, h, t), np.stack([some for _, some in seen]))
-        off.append(over(root_mean_square(target.actual[b, h, t] - out), np.full(len(seen), target.rows[b, h, t])))
+        off.append(safe_ratio(root_mean_square(target.actual[b, h, t] - out), np.full(len(seen), target.rows[b, h, t])))
     at = tuple(chosen.T)
-    before = over(root_mean_square(target.actual[at] - target.expected[at]), target.rows[at])
+    before = safe_ratio(root_mean_square(target.actual[at] - target.expected[at]), target.rows[at])
     return _likely([said for said, _ in seen], np.stack(off, axis=1), before, wrong, list("bht"))
 
 
@@ -87,7 +87,7 @@ def _attended(alone: Spec, every: Inputs, row: tuple[int, int, int], seen: Numpy
         operands = attention_operands(alone, part, ops)
         heads = differences(alone, operands if together else _select_head(operands, h, alone.heads), ops)
         heads = np.broadcast_to(heads, out_shape(alone, part))  # of which head h is read
-        found.append(gated(alone, finished(alone, heads, part, ops), part, ops)[0, h])
+        found.append(apply_gate(alone, normalize_and_scale(alone, heads, part, ops), part, ops)[0, h])
     return np.concatenate(found)
 
 
@@ -122,7 +122,7 @@ def lost_queries(known: Budget, name: str, actual: Numpy, dout: Any) -> tuple[st
     sets = [(which, some) for which, some in sets if np.array_equal(some, np.repeat(some[::block], block)[:T])]
     lost = np.tensordot(np.stack([some[::block] for _, some in sets]).astype(np.float64), np.stack(terms), 1)
     missing, size = np.sum(terms, axis=0) - actual[at], b.rows[at]
-    off, before = over(root_mean_square(lost - missing), size), over(root_mean_square(missing), size)
+    off, before = safe_ratio(root_mean_square(lost - missing), size), safe_ratio(root_mean_square(missing), size)
     return _likely([f"{which} not seen" for which, _ in sets], off, before, wrong, b.axes.split())
 
 

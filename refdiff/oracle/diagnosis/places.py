@@ -15,9 +15,9 @@ from refdiff.oracle.budget.statistics import (
     RowBudget,
     element_allowance,
     errors,
-    other_kind,
-    over,
+    kind_mismatch,
     root_mean_square,
+    safe_ratio,
     statistics,
 )
 from refdiff.oracle.diagnosis.region_format import (
@@ -159,7 +159,7 @@ def damage(actual: Numpy, known: Budget, name: str = "out") -> Damage:
         name: of a gradient, if it is one.
     """
     rows = Rows.of(actual, known, name)
-    other = other_kind(rows.actual, rows.budget)
+    other = kind_mismatch(rows.actual, rows.budget)
     if not other.any():
         place = _local(rows)
         return Damage(tuple(_finite(rows, place, "it is")), False, place is not None and _is_one(place))
@@ -178,7 +178,7 @@ def _is_one(place: Place) -> bool:
 
 def right_rows(actual: Numpy, b: RowBudget) -> Numpy:
     """The rows that are right by themselves."""
-    return ~(_wrong(actual, b)[0] | other_kind(actual, b).any(axis=-1))
+    return ~(_wrong(actual, b)[0] | kind_mismatch(actual, b).any(axis=-1))
 
 
 def _finite(rows: Rows, place: Place | None, it_is: str) -> list[str]:
@@ -205,8 +205,10 @@ def _finite(rows: Rows, place: Place | None, it_is: str) -> list[str]:
 def _wrong(actual: Numpy, b: RowBudget) -> tuple[Numpy, Numpy, Numpy]:
     """Rows that fail by themselves, how far off each row is in its budget, and each number in its own."""
     error = np.abs(errors(actual, b))
-    ratio = over(root_mean_square(error), b.rows)
-    numbers = over(error, element_allowance(b, b.rows, np.abs(np.where(np.isfinite(b.expected), b.expected, 0.0))))
+    ratio = safe_ratio(root_mean_square(error), b.rows)
+    numbers = safe_ratio(
+        error, element_allowance(b, b.rows, np.abs(np.where(np.isfinite(b.expected), b.expected, 0.0)))
+    )
     return (ratio > LIMITS.row) | np.any(numbers > LIMITS.element, axis=-1), ratio, numbers
 
 
@@ -385,7 +387,7 @@ def _multiplied(rows: Rows, place: Place) -> str:
     factor = float(np.sum(x * y)) / square if x.size > 1 and square > 0 else 0.0
     if not factor or abs(factor - 1) < THRESHOLDS.same_factor:
         return ""
-    error = over(root_mean_square(x - factor * y), off * max(1.0, abs(factor)))
+    error = safe_ratio(root_mean_square(x - factor * y), off * max(1.0, abs(factor)))
     return f"it is {factor:.4g} times the truth there" if np.max(error) <= LIMITS.row else ""
 
 
@@ -399,7 +401,7 @@ def _is(rows: Rows, box: Box, source: Box) -> bool:
 
     def furthest(x: Numpy) -> Numpy:
         with np.errstate(invalid="ignore", over="ignore"):
-            found: Numpy = np.nan_to_num(over(root_mean_square(x - other), size)[known], nan=np.inf)
+            found: Numpy = np.nan_to_num(safe_ratio(root_mean_square(x - other), size)[known], nan=np.inf)
         return found
 
     return bool(

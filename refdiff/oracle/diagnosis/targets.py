@@ -20,9 +20,9 @@ from refdiff.oracle.budget.statistics import (
     Statistic,
     common_factor,
     errors_of_runs,
-    over,
     root_mean_square,
     row_floor,
+    safe_ratio,
     statistics,
 )
 from refdiff.oracle.deviations.deviation import Deviation, Problem, ops_with, output
@@ -30,13 +30,13 @@ from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs, select
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding import FORMATS, round_to
-from refdiff.oracle.rounding.ensemble import rounded_scalars, run_orders
+from refdiff.oracle.rounding.ensemble import perturb_lambda_init, run_orders
 from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS, Order
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.rounding.rounded_layers import rounded_mistakes
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
-from refdiff.oracle.truth.attention_operands import padded_queries, without_padded
+from refdiff.oracle.truth.attention_operands import padded_queries, zero_padded
 from refdiff.oracle.truth.forward import forward
 from refdiff.oracle.verdict.judge import judge_rows
 
@@ -79,7 +79,7 @@ class Target:
         exact = as_float64(known.spec, known.inputs)
         allowed = known.tensors["out"]
         y, rows = known.expected["out"], known.rows["out"]
-        actual = without_padded(padded_queries(known.spec, exact), actual) if actual.shape == y.shape else actual
+        actual = zero_padded(padded_queries(known.spec, exact), actual) if actual.shape == y.shape else actual
         return Target(exact, actual, y, rows, known.recipe, allowed=allowed)
 
     @cached_property
@@ -114,7 +114,7 @@ class Target:
     def usual(self) -> float:
         """What a row may usually be off by, as a share of it."""
         some = self.size > 0
-        return float(np.median(over(self.rows[some], self.size[some]))) if np.any(some) else 0.0
+        return float(np.median(safe_ratio(self.rows[some], self.size[some]))) if np.any(some) else 0.0
 
 
 def outputs(kernel: Kernel, targets: Iterable[Target]) -> list[Numpy | None]:
@@ -127,7 +127,7 @@ def rows_off(target: Target, x: Numpy) -> Numpy:
     """How far each row is from the truth, in its budget; of what is NaN or infinite nothing is known."""
     known = np.isfinite(x) & np.isfinite(target.expected)
     y = np.where(known, target.expected, 0.0)
-    return over(root_mean_square(np.where(known, x, 0.0) - y), target.rows)
+    return safe_ratio(root_mean_square(np.where(known, x, 0.0) - y), target.rows)
 
 
 def is_wrong(rows: Numpy) -> bool:
@@ -148,11 +148,11 @@ def quick_residual(target: Target, wrong: Numpy | None) -> float:
         return np.inf
     error = np.where(known, target.actual, 0.0) - np.where(known, wrong, 0.0)
     size, before = root_mean_square(np.where(np.isfinite(wrong), wrong, 0.0)), target.size
-    rows = np.maximum(target.rows * np.minimum(over(size, before), 1e6), row_floor(size, target.recipe))
+    rows = np.maximum(target.rows * np.minimum(safe_ratio(size, before), 1e6), row_floor(size, target.recipe))
     rows = np.maximum(rows, np.where(before == 0, np.maximum(target.rows, target.usual * size), 0.0))
     if target.is_gradient:
         rows = np.where(size == 0, target.rows, rows)
-    ratio = np.minimum(over(root_mean_square(error), rows), 1e9)
+    ratio = np.minimum(safe_ratio(root_mean_square(error), rows), 1e9)
     residual = float(np.sqrt(np.mean(ratio**2))) if ratio.size else 0.0
     if not target.of_all_rows or target.allowed is None:
         return residual
@@ -257,7 +257,7 @@ def _rounded(problem: Problem, recipe: Recipe, order: Order) -> Numpy:
     """The output of a kernel of this recipe, with the problem's mistakes over its rounded layers."""
     ops = rounded_mistakes(recipe, order, problem.mistakes)
     with np.errstate(all="ignore"):
-        spec = rounded_scalars(problem.spec, order, ops_with(problem.mistakes))
+        spec = perturb_lambda_init(problem.spec, order, ops_with(problem.mistakes))
         return round_to(forward(spec, problem.inputs, ops) * problem.factor, recipe.storage)
 
 

@@ -21,7 +21,7 @@ from refdiff.errors import CheckpointError
 from refdiff.files import check_name, new_folder, read_bytes, replaced_atomically
 from refdiff.messages import json_problem
 from refdiff.oracle.budget.budget import Budget, budget
-from refdiff.oracle.budget.statistics import LIMITS, CommonFactor, RowBudget, factor_limit, slope_limit, uncertain
+from refdiff.oracle.budget.statistics import LIMITS, CommonFactor, RowBudget, factor_limit, slope_limit, uncertain_share
 from refdiff.oracle.cases.fixed import Case
 from refdiff.oracle.inputs import options, shapes
 from refdiff.oracle.inputs.arrays import safetensors_bytes
@@ -184,7 +184,7 @@ def _of_rows(tensor: RowBudget) -> dict[str, Any]:
         "slope": slope_limit(tensor),
         "factor": factor_limit(tensor.factor) if tensor.factor else 0.0,
         "half": 0.0 if tensor.factor is None or tensor.factor.divisor is None else 0.5,
-        "certain": int(uncertain(tensor) <= LIMITS.share),
+        "certain": int(uncertain_share(tensor) <= LIMITS.share),
         "legal_slope": tensor.slope,
         "factor_spread": tensor.factor.spread if tensor.factor else None,
         "storage": tensor.storage,

@@ -29,7 +29,7 @@ class Sequence:
     number: int
 
     @property
-    def at(self) -> tuple[slice, slice, slice]:
+    def index(self) -> tuple[slice, slice, slice]:
         """Its place in what has batch, heads and queries first."""
         return self.batch, slice(None), self.queries
 

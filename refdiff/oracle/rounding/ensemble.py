@@ -23,13 +23,13 @@ from refdiff.oracle.truth.forward import project
 
 Numpy = np.ndarray[Any, Any]
 Run = TypeVar("Run")
-LEAST, MOST = 200_000, 8_000_000
+MIN_PARALLEL_SCORES, MAX_PARALLEL_SCORES = 200_000, 8_000_000
 """Scores from which threads are worth their start, and up to which there is memory for several computations."""
-ROUNDED_ONCE = ("q", "k", "v", "k_pages", "v_pages", "x", "x_past", "bias", "gate_logits")
+QUANTISED = ("q", "k", "v", "k_pages", "v_pages", "x", "x_past", "bias", "gate_logits")
 """Inputs that a kernel multiplies in its storage type; λ's and the norm's parameters are taken as they come."""
 
 
-def quantised(inputs: Mapping[str, Any], recipe: Recipe) -> Inputs:
+def quantise(inputs: Mapping[str, Any], recipe: Recipe) -> Inputs:
     """Round what enters matrix products to the storage type, once, before anything else; float64 of those bits."""
     found: Inputs = {}
     for name, x in inputs.items():
@@ -38,12 +38,12 @@ def quantised(inputs: Mapping[str, Any], recipe: Recipe) -> Inputs:
             found[name] = array
         else:
             exact = array.astype(np.float64)
-            once = name in ROUNDED_ONCE or "_proj." in name
+            once = name in QUANTISED or "_proj." in name
             found[name] = round_to(exact, recipe.storage) if once else exact
     return found
 
 
-def rounded_scalars(spec: Spec, order: Order, ops: Ops | None = None) -> Spec:
+def perturb_lambda_init(spec: Spec, order: Order, ops: Ops | None = None) -> Spec:
     """The spec with the λ_init of a kernel that computes it in float32, where the order has it so.
 
     The scale of the output, 1 − λ_init, is then off by the same in every number: no sum over a tensor averages it out.
@@ -62,12 +62,12 @@ def evaluate(spec: Spec, inputs: Inputs, recipe: Recipe, order: Order, dout: Num
     """
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         ops = rounded_ops(recipe, order, query_factor=query_factor(spec))
-        result = truth(rounded_scalars(spec, order), inputs, dout=dout, want=("out",), ops=ops)
+        result = truth(perturb_lambda_init(spec, order), inputs, dout=dout, want=("out",), ops=ops)
         found = {"out": result.out, **{f"d{name}": g for name, g in result.grads.items()}}
         return {name: round_to(np.asarray(x), recipe.storage) for name, x in found.items() if x is not None}
 
 
-def members_of(spec: Spec, inputs: Inputs, recipe: Recipe, members: int, dout: Numpy | None) -> list[dict[str, Numpy]]:
+def run_members(spec: Spec, inputs: Inputs, recipe: Recipe, members: int, dout: Numpy | None) -> list[dict[str, Numpy]]:
     """Evaluate the first so many members, and the draws at random.
 
     Raises:
@@ -79,15 +79,15 @@ def members_of(spec: Spec, inputs: Inputs, recipe: Recipe, members: int, dout: N
     return run_orders(lambda order: evaluate(spec, inputs, recipe, order, dout), orders, inputs)
 
 
-def groups_of(runs: int) -> list[int]:
-    """A label for each run of `members_of`: −1 for all orders that round and store every result, else its own."""
+def rounding_groups(runs: int) -> list[int]:
+    """A label for each run of `run_members`: −1 for all orders that round and store every result, else its own."""
     orders = (*DRAWS, *MEMBERS)[:runs]
     return [-1 if order.stored and not order.noise else n for n, order in enumerate(orders)]
 
 
 def run_orders(work: Callable[[Order], Run], orders: Sequence[Order], inputs: Inputs) -> list[Run]:
     """Return `work(order)` of every order: one after another, or of larger inputs one on each core."""
-    if not LEAST <= _count_scores(inputs) <= MOST:
+    if not MIN_PARALLEL_SCORES <= _count_scores(inputs) <= MAX_PARALLEL_SCORES:
         return [work(order) for order in orders]
     found: dict[int, Run] = {}
 
@@ -124,13 +124,13 @@ def score_errors(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) -> tu
         true = [scores(exact, number) for number in (1, 2)]
         for order in (*DRAWS, *MEMBERS[:members]):
             s = attention_operands(spec, part.inputs, rounded_ops(recipe, order))
-            how = Arithmetic(recipe, order, query_factor(spec))
-            maps = scores_of_maps(how, (s.q1, s.k1, s.q2, s.k2), s.mask, s.bias, s.causal)
+            arith = Arithmetic(recipe, order, query_factor(spec))
+            maps = scores_of_maps(arith, (s.q1, s.k1, s.q2, s.k2), s.mask, s.bias, s.causal)
             for number, z in enumerate(maps):
                 seen = np.isfinite(true[number])
                 with np.errstate(invalid="ignore", over="ignore"):
                     off = np.where(seen, np.abs(z - np.where(seen, true[number], 0.0)), 0.0)
                 off = np.where(np.isnan(off), np.inf, off)
-                largest = found[number][part.at]
+                largest = found[number][part.index]
                 np.maximum(largest, np.max(off, axis=-1, initial=0.0), out=largest)
     return found[0], found[1]

@@ -79,13 +79,13 @@ HELD_OUT = (
 )
 
 
-SMALLEST = 2.0**-126
+SMALLEST_NORMAL = 2.0**-126
 """The smallest normal number of float32 and bfloat16."""
 
 TENSOR_CORE = 16
 """Products that one instruction of a tensor core adds to its accumulator (m16n8k16 of 16-bit types)."""
 
-USUAL = 0.6
+RMS_ROUNDING = 0.6
 """Root mean square of a rounding's error in units of u |x|: 1/√3 at a power of two, half of it just below one."""
 
 
@@ -100,12 +100,12 @@ def lambda_init_error(start: float) -> float:
     return FORMATS["float32"].u * (abs(start) + 4.0 * abs(0.8 - start) + 0.2)
 
 
-def error_of_sums(n: int, name: str = "float32") -> float:
+def sum_error(n: int, name: str = "float32") -> float:
     """What a sum of n products in a type is usually off by, in units of the root of their squares' sum.
 
     One after another, the k-th partial sum is rounded, which has grown as √k.
     """
-    return USUAL * FORMATS[name].u * math.sqrt(1 + n / 4)
+    return RMS_ROUNDING * FORMATS[name].u * math.sqrt(1 + n / 4)
 
 
 class Arithmetic:
@@ -118,8 +118,8 @@ class Arithmetic:
     def __init__(self, recipe: Recipe, order: Order, query_factor: float = 1.0) -> None:
         self.recipe, self.order, self.query_factor = recipe, order, query_factor
         self._random = np.random.default_rng(order.noise)
-        self._of_forward = np.random.default_rng([order.noise, 1])
-        self._of_gate = np.random.default_rng([order.noise, 2])
+        self._forward_random = np.random.default_rng([order.noise, 1])
+        self._gate_random = np.random.default_rng([order.noise, 2])
 
     @property
     def dtype(self) -> Any:
@@ -145,7 +145,7 @@ class Arithmetic:
             off = np.asarray(np.minimum(size, form.tiny))
             size *= form.u
             off += size
-            off *= USUAL
+            off *= RMS_ROUNDING
             noisy = self._sign(x)
             noisy *= off
             noisy += x
@@ -156,12 +156,12 @@ class Arithmetic:
     def _flushed(self, x: Numpy) -> Numpy:
         """x itself, what is too small set to 0 where the order flushes."""
         if self.order.flush:
-            np.copyto(x, 0.0, where=np.abs(x) < SMALLEST)
+            np.copyto(x, 0.0, where=np.abs(x) < SMALLEST_NORMAL)
         return x
 
     def _sign(self, x: Numpy, random: np.random.Generator | None = None) -> Numpy:
         """Return a sign for each element; where the order has it so, one for all that are the same number."""
-        return (_signs_of_numbers if self.order.alike else _signs)(x, random or self._random)
+        return (_signs_by_value if self.order.alike else _signs)(x, random or self._random)
 
     def perturb(self, x: Numpy, error: Numpy) -> Numpy:
         """x with an error of this size, of either sign, where errors are drawn at random; else x."""
@@ -169,13 +169,13 @@ class Arithmetic:
 
     def perturb_forward(self, x: Numpy, error: Numpy) -> Numpy:
         """The same for what a backward pass has from the forward pass: the errors of all else are drawn as without."""
-        return x + self._sign(x, self._of_forward) * error if self.order.noise else x
+        return x + self._sign(x, self._forward_random) * error if self.order.noise else x
 
     def perturb_gate(self, x: Numpy, error: Numpy) -> Numpy:
         """The same for the sigmoid of a gate."""
-        return x + self._sign(x, self._of_gate) * error if self.order.noise else x
+        return x + self._sign(x, self._gate_random) * error if self.order.noise else x
 
-    def single_step(self, x: Numpy) -> Numpy:
+    def round_float32(self, x: Numpy) -> Numpy:
         """What one operation in float32 is off by, where errors are drawn at random; else nothing is done."""
         return self._round(x, "float32") if self.order.noise else x
 
@@ -201,7 +201,7 @@ class Arithmetic:
                 total = self._partial_sum(total)
             if self.order.noise:
                 off = np.sqrt(np.matmul(a * a, b * b))
-                off *= error_of_sums(n, sums)
+                off *= sum_error(n, sums)
                 off *= _signs(total, self._random)  # equal terms, too, may be added in different orders
                 total += off
             return self._partial_sum(total)
@@ -232,14 +232,14 @@ class Arithmetic:
         """exp(x − less), `less` being the row's largest x or what stands for it."""
         with np.errstate(invalid="ignore", under="ignore"):
             if self.order.noise:
-                x, less = self.single_step(x), self.single_step(less)
+                x, less = self.round_float32(x), self.round_float32(less)
             if not (self.order.base2 or self.recipe.exp == "ex2approx"):
                 return self._flushed(np.asarray(np.exp(x - less)))
             log2 = np.float32(math.log2(math.e))
             power = x * log2 - less * log2
             result = np.asarray(np.exp2(power))
             if self.recipe.exp == "ex2approx":
-                result *= _approximation(power)
+                result *= _ex2_error(power)
             return self._flushed(result)
 
     def u(self, site: str) -> float:
@@ -253,7 +253,7 @@ def _signs(x: Numpy, random: np.random.Generator) -> Numpy:
     return np.asarray(2.0 * bits - 1.0)  # as of integers(0, 2, …), in a fifth of the time
 
 
-def _signs_of_numbers(x: Numpy, random: np.random.Generator) -> Numpy:
+def _signs_by_value(x: Numpy, random: np.random.Generator) -> Numpy:
     """±1 for each number: one and the same for those that agree in float32, and the opposite for their negatives.
 
     Sums of the same terms may differ beyond float32. What differs in it is rounded up or down as it comes, though a
@@ -271,7 +271,7 @@ def _signs_of_numbers(x: Numpy, random: np.random.Generator) -> Numpy:
     return np.asarray(np.copysign(signs, signs * wide))
 
 
-def _approximation(power: Numpy) -> Numpy:
+def _ex2_error(power: Numpy) -> Numpy:
     """The error of a GPU's 2^x, of which only the size is told: up to 2⁻²² of it, as if at random."""
     noise = np.where(np.isfinite(power), power, 0.0).astype(np.float64) * 12_345.678
     return (1.0 + (2.0 * (noise - np.floor(noise)) - 1.0) * 2.0**-22).astype(np.float32)

@@ -78,11 +78,11 @@ def round_to(x: Numpy, name: str) -> Numpy:
         with np.errstate(over="ignore"):
             return x.astype(np.float32).astype(np.float64)
     if x.dtype.char == "f" and form.smallest == -126:
-        return _cut(x, 24 - form.bits)
-    return _by_adding(x, form)
+        return _round_bits(x, 24 - form.bits)
+    return _round_by_addition(x, form)
 
 
-def _cut(x: Numpy, bits: int) -> Numpy:
+def _round_bits(x: Numpy, bits: int) -> Numpy:
     """float32 without its last bits, for types that have float32's exponents: the carry goes where it should."""
     raw = np.ascontiguousarray(x).view(np.uint32)
     rounded = raw >> np.uint32(bits)
@@ -95,7 +95,7 @@ def _cut(x: Numpy, bits: int) -> Numpy:
     return result
 
 
-def _by_adding(x: Numpy, form: Format) -> Numpy:
+def _round_by_addition(x: Numpy, form: Format) -> Numpy:
     kind = x.dtype.char
     rounded = np.asarray(np.clip(x, -4 * form.top, 4 * form.top))  # ∞ all the same, and what is added stays finite
     raw = np.ascontiguousarray(rounded).view(_EXPONENT[kind].dtype)

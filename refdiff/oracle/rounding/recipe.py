@@ -66,7 +66,7 @@ class Recipe:
             if value not in allowed:
                 also = " (the storage type, or float32)" if name != "storage" else ""
                 raise ValueError(
-                    f"{name}: got {value!r}, expected one of {', '.join(allowed)}{also}{_near(value, allowed)}"
+                    f"{name}: got {value!r}, expected one of {', '.join(allowed)}{also}{_type_hint(value, allowed)}"
                 )
             object.__setattr__(self, name, value)
         for name, kinds in (("matmul", MATMUL), ("exp", EXP)):
@@ -98,7 +98,9 @@ class Recipe:
         if what == "tf32":
             return Recipe(**{"storage": "float32", "matmul": "tf32", **changes})
         if ALIASES.get(what, what) not in STORAGE:
-            raise ValueError(f"no recipe is called {what!r}: there are float32, tf32, bfloat16, float16{_near(what)}")
+            raise ValueError(
+                f"no recipe is called {what!r}: there are float32, tf32, bfloat16, float16{_type_hint(what)}"
+            )
         return Recipe(**{"storage": what, **changes})
 
     @staticmethod
@@ -125,7 +127,7 @@ class Recipe:
         return asdict(self)
 
 
-def _near(value: Any, allowed: Sequence[str] = ("tf32", *STORAGE)) -> str:
+def _type_hint(value: Any, allowed: Sequence[str] = ("tf32", *STORAGE)) -> str:
     """What is likely to be meant by the name of a type that is none, or not one of these."""
     if value == "tf32":
         return ". tf32 is how float32 is multiplied: storage='float32', matmul='tf32'"

@@ -14,14 +14,14 @@ import numpy as np
 
 from refdiff.backends import ops_for
 from refdiff.oracle.budget.budget import budget
-from refdiff.oracle.budget.statistics import LIMITS, over, root_mean_square
+from refdiff.oracle.budget.statistics import LIMITS, root_mean_square, safe_ratio
 from refdiff.oracle.cases.structure import relaid, strided_view
 from refdiff.oracle.inputs import shapes
 from refdiff.oracle.inputs.outputs import read_output, require_out
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_operands import head_indices, lambda_init, lambda_of
+from refdiff.oracle.truth.attention_operands import compute_lambda, head_indices, lambda_init
 from refdiff.oracle.truth.forward import out_shape
 
 Numpy = np.ndarray[Any, Any]
@@ -195,7 +195,7 @@ def ones_for_values(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) 
     if "norm_bias" in inputs:
         ones["norm_bias"] = np.zeros_like(inputs["norm_bias"])
     exact = {name: x.astype(np.float64) for name, x in inputs.items()}
-    rest = 1 - np.asarray(lambda_of(spec, exact, ops_for()))
+    rest = 1 - np.asarray(compute_lambda(spec, exact, ops_for()))
     _require(bool(np.all(np.abs(rest) > 0.05)), "λ that is not 1")
     out = run(kernel, spec, ones)
     return _compare_rows(out, np.broadcast_to(np.mean(out, axis=-1, keepdims=True), out.shape), spec, ones, recipe)
@@ -209,7 +209,7 @@ def maps_swapped(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> 
     _require(not spec.norm_bias and not spec.lambda_per_head, "no bias after the norm, and one λ")
     inputs, w = _enlarge_values(spec, inputs, recipe), head_indices(spec)
     exact = {name: np.asarray(x, dtype=np.float64) for name, x in inputs.items()}
-    lambda_, start = float(lambda_of(spec, exact, ops_for())), lambda_init(spec, ops_for())
+    lambda_, start = float(compute_lambda(spec, exact, ops_for())), lambda_init(spec, ops_for())
     _require(lambda_ > 0.05, "a positive λ")
     swapped = dict(inputs)
     for name, first, second in (("q", w.q1, w.q2), ("k", w.k1, w.k2)):
@@ -282,7 +282,7 @@ def _compare_rows(first: Numpy, second: Numpy, spec: Spec, inputs: Inputs, recip
     if first.shape != second.shape:
         return f"shapes {first.shape} and {second.shape} differ"
     rows = budget(spec, inputs, recipe, members=2).rows["out"]
-    ratio = over(root_mean_square(first - second), 2 * LIMITS.row * rows)
+    ratio = safe_ratio(root_mean_square(first - second), 2 * LIMITS.row * rows)
     if ratio.size == 0 or np.max(ratio) <= 1:
         return ""
     at = tuple(int(i) for i in np.unravel_index(int(np.argmax(ratio)), ratio.shape))

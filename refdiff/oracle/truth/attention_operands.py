@@ -89,19 +89,19 @@ def attention_mask(spec: Spec, inputs: dict[str, Numpy]) -> Numpy:
     T, S = inputs["q"].shape[2], inputs["k"].shape[2]
     t = np.arange(T)[:, None] + (0 if spec.causal == "top_left" else S - T)
     s = np.arange(S)[None, :]
-    see = np.ones((1, 1, T, S), dtype=np.bool_)
+    visible = np.ones((1, 1, T, S), dtype=np.bool_)
     if spec.causal != "none":
-        see &= s <= t
+        visible &= s <= t
     if spec.window is not None:
-        see &= np.abs(s - t) < spec.window
+        visible &= np.abs(s - t) < spec.window
     if "key_mask" in inputs:
-        see = see & layers.padding_mask(inputs["key_mask"])
+        visible = visible & layers.padding_mask(inputs["key_mask"])
     if "mask" in inputs:
         mask = inputs["mask"]
-        see = see & mask[(None,) * (4 - mask.ndim)]
+        visible = visible & mask[(None,) * (4 - mask.ndim)]
     if "bias" in inputs and (hidden := np.isneginf(inputs["bias"])).any():
-        see = see & ~hidden[(None,) * (4 - hidden.ndim)]
-    return see
+        visible = visible & ~hidden[(None,) * (4 - hidden.ndim)]
+    return visible
 
 
 def padded_queries(spec: Spec, inputs: dict[str, Numpy]) -> Numpy | None:
@@ -116,7 +116,7 @@ def padded_queries(spec: Spec, inputs: dict[str, Numpy]) -> Numpy | None:
     return np.pad(~real, ((0, 0), (T - real.shape[1], 0)))
 
 
-def without_padded(padded: Numpy | None, x: Numpy) -> Numpy:
+def zero_padded(padded: Numpy | None, x: Numpy) -> Numpy:
     """Return (B, …, T, e) with 0 in the rows of padded queries, (B, T)."""
     if padded is None:
         return x
@@ -141,12 +141,12 @@ def center(x: Numpy) -> Numpy:
     return y
 
 
-def stored(x: Numpy, site: str) -> Numpy:
+def round_if_eager(x: Numpy, site: str) -> Numpy:
     """Keep a result as the recipe does at `site`, where every operation's result is stored; exactly here."""
     return x
 
 
-def rounded(x: Numpy, site: str) -> Numpy:
+def round_at(x: Numpy, site: str) -> Numpy:
     """Round a result to the type that the recipe computes it in at `site`; exactly here."""
     return x
 
@@ -175,14 +175,14 @@ def sum_over_tokens(terms: Numpy, name: str, per_head: bool) -> Numpy:
     return total
 
 
-OWN: dict[str, Callable[..., Any]] = {
-    f.__name__: f for f in (center, stored, rounded, raw_scores, qk_norm, qk_norm_vjp, sum_over_tokens)
+EXTRA_OPS: dict[str, Callable[..., Any]] = {
+    f.__name__: f for f in (center, round_if_eager, round_at, raw_scores, qk_norm, qk_norm_vjp, sum_over_tokens)
 }
 
 
-def own(ops: Ops, name: str) -> Callable[..., Any]:
+def extra_op(ops: Ops, name: str) -> Callable[..., Any]:
     """Return the function of that name in `ops`, or the one of this module."""
-    function: Callable[..., Any] = getattr(ops, name, OWN[name])
+    function: Callable[..., Any] = getattr(ops, name, EXTRA_OPS[name])
     return function
 
 
@@ -192,13 +192,16 @@ Angles = dict[str, tuple[Numpy, Numpy]]
 
 @dataclass(frozen=True)
 class AttentionOperands:
-    """The arguments of `diff_attention`, with as many key heads as query heads.
+    """The arguments of `diff_attention` for one dense problem; every output head has keys and values of its own.
 
-    q1, q2 (B, h, T, d), k1, k2 (B, h, S, d), v (B, h, S, e), lambda_full () or (B, h, T, 1); bias, or None, and see:
-    (B or 1, h or 1, T, S). mask and causal say the same as see in the layer's terms. The scores are q kᵀ / √d: another
-    scale of the spec is in q1 and q2 already, and scores with a softcap come as q1, q2 (B, h, T, S), with √S times the
-    identity for k1 and k2. A sink is one more key, the last, of zeros, with a value of zeros and a bias; bias then has
-    the heads of both maps.
+    q1, q2: (B, h, T, d). They include the factor of a `scale` other than 1/√d.
+    k1, k2: (B, h, S, d). v: (B, h, S, e). lambda_full: () or (B, h, T, 1).
+    bias: None or broadcastable to (B, h, T, S); added to the scores of both maps.
+    visible: (B or 1, h or 1, T, S), True where a query may attend to a key. mask and causal say the same in the form
+    that the layer takes.
+
+    With a softcap, q1 and q2 are the capped scores, (B, h, T, S), and k1 and k2 are √S times the identity. With sinks,
+    a last key of zeros with a value of zeros is appended. Its bias is the sink, and bias has 2h heads, h for each map.
     """
 
     q1: Numpy
@@ -208,39 +211,41 @@ class AttentionOperands:
     v: Numpy
     lambda_full: Numpy
     bias: Numpy | None
-    see: Numpy
+    visible: Numpy
     mask: Numpy | None
     causal: bool
 
 
 def attention_operands(spec: Spec, inputs: Inputs, ops: Ops) -> AttentionOperands:
     """Return the arguments of `diff_attention` for dense core inputs, S being 1 or more, or 0 with sinks."""
-    q, k = rotated(spec, inputs, ops)
-    see = attention_mask(spec, inputs)
-    v = zero_unseen(joined(spec, inputs["v"], ops), see)
+    q, k = prepare_qk(spec, inputs, ops)
+    visible = attention_mask(spec, inputs)
+    v = zero_unseen(join_values(spec, inputs["v"], ops), visible)
     w = head_indices(spec)
     q = q * query_factor(spec)
     q1, q2, k1, k2, v = q[:, w.q1], q[:, w.q2], k[:, w.k1], k[:, w.k2], v[:, w.v]
     if (cap := spec.softcap) is not None and k.shape[2]:  # a sink has no cap
-        product = own(ops, "raw_scores")
-        (q1, k1), (q2, k2) = (limited(a, b, lambda z: cap * np.tanh(z / cap), product) for a, b in ((q1, k1), (q2, k2)))
+        product = extra_op(ops, "raw_scores")
+        (q1, k1), (q2, k2) = (
+            transform_scores(a, b, lambda z: cap * np.tanh(z / cap), product) for a, b in ((q1, k1), (q2, k2))
+        )
     bias, (mask, causal) = finite_bias(inputs), layer_mask(spec, inputs)
     bias = None if bias is None else bias[(None,) * (4 - bias.ndim)]
     if spec.masked_rows == "uniform":
         # zero scores to every key, in place of none to any
-        some = np.any(see, axis=-1, keepdims=True)
-        q1, q2, see = np.where(some, q1, 0.0), np.where(some, q2, 0.0), see | ~some
+        some = np.any(visible, axis=-1, keepdims=True)
+        q1, q2, visible = np.where(some, q1, 0.0), np.where(some, q2, 0.0), visible | ~some
         bias = None if bias is None else np.where(some, bias, 0.0)
-        mask, causal = see, False
-    s = AttentionOperands(q1, k1, q2, k2, v, lambda_of(spec, inputs, ops), bias, see, mask, causal)
-    return with_sinks(s, inputs["sinks"][w.q1], inputs["sinks"][w.q2]) if spec.sinks else s
+        mask, causal = visible, False
+    s = AttentionOperands(q1, k1, q2, k2, v, compute_lambda(spec, inputs, ops), bias, visible, mask, causal)
+    return append_sinks(s, inputs["sinks"][w.q1], inputs["sinks"][w.q2]) if spec.sinks else s
 
 
-def with_sinks(s: AttentionOperands, first: Numpy, second: Numpy) -> AttentionOperands:
+def append_sinks(s: AttentionOperands, first: Numpy, second: Numpy) -> AttentionOperands:
     """Add the key that each head's sink is: first and second are (h,)."""
     one = ((0, 0), (0, 0), (0, 0), (0, 1))
     k1, k2, v = (np.pad(np.swapaxes(x, -1, -2), one).swapaxes(-1, -2) for x in (s.k1, s.k2, s.v))
-    see = np.pad(s.see, one, constant_values=True)
+    visible = np.pad(s.visible, one, constant_values=True)
     h, S = s.q1.shape[1], s.k1.shape[2]
     bias = np.zeros((1, 1, 1, S)) if s.bias is None else np.broadcast_to(s.bias, (*s.bias.shape[:3], S))
     shape = (bias.shape[0], h, *bias.shape[2:])
@@ -248,31 +253,33 @@ def with_sinks(s: AttentionOperands, first: Numpy, second: Numpy) -> AttentionOp
         np.concatenate([np.broadcast_to(bias, shape), np.broadcast_to(x[:, None, None], (*shape[:3], 1))], axis=-1)
         for x in (first, second)
     ]
-    return replace(s, k1=k1, k2=k2, v=v, bias=np.concatenate(of_maps, axis=1), see=see, mask=see, causal=False)
+    return replace(
+        s, k1=k1, k2=k2, v=v, bias=np.concatenate(of_maps, axis=1), visible=visible, mask=visible, causal=False
+    )
 
 
-def rotated(spec: Spec, inputs: Inputs, ops: Ops) -> tuple[Numpy, Numpy]:
+def prepare_qk(spec: Spec, inputs: Inputs, ops: Ops) -> tuple[Numpy, Numpy]:
     """Return q and k after norm and RoPE; what nobody sees is a number first, lest it turn into one that is none."""
     turns = angles(spec, inputs, ops)
-    return stages(spec, inputs, "q", turns, ops)[-1], stages(spec, inputs, "k", turns, ops)[-1]
+    return preparation_stages(spec, inputs, "q", turns, ops)[-1], preparation_stages(spec, inputs, "k", turns, ops)[-1]
 
 
-def stages(spec: Spec, inputs: Inputs, name: str, turns: Angles, ops: Ops) -> list[Numpy]:
-    """q or k as it comes in, and after each of `preparation`; `turns` are the `angles`."""
+def preparation_stages(spec: Spec, inputs: Inputs, name: str, turns: Angles, ops: Ops) -> list[Numpy]:
+    """q or k as it comes in, and after each of `preparation_steps`; `turns` are the `angles`."""
     found = [inputs["q"] if name == "q" else zero_unseen(inputs["k"], attention_mask(spec, inputs))]
-    for step in preparation(spec):
+    for step in preparation_steps(spec):
         x = found[-1]
         if step == "norm":
-            y = own(ops, "qk_norm")(x, inputs.get(f"{name}_norm_weight"), spec.qk_norm_eps, spec.qk_norm)
+            y = extra_op(ops, "qk_norm")(x, inputs.get(f"{name}_norm_weight"), spec.qk_norm_eps, spec.qk_norm)
         else:
             y = rotate(spec, x, *turns[name], ops)
         found.append(y)
     return found
 
 
-def preparation(spec: Spec) -> tuple[str, ...]:
-    """What is done to q and k before their products, in order: "norm", "turn"."""
-    steps = ("norm",) * (spec.qk_norm != "none"), ("turn",) * (spec.rope != "none")
+def preparation_steps(spec: Spec) -> tuple[str, ...]:
+    """What is done to q and k before their products, in order: "norm", "rope"."""
+    steps = ("norm",) * (spec.qk_norm != "none"), ("rope",) * (spec.rope != "none")
     return steps[0] + steps[1] if spec.qk_norm_at == "before_rope" else steps[1] + steps[0]
 
 
@@ -304,7 +311,7 @@ def frequencies(spec: Spec, ops: Ops) -> tuple[list[float], float]:
     return found
 
 
-def joined(spec: Spec, v: Numpy, ops: Ops) -> Numpy:
+def join_values(spec: Spec, v: Numpy, ops: Ops) -> Numpy:
     """Lay the heads of v side by side as the spec has it: (B, V, S, w) to (B, groups, S, e)."""
     if spec.values == "halves":
         pairs: Numpy = ops.value_pairs_hf(v)
@@ -324,7 +331,7 @@ def lambda_init(spec: Spec, ops: Ops) -> float:
     return 0.8 - (0.8 - float(ops.lambda_init(0))) * math.exp(0.3)  # the same curve at −1, where the layer refuses
 
 
-def lambda_of(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
+def compute_lambda(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
     """λ as `diff_attention` takes it: () or (1 or B, h, 1 or T, 1); 0 of plain attention."""
     if spec.lambda_form == "exp":
         start, vectors = lambda_init(spec, ops), [inputs[name] for name in VECTORS]
@@ -352,12 +359,12 @@ def layer_mask(spec: Spec, inputs: Inputs) -> tuple[Numpy | None, bool]:
     return attention_mask(spec.replace(causal="none"), inputs), True
 
 
-def zero_unseen(x: Numpy, see: Numpy) -> Numpy:
+def zero_unseen(x: Numpy, visible: Numpy) -> Numpy:
     """Put 0 where a key or value that no query sees is not a number: 0 · NaN would be one."""
     bad = ~np.isfinite(x)
     if not bad.any():
         return x
-    seen = np.any(see, axis=(1, 2))[:, None, :, None]
+    seen = np.any(visible, axis=(1, 2))[:, None, :, None]
     return np.where(bad & ~seen, 0.0, x)
 
 
@@ -366,7 +373,7 @@ def query_factor(spec: Spec) -> float:
     return 1.0 if spec.scale is None else spec.scale * math.sqrt(spec.head_dim)
 
 
-def limited(
+def transform_scores(
     q: Numpy, k: Numpy, limit: Callable[[Numpy], Numpy], product: Callable[[Numpy, Numpy], Numpy] = raw_scores
 ) -> tuple[Numpy, Numpy]:
     """What `limit` makes of the scores of q and k, as queries and keys whose scores they are."""
@@ -379,8 +386,8 @@ def scores(s: AttentionOperands, number: int) -> Numpy:
     """The scores of map 1 or 2, −∞ where a query does not see: (B, h, T, S), with sinks one more."""
     q, k = (s.q1, s.k1) if number == 1 else (s.q2, s.k2)
     bias = split_maps(s.bias, q.shape[1])[number - 1]
-    z, see = attention_scores(q, k, s.mask, bias, causal=s.causal)
-    hidden: Numpy = z if see is None else np.where(see, z, -math.inf)
+    z, visible = attention_scores(q, k, s.mask, bias, causal=s.causal)
+    hidden: Numpy = z if visible is None else np.where(visible, z, -math.inf)
     return hidden
 
 

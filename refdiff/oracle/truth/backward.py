@@ -19,28 +19,28 @@ from refdiff.oracle.truth.attention_operands import (
     angles,
     attention_mask,
     attention_operands,
+    compute_lambda,
+    extra_op,
     head_indices,
     lambda_init,
-    lambda_of,
-    own,
     padded_queries,
-    preparation,
+    preparation_stages,
+    preparation_steps,
+    prepare_qk,
     query_factor,
-    rotated,
-    stages,
     value_heads,
-    without_padded,
+    zero_padded,
 )
 from refdiff.oracle.truth.forward import (
-    cut_rows,
+    broadcast_to_heads,
     differences,
-    finished,
     forward,
     norm_rows,
-    normed,
-    of_heads,
+    normalize,
+    normalize_and_scale,
     out_factor,
     project,
+    split_norm_rows,
 )
 
 Numpy = np.ndarray[Any, Any]
@@ -63,22 +63,22 @@ def backward(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[str, Num
     if dout.shape != shape:
         raise ValueError(f"dout has shape {dout.shape}, but the output has {shape}")
     padded = padded_queries(spec, inputs)
-    if padded is not None and np.any(dout != without_padded(padded, dout)):
+    if padded is not None and np.any(dout != zero_padded(padded, dout)):
         raise ValueError(
             "dout is not 0 for some queries that are padding, and padded_queries is 'any': gradients would depend on "
             "what stands there; set dout to 0 in these rows, or padded_queries to 'computed'"
         )
     if not is_layer(inputs):
-        return _core(spec, core, dout, ops)
+        return _core_gradients(spec, core, dout, ops)
     flat = np.moveaxis(forward(spec, core, ops), 1, 2).reshape(B, T, spec.heads * spec.out_dim)
     grads: dict[str, Numpy] = {}
     dflat, *of_o = ops.linear_vjp(dout, flat, inputs["o_proj.weight"], inputs.get("o_proj.bias"))
-    _keep(grads, inputs, "o_proj", of_o)
-    grads |= _core(spec, core, np.moveaxis(dflat.reshape(B, T, spec.heads, spec.out_dim), 2, 1), ops)
-    return _through_projections(grads, inputs, ops)
+    _store_projection(grads, inputs, "o_proj", of_o)
+    grads |= _core_gradients(spec, core, np.moveaxis(dflat.reshape(B, T, spec.heads, spec.out_dim), 2, 1), ops)
+    return _projections_vjp(grads, inputs, ops)
 
 
-def _through_projections(grads: dict[str, Numpy], inputs: Inputs, ops: Ops) -> dict[str, Numpy]:
+def _projections_vjp(grads: dict[str, Numpy], inputs: Inputs, ops: Ops) -> dict[str, Numpy]:
     """From the gradients of q, k, v, the gate's logits and λ's to those of x and the weights."""
     x = inputs["x"]
     P = inputs["x_past"].shape[1] if "x_past" in inputs else 0
@@ -93,21 +93,21 @@ def _through_projections(grads: dict[str, Numpy], inputs: Inputs, ops: Ops) -> d
         g = g.reshape(*of.shape[:2], math.prod(g.shape[2:]))
         d, *rest = ops.linear_vjp(g, of, inputs[f"{name}_proj.weight"], inputs.get(f"{name}_proj.bias"))
         dx[:, first:] += d
-        _keep(grads, inputs, f"{name}_proj", rest)
+        _store_projection(grads, inputs, f"{name}_proj", rest)
     if "x_past" in inputs:
         grads["x_past"] = dx[:, :P]
     return {"x": dx[:, P:], **grads}
 
 
-def _keep(grads: dict[str, Numpy], inputs: Inputs, projection: str, found: list[Any]) -> None:
+def _store_projection(grads: dict[str, Numpy], inputs: Inputs, projection: str, found: list[Any]) -> None:
     for part, g in zip(("weight", "bias"), found, strict=True):
         if f"{projection}.{part}" in inputs:
             grads[f"{projection}.{part}"] = g
 
 
-def _core(spec: Spec, core: Inputs, dout: Numpy, ops: Ops) -> dict[str, Numpy]:
+def _core_gradients(spec: Spec, core: Inputs, dout: Numpy, ops: Ops) -> dict[str, Numpy]:
     """The gradients of core inputs, added up over sequences."""
-    lambda_ = lambda_of(spec, core, ops)
+    lambda_ = compute_lambda(spec, core, ops)
     weights = ("norm_weight", "norm_bias", "sinks", *QK_WEIGHTS)
     names = ("q", "k", "v", "k_pages", "v_pages", "gate_logits", *weights)
     grads = {name: np.zeros_like(core[name]) for name in names if name in core}
@@ -116,17 +116,17 @@ def _core(spec: Spec, core: Inputs, dout: Numpy, ops: Ops) -> dict[str, Numpy]:
     for part in sequences(core):
         if part.is_empty:
             continue
-        found = _dense(spec, part.inputs, dout[part.at], ops)
+        found = _dense_gradients(spec, part.inputs, dout[part.index], ops)
         for name in {"q", "gate_logits"} & set(grads):
-            grads[name][part.at] += found[name]
-        _keys(grads, core, part, found)
+            grads[name][part.index] += found[name]
+        _add_key_gradients(grads, core, part, found)
         for name in set(weights) & set(grads):
             grads[name] += found[name]
-        dlambda[part.at if by_token else ...] += found["lambda"]
-    return {**grads, **_of_lambda(spec, core, dlambda, ops)}
+        dlambda[part.index if by_token else ...] += found["lambda"]
+    return {**grads, **_lambda_vjp(spec, core, dlambda, ops)}
 
 
-def _keys(grads: dict[str, Numpy], core: Inputs, part: Sequence, found: dict[str, Numpy]) -> None:
+def _add_key_gradients(grads: dict[str, Numpy], core: Inputs, part: Sequence, found: dict[str, Numpy]) -> None:
     for name, pages in (("k", "k_pages"), ("v", "v_pages")):
         if part.keys is None:
             scatter(grads[pages], found[name], core["block_table"][part.number], int(core["lengths"][part.number]))
@@ -134,7 +134,7 @@ def _keys(grads: dict[str, Numpy], core: Inputs, part: Sequence, found: dict[str
             grads[name][part.batch, :, part.keys] += found[name]
 
 
-def _of_lambda(spec: Spec, core: Inputs, dlambda: Numpy, ops: Ops) -> dict[str, Numpy]:
+def _lambda_vjp(spec: Spec, core: Inputs, dlambda: Numpy, ops: Ops) -> dict[str, Numpy]:
     """From the gradient of λ, in the shape that `diff_attention` takes it, to those of what it is made of."""
     if spec.lambda_form == "exp":
         start, vectors = lambda_init(spec, ops), [core[name] for name in VECTORS]
@@ -142,9 +142,9 @@ def _of_lambda(spec: Spec, core: Inputs, dlambda: Numpy, ops: Ops) -> dict[str, 
             found = ops.diff_lambda_vjp(dlambda, *vectors, start)
         else:
             dlambda = dlambda.reshape(spec.heads)
-            of_heads = [ops.diff_lambda_vjp(np.asarray(g), *(x[i] for x in vectors), start)
+            per_head = [ops.diff_lambda_vjp(np.asarray(g), *(x[i] for x in vectors), start)
                         for i, g in enumerate(dlambda)]  # fmt: skip
-            found = map(np.stack, zip(*of_heads, strict=True))
+            found = map(np.stack, zip(*per_head, strict=True))
         return {"lambda_full": dlambda, **dict(zip(VECTORS, found, strict=True))}
     if spec.lambda_form == "sigmoid":
         logits = core["lambda_logits"]
@@ -155,10 +155,10 @@ def _of_lambda(spec: Spec, core: Inputs, dlambda: Numpy, ops: Ops) -> dict[str, 
     return {"lambda_full": dlambda.reshape(core["lambda_full"].shape)}
 
 
-def _dense(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[str, Numpy]:
+def _dense_gradients(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[str, Numpy]:
     """The gradients of q, k, v, of weights and biases, the gate's logits, sinks and λ of a dense problem."""
     s = attention_operands(spec, inputs, ops)
-    some = np.any(s.see, axis=-1, keepdims=True)
+    some = np.any(s.visible, axis=-1, keepdims=True)
     if spec.masked_rows == "nan" and not some.all():
         raise ValueError("a row that sees no key is nan by masked_rows='nan', and so would all gradients be")
     heads = differences(spec, s, ops)
@@ -166,10 +166,10 @@ def _dense(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[str, Numpy
     more: dict[str, Numpy] = {}
     if spec.gate != "none":
         logits = inputs["gate_logits"]
-        through_gate = dout * finished(spec, heads, inputs, ops)
+        through_gate = dout * normalize_and_scale(spec, heads, inputs, ops)
         (more["gate_logits"],) = ops.activation_vjp(through_gate, logits, spec.gate)
         dout = dout * ops.activation(logits, spec.gate)
-    g, of_norm = _through_norm(spec, factor * dout, heads, inputs, ops)
+    g, of_norm = _norm_vjp(spec, factor * dout, heads, inputs, ops)
     dq1, dk1, dq2, dk2, dv, dlambda = ops.diff_attention_vjp(
         g, s.q1, s.k1, s.q2, s.k2, s.v, s.lambda_full, s.mask, s.bias, causal=s.causal
     )
@@ -178,14 +178,14 @@ def _dense(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[str, Numpy
         of_sinks = {"sinks": sum_over_heads(spec, sink_terms(g, s, ops))}
         dk1, dk2, dv = dk1[:, :, :-1], dk2[:, :, :-1], dv[:, :, :-1]
     if spec.out_scale == "1 - lambda":
-        through_factor = -dout * normed(spec, heads, inputs, ops)
+        through_factor = -dout * normalize(spec, heads, inputs, ops)
         dlambda = dlambda + sum_to(np.sum(through_factor, axis=-1, keepdims=True), dlambda.shape)
     if spec.masked_rows == "uniform":  # the zeros that stand there do not depend on q
         sees = np.any(attention_mask(spec, inputs), axis=-1, keepdims=True)
         dq1, dq2 = np.where(sees, dq1, 0.0), np.where(sees, dq2, 0.0)
-    of_heads = _through_heads(spec, inputs, s, (dq1, dk1, dq2, dk2), ops)
-    dv = _through_values(spec, inputs["v"], dv, ops)
-    return {**of_heads, "v": dv, "lambda": dlambda, **of_norm, **more, **of_sinks}
+    of_qk = _qk_vjp(spec, inputs, s, (dq1, dk1, dq2, dk2), ops)
+    dv = _values_vjp(spec, inputs["v"], dv, ops)
+    return {**of_qk, "v": dv, "lambda": dlambda, **of_norm, **more, **of_sinks}
 
 
 def sink_terms(g: Numpy, s: AttentionOperands, ops: Ops) -> Numpy:
@@ -212,87 +212,87 @@ def sum_over_heads(spec: Spec, terms: Numpy) -> Numpy:
     return total
 
 
-def _through_norm(spec: Spec, g: Numpy, heads: Numpy, inputs: Inputs, ops: Ops) -> tuple[Numpy, dict[str, Numpy]]:
+def _norm_vjp(spec: Spec, g: Numpy, heads: Numpy, inputs: Inputs, ops: Ops) -> tuple[Numpy, dict[str, Numpy]]:
     """From the gradient of the normed heads to that of the heads, and of the norm's weight and bias by name."""
     found: dict[str, Numpy] = {}
     if spec.norm == "none":
         return g, found
     rows, back = norm_rows(spec, heads, ops)
     weight, inside = inputs.get("norm_weight"), spec.norm_over == "head" and not spec.norm_per_head
-    total = own(ops, "sum_over_tokens")
+    total = extra_op(ops, "sum_over_tokens")
     if spec.norm_bias:
         found["norm_bias"] = total(g, "norm_bias", spec.norm_per_head)
     if weight is not None and not inside:
         terms = g * back(ops.rms_norm(rows, None, spec.norm_eps))
         found["norm_weight"] = total(terms, "norm_weight", spec.norm_per_head)
-        g = g * of_heads(weight)
-    drows, dweight = ops.rms_norm_vjp(cut_rows(spec, g)[0], rows, weight if inside else None, spec.norm_eps)
+        g = g * broadcast_to_heads(weight)
+    drows, dweight = ops.rms_norm_vjp(split_norm_rows(spec, g)[0], rows, weight if inside else None, spec.norm_eps)
     if dweight is not None:
         found["norm_weight"] = dweight
-    return back(own(ops, "center")(drows) if spec.norm == "layer" else drows), found
+    return back(extra_op(ops, "center")(drows) if spec.norm == "layer" else drows), found
 
 
-def _through_heads(
+def _qk_vjp(
     spec: Spec, inputs: Inputs, s: AttentionOperands, grads: tuple[Numpy, Numpy, Numpy, Numpy], ops: Ops
 ) -> dict[str, Numpy]:
     """From the gradients of q1, k1, q2, k2 to those of q and k before RoPE, and of the weights of their norms."""
     dq1, dk1, dq2, dk2 = grads
     w = head_indices(spec)
-    q, k = rotated(spec, inputs, ops)
+    q, k = prepare_qk(spec, inputs, ops)
     if spec.softcap is not None:
         q = q * query_factor(spec)
-        first, second = (own(ops, "rounded")(x / spec.softcap, "qk") for x in (s.q1, s.q2))
-        dq1, dk1 = _through_tanh(dq1, first, q[:, w.q1], k[:, w.k1])
-        dq2, dk2 = _through_tanh(dq2, second, q[:, w.q2], k[:, w.k2])
-    dq = query_factor(spec) * (_to_heads(dq1, w.q1, q) + _to_heads(dq2, w.q2, q))
-    dk = _to_heads(dk1, w.k1, k) + _to_heads(dk2, w.k2, k)
+        first, second = (extra_op(ops, "round_at")(x / spec.softcap, "qk") for x in (s.q1, s.q2))
+        dq1, dk1 = _softcap_vjp(dq1, first, q[:, w.q1], k[:, w.k1])
+        dq2, dk2 = _softcap_vjp(dq2, second, q[:, w.q2], k[:, w.k2])
+    dq = query_factor(spec) * (_scatter_heads(dq1, w.q1, q) + _scatter_heads(dq2, w.q2, q))
+    dk = _scatter_heads(dk1, w.k1, k) + _scatter_heads(dk2, w.k2, k)
     turns = angles(spec, inputs, ops)
     found: dict[str, Numpy] = {}
     for name, g in (("q", dq), ("k", dk)):
-        found |= _through_preparation(spec, inputs, name, g, turns, ops)
+        found |= _preparation_vjp(spec, inputs, name, g, turns, ops)
     return found
 
 
-def _through_preparation(spec: Spec, inputs: Inputs, name: str, g: Numpy, turns: Angles, ops: Ops) -> dict[str, Numpy]:
-    """The lines of `stages` from bottom to top."""
+def _preparation_vjp(spec: Spec, inputs: Inputs, name: str, g: Numpy, turns: Angles, ops: Ops) -> dict[str, Numpy]:
+    """The lines of `preparation_stages` from bottom to top."""
     found: dict[str, Numpy] = {}
-    steps = preparation(spec)
-    before = stages(spec, inputs, name, turns, ops) if "norm" in steps else [g] * len(steps)
+    steps = preparation_steps(spec)
+    before = preparation_stages(spec, inputs, name, turns, ops) if "norm" in steps else [g] * len(steps)
     for step, x in zip(reversed(steps), reversed(before[: len(steps)]), strict=True):
-        if step == "turn":
-            g = _through_rotation(spec, g, *turns[name], ops)
+        if step == "rope":
+            g = _rotate_vjp(spec, g, *turns[name], ops)
             continue
         weight = inputs.get(f"{name}_norm_weight")
-        g, dweight = own(ops, "qk_norm_vjp")(g, x, weight, spec.qk_norm_eps, spec.qk_norm)
+        g, dweight = extra_op(ops, "qk_norm_vjp")(g, x, weight, spec.qk_norm_eps, spec.qk_norm)
         if dweight is not None:
             found[f"{name}_norm_weight"] = dweight
     return {name: g, **found}
 
 
-def _through_rotation(spec: Spec, g: Numpy, cos: Numpy, sin: Numpy, ops: Ops) -> Numpy:
+def _rotate_vjp(spec: Spec, g: Numpy, cos: Numpy, sin: Numpy, ops: Ops) -> Numpy:
     still = spec.head_dim - spec.rotary_dim if spec.rotary_at == "last" else 0
     turning = g[..., still:]
     turned: Numpy = ops.rope_vjp(turning, turning, cos, sin, interleaved=spec.rope == "interleaved")[0]
     return np.concatenate([g[..., :still], turned], axis=-1) if still else turned
 
 
-def _through_tanh(dcapped: Numpy, tanh: Numpy, q: Numpy, k: Numpy) -> tuple[Numpy, Numpy]:
+def _softcap_vjp(dcapped: Numpy, tanh: Numpy, q: Numpy, k: Numpy) -> tuple[Numpy, Numpy]:
     """tanh' = 1 − tanh², of which little is left where tanh rounds to 1; then the scores q kᵀ / √d."""
     dz = dcapped * (1 - tanh**2) / math.sqrt(q.shape[-1])
     return dz @ k, np.swapaxes(dz, -1, -2) @ q
 
 
-def _to_heads(g: Numpy, heads: Numbers, like: Numpy) -> Numpy:
+def _scatter_heads(g: Numpy, heads: Numbers, like: Numpy) -> Numpy:
     """The transpose of `x[:, heads]`."""
     total = np.zeros_like(like)
     np.add.at(np.moveaxis(total, 1, 0), heads, np.moveaxis(g, 1, 0))
     return total
 
 
-def _through_values(spec: Spec, v: Numpy, g: Numpy, ops: Ops) -> Numpy:
+def _values_vjp(spec: Spec, v: Numpy, g: Numpy, ops: Ops) -> Numpy:
     """From the gradients of the h joined values to that of v."""
     parts = value_heads(spec)
-    groups = _to_heads(g, head_indices(spec).v, np.zeros((g.shape[0], spec.key_groups, *g.shape[2:])))
+    groups = _scatter_heads(g, head_indices(spec).v, np.zeros((g.shape[0], spec.key_groups, *g.shape[2:])))
     if spec.values == "halves":
         (dv,) = ops.value_pairs_hf_vjp(groups, v)
         result: Numpy = dv

@@ -4,7 +4,7 @@ Where the layers have the whole wiring of the spec (`diff_heads_hf`, `diff_heads
 is called; any other is brought into the order of `diff_heads_paper`, every output head with keys and values of its own.
 So a mistake, a rounding or a recorder that is laid over `ops` acts here as it does in a model.
 
-`tiled` goes from tile to tile of queries: the same numbers, with memory for some rows of the scores at a time.
+`tile_attention` goes from tile to tile of queries: the same numbers, with memory for some rows of the scores at a time.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from refdiff.oracle.truth.attention_operands import (
     AttentionOperands,
     attention_mask,
     attention_operands,
+    compute_lambda,
+    extra_op,
     finite_bias,
-    joined,
+    join_values,
     lambda_init,
-    lambda_of,
     layer_mask,
-    own,
     padded_queries,
-    rotated,
-    without_padded,
+    prepare_qk,
+    zero_padded,
     zero_unseen,
 )
 
 Numpy = np.ndarray[Any, Any]
-_USUAL = Spec(query_heads=2, key_heads=2, head_dim=2)
+_DEFAULTS = Spec(query_heads=2, key_heads=2, head_dim=2)
 
 
 def forward(spec: Spec, inputs: Inputs, ops: Ops | None = None) -> Numpy:
@@ -52,8 +52,8 @@ def forward(spec: Spec, inputs: Inputs, ops: Ops | None = None) -> Numpy:
     core = project(spec, inputs, ops)
     out = np.zeros(out_shape(spec, core))
     for part in sequences(core):
-        out[part.at] = dense(spec, part.inputs, ops)
-    return without_padded(padded_queries(spec, inputs), projected(out, inputs, ops) if is_layer(inputs) else out)
+        out[part.index] = dense_heads(spec, part.inputs, ops)
+    return zero_padded(padded_queries(spec, inputs), project_output(out, inputs, ops) if is_layer(inputs) else out)
 
 
 def out_shape(spec: Spec, core: Inputs) -> tuple[int, int, int, int]:
@@ -80,7 +80,7 @@ def project(spec: Spec, inputs: Inputs, ops: Ops) -> Inputs:
     return core
 
 
-def projected(out: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
+def project_output(out: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
     """The heads side by side, through `o_proj`: (B, h, T, e) to (B, T, D)."""
     B, h, T, e = out.shape
     flat = np.moveaxis(out, 1, 2).reshape(B, T, h * e)
@@ -88,32 +88,32 @@ def projected(out: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
     return result
 
 
-def dense(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
+def dense_heads(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
     """Compute the heads of dense core inputs, with norm, scale and gate: (B, h, T, e)."""
-    return gated(spec, _before_gate(spec, inputs, ops), inputs, ops)
+    return apply_gate(spec, _scaled_heads(spec, inputs, ops), inputs, ops)
 
 
-def gated(spec: Spec, heads: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
+def apply_gate(spec: Spec, heads: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
     """Multiply the scaled heads by a function of the gate's logits: (B, h, T, e) to the same."""
     if spec.gate == "none":
         return heads
-    keep = own(ops, "stored")
+    keep = extra_op(ops, "round_if_eager")
     product: Numpy = keep(heads, "storage") * keep(ops.activation(inputs["gate_logits"], spec.gate), "storage")
     return product
 
 
-def _before_gate(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
+def _scaled_heads(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
     if inputs["k"].shape[2] == 0 or 0 in inputs["q"].shape:
         nothing = np.full(out_shape(spec, inputs), math.nan if spec.masked_rows == "nan" else 0.0)
-        return finished(spec, nothing, inputs, ops)
-    name = whole_wiring(spec, inputs)
+        return normalize_and_scale(spec, nothing, inputs, ops)
+    name = matching_layer(spec, inputs)
     if name is None:
-        return _in_paper_order(spec, attention_operands(spec, inputs, ops), inputs, ops)
-    (q, k), v = rotated(spec, inputs, ops), joined(spec, inputs["v"], ops)
-    see, causal = layer_mask(spec, inputs)
+        return _paper_order_heads(spec, attention_operands(spec, inputs, ops), inputs, ops)
+    (q, k), v = prepare_qk(spec, inputs, ops), join_values(spec, inputs["v"], ops)
+    mask, causal = layer_mask(spec, inputs)
     seen = attention_mask(spec, inputs)
-    heads = {"q": q, "k": k, "v": zero_unseen(v, seen), "lambda_": lambda_of(spec, inputs, ops)}
-    options = {"mask": see, "bias": finite_bias(inputs), "causal": causal, "ops": ops}
+    heads = {"q": q, "k": k, "v": zero_unseen(v, seen), "lambda_": compute_lambda(spec, inputs, ops)}
+    options = {"mask": mask, "bias": finite_bias(inputs), "causal": causal, "ops": ops}
     if name == "diff_heads_v2":
         flat = ops.diff_heads_v2(*heads.values(), **options)
     elif name == "diff_heads_hf":
@@ -121,23 +121,23 @@ def _before_gate(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
     else:
         weight = inputs["norm_weight"]
         flat = ops.diff_heads_paper(*heads.values(), weight, lambda_init(spec, ops), spec.norm_eps, **options)
-    return _by_head(spec, inputs, flat)
+    return _split_heads(spec, inputs, flat)
 
 
-def _in_paper_order(spec: Spec, s: AttentionOperands, inputs: Inputs, ops: Ops) -> Numpy:
+def _paper_order_heads(spec: Spec, s: AttentionOperands, inputs: Inputs, ops: Ops) -> Numpy:
     q, k = interleave_heads(s.q1, s.q2), interleave_heads(s.k1, s.k2)
     mask, bias = (_interleave_maps(x, spec.heads) for x in (s.mask, s.bias))
     parts = ops
     if not has_plain_norm(spec):
-        parts = Ops(**{**vars(ops), "rms_norm": lambda x, weight, eps: normed(spec, x, inputs, ops)})
+        parts = Ops(**{**vars(ops), "rms_norm": lambda x, weight, eps: normalize(spec, x, inputs, ops)})
     scale = 1 - out_factor(spec, inputs, ops)
     weight = inputs.get("norm_weight")
     flat = ops.diff_heads_paper(
         q, k, s.v, s.lambda_full, weight, scale, spec.norm_eps, mask, bias, causal=s.causal, ops=parts
     )
-    heads = _by_head(spec, inputs, flat)
+    heads = _split_heads(spec, inputs, flat)
     if spec.masked_rows == "nan":
-        heads = np.where(np.any(s.see, axis=-1, keepdims=True), heads, math.nan)
+        heads = np.where(np.any(s.visible, axis=-1, keepdims=True), heads, math.nan)
     return heads
 
 
@@ -153,16 +153,16 @@ def has_plain_norm(spec: Spec) -> bool:
     return (spec.norm, spec.norm_over) == ("rms", "head") and not spec.norm_bias and not spec.norm_per_head
 
 
-def _by_head(spec: Spec, inputs: Inputs, flat: Numpy) -> Numpy:
+def _split_heads(spec: Spec, inputs: Inputs, flat: Numpy) -> Numpy:
     B, h, T, e = out_shape(spec, inputs)
     return np.moveaxis(flat.reshape(B, T, h, e), 1, 2)
 
 
-def whole_wiring(spec: Spec, inputs: Inputs) -> str | None:
+def matching_layer(spec: Spec, inputs: Inputs) -> str | None:
     """The layer that has the whole wiring of `spec`, from rotated q and k to scaled heads."""
     fields = ("gqa", "group_order", "ratio", "norm_over", "norm_bias", "norm_per_head", "scale", "softcap", "sinks",
               "masked_rows")  # fmt: skip
-    if spec.is_plain or any(getattr(spec, f) != getattr(_USUAL, f) for f in fields):
+    if spec.is_plain or any(getattr(spec, f) != getattr(_DEFAULTS, f) for f in fields):
         return None
     if any(x.ndim > 2 and x.shape[-3] > 1 for x in (inputs.get("mask"), inputs.get("bias")) if x is not None):
         return None
@@ -179,27 +179,27 @@ def differences(spec: Spec, s: AttentionOperands, ops: Ops) -> Numpy:
     """The heads before the norm, `groupnorm`'s input: (B, h, T, e)."""
     heads: Numpy = ops.diff_attention(s.q1, s.k1, s.q2, s.k2, s.v, s.lambda_full, s.mask, s.bias, causal=s.causal)
     if spec.masked_rows == "nan":
-        heads = np.where(np.any(s.see, axis=-1, keepdims=True), heads, math.nan)
+        heads = np.where(np.any(s.visible, axis=-1, keepdims=True), heads, math.nan)
     return heads
 
 
-def finished(spec: Spec, heads: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
+def normalize_and_scale(spec: Spec, heads: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
     """Norm and scale: (B, h, T, e) to the same."""
-    scaled: Numpy = out_factor(spec, inputs, ops) * normed(spec, heads, inputs, ops)
+    scaled: Numpy = out_factor(spec, inputs, ops) * normalize(spec, heads, inputs, ops)
     return scaled
 
 
 def out_factor(spec: Spec, inputs: Inputs, ops: Ops) -> Any:
     """What the normed heads are multiplied by."""
     if spec.out_scale == "1 - lambda":
-        return 1 - lambda_of(spec, inputs, ops)
+        return 1 - compute_lambda(spec, inputs, ops)
     if spec.out_scale == "none":
         return 1.0
     start = lambda_init(spec, ops)
     return start if spec.out_scale == "lambda_init" else 1 - start
 
 
-def normed(spec: Spec, heads: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
+def normalize(spec: Spec, heads: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
     """The norm of the spec: (B, h, T, e) to the same."""
     if spec.norm == "none":
         return heads
@@ -208,22 +208,22 @@ def normed(spec: Spec, heads: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
     inside = spec.norm_over == "head" and not spec.norm_per_head  # the layer multiplies by the weight itself
     y: Numpy = back(ops.rms_norm(rows, weight if inside else None, spec.norm_eps))
     if weight is not None and not inside:
-        y = y * of_heads(weight)
-    return y if bias is None else own(ops, "stored")(y + of_heads(bias), "o")
+        y = y * broadcast_to_heads(weight)
+    return y if bias is None else extra_op(ops, "round_if_eager")(y + broadcast_to_heads(bias), "o")
 
 
-def of_heads(x: Numpy) -> Numpy:
+def broadcast_to_heads(x: Numpy) -> Numpy:
     """A weight or bias, (e,) or (h, e), as it broadcasts to (B, h, T, e)."""
     return x if x.ndim == 1 else x[:, None]
 
 
 def norm_rows(spec: Spec, heads: Numpy, ops: Ops) -> tuple[Numpy, Callable[[Numpy], Numpy]]:
     """The rows that RMSNorm gets, less their means where it is LayerNorm; and the inverse of the cut."""
-    rows, back = cut_rows(spec, heads)
-    return own(ops, "center")(rows) if spec.norm == "layer" else rows, back
+    rows, back = split_norm_rows(spec, heads)
+    return extra_op(ops, "center")(rows) if spec.norm == "layer" else rows, back
 
 
-def cut_rows(spec: Spec, heads: Numpy) -> tuple[Numpy, Callable[[Numpy], Numpy]]:
+def split_norm_rows(spec: Spec, heads: Numpy) -> tuple[Numpy, Callable[[Numpy], Numpy]]:
     """The rows that are normed, where they are a head, halves of one or all heads of a token; and the inverse."""
     B, h, T, e = heads.shape
     if spec.norm_over == "head":
@@ -235,26 +235,26 @@ def cut_rows(spec: Spec, heads: Numpy) -> tuple[Numpy, Callable[[Numpy], Numpy]]
 
 
 Tile = Callable[..., Numpy]
-SCORES = 2**18
+TILE_SCORES = 2**18
 """Of one map in a tile: 2 MiB in float64, which stay in a core's cache. No case with fewer is tiled."""
 
 
-def tiled(ops: Ops, around: Callable[[Tile], Tile] = lambda layer: layer) -> Ops:
+def tile_attention(ops: Ops, wrap_tile: Callable[[Tile], Tile] = lambda layer: layer) -> Ops:
     """Replace `diff_attention` of `ops` by one that goes from tile to tile of queries.
 
     A causal tile has no keys after its last query.
 
     Args:
-        around: what wraps the layer that computes one tile.
+        wrap_tile: what wraps the layer that computes one tile.
     """
 
     def wrap(name: str, layer: Callable[..., Any]) -> Callable[..., Any]:
-        return _by_tiles(layer, around(layer), ops) if name == "diff_attention" else layer
+        return _attention_in_tiles(layer, wrap_tile(layer), ops) if name == "diff_attention" else layer
 
     return overlay(ops, wrap)
 
 
-def _by_tiles(layer: Callable[..., Any], tile: Tile, parts: Ops) -> Callable[..., Any]:
+def _attention_in_tiles(layer: Callable[..., Any], tile: Tile, parts: Ops) -> Callable[..., Any]:
     @functools.wraps(layer)
     def call(
         q1: Numpy,
@@ -273,7 +273,7 @@ def _by_tiles(layer: Callable[..., Any], tile: Tile, parts: Ops) -> Callable[...
         if causal and T > S:  # the layer refuses it
             return np.asarray(layer(q1, k1, q2, k2, v, lambda_, mask, bias, causal=causal, ops=ops))
         found = []
-        for rows in tiles(B * H * S, T):
+        for rows in query_tiles(B * H * S, T):
             end = S - T + rows.stop if causal and T > 1 else S
             found.append(
                 tile(
@@ -282,9 +282,9 @@ def _by_tiles(layer: Callable[..., Any], tile: Tile, parts: Ops) -> Callable[...
                     q2[:, :, rows],
                     k2[:, :, :end],
                     v[:, :, :end],
-                    _part(lambda_, rows, slice(None), T, 1),
-                    _part(mask, rows, slice(end), T, S),
-                    _part(bias, rows, slice(end), T, S),
+                    _slice_broadcast(lambda_, rows, slice(None), T, 1),
+                    _slice_broadcast(mask, rows, slice(end), T, S),
+                    _slice_broadcast(bias, rows, slice(end), T, S),
                     causal=causal,
                     ops=ops,
                 )
@@ -294,14 +294,14 @@ def _by_tiles(layer: Callable[..., Any], tile: Tile, parts: Ops) -> Callable[...
     return call
 
 
-def tiles(scores_of_query: int, queries: int) -> Iterator[slice]:
-    """Cut queries into stretches of about `SCORES` scores; at least one stretch, which may be empty."""
-    step = max(1, SCORES // max(1, scores_of_query))
+def query_tiles(scores_of_query: int, queries: int) -> Iterator[slice]:
+    """Cut queries into stretches of about `TILE_SCORES` scores; at least one stretch, which may be empty."""
+    step = max(1, TILE_SCORES // max(1, scores_of_query))
     for start in range(0, max(1, queries), step):
         yield slice(start, min(start + step, queries))
 
 
-def _part(x: Any, rows: slice, keys: slice, T: int, S: int) -> Any:
+def _slice_broadcast(x: Any, rows: slice, keys: slice, T: int, S: int) -> Any:
     """These rows and keys of what broadcasts to (…, T, S)."""
     if x is None or x.ndim == 0:
         return x
@@ -313,11 +313,15 @@ def _part(x: Any, rows: slice, keys: slice, T: int, S: int) -> Any:
 def operand_tiles(s: AttentionOperands) -> Iterator[AttentionOperands]:
     """Cut operands into tiles of queries, each with all keys and a mask that says what they may see."""
     (B, H, T, _), S = s.q1.shape, s.k1.shape[2]
-    if B * H * S * T <= SCORES:
+    if B * H * S * T <= TILE_SCORES:
         yield s
         return
-    for rows in tiles(B * H * S, T):
-        see = s.see[:, :, rows]
-        part = {"q1": s.q1[:, :, rows], "q2": s.q2[:, :, rows], "bias": _part(s.bias, rows, slice(None), T, S)}
-        lambda_ = _part(s.lambda_full, rows, slice(None), T, 1)
-        yield replace(s, **part, lambda_full=lambda_, see=see, mask=see, causal=False)
+    for rows in query_tiles(B * H * S, T):
+        visible = s.visible[:, :, rows]
+        part = {
+            "q1": s.q1[:, :, rows],
+            "q2": s.q2[:, :, rows],
+            "bias": _slice_broadcast(s.bias, rows, slice(None), T, S),
+        }
+        lambda_ = _slice_broadcast(s.lambda_full, rows, slice(None), T, 1)
+        yield replace(s, **part, lambda_full=lambda_, visible=visible, mask=visible, causal=False)

@@ -17,9 +17,15 @@ from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.printing import array_summary
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.resolve import resolve_spec
-from refdiff.oracle.truth.attention_operands import attention_mask, attention_operands, lambda_of, log_sum_exp, scores
+from refdiff.oracle.truth.attention_operands import (
+    attention_mask,
+    attention_operands,
+    compute_lambda,
+    log_sum_exp,
+    scores,
+)
 from refdiff.oracle.truth.backward import backward
-from refdiff.oracle.truth.forward import differences, forward, operand_tiles, out_shape, project, tiled
+from refdiff.oracle.truth.forward import differences, forward, operand_tiles, out_shape, project, tile_attention
 
 Numpy = np.ndarray[Any, Any]
 FIELDS = ("out", "lse", "lse1", "lse2", "lambda_full", "diff")
@@ -90,14 +96,14 @@ def truth(
     want = usual if want is None else want
     if unknown := [name for name in want if name not in (*usual, "diff")]:
         raise ValueError(f"want has {unknown}, but may have {', '.join((*usual, 'diff'))}")
-    ops = ops or tiled(ops_for())
+    ops = ops or tile_attention(ops_for())
     out = forward(spec, exact, ops) if "out" in want else None
-    inner = _inner(spec, project(spec, exact, ops), want, ops)
+    inner = _intermediates(spec, project(spec, exact, ops), want, ops)
     grads = {} if dout is None else backward(spec, exact, read_output(dout, "dout").astype(np.float64), ops)
     return Result(out=out, grads=grads, **inner)
 
 
-def _inner(spec: Spec, core: Inputs, want: Sequence[str], ops: Ops) -> dict[str, Any]:
+def _intermediates(spec: Spec, core: Inputs, want: Sequence[str], ops: Ops) -> dict[str, Any]:
     """What stands between input and output."""
     B, h, T, e = out_shape(spec, core)
     found: dict[str, Any] = {}
@@ -107,7 +113,7 @@ def _inner(spec: Spec, core: Inputs, want: Sequence[str], ops: Ops) -> dict[str,
     if "diff" in want:
         found["diff"] = np.full((B, h, T, e), math.nan if spec.masked_rows == "nan" else 0.0)
     if "lambda_full" in want:
-        lambda_ = lambda_of(spec, core, ops)
+        lambda_ = compute_lambda(spec, core, ops)
         found["lambda_full"] = lambda_ if lambda_.ndim == 0 else np.broadcast_to(lambda_[..., 0], (B, h, T)).copy()
     for part in sequences(core):
         if not sums and "diff" not in found:
@@ -116,11 +122,11 @@ def _inner(spec: Spec, core: Inputs, want: Sequence[str], ops: Ops) -> dict[str,
             continue
         s = attention_operands(spec, part.inputs, ops)
         if "diff" in found:
-            found["diff"][part.at] = differences(spec, s, ops)
+            found["diff"][part.index] = differences(spec, s, ops)
         if sums:
             base = math.log(2) if spec.lse_base == "2" else 1.0
             some = np.any(attention_mask(spec, part.inputs), axis=-1) | spec.sinks
             for number, name in enumerate(spec.lse_names, start=1):
                 of_tiles = [log_sum_exp(scores(tile, number)) for tile in operand_tiles(s)]
-                found[name][part.at] = np.where(some, np.concatenate(of_tiles, axis=2) / base, -math.inf)
+                found[name][part.index] = np.where(some, np.concatenate(of_tiles, axis=2) / base, -math.inf)
     return {name: x for name, x in found.items() if name in want}

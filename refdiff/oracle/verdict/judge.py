@@ -17,12 +17,12 @@ from refdiff.oracle.budget.statistics import (
     element_allowance,
     errors,
     largest,
-    over,
     root_mean_square,
     row_allowance,
+    safe_ratio,
     slope,
     statistics,
-    uncertain,
+    uncertain_share,
 )
 from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.inputs.validation import layout_hint, output_axes
@@ -57,7 +57,7 @@ def judge_rows(name: str, actual: Numpy, budget: RowBudget, limits: Limits = LIM
     wrong = _wrong_rows(actual, budget, limits) if broken else np.zeros(budget.rows.shape, dtype=np.bool_)
     reported = [s for s in broken if not _is_implied(s, broken, wrong, actual, budget)] or broken
     reasons = [_reason(s, actual, budget, wrong) for s in reported]
-    share = uncertain(budget, limits)
+    share = uncertain_share(budget, limits)
     notes = []
     if share > limits.share:
         overflow = float(np.mean(budget.doubtful))
@@ -123,7 +123,7 @@ def _is_implied(s: Statistic, broken: list[Statistic], wrong: Numpy, actual: Num
     if s.name in ("slope", "factor"):
         size = math.sqrt(float(np.sum(np.where(np.isfinite(budget.expected), budget.expected, 0.0) ** 2)))
         return s.value * size < math.sqrt(0.5 * float(np.sum(off**2)))
-    rest = over(root_mean_square(off), budget.rows)[~wrong]
+    rest = safe_ratio(root_mean_square(off), budget.rows)[~wrong]
     return float(root_mean_square(rest[None])[0]) <= s.limit
 
 
@@ -203,7 +203,9 @@ def judge_sums(name: str, actual: Numpy, expected: Numpy, allowed: Numpy) -> Ten
     actual = np.asarray(actual, dtype=np.float64)
     known = np.isfinite(np.broadcast_to(allowed, expected.shape))
     with np.errstate(invalid="ignore"):
-        ratio = np.where(np.isfinite(actual), over(np.abs(actual - expected), np.where(known, allowed, np.inf)), np.inf)
+        ratio = np.where(
+            np.isfinite(actual), safe_ratio(np.abs(actual - expected), np.where(known, allowed, np.inf)), np.inf
+        )
     s = largest("sum", np.where(known, ratio, 0.0), 1.0, "|e| / (3 u ‖terms‖₂ + 2 ulp)")
     reasons, notes = [], []
     if not known.all():
@@ -284,7 +286,7 @@ def other_conventions(spec: Spec, core: Inputs, name: str) -> dict[str, Numpy]:
                 whole = log_sum_exp(z * factor)
                 keys = log_sum_exp(z[..., :-1]) if what == "keys" else whole
                 value = {"all": whole, "rest": whole - top, "top": top, "keys": keys}[what] / base
-            sums[text][part.at] = np.where(attends, value, -math.inf)
+            sums[text][part.index] = np.where(attends, value, -math.inf)
     return sums
 
 
@@ -298,4 +300,4 @@ def _error_ratio(actual: Numpy, expected: Numpy, allowed: Numpy) -> Numpy:
     both = np.isfinite(actual) & np.isfinite(expected)
     same = (actual == expected) | (np.isnan(actual) & np.isnan(expected))
     error = np.where(both, np.abs(np.where(both, actual, 0.0) - np.where(both, expected, 0.0)), 0.0)
-    return np.where(both, over(error, allowed), np.where(same, 0.0, np.inf))
+    return np.where(both, safe_ratio(error, allowed), np.where(same, 0.0, np.inf))

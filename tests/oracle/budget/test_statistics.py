@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from refdiff.oracle.budget.statistics import LIMITS, RowBudget, errors_of_runs, slope, statistics, uncertain
+from refdiff.oracle.budget.statistics import LIMITS, RowBudget, errors_of_runs, slope, statistics, uncertain_share
 
 E = 1e-3
 
@@ -112,9 +112,9 @@ def test_rows_that_are_zero_must_be_zero() -> None:
 def test_rows_that_nobody_can_judge() -> None:
     y, e = _case()
     budget = _budget(y)
-    assert uncertain(budget) == 0.0
+    assert uncertain_share(budget) == 0.0
     budget = replace(budget, slope=1e-5)
     budget.doubtful[0] = True
     e[0] = np.nan
-    assert uncertain(budget) == 0.5 > LIMITS.share
+    assert uncertain_share(budget) == 0.5 > LIMITS.share
     assert all(_found(y + e, budget).values())

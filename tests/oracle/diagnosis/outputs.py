@@ -15,18 +15,18 @@ from refdiff.oracle.deviations import EVERY, deviated
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import wrap
 from refdiff.oracle.rounding import round_to
-from refdiff.oracle.rounding.ensemble import evaluate, quantised
+from refdiff.oracle.rounding.ensemble import evaluate, quantise
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
 from refdiff.oracle.rounding.rounded_layers import rounded_ops
 from refdiff.oracle.strategies import Structure, draw
 from refdiff.oracle.truth.attention_operands import attention_operands, scores
-from refdiff.oracle.truth.forward import finished, forward
+from refdiff.oracle.truth.forward import forward, normalize_and_scale
 
 
 def kernel(case: Case, some: Sequence[Deviation], order: int = 0) -> np.ndarray | None:
     """What a kernel with these deviations gives, in an order that no budget is made of; None where it has none."""
     recipe = Recipe.of(case.dtype)
-    problem = deviated(case.spec, as_float64(case.spec, quantised(case.inputs, recipe)), some)
+    problem = deviated(case.spec, as_float64(case.spec, quantise(case.inputs, recipe)), some)
     if problem is None:
         return None
     ops = rounded_ops(recipe, HELD_OUT[order % len(HELD_OUT)])
@@ -41,7 +41,7 @@ def rounded(
 ) -> dict[str, np.ndarray]:
     """Output, and gradients where there is `dout`, of a right kernel, in an order that no budget is made of."""
     recipe = Recipe.of(dtype)
-    return evaluate(spec, quantised(inputs, recipe), recipe, HELD_OUT[order], dout)
+    return evaluate(spec, quantise(inputs, recipe), recipe, HELD_OUT[order], dout)
 
 
 def natural(spec: Spec, shape: Structure, dtype: str, values: str = "natural", seed: int = 0) -> Case:
@@ -73,4 +73,4 @@ def by_weights(spec: Spec, inputs: Mapping[str, Any], weights: Callable[..., Seq
     exact, ops = as_float64(spec, inputs), ops_for()
     s = attention_operands(spec, exact, ops)
     first, second = weights(scores(s, 1), scores(s, 2))
-    return finished(spec, (first - s.lambda_full * second) @ s.v, exact, ops)
+    return normalize_and_scale(spec, (first - s.lambda_full * second) @ s.v, exact, ops)

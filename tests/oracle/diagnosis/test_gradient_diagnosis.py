@@ -16,7 +16,7 @@ from refdiff.oracle.diagnosis.targets import Target, quick_residual
 from refdiff.oracle.mistakes import Mistake, wrap
 from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES
 from refdiff.oracle.rounding import round_to
-from refdiff.oracle.rounding.ensemble import quantised
+from refdiff.oracle.rounding.ensemble import quantise
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
 from refdiff.oracle.rounding.rounded_layers import rounded_ops
 from refdiff.oracle.truth.backward import backward
@@ -83,7 +83,7 @@ def mistaken(case: Case, mistake: Mistake) -> dict[str, np.ndarray]:
     """What a kernel gives whose derivative has a mistake, in an order that no budget is made of."""
     recipe = Recipe.of(case.dtype)
     ops = overlay(rounded_ops(recipe, HELD_OUT[0]), wrap(mistake))
-    found = backward(case.spec, quantised(case.inputs, recipe), case.dout.astype(np.float64), ops)
+    found = backward(case.spec, quantise(case.inputs, recipe), case.dout.astype(np.float64), ops)
     return {f"d{n}": round_to(g, recipe.storage) for n, g in found.items() if n != "lambda_full"}
 
 

@@ -14,7 +14,7 @@ from refdiff.backends import ops_for, overlay
 from refdiff.oracle import Case, Recipe, Spec, cases
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.conformance import recipe_of, select_cases
-from refdiff.oracle.rounding.ensemble import quantised
+from refdiff.oracle.rounding.ensemble import quantise
 from refdiff.oracle.rounding.evaluation_order import MEMBERS, Arithmetic, Order
 from refdiff.oracle.suite.outcome import judge_case
 
@@ -54,7 +54,7 @@ def sums_in_float16(spec: Spec, inputs: dict[str, Any]) -> Any:
         return _attention if name == "diff_attention" else layer
 
     with np.errstate(all="ignore"):
-        exact = quantised(inputs, Recipe("float16"))
+        exact = quantise(inputs, Recipe("float16"))
         found = oracle.truth(spec, exact, want=("out",), ops=overlay(ops_for(), wrap)).out
         return np.asarray(found).astype(HALF)
 

@@ -15,7 +15,7 @@ def test_a_budget_is_the_same(monkeypatch: pytest.MonkeyPatch, dtype: str) -> No
     spec = small("hf_diffllama")
     inputs = draw(spec, dtype=np.float32)
     one = budget(spec, inputs, dtype, members=4)
-    monkeypatch.setattr(ensemble, "LEAST", 0)
+    monkeypatch.setattr(ensemble, "MIN_PARALLEL_SCORES", 0)
     other = budget(spec, inputs, dtype, members=4)
     assert np.array_equal(one.rows["out"], other.rows["out"])
     assert one.tensors["out"].slope == other.tensors["out"].slope

@@ -9,7 +9,7 @@ import pytest
 
 from refdiff.oracle import Recipe
 from refdiff.oracle.rounding import round_to
-from refdiff.oracle.rounding.evaluation_order import DRAWS, Arithmetic, Order, error_of_sums
+from refdiff.oracle.rounding.evaluation_order import DRAWS, Arithmetic, Order, sum_error
 
 
 def _normal(*shape: int) -> np.ndarray:
@@ -106,7 +106,7 @@ def test_what_a_sum_is_usually_off_by(n: int) -> None:
     got = (a * b).cumsum(axis=-1, dtype=np.float32)[:, -1]
     wide = a.astype(np.float64) * b
     off = np.sqrt(np.mean((got - wide.sum(axis=-1)) ** 2 / np.sum(wide**2, axis=-1)))
-    assert 0.8 * off <= error_of_sums(n) <= 2 * off
+    assert 0.8 * off <= sum_error(n) <= 2 * off
 
 
 def test_a_number_for_a_whole_row_is_never_right_by_luck() -> None:

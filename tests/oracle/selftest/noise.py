@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.oracle.budget.statistics import over, root_mean_square, slope
+from refdiff.oracle.budget.statistics import root_mean_square, safe_ratio, slope
 from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.rounding.evaluation_order import DRAWS, HELD_OUT, Order
 
@@ -53,10 +53,10 @@ class Noise:
             return np.inf
         with np.errstate(over="ignore"):
             if self.rows is None:
-                return float(np.max(over(off, self.numbers), initial=0.0))
-            found = np.max(over(root_mean_square(off), self.rows), initial=0.0)
-            found = max(found, np.max(over(off, self.numbers[..., None]), initial=0.0))
-            scale = over(np.asarray(abs(slope(*_in_one_unit(wrong - right, right)))), np.asarray(self.scale))
+                return float(np.max(safe_ratio(off, self.numbers), initial=0.0))
+            found = np.max(safe_ratio(root_mean_square(off), self.rows), initial=0.0)
+            found = max(found, np.max(safe_ratio(off, self.numbers[..., None]), initial=0.0))
+            scale = safe_ratio(np.asarray(abs(slope(*_in_one_unit(wrong - right, right)))), np.asarray(self.scale))
             return float(max(found, scale))
 
 

@@ -18,7 +18,7 @@ from refdiff.oracle.cases.values import draw
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import evaluate
 from refdiff.oracle.rounding.evaluation_order import MEMBERS, Arithmetic, Order
-from refdiff.oracle.rounding.rounded_layers import rounded_ops, scores_of_maps, top
+from refdiff.oracle.rounding.rounded_layers import rounded_ops, row_max, scores_of_maps
 from refdiff.oracle.truth.attention_operands import attention_operands
 from refdiff.oracle.truth.forward import out_shape
 from tests.oracle.selftest.baseline_rules import BASELINE_RULES, Given, accepts
@@ -138,9 +138,9 @@ def log_sums(setting: Setting, inputs: Arrays, recipe: Recipe, order: Order) -> 
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         maps = scores_of_maps(how, (s.q1, s.k1, s.q2, s.k2), s.mask, s.bias, s.causal)
         for name, z in zip(setting.spec.lse_names, maps, strict=False):
-            largest = top(z)
-            total = how.single_step(np.sum(how.exp(z, largest), axis=-1, keepdims=True))
-            lse = how.single_step(largest + np.log(total))[..., 0].astype(np.float64)
+            largest = row_max(z)
+            total = how.round_float32(np.sum(how.exp(z, largest), axis=-1, keepdims=True))
+            lse = how.round_float32(largest + np.log(total))[..., 0].astype(np.float64)
             found[name] = round_to(np.broadcast_to(lse / base, s.q1.shape[:3]).copy(), "float32")
     return found
 

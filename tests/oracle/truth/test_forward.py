@@ -12,7 +12,7 @@ from refdiff.oracle.truth.attention_operands import attention_mask, head_indices
 from refdiff.oracle.truth.forward import (
     forward,
     project,
-    projected,
+    project_output,
 )
 from tests.oracle.example_inputs import draw, small
 
@@ -38,7 +38,7 @@ def test_a_layer_is_its_projections_around_the_core() -> None:
     assert np.array_equal(core["q"][:, 3], q[..., 18:24])
     out = forward(spec, core)
     by_hand = np.concatenate([out[:, i] for i in range(6)], axis=-1) @ inputs["o_proj.weight"].T
-    assert np.allclose(projected(out, inputs, OPS), by_hand, rtol=1e-13)
+    assert np.allclose(project_output(out, inputs, OPS), by_hand, rtol=1e-13)
     assert np.allclose(forward(spec, inputs), by_hand, rtol=1e-13)
 
 

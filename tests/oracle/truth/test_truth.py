@@ -193,7 +193,7 @@ def test_tiles_give_what_the_whole_gives(preset: str, structure: str, monkeypatc
     inputs = draw_values(spec, STRUCTURES[structure], "natural", 1, "float32")
     want = ("out", "lse1", "lse2")
     whole = truth(spec, inputs, want=want, ops=ops_for())
-    monkeypatch.setattr(forward, "SCORES", 300)
+    monkeypatch.setattr(forward, "TILE_SCORES", 300)
     found = truth(spec, inputs, want=want)
     for name in want:
         np.testing.assert_allclose(getattr(found, name), getattr(whole, name), rtol=1e-12, atol=1e-13)
