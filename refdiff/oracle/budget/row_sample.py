@@ -246,7 +246,7 @@ def _first_order(spec: Spec, core: Inputs, recipe: Recipe, sizes: RowSizes, expe
     """Whether errors add up in a row: scores nearly right, and nothing within a factor of 4 of the type's end."""
     tops = {site: FORMATS[getattr(recipe, site)].top / 4 for site in ("qk", "accumulate", "o", "storage", "norm")}
     with np.errstate(invalid="ignore"):
-        small = sizes.score_error(spec, core, recipe) < THRESHOLDS.linear
+        small = sizes.score_error(spec, core, recipe) < THRESHOLDS.linear_score_error
         small &= (
             (sizes.reach < min(tops["qk"], tops["accumulate"]))
             & (sizes.values < tops["o"])
@@ -269,7 +269,7 @@ def least_row_error(spec: Spec, core: Inputs, recipe: Recipe, sizes: RowSizes, e
         known = _first_order(spec, core, recipe, sizes, expected) & np.isfinite(estimate) & (estimate > 0)
     estimate = np.where(known, estimate, 0.0)
     usual = float(np.median(rows[known] / estimate[known])) if known.any() else 0.0
-    return THRESHOLDS.lucky_row * usual * estimate
+    return THRESHOLDS.min_row_ratio * usual * estimate
 
 
 def select_queries(spec: Spec, inputs: Inputs, rows: Numpy) -> tuple[Spec, Inputs]:

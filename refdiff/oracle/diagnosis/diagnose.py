@@ -346,9 +346,9 @@ def _one(
 def _numbers_instead(spec: Spec, targets: tuple[Target, ...], one: Candidate, *, local: bool) -> tuple[Fit, ...]:
     """The numbers that are a better answer than a name which leaves much, or as good a one as two names together."""
     several = len(one.deviations) > 1
-    if not several and one.residual <= THRESHOLDS.doubtful:
+    if not several and one.residual <= THRESHOLDS.correct_residual:
         return ()
-    most = THRESHOLDS.as_good * one.residual if several else one.residual / THRESHOLDS.as_good
+    most = THRESHOLDS.better_ratio * one.residual if several else one.residual / THRESHOLDS.better_ratio
     return tuple(f for f in fits(spec, targets, local=local) if f.fits and f.residual < most)
 
 
@@ -415,5 +415,5 @@ def _count_apart(case: Case, recipe: Recipe, candidates: list[Candidate]) -> int
             else:
                 apart = root_mean_square(np.where(np.isfinite(a), a - b, 0.0))
                 size = np.maximum(known.rows["out"], recipe.u * root_mean_square(np.where(np.isfinite(a), a, 0.0)))
-                count += float(np.max(safe_ratio(apart, size), initial=0.0)) > THRESHOLDS.apart
+                count += float(np.max(safe_ratio(apart, size), initial=0.0)) > THRESHOLDS.case_separation
     return count

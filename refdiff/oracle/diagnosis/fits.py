@@ -61,7 +61,7 @@ def fits(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tup
     parts = Parts.of(spec, targets)
     layers = [] if local else fit_layer(spec, parts)
     # the same without a name; one number of 16 bits, other than two, may be near a layer's by chance
-    named = any(f.parameter == BOTH for f in layers) or (bool(layers) and targets[0].recipe.u < THRESHOLDS.exact)
+    named = any(f.parameter == BOTH for f in layers) or (bool(layers) and targets[0].recipe.u < THRESHOLDS.exact_unit)
     found = [
         *layers,
         *([] if named else _factor_and_lambda(spec, parts)),
@@ -82,7 +82,7 @@ def fits(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tup
         return tuple(passing)
     # of what explains nearly all the best, or one of fewer numbers, which come first, that leaves not much more
     least = min((1 - f.explains for f in found), default=0.0)
-    return tuple(f for f in found if 1 - f.explains <= THRESHOLDS.as_good * least)[:1]
+    return tuple(f for f in found if 1 - f.explains <= THRESHOLDS.better_ratio * least)[:1]
 
 
 def _factor_and_lambda(spec: Spec, parts: Parts) -> list[Fit]:
@@ -273,10 +273,10 @@ def order_of_heads(targets: tuple[Target, ...]) -> list[Fit]:
     for t in targets:
         moved = Target(t.inputs, t.actual, t.expected[:, order], t.rows[:, order], t.recipe)
         worst, share = max(worst, quick_residual(moved, moved.expected)), min(share, explained(t, moved.expected))
-    if worst >= THRESHOLDS.as_good and share < THRESHOLDS.nearly_explained:
+    if worst >= THRESHOLDS.better_ratio and share < THRESHOLDS.nearly_explained:
         return []
     text = f"the heads are right and stand in another order: head i is head {tuple(order)}[i] of the truth"
-    return [Fit("heads", order, text, worst, worst < THRESHOLDS.as_good, share)]
+    return [Fit("heads", order, text, worst, worst < THRESHOLDS.better_ratio, share)]
 
 
 def fit_factor(spec: Spec, targets: tuple[Target, ...]) -> Iterator[Trial]:

@@ -60,12 +60,12 @@ def diagnose_gradients(
     for deviation in _with_a_backward(spec, known):
         found = [_gradients(b, dout, deviation) for b, dout in zip(known, douts, strict=True)]
         off = {name: _off(some, [g.get(name) for g in found]) for name, some in targets.items()}
-        if any(off[n] > THRESHOLDS.as_good * max(1.0, by_truth[n]) for n in names if n not in wrong):
+        if any(off[n] > THRESHOLDS.better_ratio * max(1.0, by_truth[n]) for n in names if n not in wrong):
             elsewhere.add(deviation)
         near[deviation] = {
             n: off[n]
             for n in wrong
-            if off[n] < min(THRESHOLDS.near_gradient, by_truth[n] / THRESHOLDS.as_good)
+            if off[n] < min(THRESHOLDS.gradient_residual, by_truth[n] / THRESHOLDS.better_ratio)
             and not (deviation in elsewhere and n in known[0].sums)
         }
         shares[deviation] = {
@@ -80,7 +80,7 @@ def diagnose_gradients(
         best = max(
             furthest, key=lambda d: (len(of_each[d]), d not in elsewhere, -left.index(of_each[d][0]), -furthest[d])
         )
-        together, limit = of_each[best], THRESHOLDS.as_good * max(1.0, furthest[best])
+        together, limit = of_each[best], THRESHOLDS.better_ratio * max(1.0, furthest[best])
         fits = [d for d, x in furthest.items() if of_each[d] == together and x <= limit]
         alone = elsewhere.issuperset(fits)
         fits = [d for d in fits if alone or d not in elsewhere]
@@ -120,7 +120,7 @@ def _of_a_part(
             for alone in (True, False)[: count - 1]:
                 found = [_gradients(b, _part(dout, axis, n, alone)) for b, dout in zip(known, douts, strict=True)]
                 for name, some in sums.items():
-                    near = min(THRESHOLDS.near_gradient, by_truth[name] / THRESHOLDS.as_good)
+                    near = min(THRESHOLDS.gradient_residual, by_truth[name] / THRESHOLDS.better_ratio)
                     if _off(some, [g.get(name) for g in found]) < near:
                         fits[name].append(f"of {part} {n} alone" if alone else f"without {part} {n}")
     for said in dict.fromkeys(words[0] for words in fits.values() if len(words) == 1):
@@ -205,7 +205,7 @@ def _factor(targets: Sequence[Target]) -> float | None:
 
 def _times(targets: Sequence[Target], factor: float) -> bool:
     """Whether they are near a number times the right gradients."""
-    return all(quick_residual(t, factor * t.expected) < THRESHOLDS.near_gradient for t in targets)
+    return all(quick_residual(t, factor * t.expected) < THRESHOLDS.gradient_residual for t in targets)
 
 
 def _named(found: Sequence[Deviation]) -> str:

@@ -151,7 +151,7 @@ def _likely(said: Sequence[str], off: Numpy, before: Numpy, wrong: Numpy, axes: 
     off = np.nan_to_num(off, nan=np.inf)
     total = root_mean_square(off)
     likely = int(np.flatnonzero(total <= max(1.0, ABOUT_AS_GOOD * float(total.min())))[0])
-    if total[likely] * THRESHOLDS.as_good > root_mean_square(before) or off[likely].max() > LOOSE.row:
+    if total[likely] * THRESHOLDS.better_ratio > root_mean_square(before) or off[likely].max() > LOOSE.row:
         return ()
     every = np.ones_like(wrong)
     place = mask_words(boxes(wrong, every), every, [NAMES[a] for a in axes], "every head")

@@ -49,7 +49,7 @@ def held(trial: Trial, turns: Sequence[tuple[Target, ...]], *, large: bool = Fal
     for targets in turns:
         outs = outputs(trial.kernel, targets)
         share = min(explained(t, x) for t, x in zip(targets, outs, strict=True))
-        if large and any(quick_residual(t, x) > THRESHOLDS.near for t, x in zip(targets, outs, strict=True)):
+        if large and any(quick_residual(t, x) > THRESHOLDS.quick_residual for t, x in zip(targets, outs, strict=True)):
             worst, passed = np.inf, False
         for t in targets if passed else ():
             passed, residual = judged(trial.kernel(t.inputs), t)

@@ -222,16 +222,16 @@ def _local(rows: Rows) -> Place | None:
     columns = _columns(wrong, numbers)
     if columns is not None:
         rest, rest_of_numbers = _without(rows, wrong, columns)
-        if _usual(rest[counted]) and np.max(numbers) >= THRESHOLDS.stands_out * np.max(rest_of_numbers):
+        if _usual(rest[counted]) and np.max(numbers) >= THRESHOLDS.place_contrast * np.max(rest_of_numbers):
             return rows.place(wrong, counted, columns)
     place = rows.place(wrong, counted)
-    few = (wrong & telling).sum() <= THRESHOLDS.local * telling.sum()
-    few = few and (place.shaped or place.count <= THRESHOLDS.scattered)
+    few = (wrong & telling).sum() <= THRESHOLDS.local_share * telling.sum()
+    few = few and (place.shaped or place.count <= THRESHOLDS.max_places)
     rest, _ = _without(rows, wrong, np.ones(numbers.shape[-1], dtype=np.bool_))
     rest = rest[counted & ~wrong]
     # rows here and there may be those in which an error that is everywhere is largest: each is to stand out
     size = root_mean_square(ratio[wrong][None])[0] if place.shaped else np.min(ratio[wrong])
-    return place if few and size >= THRESHOLDS.stands_out * np.max(rest, initial=0.0) and _usual(rest) else None
+    return place if few and size >= THRESHOLDS.place_contrast * np.max(rest, initial=0.0) and _usual(rest) else None
 
 
 def _without(rows: Rows, wrong: Numpy, columns: Numpy) -> tuple[Numpy, Numpy]:
@@ -258,9 +258,9 @@ def _columns(wrong: Numpy, numbers: Numpy) -> Numpy | None:
     if not len(where):
         return None
     stretch = slice(int(where[0]), int(where[-1]) + 1)
-    if len(where) >= THRESHOLDS.filled * (stretch.stop - stretch.start):
+    if len(where) >= THRESHOLDS.filled_share * (stretch.stop - stretch.start):
         off[stretch] = True  # a wrong number may be near the right one
-    return off if off.sum() <= THRESHOLDS.local * len(off) else None
+    return off if off.sum() <= THRESHOLDS.local_share * len(off) else None
 
 
 def _zeros(rows: Rows) -> Place | None:
@@ -275,10 +275,10 @@ def _zeros(rows: Rows) -> Place | None:
     some = lost.sum(axis=-1) >= 2
     if not some.any():
         return None
-    columns = lost[some].mean(axis=0) >= THRESHOLDS.filled
+    columns = lost[some].mean(axis=0) >= THRESHOLDS.filled_share
     where = np.flatnonzero(columns)
     # a few numbers may be zero by chance
-    many = len(where) >= 2 and len(where) * some.sum() >= (2 if columns[-1] else THRESHOLDS.block)
+    many = len(where) >= 2 and len(where) * some.sum() >= (2 if columns[-1] else THRESHOLDS.min_block)
     return rows.place(some, here, columns) if many and where[-1] - where[0] + 1 == len(where) else None
 
 
@@ -310,7 +310,7 @@ def _looks_like(place: Place, rows: Rows) -> str:
     if place.columns is not None:
         if len(place.columns) > 1 and place.columns[-1] == rows.actual.shape[-1] - 1:
             return "it looks like a last, partial block of columns"
-        return "it looks like a block of columns" if len(place.columns) >= THRESHOLDS.block else ""
+        return "it looks like a block of columns" if len(place.columns) >= THRESHOLDS.min_block else ""
     if "t" in place.part:
         return _of_tokens(*place.part["t"], alone=len(place.part) == 1)
     return {
@@ -323,7 +323,7 @@ def _looks_like(place: Place, rows: Rows) -> str:
 def _of_tokens(found: Numpy, of: Numpy, alone: bool) -> str:
     """The same, where some tokens are wrong: of all heads and sequences (alone), or of some."""
     first, last = int(found[0]), int(found[-1])
-    if (period := repeats(found, of)) is not None and period[0] >= THRESHOLDS.block:
+    if (period := repeats(found, of)) is not None and period[0] >= THRESHOLDS.min_block:
         m, low, high = period
         edge = "the first row" if high == 0 else "the last row" if low == m - 1 else "the same row"
         return f"it looks like {edge if low == high else 'a part'} of each block of {m}"
@@ -334,7 +334,9 @@ def _of_tokens(found: Numpy, of: Numpy, alone: bool) -> str:
         return "it looks like a last, partial block of rows" + (", or a mask or positions" if alone else "")
     if alone:
         return f"it looks like a mask, a window or positions, from token {first} on" if to_the_end else ""
-    return "it looks like a tile not written, or written too early or late" if len(found) >= THRESHOLDS.block else ""
+    return (
+        "it looks like a tile not written, or written too early or late" if len(found) >= THRESHOLDS.min_block else ""
+    )
 
 
 def _misplaced(rows: Rows, place: Place) -> str:
@@ -405,7 +407,8 @@ def _is(rows: Rows, box: Box, source: Box) -> bool:
         return found
 
     return bool(
-        np.max(furthest(rows.actual[at])) <= LIMITS.row and np.median(furthest(b.expected[at])) > THRESHOLDS.misplaced
+        np.max(furthest(rows.actual[at])) <= LIMITS.row
+        and np.median(furthest(b.expected[at])) > THRESHOLDS.place_separation
     )
 
 

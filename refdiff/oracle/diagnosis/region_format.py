@@ -30,7 +30,7 @@ def boxes(mask: Numpy, counted: Numpy) -> list[Box]:
     if not mask.any():
         return []
     box = tuple(np.flatnonzero(mask.any(axis=_others(mask, n))) for n in range(mask.ndim))
-    if mask.sum() >= THRESHOLDS.filled * counted[np.ix_(*box)].sum():
+    if mask.sum() >= THRESHOLDS.filled_share * counted[np.ix_(*box)].sum():
         return [box]
     parts = _parts(mask, counted)
     return parts if len(parts) <= MOST_PLACES else []
@@ -92,15 +92,15 @@ def indices(name: str, found: Numpy, of: Numpy) -> str | None:
         return f"{name} {found[0]}"
     if found[-1] - found[0] + 1 == len(found):
         return f"{name}s {_stretch(found)}"
-    if (period := repeats(found, of)) is not None and period[0] >= THRESHOLDS.block:
+    if (period := repeats(found, of)) is not None and period[0] >= THRESHOLDS.min_block:
         m, low, high = period
         rest = f"= {low}" if low == high else f"from {low} to {high}"
         return f"{name}s i with i mod {m} {rest}"
     if len(found) <= LISTED:
         return f"{name}s {listed(found.tolist())}"
     some, steps = stretches(found), np.diff(found)
-    by_chance = len(some) > MOST_PLACES or np.min(steps[steps > 1]) < THRESHOLDS.block
-    if by_chance and len(found) >= THRESHOLDS.filled * (found[-1] - found[0] + 1):
+    by_chance = len(some) > MOST_PLACES or np.min(steps[steps > 1]) < THRESHOLDS.min_block
+    if by_chance and len(found) >= THRESHOLDS.filled_share * (found[-1] - found[0] + 1):
         return f"most {name}s from {found[0]} to {found[-1]}"
     if len(some) <= MOST_PLACES:
         return f"{name}s {listed([_stretch(x) for x in some])}"
@@ -149,7 +149,7 @@ def repeats(found: Numpy, of: Numpy) -> tuple[int, int, int] | None:
         if high - low + 1 != len(rest) or len(rest) == m:
             continue
         times = len(np.unique(found // m))
-        known = times >= 3 or (times == 2 and m >= THRESHOLDS.block and m & (m - 1) == 0)
+        known = times >= 3 or (times == 2 and m >= THRESHOLDS.min_block and m & (m - 1) == 0)
         if known and np.array_equal(found, of[np.isin(of % m, rest)]):
             return m, low, high
     return None

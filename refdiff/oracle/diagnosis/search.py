@@ -88,7 +88,7 @@ def search(
 
     def leaves(target: Target, wrong: Numpy) -> bool:
         """Whether a deviation changes nothing in the rows that are right."""
-        return bool(np.max(rows_off(target, wrong)[of[id(target)]], initial=0.0) <= THRESHOLDS.unseen)
+        return bool(np.max(rows_off(target, wrong)[of[id(target)]], initial=0.0) <= THRESHOLDS.max_change)
 
     for count in range(1, 2 if nearly_right else max_deviations + 1):
         sets = singles if count == 1 else [pair for pair in combinations(in_pairs, 2) if pair[0].axis != pair[1].axis]
@@ -145,7 +145,7 @@ def _scored(spec: Spec, parts: Parts, sets: Iterable[Set], left: set[str]) -> It
             if whole and parts.cost > LARGE_PAIRS:
                 left |= whole
                 continue
-        if (found := quick_candidate(spec, on, some, THRESHOLDS.near)) is not None:
+        if (found := quick_candidate(spec, on, some, THRESHOLDS.quick_residual)) is not None:
             yield found
 
 
@@ -158,7 +158,7 @@ def _ranked(
     near = [
         c
         for n, c in enumerate(scored[:FINALISTS])
-        if c.residual < THRESHOLDS.near or (n < ALWAYS and c.explains >= least)
+        if c.residual < THRESHOLDS.quick_residual or (n < ALWAYS and c.explains >= least)
     ]
     far = sorted(scored, key=lambda c: -c.explains)[:ALWAYS]
     near += [c for c in far if c not in near and c.explains >= THRESHOLDS.explained]
@@ -167,7 +167,7 @@ def _ranked(
     fitting = [c for c in fitting if not _says_nothing(c, evidence)]
     if nearly_right:
         fitting = keep_indicated(spec, fitting, evidence, parts)
-    fitting = [c for c in fitting if c.residual <= THRESHOLDS.as_good * fitting[0].residual]
+    fitting = [c for c in fitting if c.residual <= THRESHOLDS.better_ratio * fitting[0].residual]
     fitting = merge_equivalent(spec, fitting, evidence, kind_of(parts.whole[0].inputs))
     fitting = drop_dominated(fitting, evidence, parts)
     seen = {c.deviations for c in final}
@@ -300,8 +300,8 @@ def _points_to(of_b: list[Judgement], of_a: list[Judgement], targets: tuple[Targ
     at_b, spread_b = _place(of_b, of_a, targets)
     at_a, spread_a = _place(of_a, of_b, targets)
     return (
-        abs(at_b) > THRESHOLDS.points_away * spread_b + THRESHOLDS.points_least
-        and abs(at_a) <= THRESHOLDS.points_away * spread_a + THRESHOLDS.points_least
+        abs(at_b) > THRESHOLDS.projection_ratio * spread_b + THRESHOLDS.min_projection
+        and abs(at_a) <= THRESHOLDS.projection_ratio * spread_a + THRESHOLDS.min_projection
     )
 
 
@@ -345,7 +345,7 @@ def closest_of(spec: Spec, parts: Parts, candidates: Iterable[Candidate]) -> lis
                 one = quick_candidate(spec, on, (d,))
                 alone[id(on), d] = 0.0 if one is None else one.explains
         others = [alone[id(on), d] for d in c.deviations if len(c.deviations) > 1]
-        if THRESHOLDS.as_good * (1 - c.explains) < 1 - max(others, default=-np.inf):
+        if THRESHOLDS.better_ratio * (1 - c.explains) < 1 - max(others, default=-np.inf):
             kept.append(explained_of_whole(spec, parts, c))
     return sorted(kept, key=lambda c: -c.explains)[:SHOWN]
 

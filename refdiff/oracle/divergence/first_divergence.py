@@ -210,7 +210,7 @@ def _least(point: Expected, allowed: Floats) -> float:
 
 
 def _recorded(given: Mapping[str, Floats], reference: Trace, unit: float, tiny: float) -> dict[str, Expected]:
-    """Without the model: what the file holds; a point may be so much further off than those it comes from (`jump`)."""
+    """Without the model: what the file holds; an error may be `error_growth` times that of the points it comes from."""
     expected: dict[str, Expected] = {}
     levels: dict[str, float] = {}
     flow = Flow(reference)
@@ -219,14 +219,14 @@ def _recorded(given: Mapping[str, Floats], reference: Trace, unit: float, tiny: 
         size = _rms(wide)
         known = [levels[p] for p in flow.parents(path) if p in levels]  # a file may list a point before its parents
         level = max(known, default=2 * unit)
-        allowed = THRESHOLDS.jump / ROW * level * size * _magnified(path, reference, flow)
+        allowed = THRESHOLDS.error_growth / ROW * level * size * _magnified(path, reference, flow)
         spread = np.broadcast_to(allowed**2 + tiny**2, wide.shape[:-1])
         expected[path] = Expected(wide, spread, _padding(path, wide, reference))
         if path not in given:
             level = math.hypot(level, 2 * min(unit, SINGLE))  # sums are rounded in another order in each
         elif size:
             off = _rms(given[path] - np.where(np.isfinite(wide), wide, 0.0)) / size
-            level = off if level < off <= THRESHOLDS.jump * level else level
+            level = off if level < off <= THRESHOLDS.error_growth * level else level
         levels[path] = level
     return expected
 

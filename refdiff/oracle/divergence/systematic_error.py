@@ -125,7 +125,7 @@ class Patterns:
         self._counted = np.isfinite(right) if unseen is None else np.isfinite(right) & ~unseen
         y = np.where(self._counted, right, 0.0)
         square = (y**2).sum(axis=-1) / np.maximum(self._counted.sum(axis=-1), 1)
-        told = (square > (THRESHOLDS.rounded_to_zero * tiny) ** 2) & np.isfinite(noise)
+        told = (square > (THRESHOLDS.min_roundings * tiny) ** 2) & np.isfinite(noise)
         level = noise + (ONE_ROUNDING * unit) ** 2 * square
         self._weight: Floats = np.where(told, 1 / np.where(told, level, 1.0), 0.0)[..., None]
         rounding = self._counted * (np.hypot(ONE_ROUNDING * unit, growth) * np.abs(y) + tiny)
@@ -139,7 +139,7 @@ class Patterns:
         """A factor and a constant; nothing of few numbers."""
         weight, counted = self._weight, self._counted
         squares = float((weight * y * y).sum())
-        if counted.sum() < THRESHOLDS.fewest_numbers or not squares > 0:
+        if counted.sum() < THRESHOLDS.min_numbers or not squares > 0:
             return
         sizes = float((weight[..., 0] * np.sqrt(counted.sum(axis=-1) * (y * y).sum(axis=-1))).sum())
         for kind, direction, terms, size in (
@@ -189,7 +189,7 @@ class Patterns:
         shade = np.where(size > 0, shade / np.where(size > 0, size, 1.0), np.inf)
         order = np.argsort(shade)
         with np.errstate(invalid="ignore"):
-            new = np.diff(shade[order], prepend=-np.inf) > THRESHOLDS.rounded_alike * self._unit
+            new = np.diff(shade[order], prepend=-np.inf) > THRESHOLDS.alike_distance * self._unit
         group = np.empty(len(order), dtype=np.intp)
         group[order] = np.cumsum(new)
         return group
@@ -201,7 +201,7 @@ class Patterns:
         table, weight = self._table(y), self._table(np.broadcast_to(self._weight, y.shape))
         some = np.flatnonzero(weight.any(axis=1))
         first = some[np.unique(self._group[some], return_index=True)[1]]
-        if len(first) < THRESHOLDS.fewest_rows:
+        if len(first) < THRESHOLDS.min_rows:
             return
         self._first = first
         table, weight = table[first], weight[first]
@@ -240,12 +240,12 @@ class Patterns:
             epsilon: of the norm, if it is one. common: see `IN_COMMON`.
         """
         found, given = [], self.sums(off)
-        elementary = THRESHOLDS.elementary * min(self._unit, 2.0**-24)
+        elementary = THRESHOLDS.elementary_error * min(self._unit, 2.0**-24)
         constants = {FACTOR: common, CONSTANT: common, EPSILON: epsilon}
         for i, (kind, _, own, all_alike) in enumerate(self._bends):
             drawn = max(float(np.sqrt(np.mean([s.along[i] ** 2 for s in some]))) for some in self._draws.values())
-            steady = constants.get(kind, THRESHOLDS.constants * common) * self._unit
-            rounding = float(np.hypot(THRESHOLDS.drawn_spreads * drawn, THRESHOLDS.own_spreads * own))
+            steady = constants.get(kind, THRESHOLDS.constant_error * common) * self._unit
+            rounding = float(np.hypot(THRESHOLDS.drawn_spreads * drawn, THRESHOLDS.position_spreads * own))
             found.append(OneWay(kind, float(given.along[i]), steady + elementary * all_alike + rounding))
         factor = min((item.limit for item in found if item.kind == FACTOR), default=np.inf)
         alike = any(item.ratio > 1 for item in found if item.kind in (FACTOR, CONSTANT))
@@ -253,7 +253,9 @@ class Patterns:
             columns = [np.stack([s.columns for s in some if s.columns is not None]) for some in self._draws.values()]
             drawn = max(_sure(runs) * float(np.sqrt((runs**2).mean())) for runs in columns)
             steady = (common * self._unit + elementary) * self._mean
-            limit = steady + float(np.hypot(drawn, THRESHOLDS.own_spreads * self._own_columns)) + np.finfo(float).tiny
+            limit = (
+                steady + float(np.hypot(drawn, THRESHOLDS.position_spreads * self._own_columns)) + np.finfo(float).tiny
+            )
             found.append(OneWay(COLUMNS, float(np.sqrt((given.columns**2).mean())), limit))
         return max(found, key=lambda item: item.ratio, default=None), factor
 
