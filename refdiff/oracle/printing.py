@@ -1,4 +1,4 @@
-"""Objects in few words, and long lines broken for a terminal: what the reports of the oracle are printed with."""
+"""Format the oracle's reports: short descriptions of arrays, and lines wrapped to the width of a terminal."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 MAX_SHOWN = 8
-"""How many arrays are named at most: the first ones, and the last."""
+"""The most arrays that are described: the first ones, and the last."""
 
 
 def array_summary(arrays: Mapping[str, Any]) -> str:
-    """Name, shape and type of each: "q (2, 12, 9, 16) float32, … (44), out (2, 6, 9, 32) float32"."""
+    """Return name, shape and dtype of each array: "q (2, 12, 9, 16) float32, … (44), out (2, 6, 9, 32) float32"."""
     names = list(arrays)
     if len(names) > MAX_SHOWN:
         first, last = (
@@ -29,11 +29,11 @@ def _describe_array(name: str, x: Any) -> str:
 
 
 _UNBROKEN = re.compile(r" ± |\([^()]{1,50}\)")
-"""What stays in one line: a number and what it may be off by, (b 0, head 3, t 95), (fits, residual 0.71)."""
+"""Text that no line break splits: "1.5 ± 0.1", "(b 0, head 3, t 95)", "(fits, residual 0.71)"."""
 
 
 def wrap_text(text: str, width: int = 80) -> str:
-    """Break long lines between words, or where they are in columns between two columns; what follows is indented."""
+    """Wrap long lines between words, or a table's rows between columns; continuation lines are indented."""
     return "\n".join(part for line in text.splitlines() for part in _wrap_line(line, width))
 
 
@@ -42,7 +42,7 @@ def _wrap_line(line: str, width: int) -> list[str]:
         return [line]
     body = line.lstrip()
     start = " " * (len(line) - len(body))
-    if len(re.findall(r"\S {2,}(?=\S)", body)) > 1:  # one is the gap before a remark
+    if len(re.findall(r"\S {2,}(?=\S)", body)) > 1:  # several gaps: a row of a table; one stands before a remark
         body = re.sub(r"(?<=\S) (?=\S)", "\0", body)
     body = _UNBROKEN.sub(lambda found: found[0].replace(" ", "\0"), body)
     later = f"{start}    "

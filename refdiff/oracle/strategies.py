@@ -1,4 +1,4 @@
-"""Hypothesis strategies: they draw the structure of a case, a seed its numbers, so that failures shrink.
+"""Hypothesis strategies for cases. They draw the structure and a seed for the numbers, so that failures shrink.
 
 @given(oracle.strategies.cases(spec, "serving"))   # needs Hypothesis, which nothing else here does
 def test_kernel(case): ...
@@ -26,11 +26,11 @@ LENGTHS = (0, 1, 2, 3, 5, 7, 15, 16, 17, 31, 33, 64, 65)
 def specs(
     preset: str | None = None, *, head_dims: tuple[int, ...] = HEAD_DIMS[:3], **fields: Any
 ) -> SearchStrategy[Spec]:
-    """Draw a spec: a preset, how many pairs of keys, how many queries to each, the width, the depth.
+    """Draw a spec: the preset, the numbers of key heads and query heads, head_dim, the layer.
 
     Args:
-        preset: one of them, or None for any.
-        fields: fields of `Spec` that are not drawn.
+        preset: a preset's name, or None for any.
+        fields: fields of `Spec` with fixed values, which are not drawn.
 
     Raises:
         ValueError: no preset has that name.
@@ -58,7 +58,7 @@ def specs(
 
 
 def structures(profile: str = "discriminating", *, longest: int = 33) -> SearchStrategy[Structure]:
-    """Draw the structure of a case that a profile is about.
+    """Draw the structure of a case of this profile.
 
     Raises:
         ValueError: no profile has that name.
@@ -67,13 +67,17 @@ def structures(profile: str = "discriminating", *, longest: int = 33) -> SearchS
 
     profile = resolve_profile(profile)
     any_length = st.sampled_from([n for n in LENGTHS if n <= longest])
-    some = st.sampled_from([n for n in LENGTHS if 1 <= n <= longest])
+    any_positive = st.sampled_from([n for n in LENGTHS if 1 <= n <= longest])
     pairs = st.lists(st.tuples(any_length, any_length), min_size=1, max_size=4).map(tuple)
     if profile == "degenerate":
         return st.builds(Structure, batch=st.integers(0, 2), queries=any_length, keys=any_length)
     if profile == "layout":
         padded = st.builds(
-            Structure, batch=st.integers(1, 3), queries=some, keys=some, padding=st.sampled_from(PADDING)
+            Structure,
+            batch=st.integers(1, 3),
+            queries=any_positive,
+            keys=any_positive,
+            padding=st.sampled_from(PADDING),
         )
         return st.one_of(padded, st.builds(Structure, packed=pairs), _paged(pairs))
     if profile == "serving":
@@ -84,11 +88,11 @@ def structures(profile: str = "discriminating", *, longest: int = 33) -> SearchS
             *(st.integers(1, 3), st.integers(1, min(5, longest)), st.sampled_from(_lengths_near_borders(longest))),
             *(st.none() | st.integers(1, longest), st.booleans()),
         )
-    return st.builds(lambda B, T, S: Structure(B, T, max(T, S)), st.integers(1, 3), some, some)
+    return st.builds(lambda B, T, S: Structure(B, T, max(T, S)), st.integers(1, 3), any_positive, any_positive)
 
 
 def _lengths_near_borders(longest: int) -> list[int]:
-    """Numbers of keys at the borders of tiles, the largest there are room for; below the smallest tile any."""
+    """Return the key counts up to `longest` that are within one of a tile size; if there are none, all counts."""
     near = {n for tile in (16, 32, 64, 128, 256) for n in (tile - 1, tile, tile + 1) if n <= longest}
     return sorted(near) or list(range(1, longest + 1))
 
@@ -108,10 +112,10 @@ def cases(
         `@given(oracle.strategies.cases(spec, "layout"))`
 
     Args:
-        spec: yours; or a preset's name, or None for any preset, of many dimensions.
+        spec: a Spec; or a preset's name, or None for any preset, with drawn dimensions.
         profile: one of `PROFILES`, or None for any.
-        dtype: that the inputs are stored in, or None for any.
-        longest: no sequence is longer.
+        dtype: the storage dtype of the inputs, or None for any.
+        longest: the length of the longest sequence.
 
     Raises:
         ModuleNotFoundError: Hypothesis is not installed.
@@ -119,15 +123,16 @@ def cases(
     """
     from hypothesis import strategies as st
 
-    of_spec = st.just(spec) if isinstance(spec, Spec) else specs(spec)
-    of_dtype = st.sampled_from(["float32", "bfloat16", "float16"]) if dtype is None else st.just(dtype)
+    any_spec = st.just(spec) if isinstance(spec, Spec) else specs(spec)
+    any_dtype = st.sampled_from(["float32", "bfloat16", "float16"]) if dtype is None else st.just(dtype)
+    any_seed = st.integers(0, 999)
 
-    def make(name: str, structure: Structure, one: Spec, seed: int, stored: str) -> Case:
-        inputs = draw(one, structure, PROFILES[name][0], seed, stored)
-        return Case(f"{name}-{structure.sizes}-{stored}-{seed}", name, seed, stored, one, structure, inputs)
+    def make(name: str, structure: Structure, spec: Spec, seed: int, dtype: str) -> Case:
+        inputs = draw(spec, structure, PROFILES[name][0], seed, dtype)
+        return Case(f"{name}-{structure.sizes}-{dtype}-{seed}", name, seed, dtype, spec, structure, inputs)
 
-    def of(name: str) -> Any:
+    def of_profile(name: str) -> Any:
         name = ALIASES.get(name, name)
-        return st.builds(make, st.just(name), structures(name, longest=longest), of_spec, st.integers(0, 999), of_dtype)
+        return st.builds(make, st.just(name), structures(name, longest=longest), any_spec, any_seed, any_dtype)
 
-    return st.one_of([of(name) for name in PROFILES]) if profile is None else of(profile)
+    return st.one_of([of_profile(name) for name in PROFILES]) if profile is None else of_profile(profile)

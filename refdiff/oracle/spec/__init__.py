@@ -1,3 +1,3 @@
-"""What a kernel is meant to compute: a `Spec`, the presets of published sources, and which specs are possible."""
+"""What a kernel is meant to compute: `Spec`, presets of published sources, and checks of specs."""
 
 from refdiff.oracle.spec.spec import Spec as Spec

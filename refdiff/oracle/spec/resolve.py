@@ -1,4 +1,4 @@
-"""The spec that a caller means: its own, or a preset by name, whose dimensions are those of the inputs."""
+"""Resolve a spec: a `Spec` as it is, or a preset by name with dimensions read from the shapes of the inputs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from refdiff.oracle.spec.validation import DIMENSIONS
 
 
 def resolve_spec(spec: Any, inputs: Any = None) -> Spec:
-    """Return `spec`; of a preset's name that preset, with the dimensions of the inputs, or of `small_spec` without.
+    """Return `spec`, or the preset of that name with the dimensions of the inputs.
 
-    All other fields are the preset's: layer 0, which no array shows, and its window.
+    Without inputs, the preset has the dimensions of `small_spec`. All other fields are the preset's, such as `window`.
+    No array shows the layer, which is 0.
 
     Raises:
-        TypeError: `spec` is neither, or `inputs` no mapping.
-        ValueError: no preset has that name, or the inputs do not show dimensions that it can have.
+        TypeError: `spec` is neither a Spec nor a name, or `inputs` is not a mapping.
+        ValueError: no preset has that name, or the shapes of the inputs give no dimensions that it can have.
     """
     if not isinstance(spec, Spec | str):
         raise TypeError(
@@ -42,9 +43,9 @@ def resolve_spec(spec: Any, inputs: Any = None) -> Spec:
 
 
 def describe_preset(name: str, spec: Spec) -> str:
-    """Say which spec a preset's name stands for, where its dimensions were read off the inputs."""
-    of = {name: getattr(spec, name) for name in ("query_heads", "key_heads", "head_dim", "v_head_dim", "layer")}
-    fields = ", ".join(f"{field}={value}" for field, value in of.items() if value is not None)
+    """Describe the spec that `resolve_spec` made of a preset's name and the shapes of the inputs."""
+    dims = {name: getattr(spec, name) for name in ("query_heads", "key_heads", "head_dim", "v_head_dim", "layer")}
+    fields = ", ".join(f"{field}={value}" for field, value in dims.items() if value is not None)
     return f"spec {name!r} is Spec.preset({name!r}, {fields}), by the shapes of the inputs"
 
 
@@ -55,7 +56,7 @@ def _format_dimensions(read: Mapping[str, int]) -> str:
 
 
 def small_spec(preset: str) -> Spec:
-    """A preset with dimensions in which every choice is seen: grouped queries, depth, heads of 16."""
+    """Return a preset with small dimensions that show every choice: GQA where it has it, layer 2, heads of 16."""
     dims = {"query_heads": 12, "key_heads": 4, "head_dim": 16}
     if preset in ("gda", "motif3"):
         dims["query_heads"] = 20
@@ -69,13 +70,13 @@ def small_spec(preset: str) -> Spec:
 
 
 def infer_dimensions(fields: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, int]:
-    """Return those of query_heads, key_heads, head_dim and v_head_dim that `fields` lacks, read off the inputs.
+    """Return those of query_heads, key_heads, head_dim and v_head_dim that `fields` lacks, from the inputs' shapes.
 
-    The projections of a layer have heads times width as rows; the width is that of a vector of λ or half of the norm's
-    weight, or the number of heads that of `lambda_proj`'s rows.
+    A projection of a layer has heads × head_dim rows. head_dim is the length of a λ vector or half of that of the
+    norm's weight; or the number of heads follows from the rows of `lambda_proj`.
 
     Raises:
-        ValueError: an array that is needed is missing or of another shape, or says too little.
+        ValueError: an array that is needed is missing or has another shape, or the shapes leave a dimension open.
     """
     found: dict[str, int] = {}
     if missing := [name for name in DIMENSIONS if name not in fields]:
@@ -85,7 +86,7 @@ def infer_dimensions(fields: Mapping[str, Any], inputs: Mapping[str, Any]) -> di
 
 
 def _value_dimension(fields: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, int]:
-    """v_head_dim, where v has as many heads as it must, and they have another width than usual."""
+    """Return v_head_dim if v has the right number of heads, and their width is not the usual one."""
     values, K = fields.get("values", "halves"), fields["key_heads"]
     heads = K if values in ("halves", "interleaved") or fields.get("keys") == "shared" else K // 2
     usual = fields["head_dim"] * (2 if values == "wide" else 1)
@@ -117,7 +118,7 @@ def _layer_dimensions(fields: Mapping[str, Any], inputs: Mapping[str, Any]) -> d
 
 
 def _head_width(fields: Mapping[str, Any], inputs: Mapping[str, Any], rows: int) -> int:
-    """The width of a query head of a layer."""
+    """Return head_dim of a layer whose `q_proj` has this many rows."""
     if isinstance(d := fields.get("head_dim"), int):
         return d
     if isinstance(heads := fields.get("query_heads"), int) and heads > 0:

@@ -1,4 +1,4 @@
-"""What a kernel is meant to compute: every choice on which published differential attentions differ is a field."""
+"""`Spec`: what a kernel is meant to compute, with a field for each choice on which published attentions differ."""
 
 from __future__ import annotations
 
@@ -12,45 +12,52 @@ from refdiff.oracle.spec.validation import TYPED_FIELDS, check_field_names, chec
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """One differential attention, up to its numbers: dimensions, and each choice on which published ones differ.
+    """A differential attention without its numbers: its dimensions, and each choice on which published ones differ.
 
-    query_heads H, key_heads K: rows of q and k on the head axis, those of both maps counted. head_dim d: their width.
-    layer: the depth, from 0; λ_init depends on it.
-    pairing: the two maps of pair i are query heads i, i + h ("halves") or 2i, 2i + 1 ("interleaved"), and keys alike.
-    keys: each map has its own key heads (v1), or the two share one (v2).
-    gqa: the key heads are paired, then each pair serves n pairs of queries; or each is repeated, then they are paired.
-    group_order: output head i reads key pair i // n ("blocks") or i mod (K/2) ("tiled").
-    ratio: signal heads to one noise head. "halves" then has all signals first; "interleaved" has them group by group.
-    values: v has K/2 heads of 2d ("wide"); K heads of d, of which j, j + K/2 ("halves") or 2j, 2j + 1 ("interleaved")
-    are laid side by side; or a head of d for each key pair, or shared key ("single"). v_head_dim: the width of these
-    heads of v where it is another.
-    rope: which dimensions of q and k turn together, or "none" where they come in turned; rope_theta is the base.
-    partial_rotary_factor, rotary_at: which share of a head turns, its first dimensions or its last.
-    rope_parameters: how frequencies differ from rope_theta^(−2i / r), r being how many dimensions turn: `rope_type` and
-    its parameters as a `config.json` has them, such as yarn's; or `frequencies`, r/2 numbers in radians per position.
-    cos and sin are multiplied by `attention_factor`, or what its `rope_type` has for one.
-    qk_norm, qk_norm_weight, qk_norm_eps, qk_norm_at: the norm of each head of q and k, with weights or without, its ε,
-    before RoPE or after it.
-    lambda_form: exp(λ_q1·λ_k1) − exp(λ_q2·λ_k2) + λ_init ("exp"), σ(logits) by token and head ("sigmoid"), or "given";
-    "none" is plain attention: one map, no λ, an output head for each query head.
-    lambda_per_head: the four vectors are those of each output head, and so is λ.
-    lambda_base: λ_init = 0.8 − 0.6 exp(−0.3 l), l being the layer or one less; or "constant": lambda_init, a number.
-    norm, norm_over, norm_weight, norm_eps: the norm after the difference, over what, with a weight or without, its ε.
-    norm_bias, norm_per_head: whether it adds a bias, and whether each head has a weight and bias of its own. PyTorch's
-    GroupNorm of h groups, for each token, is a "layer" norm over a "head" with both; of one group, over "all_heads".
-    out_scale: what is multiplied after the norm. gate: the function of `gate_logits` that then multiplies each number.
-    scale: what Q Kᵀ is multiplied by; None is 1/√d. softcap: c in c tanh(z / c), or None. sinks: whether each query
-    head has a learned score of no key, so that A = e^z / (e^sink + Σ e^z); it counts in the log-sum-exp too, which is
-    the sink itself where a query sees no key.
-    causal: whether the triangle is aligned with the last query and key, or with the first; window: how many keys a
-    query sees, itself among them, or None for all.
-    masked_rows: what a row of a map is that sees no key; without sinks its log-sum-exp is −∞, whatever this says.
-    lse_base: of the logarithm in lse1 and lse2, or lse.
-    padded_queries: whether queries that `key_mask` calls padding, as the last T of the S keys, are "computed" like all
-    others, or may be "any"thing: kernels that unpad write zeros, or nothing. Their rows are then not judged.
+    query_heads, key_heads: H and K, the heads of q and of k; those of both maps are counted.
+    head_dim: d, the width of a head of q and k.
+    layer: the depth from 0, on which λ_init depends.
+    pairing: the query heads of pair i are i and i + h ("halves"), or 2i and 2i + 1 ("interleaved"); key heads alike.
+    keys: each map has key heads of its own ("own", v1), or both maps share them ("shared", v2).
+    gqa: "pair_then_group" pairs the key heads, and each pair serves n pairs of query heads. "repeat_then_pair" repeats
+        each key head n times first.
+    group_order: output head i reads key pair i // n ("blocks"), or i mod (K/2) ("tiled").
+    ratio: how many signal heads share one noise head. With pairing "halves" all signal heads come first; with
+        "interleaved" each group has its signal heads, then its noise head.
+    values: v has K/2 heads of width 2d ("wide"); one head of width d for each key pair or shared key ("single"); or K
+        heads of width d, of which j and j + K/2 ("halves") or 2j and 2j + 1 ("interleaved") are concatenated.
+    v_head_dim: the width of a head of v, where it is not the usual d or 2d.
+    rope: which dimensions of q and k form a rotated pair; "none" if they come in rotated.
+    rope_theta: the base of the frequencies.
+    partial_rotary_factor, rotary_at: the share of a head that is rotated, and whether its "first" or "last" dimensions.
+    rope_parameters: frequencies other than rope_theta^(−2i / r) for r rotated dimensions. Either `rope_type` and its
+        parameters as in a `config.json`, such as yarn's, or `frequencies`, r/2 numbers in radians per position. cos and
+        sin are multiplied by `attention_factor`, by default that of the `rope_type`.
+    qk_norm, qk_norm_weight, qk_norm_eps: the norm of each head of q and k, whether it has weights, and its ε.
+    qk_norm_at: whether it comes before or after RoPE.
+    lambda_form: λ is exp(λ_q1·λ_k1) − exp(λ_q2·λ_k2) + λ_init ("exp"), σ(logits) of each token and head ("sigmoid"), or
+        an input ("given"). "none" is plain attention: one map, no λ, and an output head for each query head.
+    lambda_per_head: whether each output head has four λ vectors, and a λ, of its own.
+    lambda_base: λ_init is 0.8 − 0.6 exp(−0.3 l) with l the layer ("depth") or one less ("depth - 1"), or the number
+        `lambda_init` ("constant").
+    norm, norm_over, norm_weight, norm_eps: the norm of the difference, what it spans, whether it has a weight, its ε.
+    norm_bias, norm_per_head: whether it has a bias, and whether each head has a weight and bias of its own. PyTorch's
+        GroupNorm of each token is a "layer" norm with both: over a "head" for h groups, over "all_heads" for one.
+    out_scale: the factor after the norm.
+    gate: the function of `gate_logits` that multiplies each number of the output.
+    scale: the factor of Q Kᵀ; None is 1/√d.
+    softcap: c in c tanh(z / c), applied to the scaled scores z; None is no cap.
+    sinks: whether each query head has a learned score that belongs to no key: A = e^z / (e^sink + Σ e^z). The
+        log-sum-exp includes it, and is the sink itself for a query that sees no key.
+    causal: whether the causal mask is aligned with the last query and key, or with the first; or "none".
+    window: how many keys a query sees, its own included; None is all.
+    masked_rows: what a row of a map is if its query sees no key. Without sinks its log-sum-exp is −∞ in any case.
+    lse_base: the base of the logarithm in lse1 and lse2, or lse.
+    padded_queries: the queries are the last T of the S keys, and `key_mask` says which are padding. "computed" judges
+        them like all others. "any" does not judge them: kernels that unpad write zeros there, or nothing.
 
     Raises:
-        ValueError: a combination that no kernel can compute, such as pairs that would straddle groups.
+        ValueError: no kernel can compute this combination, for example because pairs of heads would straddle groups.
     """
 
     query_heads: int
@@ -101,22 +108,22 @@ class Spec:
 
     @staticmethod
     def preset(name: str, **dims: Any) -> Spec:
-        """Return the spec of a published source, with your dimensions; further fields override the preset's.
+        """Return the spec of a published source with your dimensions; other fields override the preset's.
 
         Raises:
-            ValueError: no preset has that name, or the source has no grouped queries; as `of`.
+            ValueError: no preset has that name, or as `of`.
         """
         return Spec.of({**dims, "preset": name})
 
     @staticmethod
     def of(what: Mapping[str, Any]) -> Spec:
-        """Return the spec that a mapping describes, such as an object of JSON: fields by name, or some over a preset's.
+        """Return the spec that a mapping describes, such as a JSON object: fields by name, with or without "preset".
 
         `Spec.of({"preset": "hf_diffllama", "query_heads": 8, "key_heads": 4, "head_dim": 64, "window": 128})`
 
         Raises:
-            ValueError: a name that is no field, a value that it cannot have, a dimension that is missing; a preset
-                whose source has no grouped queries, with fewer key heads than query heads.
+            ValueError: an unknown field, a value that a field cannot have, or a missing dimension; or fewer key heads
+                than query heads for a preset without GQA.
         """
         given = merge_preset(what)
         check_field_names(given, [field.name for field in fields(Spec)])
@@ -130,50 +137,50 @@ class Spec:
         return spec
 
     def replace(self, **changes: Any) -> Spec:
-        """The same with some fields changed."""
+        """Return a copy with some fields changed."""
         return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every field by name, for a manifest: `Spec(**spec.to_dict()) == spec`."""
+        """Return every field by name: `Spec(**spec.to_dict()) == spec`."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is plain attention, of one map."""
+        """Whether it is plain attention, with one map."""
         return self.lambda_form == "none"
 
     @property
     def lse_names(self) -> tuple[str, ...]:
-        """What the log-sum-exp of each map is called."""
+        """The names of the log-sum-exps, one for each map."""
         return ("lse",) if self.is_plain else ("lse1", "lse2")
 
     @property
     def heads(self) -> int:
-        """h: how many output heads there are."""
+        """h, the number of output heads."""
         return self.query_heads if self.is_plain else self.query_heads * self.ratio // (self.ratio + 1)
 
     @property
     def rotary_dim(self) -> int:
-        """r: how many dimensions of a head turn, in pairs."""
+        """r, the number of rotated dimensions of a head; even."""
         return 2 * int(self.head_dim * self.partial_rotary_factor / 2 + 1e-9)
 
     @property
     def key_groups(self) -> int:
-        """How many groups of queries read different keys: key pairs, or shared keys."""
+        """The number of key pairs, or of shared keys."""
         return self.key_heads if self.keys == "shared" else self.key_heads // 2
 
     @property
     def value_heads(self) -> int:
-        """Rows of v on the head axis."""
+        """V, the number of heads of v."""
         return self.key_groups if self.values in ("wide", "single") else self.key_heads
 
     @property
     def value_dim(self) -> int:
-        """The width of v's heads as they come in."""
+        """w, the width of a head of v before heads are concatenated."""
         usual = 2 * self.head_dim if self.values == "wide" else self.head_dim
         return usual if self.v_head_dim is None else self.v_head_dim
 
     @property
     def out_dim(self) -> int:
-        """e: the width of an output head."""
+        """e, the width of an output head."""
         return self.value_dim if self.values in ("wide", "single") else 2 * self.value_dim

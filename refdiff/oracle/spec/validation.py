@@ -1,4 +1,4 @@
-"""What no kernel can compute: combinations of a `Spec` that are refused, with the reason."""
+"""Check the fields of a `Spec`: each value, and the combinations that no kernel can compute."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "lse_base": ("e", "2"),
     "padded_queries": ("computed", "any"),
 }
-"""The fields that are one of several words."""
+"""The values of the fields that are one of several words."""
 
 DIMENSIONS = ("query_heads", "key_heads", "head_dim")
 """The fields that have no default."""
@@ -47,7 +47,7 @@ _INTEGERS: dict[str, tuple[str, int]] = {
     "layer": ("a whole number, counted from 0", 0),
     "window": ("a whole number of keys, 0 or more, or None", 0),
 }
-"""What a whole number must be, and the least that it may be."""
+"""For each integer field, a description for messages and the least value."""
 _REALS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "rope_theta": ("a number above 0", lambda x: 0 < x < math.inf),
     "partial_rotary_factor": ("a number above 0, at most 1", lambda x: 0 < x <= 1),
@@ -59,21 +59,21 @@ _REALS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 _BOOLEANS = ("norm_weight", "norm_bias", "norm_per_head", "qk_norm_weight", "lambda_per_head", "sinks")
 TYPED_FIELDS = (*_INTEGERS, *_REALS, *_BOOLEANS, "rope_parameters")
-"""The fields that are numbers, true or false, or have parameters by name."""
+"""The fields that `convert_field` checks; those of `CHOICES` are checked in `check_spec`."""
 
 
 class RopeParameters(dict[str, Any]):
-    """Parameters by name that nobody changes: a spec is a key of caches."""
+    """RoPE parameters by name, hashable because a spec is a key of caches."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(tuple(sorted(self.items())))
 
 
 def convert_field(name: str, value: Any) -> Any:
-    """Return a number as Python's own, from whatever library it is: a size of NumPy's is a whole number too.
+    """Return the value of a typed field as a Python number or bool, or as `RopeParameters`.
 
     Raises:
-        ValueError: it is no number that the field may have.
+        ValueError: the field cannot have this value.
     """
     if name == "rope_parameters":
         return _convert_rope_parameters(value)
@@ -126,12 +126,12 @@ def _convert_rope_parameters(value: Any) -> RopeParameters | None:
 
 
 def _quotes_hint(value: Any) -> str:
-    """A number that was put in quotes."""
+    """The end of a message about a number in quotes; "" for anything else."""
     return "; leave the quotes out" if isinstance(value, str) and value.strip().replace(".", "").isdigit() else ""
 
 
 def check_field_names(given: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Raise ValueError where one of the fields is none of `known`, or a dimension is missing."""
+    """Raise ValueError if a field is not among `known`, or a dimension is missing."""
     known = list(known)
     for name in given:
         if name not in known:
@@ -142,7 +142,7 @@ def check_field_names(given: Mapping[str, Any], known: Iterable[str]) -> None:
 
 
 def check_spec(spec: Spec) -> None:
-    """Raise ValueError where `spec` is not one of the possible ones."""
+    """Raise ValueError if no kernel can compute `spec`."""
     _check_fields(spec)
     if spec.is_plain:
         _check_plain(spec)
@@ -158,20 +158,21 @@ def check_spec(spec: Spec) -> None:
         raise ValueError("qk_norm_weight is True, but there is no norm of q and k: set qk_norm='rms'")
     if spec.sinks and spec.masked_rows != "zeros":
         raise ValueError(
-            f"masked_rows is {spec.masked_rows!r}, but with sinks it must be 'zeros': of no key the sink has all weight"
+            f"masked_rows is {spec.masked_rows!r}, but with sinks it must be 'zeros': a query that sees no key gives "
+            "all its weight to the sink"
         )
     if spec.norm_over == "half_head" and spec.out_dim % 2:
-        raise ValueError(f"norm_over is 'half_head', but a head is {spec.out_dim} wide, which has no halves")
+        raise ValueError(f"norm_over is 'half_head', but a head is {spec.out_dim} wide, which is odd")
 
 
 def _check_rope(spec: Spec) -> None:
     d, r = spec.head_dim, spec.rotary_dim
     if d % 2 and spec.partial_rotary_factor == 1:
-        raise ValueError(f"head_dim is {d}, but RoPE turns dimensions in pairs: it must be even")
+        raise ValueError(f"head_dim is {d}, but RoPE rotates dimensions in pairs: it must be even")
     if r < 2:
         raise ValueError(
-            f"partial_rotary_factor is {spec.partial_rotary_factor!r}, of which no pair of the {d} dimensions of a "
-            "head turns: set rope='none', or a larger factor"
+            f"partial_rotary_factor is {spec.partial_rotary_factor!r}, which rotates no pair of the {d} dimensions of "
+            "a head: set rope='none', or a larger factor"
         )
     given = spec.rope_parameters or {}
     if "frequencies" in given:
@@ -179,7 +180,7 @@ def _check_rope(spec: Spec) -> None:
             also = f", and beside them {', '.join(sorted(more))}" if len(given["frequencies"]) == r // 2 else ""
             raise ValueError(
                 f"rope_parameters has {len(given['frequencies'])} frequencies{also}, but must have {r // 2}, one for "
-                f"each pair of the {r} dimensions that turn, and may have attention_factor"
+                f"each pair of the {r} rotated dimensions, and may have attention_factor"
             )
     elif given:
         rope_frequencies({"rope_theta": spec.rope_theta, **given}, r, 1)
@@ -197,7 +198,7 @@ def _check_fields(spec: Spec) -> None:
 
 
 PLAIN_FIELDS = {"pairing": "interleaved", "keys": "shared", "values": "single", "out_scale": "none", "ratio": 1}
-"""What says nothing of plain attention, and its only value there: heads of k and v that groups of query heads share."""
+"""The only values that these fields may have for plain attention: they mean GQA with shared heads of k and v."""
 
 
 def _check_plain(spec: Spec) -> None:
