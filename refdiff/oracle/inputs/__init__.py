@@ -1,7 +1,8 @@
-"""The input dictionary: what a kernel is given, by name, with the shape of each array.
+"""The input dictionary of a kernel: arrays by name, each with its shape.
 
-Axis letters as in `refdiff.layers` (B batch, T queries, S keys, H query heads, K key heads, d head size, D model size),
-and h output heads, V heads of v, w the width of v, e the width of an output head, N sequences, P pages, p keys a page.
+Axis letters are those of `refdiff.layers`: B batch, T queries, S keys, H query heads, K key heads, d head size, D model
+size. Beside them h is output heads, V heads of v, w the width of v, e the width of an output head, N sequences, P pages
+and p keys per page.
 
 The attention core, from q, k and v to the heads after norm and scale:
 
@@ -17,46 +18,51 @@ The attention core, from q, k and v to the heads after norm and scale:
     q_norm_weight, k_norm_weight   (d,)   qk_norm_weight
     gate_logits      (B, h, T, e)   where the spec has a gate
     sinks            (H,)           where the spec has sinks
-  and if you like
-    q_positions      (B, T) or (1, T)   for RoPE; else the queries are the last
-    k_positions      (B, S) or (1, S)   T of S
+  optional:
+    q_positions      (B, T) or (1, T)   for RoPE; without them the queries are
+    k_positions      (B, S) or (1, S)   the last T of the S positions
     key_mask         (B, S)         boolean, False is padding
-    mask             boolean "may see", broadcastable to (B, h, T, S), beside
-                     causal and window
+    mask             boolean, True is "may attend"; broadcastable to
+                     (B, h, T, S), combined with causal and window
     bias             broadcastable to (B, h, T, S), added to the scores of both
-                     maps, as a mask of 0 and −∞ is
+                     maps; −∞ masks a key
 
-Packed sequences: B is 1, T and S are those of all sequences one after another.
+Packed sequences: B is 1, and T and S count the tokens of all sequences, one after another.
 
-    cu_seqlens_q     (N + 1,)       where each starts, from 0; the last is T
-    cu_seqlens_k     (N + 1,)       of keys; left out, it is cu_seqlens_q
+    cu_seqlens_q     (N + 1,)       the start of each sequence, from 0; then T
+    cu_seqlens_k     (N + 1,)       the same for keys (default: cu_seqlens_q)
 
-Paged keys and values, in place of k and v, for the sequences of a batch or of `cu_seqlens_q`:
+Paged keys and values replace k and v, for the sequences of a batch or of `cu_seqlens_q`:
 
     k_pages          (P, K, p, d)
     v_pages          (P, V, p, w)
     block_table      (N, n)         the pages of each sequence in order; entries
                                     past its length may be anything
-    lengths          (N,)           how many keys each sequence has
+    lengths          (N,)           the number of keys of each sequence
 
-The whole attention layer, from normed hidden states to `o_proj`, has these in place of q, k, v, lambda_logits and
-gate_logits, and may be packed, but not paged:
+The whole attention layer, from normed hidden states to `o_proj`, may be packed but not paged. These replace q, k, v,
+lambda_logits and gate_logits:
 
     x                (B, T, D)
-    x_past           (B, S - T, D)  if you like: earlier tokens, whose keys and
-                                    values are seen beside those of x
+    x_past           (B, S - T, D)  optional: earlier tokens; x attends to their
+                                    keys and values too
     q_proj.weight    (H d, D)
     k_proj.weight    (K d, D)
     v_proj.weight    (V w, D)
-    o_proj.weight    (D, h e)       each of the four may have a .bias of as many
-                                    numbers as rows
+    o_proj.weight    (D, h e)       each of the four may have a .bias with one
+                                    number per row
     lambda_proj.weight   (h, D)     lambda_form "sigmoid"
     gate_proj.weight   (h e, D)     where the spec has a gate
 
-The result, which a file for `refdiff check` holds beside them: out (B, h, T, e), of a layer (B, T, D); lse1, lse2
-(B, h, T), of plain attention lse; lambda_full () or (B, h, T). With dout, of the shape of out: the gradient of each
-input of floats but bias under d and its name, such as dq or dlambda_q1, of that input's shape, and dlambda_full, which
-is (h,) where each head has one λ.
+A file for `refdiff check` holds the inputs and the results:
+
+    out              (B, h, T, e); of a layer (B, T, D)
+    lse1, lse2       (B, h, T); lse for plain attention
+    lambda_full      () or (B, h, T)
+
+With dout, which has the shape of out, it may hold gradients. That of an input is named d and the input's name, such as
+dq or dlambda_q1, and has the input's shape; integers, booleans and bias have none. dlambda_full is (h,) if each head
+has one λ.
 """
 
 from __future__ import annotations
@@ -72,7 +78,7 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 INTEGERS = ("q_positions", "k_positions", "cu_seqlens_q", "cu_seqlens_k", "block_table", "lengths")
 BOOLEANS = ("key_mask", "mask")
 DATA = ("x", "q", "k", "v", "k_pages", "v_pages")
-"""What attention computes from; every other input with a gradient is a parameter, or a projection of the queries."""
+"""The data that attention computes from. Other inputs with gradients are parameters, or logits of λ and the gate."""
 
 
 def is_layer(inputs: Mapping[str, Any]) -> bool:
@@ -81,18 +87,18 @@ def is_layer(inputs: Mapping[str, Any]) -> bool:
 
 
 def gradient_names(inputs: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the gradients that a whole backward pass gives: one for each input of floats but `bias`."""
+    """Return the names of the gradients of a whole backward pass: one for each floating-point input except `bias`."""
     return tuple(f"d{name}" for name in inputs if name not in (*INTEGERS, *BOOLEANS, "bias"))
 
 
 def kind_of(inputs: Mapping[str, Any]) -> str:
-    """Which sort of inputs these are: "dense", "packed", "paged" or "layer"."""
+    """Return the kind of these inputs: "dense", "packed", "paged" or "layer"."""
     names = (("x", "layer"), ("k_pages", "paged"), ("cu_seqlens_q", "packed"))
     return next((kind for name, kind in names if name in inputs), "dense")
 
 
 def shapes(spec: Spec, inputs: Mapping[str, Any]) -> dict[str, str]:
-    """Return the axis letters of every name that such inputs may have, for a layer, a paged or a dense core."""
+    """Return the axis letters of every required input, for inputs of the kind of `inputs`: a layer, paged or dense."""
     names: dict[str, str] = {}
     if is_layer(inputs):
         names |= {"x": "B T D", "q_proj.weight": "Hd D", "k_proj.weight": "Kd D", "v_proj.weight": "Vw D"}
@@ -120,7 +126,7 @@ def shapes(spec: Spec, inputs: Mapping[str, Any]) -> dict[str, str]:
 
 
 def options(inputs: Mapping[str, Any]) -> dict[str, str]:
-    """Return the axis letters of every name that such inputs may have beside those that they must have."""
+    """Return the axis letters of every optional input, for inputs of the kind of `inputs`."""
     names = {"q_positions": "B T", "k_positions": "B S", "key_mask": "B S", "mask": "…", "bias": "…"}
     names |= {"cu_seqlens_q": "M"}
     if is_layer(inputs):

@@ -1,8 +1,8 @@
-"""Any array in: of NumPy, torch, JAX, CuPy, MLX, ml_dtypes, or of anything that speaks DLPack; and from files.
+"""Convert arrays of NumPy, torch, JAX, CuPy, MLX, ml_dtypes or any DLPack library to NumPy; read and write array files.
 
-What `refdiff.arrays.to_numpy` does for the libraries that a model runs on, for those of somebody else's kernel. A
-library is asked only where the caller has imported it, and nothing is rounded. Files are safetensors, written and read,
-and npz, read.
+`refdiff.arrays.to_numpy` does this for the libraries that a model runs on; here it is for kernels of users. No library
+is imported that the caller has not imported, and nothing is rounded. safetensors files are read and written, npz files
+are read.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from refdiff.messages import show_name
 from refdiff.model.weights.safetensors_file import open_safetensors
 
 HOST_DEVICES = (1, 3, 11)
-"""kDLCPU, kDLCUDAHost and kDLROCMHost: DLPack's devices whose memory the CPU reads as its own."""
+"""DLPack devices in host memory: kDLCPU, kDLCUDAHost and kDLROCMHost."""
 
 
 def any_array(x: Array, name: str = "the array") -> NDArray[Any]:
-    """Return `x` as a NumPy array of exactly its numbers, type and shape; `x` itself is not changed.
+    """Return `x` as a NumPy array with the same numbers, dtype and shape; `x` itself is not changed.
 
-    Where `x` lies in the CPU's memory nothing is copied, and a view of another library's memory is read-only. bfloat16
-    is ml_dtypes' type of that name. Numbers and nested lists of them are taken too.
+    Arrays in host memory are not copied, and a view of another library's memory is read-only. bfloat16 becomes
+    ml_dtypes' bfloat16. Numbers and nested lists of numbers are accepted too.
 
     Raises:
-        TypeError: `x` is no array, or of a type that NumPy and ml_dtypes have not; `name` says which in the message.
+        TypeError: `x` is not an array, or has a dtype that NumPy and ml_dtypes lack. The message begins with `name`.
     """
     try:
         found = _convert(x)
@@ -50,7 +50,7 @@ def any_array(x: Array, name: str = "the array") -> NDArray[Any]:
 
 
 def _to_native_order(x: NDArray[Any]) -> NDArray[Any]:
-    """The same numbers in the byte order of this machine; others have no name such as float32."""
+    """Convert to the byte order of this machine: dtypes of the other order have no name such as float32."""
     return x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))
 
 
@@ -63,9 +63,9 @@ def _convert(x: Any) -> NDArray[Any]:
         return np.asarray(x.get())
     if array_api_compat.is_jax_array(x):
         return np.asarray(sys.modules["jax"].device_get(x))
-    if type(x).__module__ == "mlx.core":  # on a Mac, DLPack gives a handle of the GPU and no address
+    if type(x).__module__ == "mlx.core":  # on a Mac, its DLPack capsule has a GPU handle and no address
         return _from_mlx(x)
-    # torch negates and conjugates by a mark on the tensor, of which DLPack says nothing
+    # torch marks negated and conjugated tensors lazily, which DLPack cannot express
     for make in ("detach", "resolve_conj", "resolve_neg"):
         if hasattr(x, make):
             x = getattr(x, make)()
@@ -84,10 +84,10 @@ def _from_dlpack(x: Any) -> NDArray[Any]:
         if not hasattr(x, "cpu"):
             raise TypeError(f"it is on DLPack's device {tuple(map(int, x.__dlpack_device__()))}: copy it to the CPU")
         x = x.cpu()
-    of_bfloat16 = array_api_compat.is_torch_array(x) and x.dtype == sys.modules["torch"].bfloat16
-    found = np.from_dlpack(x.view(sys.modules["torch"].int16) if of_bfloat16 else x)  # NumPy has no bfloat16
+    is_bfloat16 = array_api_compat.is_torch_array(x) and x.dtype == sys.modules["torch"].bfloat16
+    found = np.from_dlpack(x.view(sys.modules["torch"].int16) if is_bfloat16 else x)  # NumPy has no bfloat16
     found.flags.writeable = False
-    return found.view(bfloat16()) if of_bfloat16 else found
+    return found.view(bfloat16()) if is_bfloat16 else found
 
 
 def _from_mlx(x: Any) -> NDArray[Any]:
@@ -98,7 +98,7 @@ def _from_mlx(x: Any) -> NDArray[Any]:
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
-    """Whether these are floating-point numbers, of NumPy or of ml_dtypes, which has small integers too."""
+    """Whether this is a floating-point dtype of NumPy or ml_dtypes; ml_dtypes also has small integers."""
     return dtype.kind == "f" or (_is_ml_dtype(dtype) and "float" in dtype.name)
 
 
@@ -115,8 +115,9 @@ _FILE_TYPES = {
     "uint64": "U64", "int64": "I64", "float16": "F16", "bfloat16": "BF16", "float32": "F32", "float64": "F64",
 }  # fmt: skip
 SMALL_NPZ, MAX_RATIO = 100_000_000, 100
-"""Bytes that the arrays of an npz file may have, or times its own, up to a quarter of the memory. Deflate makes zeros a
-thousand times shorter, and random numbers hardly. Safetensors files are mapped, and have no limit."""
+"""Limits of an unzipped npz file, against zip bombs: it may have SMALL_NPZ bytes. Larger ones may have MAX_RATIO times
+the size of the file, and at most a quarter of the memory. Deflate shortens zeros a thousandfold, random numbers hardly.
+safetensors files are memory-mapped and have no limit."""
 _DTYPE_NAMES = {name: dtype for dtype, name in _FILE_TYPES.items()}
 
 
@@ -124,8 +125,8 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Array], meta
     """Write arrays of any library as one safetensors file; see `safetensors_bytes`.
 
     Raises:
-        TypeError: an array of a type that the format has not.
-        OSError: the file cannot be written, or `path` is a folder or a device; what was there before still is.
+        TypeError: the format has no type for the dtype of an array.
+        OSError: the file cannot be written, or `path` is a folder or a device. An older file stays as it was.
     """
     data = safetensors_bytes(arrays, metadata)
     with replaced_atomically(path) as file:
@@ -133,15 +134,15 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Array], meta
 
 
 def safetensors_bytes(arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> list[bytes]:
-    """Return a safetensors file of arrays of any library, each in its own type: the header and each array's bytes.
+    """Return the blocks of a safetensors file, the header and the bytes of each array; dtypes are kept.
 
     Raises:
-        TypeError: an array of a type that the format has not.
+        TypeError: the format has no type for the dtype of an array.
     """
     blocks: list[bytes] = []
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
-    # the widest types first, so that every tensor starts on its natural boundary
+    # the widest dtypes first, so that every tensor is aligned to its item size
     found = {name: any_array(array, name) for name, array in arrays.items()}
     for name in sorted(found, key=lambda name: (-found[name].itemsize, name)):
         array = found[name]
@@ -163,18 +164,19 @@ def safetensors_bytes(arrays: Mapping[str, Array], metadata: Mapping[str, str]) 
 def read_arrays(
     path: str | os.PathLike[str], *, folder: Path | None = None
 ) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """Read a safetensors or npz file: its arrays, read-only and in their types, and the metadata (of npz: none).
+    """Read a safetensors or npz file: its arrays, read-only with their dtypes, and its metadata (none for npz).
 
-    `folder` is what links may not lead out of; None for a file that the user named (`refdiff.files.open_file`).
+    Args:
+        folder: links must not lead out of it; None for a file that the user named (`refdiff.files.open_file`).
 
     Raises:
-        CheckpointError: the file is broken, or of another kind.
+        CheckpointError: the file is broken or has another format.
     """
     path = Path(path)
     if path.suffix in (".pt", ".pth", ".pkl", ".npy"):
         raise CheckpointError(
-            f"{path}: arrays by name are read from .safetensors and .npz: write them with safetensors.torch.save_file "
-            "or numpy.savez"
+            f"{path}: got a {path.suffix} file, expected .safetensors or .npz; write one with "
+            "safetensors.torch.save_file or numpy.savez"
         )
     if path.suffix == ".npz":
         return _read_npz(path, folder), {}
@@ -182,7 +184,7 @@ def read_arrays(
     arrays = {}
     for name, tensor in file.tensors.items():
         if tensor.dtype not in _DTYPE_NAMES:
-            raise CheckpointError(f"{path}: {name} has type {tensor.dtype}; what is read is {', '.join(_DTYPE_NAMES)}")
+            raise CheckpointError(f"{path}: {name}: got type {tensor.dtype}, expected {', '.join(_DTYPE_NAMES)}")
         dtype = _dtype(_DTYPE_NAMES[tensor.dtype])
         flat = np.frombuffer(file.memory, dtype, tensor.nbytes // dtype.itemsize, tensor.begin)
         arrays[name] = flat.reshape(tensor.shape)
@@ -197,14 +199,14 @@ def _dtype(name: str) -> np.dtype[Any]:
 
 
 def _read_member(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> NDArray[Any]:
-    """Read one array, of as many bytes as its member of the archive has after the header."""
+    """Read one array of an npz file; the header must promise as many bytes as follow it."""
     with archive.open(entry) as member:
         version = np.lib.format.read_magic(member)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(member)
-        said, has = math.prod(shape) * dtype.itemsize, entry.file_size - member.tell()
-    if not dtype.hasobject and said != has:
-        raise ValueError(f"{show_name(entry.filename)}: should have {said:,} bytes, but has {has:,}; write it again")
+        wanted, found = math.prod(shape) * dtype.itemsize, entry.file_size - member.tell()
+    if not dtype.hasobject and wanted != found:
+        raise ValueError(f"{show_name(entry.filename)}: got {found:,} bytes, expected {wanted:,}; write it again")
     with archive.open(entry) as member:
         array: NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
     return array
@@ -225,6 +227,6 @@ def _read_npz(path: Path, folder: Path | None) -> dict[str, NDArray[Any]]:
         except Exception as error:  # zipfile and NumPy raise errors of many kinds for broken files
             raise CheckpointError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     for name, array in arrays.items():
-        # NumPy writes bfloat16 as two bytes of no type
+        # numpy.savez stores bfloat16 as untyped two-byte items
         arrays[name] = array.view(_dtype("bfloat16")) if array.dtype == np.dtype("V2") else _to_native_order(array)
     return arrays

@@ -1,4 +1,4 @@
-"""What a kernel hands back: arrays of floating-point numbers by their names, or the output alone; or the kernel."""
+"""Call kernels and convert their outputs: the output alone, or floating-point arrays by name."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ NO_RETURN = "the kernel returned None; is `return` missing?"
 
 
 def read_output(x: Any, name: str = "out") -> NDArray[Any]:
-    """Return what a kernel computed as a NumPy array, in its own type; of (out, None), the first.
+    """Return an output of a kernel as a NumPy array of its own dtype; of (out, None), `out`.
 
     Raises:
-        ValueError: it is complex, boolean or of whole numbers.
-        TypeError: it is no array, or several: a tuple or list that holds some, not numbers.
+        ValueError: it is complex, boolean or of integers.
+        TypeError: it is not an array, or a tuple or list of arrays.
     """
     x = drop_nones(x)
     if isinstance(x, tuple | list) and (count := sum(map(_is_array, x))):
@@ -40,42 +40,42 @@ def read_output(x: Any, name: str = "out") -> NDArray[Any]:
 
 
 def drop_nones(x: Any) -> Any:
-    """The output of (out, None, …), which is what attention modules of transformers return; anything else as it is."""
+    """Return `out` of (out, None, …), as attention modules of transformers return it; anything else as it is."""
     pair = isinstance(x, tuple) and len(x) > 1 and x[0] is not None
     return x[0] if pair and all(rest is None for rest in x[1:]) else x
 
 
 def _is_array(x: Any) -> bool:
-    """Whether an entry is an array, or a list in which there is one; a number of NumPy is none."""
+    """Whether `x` is an array, or a tuple or list that contains one. A NumPy scalar is not an array."""
     if isinstance(x, tuple | list):
         return any(map(_is_array, x))
     return len(getattr(x, "shape", ())) > 0 or (hasattr(x, "__dlpack__") and not hasattr(x, "shape"))
 
 
 def require_out(found: Any, wanted_by: str) -> NDArray[Any]:
-    """Return `out` of what a kernel gave back, an array or a mapping, in its own type.
+    """Return `out` from what a kernel returned, an array or a mapping, as `read_output` does.
 
     Raises:
-        ValueError: a mapping without it; as `read_output`.
-        TypeError: it is no array.
+        ValueError: a mapping has no `out`; or as `read_output`.
+        TypeError: as `read_output`.
     """
     if isinstance(found, Mapping) and "out" not in found:
         names = ", ".join(map(str, found)) or "nothing"
-        raise ValueError(f"the outputs lack 'out', which {wanted_by} is about: they hold {names}; give out too")
+        raise ValueError(f"the outputs lack 'out', which {wanted_by} needs: they hold {names}; give out too")
     return read_output(found["out"] if isinstance(found, Mapping) else found)
 
 
 def dtype_warnings(found: Mapping[str, Any], recipe: Recipe) -> tuple[str, ...]:
-    """Say which outputs came in another type than the recipe stores; nothing of those whose numbers that type holds.
+    """Return a warning for each output whose dtype is not the recipe's storage type.
 
-    NumPy has no bfloat16: float32 with numbers of bfloat16 is the kernel's own output.
+    float32 is accepted if the storage type holds all its numbers: NumPy has no bfloat16.
     """
     said = []
     for name, x in found.items():
         try:
             array = read_output(x, name)
         except (TypeError, ValueError):
-            continue  # whoever judges it says what it is
+            continue  # the judge reports it
         kind, storage = str(array.dtype), recipe.storage
         with np.errstate(over="ignore", invalid="ignore"):
             numbers = array.astype(np.float64)
@@ -89,14 +89,14 @@ def dtype_warnings(found: Mapping[str, Any], recipe: Recipe) -> tuple[str, ...]:
 
 
 def collect_outputs(actual: Any, spec: Spec, inputs: Mapping[str, Any], dout: Any = None) -> Any:
-    """Return what a kernel computed: `actual` itself, or where that is a function what it gives for these inputs.
+    """Return the outputs of a kernel: `actual` itself or, if that is a function, what it returns for these inputs.
 
-    The function is `kernel(spec, inputs)` or `kernel(inputs)`, or either with `dout=None`, as the conformance suite
-    calls it. Arrays of NumPy go to it as copies of the same layout.
+    The function is `kernel(spec, inputs)` or `kernel(inputs)`, or either with `dout=None`, as in the conformance
+    suite. It gets copies of NumPy arrays, with the same memory layout.
 
     Raises:
-        ValueError: it returned None or NotImplemented, or changed what it was given.
-        TypeError: it takes something else.
+        ValueError: it returned None or NotImplemented, or modified its inputs.
+        TypeError: it takes other arguments.
     """
     if not callable(actual) or hasattr(actual, "shape"):
         return actual
@@ -115,15 +115,15 @@ def collect_outputs(actual: Any, spec: Spec, inputs: Mapping[str, Any], dout: An
 
 
 def takes_dout(kernel: Callable[..., Any]) -> bool:
-    """Whether a kernel gives gradients too."""
+    """Whether a kernel computes gradients: it has a parameter `dout`."""
     return "dout" in parameter_names(kernel)
 
 
 def adapt_kernel(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a kernel that takes (spec, inputs) or (inputs), with dout=None or without, as one of all three.
+    """Wrap a kernel of (spec, inputs) or (inputs), with or without dout=None, as a function of (spec, inputs, dout).
 
     Raises:
-        TypeError: it takes something else.
+        TypeError: it takes other arguments.
     """
     alone, with_dout = takes_inputs_alone(kernel), takes_dout(kernel)
 
@@ -134,7 +134,7 @@ def adapt_kernel(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _signature(kernel: Callable[..., Any]) -> inspect.Signature | None:
-    """None where it is compiled and does not tell."""
+    """Return the signature, or None for a compiled function that has none."""
     try:
         return inspect.signature(kernel)
     except (TypeError, ValueError):
@@ -142,16 +142,16 @@ def _signature(kernel: Callable[..., Any]) -> inspect.Signature | None:
 
 
 def parameter_names(function: Callable[..., Any]) -> tuple[str, ...]:
-    """The names of what a function takes; none where it is compiled and does not tell."""
+    """Return the names of a function's parameters; () for a compiled function without a signature."""
     signature = _signature(function)
     return () if signature is None else tuple(signature.parameters)
 
 
 def takes_inputs_alone(kernel: Callable[..., Any]) -> bool:
-    """Whether a kernel has its spec compiled in.
+    """Whether a kernel takes (inputs), not (spec, inputs).
 
     Raises:
-        TypeError: it takes something else than (spec, inputs) or (inputs).
+        TypeError: it takes neither.
     """
     signature = _signature(kernel)
     if signature is None:
@@ -180,11 +180,11 @@ def _accepts(signature: inspect.Signature, given: tuple[Any, ...], more: Mapping
 
 
 def _dtype_hint(dtype: np.dtype[Any]) -> str:
-    """What such a type often means."""
+    """Return the likely cause of an output of this dtype, as the end of a message."""
     if dtype.kind == "c":
         return ": attention is real; if its imaginary part is 0, give the real part"
     if dtype.kind == "b":
-        return ": is it a comparison, and not what was compared?"
+        return ": it looks like the result of a comparison"
     if dtype.kind in "iu" and dtype.itemsize == 2:
         return ": if these are the bits of bfloat16, .view(ml_dtypes.bfloat16) makes them numbers"
-    return ": whole numbers have lost what is to be judged"
+    return ": integers have lost the fractions that are judged"

@@ -1,4 +1,4 @@
-"""Packed and paged inputs, taken apart into dense ones: one attention problem for each sequence."""
+"""Split packed and paged inputs into dense ones: one attention problem for each sequence."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import numpy as np
 Numpy = np.ndarray[Any, Any]
 Inputs = dict[str, Numpy]
 LAYOUT = ("cu_seqlens_q", "cu_seqlens_k", "k_pages", "v_pages", "block_table", "lengths")
-"""Names that packed and paged inputs have beside or instead of dense ones."""
+"""Names of inputs that only packed and paged inputs have."""
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """Dense inputs of one sequence, or of the whole batch, and where they came from.
+    """The dense inputs of one sequence, or of a whole dense batch, and their place in the original inputs.
 
-    batch, queries: its place in the result, `out[batch, :, queries]`. keys: its place on the axis S of dense or packed
-    k, or None where k came by pages.
+    batch, queries: its part of the output is `out[batch, :, queries]`.
+    keys: its part of the axis S of dense or packed k; None for paged keys.
+    number: its index in the tables of packed and paged inputs.
     """
 
     inputs: Inputs
@@ -30,17 +31,17 @@ class Sequence:
 
     @property
     def index(self) -> tuple[slice, slice, slice]:
-        """Its place in what has batch, heads and queries first."""
+        """Its index into arrays (B, h, T, …)."""
         return self.batch, slice(None), self.queries
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is no query, or no key."""
+        """Whether it has no query or no key."""
         return self.inputs["k"].shape[2] == 0 or 0 in self.inputs["q"].shape
 
 
 def sequences(inputs: Inputs) -> Iterator[Sequence]:
-    """Take core inputs apart; dense ones are one problem, whatever B is."""
+    """Yield the sequences of core inputs; dense inputs are one problem, whatever B is."""
     if "cu_seqlens_q" not in inputs and "k_pages" not in inputs:
         yield Sequence(inputs, slice(None), slice(None), slice(None), 0)
         return
@@ -51,8 +52,8 @@ def sequences(inputs: Inputs) -> Iterator[Sequence]:
         queries = slice(None) if starts is None else slice(int(starts[n]), int(starts[n + 1]))
         keys = None
         if "k_pages" not in inputs:
-            of_keys = inputs.get("cu_seqlens_k", inputs["cu_seqlens_q"])
-            keys = slice(int(of_keys[n]), int(of_keys[n + 1]))
+            key_starts = inputs.get("cu_seqlens_k", inputs["cu_seqlens_q"])
+            keys = slice(int(key_starts[n]), int(key_starts[n + 1]))
         yield Sequence(_select_sequence(inputs, batch, queries, keys, n), batch, queries, keys, n)
 
 
@@ -66,7 +67,7 @@ def _select_sequence(inputs: Inputs, batch: slice, queries: slice, keys: slice |
 
 
 def select(inputs: Inputs, batch: slice, queries: slice | Numpy, keys: slice) -> Inputs:
-    """Of core inputs with q, k and v, some sequences of the batch, and of these some queries and keys."""
+    """Select batch items, queries and keys of dense core inputs."""
     T, S = inputs["q"].shape[2], inputs["k"].shape[2]
     every = slice(None)
     along: dict[str, tuple[slice | Numpy, ...]] = {
@@ -91,19 +92,19 @@ def _select_batch(x: Numpy, batch: slice) -> Numpy:
 
 
 def gather(pages: Numpy, table: Numpy, length: int) -> Numpy:
-    """The first `length` keys of a sequence: (P, K, p, d) to (1, K, length, d); no other slot is read."""
+    """Return the first `length` keys of a sequence, (P, K, p, d) to (1, K, length, d); no other slot is read."""
     page, slot = slots(pages, table, length)
     return np.moveaxis(pages[page, :, slot], 0, 1)[None]
 
 
 def scatter(into: Numpy, x: Numpy, table: Numpy, length: int) -> None:
-    """Add (1, K, length, d) to the slots that `gather` reads; a page that two sequences share gets both."""
+    """Add `x`, (1, K, length, d), to the slots that `gather` reads; a page shared by two sequences gets both."""
     page, slot = slots(into, table, length)
     by_slot = np.moveaxis(into, 1, 2)
     np.add.at(by_slot, (page, slot), np.moveaxis(x[0], 1, 0))
 
 
 def slots(pages: Numpy, table: Numpy, length: int) -> tuple[Numpy, Numpy]:
-    """For each of the first `length` keys, its page and its place in the page."""
+    """Return the page of each of the first `length` keys, and its index in the page."""
     s = np.arange(length)
     return table[s // pages.shape[2]], s % pages.shape[2]

@@ -1,4 +1,4 @@
-"""Whether an input dictionary fits a spec; where it does not, which layout its arrays have and what puts them right."""
+"""Check inputs against a spec: names, dtypes and shapes, with a hint at the layout that a wrong shape has."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _LAYOUTS = {
     3: ("0 2 1", "1 2", "2 1", "02 1", "01 2", "1 0 2", "2 0 1"),
     2: ("1 0", "1"),
 }
-"""By the number of axes that are right: which of them stand where, those that are one axis of the array together."""
+"""By number of expected axes, other layouts: for each axis of the array, the expected axes in it. Axes that are absent,
+such as a batch, have length 1. "0 2 13" is (B, T, H d) for (B, H, T, d)."""
 
 _AXES = {
     "out": "B h T e",
@@ -42,7 +43,7 @@ _HEADS = "hHKV"
 
 
 def output_axes(name: str, ndim: int) -> tuple[str, ...]:
-    """The letters of an output's axes as in `refdiff.oracle.inputs`; of a gradient those of its input."""
+    """Return the letters of an output's axes as in `refdiff.oracle.inputs`; a gradient has those of its input."""
     if name == "out" and ndim == 3:
         return ("B", "T", "D")
     axes = tuple(_AXES.get(name, _AXES.get(name[1:], "") if name.startswith("d") else "").split())
@@ -50,14 +51,14 @@ def output_axes(name: str, ndim: int) -> tuple[str, ...]:
 
 
 def layout_hint(shape: Sequence[int], axes: Sequence[str], lengths: Mapping[str, int]) -> str:
-    """Say which layout has this shape and what puts it right, as the end of a message; "" where none has.
+    """Return the end of a message that names the layout of this shape and how to convert it; "" if no layout fits.
 
-    Where several have it, as with as many heads as tokens, each is named; one by which a batch would be found that is
-    not known, such as (B H, T, d), where no other has it.
+    If several fit, for example because there are as many heads as tokens, all are named. A layout from which an unknown
+    batch size would be inferred, such as (B H, T, d), is named only if no other fits.
 
     Args:
-        axes: the letters of the axes that are right, in order.
-        lengths: of those that are known. A batch of 1, or one that is not among them, may be left out of the shape.
+        axes: the letters of the expected axes, in order.
+        lengths: the known lengths by letter. A batch of 1 or of unknown size may be missing from the shape.
     """
     found: dict[tuple[str, ...], tuple[str, str]] = {}
     for layout in sorted(_layouts(len(axes)), key=lambda some: _infers_batch(some, axes, lengths)):
@@ -84,9 +85,9 @@ def _infers_batch(layout: Layout, axes: Sequence[str], lengths: Mapping[str, int
 def _match_layout(
     shape: Sequence[int], layout: Layout, axes: Sequence[str], lengths: Mapping[str, int]
 ) -> dict[str, int] | None:
-    """The length of every axis, if the shape is one of this layout.
+    """Return the length of every axis if the shape fits this layout, else None.
 
-    Two that are unknown must stand in their own order, or any shape would fit.
+    Axes of unknown length must be in the expected order, or any shape would fit.
     """
     free = [i for group in layout for i in group if axes[i] not in lengths]
     if len(shape) != len(layout) or free != sorted(free):
@@ -110,11 +111,11 @@ def _layout_name(layout: Layout, axes: Sequence[str]) -> str:
         return "it is transposed"
     lies = ", ".join(" ".join(axes[i] for i in group) for group in layout)
     side = ", the heads side by side in each token" if layout[-1] == (1, 3) else ""
-    return f"it lies as ({lies}{',' if len(layout) == 1 else ''}){side}"
+    return f"its layout is ({lies}{',' if len(layout) == 1 else ''}){side}"
 
 
 def _pronoun(name: str) -> str:
-    return "it" if name.startswith("it ") else "them"
+    return "it" if name.startswith(("it ", "its ")) else "them"
 
 
 def _conversion(layout: Layout, axes: Sequence[str], known: Mapping[str, int]) -> str:
@@ -127,15 +128,15 @@ def _conversion(layout: Layout, axes: Sequence[str], known: Mapping[str, int]) -
 
 Numpy = np.ndarray[Any, Any]
 LAMBDA_INPUTS = (*VECTORS, "lambda_logits", "lambda_proj.weight", "lambda_full")
-"""λ's inputs, each of which some spec takes and others do not: none is a slip for another."""
+"""λ's inputs. One that the spec does not take is no misspelling of another, so messages suggest none."""
 
 
 def check_inputs(spec: Spec, inputs: Mapping[str, Any]) -> dict[str, int]:
     """Check names, shapes and dtypes against `spec`; return the length of each axis by its letter.
 
     Raises:
-        ValueError: a name is missing or unknown, a shape or a dtype does not fit, a table points nowhere.
-        TypeError: something is no array.
+        ValueError: a name is missing or unknown, a shape or dtype does not fit, or a table points outside the pages.
+        TypeError: an input is not an array.
     """
     _check_names(spec, inputs)
     known = axis_lengths(spec)
@@ -164,7 +165,7 @@ def check_inputs(spec: Spec, inputs: Mapping[str, Any]) -> dict[str, int]:
 
 
 def as_float64(spec: Spec, inputs: Mapping[str, Any]) -> dict[str, Numpy]:
-    """Return the inputs as NumPy arrays: numbers in float64, each exactly as its storage dtype has it.
+    """Return the inputs as NumPy arrays; floating-point numbers become float64, which holds them exactly.
 
     Raises:
         ValueError, TypeError: as `check_inputs`.
@@ -176,10 +177,7 @@ def as_float64(spec: Spec, inputs: Mapping[str, Any]) -> dict[str, Numpy]:
 
 
 def nonfinite_warnings(inputs: Mapping[str, Numpy]) -> tuple[str, ...]:
-    """Say which inputs hold NaN or infinities, and where the first is: the truth cannot be better than they are.
-
-    A bias of −∞ is a mask.
-    """
+    """Return a warning if inputs hold NaN or infinities, with the place of the first; −∞ in a bias is a mask."""
     said = []
     for name, x in inputs.items():
         odd = np.isnan(x) | (np.isinf(x) & (x > 0 if name == "bias" else True))
@@ -189,13 +187,13 @@ def nonfinite_warnings(inputs: Mapping[str, Numpy]) -> tuple[str, ...]:
     if not said:
         return ()
     return (
-        f"NaN or infinities in the inputs: {'; '.join(said)}. Where they reach the truth it is no number either, and "
-        "that alone is compared there",
+        f"NaN or infinities in the inputs: {'; '.join(said)}. Where the truth is NaN or infinite because of them, only "
+        "that is compared",
     )
 
 
 def axis_lengths(spec: Spec) -> dict[str, int]:
-    """The length of each axis that a spec determines, by its letter."""
+    """Return the length of each axis that the spec determines, by its letter."""
     H, K, d, V, w = spec.query_heads, spec.key_heads, spec.head_dim, spec.value_heads, spec.value_dim
     h, e = spec.heads, spec.out_dim
     return {"H": H, "K": K, "d": d, "V": V, "w": w, "h": h, "e": e, "Hd": H * d, "Kd": K * d, "Vw": V * w, "he": h * e}
@@ -244,7 +242,7 @@ def _check_shape(name: str, shape: tuple[int, ...], letters: str, known: dict[st
 
 
 def _length_hint(axis: str, shape: tuple[int, ...], axes: list[str], known: dict[str, int], spec: Spec) -> str:
-    """What a wrong length often means."""
+    """Return the likely cause of a wrong length, as the end of a message."""
     n = shape[axes.index(axis)]
     if found := layout_hint(shape, axes, known):
         return found

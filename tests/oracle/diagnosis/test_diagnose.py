@@ -283,7 +283,7 @@ def test_arguments() -> None:
         diagnose([out], HF, [case.inputs] * 2, recipe="float32")
     with pytest.raises(ValueError, match=r"out: got shape \(2, 9, 6, 32\)"):
         diagnose(np.swapaxes(out, 1, 2), HF, case.inputs, recipe="float32")
-    with pytest.raises(ValueError, match="the outputs lack 'out', which a diagnosis is about: they hold nothing"):
+    with pytest.raises(ValueError, match="the outputs lack 'out', which a diagnosis needs: they hold nothing"):
         diagnose({}, HF, case.inputs, recipe="float32")
     with pytest.raises(ValueError, match="some of the outputs lack 'out', and others have it"):
         diagnose([{"lse1": out[..., 0]}, {"out": out}], HF, [case.inputs] * 2, recipe="float32")

@@ -19,10 +19,10 @@ X = np.asarray([[1.5, -2.0]], np.float32)
     ("dtype", "hint"),
     [
         (np.complex64, "attention is real; if its imaginary part is 0, give the real part"),
-        (np.bool_, "is it a comparison"),
+        (np.bool_, "it looks like the result of a comparison"),
         (np.uint16, r"the bits of bfloat16, .view\(ml_dtypes.bfloat16\)"),
-        (np.int64, "whole numbers have lost what is to be judged"),
-        (ml_dtypes.int4, "whole numbers have lost"),
+        (np.int64, "integers have lost the fractions that are judged"),
+        (ml_dtypes.int4, "integers have lost"),
     ],
     ids=str,
 )
