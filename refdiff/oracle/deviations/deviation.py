@@ -19,7 +19,7 @@ from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.forward import forward, matching_layer
 
 Numpy = np.ndarray[Any, Any]
-HEADS = ("pair", "gqa", "cache")
+HEAD_COUNT_AXES = ("pair", "gqa", "cache")
 """Axes of mistakes about the numbers of heads: they are themselves only in the layer that has the whole wiring."""
 
 
@@ -73,7 +73,7 @@ class Deviation:
         spec, inputs = problem.spec, problem.inputs
         if self.mistake is not None:
             m = self.mistake
-            route = matching_layer(spec, inputs) or (None if m.axis in HEADS else "diff_heads_paper")
+            route = matching_layer(spec, inputs) or (None if m.axis in HEAD_COUNT_AXES else "diff_heads_paper")
             fits = not m.layer.startswith("diff_heads") or route in (m.layer, *m.also)
             return replace(problem, mistakes=(*problem.mistakes, m)) if fits else None
         if self.arrays is not None:
@@ -91,7 +91,7 @@ class Deviation:
             changed = spec.replace(**changes)
         except ValueError:
             return None
-        recast = _recast(spec, changed, inputs)
+        recast = _reinterpret(spec, changed, inputs)
         return None if recast is None or changed == spec else replace(problem, spec=changed, inputs=recast)
 
 
@@ -124,7 +124,7 @@ def output_with(spec: Spec, inputs: Inputs, deviations: Iterable[Deviation]) -> 
     return None if problem is None else output(problem)
 
 
-def equal(a: Numpy | None, b: Numpy | None) -> bool:
+def is_same_output(a: Numpy | None, b: Numpy | None) -> bool:
     """Whether two outputs are one function's; what both cannot compute is no difference."""
     if a is None or b is None or a.shape != b.shape:
         return a is None and b is None
@@ -134,7 +134,7 @@ def equal(a: Numpy | None, b: Numpy | None) -> bool:
     return not apart and np.array_equal(np.isnan(a), np.isnan(b))
 
 
-def _recast(spec: Spec, changed: Spec, inputs: Inputs) -> Inputs | None:
+def _reinterpret(spec: Spec, changed: Spec, inputs: Inputs) -> Inputs | None:
     """The same memory read as the changed spec has it; None where it does not fit."""
     if (changed.heads, changed.out_dim) != (spec.heads, spec.out_dim):
         return None
@@ -144,7 +144,7 @@ def _recast(spec: Spec, changed: Spec, inputs: Inputs) -> Inputs | None:
     if not is_layer(inputs):
         for name in ("v", "v_pages"):
             if name in made:
-                made[name] = _reread(made[name], changed.value_heads, changed.value_dim)
+                made[name] = _regroup_values(made[name], changed.value_heads, changed.value_dim)
     for names, before, after in (
         (VECTORS, spec.lambda_per_head, changed.lambda_per_head),
         (("norm_weight", "norm_bias"), spec.norm_per_head, changed.norm_per_head),
@@ -156,7 +156,7 @@ def _recast(spec: Spec, changed: Spec, inputs: Inputs) -> Inputs | None:
     return made if set(wanted) <= set(made) else None
 
 
-def _reread(v: Numpy, heads: int, width: int) -> Numpy:
+def _regroup_values(v: Numpy, heads: int, width: int) -> Numpy:
     """(B, V, S, w) with the same numbers of each token in other heads."""
     B, _, S, _ = v.shape
     return np.moveaxis(np.moveaxis(v, 1, 2).reshape(B, S, heads, width), 2, 1)

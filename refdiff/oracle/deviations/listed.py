@@ -12,7 +12,7 @@ import numpy as np
 from refdiff.oracle.budget.budget import Budget, budget
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw
-from refdiff.oracle.deviations.deviation import Deviation, Problem, equal, output, output_with
+from refdiff.oracle.deviations.deviation import Deviation, Problem, is_same_output, output, output_with
 from refdiff.oracle.deviations.input_deviations import GROUP_DEVIATIONS, INPUT_DEVIATIONS, TRIANGLE_DEVIATIONS
 from refdiff.oracle.deviations.spec_deviations import PRESET_DEVIATIONS, SPEC_DEVIATIONS
 from refdiff.oracle.inputs import kind_of
@@ -25,7 +25,7 @@ from refdiff.oracle.spec.resolve import resolve_spec
 
 Numpy = np.ndarray[Any, Any]
 KINDS = ("dense", "packed", "paged", "layer")
-FEW_GROUPS, SHORT_WINDOW = 3, 24
+MAX_GROUPS, MAX_WINDOW = 3, 24
 """As many groups and keys as a spec is seen with: of more its deviations are the same, and take longer to try."""
 EVERY: tuple[Deviation, ...] = (
     *(Deviation.of(m) for m in CATALOGUE if not m.layer.endswith("_vjp")),
@@ -36,7 +36,7 @@ EVERY: tuple[Deviation, ...] = (
     *PRESET_DEVIATIONS,
 )
 """All that any spec may have, a mistake's name before a field's."""
-OF_TWO_MAPS = frozenset({
+TWO_MAP_AXES = frozenset({
     "pair", "k1/k2 crossed", "path", "lam form", "lam rounding", "convert", "order", "clamp", "linit base",
     "linit const", "post scale", "V2-vs-V1",
 })  # fmt: skip
@@ -51,51 +51,51 @@ def deviations(spec: Spec | str, kind: str = "dense") -> tuple[Deviation, ...]:
     in `aliases`. Of two ways to compute it the one that changes the spec is kept, which can be put together with more.
     A preset's name stands for that preset with small dimensions, as in `cases`.
     """
-    spec = smaller(resolve_spec(spec))
-    shown = probes(spec, kind)
+    spec = shrink_spec(resolve_spec(spec))
+    shown = draw_probes(spec, kind)
     right = [output(Problem(spec, x)) for x in shown]
     kept: list[tuple[Deviation, list[Numpy | None]]] = []
     for deviation in EVERY:
-        if spec.is_plain and _is_of_two_maps(deviation):
+        if spec.is_plain and _needs_two_maps(deviation):
             continue
         found = [output_with(spec, x, [deviation]) for x in shown]
-        wrong = [None if equal(f, y) else f for f, y in zip(found, right, strict=True)]
+        wrong = [None if is_same_output(f, y) else f for f, y in zip(found, right, strict=True)]
         if all(f is None for f in wrong):
             continue
         for n, (other, results) in enumerate(kept):
-            if _same(wrong, results):
+            if _agree(wrong, results):
                 merged = [a if b is None else b for a, b in zip(results, wrong, strict=True)]
-                kept[n] = (_merged(other, deviation), merged)
+                kept[n] = (_merge(other, deviation), merged)
                 break
         else:
             kept.append((deviation, wrong))
     return tuple(deviation for deviation, _ in kept)
 
 
-def smaller(spec: Spec) -> Spec:
+def shrink_spec(spec: Spec) -> Spec:
     """Return the same choices with a short window, and with few groups of signals: what its probes are made for."""
-    window = None if spec.window is None else min(spec.window, SHORT_WINDOW)
+    window = None if spec.window is None else min(spec.window, MAX_WINDOW)
     if spec.ratio == 1:
         return spec.replace(window=window)
-    groups = min(spec.key_groups, FEW_GROUPS)
+    groups = min(spec.key_groups, MAX_GROUPS)
     heads = {"query_heads": spec.query_heads // spec.key_groups * groups,
              "key_heads": spec.key_heads // spec.key_groups * groups}  # fmt: skip
     return spec.replace(window=window, **heads)
 
 
-def _is_of_two_maps(deviation: Deviation) -> bool:
+def _needs_two_maps(deviation: Deviation) -> bool:
     wrong = deviation.mistake
     of_norm = wrong is not None and wrong.layer.startswith("diff_heads") and wrong.axis.startswith("norm")
-    return of_norm or deviation.axis in OF_TWO_MAPS
+    return of_norm or deviation.axis in TWO_MAP_AXES
 
 
-def _same(a: list[Numpy | None], b: list[Numpy | None]) -> bool:
+def _agree(a: list[Numpy | None], b: list[Numpy | None]) -> bool:
     """Whether they are equal wherever both act, and both act somewhere: a wrong layer may not know every case."""
     both = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
-    return bool(both) and all(equal(x, y) for x, y in both)
+    return bool(both) and all(is_same_output(x, y) for x, y in both)
 
 
-def _merged(first: Deviation, second: Deviation) -> Deviation:
+def _merge(first: Deviation, second: Deviation) -> Deviation:
     """One entry: the first's name, and the way of the second where that is no wrong layer and the first's is one."""
     aliases = (*first.aliases, second.name)
     if first.mistake is not None and second.mistake is None:
@@ -103,7 +103,7 @@ def _merged(first: Deviation, second: Deviation) -> Deviation:
     return replace(first, aliases=aliases)
 
 
-def probes(spec: Spec, kind: str) -> list[Inputs]:
+def draw_probes(spec: Spec, kind: str) -> list[Inputs]:
     """Small inputs on which every deviation of the spec can be seen, as float64."""
     w, D = spec.window or 0, 2 * spec.head_dim + 1
     shapes: dict[str, tuple[Structure, ...]] = {
@@ -157,7 +157,7 @@ def blind_spots(
         exact = {**exact, **as_float64(spec, allowed.inputs)}
     right = output(Problem(spec, exact))
     blind = []
-    for deviation in deviations(revealing(spec), kind_of(exact)):
+    for deviation in deviations(enlarge_spec(spec), kind_of(exact)):
         wrong = output_with(spec, exact, [deviation])
         if wrong is None or right is None or not _is_seen(wrong, right, allowed):
             blind.append(deviation)
@@ -166,11 +166,11 @@ def blind_spots(
 
 def _is_seen(wrong: Numpy, right: Numpy, allowed: Budget | None) -> bool:
     if allowed is None or wrong.shape != right.shape:
-        return not equal(wrong, right)
+        return not is_same_output(wrong, right)
     return allowed.judge({"out": wrong}).status == "fail"
 
 
-def revealing(spec: Spec) -> Spec:
+def enlarge_spec(spec: Spec) -> Spec:
     """The same choices with dimensions in which each of them is seen: three queries to a key, depth, wider heads."""
     groups = max(2, spec.key_groups)
     key_heads = groups if spec.keys == "shared" else 2 * groups

@@ -15,32 +15,32 @@ from refdiff.oracle.spec.presets import PRESETS, YARN
 Fields = Callable[[Spec], dict[str, Any] | None]
 
 
-def _is(**fields: Any) -> Fields:
+def _set(**fields: Any) -> Fields:
     """These values, where the spec has others."""
     return lambda spec: None if all(getattr(spec, f) == x for f, x in fields.items()) else fields
 
 
-def _if(condition: Callable[[Spec], bool], **fields: Any) -> Fields:
+def _set_if(condition: Callable[[Spec], bool], **fields: Any) -> Fields:
     return lambda spec: fields if condition(spec) else None
 
 
-def _other(name: str, one: str, two: str) -> Fields:
+def _swap(name: str, one: str, two: str) -> Fields:
     return lambda spec: {name: {one: two, two: one}[getattr(spec, name)]}
 
 
-def _window(by: int) -> Fields:
+def _change_window(by: int) -> Fields:
     return lambda spec: None if spec.window is None else {"window": max(0, spec.window + by)}
 
 
-def _scale(by: float) -> Fields:
+def _multiply_scale(by: float) -> Fields:
     return lambda spec: {"scale": by * (spec.scale or spec.head_dim**-0.5)}
 
 
-def _gate(name: str) -> Fields:
-    return _if(lambda s: s.gate not in ("none", name), gate=name)
+def _set_gate(name: str) -> Fields:
+    return _set_if(lambda s: s.gate not in ("none", name), gate=name)
 
 
-def _yarn(change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Fields:
+def _change_yarn(change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Fields:
     """Other parameters, where frequencies are yarn's."""
 
     def fields(spec: Spec) -> dict[str, Any] | None:
@@ -50,125 +50,128 @@ def _yarn(change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Fields:
     return fields
 
 
-def _if_widths_differ(spec: Spec) -> dict[str, Any] | None:
+def _scale_by_value_width(spec: Spec) -> dict[str, Any] | None:
     return None if spec.v_head_dim in (None, spec.head_dim) else {"scale": spec.value_dim**-0.5}
 
 
-def _of(name: str, what: str, axis: str, row: str, fields: Fields) -> Deviation:
+def _dev(name: str, what: str, axis: str, row: str, fields: Fields) -> Deviation:
     return Deviation(name, what, axis, row, ROWS[row].link if row else "", fields=fields)
 
 
 SPEC_DEVIATIONS: tuple[Deviation, ...] = (
-    _of("the_other_pairing", "Heads i, i + H/2 for 2i, 2i + 1, or the reverse.", "pair", "F1",
-        lambda s: None if s.ratio > 1 else _other("pairing", "halves", "interleaved")(s)),
-    _of("signals_and_noises_in_the_other_order", "All signals first for group by group, or the reverse.", "ratio", "F9",
-        lambda s: _other("pairing", "halves", "interleaved")(s) if s.ratio > 1 else None),
-    _of("keys_repeated_and_then_paired", "Each key head repeated for its queries, then paired.", "gqa", "F5",
-        _if(lambda s: s.gqa == "pair_then_group", gqa="repeat_then_pair")),
-    _of("keys_paired_and_then_grouped", "Keys paired first, where they are repeated first.", "gqa", "F5",
-        _if(lambda s: s.gqa == "repeat_then_pair", gqa="pair_then_group")),
-    _of("groups_tiled", "Output head i on key pair i mod (K/2), where i // n is meant.", "gqa", "",
-        _if(lambda s: s.group_order == "blocks" and not s.is_plain, group_order="tiled")),
-    _of("groups_in_blocks", "Output head i on key pair i // n, where i mod (K/2) is meant.", "gqa", "",
-        _if(lambda s: s.group_order == "tiled" and not s.is_plain, group_order="blocks")),
-    _of("key_heads_tiled", "Query head h on key head h mod K, where h // (H/K) is meant.", "gqa", "",
-        _if(lambda s: s.group_order == "blocks" and s.is_plain, group_order="tiled")),
-    _of("key_heads_in_blocks", "Query head h on key head h // (H/K), where h mod K is meant.", "gqa", "",
-        _if(lambda s: s.group_order == "tiled" and s.is_plain, group_order="blocks")),
-    _of("neighboring_values_side_by_side", "Values 2j, 2j + 1 side by side, or heads of 2d.", "vlay", "F6",
-        _if(lambda s: s.values == "halves", values="interleaved")),
-    _of("values_of_halves_side_by_side", "Values j, j + K/2 side by side.", "vlay", "F6",
-        _if(lambda s: s.values in ("wide", "interleaved"), values="halves")),
-    _of("rope_left_out", "q and k not turned.", "rope kind", "", _is(rope="none")),
-    _of("turned_in_halves_again", "RoPE where none is left to do.", "rope kind", "",
-        _if(lambda s: s.rope == "none" and s.head_dim % 2 == 0, rope="halves")),
-    _of("turned_in_pairs_again", "RoPE of neighbors where none is left to do.", "rope kind", "",
-        _if(lambda s: s.rope == "none" and s.head_dim % 2 == 0, rope="interleaved")),
-    _of("the_whole_width_turns", "All of a head turned, where a part of it is.", "rope dim", "F10",
-        _is(partial_rotary_factor=1.0)),
-    _of("the_other_end_turns", "The first dimensions of a head turned for the last, or the reverse.", "rope dim", "F10",
-        lambda s: _other("rotary_at", "first", "last")(s) if s.partial_rotary_factor < 1 else None),
-    _of("frequencies_of_the_whole_width", "θ^(−2i / d), where r of d dimensions turn, by θ^(−2i / r).", "rope dim",
+    _dev("the_other_pairing", "Heads i, i + H/2 for 2i, 2i + 1, or the reverse.", "pair", "F1",
+        lambda s: None if s.ratio > 1 else _swap("pairing", "halves", "interleaved")(s)),
+    _dev("signals_and_noises_in_the_other_order", "All signals first for group by group, or the reverse.", "ratio",
+        "F9", lambda s: _swap("pairing", "halves", "interleaved")(s) if s.ratio > 1 else None),
+    _dev("keys_repeated_and_then_paired", "Each key head repeated for its queries, then paired.", "gqa", "F5",
+        _set_if(lambda s: s.gqa == "pair_then_group", gqa="repeat_then_pair")),
+    _dev("keys_paired_and_then_grouped", "Keys paired first, where they are repeated first.", "gqa", "F5",
+        _set_if(lambda s: s.gqa == "repeat_then_pair", gqa="pair_then_group")),
+    _dev("groups_tiled", "Output head i on key pair i mod (K/2), where i // n is meant.", "gqa", "",
+        _set_if(lambda s: s.group_order == "blocks" and not s.is_plain, group_order="tiled")),
+    _dev("groups_in_blocks", "Output head i on key pair i // n, where i mod (K/2) is meant.", "gqa", "",
+        _set_if(lambda s: s.group_order == "tiled" and not s.is_plain, group_order="blocks")),
+    _dev("key_heads_tiled", "Query head h on key head h mod K, where h // (H/K) is meant.", "gqa", "",
+        _set_if(lambda s: s.group_order == "blocks" and s.is_plain, group_order="tiled")),
+    _dev("key_heads_in_blocks", "Query head h on key head h // (H/K), where h mod K is meant.", "gqa", "",
+        _set_if(lambda s: s.group_order == "tiled" and s.is_plain, group_order="blocks")),
+    _dev("neighboring_values_side_by_side", "Values 2j, 2j + 1 side by side, or heads of 2d.", "vlay", "F6",
+        _set_if(lambda s: s.values == "halves", values="interleaved")),
+    _dev("values_of_halves_side_by_side", "Values j, j + K/2 side by side.", "vlay", "F6",
+        _set_if(lambda s: s.values in ("wide", "interleaved"), values="halves")),
+    _dev("rope_left_out", "q and k not turned.", "rope kind", "", _set(rope="none")),
+    _dev("turned_in_halves_again", "RoPE where none is left to do.", "rope kind", "",
+        _set_if(lambda s: s.rope == "none" and s.head_dim % 2 == 0, rope="halves")),
+    _dev("turned_in_pairs_again", "RoPE of neighbors where none is left to do.", "rope kind", "",
+        _set_if(lambda s: s.rope == "none" and s.head_dim % 2 == 0, rope="interleaved")),
+    _dev("the_whole_width_turns", "All of a head turned, where a part of it is.", "rope dim", "F10",
+        _set(partial_rotary_factor=1.0)),
+    _dev("the_other_end_turns", "The first dimensions of a head turned for the last, or the reverse.", "rope dim",
+        "F10", lambda s: _swap("rotary_at", "first", "last")(s) if s.partial_rotary_factor < 1 else None),
+    _dev("frequencies_of_the_whole_width", "θ^(−2i / d), where r of d dimensions turn, by θ^(−2i / r).", "rope dim",
         "F10", lambda s: None if s.partial_rotary_factor == 1 or s.rope_parameters
         else {"rope_theta": s.rope_theta ** (s.rotary_dim / s.head_dim)}),
-    _of("plain_frequencies", "θ^(−2i / r), where the spec has others.", "rope base", "F11", _is(rope_parameters=None)),
-    _of("every_frequency_divided", "All frequencies divided by the factor, where yarn keeps the fast ones.",
-        "rope base", "F11", _yarn(lambda p: {"rope_type": "linear", "factor": p["factor"]})),
-    _of("scale_of_yarn_in_the_rotation", "cos and sin times 0.1 log(factor) + 1, where they are not multiplied.",
-        "rope scale", "F11", _yarn(lambda p: {n: x for n, x in p.items() if n != "attention_factor"})),
-    _of("frequencies_of_yarn", "Motif-3's yarn, of its full layers, where frequencies are plain.", "rope base", "F11",
-        _if(lambda s: s.rope != "none" and s.rotary_at == "last" and not s.rope_parameters, rope_parameters=YARN)),
-    _of("queries_and_keys_not_normed", "Q and K as they are, where they are normed.", "qk norm", "F12",
-        _is(qk_norm="none", qk_norm_weight=False)),
-    _of("weights_of_the_qk_norm_left_out", "Q and K normed without weights.", "qk norm", "F12",
-        _is(qk_norm_weight=False)),
-    _of("qk_norm_takes_the_mean_away", "LayerNorm of Q and K, where it is RMSNorm.", "qk norm", "F12",
-        _if(lambda s: s.qk_norm == "rms", qk_norm="layer")),
-    _of("qk_norm_leaves_the_mean", "RMSNorm of Q and K, where it is LayerNorm.", "qk norm", "F12",
-        _if(lambda s: s.qk_norm == "layer", qk_norm="rms")),
-    _of("qk_norm_after_rope", "Q and K normed after RoPE, where it is before.", "qk norm", "F12",
-        _if(lambda s: s.qk_norm != "none" and s.qk_norm_at == "before_rope", qk_norm_at="after_rope")),
-    _of("qk_norm_before_rope", "Q and K normed before RoPE, where it is after.", "qk norm", "F12",
-        _if(lambda s: s.qk_norm != "none" and s.qk_norm_at == "after_rope", qk_norm_at="before_rope")),
-    _of("lambda_of_the_first_head", "λ of output head 0 in every head.", "lam form", "", _is(lambda_per_head=False)),
-    _of("gate_left_out", "Heads not multiplied by the gate.", "gate", "F13", _is(gate="none")),
-    _of("gate_of_sigmoid", "σ(g) for the gate's function.", "gate", "F13", _gate("sigmoid")),
-    _of("gate_of_silu", "g σ(g) for the gate's function.", "gate", "F13", _gate("silu")),
-    _of("gate_not_squashed", "Heads multiplied by the gate's logits as they are.", "gate", "F13", _gate("linear")),
-    _of("scores_scaled_by_the_root_of_d", "Q Kᵀ / √d, where the spec has another scale.", "scale", "B14",
-        _is(scale=None)),
-    _of("powers_of_two_for_those_of_e", "2^z for e^z: scores not multiplied by log₂ e.", "lse base", "",
-        _scale(math.log(2))),
-    _of("softcap_left_out", "Scores not capped.", "softcap", "", _is(softcap=None)),
-    _of("sinks_left_out", "Softmax without the sink in the denominator.", "sinks", "", _is(sinks=False)),
-    _of("softcap_before_the_scale", "c tanh(Q Kᵀ / c) multiplied by the scale: capped first.", "softcap", "",
+    _dev("plain_frequencies", "θ^(−2i / r), where the spec has others.", "rope base", "F11",
+        _set(rope_parameters=None)),
+    _dev("every_frequency_divided", "All frequencies divided by the factor, where yarn keeps the fast ones.",
+        "rope base", "F11", _change_yarn(lambda p: {"rope_type": "linear", "factor": p["factor"]})),
+    _dev("scale_of_yarn_in_the_rotation", "cos and sin times 0.1 log(factor) + 1, where they are not multiplied.",
+        "rope scale", "F11", _change_yarn(lambda p: {n: x for n, x in p.items() if n != "attention_factor"})),
+    _dev("frequencies_of_yarn", "Motif-3's yarn, of its full layers, where frequencies are plain.", "rope base", "F11",
+        _set_if(lambda s: s.rope != "none" and s.rotary_at == "last" and not s.rope_parameters, rope_parameters=YARN)),
+    _dev("queries_and_keys_not_normed", "Q and K as they are, where they are normed.", "qk norm", "F12",
+        _set(qk_norm="none", qk_norm_weight=False)),
+    _dev("weights_of_the_qk_norm_left_out", "Q and K normed without weights.", "qk norm", "F12",
+        _set(qk_norm_weight=False)),
+    _dev("qk_norm_takes_the_mean_away", "LayerNorm of Q and K, where it is RMSNorm.", "qk norm", "F12",
+        _set_if(lambda s: s.qk_norm == "rms", qk_norm="layer")),
+    _dev("qk_norm_leaves_the_mean", "RMSNorm of Q and K, where it is LayerNorm.", "qk norm", "F12",
+        _set_if(lambda s: s.qk_norm == "layer", qk_norm="rms")),
+    _dev("qk_norm_after_rope", "Q and K normed after RoPE, where it is before.", "qk norm", "F12",
+        _set_if(lambda s: s.qk_norm != "none" and s.qk_norm_at == "before_rope", qk_norm_at="after_rope")),
+    _dev("qk_norm_before_rope", "Q and K normed before RoPE, where it is after.", "qk norm", "F12",
+        _set_if(lambda s: s.qk_norm != "none" and s.qk_norm_at == "after_rope", qk_norm_at="before_rope")),
+    _dev("lambda_of_the_first_head", "λ of output head 0 in every head.", "lam form", "", _set(lambda_per_head=False)),
+    _dev("gate_left_out", "Heads not multiplied by the gate.", "gate", "F13", _set(gate="none")),
+    _dev("gate_of_sigmoid", "σ(g) for the gate's function.", "gate", "F13", _set_gate("sigmoid")),
+    _dev("gate_of_silu", "g σ(g) for the gate's function.", "gate", "F13", _set_gate("silu")),
+    _dev("gate_not_squashed", "Heads multiplied by the gate's logits as they are.", "gate", "F13", _set_gate("linear")),
+    _dev("scores_scaled_by_the_root_of_d", "Q Kᵀ / √d, where the spec has another scale.", "scale", "B14",
+        _set(scale=None)),
+    _dev("powers_of_two_for_those_of_e", "2^z for e^z: scores not multiplied by log₂ e.", "lse base", "",
+        _multiply_scale(math.log(2))),
+    _dev("softcap_left_out", "Scores not capped.", "softcap", "", _set(softcap=None)),
+    _dev("sinks_left_out", "Softmax without the sink in the denominator.", "sinks", "", _set(sinks=False)),
+    _dev("softcap_before_the_scale", "c tanh(Q Kᵀ / c) multiplied by the scale: capped first.", "softcap", "",
         lambda s: None if s.softcap is None else {"softcap": s.softcap * (s.scale or s.head_dim**-0.5)}),
-    _of("scale_of_the_width_of_values", "Q Kᵀ / √w: scaled for the width of v, not for that of q and k.",
-        "scale", "", _if_widths_differ),
-    _of("weight_of_the_norm_left_out", "The norm after attention without its weight.", "affine", "F4",
-        _is(norm_weight=False)),
-    _of("epsilon_of_1e-6", "ε of the norm after attention is 10⁻⁶.", "eps", "F4", _is(norm_eps=1e-6)),
-    _of("epsilon_of_1e-5", "ε of the norm after attention is 10⁻⁵.", "eps", "F4", _is(norm_eps=1e-5)),
-    _of("norm_over_every_head", "One norm for all heads of a token.", "norm extent", "B7", _is(norm_over="all_heads")),
-    _of("norm_over_half_heads", "A norm for each half of a head.", "norm extent", "", _is(norm_over="half_head")),
-    _of("norm_over_one_head", "A norm for each head, where it is over more or less.", "norm extent", "",
-        _is(norm_over="head")),
-    _of("mean_taken_away_before_the_norm", "LayerNorm after attention, where it is RMSNorm.", "norm kind", "B9",
-        _if(lambda s: s.norm == "rms", norm="layer")),
-    _of("mean_left_in_the_norm", "RMSNorm after attention, where it is LayerNorm.", "norm kind", "B9",
-        _if(lambda s: s.norm == "layer", norm="rms")),
-    _of("bias_of_the_norm_left_out", "The norm after attention without its bias.", "affine", "", _is(norm_bias=False)),
-    _of("norm_of_the_first_head", "Weight and bias of head 0 for every head.", "affine", "",
+    _dev("scale_of_the_width_of_values", "Q Kᵀ / √w: scaled for the width of v, not for that of q and k.",
+        "scale", "", _scale_by_value_width),
+    _dev("weight_of_the_norm_left_out", "The norm after attention without its weight.", "affine", "F4",
+        _set(norm_weight=False)),
+    _dev("epsilon_of_1e-6", "ε of the norm after attention is 10⁻⁶.", "eps", "F4", _set(norm_eps=1e-6)),
+    _dev("epsilon_of_1e-5", "ε of the norm after attention is 10⁻⁵.", "eps", "F4", _set(norm_eps=1e-5)),
+    _dev("norm_over_every_head", "One norm for all heads of a token.", "norm extent", "B7",
+        _set(norm_over="all_heads")),
+    _dev("norm_over_half_heads", "A norm for each half of a head.", "norm extent", "", _set(norm_over="half_head")),
+    _dev("norm_over_one_head", "A norm for each head, where it is over more or less.", "norm extent", "",
+        _set(norm_over="head")),
+    _dev("mean_taken_away_before_the_norm", "LayerNorm after attention, where it is RMSNorm.", "norm kind", "B9",
+        _set_if(lambda s: s.norm == "rms", norm="layer")),
+    _dev("mean_left_in_the_norm", "RMSNorm after attention, where it is LayerNorm.", "norm kind", "B9",
+        _set_if(lambda s: s.norm == "layer", norm="rms")),
+    _dev("bias_of_the_norm_left_out", "The norm after attention without its bias.", "affine", "",
+        _set(norm_bias=False)),
+    _dev("norm_of_the_first_head", "Weight and bias of head 0 for every head.", "affine", "",
         lambda s: {"norm_per_head": False} if s.norm_per_head and (s.norm_weight or s.norm_bias) else None),
-    _of("no_norm", "No norm after attention.", "norm kind", "B8",
-        _is(norm="none", norm_weight=False, norm_bias=False)),
-    _of("a_norm_where_none_is", "A norm after attention, as in v1.", "norm kind", "B3",
-        _if(lambda s: s.norm == "none" and not s.is_plain, norm="rms")),
-    _of("out_not_scaled", "Not multiplied by 1 − λ_init.", "post scale", "B10", _is(out_scale="none")),
-    _of("out_scaled_by_lambda_init", "Multiplied by λ_init.", "post scale", "",
-        _if(lambda s: s.lambda_form != "sigmoid", out_scale="lambda_init")),
-    _of("out_scaled_by_one_minus_lambda", "Multiplied by 1 − λ, where 1 − λ_init is meant.", "post scale", "",
-        _is(out_scale="1 - lambda")),
-    _of("out_scaled_as_in_v1", "Multiplied by 1 − λ_init, where nothing is.", "post scale", "B3",
-        _if(lambda s: s.out_scale == "none", out_scale="1 - lambda_init")),
-    _of("aligned_with_the_first_key", "Query t sees keys up to t, whatever is in the cache.", "mask align", "B18",
-        _if(lambda s: s.causal == "bottom_right", causal="top_left")),
-    _of("aligned_with_the_last_key", "The last query sees all keys, where query t sees keys up to t.", "mask align",
-        "B18", _if(lambda s: s.causal == "top_left", causal="bottom_right")),
-    _of("not_causal", "Every token sees all.", "mask", "", _is(causal="none")),
-    _of("causal", "A token does not see those after it.", "mask", "",
-        _if(lambda s: s.causal == "none", causal="top_left")),
-    _of("window_one_less", "One key fewer seen than the window has.", "window", "B19", _window(-1)),
-    _of("window_one_more", "One key more seen than the window has.", "window", "B19", _window(1)),
-    _of("window_left_out", "All keys seen, whatever the window.", "window", "B19", _is(window=None)),
-    _of("rows_that_see_nothing_uniform", "1/S in a row that sees nothing.", "mask", "", _is(masked_rows="uniform")),
-    _of("rows_that_see_nothing_nan", "NaN in a row that sees nothing.", "mask", "", _is(masked_rows="nan")),
-    _of("rows_that_see_nothing_zero", "0 in a row that sees nothing.", "mask", "", _is(masked_rows="zeros")),
+    _dev("no_norm", "No norm after attention.", "norm kind", "B8",
+        _set(norm="none", norm_weight=False, norm_bias=False)),
+    _dev("a_norm_where_none_is", "A norm after attention, as in v1.", "norm kind", "B3",
+        _set_if(lambda s: s.norm == "none" and not s.is_plain, norm="rms")),
+    _dev("out_not_scaled", "Not multiplied by 1 − λ_init.", "post scale", "B10", _set(out_scale="none")),
+    _dev("out_scaled_by_lambda_init", "Multiplied by λ_init.", "post scale", "",
+        _set_if(lambda s: s.lambda_form != "sigmoid", out_scale="lambda_init")),
+    _dev("out_scaled_by_one_minus_lambda", "Multiplied by 1 − λ, where 1 − λ_init is meant.", "post scale", "",
+        _set(out_scale="1 - lambda")),
+    _dev("out_scaled_as_in_v1", "Multiplied by 1 − λ_init, where nothing is.", "post scale", "B3",
+        _set_if(lambda s: s.out_scale == "none", out_scale="1 - lambda_init")),
+    _dev("aligned_with_the_first_key", "Query t sees keys up to t, whatever is in the cache.", "mask align", "B18",
+        _set_if(lambda s: s.causal == "bottom_right", causal="top_left")),
+    _dev("aligned_with_the_last_key", "The last query sees all keys, where query t sees keys up to t.", "mask align",
+        "B18", _set_if(lambda s: s.causal == "top_left", causal="bottom_right")),
+    _dev("not_causal", "Every token sees all.", "mask", "", _set(causal="none")),
+    _dev("causal", "A token does not see those after it.", "mask", "",
+        _set_if(lambda s: s.causal == "none", causal="top_left")),
+    _dev("window_one_less", "One key fewer seen than the window has.", "window", "B19", _change_window(-1)),
+    _dev("window_one_more", "One key more seen than the window has.", "window", "B19", _change_window(1)),
+    _dev("window_left_out", "All keys seen, whatever the window.", "window", "B19", _set(window=None)),
+    _dev("rows_that_see_nothing_uniform", "1/S in a row that sees nothing.", "mask", "", _set(masked_rows="uniform")),
+    _dev("rows_that_see_nothing_nan", "NaN in a row that sees nothing.", "mask", "", _set(masked_rows="nan")),
+    _dev("rows_that_see_nothing_zero", "0 in a row that sees nothing.", "mask", "", _set(masked_rows="zeros")),
 )  # fmt: skip
 """In the order in which a name is chosen where two of them are one function."""
 
 
-def _as_in(preset: str) -> Fields:
+def _read_as(preset: str) -> Fields:
     def fields(spec: Spec) -> dict[str, Any] | None:
         plain = {f: getattr(spec, f) for f in WIRING}
         there = {**_DEFAULTS, **PRESETS[preset]}
@@ -181,8 +184,8 @@ def _as_in(preset: str) -> Fields:
 WIRING = ("pairing", "gqa", "values", "rope", "lambda_base")
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Spec) if field.name in (*WIRING, "keys")}
 PRESET_DEVIATIONS: tuple[Deviation, ...] = tuple(
-    _of(f"wired_as_in_{name}", f"Weights of this spec read as if they were of {name}: heads, values and RoPE of it.",
-        "source", "F1", _as_in(name))
+    _dev(f"wired_as_in_{name}", f"Weights of this spec read as if they were of {name}: heads, values and RoPE of it.",
+        "source", "F1", _read_as(name))
     for name, fields in PRESETS.items()
     if fields.get("keys") != "shared"
 )  # fmt: skip

@@ -17,18 +17,18 @@ from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import attention_mask
 
 Numpy = np.ndarray[Any, Any]
-SIZES = (8, 16, 32, 64, 128, 256)
+TILE_SIZES = (8, 16, 32, 64, 128, 256)
 """Of tiles, in queries or keys."""
-UNDERFLOW = -103.97
+MIN_EXPONENT = -103.97
 """The exponential of a smaller number is 0 in float32."""
 
 
-def _one_maximum(call: Call) -> Any:
+def _share_maximum(call: Call) -> Any:
     """Hide the keys whose exponential is lost; a row of a map that loses all of them is 0 / 0."""
     seen = _scores(call)
     top = np.maximum(*(np.max(z, axis=-1, keepdims=True, initial=-np.inf) for z in seen))
     top = np.where(np.isneginf(top), 0.0, top)
-    kept = [z >= top + UNDERFLOW for z in seen]
+    kept = [z >= top + MIN_EXPONENT for z in seen]
     lost = [np.any(z > -np.inf, axis=-1) & ~np.any(some, axis=-1) for z, some in zip(seen, kept, strict=True)]
     out = call(mask=np.concatenate(kept, axis=1), causal=False)
     return np.where((lost[0] | lost[1])[..., None], np.nan, out)
@@ -44,7 +44,7 @@ def _scores(call: Call) -> list[Numpy]:
     return found
 
 
-def _not_rescaled(tile: int, of_values: bool, of_weights: bool, call: Call) -> Any:
+def _skip_rescaling(tile: int, of_values: bool, of_weights: bool, call: Call) -> Any:
     """Attend by tiles of keys, whose sums do not shrink where a later tile has a larger score.
 
     Equation:
@@ -75,9 +75,9 @@ def _not_rescaled(tile: int, of_values: bool, of_weights: bool, call: Call) -> A
     return ratios[0] * call(**changed)
 
 
-ONLINE = "online softmax"
+ONLINE_AXIS = "online softmax"
 """The axis of deviations of an online softmax: each is there with every size of tiles, and none in a pair."""
-NOT_RESCALED = (
+UNSCALED_SUMS = (
     ("accumulator_not_rescaled", "the weighted sum of values is not", True, False),
     ("denominator_not_rescaled", "the sum of weights is not", False, True),
     ("sums_not_rescaled", "neither sum is", True, True),
@@ -85,7 +85,7 @@ NOT_RESCALED = (
 """Which of its sums do not shrink: a name, what is said of it, whether that of values is among them, and of weights."""
 
 
-def _bits(spec: Spec, inputs: Inputs) -> Inputs | None:
+def _read_bits(spec: Spec, inputs: Inputs) -> Inputs | None:
     """Q, K and V as the whole numbers that the bits of bfloat16 are."""
     names = [name for name in ("q", "k", "v", "k_pages", "v_pages") if name in inputs]
     if not names:
@@ -99,54 +99,54 @@ def bfloat16_bits(x: Numpy) -> Numpy:
     return bits.astype(np.float64)
 
 
-UNUSUAL: tuple[Deviation, ...] = (
+RARE_DEVIATIONS: tuple[Deviation, ...] = (
     Deviation.of_attention(
         "one_maximum_for_both_maps",
         "One running maximum for both maps: lower scores underflow, and a map that loses all of them is 0 / 0.",
-        "maximum", _one_maximum,
+        "maximum", _share_maximum,
     ),
     Deviation(
         "bfloat16_bits_read_as_integers", "The 16 bits of each number of q, k and v taken for a whole number.", "bits",
-        arrays=_bits,
+        arrays=_read_bits,
     ),
     *(
         Deviation.of_attention(
             f"{name}_by_tiles_of_{tile}",
             f"Online softmax by tiles of {tile} keys: {what} multiplied by e^(m_old − m_new) where the maximum grows.",
-            ONLINE, partial(_not_rescaled, tile, of_values, of_weights),
+            ONLINE_AXIS, partial(_skip_rescaling, tile, of_values, of_weights),
         )
-        for name, what, of_values, of_weights in NOT_RESCALED
-        for tile in SIZES
+        for name, what, of_values, of_weights in UNSCALED_SUMS
+        for tile in TILE_SIZES
     ),
 )  # fmt: skip
 """Deviations that no usual input shows, or that every input shows: a diagnosis tries them beside `deviations(spec)`."""
 
 
-def tail(spec: Spec, inputs: Inputs, tile: int) -> int:
+def tail_padding(spec: Spec, inputs: Inputs, tile: int) -> int:
     """How many keys the last tile lacks, where a query could see them."""
     return -inputs["k"].shape[2] % tile if spec.causal == "none" and kind_of(inputs) == "dense" else 0
 
 
-def with_tail(spec: Spec, inputs: Inputs, tile: int) -> Problem:
+def pad_tail(spec: Spec, inputs: Inputs, tile: int) -> Problem:
     """Zero keys and values after the last, up to a multiple of `tile`, all of them seen."""
-    more, see = tail(spec, inputs, tile), attention_mask(spec, inputs)
+    more, see = tail_padding(spec, inputs, tile), attention_mask(spec, inputs)
     made = {name: x for name, x in inputs.items() if name not in ("key_mask", "mask")}
-    made |= {name: _padded(inputs[name], 2, more, 0.0) for name in ("k", "v")}
-    made["mask"] = _padded(see, 3, more, True)
+    made |= {name: _pad(inputs[name], 2, more, 0.0) for name in ("k", "v")}
+    made["mask"] = _pad(see, 3, more, True)
     if "bias" in inputs:
-        made["bias"] = _padded(inputs["bias"], inputs["bias"].ndim - 1, more, 0.0)
+        made["bias"] = _pad(inputs["bias"], inputs["bias"].ndim - 1, more, 0.0)
     T, S = inputs["q"].shape[2], inputs["k"].shape[2]
-    made["k_positions"] = _padded(inputs.get("k_positions", np.arange(S)[None]), 1, more, 0)
+    made["k_positions"] = _pad(inputs.get("k_positions", np.arange(S)[None]), 1, more, 0)
     made.setdefault("q_positions", np.arange(S - T, S)[None])
     return Problem(spec.replace(window=None), made)
 
 
-def _padded(x: Numpy, axis: int, more: int, value: Any) -> Numpy:
+def _pad(x: Numpy, axis: int, more: int, value: Any) -> Numpy:
     width = [(0, more if n == axis % x.ndim else 0) for n in range(x.ndim)]
     return np.pad(x, width, constant_values=value)
 
 
-def with_window_of_tiles(spec: Spec, inputs: Inputs, queries: int, keys: int, *, by_position: bool) -> Problem:
+def tile_window(spec: Spec, inputs: Inputs, queries: int, keys: int, *, by_position: bool) -> Problem:
     """A window that starts where a tile of `keys` does, for the first of each tile of `queries`.
 
     Args:

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from refdiff.oracle.budget.budget import Budget, budget
-from refdiff.oracle.budget.statistics import root_mean_square, safe_ratio
+from refdiff.oracle.budget.statistics import safe_ratio, root_mean_square
 from refdiff.oracle.cases.fixed import Case, cases
 from refdiff.oracle.deviations.deviation import Deviation, Problem, output_with
-from refdiff.oracle.deviations.listed import deviations, revealing
-from refdiff.oracle.deviations.tiles import UNUSUAL
-from refdiff.oracle.diagnosis.fits import fits, order_of_heads, two_fields
+from refdiff.oracle.deviations.listed import deviations, enlarge_spec
+from refdiff.oracle.deviations.tiles import RARE_DEVIATIONS
+from refdiff.oracle.diagnosis.fits import fit_head_order, fit_parameters, fit_two_fields
 from refdiff.oracle.diagnosis.gradient_diagnosis import diagnose_gradients, gradient_target
-from refdiff.oracle.diagnosis.lost_tokens import lost_keys, lost_queries
-from refdiff.oracle.diagnosis.places import Damage, damage, right_rows
+from refdiff.oracle.diagnosis.lost_tokens import find_lost_keys, find_lost_queries
+from refdiff.oracle.diagnosis.places import ErrorPlaces, correct_rows, locate_errors
 from refdiff.oracle.diagnosis.ranking import (
     AMBIGUOUS,
     NO_DEVIATION,
@@ -31,12 +31,12 @@ from refdiff.oracle.diagnosis.ranking import (
 )
 from refdiff.oracle.diagnosis.search import (
     NEARLY_RIGHT,
+    NO_LARGE_PAIRS,
     NO_PAIRS,
-    NO_PAIRS_OF_LARGE,
-    explained_of_whole,
-    quick_candidate,
+    find_unobservable,
+    score_candidate,
+    score_on_whole,
     search,
-    unobservable,
 )
 from refdiff.oracle.diagnosis.targets import Numpy, Parts, Target
 from refdiff.oracle.inputs import kind_of
@@ -48,11 +48,13 @@ from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE, PASS
 
-BITS = "the output is right, and its bits are taken for whole numbers: .view(ml_dtypes.bfloat16) makes them numbers"
-UNWRITTEN = "an output that nothing was written to looks the same"
-MOST_FIELDS = 2
+BITS_NOTE = (
+    "the output is right, and its bits are taken for whole numbers: .view(ml_dtypes.bfloat16) makes them numbers"
+)
+UNWRITTEN_NOTE = "an output that nothing was written to looks the same"
+MAX_FIELDS = 2
 """Of so many fields another value is tried, each with all deviations, and their pairs, from what the spec then is."""
-COARSER = {"float32": ("tf32", "float16", "bfloat16"), "float16": ("bfloat16",), "bfloat16": ()}
+COARSER_RECIPES = {"float32": ("tf32", "float16", "bfloat16"), "float16": ("bfloat16",), "bfloat16": ()}
 """By storage type, the recipes that round more, the finest first."""
 
 
@@ -132,12 +134,12 @@ def diagnose(
     targets = tuple(Target.of(x, b) for x, b in zip(arrays, known, strict=not all(without)))
     failing = [b.judge({"out": t.actual}).status == FAIL for b, t in zip(known, targets, strict=bool(targets))]
     if any(failing):
-        found = name_output(spec, recipe, targets, known, failing, max_deviations)
-        side = _side_of_the_softmax(spec, known, outs) if found.status == NONE_FITS and not found.fits else ()
+        found = diagnose_output(spec, recipe, targets, known, failing, max_deviations)
+        side = _check_lse(spec, known, outs) if found.status == NONE_FITS and not found.fits else ()
         return replace(found, where=(*side, *found.where))
-    if beside := _beside(spec, known, outs, douts):
+    if beside := _diagnose_other_tensors(spec, known, outs, douts):
         return beside
-    return Ranking(NO_DEVIATION, notes=_hidden(spec, targets))
+    return Ranking(NO_DEVIATION, notes=_blind_spot_notes(spec, targets))
 
 
 def _as_lists(actual: Any, inputs: Any, dout: Any) -> tuple[list[Mapping[str, Any]], list[Any], list[Any]]:
@@ -153,7 +155,7 @@ def _as_lists(actual: Any, inputs: Any, dout: Any) -> tuple[list[Mapping[str, An
     return several, outs, [None] * len(several) if dout is None else list(dout)
 
 
-def _side_of_the_softmax(spec: Spec, known: Sequence[Budget], given: Sequence[Any]) -> tuple[str, ...]:
+def _check_lse(spec: Spec, known: Sequence[Budget], given: Sequence[Any]) -> tuple[str, ...]:
     """Which map is wrong, or that both are right, by the log-sum-exps that were given beside a wrong output."""
     names = spec.lse_names
     if not all(isinstance(one, Mapping) and set(names) <= one.keys() for one in given):
@@ -172,7 +174,7 @@ def _side_of_the_softmax(spec: Spec, known: Sequence[Budget], given: Sequence[An
     return (f"{wrong[0]} is wrong and {right} is right: look at the scores and the mask of the {number} map",)
 
 
-def _beside(spec: Spec, known: list[Budget], given: list[Any], douts: list[Any]) -> Ranking | None:
+def _diagnose_other_tensors(spec: Spec, known: list[Budget], given: list[Any], douts: list[Any]) -> Ranking | None:
     """The answer where no output is wrong, but log-sum-exps, λ or gradients are: of which deviation gradients are."""
     said: dict[str, str] = {}
     where: dict[str, list[str]] = {}
@@ -186,7 +188,7 @@ def _beside(spec: Spec, known: list[Budget], given: list[Any], douts: list[Any])
                 said.setdefault(name, f"{wrong}: {'; '.join((*found.notes, *found.reasons))}")
                 if name in b.tensors:
                     where.setdefault(name, []).extend(
-                        damage(read_output(one[name], name).astype(np.float64), b, name).lines
+                        locate_errors(read_output(one[name], name).astype(np.float64), b, name).lines
                     )
     if not said:
         return None
@@ -198,9 +200,11 @@ def _beside(spec: Spec, known: list[Budget], given: list[Any], douts: list[Any])
     orders: list[Fit] = []
     for name in [n for n in where if everywhere and n.startswith("d") and n not in told]:
         targets = tuple(gradient_target(b, name, one[name]) for b, one in zip(known, arrays, strict=True))
-        orders += [replace(fit, text=f"{name}: {fit.text}") for fit in order_of_heads(targets)]
+        orders += [replace(fit, text=f"{name}: {fit.text}") for fit in fit_head_order(targets)]
         lost = [
-            line for b, t, g in zip(known, targets, douts, strict=True) for line in lost_queries(b, name, t.actual, g)
+            line
+            for b, t, g in zip(known, targets, douts, strict=True)
+            for line in find_lost_queries(b, name, t.actual, g)
         ]
         where[name] = list(dict.fromkeys(lost)) or where[name]
     lines = tuple(line.replace("it is", f"{name} is", 1) for name in where for line in where[name] if name not in named)
@@ -211,71 +215,75 @@ def _beside(spec: Spec, known: list[Budget], given: list[Any], douts: list[Any])
     return Ranking(NONE_FITS, fits=tuple(orders), notes=notes, where=lines)
 
 
-def _hidden(spec: Spec, targets: tuple[Target, ...]) -> tuple[str, ...]:
+def _blind_spot_notes(spec: Spec, targets: tuple[Target, ...]) -> tuple[str, ...]:
     """What none of the inputs could show."""
     names: list[str] | None = None
     for target in targets:
-        every = deviations(revealing(spec), kind_of(target.inputs))
+        every = deviations(enlarge_spec(spec), kind_of(target.inputs))
         left = tuple(d for d in every if names is None or d.name in names)
-        names = unobservable(spec, Parts.of(spec, (target,)), (), left, {})
+        names = find_unobservable(spec, Parts.of(spec, (target,)), (), left, {})
     return (f"these inputs could not show {len(names)} deviations: {', '.join(names)}",) if names else ()
 
 
-def name_output(
+def diagnose_output(
     spec: Spec, recipe: Recipe, targets: tuple[Target, ...], known: Sequence[Budget], failing: Sequence[bool], most: int
 ) -> Ranking:
     """Look for the fewest deviations, `most` at a time, that give outputs of which one fails or more."""
     kinds = {kind_of(t.inputs) for t in targets}
     if len(kinds) > 1:
         raise ValueError(f"the inputs are of several kinds, {', '.join(sorted(kinds))}: diagnose each kind by itself")
-    damages = [damage(t.actual, b) for t, b in zip(targets, known, strict=True)]
-    where, not_finite = _where([d.lines for d in damages]), any(d.not_finite for d in damages)
-    right = _right(targets, known, damages, failing)
-    unusual = (d for d in UNUSUAL if not (spec.is_plain and d.axis == "maximum"))  # of both maps
+    damages = [locate_errors(t.actual, b) for t, b in zip(targets, known, strict=True)]
+    where, not_finite = _join_places([d.lines for d in damages]), any(d.not_finite for d in damages)
+    right = _correct_rows(targets, known, damages, failing)
+    unusual = (d for d in RARE_DEVIATIONS if not (spec.is_plain and d.axis == "maximum"))  # of both maps
     every = (*deviations(spec, kinds.pop()), *unusual)
     fitting, closest, notes = search(spec, targets, every, most, not_finite=not_finite, right=right)
     if len(fitting) == 1:
-        return _one(spec, targets, fitting[0], notes, where, finite=not not_finite, local=right is not None)
+        return _answer_single(spec, targets, fitting[0], notes, where, finite=not not_finite, local=right is not None)
     if fitting:
-        return Ranking(AMBIGUOUS, tuple(fitting), separating=separating(spec, recipe, fitting), where=where)
-    if all(_are_bits(t, b) for t, b in zip(targets, known, strict=True)):
-        return Ranking(NONE_FITS, notes=(BITS,))
+        return Ranking(AMBIGUOUS, tuple(fitting), separating=find_separating_case(spec, recipe, fitting), where=where)
+    if all(_is_bit_pattern(t, b) for t, b in zip(targets, known, strict=True)):
+        return Ranking(NONE_FITS, notes=(BITS_NOTE,))
     # of what passes as right, any number fits; and none gives NaN
-    fitted = () if NEARLY_RIGHT in notes or not_finite else fits(spec, targets, local=right is not None)
+    fitted = () if NEARLY_RIGHT in notes or not_finite else fit_parameters(spec, targets, local=right is not None)
     if any(f.fits for f in fitted):
         return Ranking(NONE_FITS, (), fitted, notes=notes, where=where)
     parts = Parts.of(spec, targets)
-    other = None if not_finite or right is not None else matching_recipe(spec, recipe, parts.small)
+    other = None if not_finite or right is not None else find_coarser_recipe(spec, recipe, parts.local)
     if other is not None:
         return Ranking(NONE_FITS, notes=(other, *notes), where=where)
-    pairs = most == 2 and not {NEARLY_RIGHT, NO_PAIRS, NO_PAIRS_OF_LARGE} & set(notes)
+    pairs = most == 2 and not {NEARLY_RIGHT, NO_PAIRS, NO_LARGE_PAIRS} & set(notes)
     if pairs and right is None:
-        said = two_fields(spec, parts) or loosened(spec, recipe, parts, every, closest)
+        said = fit_two_fields(spec, parts) or relax_field(spec, recipe, parts, every, closest)
         if said is not None:
             return Ranking(NONE_FITS, notes=(said, *notes), where=where)
     if NEARLY_RIGHT not in notes:
-        where += _where([lost_keys(spec, t) if fails else () for t, fails in zip(targets, failing, strict=True)])
-    shown, told = _leads(spec, parts, closest, pairs)
+        where += _join_places(
+            [find_lost_keys(spec, t) if fails else () for t, fails in zip(targets, failing, strict=True)]
+        )
+    shown, told = _choose_shown(spec, parts, closest, pairs)
     return Ranking(NONE_FITS, shown, fitted, notes=(told, *notes), where=where)
 
 
-def _leads(spec: Spec, parts: Parts, closest: Sequence[Candidate], pairs: bool) -> tuple[tuple[Candidate, ...], str]:
+def _choose_shown(
+    spec: Spec, parts: Parts, closest: Sequence[Candidate], pairs: bool
+) -> tuple[tuple[Candidate, ...], str]:
     """The candidates to show though none fits, and what they come to.
 
     Pairs that do not fit are named wrongly more often than not: of these the one that explains most by itself.
     """
     shown = tuple(c for c in closest if c.explains >= THRESHOLDS.explained)
     if not any(len(c.deviations) > 1 for c in shown):
-        return shown, _how_close(closest, pairs)
-    alone = _alone(spec, parts, dict.fromkeys(d for c in shown for d in c.deviations))
-    whole = [explained_of_whole(spec, parts, c) for c in alone if c.explains >= THRESHOLDS.explained]
+        return shown, _format_closeness(closest, pairs)
+    alone = _score_singles(spec, parts, dict.fromkeys(d for c in shown for d in c.deviations))
+    whole = [score_on_whole(spec, parts, c) for c in alone if c.explains >= THRESHOLDS.explained]
     first = max(whole, key=lambda c: c.explains, default=None)
     if first is None or first.explains < THRESHOLDS.explained:
         return (), "it may be several mistakes: no single name explains most of the squared difference"
     return (first,), f"several: first mend {first.name}, which alone explains {percent(first.explains)}, then ask again"
 
 
-def _are_bits(target: Target, known: Budget) -> bool:
+def _is_bit_pattern(target: Target, known: Budget) -> bool:
     """Whether an output is right in bfloat16, and its bits are given as whole numbers, with a sign or without."""
     x = target.actual
     if not np.array_equal(x, np.round(x)) or not 255 < np.max(np.abs(x), initial=0.0) < 2**16:
@@ -284,27 +292,27 @@ def _are_bits(target: Target, known: Budget) -> bool:
     return known.judge({"out": numbers}).status == PASS
 
 
-def loosened(
+def relax_field(
     spec: Spec, recipe: Recipe, parts: Parts, every: Sequence[Deviation], closest: Sequence[Candidate]
 ) -> str | None:
     """Say what an output is with another value of one field of the spec; None where no such spec has a name for it.
 
     Fields are tried that explain most, alone or beside another deviation.
     """
-    alone = _alone(spec, parts, (d for d in every if d.fields))
+    alone = _score_singles(spec, parts, (d for d in every if d.fields))
     best = sorted((*(c for c in alone if c.explains >= THRESHOLDS.explained), *closest), key=lambda c: -c.explains)
     fields = dict.fromkeys(d for c in best for d in c.deviations if d.fields)
-    found = (_with_field(spec, recipe, parts.whole, d) for d in list(fields)[:MOST_FIELDS])
+    found = (_search_with_field(spec, recipe, parts.whole, d) for d in list(fields)[:MAX_FIELDS])
     return next((text for text in found if text), None)
 
 
-def _alone(spec: Spec, parts: Parts, some: Iterable[Deviation]) -> list[Candidate]:
+def _score_singles(spec: Spec, parts: Parts, some: Iterable[Deviation]) -> list[Candidate]:
     """How much of the error each deviation explains by itself, of large inputs in a part."""
-    found = (quick_candidate(spec, parts.which((d,)), (d,)) for d in some)
+    found = (score_candidate(spec, parts.select((d,)), (d,)) for d in some)
     return [c for c in found if c is not None]
 
 
-def _with_field(spec: Spec, recipe: Recipe, targets: tuple[Target, ...], field: Deviation) -> str | None:
+def _search_with_field(spec: Spec, recipe: Recipe, targets: tuple[Target, ...], field: Deviation) -> str | None:
     """What the outputs are where the spec is changed by this deviation."""
     problems = [field.apply(Problem(spec, t.inputs)) for t in targets]
     known = [budget(p.spec, p.inputs, recipe, members=4) for p in problems if p is not None]
@@ -312,47 +320,47 @@ def _with_field(spec: Spec, recipe: Recipe, targets: tuple[Target, ...], field: 
         return None
     other = known[0].spec
     looser = tuple(Target.of(t.actual, b) for t, b in zip(targets, known, strict=True))
-    most = 1 if Parts.of(other, looser).are_parts else 2  # of large inputs pairs take long
+    most = 1 if Parts.of(other, looser).is_split else 2  # of large inputs pairs take long
     fitting, _, _ = search(other, looser, deviations(other, kind_of(looser[0].inputs)), most)
     fields = ", ".join(f"{n}={x!r}" for n, x in other.to_dict().items() if x != getattr(spec, n))
     if names := [c.name for c in fitting]:
         return f"with {fields} it is {' or '.join(names)}"
-    return next((f"with {fields}, {f.text}" for f in fits(other, looser) if f.fits), None)
+    return next((f"with {fields}, {f.text}" for f in fit_parameters(other, looser) if f.fits), None)
 
 
-def _right(
-    targets: tuple[Target, ...], known: Sequence[Budget], damages: Sequence[Damage], failing: Sequence[bool]
+def _correct_rows(
+    targets: tuple[Target, ...], known: Sequence[Budget], damages: Sequence[ErrorPlaces], failing: Sequence[bool]
 ) -> tuple[Numpy, ...] | None:
     """The rows that are right, where every output that fails is wrong in one place only."""
     if not all(d.local or not fails for d, fails in zip(damages, failing, strict=True)):
         return None
-    return tuple(right_rows(t.actual, b.tensors["out"]) for t, b in zip(targets, known, strict=True))
+    return tuple(correct_rows(t.actual, b.tensors["out"]) for t, b in zip(targets, known, strict=True))
 
 
-def _one(
+def _answer_single(
     spec: Spec, targets: tuple[Target, ...], one: Candidate, notes: tuple[str, ...], where: tuple[str, ...], *,
     finite: bool, local: bool,
 ) -> Ranking:  # fmt: skip
     """The answer where one name fits, or two together: a number may be the better one."""
-    numbers = _numbers_instead(spec, targets, one, local=local) if finite else ()
+    numbers = _better_numbers(spec, targets, one, local=local) if finite else ()
     if numbers and len(one.deviations) > 1:
         return Ranking(AMBIGUOUS, (one,), numbers, where=where)
     if numbers:
         return Ranking(NONE_FITS, (), numbers, where=where)
     zero = not any(t.actual.any() for t in targets)
-    return Ranking(UNIQUE, (one,), notes=(UNWRITTEN, *notes) if zero else notes)
+    return Ranking(UNIQUE, (one,), notes=(UNWRITTEN_NOTE, *notes) if zero else notes)
 
 
-def _numbers_instead(spec: Spec, targets: tuple[Target, ...], one: Candidate, *, local: bool) -> tuple[Fit, ...]:
+def _better_numbers(spec: Spec, targets: tuple[Target, ...], one: Candidate, *, local: bool) -> tuple[Fit, ...]:
     """The numbers that are a better answer than a name which leaves much, or as good a one as two names together."""
     several = len(one.deviations) > 1
     if not several and one.residual <= THRESHOLDS.correct_residual:
         return ()
     most = THRESHOLDS.better_ratio * one.residual if several else one.residual / THRESHOLDS.better_ratio
-    return tuple(f for f in fits(spec, targets, local=local) if f.fits and f.residual < most)
+    return tuple(f for f in fit_parameters(spec, targets, local=local) if f.fits and f.residual < most)
 
 
-def _how_close(closest: Sequence[Candidate], pairs: bool) -> str:
+def _format_closeness(closest: Sequence[Candidate], pairs: bool) -> str:
     best = max((c.explains for c in closest), default=0.0)
     if best >= THRESHOLDS.explained:
         return f"the closest explains {percent(best)} of the squared difference"
@@ -361,19 +369,19 @@ def _how_close(closest: Sequence[Candidate], pairs: bool) -> str:
     return f"nothing in the catalogue, {alone}, explains more than {most}% of the squared difference"
 
 
-def _where(lines: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+def _join_places(lines: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     """The places of each output's error; of all, where they are one."""
     if len(set(lines)) == 1:
         return lines[0]
     return tuple(f"output {n}: {line}" for n, one in enumerate(lines) for line in one)
 
 
-def matching_recipe(spec: Spec, recipe: Recipe, targets: Sequence[Target]) -> str | None:
+def find_coarser_recipe(spec: Spec, recipe: Recipe, targets: Sequence[Target]) -> str | None:
     """Say with which coarser recipe the outputs pass, the finest such one; None where there is none.
 
     Only what no deviation and no number explains is asked: a small mistake hides in the roundings of a coarser type.
     """
-    for name in COARSER[recipe.storage]:
+    for name in COARSER_RECIPES[recipe.storage]:
         other = Recipe.of(name)
         known = [(t, budget(spec, t.inputs, other, members=4)) for t in targets if other != recipe]
         if known and all(b.judge({"out": t.actual}).status == PASS for t, b in known):
@@ -383,7 +391,7 @@ def matching_recipe(spec: Spec, recipe: Recipe, targets: Sequence[Target]) -> st
     return None
 
 
-def separating(spec: Spec, recipe: Recipe, candidates: list[Candidate]) -> Case | None:
+def find_separating_case(spec: Spec, recipe: Recipe, candidates: list[Candidate]) -> Case | None:
     """Return a case on which as many of the candidates as possible differ from each other; None where none does.
 
     One in float32 where roundings of 16 bits are larger than what the candidates differ by.
@@ -393,7 +401,7 @@ def separating(spec: Spec, recipe: Recipe, candidates: list[Candidate]) -> Case 
     for own in (recipe, Recipe.of("float32")):
         for profile in ("discriminating", "tiny_values", "extreme"):
             for case in cases(profile, 7, spec=spec, dtype=own.storage):
-                count = _count_apart(case, own, candidates)
+                count = _count_separated(case, own, candidates)
                 if count > best[0]:
                     best = (count, case)
                 if count == pairs:
@@ -401,7 +409,7 @@ def separating(spec: Spec, recipe: Recipe, candidates: list[Candidate]) -> Case 
     return best[1]
 
 
-def _count_apart(case: Case, recipe: Recipe, candidates: list[Candidate]) -> int:
+def _count_separated(case: Case, recipe: Recipe, candidates: list[Candidate]) -> int:
     known = budget(case.spec, case.inputs, recipe, members=2)
     exact = as_float64(case.spec, known.inputs)
     outs = [output_with(case.spec, exact, candidate.deviations) for candidate in candidates]

@@ -11,82 +11,85 @@ import numpy as np
 
 from refdiff.backends import ops_for
 from refdiff.oracle.deviations.deviation import Problem
-from refdiff.oracle.diagnosis.parameter_fit import Trial, held, in_words, is_one, spec_value_format
+from refdiff.oracle.diagnosis.parameter_fit import Trial, evaluate, format_by_head, format_spec_value, is_uniform
 from refdiff.oracle.diagnosis.ranking import Fit
 from refdiff.oracle.diagnosis.targets import Kernel, Numpy, Parts, Target, worst_residual
 from refdiff.oracle.inputs import VECTORS, is_layer
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_operands import compute_lambda, lambda_init
+from refdiff.oracle.truth.attention_operands import lambda_init, compute_lambda
 from refdiff.oracle.truth.forward import forward, has_plain_norm, normalize, out_factor
 
-STEPS = 22
-ENOUGH = 64
+REFINEMENTS = 22
+MAX_TOKENS = 64
 """Tokens to which two numbers a head are fitted, spread over all of them."""
-LOW, HIGH = -2.0, 3.0
+MIN_LAMBDA, MAX_LAMBDA = -2.0, 3.0
 """Where λ is looked for."""
-DEEPEST, SHALLOW = 99, 40
+MAX_LAYER, MAX_DISTINCT_LAYER = 99, 40
 """The last layer that is tried; from the other on all are nearly alike, and tried only where that one is the best."""
-BOTH, LAMBDA, SCALE = "layer", "layer_of_lambda", "layer_of_scale"
+LAYER, LAYER_OF_LAMBDA, LAYER_OF_SCALE = "layer", "layer_of_lambda", "layer_of_scale"
 """Where the other layer's λ_init is."""
-PLACES = {BOTH: "", LAMBDA: " in λ alone", SCALE: " in the scale of the output alone"}
+LAYER_TEXTS = {LAYER: "", LAYER_OF_LAMBDA: " in λ alone", LAYER_OF_SCALE: " in the scale of the output alone"}
 """In words, where it can be in both."""
 
 
-def fit_lambda(spec: Spec, targets: tuple[Target, ...], *, and_scale: bool = True) -> list[Trial]:
+def fit_lambda(spec: Spec, targets: tuple[Target, ...], *, fit_scale: bool = True) -> list[Trial]:
     """Fit to every head of a core, as s · Norm(A₁V − λ A₂V): λ, if s is the spec's one number; then λ and s together.
 
     Of inputs whose λ differ, one λ for all is fitted first, then one for each.
 
     Args:
-        and_scale: whether both together are fitted.
+        fit_scale: whether both together are fitted.
     """
     inputs = targets[0].inputs
     plain = spec.gate == "none" and (has_plain_norm(spec) or spec.norm == "none")
     if is_layer(inputs) or not plain or any(t.actual.size == 0 for t in targets):
         return []
-    shown = [_shown(spec, t) for t in targets]
+    shown = [_map_outputs(spec, t) for t in targets]
     own = np.asarray(out_factor(spec, inputs, ops_for()))
     groups: dict[bytes, list[int]] = {}
     for n, t in enumerate(targets):
         groups.setdefault(compute_lambda(spec, t.inputs, ops_for()).tobytes(), []).append(n)
     found = []
     known = [own.item()] if own.size == 1 and (len(groups) == 1 or spec.out_scale != "1 - lambda") else []
-    for factor in (*known, None) if and_scale else known:
-        lambdas, factors = _by_head(spec, shown, factor)
+    for factor in (*known, None) if fit_scale else known:
+        lambdas, factors = _fit_heads(spec, shown, factor)
         if np.isfinite([*lambdas, *factors]).all():
-            found.append(_trial(spec, targets, lambdas, factors, own, with_scale=factor is None))
+            found.append(_lambda_trial(spec, targets, lambdas, factors, own, with_scale=factor is None))
     if len(groups) > 1 and known:
-        each = {key: _by_head(spec, [shown[n] for n in some], known[0])[0] for key, some in groups.items()}
-        found += _trial_of_each(
+        each = {key: _fit_heads(spec, [shown[n] for n in some], known[0])[0] for key, some in groups.items()}
+        found += _per_input_trials(
             spec, each, [compute_lambda(spec, targets[some[0]].inputs, ops_for()) for some in groups.values()]
         )
     return found
 
 
-def _trial(
+def _lambda_trial(
     spec: Spec, targets: tuple[Target, ...], lambdas: Numpy, factors: Numpy, own: Numpy, *, with_scale: bool
 ) -> Trial:
     """In words, beside what the spec has."""
     h = spec.heads
-    now = " and ".join(dict.fromkeys(spec_value_format(compute_lambda(spec, t.inputs, ops_for()), h) for t in targets))
-    text = f"λ is {in_words(lambdas)}{_layer_format(spec, lambdas)}, where the spec has {now}"
+    now = " and ".join(dict.fromkeys(format_spec_value(compute_lambda(spec, t.inputs, ops_for()), h) for t in targets))
+    text = f"λ is {format_by_head(lambdas)}{_format_matching_layer(spec, lambdas)}, where the spec has {now}"
     if with_scale:
-        text += f", and the scale of the output is {in_words(factors)}, where the spec has {spec_value_format(own, h)}"
+        has = format_spec_value(own, h)
+        text += f", and the scale of the output is {format_by_head(factors)}, where the spec has {has}"
     changed, scale = spec.replace(lambda_form="given", out_scale="none"), factors[:, None, None]
     value = {"lambda_full": lambdas.tolist(), "scale": factors.tolist()}
-    return Trial("lambda_full", value, text, lambda x: Problem(changed, _with(x, lambdas), factor=scale))
+    return Trial("lambda_full", value, text, lambda x: Problem(changed, _replace_lambda(x, lambdas), factor=scale))
 
 
-def _layer_format(spec: Spec, lambdas: Numpy) -> str:
+def _format_matching_layer(spec: Spec, lambdas: Numpy) -> str:
     """The one layer whose λ_init is printed as λ is, where all heads have one."""
     printed = f"{float(np.median(lambdas)):.4g}"
-    layers = [n for n in range(SHALLOW) if f"{lambda_init(spec_at_layer(spec, n), ops_for()):.4g}" == printed]
-    return f", which is λ_init of layer {layers[0]}" if is_one(lambdas) and len(layers) == 1 else ""
+    layers = [
+        n for n in range(MAX_DISTINCT_LAYER) if f"{lambda_init(spec_at_layer(spec, n), ops_for()):.4g}" == printed
+    ]
+    return f", which is λ_init of layer {layers[0]}" if is_uniform(lambdas) and len(layers) == 1 else ""
 
 
-def _trial_of_each(spec: Spec, each: dict[bytes, Numpy], own: list[Numpy]) -> list[Trial]:
+def _per_input_trials(spec: Spec, each: dict[bytes, Numpy], own: list[Numpy]) -> list[Trial]:
     """λ of each input beside the spec's, as one sum or one factor where it is that; not of λ that differ by token."""
     h = spec.heads
     if any(x.size not in (1, h) for x in own):
@@ -94,49 +97,51 @@ def _trial_of_each(spec: Spec, each: dict[bytes, Numpy], own: list[Numpy]) -> li
     now = np.stack([np.broadcast_to(x.ravel(), h) for x in own])
     found = np.stack(list(each.values()))
     words = "; ".join(
-        f"{in_words(x)}, where the spec has {spec_value_format(y, h)}" for x, y in zip(found, own, strict=True)
+        f"{format_by_head(x)}, where the spec has {format_spec_value(y, h)}" for x, y in zip(found, own, strict=True)
     )
-    if is_one(found - now):
+    if is_uniform(found - now):
         more = float(np.median(found - now))
         words = f"{abs(more):.4g} {'more' if more > 0 else 'less'} than the spec's"
-    elif np.all(now != 0) and is_one(found / now):
+    elif np.all(now != 0) and is_uniform(found / now):
         words = f"{np.median(found / now):.4g} times the spec's"
     changed = spec.replace(lambda_form="given")
 
     def problem(x: Inputs) -> Problem:
-        return Problem(changed, _with(x, each[compute_lambda(spec, x, ops_for()).tobytes()]))
+        return Problem(changed, _replace_lambda(x, each[compute_lambda(spec, x, ops_for()).tobytes()]))
 
     return [Trial("lambda_full", {"lambda_full": found.tolist()}, f"λ is {words}", problem)]
 
 
-def _with(inputs: Inputs, lambda_full: Numpy) -> Inputs:
+def _replace_lambda(inputs: Inputs, lambda_full: Numpy) -> Inputs:
     made = {name: x for name, x in inputs.items() if name not in (*VECTORS, "lambda_logits")}
     return {**made, "lambda_full": np.asarray(lambda_full, dtype=np.float64)}
 
 
-def _shown(spec: Spec, target: Target) -> tuple[Numpy, Numpy, Numpy, Inputs]:
+def _map_outputs(spec: Spec, target: Target) -> tuple[Numpy, Numpy, Numpy, Inputs]:
     """Output, A₁V and A₂V of some tokens, in numbers that are finite in all three; the inputs."""
     bare = spec.replace(lambda_form="given", norm="none", norm_weight=False, out_scale="none")
     plain = {name: x for name, x in target.inputs.items() if name != "norm_weight"}
     with np.errstate(all="ignore"):
-        first, both = (forward(bare, _with(plain, np.asarray(value)), ops_for()) for value in (0.0, 1.0))
-    step = max(1, target.actual.shape[2] // ENOUGH)
+        first, both = (forward(bare, _replace_lambda(plain, np.asarray(value)), ops_for()) for value in (0.0, 1.0))
+    step = max(1, target.actual.shape[2] // MAX_TOKENS)
     out, o1, o2 = (x[:, :, ::step] for x in (target.actual, first, first - both))
     known = np.isfinite(out) & np.isfinite(o1) & np.isfinite(o2)
     out, o1, o2 = (np.where(known, x, 0.0) for x in (out, o1, o2))
     return out, o1, o2, target.inputs
 
 
-def _by_head(spec: Spec, shown: list[tuple[Numpy, Numpy, Numpy, Inputs]], factor: float | None) -> tuple[Numpy, Numpy]:
+def _fit_heads(
+    spec: Spec, shown: list[tuple[Numpy, Numpy, Numpy, Inputs]], factor: float | None
+) -> tuple[Numpy, Numpy]:
     """The λ and factor of each head for which the squared error is least: a grid, then smaller and smaller ones.
 
     Args:
         factor: the one of all heads, if it is known.
     """
     h = spec.heads
-    centre, width = np.full(h, (LOW + HIGH) / 2), (HIGH - LOW) / 2
+    centre, width = np.full(h, (MIN_LAMBDA + MAX_LAMBDA) / 2), (MAX_LAMBDA - MIN_LAMBDA) / 2
     factors, ops = np.ones(h), ops_for()
-    for n in range(STEPS):
+    for n in range(REFINEMENTS):
         offsets = np.linspace(-1.0, 1.0, 101 if n == 0 else 11) * width
         errors, scales = [], []
         for offset in offsets:
@@ -158,29 +163,29 @@ def fit_layer(spec: Spec, parts: Parts) -> list[Fit]:
 
     Layers count as those of the spec do, and from 0 where its λ_init is a constant.
     """
-    targets = [t for t in parts.small if not t.right]
+    targets = [t for t in parts.local if not t.is_correct]
     if not targets:
         return []
-    found = (_in_place(spec, place, targets, parts) for place in _places(spec))
+    found = (_fit_layer_at(spec, place, targets, parts) for place in _layer_places(spec))
     return [fit for fit in found if fit is not None]
 
 
-def _in_place(spec: Spec, place: str, targets: Sequence[Target], parts: Parts) -> Fit | None:
+def _fit_layer_at(spec: Spec, place: str, targets: Sequence[Target], parts: Parts) -> Fit | None:
     def kernel(layer: int) -> Kernel:
-        return partial(_problem, spec, place, layer)
+        return partial(_layer_problem, spec, place, layer)
 
     def fitted(layer: int, large: bool = True) -> Fit | None:
         trial = Trial(place, [layer], "", kernel(layer))
-        fits = held(trial, parts.stages(parts.small), large=large)
+        fits = evaluate(trial, parts.stages(parts.local), large=large)
         return next((f for f in fits if f.fits), None)
 
-    best = _best(lambda layer: worst_residual(kernel(layer), targets))
-    fit = fitted(best, parts.are_parts)
+    best = _best_layer(lambda layer: worst_residual(kernel(layer), targets))
+    fit = fitted(best, parts.is_split)
     if fit is None:
         return None
-    first, last = _reach(best, 0, fitted), _reach(best, DEEPEST, fitted)
+    first, last = _last_passing_layer(best, 0, fitted), _last_passing_layer(best, MAX_LAYER, fitted)
     layers = sorted(range(first, last + 1), key=lambda n: (abs(n - best), n))
-    return replace(fit, value=layers, text=_in_words(spec, place, best, first, last))
+    return replace(fit, value=layers, text=_format_layers(spec, place, best, first, last))
 
 
 def spec_at_layer(spec: Spec, layer: int) -> Spec:
@@ -190,33 +195,33 @@ def spec_at_layer(spec: Spec, layer: int) -> Spec:
     return spec.replace(layer=layer)
 
 
-def _places(spec: Spec) -> tuple[str, ...]:
+def _layer_places(spec: Spec) -> tuple[str, ...]:
     """Where λ_init of another layer can be."""
     in_lambda, in_scale = spec.lambda_form == "exp", spec.out_scale in ("1 - lambda_init", "lambda_init")
     if in_lambda and in_scale:
-        return BOTH, LAMBDA, SCALE
-    return (LAMBDA,) if in_lambda else (SCALE,) if in_scale else ()
+        return LAYER, LAYER_OF_LAMBDA, LAYER_OF_SCALE
+    return (LAYER_OF_LAMBDA,) if in_lambda else (LAYER_OF_SCALE,) if in_scale else ()
 
 
-def _problem(spec: Spec, place: str, layer: int, inputs: Inputs) -> Problem:
+def _layer_problem(spec: Spec, place: str, layer: int, inputs: Inputs) -> Problem:
     other = spec_at_layer(spec, layer)
-    if place == BOTH:
+    if place == LAYER:
         return Problem(other, inputs)
-    for_lambda, for_scale = (other, spec) if place == LAMBDA else (spec, other)
+    for_lambda, for_scale = (other, spec) if place == LAYER_OF_LAMBDA else (spec, other)
     start = lambda_init(for_lambda, ops_for())
 
     wrong = Mistake("λ_init_of_another_layer", "", "diff_lambda", "linit base", lambda call: call(lambda_init=start))
     return Problem(for_scale, inputs, (wrong,))
 
 
-def _best(residual: Callable[[int], float]) -> int:
-    residuals = [residual(n) for n in range(SHALLOW + 1)]
+def _best_layer(residual: Callable[[int], float]) -> int:
+    residuals = [residual(n) for n in range(MAX_DISTINCT_LAYER + 1)]
     if residuals[-1] == min(residuals):
-        residuals += [residual(n) for n in range(SHALLOW + 1, DEEPEST + 1)]
+        residuals += [residual(n) for n in range(MAX_DISTINCT_LAYER + 1, MAX_LAYER + 1)]
     return int(np.argmin(residuals))
 
 
-def _reach(best: int, end: int, fitted: Callable[[int], Fit | None]) -> int:
+def _last_passing_layer(best: int, end: int, fitted: Callable[[int], Fit | None]) -> int:
     """The last layer from the best one to `end` with which the output passes: all between them do."""
     if best == end or fitted(end):
         return end
@@ -225,9 +230,9 @@ def _reach(best: int, end: int, fitted: Callable[[int], Fit | None]) -> int:
     return best + step * bisect_left(between, True, key=lambda layer: fitted(layer) is None)
 
 
-def _in_words(spec: Spec, place: str, best: int, first: int, last: int) -> str:
+def _format_layers(spec: Spec, place: str, best: int, first: int, last: int) -> str:
     has = f"spec has {spec.lambda_init:.4g}" if spec.lambda_init is not None else f"spec's layer is {spec.layer}"
-    others = f"layers {first} to {last}" if last < DEEPEST else f"layers {first} and deeper"
+    others = f"layers {first} to {last}" if last < MAX_LAYER else f"layers {first} and deeper"
     also = f"; {others} pass too" if first < last else ""
-    where = PLACES[place] if len(_places(spec)) > 1 else ""
+    where = LAYER_TEXTS[place] if len(_layer_places(spec)) > 1 else ""
     return f"λ_init is that of layer {best}{where}, where the {has}{also}"

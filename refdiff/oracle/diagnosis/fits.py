@@ -13,21 +13,21 @@ import numpy as np
 from refdiff.backends import ops_for
 from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output_with
 from refdiff.oracle.deviations.listed import deviations
-from refdiff.oracle.deviations.tiles import SIZES, tail, with_tail, with_window_of_tiles
-from refdiff.oracle.diagnosis.fit_lambda import BOTH, PLACES, fit_lambda, fit_layer
-from refdiff.oracle.diagnosis.parameter_fit import Trial, held, is_one, short_list
+from refdiff.oracle.deviations.tiles import TILE_SIZES, pad_tail, tail_padding, tile_window
+from refdiff.oracle.diagnosis.fit_lambda import LAYER, LAYER_TEXTS, fit_lambda, fit_layer
+from refdiff.oracle.diagnosis.parameter_fit import Trial, evaluate, format_list, is_uniform
 from refdiff.oracle.diagnosis.ranking import Fit, percent
 from refdiff.oracle.diagnosis.targets import (
-    FEWEST,
+    MIN_QUERIES,
     Numpy,
     Parts,
     Target,
-    explained,
-    is_wrong,
-    judged,
-    left,
+    exceeds_limit,
+    explained_share,
+    passes_as,
     quick_residual,
-    rows_off,
+    remaining_share,
+    row_ratios,
     worst_residual,
 )
 from refdiff.oracle.inputs import is_layer, kind_of
@@ -40,17 +40,17 @@ from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import transform_scores
 from refdiff.oracle.truth.forward import out_factor
 
-COARSE, FINE = 33, 26
+GRID_SIZE, HALVINGS = 33, 26
 """How many values of a number are tried first, and how often a step from the best of them is halved."""
-LIMITS = (0.05, 500.0)
+SOFTCAP_RANGE = (0.05, 500.0)
 """Between these the limit of scores is looked for."""
-OFFSETS = (1, -1, 2, -2)
+QUERY_OFFSETS = (1, -1, 2, -2)
 """So many positions queries may be from their own."""
-LONGEST = 256
+MAX_WINDOW = 256
 """Windows are tried one by one up to this length."""
 
 
-def fits(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tuple[Fit, ...]:
+def fit_parameters(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tuple[Fit, ...]:
     """Return the numbers with which the output passes: λ and scale by head, scale of scores, ε, base, window, order.
 
     The layer that λ_init is of comes first. Where it passes with none of these, a limit of the scores, smooth or sharp.
@@ -61,23 +61,23 @@ def fits(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tup
     parts = Parts.of(spec, targets)
     layers = [] if local else fit_layer(spec, parts)
     # the same without a name; one number of 16 bits, other than two, may be near a layer's by chance
-    named = any(f.parameter == BOTH for f in layers) or (bool(layers) and targets[0].recipe.u < THRESHOLDS.exact_unit)
+    named = any(f.parameter == LAYER for f in layers) or (bool(layers) and targets[0].recipe.u < THRESHOLDS.exact_unit)
     found = [
         *layers,
-        *([] if named else _factor_and_lambda(spec, parts)),
-        *_best_of(_windows(spec, parts), parts),
-        *_best_of(_rotations(spec, parts), parts),
-        *_best_of(_tails(spec, parts.last), parts),
-        *_best_of(_windows_of_tiles(spec, parts), parts),
-        *order_of_heads(targets),
+        *([] if named else _fit_factor_and_lambda(spec, parts)),
+        *_evaluate_best(_window_trials(spec, parts), parts),
+        *_evaluate_best(_offset_trials(spec, parts), parts),
+        *_evaluate_best(_padding_trials(spec, parts.all_keys), parts),
+        *_evaluate_best(_tiled_window_trials(spec, parts), parts),
+        *fit_head_order(targets),
     ]
     if not local:
-        *usual, softcap = numbers(spec)
+        *usual, softcap = scalar_fields(spec)
         for number in usual:
-            found += _number(spec, parts, number)
+            found += _fit_scalar(spec, parts, number)
         if not any(f.fits for f in found):
-            found += [*_number(spec, parts, softcap), *_clamp(spec, parts)]
-    passing = sorted((f for f in found if f.fits), key=lambda f: (f.parameter not in PLACES, f.residual))
+            found += [*_fit_scalar(spec, parts, softcap), *_fit_clamp(spec, parts)]
+    passing = sorted((f for f in found if f.fits), key=lambda f: (f.parameter not in LAYER_TEXTS, f.residual))
     if passing:
         return tuple(passing)
     # of what explains nearly all the best, or one of fewer numbers, which come first, that leaves not much more
@@ -85,21 +85,21 @@ def fits(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tup
     return tuple(f for f in found if 1 - f.explains <= THRESHOLDS.better_ratio * least)[:1]
 
 
-def _factor_and_lambda(spec: Spec, parts: Parts) -> list[Fit]:
+def _fit_factor_and_lambda(spec: Spec, parts: Parts) -> list[Fit]:
     """Factors and λ; both together only where the output passes with none of the two alone."""
-    turns, large = parts.stages(parts.small), parts.are_parts
-    factors = _first_that_passes(held(trial, turns, large=large) for trial in fit_factor(spec, parts.whole))
+    turns, large = parts.stages(parts.local), parts.is_split
+    factors = _first_passing(evaluate(trial, turns, large=large) for trial in factor_trials(spec, parts.whole))
     both = not any(f.fits for f in factors)
     found: list[Fit] = []
     for targets in () if spec.is_plain else turns:
-        trials = fit_lambda(spec, targets, and_scale=both)
-        found = _first_that_passes(held(trial, [targets], large=large) for trial in trials)
+        trials = fit_lambda(spec, targets, fit_scale=both)
+        found = _first_passing(evaluate(trial, [targets], large=large) for trial in trials)
         if not found:
             break
     return [*factors, *found]
 
 
-def _first_that_passes(held_ones: Iterable[list[Fit]]) -> list[Fit]:
+def _first_passing(held_ones: Iterable[list[Fit]]) -> list[Fit]:
     """The first number with which the output passes, or else all that are worth showing."""
     kept: list[Fit] = []
     for fit in chain.from_iterable(held_ones):
@@ -116,82 +116,86 @@ class Field(NamedTuple):
     """
 
     name: str
-    at: Callable[[float], Deviation]
+    deviate: Callable[[float], Deviation]
     grid: Numpy
     words: str = ""
 
 
-def numbers(spec: Spec) -> Iterator[Field]:
+def scalar_fields(spec: Spec) -> Iterator[Field]:
     """Yield the numbers of a spec that count, the limit of scores, which it may lack, last."""
     unit = spec.scale or spec.head_dim**-0.5
-    every = [("scale", _grid(unit / 30, unit * 30), "scores are multiplied by")]
+    every = [("scale", _log_grid(unit / 30, unit * 30), "scores are multiplied by")]
     if spec.norm != "none":
-        every.append(("norm_eps", _grid(1e-12, 1.0), "ε of the norm is"))
+        every.append(("norm_eps", _log_grid(1e-12, 1.0), "ε of the norm is"))
     if spec.rope != "none":
-        every.append(("rope_theta", _grid(30.0, 1e8), "the base of RoPE is"))
-    every.append(("softcap", _grid(*LIMITS), "scores z are c tanh(z / c) with c ="))
+        every.append(("rope_theta", _log_grid(30.0, 1e8), "the base of RoPE is"))
+    every.append(("softcap", _log_grid(*SOFTCAP_RANGE), "scores z are c tanh(z / c) with c ="))
     for name, grid, words in every:
-        yield Field(name, partial(_set, name, math.exp), grid, words)
+        yield Field(name, partial(_set_field, name, math.exp), grid, words)
 
 
-def _grid(low: float, high: float) -> Numpy:
-    return np.linspace(math.log(low), math.log(high), COARSE)
+def _log_grid(low: float, high: float) -> Numpy:
+    return np.linspace(math.log(low), math.log(high), GRID_SIZE)
 
 
-def _number(spec: Spec, parts: Parts, number: Field) -> list[Fit]:
+def _fit_scalar(spec: Spec, parts: Parts, number: Field) -> list[Fit]:
     """Fit one number of the spec."""
     field, _, grid, words = number
     now = spec.head_dim**-0.5 if field == "scale" and spec.scale is None else getattr(spec, field)
     has = "none" if now is None else f"{now:.4g}"
-    return _best(parts, lambda x: _of_spec(spec, field, x, f"{words} {x:.4g}, where the spec has {has}"), grid)
+    return _fit_on_grid(
+        parts, lambda x: _field_trial(spec, field, x, f"{words} {x:.4g}, where the spec has {has}"), grid
+    )
 
 
-def _clamp(spec: Spec, parts: Parts) -> list[Fit]:
+def _fit_clamp(spec: Spec, parts: Parts) -> list[Fit]:
     """Fit c of scores that are cut off at ±c, which is no field."""
 
     def trial(limit: float) -> Trial:
         text = f"scores are cut off at ±{limit:.4g}, where the spec has no such limit"
-        wrong = Mistake("scores_cut_off", text, "diff_attention", "clamp", partial(_cut_off, limit))
+        wrong = Mistake("scores_cut_off", text, "diff_attention", "clamp", partial(_clamped_attention, limit))
         return Trial("score_limit", limit, text, lambda inputs: Problem(spec, inputs, (wrong,)))
 
-    return _best(parts, trial, _grid(*LIMITS))
+    return _fit_on_grid(parts, trial, _log_grid(*SOFTCAP_RANGE))
 
 
-def _cut_off(limit: float, call: Call) -> Any:
+def _clamped_attention(limit: float, call: Call) -> Any:
     k1, k2, v = (np.repeat(x, call.q1.shape[1] // x.shape[1], axis=1) for x in (call.k1, call.k2, call.v))
     of_maps = ((call.q1, k1), (call.q2, k2))
     (q1, k1), (q2, k2) = (transform_scores(q, k, lambda z: np.clip(z, -limit, limit)) for q, k in of_maps)
     return call(q1=q1, k1=k1, q2=q2, k2=k2, v=v)
 
 
-def _best(parts: Parts, trial: Callable[[float], Trial], grid: Numpy) -> list[Fit]:
+def _fit_on_grid(parts: Parts, trial: Callable[[float], Trial], grid: Numpy) -> list[Fit]:
     """Hold the best number, on a logarithmic scale, against the outputs."""
-    best, _ = smallest(lambda log: worst_residual(trial(math.exp(log)).kernel, parts.last), grid)
-    return _held(trial(math.exp(best)), parts)
+    best, _ = minimize(lambda log: worst_residual(trial(math.exp(log)).kernel, parts.all_keys), grid)
+    return _evaluate_trial(trial(math.exp(best)), parts)
 
 
-def _best_of(trials: Sequence[Trial], parts: Parts) -> list[Fit]:
+def _evaluate_best(trials: Sequence[Trial], parts: Parts) -> list[Fit]:
     """Hold the best of some numbers against the outputs."""
     if not trials:
         return []
-    return _held(trials[int(np.argmin([worst_residual(trial.kernel, parts.last) for trial in trials]))], parts)
+    return _evaluate_trial(
+        trials[int(np.argmin([worst_residual(trial.kernel, parts.all_keys) for trial in trials]))], parts
+    )
 
 
-def _held(trial: Trial, parts: Parts) -> list[Fit]:
-    return held(trial, parts.stages(parts.last), large=parts.are_parts)
+def _evaluate_trial(trial: Trial, parts: Parts) -> list[Fit]:
+    return evaluate(trial, parts.stages(parts.all_keys), large=parts.is_split)
 
 
-def _of_spec(spec: Spec, field: str, value: Any, text: str) -> Trial:
+def _field_trial(spec: Spec, field: str, value: Any, text: str) -> Trial:
     """Another value of a field."""
     changed = spec.replace(**{field: value})
     return Trial(field, value, text, lambda inputs: Problem(changed, inputs))
 
 
-def smallest(f: Callable[[float], float], grid: Numpy) -> tuple[float, float]:
+def minimize(f: Callable[[float], float], grid: Numpy) -> tuple[float, float]:
     """The place of the smallest value, and that: the best of a grid, then of ever smaller steps from it."""
     least, x = min((f(x), x) for x in grid.tolist())
     step = float(grid[1] - grid[0])
-    for _ in range(FINE):
+    for _ in range(HALVINGS):
         step /= 2
         for near in (x - step, x + step):
             if (value := f(near)) < least:
@@ -200,64 +204,64 @@ def smallest(f: Callable[[float], float], grid: Numpy) -> tuple[float, float]:
     return x, least
 
 
-def _windows(spec: Spec, parts: Parts) -> list[Trial]:
+def _window_trials(spec: Spec, parts: Parts) -> list[Trial]:
     """Every window; of large inputs where the last queries, which lose most keys by one, are wrong."""
-    if parts.are_parts and not any(is_wrong(rows_off(t, t.actual)[:, :, -FEWEST:]) for t in parts.last):
+    if parts.is_split and not any(exceeds_limit(row_ratios(t, t.actual)[:, :, -MIN_QUERIES:]) for t in parts.all_keys):
         return []
-    keys = max(t.inputs["k"].shape[2] if "k" in t.inputs else 0 for t in parts.last)
+    keys = max(t.inputs["k"].shape[2] if "k" in t.inputs else 0 for t in parts.all_keys)
     now = "all keys" if spec.window is None else str(spec.window)
     return [
-        _of_spec(spec, "window", w, f"a query sees {w} keys, itself among them, where the spec has {now}")
-        for w in range(1, min(keys, LONGEST) + 1)
+        _field_trial(spec, "window", w, f"a query sees {w} keys, itself among them, where the spec has {now}")
+        for w in range(1, min(keys, MAX_WINDOW) + 1)
     ]
 
 
-def _rotations(spec: Spec, parts: Parts) -> list[Trial]:
+def _offset_trials(spec: Spec, parts: Parts) -> list[Trial]:
     """RoPE that counts the positions of queries from another token than those of keys."""
     if spec.rope == "none" or any(kind_of(t.inputs) != "dense" for t in parts.whole):
         return []
     return [
         Trial("q_offset", by, f"queries are rotated by their position {by:+d}, and keys by theirs",
-              partial(_with_offset, spec, by))
-        for by in OFFSETS
+              partial(_offset_queries, spec, by))
+        for by in QUERY_OFFSETS
     ]  # fmt: skip
 
 
-def _with_offset(spec: Spec, by: int, inputs: Inputs) -> Problem:
+def _offset_queries(spec: Spec, by: int, inputs: Inputs) -> Problem:
     T, S = inputs["q"].shape[2], inputs["k"].shape[2]
     return Problem(spec, {**inputs, "q_positions": inputs.get("q_positions", np.arange(S - T, S)[None]) + by})
 
 
-def _tails(spec: Spec, targets: tuple[Target, ...]) -> list[Trial]:
+def _padding_trials(spec: Spec, targets: tuple[Target, ...]) -> list[Trial]:
     """The numbers of keys to which tiles pad, each with all sizes that give it."""
     sizes: dict[tuple[int, ...], list[int]] = {}
-    for n in SIZES:
-        sizes.setdefault(tuple(tail(spec, t.inputs, n) for t in targets), []).append(n)
+    for n in TILE_SIZES:
+        sizes.setdefault(tuple(tail_padding(spec, t.inputs, n) for t in targets), []).append(n)
     words = {padding: " or ".join(map(str, some)) for padding, some in sizes.items() if any(padding)}
     return [
         Trial("tile", sizes[padding], f"keys are padded with zeros to a multiple of {multiple}, and seen",
-              partial(with_tail, spec, tile=sizes[padding][0]))
+              partial(pad_tail, spec, tile=sizes[padding][0]))
         for padding, multiple in words.items()
     ]  # fmt: skip
 
 
-def _windows_of_tiles(spec: Spec, parts: Parts) -> list[Trial]:
+def _tiled_window_trials(spec: Spec, parts: Parts) -> list[Trial]:
     if spec.window is None or spec.causal == "none":
         return []
     by_position = all(t.inputs["q"].shape[2] == t.inputs["k"].shape[2] for t in parts.whole if "k" in t.inputs)
-    if parts.are_parts and not by_position:
+    if parts.is_split and not by_position:
         return []  # a part does not tell where its queries stand in a tile
     return [
         Trial("window_tiles", (queries, keys), f"the window starts at a tile of {keys} keys, one for each tile of "
               f"{queries} queries, where the spec has {spec.window} keys for each query",
-              partial(with_window_of_tiles, spec, queries=queries, keys=keys, by_position=by_position))
-        for queries in (1, *SIZES)
-        for keys in (1, *SIZES)
+              partial(tile_window, spec, queries=queries, keys=keys, by_position=by_position))
+        for queries in (1, *TILE_SIZES)
+        for keys in (1, *TILE_SIZES)
         if queries * keys > 1
     ]  # fmt: skip
 
 
-def order_of_heads(targets: tuple[Target, ...]) -> list[Fit]:
+def fit_head_order(targets: tuple[Target, ...]) -> list[Fit]:
     """Which head of the truth each head of the output is, if all are, in another order."""
     h = targets[0].expected.shape[1]
     if any(t.expected.ndim != 4 or t.expected.size == 0 for t in targets):
@@ -272,27 +276,27 @@ def order_of_heads(targets: tuple[Target, ...]) -> list[Fit]:
     worst, share = 0.0, 1.0
     for t in targets:
         moved = Target(t.inputs, t.actual, t.expected[:, order], t.rows[:, order], t.recipe)
-        worst, share = max(worst, quick_residual(moved, moved.expected)), min(share, explained(t, moved.expected))
+        worst, share = max(worst, quick_residual(moved, moved.expected)), min(share, explained_share(t, moved.expected))
     if worst >= THRESHOLDS.better_ratio and share < THRESHOLDS.nearly_explained:
         return []
     text = f"the heads are right and stand in another order: head i is head {tuple(order)}[i] of the truth"
     return [Fit("heads", order, text, worst, worst < THRESHOLDS.better_ratio, share)]
 
 
-def fit_factor(spec: Spec, targets: tuple[Target, ...]) -> Iterator[Trial]:
+def factor_trials(spec: Spec, targets: tuple[Target, ...]) -> Iterator[Trial]:
     """Yield one factor, then one by head where there are heads, each that of the least squared error.
 
     A head that is zero is not multiplied by zero: nothing was written to it.
     """
-    along, square = (np.sum([_along_truth(t, of) for t in targets], axis=0) for of in ("actual", "expected"))
+    along, square = (np.sum([_project_on_truth(t, of) for t in targets], axis=0) for of in ("actual", "expected"))
     if not np.all(square > 0) or not np.all(along != 0):
         return
     one = float(np.sum(along) / np.sum(square))
-    has = "" if is_layer(targets[0].inputs) else _factor_format(spec, one, targets[0])
+    has = "" if is_layer(targets[0].inputs) else _format_scale(spec, one, targets[0])
     yield _factor_trial(spec, one, one, f"out is multiplied by {one:.{_digits(one)}g}{has}")
     factors = along / square
-    if not is_one(factors):
-        text = f"out is multiplied by a factor that differs by head: {short_list(factors)}"
+    if not is_uniform(factors):
+        text = f"out is multiplied by a factor that differs by head: {format_list(factors)}"
         yield _factor_trial(spec, factors.tolist(), factors[:, None, None], text)
 
 
@@ -300,7 +304,7 @@ def _factor_trial(spec: Spec, value: float | list[float], factor: float | Numpy,
     return Trial("factor", value, text, lambda inputs: Problem(spec, inputs, factor=factor))
 
 
-def _along_truth(target: Target, name: str) -> Numpy:
+def _project_on_truth(target: Target, name: str) -> Numpy:
     """⟨x, truth⟩ of each head; of a layer's output, which has none, of all of it: (h,) or (1,)."""
     known = target.compared
     x, y = (np.where(known, z, 0.0) for z in (getattr(target, name), target.expected))
@@ -309,7 +313,7 @@ def _along_truth(target: Target, name: str) -> Numpy:
     return found
 
 
-def _factor_format(spec: Spec, factor: float, target: Target) -> str:
+def _format_scale(spec: Spec, factor: float, target: Target) -> str:
     """What that makes of the spec's own scale, where it has one."""
     own = np.asarray(out_factor(spec, target.inputs, ops_for()))
     if spec.out_scale == "none" or own.size != 1:
@@ -324,12 +328,12 @@ def _digits(factor: float) -> int:
     return 4 if apart == 0.0 else max(4, 2 - math.floor(math.log10(apart)))
 
 
-FIRST, PAIRS, TURNS = 4, 3, 8
+MAX_FIRST, MAX_PAIRS, MAX_ROUNDS = 4, 3, 8
 """So many fields are tried as the first, so many pairs as the answer, and so often are their numbers fitted in turn."""
-LAYERS = 64
+MAX_LAYERS = 64
 
 
-class Changed(NamedTuple):
+class FieldChange(NamedTuple):
     """A field at its best value, and which share of the squared error is left."""
 
     field: Field
@@ -337,33 +341,33 @@ class Changed(NamedTuple):
     left: float
 
 
-def two_fields(spec: Spec, parts: Parts) -> str | None:
+def fit_two_fields(spec: Spec, parts: Parts) -> str | None:
     """Say with which two fields of the spec outputs pass, first of that which explains more; None with no two.
 
     Each field takes its best value alone, each other one the best beside it, and the two are fitted in turn.
     """
-    targets = parts.small
-    fields = list(_fields(spec, kind_of(targets[0].inputs)))
-    alone = sorted((_best_value(spec, f, (), targets) for f in fields), key=lambda c: c.left)
+    targets = parts.local
+    fields = list(_list_fields(spec, kind_of(targets[0].inputs)))
+    alone = sorted((_fit_field(spec, f, (), targets) for f in fields), key=lambda c: c.left)
     pairs = [
-        (first, _best_value(spec, f, (first.deviation,), targets))
-        for first in alone[:FIRST]
+        (first, _fit_field(spec, f, (first.deviation,), targets))
+        for first in alone[:MAX_FIRST]
         for f in fields
         if f.name != first.field.name
     ]
-    for first, second in sorted(pairs, key=lambda pair: pair[1].left)[:PAIRS]:
+    for first, second in sorted(pairs, key=lambda pair: pair[1].left)[:MAX_PAIRS]:
         if 1 - second.left < THRESHOLDS.explained:
             break
         first, second = _fit_alternately(spec, first, second, targets)
         problems = [deviated(spec, t.inputs, (first.deviation, second.deviation)) for t in parts.whole]
-        if all(judged(p, t)[0] for p, t in zip(problems, parts.whole, strict=True)) and problems[0] is not None:
+        if all(passes_as(p, t)[0] for p, t in zip(problems, parts.whole, strict=True)) and problems[0] is not None:
             share = {c.field.name: 1 - c.left for c in reversed(alone)}  # of each field the best choice, which is first
             both = sorted((first, second), key=lambda c: -share[c.field.name])
-            return _text(spec, problems[0].spec, both, share)
+            return _format_two_fields(spec, problems[0].spec, both, share)
     return None
 
 
-def _text(spec: Spec, changed: Spec, both: Sequence[Changed], share: dict[str, float]) -> str:
+def _format_two_fields(spec: Spec, changed: Spec, both: Sequence[FieldChange], share: dict[str, float]) -> str:
     values = {n: x for n, x in changed.to_dict().items() if x != getattr(spec, n)}
     values = {n: float(f"{x:.4g}") if isinstance(x, float) else x for n, x in values.items()}
     names = dict.fromkeys(n for c in both for n in c.field.name.split(", "))
@@ -373,44 +377,46 @@ def _text(spec: Spec, changed: Spec, both: Sequence[Changed], share: dict[str, f
     return f"several fields of the spec: with {fields} it passes; the best {first} alone explains {percent(alone)}"
 
 
-def _fields(spec: Spec, kind: str) -> Iterator[Field]:
+def _list_fields(spec: Spec, kind: str) -> Iterator[Field]:
     """The numbers of a spec that count, and its other choices."""
-    yield from numbers(spec)
+    yield from scalar_fields(spec)
     if spec.lambda_init is None and (spec.lambda_form == "exp" or "lambda_init" in spec.out_scale):
-        yield Field("layer", partial(_set, "layer", int), np.arange(LAYERS))
+        yield Field("layer", partial(_set_field, "layer", int), np.arange(MAX_LAYERS))
     for name, words in CHOICES.items():
         others = [word for word in words if word != getattr(spec, name)]
-        yield Field(name, partial(_set, name, others.__getitem__), np.arange(len(others)))
+        yield Field(name, partial(_set_field, name, others.__getitem__), np.arange(len(others)))
     for d in deviations(spec, kind):
         values = d.fields(spec) if d.fields else None
         if values and not set(values) <= set(CHOICES):
             yield Field(", ".join(values), lambda _, d=d: d, np.zeros(1))  # type: ignore[misc]
 
 
-def _set(name: str, value: Callable[[Any], Any], x: float) -> Deviation:
+def _set_field(name: str, value: Callable[[Any], Any], x: float) -> Deviation:
     return Deviation("", "", name, fields=lambda _: {name: value(x)})
 
 
-def _best_value(spec: Spec, field: Field, beside: tuple[Deviation, ...], targets: Sequence[Target]) -> Changed:
+def _fit_field(spec: Spec, field: Field, beside: tuple[Deviation, ...], targets: Sequence[Target]) -> FieldChange:
     """The value of a field, changed beside others, that leaves least."""
 
     def off(value: float) -> float:
-        some = (*beside, field.at(value))
-        return max(left(t, output_with(spec, t.inputs, some)) for t in targets)
+        some = (*beside, field.deviate(value))
+        return max(remaining_share(t, output_with(spec, t.inputs, some)) for t in targets)
 
     if field.words:
-        best, least = smallest(off, field.grid)
+        best, least = minimize(off, field.grid)
     else:
         least, best = min((off(x), x) for x in field.grid.tolist())
-    return Changed(field, field.at(best), least)
+    return FieldChange(field, field.deviate(best), least)
 
 
-def _fit_alternately(spec: Spec, first: Changed, second: Changed, targets: Sequence[Target]) -> tuple[Changed, Changed]:
+def _fit_alternately(
+    spec: Spec, first: FieldChange, second: FieldChange, targets: Sequence[Target]
+) -> tuple[FieldChange, FieldChange]:
     """Fit one beside the other, and that beside the first, while it helps."""
-    for _ in range(TURNS):
+    for _ in range(MAX_ROUNDS):
         before = second.left
-        first = _best_value(spec, first.field, (second.deviation,), targets)
-        second = _best_value(spec, second.field, (first.deviation,), targets)
+        first = _fit_field(spec, first.field, (second.deviation,), targets)
+        second = _fit_field(spec, second.field, (first.deviation,), targets)
         if not second.left < 0.9 * before:
             break
     return first, second

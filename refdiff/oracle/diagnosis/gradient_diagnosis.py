@@ -13,11 +13,11 @@ from refdiff.oracle.budget.statistics import LIMITS, root_mean_square
 from refdiff.oracle.deviations.deviation import Deviation, deviated, ops_with
 from refdiff.oracle.deviations.listed import deviations
 from refdiff.oracle.diagnosis.ranking import Candidate
-from refdiff.oracle.diagnosis.region_format import listed
-from refdiff.oracle.diagnosis.targets import Target, explained, quick_residual
+from refdiff.oracle.diagnosis.region_format import join_words
+from refdiff.oracle.diagnosis.targets import Target, explained_share, quick_residual
 from refdiff.oracle.inputs import is_layer, kind_of
 from refdiff.oracle.inputs.outputs import read_output
-from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES, OF_ANY_ATTENTION, of_query_head
+from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES, GENERAL_BACKWARD_MISTAKES, query_head_mistake
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
@@ -25,9 +25,9 @@ from refdiff.oracle.truth.backward import backward
 
 Numpy = np.ndarray[Any, Any]
 Gradients = dict[str, Numpy]
-MOST = 3
+MAX_NAMED = 3
 """So many deviations that fit are named, of more only how many they are."""
-MOST_PARTS = 16
+MAX_PARTS = 16
 """Of more sequences or heads it is not asked whether a sum is that of one."""
 
 
@@ -53,13 +53,13 @@ def diagnose_gradients(
     targets = {
         name: [gradient_target(b, name, one[name]) for b, one in zip(known, given, strict=True)] for name in names
     }
-    by_truth = {name: _off(some, [t.expected for t in some]) for name, some in targets.items()}
+    by_truth = {name: _worst_residual(some, [t.expected for t in some]) for name, some in targets.items()}
     near: dict[Deviation, dict[str, float]] = {}
     shares: dict[Deviation, dict[str, float]] = {}
     elsewhere: set[Deviation] = set()
-    for deviation in _with_a_backward(spec, known):
+    for deviation in _candidate_deviations(spec, known):
         found = [_gradients(b, dout, deviation) for b, dout in zip(known, douts, strict=True)]
-        off = {name: _off(some, [g.get(name) for g in found]) for name, some in targets.items()}
+        off = {name: _worst_residual(some, [g.get(name) for g in found]) for name, some in targets.items()}
         if any(off[n] > THRESHOLDS.better_ratio * max(1.0, by_truth[n]) for n in names if n not in wrong):
             elsewhere.add(deviation)
         near[deviation] = {
@@ -69,7 +69,8 @@ def diagnose_gradients(
             and not (deviation in elsewhere and n in known[0].sums)
         }
         shares[deviation] = {
-            n: min(explained(t, g.get(n)) for t, g in zip(targets[n], found, strict=True)) for n in near[deviation]
+            n: min(explained_share(t, g.get(n)) for t, g in zip(targets[n], found, strict=True))
+            for n in near[deviation]
         }
     left = list(wrong)
     while left:
@@ -84,7 +85,7 @@ def diagnose_gradients(
         fits = [d for d, x in furthest.items() if of_each[d] == together and x <= limit]
         alone = elsewhere.issuperset(fits)
         fits = [d for d in fits if alone or d not in elsewhere]
-        text = f"{_are(together, 'that', 'those')} of {_named(fits)}"
+        text = f"{_format_answer(together, 'that', 'those')} of {_format_names(fits)}"
         text += "; other gradients, which it changes too, are right" if alone else ""
         share = {d: min(shares[d][n] for n in together) for d in fits}
         yield Answer(text, tuple(together), tuple(Candidate((d,), furthest[d], share[d], True) for d in fits))
@@ -92,17 +93,17 @@ def diagnose_gradients(
     sums = {
         name: targets[name] for name in left if name in known[0].sums and any(np.any(t.actual) for t in targets[name])
     }
-    for answer in _of_a_part(known, douts, sums, by_truth):
+    for answer in _name_partial_sums(known, douts, sums, by_truth):
         yield answer
         left = [name for name in left if name not in answer.names]
-    yield from _by_a_factor({name: targets[name] for name in left})
+    yield from _name_factors({name: targets[name] for name in left})
 
 
-def _off(targets: Sequence[Target], found: Sequence[Numpy | None]) -> float:
+def _worst_residual(targets: Sequence[Target], found: Sequence[Numpy | None]) -> float:
     return max(quick_residual(t, x) for t, x in zip(targets, found, strict=True))
 
 
-def _of_a_part(
+def _name_partial_sums(
     known: Sequence[Budget],
     douts: Sequence[Any],
     sums: Mapping[str, Sequence[Target]],
@@ -116,57 +117,57 @@ def _of_a_part(
     shapes = [np.shape(dout) for dout in douts] if sums else []
     for axis, part in enumerate(("sequence", "head")[: 1 if is_layer(known[0].inputs) else 2]):
         count = min((shape[axis] for shape in shapes), default=0)
-        for n in range(count if 1 < count <= MOST_PARTS else 0):
+        for n in range(count if 1 < count <= MAX_PARTS else 0):
             for alone in (True, False)[: count - 1]:
-                found = [_gradients(b, _part(dout, axis, n, alone)) for b, dout in zip(known, douts, strict=True)]
+                found = [_gradients(b, _mask_dout(dout, axis, n, alone)) for b, dout in zip(known, douts, strict=True)]
                 for name, some in sums.items():
                     near = min(THRESHOLDS.gradient_residual, by_truth[name] / THRESHOLDS.better_ratio)
-                    if _off(some, [g.get(name) for g in found]) < near:
+                    if _worst_residual(some, [g.get(name) for g in found]) < near:
                         fits[name].append(f"of {part} {n} alone" if alone else f"without {part} {n}")
     for said in dict.fromkeys(words[0] for words in fits.values() if len(words) == 1):
         names = [name for name, words in fits.items() if words == [said]]
-        yield Answer(_are(names, f"that {said}", f"those {said}"), tuple(names))
+        yield Answer(_format_answer(names, f"that {said}", f"those {said}"), tuple(names))
 
 
-def _part(dout: Any, axis: int, n: int, alone: bool) -> Numpy:
+def _mask_dout(dout: Any, axis: int, n: int, alone: bool) -> Numpy:
     """The gradient of the output with zeros in all but one sequence or head, or in that one."""
     x = np.array(read_output(dout, "dout"), dtype=np.float64)
     x[(slice(None),) * axis + (np.arange(x.shape[axis]) != n if alone else n,)] = 0
     return x
 
 
-def _by_a_factor(targets: Mapping[str, Sequence[Target]]) -> Iterator[Answer]:
+def _name_factors(targets: Mapping[str, Sequence[Target]]) -> Iterator[Answer]:
     """Say which of the gradients are zero, and which a number times the right ones, those of one number together."""
     zero = [name for name, some in targets.items() if not any(np.any(t.actual) for t in some)]
     if zero:
-        yield Answer(_are(zero, "zero where it should not be", "zero where they should not be"), tuple(zero))
-    left = {n: f for n, some in targets.items() if n not in zero and (f := _factor(some)) is not None}
+        yield Answer(_format_answer(zero, "zero where it should not be", "zero where they should not be"), tuple(zero))
+    left = {n: f for n, some in targets.items() if n not in zero and (f := _fit_factor(some)) is not None}
     while left:
         factor = next(iter(left.values()))
         alike = [
             n
             for n, f in left.items()
-            if abs(f - factor) < THRESHOLDS.same_factor * abs(factor) and _times(targets[n], factor)
+            if abs(f - factor) < THRESHOLDS.same_factor * abs(factor) and _has_factor(targets[n], factor)
         ]
         left = {n: f for n, f in left.items() if n not in alike}
         short = f"{factor:.4g}"
         times = f"{f'{factor:.7g}' if short == '1' else short} times what"
-        yield Answer(_are(alike, f"{times} it should be", f"{times} they should be"), tuple(alike))
+        yield Answer(_format_answer(alike, f"{times} it should be", f"{times} they should be"), tuple(alike))
 
 
-def _are(names: Sequence[str], one: str, several: str) -> str:
+def _format_answer(names: Sequence[str], one: str, several: str) -> str:
     """What one gradient is, or several are."""
-    return f"{listed(names)} is {one}" if len(names) == 1 else f"{listed(names)} are {several}"
+    return f"{join_words(names)} is {one}" if len(names) == 1 else f"{join_words(names)} are {several}"
 
 
-def _with_a_backward(spec: Spec, known: Sequence[Budget]) -> Iterator[Deviation]:
+def _candidate_deviations(spec: Spec, known: Sequence[Budget]) -> Iterator[Deviation]:
     """Deviations of the spec and of its inputs, and mistakes in derivatives: sums over heads once for each head."""
     yield from (d for d in deviations(spec, kind_of(known[0].inputs)) if d.mistake is None)
     shared = spec.heads // spec.key_groups
-    every = OF_ANY_ATTENTION if spec.is_plain else BACKWARD_MISTAKES
+    every = GENERAL_BACKWARD_MISTAKES if spec.is_plain else BACKWARD_MISTAKES
     mistakes = [m for m in every if m.name != "gradient_of_one_query_head_of_a_group"]
     for alone in (True, False)[: shared - 1]:  # of two heads all but one is the other alone, of one there is no sum
-        mistakes += [of_query_head(n, shared, alone=alone) for n in range(shared)]
+        mistakes += [query_head_mistake(n, shared, alone=alone) for n in range(shared)]
     yield from map(Deviation.of, mistakes)
 
 
@@ -193,22 +194,22 @@ def gradient_target(known: Budget, name: str, actual: Any) -> Target:
     return Target(known.inputs, x, expected, root_mean_square(allowed) / LIMITS.row, known.recipe)
 
 
-def _factor(targets: Sequence[Target]) -> float | None:
+def _fit_factor(targets: Sequence[Target]) -> float | None:
     """The number with which the right gradients are near, if there is one and they are not near without it."""
     finite = all(np.isfinite(t.actual).all() and np.isfinite(t.expected).all() for t in targets)
     square = sum(float(np.sum(t.expected**2)) for t in targets) if finite else 0.0
     if square == 0:
         return None
     factor = sum(float(np.sum(t.actual * t.expected)) for t in targets) / square
-    return factor if _times(targets, factor) and not _times(targets, 1.0) else None
+    return factor if _has_factor(targets, factor) and not _has_factor(targets, 1.0) else None
 
 
-def _times(targets: Sequence[Target], factor: float) -> bool:
+def _has_factor(targets: Sequence[Target], factor: float) -> bool:
     """Whether they are near a number times the right gradients."""
     return all(quick_residual(t, factor * t.expected) < THRESHOLDS.gradient_residual for t in targets)
 
 
-def _named(found: Sequence[Deviation]) -> str:
-    if len(found) > MOST:
+def _format_names(found: Sequence[Deviation]) -> str:
+    if len(found) > MAX_NAMED:
         return f"{found[0].name} or one of {len(found) - 1} other deviations, which these inputs do not tell apart"
     return " or ".join(f"{d.name} ({d.what.rstrip('.')})" for d in found)

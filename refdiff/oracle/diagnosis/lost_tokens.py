@@ -11,11 +11,11 @@ import numpy as np
 
 from refdiff.backends import ops_for
 from refdiff.oracle.budget.budget import Budget
-from refdiff.oracle.budget.statistics import root_mean_square, safe_ratio
-from refdiff.oracle.deviations.tiles import SIZES
-from refdiff.oracle.diagnosis.places import right_rows
-from refdiff.oracle.diagnosis.region_format import NAMES, boxes, mask_words
-from refdiff.oracle.diagnosis.targets import LOOSE, Numpy, Target
+from refdiff.oracle.budget.statistics import safe_ratio, root_mean_square
+from refdiff.oracle.deviations.tiles import TILE_SIZES
+from refdiff.oracle.diagnosis.places import correct_rows
+from refdiff.oracle.diagnosis.region_format import AXIS_NAMES, find_boxes, format_boxes
+from refdiff.oracle.diagnosis.targets import WRONG_LIMITS, Numpy, Target
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.outputs import read_output
 from refdiff.oracle.inputs.sequences import Inputs, select
@@ -25,28 +25,28 @@ from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import AttentionOperands, attention_mask, attention_operands
 from refdiff.oracle.truth.backward import backward
-from refdiff.oracle.truth.forward import apply_gate, differences, normalize_and_scale, out_shape
+from refdiff.oracle.truth.forward import differences, normalize_and_scale, apply_gate, out_shape
 
-SAMPLE = 8
+MAX_SAMPLED = 8
 """So many of the wrong rows are looked at."""
-SCORES = 2**22
+MAX_SCORES = 2**22
 """So many scores are computed at a time."""
-EDGES, TILE = 32, 8
+MAX_EDGES, MIN_TILE = 32, 8
 """So many tokens at most start or end a stretch of tokens; the simplest ones end at a multiple of the smallest tile."""
-FEW, LARGE_TILE = 256, 64
+ALL_SINGLES, SINGLES_TILE = 256, 64
 """Up to so many tokens, each is tried alone, and all before it, and all from it on; of more, each alone that is beside
 an edge of such tiles."""
-MOST, LONGEST = 128, 16
+MAX_TOKENS, MAX_LENGTH = 128, 16
 """Of at most so many tokens, every stretch of up to so many is tried; of more queries, at most so many blocks."""
-ABOUT_AS_GOOD = 1.5
+TIE = 1.5
 """Of sets whose errors are no further apart than this, or within rounding, the simplest is named."""
-OF_KEYS = ("dk", "dv")
+KEY_GRADIENTS = ("dk", "dv")
 """Gradients whose rows are sums over queries."""
-Said = tuple[str, Numpy]
+TokenSet = tuple[str, Numpy]
 """Some tokens in words, and as a mask."""
 
 
-def lost_keys(spec: Spec, target: Target) -> tuple[str, ...]:
+def find_lost_keys(spec: Spec, target: Target) -> tuple[str, ...]:
     """Say which keys the wrong rows of a dense output lack, or see beyond their own, if these explain the error.
 
     In some of the wrong rows the query attends once more, without each stretch of keys and each edge of tiles.
@@ -55,32 +55,32 @@ def lost_keys(spec: Spec, target: Target) -> tuple[str, ...]:
     if allowed is None or kind_of(inputs) != "dense" or (S := inputs["k"].shape[2]) < 2:
         return ()
     written = np.any(target.actual != 0, axis=-1)  # a row of zeros says nothing of keys
-    wrong = ~right_rows(target.actual, allowed) & np.all(target.compared, axis=-1) & written
+    wrong = ~correct_rows(target.actual, allowed) & np.all(target.compared, axis=-1) & written
     if not wrong.any():
         return ()
-    alone, every = _unmasked(spec, inputs)
+    alone, every = _use_explicit_mask(spec, inputs)
     T, s, visible = inputs["q"].shape[2], np.arange(S), np.broadcast_to(every["mask"], (*wrong.shape, S))
-    lost, edges = stretches(S, "key"), tile_edges(S, "key")
+    lost, edges = token_ranges(S, "key"), tile_edges(S, "key")
     off = []
-    for b, h, t in (chosen := _sample(wrong)):
+    for b, h, t in (chosen := _sample_rows(wrong)):
         own, see = t if spec.causal == "top_left" else t + S - T, visible[b, h, t]
         seen = [(f"{which} not seen", see & ~some) for which, some in lost]
-        seen += [(said, see | some) for said, some in _later_keys(own, s)]
+        seen += [(said, see | some) for said, some in _later_key_sets(own, s)]
         seen += [("a query's own key was not seen", see & (s != own))]
         seen += [(f"{which} not seen", see & ~some) for which, some in edges]
         seen += [(f"{which} not seen, but a query's own", see & (~some | (s == own))) for which, some in edges]
-        out = _attended(alone, every, (b, h, t), np.stack([some for _, some in seen]))
+        out = _attend_to_sets(alone, every, (b, h, t), np.stack([some for _, some in seen]))
         off.append(safe_ratio(root_mean_square(target.actual[b, h, t] - out), np.full(len(seen), target.rows[b, h, t])))
     at = tuple(chosen.T)
     before = safe_ratio(root_mean_square(target.actual[at] - target.expected[at]), target.rows[at])
-    return _likely([said for said, _ in seen], np.stack(off, axis=1), before, wrong, list("bht"))
+    return _best_explanation([said for said, _ in seen], np.stack(off, axis=1), before, wrong, list("bht"))
 
 
-def _attended(alone: Spec, every: Inputs, row: tuple[int, int, int], seen: Numpy) -> Numpy:
+def _attend_to_sets(alone: Spec, every: Inputs, row: tuple[int, int, int], seen: Numpy) -> Numpy:
     """The row of an output where its query sees each set of keys: (sets, S) to (sets, e)."""
     (b, h, t), ops = row, ops_for()
     together = alone.norm_over == "all_heads"
-    n = max(1, SCORES // (seen.shape[1] * (alone.heads if together else 1)))
+    n = max(1, MAX_SCORES // (seen.shape[1] * (alone.heads if together else 1)))
     found: list[Numpy] = []
     for some in (seen[start : start + n] for start in range(0, len(seen), n)):
         part = select(every, slice(b, b + 1), np.full(len(some), t), slice(None)) | {"mask": some[None, None]}
@@ -97,7 +97,7 @@ def _select_head(operands: AttentionOperands, head: int, heads: int) -> Attentio
     return replace(operands, **{name: x[:, head % x.shape[1] :: heads] for name, x in arrays.items()})
 
 
-def lost_queries(known: Budget, name: str, actual: Numpy, dout: Any) -> tuple[str, ...]:
+def find_lost_queries(known: Budget, name: str, actual: Numpy, dout: Any) -> tuple[str, ...]:
     """Say which queries a gradient of dense keys or values lacks, if these explain its error.
 
     Equation:
@@ -105,35 +105,35 @@ def lost_queries(known: Budget, name: str, actual: Numpy, dout: Any) -> tuple[st
         numbers blocks of them
     """
     inputs = as_float64(known.spec, known.inputs)
-    if name not in OF_KEYS or kind_of(inputs) != "dense" or (T := inputs["q"].shape[2]) < 2:
+    if name not in KEY_GRADIENTS or kind_of(inputs) != "dense" or (T := inputs["q"].shape[2]) < 2:
         return ()
     b = known.tensors[name]
-    wrong = ~right_rows(actual, b)
+    wrong = ~correct_rows(actual, b)
     if not np.any(actual[wrong]):  # nothing is wrong, or all that is wrong is zero, which says nothing of queries
         return ()
-    at = tuple(_sample(wrong).T)
-    alone, every = _unmasked(known.spec, inputs)
+    at = tuple(_sample_rows(wrong).T)
+    alone, every = _use_explicit_mask(known.spec, inputs)
     g = round_to(read_output(dout, "dout").astype(np.float64), known.recipe.storage)
-    block, terms = _power_of_two(T / MOST), []
+    block, terms = _next_power_of_two(T / MAX_TOKENS), []
     for queries in (slice(start, start + block) for start in range(0, T, block)):
         part = select(every, slice(None), queries, slice(None))
         terms.append(backward(alone, part, g[:, :, queries], ops_for())[name[1:]][at])
-    sets = [*stretches(T, "query"), *tile_edges(T, "query")]
+    sets = [*token_ranges(T, "query"), *tile_edges(T, "query")]
     sets = [(which, some) for which, some in sets if np.array_equal(some, np.repeat(some[::block], block)[:T])]
     lost = np.tensordot(np.stack([some[::block] for _, some in sets]).astype(np.float64), np.stack(terms), 1)
     missing, size = np.sum(terms, axis=0) - actual[at], b.rows[at]
     off, before = safe_ratio(root_mean_square(lost - missing), size), safe_ratio(root_mean_square(missing), size)
-    return _likely([f"{which} not seen" for which, _ in sets], off, before, wrong, b.axes.split())
+    return _best_explanation([f"{which} not seen" for which, _ in sets], off, before, wrong, b.axes.split())
 
 
-def _sample(wrong: Numpy) -> Numpy:
+def _sample_rows(wrong: Numpy) -> Numpy:
     """Where some of the wrong rows are, (rows, axes), spread over all of them."""
     places = np.argwhere(wrong)
-    sample: Numpy = places[np.unique(np.linspace(0, len(places) - 1, SAMPLE).astype(int))]
+    sample: Numpy = places[np.unique(np.linspace(0, len(places) - 1, MAX_SAMPLED).astype(int))]
     return sample
 
 
-def _unmasked(spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs]:
+def _use_explicit_mask(spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs]:
     """The same problem with all that a query may see in one mask, and positions, so that parts of it stay the same."""
     T, S = inputs["q"].shape[2], inputs["k"].shape[2]
     every = {"q_positions": np.arange(S - T, S)[None], "k_positions": np.arange(S)[None], **inputs}
@@ -142,7 +142,9 @@ def _unmasked(spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs]:
     return spec.replace(causal="none", window=None, padded_queries="computed"), every
 
 
-def _likely(said: Sequence[str], off: Numpy, before: Numpy, wrong: Numpy, axes: Sequence[str]) -> tuple[str, ...]:
+def _best_explanation(
+    said: Sequence[str], off: Numpy, before: Numpy, wrong: Numpy, axes: Sequence[str]
+) -> tuple[str, ...]:
     """The first that leaves about as little error as any, (sets, rows), where that is far less than before, and where.
 
     Args:
@@ -150,27 +152,27 @@ def _likely(said: Sequence[str], off: Numpy, before: Numpy, wrong: Numpy, axes: 
     """
     off = np.nan_to_num(off, nan=np.inf)
     total = root_mean_square(off)
-    likely = int(np.flatnonzero(total <= max(1.0, ABOUT_AS_GOOD * float(total.min())))[0])
-    if total[likely] * THRESHOLDS.better_ratio > root_mean_square(before) or off[likely].max() > LOOSE.row:
+    likely = int(np.flatnonzero(total <= max(1.0, TIE * float(total.min())))[0])
+    if total[likely] * THRESHOLDS.better_ratio > root_mean_square(before) or off[likely].max() > WRONG_LIMITS.row:
         return ()
     every = np.ones_like(wrong)
-    place = mask_words(boxes(wrong, every), every, [NAMES[a] for a in axes], "every head")
+    place = format_boxes(find_boxes(wrong, every), every, [AXIS_NAMES[a] for a in axes], "every head")
     return (f"it is as if {said[likely]} in {place or f'{wrong.sum()} of {wrong.size} rows'}",)
 
 
-def stretches(n: int, name: str) -> list[Said]:
+def token_ranges(n: int, name: str) -> list[TokenSet]:
     """Stretches of n tokens, the simplest first: from an edge on, up to one, one token, a tile, others."""
-    edges = range(0, n, _power_of_two(n / EDGES))
+    edges = range(0, n, _next_power_of_two(n / MAX_EDGES))
     several = {"key": "keys", "query": "queries"}[name]
-    at = [a for a in edges if a and a % TILE == 0]
+    at = [a for a in edges if a and a % MIN_TILE == 0]
     found = [(a, n) for a in at] + [(0, b) for b in at]
-    found += [(a, a + 1) for a in range(n) if n <= FEW or a % LARGE_TILE in (0, LARGE_TILE - 1)]
-    found += [(a, a + tile) for tile in SIZES for a in edges if a % tile == 0 and a + tile <= n]
+    found += [(a, a + 1) for a in range(n) if n <= ALL_SINGLES or a % SINGLES_TILE in (0, SINGLES_TILE - 1)]
+    found += [(a, a + tile) for tile in TILE_SIZES for a in edges if a % tile == 0 and a + tile <= n]
     found += [(a, b) for a in edges for b in (*edges, n) if b > a]
-    if n <= FEW:
+    if n <= ALL_SINGLES:
         found += [(a, n) for a in range(n)] + [(0, b) for b in range(1, n)]
-    if n <= MOST:
-        found += [(a, a + length) for length in range(2, LONGEST + 1) for a in range(n - length)]
+    if n <= MAX_TOKENS:
+        found += [(a, a + length) for length in range(2, MAX_LENGTH + 1) for a in range(n - length)]
     i, said = np.arange(n), {}
     for a, b in dict.fromkeys(found):
         if b - a == 1:
@@ -180,16 +182,16 @@ def stretches(n: int, name: str) -> list[Said]:
     return [(words, (a <= i) & (i < b)) for (a, b), words in said.items()]
 
 
-def _power_of_two(x: float) -> int:
+def _next_power_of_two(x: float) -> int:
     """The smallest one, 1 or more, that is no less than x."""
     return 1 << max(0, math.ceil(math.log2(x)))
 
 
-def tile_edges(n: int, name: str) -> list[Said]:
+def tile_edges(n: int, name: str) -> list[TokenSet]:
     """The first of n tokens in each tile, with those of the first tile and without, and the last."""
     i = np.arange(n)
     found = []
-    for tile in (size for size in SIZES if size < n):
+    for tile in (size for size in TILE_SIZES if size < n):
         of = f"{name} of each tile of {tile}"
         found += [(f"the first {of} was", i % tile == 0),
                   (f"the first {of} after the first was", (i % tile == 0) & (i > 0)),
@@ -197,12 +199,12 @@ def tile_edges(n: int, name: str) -> list[Said]:
     return found
 
 
-def _later_keys(own: int, s: Numpy) -> list[Said]:
+def _later_key_sets(own: int, s: Numpy) -> list[TokenSet]:
     """Keys after a query's own that a kernel may see: one, as many as a tile has, those of its own tile."""
     after = s - own
     return [
         ("the key after a query's own was seen", after == 1),
-        *((f"the {n} keys after a query's own were seen", (after > 0) & (after <= n)) for n in SIZES),
+        *((f"the {n} keys after a query's own were seen", (after > 0) & (after <= n)) for n in TILE_SIZES),
         *((f"every key of the tile of {n} that has a query's own was seen", (after > 0) & (s // n == own // n))
-          for n in SIZES),
+          for n in TILE_SIZES),
     ]  # fmt: skip

@@ -13,9 +13,9 @@ from refdiff.oracle.diagnosis.targets import (
     Kernel,
     Numpy,
     Target,
-    explained,
-    judged,
-    outputs,
+    compute_outputs,
+    explained_share,
+    passes_as,
     quick_residual,
 )
 from refdiff.oracle.rounding import round_to
@@ -23,9 +23,9 @@ from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.verdict.judge import judge_rows
 from refdiff.oracle.verdict.verdict import FAIL
 
-ALIKE = 0.02
+SAME_VALUE = 0.02
 """Fitted numbers that differ by less than this part are one number."""
-LISTED = 16
+MAX_LISTED = 16
 """Of more heads the first so many are listed."""
 
 
@@ -39,55 +39,55 @@ class Trial:
     kernel: Kernel
 
 
-def held(trial: Trial, turns: Sequence[tuple[Target, ...]], *, large: bool = False) -> list[Fit]:
+def evaluate(trial: Trial, stages: Sequence[tuple[Target, ...]], *, large: bool = False) -> list[Fit]:
     """Hold a trial against outputs: a part of them first, then the whole; nothing where it is not worth showing.
 
     Args:
         large: whether what is far off is not judged, which takes long.
     """
     worst, share, passed = 0.0, 1.0, True
-    for targets in turns:
-        outs = outputs(trial.kernel, targets)
-        share = min(explained(t, x) for t, x in zip(targets, outs, strict=True))
+    for targets in stages:
+        outs = compute_outputs(trial.kernel, targets)
+        share = min(explained_share(t, x) for t, x in zip(targets, outs, strict=True))
         if large and any(quick_residual(t, x) > THRESHOLDS.quick_residual for t, x in zip(targets, outs, strict=True)):
             worst, passed = np.inf, False
         for t in targets if passed else ():
-            passed, residual = judged(trial.kernel(t.inputs), t)
+            passed, residual = passes_as(trial.kernel(t.inputs), t)
             worst = max(worst, residual)
             if not passed:
                 break
         if not passed and share < THRESHOLDS.nearly_explained:
             return []
-    if all(_is_right(t, x) for t, x in zip(targets, outs, strict=True)):
+    if all(_is_correct(t, x) for t, x in zip(targets, outs, strict=True)):
         return []  # it is the spec's own number
     return [Fit(trial.parameter, trial.value, trial.text, worst, passed, share)]
 
 
-def _is_right(target: Target, out: Numpy | None) -> bool:
+def _is_correct(target: Target, out: Numpy | None) -> bool:
     """Whether what a kernel gives is right by the rule of `check`."""
     if target.allowed is None or out is None or out.shape != target.expected.shape:
         return False
     return judge_rows("out", round_to(out, target.recipe.storage), target.allowed).status != FAIL
 
 
-def is_one(values: Numpy) -> bool:
+def is_uniform(values: Numpy) -> bool:
     """Whether all heads have the same number."""
-    return bool(np.ptp(values) <= ALIKE * max(1e-3, float(np.abs(values).max())))
+    return bool(np.ptp(values) <= SAME_VALUE * max(1e-3, float(np.abs(values).max())))
 
 
-def short_list(values: Numpy) -> str:
+def format_list(values: Numpy) -> str:
     """The first few: "0.5, 0.7, 1, …"."""
-    return ", ".join(f"{x:.3g}" for x in values[:LISTED]) + (", …" if len(values) > LISTED else "")
+    return ", ".join(f"{x:.3g}" for x in values[:MAX_LISTED]) + (", …" if len(values) > MAX_LISTED else "")
 
 
-def in_words(values: Numpy) -> str:
+def format_by_head(values: Numpy) -> str:
     """What each head has: "0.5 in every head", or "by head 0.5, 0.7"."""
-    return f"{float(np.median(values)):.4g} in every head" if is_one(values) else f"by head {short_list(values)}"
+    return f"{float(np.median(values)):.4g} in every head" if is_uniform(values) else f"by head {format_list(values)}"
 
 
-def spec_value_format(values: Any, heads: int) -> str:
+def format_spec_value(values: Any, heads: int) -> str:
     """What the spec has, of any shape that goes with (B, h, T, 1): "0.36", "by head 0.3, 0.4", or one by token."""
     x = np.asarray(values, dtype=np.float64)
     if x.size not in (1, heads) or (x.size > 1 and x.shape[-3] != heads):
         return "one for each token"
-    return f"{x.flat[0]:.4g}" if is_one(x.ravel()) else f"by head {short_list(x.ravel())}"
+    return f"{x.flat[0]:.4g}" if is_uniform(x.ravel()) else f"by head {format_list(x.ravel())}"

@@ -12,7 +12,7 @@ from refdiff.oracle.printing import wrap_text
 if TYPE_CHECKING:
     from refdiff.oracle.cases.fixed import Case
 
-FEW = 6
+MAX_NAMES = 6
 """So many names are printed of those that could not be shown."""
 
 NO_DEVIATION, UNIQUE, AMBIGUOUS, NONE_FITS = "no deviation", "unique", "ambiguous", "none fits"
@@ -86,15 +86,15 @@ class Fit:
         return {name: x for name, x in vars(self).items() if name != "residual"}
 
 
-def _shortened(note: str) -> str:
+def _shorten_note(note: str) -> str:
     """A note that lists names, with a few of those that could not be shown: all of them are in `notes`."""
     said, _, listed = note.rpartition(": ")
     names = listed.split(", ")
     if "not tried in pairs" in said:
         return f"{said} (they are in `notes`)"
-    if "could not show" not in said or len(names) <= FEW:
+    if "could not show" not in said or len(names) <= MAX_NAMES:
         return note
-    return f"{said}: {', '.join(names[:FEW])}, and others (all are in `notes`)"
+    return f"{said}: {', '.join(names[:MAX_NAMES])}, and others (all are in `notes`)"
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Ranking:
         if self.separating is not None:
             case = self.separating
             lines.append(f"  the case {case.name} tells them apart: run your kernel on its inputs, in {case.dtype}")
-        return wrap_text("\n".join([*lines, *(f"  {_shortened(note)}" for note in self.notes)]))
+        return wrap_text("\n".join([*lines, *(f"  {_shorten_note(note)}" for note in self.notes)]))
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold."""

@@ -13,15 +13,15 @@ from refdiff.oracle.thresholds import THRESHOLDS
 Numpy = np.ndarray[Any, Any]
 Box = tuple[Numpy, ...]
 """For each axis the indices that belong to it."""
-NAMES = {"b": "sequence", "page": "page", "slot": "slot", "t": "token", "s": "key"} | dict.fromkeys("hHKV", "head")
+AXIS_NAMES = {"b": "sequence", "page": "page", "slot": "slot", "t": "token", "s": "key"} | dict.fromkeys("hHKV", "head")
 """Of an axis by its letter."""
-MOST_PLACES = 3
+MAX_PLACES = 3
 """What is made of more boxes, or more stretches of an axis, than this has no shape; so many of them are listed."""
-LISTED = 4
+MAX_LISTED = 4
 """So many indices without a pattern are listed one by one."""
 
 
-def boxes(mask: Numpy, counted: Numpy) -> list[Box]:
+def find_boxes(mask: Numpy, counted: Numpy) -> list[Box]:
     """Return the boxes of which `mask` is made, a few at most, of what is `counted`; nothing where it has no shape.
 
     Shapes:
@@ -29,23 +29,23 @@ def boxes(mask: Numpy, counted: Numpy) -> list[Box]:
     """
     if not mask.any():
         return []
-    box = tuple(np.flatnonzero(mask.any(axis=_others(mask, n))) for n in range(mask.ndim))
+    box = tuple(np.flatnonzero(mask.any(axis=_other_axes(mask, n))) for n in range(mask.ndim))
     if mask.sum() >= THRESHOLDS.filled_share * counted[np.ix_(*box)].sum():
         return [box]
-    parts = _parts(mask, counted)
-    return parts if len(parts) <= MOST_PLACES else []
+    parts = _split_along_axes(mask, counted)
+    return parts if len(parts) <= MAX_PLACES else []
 
 
-def _others(x: Numpy, n: int) -> tuple[int, ...]:
+def _other_axes(x: Numpy, n: int) -> tuple[int, ...]:
     return tuple(m for m in range(x.ndim) if m != n)
 
 
-def _parts(mask: Numpy, counted: Numpy) -> list[Box]:
+def _split_along_axes(mask: Numpy, counted: Numpy) -> list[Box]:
     """Along the first axis what is alike is put together, and each of those groups is taken apart again."""
     if mask.ndim == 1:
         return [(np.flatnonzero(mask),)]
     groups: list[list[int]] = []
-    for i in np.flatnonzero(mask.any(axis=_others(mask, 0))):
+    for i in np.flatnonzero(mask.any(axis=_other_axes(mask, 0))):
         for group in groups:
             both = counted[i] & counted[group[0]]
             if np.array_equal(mask[i] & both, mask[group[0]] & both):
@@ -53,90 +53,90 @@ def _parts(mask: Numpy, counted: Numpy) -> list[Box]:
                 break
         else:
             groups.append([int(i)])
-        if len(groups) > MOST_PLACES:
-            return [()] * (MOST_PLACES + 1)
+        if len(groups) > MAX_PLACES:
+            return [()] * (MAX_PLACES + 1)
     found: list[Box] = []
     for group in groups:
-        rest = _parts(np.any(mask[group], axis=0), np.any(counted[group], axis=0))
-        found += [(np.asarray(group), *box) for box in rest if box] or [()] * (MOST_PLACES + 1)
+        rest = _split_along_axes(np.any(mask[group], axis=0), np.any(counted[group], axis=0))
+        found += [(np.asarray(group), *box) for box in rest if box] or [()] * (MAX_PLACES + 1)
     return found
 
 
-def every(box: Box, counted: Numpy, n: int) -> Numpy:
+def counted_indices(box: Box, counted: Numpy, n: int) -> Numpy:
     """All indices of axis n that are counted somewhere beside the box: sequences may be of several lengths."""
     at = tuple(np.arange(counted.shape[m]) if m == n else some for m, some in enumerate(box))
-    return np.flatnonzero(counted[np.ix_(*at)].any(axis=_others(counted, n)))
+    return np.flatnonzero(counted[np.ix_(*at)].any(axis=_other_axes(counted, n)))
 
 
-def worded(box: Box, counted: Numpy, names: Sequence[str]) -> str | None:
+def format_box(box: Box, counted: Numpy, names: Sequence[str]) -> str | None:
     """A box in words, "tokens 32 to 63 of head 3"; "" where it is everything, None where an axis has no pattern.
 
     Args:
         names: of the axes, in the singular.
     """
-    words = [indices(name, box[n], every(box, counted, n)) for n, name in enumerate(names)]
+    words = [format_indices(name, box[n], counted_indices(box, counted, n)) for n, name in enumerate(names)]
     return None if None in words else " of ".join(word for word in reversed(words) if word)
 
 
-def mask_words(found: Sequence[Box], counted: Numpy, names: Sequence[str], whole: str = "") -> str | None:
+def format_boxes(found: Sequence[Box], counted: Numpy, names: Sequence[str], whole: str = "") -> str | None:
     """The boxes of a mask in words, `whole` for one that is everything; None where they have no pattern."""
-    words = [worded(box, counted, names) for box in found]
+    words = [format_box(box, counted, names) for box in found]
     return None if not words or None in words else " and ".join(filter(None, (word or whole for word in words)))
 
 
-def indices(name: str, found: Numpy, of: Numpy) -> str | None:
+def format_indices(name: str, found: Numpy, of: Numpy) -> str | None:
     """Some of all indices of an axis in words; "" where it is all of them, None where they follow no pattern."""
     if len(found) >= len(of):
         return ""
     if len(found) == 1:
         return f"{name} {found[0]}"
     if found[-1] - found[0] + 1 == len(found):
-        return f"{name}s {_stretch(found)}"
-    if (period := repeats(found, of)) is not None and period[0] >= THRESHOLDS.min_block:
+        return f"{name}s {_format_range(found)}"
+    if (period := find_period(found, of)) is not None and period[0] >= THRESHOLDS.min_block:
         m, low, high = period
         rest = f"= {low}" if low == high else f"from {low} to {high}"
         return f"{name}s i with i mod {m} {rest}"
-    if len(found) <= LISTED:
-        return f"{name}s {listed(found.tolist())}"
-    some, steps = stretches(found), np.diff(found)
-    by_chance = len(some) > MOST_PLACES or np.min(steps[steps > 1]) < THRESHOLDS.min_block
+    if len(found) <= MAX_LISTED:
+        return f"{name}s {join_words(found.tolist())}"
+    some, steps = consecutive_runs(found), np.diff(found)
+    by_chance = len(some) > MAX_PLACES or np.min(steps[steps > 1]) < THRESHOLDS.min_block
     if by_chance and len(found) >= THRESHOLDS.filled_share * (found[-1] - found[0] + 1):
         return f"most {name}s from {found[0]} to {found[-1]}"
-    if len(some) <= MOST_PLACES:
-        return f"{name}s {listed([_stretch(x) for x in some])}"
+    if len(some) <= MAX_PLACES:
+        return f"{name}s {join_words([_format_range(x) for x in some])}"
     return None
 
 
-def _stretch(found: Numpy) -> str:
+def _format_range(found: Numpy) -> str:
     """Indices that follow one another: "3", "3 and 4", "3 to 5"."""
-    return f"{found[0]} to {found[-1]}" if len(found) > 2 else listed(found.tolist())
+    return f"{found[0]} to {found[-1]}" if len(found) > 2 else join_words(found.tolist())
 
 
-def stretches(found: Numpy) -> list[Numpy]:
+def consecutive_runs(found: Numpy) -> list[Numpy]:
     """Some indices, those that follow one another together."""
     return np.split(found, np.flatnonzero(np.diff(found) > 1) + 1)
 
 
-def pieces(mask: Numpy, found: Sequence[Box]) -> list[Box]:
+def split_boxes(mask: Numpy, found: Sequence[Box]) -> list[Box]:
     """The boxes of a mask cut into stretches of each axis; without boxes, its stretches of the last axis."""
     if not found:
         found = [(*np.asarray(at)[:, None], np.flatnonzero(mask[tuple(at)])) for at in np.argwhere(mask.any(axis=-1))]
-    return [part for box in found for part in product(*map(stretches, box))]
+    return [part for box in found for part in product(*map(consecutive_runs, box))]
 
 
-def several_words(found: Sequence[Box], counted: Numpy, names: Sequence[str]) -> str:
+def format_first_boxes(found: Sequence[Box], counted: Numpy, names: Sequence[str]) -> str:
     """What has no shape, by its first pieces: "several places: token 3 of head 0, head 1, head 4 and 9 more"."""
-    first = [str(worded(box, counted, names)) for box in found[:MOST_PLACES]]
-    return f"several places: {', '.join(first)} and {len(found) - MOST_PLACES} more"
+    first = [str(format_box(box, counted, names)) for box in found[:MAX_PLACES]]
+    return f"several places: {', '.join(first)} and {len(found) - MAX_PLACES} more"
 
 
-def listed(some: Sequence[object], word: str = "and") -> str:
+def join_words(some: Sequence[object], word: str = "and") -> str:
     """Some things in words: "0, 1 and 3"."""
     *first, last = map(str, some)
     return f"{', '.join(first)} {word} {last}" if first else last
 
 
-def repeats(found: Numpy, of: Numpy) -> tuple[int, int, int] | None:
+def find_period(found: Numpy, of: Numpy) -> tuple[int, int, int] | None:
     """(m, low, high) where the found are those with low ≤ i mod m ≤ high, for the smallest such m; None for no m.
 
     Three times or more, or in blocks of a power of two, twice: any two indices are so for some m.

@@ -72,7 +72,7 @@ def _one_more_in_the_denominator(call: Call) -> Any:
     return call(**more)
 
 
-def _seeing(
+def _attend(
     call: Call, first: int | None, *, from_left: bool = False, window: int | None = None, inverted: bool = False
 ) -> Any:
     """The layer with key s seen by query t where s ≤ t + offset + first, and s is in the window."""
@@ -133,22 +133,22 @@ ATTENTION_MISTAKES: tuple[Mistake, ...] = (
             "e^z / (1 + Σ e^z), a softmax with a sink: as if there were one more key, of score and value 0.",
             "diff_attention", "renorm", _one_more_in_the_denominator),
     Mistake("triangle_at_the_top_left", "Query t sees keys up to t, whatever is in the cache.", "diff_attention",
-            "mask align", lambda call: _seeing(call, 0, from_left=True), "B18"),
+            "mask align", lambda call: _attend(call, 0, from_left=True), "B18"),
     Mistake("tokens_that_do_not_see_themselves", "s < t + S − T.", "diff_attention", "mask off by one",
-            lambda call: _seeing(call, -1)),
+            lambda call: _attend(call, -1)),
     Mistake("one_future_token_seen", "s ≤ t + S − T + 1.", "diff_attention", "mask off by one",
-            lambda call: _seeing(call, 1)),
-    Mistake("no_causal_mask", "Every token sees all.", "diff_attention", "mask", lambda call: _seeing(call, None)),
+            lambda call: _attend(call, 1)),
+    Mistake("no_causal_mask", "Every token sees all.", "diff_attention", "mask", lambda call: _attend(call, None)),
     Mistake("mask_inverted",
             'Every token sees those after it, and not itself or what came before: True taken for "hidden".',
-            "diff_attention", "mask", lambda call: _seeing(call, 0, inverted=True)),
+            "diff_attention", "mask", lambda call: _attend(call, 0, inverted=True)),
     Mistake("queries_and_keys_normed",
             "Q and K divided by their root mean square before the scores, as models with a QK norm do.",
             "diff_attention", "norm kind", _queries_and_keys_normed),
     Mistake("no_padding_mask", "Padding seen as if it were text.", "diff_attention", "mask",
             lambda call: call(mask=None)),
     Mistake("a_sliding_window", "Only the last 4 keys seen, where nothing asked for a window.", "diff_attention",
-            "window", lambda call: _seeing(call, 0, window=4), "B19"),
+            "window", lambda call: _attend(call, 0, window=4), "B19"),
     Mistake("the_first_key_lost", "A window one shorter than the text: the last query does not see the first key.",
-            "diff_attention", "window", lambda call: _seeing(call, 0, window=call.k1.shape[2] - 1), "B19"),
+            "diff_attention", "window", lambda call: _attend(call, 0, window=call.k1.shape[2] - 1), "B19"),
 )  # fmt: skip

@@ -20,7 +20,7 @@ def _saved_sums_used_without_a_mask(call: Call) -> Any:
     g, xp, K = call.g, namespace(call.q1), call.v.shape[1]
     values = xp.repeat(call.v, call.q1.shape[1] // K, axis=1)
     more = []
-    for (q, k, mask, bias), sign in zip(_of_maps(call), (1.0, -call.lambda_), strict=True):
+    for (q, k, mask, bias), sign in zip(_split_by_map(call), (1.0, -call.lambda_), strict=True):
         z, visible = attention_scores(q, k, mask, bias, causal=call.causal)
         if visible is None:
             more.append((0 * q, 0 * k, 0 * call.v))
@@ -35,19 +35,19 @@ def _saved_sums_used_without_a_mask(call: Call) -> Any:
         hidden = xp.where(some & xp.logical_not(visible), hidden, 0 * z)
         of_row = xp.sum(sign * g * (right_weights @ values), axis=-1, keepdims=True)
         ds = hidden * (sign * (g @ xp.matrix_transpose(values)) - of_row)
-        dq, dk = _through_scores(ds, q, k)
-        more.append((dq, dk, _to_groups(xp.matrix_transpose(sign * hidden) @ g, K)))
+        dq, dk = _scores_vjp(ds, q, k)
+        more.append((dq, dk, _sum_over_groups(xp.matrix_transpose(sign * hidden) @ g, K)))
     first, second = more
     return dq1 + first[0], dk1 + first[1], dq2 + second[0], dk2 + second[1], dv + first[2] + second[2], dlambda
 
 
-def _of_maps(call: Call) -> Iterator[tuple[Array, Array, Any, Any]]:
+def _split_by_map(call: Call) -> Iterator[tuple[Array, Array, Any, Any]]:
     """Queries, keys, mask and bias of each map."""
     masks, biases = (split_maps(x, call.q1.shape[1]) for x in (call.mask, call.bias))
     return zip((call.q1, call.q2), (call.k1, call.k2), masks, biases, strict=True)
 
 
-def _through_scores(ds: Array, q: Array, k: Array) -> tuple[Array, Array]:
+def _scores_vjp(ds: Array, q: Array, k: Array) -> tuple[Array, Array]:
     """∂L/∂Q and ∂L/∂K from ∂L/∂S (B, H, T, S)."""
     xp, (B, H, T, d), (K, S) = namespace(q), q.shape, k.shape[1:3]
     grouped = xp.reshape(ds / math.sqrt(d), (B, K, H // K, T, S))
@@ -55,7 +55,7 @@ def _through_scores(ds: Array, q: Array, k: Array) -> tuple[Array, Array]:
     return dq, xp.sum(xp.matrix_transpose(grouped) @ xp.reshape(q, (B, K, H // K, T, d)), axis=2)
 
 
-def _to_groups(x: Array, groups: int) -> Array:
+def _sum_over_groups(x: Array, groups: int) -> Array:
     """Sum over the query heads that share a key head: (B, H, S, e) to (B, K, S, e)."""
     xp, (B, H, *rest) = namespace(x), x.shape
     return xp.sum(xp.reshape(x, (B, groups, H // groups, *rest)), axis=2)
@@ -91,29 +91,29 @@ def _lambda_gradient_without_its_sign(call: Call) -> Any:
     return (*rest, -dlambda)
 
 
-def _with_row_sums(found: Any, call: Call, more: Callable[[Array, Array], tuple[Array | float, Array | float]]) -> Any:
+def _add_row_sums(found: Any, call: Call, more: Callable[[Array, Array], tuple[Array | float, Array | float]]) -> Any:
     """The gradients with Aᵢ ⊙ xᵢ added to ∂L/∂Sᵢ, x = more(rowsum(G ⊙ A₁), rowsum(G ⊙ A₂)), a number for each row."""
     dq1, dk1, dq2, dk2, *rest = found
     xp = namespace(call.q1)
-    a1, a2 = (attention_weights(*of_map, causal=call.causal) for of_map in _of_maps(call))
+    a1, a2 = (attention_weights(*of_map, causal=call.causal) for of_map in _split_by_map(call))
     values = xp.repeat(call.v, call.q1.shape[1] // call.v.shape[1], axis=1)
     x1, x2 = more(*(xp.sum(call.g * (a @ values), axis=-1, keepdims=True) for a in (a1, a2)))
-    (mq1, mk1), (mq2, mk2) = _through_scores(a1 * x1, call.q1, call.k1), _through_scores(a2 * x2, call.q2, call.k2)
+    (mq1, mk1), (mq2, mk2) = _scores_vjp(a1 * x1, call.q1, call.k1), _scores_vjp(a2 * x2, call.q2, call.k2)
     return (dq1 + mq1, dk1 + mk1, dq2 + mq2, dk2 + mk2, *rest)
 
 
 def _row_sums_of_the_difference(call: Call) -> Any:
     x = call.lambda_
-    return _with_row_sums(call(), call, lambda d1, d2: (x * d2, -x * (d2 - (d1 - x * d2))))
+    return _add_row_sums(call(), call, lambda d1, d2: (x * d2, -x * (d2 - (d1 - x * d2))))
 
 
-def of_query_head(number: int, of: int, *, alone: bool) -> Mistake:
+def query_head_mistake(number: int, shared: int, *, alone: bool) -> Mistake:
     """The mistake of taking one query head alone into the sums over those that share a key head, or all but this one.
 
     Args:
         number: from 0 to `of` - 1, which are as many as share a key head.
     """
-    which = f"query head {number} (of 0 to {of - 1}) of those that share a key head"
+    which = f"query head {number} (of 0 to {shared - 1}) of those that share a key head"
     if alone:
         name, what = "gradient_of_one_query_head_of_a_group", f"of {which} alone, in place of their sum"
     else:
@@ -122,11 +122,11 @@ def of_query_head(number: int, of: int, *, alone: bool) -> Mistake:
     def taken(numbers: Array, _: Array) -> Array:
         return numbers == number if alone else numbers != number
 
-    call = partial(_of_some_query_heads, taken)
+    call = partial(_sum_selected_heads, taken)
     return Mistake(name, f"∂L/∂K and ∂L/∂V {what}.", LAYER, "backward", call)
 
 
-def _of_some_query_heads(taken: Callable[[Array, Array], Array], call: Call) -> Any:
+def _sum_selected_heads(taken: Callable[[Array, Array], Array], call: Call) -> Any:
     """∂L/∂K and ∂L/∂V of those query heads that are `taken`, by their number in a group and how many share its key.
 
     Key heads that come once for every query head are shared where their numbers are the same.
@@ -168,7 +168,7 @@ def _second_map(of_product: Factor, of_sum: Factor, call: Call) -> Any:
     found = dq1, dk1, dq2, dk2, *rest
     if of_product == of_sum:
         return found
-    return _with_row_sums(found, call, lambda _, d2: (0.0, (product - row_sum) * d2))
+    return _add_row_sums(found, call, lambda _, d2: (0.0, (product - row_sum) * d2))
 
 
 def _values_gradient(factor: Factor, call: Call) -> Any:
@@ -195,7 +195,7 @@ def _lost_factors() -> Iterator[Mistake]:
             yield Mistake(f"{name}_without_{lost}", what, LAYER, "backward", call)
 
 
-OF_ANY_ATTENTION: tuple[Mistake, ...] = (
+GENERAL_BACKWARD_MISTAKES: tuple[Mistake, ...] = (
     Mistake("gradient_without_the_causal_mask", "The gradient of attention that sees the future.", LAYER, "backward",
             lambda call: call(causal=False), "B23"),
     Mistake("gradient_without_the_mask",
@@ -210,10 +210,10 @@ OF_ANY_ATTENTION: tuple[Mistake, ...] = (
             "∂L/∂Q = log₂ e ∂L/∂S K / √d: from the keys that make 2^z of e^z, and not divided by their factor again.",
             LAYER, "backward", _log2_e_left_in_the_gradient_of_queries),
     Mistake("row_sums_left_out", "∂L/∂S = A ⊙ ∂L/∂A, from which A ⊙ rowsum(∂L/∂A ⊙ A) is not taken away.", LAYER,
-            "backward", lambda call: _with_row_sums(call(), call, lambda d1, d2: (d1, -call.lambda_ * d2))),
+            "backward", lambda call: _add_row_sums(call(), call, lambda d1, d2: (d1, -call.lambda_ * d2))),
     Mistake("gradient_of_one_query_head_of_a_group",
             "∂L/∂K and ∂L/∂V of the last query head alone of those that share a key head, in place of their sum.",
-            LAYER, "backward", lambda call: _of_some_query_heads(lambda number, of: number == of - 1, call)),
+            LAYER, "backward", lambda call: _sum_selected_heads(lambda number, of: number == of - 1, call)),
     Mistake("root_held_constant", "∂L/∂x = r (g ⊙ w) with r = 1/√(mean(x²) + ε) taken for a constant: r x̂ mean(g ⊙ w "
             "⊙ x̂) is not taken away.", "rms_norm_vjp", "backward", _root_held_constant),
     Mistake("activation_for_its_slope",
@@ -226,7 +226,7 @@ OF_ANY_ATTENTION: tuple[Mistake, ...] = (
             "∂L/∂x = g in place of Rᵀ g: the gradients of queries and keys as they are after RoPE.", "rope_vjp",
             "backward", lambda call: (call.g, *call()[1:])),
 )  # fmt: skip
-OF_TWO_MAPS: tuple[Mistake, ...] = (
+TWO_MAP_BACKWARD_MISTAKES: tuple[Mistake, ...] = (
     Mistake("gradients_of_the_maps_exchanged",
             "∂L/∂Q₁ and ∂L/∂K₁ written where ∂L/∂Q₂ and ∂L/∂K₂ belong, and the other way about.", LAYER, "backward",
             _gradients_of_the_maps_exchanged),
@@ -246,4 +246,4 @@ OF_TWO_MAPS: tuple[Mistake, ...] = (
     *_lost_factors(),
 )  # fmt: skip
 """Those of the difference of two maps, and of λ: plain attention has neither."""
-BACKWARD_MISTAKES: tuple[Mistake, ...] = (*OF_ANY_ATTENTION, *OF_TWO_MAPS)
+BACKWARD_MISTAKES: tuple[Mistake, ...] = (*GENERAL_BACKWARD_MISTAKES, *TWO_MAP_BACKWARD_MISTAKES)

@@ -133,21 +133,21 @@ def _rms(x: Array, eps: float, axis: Any = -1) -> Array:
     return x / xp.sqrt(xp.mean(x * x, axis=axis, keepdims=True) + eps)
 
 
-def _weighed(y: Array, weight: Array | None, eps: float = 0.0) -> Array:
+def _affine(y: Array, weight: Array | None, eps: float = 0.0) -> Array:
     """y ⊙ w: what is left of a norm that norms nothing."""
     return y if weight is None else y * weight
 
 
 def _epsilon_outside_the_root(call: Call) -> Any:
     x, xp = call.x, namespace(call.x)
-    return _weighed(x / (xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True)) + call.eps), call.weight)
+    return _affine(x / (xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True)) + call.eps), call.weight)
 
 
 def _norm_over_half_of_a_head(call: Call) -> Any:
     def halves(x: Array, weight: Array | None, eps: float) -> Array:
         xp = namespace(x)
         split = xp.reshape(x, (*x.shape[:-1], 2, x.shape[-1] // 2))
-        return _weighed(xp.reshape(_rms(split, eps), x.shape), weight)
+        return _affine(xp.reshape(_rms(split, eps), x.shape), weight)
 
     return call(ops=call.parts(rms_norm=halves))
 
@@ -169,15 +169,15 @@ NORM_MISTAKES: tuple[Mistake, ...] = (
             "diff_heads_paper", "eps", lambda call: call() if "eps" in call.given else call(eps=1e-6), "F4",
             f"{UNILM}/blob/master/Diff-Transformer/rms_norm.py"),
     Mistake("norm_over_all_heads", "One norm for the heads of a token together.", "diff_heads_hf", "norm extent",
-            lambda call: call(ops=call.parts(rms_norm=lambda x, weight, eps: _weighed(_rms(x, eps, (1, 3)), weight))),
+            lambda call: call(ops=call.parts(rms_norm=lambda x, weight, eps: _affine(_rms(x, eps, (1, 3)), weight))),
             "B7", also=PAPER),
     Mistake("norm_over_half_of_a_head", "A norm for each d of a head's 2d.", "diff_heads_hf", "norm extent",
             _norm_over_half_of_a_head, also=PAPER),
     Mistake("norm_after_attention_left_out", "No norm after attention.", "diff_heads_hf", "norm kind",
-            lambda call: call(ops=call.parts(rms_norm=_weighed)), "B8", also=PAPER),
+            lambda call: call(ops=call.parts(rms_norm=_affine)), "B8", also=PAPER),
     Mistake("norm_of_queries_and_keys", "The sub-norm on Q and K, not on what attention gives.", "diff_heads_hf",
             "norm kind",
-            lambda call: call(q=_rms(call.q, 1e-5), k=_rms(call.k, 1e-5), ops=call.parts(rms_norm=_weighed)), "B8",
+            lambda call: call(q=_rms(call.q, 1e-5), k=_rms(call.k, 1e-5), ops=call.parts(rms_norm=_affine)), "B8",
             also=PAPER),
     Mistake("scale_left_out", "Not multiplied by 1 − λ_init.", "diff_heads_hf", "post scale",
             lambda call: call(lambda_init=0.0), "B10", also=PAPER),

@@ -14,11 +14,11 @@ import refdiff
 from refdiff.oracle import Deviation, Ranking, Spec, budget, cases, deviations, diagnose, truth
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.deviations import Problem, deviated, output
-from refdiff.oracle.deviations.deviation import equal
-from refdiff.oracle.deviations.listed import probes
+from refdiff.oracle.deviations.deviation import is_same_output
+from refdiff.oracle.deviations.listed import draw_probes
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, search
-from refdiff.oracle.diagnosis.targets import Target, judgement
+from refdiff.oracle.diagnosis.targets import Target, judge_problem
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import Mistake
@@ -33,7 +33,7 @@ HF, MS = small_spec("hf_diffllama"), small_spec("ms_v1")
 def compatible(preset: str) -> Iterator[tuple[Deviation, ...]]:
     """All pairs of two axes that are a function of their own, on the inputs by which deviations are told apart."""
     spec = small_spec(preset)
-    inputs = probes(spec, "dense")
+    inputs = draw_probes(spec, "dense")
 
     def outs(some: tuple[Deviation, ...]) -> list[np.ndarray | None]:
         problems = [deviated(spec, x, some) for x in inputs]
@@ -46,7 +46,7 @@ def compatible(preset: str) -> Iterator[tuple[Deviation, ...]]:
         if pair[0].axis != pair[1].axis:
             both = outs(pair)
             others = (right, *alone.values())
-            same = any(all(equal(x, y) for x, y in zip(both, other, strict=True)) for other in others)
+            same = any(all(is_same_output(x, y) for x, y in zip(both, other, strict=True)) for other in others)
             if not same and any(x is not None for x in both):
                 yield pair
 
@@ -112,7 +112,7 @@ def test_a_name_that_changes_nothing_is_no_answer() -> None:
     known = budget(HF, case.inputs, "float32")
     wrong = known.expected["out"] + 1e-6 * np.random.default_rng(0).normal(size=known.expected["out"].shape)
     target = Target.of(wrong, known)
-    alone = judgement(Problem(HF, target.inputs, (coarse,)), target)
+    alone = judge_problem(Problem(HF, target.inputs, (coarse,)), target)
     assert alone is not None
     assert alone.fits
     fitting, _, _ = search(HF, (target,), (Deviation.of(coarse),), 1)

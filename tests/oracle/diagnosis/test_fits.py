@@ -12,9 +12,9 @@ import pytest
 from refdiff.layers import lambda_init
 from refdiff.oracle import Spec, budget, diagnose, truth
 from refdiff.oracle.cases.fixed import small_spec
-from refdiff.oracle.diagnosis.fit_lambda import BOTH, LAMBDA, SCALE, fit_lambda
-from refdiff.oracle.diagnosis.fits import fits
-from refdiff.oracle.diagnosis.parameter_fit import LISTED, held, short_list
+from refdiff.oracle.diagnosis.fit_lambda import LAYER, LAYER_OF_LAMBDA, LAYER_OF_SCALE, fit_lambda
+from refdiff.oracle.diagnosis.fits import fit_parameters
+from refdiff.oracle.diagnosis.parameter_fit import MAX_LISTED, evaluate, format_list
 from refdiff.oracle.diagnosis.ranking import Fit
 from refdiff.oracle.diagnosis.targets import Target
 from refdiff.oracle.inputs import VECTORS
@@ -62,7 +62,7 @@ def limited(limit: str) -> Kernel:
     ],
 )
 def test_a_number_is_found(field: str, value: float, values: str) -> None:
-    found = {f.parameter: f for f in fits(SPEC, (target(of(SPEC.replace(**{field: value})), values=values),))}
+    found = {f.parameter: f for f in fit_parameters(SPEC, (target(of(SPEC.replace(**{field: value})), values=values),))}
     assert found[field].fits
     assert found[field].value == pytest.approx(value, rel=1e-3)
     assert f"{value:.3g}"[:4] in found[field].text
@@ -73,7 +73,7 @@ def test_a_number_is_found(field: str, value: float, values: str) -> None:
 @pytest.mark.parametrize(("limit", "name"), [("smooth", "softcap"), ("sharp", "score_limit")])
 def test_a_limit_of_scores_is_found(limit: str, name: str, dtype: str) -> None:
     """Neither is right where the other is."""
-    (found,) = (f for f in fits(SPEC, (target(limited(limit), dtype=dtype),)) if f.fits)
+    (found,) = (f for f in fit_parameters(SPEC, (target(limited(limit), dtype=dtype),)) if f.fits)
     assert (found.parameter, found.value) == (name, pytest.approx(LIMIT, rel=0.02))
     assert "where the spec has no" in found.text
 
@@ -83,17 +83,17 @@ def test_a_number_that_explains_nearly_all_is_shown_as_one_that_does_not_pass() 
     t = target(of(SPEC.replace(scale=0.31)))
     apart = np.sqrt(np.mean((t.actual - t.expected) ** 2))
     noise = np.random.default_rng(0).normal(size=t.actual.shape)
-    (found,) = fits(SPEC, (replace(t, actual=t.actual + 0.05 * apart * noise),))
+    (found,) = fit_parameters(SPEC, (replace(t, actual=t.actual + 0.05 * apart * noise),))
     assert (found.parameter, found.fits) == ("scale", False)
     assert found.value == pytest.approx(0.31, rel=0.02)
     assert 0.99 < found.explains < 1
     assert "(does not pass: explains 99." in str(found)
-    assert fits(SPEC, (replace(t, actual=t.actual + 0.2 * apart * noise),)) == ()
+    assert fit_parameters(SPEC, (replace(t, actual=t.actual + 0.2 * apart * noise),)) == ()
 
 
 def test_heads_in_another_order() -> None:
     order = [2, 0, 1, 5, 4, 3]
-    found = {f.parameter: f for f in fits(SPEC, (target(lambda x: truth(SPEC, x).out[:, order]),))}
+    found = {f.parameter: f for f in fit_parameters(SPEC, (target(lambda x: truth(SPEC, x).out[:, order]),))}
     assert found["heads"].value == order
     assert "(2, 0, 1, 5, 4, 3)" in found["heads"].text
 
@@ -104,7 +104,7 @@ def test_queries_rotated_from_another_position(by: int) -> None:
         T, S = x["q"].shape[2], x["k"].shape[2]
         return truth(SPEC, {**x, "q_positions": np.arange(S - T, S)[None] + by}).out
 
-    (found,) = (f for f in fits(SPEC, (target(kernel),)) if f.fits)
+    (found,) = (f for f in fit_parameters(SPEC, (target(kernel),)) if f.fits)
     assert (found.parameter, found.value) == ("q_offset", by)
     assert found.text.startswith(f"queries are rotated by their position {by:+d},")
 
@@ -154,7 +154,7 @@ def with_lambda(spec: Spec, lambdas: Any, factor: Any) -> Kernel:
 def lambda_and_scale(lambdas: Any, factor: Any, spec: Spec = SPEC, **how: Any) -> tuple[Target, Fit]:
     """An output, and λ and scale together that are fitted to it."""
     t = target(with_lambda(spec, lambdas, factor), spec, **{"structure": Structure(2, 7, 9), "members": 2, **how})
-    (fit,) = held(fit_lambda(spec, (t,))[-1], [(t,)])
+    (fit,) = evaluate(fit_lambda(spec, (t,))[-1], [(t,)])
     assert fit.fits
     return t, fit
 
@@ -170,7 +170,7 @@ def test_lambda_of_every_head_and_the_scale(name: str, factor: Any) -> None:
     assert "by head 0.2, 0.34" in fit.text
     assert f"0.9, where the spec has {own}" in fit.text
     assert fit.text.endswith(f", where the spec has {scale}")
-    assert short_list(np.ones(LISTED + 1)) == "1, " * LISTED + "…"
+    assert format_list(np.ones(MAX_LISTED + 1)) == "1, " * MAX_LISTED + "…"
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_a_lambda_that_is_lambda_init_has_its_layer(value: float, said: str) -> 
 # λ_init of another layer: in λ and the scale, in λ alone, in the scale alone
 
 DEEP = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=8, layer=3)
-PLACES = {BOTH: "", LAMBDA: " in λ alone", SCALE: " in the scale of the output alone"}
+PLACES = {LAYER: "", LAYER_OF_LAMBDA: " in λ alone", LAYER_OF_SCALE: " in the scale of the output alone"}
 
 
 def at_layer(of_lambda: int, of_scale: int, spec: Spec = DEEP, **how: Any) -> Target:
@@ -204,13 +204,13 @@ def at_layer(of_lambda: int, of_scale: int, spec: Spec = DEEP, **how: Any) -> Ta
 @pytest.mark.parametrize(
     ("of_lambda", "of_scale", "place"),
     [
-        *((7, 7, BOTH), (4, 3, LAMBDA), (3, 2, SCALE)),
+        *((7, 7, LAYER), (4, 3, LAYER_OF_LAMBDA), (3, 2, LAYER_OF_SCALE)),
         *(pytest.param(*case, marks=pytest.mark.slow)
-          for case in ((0, 0, BOTH), (10, 10, BOTH), (6, 3, LAMBDA), (3, 6, SCALE))),
+          for case in ((0, 0, LAYER), (10, 10, LAYER), (6, 3, LAYER_OF_LAMBDA), (3, 6, LAYER_OF_SCALE))),
     ],
 )  # fmt: skip
 def test_a_layer_is_named_by_where_it_is(of_lambda: int, of_scale: int, place: str) -> None:
-    (fit,) = fits(DEEP, (at_layer(of_lambda, of_scale),))
-    layer = of_scale if place == SCALE else of_lambda
+    (fit,) = fit_parameters(DEEP, (at_layer(of_lambda, of_scale),))
+    layer = of_scale if place == LAYER_OF_SCALE else of_lambda
     assert (fit.parameter, fit.value, fit.fits) == (place, [layer], True)
     assert fit.text == f"λ_init is that of layer {layer}{PLACES[place]}, where the spec's layer is 3"

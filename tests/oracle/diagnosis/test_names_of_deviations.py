@@ -9,7 +9,7 @@ import pytest
 
 from refdiff.oracle import cases, diagnose
 from refdiff.oracle.cases.fixed import small_spec
-from refdiff.oracle.deviations.tiles import UNUSUAL
+from refdiff.oracle.deviations.tiles import RARE_DEVIATIONS
 from refdiff.oracle.spec.presets import YARN
 from refdiff.oracle.strategies import Structure, draw
 from tests.oracle.diagnosis.outputs import kernel, named, rounded
@@ -78,7 +78,7 @@ def test_each_has_its_name(preset: str, fields: dict[str, Any], name: str) -> No
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_mistakes_of_published_kernels_have_their_names(name: str, profile: str, place: int, dtype: str) -> None:
     case = cases(profile, 7, spec=small_spec("hf_diffllama"), dtype=dtype)[place]
-    wrong = kernel(case, [next((d for d in UNUSUAL if d.name == name), None) or named("hf_diffllama", name)])
+    wrong = kernel(case, [next((d for d in RARE_DEVIATIONS if d.name == name), None) or named("hf_diffllama", name)])
     found = diagnose(wrong, case.spec, case.inputs, recipe=dtype, max_deviations=1)
     assert found.name == name, str(found)
 

@@ -11,7 +11,7 @@ import pytest
 
 from refdiff.oracle import Budget, Case, budget, cases, deviations
 from refdiff.oracle.cases.fixed import small_spec
-from refdiff.oracle.diagnosis.places import Damage, damage
+from refdiff.oracle.diagnosis.places import ErrorPlaces, locate_errors
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.strategies import Structure
@@ -30,11 +30,11 @@ def right(preset: str, dtype: str) -> tuple[np.ndarray, Budget]:
     return output_of(case), budget(case.spec, case.inputs, dtype, members=4)
 
 
-def planted(at: Any, value: Any, preset: str = "hf_diffllama", dtype: str = "bfloat16") -> Damage:
+def planted(at: Any, value: Any, preset: str = "hf_diffllama", dtype: str = "bfloat16") -> ErrorPlaces:
     out, known = right(preset, dtype)
     wrong = out.copy()
     wrong[at] = value(wrong[at]) if callable(value) else value
-    return damage(round_to(wrong, dtype), known)
+    return locate_errors(round_to(wrong, dtype), known)
 
 
 def noise(x: np.ndarray) -> np.ndarray:
@@ -105,7 +105,7 @@ def _said_of(case: Case) -> dict[str, str]:
     said = {}
     for name, out in outs.items():
         if out is not None and out.shape == y.shape and known.judge({"out": out}).status == "fail":
-            said[name] = " ".join(line for line in damage(out, known).lines if "wrong only" in line)
+            said[name] = " ".join(line for line in locate_errors(out, known).lines if "wrong only" in line)
     assert len(said) > 30
     return {name: line for name, line in said.items() if line}
 

@@ -9,13 +9,13 @@ from refdiff.oracle.cases.fixed import cases, small_spec
 from refdiff.oracle.deviations.deviation import ops_with
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes.catalogue import Mistake
-from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES, OF_ANY_ATTENTION
+from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES, GENERAL_BACKWARD_MISTAKES
 from refdiff.oracle.spec.presets import PRESETS
 from refdiff.oracle.truth.backward import backward
 
 EACH = pytest.mark.parametrize(
     ("preset", "mistake"),
-    [(p, m) for p in PRESETS for m in (OF_ANY_ATTENTION if small_spec(p).is_plain else BACKWARD_MISTAKES)],
+    [(p, m) for p in PRESETS for m in (GENERAL_BACKWARD_MISTAKES if small_spec(p).is_plain else BACKWARD_MISTAKES)],
     ids=str,
 )
 OF_LAMBDA = {"lambda_full", "lambda_logits", "lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"}
