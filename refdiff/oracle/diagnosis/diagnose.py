@@ -1,4 +1,4 @@
-"""What is the mistake called? A name, several, a number, or the place where an output or a gradient is wrong."""
+"""Name the mistake of a kernel from its wrong output: deviations, a fitted number, or the place of the error."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ BITS_NOTE = (
 )
 UNWRITTEN_NOTE = "an output that nothing was written to looks the same"
 MAX_FIELDS = 2
-"""Of so many fields another value is tried, each with all deviations, and their pairs, from what the spec then is."""
+"""The most fields of the spec that are changed to search all deviations from the changed spec."""
 COARSER_RECIPES = {"float32": ("tf32", "float16", "bfloat16"), "float16": ("bfloat16",), "bfloat16": ()}
-"""By storage type, the recipes that round more, the finest first."""
+"""For each storage type, the recipes with larger rounding errors, the finest first."""
 
 
 def diagnose(
@@ -69,15 +69,19 @@ def diagnose(
 ) -> Ranking:
     """Name what your kernel does differently from its spec.
 
-    A unique name is that of the fewest deviations that give the outputs; which others may be there as well, because
-    the inputs do not show them beside it, is in the notes. Two together, for which one number could stand as well, are
-    ambiguous. Where none fits, numbers with which the output passes are listed, or else the deviations that explain
-    most of the error, and that number which explains 99 % of it; where one place is wrong and the rest is right, that
-    place, or the first of several, and the keys that seem to be lost there. Log-sum-exps, where they are given, tell
-    which map is wrong, or that both are right. Where one field of the spec explains most, the rest is looked for with
-    another value of that field: "with norm='none' it is layer_norm".
+    The search stops at the first of these that reproduces the output:
 
-    Printed, an answer is a name with what it means and a link to where it happened:
+    1. One deviation, or two together. The notes name those that could be present without a visible effect. Two
+       deviations that one fitted number could replace are ambiguous.
+    2. A fitted number, such as the scale of the scores or λ of each head.
+    3. A coarser recipe, two fields of the spec, or a deviation from a spec with one field changed: "with norm='none'
+       it is layer_norm".
+
+    If none does, the answer has the deviations that explain most of the error, or a number that explains 99 % of it,
+    and the keys that seem to be lost. Log-sum-exps, if given, tell which of the two maps is wrong. Unless one name
+    fits, a local error is described by its place.
+
+    Printed, an answer is a name with its meaning and a link to an example:
 
         unique: layer_norm
           layer_norm  (fits, residual 0.517)
@@ -85,7 +89,7 @@ def diagnose(
                   mean_taken_away_before_the_norm.
                   https://huggingface.co/spaces/hudsongouge/DAT-Byte-Demo/...
 
-    or a place, here of a kernel that left a tile of one head unwritten:
+    or a place, here of a kernel that does not write one tile of one head:
 
         none fits
           it is wrong only in tokens 32 to 63 of head 3 of sequence 1; everything else
@@ -96,7 +100,7 @@ def diagnose(
           nothing in the catalogue, alone or in pairs, explains more than 0% of the
               squared difference
 
-    or a number with which the output passes, here of a kernel that multiplies two of six heads:
+    or a fitted number, here of a kernel that multiplies two of six heads:
 
         none fits, but a number does
           it is wrong only in heads 0 and 1; everything else is within budget: it looks
@@ -104,46 +108,47 @@ def diagnose(
           out is multiplied by a factor that differs by head: 0.5, 0.7, 1, 1, 1, 1
               (fits, residual 0.117)
 
-    NaN and ∞ are looked for first: "it is NaN in tokens 5 to 8 of head 1 of sequence 0, where the truth is finite".
+    NaN and ∞ are reported by place: "it is NaN in tokens 5 to 8 of head 1 of sequence 0, where the truth is finite".
 
     Args:
-        actual: the output, an array of any library, or a mapping with it under "out", or with gradients or log-sum-exps
-            alone. Or a list of them, one for each of a list of `inputs`: a name must then fit all, and what one case
-            hides the other may show. Or a function that computes them, as in `check`. A name is of the output, or of
-            the gradients where the output is right; what else `check` judges and is wrong then stands in the notes.
+        actual: the output, an array of any library; a mapping with it as "out", or only with gradients or log-sum-exps;
+            or a function that computes either, as in `check`. The gradients are diagnosed if the output is correct.
+            What else is wrong then is in the notes.
         spec: as in `truth`.
-        dout: as in `check`, where the mapping has gradients; a list with a list.
-        recipe: what the kernel rounds, or a type's name for the usual.
-        max_deviations: 1 or 2, how many together are looked for.
+        inputs: as in `truth`. For a list of inputs, `actual` is a list too. A name must fit all of them, and one case
+            may show what another hides.
+        recipe: what the kernel rounds, or the name of a type for its default recipe.
+        dout: as in `check`, if there are gradients; a list for a list of inputs.
+        max_deviations: 1 or 2, the most deviations that are combined.
 
     Raises:
-        ValueError: inputs or an output that do not fit `spec`, or not as many of both.
-        TypeError: something is no array.
+        ValueError: inputs or an output do not fit `spec`, or the numbers of inputs and outputs differ.
+        TypeError: something is not an array.
     """
     if max_deviations not in (1, 2):
         raise ValueError(f"max_deviations: got {max_deviations!r}, expected 1 or 2")
     recipe = Recipe.of(recipe)
-    several, given, douts = _as_lists(actual, inputs, dout)
+    several, actuals, douts = _as_lists(actual, inputs, dout)
     spec = resolve_spec(spec, several[0])
-    known = [budget(spec, x, recipe, dout=d) for x, d in zip(several, douts, strict=True)]
-    outs = [collect_outputs(one, spec, x, d) for one, x, d in zip(given, several, douts, strict=True)]
+    budgets = [budget(spec, x, recipe, dout=d) for x, d in zip(several, douts, strict=True)]
+    outs = [collect_outputs(one, spec, x, d) for one, x, d in zip(actuals, several, douts, strict=True)]
     without = [isinstance(one, Mapping) and "out" not in one and len(one) > 0 for one in outs]
     if any(without) and not all(without):
         raise ValueError("some of the outputs lack 'out', and others have it: give it in all, or in none")
     arrays = () if all(without) else (require_out(one, "a diagnosis").astype(np.float64) for one in outs)
-    targets = tuple(Target.of(x, b) for x, b in zip(arrays, known, strict=not all(without)))
-    failing = [b.judge({"out": t.actual}).status == FAIL for b, t in zip(known, targets, strict=bool(targets))]
+    targets = tuple(Target.of(x, b) for x, b in zip(arrays, budgets, strict=not all(without)))
+    failing = [b.judge({"out": t.actual}).status == FAIL for b, t in zip(budgets, targets, strict=bool(targets))]
     if any(failing):
-        found = diagnose_output(spec, recipe, targets, known, failing, max_deviations)
-        side = _check_lse(spec, known, outs) if found.status == NONE_FITS and not found.fits else ()
-        return replace(found, where=(*side, *found.where))
-    if beside := _diagnose_other_tensors(spec, known, outs, douts):
-        return beside
+        found = diagnose_output(spec, recipe, targets, budgets, failing, max_deviations)
+        maps = _check_lse(spec, budgets, outs) if found.status == NONE_FITS and not found.fits else ()
+        return replace(found, where=(*maps, *found.where))
+    if found_elsewhere := _diagnose_other_tensors(spec, budgets, outs, douts):
+        return found_elsewhere
     return Ranking(NO_DEVIATION, notes=_blind_spot_notes(spec, targets))
 
 
 def _as_lists(actual: Any, inputs: Any, dout: Any) -> tuple[list[Mapping[str, Any]], list[Any], list[Any]]:
-    """Inputs, outputs and gradients of the output, one of each for every case."""
+    """Return lists of inputs, outputs and gradients of the output, one of each per case."""
     if isinstance(inputs, Mapping) or not isinstance(inputs, Iterable):
         return [inputs], [actual], [dout]
     several = list(inputs)
@@ -155,12 +160,12 @@ def _as_lists(actual: Any, inputs: Any, dout: Any) -> tuple[list[Mapping[str, An
     return several, outs, [None] * len(several) if dout is None else list(dout)
 
 
-def _check_lse(spec: Spec, known: Sequence[Budget], given: Sequence[Any]) -> tuple[str, ...]:
-    """Which map is wrong, or that both are right, by the log-sum-exps that were given beside a wrong output."""
+def _check_lse(spec: Spec, budgets: Sequence[Budget], outs: Sequence[Any]) -> tuple[str, ...]:
+    """Say which map is wrong, or that both are correct, from the log-sum-exps of a wrong output; () if unknown."""
     names = spec.lse_names
-    if not all(isinstance(one, Mapping) and set(names) <= one.keys() for one in given):
+    if not all(isinstance(one, Mapping) and set(names) <= one.keys() for one in outs):
         return ()
-    verdicts = [b.judge({name: one[name] for name in names}).tensors for b, one in zip(known, given, strict=True)]
+    verdicts = [b.judge({name: one[name] for name in names}).tensors for b, one in zip(budgets, outs, strict=True)]
     if any(found.status == INCONCLUSIVE for tensors in verdicts for found in tensors.values()):
         return ()
     wrong = [name for name in names if any(tensors[name].status == FAIL for tensors in verdicts)]
@@ -174,12 +179,12 @@ def _check_lse(spec: Spec, known: Sequence[Budget], given: Sequence[Any]) -> tup
     return (f"{wrong[0]} is wrong and {right} is right: look at the scores and the mask of the {number} map",)
 
 
-def _diagnose_other_tensors(spec: Spec, known: list[Budget], given: list[Any], douts: list[Any]) -> Ranking | None:
-    """The answer where no output is wrong, but log-sum-exps, λ or gradients are: of which deviation gradients are."""
+def _diagnose_other_tensors(spec: Spec, budgets: list[Budget], outs: list[Any], douts: list[Any]) -> Ranking | None:
+    """Diagnose wrong gradients, log-sum-exps or λ of kernels whose outputs are correct; None if nothing is wrong."""
     said: dict[str, str] = {}
     where: dict[str, list[str]] = {}
-    arrays = [dict(one) if isinstance(one, Mapping) else {"out": one} for one in given]
-    for one, b in zip(arrays, known, strict=True):
+    arrays = [dict(one) if isinstance(one, Mapping) else {"out": one} for one in outs]
+    for one, b in zip(arrays, budgets, strict=True):
         more = {name: x for name, x in one.items() if name != "out"}
         tensors = b.judge(more).tensors if more else {}
         for name, found in tensors.items():
@@ -194,16 +199,16 @@ def _diagnose_other_tensors(spec: Spec, known: list[Budget], given: list[Any], d
         return None
     grads = [name for name in said if name.startswith("d")]
     everywhere = grads and all(name in one for name in grads for one in arrays)
-    answers = list(diagnose_gradients(spec, known, arrays, douts, grads)) if everywhere else []
+    answers = list(diagnose_gradients(spec, budgets, arrays, douts, grads)) if everywhere else []
     named = {name for answer in answers if answer.candidates for name in answer.names}
     told = {name for answer in answers for name in answer.names}
     orders: list[Fit] = []
     for name in [n for n in where if everywhere and n.startswith("d") and n not in told]:
-        targets = tuple(gradient_target(b, name, one[name]) for b, one in zip(known, arrays, strict=True))
+        targets = tuple(gradient_target(b, name, one[name]) for b, one in zip(budgets, arrays, strict=True))
         orders += [replace(fit, text=f"{name}: {fit.text}") for fit in fit_head_order(targets)]
         lost = [
             line
-            for b, t, g in zip(known, targets, douts, strict=True)
+            for b, t, g in zip(budgets, targets, douts, strict=True)
             for line in find_lost_queries(b, name, t.actual, g)
         ]
         where[name] = list(dict.fromkeys(lost)) or where[name]
@@ -216,7 +221,7 @@ def _diagnose_other_tensors(spec: Spec, known: list[Budget], given: list[Any], d
 
 
 def _blind_spot_notes(spec: Spec, targets: tuple[Target, ...]) -> tuple[str, ...]:
-    """What none of the inputs could show."""
+    """Return a note with the deviations that none of the inputs can show; () if there are none."""
     names: list[str] | None = None
     for target in targets:
         every = deviations(enlarge_spec(spec), kind_of(target.inputs))
@@ -226,34 +231,39 @@ def _blind_spot_notes(spec: Spec, targets: tuple[Target, ...]) -> tuple[str, ...
 
 
 def diagnose_output(
-    spec: Spec, recipe: Recipe, targets: tuple[Target, ...], known: Sequence[Budget], failing: Sequence[bool], most: int
+    spec: Spec,
+    recipe: Recipe,
+    targets: tuple[Target, ...],
+    budgets: Sequence[Budget],
+    failing: Sequence[bool],
+    most: int,
 ) -> Ranking:
-    """Look for the fewest deviations, `most` at a time, that give outputs of which one fails or more."""
+    """Diagnose outputs of which at least one fails, with up to `most` deviations together."""
     kinds = {kind_of(t.inputs) for t in targets}
     if len(kinds) > 1:
         raise ValueError(f"the inputs are of several kinds, {', '.join(sorted(kinds))}: diagnose each kind by itself")
-    damages = [locate_errors(t.actual, b) for t, b in zip(targets, known, strict=True)]
-    where, not_finite = _join_places([d.lines for d in damages]), any(d.not_finite for d in damages)
-    right = _correct_rows(targets, known, damages, failing)
-    unusual = (d for d in RARE_DEVIATIONS if not (spec.is_plain and d.axis == "maximum"))  # of both maps
-    every = (*deviations(spec, kinds.pop()), *unusual)
-    fitting, closest, notes = search(spec, targets, every, most, not_finite=not_finite, right=right)
+    places = [locate_errors(t.actual, b) for t, b in zip(targets, budgets, strict=True)]
+    where, not_finite = _join_places([p.lines for p in places]), any(p.not_finite for p in places)
+    correct = _correct_rows(targets, budgets, places, failing)
+    rare = (d for d in RARE_DEVIATIONS if not (spec.is_plain and d.axis == "maximum"))  # that one needs two maps
+    every = (*deviations(spec, kinds.pop()), *rare)
+    fitting, closest, notes = search(spec, targets, every, most, not_finite=not_finite, correct=correct)
     if len(fitting) == 1:
-        return _answer_single(spec, targets, fitting[0], notes, where, finite=not not_finite, local=right is not None)
+        return _answer_single(spec, targets, fitting[0], notes, where, finite=not not_finite, local=correct is not None)
     if fitting:
         return Ranking(AMBIGUOUS, tuple(fitting), separating=find_separating_case(spec, recipe, fitting), where=where)
-    if all(_is_bit_pattern(t, b) for t, b in zip(targets, known, strict=True)):
+    if all(_is_bit_pattern(t, b) for t, b in zip(targets, budgets, strict=True)):
         return Ranking(NONE_FITS, notes=(BITS_NOTE,))
-    # of what passes as right, any number fits; and none gives NaN
-    fitted = () if NEARLY_RIGHT in notes or not_finite else fit_parameters(spec, targets, local=right is not None)
+    # a nearly correct output passes with any number, and no number gives NaN
+    fitted = () if NEARLY_RIGHT in notes or not_finite else fit_parameters(spec, targets, local=correct is not None)
     if any(f.fits for f in fitted):
         return Ranking(NONE_FITS, (), fitted, notes=notes, where=where)
     parts = Parts.of(spec, targets)
-    other = None if not_finite or right is not None else find_coarser_recipe(spec, recipe, parts.local)
+    other = None if not_finite or correct is not None else find_coarser_recipe(spec, recipe, parts.local)
     if other is not None:
         return Ranking(NONE_FITS, notes=(other, *notes), where=where)
     pairs = most == 2 and not {NEARLY_RIGHT, NO_PAIRS, NO_LARGE_PAIRS} & set(notes)
-    if pairs and right is None:
+    if pairs and correct is None:
         said = fit_two_fields(spec, parts) or relax_field(spec, recipe, parts, every, closest)
         if said is not None:
             return Ranking(NONE_FITS, notes=(said, *notes), where=where)
@@ -268,9 +278,9 @@ def diagnose_output(
 def _choose_shown(
     spec: Spec, parts: Parts, closest: Sequence[Candidate], pairs: bool
 ) -> tuple[tuple[Candidate, ...], str]:
-    """The candidates to show though none fits, and what they come to.
+    """Return the candidates to show although none fits, and a note on how close they come.
 
-    Pairs that do not fit are named wrongly more often than not: of these the one that explains most by itself.
+    Most pairs that do not fit are wrong. Only the one of their deviations that explains most alone is shown.
     """
     shown = tuple(c for c in closest if c.explains >= THRESHOLDS.explained)
     if not any(len(c.deviations) > 1 for c in shown):
@@ -283,21 +293,21 @@ def _choose_shown(
     return (first,), f"several: first mend {first.name}, which alone explains {percent(first.explains)}, then ask again"
 
 
-def _is_bit_pattern(target: Target, known: Budget) -> bool:
-    """Whether an output is right in bfloat16, and its bits are given as whole numbers, with a sign or without."""
+def _is_bit_pattern(target: Target, own_budget: Budget) -> bool:
+    """Whether an output holds the bits of a correct bfloat16 output as signed or unsigned integers."""
     x = target.actual
     if not np.array_equal(x, np.round(x)) or not 255 < np.max(np.abs(x), initial=0.0) < 2**16:
         return False
     numbers = (x.astype(np.int64).astype(np.uint32) << np.uint32(16)).view(np.float32)
-    return known.judge({"out": numbers}).status == PASS
+    return own_budget.judge({"out": numbers}).status == PASS
 
 
 def relax_field(
     spec: Spec, recipe: Recipe, parts: Parts, every: Sequence[Deviation], closest: Sequence[Candidate]
 ) -> str | None:
-    """Say what an output is with another value of one field of the spec; None where no such spec has a name for it.
+    """Diagnose an output after one field of the spec is changed; None if no such spec gives a name.
 
-    Fields are tried that explain most, alone or beside another deviation.
+    The fields tried are those that explain most, alone or with another deviation.
     """
     alone = _score_singles(spec, parts, (d for d in every if d.fields))
     best = sorted((*(c for c in alone if c.explains >= THRESHOLDS.explained), *closest), key=lambda c: -c.explains)
@@ -307,20 +317,20 @@ def relax_field(
 
 
 def _score_singles(spec: Spec, parts: Parts, some: Iterable[Deviation]) -> list[Candidate]:
-    """How much of the error each deviation explains by itself, of large inputs in a part."""
+    """Score each deviation alone, on parts of large inputs."""
     found = (score_candidate(spec, parts.select((d,)), (d,)) for d in some)
     return [c for c in found if c is not None]
 
 
 def _search_with_field(spec: Spec, recipe: Recipe, targets: tuple[Target, ...], field: Deviation) -> str | None:
-    """What the outputs are where the spec is changed by this deviation."""
+    """Diagnose the outputs from the spec that `field` changes; None if nothing fits."""
     problems = [field.apply(Problem(spec, t.inputs)) for t in targets]
-    known = [budget(p.spec, p.inputs, recipe, members=4) for p in problems if p is not None]
-    if len(known) < len(targets):
+    budgets = [budget(p.spec, p.inputs, recipe, members=4) for p in problems if p is not None]
+    if len(budgets) < len(targets):
         return None
-    other = known[0].spec
-    looser = tuple(Target.of(t.actual, b) for t, b in zip(targets, known, strict=True))
-    most = 1 if Parts.of(other, looser).is_split else 2  # of large inputs pairs take long
+    other = budgets[0].spec
+    looser = tuple(Target.of(t.actual, b) for t, b in zip(targets, budgets, strict=True))
+    most = 1 if Parts.of(other, looser).is_split else 2  # pairs of large inputs take long
     fitting, _, _ = search(other, looser, deviations(other, kind_of(looser[0].inputs)), most)
     fields = ", ".join(f"{n}={x!r}" for n, x in other.to_dict().items() if x != getattr(spec, n))
     if names := [c.name for c in fitting]:
@@ -329,19 +339,19 @@ def _search_with_field(spec: Spec, recipe: Recipe, targets: tuple[Target, ...], 
 
 
 def _correct_rows(
-    targets: tuple[Target, ...], known: Sequence[Budget], damages: Sequence[ErrorPlaces], failing: Sequence[bool]
+    targets: tuple[Target, ...], budgets: Sequence[Budget], places: Sequence[ErrorPlaces], failing: Sequence[bool]
 ) -> tuple[Numpy, ...] | None:
-    """The rows that are right, where every output that fails is wrong in one place only."""
-    if not all(d.local or not fails for d, fails in zip(damages, failing, strict=True)):
+    """Return the masks of correct rows if every failing output is wrong in one place only, else None."""
+    if not all(p.local or not fails for p, fails in zip(places, failing, strict=True)):
         return None
-    return tuple(correct_rows(t.actual, b.tensors["out"]) for t, b in zip(targets, known, strict=True))
+    return tuple(correct_rows(t.actual, b.tensors["out"]) for t, b in zip(targets, budgets, strict=True))
 
 
 def _answer_single(
     spec: Spec, targets: tuple[Target, ...], one: Candidate, notes: tuple[str, ...], where: tuple[str, ...], *,
     finite: bool, local: bool,
 ) -> Ranking:  # fmt: skip
-    """The answer where one name fits, or two together: a number may be the better one."""
+    """Return the answer for a single candidate that fits, unless a fitted number explains more."""
     numbers = _better_numbers(spec, targets, one, local=local) if finite else ()
     if numbers and len(one.deviations) > 1:
         return Ranking(AMBIGUOUS, (one,), numbers, where=where)
@@ -352,7 +362,7 @@ def _answer_single(
 
 
 def _better_numbers(spec: Spec, targets: tuple[Target, ...], one: Candidate, *, local: bool) -> tuple[Fit, ...]:
-    """The numbers that are a better answer than a name which leaves much, or as good a one as two names together."""
+    """Return the numbers that fit better than a doubtful name, or as well as two names together."""
     several = len(one.deviations) > 1
     if not several and one.residual <= THRESHOLDS.correct_residual:
         return ()
@@ -370,21 +380,21 @@ def _format_closeness(closest: Sequence[Candidate], pairs: bool) -> str:
 
 
 def _join_places(lines: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
-    """The places of each output's error; of all, where they are one."""
+    """Join the places of all outputs; places that are the same for all outputs are listed once."""
     if len(set(lines)) == 1:
         return lines[0]
     return tuple(f"output {n}: {line}" for n, one in enumerate(lines) for line in one)
 
 
 def find_coarser_recipe(spec: Spec, recipe: Recipe, targets: Sequence[Target]) -> str | None:
-    """Say with which coarser recipe the outputs pass, the finest such one; None where there is none.
+    """Name the finest coarser recipe with which the outputs pass; None if there is none.
 
-    Only what no deviation and no number explains is asked: a small mistake hides in the roundings of a coarser type.
+    Called only if no deviation and no number fits: the rounding errors of a coarser type hide small mistakes.
     """
     for name in COARSER_RECIPES[recipe.storage]:
         other = Recipe.of(name)
-        known = [(t, budget(spec, t.inputs, other, members=4)) for t in targets if other != recipe]
-        if known and all(b.judge({"out": t.actual}).status == PASS for t, b in known):
+        budgets = [(t, budget(spec, t.inputs, other, members=4)) for t in targets if other != recipe]
+        if budgets and all(b.judge({"out": t.actual}).status == PASS for t, b in budgets):
             return (
                 f"it passes with recipe={name!r}: does your kernel round there, where {recipe.name!r} does not say so?"
             )
@@ -392,9 +402,9 @@ def find_coarser_recipe(spec: Spec, recipe: Recipe, targets: Sequence[Target]) -
 
 
 def find_separating_case(spec: Spec, recipe: Recipe, candidates: list[Candidate]) -> Case | None:
-    """Return a case on which as many of the candidates as possible differ from each other; None where none does.
+    """Return a case on which as many candidates as possible differ from each other; None if none do.
 
-    One in float32 where roundings of 16 bits are larger than what the candidates differ by.
+    The case is in float32 if 16-bit rounding errors hide the differences.
     """
     best: tuple[int, Case | None] = (0, None)
     pairs = len(candidates) * (len(candidates) - 1) // 2
@@ -410,8 +420,8 @@ def find_separating_case(spec: Spec, recipe: Recipe, candidates: list[Candidate]
 
 
 def _count_separated(case: Case, recipe: Recipe, candidates: list[Candidate]) -> int:
-    known = budget(case.spec, case.inputs, recipe, members=2)
-    exact = as_float64(case.spec, known.inputs)
+    own_budget = budget(case.spec, case.inputs, recipe, members=2)
+    exact = as_float64(case.spec, own_budget.inputs)
     outs = [output_with(case.spec, exact, candidate.deviations) for candidate in candidates]
     count = 0
     for n, a in enumerate(outs):
@@ -422,6 +432,6 @@ def _count_separated(case: Case, recipe: Recipe, candidates: list[Candidate]) ->
                 count += 1
             else:
                 apart = root_mean_square(np.where(np.isfinite(a), a - b, 0.0))
-                size = np.maximum(known.rows["out"], recipe.u * root_mean_square(np.where(np.isfinite(a), a, 0.0)))
+                size = np.maximum(own_budget.rows["out"], recipe.u * root_mean_square(np.where(np.isfinite(a), a, 0.0)))
                 count += float(np.max(safe_ratio(apart, size), initial=0.0)) > THRESHOLDS.case_separation
     return count

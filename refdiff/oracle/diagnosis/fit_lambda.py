@@ -1,4 +1,4 @@
-"""λ and the scale of the output head by head, from the two maps' own outputs, and the layer of which λ_init is."""
+"""Fit λ and the scale of the output to each head, and the layer whose λ_init the kernel uses."""
 
 from __future__ import annotations
 
@@ -22,25 +22,28 @@ from refdiff.oracle.truth.attention_operands import lambda_init, compute_lambda
 from refdiff.oracle.truth.forward import forward, has_plain_norm, normalize, out_factor
 
 REFINEMENTS = 22
+"""The number of grids in the search for λ, each finer than the one before."""
 MAX_TOKENS = 64
-"""Tokens to which two numbers a head are fitted, spread over all of them."""
+"""About the number of tokens that the fit uses, spread evenly over all tokens."""
 MIN_LAMBDA, MAX_LAMBDA = -2.0, 3.0
-"""Where λ is looked for."""
+"""The range in which λ is fitted."""
 MAX_LAYER, MAX_DISTINCT_LAYER = 99, 40
-"""The last layer that is tried; from the other on all are nearly alike, and tried only where that one is the best."""
+"""The last layer that is tried. Layers after MAX_DISTINCT_LAYER have nearly the same λ_init, and are tried only if that
+one is the best so far."""
 LAYER, LAYER_OF_LAMBDA, LAYER_OF_SCALE = "layer", "layer_of_lambda", "layer_of_scale"
-"""Where the other layer's λ_init is."""
+"""What uses the λ_init of another layer: λ and the scale of the output, or one of the two."""
 LAYER_TEXTS = {LAYER: "", LAYER_OF_LAMBDA: " in λ alone", LAYER_OF_SCALE: " in the scale of the output alone"}
-"""In words, where it can be in both."""
+"""The same in words, for specs in which both depend on λ_init."""
 
 
 def fit_lambda(spec: Spec, targets: tuple[Target, ...], *, fit_scale: bool = True) -> list[Trial]:
-    """Fit to every head of a core, as s · Norm(A₁V − λ A₂V): λ, if s is the spec's one number; then λ and s together.
+    """Fit λ, then λ and s together, to every head of s · Norm(A₁V − λ A₂V); [] for layers and other forms.
 
-    Of inputs whose λ differ, one λ for all is fitted first, then one for each.
+    λ alone is fitted only if the spec's s is one number. If the inputs have different λ, one λ for all is fitted first,
+    then one for each.
 
     Args:
-        fit_scale: whether both together are fitted.
+        fit_scale: whether λ and s are also fitted together.
     """
     inputs = targets[0].inputs
     plain = spec.gate == "none" and (has_plain_norm(spec) or spec.norm == "none")
@@ -68,7 +71,7 @@ def fit_lambda(spec: Spec, targets: tuple[Target, ...], *, fit_scale: bool = Tru
 def _lambda_trial(
     spec: Spec, targets: tuple[Target, ...], lambdas: Numpy, factors: Numpy, own: Numpy, *, with_scale: bool
 ) -> Trial:
-    """In words, beside what the spec has."""
+    """Return a trial for the fitted λ and scale of each head, with the spec's own values in its text."""
     h = spec.heads
     now = " and ".join(dict.fromkeys(format_spec_value(compute_lambda(spec, t.inputs, ops_for()), h) for t in targets))
     text = f"λ is {format_by_head(lambdas)}{_format_matching_layer(spec, lambdas)}, where the spec has {now}"
@@ -81,7 +84,7 @@ def _lambda_trial(
 
 
 def _format_matching_layer(spec: Spec, lambdas: Numpy) -> str:
-    """The one layer whose λ_init is printed as λ is, where all heads have one."""
+    """Name the layer whose λ_init has the same printed digits as λ; "" if λ differs by head or no single layer has."""
     printed = f"{float(np.median(lambdas)):.4g}"
     layers = [
         n for n in range(MAX_DISTINCT_LAYER) if f"{lambda_init(spec_at_layer(spec, n), ops_for()):.4g}" == printed
@@ -90,7 +93,10 @@ def _format_matching_layer(spec: Spec, lambdas: Numpy) -> str:
 
 
 def _per_input_trials(spec: Spec, each: dict[bytes, Numpy], own: list[Numpy]) -> list[Trial]:
-    """λ of each input beside the spec's, as one sum or one factor where it is that; not of λ that differ by token."""
+    """Return a trial for one λ per input, described as an offset or factor of the spec's λ if it is one.
+
+    Returns [] if the spec's λ differs by token.
+    """
     h = spec.heads
     if any(x.size not in (1, h) for x in own):
         return []
@@ -118,7 +124,7 @@ def _replace_lambda(inputs: Inputs, lambda_full: Numpy) -> Inputs:
 
 
 def _map_outputs(spec: Spec, target: Target) -> tuple[Numpy, Numpy, Numpy, Inputs]:
-    """Output, A₁V and A₂V of some tokens, in numbers that are finite in all three; the inputs."""
+    """Return the output, A₁V and A₂V of some tokens, with 0 where one of them is not finite, and the inputs."""
     bare = spec.replace(lambda_form="given", norm="none", norm_weight=False, out_scale="none")
     plain = {name: x for name, x in target.inputs.items() if name != "norm_weight"}
     with np.errstate(all="ignore"):
@@ -133,10 +139,10 @@ def _map_outputs(spec: Spec, target: Target) -> tuple[Numpy, Numpy, Numpy, Input
 def _fit_heads(
     spec: Spec, shown: list[tuple[Numpy, Numpy, Numpy, Inputs]], factor: float | None
 ) -> tuple[Numpy, Numpy]:
-    """The λ and factor of each head for which the squared error is least: a grid, then smaller and smaller ones.
+    """Return λ and the scale of each head that minimize the squared error, by a grid search with ever finer grids.
 
     Args:
-        factor: the one of all heads, if it is known.
+        factor: the scale of all heads; None to fit it.
     """
     h = spec.heads
     centre, width = np.full(h, (MIN_LAMBDA + MAX_LAMBDA) / 2), (MAX_LAMBDA - MIN_LAMBDA) / 2
@@ -159,9 +165,10 @@ def _fit_heads(
 
 
 def fit_layer(spec: Spec, parts: Parts) -> list[Fit]:
-    """Return the layers with whose λ_init the output passes, the best first, in each place where it does.
+    """Fit the layer whose λ_init the kernel uses in λ and the scale of the output, or in one of them.
 
-    Layers count as those of the spec do, and from 0 where its λ_init is a constant.
+    Each fit lists all layers with which the output passes, the best first. Layers are counted as in the spec, and from
+    0 if its λ_init is a constant.
     """
     targets = [t for t in parts.local if not t.is_correct]
     if not targets:
@@ -189,14 +196,14 @@ def _fit_layer_at(spec: Spec, place: str, targets: Sequence[Target], parts: Part
 
 
 def spec_at_layer(spec: Spec, layer: int) -> Spec:
-    """The spec in another layer; one whose λ_init is a constant then has that of the layer."""
+    """Return the spec of another layer. A constant λ_init is replaced by that of the layer."""
     if spec.lambda_base == "constant":
         return spec.replace(lambda_base="depth", lambda_init=None, layer=layer)
     return spec.replace(layer=layer)
 
 
 def _layer_places(spec: Spec) -> tuple[str, ...]:
-    """Where λ_init of another layer can be."""
+    """Return what can use the λ_init of another layer in this spec."""
     in_lambda, in_scale = spec.lambda_form == "exp", spec.out_scale in ("1 - lambda_init", "lambda_init")
     if in_lambda and in_scale:
         return LAYER, LAYER_OF_LAMBDA, LAYER_OF_SCALE
@@ -222,7 +229,7 @@ def _best_layer(residual: Callable[[int], float]) -> int:
 
 
 def _last_passing_layer(best: int, end: int, fitted: Callable[[int], Fit | None]) -> int:
-    """The last layer from the best one to `end` with which the output passes: all between them do."""
+    """Return the last layer from `best` to `end` with which the output passes, by bisection."""
     if best == end or fitted(end):
         return end
     step = 1 if best < end else -1

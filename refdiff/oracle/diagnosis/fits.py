@@ -1,4 +1,4 @@
-"""Where no name fits: numbers of the spec fitted to the output, one or two, and which of its heads is which."""
+"""Fit numbers of the spec, and the order of the heads, to an output that no named deviation reproduces."""
 
 from __future__ import annotations
 
@@ -41,26 +41,35 @@ from refdiff.oracle.truth.attention_operands import transform_scores
 from refdiff.oracle.truth.forward import out_factor
 
 GRID_SIZE, HALVINGS = 33, 26
-"""How many values of a number are tried first, and how often a step from the best of them is halved."""
+"""The number of values on the first grid, and how often the step from the best of them is halved."""
 SOFTCAP_RANGE = (0.05, 500.0)
-"""Between these the limit of scores is looked for."""
+"""The range in which the limit of scores is fitted."""
 QUERY_OFFSETS = (1, -1, 2, -2)
-"""So many positions queries may be from their own."""
+"""The offsets of the queries' positions that are tried."""
 MAX_WINDOW = 256
-"""Windows are tried one by one up to this length."""
+"""The longest window that is tried."""
 
 
 def fit_parameters(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tuple[Fit, ...]:
-    """Return the numbers with which the output passes: λ and scale by head, scale of scores, ε, base, window, order.
+    """Return the fitted numbers with which the output passes, the layer of λ_init first.
 
-    The layer that λ_init is of comes first. Where it passes with none of these, a limit of the scores, smooth or sharp.
-    Of an output that is wrong in one place only (`local`), those that differ by head or by token. Of a large case they
-    are fitted to a part, and held against the whole where that passes. Where the output passes with none, that one
-    which explains nearly all of the error.
+    Fitted are, in this order:
+
+    1. the layer of λ_init; a factor of the output; λ, alone and with the scale of the output
+    2. the window; the offset of the queries' positions; the tiles of padding and of the window; the order of the heads
+    3. the scale of the scores; ε of the norm; the base of RoPE
+    4. if none of these passes, a limit of the scores, smooth or sharp
+
+    If the output passes with no number, the one that explains nearly all of its error is returned, if any. Numbers are
+    fitted to parts of large targets and then judged on the whole.
+
+    Args:
+        local: whether the output is wrong in one place only. The layer and lists 3 and 4, which change all rows, are
+            then skipped.
     """
     parts = Parts.of(spec, targets)
     layers = [] if local else fit_layer(spec, parts)
-    # the same without a name; one number of 16 bits, other than two, may be near a layer's by chance
+    # a layer says more than λ and a factor; in 16 bits, though, λ alone or a factor alone may match one by chance
     named = any(f.parameter == LAYER for f in layers) or (bool(layers) and targets[0].recipe.u < THRESHOLDS.exact_unit)
     found = [
         *layers,
@@ -80,18 +89,18 @@ def fit_parameters(spec: Spec, targets: tuple[Target, ...], *, local: bool = Fal
     passing = sorted((f for f in found if f.fits), key=lambda f: (f.parameter not in LAYER_TEXTS, f.residual))
     if passing:
         return tuple(passing)
-    # of what explains nearly all the best, or one of fewer numbers, which come first, that leaves not much more
+    # the first, which has fewer numbers, that leaves not much more than the best
     least = min((1 - f.explains for f in found), default=0.0)
     return tuple(f for f in found if 1 - f.explains <= THRESHOLDS.better_ratio * least)[:1]
 
 
 def _fit_factor_and_lambda(spec: Spec, parts: Parts) -> list[Fit]:
-    """Factors and λ; both together only where the output passes with none of the two alone."""
-    turns, large = parts.stages(parts.local), parts.is_split
-    factors = _first_passing(evaluate(trial, turns, large=large) for trial in factor_trials(spec, parts.whole))
+    """Fit a factor, then λ; fit both together only if the output passes with no factor alone."""
+    stages, large = parts.stages(parts.local), parts.is_split
+    factors = _first_passing(evaluate(trial, stages, large=large) for trial in factor_trials(spec, parts.whole))
     both = not any(f.fits for f in factors)
     found: list[Fit] = []
-    for targets in () if spec.is_plain else turns:
+    for targets in () if spec.is_plain else stages:
         trials = fit_lambda(spec, targets, fit_scale=both)
         found = _first_passing(evaluate(trial, [targets], large=large) for trial in trials)
         if not found:
@@ -100,7 +109,7 @@ def _fit_factor_and_lambda(spec: Spec, parts: Parts) -> list[Fit]:
 
 
 def _first_passing(held_ones: Iterable[list[Fit]]) -> list[Fit]:
-    """The first number with which the output passes, or else all that are worth showing."""
+    """Return the first fit with which the output passes, or else all of them."""
     kept: list[Fit] = []
     for fit in chain.from_iterable(held_ones):
         if fit.fits:
@@ -110,9 +119,12 @@ def _first_passing(held_ones: Iterable[list[Fit]]) -> list[Fit]:
 
 
 class Field(NamedTuple):
-    """A field, or some that change together: what changes it, of each number of a grid.
+    """A field of the spec to fit, or several that change together.
 
-    words: of a number of the spec, what is said before its value. Its grid is of logarithms, and others lie between.
+    Attributes:
+        deviate: returns the deviation for a number of the grid.
+        grid: the numbers to try: logarithms of a continuous value, or indices of choices.
+        words: the text before the value; "" for choices.
     """
 
     name: str
@@ -122,7 +134,7 @@ class Field(NamedTuple):
 
 
 def scalar_fields(spec: Spec) -> Iterator[Field]:
-    """Yield the numbers of a spec that count, the limit of scores, which it may lack, last."""
+    """Yield the continuous numbers that the spec uses, and last the limit of scores, which it may lack."""
     unit = spec.scale or spec.head_dim**-0.5
     every = [("scale", _log_grid(unit / 30, unit * 30), "scores are multiplied by")]
     if spec.norm != "none":
@@ -139,7 +151,7 @@ def _log_grid(low: float, high: float) -> Numpy:
 
 
 def _fit_scalar(spec: Spec, parts: Parts, number: Field) -> list[Fit]:
-    """Fit one number of the spec."""
+    """Fit one continuous number of the spec."""
     field, _, grid, words = number
     now = spec.head_dim**-0.5 if field == "scale" and spec.scale is None else getattr(spec, field)
     has = "none" if now is None else f"{now:.4g}"
@@ -149,7 +161,7 @@ def _fit_scalar(spec: Spec, parts: Parts, number: Field) -> list[Fit]:
 
 
 def _fit_clamp(spec: Spec, parts: Parts) -> list[Fit]:
-    """Fit c of scores that are cut off at ±c, which is no field."""
+    """Fit the c of scores clipped to [−c, c], which no field of the spec describes."""
 
     def trial(limit: float) -> Trial:
         text = f"scores are cut off at ±{limit:.4g}, where the spec has no such limit"
@@ -167,13 +179,13 @@ def _clamped_attention(limit: float, call: Call) -> Any:
 
 
 def _fit_on_grid(parts: Parts, trial: Callable[[float], Trial], grid: Numpy) -> list[Fit]:
-    """Hold the best number, on a logarithmic scale, against the outputs."""
+    """Fit a number on a logarithmic scale, then judge the outputs with it."""
     best, _ = minimize(lambda log: worst_residual(trial(math.exp(log)).kernel, parts.all_keys), grid)
     return _evaluate_trial(trial(math.exp(best)), parts)
 
 
 def _evaluate_best(trials: Sequence[Trial], parts: Parts) -> list[Fit]:
-    """Hold the best of some numbers against the outputs."""
+    """Judge the outputs with the trial that has the smallest residual."""
     if not trials:
         return []
     return _evaluate_trial(
@@ -186,13 +198,13 @@ def _evaluate_trial(trial: Trial, parts: Parts) -> list[Fit]:
 
 
 def _field_trial(spec: Spec, field: str, value: Any, text: str) -> Trial:
-    """Another value of a field."""
+    """Return a trial for another value of a field."""
     changed = spec.replace(**{field: value})
     return Trial(field, value, text, lambda inputs: Problem(changed, inputs))
 
 
 def minimize(f: Callable[[float], float], grid: Numpy) -> tuple[float, float]:
-    """The place of the smallest value, and that: the best of a grid, then of ever smaller steps from it."""
+    """Minimize f: the best point of the grid, then steps of halved size from it. Return the point and its value."""
     least, x = min((f(x), x) for x in grid.tolist())
     step = float(grid[1] - grid[0])
     for _ in range(HALVINGS):
@@ -205,7 +217,10 @@ def minimize(f: Callable[[float], float], grid: Numpy) -> tuple[float, float]:
 
 
 def _window_trials(spec: Spec, parts: Parts) -> list[Trial]:
-    """Every window; of large inputs where the last queries, which lose most keys by one, are wrong."""
+    """Return a trial for each window length. For large inputs, none if the last queries are correct.
+
+    They see the most keys, so that a wrong window changes them first.
+    """
     if parts.is_split and not any(exceeds_limit(row_ratios(t, t.actual)[:, :, -MIN_QUERIES:]) for t in parts.all_keys):
         return []
     keys = max(t.inputs["k"].shape[2] if "k" in t.inputs else 0 for t in parts.all_keys)
@@ -217,7 +232,7 @@ def _window_trials(spec: Spec, parts: Parts) -> list[Trial]:
 
 
 def _offset_trials(spec: Spec, parts: Parts) -> list[Trial]:
-    """RoPE that counts the positions of queries from another token than those of keys."""
+    """Return trials in which RoPE shifts the positions of the queries against those of the keys."""
     if spec.rope == "none" or any(kind_of(t.inputs) != "dense" for t in parts.whole):
         return []
     return [
@@ -233,7 +248,7 @@ def _offset_queries(spec: Spec, by: int, inputs: Inputs) -> Problem:
 
 
 def _padding_trials(spec: Spec, targets: tuple[Target, ...]) -> list[Trial]:
-    """The numbers of keys to which tiles pad, each with all sizes that give it."""
+    """Return a trial for each amount of visible padding, with all tile sizes that give it."""
     sizes: dict[tuple[int, ...], list[int]] = {}
     for n in TILE_SIZES:
         sizes.setdefault(tuple(tail_padding(spec, t.inputs, n) for t in targets), []).append(n)
@@ -250,7 +265,7 @@ def _tiled_window_trials(spec: Spec, parts: Parts) -> list[Trial]:
         return []
     by_position = all(t.inputs["q"].shape[2] == t.inputs["k"].shape[2] for t in parts.whole if "k" in t.inputs)
     if parts.is_split and not by_position:
-        return []  # a part does not tell where its queries stand in a tile
+        return []  # in a part, the index of a query within its tile is unknown
     return [
         Trial("window_tiles", (queries, keys), f"the window starts at a tile of {keys} keys, one for each tile of "
               f"{queries} queries, where the spec has {spec.window} keys for each query",
@@ -262,7 +277,7 @@ def _tiled_window_trials(spec: Spec, parts: Parts) -> list[Trial]:
 
 
 def fit_head_order(targets: tuple[Target, ...]) -> list[Fit]:
-    """Which head of the truth each head of the output is, if all are, in another order."""
+    """Return the permutation of the truth's heads that gives the output; [] if there is none."""
     h = targets[0].expected.shape[1]
     if any(t.expected.ndim != 4 or t.expected.size == 0 for t in targets):
         return []
@@ -284,9 +299,9 @@ def fit_head_order(targets: tuple[Target, ...]) -> list[Fit]:
 
 
 def factor_trials(spec: Spec, targets: tuple[Target, ...]) -> Iterator[Trial]:
-    """Yield one factor, then one by head where there are heads, each that of the least squared error.
+    """Yield the least-squares factor of the output, then one factor for each head if they differ.
 
-    A head that is zero is not multiplied by zero: nothing was written to it.
+    Nothing is yielded if a head is zero: it is rather unwritten than multiplied by zero.
     """
     along, square = (np.sum([_project_on_truth(t, of) for t in targets], axis=0) for of in ("actual", "expected"))
     if not np.all(square > 0) or not np.all(along != 0):
@@ -305,7 +320,7 @@ def _factor_trial(spec: Spec, value: float | list[float], factor: float | Numpy,
 
 
 def _project_on_truth(target: Target, name: str) -> Numpy:
-    """⟨x, truth⟩ of each head; of a layer's output, which has none, of all of it: (h,) or (1,)."""
+    """Return ⟨x, truth⟩ of each head (h,), or of the whole output of a layer (1,), with x the field called `name`."""
     known = target.compared
     x, y = (np.where(known, z, 0.0) for z in (getattr(target, name), target.expected))
     axes = (0, 2, 3) if x.ndim == 4 else None
@@ -314,7 +329,7 @@ def _project_on_truth(target: Target, name: str) -> Numpy:
 
 
 def _format_scale(spec: Spec, factor: float, target: Target) -> str:
-    """What that makes of the spec's own scale, where it has one."""
+    """Describe a factor relative to the spec's own scale of the output."""
     own = np.asarray(out_factor(spec, target.inputs, ops_for()))
     if spec.out_scale == "none" or own.size != 1:
         return " beside what the spec has" if spec.out_scale != "none" else ", where the spec has no factor"
@@ -323,18 +338,19 @@ def _format_scale(spec: Spec, factor: float, target: Target) -> str:
 
 
 def _digits(factor: float) -> int:
-    """How many digits show that a factor is not 1: 4, and more where it is near."""
+    """Return how many digits show that a factor is not 1: 4, or more if it is close to 1."""
     apart = abs(factor - 1.0)
     return 4 if apart == 0.0 else max(4, 2 - math.floor(math.log10(apart)))
 
 
 MAX_FIRST, MAX_PAIRS, MAX_ROUNDS = 4, 3, 8
-"""So many fields are tried as the first, so many pairs as the answer, and so often are their numbers fitted in turn."""
+"""The most fields tried as the first of two, pairs refined, and rounds in which the two are fitted alternately."""
 MAX_LAYERS = 64
+"""The number of layers tried for the field `layer`."""
 
 
 class FieldChange(NamedTuple):
-    """A field at its best value, and which share of the squared error is left."""
+    """A field at its best value, and the share of the squared error that is left."""
 
     field: Field
     deviation: Deviation
@@ -342,9 +358,9 @@ class FieldChange(NamedTuple):
 
 
 def fit_two_fields(spec: Spec, parts: Parts) -> str | None:
-    """Say with which two fields of the spec outputs pass, first of that which explains more; None with no two.
+    """Name two fields of the spec with which the outputs pass, the one that explains more first; None without any.
 
-    Each field takes its best value alone, each other one the best beside it, and the two are fitted in turn.
+    The best first fields are fitted alone, every other field beside each of them, then the best pairs alternately.
     """
     targets = parts.local
     fields = list(_list_fields(spec, kind_of(targets[0].inputs)))
@@ -361,7 +377,7 @@ def fit_two_fields(spec: Spec, parts: Parts) -> str | None:
         first, second = _fit_alternately(spec, first, second, targets)
         problems = [deviated(spec, t.inputs, (first.deviation, second.deviation)) for t in parts.whole]
         if all(passes_as(p, t)[0] for p, t in zip(problems, parts.whole, strict=True)) and problems[0] is not None:
-            share = {c.field.name: 1 - c.left for c in reversed(alone)}  # of each field the best choice, which is first
+            share = {c.field.name: 1 - c.left for c in reversed(alone)}  # of each field, its best choice
             both = sorted((first, second), key=lambda c: -share[c.field.name])
             return _format_two_fields(spec, problems[0].spec, both, share)
     return None
@@ -378,7 +394,7 @@ def _format_two_fields(spec: Spec, changed: Spec, both: Sequence[FieldChange], s
 
 
 def _list_fields(spec: Spec, kind: str) -> Iterator[Field]:
-    """The numbers of a spec that count, and its other choices."""
+    """Yield all fields that can be changed: the numbers that the spec uses, the layer, and every other choice."""
     yield from scalar_fields(spec)
     if spec.lambda_init is None and (spec.lambda_form == "exp" or "lambda_init" in spec.out_scale):
         yield Field("layer", partial(_set_field, "layer", int), np.arange(MAX_LAYERS))
@@ -396,7 +412,7 @@ def _set_field(name: str, value: Callable[[Any], Any], x: float) -> Deviation:
 
 
 def _fit_field(spec: Spec, field: Field, beside: tuple[Deviation, ...], targets: Sequence[Target]) -> FieldChange:
-    """The value of a field, changed beside others, that leaves least."""
+    """Return the value of a field that leaves least, together with the deviations `beside`."""
 
     def off(value: float) -> float:
         some = (*beside, field.deviate(value))
@@ -412,7 +428,7 @@ def _fit_field(spec: Spec, field: Field, beside: tuple[Deviation, ...], targets:
 def _fit_alternately(
     spec: Spec, first: FieldChange, second: FieldChange, targets: Sequence[Target]
 ) -> tuple[FieldChange, FieldChange]:
-    """Fit one beside the other, and that beside the first, while it helps."""
+    """Fit each of two fields beside the other, until the error left shrinks by less than a tenth."""
     for _ in range(MAX_ROUNDS):
         before = second.left
         first = _fit_field(spec, first.field, (second.deviation,), targets)

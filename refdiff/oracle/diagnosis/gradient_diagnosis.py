@@ -1,4 +1,4 @@
-"""Gradients that are wrong where the output is right: of which deviation they are, or what they are multiplied by."""
+"""Diagnose wrong gradients of a correct output: their deviation, or the factor by which they are wrong."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from refdiff.oracle.truth.backward import backward
 Numpy = np.ndarray[Any, Any]
 Gradients = dict[str, Numpy]
 MAX_NAMED = 3
-"""So many deviations that fit are named, of more only how many they are."""
+"""The most fitting deviations that are named; of more, only the first and their number."""
 MAX_PARTS = 16
-"""Of more sequences or heads it is not asked whether a sum is that of one."""
+"""The most sequences or heads of which partial sums are tried."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What is said of some wrong gradients, by name; the deviations that they are of, if they are of any."""
+    """The answer for the wrong gradients `names`, with the deviations that reproduce them, if any do."""
 
     text: str
     names: tuple[str, ...]
@@ -41,32 +41,36 @@ class Answer:
 
 
 def diagnose_gradients(
-    spec: Spec, known: Sequence[Budget], given: Sequence[Mapping[str, Any]], douts: Sequence[Any], wrong: Sequence[str]
+    spec: Spec,
+    budgets: Sequence[Budget],
+    arrays: Sequence[Mapping[str, Any]],
+    douts: Sequence[Any],
+    wrong: Sequence[str],
 ) -> Iterator[Answer]:
-    """Say of which deviations the gradients named `wrong` are, first of that which most of them have.
+    """Yield answers for the gradients in `wrong`, the deviation that explains most of them first.
 
-    Only deviations that have a backward of their own are tried: other choices of the spec, inputs that are misread, and
-    mistakes in derivatives. Of those that fit, those are named that leave the other gradients right, if any does; no
-    sum, whose few numbers are near by chance, is named by one that does not.
+    Only deviations with a backward pass of their own are tried: of the spec, of the inputs, and mistakes in
+    derivatives. If possible, a deviation is chosen that leaves the other gradients correct. A sum has few numbers and
+    matches by chance, so that it needs such a deviation.
     """
-    names = [n for n in known[0].expected if n.startswith("d") and all(n in one for one in given)]
+    names = [n for n in budgets[0].expected if n.startswith("d") and all(n in one for one in arrays)]
     targets = {
-        name: [gradient_target(b, name, one[name]) for b, one in zip(known, given, strict=True)] for name in names
+        name: [gradient_target(b, name, one[name]) for b, one in zip(budgets, arrays, strict=True)] for name in names
     }
-    by_truth = {name: _worst_residual(some, [t.expected for t in some]) for name, some in targets.items()}
+    truth_residuals = {name: _worst_residual(some, [t.expected for t in some]) for name, some in targets.items()}
     near: dict[Deviation, dict[str, float]] = {}
     shares: dict[Deviation, dict[str, float]] = {}
-    elsewhere: set[Deviation] = set()
-    for deviation in _candidate_deviations(spec, known):
-        found = [_gradients(b, dout, deviation) for b, dout in zip(known, douts, strict=True)]
+    contradicted: set[Deviation] = set()
+    for deviation in _candidate_deviations(spec, budgets):
+        found = [_gradients(b, dout, deviation) for b, dout in zip(budgets, douts, strict=True)]
         off = {name: _worst_residual(some, [g.get(name) for g in found]) for name, some in targets.items()}
-        if any(off[n] > THRESHOLDS.better_ratio * max(1.0, by_truth[n]) for n in names if n not in wrong):
-            elsewhere.add(deviation)
+        if any(off[n] > THRESHOLDS.better_ratio * max(1.0, truth_residuals[n]) for n in names if n not in wrong):
+            contradicted.add(deviation)
         near[deviation] = {
             n: off[n]
             for n in wrong
-            if off[n] < min(THRESHOLDS.gradient_residual, by_truth[n] / THRESHOLDS.better_ratio)
-            and not (deviation in elsewhere and n in known[0].sums)
+            if off[n] < min(THRESHOLDS.gradient_residual, truth_residuals[n] / THRESHOLDS.better_ratio)
+            and not (deviation in contradicted and n in budgets[0].sums)
         }
         shares[deviation] = {
             n: min(explained_share(t, g.get(n)) for t, g in zip(targets[n], found, strict=True))
@@ -74,26 +78,24 @@ def diagnose_gradients(
         }
     left = list(wrong)
     while left:
-        of_each = {d: [n for n in left if n in some] for d, some in near.items()}
-        furthest = {d: max(near[d][n] for n in some) for d, some in of_each.items() if some}
-        if not furthest:
+        matched = {d: [n for n in left if n in some] for d, some in near.items()}
+        worst = {d: max(near[d][n] for n in some) for d, some in matched.items() if some}
+        if not worst:
             break
-        best = max(
-            furthest, key=lambda d: (len(of_each[d]), d not in elsewhere, -left.index(of_each[d][0]), -furthest[d])
-        )
-        together, limit = of_each[best], THRESHOLDS.better_ratio * max(1.0, furthest[best])
-        fits = [d for d, x in furthest.items() if of_each[d] == together and x <= limit]
-        alone = elsewhere.issuperset(fits)
-        fits = [d for d in fits if alone or d not in elsewhere]
+        best = max(worst, key=lambda d: (len(matched[d]), d not in contradicted, -left.index(matched[d][0]), -worst[d]))
+        together, limit = matched[best], THRESHOLDS.better_ratio * max(1.0, worst[best])
+        fits = [d for d, x in worst.items() if matched[d] == together and x <= limit]
+        alone = contradicted.issuperset(fits)
+        fits = [d for d in fits if alone or d not in contradicted]
         text = f"{_format_answer(together, 'that', 'those')} of {_format_names(fits)}"
         text += "; other gradients, which it changes too, are right" if alone else ""
         share = {d: min(shares[d][n] for n in together) for d in fits}
-        yield Answer(text, tuple(together), tuple(Candidate((d,), furthest[d], share[d], True) for d in fits))
+        yield Answer(text, tuple(together), tuple(Candidate((d,), worst[d], share[d], True) for d in fits))
         left = [name for name in left if name not in together]
     sums = {
-        name: targets[name] for name in left if name in known[0].sums and any(np.any(t.actual) for t in targets[name])
+        name: targets[name] for name in left if name in budgets[0].sums and any(np.any(t.actual) for t in targets[name])
     }
-    for answer in _name_partial_sums(known, douts, sums, by_truth):
+    for answer in _name_partial_sums(budgets, douts, sums, truth_residuals):
         yield answer
         left = [name for name in left if name not in answer.names]
     yield from _name_factors({name: targets[name] for name in left})
@@ -104,24 +106,26 @@ def _worst_residual(targets: Sequence[Target], found: Sequence[Numpy | None]) ->
 
 
 def _name_partial_sums(
-    known: Sequence[Budget],
+    budgets: Sequence[Budget],
     douts: Sequence[Any],
     sums: Mapping[str, Sequence[Target]],
-    by_truth: Mapping[str, float],
+    truth_residuals: Mapping[str, float],
 ) -> Iterator[Answer]:
-    """Say which sums are those of one sequence or head alone, or of all but one: blocks that overwrite, or do not add.
+    """Yield answers for sums over one sequence or head alone, or over all but one.
 
-    Where more than one part fits, nothing is said.
+    Blocks give such sums if they overwrite each other, or if one does not add. Nothing is yielded if several parts fit.
     """
     fits: dict[str, list[str]] = {name: [] for name in sums}
     shapes = [np.shape(dout) for dout in douts] if sums else []
-    for axis, part in enumerate(("sequence", "head")[: 1 if is_layer(known[0].inputs) else 2]):
+    for axis, part in enumerate(("sequence", "head")[: 1 if is_layer(budgets[0].inputs) else 2]):
         count = min((shape[axis] for shape in shapes), default=0)
         for n in range(count if 1 < count <= MAX_PARTS else 0):
             for alone in (True, False)[: count - 1]:
-                found = [_gradients(b, _mask_dout(dout, axis, n, alone)) for b, dout in zip(known, douts, strict=True)]
+                found = [
+                    _gradients(b, _mask_dout(dout, axis, n, alone)) for b, dout in zip(budgets, douts, strict=True)
+                ]
                 for name, some in sums.items():
-                    near = min(THRESHOLDS.gradient_residual, by_truth[name] / THRESHOLDS.better_ratio)
+                    near = min(THRESHOLDS.gradient_residual, truth_residuals[name] / THRESHOLDS.better_ratio)
                     if _worst_residual(some, [g.get(name) for g in found]) < near:
                         fits[name].append(f"of {part} {n} alone" if alone else f"without {part} {n}")
     for said in dict.fromkeys(words[0] for words in fits.values() if len(words) == 1):
@@ -130,14 +134,14 @@ def _name_partial_sums(
 
 
 def _mask_dout(dout: Any, axis: int, n: int, alone: bool) -> Numpy:
-    """The gradient of the output with zeros in all but one sequence or head, or in that one."""
+    """Return dout with zeros outside sequence or head n (`alone`), or with zeros in it."""
     x = np.array(read_output(dout, "dout"), dtype=np.float64)
     x[(slice(None),) * axis + (np.arange(x.shape[axis]) != n if alone else n,)] = 0
     return x
 
 
 def _name_factors(targets: Mapping[str, Sequence[Target]]) -> Iterator[Answer]:
-    """Say which of the gradients are zero, and which a number times the right ones, those of one number together."""
+    """Yield answers for gradients that are zero, or a constant factor times the correct ones."""
     zero = [name for name, some in targets.items() if not any(np.any(t.actual) for t in some)]
     if zero:
         yield Answer(_format_answer(zero, "zero where it should not be", "zero where they should not be"), tuple(zero))
@@ -156,27 +160,27 @@ def _name_factors(targets: Mapping[str, Sequence[Target]]) -> Iterator[Answer]:
 
 
 def _format_answer(names: Sequence[str], one: str, several: str) -> str:
-    """What one gradient is, or several are."""
+    """Format "dq is …" or "dq and dk are …"."""
     return f"{join_words(names)} is {one}" if len(names) == 1 else f"{join_words(names)} are {several}"
 
 
-def _candidate_deviations(spec: Spec, known: Sequence[Budget]) -> Iterator[Deviation]:
-    """Deviations of the spec and of its inputs, and mistakes in derivatives: sums over heads once for each head."""
-    yield from (d for d in deviations(spec, kind_of(known[0].inputs)) if d.mistake is None)
+def _candidate_deviations(spec: Spec, budgets: Sequence[Budget]) -> Iterator[Deviation]:
+    """Yield deviations of the spec and its inputs, and mistakes in derivatives, with one for each query head."""
+    yield from (d for d in deviations(spec, kind_of(budgets[0].inputs)) if d.mistake is None)
     shared = spec.heads // spec.key_groups
     every = GENERAL_BACKWARD_MISTAKES if spec.is_plain else BACKWARD_MISTAKES
     mistakes = [m for m in every if m.name != "gradient_of_one_query_head_of_a_group"]
-    for alone in (True, False)[: shared - 1]:  # of two heads all but one is the other alone, of one there is no sum
+    for alone in (True, False)[: shared - 1]:  # of two heads, all but one is the other alone
         mistakes += [query_head_mistake(n, shared, alone=alone) for n in range(shared)]
     yield from map(Deviation.of, mistakes)
 
 
-def _gradients(known: Budget, dout: Any, deviation: Deviation | None = None) -> Gradients:
-    """The gradients of a kernel with a deviation, by their names; none where it has none on such inputs."""
-    problem = deviated(known.spec, known.inputs, [] if deviation is None else [deviation])
+def _gradients(budget: Budget, dout: Any, deviation: Deviation | None = None) -> Gradients:
+    """Return the gradients, by name, of a kernel with a deviation; {} if it has none for these inputs."""
+    problem = deviated(budget.spec, budget.inputs, [] if deviation is None else [deviation])
     if problem is None:
         return {}
-    g = round_to(read_output(dout, "dout").astype(np.float64), known.recipe.storage)
+    g = round_to(read_output(dout, "dout").astype(np.float64), budget.recipe.storage)
     try:
         with np.errstate(all="ignore"):
             found = backward(problem.spec, problem.inputs, g, ops_with(problem.mistakes))
@@ -185,17 +189,17 @@ def _gradients(known: Budget, dout: Any, deviation: Deviation | None = None) -> 
     return {f"d{name}": np.atleast_1d(x) for name, x in found.items()}
 
 
-def gradient_target(known: Budget, name: str, actual: Any) -> Target:
-    """A gradient as what is to be explained; a sum of many terms as one row, whose limit is what it may be off by."""
+def gradient_target(budget: Budget, name: str, actual: Any) -> Target:
+    """Return a gradient as a target. A sum of many terms is one row, whose limit is the allowance of the sum."""
     x = np.atleast_1d(read_output(actual, name).astype(np.float64))
-    if name in known.tensors:
-        return Target(known.inputs, x, known.expected[name], known.rows[name], known.recipe, is_gradient=True)
-    expected, allowed = (np.atleast_1d(y) for y in known.sums[name])
-    return Target(known.inputs, x, expected, root_mean_square(allowed) / LIMITS.row, known.recipe)
+    if name in budget.tensors:
+        return Target(budget.inputs, x, budget.expected[name], budget.rows[name], budget.recipe, is_gradient=True)
+    expected, allowed = (np.atleast_1d(y) for y in budget.sums[name])
+    return Target(budget.inputs, x, expected, root_mean_square(allowed) / LIMITS.row, budget.recipe)
 
 
 def _fit_factor(targets: Sequence[Target]) -> float | None:
-    """The number with which the right gradients are near, if there is one and they are not near without it."""
+    """Return the least-squares factor of the correct gradients if it, but not 1, matches the targets; else None."""
     finite = all(np.isfinite(t.actual).all() and np.isfinite(t.expected).all() for t in targets)
     square = sum(float(np.sum(t.expected**2)) for t in targets) if finite else 0.0
     if square == 0:
@@ -205,7 +209,7 @@ def _fit_factor(targets: Sequence[Target]) -> float | None:
 
 
 def _has_factor(targets: Sequence[Target], factor: float) -> bool:
-    """Whether they are near a number times the right gradients."""
+    """Whether the targets are close to `factor` times the correct gradients."""
     return all(quick_residual(t, factor * t.expected) < THRESHOLDS.gradient_residual for t in targets)
 
 

@@ -1,4 +1,4 @@
-"""Keys that wrong rows of an output seem not to have seen, and queries that wrong gradients of keys seem to lack."""
+"""Find keys that wrong rows of an output seem to lack, and queries that wrong rows of dk and dv seem to lack."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ from refdiff.oracle.truth.backward import backward
 from refdiff.oracle.truth.forward import differences, normalize_and_scale, apply_gate, out_shape
 
 MAX_SAMPLED = 8
-"""So many of the wrong rows are looked at."""
+"""The most wrong rows that are recomputed."""
 MAX_SCORES = 2**22
-"""So many scores are computed at a time."""
+"""The most scores that are computed at a time."""
 MAX_EDGES, MIN_TILE = 32, 8
-"""So many tokens at most start or end a stretch of tokens; the simplest ones end at a multiple of the smallest tile."""
+"""The most edges of token ranges that are tried, and the multiple at which the simplest ranges start or end."""
 ALL_SINGLES, SINGLES_TILE = 256, 64
-"""Up to so many tokens, each is tried alone, and all before it, and all from it on; of more, each alone that is beside
-an edge of such tiles."""
+"""Up to this many tokens, every single token, prefix and suffix is tried. Of more tokens, only single tokens beside an
+edge of tiles of this size are tried."""
 MAX_TOKENS, MAX_LENGTH = 128, 16
-"""Of at most so many tokens, every stretch of up to so many is tried; of more queries, at most so many blocks."""
+"""Up to MAX_TOKENS tokens, every range of up to MAX_LENGTH is tried. More queries are combined in MAX_TOKENS blocks."""
 TIE = 1.5
-"""Of sets whose errors are no further apart than this, or within rounding, the simplest is named."""
+"""The ratio of two errors up to which the simpler set of tokens is named."""
 KEY_GRADIENTS = ("dk", "dv")
-"""Gradients whose rows are sums over queries."""
+"""The gradients whose rows are sums over queries."""
 TokenSet = tuple[str, Numpy]
-"""Some tokens in words, and as a mask."""
+"""A set of tokens, in words and as a mask."""
 
 
 def find_lost_keys(spec: Spec, target: Target) -> tuple[str, ...]:
-    """Say which keys the wrong rows of a dense output lack, or see beyond their own, if these explain the error.
+    """Say which keys the wrong rows of a dense output lack, or see after their own, if this explains the error.
 
-    In some of the wrong rows the query attends once more, without each stretch of keys and each edge of tiles.
+    Recomputes a sample of the wrong rows with each range of keys and each edge of tiles hidden.
     """
     inputs, allowed = target.inputs, target.allowed
     if allowed is None or kind_of(inputs) != "dense" or (S := inputs["k"].shape[2]) < 2:
         return ()
-    written = np.any(target.actual != 0, axis=-1)  # a row of zeros says nothing of keys
+    written = np.any(target.actual != 0, axis=-1)  # a row of zeros tells nothing about keys
     wrong = ~correct_rows(target.actual, allowed) & np.all(target.compared, axis=-1) & written
     if not wrong.any():
         return ()
@@ -77,7 +77,7 @@ def find_lost_keys(spec: Spec, target: Target) -> tuple[str, ...]:
 
 
 def _attend_to_sets(alone: Spec, every: Inputs, row: tuple[int, int, int], seen: Numpy) -> Numpy:
-    """The row of an output where its query sees each set of keys: (sets, S) to (sets, e)."""
+    """Compute one row of the output for each set of visible keys: (sets, S) to (sets, e)."""
     (b, h, t), ops = row, ops_for()
     together = alone.norm_over == "all_heads"
     n = max(1, MAX_SCORES // (seen.shape[1] * (alone.heads if together else 1)))
@@ -86,34 +86,34 @@ def _attend_to_sets(alone: Spec, every: Inputs, row: tuple[int, int, int], seen:
         part = select(every, slice(b, b + 1), np.full(len(some), t), slice(None)) | {"mask": some[None, None]}
         operands = attention_operands(alone, part, ops)
         heads = differences(alone, operands if together else _select_head(operands, h, alone.heads), ops)
-        heads = np.broadcast_to(heads, out_shape(alone, part))  # of which head h is read
+        heads = np.broadcast_to(heads, out_shape(alone, part))  # head h is returned below
         found.append(apply_gate(alone, normalize_and_scale(alone, heads, part, ops), part, ops)[0, h])
     return np.concatenate(found)
 
 
 def _select_head(operands: AttentionOperands, head: int, heads: int) -> AttentionOperands:
-    """The operands of one output head: of axis 1, which has 1, h or, with those of both maps, 2h entries."""
+    """Select the operands of one output head from axis 1, of size 1, h, or 2h if it has both maps."""
     arrays = {name: x for name, x in vars(operands).items() if np.ndim(x) == 4}
     return replace(operands, **{name: x[:, head % x.shape[1] :: heads] for name, x in arrays.items()})
 
 
-def find_lost_queries(known: Budget, name: str, actual: Numpy, dout: Any) -> tuple[str, ...]:
-    """Say which queries a gradient of dense keys or values lacks, if these explain its error.
+def find_lost_queries(budget: Budget, name: str, actual: Numpy, dout: Any) -> tuple[str, ...]:
+    """Say which queries the gradient of dense keys or values lacks, if this explains its error.
 
     Equation:
-        dk_s = Σ_t dk_{s,t}, where dk_{s,t} is that of the output of query t alone; of more than `MOST` queries, t
-        numbers blocks of them
+        dk_s = Σ_t dk_{s,t}, with dk_{s,t} the gradient from query t alone, or from block t of more than `MAX_TOKENS`
+        queries
     """
-    inputs = as_float64(known.spec, known.inputs)
+    inputs = as_float64(budget.spec, budget.inputs)
     if name not in KEY_GRADIENTS or kind_of(inputs) != "dense" or (T := inputs["q"].shape[2]) < 2:
         return ()
-    b = known.tensors[name]
+    b = budget.tensors[name]
     wrong = ~correct_rows(actual, b)
-    if not np.any(actual[wrong]):  # nothing is wrong, or all that is wrong is zero, which says nothing of queries
+    if not np.any(actual[wrong]):  # no wrong rows, or only zeros, which tell nothing
         return ()
     at = tuple(_sample_rows(wrong).T)
-    alone, every = _use_explicit_mask(known.spec, inputs)
-    g = round_to(read_output(dout, "dout").astype(np.float64), known.recipe.storage)
+    alone, every = _use_explicit_mask(budget.spec, inputs)
+    g = round_to(read_output(dout, "dout").astype(np.float64), budget.recipe.storage)
     block, terms = _next_power_of_two(T / MAX_TOKENS), []
     for queries in (slice(start, start + block) for start in range(0, T, block)):
         part = select(every, slice(None), queries, slice(None))
@@ -127,14 +127,14 @@ def find_lost_queries(known: Budget, name: str, actual: Numpy, dout: Any) -> tup
 
 
 def _sample_rows(wrong: Numpy) -> Numpy:
-    """Where some of the wrong rows are, (rows, axes), spread over all of them."""
+    """Return the indices of some wrong rows, evenly spread over all of them: (rows, axes)."""
     places = np.argwhere(wrong)
     sample: Numpy = places[np.unique(np.linspace(0, len(places) - 1, MAX_SAMPLED).astype(int))]
     return sample
 
 
 def _use_explicit_mask(spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs]:
-    """The same problem with all that a query may see in one mask, and positions, so that parts of it stay the same."""
+    """Put causality, window and padding into one mask, and positions into the inputs, so that parts can be selected."""
     T, S = inputs["q"].shape[2], inputs["k"].shape[2]
     every = {"q_positions": np.arange(S - T, S)[None], "k_positions": np.arange(S)[None], **inputs}
     every["mask"] = attention_mask(spec, inputs)
@@ -145,10 +145,14 @@ def _use_explicit_mask(spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs]:
 def _best_explanation(
     said: Sequence[str], off: Numpy, before: Numpy, wrong: Numpy, axes: Sequence[str]
 ) -> tuple[str, ...]:
-    """The first that leaves about as little error as any, (sets, rows), where that is far less than before, and where.
+    """Describe the first set of tokens whose error is about the smallest; nothing if it is not far below `before`.
 
     Args:
-        wrong: the rows that are, of which some are in `off`; axes: their letters.
+        said: the sets in words, the simplest first.
+        off: the error of each row over its budget if the set is lost: (sets, rows).
+        before: the same without any loss: (rows,).
+        wrong: the mask of all wrong rows, of which those in `off` are a sample.
+        axes: the letters of the axes of `wrong`.
     """
     off = np.nan_to_num(off, nan=np.inf)
     total = root_mean_square(off)
@@ -161,7 +165,7 @@ def _best_explanation(
 
 
 def token_ranges(n: int, name: str) -> list[TokenSet]:
-    """Stretches of n tokens, the simplest first: from an edge on, up to one, one token, a tile, others."""
+    """Return ranges of n tokens, the simplest first: suffixes, prefixes, single tokens, tiles, others."""
     edges = range(0, n, _next_power_of_two(n / MAX_EDGES))
     several = {"key": "keys", "query": "queries"}[name]
     at = [a for a in edges if a and a % MIN_TILE == 0]
@@ -183,12 +187,12 @@ def token_ranges(n: int, name: str) -> list[TokenSet]:
 
 
 def _next_power_of_two(x: float) -> int:
-    """The smallest one, 1 or more, that is no less than x."""
+    """Return the smallest power of two that is at least x and at least 1."""
     return 1 << max(0, math.ceil(math.log2(x)))
 
 
 def tile_edges(n: int, name: str) -> list[TokenSet]:
-    """The first of n tokens in each tile, with those of the first tile and without, and the last."""
+    """Return the first token of each tile, the same without the first tile, and the last token of each tile."""
     i = np.arange(n)
     found = []
     for tile in (size for size in TILE_SIZES if size < n):
@@ -200,7 +204,7 @@ def tile_edges(n: int, name: str) -> list[TokenSet]:
 
 
 def _later_key_sets(own: int, s: Numpy) -> list[TokenSet]:
-    """Keys after a query's own that a kernel may see: one, as many as a tile has, those of its own tile."""
+    """Return sets of keys after a query's own: one, as many as a tile has, the rest of the query's tile."""
     after = s - own
     return [
         ("the key after a query's own was seen", after == 1),

@@ -1,4 +1,4 @@
-"""A fitted number held against the outputs: whether they pass, and how much it explains; numbers by head in words."""
+"""Judge a fitted number: do the outputs pass with it, and how much of their error does it explain?"""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from refdiff.oracle.verdict.judge import judge_rows
 from refdiff.oracle.verdict.verdict import FAIL
 
 SAME_VALUE = 0.02
-"""Fitted numbers that differ by less than this part are one number."""
+"""Fitted numbers with a smaller relative difference count as equal."""
 MAX_LISTED = 16
-"""Of more heads the first so many are listed."""
+"""The most heads whose numbers a message lists."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A number by its name, its value, in words, and a kernel that has it."""
+    """A fitted number: its name, its value, a text that describes it, and a kernel that uses it."""
 
     parameter: str
     value: Any
@@ -40,10 +40,13 @@ class Trial:
 
 
 def evaluate(trial: Trial, stages: Sequence[tuple[Target, ...]], *, large: bool = False) -> list[Fit]:
-    """Hold a trial against outputs: a part of them first, then the whole; nothing where it is not worth showing.
+    """Judge a trial on each stage in turn: parts of the targets first, then the whole.
+
+    Returns one fit, or [] if a stage fails and the trial explains less than `Thresholds.nearly_explained` there.
+    Also returns [] if the kernel's output is that of the spec: the number is then the spec's own.
 
     Args:
-        large: whether what is far off is not judged, which takes long.
+        large: skip the judgement, which takes long, where the quick residual is above `Thresholds.near`.
     """
     worst, share, passed = 0.0, 1.0, True
     for targets in stages:
@@ -64,29 +67,29 @@ def evaluate(trial: Trial, stages: Sequence[tuple[Target, ...]], *, large: bool 
 
 
 def _is_correct(target: Target, out: Numpy | None) -> bool:
-    """Whether what a kernel gives is right by the rule of `check`."""
+    """Whether a kernel's output is a correct one for the target, by the rule of `check`."""
     if target.allowed is None or out is None or out.shape != target.expected.shape:
         return False
     return judge_rows("out", round_to(out, target.recipe.storage), target.allowed).status != FAIL
 
 
 def is_uniform(values: Numpy) -> bool:
-    """Whether all heads have the same number."""
+    """Whether all heads have the same number, up to `SAME_VALUE`."""
     return bool(np.ptp(values) <= SAME_VALUE * max(1e-3, float(np.abs(values).max())))
 
 
 def format_list(values: Numpy) -> str:
-    """The first few: "0.5, 0.7, 1, …"."""
+    """Format the first few values: "0.5, 0.7, 1, …"."""
     return ", ".join(f"{x:.3g}" for x in values[:MAX_LISTED]) + (", …" if len(values) > MAX_LISTED else "")
 
 
 def format_by_head(values: Numpy) -> str:
-    """What each head has: "0.5 in every head", or "by head 0.5, 0.7"."""
+    """Format one value per head: "0.5 in every head", or "by head 0.5, 0.7"."""
     return f"{float(np.median(values)):.4g} in every head" if is_uniform(values) else f"by head {format_list(values)}"
 
 
 def format_spec_value(values: Any, heads: int) -> str:
-    """What the spec has, of any shape that goes with (B, h, T, 1): "0.36", "by head 0.3, 0.4", or one by token."""
+    """Format the spec's values, broadcastable to (B, h, T, 1): "0.36", "by head 0.3, 0.4", "one for each token"."""
     x = np.asarray(values, dtype=np.float64)
     if x.size not in (1, heads) or (x.size > 1 and x.shape[-3] != heads):
         return "one for each token"

@@ -1,4 +1,4 @@
-"""Where an output is wrong, if that is one place and the rest is right; where it is NaN; where it was not written."""
+"""Find where an output or a gradient is wrong: in one place, in a few, where it is NaN, and where it is unwritten."""
 
 from __future__ import annotations
 
@@ -45,12 +45,17 @@ from refdiff.oracle.truth.forward import out_shape, project
 Numpy = np.ndarray[Any, Any]
 REST_IN_BUDGET = "everything else is within budget"
 MAX_REORDERED = 16
-"""Of more rows it is not asked whether they stand in another order."""
+"""The most rows of which a permutation is looked for."""
 
 
 @dataclass(frozen=True)
 class ErrorPlaces:
-    """What is said of the places of an error, whether NaN and ∞ are among it, and whether it is in one place only."""
+    """The places of an error, one line of text each.
+
+    Attributes:
+        not_finite: whether NaN or ∞ are among the error.
+        local: whether everything outside a few places with a shape is correct.
+    """
 
     lines: tuple[str, ...]
     not_finite: bool
@@ -59,10 +64,12 @@ class ErrorPlaces:
 
 @dataclass(frozen=True)
 class Rows:
-    """An output or a gradient and its budget, each sequence by itself.
+    """An output or a gradient with its budget. Packed sequences are unpacked into a padded batch.
 
-    keys: how many keys each row of an output sees; 2, which are enough to tell, for a gradient's. real: the rows that
-    are no padding of shorter sequences. second: which heads of an axis are those of the second map, where some are.
+    Attributes:
+        keys: the number of keys that each row of an output sees; 2 for the rows of a gradient.
+        real: the rows that are not padding.
+        second: by the letter of an axis, the heads that only second maps use.
     """
 
     actual: Numpy
@@ -72,11 +79,11 @@ class Rows:
     second: Mapping[str, Numpy]
 
     @staticmethod
-    def of(actual: Numpy, known: Budget, name: str = "out") -> Rows:
-        """From an output, or the gradient of this name, and the budget of its inputs."""
-        b, inputs = known.tensors[name], known.inputs
-        keys = _count_keys(known.spec, as_float64(known.spec, inputs)) if name == "out" else np.full(b.rows.shape, 2)
-        real, axes, second = np.ones(b.rows.shape, dtype=np.bool_), b.axes.split(), _second_map_heads(known.spec)
+    def of(actual: Numpy, budget: Budget, name: str = "out") -> Rows:
+        """Combine an output, or the gradient called `name`, with the budget of its inputs."""
+        b, inputs = budget.tensors[name], budget.inputs
+        keys = _count_keys(budget.spec, as_float64(budget.spec, inputs)) if name == "out" else np.full(b.rows.shape, 2)
+        real, axes, second = np.ones(b.rows.shape, dtype=np.bool_), b.axes.split(), _second_map_heads(budget.spec)
         if "cu_seqlens_q" not in inputs or axes[0] != "b":
             return Rows(actual, b, keys, real, second)
         along = "t" if "t" in axes else "s"
@@ -90,21 +97,21 @@ class Rows:
 
     @property
     def stored(self) -> Numpy:
-        """The truth as its type holds it."""
+        """The truth, rounded to the storage type."""
         return round_to(self.budget.expected, self.budget.storage)
 
     @property
     def nonzero(self) -> Numpy:
-        """The rows that zeros do not pass in.
+        """The rows in which zeros would fail.
 
-        Others, such as dq of a query with one key, are right whatever they are multiplied by: they bound no place.
+        In the others any factor passes, as in dq of a query with one key. They cannot bound a place.
         """
         size = root_mean_square(np.where(np.isfinite(self.budget.expected), self.budget.expected, 0.0))
         found: Numpy = size > LIMITS.row * self.budget.rows
         return found
 
     def make_place(self, some: Numpy, counted: Numpy, columns: Numpy | None = None) -> Place:
-        """Rows, and columns of them, in words."""
+        """Describe some of the `counted` rows, and `columns` of them."""
         names = [AXIS_NAMES[a] for a in self.budget.axes.split()]
         found = find_boxes(some, counted)
         words = format_boxes(found, counted, names)
@@ -122,7 +129,7 @@ class Rows:
         return replace(place, text=f"{word} of {place.text or 'every row'}", columns=where)
 
     def _make_piece(self, box: Box, some: Numpy, counted: Numpy) -> Place:
-        """The rows of one box, which has a pattern."""
+        """Describe the rows of one box whose axes all have a pattern."""
         of = {a: (box[n], counted_indices(box, counted, n)) for n, a in enumerate(self.budget.axes.split())}
         part = {a: (inside, whole) for a, (inside, whole) in of.items() if len(inside) < len(whole)}
         words = [
@@ -140,10 +147,16 @@ class Rows:
 
 @dataclass(frozen=True)
 class Place:
-    """Some rows in words, "" where they are all, and whether they have a shape; and columns of them, if not all.
+    """Some rows, or columns of them.
 
-    part: where they are one box, the indices that it takes of an axis, and all there are, of each axis that it divides.
-    rows: the same as a mask. pieces: the stretches that they are made of, where these are few. count: of them.
+    Attributes:
+        text: the rows in words; "" if they are all.
+        shaped: whether they are a few boxes.
+        part: if they are one box, its indices and all indices, for each axis that it does not cover.
+        rows: the rows as a mask.
+        pieces: the boxes without gaps that they consist of, if these are few.
+        columns: the columns, if not all.
+        count: the number of pieces.
     """
 
     text: str
@@ -155,13 +168,13 @@ class Place:
     count: int = 1
 
 
-def locate_errors(actual: Numpy, known: Budget, name: str = "out") -> ErrorPlaces:
-    """Say where an output that fails is wrong, if that is one place; of an error that is everywhere nothing is said.
+def locate_errors(actual: Numpy, budget: Budget, name: str = "out") -> ErrorPlaces:
+    """Say where an output that fails is wrong, unless the error is everywhere.
 
     Args:
-        name: of a gradient, if it is one.
+        name: the name of the gradient, if it is one.
     """
-    rows = Rows.of(actual, known, name)
+    rows = Rows.of(actual, budget, name)
     other = kind_mismatch(rows.actual, rows.budget)
     if not other.any():
         place = _find_place(rows)
@@ -177,41 +190,40 @@ def locate_errors(actual: Numpy, known: Budget, name: str = "out") -> ErrorPlace
 
 
 def _has_shape(place: Place) -> bool:
-    """Whether it is one place that has a shape, or a few: not many scattered rows."""
+    """Whether a place is a few boxes of rows, or columns, rather than scattered rows."""
     return place.shaped or place.columns is not None
 
 
 def correct_rows(actual: Numpy, b: RowBudget) -> Numpy:
-    """The rows that are right by themselves."""
+    """Return the mask of rows that pass on their own: limits of rows and elements, and the same NaN and ∞."""
     return ~(_row_errors(actual, b)[0] | kind_mismatch(actual, b).any(axis=-1))
 
 
-def _describe_finite(rows: Rows, place: Place | None, it_is: str) -> list[str]:
-    """What is said of the numbers."""
+def _describe_finite(rows: Rows, place: Place | None, prefix: str) -> list[str]:
+    """Describe where finite numbers are wrong, and where they are exactly zero."""
     lines = []
     zeros = _find_zeros(rows)
     if place is not None:
-        # what it holds says more than what the shape of the place looks like
-        misplaced = _describe_misplaced(rows, place)
-        why = [misplaced] if misplaced else [_guess_cause(place, rows), _describe_factor(rows, place)]
-        if not why[-1]:
-            each = (
+        # where the numbers belong explains more than the shape of the place
+        why = _describe_misplaced(rows, place)
+        if not why:
+            each = [
                 (piece.text, _describe_misplaced(rows, piece) or _describe_factor(rows, piece))
                 for piece in place.pieces
-            )
-            why[-1] = "; ".join(f"in {text} {said}" for text, said in each if said)
-        said = ", and ".join(filter(None, why))
-        lines.append(f"{it_is} wrong only in {place.text}; {REST_IN_BUDGET}{said and f': {said}'}")
+            ]
+            factor = _describe_factor(rows, place) or "; ".join(f"in {text} {said}" for text, said in each if said)
+            why = ", and ".join(filter(None, (_guess_cause(place, rows), factor)))
+        lines.append(f"{prefix} wrong only in {place.text}; {REST_IN_BUDGET}{why and f': {why}'}")
     if zeros is not None:
         same = place is not None and place.text == zeros.text
         where = "there" if same else f"in {zeros.text}" if zeros.text else "everywhere"
         looks = ": it looks like memory never written to, or every key masked" if zeros.shaped else ""
-        lines.append(f"{'it is' if same else it_is} exactly zero {where}, where the truth is not{looks}")
+        lines.append(f"{'it is' if same else prefix} exactly zero {where}, where the truth is not{looks}")
     return lines
 
 
 def _row_errors(actual: Numpy, b: RowBudget) -> tuple[Numpy, Numpy, Numpy]:
-    """Rows that fail by themselves, how far off each row is in its budget, and each number in its own."""
+    """Return the rows that fail on their own, and the error over the budget of each row and of each number."""
     error = np.abs(errors(actual, b))
     ratio = safe_ratio(root_mean_square(error), b.rows)
     numbers = safe_ratio(error, element_allowance(b, b.rows, np.abs(np.where(np.isfinite(b.expected), b.expected, 0.0))))
@@ -219,11 +231,11 @@ def _row_errors(actual: Numpy, b: RowBudget) -> tuple[Numpy, Numpy, Numpy]:
 
 
 def _find_place(rows: Rows) -> Place | None:
-    """The place, or places, outside of which the output is right; None where that is most of the output."""
+    """Return the place outside of which the output is correct; None if it is most of the output."""
     wrong, ratio, numbers = _row_errors(rows.actual, rows.budget)
     if not wrong.any():
         return None
-    telling = rows.real & (rows.keys >= 2)  # what sees one key or none is right whatever is done to scores or maps
+    telling = rows.real & (rows.keys >= 2)  # with one key or none, wrong scores change nothing
     counted = (telling & rows.nonzero) | wrong
     columns = _find_columns(wrong, numbers)
     if columns is not None:
@@ -235,44 +247,46 @@ def _find_place(rows: Rows) -> Place | None:
     few = few and (place.shaped or place.count <= THRESHOLDS.max_places)
     rest, _ = _ratios_without(rows, wrong, np.ones(numbers.shape[-1], dtype=np.bool_))
     rest = rest[counted & ~wrong]
-    # rows here and there may be those in which an error that is everywhere is largest: each is to stand out
+    # scattered rows may be the peaks of an error that is everywhere: each must stand out
     size = root_mean_square(ratio[wrong][None])[0] if place.shaped else np.min(ratio[wrong])
-    return (
-        place if few and size >= THRESHOLDS.place_contrast * np.max(rest, initial=0.0) and _is_within_limits(rest) else None
-    )
+    stands_out = size >= THRESHOLDS.place_contrast * np.max(rest, initial=0.0)
+    return place if few and stands_out and _is_within_limits(rest) else None
 
 
 def _ratios_without(rows: Rows, wrong: Numpy, columns: Numpy) -> tuple[Numpy, Numpy]:
-    """How far off the rows are, and each number, where these columns of the wrong rows are right; ∞ if that fails."""
+    """Return the error ratios of rows and of numbers after `columns` of the wrong rows are set to the truth.
+
+    The rows' ratios are ∞ if the output fails a statistic even then.
+    """
     gone = wrong[..., None] & columns
     rest = np.where(gone, rows.budget.expected, rows.actual)
     _, ratio, numbers = _row_errors(rest, rows.budget)
     if not all(s.holds for s in statistics(rest, rows.budget)):
         return np.full_like(ratio, np.inf), numbers
-    left = 1 - columns.mean()  # the mean over a row is one of fewer numbers
+    left = 1 - columns.mean()  # root mean square over the columns that are left
     return np.where(wrong & (left > 0), ratio / np.sqrt(left or 1), ratio), numbers
 
 
 def _is_within_limits(ratio: Numpy) -> bool:
-    """Whether rows are as far off as those of right kernels."""
+    """Whether the error ratios of rows are within the limits of a correct kernel."""
     bulk = LIMITS.bulk + (LIMITS.row - LIMITS.bulk) / np.sqrt(max(1, ratio.size))
     return ratio.size > 0 and float(ratio.max()) <= LIMITS.row and float(root_mean_square(ratio[None])[0]) <= bulk
 
 
 def _find_columns(wrong: Numpy, numbers: Numpy) -> Numpy | None:
-    """The columns of the wrong rows in which numbers are wrong, if they are few."""
+    """Return the columns in which the wrong rows have wrong numbers; None if they are none or most."""
     off = np.any(numbers[wrong] > LIMITS.element, axis=0)
     where = np.flatnonzero(off)
     if not len(where):
         return None
     stretch = slice(int(where[0]), int(where[-1]) + 1)
     if len(where) >= THRESHOLDS.filled_share * (stretch.stop - stretch.start):
-        off[stretch] = True  # a wrong number may be near the right one
+        off[stretch] = True  # some numbers of a wrong column may be correct by chance
     return off if off.sum() <= THRESHOLDS.local_share * len(off) else None
 
 
 def _find_zeros(rows: Rows) -> Place | None:
-    """The rows that are exactly zero and should not be; or else a stretch of their columns."""
+    """Return the rows that are exactly zero and should not be, or else a range of such columns; None without any."""
     zero, here = rows.actual == 0, np.any(rows.stored != 0, axis=-1) & rows.real
     whole = np.all(zero, axis=-1) & here
     if whole.any():
@@ -285,13 +299,13 @@ def _find_zeros(rows: Rows) -> Place | None:
         return None
     columns = lost[some].mean(axis=0) >= THRESHOLDS.filled_share
     where = np.flatnonzero(columns)
-    # a few numbers may be zero by chance
+    # single numbers may be zero by chance
     many = len(where) >= 2 and len(where) * some.sum() >= (2 if columns[-1] else THRESHOLDS.min_block)
     return rows.make_place(some, here, columns) if many and where[-1] - where[0] + 1 == len(where) else None
 
 
 def _describe_nonfinite(rows: Rows, other: Numpy) -> list[str]:
-    """Where it is NaN or infinite and the truth is not, and the other way round."""
+    """Describe where the output is NaN or infinite and the truth is not, and the reverse."""
     lines = []
     finite = np.isfinite(rows.stored)
     for mask in (other & finite, other & ~finite):
@@ -314,7 +328,7 @@ def _describe_kind(x: Numpy) -> str:
 
 
 def _guess_cause(place: Place, rows: Rows) -> str:
-    """What kernels usually do wrong in a place of that shape; "" where nothing is usual."""
+    """Name the usual cause of an error in a place of this shape; "" if there is none."""
     if place.columns is not None:
         if len(place.columns) > 1 and place.columns[-1] == rows.actual.shape[-1] - 1:
             return "it looks like a last, partial block of columns"
@@ -329,7 +343,7 @@ def _guess_cause(place: Place, rows: Rows) -> str:
 
 
 def _guess_token_cause(found: Numpy, whole: Numpy, alone: bool) -> str:
-    """The same, where some tokens are wrong: of all heads and sequences (alone), or of some."""
+    """Name the usual cause of an error in some tokens of all heads and sequences (`alone`), or of some of them."""
     first, last = int(found[0]), int(found[-1])
     if (period := find_period(found, whole)) is not None and period[0] >= THRESHOLDS.min_block:
         m, low, high = period
@@ -338,7 +352,7 @@ def _guess_token_cause(found: Numpy, whole: Numpy, alone: bool) -> str:
     if len(found) < 2 or last - first + 1 != len(found):
         return ""
     to_the_end = last == whole[-1]
-    if to_the_end and len(found) < (first & -first):  # the largest power of two that divides the first
+    if to_the_end and len(found) < (first & -first):  # fewer than the largest power of two that divides the first
         return "it looks like a last, partial block of rows" + (", or a mask or positions" if alone else "")
     if alone:
         return f"it looks like a mask, a window or positions, from token {first} on" if to_the_end else ""
@@ -346,7 +360,7 @@ def _guess_token_cause(found: Numpy, whole: Numpy, alone: bool) -> str:
 
 
 def _describe_misplaced(rows: Rows, place: Place) -> str:
-    """Say where the truth has the numbers of one box of the output, or that its rows are in another order."""
+    """Say that a box of the output holds numbers that belong elsewhere, or its rows in another order; else ""."""
     if not place.part or place.columns is not None:
         return ""
     axes, shape = rows.budget.axes.split(), rows.budget.rows.shape
@@ -361,7 +375,7 @@ def _describe_misplaced(rows: Rows, place: Place) -> str:
 
 
 def _find_order(rows: Rows, box: Box, n: int) -> list[int]:
-    """Which index of axis n of a box each of its indices holds, if it holds them all; else nothing."""
+    """Return the permutation of a box's indices along axis n that the output holds; [] if it holds none."""
 
     def at(i: int) -> Box:
         return tuple(np.asarray([i]) if m == n else some for m, some in enumerate(box))
@@ -371,9 +385,9 @@ def _find_order(rows: Rows, box: Box, n: int) -> list[int]:
 
 
 def _find_source(rows: Rows, place: Place, box: Box) -> str:
-    """Say where the truth has the numbers of one box of the output: "head 2", "tokens 64 to 95"; "" if nowhere.
+    """Return where the numbers of a box of the output belong: "head 2", "tokens 64 to 95"; "" if nowhere.
 
-    The box is moved along one axis at a time, by as much as there is room.
+    The box is shifted along one axis at a time.
     """
     shape = rows.budget.rows.shape
     for n, a in enumerate(rows.budget.axes.split()):
@@ -386,7 +400,7 @@ def _find_source(rows: Rows, place: Place, box: Box) -> str:
 
 
 def _describe_factor(rows: Rows, place: Place) -> str:
-    """Say by what factor the numbers of a place differ from the truth, if one factor serves for all of them."""
+    """Say by which single factor the numbers of a place differ from the truth; "" if there is none."""
     b = rows.budget
     x, y, off = rows.actual[place.rows], b.expected[place.rows], b.rows[place.rows]
     if place.columns is not None:
@@ -400,7 +414,7 @@ def _describe_factor(rows: Rows, place: Place) -> str:
 
 
 def _matches(rows: Rows, box: Box, source: Box) -> bool:
-    """Whether the output is in a box what the truth is in another, and the truth itself is not."""
+    """Whether a box of the output equals the truth of the box `source`, and the truth of the two boxes differs."""
     b, at, of = rows.budget, np.ix_(*box), np.ix_(*source)
     known = rows.real[at] & rows.real[of] & ~b.doubtful[of] & (b.rows[of] > 0)
     if not known.any():
@@ -418,14 +432,14 @@ def _matches(rows: Rows, box: Box, source: Box) -> bool:
 
 
 def _second_map_heads(spec: Spec) -> dict[str, Numpy]:
-    """Heads of q and of k that are in second maps and in no first one."""
+    """Return the heads of q ("H") and of k ("K") that only second maps use."""
     w = head_indices(spec)
     found = {"H": np.setdiff1d(w.q2, w.q1), "K": np.setdiff1d(w.k2, w.k1)}
     return {axis: heads for axis, heads in found.items() if len(heads)}
 
 
 def _unpack(x: Numpy, starts: Numpy, axis: int) -> Numpy:
-    """Sequences that lie one after another along an axis, one below the other along the first, zeros after them."""
+    """Unpack sequences, packed along `axis`, into a batch along axis 0, padded with zeros."""
     longest = int(np.max(np.diff(starts), initial=0))
     made = np.zeros((len(starts) - 1, *x.shape[1:axis], longest, *x.shape[axis + 1 :]), dtype=x.dtype)
     to, of = np.moveaxis(made, axis, 1), np.moveaxis(x, axis, 1)
@@ -435,7 +449,7 @@ def _unpack(x: Numpy, starts: Numpy, axis: int) -> Numpy:
 
 
 def _count_keys(spec: Spec, inputs: Inputs) -> Numpy:
-    """How many keys each row sees."""
+    """Count the keys that each row of the output sees."""
     core = project(spec, inputs, ops_for())
     found = np.zeros(out_shape(spec, core)[:3], dtype=np.int64)
     for part in sequences(core):

@@ -1,4 +1,4 @@
-"""What `diagnose` answers: the deviations that give your output, how sure that is, and what would make it sure."""
+"""The answer of `diagnose`: the deviations or fitted numbers that reproduce an output, and where it is wrong."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ if TYPE_CHECKING:
     from refdiff.oracle.cases.fixed import Case
 
 MAX_NAMES = 6
-"""So many names are printed of those that could not be shown."""
+"""The most names of unobservable deviations that are printed."""
 
 NO_DEVIATION, UNIQUE, AMBIGUOUS, NONE_FITS = "no deviation", "unique", "ambiguous", "none fits"
 
 
 def percent(share: float) -> str:
-    """A share in words, rounded down: 100% is all of it."""
+    """Format a share in percent, rounded down: only a share of 1 is 100%."""
     return f"{math.floor(100 * share)}%"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Some deviations together, and how well they give the output.
+    """One or two deviations, and how well a kernel with them reproduces the output.
 
-    residual: the error of a row in its budget, root mean square over rows; about 1 or less for the right name.
-    explains: the share of the squared difference from the truth that is gone. fits: whether the output passes as that
-    of a kernel with these deviations. also: names of other deviations that are the same function.
+    Attributes:
+        residual: root mean square over rows of the error in units of the row's budget; about 1 or less if correct.
+        explains: the share of the squared difference from the truth that the deviations account for.
+        fits: whether the output passes as that of such a kernel, by `Thresholds.wrong_limits`.
+        also: names of other deviations that compute the same function.
     """
 
     deviations: tuple[Deviation, ...]
@@ -40,7 +42,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
-        """The names, joined by a plus."""
+        """The names of the deviations, joined by " + "."""
         return " + ".join(d.name for d in self.deviations)
 
     def __str__(self) -> str:
@@ -53,7 +55,7 @@ class Candidate:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold."""
+        """Return the fields as values that JSON can hold."""
         named = [
             {"name": d.name, "axis": d.axis, "what": d.what, "row": d.row, "link": d.link, "aliases": list(d.aliases)}
             for d in self.deviations
@@ -63,9 +65,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Fit:
-    """A number of the spec, fitted to the output: its name, its value, in words, and whether the output then passes.
+    """A number of the spec, fitted to the output.
 
-    explains: the share of the squared difference from the truth that is gone.
+    Attributes:
+        parameter, value, text: its name, its value, and both in words.
+        residual, fits, explains: as in `Candidate`, for a kernel that uses the fitted value.
     """
 
     parameter: str
@@ -82,12 +86,12 @@ class Fit:
         return f"{self.text}  (does not pass: explains {share:.1f}% of the error, the rest is not rounding)"
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold."""
+        """Return the fields as values that JSON can hold."""
         return {name: x for name, x in vars(self).items() if name != "residual"}
 
 
 def _shorten_note(note: str) -> str:
-    """A note that lists names, with a few of those that could not be shown: all of them are in `notes`."""
+    """Shorten a note that lists names. `Ranking.notes` keeps all of them."""
     said, _, listed = note.rpartition(": ")
     names = listed.split(", ")
     if "not tried in pairs" in said:
@@ -99,14 +103,17 @@ def _shorten_note(note: str) -> str:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The answer. `status` is "no deviation", "unique", "ambiguous" or "none fits".
+    """The answer of `diagnose`.
 
-    candidates: those that fit, with the fewest deviations; where none does, and the output passes with no number
-    either, up to three that explain most of the error.
-    fits: numbers with which the output passes, where no name fits; or the one that explains nearly all.
-    separating: where several fit, a case on which they differ.
-    where: the place, where only one is wrong and no name says why; which keys seem not to be seen there;
-    where it is NaN, and where nothing was written. The same of gradients, where these are wrong.
+    Attributes:
+        status: "no deviation", "unique", "ambiguous" or "none fits".
+        candidates: the candidates that fit, with the fewest deviations. If none fits and no number does either, up to
+            three that explain most of the error.
+        fits: the numbers with which the output passes, if no name fits; or the one that explains nearly all.
+        separating: if several candidates fit, a case on which their outputs differ.
+        notes: further findings, such as deviations that the inputs cannot show.
+        where: the places of the error in the output or the gradients, if it is local and no name explains it: also
+            keys or queries that seem to be lost, and where the output is NaN, infinite or unwritten.
     """
 
     status: str
@@ -118,7 +125,7 @@ class Ranking:
 
     @property
     def name(self) -> str | None:
-        """The one name, or None where there is not one."""
+        """The name if it is unique, else None."""
         return self.candidates[0].name if self.status == UNIQUE and self.candidates else None
 
     def __str__(self) -> str:
@@ -133,7 +140,7 @@ class Ranking:
         return wrap_text("\n".join([*lines, *(f"  {_shorten_note(note)}" for note in self.notes)]))
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold."""
+        """Return the fields as values that JSON can hold."""
         return {
             "status": self.status,
             "name": self.name,

@@ -1,4 +1,4 @@
-"""A mask of rows in words: the few boxes of sequences, heads and tokens that it is made of, or none."""
+"""Describe a boolean mask of rows in words, as a few boxes of sequences, heads and tokens."""
 
 from __future__ import annotations
 
@@ -12,20 +12,23 @@ from refdiff.oracle.thresholds import THRESHOLDS
 
 Numpy = np.ndarray[Any, Any]
 Box = tuple[Numpy, ...]
-"""For each axis the indices that belong to it."""
+"""The indices of a box along each axis."""
 AXIS_NAMES = {"b": "sequence", "page": "page", "slot": "slot", "t": "token", "s": "key"} | dict.fromkeys("hHKV", "head")
-"""Of an axis by its letter."""
+"""The singular word for an axis, by the letter of the axis."""
 MAX_PLACES = 3
-"""What is made of more boxes, or more stretches of an axis, than this has no shape; so many of them are listed."""
+"""The most boxes, or runs of indices along an axis, that a message lists. A mask of more boxes has no shape."""
 MAX_LISTED = 4
-"""So many indices without a pattern are listed one by one."""
+"""The most indices without a pattern that are listed one by one."""
 
 
 def find_boxes(mask: Numpy, counted: Numpy) -> list[Box]:
-    """Return the boxes of which `mask` is made, a few at most, of what is `counted`; nothing where it has no shape.
+    """Split `mask` into at most `MAX_PLACES` boxes; return [] if it takes more.
+
+    Elements outside `counted` may be in a box or not. One box covers the whole mask if `Thresholds.filled` of it is
+    marked.
 
     Shapes:
-        both alike, boolean, with any number of axes
+        mask and counted: the same, boolean, any number of axes
     """
     if not mask.any():
         return []
@@ -41,7 +44,10 @@ def _other_axes(x: Numpy, n: int) -> tuple[int, ...]:
 
 
 def _split_along_axes(mask: Numpy, counted: Numpy) -> list[Box]:
-    """Along the first axis what is alike is put together, and each of those groups is taken apart again."""
+    """Group the indices of the first axis that have equal masks, then split the rest of each group recursively.
+
+    Returns more than `MAX_PLACES` empty boxes if there are too many.
+    """
     if mask.ndim == 1:
         return [(np.flatnonzero(mask),)]
     groups: list[list[int]] = []
@@ -63,29 +69,32 @@ def _split_along_axes(mask: Numpy, counted: Numpy) -> list[Box]:
 
 
 def counted_indices(box: Box, counted: Numpy, n: int) -> Numpy:
-    """All indices of axis n that are counted somewhere beside the box: sequences may be of several lengths."""
+    """Return the indices of axis n that are counted for some element of the box's other axes.
+
+    Not all are: sequences may have different lengths.
+    """
     at = tuple(np.arange(counted.shape[m]) if m == n else some for m, some in enumerate(box))
     return np.flatnonzero(counted[np.ix_(*at)].any(axis=_other_axes(counted, n)))
 
 
 def format_box(box: Box, counted: Numpy, names: Sequence[str]) -> str | None:
-    """A box in words, "tokens 32 to 63 of head 3"; "" where it is everything, None where an axis has no pattern.
+    """Format a box: "tokens 32 to 63 of head 3", "" if it is everything, None if an axis has no pattern.
 
     Args:
-        names: of the axes, in the singular.
+        names: the names of the axes, in the singular.
     """
     words = [format_indices(name, box[n], counted_indices(box, counted, n)) for n, name in enumerate(names)]
     return None if None in words else " of ".join(word for word in reversed(words) if word)
 
 
 def format_boxes(found: Sequence[Box], counted: Numpy, names: Sequence[str], whole: str = "") -> str | None:
-    """The boxes of a mask in words, `whole` for one that is everything; None where they have no pattern."""
+    """Format boxes, `whole` standing for one that is everything; None if one of them has no pattern."""
     words = [format_box(box, counted, names) for box in found]
     return None if not words or None in words else " and ".join(filter(None, (word or whole for word in words)))
 
 
 def format_indices(name: str, found: Numpy, of: Numpy) -> str | None:
-    """Some of all indices of an axis in words; "" where it is all of them, None where they follow no pattern."""
+    """Format the indices `found` of the indices `of`: "" if they are all, None if they have no pattern."""
     if len(found) >= len(of):
         return ""
     if len(found) == 1:
@@ -108,38 +117,39 @@ def format_indices(name: str, found: Numpy, of: Numpy) -> str | None:
 
 
 def _format_range(found: Numpy) -> str:
-    """Indices that follow one another: "3", "3 and 4", "3 to 5"."""
+    """Format consecutive indices: "3", "3 and 4", "3 to 5"."""
     return f"{found[0]} to {found[-1]}" if len(found) > 2 else join_words(found.tolist())
 
 
 def consecutive_runs(found: Numpy) -> list[Numpy]:
-    """Some indices, those that follow one another together."""
+    """Split sorted indices into runs of consecutive ones."""
     return np.split(found, np.flatnonzero(np.diff(found) > 1) + 1)
 
 
 def split_boxes(mask: Numpy, found: Sequence[Box]) -> list[Box]:
-    """The boxes of a mask cut into stretches of each axis; without boxes, its stretches of the last axis."""
+    """Split boxes at the gaps of their indices. Without boxes, return the runs of `mask` along its last axis."""
     if not found:
         found = [(*np.asarray(at)[:, None], np.flatnonzero(mask[tuple(at)])) for at in np.argwhere(mask.any(axis=-1))]
     return [part for box in found for part in product(*map(consecutive_runs, box))]
 
 
 def format_first_boxes(found: Sequence[Box], counted: Numpy, names: Sequence[str]) -> str:
-    """What has no shape, by its first pieces: "several places: token 3 of head 0, head 1, head 4 and 9 more"."""
+    """Format the first of many boxes: "several places: token 3 of head 0, head 1, head 4 and 9 more"."""
     first = [str(format_box(box, counted, names)) for box in found[:MAX_PLACES]]
     return f"several places: {', '.join(first)} and {len(found) - MAX_PLACES} more"
 
 
 def join_words(some: Sequence[object], word: str = "and") -> str:
-    """Some things in words: "0, 1 and 3"."""
+    """Join items into a list in words: "0, 1 and 3"."""
     *first, last = map(str, some)
     return f"{', '.join(first)} {word} {last}" if first else last
 
 
 def find_period(found: Numpy, of: Numpy) -> tuple[int, int, int] | None:
-    """(m, low, high) where the found are those with low ≤ i mod m ≤ high, for the smallest such m; None for no m.
+    """Return (m, low, high) with the smallest m such that `found` are the i in `of` with low ≤ i mod m ≤ high.
 
-    Three times or more, or in blocks of a power of two, twice: any two indices are so for some m.
+    None if there is no such m. The pattern must occur three times, or twice if m is a power of two and at least
+    `Thresholds.block`: any two indices are periodic for some m.
     """
     if len(found) < 2:
         return None

@@ -1,4 +1,4 @@
-"""All single deviations, then all pairs: which of them give the output?"""
+"""Search single deviations, then pairs, for those that reproduce the output."""
 
 from __future__ import annotations
 
@@ -35,13 +35,14 @@ from refdiff.oracle.verdict.judge import judge_rows
 from refdiff.oracle.verdict.verdict import FAIL
 
 MAX_JUDGED = 16
+"""The most candidates of one search that get a budget of their own."""
 ALWAYS_JUDGED = 3
-"""So many of the nearest, and of those that explain most, get a budget of their own however far they are: a wrong
-kernel may round much worse than a right one."""
+"""The number of nearest candidates, and of those that explain most, that get a budget of their own at any distance: a
+wrong kernel may have much larger rounding errors than a correct one."""
 MAX_SHOWN = 3
-"""So many of those that explain most are kept."""
+"""The most candidates that are reported although they do not fit."""
 MAX_PAIR_COST = 8_000_000
-"""Multiplications of targets on the whole of which pairs are tried, where a part of them does not do."""
+"""The most multiplications of targets whose pairs are tried on the whole, if no part of them suffices."""
 
 
 NEARLY_RIGHT = (
@@ -53,11 +54,11 @@ NO_PAIRS = "pairs were not tried: no deviation is wrong, or NaN, in just these p
 NO_LARGE_PAIRS = "pairs were not tried: the inputs are large, and the error is NaN or in one place"
 
 MIN_ROW_BUDGET = 1e-150
-"""The least that a row is divided by: where all is zero nothing points anywhere."""
+"""The smallest divisor of a row: it avoids a division by zero."""
 
 DeviationSet = tuple[Deviation, ...]
 Evidence = dict[DeviationSet, tuple[list[Judgement], list[Judgement]]]
-"""Of what fits, how each target was judged: on the part where it was tried, and whole."""
+"""For each set that fits, the judgements of the parts on which it was tried, and of the whole."""
 
 
 def search(
@@ -67,69 +68,69 @@ def search(
     max_deviations: int,
     *,
     not_finite: bool = False,
-    right: tuple[Numpy, ...] | None = None,
+    correct: tuple[Numpy, ...] | None = None,
 ) -> tuple[list[Candidate], list[Candidate], tuple[str, ...]]:
-    """Return the candidates that fit all targets, with the fewest deviations; those that come closest; and notes.
+    """Return the candidates that fit all targets with the fewest deviations, the closest candidates, and notes.
 
-    A pair is of two axes. Where a single fits, no pair is looked for. Of a large case parts are compared on which the
-    deviations act as on the whole; those that come near are judged on all of it. Where
-    the outputs are nearly right, only a single to which they point is an answer. Where they are NaN or ∞ and the truth
-    is not (`not_finite`), or the other way round, one of a pair must be so by itself. Where they are wrong in one place
-    only, and in all other rows `right`, both of a pair must leave those as they are.
+    Pairs are tried only if no single deviation fits. The two of a pair are of different axes. Large targets are
+    compared in parts; candidates near to the output there are judged on the whole. If the outputs are nearly correct,
+    only a single deviation to which their error points is returned.
+
+    Args:
+        not_finite: whether NaN or ∞ are in other places than in the truth. One of a pair must put them there alone.
+        correct: if the outputs are wrong in one place only, the masks of their correct rows. Neither of a pair may
+            change these rows.
     """
     parts = Parts.of(spec, targets)
     nearly_right = _is_nearly_right(spec, parts)
     evidence: Evidence = {}
     closest: list[Candidate] = []
-    left: set[str] = set()
+    untried: set[str] = set()
     singles: list[DeviationSet] = [(d,) for d in known]
-    in_pairs = tuple(d for d in known if d.axis != ONLINE_AXIS)  # not those that are there once for each size of tiles
-    of = {id(t): rows for t, rows in zip(targets, right or (), strict=right is not None)}
+    pairable = tuple(d for d in known if d.axis != ONLINE_AXIS)  # these exist once for each tile size: too many pairs
+    correct_rows = {id(t): rows for t, rows in zip(targets, correct or (), strict=correct is not None)}
 
-    def leaves(target: Target, wrong: Numpy) -> bool:
-        """Whether a deviation changes nothing in the rows that are right."""
-        return bool(np.max(row_ratios(target, wrong)[of[id(target)]], initial=0.0) <= THRESHOLDS.max_change)
+    def keeps_correct_rows(target: Target, wrong: Numpy) -> bool:
+        return bool(np.max(row_ratios(target, wrong)[correct_rows[id(target)]], initial=0.0) <= THRESHOLDS.max_change)
 
     for count in range(1, 2 if nearly_right else max_deviations + 1):
-        sets = singles if count == 1 else [pair for pair in combinations(in_pairs, 2) if pair[0].axis != pair[1].axis]
+        sets = singles if count == 1 else [pair for pair in combinations(pairable, 2) if pair[0].axis != pair[1].axis]
         if count > 1 and not_finite:
-            alike = {d for d in known if _holds_on_all(spec, parts, d, _has_same_nonfinite)}
-            sets = [some for some in sets if alike & set(some)]
-        if count > 1 and right is not None:
-            quiet = {d for d in known if _holds_on_all(spec, parts, d, leaves)}
-            sets = [some for some in sets if quiet >= set(some)]
+            same_nonfinite = {d for d in known if _holds_on_all(spec, parts, d, _has_same_nonfinite)}
+            sets = [some for some in sets if same_nonfinite & set(some)]
+        if count > 1 and correct is not None:
+            local = {d for d in known if _holds_on_all(spec, parts, d, keeps_correct_rows)}
+            sets = [some for some in sets if local >= set(some)]
         if not sets:
             return [], closest, (NO_PAIRS if parts.cost <= MAX_PAIR_COST else NO_LARGE_PAIRS,)
-        scored = list(_score_sets(spec, parts, sets, left))
+        scored = list(_score_sets(spec, parts, sets, untried))
         found = _rank(spec, parts, scored, nearly_right, evidence)
         single = closest[:1]
         closest = select_closest(spec, parts, [*closest, *found])
         if not any(len(c.deviations) == 1 for c in closest):
             closest += single
         if fitting := [c for c in found if c.fits]:
-            hidden = (
-                find_unobservable(spec, parts, fitting[0].deviations, in_pairs, evidence) if len(fitting) == 1 else []
-            )
+            one = fitting[0].deviations
+            hidden = find_unobservable(spec, parts, one, pairable, evidence) if len(fitting) == 1 else []
             note = f"these inputs could not show whether {len(hidden)} others are there too: {', '.join(hidden)}"
             return fitting, closest, (note,) if hidden else ()
     if nearly_right:
         return [], closest, (NEARLY_RIGHT,)
-    note = f"{len(left)} names were not tried in pairs, since the inputs are large: {', '.join(sorted(left))}"
-    return [], closest, (note,) if left else ()
+    note = f"{len(untried)} names were not tried in pairs, since the inputs are large: {', '.join(sorted(untried))}"
+    return [], closest, (note,) if untried else ()
 
 
 def _is_nearly_right(spec: Spec, parts: Parts) -> bool:
-    """Whether outputs that failed pass where they are judged as wide as those of a wrong kernel."""
-    if any(
-        t.allowed is not None and np.max(row_ratios(t, t.actual), initial=0.0) > WRONG_LIMITS.row for t in parts.whole
-    ):
+    """Whether the failing outputs pass under the wider limits of a wrong kernel."""
+    worst = (np.max(row_ratios(t, t.actual), initial=0.0) for t in parts.whole if t.allowed is not None)
+    if any(x > WRONG_LIMITS.row for x in worst):
         return False
     found = (judge_problem(Problem(spec, t.inputs), t) for targets in parts.stages(parts.local) for t in targets)
     return all(j is not None and j.fits for j in found)
 
 
 def _holds_on_all(spec: Spec, parts: Parts, deviation: Deviation, holds: Callable[[Target, Numpy], bool]) -> bool:
-    """Whether something holds of what a deviation gives for every target; not asked of large inputs."""
+    """Whether `holds` is true of a deviation's output for every target; False for large inputs."""
     if parts.cost > MAX_PAIR_COST:
         return False
     outs = ((t, output_with(spec, t.inputs, (deviation,))) for t in parts.whole)
@@ -140,21 +141,18 @@ def _has_same_nonfinite(target: Target, wrong: Numpy) -> bool:
     return np.array_equal(np.isfinite(round_to(wrong, target.recipe.storage)), target.finite)
 
 
-def _score_sets(spec: Spec, parts: Parts, sets: Iterable[DeviationSet], left: set[str]) -> Iterator[Candidate]:
-    """Every set with its quick residual."""
+def _score_sets(spec: Spec, parts: Parts, sets: Iterable[DeviationSet], untried: set[str]) -> Iterator[Candidate]:
+    """Yield a candidate with its quick residual for each set; add names that are too expensive to `untried`."""
     for some in sets:
-        on = parts.select(some)
-        if len(some) > 1:
-            whole = {d.name for d in some if d.axis in QUERY_AXES}
-            if whole and parts.cost > MAX_PAIR_COST:
-                left |= whole
-                continue
-        if (found := score_candidate(spec, on, some, THRESHOLDS.quick_residual)) is not None:
+        whole = {d.name for d in some if d.axis in QUERY_AXES}
+        if whole and len(some) > 1 and parts.cost > MAX_PAIR_COST:
+            untried |= whole
+        elif (found := score_candidate(spec, parts.select(some), some, THRESHOLDS.quick_residual)) is not None:
             yield found
 
 
 def _rank(spec: Spec, parts: Parts, scored: list[Candidate], nearly_right: bool, evidence: Evidence) -> list[Candidate]:
-    """All candidates: those that fit first; those that are near with a residual in their own budget."""
+    """Sort all candidates, those that fit first. Near ones are judged with a budget of their own."""
     scored.sort(key=lambda c: (c.residual, -c.explains))
     least = THRESHOLDS.large_explained if parts.is_split else 0.0
     near = [
@@ -177,29 +175,32 @@ def _rank(spec: Spec, parts: Parts, scored: list[Candidate], nearly_right: bool,
 
 
 def _is_uninformative(candidate: Candidate, evidence: Evidence) -> bool:
-    """Whether the truth would fit as well and the output is not near: no change, or roundings that hide any."""
+    """Whether the truth would fit as well and the candidate explains little: rounding errors hide the difference."""
     truth_fits = all(j.truth_fits for j in evidence[candidate.deviations][1])
     return truth_fits and candidate.explains < THRESHOLDS.explained
 
 
 def score_candidate(
-    spec: Spec, targets: tuple[Target, ...], some: DeviationSet, near: float = math.inf
+    spec: Spec, targets: tuple[Target, ...], deviations: DeviationSet, near: float = math.inf
 ) -> Candidate | None:
-    """The worst residual over the targets, up to the first that is hopeless; None where there is no such kernel."""
+    """Return a candidate with its worst quick residual; None if no kernel has these deviations.
+
+    Targets after the first with a residual above `near` are skipped.
+    """
     residual, shares = 0.0, []
     for target in targets:
-        wrong = output_with(spec, target.inputs, some)
+        wrong = output_with(spec, target.inputs, deviations)
         if wrong is None:
             return None
         residual = max(residual, quick_residual(target, wrong))
         shares.append(explained_share(target, wrong))
         if residual > near:
             break
-    return Candidate(some, residual, min(shares), False)
+    return Candidate(deviations, residual, min(shares), False)
 
 
 def _judge_candidate(spec: Spec, parts: Parts, candidate: Candidate, evidence: Evidence) -> Candidate:
-    """Judge a candidate where it was scored, and on the whole where it fits there."""
+    """Judge a candidate on the parts where it was scored, then on the whole if it fits there."""
     found: list[list[Judgement]] = []
     for targets in parts.stages(parts.select(candidate.deviations)):
         residual, kept = 0.0, []
@@ -215,7 +216,10 @@ def _judge_candidate(spec: Spec, parts: Parts, candidate: Candidate, evidence: E
 
 
 def merge_equivalent(spec: Spec, fitting: list[Candidate], evidence: Evidence, kind: str) -> list[Candidate]:
-    """Put candidates that are one function into one, the others' names in `also`: two keys crossed, or two queries."""
+    """Merge candidates that compute the same function; the names of the others go to `also`.
+
+    An example is the exchange of k₁ and k₂, and that of q₁ and q₂.
+    """
     if len(fitting) < 2:
         return fitting
     spec = shrink_spec(spec)
@@ -234,32 +238,33 @@ def merge_equivalent(spec: Spec, fitting: list[Candidate], evidence: Evidence, k
 
 
 def drop_dominated(fitting: list[Candidate], evidence: Evidence, parts: Parts) -> list[Candidate]:
-    """Drop a candidate that passes by itself, but whose error points to another one, as no order of it does.
+    """Drop each candidate b whose error points to another candidate a.
+
+    Every row may pass as b's while all rows together show that the output is a's.
 
     Equation:
-        on the way from f_b to f_a, rows by their budgets, the output is at s = ⟨y − f_b, f_a − f_b⟩ / ‖f_a − f_b‖²:
-        0 up to rounding if b is its name, 1 if a is. All rows add to it, so that it sees what none of them shows.
+        s = ⟨y − f_b, f_a − f_b⟩ / ‖f_a − f_b‖², with each row divided by its budget: 0 up to rounding error if b is
+        correct, 1 if a is
     """
     kept = []
     for b in fitting:
-        rivals = [a for a in fitting if a is not b and parts.select(a.deviations) is parts.select(b.deviations)]
-        if not any(
-            _points_to(evidence[b.deviations][0], evidence[a.deviations][0], parts.select(b.deviations)) for a in rivals
-        ):
+        part, judged = parts.select(b.deviations), evidence[b.deviations][0]
+        rivals = (a for a in fitting if a is not b and parts.select(a.deviations) is part)
+        if not any(_points_to(judged, evidence[a.deviations][0], part) for a in rivals):
             kept.append(b)
     return kept or fitting
 
 
 def keep_indicated(spec: Spec, fitting: list[Candidate], evidence: Evidence, parts: Parts) -> list[Candidate]:
-    """Of candidates for an output that nearly passes as right, those to which it points from what a right kernel gives.
+    """Keep the candidates to which the error of a nearly correct output points.
 
-    It passes as well with whatever its inputs do not show, which explains nothing.
+    Such an output also passes as that of any deviation that its inputs do not show.
     """
     kept = []
     for b in fitting:
-        on = parts.select(b.deviations)
-        right = [judge_problem(Problem(spec, t.inputs), t) for t in on]
-        if _points_to([j for j in right if j is not None], evidence[b.deviations][0], on):
+        part = parts.select(b.deviations)
+        correct = [judge_problem(Problem(spec, t.inputs), t) for t in part]
+        if _points_to([j for j in correct if j is not None], evidence[b.deviations][0], part):
             kept.append(b)
     return kept
 
@@ -267,10 +272,10 @@ def keep_indicated(spec: Spec, fitting: list[Candidate], evidence: Evidence, par
 def find_unobservable(
     spec: Spec, parts: Parts, base: DeviationSet, known: DeviationSet, evidence: Evidence
 ) -> list[str]:
-    """Names of deviations that may be there beside others: with them a kernel gives no more than other roundings.
+    """Return the names of deviations that may be present without a visible effect on the output.
 
     Args:
-        base: the others; none where the outputs are right.
+        base: the deviations that the kernel has; none if the outputs are correct.
     """
     axes = {d.axis for d in base}
     own: dict[int, list[RowBudget]] = {}
@@ -285,7 +290,7 @@ def find_unobservable(
         return [deviation_budget(j.wrong, j.runs, t) for j, t in zip(found, targets, strict=True)]
 
     def shows(targets: tuple[Target, ...], some: list[Deviation]) -> bool:
-        """Whether these deviations together give an output of their own, or beside others are no kernel."""
+        """Whether these deviations change the output visibly, or cannot be combined with those in `base`."""
         if id(targets) not in own:
             own[id(targets)] = budgets(targets)
         outs = [output_with(spec, t.inputs, some) for t in targets]
@@ -302,20 +307,21 @@ def find_unobservable(
     return hidden
 
 
-def _points_to(of_b: list[Judgement], of_a: list[Judgement], targets: tuple[Target, ...]) -> bool:
-    at_b, spread_b = _project(of_b, of_a, targets)
-    at_a, spread_a = _project(of_a, of_b, targets)
+def _points_to(b: list[Judgement], a: list[Judgement], targets: tuple[Target, ...]) -> bool:
+    """Whether the output is further from b, towards a, than b's own runs, and no further from a than a's own runs."""
+    at_b, spread_b = _project(b, a, targets)
+    at_a, spread_a = _project(a, b, targets)
     return (
         abs(at_b) > THRESHOLDS.projection_ratio * spread_b + THRESHOLDS.min_projection
         and abs(at_a) <= THRESHOLDS.projection_ratio * spread_a + THRESHOLDS.min_projection
     )
 
 
-def _project(of: list[Judgement], to: list[Judgement], targets: tuple[Target, ...]) -> tuple[float, float]:
-    """Where the output is on the way from one function to another, and where that function's own orders are at most."""
+def _project(b: list[Judgement], a: list[Judgement], targets: tuple[Target, ...]) -> tuple[float, float]:
+    """Return s of `drop_dominated` for the output, and the largest |s| of b's own runs."""
     square, along = 0.0, 0.0
-    runs = np.zeros(len(of[0].runs))
-    for one, other, target in zip(of, to, targets, strict=True):
+    runs = np.zeros(len(b[0].runs))
+    for one, other, target in zip(b, a, targets, strict=True):
         y = target.actual
         known = np.isfinite(one.wrong) & np.isfinite(other.wrong) & np.isfinite(y)
         rows = np.maximum(np.maximum(one.rows, other.rows), MIN_ROW_BUDGET)[..., None]
@@ -332,9 +338,10 @@ def _project(of: list[Judgement], to: list[Judgement], targets: tuple[Target, ..
 
 
 def select_closest(spec: Spec, parts: Parts, candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Return those that explain most of the whole, the best first: pairs that leave half of what each of the two does.
+    """Return up to `MAX_SHOWN` candidates that explain most, the best first.
 
-    A pair that leaves more is one of the two, beside which the other makes no difference on these inputs.
+    A pair must leave at most 1/`Thresholds.better_ratio` of the error that each of its two leaves alone. Otherwise one of
+    the two has no effect on these inputs.
     """
     alone: dict[tuple[int, Deviation], float] = {}
     kept: list[Candidate] = []
@@ -357,5 +364,5 @@ def select_closest(spec: Spec, parts: Parts, candidates: Iterable[Candidate]) ->
 
 
 def score_on_whole(spec: Spec, parts: Parts, candidate: Candidate) -> Candidate:
-    """Return a candidate as it explains all targets as a whole: it was scored on a part, or on the first of them."""
+    """Return a candidate with its score on all targets as a whole, not on parts or on the first targets."""
     return score_candidate(spec, parts.whole, candidate.deviations) or candidate

@@ -1,6 +1,6 @@
-"""What is to be explained, whole and in parts, and how far it is from what a kernel with certain deviations gives.
+"""Compare a wrong output or gradient with that of a kernel with certain deviations.
 
-Most deviations act on some tokens of one sequence as they do on the whole of a large case.
+A large case is compared in part: most deviations act on a few tokens of one sequence as they do on all of them.
 """
 
 from __future__ import annotations
@@ -42,26 +42,31 @@ from refdiff.oracle.verdict.judge import judge_rows
 
 Numpy = np.ndarray[Any, Any]
 Kernel = Callable[[Inputs], Problem | None]
-"""What a kernel computes of its inputs; None where it cannot have such."""
+"""The problem that a kernel solves for given inputs; None if it does not apply to them."""
 WRONG_LIMITS = THRESHOLDS.wrong_limits
 TENSOR_STATISTICS = ("slope", "factor")
-"""Statistics that add over all rows: no row, and no part of a case, shows what they refuse."""
+"""The statistics of a whole tensor. They can fail where no single row and no part of a case does."""
 
 SCREENING_ORDERS = (DRAWS[0], MEMBERS[1])
-"""Enough to see what is hopeless: one order in which everything is rounded at random, and one with λ off."""
+"""Two orders that suffice to reject most candidates: one rounds everything at random, one has an error in λ."""
 AXES = {2: "b t", 3: "b h t"}
-"""Of the rows of a whole layer's output, and of the core's."""
+"""The axes of an output's rows, by their number: of a layer with projections, and of attention alone."""
 HOPELESS_RATIO = 3 * WRONG_LIMITS.row
-"""In the budget of those two: a row further off than this is not within that of all orders."""
+"""An error over the budget of the two screening orders that no budget of all orders would allow."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is to be explained: an output of these inputs, the truth, what a right kernel may be off by in each row.
+    """An output or gradient to explain.
 
-    right: a part of a case, in which nothing is wrong: it tells what the rest must leave as it is. allowed: of a whole
-    case all that a right kernel may be off by. is_gradient: rows that are 0, such as dq of a query with one key, are
-    differences, and have an error.
+    Attributes:
+        inputs: the float64 inputs.
+        actual, expected: the output and the truth.
+        rows: the error that correct kernels have in each row, E_r.
+        is_correct: whether this is a correct part of a wrong case. An explanation must leave it as it is.
+        allowed: the budget of a whole case; None for parts and gradients.
+        is_gradient: whether rows that are 0 keep their budget. Such rows, as dq of a query with one key, are
+            differences with a rounding error.
     """
 
     inputs: Inputs
@@ -74,72 +79,73 @@ class Target:
     is_gradient: bool = False
 
     @staticmethod
-    def of(actual: Numpy, known: Budget) -> Target:
-        """From an output and the budget of its inputs."""
-        exact = as_float64(known.spec, known.inputs)
-        allowed = known.tensors["out"]
-        y, rows = known.expected["out"], known.rows["out"]
-        actual = zero_padded(padded_queries(known.spec, exact), actual) if actual.shape == y.shape else actual
-        return Target(exact, actual, y, rows, known.recipe, allowed=allowed)
+    def of(actual: Numpy, budget: Budget) -> Target:
+        """Combine an output with the budget of its inputs."""
+        exact = as_float64(budget.spec, budget.inputs)
+        allowed = budget.tensors["out"]
+        y, rows = budget.expected["out"], budget.rows["out"]
+        actual = zero_padded(padded_queries(budget.spec, exact), actual) if actual.shape == y.shape else actual
+        return Target(exact, actual, y, rows, budget.recipe, allowed=allowed)
 
     @cached_property
     def limits(self) -> Limits:
-        """The limits of a candidate: those of a correct kernel in the statistics by which alone it was refused."""
+        """The limits of a candidate. If only statistics of the whole tensor fail, these keep the limits of `check`."""
         if not self.fails_as_tensor:
             return WRONG_LIMITS
         return replace(WRONG_LIMITS, **{name: getattr(LIMITS, name) for name in TENSOR_STATISTICS})
 
     @cached_property
     def fails_as_tensor(self) -> bool:
-        """Whether a statistic over all rows refused it, and no other."""
+        """Whether only statistics of the whole tensor fail."""
         broken = {s.name for s in statistics(self.actual, self.allowed) if not s.holds} if self.allowed else set()
         return bool(broken) and broken <= set(TENSOR_STATISTICS)
 
     @cached_property
     def finite(self) -> Numpy:
-        """Which numbers of the output are finite."""
+        """The mask of numbers that are finite in the output."""
         return np.isfinite(self.actual)
 
     @cached_property
     def compared(self) -> Numpy:
-        """Which are, and are in the truth."""
+        """The mask of numbers that are finite in the output and in the truth."""
         return self.finite & np.isfinite(self.expected)
 
     @cached_property
     def size(self) -> Numpy:
-        """Root mean square of the truth's rows."""
+        """The root mean square of each row of the truth."""
         return root_mean_square(np.where(np.isfinite(self.expected), self.expected, 0.0))
 
     @cached_property
     def typical_error(self) -> float:
-        """What a row may usually be off by, as a share of it."""
+        """The median over rows of the budget over the size of the row."""
         some = self.size > 0
         return float(np.median(safe_ratio(self.rows[some], self.size[some]))) if np.any(some) else 0.0
 
 
 def compute_outputs(kernel: Kernel, targets: Iterable[Target]) -> list[Numpy | None]:
-    """The output of a kernel for the inputs of each target; None where it has none."""
+    """Return the kernel's output for each target; None where the kernel does not apply."""
     problems = (kernel(t.inputs) for t in targets)
     return [None if p is None else output(p) for p in problems]
 
 
 def row_ratios(target: Target, x: Numpy) -> Numpy:
-    """How far each row is from the truth, in its budget; of what is NaN or infinite nothing is known."""
+    """Return the error of each row over its budget. Numbers that are not finite count as correct."""
     known = np.isfinite(x) & np.isfinite(target.expected)
     y = np.where(known, target.expected, 0.0)
     return safe_ratio(root_mean_square(np.where(known, x, 0.0) - y), target.rows)
 
 
 def exceeds_limit(rows: Numpy) -> bool:
-    """Whether one of the rows is further off, in its budget, than a right kernel's."""
+    """Whether the error ratio of a row is above the limit of correct kernels."""
     return bool(np.max(rows, initial=0.0) > LIMITS.row)
 
 
 def quick_residual(target: Target, wrong: Numpy | None) -> float:
-    """The error in budgets, root mean square over rows, the budget being the truth's, as large as the rows now are.
+    """Return the root mean square over rows of actual − wrong, in units of each row's budget.
 
-    Infinite where NaN and ∞ stand in other places, or the shape is another. Of an output that statistics over all rows
-    alone refused, the larger of that and of what these are.
+    The budget is that of the truth, scaled to the size of the row of `wrong`: it is cheap, since no order is run.
+    Infinite if the shapes differ or NaN and ∞ are in other places. If only statistics of the whole tensor fail, these
+    count too.
     """
     known = target.finite
     if wrong is None or wrong.shape != target.actual.shape:
@@ -160,25 +166,25 @@ def quick_residual(target: Target, wrong: Numpy | None) -> float:
 
 
 def _tensor_ratio(found: Iterable[Statistic]) -> float:
-    """The largest statistic over all rows, as many limits of a row as it is of its own."""
+    """Return the largest statistic of the whole tensor over its limit, in units of the limit of a row."""
     return LIMITS.row * max((s.value / s.limit for s in found if s.name in TENSOR_STATISTICS), default=0.0)
 
 
 def worst_residual(kernel: Kernel, targets: Sequence[Target]) -> float:
-    """The largest quick residual of a kernel over some targets."""
+    """Return the largest quick residual of a kernel over the targets."""
     return max(quick_residual(t, x) for t, x in zip(targets, compute_outputs(kernel, targets), strict=True))
 
 
 def explained_share(target: Target, wrong: Numpy | None) -> float:
-    """The share of the squared difference from the truth that is gone; 0 where it is more than before.
-
-    In a part that is right it is all, or 0 where it is wrong now.
-    """
+    """Return the share of the squared difference from the truth that `wrong` explains: 1 − `remaining_share`, or 0."""
     return max(0.0, 1.0 - remaining_share(target, wrong))
 
 
 def remaining_share(target: Target, wrong: Numpy | None) -> float:
-    """The share that is left; more than 1 where it is more than before, ∞ where there is no such output."""
+    """Return ‖actual − wrong‖² / ‖actual − expected‖²; ∞ if there is no output of this shape.
+
+    In a correct part of a case it is 1 if `wrong` exceeds the limit of a row there, else 0.
+    """
     if wrong is None or wrong.shape != target.actual.shape:
         return np.inf
     if target.is_correct:
@@ -190,10 +196,14 @@ def remaining_share(target: Target, wrong: Numpy | None) -> float:
 
 @dataclass(frozen=True)
 class Judgement:
-    """An output held against that of a kernel with certain deviations.
+    """The result of judging an output against a kernel with certain deviations.
 
-    wrong: what they compute. rows: what such a kernel may be off by in each row; runs: what several orders of it give.
-    furthest: the error of the row that is furthest off, in its budget. truth_fits: whether the truth would pass too.
+    Attributes:
+        wrong: the exact output of that kernel.
+        rows: the error that such kernels have in each row.
+        runs: the rounded outputs of that kernel in several orders.
+        worst_row: the largest error of a row over its budget.
+        truth_fits: whether the truth would pass too.
     """
 
     fits: bool
@@ -206,7 +216,7 @@ class Judgement:
 
 
 def deviation_budget(wrong: Numpy, runs: Sequence[Numpy], target: Target) -> RowBudget:
-    """What a kernel with some deviations may be off by from what they compute, from runs in several orders."""
+    """Return the budget of a kernel with deviations, from its exact output and its runs in several orders."""
     recipe = target.recipe
     floor = row_floor(root_mean_square(np.where(np.isfinite(wrong), wrong, 0.0)), recipe)
     errors, largest_slope, doubtful = errors_of_runs(wrong, runs)
@@ -219,9 +229,10 @@ def deviation_budget(wrong: Numpy, runs: Sequence[Numpy], target: Target) -> Row
 
 
 def judge_problem(problem: Problem | None, target: Target, *, stop: bool = False) -> Judgement | None:
-    """Hold the output against these deviations, with a budget of their own; None where they give none of its shape.
+    """Judge the output by the budget of a problem with deviations; None if that has no output of the same shape.
 
-    With `stop` not all orders are tried where the first are enough to say that the output is none of them.
+    Args:
+        stop: run only the screening orders if they suffice to reject the problem.
     """
     wrong = None if problem is None else output(problem)
     if problem is None or wrong is None or wrong.shape != target.actual.shape:
@@ -248,13 +259,13 @@ def _judge_runs(wrong: Numpy, runs: tuple[Numpy, ...], target: Target) -> Judgem
 
 
 def passes_as(problem: Problem | None, target: Target) -> tuple[bool, float]:
-    """Whether the output passes as that of a kernel with these deviations, and its residual in their own budget."""
+    """Return whether the output passes as that of this problem, and its residual in the problem's own budget."""
     found = judge_problem(problem, target)
     return (False, np.inf) if found is None else (found.fits, found.residual)
 
 
 def _rounded_output(problem: Problem, recipe: Recipe, order: Order) -> Numpy:
-    """The output of a kernel of this recipe, with the problem's mistakes over its rounded layers."""
+    """Compute the output in one order of this recipe, with the problem's mistakes wrapped around the rounded layers."""
     ops = rounded_mistakes(recipe, order, problem.mistakes)
     with np.errstate(all="ignore"):
         spec = perturb_lambda_init(problem.spec, order, ops_with(problem.mistakes))
@@ -262,27 +273,28 @@ def _rounded_output(problem: Problem, recipe: Recipe, order: Order) -> Numpy:
 
 
 LARGE_COST = 600_000
-"""Multiplications from which a case is reduced: a hundred singles and a few thousand pairs are tried on it."""
+"""The most multiplications of a case on which all singles and pairs are tried; a larger case is split."""
 MAX_WHOLE_COST = 2**28
-"""Of what the whole is tried, where statistics over all rows alone refused it: no part shows that."""
+"""The most multiplications of a case that is tried whole because only statistics of the whole tensor fail."""
 MIN_QUERIES = 4
+"""The fewest queries of a part."""
 KEY_AXES = ("mask", "mask off by one", "window", "bias")
-"""Axes of deviations that depend on which keys there are: they see those that come after, or not those long before."""
+"""The axes of deviations that depend on all keys, such as later keys or keys outside a window."""
 QUERY_AXES = ("mask align", "cache", "concat", "layout", "rope offset")
-"""Axes of those that depend on how many queries there are, or how the whole lies in memory."""
+"""The axes of deviations that depend on the number of queries or on the memory layout of the whole."""
 
 
 def count_multiplications(spec: Spec, inputs: Inputs) -> int:
-    """About how many multiplications the two maps take."""
+    """Estimate the multiplications of both maps."""
     B, _, T, _ = inputs["q"].shape
     return int(2 * B * spec.heads * T * inputs["k"].shape[2] * (spec.head_dim + spec.out_dim))
 
 
 def typical_part(spec: Spec, target: Target, *, all_keys: bool = False) -> Target | None:
-    """Return a part of a dense core of about `LARGE` multiplications; None where it has no more, or is of another kind.
+    """Return a part of a dense target with about `LARGE_COST` multiplications; None if it is no larger, or not dense.
 
-    Causal and with as many queries as keys it is the first tokens, which see nothing that comes after them; else, or
-    with `all_keys`, the last queries with all keys.
+    With a causal mask and as many queries as keys, the part is the first tokens: they see no later ones. Otherwise, or
+    with `all_keys`, it is the last queries with all keys.
     """
     inputs = target.inputs
     if kind_of(inputs) != "dense" or 0 in target.actual.shape or count_multiplications(spec, inputs) <= LARGE_COST:
@@ -290,7 +302,7 @@ def typical_part(spec: Spec, target: Target, *, all_keys: bool = False) -> Targe
     T, S = inputs["q"].shape[2], inputs["k"].shape[2]
     first = T == S and spec.causal != "none" and not all_keys
     if spec.causal == "top_left" and not first:
-        return None  # which keys the last queries see depends on how many come before
+        return None  # the visible keys depend on the index of the query in the whole
     by_row = count_multiplications(spec, inputs) // (inputs["q"].shape[0] * T)
     n = int(np.sqrt(LARGE_COST * S / by_row)) if first else LARGE_COST // by_row
     n = min(T, max(n, MIN_QUERIES))
@@ -298,9 +310,9 @@ def typical_part(spec: Spec, target: Target, *, all_keys: bool = False) -> Targe
 
 
 def worst_part(spec: Spec, target: Target, typical: Target, *, all_keys: bool = False) -> Target | None:
-    """Return the row of a large case that is furthest off, where the usual part is right and it is not; else None.
+    """Return a part with the worst row of a large target, if that row is wrong and the typical part is not; else None.
 
-    With it are those before it, or, where they need later keys, those after it.
+    It also has the rows before it or, if they need later keys, the rows after it.
     """
     wrong = _row_ratios(target)
     if spec.causal == "top_left" or not exceeds_limit(wrong) or exceeds_limit(_row_ratios(typical)):
@@ -313,13 +325,13 @@ def worst_part(spec: Spec, target: Target, typical: Target, *, all_keys: bool = 
 
 
 def _row_ratios(target: Target) -> Numpy:
-    """How far off the rows are: where NaN and ∞ stand in other places, as far as can be."""
+    """Return the error of each row over its budget: ∞ where NaN and ∞ differ from the truth's."""
     other = np.any(np.isfinite(target.actual) != np.isfinite(target.expected), axis=-1)
     return np.where(other, np.inf, row_ratios(target, target.actual))
 
 
 def _split_target(spec: Spec, target: Target, *, all_keys: bool = False) -> list[Target]:
-    """The usual part of a large target, and what is beside or instead of it; nothing of a small one."""
+    """Split a large target into its typical part, its worst part, or both; [] for a small one."""
     usual = typical_part(spec, target, all_keys=all_keys)
     other = None if usual is None else worst_part(spec, target, usual, all_keys=all_keys)
     if usual is None:
@@ -331,7 +343,7 @@ def _split_target(spec: Spec, target: Target, *, all_keys: bool = False) -> list
 
 
 def _sub_case(target: Target, sequence: int, rows: slice, keys: int) -> Target:
-    """These queries of a sequence, and its first keys."""
+    """Select some queries of one sequence, and its first keys."""
     at = (slice(sequence, sequence + 1), slice(None), rows)
     part = select(target.inputs, at[0], rows, slice(0, keys))
     return Target(part, target.actual[at], target.expected[at], target.rows[at], target.recipe)
@@ -339,10 +351,13 @@ def _sub_case(target: Target, sequence: int, rows: slice, keys: int) -> Target:
 
 @dataclass(frozen=True)
 class Parts:
-    """Targets whole, and the parts of them on which deviations are tried.
+    """Targets, and the parts of them on which deviations are tried.
 
-    Where the usual part of a target is right, `small` has the row that is furthest off beside it, and `last` that row
-    and all after it instead.
+    Attributes:
+        whole: the targets.
+        local: their typical parts; if one is correct, also the part with the worst row.
+        all_keys: the same with all keys; only the worst part if the typical one is correct.
+        cost: the multiplications of all targets.
     """
 
     whole: tuple[Target, ...]
@@ -352,12 +367,12 @@ class Parts:
 
     @staticmethod
     def of(spec: Spec, targets: tuple[Target, ...]) -> Parts:
-        """Reduce each target, where it is large."""
+        """Split each large target."""
 
         def parts(*, all_keys: bool) -> tuple[Target, ...]:
             found = [_split_target(spec, t, all_keys=all_keys) for t in targets]
             if not any(found):
-                return targets  # itself, so that nothing is judged twice
+                return targets  # the same object, so that nothing is judged twice
             return tuple(part for t, some in zip(targets, found, strict=True) for part in some or [t])
 
         total = sum(
@@ -373,16 +388,16 @@ class Parts:
 
     @property
     def is_split(self) -> bool:
-        """Whether the targets are so large that parts of them are tried."""
+        """Whether deviations are tried on parts of the targets."""
         return self.local is not self.whole
 
     def select(self, some: Iterable[Deviation]) -> tuple[Target, ...]:
-        """The smallest part on which these deviations together act as on the whole."""
+        """Return the smallest parts on which these deviations together act as on the whole."""
         axes = {d.axis for d in some}
         if axes & set(QUERY_AXES):
             return self.whole
         return self.all_keys if axes & set(KEY_AXES) else self.local
 
     def stages(self, part: tuple[Target, ...]) -> list[tuple[Target, ...]]:
-        """Return a part and then the whole, if they differ: what fails on the part need not be tried on the whole."""
+        """Return the parts and, if they differ, the whole: what fails on the parts is not tried on the whole."""
         return [part] if part is self.whole else [part, self.whole]
