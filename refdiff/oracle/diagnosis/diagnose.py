@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.oracle.budget.budget import Budget, budget
-from refdiff.oracle.budget.statistics import safe_ratio, root_mean_square
+from refdiff.oracle.budget.statistics import root_mean_square, safe_ratio
 from refdiff.oracle.cases.fixed import Case, cases
 from refdiff.oracle.deviations.deviation import Deviation, Problem, output_with
 from refdiff.oracle.deviations.listed import deviations, enlarge_spec
@@ -33,7 +33,7 @@ from refdiff.oracle.diagnosis.search import (
     NEARLY_RIGHT,
     NO_LARGE_PAIRS,
     NO_PAIRS,
-    find_unobservable,
+    find_hidden,
     score_candidate,
     score_on_whole,
     search,
@@ -48,9 +48,7 @@ from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE, PASS
 
-BITS_NOTE = (
-    "the output is right, and its bits are taken for whole numbers: .view(ml_dtypes.bfloat16) makes them numbers"
-)
+BITS_NOTE = "the output is right, but its bits are read as integers: .view(ml_dtypes.bfloat16) reads them as numbers"
 UNWRITTEN_NOTE = "an output that nothing was written to looks the same"
 MAX_FIELDS = 2
 """The most fields of the spec that are changed to search all deviations from the changed spec."""
@@ -192,9 +190,8 @@ def _diagnose_other_tensors(spec: Spec, budgets: list[Budget], outs: list[Any], 
                 wrong = f"the output is right, {name} is not" if "out" in one else f"{name} is wrong"
                 said.setdefault(name, f"{wrong}: {'; '.join((*found.notes, *found.reasons))}")
                 if name in b.tensors:
-                    where.setdefault(name, []).extend(
-                        locate_errors(read_output(one[name], name).astype(np.float64), b, name).lines
-                    )
+                    x = read_output(one[name], name).astype(np.float64)
+                    where.setdefault(name, []).extend(locate_errors(x, b, name).lines)
     if not said:
         return None
     grads = [name for name in said if name.startswith("d")]
@@ -226,17 +223,12 @@ def _blind_spot_notes(spec: Spec, targets: tuple[Target, ...]) -> tuple[str, ...
     for target in targets:
         every = deviations(enlarge_spec(spec), kind_of(target.inputs))
         left = tuple(d for d in every if names is None or d.name in names)
-        names = find_unobservable(spec, Parts.of(spec, (target,)), (), left, {})
+        names = find_hidden(spec, Parts.of(spec, (target,)), (), left, {})
     return (f"these inputs could not show {len(names)} deviations: {', '.join(names)}",) if names else ()
 
 
 def diagnose_output(
-    spec: Spec,
-    recipe: Recipe,
-    targets: tuple[Target, ...],
-    budgets: Sequence[Budget],
-    failing: Sequence[bool],
-    most: int,
+    spec: Spec, recipe: Recipe, targets: tuple[Target, ...], budgets: Sequence[Budget], fails: Sequence[bool], most: int
 ) -> Ranking:
     """Diagnose outputs of which at least one fails, with up to `most` deviations together."""
     kinds = {kind_of(t.inputs) for t in targets}
@@ -244,7 +236,7 @@ def diagnose_output(
         raise ValueError(f"the inputs are of several kinds, {', '.join(sorted(kinds))}: diagnose each kind by itself")
     places = [locate_errors(t.actual, b) for t, b in zip(targets, budgets, strict=True)]
     where, not_finite = _join_places([p.lines for p in places]), any(p.not_finite for p in places)
-    correct = _correct_rows(targets, budgets, places, failing)
+    correct = _correct_rows(targets, budgets, places, fails)
     rare = (d for d in RARE_DEVIATIONS if not (spec.is_plain and d.axis == "maximum"))  # that one needs two maps
     every = (*deviations(spec, kinds.pop()), *rare)
     fitting, closest, notes = search(spec, targets, every, most, not_finite=not_finite, correct=correct)
@@ -269,13 +261,13 @@ def diagnose_output(
             return Ranking(NONE_FITS, notes=(said, *notes), where=where)
     if NEARLY_RIGHT not in notes:
         where += _join_places(
-            [find_lost_keys(spec, t) if fails else () for t, fails in zip(targets, failing, strict=True)]
+            [find_lost_keys(spec, t) if wrong else () for t, wrong in zip(targets, fails, strict=True)]
         )
-    shown, told = _choose_shown(spec, parts, closest, pairs)
+    shown, told = _pick_shown(spec, parts, closest, pairs)
     return Ranking(NONE_FITS, shown, fitted, notes=(told, *notes), where=where)
 
 
-def _choose_shown(
+def _pick_shown(
     spec: Spec, parts: Parts, closest: Sequence[Candidate], pairs: bool
 ) -> tuple[tuple[Candidate, ...], str]:
     """Return the candidates to show although none fits, and a note on how close they come.

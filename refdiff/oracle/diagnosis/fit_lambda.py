@@ -18,7 +18,7 @@ from refdiff.oracle.inputs import VECTORS, is_layer
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_operands import lambda_init, compute_lambda
+from refdiff.oracle.truth.attention_operands import compute_lambda, lambda_init
 from refdiff.oracle.truth.forward import forward, has_plain_norm, normalize, out_factor
 
 REFINEMENTS = 22
@@ -27,8 +27,8 @@ MAX_TOKENS = 64
 """About the number of tokens that the fit uses, spread evenly over all tokens."""
 MIN_LAMBDA, MAX_LAMBDA = -2.0, 3.0
 """The range in which λ is fitted."""
-MAX_LAYER, MAX_DISTINCT_LAYER = 99, 40
-"""The last layer that is tried. Layers after MAX_DISTINCT_LAYER have nearly the same λ_init, and are tried only if that
+MAX_LAYER, MAX_DISTINCT = 99, 40
+"""The last layer that is tried. Layers after MAX_DISTINCT have nearly the same λ_init, and are tried only if that
 one is the best so far."""
 LAYER, LAYER_OF_LAMBDA, LAYER_OF_SCALE = "layer", "layer_of_lambda", "layer_of_scale"
 """What uses the λ_init of another layer: λ and the scale of the output, or one of the two."""
@@ -86,9 +86,7 @@ def _lambda_trial(
 def _format_matching_layer(spec: Spec, lambdas: Numpy) -> str:
     """Name the layer whose λ_init has the same printed digits as λ; "" if λ differs by head or no single layer has."""
     printed = f"{float(np.median(lambdas)):.4g}"
-    layers = [
-        n for n in range(MAX_DISTINCT_LAYER) if f"{lambda_init(spec_at_layer(spec, n), ops_for()):.4g}" == printed
-    ]
+    layers = [n for n in range(MAX_DISTINCT) if f"{lambda_init(spec_at_layer(spec, n), ops_for()):.4g}" == printed]
     return f", which is λ_init of layer {layers[0]}" if is_uniform(lambdas) and len(layers) == 1 else ""
 
 
@@ -222,9 +220,9 @@ def _layer_problem(spec: Spec, place: str, layer: int, inputs: Inputs) -> Proble
 
 
 def _best_layer(residual: Callable[[int], float]) -> int:
-    residuals = [residual(n) for n in range(MAX_DISTINCT_LAYER + 1)]
+    residuals = [residual(n) for n in range(MAX_DISTINCT + 1)]
     if residuals[-1] == min(residuals):
-        residuals += [residual(n) for n in range(MAX_DISTINCT_LAYER + 1, MAX_LAYER + 1)]
+        residuals += [residual(n) for n in range(MAX_DISTINCT + 1, MAX_LAYER + 1)]
     return int(np.argmin(residuals))
 
 

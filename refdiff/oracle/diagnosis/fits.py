@@ -121,10 +121,9 @@ def _first_passing(held_ones: Iterable[list[Fit]]) -> list[Fit]:
 class Field(NamedTuple):
     """A field of the spec to fit, or several that change together.
 
-    Attributes:
-        deviate: returns the deviation for a number of the grid.
-        grid: the numbers to try: logarithms of a continuous value, or indices of choices.
-        words: the text before the value; "" for choices.
+    deviate: returns the deviation for a number of the grid.
+    grid: the numbers to try: logarithms of a continuous value, or indices of choices.
+    words: the text before the value; "" for choices.
     """
 
     name: str
@@ -188,9 +187,8 @@ def _evaluate_best(trials: Sequence[Trial], parts: Parts) -> list[Fit]:
     """Judge the outputs with the trial that has the smallest residual."""
     if not trials:
         return []
-    return _evaluate_trial(
-        trials[int(np.argmin([worst_residual(trial.kernel, parts.all_keys) for trial in trials]))], parts
-    )
+    residuals = [worst_residual(trial.kernel, parts.all_keys) for trial in trials]
+    return _evaluate_trial(trials[int(np.argmin(residuals))], parts)
 
 
 def _evaluate_trial(trial: Trial, parts: Parts) -> list[Fit]:
@@ -349,7 +347,7 @@ MAX_LAYERS = 64
 """The number of layers tried for the field `layer`."""
 
 
-class FieldChange(NamedTuple):
+class Change(NamedTuple):
     """A field at its best value, and the share of the squared error that is left."""
 
     field: Field
@@ -383,7 +381,7 @@ def fit_two_fields(spec: Spec, parts: Parts) -> str | None:
     return None
 
 
-def _format_two_fields(spec: Spec, changed: Spec, both: Sequence[FieldChange], share: dict[str, float]) -> str:
+def _format_two_fields(spec: Spec, changed: Spec, both: Sequence[Change], share: dict[str, float]) -> str:
     values = {n: x for n, x in changed.to_dict().items() if x != getattr(spec, n)}
     values = {n: float(f"{x:.4g}") if isinstance(x, float) else x for n, x in values.items()}
     names = dict.fromkeys(n for c in both for n in c.field.name.split(", "))
@@ -411,7 +409,7 @@ def _set_field(name: str, value: Callable[[Any], Any], x: float) -> Deviation:
     return Deviation("", "", name, fields=lambda _: {name: value(x)})
 
 
-def _fit_field(spec: Spec, field: Field, beside: tuple[Deviation, ...], targets: Sequence[Target]) -> FieldChange:
+def _fit_field(spec: Spec, field: Field, beside: tuple[Deviation, ...], targets: Sequence[Target]) -> Change:
     """Return the value of a field that leaves least, together with the deviations `beside`."""
 
     def off(value: float) -> float:
@@ -422,12 +420,10 @@ def _fit_field(spec: Spec, field: Field, beside: tuple[Deviation, ...], targets:
         best, least = minimize(off, field.grid)
     else:
         least, best = min((off(x), x) for x in field.grid.tolist())
-    return FieldChange(field, field.deviate(best), least)
+    return Change(field, field.deviate(best), least)
 
 
-def _fit_alternately(
-    spec: Spec, first: FieldChange, second: FieldChange, targets: Sequence[Target]
-) -> tuple[FieldChange, FieldChange]:
+def _fit_alternately(spec: Spec, first: Change, second: Change, targets: Sequence[Target]) -> tuple[Change, Change]:
     """Fit each of two fields beside the other, until the error left shrinks by less than a tenth."""
     for _ in range(MAX_ROUNDS):
         before = second.left

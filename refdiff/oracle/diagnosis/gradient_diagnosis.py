@@ -41,11 +41,7 @@ class Answer:
 
 
 def diagnose_gradients(
-    spec: Spec,
-    budgets: Sequence[Budget],
-    arrays: Sequence[Mapping[str, Any]],
-    douts: Sequence[Any],
-    wrong: Sequence[str],
+    spec: Spec, budgets: Sequence[Budget], arrays: Sequence[Mapping[str, Any]], douts: Sequence[Any], wrong: list[str]
 ) -> Iterator[Answer]:
     """Yield answers for the gradients in `wrong`, the deviation that explains most of them first.
 
@@ -121,9 +117,7 @@ def _name_partial_sums(
         count = min((shape[axis] for shape in shapes), default=0)
         for n in range(count if 1 < count <= MAX_PARTS else 0):
             for alone in (True, False)[: count - 1]:
-                found = [
-                    _gradients(b, _mask_dout(dout, axis, n, alone)) for b, dout in zip(budgets, douts, strict=True)
-                ]
+                found = [_gradients(b, _mask_dout(x, axis, n, alone)) for b, x in zip(budgets, douts, strict=True)]
                 for name, some in sums.items():
                     near = min(THRESHOLDS.gradient_residual, truth_residuals[name] / THRESHOLDS.better_ratio)
                     if _worst_residual(some, [g.get(name) for g in found]) < near:

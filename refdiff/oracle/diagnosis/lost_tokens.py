@@ -11,7 +11,7 @@ import numpy as np
 
 from refdiff.backends import ops_for
 from refdiff.oracle.budget.budget import Budget
-from refdiff.oracle.budget.statistics import safe_ratio, root_mean_square
+from refdiff.oracle.budget.statistics import root_mean_square, safe_ratio
 from refdiff.oracle.deviations.tiles import TILE_SIZES
 from refdiff.oracle.diagnosis.places import correct_rows
 from refdiff.oracle.diagnosis.region_format import AXIS_NAMES, find_boxes, format_boxes
@@ -25,7 +25,7 @@ from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import AttentionOperands, attention_mask, attention_operands
 from refdiff.oracle.truth.backward import backward
-from refdiff.oracle.truth.forward import differences, normalize_and_scale, apply_gate, out_shape
+from refdiff.oracle.truth.forward import apply_gate, differences, normalize_and_scale, out_shape
 
 MAX_SAMPLED = 8
 """The most wrong rows that are recomputed."""
@@ -73,7 +73,7 @@ def find_lost_keys(spec: Spec, target: Target) -> tuple[str, ...]:
         off.append(safe_ratio(root_mean_square(target.actual[b, h, t] - out), np.full(len(seen), target.rows[b, h, t])))
     at = tuple(chosen.T)
     before = safe_ratio(root_mean_square(target.actual[at] - target.expected[at]), target.rows[at])
-    return _best_explanation([said for said, _ in seen], np.stack(off, axis=1), before, wrong, list("bht"))
+    return _explain([said for said, _ in seen], np.stack(off, axis=1), before, wrong, list("bht"))
 
 
 def _attend_to_sets(alone: Spec, every: Inputs, row: tuple[int, int, int], seen: Numpy) -> Numpy:
@@ -123,7 +123,7 @@ def find_lost_queries(budget: Budget, name: str, actual: Numpy, dout: Any) -> tu
     lost = np.tensordot(np.stack([some[::block] for _, some in sets]).astype(np.float64), np.stack(terms), 1)
     missing, size = np.sum(terms, axis=0) - actual[at], b.rows[at]
     off, before = safe_ratio(root_mean_square(lost - missing), size), safe_ratio(root_mean_square(missing), size)
-    return _best_explanation([f"{which} not seen" for which, _ in sets], off, before, wrong, b.axes.split())
+    return _explain([f"{which} not seen" for which, _ in sets], off, before, wrong, b.axes.split())
 
 
 def _sample_rows(wrong: Numpy) -> Numpy:
@@ -142,9 +142,7 @@ def _use_explicit_mask(spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs]:
     return spec.replace(causal="none", window=None, padded_queries="computed"), every
 
 
-def _best_explanation(
-    said: Sequence[str], off: Numpy, before: Numpy, wrong: Numpy, axes: Sequence[str]
-) -> tuple[str, ...]:
+def _explain(said: Sequence[str], off: Numpy, before: Numpy, wrong: Numpy, axes: Sequence[str]) -> tuple[str, ...]:
     """Describe the first set of tokens whose error is about the smallest; nothing if it is not far below `before`.
 
     Args:

@@ -16,8 +16,8 @@ from refdiff.oracle.budget.statistics import (
     element_allowance,
     errors,
     kind_mismatch,
-    safe_ratio,
     root_mean_square,
+    safe_ratio,
     statistics,
 )
 from refdiff.oracle.diagnosis.region_format import (
@@ -52,9 +52,8 @@ MAX_REORDERED = 16
 class ErrorPlaces:
     """The places of an error, one line of text each.
 
-    Attributes:
-        not_finite: whether NaN or ∞ are among the error.
-        local: whether everything outside a few places with a shape is correct.
+    not_finite: whether NaN or ∞ are among the error.
+    local: whether everything outside a few places with a shape is correct.
     """
 
     lines: tuple[str, ...]
@@ -66,10 +65,9 @@ class ErrorPlaces:
 class Rows:
     """An output or a gradient with its budget. Packed sequences are unpacked into a padded batch.
 
-    Attributes:
-        keys: the number of keys that each row of an output sees; 2 for the rows of a gradient.
-        real: the rows that are not padding.
-        second: by the letter of an axis, the heads that only second maps use.
+    keys: the number of keys that each row of an output sees; 2 for the rows of a gradient.
+    real: the rows that are not padding.
+    second: by the letter of an axis, the heads that only second maps use.
     """
 
     actual: Numpy
@@ -132,15 +130,12 @@ class Rows:
         """Describe the rows of one box whose axes all have a pattern."""
         of = {a: (box[n], counted_indices(box, counted, n)) for n, a in enumerate(self.budget.axes.split())}
         part = {a: (inside, whole) for a, (inside, whole) in of.items() if len(inside) < len(whole)}
-        words = [
-            f"{format_indices(AXIS_NAMES[a], *found)}{self._second_map_note(a, found[0])}"
-            for a, found in reversed(part.items())
-        ]
+        words = [f"{format_indices(AXIS_NAMES[a], *x)}{self._map_note(a, x[0])}" for a, x in reversed(part.items())]
         inside = np.zeros_like(some)
         inside[np.ix_(*box)] = True
         return Place(" of ".join(words), True, part, some & inside)
 
-    def _second_map_note(self, axis: str, found: Numpy) -> str:
+    def _map_note(self, axis: str, found: Numpy) -> str:
         second = axis in self.second and np.array_equal(found, self.second[axis])
         return " (the second map of every pair)" if second else ""
 
@@ -149,14 +144,13 @@ class Rows:
 class Place:
     """Some rows, or columns of them.
 
-    Attributes:
-        text: the rows in words; "" if they are all.
-        shaped: whether they are a few boxes.
-        part: if they are one box, its indices and all indices, for each axis that it does not cover.
-        rows: the rows as a mask.
-        pieces: the boxes without gaps that they consist of, if these are few.
-        columns: the columns, if not all.
-        count: the number of pieces.
+    text: the rows in words; "" if they are all.
+    shaped: whether they are a few boxes.
+    part: if they are one box, its indices and all indices, for each axis that it does not cover.
+    rows: the rows as a mask.
+    pieces: the boxes without gaps that they consist of, if these are few.
+    columns: the columns, if not all.
+    count: the number of pieces.
     """
 
     text: str
@@ -178,20 +172,18 @@ def locate_errors(actual: Numpy, budget: Budget, name: str = "out") -> ErrorPlac
     other = kind_mismatch(rows.actual, rows.budget)
     if not other.any():
         place = _find_place(rows)
-        return ErrorPlaces(
-            tuple(_describe_finite(rows, place, "it is")), False, place is not None and _has_shape(place)
-        )
+        return ErrorPlaces(tuple(_describe_finite(rows, place, "it is")), False, _is_local(place))
     lines = _describe_nonfinite(rows, other)
     rest = replace(rows, actual=np.where(other, rows.stored, rows.actual))
     place, wrong = _find_place(rest), int(_row_errors(rest.actual, rest.budget)[0].sum())
     if not (more := _describe_finite(rest, place, "besides, it is")):
         more = [f"besides, {wrong} of {rows.real.sum()} rows are wrong" if wrong else REST_IN_BUDGET]
-    return ErrorPlaces((*lines, *more), True, not wrong or (place is not None and _has_shape(place)))
+    return ErrorPlaces((*lines, *more), True, not wrong or _is_local(place))
 
 
-def _has_shape(place: Place) -> bool:
-    """Whether a place is a few boxes of rows, or columns, rather than scattered rows."""
-    return place.shaped or place.columns is not None
+def _is_local(place: Place | None) -> bool:
+    """Whether there is a place, and it is a few boxes of rows, or columns, rather than scattered rows."""
+    return place is not None and (place.shaped or place.columns is not None)
 
 
 def correct_rows(actual: Numpy, b: RowBudget) -> Numpy:
@@ -207,10 +199,7 @@ def _describe_finite(rows: Rows, place: Place | None, prefix: str) -> list[str]:
         # where the numbers belong explains more than the shape of the place
         why = _describe_misplaced(rows, place)
         if not why:
-            each = [
-                (piece.text, _describe_misplaced(rows, piece) or _describe_factor(rows, piece))
-                for piece in place.pieces
-            ]
+            each = [(p.text, _describe_misplaced(rows, p) or _describe_factor(rows, p)) for p in place.pieces]
             factor = _describe_factor(rows, place) or "; ".join(f"in {text} {said}" for text, said in each if said)
             why = ", and ".join(filter(None, (_guess_cause(place, rows), factor)))
         lines.append(f"{prefix} wrong only in {place.text}; {REST_IN_BUDGET}{why and f': {why}'}")
@@ -226,7 +215,9 @@ def _row_errors(actual: Numpy, b: RowBudget) -> tuple[Numpy, Numpy, Numpy]:
     """Return the rows that fail on their own, and the error over the budget of each row and of each number."""
     error = np.abs(errors(actual, b))
     ratio = safe_ratio(root_mean_square(error), b.rows)
-    numbers = safe_ratio(error, element_allowance(b, b.rows, np.abs(np.where(np.isfinite(b.expected), b.expected, 0.0))))
+    numbers = safe_ratio(
+        error, element_allowance(b, b.rows, np.abs(np.where(np.isfinite(b.expected), b.expected, 0.0)))
+    )
     return (ratio > LIMITS.row) | np.any(numbers > LIMITS.element, axis=-1), ratio, numbers
 
 
@@ -356,7 +347,9 @@ def _guess_token_cause(found: Numpy, whole: Numpy, alone: bool) -> str:
         return "it looks like a last, partial block of rows" + (", or a mask or positions" if alone else "")
     if alone:
         return f"it looks like a mask, a window or positions, from token {first} on" if to_the_end else ""
-    return "it looks like a tile not written, or written too early or late" if len(found) >= THRESHOLDS.min_block else ""
+    return (
+        "it looks like a tile not written, or written too early or late" if len(found) >= THRESHOLDS.min_block else ""
+    )
 
 
 def _describe_misplaced(rows: Rows, place: Place) -> str:
@@ -427,7 +420,8 @@ def _matches(rows: Rows, box: Box, source: Box) -> bool:
         return found
 
     return bool(
-        np.max(furthest(rows.actual[at])) <= LIMITS.row and np.median(furthest(b.expected[at])) > THRESHOLDS.place_separation
+        np.max(furthest(rows.actual[at])) <= LIMITS.row
+        and np.median(furthest(b.expected[at])) > THRESHOLDS.place_separation
     )
 
 

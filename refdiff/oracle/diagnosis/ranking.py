@@ -27,11 +27,10 @@ def percent(share: float) -> str:
 class Candidate:
     """One or two deviations, and how well a kernel with them reproduces the output.
 
-    Attributes:
-        residual: root mean square over rows of the error in units of the row's budget; about 1 or less if correct.
-        explains: the share of the squared difference from the truth that the deviations account for.
-        fits: whether the output passes as that of such a kernel, by `Thresholds.wrong_limits`.
-        also: names of other deviations that compute the same function.
+    residual: root mean square over rows of the error in units of the row's budget; about 1 or less if correct.
+    explains: the share of the squared difference from the truth that the deviations account for.
+    fits: whether the output passes as that of such a kernel, by `Thresholds.wrong_limits`.
+    also: names of other deviations that compute the same function.
     """
 
     deviations: tuple[Deviation, ...]
@@ -67,9 +66,8 @@ class Candidate:
 class Fit:
     """A number of the spec, fitted to the output.
 
-    Attributes:
-        parameter, value, text: its name, its value, and both in words.
-        residual, fits, explains: as in `Candidate`, for a kernel that uses the fitted value.
+    parameter, value, text: its name, its value, and both in words.
+    residual, fits, explains: as in `Candidate`, for a kernel that uses the fitted value.
     """
 
     parameter: str
@@ -105,15 +103,14 @@ def _shorten_note(note: str) -> str:
 class Ranking:
     """The answer of `diagnose`.
 
-    Attributes:
-        status: "no deviation", "unique", "ambiguous" or "none fits".
-        candidates: the candidates that fit, with the fewest deviations. If none fits and no number does either, up to
-            three that explain most of the error.
-        fits: the numbers with which the output passes, if no name fits; or the one that explains nearly all.
-        separating: if several candidates fit, a case on which their outputs differ.
-        notes: further findings, such as deviations that the inputs cannot show.
-        where: the places of the error in the output or the gradients, if it is local and no name explains it: also
-            keys or queries that seem to be lost, and where the output is NaN, infinite or unwritten.
+    status: "no deviation", "unique", "ambiguous" or "none fits".
+    candidates: the candidates that fit, with the fewest deviations. If none fits and no number does either, up to
+        three that explain most of the error.
+    fits: the numbers with which the output passes, if no name fits; or the one that explains nearly all.
+    separating: if several candidates fit, a case on which their outputs differ.
+    notes: further findings, such as deviations that the inputs cannot show.
+    where: the places of the error in the output or the gradients, if it is local and no name explains it: also
+        keys or queries that seem to be lost, and where the output is NaN, infinite or unwritten.
     """
 
     status: str

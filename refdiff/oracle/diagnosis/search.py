@@ -111,7 +111,7 @@ def search(
             closest += single
         if fitting := [c for c in found if c.fits]:
             one = fitting[0].deviations
-            hidden = find_unobservable(spec, parts, one, pairable, evidence) if len(fitting) == 1 else []
+            hidden = find_hidden(spec, parts, one, pairable, evidence) if len(fitting) == 1 else []
             note = f"these inputs could not show whether {len(hidden)} others are there too: {', '.join(hidden)}"
             return fitting, closest, (note,) if hidden else ()
     if nearly_right:
@@ -269,9 +269,7 @@ def keep_indicated(spec: Spec, fitting: list[Candidate], evidence: Evidence, par
     return kept
 
 
-def find_unobservable(
-    spec: Spec, parts: Parts, base: DeviationSet, known: DeviationSet, evidence: Evidence
-) -> list[str]:
+def find_hidden(spec: Spec, parts: Parts, base: DeviationSet, known: DeviationSet, evidence: Evidence) -> list[str]:
     """Return the names of deviations that may be present without a visible effect on the output.
 
     Args:
@@ -340,8 +338,8 @@ def _project(b: list[Judgement], a: list[Judgement], targets: tuple[Target, ...]
 def select_closest(spec: Spec, parts: Parts, candidates: Iterable[Candidate]) -> list[Candidate]:
     """Return up to `MAX_SHOWN` candidates that explain most, the best first.
 
-    A pair must leave at most 1/`Thresholds.better_ratio` of the error that each of its two leaves alone. Otherwise one of
-    the two has no effect on these inputs.
+    A pair must leave less of the error than each of its two alone, by `Thresholds.better_ratio`. Otherwise one of the
+    two has no effect on these inputs.
     """
     alone: dict[tuple[int, Deviation], float] = {}
     kept: list[Candidate] = []

@@ -20,9 +20,9 @@ from refdiff.oracle.budget.statistics import (
     Statistic,
     common_factor,
     errors_of_runs,
-    safe_ratio,
     root_mean_square,
     row_floor,
+    safe_ratio,
     statistics,
 )
 from refdiff.oracle.deviations.deviation import Deviation, Problem, ops_with, output
@@ -59,14 +59,13 @@ HOPELESS_RATIO = 3 * WRONG_LIMITS.row
 class Target:
     """An output or gradient to explain.
 
-    Attributes:
-        inputs: the float64 inputs.
-        actual, expected: the output and the truth.
-        rows: the error that correct kernels have in each row, E_r.
-        is_correct: whether this is a correct part of a wrong case. An explanation must leave it as it is.
-        allowed: the budget of a whole case; None for parts and gradients.
-        is_gradient: whether rows that are 0 keep their budget. Such rows, as dq of a query with one key, are
-            differences with a rounding error.
+    inputs: the float64 inputs.
+    actual, expected: the output and the truth.
+    rows: the error that correct kernels have in each row, E_r.
+    is_correct: whether this is a correct part of a wrong case. An explanation must leave it as it is.
+    allowed: the budget of a whole case; None for parts and gradients.
+    is_gradient: whether rows that are 0 keep their budget. Such rows, as dq of a query with one key, are
+        differences with a rounding error.
     """
 
     inputs: Inputs
@@ -198,12 +197,11 @@ def remaining_share(target: Target, wrong: Numpy | None) -> float:
 class Judgement:
     """The result of judging an output against a kernel with certain deviations.
 
-    Attributes:
-        wrong: the exact output of that kernel.
-        rows: the error that such kernels have in each row.
-        runs: the rounded outputs of that kernel in several orders.
-        worst_row: the largest error of a row over its budget.
-        truth_fits: whether the truth would pass too.
+    wrong: the exact output of that kernel.
+    rows: the error that such kernels have in each row.
+    runs: the rounded outputs of that kernel in several orders.
+    worst_row: the largest error of a row over its budget.
+    truth_fits: whether the truth would pass too.
     """
 
     fits: bool
@@ -284,7 +282,7 @@ QUERY_AXES = ("mask align", "cache", "concat", "layout", "rope offset")
 """The axes of deviations that depend on the number of queries or on the memory layout of the whole."""
 
 
-def count_multiplications(spec: Spec, inputs: Inputs) -> int:
+def estimate_cost(spec: Spec, inputs: Inputs) -> int:
     """Estimate the multiplications of both maps."""
     B, _, T, _ = inputs["q"].shape
     return int(2 * B * spec.heads * T * inputs["k"].shape[2] * (spec.head_dim + spec.out_dim))
@@ -297,13 +295,13 @@ def typical_part(spec: Spec, target: Target, *, all_keys: bool = False) -> Targe
     with `all_keys`, it is the last queries with all keys.
     """
     inputs = target.inputs
-    if kind_of(inputs) != "dense" or 0 in target.actual.shape or count_multiplications(spec, inputs) <= LARGE_COST:
+    if kind_of(inputs) != "dense" or 0 in target.actual.shape or estimate_cost(spec, inputs) <= LARGE_COST:
         return None
     T, S = inputs["q"].shape[2], inputs["k"].shape[2]
     first = T == S and spec.causal != "none" and not all_keys
     if spec.causal == "top_left" and not first:
         return None  # the visible keys depend on the index of the query in the whole
-    by_row = count_multiplications(spec, inputs) // (inputs["q"].shape[0] * T)
+    by_row = estimate_cost(spec, inputs) // (inputs["q"].shape[0] * T)
     n = int(np.sqrt(LARGE_COST * S / by_row)) if first else LARGE_COST // by_row
     n = min(T, max(n, MIN_QUERIES))
     return _sub_case(target, 0, slice(0, n), n) if first else _sub_case(target, 0, slice(T - n, T), S)
@@ -353,11 +351,10 @@ def _sub_case(target: Target, sequence: int, rows: slice, keys: int) -> Target:
 class Parts:
     """Targets, and the parts of them on which deviations are tried.
 
-    Attributes:
-        whole: the targets.
-        local: their typical parts; if one is correct, also the part with the worst row.
-        all_keys: the same with all keys; only the worst part if the typical one is correct.
-        cost: the multiplications of all targets.
+    whole: the targets.
+    local: their typical parts; if one is correct, also the part with the worst row.
+    all_keys: the same with all keys; only the worst part if the typical one is correct.
+    cost: the multiplications of all targets.
     """
 
     whole: tuple[Target, ...]
@@ -375,14 +372,9 @@ class Parts:
                 return targets  # the same object, so that nothing is judged twice
             return tuple(part for t, some in zip(targets, found, strict=True) for part in some or [t])
 
-        total = sum(
-            count_multiplications(spec, t.inputs) if "q" in t.inputs and "k" in t.inputs else 0 for t in targets
-        )
-        if any(
-            t.fails_as_tensor and count_multiplications(spec, t.inputs) <= MAX_WHOLE_COST
-            for t in targets
-            if kind_of(t.inputs) == "dense"
-        ):
+        total = sum(estimate_cost(spec, t.inputs) for t in targets if "q" in t.inputs and "k" in t.inputs)
+        dense = (t for t in targets if kind_of(t.inputs) == "dense")
+        if any(t.fails_as_tensor and estimate_cost(spec, t.inputs) <= MAX_WHOLE_COST for t in dense):
             return Parts(targets, targets, targets, total)
         return Parts(targets, parts(all_keys=False), parts(all_keys=True), total)
 
