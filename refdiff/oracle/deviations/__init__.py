@@ -1,7 +1,7 @@
-"""What a kernel may do differently from its spec: every single deviation, and how they are put together.
+"""The ways in which a kernel can deviate from its spec, and how to combine them.
 
-A mistake of the catalogue (`refdiff.oracle.mistakes`) is a wrong layer; what is right for another source is another
-value of a field of `Spec`; and inputs can be misread. `deviations(spec)` has each function once.
+A deviation is a wrong layer (`refdiff.oracle.mistakes`), another value of a field of `Spec`, or misread inputs.
+`deviations(spec)` returns each different function once.
 """
 
 from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output

@@ -1,4 +1,4 @@
-"""One way to deviate from a spec: another spec, other inputs, or a wrong layer."""
+"""A deviation from a spec: another spec, misread inputs, or a wrong layer."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from refdiff.oracle.truth.forward import forward, matching_layer
 
 Numpy = np.ndarray[Any, Any]
 HEAD_COUNT_AXES = ("pair", "gqa", "cache")
-"""Axes of mistakes about the numbers of heads: they are themselves only in the layer that has the whole wiring."""
+"""The axes of mistakes in how heads are paired or grouped: only a layer with the spec's whole wiring can have them."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A spec, float64 inputs, the mistakes that are laid over the layers, and what the output is multiplied by at last.
+    """What a kernel computes: a spec, float64 inputs, and mistakes wrapped around the layers.
 
-    factor: broadcastable to the output, such as (h, 1, 1).
+    factor: what the output is multiplied by, broadcastable to it, such as (h, 1, 1).
     """
 
     spec: Spec
@@ -38,10 +38,16 @@ class Problem:
 
 @dataclass(frozen=True)
 class Deviation:
-    """A deviation by name: what it does, the choice it concerns, its row in `mistakes.ROWS`, and where it happened.
+    """A named way to deviate from a spec: exactly one of `fields`, `arrays`, `problem` and `mistake`.
 
-    Exactly one of: fields, the spec's fields that it changes, or None where it cannot; arrays, the inputs as they are
-    misread, or None; problem, another spec and other inputs, or None; mistake, a wrong layer.
+    what: a sentence that describes it.
+    axis: the choice that it concerns. Two deviations of one axis are not combined.
+    row, link: its row in `mistakes.ROWS`, and a place where it happened.
+    fields: returns the changed fields of a spec; None if the spec has no such deviation.
+    arrays: returns the inputs as they are misread, or None.
+    problem: returns another spec and other inputs, or None.
+    mistake: a wrong layer.
+    aliases: the names of other deviations that compute the same function.
     """
 
     name: str
@@ -60,16 +66,16 @@ class Deviation:
 
     @classmethod
     def of(cls, mistake: Mistake) -> Deviation:
-        """The deviation of a kernel that has this mistake."""
+        """Return the deviation of a kernel with this mistake."""
         return cls(mistake.name, mistake.what, mistake.axis, mistake.row, mistake.link, mistake=mistake)
 
     @classmethod
     def of_attention(cls, name: str, what: str, axis: str, wrong: Callable[[Call], Any]) -> Deviation:
-        """The deviation of a kernel that computes the difference of its two maps by `wrong`."""
+        """Return the deviation of a kernel that computes `diff_attention` by `wrong`."""
         return cls.of(Mistake(name, what, "diff_attention", axis, wrong))
 
     def apply(self, problem: Problem) -> Problem | None:
-        """Return the problem that deviates, or None where this one has no such deviation."""
+        """Return the problem with this deviation; None if the problem cannot have it."""
         spec, inputs = problem.spec, problem.inputs
         if self.mistake is not None:
             m = self.mistake
@@ -85,7 +91,7 @@ class Deviation:
         changes = self.fields(spec) if self.fields else None
         if not changes:
             return None
-        if "values" in changes and spec.v_head_dim is not None:  # the same heads of the output
+        if "values" in changes and spec.v_head_dim is not None:  # the output keeps its heads
             changes = {**changes, "v_head_dim": spec.out_dim // (1 if changes["values"] in ("wide", "single") else 2)}
         try:
             changed = spec.replace(**changes)
@@ -96,7 +102,7 @@ class Deviation:
 
 
 def deviated(spec: Spec, inputs: Inputs, deviations: Iterable[Deviation]) -> Problem | None:
-    """Return the problem with all of `deviations`, one after another; None where one of them cannot be."""
+    """Return the problem with all of `deviations`, applied in order; None if one does not apply."""
     problem: Problem | None = Problem(spec, inputs)
     for deviation in deviations:
         problem = None if problem is None else deviation.apply(problem)
@@ -105,12 +111,12 @@ def deviated(spec: Spec, inputs: Inputs, deviations: Iterable[Deviation]) -> Pro
 
 @lru_cache(maxsize=4096)
 def ops_with(mistakes: tuple[Mistake, ...]) -> Ops:
-    """The layers with these mistakes over them, the first one innermost."""
+    """Return the layers wrapped in these mistakes, the first one innermost."""
     return overlay(ops_with(mistakes[:-1]), wrap(mistakes[-1])) if mistakes else ops_for()
 
 
 def output(problem: Problem) -> Numpy | None:
-    """The output of a problem; None where a wrong layer cannot work on such inputs."""
+    """Compute the output of a problem; None if a wrong layer cannot handle the inputs."""
     try:
         with np.errstate(all="ignore"):
             return forward(problem.spec, problem.inputs, ops_with(problem.mistakes)) * problem.factor
@@ -119,13 +125,13 @@ def output(problem: Problem) -> Numpy | None:
 
 
 def output_with(spec: Spec, inputs: Inputs, deviations: Iterable[Deviation]) -> Numpy | None:
-    """The output of a kernel with all of `deviations`; None where these inputs have no such kernel."""
+    """Compute the output of a kernel with all of `deviations`; None if one does not apply to these inputs."""
     problem = deviated(spec, inputs, deviations)
     return None if problem is None else output(problem)
 
 
 def is_same_output(a: Numpy | None, b: Numpy | None) -> bool:
-    """Whether two outputs are one function's; what both cannot compute is no difference."""
+    """Whether two outputs are equal up to `Thresholds.same_function`, or both None."""
     if a is None or b is None or a.shape != b.shape:
         return a is None and b is None
     largest = float(np.max(np.abs(b), initial=1e-300, where=np.isfinite(b)))
@@ -135,7 +141,7 @@ def is_same_output(a: Numpy | None, b: Numpy | None) -> bool:
 
 
 def _reinterpret(spec: Spec, changed: Spec, inputs: Inputs) -> Inputs | None:
-    """The same memory read as the changed spec has it; None where it does not fit."""
+    """Return the same memory in the shapes of the changed spec; None if it does not fit."""
     if (changed.heads, changed.out_dim) != (spec.heads, spec.out_dim):
         return None
     if changed.value_heads * changed.value_dim != spec.value_heads * spec.value_dim:
@@ -149,7 +155,7 @@ def _reinterpret(spec: Spec, changed: Spec, inputs: Inputs) -> Inputs | None:
         (VECTORS, spec.lambda_per_head, changed.lambda_per_head),
         (("norm_weight", "norm_bias"), spec.norm_per_head, changed.norm_per_head),
     ):
-        if before and not after:  # what every head has of its own is the first's
+        if before and not after:  # every head uses the weights of the first
             made |= {name: made[name][0] for name in names if name in made}
     wanted = shapes(changed, made)
     made = {name: x for name, x in made.items() if name in wanted or name in options(made)}
@@ -157,6 +163,6 @@ def _reinterpret(spec: Spec, changed: Spec, inputs: Inputs) -> Inputs | None:
 
 
 def _regroup_values(v: Numpy, heads: int, width: int) -> Numpy:
-    """(B, V, S, w) with the same numbers of each token in other heads."""
+    """Regroup the numbers of each token, (B, V, S, w), into other heads: (B, heads, S, width)."""
     B, _, S, _ = v.shape
     return np.moveaxis(np.moveaxis(v, 1, 2).reshape(B, S, heads, width), 2, 1)

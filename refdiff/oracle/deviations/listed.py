@@ -1,4 +1,4 @@
-"""Which deviations a spec has, each function once; and which of them an input cannot show."""
+"""List the deviations of a spec, each function once, and those that given inputs cannot show."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from refdiff.oracle.spec.resolve import resolve_spec
 Numpy = np.ndarray[Any, Any]
 KINDS = ("dense", "packed", "paged", "layer")
 MAX_GROUPS, MAX_WINDOW = 3, 24
-"""As many groups and keys as a spec is seen with: of more its deviations are the same, and take longer to try."""
+"""The most groups and the longest window of a spec whose deviations are listed. Larger specs have the same ones."""
 EVERY: tuple[Deviation, ...] = (
     *(Deviation.of(m) for m in CATALOGUE if not m.layer.endswith("_vjp")),
     *SPEC_DEVIATIONS,
@@ -35,21 +35,28 @@ EVERY: tuple[Deviation, ...] = (
     *GROUP_DEVIATIONS,
     *PRESET_DEVIATIONS,
 )
-"""All that any spec may have, a mistake's name before a field's."""
+"""All deviations that any spec can have. Mistakes come first: their names win where two are one function."""
 TWO_MAP_AXES = frozenset({
     "pair", "k1/k2 crossed", "path", "lam form", "lam rounding", "convert", "order", "clamp", "linit base",
     "linit const", "post scale", "V2-vs-V1",
 })  # fmt: skip
-"""Axes of deviations from a difference of two maps: of plain attention, λ being 0, some would be zeros, or no words."""
+"""The axes of deviations that need two maps. Plain attention, with λ = 0, has none of them."""
 
 
 @lru_cache(maxsize=64)
 def deviations(spec: Spec | str, kind: str = "dense") -> tuple[Deviation, ...]:
-    """Return the deviations that are another function than `spec`, on some input of this kind.
+    """Return the deviations that compute another function than `spec` on some inputs of this kind.
 
-    Those that are one function are one entry, under the name in the catalogue of mistakes if it is there, the others
-    in `aliases`. Of two ways to compute it the one that changes the spec is kept, which can be put together with more.
-    A preset's name stands for that preset with small dimensions, as in `cases`.
+    Deviations that compute the same function are one entry. Its name is that of the catalogue of mistakes, if it is
+    there, and the others are in `aliases`. If one of them changes the spec or the inputs, it is used, since it
+    combines with more deviations than a wrong layer.
+
+    Args:
+        spec: a spec, or the name of a preset, which has small dimensions then, as in `cases`.
+        kind: "dense", "packed", "paged" or "layer".
+
+    Raises:
+        ValueError: another kind.
     """
     spec = shrink_spec(resolve_spec(spec))
     shown = draw_probes(spec, kind)
@@ -73,7 +80,7 @@ def deviations(spec: Spec | str, kind: str = "dense") -> tuple[Deviation, ...]:
 
 
 def shrink_spec(spec: Spec) -> Spec:
-    """Return the same choices with a short window, and with few groups of signals: what its probes are made for."""
+    """Return the spec with a short window and, if signals share noises, few groups: its deviations stay the same."""
     window = None if spec.window is None else min(spec.window, MAX_WINDOW)
     if spec.ratio == 1:
         return spec.replace(window=window)
@@ -90,13 +97,13 @@ def _needs_two_maps(deviation: Deviation) -> bool:
 
 
 def _agree(a: list[Numpy | None], b: list[Numpy | None]) -> bool:
-    """Whether they are equal wherever both act, and both act somewhere: a wrong layer may not know every case."""
+    """Whether two deviations agree on all probes that both change, and there is such a probe."""
     both = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
     return bool(both) and all(is_same_output(x, y) for x, y in both)
 
 
 def _merge(first: Deviation, second: Deviation) -> Deviation:
-    """One entry: the first's name, and the way of the second where that is no wrong layer and the first's is one."""
+    """Merge two deviations under the first name; the second replaces a wrong layer if it is none itself."""
     aliases = (*first.aliases, second.name)
     if first.mistake is not None and second.mistake is None:
         first = replace(first, mistake=None, fields=second.fields, arrays=second.arrays, problem=second.problem)
@@ -104,7 +111,7 @@ def _merge(first: Deviation, second: Deviation) -> Deviation:
 
 
 def draw_probes(spec: Spec, kind: str) -> list[Inputs]:
-    """Small inputs on which every deviation of the spec can be seen, as float64."""
+    """Draw small float64 inputs on which every deviation of the spec shows."""
     w, D = spec.window or 0, 2 * spec.head_dim + 1
     shapes: dict[str, tuple[Structure, ...]] = {
         "dense": (
@@ -137,15 +144,15 @@ def blind_spots(
     *,
     known: Budget | None = None,
 ) -> tuple[Deviation, ...]:
-    """Return the deviations that a test on these inputs lets pass.
+    """Return the deviations that a test on these inputs cannot detect.
 
-    They are those that a spec of the same choices can have, with grouped queries, depth and so on: an input of one
-    token, or as many keys as queries, is blind to what such a spec would show.
+    All deviations of `enlarge_spec(spec)` are tried, so that dimensions count too: inputs with as many query heads as
+    key heads, or with one token, are blind to the mistakes that they hide.
 
     Args:
         spec: as in `truth`.
-        recipe: what the kernel rounds; None asks for what is hidden even without any rounding.
-        known: the budget of these inputs, if you have it.
+        recipe: what the kernel rounds; None for the deviations that are hidden even without rounding.
+        known: the budget of these inputs, if it is computed already.
 
     Raises:
         ValueError: inputs that do not fit `spec`.
@@ -171,7 +178,7 @@ def _is_seen(wrong: Numpy, right: Numpy, allowed: Budget | None) -> bool:
 
 
 def enlarge_spec(spec: Spec) -> Spec:
-    """The same choices with dimensions in which each of them is seen: three queries to a key, depth, wider heads."""
+    """Return the spec with dimensions that show every choice: three query heads per key head, depth, wide heads."""
     groups = max(2, spec.key_groups)
     key_heads = groups if spec.keys == "shared" else 2 * groups
     return spec.replace(

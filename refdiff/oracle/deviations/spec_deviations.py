@@ -1,4 +1,4 @@
-"""Deviations that are another value of a field of `Spec`: what is right for one source and wrong for another."""
+"""Deviations that change fields of `Spec`: choices that are correct for one source and wrong for another."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Fields = Callable[[Spec], dict[str, Any] | None]
 
 
 def _set(**fields: Any) -> Fields:
-    """These values, where the spec has others."""
+    """Set these fields, unless the spec has these values already."""
     return lambda spec: None if all(getattr(spec, f) == x for f, x in fields.items()) else fields
 
 
@@ -41,7 +41,7 @@ def _set_gate(name: str) -> Fields:
 
 
 def _change_yarn(change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Fields:
-    """Other parameters, where frequencies are yarn's."""
+    """Change the parameters of RoPE if they are those of yarn."""
 
     def fields(spec: Spec) -> dict[str, Any] | None:
         given = spec.rope_parameters or {}
@@ -168,7 +168,7 @@ SPEC_DEVIATIONS: tuple[Deviation, ...] = (
     _dev("rows_that_see_nothing_nan", "NaN in a row that sees nothing.", "mask", "", _set(masked_rows="nan")),
     _dev("rows_that_see_nothing_zero", "0 in a row that sees nothing.", "mask", "", _set(masked_rows="zeros")),
 )  # fmt: skip
-"""In the order in which a name is chosen where two of them are one function."""
+"""Where two of them compute the same function, the first gives the name."""
 
 
 def _read_as(preset: str) -> Fields:
@@ -189,4 +189,4 @@ PRESET_DEVIATIONS: tuple[Deviation, ...] = tuple(
     for name, fields in PRESETS.items()
     if fields.get("keys") != "shared"
 )  # fmt: skip
-"""Several choices at once, all of one other source: what becomes of a checkpoint in another's code."""
+"""The wiring of another source: what happens to a checkpoint that is loaded into the code of that source."""

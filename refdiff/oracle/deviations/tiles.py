@@ -1,4 +1,4 @@
-"""Mistakes of kernels that compute by tiles or read raw bits: few inputs show them, or one number says which it is."""
+"""Mistakes of kernels with tiles, with one maximum for both maps, or with raw bits."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from refdiff.oracle.truth.attention_operands import attention_mask
 
 Numpy = np.ndarray[Any, Any]
 TILE_SIZES = (8, 16, 32, 64, 128, 256)
-"""Of tiles, in queries or keys."""
+"""The tile sizes that are tried, in queries or keys."""
 MIN_EXPONENT = -103.97
-"""The exponential of a smaller number is 0 in float32."""
+"""The exponential of a smaller exponent is 0 in float32."""
 
 
 def _share_maximum(call: Call) -> Any:
-    """Hide the keys whose exponential is lost; a row of a map that loses all of them is 0 / 0."""
+    """Hide the keys whose exponential underflows; a row of a map that loses all keys becomes NaN (0 / 0)."""
     seen = _scores(call)
     top = np.maximum(*(np.max(z, axis=-1, keepdims=True, initial=-np.inf) for z in seen))
     top = np.where(np.isneginf(top), 0.0, top)
@@ -35,7 +35,7 @@ def _share_maximum(call: Call) -> Any:
 
 
 def _scores(call: Call) -> list[Numpy]:
-    """The scores of both maps, (B, H, T, S), −∞ where a query does not see."""
+    """Return the scores of both maps, (B, H, T, S), −∞ for hidden keys."""
     masks, biases = (split_maps(x, call.q1.shape[1]) for x in (call.mask, call.bias))
     found = []
     for q, k, mask, bias in zip((call.q1, call.q2), (call.k1, call.k2), masks, biases, strict=True):
@@ -45,12 +45,13 @@ def _scores(call: Call) -> list[Numpy]:
 
 
 def _skip_rescaling(tile: int, of_values: bool, of_weights: bool, call: Call) -> Any:
-    """Attend by tiles of keys, whose sums do not shrink where a later tile has a larger score.
+    """Attend by tiles of keys without rescaling the sums when a later tile has a larger score.
 
     Equation:
-        with z the scores, m_s the largest up to the end of the tile of key s, m the largest of all, the sum that is not
-        multiplied by e^(m_old − m_new) is Σ e^(z_s − m_s) x_s = Σ e^(z_s − m) e^(m − m_s) x_s. So a weight of Σ e^z v
-        grows by e^(m − m_s), as from a bias, where `of_values`; and that of Σ e^z where `of_weights`.
+        with scores z, m_s their maximum up to the end of the tile of key s, and m their maximum, a sum that is not
+        multiplied by e^(m_old − m_new) is Σ e^(z_s − m_s) x_s = Σ e^(z_s − m) e^(m − m_s) x_s
+
+    A bias m − m_s has this effect on Σ e^z v (`of_values`). On the denominator Σ e^z (`of_weights`) it is a factor.
     """
     more, ratios = [], []
     for z in _scores(call):
@@ -76,17 +77,17 @@ def _skip_rescaling(tile: int, of_values: bool, of_weights: bool, call: Call) ->
 
 
 ONLINE_AXIS = "online softmax"
-"""The axis of deviations of an online softmax: each is there with every size of tiles, and none in a pair."""
+"""The axis of deviations of an online softmax. There is one for each tile size, and they are not tried in pairs."""
 UNSCALED_SUMS = (
     ("accumulator_not_rescaled", "the weighted sum of values is not", True, False),
     ("denominator_not_rescaled", "the sum of weights is not", False, True),
     ("sums_not_rescaled", "neither sum is", True, True),
 )
-"""Which of its sums do not shrink: a name, what is said of it, whether that of values is among them, and of weights."""
+"""Which sums are not rescaled: a name, words, and whether it is the sum of weighted values, and of the weights."""
 
 
 def _read_bits(spec: Spec, inputs: Inputs) -> Inputs | None:
-    """Q, K and V as the whole numbers that the bits of bfloat16 are."""
+    """Replace q, k and v by the bits of their bfloat16 values, read as unsigned integers."""
     names = [name for name in ("q", "k", "v", "k_pages", "v_pages") if name in inputs]
     if not names:
         return None
@@ -94,7 +95,7 @@ def _read_bits(spec: Spec, inputs: Inputs) -> Inputs | None:
 
 
 def bfloat16_bits(x: Numpy) -> Numpy:
-    """The bits of each number in bfloat16, as an unsigned whole number."""
+    """Return the bits of each number in bfloat16 as an unsigned integer."""
     bits = np.asarray(round_to(x, "bfloat16"), dtype=np.float32).view(np.uint32) >> np.uint32(16)
     return bits.astype(np.float64)
 
@@ -119,16 +120,16 @@ RARE_DEVIATIONS: tuple[Deviation, ...] = (
         for tile in TILE_SIZES
     ),
 )  # fmt: skip
-"""Deviations that no usual input shows, or that every input shows: a diagnosis tries them beside `deviations(spec)`."""
+"""Deviations that only `diagnose` tries, since typical inputs show none of them, or all inputs do."""
 
 
 def tail_padding(spec: Spec, inputs: Inputs, tile: int) -> int:
-    """How many keys the last tile lacks, where a query could see them."""
+    """Return how many padding keys complete the last tile; 0 unless the inputs are dense and the mask not causal."""
     return -inputs["k"].shape[2] % tile if spec.causal == "none" and kind_of(inputs) == "dense" else 0
 
 
 def pad_tail(spec: Spec, inputs: Inputs, tile: int) -> Problem:
-    """Zero keys and values after the last, up to a multiple of `tile`, all of them seen."""
+    """Pad keys and values with visible zeros to a multiple of `tile`."""
     more, see = tail_padding(spec, inputs, tile), attention_mask(spec, inputs)
     made = {name: x for name, x in inputs.items() if name not in ("key_mask", "mask")}
     made |= {name: _pad(inputs[name], 2, more, 0.0) for name in ("k", "v")}
@@ -147,11 +148,11 @@ def _pad(x: Numpy, axis: int, more: int, value: Any) -> Numpy:
 
 
 def tile_window(spec: Spec, inputs: Inputs, queries: int, keys: int, *, by_position: bool) -> Problem:
-    """A window that starts where a tile of `keys` does, for the first of each tile of `queries`.
+    """Start the window at a multiple of `keys`, with one start for each tile of `queries`: that of its first query.
 
     Args:
-        by_position: whether tiles of queries count from the first key, as where queries are as many as keys, and so in
-            a part of them; else from the first query.
+        by_position: whether tiles of queries are counted from the first key, which works in parts of a case too, or
+            from the first query.
     """
     if spec.window is None or kind_of(inputs) != "dense":
         return Problem(spec, inputs)
