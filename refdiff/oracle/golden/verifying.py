@@ -1,4 +1,4 @@
-"""A folder of outputs against a folder of test vectors, from the files alone."""
+"""Judge a folder of outputs against a folder of test vectors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from refdiff.files import check_name, open_file
 from refdiff.oracle.budget.statistics import CommonFactor, RowBudget
 from refdiff.oracle.diagnosis import Ranking
 from refdiff.oracle.diagnosis import diagnose as find_mistake
-from refdiff.oracle.golden.writing import MANIFEST, read_manifest, well_formed
+from refdiff.oracle.golden.writing import MANIFEST, read_manifest, reporting_malformed
 from refdiff.oracle.inputs.arrays import read_arrays
 from refdiff.oracle.inputs.outputs import read_output
 from refdiff.oracle.printing import wrap_text
@@ -28,15 +28,16 @@ from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE, PASS, TensorVerdi
 
 Numpy = np.ndarray[Any, Any]
 RAW = ".f32"
-"""The suffix of raw outputs: float32, little-endian, in the order of the axes, one file `<case>.<tensor>.f32` each."""
+"""The suffix of raw outputs: `<case>.<tensor>.f32` has one tensor, float32, little-endian, in row-major order."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `verify` found: the verdict on each case, cases without outputs, and what was changed in the vectors.
+    """The result of `verify`.
 
-    unjudged: of each case with a verdict, the tensors that were not among the outputs. diagnosis: of the first case
-    that fails, where it was asked for.
+    cases: the verdict on each case that has an output. missing: cases without an output. changed: files of the test
+    vectors that are not as they were written. unjudged: for each case with a verdict, the tensors that the outputs
+    lack. diagnosis: of the first failing case, if requested.
     """
 
     cases: dict[str, Verdict]
@@ -47,7 +48,7 @@ class Report:
 
     @property
     def status(self) -> str:
-        """ "fail" where something fails, is missing or has been changed; else "inconclusive" where a case is."""
+        """ "fail" if a case fails or is missing, or a file was changed; else "inconclusive" if a case is."""
         found = {verdict.status for verdict in self.cases.values()}
         if self.missing or self.changed or not self.cases or FAIL in found:
             return FAIL
@@ -71,7 +72,7 @@ class Report:
         return wrap_text("\n".join(lines))
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold."""
+        """Return the report as values of JSON."""
         return {
             "status": self.status,
             "changed": list(self.changed),
@@ -83,27 +84,27 @@ class Report:
 
 
 def verify(path: str | os.PathLike[str], outputs_dir: str | os.PathLike[str], *, diagnose: bool = False) -> Report:
-    """Judge the outputs of a program by the test vectors that it was given.
+    """Judge the outputs that a program computed from test vectors.
 
     Args:
-        path: a folder that `export` has written.
-        outputs_dir: for each case `<id>.safetensors` or `<id>.npz` with `out`, and `dq`, `lse1`, … if you like; or raw
-            float32 as `<id>.out.f32`.
-        diagnose: name the mistake of the first case that fails.
+        path: a folder that `export` wrote.
+        outputs_dir: for each case `<id>.safetensors` or `<id>.npz` with `out` and optionally `dq`, `lse1`, …; or raw
+            float32 files `<id>.out.f32`.
+        diagnose: name the mistake of the first failing case.
 
     Raises:
-        CheckpointError: there is no manifest, or no folder of outputs, or an output is broken, of another shape, there
-            twice, or has an unknown name.
+        CheckpointError: there is no manifest or no folder of outputs; or an output cannot be read, has a wrong shape or
+            an unknown name, or is in two files.
     """
     folder, outputs = Path(path), Path(outputs_dir)
     if not outputs.is_dir():
         raise CheckpointError(f"{outputs}: no folder of outputs")
     manifest, changed = read_manifest(folder)
-    with well_formed(folder / MANIFEST):
-        return _judged(folder, outputs, manifest, changed, diagnose=diagnose)
+    with reporting_malformed(folder / MANIFEST):
+        return _judge_all(folder, outputs, manifest, changed, diagnose=diagnose)
 
 
-def _judged(folder: Path, outputs: Path, manifest: dict[str, Any], changed: list[str], *, diagnose: bool) -> Report:
+def _judge_all(folder: Path, outputs: Path, manifest: dict[str, Any], changed: list[str], *, diagnose: bool) -> Report:
     broken = {line.partition(":")[0] for line in changed}
     ids = [case["id"] for case in manifest["cases"]]
     cases, missing, unjudged = {}, [], {}
@@ -113,11 +114,11 @@ def _judged(folder: Path, outputs: Path, manifest: dict[str, Any], changed: list
             continue
         check_name(outputs, case["id"])
         arrays, _ = read_arrays(folder / case["file"], folder=folder)
-        given = _outputs(_files(outputs, case["id"], ids), case, arrays)
+        given = _read_outputs(_output_files(outputs, case["id"], ids), case, arrays)
         if "out" not in given:
             missing.append(case["id"])
             continue
-        verdicts = {name: _judge(name, case, arrays, x) for name, x in given.items()}
+        verdicts = {name: _judge_tensor(name, case, arrays, x) for name, x in given.items()}
         cases[case["id"]] = Verdict(verdicts, case["recipe"]["storage"])
         if absent := tuple(tensor["name"] for tensor in case["judged"] if tensor["name"] not in given):
             unjudged[case["id"]] = absent
@@ -132,8 +133,8 @@ def _diagnosis(case: dict[str, Any], arrays: dict[str, Numpy], given: dict[str, 
     return find_mistake(given, Spec(**case["spec"]), inputs, recipe=Recipe(**case["recipe"]), dout=dout)
 
 
-def _outputs(files: list[Path], case: dict[str, Any], arrays: dict[str, Numpy]) -> dict[str, Numpy]:
-    """The outputs of one case, by the tensor's name, in float64."""
+def _read_outputs(files: list[Path], case: dict[str, Any], arrays: dict[str, Numpy]) -> dict[str, Numpy]:
+    """Read the outputs of one case, by the tensor's name, in float64."""
     name = case["id"]
     found: dict[str, Numpy] = {}
     known = {tensor["name"]: arrays[f"expected.{tensor['name']}"].shape for tensor in case["judged"]}
@@ -141,27 +142,27 @@ def _outputs(files: list[Path], case: dict[str, Any], arrays: dict[str, Numpy]) 
         given = {file.name[len(name) + 1 : -len(RAW)]: None} if file.suffix == RAW else read_arrays(file)[0]
         for tensor, x in given.items():
             if tensor not in known:
-                raise CheckpointError(f"{file}: {tensor!r} is nothing that is judged: there are {', '.join(known)}")
+                raise CheckpointError(f"{file}: {tensor!r} is no judged tensor: there are {', '.join(known)}")
             if tensor in found:
                 raise CheckpointError(f"{file}: another file of {name} has {tensor} too; leave one of them")
-            found[tensor] = _raw(file, tensor, known[tensor]) if x is None else x
+            found[tensor] = _read_raw(file, tensor, known[tensor]) if x is None else x
     for tensor, x in found.items():
         if x.shape != known[tensor]:
             raise CheckpointError(f"{name}: {tensor}: got shape {x.shape}, expected {known[tensor]}")
     present = [tensor for tensor in known if tensor in found]
-    with np.errstate(invalid="ignore"):  # a signalling NaN, which is judged as any other
+    with np.errstate(invalid="ignore"):  # casting a signalling NaN
         return {tensor: read_output(found[tensor], f"{name}: {tensor}").astype(np.float64) for tensor in present}
 
 
-def _files(folder: Path, case: str, ids: list[str]) -> list[Path]:
-    """What holds outputs of a case, one of those that are called `ids`."""
+def _output_files(folder: Path, case: str, ids: list[str]) -> list[Path]:
+    """List the files with outputs of a case; `ids` are all cases, since one's name may begin with another's."""
     longer = tuple(f"{other}." for other in ids if other.startswith(f"{case}."))
     raw = [path for path in folder.glob(f"{glob.escape(case)}.*{RAW}") if not path.name.startswith(longer)]
     whole = [folder / f"{case}.safetensors", folder / f"{case}.npz"]
     return [path for path in (*whole, *sorted(raw)) if path.is_file()]
 
 
-def _raw(path: Path, tensor: str, shape: tuple[int, ...]) -> Numpy:
+def _read_raw(path: Path, tensor: str, shape: tuple[int, ...]) -> Numpy:
     with open_file(path) as file:
         size, numbers = os.fstat(file.fileno()).st_size, math.prod(shape)
         if size != 4 * numbers:
@@ -172,26 +173,26 @@ def _raw(path: Path, tensor: str, shape: tuple[int, ...]) -> Numpy:
     return np.frombuffer(data, "<f4").reshape(shape)
 
 
-def _judge(name: str, case: dict[str, Any], arrays: dict[str, Numpy], actual: Numpy) -> TensorVerdict:
-    of = next(tensor for tensor in case["judged"] if tensor["name"] == name)
+def _judge_tensor(name: str, case: dict[str, Any], arrays: dict[str, Numpy], actual: Numpy) -> TensorVerdict:
+    limits = next(tensor for tensor in case["judged"] if tensor["name"] == name)
     expected = arrays[f"expected.{name}"].astype(np.float64)
     rows = arrays[f"budget.{name}"].astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
-        if of["kind"] == "numbers":
+        if limits["kind"] == "numbers":
             return (judge_lse if name.startswith("lse") else judge_sums)(name, actual, expected, rows)
         doubtful = np.isinf(rows)
-        if of["certain"]:  # what is left out is too little to matter, or is padding
+        if limits["certain"]:  # only few rows, or padding, have an infinite budget: count them as correct
             actual, doubtful = np.where(doubtful[..., None], expected, actual), np.zeros_like(doubtful)
             rows = np.where(np.isinf(rows), 0.0, rows)
-        limits = RowBudget(
-            expected, np.where(doubtful, 0.0, rows), arrays[f"bound.{name}"].astype(np.float64), of["legal_slope"],
-            of["storage"], of["axes"], doubtful, of["relative_to"], _factor(of, arrays, name),
+        budget = RowBudget(
+            expected, np.where(doubtful, 0.0, rows), arrays[f"bound.{name}"].astype(np.float64), limits["legal_slope"],
+            limits["storage"], limits["axes"], doubtful, limits["relative_to"], _factor(limits, arrays, name),
         )  # fmt: skip
-        return judge_rows(name, actual, limits)
+        return judge_rows(name, actual, budget)
 
 
-def _factor(of: dict[str, Any], arrays: dict[str, Numpy], name: str) -> CommonFactor | None:
-    if of["factor_spread"] is None:
+def _factor(limits: dict[str, Any], arrays: dict[str, Numpy], name: str) -> CommonFactor | None:
+    if limits["factor_spread"] is None:
         return None
     weights, divisor = (arrays[f"{part}.{name}"].astype(np.float64) for part in ("weights", "divisor"))
-    return CommonFactor(weights, of["factor_spread"], divisor if of["half"] else None)
+    return CommonFactor(weights, limits["factor_spread"], divisor if limits["half"] else None)

@@ -1,4 +1,4 @@
-"""A folder of test vectors: cases, manifest and index as they are written, and whether they were changed since."""
+"""Write a folder of test vectors: cases, manifest and index; read a manifest and check that no file was changed."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from refdiff.oracle.verdict.verdict import PASS
 
 FORMAT = "refdiff-golden 3"
 LARGEST_FOLDER = 20_000_000
-"""Bytes of a folder of test vectors: what a repository takes without a thought."""
+"""The most bytes of a folder of test vectors, so that it can be kept in a repository."""
 MANIFEST, INDEX = "manifest.json", "index.txt"
 COLUMNS = (
     "hi", "lo", "budget", "bound", "u", "row", "bulk", "element", "slope", "factor", "weights", "divisor", "half",
     "certain",
 )  # fmt: skip
-"""What an index has of each tensor after its name, kind, n and width."""
+"""The columns of a tensor's line in the index after its name, kind, n and width."""
 Numpy = np.ndarray[Any, Any]
-FORMATS_OF_FILES = ("safetensors", "npz")
+FILE_FORMATS = ("safetensors", "npz")
 LARGEST_CASE = 1_000_000
-"""Bytes of the largest file of a case."""
+"""The most bytes of one case's file."""
 
 
 def export(
@@ -56,29 +56,29 @@ def export(
     """Write cases as test vectors for any language; the same cases give the same bytes of inputs.
 
     Args:
-        path: a folder, which is made; files of an earlier export in it are replaced, others left.
-        cases: of `refdiff.oracle.strategies`.
-        formats: "safetensors", and "npz" beside it.
-        recipe: what the kernels round; None is the usual recipe of each case's dtype.
-        gradients: whether the right gradients are written too, for the gradient `dout` of the output.
+        path: the folder, created if it does not exist; files of an earlier export are replaced, others kept.
+        cases: from `oracle.cases` or `oracle.strategies`.
+        formats: "safetensors", optionally also "npz".
+        recipe: where the kernels round; None is the usual recipe of each case's dtype.
+        gradients: also write the expected gradients for the gradient `dout` of the output.
 
     Raises:
-        OSError: the disk is full or not writable; an earlier export is untouched.
-        ValueError: no cases, two of one name, an unknown format, or more bytes than are meant for a repository.
+        OSError: the disk is full or not writable; an earlier export stays as it was.
+        ValueError: there are no cases, two have the same name, a format is unknown, or the files are too large.
     """
     cases = list(cases)
-    if unknown := [name for name in formats if name not in FORMATS_OF_FILES]:
-        raise ValueError(f"formats has {unknown}, but may have {', '.join(FORMATS_OF_FILES)}")
+    if unknown := [name for name in formats if name not in FILE_FORMATS]:
+        raise ValueError(f"formats has {unknown}, but may have {', '.join(FILE_FORMATS)}")
     if not cases or "safetensors" not in formats:
         raise ValueError("there must be at least one case, and safetensors among the formats")
     names = [_name(case) for case in cases]
     if len(set(names)) < len(names):
         raise ValueError(f"two cases have one name: {sorted(n for n in set(names) if names.count(n) > 1)}")
-    made = [_case(name, case, recipe, gradients) for name, case in zip(names, cases, strict=True)]
+    made = [_build_case(name, case, recipe, gradients) for name, case in zip(names, cases, strict=True)]
     entries = [entry for entry, _, _ in made]
     files = {entry["file"]: data for entry, data, _ in made}
     if "npz" in formats:
-        files |= {entry["file"].replace(".safetensors", ".npz"): _npz(arrays) for entry, _, arrays in made}
+        files |= {entry["file"].replace(".safetensors", ".npz"): _npz_bytes(arrays) for entry, _, arrays in made}
     files[INDEX] = index_text(entries, files).encode()
     total = sum(map(len, files.values()))
     if total > LARGEST_FOLDER:
@@ -91,10 +91,7 @@ def export(
         "cases": entries,
     }
     folder = Path(path)
-    with (
-        new_folder(folder),
-        contextlib.ExitStack() as written,
-    ):  # all take their places at the end, the manifest as the last
+    with new_folder(folder), contextlib.ExitStack() as written:  # files are replaced at the end, the manifest last
         for name, data in {MANIFEST: manifest_text(manifest).encode(), **files}.items():
             file = written.enter_context(replaced_atomically(folder / name))
             file.write(data)
@@ -106,29 +103,29 @@ def _name(case: Case) -> str:
     return name.strip(".") or "case"
 
 
-def _case(
+def _build_case(
     name: str, case: Case, recipe: Recipe | str | None, gradients: bool
 ) -> tuple[dict[str, Any], bytes, dict[str, Numpy]]:
-    """The entry in the manifest, the bytes of the file, and the arrays of a case."""
+    """Return a case's entry in the manifest, the bytes of its file, and its arrays."""
     used = Recipe.of(case.dtype if recipe is None else recipe)
     found = budget(case.spec, case.inputs, used, dout=case.dout if gradients else None)
     arrays: dict[str, Numpy] = {f"inputs.{n}": x for n, x in case.inputs.items()}
     if gradients:
         arrays["inputs.dout"] = case.dout
-    judged = [_judged(n, found, arrays) for n in found.names]
-    spec, of_recipe = json.dumps(case.spec.to_dict()), json.dumps(used.to_dict())
-    data = b"".join(safetensors_bytes(arrays, {"format": FORMAT, "spec": spec, "recipe": of_recipe}))
+    judged = [_add_judged_tensor(n, found, arrays) for n in found.names]
+    metadata = {"spec": json.dumps(case.spec.to_dict()), "recipe": json.dumps(used.to_dict())}
+    data = b"".join(safetensors_bytes(arrays, {"format": FORMAT, **metadata}))
     if len(data) > LARGEST_CASE:
         raise ValueError(
             f"{name} takes {len(data):,} bytes, more than {LARGEST_CASE:,}: give a smaller "
             "case, with fewer or smaller heads, or gradients=False"
         )
-    begins = _begins(data)
+    offsets = _tensor_offsets(data)
     for tensor in judged:
         at = tensor["name"]
-        tensor |= {"hi": begins[f"expected.{at}.hi"], "lo": begins[f"expected.{at}.lo"]}
-        tensor["budget"] = begins[f"budget.{at}"]
-        tensor |= {part: begins.get(f"{part}.{at}", 0) for part in ("bound", "weights", "divisor")}
+        tensor |= {"hi": offsets[f"expected.{at}.hi"], "lo": offsets[f"expected.{at}.lo"]}
+        tensor["budget"] = offsets[f"budget.{at}"]
+        tensor |= {part: offsets.get(f"{part}.{at}", 0) for part in ("bound", "weights", "divisor")}
     letters = {**shapes(case.spec, case.inputs), **options(case.inputs)}
     entry = {
         "id": name,
@@ -139,39 +136,39 @@ def _case(
         "recipe": used.to_dict(),
         "blind_to": sorted(deviation.name for deviation in case.blind_to),
         "judged": judged,
-        "tensors": [_entry(n, x, letters, begins[n]) for n, x in arrays.items()],
+        "tensors": [_tensor_entry(n, x, letters, offsets[n]) for n, x in arrays.items()],
     }
     return entry, data, arrays
 
 
-def _judged(name: str, found: Budget, arrays: dict[str, Numpy]) -> dict[str, Any]:
-    """Add the arrays of one tensor that is judged, and say by what limits."""
+def _add_judged_tensor(name: str, found: Budget, arrays: dict[str, Numpy]) -> dict[str, Any]:
+    """Add the arrays of one judged tensor to `arrays`; return its entry in the manifest, which has its limits."""
     if name in found.tensors:
         tensor = found.tensors[name]
         expected, rows = tensor.expected, np.where(tensor.doubtful, np.inf, tensor.rows)
         if (padded := found.padded(name)) is not None:
             rows = np.where(padded[..., 0], np.inf, rows)
-        arrays[f"bound.{name}"] = _single(tensor.bounds)
+        arrays[f"bound.{name}"] = _to_float32(tensor.bounds)
         factor = tensor.factor or CommonFactor(np.zeros(rows.shape), 0.0, None)
-        arrays[f"weights.{name}"] = _single(factor.weights)
+        arrays[f"weights.{name}"] = _to_float32(factor.weights)
         divisor = 1.0 if factor.divisor is None else factor.divisor
-        arrays[f"divisor.{name}"] = _single(np.broadcast_to(divisor, expected.shape[-1:]))
-        of = _of_rows(tensor)
+        arrays[f"divisor.{name}"] = _to_float32(np.broadcast_to(divisor, expected.shape[-1:]))
+        limits = _row_limits(tensor)
     else:
         expected, rows = found.absolute(name)
         rows = np.broadcast_to(rows, expected.shape)
         judge = judge_lse if name.startswith("lse") else judge_sums
-        certain = judge(name, expected, expected, _single(rows)).status == PASS
+        certain = judge(name, expected, expected, _to_float32(rows)).status == PASS
         none = dict.fromkeys(("bulk", "element", "slope", "factor", "half"), 0.0)
-        of = {"kind": "numbers", "axes": "", "n": expected.size, "width": 1, "u": found.recipe.u, "row": 1.0, **none,
-              "certain": int(certain)}  # fmt: skip
+        limits = {"kind": "numbers", "axes": "", "n": expected.size, "width": 1, "u": found.recipe.u, "row": 1.0,
+                  **none, "certain": int(certain)}  # fmt: skip
     arrays[f"expected.{name}"] = np.asarray(expected, dtype=np.float64)
-    arrays[f"expected.{name}.hi"], arrays[f"expected.{name}.lo"] = split(expected, found.recipe.storage)
-    arrays[f"budget.{name}"] = _single(rows)
-    return {"name": name, **of}
+    arrays[f"expected.{name}.hi"], arrays[f"expected.{name}.lo"] = split_float64(expected, found.recipe.storage)
+    arrays[f"budget.{name}"] = _to_float32(rows)
+    return {"name": name, **limits}
 
 
-def _of_rows(tensor: RowBudget) -> dict[str, Any]:
+def _row_limits(tensor: RowBudget) -> dict[str, Any]:
     return {
         "kind": "rows",
         "axes": tensor.axes,
@@ -192,10 +189,11 @@ def _of_rows(tensor: RowBudget) -> dict[str, Any]:
     }
 
 
-def split(x: Numpy, storage: str) -> tuple[Numpy, Numpy]:
-    """Write float64 numbers as sums of two of float32, infinite where the storage type has no such number.
+def split_float64(x: Numpy, storage: str) -> tuple[Numpy, Numpy]:
+    """Split float64 numbers into sums of two float32 numbers, `hi` + `lo`.
 
-    The second is NaN where rounding may give the largest number of the storage type or infinity.
+    hi is infinite where the number overflows the storage type. lo is NaN where the number is so near to the largest of
+    the type that correct kernels may overflow or not.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         stored = round_to(np.asarray(x, dtype=np.float64), storage)
@@ -206,42 +204,42 @@ def split(x: Numpy, storage: str) -> tuple[Numpy, Numpy]:
     return hi, np.where(edge & ~np.isnan(x), np.float32(math.nan), lo).astype(np.float32)
 
 
-def _single(x: Numpy) -> Numpy:
+def _to_float32(x: Numpy) -> Numpy:
     with np.errstate(over="ignore"):
         return np.asarray(x, dtype=np.float32)
 
 
-def _begins(data: bytes) -> dict[str, int]:
-    """Where each tensor begins in a safetensors file."""
+def _tensor_offsets(data: bytes) -> dict[str, int]:
+    """Return the byte offset of each tensor in a safetensors file."""
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     return {name: start + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
 
 
-def _npz(arrays: Mapping[str, Numpy]) -> bytes:
+def _npz_bytes(arrays: Mapping[str, Numpy]) -> bytes:
     file = io.BytesIO()
     np.savez(file, **dict(arrays))  # type: ignore[arg-type]
     return file.getvalue()
 
 
-def _entry(name: str, array: Numpy, letters: Mapping[str, str], begin: int) -> dict[str, Any]:
+def _tensor_entry(name: str, array: Numpy, letters: Mapping[str, str], begin: int) -> dict[str, Any]:
     role, _, rest = name.partition(".")
-    of = rest.removesuffix(".hi").removesuffix(".lo")
+    judged = rest.removesuffix(".hi").removesuffix(".lo")
     role = {"inputs": "input", **dict.fromkeys(("bound", "weights", "divisor"), "budget")}.get(role, role)
-    if role == "expected" and of.startswith("d"):
+    if role == "expected" and judged.startswith("d"):
         role = "grad"
-    axes = letters.get(rest if role == "input" else of.removeprefix("d"), "")
+    axes = letters.get(rest if role == "input" else judged.removeprefix("d"), "")
     shape = list(array.shape)
     return {"name": name, "role": role, "dtype": array.dtype.name, "shape": shape, "axes": axes, "begin": begin}
 
 
 def sha256(data: bytes) -> str:
-    """The SHA-256 of bytes, in hexadecimal."""
+    """Return the SHA-256 of bytes in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
 def manifest_text(manifest: Mapping[str, Any]) -> str:
-    """Write a manifest in the one way that there is, with the hash of the rest in it."""
+    """Return a manifest as canonical JSON, with the SHA-256 of everything else in it."""
     rest = {name: value for name, value in manifest.items() if name != "sha256"}
     return _canonical({**rest, "sha256": sha256(_canonical(rest).encode())})
 
@@ -251,7 +249,9 @@ def _canonical(value: Any) -> str:
 
 
 def read_manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Read a folder's manifest, and say what was changed: its own text (then it has no cases), or files that it lists.
+    """Read a folder's manifest; also return a message for each file that was changed since it was written.
+
+    If the manifest itself was changed, it is returned without cases.
 
     Raises:
         CheckpointError: there is no manifest, or it cannot be read as one.
@@ -266,17 +266,17 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], list[str]]:
         ) from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{path}: the format is not {FORMAT!r}, the one that this version reads")
-    with well_formed(path):
-        if manifest_text(manifest).encode() != text:  # nothing else that it says can be believed
+    with reporting_malformed(path):
+        if manifest_text(manifest).encode() != text:  # so its hashes are worth nothing
             return {**manifest, "cases": []}, [f"{MANIFEST}: its text has been changed"]
         return manifest, _changes(folder, manifest)
 
 
 @contextlib.contextmanager
-def well_formed(path: Path) -> Iterator[None]:
-    """Turn what goes wrong where a manifest lacks something, or has it of another type, into a `CheckpointError`.
+def reporting_malformed(path: Path) -> Iterator[None]:
+    """Turn the exceptions of reading a manifest with missing or mistyped entries into a `CheckpointError`.
 
-    A manifest's hash says that it was not damaged, not who wrote it.
+    Its hash does not rule this out: anybody can write a malformed manifest with the right hash.
     """
     try:
         yield
@@ -289,7 +289,7 @@ def well_formed(path: Path) -> Iterator[None]:
 
 
 def _changes(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """Say which files of a manifest were changed, or what it lacks."""
+    """Return a message for each file of a manifest that was changed, or for each inconsistency of the manifest."""
     found, changed = {}, []
     for name, entry in manifest["files"].items():
         check_name(folder, name)
@@ -300,22 +300,22 @@ def _changes(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
             continue
         if sha256(found[name]) != entry["sha256"]:
             changed.append(f"{name}: its bytes have been changed: SHA-256 is not the manifest's")
-    return changed or _disagreements(manifest, found)
+    return changed or _inconsistencies(manifest, found)
 
 
-def _disagreements(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> list[str]:
-    """What a manifest lacks, or its index says otherwise, where no byte of what it lists has been changed."""
+def _inconsistencies(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> list[str]:
+    """Return a message if a manifest has no cases, lacks a file's hash, or differs from its index."""
     if not manifest["cases"]:
         return [f"{MANIFEST}: it has no cases"]
     if unlisted := {INDEX, *(case["file"] for case in manifest["cases"])} - files.keys():
         return [f"{name}: {MANIFEST} has no SHA-256 of it" for name in sorted(unlisted)]
     if files[INDEX] != index_text(manifest["cases"], files).encode():
-        return [f"{INDEX}: it says something else than {MANIFEST}"]
+        return [f"{INDEX}: it does not agree with {MANIFEST}"]
     return []
 
 
 def index_text(cases: Sequence[Mapping[str, Any]], files: Mapping[str, bytes]) -> str:
-    """Write the index of a manifest's cases, whose files have these bytes."""
+    """Return the text of the index of a manifest's cases; `files` has the bytes of each file."""
     lines = []
     for case in cases:
         data, judged = files[case["file"]], case["judged"]

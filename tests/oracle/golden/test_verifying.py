@@ -143,16 +143,14 @@ def test_outputs_that_do_not_fit(vectors: Path, tmp_path: Path) -> None:
     with says(CheckpointError, "v2: out: got shape (2, 4, 8), expected (1, 2, 4, 8)"):
         golden.verify(vectors, tmp_path)
     write_arrays(tmp_path / "v2.safetensors", {"result": np.ones(2)}, {})
-    with pytest.raises(
-        CheckpointError, match=r"v2.safetensors: 'result' is nothing that is judged: there are out, dq, dk"
-    ):
+    with pytest.raises(CheckpointError, match=r"v2.safetensors: 'result' is no judged tensor: there are out, dq, dk"):
         golden.verify(vectors, tmp_path)
 
 
 def test_outputs_that_would_be_passed_over(vectors: Path, tmp_path: Path) -> None:
     out = right(vectors)["v2"]["out"]
     write_raw(tmp_path / "raw", {"v2": {"out": out, "d_q": out}})
-    with pytest.raises(CheckpointError, match=r"v2\.d_q\.f32: 'd_q' is nothing that is judged: there are out, dq, dk"):
+    with pytest.raises(CheckpointError, match=r"v2\.d_q\.f32: 'd_q' is no judged tensor: there are out, dq, dk"):
         golden.verify(vectors, tmp_path / "raw")
     for name in ("v2.out.f32", "v2.npz"):
         folder = tmp_path / name
