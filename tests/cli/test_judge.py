@@ -24,7 +24,7 @@ def judge(cli: Cli) -> Judge:
 def test_a_pass(judge: Judge) -> None:
     done = judge(KERNELS / "honest.py", "--size", "2x5x7", "--seed", "3")
     assert done.status == 0
-    first = "pass: 7 of 7 cases compared, 0 failed; seed 3\nno gradients, which take dout=None\n"
+    first = "pass: 7 of 7 cases compared, 0 failed; seed 3\nno gradients: the kernel takes no dout\n"
     assert done.out.startswith(first)
 
 

@@ -1,9 +1,9 @@
-"""Judge a kernel that somebody else submits: `judge_file` runs its file in a process of its own, on hidden inputs.
+"""Judge a submitted kernel: `judge_file` runs its file in a process of its own, on hidden inputs.
 
-The expected output is computed after the kernel's process has ended, so that it can be read nowhere, and the verdict is
-reached here, so that nothing that the kernel patches, prints or exits with counts. Only bytes of arrays come back.
+The expected output is computed after the kernel's process has ended, so the kernel cannot read it. The verdict is
+reached in this process, from the bytes of arrays, so nothing that the kernel patches, prints or exits with counts.
 
-It is no security boundary: code that attacks the machine belongs in a container.
+This is no security boundary: run code that may attack the machine in a container.
 """
 
 from refdiff.browser import require_processes

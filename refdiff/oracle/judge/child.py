@@ -1,9 +1,12 @@
 """The kernel's process: calls a submitted function on arrays in shared memory, without refdiff or expected outputs.
 
-`process.py` starts a copy of this file as a program, through `confine.py`. A request is a line of JSON: `call` runs the
-kernel and keeps what it returns, `send` lists what was kept, `drop` overwrites and frees it. An answer is JSON after
-its length in four bytes. That of `send` says where in memory each array lies, and the judge reads it there. The bytes
-of an array that lies elsewhere, as on a GPU, come after the answer.
+`process.py` starts a copy of this file as a program, through `confine.py`. A request is a line of JSON:
+
+    call    run the kernel and keep the arrays that it returns
+    send    list the arrays of a call, with the address of each; the judge reads them from this process's memory
+    drop    overwrite and free the arrays of a call
+
+A response is its length in four bytes, then JSON, then the bytes of arrays that are not in this memory (on a GPU).
 """
 
 from __future__ import annotations
@@ -34,29 +37,29 @@ CHANGES_A_FILE = {
     "os.chmod", "os.chown", "os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.truncate",
 }  # fmt: skip
 ARRAYS = {"numpy": "ndarray", "torch": "Tensor", "cupy": "ndarray", "mlx.core": "array"}
-"""The array class of each library; a subclass could compute its numbers after it was returned."""
+"""The array class of each library. Subclasses are refused: one could compute its numbers after the call."""
 
 
 class Fields(SimpleNamespace):
-    """The fields of a spec, as attributes. It has a hash, as a `Spec` has: a static argument of `jax.jit` needs one."""
+    """The fields of a spec as attributes; hashable like a `Spec`, since a static argument of `jax.jit` must be."""
 
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(json.dumps(vars(self), sort_keys=True))
 
 
 class UnusableError(Exception):
-    """What the kernel returned is no output."""
+    """The file has no kernel, or the kernel returned something that is no output."""
 
 
 def guard(hidden: tuple[str, ...], scratch: str, processes: bool) -> Callable[[str, tuple[Any, ...]], None]:
-    """Return an audit hook that refuses refdiff, other processes and files outside `scratch`, and says what it refuses.
+    """Return an audit hook that forbids refdiff, other processes and writing outside `scratch`, with clear messages.
 
-    The kernel can undo it, as anything in Python. `confine` then refuses the same where the system has Landlock.
+    Code in this process can undo the hook. `confine` forbids the same in the kernel of Linux (Landlock).
     """
     writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     inside = (f"{os.path.realpath(scratch)}/", "/dev/")
 
-    others = re.compile(r"/proc/\d")
+    process_folder = re.compile(r"/proc/\d")
 
     def path_of(x: Any) -> str:
         return os.path.realpath(os.fsdecode(x)) if isinstance(x, str | bytes | os.PathLike) else inside[0]
@@ -66,7 +69,7 @@ def guard(hidden: tuple[str, ...], scratch: str, processes: bool) -> Callable[[s
             raise ImportError("refdiff cannot be imported in the process of a kernel that is judged")
         if event == "open":
             path, flags = path_of(args[0]), args[2] if isinstance(args[2], int) else 0
-            if path.startswith(hidden) or (others.match(path) and not path.startswith(f"/proc/{os.getpid()}/")):
+            if path.startswith(hidden) or (process_folder.match(path) and not path.startswith(f"/proc/{os.getpid()}/")):
                 raise PermissionError(f"{path} cannot be read in the process of a kernel that is judged")
             if flags & writes and not path.startswith(inside):
                 raise PermissionError(f"{path} cannot be written by a kernel that is judged: its files go to $TMPDIR")
@@ -75,7 +78,7 @@ def guard(hidden: tuple[str, ...], scratch: str, processes: bool) -> Callable[[s
                 if not f"{path}/".startswith(inside):
                     raise PermissionError(f"{path} cannot be changed by a kernel that is judged ({event})")
         elif event in REACHES_OUT or (event in STARTS_A_PROCESS and not processes):
-            more = "; --allow-processes lets it" if event in STARTS_A_PROCESS else ""
+            more = "; --allow-processes allows it" if event in STARTS_A_PROCESS else ""
             raise PermissionError(f"a kernel that is judged may not call {event}{more}")
 
     return hook
@@ -86,7 +89,7 @@ def load(path: str, function: str) -> Callable[..., Any]:
     sys.path.insert(0, str(Path(path).parent))
     spec = importlib.util.spec_from_file_location("submission", path)
     if spec is None or spec.loader is None:
-        raise UnusableError(f"{path} is no file of Python")
+        raise UnusableError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules["submission"] = module
     spec.loader.exec_module(module)
@@ -96,33 +99,33 @@ def load(path: str, function: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def adapted(kernel: Callable[..., Any]) -> tuple[Callable[..., Any], bool]:
-    """Return a kernel of (spec, inputs) or (inputs), with dout=None or without, as one of all; whether it has dout."""
+def adapt(kernel: Callable[..., Any]) -> tuple[Callable[..., Any], bool]:
+    """Wrap a kernel of any accepted signature as a function of (spec, inputs, dout); also say whether it takes dout."""
     try:
         signature = inspect.signature(kernel)
-    except (TypeError, ValueError):  # it is compiled, and does not tell
+    except (TypeError, ValueError):  # a compiled function without a signature
         return (lambda spec, inputs, dout: kernel(spec, inputs)), False
     gradients = "dout" in signature.parameters
     more = {"dout": None} if gradients else {}
     try:
         signature.bind(None, **more)
-        alone = next(iter(signature.parameters)) != "spec"
+        inputs_only = next(iter(signature.parameters)) != "spec"
     except TypeError:
-        alone = False
+        inputs_only = False
 
     def call(spec: Any, inputs: dict[str, Any], dout: Any) -> Any:
-        return kernel(*((inputs,) if alone else (spec, inputs)), **({"dout": dout} if gradients else {}))
+        return kernel(*((inputs,) if inputs_only else (spec, inputs)), **({"dout": dout} if gradients else {}))
 
     return call, gradients
 
 
 def dtype_of(name: str) -> np.dtype[Any]:
-    """The type that has a name in NumPy or ml_dtypes."""
+    """Return the dtype of a name in NumPy or ml_dtypes."""
     return np.dtype(getattr(ml_dtypes, name, None) or name)
 
 
 def views(arena: mmap.mmap, arrays: list[list[Any]]) -> dict[str, Any]:
-    """Arrays over the shared memory: (name, type, shape, offset) of each."""
+    """Return arrays over the shared memory, each listed as (name, dtype, shape, offset)."""
     return {
         name: np.ndarray(tuple(shape), dtype_of(dtype), buffer=arena, offset=offset)
         for name, dtype, shape, offset in arrays
@@ -130,7 +133,7 @@ def views(arena: mmap.mmap, arrays: list[list[Any]]) -> dict[str, Any]:
 
 
 def outputs(found: Any) -> dict[str, Any]:
-    """What a kernel returned, by name: an array, a mapping, or an array and None as attention modules return it."""
+    """Return the outputs by name, from an array, a mapping, or a tuple (array, None) as attention modules return."""
     if isinstance(found, tuple) and len(found) > 1 and all(x is None for x in found[1:]):
         found = found[0]
     named = dict(found) if isinstance(found, Mapping) else {"out": found}
@@ -139,12 +142,12 @@ def outputs(found: Any) -> dict[str, Any]:
         jax = type(x).__module__.startswith("jaxlib") and "jax" in sys.modules
         if type(x) not in kinds and not jax and not isinstance(x, np.floating | float):
             raise UnusableError(f"{name} is a {type(x).__module__}.{type(x).__qualname__}: give an array of a library")
-        settle(x)
+        synchronize(x)
     return named
 
 
-def settle(x: Any) -> None:
-    """Wait until an array has its numbers."""
+def synchronize(x: Any) -> None:
+    """Wait until the numbers of an array are computed."""
     home = type(x).__module__.partition(".")[0]
     if home == "mlx":
         sys.modules["mlx.core"].eval(x)
@@ -156,8 +159,8 @@ def settle(x: Any) -> None:
         sys.modules["torch"].cuda.synchronize()
 
 
-def bytes_of(x: Any) -> tuple[str, tuple[int, ...], bytes]:
-    """The name of an array's type, its shape, and its numbers in row-major order."""
+def array_bytes(x: Any) -> tuple[str, tuple[int, ...], bytes]:
+    """Return the dtype name of an array, its shape, and its bytes in row-major order."""
     home = type(x).__module__.partition(".")[0]
     if home == "torch":
         torch = sys.modules["torch"]
@@ -169,8 +172,8 @@ def bytes_of(x: Any) -> tuple[str, tuple[int, ...], bytes]:
     return found.dtype.name, found.shape, found.tobytes()
 
 
-def place_of(x: Any) -> tuple[int, list[int]] | None:
-    """The address and the strides, in bytes, of an array that lies in this process's memory."""
+def memory_place(x: Any) -> tuple[int, list[int]] | None:
+    """Return the address and the strides in bytes of a NumPy array or CPU tensor; None for any other array."""
     if type(x) is np.ndarray:
         return x.__array_interface__["data"][0], list(x.strides)
     if type(x).__module__.partition(".")[0] == "torch" and x.device.type == "cpu":
@@ -178,8 +181,8 @@ def place_of(x: Any) -> tuple[int, list[int]] | None:
     return None
 
 
-def spoil(x: Any) -> None:
-    """Overwrite an output that was judged, where it can be written: its memory holds no answer for the next call."""
+def overwrite(x: Any) -> None:
+    """Fill an output with NaN, if it is writable, so that no later call can return it again."""
     with contextlib.suppress(Exception):
         if type(x).__module__.partition(".")[0] == "torch":
             x.detach().fill_(math.nan)
@@ -188,41 +191,41 @@ def spoil(x: Any) -> None:
 
 
 def last_line(error: BaseException) -> str:
-    """What was raised, and where: the last lines of a traceback."""
+    """Return the message of an exception and the line that raised it."""
     where = traceback.extract_tb(error.__traceback__)
     at = f" (line {where[-1].lineno} of {Path(where[-1].filename).name})" if where else ""
     return "".join(traceback.format_exception_only(error)).strip()[-2000:] + at
 
 
 class Answers:
-    """The pipe to the judge."""
+    """The pipe that carries responses to the judge."""
 
     def __init__(self, pipe: IO[bytes]) -> None:
         self._pipe = pipe
 
-    def say(self, status: str, payload: bytes = b"", **more: Any) -> None:
-        """Write an answer and what comes after it."""
+    def send(self, status: str, payload: bytes = b"", **more: Any) -> None:
+        """Write a response and the bytes that follow it."""
         head = json.dumps({"status": status, **more}).encode()
         self._pipe.write(len(head).to_bytes(4, "little") + head + payload)
         self._pipe.flush()
 
     def fail(self, error: BaseException) -> None:
-        """Say what the kernel raised, or why it cannot be used."""
+        """Report an exception of the kernel, or why the file or its output is unusable."""
         if isinstance(error, UnusableError):
-            self.say("unusable", text=str(error))
+            self.send("unusable", text=str(error))
         else:
-            self.say("raised", text=last_line(error))
+            self.send("raised", text=last_line(error))
 
 
 def serve(kernel: Callable[..., Any], requests: IO[bytes], answers: Answers, arena: mmap.mmap) -> None:
-    """Answer requests until the judge closes the pipe."""
+    """Serve requests until the judge closes the pipe."""
     seen: dict[str, dict[str, Any]] = {}
     kept: dict[int, dict[str, Any]] = {}
     for line in requests:
         request = json.loads(line)
         do, n = request["do"], request["n"]
         if do == "call":
-            # the same arrays for inputs of the same shapes: a cache by pointer or by object finds other numbers there
+            # inputs of the same shapes come as the same objects with other numbers: this fools a cache by id or pointer
             arrays = dict(seen.setdefault(json.dumps(request["arrays"]), {}) or views(arena, request["arrays"]))
             seen[json.dumps(request["arrays"])] = dict(arrays)
             dout = arrays.pop("dout", None)
@@ -233,31 +236,32 @@ def serve(kernel: Callable[..., Any], requests: IO[bytes], answers: Answers, are
             except BaseException as error:
                 answers.fail(error)
             else:
-                answers.say("declined" if found is NotImplemented else "done")
+                answers.send("declined" if found is NotImplemented else "done")
         elif do == "send":
             try:
-                sent = {name: (*bytes_of(x), place_of(x) if request["read"] else None) for name, x in kept[n].items()}
+                locate = memory_place if request["read"] else lambda x: None
+                sent = {name: (*array_bytes(x), locate(x)) for name, x in kept[n].items()}
             except Exception as error:
                 answers.fail(error)
                 continue
             listed = [[name, dtype, list(shape), place] for name, (dtype, shape, _, place) in sent.items()]
-            answers.say("arrays", b"".join(data for *_, data, place in sent.values() if not place), arrays=listed)
+            answers.send("arrays", b"".join(data for *_, data, place in sent.values() if not place), arrays=listed)
         else:
             for x in kept.pop(n, {}).values():
-                spoil(x)
+                overwrite(x)
 
 
 def main(config: dict[str, Any]) -> None:
-    """Load the kernel, say what it takes, and serve."""
+    """Load the kernel, report whether it takes dout, and serve requests."""
     arena = mmap.mmap(config["arena"], config["arena_bytes"])
     answers = Answers(os.fdopen(config["answers"], "wb"))
     sys.addaudithook(guard(tuple(f"{path}/" for path in config["hidden"]), config["scratch"], config["processes"]))
     try:
-        kernel, gradients = adapted(load(config["kernel"], config["function"]))
+        kernel, gradients = adapt(load(config["kernel"], config["function"]))
     except BaseException as error:
         answers.fail(error)
         return
-    answers.say("ready", gradients=gradients)
+    answers.send("ready", gradients=gradients)
     with os.fdopen(config["requests"], "rb") as requests:
         serve(kernel, requests, answers, arena)
 

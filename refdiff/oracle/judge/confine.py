@@ -1,8 +1,8 @@
-"""Give up rights for good, then run a program: memory, files, connections and other processes.
+"""Drop rights irrevocably, then run a program: limit memory, files, connections and access to other processes.
 
-`process.py` starts this file as a program before anything of the kernel. What the system has taken away, no code that
-runs later in the process or in one that it starts gets back. An audit hook in Python, as in `child.py`, can be undone.
-Files, connections and processes are a matter of Landlock, which Linux has.
+`process.py` starts this file as a program before any code of the kernel runs. The restrictions hold for the process and
+its children until they end, while the audit hook of `child.py` can be undone. Files, connections and processes are
+restricted by Landlock, which only Linux has.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LARGEST_FILE = 2**28
-"""Bytes of one file that a kernel may write: a compiled kernel has some megabytes, a core dump or a flood has more."""
+"""The most bytes of one file that a kernel may write; a compiled kernel has some megabytes."""
 WRITE_FILE, READ_FILE, MAKE_REG, REMOVE_FILE, REFER, TRUNCATE = (1 << n for n in (1, 2, 8, 5, 13, 14))
 CHANGES = WRITE_FILE | sum(1 << n for n in range(4, 13))
-"""Files and folders made, written and removed. Listing a folder stays allowed: an import does it."""
+"""The rights to create, write and remove files and folders. Listing a folder stays allowed, since imports need it."""
 CONNECT_TCP = 1 << 1
 OTHER_SOCKETS_AND_SIGNALS = 0b11
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
@@ -30,14 +30,14 @@ VERSION_FLAG, PATH_BENEATH, NO_NEW_PRIVILEGES = 1, 1, 38
 
 
 def landlock_version() -> int:
-    """The version of Landlock that this system has: 0 where it has none."""
+    """Return the version of Landlock, 0 if the system has none."""
     if sys.platform != "linux":
         return 0
     return max(0, int(ctypes.CDLL(None).syscall(CREATE_RULESET, None, 0, VERSION_FLAG)))
 
 
-def limit(memory: int) -> None:
-    """Limit the memory and files of this process and its children, and let the system end them before others."""
+def limit_resources(memory: int) -> None:
+    """Limit the memory and file size of this process and its children; when memory runs out, they are killed first."""
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, LARGEST_FILE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -45,23 +45,27 @@ def limit(memory: int) -> None:
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 
 
-def readable(hidden: list[str], folder: str = "/") -> Iterator[str]:
-    """All files and folders but those on the way to hidden folders: what lies beneath has the rights of these too."""
+def readable_paths(hidden: list[str], folder: str = "/") -> Iterator[str]:
+    """Yield paths that cover everything but the hidden folders.
+
+    A Landlock right extends to everything beneath a path, so the parents of hidden folders are replaced by their other
+    entries.
+    """
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
-            if entry.is_symlink() or entry.path in hidden:  # what a link leads to has a path of its own
+            if entry.is_symlink() or entry.path in hidden:  # the target of a link has its own path
                 continue
             if any(path.startswith(f"{entry.path}/") for path in hidden):
-                yield from readable(hidden, entry.path)
+                yield from readable_paths(hidden, entry.path)
             else:
                 yield entry.path
 
 
 def confine(hidden: list[str], scratch: str) -> None:
-    """Read no file beneath `hidden`, and change none but in `scratch` and `/dev`; nothing where there is no Landlock.
+    """Forbid reading beneath `hidden` and writing outside `scratch` and `/dev`; do nothing without Landlock.
 
     Raises:
-        OSError: the system refuses.
+        OSError: a system call of Landlock fails.
     """
     if not (version := landlock_version()):
         return
@@ -80,14 +84,14 @@ def confine(hidden: list[str], scratch: str) -> None:
     def allow(path: str, rights: int) -> None:
         try:
             descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:  # it has gone, or is closed to this user
+        except OSError:  # it was removed, or this user may not open it
             return
         if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
             rights &= WRITE_FILE | READ_FILE | TRUNCATE
         checked(libc.syscall(ADD_RULE, ruleset, PATH_BENEATH, struct.pack("=Qi", rights, descriptor), 0))
         os.close(descriptor)
 
-    for path in readable(hidden):
+    for path in readable_paths(hidden):
         allow(path, READ_FILE)
     allow("/dev", files & (READ_FILE | WRITE_FILE | MAKE_REG | REMOVE_FILE | TRUNCATE))
     allow(os.path.realpath(scratch), files)
@@ -98,7 +102,7 @@ def confine(hidden: list[str], scratch: str) -> None:
 
 if __name__ == "__main__":
     config = json.loads(sys.argv[1])
-    limit(config["memory"])
+    limit_resources(config["memory"])
     confine(config["hidden"], config["scratch"])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(config["path"])}
     os.execve(sys.executable, [sys.executable, "-s", "-B", sys.argv[2], sys.argv[1]], environment)  # noqa: S606

@@ -1,7 +1,7 @@
-"""Run a submitted kernel on hidden inputs, end its process, then compute what it should have returned.
+"""Run a submitted kernel on hidden inputs, end its process, then compute the expected outputs and judge.
 
-Each case has two sets of numbers of the same shapes. The kernel gets the first, then the second in the same memory, and
-once all cases are through, in another order, the first again.
+Each case has two sets of numbers of the same shapes. The kernel is called with the first, then with the second in the
+same memory. After all cases it is called with the first sets again, in another order; the bits must be the same.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.suite.outcome import Outcome, judge_outputs
 
 SHOWN = 3
-"""Failed cases that the text has in full; JSON has all."""
+"""How many failed cases the text has in full; JSON has all."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """The verdict on a kernel: true where it is a pass, and only there.
+    """The verdict on a kernel; true if and only if the status is "pass".
 
-    seed: of all inputs, with which the run can be repeated. cases: by name, in the order of the calls. reasons: what
-    does not hold of the run as a whole. unjudged: how many cases have no outcome because the run ended early.
-    confined: whether the system kept the kernel from refdiff's files, and not its Python alone.
+    seed: the seed of all inputs; it reproduces the run. cases: outcomes by name, in the order of the calls. reasons:
+    why the run as a whole fails. gradients: whether the kernel takes dout. unjudged: the number of cases without an
+    outcome because the run ended early. confined: whether Landlock kept the kernel from refdiff's files.
     """
 
     kernel: str
@@ -49,7 +49,7 @@ class Report:
 
     @property
     def compared(self) -> int:
-        """In how many cases an output was compared."""
+        """The number of cases in which an output was compared."""
         return sum(o.compared for o in self.cases.values())
 
     @property
@@ -67,12 +67,12 @@ class Report:
         failed = self._named("fail")
         total = len(self.cases) + self.unjudged
         counts = f"{self.compared} of {total} cases compared"
-        gradients = "gradients too" if self.gradients else "no gradients, which take dout=None"
+        gradients = "gradients too" if self.gradients else "no gradients: the kernel takes no dout"
         lines = [f"{self.status}: {counts}, {len(failed)} failed; seed {self.seed}", gradients, *self.reasons]
         for name in failed[:SHOWN]:
             lines += [f"{name}: {self.cases[name].text}"]
         if not self.confined:
-            lines.append("this system has no Landlock: a kernel that sets out to can read refdiff's files")
+            lines.append("this system has no Landlock: a kernel that tries to can read refdiff's files")
         if len(failed) > SHOWN:
             lines.append(f"also failed: {', '.join(failed[SHOWN:])}")
         if declined := [name for name, outcome in self.cases.items() if outcome.declined]:
@@ -84,7 +84,7 @@ class Report:
         return "\n".join(printable(line) for text in lines for line in text.splitlines())
 
     def to_dict(self) -> dict[str, Any]:
-        """What JSON can hold."""
+        """Return the report as values of JSON."""
         return {
             "status": self.status,
             "kernel": self.kernel,
@@ -112,12 +112,12 @@ Numpy = np.ndarray[Any, Any]
 Size = tuple[int, int, int]
 DERIVED = ("heads", "key_groups", "value_heads", "value_dim", "out_dim")
 SMALL_SIZES, LARGE_SIZES = 3, 1
-"""How many sizes are drawn beside those of the profiles, which are published: a kernel may know them."""
+"""How many random sizes are added: a kernel could be written for the published sizes of the profiles."""
 
 
 @dataclass
 class _Trial:
-    """A case, its second set of numbers, and what the kernel returned for the two; without dout where forward_only."""
+    """A case with two sets of numbers, and the outputs of both; forward_only: it was called without dout."""
 
     name: str
     first: Case
@@ -140,22 +140,23 @@ def judge_file(
     limits: Limits | None = None,
     doing: Callable[[str], None] = lambda what: None,
 ) -> Report:
-    """Judge the function of a file of Python, which runs in a process without refdiff.
+    """Judge a function of a Python file, which runs in a process without refdiff.
 
     Args:
-        path: the file. It defines `kernel(spec, inputs)` or `kernel(inputs)`, and may take `dout=None` beside, as the
-            conformance suite calls one; `spec` has the fields of a `Spec`.
-        spec: or a preset's name, with small dimensions as in `oracle.cases`.
-        function: its name in the file.
-        profiles: kinds of cases, as of `oracle.cases`.
-        sizes: batch, queries and keys of cases beside those.
-        seed: of all inputs; without one it is drawn, and the report has it.
-        doing: is told what is done.
+        path: the file. It defines `kernel(spec, inputs)` or `kernel(inputs)`, optionally with `dout=None`, as for the
+            conformance suite; `spec` has the fields of a `Spec`.
+        spec: a spec, or a preset's name, which gets small dimensions as in `oracle.cases`.
+        function: the function's name in the file.
+        profiles: the profiles of `oracle.cases`.
+        sizes: (batch, queries, keys) of additional cases.
+        seed: seed of all inputs; None draws one, which the report has.
+        limits: time, memory and processes; None is `Limits()`.
+        doing: called with a line of text at each step.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a profile that is none.
-        OSError: this system cannot run it: Windows has no such limits.
+        ValueError: a profile is unknown.
+        OSError: the system is Windows, which has no such limits.
     """
     path, spec = Path(path), resolve_spec(spec)
     if not path.is_file():
@@ -169,17 +170,17 @@ def judge_file(
     doing("running the kernel")
     gradients, reasons = _run(path, function, trials, rng, limits or Limits())
     found: dict[str, Outcome] = {}
-    for trial in trials:  # only now: the kernel and all that it has started are gone
+    for trial in trials:  # only now, when the kernel and all its processes have ended
         if trial.declined or trial.problem or trial.outputs:
             doing(f"judging {trial.name}")
             found[trial.name] = _judge(trial, recipe, gradients)
-    reasons = (*reasons, *_too_little(found))
+    reasons = (*reasons, *_coverage_reasons(found))
     left, confined = len(trials) - len(found), landlock_version() > 0
     return Report(str(path), spec, recipe, seed, found, reasons, gradients, left, confined)
 
 
 def _hidden_sizes(rng: np.random.Generator) -> list[Size]:
-    """Sizes that no kernel can know: mostly small. Half have as many keys as queries, the others have more."""
+    """Draw sizes that no kernel can know, mostly small: half with as many keys as queries, half with more keys."""
     queries = [*rng.integers(1, 41, SMALL_SIZES), *rng.integers(150, 250, LARGE_SIZES)]
     more = rng.permutation([0 if n % 2 else int(rng.integers(1, 60)) for n in range(len(queries))])
     return [(int(rng.integers(1, 4)) if T <= 40 else 1, int(T), int(T + n)) for T, n in zip(queries, more, strict=True)]
@@ -188,19 +189,19 @@ def _hidden_sizes(rng: np.random.Generator) -> list[Size]:
 def _trials(
     spec: Spec, dtype: str, seed: int, rng: np.random.Generator, profiles: Iterable[str], sizes: Iterable[Size]
 ) -> list[_Trial]:
-    """The cases in the order in which they are first called."""
-    pairs = [(case.name, case, other) for p in profiles for case, other in _twice(p, seed, spec, dtype)]
+    """Return the cases in the order of their first calls."""
+    pairs = [(case.name, case, other) for p in profiles for case, other in _case_pairs(p, seed, spec, dtype)]
     for n, size in enumerate(sizes):
-        ((case, other),) = _twice("discriminating", seed + 2 + 2 * n, spec, dtype, size)
+        ((case, other),) = _case_pairs("discriminating", seed + 2 + 2 * n, spec, dtype, size)
         pairs.append((f"{'x'.join(map(str, size))}-{n}", case, other))
     made = [_Trial(*pair) for pair in pairs]
     return [made[i] for i in rng.permutation(len(made))]
 
 
-def _twice(
+def _case_pairs(
     profile: str, seed: int, spec: Spec, dtype: str, size: Size | tuple[None, None, None] = (None, None, None)
 ) -> list[tuple[Case, Case]]:
-    """Each case of a profile with the numbers of two seeds."""
+    """Return each case of a profile with the numbers of two seeds."""
     B, T, S = size
     given = [cases(profile, seed + i, spec=spec, dtype=dtype, batch=B, queries=T, keys=S) for i in (0, 1)]
     return list(zip(*given, strict=True))
@@ -209,7 +210,7 @@ def _twice(
 def _run(
     path: Path, function: str, trials: list[_Trial], rng: np.random.Generator, limits: Limits
 ) -> tuple[bool, tuple[str, ...]]:
-    """Call the kernel; whether it gives gradients, and why the run ended early, if it did."""
+    """Call the kernel on all cases; return whether it takes dout, and the reason if the run ended early."""
     called = [case for trial in trials for case in (trial.first, trial.second)]
     largest = max(sum(x.nbytes for x in (*case.inputs.values(), case.dout)) for case in called)
     process = KernelProcess(path, function, largest, limits)
@@ -226,18 +227,18 @@ def _run(
 
 
 def _first_calls(process: KernelProcess, trial: _Trial) -> None:
-    """The first numbers, then the second in the same memory; what the first call returned must still be there."""
+    """Call the kernel with both sets of numbers; the output of the first call must survive the second."""
     try:
         if (n := _call(process, trial, trial.first)) is None:
             trial.declined = True
             return
-        first = process.send(n, _largest(trial.first))
+        first = process.send(n, _max_output_bytes(trial.first))
         m = _call(process, trial, trial.second)
         if m is None:
             trial.problem = "the kernel declined inputs of a shape that it had served"
             return
-        second = process.send(m, _largest(trial.second))
-        if not _same(first, process.send(n, _largest(trial.first))):
+        second = process.send(m, _max_output_bytes(trial.second))
+        if not _is_bitwise_equal(first, process.send(n, _max_output_bytes(trial.first))):
             trial.problem = "what the kernel returned has changed with the next call: return a new array each time"
         process.drop(n)
         process.drop(m)
@@ -251,8 +252,8 @@ def _first_calls(process: KernelProcess, trial: _Trial) -> None:
 def _call_again(process: KernelProcess, trial: _Trial) -> None:
     try:
         n = _call(process, trial, trial.first)
-        again = {} if n is None else process.send(n, _largest(trial.first))
-        if not _same(trial.outputs[0], again):
+        again = {} if n is None else process.send(n, _max_output_bytes(trial.first))
+        if not _is_bitwise_equal(trial.outputs[0], again):
             trial.problem = trial.problem or "the same inputs gave other bits when the kernel was called again"
         if n is not None:
             process.drop(n)
@@ -263,7 +264,7 @@ def _call_again(process: KernelProcess, trial: _Trial) -> None:
 
 
 def _call(process: KernelProcess, trial: _Trial, case: Case) -> int | None:
-    """Call the kernel; without dout where it declines pages with it, as decoding may have no backward."""
+    """Call the kernel; if it declines paged keys with dout, without: decoding may have no backward pass."""
     spec = {**case.spec.to_dict(), **{name: getattr(case.spec, name) for name in DERIVED}}
     gradients = process.gradients and not trial.forward_only
     n = process.call(spec, {**case.inputs, **({"dout": case.dout} if gradients else {})})
@@ -273,12 +274,12 @@ def _call(process: KernelProcess, trial: _Trial, case: Case) -> int | None:
     return n
 
 
-def _largest(case: Case) -> int:
-    """Bytes that no outputs of a case exceed: out, two log-sum-exps, λ, and a gradient for each input, in float64."""
+def _max_output_bytes(case: Case) -> int:
+    """Bound the bytes of all outputs of a case: out, two log-sum-exps, λ, and a gradient of each input, in float64."""
     return 8 * (4 * case.dout.size + sum(x.size for x in case.inputs.values())) + 4096
 
 
-def _same(first: Mapping[str, Numpy], second: Mapping[str, Numpy]) -> bool:
+def _is_bitwise_equal(first: Mapping[str, Numpy], second: Mapping[str, Numpy]) -> bool:
     return first.keys() == second.keys() and all(
         (x.dtype, x.shape, x.tobytes()) == (second[n].dtype, second[n].shape, second[n].tobytes())
         for n, x in first.items()
@@ -286,7 +287,7 @@ def _same(first: Mapping[str, Numpy], second: Mapping[str, Numpy]) -> bool:
 
 
 def _judge(trial: _Trial, recipe: Recipe, gradients: bool) -> Outcome:
-    """The outcome of a case: a problem of the calls, or the worse of its two sets of numbers."""
+    """Return the outcome of a case: a problem of the calls, or the worse outcome of its two sets of numbers."""
     if trial.declined:
         return Outcome("skip", "the kernel returned NotImplemented", declined=True)
     if trial.problem:
@@ -300,8 +301,8 @@ def _judge(trial: _Trial, recipe: Recipe, gradients: bool) -> Outcome:
     return second if first.status == "skip" else first
 
 
-def _too_little(found: Mapping[str, Outcome]) -> list[str]:
-    """A run in which the kernel declined most has shown little."""
+def _coverage_reasons(found: Mapping[str, Outcome]) -> list[str]:
+    """Say why the run fails if most cases were declined, or no output was compared."""
     declined = sum(o.declined for o in found.values())
     if 2 * declined > len(found):
         return [

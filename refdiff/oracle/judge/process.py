@@ -1,4 +1,4 @@
-"""The judge's side of the kernel's process: start it, ask it within limits, and end all that it has started."""
+"""The judge's side of the kernel's process: start it, send requests, enforce limits, end it and its descendants."""
 
 from __future__ import annotations
 
@@ -28,37 +28,37 @@ from refdiff.oracle.judge import child, confine
 Numpy = np.ndarray[Any, Any]
 
 LONGEST_HEAD = 2**16
-"""Bytes of an answer's head: a text, or some names, types and shapes."""
+"""The most bytes of a response's JSON: a text, or some names, types and shapes."""
 ALIGNED = 64
 POISON = 0xFF
-"""Of every byte of the inputs once a call has returned: NaN in every floating-point type."""
+"""The value of every byte of the inputs after a call has returned: NaN in every floating-point type."""
 PERTURBED = "128"
-"""MALLOC_PERTURB_ of the GNU C library: fresh memory is filled with the complement, which is 3.4e38 in float32."""
-WIDEST = 2**30
-"""Bytes from the first to the last number of an output, which may be a part of a larger array."""
+"""MALLOC_PERTURB_ of glibc fills new memory with the complement of this byte, 3.4e38 in float32."""
+LARGEST_SPAN = 2**30
+"""The most bytes from the first to the last number of an output, which may be a view of a larger array."""
 MOST_AXES = 32
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 SUBREAPER = 36
-"""PR_SET_CHILD_SUBREAPER of Linux's prctl: orphans of descendants become children of the process that sets it."""
+"""PR_SET_CHILD_SUBREAPER of Linux: orphaned descendants become children of the process that sets it."""
 
 
 class KernelError(Exception):
-    """The kernel has not done what was asked of it in one call: it raised, changed its inputs or returned no output."""
+    """One call failed: the kernel raised, changed its inputs or returned no output."""
 
 
 class ProcessError(KernelError):
-    """Nothing more can be asked of the kernel's process: it ended, took too long or wrote what is no answer."""
+    """The process cannot be used any more: it ended, took too long or wrote no valid response."""
 
 
-NO_ANSWER = "the kernel's process has written something else than answers to the judge"
+NO_ANSWER = "the kernel's process has written something other than responses to the judge"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the kernel's process may use.
+    """Limits of the kernel's process.
 
-    seconds: for loading the file, and for each call. memory: bytes of its own, and of each process that it starts.
-    processes: whether it may start any, as compilers.
+    seconds: the time for loading the file, and for each call. memory: bytes of the process, and of each process that it
+    starts. processes: whether it may start other processes, such as compilers.
     """
 
     seconds: float = 60.0
@@ -67,11 +67,12 @@ class Limits:
 
 
 class KernelProcess:
-    """A submitted file in a process of its own; leave the context to end it.
+    """A process that runs a submitted file; leaving the context ends it.
 
     Args:
-        path: the file. function: its function.
-        largest: bytes of the inputs of one call.
+        path: the file.
+        function: the name of the kernel in it.
+        largest: the most bytes of the inputs of one call.
 
     Raises:
         KernelError: the file does not load.
@@ -91,13 +92,13 @@ class KernelProcess:
         self._arena = self._files.enter_context(tempfile.TemporaryFile())
         self._log = self._files.enter_context(tempfile.TemporaryFile())
         self._arena.truncate(self._size)
-        theirs_in, self._requests = os.pipe()
-        self._answers, theirs_out = os.pipe()
+        child_in, self._requests = os.pipe()
+        self._answers, child_out = os.pipe()
         config = {
             "kernel": str(self._path),
             "function": self._function,
-            "requests": theirs_in,
-            "answers": theirs_out,
+            "requests": child_in,
+            "answers": child_out,
             "arena": self._arena.fileno(),
             "arena_bytes": self._size,
             "scratch": scratch,
@@ -109,7 +110,7 @@ class KernelProcess:
         homes = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "NUMBA_CACHE_DIR")
         environment = {**os.environ, **dict.fromkeys(homes, scratch), "MALLOC_PERTURB_": PERTURBED}
         program = shutil.copy(child.__file__, scratch)
-        self._others = _children()
+        self._earlier_children = _children()
         _adopt_orphans(True)
         self._process = subprocess.Popen(  # noqa: S603 - the interpreter itself
             [sys.executable, "-I", "-B", confine.__file__, json.dumps(config), program],
@@ -118,15 +119,15 @@ class KernelProcess:
             stderr=self._log,
             cwd=scratch,
             env=environment,
-            pass_fds=(theirs_in, theirs_out, self._arena.fileno()),
+            pass_fds=(child_in, child_out, self._arena.fileno()),
             start_new_session=True,
         )
-        os.close(theirs_in)
-        os.close(theirs_out)
+        os.close(child_in)
+        os.close(child_out)
         os.set_blocking(self._answers, False)
         try:
-            self.gradients = self._answer(("ready",))["gradients"] is True
-            with contextlib.suppress(OSError):  # a system without /proc, or one that lets nobody read a process
+            self.gradients = self._response(("ready",))["gradients"] is True
+            with contextlib.suppress(OSError):  # no /proc, or other processes may not be read
                 memory = Path(f"/proc/{self._process.pid}/mem").open("rb", buffering=0)
                 self._memory = self._files.enter_context(memory)
         except BaseException as error:
@@ -138,21 +139,20 @@ class KernelProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._requests)
-        if error is None:  # the process has answered so far, and ends when it reads no more requests
+        if error is None:  # the process responds, and ends when the pipe is closed
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(1)
-        self._end()
+        self._kill()
         os.close(self._answers)
         self._files.close()
 
     def call(self, spec: Mapping[str, Any], arrays: Mapping[str, Numpy]) -> int | None:
-        """Run the kernel on these numbers; return the number of the call, or None if it declines them.
+        """Run the kernel on these arrays; return the number of the call, or None if the kernel declines them.
 
-        The arrays lie where those of all earlier calls lay. When the call has returned they are compared with what they
-        were, then overwritten.
+        The arrays are in the same memory at each call. After the call they are checked for changes, then overwritten.
 
         Raises:
-            KernelError: it raises, ends, takes too long, or has changed its inputs.
+            KernelError: the kernel raised, its process ended or took too long, or it changed its inputs.
         """
         placed, end = [], 0
         for name, x in arrays.items():
@@ -162,8 +162,8 @@ class KernelProcess:
             os.pwrite(self._arena.fileno(), x.tobytes(), offset)
         self._calls += 1
         listed = [[name, x.dtype.name, list(x.shape), offset] for name, x, offset in placed]
-        self._ask("call", self._calls, arrays=listed, spec=spec)
-        status = self._answer(("done", "declined"))["status"]
+        self._request("call", self._calls, arrays=listed, spec=spec)
+        status = self._response(("done", "declined"))["status"]
         for name, x, offset in placed:
             if os.pread(self._arena.fileno(), x.nbytes, offset) != x.tobytes():
                 raise KernelError(f"the kernel has changed its input {name}")
@@ -171,17 +171,18 @@ class KernelProcess:
         return self._calls if status == "done" else None
 
     def send(self, n: int, largest: int) -> dict[str, Numpy]:
-        """Return what call `n` has returned, at most `largest` bytes.
+        """Return the outputs of call `n`, of at most `largest` bytes.
 
-        Arrays in memory are read there, and where they lay when first asked for, whatever the process says by then.
+        Arrays in the process's memory are read from there. A later `send` of the same call reads them at the addresses
+        of the first one, so that the process cannot substitute other arrays.
 
         Raises:
-            KernelError: it sends something else.
+            KernelError: the outputs are too large, or the response is invalid.
         """
         listed = self._kept.get(n)
         if listed is None or any(x.place is None for x in listed):
-            self._ask("send", n, read=self._memory is not None)
-            listed = _listed(self._answer(("arrays",)))
+            self._request("send", n, read=self._memory is not None)
+            listed = _parse_arrays(self._response(("arrays",)))
         first = {x.name: x for x in self._kept.setdefault(n, listed)}
         found, room = {}, largest
         for x in listed:
@@ -195,18 +196,18 @@ class KernelProcess:
         return found
 
     def drop(self, n: int) -> None:
-        """Let the process overwrite and free what call `n` has returned."""
+        """Let the process overwrite and free the outputs of call `n`."""
         self._kept.pop(n, None)
-        self._ask("drop", n)
+        self._request("drop", n)
 
-    def _ask(self, do: str, n: int, **more: Any) -> None:
+    def _request(self, do: str, n: int, **more: Any) -> None:
         self._deadline = time.monotonic() + self._limits.seconds
         try:
             os.write(self._requests, json.dumps({"do": do, "n": n, **more}).encode() + b"\n")
         except OSError:
-            raise self._ended() from None
+            raise self._exit_error() from None
 
-    def _answer(self, expected: tuple[str, ...]) -> dict[str, Any]:
+    def _response(self, expected: tuple[str, ...]) -> dict[str, Any]:
         if (size := int.from_bytes(self._read(4), "little")) > LONGEST_HEAD:
             raise ProcessError(NO_ANSWER)
         try:
@@ -222,36 +223,36 @@ class KernelProcess:
         return answer
 
     def _read(self, size: int) -> bytearray:
-        """Exactly `size` bytes of the answer, before the deadline."""
+        """Read exactly `size` bytes from the response pipe before the deadline."""
         data = bytearray()
         while len(data) < size:
             left = self._deadline - time.monotonic()
             if left <= 0 or not select.select([self._answers], [], [], left)[0]:
                 raise ProcessError(f"the kernel took more than {self._limits.seconds:g} s: --timeout allows more")
             if not (piece := os.read(self._answers, min(size - len(data), 2**20))):
-                raise self._ended()
+                raise self._exit_error()
             data += piece
         return data
 
     def _from_memory(self, x: _Array) -> Numpy:
-        """The numbers of an array of the process, in row-major order."""
+        """Copy an array from the process's memory."""
         if not math.prod(x.shape):
             return np.zeros(x.shape, x.dtype)
         address, strides = x.place or (0, ())
         ends = [(n - 1) * step for n, step in zip(x.shape, strides, strict=True)]
         low, high = sum(min(end, 0) for end in ends), sum(max(end, 0) for end in ends) + x.dtype.itemsize
-        if high - low > WIDEST or self._memory is None or address + low < 0:
+        if high - low > LARGEST_SPAN or self._memory is None or address + low < 0:
             raise ProcessError(NO_ANSWER)
         try:
             data = os.pread(self._memory.fileno(), high - low, address + low)
         except OSError:
             data = b""
         if len(data) != high - low:
-            raise self._ended() if self._process.poll() is not None else ProcessError(NO_ANSWER)
+            raise self._exit_error() if self._process.poll() is not None else ProcessError(NO_ANSWER)
         return np.ndarray(x.shape, x.dtype, data, -low, strides).copy()
 
-    def _ended(self) -> ProcessError:
-        """What became of a process that closed its pipe, and the end of what it printed."""
+    def _exit_error(self) -> ProcessError:
+        """Describe how a process that closed its pipe ended, with the last 2000 bytes that it printed."""
         try:
             status = self._process.wait(2)
         except subprocess.TimeoutExpired:
@@ -262,12 +263,12 @@ class KernelProcess:
         printed = self._log.read().decode(errors="replace").strip()
         return ProcessError(f"the kernel's process ended with {how}{': ' if printed else ''}{printed}")
 
-    def _end(self) -> None:
-        """End the process, its session, and whoever left that and has come to be a child of this process."""
+    def _kill(self) -> None:
+        """Kill the process, its session, and descendants that left it, which are now children of this process."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        while orphans := _children() - self._others:
+        while orphans := _children() - self._earlier_children:
             for pid in orphans:
                 with contextlib.suppress(ProcessLookupError, ChildProcessError):
                     os.kill(pid, signal.SIGKILL)
@@ -277,7 +278,7 @@ class KernelProcess:
 
 @dataclass(frozen=True)
 class _Array:
-    """What the process says of an array; place: address and strides, in bytes, of one that the judge can read."""
+    """An array as the process describes it; place: address and strides in bytes, None if it is not in memory."""
 
     name: str
     dtype: np.dtype[Any]
@@ -285,17 +286,17 @@ class _Array:
     place: tuple[int, tuple[int, ...]] | None
 
 
-def _listed(answer: Mapping[str, Any]) -> list[_Array]:
-    """The arrays of an answer.
+def _parse_arrays(answer: Mapping[str, Any]) -> list[_Array]:
+    """Parse the arrays of a response.
 
     Raises:
-        KernelError: it is something else, or of a type that no output has.
+        ProcessError: the response is malformed, or an array has a type that no output may have.
     """
     found = []
     entries = answer.get("arrays")
     for entry in entries if isinstance(entries, list) else [None]:
         match entry:
-            case [str(name), str(dtype), list(shape), place] if _whole(shape, 0) and _is_place(place, len(shape)):
+            case [str(name), str(dtype), list(shape), place] if _in_range(shape, 0) and _is_place(place, len(shape)):
                 if dtype not in FLOATS:
                     raise ProcessError(
                         f"the kernel returned {name[:40]} of type {dtype[:40]}: give {', '.join(FLOATS)}"
@@ -307,7 +308,7 @@ def _listed(answer: Mapping[str, Any]) -> list[_Array]:
     return found
 
 
-def _whole(numbers: list[Any], least: int) -> bool:
+def _in_range(numbers: list[Any], least: int) -> bool:
     return len(numbers) <= MOST_AXES and all(type(n) is int and least <= n < 2**40 for n in numbers)
 
 
@@ -316,17 +317,17 @@ def _is_place(place: Any, axes: int) -> bool:
         case None:
             return True
         case [int(address), list(strides)]:
-            return 0 <= address < 2**62 and len(strides) == axes and _whole(strides, -(2**40))
+            return 0 <= address < 2**62 and len(strides) == axes and _in_range(strides, -(2**40))
     return False
 
 
 def _packages() -> list[str]:
-    """The folders of refdiff: of the copy in use, and of any other that Python finds, such as one that is installed."""
+    """Return the folders of refdiff: the imported one, and any other on sys.path, such as an installed one."""
     return [*refdiff.__path__, *(str(Path(entry, "refdiff")) for entry in sys.path if entry)]
 
 
 def _children() -> set[int]:
-    """The processes that have this one as their parent; none where the system does not list them."""
+    """Return the ids of this process's children; none if the system has no /proc."""
     found: set[int] = set()
     for path in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError):

@@ -1,9 +1,9 @@
-"""Torch in one line: an attention module as a kernel that the oracle can call, and a whole model layer by layer.
+"""Torch adapters: `module` turns an attention module into a kernel, `model` checks a whole model point by point.
 
     oracle.check(oracle.torch.module(attention, spec), spec, case.inputs, recipe="bfloat16", dout=case.dout)
     print(oracle.torch.model(model, ids, attn_implementation="sdpa"))
 
-torch is imported when one of the two is called; neither changes the module or the model that it is given.
+Both import torch when they are called. Neither changes the module or model.
 """
 
 from refdiff.oracle.torch.attention_module import NAMES, TENSORS, module

