@@ -1,8 +1,8 @@
-"""What goes into `diff_attention`: q1, k1, q2, k2, v, λ and who sees whom, for each output head of a dense problem.
+"""The arguments of `diff_attention` for each output head of a dense problem: q1, k1, q2, k2, v, λ, mask and bias.
 
-Which heads belong together, which key each query may see, and what published attentions compute beside the layers of
-this package: LayerNorm's centring, a norm of q and k, a gate. `own(ops, name)` is the function of that name that a
-namespace has beside its layers, as that of rounded layers has; or the one here.
+Also here: which heads form a pair, which keys a query may attend to, and `EXTRA_OPS`, the functions that published
+attentions need beside the layers of this package, such as LayerNorm's centering. A namespace of rounded layers has its
+own versions of them; `extra_op(ops, name)` finds the right one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
 @dataclass(frozen=True)
 class HeadIndices:
-    """For each of the h output heads: its two query heads, its two key heads, its head among the (joined) values."""
+    """For each of the h output heads, its two query heads, two key heads and head of the joined values; each (h,)."""
 
     q1: Numbers
     q2: Numbers
@@ -36,14 +36,11 @@ class HeadIndices:
 
 
 def head_indices(spec: Spec) -> HeadIndices:
-    """Return the heads that `spec` puts together.
+    """Return the heads of q, k and v that each output head uses.
 
-    `q[:, w.q1]`, `k[:, w.k1]`, `q[:, w.q2]`, `k[:, w.k2]`, `join_values(spec, v)[:, w.v]` are the five inputs of
-    `layers.diff_attention`, all with h heads; of plain attention the second map, with λ = 0, is the first. For the
-    wirings that the layers have, it says what they do; a test holds them together.
-
-    Shapes:
-        five times (h,)
+    With w for the result, `q[:, w.q1]`, `k[:, w.k1]`, `q[:, w.q2]`, `k[:, w.k2]` and `join_values(spec, v)[:, w.v]` are
+    the inputs of `layers.diff_attention`, all with h heads. In plain attention the second map is the first, and λ is 0.
+    A test compares the attention variants of the layers with it.
     """
     h, r, pairs = spec.heads, spec.ratio, spec.key_groups
     i = np.arange(h)
@@ -66,7 +63,7 @@ def head_indices(spec: Spec) -> HeadIndices:
 
 
 def value_heads(spec: Spec) -> tuple[Numbers, ...]:
-    """For each part of a joined value, the heads of v that it is taken from; one part where nothing is joined."""
+    """Return the heads of v that each part of a joined value comes from; one part where heads are not joined."""
     j = np.arange(spec.key_groups)
     if spec.values == "halves":
         return j, j + spec.key_groups
@@ -77,11 +74,14 @@ Numpy = np.ndarray[Any, Any]
 
 
 def attention_mask(spec: Spec, inputs: dict[str, Numpy]) -> Numpy:
-    """Return what the queries of dense core inputs may see.
+    """Return which keys the queries of dense core inputs may attend to.
 
     Equation:
-        with t' = t + S − T, or t' = t for `causal="top_left"`: s ≤ t', and t' − window < s; without causal
-        |s − t'| < window. Then `key_mask`, `mask`, and a bias of −∞.
+        query t has position t' = t + S − T, or t' = t for `causal="top_left"`; it sees key s if
+
+            s ≤ t' (unless causal is "none") and |s − t'| < window (if there is one)
+
+        and neither `key_mask`, `mask` nor a bias of −∞ hides it
 
     Shapes:
         (B or 1, h or 1, T, S) boolean
@@ -105,9 +105,9 @@ def attention_mask(spec: Spec, inputs: dict[str, Numpy]) -> Numpy:
 
 
 def padded_queries(spec: Spec, inputs: dict[str, Numpy]) -> Numpy | None:
-    """Return which queries are padding that may be anything: (B, T), or None where there are none.
+    """Return which queries are padding and not judged, (B, T); None for `padded_queries="computed"` or without padding.
 
-    The queries are the last T of the S keys, of which `key_mask` says what is padding.
+    The queries are the last T of the S keys, of which `key_mask` says which are padding.
     """
     if spec.padded_queries == "computed" or "key_mask" not in inputs or "cu_seqlens_q" in inputs:
         return None
@@ -117,7 +117,7 @@ def padded_queries(spec: Spec, inputs: dict[str, Numpy]) -> Numpy | None:
 
 
 def zero_padded(padded: Numpy | None, x: Numpy) -> Numpy:
-    """Return (B, …, T, e) with 0 in the rows of padded queries, (B, T)."""
+    """Return x, (B, …, T, e), with zeros in the rows of padded queries, (B, T)."""
     if padded is None:
         return x
     B, T = padded.shape
@@ -125,52 +125,52 @@ def zero_padded(padded: Numpy | None, x: Numpy) -> Numpy:
 
 
 def finite_bias(inputs: dict[str, Numpy]) -> Numpy | None:
-    """The bias with 0 where it is −∞: what that hides `attention_mask` says, and −∞ less −∞ would be no number."""
+    """Return the bias with 0 in place of −∞, which `attention_mask` covers: −∞ − (−∞) would be NaN."""
     bias = inputs.get("bias")
     return None if bias is None else np.where(np.isneginf(bias), 0.0, bias)
 
 
 def is_plain_causal(spec: Spec, inputs: dict[str, Numpy]) -> bool:
-    """Whether `causal=True` of the layers is the spec's triangle; they take no fewer keys than queries."""
+    """Whether the spec's causal mask is that of the layers' `causal=True`; they refuse more queries than keys."""
     return spec.causal == "bottom_right" and bool(inputs["q"].shape[2] <= inputs["k"].shape[2])
 
 
 def center(x: Numpy) -> Numpy:
-    """Take away the mean of each row: LayerNorm is that and then RMSNorm. It is its own derivative's transpose."""
+    """Subtract the mean of each row. LayerNorm is this and then RMSNorm. It is linear and symmetric: its own VJP."""
     y: Numpy = x - np.mean(x, axis=-1, keepdims=True)
     return y
 
 
 def round_if_eager(x: Numpy, site: str) -> Numpy:
-    """Keep a result as the recipe does at `site`, where every operation's result is stored; exactly here."""
+    """Return x; rounded layers round it as `Arithmetic.round_if_eager` does."""
     return x
 
 
 def round_at(x: Numpy, site: str) -> Numpy:
-    """Round a result to the type that the recipe computes it in at `site`; exactly here."""
+    """Return x; rounded layers round it as `Arithmetic.round_at` does."""
     return x
 
 
 def raw_scores(q: Numpy, k: Numpy) -> Numpy:
-    """Q Kᵀ / √d, for what is done to scores before the softmax: (B, h, T, S)."""
+    """Return Q Kᵀ / √d, (B, h, T, S), the scores that a softcap is applied to."""
     z: Numpy = q @ np.swapaxes(k, -1, -2) / math.sqrt(q.shape[-1])
     return z
 
 
 def qk_norm(x: Numpy, weight: Numpy | None, eps: float, kind: str) -> Numpy:
-    """Norm q or k by head: (B, H, T, d), "rms" or "layer"."""
+    """Normalize each head of q or k, (B, H, T, d), by RMSNorm ("rms") or LayerNorm ("layer")."""
     y: Numpy = layers.rms_norm(center(x) if kind == "layer" else x, weight, eps)
     return y
 
 
 def qk_norm_vjp(g: Numpy, x: Numpy, weight: Numpy | None, eps: float, kind: str) -> tuple[Numpy, Numpy | None]:
-    """Pull a gradient back through `qk_norm`: of x, and of the weight where there is one."""
+    """Return the gradients of `qk_norm` for x, and for the weight if there is one."""
     dx, dweight = layers.rms_norm_vjp(g, center(x) if kind == "layer" else x, weight, eps)
     return center(dx) if kind == "layer" else dx, dweight
 
 
 def sum_over_tokens(terms: Numpy, name: str, per_head: bool) -> Numpy:
-    """Add up the terms of the gradient `name`, a norm's weight or bias: (B, h, T, e) to (e,), or (h, e) per head."""
+    """Sum the terms of `name`, the gradient of a norm's weight or bias: (B, h, T, e) to (e,), or (h, e) per head."""
     total: Numpy = np.sum(terms, axis=(0, 2) if per_head else (0, 1, 2))
     return total
 
@@ -181,13 +181,13 @@ EXTRA_OPS: dict[str, Callable[..., Any]] = {
 
 
 def extra_op(ops: Ops, name: str) -> Callable[..., Any]:
-    """Return the function of that name in `ops`, or the one of this module."""
+    """Return the function of that name from `ops` or, if it has none, from `EXTRA_OPS`."""
     function: Callable[..., Any] = getattr(ops, name, EXTRA_OPS[name])
     return function
 
 
 Angles = dict[str, tuple[Numpy, Numpy]]
-"""cos and sin, of "q" and of "k"."""
+"""cos and sin for "q" and for "k"."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class AttentionOperands:
 
 
 def attention_operands(spec: Spec, inputs: Inputs, ops: Ops) -> AttentionOperands:
-    """Return the arguments of `diff_attention` for dense core inputs, S being 1 or more, or 0 with sinks."""
+    """Return the arguments of `diff_attention` for dense core inputs; S must be at least 1, or 0 with sinks."""
     q, k = prepare_qk(spec, inputs, ops)
     visible = attention_mask(spec, inputs)
     v = zero_unseen(join_values(spec, inputs["v"], ops), visible)
@@ -232,7 +232,7 @@ def attention_operands(spec: Spec, inputs: Inputs, ops: Ops) -> AttentionOperand
     bias, (mask, causal) = finite_bias(inputs), layer_mask(spec, inputs)
     bias = None if bias is None else bias[(None,) * (4 - bias.ndim)]
     if spec.masked_rows == "uniform":
-        # zero scores to every key, in place of none to any
+        # a query that sees no key gets a score of zero for every key
         some = np.any(visible, axis=-1, keepdims=True)
         q1, q2, visible = np.where(some, q1, 0.0), np.where(some, q2, 0.0), visible | ~some
         bias = None if bias is None else np.where(some, bias, 0.0)
@@ -242,7 +242,7 @@ def attention_operands(spec: Spec, inputs: Inputs, ops: Ops) -> AttentionOperand
 
 
 def append_sinks(s: AttentionOperands, first: Numpy, second: Numpy) -> AttentionOperands:
-    """Add the key that each head's sink is: first and second are (h,)."""
+    """Append a key that stands for the sinks; `first` and `second`, (h,), are the sinks of the two maps."""
     one = ((0, 0), (0, 0), (0, 0), (0, 1))
     k1, k2, v = (np.pad(np.swapaxes(x, -1, -2), one).swapaxes(-1, -2) for x in (s.k1, s.k2, s.v))
     visible = np.pad(s.visible, one, constant_values=True)
@@ -259,39 +259,40 @@ def append_sinks(s: AttentionOperands, first: Numpy, second: Numpy) -> Attention
 
 
 def prepare_qk(spec: Spec, inputs: Inputs, ops: Ops) -> tuple[Numpy, Numpy]:
-    """Return q and k after norm and RoPE; what nobody sees is a number first, lest it turn into one that is none."""
-    turns = angles(spec, inputs, ops)
-    return preparation_stages(spec, inputs, "q", turns, ops)[-1], preparation_stages(spec, inputs, "k", turns, ops)[-1]
+    """Return q and k after their norm and RoPE; non-finite keys that no query sees become 0 first."""
+    cos_sin = angles(spec, inputs, ops)
+    q, k = (preparation_stages(spec, inputs, name, cos_sin, ops)[-1] for name in "qk")
+    return q, k
 
 
-def preparation_stages(spec: Spec, inputs: Inputs, name: str, turns: Angles, ops: Ops) -> list[Numpy]:
-    """q or k as it comes in, and after each of `preparation_steps`; `turns` are the `angles`."""
+def preparation_stages(spec: Spec, inputs: Inputs, name: str, cos_sin: Angles, ops: Ops) -> list[Numpy]:
+    """Return q or k as it comes in, and after each of `preparation_steps`."""
     found = [inputs["q"] if name == "q" else zero_unseen(inputs["k"], attention_mask(spec, inputs))]
     for step in preparation_steps(spec):
         x = found[-1]
         if step == "norm":
             y = extra_op(ops, "qk_norm")(x, inputs.get(f"{name}_norm_weight"), spec.qk_norm_eps, spec.qk_norm)
         else:
-            y = rotate(spec, x, *turns[name], ops)
+            y = rotate(spec, x, *cos_sin[name], ops)
         found.append(y)
     return found
 
 
 def preparation_steps(spec: Spec) -> tuple[str, ...]:
-    """What is done to q and k before their products, in order: "norm", "rope"."""
+    """Return what is applied to q and k before their product, in order: "norm", "rope"."""
     steps = ("norm",) * (spec.qk_norm != "none"), ("rope",) * (spec.rope != "none")
     return steps[0] + steps[1] if spec.qk_norm_at == "before_rope" else steps[1] + steps[0]
 
 
 def rotate(spec: Spec, x: Numpy, cos: Numpy, sin: Numpy, ops: Ops) -> Numpy:
-    """Turn the dimensions of q or k that the spec turns; its transpose turns them by −sin."""
-    still = spec.head_dim - spec.rotary_dim if spec.rotary_at == "last" else 0
-    turned: Numpy = ops.rope(x[..., still:], cos, sin, interleaved=spec.rope == "interleaved")
-    return np.concatenate([x[..., :still], turned], axis=-1) if still else turned
+    """Rotate those dimensions of q or k that the spec rotates."""
+    start = spec.head_dim - spec.rotary_dim if spec.rotary_at == "last" else 0
+    turned: Numpy = ops.rope(x[..., start:], cos, sin, interleaved=spec.rope == "interleaved")
+    return np.concatenate([x[..., :start], turned], axis=-1) if start else turned
 
 
 def angles(spec: Spec, inputs: Inputs, ops: Ops) -> Angles:
-    """cos and sin for q and for k, of the same frequencies; without positions the queries are the last T of S."""
+    """Return cos and sin for q and for k; without positions the queries are the last T of S."""
     if spec.rope == "none":
         return {}
     T, S = inputs["q"].shape[2], inputs["k"].shape[2]
@@ -302,7 +303,7 @@ def angles(spec: Spec, inputs: Inputs, ops: Ops) -> Angles:
 
 
 def frequencies(spec: Spec, ops: Ops) -> tuple[list[float], float]:
-    """How fast each pair of dimensions turns, in radians per position, and what cos and sin are multiplied by."""
+    """Return the frequency of each pair of dimensions, in radians per position, and the factor of cos and sin."""
     given = spec.rope_parameters or {}
     if "frequencies" in given:
         return list(given["frequencies"]), float(given.get("attention_factor", 1.0))
@@ -312,7 +313,7 @@ def frequencies(spec: Spec, ops: Ops) -> tuple[list[float], float]:
 
 
 def join_values(spec: Spec, v: Numpy, ops: Ops) -> Numpy:
-    """Lay the heads of v side by side as the spec has it: (B, V, S, w) to (B, groups, S, e)."""
+    """Concatenate the heads of v as the spec does: (B, V, S, w) to (B, groups, S, e)."""
     if spec.values == "halves":
         pairs: Numpy = ops.value_pairs_hf(v)
         return pairs
@@ -321,23 +322,23 @@ def join_values(spec: Spec, v: Numpy, ops: Ops) -> Numpy:
 
 
 def lambda_init(spec: Spec, ops: Ops) -> float:
-    """The λ_init of the spec's layer."""
+    """Return λ_init of the spec's layer."""
     if spec.lambda_init is not None:
         return spec.lambda_init
     if spec.lambda_base == "depth":
         return float(ops.lambda_init(spec.layer))
     if spec.layer > 0:
         return float(ops.lambda_init(spec.layer - 1))
-    return 0.8 - (0.8 - float(ops.lambda_init(0))) * math.exp(0.3)  # the same curve at −1, where the layer refuses
+    return 0.8 - (0.8 - float(ops.lambda_init(0))) * math.exp(0.3)  # the formula at −1, which the layer refuses
 
 
 def compute_lambda(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
-    """λ as `diff_attention` takes it: () or (1 or B, h, 1 or T, 1); 0 of plain attention."""
+    """Return λ in the shape that `diff_attention` takes, () or (1 or B, h, 1 or T, 1); 0 for plain attention."""
     if spec.lambda_form == "exp":
-        start, vectors = lambda_init(spec, ops), [inputs[name] for name in VECTORS]
+        init, vectors = lambda_init(spec, ops), [inputs[name] for name in VECTORS]
         if not spec.lambda_per_head:
-            return np.asarray(ops.diff_lambda(*vectors, start))
-        of_heads = [ops.diff_lambda(*(x[i] for x in vectors), start) for i in range(spec.heads)]
+            return np.asarray(ops.diff_lambda(*vectors, init))
+        of_heads = [ops.diff_lambda(*(x[i] for x in vectors), init) for i in range(spec.heads)]
         return np.asarray(of_heads)[None, :, None, None]
     if spec.lambda_form == "sigmoid":
         logits = inputs["lambda_logits"]
@@ -350,7 +351,7 @@ def compute_lambda(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
 
 
 def layer_mask(spec: Spec, inputs: Inputs) -> tuple[Numpy | None, bool]:
-    """`mask` and `causal` for a layer: the triangle is the layer's own where it has that one."""
+    """Return `mask` and `causal` for a layer; a causal mask that the layer can make itself is left to it."""
     if not is_plain_causal(spec, inputs):
         return attention_mask(spec, inputs), False
     hides = np.isneginf(inputs["bias"]).any() if "bias" in inputs else False
@@ -360,7 +361,7 @@ def layer_mask(spec: Spec, inputs: Inputs) -> tuple[Numpy | None, bool]:
 
 
 def zero_unseen(x: Numpy, visible: Numpy) -> Numpy:
-    """Put 0 where a key or value that no query sees is not a number: 0 · NaN would be one."""
+    """Return keys or values with 0 for non-finite numbers that no query sees, since 0 · NaN would be NaN."""
     bad = ~np.isfinite(x)
     if not bad.any():
         return x
@@ -369,21 +370,21 @@ def zero_unseen(x: Numpy, visible: Numpy) -> Numpy:
 
 
 def query_factor(spec: Spec) -> float:
-    """What q is multiplied by, so that the layer's 1/√d makes the scale of the spec."""
+    """Return the factor of q that cos_sin the layer's scale of 1/√d into that of the spec."""
     return 1.0 if spec.scale is None else spec.scale * math.sqrt(spec.head_dim)
 
 
 def transform_scores(
-    q: Numpy, k: Numpy, limit: Callable[[Numpy], Numpy], product: Callable[[Numpy, Numpy], Numpy] = raw_scores
+    q: Numpy, k: Numpy, transform: Callable[[Numpy], Numpy], product: Callable[[Numpy, Numpy], Numpy] = raw_scores
 ) -> tuple[Numpy, Numpy]:
-    """What `limit` makes of the scores of q and k, as queries and keys whose scores they are."""
-    scores = limit(product(q, k))
+    """Return queries and keys whose scores Q Kᵀ / √d are `transform` of those of q and k."""
+    scores = transform(product(q, k))
     unit = math.sqrt(scores.shape[-1]) * np.eye(scores.shape[-1])
     return scores, np.broadcast_to(unit, (*scores.shape[:2], *unit.shape))
 
 
 def scores(s: AttentionOperands, number: int) -> Numpy:
-    """The scores of map 1 or 2, −∞ where a query does not see: (B, h, T, S), with sinks one more."""
+    """Return the scores of map 1 or 2, (B, h, T, S), −∞ for masked keys; with sinks, S includes the sink."""
     q, k = (s.q1, s.k1) if number == 1 else (s.q2, s.k2)
     bias = split_maps(s.bias, q.shape[1])[number - 1]
     z, visible = attention_scores(q, k, s.mask, bias, causal=s.causal)
@@ -392,7 +393,7 @@ def scores(s: AttentionOperands, number: int) -> Numpy:
 
 
 def log_sum_exp(z: Numpy) -> Numpy:
-    """log Σ exp z over the last axis, −∞ for a row of nothing but that: (…, S) to (…)."""
+    """Return log Σ exp z over the last axis, (…, S) to (…); −∞ for a row of −∞ alone."""
     top = np.max(z, axis=-1, keepdims=True, initial=-math.inf)
     safe = np.where(np.isneginf(top), 0.0, top)
     with np.errstate(divide="ignore"):

@@ -1,4 +1,4 @@
-"""The lines of `forward` from bottom to top: a gradient for every input, by the layers' derivatives."""
+"""The backward pass of `forward`: a gradient for every input, computed with the layers' VJPs."""
 
 from __future__ import annotations
 
@@ -47,15 +47,14 @@ Numpy = np.ndarray[Any, Any]
 
 
 def backward(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[str, Numpy]:
-    """Pull `dout` back through `forward`: for each input that has a gradient, by its name, and for `lambda_full`
-    where there is a λ.
+    """Return the gradients of `forward` by the names of the inputs, and that of `lambda_full` if there is a λ.
 
     Shapes:
         `dout` as the output; each gradient as its input, that of `lambda_full` as λ itself: (), (h,) or (B, h, T)
 
     Raises:
-        ValueError: `dout` is not of the shape of the output, or not 0 for a query that is padding and may be anything;
-            or a row of the output is nan by the spec's `masked_rows`.
+        ValueError: `dout` has another shape than the output, or is not 0 for padded queries that are not judged; or the
+            spec makes a row of the output NaN.
     """
     core = project(spec, inputs, ops)
     B, _, T, _ = core["q"].shape
@@ -65,21 +64,21 @@ def backward(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[str, Num
     padded = padded_queries(spec, inputs)
     if padded is not None and np.any(dout != zero_padded(padded, dout)):
         raise ValueError(
-            "dout is not 0 for some queries that are padding, and padded_queries is 'any': gradients would depend on "
-            "what stands there; set dout to 0 in these rows, or padded_queries to 'computed'"
+            "dout is not 0 for some padded queries, and padded_queries is 'any': gradients would depend on outputs "
+            "that are not judged; set dout to 0 in these rows, or padded_queries to 'computed'"
         )
     if not is_layer(inputs):
         return _core_gradients(spec, core, dout, ops)
     flat = np.moveaxis(forward(spec, core, ops), 1, 2).reshape(B, T, spec.heads * spec.out_dim)
     grads: dict[str, Numpy] = {}
-    dflat, *of_o = ops.linear_vjp(dout, flat, inputs["o_proj.weight"], inputs.get("o_proj.bias"))
-    _store_projection(grads, inputs, "o_proj", of_o)
+    dflat, *parameters = ops.linear_vjp(dout, flat, inputs["o_proj.weight"], inputs.get("o_proj.bias"))
+    _store_projection(grads, inputs, "o_proj", parameters)
     grads |= _core_gradients(spec, core, np.moveaxis(dflat.reshape(B, T, spec.heads, spec.out_dim), 2, 1), ops)
     return _projections_vjp(grads, inputs, ops)
 
 
 def _projections_vjp(grads: dict[str, Numpy], inputs: Inputs, ops: Ops) -> dict[str, Numpy]:
-    """From the gradients of q, k, v, the gate's logits and λ's to those of x and the weights."""
+    """Replace the gradients of q, k, v and of the logits of gate and λ by those of x and the projections."""
     x = inputs["x"]
     P = inputs["x_past"].shape[1] if "x_past" in inputs else 0
     past = np.concatenate([inputs["x_past"], x], axis=1) if P else x
@@ -89,11 +88,11 @@ def _projections_vjp(grads: dict[str, Numpy], inputs: Inputs, ops: Ops) -> dict[
             continue
         g = grads.pop(core)
         g = g if name == "lambda" else np.moveaxis(g, 1, 2)
-        of, first = (past, 0) if name in ("k", "v") else (x, P)
-        g = g.reshape(*of.shape[:2], math.prod(g.shape[2:]))
-        d, *rest = ops.linear_vjp(g, of, inputs[f"{name}_proj.weight"], inputs.get(f"{name}_proj.bias"))
-        dx[:, first:] += d
-        _store_projection(grads, inputs, f"{name}_proj", rest)
+        tokens, first = (past, 0) if name in ("k", "v") else (x, P)
+        g = g.reshape(*tokens.shape[:2], math.prod(g.shape[2:]))
+        dtokens, *parameters = ops.linear_vjp(g, tokens, inputs[f"{name}_proj.weight"], inputs.get(f"{name}_proj.bias"))
+        dx[:, first:] += dtokens
+        _store_projection(grads, inputs, f"{name}_proj", parameters)
     if "x_past" in inputs:
         grads["x_past"] = dx[:, :P]
     return {"x": dx[:, P:], **grads}
@@ -106,7 +105,7 @@ def _store_projection(grads: dict[str, Numpy], inputs: Inputs, projection: str, 
 
 
 def _core_gradients(spec: Spec, core: Inputs, dout: Numpy, ops: Ops) -> dict[str, Numpy]:
-    """The gradients of core inputs, added up over sequences."""
+    """Return the gradients of core inputs, summed over sequences."""
     lambda_ = compute_lambda(spec, core, ops)
     weights = ("norm_weight", "norm_bias", "sinks", *QK_WEIGHTS)
     names = ("q", "k", "v", "k_pages", "v_pages", "gate_logits", *weights)
@@ -135,14 +134,18 @@ def _add_key_gradients(grads: dict[str, Numpy], core: Inputs, part: Sequence, fo
 
 
 def _lambda_vjp(spec: Spec, core: Inputs, dlambda: Numpy, ops: Ops) -> dict[str, Numpy]:
-    """From the gradient of λ, in the shape that `diff_attention` takes it, to those of what it is made of."""
+    """Return the gradient of λ and of the inputs that it is computed from, by name.
+
+    Shapes:
+        dlambda as `diff_attention` takes λ
+    """
     if spec.lambda_form == "exp":
-        start, vectors = lambda_init(spec, ops), [core[name] for name in VECTORS]
+        init, vectors = lambda_init(spec, ops), [core[name] for name in VECTORS]
         if not spec.lambda_per_head:
-            found = ops.diff_lambda_vjp(dlambda, *vectors, start)
+            found = ops.diff_lambda_vjp(dlambda, *vectors, init)
         else:
             dlambda = dlambda.reshape(spec.heads)
-            per_head = [ops.diff_lambda_vjp(np.asarray(g), *(x[i] for x in vectors), start)
+            per_head = [ops.diff_lambda_vjp(np.asarray(g), *(x[i] for x in vectors), init)
                         for i, g in enumerate(dlambda)]  # fmt: skip
             found = map(np.stack, zip(*per_head, strict=True))
         return {"lambda_full": dlambda, **dict(zip(VECTORS, found, strict=True))}
@@ -156,11 +159,11 @@ def _lambda_vjp(spec: Spec, core: Inputs, dlambda: Numpy, ops: Ops) -> dict[str,
 
 
 def _dense_gradients(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[str, Numpy]:
-    """The gradients of q, k, v, of weights and biases, the gate's logits, sinks and λ of a dense problem."""
+    """Return the gradients of a dense problem by name; that of λ is "lambda"."""
     s = attention_operands(spec, inputs, ops)
     some = np.any(s.visible, axis=-1, keepdims=True)
     if spec.masked_rows == "nan" and not some.all():
-        raise ValueError("a row that sees no key is nan by masked_rows='nan', and so would all gradients be")
+        raise ValueError("masked_rows='nan' makes the row of a query that sees no key NaN, and so all gradients")
     heads = differences(spec, s, ops)
     factor = out_factor(spec, inputs, ops)
     more: dict[str, Numpy] = {}
@@ -180,7 +183,7 @@ def _dense_gradients(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[
     if spec.out_scale == "1 - lambda":
         through_factor = -dout * normalize(spec, heads, inputs, ops)
         dlambda = dlambda + sum_to(np.sum(through_factor, axis=-1, keepdims=True), dlambda.shape)
-    if spec.masked_rows == "uniform":  # the zeros that stand there do not depend on q
+    if spec.masked_rows == "uniform":  # the scores of a query that sees no key are zeros, whatever q is
         sees = np.any(attention_mask(spec, inputs), axis=-1, keepdims=True)
         dq1, dq2 = np.where(sees, dq1, 0.0), np.where(sees, dq2, 0.0)
     of_qk = _qk_vjp(spec, inputs, s, (dq1, dk1, dq2, dk2), ops)
@@ -189,14 +192,15 @@ def _dense_gradients(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[
 
 
 def sink_terms(g: Numpy, s: AttentionOperands, ops: Ops) -> Numpy:
-    """The terms of the gradients of sinks, from that of the heads: (2, B, h, T), of both maps.
+    """Return the terms of the gradients of the sinks of both maps, (2, B, h, T), from g = ∂L/∂(o₁ − λ o₂).
 
     Equation:
-        the value of a sink is 0, so ∂L/∂sink = −Σ_t p ⟨∂L/∂o, o⟩, p being the sink's weight; o₁ has ∂L/∂o, o₂ −λ ∂L/∂o
+        the value of a sink is 0, so ∂L/∂sink = −Σ_t p ⟨∂L/∂o, o⟩ with the sink's weight p; ∂L/∂o is g for o₁, −λ g
+        for o₂
     """
     biases = split_maps(s.bias, s.q1.shape[1])
     v = np.concatenate([s.v, np.zeros((*s.v.shape[:3], 1))], axis=-1)
-    v[:, :, -1, -1] = 1.0  # whose weighted sum is p
+    v[:, :, -1, -1] = 1.0  # an extra column, whose weighted sum is p
     terms = []
     for q, k, bias, by in ((s.q1, s.k1, biases[0], 1.0), (s.q2, s.k2, biases[1], -s.lambda_full)):
         o = ops.diff_attention(q, k, q, k, v, np.zeros(()), s.mask, bias, causal=s.causal)
@@ -205,7 +209,7 @@ def sink_terms(g: Numpy, s: AttentionOperands, ops: Ops) -> Numpy:
 
 
 def sum_over_heads(spec: Spec, terms: Numpy) -> Numpy:
-    """Sum what each output head has of its two query heads: (2, B, h, T) to (H,)."""
+    """Sum terms of both maps over tokens and the output heads that share a query head: (2, B, h, T) to (H,)."""
     w, total = head_indices(spec), np.zeros(spec.query_heads)
     for heads, x in zip((w.q1, w.q2), terms, strict=True):
         np.add.at(total, heads, np.sum(x, axis=(0, 2)))
@@ -213,7 +217,7 @@ def sum_over_heads(spec: Spec, terms: Numpy) -> Numpy:
 
 
 def _norm_vjp(spec: Spec, g: Numpy, heads: Numpy, inputs: Inputs, ops: Ops) -> tuple[Numpy, dict[str, Numpy]]:
-    """From the gradient of the normed heads to that of the heads, and of the norm's weight and bias by name."""
+    """Return the gradient of the heads before the norm, and those of the norm's weight and bias by name."""
     found: dict[str, Numpy] = {}
     if spec.norm == "none":
         return g, found
@@ -235,7 +239,11 @@ def _norm_vjp(spec: Spec, g: Numpy, heads: Numpy, inputs: Inputs, ops: Ops) -> t
 def _qk_vjp(
     spec: Spec, inputs: Inputs, s: AttentionOperands, grads: tuple[Numpy, Numpy, Numpy, Numpy], ops: Ops
 ) -> dict[str, Numpy]:
-    """From the gradients of q1, k1, q2, k2 to those of q and k before RoPE, and of the weights of their norms."""
+    """Return the gradients of q and k before norm and RoPE, and of the weights of their norms, by name.
+
+    Args:
+        grads: the gradients of q1, k1, q2, k2.
+    """
     dq1, dk1, dq2, dk2 = grads
     w = head_indices(spec)
     q, k = prepare_qk(spec, inputs, ops)
@@ -246,21 +254,21 @@ def _qk_vjp(
         dq2, dk2 = _softcap_vjp(dq2, second, q[:, w.q2], k[:, w.k2])
     dq = query_factor(spec) * (_scatter_heads(dq1, w.q1, q) + _scatter_heads(dq2, w.q2, q))
     dk = _scatter_heads(dk1, w.k1, k) + _scatter_heads(dk2, w.k2, k)
-    turns = angles(spec, inputs, ops)
+    cos_sin = angles(spec, inputs, ops)
     found: dict[str, Numpy] = {}
     for name, g in (("q", dq), ("k", dk)):
-        found |= _preparation_vjp(spec, inputs, name, g, turns, ops)
+        found |= _preparation_vjp(spec, inputs, name, g, cos_sin, ops)
     return found
 
 
-def _preparation_vjp(spec: Spec, inputs: Inputs, name: str, g: Numpy, turns: Angles, ops: Ops) -> dict[str, Numpy]:
-    """The lines of `preparation_stages` from bottom to top."""
+def _preparation_vjp(spec: Spec, inputs: Inputs, name: str, g: Numpy, cos_sin: Angles, ops: Ops) -> dict[str, Numpy]:
+    """Return the gradients of q or k before `preparation_stages`, and of the weight of its norm, by name."""
     found: dict[str, Numpy] = {}
     steps = preparation_steps(spec)
-    before = preparation_stages(spec, inputs, name, turns, ops) if "norm" in steps else [g] * len(steps)
+    before = preparation_stages(spec, inputs, name, cos_sin, ops) if "norm" in steps else [g] * len(steps)
     for step, x in zip(reversed(steps), reversed(before[: len(steps)]), strict=True):
         if step == "rope":
-            g = _rotate_vjp(spec, g, *turns[name], ops)
+            g = _rotate_vjp(spec, g, *cos_sin[name], ops)
             continue
         weight = inputs.get(f"{name}_norm_weight")
         g, dweight = extra_op(ops, "qk_norm_vjp")(g, x, weight, spec.qk_norm_eps, spec.qk_norm)
@@ -270,27 +278,30 @@ def _preparation_vjp(spec: Spec, inputs: Inputs, name: str, g: Numpy, turns: Ang
 
 
 def _rotate_vjp(spec: Spec, g: Numpy, cos: Numpy, sin: Numpy, ops: Ops) -> Numpy:
-    still = spec.head_dim - spec.rotary_dim if spec.rotary_at == "last" else 0
-    turning = g[..., still:]
+    start = spec.head_dim - spec.rotary_dim if spec.rotary_at == "last" else 0
+    turning = g[..., start:]
     turned: Numpy = ops.rope_vjp(turning, turning, cos, sin, interleaved=spec.rope == "interleaved")[0]
-    return np.concatenate([g[..., :still], turned], axis=-1) if still else turned
+    return np.concatenate([g[..., :start], turned], axis=-1) if start else turned
 
 
 def _softcap_vjp(dcapped: Numpy, tanh: Numpy, q: Numpy, k: Numpy) -> tuple[Numpy, Numpy]:
-    """tanh' = 1 − tanh², of which little is left where tanh rounds to 1; then the scores q kᵀ / √d."""
+    """Return the gradients of q and k through scores q kᵀ / √d and their cap, by tanh' = 1 − tanh².
+
+    `tanh` comes from the forward pass: with rounding, 1 − tanh² loses most digits where tanh rounds to 1.
+    """
     dz = dcapped * (1 - tanh**2) / math.sqrt(q.shape[-1])
     return dz @ k, np.swapaxes(dz, -1, -2) @ q
 
 
 def _scatter_heads(g: Numpy, heads: Numbers, like: Numpy) -> Numpy:
-    """The transpose of `x[:, heads]`."""
+    """Return the VJP of `x[:, heads]`."""
     total = np.zeros_like(like)
     np.add.at(np.moveaxis(total, 1, 0), heads, np.moveaxis(g, 1, 0))
     return total
 
 
 def _values_vjp(spec: Spec, v: Numpy, g: Numpy, ops: Ops) -> Numpy:
-    """From the gradients of the h joined values to that of v."""
+    """Return the gradient of v from those of the h joined values."""
     parts = value_heads(spec)
     groups = _scatter_heads(g, head_indices(spec).v, np.zeros((g.shape[0], spec.key_groups, *g.shape[2:])))
     if spec.values == "halves":
@@ -298,6 +309,6 @@ def _values_vjp(spec: Spec, v: Numpy, g: Numpy, ops: Ops) -> Numpy:
         result: Numpy = dv
         return result
     result = np.zeros_like(v)
-    for part, piece in zip(parts, np.split(groups, len(parts), axis=-1), strict=True):
-        result[:, part] += piece
+    for heads, dheads in zip(parts, np.split(groups, len(parts), axis=-1), strict=True):
+        result[:, heads] += dheads
     return result

@@ -1,10 +1,10 @@
-"""From a spec and its inputs to the output, through the functions of `ops`: the layers, or what is laid over them.
+"""The forward pass of a spec, computed with the functions of `ops`: the layers, or an overlay of them.
 
-Where the layers have the whole wiring of the spec (`diff_heads_hf`, `diff_heads_paper`, `diff_heads_v2`), that function
-is called; any other is brought into the order of `diff_heads_paper`, every output head with keys and values of its own.
-So a mistake, a rounding or a recorder that is laid over `ops` acts here as it does in a model.
+If a layer computes the spec's attention variant (`diff_heads_hf`, `diff_heads_paper`, `diff_heads_v2`), it is called.
+For any other spec the heads are brought into the order of `diff_heads_paper`, each output head with keys and values of
+its own. So an overlay of mistakes, rounding or recording acts here as it does in a model.
 
-`tile_attention` goes from tile to tile of queries: the same numbers, with memory for some rows of the scores at a time.
+`tile_attention` computes tiles of queries, which gives the same numbers with less memory for scores.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _DEFAULTS = Spec(query_heads=2, key_heads=2, head_dim=2)
 
 
 def forward(spec: Spec, inputs: Inputs, ops: Ops | None = None) -> Numpy:
-    """Compute the output of float64 inputs (`as_float64`); zeros for queries that are padding and may be anything.
+    """Compute the output of float64 inputs (`as_float64`); rows of padded queries that are not judged are zeros.
 
     Shapes:
         core inputs -> (B, h, T, e); those of a layer -> (B, T, D)
@@ -57,13 +57,13 @@ def forward(spec: Spec, inputs: Inputs, ops: Ops | None = None) -> Numpy:
 
 
 def out_shape(spec: Spec, core: Inputs) -> tuple[int, int, int, int]:
-    """(B, h, T, e) of core inputs."""
+    """Return (B, h, T, e) for core inputs."""
     B, _, T, _ = core["q"].shape
     return B, spec.heads, T, spec.out_dim
 
 
 def project(spec: Spec, inputs: Inputs, ops: Ops) -> Inputs:
-    """Turn the inputs of a layer into those of its core: q, k, v, and λ's logits, from x. Those of a core stay."""
+    """Return core inputs: those of a layer with x projected to q, k, v and the logits of λ and gate; others as is."""
     if not is_layer(inputs):
         return inputs
     x = inputs["x"]
@@ -81,7 +81,7 @@ def project(spec: Spec, inputs: Inputs, ops: Ops) -> Inputs:
 
 
 def project_output(out: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
-    """The heads side by side, through `o_proj`: (B, h, T, e) to (B, T, D)."""
+    """Concatenate the heads and apply `o_proj`: (B, h, T, e) to (B, T, D)."""
     B, h, T, e = out.shape
     flat = np.moveaxis(out, 1, 2).reshape(B, T, h * e)
     result: Numpy = ops.linear(flat, inputs["o_proj.weight"], inputs.get("o_proj.bias"))
@@ -89,7 +89,7 @@ def project_output(out: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
 
 
 def dense_heads(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
-    """Compute the heads of dense core inputs, with norm, scale and gate: (B, h, T, e)."""
+    """Compute the heads of dense core inputs with norm, scale and gate: (B, h, T, e)."""
     return apply_gate(spec, _scaled_heads(spec, inputs, ops), inputs, ops)
 
 
@@ -130,10 +130,10 @@ def _paper_order_heads(spec: Spec, s: AttentionOperands, inputs: Inputs, ops: Op
     parts = ops
     if not has_plain_norm(spec):
         parts = Ops(**{**vars(ops), "rms_norm": lambda x, weight, eps: normalize(spec, x, inputs, ops)})
-    scale = 1 - out_factor(spec, inputs, ops)
+    init = 1 - out_factor(spec, inputs, ops)  # the layer multiplies by 1 − λ_init
     weight = inputs.get("norm_weight")
     flat = ops.diff_heads_paper(
-        q, k, s.v, s.lambda_full, weight, scale, spec.norm_eps, mask, bias, causal=s.causal, ops=parts
+        q, k, s.v, s.lambda_full, weight, init, spec.norm_eps, mask, bias, causal=s.causal, ops=parts
     )
     heads = _split_heads(spec, inputs, flat)
     if spec.masked_rows == "nan":
@@ -142,14 +142,14 @@ def _paper_order_heads(spec: Spec, s: AttentionOperands, inputs: Inputs, ops: Op
 
 
 def _interleave_maps(x: Numpy | None, heads: int) -> Numpy | None:
-    """A mask or a bias in the order of heads of `diff_heads_paper`, both of a pair side by side."""
+    """Return a mask or bias in the head order of `diff_heads_paper`, where the two heads of a pair are adjacent."""
     if x is None or x.shape[1] == 1:
         return x
     return np.repeat(x, 2, axis=1) if x.shape[1] == heads else interleave_heads(x[:, :heads], x[:, heads:])
 
 
 def has_plain_norm(spec: Spec) -> bool:
-    """Whether the norm is RMSNorm of each head, with one weight for all or none."""
+    """Whether the norm is RMSNorm of each head, without a bias and without weights per head."""
     return (spec.norm, spec.norm_over) == ("rms", "head") and not spec.norm_bias and not spec.norm_per_head
 
 
@@ -159,7 +159,7 @@ def _split_heads(spec: Spec, inputs: Inputs, flat: Numpy) -> Numpy:
 
 
 def matching_layer(spec: Spec, inputs: Inputs) -> str | None:
-    """The layer that has the whole wiring of `spec`, from rotated q and k to scaled heads."""
+    """Return the name of the layer that computes `spec` from rotated q and k to scaled heads; None if there is none."""
     fields = ("gqa", "group_order", "ratio", "norm_over", "norm_bias", "norm_per_head", "scale", "softcap", "sinks",
               "masked_rows")  # fmt: skip
     if spec.is_plain or any(getattr(spec, f) != getattr(_DEFAULTS, f) for f in fields):
@@ -176,7 +176,7 @@ def matching_layer(spec: Spec, inputs: Inputs) -> str | None:
 
 
 def differences(spec: Spec, s: AttentionOperands, ops: Ops) -> Numpy:
-    """The heads before the norm, `groupnorm`'s input: (B, h, T, e)."""
+    """Compute the heads before the norm, A₁ V − λ A₂ V: (B, h, T, e)."""
     heads: Numpy = ops.diff_attention(s.q1, s.k1, s.q2, s.k2, s.v, s.lambda_full, s.mask, s.bias, causal=s.causal)
     if spec.masked_rows == "nan":
         heads = np.where(np.any(s.visible, axis=-1, keepdims=True), heads, math.nan)
@@ -184,13 +184,13 @@ def differences(spec: Spec, s: AttentionOperands, ops: Ops) -> Numpy:
 
 
 def normalize_and_scale(spec: Spec, heads: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
-    """Norm and scale: (B, h, T, e) to the same."""
+    """Apply norm and output scale to the heads: (B, h, T, e) to the same."""
     scaled: Numpy = out_factor(spec, inputs, ops) * normalize(spec, heads, inputs, ops)
     return scaled
 
 
 def out_factor(spec: Spec, inputs: Inputs, ops: Ops) -> Any:
-    """What the normed heads are multiplied by."""
+    """Return the factor of the heads after the norm."""
     if spec.out_scale == "1 - lambda":
         return 1 - compute_lambda(spec, inputs, ops)
     if spec.out_scale == "none":
@@ -200,7 +200,7 @@ def out_factor(spec: Spec, inputs: Inputs, ops: Ops) -> Any:
 
 
 def normalize(spec: Spec, heads: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
-    """The norm of the spec: (B, h, T, e) to the same."""
+    """Apply the spec's norm to the heads: (B, h, T, e) to the same."""
     if spec.norm == "none":
         return heads
     rows, back = norm_rows(spec, heads, ops)
@@ -213,18 +213,18 @@ def normalize(spec: Spec, heads: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
 
 
 def broadcast_to_heads(x: Numpy) -> Numpy:
-    """A weight or bias, (e,) or (h, e), as it broadcasts to (B, h, T, e)."""
+    """Reshape a weight or bias, (e,) or (h, e), so that it broadcasts to (B, h, T, e)."""
     return x if x.ndim == 1 else x[:, None]
 
 
 def norm_rows(spec: Spec, heads: Numpy, ops: Ops) -> tuple[Numpy, Callable[[Numpy], Numpy]]:
-    """The rows that RMSNorm gets, less their means where it is LayerNorm; and the inverse of the cut."""
+    """Return the input rows of RMSNorm, centered for LayerNorm, and the inverse of `split_norm_rows`."""
     rows, back = split_norm_rows(spec, heads)
     return extra_op(ops, "center")(rows) if spec.norm == "layer" else rows, back
 
 
 def split_norm_rows(spec: Spec, heads: Numpy) -> tuple[Numpy, Callable[[Numpy], Numpy]]:
-    """The rows that are normed, where they are a head, halves of one or all heads of a token; and the inverse."""
+    """Reshape heads so that the norm (of heads, halves or all heads) spans the last axis, and return the inverse."""
     B, h, T, e = heads.shape
     if spec.norm_over == "head":
         return heads, lambda y: y
@@ -236,16 +236,16 @@ def split_norm_rows(spec: Spec, heads: Numpy) -> tuple[Numpy, Callable[[Numpy], 
 
 Tile = Callable[..., Numpy]
 TILE_SCORES = 2**18
-"""Of one map in a tile: 2 MiB in float64, which stay in a core's cache. No case with fewer is tiled."""
+"""The scores of one map in a tile: 2 MiB in float64, which fit a core's cache. Smaller problems are one tile."""
 
 
 def tile_attention(ops: Ops, wrap_tile: Callable[[Tile], Tile] = lambda layer: layer) -> Ops:
-    """Replace `diff_attention` of `ops` by one that goes from tile to tile of queries.
+    """Replace `diff_attention` of `ops` by a version that computes tiles of queries.
 
-    A causal tile has no keys after its last query.
+    A causal tile leaves out the keys after its last query.
 
     Args:
-        wrap_tile: what wraps the layer that computes one tile.
+        wrap_tile: wraps the layer, which then computes one tile per call.
     """
 
     def wrap(name: str, layer: Callable[..., Any]) -> Callable[..., Any]:
@@ -295,14 +295,14 @@ def _attention_in_tiles(layer: Callable[..., Any], tile: Tile, parts: Ops) -> Ca
 
 
 def query_tiles(scores_of_query: int, queries: int) -> Iterator[slice]:
-    """Cut queries into stretches of about `TILE_SCORES` scores; at least one stretch, which may be empty."""
+    """Yield slices of queries with about `TILE_SCORES` scores each; at least one, which may be empty."""
     step = max(1, TILE_SCORES // max(1, scores_of_query))
     for start in range(0, max(1, queries), step):
         yield slice(start, min(start + step, queries))
 
 
 def _slice_broadcast(x: Any, rows: slice, keys: slice, T: int, S: int) -> Any:
-    """These rows and keys of what broadcasts to (…, T, S)."""
+    """Select rows and keys of an array that broadcasts to (…, T, S)."""
     if x is None or x.ndim == 0:
         return x
     if x.ndim > 1 and x.shape[-2] == T:
@@ -311,7 +311,7 @@ def _slice_broadcast(x: Any, rows: slice, keys: slice, T: int, S: int) -> Any:
 
 
 def operand_tiles(s: AttentionOperands) -> Iterator[AttentionOperands]:
-    """Cut operands into tiles of queries, each with all keys and a mask that says what they may see."""
+    """Yield the operands of tiles of queries, each with all keys and an explicit mask."""
     (B, H, T, _), S = s.q1.shape, s.k1.shape[2]
     if B * H * S * T <= TILE_SCORES:
         yield s

@@ -1,4 +1,4 @@
-"""The right answer: output, both log-sum-exps, λ and gradients, in float64 from the quantised inputs."""
+"""The truth: output, log-sum-exps, λ and gradients, computed in float64 from the inputs as they are stored."""
 
 from __future__ import annotations
 
@@ -33,12 +33,14 @@ FIELDS = ("out", "lse", "lse1", "lse2", "lambda_full", "diff")
 
 @dataclass(frozen=True)
 class Result:
-    """What `truth` computed, all float64; None where it was not wanted.
+    """The result of `truth`, in float64; what was not requested is None.
 
-    out (B, h, T, e), of a layer (B, T, D). lse1, lse2 (B, h, T): log Σ exp of each map's scores, to the base of the
-    spec, in a row that sees nothing the sink or −∞; lse that of plain attention, in their place. lambda_full () or
-    (B, h, T). diff (B, h, T, e): the heads before the norm. grads: for each input that has one, by its name, an array
-    of its shape; and `lambda_full`.
+    out: (B, h, T, e); of a layer (B, T, D).
+    lse1, lse2: (B, h, T), the log-sum-exp of each map's scores to the base `spec.lse_base`. For a query that sees no
+        key it is −∞, or the sink. Plain attention has lse instead.
+    lambda_full: () or (B, h, T).
+    diff: (B, h, T, e), the heads before the norm.
+    grads: the gradients by the names of the inputs, each with its input's shape; also `lambda_full`.
     """
 
     out: Numpy | None = None
@@ -55,9 +57,9 @@ class Result:
         return f"Result({array_summary(found)}{grads})"
 
     def like(self, x: Array) -> Result:
-        """Return the same as arrays of the library of `x`, on its device: of torch, JAX, CuPy, any array-API library.
+        """Return a copy with arrays of the library of `x`, on its device: torch, JAX, CuPy or any array-API library.
 
-        JAX has float64 only with `jax_enable_x64`, and warns of it otherwise.
+        JAX needs `jax_enable_x64` for float64, and warns without it.
         """
         xp, where = namespace(x), device(x)
 
@@ -76,19 +78,20 @@ def truth(
     want: Sequence[str] | None = None,
     ops: Ops | None = None,
 ) -> Result:
-    """Compute the right answer in float64, from the numbers that the inputs hold in their storage dtype.
+    """Compute the outputs and gradients of `spec` in float64 from the inputs as they are stored.
 
-    It comes back as NumPy arrays; `truth(...).like(x)` are arrays of the library of `x`.
+    The result holds NumPy arrays; `truth(...).like(x)` converts them to the library of `x`.
 
     Args:
-        spec: a `Spec`, or a preset's name, whose dimensions are then those of the inputs, and whose layer is 0.
-        dout: a gradient of the shape of `out`; with it the result has `grads`.
-        want: of `out`, `lse1`, `lse2`, `lambda_full`, `diff`, or of plain attention `out`, `lse`; None is all but diff.
-        ops: the layers, or what is laid over them (`refdiff.backends.overlay`).
+        spec: a `Spec`, or a preset's name: layer 0 of that preset, with dimensions read from the inputs.
+        dout: the gradient of `out`, with its shape; with it the result has `grads`.
+        want: names among `out`, `lse1`, `lse2`, `lambda_full` and `diff`; for plain attention `out`, `lse` and `diff`.
+            None is all but `diff`.
+        ops: the layers, or an overlay of them (`refdiff.backends.overlay`).
 
     Raises:
-        ValueError: inputs that do not fit `spec` (see `refdiff.oracle.inputs`), or a want that is none.
-        TypeError: an input that is no array, `spec` no Spec or name, `inputs` no mapping.
+        ValueError: the inputs do not fit `spec` (see `refdiff.oracle.inputs`), or `want` has an unknown name.
+        TypeError: an input is not an array, `spec` is neither a Spec nor a name, or `inputs` is not a mapping.
     """
     spec = resolve_spec(spec, inputs)
     exact = as_float64(spec, inputs)
@@ -104,7 +107,7 @@ def truth(
 
 
 def _intermediates(spec: Spec, core: Inputs, want: Sequence[str], ops: Ops) -> dict[str, Any]:
-    """What stands between input and output."""
+    """Return those of the log-sum-exps, λ and the heads before the norm that are wanted."""
     B, h, T, e = out_shape(spec, core)
     found: dict[str, Any] = {}
     sums = any(name in want for name in spec.lse_names)
