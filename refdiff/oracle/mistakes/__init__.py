@@ -1,16 +1,14 @@
-"""The mistakes that people make with differential attention, each written once as a wrong layer.
+"""Mistakes that people make with differential attention, each as a wrong layer.
 
-`CATALOGUE` has one entry for every single mistake that the choices of the equations span: which heads are a pair,
-how queries share keys, how values are joined, RoPE's kind, size, base and offset, the scale of scores, λ_init, λ, the
-scale and norm after attention, the order of steps, masks, v2 written as v1, and derivatives beside a right forward.
-Rows F1 to F13 are right for one published wiring and wrong for another; B1 to B23 are wrong everywhere. A row's link is
-where somebody made the mistake.
+`CATALOGUE` has one entry for each mistake: in the pairing of heads, the grouping of keys, the layout of values, RoPE,
+the scale of the scores, λ_init, λ, the norm and scale after attention, the order of steps, masks, the differences of v1
+and v2, and derivatives of a correct forward pass. `ROWS` lists the published choices and mistakes behind them. Rows F1
+to F13 are correct for one published attention variant and wrong for another; B1 to B23 are wrong everywhere. Each has a
+link to where it happened.
 
-`wrap(mistake)` is for `refdiff.backends.overlay`: a model with the mistake in it. `plant(mistake)` puts it into the
-layers themselves; `python -m tests.oracle.mistakes` does that with each in turn, and says which property test noticed.
-`ROWS` says of every row where it stands: as a mistake here, as a field of `Spec`, in a `Recipe`, or refused.
-
-They import nothing but the layers' names and `refdiff.arrays`.
+`wrap(mistake)` wraps a layer of `refdiff.backends.overlay`, for a model with the mistake. `plant(mistake)` replaces the
+layer everywhere in refdiff. `python -m tests.oracle.mistakes` does so with each mistake and reports which property
+tests notice it.
 """
 
 from refdiff.oracle.mistakes.catalogue import ROWS, Mistake, Row, plant, wrap

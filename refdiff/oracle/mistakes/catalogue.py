@@ -1,4 +1,4 @@
-"""What a mistake is, where each published fork (F) and bug (B) stands, and how a mistake replaces a layer."""
+"""The published forks (F) and bugs (B), and the mistakes that replace a layer by a wrong one."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ _FLASH = f"{UNILM}/blob/master/Diff-Transformer/multihead_flashdiff_1.py"
 
 @dataclass(frozen=True)
 class Row:
-    """What is done differently (F: right for one source, wrong for another) or wrong everywhere (B), and by whom.
+    """A published choice that is correct for one source and wrong for another (F), or a mistake (B).
 
-    `where`: "mistake" (`CATALOGUE`), "spec" (a field of `Spec`), "recipe" (what is rounded, where: the same function),
-    "refused" (`Spec` or the check of the inputs raises).
+    what: the choice or the mistake.
+    where: how the oracle covers it. "mistake": in `CATALOGUE`. "spec": a field of `Spec`. "recipe": only rounding
+        differs. "refused": `Spec` or the validation of the inputs raises.
+    link: who made it.
     """
 
     what: str
@@ -108,7 +110,7 @@ ROWS: dict[str, Row] = {
 
 
 class Call:
-    """The call of a layer: its arguments by name, and what the right layer makes of them, or of others in their place.
+    """The call of a layer. Its attributes are the arguments; calling it calls the correct layer, with some changed.
 
     Used as:
         `call(lambda_=-call.lambda_)`
@@ -117,7 +119,7 @@ class Call:
     def __init__(self, right: Layer, layer: str, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         self._right, self._signature = right, _signature(layer)
         self.given: dict[str, Any] = self._signature.bind(*args, **options).arguments
-        """The arguments without those that are left at their defaults."""
+        """The arguments that were passed, without defaults."""
 
     def __getattr__(self, name: str) -> Any:
         if name not in self._signature.parameters:
@@ -129,7 +131,7 @@ class Call:
         return self._right(*bound.args, **bound.kwargs)
 
     def parts(self, **functions: Layer) -> Ops:
-        """The layers that a composed layer calls, with some of them replaced."""
+        """Return the layers that a composite layer calls, with some of them replaced."""
         return Ops(**{name: getattr(self.ops, name) for name in layers.__all__} | functions)
 
 
@@ -140,9 +142,13 @@ def _signature(layer: str) -> inspect.Signature:
 
 @dataclass(frozen=True)
 class Mistake:
-    """One wrong layer: which it stands for, the choice that it gets wrong, and where that happened.
+    """A wrong layer.
 
-    `wrong` computes it from a call. `also` are layers of other wirings in which the same lines make the same mistake.
+    name, what: its name, and a sentence that describes it.
+    layer, also: the layer that it replaces, and the layers of other attention variants in which it is the same mistake.
+    axis: the choice that it gets wrong.
+    wrong: computes the wrong result from a call.
+    row, source: its row in `ROWS`, and a link of its own where it happened.
     """
 
     name: str
@@ -156,14 +162,14 @@ class Mistake:
 
     @property
     def link(self) -> str:
-        """Where somebody made it: its own source, or that of its row."""
+        """The link to where it happened: its own source, or that of its row."""
         return self.source if self.source is not None else ROWS[self.row].link if self.row else ""
 
     def __str__(self) -> str:
         return self.name
 
     def of(self, right: Layer, layer: str = "") -> Layer:
-        """The wrong layer, made from the right one, which is `self.layer` or another; it has its signature."""
+        """Return the wrong layer for a correct one, which is `self.layer` unless `layer` names another."""
 
         @functools.wraps(right)
         def mistaken(*args: Any, **options: Any) -> Any:
@@ -173,18 +179,18 @@ class Mistake:
 
 
 def wrap(mistake: Mistake) -> Callable[[str, Layer], Layer]:
-    """For `refdiff.backends.overlay`."""
+    """Return the wrapper for `refdiff.backends.overlay` that puts a mistake into its layers."""
     return lambda name, layer: mistake.of(layer, name) if name in (mistake.layer, *mistake.also) else layer
 
 
 def plant(mistake: Mistake) -> None:
-    """Put the mistake into the layers, for the rest of this process: everywhere the right function is known by name."""
+    """Replace the correct layer everywhere in refdiff, for the rest of this process."""
     right = getattr(importlib.import_module("refdiff.layers"), mistake.layer)
     replace(right, mistake.of(right))
 
 
 def replace(right: Layer, wrong: Layer) -> None:
-    """Put one function in the place of another, everywhere in refdiff that a module or a module's dict names it."""
+    """Replace a function in all modules of refdiff and in the dicts of these modules."""
     for name, module in list(sys.modules.items()):
         if name.split(".")[0] != "refdiff":
             continue

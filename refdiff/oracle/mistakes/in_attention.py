@@ -1,4 +1,4 @@
-"""Mistakes in the difference of two softmax maps, and in what each query may see."""
+"""Mistakes in the difference of two softmax maps, and in the masks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _a_row_that_sees_nothing_is_uniform(call: Call) -> Any:
 
 
 def _maps(call: Call, lambda_: Array) -> tuple[Array, Array]:
-    """A₁ and λ A₂, read off the right layer with an identity for its values."""
+    """Return A₁ and λ A₂: the outputs of the correct layer for the identity as values."""
     xp, (*heads, S, _) = namespace(call.q1), call.k1.shape
     unit = xp.broadcast_to(xp.eye(S, dtype=call.q1.dtype), (*heads, S, S))
     a1 = call(v=unit, lambda_=0 * lambda_)
@@ -61,27 +61,30 @@ def _negative_weights_cut_off(call: Call) -> Any:
 def _one_more_in_the_denominator(call: Call) -> Any:
     xp, S = namespace(call.q1), call.k1.shape[2]
 
-    def after(sink: Any, x: Array, axis: int) -> Array:
+    def prepend(sink: Any, x: Array, axis: int) -> Array:
         one = xp.full((*x.shape[:axis], 1, *x.shape[axis:][1:]), sink, dtype=x.dtype)
         return xp.concat([one, x], axis=axis)
 
-    more = {name: after(0.0, call.given[name], 2) for name in ("k1", "k2", "v")}
+    more = {name: prepend(0.0, call.given[name], 2) for name in ("k1", "k2", "v")}
     for name, sink in (("mask", True), ("bias", 0.0)):
         if (x := call.given.get(name)) is not None:
-            more[name] = after(sink, xp.broadcast_to(x, (*x.shape[:-1], S)), x.ndim - 1)
+            more[name] = prepend(sink, xp.broadcast_to(x, (*x.shape[:-1], S)), x.ndim - 1)
     return call(**more)
 
 
 def _attend(
-    call: Call, first: int | None, *, from_left: bool = False, window: int | None = None, inverted: bool = False
+    call: Call, ahead: int | None, *, from_left: bool = False, window: int | None = None, inverted: bool = False
 ) -> Any:
-    """The layer with key s seen by query t where s ≤ t + offset + first, and s is in the window."""
+    """Attend to keys i − window < s ≤ i + ahead, or to all others (`inverted`).
+
+    Query t stands at key i = t + S − T, or i = t (`from_left`). None for `ahead` or `window` is no limit.
+    """
     if not call.causal:
         return call()
     xp, T, S = namespace(call.q1), call.q1.shape[2], call.k1.shape[2]
     t, s = xp.arange(T)[:, None], xp.arange(S)[None, :]
     here = t if from_left else t + (S - T)
-    visible = xp.ones((T, S), dtype=xp.bool) if first is None else s <= here + first
+    visible = xp.ones((T, S), dtype=xp.bool) if ahead is None else s <= here + ahead
     if window is not None:
         visible = visible & (s > here - window)
     visible = xp.logical_not(visible) if inverted else visible

@@ -1,4 +1,4 @@
-"""Mistakes in derivatives, whose forward is right: no output shows them."""
+"""Mistakes in derivatives of a correct forward pass. They show only in gradients."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def _saved_sums_used_without_a_mask(call: Call) -> Any:
 
 
 def _split_by_map(call: Call) -> Iterator[tuple[Array, Array, Any, Any]]:
-    """Queries, keys, mask and bias of each map."""
+    """Return the queries, keys, mask and bias of each map."""
     masks, biases = (split_maps(x, call.q1.shape[1]) for x in (call.mask, call.bias))
     return zip((call.q1, call.q2), (call.k1, call.k2), masks, biases, strict=True)
 
 
 def _scores_vjp(ds: Array, q: Array, k: Array) -> tuple[Array, Array]:
-    """∂L/∂Q and ∂L/∂K from ∂L/∂S (B, H, T, S)."""
+    """Return ∂L/∂Q and ∂L/∂K for ∂L/∂S (B, H, T, S)."""
     xp, (B, H, T, d), (K, S) = namespace(q), q.shape, k.shape[1:3]
     grouped = xp.reshape(ds / math.sqrt(d), (B, K, H // K, T, S))
     dq = xp.reshape(grouped @ k[:, :, None, :, :], q.shape)
@@ -92,7 +92,7 @@ def _lambda_gradient_without_its_sign(call: Call) -> Any:
 
 
 def _add_row_sums(found: Any, call: Call, more: Callable[[Array, Array], tuple[Array | float, Array | float]]) -> Any:
-    """The gradients with Aᵢ ⊙ xᵢ added to ∂L/∂Sᵢ, x = more(rowsum(G ⊙ A₁), rowsum(G ⊙ A₂)), a number for each row."""
+    """Add Aᵢ ⊙ xᵢ to ∂L/∂Sᵢ in the gradients, with one number per row, x = more(rowsum(G ⊙ A₁), rowsum(G ⊙ A₂))."""
     dq1, dk1, dq2, dk2, *rest = found
     xp = namespace(call.q1)
     a1, a2 = (attention_weights(*of_map, causal=call.causal) for of_map in _split_by_map(call))
@@ -108,10 +108,10 @@ def _row_sums_of_the_difference(call: Call) -> Any:
 
 
 def query_head_mistake(number: int, shared: int, *, alone: bool) -> Mistake:
-    """The mistake of taking one query head alone into the sums over those that share a key head, or all but this one.
+    """Return the mistake of summing ∂L/∂K and ∂L/∂V over one query head of a group alone, or over all but that one.
 
     Args:
-        number: from 0 to `of` - 1, which are as many as share a key head.
+        number: the query head, 0 to shared − 1, among those that share a key head.
     """
     which = f"query head {number} (of 0 to {shared - 1}) of those that share a key head"
     if alone:
@@ -127,9 +127,9 @@ def query_head_mistake(number: int, shared: int, *, alone: bool) -> Mistake:
 
 
 def _sum_selected_heads(taken: Callable[[Array, Array], Array], call: Call) -> Any:
-    """∂L/∂K and ∂L/∂V of those query heads that are `taken`, by their number in a group and how many share its key.
+    """Sum ∂L/∂K and ∂L/∂V over the query heads for which `taken(number in the group, size of the group)` is true.
 
-    Key heads that come once for every query head are shared where their numbers are the same.
+    Repeated key heads count as shared if their values are equal.
     """
     xp, H, K = namespace(call.q1), call.q1.shape[1], call.k1.shape[1]
     each = {name: xp.repeat(call.given[name], H // K, axis=1) for name in ("k1", "k2", "v")}
@@ -156,12 +156,12 @@ def _root_held_constant(call: Call) -> Any:
 
 
 Factor = tuple[float, float]
-"""a, b of a factor a + b λ."""
+"""(a, b) of a factor a + b λ."""
 RIGHT: Factor = (0.0, -1.0)
 
 
 def _second_map(of_product: Factor, of_sum: Factor, call: Call) -> Any:
-    """The gradients, with other factors of ∂L/∂S₂ = A₂ ⊙ (−λ G − (−λ) D₂): of G = g Vᵀ, and of D₂ = rowsum(G ⊙ A₂)."""
+    """Return the gradients with other factors than −λ of G = g Vᵀ and rowsum(G ⊙ A₂) in ∂L/∂S₂ = A₂ ⊙ (−λ G + λ D₂)."""
     product, row_sum = (a + b * call.lambda_ for a, b in (of_product, of_sum))
     dq1, dk1, _, _, *rest = call()
     _, _, dq2, dk2, *_ = call(lambda_=-product)
@@ -172,14 +172,14 @@ def _second_map(of_product: Factor, of_sum: Factor, call: Call) -> Any:
 
 
 def _values_gradient(factor: Factor, call: Call) -> Any:
-    """The gradients, with another factor of A₂ than −λ in ∂L/∂V."""
+    """Return the gradients with another factor of A₂ than −λ in ∂L/∂V."""
     *of_maps, _, dlambda = call()
     dv = call(lambda_=-(factor[0] + factor[1] * call.lambda_))[4]
     return (*of_maps, dv, dlambda)
 
 
 def _lost_factors() -> Iterator[Mistake]:
-    """Mistakes in which −1, λ or 1 stands for −λ: in both terms of ∂L/∂S₂, in one of them, or in ∂L/∂V."""
+    """Yield the mistakes of −1, λ or 1 in place of −λ, in both terms of ∂L/∂S₂, in one of them, or in ∂L/∂V."""
     of_scores = "∂L/∂S₂ = A₂ ⊙ ({} {} D₂) in place of A₂ ⊙ (−λ G + λ D₂), G being g Vᵀ and D₂ rowsum(G ⊙ A₂)."
     for lost, x, g, d, a in (
         ("lambda", (-1.0, 0.0), "−G", "+", "−"),
@@ -245,5 +245,5 @@ TWO_MAP_BACKWARD_MISTAKES: tuple[Mistake, ...] = (
             "backward", _second_exponential_without_its_sign),
     *_lost_factors(),
 )  # fmt: skip
-"""Those of the difference of two maps, and of λ: plain attention has neither."""
+"""Mistakes in the difference of two maps and in λ. Plain attention has neither."""
 BACKWARD_MISTAKES: tuple[Mistake, ...] = (*GENERAL_BACKWARD_MISTAKES, *TWO_MAP_BACKWARD_MISTAKES)

@@ -59,7 +59,7 @@ VLLM_MOTIF = "https://github.com/vllm-project/vllm/blob/4ed70f6b47938c58976ac3f5
 
 
 def _products(call: Call) -> tuple[Array, Array]:
-    """λ_q1 · λ_k1 and λ_q2 · λ_k2."""
+    """Return λ_q1 · λ_k1 and λ_q2 · λ_k2."""
     xp = namespace(call.lambda_q1)
     return xp.sum(call.lambda_q1 * call.lambda_k1), xp.sum(call.lambda_q2 * call.lambda_k2)
 
@@ -87,7 +87,7 @@ def _mean_for_the_dot_product(call: Call) -> Any:
 def _exponentials_rounded_to_bfloat16(call: Call) -> Any:
     xp = namespace(call.lambda_q1)
 
-    def rounded(x: Array) -> Array:  # what is left of x after 2^m + 1 times it has pushed out all but its first bits
+    def rounded(x: Array) -> Array:  # Veltkamp's splitting: keep the first 8 bits
         by = x * (2.0**-7 / xp.finfo(x.dtype).eps + 1)
         return by - (by - x)
 
@@ -134,7 +134,7 @@ def _rms(x: Array, eps: float, axis: Any = -1) -> Array:
 
 
 def _affine(y: Array, weight: Array | None, eps: float = 0.0) -> Array:
-    """y ⊙ w: what is left of a norm that norms nothing."""
+    """Return y ⊙ w, for use in place of a norm."""
     return y if weight is None else y * weight
 
 
