@@ -1,7 +1,7 @@
-"""Deviations that misread the inputs: other axes in memory, sequences run together, padding or positions unread, and
-in groups of signal heads that share a noise head, as in Motif-3, which head is which.
+"""Deviations that misread the inputs: their memory layout, packed sequences, pages, masks and positions, and the order
+of heads in groups that share a noise head, as in Motif-3.
 
-What is not read changes nothing where it is not given: such a kernel is right there, and is still the same kernel.
+A deviation that ignores an input also applies where this input is not given: the kernel is correct there.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from refdiff.oracle.truth.forward import project
 Numpy = np.ndarray[Any, Any]
 
 
-def _tokens_first(*names: str) -> Callable[[Spec, Inputs], Inputs | None]:
-    """Read the memory of (B, H, T, d) as (B, T, H, d); of pages each by itself."""
+def _read_by_token(*names: str) -> Callable[[Spec, Inputs], Inputs | None]:
+    """Read the memory of (B, H, T, d) as (B, T, H, d), that of pages page by page."""
 
     def misread(spec: Spec, inputs: Inputs) -> Inputs | None:
         found = [name for name in names if name in inputs]
-        return {**inputs, **{name: _reread(inputs[name]) for name in found}} if found else None
+        return {**inputs, **{name: _reinterpret(inputs[name]) for name in found}} if found else None
 
     return misread
 
 
-def _reread(x: Numpy) -> Numpy:
+def _reinterpret(x: Numpy) -> Numpy:
     B, H, T, d = x.shape
     return np.moveaxis(x.reshape(B, T, H, d), 2, 1)
 
 
-def _unread(*names: str) -> Callable[[Spec, Inputs], Inputs | None]:
-    """Leave these inputs out."""
+def _ignore(*names: str) -> Callable[[Spec, Inputs], Inputs | None]:
+    """Remove these inputs."""
     return lambda spec, inputs: {name: x for name, x in inputs.items() if name not in names}
 
 
@@ -58,7 +58,7 @@ def _positions_not_restarted(spec: Spec, inputs: Inputs) -> Inputs | None:
 
 
 def _keys_start_with_the_queries(spec: Spec, inputs: Inputs) -> Inputs | None:
-    """Only where both numbers of tokens are the same is that no contradiction."""
+    """Use the offsets of the queries for the keys, if there are as many keys as queries in all."""
     if "cu_seqlens_k" not in inputs or inputs["q"].shape[2] != inputs["k"].shape[2]:
         return None
     return {**inputs, "cu_seqlens_k": inputs["cu_seqlens_q"]}
@@ -71,8 +71,8 @@ def _pages_as_they_lie(spec: Spec, inputs: Inputs) -> Inputs | None:
     return {**inputs, "block_table": np.arange(table.size).reshape(table.shape) % max(1, pages)}
 
 
-def _queries_rotated_by(positions: int) -> Callable[[Spec, Inputs], Inputs | None]:
-    """Add this many positions to those of the queries, and none to those of the keys."""
+def _shift_query_positions(positions: int) -> Callable[[Spec, Inputs], Inputs | None]:
+    """Add `positions` to the positions of the queries, not to those of the keys."""
 
     def misread(spec: Spec, inputs: Inputs) -> Inputs | None:
         return None if spec.rope == "none" else {**inputs, "q_positions": _query_positions(spec, inputs) + positions}
@@ -81,7 +81,7 @@ def _queries_rotated_by(positions: int) -> Callable[[Spec, Inputs], Inputs | Non
 
 
 def _query_positions(spec: Spec, inputs: Inputs) -> Numpy:
-    """The positions of the queries, (B, T) or (1, T): those given, or the last ones of each sequence's keys."""
+    """Return the positions of the queries, (B, T) or (1, T): the given ones, or those of each sequence's last keys."""
     if "q_positions" in inputs:
         return inputs["q_positions"]
     core = project(spec, inputs, ops_for())
@@ -94,7 +94,7 @@ def _query_positions(spec: Spec, inputs: Inputs) -> Numpy:
 
 
 def _positions_of_the_longest(spec: Spec, inputs: Inputs) -> Inputs | None:
-    """Let the queries of every sequence stand where those of the longest do, as a batch with one position has it."""
+    """Give the queries of every sequence the positions of the longest sequence, as code with one position per batch."""
     if "lengths" not in inputs or "q_positions" in inputs or spec.rope == "none":
         return None
     longest = int(np.max(inputs["lengths"], initial=0))
@@ -102,8 +102,8 @@ def _positions_of_the_longest(spec: Spec, inputs: Inputs) -> Inputs | None:
     return {**inputs, "q_positions": np.concatenate([np.arange(longest - n, longest) for n in counts])[None]}
 
 
-def _lengths_of_pages(rounded: Callable[[Any, int], Any]) -> Callable[[Spec, Inputs], Inputs | None]:
-    """The lengths of sequences rounded to whole pages of p keys."""
+def _round_lengths(rounded: Callable[[Any, int], Any]) -> Callable[[Spec, Inputs], Inputs | None]:
+    """Round the lengths of the sequences to whole pages of p keys."""
 
     def misread(spec: Spec, inputs: Inputs) -> Inputs | None:
         if "block_table" not in inputs:
@@ -114,8 +114,8 @@ def _lengths_of_pages(rounded: Callable[[Any, int], Any]) -> Callable[[Spec, Inp
     return misread
 
 
-def _triangle_moved(by: int) -> Callable[[Spec, Inputs], tuple[Spec, Inputs] | None]:
-    """See keys s ≤ t + S − T + by, also where queries are more than keys, whose triangle no layer has."""
+def _shift_triangle(by: int) -> Callable[[Spec, Inputs], tuple[Spec, Inputs] | None]:
+    """Attend to keys s ≤ t + S − T + by, also if there are more queries than keys, which the layers do not support."""
 
     def moved(spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs] | None:
         if spec.causal != "bottom_right" or kind_of(inputs) != "dense":
@@ -128,13 +128,13 @@ def _triangle_moved(by: int) -> Callable[[Spec, Inputs], tuple[Spec, Inputs] | N
     return moved
 
 
-def _weights_exchanged(spec: Spec, inputs: Inputs) -> Inputs | None:
+def _exchange_qk_weights(spec: Spec, inputs: Inputs) -> Inputs | None:
     q, k = QK_WEIGHTS
     return {**inputs, q: inputs[k], k: inputs[q]} if q in inputs else None
 
 
-def _keys_and_values_exchanged(spec: Spec, inputs: Inputs) -> Inputs | None:
-    """Exchange k and v, or the weights that make them, where their shapes are the same."""
+def _exchange_keys_and_values(spec: Spec, inputs: Inputs) -> Inputs | None:
+    """Exchange k and v, or their projections, if their shapes are equal."""
     pairs = [
         (name, name.replace("k", "v", 1)) for name in ("k", "k_pages", "k_proj.weight", "k_proj.bias") if name in inputs
     ]
@@ -143,8 +143,8 @@ def _keys_and_values_exchanged(spec: Spec, inputs: Inputs) -> Inputs | None:
     return {**inputs, **{k: inputs[v] for k, v in pairs}, **{v: inputs[k] for k, v in pairs}}
 
 
-def _transposed(name: str) -> Callable[[Spec, Inputs], Inputs | None]:
-    """Transpose a weight that is square."""
+def _transpose(name: str) -> Callable[[Spec, Inputs], Inputs | None]:
+    """Transpose a weight if it is square."""
 
     def misread(spec: Spec, inputs: Inputs) -> Inputs | None:
         weight = inputs.get(name)
@@ -153,8 +153,8 @@ def _transposed(name: str) -> Callable[[Spec, Inputs], Inputs | None]:
     return misread
 
 
-def _sinks(misread: Callable[[Spec, Any], Any]) -> Callable[[Spec, Inputs], Inputs | None]:
-    """Take other numbers for the sinks."""
+def _change_sinks(misread: Callable[[Spec, Any], Any]) -> Callable[[Spec, Inputs], Inputs | None]:
+    """Replace the sinks."""
     return lambda spec, inputs: {**inputs, "sinks": misread(spec, inputs["sinks"])} if "sinks" in inputs else None
 
 
@@ -164,38 +164,38 @@ def _sinks_of_key_heads(spec: Spec, sinks: Numpy) -> Numpy:
 
 INPUT_DEVIATIONS: tuple[Deviation, ...] = (
     Deviation("queries_read_by_token", "q, (B, H, T, d) in memory, read as (B, T, H, d).", "layout",
-              arrays=_tokens_first("q")),
+              arrays=_read_by_token("q")),
     Deviation("keys_read_by_token", "k, (B, K, S, d) in memory, read as (B, S, K, d).", "layout",
-              arrays=_tokens_first("k", "k_pages")),
+              arrays=_read_by_token("k", "k_pages")),
     Deviation("values_read_by_token", "v, (B, V, S, w) in memory, read as (B, S, V, w).", "layout",
-              arrays=_tokens_first("v", "v_pages")),
+              arrays=_read_by_token("v", "v_pages")),
     Deviation("gate_read_by_token", "The gate's logits, (B, h, T, e) in memory, read as (B, T, h, e).", "layout",
-              arrays=_tokens_first("gate_logits")),
-    Deviation("keys_and_values_exchanged", "k taken for v and v for k.", "layout", arrays=_keys_and_values_exchanged),
-    Deviation("q_proj_transposed", "x W of the square q_proj for x Wᵀ.", "layout", arrays=_transposed("q_proj.weight")),
-    Deviation("o_proj_transposed", "x W of the square o_proj for x Wᵀ.", "layout", arrays=_transposed("o_proj.weight")),
+              arrays=_read_by_token("gate_logits")),
+    Deviation("keys_and_values_exchanged", "k taken for v and v for k.", "layout", arrays=_exchange_keys_and_values),
+    Deviation("q_proj_transposed", "x W of the square q_proj for x Wᵀ.", "layout", arrays=_transpose("q_proj.weight")),
+    Deviation("o_proj_transposed", "x W of the square o_proj for x Wᵀ.", "layout", arrays=_transpose("o_proj.weight")),
     Deviation("weights_of_the_qk_norm_exchanged", "The weight of the norm of k for q, and the reverse.", "qk norm",
-              arrays=_weights_exchanged),
+              arrays=_exchange_qk_weights),
     Deviation("all_read_by_token", "q, k and v, with heads before tokens in memory, read with tokens before heads.",
-              "layout", arrays=_tokens_first("q", "k", "k_pages", "v", "v_pages")),
-    Deviation("padding_seen", "Padding seen as if it were text.", "mask", arrays=_unread("key_mask")),
-    Deviation("mask_unread", "The mask that is given not used.", "mask", arrays=_unread("mask")),
-    Deviation("bias_unread", "The bias that is given not used.", "bias", arrays=_unread("bias")),
+              "layout", arrays=_read_by_token("q", "k", "k_pages", "v", "v_pages")),
+    Deviation("padding_seen", "Padding seen as if it were text.", "mask", arrays=_ignore("key_mask")),
+    Deviation("mask_unread", "The mask that is given not used.", "mask", arrays=_ignore("mask")),
+    Deviation("bias_unread", "The bias that is given not used.", "bias", arrays=_ignore("bias")),
     Deviation("positions_unread", "The positions that are given not used.", "rope offset",
-              arrays=_unread("q_positions", "k_positions")),
+              arrays=_ignore("q_positions", "k_positions")),
     Deviation("query_positions_one_low", "RoPE rotates each query by its position less one: keys are one position on.",
-              "rope offset", arrays=_queries_rotated_by(-1)),
+              "rope offset", arrays=_shift_query_positions(-1)),
     Deviation("query_positions_one_high", "RoPE rotates each query by its position plus one: keys are one back.",
-              "rope offset", arrays=_queries_rotated_by(1)),
+              "rope offset", arrays=_shift_query_positions(1)),
     Deviation("sinks_scaled", "The sink multiplied by 1/√d, or by the spec's scale, as scores are.", "sinks",
-              arrays=_sinks(lambda spec, x: x * (spec.scale or spec.head_dim**-0.5))),
+              arrays=_change_sinks(lambda spec, x: x * (spec.scale or spec.head_dim**-0.5))),
     Deviation("sinks_to_base_2", "2^sink for e^sink: the sink not multiplied by log₂ e, where scores are.", "sinks",
-              arrays=_sinks(lambda spec, x: x * math.log(2))),
+              arrays=_change_sinks(lambda spec, x: x * math.log(2))),
     Deviation("sinks_of_zero", "1 in the denominator for e^sink: its numbers not read.", "sinks",
-              arrays=_sinks(lambda spec, x: 0 * x)),
+              arrays=_change_sinks(lambda spec, x: 0 * x)),
     Deviation("sinks_of_key_heads", "The sink of key head h // (H/K) for that of query head h.", "sinks",
-              arrays=_sinks(_sinks_of_key_heads)),
-    Deviation("past_unread", "What came before not seen.", "cache", arrays=_unread("x_past")),
+              arrays=_change_sinks(_sinks_of_key_heads)),
+    Deviation("past_unread", "What came before not seen.", "cache", arrays=_ignore("x_past")),
     Deviation("sequences_seen_together", "Packed sequences see each other.", "packed", arrays=_sequences_seen_together),
     Deviation("positions_not_restarted", "Positions counted through all packed sequences.", "packed",
               arrays=_positions_not_restarted),
@@ -206,22 +206,22 @@ INPUT_DEVIATIONS: tuple[Deviation, ...] = (
     Deviation("positions_of_the_longest_sequence", "Queries of every sequence rotated as the last of the longest one.",
               "paged", arrays=_positions_of_the_longest),
     Deviation("last_page_lost", "A last page that is not full not read.", "paged",
-              arrays=_lengths_of_pages(lambda n, p: n // p * p)),
+              arrays=_round_lengths(lambda n, p: n // p * p)),
     Deviation("last_page_whole", "The last page of each sequence read to its end.", "paged",
-              arrays=_lengths_of_pages(lambda n, p: -(-n // p) * p)),
+              arrays=_round_lengths(lambda n, p: -(-n // p) * p)),
 )  # fmt: skip
 
 TRIANGLE_DEVIATIONS: tuple[Deviation, ...] = (
-    Deviation("triangle_one_key_later", "s ≤ t + S − T + 1.", "mask off by one", problem=_triangle_moved(1)),
-    Deviation("triangle_one_key_earlier", "s < t + S − T.", "mask off by one", problem=_triangle_moved(-1)),
+    Deviation("triangle_one_key_later", "s ≤ t + S − T + 1.", "mask off by one", problem=_shift_triangle(1)),
+    Deviation("triangle_one_key_earlier", "s < t + S − T.", "mask off by one", problem=_shift_triangle(-1)),
 )
-"""The same as two mistakes of layers, which know no triangle of more queries than keys."""
+"""The same as two mistakes of layers, but also for more queries than keys."""
 
 
 def _attend_every_head(call: Call) -> tuple[Numpy, int] | None:
-    """softmax(q Kᵀ) V of every query head, (B, H, T, e), in the order of q, and how many signals share a noise.
+    """Return softmax(q Kᵀ) V of every query head, (B, H, T, e), in the order of q, and the signals per noise.
 
-    Signals that share one come with the same second query. None where each has its own, or the maps have other keys.
+    Signals share a noise head if their second queries are equal. None if no heads share one or the maps' keys differ.
     """
     h = call.q1.shape[1]
     shared = np.all(call.q2 == call.q2[:, :1], axis=(0, 2, 3))
@@ -247,7 +247,7 @@ def _signals_first(call: Call) -> Any:
     return heads[:, :h] - call.lambda_ * np.repeat(heads[:, h:], r, axis=1)
 
 
-def _exchanged(call: Call) -> Any:
+def _exchange_heads_and_tokens(call: Call) -> Any:
     found = _attend_every_head(call)
     if found is None or found[0].shape[1] != call.q1.shape[2]:
         return call()
@@ -270,7 +270,7 @@ GROUP_DEVIATIONS: tuple[Deviation, ...] = (
     Deviation.of_attention("all_signals_first", "The first h heads of the attention taken for the signals and the rest "
                            "for the noises, where each group has its noise beside it.", "ratio", _signals_first),
     Deviation.of_attention("heads_and_tokens_exchanged", "(B, T, H, e) of the attention taken for (B, H, T, e) where T "
-                           "is H, as by code that tells the two apart by their sizes.", "concat", _exchanged),
+                           "is H, as by code that tells the two apart by their sizes.", "concat", _exchange_heads_and_tokens),
     Deviation("noise_before_its_signals", "The first head of each group taken for its noise, where it is the last.",
               "ratio", arrays=_noise_first),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Mistakes in which heads belong together."""
+"""Mistakes in how heads are paired, grouped and laid out."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def _evens_then_odds(x: Array) -> Array:
 
 
 def _interleave_halves(x: Array) -> Array:
-    """The heads such that 2i, 2i + 1 are what i, i + H/2 were."""
+    """Move heads i, i + H/2 to 2i, 2i + 1."""
     B, H, *rest = x.shape
     xp = namespace(x)
     return xp.reshape(xp.stack([x[:, : H // 2, ...], x[:, H // 2 :, ...]], axis=2), (B, H, *rest))
 
 
-def _axes_exchanged(out: Array, m: int, n: int, e: int) -> Array:
-    """The memory of (B, T, H e), read as (B, m, n, e) and laid out as (B, n, m, e)."""
+def _exchange_axes(out: Array, m: int, n: int, e: int) -> Array:
+    """Read the memory of (B, T, H e) as (B, m, n, e), exchange axes m and n, and restore the shape."""
     xp = namespace(out)
     return xp.reshape(xp.permute_dims(xp.reshape(out, (out.shape[0], m, n, e)), (0, 2, 1, 3)), out.shape)
 
@@ -46,7 +46,7 @@ def _keys_repeated_before_they_pair(call: Call) -> Any:
 
 def _keys_tiled_before_they_pair(call: Call) -> Any:
     xp, d, n = namespace(call.q), call.q.shape[-1], call.q.shape[1] // call.k.shape[1]
-    heads = xp.concat([call.v[..., :d], call.v[..., d:]], axis=1)  # value_pairs_hf, undone
+    heads = xp.concat([call.v[..., :d], call.v[..., d:]], axis=1)  # the inverse of value_pairs_hf
     return call(k=xp.concat([call.k] * n, axis=1), v=value_pairs_hf(xp.concat([heads] * n, axis=1)))
 
 
@@ -67,7 +67,7 @@ def _values_joined_with_themselves(call: Call) -> Any:
 
 def _heads_laid_out_before_tokens(call: Call) -> Any:
     out, H = call(), call.q.shape[1] // 2
-    return _axes_exchanged(out, out.shape[1], H, out.shape[2] // H)
+    return _exchange_axes(out, out.shape[1], H, out.shape[2] // H)
 
 
 def _attention_over_heads(call: Call) -> Any:
@@ -85,7 +85,7 @@ def _attention_over_heads(call: Call) -> Any:
 
 def _tokens_laid_out_before_heads(call: Call) -> Any:
     out, H = call(), call.q.shape[1] // 2
-    return _axes_exchanged(out, H, out.shape[1], out.shape[2] // H)
+    return _exchange_axes(out, H, out.shape[1], out.shape[2] // H)
 
 
 def _v2_with_the_norm_of_v1(call: Call) -> Any:
