@@ -171,49 +171,53 @@ INPUT_DEVIATIONS: tuple[Deviation, ...] = (
               arrays=_read_by_token("v", "v_pages")),
     Deviation("gate_read_by_token", "The gate's logits, (B, h, T, e) in memory, read as (B, T, h, e).", "layout",
               arrays=_read_by_token("gate_logits")),
-    Deviation("keys_and_values_exchanged", "k taken for v and v for k.", "layout", arrays=_exchange_keys_and_values),
-    Deviation("q_proj_transposed", "x W of the square q_proj for x Wᵀ.", "layout", arrays=_transpose("q_proj.weight")),
-    Deviation("o_proj_transposed", "x W of the square o_proj for x Wᵀ.", "layout", arrays=_transpose("o_proj.weight")),
-    Deviation("weights_of_the_qk_norm_exchanged", "The weight of the norm of k for q, and the reverse.", "qk norm",
+    Deviation("keys_and_values_exchanged", "k and v exchanged.", "layout", arrays=_exchange_keys_and_values),
+    Deviation("q_proj_transposed", "x W in place of x Wᵀ, W = q_proj.", "layout", arrays=_transpose("q_proj.weight")),
+    Deviation("o_proj_transposed", "x W in place of x Wᵀ, W = o_proj.", "layout", arrays=_transpose("o_proj.weight")),
+    Deviation("weights_of_the_qk_norm_exchanged", "The weights of the norms of q and k exchanged.", "qk norm",
               arrays=_exchange_qk_weights),
     Deviation("all_read_by_token", "q, k and v, with heads before tokens in memory, read with tokens before heads.",
               "layout", arrays=_read_by_token("q", "k", "k_pages", "v", "v_pages")),
-    Deviation("padding_seen", "Padding seen as if it were text.", "mask", arrays=_ignore("key_mask")),
-    Deviation("mask_unread", "The mask that is given not used.", "mask", arrays=_ignore("mask")),
-    Deviation("bias_unread", "The bias that is given not used.", "bias", arrays=_ignore("bias")),
-    Deviation("positions_unread", "The positions that are given not used.", "rope offset",
+    Deviation("padding_seen", "Padding tokens visible as keys.", "mask", arrays=_ignore("key_mask")),
+    Deviation("mask_unread", "The given mask ignored.", "mask", arrays=_ignore("mask")),
+    Deviation("bias_unread", "The given bias ignored.", "bias", arrays=_ignore("bias")),
+    Deviation("positions_unread", "The given positions ignored.", "rope offset",
               arrays=_ignore("q_positions", "k_positions")),
-    Deviation("query_positions_one_low", "RoPE rotates each query by its position less one: keys are one position on.",
+    Deviation("query_positions_one_low", "RoPE rotates queries by their position − 1, keys by their own.",
               "rope offset", arrays=_shift_query_positions(-1)),
-    Deviation("query_positions_one_high", "RoPE rotates each query by its position plus one: keys are one back.",
+    Deviation("query_positions_one_high", "RoPE rotates queries by their position + 1, keys by their own.",
               "rope offset", arrays=_shift_query_positions(1)),
     Deviation("sinks_scaled", "The sink multiplied by 1/√d, or by the spec's scale, as scores are.", "sinks",
               arrays=_change_sinks(lambda spec, x: x * (spec.scale or spec.head_dim**-0.5))),
-    Deviation("sinks_to_base_2", "2^sink for e^sink: the sink not multiplied by log₂ e, where scores are.", "sinks",
+    Deviation("sinks_to_base_2", "2^sink in place of e^sink: scores multiplied by log₂ e, and the sink not.", "sinks",
               arrays=_change_sinks(lambda spec, x: x * math.log(2))),
-    Deviation("sinks_of_zero", "1 in the denominator for e^sink: its numbers not read.", "sinks",
+    Deviation("sinks_of_zero", "1 in place of e^sink in the denominator: the sinks not read.", "sinks",
               arrays=_change_sinks(lambda spec, x: 0 * x)),
-    Deviation("sinks_of_key_heads", "The sink of key head h // (H/K) for that of query head h.", "sinks",
+    Deviation("sinks_of_key_heads", "The sink of key head h // (H/K) in place of that of query head h.", "sinks",
               arrays=_change_sinks(_sinks_of_key_heads)),
-    Deviation("past_unread", "What came before not seen.", "cache", arrays=_ignore("x_past")),
+    Deviation("past_unread", "Past tokens (x_past) ignored.", "cache", arrays=_ignore("x_past")),
     Deviation("sequences_seen_together", "Packed sequences see each other.", "packed", arrays=_sequences_seen_together),
-    Deviation("positions_not_restarted", "Positions counted through all packed sequences.", "packed",
+    Deviation("positions_not_restarted", "Positions counted on across packed sequences.", "packed",
               arrays=_positions_not_restarted),
-    Deviation("keys_start_with_the_queries", "Keys of each sequence where its queries are.", "packed",
-              arrays=_keys_start_with_the_queries),
-    Deviation("pages_as_they_lie", "Pages read in the order of memory, not of the table.", "paged",
+    Deviation("keys_start_with_the_queries", "Keys of each sequence read at the offsets of its queries, cu_seqlens_q.",
+              "packed", arrays=_keys_start_with_the_queries),
+    Deviation("pages_as_they_lie", "Pages read in memory order, not in that of the block table.", "paged",
               arrays=_pages_as_they_lie),
-    Deviation("positions_of_the_longest_sequence", "Queries of every sequence rotated as the last of the longest one.",
-              "paged", arrays=_positions_of_the_longest),
-    Deviation("last_page_lost", "A last page that is not full not read.", "paged",
+    Deviation("positions_of_the_longest_sequence", "Queries rotated by the positions of the longest sequence.", "paged",
+              arrays=_positions_of_the_longest),
+    Deviation("last_page_lost", "The last page of each sequence not read, unless it is full.", "paged",
               arrays=_round_lengths(lambda n, p: n // p * p)),
-    Deviation("last_page_whole", "The last page of each sequence read to its end.", "paged",
+    Deviation("last_page_whole", "The last page of each sequence read to its end, beyond the length.", "paged",
               arrays=_round_lengths(lambda n, p: -(-n // p) * p)),
 )  # fmt: skip
 
 TRIANGLE_DEVIATIONS: tuple[Deviation, ...] = (
-    Deviation("triangle_one_key_later", "s ≤ t + S − T + 1.", "mask off by one", problem=_shift_triangle(1)),
-    Deviation("triangle_one_key_earlier", "s < t + S − T.", "mask off by one", problem=_shift_triangle(-1)),
+    Deviation(
+        "triangle_one_key_later", "One key too many: s ≤ t + S − T + 1.", "mask off by one", problem=_shift_triangle(1)
+    ),
+    Deviation(
+        "triangle_one_key_earlier", "One key too few: s < t + S − T.", "mask off by one", problem=_shift_triangle(-1)
+    ),
 )
 """The same as two mistakes of layers, but also for more queries than keys."""
 
@@ -267,10 +271,11 @@ def _noise_first(spec: Spec, inputs: Inputs) -> Inputs | None:
 
 
 GROUP_DEVIATIONS: tuple[Deviation, ...] = (
-    Deviation.of_attention("all_signals_first", "The first h heads of the attention taken for the signals and the rest "
-                           "for the noises, where each group has its noise beside it.", "ratio", _signals_first),
-    Deviation.of_attention("heads_and_tokens_exchanged", "(B, T, H, e) of the attention taken for (B, H, T, e) where T "
-                           "is H, as by code that tells the two apart by their sizes.", "concat", _exchange_heads_and_tokens),
-    Deviation("noise_before_its_signals", "The first head of each group taken for its noise, where it is the last.",
+    Deviation.of_attention("all_signals_first", "The first h heads of the attention taken as signals and the rest as "
+                           "noises, where each group has its noise behind its signals.", "ratio", _signals_first),
+    Deviation.of_attention("heads_and_tokens_exchanged", "(B, T, H, e) of the attention read as (B, H, T, e) where T "
+                           "is H, as by code that tells the axes apart by their sizes.", "concat",
+                           _exchange_heads_and_tokens),
+    Deviation("noise_before_its_signals", "The first head of each group taken as its noise, where it is the last.",
               "ratio", arrays=_noise_first),
 )  # fmt: skip

@@ -103,11 +103,11 @@ def bfloat16_bits(x: Numpy) -> Numpy:
 RARE_DEVIATIONS: tuple[Deviation, ...] = (
     Deviation.of_attention(
         "one_maximum_for_both_maps",
-        "One running maximum for both maps: lower scores underflow, and a map that loses all of them is 0 / 0.",
+        "One running maximum for both maps: low scores underflow, and a map in which all do is 0 / 0.",
         "maximum", _share_maximum,
     ),
     Deviation(
-        "bfloat16_bits_read_as_integers", "The 16 bits of each number of q, k and v taken for a whole number.", "bits",
+        "bfloat16_bits_read_as_integers", "The bits of q, k and v in bfloat16 read as integers.", "bits",
         arrays=_read_bits,
     ),
     *(

@@ -113,7 +113,7 @@ def query_head_mistake(number: int, shared: int, *, alone: bool) -> Mistake:
     Args:
         number: the query head, 0 to shared − 1, among those that share a key head.
     """
-    which = f"query head {number} (of 0 to {shared - 1}) of those that share a key head"
+    which = f"query head {number} (of 0 to {shared - 1} that share a key head)"
     if alone:
         name, what = "gradient_of_one_query_head_of_a_group", f"of {which} alone, in place of their sum"
     else:
@@ -196,39 +196,37 @@ def _lost_factors() -> Iterator[Mistake]:
 
 
 GENERAL_BACKWARD_MISTAKES: tuple[Mistake, ...] = (
-    Mistake("gradient_without_the_causal_mask", "The gradient of attention that sees the future.", LAYER, "backward",
+    Mistake("gradient_without_the_causal_mask", "The gradient of attention without the causal mask.", LAYER, "backward",
             lambda call: call(causal=False), "B23"),
     Mistake("gradient_without_the_mask",
-            "The gradient of attention that sees padding, or what another mask hides; but not the future.", LAYER,
+            "The gradient of attention without the padding mask or another given one; the causal mask is kept.", LAYER,
             "backward", lambda call: call(mask=None), "B23", ""),
     Mistake("saved_sums_used_without_a_mask",
-            "Aᵢ = exp(Sᵢ − LSEᵢ) recomputed for every key, of which those that are hidden are not set to 0.", LAYER,
-            "backward", _saved_sums_used_without_a_mask, "B23", ""),
+            "Aᵢ = exp(Sᵢ − LSEᵢ) recomputed for every key, and not set to 0 for hidden keys.", LAYER, "backward",
+            _saved_sums_used_without_a_mask, "B23", ""),
     Mistake("gradient_not_scaled", "∂L/∂Q = ∂L/∂S K and ∂L/∂K = ∂L/∂Sᵀ Q, not divided by √d.", LAYER, "backward",
             _gradient_not_scaled),
     Mistake("log2_e_left_in_the_gradient_of_queries",
-            "∂L/∂Q = log₂ e ∂L/∂S K / √d: from the keys that make 2^z of e^z, and not divided by their factor again.",
+            "∂L/∂Q = log₂ e ∂L/∂S K / √d: computed from keys scaled by log₂ e, which 2^z needs, and not divided by it.",
             LAYER, "backward", _log2_e_left_in_the_gradient_of_queries),
-    Mistake("row_sums_left_out", "∂L/∂S = A ⊙ ∂L/∂A, from which A ⊙ rowsum(∂L/∂A ⊙ A) is not taken away.", LAYER,
+    Mistake("row_sums_left_out", "∂L/∂S = A ⊙ ∂L/∂A, from which A ⊙ rowsum(∂L/∂A ⊙ A) is not subtracted.", LAYER,
             "backward", lambda call: _add_row_sums(call(), call, lambda d1, d2: (d1, -call.lambda_ * d2))),
     Mistake("gradient_of_one_query_head_of_a_group",
-            "∂L/∂K and ∂L/∂V of the last query head alone of those that share a key head, in place of their sum.",
+            "∂L/∂K and ∂L/∂V of the last query head that shares a key head alone, in place of the sum over all.",
             LAYER, "backward", lambda call: _sum_selected_heads(lambda number, of: number == of - 1, call)),
-    Mistake("root_held_constant", "∂L/∂x = r (g ⊙ w) with r = 1/√(mean(x²) + ε) taken for a constant: r x̂ mean(g ⊙ w "
-            "⊙ x̂) is not taken away.", "rms_norm_vjp", "backward", _root_held_constant),
+    Mistake("root_held_constant", "∂L/∂x = r (g ⊙ w) with r = 1/√(mean(x²) + ε) taken as a constant: r x̂ mean(g ⊙ w ⊙ "
+            "x̂) is not subtracted.", "rms_norm_vjp", "backward", _root_held_constant),
     Mistake("activation_for_its_slope",
             "∂L/∂x = g f(x) in place of g f′(x): of a gate σ(x), not multiplied by 1 − σ(x).", "activation_vjp",
             "backward", lambda call: (call.g * activation(call.x, call.name),)),
     Mistake("gradient_turned_forward_again",
-            "∂L/∂x = R g in place of Rᵀ g: turned by the angle of the forward, and not by its opposite.", "rope_vjp",
+            "∂L/∂x = R g in place of Rᵀ g: rotated by the angle of the forward pass, not by its opposite.", "rope_vjp",
             "backward", lambda call: call(sin=-call.sin)),
-    Mistake("gradient_not_turned_back",
-            "∂L/∂x = g in place of Rᵀ g: the gradients of queries and keys as they are after RoPE.", "rope_vjp",
-            "backward", lambda call: (call.g, *call()[1:])),
+    Mistake("gradient_not_turned_back", "∂L/∂x = g in place of Rᵀ g: the gradients of queries and keys after RoPE.",
+            "rope_vjp", "backward", lambda call: (call.g, *call()[1:])),
 )  # fmt: skip
 TWO_MAP_BACKWARD_MISTAKES: tuple[Mistake, ...] = (
-    Mistake("gradients_of_the_maps_exchanged",
-            "∂L/∂Q₁ and ∂L/∂K₁ written where ∂L/∂Q₂ and ∂L/∂K₂ belong, and the other way about.", LAYER, "backward",
+    Mistake("gradients_of_the_maps_exchanged", "∂L/∂Q₁ and ∂L/∂K₁ exchanged with ∂L/∂Q₂ and ∂L/∂K₂.", LAYER, "backward",
             _gradients_of_the_maps_exchanged),
     Mistake("second_map_held_constant", "∂L/∂Q₂ = ∂L/∂K₂ = 0: A₂ detached.", LAYER, "backward",
             _second_map_held_constant),
@@ -241,7 +239,7 @@ TWO_MAP_BACKWARD_MISTAKES: tuple[Mistake, ...] = (
     Mistake("row_sums_of_the_difference", "∂L/∂S₁ = A₁ ⊙ (G − D) and ∂L/∂S₂ = −λ A₂ ⊙ (G − D) with one D = rowsum(g ⊙ "
             "O), O = (A₁ − λ A₂) V, for both.", LAYER, "backward", _row_sums_of_the_difference),
     Mistake("second_exponential_without_its_sign",
-            "∂L/∂λ_q2 = g e₂ λ_k2 and ∂L/∂λ_k2 = g e₂ λ_q2 in place of −g e₂ …: both pairs alike.", "diff_lambda_vjp",
+            "∂L/∂λ_q2 = g e₂ λ_k2 and ∂L/∂λ_k2 = g e₂ λ_q2, each without its minus sign.", "diff_lambda_vjp",
             "backward", _second_exponential_without_its_sign),
     *_lost_factors(),
 )  # fmt: skip

@@ -253,7 +253,7 @@ def test_the_query_head_that_is_taken_alone_or_left_out_is_named(heads: tuple[in
     alone = len(heads) == 1
     (number,) = heads if alone else set(range(shared)) - set(heads)
     assert found.name == f"gradient_{'of' if alone else 'without'}_one_query_head_of_a_group", str(found)
-    which = f"query head {number} (of 0 to {shared - 1}) of those that share a key head"
+    which = f"query head {number} (of 0 to {shared - 1} that share a key head)"
     assert which in found.candidates[0].deviations[0].what
 
 
