@@ -40,12 +40,10 @@ class Problem:
 class Deviation:
     """A named way to deviate from a spec: exactly one of `fields`, `arrays`, `problem` and `mistake`.
 
-    what: a sentence that describes it.
     axis: the choice that it concerns. Two deviations of one axis are not combined.
     row, link: its row in `mistakes.ROWS`, and a place where it happened.
-    fields: returns the changed fields of a spec; None if the spec has no such deviation.
-    arrays: returns the inputs as they are misread, or None.
-    problem: returns another spec and other inputs, or None.
+    fields, arrays, problem: return the fields of the spec that change, the inputs as they are misread, or a new spec
+        with its inputs; None if the problem cannot have this deviation.
     mistake: a wrong layer.
     aliases: the names of other deviations that compute the same function.
     """

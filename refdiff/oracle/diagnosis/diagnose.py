@@ -49,7 +49,7 @@ from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE, PASS
 
 BITS_NOTE = "the output is right, but its bits are read as integers: .view(ml_dtypes.bfloat16) reads them as numbers"
-UNWRITTEN_NOTE = "an output that nothing was written to looks the same"
+UNWRITTEN_NOTE = "an output that was never written looks the same"
 MAX_FIELDS = 2
 """The most fields of the spec that are changed to search all deviations from the changed spec."""
 COARSER_RECIPES = {"float32": ("tf32", "float16", "bfloat16"), "float16": ("bfloat16",), "bfloat16": ()}
@@ -169,8 +169,8 @@ def _check_lse(spec: Spec, budgets: Sequence[Budget], outs: Sequence[Any]) -> tu
     wrong = [name for name in names if any(tensors[name].status == FAIL for tensors in verdicts)]
     if not wrong:
         are = "are" if len(names) > 1 else "is"
-        behind = "values" if spec.is_plain else "values, λ, the difference and the norm"
-        return (f"{' and '.join(names)} {are} right: look behind the softmax, at {behind}",)
+        later = "values" if spec.is_plain else "values, λ, the difference and the norm"
+        return (f"{' and '.join(names)} {are} right: look at what comes after the softmax: {later}",)
     if len(wrong) == len(names):
         return ()
     right, number = ("lse2", "first") if wrong == ["lse1"] else ("lse1", "second")
@@ -260,9 +260,8 @@ def diagnose_output(
         if said is not None:
             return Ranking(NONE_FITS, notes=(said, *notes), where=where)
     if NEARLY_RIGHT not in notes:
-        where += _join_places(
-            [find_lost_keys(spec, t) if wrong else () for t, wrong in zip(targets, fails, strict=True)]
-        )
+        lost = [find_lost_keys(spec, t) if wrong else () for t, wrong in zip(targets, fails, strict=True)]
+        where += _join_places(lost)
     shown, told = _pick_shown(spec, parts, closest, pairs)
     return Ranking(NONE_FITS, shown, fitted, notes=(told, *notes), where=where)
 
@@ -272,7 +271,7 @@ def _pick_shown(
 ) -> tuple[tuple[Candidate, ...], str]:
     """Return the candidates to show although none fits, and a note on how close they come.
 
-    Most pairs that do not fit are wrong. Only the one of their deviations that explains most alone is shown.
+    Most pairs that do not fit are wrong names. In their place, the one of their deviations that explains most is shown.
     """
     shown = tuple(c for c in closest if c.explains >= THRESHOLDS.explained)
     if not any(len(c.deviations) > 1 for c in shown):
@@ -282,7 +281,8 @@ def _pick_shown(
     first = max(whole, key=lambda c: c.explains, default=None)
     if first is None or first.explains < THRESHOLDS.explained:
         return (), "it may be several mistakes: no single name explains most of the squared difference"
-    return (first,), f"several: first mend {first.name}, which alone explains {percent(first.explains)}, then ask again"
+    note = f"several mistakes: fix {first.name} first, which explains {percent(first.explains)}, then diagnose again"
+    return (first,), note
 
 
 def _is_bit_pattern(target: Target, own_budget: Budget) -> bool:

@@ -91,10 +91,7 @@ def _format_matching_layer(spec: Spec, lambdas: Numpy) -> str:
 
 
 def _per_input_trials(spec: Spec, each: dict[bytes, Numpy], own: list[Numpy]) -> list[Trial]:
-    """Return a trial for one λ per input, described as an offset or factor of the spec's λ if it is one.
-
-    Returns [] if the spec's λ differs by token.
-    """
+    """Return a trial for one λ per input, in words relative to the spec's; [] if the spec's λ differs by token."""
     h = spec.heads
     if any(x.size not in (1, h) for x in own):
         return []

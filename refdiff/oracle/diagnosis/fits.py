@@ -53,19 +53,15 @@ MAX_WINDOW = 256
 def fit_parameters(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tuple[Fit, ...]:
     """Return the fitted numbers with which the output passes, the layer of λ_init first.
 
-    Fitted are, in this order:
+    1. the layer of λ_init, or else a factor of the output and λ
+    2. the window, the offset of the queries' positions, tiles of padding and of the window, the order of the heads
+    3. the scale of the scores, ε of the norm, the base of RoPE; if nothing passes yet, a limit of the scores
 
-    1. the layer of λ_init; a factor of the output; λ, alone and with the scale of the output
-    2. the window; the offset of the queries' positions; the tiles of padding and of the window; the order of the heads
-    3. the scale of the scores; ε of the norm; the base of RoPE
-    4. if none of these passes, a limit of the scores, smooth or sharp
-
-    If the output passes with no number, the one that explains nearly all of its error is returned, if any. Numbers are
+    If the output passes with none, the one that explains nearly all of its error is returned, if any. Numbers are
     fitted to parts of large targets and then judged on the whole.
 
     Args:
-        local: whether the output is wrong in one place only. The layer and lists 3 and 4, which change all rows, are
-            then skipped.
+        local: whether the output is wrong in one place only. Layers and list 3 change all rows and are skipped then.
     """
     parts = Parts.of(spec, targets)
     layers = [] if local else fit_layer(spec, parts)
@@ -154,16 +150,15 @@ def _fit_scalar(spec: Spec, parts: Parts, number: Field) -> list[Fit]:
     field, _, grid, words = number
     now = spec.head_dim**-0.5 if field == "scale" and spec.scale is None else getattr(spec, field)
     has = "none" if now is None else f"{now:.4g}"
-    return _fit_on_grid(
-        parts, lambda x: _field_trial(spec, field, x, f"{words} {x:.4g}, where the spec has {has}"), grid
-    )
+    text = f"{words} {{:.4g}}, where the spec has {has}"
+    return _fit_on_grid(parts, lambda x: _field_trial(spec, field, x, text.format(x)), grid)
 
 
 def _fit_clamp(spec: Spec, parts: Parts) -> list[Fit]:
     """Fit the c of scores clipped to [−c, c], which no field of the spec describes."""
 
     def trial(limit: float) -> Trial:
-        text = f"scores are cut off at ±{limit:.4g}, where the spec has no such limit"
+        text = f"scores are clipped at ±{limit:.4g}, where the spec has no such limit"
         wrong = Mistake("scores_cut_off", text, "diff_attention", "clamp", partial(_clamped_attention, limit))
         return Trial("score_limit", limit, text, lambda inputs: Problem(spec, inputs, (wrong,)))
 
@@ -215,10 +210,7 @@ def minimize(f: Callable[[float], float], grid: Numpy) -> tuple[float, float]:
 
 
 def _window_trials(spec: Spec, parts: Parts) -> list[Trial]:
-    """Return a trial for each window length. For large inputs, none if the last queries are correct.
-
-    They see the most keys, so that a wrong window changes them first.
-    """
+    """Return a trial for each window length; none for large inputs whose last queries, with most keys, are correct."""
     if parts.is_split and not any(exceeds_limit(row_ratios(t, t.actual)[:, :, -MIN_QUERIES:]) for t in parts.all_keys):
         return []
     keys = max(t.inputs["k"].shape[2] if "k" in t.inputs else 0 for t in parts.all_keys)
@@ -252,7 +244,7 @@ def _padding_trials(spec: Spec, targets: tuple[Target, ...]) -> list[Trial]:
         sizes.setdefault(tuple(tail_padding(spec, t.inputs, n) for t in targets), []).append(n)
     words = {padding: " or ".join(map(str, some)) for padding, some in sizes.items() if any(padding)}
     return [
-        Trial("tile", sizes[padding], f"keys are padded with zeros to a multiple of {multiple}, and seen",
+        Trial("tile", sizes[padding], f"keys are padded with zeros to a multiple of {multiple}, and not masked",
               partial(pad_tail, spec, tile=sizes[padding][0]))
         for padding, multiple in words.items()
     ]  # fmt: skip
@@ -292,7 +284,7 @@ def fit_head_order(targets: tuple[Target, ...]) -> list[Fit]:
         worst, share = max(worst, quick_residual(moved, moved.expected)), min(share, explained_share(t, moved.expected))
     if worst >= THRESHOLDS.better_ratio and share < THRESHOLDS.nearly_explained:
         return []
-    text = f"the heads are right and stand in another order: head i is head {tuple(order)}[i] of the truth"
+    text = f"the heads are right but in another order: head i is head {tuple(order)}[i] of the truth"
     return [Fit("heads", order, text, worst, worst < THRESHOLDS.better_ratio, share)]
 
 

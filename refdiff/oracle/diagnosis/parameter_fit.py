@@ -42,8 +42,8 @@ class Trial:
 def evaluate(trial: Trial, stages: Sequence[tuple[Target, ...]], *, large: bool = False) -> list[Fit]:
     """Judge a trial on each stage in turn: parts of the targets first, then the whole.
 
-    Returns one fit, or [] if a stage fails and the trial explains less than `Thresholds.nearly_explained` there.
-    Also returns [] if the kernel's output is that of the spec: the number is then the spec's own.
+    Returns [] if a stage fails and the trial explains less than `Thresholds.nearly_explained` there, or if the kernel's
+    output is correct: the number is then the spec's own.
 
     Args:
         large: skip the judgement, which takes long, where the quick residual is above `Thresholds.near`.

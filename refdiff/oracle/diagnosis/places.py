@@ -100,10 +100,7 @@ class Rows:
 
     @property
     def nonzero(self) -> Numpy:
-        """The rows in which zeros would fail.
-
-        In the others any factor passes, as in dq of a query with one key. They cannot bound a place.
-        """
+        """The rows in which zeros would fail. In others, as in dq of a query with one key, any factor passes."""
         size = root_mean_square(np.where(np.isfinite(self.budget.expected), self.budget.expected, 0.0))
         found: Numpy = size > LIMITS.row * self.budget.rows
         return found
@@ -144,13 +141,11 @@ class Rows:
 class Place:
     """Some rows, or columns of them.
 
-    text: the rows in words; "" if they are all.
+    text, rows: the rows in words, "" if they are all, and as a mask.
     shaped: whether they are a few boxes.
     part: if they are one box, its indices and all indices, for each axis that it does not cover.
-    rows: the rows as a mask.
-    pieces: the boxes without gaps that they consist of, if these are few.
+    pieces, count: the boxes without gaps that they consist of, if these are few, and their number.
     columns: the columns, if not all.
-    count: the number of pieces.
     """
 
     text: str

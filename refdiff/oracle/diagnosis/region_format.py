@@ -44,10 +44,7 @@ def _other_axes(x: Numpy, n: int) -> tuple[int, ...]:
 
 
 def _split_along_axes(mask: Numpy, counted: Numpy) -> list[Box]:
-    """Group the indices of the first axis that have equal masks, then split the rest of each group recursively.
-
-    Returns more than `MAX_PLACES` empty boxes if there are too many.
-    """
+    """Group indices of the first axis with equal masks, and split each group recursively; empty boxes if too many."""
     if mask.ndim == 1:
         return [(np.flatnonzero(mask),)]
     groups: list[list[int]] = []
@@ -69,10 +66,7 @@ def _split_along_axes(mask: Numpy, counted: Numpy) -> list[Box]:
 
 
 def counted_indices(box: Box, counted: Numpy, n: int) -> Numpy:
-    """Return the indices of axis n that are counted for some element of the box's other axes.
-
-    Not all are: sequences may have different lengths.
-    """
+    """Return the indices of axis n that are counted within the box's other axes: lengths of sequences may differ."""
     at = tuple(np.arange(counted.shape[m]) if m == n else some for m, some in enumerate(box))
     return np.flatnonzero(counted[np.ix_(*at)].any(axis=_other_axes(counted, n)))
 

@@ -44,13 +44,12 @@ MAX_SHOWN = 3
 MAX_PAIR_COST = 8_000_000
 """The most multiplications of targets whose pairs are tried on the whole, if no part of them suffices."""
 
-
 NEARLY_RIGHT = (
-    "it is off by a little more than right kernels of this recipe are, and towards no deviation: "
-    "does the recipe say all that the kernel rounds?"
+    "the error is slightly larger than that of right kernels of this recipe, and points to no deviation: "
+    "does the recipe name everything that the kernel rounds?"
 )
 
-NO_PAIRS = "pairs were not tried: no deviation is wrong, or NaN, in just these places"
+NO_PAIRS = "pairs were not tried: no single deviation is wrong, or NaN, in exactly these places"
 NO_LARGE_PAIRS = "pairs were not tried: the inputs are large, and the error is NaN or in one place"
 
 MIN_ROW_BUDGET = 1e-150
@@ -216,10 +215,7 @@ def _judge_candidate(spec: Spec, parts: Parts, candidate: Candidate, evidence: E
 
 
 def merge_equivalent(spec: Spec, fitting: list[Candidate], evidence: Evidence, kind: str) -> list[Candidate]:
-    """Merge candidates that compute the same function; the names of the others go to `also`.
-
-    An example is the exchange of k₁ and k₂, and that of q₁ and q₂.
-    """
+    """Merge candidates that compute the same function, such as k₁ and k₂ exchanged, or q₁ and q₂, into one."""
     if len(fitting) < 2:
         return fitting
     spec = shrink_spec(spec)

@@ -57,10 +57,8 @@ HOPELESS_RATIO = 3 * WRONG_LIMITS.row
 
 @dataclass(frozen=True)
 class Target:
-    """An output or gradient to explain.
+    """An output or gradient to explain, and the truth.
 
-    inputs: the float64 inputs.
-    actual, expected: the output and the truth.
     rows: the error that correct kernels have in each row, E_r.
     is_correct: whether this is a correct part of a wrong case. An explanation must leave it as it is.
     allowed: the budget of a whole case; None for parts and gradients.
@@ -197,9 +195,8 @@ def remaining_share(target: Target, wrong: Numpy | None) -> float:
 class Judgement:
     """The result of judging an output against a kernel with certain deviations.
 
-    wrong: the exact output of that kernel.
+    wrong, runs: the output of that kernel, exact and rounded in several orders.
     rows: the error that such kernels have in each row.
-    runs: the rounded outputs of that kernel in several orders.
     worst_row: the largest error of a row over its budget.
     truth_fits: whether the truth would pass too.
     """

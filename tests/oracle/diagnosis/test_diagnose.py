@@ -158,7 +158,7 @@ def test_what_is_wrong_beside_a_right_output_is_said() -> None:
     ("wrong", "said"),
     [
         ("lse2", "lse2 is wrong and lse1 is right: look at the scores and the mask of the second map"),
-        ("", "lse1 and lse2 are right: look behind the softmax, at values, λ, the difference and the norm"),
+        ("", "lse1 and lse2 are right: look at what comes after the softmax: values, λ, the difference and the norm"),
     ],
 )
 def test_log_sum_exps_tell_on_which_side_of_the_softmax_it_is(wrong: str, said: str) -> None:

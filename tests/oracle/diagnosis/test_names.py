@@ -169,7 +169,7 @@ def test_padded_keys_that_are_seen_say_the_tile(dtype: str) -> None:
     wrong = rounded(spec, {**inputs, **more}, dtype)["out"]
     found = diagnose(wrong, spec, inputs, recipe=dtype, max_deviations=1)
     assert [f.parameter for f in found.fits if f.fits][:1] == ["tile"], str(found)
-    assert found.fits[0].text.startswith("keys are padded with zeros to a multiple of 16 or 32, and seen")
+    assert found.fits[0].text.startswith("keys are padded with zeros to a multiple of 16 or 32, and not masked")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -195,7 +195,7 @@ def test_the_rest_is_looked_for_with_another_field() -> None:
     assert said.startswith("with norm='none' it is "), str(found)
     assert set(said.partition(" it is ")[2].split(" + ")) == set(three[1:]), str(found)
     assert not found.candidates, "nothing contradicts the answer"
-    assert not any("first mend" in note or "the closest" in note for note in found.notes)
+    assert not any("several mistakes: fix" in note or "the closest" in note for note in found.notes)
 
 
 def test_the_rest_may_be_a_number() -> None:
