@@ -46,7 +46,7 @@ def evaluate(trial: Trial, stages: Sequence[tuple[Target, ...]], *, large: bool 
     output is correct: the number is then the spec's own.
 
     Args:
-        large: skip the judgement, which takes long, where the quick residual is above `Thresholds.near`.
+        large: skip the judgement, which takes long, where the quick residual is above `Thresholds.quick_residual`.
     """
     worst, share, passed = 0.0, 1.0, True
     for targets in stages:

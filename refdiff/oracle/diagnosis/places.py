@@ -210,9 +210,8 @@ def _row_errors(actual: Numpy, b: RowBudget) -> tuple[Numpy, Numpy, Numpy]:
     """Return the rows that fail on their own, and the error over the budget of each row and of each number."""
     error = np.abs(errors(actual, b))
     ratio = safe_ratio(root_mean_square(error), b.rows)
-    numbers = safe_ratio(
-        error, element_allowance(b, b.rows, np.abs(np.where(np.isfinite(b.expected), b.expected, 0.0)))
-    )
+    y = np.abs(np.where(np.isfinite(b.expected), b.expected, 0.0))
+    numbers = safe_ratio(error, element_allowance(b, b.rows, y))
     return (ratio > LIMITS.row) | np.any(numbers > LIMITS.element, axis=-1), ratio, numbers
 
 

@@ -24,8 +24,7 @@ MAX_LISTED = 4
 def find_boxes(mask: Numpy, counted: Numpy) -> list[Box]:
     """Split `mask` into at most `MAX_PLACES` boxes; return [] if it takes more.
 
-    Elements outside `counted` may be in a box or not. One box covers the whole mask if `Thresholds.filled` of it is
-    marked.
+    Only `counted` elements matter. One box is enough if `Thresholds.filled_share` of it is marked.
 
     Shapes:
         mask and counted: the same, boolean, any number of axes
@@ -143,7 +142,7 @@ def find_period(found: Numpy, of: Numpy) -> tuple[int, int, int] | None:
     """Return (m, low, high) with the smallest m such that `found` are the i in `of` with low ≤ i mod m ≤ high.
 
     None if there is no such m. The pattern must occur three times, or twice if m is a power of two and at least
-    `Thresholds.block`: any two indices are periodic for some m.
+    `Thresholds.min_block`: any two indices are periodic for some m.
     """
     if len(found) < 2:
         return None

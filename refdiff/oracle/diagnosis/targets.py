@@ -248,8 +248,8 @@ def _judge_runs(wrong: Numpy, runs: tuple[Numpy, ...], target: Target) -> Judgem
     values = {s.name: s.value for s in verdict.statistics}
     residual = max(values["bulk"], _tensor_ratio(verdict.statistics) if target.fails_as_tensor else 0.0)
     fits = verdict.status != "fail"
-    is_of_truth = fits and target.expected.shape == wrong.shape
-    truth_fits = is_of_truth and judge_rows("out", target.expected, allowed).status != "fail"
+    same_shape = fits and target.expected.shape == wrong.shape
+    truth_fits = same_shape and judge_rows("out", target.expected, allowed).status != "fail"
     return Judgement(fits, residual, wrong, allowed.rows, runs, values["row"], truth_fits)
 
 
@@ -309,8 +309,8 @@ def worst_part(spec: Spec, target: Target, typical: Target, *, all_keys: bool = 
 
     It also has the rows before it or, if they need later keys, the rows after it.
     """
-    wrong = _row_ratios(target)
-    if spec.causal == "top_left" or not exceeds_limit(wrong) or exceeds_limit(_row_ratios(typical)):
+    wrong = _actual_ratios(target)
+    if spec.causal == "top_left" or not exceeds_limit(wrong) or exceeds_limit(_actual_ratios(typical)):
         return None
     T, S = target.inputs["q"].shape[2], target.inputs["k"].shape[2]
     sequence, _, t = (int(i) for i in np.unravel_index(int(np.argmax(wrong)), wrong.shape))
@@ -319,7 +319,7 @@ def worst_part(spec: Spec, target: Target, typical: Target, *, all_keys: bool = 
     return _sub_case(target, sequence, slice(max(0, t - MIN_QUERIES + 1), t + 1), S - T + t + 1)
 
 
-def _row_ratios(target: Target) -> Numpy:
+def _actual_ratios(target: Target) -> Numpy:
     """Return the error of each row over its budget: ∞ where NaN and ∞ differ from the truth's."""
     other = np.any(np.isfinite(target.actual) != np.isfinite(target.expected), axis=-1)
     return np.where(other, np.inf, row_ratios(target, target.actual))
@@ -327,14 +327,14 @@ def _row_ratios(target: Target) -> Numpy:
 
 def _split_target(spec: Spec, target: Target, *, all_keys: bool = False) -> list[Target]:
     """Split a large target into its typical part, its worst part, or both; [] for a small one."""
-    usual = typical_part(spec, target, all_keys=all_keys)
-    other = None if usual is None else worst_part(spec, target, usual, all_keys=all_keys)
-    if usual is None:
+    typical = typical_part(spec, target, all_keys=all_keys)
+    if typical is None:
         return []
-    right = replace(usual, is_correct=other is not None or not exceeds_limit(_row_ratios(target)))
-    if other is None:
-        return [right]
-    return [other] if all_keys else [right, other]
+    worst = worst_part(spec, target, typical, all_keys=all_keys)
+    typical = replace(typical, is_correct=worst is not None or not exceeds_limit(_actual_ratios(target)))
+    if worst is None:
+        return [typical]
+    return [worst] if all_keys else [typical, worst]
 
 
 def _sub_case(target: Target, sequence: int, rows: slice, keys: int) -> Target:
