@@ -1,1 +1,1 @@
-"""What a correct kernel may be off by: row by row from an ensemble of valid orders, and a hard bound above that."""
+"""What a correct kernel's errors may be: by row from an ensemble of valid orders, with a hard bound above it."""

@@ -1,4 +1,4 @@
-"""What a kernel of a recipe may be off by, row by row, on these inputs; and the verdict on one that is given."""
+"""The error budget of a recipe on given inputs, row by row, and the verdict on a kernel's outputs."""
 
 from __future__ import annotations
 
@@ -62,17 +62,19 @@ ROW_AXES = {
     "dv_pages": "page V slot",
 }
 QUERY_TENSORS = ("out", "dq", "dgate_logits", "dx", "dlambda_logits", "lse", "lse1", "lse2", "lambda_full")
-"""What has a row for each query: of padding they may be anything where the spec says so."""
+"""Tensors with a row for each query; rows of padded queries are not judged if the spec says so."""
 LAYER_ROW_AXES = {"out": "b t", "dx": "b t", "dx_past": "b t"}
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The truth of a case and what a kernel of the recipe may differ from it by.
+    """The truth of a case, and how far the outputs of a kernel of this recipe may differ from it.
 
-    tensors: for the output, and gradients of tensors, by rows. sums: (truth, allowed) for gradients that are sums of
-    many terms. Names of gradients are d and the input's name: dq, dlambda_q1, dnorm_weight. sample: the queries
-    that were run in all orders, where these are not all.
+    A gradient is named d and the input's name: dq, dlambda_q1, dnorm_weight.
+
+    tensors: the budgets of the output and of gradients that are judged by rows.
+    sums: (truth, allowed error) of gradients that are sums of many terms.
+    sample: the queries that were run in all orders; None if all were.
     """
 
     spec: Spec
@@ -93,17 +95,17 @@ class Budget:
 
     @property
     def rows(self) -> dict[str, Numpy]:
-        """E_r of each tensor that is judged by rows: its shape without the last axis."""
+        """E_r of each tensor that is judged by rows, with the tensor's shape less the last axis."""
         return {name: b.rows for name, b in self.tensors.items()}
 
     @property
     def bounds(self) -> dict[str, Numpy]:
-        """B_r of each tensor that is judged by rows; ∞ where none is known."""
+        """The hard bound B_r of each tensor that is judged by rows; ∞ where none is known."""
         return {name: b.bounds for name, b in self.tensors.items()}
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What can be judged."""
+        """The names of the outputs and gradients that can be judged."""
         lambda_ = () if self.spec.is_plain else ("lambda_full",)
         return (*self.tensors, *self.spec.lse_names, *lambda_, *self.sums)
 
@@ -111,8 +113,8 @@ class Budget:
         """Judge an output, or a mapping from names to arrays.
 
         Raises:
-            ValueError: nothing to judge, an unknown name, a gradient without `dout`, another shape.
-            TypeError: something is no array, or a tuple or list of arrays in place of a mapping.
+            ValueError: there is nothing to judge, a name is unknown, a shape is wrong, or a gradient lacks `dout`.
+            TypeError: something is not an array, or a tuple or list of arrays is given in place of a mapping.
         """
         given = dict(actual) if isinstance(actual, Mapping) else {"out": actual}
         if not given:
@@ -136,7 +138,7 @@ class Budget:
             return judge_rows(name, actual, by_rows, limits)
         if name not in self.spec.lse_names:
             return judge_sums(name, actual, expected, allowed)
-        if given.dtype.name in NARROW:  # as jax gives them; others have float32 here, whatever they store
+        if given.dtype.name in NARROW:  # JAX stores log-sum-exps in 16 bits, other libraries in float32
             unit = FORMATS[given.dtype.name].u
             allowed = allowed + 2 * unit * np.where(np.isfinite(expected), np.abs(expected), 0.0)
         return judge_lse(
@@ -148,7 +150,7 @@ class Budget:
         )
 
     def padded(self, name: str) -> Numpy | None:
-        """Which rows of a tensor are of queries that are padding and may be anything, broadcastable to it; or None."""
+        """Return which rows of a tensor belong to padded queries and are not judged, broadcastable to it; or None."""
         found = padded_queries(self.spec, self.inputs) if name in QUERY_TENSORS else None
         if found is None or (name == "lambda_full" and self.spec.lambda_form != "sigmoid"):
             return None
@@ -157,7 +159,7 @@ class Budget:
         return found[..., None] if is_layer(self.inputs) or name == "dlambda_logits" else found[:, None, :, None]
 
     def absolute(self, name: str) -> tuple[Numpy, Numpy]:
-        """The truth of λ, a log-sum-exp or a sum, and what each of its numbers may be off by."""
+        """Return the truth of λ, a log-sum-exp or a sum, and the allowed error of each of its numbers."""
         if name in self.sums:
             return self.sums[name]
         return self._lambda() if name == "lambda_full" else self._lse(name)
@@ -172,8 +174,8 @@ class Budget:
     def _score_errors(self) -> tuple[Numpy, Numpy]:
         if self.sample is None:
             return score_errors(self.spec, self.inputs, self.recipe, self.members)
-        some, part = select_queries(self.spec, self.inputs, self.sample.queries)
-        first, second = score_errors(some, part, self.recipe, self.members)
+        spec, inputs = select_queries(self.spec, self.inputs, self.sample.queries)
+        first, second = score_errors(spec, inputs, self.recipe, self.members)
         return self.sample.extend(first), self.sample.extend(second)
 
     def _lse(self, name: str) -> tuple[Numpy, Numpy]:
@@ -189,22 +191,22 @@ class Budget:
 def budget(
     spec: Spec | str, inputs: Mapping[str, Any], recipe: Recipe | str, *, members: int = 6, dout: Any = None
 ) -> Budget:
-    """Evaluate a recipe in several valid orders, and take from it what a correct kernel may be off by.
+    """Evaluate a recipe in several valid orders and derive the error budget of a correct kernel.
 
     Equation:
-        E_r = max over members of rms(member − truth) in row r, at least 0.29 u rms(truth); in a gradient more by the
-        standard deviation over members. For a sum of terms 3 u ‖terms‖₂ + 2 ulp, or 3 times a member's largest error;
-        for the gradients of λ's logits and vectors more by `sigmoid_error` and `exponential_error`
+        E_r = max over orders of rms(order − truth) in row r, at least 0.29 u rms(truth). Rows of gradients also get the
+        standard deviation over orders. A sum of terms may differ by 3 u ‖terms‖₂ + 2 ulp, or by 3 times the largest
+        error of an order; the gradients of λ's logits and vectors also by `sigmoid_error` and `exponential_error`
 
     Args:
         spec: as in `truth`.
-        inputs: as `refdiff.oracle.inputs` has them; q, k and v are rounded to the storage type first.
-        members: how many orders, 2 to 8.
+        inputs: as in `refdiff.oracle.inputs`; q, k and v are rounded to the storage type first.
+        members: the number of orders beside the random ones, 2 to 8.
         dout: the gradient of the output; with it gradients can be judged too.
 
     Raises:
-        ValueError: inputs that do not fit `spec`, a number of members that there is not.
-        TypeError: `spec` is no Spec or name, `inputs` no mapping, or something in it no array.
+        ValueError: the inputs do not fit `spec`, or `members` is not 2 to 8.
+        TypeError: `spec` is neither a Spec nor a name, `inputs` is not a mapping, or an input is not an array.
     """
     spec = resolve_spec(spec, inputs)
     recipe = Recipe.of(recipe)
@@ -245,7 +247,7 @@ def budget(
 
 
 def _raise_lucky_rows(found: RowBudget, spec: Spec, inputs: Inputs, recipe: Recipe) -> RowBudget:
-    """Raise E_r of an output where it is small by luck (`least_row_error`)."""
+    """Raise E_r of an output where it is small by chance, to `least_row_error`."""
     recorder = RowSizeRecorder()
     truth(spec, inputs, want=("out",), ops=recorder.ops())
     least = least_row_error(spec, inputs, recipe, recorder.sizes(), found.expected, found.rows)
@@ -253,43 +255,43 @@ def _raise_lucky_rows(found: RowBudget, spec: Spec, inputs: Inputs, recipe: Reci
 
 
 def _sampled_budget(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) -> Budget | None:
-    """The budget of a large output, from all orders of some queries (`row_sample`); None where it takes all of them."""
+    """Return the budget of a large output from a sample of queries (`row_sample`); None if all queries are needed."""
     recorder = RowSizeRecorder()
     y = np.asarray(truth(spec, inputs, want=("out",), ops=recorder.ops()).out)
     sizes = recorder.sizes()
     with np.errstate(over="ignore", invalid="ignore"):
         estimate = sizes.row_error(spec, inputs, recipe, y)
-        rows = sampled_queries(spec, inputs, recipe, sizes, estimate, y)
-    if len(rows) == y.shape[2]:
+        queries = sampled_queries(spec, inputs, recipe, sizes, estimate, y)
+    if len(queries) == y.shape[2]:
         return None
-    some, part = select_queries(spec, inputs, rows)
-    runs = [run["out"] for run in run_members(some, part, recipe, members, None)]
-    hard, divisor = bounds(some, part, recipe), _norm_weight(spec, inputs)
-    of_rows = _row_budget("out", y[:, :, rows], runs, hard, recipe, ROW_AXES["out"], divisor)
-    of_rows = _raise_lucky_rows(of_rows, some, part, recipe)
-    known = scale_estimates(estimate, rows, of_rows.rows, ~of_rows.doubtful)
+    small_spec, small_inputs = select_queries(spec, inputs, queries)
+    runs = [run["out"] for run in run_members(small_spec, small_inputs, recipe, members, None)]
+    hard, divisor = bounds(small_spec, small_inputs, recipe), _norm_weight(spec, inputs)
+    sampled = _row_budget("out", y[:, :, queries], runs, hard, recipe, ROW_AXES["out"], divisor)
+    sampled = _raise_lucky_rows(sampled, small_spec, small_inputs, recipe)
+    known = scale_estimates(estimate, queries, sampled.rows, ~sampled.doubtful)
     if known is None:
         return None
     floor, _ = _floor(y, recipe)
     found = replace(
-        of_rows,
+        sampled,
         expected=y,
         rows=np.maximum(known, floor),
-        bounds=_fill_sampled(of_rows.bounds, rows, np.full(known.shape, np.inf)),
-        doubtful=_fill_sampled(of_rows.doubtful, rows, np.zeros(known.shape, dtype=np.bool_)),
-        factor=of_rows.factor and of_rows.factor.at(rows, y.shape[2]),
-        sampled=rows,
+        bounds=_fill_sampled(sampled.bounds, queries, np.full(known.shape, np.inf)),
+        doubtful=_fill_sampled(sampled.doubtful, queries, np.zeros(known.shape, dtype=np.bool_)),
+        factor=sampled.factor and sampled.factor.at(queries, y.shape[2]),
+        sampled=queries,
     )
-    return Budget(spec, inputs, recipe, members, {"out": found}, sample=RowSample(rows, sizes.reach))
+    return Budget(spec, inputs, recipe, members, {"out": found}, sample=RowSample(queries, sizes.reach))
 
 
-def _fill_sampled(some: Numpy, queries: Numpy, others: Numpy) -> Numpy:
-    others[..., queries] = some
+def _fill_sampled(sampled: Numpy, queries: Numpy, others: Numpy) -> Numpy:
+    others[..., queries] = sampled
     return others
 
 
 def _norm_weight(spec: Spec, inputs: Inputs) -> Numpy | float | None:
-    """What a norm that makes the rows of the output multiplies them by; None where there is none, or by zeros."""
+    """Return the weight of the norm that makes the rows of the output; None if there is no norm, or it has zeros."""
     if is_layer(inputs) or not has_plain_norm(spec) or spec.gate != "none":
         return None
     weight = inputs.get("norm_weight", 1.0)
@@ -309,17 +311,17 @@ def _row_budget(
     errors, largest_slope, doubtful = errors_of_runs(y, runs)
     rows = np.maximum(floor, np.max(errors, axis=0))
     if name != "out":
-        # one number, ⟨dout, out⟩, moves a whole row of a gradient: members scatter, and may all be near by luck; the
-        # more where sums are kept in 16 bits (a held-out order of bfloat16 was at 4.03 of 4 with one deviation)
+        # the error of one number, ⟨dout, out⟩, affects a whole row of a gradient. Orders scatter and may all be near
+        # the truth by chance, more so with sums in 16 bits: with one deviation, a held-out bfloat16 order had 4.03 E_r
         deviations = 1 if recipe.accumulate == "float32" else 2
         rows = np.maximum(rows, np.max(errors, axis=0) + deviations * np.std(errors, axis=0))
-    # a row of next to nothing may be lost whole, with the weights that a processor takes for zero
+    # a processor that flushes small weights to zero may lose all of a tiny row
     hard = np.full(rows.shape, np.inf) if hard is None else np.maximum(hard, floor)
     if np.any((rows > hard) & ~doubtful):
         at = tuple(int(i) for i in np.argwhere((rows > hard) & ~doubtful)[0])
         raise ArithmeticError(
-            f"a valid order is off by {rows[at]:.3g} in row {at} of {name}, beyond the hard bound {hard[at]:.3g}: "
-            "this is a mistake of refdiff; please report it with the inputs"
+            f"a valid order has an error of {rows[at]:.3g} in row {at} of {name}, beyond the hard bound "
+            f"{hard[at]:.3g}: this is a bug of refdiff; please report it with the inputs"
         )
     relative = "row" if name == "out" else "tensor"
     factor = common_factor(y, runs, ~doubtful, recipe.storage, divisor, lost_below, rounding_groups(len(runs)))
@@ -327,18 +329,22 @@ def _row_budget(
 
 
 def _floor(y: Numpy, recipe: Recipe) -> tuple[Numpy, float]:
-    """The least E_r of each row, and what of a number may be lost."""
+    """Return the least E_r of each row, and the size below which a number may become 0."""
     finite = np.isfinite(y)
     size = root_mean_square(np.where(finite, y, 0.0))
-    # what is below the type's range may be lost, and so may the weights that a processor which flushes takes for zero,
-    # one for each row, with all that the largest rows are multiplied by
+    # numbers below the type's range may become 0; so may weights on a processor that flushes, one for each row, times
+    # the size of the largest row
     flushed = SMALLEST_NORMAL * max(1.0, size.size * float(np.max(size, initial=0.0)))
     lost_below = max(FORMATS[recipe.storage].tiny, flushed)
     return row_floor(size, recipe) + np.where(np.any(finite & (y != 0), axis=-1), lost_below, 0.0), lost_below
 
 
 def _sum_allowance(y: Numpy, runs: list[Numpy], norm: Numpy, count: int, recipe: Recipe) -> Numpy:
-    """What a sum may be off by; with `count` terms that kernels add in any order, and members in one."""
+    """Return the allowed error of a sum with this norm of its terms.
+
+    Args:
+        count: the number of terms if kernels may add them in any order, though all orders of the ensemble use one.
+    """
     off = np.max([np.where(np.isfinite(run), np.abs(run - y), np.inf) for run in runs], axis=0)
     of_order = THRESHOLDS.sum_order * sum_error(count, recipe.accumulate) if count else 0.0
     by_terms = (THRESHOLDS.sum_terms * recipe.u + of_order) * norm + 2 * ulp(y, recipe.storage)

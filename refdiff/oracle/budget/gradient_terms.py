@@ -1,4 +1,4 @@
-"""The terms of gradients that are sums, of which follows what their rounding may amount to."""
+"""The terms of gradients that are sums; their norms give the size of the rounding errors."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ Numpy = np.ndarray[Any, Any]
 
 
 class TermRecorder:
-    """The layers, with an ear for the terms of sums: Σ g ⊙ A₂ V for λ, Σ g ⊙ x̂ for the weight, and those of sinks.
+    """Records the terms of sums in the backward pass: Σ g ⊙ A₂ V for λ, Σ g ⊙ x̂ for the norm's weight, and the sinks'.
 
-    token_sums: by name, ‖terms‖² of each sum over tokens that is not within a layer, and how many terms it has.
+    sink_squares, lambda_squares, weight_squares: ‖terms‖² of sinks, of λ (of each sequence and token) and of weights.
+    token_sums: by name, ‖terms‖² of each sum over tokens outside the layers, and its number of terms.
     """
 
     def __init__(self, spec: Spec) -> None:
@@ -44,7 +45,7 @@ class TermRecorder:
         self.token_sums: dict[str, tuple[Numpy, int]] = {}
 
     def ops(self) -> Ops:
-        """The layers to compute with."""
+        """Return the layers that record their terms."""
         total = self._record(sum_over_tokens, self._note_sum)
         return Ops(**vars(overlay(ops_for(), self._wrap)), sum_over_tokens=total)
 
@@ -84,12 +85,12 @@ class TermRecorder:
 
 
 def _sink_squares(g: Numpy, s: AttentionOperands) -> Numpy:
-    """Return ‖terms‖² of what each row gives to the gradients of sinks: (2, B, h, T), of both maps.
+    """Return ‖terms‖² of each row's part of the gradients of sinks, for both maps: (2, B, h, T).
 
     Equation:
-        −p δ with the sink's weight p, and δ = Σ_j p_j a_j, which may cancel; a_j = ⟨∂L/∂o, v_j⟩. Where the sink is the
-        largest score, automatic differentiation through z − max z adds −Σ_j p_j (a_j − δ), which is 0, and in a kernel
-        the rounding of its terms
+        a row adds −p δ, with the sink's weight p, δ = Σ_j p_j a_j, which may cancel, and a_j = ⟨∂L/∂o, v_j⟩. If the
+        sink is the largest score, automatic differentiation through z − max z also adds −Σ_j p_j (a_j − δ). That is 0
+        exactly, but its terms are rounded
     """
     found = []
     values = np.repeat(s.v, g.shape[1] // s.v.shape[1], axis=1).swapaxes(2, 3)
@@ -104,7 +105,7 @@ def _sink_squares(g: Numpy, s: AttentionOperands) -> Numpy:
 
 
 def term_norms(spec: Spec, core: Inputs, recorder: TermRecorder, grads: dict[str, Numpy]) -> dict[str, Numpy]:
-    """‖terms‖₂ of each gradient that is a sum, under the names of the inputs.
+    """Return ‖terms‖₂ of each gradient that is a sum, by the names of the inputs.
 
     Shapes:
         each broadcastable to its gradient
@@ -124,12 +125,17 @@ def term_norms(spec: Spec, core: Inputs, recorder: TermRecorder, grads: dict[str
         found["norm_weight"] = np.sqrt(np.sum(recorder.weight_squares, axis=0))
     found |= {name: np.sqrt(squares) for name, (squares, _) in recorder.token_sums.items()}
     for name in set(QK_WEIGHTS) & set(grads):
-        found[name] = np.asarray(math.sqrt(float(np.mean(grads[name] ** 2))))  # of terms of either sign as much
+        # not recorded: terms of random sign have about the norm of their sum
+        found[name] = np.asarray(math.sqrt(float(np.mean(grads[name] ** 2))))
     return found
 
 
 def _lambda_norms(spec: Spec, core: Inputs, by_token: Numpy, ndim: int) -> dict[str, Numpy]:
-    """Those of λ, from those of each token's, and of what λ is made of."""
+    """Return the norms for λ, from those of each token, and for the inputs that λ is computed from.
+
+    Args:
+        ndim: the number of axes of the gradient of λ.
+    """
     of_lambda = {
         3: by_token,
         1: np.sqrt(np.sum(by_token**2, axis=(0, 2))),
@@ -156,12 +162,12 @@ def _sigmoid(logits: Numpy) -> Numpy:
 
 
 def sigmoid_error(logits: Numpy, dlambda: Numpy, recipe: Recipe) -> Numpy:
-    """Bound the error of the gradient of λ's logits that comes from the λ which the forward pass stored.
+    """Bound the error of the gradient of λ's logits that comes from rounding λ in the forward pass.
 
     Equation:
-        ∂L/∂z = g λ (1 − λ); if λ is off by δ, that is off by g (1 − 2λ) δ. |δ| is at most λ times the unit roundoff of
-        the type that stores it, and 2⁻²³ for the sum 1 + exp(−z) and the quotient in float32. Near λ = 1 this exceeds
-        any rounding of the gradient itself: torch and JAX compute 1 − λ from the stored λ.
+        ∂L/∂z = g λ (1 − λ); an error δ of λ changes it by g (1 − 2λ) δ. |δ| is at most λ times the unit roundoff of the
+        type that stores λ, plus 2⁻²³ λ for the sum 1 + exp(−z) and the quotient in float32. Near λ = 1 this exceeds the
+        rounding of the gradient itself: torch and JAX compute 1 − λ from the stored λ.
 
     Shapes:
         logits (B, T, h), dlambda (B, h, T) -> (B, T, h)
@@ -175,7 +181,7 @@ def exponential_error(q: Numpy, k: Numpy, gradient: Numpy) -> Numpy:
     """Bound the error of the gradient of λ's vectors that comes from the sum in their exponential.
 
     Equation:
-        ∂L/∂q = g exp(⟨q, k⟩) k; if ⟨q, k⟩ is off by δ, that is off by |∂L/∂q| δ, with δ that of a sum in float32
+        ∂L/∂q = g exp(⟨q, k⟩) k; an error δ of ⟨q, k⟩ changes it by |∂L/∂q| δ, with δ the error of a float32 sum
 
     Shapes:
         q, k, gradient (d,) or (h, d)

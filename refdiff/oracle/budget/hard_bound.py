@@ -1,10 +1,11 @@
-"""The hard bound: what no order of the recipe's roundings can exceed, from the sizes of what is added up.
+"""The hard bound: an a-priori bound on the error of a row that no order of a recipe's roundings can exceed.
 
-Each step takes the errors of what goes in, and adds its own; γ_n = (1 + u)ⁿ − 1 for a sum of n products in the type of
-the accumulator, at most Higham's n u / (1 − n u) (2002, section 3.1) and finite for 16 bits too. What is stored is off
-by u of its type, three times where operations are stored one by one.
-It is far above what happens: a result beyond it is wrong whatever kernels were seen to do, and a budget beyond it would
-be a mistake of this package.
+Each step propagates the errors of its inputs and adds its own. A sum of n products adds γ_n = (1 + u)ⁿ − 1 of the
+accumulator's type. That is at most Higham's n u / (1 − n u) (2002, section 3.1), and finite for 16 bits too. A stored
+result adds u of its type, three times where eager operations store their results.
+
+The bound is far above the errors of real kernels. A result beyond it is wrong whatever the ensemble says, and an E_r
+beyond it would be a bug of this package.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ U32 = FORMATS["float32"].u
 
 
 def gamma(n: int, name: str = "float32") -> float:
-    """γ_n of a type."""
+    """Return γ_n = (1 + u)ⁿ − 1 of a type."""
     return math.expm1(min(n * math.log1p(FORMATS[name].u), 700.0))
 
 
 def bounds(spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
-    """Bound the error of each row of the output of core inputs, as a root mean square.
+    """Bound the root mean square error of each row of the output of core inputs.
 
     Shapes:
         (B, h, T)
@@ -54,7 +55,7 @@ def bounds(spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
     for part in sequences(core):
         if not part.is_empty:
             found[part.index] = _dense_bounds(spec, part.inputs, recipe)
-        elif not spec.norm_bias:  # which else is all that such a row is
+        elif not spec.norm_bias:  # a row without keys is 0, or the bias of the norm
             found[part.index] = 0.0
     return found
 
@@ -88,13 +89,13 @@ def _dense_bounds(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
 def _tiled_map_error(
     spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe, number: int
 ) -> tuple[Numpy, ...]:
-    """`_map_error` from tile to tile of queries."""
+    """Return `_map_error` of all queries, computed in tiles."""
     parts = [_map_error(spec, inputs, tile, recipe, number) for tile in operand_tiles(s)]
     return tuple(np.concatenate(x, axis=2) for x in zip(*parts, strict=True))
 
 
 def score_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe, number: int) -> tuple[Numpy, Numpy]:
-    """The scores of a map, −∞ where hidden, and how far each of them may be off."""
+    """Return the scores of a map, −∞ for masked keys, and a bound on the error of each."""
     q, k = (s.q1, s.k1) if number == 1 else (s.q2, s.k2)
     d = q.shape[-1]
     z = scores(s, number)
@@ -111,13 +112,16 @@ def score_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe
     seen = np.abs(np.where(s.visible, z, 0.0))
     form = FORMATS[recipe.qk]
     error = error + 4 * form.u * (seen + error) + 2 * form.tiny + d * sums.tiny
-    # a score that leaves the type's range before it is scaled may be anything
+    # a score that overflows before it is scaled has no bound
     unscaled = size * math.sqrt(d) * max(1.0, 1.0 / query_factor(spec))
     return z, np.where(unscaled > min(form.top, sums.top), math.inf, error)
 
 
 def _norm_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> float:
-    """Of a normed query or key, in parts of its length; a mean that is taken away leaves its roundings."""
+    """Bound the error of a normalized query or key, as a share of its length.
+
+    LayerNorm subtracts the mean, which may leave little more than rounding errors.
+    """
     d = spec.head_dim
     unit = gamma(d + 8) + 6 * FORMATS[recipe.norm].u + 3 * FORMATS[recipe.rope or recipe.storage].u
     if spec.qk_norm == "rms":
@@ -129,7 +133,7 @@ def _norm_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> float:
 
 
 def _raw_score_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> float:
-    """How far any score may be off before its softcap, which has no slope above 1; at most the whole range after it."""
+    """Bound the error of any capped score: the slope of the cap is at most 1, and its range is 2c."""
     q, k = prepare_qk(spec, inputs, ops_for())
     longest = [float(np.sqrt(np.max(np.sum(x**2, axis=-1), initial=0.0))) for x in (q * query_factor(spec), k)]
     d = spec.head_dim
@@ -144,7 +148,7 @@ def _raw_score_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> float:
 
 
 def _angle_error(inputs: Inputs) -> float:
-    """Of the largest position's angle in float32, with a frequency that is off by a few units itself."""
+    """Bound the error of a float32 RoPE angle at the largest position, including that of its frequency."""
     T, S = inputs["q"].shape[2], inputs["k"].shape[2]
     given = [inputs[name] for name in ("q_positions", "k_positions") if name in inputs]
     largest = max([T, S, *(int(np.max(np.abs(p), initial=0)) for p in given)])
@@ -152,7 +156,7 @@ def _angle_error(inputs: Inputs) -> float:
 
 
 def _map_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe, number: int) -> tuple[Numpy, Numpy]:
-    """One map's output, and how far each number of it may be off."""
+    """Return the output of one map, and a bound on the error of each number."""
     z, dz = score_error(spec, inputs, s, recipe, number)
     S = z.shape[-1]
     top = np.max(z, axis=-1, keepdims=True)
@@ -160,11 +164,11 @@ def _map_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe,
     raw = np.where(s.visible, np.exp(z - top), 0.0)
     total = np.sum(raw, axis=-1, keepdims=True)
     p = raw / np.where(total == 0, 1.0, total)
-    hidden = np.where(s.visible, dz, 0.0)
+    off = np.where(s.visible, dz, 0.0)
     far = np.where(s.visible, np.abs(z - top) + np.abs(z) + np.abs(top), 0.0)
     of_exp = 4 * U32 * far + 4 * U32 + (2.0**-21 if recipe.exp == "ex2approx" else 0.0)
     with np.errstate(over="ignore"):
-        ratio = np.expm1(hidden + np.max(hidden, axis=-1, keepdims=True) + of_exp + np.max(of_exp, -1, keepdims=True))
+        ratio = np.expm1(off + np.max(off, axis=-1, keepdims=True) + of_exp + np.max(of_exp, -1, keepdims=True))
     form, tf32 = FORMATS[recipe.p or recipe.storage], 2 * FORMATS["tf32"].u if recipe.matmul == "tf32" else 0.0
     ratio = ratio + 3 * form.u + gamma(3 * S + 8, recipe.accumulate) + tf32
     with np.errstate(invalid="ignore"):
@@ -179,7 +183,7 @@ def _map_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe,
 
 
 def lambda_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
-    """How far λ may be off: rounded at every step, with products of vectors rounded too."""
+    """Bound the error of λ, rounded at every step, the products of its vectors included."""
     ops = ops_for()
     exact = compute_lambda(spec, inputs, ops)
     u = FORMATS[recipe.lam or recipe.storage].u
@@ -195,7 +199,7 @@ def lambda_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
 
 
 def _normalize(spec: Spec, inputs: Inputs, recipe: Recipe, x: Numpy, error: Numpy) -> tuple[Numpy, Numpy]:
-    """Norm rows, and say how far each number of the result may be off."""
+    """Apply the norm to x, and return the result with a bound on the error of each number."""
     if spec.norm == "none":
         return x, error
     (rows, back), off = split_norm_rows(spec, x), split_norm_rows(spec, error)[0]
@@ -211,10 +215,10 @@ def _normalize(spec: Spec, inputs: Inputs, recipe: Recipe, x: Numpy, error: Nump
     with np.errstate(divide="ignore", invalid="ignore"):
         y = np.where(root > 0, rows / np.where(root > 0, root, 1.0), 0.0)
         dy = np.where(least > 0, (off + np.abs(y) * shift) / np.where(least > 0, least, 1.0), np.inf)
-    # where the sum of squares leaves the type's range, a row becomes 0
+    # where the sum of squares overflows, a row becomes 0
     lost = 2 * np.sum(rows**2, axis=-1, keepdims=True) > min(FORMATS[recipe.norm].top, FORMATS["float32"].top)
     dy = np.where(lost, np.inf, dy)
-    # a normed row is no longer than √n
+    # the length of a normalized row is at most √n
     dy = np.minimum(dy, np.abs(y) + math.sqrt(n)) + (6 * u_n + gamma(n + 8) + 3 * u_o) * (
         np.abs(y) + np.minimum(dy, math.sqrt(n))
     )

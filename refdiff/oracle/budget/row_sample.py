@@ -1,24 +1,23 @@
-"""Large outputs: some queries are run in all orders, and E_r of the others is bounded by what their errors grow with.
+"""Budgets of large outputs: a sample of queries is run in all orders, and E_r of the other rows is estimated.
 
-To first order, a row of one map is off by what its weights are off by, each times the distance of its value from the
-others, Σ_s p_s² (1 − p_s)² ‖v_s − v̄‖² σ_s², and by the rounding of the map's output. σ_s is the relative error of a
-weight: its own rounding, and that of its score, which grows as ‖q‖ ‖k_s‖. Both maps and λ add up, and the norm makes
-the sum larger where the maps cancel (`RowSizes.row_error`). This says how rows compare, not how large their errors are.
-That the sampled rows say: with c the largest E_r over its estimate of any sampled row of any head, E_r of every other
-row is c times its estimate.
+To first order, the error of a row of one map has two parts. The errors of the weights give a variance of
+Σ_s p_s² (1 − p_s)² ‖v_s − v̄‖² σ_s², where σ_s is the relative error of a weight: its own rounding error, and that of
+its score, which grows as ‖q‖ ‖k_s‖. The other part is the rounding of the map's output. The errors of both maps and of
+λ add up, and the norm magnifies the sum where the maps cancel (`RowSizes.row_error`).
 
-The rule is kept, because
+These estimates are right up to a common factor c: the largest ratio of E_r to its estimate over all sampled rows of all
+heads. Every other row gets E_r = c times its estimate. The acceptance rule stays valid:
 
-1. a sampled row has the E_r of all orders, as if all rows were run, and no less than `least_row_error`;
-2. any other has at least as much as the worst sampled row of its estimate, so that a correct kernel is no nearer to the
-   limit there; it may have up to c over the usual ratio more, which is 1.2 to 3.4 for values that differ; beyond 8
-   (`Thresholds.sample_scatter`) all rows are run. A wrong row is wrong by more than that, or by little everywhere:
-   then the sampled rows show it, whose bulk is judged by itself;
-3. where the first order does not hold, nothing is estimated: queries whose scores are off by a tenth or more, or come
-   near the end of the type's range, are all in the sample, and where they are more than half, all rows are run.
+1. A sampled row has the E_r of all orders, as if all rows were run, and at least `least_row_error`.
+2. Every other row has at least the ratio of the worst sampled row, so correct kernels are no nearer to the limit. E_r
+   may be too large by c over the median ratio, which is 1.2 to 3.4 for values that differ. If that exceeds 8
+   (`Thresholds.sample_scatter`), all rows are run. The error of a wrong row is larger still. A small error everywhere
+   shows in the sampled rows, which the bulk statistic judges alone.
+3. Queries for which the first order does not hold are all in the sample: those with score errors of a tenth or more,
+   or scores near the end of the type's range. If they are more than half, all rows are run.
 
-Sampled are further the first and the last queries, which see few keys and most keys; from every head the one whose
-estimate is the largest part of its truth; and others at random, one of each stretch.
+The sample also has the first queries, which see few keys; the last, which see most; random others, spread evenly; and
+for each head the query with the largest estimate relative to the truth, or for the `WORST_QUERIES` worst heads.
 """
 
 from __future__ import annotations
@@ -43,16 +42,19 @@ from refdiff.oracle.truth.forward import Tile, tile_attention
 
 Numpy = np.ndarray[Any, Any]
 ROUNDINGS = 2.0
-"""How many roundings of one size meet in a number: of q and of k, of a map and of its difference."""
+"""How many rounding errors of one size add up in a number: those of q and k, or of a map and of the difference."""
 
 
 @dataclass(frozen=True)
 class RowSizes:
-    """The sums over keys of some queries.
+    """Sums over keys for each row, from which its error is estimated.
 
-    weights, scores: (2, B, h, T), the norm of a map's error where each weight is off by a part of 1, or by ‖q‖ ‖k_s‖.
-    outputs: (2, B, h, T), the norm of a map's output. heads: (B, h, T), that of their difference. lambdas: (B, h, T),
-    |λ|. reach: (B, h, T), the largest ‖q‖ ‖k_s‖ of both maps. values: (B, h, T), the largest |v|.
+    weights, scores: (2, B, h, T), the norm of a map's error for relative errors σ_s = 1 and σ_s = ‖q‖ ‖k_s‖ of weights.
+    outputs: (2, B, h, T), the norm of a map's output.
+    heads: (B, h, T), the norm of the maps' difference.
+    lambdas: (B, h, T), |λ|.
+    reach: (B, h, T), the largest ‖q‖ ‖k_s‖ of both maps.
+    values: (B, h, T), the largest |v|.
     """
 
     weights: Numpy
@@ -64,15 +66,16 @@ class RowSizes:
     values: Numpy
 
     def score_error(self, spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
-        """Estimate how far the scores of a row are off, (B, h, T)."""
+        """Estimate the error of the scores of each row, (B, h, T)."""
         return _score_unit(spec, core, recipe) * self.reach
 
     def row_error(self, spec: Spec, core: Inputs, recipe: Recipe, expected: Numpy) -> Numpy:
-        """Estimate how far the rows of the output are off, to first order and up to a factor: (B, h, T).
+        """Estimate the error of each row of the output, to first order and up to a common factor: (B, h, T).
 
         Equation:
-            variances add up: Var = Σ_maps λ² (u_p² weights² + u_z² scores² + 2 u_o² outputs²) + σ_λ² outputs₂², which
-            the norm makes ‖y‖² / ‖o₁ − λ o₂‖² times as large; and the rounding of what the norm and the output store
+            Var = Σ_maps λ² (u_p² weights² + u_z² scores² + 2 u_o² outputs²) + σ_λ² outputs₂², with λ = 1 for the first
+            map. The norm multiplies it by ‖y‖² / ‖o₁ − λ o₂‖²; the rounding of the norm's result and of the output is
+            added
         """
         u = {site: FORMATS[getattr(recipe, site)].u for site in ("p", "o", "storage", "accumulate")}
         u32 = FORMATS["float32"].u
@@ -87,7 +90,7 @@ class RowSizes:
         return np.asarray(np.sqrt(before * grown + (of_outputs + u["storage"] ** 2 / 4) * size**2))
 
     def _lambda_error(self, spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
-        """Estimate how far λ is off: rounded itself, and so are its exponentials, and the dot products they are of."""
+        """Estimate the error of λ, from its own rounding and those of its exponentials and dot products."""
         u = RMS_ROUNDING * FORMATS[recipe.lam or recipe.storage].u
         squares = (u * self.lambdas) ** 2
         if spec.lambda_form == "exp":
@@ -104,12 +107,9 @@ def _tf32(recipe: Recipe) -> float:
 
 
 def _score_unit(spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
-    """How far a score is usually off, of ‖q‖ ‖k‖: d products of which each is ‖q‖ ‖k‖ / d, divided by √d.
+    """Return the typical error of a score as a share of ‖q‖ ‖k‖, (1 or B, 1, T): d products of ‖q‖ ‖k‖ / d, over √d.
 
-    Angles in float32 are off by their position times u, but for the low frequencies, which are most of them.
-
-    Shapes:
-        (1 or B, 1, T)
+    The error of a float32 angle is its position times u, except for low frequencies, which are most of them.
     """
     u32, T, S = FORMATS["float32"].u, core["q"].shape[2], core["k"].shape[2]
     position = np.abs(core.get("q_positions", np.arange(S - T, S)[None]))[:, None]
@@ -123,17 +123,17 @@ def _score_unit(spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
 
 
 class RowSizeRecorder:
-    """The layers in tiles of queries, with an ear for the attention maps."""
+    """Records the `RowSizes` of all queries while the layers compute in tiles."""
 
     def __init__(self) -> None:
         self._tiles: list[RowSizes] = []
 
     def ops(self) -> Ops:
-        """The layers to compute the truth with."""
+        """Return the layers that record."""
         return tile_attention(ops_for(), self._record)
 
     def sizes(self) -> RowSizes:
-        """What was noted, of all queries."""
+        """Return the recorded sizes of all queries."""
         names = RowSizes.__dataclass_fields__
         return RowSizes(**{name: np.concatenate([getattr(t, name) for t in self._tiles], axis=-1) for name in names})
 
@@ -188,13 +188,13 @@ FIRST_QUERIES, LAST_QUERIES, WORST_QUERIES = 8, 4, 16
 
 @dataclass(frozen=True)
 class RowSample:
-    """Which queries were run in all orders, (R,); and the largest ‖q‖ ‖k_s‖ of each row, (B, h, T)."""
+    """The queries that were run in all orders, (R,), and the largest ‖q‖ ‖k_s‖ of each row, (B, h, T)."""
 
     queries: Numpy
     reach: Numpy
 
     def extend(self, errors: Numpy) -> Numpy:
-        """Bound the errors of scores of every row by those of the sampled ones, as `reach` has it.
+        """Extend the score errors of the sampled queries to all, in proportion to `reach`.
 
         Shapes:
             (B, h, R) -> (B, h, T)
@@ -205,13 +205,13 @@ class RowSample:
 
 
 def is_dense(spec: Spec, inputs: Inputs) -> bool:
-    """Whether errors of rows can be estimated: of a core that has keys, as many for all sequences."""
-    others = is_layer(inputs) or "k_pages" in inputs or "cu_seqlens_q" in inputs
-    return not others and spec.padded_queries == "computed" and bool(inputs["q"].size and inputs["k"].size)
+    """Whether row errors can be estimated: for dense core inputs with queries and keys, all of them judged."""
+    is_other = is_layer(inputs) or "k_pages" in inputs or "cu_seqlens_q" in inputs
+    return not is_other and spec.padded_queries == "computed" and bool(inputs["q"].size and inputs["k"].size)
 
 
 def is_large(spec: Spec, inputs: Inputs) -> bool:
-    """Whether a sample of queries is worth it: a dense core with many scores, of more queries than a sample has."""
+    """Whether a sample of queries saves time: for a dense core with many scores and many more queries than a sample."""
     if not is_dense(spec, inputs):
         return False
     B, _, T, _ = inputs["q"].shape
@@ -222,18 +222,18 @@ def is_large(spec: Spec, inputs: Inputs) -> bool:
 def sampled_queries(
     spec: Spec, core: Inputs, recipe: Recipe, sizes: RowSizes, estimate: Numpy, expected: Numpy
 ) -> Numpy:
-    """Return which queries are run in all orders, in ascending order; all of them where an estimate would not hold.
+    """Return the queries to run in all orders, ascending; all queries if the first order fails for more than half.
 
     Shapes:
         estimate (B, h, T), expected (B, h, T, e) -> (R,)
     """
     T = estimate.shape[-1]
-    alone = np.any(~_first_order(spec, core, recipe, sizes, expected), axis=(0, 1))
-    if 2 * np.sum(alone) > T:
+    nonlinear = np.any(~_first_order(spec, core, recipe, sizes, expected), axis=(0, 1))
+    if 2 * np.sum(nonlinear) > T:
         return np.arange(T)
     share = safe_ratio(estimate, root_mean_square(expected)).reshape(-1, T)
-    chosen = {*np.flatnonzero(alone), *range(FIRST_QUERIES), *range(T - LAST_QUERIES, T)}
-    worst = np.argmax(np.where(alone, 0.0, share), axis=-1)
+    chosen = {*np.flatnonzero(nonlinear), *range(FIRST_QUERIES), *range(T - LAST_QUERIES, T)}
+    worst = np.argmax(np.where(nonlinear, 0.0, share), axis=-1)
     order = np.argsort(-share[np.arange(len(worst)), worst], kind="stable")
     chosen |= {*list(dict.fromkeys(worst[order].tolist()))[:WORST_QUERIES]}
     left = THRESHOLDS.sample_queries - FIRST_QUERIES - LAST_QUERIES - WORST_QUERIES
@@ -243,7 +243,7 @@ def sampled_queries(
 
 
 def _first_order(spec: Spec, core: Inputs, recipe: Recipe, sizes: RowSizes, expected: Numpy) -> Numpy:
-    """Whether errors add up in a row: scores nearly right, and nothing within a factor of 4 of the type's end."""
+    """Return for which rows the first order holds: small score errors, and nothing within a factor of 4 of overflow."""
     tops = {site: FORMATS[getattr(recipe, site)].top / 4 for site in ("qk", "accumulate", "o", "storage", "norm")}
     with np.errstate(invalid="ignore"):
         small = sizes.score_error(spec, core, recipe) < THRESHOLDS.linear_score_error
@@ -257,9 +257,9 @@ def _first_order(spec: Spec, core: Inputs, recipe: Recipe, sizes: RowSizes, expe
 
 
 def least_row_error(spec: Spec, core: Inputs, recipe: Recipe, sizes: RowSizes, expected: Numpy, rows: Numpy) -> Numpy:
-    """Return what E_r of a row is at least, (B, h, T), by what rows of this tensor usually have of their estimate.
+    """Return a lower limit for E_r of each row, (B, h, T), from the median ratio of E_r to its estimate.
 
-    Where one rounding decides a row, all orders may be lucky in it: they have a part of what the row may be off by.
+    In a row that one rounding decides, all orders may happen to have small errors.
 
     Shapes:
         expected (B, h, T, e), rows, the E_r of all orders, (B, h, T)
@@ -273,7 +273,7 @@ def least_row_error(spec: Spec, core: Inputs, recipe: Recipe, sizes: RowSizes, e
 
 
 def select_queries(spec: Spec, inputs: Inputs, rows: Numpy) -> tuple[Spec, Inputs]:
-    """Return the problem of some queries of a dense core, with all keys: what they see stands in its mask."""
+    """Return spec and inputs for some queries of a dense core with all keys; an explicit mask says what they see."""
     T, S = inputs["q"].shape[2], inputs["k"].shape[2]
     part = {name: x for name, x in inputs.items() if name != "key_mask"}
     part["mask"] = attention_mask(spec, inputs)
@@ -282,7 +282,7 @@ def select_queries(spec: Spec, inputs: Inputs, rows: Numpy) -> tuple[Spec, Input
 
 
 def scale_estimates(estimate: Numpy, rows: Numpy, found: Numpy, counted: Numpy) -> Numpy | None:
-    """Scale estimates by the largest ratio of what the sampled rows have; None where they do not follow it.
+    """Scale estimates by the largest ratio of a sampled row's E_r to its estimate; None if the ratios scatter too much.
 
     Shapes:
         estimate (B, h, T), rows (R,), found and counted (B, h, R) -> (B, h, T), `found` at `rows`

@@ -1,42 +1,42 @@
-"""The rule by which a tensor is accepted: five numbers, each with a limit, and masks that must be the same.
+"""The acceptance rule of a tensor: equal masks of NaN and ±∞, the hard bound, and five statistics with limits.
 
-A row r is the last axis at one place of the others: (b, h, t) of an output. e is the error, y the truth, E_r what
-correct kernels were seen to be off by (root mean square over the row), u the unit roundoff of the storage type.
+A row r is the last axis at one index of the others, such as (b, h, t) of an output. e is the error, y the truth, E_r
+the error of correct kernels (root mean square over the row), u the unit roundoff of the storage type.
 
-    row       max_r  rms(e_r) / E_r                       a key lost in one row stands here, whatever the others do
+    row       max_r  rms(e_r) / E_r                       finds an error in one row, such as a lost key
     bulk      rms_r (rms(e_r) / E_r)                      a small error everywhere
     element   max_i  |e_i| / (6 E_r + 2 u |y_i|)          one wrong number
-    slope     |⟨e, y⟩ / ⟨y, y⟩| over all rows             a scale, which is small in every row and points one way
-    factor    |ĉ| over all rows (`common_factor`)         the same, where some rows are noisy and others are not
+    slope     |⟨e, y⟩ / ⟨y, y⟩| over all rows             a wrong scale, too small an error to show in any single row
+    factor    |ĉ| over all rows (`common_factor`)         the same, if some rows are noisy and others are not
 
-Where correct kernels are off by a quarter of a row, so are the norms and sums that divide it, and errors have longer
-tails: for such a row 5.25 E_r counts as 4.
+A tolerance for the whole tensor, set by its worst row, would accept large errors in all other rows.
 
-A rule with one tolerance for a tensor, set by its worst row, would pass anything in the other rows.
+If E_r is more than a quarter of the row, the norms and sums that divide it are as wrong, and errors have longer tails.
+Such a row may have 5.25 E_r, others 4 E_r.
 
-A factor that all rows of a tensor have in common: too small for any row, and the same in each.
+The statistic `factor` estimates a factor 1 + c that all rows of a result have in common.
 
 Equation:
-    f_r = ⟨a_r − y_r, y_r⟩ / ⟨y_r, y_r⟩ is the factor, less 1, by which row r of a result a is the truth y. Of rows that
-    a norm has made, f_r = (‖a_r‖² / ‖y_r‖² − 1) / 2, divided by the norm's weight first: the norm undoes a change of
-    length, whatever has turned the row before it, and to first order both are the same.
+    f_r = ⟨a_r − y_r, y_r⟩ / ⟨y_r, y_r⟩ is the factor, less 1, of row r of a result a. If a norm made the rows,
+    f_r = (‖a_r‖² / ‖y_r‖² − 1) / 2 is used, with a and y divided by the norm's weight. Both are equal to first order,
+    but errors before the norm do not change the length of its rows.
 
-    A factor 1 + c in every row gives f_r = c + what the kernel's own roundings make, of which the recipe's orders f_m
-    (m = 1 … M) are samples. With the second moments
+    For a kernel with the factor 1 + c, f_r is c plus rounding errors. The recipe's orders f_m (m = 1 … M) are samples
+    of these errors, with the second moments
 
         Σ = diag(k_r s_r²) + (1/M) Σ_m f_m f_mᵀ,  s_r² = mean of f_m,r² + (u / √12n)² + u₃₂²
 
-    the best linear estimate of c is ĉ = ⟨w, f⟩, w = Σ⁻¹1 / ⟨1, Σ⁻¹1⟩, and 1 / ⟨1, Σ⁻¹1⟩ is the variance of it that
-    correct kernels have (Aitken 1935, generalised least squares). Rows that are noisy, such as those in which the maps
-    cancel, count little; and so does an error that the rows share, such as that of λ, in so far as it is no factor.
-    u/√12n is the rounding of n stored numbers, u₃₂ that of one operation in float32. k_r rows have the same numbers as
-    row r, such as those of queries that attend to one and the same key: they are rounded alike, and count as one.
+    The best linear estimate of c is ĉ = ⟨w, f⟩, w = Σ⁻¹1 / ⟨1, Σ⁻¹1⟩, and its variance for correct kernels is
+    1 / ⟨1, Σ⁻¹1⟩ (generalised least squares, Aitken 1935). So noisy rows, for example where the maps cancel, have small
+    weights. Errors that rows share without being a factor, such as that of λ, hardly count either. u / √12n is the
+    rounding error of n stored numbers, u₃₂ that of one float32 operation. k_r rows are equal to row r, for example
+    because their queries attend to the same single key. They have equal rounding errors and count as one.
 
-    So few orders do not show all errors that rows can share: where all tokens are alike, so are the roundings of many
-    rows, and w fits the orders that it has seen better than any other. So each order is also left out in turn, and the
-    spread of ĉ is at least the root mean square of what the others make of it. Orders that round the same numbers are
-    left out together. Where they scale float16 by a number just above 1/5, all of them get what 1/5 would give: x / 5
-    is never near the middle of two numbers.
+    M orders do not show all errors that rows can share. If all tokens are equal, so are the rounding errors of many
+    rows, and w fits these orders better than any other. So each order is also left out in turn, and the spread of ĉ is
+    at least the root mean square of the estimates for the orders left out. Orders that round the same numbers are left
+    out together. For example, all orders that scale float16 by a number just above 1/5 get the results of exactly 1/5,
+    because x / 5 is never near the midpoint of two numbers.
 """
 
 from __future__ import annotations
@@ -58,10 +58,11 @@ Numpy = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class CommonFactor:
-    """How a common factor is estimated, and how far from 1 it comes out of correct kernels.
+    """An estimator of the common factor of all rows of a tensor.
 
-    weights (…): of each row, 0 where it is not counted; they add up to 1. spread: standard deviation of the estimate.
-    divisor: the weight of a norm that gives all rows one length, 1 of one without weight; None of rows without a norm.
+    weights: (…), w of each row, 0 for rows that are not counted. They add up to 1.
+    spread: the standard deviation of ĉ for correct kernels.
+    divisor: the weight of the norm that made the rows, 1 if it has none; None without a norm.
     """
 
     weights: Numpy
@@ -69,20 +70,20 @@ class CommonFactor:
     divisor: Numpy | float | None
 
     def estimate(self, actual: Numpy, expected: Numpy) -> float:
-        """Return ĉ: by what factor, less 1, a result is the truth."""
+        """Return ĉ, the estimated factor of a result, less 1."""
         counted = self.weights != 0
         factors = row_factors(actual[counted], expected[counted], self.divisor)
         return float(np.sum(self.weights[counted] * factors))
 
     def at(self, queries: Numpy, count: int) -> CommonFactor:
-        """Return the same of a tensor with `count` queries, of which these are counted: the last axis of `weights`."""
+        """Return the estimator for a tensor of `count` queries, with these weights at `queries` and 0 elsewhere."""
         weights = np.zeros((*self.weights.shape[:-1], count))
         weights[..., queries] = self.weights
         return replace(self, weights=weights)
 
 
 def row_factors(actual: Numpy, expected: Numpy, divisor: Numpy | float | None) -> Numpy:
-    """The factor, less 1, of each row; 0 where the row is 0 or not a number."""
+    """Return f_r, the factor of each row less 1; 0 for a row of zeros or non-finite numbers."""
     known = np.isfinite(actual) & np.isfinite(expected)
     y = np.where(known, expected, 0.0)
     unit = np.abs(y).max(axis=-1, keepdims=True, initial=0.0)
@@ -108,13 +109,13 @@ def common_factor(
     lost_below: float = 0.0,
     groups: Sequence[int] | None = None,
 ) -> CommonFactor | None:
-    """Weigh the rows by what the recipe's orders are off by; None where no row is counted.
+    """Return the estimator of a common factor, from the outputs of the recipe's orders; None if no row is counted.
 
     Args:
-        counted: (…), the rows of which something can be said; none is that an order misses by more than itself.
-        lost_below: numbers below it may be 0 in all rows at once; that counts as one more order, and rows of less than
-            a thousand times as much do not count.
-        groups: of each run; runs of one group round the same numbers. None = each has its own.
+        counted: (…), the rows that may be counted. Rows with an error larger than themselves in some order are not.
+        lost_below: numbers below it may become 0 in all rows at once, which counts as one more order. Rows whose
+            largest number is less than a thousand times as large are not counted.
+        groups: a label for each run; runs with the same label round the same numbers. None = all differ.
     """
     size = np.max(np.where(np.isfinite(expected), np.abs(expected), 0.0), axis=-1, initial=0.0).ravel()
     lost = lost_below / np.maximum(size, max(lost_below, np.finfo(np.float64).tiny))
@@ -135,7 +136,7 @@ def common_factor(
 
 
 def _rows_alike(y: Numpy, counted: Numpy) -> Numpy:
-    """How many of the counted rows have the numbers of this one, itself among them; 0 of a row that is not counted."""
+    """Return k_r, the number of counted rows equal to each row, itself included; 0 for rows that are not counted."""
     alike = np.zeros(counted.size)
     _, which, count = np.unique(y.reshape(counted.size, -1)[counted], axis=0, return_inverse=True, return_counts=True)
     alike[counted] = count[which.ravel()]
@@ -143,10 +144,10 @@ def _rows_alike(y: Numpy, counted: Numpy) -> Numpy:
 
 
 def _estimator(found: Numpy, alike: Numpy, least: float) -> tuple[Numpy, float]:
-    """w and the variance of ĉ, from the factors of the orders (M, rows)."""
+    """Return w and the variance of ĉ from f_m,r, (M, rows)."""
     counted = alike > 0
     precision = np.where(counted, 1.0 / np.where(counted, alike * (np.mean(found**2, axis=0) + least), 1.0), 0.0)
-    # Woodbury: the inverse of a diagonal and M outer products takes a system of M equations
+    # Woodbury: inverting a diagonal plus M outer products needs only a system of M equations
     inner = len(found) * np.eye(len(found)) + (found * precision) @ found.T
     weights = precision - precision * (np.linalg.solve(inner, found @ precision) @ found)
     total = float(np.sum(weights))
@@ -158,11 +159,16 @@ LIMITS = THRESHOLDS.limits
 
 @dataclass(frozen=True)
 class RowBudget:
-    """What one tensor may be: the truth, E_r and the hard bound B_r by row, the slope of correct kernels.
+    """The budget of one tensor that is judged by rows.
 
-    expected (…, e), rows and bounds (…); axes names those of `rows`, such as "b h t". doubtful: rows in which correct
-    kernels themselves overflow, so that nothing can be said of them. sampled: which queries, the last axis of `rows`,
-    were run in all orders, None for all; others have a bound for E_r (`row_sample`), the bulk is that of the sampled.
+    expected: (…, e), the truth.
+    rows, bounds: (…), E_r and the hard bound B_r.
+    slope: the largest slope of an order.
+    axes: the names of the axes of `rows`, such as "b h t".
+    doubtful: (…), rows in which correct kernels overflow; they are not judged.
+    relative_to: whether a row is uncertain relative to its own size ("row") or at least the tensor's ("tensor").
+    sampled: the queries, on the last axis of `rows`, that were run in all orders; None for all. The others have an
+        estimate of E_r (`row_sample`), and the bulk is that of the sampled ones.
     """
 
     expected: Numpy
@@ -184,7 +190,7 @@ class RowBudget:
 
 @dataclass(frozen=True)
 class Statistic:
-    """One number of the rule: its value, its limit, and where it was found."""
+    """One statistic of the rule: its value, its limit, and the index where it was found."""
 
     name: str
     value: float
@@ -194,12 +200,12 @@ class Statistic:
 
     @property
     def holds(self) -> bool:
-        """Whether it is within the limit; NaN is not."""
+        """Whether the value is within the limit; NaN is not."""
         return self.value <= self.limit
 
 
 def root_mean_square(x: Numpy) -> Numpy:
-    """Over the last axis, without overflow: each row is divided by its largest entry first."""
+    """Return the root mean square over the last axis; each row is divided by its largest entry to avoid overflow."""
     if x.shape[-1] == 0:
         return np.zeros(x.shape[:-1])
     top = np.abs(x).max(axis=-1, keepdims=True)
@@ -209,7 +215,7 @@ def root_mean_square(x: Numpy) -> Numpy:
 
 
 def safe_ratio(x: Numpy, y: Numpy) -> Numpy:
-    """x / y for what is not negative, with 0 / 0 = 0: an error of nothing is within a budget of nothing."""
+    """Return x / y for non-negative arrays, with 0 / 0 = 0: an error of 0 is within a budget of 0."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         ratio = np.asarray(x / (y + 0.0))  # no −0
     np.copyto(ratio, 0.0, where=x == 0)
@@ -238,7 +244,7 @@ def statistics(actual: Numpy, budget: RowBudget, limits: Limits = LIMITS) -> lis
     found.append(largest("row", limits.row * by_limit, limits.row, "rms(e_r) / E_r"))
     queries = slice(None) if budget.sampled is None else budget.sampled
     usual = ratio[..., queries][seen[..., queries]]
-    # the mean of few rows scatters: with one row it is that row's own number
+    # the mean over few rows scatters more; with one row it has the limit of that row
     bulk = limits.bulk + (limits.row - limits.bulk) / math.sqrt(max(usual.size, 1))
     found.append(Statistic("bulk", float(root_mean_square(usual[None])[0]), bulk, None, "rms over rows"))
     allowed = element_allowance(budget, rows, np.where(counted, np.abs(budget.expected), 0.0))
@@ -253,11 +259,7 @@ def statistics(actual: Numpy, budget: RowBudget, limits: Limits = LIMITS) -> lis
 
 
 def row_allowance(budget: RowBudget, limits: Limits = LIMITS) -> Numpy:
-    """What each row may be off by: 4 E_r, or 5.25 E_r where that is larger than the row.
-
-    Shapes:
-        the result as `budget.rows`
-    """
+    """Return the allowed error of each row, shaped as `budget.rows`: 4 E_r, or 5.25 E_r if E_r > 1/4 of the row."""
     size = root_mean_square(np.where(np.isfinite(budget.expected), budget.expected, 0.0))
     is_noisy = safe_ratio(budget.rows, size) > limits.noise
     allowed: Numpy = np.where(is_noisy, limits.noisy_row, limits.row) * budget.rows
@@ -265,14 +267,14 @@ def row_allowance(budget: RowBudget, limits: Limits = LIMITS) -> Numpy:
 
 
 def errors(actual: Numpy, budget: RowBudget) -> Numpy:
-    """How far off each number is; 0 where one of the two is none, or correct kernels overflow."""
+    """Return the error of each number; 0 where the result or the truth is not finite, or correct kernels overflow."""
     known = np.isfinite(actual) & np.isfinite(budget.expected) & ~budget.doubtful[..., None]
     with np.errstate(over="ignore"):
         return np.where(known, np.where(known, actual, 0.0) - np.where(known, budget.expected, 0.0), 0.0)
 
 
 def kind_mismatch(actual: Numpy, budget: RowBudget) -> Numpy:
-    """Which numbers are NaN or infinite where the truth as it is stored is not, or the other way round."""
+    """Return where the result is NaN, +∞ or −∞ and the stored truth is not, or the other way round."""
     stored = round_to(budget.expected, budget.storage)
     edge = np.isfinite(stored) ^ (np.abs(budget.expected) < FORMATS[budget.storage].top * (1 - 2 * budget.u))
     wrong: Numpy = ~budget.doubtful[..., None] & ~edge & (_nonfinite_kind(actual) != _nonfinite_kind(stored))
@@ -280,7 +282,7 @@ def kind_mismatch(actual: Numpy, budget: RowBudget) -> Numpy:
 
 
 def _nonfinite_kind(x: Numpy) -> Numpy:
-    """0 for a number, 1 for +∞, 2 for −∞, 3 for NaN."""
+    """Return 0 for a finite number, 1 for +∞, 2 for −∞, 3 for NaN."""
     return np.isposinf(x) + np.int8(2) * np.isneginf(x) + np.int8(3) * np.isnan(x)
 
 
@@ -293,7 +295,7 @@ def _mask_statistic(wrong: Numpy, actual: Numpy, stored: Numpy) -> Statistic:
 
 
 def largest(name: str, x: Numpy, limit: float, what: str) -> Statistic:
-    """The largest of some ratios, and where it is."""
+    """Return the statistic of the largest of these ratios, with its index."""
     if x.size == 0:
         return Statistic(name, 0.0, limit, None, what)
     at = tuple(int(i) for i in np.unravel_index(int(np.argmax(x)), x.shape))
@@ -311,35 +313,35 @@ def _slope_statistic(actual: Numpy, counted: Numpy, budget: RowBudget, limits: L
 
 
 def slope_limit(budget: RowBudget, limits: Limits = LIMITS) -> float:
-    """The largest common factor, of 1, that a correct kernel's error may be: never below a few roundings in float32."""
+    """Return the limit of the slope statistic: that of correct kernels, and at least a few float32 roundings."""
     limit = limits.slope * (budget.slope + THRESHOLDS.storage_slope * budget.u)
     return max(limit, THRESHOLDS.compute_slope * FORMATS["float32"].u)
 
 
 def factor_limit(factor: CommonFactor, limits: Limits = LIMITS) -> float:
-    """The largest estimate of a common factor, less 1, of a correct kernel."""
+    """Return the limit of the factor statistic."""
     return limits.factor * factor.spread + THRESHOLDS.compute_slope * FORMATS["float32"].u
 
 
 def element_allowance(budget: RowBudget, rows: Numpy, size: Numpy) -> Numpy:
-    """What one number may be off by, before the limit: of E_r of its row, (…), and of its own size, (…, e)."""
+    """Return 6 E_r + 2 u |y| for each number, (…, e), from E_r of the rows, (…), and |y| as `size`."""
     return THRESHOLDS.element_rows * rows[..., None] + THRESHOLDS.element_units * budget.u * size
 
 
 def row_floor(size: Numpy, recipe: Recipe) -> Numpy:
-    """The least E_r of rows of this size: the rounding of the stored result, and one operation in float32."""
+    """Return the least E_r of rows of this size: the rounding of a stored result or of one float32 operation."""
     floor: Numpy = max(THRESHOLDS.storage_floor * recipe.u, THRESHOLDS.compute_floor * FORMATS["float32"].u) * size
     return floor
 
 
 def slope(e: Numpy, y: Numpy) -> float:
-    """⟨e, y⟩ / ⟨y, y⟩, the factor by which e is y; 0 where y is 0."""
+    """Return ⟨e, y⟩ / ⟨y, y⟩; 0 if y is 0."""
     square = float(np.sum(y * y))
     return float(np.sum(e * y)) / square if square > 0 else 0.0
 
 
 def errors_of_runs(y: Numpy, runs: Sequence[Numpy]) -> tuple[list[Numpy], float, Numpy]:
-    """Return how far each run of a recipe is off in each row, the largest slope, and in which rows some run overflows.
+    """Return the row errors of each run of a recipe, the largest slope, and the rows in which some run overflows.
 
     Shapes:
         y and each run (…, e) -> each error (…), a number, (…)
@@ -360,9 +362,9 @@ def errors_of_runs(y: Numpy, runs: Sequence[Numpy]) -> tuple[list[Numpy], float,
 
 
 def uncertain_share(budget: RowBudget, limits: Limits = LIMITS) -> float:
-    """The share of rows in which correct kernels differ from the truth by more than `limits.noise` of it.
+    """Return the share of rows in which E_r is more than `limits.noise` of the row, or correct kernels overflow.
 
-    Of a gradient, in which most rows may be next to nothing, a row counts as no smaller than the tensor's usual row.
+    In a gradient most rows may be tiny, so a row counts as at least the root mean square of all rows.
     """
     y = np.where(np.isfinite(budget.expected), budget.expected, 0.0)
     size = root_mean_square(y)

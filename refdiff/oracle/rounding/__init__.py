@@ -1,4 +1,4 @@
-"""What correct kernels round: number formats, recipes, valid orders of evaluation, and a recipe run in all of them."""
+"""What correct kernels round: number formats, recipes, valid orders of evaluation, and their combination."""
 
 from refdiff.oracle.rounding.number_formats import FORMATS as FORMATS
 from refdiff.oracle.rounding.number_formats import round_to as round_to

@@ -1,4 +1,4 @@
-"""What correct kernels are off by: the recipe, evaluated in several orders, against the truth."""
+"""The rounding errors of correct kernels: outputs and gradients of a recipe, computed in several valid orders."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from refdiff.oracle.truth.forward import project
 Numpy = np.ndarray[Any, Any]
 Run = TypeVar("Run")
 MIN_PARALLEL_SCORES, MAX_PARALLEL_SCORES = 200_000, 8_000_000
-"""Scores from which threads are worth their start, and up to which there is memory for several computations."""
+"""With fewer scores threads do not pay, and with more there may be no memory for one computation per core."""
 QUANTISED = ("q", "k", "v", "k_pages", "v_pages", "x", "x_past", "bias", "gate_logits")
-"""Inputs that a kernel multiplies in its storage type; λ's and the norm's parameters are taken as they come."""
+"""Inputs that are rounded to the storage type. Parameters of λ and of norms keep their own type."""
 
 
 def quantise(inputs: Mapping[str, Any], recipe: Recipe) -> Inputs:
-    """Round what enters matrix products to the storage type, once, before anything else; float64 of those bits."""
+    """Return the inputs in float64, with those that enter matrix products rounded once to the storage type."""
     found: Inputs = {}
     for name, x in inputs.items():
         array = any_array(x, name)
@@ -44,9 +44,9 @@ def quantise(inputs: Mapping[str, Any], recipe: Recipe) -> Inputs:
 
 
 def perturb_lambda_init(spec: Spec, order: Order, ops: Ops | None = None) -> Spec:
-    """The spec with the λ_init of a kernel that computes it in float32, where the order has it so.
+    """Return the spec with an error in λ_init, as of a kernel that computes it in float32; unchanged for most orders.
 
-    The scale of the output, 1 − λ_init, is then off by the same in every number: no sum over a tensor averages it out.
+    1 − λ_init then has the same error in every number of the output, which no mean over a tensor reduces.
     """
     if not order.scalars or (spec.lambda_form != "exp" and "lambda_init" not in spec.out_scale):
         return spec
@@ -55,10 +55,10 @@ def perturb_lambda_init(spec: Spec, order: Order, ops: Ops | None = None) -> Spe
 
 
 def evaluate(spec: Spec, inputs: Inputs, recipe: Recipe, order: Order, dout: Numpy | None = None) -> dict[str, Numpy]:
-    """Compute output and gradients as a kernel of this recipe does in this order.
+    """Compute output and gradients like a kernel of this recipe in this order, rounded to the storage type.
 
     Shapes:
-        out as the spec's output; each gradient, under d and its input's name, as its input; values of the storage type
+        "out" as the spec's output; a gradient, named d and its input's name, as its input
     """
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         ops = rounded_ops(recipe, order, query_factor=query_factor(spec))
@@ -68,10 +68,13 @@ def evaluate(spec: Spec, inputs: Inputs, recipe: Recipe, order: Order, dout: Num
 
 
 def run_members(spec: Spec, inputs: Inputs, recipe: Recipe, members: int, dout: Numpy | None) -> list[dict[str, Numpy]]:
-    """Evaluate the first so many members, and the draws at random.
+    """Evaluate all of `DRAWS` and the first orders of `MEMBERS`.
+
+    Args:
+        members: how many of `MEMBERS`.
 
     Raises:
-        ValueError: there are not so many, or fewer than two are asked for.
+        ValueError: `members` is less than 2, or more than there are.
     """
     if not 2 <= members <= len(MEMBERS):
         raise ValueError(f"members is {members}, but there are 2 to {len(MEMBERS)}")
@@ -80,13 +83,13 @@ def run_members(spec: Spec, inputs: Inputs, recipe: Recipe, members: int, dout: 
 
 
 def rounding_groups(runs: int) -> list[int]:
-    """A label for each run of `run_members`: −1 for all orders that round and store every result, else its own."""
+    """Return a label for each run of `run_members`: −1 for orders of `MEMBERS` that store every result, else unique."""
     orders = (*DRAWS, *MEMBERS)[:runs]
     return [-1 if order.stored and not order.noise else n for n, order in enumerate(orders)]
 
 
 def run_orders(work: Callable[[Order], Run], orders: Sequence[Order], inputs: Inputs) -> list[Run]:
-    """Return `work(order)` of every order: one after another, or of larger inputs one on each core."""
+    """Return `work(order)` for every order: one after another, or for larger inputs in threads."""
     if not MIN_PARALLEL_SCORES <= _count_scores(inputs) <= MAX_PARALLEL_SCORES:
         return [work(order) for order in orders]
     found: dict[int, Run] = {}
@@ -101,7 +104,7 @@ def run_orders(work: Callable[[Order], Run], orders: Sequence[Order], inputs: In
 
 
 def _count_scores(inputs: Inputs) -> int:
-    """How many scores a core has, all heads and sequences together; 0 where keys come by pages, or from a layer."""
+    """Return the number of scores of core inputs with dense or packed keys; 0 for paged keys and layers."""
     if "q" not in inputs or "k" not in inputs:
         return 0
     B, H, T, _ = inputs["q"].shape
@@ -109,11 +112,7 @@ def _count_scores(inputs: Inputs) -> int:
 
 
 def score_errors(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) -> tuple[Numpy, Numpy]:
-    """For each row of both maps, the largest error of any of its scores in any member.
-
-    Shapes:
-        twice (B, h, T)
-    """
+    """Return the largest error of any score of each row, over all orders, for both maps: twice (B, h, T)."""
     core = project(spec, inputs, ops_for())
     B, _, T, _ = core["q"].shape
     found = np.zeros((2, B, spec.heads, T))

@@ -1,7 +1,7 @@
-"""In which order a kernel computes: valid ways to the same numbers, which differ in their roundings alone.
+"""Valid orders of evaluation, which differ only in rounding, and the arithmetic of a recipe in an order.
 
-`MEMBERS` are those that a budget is made of, `HELD_OUT` are those that only tests use. `Arithmetic` is a recipe and an
-order together: products with sums in float32, exponentials, and rounding where the recipe stores.
+A budget is computed from `MEMBERS` and `DRAWS`; only tests use `HELD_OUT`. `Arithmetic` has the products, sums and
+exponentials of a kernel, and rounds where the recipe stores.
 """
 
 from __future__ import annotations
@@ -22,19 +22,21 @@ Numpy = np.ndarray[Any, Any]
 class Order:
     """One valid order of evaluation.
 
-    subtract: "outputs" of two passes, or "weights" before one product with V.
-    tile: keys at a time in an online softmax, from the last key where `reverse`; None is the whole row at once.
-    stored: every operation's result is rounded to the type that the recipe has there, as a framework does that goes op
-    by op; else what follows one another is computed in float32 and rounded once.
-    terms: products that are added at a time, one such sum to the next; 0 leaves it to BLAS.
-    base2: exponentials as 2^(x log₂ e). scale_first: q is scaled before the product with k.
-    shift: how many standard errors of its own roundings λ is off.
-    scalars: λ_init is off by this share of what computing it in float32 may cost (`lambda_init_error`).
-    noise: a seed; what is not 0 is no order, but errors at random of the size that roundings and sums in float32 have.
-    Orders alone would agree by luck: one map that has all its weight on one key cancels exactly in most of them.
-    alike: with `noise`, equal numbers are rounded alike: where all tokens are alike, all rows share these errors. The
-    sums of products have errors of their own all the same, since equal terms may be added in different orders.
-    flush: with `noise`, what is below 2⁻¹²⁶ becomes 0, as in code that XLA compiles and on many GPUs.
+    subtract: subtract the "outputs" of two passes, or the "weights" before one product with V.
+    tile: the number of keys per tile of an online softmax; None computes the whole row at once.
+    reverse: whether the tiles go from the last key to the first.
+    stored: whether the result of every operation is rounded, as in an eager framework. Otherwise fused operations are
+        computed in float32, and only their result is rounded.
+    terms: how many products are summed at a time and then added to the accumulator; 0 leaves it to BLAS.
+    base2: whether exponentials are computed as 2^(x log₂ e).
+    scale_first: whether q is scaled before the product with k.
+    shift: an error of λ, in standard deviations of the sum of its rounding errors.
+    scalars: an error of λ_init, as a share of `lambda_init_error`.
+    noise: a seed other than 0 adds random errors of the size of rounding and summation errors. Without them all orders
+        may agree by chance: a map with all its weight on one key cancels exactly in most of them.
+    alike: with `noise`, equal numbers get equal rounding errors, so that equal rows share them. The sums of matrix
+        products still have separate errors, because equal terms may be added in different orders.
+    flush: with `noise`, numbers below 2⁻¹²⁶ become 0, as in code compiled by XLA and on many GPUs.
     """
 
     name: str
@@ -83,36 +85,39 @@ SMALLEST_NORMAL = 2.0**-126
 """The smallest normal number of float32 and bfloat16."""
 
 TENSOR_CORE = 16
-"""Products that one instruction of a tensor core adds to its accumulator (m16n8k16 of 16-bit types)."""
+"""The number of products that one tensor-core instruction adds to its accumulator (m16n8k16 of 16-bit types)."""
 
 RMS_ROUNDING = 0.6
-"""Root mean square of a rounding's error in units of u |x|: 1/√3 at a power of two, half of it just below one."""
+"""Root mean square of a rounding error, in units of u |x|: 1/√3 at a power of two, half of that just below one."""
 
 
 def lambda_init_error(start: float) -> float:
     """Bound the error of λ_init = 0.8f − 0.6f · expf(−0.3f · l) in float32, as CUDA, C and JAX compute it.
 
     Equation:
-        w = |0.8 − λ_init| is the product. Its factors, the exponent (at most 0.37 of 0.6 times two roundings) and expf
-        are off by less than 4 u w in all; 0.8f is off by 0.2 u, and the difference is rounded once: u |λ_init|.
-        1 − λ_init inherits the error: at λ_init = 0.8 it is five times as large as a share of 0.2.
+        |error| ≤ u (4 w + 0.2 + |λ_init|) with the product w = |0.8 − λ_init|
+
+        4 u w covers the factors of the product, the exponent (at most 0.37 of 0.6 times two roundings) and expf. 0.8f
+        has an error of 0.2 u, and the difference is rounded once. 1 − λ_init inherits the error: at λ_init = 0.8 the
+        relative error of 0.2 is five times as large.
     """
     return FORMATS["float32"].u * (abs(start) + 4.0 * abs(0.8 - start) + 0.2)
 
 
 def sum_error(n: int, name: str = "float32") -> float:
-    """What a sum of n products in a type is usually off by, in units of the root of their squares' sum.
+    """Return the typical error of a sum of n products, in units of the root of the sum of their squares.
 
-    One after another, the k-th partial sum is rounded, which has grown as √k.
+    Each partial sum is rounded, and the k-th has grown as √k.
     """
     return RMS_ROUNDING * FORMATS[name].u * math.sqrt(1 + n / 4)
 
 
 class Arithmetic:
-    """What a kernel of this recipe does in this order; arrays are float32.
+    """The operations of a kernel of this recipe in this order, on arrays of `dtype`.
 
-    query_factor: what q has been multiplied by for a scale other than 1/√d. Kernels that store the product of q and k
-        before they scale it store it without the factor.
+    Args:
+        query_factor: the factor that q includes for a scale other than 1/√d. A kernel that stores Q Kᵀ before it is
+            scaled stores it without this factor.
     """
 
     def __init__(self, recipe: Recipe, order: Order, query_factor: float = 1.0) -> None:
@@ -123,16 +128,16 @@ class Arithmetic:
 
     @property
     def dtype(self) -> Any:
-        """float32; float64 where errors are drawn at random, which may be below what float32 can tell."""
+        """float32; float64 with random errors, which may be smaller than the resolution of float32."""
         return np.float64 if self.order.noise else np.float32
 
     def array(self, x: Numpy) -> Numpy:
-        """As the type that is computed in."""
+        """Convert to `dtype`."""
         with np.errstate(over="ignore"):
             return np.asarray(x).astype(self.dtype, copy=False)
 
     def round_at(self, x: Numpy, site: str) -> Numpy:
-        """Round to the type that the recipe has at `site` ("p", "o", …)."""
+        """Round to the type of the recipe's field `site` ("p", "o", …)."""
         return self._round(x, getattr(self.recipe, site))
 
     def _round(self, x: Numpy, name: str) -> Numpy:
@@ -154,41 +159,41 @@ class Arithmetic:
         return self._flushed(noisy)
 
     def _flushed(self, x: Numpy) -> Numpy:
-        """x itself, what is too small set to 0 where the order flushes."""
+        """Set numbers below the normal range to 0, in place, if the order flushes them."""
         if self.order.flush:
             np.copyto(x, 0.0, where=np.abs(x) < SMALLEST_NORMAL)
         return x
 
     def _sign(self, x: Numpy, random: np.random.Generator | None = None) -> Numpy:
-        """Return a sign for each element; where the order has it so, one for all that are the same number."""
+        """Return a random sign for each element; with `alike`, equal numbers get equal signs."""
         return (_signs_by_value if self.order.alike else _signs)(x, random or self._random)
 
     def perturb(self, x: Numpy, error: Numpy) -> Numpy:
-        """x with an error of this size, of either sign, where errors are drawn at random; else x."""
+        """Return x with an error of this size and a random sign if the order has noise, else x."""
         return x + self._sign(x) * error if self.order.noise else x
 
     def perturb_forward(self, x: Numpy, error: Numpy) -> Numpy:
-        """The same for what a backward pass has from the forward pass: the errors of all else are drawn as without."""
+        """Like `perturb`, for values saved from the forward pass; its own generator leaves other errors unchanged."""
         return x + self._sign(x, self._forward_random) * error if self.order.noise else x
 
     def perturb_gate(self, x: Numpy, error: Numpy) -> Numpy:
-        """The same for the sigmoid of a gate."""
+        """Like `perturb_forward`, for the sigmoid of a gate."""
         return x + self._sign(x, self._gate_random) * error if self.order.noise else x
 
     def round_float32(self, x: Numpy) -> Numpy:
-        """What one operation in float32 is off by, where errors are drawn at random; else nothing is done."""
+        """Return x with the random error of one float32 operation if the order has noise, else x."""
         return self._round(x, "float32") if self.order.noise else x
 
     def round_if_eager(self, x: Numpy, site: str) -> Numpy:
-        """Round where every operation's result is stored; else leave it in float32."""
+        """Round as `round_at` if the order stores every result, else return x."""
         return self.round_at(x, site) if self.order.stored else x
 
     def operand(self, x: Numpy) -> Numpy:
-        """What enters a product: as it is, or cut to tf32."""
+        """Return a factor of a matrix product: x, or x rounded to tf32."""
         return self._round(x, "tf32") if self.recipe.matmul == "tf32" else x
 
     def product(self, a: Numpy, b: Numpy) -> Numpy:
-        """a b, some terms at a time; each partial sum is rounded to the type that the recipe accumulates in."""
+        """Return the matrix product of a and b, with partial sums rounded to the recipe's `accumulate` type."""
         a, b = self.operand(self.array(a)), self.operand(self.array(b))
         n, terms, sums = a.shape[-1], self.order.terms, self.recipe.accumulate
         with np.errstate(over="ignore", invalid="ignore"):
@@ -207,7 +212,7 @@ class Arithmetic:
             return self._partial_sum(total)
 
     def _partial_sum(self, x: Numpy) -> Numpy:
-        """Round where sums are kept in 16 bits: float32 has its rounding already, or an error drawn for the whole."""
+        """Round a partial sum kept in 16 bits. With noise, `product` adds one error for all, and only ∞ is set here."""
         if self.recipe.accumulate == "float32":
             return x
         form = FORMATS[self.recipe.accumulate]
@@ -218,25 +223,25 @@ class Arithmetic:
         )
 
     def inner(self, a: Numpy, b: Numpy, site: str) -> Numpy:
-        """⟨a, b⟩ over the last axis, b having been stored at `site`."""
+        """Return ⟨a, b⟩ over the last axis, with noise for b having been stored at `site`."""
         terms = a * b
         total: Numpy = np.sum(terms, axis=-1, keepdims=True)
         if not self.order.noise:
             return total
-        # one number for a whole row, which must not come out near 0 by luck
+        # this one number affects a whole row, so its error must not happen to be near 0
         spread = max(self.u(site), 4 * FORMATS["float32"].u) * np.sqrt(np.sum(terms * terms, axis=-1, keepdims=True))
         total += self._sign(total) * (spread + FORMATS["float32"].u * np.abs(total))
         return total
 
-    def exp(self, x: Numpy, less: Numpy) -> Numpy:
-        """exp(x − less), `less` being the row's largest x or what stands for it."""
+    def exp(self, x: Numpy, offset: Numpy) -> Numpy:
+        """Return exp(x − offset); `offset` is the row's maximum or its log-sum-exp."""
         with np.errstate(invalid="ignore", under="ignore"):
             if self.order.noise:
-                x, less = self.round_float32(x), self.round_float32(less)
+                x, offset = self.round_float32(x), self.round_float32(offset)
             if not (self.order.base2 or self.recipe.exp == "ex2approx"):
-                return self._flushed(np.asarray(np.exp(x - less)))
+                return self._flushed(np.asarray(np.exp(x - offset)))
             log2 = np.float32(math.log2(math.e))
-            power = x * log2 - less * log2
+            power = x * log2 - offset * log2
             result = np.asarray(np.exp2(power))
             if self.recipe.exp == "ex2approx":
                 result *= _ex2_error(power)
@@ -250,19 +255,19 @@ class Arithmetic:
 def _signs(x: Numpy, random: np.random.Generator) -> Numpy:
     """±1 for each element."""
     bits = random.integers(0, 2**32, x.shape, dtype=np.uint32) >> np.uint32(31)
-    return np.asarray(2.0 * bits - 1.0)  # as of integers(0, 2, …), in a fifth of the time
+    return np.asarray(2.0 * bits - 1.0)  # five times as fast as integers(0, 2, …)
 
 
 def _signs_by_value(x: Numpy, random: np.random.Generator) -> Numpy:
-    """±1 for each number: one and the same for those that agree in float32, and the opposite for their negatives.
+    """Return ±1 for each number: the same for numbers that are equal in float32, the opposite for their negatives.
 
-    Sums of the same terms may differ beyond float32. What differs in it is rounded up or down as it comes, though a
-    narrow type has one number for both.
+    Numbers are compared in float32 because float64 sums of the same terms may differ in later digits. Numbers that
+    differ in float32 get independent signs, even if a narrow type rounds them to one value.
     """
     wide = np.asarray(x, dtype=np.float64)
     bits = np.asarray(np.abs(round_to(wide, "float32"))).view(np.uint64)
-    bits ^= random.integers(2**64, dtype=np.uint64)  # else 0 would have one sign in all draws
-    # the highest bit of such a product hashes them (multiply-shift, Dietzfelbinger et al. 1997)
+    bits ^= random.integers(2**64, dtype=np.uint64)  # otherwise 0 would have the same sign in all draws
+    # multiply-shift hashing: the highest bit of the product (Dietzfelbinger et al. 1997)
     bits *= 2 * random.integers(2**63, dtype=np.uint64) + np.uint64(1)
     bits ^= bits >> np.uint64(32)
     bits *= 2 * random.integers(2**63, dtype=np.uint64) + np.uint64(1)
@@ -272,6 +277,6 @@ def _signs_by_value(x: Numpy, random: np.random.Generator) -> Numpy:
 
 
 def _ex2_error(power: Numpy) -> Numpy:
-    """The error of a GPU's 2^x, of which only the size is told: up to 2⁻²² of it, as if at random."""
+    """Return the factor 1 ± up to 2⁻²² of a GPU's 2^x; pseudo-random, because only the size of its error is known."""
     noise = np.where(np.isfinite(power), power, 0.0).astype(np.float64) * 12_345.678
     return (1.0 + (2.0 * (noise - np.floor(noise)) - 1.0) * 2.0**-22).astype(np.float32)

@@ -1,7 +1,7 @@
-"""Numbers as a narrower type would hold them: rounded to nearest, ties to even, in one step and exactly.
+"""Round arrays to a narrower type in one step: to nearest, ties to even.
 
-NumPy has no bfloat16 and no tf32, and a float64 that goes to bfloat16 by way of float32 is rounded twice. Here a value
-of the narrow type is held in the float32 or float64 that it came in, so that arithmetic on it stays NumPy's.
+NumPy has no bfloat16 and no tf32, and float64 that is cast to bfloat16 via float32 is rounded twice. Rounded values
+stay in float32 or float64 arrays, so that NumPy can compute with them.
 
     float32    24 significant bits, 2⁻¹²⁶ to 2¹²⁸      float16   11 significant bits, 2⁻¹⁴ to 2¹⁶, subnormals below
     bfloat16    8 significant bits, range of float32   tf32      11 significant bits, range of float32
@@ -19,7 +19,7 @@ Numpy = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Format:
-    """A binary type: how many significant bits, and the exponents of its smallest and largest normal number."""
+    """A binary floating-point type: significant bits, and the exponents of the smallest and largest normal number."""
 
     bits: int
     smallest: int
@@ -32,7 +32,7 @@ class Format:
 
     @property
     def tiny(self) -> float:
-        """Half the distance of subnormals: the largest absolute error of one rounding of a number near 0."""
+        """The largest absolute error of rounding a number near 0: half the distance of subnormals."""
         return 2.0 ** (self.smallest - self.bits)
 
     @property
@@ -56,12 +56,11 @@ _BITS = {"d": 53, "f": 24}
 def round_to(x: Numpy, name: str) -> Numpy:
     """Round float64 or float32 to the nearest value of a type, ties to even, held in the dtype of `x`.
 
-    Equation:
-        q ⌊x / q⌉ with q the distance of neighbours in the type at |x|: adding 1.5 · 2⁵² q and taking it away again
-        leaves a multiple of q, by float64's own rounding
+    Numbers beyond the type's range become ±∞, numbers below it subnormals or zeros with the sign of `x`. NaN stays.
 
-    Shapes:
-        any -> the same; beyond the type's range ±∞, below it subnormals and zeros with the sign of `x`, NaN stays
+    Equation:
+        q ⌊x / q⌉, where q is the distance of neighbours in the type at |x|. Adding and subtracting 1.5 · 2⁵² q rounds a
+        float64 to a multiple of q
 
     Raises:
         ValueError: no type has that name, or `x` is neither float64 nor float32.
@@ -83,7 +82,7 @@ def round_to(x: Numpy, name: str) -> Numpy:
 
 
 def _round_bits(x: Numpy, bits: int) -> Numpy:
-    """float32 without its last bits, for types that have float32's exponents: the carry goes where it should."""
+    """Round off the last bits of float32, for types with its exponents; a carry into the exponent is right."""
     raw = np.ascontiguousarray(x).view(np.uint32)
     rounded = raw >> np.uint32(bits)
     rounded &= np.uint32(1)
@@ -97,7 +96,7 @@ def _round_bits(x: Numpy, bits: int) -> Numpy:
 
 def _round_by_addition(x: Numpy, form: Format) -> Numpy:
     kind = x.dtype.char
-    rounded = np.asarray(np.clip(x, -4 * form.top, 4 * form.top))  # ∞ all the same, and what is added stays finite
+    rounded = np.asarray(np.clip(x, -4 * form.top, 4 * form.top))  # still rounds to ∞, and `shift` stays finite
     raw = np.ascontiguousarray(rounded).view(_EXPONENT[kind].dtype)
     shift = (raw & _EXPONENT[kind]).view(x.dtype).reshape(x.shape)  # 2^e of each number
     np.maximum(shift, x.dtype.type(2.0**form.smallest), out=shift)
@@ -111,7 +110,7 @@ def _round_by_addition(x: Numpy, form: Format) -> Numpy:
 
 
 def ulp(x: Numpy, name: str) -> Numpy:
-    """The distance from |x| to the next larger value of the type: 2 u 2^e."""
+    """Return the distance from |x| to the next larger value of the type: 2 u 2^e."""
     form = FORMATS[name]
     _, exponent = np.frexp(np.maximum(np.abs(np.asarray(x, dtype=np.float64)), 2.0**form.smallest))
     distance: Numpy = np.ldexp(1.0, exponent - form.bits)

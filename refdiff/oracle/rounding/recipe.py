@@ -1,4 +1,4 @@
-"""What your kernel rounds, and where: the promise that its result is judged by."""
+"""`Recipe`: which types a kernel computes and stores in, by which its rounding errors are judged."""
 
 from __future__ import annotations
 
@@ -26,25 +26,24 @@ EXP = ("exact", "ex2approx")
 
 @dataclass(frozen=True)
 class Recipe:
-    """The types of a kernel: of what it is given and gives back, and of what it holds in between.
+    """The types that a kernel stores and computes in: at each site the storage type or "float32".
 
-    storage: q, k, v, the output, and the gradients. Inputs are rounded to it once, before anything is judged.
+    storage: q, k, v, the output and the gradients. Inputs are rounded to it once, before anything is judged.
     rope: q and k after RoPE, and RoPE's own products. None = storage.
-    qk: the scores Q Kᵀ before the softmax, and in the backward pass the gradient of the weights. A kernel that never
-        stores them has "float32"; the eager way, matrix by matrix, has the storage type.
+    qk: the scores Q Kᵀ before the softmax; in the backward pass, the gradient of the weights. "float32" for a kernel
+        that never stores them, the storage type for an eager one.
     p: the softmax weights as they enter the product with V. None = storage.
-    o: the two maps' outputs, their difference, and the norm's result before it is scaled. None = storage; "float32" is
-        a kernel that holds them in registers until the end, and in the backward pass dout as it enters products; a
-        kernel that casts dout to 16 bits there leaves it None.
-    lam: λ, and its two exponentials. None = storage.
-    norm: what the norm after the difference is computed in.
-    matmul: "ieee", or "tf32": operands of float32 products cut to 11 significant bits.
-    accumulate: the sums of matrix products. "float32", or the storage type: float16 tensor cores with a float16
-        accumulator, or a split product whose partial sums are added in 16 bits. Sums of the softmax stay in float32.
-    exp: "exact" to a unit in the last place of float32, or "ex2approx": a GPU's 2^x, off by up to 2⁻²².
+    o: the outputs of the two maps, their difference, and the norm's result before it is scaled; in the backward pass,
+        dout as it enters products. None = storage. "float32" for a kernel that keeps all of these in registers.
+    lam: λ and its two exponentials. None = storage.
+    norm: the type that the norm after the difference is computed in.
+    matmul: "ieee", or "tf32" for float32 products whose factors are rounded to 11 significant bits.
+    accumulate: the sums of matrix products. "float32"; or the storage type, for a float16 accumulator of tensor cores
+        or a split product whose partial sums are added in 16 bits. The sums of the softmax stay in float32.
+    exp: "exact" to a unit in the last place of float32; or "ex2approx", a GPU's 2^x with errors up to 2⁻²².
 
     Raises:
-        ValueError: a type that is not one of these, wider storage than the sums, tf32 with other than float32.
+        ValueError: a field has a value that it cannot have, such as `matmul="tf32"` with 16-bit storage.
     """
 
     storage: str = "bfloat16"
@@ -77,12 +76,15 @@ class Recipe:
 
     @staticmethod
     def of(what: Recipe | str | type | np.dtype[Any] | Mapping[str, Any], **changes: Any) -> Recipe:
-        """Return a recipe as it is, or the one that a type's name stands for; "tf32" is float32 with tf32 products.
+        """Return the recipe of a storage type, given by name or as a dtype of NumPy or torch; a Recipe as it is.
 
-        A mapping has fields by name, as an object of JSON does. A type of NumPy or torch stands for its name.
+        "tf32" is float32 with tf32 products. A mapping, such as a JSON object, has fields by name.
+
+        Args:
+            changes: fields to override.
 
         Raises:
-            ValueError: a name that is no type's or no field's; as the class.
+            ValueError: an unknown type or field; or as the class.
         """
         if isinstance(what, Recipe):
             return replace(what, **changes) if changes else what
@@ -105,7 +107,7 @@ class Recipe:
 
     @staticmethod
     def eager(storage: str) -> Recipe:
-        """A framework that goes op by op and stores every result: scores in the storage type too."""
+        """Return the recipe of an eager framework, which stores every result, scores too."""
         return Recipe(storage, qk=storage)
 
     @property
@@ -115,7 +117,7 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """The recipe in few words: its storage type, and what is not as that says."""
+        """A short name: the storage type, then the fields that differ from its defaults."""
         base = Recipe(self.storage)
         rest = [
             f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != getattr(base, f.name)
@@ -123,12 +125,12 @@ class Recipe:
         return " ".join([self.storage, *rest])
 
     def to_dict(self) -> dict[str, str]:
-        """Every field by name: `Recipe(**recipe.to_dict()) == recipe`."""
+        """Return every field by name: `Recipe(**recipe.to_dict()) == recipe`."""
         return asdict(self)
 
 
 def _type_hint(value: Any, allowed: Sequence[str] = ("tf32", *STORAGE)) -> str:
-    """What is likely to be meant by the name of a type that is none, or not one of these."""
+    """Return the likely meaning of a type's name that is not allowed, as the end of a message."""
     if value == "tf32":
         return ". tf32 is how float32 is multiplied: storage='float32', matmul='tf32'"
     if value in ("float64", "fp64", "double"):

@@ -1,8 +1,8 @@
-"""Every layer between inputs and output as a kernel computes it, laid over the equations: `rounded_ops`.
+"""The layers between inputs and output with the rounding of a kernel: `rounded_ops`.
 
-Kernels that go by tiles compute the weights again from the scores and the stored log-sum-exp: exp(z − lse), where an
-lse of 400 in float32 is off by 2⁻¹⁶, and so is every weight of its row. Eager ways store the gradient of the weights:
-it is rounded to the recipe's `qk`, as the scores are.
+In the backward pass, tiled kernels recompute the weights from the scores and the stored log-sum-exp as exp(z − lse). In
+float32 an lse of 400 has an error of 2⁻¹⁶, and so does every weight of its row. Eager kernels store the gradient of the
+weights; it is rounded to the recipe's `qk`, like the scores.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def rounded_attention(
     causal: bool = True,
     ops: Any = None,
 ) -> Numpy:
-    """Compute what `layers.diff_attention` does, with its shapes; numbers of narrow types, held in float64."""
+    """Compute `layers.diff_attention` with rounding; the results of narrow types are held in float64."""
     n = q1.shape[1] // k1.shape[1]
     k1, k2, v = (np.repeat(arith.array(x), n, axis=1) for x in (k1, k2, v))
     maps = list(scores_of_maps(arith, (q1, k1, q2, k2), mask, bias, causal))
@@ -58,53 +58,57 @@ def rounded_attention(
 def scores_of_maps(
     arith: Arithmetic, heads: tuple[Numpy, ...], mask: Numpy | None, bias: Numpy | None, causal: bool
 ) -> Iterator[Numpy]:
-    """The scores of map 1, then of map 2, −∞ where nothing is seen; as many heads of k as of q."""
+    """Yield the scores of map 1 and of map 2, −∞ for masked keys. k has as many heads as q."""
     q1, k1, q2, k2 = heads
     H, T, S = q1.shape[1], q1.shape[2], k1.shape[2]
     masks, biases = split_maps(mask, H), split_maps(bias, H)
-    for q, k, mask, more in ((q1, k1, masks[0], biases[0]), (q2, k2, masks[1], biases[1])):
+    for q, k, visible, added in ((q1, k1, masks[0], biases[0]), (q2, k2, masks[1], biases[1])):
         if causal and T > 1:
             triangle = causal_mask(T, S, xp=np, device=None)
-            mask = triangle if mask is None else mask & triangle
-        yield scores(arith, arith.array(q), k, mask, more)
+            visible = triangle if visible is None else visible & triangle
+        yield scores(arith, arith.array(q), k, visible, added)
 
 
 def scores(arith: Arithmetic, q: Numpy, k: Numpy, mask: Numpy | None, bias: Numpy | None) -> Numpy:
-    """Q Kᵀ / √d + bias in float32, rounded where scores are stored."""
+    """Return Q Kᵀ / √d + bias, rounded to the recipe's `qk`, with −∞ for masked keys."""
     scale = np.float32(1 / math.sqrt(q.shape[-1]))
-    across = np.swapaxes(k, -1, -2)
+    k_transposed = np.swapaxes(k, -1, -2)
     with np.errstate(over="ignore", invalid="ignore"):
         first = arith.order.scale_first
         if not first and arith.recipe.qk != "float32" and arith.query_factor != 1:
             q, scale = q / np.float32(arith.query_factor), scale * np.float32(arith.query_factor)
-        z = arith.product(q * scale, across) if first else arith.round_at(arith.product(q, across), "qk") * scale
+        z = (
+            arith.product(q * scale, k_transposed)
+            if first
+            else arith.round_at(arith.product(q, k_transposed), "qk") * scale
+        )
         z = arith.round_at(z, "qk")
         if bias is not None:
             z = arith.round_at(z + arith.array(bias), "qk")
     if arith.recipe.qk == "float16":
         seen = np.isfinite(np.zeros(z.shape) if bias is None else np.broadcast_to(bias, z.shape))
         seen = seen if mask is None else seen & mask
-        # where all that a row sees has left the range, kernels that add a mask give it what it must not see
+        # if all visible scores of a row overflow to −∞, kernels that add a mask attend to masked keys instead
         lost = np.any(seen, axis=-1, keepdims=True) & np.all(np.isneginf(z) | ~seen, axis=-1, keepdims=True)
         z = np.where(lost, np.float32(math.nan), z)
     return z if mask is None else np.where(mask, z, np.float32(-math.inf))
 
 
 def row_max(z: Numpy) -> Numpy:
-    """The largest score of each row; 0 where it sees nothing."""
+    """Return the largest score of each row; 0 for a row of −∞."""
     largest = np.max(z, axis=-1, keepdims=True)
     return np.where(np.isneginf(largest), ZERO, largest)
 
 
 def weights(arith: Arithmetic, z: Numpy) -> Numpy:
-    """The softmax of each row in float32; zeros where it sees nothing."""
+    """Return the softmax of each row, not rounded to the recipe's `p`; zeros for a row of −∞."""
     raw = arith.exp(z, row_max(z))
     total = arith.round_float32(np.sum(raw, axis=-1, keepdims=True))
     return raw / np.where(total == 0, np.float32(1), total)
 
 
 def attend(arith: Arithmetic, z: Numpy, v: Numpy) -> Numpy:
-    """The softmax of each row, times V: weights at once, or tile by tile with the sum divided out in the end."""
+    """Return softmax(z) V: of whole rows, or by an online softmax over tiles of keys."""
     tile = arith.order.tile
     if tile is None:
         return arith.product(arith.round_at(weights(arith, z), "p"), v)
@@ -119,16 +123,16 @@ def attend(arith: Arithmetic, z: Numpy, v: Numpy) -> Numpy:
         new = np.maximum(largest, np.max(part, axis=-1, keepdims=True))
         safe = np.where(np.isneginf(new), ZERO, new)
         raw = arith.exp(part, safe)
-        fade = arith.exp(largest, safe)
-        total = total * fade + np.sum(raw, axis=-1, keepdims=True)
+        rescale = arith.exp(largest, safe)
+        total = total * rescale + np.sum(raw, axis=-1, keepdims=True)
         with np.errstate(invalid="ignore", over="ignore"):
-            out = out * fade + arith.product(arith.round_at(raw, "p"), v[..., start : start + tile, :])
+            out = out * rescale + arith.product(arith.round_at(raw, "p"), v[..., start : start + tile, :])
         largest = new
     return out / np.where(total == 0, np.float32(1), total)
 
 
 def difference(arith: Arithmetic, first: Numpy, second: Numpy, lambda_: Numpy, site: str) -> Numpy:
-    """first − λ second; op by op, the maps and the product are stored too."""
+    """Return first − λ second; in eager orders both operands and the product are rounded too."""
     with np.errstate(over="ignore", invalid="ignore"):
         return arith.round_if_eager(first, site) - arith.round_if_eager(
             lambda_ * arith.round_if_eager(second, site), site
@@ -150,7 +154,7 @@ def rounded_attention_vjp(
     causal: bool = True,
     ops: Any = None,
 ) -> tuple[Numpy, ...]:
-    """Compute what `layers.diff_attention_vjp` does, with its shapes; numbers of narrow types, held in float64."""
+    """Compute `layers.diff_attention_vjp` with rounding; the results of narrow types are held in float64."""
     (B, H, _, _), K = q1.shape, k1.shape[1]
     keys = [np.repeat(arith.array(k), H // K, axis=1) for k in (k1, k2)]
     values = np.repeat(arith.array(v), H // K, axis=1)
@@ -187,9 +191,10 @@ def rounded_attention_vjp(
 
 
 def _recompute_weights(arith: Arithmetic, z: Numpy, q: Numpy, k: Numpy) -> Numpy:
-    """The weights from scores and the log-sum-exp of the forward pass.
+    """Recompute the weights from the scores and the log-sum-exp of the forward pass, if kernels of this order do.
 
-    That may have rounded the scores otherwise: summed in another order, scaled in one step with a sum or in two.
+    With noise the log-sum-exp also has the error of a forward pass that rounded its scores differently: summed in
+    another order, or scaled in another step.
     """
     order = arith.order
     if order.subtract == "weights" or not (order.tile or order.noise):
@@ -199,7 +204,7 @@ def _recompute_weights(arith: Arithmetic, z: Numpy, q: Numpy, k: Numpy) -> Numpy
     lse = arith.round_float32(largest + np.log(np.where(total == 0, arith.dtype(1), total)))
     if order.noise:
         highest = np.take_along_axis(k, np.argmax(z, axis=-1)[..., None], axis=2)
-        sums = np.cumsum(q * highest, axis=-1) / math.sqrt(q.shape[-1])  # which grow as the terms where q is along k
+        sums = np.cumsum(q * highest, axis=-1) / math.sqrt(q.shape[-1])  # partial sums of the largest score
         of_sum = RMS_ROUNDING * FORMATS[arith.recipe.accumulate].u * np.sqrt(np.sum(sums**2, axis=-1))
         of_scale = RMS_ROUNDING * FORMATS["float32"].u * np.abs(largest)
         lse = arith.perturb_forward(lse, np.hypot(of_sum[..., None], of_scale))
@@ -211,7 +216,7 @@ def _transpose(x: Numpy) -> Numpy:
 
 
 def _scores_vjp(arith: Arithmetic, ds: Numpy, q: Numpy, k: Numpy) -> tuple[Numpy, Numpy]:
-    """From the gradient of scores to those of queries and keys."""
+    """Return the gradients of q and k from that of the scores."""
     scale = np.float32(1 / math.sqrt(q.shape[-1]))
     ds = arith.round_at(ds, "p")
     if arith.order.stored:
@@ -223,7 +228,7 @@ def _scores_vjp(arith: Arithmetic, ds: Numpy, q: Numpy, k: Numpy) -> tuple[Numpy
 
 
 def rounded_ops(recipe: Recipe, order: Order, query_factor: float = 1.0) -> Ops:
-    """Return what a kernel of this recipe computes in this order, in the place of the layers; arrays stay float64.
+    """Return the layers with the rounding of a kernel of this recipe in this order; arrays stay float64.
 
     Used as:
         `truth(spec, inputs, ops=rounded_ops(recipe, order))`
@@ -234,10 +239,10 @@ def rounded_ops(recipe: Recipe, order: Order, query_factor: float = 1.0) -> Ops:
 
 
 def rounded_mistakes(recipe: Recipe, order: Order, mistakes: Iterable[Mistake]) -> Ops:
-    """Return the rounded layers with mistakes over them; λ is rounded by a mistake that does not call the right layer.
+    """Return `rounded_ops` with mistakes as an overlay.
 
-    λ = λ_init, or a λ without exponentials, is computed and stored in the types of the recipe as the right one is: left
-    in float64 it would fit no kernel, and another mistake, which does call the right layer, would have its name.
+    A mistake in λ that does not call `diff_lambda`, such as λ = λ_init, has its result rounded here as well. An exact
+    λ would fit no kernel, so that another mistake, which does call `diff_lambda`, would be named instead.
     """
     arith = Arithmetic(recipe, order)
     rounded = rounded_ops(recipe, order)
@@ -262,7 +267,7 @@ def rounded_mistakes(recipe: Recipe, order: Order, mistakes: Iterable[Mistake]) 
 
 
 def _stored_lambda(arith: Arithmetic, found: Numpy, q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, start: float) -> Numpy:
-    """λ of another formula, off by as much as its own roundings and those of the dot products usually add up to."""
+    """Round λ of another formula, with a typical error of its own roundings and of the dot products."""
     value = float(found)
     sizes = [value, value - start]
     sums = [math.sqrt(_sum_of_squares(q, k)) for q, k in ((q1, k1), (q2, k2))] if value != start else []
@@ -284,10 +289,11 @@ def _linear(arith: Arithmetic, x: Numpy, weight: Numpy, bias: Numpy | None = Non
 
 
 def _frequencies(arith: Arithmetic, *args: Any, **options: Any) -> Any:
-    """Stored in float32, as everybody has them; which are not everybody's same numbers.
+    """Compute RoPE's frequencies in float32.
 
-    θ^(−2i/d) in float32, or exp(−2i/d log θ), is off by its own roundings and by that of the exponent, times |log f|.
-    At position p the angle is then off by p as many units, far more than sin, cos and the rotation are themselves.
+    Kernels compute f = θ^(−2i/d) or exp(−2i/d log θ) in float32, with slightly different results. The error is that of
+    these roundings, and that of the exponent times |log f|. At position p the error of an angle is p times as large,
+    far more than those of sin, cos and the rotation.
     """
     exact, scale = layers.rope_frequencies(*args, **options)
     frequencies = np.asarray(exact, dtype=np.float64)
@@ -299,7 +305,7 @@ def _frequencies(arith: Arithmetic, *args: Any, **options: Any) -> Any:
 
 
 def _cos_sin(arith: Arithmetic, positions: Numpy, frequencies: Any, scale: float, dtype: Any) -> Any:
-    """Angles in float32: at position p they are off by up to p 2⁻²⁴ of a radian, in kernels as in frameworks."""
+    """Compute cos and sin of float32 angles, whose error at position p is up to p 2⁻²⁴ radians in all frameworks."""
     turns = arith.array(positions)[:, None, :, None] * np.asarray(frequencies, dtype=arith.dtype)
     turns = np.where(turns == turns.astype(np.float32), turns, arith.round_float32(turns))
     return tuple(
@@ -313,18 +319,18 @@ def _rope(
 ) -> Numpy:
     n = cos.shape[-1]
     x, cos, sin = arith.array(x), arith.array(cos), arith.array(sin)
-    turning = x[..., : 2 * n]
-    a, b = (turning[..., 0::2], turning[..., 1::2]) if interleaved else (turning[..., :n], turning[..., n:])
+    rotary = x[..., : 2 * n]
+    a, b = (rotary[..., 0::2], rotary[..., 1::2]) if interleaved else (rotary[..., :n], rotary[..., n:])
 
     def part(first: Numpy, second: Numpy) -> Numpy:
         return arith.round_at(arith.round_if_eager(first, site) + arith.round_if_eager(second, site), site)
 
-    turned = part(a * cos, -(b * sin)), part(b * cos, a * sin)
+    rotated = part(a * cos, -(b * sin)), part(b * cos, a * sin)
     y = np.array(x)
     if interleaved:
-        y[..., 0 : 2 * n : 2], y[..., 1 : 2 * n : 2] = turned
+        y[..., 0 : 2 * n : 2], y[..., 1 : 2 * n : 2] = rotated
     else:
-        y[..., :n], y[..., n : 2 * n] = turned
+        y[..., :n], y[..., n : 2 * n] = rotated
     return _float64(y)
 
 
@@ -334,7 +340,7 @@ def _rope_vjp(arith: Arithmetic, g: Numpy, x: Numpy, cos: Numpy, sin: Numpy, **o
 
 
 def _lambda(arith: Arithmetic, q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, start: float) -> Numpy:
-    """λ with each exponential stored, or rounded once; and off by as much as such roundings usually add up to."""
+    """Compute λ, with its exponentials rounded in eager orders, and `order.shift` times its typical error added."""
     logs = [
         np.sum(arith.round_if_eager(arith.array(q) * arith.array(k), "lam"), dtype=arith.dtype)
         for q, k in ((q1, k1), (q2, k2))
@@ -345,7 +351,7 @@ def _lambda(arith: Arithmetic, q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, start
         if arith.order.shift:
             sizes = [float(e1), float(e2), float(e1 - e2), float(exact)]
             sums = [e * math.sqrt(_sum_of_squares(q, k)) for e, q, k in ((sizes[0], q1, k1), (sizes[1], q2, k2))]
-            # partial sums are rounded too, and two large ones that cancel leave their roundings
+            # partial sums are rounded too; where large ones cancel, their rounding errors remain
             units = [arith.u("lam") / math.sqrt(3) * x for x in (*sizes, *sums)]
             units += [sum_error(q1.size) * x for x in sums]
             usual = math.sqrt(sum(x**2 for x in units))
@@ -417,9 +423,9 @@ def _qk_norm_vjp(arith: Arithmetic, g: Numpy, x: Numpy, weight: Numpy | None, ep
 
 
 def _activation_vjp(arith: Arithmetic, g: Numpy, x: Numpy, name: str) -> tuple[Numpy]:
-    """The derivative from the σ(x) that the forward pass has, as torch and JAX compute it: 1 − σ(x) has all its error.
+    """Compute the derivative from σ(x) of the forward pass, as torch and JAX do: 1 − σ(x) inherits its whole error.
 
-    1 + exp(−x) and the quotient are rounded in float32; op by op, σ(x) is stored.
+    1 + exp(−x) and the quotient are rounded in float32; eager orders also round σ(x) to the storage type.
     """
     if name != "sigmoid":
         (found,) = layers.activation_vjp(g, x, name)
@@ -451,7 +457,7 @@ _ROUNDED: dict[str, Callable[..., Any]] = {
     "activation_vjp": _activation_vjp,
     "rms_norm": _norm,
     "rms_norm_vjp": _norm_vjp,
-    # those of `refdiff.oracle.truth.attention_operands`
+    # `EXTRA_OPS` of `refdiff.oracle.truth.attention_operands`
     "center": _center,
     "round_if_eager": _round_if_eager,
     "round_at": _round_at,
