@@ -130,12 +130,12 @@ class Budget:
         return Verdict(tensors, self.recipe.name, nonfinite_warnings(self.inputs))
 
     def _judge_tensor(self, name: str, given: Numpy, limits: Limits) -> TensorVerdict:
-        actual, by_rows = given.astype(np.float64), self.tensors.get(name)
-        expected, allowed = self.absolute(name) if by_rows is None else (by_rows.expected, by_rows.rows)
+        actual, row_budget = given.astype(np.float64), self.tensors.get(name)
+        expected, allowed = self.absolute(name) if row_budget is None else (row_budget.expected, row_budget.rows)
         if actual.shape == expected.shape and (padded := self.padded(name)) is not None:
             actual = np.where(padded, expected, actual)
-        if by_rows is not None:
-            return judge_rows(name, actual, by_rows, limits)
+        if row_budget is not None:
+            return judge_rows(name, actual, row_budget, limits)
         if name not in self.spec.lse_names:
             return judge_sums(name, actual, expected, allowed)
         if given.dtype.name in NARROW:  # JAX stores log-sum-exps in 16 bits, other libraries in float32
@@ -180,11 +180,11 @@ class Budget:
 
     def _lse(self, name: str) -> tuple[Numpy, Numpy]:
         expected = np.asarray(getattr(truth(self.spec, self.inputs, want=(name,)), name))
-        of_scores = self._score_errors[self.spec.lse_names.index(name)]
+        score_error = self._score_errors[self.spec.lse_names.index(name)]
         unit = math.log(2) if self.spec.lse_base == "2" else 1.0
         nats = np.where(np.isfinite(expected), np.abs(expected) * unit, 0.0)
-        of_exp = THRESHOLDS.narrow_exp if self.recipe.storage in NARROW else 0.0
-        allowed = 1.5 * of_scores + 8 * FORMATS["float32"].u * (1 + nats) + of_exp
+        exp_error = THRESHOLDS.narrow_exp if self.recipe.storage in NARROW else 0.0
+        allowed = 1.5 * score_error + 8 * FORMATS["float32"].u * (1 + nats) + exp_error
         return expected, allowed / unit
 
 
@@ -279,7 +279,7 @@ def _sampled_budget(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) ->
         rows=np.maximum(known, floor),
         bounds=_fill_sampled(sampled.bounds, queries, np.full(known.shape, np.inf)),
         doubtful=_fill_sampled(sampled.doubtful, queries, np.zeros(known.shape, dtype=np.bool_)),
-        factor=sampled.factor and sampled.factor.at(queries, y.shape[2]),
+        factor=sampled.factor and sampled.factor.expand(queries, y.shape[2]),
         sampled=queries,
     )
     return Budget(spec, inputs, recipe, members, {"out": found}, sample=RowSample(queries, sizes.reach))
@@ -346,7 +346,7 @@ def _sum_allowance(y: Numpy, runs: list[Numpy], norm: Numpy, count: int, recipe:
         count: the number of terms if kernels may add them in any order, though all orders of the ensemble use one.
     """
     off = np.max([np.where(np.isfinite(run), np.abs(run - y), np.inf) for run in runs], axis=0)
-    of_order = THRESHOLDS.sum_order * sum_error(count, recipe.accumulate) if count else 0.0
-    by_terms = (THRESHOLDS.sum_terms * recipe.u + of_order) * norm + 2 * ulp(y, recipe.storage)
-    allowed: Numpy = np.maximum(by_terms, THRESHOLDS.sum_members * off)
+    order_error = THRESHOLDS.sum_order * sum_error(count, recipe.accumulate) if count else 0.0
+    term_allowance = (THRESHOLDS.sum_terms * recipe.u + order_error) * norm + 2 * ulp(y, recipe.storage)
+    allowed: Numpy = np.maximum(term_allowance, THRESHOLDS.sum_members * off)
     return allowed

@@ -116,11 +116,11 @@ def term_norms(spec: Spec, core: Inputs, recorder: TermRecorder, grads: dict[str
     for part, square in zip(parts, recorder.lambda_squares, strict=True):
         squares[part.index] = square
     found: dict[str, Numpy] = {}
-    by_token = np.sqrt(squares)
+    token_norms = np.sqrt(squares)
     if spec.sinks:
         found["sinks"] = np.sqrt(recorder.sink_squares)
     if not spec.is_plain:
-        found |= _lambda_norms(spec, core, by_token, grads["lambda_full"].ndim)
+        found |= _lambda_norms(spec, core, token_norms, grads["lambda_full"].ndim)
     if recorder.weight_squares:
         found["norm_weight"] = np.sqrt(np.sum(recorder.weight_squares, axis=0))
     found |= {name: np.sqrt(squares) for name, (squares, _) in recorder.token_sums.items()}
@@ -130,18 +130,18 @@ def term_norms(spec: Spec, core: Inputs, recorder: TermRecorder, grads: dict[str
     return found
 
 
-def _lambda_norms(spec: Spec, core: Inputs, by_token: Numpy, ndim: int) -> dict[str, Numpy]:
+def _lambda_norms(spec: Spec, core: Inputs, token_norms: Numpy, ndim: int) -> dict[str, Numpy]:
     """Return the norms for λ, from those of each token, and for the inputs that λ is computed from.
 
     Args:
         ndim: the number of axes of the gradient of λ.
     """
-    of_lambda = {
-        3: by_token,
-        1: np.sqrt(np.sum(by_token**2, axis=(0, 2))),
-        0: np.sqrt(np.sum(by_token**2)),
+    lambda_norm = {
+        3: token_norms,
+        1: np.sqrt(np.sum(token_norms**2, axis=(0, 2))),
+        0: np.sqrt(np.sum(token_norms**2)),
     }[ndim]
-    found = {"lambda_full": np.asarray(of_lambda)}
+    found = {"lambda_full": np.asarray(lambda_norm)}
     if spec.lambda_form == "exp":
         ops = ops_for()
         vectors = [np.atleast_2d(core[name]) for name in VECTORS]
@@ -149,10 +149,10 @@ def _lambda_norms(spec: Spec, core: Inputs, by_token: Numpy, ndim: int) -> dict[
             parts_of = ops.diff_lambda_vjp(np.asarray(1.0), *own, lambda_init(spec, ops))
             for name, x in zip(VECTORS, parts_of, strict=True):
                 found.setdefault(name, np.empty(core[name].shape))
-                np.atleast_2d(found[name])[n] = np.abs(x) * np.ravel(of_lambda)[n]
+                np.atleast_2d(found[name])[n] = np.abs(x) * np.ravel(lambda_norm)[n]
     if spec.lambda_form == "sigmoid":
         sigma = _sigmoid(core["lambda_logits"])
-        found["lambda_logits"] = np.moveaxis(by_token, 1, 2) * sigma * (1 - sigma)
+        found["lambda_logits"] = np.moveaxis(token_norms, 1, 2) * sigma * (1 - sigma)
     return found
 
 

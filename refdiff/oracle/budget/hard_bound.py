@@ -166,9 +166,9 @@ def _map_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe,
     p = raw / np.where(total == 0, 1.0, total)
     off = np.where(s.visible, dz, 0.0)
     far = np.where(s.visible, np.abs(z - top) + np.abs(z) + np.abs(top), 0.0)
-    of_exp = 4 * U32 * far + 4 * U32 + (2.0**-21 if recipe.exp == "ex2approx" else 0.0)
+    exp_error = 4 * U32 * far + 4 * U32 + (2.0**-21 if recipe.exp == "ex2approx" else 0.0)
     with np.errstate(over="ignore"):
-        ratio = np.expm1(off + np.max(off, axis=-1, keepdims=True) + of_exp + np.max(of_exp, -1, keepdims=True))
+        ratio = np.expm1(off + np.max(off, axis=-1, keepdims=True) + exp_error + np.max(exp_error, -1, keepdims=True))
     form, tf32 = FORMATS[recipe.p or recipe.storage], 2 * FORMATS["tf32"].u if recipe.matmul == "tf32" else 0.0
     ratio = ratio + 3 * form.u + gamma(3 * S + 8, recipe.accumulate) + tf32
     with np.errstate(invalid="ignore"):

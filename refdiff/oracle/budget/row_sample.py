@@ -79,15 +79,17 @@ class RowSizes:
         """
         u = {site: FORMATS[getattr(recipe, site)].u for site in ("p", "o", "storage", "accumulate")}
         u32 = FORMATS["float32"].u
-        of_sums = sum_error(core["k"].shape[2], recipe.accumulate) ** 2
-        of_weights = RMS_ROUNDING**2 * (u["p"] ** 2 + ROUNDINGS * u32**2 + _tf32(recipe) ** 2) + of_sums
-        of_outputs = RMS_ROUNDING**2 * (ROUNDINGS * u["o"] ** 2 + (4 * u["accumulate"]) ** 2 + _tf32(recipe) ** 2)
-        of_scores = _score_unit(spec, core, recipe) ** 2
-        first, second = of_weights * self.weights**2 + of_scores * self.scores**2 + of_outputs * self.outputs**2
+        sum_variance = sum_error(core["k"].shape[2], recipe.accumulate) ** 2
+        weight_variance = RMS_ROUNDING**2 * (u["p"] ** 2 + ROUNDINGS * u32**2 + _tf32(recipe) ** 2) + sum_variance
+        output_variance = RMS_ROUNDING**2 * (ROUNDINGS * u["o"] ** 2 + (4 * u["accumulate"]) ** 2 + _tf32(recipe) ** 2)
+        score_variance = _score_unit(spec, core, recipe) ** 2
+        first, second = (
+            weight_variance * self.weights**2 + score_variance * self.scores**2 + output_variance * self.outputs**2
+        )
         before = first + self.lambdas**2 * second + (self._lambda_error(spec, core, recipe) * self.outputs[1]) ** 2
         size = root_mean_square(expected)
         grown = np.divide(size**2, self.heads**2, out=np.zeros_like(size), where=self.heads > 0)
-        return np.asarray(np.sqrt(before * grown + (of_outputs + u["storage"] ** 2 / 4) * size**2))
+        return np.asarray(np.sqrt(before * grown + (output_variance + u["storage"] ** 2 / 4) * size**2))
 
     def _lambda_error(self, spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
         """Estimate the error of λ, from its own rounding and those of its exponentials and dot products."""
@@ -96,9 +98,9 @@ class RowSizes:
         if spec.lambda_form == "exp":
             q1, k1, q2, k2 = (core[name] for name in VECTORS)
             for q, k in ((q1, k1), (q2, k2)):
-                of_dot = (u**2 + sum_error(q.shape[-1]) ** 2) * np.sum((q * k) ** 2, axis=-1)
-                of_heads = (u**2 + of_dot) * np.exp(np.sum(q * k, axis=-1)) ** 2
-                squares = squares + np.reshape(of_heads, (-1, 1))
+                dot_variance = (u**2 + sum_error(q.shape[-1]) ** 2) * np.sum((q * k) ** 2, axis=-1)
+                exp_variance = (u**2 + dot_variance) * np.exp(np.sum(q * k, axis=-1)) ** 2
+                squares = squares + np.reshape(exp_variance, (-1, 1))
         return np.asarray(np.sqrt(squares))
 
 
@@ -164,13 +166,13 @@ def _sizes(
     from_mean = np.sum((v - np.mean(v, axis=2, keepdims=True)) ** 2, axis=-1)
     found = []
     for (q, k), p in zip(sides, maps, strict=True):
-        of_query, of_keys = np.sqrt(np.sum(q**2, axis=-1)), np.sum(k**2, axis=-1)
-        apart = p - p * p
-        apart *= apart
-        both = np.stack([from_mean, from_mean * of_keys], axis=-1)
-        sums = np.sqrt(apart.reshape(B, K, H // K * T, S) @ both).reshape(B, H, T, 2)
-        longest = np.repeat(np.sqrt(np.max(of_keys, axis=-1)), H // K, axis=1)[..., None]
-        found.append((sums[..., 0], sums[..., 1] * of_query, of_query * longest))
+        query_norms, key_squares = np.sqrt(np.sum(q**2, axis=-1)), np.sum(k**2, axis=-1)
+        moments = p - p * p
+        moments *= moments
+        both = np.stack([from_mean, from_mean * key_squares], axis=-1)
+        sums = np.sqrt(moments.reshape(B, K, H // K * T, S) @ both).reshape(B, H, T, 2)
+        longest = np.repeat(np.sqrt(np.max(key_squares, axis=-1)), H // K, axis=1)[..., None]
+        found.append((sums[..., 0], sums[..., 1] * query_norms, query_norms * longest))
     weights, scores, reach = (np.stack(x) for x in zip(*found, strict=True))
     second = (maps[1].reshape(B, K, H // K * T, S) @ v).reshape(B, H, T, e)
     outputs = np.stack([_norm(heads + lambda_ * second), _norm(second)])
@@ -287,8 +289,8 @@ def scale_estimates(estimate: Numpy, rows: Numpy, found: Numpy, counted: Numpy) 
     Shapes:
         estimate (B, h, T), rows (R,), found and counted (B, h, R) -> (B, h, T), `found` at `rows`
     """
-    of_rows = estimate[..., rows]
-    ratios = (found / np.where(of_rows > 0, of_rows, 1.0))[counted & (of_rows > 0)]
+    sampled = estimate[..., rows]
+    ratios = (found / np.where(sampled > 0, sampled, 1.0))[counted & (sampled > 0)]
     largest = float(np.max(ratios, initial=0.0))
     if ratios.size and largest > THRESHOLDS.sample_scatter * float(np.median(ratios)):
         return None

@@ -75,7 +75,7 @@ class CommonFactor:
         factors = row_factors(actual[counted], expected[counted], self.divisor)
         return float(np.sum(self.weights[counted] * factors))
 
-    def at(self, queries: Numpy, count: int) -> CommonFactor:
+    def expand(self, queries: Numpy, count: int) -> CommonFactor:
         """Return the estimator for a tensor of `count` queries, with these weights at `queries` and 0 elsewhere."""
         weights = np.zeros((*self.weights.shape[:-1], count))
         weights[..., queries] = self.weights
@@ -234,14 +234,14 @@ def statistics(actual: Numpy, budget: RowBudget, limits: Limits = LIMITS) -> lis
     del stored  # as large as the tensor
     error = np.subtract(actual, budget.expected, out=np.zeros_like(budget.expected), where=counted)
     np.abs(error, out=error)
-    by_row = root_mean_square(error)
+    row_error = root_mean_square(error)
     seen: Numpy = np.asarray(counted.any(axis=-1))
     rows = np.where(budget.doubtful, 0.0, budget.rows)
-    ratio = np.where(seen, safe_ratio(by_row, rows), 0.0)
+    ratio = np.where(seen, safe_ratio(row_error, rows), 0.0)
     if not np.all(np.isinf(budget.bounds)):  # of gradients none is known
-        found.append(largest("bound", np.where(seen, safe_ratio(by_row, budget.bounds), 0.0), 1.0, "hard bound B_r"))
-    by_limit = np.where(seen & ~budget.doubtful, safe_ratio(by_row, row_allowance(budget, limits)), 0.0)
-    found.append(largest("row", limits.row * by_limit, limits.row, "rms(e_r) / E_r"))
+        found.append(largest("bound", np.where(seen, safe_ratio(row_error, budget.bounds), 0.0), 1.0, "hard bound B_r"))
+    limit_ratio = np.where(seen & ~budget.doubtful, safe_ratio(row_error, row_allowance(budget, limits)), 0.0)
+    found.append(largest("row", limits.row * limit_ratio, limits.row, "rms(e_r) / E_r"))
     queries = slice(None) if budget.sampled is None else budget.sampled
     usual = ratio[..., queries][seen[..., queries]]
     # the mean over few rows scatters more; with one row it has the limit of that row

@@ -70,7 +70,7 @@ def dtype_warnings(found: Mapping[str, Any], recipe: Recipe) -> tuple[str, ...]:
 
     float32 is accepted if the storage type holds all its numbers: NumPy has no bfloat16.
     """
-    said = []
+    warnings = []
     for name, x in found.items():
         try:
             array = read_output(x, name)
@@ -81,11 +81,11 @@ def dtype_warnings(found: Mapping[str, Any], recipe: Recipe) -> tuple[str, ...]:
             numbers = array.astype(np.float64)
             held = kind == "float32" and np.array_equal(round_to(numbers, storage), numbers, equal_nan=True)
         if kind != storage and not held:
-            said.append(
+            warnings.append(
                 f"{name} came in {kind}, and the recipe {recipe.name!r} stores {storage}: cast it to the type of the "
                 "inputs, or name the recipe of what the kernel does"
             )
-    return tuple(said)
+    return tuple(warnings)
 
 
 def collect_outputs(actual: Any, spec: Spec, inputs: Mapping[str, Any], dout: Any = None) -> Any:
@@ -160,10 +160,10 @@ def takes_inputs_alone(kernel: Callable[..., Any]) -> bool:
     one, two = (_accepts(signature, given, more) for given in ((None,), (None, None)))
     if not one and not two:
         name = getattr(kernel, "__name__", "the kernel")
-        by_name = "; call one of arrays by name in such a function, as kernel(**inputs)"
+        hint = "; wrap a kernel of named arrays: lambda inputs: kernel(**inputs)"
         raise TypeError(
             f"{name}{signature} must take (spec, inputs) or (inputs), and may have dout=None beside for gradients"
-            f"{by_name if 'q' in signature.parameters else ''}"
+            f"{hint if 'q' in signature.parameters else ''}"
         )
     kinds = {p.kind for p in signature.parameters.values()}
     return one and not (

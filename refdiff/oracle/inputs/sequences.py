@@ -100,8 +100,8 @@ def gather(pages: Numpy, table: Numpy, length: int) -> Numpy:
 def scatter(into: Numpy, x: Numpy, table: Numpy, length: int) -> None:
     """Add `x`, (1, K, length, d), to the slots that `gather` reads; a page shared by two sequences gets both."""
     page, slot = slots(into, table, length)
-    by_slot = np.moveaxis(into, 1, 2)
-    np.add.at(by_slot, (page, slot), np.moveaxis(x[0], 1, 0))
+    slots_first = np.moveaxis(into, 1, 2)
+    np.add.at(slots_first, (page, slot), np.moveaxis(x[0], 1, 0))
 
 
 def slots(pages: Numpy, table: Numpy, length: int) -> tuple[Numpy, Numpy]:

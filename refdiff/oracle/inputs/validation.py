@@ -109,9 +109,9 @@ def _layout_name(layout: Layout, axes: Sequence[str]) -> str:
         return "heads and tokens are swapped"
     if layout == ((1,), (0,)):
         return "it is transposed"
-    lies = ", ".join(" ".join(axes[i] for i in group) for group in layout)
+    order = ", ".join(" ".join(axes[i] for i in group) for group in layout)
     side = ", the heads side by side in each token" if layout[-1] == (1, 3) else ""
-    return f"its layout is ({lies}{',' if len(layout) == 1 else ''}){side}"
+    return f"its layout is ({order}{',' if len(layout) == 1 else ''}){side}"
 
 
 def _pronoun(name: str) -> str:
@@ -121,9 +121,9 @@ def _pronoun(name: str) -> str:
 def _conversion(layout: Layout, axes: Sequence[str], known: Mapping[str, int]) -> str:
     order = [i for group in layout for i in group]
     back = tuple(order.index(i) for i in sorted(order))
-    apart = f".reshape{tuple(known[axes[i]] for i in order)}" if len(order) > len(layout) else ""
-    turned = f".transpose{back}" if back != tuple(range(len(order))) else ""
-    return f"{apart}{turned}{'[None]' if len(order) < len(axes) else ''}"
+    reshape = f".reshape{tuple(known[axes[i]] for i in order)}" if len(order) > len(layout) else ""
+    transpose = f".transpose{back}" if back != tuple(range(len(order))) else ""
+    return f"{reshape}{transpose}{'[None]' if len(order) < len(axes) else ''}"
 
 
 Numpy = np.ndarray[Any, Any]
@@ -178,17 +178,17 @@ def as_float64(spec: Spec, inputs: Mapping[str, Any]) -> dict[str, Numpy]:
 
 def nonfinite_warnings(inputs: Mapping[str, Numpy]) -> tuple[str, ...]:
     """Return a warning if inputs hold NaN or infinities, with the place of the first; −∞ in a bias is a mask."""
-    said = []
+    places = []
     for name, x in inputs.items():
         odd = np.isnan(x) | (np.isinf(x) & (x > 0 if name == "bias" else True))
         if np.any(odd):
             at = tuple(int(i) for i in np.argwhere(odd)[0])
-            said.append(f"{name} has {int(np.sum(odd))} of {x.size}, the first at {at}")
-    if not said:
+            places.append(f"{name} has {int(np.sum(odd))} of {x.size}, the first at {at}")
+    if not places:
         return ()
     return (
-        f"NaN or infinities in the inputs: {'; '.join(said)}. Where the truth is NaN or infinite because of them, only "
-        "that is compared",
+        f"NaN or infinities in the inputs: {'; '.join(places)}. Where the truth is not finite because of them, "
+        "only that is compared",
     )
 
 

@@ -253,7 +253,7 @@ class Arithmetic:
 
 
 def _signs(x: Numpy, random: np.random.Generator) -> Numpy:
-    """±1 for each element."""
+    """Return a random ±1 for each element."""
     bits = random.integers(0, 2**32, x.shape, dtype=np.uint32) >> np.uint32(31)
     return np.asarray(2.0 * bits - 1.0)  # five times as fast as integers(0, 2, …)
 

@@ -205,9 +205,9 @@ def _recompute_weights(arith: Arithmetic, z: Numpy, q: Numpy, k: Numpy) -> Numpy
     if order.noise:
         highest = np.take_along_axis(k, np.argmax(z, axis=-1)[..., None], axis=2)
         sums = np.cumsum(q * highest, axis=-1) / math.sqrt(q.shape[-1])  # partial sums of the largest score
-        of_sum = RMS_ROUNDING * FORMATS[arith.recipe.accumulate].u * np.sqrt(np.sum(sums**2, axis=-1))
-        of_scale = RMS_ROUNDING * FORMATS["float32"].u * np.abs(largest)
-        lse = arith.perturb_forward(lse, np.hypot(of_sum[..., None], of_scale))
+        product_error = RMS_ROUNDING * FORMATS[arith.recipe.accumulate].u * np.sqrt(np.sum(sums**2, axis=-1))
+        scale_error = RMS_ROUNDING * FORMATS["float32"].u * np.abs(largest)
+        lse = arith.perturb_forward(lse, np.hypot(product_error[..., None], scale_error))
     return arith.exp(z, arith.array(lse))
 
 
@@ -306,10 +306,10 @@ def _frequencies(arith: Arithmetic, *args: Any, **options: Any) -> Any:
 
 def _cos_sin(arith: Arithmetic, positions: Numpy, frequencies: Any, scale: float, dtype: Any) -> Any:
     """Compute cos and sin of float32 angles, whose error at position p is up to p 2⁻²⁴ radians in all frameworks."""
-    turns = arith.array(positions)[:, None, :, None] * np.asarray(frequencies, dtype=arith.dtype)
-    turns = np.where(turns == turns.astype(np.float32), turns, arith.round_float32(turns))
+    angles = arith.array(positions)[:, None, :, None] * np.asarray(frequencies, dtype=arith.dtype)
+    angles = np.where(angles == angles.astype(np.float32), angles, arith.round_float32(angles))
     return tuple(
-        _float64(arith.round_if_eager(arith.round_float32(f(turns) * np.float32(scale)), "rope"))
+        _float64(arith.round_if_eager(arith.round_float32(f(angles) * np.float32(scale)), "rope"))
         for f in (np.cos, np.sin)
     )
 
@@ -387,8 +387,8 @@ def _norm_vjp(arith: Arithmetic, g: Numpy, x: Numpy, weight: Numpy | None, eps: 
         h = g if weight is None else arith.round_if_eager(g * arith.array(weight), "o")
         along = np.mean(arith.round_at(h * unit, "norm"), axis=-1, keepdims=True, dtype=arith.dtype)
         dx = arith.round_at(r * (h - unit * along), "o")
-        of_weight = arith.round_if_eager(unit, "o") * g
-        dweight = None if weight is None else np.sum(of_weight.reshape(-1, x.shape[-1]), axis=0, dtype=arith.dtype)
+        weight_terms = arith.round_if_eager(unit, "o") * g
+        dweight = None if weight is None else np.sum(weight_terms.reshape(-1, x.shape[-1]), axis=0, dtype=arith.dtype)
     return _float64(dx), None if dweight is None else _float64(dweight)
 
 

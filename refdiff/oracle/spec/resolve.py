@@ -24,11 +24,11 @@ def resolve_spec(spec: Any, inputs: Any = None) -> Spec:
     """
     if not isinstance(spec, Spec | str):
         raise TypeError(
-            f"spec: got type {type(spec).__name__}, expected a Spec or a preset's name; the outputs come before it"
+            f"spec: got type {type(spec).__name__}, expected a Spec or a preset's name; outputs come before the spec"
         )
     if inputs is not None and not isinstance(inputs, Mapping):
-        of_case = ": pass case.inputs, and dout=case.dout for gradients" if hasattr(inputs, "inputs") else ""
-        raise TypeError(f"inputs: got type {type(inputs).__name__}, expected a mapping from names to arrays{of_case}")
+        hint = ": pass case.inputs, and dout=case.dout for gradients" if hasattr(inputs, "inputs") else ""
+        raise TypeError(f"inputs: got type {type(inputs).__name__}, expected a mapping from names to arrays{hint}")
     if isinstance(spec, Spec):
         return spec
     if inputs is None:
@@ -113,7 +113,7 @@ def _layer_dimensions(fields: Mapping[str, Any], inputs: Mapping[str, Any]) -> d
     d = _head_width(fields, inputs, rows["q"])
     for name, n in rows.items():
         if d < 1 or n % d:
-            raise ValueError(f"{name}_proj.weight has {n} rows, which are no whole number of heads of width {d}")
+            raise ValueError(f"{name}_proj.weight has {n} rows, which is not a multiple of the head width {d}")
     return {"query_heads": rows["q"] // d, "key_heads": rows["k"] // d, "head_dim": d}
 
 

@@ -249,12 +249,12 @@ def append_sinks(s: AttentionOperands, first: Numpy, second: Numpy) -> Attention
     h, S = s.q1.shape[1], s.k1.shape[2]
     bias = np.zeros((1, 1, 1, S)) if s.bias is None else np.broadcast_to(s.bias, (*s.bias.shape[:3], S))
     shape = (bias.shape[0], h, *bias.shape[2:])
-    of_maps = [
+    map_biases = [
         np.concatenate([np.broadcast_to(bias, shape), np.broadcast_to(x[:, None, None], (*shape[:3], 1))], axis=-1)
         for x in (first, second)
     ]
     return replace(
-        s, k1=k1, k2=k2, v=v, bias=np.concatenate(of_maps, axis=1), visible=visible, mask=visible, causal=False
+        s, k1=k1, k2=k2, v=v, bias=np.concatenate(map_biases, axis=1), visible=visible, mask=visible, causal=False
     )
 
 
@@ -287,8 +287,8 @@ def preparation_steps(spec: Spec) -> tuple[str, ...]:
 def rotate(spec: Spec, x: Numpy, cos: Numpy, sin: Numpy, ops: Ops) -> Numpy:
     """Rotate those dimensions of q or k that the spec rotates."""
     start = spec.head_dim - spec.rotary_dim if spec.rotary_at == "last" else 0
-    turned: Numpy = ops.rope(x[..., start:], cos, sin, interleaved=spec.rope == "interleaved")
-    return np.concatenate([x[..., :start], turned], axis=-1) if start else turned
+    rotated: Numpy = ops.rope(x[..., start:], cos, sin, interleaved=spec.rope == "interleaved")
+    return np.concatenate([x[..., :start], rotated], axis=-1) if start else rotated
 
 
 def angles(spec: Spec, inputs: Inputs, ops: Ops) -> Angles:
@@ -296,10 +296,10 @@ def angles(spec: Spec, inputs: Inputs, ops: Ops) -> Angles:
     if spec.rope == "none":
         return {}
     T, S = inputs["q"].shape[2], inputs["k"].shape[2]
-    turn = frequencies(spec, ops)
+    speeds, factor = frequencies(spec, ops)
     starts = {"q": S - T, "k": 0}
     at = {name: inputs.get(f"{name}_positions", np.arange(start, S)[None]) for name, start in starts.items()}
-    return {name: ops.rope_cos_sin(positions, *turn, np.float64) for name, positions in at.items()}
+    return {name: ops.rope_cos_sin(positions, speeds, factor, np.float64) for name, positions in at.items()}
 
 
 def frequencies(spec: Spec, ops: Ops) -> tuple[list[float], float]:
@@ -338,8 +338,8 @@ def compute_lambda(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
         init, vectors = lambda_init(spec, ops), [inputs[name] for name in VECTORS]
         if not spec.lambda_per_head:
             return np.asarray(ops.diff_lambda(*vectors, init))
-        of_heads = [ops.diff_lambda(*(x[i] for x in vectors), init) for i in range(spec.heads)]
-        return np.asarray(of_heads)[None, :, None, None]
+        per_head = [ops.diff_lambda(*(x[i] for x in vectors), init) for i in range(spec.heads)]
+        return np.asarray(per_head)[None, :, None, None]
     if spec.lambda_form == "sigmoid":
         logits = inputs["lambda_logits"]
         by_token: Numpy = ops.diff_lambda_v2(logits, np.eye(logits.shape[2]))
@@ -370,7 +370,7 @@ def zero_unseen(x: Numpy, visible: Numpy) -> Numpy:
 
 
 def query_factor(spec: Spec) -> float:
-    """Return the factor of q that cos_sin the layer's scale of 1/√d into that of the spec."""
+    """Return the factor of q that changes the layer's scale of 1/√d to that of the spec."""
     return 1.0 if spec.scale is None else spec.scale * math.sqrt(spec.head_dim)
 
 

@@ -172,13 +172,13 @@ def _dense_gradients(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[
         through_gate = dout * normalize_and_scale(spec, heads, inputs, ops)
         (more["gate_logits"],) = ops.activation_vjp(through_gate, logits, spec.gate)
         dout = dout * ops.activation(logits, spec.gate)
-    g, of_norm = _norm_vjp(spec, factor * dout, heads, inputs, ops)
+    g, norm_gradients = _norm_vjp(spec, factor * dout, heads, inputs, ops)
     dq1, dk1, dq2, dk2, dv, dlambda = ops.diff_attention_vjp(
         g, s.q1, s.k1, s.q2, s.k2, s.v, s.lambda_full, s.mask, s.bias, causal=s.causal
     )
-    of_sinks = {}
+    sink_gradients = {}
     if spec.sinks:
-        of_sinks = {"sinks": sum_over_heads(spec, sink_terms(g, s, ops))}
+        sink_gradients = {"sinks": sum_over_heads(spec, sink_terms(g, s, ops))}
         dk1, dk2, dv = dk1[:, :, :-1], dk2[:, :, :-1], dv[:, :, :-1]
     if spec.out_scale == "1 - lambda":
         through_factor = -dout * normalize(spec, heads, inputs, ops)
@@ -186,9 +186,9 @@ def _dense_gradients(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[
     if spec.masked_rows == "uniform":  # the scores of a query that sees no key are zeros, whatever q is
         sees = np.any(attention_mask(spec, inputs), axis=-1, keepdims=True)
         dq1, dq2 = np.where(sees, dq1, 0.0), np.where(sees, dq2, 0.0)
-    of_qk = _qk_vjp(spec, inputs, s, (dq1, dk1, dq2, dk2), ops)
+    qk_gradients = _qk_vjp(spec, inputs, s, (dq1, dk1, dq2, dk2), ops)
     dv = _values_vjp(spec, inputs["v"], dv, ops)
-    return {**of_qk, "v": dv, "lambda": dlambda, **of_norm, **more, **of_sinks}
+    return {**qk_gradients, "v": dv, "lambda": dlambda, **norm_gradients, **more, **sink_gradients}
 
 
 def sink_terms(g: Numpy, s: AttentionOperands, ops: Ops) -> Numpy:
@@ -279,9 +279,9 @@ def _preparation_vjp(spec: Spec, inputs: Inputs, name: str, g: Numpy, cos_sin: A
 
 def _rotate_vjp(spec: Spec, g: Numpy, cos: Numpy, sin: Numpy, ops: Ops) -> Numpy:
     start = spec.head_dim - spec.rotary_dim if spec.rotary_at == "last" else 0
-    turning = g[..., start:]
-    turned: Numpy = ops.rope_vjp(turning, turning, cos, sin, interleaved=spec.rope == "interleaved")[0]
-    return np.concatenate([g[..., :start], turned], axis=-1) if start else turned
+    rotary = g[..., start:]
+    rotated: Numpy = ops.rope_vjp(rotary, rotary, cos, sin, interleaved=spec.rope == "interleaved")[0]
+    return np.concatenate([g[..., :start], rotated], axis=-1) if start else rotated
 
 
 def _softcap_vjp(dcapped: Numpy, tanh: Numpy, q: Numpy, k: Numpy) -> tuple[Numpy, Numpy]:

@@ -130,6 +130,6 @@ def _intermediates(spec: Spec, core: Inputs, want: Sequence[str], ops: Ops) -> d
             base = math.log(2) if spec.lse_base == "2" else 1.0
             some = np.any(attention_mask(spec, part.inputs), axis=-1) | spec.sinks
             for number, name in enumerate(spec.lse_names, start=1):
-                of_tiles = [log_sum_exp(scores(tile, number)) for tile in operand_tiles(s)]
-                found[name][part.index] = np.where(some, np.concatenate(of_tiles, axis=2) / base, -math.inf)
+                tile_sums = [log_sum_exp(scores(tile, number)) for tile in operand_tiles(s)]
+                found[name][part.index] = np.where(some, np.concatenate(tile_sums, axis=2) / base, -math.inf)
     return {name: x for name, x in found.items() if name in want}

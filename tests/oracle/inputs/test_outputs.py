@@ -79,8 +79,8 @@ def test_other_arguments() -> None:
 
     with raises(
         TypeError,
-        "by_name(q, k, v, lam) must take (spec, inputs) or (inputs), and may have dout=None beside for gradients; call "
-        "one of arrays by name in such a function, as kernel(**inputs)",
+        "by_name(q, k, v, lam) must take (spec, inputs) or (inputs), and may have dout=None beside for gradients; wrap "
+        "a kernel of named arrays: lambda inputs: kernel(**inputs)",
     ):
         adapt_kernel(by_name)
     with raises(

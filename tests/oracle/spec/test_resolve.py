@@ -48,7 +48,7 @@ def test_every_preset(preset: str, v_head_dim: int | None, layer: bool) -> None:
         ({"x": np.ones(3)}, "the inputs lack q_proj.weight (rows, D)"),
         (
             {"x": 0, "q_proj.weight": np.ones((9, 2)), "k_proj.weight": np.ones((4, 2)), "lambda_q1": np.ones(4)},
-            "q_proj.weight has 9 rows, which are no whole number of heads of width 4",
+            "q_proj.weight has 9 rows, which is not a multiple of the head width 4",
         ),
         (LAYER, "the arrays of this layer do not say how wide a head is: give head_dim"),
     ],
