@@ -124,7 +124,7 @@ def test_what_no_call_takes(call: Callable[[Any, Any], Any]) -> None:
 
 @pytest.mark.parametrize("call", CALLS[:3])
 def test_arguments_of_another_kind_or_in_another_order(call: Callable[[Any, Any], Any]) -> None:
-    with pytest.raises(TypeError, match="spec: got type ndarray, expected a Spec or a preset's name; outputs come before the spec"):
+    with pytest.raises(TypeError, match="spec: got type ndarray, expected a Spec or a preset's name; outputs come"):
         call(X["q"], X)
     with pytest.raises(TypeError, match="inputs: got type int, expected a mapping from names to arrays"):
         call(NAMED, 3)
