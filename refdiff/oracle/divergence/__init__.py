@@ -1,4 +1,4 @@
-"""Where two runs part: the first point of a trace that is not what it should be."""
+"""Find the first point of a trace that is wrong, given a reference run."""
 
 from refdiff.oracle.divergence.first_divergence import first_divergence
 from refdiff.oracle.divergence.report import Divergence, Stage

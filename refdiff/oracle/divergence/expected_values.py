@@ -1,7 +1,7 @@
-"""What each point should be, and how far off it may be: the run once more in float64, and with rounding put in.
+"""Compute the expected value and the allowed error of each point: repeat the run in float64, exactly and with rounding.
 
-"local": whatever is computed goes on from the arrays of the run under test, so that an error belongs to the point that
-made it. "free": it goes on from what was computed here.
+Mode "local" computes each point from the arrays of the run under test, so that an error is charged to the point that
+made it. Mode "free" computes each point from the expected values of the points before it.
 """
 
 from __future__ import annotations
@@ -16,41 +16,44 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.arrays import Array
-from refdiff.oracle.divergence.systematic_error import EPSILON, KNOBS, ONE_ROUNDING, Patterns, nearly
+from refdiff.oracle.divergence.systematic_error import EPSILON, ONE_ROUNDING, SCORE_FACTORS, BiasTests, rounding_keys
 from refdiff.oracle.trace.points import SINGLE
 
 Floats = NDArray[np.float64]
 
-ROW = 4.0
-"""How many times the spread of its roundings a row may be off, as a root mean square."""
+ROW_LIMIT = 4.0
+"""The limit of a row's root mean square error, in spreads (root mean square errors of runs with rounding)."""
 
-FLOOR = 0.4
-"""The least spread of a row: so many units of roundoff, times the root mean square of its numbers."""
+SPREAD_FLOOR = 0.4
+"""The least spread of a row, in roundoffs times the root mean square of the row."""
 
-ELEMENT = (12.0, 4.0)
-"""How far off one number may be: so many spreads of its row, and so many roundoffs and growths of itself."""
+ELEMENT_LIMITS = (12.0, 4.0)
+"""The limit of one number's error: 12 spreads of its row, plus 4 times its roundoff and its `growth`."""
 
 
-class Draw(NamedTuple):
-    """A run with rounding: errors `size` times as large; `alike`: equal numbers are rounded alike."""
+class NoiseRun(NamedTuple):
+    """A run with simulated rounding.
+
+    size: factor on the rounding errors. shared: equal numbers have equal errors. pilot: the run only sets the weights
+    of `BiasTests`.
+    """
 
     seed: int
     size: float = 1.0
-    alike: bool = False
+    shared: bool = False
     pilot: bool = False
 
 
 @dataclass
 class Expected:
-    """What a point should be, and how far off it may be, as runs with rounding show it.
+    """The expected value of a point, and the error that runs with rounding show.
 
-    Where rows are equal, as of a token that is repeated, errors of each number by itself average out over them, and
-    those that equal numbers share do not: the larger counts.
+    Half of the runs round every number independently, the others round equal numbers alike: over equal rows, such as
+    those of a repeated token, independent errors average out and shared ones do not. The larger mean square counts.
 
-    spread: the mean square of what rounding does to each row. hidden: entries that nobody uses. growth: of a sum, what
-    its own size adds, relative to it. doubt: how far off a right evaluation may be beside the rounding of the value.
-    patterns: of a point that the run under test has, and whose doubt is not the same for many numbers. bends: what it
-    changes by, per number that it depends on; epsilon: that of a norm.
+    spread: the mean square error of each row. hidden: masked entries. growth: see `growth`. doubt: the error of a
+    correct evaluation in addition to the rounding of the value. bias_tests: only for a point without doubt that the run
+    under test has. derivatives: ∂value/∂a by the name of a (`systematic_error`). epsilon: ε of a norm.
     """
 
     value: Floats
@@ -58,58 +61,61 @@ class Expected:
     hidden: NDArray[np.bool_] | None = None
     growth: float = 0.0
     doubt: Floats | None = None
-    patterns: Patterns | None = None
-    bends: dict[str, Floats] = field(default_factory=dict)
+    bias_tests: BiasTests | None = None
+    derivatives: dict[str, Floats] = field(default_factory=dict)
     epsilon: float = 0.0
     _furthest: Floats | None = None
     _squares: list[Any] = field(default_factory=lambda: [0.0, 0.0])
 
     @property
     def counted(self) -> NDArray[np.bool_]:
-        """Which entries are numbers that somebody uses."""
+        """Mark the entries that are finite and not masked."""
         finite: NDArray[np.bool_] = np.isfinite(self.value)
         return finite if self.hidden is None else finite & ~self.hidden
 
-    def add(self, off: Floats, draw: Draw) -> None:
-        """Take what one run is off by."""
-        square = self._rows(off)
-        if draw.size > 1:
+    def add(self, error: Floats, noise_run: NoiseRun) -> None:
+        """Record the error of one run."""
+        square = self._row_squares(error)
+        if noise_run.size > 1:
             self._furthest = square if self._furthest is None else np.maximum(self._furthest, square)
             return
-        self._squares[draw.alike] = self._squares[draw.alike] + square / MEMBERS
-        if self.patterns is not None:
-            self.patterns.add(off, alike=draw.alike)
+        self._squares[noise_run.shared] = self._squares[noise_run.shared] + square / RUNS_PER_KIND
+        if self.bias_tests is not None:
+            self.bias_tests.add(error, shared=noise_run.shared)
 
-    def level(self, off: Floats) -> Floats:
-        """The mean squares of rows as one more run shows them."""
-        return self._beyond(self._rows(off))
+    def level(self, error: Floats) -> Floats:
+        """Return the mean square error of each row in the pilot run."""
+        return self._with_jumps(self._row_squares(error))
 
     def finish(self, tiny: float) -> None:
-        """Take the mean squares of rows as all runs show them, and of roundings near 0, `tiny` as in `expect`."""
-        self.spread = self._beyond((tiny**2 + np.maximum(*self._squares)) * _margin(self))
+        """Set `spread` from all runs; `tiny` as in `expect`."""
+        self.spread = self._with_jumps((tiny**2 + np.maximum(*self._squares)) * _margin(self))
         if self.doubt is not None:
             self.spread = self.spread + row_mean(self.doubt**2, None)
 
-    def _rows(self, off: Floats) -> Floats:
-        return row_mean(np.where(np.isfinite(off), off, 0.0) ** 2, self.hidden)
+    def _row_squares(self, error: Floats) -> Floats:
+        return row_mean(np.where(np.isfinite(error), error, 0.0) ** 2, self.hidden)
 
-    def _beyond(self, usual: Floats) -> Floats:
-        """The mean squares of rows, or what stronger errors show where they do more than add up; ∞ if too much."""
+    def _with_jumps(self, usual: Floats) -> Floats:
+        """Return `usual`, or for rows in which strong errors do more than add up, the larger one that they show.
+
+        It is ∞ for a row that may lose half of itself.
+        """
         if self._furthest is None:
             return usual
-        jump = self._furthest / ROW**2
+        strong = self._furthest / ROW_LIMIT**2
         half = row_mean(np.where(np.isfinite(self.value), self.value, 0.0) ** 2, None) / 4
-        far = np.where((JUMP * ROW) ** 2 * jump > half, np.inf, JUMP**2 * jump)
-        result: Floats = np.where(jump > MORE * usual, far, usual)
+        far = np.where((JUMP_MARGIN * ROW_LIMIT) ** 2 * strong > half, np.inf, JUMP_MARGIN**2 * strong)
+        result: Floats = np.where(strong > JUMP_RATIO * usual, far, usual)
         return result
 
 
 @dataclass(frozen=True)
-class Found:
-    """The worst row of a point: how often the allowed error it is off, where, and the error by itself.
+class RowComparison:
+    """The worst row of a point.
 
-    ratio is infinite where NaN or infinities stand in other places. worst: the index of the row (its last axis left
-    out); error and size: the root mean squares of what it is off by and of what it should be.
+    ratio: its error over the limit; infinite if NaN or infinities are in other places. worst: its index, without the
+    last axis. error, size: root mean squares of its error and of its expected value.
     """
 
     ratio: float
@@ -119,49 +125,50 @@ class Found:
 
     @property
     def ok(self) -> bool:
-        """Whether every row is within what is allowed."""
+        """Whether every row is within its limit."""
         return self.ratio <= 1
 
 
-def compare(mine: Floats, expected: Expected, unit: float) -> Found:
-    """Hold an array against what it should be, from the unit roundoff of its run."""
+def compare(mine: Floats, expected: Expected, unit: float) -> RowComparison:
+    """Compare an array with its expected value; `unit` is the unit roundoff of its run."""
     right, seen = expected.value, True if expected.hidden is None else ~expected.hidden
     if right.ndim == 0:
         mine, expected = mine[None], replace(expected, value=right[None], spread=np.asarray(expected.spread))
         right = expected.value
     if right.size == 0:
-        return Found(0.0)
-    strange = seen & ~(np.isfinite(mine) & np.isfinite(right))
+        return RowComparison(0.0)
+    nonfinite = seen & ~(np.isfinite(mine) & np.isfinite(right))
     with np.errstate(invalid="ignore"):
-        unlike = strange & ~((mine == right) | (np.isnan(mine) & np.isnan(right)))
-    if unlike.any():
-        at = tuple(int(i) for i in np.argwhere(unlike)[0])
-        return Found(np.inf, at[:-1] if right.ndim > 1 else at, float(mine[at]), float(right[at]))
-    counted = seen & ~strange
+        different = nonfinite & ~((mine == right) | (np.isnan(mine) & np.isnan(right)))
+    if different.any():
+        at = tuple(int(i) for i in np.argwhere(different)[0])
+        return RowComparison(np.inf, at[:-1] if right.ndim > 1 else at, float(mine[at]), float(right[at]))
+    counted = seen & ~nonfinite
     off = np.where(counted, mine - np.where(counted, right, 0.0), 0.0)
     value = np.where(counted, right, 0.0)
     n = np.maximum(counted.sum(axis=-1), 1)
     error, size = (np.sqrt((x**2).sum(axis=-1) / n) for x in (off, value))
     allowed = allowed_rows(expected, unit)
-    element = np.abs(off) / (ELEMENT[0] * allowed[..., None] + ELEMENT[1] * (unit + expected.growth) * np.abs(value))
-    ratio = np.maximum(error / (ROW * allowed), element.max(axis=-1))
+    spreads, units = ELEMENT_LIMITS
+    limit = spreads * allowed[..., None] + units * (unit + expected.growth) * np.abs(value)
+    ratio = np.maximum(error / (ROW_LIMIT * allowed), (np.abs(off) / limit).max(axis=-1))
     at = tuple(int(i) for i in np.unravel_index(int(np.argmax(ratio)), ratio.shape))
-    return Found(float(ratio[at]), at, float(error[at]), float(size[at]))
+    return RowComparison(float(ratio[at]), at, float(error[at]), float(size[at]))
 
 
 def allowed_rows(expected: Expected, unit: float) -> Floats:
-    """Return how far off each row may be, as a root mean square: `ROW` times that is wrong."""
+    """Return the spread of each row with its floor; an error above `ROW_LIMIT` times this is wrong."""
     counted = expected.counted
     square = (np.where(counted, expected.value, 0.0) ** 2).sum(axis=-1) / np.maximum(counted.sum(axis=-1), 1)
-    # of few numbers the mean is less sure, up to what a single one may be off by
-    some = 1 + 4 / counting(expected)
-    allowed = np.sqrt(expected.spread + some * ((FLOOR * unit) ** 2 + expected.growth**2) * square)
+    # the mean square error of few numbers varies more
+    margin = 1 + 4 / effective_count(expected)
+    allowed = np.sqrt(expected.spread + margin * ((SPREAD_FLOOR * unit) ** 2 + expected.growth**2) * square)
     result: Floats = np.maximum(allowed, np.finfo(np.float64).tiny)
     return result
 
 
-def counting(expected: Expected) -> Floats:
-    """How many numbers of each row count: all where they are alike, 1 where one is far above the rest."""
+def effective_count(expected: Expected) -> Floats:
+    """Return the effective number of elements of each row: all if they are of one size, 1 if one is far larger."""
     if expected.value.ndim == 0:
         return np.ones(())
     y = np.where(expected.counted, expected.value, 0.0)
@@ -170,60 +177,60 @@ def counting(expected: Expected) -> Floats:
     return n
 
 
-_DIFF = re.compile(r"(.*?)diff((?:\[\d+\])?)")
+_DIFF_POINT = re.compile(r"(.*?)diff((?:\[\d+\])?)")
 
-BEND = 2.0**-12
-"""A factor that shows what a point changes by is 1 + this."""
+STEP = 2.0**-12
+"""Derivatives are finite differences: a point is multiplied by 1 + this."""
 
-SMALL = 1e-30
-"""Roundings near 0 of types that have smaller ones than this are too small to be drawn."""
+SMALLEST_DRAWN = 1e-30
+"""Rounding errors near 0 are simulated only for types in which they are larger than this."""
 
-ROUNDING = 0.6
-"""That of the value of a point: of two roundings. `ROW` leaves room for the four that the scores of transformers' eager
-attention have (product, scale, mask, and the exponential's argument)."""
+POINT_ROUNDING = 0.6
+"""The standard deviation of a point's rounding error in roundoffs: that of two roundings. `ROW_LIMIT` allows for the
+four that scores have in transformers' eager attention (product, scale, mask, argument of the exponential)."""
 
 SUMMATION = ONE_ROUNDING / math.sqrt(6)
-"""That of a sum of n terms, in roundoffs of float32 times √n and the root of the sum of their squares; see `growth`."""
+"""The standard deviation of a sum of n terms t, in roundoffs of float32 times √(n Σ t²); see `growth`."""
 
-MEMBERS = 6
-"""How many times the run is repeated with every number rounded for itself, and with equal numbers rounded alike."""
+RUNS_PER_KIND = 6
+"""How many runs round every number independently, and as many round equal numbers alike."""
 
-STRONG = 32
-"""How many times more in "free" mode, with errors `ROW` times as large. Where errors only add up, such a run is off by
-as much more, and says nothing new. Where two keys have nearly the same score, errors that have come so far decide which
-is the larger: a right run may see the other one, though none of a few usual draws did. Most of these do; in one right
-run of sharp maps in bfloat16 none of the first 16 did."""
+STRONG_RUNS = 32
+"""The number of additional runs in "free" mode, with errors `ROW_LIMIT` times as large. If errors only add up, they
+show nothing new. If two keys have nearly the same score, accumulated errors decide which is the larger: a correct run
+may attend to the other one although none of a few usual runs did. Most strong runs do; in one correct run of sharp maps
+in bfloat16 none of the first 16 did."""
 
-MORE = 1.5
-"""The furthest of them, divided by `ROW`, must be so many times what usual draws show (in squares) for errors not to
-just add up."""
+JUMP_RATIO = 1.5
+"""Errors do more than add up if the largest square of the strong runs, over `ROW_LIMIT`², is more than this many times
+that of the usual runs."""
 
-JUMP = 1.5
-"""How much further than the furthest of them a right run may then be. Of a row that may lose half of itself nothing can
-be said."""
+JUMP_MARGIN = 1.5
+"""A correct run may then have this many times the largest error of the strong runs. A row that may lose half of itself
+is not judged."""
 
-DOUBTFUL = 3.09
-"""How many standard deviations (1 in 1000) the spread that so few rounded numbers show may be too small."""
+MARGIN_DEVIATIONS = 3.09
+"""The margin for a spread estimated from few rounded numbers, in standard deviations (exceeded once in 1000)."""
 
-SAME = 2.0**-37
-"""Equal numbers are nearer than an eighth of this, far more than sums in another order make of the same number."""
+EQUAL_UNIT = 2.0**-37
+"""Numbers are equal if their relative difference is below 1/8 of this. Float64 sums in another order differ less."""
 
-ODD = np.uint64(0x9E3779B97F4A7C15)
+HASH_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 """2⁶⁴ / golden ratio: a product with it has its upper bits spread evenly (Knuth, TAOCP 3, 6.4)."""
 
-SLOTS = 2
-"""Equal values are found in a table of at least so many slots for each. Of pairs one in ten is missed, since another
-number has its slot; of values that come more often, fewer."""
+SLOTS_PER_VALUE = 2
+"""Equal values are found by a hash table with at least this many slots per value. One in ten pairs is missed because
+another number takes the slot; of values that occur more often, fewer."""
 
 
 def growth(terms: int, unit: float) -> float:
-    """How far off rounding of its partial sums brings a sum, relative to the sum itself.
+    """Return the standard deviation of the error of a sum from rounding its partial sums, relative to the sum.
 
     Equation:
-        a sum y of n terms t, added up one by one, is rounded at each partial sum s_k: variance (c u)² Σ_k s_k², with
-        c = `ONE_ROUNDING`. Over all orders of the terms, the mean of Σ_k s_k² is (n + 1) (Σ t² / 6 + y² / 3). The first
-        part, of terms that cancel, is put into the factors as noise (`SUMMATION`); this is the root of the second,
-        of terms that add up, as those of trained weights do. Blocked and pairwise sums have fewer steps.
+        A sum y of n terms t, added one by one, is rounded at each partial sum s_k: its variance is (c u)² Σ_k s_k² with
+        c = `ONE_ROUNDING`. Averaged over all orders of the terms, Σ_k s_k² is (n + 1) (Σ t² / 6 + y² / 3). The first
+        part dominates if terms cancel, and is simulated by noise in the factors (`SUMMATION`). This function returns
+        the root of the second part, which dominates if terms add up. Blocked and pairwise sums have fewer steps.
     """
     return ONE_ROUNDING / math.sqrt(3) * min(unit, SINGLE) * math.sqrt(max(terms - 1, 0))
 
@@ -238,13 +245,15 @@ def expect(
     axes: Callable[[str], str],
     padding: Callable[[str, Floats], NDArray[np.bool_] | None],
 ) -> dict[str, Expected]:
-    """Run again: once exactly, then with every value off by about `unit`, as `draws_of` lists.
+    """Repeat a run: once exactly, then with relative errors of about `unit` in every value (`list_noise_runs`).
 
     Args:
+        run: calls a `Visit` at each point (`refdiff.oracle.trace.points`).
         given: the arrays of the run under test, in the axes of the points.
         unit: the unit roundoff of the run under test.
-        tiny: how far off, at most, one rounding brings a number near 0: half of the distance of subnormals.
-        axes: the letters of a point's axes. padding: which entries of a point stand at padding, if any.
+        tiny: the largest rounding error of a number near 0, half of the distance between subnormals.
+        local: compute each point from the arrays in `given`, else from the values of this run.
+        axes: returns the letters of a point's axes. padding: returns the entries of a point at padding, or None.
     """
     points: dict[str, Expected] = {}
 
@@ -257,136 +266,138 @@ def expect(
         if doubt is not None:
             point.doubt = np.broadcast_to(np.asarray(doubt(unit), dtype=np.float64), value.shape)
         if epsilon is not None and path in given:
-            point.epsilon, point.bends[EPSILON] = epsilon[0], np.array(epsilon[1](), dtype=np.float64)
+            point.epsilon, point.derivatives[EPSILON] = epsilon[0], np.array(epsilon[1](), dtype=np.float64)
         points[path] = point
-        return going_on(path, value)
+        return continue_with(path, value)
 
-    def going_on(path: str, value: Array) -> Array:
+    def continue_with(path: str, value: Array) -> Array:
         if not local or path not in given:
             return value
         hidden = points[path].hidden
         return given[path] if hidden is None else np.where(hidden, 0.0, given[path])
 
     run(exactly, maps=True)
-    _bend(run, given, points, going_on if local else None)
-    for draw in draws_of(local):
-        rng = np.random.default_rng(draw.seed)
+    _differentiate(run, given, points, continue_with if local else None)
+    for noise_run in list_noise_runs(local):
+        rng = np.random.default_rng(noise_run.seed)
 
-        def rounded(path: str, value: Array, draw: Draw = draw, rng: np.random.Generator = rng, **_: Any) -> Array:
+        def rounded(
+            path: str, value: Array, noise_run: NoiseRun = noise_run, rng: np.random.Generator = rng, **_: Any
+        ) -> Array:
             point = points[path]
             with np.errstate(invalid="ignore"):
-                off = np.asarray(value, dtype=np.float64) - point.value
-            if not draw.pilot:
-                point.add(off, draw)
-            elif point.doubt is None and off.ndim > 1 and path in given:
-                unseen = either(point.hidden, padding(path, point.value))
-                point.patterns = Patterns(
-                    point.value, unseen, point.level(off), axes(path), point.bends,
+                error = np.asarray(value, dtype=np.float64) - point.value
+            if not noise_run.pilot:
+                point.add(error, noise_run)
+            elif point.doubt is None and error.ndim > 1 and path in given:
+                unseen = union_masks(point.hidden, padding(path, point.value))
+                point.bias_tests = BiasTests(
+                    point.value, unseen, point.level(error), axes(path), point.derivatives,
                     unit=unit, tiny=tiny, growth=point.growth,
                 )  # fmt: skip
-                point.bends = {}  # they are as large as the point
-            value = np.asarray(going_on(path, value), dtype=np.float64)
-            noise = ROUNDING * unit
+                point.derivatives = {}  # to free memory
+            value = np.asarray(continue_with(path, value), dtype=np.float64)
+            noise = POINT_ROUNDING * unit
             if value.ndim:
                 noise += SUMMATION * min(unit, SINGLE) * value.shape[-1] ** 0.5
             if not local or path not in given:
-                noise += point.growth  # what is given has its error, and goes on with it
+                noise += point.growth  # a given array already has this error
             normal = np.asarray(rng.standard_normal(value.shape))
-            value = value * (1 + draw.size * noise * (alike(value, normal) if draw.alike else normal))
-            if tiny > SMALL:
-                value = value + draw.size * ROUNDING * tiny * rng.standard_normal(value.shape)
+            value = value * (1 + noise_run.size * noise * (share_noise(value, normal) if noise_run.shared else normal))
+            if tiny > SMALLEST_DRAWN:
+                value = value + noise_run.size * POINT_ROUNDING * tiny * rng.standard_normal(value.shape)
             if point.doubt is not None:
-                value = value + draw.size * ROUNDING * point.doubt * rng.standard_normal(value.shape)
+                value = value + noise_run.size * POINT_ROUNDING * point.doubt * rng.standard_normal(value.shape)
             return value
 
         run(rounded, maps=True)
     for point in points.values():
         point.finish(tiny)
-    _of_whole_kernels(points)
+    _add_map_errors(points)
     for path, point in points.items():
-        point.hidden = either(point.hidden, padding(path, point.value))
+        point.hidden = union_masks(point.hidden, padding(path, point.value))
     return points
 
 
-def either(first: NDArray[np.bool_] | None, second: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
-    """What one of two masks marks, each None where it marks nothing."""
+def union_masks(first: NDArray[np.bool_] | None, second: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """Return the union of two masks; None is an empty mask."""
     return second if first is None else first if second is None else first | second
 
 
-def _bend(
+def _differentiate(
     run: Callable[..., None], given: Mapping[str, Floats], points: dict[str, Expected],
-    going_on: Callable[..., Array] | None,
+    continue_with: Callable[..., Array] | None,
 ) -> None:  # fmt: skip
-    """Find what points of the run change by, per factor on points that it has not; up to the next points that it has.
+    """Differentiate given points by a factor on each kind of scores that is not given (`SCORE_FACTORS`).
 
-    `going_on` says what the run goes on with from a point; without it that is what is expected.
+    A change stops at the first given points: the run continues with `continue_with` from there, or with the expected
+    value if that is None.
     """
-    for kind in sorted({_name(path) for path in points if path not in given} & KNOBS.keys()):
+    for kind in sorted({_name(path) for path in points if path not in given} & SCORE_FACTORS.keys()):
 
-        def bent(path: str, value: Array, kind: str = kind, **_: Any) -> Any:
+        def scaled(path: str, value: Array, kind: str = kind, **_: Any) -> Any:
             if path in given:
                 with np.errstate(invalid="ignore"):
-                    change = (np.asarray(value, dtype=np.float64) - points[path].value) / BEND
+                    change = (np.asarray(value, dtype=np.float64) - points[path].value) / STEP
                 if np.any(np.isfinite(change) & (change != 0)):
-                    points[path].bends[kind] = change
-                return points[path].value if going_on is None else going_on(path, value)
-            return value * (1 + BEND) if _name(path) == kind else value
+                    points[path].derivatives[kind] = change
+                return points[path].value if continue_with is None else continue_with(path, value)
+            return value * (1 + STEP) if _name(path) == kind else value
 
-        run(bent, maps=True)
+        run(scaled, maps=True)
 
 
 def _name(path: str) -> str:
     return path.rpartition(".")[2].partition("[")[0]
 
 
-def _of_whole_kernels(points: dict[str, Expected]) -> None:
-    """Add to the difference what both of its maps may be off by.
+def _add_map_errors(points: dict[str, Expected]) -> None:
+    """Add the errors of both maps to the spread of their difference.
 
-    A kernel that gives the difference alone has not computed it from the `attn1` and `attn2` of the trace, which were
-    computed beside it: its own sums and scores are rounded in another order.
+    A fused kernel does not compute the difference from the `attn1` and `attn2` of the trace, which were computed
+    separately: its own scores and sums are rounded in another order.
     """
-    for path in filter(_DIFF.fullmatch, points):
-        of = [points.get(_DIFF.sub(rf"\g<1>{name}\g<2>", path)) for name in ("attn1", "attn2", "lambda_full")]
-        if None not in of:
-            first, second, lambda_ = (point for point in of if point is not None)
+    for path in filter(_DIFF_POINT.fullmatch, points):
+        parts = [points.get(_DIFF_POINT.sub(rf"\g<1>{name}\g<2>", path)) for name in ("attn1", "attn2", "lambda_full")]
+        if None not in parts:
+            first, second, lambda_ = (point for point in parts if point is not None)
             square = (lambda_.value if lambda_.value.ndim == 0 else lambda_.value[..., 0]) ** 2
             points[path].spread = points[path].spread + first.spread + square * second.spread
 
 
-def draws_of(local: bool) -> list[Draw]:
-    """`STRONG` if errors add up, a pilot, from which rows get their weights in `Patterns`, `MEMBERS` of each kind."""
-    strong = [] if local else [Draw(MEMBERS + n, size=ROW) for n in range(STRONG)]
-    pilot = Draw(MEMBERS + STRONG, alike=True, pilot=True)
-    return [*strong, pilot, *(Draw(n, alike=kind) for kind in (False, True) for n in range(MEMBERS))]
+def list_noise_runs(local: bool) -> list[NoiseRun]:
+    """Return `STRONG_RUNS` unless local, a pilot for the weights of `BiasTests`, and `RUNS_PER_KIND` of each kind."""
+    strong = [] if local else [NoiseRun(RUNS_PER_KIND + n, size=ROW_LIMIT) for n in range(STRONG_RUNS)]
+    pilot = NoiseRun(RUNS_PER_KIND + STRONG_RUNS, shared=True, pilot=True)
+    return [*strong, pilot, *(NoiseRun(n, shared=kind) for kind in (False, True) for n in range(RUNS_PER_KIND))]
 
 
-def alike(value: Floats, normal: Floats) -> Floats:
-    """Give equal values the same of the normal numbers, and the others their own: rounding does not see where they are.
+def share_noise(value: Floats, normal: Floats) -> Floats:
+    """Return the normal numbers with one number shared by all equal values, since equal numbers are rounded alike.
 
-    Equal is what differs by less than `SAME`; two scores that are only near each other may be rounded apart. Of values
-    that have no equal the draw is the one of every number by itself, so that the two kinds differ by no chance.
+    A value without an equal keeps its own number, so that runs of the two kinds differ only at equal values.
     """
-    keys, own = nearly(value, SAME), normal.reshape(-1)
-    bits = (SLOTS * keys.size).bit_length()
-    slots = (keys * ODD) >> np.uint64(64 - bits)
+    keys, own = rounding_keys(value, EQUAL_UNIT), normal.reshape(-1)
+    bits = (SLOTS_PER_VALUE * keys.size).bit_length()
+    slots = (keys * HASH_MULTIPLIER) >> np.uint64(64 - bits)
     last = np.empty(1 << bits, dtype=np.intp)
     last[slots] = np.arange(keys.size)
-    of = last[slots]
-    found: Floats = np.where(keys[of] == keys, own[of], own).reshape(np.shape(value))
+    shared = last[slots]
+    found: Floats = np.where(keys[shared] == keys, own[shared], own).reshape(np.shape(value))
     return found
 
 
 def _margin(expected: Expected) -> Any:
-    """What a mean of squares of n numbers is multiplied by, so that it is hardly ever too small; 1 for large n.
+    """Return the factor by which a mean of n squares is increased so that it is rarely too small; 1 for large n.
 
     Wilson and Hilferty 1931: (χ²ₙ / n)^⅓ is about normal, of mean 1 − 2/(9n) and variance 2/(9n).
     """
-    n = MEMBERS * counting(expected)
-    return (1 - 2 / (9 * n) - DOUBTFUL * np.sqrt(2 / (9 * n))) ** -3.0
+    n = RUNS_PER_KIND * effective_count(expected)
+    return (1 - 2 / (9 * n) - MARGIN_DEVIATIONS * np.sqrt(2 / (9 * n))) ** -3.0
 
 
 def row_mean(x: Floats, hidden: NDArray[np.bool_] | None) -> Floats:
-    """The mean over the last axis of what is not hidden; of a single number, itself."""
+    """Return the mean of the unmasked entries over the last axis; a single number is returned as it is."""
     if x.ndim == 0 or x.shape[-1] == 0:
         return x if x.ndim == 0 else np.zeros(x.shape[:-1])
     if hidden is None:

@@ -1,4 +1,4 @@
-"""What an array that is not right is all the same: the right one in another order of heads, transposed, scaled."""
+"""Explain a wrong array: it may be the expected one with heads reordered, transposed, or scaled."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from refdiff.oracle.rounding.number_formats import round_to
 
 Points = Mapping[str, Expected]
 Arrays = Mapping[str, NDArray[Any]]
-_OF_A_MAP = re.compile(r"(.*(?:scores|lse|probs|attn))([12])(\[\d+\])?$")
+_MAP_POINT = re.compile(r"(.*(?:scores|lse|probs|attn))([12])(\[\d+\])?$")
 
 
 def explanation(path: str, mine: Floats, expected: Points, reference: Arrays, unit: float) -> str:
-    """Say what `mine` is equal up to, or nothing where it is none of what is tried.
+    """Say up to what `mine` is equal to the expected value, or return "".
 
-    Tried are: weights of 16 bits, a factor (of `lse`, the base of the logarithm), an order of heads, also across the
-    two maps, an order of axes.
+    Tried in this order: weights rounded to 16 bits, a factor (for `lse` another base of the logarithm), another order
+    of heads, also across the two maps, and another order of axes.
     """
-    for tried in (_half_weights, _factor, _heads, _axes):
-        if said := tried(path, mine, expected, reference, unit):
+    for attempt in (_half_weights, _factor, _heads, _axes):
+        if said := attempt(path, mine, expected, reference, unit):
             return f"equal up to {said}"
     return ""
 
@@ -49,17 +49,17 @@ def _factor(path: str, mine: Floats, expected: Points, reference: Arrays, unit: 
         return ""
     factor = float(x @ y) / square
     scaled = compare(mine, replace(point, value=factor * point.value, spread=factor**2 * point.spread), unit)
-    if not scaled.ok or 2 * scaled.ratio > compare(mine, point, unit).ratio:  # any factor helps a little
+    if not scaled.ok or 2 * scaled.ratio > compare(mine, point, unit).ratio:  # a fitted factor always helps a little
         return ""
     if "lse" in path.rpartition(".")[2]:
         for base, log in (("2", math.log(2)), ("10", math.log(10))):
             if abs(factor * log - 1) < 1e-2:
                 return f"the base of the logarithm: {base}, not e"
-    return f"the factor {factor:.5g}{_known(factor, path, reference)}"
+    return f"the factor {factor:.5g}{_scale_cause(factor, path, reference)}"
 
 
-def _known(factor: float, path: str, reference: Arrays) -> str:
-    """What a factor of scores may come from."""
+def _scale_cause(factor: float, path: str, reference: Arrays) -> str:
+    """Name the likely cause of a factor on scores."""
     q = reference.get(path.rpartition(".")[0] + ".q_rope", reference.get("q_rope"))
     if "scores" not in path:
         return ""
@@ -74,20 +74,21 @@ def _known(factor: float, path: str, reference: Arrays) -> str:
 
 
 def _heads(path: str, mine: Floats, expected: Points, reference: Arrays, unit: float) -> str:
-    match = _OF_A_MAP.match(path)
+    match = _MAP_POINT.match(path)
     names = [path]
     if match and reference.keys() >= {f"{match[1]}{i}{match[3] or ''}" for i in "12"}:
         names = [f"{match[1]}{i}{match[3] or ''}" for i in "12"]
     pool: list[Expected] = []
     for name in names:
         point = expected[name]
-        heads = _by_head(name, point.value, reference)
+        heads = _split_heads(name, point.value, reference)
         if heads is None:
             return ""
-        hid = [None] * len(heads) if point.hidden is None else _by_head(name, point.hidden, reference)
-        spreads = _by_head(name, np.broadcast_to(point.spread[..., None], point.value.shape), reference)
-        pool += [Expected(h, s[..., 0], d, expected[path].growth) for h, s, d in zip(heads, spreads, hid, strict=True)]
-    own = _by_head(path, mine, reference)
+        hidden = [None] * len(heads) if point.hidden is None else _split_heads(name, point.hidden, reference)
+        spreads = _split_heads(name, np.broadcast_to(point.spread[..., None], point.value.shape), reference)
+        growth = expected[path].growth
+        pool += [Expected(h, s[..., 0], d, growth) for h, s, d in zip(heads, spreads, hidden, strict=True)]
+    own = _split_heads(path, mine, reference)
     if own is None or len(own) < 2:
         return ""
     order = []
@@ -97,23 +98,22 @@ def _heads(path: str, mine: Floats, expected: Points, reference: Arrays, unit: f
             return ""
         order.append(min(fits)[1])
     first = names.index(path) * len(own)
-    beside = len(names) == 2 and order == list(range(len(own) - first, 2 * len(own) - first))
-    if beside:
-        return f"the other map's: it is {names[1 - names.index(path)].rpartition('.')[2]}"
+    if len(names) == 2 and order == list(range(len(own) - first, 2 * len(own) - first)):
+        return f"a swap of the maps: it is {names[1 - names.index(path)].rpartition('.')[2]}"
     if len(set(order)) < len(order):
-        return f"heads that are there several times: {tuple(order)}"
+        return f"repeated heads: {tuple(order)}"
     return "" if order == list(range(first, first + len(own))) else f"an order of heads: {tuple(order)}"
 
 
-def _by_head(path: str, array: Any, reference: Arrays) -> Any:
-    """The heads of an array, one by one; None where it has none."""
+def _split_heads(path: str, array: Any, reference: Arrays) -> Any:
+    """Return an array with all heads on its first axis; None if the point has no heads."""
     axes = axes_of(path, reference)
     names = axes.names
     if not set(names) & set("HKp"):
         return None
     fine = array.reshape(axes.sizes)
     front = [i for i, n in enumerate(names) if n in "HKp"]
-    # the halves of a joined value are heads too, in the order (half, head) in which they came
+    # the halves of a joined value are heads too, in the original order (half, head)
     front.sort(key=lambda i: names[i] != "p")
     rest = [i for i in range(len(names)) if i not in front]
     heads = fine.transpose(front + rest)

@@ -1,4 +1,4 @@
-"""The first point of a run that is not what it should be."""
+"""Find the first point of a run that is wrong."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from refdiff.errors import CheckpointError
 from refdiff.model.variants import PAIRING
-from refdiff.oracle.divergence.expected_values import ROW, Expected, allowed_rows, compare, expect
+from refdiff.oracle.divergence.expected_values import ROW_LIMIT, Expected, allowed_rows, compare, expect
 from refdiff.oracle.divergence.explain import explanation
-from refdiff.oracle.divergence.layouts import Floats, arranged, axes_of, maps_apart
+from refdiff.oracle.divergence.layouts import Floats, arrange, axes_of, separate_maps
 from refdiff.oracle.divergence.report import Divergence, Stage
-from refdiff.oracle.divergence.systematic_error import IN_COMMON
+from refdiff.oracle.divergence.systematic_error import COMMON_ROUNDINGS
 from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.trace.known_points import Flow, canonical_names, near_point
@@ -26,7 +26,7 @@ from refdiff.oracle.trace.points import SINGLE
 from refdiff.oracle.trace.trace import Source, Trace, read_trace
 
 COPIES = ("embed_tokens", "values", "lambda_init")
-"""Points where nothing is computed: they have the type of the weights, whatever the run has."""
+"""Points that are copies of weights or other points: their type does not show the precision of the run."""
 
 
 def first_divergence(
@@ -38,23 +38,24 @@ def first_divergence(
     precision: str = "auto",
     model: Any = None,
 ) -> Divergence:
-    """Find the first point of the run `mine` that is not what it should be.
+    """Find the first point of the run `mine` that is wrong.
 
-    A row is wrong if it is off by more than rounding explains. So is what every row would allow, but adds up over all:
-    a factor, a constant, a bias, an ε, or a factor on scores that are not given (`Patterns`).
+    A point is wrong if the error of a row is larger than rounding explains. It is also wrong if the rows together show
+    a systematic error that is too small to be seen in one of them: a factor, a constant, a bias, a wrong ε, or a factor
+    on scores that are not in the trace (`BiasTests`).
 
     Args:
-        mine, ref: a `Trace`, a dict of arrays, a file or a folder (`read_trace`); `ref` is of this package.
-        mode: "local": each point is computed in float64 from the points before it in `mine`, so that an error belongs
-            to the point that made it. "free": from the inputs of the run, so that errors add up.
-        aliases: "auto" takes the names of transformers, unilm, timm, vLLM and llama.cpp; "none" only those of
-            `refdiff.oracle.trace.known_points`; or a dict, your name → the point's, beside "auto".
-        precision: what the run computes in, a key of `rounding.FORMATS`; "auto": as its arrays' types and values say.
-        model: the model of `ref`, where its file names none that is here.
+        mine, ref: a `Trace`, a dict of arrays, a file or a folder (`read_trace`); refdiff recorded `ref`.
+        mode: "local": each point is computed in float64 from the points before it in `mine`, so that an error is
+            charged to the point that made it. "free": from the inputs of the run, so that errors add up.
+        aliases: "auto" accepts the names of transformers, unilm, timm, vLLM and llama.cpp; "none" only those of
+            `refdiff.oracle.trace.known_points`; a dict of your names → points is added to "auto".
+        precision: the type that the run computes in, a key of `rounding.FORMATS`; "auto" detects it from the arrays.
+        model: the model of `ref`, needed if its file names no model that can be found.
 
     Raises:
-        ValueError: a trace is empty, nothing in `mine` is a point of `ref`, an alias leads to none, an argument is none
-            of those above.
+        ValueError: a trace is empty, nothing in `mine` is a point of `ref`, an alias names no point, or an argument has
+            another value than the above.
     """
     if mode not in ("local", "free"):
         raise ValueError(f"mode: got {mode!r}, expected one of local, free")
@@ -62,15 +63,16 @@ def first_divergence(
         raise ValueError(f"precision: got {precision!r}, expected auto or one of {', '.join(FORMATS)}")
     if isinstance(aliases, str) and aliases not in ("auto", "none"):
         raise ValueError(f'aliases: got {aliases!r}, expected "auto", "none", or a dict of your names to points')
-    with _named(mine, ref):
+    with _naming_files(mine, ref):
         reference, given = read_trace(ref, model=model), read_trace(mine)
         for trace, whose in ((given, "under test"), (reference, "of the reference")):
             if not trace:
                 raise ValueError(f"the trace {whose} is empty: it has no array of any point")
-        apart = (*_inputs(given.inputs, reference.inputs), *_about(given.about, reference.about))
-        reference = _complete(reference)
+        apart = [*_input_differences(given.inputs, reference.inputs)]
+        apart += _metadata_differences(given.about, reference.about)
+        reference = _rerun_reference(reference)
         names = canonical_names(given, reference, aliases)
-        points = maps_apart({path: given[name] for name, path in names.items()}, reference, _interleaved(reference))
+        points = separate_maps({path: given[name] for name, path in names.items()}, reference, _interleaved(reference))
         known = {path: points[path] for path in reference if path in points}
         if isinstance(aliases, Mapping):
             for own in aliases.keys() & given.keys():
@@ -78,39 +80,40 @@ def first_divergence(
                     hint = near_point(str(aliases[own]), reference) or ":"
                     raise ValueError(
                         f"aliases: {own!r} is {aliases[own]!r}, which is no point of the reference{hint} it has "
-                        f"{_some(reference)}"
+                        f"{_list_names(reference)}"
                     )
         if not known:
+            listed = f"it has {_list_names(given)}, the reference {_list_names(reference)}"
             raise ValueError(
-                f"none of the names in the trace is a point of the reference: it has {_some(given)}, the reference "
-                f"{_some(reference)}{_near(given, reference)}"
+                f"none of the names in the trace is a point of the reference: {listed}{_near_name(given, reference)}"
             )
         precision = precision_of(known) if precision == "auto" else precision
-        used = {name for name, path in names.items() if path in known or path not in points}  # or taken apart
+        # a name whose path is not in points any more was split into the two maps
+        used = {name for name, path in names.items() if path in known or path not in points}
         unknown = tuple(name for name in given if name not in used)
-        return replace(_judge(known, reference, mode, precision, unknown), apart=apart)
+        return replace(_compare_points(known, reference, mode, precision, unknown), apart=tuple(apart))
 
 
 @contextlib.contextmanager
-def _named(*sources: Source) -> Iterator[None]:
-    """Say in an error which files it is about."""
+def _naming_files(*sources: Source) -> Iterator[None]:
+    """Prefix errors with the names of the files."""
     try:
         yield
-    except CheckpointError:  # which does
+    except CheckpointError:  # it names its file
         raise
     except ValueError as error:
         files = dict.fromkeys(str(source) for source in sources if isinstance(source, str | os.PathLike))
         raise (ValueError(f"{', '.join(files)}: {error}") if files else error) from None
 
 
-def _near(given: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
-    """The first name that is nearly a point's."""
+def _near_name(given: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
+    """Return a hint for the first name that resembles a point's."""
     hints = ((name, near_point(name, reference)) for name in list(given)[:20])
     return next((f"; {name!r}{hint}" for name, hint in hints if hint), "")
 
 
-def _complete(reference: Trace) -> Trace:
-    """The reference with every point that there is, in float64; as it is where it cannot be run again."""
+def _rerun_reference(reference: Trace) -> Trace:
+    """Return the reference with every point in float64; unchanged if it cannot be run again."""
     if reference.run is None:
         return reference
     points: dict[str, NDArray[Any]] = {}
@@ -123,42 +126,42 @@ def _complete(reference: Trace) -> Trace:
     return replace(reference, points=points)
 
 
-def _some(names: Mapping[str, Any]) -> str:
+def _list_names(names: Mapping[str, Any]) -> str:
     listed = list(names)
     return ", ".join(listed[:4]) + (f", … ({len(listed)})" if len(listed) > 4 else "")
 
 
 def _interleaved(reference: Trace) -> bool:
-    """Whether heads 2i, 2i + 1 are a pair."""
+    """Whether heads 2i and 2i + 1 are a pair."""
     if "spec" in reference.about:
         return bool(reference.about["spec"]["pairing"] == "interleaved")
     return PAIRING.get(reference.about.get("config", {}).get("wiring", "hf")) == "interleaved"
 
 
-def _judge(
+def _compare_points(
     known: dict[str, NDArray[Any]], reference: Trace, mode: str, precision: str, unknown: tuple[str, ...]
 ) -> Divergence:
-    # what is computed here is in float64 itself, and what is 0 by right may hold a rounding of what was taken away
+    # the expected values are float64 themselves, and a difference that should be 0 has the rounding error of its terms
     unit, tiny = max(FORMATS[precision].u, 2.0**-50), max(FORMATS[precision].tiny, FORMATS["float32"].tiny)
-    laid = {path: arranged(array, path, reference) for path, array in known.items()}
-    fitting: dict[str, Floats] = {path: array for path, (array, _) in laid.items() if array is not None}
+    arrays = {path: arrange(array, path, reference) for path, array in known.items()}
+    fitting: dict[str, Floats] = {path: array for path, (array, _) in arrays.items() if array is not None}
     if reference.run is None:
-        expected, mode = _recorded(fitting, reference, unit, tiny), "recorded"
+        expected, mode = _expect_recorded(fitting, reference, unit, tiny), "recorded"
     else:
         expected = expect(
             reference.run, fitting, unit, tiny, local=mode == "local",
             axes=lambda path: axes_of(path, reference).names, padding=lambda path, x: _padding(path, x, reference),
         )  # fmt: skip
-    common = IN_COMMON.get(precision, 1.0)
-    stages = [_stage(path, laid, expected, reference, unit, common) for path in reference]
+    common = COMMON_ROUNDINGS.get(precision, 1.0)
+    stages = [_stage(path, arrays, expected, reference, unit, common) for path in reference]
     wrong = [s for s in stages if s.status in ("differs", "equal up to")]
-    # nothing is computed from a log-sum-exp, so its base is a matter of taste
+    # nothing is computed from a log-sum-exp, so another base is no mistake
     bad = next((s.path for s in wrong if "the base of the logarithm" not in s.what), None)
     return Divergence(bad, mode, precision, tuple(stages), unknown)
 
 
 def _padding(path: str, value: Floats, reference: Trace) -> NDArray[np.bool_] | None:
-    """What stands at padding: nobody uses it, and transformers' own attentions differ there."""
+    """Mark the entries at padding: they are unused, and transformers' attention implementations differ there."""
     mask = reference.inputs.get("attention_mask")
     if mask is None or np.ndim(mask) != 2 or np.all(mask):
         return None
@@ -175,11 +178,11 @@ def _padding(path: str, value: Floats, reference: Trace) -> NDArray[np.bool_] | 
 
 
 def _stage(
-    path: str, laid: Mapping[str, Any], expected: Mapping[str, Expected], reference: Trace, unit: float, common: float
+    path: str, arrays: Mapping[str, Any], expected: Mapping[str, Expected], reference: Trace, unit: float, common: float
 ) -> Stage:
-    if path not in laid or path not in expected:
+    if path not in arrays or path not in expected:
         return Stage(path, "missing")
-    (array, how), point = laid[path], expected[path]
+    (array, how), point = arrays[path], expected[path]
     if array is None:
         return Stage(path, "differs", how, np.inf)
     found = compare(array, point, unit)
@@ -187,30 +190,33 @@ def _stage(
     if not found.ok:
         if said := explanation(path, array, expected, reference, unit):
             return Stage(path, "equal up to", said, *numbers)
-        of_row = " (root mean squares of the worst row)" if found.worst else ""
-        said = f"off by {found.error:.2g} where it should be {found.size:.2g}{of_row}"
+        unit_note = " (root mean squares of the worst row)" if found.worst else ""
+        said = f"off by {found.error:.2g} where it should be {found.size:.2g}{unit_note}"
         if np.isinf(found.ratio):
             said = f"{found.error:g} stands where {found.size:g} should"
         return Stage(path, "differs", said, *numbers)
-    unseen, worst = _least(point, allowed_rows(point, unit)), None
-    if point.patterns is not None:
+    unseen, worst = _smallest_visible_factor(point, allowed_rows(point, unit)), None
+    if point.bias_tests is not None:
         with np.errstate(invalid="ignore"):
-            worst, limit = point.patterns.judge(array - point.value, point.epsilon, common)
+            worst, limit = point.bias_tests.judge(array - point.value, point.epsilon, common)
         unseen = min(unseen, limit)
     if worst is not None and worst.ratio > 1:
         return Stage(path, "equal up to", f"equal up to {worst}", worst.ratio, (), found.error, found.size, unseen)
     return Stage(path, "equal", f"lies as ({', '.join(how)})" if how else "", *numbers, unseen)
 
 
-def _least(point: Expected, allowed: Floats) -> float:
-    """The smallest share of itself by which some row may be off."""
+def _smallest_visible_factor(point: Expected, allowed: Floats) -> float:
+    """Return the smallest relative error that would be detected in some row."""
     rows = np.atleast_1d(np.where(point.counted, point.value, 0.0))
     size = np.sqrt(np.mean(rows**2, axis=-1)) if rows.size else np.zeros(0)
-    return float(np.min(ROW * allowed / np.where(size > 0, size, np.nan), initial=np.inf, where=size > 0))
+    return float(np.min(ROW_LIMIT * allowed / np.where(size > 0, size, np.nan), initial=np.inf, where=size > 0))
 
 
-def _recorded(given: Mapping[str, Floats], reference: Trace, unit: float, tiny: float) -> dict[str, Expected]:
-    """Without the model: what the file holds; an error may be `error_growth` times that of the points it comes from."""
+def _expect_recorded(given: Mapping[str, Floats], reference: Trace, unit: float, tiny: float) -> dict[str, Expected]:
+    """Return the reference's recorded arrays as expected values, if the run cannot be repeated.
+
+    The relative error of a point may be `error_growth` times that of the points that it is computed from.
+    """
     expected: dict[str, Expected] = {}
     levels: dict[str, float] = {}
     flow = Flow(reference)
@@ -219,11 +225,11 @@ def _recorded(given: Mapping[str, Floats], reference: Trace, unit: float, tiny: 
         size = _rms(wide)
         known = [levels[p] for p in flow.parents(path) if p in levels]  # a file may list a point before its parents
         level = max(known, default=2 * unit)
-        allowed = THRESHOLDS.error_growth / ROW * level * size * _magnified(path, reference, flow)
+        allowed = THRESHOLDS.error_growth / ROW_LIMIT * level * size * _norm_gain(path, reference, flow)
         spread = np.broadcast_to(allowed**2 + tiny**2, wide.shape[:-1])
         expected[path] = Expected(wide, spread, _padding(path, wide, reference))
         if path not in given:
-            level = math.hypot(level, 2 * min(unit, SINGLE))  # sums are rounded in another order in each
+            level = math.hypot(level, 2 * min(unit, SINGLE))  # sums are added in another order
         elif size:
             off = _rms(given[path] - np.where(np.isfinite(wide), wide, 0.0)) / size
             level = off if level < off <= THRESHOLDS.error_growth * level else level
@@ -231,8 +237,8 @@ def _recorded(given: Mapping[str, Floats], reference: Trace, unit: float, tiny: 
     return expected
 
 
-def _magnified(path: str, reference: Trace, flow: Flow) -> Floats:
-    """How much a norm magnifies each row, compared with all that it is given."""
+def _norm_gain(path: str, reference: Trace, flow: Flow) -> Floats:
+    """Return by how much a norm enlarges the error of each row: small rows more than others; 1 for other points."""
     given = [reference[parent] for parent in flow.parents(path)]
     if "norm" not in path.rpartition(".")[2] or [x.shape for x in given] != [reference[path].shape]:
         return np.ones(())
@@ -248,17 +254,15 @@ def _rms(x: Floats) -> float:
 
 
 def precision_of(points: Mapping[str, NDArray[Any]]) -> str:
-    """Name the type that a run computed in: the coarsest that at least a quarter of its arrays are stored in.
+    """Return the name of the type that a run computed in: the coarsest type of at least a quarter of its arrays.
 
-    Arrays of float32 that hold nothing but numbers of a 16-bit type are counted as of that type: they were widened to
-    be written.
+    A float32 array of 16-bit numbers counts as an array of that 16-bit type, which was widened for storage.
 
     Raises:
         ValueError: there is no floating-point array.
     """
-    kinds = [
-        _kind(x) for path, x in points.items() if path.rpartition(".")[2] not in COPIES and x.dtype.kind not in "biu"
-    ]
+    computed = (x for path, x in points.items() if path.rpartition(".")[2] not in COPIES)
+    kinds = [_narrowest_type(x) for x in computed if x.dtype.kind not in "biu"]
     if not kinds:
         raise ValueError("the trace has no array of floating-point numbers that is a point of the run")
     for name in ("bfloat16", "float16", "float32"):
@@ -267,8 +271,8 @@ def precision_of(points: Mapping[str, NDArray[Any]]) -> str:
     return "float64"
 
 
-def _kind(x: NDArray[Any]) -> str:
-    """The narrowest of the known types that has all numbers of an array, if it is stored in float32 or float64."""
+def _narrowest_type(x: NDArray[Any]) -> str:
+    """Return the narrowest known type that represents all numbers of a float32 or float64 array."""
     if x.dtype.name in ("bfloat16", "float16") or x.size < 32:
         return x.dtype.name
     finite = x[np.isfinite(x)]
@@ -281,30 +285,31 @@ def _kind(x: NDArray[Any]) -> str:
         return "float16" if np.array_equal(single.astype(np.float16), single) else "float32"
 
 
-def _inputs(mine: Mapping[str, Any], ref: Mapping[str, Any]) -> list[str]:
-    """Say which inputs of two recordings differ, which explains a divergence.
+def _input_differences(mine: Mapping[str, Any], ref: Mapping[str, Any]) -> list[str]:
+    """Say which inputs of two recordings differ, which would explain a divergence.
 
     Raises:
-        ValueError: the two are of different numbers of tokens, so that no point of one is comparable with the other's.
+        ValueError: the numbers of tokens differ, so that no points are comparable.
     """
     found = []
     for name in (n for n in ref if n in mine):
         x, y = (np.asarray(inputs[name]) for inputs in (mine, ref))
-        if [n for n in x.shape if n != 1] == [n for n in y.shape if n != 1]:  # as of points without a batch axis
+        if [n for n in x.shape if n != 1] == [n for n in y.shape if n != 1]:  # e.g. without a batch axis
             x = x.reshape(y.shape)
         what = "tokens" if name == "input_ids" else name
         if x.shape != y.shape:
-            said = f"the two runs have {what} of different shapes, {x.shape} and {y.shape}{_first(name, x, y)}"
+            shapes = f"{x.shape} and {y.shape}{_first_difference(name, x, y)}"
+            said = f"the two runs have {what} of different shapes, {shapes}"
             if name == "input_ids" and x.size != y.size:
                 raise ValueError(f"{said}; record the same text in both")
             found.append(said)
         elif not np.array_equal(x.astype(np.float64), y.astype(np.float64), equal_nan=True):
-            found.append(f"the two runs have different {what}{_first(name, x, y)}")
+            found.append(f"the two runs have different {what}{_first_difference(name, x, y)}")
     return found
 
 
-def _first(name: str, x: Any, y: Any) -> str:
-    """Where along the text the tokens part."""
+def _first_difference(name: str, x: Any, y: Any) -> str:
+    """Say from which position on the tokens differ."""
     if name != "input_ids" or x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
         return ""
     n = min(x.shape[1], y.shape[1])
@@ -313,11 +318,11 @@ def _first(name: str, x: Any, y: Any) -> str:
     return f" from position {at}" if x.shape == y.shape else f", and different ones from position {at}"
 
 
-def _about(mine: Mapping[str, Any], ref: Mapping[str, Any]) -> list[str]:
-    """Say in what the models or specs of two recordings differ, where both tell."""
+def _metadata_differences(mine: Mapping[str, Any], ref: Mapping[str, Any]) -> list[str]:
+    """Say how the models or specs of two recordings differ, as far as both are known."""
     found = []
     for part, what in (("config", "models"), ("spec", "specs")):
-        if part in mine and part in ref and (other := _fields(mine[part], ref[part])):
+        if part in mine and part in ref and (other := _differing_fields(mine[part], ref[part])):
             found.append(f"recorded of {what} of different {other}")
     if "dtype" in mine and "dtype" in ref and mine["dtype"] != ref["dtype"]:
         found.append(
@@ -330,8 +335,8 @@ def _about(mine: Mapping[str, Any], ref: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _fields(mine: Mapping[str, Any], ref: Mapping[str, Any]) -> str:
-    """The fields in which two differ, with both values."""
+def _differing_fields(mine: Mapping[str, Any], ref: Mapping[str, Any]) -> str:
+    """List the fields in which two mappings differ, with both values."""
     names = [name for name in sorted({*mine, *ref}) if mine.get(name) != ref.get(name)]
     return ", ".join(f"{name} ({mine.get(name)} and {ref.get(name)})" for name in names[:4]) + (
         f", … ({len(names)})" if len(names) > 4 else ""

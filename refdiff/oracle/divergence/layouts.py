@@ -1,4 +1,4 @@
-"""Somebody's array of a point → the axes that it has here: other orders, heads side by side, both maps in one."""
+"""Bring an array of another implementation into the axes of its point: transposed, heads merged, maps in one array."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _MERGED = {"q_proj": "q_rope", "k_proj": "k_rope", "v_proj": "k_rope", "scaled":
 
 @dataclass(frozen=True)
 class Axes:
-    """The axes of a point: their letters and lengths, those that are one axis of the array in brackets.
+    """The axes of a point: their letters and lengths; letters in brackets are merged into one axis of the array.
 
-    letters "BT(Hd)" and sizes (2, 5, 8, 6) is an array (2, 5, 48).
+    With letters "BT(Hd)" and sizes (2, 5, 8, 6) the array has the shape (2, 5, 48).
     """
 
     letters: str
@@ -53,26 +53,30 @@ def axes_of(path: str, reference: Mapping[str, NDArray[Any]]) -> Axes:
     return Axes(letters[: len(shape)], shape)
 
 
-def arranged(array: NDArray[Any], path: str, reference: Mapping[str, NDArray[Any]]) -> tuple[Floats | None, str]:
-    """Bring an array into the axes of its point: float64 and how it lay, or None where its shape can be none of it.
+def arrange(array: NDArray[Any], path: str, reference: Mapping[str, NDArray[Any]]) -> tuple[Floats | None, str]:
+    """Bring an array into the axes of its point.
 
-    Where several arrangements have its shape, the plain one is taken, or else the one nearest to the reference.
+    If several arrangements fit its shape, the usual one is taken, otherwise the one nearest to the reference.
+
+    Returns:
+        The array in float64 and the order of its axes, "" if that is the usual one. If no arrangement fits: None and
+        the reason.
     """
     axes = axes_of(path, reference)
     wide = array.astype(np.float64)
     shape = reference[path].shape
     if path.rpartition(".")[2] in ("cos", "sin"):
-        wide = _once(wide, shape[-1])
-        one = [n for n in shape[1:] if n != 1]
-        if shape[0] > 1 and [n for n in wide.shape if n != 1] == one:  # the same for all sequences
+        wide = _drop_repetition(wide, shape[-1])
+        single = [n for n in shape[1:] if n != 1]
+        if shape[0] > 1 and [n for n in wide.shape if n != 1] == single:  # the same for all sequences
             wide = np.broadcast_to(wide.reshape(1, *shape[1:]), shape)
-        if shape[0] == 1 and wide.ndim and len(wide) > 1 and [n for n in wide.shape[1:] if n != 1] == one:
+        if shape[0] == 1 and wide.ndim and len(wide) > 1 and [n for n in wide.shape[1:] if n != 1] == single:
             if not np.array_equal(wide[1:], wide[:-1], equal_nan=True):
-                return None, "has other angles for each sequence: record the reference with this run's position_ids"
+                return None, "has different angles for each sequence: record the reference with this run's position_ids"
             wide = wide[:1]
     if wide.shape == shape:
         return wide, ""
-    found = [(a, lay) for a, lay in arrangements(wide, axes) if a.shape == shape]
+    found = [(a, order) for a, order in arrangements(wide, axes) if a.shape == shape]
     if not found:
         return None, f"has shape {array.shape}, expected {shape} or another order of its axes"
     target = reference[path].astype(np.float64)
@@ -80,7 +84,7 @@ def arranged(array: NDArray[Any], path: str, reference: Mapping[str, NDArray[Any
 
 
 def arrangements(array: Floats, axes: Axes) -> Iterator[tuple[Floats, str]]:
-    """Read the numbers of `array` as the axes in every order that its shape allows, and put them in the right one."""
+    """Yield the array in the axes of a point, with their original order, for every order that its shape allows."""
     squeezed = [n for n in array.shape if n != 1]
     names, long = axes.names, [i for i, n in enumerate(axes.sizes) if n != 1]
     final = _merged(axes)
@@ -92,13 +96,13 @@ def arrangements(array: Floats, axes: Axes) -> Iterator[tuple[Floats, str]]:
 
 
 def _merged(axes: Axes) -> tuple[int, ...]:
-    """The shape of the array, from the lengths of its axes."""
+    """Return the shape of the array with merged axes."""
     sizes, groups = iter(axes.sizes), re.findall(r"\(\w+\)|\w", axes.letters)
     return tuple(math.prod(next(sizes) for _ in group.strip("()")) for group in groups)
 
 
 def _is_merge(fine: list[int], coarse: list[int]) -> bool:
-    """Whether neighbors among `fine` multiply to `coarse`."""
+    """Whether merging adjacent axes turns the shape `fine` into `coarse`."""
     position = 0
     for n in coarse:
         product = 1
@@ -110,8 +114,8 @@ def _is_merge(fine: list[int], coarse: list[int]) -> bool:
     return position == len(fine)
 
 
-def _once(x: Floats, n: int) -> Floats:
-    """cos and sin of each angle once, where they stand there for both of the dimensions that turn."""
+def _drop_repetition(x: Floats, n: int) -> Floats:
+    """Return cos or sin of each angle once, if it is repeated for both dimensions of a rotated pair."""
     if x.shape[-1:] == (2 * n,):
         if np.array_equal(x[..., :n], x[..., n:], equal_nan=True):
             return x[..., :n]
@@ -126,28 +130,28 @@ def _distance(x: Floats, y: Floats) -> float:
     return float(difference.sum())
 
 
-def maps_apart(
+def separate_maps(
     points: Mapping[str, NDArray[Any]], reference: Mapping[str, NDArray[Any]], interleaved: bool
 ) -> dict[str, NDArray[Any]]:
-    """Replace what has the heads of both maps (`scores`, `probs`, `attn`, `lse`) by one array for each map.
+    """Split arrays that have the heads of both maps (`scores`, `probs`, `attn`, `lse`) into one for each map.
 
-    `kq`, the scores of llama.cpp, are not yet divided by √d there. `attn11`, `attn12`, … are vLLM's halves of attn1.
+    `kq`, llama.cpp's scores, are divided by √d. `attn11` and `attn12`, vLLM's halves of attn1, are concatenated.
     """
     found = dict(points)
     for path, array in points.items():
         match = _HEADS.match(path)
         if match is None or path in reference:
             continue
-        at, name, again = match[1], match[2].replace("kq", "scores"), match[3] or ""
-        whole = f"{at}{name}{again}"
+        at, name, repetition = match[1], match[2].replace("kq", "scores"), match[3] or ""
+        whole = f"{at}{name}{repetition}"
         if match[2] == "kq" and f"{at}q_rope" in reference:
             array = array.astype(np.float64) / math.sqrt(reference[f"{at}q_rope"].shape[-1])
         if whole in reference:
             found.pop(path)
             found[whole] = array
-        elif f"{at}{name}1{again}" in reference:
+        elif f"{at}{name}1{repetition}" in reference:
             found.pop(path)
-            found |= _halves(array, f"{at}{name}", again, reference, interleaved)
+            found |= _split_maps(array, f"{at}{name}", repetition, reference, interleaved)
     for path in [p for p in found if p.endswith("attn11")]:
         at = path.removesuffix("attn11")
         for i in "12":
@@ -157,11 +161,11 @@ def maps_apart(
     return found
 
 
-def _halves(
-    array: NDArray[Any], name: str, again: str, reference: Mapping[str, NDArray[Any]], interleaved: bool
+def _split_maps(
+    array: NDArray[Any], name: str, repetition: str, reference: Mapping[str, NDArray[Any]], interleaved: bool
 ) -> dict[str, NDArray[Any]]:
-    first = reference[f"{name}1{again}"]
-    axes = axes_of(f"{name}1{again}", reference)
+    first = reference[f"{name}1{repetition}"]
+    axes = axes_of(f"{name}1{repetition}", reference)
     both = Axes(axes.letters, (axes.sizes[0], 2 * axes.sizes[1], *axes.sizes[2:]))
     shape = (first.shape[0], 2 * first.shape[1], *first.shape[2:])
     pairs = [(array.astype(np.float64), "")] if array.shape == shape else list(arrangements(array.astype(float), both))
@@ -171,4 +175,4 @@ def _halves(
     if not split:
         return {}
     one, two = min(split, key=lambda halves: _distance(halves[0], first.astype(np.float64)))
-    return {f"{name}1{again}": one, f"{name}2{again}": two}
+    return {f"{name}1{repetition}": one, f"{name}2{repetition}": two}

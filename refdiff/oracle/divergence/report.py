@@ -1,4 +1,4 @@
-"""What `first_divergence` answers: every point, the first that is not right, and where its mistake may be."""
+"""The result of `first_divergence`: every point, the first wrong one, and where its mistake may be."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from refdiff.oracle.printing import wrap_text
 from refdiff.oracle.trace.known_points import Flow, near_point
 
-MOST = 4
-"""So many points of other layers are named; of more, their number."""
-LISTED = 8
-"""So many names that are no point are listed."""
+MAX_NAMED = 4
+"""How many points of other layers, or kinds of missing points, are named; more are counted."""
+MAX_UNKNOWN = 8
+"""How many names that are no point are listed."""
 
 _LAYER = re.compile(r"layers\.\d+")
 MODES = {
@@ -24,11 +24,12 @@ MODES = {
 
 @dataclass(frozen=True)
 class Stage:
-    """One point: "equal", "equal up to" something, "differs", or "missing" in the run under test.
+    """The comparison of one point.
 
-    what: an arrangement that was undone, what it is equal up to, or how it differs. ratio: its worst row's error, in
-    units of what is allowed; row, error and size: where that is, and its root mean squares of error and right value.
-    unseen: how far from 1 a factor on the whole point may be that rounding explains.
+    status: "equal", "equal up to" something, "differs", or "missing" in the run under test. what: the order of axes if
+    it is not the usual one, what the point is equal up to, or how it differs. ratio: the error of the worst row over
+    its limit. row: the index of that row. error, size: root mean squares of its error and of its expected value.
+    unseen: a factor on the whole point within 1 ± this would not be detected.
     """
 
     path: str
@@ -43,12 +44,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Divergence:
-    """What `first_divergence` found: `path` is the first point that is not right, None where all are.
+    """The result of `first_divergence`; true if something diverges.
 
-    mode: "local" or "free", or "recorded" where the run could not be repeated and was compared with what the
-    reference's file holds. precision: the type that the run was taken to compute in. stages: every point of the
-    reference in order. unknown: names of the run under test that are no point. apart: in which ways the two recordings
-    are not of the same run, as of other tokens.
+    path: the first wrong point, or None. mode: "local", "free", or "recorded" if the run could not be repeated and was
+    compared with the recorded arrays of the reference. precision: the type that the run computes in. stages: every
+    point of the reference in order. unknown: names of the run under test that are no point. apart: differences between
+    the two recordings, such as other tokens.
     """
 
     path: str | None
@@ -64,14 +65,14 @@ class Divergence:
 
     @property
     def first(self) -> Stage | None:
-        """The stage of `path`."""
+        """The stage of the first wrong point, or None."""
         return next((s for s in self.stages if s.path == self.path), None)
 
     def __str__(self) -> str:
         return self.text()
 
     def text(self, worst: int | None = None) -> str:
-        """The first point that is not right, then every point compared, or the `worst` of them without remarks."""
+        """Return the report: the first wrong point, then all compared points, or only the `worst` of them."""
         compared = [s for s in self.stages if s.status != "missing"]
         missing = [s.path for s in self.stages if s.status == "missing"]
         head = f"{len(compared)} of {len(self.stages)} points compared in {self.precision}: {MODES[self.mode]}"
@@ -86,56 +87,56 @@ class Divergence:
         if hidden := len(compared) - len(largest):
             lines += [f"  and {hidden} more points; --all shows them"]
         if self.unknown:
-            more = f", … ({len(self.unknown)})" if len(self.unknown) > LISTED else ""
-            lines += ["", f"no point of the reference: {', '.join(self.unknown[:LISTED])}{more}"]
-            hints = [f"  {name}{hint}" for name in self.unknown[:LISTED] if (hint := near_point(name, missing))]
+            more = f", … ({len(self.unknown)})" if len(self.unknown) > MAX_UNKNOWN else ""
+            lines += ["", f"no point of the reference: {', '.join(self.unknown[:MAX_UNKNOWN])}{more}"]
+            hints = [f"  {name}{hint}" for name in self.unknown[:MAX_UNKNOWN] if (hint := near_point(name, missing))]
             lines += hints[:3]
         return wrap_text("\n".join(lines))
 
     def _answer(self, compared: list[Stage], missing: list[str]) -> list[str]:
-        """What is said of the first point that is not right, or that there is none."""
+        """Return the lines on the first wrong point, or that there is none."""
         if self.first is None:
             kinds = list(dict.fromkeys(map(_short, missing)))
-            if len(kinds) > MOST + 1:
-                kinds[MOST:] = [f"and {len(kinds) - MOST} more kinds"]
+            if len(kinds) > MAX_NAMED + 1:
+                kinds[MAX_NAMED:] = [f"and {len(kinds) - MAX_NAMED} more kinds"]
             absent = [f"not in the trace: {', '.join(kinds)}"] if kinds else []
-            return [*absent, "", "nothing diverges", f"  {_unseen(compared)}"]
+            return [*absent, "", "nothing diverges", f"  {_sensitivity_note(compared)}"]
         lines = ["", f"first divergence: {self.path}", f"  {self.first.what}"]
         if self.first.row:
             times = f", {self.first.ratio:.3g} times what rounding explains" if self.first.ratio < float("inf") else ""
             lines += [f"  worst row {self.first.row}{times}"]
         before = [s.path for s in compared[: compared.index(self.first)] if s.status == "equal"]
         skipped = self._missing_before(self.first, before, set(missing))
-        if skipped and (self.first.error or self.first.size):  # not of another shape, where nothing was compared
+        if skipped and (self.first.error or self.first.size):  # zeros: the shape was wrong, so nothing was compared
             lines += [f"  not in the trace, so the mistake may be there: {', '.join(skipped)}"]
         elif before:
             lines += [f"  right up to {before[-1]}"]
         return lines
 
     def _missing_before(self, first: Stage, right: list[str], missing: set[str]) -> list[str]:
-        """The points that the trace has not, and the first divergence comes from with no point between that it has."""
+        """List the missing points from which the first divergence is computed without a recorded point in between."""
         flow, layer = Flow([s.path for s in self.stages]), _layer(first.path)
         origins = flow.ancestors(first.path, missing)
         for path in right:
             if _layer(path) != layer and _angles(origins):
-                # all layers turn by the same angles: where one of them is right, these are
+                # all layers share the angles: if another layer is right, they are
                 origins -= _angles(flow.ancestors(path, missing))
         names = [s.path for s in self.stages if s.path in origins]
         near = [_short(path) for path in names if _layer(path) in ("", layer)]
         far = [path for path in names if _layer(path) not in ("", layer)]
-        also = "and " if near else ""
-        return near + (far if len(far) <= MOST else [f"{also}{len(far)} points of the layers before"])
+        conjunction = "and " if near else ""
+        return near + (far if len(far) <= MAX_NAMED else [f"{conjunction}{len(far)} points of the layers before"])
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as JSON holds it; numbers that it has not, as infinities, become null."""
-        stages = [{name: _json(x) for name, x in vars(stage).items()} for stage in self.stages]
+        """Return the result as values of JSON; infinities and NaN become null."""
+        stages = [{name: _to_json(x) for name, x in vars(stage).items()} for stage in self.stages]
         said = {"diverges": bool(self), "path": self.path, "what": self.first.what if self.first else ""}
         more = {"apart": list(self.apart), "mode": self.mode, "precision": self.precision}
         return {**said, **more, "stages": stages, "unknown": list(self.unknown)}
 
 
-def _unseen(compared: list[Stage]) -> str:
-    """Which systematic error nothing would have been said of."""
+def _sensitivity_note(compared: list[Stage]) -> str:
+    """Say which factors on a point would not have been detected."""
     least, most = (f(compared, key=lambda s: s.unseen) for f in (min, max))
     within = "of any size" if most.unseen == float("inf") else f"within 1 ± {most.unseen:.2g}"
     return (
@@ -154,12 +155,12 @@ def _layer(path: str) -> str:
 
 
 def _short(path: str) -> str:
-    """The last word of a path, or two where one says little."""
+    """Return the last part of a path, or the last two if it is "input" or a number."""
     head, _, last = path.rpartition(".")
     return f"{head.rpartition('.')[2]}.{last}" if last == "input" or last.isdigit() else last
 
 
-def _json(x: Any) -> Any:
+def _to_json(x: Any) -> Any:
     if isinstance(x, float):
         return x if abs(x) < float("inf") else None
     return list(x) if isinstance(x, tuple) else x

@@ -1,25 +1,25 @@
-"""An error that points one way everywhere, as a factor or a constant: small in each row, and sure over all of them.
+"""Systematic errors, such as a common factor: too small to be seen in one row, but significant over all rows.
 
-    factor      |⟨e, y⟩ / ⟨y, y⟩|
-    constant    |Σ e| / Σ |y|, |y| the root mean square of a row
-    bent        ⟨e, D⟩ / ⟨D, D⟩,  D = ∂y/∂a less its share of y itself
-    columns     √ mean_j (c_j / s_j)²,  c_j = mean_t e_tj, of e less its share of y
+    factor      ⟨e, y⟩ / ⟨y, y⟩
+    constant    Σ e / Σ |y|,  |y| being the root mean square of a row
+    derivative  ⟨e, D⟩ / ⟨D, D⟩,  D = ∂y/∂a minus its projection on y
+    columns     √ mean_j (c_j / s_j)²,  c_j = mean_t e_tj, e minus its projection on y
 
-over all rows, weighted by what a run with rounding shows of them. e is the error, y the right value. a is a number that
-y depends on and that is no point of the trace: ε of a norm, or a factor on scores where these are not there. c is a
-bias, one number for each column, and s_j² the mean square of the column and of all. Rounding brings them to:
+e is the error of a point and y its expected value. a is a quantity that y depends on and that is not in the trace: ε of
+a norm, or a factor on scores. c is a bias with one number per column, and s_j² the mean square of column j plus that of
+all columns. Sums are over all rows, weighted by the inverse of the mean square error that a run with rounding shows. A
+correct run may have such an error up to the sum of
 
-    steady      one unit of roundoff of each constant, such as 1/√d, and each cast that cuts off where it should round:
-                a share of a itself, of y, or of the mean of the column; and what functions of a processor may be off
-                by, all one way
-    drawn       what runs with rounding show, which have errors of the points before, shared among rows or not: the
-                larger of those where every number is rounded for itself, and of those where equal numbers are alike
-    own         what rounding of y itself comes to, the same for equal numbers, and one that all rows of a position
-                share, since a softmax of equal scores gives all heads the same 1/t
+    steady      what has the same sign in all rows: one roundoff of a, of y or of the column mean for a constant such
+                as 1/√d and for a cast that truncates; and the error of elementary functions
+    drawn       what runs with rounding show, which includes errors of earlier points: the larger of runs that round
+                every number independently and runs that round equal numbers alike
+    own         the rounding of y itself: one error for equal numbers, and one that all rows of a position share, since
+                the softmax of equal scores gives all heads the same 1/t
 
-An ε that is wrong by δ is a factor of 1 − δ / 2m on a row of mean square m, beside a part that differs from row to row.
-In bfloat16 a δ of 0.01 is 1.3 roundoffs at m = 1 and 0.13 at m = 10, where cutting off instead of rounding takes 0.7 of
-each number: it is told where m is below 1, or where some rows are far smaller than others, and else not.
+An ε that is wrong by δ changes a row of mean square m by the factor 1 − δ / 2m. In bfloat16, δ = 0.01 is a factor of
+1.3 roundoffs at m = 1 and 0.13 at m = 10, where truncation instead of rounding is one of 0.7. So a wrong ε is found if
+m is below 1 or some rows are far smaller than others, and otherwise not.
 """
 
 from __future__ import annotations
@@ -36,22 +36,23 @@ from refdiff.oracle.thresholds import THRESHOLDS
 Floats = NDArray[np.float64]
 
 ONE_ROUNDING = 0.42
-"""The standard deviation of one rounding, in units of roundoff: an error even within ± u 2^e, of numbers whose places
-in [2^e, 2^(e + 1)) are as even in their logarithm, √(1 / (8 ln 2))."""
+"""The standard deviation of one relative rounding error in roundoffs, √(1 / (8 ln 2)).
 
-IN_COMMON = {"tf32": 3.0}
-"""How many roundoffs may point one way, where it is not 1: tf32 cuts both factors of a product."""
+The error of x in [2^e, 2^(e + 1)) is uniform in ± u 2^e, and log x is uniform in that interval."""
+
+COMMON_ROUNDINGS = {"tf32": 3.0}
+"""The steady error in roundoffs where it is not 1: tf32 truncates both factors of a product."""
 
 FACTOR, CONSTANT, COLUMNS, EPSILON = "factor", "constant", "columns", "ε"
-KNOBS = {"scores1": "the first scores", "scores2": "the second scores", "scores": "the scores"}
-"""Points that a factor is tried on where they are not there. λ is none: in 16 bits it is a sum of terms each rounded, a
-few hundredths off in right runs."""
+SCORE_FACTORS = {"scores1": "the first scores", "scores2": "the second scores", "scores": "the scores"}
+"""Points on which a factor is tested if they are not in the trace. λ is not one of them: in 16 bits each of its terms
+is rounded, and correct runs have errors of a few hundredths."""
 
 
-class OneWay(NamedTuple):
-    """What was found, how large and in which direction, and what rounding explains.
+class SystematicError(NamedTuple):
+    """A systematic error along one direction, and the limit that rounding explains.
 
-    kind: one of the four above, or a point of `KNOBS`.
+    kind: one of the four constants above, or a point of `SCORE_FACTORS`.
     """
 
     kind: str
@@ -60,7 +61,7 @@ class OneWay(NamedTuple):
 
     @property
     def ratio(self) -> float:
-        """The share of what is allowed."""
+        """|value| / limit; above 1 is an error."""
         return abs(self.value) / self.limit
 
     def __str__(self) -> str:
@@ -71,136 +72,141 @@ class OneWay(NamedTuple):
             return f"a bias: a constant for each column, about {size} of its size, {limit}"
         if self.kind == EPSILON:
             return f"an ε that is about {size} {'larger' if self.value > 0 else 'smaller'}, {limit}"
-        on = f" on {KNOBS[self.kind]}" if self.kind in KNOBS else ""
+        on = f" on {SCORE_FACTORS[self.kind]}" if self.kind in SCORE_FACTORS else ""
         return f"the factor {1 + self.value:.5g}{on}, where rounding explains 1 ± {self.limit:.2g}"
 
 
-def nearly(x: Floats, unit: float) -> NDArray[np.uint64]:
-    """Give numbers that differ by less than an eighth of a roundoff one key: they are rounded alike."""
+def rounding_keys(x: Floats, unit: float) -> NDArray[np.uint64]:
+    """Return an integer per number; numbers that differ by less than an eighth of a roundoff have the same one."""
     kept = min(52, round(-math.log2(unit)) + 3)
     bits = np.ascontiguousarray(x, dtype=np.float64).reshape(-1).view(np.uint64)
     keys: NDArray[np.uint64] = (bits + np.uint64((1 << (52 - kept)) >> 1)) >> np.uint64(52 - kept)
     return keys
 
 
-class Sums(NamedTuple):
-    """The coefficient along each direction, and that of each column."""
+class Projections(NamedTuple):
+    """The projections of an error: its coefficient along each direction, and its bias in each column."""
 
     along: Floats
     columns: Floats | None
 
 
-class Bend(NamedTuple):
-    """One direction: how an error is projected on it, what rounding of y itself comes to along it, and at most.
+class Direction(NamedTuple):
+    """A direction in which an error is tested.
 
-    `direction` returns the array: one that is kept, or one that is made for each projection.
+    vector: returns the array whose product with an error, summed, is the coefficient; it may compute it at each call,
+    to save memory. own: the coefficient that rounding of y gives. worst: the same if all its errors have one sign.
     """
 
     kind: str
-    direction: Callable[[], Floats]
+    vector: Callable[[], Floats]
     own: float
-    all_alike: float
+    worst: float
 
 
-def _constant(x: Floats) -> Callable[[], Floats]:
-    """A function that returns `x`."""
+def _return_array(x: Floats) -> Callable[[], Floats]:
     return lambda: x
 
 
-class Patterns:
-    """The directions of one point, and what runs with rounding are along them.
+class BiasTests:
+    """Test one point for systematic errors: the directions, and the projections of runs with rounding on them.
 
     Args:
-        right: the point. unseen: entries that nobody uses, or that stand at padding. noise: the mean square of what a
-            run with rounding is off by in each row; infinite in rows that nothing can be said of.
-        names: the letters of the axes (`layouts.axes_of`). bends: ∂y/∂a by the name of a.
-        unit and tiny: as `expect` has them. growth: of sums, as `growth`.
+        right: the expected value y. unseen: entries that are masked or at padding.
+        noise: the mean square error of each row in a run with rounding; infinite in rows that cannot be judged.
+        names: the letters of the axes (`layouts.axes_of`). derivatives: ∂y/∂a by the name of a.
+        unit, tiny: as in `expect`. growth: the relative error of sums (`expected_values.growth`).
     """
 
     def __init__(
-        self, right: Floats, unseen: Any, noise: Floats, names: str, bends: dict[str, Floats], *,
+        self, right: Floats, unseen: Any, noise: Floats, names: str, derivatives: dict[str, Floats], *,
         unit: float, tiny: float, growth: float,
     ) -> None:  # fmt: skip
         self._unit, self._names = unit, names
         self._counted = np.isfinite(right) if unseen is None else np.isfinite(right) & ~unseen
         y = np.where(self._counted, right, 0.0)
         square = (y**2).sum(axis=-1) / np.maximum(self._counted.sum(axis=-1), 1)
-        told = (square > (THRESHOLDS.min_roundings * tiny) ** 2) & np.isfinite(noise)
+        usable = (square > (THRESHOLDS.min_roundings * tiny) ** 2) & np.isfinite(noise)
         level = noise + (ONE_ROUNDING * unit) ** 2 * square
-        self._weight: Floats = np.where(told, 1 / np.where(told, level, 1.0), 0.0)[..., None]
+        self._weight: Floats = np.where(usable, 1 / np.where(usable, level, 1.0), 0.0)[..., None]
         rounding = self._counted * (np.hypot(ONE_ROUNDING * unit, growth) * np.abs(y) + tiny)
         rows = names[:1] == "B" and "T" in names[:-1] and not set(names) & set("Sn1")
-        self._group = self._alike(y) if rows else None
-        self._bends = [*self._whole(right, y, rounding), *self._bent(y, bends, rounding)]
-        self._columns(y, rounding)
-        self._draws: dict[bool, list[Sums]] = {}
+        self._group = self._group_rows(y) if rows else None
+        self._directions = [
+            *self._factor_and_constant(right, y, rounding), *self._derivatives(y, derivatives, rounding)
+        ]  # fmt: skip
+        self._prepare_columns(y, rounding)
+        self._runs: dict[bool, list[Projections]] = {}
 
-    def _whole(self, right: Floats, y: Floats, rounding: Floats) -> Iterator[Bend]:
-        """A factor and a constant; nothing of few numbers."""
+    def _factor_and_constant(self, right: Floats, y: Floats, rounding: Floats) -> Iterator[Direction]:
+        """Yield the directions of a factor and a constant; none for a point of few numbers."""
         weight, counted = self._weight, self._counted
         squares = float((weight * y * y).sum())
         if counted.sum() < THRESHOLDS.min_numbers or not squares > 0:
             return
         sizes = float((weight[..., 0] * np.sqrt(counted.sum(axis=-1) * (y * y).sum(axis=-1))).sum())
-        for kind, direction, terms, size in (
+        for kind, vector, terms, size in (
             (FACTOR, lambda: weight / squares * np.where(counted, right, 0.0), rounding * np.abs(y), squares),
             (CONSTANT, lambda: weight / sizes, rounding, sizes),
         ):
-            own = float(np.sqrt((self._by_position(y, weight * terms) ** 2).sum()))
-            yield Bend(kind, direction, own / size, 1.0)
+            own = float(np.sqrt((self._sum_by_position(y, weight * terms) ** 2).sum()))
+            yield Direction(kind, vector, own / size, 1.0)
 
-    def _bent(self, y: Floats, bends: dict[str, Floats], rounding: Floats) -> Iterator[Bend]:
+    def _derivatives(self, y: Floats, derivatives: dict[str, Floats], rounding: Floats) -> Iterator[Direction]:
+        """Yield the directions D of the derivatives, unless rounding could pass for a large share of a."""
         weight = self._weight
         squares = float((weight * y * y).sum())
-        for kind, bend in bends.items():
-            d = np.where(self._counted & np.isfinite(bend), bend, 0.0)
+        for kind, derivative in derivatives.items():
+            d = np.where(self._counted & np.isfinite(derivative), derivative, 0.0)
             if not squares > 0 or not (size := float((weight * d * d).sum())) > 0:
                 continue
             d = d - float((weight * d * y).sum()) / squares * y
-            bent = float((weight * d * d).sum())
-            all_alike = float((weight * np.abs(y * d)).sum())
-            if bent < 1e-6 * size or (kind != EPSILON and self._unit * all_alike > THRESHOLDS.hidden_share * bent):
+            remainder = float((weight * d * d).sum())
+            worst = float((weight * np.abs(y * d)).sum())
+            is_hidden = self._unit * worst > THRESHOLDS.hidden_share * remainder
+            if remainder < 1e-6 * size or (kind != EPSILON and is_hidden):
                 continue
-            own = self._by_chance(y, weight * rounding * np.sign(y) * d)
-            yield Bend(kind, _constant(weight * d / bent), own / bent, all_alike / bent)
+            own = self._own_rounding(y, weight * rounding * np.sign(y) * d)
+            yield Direction(kind, _return_array(weight * d / remainder), own / remainder, worst / remainder)
 
-    def _by_chance(self, y: Floats, terms: Floats) -> float:
-        """What roundings of y come to: of a position one that all its rows share, and of each number its own."""
+    def _own_rounding(self, y: Floats, terms: Floats) -> float:
+        """Return the size of Σ terms under rounding: one error per position, and one per distinct number of y."""
         used = terms != 0
-        _, same = np.unique(nearly(y[used], self._unit), return_inverse=True)
+        _, same = np.unique(rounding_keys(y[used], self._unit), return_inverse=True)
         single = np.bincount(same.reshape(-1), np.abs(terms[used]))
-        return float(np.sqrt((self._by_position(y, terms) ** 2).sum() + (single**2).sum()))
+        return float(np.sqrt((self._sum_by_position(y, terms) ** 2).sum() + (single**2).sum()))
 
-    def _by_position(self, y: Floats, terms: Floats) -> Floats:
-        """The sums of terms over each row, added up over the rows of a position, or those that are alike."""
+    def _sum_by_position(self, y: Floats, terms: Floats) -> Floats:
+        """Add up |Σ terms of a row| over the rows of a position, or over rows that are alike."""
         rows = np.abs(terms.sum(axis=-1))
-        if self._group is not None and self._group.size == rows.size:  # and not several heads of a position
+        if self._group is not None and self._group.size == rows.size:  # else a position has several heads
             return np.asarray(np.bincount(self._group, rows.reshape(-1)), dtype=np.float64)
         position = next((self._names.index(n) for n in "TS" if n in self._names), 0)
         shared = rows if position == rows.ndim else np.moveaxis(rows, position, 0).reshape(y.shape[position], -1)
         by_position: Floats = shared.reshape(len(shared), -1).sum(axis=1)
         return by_position
 
-    def _alike(self, y: Floats) -> NDArray[np.intp]:
-        """Number the rows so that those that are alike have one number; of rows of no weight it is any."""
+    def _group_rows(self, y: Floats) -> NDArray[np.intp]:
+        """Number groups of rows that are equal up to size and rounding; rows are compared by a random projection."""
         table = self._table(y)
         size = np.sqrt((table**2).mean(axis=1))
-        shade = table @ np.random.default_rng(0).standard_normal(table.shape[1]) / math.sqrt(max(1, table.shape[1]))
-        shade = np.where(size > 0, shade / np.where(size > 0, size, 1.0), np.inf)
-        order = np.argsort(shade)
+        key = table @ np.random.default_rng(0).standard_normal(table.shape[1]) / math.sqrt(max(1, table.shape[1]))
+        key = np.where(size > 0, key / np.where(size > 0, size, 1.0), np.inf)
+        order = np.argsort(key)
         with np.errstate(invalid="ignore"):
-            new = np.diff(shade[order], prepend=-np.inf) > THRESHOLDS.alike_distance * self._unit
+            new = np.diff(key[order], prepend=-np.inf) > THRESHOLDS.alike_distance * self._unit
         group = np.empty(len(order), dtype=np.intp)
         group[order] = np.cumsum(new)
         return group
 
-    def _columns(self, y: Floats, rounding: Floats) -> None:
+    def _prepare_columns(self, y: Floats, rounding: Floats) -> None:
+        """Prepare the test for a bias in the columns, from one row of each group; there is none for few groups."""
         self._first: NDArray[np.intp] | None = None
         if self._group is None:
             return
         table, weight = self._table(y), self._table(np.broadcast_to(self._weight, y.shape))
-        some = np.flatnonzero(weight.any(axis=1))
-        first = some[np.unique(self._group[some], return_index=True)[1]]
+        weighted = np.flatnonzero(weight.any(axis=1))
+        first = weighted[np.unique(self._group[weighted], return_index=True)[1]]
         if len(first) < THRESHOLDS.min_rows:
             return
         self._first = first
@@ -215,58 +221,59 @@ class Patterns:
         self._mean = float(np.sqrt((((self._shares * table).sum(axis=0)) ** 2).mean()))
 
     def _table(self, x: Floats) -> Floats:
-        """Rows are positions of all sequences, columns everything else."""
+        """Return `x` as a table: a row for each position of each sequence, a column for everything else."""
         x = np.moveaxis(x, self._names.index("T"), 1) if x.ndim > 2 else x
         return x.reshape(x.shape[0] * x.shape[1], -1)
 
-    def sums(self, off: Floats) -> Sums:
-        """Return how much of each there is in an error."""
-        e = np.where(self._counted & np.isfinite(off), off, 0.0)
+    def project(self, error: Floats) -> Projections:
+        """Return the coefficients of an error."""
+        e = np.where(self._counted & np.isfinite(error), error, 0.0)
         columns = None
         if self._first is not None:
             table = self._table(e)[self._first]
             whole = float((self._shares * table * self._rows).sum() / (self._shares * self._rows**2).sum())
             columns = (self._shares * (table - whole * self._rows)).sum(axis=0)
-        return Sums(np.array([(e * bend.direction()).sum() for bend in self._bends]), columns)
+        return Projections(np.array([(e * direction.vector()).sum() for direction in self._directions]), columns)
 
-    def add(self, off: Floats, *, alike: bool) -> None:
-        """Take what a run with rounding is off by; `alike`: equal numbers were rounded alike in it."""
-        self._draws.setdefault(alike, []).append(self.sums(off))
+    def add(self, error: Floats, *, shared: bool) -> None:
+        """Record the error of a run with rounding; `shared`: the run rounded equal numbers alike."""
+        self._runs.setdefault(shared, []).append(self.project(error))
 
-    def judge(self, off: Floats, epsilon: float, common: float) -> tuple[OneWay | None, float]:
-        """Return the largest in shares of what is allowed, None where nothing is told; and what a factor may be.
+    def judge(self, error: Floats, epsilon: float, common: float) -> tuple[SystematicError | None, float]:
+        """Return the systematic error that is largest relative to its limit, if any is tested, and a factor's limit.
 
         Args:
-            epsilon: of the norm, if it is one. common: see `IN_COMMON`.
+            epsilon: ε of the norm, if the point is one. common: the value of `COMMON_ROUNDINGS`.
         """
-        found, given = [], self.sums(off)
+        found, given = [], self.project(error)
         elementary = THRESHOLDS.elementary_error * min(self._unit, 2.0**-24)
         constants = {FACTOR: common, CONSTANT: common, EPSILON: epsilon}
-        for i, (kind, _, own, all_alike) in enumerate(self._bends):
-            drawn = max(float(np.sqrt(np.mean([s.along[i] ** 2 for s in some]))) for some in self._draws.values())
+        for i, (kind, _, own, worst) in enumerate(self._directions):
+            drawn = max(float(np.sqrt(np.mean([p.along[i] ** 2 for p in runs]))) for runs in self._runs.values())
             steady = constants.get(kind, THRESHOLDS.constant_error * common) * self._unit
             rounding = float(np.hypot(THRESHOLDS.drawn_spreads * drawn, THRESHOLDS.position_spreads * own))
-            found.append(OneWay(kind, float(given.along[i]), steady + elementary * all_alike + rounding))
+            found.append(SystematicError(kind, float(given.along[i]), steady + elementary * worst + rounding))
         factor = min((item.limit for item in found if item.kind == FACTOR), default=np.inf)
-        alike = any(item.ratio > 1 for item in found if item.kind in (FACTOR, CONSTANT))
-        if given.columns is not None and not alike:  # a constant may be the same for all columns
-            columns = [np.stack([s.columns for s in some if s.columns is not None]) for some in self._draws.values()]
-            drawn = max(_sure(runs) * float(np.sqrt((runs**2).mean())) for runs in columns)
+        uniform = any(item.ratio > 1 for item in found if item.kind in (FACTOR, CONSTANT))
+        if given.columns is not None and not uniform:  # a common constant is a bias of every column too
+            columns = [np.stack([p.columns for p in runs if p.columns is not None]) for runs in self._runs.values()]
+            drawn = max(_column_margin(runs) * float(np.sqrt((runs**2).mean())) for runs in columns)
             steady = (common * self._unit + elementary) * self._mean
             limit = (
                 steady + float(np.hypot(drawn, THRESHOLDS.position_spreads * self._own_columns)) + np.finfo(float).tiny
             )
-            found.append(OneWay(COLUMNS, float(np.sqrt((given.columns**2).mean())), limit))
+            found.append(SystematicError(COLUMNS, float(np.sqrt((given.columns**2).mean())), limit))
         return max(found, key=lambda item: item.ratio, default=None), factor
 
 
-def _sure(draws: Floats) -> float:
-    """How many times their root mean square a right run may be: `drawn_spreads` if all lie along one line, else less.
+def _column_margin(draws: Floats) -> float:
+    """Return how many root mean squares of the draws a correct run may reach: `drawn_spreads` or less.
 
-    n draws of r independent numbers have cosines of mean square 1/r among them.
+    If all draws are parallel they are one random number, with the margin of one; the more independent numbers they
+    have, the less their norm varies. Draws of r independent numbers have cosines of mean square 1/r.
     """
     size = np.sqrt((draws**2).sum(axis=1, keepdims=True))
     one = draws / np.maximum(size, np.finfo(np.float64).tiny)
     cosines = (one @ one.T)[np.triu_indices(len(one), 1)]
-    alike = float(np.sqrt(np.mean(cosines**2))) if len(cosines) else 1.0
-    return 1 + (THRESHOLDS.drawn_spreads - 1) * alike
+    parallel = float(np.sqrt(np.mean(cosines**2))) if len(cosines) else 1.0
+    return 1 + (THRESHOLDS.drawn_spreads - 1) * parallel

@@ -1,4 +1,4 @@
-"""Every intermediate of a run, under the paths of transformers' modules and the points between them."""
+"""Record every intermediate of a run, named by the paths of transformers' modules and of the points between them."""
 
 from refdiff.oracle.trace.trace import Trace, hooks, read_trace, trace
 

@@ -1,11 +1,11 @@
-"""Every point of a run, in order: its path, its shape, what it is, and the points that it is computed from.
+"""The points of a run in order: path, shape, description, and the points that each is computed from.
 
-Paths are those of the modules in transformers, with the points between them. What the names begin with, as "model.", is
-left out here. A run of the attention alone has the names after `self_attn.`, and ends with `out`; in a plain Llama the
-maps have no number.
+A point is the output of a module in transformers, under the module's path without a prefix such as "model.", or a value
+between modules. A run of the attention alone has the names after `self_attn.`, and ends with `out`. In a plain Llama
+the maps have no number.
 
-Other names for them, of transformers' modules, unilm, timm, vLLM and llama.cpp, are brought into the form `layers.N.…`
-first, whatever stands before it, and then looked up here.
+Names of transformers' modules, unilm, timm, vLLM and llama.cpp are translated to the form `layers.N.…`, whatever their
+prefix, and then looked up here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LAYER_WORDS = re.compile(r"(?:^|.*\.)(?:layers|h|blocks|blk)\.(\d+)(?:\.(.*))?$
 _GGML = re.compile(r"(.+)-(\d+)$")
 _REPEATED = re.compile(r"(.*?)(\[\d+\])?$")
 
-_IN_ATTENTION = {
+_ATTENTION_NAMES = {
     "out_proj": "o_proj",  # unilm
     "proj": "o_proj",  # timm
     "subln": "groupnorm",  # unilm
@@ -59,7 +59,7 @@ _GGML_NAMES = {
     "ffn_out": "mlp.down_proj",
     "l_out": "",
 }
-_WHOLE = {
+_MODEL_NAMES = {
     "inp_embd": "embed_tokens",
     "wte": "embed_tokens",
     "tok_embeddings": "embed_tokens",
@@ -70,10 +70,11 @@ _WHOLE = {
 
 
 def canonical_names(names: Iterable[str], points: Iterable[str], aliases: str | Mapping[str, str]) -> dict[str, str]:
-    """Return for each name the path of its point among `points`, or in a form that `layout` knows; others are left out.
+    """Return the path of each name: a point of `points`, or a name that `separate_maps` splits; others are left out.
 
     Args:
-        aliases: "auto" for the tables above, "none" for exact names only, or your own table, name → path, beside them.
+        aliases: "auto" uses the tables above, "none" only exact names; a table of your own, name → path, is added to
+            "auto".
     """
     known = set(points)
     bases = {path.partition("layers.")[0] for path in known if "layers." in path}
@@ -81,17 +82,17 @@ def canonical_names(names: Iterable[str], points: Iterable[str], aliases: str | 
     found: dict[str, str] = {}
     for name in names:
         own = aliases.get(name, name) if isinstance(aliases, Mapping) else name
-        path = own if own in known or aliases == "none" else _translated(own, base, bool(bases))
+        path = own if own in known or aliases == "none" else _translate(own, base, bool(bases))
         if path is not None:
             found[name] = path
     return found
 
 
 def near_point(name: str, points: Iterable[str]) -> str:
-    """What is likely to be meant by a name that is no point: ", did you mean 'attn1'?", or "".
+    """Return a hint for a name that is no point: ", did you mean 'attn1'?", or "".
 
-    Of a name in a module that there is, the last part is compared with the points of that module; of one without a
-    module, `atn1`, with the last parts of all, and the first point of the nearest is named.
+    The last part of the name is compared with the points of the same module. A name without a module, `atn1`, is
+    compared with the last parts of all points; the hint has the first point with the nearest one.
     """
     known, (head, _, last) = list(points), name.rpartition(".")
     beside = [path for path in known if path.rpartition(".")[0] == head]
@@ -102,82 +103,82 @@ def near_point(name: str, points: Iterable[str]) -> str:
 
 
 def split_repeated(path: str) -> tuple[str, str]:
-    """A path, and the number in brackets of one that a run comes to several times."""
+    """Split a path that a run visits repeatedly, such as "attn1[2]", into its path and its number in brackets."""
     match = _REPEATED.fullmatch(path)
     return (match[1], match[2] or "") if match else (path, "")
 
 
-def _translated(name: str, base: str, has_layers: bool) -> str | None:
+def _translate(name: str, base: str, has_layers: bool) -> str | None:
     stem, repeated = split_repeated(name)
     if (m := _GGML.match(stem)) and m[1] in _GGML_NAMES:
         rest = _GGML_NAMES[m[1]]
-        return f"{base}layers.{m[2]}" + (f".{rest}" if rest else "") + repeated if has_layers else _core(rest)
+        return f"{base}layers.{m[2]}" + (f".{rest}" if rest else "") + repeated if has_layers else _attention_name(rest)
     if m := _LAYER_WORDS.match(stem):
         if not has_layers:
-            return _core(m[2] or "")
-        rest = _in_layer(m[2] or "")
+            return _attention_name(m[2] or "")
+        rest = _layer_name(m[2] or "")
         return f"{base}layers.{m[1]}" + (f".{rest}" if rest else "") + repeated
     last = stem.rpartition(".")[2]
     if not has_layers:
-        return _core(stem) + repeated
+        return _attention_name(stem) + repeated
     if "rotary_emb" in stem:
         return f"{base}rotary_emb.{last}"
-    last = _WHOLE.get(last, last)
+    last = _MODEL_NAMES.get(last, last)
     return "lm_head" if last == "lm_head" else f"{base}{last}{repeated}"
 
 
-def _in_layer(rest: str) -> str:
+def _layer_name(rest: str) -> str:
     head, _, last = rest.rpartition(".")
     if rest in _LAYER_NAMES:
         return _LAYER_NAMES[rest]
     if head in ("attn", "self_attn", "attention", "inner_attn", "self_attn.inner_cross_attn"):
-        return f"self_attn.{_IN_ATTENTION.get(last, last)}"
+        return f"self_attn.{_ATTENTION_NAMES.get(last, last)}"
     return rest
 
 
-def _core(rest: str) -> str:
-    """The name in a run of the attention alone."""
+def _attention_name(rest: str) -> str:
+    """Return the name in a run of the attention alone."""
     last = rest.rpartition(".")[2]
-    return _IN_ATTENTION.get(last, last)
+    return _ATTENTION_NAMES.get(last, last)
 
 
 class Point(NamedTuple):
-    """A point: `of` names the points that it is computed from, in whichever wiring."""
+    """A point; `parents` are the points that it is computed from in any of the attention variants."""
 
     path: str
     shape: str
     what: str
-    of: tuple[str, ...] = ()
+    parents: tuple[str, ...] = ()
 
 
 _LAYER, _IN, _MLP = "layers.N", "layers.N.self_attn.", "layers.N.mlp."
-_TURNED = ("rotary_emb.cos", "rotary_emb.sin")
+_ANGLES = ("rotary_emb.cos", "rotary_emb.sin")
 _SCORES, _ROWS, _HEADS = "(B, h, T, S)", "(B, h, T)", "(B, h, T, e)"
-_BEFORE = "layers.N-1"
-"""What the layer is given: embed_tokens in layer 0."""
+_LAYER_INPUT = "layers.N-1"
+"""The input of a layer; in layer 0 it is embed_tokens."""
 
 
 def _maps(number: str) -> tuple[Point, ...]:
     scores, probs = f"{_IN}scores{number}", f"{_IN}probs{number}"
     return (
-        Point(scores, _SCORES, "times 1/√d, before the mask", (_IN + "q_rope", _IN + "k_rope")),
-        Point(f"{_IN}lse{number}", _ROWS, "log Σ exp of the scores seen", (scores,)),
-        Point(probs, _SCORES, "softmax, where asked for", (scores,)),
+        Point(scores, _SCORES, "q·k times 1/√d, before the mask", (_IN + "q_rope", _IN + "k_rope")),
+        Point(f"{_IN}lse{number}", _ROWS, "log Σ exp of the unmasked scores", (scores,)),
+        Point(probs, _SCORES, "softmax of the scores, if requested", (scores,)),
         Point(f"{_IN}attn{number}", _HEADS, "the map times V", (probs, _IN + "values")),
     )
 
 
 POINTS = (
-    Point("embed_tokens", "(B, T, D)", "the rows of the tokens"),
-    *(Point(path, "(1 or B, 1, T, d/2)", "of each position's angles") for path in _TURNED),
-    Point(_LAYER + ".input_layernorm", "(B, T, D)", "RMSNorm of what the layer is given", (_BEFORE,)),
+    Point("embed_tokens", "(B, T, D)", "the embeddings of the tokens"),
+    *(Point(path, "(1 or B, 1, T, d/2)", "of the angles of each position") for path in _ANGLES),
+    Point(_LAYER + ".input_layernorm", "(B, T, D)", "RMSNorm of the layer's input", (_LAYER_INPUT,)),
     Point(_IN + "q_proj", "(B, T, H d)", "queries, not yet rotated", (_LAYER + ".input_layernorm",)),
     Point(_IN + "k_proj", "(B, T, K d)", "keys, not yet rotated", (_LAYER + ".input_layernorm",)),
     Point(_IN + "v_proj", "(B, T, K d)", "values", (_LAYER + ".input_layernorm",)),
     Point(_IN + "values", "(B, K/2, S, 2d)", "two value heads joined; DiffLlama's", (_IN + "v_proj",)),
     Point(_IN + "lambda_proj", "(B, T, h)", "v2: λ before the sigmoid", (_LAYER + ".input_layernorm",)),
-    Point(_IN + "q_rope", "(B, H, T, d)", "queries, rotated", (_IN + "q_proj", *_TURNED)),
-    Point(_IN + "k_rope", "(B, K, S, d)", "keys, rotated", (_IN + "k_proj", *_TURNED)),
+    Point(_IN + "q_rope", "(B, H, T, d)", "queries, rotated", (_IN + "q_proj", *_ANGLES)),
+    Point(_IN + "k_rope", "(B, K, S, d)", "keys, rotated", (_IN + "k_proj", *_ANGLES)),
     Point(_IN + "lambda_init", "()", "from the layer's number; not in v2"),
     Point(_IN + "lambda_full", "()", "λ, a number; in v2 (B, h, T, 1)", (_IN + "lambda_init", _IN + "lambda_proj")),
     *_maps("1"),
@@ -185,22 +186,27 @@ POINTS = (
     Point(
         _IN + "diff",
         _HEADS,
-        "attn1 − λ attn2, what groupnorm is given",
+        "attn1 − λ attn2, the input of groupnorm",
         (_IN + "attn1", _IN + "attn2", _IN + "lambda_full"),
     ),
     Point(_IN + "groupnorm", _HEADS, "RMSNorm by head; not in v2", (_IN + "diff",)),
     Point(
         _IN + "scaled",
         "(B, T, h e)",
-        "times 1 − λ_init, what o_proj is given",
+        "groupnorm times 1 − λ_init, the input of o_proj",
         (_IN + "groupnorm", _IN + "lambda_init"),
     ),
-    Point(_IN + "o_proj", "(B, T, D)", "what attention adds", (_IN + "scaled",)),
-    Point(_LAYER + ".post_attention_layernorm.input", "(B, T, D)", "the sum with attention", (_BEFORE, _IN + "o_proj")),
+    Point(_IN + "o_proj", "(B, T, D)", "the output of attention", (_IN + "scaled",)),
+    Point(
+        _LAYER + ".post_attention_layernorm.input",
+        "(B, T, D)",
+        "the layer's input plus attention",
+        (_LAYER_INPUT, _IN + "o_proj"),
+    ),
     Point(
         _LAYER + ".post_attention_layernorm",
         "(B, T, D)",
-        "RMSNorm of it",
+        "RMSNorm of that sum",
         (_LAYER + ".post_attention_layernorm.input",),
     ),
     Point(_MLP + "gate_proj", "(B, T, F)", "W_gate x", (_LAYER + ".post_attention_layernorm",)),
@@ -210,82 +216,83 @@ POINTS = (
     Point(
         _LAYER,
         "(B, T, D)",
-        "what the layer gives to the next",
+        "the output of the layer",
         (_LAYER + ".post_attention_layernorm.input", _MLP + "down_proj"),
     ),
-    Point("norm", "(B, T, D)", "RMSNorm after the last layer", (_BEFORE,)),
+    Point("norm", "(B, T, D)", "RMSNorm after the last layer", (_LAYER_INPUT,)),
     Point("lm_head", "(B, T, V)", "the logits", ("norm",)),
 )
 
-OUT = Point("out", _HEADS, "the attention alone: what it gives", (_IN + "o_proj",))
+OUT = Point("out", _HEADS, "the output of the attention alone", (_IN + "o_proj",))
 HEADS = ("lm_head", "score", "qa_outputs")
-"""What stands on the decoder, by the class of the model."""
+"""The heads on the decoder, by the class of the model."""
 
-_OF_V2 = _IN + "lambda_proj"
-"""Where it is not there, it is another wiring, whose λ comes from no token."""
+_V2_LAMBDA = _IN + "lambda_proj"
+"""Without this point the run is of another variant, whose λ does not depend on tokens."""
 
 _IN_LAYER = re.compile(r"layers\.(\d+)(\..+)?$")
 
 
 class Flow:
-    """Which points of one run are computed from which."""
+    """The graph of a run: which points are computed from which."""
 
-    def __init__(self, among: Collection[str]) -> None:
-        self._among = among
-        self._base = min((p.partition("layers.")[0] for p in among if "layers." in p), key=len, default="")
-        found = (m for p in among if (m := _IN_LAYER.match(p.removeprefix(self._base))))
+    def __init__(self, points: Collection[str]) -> None:
+        self._points = points
+        self._base = min((p.partition("layers.")[0] for p in points if "layers." in p), key=len, default="")
+        found = (m for p in points if (m := _IN_LAYER.match(p.removeprefix(self._base))))
         self._layers = max((int(m[1]) + 1 for m in found), default=0)
-        self._of: dict[str, tuple[str, ...]] = {head: (self._own("norm", 0),) for head in HEADS}
+        self._parents: dict[str, tuple[str, ...]] = {head: (self._run_path("norm", 0),) for head in HEADS}
         for layer in range(max(1, self._layers)):
             for point in (*POINTS, OUT):
                 at = layer if point.path.startswith(_LAYER) else self._layers
-                of = [self._own(path, at) for path in point.of]
-                if _OF_V2 in point.of and self._own(_OF_V2, at) not in among:
-                    of.remove(self._own(_OF_V2, at))
-                self._of.setdefault(self._own(point.path, at), tuple(of))
+                parents = [self._run_path(path, at) for path in point.parents]
+                if _V2_LAMBDA in point.parents and self._run_path(_V2_LAMBDA, at) not in points:
+                    parents.remove(self._run_path(_V2_LAMBDA, at))
+                self._parents.setdefault(self._run_path(point.path, at), tuple(parents))
 
-    def _own(self, path: str, layer: int) -> str:
-        """The path that a point of the table has in this run; a plain Llama's maps have no number."""
-        if path == _BEFORE:
-            return self._own(_LAYER, layer - 1) if layer else self._own("embed_tokens", 0)
+    def _run_path(self, path: str, layer: int) -> str:
+        """Return the path in this run of a point of the table; a plain Llama's maps have no number."""
+        if path == _LAYER_INPUT:
+            return self._run_path(_LAYER, layer - 1) if layer else self._run_path("embed_tokens", 0)
         if path.startswith(_IN) and not self._layers:
             own = path.removeprefix(_IN)
         else:
             own = self._base + path.replace(_LAYER, f"layers.{layer}")
         plain = own.rstrip("12") if path.endswith(("1", "2")) else own
-        return plain if plain in self._among else own
+        return plain if plain in self._points else own
 
     def parents(self, path: str) -> tuple[str, ...]:
-        """Return the points that one is computed from; a path that is no point has none.
+        """Return the points of this run that a point is computed from; a path that is no point has none.
 
-        One that is not in this run stands for those that it is computed from itself.
+        A parent that is not in this run is replaced by its own parents.
         """
-        stem, again = split_repeated(path)
+        stem, repetition = split_repeated(path)
         found: dict[str, None] = {}
-        open_, seen = [(stem, of) for of in self._of.get(stem, ())], set()
-        for child, of in open_:
-            if of in self._among:
-                found |= dict.fromkeys(self._repetitions(of, again, child))
-            elif of not in seen:
-                seen.add(of)
-                open_ += [(child if child == OUT.path else of, before) for before in self._of.get(of, ())]
+        queue, seen = [(stem, parent) for parent in self._parents.get(stem, ())], set()
+        for child, parent in queue:
+            if parent in self._points:
+                found |= dict.fromkeys(self._repetitions(parent, repetition, child))
+            elif parent not in seen:
+                seen.add(parent)
+                grandparents = self._parents.get(parent, ())
+                queue += [(child if child == OUT.path else parent, path) for path in grandparents]
         return tuple(found)
 
     def ancestors(self, path: str, through: Collection[str]) -> set[str]:
-        """The points of `through` that a path comes from with nothing but points of `through` between."""
+        """Return the ancestors of a point that are in `through`, reached only through points in `through`."""
         found: set[str] = set()
-        open_ = [path]
-        while open_:
-            new = {p for p in self.parents(open_.pop()) if p in through} - found
+        queue = [path]
+        while queue:
+            new = {p for p in self.parents(queue.pop()) if p in through} - found
             found |= new
-            open_ += new
+            queue += new
         return found
 
-    def _repetitions(self, stem: str, again: str, child: str) -> list[str]:
-        """Of sequences that are run one by one the same one; what is there once is everybody's."""
-        if stem.startswith("rotary_emb.") and f"{stem}[1]" in self._among:  # of queries and of keys by turns
-            n = 2 * int(again.strip("[]") or 0) + child.endswith("k_rope")
-            again = f"[{n}]" if n else ""
+    def _repetitions(self, stem: str, repetition: str, child: str) -> list[str]:
+        """Return the visits of a parent that belong to one visit of its child, if sequences are run one by one."""
+        if stem.startswith("rotary_emb.") and f"{stem}[1]" in self._points:  # visited alternately for queries and keys
+            n = 2 * int(repetition.strip("[]") or 0) + child.endswith("k_rope")
+            repetition = f"[{n}]" if n else ""
         if child == OUT.path:
-            return [p for p in self._among if split_repeated(p)[0] == stem]
-        return [stem + again if stem + again in self._among else stem]
+            return [p for p in self._points if split_repeated(p)[0] == stem]
+        return [stem + repetition if stem + repetition in self._points else stem]

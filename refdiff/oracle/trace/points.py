@@ -1,7 +1,7 @@
-"""Looking at the points of a run (`known_points`) as it goes.
+"""Visit the points of a run (`known_points`) while it is computed.
 
-The namespace `ops` that every model calls its layers through makes their names: `Points` lays over each function one
-that lets somebody look at its result, and put another in its place.
+Every model calls its layers through a namespace `ops`. `Points` wraps each of its functions, so that a `Visit` sees the
+result and may replace it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _LAYER = re.compile(r"(.*\blayers)\.(\d+)\.(input_layernorm|post_attention_layer
 
 
 class Visit(Protocol):
-    """Gets the path of a point and its value, and gives back the value that the run goes on with.
+    """A function of a point's path and value that returns the value with which the run continues.
 
-    hidden: entries that nobody uses. doubt: from the unit roundoff of a run, how far off a right evaluation may be
-    beside the rounding of the value itself. terms: how many products each number is a sum of, in whatever order.
-    epsilon: the ε of a norm, and the derivative of the value by it.
+    hidden: masked entries. doubt: a function from the unit roundoff to the error of a correct evaluation in addition to
+    the rounding of the value. terms: the number of products that each number is a sum of. epsilon: ε of a norm, and a
+    function that returns ∂value/∂ε.
     """
 
     def __call__(
@@ -44,24 +44,24 @@ class Visit(Protocol):
     ) -> Array: ...  # fmt: skip
 
 
-def _showing(point: str) -> Callable[..., Array]:
-    """Make a method of `Points` that shows a function's result as a point of the attention."""
+def _visit_result(point: str) -> Callable[..., Array]:
+    """Return a method of `Points` that visits a function's result as a point of the attention."""
 
     def show(self: Points, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Array:
-        return self._visit(self._at + point, function(*args, **kwargs))
+        return self._visit(self._prefix + point, function(*args, **kwargs))
 
     return show
 
 
 class Points:
-    """The functions of `ops`, each showing its result to `visit` under the path of its point.
+    """Wrap the functions of `ops`, so that each passes its result to `visit` under the path of its point.
 
     Args:
-        weights: every array of the weights by its name; a function is known by the weight that it is given.
-        maps: whether to show probs1 and probs2 too.
-        whole: leave the difference of the maps to the function of `ops`, and compute what lies inside it beside it; or
-            else compute it from what `visit` gave back for the points before it.
-        plain: whether it is plain attention, with λ = 0: its one map is shown, under the names of a plain Llama's.
+        weights: all weight arrays by name; they identify which layer calls a function.
+        maps: visit probs1 and probs2 too.
+        whole: compute the difference of the maps by the function of `ops`, and the points inside it separately;
+            otherwise compute it from the values that `visit` returned for those points.
+        plain: plain attention, with λ = 0: only its one map is visited, under the names of a plain Llama.
     """
 
     def __init__(
@@ -72,16 +72,16 @@ class Points:
         self._visits = Counter[str]()
         self._layers = len({m[2] for name in self._names.values() if (m := _LAYER.fullmatch(name))})
         self._base = next((name.partition("layers.")[0] for name in weights if "layers." in name), "")
-        self._at = self._gate = ""
+        self._prefix = self._gate = ""
         self._rotated = 0
-        self._start: dict[str, float] = {}
+        self._lambda_inits: dict[str, float] = {}
 
-    def over(self, ops: Ops) -> Ops:
-        """Return `ops` with these functions laid over its own."""
+    def wrap(self, ops: Ops) -> Ops:
+        """Return `ops` with its functions wrapped."""
         return overlay(ops, self._wrap)
 
     def _visit(self, path: str, value: Array, **about: Any) -> Array:
-        """Show a value; a path that the run comes to again, as with packed sequences one by one, gets a number."""
+        """Visit a value. Further visits of a path, as with packed sequences run one by one, get a number."""
         n = self._visits[path]
         self._visits[path] += 1
         return self._visitor(f"{path}[{n}]" if n else path, value, **about)
@@ -107,7 +107,8 @@ class Points:
         angles = np.abs(to_numpy(positions)[:, None, :, None] * np.asarray(frequencies))
 
         def doubt(unit: float) -> Any:
-            return scale * (SINGLE if unit >= SINGLE else DOUBLE) * (1 + 4 * angles)  # whatever the run's own type
+            # angles are computed in float32 or float64, whatever the type of the run
+            return scale * (SINGLE if unit >= SINGLE else DOUBLE) * (1 + 4 * angles)
 
         at = f"{self._base}rotary_emb."
         return self._visit(at + "cos", cos, doubt=doubt), self._visit(at + "sin", sin, doubt=doubt)
@@ -120,20 +121,20 @@ class Points:
         if last == "embed_tokens":
             path = "lm_head"  # tied
         if last == "q_proj":
-            self._at, self._rotated = head + dot, 0
+            self._prefix, self._rotated = head + dot, 0
         return self._visit(path, function(x, weight, bias), terms=x.shape[-1])
 
     def _rms_norm(self, function: Callable[..., Any], x: Array, weight: Array | None, eps: float) -> Array:
         path = self._names.get(id(weight), "")
         layer = _LAYER.fullmatch(path)
         if layer is None and path != f"{self._base}norm":
-            return self._normed(self._at + "groupnorm", function, x, weight, eps)
+            return self._normed(self._prefix + "groupnorm", function, x, weight, eps)
         if layer is None:
-            self._pass_on(f"{self._base}layers.{self._layers - 1}", x)
+            self._visit_residual(f"{self._base}layers.{self._layers - 1}", x)
         elif layer[3] == "post_attention_layernorm":
-            self._pass_on(f"{path}.input", x)
+            self._visit_residual(f"{path}.input", x)
         elif int(layer[2]) > 0:
-            self._pass_on(f"{layer[1]}.{int(layer[2]) - 1}", x)
+            self._visit_residual(f"{layer[1]}.{int(layer[2]) - 1}", x)
         return self._normed(path, function, x, weight, eps)
 
     def _normed(self, path: str, function: Callable[..., Any], x: Array, weight: Array | None, eps: float) -> Array:
@@ -145,11 +146,11 @@ class Points:
 
         return self._visit(path, y, epsilon=(float(eps), by_epsilon))
 
-    def _pass_on(self, path: str, x: Array) -> None:
-        """Show a sum of the residual path, which no function of `ops` computes."""
-        given = self._visit(path, x)
-        if given is not x:
-            x[...] = given  # the sum itself: it goes past the norm too
+    def _visit_residual(self, path: str, x: Array) -> None:
+        """Visit a sum on the residual path, which no function of `ops` computes."""
+        value = self._visit(path, x)
+        if value is not x:
+            x[...] = value  # in place, since the residual path continues with the same array
 
     def _swiglu(self, function: Callable[..., Any], x: Array, gate_proj: Any, *args: Any, **kwargs: Any) -> Array:
         self._gate = self._names.get(id(gate_proj["weight"]), "").replace("gate_proj", "act_fn")
@@ -164,13 +165,13 @@ class Points:
 
     def _rope(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Array:
         self._rotated += 1
-        return self._visit(self._at + ("q_rope" if self._rotated % 2 else "k_rope"), function(*args, **kwargs))
+        return self._visit(self._prefix + ("q_rope" if self._rotated % 2 else "k_rope"), function(*args, **kwargs))
 
     def _lambda_init(self, function: Callable[..., Any], layer: int) -> float:
-        path = self._at + "lambda_init"
-        if path not in self._start:  # asked for twice: for λ, and for the scale after the norm
-            self._start[path] = float(self._visit(path, np.asarray(float(function(layer)))))
-        return self._start[path]
+        path = self._prefix + "lambda_init"
+        if path not in self._lambda_inits:  # called twice: for λ, and for the scale after the norm
+            self._lambda_inits[path] = float(self._visit(path, np.asarray(float(function(layer)))))
+        return self._lambda_inits[path]
 
     def _diff_attention(
         self, function: Callable[..., Any], q1: Array, k1: Array, q2: Array, k2: Array, v: Array, lambda_: Array,
@@ -188,7 +189,7 @@ class Points:
             diff = function(q1, k1, q2, k2, v, lambda_, mask, bias, causal=causal, **parts)
         else:
             diff = attn1 - lambda_ * attn2
-        return self._visit(self._at + "diff", diff)
+        return self._visit(self._prefix + "diff", diff)
 
     def _plain_heads(
         self, function: Callable[..., Any], q: Array, k: Array, v: Array, mask: Array | None = None,
@@ -196,35 +197,35 @@ class Points:
     ) -> Array:  # fmt: skip
         attn = self._map("", q, k, v, mask, bias, causal)
         result = function(q, k, v, mask, bias, causal=causal, **parts) if self._whole else concat_heads(attn)
-        return self._visit(self._at + "scaled", result)
+        return self._visit(self._prefix + "scaled", result)
 
     def _map(
         self, number: str, q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None, causal: bool
     ) -> Array:
-        """Show the points of one map, and return it times V."""
+        """Visit the points of one map, and return its product with V."""
         xp = namespace(q, k, v)
         scores, see = attention_scores(q, k, mask, bias, causal=causal)
         hidden = None if see is None else ~np.broadcast_to(to_numpy(see), scores.shape)
-        scores = self._visit(f"{self._at}scores{number}", scores, hidden=hidden, terms=q.shape[-1])
+        scores = self._visit(f"{self._prefix}scores{number}", scores, hidden=hidden, terms=q.shape[-1])
         seen = to_numpy(scores) if hidden is None else np.where(hidden, -math.inf, to_numpy(scores))
-        self._visit(f"{self._at}lse{number}", log_sum_exp(seen))
+        self._visit(f"{self._prefix}lse{number}", log_sum_exp(seen))
         probs = layers.softmax(scores, see)
         if self._maps:
-            probs = self._visit(f"{self._at}probs{number}", probs, terms=probs.shape[-1])
+            probs = self._visit(f"{self._prefix}probs{number}", probs, terms=probs.shape[-1])
         (B, H, T, S), (K, e) = probs.shape, (v.shape[1], v.shape[3])
         attn = xp.reshape(probs, (B, K, H // K, T, S)) @ v[:, :, None, :, :]
-        return self._visit(f"{self._at}attn{number}", xp.reshape(attn, (B, H, T, e)), terms=S)
+        return self._visit(f"{self._prefix}attn{number}", xp.reshape(attn, (B, H, T, e)), terms=S)
 
     def _diff_lambda(
         self, function: Callable[..., Any], q1: Array, k1: Array, q2: Array, k2: Array, start: float
     ) -> Array:
         def doubt(unit: float) -> Any:
-            zero = 0 * q1  # e^0 = 1 in place of either term
+            zero = 0 * q1  # it replaces either exponential by e^0 = 1
             first, second = 1 + function(q1, k1, zero, k2, 0.0), 1 - function(zero, k1, q2, k2, 0.0)
             return unit * (abs(first) + abs(second) + abs(start))
 
-        return self._visit(self._at + "lambda_full", function(q1, k1, q2, k2, start), doubt=doubt)
+        return self._visit(self._prefix + "lambda_full", function(q1, k1, q2, k2, start), doubt=doubt)
 
-    _value_pairs_hf = _showing("values")
-    _diff_lambda_v2 = _showing("lambda_full")
-    _diff_heads_hf = _diff_heads_paper = _diff_heads_v2 = _showing("scaled")
+    _value_pairs_hf = _visit_result("values")
+    _diff_lambda_v2 = _visit_result("lambda_full")
+    _diff_heads_hf = _diff_heads_paper = _diff_heads_v2 = _visit_result("scaled")

@@ -1,4 +1,4 @@
-"""Every intermediate of a run: recorded from a model, a spec or a torch module, kept in a file, run again.
+"""Record every intermediate of a run of a model, a spec or a torch module; write and read traces; repeat runs.
 
 A trace is read from a dict of arrays, a file, or a folder of transformers' debugger.
 """
@@ -41,16 +41,16 @@ FORMAT = "refdiff trace 1"
 ARRAYS = ("input_ids", "attention_mask", "position_ids", "inputs_embeds", "labels")
 """The arguments of a model that are kept with a trace."""
 INPUT = "inputs."
-"""What the names of inputs begin with in a file."""
+"""The prefix of the names of inputs in a file."""
 
 
 @dataclass(frozen=True)
 class Trace(Mapping[str, NDArray[Any]]):
-    """The arrays of a run by the path of their point, in the order in which they were computed.
+    """The arrays of a run by the path of their point, in the order of computation.
 
-    inputs: what the model or spec was called with. about: what it was: "model", the folder or hub repo it came from,
-    "class", "config", "dtype"; or "spec". run: runs it again in float64 as the equations are written, letting somebody
-    look at each point (`refdiff.oracle.trace.points`); None where a trace was read and its model is not at hand.
+    inputs: the arguments of the model or spec. about: "model" (its folder or hub repo), "class", "config" and "dtype"
+    of the model; or "spec". run: repeats the run in float64 by the reference equations, and calls a visitor at each
+    point (`refdiff.oracle.trace.points`); None if the trace was read from a file and its model was not found.
     """
 
     points: dict[str, NDArray[Any]]
@@ -61,15 +61,15 @@ class Trace(Mapping[str, NDArray[Any]]):
     def __repr__(self) -> str:
         inputs = f"; inputs: {array_summary(self.inputs)}" if self.inputs else ""
         of = "Spec" if "spec" in self.about else self.about.get("class", "no model named")
-        again = "can" if self.run is not None else "cannot"
+        rerun = "can" if self.run is not None else "cannot"
         points = f"{len(self)} points{': ' if self.points else ''}{array_summary(self.points)}"
-        return f"Trace({of}, {points}{inputs}; {again} be run again)"
+        return f"Trace({of}, {points}{inputs}; {rerun} be run again)"
 
     def __getitem__(self, path: str) -> NDArray[Any]:
-        """The array of a point.
+        """Return the array of a point.
 
         Raises:
-            KeyError: there is none of this name; with the nearest name.
+            KeyError: no point has this name; the message has the nearest name.
         """
         if path in self.points:
             return self.points[path]
@@ -85,7 +85,7 @@ class Trace(Mapping[str, NDArray[Any]]):
         return len(self.points)
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file that `read_trace` reads, each array in its own type."""
+        """Write a safetensors file for `read_trace`, each array in its own type."""
         clashes = [name for name in self.points if name.startswith(INPUT)]
         if clashes:
             raise ValueError(f"{clashes[0]}: names that begin with {INPUT!r} are kept for the inputs of a run")
@@ -98,18 +98,17 @@ Source = Trace | Mapping[str, Any] | str | os.PathLike[str]
 
 
 def trace(of: PreTrainedModel | Spec | str, inputs: Any = None, *, maps: bool = False, **more: Any) -> Trace:
-    """Run a model, or the attention of a spec, once, and keep every intermediate.
+    """Run a model or the attention of a spec once, and record every intermediate.
 
     Args:
-        of: a model of this package, in whatever dtype and with whatever kernels it has; or a `Spec`, or a preset's name
-            as in `truth`.
-        inputs: what a model is called with: `input_ids` (B, T), or a dict of its arguments, which `more` adds to. Of a
-            spec, its input dictionary (`refdiff.oracle.inputs`). With a `cache`, the new tokens are recorded, and the
-            trace cannot be run again.
-        maps: keep the attention weights too, `probs1` and `probs2`.
+        of: a model of refdiff, with any dtype and kernels; or a `Spec`, or a preset's name as in `truth`.
+        inputs: for a model `input_ids` (B, T), or a dict of its arguments; for a spec its input dictionary
+            (`refdiff.oracle.inputs`). With a `cache` only the new tokens are recorded, and the run cannot be repeated.
+        maps: also record the attention weights `probs1` and `probs2`.
+        more: further arguments of the model, or further inputs of the spec.
 
     Raises:
-        ValueError: inputs that do not fit.
+        ValueError: the inputs do not fit the model or spec.
     """
     points: dict[str, NDArray[Any]] = {}
 
@@ -126,17 +125,17 @@ def trace(of: PreTrainedModel | Spec | str, inputs: Any = None, *, maps: bool = 
     call = dict(inputs) if isinstance(inputs, Mapping) else {} if inputs is None else {"input_ids": inputs}
     call = {name: any_array(x, name) if name in ARRAYS else x for name, x in (call | more).items() if x is not None}
     model = copy.copy(of)
-    model.ops = Points(flatten(of.params), keep, maps=maps).over(of.ops)
+    model.ops = Points(flatten(of.params), keep, maps=maps).wrap(of.ops)
     model(**call)  # type: ignore[operator]
     kept = {name: x for name, x in call.items() if name in ARRAYS}
-    again = None if call.get("cache") is not None else ModelRun(of, kept)
-    config = json.loads(json.dumps(of.config.to_dict()))  # as a file holds it
+    rerun = None if call.get("cache") is not None else ModelRun(of, kept)
+    config = json.loads(json.dumps(of.config.to_dict()))  # the same as after reading it from a file
     about = {"model": of.source, "class": type(of).__name__, "dtype": of.dtype, "config": config}
-    return Trace(points, kept, about, again)
+    return Trace(points, kept, about, rerun)
 
 
 class ModelRun:
-    """A model's forward pass on the same inputs, in float64, by the equations."""
+    """Repeats a model's forward pass on the same inputs in float64, by the reference equations."""
 
     def __init__(self, model: PreTrainedModel, call: Mapping[str, Any]) -> None:
         self._of, self._call = model, {**call, "use_cache": False}
@@ -144,35 +143,35 @@ class ModelRun:
 
     def __call__(self, visit: Visit, *, maps: bool = False, whole: bool = False) -> None:
         if self._exact is None:
-            # matrices are widened when they are multiplied with: all of them at once would take twice the memory
+            # matrices are cast to float64 only when they are used: all of them at once would take twice the memory
             flat = {name: to_numpy(x) for name, x in flatten(self._of.params).items()}
             wide = {name: x if x.ndim > 1 else x.astype(np.float64) for name, x in flat.items()}
             self._exact = type(self._of)(self._of.config, nest(wide), dtype="float64", kernels="reference")
         model = copy.copy(self._exact)
         ops = overlay(model.ops, lambda name, f: (lambda *x: f(*x).astype(np.float64)) if name == "embedding" else f)
-        model.ops = Points(flatten(model.params), visit, maps=maps, whole=whole).over(ops)
+        model.ops = Points(flatten(model.params), visit, maps=maps, whole=whole).wrap(ops)
         model(**self._call)  # type: ignore[operator]
 
 
 class SpecRun:
-    """The attention of a spec on the same inputs, in float64, by the equations."""
+    """Repeats the attention of a spec on the same inputs in float64, by the reference equations."""
 
     def __init__(self, spec: Spec, inputs: Mapping[str, Any]) -> None:
         self._spec, self._inputs = spec, as_float64(spec, inputs)
 
     def __call__(self, visit: Visit, *, maps: bool = False, whole: bool = False) -> None:
         points = Points(self._inputs, visit, maps=maps, whole=whole, plain=self._spec.is_plain)
-        visit("out", forward(self._spec, self._inputs, points.over(ops_for())))
+        visit("out", forward(self._spec, self._inputs, points.wrap(ops_for())))
 
 
 def read_trace(source: Source, *, model: Any = None) -> Trace:
-    """Return what `source` holds as a trace.
+    """Read a trace.
 
     Args:
-        source: a dict of arrays of any library; a safetensors or npz file, of this package or of yours; a folder that
-            transformers' `model_addition_debugger_context` has written with `use_repr=False`.
-        model: the model of the run, or its folder or hub repo; by default the one that the file names, if it is there.
-            With it the trace can be run again.
+        source: a dict of arrays of any library; a safetensors or npz file, written by refdiff or by you; or a folder
+            that transformers' `model_addition_debugger_context` wrote with `use_repr=False`.
+        model: the model of the run, or its folder or hub repo, which is needed to repeat the run; by default the folder
+            that the file names, if it exists.
 
     Raises:
         CheckpointError: the file or folder is broken, or of another kind.
@@ -180,19 +179,19 @@ def read_trace(source: Source, *, model: Any = None) -> Trace:
     if isinstance(source, Trace):
         return source
     if isinstance(source, Mapping):
-        return _bare({name: any_array(x, name) for name, x in source.items()})
+        return _without_run({name: any_array(x, name) for name, x in source.items()})
     path = Path(source)
     if path.is_dir():
-        return _bare(read_debugger_folder(path))
+        return _without_run(read_debugger_folder(path))
     arrays, metadata = read_arrays(path)
     if metadata.get("format") != FORMAT:
-        return _bare(arrays)
+        return _without_run(arrays)
     try:
         about, order = json.loads(metadata["about"]), json.loads(metadata["order"])
         points = {name: arrays[name] for name in order}
         inputs = {name.removeprefix(INPUT): x for name, x in arrays.items() if name not in points}
-        run = _run(about, inputs, model)
-        return Trace(points, inputs, about, None if run is None else partial(_again, path, run))
+        run = _make_run(about, inputs, model)
+        return Trace(points, inputs, about, None if run is None else partial(_rerun, path, run))
     except CheckpointError:
         raise
     except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
@@ -201,8 +200,8 @@ def read_trace(source: Source, *, model: Any = None) -> Trace:
         ) from error
 
 
-def _again(path: Path, run: Callable[..., None], visit: Callable[..., Any], **options: Any) -> None:
-    """Repeat the run of a file, whose inputs may be none that the model takes."""
+def _rerun(path: Path, run: Callable[..., None], visit: Callable[..., Any], **options: Any) -> None:
+    """Repeat the run of a file; report inputs that the model does not accept."""
     try:
         run(visit, **options)
     except CheckpointError:
@@ -211,16 +210,16 @@ def _again(path: Path, run: Callable[..., None], visit: Callable[..., Any], **op
         raise CheckpointError(f"{path}: its run cannot be repeated: {error}") from error
 
 
-def _bare(arrays: dict[str, Any]) -> Trace:
-    """Points, and beside them what the run was called with, as far as it is there."""
+def _without_run(arrays: dict[str, Any]) -> Trace:
+    """Return a trace of bare arrays; those whose names begin with `INPUT` are inputs of the run."""
     inputs = {name.removeprefix(INPUT): x for name, x in arrays.items() if name.startswith(INPUT)}
     return Trace({name: x for name, x in arrays.items() if not name.startswith(INPUT)}, inputs)
 
 
-def _is_the_model(folder: Path, config: Any) -> bool:
-    """Whether a folder that a trace names has a model of the config that the trace has.
+def _has_config(folder: Path, config: Any) -> bool:
+    """Whether a folder has a model with this config.
 
-    A trace from elsewhere could name any folder of its reader's: nothing but a checkpoint's config is read for this.
+    The folder is named by a trace file, which may come from somebody else, so only the config is read from it.
     """
     try:
         found = folder.is_dir() and DiffLlamaConfig.from_pretrained(folder).to_dict()
@@ -229,13 +228,13 @@ def _is_the_model(folder: Path, config: Any) -> bool:
     return found is not False and json.loads(json.dumps(found)) == config
 
 
-def _run(about: dict[str, Any], inputs: dict[str, Any], model: Any) -> Any:
-    """What runs the trace again, or None where its model is not at hand."""
+def _make_run(about: dict[str, Any], inputs: dict[str, Any], model: Any) -> Any:
+    """Return a `SpecRun` or `ModelRun` that repeats the run, or None if its model is not found."""
     if "spec" in about:
         return SpecRun(Spec(**about["spec"]), inputs)
     if model is None:
         model = about.get("model")
-        if not isinstance(model, str) or not _is_the_model(Path(model), about["config"]):
+        if not isinstance(model, str) or not _has_config(Path(model), about["config"]):
             return None
     if isinstance(model, str | os.PathLike):
         if about["class"] not in ARCHITECTURES:
@@ -249,31 +248,31 @@ def _run(about: dict[str, Any], inputs: dict[str, Any], model: Any) -> Any:
 
 
 def read_debugger_folder(folder: Path) -> dict[str, NDArray[Any]]:
-    """Read a folder that `model_addition_debugger_context(model, debug_path=folder, use_repr=False)` has written.
+    """Read a folder that `model_addition_debugger_context(model, debug_path=folder, use_repr=False)` wrote.
 
     Raises:
-        CheckpointError: it is another folder, or holds no tensors: written with use_repr=True, the default, it has the
-            first and last few numbers of each as text.
+        CheckpointError: it is another folder, or has no tensors: with use_repr=True, the default, transformers writes
+            only a few numbers of each tensor, as text.
     """
     if not any(folder.glob("*_debug_tree_*.json")):
         raise CheckpointError(
             f"{folder}: no folder of transformers' model_addition_debugger_context: no *_debug_tree_*.json in it"
         )
-    seen: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         if match := _DUMP.fullmatch(path.stem):
             _, module, what = match.groups()
-            seen.setdefault(module, {})["inputs" if what.startswith("inputs") else what] = path
-    if not seen:
+            found.setdefault(module, {})["inputs" if what.startswith("inputs") else what] = path
+    if not found:
         raise CheckpointError(
             f"{folder}: no tensors: let model_addition_debugger_context write them with use_repr=False; by default it "
             "prints a few numbers of each"
         )
     points: dict[str, NDArray[Any]] = {}
-    last = _last_layer(seen)
-    for module, files in seen.items():
+    last = _last_layer(found)
+    for module, files in found.items():
         for what, path in files.items():
-            if point := _point(module, what, last):
+            if point := _point_path(module, what, last):
                 arrays, _ = read_arrays(path, folder=folder)
                 if "data" not in arrays:
                     raise CheckpointError(
@@ -287,14 +286,14 @@ def read_debugger_folder(folder: Path) -> dict[str, NDArray[Any]]:
 def hooks(module: Any) -> Iterator[dict[str, NDArray[Any]]]:
     """Record a torch module while it runs: `with hooks(model) as mine: model(ids)`, then `first_divergence(mine, ref)`.
 
-    Takes the outputs of its modules, and the inputs of those before which something is computed outside of any module.
+    The outputs of all submodules are recorded, and the inputs of those whose input is no output of another submodule.
     """
     points: dict[str, NDArray[Any]] = {}
     names = dict(module.named_modules())
     last = _last_layer(names)
 
     def keep(name: str, what: str, value: Any) -> None:
-        point = _point(name, what, last)
+        point = _point_path(name, what, last)
         if point and hasattr(value, "__dlpack__") and hasattr(value, "shape"):
             points[point] = any_array(value, point).copy()
 
@@ -319,8 +318,8 @@ def _last_layer(modules: Any) -> int:
     return max((int(m[2]) for name in modules if (m := _LAYER.match(name))), default=-1)
 
 
-def _point(module: str, what: str, last_layer: int) -> str | None:
-    """The point that an input or output of a module is."""
+def _point_path(module: str, what: str, last_layer: int) -> str | None:
+    """Return the path of the point that an input or output of a module is, or None."""
     head, _, name = module.rpartition(".")
     layer = _LAYER.match(module)
     if what == "inputs":
@@ -339,5 +338,5 @@ def _point(module: str, what: str, last_layer: int) -> str | None:
     if name in ("self_attn", "attn"):
         return f"{module}.probs" if what == "outputs_1" else None
     if name == "mlp":
-        return None  # what down_proj gives
+        return None  # the same as the output of down_proj
     return module if what in ("outputs", "outputs_0") else None

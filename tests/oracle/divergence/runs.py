@@ -88,13 +88,13 @@ def run(
         inner.setdefault(where.at + path.partition("[")[0], []).append(x)
 
     within = Points({}, rounded(keep), maps=maps, whole=False)
-    ops, seen = ops_for(), within.over(ops_for())
+    ops, seen = ops_for(), within.wrap(ops_for())
     ops = overlay(ops, lambda name, f: seen.diff_attention if name == "diff_attention" else f)
     if mistake is not None:
         ops = overlay(ops, where.only_there(mistake))
     outer = Points(weights, rounded(lambda path, x: points.__setitem__(path, x)), maps=maps, whole=True)
     changed = copy.copy(of)
-    changed.ops = where.over(outer.over(ops))
+    changed.ops = where.over(outer.wrap(ops))
     with where.softmax(mistake):
         changed(**call, use_cache=False)
     for path in [path for path in points if INSIDE.search(path)]:

@@ -10,7 +10,7 @@ import pytest
 from refdiff.oracle import first_divergence, trace
 from refdiff.oracle.divergence.expected_values import Expected
 from refdiff.oracle.divergence.explain import explanation
-from refdiff.oracle.divergence.layouts import arranged
+from refdiff.oracle.divergence.layouts import arrange
 from refdiff.oracle.rounding.number_formats import round_to
 from tests.model.models import ids, small_model
 
@@ -74,11 +74,11 @@ def test_orders_of_heads(name: str) -> None:
 
 
 def test_orders_of_heads_across_the_maps() -> None:
-    assert said("scores1", of("scores2")) == "equal up to the other map's: it is scores2"
-    assert said("attn2", of("attn1")) == "equal up to the other map's: it is attn1"
+    assert said("scores1", of("scores2")) == "equal up to a swap of the maps: it is scores2"
+    assert said("attn2", of("attn1")) == "equal up to a swap of the maps: it is attn1"
     both = np.concatenate([of("scores1"), of("scores2")], 1)
     assert said("scores1", both[:, 0::2]) == "equal up to an order of heads: (0, 2, 4, 6)"
-    assert said("scores2", of("scores2")[:, [0, 0, 2, 3]]).endswith("heads that are there several times: (4, 4, 6, 7)")
+    assert said("scores2", of("scores2")[:, [0, 0, 2, 3]]).endswith("repeated heads: (4, 4, 6, 7)")
 
 
 @pytest.mark.parametrize("name", ["scores1", "lse1", "q_proj", "values", "o_proj", "lambda_full"])
@@ -108,7 +108,7 @@ LAYER_0 = "model.layers.0.self_attn."
 )
 def test_arranged(path: str, change: object, how: str) -> None:
     x = MODEL[path].astype(np.float32)
-    array, said = arranged(change(x), path, MODEL)
+    array, said = arrange(change(x), path, MODEL)
     assert said == how
     assert array.dtype == np.float64
     assert array.shape == MODEL[path].shape
@@ -141,10 +141,10 @@ def test_transposes() -> None:
 
 def test_of_two_that_fit_the_nearer_one_is_taken_but_the_plain_one_comes_first() -> None:
     ref = {"scores": np.arange(9.0).reshape(1, 1, 3, 3)}
-    array, how = arranged(ref["scores"][0, 0].T[None], "scores", ref)
+    array, how = arrange(ref["scores"][0, 0].T[None], "scores", ref)
     assert how == "ST"
     assert np.array_equal(array, ref["scores"])
-    array, how = arranged(np.swapaxes(ref["scores"], 2, 3), "scores", ref)
+    array, how = arrange(np.swapaxes(ref["scores"], 2, 3), "scores", ref)
     assert how == ""
     assert not np.array_equal(array, ref["scores"])
 
@@ -154,15 +154,15 @@ def test_angles_for_each_sequence() -> None:
     of, positions = small_model(), np.array([[0, 0, 1], [0, 1, 2]])
     whole, own = (trace(of, ids(0, 2, 3), position_ids=x) for x in (None, positions))
     cos = "model.rotary_emb.cos"
-    assert arranged(own[cos], cos, whole) == (
+    assert arrange(own[cos], cos, whole) == (
         None, "has other angles for each sequence: record the reference with this run's position_ids"
     )  # fmt: skip
-    array, said = arranged(whole[cos], cos, own)
+    array, said = arrange(whole[cos], cos, own)
     assert said == ""
     assert np.array_equal(array, np.concatenate([whole[cos]] * 2))
 
 
 def test_shapes_that_are_none_of_it() -> None:
-    array, said = arranged(np.ones((2, 5, 7)), LAYER_0 + "diff", MODEL)
+    array, said = arrange(np.ones((2, 5, 7)), LAYER_0 + "diff", MODEL)
     assert array is None
     assert said == "has shape (2, 5, 7), expected (2, 4, 5, 12) or another order of its axes"

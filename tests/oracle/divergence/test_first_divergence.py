@@ -203,7 +203,7 @@ def test_attention_alone(name: str, at: str) -> None:
         points[path] = np.array(value, dtype=np.float32)
         return value
 
-    inside = Points({}, keep, whole=False).over(ops_for())
+    inside = Points({}, keep, whole=False).wrap(ops_for())
     ops = overlay(ops_for(), lambda n, f: inside.diff_attention if n == "diff_attention" else f)
     ops = overlay(ops, wrap(next(m for m in CATALOGUE if m.name == name)))
     exact = as_float64(spec, given)
@@ -211,7 +211,7 @@ def test_attention_alone(name: str, at: str) -> None:
     def outside(path: str, value: Any, **_: Any) -> Any:
         return value if path.startswith(("scores", "lse", "attn")) else keep(path, value)
 
-    points["out"] = forward(spec, exact, Points(exact, outside).over(ops)).astype(np.float32)
+    points["out"] = forward(spec, exact, Points(exact, outside).wrap(ops)).astype(np.float32)
     found = first_divergence(points, ref)
     assert found.path == at
     assert found.mode == "local"

@@ -28,7 +28,7 @@ def record(model: Any, put: dict[str, Any]) -> dict[str, Any]:
         points[path] = np.array(value)
         return np.array(put.get(path, value))
 
-    model.ops = Points(flatten(model.params), visit, maps=True, whole=False).over(ops_for())
+    model.ops = Points(flatten(model.params), visit, maps=True, whole=False).wrap(ops_for())
     model(ids(0, 2, 5))
     return points
 
