@@ -131,7 +131,7 @@ def test_points_have_name_shape_and_meaning_in_80_columns(cli: Cli) -> None:
     assert max(map(len, said.splitlines())) <= 80
     module = said[said.index("model.layers.N.self_attn.") : said.index("model.layers.N.mlp.")]
     assert "\n  lambda_full  ()               λ, a number; in v2 (B, h, T, 1)\n" in module
-    assert "\nmodel.layers.N  (B, T, D)  what the layer gives to the next\n" in said
+    assert "\nmodel.layers.N  (B, T, D)  the output of the layer\n" in said
     for point in POINTS:
         head, _, name = point.path.removesuffix(".input").rpartition(".")
         assert f"{point.path.removeprefix(head + '.') if 'N.' in point.path else name} " in said

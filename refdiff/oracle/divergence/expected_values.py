@@ -144,14 +144,14 @@ def compare(mine: Floats, expected: Expected, unit: float) -> RowComparison:
         at = tuple(int(i) for i in np.argwhere(different)[0])
         return RowComparison(np.inf, at[:-1] if right.ndim > 1 else at, float(mine[at]), float(right[at]))
     counted = seen & ~nonfinite
-    off = np.where(counted, mine - np.where(counted, right, 0.0), 0.0)
+    difference = np.where(counted, mine - np.where(counted, right, 0.0), 0.0)
     value = np.where(counted, right, 0.0)
     n = np.maximum(counted.sum(axis=-1), 1)
-    error, size = (np.sqrt((x**2).sum(axis=-1) / n) for x in (off, value))
+    error, size = (np.sqrt((x**2).sum(axis=-1) / n) for x in (difference, value))
     allowed = allowed_rows(expected, unit)
     spreads, units = ELEMENT_LIMITS
     limit = spreads * allowed[..., None] + units * (unit + expected.growth) * np.abs(value)
-    ratio = np.maximum(error / (ROW_LIMIT * allowed), (np.abs(off) / limit).max(axis=-1))
+    ratio = np.maximum(error / (ROW_LIMIT * allowed), (np.abs(difference) / limit).max(axis=-1))
     at = tuple(int(i) for i in np.unravel_index(int(np.argmax(ratio)), ratio.shape))
     return RowComparison(float(ratio[at]), at, float(error[at]), float(size[at]))
 
@@ -190,7 +190,7 @@ POINT_ROUNDING = 0.6
 four that scores have in transformers' eager attention (product, scale, mask, argument of the exponential)."""
 
 SUMMATION = ONE_ROUNDING / math.sqrt(6)
-"""The standard deviation of a sum of n terms t, in roundoffs of float32 times √(n Σ t²); see `growth`."""
+"""The standard deviation of the error of a sum of n terms t, in roundoffs of float32 times √(n Σ t²); see `growth`."""
 
 RUNS_PER_KIND = 6
 """How many runs round every number independently, and as many round equal numbers alike."""

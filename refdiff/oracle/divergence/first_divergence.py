@@ -40,9 +40,8 @@ def first_divergence(
 ) -> Divergence:
     """Find the first point of the run `mine` that is wrong.
 
-    A point is wrong if the error of a row is larger than rounding explains. It is also wrong if the rows together show
-    a systematic error that is too small to be seen in one of them: a factor, a constant, a bias, a wrong ε, or a factor
-    on scores that are not in the trace (`BiasTests`).
+    A point is wrong if a row has a larger error than rounding explains, or if the rows together show a systematic error
+    (`BiasTests`): a factor, a constant, a bias, a wrong ε, or a factor on scores that are not in the trace.
 
     Args:
         mine, ref: a `Trace`, a dict of arrays, a file or a folder (`read_trace`); refdiff recorded `ref`.
@@ -88,8 +87,7 @@ def first_divergence(
                 f"none of the names in the trace is a point of the reference: {listed}{_near_name(given, reference)}"
             )
         precision = precision_of(known) if precision == "auto" else precision
-        # a name whose path is not in points any more was split into the two maps
-        used = {name for name, path in names.items() if path in known or path not in points}
+        used = {name for name, path in names.items() if path in known or path not in points}  # or split into maps
         unknown = tuple(name for name in given if name not in used)
         return replace(_compare_points(known, reference, mode, precision, unknown), apart=tuple(apart))
 

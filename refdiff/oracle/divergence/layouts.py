@@ -54,13 +54,9 @@ def axes_of(path: str, reference: Mapping[str, NDArray[Any]]) -> Axes:
 
 
 def arrange(array: NDArray[Any], path: str, reference: Mapping[str, NDArray[Any]]) -> tuple[Floats | None, str]:
-    """Bring an array into the axes of its point.
+    """Bring an array into the axes of its point: return it in float64, and the order of its axes unless it is usual.
 
-    If several arrangements fit its shape, the usual one is taken, otherwise the one nearest to the reference.
-
-    Returns:
-        The array in float64 and the order of its axes, "" if that is the usual one. If no arrangement fits: None and
-        the reason.
+    If several orders fit its shape, the one nearest to the reference is taken. If none fits: None and the reason.
     """
     axes = axes_of(path, reference)
     wide = array.astype(np.float64)

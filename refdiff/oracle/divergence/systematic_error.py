@@ -77,7 +77,7 @@ class SystematicError(NamedTuple):
 
 
 def rounding_keys(x: Floats, unit: float) -> NDArray[np.uint64]:
-    """Return an integer per number; numbers that differ by less than an eighth of a roundoff have the same one."""
+    """Return an integer key per number: the number rounded to an eighth of a roundoff. Equal keys are rounded alike."""
     kept = min(52, round(-math.log2(unit)) + 3)
     bits = np.ascontiguousarray(x, dtype=np.float64).reshape(-1).view(np.uint64)
     keys: NDArray[np.uint64] = (bits + np.uint64((1 << (52 - kept)) >> 1)) >> np.uint64(52 - kept)
@@ -201,7 +201,7 @@ class BiasTests:
 
     def _prepare_columns(self, y: Floats, rounding: Floats) -> None:
         """Prepare the test for a bias in the columns, from one row of each group; there is none for few groups."""
-        self._first: NDArray[np.intp] | None = None
+        self._distinct_rows: NDArray[np.intp] | None = None
         if self._group is None:
             return
         table, weight = self._table(y), self._table(np.broadcast_to(self._weight, y.shape))
@@ -209,7 +209,7 @@ class BiasTests:
         first = weighted[np.unique(self._group[weighted], return_index=True)[1]]
         if len(first) < THRESHOLDS.min_rows:
             return
-        self._first = first
+        self._distinct_rows = first
         table, weight = table[first], weight[first]
         total = np.maximum(weight.sum(axis=0), np.finfo(np.float64).tiny)
         large = (weight * table**2).sum(axis=0) / total
@@ -229,8 +229,8 @@ class BiasTests:
         """Return the coefficients of an error."""
         e = np.where(self._counted & np.isfinite(error), error, 0.0)
         columns = None
-        if self._first is not None:
-            table = self._table(e)[self._first]
+        if self._distinct_rows is not None:
+            table = self._table(e)[self._distinct_rows]
             whole = float((self._shares * table * self._rows).sum() / (self._shares * self._rows**2).sum())
             columns = (self._shares * (table - whole * self._rows)).sum(axis=0)
         return Projections(np.array([(e * direction.vector()).sum() for direction in self._directions]), columns)
@@ -259,9 +259,8 @@ class BiasTests:
             columns = [np.stack([p.columns for p in runs if p.columns is not None]) for runs in self._runs.values()]
             drawn = max(_column_margin(runs) * float(np.sqrt((runs**2).mean())) for runs in columns)
             steady = (common * self._unit + elementary) * self._mean
-            limit = (
-                steady + float(np.hypot(drawn, THRESHOLDS.position_spreads * self._own_columns)) + np.finfo(float).tiny
-            )
+            rounding = float(np.hypot(drawn, THRESHOLDS.position_spreads * self._own_columns))
+            limit = steady + rounding + np.finfo(float).tiny
             found.append(SystematicError(COLUMNS, float(np.sqrt((given.columns**2).mean())), limit))
         return max(found, key=lambda item: item.ratio, default=None), factor
 

@@ -155,7 +155,7 @@ def test_angles_for_each_sequence() -> None:
     whole, own = (trace(of, ids(0, 2, 3), position_ids=x) for x in (None, positions))
     cos = "model.rotary_emb.cos"
     assert arrange(own[cos], cos, whole) == (
-        None, "has other angles for each sequence: record the reference with this run's position_ids"
+        None, "has different angles for each sequence: record the reference with this run's position_ids"
     )  # fmt: skip
     array, said = arrange(whole[cos], cos, own)
     assert said == ""
