@@ -299,10 +299,11 @@ def relax_field(
 ) -> str | None:
     """Diagnose an output after one field of the spec is changed; None if no such spec gives a name.
 
-    The fields tried are those that explain most, alone or with another deviation.
+    The fields tried are those that explain most of the error, alone or with another deviation.
     """
     alone = _score_singles(spec, parts, (d for d in every if d.fields))
-    best = sorted((*(c for c in alone if c.explains >= THRESHOLDS.explained), *closest), key=lambda c: -c.explains)
+    explaining = (c for c in (*alone, *closest) if c.explains >= THRESHOLDS.explained)
+    best = sorted(explaining, key=lambda c: -c.explains)
     fields = dict.fromkeys(d for c in best for d in c.deviations if d.fields)
     found = (_search_with_field(spec, recipe, parts.whole, d) for d in list(fields)[:MAX_FIELDS])
     return next((text for text in found if text), None)

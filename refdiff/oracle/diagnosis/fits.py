@@ -355,6 +355,8 @@ def fit_two_fields(spec: Spec, parts: Parts) -> str | None:
     targets = parts.local
     fields = list(_list_fields(spec, kind_of(targets[0].inputs)))
     alone = sorted((_fit_field(spec, f, (), targets) for f in fields), key=lambda c: c.left)
+    if 1 - alone[0].left < THRESHOLDS.first_field:
+        return None
     pairs = [
         (first, _fit_field(spec, f, (first.deviation,), targets))
         for first in alone[:MAX_FIRST]
