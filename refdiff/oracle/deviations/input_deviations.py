@@ -75,12 +75,12 @@ def _shift_query_positions(positions: int) -> Callable[[Spec, Inputs], Inputs | 
     """Add `positions` to the positions of the queries, not to those of the keys."""
 
     def misread(spec: Spec, inputs: Inputs) -> Inputs | None:
-        return None if spec.rope == "none" else {**inputs, "q_positions": _query_positions(spec, inputs) + positions}
+        return None if spec.rope == "none" else {**inputs, "q_positions": query_positions(spec, inputs) + positions}
 
     return misread
 
 
-def _query_positions(spec: Spec, inputs: Inputs) -> Numpy:
+def query_positions(spec: Spec, inputs: Inputs) -> Numpy:
     """Return the positions of the queries, (B, T) or (1, T): the given ones, or those of each sequence's last keys."""
     if "q_positions" in inputs:
         return inputs["q_positions"]

@@ -12,6 +12,7 @@ import numpy as np
 
 from refdiff.backends import ops_for
 from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output_with
+from refdiff.oracle.deviations.input_deviations import query_positions
 from refdiff.oracle.deviations.listed import deviations
 from refdiff.oracle.deviations.tiles import TILE_SIZES, pad_tail, tail_padding, tile_window
 from refdiff.oracle.diagnosis.fit_lambda import LAYER, LAYER_TEXTS, fit_lambda, fit_layer
@@ -31,7 +32,6 @@ from refdiff.oracle.diagnosis.targets import (
     worst_residual,
 )
 from refdiff.oracle.inputs import is_layer, kind_of
-from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.mistakes.catalogue import Call
 from refdiff.oracle.spec import Spec
@@ -44,8 +44,8 @@ GRID_SIZE, HALVINGS = 33, 26
 """The number of values on the first grid, and how often the step from the best of them is halved."""
 SOFTCAP_RANGE = (0.05, 500.0)
 """The range in which the limit of scores is fitted."""
-QUERY_OFFSETS = (1, -1, 2, -2)
-"""The offsets of the queries' positions that are tried."""
+QUERY_OFFSETS = (2, -2)
+"""The offsets of the queries' positions that are tried; offsets of 1 and −1 are deviations."""
 MAX_WINDOW = 256
 """The longest window that is tried."""
 
@@ -223,18 +223,14 @@ def _window_trials(spec: Spec, parts: Parts) -> list[Trial]:
 
 def _offset_trials(spec: Spec, parts: Parts) -> list[Trial]:
     """Return trials in which RoPE shifts the positions of the queries against those of the keys."""
-    if spec.rope == "none" or any(kind_of(t.inputs) != "dense" for t in parts.whole):
+    if spec.rope == "none":
         return []
-    return [
-        Trial("q_offset", by, f"queries are rotated by their position {by:+d}, and keys by theirs",
-              partial(_offset_queries, spec, by))
-        for by in QUERY_OFFSETS
-    ]  # fmt: skip
 
+    def trial(by: int) -> Trial:
+        text = f"queries are rotated by their position {by:+d}, and keys by theirs"
+        return Trial("q_offset", by, text, lambda x: Problem(spec, {**x, "q_positions": query_positions(spec, x) + by}))
 
-def _offset_queries(spec: Spec, by: int, inputs: Inputs) -> Problem:
-    T, S = inputs["q"].shape[2], inputs["k"].shape[2]
-    return Problem(spec, {**inputs, "q_positions": inputs.get("q_positions", np.arange(S - T, S)[None]) + by})
+    return [trial(by) for by in QUERY_OFFSETS]
 
 
 def _padding_trials(spec: Spec, targets: tuple[Target, ...]) -> list[Trial]:
