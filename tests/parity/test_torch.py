@@ -130,7 +130,9 @@ def test_an_output_projection_under_another_name() -> None:
     nested.out = torch.nn.Sequential(nested.out, torch.nn.Dropout(0.0))
     case = cases("natural", 5, spec=spec)[1]
     for module, path in ((attention_modules.WithOut(), "out"), (nested, "out.0")):
-        with pytest.raises(ValueError, match=f"no o_proj or out_proj or proj, but {path}, which nothing replaces"):
+        with pytest.raises(
+            ValueError, match=f"no o_proj or out_proj or proj, but the linear layers {path}, which nothing"
+        ):
             oracle.torch.module(module, spec)
         kernel = oracle.torch.module(module, spec, names={"o_proj": path})
         assert oracle.check(kernel, spec, case.inputs, recipe="float32", dout=case.dout)

@@ -324,8 +324,7 @@ def _metadata_differences(mine: Mapping[str, Any], ref: Mapping[str, Any]) -> li
             found.append(f"recorded of {what} of different {other}")
     if "dtype" in mine and "dtype" in ref and mine["dtype"] != ref["dtype"]:
         found.append(
-            f"recorded in {mine['dtype']}, the reference in {ref['dtype']}: weights that one of them has rounded are "
-            "other weights"
+            f"recorded in {mine['dtype']}, the reference in {ref['dtype']}: the weights of one of them are rounded"
         )
     places = mine.get("model"), ref.get("model")
     if not found and None not in places and places[0] != places[1]:

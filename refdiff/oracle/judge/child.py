@@ -141,7 +141,8 @@ def outputs(found: Any) -> dict[str, Any]:
         kinds = [getattr(sys.modules.get(home), kind, None) for home, kind in ARRAYS.items()]
         jax = type(x).__module__.startswith("jaxlib") and "jax" in sys.modules
         if type(x) not in kinds and not jax and not isinstance(x, np.floating | float):
-            raise UnusableError(f"{name} is a {type(x).__module__}.{type(x).__qualname__}: give an array of a library")
+            kind = f"{type(x).__module__}.{type(x).__qualname__}"
+            raise UnusableError(f"{name} is a {kind}: return an array of NumPy, torch, jax, CuPy or MLX, no subclass")
         synchronize(x)
     return named
 

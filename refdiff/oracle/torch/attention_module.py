@@ -120,8 +120,8 @@ def module(attention: Any, spec: Spec | str, *, names: Mapping[str, str] | None 
         _require_place(attention, paths, name)
     if not paths["o_proj"] and (left := [path for path in _linears(attention) if path not in paths.values()]):
         raise ValueError(
-            f"the module has no {' or '.join(NAMES['o_proj'])}, but {', '.join(left)}, which nothing replaces; "
-            f"say with names={{'o_proj': {left[0]!r}}} which is its output projection"
+            f"the module has no {' or '.join(NAMES['o_proj'])}, but the linear layers {', '.join(left)}, which nothing "
+            f"replaces; name its output projection with names={{'o_proj': {left[0]!r}}}"
         )
     device = next((x.device for x in attention.parameters()), "cpu")
     forward_only = implementation_of(attention) == FLEX and str(device) == "cpu"
@@ -171,11 +171,11 @@ def _require_place(attention: Any, paths: Mapping[str, str | None], name: str) -
     if path is not None and _find_part(attention, path) is not None:
         return
     if path is not None:
-        raise ValueError(f"the module has no {path}, for {name}; say with names={{{job!r}: ...}} what it calls it")
+        raise ValueError(f"the module has no {path}, for {name}; give its own name with names={{{job!r}: ...}}")
     lacking = job if job in NAMES else TENSORS[job].partition(".")[0]
     raise ValueError(
-        f"the spec has {name}, and the module no {' or '.join(NAMES[lacking])}; say with names={{{lacking!r}: ...}} "
-        "what it calls it"
+        f"the spec has {name}, but the module has no {' or '.join(NAMES[lacking])}; give its own name with "
+        f"names={{{lacking!r}: ...}}"
     )
 
 
@@ -313,7 +313,7 @@ def _replace_part(clone: Any, path: str, value: Any, name: str) -> None:
     if table is not clone._modules:
         if table[last].numel() != value.numel():
             has, given = tuple(table[last].shape), tuple(value.shape)
-            raise ValueError(f"{name} has shape {given}, and the module's {path} {has}: they must be as many numbers")
+            raise ValueError(f"{name} has shape {given}, and the module's {path} {has}: the sizes must be equal")
         value = value.reshape(table[last].shape)
     table[last] = value
 

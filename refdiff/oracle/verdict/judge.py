@@ -87,14 +87,14 @@ def _shape_hint(name: str, actual: Numpy, expected: Numpy) -> str:
     if actual.size != expected.size:
         return ""
     if name == "out" and expected.ndim == 3 and actual.ndim == 4:
-        return ": it has as many numbers; a layer's out is (B, T, D), what o_proj gives"
+        return ": the size is right, but a layer's out is (B, T, D), the output of o_proj"
     axes = output_axes(name, expected.ndim)
     if found := layout_hint(actual.shape, axes, dict(zip(axes, right, strict=True))):
         return found
     if [n for n in actual.shape if n != 1] == [n for n in right if n != 1]:
         return f": .reshape{right} puts it right"
     must = f"; it must be ({', '.join(axes)})" if axes[0] in ("B", "P") else ""
-    return f": it has as many numbers in another layout{must}"
+    return f": the size is right, but the layout is another{must}"
 
 
 def place(axes: str, at: tuple[int, ...]) -> str:
@@ -211,7 +211,7 @@ def judge_sums(name: str, actual: Numpy, expected: Numpy, allowed: Numpy) -> Ten
     if not known.all():
         notes.append(_overflow_note(known))
     elif np.any(expected) and np.all(np.abs(expected) <= allowed):
-        notes.append("it is no larger than what correct kernels may be off by: zeros would pass too")
+        notes.append("it is no larger than the error of correct kernels may be: zeros would pass too")
     if not s.holds:
         at = s.at or ()
         bound = float(np.broadcast_to(allowed, expected.shape)[at])

@@ -66,7 +66,7 @@ def test_what_is_an_output() -> None:
     assert child.outputs((x, None)) == {"out": x}
     assert list(child.outputs({"out": x, "lambda_full": np.float32(1)})) == ["out", "lambda_full"]
     for wrong in ([x], (x, x), None, x.view(np.matrix), "text"):
-        with pytest.raises(child.UnusableError, match="give an array of a library"):
+        with pytest.raises(child.UnusableError, match="return an array of NumPy"):
             child.outputs(wrong)
 
 

@@ -45,10 +45,10 @@ def test_projections_that_are_not_found(names: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("fields", "names", "message"),
     [
-        ({"sinks": True}, {}, "the module has no sinks, for sinks; say with names={'sinks': ...} what it calls it"),
-        ({"norm_weight": True}, {}, "the spec has norm_weight, and the module no groupnorm or subln or sub_norm; say"),
+        ({"sinks": True}, {}, "the module has no sinks, for sinks; give its own name with names={'sinks': ...}"),
+        ({"norm_weight": True}, {}, "the spec has norm_weight, but the module has no groupnorm or subln or sub_norm"),
         ({"qk_norm": "rms", "qk_norm_weight": True}, {"q_norm": "proj"}, "the module has no proj.weight, for q_norm_w"),
-        ({}, {"qkv": "to_qkv"}, "the module has no to_qkv, for qkv; say with names={'qkv': ...} what it calls it"),
+        ({}, {"qkv": "to_qkv"}, "the module has no to_qkv, for qkv; give its own name with names={'qkv': ...}"),
         (
             {},
             {"q": "qkv"},
