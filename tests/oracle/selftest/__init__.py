@@ -1,4 +1,4 @@
-"""The tester tested: mutants that must fail, legal kernels that must pass, and other rules on the same runs."""
+"""The tester tested: mutants that must fail, correct kernels that must pass, and other rules on the same runs."""
 
 from tests.oracle.selftest.page import page
 from tests.oracle.selftest.run import PROFILES, RECIPES, selftest

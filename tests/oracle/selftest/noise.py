@@ -1,11 +1,11 @@
-"""What legal kernels are off by, and whether a mistake can be told from that: without the budget that is under test.
+"""What correct kernels are off by, and whether a mistake can be told from that: without the budget that is under test.
 
 A mistake is *identifiable* on some inputs where it moves, without any roundings,
 
-    a row       by more than 5 times the largest error that a legal kernel has in that row (root mean square),
-    a number    by more than 5 times the largest error that a legal kernel has in any number of its row,
-    a sum       (∂L/∂λ, a log-sum-exp) by more than 5 times the largest error that a legal kernel has in it, or
-    the scale   of a tensor, ⟨e, y⟩ / ⟨y, y⟩, by more than 5 times what it is off by in a legal kernel.
+    a row       by more than 5 times the largest error that a correct kernel has in that row (root mean square),
+    a number    by more than 5 times the largest error that a correct kernel has in any number of its row,
+    a sum       (∂L/∂λ, a log-sum-exp) by more than 5 times the largest error that a correct kernel has in it, or
+    the scale   of a tensor, ⟨e, y⟩ / ⟨y, y⟩, by more than 5 times what it is off by in a correct kernel.
 
 Legal kernels are the orders that no budget is made of, and errors at random from seeds that no budget is made of; real
 kernels show more than orders alone do, of RoPE's angles and of λ. *Plain* is what is 5 times the noise of the orders
@@ -61,7 +61,7 @@ class Noise:
 
 
 def noise(right: Numpy, runs: Sequence[Numpy], storage: str, by_rows: bool) -> Noise:
-    """Measure what runs of legal kernels are off by, at least by the rounding of the result to its type."""
+    """Measure what runs of correct kernels are off by, at least by the rounding of the result to its type."""
     form = FORMATS[storage]
     # half of all roundings are below a unit's quarter; what a processor flushes may be lost
     least = form.u / np.sqrt(12) * np.abs(right) + np.where(right != 0, max(form.tiny, 2.0**-126), 0.0)

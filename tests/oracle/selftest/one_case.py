@@ -1,6 +1,6 @@
-"""One seed in one recipe and profile: every mutant and every legal kernel, judged by our rule and by those of others.
+"""One seed in one recipe and profile: every mutant and every correct kernel, judged by our rule and by those of others.
 
-A mutant is a legal kernel with a mistake: the result of an order that no budget is made of, plus what the mistake
+A mutant is a correct kernel with a mistake: the result of an order that no budget is made of, plus what the mistake
 changes in float64, rounded to the storage type. So it has the roundings of a kernel, and its mistake.
 """
 
@@ -32,12 +32,12 @@ Arrays = dict[str, Numpy]
 
 
 def one_case(seed: int, recipe: Recipe, profile: str, name: str, problems: tuple[Setting, ...] | None = None) -> Table:
-    """Judge all mutants and legal kernels of a seed, or of its `problems`, under the recipe's name in the table."""
+    """Judge all mutants and correct kernels of a seed, or of its `problems`, under the recipe's name in the table."""
     table = Table()
     for setting in settings(seed) if problems is None else problems:
         case = Trial(setting, seed, recipe, profile)
         for order, found in zip(ORDERS, case.runs, strict=True):
-            judge_legal(table, (name, profile), f"{order.name}, {setting.kind}, seed {seed}", found, case)
+            judge_correct(table, (name, profile), f"{order.name}, {setting.kind}, seed {seed}", found, case)
         rng = np.random.default_rng([seed, 31])
         bases = case.runs
         for n, mutant in enumerate(mutants(setting, case.budget.inputs, case.right, case.dout, rng)):
@@ -47,7 +47,7 @@ def one_case(seed: int, recipe: Recipe, profile: str, name: str, problems: tuple
 
 @dataclass(frozen=True)
 class Trial:
-    """A problem with its numbers, its truth and what legal kernels make of it."""
+    """A problem with its numbers, its truth and what correct kernels make of it."""
 
     setting: Setting
     seed: int
@@ -87,7 +87,7 @@ class Trial:
 
     @cached_property
     def noise(self) -> dict[str, tuple[Noise, Noise]]:
-        """Of each tensor: of legal orders with errors at random beside them, and of the orders alone."""
+        """Of each tensor: of valid orders with errors at random beside them, and of the orders alone."""
         drawn = [run(self.setting, self.budget.inputs, self.recipe, order, self.dout) for order in AT_RANDOM]
         return {name: (self._noise(name, [*self.runs, *drawn]), self._noise(name, self.runs)) for name in self.right}
 
@@ -103,7 +103,7 @@ class Trial:
         return {name: Given(y, eager[name], self.storage(name)) for name, y in self.right.items()}
 
     def made(self, mutant: Mutant, base: Arrays) -> Arrays:
-        """What a legal kernel with this result gives, once it has the mistake."""
+        """What a correct kernel with this result gives, once it has the mistake."""
         with np.errstate(all="ignore"):
             return {
                 name: round_to(base[name] + (y - self.right[name]), self.storage(name))
@@ -120,7 +120,7 @@ class Trial:
 
 
 def run(setting: Setting, inputs: Arrays, recipe: Recipe, order: Order, dout: Numpy) -> Arrays:
-    """What a legal kernel computes of a problem in one order: log-sum-exps of the main one alone."""
+    """What a correct kernel computes of a problem in one order: log-sum-exps of the main one alone."""
     found = evaluate(setting.spec, inputs, recipe, order, dout)
     return found | log_sums(setting, inputs, recipe, order) if setting.main else found
 
@@ -145,21 +145,21 @@ def log_sums(setting: Setting, inputs: Arrays, recipe: Recipe, order: Order) -> 
     return found
 
 
-def judge_legal(
+def judge_correct(
     table: Table, key: tuple[str, str], what: str, found: Arrays, case: Trial, *, real: bool = False
 ) -> None:
-    """Judge a legal kernel, in each of the ways that it has."""
+    """Judge a correct kernel, in each of the ways that it has."""
     for way in WAYS:
         part = {name: x for name, x in found.items() if way_of(name) == way}
         if not part:
             continue
         verdict = case.budget.judge(part)
         count = table.counts[(*key, way, OURS)]
-        count.legal(refused=verdict.status == "fail", inconclusive=verdict.status == "inconclusive", real=real)
+        count.correct(refused=verdict.status == "fail", inconclusive=verdict.status == "inconclusive", real=real)
         if verdict.status == "fail":
             table.refusals.append(f"{' '.join(key)} {way} {what}\n{verdict}")
         for rule in BASELINE_RULES:
-            table.counts[(*key, way, rule)].legal(refused=not accepts(rule, part, case.given), real=real)
+            table.counts[(*key, way, rule)].correct(refused=not accepts(rule, part, case.given), real=real)
 
 
 def _judge_mutant(table: Table, key: tuple[str, str], seed: int, mutant: Mutant, base: Arrays, case: Trial) -> None:

@@ -10,23 +10,23 @@ from tests.oracle.selftest.mutants import WAYS
 from tests.oracle.selftest.table import OURS, Count, Table, percent, share
 
 _HEAD = """\
-# The tester tested
+# Selftest of the oracle
 
     {command}
 
 Every single deviation, and {local} mistakes in one place; seeds {seeds}, on which nothing was tuned; types {recipes};
 profiles {profiles}; outputs, gradients and log-sum-exps.
 
-A *mutant* is a legal kernel with a mistake in it; it is *killed* if it fails. It is *identifiable* where, without any
-rounding, it moves some row, some number, some sum or the scale of a tensor by more than five times the largest error
-that legal kernels have there. Those legal kernels are orders of evaluation, and roundings at random, of which no
-budget is made, and none of the checker's limits goes into it (`tests/oracle/selftest/noise.py`). How large their
-errors are beside those of real kernels is below. A *right kernel* that fails is a false alarm; *inconclusive* is one
-that was neither passed nor failed.
+- A *mutant* is a correct kernel with a mistake in it. It is *killed* if it fails.
+- A mutant is *identifiable* if its mistake alone, without any rounding, changes some row, number, sum or the scale of a
+  tensor by more than five times the largest error that correct kernels have there. These correct kernels round in other
+  orders, and at random, than those that the budget is computed from, and no limit of the oracle enters
+  (`tests/oracle/selftest/noise.py`). The table of real kernels compares their errors with these.
+- A correct kernel that fails is a *false alarm*. A kernel that neither passes nor fails is *inconclusive*.
 
-`rows` is this project's rule. The others judge the same arrays as their projects have published them, with what a user
-may set at its default. `eager` is the recipe's storage type, op by op with every result stored; `golden` the truth in
-float64, and `ref` the same in the storage type.
+`rows` is this project's rule. The other rules judge the same arrays as their projects have published them, with every
+setting of theirs at its default. `eager` computes in the recipe's storage type and stores every result; `golden` is the
+truth in float64, and `ref` the truth rounded to the storage type.
 """
 
 
@@ -44,7 +44,7 @@ def page(table: Table, seeds: Sequence[int], kernels: str | None = None) -> str:
     )
     parts = [head, _sources(table), "## By rule\n", _by_rule(table), _plainly(table.total(rule=OURS))]
     parts += ["## Identifiable mutants killed, by regime\n", _KILLED, *_by_way(table, _killed)]
-    parts += ["## Right kernels refused, by regime\n", _INCONCLUSIVE, *_by_way(table, _refused)]
+    parts += ["## Correct kernels refused, by regime\n", _INCONCLUSIVE, *_by_way(table, _refused)]
     if table.errors:
         parts += ["## Real kernels\n", _REAL, _real(table)]
     parts += ["## Every mutant\n", _MUTANTS, _by_name(table), *_survivors(table)]
@@ -52,20 +52,21 @@ def page(table: Table, seeds: Sequence[int], kernels: str | None = None) -> str:
 
 
 _KILLED = """\
-In percent of the identifiable ones, never rounded up to 100.
+In percent of the identifiable mutants, never rounded up to 100.
 """
 _INCONCLUSIVE = """\
-How many right kernels there were, of this project and of others, how many of them were inconclusive by our rule, and
-how many each rule refused. A run is inconclusive where right kernels may be off by more than a quarter of a row in more
-than 5 % of the rows: inputs on which such a type cannot tell right from wrong, and a pass would say nothing.
+The number of correct kernels of this project (`own`) and of others (`real`), how many of them were inconclusive by our
+rule, and how many each rule refused. A run is inconclusive if, in more than 5 % of the rows, correct kernels may have an
+error of more than a quarter of the row. On such inputs this type cannot tell right from wrong, and a pass would say
+nothing.
 """
 _REAL = """\
-How far off the worst row (or number, or scale) of each tensor of a run is, in units of the noise of legal kernels that
-*identifiable* is measured by: 1 is the largest error that those have there.
+The error of the worst row, number or scale of each tensor of a run. The unit is the largest error that correct kernels
+have there, by which *identifiable* is defined.
 """
 _MUTANTS = """\
-Identifiable ones killed, of how many, and in how many seeds they were identifiable; `-` where it is not one of this way
-or is nowhere identifiable. A backward mutant of a wrong forward without a backward of its own has one wrong row.
+Identifiable mutants killed, of how many, and the number of seeds with identifiable ones; `-` if there is none. Where a
+wrong forward pass has no backward pass of its own, its backward mutant has one wrong row.
 """
 
 
@@ -86,16 +87,16 @@ def _by_rule(table: Table) -> str:
         inconclusive = f"{c.inconclusive:,}" if rule == OURS else "-"
         killed = _of(c.killed_identifiable, c.identifiable), share(c.killed, c.mutants)
         rows.append((rule, *killed, _of(c.own_refused, c.own), _of(c.real_refused, c.real), inconclusive))
-    head = ("rule", "identifiable mutants killed", "all mutants killed", "own right kernels refused")
+    head = ("rule", "identifiable mutants killed", "all mutants killed", "own correct kernels refused")
     return _table((*head, "real kernels refused", "inconclusive"), rows)
 
 
 def _plainly(c: Count) -> str:
     return (
-        f"With the noise of the legal orders alone, which real kernels exceed, {share(c.killed_plain, c.plain)} "
+        f"Measured by the errors of the valid orders alone, which real kernels exceed, {share(c.killed_plain, c.plain)} "
         f"identifiable mutants are killed. Of the {c.identifiable - c.killed_identifiable} that are not, "
-        f"{c.held_back} were inconclusive. Of those that move something by more than 20 times the noise, "
-        f"{share(c.killed_large, c.large)} are killed.\n"
+        f"{c.held_back} were inconclusive. Of those that change something by more than 20 times the errors of correct "
+        f"kernels, {share(c.killed_large, c.large)} are killed.\n"
     )
 
 

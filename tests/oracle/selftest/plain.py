@@ -2,7 +2,7 @@
 
     python -m tests.oracle.selftest.plain --seeds 2
 
-Prints the table; the exit status is 1 if 99 % of the identifiable mutants were not killed, or a legal kernel refused.
+Prints the table; the exit status is 1 if 99 % of the identifiable mutants were not killed, or a correct kernel refused.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _settings(number: int, structure: int) -> tuple[Setting, ...]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the table of so many seeds; 1 where too few mutants are killed, or a legal kernel is refused."""
+    """Print the table of so many seeds; 1 where too few mutants are killed, or a correct kernel is refused."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="how many (default: 1)")
     parser.add_argument("--first-seed", type=int, default=SEED, metavar="N", help=f"of the numbers (default: {SEED})")
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     ours = table.total(rule=OURS)
     sys.stdout.write(
         f"{table}\n{ours.killed_identifiable} of {ours.identifiable} identifiable mutants killed, of all "
-        f"{ours.mutants}; {ours.refused} of {ours.own} legal runs refused\n"
+        f"{ours.mutants}; {ours.refused} of {ours.own} correct runs refused\n"
     )
     return 1 if ours.refused or ours.killed_identifiable < ENOUGH * ours.identifiable else 0
 

@@ -35,11 +35,11 @@ def selftest(
     done: Callable[[str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Table:
-    """Judge mutants and legal kernels by our rule and by those of others.
+    """Judge mutants and correct kernels by our rule and by those of others.
 
     Args:
         seeds: of the numbers; budgets were calibrated on seeds from 1000.
-        kernels: package.module:NAME, right kernels of others to judge too (`third_party_kernels`).
+        kernels: package.module:NAME, correct kernels of others to judge too (`third_party_kernels`).
         jobs: how many seeds at a time, each in a process of its own.
         each: who calls a function of each seed in place of these processes, as a cluster does (`refdiff.cluster`).
         keep: a folder with a file for every seed that is done, by the same recipes and profiles: it is not done again.

@@ -1,4 +1,4 @@
-"""Mutants killed and legal kernels refused, by recipe, profile, direction and rule."""
+"""Mutants killed and correct kernels refused, by recipe, profile, direction and rule."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ ENOUGH = {1: 0.98, 20: 0.992}
 
 @dataclass
 class Count:
-    """How many mutants there were, and how many of them were killed, that is, failed; and right kernels.
+    """How many mutants there were, and how many of them were killed, that is, failed; and correct kernels.
 
-    identifiable: those that are 5 times what legal kernels are off by somewhere (`tests.oracle.selftest.noise`);
-    plain: 5 times what the legal orders alone are; large: 20 times what legal kernels are.
+    identifiable: those that are 5 times what correct kernels are off by somewhere (`tests.oracle.selftest.noise`);
+    plain: 5 times what the valid orders alone are; large: 20 times what correct kernels are.
     held_back: identifiable and inconclusive, not killed.
-    own, real: right kernels, of this project and of others; own_refused, real_refused: those of them that failed;
+    own, real: correct kernels, of this project and of others; own_refused, real_refused: those of them that failed;
     own_undecided, real_undecided: those that were inconclusive, by the name that the files of earlier runs have.
     """
 
@@ -56,19 +56,19 @@ class Count:
         of = {f"killed_{name}": int(killed and is_so) for name, is_so in moved.items()}
         self.add(Count(mutants=1, killed=int(killed), **{name: int(is_so) for name, is_so in moved.items()}, **of))
 
-    def legal(self, *, refused: bool, real: bool, inconclusive: bool = False) -> None:
-        """Count a right kernel."""
+    def correct(self, *, refused: bool, real: bool, inconclusive: bool = False) -> None:
+        """Count a correct kernel."""
         whose = "real" if real else "own"
         self.add(Count(**{whose: 1, f"{whose}_refused": int(refused), f"{whose}_undecided": int(inconclusive)}))
 
     @property
     def refused(self) -> int:
-        """Right kernels that failed: false alarms."""
+        """Correct kernels that failed: false alarms."""
         return self.own_refused + self.real_refused
 
     @property
     def inconclusive(self) -> int:
-        """Right kernels that were neither passed nor failed."""
+        """Correct kernels that were neither passed nor failed."""
         return self.own_undecided + self.real_undecided
 
 
@@ -77,8 +77,8 @@ class Table:
     """Counts by (recipe, profile, direction, rule), and by (direction, axis, name of a mutant) for our rule.
 
     seeds: those in which a mutant was identifiable somewhere. survivors: identifiable mutants that passed our rule.
-    refusals: right kernels that our rule failed, with the verdicts. errors: what each run of a real kernel was off by
-    at its worst row, in units of the noise of legal kernels, by (recipe, profile, direction, kernel).
+    refusals: correct kernels that our rule failed, with the verdicts. errors: what each run of a real kernel was off by
+    at its worst row, in units of the noise of correct kernels, by (recipe, profile, direction, kernel).
     """
 
     counts: dict[tuple[str, str, str, str], Count] = field(default_factory=lambda: defaultdict(Count))
@@ -111,7 +111,7 @@ class Table:
 
     @property
     def holds(self) -> bool:
-        """Whether our rule killed enough of the identifiable mutants, and refused no right kernel."""
+        """Whether our rule killed enough of the identifiable mutants, and refused no correct kernel."""
         ours = self.total(rule=OURS)
         enough = ours.killed_identifiable >= self.enough * ours.identifiable
         return ours.identifiable > 0 and enough and ours.refused == 0
@@ -143,7 +143,7 @@ class Table:
         if self.survivors:
             lines += ["", "identifiable mutants that passed our rule:"]
             lines += [f"  {n} x {name} ({recipe}, {way})" for (recipe, way, name), n in self.survivors.most_common()]
-        lines += ["", "right kernels that it refused:", *self.refusals] if self.refusals else []
+        lines += ["", "correct kernels that it refused:", *self.refusals] if self.refusals else []
         return "\n".join([*lines, "", *self._answer()])
 
     def _answer(self) -> list[str]:
@@ -158,10 +158,10 @@ class Table:
 
     def _line(self, key: tuple[str, str, str, str], c: Count) -> str:
         recipe, profile, way, rule = key
-        legal = f"{c.refused}/{c.own + c.real}" + (f" +{c.inconclusive}?" if c.inconclusive else "")
+        correct = f"{c.refused}/{c.own + c.real}" + (f" +{c.inconclusive}?" if c.inconclusive else "")
         return (
             f"{recipe:9}{profile:13}{way:9}{rule:14}{percent(c.killed_identifiable, c.identifiable):>6}"
-            f"{c.identifiable:>7}{percent(c.killed, c.mutants):>6}{legal:>15}"
+            f"{c.identifiable:>7}{percent(c.killed, c.mutants):>6}{correct:>15}"
         )
 
     def to_dict(self) -> dict[str, Any]:

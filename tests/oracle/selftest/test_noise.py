@@ -1,4 +1,4 @@
-"""What is identifiable, by hand; legal kernels' log-sum-exps."""
+"""What is identifiable, by hand; correct kernels' log-sum-exps."""
 
 from __future__ import annotations
 

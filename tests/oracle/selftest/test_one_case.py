@@ -27,7 +27,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("few")
-def test_one_case_has_all_kinds_of_mutants_and_legal_kernels() -> None:
+def test_one_case_has_all_kinds_of_mutants_and_correct_kernels() -> None:
     table, other = (one_case(seed, Recipe("bfloat16"), "tiny_values", "bfloat16") for seed in (41, 42))
     forward, backward, lse = (table.total(rule="rows", direction=way) for way in ("forward", "backward", "lse"))
     assert forward.mutants >= 28
@@ -41,7 +41,7 @@ def test_one_case_has_all_kinds_of_mutants_and_legal_kernels() -> None:
     assert both[1].own_refused == 0, other.refusals
     assert sum(c.killed_identifiable for c in both) >= 0.97 * sum(c.identifiable for c in both), f"{table}\n{other}"
     assert table.total(rule="flash 2x", direction="forward").mutants == forward.mutants
-    assert table.total(rule="assert_close").refused > 0, "a rule that refuses legal kernels is seen to"
+    assert table.total(rule="assert_close").refused > 0, "a rule that refuses correct kernels is seen to"
     assert sum(c.mutants for c in table.by_name.values()) == whole.mutants
     identified = {key for key, count in table.by_name.items() if count.identifiable}
     assert len(identified) >= 30

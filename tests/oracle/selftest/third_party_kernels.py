@@ -1,4 +1,4 @@
-"""Right kernels that are not of this project: each must pass, and shows how large the errors of real kernels are.
+"""Correct kernels that are not of this project: each must pass, and shows how large the errors of real kernels are.
 
 They come as a mapping, by name, of (preset, eager, function): whether every operation's result is stored, so that the
 recipe is `Recipe.eager`, and function(spec, inputs, dout, dtype) -> out, dq, dk, dv and, where there are any, lse1 and
@@ -18,7 +18,7 @@ from refdiff.oracle import Recipe
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.cases.structure import Structure
 from tests.oracle.selftest.mutants import way_of
-from tests.oracle.selftest.one_case import Trial, judge_legal
+from tests.oracle.selftest.one_case import Trial, judge_correct
 from tests.oracle.selftest.settings import Setting
 from tests.oracle.selftest.table import Table
 
@@ -60,7 +60,7 @@ def case_of_others(seed: int, dtype: str, profile: str, kernels: Kernels) -> Tab
         setting = Setting(small_spec(preset), STRUCTURES[preset][seed % 2], "dense", (), main=True)
         trial = trials.setdefault((preset, eager), Trial(setting, seed, recipe, profile))
         found = function(setting.spec, trial.budget.inputs, trial.dout, dtype)
-        judge_legal(table, (dtype, profile), f"{name}, seed {seed}", found, trial, real=True)
+        judge_correct(table, (dtype, profile), f"{name}, seed {seed}", found, trial, real=True)
         for tensor, x in found.items():
             errors = table.errors[dtype, profile, way_of(tensor), name]
             errors.append(round(trial.noise[tensor][0].times(x, trial.right[tensor]), 3))
