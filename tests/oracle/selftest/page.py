@@ -56,8 +56,8 @@ In percent of the identifiable mutants, never rounded up to 100.
 """
 _INCONCLUSIVE = """\
 The number of correct kernels of this project (`own`) and of others (`real`), how many of them were inconclusive by our
-rule, and how many each rule refused. A run is inconclusive if, in more than 5 % of the rows, correct kernels may have an
-error of more than a quarter of the row. On such inputs this type cannot tell right from wrong, and a pass would say
+rule, and how many each rule refused. A run is inconclusive if, in more than 5 % of the rows, the errors of correct
+kernels may exceed a quarter of the row. On such inputs this type cannot tell right from wrong, and a pass would say
 nothing.
 """
 _REAL = """\
@@ -93,7 +93,7 @@ def _by_rule(table: Table) -> str:
 
 def _plainly(c: Count) -> str:
     return (
-        f"Measured by the errors of the valid orders alone, which real kernels exceed, {share(c.killed_plain, c.plain)} "
+        f"By the errors of the valid orders alone, which real kernels exceed, {share(c.killed_plain, c.plain)} "
         f"identifiable mutants are killed. Of the {c.identifiable - c.killed_identifiable} that are not, "
         f"{c.held_back} were inconclusive. Of those that change something by more than 20 times the errors of correct "
         f"kernels, {share(c.killed_large, c.large)} are killed.\n"
