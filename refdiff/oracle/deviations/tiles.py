@@ -83,7 +83,7 @@ UNSCALED_SUMS = (
     ("denominator_not_rescaled", "the sum of weights is not", False, True),
     ("sums_not_rescaled", "neither sum is", True, True),
 )
-"""Which sums are not rescaled: a name, words, and whether it is the sum of weighted values, and of the weights."""
+"""(name, words, whether the sum of weighted values is not rescaled, whether the sum of weights is not)"""
 
 
 def _read_bits(spec: Spec, inputs: Inputs) -> Inputs | None:

@@ -388,9 +388,8 @@ def find_coarser_recipe(spec: Spec, recipe: Recipe, targets: Sequence[Target]) -
         other = Recipe.of(name)
         budgets = [(t, budget(spec, t.inputs, other, members=4)) for t in targets if other != recipe]
         if budgets and all(b.judge({"out": t.actual}).status == PASS for t, b in budgets):
-            return (
-                f"it passes with recipe={name!r}: does your kernel round there, where {recipe.name!r} does not say so?"
-            )
+            own = recipe.name
+            return f"it passes with recipe={name!r}: does your kernel round there, where {own!r} does not say so?"
     return None
 
 

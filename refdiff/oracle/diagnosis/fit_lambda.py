@@ -34,6 +34,7 @@ LAYER, LAYER_OF_LAMBDA, LAYER_OF_SCALE = "layer", "layer_of_lambda", "layer_of_s
 """What uses the λ_init of another layer: λ and the scale of the output, or one of the two."""
 LAYER_TEXTS = {LAYER: "", LAYER_OF_LAMBDA: " in λ alone", LAYER_OF_SCALE: " in the scale of the output alone"}
 """The same in words, for specs in which both depend on λ_init."""
+MapOutputs = tuple[Numpy, Numpy, Numpy, Inputs]
 
 
 def fit_lambda(spec: Spec, targets: tuple[Target, ...], *, fit_scale: bool = True) -> list[Trial]:
@@ -62,9 +63,8 @@ def fit_lambda(spec: Spec, targets: tuple[Target, ...], *, fit_scale: bool = Tru
             found.append(_lambda_trial(spec, targets, lambdas, factors, own, with_scale=factor is None))
     if len(groups) > 1 and known:
         each = {key: _fit_heads(spec, [shown[n] for n in some], known[0])[0] for key, some in groups.items()}
-        found += _per_input_trials(
-            spec, each, [compute_lambda(spec, targets[some[0]].inputs, ops_for()) for some in groups.values()]
-        )
+        current = [compute_lambda(spec, targets[some[0]].inputs, ops_for()) for some in groups.values()]
+        found += _per_input_trials(spec, each, current)
     return found
 
 
@@ -118,7 +118,7 @@ def _replace_lambda(inputs: Inputs, lambda_full: Numpy) -> Inputs:
     return {**made, "lambda_full": np.asarray(lambda_full, dtype=np.float64)}
 
 
-def _map_outputs(spec: Spec, target: Target) -> tuple[Numpy, Numpy, Numpy, Inputs]:
+def _map_outputs(spec: Spec, target: Target) -> MapOutputs:
     """Return the output, A₁V and A₂V of some tokens, with 0 where one of them is not finite, and the inputs."""
     bare = spec.replace(lambda_form="given", norm="none", norm_weight=False, out_scale="none")
     plain = {name: x for name, x in target.inputs.items() if name != "norm_weight"}
@@ -131,9 +131,7 @@ def _map_outputs(spec: Spec, target: Target) -> tuple[Numpy, Numpy, Numpy, Input
     return out, o1, o2, target.inputs
 
 
-def _fit_heads(
-    spec: Spec, shown: list[tuple[Numpy, Numpy, Numpy, Inputs]], factor: float | None
-) -> tuple[Numpy, Numpy]:
+def _fit_heads(spec: Spec, shown: list[MapOutputs], factor: float | None) -> tuple[Numpy, Numpy]:
     """Return λ and the scale of each head that minimize the squared error, by a grid search with ever finer grids.
 
     Args:

@@ -346,7 +346,7 @@ class Change(NamedTuple):
 def fit_two_fields(spec: Spec, parts: Parts) -> str | None:
     """Name two fields of the spec with which the outputs pass, the one that explains more first; None without any.
 
-    The best first fields are fitted alone, every other field beside each of them, then the best pairs alternately.
+    Fits each field alone, every other field beside each of the best ones, and the best pairs alternately.
     """
     targets = parts.local
     fields = list(_list_fields(spec, kind_of(targets[0].inputs)))

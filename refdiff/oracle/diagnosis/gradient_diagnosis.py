@@ -142,11 +142,8 @@ def _name_factors(targets: Mapping[str, Sequence[Target]]) -> Iterator[Answer]:
     left = {n: f for n, some in targets.items() if n not in zero and (f := _fit_factor(some)) is not None}
     while left:
         factor = next(iter(left.values()))
-        alike = [
-            n
-            for n, f in left.items()
-            if abs(f - factor) < THRESHOLDS.same_factor * abs(factor) and _has_factor(targets[n], factor)
-        ]
+        near = [n for n, f in left.items() if abs(f - factor) < THRESHOLDS.same_factor * abs(factor)]
+        alike = [n for n in near if _has_factor(targets[n], factor)]
         left = {n: f for n, f in left.items() if n not in alike}
         short = f"{factor:.4g}"
         times = f"{f'{factor:.7g}' if short == '1' else short} times what"

@@ -341,9 +341,8 @@ def _guess_token_cause(found: Numpy, whole: Numpy, alone: bool) -> str:
         return "it looks like a last, partial block of rows" + (", or a mask or positions" if alone else "")
     if alone:
         return f"it looks like a mask, a window or positions, from token {first} on" if to_the_end else ""
-    return (
-        "it looks like a tile not written, or written too early or late" if len(found) >= THRESHOLDS.min_block else ""
-    )
+    is_block = len(found) >= THRESHOLDS.min_block
+    return "it looks like a tile not written, or written too early or late" if is_block else ""
 
 
 def _describe_misplaced(rows: Rows, place: Place) -> str:
