@@ -13,7 +13,7 @@ The kernel returns `NotImplemented` for inputs that it does not support. Such a 
 than half of the cases are declined fails. The report on the first failing case has the lines of Python that reproduce
 it, and the diagnosis of its output or gradients. If that case is too large for a diagnosis, the first smaller failing
 case is reported too. If the kernel raises, the report has the last line of its own code; run the lines of the case for
-the full traceback.
+the full traceback. The environment variables, with their defaults in parentheses:
 
     REFDIFF_KERNEL     package.module:function
     REFDIFF_SPEC       hf_diffllama, ms_v1, ms_v1_naive, timm, phi4flash, motif, diff_v2, gda, motif3 or

@@ -60,7 +60,7 @@ PROFILES: dict[str, tuple[str, tuple[Structure, ...]]] = {
         "discriminating",
         (
             Structure(pages=((1, 17), (1, 3), (1, 31)), page=8),  # decode
-            Structure(pages=((9, 20), (1, 12), (5, 5)), page=8),  # chunks of prompts beside decoding
+            Structure(pages=((9, 20), (1, 12), (5, 5)), page=8),  # chunked prefill and decoding in one batch
             Structure(pages=((4, 11), (4, 21)), page=4),  # four tokens to be verified
             Structure(2, 1, 19),
             Structure(pages=((1, 16), (1, 11)), page=8),  # the last page of the first is full

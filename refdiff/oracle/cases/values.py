@@ -225,8 +225,8 @@ def tile_boundary_keys(visible: Numpy) -> Numpy:
         (S,) boolean -> indices; none if no key is visible
     """
     keys = np.flatnonzero(visible)
-    beside = keys[np.isin(keys % TILE_BORDER, (TILE_BORDER - 1, 0))]
-    return np.unique(np.concatenate([keys[:1], beside, keys[-1:]]))
+    borders = keys[np.isin(keys % TILE_BORDER, (TILE_BORDER - 1, 0))]
+    return np.unique(np.concatenate([keys[:1], borders, keys[-1:]]))
 
 
 def _aim_dense(spec: Spec, inputs: Inputs) -> Numpy:

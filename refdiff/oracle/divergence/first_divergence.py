@@ -191,7 +191,7 @@ def _stage(
         unit_note = " (root mean squares of the worst row)" if found.worst else ""
         said = f"off by {found.error:.2g} where it should be {found.size:.2g}{unit_note}"
         if np.isinf(found.ratio):
-            said = f"{found.error:g} stands where {found.size:g} should"
+            said = f"{found.error:g} where it should be {found.size:g}"
         return Stage(path, "differs", said, *numbers)
     unseen, worst = _smallest_visible_factor(point, allowed_rows(point, unit)), None
     if point.bias_tests is not None:

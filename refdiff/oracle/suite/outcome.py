@@ -208,7 +208,7 @@ DIAGNOSIS_NUMBERS = 2**16
 """The largest size of all inputs for which a diagnosis is run: it takes about 10 s at most on one core."""
 
 DIAGNOSIS_LINES = 12
-"""Lines of a diagnosis that are shown: its answer and the nearest candidate, at 80 columns."""
+"""Lines of a diagnosis that are shown, its answer and the nearest candidate; also the most lines of an exception."""
 
 
 def is_small(case: Case) -> bool:

@@ -85,7 +85,7 @@ def model(
         raise ValueError(f"the model is a {type(of).__name__}, expected a DiffLlama or Llama of transformers")
     if isinstance(prompt, str):
         if tokenizer is None:
-            raise ValueError("prompt: got a text, expected ids; give the tokenizer beside it")
+            raise ValueError("prompt: got a text, expected ids; pass its tokenizer too")
         prompt = tokenizer(prompt)["input_ids"]
     ids = np.atleast_2d(any_array(prompt, "prompt"))
     call = {"input_ids": ids} | ({} if attention_mask is None else {"attention_mask": any_array(attention_mask)})

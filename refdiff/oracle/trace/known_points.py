@@ -95,10 +95,10 @@ def near_point(name: str, points: Iterable[str]) -> str:
     compared with the last parts of all points; the hint has the first point with the nearest one.
     """
     known, (head, _, last) = list(points), name.rpartition(".")
-    beside = [path for path in known if path.rpartition(".")[0] == head]
-    if not beside and (hint := did_you_mean(name, known, ", ")):
+    siblings = [path for path in known if path.rpartition(".")[0] == head]
+    if not siblings and (hint := did_you_mean(name, known, ", ")):
         return hint
-    by_last = {path.rpartition(".")[2]: path for path in reversed(beside if head and beside else known)}
+    by_last = {path.rpartition(".")[2]: path for path in reversed(siblings if head and siblings else known)}
     return did_you_mean(last, by_last, ", ", show=lambda near: repr(by_last[near]))
 
 

@@ -154,7 +154,7 @@ def test_not_a_number_diverges() -> None:
     found = first_divergence(mine, ref)
     assert found.path == path
     assert found.first.row == (0, 5)
-    assert found.first.what.startswith("nan stands where ")
+    assert found.first.what.startswith("nan where it should be ")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
