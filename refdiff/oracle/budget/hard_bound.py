@@ -102,7 +102,7 @@ def score_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe
     size = np.abs(q) @ np.swapaxes(np.abs(k), -1, -2) / math.sqrt(d)
     norms = np.sqrt(np.sum(q**2, -1))[..., :, None] * np.sqrt(np.sum(k**2, -1))[..., None, :] / math.sqrt(d)
     sums = FORMATS[recipe.accumulate]
-    error = (gamma(d + 4, recipe.accumulate) + (2 * FORMATS["tf32"].u if recipe.matmul == "tf32" else 0.0)) * size
+    error = (gamma(d + 4, recipe.accumulate) + _tf32_error(recipe)) * size
     if spec.rope != "none":
         error = error + 2 * math.sqrt(2) * (3 * FORMATS[recipe.rope or recipe.storage].u + _angle_error(inputs)) * norms
     if spec.qk_norm != "none":
@@ -115,6 +115,11 @@ def score_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe
     # a score that overflows before it is scaled has no bound
     unscaled = size * math.sqrt(d) * max(1.0, 1.0 / query_factor(spec))
     return z, np.where(unscaled > min(form.top, sums.top), math.inf, error)
+
+
+def _tf32_error(recipe: Recipe) -> float:
+    """Of a product of two operands, relative to it: each loses up to 2 u where its last bits are cut off."""
+    return 4 * FORMATS["tf32"].u if recipe.matmul == "tf32" else 0.0
 
 
 def _norm_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> float:
@@ -138,7 +143,7 @@ def _raw_score_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> float:
     longest = [float(np.sqrt(np.max(np.sum(x**2, axis=-1), initial=0.0))) for x in (q * query_factor(spec), k)]
     d = spec.head_dim
     part = gamma(d + 4, recipe.accumulate) + 4 * FORMATS[recipe.qk].u
-    part += 2 * FORMATS["tf32"].u if recipe.matmul == "tf32" else 0.0
+    part += _tf32_error(recipe)
     off = (
         part * longest[0] * longest[1] / math.sqrt(d)
         + 2 * FORMATS[recipe.qk].tiny
@@ -169,8 +174,8 @@ def _map_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe,
     exp_error = 4 * U32 * far + 4 * U32 + (2.0**-21 if recipe.exp == "ex2approx" else 0.0)
     with np.errstate(over="ignore"):
         ratio = np.expm1(off + np.max(off, axis=-1, keepdims=True) + exp_error + np.max(exp_error, -1, keepdims=True))
-    form, tf32 = FORMATS[recipe.p or recipe.storage], 2 * FORMATS["tf32"].u if recipe.matmul == "tf32" else 0.0
-    ratio = ratio + 3 * form.u + gamma(3 * S + 8, recipe.accumulate) + tf32
+    form = FORMATS[recipe.p or recipe.storage]
+    ratio = ratio + 3 * form.u + gamma(3 * S + 8, recipe.accumulate) + _tf32_error(recipe)
     with np.errstate(invalid="ignore"):
         dp = np.where(raw > 0, np.minimum(ratio * p, 1.0), np.minimum(np.where(s.visible, ratio, 0.0), 1.0) * 2.0**-149)
     dp = dp + np.where(s.visible, 3 * form.tiny, 0.0)

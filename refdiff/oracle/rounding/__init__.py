@@ -2,4 +2,5 @@
 
 from refdiff.oracle.rounding.number_formats import FORMATS as FORMATS
 from refdiff.oracle.rounding.number_formats import round_to as round_to
+from refdiff.oracle.rounding.number_formats import truncate_to as truncate_to
 from refdiff.oracle.rounding.number_formats import ulp as ulp

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.oracle.rounding import FORMATS, round_to
+from refdiff.oracle.rounding import FORMATS, round_to, truncate_to
 from refdiff.oracle.rounding.recipe import Recipe
 
 Numpy = np.ndarray[Any, Any]
@@ -37,6 +37,8 @@ class Order:
     alike: with `noise`, equal numbers get equal rounding errors, so that equal rows share them. The sums of matrix
         products still have separate errors, because equal terms may be added in different orders.
     flush: with `noise`, numbers below 2⁻¹²⁶ become 0, as in code compiled by XLA and on many GPUs.
+    truncate: truncate the operands of tf32 products, as tensor cores do that are given float32; otherwise they are
+        rounded to nearest. Truncation makes every number smaller, by up to 2⁻¹⁰, which no sum averages out.
     """
 
     name: str
@@ -52,16 +54,17 @@ class Order:
     noise: int = 0
     alike: bool = False
     flush: bool = False
+    truncate: bool = False
 
 
 MEMBERS = (
     Order("two passes, op by op", stored=True, terms=1),
-    Order("weights subtracted", subtract="weights", shift=1.0),
+    Order("weights subtracted", subtract="weights", shift=1.0, truncate=True),
     Order("online, 16 keys", tile=16, terms=4, base2=True),
-    Order("online, 64 keys", tile=64, shift=-1.0, scale_first=True),
+    Order("online, 64 keys", tile=64, shift=-1.0, scale_first=True, truncate=True),
     Order("online, 16 keys from the last", tile=16, reverse=True, stored=True),
     Order("weights subtracted, op by op", subtract="weights", stored=True, terms=2, base2=True),
-    Order("two passes", terms=2, shift=1.0),
+    Order("two passes", terms=2, shift=1.0, truncate=True),
     Order("online, 128 keys, op by op", tile=128, stored=True, base2=True, shift=-1.0),
 )
 
@@ -69,15 +72,15 @@ DRAWS = (
     Order("at random", noise=1, flush=True, scalars=1.0),
     Order("at random, weights subtracted", noise=2, subtract="weights", stored=True),
     Order("at random, op by op", noise=3, alike=True, stored=True, flush=True, scalars=-1.0),
-    Order("at random, online, 16 keys", noise=4, alike=True, tile=16),
+    Order("at random, online, 16 keys", noise=4, alike=True, tile=16, truncate=True),
 )
 
 HELD_OUT = (
     Order("online, 32 keys", tile=32, stored=True, base2=True),
-    Order("online, 8 keys", tile=8, terms=16),
+    Order("online, 8 keys", tile=8, terms=16, truncate=True),
     Order("online, 24 keys from the last", tile=24, reverse=True, scale_first=True),
     Order("two passes, base 2", base2=True, terms=1),
-    Order("weights subtracted, 16 terms", subtract="weights", terms=16, base2=True),
+    Order("weights subtracted, 16 terms", subtract="weights", terms=16, base2=True, truncate=True),
 )
 
 
@@ -189,8 +192,10 @@ class Arithmetic:
         return self.round_at(x, site) if self.order.stored else x
 
     def operand(self, x: Numpy) -> Numpy:
-        """Return a factor of a matrix product: x, or x rounded to tf32."""
-        return self._round(x, "tf32") if self.recipe.matmul == "tf32" else x
+        """Return a factor of a matrix product: x, or x rounded or truncated to tf32."""
+        if self.recipe.matmul != "tf32":
+            return x
+        return truncate_to(x, "tf32") if self.order.truncate else self._round(x, "tf32")
 
     def product(self, a: Numpy, b: Numpy) -> Numpy:
         """Return the matrix product of a and b, with partial sums rounded to the recipe's `accumulate` type."""

@@ -109,6 +109,18 @@ def _round_by_addition(x: Numpy, form: Format) -> Numpy:
     return rounded
 
 
+def truncate_to(x: Numpy, name: str) -> Numpy:
+    """Round float64 or float32 to the nearest value of a type that is not larger in size, held in the dtype of `x`.
+
+    Shapes:
+        any -> the same; beyond the type's range its largest number, NaN and ±∞ stay
+    """
+    unit = ulp(np.where(np.isfinite(x), x, 0.0), name).astype(x.dtype)
+    with np.errstate(invalid="ignore"):
+        cut = np.clip(np.trunc(x / unit) * unit, -FORMATS[name].top, FORMATS[name].top)
+    return np.where(np.isfinite(x), cut, x).astype(x.dtype, copy=False)
+
+
 def ulp(x: Numpy, name: str) -> Numpy:
     """Return the distance from |x| to the next larger value of the type: 2 u 2^e."""
     form = FORMATS[name]

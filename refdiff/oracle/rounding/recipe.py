@@ -37,7 +37,7 @@ class Recipe:
         dout as it enters products. None = storage. "float32" for a kernel that keeps all of these in registers.
     lam: λ and its two exponentials. None = storage.
     norm: the type that the norm after the difference is computed in.
-    matmul: "ieee", or "tf32" for float32 products whose factors are rounded to 11 significant bits.
+    matmul: "ieee", or "tf32" for float32 products whose factors are rounded or truncated to 11 significant bits.
     accumulate: the sums of matrix products. "float32"; or the storage type, for a float16 accumulator of tensor cores
         or a split product whose partial sums are added in 16 bits. The sums of the softmax stay in float32.
     exp: "exact" to a unit in the last place of float32; or "ex2approx", a GPU's 2^x with errors up to 2⁻²².

@@ -75,7 +75,8 @@ def scores(arith: Arithmetic, q: Numpy, k: Numpy, mask: Numpy | None, bias: Nump
     k_transposed = np.swapaxes(k, -1, -2)
     with np.errstate(over="ignore", invalid="ignore"):
         first = arith.order.scale_first
-        if not first and arith.recipe.qk != "float32" and arith.query_factor != 1:
+        before_factor = arith.recipe.qk != "float32" or arith.recipe.matmul == "tf32"
+        if not first and before_factor and arith.query_factor != 1:
             q, scale = q / np.float32(arith.query_factor), scale * np.float32(arith.query_factor)
         z = (
             arith.product(q * scale, k_transposed)
@@ -407,6 +408,11 @@ def _raw_scores(arith: Arithmetic, q: Numpy, k: Numpy) -> Numpy:
     return _float64(scores(arith, arith.array(q), arith.array(k), None, None))
 
 
+def _raw_scores_vjp(arith: Arithmetic, g: Numpy, q: Numpy, k: Numpy) -> tuple[Numpy, Numpy]:
+    g = arith.array(g) * np.float32(1 / math.sqrt(q.shape[-1]))
+    return _float64(arith.product(g, k)), _float64(arith.product(np.swapaxes(g, -1, -2), q))
+
+
 def _round_if_eager(arith: Arithmetic, x: Numpy, site: str) -> Numpy:
     return _float64(arith.round_if_eager(arith.array(x), site))
 
@@ -462,6 +468,7 @@ _ROUNDED: dict[str, Callable[..., Any]] = {
     "round_if_eager": _round_if_eager,
     "round_at": _round_at,
     "raw_scores": _raw_scores,
+    "raw_scores_vjp": _raw_scores_vjp,
     "qk_norm": _qk_norm,
     "qk_norm_vjp": _qk_norm_vjp,
     "sum_over_tokens": _sum_over_tokens,

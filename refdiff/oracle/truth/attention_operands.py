@@ -157,6 +157,12 @@ def raw_scores(q: Numpy, k: Numpy) -> Numpy:
     return z
 
 
+def raw_scores_vjp(g: Numpy, q: Numpy, k: Numpy) -> tuple[Numpy, Numpy]:
+    """Pull a gradient back through `raw_scores`, to q and to k."""
+    g = g / math.sqrt(q.shape[-1])
+    return g @ k, np.swapaxes(g, -1, -2) @ q
+
+
 def qk_norm(x: Numpy, weight: Numpy | None, eps: float, kind: str) -> Numpy:
     """Normalize each head of q or k, (B, H, T, d), by RMSNorm ("rms") or LayerNorm ("layer")."""
     y: Numpy = layers.rms_norm(center(x) if kind == "layer" else x, weight, eps)
@@ -176,7 +182,8 @@ def sum_over_tokens(terms: Numpy, name: str, per_head: bool) -> Numpy:
 
 
 EXTRA_OPS: dict[str, Callable[..., Any]] = {
-    f.__name__: f for f in (center, round_if_eager, round_at, raw_scores, qk_norm, qk_norm_vjp, sum_over_tokens)
+    f.__name__: f
+    for f in (center, round_if_eager, round_at, raw_scores, raw_scores_vjp, qk_norm, qk_norm_vjp, sum_over_tokens)
 }
 
 

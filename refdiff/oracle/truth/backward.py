@@ -250,8 +250,10 @@ def _qk_vjp(
     if spec.softcap is not None:
         q = q * query_factor(spec)
         first, second = (extra_op(ops, "round_at")(x / spec.softcap, "qk") for x in (s.q1, s.q2))
-        dq1, dk1 = _softcap_vjp(dq1, first, q[:, w.q1], k[:, w.k1])
-        dq2, dk2 = _softcap_vjp(dq2, second, q[:, w.q2], k[:, w.k2])
+        raw_scores_vjp = extra_op(ops, "raw_scores_vjp")
+        # tanh' = 1 − tanh², by tanh of the forward pass: with rounding, most digits are lost where tanh rounds to 1
+        dq1, dk1 = raw_scores_vjp(dq1 * (1 - first**2), q[:, w.q1], k[:, w.k1])
+        dq2, dk2 = raw_scores_vjp(dq2 * (1 - second**2), q[:, w.q2], k[:, w.k2])
     dq = query_factor(spec) * (_scatter_heads(dq1, w.q1, q) + _scatter_heads(dq2, w.q2, q))
     dk = _scatter_heads(dk1, w.k1, k) + _scatter_heads(dk2, w.k2, k)
     cos_sin = angles(spec, inputs, ops)
@@ -282,15 +284,6 @@ def _rotate_vjp(spec: Spec, g: Numpy, cos: Numpy, sin: Numpy, ops: Ops) -> Numpy
     rotary = g[..., start:]
     rotated: Numpy = ops.rope_vjp(rotary, rotary, cos, sin, interleaved=spec.rope == "interleaved")[0]
     return np.concatenate([g[..., :start], rotated], axis=-1) if start else rotated
-
-
-def _softcap_vjp(dcapped: Numpy, tanh: Numpy, q: Numpy, k: Numpy) -> tuple[Numpy, Numpy]:
-    """Return the gradients of q and k through scores q kᵀ / √d and their cap, by tanh' = 1 − tanh².
-
-    `tanh` comes from the forward pass: with rounding, 1 − tanh² loses most digits where tanh rounds to 1.
-    """
-    dz = dcapped * (1 - tanh**2) / math.sqrt(q.shape[-1])
-    return dz @ k, np.swapaxes(dz, -1, -2) @ q
 
 
 def _scatter_heads(g: Numpy, heads: Numbers, like: Numpy) -> Numpy:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refdiff.oracle.rounding import FORMATS, round_to
+from refdiff.oracle.rounding import FORMATS, round_to, truncate_to
 
 PATTERNS = np.arange(1 << 16, dtype=np.uint16)
 SIXTEEN = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -59,6 +59,16 @@ def test_rounds_as_fractions_do(numerator: int, exponent: int, name: str) -> Non
     want = float(round(exact / q) * q)  # Python rounds fractions to even
     got = round_to(np.asarray([x]), name)[0]
     assert got == (want if abs(want) <= form.top else np.copysign(np.inf, x))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_truncation_to_tf32_drops_the_last_bits_of_float32(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=4000) * 2.0 ** rng.integers(-120, 120, 4000)).astype(np.float32)
+    cut = (x.view(np.uint32) & np.uint32(0xFFFF_E000)).view(np.float32)
+    np.testing.assert_array_equal(truncate_to(x.astype(dtype), "tf32"), cut.astype(dtype))
+    edges = np.asarray([np.inf, -np.inf, np.nan, 0.0, np.finfo(np.float32).max], dtype=dtype)
+    np.testing.assert_array_equal(truncate_to(edges, "tf32"), [*edges[:4], FORMATS["tf32"].top])
 
 
 def test_refuses_what_it_does_not_know() -> None:
