@@ -102,7 +102,10 @@ def score_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe
     size = np.abs(q) @ np.swapaxes(np.abs(k), -1, -2) / math.sqrt(d)
     norms = np.sqrt(np.sum(q**2, -1))[..., :, None] * np.sqrt(np.sum(k**2, -1))[..., None, :] / math.sqrt(d)
     sums = FORMATS[recipe.accumulate]
-    error = (gamma(d + 4, recipe.accumulate) + _tf32_error(recipe)) * size
+    error = (gamma(d + 4, recipe.accumulate) + _tf32_error(recipe) + _scaling_error(recipe)) * size
+    if recipe.scaled_q != "float32":
+        lengths = np.sum(np.abs(q), axis=-1)[..., :, None] + np.sum(np.abs(k), axis=-1)[..., None, :]
+        error = error + FORMATS[recipe.scaled_q].tiny * lengths
     if spec.rope != "none":
         error = error + 2 * math.sqrt(2) * (3 * FORMATS[recipe.rope or recipe.storage].u + _angle_error(inputs)) * norms
     if spec.qk_norm != "none":
@@ -120,6 +123,11 @@ def score_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe
 def _tf32_error(recipe: Recipe) -> float:
     """Of a product of two operands, relative to it: each loses up to 2 u where its last bits are cut off."""
     return 4 * FORMATS["tf32"].u if recipe.matmul == "tf32" else 0.0
+
+
+def _scaling_error(recipe: Recipe) -> float:
+    """Of a product of q and k, relative to it: both may be stored with a share of the scale."""
+    return 0.0 if recipe.scaled_q == "float32" else 3 * FORMATS[recipe.scaled_q].u
 
 
 def _norm_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> float:
@@ -143,7 +151,7 @@ def _raw_score_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> float:
     longest = [float(np.sqrt(np.max(np.sum(x**2, axis=-1), initial=0.0))) for x in (q * query_factor(spec), k)]
     d = spec.head_dim
     part = gamma(d + 4, recipe.accumulate) + 4 * FORMATS[recipe.qk].u
-    part += _tf32_error(recipe)
+    part += _tf32_error(recipe) + _scaling_error(recipe)
     off = (
         part * longest[0] * longest[1] / math.sqrt(d)
         + 2 * FORMATS[recipe.qk].tiny

@@ -118,7 +118,8 @@ def _score_unit(spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
     storage = FORMATS[recipe.rope or recipe.storage].u
     rope = 0.0 if spec.rope == "none" else storage**2 + (u32 * position / 8) ** 2
     rope = rope if spec.qk_norm == "none" else rope + storage**2
-    operands = ROUNDINGS**2 * (rope + _tf32(recipe) ** 2)
+    scaled = 0.0 if recipe.scaled_q == "float32" else FORMATS[recipe.scaled_q].u
+    operands = ROUNDINGS**2 * (rope + _tf32(recipe) ** 2 + scaled**2)
     sums = (sum_error(spec.head_dim, recipe.accumulate) / RMS_ROUNDING) ** 2 + 2 * (ROUNDINGS * u32) ** 2
     stored = ROUNDINGS * FORMATS[recipe.qk].u ** 2
     return np.asarray(RMS_ROUNDING * np.sqrt(operands + sums + stored + 0 * position) / spec.head_dim)

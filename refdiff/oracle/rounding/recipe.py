@@ -30,6 +30,9 @@ class Recipe:
 
     storage: q, k, v, the output and the gradients. Inputs are rounded to it once, before anything is judged.
     rope: q and k after RoPE, and RoPE's own products. None = storage.
+    scaled_q: q times the scale of the scores, as it enters Q Kᵀ. The storage type for a kernel that rounds q · scale,
+        q · scale · log₂ e, or q and k each times √scale, as flax and flex attention with PRESCALE_QK do; "float32" for
+        one that scales the scores, or q in float32.
     qk: the scores Q Kᵀ before the softmax; in the backward pass, the gradient of the weights. "float32" for a kernel
         that never stores them, the storage type for an eager one.
     p: the softmax weights as they enter the product with V. None = storage.
@@ -56,9 +59,10 @@ class Recipe:
     exp: str = "exact"
     rope: str | None = None
     accumulate: str = "float32"
+    scaled_q: str = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("storage", "qk", "p", "o", "lam", "norm", "rope", "accumulate"):
+        for name in ("storage", "qk", "p", "o", "lam", "norm", "rope", "accumulate", "scaled_q"):
             value = getattr(self, name)
             value = self.storage if value is None else ALIASES.get(value, value) if isinstance(value, str) else value
             allowed = STORAGE if name == "storage" else tuple(dict.fromkeys((self.storage, "float32")))

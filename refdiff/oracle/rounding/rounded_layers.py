@@ -404,6 +404,21 @@ def _round_at(arith: Arithmetic, x: Numpy, site: str) -> Numpy:
     return _float64(arith.round_at(arith.array(x), site))
 
 
+def _round_scaled(arith: Arithmetic, q: Numpy, k: Numpy, scale: float) -> tuple[Numpy, Numpy]:
+    """Round q · scale; q · scale · log₂ e in orders to base 2, q and k each times √scale in those that scale first."""
+    if arith.recipe.scaled_q == "float32":
+        return q, k
+
+    def rounded(x: Numpy, factor: float) -> Numpy:
+        with np.errstate(over="ignore"):
+            stored = arith.round_at(arith.array(x) * arith.array(np.asarray(factor)), "scaled_q")
+        return _float64(stored) / factor
+
+    if arith.order.scale_first:
+        return rounded(q, math.sqrt(scale)), rounded(k, math.sqrt(scale))
+    return rounded(q, scale * math.log2(math.e) if arith.order.base2 else scale), k
+
+
 def _raw_scores(arith: Arithmetic, q: Numpy, k: Numpy) -> Numpy:
     return _float64(scores(arith, arith.array(q), arith.array(k), None, None))
 
@@ -467,6 +482,7 @@ _ROUNDED: dict[str, Callable[..., Any]] = {
     "center": _center,
     "round_if_eager": _round_if_eager,
     "round_at": _round_at,
+    "round_scaled": _round_scaled,
     "raw_scores": _raw_scores,
     "raw_scores_vjp": _raw_scores_vjp,
     "qk_norm": _qk_norm,

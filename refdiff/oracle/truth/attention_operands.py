@@ -151,6 +151,11 @@ def round_at(x: Numpy, site: str) -> Numpy:
     return x
 
 
+def round_scaled(q: Numpy, k: Numpy, scale: float) -> tuple[Numpy, Numpy]:
+    """Round q · scale as a recipe stores it before the product with k, without the scale; q and k themselves here."""
+    return q, k
+
+
 def raw_scores(q: Numpy, k: Numpy) -> Numpy:
     """Return Q Kᵀ / √d, (B, h, T, S), the scores that a softcap is applied to."""
     z: Numpy = q @ np.swapaxes(k, -1, -2) / math.sqrt(q.shape[-1])
@@ -183,7 +188,17 @@ def sum_over_tokens(terms: Numpy, name: str, per_head: bool) -> Numpy:
 
 EXTRA_OPS: dict[str, Callable[..., Any]] = {
     f.__name__: f
-    for f in (center, round_if_eager, round_at, raw_scores, raw_scores_vjp, qk_norm, qk_norm_vjp, sum_over_tokens)
+    for f in (
+        center,
+        round_if_eager,
+        round_at,
+        round_scaled,
+        raw_scores,
+        raw_scores_vjp,
+        qk_norm,
+        qk_norm_vjp,
+        sum_over_tokens,
+    )
 }
 
 
@@ -269,7 +284,9 @@ def prepare_qk(spec: Spec, inputs: Inputs, ops: Ops) -> tuple[Numpy, Numpy]:
     """Return q and k after their norm and RoPE; non-finite keys that no query sees become 0 first."""
     cos_sin = angles(spec, inputs, ops)
     q, k = (preparation_stages(spec, inputs, name, cos_sin, ops)[-1] for name in "qk")
-    return q, k
+    scale = 1 / math.sqrt(spec.head_dim) if spec.scale is None else spec.scale
+    scaled: tuple[Numpy, Numpy] = extra_op(ops, "round_scaled")(q, k, scale)
+    return scaled
 
 
 def preparation_stages(spec: Spec, inputs: Inputs, name: str, cos_sin: Angles, ops: Ops) -> list[Numpy]:
