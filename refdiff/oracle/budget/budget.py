@@ -38,7 +38,7 @@ from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.inputs.validation import nonfinite_warnings
 from refdiff.oracle.printing import array_summary
 from refdiff.oracle.rounding import FORMATS, round_to, ulp
-from refdiff.oracle.rounding.ensemble import quantise, rounding_groups, run_members, score_errors
+from refdiff.oracle.rounding.ensemble import quantise, rounding_groups, run_members, scatter_allowance, score_errors
 from refdiff.oracle.rounding.evaluation_order import SMALLEST_NORMAL, sum_error
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
@@ -311,10 +311,8 @@ def _row_budget(
     errors, largest_slope, doubtful = errors_of_runs(y, runs)
     rows = np.maximum(floor, np.max(errors, axis=0))
     if name != "out":
-        # the error of one number, ⟨dout, out⟩, affects a whole row of a gradient. Orders scatter and may all be near
-        # the truth by chance, more so with sums in 16 bits: with one deviation, a held-out bfloat16 order had 4.03 E_r
-        deviations = 1 if recipe.accumulate == "float32" else 2
-        rows = np.maximum(rows, np.max(errors, axis=0) + deviations * np.std(errors, axis=0))
+        # the error of one number, ⟨dout, out⟩, affects a whole row of a gradient
+        rows = np.maximum(rows, np.max(errors, axis=0) + scatter_allowance(recipe) * np.std(errors, axis=0))
     # a processor that flushes small weights to zero may lose all of a tiny row
     hard = np.full(rows.shape, np.inf) if hard is None else np.maximum(hard, floor)
     if np.any((rows > hard) & ~doubtful):
