@@ -75,8 +75,7 @@ def scores(arith: Arithmetic, q: Numpy, k: Numpy, mask: Numpy | None, bias: Nump
     k_transposed = np.swapaxes(k, -1, -2)
     with np.errstate(over="ignore", invalid="ignore"):
         first = arith.order.scale_first
-        before_factor = arith.recipe.qk != "float32" or arith.recipe.matmul == "tf32"
-        if not first and before_factor and arith.query_factor != 1:
+        if not first and arith.query_factor != 1:
             q, scale = q / np.float32(arith.query_factor), scale * np.float32(arith.query_factor)
         z = (
             arith.product(q * scale, k_transposed)
