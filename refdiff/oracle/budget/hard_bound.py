@@ -121,12 +121,12 @@ def score_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe
 
 
 def _tf32_error(recipe: Recipe) -> float:
-    """Of a product of two operands, relative to it: each loses up to 2 u where its last bits are cut off."""
+    """Bound the relative error of a product from its tf32 operands; truncation costs each up to 2 u."""
     return 4 * FORMATS["tf32"].u if recipe.matmul == "tf32" else 0.0
 
 
 def _scaling_error(recipe: Recipe) -> float:
-    """Of a product of q and k, relative to it: both may be stored with a share of the scale."""
+    """Bound the relative error of a product of q and k from storing them scaled."""
     return 0.0 if recipe.scaled_q == "float32" else 3 * FORMATS[recipe.scaled_q].u
 
 

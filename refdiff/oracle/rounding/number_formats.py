@@ -110,10 +110,9 @@ def _round_by_addition(x: Numpy, form: Format) -> Numpy:
 
 
 def truncate_to(x: Numpy, name: str) -> Numpy:
-    """Round float64 or float32 to the nearest value of a type that is not larger in size, held in the dtype of `x`.
+    """Round float64 or float32 toward zero to a value of a type, held in the dtype of `x`.
 
-    Shapes:
-        any -> the same; beyond the type's range its largest number, NaN and ±∞ stay
+    Numbers beyond the type's range become its largest number. NaN and ±∞ stay.
     """
     unit = ulp(np.where(np.isfinite(x), x, 0.0), name).astype(x.dtype)
     with np.errstate(invalid="ignore"):

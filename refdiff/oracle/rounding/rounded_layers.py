@@ -404,7 +404,10 @@ def _round_at(arith: Arithmetic, x: Numpy, site: str) -> Numpy:
 
 
 def _round_scaled(arith: Arithmetic, q: Numpy, k: Numpy, scale: float) -> tuple[Numpy, Numpy]:
-    """Round q · scale; q · scale · log₂ e in orders to base 2, q and k each times √scale in those that scale first."""
+    """Round q · scale, and divide it by the scale again, so that later operations need not know of it.
+
+    Orders with `base2` round q · scale · log₂ e. Orders with `scale_first` round q and k each times √scale.
+    """
     if arith.recipe.scaled_q == "float32":
         return q, k
 

@@ -152,7 +152,7 @@ def round_at(x: Numpy, site: str) -> Numpy:
 
 
 def round_scaled(q: Numpy, k: Numpy, scale: float) -> tuple[Numpy, Numpy]:
-    """Round q · scale as a recipe stores it before the product with k, without the scale; q and k themselves here."""
+    """Return q and k; rounded layers round q · scale, or q and k each times √scale, and divide the scale out again."""
     return q, k
 
 
@@ -163,7 +163,7 @@ def raw_scores(q: Numpy, k: Numpy) -> Numpy:
 
 
 def raw_scores_vjp(g: Numpy, q: Numpy, k: Numpy) -> tuple[Numpy, Numpy]:
-    """Pull a gradient back through `raw_scores`, to q and to k."""
+    """Return the gradients of `raw_scores` for q and k."""
     g = g / math.sqrt(q.shape[-1])
     return g @ k, np.swapaxes(g, -1, -2) @ q
 
