@@ -40,7 +40,7 @@ from refdiff.oracle.diagnosis.search import (
 )
 from refdiff.oracle.diagnosis.targets import Numpy, Parts, Target
 from refdiff.oracle.inputs import kind_of
-from refdiff.oracle.inputs.outputs import collect_outputs, read_output, require_out
+from refdiff.oracle.inputs.outputs import collect_outputs, read_output, require_out, to_float64
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
@@ -49,7 +49,6 @@ from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE, PASS
 
 BITS_NOTE = "the output is right, but its bits are read as integers: .view(ml_dtypes.bfloat16) reads them as numbers"
-UNWRITTEN_NOTE = "an output that was never written looks the same"
 MAX_FIELDS = 2
 """The most fields of the spec that are changed to search all deviations from the changed spec."""
 COARSER_RECIPES = {"float32": ("tf32", "float16", "bfloat16"), "float16": ("bfloat16",), "bfloat16": ()}
@@ -133,7 +132,7 @@ def diagnose(
     without = [isinstance(one, Mapping) and "out" not in one and len(one) > 0 for one in outs]
     if any(without) and not all(without):
         raise ValueError("some of the outputs lack 'out', and others have it: give it in all, or in none")
-    arrays = () if all(without) else (require_out(one, "a diagnosis").astype(np.float64) for one in outs)
+    arrays = () if all(without) else (to_float64(require_out(one, "a diagnosis")) for one in outs)
     targets = tuple(Target.of(x, b) for x, b in zip(arrays, budgets, strict=not all(without)))
     failing = [b.judge({"out": t.actual}).status == FAIL for b, t in zip(budgets, targets, strict=bool(targets))]
     if any(failing):
@@ -190,7 +189,7 @@ def _diagnose_other_tensors(spec: Spec, budgets: list[Budget], outs: list[Any], 
                 wrong = f"the output is right, {name} is not" if "out" in one else f"{name} is wrong"
                 said.setdefault(name, f"{wrong}: {'; '.join((*found.notes, *found.reasons))}")
                 if name in b.tensors:
-                    x = read_output(one[name], name).astype(np.float64)
+                    x = to_float64(read_output(one[name], name))
                     where.setdefault(name, []).extend(locate_errors(x, b, name).lines)
     if not said:
         return None
@@ -210,7 +209,7 @@ def _diagnose_other_tensors(spec: Spec, budgets: list[Budget], outs: list[Any], 
         ]
         where[name] = list(dict.fromkeys(lost)) or where[name]
     lines = tuple(line.replace("it is", f"{name} is", 1) for name in where for line in where[name] if name not in named)
-    notes = (*said.values(), *(answer.text for answer in answers))
+    notes = (*(answer.text for answer in answers), *said.values())
     if len(answers) == 1 and named == set(said):
         fits = answers[0].candidates
         return Ranking(UNIQUE if len(fits) == 1 else AMBIGUOUS, fits, notes=notes, where=lines)
@@ -239,7 +238,11 @@ def diagnose_output(
     correct = _correct_rows(targets, budgets, places, fails)
     rare = (d for d in RARE_DEVIATIONS if not (spec.is_plain and d.axis == "maximum"))  # that one needs two maps
     every = (*deviations(spec, kinds.pop()), *rare)
+    zero = not any(t.actual.any() for t in targets)  # as many pairs give, and memory never written to
+    most = 1 if zero else most
     fitting, closest, notes = search(spec, targets, every, most, not_finite=not_finite, correct=correct)
+    if zero and len(fitting) < 2:
+        return Ranking(AMBIGUOUS if fitting else NONE_FITS, tuple(fitting), where=where)
     if len(fitting) == 1:
         return _answer_single(spec, targets, fitting[0], notes, where, finite=not not_finite, local=correct is not None)
     if fitting:
@@ -350,8 +353,7 @@ def _answer_single(
         return Ranking(AMBIGUOUS, (one,), numbers, where=where)
     if numbers:
         return Ranking(NONE_FITS, (), numbers, where=where)
-    zero = not any(t.actual.any() for t in targets)
-    return Ranking(UNIQUE, (one,), notes=(UNWRITTEN_NOTE, *notes) if zero else notes)
+    return Ranking(UNIQUE, (one,), notes=notes)
 
 
 def _better_numbers(spec: Spec, targets: tuple[Target, ...], one: Candidate, *, local: bool) -> tuple[Fit, ...]:

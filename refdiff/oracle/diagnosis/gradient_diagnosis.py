@@ -16,7 +16,7 @@ from refdiff.oracle.diagnosis.ranking import Candidate
 from refdiff.oracle.diagnosis.region_format import join_words
 from refdiff.oracle.diagnosis.targets import Target, explained_share, quick_residual
 from refdiff.oracle.inputs import is_layer, kind_of
-from refdiff.oracle.inputs.outputs import read_output
+from refdiff.oracle.inputs.outputs import read_output, to_float64
 from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES, GENERAL_BACKWARD_MISTAKES, query_head_mistake
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
@@ -182,7 +182,7 @@ def _gradients(budget: Budget, dout: Any, deviation: Deviation | None = None) ->
 
 def gradient_target(budget: Budget, name: str, actual: Any) -> Target:
     """Return a gradient as a target. A sum of many terms is one row, whose limit is the allowance of the sum."""
-    x = np.atleast_1d(read_output(actual, name).astype(np.float64))
+    x = np.atleast_1d(to_float64(read_output(actual, name)))
     if name in budget.tensors:
         return Target(budget.inputs, x, budget.expected[name], budget.rows[name], budget.recipe, is_gradient=True)
     expected, allowed = (np.atleast_1d(y) for y in budget.sums[name])

@@ -19,7 +19,7 @@ from refdiff.oracle.diagnosis import Ranking
 from refdiff.oracle.diagnosis import diagnose as find_mistake
 from refdiff.oracle.golden.writing import MANIFEST, read_manifest, reporting_malformed
 from refdiff.oracle.inputs.arrays import read_arrays
-from refdiff.oracle.inputs.outputs import read_output
+from refdiff.oracle.inputs.outputs import read_output, to_float64
 from refdiff.oracle.printing import wrap_text
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
@@ -150,8 +150,7 @@ def _read_outputs(files: list[Path], case: dict[str, Any], arrays: dict[str, Num
         if x.shape != known[tensor]:
             raise CheckpointError(f"{name}: {tensor}: got shape {x.shape}, expected {known[tensor]}")
     present = [tensor for tensor in known if tensor in found]
-    with np.errstate(invalid="ignore"):  # casting a signalling NaN
-        return {tensor: read_output(found[tensor], f"{name}: {tensor}").astype(np.float64) for tensor in present}
+    return {tensor: to_float64(read_output(found[tensor], f"{name}: {tensor}")) for tensor in present}
 
 
 def _output_files(folder: Path, case: str, ids: list[str]) -> list[Path]:

@@ -39,6 +39,12 @@ def read_output(x: Any, name: str = "out") -> NDArray[Any]:
     return array
 
 
+def to_float64(array: NDArray[Any]) -> NDArray[Any]:
+    """Return `array` in float64. A signaling NaN, which unwritten memory may hold, is cast without a warning."""
+    with np.errstate(invalid="ignore"):
+        return array.astype(np.float64)
+
+
 def drop_nones(x: Any) -> Any:
     """Return `out` of (out, None, …), as attention modules of transformers return it; anything else as it is."""
     pair = isinstance(x, tuple) and len(x) > 1 and x[0] is not None

@@ -158,8 +158,8 @@ def _norm_over_half_of_a_head(call: Call) -> Any:
 NORM_MISTAKES: tuple[Mistake, ...] = (
     Mistake("layer_norm", "LayerNorm in place of RMSNorm: the mean is subtracted first.", "rms_norm", "norm kind",
             lambda call: call(x=call.x - namespace(call.x).mean(call.x, axis=-1, keepdims=True)), "B9"),
-    Mistake("norm_by_the_sum_of_squares", "x / ‖x‖ in place of x / rms(x): a factor of √D too small.", "rms_norm",
-            "norm kind", lambda call: call() / call.x.shape[-1] ** 0.5),
+    Mistake("norm_by_the_sum_of_squares", "x / √(Σ x² + ε): a factor of √D too small.", "rms_norm", "norm kind",
+            lambda call: call(eps=call.eps / call.x.shape[-1]) / call.x.shape[-1] ** 0.5),
     Mistake("epsilon_outside_the_root", "x / (√mean x² + ε).", "rms_norm", "eps", _epsilon_outside_the_root),
     Mistake("epsilon_left_out", "ε = 0 in the norm.", "rms_norm", "eps", lambda call: call(eps=1e-30)),
     Mistake("weight_left_out", "The norm without its learned weight.", "rms_norm", "affine",

@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-from refdiff.oracle import Case, Spec, cases, diagnose
+from refdiff.oracle import Case, Spec, cases, diagnose, truth
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.inputs import VECTORS
 from refdiff.oracle.inputs.sequences import Inputs
@@ -218,3 +218,33 @@ def test_lambda_is_fitted_to_each_input() -> None:
 def _lambda(spec: Spec, inputs: Inputs) -> float:
     q1, k1, q2, k2 = (as_float64(spec, inputs)[name] for name in VECTORS)
     return float(np.exp(q1 @ k1) - np.exp(q2 @ k2) + 0.8 - 0.6 * np.exp(-0.3 * spec.layer))
+
+
+@pytest.mark.parametrize("preset", ["hf_diffllama", "diff_v2", "motif3", "attention"])
+def test_an_output_of_zeros_has_no_unique_name(preset: str) -> None:
+    """Many pairs of deviations give zeros, and so does an output that the kernel does not write."""
+    case = cases("discriminating", 3, spec=small_spec(preset))[1]
+    found = diagnose(np.zeros_like(case.dout), case.spec, case.inputs, recipe="float32")
+    assert found.name is None
+    assert [c.name for c in found.candidates] == (["lambda_init_is_1"] if preset == "hf_diffllama" else [])
+    (line,) = found.where
+    assert line.startswith("it is exactly zero everywhere, where the truth is not")
+
+
+def test_unwritten_memory_with_a_signaling_nan_gives_no_warning() -> None:
+    case = cases("natural", 3, spec=small_spec("hf_diffllama"))[0]
+    out = output_of(case).astype(np.float32)
+    out.view(np.uint32)[1, 2, 3] = 0x7FA00000
+    found = diagnose(out, case.spec, case.inputs, recipe="float32")
+    assert found.where[0] == "it is NaN in token 3 of head 2 of sequence 1, where the truth is finite"
+
+
+@pytest.mark.parametrize("profile", ["discriminating", "natural"])
+def test_a_norm_that_forgets_the_mean(profile: str) -> None:
+    """x / √(Σ x² + ε), as it is written: ε is not multiplied by the width."""
+    case = cases(profile, 3, spec=small_spec("hf_diffllama"))[1]
+    x = truth(case.spec.replace(norm="none", out_scale="none"), case.inputs).out
+    root = np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + case.spec.norm_eps)
+    start = 0.8 - 0.6 * math.exp(-0.3 * case.spec.layer)
+    found = diagnose(((1 - start) * x / root).astype(np.float32), case.spec, case.inputs, recipe="float32")
+    assert found.name == "norm_by_the_sum_of_squares", str(found)
