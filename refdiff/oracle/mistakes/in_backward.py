@@ -10,6 +10,7 @@ from typing import Any
 from refdiff.arrays import Array, namespace
 from refdiff.layers.activation import activation
 from refdiff.layers.diff_attention import attention_scores, attention_weights, split_maps
+from refdiff.layers.linear import linear, linear_vjp
 from refdiff.oracle.mistakes.catalogue import Call, Mistake
 
 LAYER = "diff_attention_vjp"
@@ -149,6 +150,22 @@ def _second_exponential_without_its_sign(call: Call) -> Any:
     return dq1, dk1, -dq2, -dk2
 
 
+def _exponentials_left_out(call: Call) -> Any:
+    g = call.g
+    return g * call.lambda_k1, g * call.lambda_q1, -g * call.lambda_k2, -g * call.lambda_q2
+
+
+def _vectors_exchanged(call: Call) -> Any:
+    dq1, dk1, dq2, dk2 = call()
+    return dk1, dq1, dk2, dq2
+
+
+def _slope_of_lambda(slope: Callable[[Array], Array], call: Call) -> Any:
+    xp, logits = namespace(call.x), linear(call.x, call.weight)
+    dlogits = xp.permute_dims(call.g[..., 0], (0, 2, 1)) * slope(activation(logits, "sigmoid"))
+    return linear_vjp(dlogits, call.x, call.weight)[:2]
+
+
 def _root_held_constant(call: Call) -> Any:
     xp = namespace(call.x)
     r = 1 / xp.sqrt(xp.mean(call.x * call.x, axis=-1, keepdims=True) + call.eps)
@@ -241,6 +258,18 @@ TWO_MAP_BACKWARD_MISTAKES: tuple[Mistake, ...] = (
     Mistake("second_exponential_without_its_sign",
             "∂L/∂λ_q2 = g e₂ λ_k2 and ∂L/∂λ_k2 = g e₂ λ_q2, each without its minus sign.", "diff_lambda_vjp",
             "backward", _second_exponential_without_its_sign),
+    Mistake("exponentials_left_out_of_the_gradient_of_lambda",
+            "∂L/∂λ_q1 = g λ_k1 in place of g e₁ λ_k1, and so of all four.", "diff_lambda_vjp", "backward",
+            _exponentials_left_out),
+    Mistake("vectors_of_lambda_exchanged_in_the_gradient",
+            "∂L/∂λ_q1 = g e₁ λ_q1 in place of g e₁ λ_k1, and so of all four.", "diff_lambda_vjp", "backward",
+            _vectors_exchanged),
+    Mistake("slope_of_lambda_left_out", "∂L/∂x = ∂L/∂λ in place of λ (1 − λ) ∂L/∂λ, λ being σ(x).",
+            "diff_lambda_v2_vjp", "backward", lambda call: _slope_of_lambda(lambda s: 0 * s + 1, call)),
+    Mistake("lambda_for_its_slope", "∂L/∂x = λ ∂L/∂λ in place of λ (1 − λ) ∂L/∂λ, λ being σ(x).",
+            "diff_lambda_v2_vjp", "backward", lambda call: _slope_of_lambda(lambda s: s, call)),
+    Mistake("slope_of_lambda_without_lambda", "∂L/∂x = (1 − λ) ∂L/∂λ in place of λ (1 − λ) ∂L/∂λ, λ being σ(x).",
+            "diff_lambda_v2_vjp", "backward", lambda call: _slope_of_lambda(lambda s: 1 - s, call)),
     *_lost_factors(),
 )  # fmt: skip
 """Mistakes in the difference of two maps and in λ. Plain attention has neither."""

@@ -19,6 +19,13 @@ EACH = pytest.mark.parametrize(
     ids=str,
 )
 OF_LAMBDA = {"lambda_full", "lambda_logits", "lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"}
+OF_WHAT_LAMBDA_IS_MADE_OF = {
+    "exponentials_left_out_of_the_gradient_of_lambda",
+    "vectors_of_lambda_exchanged_in_the_gradient",
+    "slope_of_lambda_left_out",
+    "lambda_for_its_slope",
+    "slope_of_lambda_without_lambda",
+}
 CHANGED = {
     "gradient_without_the_causal_mask": {"q", "k", "v", *OF_LAMBDA},
     "gradient_without_the_mask": {"q", "k", "v", *OF_LAMBDA},
@@ -28,6 +35,7 @@ CHANGED = {
     **{m.name: {"v"} for m in BACKWARD_MISTAKES if m.name.startswith("values_gradient_")},
     "gradient_of_one_query_head_of_a_group": {"k", "v"},
     "second_exponential_without_its_sign": {"lambda_q2", "lambda_k2"},
+    **{m.name: OF_LAMBDA - {"lambda_full"} for m in BACKWARD_MISTAKES if m.name in OF_WHAT_LAMBDA_IS_MADE_OF},
     "activation_for_its_slope": {"gate_logits"},
     "root_held_constant": {"q", "k", "v", *OF_LAMBDA},
 }
@@ -47,6 +55,7 @@ def acts_in(preset: str, mistake: Mistake) -> bool:
         "rope_vjp": spec.rope != "none",
         "rms_norm_vjp": spec.norm != "none",
         "diff_lambda_vjp": spec.lambda_form == "exp",
+        "diff_lambda_v2_vjp": spec.lambda_form == "sigmoid",
     }
     return shared.get(mistake.name, by_layer.get(mistake.layer, True))
 
