@@ -21,6 +21,8 @@ TILE_SIZES = (8, 16, 32, 64, 128, 256)
 """The tile sizes that are tried, in queries or keys."""
 MIN_EXPONENT = -103.97
 """The exponential of a smaller exponent is 0 in float32."""
+MAX_EXPONENT = 88.72
+"""The exponential of a larger exponent is infinite in float32."""
 
 
 def _share_maximum(call: Call) -> Any:
@@ -32,6 +34,18 @@ def _share_maximum(call: Call) -> Any:
     lost = [np.any(z > -np.inf, axis=-1) & ~np.any(some, axis=-1) for z, some in zip(seen, kept, strict=True)]
     out = call(mask=np.concatenate(kept, axis=1), causal=False)
     return np.where((lost[0] | lost[1])[..., None], np.nan, out)
+
+
+def _leave_maximum(call: Call) -> Any:
+    """Make a row NaN in which the sum of exponentials overflows (∞ / ∞) or is 0 (0 / 0); hide keys that underflow."""
+    seen = _scores(call)
+    kept = [z >= MIN_EXPONENT for z in seen]
+    lost = np.zeros(seen[0].shape[:-1], dtype=np.bool_)
+    for z, some in zip(seen, kept, strict=True):
+        total = np.logaddexp.reduce(z, axis=-1, initial=-np.inf)
+        lost |= (total > MAX_EXPONENT) | (np.any(z > -np.inf, axis=-1) & ~np.any(some, axis=-1))
+    out = call(mask=np.concatenate(kept, axis=1), causal=False)
+    return np.where(lost[..., None], np.nan, out)
 
 
 def _scores(call: Call) -> list[Numpy]:
@@ -101,6 +115,11 @@ def bfloat16_bits(x: Numpy) -> Numpy:
 
 
 RARE_DEVIATIONS: tuple[Deviation, ...] = (
+    Deviation.of_attention(
+        "maximum_not_subtracted",
+        "e^z in place of e^(z − m), or partial sums merged by e^lse: it overflows to ∞ / ∞, or underflows to 0 / 0.",
+        "overflow", _leave_maximum,
+    ),
     Deviation.of_attention(
         "one_maximum_for_both_maps",
         "One running maximum for both maps: low scores underflow, and a map in which all do is 0 / 0.",

@@ -139,12 +139,13 @@ def test_a_layer_off_by_one_with_the_scale_of_both_streams() -> None:
 
 
 def test_one_maximum_for_both_maps_is_named_by_its_nan() -> None:
-    """Computed with whole numbers of float32 in which a map's exponentials are all 0."""
+    """Scores of one map near −60, of the other near 60: without any maximum there is neither under- nor overflow."""
     spec = small_spec("hf_diffllama").replace(rope="none")
     inputs = draw(spec, Structure(1, 8, 8), "natural", 3)
-    q = np.asarray(inputs["q"]).copy()
-    q[:, spec.heads + 1] *= 100
-    inputs["q"] = q
+    q, k = np.array(inputs["q"]), np.array(inputs["k"])
+    k[..., -1] = 1
+    q[:, [1, spec.heads + 1], :, -1] = 60 * np.sqrt(spec.head_dim) * np.array([[[-1]], [[1]]])
+    inputs |= {"q": q, "k": k}
 
     def weights(*scores: np.ndarray) -> list[np.ndarray]:
         z = [x.astype(np.float32) for x in scores]
@@ -248,3 +249,19 @@ def test_a_norm_that_forgets_the_mean(profile: str) -> None:
     start = 0.8 - 0.6 * math.exp(-0.3 * case.spec.layer)
     found = diagnose(((1 - start) * x / root).astype(np.float32), case.spec, case.inputs, recipe="float32")
     assert found.name == "norm_by_the_sum_of_squares", str(found)
+
+
+@pytest.mark.parametrize(("preset", "profile"), [("attention", "tiles"), ("hf_diffllama", "extreme")])
+def test_a_softmax_without_its_maximum_is_named_by_its_nan(preset: str, profile: str) -> None:
+    """So is a merge of partial sums by e^lse, without the largest log-sum-exp."""
+    case = cases(profile, 1, spec=small_spec(preset))[0]
+
+    def weights(*seen: np.ndarray) -> list[np.ndarray]:
+        with np.errstate(all="ignore"):
+            exponentials = [np.exp(z.astype(np.float32)) for z in seen]
+            return [(e / e.sum(axis=-1, keepdims=True)).astype(np.float64) for e in exponentials]
+
+    out = by_weights(case.spec, case.inputs, weights)
+    assert np.isnan(out).any()
+    found = diagnose(out.astype(np.float32), case.spec, case.inputs, recipe="float32", max_deviations=1)
+    assert found.name == "maximum_not_subtracted", str(found)
