@@ -103,15 +103,33 @@ def _positions_of_the_longest(spec: Spec, inputs: Inputs) -> Inputs | None:
 
 
 def _round_lengths(rounded: Callable[[Any, int], Any]) -> Callable[[Spec, Inputs], Inputs | None]:
-    """Round the lengths of the sequences to whole pages of p keys."""
+    """Round the lengths of the sequences to whole pages of p keys; queries keep their positions."""
 
     def misread(spec: Spec, inputs: Inputs) -> Inputs | None:
         if "block_table" not in inputs:
             return None
         p = inputs["k_pages"].shape[2]
-        return {**inputs, "lengths": rounded(inputs["lengths"], p)}
+        positions = {} if spec.rope == "none" else {"q_positions": query_positions(spec, inputs)}
+        return {**inputs, **positions, "lengths": rounded(inputs["lengths"], p)}
 
     return misread
+
+
+def _repeat_page_before_last(spec: Spec, inputs: Inputs) -> Inputs | None:
+    """Read a last page that is not full from where the page before it lies."""
+    if "block_table" not in inputs:
+        return None
+    table, lengths, p = inputs["block_table"].copy(), inputs["lengths"], inputs["k_pages"].shape[2]
+    n = np.flatnonzero((lengths % p != 0) & (lengths > p))
+    table[n, lengths[n] // p] = table[n, lengths[n] // p - 1]
+    return {**inputs, "block_table": table}
+
+
+def _lambda_read_by_head(spec: Spec, inputs: Inputs) -> Inputs | None:
+    if "lambda_logits" not in inputs:
+        return None
+    B, T, h = inputs["lambda_logits"].shape
+    return {**inputs, "lambda_logits": np.moveaxis(inputs["lambda_logits"].reshape(B, h, T), 1, 2)}
 
 
 def _shift_triangle(by: int) -> Callable[[Spec, Inputs], tuple[Spec, Inputs] | None]:
@@ -171,6 +189,8 @@ INPUT_DEVIATIONS: tuple[Deviation, ...] = (
               arrays=_read_by_token("v", "v_pages")),
     Deviation("gate_read_by_token", "The gate's logits, (B, h, T, e) in memory, read as (B, T, h, e).", "layout",
               arrays=_read_by_token("gate_logits")),
+    Deviation("lambda_read_by_head", "λ's logits, (B, T, h) in memory, read as (B, h, T).", "layout",
+              arrays=_lambda_read_by_head),
     Deviation("keys_and_values_exchanged", "k and v exchanged.", "layout", arrays=_exchange_keys_and_values),
     Deviation("q_proj_transposed", "x W in place of x Wᵀ, W = q_proj.", "layout", arrays=_transpose("q_proj.weight")),
     Deviation("o_proj_transposed", "x W in place of x Wᵀ, W = o_proj.", "layout", arrays=_transpose("o_proj.weight")),
@@ -207,6 +227,8 @@ INPUT_DEVIATIONS: tuple[Deviation, ...] = (
               arrays=_positions_of_the_longest),
     Deviation("last_page_lost", "The last page of each sequence not read, unless it is full.", "paged",
               arrays=_round_lengths(lambda n, p: n // p * p)),
+    Deviation("last_page_is_the_one_before", "A last page that is not full read from where the page before it lies.",
+              "paged", arrays=_repeat_page_before_last),
     Deviation("last_page_whole", "The last page of each sequence read to its end, beyond the length.", "paged",
               arrays=_round_lengths(lambda n, p: -(-n // p) * p)),
 )  # fmt: skip

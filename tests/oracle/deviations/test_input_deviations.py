@@ -20,6 +20,7 @@ BY_NAME = {d.name: d for d in INPUT_DEVIATIONS}
 SPECS = {
     "gate_read_by_token": GATED,
     "weights_of_the_qk_norm_exchanged": QK_NORMED,
+    "lambda_read_by_head": small("diff_v2"),
     **{name: small("hf_diffllama", sinks=True) for name in BY_NAME if name.startswith("sinks_")},
 }
 
@@ -58,6 +59,7 @@ FIT: dict[str, dict[str, Any]] = {
     "pages_as_they_lie": draw_values(HF, Structure(pages=((1, 8), (1, 9))), "discriminating", 3),
     "positions_of_the_longest_sequence": draw_values(HF, Structure(pages=((2, 7), (3, 9))), "discriminating", 3),
     "last_page_lost": draw_values(HF, Structure(pages=((1, 7), (1, 9))), "discriminating", 3),
+    "last_page_is_the_one_before": draw_values(HF, Structure(pages=((1, 7), (1, 9))), "discriminating", 3),
     "last_page_whole": draw_values(HF, Structure(pages=((1, 7), (1, 9))), "discriminating", 3),
 }  # fmt: skip
 

@@ -34,6 +34,7 @@ MADE: list[tuple[str, dict[str, Any], list[str]]] = [
     ("hf_diffllama", {"lambda_per_head": True}, ["lambda_of_the_first_head"]),
     ("ms_v1", {"gate": "sigmoid"}, ["gate_left_out", "gate_of_silu", "gate_not_squashed", "gate_read_by_token"]),
     ("ms_v1", {"gate": "silu"}, ["gate_of_sigmoid"]),
+    ("diff_v2", {}, ["lambda_read_by_head"]),
     # in which ports of Motif-3 differ within attention, and mistakes near to these
     ("motif3", {}, ["window_one_less", "window_one_more", "frequencies_of_yarn", "the_other_end_turns",
                     "the_other_pairs_turn", "all_signals_first", "gate_left_out", "noise_before_its_signals",
@@ -70,6 +71,7 @@ def test_each_has_its_name(preset: str, fields: dict[str, Any], name: str) -> No
         ("sequences_seen_together", "layout", 0),
         ("pages_as_they_lie", "serving", 0),
         ("last_page_lost", "serving", 0),
+        ("last_page_is_the_one_before", "serving", 0),
         ("accumulator_not_rescaled_by_tiles_of_16", "tiles", 0),
         ("denominator_not_rescaled_by_tiles_of_32", "tiles", 0),
         ("sums_not_rescaled_by_tiles_of_64", "tiles", 1),
