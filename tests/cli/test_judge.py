@@ -37,6 +37,12 @@ def test_a_fail(judge: Judge) -> None:
     assert (report["spec"]["head_dim"], report["recipe"]["storage"]) == (4, "float32")
 
 
+def test_a_verdict_starts_on_a_line_of_its_own(judge: Judge) -> None:
+    """It is wrapped already: behind a name, its first line would be broken twice."""
+    done = judge(f"{KERNELS / 'cheats.py'}:prints_a_report")
+    assert ":\nfail, judged as float32; numbers are value/limit" in done.out
+
+
 def test_a_file_without_the_function(judge: Judge) -> None:
     done = judge(f"{KERNELS / 'honest.py'}:absent")
     assert done.status == 1

@@ -70,7 +70,8 @@ class Report:
         gradients = "gradients too" if self.gradients else "no gradients: the kernel takes no dout"
         lines = [f"{self.status}: {counts}, {len(failed)} failed; seed {self.seed}", gradients, *self.reasons]
         for name in failed[:SHOWN]:
-            lines += [f"{name}: {self.cases[name].text}"]
+            text = self.cases[name].text
+            lines += [f"{name}:", text] if "\n" in text else [f"{name}: {text}"]
         if not self.confined:
             lines.append("this system has no Landlock: a kernel that tries to can read refdiff's files")
         if len(failed) > SHOWN:

@@ -286,4 +286,4 @@ def _compare_rows(first: Numpy, second: Numpy, spec: Spec, inputs: Inputs, recip
     if ratio.size == 0 or np.max(ratio) <= 1:
         return ""
     at = tuple(int(i) for i in np.unravel_index(int(np.argmax(ratio)), ratio.shape))
-    return f"row (b, head, t) = {at} differs by {np.max(ratio):.3g} times what two right runs may"
+    return f"row (b, head, t) = {at} differs by {np.max(ratio):.3g} times what two correct runs may"
