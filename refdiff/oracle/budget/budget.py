@@ -344,6 +344,10 @@ def _sum_allowance(y: Numpy, runs: list[Numpy], norm: Numpy, count: int, recipe:
         count: the number of terms if kernels may add them in any order, though all orders of the ensemble use one.
     """
     off = np.max([np.where(np.isfinite(run), np.abs(run - y), np.inf) for run in runs], axis=0)
+    # all runs may be near one element by chance: it may have the typical error of elements, relative to their terms
+    relative = np.divide(off, norm, out=np.zeros_like(off), where=np.broadcast_to(norm > 0, off.shape))
+    typical = math.sqrt(float(np.mean(relative**2))) if relative.size and np.isfinite(relative).all() else 0.0
+    off = np.maximum(off, typical * norm)
     order_error = THRESHOLDS.sum_order * sum_error(count, recipe.accumulate) if count else 0.0
     term_allowance = (THRESHOLDS.sum_terms * recipe.u + order_error) * norm + 2 * ulp(y, recipe.storage)
     allowed: Numpy = np.maximum(term_allowance, THRESHOLDS.sum_members * off)

@@ -32,6 +32,15 @@ def test_a_log_sum_exp_of_a_narrow_type_may_be_rounded_to_it(dtype: type) -> Non
     assert not found.judge({"lse1": (lse * 1.02).astype(dtype)})
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_no_element_of_a_sum_is_allowed_less_because_all_orders_are_near_it(seed: int) -> None:
+    _, found, dout = _case("ms_v1", "float32", seed)
+    _, allowed = found.sums["dnorm_weight"]
+    terms = dout * found.expected["out"] / found.inputs["norm_weight"]
+    relative = allowed / np.sqrt(np.sum(terms**2, axis=(0, 1, 2)))
+    assert relative.min() > 0.7 * np.sqrt(np.mean(relative**2))
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_one_lost_key_in_one_row_fails(recipe: str) -> None:
     spec, found, dout = _case("hf_diffllama", recipe)
