@@ -403,6 +403,11 @@ def _round_at(arith: Arithmetic, x: Numpy, site: str) -> Numpy:
     return _float64(arith.round_at(arith.array(x), site))
 
 
+def _softcap(arith: Arithmetic, z: Numpy, cap: float) -> Numpy:
+    """Compute cap · tanh(z / cap), as 2σ(2x) − 1 in many kernels: with float32's unit roundoff near 0 as well."""
+    return arith.perturb(cap * np.tanh(z / cap), np.asarray(FORMATS["float32"].u * cap))
+
+
 def _round_scaled(arith: Arithmetic, q: Numpy, k: Numpy, scale: float) -> tuple[Numpy, Numpy]:
     """Round q · scale, and divide it by the scale again, so that later operations need not know of it.
 
@@ -484,6 +489,7 @@ _ROUNDED: dict[str, Callable[..., Any]] = {
     "center": _center,
     "round_if_eager": _round_if_eager,
     "round_at": _round_at,
+    "softcap": _softcap,
     "round_scaled": _round_scaled,
     "raw_scores": _raw_scores,
     "raw_scores_vjp": _raw_scores_vjp,

@@ -151,6 +151,12 @@ def round_at(x: Numpy, site: str) -> Numpy:
     return x
 
 
+def softcap(z: Numpy, cap: float) -> Numpy:
+    """Return cap · tanh(z / cap)."""
+    y: Numpy = cap * np.tanh(z / cap)
+    return y
+
+
 def round_scaled(q: Numpy, k: Numpy, scale: float) -> tuple[Numpy, Numpy]:
     """Return q and k; rounded layers round q · scale, or q and k each times √scale, and divide the scale out again."""
     return q, k
@@ -192,6 +198,7 @@ EXTRA_OPS: dict[str, Callable[..., Any]] = {
         center,
         round_if_eager,
         round_at,
+        softcap,
         round_scaled,
         raw_scores,
         raw_scores_vjp,
@@ -249,7 +256,7 @@ def attention_operands(spec: Spec, inputs: Inputs, ops: Ops) -> AttentionOperand
     if (cap := spec.softcap) is not None and k.shape[2]:  # a sink has no cap
         product = extra_op(ops, "raw_scores")
         (q1, k1), (q2, k2) = (
-            transform_scores(a, b, lambda z: cap * np.tanh(z / cap), product) for a, b in ((q1, k1), (q2, k2))
+            transform_scores(a, b, lambda z: extra_op(ops, "softcap")(z, cap), product) for a, b in ((q1, k1), (q2, k2))
         )
     bias, (mask, causal) = finite_bias(inputs), layer_mask(spec, inputs)
     bias = None if bias is None else bias[(None,) * (4 - bias.ndim)]
