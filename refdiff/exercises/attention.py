@@ -1,4 +1,4 @@
-"""Exercises of attention: softmax, equations 1 to 3, the pairs of heads in the variants."""
+"""Exercises on attention: softmax, equations 1 to 3, and how each variant pairs heads."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from refdiff import layers, oracle
-from refdiff.exercises.exercise import Case, Exercise, Floats, Normal, drawn, visible
+from refdiff.exercises.exercise import Case, Exercise, Floats, Normal, causal_mask, sampler
 
-EPS, START = 1e-5, 0.35
+EPS, INIT = 1e-5, 0.35
 
 
 def _softmax(scores: Floats) -> Any:
@@ -22,22 +22,22 @@ def _lambda_init(layer: int) -> float:
     return layers.lambda_init(layer)
 
 
-def _eq_2(q1: Floats, k1: Floats, q2: Floats, k2: Floats, start: float) -> Any:
-    return layers.diff_lambda(q1, k1, q2, k2, start)
+def _eq_2(q1: Floats, k1: Floats, q2: Floats, k2: Floats, init: float) -> Any:
+    return layers.diff_lambda(q1, k1, q2, k2, init)
 
 
-def _core(norm: bool, pairing: str, keys: int) -> oracle.Spec:
-    """What the oracle compares with: the heads of a variant, with or without what follows the subtraction."""
+def _heads_spec(norm: bool, pairing: str, keys: int) -> oracle.Spec:
+    """Return the oracle's spec of a variant's heads, with or without the norm and scale after the subtraction."""
     after: dict[str, Any] = {} if norm else {"norm": "none", "out_scale": "none"}
     return oracle.Spec(
         query_heads=4, key_heads=keys, head_dim=5, layer=1, rope="none", lambda_form="given", values="wide",
-        pairing=pairing, lambda_base="constant", lambda_init=START, **after,
+        pairing=pairing, lambda_base="constant", lambda_init=INIT, **after,
     )  # fmt: skip
 
 
-def _inputs(n: Normal, keys: int, tiny: float = 1.0) -> dict[str, Any]:
+def _inputs(n: Normal, keys: int, value_scale: float = 1.0) -> dict[str, Any]:
     return {
-        "q": n(2, 4, 7, 5), "k": n(2, keys, 7, 5), "v": n(2, keys // 2, 7, 10, scale=tiny),
+        "q": n(2, 4, 7, 5), "k": n(2, keys, 7, 5), "v": n(2, keys // 2, 7, 10, scale=value_scale),
         "lambda_full": np.asarray(0.75),
     }  # fmt: skip
 
@@ -51,18 +51,18 @@ def _eq_1_cases(n: Normal) -> list[Case]:
     q, k, v = given["q"], given["k"], given["v"]
     args = (q[:, :2], k[:, :2], q[:, 2:], k[:, 2:], v, 0.75)
     few = (q[:, :2, -3:], k[:, :2], q[:, 2:, -3:], k[:, 2:], v, 0.75)
-    spec = _core(norm=False, pairing="halves", keys=4)
+    spec = _heads_spec(norm=False, pairing="halves", keys=4)
     return [Case(args, "on ordinary numbers", spec, _float32(given)), Case(few, "for 3 queries, the last of 7 tokens")]
 
 
 def _heads_cases(pairing: str) -> Callable[[Normal], list[Case]]:
     def cases(n: Normal) -> list[Case]:
         made = []
-        for what, keys, tiny in (("on ordinary numbers", 4, 1.0), ("with two queries to a key", 2, 1.0),
+        for what, keys, value_scale in (("on ordinary numbers", 4, 1.0), ("with two query heads per key head", 2, 1.0),
                                  ("on tiny values", 4, 2.0**-9)):  # fmt: skip
-            given = _inputs(n, keys, tiny)
-            args = (given["q"], given["k"], given["v"], 0.75, START, EPS)
-            made.append(Case(args, what, _core(norm=True, pairing=pairing, keys=keys), _float32(given)))
+            given = _inputs(n, keys, value_scale)
+            args = (given["q"], given["k"], given["v"], 0.75, INIT, EPS)
+            made.append(Case(args, what, _heads_spec(norm=True, pairing=pairing, keys=keys), _float32(given)))
         return made
 
     return cases
@@ -72,12 +72,12 @@ def _diff_attention(q1: Floats, k1: Floats, q2: Floats, k2: Floats, v: Floats, l
     return layers.diff_attention(q1, k1, q2, k2, v, np.asarray(lambda_))
 
 
-def _eq_3(q: Floats, k: Floats, v: Floats, lambda_: float, start: float, eps: float) -> Any:
-    return layers.diff_heads_hf(q, k, v, np.asarray(lambda_), start, eps)
+def _eq_3(q: Floats, k: Floats, v: Floats, lambda_: float, init: float, eps: float) -> Any:
+    return layers.diff_heads_hf(q, k, v, np.asarray(lambda_), init, eps)
 
 
-def _eq_3_paper(q: Floats, k: Floats, v: Floats, lambda_: float, start: float, eps: float) -> Any:
-    return layers.diff_heads_paper(q, k, v, np.asarray(lambda_), np.ones(v.shape[-1]), start, eps)
+def _eq_3_paper(q: Floats, k: Floats, v: Floats, lambda_: float, init: float, eps: float) -> Any:
+    return layers.diff_heads_paper(q, k, v, np.asarray(lambda_), np.ones(v.shape[-1]), init, eps)
 
 
 def _weights(q: Floats, k: Floats) -> Any:
@@ -91,7 +91,7 @@ def _evens_then_odds(x: Floats) -> Floats:
 EXERCISES = (
     Exercise(
         "softmax", "softmax(scores (…, S)) -> (…, S)", _softmax,
-        drawn(
+        sampler(
             ("on ordinary scores", lambda n: (n(3, 5),)),
             ("on scores near 1000", lambda n: (1000 + n(3, 5),)),
             ("on four axes", lambda n: (n(2, 3, 4, 5),)),
@@ -99,23 +99,24 @@ EXERCISES = (
         {
             "the row's largest score is not subtracted, and exp overflows":
                 lambda z: np.exp(z) / np.exp(z).sum(-1, keepdims=True),
-            "it sums over all numbers: each row must sum to 1":
+            "the sum runs over all numbers: each row must sum to 1":
                 lambda z: np.exp(z - z.max()) / np.exp(z - z.max()).sum(),
-            "it sums over the first axis, not the last": lambda z: np.exp(z - z.max(0)) / np.exp(z - z.max(0)).sum(0),
+            "the sum runs over the first axis, not the last":
+                lambda z: np.exp(z - z.max(0)) / np.exp(z - z.max(0)).sum(0),
         },
     ),
     Exercise(
         "attention_weights", "attention_weights(q (B, H, T, d), k (B, H, S, d)) -> (B, H, T, S), causal", _weights,
-        drawn(
+        sampler(
             ("on ordinary numbers", lambda n: (n(2, 3, 5, 7), n(2, 3, 5, 7))),
             ("for 2 queries, the last of 5 tokens", lambda n: (n(2, 3, 2, 7), n(2, 3, 5, 7))),
         ),
         {
             "scores are not divided by √d": lambda q, k: _weights(q * math.sqrt(q.shape[-1]), k),
             "scores are divided by d, not √d": lambda q, k: _weights(q / math.sqrt(q.shape[-1]), k),
-            "later tokens are not hidden": lambda q, k: layers.attention_weights(q, k, causal=False),
+            "later tokens are not masked": lambda q, k: layers.attention_weights(q, k, causal=False),
             "the mask is applied after the softmax: rows no longer sum to 1":
-                lambda q, k: layers.attention_weights(q, k, causal=False) * visible(q.shape[-2], k.shape[-2]),
+                lambda q, k: layers.attention_weights(q, k, causal=False) * causal_mask(q.shape[-2], k.shape[-2]),
         },
     ),
     Exercise(
@@ -125,32 +126,32 @@ EXERCISES = (
             "the scores are subtracted, then one softmax is taken: eq. 1 subtracts two softmaxes":
                 lambda q1, k1, q2, k2, v, lambda_: layers.softmax(
                     (q1 @ k1.swapaxes(2, 3) - lambda_ * q2 @ k2.swapaxes(2, 3)) / math.sqrt(q1.shape[-1]),
-                    visible(q1.shape[2], k1.shape[2]),
+                    causal_mask(q1.shape[2], k1.shape[2]),
                 ) @ v,
-            "the rows of A₁ − λ A₂ are divided by their sum: eq. 1 leaves them at 1 − λ":
+            "the rows of A₁ − λ A₂ are divided by their sum: in eq. 1 they sum to 1 − λ":
                 lambda q1, k1, q2, k2, v, lambda_: _diff_attention(q1, k1, q2, k2, v, lambda_) / (1 - lambda_),
         },
     ),
     Exercise(
         "lambda_init", "lambda_init(layer counted from 0) -> a number", _lambda_init,
-        drawn(("for layer 0", lambda n: (0,)), ("for layer 5", lambda n: (5,))),
+        sampler(("for layer 0", lambda n: (0,)), ("for layer 5", lambda n: (5,))),
         {
-            "the layer is counted from 1 in the code too": lambda layer: _lambda_init(layer + 1),
+            "the layer is counted from 1: here it is counted from 0": lambda layer: _lambda_init(layer + 1),
             "λ_init of layer 0 is used for all": lambda layer: 0.8 - 0.6,
         },
     ),
     Exercise(
         "eq2", "diff_lambda(lambda_q1, lambda_k1, lambda_q2, lambda_k2 (d,), lambda_init) -> a number", _eq_2,
-        drawn(
-            ("on vectors as they start", lambda n: (*(0.1 * n(4, 8)), 0.2)),
+        sampler(
+            ("on vectors as small as at initialization", lambda n: (*(0.1 * n(4, 8)), 0.2)),
             ("on larger vectors", lambda n: (*(0.5 * n(4, 9)), 0.6)),
         ),
         {
-            "λ_init is left out": lambda q1, k1, q2, k2, start: _eq_2(q1, k1, q2, k2, 0.0),
-            "the two exponentials are exchanged": lambda q1, k1, q2, k2, start: _eq_2(q2, k2, q1, k1, start),
-            "exp is taken of each product of numbers, before the sum":
-                lambda q1, k1, q2, k2, start: np.exp(q1 * k1).sum() - np.exp(q2 * k2).sum() + start,
-            "exp is left out": lambda q1, k1, q2, k2, start: q1 @ k1 - q2 @ k2 + start,
+            "λ_init is left out": lambda q1, k1, q2, k2, init: _eq_2(q1, k1, q2, k2, 0.0),
+            "the two exponentials are swapped": lambda q1, k1, q2, k2, init: _eq_2(q2, k2, q1, k1, init),
+            "exp is applied to each product, not to their sum":
+                lambda q1, k1, q2, k2, init: np.exp(q1 * k1).sum() - np.exp(q2 * k2).sum() + init,
+            "exp is left out": lambda q1, k1, q2, k2, init: q1 @ k1 - q2 @ k2 + init,
         },
     ),
     Exercise(
@@ -164,40 +165,40 @@ EXERCISES = (
     ),
     Exercise(
         "paper_to_hf", "paper_to_hf(x (B, H, T, d), heads in the paper's order) -> (B, H, T, d)", _evens_then_odds,
-        drawn(("on eight heads", lambda n: (n(2, 8, 3, 5),)), ("on six heads", lambda n: (n(2, 6, 3, 5),))),
+        sampler(("on eight heads", lambda n: (n(2, 8, 3, 5),)), ("on six heads", lambda n: (n(2, 6, 3, 5),))),
         {
-            "that is the way back, from halves to neighbors":
+            "that is the inverse, from Hugging Face's order to the paper's":
                 lambda x: np.stack(np.split(x, 2, axis=1), axis=2).reshape(x.shape),
             "odd heads come first": lambda x: np.concatenate([x[:, 1::2], x[:, 0::2]], axis=1),
         },
     ),
     Exercise(
         "value_pairs", "value_pairs(v (B, K, S, d)) -> (B, K/2, S, 2d), Hugging Face's pairs", layers.value_pairs_hf,
-        drawn(("on four heads", lambda n: (n(2, 4, 3, 5),)), ("on six heads", lambda n: (n(2, 6, 3, 5),))),
-        {"neighbors are laid side by side: Hugging Face takes v_j and v_(j + K/2)":
+        sampler(("on four heads", lambda n: (n(2, 4, 3, 5),)), ("on six heads", lambda n: (n(2, 6, 3, 5),))),
+        {"neighboring heads are paired: Hugging Face pairs v_j and v_(j + K/2)":
             lambda v: np.concatenate([v[:, 0::2], v[:, 1::2]], axis=-1)},
     ),
     Exercise(
         "plain_heads", "plain_heads(q (B, H, T, d), k, v (B, K, S, d)) -> (B, T, H d)",
         lambda q, k, v: layers.plain_heads(q, k, v),
-        drawn(
-            ("with a key for every query", lambda n: (n(2, 4, 5, 3), n(2, 4, 7, 3), n(2, 4, 7, 3))),
-            ("with two queries to a key", lambda n: (n(2, 4, 5, 3), n(2, 2, 7, 3), n(2, 2, 7, 3))),
+        sampler(
+            ("with as many key heads as query heads", lambda n: (n(2, 4, 5, 3), n(2, 4, 7, 3), n(2, 4, 7, 3))),
+            ("with two query heads per key head", lambda n: (n(2, 4, 5, 3), n(2, 2, 7, 3), n(2, 2, 7, 3))),
         ),
-        {"keys are repeated in the order 0, 1, 0, 1: it is 0, 0, 1, 1":
+        {"key heads are repeated as 0, 1, 0, 1: the order is 0, 0, 1, 1":
             lambda q, k, v: layers.plain_heads(*(np.tile(x, (1, q.shape[1] // x.shape[1], 1, 1)) for x in (q, k, v)))},
     ),
     Exercise(
         "lambda_v2", "lambda_v2(x (B, T, D), w (h, D)) -> (B, h, T, 1)",
-        lambda x, w: layers.diff_lambda_v2(x, w), drawn(("on ordinary numbers", lambda n: (n(2, 5, 7), n(3, 7)))),
+        lambda x, w: layers.diff_lambda_v2(x, w), sampler(("on ordinary numbers", lambda n: (n(2, 5, 7), n(3, 7)))),
         {"the sigmoid is left out": lambda x, w: (x @ w.T).swapaxes(1, 2)[..., None]},
     ),
     Exercise(
         "v2", "heads_v2(q (B, 2h, T, d), k, v (B, K, S, d), lambda_ (B, h, T, 1)) -> (B, T, h d)",
         lambda q, k, v, lambda_: layers.diff_heads_v2(q, k, v, lambda_),
-        drawn(("on ordinary numbers", lambda n: (n(2, 6, 5, 7), n(2, 3, 5, 7), n(2, 3, 5, 7),
+        sampler(("on ordinary numbers", lambda n: (n(2, 6, 5, 7), n(2, 3, 5, 7), n(2, 3, 5, 7),
                                         1 / (1 + np.exp(n(2, 3, 5, 1)))))),
-        {"halves are a pair: V2 pairs neighbors":
+        {"heads i and i + h are paired: V2 pairs neighbors":
             lambda q, k, v, lambda_: layers.diff_heads_v2(
                 np.stack(np.split(q, 2, axis=1), axis=2).reshape(q.shape), k, v, lambda_)},
     ),

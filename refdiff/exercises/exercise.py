@@ -1,4 +1,4 @@
-"""What an exercise is: a function to write, the truth, inputs on which mistakes show, and common mistakes."""
+"""An exercise: a function to write, the correct function, inputs that reveal mistakes, and common mistakes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Normal = Callable[..., Floats]
 
 @dataclass(frozen=True)
 class Case:
-    """Arguments of one call; `what` says which they are. `spec` and `inputs` let the oracle name a mistake."""
+    """The arguments of one call. `what` describes them; from `spec` and `inputs` the oracle can name a mistake."""
 
     args: tuple[Any, ...]
     what: str = "on ordinary numbers"
@@ -25,7 +25,7 @@ class Case:
     inputs: Mapping[str, Any] | None = None
 
     def heads(self, out: Floats) -> Floats:
-        """Return an output as the oracle has it, (B, h, T, 2d), from heads laid side by side."""
+        """Return an output (B, T, h · 2d) in the oracle's layout, (B, h, T, 2d); others as they are."""
         if self.spec is None or out.ndim == 4:
             return out
         return out.reshape(*out.shape[:2], self.spec.heads, -1).swapaxes(1, 2)
@@ -33,7 +33,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Exercise:
-    """A function to write: `truth` computes it, each of `mistakes` is a wrong version by its name."""
+    """A function to write: `truth` is a correct one, `mistakes` maps the name of each common mistake to a wrong one."""
 
     name: str
     signature: str
@@ -42,21 +42,21 @@ class Exercise:
     mistakes: Mapping[str, Function] = field(default_factory=dict)
 
     def cases(self) -> list[Case]:
-        """Draw the inputs, the same ones each time."""
+        """Draw the inputs, which are the same at each call."""
         rng = np.random.default_rng(29)
 
         def normal(*shape: int, scale: float = 1.0) -> Floats:
-            """Numbers that float32 holds exactly, so that the oracle sees the same inputs as a learner's function."""
+            """Draw numbers that are exact in float32, the type of the oracle's inputs."""
             return (scale * rng.standard_normal(shape)).astype(np.float32).astype(np.float64)
 
         return self.draw(normal)
 
 
-def drawn(*cases: tuple[str, Callable[[Normal], tuple[Any, ...]]]) -> Callable[[Normal], list[Case]]:
-    """Return a `draw` of cases, each from what it is called and a function that draws its arguments."""
+def sampler(*cases: tuple[str, Callable[[Normal], tuple[Any, ...]]]) -> Callable[[Normal], list[Case]]:
+    """Return a function that draws cases, given the description of each and a function that draws its arguments."""
     return lambda normal: [Case(draw(normal), what) for what, draw in cases]
 
 
-def visible(queries: int, keys: int) -> Any:
+def causal_mask(queries: int, keys: int) -> Any:
     """Return the causal mask (T, S)."""
     return layers.causal_mask(queries, keys, xp=np)

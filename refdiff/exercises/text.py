@@ -1,4 +1,4 @@
-"""Exercises of generation, gradients and measures."""
+"""Exercises on sampling, the loss, gradients and shares of attention."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from refdiff import layers, viz
-from refdiff.exercises.exercise import Exercise, Floats, drawn
+from refdiff.exercises.exercise import Exercise, Floats, sampler
 from refdiff.generation import sampling
 
 
@@ -24,8 +24,8 @@ def _softmax_vjp(g: Floats, a: Floats) -> Any:
 
 
 def _eq_1_vjp(g: Floats, a1: Floats, a2: Floats, v: Floats, lambda_: float) -> Any:
-    by_map = g @ v.swapaxes(-1, -2)
-    return by_map, -lambda_ * by_map, (a1 - lambda_ * a2).swapaxes(-1, -2) @ g, -(by_map * a2).sum()
+    grad_map = g @ v.swapaxes(-1, -2)
+    return grad_map, -lambda_ * grad_map, (a1 - lambda_ * a2).swapaxes(-1, -2) @ g, -(grad_map * a2).sum()
 
 
 def _share(weights: Floats, keys: Floats) -> float:
@@ -38,72 +38,72 @@ EXERCISES = (
     Exercise(
         "temperature", "temperature(z (B, V), tau) -> the probabilities (B, V)",
         lambda z, tau: layers.softmax(sampling.temperature(z, tau)),
-        drawn(("at τ = 0.5", lambda n: (n(2, 7), 0.5)), ("at τ = 2", lambda n: (n(2, 7), 2.0))),
+        sampler(("at τ = 0.5", lambda n: (n(2, 7), 0.5)), ("at τ = 2", lambda n: (n(2, 7), 2.0))),
         {"scores are multiplied by τ: divide": lambda z, tau: layers.softmax(z * tau)},
     ),
     Exercise(
         "top_k", "top_k(z (B, V), k) -> z (B, V), −∞ where a token is dropped", lambda z, k: sampling.top_k(z, k),
-        drawn(("for k = 3", lambda n: (n(2, 7), 3)), ("for k = 1", lambda n: (n(2, 7), 1))),
-        {"dropped scores are set to 0, which softmax does not take for none":
+        sampler(("for k = 3", lambda n: (n(2, 7), 3)), ("for k = 1", lambda n: (n(2, 7), 1))),
+        {"dropped scores are set to 0, which softmax gives a probability: use −∞":
             lambda z, k: np.where(np.isfinite(sampling.top_k(z, k)), z, 0.0)},
     ),
     Exercise(
         "top_p", "top_p(z (B, V), p) -> z (B, V), −∞ where a token is dropped", lambda z, p: sampling.top_p(z, p),
-        drawn(("for p = 0.8", lambda n: (n(3, 7), 0.8)), ("for p = 0.01", lambda n: (n(3, 7), 0.01))),
+        sampler(("for p = 0.8", lambda n: (n(3, 7), 0.8)), ("for p = 0.01", lambda n: (n(3, 7), 0.01))),
     ),
     Exercise(
         "draw", "draw(p (V,), u in [0, 1)) -> a token", _draw,
-        drawn(*((f"for u = {u}", lambda n, u=u: (_P, u)) for u in (0.0, 0.2, 0.25, 0.6, 0.99))),
-        {"at u = 0 a token of probability 0 is drawn: compare with ≤, not <":
+        sampler(*((f"for u = {u}", lambda n, u=u: (_P, u)) for u in (0.0, 0.2, 0.25, 0.6, 0.99))),
+        {"at u = 0 it draws a token of probability 0: skip tokens while the sum of p is ≤ u":
             lambda p, u: int(np.searchsorted(np.cumsum(p), u, side="left"))},
     ),
     Exercise(
         "cross_entropy", "cross_entropy(z (B, T, V), targets (B, T)) -> a number: mean −log p of the targets",
         _cross_entropy,
-        drawn(
+        sampler(
             ("on ordinary scores", lambda n: (n(2, 3, 7), np.array([[0, 6, 2], [3, 3, 5]]))),
             ("on scores near 1000", lambda n: (1000 + n(2, 3, 7), np.array([[0, 6, 2], [3, 3, 5]]))),
         ),
-        {"the sign: the loss is −log p":
+        {"the sign is wrong: the loss is −log p":
             lambda z, targets: -_cross_entropy(z, targets)},
     ),
     Exercise(
         "softmax_vjp", "softmax_vjp(g (…, S), a = softmax(z) (…, S)) -> ∂L/∂z (…, S)", _softmax_vjp,
-        drawn(("on ordinary numbers", lambda n: (n(3, 5, scale=0.5), layers.softmax(n(3, 5))))),
+        sampler(("on ordinary numbers", lambda n: (n(3, 5, scale=0.5), layers.softmax(n(3, 5))))),
         {
-            "only the diagonal: every probability depends on every score": lambda g, a: g * a * (1 - a),
+            "only the diagonal is used: every probability depends on every score": lambda g, a: g * a * (1 - a),
             "the sum is left out: a row of ∂L/∂z sums to 0": lambda g, a: g * a,
         },
     ),
     Exercise(
         "eq1_vjp", "eq1_vjp(g (T, e), a1, a2 (T, S), v (S, e), lambda_) -> ∂L/∂A₁, ∂L/∂A₂, ∂L/∂V, ∂L/∂λ", _eq_1_vjp,
-        drawn(("on ordinary numbers", lambda n: (n(3, 4), *layers.softmax(n(2, 3, 5)), n(5, 4), 0.75))),
+        sampler(("on ordinary numbers", lambda n: (n(3, 4), *layers.softmax(n(2, 3, 5)), n(5, 4), 0.75))),
         {
-            "∂L/∂A₂ has the sign of ∂L/∂A₁": lambda g, a1, a2, v, lambda_:
+            "∂L/∂A₂ lacks the minus sign": lambda g, a1, a2, v, lambda_:
                 [x if i != 1 else -x for i, x in enumerate(_eq_1_vjp(g, a1, a2, v, lambda_))],
-            "∂L/∂V uses A₁ alone": lambda g, a1, a2, v, lambda_:
+            "∂L/∂V uses A₁ alone, not A₁ − λ A₂": lambda g, a1, a2, v, lambda_:
                 [x if i != 2 else a1.T @ g for i, x in enumerate(_eq_1_vjp(g, a1, a2, v, lambda_))],
         },
     ),
     Exercise(
         "eq2_vjp", "eq2_vjp(g, lambda_q1, lambda_k1, lambda_q2, lambda_k2 (d,)) -> the four gradients (d,)",
         lambda g, q1, k1, q2, k2: layers.diff_lambda_vjp(np.asarray(g), q1, k1, q2, k2, 0.2),
-        drawn(("on ordinary numbers", lambda n: (1.5, *(0.5 * n(4, 7))))),
+        sampler(("on ordinary numbers", lambda n: (1.5, *(0.5 * n(4, 7))))),
         {"exp is left out": lambda g, q1, k1, q2, k2: (g * k1, g * q1, -g * k2, -g * q2)},
     ),
     Exercise(
         "rms_norm_vjp", "rms_norm_vjp(g (T, D), x (T, D), eps) -> ∂L/∂x (T, D), no weight",
         lambda g, x, eps: layers.rms_norm_vjp(g, x, None, eps)[0],
-        drawn(("on ordinary numbers", lambda n: (n(5, 7), n(5, 7, scale=3.0), 1e-5))),
-        {"the size is taken for a constant: it depends on x too":
+        sampler(("on ordinary numbers", lambda n: (n(5, 7), n(5, 7, scale=3.0), 1e-5))),
+        {"the root mean square is treated as a constant: it depends on x too":
             lambda g, x, eps: g / np.sqrt((x * x).mean(-1, keepdims=True) + eps)},
     ),
     Exercise(
         "attention_share", "attention_share(weights (S,), keys) -> Σ over keys of |weight| / Σ |weight|", _share,
-        drawn(
+        sampler(
             ("on a row of A₁", lambda n: (layers.softmax(n(5)), np.array([1, 2]))),
             ("on a row of A₁ − λ A₂", lambda n: (layers.softmax(n(5)) - 0.75 * layers.softmax(n(5)), np.array([1, 2]))),
         ),
-        {"the signs are kept": lambda w, keys: w[keys].sum() / w.sum()},
+        {"the signs are kept: sum the absolute values": lambda w, keys: w[keys].sum() / w.sum()},
     ),
 )  # fmt: skip
