@@ -1,4 +1,4 @@
-"""Work on the workers of a dask scheduler: `dask.distributed` does all of it, this says what goes wrong in a line."""
+"""Run functions on the workers of a dask scheduler by `dask.distributed`, with errors of one line."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ if TYPE_CHECKING:
 TIMEOUT = 10.0
 """Seconds to wait for a scheduler to answer, and for it to have a worker."""
 
-_AHEAD = 4  # pieces of work that each thread of the workers may have before it, so that none waits for this process
+_TASKS_PER_THREAD = 4  # submitted ahead for each thread of the workers, so that none waits for this process
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 class WorkersDiedError(RuntimeError):
-    """Every worker that a piece of work was given to died while it computed it."""
+    """Every worker that was given a task died while computing it."""
 
 
 @contextmanager
 def connected(address: str) -> Iterator[Client]:
-    """A client of the scheduler at an address such as tcp://scheduler:8786; its tasks end with it.
+    """Yield a client of the scheduler at an address such as tcp://scheduler:8786; its tasks end with the block.
 
     Raises:
         ImportError: distributed is not installed.
-        RuntimeError: nothing answers there, it has no worker, or a worker has another version of refdiff.
+        RuntimeError: the address is invalid, nothing answers there, there is no worker, or a worker has another
+            version of refdiff.
     """
     try:
         from distributed import Client
@@ -42,7 +43,7 @@ def connected(address: str) -> Iterator[Client]:
         get_address_host_port(address, strict=True)
     except ValueError as error:
         raise RuntimeError(f"--dask {address}: {error}; give tcp://HOST:PORT, as `dask scheduler` shows it") from error
-    for logger in ("distributed", "distributed.client"):  # they log what is raised here too
+    for logger in ("distributed", "distributed.client"):  # they also log the errors that are raised here
         logging.getLogger(logger).setLevel(logging.CRITICAL)
     try:
         client = Client(address, timeout=TIMEOUT, set_as_default=False)
@@ -69,17 +70,17 @@ def _check_versions(client: Client) -> None:
         version = worker["packages"].get("refdiff")
         if version != here:
             raise RuntimeError(
-                f"worker {address} has refdiff {version or 'not installed'}, and this is {here or 'not installed'}: "
-                "install the same version there"
+                f"worker {address}: got refdiff {version or 'not installed'}, expected {here or 'not installed'} as "
+                "here; install the same version there"
             )
 
 
-def in_order(client: Client, function: Callable[[T], Any], items: Iterable[T]) -> Iterator[tuple[T, Any]]:
-    """Call a function of each item on the workers; yields items with results in their order, a few items read ahead.
+def map_in_order(client: Client, function: Callable[[T], Any], items: Iterable[T]) -> Iterator[tuple[T, Any]]:
+    """Call a function on each item on the workers; yield (item, result) in the order of the items.
 
-    Results are fetched as they come, whether or not it is their turn. What a worker had not finished when it died is
-    given to another by distributed; after the deaths that its `allowed-failures` counts, the result is a
-    `WorkersDiedError`.
+    A few items are read ahead, and results are fetched as soon as they are there. If a worker dies, distributed gives
+    its unfinished tasks to another. If more workers die with a task than distributed's `allowed-failures`, its result
+    is a `WorkersDiedError`.
 
     Raises:
         RuntimeError: the scheduler has gone.
@@ -90,50 +91,50 @@ def in_order(client: Client, function: Callable[[T], Any], items: Iterable[T]) -
 
     waiting: deque[tuple[str, T]] = deque()
     done = as_completed(loop=client.loop)
-    came: dict[str, Any] = {}
+    arrived: dict[str, Any] = {}
 
-    def fetched(future: Future) -> tuple[str, Any]:
-        return future.key, future if future.status == "error" else _result(future)  # an error waits for its turn
+    def fetch(future: Future) -> tuple[str, Any]:
+        return future.key, future if future.status == "error" else _result(future)  # an error is raised at its turn
 
-    def first() -> tuple[T, Any]:
+    def take_first() -> tuple[T, Any]:
         key, item = waiting.popleft()
-        while key not in came:
-            came.update(map(fetched, done.next_batch()))
-        result = came.pop(key)
+        while key not in arrived:
+            arrived.update(map(fetch, done.next_batch()))
+        result = arrived.pop(key)
         return item, _result(result) if isinstance(result, Future) else result
 
     try:
         for item in items:
             done.add(future := client.submit(function, item, pure=False))
             waiting.append((future.key, item))
-            del future  # a worker keeps what somebody here still asks for, and would compute it again
-            if len(waiting) >= _AHEAD * max(sum(client.nthreads().values()), 1):
-                yield first()
+            del future  # while a future is referenced, the workers keep its result, and compute a lost one again
+            if len(waiting) >= _TASKS_PER_THREAD * max(sum(client.nthreads().values()), 1):
+                yield take_first()
         while waiting:
-            yield first()
+            yield take_first()
     except (CancelledError, CommClosedError) as error:
         raise RuntimeError(f"the scheduler at {client.scheduler.address} has gone") from error
 
 
-def each(client: Client, function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
-    """Call a function of each item as `in_order` does, for those who need every result.
+def map_all(client: Client, function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
+    """Call a function on each item as `map_in_order` does, but raise if the workers of one died.
 
     Raises:
-        WorkersDiedError: all workers that it was given to died.
+        WorkersDiedError: all workers that a task was given to died.
         RuntimeError: the scheduler has gone.
     """
-    for item, result in in_order(client, function, items):
+    for item, result in map_in_order(client, function, items):
         if isinstance(result, WorkersDiedError):
             raise result
         yield item, result
 
 
 def _result(future: Any) -> Any:
-    """Fetch what it gave, or say that its workers died."""
+    """Return the result of a future, or a `WorkersDiedError`."""
     from distributed import KilledWorker
 
     try:
         return future.result()
     except KilledWorker as error:
-        died = f"{error.allowed_failures + 1} workers died while they computed it, the last was at"
+        died = f"{error.allowed_failures + 1} workers died while computing this, the last one at"
         return WorkersDiedError(f"{died} {error.last_worker.address}; its log may say why")

@@ -215,7 +215,7 @@ def _selftest(args: argparse.Namespace) -> int:
 
             scheduler = connecting(cluster.connected(args.dask), args.dask, quiet=args.quiet)
             with scheduler as client, _progress(args.quiet) as reported:
-                table = tests.selftest(seeds, each=partial(cluster.each, client), **given, **reported)
+                table = tests.selftest(seeds, each=partial(cluster.map_all, client), **given, **reported)
     except ValueError as error:
         raise UsageError(str(error)) from error
     if args.json:

@@ -193,7 +193,7 @@ def outcomes(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Outcome
         yield lambda node: jobs[node]()
         return
     with cluster.connected(address) as client:
-        results = cluster.each(client, run_job, jobs.values())
+        results = cluster.map_all(client, run_job, jobs.values())
         names, done = iter(jobs), {}
 
         def get(node: str) -> Outcome:

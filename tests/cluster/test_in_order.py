@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from refdiff.cluster import connected, in_order
+from refdiff.cluster import connected, map_in_order
 
 from .conftest import wait_until
 
@@ -40,7 +40,7 @@ def test_what_is_finished_is_not_done_again_when_its_worker_dies(scheduler: str,
     log, go = tmp_path / "log", tmp_path / "go"
     log.touch()
     with ThreadPoolExecutor(1) as pool, connected(scheduler) as client:
-        answers = pool.submit(lambda: list(in_order(client, logging(log, go), range(ITEMS))))
+        answers = pool.submit(lambda: list(map_in_order(client, logging(log, go), range(ITEMS))))
         try:
             wait_until(lambda: log.read_text().count("\n") == ITEMS - 1)
             wait_until(lambda: client.run_on_scheduler(lambda dask_scheduler: len(dask_scheduler.tasks)) == 1)

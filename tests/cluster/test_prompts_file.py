@@ -107,6 +107,6 @@ def test_other_versions_are_refused(
     monkeypatch.setattr(Client, "wait_for_workers", lambda self, n, timeout: None)
     monkeypatch.setattr(Client, "get_versions", lambda self, packages: seen)
     assert main([*command, "--dask", scheduler]) == 1
-    assert "worker tcp://b:1 has refdiff not installed, and this is 0.2: install the same version there" in (
+    assert "worker tcp://b:1: got refdiff not installed, expected 0.2 as here; install the same version there" in (
         capsys.readouterr().err
     )

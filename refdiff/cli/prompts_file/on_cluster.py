@@ -77,7 +77,7 @@ def answering(
 
     def answers(batches: Iterable[list[Task]]) -> Iterator[tuple[list[Task], list[Result]]]:
         work = ((name, batch) for batch in batches)
-        for (_, batch), results in cluster.in_order(client, answer, work):
+        for (_, batch), results in cluster.map_in_order(client, answer, work):
             died = isinstance(results, cluster.WorkersDiedError)
             yield batch, [f"{task.prompt.where}: {results}" for task in batch] if died else results
 

@@ -56,7 +56,7 @@ def test_a_worker_loads_the_model_once_with_its_own_threads(
 
 def test_prompts_of_dead_workers_have_failed(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     died = module.cluster.WorkersDiedError("4 workers died")
-    monkeypatch.setattr(module.cluster, "in_order", lambda client, function, items: ((i, died) for i in items))
+    monkeypatch.setattr(module.cluster, "map_in_order", lambda client, function, items: ((i, died) for i in items))
     client = SimpleNamespace(register_plugin=lambda plugin, name: None, unregister_worker_plugin=lambda name: 1 / 0)
     with module.answering(client, arguments(Path("a/model"))) as answers:
         assert list(answers([BATCH])) == [(BATCH, ["in line 1: 4 workers died", "in line 2: 4 workers died"])]
