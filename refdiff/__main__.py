@@ -1,11 +1,11 @@
 """`python -m refdiff`, and the `refdiff` command."""
 
-import _signal as signal  # type: ignore[import-not-found]  # `signal` wraps it, and imports more meanwhile
+import _signal as signal  # type: ignore[import-not-found]  # `signal` wraps it, but imports more modules
 import sys
 
 
 def main() -> int:
-    """Run the command line; Ctrl-C ends the process without a word until the command has begun.
+    """Run the command line; until the command begins, Ctrl-C ends the process silently.
 
     A Ctrl-C before this, while Python itself starts, shows Python's traceback.
     """

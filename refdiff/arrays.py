@@ -1,8 +1,8 @@
 """Array namespaces and devices: the only file that asks which library an array belongs to.
 
 Everything above the layers is written against a namespace in the sense of the Python array API standard
-(https://data-apis.org/array-api): `xp.exp(x)` runs on NumPy, CuPy, torch or array-api-strict alike. Here is how
-to get that namespace from an array, where an array lives, and how to carry one to the host and back.
+(https://data-apis.org/array-api): `xp.exp(x)` runs on NumPy, CuPy, torch or array-api-strict alike. This module
+gets that namespace from an array, finds the device of an array, and copies arrays to the host and back.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from refdiff.browser import require
 
 Array = Any
-"""An array of any namespace. There is no common base class to name."""
+"""An array of any namespace; these have no common base class."""
 
 _NUMBERS = (bool, int, float, complex)
 
@@ -30,22 +30,22 @@ _NUMPY = (np.ndarray, np.generic)
 _NUMPY_NAMESPACE: Any = (
     np if hasattr(np, "__array_namespace_info__") else importlib.import_module("array_api_compat.numpy")
 )
-"""NumPy has been such a namespace itself since 2.1; Pyodide 0.27 has an older one."""
+"""NumPy itself, which follows the standard since 2.1; for an older one, as in Pyodide 0.27, its wrapper."""
 
 _CUDA_LIBRARY = re.compile(
     r"nvrtc|nvjitlink|cudart|cublas|cufft|curand|cusolver|cusparse|cuda_path|cuda headers", re.IGNORECASE
 )
-"""What CuPy names where CUDA's own libraries or headers are not found; libcuda is the driver's, and not among them."""
+"""Matches CuPy's errors about missing CUDA libraries or headers, but not libcuda, which belongs to the driver."""
 
 
 @dataclass(frozen=True)
 class Deferred:
-    """An array that is made when `to_numpy` asks for it, each time anew: of a model too large to be in memory at once.
+    """An array that each call of `to_numpy` reads again, for models too large for memory.
 
     Attributes:
-        shape: what `read` gives.
-        dtype: what `read` gives.
-        read: makes the array.
+        shape: the shape of the array.
+        dtype: the dtype of the array.
+        read: returns the array.
     """
 
     shape: tuple[int, ...]
@@ -54,7 +54,7 @@ class Deferred:
 
 
 def namespace(*arrays: Array) -> Any:
-    """Return the array-API namespace that all the given arrays share; `None` among them is passed over.
+    """Return the array-API namespace that all the given arrays share; `None` is ignored.
 
     Raises:
         TypeError: there is no array among them, or they come from different libraries.
@@ -69,10 +69,10 @@ def namespace(*arrays: Array) -> Any:
 
 
 def _all_numpy(arrays: tuple[Array, ...]) -> bool:
-    """Whether there are NumPy arrays, and beside them nothing but numbers and `None`.
+    """Whether there are NumPy arrays, and otherwise only numbers and `None`.
 
-    They share NumPy itself: array_api_compat's wrapping of it imports all that NumPy has, its compiler of Fortran too,
-    which takes longer than everything else that a command imports.
+    Their namespace is NumPy itself. array_api_compat's wrapper would import every module of NumPy, even f2py, which
+    takes longer than all other imports of a command.
     """
     others = [a for a in arrays if a is not None and type(a) not in _NUMBERS]
     return bool(others) and all(isinstance(a, _NUMPY) for a in others)
@@ -84,9 +84,9 @@ def device(x: Array) -> Any:
 
 
 def to_numpy(x: Array) -> np.ndarray[Any, Any]:
-    """Bring `x` to the host as a NumPy array; a NumPy array comes back as it is, without a copy.
+    """Copy `x` to the host as a NumPy array; return a NumPy array as it is, without a copy.
 
-    A `Deferred` one is made for this call and not kept.
+    A `Deferred` array is read for this call and not kept.
     """
     if isinstance(x, _NUMPY):
         return np.asarray(x)
@@ -102,9 +102,9 @@ def to_numpy(x: Array) -> np.ndarray[Any, Any]:
 
 
 def take(x: Array, indices: Array) -> Array:
-    """Return `xp.take(x, indices, axis=0)` for indices of any type: of at most a pointer's size, NumPy asks for.
+    """Return `xp.take(x, indices, axis=0)` for indices of any integer type.
 
-    A pointer has 32 bits in a browser, and token ids have 64.
+    NumPy accepts only indices of at most a pointer's size. That is 32 bits in a browser, but token ids have 64.
     """
     xp = namespace(x, indices)
     if isinstance(indices, _NUMPY):
@@ -113,7 +113,7 @@ def take(x: Array, indices: Array) -> Array:
 
 
 def bfloat16() -> np.dtype[Any]:
-    """Return NumPy's type for bfloat16, which the package ml_dtypes adds to it.
+    """Return NumPy's dtype for bfloat16, which the package ml_dtypes registers.
 
     Raises:
         ImportError: ml_dtypes is not installed.
@@ -123,14 +123,14 @@ def bfloat16() -> np.dtype[Any]:
 
 
 def floats(x: Any) -> np.ndarray[Any, Any]:
-    """Bring an array of any library, or numbers or arrays in lists, to the host as float64."""
+    """Copy an array of any library, or lists of arrays or numbers, to the host as float64."""
     if isinstance(x, list | tuple):
         return np.asarray([floats(one) for one in x], dtype=np.float64)
     return np.asarray(to_numpy(x) if array_api_compat.is_array_api_obj(x) else x, dtype=np.float64)
 
 
 def from_numpy(x: np.ndarray[Any, Any], xp: Any, device: Any = None) -> Array:
-    """Put a NumPy array on `device` as an array of namespace `xp`; for NumPy itself it comes back as it is."""
+    """Put a NumPy array on `device` as an array of namespace `xp`; if that is NumPy, return it as it is."""
     if array_api_compat.is_numpy_namespace(xp):
         return x
     return xp.asarray(x, device=device)
@@ -153,12 +153,12 @@ def backend(name: str | ModuleType) -> Any:
     if name == "numpy":
         return _NUMPY_NAMESPACE
     try:
-        with warnings.catch_warnings():  # they do not matter where CuPy works; where it does not, the error follows
+        with warnings.catch_warnings():  # if CuPy works, they do not matter; if not, an error follows
             warnings.simplefilter("ignore")
             cupy = importlib.import_module("cupy")
             works = float(cupy.sum(cupy.ones(3))) == 3.0
     except Exception as error:
-        cause = error.__cause__ or error  # of an import that fails CuPy gives advice, between lines of signs
+        cause = error.__cause__ or error  # CuPy frames its advice on a failed import by lines of signs
         lines = [line.strip() for line in str(cause).splitlines() if any(c.isalpha() for c in line)]
         reason = f"{type(cause).__name__}: {lines[0] if lines else cause}"
         advice = f'on a machine with a CUDA device, pip install "{_cupy_package()}[ctk]>=13.3"'
@@ -171,7 +171,7 @@ def backend(name: str | ModuleType) -> Any:
 
 
 def check_device(xp: Any, device: Any) -> None:
-    """Raise where NumPy, whose arrays are in the host's memory, is to use another device.
+    """Raise if another device than the CPU is given for NumPy, whose arrays are in the host's memory.
 
     Raises:
         ValueError: `xp` is NumPy, and `device` is neither None nor "cpu".
@@ -181,7 +181,7 @@ def check_device(xp: Any, device: Any) -> None:
 
 
 def _cupy_package() -> str:
-    """Name the CuPy that is installed for CUDA 12 or 13: beside the other one it would not work."""
+    """Return the CuPy package to advise: the one for CUDA 13 if it is installed, since both together do not work."""
     from importlib.metadata import distributions
 
     return "cupy-cuda13x" if any(True for _ in distributions(name="cupy-cuda13x")) else "cupy-cuda12x"

@@ -1,4 +1,4 @@
-"""What a browser has not: Python runs there as WebAssembly (Pyodide), without threads, processes and some packages."""
+"""Checks for a browser, in which Python is WebAssembly (Pyodide), without threads, processes and some packages."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import sys
 from typing import Any
 
 IN_BROWSER = sys.platform == "emscripten"
-"""Whether this Python is Pyodide: in a browser, or in Node."""
+"""Whether this Python is Pyodide, which runs in a browser or in Node."""
 
 
 def require(package: str, what: str) -> Any:
-    """Import a package that not every machine has.
+    """Import an optional package.
 
     Raises:
-        ImportError: it is not here; the message says that `what` needs it, and the fix.
+        ImportError: it cannot be imported; the message says that `what` needs it, and the fix.
     """
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        fix = "use Python outside of a browser, for no browser has it" if IN_BROWSER else f"pip install {package}"
+        fix = "use Python outside of a browser, where it is available" if IN_BROWSER else f"pip install {package}"
         raise ImportError(
-            f"{what} needs the package {package}, which is not here ({error}): {fix}", name=package
+            f"{what} needs the package {package}, which cannot be imported ({error}): {fix}", name=package
         ) from None
 
 

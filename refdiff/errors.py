@@ -1,4 +1,4 @@
-"""The one error that is refdiff's own; everything else is a built-in exception."""
+"""The error of a checkpoint that cannot be used."""
 
 from refdiff.messages import printable
 

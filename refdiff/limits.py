@@ -1,9 +1,9 @@
-"""The ranges of numbers that `generate`, the command line and files of prompts take alike."""
+"""The ranges of options, for `generate`, the command line and prompt files alike."""
 
 LARGEST = 2**31 - 1
-"""The largest count or token id: more fits no array of ids, and no time."""
+"""The largest accepted count or token id."""
 SMALLEST_DIVISOR = 1e-6
-"""The smallest number that scores are divided by: a much smaller one makes them infinite."""
+"""The smallest accepted divisor of scores; much smaller ones make the scores infinite."""
 
 OPTIONS: dict[str, tuple[float, float]] = {
     "max_new_tokens": (1, LARGEST),
@@ -15,4 +15,4 @@ OPTIONS: dict[str, tuple[float, float]] = {
     "no_repeat_ngram_size": (0, LARGEST),
     "num_beams": (1, 1000),
 }
-"""The least and the most of an option of `generate`; a temperature may be 0 too, which is greedy."""
+"""The smallest and the largest value of each option. A temperature of 0 is accepted too and means greedy decoding."""

@@ -1,4 +1,4 @@
-"""Memory: what the machine has, what of it is free, and what this process has held."""
+"""The memory of the machine, its free part, and the peak of this process."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def physical_memory(groups: Path = _GROUPS) -> int:
 
 
 def available_memory(info: Path = Path("/proc/meminfo"), groups: Path = _GROUPS) -> int | None:
-    """Return the bytes of memory that this process may still use, swap included; None where Linux has none."""
+    """Return the bytes of memory that this process may still use, swap included; None if they are unknown."""
     free = _bytes_of(info, "MemAvailable:", "SwapFree:")
     found = [*([sum(free)] if free else []), *(max(limit - used, 0) for limit, used in _container(groups))]
     return min(found, default=None)
 
 
 def _container(groups: Path) -> list[tuple[int, int]]:
-    """Return the bytes that a container may use and uses; nothing where there is no limit.
+    """Return (limit, used) in bytes for each memory limit of the container.
 
     Cached files that were not read lately do not count as used: the system drops them before it runs out of memory.
     """
     found = []
-    for folder, limit, usage in (  # of version 2 of cgroups, and of version 1
+    for folder, limit, usage in (  # cgroups version 2, then version 1
         (groups, "memory.max", "memory.current"),
         (groups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
@@ -43,9 +43,9 @@ def _container(groups: Path) -> list[tuple[int, int]]:
 
 
 def peak_memory() -> int | None:
-    """Return the most memory that this process has held, in bytes, or None where the system does not report it."""
+    """Return the peak memory of this process in bytes; None if the system does not report it."""
     if peak := _bytes_of(Path("/proc/self/status"), "VmHWM:"):
-        return peak[0]  # getrusage's is inherited from the process that started this one
+        return peak[0]  # getrusage would include the peak of the parent process
     try:
         from resource import RUSAGE_SELF, getrusage
     except ImportError:  # Windows
@@ -54,13 +54,13 @@ def peak_memory() -> int | None:
 
 
 def _number(file: Path) -> int | None:
-    """Return the number that a file holds; None where there is no such file, or a word in it."""
+    """Return the number that a file holds; None if there is no such file, or it has a word such as max."""
     text = file.read_text(encoding="ascii").strip() if file.exists() else ""
     return int(text) if text.isdecimal() else None
 
 
 def _bytes_of(file: Path, *names: str) -> list[int]:
-    """Return the bytes of each line with one of these names; nothing where there is no such file.
+    """Return the bytes of each line with one of these names; an empty list if there is no such file.
 
     A line is `name: … kB`, or `name …` in bytes.
     """

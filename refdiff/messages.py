@@ -1,4 +1,4 @@
-"""How values, names and whole messages are shown: short, and unable to drive a terminal."""
+"""Format values, names and messages for display: short, and without characters that control a terminal."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep  # noqa: PTH100, PTH120, pathlib is not loaded with this
 
 MAX_MESSAGE = 2000
-"""Characters of the longest message."""
+"""The most characters of a message."""
 
 
 NATIVE_CALLS: ContextVar[Callable[[], AbstractContextManager[None]]] = ContextVar("NATIVE_CALLS", default=nullcontext)
-"""What each call into the tokenizers library runs in: commands keep there what a panic prints off standard error."""
+"""A context manager around each call into the tokenizers library; commands use it to hide what a panic prints."""
 
 
 def printable(text: object, limit: int = MAX_MESSAGE) -> str:
-    """Return `text` with every character that a terminal could obey escaped, and its middle cut out beyond `limit`.
+    """Return `text` with control characters escaped, and its middle cut out if it exceeds `limit` characters.
 
-    Escaped are control characters, bidirectional marks, half surrogate pairs and unassigned characters; letters of any
+    Also escaped are bidirectional marks, half surrogate pairs and unassigned characters; letters of any
     script, spaces, line breaks and tabs stay.
     """
     shown = _cut(str(text), limit)
@@ -33,7 +33,7 @@ def printable(text: object, limit: int = MAX_MESSAGE) -> str:
 
 
 def list_problems(problems: Sequence[str], limit: int = 20) -> str:
-    """One problem as it is, or several with a line each: the first `limit`, or fewer where they exceed a message."""
+    """Return one problem as it is, or several as lines: at most `limit`, and no more than fit into a message."""
     if len(problems) == 1:
         return problems[0]
     capacity, length = 3 * MAX_MESSAGE // 4, 0  # the rest is for the name of the file
@@ -60,18 +60,18 @@ def did_you_mean(
     most: int = 1,
     cutoff: float = 0.6,
 ) -> str:
-    """Ask, after `before`, whether one of the known names that `name` is most like was meant; `otherwise` if none is.
+    """Return `before` and a question that suggests the known names closest to `name`; `otherwise` if none is close.
 
-    `most` is how many are named, and `cutoff` how like they are at least, as `difflib.get_close_matches` has it.
+    At most `most` names are suggested, of a similarity of at least `cutoff`, as in `difflib.get_close_matches`.
     """
-    import difflib  # which takes a millisecond, and errors alone need it
+    import difflib  # only errors need it, and it takes a millisecond
 
     near = difflib.get_close_matches(str(name), list(known), most, cutoff)
     return f"{before}did you mean {', '.join(map(show, near))}?" if near else otherwise
 
 
 def warn(message: str) -> None:
-    """Warn at the line that called this package, however deep in it the reason lies."""
+    """Warn with the location of the line that called this package, however deep the call stack is."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame, level = frame.f_back, level + 1
@@ -109,7 +109,7 @@ def json_type(value: Any) -> str:
 
 
 def json_problem(error: Exception) -> str:
-    """Say why a text is not JSON, without what Python advises a programmer to do."""
+    """Say why a text is not JSON, without Python's advice to programmers."""
     if isinstance(error, RecursionError):
         return "nested too deeply"
     return "an integer of more than 4,300 digits" if "set_int_max_str_digits" in str(error) else str(error)

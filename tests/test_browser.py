@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
-    ("inside", "fix"), [(False, "pip install no_such_package"), (True, "use Python outside of a browser, for no")]
+    ("inside", "fix"), [(False, "pip install no_such_package"), (True, "use Python outside of a browser, where")]
 )
 def test_a_package_that_is_missing_is_named_with_the_fix(
     monkeypatch: pytest.MonkeyPatch, inside: bool, fix: str
@@ -32,7 +32,9 @@ def test_a_package_that_is_missing_is_named_with_the_fix(
     monkeypatch.setattr(browser, "IN_BROWSER", inside)
     with pytest.raises(ImportError) as raised:
         browser.require("no_such_package", "this test")
-    begin = "this test needs the package no_such_package, which is not here (No module named 'no_such_package'): "
+    begin = (
+        "this test needs the package no_such_package, which cannot be imported (No module named 'no_such_package'): "
+    )
     assert str(raised.value).startswith(begin + fix)
     assert raised.value.name == "no_such_package"
 

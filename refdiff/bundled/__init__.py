@@ -1,6 +1,6 @@
-"""The small model that refdiff trained itself: what the first command uses, with no network.
+"""The bundled model: a small checkpoint, trained by refdiff, that needs no network.
 
-Its card, README.md beside this file, says on what it was trained, by which command, and how well it does.
+Its model card is README.md beside this file: training text, command and validation loss.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 NAME = "bundled"
-"""What stands for it wherever a folder or a hub repo is named."""
+"""The name that is accepted for it in place of a folder or a hub repo."""
 
 FOLDER = Path(__file__).parent
-"""A checkpoint like any other: `DiffLlamaForCausalLM.from_pretrained(FOLDER)`."""
+"""The folder of its checkpoint: `DiffLlamaForCausalLM.from_pretrained(FOLDER)`."""

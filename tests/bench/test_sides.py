@@ -69,7 +69,8 @@ def test_what_is_missing_is_said_in_one_sentence(
     for missing in needed:
         for name in needed:
             monkeypatch.setitem(sys.modules, name, None if name == missing else sys)
-        said = rf"^--against {needed[1]} needs the package {missing}, which is not here \(.+\): pip install {missing}$"
+        problem = rf"needs the package {missing}, which cannot be imported \(.+\)"
+        said = rf"^--against {needed[1]} {problem}: pip install {missing}$"
         with pytest.raises(ImportError, match=said):
             side(Settings()).prepare()
 
