@@ -1,8 +1,9 @@
-"""Speed and memory, measured beside other libraries in pairs.
+"""Speed and memory of refdiff and other libraries, measured in pairs.
 
-`rows.py` has a record for each kind of row and `measurements.py` how it is measured, out of a few steps that each
-library does in its own way (`side.py`; `refdiff_side.py`, `peers.py`). `runner.py` has one library's process
-(`processes.py`) measure, then the other's, then the first's again: a change of the machine's load reaches both, and
-only the ratio of two neighbours counts. The machine's own limits are measured in the same way, before and after each
-pair (`ceilings.py`). `report.py` evaluates the answers.
+- `rows.py` lists the kinds of row, and `measurements.py` has the procedure for each.
+- `side.py` declares the steps of a procedure that every library implements: `refdiff_side.py` and `peers.py`.
+- `runner.py` starts a process for each library (`processes.py`) and lets them take turns. Only the ratio of two
+  consecutive measurements counts, because a change of the machine's load affects both.
+- `ceilings.py` measures the limits of the machine before and after each pair.
+- `report.py` evaluates the answers.
 """

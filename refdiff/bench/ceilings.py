@@ -1,8 +1,8 @@
-"""The limits of this machine, with which times are compared.
+"""The limits of this machine, to which measured rates are compared.
 
-`gemv` is what NumPy's BLAS reaches, by which shares are given. It is not the most that a processor reads: rows that
-Python's threads multiply one by one may come faster. So `read` is a sum of whole numbers on these threads, which does
-little but read; no side can be above the better of the two, and one that is was not measured as it is.
+`gemv` is the rate of matrix-vector products in NumPy's BLAS, and shares are relative to it. A processor can read
+faster: Python threads that each multiply single rows sometimes do. So `read` also measures a sum of integers on these
+threads, which takes little more than reading. A side above both rates was measured wrongly.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from refdiff.backends.numpy.thread_pool import Workers
-from refdiff.bench.measurements import CACHES, READY
+from refdiff.bench.measurements import READY, WORKING_SET
 from refdiff.bench.side import SIXTEEN_BITS, Answer, Side
 
 if TYPE_CHECKING:
     from refdiff.bench.rows import Row
 
-ON_A_DEVICE = 30
-"""Of so many passes the fastest counts on a device, which takes a while to reach its clock."""
+DEVICE_REPEATS = 30
+"""Number of runs on a device, of which the fastest counts, since a device takes a while to reach its full clock."""
 
 
 class Ceilings(Side):
-    """NumPy's BLAS on all its threads, or a CUDA device, on operands of the best shape."""
+    """The highest rate of NumPy's BLAS on all its threads, or of a CUDA device, for operands of a favourable shape."""
 
-    def measuring(self, row: Row) -> Iterator[Answer]:
-        """Measure the ceiling of a row: its `kind`, its `rate`, and beside `gemv` also `read`."""
+    def measure(self, row: Row) -> Iterator[Answer]:
+        """Yield `READY`, then per measurement the `kind` of the row's ceiling, its `rate` and, for gemv, `read`."""
         name = row.kind.ceiling
         if self.settings.backend == "cupy":
             name = {"gemv": "copy", "sgemm": "matmul"}[name]
-        measure: Callable[[], Answer] = getattr(self, name)()
+        measure_rate: Callable[[], Answer] = getattr(self, name)()
         yield READY
         while True:
-            yield {"kind": name, **measure()}
+            yield {"kind": name, **measure_rate()}
 
-    def gemv(self, rows: int = CACHES // 4 // 8192, columns: int = 8192) -> Callable[[], Answer]:
-        """Bytes of a weight that matrix-vector products read in a second, and that a sum of it does."""
+    def gemv(self, rows: int = WORKING_SET // 4 // 8192, columns: int = 8192) -> Callable[[], Answer]:
+        """Measure in bytes per second how fast matrix-vector products and a sum read a weight."""
         matrix, vector = np.full((rows, columns), 0.5, np.float32), np.ones(columns, np.float32)
         product, numbers = np.empty(rows, np.float32), matrix.view(np.uint64)
         workers = Workers(self.settings.threads)
@@ -46,31 +46,34 @@ class Ceilings(Side):
         def read() -> None:
             workers.split(rows, lambda start, stop: np.add.reduce(numbers[start:stop], axis=None))
 
-        def measure() -> Answer:
-            gemv = self._sustained(lambda: np.matmul(matrix, vector, out=product))
-            time.sleep(self.settings.rest)
+        def measure_rate() -> Answer:
+            gemv = self._mean_seconds(lambda: np.matmul(matrix, vector, out=product))
+            time.sleep(self.settings.pause)
             with workers.running():
-                return {"rate": matrix.nbytes / gemv, "read": matrix.nbytes / self._sustained(read)}
+                return {"rate": matrix.nbytes / gemv, "read": matrix.nbytes / self._mean_seconds(read)}
 
-        return measure
+        return measure_rate
 
     def sgemm(self, size: int = 2048) -> Callable[[], Answer]:
-        """Multiplications and additions that large products do in a second."""
+        """Measure large matrix products, in multiplications and additions per second."""
         square = np.random.default_rng(0).standard_normal((size, size), np.float32)
         result = np.empty_like(square)
-        return lambda: {"rate": 2 * size**3 / self._sustained(lambda: np.matmul(square, square, out=result))}
+        return lambda: {"rate": 2 * size**3 / self._mean_seconds(lambda: np.matmul(square, square, out=result))}
 
-    def copy(self, size: int = CACHES, times: int = 4) -> Callable[[], Answer]:
-        """Bytes that copies within the device read and write in a second, `times` copies with one start and one end."""
+    def copy(self, size: int = WORKING_SET, times: int = 4) -> Callable[[], Answer]:
+        """Measure in bytes per second how fast the device reads and writes, over `times` copies in one timing."""
         import cupy
 
         source, target = cupy.zeros(size, dtype=np.uint8), cupy.empty(size, dtype=np.uint8)
-        return lambda: {
-            "rate": 2 * size * times / self._fastest(lambda: [cupy.copyto(target, source) for _ in range(times)])
-        }
+
+        def copy() -> None:
+            for _ in range(times):
+                cupy.copyto(target, source)
+
+        return lambda: {"rate": 2 * size * times / self._fastest_seconds(copy)}
 
     def matmul(self, size: int = 8192) -> Callable[[], Answer]:
-        """Multiplications and additions that the device does in a second, as the model multiplies its matrices."""
+        """Measure the device's matrix products as the model calls them, in multiplications and additions per second."""
         import cupy
         import ml_dtypes
 
@@ -80,12 +83,12 @@ class Ceilings(Side):
         kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
         a, b = (cupy.random.standard_normal((size, size), dtype=np.float32).astype(kind) for _ in range(2))
         multiply = Device().product if dtype in SIXTEEN_BITS else cupy.matmul
-        return lambda: {"rate": 2 * size**3 / self._fastest(lambda: multiply(a, b))}
+        return lambda: {"rate": 2 * size**3 / self._fastest_seconds(lambda: multiply(a, b))}
 
-    def _sustained(self, work: Callable[[], Any]) -> float:
-        """Seconds that the work takes, after one time that wakes the threads and is not counted."""
+    def _mean_seconds(self, work: Callable[[], Any]) -> float:
+        """Return the mean seconds of a call. A first call, which wakes the threads, does not count."""
         work()
-        return self.repeated(work, self.settings.least)[0]
+        return self.time_repeated(work, self.settings.min_seconds)[0]
 
-    def _fastest(self, work: Callable[[], Any]) -> float:
-        return min(self.timed(work)[0] for _ in range(ON_A_DEVICE))
+    def _fastest_seconds(self, work: Callable[[], Any]) -> float:
+        return min(self.time_call(work)[0] for _ in range(DEVICE_REPEATS))

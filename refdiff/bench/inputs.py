@@ -1,4 +1,4 @@
-"""Token ids that every side reads: random ones, and texts that repeat their prompt, for prompt lookup."""
+"""Token ids for all sides: random ids, and prompts with continuations that repeat them, for prompt lookup."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Ids = NDArray[np.int64]
 
 PATTERN = 16
-"""Tokens that the text of prompt lookup says over and over."""
+"""Number of tokens in the pattern that the rows `lookup` repeat."""
 
 PROGRAM = '''
 def sift_down(heap, start, end):
@@ -41,45 +41,48 @@ def largest(numbers, count):
     """The largest numbers, the largest first."""
     return heap_sort(list(numbers))[-count:][::-1]
 '''
-RENAMED = {"sift_down": "sink", "start": "first", "end": "stop", "root": "parent"}
-"""The edit of prompt lookup: this program with these names changed."""
+RENAMES = {"sift_down": "sink", "start": "first", "end": "stop", "root": "parent"}
+"""The names that the rows `edit` change in this program."""
 
 
 def random_ids(batch: int, tokens: int, vocab_size: int) -> Ids:
-    """Draw token ids, the same on every side."""
+    """Return random token ids, seeded by their shape: every side gets the same."""
     return np.random.default_rng(batch * 1_000_003 + tokens).integers(0, vocab_size, (batch, tokens))
 
 
-def repetition(size: int, new: int, vocab_size: int) -> tuple[Ids, Ids]:
-    """Draw a prompt (1, size) of a few tokens over and over, then one of another kind; and its continuation (new,)."""
+def repeated_pattern(size: int, new: int, vocab_size: int) -> tuple[Ids, Ids]:
+    """Return a prompt (1, size), a repeated pattern and a token not in it, and the repeated pattern again, (new,)."""
     different = min(PATTERN, vocab_size - 1, size - 1)
     *pattern, other = np.random.default_rng(size).choice(vocab_size, different + 1, replace=False)
     return np.append(np.resize(pattern, size - 1), other)[None], np.resize(pattern, new)
 
 
-def edited(size: int, new: int, vocab_size: int) -> tuple[Ids, Ids]:
-    """Give a prompt (1, size), the words of a program and then one that is not among them; and an edit of it, (new,).
+def edited_program(size: int, new: int, vocab_size: int) -> tuple[Ids, Ids]:
+    """Return a program as prompt (1, size), followed by a token not in it, and the program with names changed, (new,).
 
-    Words are what a tokenizer would take for one: a name with the space before it, other space, a sign.
+    A token is a name with the space before it, other white space, or a punctuation character.
     """
-    changed = re.sub(r"\w+", lambda name: RENAMED.get(name[0], name[0]), PROGRAM)
+    changed = re.sub(r"\w+", lambda name: RENAMES.get(name[0], name[0]), PROGRAM)
     before, after = (re.findall(r" ?\w+|\s+|[^\w\s]", text) for text in (PROGRAM, changed))
     words = dict.fromkeys((*before, *after))
     *tokens, other = np.random.default_rng(size).choice(vocab_size, min(len(words) + 1, vocab_size), replace=False)
     known = dict(zip(words, itertools.cycle(tokens), strict=False))
-    prompt, text = (np.array([known[word] for word in said]) for said in (before, after))
-    return np.append(np.resize(prompt, size - 1), other)[None], np.resize(text, new)
+    prompt, continuation = (np.array([known[word] for word in text]) for text in (before, after))
+    return np.append(np.resize(prompt, size - 1), other)[None], np.resize(continuation, new)
 
 
-def forcing(prompt: Ids, text: Ids) -> dict[tuple[int, ...], float]:
-    """Make the `sequence_bias` under which `text` follows the prompt: before each token as few as settle it."""
-    said = [int(token) for token in (*prompt, *text)]
-    places = range(len(prompt), len(said))
+def forcing_bias(prompt: Ids, text: Ids) -> dict[tuple[int, ...], float]:
+    """Return the `sequence_bias` that makes a model generate `text` after the prompt.
+
+    Each sequence has the shortest context that determines its last token.
+    """
+    tokens = [int(token) for token in (*prompt, *text)]
+    positions = range(len(prompt), len(tokens))
     bias = {}
-    for place in places:
-        for length in range(1, place + 1):
-            before = said[place - length : place]
-            if len({said[p] for p in places if said[p - length : p] == before}) == 1:
+    for position in positions:
+        for length in range(1, position + 1):
+            before = tokens[position - length : position]
+            if len({tokens[p] for p in positions if tokens[p - length : p] == before}) == 1:
                 break
-        bias[*before, said[place]] = 1e4  # more than logits are apart
+        bias[*before, tokens[position]] = 1e4  # above any difference between logits
     return bias

@@ -1,4 +1,4 @@
-"""The other libraries as they are measured: NumPy and ONNX Runtime multiply; transformers, on torch, has the model."""
+"""The other libraries: NumPy and ONNX Runtime for matrix products, transformers with torch for everything."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from refdiff.browser import require
 
 
 class NumpySide(Side):
-    """`x @ weight.T` on the threads of NumPy's BLAS, which has GEMV for one token and GEMM for more."""
+    """`x @ weight.T` in NumPy's BLAS: GEMV for one token, GEMM for more."""
 
-    def hold(self, weights: list[FloatArray], x: FloatArray) -> Callable[[], Any]:
-        """Multiply into the same array again and again, as ONNX Runtime does."""
+    def bind_weights(self, weights: list[FloatArray], x: FloatArray) -> Callable[[], Any]:
+        """Return a function that multiplies into one preallocated array, as ONNX Runtime does."""
         out = np.empty((len(x), len(weights[0])), np.float32)
 
         def multiply() -> FloatArray:
@@ -28,30 +28,30 @@ class NumpySide(Side):
 
 
 class OnnxRuntimeSide(Side):
-    """MatMul on the CPU."""
+    """ONNX Runtime's MatMul on the CPU."""
 
     def prepare(self) -> None:
         self._onnx, self._runtime = (require(name, "--against onnxruntime") for name in ("onnx", "onnxruntime"))
 
-    def hold(self, weights: list[FloatArray], x: FloatArray) -> Callable[[], Any]:
-        """Make one session, which has its threads once, of a node for each weight; what it reads and writes is bound.
+    def bind_weights(self, weights: list[FloatArray], x: FloatArray) -> Callable[[], Any]:
+        """Return a function that runs one session with a MatMul node for each weight and bound input and outputs.
 
-        A session for each weight would have threads for each, and those of the last one spin while the next one works.
+        With a session for each weight, the threads of the previous session would spin while the next one works.
         """
         ort, tokens, (outputs, inputs) = self._runtime, len(x), weights[0].shape
         results = [np.empty((tokens, outputs), np.float32) for _ in weights]
         names = [f"w{i}" for i in range(len(weights))]
-        self._given = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(weight.T)) for weight in weights]
-        held = ", ".join(f'float[{inputs}, {outputs}] {name} = ["location": "memory"]' for name in names)  # not copied
-        given = ", ".join(f"float[{tokens}, {outputs}] x{name}" for name in names)
+        self._weights = [ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(weight.T)) for weight in weights]
+        initializers = ", ".join(f'float[{inputs}, {outputs}] {name} = ["location": "memory"]' for name in names)
+        products = ", ".join(f"float[{tokens}, {outputs}] x{name}" for name in names)
         nodes = " ".join(f"x{name} = MatMul(x, {name})" for name in names)
         model = self._onnx.parser.parse_model(
             f'<ir_version: 8, opset_import: ["": 17]> '
-            f"products (float[{tokens}, {inputs}] x) => ({given}) <{held}> {{ {nodes} }}"
+            f"products (float[{tokens}, {inputs}] x) => ({products}) <{initializers}> {{ {nodes} }}"
         )
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = self.settings.threads, 1
-        options.add_external_initializers(names, self._given)
+        options.add_external_initializers(names, self._weights)
         session = ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
         binding = session.io_binding()
         binding.bind_cpu_input("x", x)
@@ -60,26 +60,26 @@ class OnnxRuntimeSide(Side):
 
         def multiply() -> FloatArray:
             session.run_with_iobinding(binding)
-            return results[-1]  # the binding has addresses alone, so all are kept here
+            return results[-1]  # `results` must stay alive: the binding has only their addresses
 
         return multiply
 
 
-WHAT_ONE_WOULD_WRITE = """
+SCRIPT = """
 import sys
 from transformers import AutoModelForCausalLM, AutoTokenizer
 folder, prompt, dtype, device = sys.argv[1:]
 tokenizer = AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
-given = tokenizer(prompt, return_tensors="pt").to(device)
-made = model.generate(**given, do_sample=False, max_new_tokens=1)
-print(tokenizer.decode(made[0, given["input_ids"].shape[1]:], skip_special_tokens=True), flush=True)
+inputs = tokenizer(prompt, return_tensors="pt").to(device)
+tokens = model.generate(**inputs, do_sample=False, max_new_tokens=1)
+print(tokenizer.decode(tokens[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True), flush=True)
 """
-"""A script that shows the first token after a prompt."""
+"""A script that prints the first token after a prompt, as a user would write it."""
 
 
 class TransformersSide(Side):
-    """A `transformers.DiffLlamaForCausalLM`; products by `torch.nn.functional.linear`."""
+    """`transformers.DiffLlamaForCausalLM`, and `torch.nn.functional.linear` for products."""
 
     def prepare(self) -> None:
         torch, transformers = (require(name, "--against transformers") for name in ("torch", "transformers"))
@@ -94,54 +94,54 @@ class TransformersSide(Side):
             self.use_device(torch.cuda.synchronize, torch.cuda.mem_get_info)
         torch.set_num_threads(self.settings.threads)
         transformers.logging.set_verbosity_error()
-        self._class = transformers.DiffLlamaForCausalLM  # imported when it is named: not while loading is timed
+        self._class = transformers.DiffLlamaForCausalLM  # transformers imports it here, not while loading is timed
 
     def command(self, prompt: str) -> list[str]:
-        return ["-c", WHAT_ONE_WOULD_WRITE, self.folder, prompt, self.settings.dtype, self._device]
+        return ["-c", SCRIPT, self.folder, prompt, self.settings.dtype, self._device]
 
     def open(self, folder: str) -> None:
-        self._model: Any = self._loaded(folder).eval()
+        self._model: Any = self._load(folder).eval()
         self._model.generation_config.eos_token_id = None
         self.itemsize = int(self._model.dtype.itemsize)
 
-    def _loaded(self, folder: str) -> Any:
+    def _load(self, folder: str) -> Any:
         return self._class.from_pretrained(
             folder, dtype=getattr(self._torch, self.settings.dtype), attn_implementation="sdpa", local_files_only=True
         ).to(self._device)
 
     def generate(self, ids: Ids, streamer: Any, **options: Any) -> Ids:
-        given = self._torch.from_numpy(ids).to(self._device)
-        mask = self._torch.ones_like(given)
-        made = self._model.generate(given, attention_mask=mask, streamer=streamer, **options)
-        return np.asarray(made[:, ids.shape[1] :].cpu().numpy())
+        input_ids = self._torch.from_numpy(ids).to(self._device)
+        mask = self._torch.ones_like(input_ids)
+        tokens = self._model.generate(input_ids, attention_mask=mask, streamer=streamer, **options)
+        return np.asarray(tokens[:, ids.shape[1] :].cpu().numpy())
 
-    def hold(self, weights: list[FloatArray], x: FloatArray) -> Callable[[], Any]:
+    def bind_weights(self, weights: list[FloatArray], x: FloatArray) -> Callable[[], Any]:
         torch = self._torch
-        given, *held = map(torch.from_numpy, (x, *weights))
+        x_tensor, *tensors = map(torch.from_numpy, (x, *weights))
 
         def multiply() -> Any:
             with torch.inference_mode():
-                for weight in held:
-                    result = torch.nn.functional.linear(given, weight)
+                for weight in tensors:
+                    result = torch.nn.functional.linear(x_tensor, weight)
                 return result.numpy()
 
         return multiply
 
     def trainer(self, folder: str, ids: Ids) -> Callable[[], float]:
-        """Make a step with `torch.optim.AdamW`, its numbers and which parameters decay being refdiff's."""
-        model = self._loaded(folder).train()
+        """Return a step with `torch.optim.AdamW`, with refdiff's hyperparameters and groups for weight decay."""
+        model = self._load(folder).train()
         groups = [
             {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.1},
             {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
         ]
         optimizer = self._torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-8)
-        given = self._torch.from_numpy(ids).to(self._device)
+        input_ids = self._torch.from_numpy(ids).to(self._device)
 
-        def one_step() -> float:
+        def step() -> float:
             optimizer.zero_grad(set_to_none=True)
-            loss = model(input_ids=given, labels=given, use_cache=False).loss
+            loss = model(input_ids=input_ids, labels=input_ids, use_cache=False).loss
             loss.backward()
             optimizer.step()
             return float(loss.detach())
 
-        return one_step
+        return step

@@ -1,8 +1,8 @@
-"""A process for each side of a row, which prepares, and then measures once for each request.
+"""A process for each side of a row. It prepares, and then measures once per request.
 
-What goes between it and its parent is pickled: a side, a row and settings; then an answer, `{}`, when it is ready, and
-one for each request, or an error. No process outlives its parent, nor, where there are process groups, does a command
-that it runs.
+Both processes send pickles. The parent first sends the name of the side, the row and settings, then requests. The child
+answers `{}` when it is ready, then one answer per request; or an exception. The child ends with its parent, and so does
+a command that it runs, on systems with process groups.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ SIDES = {
     "onnxruntime": "peers.OnnxRuntimeSide",
     "ceilings": "ceilings.Ceilings",
 }
-"""Name → module and class."""
+"""Side → module and class."""
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _TUNING = (
-    "PYTHONDONTWRITEBYTECODE",  # or Python would compile a source tree at each start, and installed packages never
+    "PYTHONDONTWRITEBYTECODE",  # with it, Python would compile a source tree at every start
     "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "KMP_AFFINITY", "KMP_BLOCKTIME", "GOMP_SPINCOUNT", "OMP_WAIT_POLICY",
 )  # fmt: skip
 _QUIET = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
 
 class ChildError(RuntimeError):
-    """A side that failed, or whose process ended; the message is its own."""
+    """A side failed or its process ended. The message comes from the side."""
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Return the environment of a measured process: `threads` threads, no tuning of BLAS, bytecode kept."""
+    """Return the environment of a measured process: `threads` threads, no tuning of BLAS, bytecode caches."""
     kept = {name: value for name, value in os.environ.items() if name not in _TUNING}
     path = os.pathsep.join(filter(None, [str(Path(refdiff.__file__).parents[1]), kept.get("PYTHONPATH")]))
     return {**kept, **dict.fromkeys(_THREADS, str(threads)), **_QUIET, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"}
@@ -57,13 +57,13 @@ def environment(threads: int) -> dict[str, str]:
 
 @contextmanager
 def child(name: str, row: Row, settings: Settings) -> Iterator[Callable[[], Answer]]:
-    """Start the process of one side, ready to measure a row; give what has it measure once. It ends with the block.
+    """Start the process of one side, wait until it is ready, and yield a function that measures once.
 
-    It has a session of its own, so that Ctrl-C reaches the parent alone, which then ends it.
+    The process ends with the block. It has its own session: Ctrl-C reaches only the parent, which then ends it.
 
     Raises:
-        ImportError: a package that it needs is not installed.
-        ChildError: it failed; the message says how.
+        ImportError: a package of the side is not installed.
+        ChildError: the side failed or its process ended.
     """
     with tempfile.TemporaryFile() as messages:
         process = subprocess.Popen(
@@ -77,7 +77,7 @@ def child(name: str, row: Row, settings: Settings) -> Iterator[Callable[[], Answ
             try:
                 pickle.dump(request, requests)
                 requests.flush()
-                answer: Answer | Exception = pickle.load(answers)  # noqa: S301, its own child wrote it
+                answer: Answer | Exception = pickle.load(answers)  # noqa: S301, written by its own child
             except (BrokenPipeError, EOFError, pickle.UnpicklingError):
                 raise ChildError(f"{name}: its process {describe_end(process.wait(), messages)}") from None
             if isinstance(answer, Exception):
@@ -89,16 +89,16 @@ def child(name: str, row: Row, settings: Settings) -> Iterator[Callable[[], Answ
             yield ask
         finally:
             if hasattr(os, "killpg"):
-                with suppress(ProcessLookupError, PermissionError):  # nothing is left, or on macOS nothing but zombies
-                    os.killpg(process.pid, signal.SIGKILL)  # and the command that it runs
+                with suppress(ProcessLookupError, PermissionError):  # no process is left, or on macOS only zombies
+                    os.killpg(process.pid, signal.SIGKILL)  # the child and the command that it runs
             else:
                 process.kill()
             with suppress(BrokenPipeError):
                 process.communicate()
 
 
-def side_of(name: str, settings: Settings) -> Side:
-    """Make a side, ready; only its module is imported."""
+def make_side(name: str, settings: Settings) -> Side:
+    """Import the module of a side and return the side, prepared."""
     module, _, kind = SIDES[name].partition(".")
     side: Side = getattr(importlib.import_module(f"refdiff.bench.{module}"), kind)(settings)
     side.prepare()
@@ -106,32 +106,32 @@ def side_of(name: str, settings: Settings) -> Side:
 
 
 def main() -> None:
-    """Answer until the input ends; if it ends in the middle of some work, the parent is gone, and so is this."""
+    """Answer requests. A thread reads them, and ends the process when they end, even during a measurement."""
     requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    asked = os.fdopen(os.dup(sys.stdin.fileno()), "rb")  # a thread that reads sys.stdin makes Python abort in the end
+    pipe = os.fdopen(os.dup(sys.stdin.fileno()), "rb")  # a thread that reads sys.stdin would make Python abort at exit
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of libraries must not mix with answers
 
     def listen() -> None:
         try:
             while True:
-                requests.put(pickle.load(asked))  # noqa: S301, its parent wrote it
+                requests.put(pickle.load(pipe))  # noqa: S301, written by its parent
         finally:
             if hasattr(os, "killpg"):
                 os.killpg(0, signal.SIGKILL)
             os._exit(0)
 
-    def answer(found: Answer | Exception) -> None:
-        pickle.dump(found, answers)
+    def send(answer: Answer | Exception) -> None:
+        pickle.dump(answer, answers)
         answers.flush()
 
     threading.Thread(target=listen, daemon=True).start()
     name, row, settings = requests.get()
     try:
-        for found in side_of(name, settings).measuring(row):
-            answer(found)
+        for answer in make_side(name, settings).measure(row):
+            send(answer)
             requests.get()
     except ImportError as error:
-        answer(error)
-    except Exception as error:  # whatever it is, the parent must hear of it
-        answer(ChildError(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}"))
+        send(error)
+    except Exception as error:  # report every failure to the parent
+        send(ChildError(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}"))

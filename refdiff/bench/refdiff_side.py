@@ -1,4 +1,4 @@
-"""refdiff as it is measured."""
+"""The side that runs refdiff."""
 
 from __future__ import annotations
 
@@ -17,41 +17,45 @@ from refdiff.training.adamw import AdamW
 
 
 class RefdiffSide(Side):
-    """A `DiffLlamaForCausalLM`, read by what its `generate` reads by."""
+    """`DiffLlamaForCausalLM`, with its default weights."""
 
     model: DiffLlamaForCausalLM
     weights: ClassVar[str] = "expanded"
-    sparing = True
+    last_token_only = True
 
     def command(self, prompt: str) -> list[str]:
         s = self.settings
-        how = {"--threads": s.threads, "--dtype": s.dtype, "--backend": s.backend, "--weights": self._kept()}
-        options = {"-m": self.folder, "-p": prompt, "-n": 1, "--temp": 0, **how}
+        flags = {"--threads": s.threads, "--dtype": s.dtype, "--backend": s.backend, "--weights": self._weights_flag()}
+        options = {"-m": self.folder, "-p": prompt, "-n": 1, "--temp": 0, **flags}
         return ["-m", "refdiff", "generate", "-q", "--offline", *(str(x) for pair in options.items() for x in pair)]
 
-    def _kept(self) -> str:
+    def _weights_flag(self) -> str:
         return "stored" if self.settings.dtype in SIXTEEN_BITS else self.weights
 
-    def _loaded(self, folder: str, **options: Any) -> DiffLlamaForCausalLM:
+    def _load(self, folder: str, **options: Any) -> DiffLlamaForCausalLM:
         s = self.settings
         return DiffLlamaForCausalLM.from_pretrained(
             folder, dtype=s.dtype, backend=s.backend, threads=s.threads, local_files_only=True, **options
         )
 
     def open(self, folder: str) -> None:
-        """Map the files; matrices of a 16-bit dtype stay so, and must be stored so."""
-        s, self.model = self.settings, self._loaded(folder, weights=self._kept())
-        found = self.model.base_params["layers"][0]["self_attn"]["o_proj"]["weight"].dtype
-        if s.dtype in SIXTEEN_BITS and found.name != s.dtype:
-            raise ValueError(f"--dtype {s.dtype} measures matrices as they are stored, but here they are {found.name}")
-        self.itemsize = found.itemsize
+        """Memory-map the checkpoint. With a 16-bit dtype, its matrices must have it and are not converted.
+
+        Raises:
+            ValueError: the matrices have another dtype.
+        """
+        self.model = self._load(folder, weights=self._weights_flag())
+        matrix, expected = self.model.base_params["layers"][0]["self_attn"]["o_proj"]["weight"], self.settings.dtype
+        if expected in SIXTEEN_BITS and matrix.dtype.name != expected:
+            raise ValueError(f"--dtype {expected}: got matrices in {matrix.dtype.name}, expected {expected}")
+        self.itemsize = matrix.dtype.itemsize
 
     def generate(self, ids: Ids, streamer: Any, **options: Any) -> Ids:
-        made = self.model.generate(ids, streamer=streamer, eos_token_id=None, return_dict_in_generate=False, **options)
-        return np.asarray(made)[:, ids.shape[1] :]
+        options |= {"eos_token_id": None, "return_dict_in_generate": False}
+        return np.asarray(self.model.generate(ids, streamer=streamer, **options))[:, ids.shape[1] :]
 
-    def hold(self, weights: list[FloatArray], x: FloatArray) -> Callable[[], Any]:
-        """Call `linear` as a model does in a pass, which says whether it is one of one token by a weight of its own."""
+    def bind_weights(self, weights: list[FloatArray], x: FloatArray) -> Callable[[], Any]:
+        """Return a function that calls `linear` as a model does. For one token, `inference_scope` gets a weight."""
         backend = backend_for(namespace(weights[0]), threads=self.settings.threads)
 
         def multiply() -> Any:
@@ -63,25 +67,25 @@ class RefdiffSide(Side):
         return multiply
 
     def trainer(self, folder: str, ids: Ids) -> Callable[[], float]:
-        """Make a step of what `refdiff train` does: loss and gradients, then AdamW."""
-        model = self._loaded(folder)
-        held = flatten(model.params)
-        params = {n: np.array(a, order="C") if isinstance(a, np.ndarray) else a for n, a in held.items()}
+        """Return a step as in `refdiff train`: loss and gradients, then AdamW."""
+        model = self._load(folder)
+        loaded = flatten(model.params)
+        params = {n: np.array(a, order="C") if isinstance(a, np.ndarray) else a for n, a in loaded.items()}
         model.params = nest(params)
         optimizer = AdamW(params)
-        self.kept = model.backend.repeated_scope()
-        self.kept.__enter__()  # as long as there are steps
+        self.scope = model.backend.repeated_scope()
+        self.scope.__enter__()  # open until the process ends
 
-        def one_step() -> float:
+        def step() -> float:
             loss, grads = model.loss_and_grad(ids, labels=ids)
             with model.backend.inference_scope():
                 optimizer.step(flatten(grads), 1e-3, each=model.backend.map)
             return float(loss)
 
-        return one_step
+        return step
 
 
 class StoredSide(RefdiffSide):
-    """The same, its weights of 16 bits kept as the file has them."""
+    """refdiff with --weights stored: 16-bit weights stay in 16 bits."""
 
     weights = "stored"

@@ -1,4 +1,4 @@
-"""What comes of the answers: each row of a report as JSON has it, and the report, which tells of machine and model."""
+"""Evaluate the answers of the sides into rows of a report, and describe machine and model."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from refdiff.model.weights.names import count_parameters, parameter_shapes
 
 OURS = "refdiff"
 PACKAGES = ("numpy", "transformers", "torch", "onnxruntime")
-POSSIBLE = 1.05
-"""A share of a ceiling above which one of the two was not measured as it is: no more than the spread of both."""
+MAX_SHARE = 1.05
+"""Share of a ceiling above which one of the two was measured wrongly. The excess allows for the spread of both."""
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return the median of at least one number, and how far they reach."""
+    """Return median, minimum and maximum of one or more numbers."""
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
 def difference(ours: Answer, theirs: Answer) -> str | None:
-    """Say where two answers show that the sides did not do the same, or return None.
+    """Describe the first difference between the results in two answers, or return None.
 
-    Tokens and texts must be equal; sums of many products, and losses, to a thousandth, being rounded in another order.
+    Tokens and texts must be equal. Losses and products may differ by 0.1 %, since the sides sum in different orders.
     """
     for key in ("tokens", "text", "loss", "sample"):
         here, there = (np.atleast_1d(answer.get(key, [])) for answer in (ours, theirs))
@@ -59,10 +59,16 @@ def evaluate(
     comparable: bool = True,
     error: Exception | None = None,
 ) -> dict[str, Any]:
-    """Make what a report has of a row, of each side's answers and of the ceilings before, between and after them.
+    """Return a row of the report.
 
-    A ratio above 1 says that refdiff is faster; of memory, below 1, that it needs less. It is of neighbours in time.
-    memory: make the row's second one, of the memory that its work held. error: why there are no answers.
+    Args:
+        answers: of each side, one per round.
+        ceilings: measured before each round and after the last.
+        memory: evaluate the peak memory, as the second row of a kind that has one.
+        comparable: whether the results of the sides must agree.
+        error: the reason why there are no answers.
+
+    A ratio is that of consecutive measurements. Above 1, refdiff is faster; of memory, below 1, it needs less.
     """
     unit = "B" if memory else row.kind.unit
     key = "bytes" if unit == "B" else "seconds"
@@ -80,7 +86,7 @@ def evaluate(
             against[name] = {"ratio": spread(ratios), "difference": next(filter(None, differences), None)}
     return {
         "row": row.spelled,
-        "title": row.titled(row.kind.memory) if memory else row.title,
+        "title": row.format_title(row.kind.memory) if memory else row.title,
         "unit": unit,
         "sides": sides,
         "against": against,
@@ -90,36 +96,35 @@ def evaluate(
 
 
 def failed(entry: dict[str, Any]) -> bool:
-    """Whether a row could not be measured, or the sides did different things."""
+    """Whether a row of the report has an error, or the results of the sides differ."""
     return entry["error"] is not None or any(beside["difference"] for beside in entry["against"].values())
 
 
 def _ceiling(answers: dict[str, list[Answer]], ceilings: Sequence[Answer]) -> dict[str, Any]:
-    """Compare each side's work with what the machine could do meanwhile: the better of before a round and after it.
+    """Return the share of the ceiling that each side reaches: the higher of those before and after each round.
 
-    A side is doubtful that did more than there can be, by the better of `read` and the row's ceiling.
+    A side is `doubtful` if it exceeds the ceiling, or for gemv the higher of `rate` and `read`.
     """
     around = list(itertools.pairwise(ceilings))
     rates = [max(a["rate"], b["rate"]) for a, b in around]
-    most = [max(x for end in ends for x in (end["rate"], end.get("read", 0))) for ends in around]
+    limits = [max(x for end in ends for x in (end["rate"], end.get("read", 0))) for ends in around]
 
-    def share(name: str, of: list[float]) -> dict[str, float]:
-        return spread(
-            [answer["work"] / answer["seconds"] / rate for answer, rate in zip(answers[name], of, strict=True)]
-        )
+    def share(name: str, limits: list[float]) -> dict[str, float]:
+        pairs = zip(answers[name], limits, strict=True)
+        return spread([answer["work"] / answer["seconds"] / limit for answer, limit in pairs])
 
     return {
         "kind": ceilings[0]["kind"],
         "rates": rates,
-        **({"read": most} if "read" in ceilings[0] else {}),
+        **({"read": limits} if "read" in ceilings[0] else {}),
         "counted": {name: given[0]["work"] for name, given in answers.items()},
         "share": {name: share(name, rates) for name in answers},
-        "doubtful": [name for name in answers if share(name, most)["median"] > POSSIBLE],
+        "doubtful": [name for name in answers if share(name, limits)["median"] > MAX_SHARE],
     }
 
 
 def report(rows: list[dict[str, Any]], settings: Settings, *, model: dict[str, Any] | None) -> dict[str, Any]:
-    """Make what `--json` writes: machine, model, how it was measured, and the rows, each with refdiff's commit."""
+    """Return what `--json` writes: machine, model, settings, and the rows, each with refdiff's commit."""
     now, s = commit(), settings
     return {
         "format": "refdiff bench 1",
@@ -130,7 +135,7 @@ def report(rows: list[dict[str, Any]], settings: Settings, *, model: dict[str, A
             "backend": s.backend,
             "pairs": s.pairs,
             "decoded_tokens": s.steps,
-            "looked_up_tokens": s.looked_up,
+            "looked_up_tokens": s.lookup_tokens,
             "training_batch": [s.batch, s.context],
         },
         "rows": [{**row, "commit": now} for row in rows],
@@ -138,23 +143,23 @@ def report(rows: list[dict[str, Any]], settings: Settings, *, model: dict[str, A
 
 
 def describe_model(like: str | None, folder: str | None, name: str | None) -> dict[str, Any] | None:
-    """Say which model was measured: its name without folders, and how many parameters it has."""
+    """Return the name of the measured model, without folders, and its number of parameters; None without a model."""
     if folder is None:
         return None
     shapes = parameter_shapes(DiffLlamaConfig.from_pretrained(folder), "DiffLlamaForCausalLM")
-    called = f"random weights in the dimensions of {like}" if like else Path(name or folder).name
-    return {"name": called, "parameters": count_parameters(shapes.values())}
+    label = f"random weights in the dimensions of {like}" if like else Path(name or folder).name
+    return {"name": label, "parameters": count_parameters(shapes.values())}
 
 
 def processor(info: Path = Path("/proc/cpuinfo")) -> str:
-    """Name the processor as its maker does, where the system says."""
+    """Return the processor's model name if the system has it, or else its architecture."""
     text = info.read_text(encoding="utf-8", errors="replace") if info.exists() else ""
     named = re.search(r"^(?:model name|Model|cpu model)[ \t]*:[ \t]*(\S.*)", text, re.MULTILINE)
     return " ".join(named[1].split()) if named else platform.processor() or platform.machine()
 
 
 def describe_machine(threads: int, backend: str = "numpy") -> dict[str, Any]:
-    """Name processor, memory, system and versions, and the backend's device; a package that is not installed is not."""
+    """Return processor, memory, system, the backend's device, and the versions of installed packages."""
     versions = {"refdiff": refdiff.__version__, "python": platform.python_version()}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
@@ -183,14 +188,14 @@ def describe_machine(threads: int, backend: str = "numpy") -> dict[str, Any]:
 
 
 def commit(package: Path = Path(__file__).parents[1]) -> str | None:
-    """Name the commit that a package's source is of, and whether it was changed; None where git does not know it."""
+    """Return the commit of a package's source, with a mark if files changed; None if git does not track the source."""
 
     def git(*command: str) -> str:
         words = ["git", "-C", str(package), *command]
-        return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603, these commands of git
+        return subprocess.run(words, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603, only the git commands below
 
     with suppress(OSError, subprocess.CalledProcessError):
-        git("ls-files", "--error-unmatch", "__init__.py")  # an environment within another project's checkout is not it
+        git("ls-files", "--error-unmatch", "__init__.py")  # fails for a package installed inside another checkout
         return git("rev-parse", "--short=7", "HEAD") + (
             " with changes" if git("status", "--porcelain", "--", ".") else ""
         )

@@ -1,4 +1,4 @@
-"""What can be measured: a record for each kind of row, how the command line spells rows, and which are the default."""
+"""The kinds of row, their spelling on the command line, and the default rows."""
 
 from __future__ import annotations
 
@@ -16,18 +16,23 @@ _TRANSFORMERS = ("transformers",)
 
 @dataclass(frozen=True)
 class Kind:
-    """Rows of one kind.
+    """A kind of row.
 
-    form: what follows the name on the command line. title: what a table names it. measuring: see `measurements.py`.
-    unit: of the rate; of s and B, the number itself. ceiling: the limit of the machine that work is compared with,
-    gemv (bytes a second) or sgemm (operations a second). peers: which sides there can be beside refdiff. needs_model:
-    the checkpoint; training makes its own, and others have none. new_process: for each repetition. warm_up: the first
-    repetition does not count; it reads the files from disk. memory: the title of a second row, of peak memory.
+    form: what follows the name on the command line.
+    title: the name in tables.
+    measure: the procedure (`measurements.py`).
+    unit: of the rate; with s or B, time or memory itself is shown.
+    ceiling: the machine's limit for `work`, gemv (bytes per second) or sgemm (operations per second).
+    peers: the possible sides beside refdiff.
+    needs_model: whether it reads the checkpoint. Training creates its own; products and the oracle need none.
+    new_process: whether each repetition has a process of its own.
+    warm_up: whether the first repetition, which reads the files from disk, does not count.
+    memory: the title of a second row, of peak memory; empty for none.
     """
 
     form: str
     title: str
-    measuring: Callable[[Side, Row], Iterator[Answer]]
+    measure: Callable[[Side, Row], Iterator[Answer]]
     unit: str = "tok/s"
     ceiling: str = ""
     peers: tuple[str, ...] = ("transformers", "stored")
@@ -39,7 +44,7 @@ class Kind:
 
 _PRODUCT = Kind(_ONE, "product, {tokens}", m.product, "GB/s", ceiling="gemv",
                 peers=("transformers", "onnxruntime", "numpy"), needs_model=False)  # fmt: skip
-_JUDGED = Kind(_MANY, "{name} {size}, {heads}", m.judge, "s", peers=(), needs_model=False, new_process=True,
+_ORACLE = Kind(_MANY, "{name} {size}, {heads}", m.run_oracle, "s", peers=(), needs_model=False, new_process=True,
                memory="memory of {name}, {size} × {batch}")  # fmt: skip
 
 KINDS = {
@@ -51,15 +56,15 @@ KINDS = {
     "edit": Kind("", "prompt lookup, an edit", m.look_up),
     "memory": Kind(_MANY, "memory {size}{rows}", m.memory, "B", new_process=True),
     "product": _PRODUCT,
-    "check": _JUDGED,
-    "diagnose": _JUDGED,
+    "check": _ORACLE,
+    "diagnose": _ORACLE,
     "train": Kind("MODEL", "training step, {model}", m.train, ceiling="sgemm", peers=_TRANSFORMERS, needs_model=False,
                   memory="training memory, {model}"),
 }  # fmt: skip
 LARGE_PRODUCT = replace(_PRODUCT, unit="GFLOP/s", ceiling="sgemm")
-"""Products of more than `FEW` tokens, whose cost is not to read the weight but to multiply."""
+"""Products of more than `MEMORY_BOUND_TOKENS` tokens, which are bound by arithmetic."""
 
-ORACLE_KINDS = tuple(m.JUDGED)
+ORACLE_KINDS = tuple(m.ORACLE_RUNS)
 
 _NUMBER = "[1-9][0-9]{0,5}"
 _FORMS = {
@@ -72,7 +77,12 @@ _FORMS = {
 
 @dataclass(frozen=True)
 class Row:
-    """One row: `size` counts tokens, or 0 where none are; `batch` sequences or heads; `model` is what is trained."""
+    """A row to measure.
+
+    size: number of tokens, 0 for kinds without.
+    batch: number of sequences, or of head pairs for the oracle.
+    model: name of the model to train.
+    """
 
     name: str
     size: int = 0
@@ -81,16 +91,16 @@ class Row:
 
     @property
     def kind(self) -> Kind:
-        return LARGE_PRODUCT if self.name == "product" and self.size > m.FEW else KINDS[self.name]
+        return LARGE_PRODUCT if self.name == "product" and self.size > m.MEMORY_BOUND_TOKENS else KINDS[self.name]
 
     @property
     def spelled(self) -> str:
-        """How the command line spells it."""
+        """The row as the command line spells it."""
         size = self.model or (str(self.size) if self.size else "")
         return self.name + (f":{size}" if size else "") + (f"x{self.batch}" if self.batch > 1 else "")
 
-    def titled(self, title: str) -> str:
-        """Fill in a title of its kind."""
+    def format_title(self, title: str) -> str:
+        """Fill this row's values into a title of its kind."""
         return title.format(
             name=self.name,
             size=self.size,
@@ -103,12 +113,12 @@ class Row:
 
     @property
     def title(self) -> str:
-        """How a table names it."""
-        return self.titled(self.kind.title)
+        """The row's name in tables."""
+        return self.format_title(self.kind.title)
 
 
 def parse_rows(text: str) -> list[Row]:
-    """Read `prefill:512,decode:128x8,load`; raise `ValueError` for a row that there is not."""
+    """Read `prefill:512,decode:128x8,load`; raise `ValueError` for an unknown row."""
     return list(dict.fromkeys(_parse(part.strip()) for part in text.split(",")))
 
 
@@ -130,9 +140,9 @@ ALL = parse_rows(
     "decode:128x2,decode:128x4,decode:128x8,decode:128x16,lookup,edit,memory:128,memory:2048,memory:8192,"
     "memory:128x4,memory:128x16,product:1,product:2,product:4,product:8,product:16,product:128,product:512"
 )
-"""What is measured where nothing is said."""
+"""The rows measured without --rows."""
 
 QUICK = parse_rows("cold,load,prefill:32,decode:32,decode:32x3,lookup,edit,memory:32,product:1,product:8")
 TRAIN = parse_rows("train:3m,train:30m")
 QUICK_TRAIN = parse_rows("train:tiny")
-"""What `--quick`, `--train` and both measure."""
+"""The rows measured with --quick, --train and both."""

@@ -1,4 +1,4 @@
-"""Measure rows one after the other: whose turn it is, and in which processes."""
+"""Measure rows one after the other: the order of the sides, and their processes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Turn = Callable[[Row, str], None]
 
 
 def run(rows: list[Row], settings: Settings, turn: Turn = lambda row, side: None) -> Iterator[dict[str, Any]]:
-    """Measure rows, and give what a report has of each; `turn` hears whose turn it is.
+    """Measure rows and yield the report's entry for each. `turn` is called before each measurement.
 
-    A row that fails says why, and the next one is measured all the same.
+    If a row fails, its entry has the error, and the remaining rows are still measured.
 
     Raises:
-        ImportError: a side's packages are not installed, which is said before an hour of measuring.
+        ImportError: a side's packages are not installed. This is checked before anything is measured.
     """
     for name in (OURS, *settings.against):
-        with child(name, Row("load"), settings):  # which loads nothing yet
+        with child(name, Row("load"), settings):  # starts the side, loads nothing
             pass
     for row in rows:
         try:
@@ -34,9 +34,9 @@ def run(rows: list[Row], settings: Settings, turn: Turn = lambda row, side: None
 
 
 def measure(row: Row, settings: Settings, turn: Turn = lambda row, side: None) -> list[dict[str, Any]]:
-    """Measure one row, in processes of its own; one that has its memory told gives that as a second one, where known.
+    """Measure one row in new processes; return its entry and, for kinds with `memory` that is known, a second entry.
 
-    Sides answer in reverse order every other round, so that none is always the first; the machine's ceiling is measured
+    Every other round runs the sides in reverse order, so that none is always first. The machine's ceiling is measured
     before each round and after the last.
     """
     kind = row.kind
@@ -45,15 +45,15 @@ def measure(row: Row, settings: Settings, turn: Turn = lambda row, side: None) -
 
     def ask(name: str) -> Answer:
         turn(row, name)
-        time.sleep(settings.rest)
+        time.sleep(settings.pause)
         if name in children:
             return children[name]()
         with child(name, row, settings) as measure_once:
             return measure_once()
 
     with ExitStack() as stack:
-        kept = [] if kind.new_process else names
-        for name in [*kept, "ceilings"] if kind.ceiling else kept:
+        long_lived = [] if kind.new_process else names
+        for name in [*long_lived, "ceilings"] if kind.ceiling else long_lived:
             children[name] = stack.enter_context(child(name, row, settings))
         for name in names if kind.warm_up else ():
             ask(name)
@@ -64,10 +64,10 @@ def measure(row: Row, settings: Settings, turn: Turn = lambda row, side: None) -
                 ceilings.append(ask("ceilings"))
             for name in names[:: -1 if i % 2 else 1] if i < settings.pairs else ():
                 answers[name].append(ask(name))
-    comparable = settings.dtype not in SIXTEEN_BITS  # sides round in other places, so that their tokens may differ
-    found = [evaluate(row, answers, ceilings, comparable=comparable)]
-    # of a process that stays, the most that it held until the last repetition
+    comparable = settings.dtype not in SIXTEEN_BITS  # sides round at different places, so tokens may differ
+    entries = [evaluate(row, answers, ceilings, comparable=comparable)]
+    # the peak memory of a process never decreases: if it runs all repetitions, the last answer has it
     last = answers if kind.new_process else {name: given[-1:] for name, given in answers.items()}
     if kind.memory and all(answer["bytes"] is not None for given in last.values() for answer in given):
-        found.append(evaluate(row, last, memory=True, comparable=comparable))
-    return found
+        entries.append(evaluate(row, last, memory=True, comparable=comparable))
+    return entries

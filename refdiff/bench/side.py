@@ -1,4 +1,4 @@
-"""A side of a comparison, in the process that is measured: the few steps of its library, and a clock."""
+"""The interface of a side: the steps that its library implements, run and timed in the measured process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from refdiff.bench.rows import Row
 
 SIXTEEN_BITS = ("float16", "bfloat16")
-"""Types that matrices are kept in on a device; what is computed between them stays float32 here."""
+"""Types of matrices on a device. Activations stay in float32."""
 
 FloatArray = NDArray[np.float32]
 Answer = dict[str, Any]
@@ -26,12 +26,17 @@ Answer = dict[str, Any]
 
 @dataclass(frozen=True)
 class Settings:
-    """What every side is told.
+    """Settings of a benchmark, the same for all sides.
 
-    folder: the checkpoint, or None where no row needs one. backend: refdiff's. against: the sides beside refdiff.
-    pairs: rounds that count. steps: tokens decoded at a time. looked_up: tokens of prompt lookup after the first.
-    least: seconds that products and ceilings are repeated. rest: seconds before each side's turn, so that the threads
-    of the one before it fall asleep. batch and context: of a training step.
+    folder: the checkpoint; None if no row needs one.
+    backend: refdiff's backend.
+    against: the sides beside refdiff.
+    pairs: number of rounds.
+    steps: tokens decoded per measurement.
+    lookup_tokens: tokens generated with prompt lookup after the first.
+    min_seconds: how long products and ceilings are repeated.
+    pause: seconds before each measurement, until the threads of the previous side have fallen asleep.
+    batch, context: number of sequences and of tokens in a training step.
     """
 
     folder: str | None = None
@@ -41,34 +46,34 @@ class Settings:
     against: tuple[str, ...] = ()
     pairs: int = 5
     steps: int = 16
-    looked_up: int = 128
-    least: float = 0.3
-    rest: float = 0.3
+    lookup_tokens: int = 128
+    min_seconds: float = 0.3
+    pause: float = 0.3
     batch: int = 16
     context: int = 256
 
 
 class Side:
-    """A library as it is measured. One without a model has `hold` alone."""
+    """A library to measure. A library without the model implements only `bind_weights`."""
 
-    command: Callable[[str], list[str]]  # what Python runs to show the first token after a prompt
+    command: Callable[[str], list[str]]  # arguments for Python to print the first token after a prompt
     open: Callable[[str], None]  # open the checkpoint in this folder, and set `itemsize`
     generate: Callable[..., Ids]  # (ids (B, T), streamer, max_new_tokens=N, …) → the new tokens (B, N)
-    hold: Callable[[list[FloatArray], FloatArray], Callable[[], Any]]  # → x weightᵀ of each weight; gives the last
-    trainer: Callable[[str, Ids], Callable[[], float]]  # → one step on (B, T), gives the loss before it
+    bind_weights: Callable[[list[FloatArray], FloatArray], Callable[[], Any]]  # → x weightᵀ for each weight
+    trainer: Callable[[str, Ids], Callable[[], float]]  # → one step on (B, T), returns the loss before it
 
     clock: Callable[[], float] = staticmethod(time.perf_counter)
-    peak: Callable[[], int | None] = staticmethod(peak_memory)  # the most bytes of this process, or device, until now
-    wait: Callable[[], None] = staticmethod(lambda: None)  # until the device has done all that it was given
-    itemsize: int  # bytes of a number in the matrices as they lie in memory
-    sparing: ClassVar[bool] = False  # whether a prompt's last layer is computed for its last token alone
+    peak: Callable[[], int | None] = staticmethod(peak_memory)  # peak bytes of this process or device
+    wait: Callable[[], None] = staticmethod(lambda: None)  # wait for the device to finish
+    itemsize: int  # bytes per number of the matrices in memory
+    last_token_only: ClassVar[bool] = False  # whether the last layer skips all but a prompt's last token
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.folder = str(settings.folder)
 
     def prepare(self) -> None:
-        """Find the device or import what the work needs; raise `ImportError` where that is not there."""
+        """Import packages and find the device; raise `ImportError` if something is missing."""
         if self.settings.backend == "cupy":
             arrays.backend("cupy")
             import cupy
@@ -76,34 +81,34 @@ class Side:
             self.use_device(lambda: cupy.cuda.get_current_stream().synchronize(), cupy.cuda.runtime.memGetInfo)
 
     def use_device(self, wait: Callable[[], None], memory: Callable[[], tuple[int, int]]) -> None:
-        """Work on a device: `wait` until it is done, and how much of its memory is free, of how much.
+        """Measure on a device, given functions that wait for it and that return its free and total memory.
 
-        A library's pool gives no memory back, so that what is in use beyond that at the start is the most there was.
+        The memory pools of the libraries return nothing to the device, so the memory in use is also the peak.
         """
         free = memory()[0]
         self.wait, self.peak = wait, lambda: free - memory()[0]
 
-    def measuring(self, row: Row) -> Iterator[Answer]:
-        """Prepare to measure a row until the first, empty answer; then measure it for each answer."""
-        return row.kind.measuring(self, row)
+    def measure(self, row: Row) -> Iterator[Answer]:
+        """Prepare to measure a row and yield `READY`; then yield one answer per measurement."""
+        return row.kind.measure(self, row)
 
-    def timed(self, work: Callable[[], Any]) -> tuple[float, Any]:
-        """Return how many seconds the work took, and its result."""
+    def time_call(self, work: Callable[[], Any]) -> tuple[float, Any]:
+        """Call `work`; return its seconds and its result."""
         self.wait()
         started = self.clock()
         result = work()
         self.wait()
         return self.clock() - started, result
 
-    def repeated(self, work: Callable[[], Any], least: float) -> tuple[float, Any]:
-        """Do the work again and again for `least` seconds; return how many one time took, and the last result."""
+    def time_repeated(self, work: Callable[[], Any], min_seconds: float) -> tuple[float, Any]:
+        """Repeat `work` for at least `min_seconds`; return the mean seconds of a call, and the last result."""
 
-        def times() -> tuple[int, Any]:
+        def repeat() -> tuple[int, Any]:
             started, count = self.clock(), 0
-            while count == 0 or self.clock() - started < least:
+            while count == 0 or self.clock() - started < min_seconds:
                 result = work()
                 count += 1
             return count, result
 
-        seconds, (count, result) = self.timed(times)
+        seconds, (count, result) = self.time_call(repeat)
         return seconds / count, result

@@ -1,4 +1,4 @@
-"""Models to measure where no checkpoint is at hand: random weights in the dimensions of those that are published."""
+"""Checkpoints with random weights in the dimensions of published models, to measure without a download."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ HANDCUT = _fields(
     2048, 8192, 16, 32, 8, 64, 128256, 131072, 128000, 128001, True,
     rope_theta=500000.0, rope_scaling=LLAMA3, torch_dtype="float32",
 )  # fmt: skip
-"""kajuma/DiffLlama-0.3B-handcut as its config.json says it, without defaults: 1,235,818,496 parameters."""
+"""The config.json of kajuma/DiffLlama-0.3B-handcut without fields that have their default: 1,235,818,496 parameters."""
 
 ONE_B = _fields(
     2048, 5632, 22, 32, 4, 64, 102400, 4096, 1, 2, False,
     rope_theta=10000.0, rope_scaling=None, torch_dtype="bfloat16",
 )  # fmt: skip
-"""kajuma/DiffLlama-1B as far as it is known: 1.39 B parameters, bfloat16, the ids of bos and eos. The dimensions are
-assumed: those of TinyLlama with a vocabulary of 102,400 give that count."""
+"""A guess at kajuma/DiffLlama-1B. Known are 1.39 B parameters, bfloat16, and the ids of bos and eos. The dimensions are
+those of TinyLlama with a vocabulary of 102,400, which give that count."""
 
 TINY = {**HANDCUT, **_fields(64, 128, 2, 8, 4, 8, 512, 131072, 1, 2, True)}
-"""For trying the benchmark itself: measures calls of Python more than arithmetic."""
+"""A model to try the benchmark with. Its rows measure Python calls more than arithmetic."""
 
 LIKE = {"kajuma/DiffLlama-0.3B-handcut": HANDCUT, "kajuma/DiffLlama-1B": ONE_B, "tiny": TINY}
 
@@ -48,38 +48,39 @@ TRAINED = {
     "3m": _fields(192, 512, 6, 6, 6, 32, 2048, 256, 0, 0, True),
     "30m": _fields(512, 1368, 9, 8, 8, 64, 2048, 256, 0, 0, True),
 }
-"""Models whose training is measured."""
+"""Models for the rows `train`."""
 
 CLASS = "DiffLlamaForCausalLM"
 
 
 def write_random(config: DiffLlamaConfig, folder: str | Path) -> None:
-    """Write a checkpoint of random weights, always the same."""
-    from refdiff.model.heads import DiffLlamaForCausalLM  # here: rows of `memory` do without it
+    """Write a checkpoint of random weights, the same at each call."""
+    from refdiff.model.heads import DiffLlamaForCausalLM  # here, so that rows of `memory` do not import it
 
     model = DiffLlamaForCausalLM.from_config(config, dtype=config.dtype or "float32")
     model.save_pretrained(folder, max_shard_size="10GB")
 
 
 def write_like(name: str, folder: Path, dtype: str | None = None) -> None:
-    """Write a checkpoint with the dimensions of `LIKE[name]` and a tokenizer, where the folder does not hold them yet.
+    """Write a checkpoint with the dimensions of `LIKE[name]` and a tokenizer, unless the folder has them.
 
-    `dtype` is what it is stored in; None is what `LIKE[name]` says.
+    `dtype` is that of the file (default: that of `LIKE[name]`).
 
     Raises:
-        ValueError: the folder holds another model, the same in another dtype, or something else.
+        ValueError: the folder has another model, the same model in another dtype, or no model but other files.
     """
     fields = LIKE[name] if dtype is None else {**LIKE[name], "torch_dtype": dtype}
     config = DiffLlamaConfig(**fields)
     if (folder / "config.json").exists():
         found = DiffLlamaConfig.from_pretrained(folder)
-        told, wanted = ((parameter_shapes(c, CLASS), c.rope_parameters, c.dtype) for c in (found, config))
-        if told != wanted:
+        actual, expected = ((parameter_shapes(c, CLASS), c.rope_parameters, c.dtype) for c in (found, config))
+        if actual != expected:
             raise ValueError(
-                f"{folder} holds another model than {name} in {config.dtype}: name a new folder, or measure it with -m"
+                f"--folder: got {folder}, which has another model than {name} in {config.dtype}; name a new folder, or "
+                "measure that model with -m"
             )
     elif folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"{folder} is not an empty folder and holds no config.json: name a new one for {name}")
+        raise ValueError(f"--folder: got {folder}, which is not empty and has no config.json; name a new folder")
     else:
         folder.mkdir(parents=True, exist_ok=True)
         write_random(config, folder)
@@ -89,31 +90,31 @@ def write_like(name: str, folder: Path, dtype: str | None = None) -> None:
 
 @contextmanager
 def checkpoint(like: str | None, folder: str | None, dtype: str | None = None) -> Iterator[str | None]:
-    """Give a folder with a checkpoint: the one named, or one like `like`, there or in a folder that is removed.
+    """Yield a folder with a checkpoint: `folder`, or with `like` a new one there or in a temporary folder.
 
-    `dtype` is what a new one is stored in; None is what the model that it is like is stored in.
+    `dtype` is that of a new file (default: that of `LIKE[like]`).
     """
-    with tempfile.TemporaryDirectory(prefix="refdiff-bench-") as made:
+    with tempfile.TemporaryDirectory(prefix="refdiff-bench-") as temporary:
         if like is not None:
-            folder = folder or made
+            folder = folder or temporary
             write_like(like, Path(folder), dtype)
         yield folder
 
 
 def write_tokenizer(fields: dict[str, Any], folder: Path) -> None:
-    """Write a byte-level tokenizer with exactly `vocab_size` ids: bos, eos, the bytes, and a made-up word for each."""
+    """Write a byte-level tokenizer with exactly `vocab_size` ids: bos, eos, the bytes, and invented words."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
     special = {fields["bos_token_id"]: "<|begin|>", fields["eos_token_id"]: "<|end|>"}
     symbols = iter(sorted(pre_tokenizers.ByteLevel.alphabet()))
     words = {special.get(i) or next(symbols, f"Ġ{i}"): i for i in range(fields["vocab_size"])}
-    made = Tokenizer(models.BPE(vocab=words, merges=[]))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([AddedToken(text, special=True) for text in special.values()])
-    made.post_processor = processors.TemplateProcessing(
+    tokenizer = Tokenizer(models.BPE(vocab=words, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in special.values()])
+    tokenizer.post_processor = processors.TemplateProcessing(
         single="<|begin|> $A", special_tokens=[("<|begin|>", fields["bos_token_id"])]
     )
-    made.save(str(folder / "tokenizer.json"))
+    tokenizer.save(str(folder / "tokenizer.json"))
     names = {"bos_token": "<|begin|>", "eos_token": "<|end|>", "tokenizer_class": "PreTrainedTokenizerFast"}
     write_json(folder / "tokenizer_config.json", names)

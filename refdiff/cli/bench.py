@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LIKE = ("kajuma/DiffLlama-0.3B-handcut", "kajuma/DiffLlama-1B", "tiny")
 PEERS = ("transformers", "onnxruntime", "numpy", "stored")
 PRODUCTS_ONLY = ("onnxruntime", "numpy")
-QUICK: dict[str, Any] = {"steps": 4, "looked_up": 20, "least": 0.0, "rest": 0.0, "batch": 2, "context": 32}
+QUICK: dict[str, Any] = {"steps": 4, "lookup_tokens": 20, "min_seconds": 0.0, "pause": 0.0, "batch": 2, "context": 32}
 
 
 def add_arguments(parser: Parser) -> None:

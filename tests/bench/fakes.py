@@ -50,7 +50,7 @@ class FakeSide(Side):
         streamer.end()
         return text
 
-    def hold(self, weights: list[FloatArray], x: FloatArray) -> Callable[[], Any]:
+    def bind_weights(self, weights: list[FloatArray], x: FloatArray) -> Callable[[], Any]:
         def multiply() -> Any:
             self.now += 0.25 * len(weights)
             return x @ weights[-1].T

@@ -14,7 +14,7 @@ from refdiff.bench.side import Settings
 
 def test_a_ceiling_is_what_is_kept_up_for_a_while_after_a_first_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Passes of 2 s for 5 s or more are three, beside the first, which takes 90 s; a sum takes 0.5 s."""
-    side = Ceilings(Settings(least=5.0, rest=0))
+    side = Ceilings(Settings(min_seconds=5.0, pause=0))
     now = [0.0]
     passes: list[float] = []
 
@@ -39,6 +39,6 @@ def test_a_ceiling_is_what_is_kept_up_for_a_while_after_a_first_pass(monkeypatch
 def test_every_number_of_the_matrix_is_read_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     parts: list[Any] = []
     monkeypatch.setattr(np, "add", SimpleNamespace(reduce=lambda numbers, axis: parts.append(numbers)))
-    Ceilings(Settings(threads=2, least=0, rest=0)).gemv(rows=48, columns=6)()
+    Ceilings(Settings(threads=2, min_seconds=0, pause=0)).gemv(rows=48, columns=6)()
     assert sum(part.nbytes for part in parts) == 2 * 48 * 6 * 4  # once to wake the threads
     assert len(parts) == 2 * 2

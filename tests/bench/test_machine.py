@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from refdiff.bench import report
-from refdiff.bench.ceilings import ON_A_DEVICE, Ceilings
+from refdiff.bench.ceilings import DEVICE_REPEATS, Ceilings
 from refdiff.bench.refdiff_side import RefdiffSide
 from refdiff.bench.rows import Row
 from refdiff.bench.side import Settings
@@ -116,11 +116,11 @@ def test_a_side_waits_for_the_device_and_counts_its_memory(card: Card, side: Any
     assert made.peak() == 0
     card.used = 500
     assert made.peak() == 200
-    made.timed(lambda: None)
+    made.time_call(lambda: None)
     assert card.waits == 2  # before the clock starts, and before it stops
     on_cpu = side(Settings())
     on_cpu.prepare()
-    on_cpu.timed(lambda: None)
+    on_cpu.time_call(lambda: None)
     assert card.waits == 2
     assert on_cpu.peak() > 10_000_000
     found = report.describe_machine(2, "cupy")
@@ -135,7 +135,7 @@ def test_ceilings_count_copies_both_ways_and_products_in_the_dtype(card: Card, m
             products.append((a.dtype.name, b.dtype.name))
 
     monkeypatch.setattr("refdiff.backends.cupy.device.Device", Device)
-    for dtype, launched in (("float32", []), ("bfloat16", [("bfloat16", "bfloat16")] * ON_A_DEVICE)):
+    for dtype, launched in (("float32", []), ("bfloat16", [("bfloat16", "bfloat16")] * DEVICE_REPEATS)):
         side = Ceilings(Settings(dtype=dtype, backend="cupy"))
         side.prepare()
         ticks = itertools.chain([0.0, 4.0, 10.0, 12.0], itertools.count(20.0, 5.0))
@@ -145,6 +145,6 @@ def test_ceilings_count_copies_both_ways_and_products_in_the_dtype(card: Card, m
         side.clock = lambda ticks=ticks: next(ticks)
         assert side.matmul(size=7)() == {"rate": 2 * 7**3 / 4.0}
         assert products == launched
-    assert card.copied == [700] * 3 * 2 * ON_A_DEVICE
+    assert card.copied == [700] * 3 * 2 * DEVICE_REPEATS
     monkeypatch.setattr(Ceilings, "matmul", lambda self: lambda: {"rate": 7.0})
-    assert list(itertools.islice(side.measuring(Row("prefill", 4)), 2)) == [{}, {"kind": "matmul", "rate": 7.0}]
+    assert list(itertools.islice(side.measure(Row("prefill", 4)), 2)) == [{}, {"kind": "matmul", "rate": 7.0}]

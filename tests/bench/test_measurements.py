@@ -18,7 +18,7 @@ import refdiff
 from refdiff import oracle
 from refdiff.backends import Backend, decoder, overlay
 from refdiff.bench import measurements as m
-from refdiff.bench.inputs import PATTERN, edited, random_ids
+from refdiff.bench.inputs import PATTERN, edited_program, random_ids
 from refdiff.bench.measurements import LOOKUP_PROMPT, Arrivals
 from refdiff.bench.rows import parse_rows
 from refdiff.bench.side import Settings, Side
@@ -48,14 +48,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _measured(side: Side, spelled: str) -> dict[str, Any]:
     (row,) = parse_rows(spelled)
-    _, answer = islice(side.measuring(row), 2)
+    _, answer = islice(side.measure(row), 2)
     return answer
 
 
 def test_the_clock_runs_until_the_device_is_done() -> None:
     """Before the work it waits too, so that what was begun earlier is not counted: 0.5 s not counted, 0.5 s counted."""
     side = FakeSide()
-    assert side.timed(lambda: side.pass_time(3)) == (3.5, None)
+    assert side.time_call(lambda: side.pass_time(3)) == (3.5, None)
     assert side.now == 104.0
 
 
@@ -91,7 +91,7 @@ def test_decoding_is_timed_after_the_first_token(folder: Path, dtype: str, items
 
 
 def test_prompt_lookup_repeats_its_prompt_and_is_timed_after_the_first_token(folder: Path) -> None:
-    side = FakeSide(Settings(str(folder), looked_up=4))
+    side = FakeSide(Settings(str(folder), lookup_tokens=4))
     answer = _measured(side, "lookup")
     _, ids, _ = side.did[-1]
     assert ids.shape == (1, LOOKUP_PROMPT)
@@ -103,12 +103,12 @@ def test_prompt_lookup_repeats_its_prompt_and_is_timed_after_the_first_token(fol
 
 
 def test_an_edit_says_most_of_its_prompt_again(folder: Path) -> None:
-    side = FakeSide(Settings(str(folder), looked_up=30))
+    side = FakeSide(Settings(str(folder), lookup_tokens=30))
     answer = _measured(side, "edit")
-    prompt, text = edited(LOOKUP_PROMPT, 31, 499)
+    prompt, text = edited_program(LOOKUP_PROMPT, 31, 499)
     np.testing.assert_array_equal(side.did[-1][1], prompt)
     assert answer == {"seconds": 15 * 2, "amount": 30, "passes": 15, "tokens": [text.tolist()]}
-    prompt, text = edited(256, 129, 50_000)
+    prompt, text = edited_program(256, 129, 50_000)
     assert prompt.shape == (1, 256)
     assert prompt[0, -1] not in [*prompt[0, :-1], *text], "what follows it could be guessed before the first token"
     changed = prompt[0, :129] != text
@@ -120,14 +120,14 @@ def test_an_edit_says_most_of_its_prompt_again(folder: Path) -> None:
 def test_lookup_that_gives_another_text_or_guesses_too_early_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    side = FakeSide(Settings(str(folder), looked_up=4))
+    side = FakeSide(Settings(str(folder), lookup_tokens=4))
     right = side.generate
     monkeypatch.setattr(side, "generate", lambda *given, **options: right(*given, **options)[:, ::-1])
-    with pytest.raises(ValueError, match="the text is not what the bias forces"):
+    with pytest.raises(ValueError, match="got another text than sequence_bias forces"):
         _measured(side, "lookup")
     monkeypatch.undo()
     monkeypatch.setattr(Arrivals, "put", lambda self, value: (self.end(), self.counts.append(2)))
-    with pytest.raises(ValueError, match="2 tokens came first and not one"):
+    with pytest.raises(ValueError, match="got 2 tokens from the first pass"):
         _measured(side, "lookup")
 
 
@@ -147,16 +147,16 @@ def test_what_generate_raises_is_told(folder: Path) -> None:
 
 def test_products_go_on_for_as_long_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two weights of 0.25 s each: a pass takes 0.5 s, so 1.1 s need three; 1.5 s and the wait are over six products."""
-    monkeypatch.setattr(m, "CACHES", 2 * 4 * 3 * 5)
-    monkeypatch.setattr(m, "WEIGHT", (3, 5))
-    answer = _measured(FakeSide(Settings(least=1.1)), "product:16")
+    monkeypatch.setattr(m, "WORKING_SET", 2 * 4 * 3 * 5)
+    monkeypatch.setattr(m, "WEIGHT_SHAPE", (3, 5))
+    answer = _measured(FakeSide(Settings(min_seconds=1.1)), "product:16")
     assert answer["seconds"] == pytest.approx(2.0 / 6)
     assert (answer["work"], answer["amount"]) == (4 * 15, 4 * 15 / 1e9), "the weight is read"
     weight = np.random.default_rng(0).standard_normal((3, 5), np.float32)
     x = np.random.default_rng(1).standard_normal((16, 5), np.float32)
     np.testing.assert_allclose(answer["sample"], (x.astype(np.float64) @ weight.T)[-1], rtol=1e-5)
-    monkeypatch.setattr(m, "CACHES", 1)
-    answer = _measured(FakeSide(Settings(least=0)), "product:17")
+    monkeypatch.setattr(m, "WORKING_SET", 1)
+    answer = _measured(FakeSide(Settings(min_seconds=0)), "product:17")
     assert answer["seconds"] == pytest.approx(0.75)
     assert answer["work"] == 2 * 15 * 17, "and here what is multiplied counts"
 
@@ -191,17 +191,17 @@ def test_a_sparing_pass_does_what_is_counted() -> None:
     model.backend, backend.ops = backend, overlay(backend.ops, wrap)
     model.ops = backend.ops
     backend.diffllama = partial(decoder.diffllama, steps=decoder.Steps(backend.ops))
-    for keep, sparing in ((1, True), (5, False)):
+    for keep, last_token_only in ((1, True), (5, False)):
         done.clear()
         model(random_ids(3, 5, 13), use_cache=True, logits_to_keep=keep)
         others = 3 * (keep - 1) * 2 * HEAD  # a plain pass makes logits of one token too
-        assert sum(done) - others == 3 * m.operations(CONFIG, 5, 1, sparing=sparing)
+        assert sum(done) - others == 3 * m.operations(CONFIG, 5, 1, last_token_only=last_token_only)
 
 
 def test_memory_that_the_system_does_not_tell_is_an_error_of_the_row_of_memory_alone(folder: Path) -> None:
     side = FakeSide(Settings(str(folder), batch=2, context=5))
     side.peak = lambda: None
-    with pytest.raises(RuntimeError, match="this system does not say how much memory a process has held"):
+    with pytest.raises(RuntimeError, match="this system does not report the peak memory"):
         _measured(side, "memory:4")
     for spelled in ("train:tiny", "check:19x2"):
         found = _measured(side, spelled)
@@ -220,7 +220,7 @@ def test_the_oracle_must_give_the_answer_that_it_should(do: str, monkeypatch: py
 
 def test_the_start_of_a_command_is_what_a_user_runs(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[list[str]] = []
-    monkeypatch.setattr(m, "first_output", lambda command: ran.append(command) or (2.0, "a"))
+    monkeypatch.setattr(m, "time_first_output", lambda command: ran.append(command) or (2.0, "a"))
     side = FakeSide(Settings(str(tiny_checkpoint)))
     side.command = lambda prompt: ["-c", prompt]
     assert _measured(side, "cold") == {"seconds": 2.0, "text": "a"}
@@ -232,7 +232,7 @@ def test_the_start_of_a_command_is_what_a_user_runs(tiny_checkpoint: Path, monke
 def test_first_output_is_timed() -> None:
     code = "import sys, time; time.sleep(0.2); print('a', flush=True); time.sleep(0.5); print('あ')"
     begun = time.perf_counter()
-    seconds, text = m.first_output([sys.executable, "-X", "utf8", "-c", code])
+    seconds, text = m.time_first_output([sys.executable, "-X", "utf8", "-c", code])
     assert text == "a\nあ"
     assert 0.2 <= seconds <= time.perf_counter() - begun - 0.5
     for code, how in (
@@ -242,4 +242,4 @@ def test_first_output_is_timed() -> None:
         ("import os; os.kill(os.getpid(), 9)", r"was killed by signal 9 \(out of memory\?\)"),
     ):
         with pytest.raises(RuntimeError, match=f"^its command {how}$"):
-            m.first_output([sys.executable, "-c", code])
+            m.time_first_output([sys.executable, "-c", code])

@@ -46,7 +46,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     return log
 
 
-SETTINGS = Settings("somewhere", against=("transformers", "numpy"), pairs=2, rest=0)
+SETTINGS = Settings("somewhere", against=("transformers", "numpy"), pairs=2, pause=0)
 
 
 def _measure(spelled: str) -> list[dict[str, Any]]:
@@ -99,7 +99,9 @@ def test_a_row_that_fails_does_not_end_the_others(log: Log) -> None:
 @pytest.mark.slow
 def test_every_kind_of_row(tiny_checkpoint: Path) -> None:
     rows = parse_rows("prefill:5,decode:5x2,lookup,edit,memory:5,load,cold,train:tiny,check:19x2,diagnose:23x2")
-    settings = Settings(str(tiny_checkpoint), pairs=1, steps=2, looked_up=20, least=0, rest=0, batch=2, context=8)
+    settings = Settings(
+        str(tiny_checkpoint), pairs=1, steps=2, lookup_tokens=20, min_seconds=0, pause=0, batch=2, context=8
+    )
     turns: list[str] = []
     found = list(runner.run(rows, settings, lambda row, side: turns.append(f"{row.name} {side}")))
     assert [entry["error"] for entry in found] == [None] * 13

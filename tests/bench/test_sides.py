@@ -24,7 +24,7 @@ from refdiff.bench.side import Settings
 
 def test_prompt_lookup_takes_few_passes(tiny_checkpoint: Path) -> None:
     for name, most in (("lookup", 50 / 5), ("edit", 50 / 2)):
-        _, answer = islice(RefdiffSide(Settings(str(tiny_checkpoint), looked_up=50)).measuring(Row(name)), 2)
+        _, answer = islice(RefdiffSide(Settings(str(tiny_checkpoint), lookup_tokens=50)).measure(Row(name)), 2)
         assert 0 < answer["passes"] <= most
 
 
@@ -40,7 +40,7 @@ def test_a_product_of_one_token_is_multiplied_as_in_a_pass_of_one(monkeypatch: p
     monkeypatch.setattr(Workers, "running", noted)
     for size in (1, 4):
         weights, x = [np.ones((2048, 2048), np.float32)], np.ones((size, 2048), np.float32)
-        RefdiffSide(Settings(None, Tuning.python_threads + 1)).hold(weights, x)()
+        RefdiffSide(Settings(None, Tuning.python_threads + 1)).bind_weights(weights, x)()
     assert seen == [False, True]
 
 
@@ -50,11 +50,11 @@ def test_weights_of_sixteen_bits(tiny_checkpoint: Path, tmp_path: Path) -> None:
     answers = []
     for kind, dtype, nbytes in ((RefdiffSide, "float32", 4), (StoredSide, "float32", 2), (RefdiffSide, "bfloat16", 2)):
         side = kind(Settings(str(tmp_path), 1, dtype, steps=3))
-        answers += islice(side.measuring(Row("decode", 9, 2)), 1, 2)
+        answers += islice(side.measure(Row("decode", 9, 2)), 1, 2)
         assert side.itemsize == nbytes
         assert side.model.params["model"]["layers"][0]["mlp"]["gate_proj"]["weight"].dtype.itemsize == nbytes
     assert answers[0]["tokens"] == answers[1]["tokens"]
-    said = "--dtype bfloat16 measures matrices as they are stored, but here they are float32"
+    said = "--dtype bfloat16: got matrices in float32, expected bfloat16"
     with pytest.raises(ValueError, match=said):
         RefdiffSide(Settings(str(tiny_checkpoint), 1, "bfloat16")).open(str(tiny_checkpoint))
 

@@ -52,19 +52,22 @@ def test_another_model_is_not_written_over(tiny_checkpoint: Path, tmp_path: Path
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "copy")
     before = (folder / "model.safetensors").read_bytes()
     with pytest.raises(
-        ValueError, match=re.escape(f"{folder} holds another model than tiny in float32: name a new folder")
+        ValueError,
+        match=re.escape(f"--folder: got {folder}, which has another model than tiny in float32; name a new folder"),
     ):
         sizes.write_like("tiny", folder)
     assert (folder / "model.safetensors").read_bytes() == before
     sizes.write_like("tiny", tmp_path / "half", "bfloat16")
     sizes.write_like("tiny", tmp_path / "half", "bfloat16")
-    with pytest.raises(ValueError, match="holds another model than tiny in float32: name a new folder, or measure"):
+    with pytest.raises(ValueError, match="another model than tiny in float32; name a new folder, or measure that"):
         sizes.write_like("tiny", tmp_path / "half")
 
 
 def test_nothing_is_written_beside_something_else(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     for folder in (tmp_path, tmp_path / "thesis.tex"):
-        with pytest.raises(ValueError, match=re.escape(f"{folder} is not an empty folder and holds no config.json")):
+        with pytest.raises(
+            ValueError, match=re.escape(f"--folder: got {folder}, which is not empty and has no config.json")
+        ):
             sizes.write_like("tiny", folder)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

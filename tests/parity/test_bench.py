@@ -14,7 +14,7 @@ import pytest
 
 from refdiff.bench import measurements as m
 from refdiff.bench import processes, runner
-from refdiff.bench.inputs import repetition
+from refdiff.bench.inputs import repeated_pattern
 from refdiff.bench.peers import TransformersSide
 from refdiff.bench.plot import draw
 from refdiff.bench.report import difference, failed
@@ -37,14 +37,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def in_this_process(name: str, row: Row, settings: Settings) -> Iterator[Callable[[], Answer]]:
     """Measure without a process: all rows together import torch once, and hold weights that caches hold."""
-    answers = processes.side_of(name, settings).measuring(row)
+    answers = processes.make_side(name, settings).measure(row)
     next(answers)
     yield partial(next, answers)
 
 
 def test_all_rows_beside_all_others(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "child", in_this_process)
-    monkeypatch.setattr(m, "CACHES", 2**23)
+    monkeypatch.setattr(m, "WORKING_SET", 2**23)
     report = _measure(ROWS, tiny)
     for name in ("picture.png", "picture.svg"):
         draw(report).savefig(tmp_path / name)
@@ -59,7 +59,7 @@ def test_each_side_in_a_process_of_its_own(spelled: str, tiny: Path) -> None:
 def _measure(spelled: str, tiny: Path) -> dict[str, Any]:
     """Measure rows on all sides, which must have done the same; returns the report."""
     against = ("transformers", "onnxruntime", "numpy")
-    sizes = {"pairs": 1, "steps": 6, "looked_up": 20, "least": 0, "rest": 0, "batch": 2, "context": 8}
+    sizes = {"pairs": 1, "steps": 6, "lookup_tokens": 20, "min_seconds": 0, "pause": 0, "batch": 2, "context": 8}
     settings = Settings(str(tiny), against=against, threads=1, **sizes)  # more would wait for the cores of other tests
     rows = parse_rows(spelled)
     found = list(runner.run(rows, settings))
@@ -82,18 +82,18 @@ def _measure(spelled: str, tiny: Path) -> dict[str, Any]:
 def test_other_weights_are_noticed(tiny: Path, tiny_checkpoint: Path) -> None:
     """The sides are compared by what they say, so two models must not pass for one."""
     row = Row("decode", 7, 2)
-    _, theirs = islice(processes.side_of("transformers", Settings(str(tiny), steps=5)).measuring(row), 2)
-    _, ours = islice(processes.side_of("refdiff", Settings(str(tiny_checkpoint), steps=5)).measuring(row), 2)
+    _, theirs = islice(processes.make_side("transformers", Settings(str(tiny), steps=5)).measure(row), 2)
+    _, ours = islice(processes.make_side("refdiff", Settings(str(tiny_checkpoint), steps=5)).measure(row), 2)
     assert difference(ours, theirs) is not None
 
 
 def test_transformers_looks_up_in_as_many_passes_as_its_model_is_called(tiny: Path) -> None:
-    side = TransformersSide(Settings(str(tiny), looked_up=33))
+    side = TransformersSide(Settings(str(tiny), lookup_tokens=33))
     side.prepare()
-    answers = side.measuring(Row("lookup"))
+    answers = side.measure(Row("lookup"))
     next(answers)
     calls: list[int] = []
     side._model.register_forward_pre_hook(lambda *_: calls.append(1))
     answer = next(answers)
-    assert answer["tokens"] == [repetition(m.LOOKUP_PROMPT, 34, 512)[1].tolist()]
+    assert answer["tokens"] == [repeated_pattern(m.LOOKUP_PROMPT, 34, 512)[1].tolist()]
     assert answer["passes"] == len(calls) - 1 == 3, "11 tokens a pass, after the one that reads the prompt"
