@@ -65,7 +65,7 @@ def needle() -> Any:
     figure = new_figure(8.0, 3.6)
     grid = figure.subplots(len(rows), 1, sharex=True, sharey=True)
     for axes, (name, row) in zip(grid, rows.items(), strict=True):
-        viz.appearance.dress(axes)
+        viz.appearance.style_axes(axes)
         axes.bar(range(S), row, 0.7, color=[ORANGE if s == at else BLUE for s in range(S)])
         axes.axhline(0, color=INK, linewidth=0.5)
         share = viz.attention_to(row[None], {"needle": [at]})["needle"]

@@ -28,14 +28,14 @@ from refdiff.viz.appearance import (
     PURPLE,
     SERIES,
     STYLES,
-    dress,
     legend,
     name_ticks,
     new_axes,
     new_figure,
     signed_colours,
     signed_range,
-    whole_numbers,
+    style_axes,
+    use_integer_ticks,
 )
 
 INK, CARD, HIDDEN = "#333333", "#ffffff", "#dddddd"
@@ -173,7 +173,7 @@ def three_maps(tokens: list[str], first: Any, second: Any, lambda_: float, rows:
     panels = figure.subplots(1, 3)
     for number, (axes, (title, weights)) in enumerate(zip(panels, maps.items(), strict=True)):
         seen = np.ma.masked_array(weights, hidden)
-        shown = dress(axes).imshow(seen, cmap=signed_colours().with_extremes(bad=HIDDEN), norm=norm)
+        shown = style_axes(axes).imshow(seen, cmap=signed_colours().with_extremes(bad=HIDDEN), norm=norm)
         for row in rows:
             axes.add_patch(_frame(-0.5, row - 0.5, row + 1, 1))
         axes.set_title(title, fontsize=10)
@@ -458,7 +458,7 @@ def two_modes(labels: Sequence[str], errors: Mapping[str, Sequence[float]], limi
     for axes, (mode, row) in zip(grid, errors.items(), strict=True):
         wrong = [error > limit for error in row]
         colours = [ORANGE if one else BLUE for one in wrong]
-        dress(axes).vlines(range(len(row)), 1e-12, row, color=colours, linewidth=1.2)
+        style_axes(axes).vlines(range(len(row)), 1e-12, row, color=colours, linewidth=1.2)
         axes.scatter(range(len(row)), row, s=14, color=colours, zorder=3)
         axes.axhline(limit, color=INK, linestyle=":", linewidth=1)
         axes.set_title(f"{mode}: wrong points {sum(wrong)} of {len(row)}", fontsize=10)
@@ -600,7 +600,9 @@ def bars(rows: Mapping[str, Any], needle: int, names: Sequence[str] = (), apart:
     for number, (axes, (title, row)) in enumerate(zip(grid, rows.items(), strict=True)):
         if number > apart:
             axes.sharey(grid[apart])
-        dress(axes).bar(range(len(row)), row, 0.7, color=[ORANGE if s == needle else BLUE for s in range(len(row))])
+        style_axes(axes).bar(
+            range(len(row)), row, 0.7, color=[ORANGE if s == needle else BLUE for s in range(len(row))]
+        )
         axes.axhline(0, color=INK, linewidth=0.5)
         axes.set_title(title, fontsize=10, loc="left")
     grid[-1].set_xlabel("key")
@@ -632,7 +634,7 @@ def curves(
     if band is not None:
         axes.axvspan(*band[:2], color=HIDDEN, alpha=0.5, linewidth=0, label=band[2])
     if all(isinstance(place, int | np.integer) for place in x):
-        whole_numbers(axes.xaxis)
+        use_integer_ticks(axes.xaxis)
     axes.set(xlabel=xlabel, ylabel=ylabel, **options)
     if "yticks" in options:
         axes.minorticks_off()
@@ -672,7 +674,9 @@ def gain_by_correlation(rho: Any, panels: Mapping[str, Mapping[str, Any]], train
     figure = new_figure(9.6, 3.5)
     grid = figure.subplots(1, len(panels), sharey=True)
     for axes, (title, lines) in zip(grid, panels.items(), strict=True):
-        dress(axes).axvspan(*trained, color=HIDDEN, alpha=0.6, linewidth=0, label="a trained model,\nlayers 1 to 5")
+        style_axes(axes).axvspan(
+            *trained, color=HIDDEN, alpha=0.6, linewidth=0, label="a trained model,\nlayers 1 to 5"
+        )
         for i, (label, y) in enumerate(lines.items()):
             colour, marker = (INK, "") if i == 0 else (SERIES[i - 1], MARKERS[i - 1])
             axes.plot(rho, y, color=colour, linestyle="--" if i == 0 else "-", marker=marker, markersize=4, label=label)
@@ -757,7 +761,7 @@ def loss_bars(losses: Mapping[str, float], guess: float) -> Any:
 def cuts(p: Any, names: Sequence[str], k: int, share: float) -> Any:
     """The most likely tokens in order, their probabilities and cumulative sum, and where top-k and top-p cut."""
     figure = new_figure(9, 3.6)
-    axes = dress(figure.add_subplot())
+    axes = style_axes(figure.add_subplot())
     at, total = np.arange(len(p)), np.cumsum(p)
     axes.bar(at, p, 0.7, color=BLUE, label="probability")
     axes.plot(at, total, color=ORANGE, marker="o", markersize=4, label="sum so far")
@@ -784,7 +788,7 @@ def by_layer(
     figure = new_figure(10.4, 2.7)
     grid = figure.subplots(1, layers_, sharey=True)
     for layer, axes in enumerate(grid):
-        dress(axes)
+        style_axes(axes)
         for label, values in lines.items():
             i = order.index(label)
             y, half = (np.asarray(table)[:, layer] for table in (values, errors[label]))
@@ -795,7 +799,7 @@ def by_layer(
         axes.set_title(f"layer {layer}", color=INK, fontsize=10)
     grid[0].set_ylabel(ylabel)
     for axes in grid:
-        dress(axes)
+        style_axes(axes)
     legend(grid[0])
     return on_card(figure)
 
@@ -811,7 +815,7 @@ def runs(x: Any, of_kinds: Mapping[str, Any], xlabel: str, ylabel: str, *, guess
         if guess is not None:
             axes.plot(x, guess, color=INK, linestyle=":", label="guess")
         axes.set(xlabel=xlabel, **options)
-        dress(axes).set_title(kind, color=INK, fontsize=10)
+        style_axes(axes).set_title(kind, color=INK, fontsize=10)
     grid[0].set_ylabel(ylabel)
     legend(grid[0])
     return on_card(figure)
@@ -849,7 +853,7 @@ def pull_and_path(x: Any, lambdas: Any, pulls: Any, counted_from: int) -> Any:
         pull.set(xlabel="step", ylim=(-1, 3), yticks=(-0.1, -0.01, 0, 0.01, 0.1, 1))
         pull.set_yticklabels(("−0.1", "−0.01", "0", "0.01", "0.1", "1"))
         for axes in (path, pull):
-            dress(axes).axvline(counted_from, color=INK, linestyle=":", linewidth=1)
+            style_axes(axes).axvline(counted_from, color=INK, linestyle=":", linewidth=1)
     grid[0, 0].annotate("counted\nfrom here", (counted_from, 0.3), (5, 0), textcoords="offset points", fontsize=9)
     grid[0, 0].set_ylabel("λ")
     grid[1, 0].set_ylabel("pull −∂L/∂λ\n(log scale beyond ±0.01)")
@@ -864,7 +868,7 @@ def paths(x: Any, runs: Mapping[str, Any], xlabel: str, ylabel: str) -> Any:
     grid = figure.subplots(1, count, sharey=True)
     for layer, axes in enumerate(grid):
         for i, (name, values) in enumerate(runs.items()):
-            dress(axes).plot(x, values[:, layer], color=SERIES[i], linestyle=STYLES[i], label=name)
+            style_axes(axes).plot(x, values[:, layer], color=SERIES[i], linestyle=STYLES[i], label=name)
         axes.set_title(f"layer {layer}", fontsize=10)
         axes.set_xlabel(xlabel)
     grid[0].set_ylabel(ylabel)
@@ -881,12 +885,12 @@ def moments_of_a_pair(film: Any, moments: Sequence[int]) -> Any:
         first, second, lambda_ = film.first[at], film.second[at], film.lambdas[at]
         maps = {"A₁": first, "A₂": second, "A₁ − λ A₂": first - lambda_ * second}
         for axes, (name, weights) in zip(grid[:, column], maps.items(), strict=True):
-            dress(axes).imshow(weights, cmap=signed_colours(), norm=signed_range(np.ones(1)))
+            style_axes(axes).imshow(weights, cmap=signed_colours(), norm=signed_range(np.ones(1)))
             axes.set(xticks=[], yticks=[])
             if column == 0:
                 axes.set_ylabel(name)
         grid[0, column].set_title(f"step {moment}\nλ = {lambda_:.2f}, ρ = {film.correlations[at]:.2f}", fontsize=8.5)
-        dress(grid[0, column])
+        style_axes(grid[0, column])
     return on_card(figure)
 
 

@@ -1,4 +1,4 @@
-"""How cost grows: time and memory against the number of tokens and of sequences."""
+"""Plot time and memory against the number of tokens and of sequences."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from refdiff.bench.report import spread
 from refdiff.bench.rows import Row, parse_rows
 
 SIDES = ("refdiff", "transformers", "stored")
-"""Who is drawn, in the order of their colours."""
+"""The sides that are drawn. The order gives their colours."""
 
 NOTHING = (
-    "nothing to plot: measure prefill, decode or memory of one row at two lengths, as in prefill:128,prefill:512, or "
-    "of one length with two numbers of rows, as in decode:128,decode:128x8"
+    "nothing to plot: measure prefill, decode or memory at two lengths, as in prefill:128,prefill:512, or at one "
+    "length with two numbers of sequences, as in decode:128,decode:128x8"
 )
 
 PANELS = (
@@ -24,44 +24,44 @@ PANELS = (
     ("decode", "batch", "one more token of each sequence", "sequences of {size} tokens", "milliseconds"),
     ("memory", "batch", "memory for several sequences", "sequences of {size} tokens", "peak, GB"),
 )
-"""Kind of row, its field along the axis, title, names of x and of y."""
+"""For each panel: kind of row, field of `Row` on the x axis, title, labels of the x and y axes."""
 
 Points = list[tuple[int, float, float, float]]
 
 
 def panels(report: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Points]]]:
-    """Yield (title, name of x, name of y, side → (x, median, low, high)) of everything that has at least two points."""
+    """Yield (title, x label, y label, side → points (x, median, low, high)) for panels with two points or more."""
     scales = {"seconds": 1.0, "milliseconds": 1e3 / report["settings"]["decoded_tokens"], "peak, GB": 1e-9}
     measured = [(parse_rows(entry["row"])[0], entry["sides"]) for entry in report["rows"] if not entry["error"]]
-    for kind, along, title, x, y in PANELS:
+    for kind, field, title, x, y in PANELS:
         sizes = [row.size for row, _ in measured if row.name == kind]
-        size = max(sizes, key=sizes.count, default=0)  # at which most batches were measured
+        size = max(sizes, key=sizes.count, default=0)  # the length with the most batch sizes
         found: dict[str, Points] = {}
         for row, sides in measured:
-            if row.name == kind and (row.batch == 1 if along == "size" else row.size == size):
+            if row.name == kind and (row.batch == 1 if field == "size" else row.size == size):
                 for name, side in sides.items():
                     middle = spread([scales[y] * value for value in side.get("seconds") or side["bytes"]])
-                    found.setdefault(name, []).append((getattr(row, along), *middle.values()))
+                    found.setdefault(name, []).append((getattr(row, field), *middle.values()))
         if any(len(points) > 1 for points in found.values()):
             yield title, x.format(size=size), y, {name: sorted(points) for name, points in found.items()}
 
 
 def can_draw(rows: Iterable[Row]) -> bool:
-    """Whether a report of these rows, if none fails, has anything to draw."""
+    """Whether a report of these rows has a panel, if no row fails."""
     measured = [{"row": row.spelled, "sides": {"refdiff": {"seconds": [1.0]}}, "error": None} for row in rows]
     return any(panels({"rows": measured, "settings": {"decoded_tokens": 1}}))
 
 
 def draw(report: dict[str, Any]) -> Any:
-    """Return a figure of the panels of a report.
+    """Return a figure with the panels of a report.
 
     Raises:
-        ValueError: there is no panel with two points.
+        ValueError: no panel has two points.
         ImportError: matplotlib is not installed.
     """
     if not (drawn := list(panels(report))):
         raise ValueError(NOTHING)
-    from refdiff.viz.appearance import MARKERS, SERIES, STYLES, dress, legend, new_figure
+    from refdiff.viz.appearance import MARKERS, SERIES, STYLES, legend, new_figure, style_axes
 
     columns = min(len(drawn), 3 if len(drawn) <= 3 else 2)
     rows = -(-len(drawn) // columns)
@@ -80,5 +80,5 @@ def draw(report: dict[str, Any]) -> Any:
         axes.minorticks_off()
         axes.set_ylim(0, 1.1 * max(high for points in sides.values() for *_, high in points))
         axes.grid(alpha=0.3)
-        legend(dress(axes))
+        legend(style_axes(axes))
     return figure

@@ -1,13 +1,13 @@
-"""Pictures: what the heads look at, λ, RoPE, errors along a trace, training; and a page to explore attention in.
+"""Figures of attention maps, λ, RoPE, errors along a trace and training, and a page to explore attention.
 
     maps = refdiff.viz.attention_maps(model, "Once upon a time")
     refdiff.viz.plot_attention(maps, layer=2, pair=0).savefig("maps.png")
     refdiff.viz.explore(model, "Once upon a time")  # in a notebook: choose layer, pair and token
 
-Functions take arrays of any library, maps or a model's output, and return a figure, or the axes that they drew into:
-pass `axes=` or `figure=` to place them. None calls `show`. Figures belong to no window; a notebook shows them after
-%matplotlib inline.
-Matplotlib comes with `pip install matplotlib`, and is imported when something is drawn; the page needs none.
+Functions take arrays of any library, `AttentionMaps` or a model's output. They draw into `figure=` or `axes=`, by
+default new ones, and return them. No function calls `show`, and figures have no window: a notebook shows them after
+`%matplotlib inline`.
+Drawing needs `pip install matplotlib`, the page does not.
 """
 
 from refdiff.viz.attention import plot_attention, plot_attention_grid

@@ -1,7 +1,7 @@
-"""How the figures look: no ground of their own, and colours that are read on a white page and on a dark one alike.
+"""The style of the figures: a transparent background, and colours with contrast on white and on dark pages.
 
-Zero has no colour at all, so that it is the page itself, and the two signs are blue and orange, which people with any
-kind of colour vision tell apart. `tests/viz/test_appearance.py` measures both.
+Zero is transparent. Positive numbers are blue and negative ones orange, which people with any kind of colour vision can
+distinguish. `tests/viz/test_appearance.py` measures both properties.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ INK = "#777777"
 BLUE, ORANGE, GREEN, PURPLE = "#1f80c0", "#d9600a", "#12976c", "#b565a0"
 SERIES = (BLUE, ORANGE, GREEN, PURPLE)
 STYLES = ("-", "--", "-.", ":")
-"""Series differ in their lines too, not in colour alone."""
+"""Line styles, so that series differ not only in colour."""
 MARKERS = ("o", "s", "^", "D")
 
-_TICKS = 72
-"""Tokens that fit along an axis."""
+_MAX_TICKS = 72
+"""Number of tokens that fit along an axis."""
 
-OTHER_FONTS = (
+FALLBACK_FONTS = (
     "Noto Sans CJK JP",
     "Noto Sans CJK SC",
     "Noto Sans JP",
@@ -38,11 +38,11 @@ OTHER_FONTS = (
     "Segoe UI",
     "Arial Unicode MS",
 )
-"""Asked after matplotlib's own font, in this order, where they are installed."""
+"""Fonts for letters that matplotlib's default font lacks. The first installed one that has the letter is used."""
 
 
 def new_figure(width: float, height: float, figure: Figure | None = None) -> Figure:
-    """Return `figure`, or a new one of so many inches that belongs to nobody: no window, no `show`."""
+    """Return `figure`, or a new one without a window; width and height are in inches."""
     if figure is not None:
         return figure
     try:
@@ -54,14 +54,14 @@ def new_figure(width: float, height: float, figure: Figure | None = None) -> Fig
 
 
 def new_axes(axes: Axes | None, width: float = 6.0, height: float = 3.6) -> Axes:
-    """Return `axes`, or those of a new figure, in the ink that both pages show."""
+    """Return `axes`, or those of a new figure, in the style of this module."""
     if axes is None:
         axes = new_figure(width, height).add_subplot()
-    return dress(axes)
+    return style_axes(axes)
 
 
-def dress(axes: Axes) -> Axes:
-    """Give axes the transparent ground and the ink."""
+def style_axes(axes: Axes) -> Axes:
+    """Set the transparent background and the ink of axes, and hide the top and right spines."""
     axes.set_facecolor("none")
     for spine in axes.spines.values():
         spine.set_color(INK)
@@ -74,14 +74,14 @@ def dress(axes: Axes) -> Axes:
 
 
 def legend(axes: Axes, **options: Any) -> None:
-    """Add a legend in the ink."""
+    """Add a legend in the colour `INK`."""
     axes.legend(frameon=False, labelcolor=INK, fontsize="small", **options)
 
 
 def signed_colours() -> Colormap:
-    """Blue above zero, orange below, nothing at zero; the strength grows as the root of the size.
+    """Return the colour map: blue above zero, orange below, transparent at zero, with opacity √|x|.
 
-    The root lets a weight of 0.04 be seen beside one of 1; a colour bar drawn with this map shows it.
+    The square root makes a weight of 0.04 visible beside one of 1.
     """
     from matplotlib.colors import ListedColormap, to_rgb
 
@@ -91,35 +91,35 @@ def signed_colours() -> Colormap:
 
 
 def signed_range(*arrays: Any, limit: float | None = None) -> Normalize:
-    """Return the scale that has zero in its middle, and full colour from `limit` on.
+    """Return the scale from −limit to limit, beyond which colours are full.
 
-    Without one it is the size that 99 of 100 of the numbers other than 0 stay below: the first few queries of a causal
-    map have few keys to look at, and would otherwise take all the colour.
+    The default limit is the 99 % quantile of the sizes other than 0. The largest weights would set too large a limit:
+    they belong to the first queries of a causal map, which have few keys.
 
     Raises:
-        ValueError: there is a number that is not finite, or the limit is not above 0.
+        ValueError: a number is not finite, or the limit is not above 0.
     """
     from matplotlib.colors import Normalize
 
     sizes = np.concatenate([np.abs(np.asarray(a, dtype=np.float64)).ravel() for a in arrays])
     if not np.isfinite(sizes).all():
-        raise ValueError("a map holds numbers that are not finite: check the weights, or compute in float32")
+        raise ValueError("maps: got numbers that are not finite; check the weights, or compute in float32")
     if limit is not None and not limit > 0:
-        raise ValueError(f"limit: got {limit}, expected above 0: the size that has full colour")
+        raise ValueError(f"limit: got {limit}, expected above 0, the size with full colour")
     sizes = sizes[sizes > 0]
     if limit is None:
         limit = float(np.quantile(sizes, 0.99)) if sizes.size else 1.0
     return Normalize(-limit, limit)
 
 
-def name_ticks(axes: Axes, names: Sequence[str], which: str = "both", most: int = _TICKS) -> None:
-    """Write tokens along one axis or both ("x", "y"), turned on x; too many of them become their numbers."""
+def name_ticks(axes: Axes, names: Sequence[str], which: str = "both", max_names: int = _MAX_TICKS) -> None:
+    """Label the ticks of one axis ("x", "y") or both with tokens, or with positions if there are too many."""
     for axis in (axes.xaxis, axes.yaxis) if which == "both" else (getattr(axes, f"{which}axis"),):
-        if len(names) > most:
-            whole_numbers(axis)
+        if len(names) > max_names:
+            use_integer_ticks(axis)
             continue
         size = min(8.0, 260 / max(len(names), 1))
-        families, labels = in_fonts(names)
+        families, labels = choose_fonts(names)
         axis.set_ticks(range(len(names)), labels=labels, fontsize=size, color=INK, fontfamily=families)
         for label in axis.get_ticklabels():
             label.set_parse_math(False)  # a token may be a dollar sign
@@ -127,8 +127,8 @@ def name_ticks(axes: Axes, names: Sequence[str], which: str = "both", most: int 
                 label.set_rotation(90)
 
 
-def in_fonts(names: Iterable[str], others: Sequence[str] = OTHER_FONTS) -> tuple[list[str], list[str]]:
-    r"""Return the font families that these names need, and the names with \u… in place of letters that none has."""
+def choose_fonts(names: Iterable[str], fallbacks: Sequence[str] = FALLBACK_FONTS) -> tuple[list[str], list[str]]:
+    r"""Return the font families that the names need, and the names with \u… for letters that no font has."""
     import matplotlib
     from matplotlib import font_manager
 
@@ -137,12 +137,12 @@ def in_fonts(names: Iterable[str], others: Sequence[str] = OTHER_FONTS) -> tuple
     missing = {letter for name in names for letter in name}
     installed = {entry.name for entry in font_manager.fontManager.ttflist}
     chosen: list[str] = []
-    for family in dict.fromkeys([*families, *others]):
+    for family in dict.fromkeys([*families, *fallbacks]):
         if not missing or family not in installed:
             continue
-        # of a family's faces the one that is drawn: an extra light one may lack letters
-        known = font_manager.get_font(font_manager.findfont(family, fallback_to_default=False)).get_charmap()
-        found = {letter for letter in missing if ord(letter) in known}
+        # matplotlib draws the face that findfont returns; other faces of the family may have fewer letters
+        charmap = font_manager.get_font(font_manager.findfont(family, fallback_to_default=False)).get_charmap()
+        found = {letter for letter in missing if ord(letter) in charmap}
         if found or not chosen:
             chosen.append(family)
         missing -= found
@@ -151,8 +151,8 @@ def in_fonts(names: Iterable[str], others: Sequence[str] = OTHER_FONTS) -> tuple
     ]
 
 
-def whole_numbers(axis: Any) -> None:
-    """Put ticks at whole numbers only."""
+def use_integer_ticks(axis: Any) -> None:
+    """Restrict the ticks of an axis to integers."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator(integer=True))
@@ -162,5 +162,5 @@ def depth_colours(count: int) -> list[tuple[float, ...]]:
     """Return a colour for each of `count` layers, from blue for the first to orange for the last."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    way = LinearSegmentedColormap.from_list("depth", [BLUE, PURPLE, ORANGE])
-    return [way(i / max(count - 1, 1)) for i in range(count)]
+    colour_map = LinearSegmentedColormap.from_list("depth", [BLUE, PURPLE, ORANGE])
+    return [colour_map(i / max(count - 1, 1)) for i in range(count)]

@@ -1,4 +1,4 @@
-"""Attention maps as pictures: one pair's three maps, and all pairs of all layers."""
+"""Figures of attention maps: the three maps of a pair, or one map of all layers and pairs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from refdiff.model.outputs import ModelOutput
-from refdiff.viz.appearance import INK, dress, name_ticks, new_figure, signed_colours, signed_range
+from refdiff.viz.appearance import INK, name_ticks, new_figure, signed_colours, signed_range, style_axes
 from refdiff.viz.maps import MAPS, AttentionMaps, as_maps
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
-_TOKENS_IN_A_GRID = 16
+_MAX_GRID_TOKENS = 16
 
 
 def plot_attention(
@@ -27,23 +27,27 @@ def plot_attention(
     limit: float | None = None,
     figure: Figure | None = None,
 ) -> Figure:
-    """Draw A₁, A₂ and A₁ − λ A₂ side by side on one scale, tokens on the axes; by default the means over all heads.
+    """Draw A₁, A₂ and A₁ − λ A₂ side by side, with queries down and keys across.
 
-    Of a model's output, called with output_attentions=True, the first row is drawn: `tokens` are what its tokens are
-    called (by default their numbers), `wiring` is `model.config.wiring`.
+    Args:
+        maps: an `AttentionMaps`, or the output of a model called with output_attentions=True, whose first sequence is
+            drawn.
+        layer, pair: the maps to draw; None is the mean over all layers or pairs.
+        tokens: labels of the tokens (default: those of the maps, or for an output the positions).
+        wiring: `model.config.wiring` of the model that gave the output.
+        limit: the size with full colour (default: the 99 % quantile of the weights other than 0).
 
-    Queries go down, keys across. All three share the colour bar, whose zero is in the middle; what is larger than
-    `limit` (by default than 99 of 100 weights) has full colour. Of a Llama there is one map.
+    All maps share one colour scale, with zero in its middle. A Llama has one map.
     """
     maps = as_maps(maps, tokens, wiring)
     side = min(max(0.14 * len(maps.tokens), 2.6), 9.0)
     figure = new_figure(side * len(maps.names) + 1.6, side + 1.4, figure)
-    shown = {name: maps.map(name, layer, pair) for name in maps.names}
-    norm = signed_range(*shown.values(), limit=limit)
+    values = {name: maps.map(name, layer, pair) for name in maps.names}
+    norm = signed_range(*values.values(), limit=limit)
     image: Any = None
-    grid = figure.subplots(1, len(shown), squeeze=False)[0]
-    for axes, (name, values) in zip(grid, shown.items(), strict=True):
-        image = _draw(axes, values, norm)
+    grid = figure.subplots(1, len(values), squeeze=False)[0]
+    for axes, (name, map_values) in zip(grid, values.items(), strict=True):
+        image = _draw(axes, map_values, norm)
         axes.set_title(MAPS[name] if maps.second is not None else "A", fontsize=10, color=INK)
         name_ticks(axes, maps.tokens, "x")
         name_ticks(axes, maps.queries, "y")
@@ -63,10 +67,10 @@ def plot_attention_grid(
     limit: float | None = None,
     figure: Figure | None = None,
 ) -> Figure:
-    """Draw one of the three maps ("first", "second", "difference") of every layer and pair, on one scale.
+    """Draw one of the three maps ("first", "second", "difference") of every layer and pair on one colour scale.
 
-    Layers go down, with λ of each, pairs across. Tokens stand on the outer axes while there are few. The rest is as in
-    `plot_attention`.
+    Layers go down, with the λ of each, and pairs across. The outer axes have labels if there are at most 16 tokens. The
+    other arguments are those of `plot_attention`.
     """
     maps = as_maps(maps, tokens, wiring)
     L, P = maps.first.shape[:2]
@@ -76,9 +80,9 @@ def plot_attention_grid(
     grid = figure.subplots(L, P, squeeze=False)
     kind = "pair" if maps.second is not None else "head"
     image: Any = None
-    for (i, j), one in values.items():
+    for (i, j), map_values in values.items():
         axes = grid[i][j]
-        image = _draw(axes, one, norm)
+        image = _draw(axes, map_values, norm)
         axes.set_xticks([])
         axes.set_yticks([])
         if i == 0:
@@ -87,7 +91,7 @@ def plot_attention_grid(
             lambda_ = maps.lambda_(i)
             label = f"layer {i}" if lambda_ is None else f"layer {i}\nλ = {float(lambda_.mean()):.2f}"
             axes.set_ylabel(label, fontsize=9, color=INK)
-        if len(maps.tokens) <= _TOKENS_IN_A_GRID:
+        if len(maps.tokens) <= _MAX_GRID_TOKENS:
             if i == L - 1:
                 name_ticks(axes, maps.tokens, "x")
             if j == 0:
@@ -98,7 +102,7 @@ def plot_attention_grid(
 
 
 def _draw(axes: Axes, values: Any, norm: Any) -> AxesImage:
-    dress(axes)
+    style_axes(axes)
     for side in ("top", "right"):
         axes.spines[side].set_visible(True)
     for spine in axes.spines.values():
@@ -107,7 +111,7 @@ def _draw(axes: Axes, values: Any, norm: Any) -> AxesImage:
 
 
 def _colour_bar(figure: Figure, image: AxesImage, beside: list[Axes]) -> None:
-    """The legend of the colours, drawn as a picture: matplotlib's own has seams where colours are transparent."""
+    """Add a colour bar with an image in it: matplotlib's own bar has seams where colours are transparent."""
     import numpy as np
 
     bar: Any = figure.colorbar(image, ax=beside, extend="both", fraction=0.05, pad=0.02, aspect=30)

@@ -1,4 +1,4 @@
-"""The page, inside a notebook."""
+"""The attention page inside a notebook."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from refdiff.viz.page import attention_page
 
 
 class Exploration:
-    """A page that a notebook shows in a frame of its own; `page` is its HTML, `maps` the arrays in it."""
+    """A page that a notebook shows in a frame. `page` is its HTML, `maps` the arrays in it."""
 
     def __init__(self, maps: AttentionMaps, page: str, height: int) -> None:
         self.maps, self.page, self.height = maps, page, height
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the page to a file.
+        """Write the page to a file, atomically.
 
         Raises:
-            OSError: the file cannot be written; what was there before still is.
+            OSError: the file cannot be written. An existing file stays as it was.
         """
         write_atomically(path, self.page.encode())
 
@@ -47,13 +47,18 @@ def explore(
     pair: int | None = None,
     height: int = 900,
 ) -> Exploration:
-    """Show where each token of a text looks, layer by layer and pair by pair, as `refdiff attention` does on a page.
+    """Show the attention of every token, layer and pair on an interactive page, as `refdiff attention` writes it.
 
-    `layer` and `pair` are what it opens with: None is the mean over all, and without both it is where most cancels
-    (`AttentionMaps.most_cancelling`). `height` is that of the frame in pixels.
+    Args:
+        model: a causal language model.
+        text: a text, or its token ids.
+        tokenizer: the model's tokenizer (default: that in the folder that the model was loaded from).
+        layer, pair: the maps that the page shows first; None is the mean over all. Without both, it is the pair that
+            cancels most (`AttentionMaps.most_cancelling`).
+        height: of the frame, in pixels.
 
     Raises:
-        ValueError: there is no tokenizer, no token, or the text is too long.
+        ValueError: a tokenizer is missing, or the text is empty or too long.
         IndexError: there is no such layer or pair.
     """
     maps = attention_maps(model, text, tokenizer)

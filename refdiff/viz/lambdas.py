@@ -1,4 +1,4 @@
-"""λ by layer: where training took it, and near what it began."""
+"""A figure of λ by layer, with the λ_init of each layer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from refdiff import layers
 from refdiff.arrays import floats
 from refdiff.model.outputs import ModelOutput
-from refdiff.viz.appearance import BLUE, INK, legend, new_axes, whole_numbers
+from refdiff.viz.appearance import BLUE, INK, legend, new_axes, use_integer_ticks
 from refdiff.viz.maps import AttentionMaps
 
 if TYPE_CHECKING:
@@ -17,28 +17,28 @@ if TYPE_CHECKING:
 
 
 def plot_lambdas(lambdas: Any, *, axes: Axes | None = None, starts: bool = True) -> Axes:
-    """Draw λ of every layer, and with `starts` the λ_init of its depth.
+    """Draw λ of every layer and, with `starts`, its λ_init.
 
-    `lambdas` is an `AttentionMaps`, a model's output, or numbers: (L,), or for v2, where every token has its own,
-    (L, …): then a line of means in a band from the smallest to the largest, and no λ_init.
+    `lambdas` is an `AttentionMaps`, a model's output, or an array (L,). In v2 λ varies with the token, (L, …): then the
+    mean is drawn, in a band from the smallest to the largest λ, without λ_init.
 
     Raises:
-        ValueError: there is no λ.
+        ValueError: `lambdas` has no λ.
     """
     values = _numbers(lambdas)
     axes = new_axes(axes)
     at = np.arange(len(values))
     flat = values.reshape(len(values), -1)
-    many = flat.shape[1] > 1
-    if many:
+    has_several = flat.shape[1] > 1
+    if has_several:
         axes.fill_between(at, flat.min(axis=1), flat.max(axis=1), color=BLUE, alpha=0.25, linewidth=0, label="all λ")
-    axes.plot(at, flat.mean(axis=1), color=BLUE, marker="o", markersize=4, label="mean λ" if many else "λ")
-    if starts and not many:
-        begun = [layers.lambda_init(int(layer)) for layer in at]
-        axes.plot(at, begun, color=INK, linestyle="--", marker="_", label="λ_init, near which it began")
+    axes.plot(at, flat.mean(axis=1), color=BLUE, marker="o", markersize=4, label="mean λ" if has_several else "λ")
+    if starts and not has_several:
+        initial = [layers.lambda_init(int(layer)) for layer in at]
+        axes.plot(at, initial, color=INK, linestyle="--", marker="_", label="λ_init, near which it began")
     axes.set_xlabel("layer")
     axes.set_ylabel("λ")
-    whole_numbers(axes.xaxis)
+    use_integer_ticks(axes.xaxis)
     legend(axes)
     return axes
 
@@ -49,7 +49,7 @@ def _numbers(lambdas: Any) -> np.ndarray[Any, Any]:
     values = floats([] if lambdas is None else lambdas)
     if not values.size or values.ndim == 0:
         raise ValueError(
-            "there is no λ: a Llama has none, an output has them with output_attentions=True, and an array must be "
-            "(layers,) or (layers, …)"
+            "lambdas: got no λ, expected an array (layers,) or (layers, …), AttentionMaps, or an output with "
+            "output_attentions=True; a Llama has no λ"
         )
     return values

@@ -1,4 +1,4 @@
-"""text → what every head pair of every layer looked at: the arrays that are drawn."""
+"""text → the attention maps of every head pair of every layer."""
 
 from __future__ import annotations
 
@@ -20,28 +20,31 @@ from refdiff.model.variants import PAIRING
 Floats = NDArray[np.floating[Any]]
 
 MAPS = {"first": "A₁", "second": "A₂", "difference": "A₁ − λ A₂"}
-"""The three maps of a pair, and how they are written."""
-MOST_BYTES = 2 * 10**9
-"""What the maps of one text may take in memory."""
+"""The three maps of a pair → their labels in figures."""
+MAX_BYTES = 2 * 10**9
+"""Largest size of the maps of one text."""
 
 _SIGNS = {" ": "·", "\n": "↵", "\t": "⇥"}
-_UNSEEN = ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs")
+_INVISIBLE = ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs")
 
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """What every pair of heads looked at in one text.
+    """The attention maps of all head pairs for one text.
 
-    L layers, P pairs, T queries, S keys; the queries are the last T of the keys. Arrays of any library are taken, and
-    brought to the host.
+    L layers, P pairs, T queries, S keys. The queries are the last T of the keys. Arrays of any library are converted to
+    NumPy.
 
     Attributes:
-        tokens: what the S keys are called.
+        tokens: labels of the S keys.
         first: A₁, (L, P, T, S).
-        second: A₂, the same; None in a Llama, whose heads are no pairs.
-        difference: A₁ − λ A₂ as the model computed it; in a Llama, A.
+        second: A₂, (L, P, T, S); None in a Llama, whose heads form no pairs.
+        difference: A₁ − λ A₂ as the model computed it, (L, P, T, S); in a Llama, the attention A.
         lambdas: λ by layer (L,), or in v2 by layer, pair and query (L, P, T); None in a Llama.
-        starts: λ_init by layer (L,), or None where there is none.
+        starts: λ_init by layer (L,); None in v2 and in a Llama, which have none.
+
+    Raises:
+        ValueError: the shapes of the maps and the number of tokens do not agree.
     """
 
     tokens: tuple[str, ...]
@@ -59,122 +62,124 @@ class AttentionMaps:
         for name in ("second", "difference"):
             other = getattr(self, name)
             if other is not None and other.shape != shape:
-                raise ValueError(f"{name} has shape {other.shape}, but first has {shape}: they must be alike")
+                raise ValueError(f"{name}: got shape {other.shape}, expected {shape}, the shape of first")
         if len(shape) != 4 or shape[2] > shape[3] or len(self.tokens) != shape[3]:
             raise ValueError(
-                f"maps of shape {shape} and {len(self.tokens)} tokens: maps must be (layers, pairs, queries, keys), "
-                f"with no more queries than keys and a token for each key"
+                f"first, tokens: got shape {shape} and {len(self.tokens)} tokens, expected (layers, pairs, queries, "
+                "keys) with at most as many queries as keys, and a token for each key"
             )
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Which of `MAPS` there are."""
+        """The names of the maps: all of `MAPS`, or in a Llama only "difference"."""
         return tuple(MAPS) if self.second is not None else ("difference",)
 
     @property
     def queries(self) -> tuple[str, ...]:
-        """What the T queries are called."""
+        """Labels of the T queries."""
         return self.tokens[len(self.tokens) - self.first.shape[2] :]
 
     def map(self, name: str, layer: int | None = None, pair: int | None = None) -> Floats:
-        """Return one map (T, S); None is the mean over all layers, or all pairs.
+        """Return the map `name`, (T, S), of a layer and pair. None is the mean over all layers or pairs.
 
         Raises:
-            ValueError: there is no such map.
+            ValueError: the model has no map of this name.
             IndexError: there is no such layer or pair.
         """
         if name not in self.names:
-            raise ValueError(f"no map {name!r}; there is {', '.join(self.names)}")
-        chosen: Floats = self._of(getattr(self, name), layer, pair).mean(axis=(0, 1))
+            raise ValueError(f"name: got {name!r}, expected {' or '.join(self.names)}")
+        chosen: Floats = self._select(getattr(self, name), layer, pair).mean(axis=(0, 1))
         return chosen
 
     def lambda_(self, layer: int | None = None, pair: int | None = None) -> Floats | None:
-        """Return λ of one map, () or in v2 (T,), the mean where layer or pair is None; None in a Llama."""
+        """Return λ of a layer and pair, (), or in v2 of each query, (T,). None in a Llama.
+
+        If `layer` or `pair` is None, this is the mean over all.
+        """
         if self.lambdas is None:
             return None
         if self.lambdas.ndim == 1:
-            return np.asarray(self._of(self.lambdas[:, None].repeat(self.first.shape[1], 1), layer, pair).mean())
-        chosen: Floats = self._of(self.lambdas, layer, pair).mean(axis=(0, 1))
+            return np.asarray(self._select(self.lambdas[:, None].repeat(self.first.shape[1], 1), layer, pair).mean())
+        chosen: Floats = self._select(self.lambdas, layer, pair).mean(axis=(0, 1))
         return chosen
 
     def title(self, layer: int | None = None, pair: int | None = None) -> str:
-        """Say which map this is, with its λ."""
-        where = "mean over layers" if layer is None else f"layer {layer}"
-        which = "pair" if self.second is not None else "head"
-        where += f", mean over {which}s" if pair is None else f", {which} {pair}"
+        """Return a title with layer, pair and λ."""
+        title = "mean over layers" if layer is None else f"layer {layer}"
+        kind = "pair" if self.second is not None else "head"
+        title += f", mean over {kind}s" if pair is None else f", {kind} {pair}"
         lambda_ = self.lambda_(layer, pair)
         if lambda_ is None:
-            return where
-        return f"{where}, {'mean ' if lambda_.ndim or layer is None else ''}λ = {float(lambda_.mean()):.3f}"
+            return title
+        return f"{title}, {'mean ' if lambda_.ndim or layer is None else ''}λ = {float(lambda_.mean()):.3f}"
 
     def most_cancelling(self) -> tuple[int | None, int | None]:
-        """Find the layer and pair in which the difference removes most; (None, None) in a Llama.
+        """Return the layer and pair whose maps cancel most; (None, None) in a Llama.
 
-        Rows of the difference sum to 1 − λ, so the layer is the one whose mean λ is nearest 1. In it, the pair is the
-        one whose maps have most in common, Σ min(A₁, λ A₂).
+        Rows of the difference sum to 1 − λ, so this is the layer with the mean λ nearest 1. Of its pairs, it is the one
+        with the largest overlap Σ min(A₁, λ A₂).
         """
         if self.second is None or self.lambdas is None:
             return None, None
         means = self.lambdas.reshape(len(self.lambdas), -1).mean(axis=1)
         layer = int(np.abs(means - 1).argmin())
-        common = np.minimum(self.first[layer], means[layer] * self.second[layer]).sum(axis=(-1, -2))
-        return layer, int(common.argmax())
+        overlap = np.minimum(self.first[layer], means[layer] * self.second[layer]).sum(axis=(-1, -2))
+        return layer, int(overlap.argmax())
 
-    def _of(self, x: Floats, layer: int | None, pair: int | None) -> Floats:
+    def _select(self, x: Floats, layer: int | None, pair: int | None) -> Floats:
         L, P = self.first.shape[:2]
         for name, index, count in (("layer", layer, L), ("pair", pair, P)):
             if index is not None and not 0 <= index < count:
                 raise IndexError(f"{name}: got {index}, expected 0 to {count - 1}, or None for the mean")
-        rows = slice(None) if layer is None else slice(layer, layer + 1)
-        return x[rows, slice(None) if pair is None else slice(pair, pair + 1)]
+        layer_range = slice(None) if layer is None else slice(layer, layer + 1)
+        return x[layer_range, slice(None) if pair is None else slice(pair, pair + 1)]
 
 
 def attention_maps(model: Any, text: str | Sequence[int], tokenizer: Any = None) -> AttentionMaps:
-    """Run a model on a text, or on ids, and return what its heads looked at.
+    """Run a model on a text, or on token ids, and return its attention maps.
 
-    Without `tokenizer` it is the one in the folder that the model was loaded from.
+    The default tokenizer is that in the folder that the model was loaded from.
 
     Raises:
-        ValueError: there is no tokenizer, no token, or the maps would not fit into memory.
+        ValueError: a tokenizer is missing, the text is empty, or the maps would exceed 2 GB.
     """
     if tokenizer is None:
         if model.source is None:
-            raise ValueError("the model was not loaded from a folder, so pass its tokenizer=")
+            raise ValueError("tokenizer: got None, expected one for a model that was not loaded from a folder")
         from refdiff.generation.tokenizer import Tokenizer
 
         tokenizer = Tokenizer.from_pretrained(model.source)
     ids = tokenizer.encode(text) if isinstance(text, str) else [int(token) for token in text]
     if not ids:
-        raise ValueError("the text has no tokens, so there is nothing to look at: give one that is not empty")
+        raise ValueError("the text has no tokens: give one that is not empty")
     check_size(model, len(ids))
     out = model([ids], output_attentions=True, use_cache=False)
     return maps_of(out, token_labels(tokenizer, ids), wiring=model.config.wiring)
 
 
 def check_size(model: Any, tokens: int) -> None:
-    """Refuse a text whose maps would not fit.
-
-    Raises:
-        ValueError: says how many tokens would.
-    """
+    """Raise `ValueError` if the maps of a text with so many tokens would exceed `MAX_BYTES`."""
     config = model.config
     itemsize = np.dtype(np.float64 if model.dtype == "float64" else np.float32).itemsize
-    square = config.num_hidden_layers * config.num_query_heads * 2 * itemsize  # both maps, and the difference twice
-    if square * tokens**2 > MOST_BYTES:
+    # A₁ and A₂ count once per head, and the difference of a pair, which has two heads, twice
+    bytes_per_score = config.num_hidden_layers * config.num_query_heads * 2 * itemsize
+    if bytes_per_score * tokens**2 > MAX_BYTES:
         raise ValueError(
-            f"the text has {tokens} tokens, and the maps of all layers would take {square * tokens**2 / 1e9:.1f} GB: "
-            f"give a text of at most {int((MOST_BYTES / square) ** 0.5)} tokens"
+            f"the maps of {tokens} tokens would take {bytes_per_score * tokens**2 / 1e9:.1f} GB: give a text of at "
+            f"most {int((MAX_BYTES / bytes_per_score) ** 0.5)} tokens"
         )
 
 
 def maps_of(out: ModelOutput, tokens: Sequence[str], *, wiring: str = "hf", row: int = 0) -> AttentionMaps:
-    """Take the maps of one row of a batch out of a model's output; `wiring` is `model.config.wiring`.
+    """Return the maps of one sequence (`row`) of a model's output.
+
+    `tokens` are labels of the keys, `wiring` is `model.config.wiring`.
 
     Raises:
         ValueError: the model was called without output_attentions.
     """
     if out.attentions is None or out.differential_attentions is None or out.lambdas is None:
-        raise ValueError("the output has no attention maps: call the model with output_attentions=True")
+        raise ValueError("out: got no attention maps; call the model with output_attentions=True")
     weights = [np.asarray(to_numpy(a))[row : row + 1] for a in out.attentions]
     difference = np.concatenate([to_numpy(d)[row : row + 1] for d in out.differential_attentions])
     if PAIRING[wiring] is None:
@@ -191,45 +196,45 @@ def maps_of(out: ModelOutput, tokens: Sequence[str], *, wiring: str = "hf", row:
     return AttentionMaps(tuple(tokens), both[:, :half], both[:, half:], difference, lambdas, starts)
 
 
-def as_maps(given: AttentionMaps | ModelOutput, tokens: Sequence[str] | None, wiring: str) -> AttentionMaps:
-    """Return the maps that are drawn: those given, or those of an output's first row; `tokens` names the keys.
+def as_maps(source: AttentionMaps | ModelOutput, tokens: Sequence[str] | None, wiring: str) -> AttentionMaps:
+    """Return the maps, or those of the first sequence of a model's output; `tokens` replaces the labels.
 
     Raises:
-        TypeError: it is neither.
-        ValueError: the output has no maps, or there are not as many tokens as keys.
+        TypeError: `source` is neither maps nor an output.
+        ValueError: the output has no maps, or the numbers of tokens and keys differ.
     """
-    if isinstance(given, AttentionMaps):
-        return given if tokens is None else replace(given, tokens=tuple(tokens))
-    if not isinstance(given, ModelOutput):
+    if isinstance(source, AttentionMaps):
+        return source if tokens is None else replace(source, tokens=tuple(tokens))
+    if not isinstance(source, ModelOutput):
         raise TypeError(
-            f"need AttentionMaps or a model's output, got {type(given).__name__}: attention_maps(model, text) and "
-            "maps_of(output, tokens) make maps"
+            f"maps: got {type(source).__name__}, expected AttentionMaps or a model's output; create maps with "
+            "attention_maps(model, text) or maps_of(output, tokens)"
         )
-    if tokens is None and given.attentions:
-        tokens = [str(key) for key in range(given.attentions[0].shape[-1])]
-    return maps_of(given, tokens or (), wiring=wiring)
+    if tokens is None and source.attentions:
+        tokens = [str(key) for key in range(source.attentions[0].shape[-1])]
+    return maps_of(source, tokens or (), wiring=wiring)
 
 
 def token_labels(tokenizer: Any, ids: Iterable[int]) -> list[str]:
-    r"""Spell each token so that all of it is seen: a space as ·, a line break as ↵, half of a character as \xe3\x81.
+    r"""Return labels in which all of a token is visible: a space as ·, a line break as ↵, bytes as \xe3\x81.
 
-    Takes a tokenizer of refdiff, of transformers or of `tokenizers`; an id that it has no token for becomes [id].
+    The tokenizer is one of refdiff, transformers or `tokenizers`. An id without a token becomes [id].
     """
     token_bytes = TokenBytes(tokenizer)
     labels = []
     for token in map(int, ids):
         text = token_bytes[token].decode("utf-8", errors="backslashreplace")
-        labels.append(visible(text) if text else f"[{token}]")
+        labels.append(escape_invisible(text) if text else f"[{token}]")
     return labels
 
 
-def visible(text: str) -> str:
-    r"""Put a sign in place of what leaves no ink or turns others around: · for a space, and \x1b, \u202e, …"""
-    return "".join(map(_sign, text))
+def escape_invisible(text: str) -> str:
+    r"""Replace white space and control characters, also those for text direction, by signs: ·, ↵, \x1b, \u202e, …"""
+    return "".join(map(_escape_character, text))
 
 
-def _sign(character: str) -> str:
+def _escape_character(character: str) -> str:
     if character in _SIGNS:
         return _SIGNS[character]
-    unseen = unicodedata.category(character) in _UNSEEN
-    return character.encode("unicode_escape").decode("ascii") if unseen else character
+    is_invisible = unicodedata.category(character) in _INVISIBLE
+    return character.encode("unicode_escape").decode("ascii") if is_invisible else character

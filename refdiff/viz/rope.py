@@ -1,4 +1,4 @@
-"""RoPE's wavelengths: how many tokens each pair of dimensions takes to turn around once, in all seven kinds."""
+"""A figure of RoPE's wavelengths: the number of tokens in which each pair of dimensions rotates once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     },
     "proportional": {"rope_type": "proportional", "rope_theta": 10_000.0, "partial_rotary_factor": 0.75},
 }
-"""Every kind, made for 2048 positions and stretched to 8192 where the kind does that; heads of 64."""
+"""An example of each kind for heads of 64. Kinds that extend the context go from 2048 to 8192 positions."""
 
 
 def plot_rope_wavelengths(
@@ -46,25 +46,31 @@ def plot_rope_wavelengths(
     length: int = 8192,
     axes: Axes | None = None,
 ) -> Axes:
-    """Draw 2π / θ_i over i, in tokens, for each set of `rope_parameters`; without any, for an example of every kind.
+    """Draw the wavelength 2π / θ_i in tokens over i, for each set of `rope_parameters`, or for an example of each kind.
 
-    `length` counts for dynamic and longrope, which change with it. A line stands at `max_position_embeddings`: what
-    turns more slowly has not turned around once in a text of that length. Pairs that never turn have no point.
+    Args:
+        parameters: label → `rope_parameters` (default: `EXAMPLES`).
+        head_dim: number of dimensions of a head.
+        max_position_embeddings: where a line is drawn: pairs above it rotate less than once in such a text.
+        length: of the text, on which the kinds dynamic and longrope depend.
+        axes: where to draw (default: a new figure).
+
+    Pairs that do not rotate have no point.
     """
     chosen = EXAMPLES if parameters is None else parameters
     axes = new_axes(axes, 6.6, 4.2)
-    for i, (name, one) in enumerate(chosen.items()):
-        frequencies, _ = layers.rope_frequencies(one, head_dim, max_position_embeddings, length)
-        still = sum(f == 0 for f in frequencies)
+    for i, (name, rope_parameters) in enumerate(chosen.items()):
+        frequencies, _ = layers.rope_frequencies(rope_parameters, head_dim, max_position_embeddings, length)
+        unrotated = sum(f == 0 for f in frequencies)
         axes.plot(
             [2 * math.pi / f if f else math.nan for f in frequencies],
             color=SERIES[i % len(SERIES)],
             linestyle=STYLES[i % len(STYLES)] if i < len(SERIES) else STYLES[(i + 1) % len(STYLES)],
             marker=MARKERS[i % len(MARKERS)] if i >= len(SERIES) else "",
             markersize=3,
-            linewidth=3.2 - 2.2 * i / max(len(chosen) - 1, 1),  # where lines are the same, all of them show
+            linewidth=3.2 - 2.2 * i / max(len(chosen) - 1, 1),  # equal lines stay visible
             markevery=max(len(frequencies) // 8, 1),
-            label=f"{name}, {still} of {len(frequencies)} stand still" if still else name,
+            label=f"{name}, {unrotated} of {len(frequencies)} stand still" if unrotated else name,
         )
     axes.axhline(max_position_embeddings, color=INK, linewidth=0.8, linestyle=":")
     axes.annotate(

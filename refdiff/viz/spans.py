@@ -1,4 +1,4 @@
-"""Attention to chosen tokens against noise: how much goes where, as numbers and as bars."""
+"""The share of attention that groups of keys get, as numbers and as a bar chart."""
 
 from __future__ import annotations
 
@@ -17,35 +17,39 @@ Keys = slice | Sequence[int]
 
 
 def attention_to(weights: Any, spans: Mapping[str, Keys], queries: Keys | int = -1) -> dict[str, float]:
-    """Compute the share of attention that groups of keys get, the mean over queries and over all leading axes.
+    """Return the share of attention of each group of keys, averaged over queries and leading axes.
+
+    Args:
+        weights: attention maps, (…, T, S).
+        spans: name of a group → its keys.
+        queries: the queries to average over (default: the last).
+
+    Returns:
+        Name → share from 0 to 1, with "the rest" for keys in no group.
 
     Equation:
-        share of a group = Σ_{s∈group} |A_ts| / Σ_s |A_ts|. The rows of A₁ sum to 1 and those of A₁ − λ A₂ to 1 − λ
-        with both signs in them; taken by size, and of their own sum, the two can be compared.
-
-    Shapes:
-        weights (…, T, S); spans: name → keys; queries: which of T, by default the last -> name → share from 0 to 1,
-        and "the rest" where the groups leave keys over
+        share of a group = Σ_{s∈group} |A_ts| / Σ_s |A_ts|. Rows of A₁ sum to 1. Rows of A₁ − λ A₂ sum to 1 − λ and have
+        both signs, so absolute values and the division make the two comparable.
 
     Raises:
         ValueError: two groups share a key, or a row of `weights` is all zeros.
-        IndexError: a key or query that is not there.
+        IndexError: a key or query does not exist.
     """
     A = np.abs(floats(weights))
     A = A[..., [queries] if isinstance(queries, int) else queries, :]
     total = A.sum(axis=-1, keepdims=True)
     if not (total > 0).all():
-        raise ValueError("a row of the weights is all zeros: leave out queries that see nothing")
+        raise ValueError("weights: got a row of zeros; leave out queries that may attend to no key")
     share = (A / total).reshape(-1, A.shape[-1]).mean(axis=0)
     members = {
         name: np.arange(len(share))[keys if isinstance(keys, slice) else list(keys)] for name, keys in spans.items()
     }
-    taken = np.concatenate([np.unique(keys) for keys in members.values()] or [np.array([], dtype=int)])
-    if len(set(taken)) < len(taken):
-        raise ValueError(f"two of the groups {', '.join(spans)} share a key, which would be counted twice")
+    grouped = np.concatenate([np.unique(keys) for keys in members.values()] or [np.array([], dtype=int)])
+    if len(set(grouped)) < len(grouped):
+        raise ValueError(f"spans: got groups that share a key, of {', '.join(spans)}, expected each key in one group")
     shares = {name: float(share[np.unique(keys)].sum()) for name, keys in members.items()}
-    if len(taken) < len(share):
-        shares["the rest"] = float(np.delete(share, taken).sum())
+    if len(grouped) < len(share):
+        shares["the rest"] = float(np.delete(share, grouped).sum())
     return shares
 
 
@@ -55,23 +59,23 @@ def plot_attention_to(
     axes: Axes | None = None,
     errors: Mapping[str, Mapping[str, float]] | None = None,
 ) -> Axes:
-    """Draw what groups of keys get, in bars beside each other for each model or map.
+    """Draw the shares of groups of keys as bars, side by side for several models or maps.
 
-    `shares`: model or map → what `attention_to` gives for it; `errors`: the same with half the length of an error bar.
+    `shares` maps a label to a result of `attention_to`. `errors` has the same keys and half the length of error bars.
 
     Raises:
-        ValueError: they do not have the same groups.
+        ValueError: the labels have different groups.
     """
     groups = {tuple(groups) for groups in shares.values()}
     if len(groups) != 1:
-        raise ValueError(f"the shares are of different groups: {sorted(groups)}")
+        raise ValueError(f"shares: got the groups {sorted(groups)}, expected the same for all")
     (names,) = groups
     axes = new_axes(axes)
     width = 0.8 / len(shares)
-    for i, (label, of) in enumerate(shares.items()):
+    for i, (label, share) in enumerate(shares.items()):
         at = np.arange(len(names)) + (i - (len(shares) - 1) / 2) * width
         bars = axes.bar(
-            at, [of[name] for name in names], width * 0.92, color=SERIES[i % len(SERIES)], label=label,
+            at, [share[name] for name in names], width * 0.92, color=SERIES[i % len(SERIES)], label=label,
             hatch=("", "//", "..", "xx")[i % 4], edgecolor="none",
             yerr=None if errors is None else [errors[label][name] for name in names], ecolor=INK, capsize=2,
         )  # fmt: skip

@@ -36,7 +36,7 @@ def test_a_page_that_is_too_large_is_refused_before_the_model_runs(
     tiny_checkpoint: Path, here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("refdiff.viz.attention_maps", None)
-    monkeypatch.setattr("refdiff.viz.page.build.MOST_BYTES", 1000)
+    monkeypatch.setattr("refdiff.viz.page.build.MAX_BYTES", 1000)
     done = cli("attention", "-m", tiny_checkpoint, "x" * 99, "-o", "page.html")
     assert (done.status, done.out) == (1, "")
     assert re.search("error: a page of 100 tokens would be 0 MB: give a text of at most [0-9]+ tokens, or", done.err)

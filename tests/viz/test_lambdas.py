@@ -41,5 +41,5 @@ def test_v2_has_a_band(maps_in: Callable[[str], AttentionMaps]) -> None:
 
 @pytest.mark.parametrize("given", [None, np.float64(0.3), np.zeros(0), ModelOutput()])
 def test_without_lambda(given: Any) -> None:
-    with pytest.raises(ValueError, match="there is no λ"):
+    with pytest.raises(ValueError, match="got no λ"):
         plot_lambdas(given)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import refdiff
-from refdiff.viz.maps import token_labels, visible
+from refdiff.viz.maps import escape_invisible, token_labels
 
 
 @pytest.mark.parametrize(
@@ -28,12 +28,12 @@ from refdiff.viz.maps import token_labels, visible
     ],
 )
 def test_by_hand(text: str, shown: str) -> None:
-    assert visible(text) == shown
+    assert escape_invisible(text) == shown
 
 
 @given(st.text())
 def test_labels_are_of_one_line_and_leave_ink(text: str) -> None:
-    label = visible(text)
+    label = escape_invisible(text)
     assert bool(label) == bool(text)
     assert len(label.splitlines()) <= 1
     assert not any(letter.isspace() for letter in label)

@@ -1,4 +1,4 @@
-"""The page to explore attention in: page.html, page.css and the scripts beside this file, with the numbers put in."""
+"""The interactive attention page: page.html, page.css and the scripts in this folder, filled with the numbers."""
 
 from refdiff.viz.page.build import attention_page
 

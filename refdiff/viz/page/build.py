@@ -1,4 +1,4 @@
-"""The page as one file: nothing in it is fetched, and nothing but its own script runs."""
+"""Build the page as one file, which fetches nothing and runs only its own script."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from refdiff.messages import printable
 from refdiff.viz.maps import AttentionMaps
 from refdiff.viz.page.packed import packed
 
-MOST_BYTES = 64 * 1024 * 1024
-"""A page larger than this is refused."""
+MAX_BYTES = 64 * 1024 * 1024
+"""Largest page that is written."""
 LARGE_BYTES = 5 * 10**6
-"""A page larger than this takes a browser seconds to open, and says how large it is."""
+"""A larger page takes a browser seconds to open, and shows its size."""
 _SCRIPTS = ("numbers.js", "page.js")
 
 
 def page_size(maps: int, tokens: int) -> int:
-    """Return about how many bytes a page has, by the number of its softmax maps and of the tokens.
+    """Return the approximate size of a page in bytes, given the numbers of its softmax maps and tokens.
 
     Raises:
         ValueError: more than 64 MiB.
     """
     size = 4 * maps * tokens * (tokens + 1) // 3
-    if size > MOST_BYTES:
+    if size > MAX_BYTES:
         raise ValueError(
             f"a page of {tokens} tokens would be {size / 1e6:.0f} MB: give a text of at most "
-            f"{int(tokens * (MOST_BYTES / size) ** 0.5)} tokens, or write an .npz"
+            f"{int(tokens * (MAX_BYTES / size) ** 0.5)} tokens, or write an .npz"
         )
     return size
 
@@ -39,10 +39,10 @@ def page_size(maps: int, tokens: int) -> int:
 def attention_page(
     maps: AttentionMaps, *, prompt: str = "", model: str = "", layer: int | None = None, pair: int | None = None
 ) -> str:
-    """Return HTML in which a reader picks layer, pair and token and sees where it looks in A₁, A₂ and the difference.
+    """Return an HTML page that shows the attention of a chosen token in A₁, A₂ and the difference.
 
-    `prompt` and `model` are shown as they are, as text. `layer` and `pair` are what the page opens with; None is the
-    mean over all of them.
+    `prompt` and `model` are shown as text. `layer` and `pair` are the maps that the page shows first; None is the mean
+    over all.
 
     Raises:
         ValueError: the maps are not causal and square, or the page would be larger than 64 MiB.
@@ -53,26 +53,26 @@ def attention_page(
     size = page_size(layers * pairs * (1 if maps.second is None else 2), tokens)
     megabytes = round(size / 1e6) if size > LARGE_BYTES else None
     data = {**packed(maps), "prompt": prompt, "model": model, "layer": layer, "pair": pair, "megabytes": megabytes}
-    style = _part("page.css")
-    script = "\n".join(map(_part, _SCRIPTS))
+    style = _read("page.css")
+    script = "\n".join(map(_read, _SCRIPTS))
     filling = {
-        "title": html.escape(f"Attention: {_shortened(prompt)}" if prompt else "Attention"),
+        "title": html.escape(f"Attention: {_shorten(prompt)}" if prompt else "Attention"),
         "policy": f"default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; style-src {_hash(style)}; "
         f"script-src {_hash(script)}",
         "style": style,
         "script": script,
         "data": as_json(data),
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: filling[match[1]], _part("page.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: filling[match[1]], _read("page.html"))
 
 
 def as_json(value: Any) -> str:
-    """JSON that no HTML parser and no older JavaScript takes for anything else, whatever strings are in it."""
+    """Return JSON that is safe inside an HTML script element and in older JavaScript, whatever its strings are."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _part(name: str) -> str:
+def _read(name: str) -> str:
     return (files("refdiff.viz.page") / name).read_text(encoding="utf-8")
 
 
@@ -80,6 +80,6 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _shortened(text: str, most: int = 60) -> str:
-    line = printable(" ".join(text[: 10 * most].split()))  # bidirectional marks would turn a browser's tab around
-    return line if len(line) <= most else line[: most - 1] + "…"
+def _shorten(text: str, max_length: int = 60) -> str:
+    line = printable(" ".join(text[: 10 * max_length].split()))  # without marks that reverse a tab's title
+    return line if len(line) <= max_length else line[: max_length - 1] + "…"

@@ -60,5 +60,5 @@ def test_errors(maps: AttentionMaps) -> None:
         packed(replace(maps, difference=np.full_like(maps.difference, np.nan)))
     first = maps.first.copy()
     first[0, 0, 1, 2] = 0.5
-    with pytest.raises(ValueError, match="looks at a later key"):
+    with pytest.raises(ValueError, match="attends to a later key"):
         packed(replace(maps, first=first))
