@@ -1,4 +1,4 @@
-"""text → answer in one call: model and tokenizer together, with the results of transformers' pipelines.
+"""text → result in one call: a model with its tokenizer, and the results of transformers' pipelines.
 
 generate = refdiff.pipeline("text-generation", model="folder or hub repo")
 generate("Plants create energy through a process known as", max_new_tokens=20)
@@ -36,16 +36,19 @@ def pipeline(
     tokenizer: str | os.PathLike[str] | Tokenizer | None = None,
     **options: Any,
 ) -> Pipeline:
-    """Make the pipeline of a task: a function from text to what the task asks for.
+    """Return the pipeline of a task, a function from text to the result of the task.
 
-    `task` is text-generation, text-classification (sentiment-analysis), token-classification (ner), question-answering
-    or feature-extraction. `model` is a folder or hub repo, loaded with the options of `from_pretrained`, such as
-    `dtype` and `threads`; or a model, which then needs a `tokenizer`. The remaining options are those of the pipeline,
-    and become its defaults.
+    Args:
+        task: text-generation, text-classification (sentiment-analysis), token-classification (ner),
+            question-answering or feature-extraction.
+        model: a folder, a hub repo or a model.
+        tokenizer: a tokenizer, or its folder or repo (default: that of the folder or repo of the model).
+        options: those of `from_pretrained`, such as `dtype` and `threads`, and defaults for those of the pipeline.
 
     Raises:
-        ValueError: an unknown task.
-        TypeError: an unknown option or a model of another task.
+        ValueError: the task is unknown.
+        TypeError: an option is unknown, the model is of another task, or a loaded model has no tokenizer or has
+            options of `from_pretrained`.
     """
     name = _ALIASES.get(task, task)
     if name not in _CLASSES:
@@ -53,7 +56,7 @@ def pipeline(
         raise ValueError(f"task: got {task!r}, expected one of {', '.join(known)}{did_you_mean(task, known)}")
     module = importlib.import_module(f"refdiff.pipelines.{name.replace('-', '_')}")
     cls: type[Pipeline] = getattr(module, _CLASSES[name])
-    options.pop("trust_remote_code", None)  # as from_pretrained ignores it
+    options.pop("trust_remote_code", None)  # from_pretrained ignores it too
     loading = {key: options.pop(key) for key in _MODEL_OPTIONS if key in options}
     source: Any = None
     if isinstance(model, str | os.PathLike):

@@ -1,4 +1,4 @@
-"""What all pipelines share: options checked by name, one input or many."""
+"""The base class of the pipelines: it checks the names of options and handles one or several inputs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from refdiff.messages import did_you_mean
 
 
 class Pipeline:
-    """A model and its tokenizer as one function; `run` of the subclass handles one input.
+    """A model and its tokenizer as one function. A subclass handles one input in `run`.
 
-    A list gives a list of results, an iterator gives an iterator that works when read.
+    A list of inputs gives a list of results. An iterator gives an iterator, which computes each result when it is read.
     """
 
     task: ClassVar[str]
@@ -30,18 +30,18 @@ class Pipeline:
         self.check_model(model)
         self.model = model
         self.tokenizer = tokenizer
-        self.options = self._checked(options)
+        self.options = self._check_options(options)
 
     @classmethod
     def check_model(cls, model: Any) -> None:
-        """Raise `TypeError` for a model that is not of this task."""
+        """Raise `TypeError` if the model has no class of this task."""
         accepted = (cls.architecture, *cls.other_architectures)
         if type(model).__name__ not in accepted:
             raise TypeError(f"model: got {type(model).__name__}, expected {' or '.join(accepted)} for {cls.task}")
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
-        """Handle one input, a list or an iterator of them; options given here win over those of the pipeline."""
-        merged = {**self.options, **self._checked(options)}
+        """Handle one input, or a list or iterator of inputs. These options override those of the pipeline."""
+        merged = {**self.options, **self._check_options(options)}
         if isinstance(inputs, Iterator):
             return (self.run(item, **merged) for item in inputs)
         if isinstance(inputs, list):
@@ -51,7 +51,7 @@ class Pipeline:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__}, {self.tokenizer!r})"
 
-    def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
+    def _check_options(self, options: dict[str, Any]) -> dict[str, Any]:
         for name in options:
             if name not in self.known:
                 hint = did_you_mean(name, self.known, "; ", f" among {', '.join(self.known)}")
@@ -60,5 +60,5 @@ class Pipeline:
 
 
 def host(array: Any) -> NDArray[Any]:
-    """Bring a result of the model to NumPy."""
+    """Convert an output of the model to NumPy."""
     return np.asarray(to_numpy(array))

@@ -8,7 +8,7 @@ from refdiff.pipelines.base import Pipeline, host
 
 
 class FeatureExtractionPipeline(Pipeline):
-    """The last hidden states of a text, as nested lists [1][tokens][hidden_size] or, with `return_tensors`, an array.
+    """The last hidden states of a text: nested lists [1][tokens][hidden_size], or with `return_tensors` an array.
 
     A model with a head gives its logits instead, as in transformers.
     """
@@ -29,12 +29,12 @@ class FeatureExtractionPipeline(Pipeline):
         truncation: Any = None,
         tokenize_kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Compute the features of one text; `tokenize_kwargs` go to the tokenizer."""
-        tokenizing = dict(tokenize_kwargs or {})
+        """Return the features of one text. `tokenize_kwargs` are options of the tokenizer."""
+        tokenizer_options = dict(tokenize_kwargs or {})
         if truncation is not None:
-            if "truncation" in tokenizing:
+            if "truncation" in tokenizer_options:
                 raise ValueError("truncation: got it as an option and in tokenize_kwargs, expected one of them")
-            tokenizing["truncation"] = truncation
-        encoded = self.tokenizer(item, return_tensors="np", **tokenizing)
+            tokenizer_options["truncation"] = truncation
+        encoded = self.tokenizer(item, return_tensors="np", **tokenizer_options)
         features = host(self.model(**encoded, use_cache=False)[0])
         return features if return_tensors else features.tolist()

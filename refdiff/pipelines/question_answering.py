@@ -1,6 +1,6 @@
-"""question and context → the span of the context that answers.
+"""question and context → the span of the context that answers the question.
 
-transformers dropped this pipeline in version 5; this one gives what that of 4.57.6 gave.
+transformers 5 has no such pipeline. The results are those of transformers 4.57.6.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Answer = dict[str, Any]
 class QuestionAnsweringPipeline(Pipeline):
     """The answer in a context: `{"score": …, "start": …, "end": …, "answer": …}`, start and end in characters.
 
-    Call it as `answer(question=…, context=…)`, each a text or a list of texts (one context may serve all questions), or
-    with a dict or a list of dicts that have both. `top_k` above 1 gives a list of answers, best first.
+    Call it with `question=…, context=…`, each a text or a list of texts. One context can serve all questions. Or call
+    it with a dict, or a list of dicts, that have both. `top_k` above 1 gives a list of answers, best first.
     """
 
     task: ClassVar[str] = "question-answering"
@@ -46,7 +46,7 @@ class QuestionAnsweringPipeline(Pipeline):
                 f"question, context: got {given or 'neither'}, expected both, or one dict or list of dicts with both"
             )
         if inputs is None:
-            inputs = _paired(question, context)
+            inputs = _pair_examples(question, context)
         # transformers unpacks a list of one example.
         return super().__call__(inputs[0] if isinstance(inputs, list) and len(inputs) == 1 else inputs, **options)
 
@@ -63,9 +63,13 @@ class QuestionAnsweringPipeline(Pipeline):
     ) -> Answer | list[Answer]:
         """Answer one question.
 
-        A context that with its question has more than `max_seq_len` (384) tokens is read in pieces that share
-        `doc_stride` (128) tokens. Answers have at most `max_answer_len` tokens, and are widened to whole words with
-        `align_to_words`. handle_impossible_answer: the empty answer takes part.
+        top_k: number of answers.
+        doc_stride: tokens that consecutive chunks share (default: 128, at most half of max_seq_len).
+        max_answer_len: largest number of tokens in an answer.
+        max_seq_len: largest number of tokens in a chunk with the question; a longer context is split into chunks
+            (default: 384, at most the tokenizer's model_max_length).
+        handle_impossible_answer: whether the empty answer is a candidate.
+        align_to_words: extend answers to whole words.
         """
         for name, value in (("top_k", top_k), ("max_answer_len", max_answer_len)):
             if value < 1:
@@ -73,46 +77,48 @@ class QuestionAnsweringPipeline(Pipeline):
         question, text = _example(item)
         length = min(self.tokenizer.model_max_length, 384) if max_seq_len is None else max_seq_len
         stride = min(length // 2, 128) if doc_stride is None else doc_stride
-        first = self.tokenizer.padding_side == "right"
+        question_first = self.tokenizer.padding_side == "right"
         try:
-            (whole,) = self.tokenizer.encodings(
-                question if first else text,
-                text if first else question,
-                truncation="only_second" if first else "only_first",
+            (first_chunk,) = self.tokenizer.encodings(
+                question if question_first else text,
+                text if question_first else question,
+                truncation="only_second" if question_first else "only_first",
                 max_length=length,
                 stride=stride,
             )
         except CheckpointError:
             raise
-        except ValueError as error:  # in the names of this pipeline's options
+        except ValueError as error:  # use the names of this pipeline's options
             names = {"stride:": "doc_stride:", "max_length": "max_seq_len"}
             raise ValueError(re.sub("|".join(names), lambda name: names[name[0]], str(error))) from None
         answers: list[Answer] = []
         null_score = np.inf
-        for piece in [whole, *whole.overflowing]:
-            out = self.model(input_ids=np.asarray([piece.ids], dtype=np.int64), use_cache=False)
-            allowed = self._allowed(piece, first)
+        for chunk in [first_chunk, *first_chunk.overflowing]:
+            out = self.model(input_ids=np.asarray([chunk.ids], dtype=np.int64), use_cache=False)
+            allowed = self._answer_mask(chunk, question_first)
             start, end = (_probabilities(host(logits)[0], allowed) for logits in (out.start_logits, out.end_logits))
             null_score = min(null_score, float(start[0] * end[0]))
             start[0] = end[0] = 0
-            # Widening to words makes some candidates equal, so more are needed.
-            wanted = top_k * 2 + 10 if align_to_words else top_k
-            for s, e, score in _spans(start, end, wanted, max_answer_len, allowed):
-                _add(answers, text, _characters(piece, s, e, 1 if first else 0, align_to_words), score)
+            # Extension to whole words makes some candidates equal, so more are needed.
+            count = top_k * 2 + 10 if align_to_words else top_k
+            for s, e, score in _best_spans(start, end, count, max_answer_len, allowed):
+                span = _character_span(chunk, s, e, 1 if question_first else 0, align_to_words)
+                _add_answer(answers, text, span, score)
         if handle_impossible_answer:
             answers.append({"score": null_score, "start": 0, "end": 0, "answer": ""})
         answers = sorted(answers, key=lambda answer: answer["score"], reverse=True)[:top_k]
         return answers[0] if len(answers) == 1 else answers
 
-    def _allowed(self, encoding: Any, question_first: bool) -> NDArray[np.bool_]:
+    def _answer_mask(self, encoding: Any, question_first: bool) -> NDArray[np.bool_]:
+        """Return which tokens an answer may begin or end at."""
         ids = encoding.ids
-        # With the context first, transformers lets every token take part in an answer.
+        # With the context first, transformers allows every token, also those of the question.
         allowed = [sequence == 1 or not question_first for sequence in encoding.sequence_ids]
         cls = self.tokenizer.cls_token_id
         return np.array([ok or token_id == cls for ok, token_id in zip(allowed, ids, strict=True)])
 
 
-def _paired(questions: Any, contexts: Any) -> list[dict[str, Any]]:
+def _pair_examples(questions: Any, contexts: Any) -> list[dict[str, Any]]:
     if isinstance(questions, str) and isinstance(contexts, str):
         questions, contexts = [questions], [contexts]
     elif isinstance(questions, list) and isinstance(contexts, str):
@@ -143,20 +149,21 @@ def _probabilities(logits: NDArray[Any], allowed: NDArray[np.bool_]) -> NDArray[
     return softmax(np.where(allowed, logits, logits.dtype.type(-10000)))
 
 
-def _spans(
-    start: NDArray[Any], end: NDArray[Any], count: int, longest: int, allowed: NDArray[np.bool_]
+def _best_spans(
+    start: NDArray[Any], end: NDArray[Any], count: int, max_length: int, allowed: NDArray[np.bool_]
 ) -> list[tuple[int, int, float]]:
-    """The `count` best pairs s ≤ e < s + longest by start[s] · end[e], without those that begin or end outside.
+    """Return (s, e, score) for the `count` pairs s ≤ e < s + max_length of the highest score start[s] · end[e].
 
-    transformers pads the list with impossible pairs of score 0 when there are too few; these are left out here.
+    Pairs with s or e outside `allowed` are removed from these. If there are too few, transformers adds impossible pairs
+    of score 0; here the list stays shorter.
     """
-    scores = np.tril(np.triu(np.outer(start, end)), longest - 1)
+    scores = np.tril(np.triu(np.outer(start, end)), max_length - 1)
     best = np.argsort(-scores, axis=None, kind="stable")[:count]
     pairs = zip(*np.unravel_index(best, scores.shape), strict=True)
     return [(int(s), int(e), float(scores[s, e])) for s, e in pairs if s <= e and allowed[s] and allowed[e]]
 
 
-def _characters(encoding: Any, start: int, end: int, sequence: int, align_to_words: bool) -> tuple[int, int]:
+def _character_span(encoding: Any, start: int, end: int, sequence: int, align_to_words: bool) -> tuple[int, int]:
     if align_to_words:
         words = [encoding.token_to_word(token) for token in (start, end)]
         spans = [None if word is None else encoding.word_to_chars(word, sequence) for word in words]
@@ -165,11 +172,11 @@ def _characters(encoding: Any, start: int, end: int, sequence: int, align_to_wor
     return encoding.offsets[start][0], encoding.offsets[end][1]
 
 
-def _add(answers: list[Answer], text: str, span: tuple[int, int], score: float) -> None:
+def _add_answer(answers: list[Answer], text: str, span: tuple[int, int], score: float) -> None:
     """Append an answer, or add its score to an equal one."""
-    found = text[span[0] : span[1]]
+    answer_text = text[span[0] : span[1]]
     for answer in answers:
-        if answer["answer"].lower() == found.lower():
+        if answer["answer"].lower() == answer_text.lower():
             answer["score"] += score
             return
-    answers.append({"score": score, "start": span[0], "end": span[1], "answer": found})
+    answers.append({"score": score, "start": span[0], "end": span[1], "answer": answer_text})

@@ -1,4 +1,4 @@
-"""text → label and score."""
+"""text → the best label and its score, or several."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from refdiff.generation.sampling import softmax
 from refdiff.messages import show_value
 from refdiff.pipelines.base import Pipeline, host
 
-_BEST = "best"  # top_k was not given: one answer, not a list of one
+_BEST = "best"  # the default of top_k: one answer instead of a list
 
 
 class TextClassificationPipeline(Pipeline):
-    """The class of a text: `{"label": …, "score": …}`; with `top_k` a list of them, best first.
+    """The class of a text, `{"label": …, "score": …}`, or with `top_k` a list of classes, best first.
 
-    A pair is given as `{"text": …, "text_pair": …}`. One plain text without `top_k` gives a list of one, as in
-    transformers.
+    The input is a text or a pair `{"text": …, "text_pair": …}`. As in transformers, a call with one text and without
+    `top_k` gives a list of one.
     """
 
     task: ClassVar[str] = "text-classification"
@@ -26,7 +26,7 @@ class TextClassificationPipeline(Pipeline):
     known: ClassVar[tuple[str, ...]] = ("top_k", "function_to_apply", "truncation", "max_length")
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
-        """Classify one text, a list or an iterator of them."""
+        """Classify one text, or a list or iterator of texts."""
         result = super().__call__(inputs, **options)
         return [result] if isinstance(inputs, str) and "top_k" not in options else result
 
@@ -41,8 +41,10 @@ class TextClassificationPipeline(Pipeline):
     ) -> Any:
         """Classify one text.
 
-        top_k: how many labels, None for all. function_to_apply: "sigmoid", "softmax" or "none"; without it what
-        config.json's problem_type and number of labels ask for.
+        top_k: number of labels; None for all.
+        function_to_apply: "sigmoid", "softmax" or "none" (default: by problem_type and the number of labels in
+            config.json).
+        truncation, max_length: options of the tokenizer.
         """
         if top_k != _BEST and top_k is not None and (not isinstance(top_k, int) or top_k < 1):
             raise ValueError(f"top_k: got {top_k!r}, expected a number from 1, or None for all labels")
@@ -54,7 +56,7 @@ class TextClassificationPipeline(Pipeline):
             )
         encoded = self.tokenizer(**inputs, return_tensors="np", truncation=truncation, max_length=max_length)
         logits = host(self.model(**encoded, use_cache=False).logits)[0]
-        scores = _applied(self._function(function_to_apply), logits)
+        scores = _apply_function(self._choose_function(function_to_apply), logits)
         labels = self.model.config.id2label
         if top_k == _BEST:
             best = int(scores.argmax())
@@ -62,9 +64,9 @@ class TextClassificationPipeline(Pipeline):
         order = np.argsort(-scores, kind="stable")
         return [{"label": labels[int(i)], "score": float(scores[i])} for i in order[: top_k if top_k else None]]
 
-    def _function(self, wanted: str | None) -> str:
-        if wanted is not None:
-            return wanted.lower()
+    def _choose_function(self, name: str | None) -> str:
+        if name is not None:
+            return name.lower()
         config = self.model.config
         if config.problem_type == "regression":
             return "none"
@@ -73,7 +75,7 @@ class TextClassificationPipeline(Pipeline):
         return "softmax"
 
 
-def _applied(function: str, logits: NDArray[Any]) -> NDArray[Any]:
+def _apply_function(function: str, logits: NDArray[Any]) -> NDArray[Any]:
     if function == "none":
         return logits
     if function == "softmax":

@@ -13,18 +13,19 @@ from refdiff.generation.tokenizer import Encoded, Tokenizer
 from refdiff.generation.tokenizer.encoded import pad_prompts
 from refdiff.pipelines.base import Pipeline
 
-# transformers' pipeline samples, unless an option or generation_config.json says otherwise.
+# Defaults of transformers' pipeline, for options that neither the call nor generation_config.json sets
 _DEFAULTS = {"max_new_tokens": 256, "do_sample": True, "temperature": 0.7}
-_TOKENIZING = ("truncation", "padding", "add_special_tokens")
+_TOKENIZER_OPTIONS = ("truncation", "padding", "add_special_tokens")
 Record = dict[str, Any]
 
 
 class TextGenerationPipeline(Pipeline):
-    """What follows a prompt: `[{"generated_text": …}]`, one entry for each returned sequence.
+    """The continuation of a prompt: `[{"generated_text": …}]`, one entry for each returned sequence.
 
-    A chat (a list of `{"role": …, "content": …}`) is written with the chat template; its result is the chat with the
-    answer added, or with its last message continued when that is the assistant's. Options that are not listed under
-    `run` are those of `generate`, `seed=` among them. Without options up to 256 tokens are sampled at temperature 0.7.
+    A chat is a list of `{"role": …, "content": …}`, formatted with the chat template. Its result is the chat with an
+    added answer. If the last message is the assistant's, it is continued instead.
+
+    Options include those of `generate` and `seed`. The defaults sample up to 256 tokens at temperature 0.7.
     """
 
     task: ClassVar[str] = "text-generation"
@@ -32,7 +33,7 @@ class TextGenerationPipeline(Pipeline):
     known: ClassVar[tuple[str, ...]] = (
         "return_full_text", "return_text", "return_tensors", "prefix", "stop_sequence", "handle_long_generation",
         "clean_up_tokenization_spaces", "skip_special_tokens", "continue_final_message", "tools", "documents",
-        "tokenizer_encode_kwargs", *_TOKENIZING, *GENERATE, "seed", "generator", "streamer",
+        "tokenizer_encode_kwargs", *_TOKENIZER_OPTIONS, *GENERATE, "seed", "generator", "streamer",
     )  # fmt: skip
 
     def __init__(self, model: Any, tokenizer: Tokenizer, *, batch_size: int = 1, **options: Any) -> None:
@@ -40,8 +41,8 @@ class TextGenerationPipeline(Pipeline):
         self.batch_size = _batch_size(batch_size)
 
     def __call__(self, inputs: Any, *, batch_size: int | None = None, **options: Any) -> Any:
-        """Continue one prompt or chat, or a list or an iterator of them, `batch_size` at a time."""
-        merged = {**self.options, **self._checked(options)}
+        """Continue one prompt or chat, or a list or iterator of them in batches of `batch_size`."""
+        merged = {**self.options, **self._check_options(options)}
         size = self.batch_size if batch_size is None else _batch_size(batch_size)
         if isinstance(inputs, str) or _is_chat(inputs):
             return self.run(inputs, **merged)
@@ -53,7 +54,7 @@ class TextGenerationPipeline(Pipeline):
         return results if isinstance(inputs, Iterator) else list(results)
 
     def run(self, item: Any, **options: Any) -> list[Record]:
-        """Continue one prompt or chat; the options are those of `_run_batch`, and of `generate`."""
+        """Continue one prompt or chat, with the options of `_run_batch` and `generate`."""
         return self._run_batch([item], **options)[0]
 
     def _run_batches(self, items: Iterator[Any], size: int, options: dict[str, Any]) -> Iterator[list[Record]]:
@@ -78,12 +79,16 @@ class TextGenerationPipeline(Pipeline):
         tokenizer_encode_kwargs: dict[str, Any] | None = None,
         **generation: Any,
     ) -> list[list[Record]]:
-        """Continue several prompts or chats together.
+        """Continue several prompts or chats as one batch.
 
-        return_full_text: False leaves the prompt out. return_tensors: `generated_token_ids` instead of text.
-        stop_sequence: where to stop. handle_long_generation="hole": cut the prompt on the left so that prompt and text
-        fit the tokenizer's model_max_length. add_special_tokens, truncation, padding and max_length (which also limits
-        the result) go to the tokenizer, as do `tokenizer_encode_kwargs`, for a chat to its template.
+        return_full_text, return_text: False returns only the new text.
+        return_tensors: return `generated_token_ids` instead of text.
+        prefix: text before each prompt.
+        stop_sequence: stop after this text, or one of several.
+        handle_long_generation: "hole" cuts the prompt on the left so that prompt and new text fit the tokenizer's
+            model_max_length.
+        tokenizer_encode_kwargs: options of the tokenizer, for chats also of the chat template. add_special_tokens,
+            truncation, padding and max_length go to the tokenizer too; max_length also limits the result.
         """
         if generation.get("return_dict_in_generate"):
             raise TypeError(
@@ -97,22 +102,22 @@ class TextGenerationPipeline(Pipeline):
             )
         if return_text is not None and return_full_text is not None:
             raise ValueError("return_text, return_full_text: got both, expected one; pass return_full_text alone")
-        tokenizing = {name: generation.pop(name) for name in _TOKENIZING if name in generation}
+        tokenizer_options = {name: generation.pop(name) for name in _TOKENIZER_OPTIONS if name in generation}
         if generation.get("max_length") is not None:
-            tokenizing["max_length"] = generation["max_length"]
-        tokenizing |= tokenizer_encode_kwargs or {}
+            tokenizer_options["max_length"] = generation["max_length"]
+        tokenizer_options |= tokenizer_encode_kwargs or {}
         template = {"tools": tools, "documents": documents}
         prompts = [_Prompt(item, continue_final_message) for item in items]
-        encoded = self._encode(prompts, prefix, tokenizing, template)
+        encoded = self._encode(prompts, prefix, tokenizer_options, template)
         generation = self._with_defaults(generation, stop_sequence)
         if handle_long_generation is not None:
             encoded = self._shorten(encoded, generation, handle_long_generation)
         ids, width = encoded["input_ids"], encoded["input_ids"].shape[1]
         sequences = self.model.generate(ids, attention_mask=encoded["attention_mask"], **generation)
-        each = len(sequences) // len(items)
+        per_prompt = len(sequences) // len(items)
         records = []
         for index, prompt in enumerate(prompts):
-            batch = sequences[index * each : (index + 1) * each].tolist()
+            batch = sequences[index * per_prompt : (index + 1) * per_prompt].tolist()
             if return_tensors:
                 records.append([{"generated_token_ids": ids} for ids in batch])
                 continue
@@ -120,11 +125,11 @@ class TextGenerationPipeline(Pipeline):
                 self.tokenizer.decode(ids[width:], skip_special_tokens, clean_up_tokenization_spaces) for ids in batch
             ]
             full = return_full_text is not False
-            records.append([{"generated_text": prompt.joined(text) if full else text} for text in texts])
+            records.append([{"generated_text": prompt.join(text) if full else text} for text in texts])
         return records
 
     def _encode(
-        self, prompts: list[_Prompt], prefix: str, tokenizing: dict[str, Any], template: dict[str, Any]
+        self, prompts: list[_Prompt], prefix: str, options: dict[str, Any], template: dict[str, Any]
     ) -> Encoded:
         chat = any(prompt.is_chat for prompt in prompts)
         if chat and not all(prompt.is_chat for prompt in prompts):
@@ -132,10 +137,10 @@ class TextGenerationPipeline(Pipeline):
         if not chat:
             texts = [prefix + prompt.item for prompt in prompts]
         else:
-            names = (*_TOKENIZING, "max_length")
-            rest = {name: value for name, value in tokenizing.items() if name not in names}
-            tokenizing = {name: value for name, value in tokenizing.items() if name in names}
-            tokenizing["add_special_tokens"] = False  # the template writes them
+            names = (*_TOKENIZER_OPTIONS, "max_length")
+            template_options = {name: value for name, value in options.items() if name not in names}
+            options = {name: value for name, value in options.items() if name in names}
+            options["add_special_tokens"] = False  # the template has them
             texts = [
                 self.tokenizer.apply_chat_template(
                     prompt.item,
@@ -143,16 +148,16 @@ class TextGenerationPipeline(Pipeline):
                     add_generation_prompt=not prompt.continues,
                     continue_final_message=prompt.continues,
                     **template,
-                    **rest,
+                    **template_options,
                 )
                 for prompt in prompts
             ]
-        if len(texts) > 1 and self.tokenizer.pad_token_id is None and "padding" not in tokenizing:
-            return pad_prompts(self.tokenizer(texts, **{"truncation": False, **tokenizing})["input_ids"])
+        if len(texts) > 1 and self.tokenizer.pad_token_id is None and "padding" not in options:
+            return pad_prompts(self.tokenizer(texts, **{"truncation": False, **options})["input_ids"])
         if len(texts) > 1:
-            # The sequences of a batch grow on the right, so that is where the prompts must end.
-            tokenizing = {"padding": True, "padding_side": "left", **tokenizing}
-        return self.tokenizer(texts, return_tensors="np", **tokenizing)
+            # Pad on the left, since all prompts of a batch must end at the same position.
+            options = {"padding": True, "padding_side": "left", **options}
+        return self.tokenizer(texts, return_tensors="np", **options)
 
     def _with_defaults(self, generation: dict[str, Any], stop_sequence: str | list[str] | None) -> dict[str, Any]:
         given = dict(generation)
@@ -160,20 +165,20 @@ class TextGenerationPipeline(Pipeline):
             given["stop_strings"] = [stop_sequence] if isinstance(stop_sequence, str) else stop_sequence
         if given.get("stop_strings", self.model.generation_config.get("stop_strings")) is not None:
             given.setdefault("tokenizer", self.tokenizer)
-        in_file = {name for name, value in self.model.generation_config.items() if value is not None}
-        settled = in_file | given.keys()
-        added = {name: value for name, value in _DEFAULTS.items() if name not in settled}
-        if "max_length" in settled:
+        configured = {name for name, value in self.model.generation_config.items() if value is not None}
+        set_options = configured | given.keys()
+        added = {name: value for name, value in _DEFAULTS.items() if name not in set_options}
+        if "max_length" in set_options:
             added.pop("max_new_tokens", None)
         if not {**self.model.generation_config, **given, **added}.get("do_sample"):
             added.pop("temperature", None)
-        if "pad_token_id" not in settled and self.tokenizer.pad_token_id is not None:
+        if "pad_token_id" not in set_options and self.tokenizer.pad_token_id is not None:
             added["pad_token_id"] = self.tokenizer.pad_token_id
         return {**given, **added}
 
-    def _shorten(self, encoded: Encoded, generation: dict[str, Any], how: str) -> Encoded:
-        if how != "hole":
-            raise ValueError(f'handle_long_generation: got {how!r}, expected "hole" or None')
+    def _shorten(self, encoded: Encoded, generation: dict[str, Any], strategy: str) -> Encoded:
+        if strategy != "hole":
+            raise ValueError(f'handle_long_generation: got {strategy!r}, expected "hole" or None')
         settings = {**self.model.generation_config, **generation}
         width = encoded["input_ids"].shape[1]
         new = settings.get("max_new_tokens")
@@ -189,7 +194,7 @@ class TextGenerationPipeline(Pipeline):
 
 
 class _Prompt:
-    """A prompt or chat, and how a result is joined to it."""
+    """A prompt or chat, to which `join` appends a result."""
 
     def __init__(self, item: Any, continue_final_message: bool | None) -> None:
         self.item = item
@@ -200,22 +205,22 @@ class _Prompt:
                 '{"role": …, "content": …}'
             )
         last_role = item[-1].get("role") if self.is_chat else None
-        # Few models know two assistant messages in a row, so a chat that ends in one is to be continued.
+        # Few models support two assistant messages in a row, so a chat that ends in one is continued.
         self.continues = last_role == "assistant" if continue_final_message is None else continue_final_message
 
-    def joined(self, text: str) -> Any:
+    def join(self, text: str) -> Any:
         if not self.is_chat:
             return self.item + text
         if not self.continues:
             return [*self.item, {"role": "assistant", "content": text}]
         last = self.item[-1]
-        return [*self.item[:-1], {"role": last["role"], "content": _continued(last["content"], text)}]
+        return [*self.item[:-1], {"role": last["role"], "content": _extend_content(last["content"], text)}]
 
 
-def _continued(content: Any, text: str) -> Any:
+def _extend_content(content: Any, text: str) -> Any:
     if isinstance(content, str):
         return content + text
-    # Content in parts: the text continues the last part that has one, as apply_chat_template left it open there.
+    # Content in parts: extend the last part with text, where apply_chat_template left the message open.
     index = max(index for index, part in enumerate(content) if "text" in part)
     return [*content[:index], {**content[index], "text": content[index]["text"] + text}, *content[index + 1 :]]
 

@@ -1,4 +1,4 @@
-"""text → a label for each token, or for each entity."""
+"""text → labels of tokens or of entities."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Entity = dict[str, Any]
 class TokenClassificationPipeline(Pipeline):
     """The labels of a text's tokens: `entity`, `score`, `index`, `word`, `start`, `end` (characters) for each.
 
-    With an `aggregation_strategy` tokens are grouped, and `entity_group` takes the place of `entity` and `index`.
-    Labels B-X begin a group, I-X go on with one. "simple" groups tokens as they are labeled; the others first give each
-    word one label: that of its first token, of its most certain token ("max"), or of the mean of its tokens' scores.
-    Words are what stands between spaces, unless the tokenizer marks the middle of words.
+    An `aggregation_strategy` groups tokens into entities, with `entity_group` instead of `entity` and `index`. A label
+    B-X begins a group and I-X continues it. "simple" groups tokens by their labels. The other strategies first give
+    each word one label: that of its first token ("first"), of its token with the highest score ("max"), or of the mean
+    scores ("average"). Words are separated by spaces, unless the tokenizer marks tokens inside words.
     """
 
     task: ClassVar[str] = "token-classification"
@@ -38,8 +38,10 @@ class TokenClassificationPipeline(Pipeline):
     ) -> list[Entity]:
         """Label one text.
 
-        ignore_labels: left out of the result, `["O"]` unless given. stride: read a text longer than the tokenizer's
-        model_max_length in pieces that share `stride` tokens; needs an aggregation_strategy.
+        aggregation_strategy: "none", "simple", "first", "average" or "max".
+        ignore_labels: labels that are left out of the result (default: `["O"]`).
+        stride: split a text longer than the tokenizer's model_max_length into chunks that share so many tokens; needs
+            an aggregation_strategy.
         """
         if not isinstance(item, str):
             raise TypeError(f"inputs: got {type(item).__name__}, expected a text or a list of texts")
@@ -49,20 +51,20 @@ class TokenClassificationPipeline(Pipeline):
         if stride is not None and strategy == "none":
             raise ValueError(
                 f"stride: got {stride} with aggregation_strategy 'none', expected None; pass another "
-                "aggregation_strategy, which joins the pieces"
+                "aggregation_strategy, which merges the chunks"
             )
         ignored = ["O"] if ignore_labels is None else ignore_labels
         truncation = 0 < self.tokenizer.model_max_length <= NO_LIMIT
-        (whole,) = self.tokenizer.encodings(item, truncation=truncation, stride=stride or 0)
-        pieces = [whole] if stride is None else [whole, *whole.overflowing]
+        (first_chunk,) = self.tokenizer.encodings(item, truncation=truncation, stride=stride or 0)
+        chunks = [first_chunk] if stride is None else [first_chunk, *first_chunk.overflowing]
         found: list[Entity] = []
-        for piece in pieces:
-            ids = np.asarray([piece.ids], dtype=np.int64)
-            logits = host(self.model(input_ids=ids, use_cache=False).logits)[0] if piece.ids else np.zeros((0, 1))
-            tokens = self._tokens(item, piece, softmax(logits) if len(logits) else logits)
+        for chunk in chunks:
+            ids = np.asarray([chunk.ids], dtype=np.int64)
+            logits = host(self.model(input_ids=ids, use_cache=False).logits)[0] if chunk.ids else np.zeros((0, 1))
+            tokens = self._tokens(item, chunk, softmax(logits) if len(logits) else logits)
             entities = self._aggregate(tokens, strategy)
             found += [entity for entity in entities if entity.get("entity", entity.get("entity_group")) not in ignored]
-        return _without_overlaps(found) if len(pieces) > 1 else found
+        return _remove_overlaps(found) if len(chunks) > 1 else found
 
     def _tokens(self, text: str, encoding: Any, scores: NDArray[Any]) -> list[Entity]:
         prefix = self.tokenizer.backend.model("continuing_subword_prefix")
@@ -87,10 +89,10 @@ class TokenClassificationPipeline(Pipeline):
                 entity = {"entity": label, "score": score}
                 entities.append(entity | {name: token[name] for name in ("index", "word", "start", "end")})
         else:
-            entities = [self._word(word, strategy) for word in _words(tokens)]
-        return entities if strategy == "none" else self._groups(entities)
+            entities = [self._merge_word(word, strategy) for word in _group_words(tokens)]
+        return entities if strategy == "none" else self._group_entities(entities)
 
-    def _word(self, tokens: list[Entity], strategy: str) -> Entity:
+    def _merge_word(self, tokens: list[Entity], strategy: str) -> Entity:
         if strategy == "first":
             scores = tokens[0]["scores"]
         elif strategy == "max":
@@ -101,11 +103,11 @@ class TokenClassificationPipeline(Pipeline):
         text = self.tokenizer.convert_tokens_to_string([token["word"] for token in tokens])
         return {"entity": label, "score": score, "word": text, "start": tokens[0]["start"], "end": tokens[-1]["end"]}
 
-    def _groups(self, entities: list[Entity]) -> list[Entity]:
+    def _group_entities(self, entities: list[Entity]) -> list[Entity]:
         groups: list[list[Entity]] = []
         for entity in entities:
-            begins, tag = _tag(entity["entity"])
-            if groups and not begins and tag == _tag(groups[-1][-1]["entity"])[1]:
+            begins, tag = _split_label(entity["entity"])
+            if groups and not begins and tag == _split_label(groups[-1][-1]["entity"])[1]:
                 groups[-1].append(entity)
             else:
                 groups.append([entity])
@@ -125,7 +127,7 @@ class TokenClassificationPipeline(Pipeline):
         return self.model.config.id2label[best], scores[best]
 
 
-def _words(tokens: list[Entity]) -> list[list[Entity]]:
+def _group_words(tokens: list[Entity]) -> list[list[Entity]]:
     words: list[list[Entity]] = []
     for token in tokens:
         if words and token["inside"]:
@@ -135,12 +137,13 @@ def _words(tokens: list[Entity]) -> list[list[Entity]]:
     return words
 
 
-def _tag(label: str) -> tuple[bool, str]:
+def _split_label(label: str) -> tuple[bool, str]:
+    """Return whether a label begins a group, and the label without B- or I-."""
     return label.startswith("B-"), label[2:] if label.startswith(("B-", "I-")) else label
 
 
-def _without_overlaps(entities: list[Entity]) -> list[Entity]:
-    """Where pieces of a text overlap, keep the longer entity, of equally long ones the more certain."""
+def _remove_overlaps(entities: list[Entity]) -> list[Entity]:
+    """Of entities that overlap, keep the longer one, or if they have one length that with the higher score."""
     kept: list[Entity] = []
     for entity in sorted(entities, key=lambda entity: entity["start"]):
         last = kept[-1] if kept else None
