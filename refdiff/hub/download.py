@@ -15,7 +15,7 @@ from refdiff import bundled
 from refdiff.browser import require
 from refdiff.errors import CheckpointError
 from refdiff.files import check_name, follow, kind_of_file, read_json
-from refdiff.hub.explain import explain, explained, is_unreachable
+from refdiff.hub.explain import explain, explain_errors, is_unreachable
 from refdiff.hub.guard import MAX_INFO, BadAnswerError, Limits, bounded, download
 from refdiff.messages import show_value, warn
 
@@ -51,16 +51,16 @@ def snapshot(
     progress: bool = True,
     answered: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Return the folder of a checkpoint: a local one as it is, a hub repo's after downloading what is not yet cached.
+    """Return the folder of a checkpoint; of a hub repo, download what is not in the cache yet.
 
-    `"bundled"` is the model that the package brings.
+    `"bundled"` is the package's own model.
 
     `files` are the names or patterns to download: `CONFIG`, `WEIGHTS`, `TOKENIZER`, or any of them added together. With
     `WEIGHTS`, the file `model.safetensors` is downloaded, or where there is none, the shards that
     `model.safetensors.index.json` names; never a pickle. Files that the repo lacks are left out, except `config.json`
-    and the weights. A connection that breaks is taken up again where it stopped, and a file that is not complete is
-    never kept. When the hub does not answer, files downloaded before are used, with a warning. On a terminal,
-    `progress` shows a bar for each file. `answered` is called when the hub has answered or failed, before any bar.
+    and the weights. After a lost connection a download resumes, and an incomplete file is never kept. If the hub does
+    not answer, files downloaded earlier are used, with a warning. On a terminal, `progress` shows a bar for each file.
+    `answered` is called when the hub has answered or failed, before any bar.
 
     Raises:
         CheckpointError: the download fails; the message names the repo, the revision, the file and the fix.
@@ -72,19 +72,19 @@ def snapshot(
     require("huggingface_hub", f"{repo}: no such folder here, and a download")
     options = {"revision": revision, "cache_dir": None if cache_dir is None else os.fspath(cache_dir)}
     if local_files_only:
-        return _from_cache(repo, files, **options)
+        return _find_in_cache(repo, files, **options)
     if revision is not None and _COMMIT.fullmatch(revision):
-        # A commit never changes, so what is complete in the cache needs no question to the hub.
+        # A commit never changes: if its files are in the cache, the hub need not be asked.
         try:
-            return _from_cache(repo, files, **options)
+            return _find_in_cache(repo, files, **options)
         except CheckpointError:
             pass
     with _progress_bars(progress):
         return _download(repo, files, answered, **options)
 
 
-def at(repo: str, revision: str | None) -> str:
-    """Return the name of a repo, with its revision unless that is the default, for messages."""
+def repo_label(repo: str, revision: str | None) -> str:
+    """Return the name of a repo for messages, with its revision unless that is the default."""
     return repo if revision is None else f"{repo} at revision {revision}"
 
 
@@ -111,7 +111,7 @@ def list_repo(repo: str, revision: str | None) -> tuple[list[str], str]:
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # faults in the answer's text
         commit, names = "", []
     if not all(isinstance(name, str) for name in names) or not _COMMIT.fullmatch(commit):
-        # Such as the page on which a hotel's network wants a password.
+        # Such as the login page of a public network.
         raise BadAnswerError("its description of the repo cannot be read")
     return [name for name in names if not {"", ".", ".."} & set(name.split("/"))], commit
 
@@ -139,8 +139,8 @@ def choose(names: Collection[str], files: Sequence[str], what: str, fetch: Calla
 def local_folder(path_or_repo: str | os.PathLike[str]) -> Path | None:
     """Return the folder if there is one, None for a string that can only be a repo id, or raise `CheckpointError`.
 
-    `"bundled"` is the package's own model, unless there is a folder of that name. The folder of a training run stands
-    for its last checkpoint.
+    `"bundled"` is the package's own model, unless there is a folder of that name. For the folder of a training
+    run, its last checkpoint is returned.
     """
     text = os.fspath(path_or_repo)
     if re.match(r"(?:https?|hf)://", text):
@@ -191,7 +191,7 @@ def last_checkpoint(folder: Path) -> Path:
 def checkpoints(run: Path) -> list[tuple[int, Path]]:
     """List (step, folder) of all checkpoints in the folder of a training run, the last one last.
 
-    Their names are step-000001 and so on: the folder step-1 is another's, and `training` does not delete it.
+    Their names are step-000001 and so on. A folder named step-1 is not one of them, so `training` does not delete it.
     """
     found = ((re.fullmatch(r"step-(\d{6,})", path.name), path) for path in run.glob("step-*"))
     return sorted((int(match[1]), path) for match, path in found if match)
@@ -201,7 +201,7 @@ def read_weight_map(index: Path) -> dict[str, str]:
     """Read the index of a checkpoint of several files: tensor name → name of the file in the same folder.
 
     Raises:
-        CheckpointError: it is not JSON, or lists something else; the message names the index.
+        CheckpointError: it is not JSON, or not a map of names to safetensors files; the message names the index.
     """
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -219,7 +219,7 @@ def read_weight_map(index: Path) -> dict[str, str]:
 def _download(
     repo: str, files: Sequence[str], answered: Callable[[], None], *, revision: str | None, cache_dir: str | None
 ) -> Path:
-    what = at(repo, revision)
+    what = repo_label(repo, revision)
     try:
         try:
             names, _ = list_repo(repo, revision)
@@ -228,16 +228,16 @@ def _download(
     except Exception as error:
         if not is_unreachable(error):
             raise CheckpointError(f"{what}: {explain(error)}") from None
-        return _instead_of_hub(error, repo, files, revision=revision, cache_dir=cache_dir)
+        return _fall_back_to_cache(error, repo, files, revision=revision, cache_dir=cache_dir)
 
-    # The first file is asked for by the name of the revision, so that huggingface_hub notes its commit for offline use.
-    # All others come from that commit: one snapshot, even if the repo changes meanwhile.
+    # The first file is requested by the revision's name, so that huggingface_hub records its commit for offline use.
+    # All others are requested by that commit: they form one snapshot, even if the repo changes meanwhile.
     wanted = revision or "main"
     folder = Path()
 
     def fetch(name: str) -> Path:
         nonlocal wanted, folder
-        with explained(f"{what}: {name}"):
+        with explain_errors(f"{what}: {name}"):
             path = download(repo, name, revision=wanted, cache_dir=cache_dir)
         folder = path.parents[name.count("/")]
         wanted = folder.name
@@ -248,28 +248,28 @@ def _download(
     return folder
 
 
-def _instead_of_hub(
+def _fall_back_to_cache(
     error: BaseException, repo: str, files: Sequence[str], *, revision: str | None, cache_dir: str | None
 ) -> Path:
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     try:
-        folder = _from_cache(repo, files, revision=revision, cache_dir=cache_dir)
+        folder = _find_in_cache(repo, files, revision=revision, cache_dir=cache_dir)
     except CheckpointError as not_cached:
         if isinstance(error, OfflineModeIsEnabled):
             raise
-        why = f"no such folder here, and {explain(error)}"  # a plain name may have been meant as either
-        raise CheckpointError(f"{at(repo, revision)}: {why}") from not_cached
+        why = f"no such folder here, and {explain(error)}"  # a plain name can be a folder or a repo
+        raise CheckpointError(f"{repo_label(repo, revision)}: {why}") from not_cached
     if not isinstance(error, OfflineModeIsEnabled):
-        warn(f"{at(repo, revision)}: {explain(error)}; using the copy in the cache")
+        warn(f"{repo_label(repo, revision)}: {explain(error)}; using the copy in the cache")
     return folder
 
 
-def _from_cache(repo: str, files: Sequence[str], *, revision: str | None, cache_dir: str | None) -> Path:
+def _find_in_cache(repo: str, files: Sequence[str], *, revision: str | None, cache_dir: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
-    what = at(repo, revision)
-    with explained(what):
+    what = repo_label(repo, revision)
+    with explain_errors(what):
         folder = Path(
             snapshot_download(
                 repo, revision=revision, cache_dir=cache_dir, local_files_only=True, allow_patterns=["config.json"]
@@ -310,7 +310,7 @@ def _choose_weights(names: Collection[str], what: str, fetch: Callable[[str], Pa
 
 
 def _matches(name: str, pattern: str) -> bool:
-    # fnmatch lets * match a slash; a pattern here is for one level of folders.
+    # fnmatch lets * match a slash; here a pattern matches at its own depth of folders only.
     return fnmatch.fnmatchcase(name, pattern) and name.count("/") == pattern.count("/")
 
 

@@ -1,4 +1,4 @@
-"""Errors of the hub in one sentence, with the fix."""
+"""Explain errors of the hub in one sentence, with the fix."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
+def explain_errors(what: str) -> Iterator[None]:
     """Turn any error of huggingface_hub, the network or the disk into a `CheckpointError` about `what`."""
     try:
         yield
@@ -34,11 +34,11 @@ def is_unreachable(error: BaseException) -> bool:
 
 
 def explain(error: BaseException) -> str:
-    """Return in one line what `error` means for the user, and the fix."""
+    """Return what `error` means for the user, and the fix, in one line."""
     from huggingface_hub import constants, errors
 
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
-        # huggingface_hub looked in its cache after the hub failed; why the hub failed is the better news.
+        # huggingface_hub looked in its cache after the hub failed; the cause is why the hub failed.
         return explain(error.__cause__)
     if isinstance(error, errors.OfflineModeIsEnabled | errors.LocalEntryNotFoundError):
         return (
@@ -88,7 +88,7 @@ def _status(error: BaseException) -> int:
 
 
 def _is_network(error: BaseException) -> bool:
-    # By the name of the package: huggingface_hub has changed its HTTP library twice.
+    # Compare package names: huggingface_hub has changed its HTTP library twice.
     packages = ("httpx", "httpcore", "requests", "urllib3")
     return any(kind.__module__.startswith(packages) for kind in type(error).__mro__)
 

@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
-SECONDS = 120.0  # of one call, without the bytes of a file
-BYTES_PER_SECOND = 20_000  # the slowest connection that is waited for
+SECONDS = 120.0  # for one call, without the time for a file's bytes
+BYTES_PER_SECOND = 20_000  # the slowest connection that a deadline allows for
 MAX_RETRY_AFTER = 30
 MAX_INFO, MAX_ERROR, MAX_JSON, MAX_TOKENIZER = 4_000_000, 1_000_000, 10_000_000, 500_000_000  # bytes
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ETAG = re.compile(r'(?:W/)?"?([0-9a-f]{40,64})"?')
 _UNFINISHED = re.compile(r"[0-9a-f]{40,64}\.[0-9a-f]{8}\.incomplete")
-_UNFINISHED_SECONDS = 600  # without a new byte; a connection without one ends after 10
-_OTHER_FILE = "the file that came has another SHA-256 than the hub has said"
+_UNFINISHED_SECONDS = 600  # without a new byte; a connection times out after 10
+_WRONG_HASH = "the downloaded file has another SHA-256 than the hub stated"
 _T = TypeVar("_T")
 
 
@@ -39,7 +39,7 @@ class BadAnswerError(ConnectionError):
 
 @dataclass
 class Limits:
-    """The limits of the answers to one call, and what is known from them."""
+    """The limits for the answers to one call, and the file's ETag from them."""
 
     max_bytes: int
     free_bytes: int = 2**63
@@ -54,7 +54,7 @@ _limits: ContextVar[Limits | None] = ContextVar("limits", default=None)
 def download(repo: str, name: str, *, revision: str, cache_dir: str | None) -> Path:
     """Download a file into huggingface_hub's cache, unless it is there; return its path.
 
-    A new file with a SHA-256 as ETag is checked against it: as it comes, and in its place where it came in parts.
+    A new file whose ETag is a SHA-256 is checked against it: while it arrives, or once complete if it arrived in parts.
     """
     from huggingface_hub import constants, hf_hub_download
 
@@ -63,12 +63,12 @@ def download(repo: str, name: str, *, revision: str, cache_dir: str | None) -> P
     place = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
     limits = Limits(_max_bytes(name), shutil.disk_usage(place).free)
     path = Path(bounded(lambda: hf_hub_download(repo, name, revision=revision, cache_dir=cache_dir), limits))
-    if len(limits.etag) == 64 and not limits.verified:  # of a SHA-256, from the answer to this very call
+    if len(limits.etag) == 64 and not limits.verified:  # a SHA-256, from an answer to this call
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != limits.etag:
                 path.resolve().unlink()
                 path.unlink(missing_ok=True)
-                raise BadAnswerError(_OTHER_FILE)
+                raise BadAnswerError(_WRONG_HASH)
     return path
 
 
@@ -78,14 +78,14 @@ def sweep(blobs: Path) -> None:
         try:
             if _UNFINISHED.fullmatch(path.name) and time.time() - path.lstat().st_mtime > _UNFINISHED_SECONDS:
                 path.unlink()
-        except OSError:  # another process was faster, or may not
+        except OSError:  # another process was faster, or deleting is not allowed
             continue
 
 
 def bounded(call: Callable[[], _T], limits: Limits) -> _T:
     """Call huggingface_hub in a thread with checked answers; return what it returns.
 
-    A server that sends a byte now and then would hold a client without a second thread forever.
+    Without a second thread, a server that sends a byte now and then could block a client forever.
 
     Raises:
         BadAnswerError: an answer that no hub gives.
@@ -109,7 +109,7 @@ def bounded(call: Callable[[], _T], limits: Limits) -> _T:
             try:
                 value, error = results.get(timeout=left)
             except queue.Empty:
-                continue  # the deadline may have moved, as a file turned out to be large
+                continue  # a large file may have moved the deadline
             if error is not None:
                 raise error
             result: _T = value
@@ -117,7 +117,7 @@ def bounded(call: Callable[[], _T], limits: Limits) -> _T:
         close_session()  # the next byte of an answer ends the thread
         raise TimeoutError("the hub takes too long")
     finally:
-        limits.deadline = 0.0  # ends a thread that was given up, by Ctrl-C too
+        limits.deadline = 0.0  # ends an abandoned thread, after Ctrl-C too
 
 
 def _install() -> None:
@@ -126,7 +126,7 @@ def _install() -> None:
     from huggingface_hub.utils import _http
 
     http: Any = _http
-    make_client = http._GLOBAL_CLIENT_FACTORY  # perhaps the user's own, with a proxy; there is no public name for it
+    make_client = http._GLOBAL_CLIENT_FACTORY  # may be the user's own, with a proxy; it has no public name
     if getattr(make_client, "is_checked", False):
         return
 
@@ -161,14 +161,14 @@ def _check_response(response: Any) -> None:
         url = str(response.request.url)
         target = urlsplit(urljoin(url, headers.get("Location", url)))
         if target.netloc == urlsplit(url).netloc and response.status_code >= 300:
-            headers.pop("X-Linked-Etag", None)  # huggingface_hub goes on to the page that the hub names
+            headers.pop("X-Linked-Etag", None)  # huggingface_hub follows this redirect itself
             headers.pop("ETag", None)
         else:
             _check_file(limits, headers, is_redirect=response.status_code >= 300)
     if "Retry-After" in headers or response.status_code == 429:
         seconds = headers.get("Retry-After", "")
         headers["Retry-After"] = str(min(int(seconds), MAX_RETRY_AFTER) if re.fullmatch(r"\d{1,9}", seconds) else 1)
-        headers.pop("RateLimit", None)  # says how long to wait, too
+        headers.pop("RateLimit", None)  # it also says how long to wait
     _bound_body(response, limits)
 
 
@@ -190,7 +190,7 @@ def _check_file(limits: Limits, headers: Any, *, is_redirect: bool) -> None:
         limits.max_bytes = int(size)
         limits.deadline += int(size) / BYTES_PER_SECOND
     if urlsplit(constants.ENDPOINT).hostname != "huggingface.co":
-        # Xet has a client of its own, which asks whatever server the hub names. Every hub sends files by HTTP too.
+        # Xet's own client, unchecked here, asks any server that the hub names. Every hub also sends files by HTTP.
         headers.pop("X-Xet-Hash", None)
 
 
@@ -206,8 +206,8 @@ def _bound_body(response: Any, limits: Limits) -> None:
 
     class Stream(next(kind for kind in type(inner).__mro__ if kind.__name__ == "SyncByteStream")):  # type: ignore[misc]
         def __iter__(self) -> Iterator[bytes]:
-            pieces = _counted(inner, limits, max_bytes)
-            return _verified(pieces, limits) if verified else pieces
+            chunks = _counted(inner, limits, max_bytes)
+            return _verified(chunks, limits) if verified else chunks
 
         def close(self) -> None:
             inner.close()
@@ -215,24 +215,24 @@ def _bound_body(response: Any, limits: Limits) -> None:
     response.stream = Stream()
 
 
-def _counted(pieces: Iterator[bytes], limits: Limits, max_bytes: int) -> Iterator[bytes]:
+def _counted(chunks: Iterator[bytes], limits: Limits, max_bytes: int) -> Iterator[bytes]:
     count = 0
-    for piece in pieces:
+    for chunk in chunks:
         _check_time(limits)
-        count += len(piece)
+        count += len(chunk)
         if count > max_bytes:
             raise BadAnswerError(f"the answer is longer than {max_bytes:,} bytes")
-        yield piece
+        yield chunk
 
 
-def _verified(pieces: Iterator[bytes], limits: Limits) -> Iterator[bytes]:
+def _verified(chunks: Iterator[bytes], limits: Limits) -> Iterator[bytes]:
     """Yield a file, and raise before its end if its hash is wrong: huggingface_hub then keeps none of it."""
     found = hashlib.sha256()
-    for piece in pieces:
-        found.update(piece)
-        yield piece
+    for chunk in chunks:
+        found.update(chunk)
+        yield chunk
     if found.hexdigest() != limits.etag:
-        raise BadAnswerError(_OTHER_FILE)
+        raise BadAnswerError(_WRONG_HASH)
     limits.verified = True
 
 

@@ -1,4 +1,4 @@
-"""A hub repo's checkpoint without its weights, for kilobytes of downloads instead of gigabytes."""
+"""Download a checkpoint without its weights: kilobytes instead of gigabytes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from refdiff.errors import CheckpointError
-from refdiff.hub.download import INDEX, WEIGHTS, at, choose, list_repo, snapshot
-from refdiff.hub.explain import explained
+from refdiff.hub.download import INDEX, WEIGHTS, choose, list_repo, repo_label, snapshot
+from refdiff.hub.explain import explain_errors
 from refdiff.hub.guard import Limits, bounded, download
 
-# Most headers are shorter than this, so that one request is enough; longer ones than the second are not read.
+# Most headers are shorter than the first number: one request suffices. Headers above the second are not read.
 _FIRST_BYTES = 100_000
 _MAX_HEADER_BYTES = 25_000_000
 _MAX_TENSOR_BYTES = 10_000_000
@@ -34,11 +34,11 @@ def outline(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> Iterator[Path]:
-    """Yield a folder with a checkpoint's files, in which weight files have their header, size and few tensors.
+    """Yield a folder with a checkpoint's files; the weight files in it have only their header, size and a few tensors.
 
-    A local folder, or a repo whose weights are in the cache, is given as it is. Of any other repo, `files` without the
-    weights are downloaded, and each safetensors file is a temporary one full of holes: the header and the tensors whose
-    names match `tensors` are there, everything else reads as zeros. Leaving the `with` block deletes it.
+    A local folder, or a repo whose weights are in the cache, is yielded as it is. For any other repo, `files` without
+    the weights are downloaded, and each safetensors file is a sparse copy: it has the header, the tensors whose names
+    match `tensors`, and zeros elsewhere. The end of the `with` block deletes the copies.
 
     Raises:
         CheckpointError: as in `snapshot`.
@@ -54,8 +54,8 @@ def outline(
         return
     repo = str(path_or_repo)
     others = snapshot(path_or_repo, files=[name for name in files if name not in WEIGHTS], **options)
-    what = at(repo, revision)
-    with explained(what):
+    what = repo_label(repo, revision)
+    with explain_errors(what):
         names, commit = list_repo(repo, others.name)
     with tempfile.TemporaryDirectory(prefix=f"outline-{repo.replace('/', '--')}-") as temporary:
         target = Path(temporary)
@@ -66,13 +66,13 @@ def outline(
                 shutil.copyfile(path, copy)
 
         def fetch(name: str) -> Path:
-            with explained(f"{what}: {name}"):
+            with explain_errors(f"{what}: {name}"):
                 cached = download(repo, name, revision=commit, cache_dir=options["cache_dir"])
                 return Path(shutil.copyfile(cached, target / name))
 
         for name in choose(names, WEIGHTS, what, fetch):
             if name != INDEX:
-                with explained(f"{what}: {name}"), (target / name).open("wb") as file:
+                with explain_errors(f"{what}: {name}"), (target / name).open("wb") as file:
                     _write_outline(file, repo, name, commit, re.compile(tensors))
         yield target
 
@@ -83,7 +83,7 @@ def _write_outline(file: BinaryIO, repo: str, name: str, commit: str, wanted: re
     file.write(first)
     end = 8 + int.from_bytes(first[:8], "little")
     if end > min(size, _MAX_HEADER_BYTES):
-        return  # not a safetensors file; whoever opens the outline checks that, and says so
+        return  # not a safetensors file; the reader of the outline reports that
     if end > len(first):
         rest, _ = _read_range(repo, name, commit, len(first), end)
         file.write(rest)
@@ -105,7 +105,7 @@ def _ranges(header: bytes, wanted: re.Pattern[str], data: int, size: int) -> lis
             if wanted.search(name)
         )
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
-        return []  # a broken header, which whoever opens the outline reports
+        return []  # a broken header, which the reader of the outline reports
     merged: list[tuple[int, int]] = []
     for begin, stop in found:
         if merged and begin - merged[-1][1] <= _GAP_BYTES:

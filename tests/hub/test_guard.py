@@ -57,10 +57,10 @@ def test_weights_are_verified_before_they_are_in_their_place(
     hub_server.headers = {"X-Linked-Etag": f'"{"a" * 64}"'}
     with monkeypatch.context() as patched:
         patched.setattr("hashlib.file_digest", Mock(side_effect=AssertionError("the file is in its place already")))
-        with pytest.raises(CheckpointError, match=r"model\.safetensors: .*has another SHA-256 than the hub has said"):
+        with pytest.raises(CheckpointError, match=r"model\.safetensors: .*has another SHA-256 than the hub stated"):
             hub.snapshot("ai/model", files=hub.WEIGHTS)
     hub_server.fail("/cdn/", "cut", 7000)  # in parts, so that it is verified in its place
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: .*has another SHA-256 than the hub has said"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: .*has another SHA-256 than the hub stated"):
         hub.snapshot("ai/model", files=hub.WEIGHTS)
     hub_server.headers = {}
     assert (hub.snapshot("ai/model", files=hub.WEIGHTS) / "model.safetensors").read_bytes() == tensors(1)
