@@ -53,8 +53,8 @@ SAME_IN_BOTH = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim", "hidden_act",
     "max_position_embeddings", "rope_parameters", "rms_norm_eps", "tie_word_embeddings", "pad_token_id", "num_labels",
 )  # fmt: skip
-"""The fields that decide what a model computes, but for those that say how to read attention's weights (wiring, number
-of heads, bias), which a conversion changes. `rms_norm_eps` is the ε of all norms, whatever attention's own is."""
+"""The config fields that decide what a model computes. A conversion may change the others: those for the layout of
+attention's weights (wiring, number of heads, bias). `rms_norm_eps` is the ε of all norms outside of attention."""
 
 TOKENS = 9
 EXACT = 1e-10
@@ -69,14 +69,14 @@ def convert(
 ) -> tuple[DiffLlamaConfig, Params]:
     """Rearrange a model's weights so that another attention variant computes the same function.
 
-    Computed in the type of the weights: where they are multiplied (see `refdiff.convert`), 16 bits are rounded again.
+    The result has the dtype of the weights: multiplied weights (see `refdiff.convert`) are rounded again in 16 bits.
 
     Args:
         config: the config of the weights; its `wiring` is the variant to convert from.
         params: the weights as in `model.params`, of any backend. They are not changed. The result shares arrays that
             stay the same; all others are NumPy arrays.
         wiring: the variant to convert to, "hf", "paper", "v2" or "none".
-        eager: the weights, in the wiring "paper", were trained with unilm's `multihead_diffattn.py`, not a flash file.
+        eager: the weights, in the wiring "paper", were trained with unilm's `multihead_diffattn.py`.
 
     Returns:
         the config and the weights of the new model.
@@ -84,7 +84,7 @@ def convert(
     Raises:
         ValueError: there is no exact conversion; the message has the reason. Or the weights are not those of `config`.
     """
-    new, change = _planned(config, params, wiring, eager)
+    new, change = _plan(config, params, wiring, eager)
     if change is None:
         return new, dict(params)
     layers = [
@@ -102,9 +102,9 @@ def convert_later(
     weights of attention in the result are `refdiff.arrays.Deferred`.
 
     Raises:
-        ValueError: as `convert`; what depends on the numbers of a layer, when that layer is read.
+        ValueError: as `convert`; problems of a layer's numbers are raised when that layer is read.
     """
-    new, change = _planned(config, params, wiring, eager)
+    new, change = _plan(config, params, wiring, eager)
     if change is None:
         return new, dict(params)
     step, shapes = change, attention_shapes(new)
@@ -127,7 +127,7 @@ def convert_later(
     )
 
 
-def _planned(
+def _plan(
     config: DiffLlamaConfig, params: Mapping[str, Any], wiring: str, eager: bool
 ) -> tuple[DiffLlamaConfig, Callable[[Params], Params] | None]:
     """Return the new model's config, and the function that converts a layer's attention; None if it stays the same."""
@@ -157,9 +157,9 @@ def _refuse_eager(config: DiffLlamaConfig, eager: bool) -> None:
     if H != K:
         raise ValueError(
             f"unilm's multihead_diffattn.py repeats {K} key heads to {H} before it pairs them, so that both maps of a "
-            "pair may read the same key. No wiring does that with the same number of keys; with the heads of k_proj "
-            f"and of v_proj, whose are {2 * config.head_dim} wide, repeated in the weights, so that "
-            f"num_key_value_heads is {H}, they can be converted"
+            f"pair may read the same key. No wiring does that with {K} key heads. Repeat the heads of k_proj and those "
+            f"of v_proj, which are {2 * config.head_dim} wide, in the weights: with num_key_value_heads {H} they can "
+            "be converted"
         )
 
 
@@ -252,10 +252,10 @@ def prove(before: Model, after: Model, seed: int = 0, *, dtype: str | None = Non
     inputs[2] *= 1e-3
     differences, rounded = [], []
     for layer in range(before[0].num_hidden_layers):
-        one = _in_float64(_attention_of(*before, layer))
+        one = _to_float64(_attention_of(*before, layer))
         a = _attention(before[0], one, layer, inputs)
         differences.append(
-            _relative_difference(a, _attention(after[0], _in_float64(_attention_of(*after, layer)), layer, inputs))
+            _relative_difference(a, _attention(after[0], _to_float64(_attention_of(*after, layer)), layer, inputs))
         )
         if dtype is not None:
             moved = {name: w * (1 + UNIT[dtype] * g.choice([-1.0, 1.0], size=w.shape)) for name, w in one.items()}
@@ -263,7 +263,7 @@ def prove(before: Model, after: Model, seed: int = 0, *, dtype: str | None = Non
     return Proof(tuple(differences), tuple(_changed(before[1], after[1], dtype)), tuple(rounded))
 
 
-def _in_float64(p: Mapping[str, Any]) -> dict[str, FloatArray]:
+def _to_float64(p: Mapping[str, Any]) -> dict[str, FloatArray]:
     """Return all weights by name, in float64."""
     return {name: to_numpy(array).astype(np.float64, copy=False) for name, array in flatten(p).items()}
 
@@ -322,14 +322,14 @@ def _positions(limit: int, count: int) -> IntArray:
 
 def _hf_to_paper(p: Params, old: DiffLlamaConfig, new: DiffLlamaConfig) -> Params:
     paired = _move_heads(p, old, inverse=False)
-    paired["v_proj"] = _scaled(paired["v_proj"], _size_for_epsilon(SUBLN_EPS, old.rms_norm_eps))
+    paired["v_proj"] = _scale(paired["v_proj"], _size_for_epsilon(SUBLN_EPS, old.rms_norm_eps))
     dtype = to_numpy(p["o_proj"]["weight"]).dtype
     return {**paired, "subln": {"weight": np.ones(2 * old.head_dim, dtype=dtype)}}
 
 
 def _paper_to_hf(p: Params, old: DiffLlamaConfig, new: DiffLlamaConfig) -> Params:
     paired = _move_heads(p, old, inverse=True)
-    paired["v_proj"] = _scaled(paired["v_proj"], _size_for_epsilon(old.rms_norm_eps, SUBLN_EPS))
+    paired["v_proj"] = _scale(paired["v_proj"], _size_for_epsilon(old.rms_norm_eps, SUBLN_EPS))
     folded = to_numpy(p["o_proj"]["weight"]) * np.tile(to_numpy(p["subln"]["weight"]), old.num_attention_heads // 2)
     paired["o_proj"] = {**p["o_proj"], "weight": folded}
     del paired["subln"]
@@ -411,7 +411,7 @@ def _rows(linear: Params, heads: IntArray, dims: IntArray) -> Params:
     return {name: to_numpy(array)[rows] for name, array in linear.items()}
 
 
-def _scaled(linear: Params, size: float) -> Params:
+def _scale(linear: Params, size: float) -> Params:
     return linear if size == 1 else {name: array * array.dtype.type(size) for name, array in linear.items()}
 
 
@@ -466,7 +466,7 @@ def _attention_of(config: DiffLlamaConfig, params: Mapping[str, Any], layer: int
         if name in expected and shape != expected[name]
     ]
     sizes = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "attention_bias")
-    fits = [wiring for wiring in MODEL_TYPES if attention_shapes(_in_wiring(config, wiring)) == found]
+    fits = [wiring for wiring in MODEL_TYPES if attention_shapes(_replace_wiring(config, wiring)) == found]
     raise ValueError(
         f"the weights are not those of the config, whose wiring is {config.wiring!r} and "
         f"{', '.join(f'{name} {getattr(config, name)}' for name in sizes)}: in layers.{layer}.self_attn, "
@@ -475,7 +475,7 @@ def _attention_of(config: DiffLlamaConfig, params: Mapping[str, Any], layer: int
     )
 
 
-def _in_wiring(config: DiffLlamaConfig, wiring: str) -> DiffLlamaConfig:
+def _replace_wiring(config: DiffLlamaConfig, wiring: str) -> DiffLlamaConfig:
     other = copy.copy(config)
     other.wiring = wiring
     return other

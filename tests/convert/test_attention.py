@@ -43,9 +43,7 @@ def test_weights_of_the_eager_file_with_heads_repeated(size: str) -> None:
         config = small_config(num_key_value_heads=key_heads, **sizes)
         return convert(config, {"layers": [{"self_attn": attention}]}, "hf", eager=True)
 
-    with pytest.raises(
-        ValueError, match=f"v_proj, whose are {2 * d} wide, .* num_key_value_heads is {2 * pairs}, they"
-    ):
+    with pytest.raises(ValueError, match=f"v_proj, which are {2 * d} wide, .* num_key_value_heads {2 * pairs} they"):
         to_hf(2 * case.key_heads, p)
     for name, width in (("k_proj", d), ("v_proj", 2 * d)):
         heads = p[name]["weight"].reshape(-1, width, D)
