@@ -1,7 +1,7 @@
-"""The files of checkpoints, traces and manifests: one way to read them within limits, one to write them whole.
+"""Read the files of checkpoints, traces and manifests within limits, and write them atomically.
 
-Whoever reads a folder that came from elsewhere reads it through `open_file`. A link that leads out of the folder, a
-named pipe, a device or a file without end gives one `CheckpointError` that names the file.
+Files of a downloaded folder are read through `open_file`. A link that leads out of the folder, a named pipe, a device
+or an endless file gives a `CheckpointError` that names it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from refdiff.errors import CheckpointError
 from refdiff.messages import json_type, show_name
 
 MAX_JSON = 10_000_000
-"""Bytes of the longest JSON file that is read, unless the caller says otherwise."""
+"""The most bytes of a JSON file, unless the caller gives another limit."""
 MAX_VALUES = 1_000_000
-"""Values of the largest JSON file: each takes some 60 bytes of memory, however few it takes in the file."""
+"""The most values of a JSON file. Each takes about 60 bytes of memory, however short it is in the file."""
 MAX_DEPTH = 100
-_PIECE = 2**20
-"""Bytes that are read at a time: Python takes the memory for them before it knows how many there are. In a browser
-500 MB, which a tokenizer.json may have, would stay taken."""
+_CHUNK_BYTES = 2**20
+"""Bytes read at a time. Python allocates memory for all requested bytes before it reads. In a browser that memory stays
+taken: up to 500 MB, the limit of a tokenizer.json."""
 
 # transformers 5 writes a float that JSON has no word for as {"__float__": "Infinity"}.
 _FLOAT_TAG = "__float__"
@@ -54,7 +54,7 @@ def open_file(path: str | os.PathLike[str], *, folder: str | os.PathLike[str] | 
     try:
         real = Path(path) if folder is None else follow(Path(folder), Path(path))
         _refuse_special(path, real.stat().st_mode)
-        # Not blocking, and a second check on the open file: a pipe put in its place meanwhile must not block.
+        # A pipe may take the file's place after the check: open without blocking, and check the open file again.
         flags = os.O_RDONLY
         for name in ("O_NONBLOCK", "O_NOCTTY", "O_BINARY", *(() if folder is None else ("O_NOFOLLOW",))):
             flags |= getattr(os, name, 0)
@@ -81,8 +81,8 @@ def read_bytes(path: str | os.PathLike[str], *, max_bytes: int, folder: str | os
     """
     with open_file(path, folder=folder) as file:
         try:
-            pieces = iter(lambda: file.read(_PIECE), b"")
-            raw = b"".join(itertools.islice(pieces, max_bytes // _PIECE + 1))
+            chunks = iter(lambda: file.read(_CHUNK_BYTES), b"")
+            raw = b"".join(itertools.islice(chunks, max_bytes // _CHUNK_BYTES + 1))
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
     if len(raw) > max_bytes:
@@ -107,16 +107,16 @@ def read_json(path: str | os.PathLike[str], *, max_bytes: int = MAX_JSON) -> dic
 
     Raises:
         CheckpointError: as `read_text`; or the file is not JSON, nested deeper than 100 levels, has more than a million
-            values, or a key given twice.
+            values, or has a key twice in one object.
     """
     text = read_text(path, max_bytes=max_bytes, folder=Path(path).parent)
     if sum(map(text.count, ",:[{")) > MAX_VALUES:
         raise CheckpointError(f"{path}: more than {MAX_VALUES:,} values, the most that is read of such a file")
     try:
-        value = json.loads(text, object_pairs_hook=_object)
+        value = json.loads(text, object_pairs_hook=_parse_object)
     except json.JSONDecodeError as error:
         raise CheckpointError(
-            f"{path}: not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}{_guess(text)}"
+            f"{path}: not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}{_content_hint(text)}"
         ) from None
     except RecursionError:
         raise CheckpointError(f"{path}: nested too deeply; at most {MAX_DEPTH} levels are read") from None
@@ -132,7 +132,7 @@ def read_json(path: str | os.PathLike[str], *, max_bytes: int = MAX_JSON) -> dic
 
 
 def finite_float(text: str) -> float:
-    """Parse a number of JSON; raises `ValueError` where that overflows, which Python reads as infinity."""
+    """Parse a JSON number; raise `ValueError` if it overflows, where Python would return infinity."""
     value = float(text)
     if math.isinf(value):
         raise ValueError(f"{text[:40]} is beyond the largest number, 1.8e308")
@@ -140,10 +140,10 @@ def finite_float(text: str) -> float:
 
 
 def lock(file: int | BinaryIO, *, wait: bool) -> bool:
-    """Lock an open file or folder against other processes, until it is closed; False: another process has the lock.
+    """Lock an open file or folder until it is closed; return False if another process has the lock.
 
-    `wait`: wait for the other process. Where there are no locks (on Windows, and on some file systems) nothing is
-    locked, and the result is True.
+    With `wait`, wait for the other process. Windows and some file systems have no locks: there nothing is locked, and
+    the result is True.
     """
     try:
         import fcntl
@@ -180,22 +180,22 @@ def write_json(path: str | os.PathLike[str], value: dict[str, Any]) -> None:
 def write_atomically(path: str | os.PathLike[str], data: bytes, *, follow_link: bool = True) -> None:
     """Put `data` at `path` in one step: a temporary file in the same folder, synced to disk, then renamed.
 
-    See `replaced_atomically`.
+    See `replace_atomically`.
 
     Raises:
         OSError: the file cannot be written; the message names `path`, and an older file there is untouched.
     """
-    with replaced_atomically(path, follow_link=follow_link) as file:
+    with replace_atomically(path, follow_link=follow_link) as file:
         file.write(data)
 
 
 @contextlib.contextmanager
-def replaced_atomically(path: str | os.PathLike[str], *, follow_link: bool = True) -> Iterator[BinaryIO]:
-    """Give a file to write, which takes its place at `path` when the block ends well, and is gone when it does not.
+def replace_atomically(path: str | os.PathLike[str], *, follow_link: bool = True) -> Iterator[BinaryIO]:
+    """Yield a new file to write; it replaces `path` at the end of the block, and is deleted if the block raises.
 
-    It has the permissions of the file that it replaces. Where `path` is a symbolic link, it replaces the file that the
-    link leads to, or with `follow_link=False` the link itself: a file of a checkpoint in Hugging Face's cache is a link
-    to a blob that other revisions share.
+    It gets the permissions of the file that it replaces. If `path` is a symbolic link, it replaces the target of the
+    link, or with `follow_link=False` the link itself. The latter is for checkpoints: in Hugging Face's cache their
+    files are links to blobs that other revisions share.
 
     Raises:
         OSError: `path` cannot be written, or is there and not a regular file; the message names it.
@@ -223,20 +223,20 @@ def replaced_atomically(path: str | os.PathLike[str], *, follow_link: bool = Tru
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[None]:
-    """Make a folder and its parents; where an error ends this, remove those that were made and are empty."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]  # from the inside out
+    """Make a folder and its parents; if the block raises, remove those of them that are new and empty."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]  # innermost first
     try:
         path.mkdir(parents=True, exist_ok=True)
         yield
     except BaseException:
-        with contextlib.suppress(OSError):  # what ended this is the error to tell
+        with contextlib.suppress(OSError):  # the error of the block is the one to raise
             for folder in missing:
                 folder.rmdir()
         raise
 
 
 def check_name(folder: Path, name: str) -> None:
-    """Refuse a name that is not a plain one of a file in this folder, without a look at what is there.
+    """Refuse a name that is not the plain name of a file in this folder; it need not exist.
 
     Raises:
         CheckpointError: the name has a directory in it, or unprintable characters.
@@ -246,9 +246,9 @@ def check_name(folder: Path, name: str) -> None:
 
 
 def follow(folder: Path, path: Path) -> Path:
-    """Follow all symbolic links from `path`, which is in `folder`, and refuse to be led out of `folder`.
+    """Resolve all symbolic links of `path`, a file in `folder`; refuse links that lead out of `folder`.
 
-    One layout may point out of it: in Hugging Face's cache, `snapshots/<revision>/<name>` is a link to `blobs/<hash>`
+    Hugging Face's cache is the exception: there `snapshots/<revision>/<name>` is a link to `blobs/<hash>`
     of the same repository, or from huggingface_hub 2 on further to `blobs/<2 digits>/<hash>` of the whole cache.
 
     Raises:
@@ -273,7 +273,7 @@ def _refuse_special(path: str | os.PathLike[str], mode: int) -> None:
 
 
 def kind_of_file(mode: int) -> str:
-    """Name what `st_mode` says a path is, where it is no regular file."""
+    """Name the kind of a path that is not a regular file, from its `st_mode`."""
     return _KINDS.get(stat.S_IFMT(mode), "something else")
 
 
@@ -281,7 +281,7 @@ class _DuplicateKeyError(Exception):
     pass
 
 
-def _object(pairs: list[tuple[str, Any]]) -> Any:
+def _parse_object(pairs: list[tuple[str, Any]]) -> Any:
     result = dict(pairs)
     if len(result) != len(pairs):
         counts = Counter(key for key, _ in pairs)
@@ -311,7 +311,7 @@ def _depth(value: Any) -> int:
     return deepest
 
 
-def _guess(text: str) -> str:
+def _content_hint(text: str) -> str:
     if not text.strip():
         return "; the file is empty, so download or write it again"
     if text.startswith("version https://git-lfs"):

@@ -54,9 +54,9 @@ def check_folder(flag: str, path: Path) -> None:
 
 def write_picture(figure: Figure, path: Path) -> None:
     """Write a figure in the format of the suffix, with a transparent background."""
-    from refdiff.files import replaced_atomically
+    from refdiff.files import replace_atomically
 
-    with replaced_atomically(path) as file:
+    with replace_atomically(path) as file:
         figure.savefig(file, format=path.suffix.lower()[1:], dpi=150)
 
 
@@ -64,7 +64,7 @@ def write_npz(path: Path, arrays: dict[str, Any]) -> None:
     """Write arrays into a compressed .npz file."""
     import numpy as np
 
-    from refdiff.files import replaced_atomically
+    from refdiff.files import replace_atomically
 
-    with replaced_atomically(path) as file:
+    with replace_atomically(path) as file:
         np.savez_compressed(file, **arrays)

@@ -18,7 +18,7 @@ import numpy as np
 
 import refdiff
 from refdiff.errors import CheckpointError
-from refdiff.files import check_name, new_folder, read_bytes, replaced_atomically
+from refdiff.files import check_name, new_folder, read_bytes, replace_atomically
 from refdiff.messages import json_problem
 from refdiff.oracle.budget.budget import Budget, budget
 from refdiff.oracle.budget.statistics import LIMITS, CommonFactor, RowBudget, factor_limit, slope_limit, uncertain_share
@@ -93,7 +93,7 @@ def export(
     folder = Path(path)
     with new_folder(folder), contextlib.ExitStack() as written:  # files are replaced at the end, the manifest last
         for name, data in {MANIFEST: manifest_text(manifest).encode(), **files}.items():
-            file = written.enter_context(replaced_atomically(folder / name))
+            file = written.enter_context(replace_atomically(folder / name))
             file.write(data)
             file.flush()
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from refdiff.arrays import Array, bfloat16
 from refdiff.errors import CheckpointError
-from refdiff.files import open_file, replaced_atomically
+from refdiff.files import open_file, replace_atomically
 from refdiff.memory import physical_memory
 from refdiff.messages import show_name
 from refdiff.model.weights.safetensors_file import open_safetensors
@@ -129,7 +129,7 @@ def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Array], meta
         OSError: the file cannot be written, or `path` is a folder or a device. An older file stays as it was.
     """
     data = safetensors_bytes(arrays, metadata)
-    with replaced_atomically(path) as file:
+    with replace_atomically(path) as file:
         file.writelines(data)
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
-from refdiff.files import replaced_atomically
+from refdiff.files import replace_atomically
 from refdiff.oracle.rounding.recipe import STORAGE, Recipe
 from tests.oracle.selftest.one_case import one_case
 from tests.oracle.selftest.table import Table, table_from_dict
@@ -61,7 +61,7 @@ def selftest(
         tables[seed] = found
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            with replaced_atomically(_file(folder, seed)) as file:
+            with replace_atomically(_file(folder, seed)) as file:
                 file.write(json.dumps(found.to_dict()).encode())
         if done is not None:
             done(f"seed {seed}")
