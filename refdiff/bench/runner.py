@@ -16,7 +16,7 @@ Turn = Callable[[Row, str], None]
 
 
 def run(rows: list[Row], settings: Settings, turn: Turn = lambda row, side: None) -> Iterator[dict[str, Any]]:
-    """Measure rows and yield the report's entry for each. `turn` is called before each measurement.
+    """Measure rows and yield the report's entry for each. `turn(row, side)` is called before each measurement.
 
     If a row fails, its entry has the error, and the remaining rows are still measured.
 
@@ -34,7 +34,7 @@ def run(rows: list[Row], settings: Settings, turn: Turn = lambda row, side: None
 
 
 def measure(row: Row, settings: Settings, turn: Turn = lambda row, side: None) -> list[dict[str, Any]]:
-    """Measure one row in new processes; return its entry and, for kinds with `memory` that is known, a second entry.
+    """Measure one row in new processes; return its entry, and one for its peak memory if kind and system have it.
 
     Every other round runs the sides in reverse order, so that none is always first. The machine's ceiling is measured
     before each round and after the last.

@@ -34,7 +34,7 @@ class Pipeline:
 
     @classmethod
     def check_model(cls, model: Any) -> None:
-        """Raise `TypeError` if the model has no class of this task."""
+        """Raise `TypeError` if the model's class is not one of this task."""
         accepted = (cls.architecture, *cls.other_architectures)
         if type(model).__name__ not in accepted:
             raise TypeError(f"model: got {type(model).__name__}, expected {' or '.join(accepted)} for {cls.task}")

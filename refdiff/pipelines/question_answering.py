@@ -63,7 +63,6 @@ class QuestionAnsweringPipeline(Pipeline):
     ) -> Answer | list[Answer]:
         """Answer one question.
 
-        top_k: number of answers.
         doc_stride: tokens that consecutive chunks share (default: 128, at most half of max_seq_len).
         max_answer_len: largest number of tokens in an answer.
         max_seq_len: largest number of tokens in a chunk with the question; a longer context is split into chunks
@@ -110,7 +109,7 @@ class QuestionAnsweringPipeline(Pipeline):
         return answers[0] if len(answers) == 1 else answers
 
     def _answer_mask(self, encoding: Any, question_first: bool) -> NDArray[np.bool_]:
-        """Return which tokens an answer may begin or end at."""
+        """Return which tokens may begin or end an answer. That of cls stands for no answer."""
         ids = encoding.ids
         # With the context first, transformers allows every token, also those of the question.
         allowed = [sequence == 1 or not question_first for sequence in encoding.sequence_ids]
@@ -154,8 +153,8 @@ def _best_spans(
 ) -> list[tuple[int, int, float]]:
     """Return (s, e, score) for the `count` pairs s ≤ e < s + max_length of the highest score start[s] · end[e].
 
-    Pairs with s or e outside `allowed` are removed from these. If there are too few, transformers adds impossible pairs
-    of score 0; here the list stays shorter.
+    Pairs with s or e outside `allowed` are then dropped. transformers fills the list with impossible pairs of score 0;
+    here it stays shorter.
     """
     scores = np.tril(np.triu(np.outer(start, end)), max_length - 1)
     best = np.argsort(-scores, axis=None, kind="stable")[:count]

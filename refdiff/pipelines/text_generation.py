@@ -81,7 +81,8 @@ class TextGenerationPipeline(Pipeline):
     ) -> list[list[Record]]:
         """Continue several prompts or chats as one batch.
 
-        return_full_text, return_text: False returns only the new text.
+        return_full_text: False returns only the new text.
+        return_text: without effect, as in transformers.
         return_tensors: return `generated_token_ids` instead of text.
         prefix: text before each prompt.
         stop_sequence: stop after this text, or one of several.

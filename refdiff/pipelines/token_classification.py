@@ -38,7 +38,6 @@ class TokenClassificationPipeline(Pipeline):
     ) -> list[Entity]:
         """Label one text.
 
-        aggregation_strategy: "none", "simple", "first", "average" or "max".
         ignore_labels: labels that are left out of the result (default: `["O"]`).
         stride: split a text longer than the tokenizer's model_max_length into chunks that share so many tokens; needs
             an aggregation_strategy.

@@ -50,7 +50,6 @@ def explore(
     """Show the attention of every token, layer and pair on an interactive page, as `refdiff attention` writes it.
 
     Args:
-        model: a causal language model.
         text: a text, or its token ids.
         tokenizer: the model's tokenizer (default: that in the folder that the model was loaded from).
         layer, pair: the maps that the page shows first; None is the mean over all. Without both, it is the pair that

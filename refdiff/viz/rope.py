@@ -50,10 +50,8 @@ def plot_rope_wavelengths(
 
     Args:
         parameters: label → `rope_parameters` (default: `EXAMPLES`).
-        head_dim: number of dimensions of a head.
         max_position_embeddings: where a line is drawn: pairs above it rotate less than once in such a text.
         length: of the text, on which the kinds dynamic and longrope depend.
-        axes: where to draw (default: a new figure).
 
     Pairs that do not rotate have no point.
     """
