@@ -114,13 +114,14 @@ def _count_scores(inputs: Inputs) -> int:
 def score_errors(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) -> tuple[Numpy, Numpy]:
     """Return the largest error of any score of each row, over all orders, for both maps: twice (B, h, T).
 
-    A row that sees one key has one score. If scores or their sums are kept in 16 bits, all orders may be near it by
-    chance, so `scatter_allowance` standard deviations are added.
+    A row that sees one key has one score, and all orders may be near it by chance. So `scatter_allowance` standard
+    deviations over orders are added; of a row with n keys 1/√n of them, unless 16 bits hold its scores or their sums.
     """
     core = project(spec, inputs, ops_for())
     B, _, T, _ = core["q"].shape
     orders = (*DRAWS, *MEMBERS[:members])
     found = np.zeros((2, len(orders), B, spec.heads, T))
+    keys = np.ones((2, B, spec.heads, T))
     for part in sequences(core):
         if part.is_empty:
             continue
@@ -135,12 +136,14 @@ def score_errors(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) -> tu
                 with np.errstate(invalid="ignore", over="ignore"):
                     off = np.where(seen, np.abs(z - np.where(seen, true[number], 0.0)), 0.0)
                 off = np.where(np.isnan(off), np.inf, off)
+                keys[number][part.index] = np.maximum(np.sum(seen, axis=-1), 1)
                 found[number, run][part.index] = np.max(off, axis=-1, initial=0.0)
     largest = np.max(found, axis=1)
-    if (recipe.qk, recipe.accumulate) != ("float32", "float32"):
-        with np.errstate(invalid="ignore"):
-            scatter = scatter_allowance(recipe) * np.std(found, axis=1)
-        largest = np.where(np.isfinite(largest), largest + scatter, np.inf)
+    with np.errstate(invalid="ignore"):
+        scatter = scatter_allowance(recipe) * np.std(found, axis=1)
+    if (recipe.qk, recipe.accumulate) == ("float32", "float32"):
+        scatter /= np.sqrt(keys)
+    largest = np.where(np.isfinite(largest), largest + scatter, np.inf)
     return largest[0], largest[1]
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from refdiff.oracle import budget
+from refdiff.oracle import Recipe, budget, truth
 from refdiff.oracle.rounding import ensemble
+from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS, Arithmetic
+from refdiff.oracle.rounding.rounded_layers import rounded_ops, scores_of_maps
+from refdiff.oracle.truth.attention_operands import attention_operands
 from tests.oracle.example_inputs import draw, small
 
 
@@ -19,3 +22,16 @@ def test_a_budget_is_the_same(monkeypatch: pytest.MonkeyPatch, dtype: str) -> No
     other = budget(spec, inputs, dtype, members=4)
     assert np.array_equal(one.rows["out"], other.rows["out"])
     assert one.tensors["out"].slope == other.tensors["out"].slope
+
+
+def test_the_score_of_a_single_key_may_be_off_by_more_than_in_any_order() -> None:
+    spec, recipe = small("hf_diffllama"), Recipe("bfloat16")
+    inputs = ensemble.quantise(draw(spec, T=1, S=1), recipe)
+    score = np.asarray(truth(spec, inputs).lse1)  # of one key, they are the same
+    errors = []
+    for order in (*DRAWS, *MEMBERS[:6]):
+        s = attention_operands(spec, inputs, rounded_ops(recipe, order))
+        first, _ = scores_of_maps(Arithmetic(recipe, order), (s.q1, s.k1, s.q2, s.k2), s.mask, s.bias, s.causal)
+        errors.append(np.abs(first[..., 0] - score))
+    allowed, _ = ensemble.score_errors(spec, inputs, recipe, 6)
+    np.testing.assert_allclose(allowed, np.max(errors, axis=0) + np.std(errors, axis=0), rtol=1e-6)
