@@ -132,14 +132,14 @@ tags: [diffllama, differential-transformer, fairy-tales]
 # A small model of fairy tales
 
 {model.num_parameters():,} parameters, {kind} of {config.num_hidden_layers} layers,
-{config.hidden_size} wide, trained from nothing by `refdiff train`, in NumPy. It is there so that the first command of
-the package works without a network, and to look into. It says the kind of thing that fairy tales say, and knows
-nothing. It is an ordinary checkpoint: transformers loads it.
+{config.hidden_size} wide, trained from scratch by `refdiff train`, in NumPy. With it the first command of the package
+works without a network, and learners can look into a trained model. It writes in the style of fairy tales, but knows no
+facts. It is an ordinary checkpoint: transformers loads it.
 
 On the last {unseen:.0f} % of the text, which neither the model nor its tokenizer saw in training, it needs
 **{reached["bits_per_byte"]:.3f} bits per byte** ({reached["validation"]:.3f} nats a token, rows of
-{settings["context"]} tokens, weights in {dtype}). That part begins "{_beginning(corpus)}"; if that is
-within a book, what stands before it there is in training.
+{settings["context"]} tokens, weights in {dtype}). That part begins "{_beginning(corpus)}". The text
+before these words, perhaps of the same book, is in the training part.
 
 ```
 {_sample(model, corpus)}
@@ -154,7 +154,7 @@ within a book, what stands before it there is in training.
 python -m refdiff.training.bundle run OUTPUT --manifest manifest.json
 ```
 
-Its baseline, wiring `{baseline.wiring}`, sees the same rows in the same order; the model here has
+Its baseline, wiring `{baseline.wiring}`, is trained on the same rows in the same order. The model here has
 {abs(more):,} parameters {"more" if more >= 0 else "less"}{vectors}:
 
 ```sh
@@ -162,7 +162,7 @@ Its baseline, wiring `{baseline.wiring}`, sees the same rows in the same order; 
 ```
 
 {seen:,} tokens in {steps:,} steps over a training part of {len(corpus.tokens["train"]):,} tokens. During
-training the validation loss was that of at most {VALIDATION_ROWS} rows of the validation part, at the end that of all:
+training the validation loss was computed on at most {VALIDATION_ROWS} rows of the validation part, at the end on all:
 
 | step | loss | validation | bits per byte |
 |---|---|---|---|
@@ -179,8 +179,8 @@ these repositories on GitHub. The text itself is not in the package.
 
 ## Licence
 
-The weights, like the package, are under Apache-2.0. The books are not under copyright in the USA; elsewhere their
-authors' dates decide.
+The weights, like the package, are under Apache-2.0. The books are not under copyright in the USA. In other
+countries that depends on the dates of their authors.
 """
 
 
