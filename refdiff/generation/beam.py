@@ -159,7 +159,7 @@ def _finish(done: Beams, candidates: Beams, hits: Flags, improvable: Flags, gene
     """Return the best finished texts, those that this step finished included."""
     n = o.num_beams
     new = hits.copy()
-    new[:, n:] = False  # the others serve only to continue enough beams
+    new[:, n:] = False  # the others only keep enough beams running
     scores = candidates.scores / generated**o.length_penalty
     closed = ~improvable
     if o.early_stopping is True:
@@ -190,9 +190,9 @@ def _may_improve(running: Beams, done: Beams, generated: int, longest: int, o: O
 
 
 class Agreement:
-    """Emits what is certain of the results before the search is over, so that a streamer never takes anything back.
+    """Emits the part of the results that can no longer change, before the search is over.
 
-    Certain is the longest common prefix of all running beams and the finished texts that would be returned: every later
+    This is the longest common prefix of all running beams and the finished texts that would be returned: every later
     candidate continues a running beam, so it starts with this prefix too. A result that can no longer change is emitted
     whole.
     """

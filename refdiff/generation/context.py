@@ -1,4 +1,4 @@
-"""A model with the tokens that it has read and their keys and values: ids in, logits of the last positions out."""
+"""A model with a KV cache of the tokens read so far: ids in, logits of the last positions out."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ class DecodingContext:
             self.cache.reserve(min(self._max_length, max(prompt * 3 // 2, prompt + GENERATED_CAPACITY)))
 
     def _chunk_ends(self, ids: NDArray[np.int64], keep: int) -> range:
-        """Return where the chunks of a long prompt end, but for the last; only one chunk at a time takes memory."""
+        """Return the ends of all chunks of a long prompt but the last; reading in chunks bounds the memory."""
         if self.model.config.rope_parameters.get("rope_type") in LENGTH_DEPENDENT:
-            return range(0)  # the frequencies depend on the length: it has to be read at once
+            return range(0)  # the RoPE frequencies depend on the length: read the prompt at once
         step = max(self.model.backend.chunk_size // ids.shape[0], 1)
         return range(self.length + step, ids.shape[1] - keep + 1, step)
 

@@ -102,7 +102,7 @@ def _read(
 
 
 def _ignore(*values: Any) -> None:
-    """Discard tokens and progress, if there is no streamer; a named function, so that requests pickle."""
+    """Discard tokens and progress if there is no streamer. It is a named function because requests are pickled."""
 
 
 def _run(request: Request) -> GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput:

@@ -227,7 +227,7 @@ def speculative_decode(request: Request) -> GenerateDecoderOnlyOutput:
 
 
 def _guesser(request: Request, stream: Uniforms | None) -> PromptLookup | Assistant:
-    """Create the draft source that the options ask for."""
+    """Return the source of guesses that the options select."""
     o = request.options
     if o.prompt_lookup_num_tokens is not None:
         return PromptLookup(o.prompt_lookup_num_tokens)

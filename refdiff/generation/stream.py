@@ -41,8 +41,8 @@ def split_sequences(value: Any) -> list[NDArray[np.int64]]:
 class PieceDecoder:
     """Turns one sequence's ids into pieces of text, each as soon as its characters are whole (DecodeStream does it).
 
-    tokenizer: one of refdiff, transformers or tokenizers. before: ids that the text follows, so that decoders which
-    drop a leading space keep the one between them and the text, and a character that they begin is whole.
+    tokenizer: one of refdiff, transformers or tokenizers. before: ids of the text before. With them, a decoder that
+    drops a leading space keeps the one before the new text, and a character that begins in `before` is decoded whole.
     """
 
     def __init__(
@@ -51,14 +51,14 @@ class PieceDecoder:
         self._backend = backend_of(tokenizer)
         self._skip_special_tokens = skip_special_tokens
         self._waiting: list[int] = []  # ids whose text has not been given out
-        self._shown = ""  # the whole characters of what waits at the end of `before`
+        self._shown = ""  # whole characters of `before` that the decoder has not returned yet
         self._restart()
         for token in [] if before is None else self._context(before.tolist()):
             self(token)
         self._shown = self._waiting_text().rstrip("\ufffd")
 
     def _context(self, before: list[int]) -> list[int]:
-        """Return the last ids from the start of a character: a byte decoder fails in the middle of one."""
+        """Return the last ids, from the start of a character on: a byte decoder fails in the middle of one."""
         token_bytes = TokenBytes(self._backend)
         start = max(0, len(before) - _CONTEXT)
         while start > 0 and token_bytes[before[start]][:1] in _CONTINUATIONS:

@@ -13,8 +13,8 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class TokenBytes:
     """`token_bytes[id]`: the UTF-8 bytes that a token adds to a text.
 
-    Byte-level vocabularies spell each byte as a letter (GPT-2), byte-fallback ones as <0xNN> (SentencePiece); other
-    tokens add what decoding shows after some text, so that marks such as ▁ and ## have become what they stand for.
+    Byte-level vocabularies (GPT-2) spell each byte as a letter, byte-fallback ones (SentencePiece) as <0xNN>. Any other
+    token is decoded after some text, which replaces marks such as ▁ and ## by what they stand for.
     """
 
     def __init__(self, tokenizer: Any) -> None:

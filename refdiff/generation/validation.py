@@ -94,7 +94,9 @@ def _checked_bos(bos: Any, vocab_size: int) -> int:
 
 
 def read_mask(attention_mask: Any, ids: NDArray[np.int64], options: Options) -> NDArray[np.int64] | None:
-    """Return the mask as (B, T) int64, or None where nothing is masked; without one, padding is found by its id.
+    """Return the mask as (B, T) int64, or None where nothing is masked; the default masks padding tokens.
+
+    A padding token that is an end-of-sequence token too is not masked by default.
 
     Raises:
         ValueError: a mask of another shape than the ids, or of other values than 0 and 1.

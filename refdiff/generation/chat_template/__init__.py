@@ -1,4 +1,4 @@
-"""Chat templates: where a checkpoint keeps them, and the conversation that a template sees; `sandbox` runs them."""
+"""Read, write and select a checkpoint's chat templates, and prepare conversations for them; `sandbox` runs them."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def render(
             "continue_final_message: got a template that changes the last message, expected one that prints it as it is"
         )
     at = text.rindex(mark)
-    # A template that trims the content took the mark's trailing space away, and with it the space before the mark.
+    # A template that trims the content removes the mark's trailing space. Then remove the space before the mark too.
     return text[:at] if text.startswith(_CONTINUE_HERE, at) else text[:at].rstrip()
 
 
@@ -158,7 +158,7 @@ def is_batch(conversation: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Rebuild `value` from plain JSON types: a template meets no object with methods of its own."""
+    """Rebuild `value` from plain JSON types, so that a template gets no object with methods of its own."""
     if value is None or isinstance(value, bool):
         return value
     for kind in (str, int, float):

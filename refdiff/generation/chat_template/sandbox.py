@@ -3,8 +3,8 @@
 Jinja's sandbox denies access to Python. It stops neither an endless loop nor `"a" * 10**10`. Four rules do:
 
 1. A template has Jinja's tests, and of filters, methods and functions only those that published templates use.
-2. Each operation, pass of a loop and piece of output pays for what it makes, and looks at the clock.
-3. No value is larger than the output may be, each part counted as often as the value holds it, and all parts are data.
+2. Each operation, loop iteration and piece of output is charged for the size of its result, and checks the time.
+3. No value is larger than the limit of the output, where repeated parts count each time, and all parts are data.
 4. An operation whose result or time grows with the product of its operands (`_PRODUCTS`, `*`) is estimated first.
 """
 
@@ -32,7 +32,7 @@ from refdiff.generation.chat_template import MAX_CHARACTERS
 
 SECONDS = 2.0  # of the thread's CPU; the templates in use take milliseconds
 _SIZE, _SIZE_PER_CHARACTER = 300_000, 10  # the largest value or output; a unit is about a character
-_VALUES = 10  # what is made in all, in units of the largest value
+_VALUES = 10  # the size of all results together, in units of the largest value
 _ELEMENT, _MAX_DEPTH, _MAX_STATEMENTS = 8, 100, 40
 _MAX_NAMES_OF_IFS = 500_000  # Jinja copies every name at each `if`, in 0.4 µs; published: some hundreds × 100
 
@@ -56,7 +56,7 @@ _PRODUCTS = {
 _REASONS = {
     RecursionError: "it calls itself without end, or its values are nested too deeply",
     UnicodeEncodeError: "it writes half a surrogate pair, such as \\ud800, which is not a character",
-}  # where Python's own words say nothing about a template
+}  # for errors whose own message says nothing about a template
 _clock = getattr(time, "thread_time", time.process_time)
 
 
@@ -100,13 +100,13 @@ class ChatTemplate:
                 self._sandbox.start(variables)
                 text = self._template.render(variables)
                 self._sandbox.measure(text)
-            text.encode()  # half of a surrogate pair, which JSON can spell, is no text
+            text.encode()  # raises for half a surrogate pair, which JSON can spell
             return text
         except _RefusedError as error:
             raise ValueError(f"{self.source}: the chat template refuses these messages: {_first_line(error)}") from None
         except _StoppedError:
             reason = "was stopped: it takes more time or memory, or writes more, than a chat needs"
-        except Exception as error:  # whatever a stranger's template runs into is the template's failure
+        except Exception as error:  # any other error is a failure of the template
             words = _REASONS.get(type(error)) or f"{type(error).__name__}: {_first_line(error)}"
             reason = f"failed on these messages: {words}"
         raise CheckpointError(f"{self.source}: the chat template {reason}")
@@ -140,7 +140,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self._deadline = _clock() + SECONDS + size / 1e6
 
     def pay(self, units: int) -> None:
-        """Take `units` from what is left, and look at the clock."""
+        """Subtract `units` from what is left, and check the time."""
         self._left -= units
         if self._left < 0 or _clock() > self._deadline:
             raise _StoppedError
@@ -261,10 +261,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 
 class _Bounds(NodeTransformer):
-    """Let what Jinja has no hook for pay by a filter: literals, slices, tests, `varargs`, `~` and loops.
+    """Wrap in a filter that pays what Jinja has no hook for: literals, slices, tests, `varargs`, `~` and loops.
 
-    Refuse the statements that compile to a list of all variables: a page of them takes gigabytes. Refuse more
-    `if` times names than compile in a fraction of a second.
+    Refuse statements that compile to a list of all variables: a page of them takes gigabytes. Refuse templates whose
+    number of `if` times names is too large to compile in a fraction of a second.
     """
 
     depth = ifs = 0

@@ -1,4 +1,4 @@
-"""text ↔ token ids: files are read into a vocabulary; the tokenizer adds calls, padding and chat; a library works."""
+"""text ↔ token ids: a library tokenizes; `Tokenizer` adds Hugging Face's call, padding and chat templates."""
 
 from refdiff.generation.tokenizer.backend import AddedToken, Backend, RustBackend, backend_of
 from refdiff.generation.tokenizer.encoded import Encoded

@@ -1,7 +1,6 @@
-"""What refdiff asks of a tokenizer library, as one small interface, and the Rust library `tokenizers` behind it.
+"""`Backend`, the interface to a tokenizer library, and its implementation by the Rust library `tokenizers`.
 
-Everything above this file works with any `Backend` that gives the same ids: `RustBackend` here, another one where
-`tokenizers` cannot be installed.
+All other files work with any `Backend`: `RustBackend`, or another one where `tokenizers` cannot be installed.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class AddedToken:
 
 @dataclass(frozen=True)
 class Truncation:
-    """Cut to `max_length` tokens; what is cut off comes in pieces that share `stride` tokens."""
+    """Truncation to `max_length` tokens; the rest comes in pieces that overlap by `stride` tokens."""
 
     max_length: int
     stride: int = 0

@@ -1,7 +1,7 @@
-"""Byte-level BPE (GPT-2's, Llama 3's) where `tokenizers` cannot be: words and merges by JavaScript, the rest by Python.
+"""Byte-level BPE (GPT-2's, Llama 3's) for a browser, where the library `tokenizers` cannot be installed.
 
-In a browser `byte_level.js` beside this file cuts a text into words and merges their bytes; here are offsets, added
-tokens, truncation and decoding around it.
+`byte_level.js` beside this file splits a text into words and merges their bytes. This file adds offsets, added tokens,
+truncation and decoding.
 """
 
 from __future__ import annotations
@@ -17,13 +17,11 @@ from refdiff.errors import CheckpointError
 from refdiff.generation.token_bytes import letters_of_bytes
 from refdiff.generation.tokenizer.backend import AddedToken, Backend, Encoding, Truncation
 
-ELSEWHERE = "only the package tokenizers does that, which no browser has: use Python outside of one"
-
-
+_FIX = "only the package tokenizers does that, which no browser has: use Python outside of one"
 _LETTERS = letters_of_bytes()
 
 Words = Callable[[str], Sequence[tuple[str, Sequence[int]]]]
-"""Cuts a text without added tokens into words, which joined are the text, each with its ids."""
+"""Splits a text without added tokens into words, whose concatenation is the text, each with its ids."""
 
 
 @dataclass
@@ -47,7 +45,7 @@ class ByteLevelEncoding:
 
 
 class ByteLevelBackend(Backend):
-    """A byte-level tokenizer.json of which `words` tokenizes words."""
+    """A byte-level tokenizer.json; `words` splits a text into words and tokenizes them."""
 
     def __init__(self, parsed: dict[str, Any], words: Words, source: str | Path = "tokenizer.json") -> None:
         self.source = str(source)
@@ -63,7 +61,7 @@ class ByteLevelBackend(Backend):
 
     @classmethod
     def from_json(cls, text: str, source: str | Path) -> ByteLevelBackend:
-        """Load the text of a tokenizer.json, with JavaScript's words."""
+        """Load the text of a tokenizer.json; JavaScript tokenizes words."""
         try:
             parsed = json.loads(text)
         except ValueError as error:
@@ -84,7 +82,7 @@ class ByteLevelBackend(Backend):
         found: list[Encoding] = []
         for text in texts:
             if not isinstance(text, str):
-                raise CheckpointError(f"{self.source}: text_pair: got a second text, expected none; {ELSEWHERE}")
+                raise CheckpointError(f"{self.source}: text_pair: got a second text, expected none; {_FIX}")
             parts = [self._encode(text)]
             if truncation is not None:
                 parts = _truncated(parts[0], truncation, truncation.max_length - len(prefix))
@@ -153,7 +151,7 @@ class ByteLevelBackend(Backend):
         if token.single_word or token.lstrip or token.rstrip:
             raise CheckpointError(
                 f"{self.source}: added_tokens: got {token.content!r} with single_word, lstrip or rstrip, expected none "
-                f"of them; {ELSEWHERE}"
+                f"of them; {_FIX}"
             )
         self._added[token_id] = token
         self._tokens[token_id] = token.content
@@ -179,7 +177,7 @@ class ByteLevelBackend(Backend):
         made = ByteLevelEncoding([], [], [], [], [], [])
         start = 0
         for number, (part, ids) in enumerate(self._parts(text)):
-            # the characters that have a byte in a token; of an added token all
+            # the index of each byte's character
             at = [start + i for i, character in enumerate(part) for _ in character.encode()]
             used = 0
             for token_id in ids:
@@ -209,10 +207,10 @@ class ByteLevelBackend(Backend):
 
 
 def javascript_words(text: str) -> Words:
-    """Return the words of a tokenizer.json by byte_level.js, run by the JavaScript around this Python.
+    """Return the function that splits and tokenizes by a tokenizer.json; it runs byte_level.js in JavaScript.
 
-    They come as JSON. `to_py` of Pyodide 0.27 counts only one reference to an array that it meets several times, as the
-    ids of a word that repeats, and frees its memory while it is in use (pyodide/pyodide#5598).
+    Results come as JSON, not by `to_py`. If an array occurs several times, as do the ids of a repeated word, `to_py` of
+    Pyodide 0.27 counts one reference and frees it while it is in use (pyodide/pyodide#5598).
     """
     from pyodide.code import run_js
 
@@ -226,7 +224,7 @@ def javascript_words(text: str) -> Words:
 
 
 def _check(parsed: dict[str, Any], source: str) -> None:
-    """Raise `CheckpointError` for what is no byte-level BPE as GPT-2's, perhaps with tokens before a text."""
+    """Raise `CheckpointError` unless this is GPT-2's byte-level BPE; special tokens may come before a text."""
     model, steps = parsed.get("model") or {}, parsed.get("pre_tokenizer") or {}
     after = parsed.get("post_processor") or {"type": "TemplateProcessing", "single": []}
     plain = (
@@ -242,13 +240,11 @@ def _check(parsed: dict[str, Any], source: str) -> None:
         and ["Sequence" in part for part in after["single"]] in ([], [True], [False, True])
     )
     if not plain:
-        raise CheckpointError(
-            f"{source}: got another tokenizer, expected a byte-level BPE with GPT-2's steps; {ELSEWHERE}"
-        )
+        raise CheckpointError(f"{source}: got another tokenizer, expected a byte-level BPE with GPT-2's steps; {_FIX}")
 
 
 def _truncated(whole: ByteLevelEncoding, truncation: Truncation, most: int) -> list[ByteLevelEncoding]:
-    """Cut into pieces of `most` tokens that share `stride` tokens; the first is kept, the others overflow."""
+    """Cut into pieces of `most` tokens that overlap by `stride`; the first is the result, the others overflow."""
     count = len(whole.ids)
     if count <= most:
         return [whole]

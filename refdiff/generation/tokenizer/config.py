@@ -1,4 +1,4 @@
-"""tokenizer_config.json and special_tokens_map.json, read in every spelling that transformers has written."""
+"""Read tokenizer_config.json and special_tokens_map.json in every form that transformers has written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from refdiff.messages import json_type, show_value
 NO_LIMIT = 10**20
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-# Where transformers keeps what belongs to its loading, or what is written here in a newer form.
+# Fields that only transformers' loading needs, or that are saved in a newer form here.
 _DROPPED = (
     "add_bos_token", "add_eos_token", "additional_special_tokens", "auto_map", "chat_template", "extra_special_tokens",
     "files_loaded", "init_inputs", "max_len", "name_or_path", "special_tokens_map_file", "tokenizer_file",
@@ -116,7 +116,7 @@ def settings_to_write(
 ) -> dict[str, Any]:
     """Compose tokenizer_config.json: `config` with the special tokens by name, `extra` ones, and `added` by id.
 
-    `added_tokens_decoder` keeps their flags, and makes a special_tokens_map.json that an older save left count no more.
+    `added_tokens_decoder` keeps their flags. Where it exists, a special_tokens_map.json of an older save is ignored.
     """
     tokens = {
         name

@@ -1,4 +1,4 @@
-"""What a call of the tokenizer takes, checked, and what it returns: padded batches of ids, tidied text."""
+"""Check the arguments of a tokenizer call, and form its results: padded batches of ids, tidied text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LISTS = (list, tuple, np.ndarray)
 
 
 class Encoded(dict[str, Any]):
-    """What the tokenizer returns: a dict whose entries are attributes too, so that `model(**encoded)` works."""
+    """The result of a tokenizer call: a dict whose entries are attributes too. `model(**encoded)` works."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -124,7 +124,7 @@ def check_truncation(strategy: Any, limit: int, stride: int, reserved: int, *, h
 
 
 def check_pair_stride(strategy: str, stride: int, lengths: list[int], capacity: int) -> None:
-    """Raise `ValueError` where a pair of texts of these lengths is cut to fewer than `stride` + 1 tokens of a text."""
+    """Raise `ValueError` if truncation leaves at most `stride` tokens of a text in a pair with these lengths."""
     first, second = lengths
     if first + second <= capacity:
         return
@@ -132,7 +132,7 @@ def check_pair_stride(strategy: str, stride: int, lengths: list[int], capacity: 
         kept = max(capacity // 2, capacity - min(lengths))
     else:
         kept = capacity - (first if strategy == "only_second" else second)
-    if kept > 0:  # else the other text alone is too long, which the library says
+    if kept > 0:  # else the other text alone is too long; the library reports that
         _check_stride(stride, kept)
 
 
@@ -145,7 +145,7 @@ def _check_stride(stride: int, capacity: int) -> None:
 
 
 def check_multiple(multiple: Any, max_length: int | None, cut: bool) -> None:
-    """Raise `ValueError` for a `pad_to_multiple_of` below 1, or one that a `max_length` to cut to does not keep."""
+    """Raise `ValueError` for a `pad_to_multiple_of` below 1, or cuts to a `max_length` that is no multiple of it."""
     if isinstance(multiple, bool) or not isinstance(multiple, int | np.integer) or multiple < 1:
         raise ValueError(f"pad_to_multiple_of: got {multiple!r}, expected a whole number from 1")
     if cut and max_length is not None and max_length % multiple:
@@ -156,7 +156,7 @@ def check_multiple(multiple: Any, max_length: int | None, cut: bool) -> None:
 
 
 def check_ids(encodings: list[Encoding], backend: Backend, limit: int | None, source: Path) -> None:
-    """Raise `CheckpointError` for an id beyond the `limit` that config.json sets; None sets no limit."""
+    """Raise `CheckpointError` for an id of `limit`, the vocab_size of config.json, or more; None is no limit."""
     if limit is None:
         return
     for encoding in encodings:

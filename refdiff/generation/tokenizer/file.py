@@ -1,8 +1,8 @@
-"""tokenizer.json → a backend. What a file can make the library do is bounded before the library sees it.
+"""Load tokenizer.json into a backend, after checks that bound the memory and time that the file can cost.
 
-A file of kilobytes can ask for gigabytes: by steps that each lengthen a text, by added tokens that such steps go
-through on loading, by a table that claims to be long. The bounds are read off the file, without its vocabulary. Steps
-that are not known here have none; such a file is refused.
+A file of kilobytes can cost gigabytes: by steps that each lengthen a text, by added tokens, which go through these
+steps on loading, or by a table that claims to be long. The checks read the file without its vocabulary. A file with
+steps that are unknown here is refused, because they have no known bound.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from refdiff.generation.tokenizer.backend import SECTIONS, AddedToken, Backend, 
 from refdiff.messages import json_problem, show_value
 
 MAX_BYTES = 500_000_000
-MAX_GROWTH = 1_000  # of a text, by the steps of one section; of those in use at most 36
+MAX_GROWTH = 1_000  # of a text, by the steps of one section; published files have at most 36
 MAX_ADDED = 5_000_000  # characters of all normalized added tokens, after the normalizer
 MAX_TOKEN = 5_000  # characters
 MAX_UNIGRAM_TOKEN = 200  # characters; at each character of a text Unigram tries every token that begins there
 MAX_PIECE = 100_000  # characters of one token's text, after the decoder
 MAX_TEXT = 10_000_000  # characters after all steps, where they may lengthen a text more than 100 times
 
-# The most that a step may lengthen a text, in characters, where the file has no say in it; 1 for the others known.
+# How many times longer a step may make a text, where no field of the step changes that; 1 for all others in _KNOWN.
 _GROWTH = {
     "NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18, "Lowercase": 3, "BertNormalizer": 12, "ByteLevel": 4, "Metaspace": 2,
 }  # fmt: skip
@@ -42,7 +42,7 @@ _KNOWN = {
     "Fuse", "WordPiece",
 }  # fmt: skip
 _CHILDREN = ("normalizers", "pretokenizers", "processors", "decoders")
-_READ_ON_LOADING = ('"normalizer"', '"added_tokens"', '"precompiled_charsmap"', "\\u00")  # the last: a letter escaped
+_READ_ON_LOADING = ('"normalizer"', '"added_tokens"', '"precompiled_charsmap"', "\\u00")  # the last: an escaped letter
 
 
 def load_backend(folder: Path) -> Backend:
@@ -67,10 +67,10 @@ def load_backend(folder: Path) -> Backend:
     try:
         backend = _from_json(text, path)
     except CheckpointError:
-        _parse(text, path)  # says where it is not JSON
+        _parse(text, path)  # raises if the file is not JSON, and says where
         raise
     check_unigram(model, backend, path)
-    understood = {name: backend.section(name) for name in SECTIONS}  # by the library, perhaps in another way
+    understood = {name: backend.section(name) for name in SECTIONS}  # as the library reads them, which may differ
     check_steps(understood.values(), path)
     growth = [check_growth(section, name, path) for name, section in understood.items()]
     if growth[-1] * 2 * MAX_TOKEN > MAX_PIECE:  # no decoder in use; the vocabulary takes half a second
@@ -94,8 +94,8 @@ def _from_json(text: str, path: Path) -> Backend:
 def read_sections(text: str, path: Path) -> tuple[dict[str, Any], str]:
     """Return all of tokenizer.json but its model, parsed, and the text of the model.
 
-    Python takes half as long for a vocabulary as the library for the whole file. So it is not parsed where the model
-    comes last, as the library writes it, and what is read on loading cannot be given once more after it.
+    In Python, parsing the vocabulary takes half as long as the library takes for the whole file. So the model is not
+    parsed if it comes last, as the library writes it. That is safe if no section that is read on loading follows.
 
     Raises:
         CheckpointError: a text that is not JSON.
@@ -114,18 +114,18 @@ def read_sections(text: str, path: Path) -> tuple[dict[str, Any], str]:
             sections[key], end = decoder.raw_decode(text, colon.end())
             separator = re.compile(r"\s*,\s*(?=\")").match(text, end)
     except (ValueError, RecursionError):
-        pass  # the whole text is read below, which says what is wrong
+        pass  # the whole text is parsed below, which reports the problem
     value = _parse(text, path)
     return value, json.dumps(value.get("model"))
 
 
 def check_model(model: str, path: Path) -> None:
-    """Check what a model can do to the library.
+    """Check the text of a model for tokens and merges that harm the library.
 
     Raises:
         CheckpointError: a token has thousands of characters, and a text could repeat it. Or the second part of a merge
-            lacks the prefix of such parts: the library cuts the prefix off unchecked, and ends the process where that
-            leaves half a letter.
+            lacks the continuing_subword_prefix: the library cuts the prefix off unchecked, and ends the process if
+            that splits a letter.
     """
     if _has_long_string(model, MAX_TOKEN):
         raise CheckpointError(f"{path}: model: got a token of more than {MAX_TOKEN:,} characters, expected fewer")
@@ -221,8 +221,8 @@ def growth_of(section: Any) -> float:
 
 
 def _has_long_string(text: str, size: int) -> bool:
-    """Whether JSON has a string of more than `size` characters; certain from 2 `size` on."""
-    # Within a JSON string a quotation mark follows a backslash. One that does not follows soon after any place else.
+    """Whether JSON may have a string of more than `size` characters; every string of 2 `size` or more is found."""
+    # Inside a JSON string every quotation mark follows a backslash; outside, one without a backslash is never far.
     end_of_string = re.compile(r'[^\\]"')
     return any(not end_of_string.search(text, begin, begin + size) for begin in range(0, len(text) - size, size))
 
@@ -267,7 +267,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _steps(section: Any) -> Iterator[dict[str, Any]]:
-    """All steps of a section, also those that hold others; of a section of the wrong type none."""
+    """Yield all steps of a section, nested ones too; none if the section has the wrong type."""
     open_steps = [section]
     while open_steps:
         step = open_steps.pop()
@@ -277,7 +277,7 @@ def _steps(section: Any) -> Iterator[dict[str, Any]]:
 
 
 def _step_growth(step: dict[str, Any]) -> float:
-    """By the fields that are there: the library takes some steps without their type."""
+    """Return how many times longer a step may make a text, by its fields: some steps are accepted without a type."""
     kind = step.get("type")
     growth = float(_GROWTH.get(kind, 1)) if isinstance(kind, str) else 1.0
     if "content" in step:

@@ -57,7 +57,7 @@ class Tokenizer(Vocabulary):
         backend: a `tokenizers.Tokenizer`, or another `refdiff.generation.tokenizer.Backend`.
         config: the fields of tokenizer_config.json.
         source: the file that errors name.
-        model_vocab_size: the ids that the model has; a text with others is refused.
+        model_vocab_size: the number of ids of the model; a text with other ids is refused.
     """
 
     def __init__(
@@ -197,10 +197,10 @@ class Tokenizer(Vocabulary):
     ) -> list[backends.Encoding]:
         """Tokenize into encodings, one a text: ids with offsets into the text, word numbers, masks.
 
-        `.overflowing` has what truncation cut off, in pieces of `max_length` that share `stride` tokens.
+        `.overflowing` has what truncation cut off, in pieces of `max_length` that overlap by `stride` tokens.
 
         Raises:
-            ValueError: an input that is no text, a text longer than a tokenizer that lengthens texts takes, or a
+            ValueError: an input that is no text, a text that is too long for a tokenizer that lengthens texts, or a
                 `max_length` too small for the special tokens.
         """
         texts = check_texts("text", text)

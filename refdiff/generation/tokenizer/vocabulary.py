@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class _SpecialToken:
-    """`tokenizer.pad_token`: the token's text, or None; setting it takes a token that the vocabulary has."""
+    """`tokenizer.pad_token`: the token's text, or None; it can be set to any token of the vocabulary."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -112,7 +112,7 @@ class Vocabulary:
     def convert_ids_to_tokens(
         self, ids: int | Sequence[int] | NDArray[np.integer[Any]]
     ) -> str | list[str | None] | None:
-        """id → token as the vocabulary spells it, or a list of them; an id that it has not gives None."""
+        """id → token as the vocabulary spells it, or a list of them; an unknown id gives None."""
         if isinstance(ids, int | np.integer):
             return self.backend.id_to_token(int(ids)) if ids >= 0 else None
         return [self.convert_ids_to_tokens(int(token_id)) for token_id in ids]
