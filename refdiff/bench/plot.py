@@ -36,14 +36,14 @@ def panels(report: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Po
     for kind, field, title, x, y in PANELS:
         sizes = [row.size for row, _ in measured if row.name == kind]
         size = max(sizes, key=sizes.count, default=0)  # the length with the most batch sizes
-        found: dict[str, Points] = {}
+        sides_points: dict[str, Points] = {}
         for row, sides in measured:
             if row.name == kind and (row.batch == 1 if field == "size" else row.size == size):
                 for name, side in sides.items():
                     middle = spread([scales[y] * value for value in side.get("seconds") or side["bytes"]])
-                    found.setdefault(name, []).append((getattr(row, field), *middle.values()))
-        if any(len(points) > 1 for points in found.values()):
-            yield title, x.format(size=size), y, {name: sorted(points) for name, points in found.items()}
+                    sides_points.setdefault(name, []).append((getattr(row, field), *middle.values()))
+        if any(len(points) > 1 for points in sides_points.values()):
+            yield title, x.format(size=size), y, {name: sorted(points) for name, points in sides_points.items()}
 
 
 def can_draw(rows: Iterable[Row]) -> bool:

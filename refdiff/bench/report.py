@@ -40,13 +40,15 @@ def difference(ours: Answer, theirs: Answer) -> str | None:
     Tokens and texts must be equal. Losses and products may differ by 0.1 %, since the sides sum in different orders.
     """
     for key in ("tokens", "text", "loss", "sample"):
-        here, there = (np.atleast_1d(answer.get(key, [])) for answer in (ours, theirs))
-        if here.shape != there.shape:
-            return f"{key}: {here.shape} here and {there.shape} there"
-        exact = key in ("tokens", "text")
-        same = here == there if exact else abs(here - there) <= 1e-3 * abs(there).max(initial=0)  # NaN is not
+        our_values, their_values = (np.atleast_1d(answer.get(key, [])) for answer in (ours, theirs))
+        if our_values.shape != their_values.shape:
+            return f"{key}: {our_values.shape} here and {their_values.shape} there"
+        if key in ("tokens", "text"):
+            same = our_values == their_values
+        else:  # NaN differs from every number, also from NaN
+            same = abs(our_values - their_values) <= 1e-3 * abs(their_values).max(initial=0)
         for place in np.argwhere(~same)[:1]:
-            return f"{key} {tuple(map(int, place))}: {here[*place]} here and {there[*place]} there"
+            return f"{key} {tuple(map(int, place))}: {our_values[*place]} here and {their_values[*place]} there"
     return None
 
 
@@ -74,13 +76,13 @@ def evaluate(
     key = "bytes" if unit == "B" else "seconds"
     sides: dict[str, Any] = {}
     against: dict[str, Any] = {}
-    for name, given in answers.items():
-        rates = [answer["amount"] / answer[key] if "/" in unit else answer[key] for answer in given]
-        sides[name] = {key: [answer[key] for answer in given], "rate": spread(rates)}
-        if "passes" in given[0]:
-            sides[name]["passes"] = [answer["passes"] for answer in given]
+    for name, side_answers in answers.items():
+        rates = [answer["amount"] / answer[key] if "/" in unit else answer[key] for answer in side_answers]
+        sides[name] = {key: [answer[key] for answer in side_answers], "rate": spread(rates)}
+        if "passes" in side_answers[0]:
+            sides[name]["passes"] = [answer["passes"] for answer in side_answers]
         if name != OURS:
-            rounds = list(zip(answers[OURS], given, strict=True))
+            rounds = list(zip(answers[OURS], side_answers, strict=True))
             ratios = [ours[key] / theirs[key] if unit == "B" else theirs[key] / ours[key] for ours, theirs in rounds]
             differences = itertools.starmap(difference, rounds) if comparable else ()
             against[name] = {"ratio": spread(ratios), "difference": next(filter(None, differences), None)}
@@ -117,7 +119,7 @@ def _ceiling(answers: dict[str, list[Answer]], ceilings: Sequence[Answer]) -> di
         "kind": ceilings[0]["kind"],
         "rates": rates,
         **({"read": limits} if "read" in ceilings[0] else {}),
-        "counted": {name: given[0]["work"] for name, given in answers.items()},
+        "counted": {name: side_answers[0]["work"] for name, side_answers in answers.items()},
         "share": {name: share(name, rates) for name in answers},
         "doubtful": [name for name in answers if share(name, limits)["median"] > MAX_SHARE],
     }

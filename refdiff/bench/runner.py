@@ -67,7 +67,7 @@ def measure(row: Row, settings: Settings, turn: Turn = lambda row, side: None) -
     comparable = settings.dtype not in SIXTEEN_BITS  # sides round at different places, so tokens may differ
     entries = [evaluate(row, answers, ceilings, comparable=comparable)]
     # the peak memory of a process never decreases: if it runs all repetitions, the last answer has it
-    last = answers if kind.new_process else {name: given[-1:] for name, given in answers.items()}
-    if kind.memory and all(answer["bytes"] is not None for given in last.values() for answer in given):
+    last = answers if kind.new_process else {name: side_answers[-1:] for name, side_answers in answers.items()}
+    if kind.memory and all(answer["bytes"] is not None for side_answers in last.values() for answer in side_answers):
         entries.append(evaluate(row, last, memory=True, comparable=comparable))
     return entries
