@@ -16,7 +16,7 @@ from refdiff.browser import require
 from refdiff.errors import CheckpointError
 from refdiff.files import check_name, follow, kind_of_file, read_json
 from refdiff.hub.explain import explain, explain_errors, is_unreachable
-from refdiff.hub.guard import MAX_INFO, BadAnswerError, Limits, bounded, download
+from refdiff.hub.guard import MAX_INFO, BadAnswerError, Limits, call_bounded, download
 from refdiff.messages import show_value, warn
 
 SINGLE = "model.safetensors"
@@ -107,7 +107,7 @@ def list_repo(repo: str, revision: str | None) -> tuple[list[str], str]:
         return str(info.sha), [sibling.rfilename for sibling in info.siblings or []]
 
     try:
-        commit, names = bounded(ask, Limits(MAX_INFO))
+        commit, names = call_bounded(ask, Limits(MAX_INFO))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):  # faults in the answer's text
         commit, names = "", []
     if not all(isinstance(name, str) for name in names) or not _COMMIT.fullmatch(commit):

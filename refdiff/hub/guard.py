@@ -1,7 +1,7 @@
 """Bounds on the answers of a hub: `HF_ENDPOINT` may name any server, and huggingface_hub trusts it.
 
 An ETag such as `../../x` becomes a path to write to, `Retry-After: 1000000` a pause, an endless answer a full disk.
-Every answer that huggingface_hub gets inside `bounded` is checked before it acts on it, and the call has a deadline.
+Inside `call_bounded`, every answer is checked before huggingface_hub acts on it, and the call has a deadline.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def download(repo: str, name: str, *, revision: str, cache_dir: str | None) -> P
     sweep(cache / f"models--{repo.replace('/', '--')}" / "blobs")
     place = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
     limits = Limits(_max_bytes(name), shutil.disk_usage(place).free)
-    path = Path(bounded(lambda: hf_hub_download(repo, name, revision=revision, cache_dir=cache_dir), limits))
+    path = Path(call_bounded(lambda: hf_hub_download(repo, name, revision=revision, cache_dir=cache_dir), limits))
     if len(limits.etag) == 64 and not limits.verified:  # a SHA-256, from an answer to this call
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != limits.etag:
@@ -82,7 +82,7 @@ def sweep(blobs: Path) -> None:
             continue
 
 
-def bounded(call: Callable[[], _T], limits: Limits) -> _T:
+def call_bounded(call: Callable[[], _T], limits: Limits) -> _T:
     """Call huggingface_hub in a thread with checked answers; return what it returns.
 
     Without a second thread, a server that sends a byte now and then could block a client forever.
@@ -121,7 +121,7 @@ def bounded(call: Callable[[], _T], limits: Limits) -> _T:
 
 
 def _install() -> None:
-    """Add the checks to the HTTP client of huggingface_hub; outside of `bounded` they have no effect."""
+    """Add the checks to the HTTP client of huggingface_hub; outside of `call_bounded` they have no effect."""
     from huggingface_hub import set_client_factory
     from huggingface_hub.utils import _http
 
@@ -206,8 +206,8 @@ def _bound_body(response: Any, limits: Limits) -> None:
 
     class Stream(next(kind for kind in type(inner).__mro__ if kind.__name__ == "SyncByteStream")):  # type: ignore[misc]
         def __iter__(self) -> Iterator[bytes]:
-            chunks = _counted(inner, limits, max_bytes)
-            return _verified(chunks, limits) if verified else chunks
+            chunks = _count_bytes(inner, limits, max_bytes)
+            return _verify(chunks, limits) if verified else chunks
 
         def close(self) -> None:
             inner.close()
@@ -215,7 +215,7 @@ def _bound_body(response: Any, limits: Limits) -> None:
     response.stream = Stream()
 
 
-def _counted(chunks: Iterator[bytes], limits: Limits, max_bytes: int) -> Iterator[bytes]:
+def _count_bytes(chunks: Iterator[bytes], limits: Limits, max_bytes: int) -> Iterator[bytes]:
     count = 0
     for chunk in chunks:
         _check_time(limits)
@@ -225,7 +225,7 @@ def _counted(chunks: Iterator[bytes], limits: Limits, max_bytes: int) -> Iterato
         yield chunk
 
 
-def _verified(chunks: Iterator[bytes], limits: Limits) -> Iterator[bytes]:
+def _verify(chunks: Iterator[bytes], limits: Limits) -> Iterator[bytes]:
     """Yield a file, and raise before its end if its hash is wrong: huggingface_hub then keeps none of it."""
     found = hashlib.sha256()
     for chunk in chunks:

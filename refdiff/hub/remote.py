@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from refdiff.errors import CheckpointError
 from refdiff.hub.download import INDEX, WEIGHTS, choose, list_repo, repo_label, snapshot
 from refdiff.hub.explain import explain_errors
-from refdiff.hub.guard import Limits, bounded, download
+from refdiff.hub.guard import Limits, call_bounded, download
 
 # Most headers are shorter than the first number: one request suffices. Headers above the second are not read.
 _FIRST_BYTES = 100_000
@@ -136,7 +136,7 @@ def _read_range(repo: str, name: str, commit: str, begin: int, end: int) -> tupl
                 )
             return response.read(), int(match[3])
 
-    content, size = bounded(read, Limits(end - begin))
+    content, size = call_bounded(read, Limits(end - begin))
     if len(content) < min(end, size) - begin:
         raise ConnectionError(f"got {len(content)} of {min(end, size) - begin} bytes")
     return content, size
