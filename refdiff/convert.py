@@ -90,7 +90,7 @@ def convert(
     layers = [
         {**layer, "self_attn": change(_attention_of(config, params, i))} for i, layer in enumerate(_layers_of(params))
     ]
-    return new, _with_layers(params, layers)
+    return new, _replace_layers(params, layers)
 
 
 def convert_later(
@@ -122,7 +122,7 @@ def convert_later(
 
         return nest({k: Deferred(shape, np.dtype(np.float64), partial(read, k)) for k, shape in shapes.items()})
 
-    return new, _with_layers(
+    return new, _replace_layers(
         params, [{**layer, "self_attn": deferred(i)} for i, layer in enumerate(_layers_of(params))]
     )
 
@@ -163,7 +163,7 @@ def _refuse_eager(config: DiffLlamaConfig, eager: bool) -> None:
         )
 
 
-def _with_layers(params: Mapping[str, Any], layers: list[Params]) -> Params:
+def _replace_layers(params: Mapping[str, Any], layers: list[Params]) -> Params:
     for prefix in ("model", "transformer"):
         if prefix in params:
             return {**params, prefix: {**params[prefix], "layers": layers}}

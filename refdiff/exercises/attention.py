@@ -42,7 +42,7 @@ def _inputs(n: Normal, keys: int, value_scale: float = 1.0) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _float32(inputs: Mapping[str, Any]) -> dict[str, Any]:
+def _to_float32(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: np.asarray(x, dtype=np.float32) for name, x in inputs.items()}
 
 
@@ -52,7 +52,10 @@ def _eq_1_cases(n: Normal) -> list[Case]:
     args = (q[:, :2], k[:, :2], q[:, 2:], k[:, 2:], v, 0.75)
     few = (q[:, :2, -3:], k[:, :2], q[:, 2:, -3:], k[:, 2:], v, 0.75)
     spec = _heads_spec(norm=False, pairing="halves", keys=4)
-    return [Case(args, "on ordinary numbers", spec, _float32(given)), Case(few, "for 3 queries, the last of 7 tokens")]
+    return [
+        Case(args, "on ordinary numbers", spec, _to_float32(given)),
+        Case(few, "for 3 queries, the last of 7 tokens"),
+    ]
 
 
 def _heads_cases(pairing: str) -> Callable[[Normal], list[Case]]:
@@ -62,7 +65,7 @@ def _heads_cases(pairing: str) -> Callable[[Normal], list[Case]]:
                                  ("on tiny values", 4, 2.0**-9)):  # fmt: skip
             given = _inputs(n, keys, value_scale)
             args = (given["q"], given["k"], given["v"], 0.75, INIT, EPS)
-            made.append(Case(args, what, _heads_spec(norm=True, pairing=pairing, keys=keys), _float32(given)))
+            made.append(Case(args, what, _heads_spec(norm=True, pairing=pairing, keys=keys), _to_float32(given)))
         return made
 
     return cases

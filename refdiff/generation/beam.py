@@ -23,7 +23,7 @@ Ids = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 # The score of a beam that does not exist: transformers' number, above the −inf of a forbidden token.
-_OUT = -1.0e9
+_NO_BEAM = -1.0e9
 
 
 @dataclass
@@ -93,7 +93,7 @@ def beam_search(request: Request) -> GenerateBeamDecoderOnlyOutput:
         padding = None if request.padding is None else np.repeat(request.padding, K)
         hits = request.stopping(candidates.ids.reshape(B * K, length), padding).reshape(B, K)
         done = _finish(done, candidates, hits, improvable, length - prompt_length, o)
-        candidates.scores = candidates.scores + hits * _OUT
+        candidates.scores = candidates.scores + hits * _NO_BEAM
         running = candidates.best(n)
         context.reorder(running.origins[:, :, -1].reshape(-1))
 
@@ -127,10 +127,10 @@ def _start(request: Request) -> tuple[Beams, Beams]:
     B, n = len(request.ids), request.options.num_beams
     ids = np.repeat(request.ids[:, None, :], n, axis=1)
     origins = np.empty((B, n, 0), dtype=np.int64)
-    nobody = np.zeros((B, n), dtype=bool)
-    first = np.full((B, n), _OUT)
+    none_finished = np.zeros((B, n), dtype=bool)
+    first = np.full((B, n), _NO_BEAM)
     first[:, 0] = 0.0  # n equal beams would stay equal for ever
-    return Beams(ids, first, origins, nobody), Beams(ids, np.full((B, n), _OUT), origins, nobody)
+    return Beams(ids, first, origins, none_finished), Beams(ids, np.full((B, n), _NO_BEAM), origins, none_finished)
 
 
 def _candidates(running: Beams, log_p: NDArray[np.floating], o: Options, streams: list[Uniforms]) -> Beams:
@@ -164,7 +164,7 @@ def _finish(done: Beams, candidates: Beams, hits: Flags, improvable: Flags, gene
     closed = ~improvable
     if o.early_stopping is True:
         closed = closed | done.finished.all(axis=1)
-    scores = scores + closed[:, None] * _OUT + ~new * _OUT
+    scores = scores + closed[:, None] * _NO_BEAM + ~new * _NO_BEAM
     # transformers fills up with the end token where pad_token_id is 0, because 0 counts as "not set" there.
     done.append(np.full_like(done.ids[:, :, 0], o.pad_token_id or (o.eos_token_id or [0])[0]), np.array(-1))
     merged = Beams(
@@ -184,7 +184,7 @@ def _may_improve(running: Beams, done: Beams, generated: int, longest: int, o: O
     """
     length = longest if o.early_stopping == "never" and o.length_penalty > 0 else generated
     hope = running.scores[:, :1] / length**o.length_penalty
-    worst = np.where(done.finished, done.scores.min(axis=1, keepdims=True), _OUT)
+    worst = np.where(done.finished, done.scores.min(axis=1, keepdims=True), _NO_BEAM)
     result: Flags = (hope > worst).any(axis=1)
     return result
 

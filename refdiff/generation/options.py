@@ -100,7 +100,7 @@ def _number(low: float, high: float, *, above: bool = False, below: bool = False
     ), expected
 
 
-def _or_zero(accepted: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bool], str]:
+def _allow_zero(accepted: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bool], str]:
     accepts, expected = accepted
     return (lambda v: accepts(v) or (_is_number(v) and v == 0)), f"0 or {expected}"
 
@@ -116,7 +116,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_length": _integer(1),
     "min_new_tokens": _integer(0),
     "do_sample": _FLAG,
-    "temperature": _or_zero(_number(*OPTIONS["temperature"])),
+    "temperature": _allow_zero(_number(*OPTIONS["temperature"])),
     "top_k": _integer(*OPTIONS["top_k"]),
     "top_p": _number(*OPTIONS["top_p"]),
     "min_p": _number(*OPTIONS["min_p"]),
@@ -197,7 +197,7 @@ def _bias_items(value: Any) -> list[tuple[Any, Any]]:
     return [(None, None)]
 
 
-def _checked(name: str, value: Any, error: type[ValueError] = ValueError, origin: str = "") -> Any:
+def _check_value(name: str, value: Any, error: type[ValueError] = ValueError, origin: str = "") -> Any:
     """Return the value, arrays as lists, or raise `error` if it is out of its range."""
     if name not in _OBJECTS and callable(getattr(value, "tolist", None)):
         value = value.tolist()
@@ -207,7 +207,7 @@ def _checked(name: str, value: Any, error: type[ValueError] = ValueError, origin
     return value
 
 
-def _from_files(model: Any) -> dict[str, Any]:
+def _read_files(model: Any) -> dict[str, Any]:
     """Return the options in generation_config.json, and the end and padding tokens in config.json."""
     entries = {k: v for k, v in model.generation_config.items() if k in NAMES and k not in _OBJECTS and v is not None}
     found = {name: getattr(model.config, name, None) for name in ("eos_token_id", "pad_token_id")} | entries
@@ -215,7 +215,7 @@ def _from_files(model: Any) -> dict[str, Any]:
         if _is_int(found[name]) and found[name] < 0:  # how some files write "there is none"
             found[name] = None
     origin = _origin(model)
-    return {k: _checked(k, v, CheckpointError, f"{origin}: ") for k, v in found.items()}
+    return {k: _check_value(k, v, CheckpointError, f"{origin}: ") for k, v in found.items()}
 
 
 def _origin(model: Any) -> str:
@@ -236,8 +236,8 @@ def resolve(model: Any, given: Mapping[str, Any]) -> Options:
     for name in given:
         if name not in NAMES:
             raise _unknown(name)
-    given = {name: _checked(name, value) for name, value in given.items()}
-    values: dict[str, Any] = _DEFAULTS | _from_files(model) | given
+    given = {name: _check_value(name, value) for name, value in given.items()}
+    values: dict[str, Any] = _DEFAULTS | _read_files(model) | given
     for name in ("do_sample", "num_beams", "length_penalty", "early_stopping", "num_return_sequences"):
         values[name] = _DEFAULTS[name] if values[name] is None else values[name]
     for name in ("return_dict_in_generate", "output_scores", "output_logits"):
@@ -312,13 +312,13 @@ def _check_vocabulary(options: Options, vocab_size: int, origin: Callable[[str],
     named += [("bad_words_ids", token) for word in options.bad_words_ids or [] for token in word]
     for name, token in named:
         if token >= vocab_size:
-            raise _outside(origin(name), f"{name}: got token {token}, expected 0 to {vocab_size - 1}")
+            raise _range_error(origin(name), f"{name}: got token {token}, expected 0 to {vocab_size - 1}")
     if len({token for token in options.suppress_tokens or () if token < vocab_size}) == vocab_size:
         message = f"suppress_tokens: got all {vocab_size:,} tokens of the vocabulary, expected to leave one"
-        raise _outside(origin("suppress_tokens"), message)
+        raise _range_error(origin("suppress_tokens"), message)
 
 
-def _outside(origin: str, message: str) -> ValueError:
+def _range_error(origin: str, message: str) -> ValueError:
     return (CheckpointError if origin else ValueError)(f"{origin}{message}")
 
 

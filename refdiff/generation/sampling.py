@@ -41,7 +41,7 @@ def _keep_only(scores: Scores, kept: NDArray[np.bool_]) -> Scores:
     return np.where(kept, scores, -np.inf)
 
 
-def _at_least(scores: Scores, keep: int) -> NDArray[np.bool_]:
+def _top_mask(scores: Scores, keep: int) -> NDArray[np.bool_]:
     """Return which tokens have at least the `keep`-th best score of their sequence."""
     V = scores.shape[1]
     k = min(keep, V)
@@ -63,7 +63,7 @@ def top_k(scores: Scores, k: int, *, keep: int = 1) -> Scores:
     Shapes:
         scores (B, V) → (B, V)
     """
-    return _keep_only(scores, _at_least(scores, max(k, keep)))
+    return _keep_only(scores, _top_mask(scores, max(k, keep)))
 
 
 def top_p(scores: Scores, p: float, *, keep: int = 1) -> Scores:
@@ -125,7 +125,7 @@ def epsilon_cutoff(scores: Scores, epsilon: float, *, keep: int = 1) -> Scores:
     Shapes:
         scores (B, V) → (B, V)
     """
-    return _keep_only(scores, (softmax(scores) >= epsilon) | _at_least(scores, keep))
+    return _keep_only(scores, (softmax(scores) >= epsilon) | _top_mask(scores, keep))
 
 
 def eta_cutoff(scores: Scores, epsilon: float, *, keep: int = 1) -> Scores:
@@ -138,7 +138,7 @@ def eta_cutoff(scores: Scores, epsilon: float, *, keep: int = 1) -> Scores:
     probabilities = np.exp(logs)
     entropy = -(np.where(probabilities > 0, logs, 0.0) * probabilities).sum(axis=1, keepdims=True)
     eta = np.minimum(epsilon, np.sqrt(epsilon) * np.exp(-entropy))
-    return _keep_only(scores, (probabilities >= eta) | _at_least(scores, keep))
+    return _keep_only(scores, (probabilities >= eta) | _top_mask(scores, keep))
 
 
 def top_indices(scores: Scores, k: int) -> NDArray[np.int64]:

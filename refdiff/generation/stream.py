@@ -50,7 +50,7 @@ class PieceDecoder:
     ) -> None:
         self._backend = backend_of(tokenizer)
         self._skip_special_tokens = skip_special_tokens
-        self._waiting: list[int] = []  # ids whose text has not been given out
+        self._waiting: list[int] = []  # ids whose text has not been returned
         self._shown = ""  # whole characters of `before` that the decoder has not returned yet
         self._restart()
         for token in [] if before is None else self._context(before.tolist()):
@@ -130,17 +130,17 @@ class BatchTextStreamer:
         """Receive the prompt, then new ids."""
         sequences = split_sequences(value)
         if self._streams is None:
-            befores = sequences if self._skip_prompt else [None] * len(sequences)
-            self._streams = [PieceDecoder(self._tokenizer, before, self._skip_special_tokens) for before in befores]
+            prompts = sequences if self._skip_prompt else [None] * len(sequences)
+            self._streams = [PieceDecoder(self._tokenizer, before, self._skip_special_tokens) for before in prompts]
             self.texts = [""] * len(sequences)
             if self._skip_prompt:
                 return
         if len(sequences) != len(self._streams):
             raise ValueError(f"put: got ids of {len(sequences)} sequences, expected {len(self._streams)} as before")
         for i, (ids, decoder) in enumerate(zip(sequences, self._streams, strict=True)):
-            self._give(i, "".join([decoder(int(token)) for token in ids]))
+            self._pass_on(i, "".join([decoder(int(token)) for token in ids]))
 
-    def _give(self, index: int, text: str) -> None:
+    def _pass_on(self, index: int, text: str) -> None:
         if text:
             self.texts[index] += text
             self.on_text(index, text)
@@ -153,7 +153,7 @@ class BatchTextStreamer:
     def end(self) -> None:
         """Pass on the rest; `texts` stays until the next call of `generate`."""
         for index, decoder in enumerate(self._streams or []):
-            self._give(index, decoder.end())
+            self._pass_on(index, decoder.end())
         self._streams = None
 
 

@@ -74,13 +74,13 @@ def read_ids(input_ids: Any, bos: Any, vocab_size: int) -> NDArray[np.int64]:
     refuse_text("input_ids", input_ids, "model.generate")
     ids = integers("input_ids", np.empty((1, 0), np.int64) if input_ids is None else input_ids)
     if ids.ndim == 2 and len(ids) > 0 and ids.shape[1] == 0:
-        return np.full((len(ids), 1), _checked_bos(bos, vocab_size), np.int64)
+        return np.full((len(ids), 1), _check_bos(bos, vocab_size), np.int64)
     ids = token_ids(ids)
     check_known(ids, vocab_size)
     return ids
 
 
-def _checked_bos(bos: Any, vocab_size: int) -> int:
+def _check_bos(bos: Any, vocab_size: int) -> int:
     if bos is None:
         raise ValueError(
             "input_ids: got no token, expected one or more, as the model has no bos_token_id to start from"

@@ -129,7 +129,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self.globals.update(raise_exception=self._refuse, strftime_now=_strftime_now)
         self.filters = {name: self._bounded(name, self.filters[name]) for name in _FILTERS | _TEXT_FILTERS}
         self.filters["tojson"] = self._bounded("tojson", _tojson)
-        self.filters.update({"<made>": self.made, "<each>": self.each})  # for `_Bounds`; templates cannot spell them
+        # for `_Bounds`; templates cannot spell these names
+        self.filters.update({"<result>": self.charge_result, "<items>": self.charge_items})
 
     def start(self, variables: dict[str, Any]) -> None:
         """Begin to render a conversation: set the bounds in proportion to it."""
@@ -159,9 +160,9 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             raise _StoppedError
         return size
 
-    def made(self, value: Any) -> Any:
+    def charge_result(self, value: Any) -> Any:
         """Pay for a new value and return it. Iterators pay as they are read."""
-        return self.each(value) if isinstance(value, Iterator) else self.pay_for(value)
+        return self.charge_items(value) if isinstance(value, Iterator) else self.pay_for(value)
 
     def pay_for(self, value: Any) -> Any:
         """Pay for a value, but not for what a container holds; return it."""
@@ -175,7 +176,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self.pay_for(text)
         return text
 
-    def each(self, items: Iterable[Any]) -> Iterator[Any]:
+    def charge_items(self, items: Iterable[Any]) -> Iterator[Any]:
         """Yield the items; each pays."""
         for item in items:
             self.pay(_ELEMENT)
@@ -191,7 +192,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             raise TypeError(f"a chat template may not compute {type(left).__name__} {operator} {type(right).__name__}")
         if operator == "*" and not all(isinstance(x, int | float) for x in (left, right)):
             self._estimate("*", left, right)
-        return self.made(super().call_binop(context, operator, left, right))
+        return self.charge_result(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         """Call a function, method or macro, which may keep its arguments."""
@@ -199,11 +200,11 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
             __self._estimate(__obj.__name__, owner, *args, **kwargs)
-        return __self.made(super().call(__context, __obj, *args, **kwargs))
+        return __self.charge_result(super().call(__context, __obj, *args, **kwargs))
 
     def call_filter(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Apply a filter that `map` names."""
-        if name in ("<made>", "<each>"):
+        if name in ("<result>", "<items>"):
             raise TypeError(f"a chat template may not use the filter {name}")
         return super().call_filter(name, *args, **kwargs)
 
@@ -240,7 +241,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             if name in _TEXT_FILTERS:  # these write their operands, whatever they are
                 self.measure([*operands, *kwargs.values()])
             self._estimate(name, *operands, **kwargs)
-            return self.made(function(*args[:at], *operands, **kwargs))
+            return self.charge_result(function(*args[:at], *operands, **kwargs))
 
         return bounded
 
@@ -290,19 +291,19 @@ class _Bounds(NodeTransformer):
         if isinstance(node, nodes.Include | nodes.Import | nodes.FromImport) or getattr(node, "scoped", False):
             raise jinja2.TemplateSyntaxError("a chat template has no includes, imports or scoped blocks", node.lineno)
         if isinstance(node, nodes.For):
-            node.iter = _filter("<each>", node.iter)
+            node.iter = _filter("<items>", node.iter)
         elif isinstance(node, nodes.Pair):
-            node.key = _filter("<made>", node.key)
+            node.key = _filter("<result>", node.key)
         elif isinstance(node, nodes.Compare):
             for operand in node.ops[1:]:  # a chain, `a == b == c`, pays between its comparisons
-                operand.expr = _filter("<made>", operand.expr)
+                operand.expr = _filter("<result>", operand.expr)
         elif isinstance(node, nodes.Concat):
             return _filter("join", nodes.List(node.nodes))
         is_slice = isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice)
         is_tuple = isinstance(node, nodes.Tuple) and node.ctx == "load"
         is_varargs = isinstance(node, nodes.Name) and node.ctx == "load" and node.name in ("varargs", "kwargs")
         if is_slice or is_tuple or is_varargs or isinstance(node, nodes.List | nodes.Dict | nodes.Compare | nodes.Test):
-            return _filter("<made>", node)
+            return _filter("<result>", node)
         return node
 
 

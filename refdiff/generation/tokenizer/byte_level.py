@@ -85,8 +85,8 @@ class ByteLevelBackend(Backend):
                 raise CheckpointError(f"{self.source}: text_pair: got a second text, expected none; {_FIX}")
             parts = [self._encode(text)]
             if truncation is not None:
-                parts = _truncated(parts[0], truncation, truncation.max_length - len(prefix))
-            first, *rest = (self._with_prefix(prefix, part) for part in parts)
+                parts = _truncate(parts[0], truncation, truncation.max_length - len(prefix))
+            first, *rest = (self._prepend(prefix, part) for part in parts)
             first.overflowing = list(rest)
             found.append(first)
         return found
@@ -193,7 +193,7 @@ class ByteLevelBackend(Backend):
         made.special_tokens_mask = [0] * len(made.ids)
         return made
 
-    def _with_prefix(self, prefix: list[int], part: ByteLevelEncoding) -> ByteLevelEncoding:
+    def _prepend(self, prefix: list[int], part: ByteLevelEncoding) -> ByteLevelEncoding:
         n = len(prefix)
         nothing: list[int | None] = [None] * n
         return ByteLevelEncoding(
@@ -243,7 +243,7 @@ def _check(parsed: dict[str, Any], source: str) -> None:
         raise CheckpointError(f"{source}: got another tokenizer, expected a byte-level BPE with GPT-2's steps; {_FIX}")
 
 
-def _truncated(whole: ByteLevelEncoding, truncation: Truncation, most: int) -> list[ByteLevelEncoding]:
+def _truncate(whole: ByteLevelEncoding, truncation: Truncation, most: int) -> list[ByteLevelEncoding]:
     """Cut into pieces of `most` tokens that overlap by `stride`; the first is the result, the others overflow."""
     count = len(whole.ids)
     if count <= most:

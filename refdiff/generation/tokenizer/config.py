@@ -78,7 +78,7 @@ def add_missing(backend: Backend, config: dict[str, Any], source: str) -> list[A
     return extra
 
 
-def side_in(config: dict[str, Any], name: str, default: str, source: str) -> str:
+def read_side(config: dict[str, Any], name: str, default: str, source: str) -> str:
     """Read `padding_side` or `truncation_side`: "left" or "right".
 
     Raises:
@@ -90,7 +90,7 @@ def side_in(config: dict[str, Any], name: str, default: str, source: str) -> str
     return str(side).lower()
 
 
-def max_length_in(config: dict[str, Any], source: str) -> int:
+def read_max_length(config: dict[str, Any], source: str) -> int:
     """Read `model_max_length`, the most tokens the model takes; 10^30 when the file sets no limit.
 
     Raises:
@@ -104,7 +104,7 @@ def max_length_in(config: dict[str, Any], source: str) -> int:
     return int(min(value, 10**30))
 
 
-def vocab_size_in(folder: Path) -> int | None:
+def read_vocab_size(folder: Path) -> int | None:
     """Read how many ids the model of the same folder has, when there is a config.json that says so."""
     path = folder / "config.json"
     size = read_json(path).get("vocab_size") if path.is_file() else None

@@ -13,11 +13,11 @@ from refdiff.generation import chat_template as templates
 from refdiff.generation.tokenizer import backend as backends
 from refdiff.generation.tokenizer.config import (
     NO_LIMIT,
-    max_length_in,
+    read_max_length,
+    read_side,
     read_tokenizer_config,
+    read_vocab_size,
     settings_to_write,
-    side_in,
-    vocab_size_in,
 )
 from refdiff.generation.tokenizer.encoded import (
     Encoded,
@@ -80,9 +80,9 @@ class Tokenizer(Vocabulary):
         pad_token = padding.get("pad_token")
         if self.pad_token is None and pad_token and self.backend.token_to_id(pad_token) is not None:
             self.pad_token = pad_token
-        self.padding_side = side_in(self.config, "padding_side", padding.get("direction", "right"), settings)
-        self.truncation_side = side_in(self.config, "truncation_side", truncation.get("direction", "right"), settings)
-        self.model_max_length = max_length_in(self.config, settings)
+        self.padding_side = read_side(self.config, "padding_side", padding.get("direction", "right"), settings)
+        self.truncation_side = read_side(self.config, "truncation_side", truncation.get("direction", "right"), settings)
+        self.model_max_length = read_max_length(self.config, settings)
         self.chat_template: str | dict[str, str] | None = templates.parse(self.config.get("chat_template"), settings)
 
     @classmethod
@@ -115,7 +115,7 @@ class Tokenizer(Vocabulary):
         if found := templates.read_files(folder):
             config["chat_template"] = found
         return cls(
-            load_backend(folder), config, source=folder / "tokenizer.json", model_vocab_size=vocab_size_in(folder)
+            load_backend(folder), config, source=folder / "tokenizer.json", model_vocab_size=read_vocab_size(folder)
         )
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:

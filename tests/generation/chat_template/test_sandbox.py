@@ -153,7 +153,7 @@ REFUSED = {
     "names at each if": "{% set " + ",".join(f"a{i}" for i in range(6000)) + " = b %}" + "{% if a %}{% endif %}" * 2500,
     "filter of the sandbox": "{{ 1 | made }}",
     "filter of the sandbox by map": "{{ [1] | map('made') | list }}",
-    "filter of the sandbox by its name": "{{ [1] | map('<made>') | list }}",
+    "filter of the sandbox by its name": "{{ [1] | map('<result>') | list }}",
     "too long": "x" * 100_001,
 }  # fmt: skip
 
