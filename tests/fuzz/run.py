@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import gc
 import importlib
 import json
@@ -115,6 +116,7 @@ def _child(action: Callable[[], Any], folder: Path, outputs: list[Path], writing
     told: list[str]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # of a new process: what it holds now
     try:
+        faulthandler.disable()  # pytest's prints a traceback of every crash, also of one that a test expects
         os.setsid()  # without a terminal, and with its own process group
         for number, path in enumerate(outputs, 1):
             with path.open("wb") as file:
