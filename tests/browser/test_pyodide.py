@@ -86,7 +86,7 @@ def test_what_is_missing_is_named_with_the_fix(there: dict[str, Any]) -> None:
     for name, package in (("hub", "huggingface_hub"), ("bfloat16", "ml_dtypes")):
         assert said[name].startswith("ImportError: ")
         assert f"needs the package {package}, which cannot be imported" in said[name]
-        assert said[name].endswith(": use Python outside of a browser, for no browser has it")
+        assert said[name].endswith(": use Python outside of a browser, where it is available")
     assert said["threads"] == "ValueError: threads: got 2, expected 1, which a browser has; leave it out"
     assert said["judge"].startswith("RuntimeError: refdiff.oracle.judge starts processes, which no browser has: ")
     assert "text_pair: got a second text, expected none; only the package tokenizers" in said["pair"]
