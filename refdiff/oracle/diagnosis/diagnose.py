@@ -176,6 +176,7 @@ def _check_lse(spec: Spec, budgets: Sequence[Budget], outs: Sequence[Any]) -> tu
     return (f"{wrong[0]} is wrong and {right} is right: look at the scores and the mask of the {number} map",)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a wrong result may hold any numbers
 def _diagnose_other_tensors(spec: Spec, budgets: list[Budget], outs: list[Any], douts: list[Any]) -> Ranking | None:
     """Diagnose wrong gradients, log-sum-exps or λ of kernels whose outputs are correct; None if nothing is wrong."""
     said: dict[str, str] = {}
@@ -226,6 +227,7 @@ def _blind_spot_notes(spec: Spec, targets: tuple[Target, ...]) -> tuple[str, ...
     return (f"these inputs could not show {len(names)} deviations: {', '.join(names)}",) if names else ()
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a wrong result may hold any numbers
 def diagnose_output(
     spec: Spec, recipe: Recipe, targets: tuple[Target, ...], budgets: Sequence[Budget], fails: Sequence[bool], most: int
 ) -> Ranking:

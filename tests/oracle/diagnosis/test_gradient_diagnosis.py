@@ -313,3 +313,13 @@ def test_a_mistake_in_the_pass_for_dq_alone() -> None:
     found = asked(case, wrong)
     assert found.name == "second_product_without_its_sign", str(found)
     assert found.notes[0].endswith("; other gradients, which it changes too, are right")
+
+
+def test_huge_and_infinite_gradients_give_no_warning() -> None:
+    case = cases("extreme", 1, spec=small_spec("hf_diffllama"), dtype="bfloat16")[1]
+    grads = rounded(case.spec, case.inputs, "bfloat16", dout=case.dout)
+    for name in ("dq", "dk", "dv"):
+        grads[name] = np.where(np.arange(grads[name].shape[-1]) % 5 == 0, np.inf, grads[name] * 1e30)
+    found = diagnose(grads, case.spec, case.inputs, recipe="bfloat16", dout=case.dout, max_deviations=1)
+    assert not found.candidates
+    assert "dq is infinite in columns i with i mod 5 = 0 of every row" in str(found)
