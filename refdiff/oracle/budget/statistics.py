@@ -6,7 +6,7 @@ the error of correct kernels (root mean square over the row), u the unit roundof
     row       max_r  rms(e_r) / E_r                       finds an error in one row, such as a lost key
     bulk      rms_r (rms(e_r) / E_r)                      a small error everywhere
     element   max_i  |e_i| / (6 E_r + 2 u |y_i|)          one wrong number
-    slope     |⟨e, y⟩ / ⟨y, y⟩| over all rows             a wrong scale, too small an error to show in any single row
+    slope     |⟨e, y⟩ / ⟨y, y⟩| over rows with E_r ≤ rms(y_r)   a wrong scale, too small to show in any single row
     factor    |ĉ| over all rows (`common_factor`)         the same, if some rows are noisy and others are not
 
 A tolerance for the whole tensor, set by its worst row, would accept large errors in all other rows.
@@ -303,6 +303,9 @@ def largest(name: str, x: Numpy, limit: float, what: str) -> Statistic:
 
 
 def _slope_statistic(actual: Numpy, counted: Numpy, budget: RowBudget, limits: Limits) -> Statistic:
+    # a row below its own error says nothing of a scale: dq of a saturated softmax may be 1e-245
+    size = root_mean_square(np.where(counted, budget.expected, 0.0))
+    counted = counted & (budget.rows <= size)[..., None]
     y = np.where(counted, budget.expected, 0.0)
     e = np.subtract(actual, budget.expected, out=np.zeros_like(y), where=counted)
     unit = float(np.abs(y).max(initial=0.0)) or 1.0

@@ -118,3 +118,11 @@ def test_rows_that_nobody_can_judge() -> None:
     e[0] = np.nan
     assert uncertain_share(budget) == 0.5 > LIMITS.share
     assert all(_found(y + e, budget).values())
+
+
+def test_rows_below_their_own_error_have_no_slope() -> None:
+    """dq of a saturated softmax is 1e-245, and an allowed error of it 1e245 times as large."""
+    y, e = _case()
+    assert _found(1e-245 * y + e, _budget(1e-245 * y))["slope"]
+    y[0] *= 1e-245
+    assert not _found(np.where(y, 1.01 * y, 0.0) + 0.1 * e, replace(_budget(y), slope=1e-5))["slope"]
