@@ -30,7 +30,7 @@ static double over(double x, double y) { return x == 0 ? 0 : x / y; }
 static bool wrong(const Tensor& t, const string& data, const string& out) {
     double squares = 0, ey = 0, yy = 0, rows = 0, c = 0;
     for (size_t r = 0; r < t.n; r++) {
-        double E = at(data, t.budget, r), sum = 0, seen = 0, f = 0, ff = 0;
+        double E = at(data, t.budget, r), sum = 0, seen = 0, p = 0, q = 0, f = 0, ff = 0;
         if (std::isinf(E)) continue;
         for (size_t i = r * t.width; i < (r + 1) * t.width; i++) {
             float hi = at(data, t.hi, i), lo = at(data, t.lo, i), y = at(out, 0, i);
@@ -39,13 +39,13 @@ static bool wrong(const Tensor& t, const string& data, const string& out) {
             double e = (double(y) - hi) - (std::isnan(lo) ? 0 : lo), d = at(data, t.divisor, i % t.width);
             double allowed = t.kind == "rows" ? t.element * (6 * E + 2 * t.u * std::fabs(hi)) : E;
             if (over(std::fabs(e), allowed) > 1) return true;
-            sum += e * e, ey += e * hi, yy += double(hi) * hi, seen++;
+            sum += e * e, p += e * hi, q += double(hi) * hi, seen++;
             f += e * (hi + t.half * e) / d / d, ff += double(hi) * hi / d / d;
         }
         if (!seen || t.kind == "numbers") continue;
-        double rms = std::sqrt(sum / t.width), ratio = over(rms, E);
+        double rms = std::sqrt(sum / t.width), ratio = over(rms, E), scaled = q >= E * E * t.width;
         if (ratio > t.row || over(rms, at(data, t.bound, r)) > 1) return true;
-        squares += ratio * ratio, rows++, c += at(data, t.weights, r) * over(f, ff);
+        squares += ratio * ratio, rows++, c += at(data, t.weights, r) * over(f, ff), ey += scaled * p, yy += scaled * q;
     }
     double bulk = t.bulk + (t.row - t.bulk) / std::sqrt(rows);
     return rows && (std::sqrt(squares / rows) > bulk || std::fabs(over(ey, yy)) > t.slope || std::fabs(c) > t.factor);

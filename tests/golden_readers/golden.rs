@@ -28,7 +28,7 @@ fn wrong(t: &Tensor, data: &[u8], out: &[u8]) -> bool {
     for r in 0..t.n {
         let budget = at(data, t.at[2], r) as f64;
         if budget.is_infinite() { continue; }
-        let (mut sum, mut seen, mut f, mut ff) = (0.0, false, 0.0, 0.0);
+        let (mut sum, mut seen, mut p, mut q, mut f, mut ff) = (0.0, false, 0.0, 0.0, 0.0, 0.0);
         for i in r * t.width..(r + 1) * t.width {
             let (hi, lo, y) = (at(data, t.at[0], i), at(data, t.at[1], i), at(out, 0, i));
             if kind(hi) != kind(y) && !lo.is_nan() { return true; }
@@ -37,12 +37,13 @@ fn wrong(t: &Tensor, data: &[u8], out: &[u8]) -> bool {
             let e = (y as f64 - h) - if lo.is_nan() { 0.0 } else { lo as f64 };
             let allowed = if t.rows { element * (6.0 * budget + 2.0 * u * h.abs()) } else { budget };
             if over(e.abs(), allowed) > 1.0 { return true; }
-            sum += e * e; ey += e * h; yy += h * h; seen = true; f += e * (h + half * e) / d / d; ff += h * h / d / d;
+            sum += e * e; p += e * h; q += h * h; seen = true; f += e * (h + half * e) / d / d; ff += h * h / d / d;
         }
         if !seen || !t.rows { continue; }
         let (rms, ratio) = ((sum / t.width as f64).sqrt(), over((sum / t.width as f64).sqrt(), budget));
         if ratio > row || over(rms, at(data, t.at[3], r) as f64) > 1.0 { return true; }
         squares += ratio * ratio; rows += 1.0; c += at(data, t.at[4], r) as f64 * over(f, ff);
+        if q >= budget * budget * t.width as f64 { ey += p; yy += q; }
     }
     let bulk = bulk + (row - bulk) / rows.sqrt();
     rows > 0.0 && ((squares / rows).sqrt() > bulk || over(ey, yy).abs() > slope || c.abs() > factor)

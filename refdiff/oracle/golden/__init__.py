@@ -34,12 +34,12 @@ E the budget of a row, B its bound and e its errors, it passes if all of these h
     rms(e) ≤ B                     and rms(e) ≤ row · E
     |eᵢ| ≤ element · (6 E + 2 u |hiᵢ|)
     √mean (rms(e) / E)² ≤ bulk + (row − bulk) / √n, over the n rows that are not skipped
-    |Σ e y| / Σ y² ≤ slope         over all rows
+    |Σ e y| / Σ y² ≤ slope         over all rows with E ≤ rms(y)
     |Σ w f| ≤ factor               over all rows, w their weights, f = Σ e (hi + half e) / d² / Σ (hi / d)² for a row
                                    with the divisors d, `width` of them; half is ½ after a norm, else 0
 
 A tensor of kind "numbers" has n numbers and passes if |e| ≤ budget. If `certain` is 0, a tensor that does not fail is
-inconclusive: rounding errors may hide any mistake. `tests/golden_readers` has readers in C++ and Rust, 80 lines each.
+inconclusive: rounding errors may hide any mistake. `tests/golden_readers` has readers in C++ and Rust, about 80 lines each.
 """
 
 from refdiff.oracle.golden.verifying import Report, verify
