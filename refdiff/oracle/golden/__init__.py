@@ -39,7 +39,7 @@ E the budget of a row, B its bound and e its errors, it passes if all of these h
                                    with the divisors d, `width` of them; half is ½ after a norm, else 0
 
 A tensor of kind "numbers" has n numbers and passes if |e| ≤ budget. If `certain` is 0, a tensor that does not fail is
-inconclusive: rounding errors may hide any mistake. `tests/golden_readers` has readers in C++ and Rust, about 80 lines each.
+inconclusive: rounding errors may hide any mistake. `tests/golden_readers` has readers in C++ and Rust.
 """
 
 from refdiff.oracle.golden.verifying import Report, verify
