@@ -63,6 +63,7 @@ KERNELS = {
     "λ P": Kernel(combine="in p"),
     "denominator of rounded weights": Kernel(rounded_denominator=True),
     "approximate functions": Kernel({"exp": "ex2approx"}, approximate=True),
+    "approximate tanh": Kernel({"tanh": "approx"}, approximate=True, storages=NARROW),
     "truncated tf32": Kernel({"matmul": "tf32"}, truncated=True, storages=("float32",)),
     "q · scale · log₂ e stored": Kernel({"scaled_q": "storage"}, scale="log2", storages=NARROW),
     "√scale in q and k": Kernel({"scaled_q": "storage"}, scale="root", combine="stored", storages=NARROW),
@@ -133,7 +134,9 @@ class Run:
             q, k, factor = self.store(q * F32(scale**0.5)), self.store(k * F32(scale**0.5)), F32(LOG2_E)
         z = self.product(q, np.swapaxes(k, -1, -2)) * factor
         if spec.softcap is not None:  # tanh x is 2σ(2x) − 1
-            z = F32(spec.softcap * LOG2_E) * (2 / (1 + np.exp2(z * F32(-2 / spec.softcap))) - 1)
+            z = 2 / (1 + np.exp2(z * F32(-2 / spec.softcap))) - 1
+            units = 2.0**12 if self.recipe.tanh == "approx" else 0.0
+            z = F32(spec.softcap * LOG2_E) * self.approximate(z, units)
         return np.where(mask, z, F32(-np.inf))
 
     def attend(self, z: Numpy, v: Numpy, by: Any = 1) -> tuple[Numpy, Numpy]:
@@ -289,6 +292,15 @@ def test_correct_kernels_pass_every_profile(name: str, storage: str, preset: str
 
 def test_a_softcap_by_sigmoids_passes_in_float32() -> None:
     _judge("FlashAttention-2", SPECS["softcap"], "float32", "discriminating", 11)
+
+
+@pytest.mark.parametrize("storage", NARROW)
+def test_an_approximate_tanh_is_no_rounding_of_the_usual_recipe(storage: str) -> None:
+    spec = SPECS["softcap"]
+    case = _dense("natural", 0, spec, storage)[0]
+    found = Run(KERNELS["approximate tanh"], storage).forward(spec, case.inputs)
+    assert budget(spec, case.inputs, Recipe(storage, tanh="approx")).judge(found)
+    assert budget(spec, case.inputs, storage).judge(found).status == "fail"
 
 
 def test_the_scale_in_16_bits_is_no_rounding_of_the_usual_recipe() -> None:

@@ -18,7 +18,8 @@ from refdiff.oracle import Recipe, Spec, truth
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import quantise
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT, Arithmetic
-from refdiff.oracle.rounding.rounded_layers import rounded_ops, scores_of_maps
+from refdiff.oracle.rounding.rounded_attention import scores_of_maps
+from refdiff.oracle.rounding.rounded_layers import rounded_ops
 
 Numpy = np.ndarray[Any, Any]
 ORDER = HELD_OUT[3]

@@ -36,3 +36,13 @@ def test_what_was_judged_until_a_signal_is_told(
 def test_processes_judge_the_same() -> None:
     one, two = (itertools.islice(false_alarms.checks(5, "attention", jobs), 6) for jobs in (1, 2))
     assert [(what, str(verdict)) for what, verdict in one] == [(what, str(verdict)) for what, verdict in two]
+
+
+@pytest.mark.parametrize(("seed", "profile"), [(500002, "extreme"), (600004, "extreme"), (600005, "tiles")])
+def test_kernels_that_were_refused_once(seed: int, profile: str) -> None:
+    """dq of 1e-245; a flushed gradient of a score times a large query; weights recomputed from scores of 300."""
+    some = itertools.takewhile(lambda problem: problem[0] == seed, false_alarms.problems(seed))
+    for problem in some:
+        if problem[2:4] == (profile, "float32"):
+            for what, verdict in false_alarms.judged(problem):
+                assert verdict.status != "fail", f"{what}: {verdict}"

@@ -229,7 +229,9 @@ def budget(
             if name == "out" and not is_layer(exact):
                 hard = bounds(spec, exact, recipe)
             divisor = _norm_weight(spec, exact) if name == "out" else None
-            tensors[name] = _row_budget(name, y, found, hard, recipe, rows.get(name, "row"), divisor)
+            factor = exact.get({"dq": "k", "dk": "q"}.get(name, ""))
+            flushed_times = 0.0 if factor is None else float(np.max(np.abs(factor), initial=0.0))
+            tensors[name] = _row_budget(name, y, found, hard, recipe, rows.get(name, "row"), divisor, flushed_times)
             if name == "out" and is_dense(spec, exact):
                 tensors[name] = _raise_lucky_rows(tensors[name], spec, exact, recipe)
         else:
@@ -306,8 +308,9 @@ def _row_budget(
     recipe: Recipe,
     axes: str,
     divisor: Numpy | float | None = None,
+    flushed_times: float = 0.0,
 ) -> RowBudget:
-    floor, lost_below = _floor(y, recipe)
+    floor, lost_below = _floor(y, recipe, flushed_times)
     errors, largest_slope, doubtful = errors_of_runs(y, runs)
     rows = np.maximum(floor, np.max(errors, axis=0))
     if name != "out":
@@ -326,13 +329,17 @@ def _row_budget(
     return RowBudget(y, rows, hard, largest_slope, recipe.storage, axes, doubtful, relative, factor)
 
 
-def _floor(y: Numpy, recipe: Recipe) -> tuple[Numpy, float]:
-    """Return the least E_r of each row, and the size below which a number may become 0."""
+def _floor(y: Numpy, recipe: Recipe, flushed_times: float = 0.0) -> tuple[Numpy, float]:
+    """Return the least E_r of each row, and the size below which a number may become 0.
+
+    Args:
+        flushed_times: the largest factor of the gradients of scores in a sum, such as that of a key in dq.
+    """
     finite = np.isfinite(y)
     size = root_mean_square(np.where(finite, y, 0.0))
     # numbers below the type's range may become 0; so may weights on a processor that flushes, one for each row, times
-    # the size of the largest row
-    flushed = SMALLEST_NORMAL * max(1.0, size.size * float(np.max(size, initial=0.0)))
+    # the size of the largest row, and the gradients of scores, times what they are multiplied by
+    flushed = SMALLEST_NORMAL * max(1.0, size.size * max(float(np.max(size, initial=0.0)), flushed_times))
     lost_below = max(FORMATS[recipe.storage].tiny, flushed)
     return row_floor(size, recipe) + np.where(np.any(finite & (y != 0), axis=-1), lost_below, 0.0), lost_below
 

@@ -111,7 +111,8 @@ def score_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe
     if spec.qk_norm != "none":
         error = error + 2 * _norm_error(spec, inputs, recipe) * norms
     if spec.softcap is not None:
-        of_tanh = 16 * U32 * (np.abs(np.where(s.visible, z, 0.0)) + spec.softcap)
+        capped = np.abs(np.where(s.visible, z, 0.0))
+        of_tanh = 16 * U32 * (capped + spec.softcap) + recipe.tanh_error * capped
         error = error + of_tanh + _raw_score_error(spec, inputs, recipe)
     seen = np.abs(np.where(s.visible, z, 0.0))
     form = FORMATS[recipe.qk]

@@ -121,7 +121,7 @@ def _score_unit(spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
     scaled = 0.0 if recipe.scaled_q == "float32" else FORMATS[recipe.scaled_q].u
     operands = ROUNDINGS**2 * (rope + _tf32(recipe) ** 2 + scaled**2)
     sums = (sum_error(spec.head_dim, recipe.accumulate) / RMS_ROUNDING) ** 2 + 2 * (ROUNDINGS * u32) ** 2
-    stored = ROUNDINGS * FORMATS[recipe.qk].u ** 2
+    stored = ROUNDINGS * FORMATS[recipe.qk].u ** 2 + recipe.tanh_error**2
     return np.asarray(RMS_ROUNDING * np.sqrt(operands + sums + stored + 0 * position) / spec.head_dim)
 
 

@@ -15,7 +15,8 @@ from refdiff.oracle.inputs.sequences import Inputs, sequences
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS, Arithmetic, Order, lambda_init_error
 from refdiff.oracle.rounding.recipe import Recipe
-from refdiff.oracle.rounding.rounded_layers import rounded_ops, scores_of_maps
+from refdiff.oracle.rounding.rounded_attention import scores_of_maps
+from refdiff.oracle.rounding.rounded_layers import rounded_ops
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth import truth
 from refdiff.oracle.truth.attention_operands import attention_operands, lambda_init, query_factor, scores

@@ -249,8 +249,17 @@ class Arithmetic:
             power = x * log2 - offset * log2
             result = np.asarray(np.exp2(power))
             if self.recipe.exp == "ex2approx":
-                result *= _ex2_error(power)
+                result *= (1.0 + _pseudo_random(power) * 2.0**-22).astype(np.float32)
             return self._flushed(result)
+
+    def tanh(self, x: Numpy) -> Numpy:
+        """Return tanh x, with the errors of an approximate one if the recipe has it."""
+        y = np.asarray(np.tanh(x))
+        if error := self.recipe.tanh_error:
+            # numbers near each other may have errors of one sign, as in the orders with a shift
+            sign = self._sign(y) if self.order.noise else self.order.shift or _pseudo_random(x)
+            y = np.asarray(y * (1.0 + error * sign), dtype=y.dtype)
+        return y
 
     def u(self, site: str) -> float:
         """Unit roundoff at `site`."""
@@ -281,7 +290,7 @@ def _signs_by_value(x: Numpy, random: np.random.Generator) -> Numpy:
     return np.asarray(np.copysign(signs, signs * wide))
 
 
-def _ex2_error(power: Numpy) -> Numpy:
-    """Return the factor 1 ± up to 2⁻²² of a GPU's 2^x; pseudo-random, because only the size of its error is known."""
-    noise = np.where(np.isfinite(power), power, 0.0).astype(np.float64) * 12_345.678
-    return (1.0 + (2.0 * (noise - np.floor(noise)) - 1.0) * 2.0**-22).astype(np.float32)
+def _pseudo_random(x: Numpy) -> Numpy:
+    """Return a number from −1 to 1 for each number: the error of an approximation of which only the size is known."""
+    noise = np.where(np.isfinite(x), x, 0.0).astype(np.float64) * 12_345.678
+    return np.asarray(2.0 * (noise - np.floor(noise)) - 1.0)

@@ -22,6 +22,7 @@ ALIASES = {
 STORAGE = ("float32", "bfloat16", "float16")
 MATMUL = ("ieee", "tf32")
 EXP = ("exact", "ex2approx")
+TANH = ("exact", "approx")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Recipe:
     accumulate: the sums of matrix products. "float32"; or the storage type, for a float16 accumulator of tensor cores
         or a split product whose partial sums are added in 16 bits. The sums of the softmax stay in float32.
     exp: "exact" to a unit in the last place of float32; or "ex2approx", a GPU's 2^x with errors up to 2⁻²².
+    tanh: that of a softcap, "exact" to a unit in the last place of float32; or "approx", a GPU's `tanh.approx.f32` with
+        relative errors up to 2⁻¹¹ (NVIDIA, PTX ISA), as in FlashAttention.
 
     Raises:
         ValueError: a field has a value that it cannot have, such as `matmul="tf32"` with 16-bit storage.
@@ -57,6 +60,7 @@ class Recipe:
     norm: str = "float32"
     matmul: str = "ieee"
     exp: str = "exact"
+    tanh: str = "exact"
     rope: str | None = None
     accumulate: str = "float32"
     scaled_q: str = "float32"
@@ -72,7 +76,7 @@ class Recipe:
                     f"{name}: got {value!r}, expected one of {', '.join(allowed)}{also}{_type_hint(value, allowed)}"
                 )
             object.__setattr__(self, name, value)
-        for name, kinds in (("matmul", MATMUL), ("exp", EXP)):
+        for name, kinds in (("matmul", MATMUL), ("exp", EXP), ("tanh", TANH)):
             if getattr(self, name) not in kinds:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(kinds)}")
         if self.matmul == "tf32" and self.storage != "float32":
@@ -118,6 +122,11 @@ class Recipe:
     def u(self) -> float:
         """Unit roundoff of the storage type: 2⁻²⁴, 2⁻⁸ or 2⁻¹¹."""
         return FORMATS[self.storage].u
+
+    @property
+    def tanh_error(self) -> float:
+        """The largest relative error of an approximate tanh; 0 for an exact one."""
+        return 2.0**-11 if self.tanh == "approx" else 0.0
 
     @property
     def name(self) -> str:

@@ -147,3 +147,12 @@ def test_printed_in_short() -> None:
         f"Budget(bfloat16, 6 orders, expected: out (2, {spec.heads}, 11, 12) float64, dq (2, "
     )
     assert len(repr(found)) < 500
+
+
+def test_gradients_of_scores_may_be_flushed_to_zero_before_they_meet_a_large_query() -> None:
+    spec = Spec.preset("attention", query_heads=1, key_heads=1, head_dim=1, scale=1.0)
+    x = {"q": np.full((1, 1, 1, 1), 500.0), "k": np.array([[[[0.0], [-0.174]]]]), "v": np.array([[[[1.0], [2.0]]]])}
+    found = budget(spec, x, "float32", dout=np.ones((1, 1, 1, 1)))
+    dscore = found.expected["dk"][0, 0, 1, 0] / 500
+    assert 2.0**-126 < dscore < 2.0**-124
+    assert found.judge({"dk": np.zeros((1, 1, 2, 1), dtype=np.float32)}).status != "fail"

@@ -8,7 +8,8 @@ import pytest
 from refdiff.oracle import Recipe, budget, truth
 from refdiff.oracle.rounding import ensemble
 from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS, Arithmetic
-from refdiff.oracle.rounding.rounded_layers import rounded_ops, scores_of_maps
+from refdiff.oracle.rounding.rounded_attention import scores_of_maps
+from refdiff.oracle.rounding.rounded_layers import rounded_ops
 from refdiff.oracle.truth.attention_operands import attention_operands
 from tests.oracle.example_inputs import draw, small
 

@@ -17,6 +17,7 @@ def test_names_of_recipes(name: str, u: float) -> None:
     assert Recipe(**recipe.to_dict()) == recipe
     assert Recipe.of(recipe) is recipe
     assert Recipe.of(recipe, exp="ex2approx").exp == "ex2approx"
+    assert Recipe.of(recipe, tanh="approx").tanh_error == 2.0**-11
 
 
 @pytest.mark.parametrize(

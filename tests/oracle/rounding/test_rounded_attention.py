@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 
 from refdiff import layers
-from refdiff.oracle import Recipe
+from refdiff.oracle import Recipe, Spec, truth
 from refdiff.oracle.rounding import round_to
+from refdiff.oracle.rounding.ensemble import evaluate
 from refdiff.oracle.rounding.evaluation_order import DRAWS, HELD_OUT, MEMBERS, Arithmetic, Order
-from refdiff.oracle.rounding.rounded_layers import rounded_attention, rounded_attention_vjp
+from refdiff.oracle.rounding.rounded_attention import rounded_attention, rounded_attention_vjp
 
 ORDERS = (*MEMBERS, *DRAWS, *HELD_OUT)
 UNITS = {"float32": 2.0**-23, "tf32": 2.0**-11, "bfloat16": 2.0**-8, "float16": 2.0**-11}
@@ -73,3 +75,18 @@ def test_is_the_derivative_up_to_rounding(order: Order, recipe: str) -> None:
         assert 0.05 * u < off < 6 * u
     size = np.sqrt(np.sum((g * layers.diff_attention(*x[:5], np.asarray(0.0))) ** 2))
     assert abs(got[5] - want[5]) < 6 * u * size
+
+
+@pytest.mark.parametrize("order", [order for order in DRAWS if order.subtract == "outputs"], ids=str)
+def test_errors_of_a_recomputed_weight_do_not_cancel(order: Order) -> None:
+    rng = np.random.default_rng(5)
+    k = np.eye(64)[None, None]
+    q = 300 * math.sqrt(64) * k  # each query sees one key, with a score of 300, in 1 to 64 of the partial sums
+    spec = Spec.preset("attention", query_heads=1, key_heads=1, head_dim=64, causal="none")
+    x, dout = {"q": q, "k": k, "v": rng.normal(size=k.shape)}, rng.normal(size=k.shape)
+    got = evaluate(spec, x, Recipe("float32"), order, dout)["dv"]
+    want = truth(spec, x, dout=dout).grads["v"]
+    relative = np.sqrt(np.mean((got - want) ** 2, axis=-1) / np.mean(want**2, axis=-1))
+    one_rounding = 300 * 2.0**-25
+    assert np.min(relative) > one_rounding
+    assert np.max(relative) < 30 * one_rounding

@@ -18,7 +18,8 @@ from refdiff.oracle.cases.values import draw
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import evaluate
 from refdiff.oracle.rounding.evaluation_order import MEMBERS, Arithmetic, Order
-from refdiff.oracle.rounding.rounded_layers import rounded_ops, row_max, scores_of_maps
+from refdiff.oracle.rounding.rounded_attention import row_max, scores_of_maps
+from refdiff.oracle.rounding.rounded_layers import rounded_ops
 from refdiff.oracle.truth.attention_operands import attention_operands
 from refdiff.oracle.truth.forward import out_shape
 from tests.oracle.selftest.baseline_rules import BASELINE_RULES, Given, accepts
