@@ -39,7 +39,7 @@ def slow(model: Any, prompt: list[int], n: int) -> list[int]:
     """Greedy decoding without a cache."""
     ids = list(prompt)
     while len(ids) < len(prompt) + n:
-        ids.append(int(np.asarray(model([ids]).logits)[0, -1].argmax()))
+        ids.append(int(np.asarray(model([ids], use_cache=False).logits)[0, -1].argmax()))
         if ids[-1] in (2, 3):
             break
     return ids
