@@ -38,14 +38,14 @@ def small_config(**fields: Any) -> refdiff.DiffLlamaConfig:
 
 
 def small_model(kind: type[PreTrainedModel] = refdiff.DiffLlamaForCausalLM, seed: int = 0, **options: Any) -> Any:
-    """A model in float64 whose norm weights and biases are random too."""
+    """A model in float64 in which the parameters that start at one value (norms, biases) are random too."""
     placed = {name: options.pop(name) for name in ("backend", "device", "kernels") if name in options}
     model = kind.from_config(small_config(**options), seed, dtype="float64")
     g = np.random.default_rng(seed + 100)
     flat = refdiff.model.weights.flatten(model.params)
-    for name in flat:
-        if name.endswith(("norm.weight", "subln.weight", "bias")):
-            flat[name] = g.normal(1.0, 0.3, size=flat[name].shape)
+    for name, start in flat.items():
+        if (start == start.flat[0]).all():
+            flat[name] = g.normal(1.0, 0.3, size=start.shape)
     return kind(model.config, refdiff.model.weights.nest(flat), dtype="float64", **placed)
 
 

@@ -42,6 +42,8 @@ def error_of_slope(model: Any, options: dict[str, Any], wrong: dict[str, float] 
     assert all(gradient[name].shape == a.shape for name, a in parameters.items())
     g = np.random.default_rng(5)
     way = {name: g.normal(size=a.shape) * np.abs(a).max() for name, a in parameters.items()}
+    unmoved = [name for name in way if not np.any(way[name])]
+    assert not unmoved, f"all 0, so nothing tests their gradients: {unmoved}; draw them in small_model"
 
     def at(by: float) -> float:
         moved = weights.nest({name: a + by * way[name] for name, a in parameters.items()})
