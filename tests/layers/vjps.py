@@ -12,11 +12,13 @@ from refdiff.layers.activation import ACTIVATIONS
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
-KINKS = (-3, 0, 3, 6, 10)
+KINKS: dict[str, dict[float, float]] = {
+    "gelu_10": {10.0: 1.0}, "hardswish": {-3.0: 0.0, 3.0: 1.0}, "leaky_relu": {0.0: 0.01}, "relu": {0.0: 0.0},
+    "relu2": {0.0: 0.0}, "relu6": {0.0: 0.0, 6.0: 0.0},
+}  # fmt: skip
+"""Where the slope of an activation jumps or bends, so that differences tell nothing; and the one that torch takes."""
 STEEP = {"laplace": 1}
 """The size of numbers that are drawn, where it is not 3: laplace rises within 0.3, and bends within longer steps."""
-KINKED = {"gelu_10", "hardswish", "leaky_relu", "relu", "relu2", "relu6"}
-"""Activations whose slope jumps or bends at some of `KINKS`, where differences tell nothing."""
 
 NAMES = sorted(name.removesuffix("_vjp") for name in layers.__all__ if name.endswith("_vjp"))
 
@@ -142,11 +144,11 @@ def an_activation(g: np.random.Generator) -> str:
 
 
 def activation(g: np.random.Generator) -> Call:
-    name = an_activation(g)
-    x = STEEP.get(name, 3) * g.normal(size=(*leading(g), 5))
-    for kink in KINKS:
+    act = an_activation(g)
+    x = STEEP.get(act, 3) * g.normal(size=(*leading(g), 5))
+    for kink in KINKS.get(act, {}):
         x = np.where(np.abs(x - kink) < 0.1, kink + 0.2, x)
-    return (x, name), {}
+    return (x, act), {}
 
 
 def projection(g: np.random.Generator, shape: tuple[int, int], scale: float = 1.0) -> dict[str, Any]:
@@ -162,9 +164,9 @@ def swiglu(g: np.random.Generator) -> Call:
     down = projection(g, (width, inner))
     for _ in range(100):
         at = (x @ gate["weight"].T + gate.get("bias", 0.0)).reshape(-1, inner, 1)
-        near = (np.abs(at - np.asarray(KINKS)) < 0.1).any(axis=(0, 2))
+        near = (np.abs(at - np.array([*KINKS.get(act, {})])) < 0.1).any(axis=(0, 2))
         # where all are far below 0, results and slopes are what rounding left of 1 − 1
-        bad = near if act in KINKED and near.any() else np.full(inner, not (at > 0).any())
+        bad = near if near.any() else np.full(inner, not (at > 0).any())
         if not bad.any():
             break
         gate["weight"][bad] = scale * g.normal(size=(bad.sum(), width))
