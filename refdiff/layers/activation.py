@@ -211,8 +211,9 @@ def sqrtsoftplus(x: Array) -> Array:
 
 
 def d_sqrtsoftplus(x: Array) -> Array:
-    """σ(x) / (2 √softplus(x))."""
-    return sigmoid(x) / (2 * sqrtsoftplus(x))
+    """σ(x) / (2 √softplus(x)), and 0 where both have underflowed to 0."""
+    root = sqrtsoftplus(x)
+    return sigmoid(x) / (2 * namespace(x).where(root > 0, root, 1.0))
 
 
 def laplace(x: Array) -> Array:
