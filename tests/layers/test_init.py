@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from refdiff import layers
+from refdiff.layers.activation import ACTIVATIONS
 from tests.layers.places import STRICT, leaves
-from tests.layers.vjps import NAMES, draw
+from tests.layers.vjps import NAMES, draw, label
 from tests.tolerances import FLOAT32, SLOPE32, close
 
 Call = tuple[str, tuple[Any, ...], dict[str, Any]]
@@ -26,11 +27,18 @@ def with_vjp(name: str, args: tuple[Any, ...], options: dict[str, Any]) -> list[
     return [(name, args, options), (f"{name}_vjp", (g, *args), options)]
 
 
+def drawn(name: str, seed: int) -> Call:
+    """A call of a layer, with an activation that does not depend on how many there are."""
+    acts = ("silu", "relu", "gelu_10", "hardswish")
+    return name, *draw(name, seed, **({"act": acts[seed]} if name in ("activation", "swiglu") else {}))
+
+
 FREQUENCIES = [1.0, 0.31, 0.11]
 IDS = np.array([3, 0, 4], np.uint64)  # which the standard compares with no other type
 Q, K, V, LAMBDA = np.zeros((0, 4, 5, 3)), np.zeros((0, 2, 7, 3)), np.zeros((0, 1, 7, 6)), np.asarray(0.3)
 CALLS: list[Call] = [
-    *(call for name in NAMES for seed in range(4) for call in with_vjp(name, *draw(name, seed))),
+    *(call for name in NAMES for seed in range(4) for call in with_vjp(*drawn(name, seed))),
+    *(call for act in sorted(ACTIVATIONS) for call in with_vjp("activation", (np.linspace(-9, 9, 35), act), {})),
     with_vjp("embedding", (IDS, np.ones((5, 2))), {})[1],
     with_vjp("cross_entropy", (np.arange(15.0).reshape(3, 5) % 4, IDS), {"ignore_index": 0})[1],
     ("causal_mask", (3, 5), {"xp": np}),
@@ -60,7 +68,7 @@ CALLS: list[Call] = [
 ]
 ITSELF = {name: getattr(layers, name) for name in layers.__all__}
 """The layers, which no test computes elsewhere under these names."""
-EACH_CALL = pytest.mark.parametrize(("name", "args", "options"), CALLS, ids=lambda x: x if isinstance(x, str) else "")
+EACH_CALL = pytest.mark.parametrize(("name", "args", "options"), CALLS, ids=[label(*call) for call in CALLS])
 
 
 def cast(x: Any, dtype: type, to: type) -> Any:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refdiff import layers
-from tests.layers.vjps import DRAWS, NAMES, differentiable, draw, gradients, no_targets
+from tests.layers.vjps import DRAWS, NAMES, differentiable, draw, gradients, label, no_targets
 
 STEP = 2e-4  # of the size of what is moved
 ROUGH = 1e-8  # what four evaluations in float64 can tell of a slope: the next term of the series, STEP⁴ f⁗′/30
@@ -69,7 +69,7 @@ def test_every_derivative_has_draws() -> None:
 @given(seed=st.integers(0, 10**6))
 def test_derivative_by_differences(name: str, seed: int) -> None:
     expected, actual, scale = slopes(name, seed)
-    assert abs(actual - expected) <= ROUGH * scale
+    assert abs(actual - expected) <= ROUGH * scale, f"{label(name, *draw(name, seed))}: {actual}, not {expected}"
 
 
 @pytest.mark.parametrize("name", NAMES)

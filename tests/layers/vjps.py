@@ -23,9 +23,14 @@ STEEP = {"laplace": 1}
 NAMES = sorted(name.removesuffix("_vjp") for name in layers.__all__ if name.endswith("_vjp"))
 
 
-def draw(name: str, seed: int) -> Call:
-    """Draw sizes, masks, groupings and values of one call of layer `name`."""
-    return DRAWS[name](np.random.default_rng([seed, sum(map(ord, name))]))
+def draw(name: str, seed: int, **fixed: Any) -> Call:
+    """Draw sizes, masks, groupings and values of one call of layer `name`, but what is `fixed`."""
+    return DRAWS[name](np.random.default_rng([seed, sum(map(ord, name))]), **fixed)
+
+
+def label(name: str, args: tuple[Any, ...], options: dict[str, Any]) -> str:
+    """The name of a layer, and the activation of a call that has one."""
+    return "-".join([name, *(x for x in (*args, *options.values()) if isinstance(x, str))])
 
 
 def leading(g: np.random.Generator) -> tuple[int, ...]:
@@ -143,8 +148,8 @@ def an_activation(g: np.random.Generator) -> str:
     return sorted(ACTIVATIONS)[g.integers(len(ACTIVATIONS))]
 
 
-def activation(g: np.random.Generator) -> Call:
-    act = an_activation(g)
+def activation(g: np.random.Generator, act: str | None = None) -> Call:
+    act = act or an_activation(g)
     x = STEEP.get(act, 3) * g.normal(size=(*leading(g), 5))
     for kink in KINKS.get(act, {}):
         x = np.where(np.abs(x - kink) < 0.1, kink + 0.2, x)
@@ -156,9 +161,9 @@ def projection(g: np.random.Generator, shape: tuple[int, int], scale: float = 1.
     return {name: value for name, value in drawn.items() if value is not None}
 
 
-def swiglu(g: np.random.Generator) -> Call:
+def swiglu(g: np.random.Generator, act: str | None = None) -> Call:
     width, inner = sizes(g, 2)
-    x, act = g.normal(size=(*leading(g), width)), an_activation(g)
+    x, act = g.normal(size=(*leading(g), width)), act or an_activation(g)
     scale = STEEP.get(act, 3) / width**0.5
     gate, up = projection(g, (inner, width), scale), projection(g, (inner, width))
     down = projection(g, (width, inner))
@@ -181,7 +186,7 @@ def cross_entropy(g: np.random.Generator) -> Call:
     return (2 * g.normal(size=(*rows, classes)), np.where(g.random(rows) < 0.3, -100, targets)), {}
 
 
-DRAWS: dict[str, Callable[[np.random.Generator], Call]] = {
+DRAWS: dict[str, Callable[..., Call]] = {
     f.__name__: f
     for f in [
         *(activation, attention_weights, cross_entropy, diff_attention, diff_heads_hf, diff_heads_paper),
