@@ -16,7 +16,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rms_norm_eps": float("nan")}, "rms_norm_eps: got nan, expected 0 to 1e30"),
     ({"attention_bias": 1}, "attention_bias: got 1, an integer, expected true or false"),
     ({"attention_dropout": 0.1}, "attention_dropout: got 0.1, expected 0.0"),
-    ({"hidden_act": "prelu"}, "hidden_act: got 'prelu', expected one of gelu, gelu_10"),
+    ({"hidden_act": "prelu"}, f"hidden_act: got 'prelu', expected one of {', '.join(config_checks.ACTIVATIONS)}$"),
     ({"eos_token_id": [1, True]}, r"eos_token_id\[1\]: got True, a boolean, expected an integer"),
     ({"eos_token_id": [0] * 1001}, "eos_token_id: got 1001 ids, expected at most 1000"),
     ({"pad_token_id": 32000}, "pad_token_id: got 32000, expected less than vocab_size 32000, or null"),
