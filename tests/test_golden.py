@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import refdiff
+from refdiff.model.config_checks import ACTIVATIONS
 from tests.compare import TOLERANCE, compare, compare_outputs, relative
 
 pytestmark = pytest.mark.filterwarnings("ignore:the text is longer than")
@@ -75,6 +76,10 @@ def test_the_cases_cover_what_they_should() -> None:
         )
     }
     assert {key for name in LANGUAGE_MODELS for key in CASES[name]["generate"]} == {"greedy", "beams"}
+
+
+def test_activations_are_those_of_transformers() -> None:
+    assert list(ACTIVATIONS) == GOLDEN["activations"], "transformers has other names, and loads what refdiff saves"
 
 
 @pytest.mark.parametrize("kernels", ["fast", "reference"])

@@ -4,8 +4,9 @@ Each case is a folder: a tiny checkpoint as transformers saves it, and `expected
 outputs of some calls, computed in float64 by transformers with its float32 casts taken out. Names in that file are
 `call/in/argument` and `call/out/field`. Padded calls go through transformers' default attention (sdpa), which gives
 zeros to positions that see nothing; its eager attention, used where attention rows are asked for, averages over
-everything there. `golden.json` records the versions, the seed, and what else a call needs. tests/test_golden.py holds
-refdiff to these values without torch; tests/parity/test_golden_reproducible.py writes them anew and compares.
+everything there. `golden.json` records the versions, the seed, the names of activations, and what else a call needs.
+tests/test_golden.py holds refdiff to these values without torch; tests/parity/test_golden_reproducible.py writes them
+anew and compares.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import transformers
 from safetensors.numpy import save_file
 from transformers import DynamicCache
 
-from tests.parity.checkpoints import Recipe, write
+from tests.parity.checkpoints import ACTIVATIONS, Recipe, write
 from tests.parity.float64_transformers import Peer, float64_by_default, float64_peer, to_numpy, to_torch
 
 SEED = 20_261_124
@@ -243,6 +244,7 @@ def make(folder: Path) -> None:
         "numpy": np.__version__,
         "python": sys.version.split()[0],
         "seed": SEED,
+        "activations": ACTIVATIONS,
         "cached": CACHED,
         "cases": cases,
     }
