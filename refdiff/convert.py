@@ -38,7 +38,7 @@ from refdiff.layers.rope_frequencies import rope_frequencies
 from refdiff.messages import show_value
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.diffllama import ATTENTION, Context
-from refdiff.model.variants import MODEL_TYPES
+from refdiff.model.variants import VARIANTS
 from refdiff.model.weights import attention_shapes, flatten, nest
 from refdiff.model.weights.precision import UNIT, round_to
 
@@ -75,7 +75,7 @@ def convert(
         config: the config of the weights; its `wiring` is the variant to convert from.
         params: the weights as in `model.params`, of any backend. They are not changed. The result shares arrays that
             stay the same; all others are NumPy arrays.
-        wiring: the variant to convert to, "hf", "paper", "v2" or "none".
+        wiring: the variant to convert to, by the name that it has in `DiffLlamaConfig.wiring`.
         eager: the weights, in the wiring "paper", were trained with unilm's `multihead_diffattn.py`.
 
     Returns:
@@ -131,8 +131,8 @@ def _plan(
     config: DiffLlamaConfig, params: Mapping[str, Any], wiring: str, eager: bool
 ) -> tuple[DiffLlamaConfig, Callable[[Params], Params] | None]:
     """Return the new model's config, and the function that converts a layer's attention; None if it stays the same."""
-    if wiring not in MODEL_TYPES:
-        raise ValueError(f"wiring: got {wiring!r}, expected one of {', '.join(MODEL_TYPES)}")
+    if wiring not in VARIANTS:
+        raise ValueError(f"wiring: got {wiring!r}, expected one of {', '.join(VARIANTS)}")
     _refuse_eager(config, eager)
     new = copy.deepcopy(config)
     step = config.wiring, wiring
@@ -466,7 +466,7 @@ def _attention_of(config: DiffLlamaConfig, params: Mapping[str, Any], layer: int
         if name in expected and shape != expected[name]
     ]
     sizes = ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "attention_bias")
-    fits = [wiring for wiring in MODEL_TYPES if attention_shapes(_replace_wiring(config, wiring)) == found]
+    fits = [wiring for wiring in VARIANTS if attention_shapes(_replace_wiring(config, wiring)) == found]
     raise ValueError(
         f"the weights are not those of the config, whose wiring is {config.wiring!r} and "
         f"{', '.join(f'{name} {getattr(config, name)}' for name in sizes)}: in layers.{layer}.self_attn, "

@@ -15,7 +15,7 @@ import pytest
 
 import refdiff
 from refdiff.cli.parser import build_parser
-from refdiff.model.variants import MODEL_TYPES
+from refdiff.model.variants import VARIANTS
 from refdiff.oracle.spec.presets import PRESETS, VARIANT_PRESETS
 from tests.golden import unilm
 
@@ -100,7 +100,7 @@ def test_the_table_of_conversions_is_what_convert_does() -> None:
     lines = PAGES["variants.md"].split("<!-- conversions -->")[1].split("<!-- end -->")[0].strip().splitlines()
     head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
     wirings = [cell.split()[1] for cell in head[1:]]
-    assert [row[0] for row in rows] == wirings == list(MODEL_TYPES)
+    assert [row[0] for row in rows] == wirings == list(VARIANTS)
     for one, *cells in rows:
         for other, cell in zip(wirings, cells, strict=True):
             config, outcome = refdiff.DiffLlamaConfig(wiring=one), ""
@@ -115,7 +115,7 @@ def test_the_table_of_conversions_is_what_convert_does() -> None:
 
 def test_the_table_of_variants_names_the_presets_of_the_oracle() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \|.*\| (\S+) \|$", PAGES["variants.md"], re.M))
-    assert list(rows) == list(MODEL_TYPES)
+    assert list(rows) == list(VARIANTS)
     assert {name: preset.strip("`") for name, preset in rows.items() if preset != "—"} == VARIANT_PRESETS
     assert set(VARIANT_PRESETS.values()) <= set(PRESETS)
 

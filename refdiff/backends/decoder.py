@@ -54,9 +54,9 @@ def diffllama(p: dict[str, Any], x: Array, ctx: Any, last: int | None = None, *,
         last: how many tokens at the end the result has; None is all.
 
     Shapes:
-        x (B, T, D) -> (B, T or last, D); NotImplemented for an attention variant that is not in `VARIANTS`
+        x (B, T, D) -> (B, T or last, D); NotImplemented for an attention variant that is not in `ATTENTION`
     """
-    if ctx.config.wiring not in VARIANTS:
+    if ctx.config.wiring not in ATTENTION:
         return NotImplemented
     for layer, weights in enumerate(p["layers"]):
         x = decoder_layer(weights, x, layer, ctx, last if layer + 1 == len(p["layers"]) else None, steps)
@@ -75,7 +75,7 @@ def decoder_layer(p: dict[str, Any], x: Array, layer: int, ctx: Any, last: int |
 
 def attention(p: dict[str, Any], x: Array, layer: int, ctx: Any, last: int | None, steps: Steps) -> Array:
     """Run attention in the variant of the config: (B, T, D) -> (B, T or last, D)."""
-    ops, d, variant = steps.ops, ctx.config.head_dim, VARIANTS[ctx.config.wiring]
+    ops, d, variant = steps.ops, ctx.config.head_dim, ATTENTION[ctx.config.wiring]
     queries, query_ctx = x, ctx
     if last is not None and last < x.shape[1]:
         queries = x[:, -last:, :]
@@ -104,7 +104,7 @@ def _lambda(ops: Any, p: dict[str, Any], lambda_init: float) -> Array:
     return ops.diff_lambda(p["lambda_q1"], p["lambda_k1"], p["lambda_q2"], p["lambda_k2"], lambda_init)
 
 
-# the four attention variants after RoPE, each (B, T, D), rotated q, all k and v -> (B, T, H d)
+# the attention variants after RoPE, each (B, T, D), rotated q, all k and v -> (B, T, H d)
 
 
 def _attend_hf(ops: Any, p: dict[str, Any], x: Array, q: Array, k: Array, v: Array, layer: int, ctx: Any) -> Array:
@@ -126,7 +126,7 @@ def _attend_llama(ops: Any, p: dict[str, Any], x: Array, q: Array, k: Array, v: 
 
 
 @dataclass(frozen=True)
-class Variant:
+class Attention:
     """How an attention variant differs from the others.
 
     attend: from queries, keys and values to the heads.
@@ -141,11 +141,11 @@ class Variant:
     value_pairs: bool = False
 
 
-VARIANTS = {
-    "hf": Variant(_attend_hf, interleaved=False, value_pairs=True),
-    "paper": Variant(_attend_paper, interleaved=True, value_size=2),
-    "v2": Variant(_attend_v2, interleaved=True),
-    "none": Variant(_attend_llama, interleaved=False),
+ATTENTION = {
+    "hf": Attention(_attend_hf, interleaved=False, value_pairs=True),
+    "paper": Attention(_attend_paper, interleaved=True, value_size=2),
+    "v2": Attention(_attend_v2, interleaved=True),
+    "none": Attention(_attend_llama, interleaved=False),
 }
 
 

@@ -16,7 +16,7 @@ from refdiff.cli.loading import fetch
 from refdiff.cli.output_files import check_folder
 from refdiff.cli.terminal import waiting
 from refdiff.errors import CheckpointError
-from refdiff.model.variants import MODEL_TYPES
+from refdiff.model.variants import VARIANTS
 
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
@@ -33,7 +33,8 @@ refdiff convert path/to/llama path/to/new --to v2
 """
     parser.add_argument("model", metavar=MODEL, help="folder or hub repo")
     parser.add_argument("output", metavar="OUTPUT", help="the folder to write, new or empty")
-    parser.add_argument("--to", choices=[*MODEL_TYPES], required=True, metavar="VARIANT", help="hf, paper, v2 or none")
+    others = ", ".join(name for name in VARIANTS if name != "none")
+    parser.add_argument("--to", choices=[*VARIANTS], required=True, metavar="VARIANT", help=f"{others} or none")
     parser.add_argument("--eager", action="store_true", help="MODEL is of multihead_diffattn.py")
     add_dtype(parser, text="the type to write")
     add_common(parser)

@@ -22,7 +22,7 @@ from refdiff.cli.process import ctrl_c_calls
 from refdiff.cli.terminal import minutely, note, one_line, progress_bar, size, write_text
 from refdiff.errors import CheckpointError
 from refdiff.messages import printable
-from refdiff.model.variants import MODEL_TYPES
+from refdiff.model.variants import VARIANTS
 
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
@@ -106,8 +106,8 @@ refdiff train -o run --resume
     parser.add_argument("--plot", metavar="FILE", help="draw loss and λ, .png or .svg")
     model = parser.add_argument_group("model")
     model.add_argument("--config", action=_Noted, metavar="FILE", help="a config.json to start from")
-    text = "hf, paper, v2, or none = a Llama (default: hf)"
-    model.add_argument("--wiring", action=_Noted, choices=[*MODEL_TYPES], metavar="VARIANT", help=text)
+    text = f"{', '.join(name for name in VARIANTS if name != 'none')}, or none = a Llama (default: hf)"
+    model.add_argument("--wiring", action=_Noted, choices=[*VARIANTS], metavar="VARIANT", help=text)
     for field, entry in MODEL_SIZES.items():
         add(model, field, *entry)
     course = parser.add_argument_group("training")

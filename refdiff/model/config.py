@@ -15,7 +15,7 @@ from refdiff.files import read_json, write_json
 from refdiff.messages import list_problems, show_value, warn
 from refdiff.model import config_checks, rope_parameters
 from refdiff.model.commit import finish
-from refdiff.model.variants import MODEL_TYPES
+from refdiff.model.variants import VARIANTS
 
 
 @dataclass(init=False)
@@ -81,7 +81,7 @@ class DiffLlamaConfig:
     @property
     def num_query_heads(self) -> int:
         """The number of rows that attention weights have: `num_attention_heads`, and in v2 twice as many."""
-        return self.num_attention_heads * (2 if self.wiring == "v2" else 1)
+        return self.num_attention_heads * VARIANTS[self.wiring].query_heads
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "config.json") -> DiffLlamaConfig:
@@ -134,7 +134,7 @@ class DiffLlamaConfig:
         """Return all fields, the extra ones and `model_type` in one dict, which `DiffLlamaConfig(**…)` accepts."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         del values["extra"], values["wiring"]
-        return copy.deepcopy({**self.extra, **values, "model_type": MODEL_TYPES[self.wiring]})
+        return copy.deepcopy({**self.extra, **values, "model_type": VARIANTS[self.wiring].model_type})
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> Path:
         """Write `config.json` into `directory`, made if needed, atomically; return its path.

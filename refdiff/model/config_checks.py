@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from refdiff.layers.activation import ACTIVATIONS as FUNCTIONS
 from refdiff.messages import did_you_mean, json_type, show_name, show_value
-from refdiff.model.variants import MODEL_TYPES
+from refdiff.model.variants import VARIANTS
 
 if TYPE_CHECKING:
     from refdiff.model.config import DiffLlamaConfig
@@ -152,14 +152,14 @@ def wiring(given: Any, model_type: Any) -> str:
     Raises:
         ValueError: the variant is unknown, or contradicts `model_type`.
     """
-    variant_by_type = {value: name for name, value in MODEL_TYPES.items()}
+    variant_by_type = {variant.model_type: name for name, variant in VARIANTS.items()}
     if model_type is not None and (not isinstance(model_type, str) or model_type not in variant_by_type):
         raise ValueError(f"model_type: got {show_value(model_type)}, expected one of {', '.join(variant_by_type)}")
     if given is None:
         return variant_by_type[model_type or "diffllama"]
-    if not isinstance(given, str) or given not in MODEL_TYPES:
-        raise ValueError(f"wiring: got {show_value(given)}, expected one of {', '.join(MODEL_TYPES)}")
-    if model_type not in (None, "diffllama", MODEL_TYPES[given]):
+    if not isinstance(given, str) or given not in VARIANTS:
+        raise ValueError(f"wiring: got {show_value(given)}, expected one of {', '.join(VARIANTS)}")
+    if model_type not in (None, "diffllama", VARIANTS[given].model_type):
         raise ValueError(
             f"wiring: got {given!r}, expected {variant_by_type[model_type]!r} for model_type {model_type!r}"
         )
@@ -177,7 +177,7 @@ def fill_heads(config: DiffLlamaConfig, left: dict[str, Any]) -> None:
     derived = key_value_heads is None
     config.num_key_value_heads = heads if derived else integer("num_key_value_heads", key_value_heads, 1, 2**16)
     name = "num_attention_heads (and so num_key_value_heads)" if derived else "num_key_value_heads"
-    if config.num_key_value_heads % 2 and config.wiring in ("hf", "paper"):
+    if config.num_key_value_heads % 2 and VARIANTS[config.wiring].even_key_heads:
         raise ValueError(
             f"{name}: got {config.num_key_value_heads}, expected an even number, at least 2: "
             "differential attention splits the values into two halves along these heads"

@@ -1,4 +1,4 @@
-"""Embeddings → hidden states: four attention variants, the decoder layer, the loop.
+"""Embeddings → hidden states: the attention variants, the decoder layer, the loop.
 
 `p` is the part of the checkpoint's nested weight dict that belongs to a function. `ctx`, a `Context`, is shared by
 all layers; `ctx.ops` is the namespace of layer functions (`refdiff.backends`).
@@ -76,7 +76,7 @@ def decoder_layer(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> Arra
     return x + ops.swiglu(normed, **p["mlp"], act=ctx.config.hidden_act, ops=ops)
 
 
-# MultiHead(X) = Concat(head_1, …, head_h) W_O (Ye et al. 2024, eq. 3) in four variants, each (B, T, D) -> (B, T, D)
+# MultiHead(X) = Concat(head_1, …, head_h) W_O (Ye et al. 2024, eq. 3) by variant, each (B, T, D) -> (B, T, D)
 
 
 def attention_hf(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> Array:

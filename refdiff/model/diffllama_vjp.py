@@ -20,7 +20,7 @@ from refdiff.backends import Ops
 from refdiff.layers.linear import named_grads
 from refdiff.layers.plain_heads import concat_heads
 from refdiff.model.diffllama import Context, project, rotate
-from refdiff.model.weights.names import LAMBDA_VECTORS
+from refdiff.model.variants import LAMBDA_VECTORS
 
 Grads = dict[str, Any]
 Back = Callable[[Array], tuple[Array, Grads]]
@@ -79,7 +79,7 @@ def decoder_layer(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tupl
     return out, back
 
 
-# the four attention variants, each (B, T, D) -> (B, T, D), and back: (B, T, D) -> (B, T, D), grads like `p`
+# the attention variants, each (B, T, D) -> (B, T, D), and back: (B, T, D) -> (B, T, D), grads like `p`
 
 
 def attention_hf(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tuple[Array, Back]:

@@ -9,7 +9,7 @@ from refdiff.arrays import Array, device, namespace
 from refdiff.backends import Ops, overlay
 from refdiff.layers.diff_heads_paper import interleave_heads
 from refdiff.model.outputs import ModelOutput
-from refdiff.model.variants import PAIRING
+from refdiff.model.variants import VARIANTS
 
 
 class Recorder:
@@ -57,7 +57,7 @@ class Recorder:
             out.hidden_states = tuple(self._states)
         if not self._attentions:
             return
-        pairing = PAIRING[wiring]
+        pairing = VARIANTS[wiring].pairing
         if pairing is None:
             out.attentions = out.differential_attentions = tuple(self._maps)
             zero = namespace(self._maps[0]).zeros((), dtype=self._maps[0].dtype, device=device(self._maps[0]))

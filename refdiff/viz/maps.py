@@ -15,7 +15,7 @@ from refdiff.arrays import to_numpy
 from refdiff.generation.token_bytes import TokenBytes
 from refdiff.layers.diff_heads_paper import group_by_map
 from refdiff.model.outputs import ModelOutput
-from refdiff.model.variants import PAIRING
+from refdiff.model.variants import VARIANTS
 
 Floats = NDArray[np.floating[Any]]
 
@@ -182,9 +182,10 @@ def maps_of(out: ModelOutput, tokens: Sequence[str], *, wiring: str = "hf", row:
         raise ValueError("out: got no attention maps; call the model with output_attentions=True")
     weights = [np.asarray(to_numpy(a))[row : row + 1] for a in out.attentions]
     difference = np.concatenate([to_numpy(d)[row : row + 1] for d in out.differential_attentions])
-    if PAIRING[wiring] is None:
+    pairing = VARIANTS[wiring].pairing
+    if pairing is None:
         return AttentionMaps(tuple(tokens), difference, None, difference, None, None)
-    if PAIRING[wiring] == "interleaved":
+    if pairing == "interleaved":
         weights = [np.asarray(group_by_map(w)) for w in weights]
     both = np.concatenate(weights)
     half = both.shape[1] // 2

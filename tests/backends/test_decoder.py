@@ -73,7 +73,7 @@ def test_a_variant_that_the_backends_do_not_know_is_computed_by_the_readable_dec
 ) -> None:
     fast, tokens = small_model(wiring="none"), ids(4, 2, 7)
     expected = fast(tokens).logits
-    monkeypatch.delitem(decoder.VARIANTS, "none")
+    monkeypatch.delitem(decoder.ATTENTION, "none")
     close(fast(tokens).logits, expected, SAME)
     close(fast(tokens, logits_to_keep=2).logits, expected[:, -2:], SAME)
 

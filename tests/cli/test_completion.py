@@ -10,6 +10,7 @@ import pytest
 
 from refdiff.cli import main
 from refdiff.cli.parser import COMMANDS
+from refdiff.model.variants import VARIANTS
 
 Capture = pytest.CaptureFixture[str]
 
@@ -53,7 +54,7 @@ def test_fish(capsys: Capture) -> None:
     lines = _script("fish", capsys).splitlines()
     assert [line for line in lines if "__fish_use_subcommand" in line and "-a train " in line]
     (found,) = [line for line in lines if "seen_subcommand_from convert" in line and "-l to" in line]
-    assert "-x -a 'hf paper v2 none'" in found
+    assert f"-x -a '{' '.join(VARIANTS)}'" in found
     assert (
         "complete -c refdiff -n '__fish_seen_subcommand_from golden' -f -a 'export verify' -d 'export or verify'"
         in lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from refdiff.arrays import Deferred, to_numpy
 from refdiff.convert import convert, convert_later, prove
 from refdiff.layers.diff_heads_paper import SUBLN_EPS
 from refdiff.model import weights
-from refdiff.model.variants import MODEL_TYPES
+from refdiff.model.variants import VARIANTS
 from tests.layers.places import Place
 from tests.model.models import ids, small_model
 from tests.tolerances import EXACT, close
@@ -166,7 +167,7 @@ def test_where_the_norm_is_in_the_way(one: str, other: str) -> None:
 
 
 def test_a_variant_without_a_step_is_not_said_to_have_a_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODEL_TYPES, "untried", "untried_transformer")
+    monkeypatch.setitem(VARIANTS, "untried", replace(VARIANTS["none"], model_type="untried_transformer"))
     model = small_model(wiring="none")
     untried = copy.copy(model.config)
     untried.wiring = "untried"

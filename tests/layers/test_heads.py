@@ -1,4 +1,4 @@
-"""The four kinds of heads: differential attention of their streams, and what follows it."""
+"""Each kind of heads: differential attention of their streams, and what follows it."""
 
 import math
 from typing import Any

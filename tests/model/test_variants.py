@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 import refdiff
 from refdiff.arrays import to_numpy
 from refdiff.backends import ops_for, overlay
+from refdiff.model import diffllama_vjp
 from refdiff.model.diffllama import ATTENTION, Context
-from refdiff.model.variants import PAIRING
+from refdiff.model.variants import VARIANTS
 from refdiff.model.weights import attention_shapes, count_parameters, nest, parameter_shapes
 from refdiff.model.weights.names import stored_name
 from tests.golden import unilm
@@ -62,6 +63,20 @@ def test_equals_the_files_of_unilm(kind: str, file: str, size: str) -> None:
     cos, sin = ops.rope_cos_sin(np.arange(7)[None], *frequencies, np.float64)
     out = ATTENTION[config.wiring](p, case.x, case.options.get("depth", 0), Context(config, ops, cos, sin))
     close(out, case.outputs[file], unilm.SAME)
+
+
+def test_every_table_has_every_variant() -> None:
+    assert list(VARIANTS) == list(ATTENTION) == list(diffllama_vjp.ATTENTION) == list(LAYERS)
+
+
+@EACH
+def test_an_odd_number_of_key_heads_is_computed_or_refused(wiring: str) -> None:
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 3}
+    if VARIANTS[wiring].even_key_heads:
+        with pytest.raises(ValueError, match="num_key_value_heads: got 3, expected an even number"):
+            small_config(wiring=wiring, **heads)
+    else:
+        small_model(wiring=wiring, **heads)(ids(3, 2, 5))
 
 
 @EACH
@@ -133,7 +148,7 @@ def test_maps_are_those_of_the_heads_that_a_mask_names(wiring: str) -> None:
         "halves": (slice(0, heads // 2), slice(heads // 2, None)),
         "interleaved": (slice(0, None, 2), slice(1, None, 2)),
         None: (slice(None), slice(None)),
-    }[PAIRING[wiring]]
+    }[VARIANTS[wiring].pairing]
     close(difference, weights[:, first] - lambda_ * weights[:, second], SAME)
 
 

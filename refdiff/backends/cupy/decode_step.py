@@ -49,7 +49,7 @@ class DecodeStep:
     @classmethod
     def create(cls, model: Any) -> DecodeStep | None:
         """Return the step of a model, or None where its kind of RoPE, kernels or functions rule it out."""
-        if not model.backend.is_own(model.ops) or model.config.wiring not in decoder.VARIANTS:
+        if not model.backend.is_own(model.ops) or model.config.wiring not in decoder.ATTENTION:
             return None
         return None if model.config.rope_parameters.get("rope_type") in LENGTH_DEPENDENT else cls(model)
 

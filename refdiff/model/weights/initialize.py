@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.model.config import DiffLlamaConfig
-from refdiff.model.weights.names import LAMBDA_VECTORS, nest, parameter_shapes
+from refdiff.model.variants import LAMBDA_VECTORS
+from refdiff.model.weights.names import nest, parameter_shapes
 from refdiff.model.weights.precision import compute_dtype, round_to
 
 

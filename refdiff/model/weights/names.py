@@ -14,6 +14,7 @@ from typing import Any
 
 from refdiff.messages import list_problems
 from refdiff.model.config import DiffLlamaConfig
+from refdiff.model.variants import VARIANTS
 
 ARCHITECTURES = (
     "DiffLlamaModel",
@@ -22,9 +23,6 @@ ARCHITECTURES = (
     "DiffLlamaForTokenClassification",
     "DiffLlamaForQuestionAnswering",
 )
-
-LAMBDA_VECTORS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
-"""Last part of the name of the four vectors that v1 makes λ of."""
 
 HEAD_PARAMETERS = {"lm_head.weight", "score.weight", "score.bias", "qa_outputs.weight", "qa_outputs.bias"}
 """The parameters of every class's head; all others belong to the base model."""
@@ -113,7 +111,7 @@ def attention_shapes(config: DiffLlamaConfig) -> dict[str, tuple[int, ...]]:
     """Return the shape of every parameter of one layer's attention: what stands after `self_attn.`."""
     D, d = config.hidden_size, config.head_dim
     query, key, out = (n * d for n in (config.num_query_heads, config.num_key_value_heads, config.num_attention_heads))
-    shapes = _wiring_shapes(config)
+    shapes = VARIANTS[config.wiring].own_shapes(config)
     for name, rows, columns in (
         ("q_proj", query, D), ("k_proj", key, D), ("v_proj", key, D), ("o_proj", D, out),
     ):  # fmt: skip
@@ -121,18 +119,6 @@ def attention_shapes(config: DiffLlamaConfig) -> dict[str, tuple[int, ...]]:
         if config.attention_bias:
             shapes[f"{name}.bias"] = (rows,)
     return shapes
-
-
-def _wiring_shapes(config: DiffLlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Return the parameters that attention has beside its four projections."""
-    vectors: dict[str, tuple[int, ...]] = dict.fromkeys(LAMBDA_VECTORS, (config.head_dim,))
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {
-        "hf": vectors,
-        "paper": {**vectors, "subln.weight": (2 * config.head_dim,)},
-        "v2": {"lambda_proj.weight": (config.num_attention_heads, config.hidden_size)},
-        "none": {},
-    }
-    return shapes[config.wiring]
 
 
 def _head_shapes(config: DiffLlamaConfig, architecture: str) -> dict[str, tuple[int, ...]]:
@@ -177,7 +163,7 @@ def stored_name(name: str, wiring: str) -> str:
     So that what stands after `self_attn.` is the `state_dict` of unilm's `multihead_flashdiff_1.py`, as in `v2`
     it is that of `multihead_flashdiffv2.py`, which says `o_proj`.
     """
-    return name.replace(".self_attn.o_proj.", ".self_attn.out_proj.") if wiring == "paper" else name
+    return name.replace(".self_attn.o_proj.", f".self_attn.{VARIANTS[wiring].last_projection}.")
 
 
 def count_parameters(shapes: Iterable[tuple[int, ...]]) -> int:

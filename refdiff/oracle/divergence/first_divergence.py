@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.errors import CheckpointError
-from refdiff.model.variants import PAIRING
+from refdiff.model.variants import VARIANTS
 from refdiff.oracle.divergence.expected_values import ROW_LIMIT, Expected, allowed_rows, compare, expect
 from refdiff.oracle.divergence.explain import explanation
 from refdiff.oracle.divergence.layouts import Floats, arrange, axes_of, separate_maps
@@ -133,7 +133,8 @@ def _interleaved(reference: Trace) -> bool:
     """Whether heads 2i and 2i + 1 are a pair."""
     if "spec" in reference.about:
         return bool(reference.about["spec"]["pairing"] == "interleaved")
-    return PAIRING.get(reference.about.get("config", {}).get("wiring", "hf")) == "interleaved"
+    variant = VARIANTS.get(reference.about.get("config", {}).get("wiring", "hf"))
+    return variant is not None and variant.pairing == "interleaved"
 
 
 def _compare_points(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from refdiff.backends import ops_for, overlay
-from refdiff.model.variants import PAIRING
+from refdiff.model.variants import VARIANTS
 from refdiff.oracle import Divergence, Spec, Trace, first_divergence, trace
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import CATALOGUE, Mistake, wrap
@@ -95,7 +95,7 @@ def test_every_mistake(mistake: Mistake, dtype: str) -> None:
 )
 @pytest.mark.parametrize("wiring", WIRINGS)
 def test_clean_runs(wiring: str, dtype: str, mode: str) -> None:
-    if PAIRING[wiring] is None:
+    if VARIANTS[wiring].pairing is None:
         of = model(wiring, dtype)
         ref = trace(of, inputs())
         mine: Any = {path: x.astype(np.float32) for path, x in ref.items()} if dtype == "float32" else dict(ref)
