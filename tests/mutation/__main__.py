@@ -142,6 +142,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the mutants; 0 where none of those that are listed has changed, and the score is met."""
     parser = argparse.ArgumentParser("python -m tests.mutation", description=__doc__)
     parser.add_argument("--path", type=Path, action="append", help=f"file or folder; {' '.join(DEFAULT)} unless given")
+    parser.add_argument("--function", action="append", default=[], help="run only the mutants of it")
     parser.add_argument("--sample", type=int, help="run only so many, drawn by --seed")
     parser.add_argument("--seed", default="", help="any text, such as a commit's hash")
     parser.add_argument("--jobs", type=int, default=1, help="how many at once")
@@ -156,7 +157,10 @@ def main(argv: list[str] | None = None) -> int:
     keys = {m.key for m in mutants}
     here = [key for key in known if any((root / key[0]).is_relative_to(p) for p in paths)]
     stale = [f"no such mutant: {key[0]}, {key[1]}: {key[2]} -> {key[3]}" for key in here if key not in keys]
-    chosen = choose(mutants, set(known), args.sample, args.seed)
+    if missing := set(args.function) - {m.function for m in mutants}:
+        parser.error(f"--function: there is none called {', '.join(missing)}")
+    wanted = [m for m in mutants if not args.function or m.function in args.function]
+    chosen = choose(wanted, set(known), args.sample, args.seed)
 
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         copy = Path(folder).resolve()

@@ -87,7 +87,7 @@ def test_what_survives_must_be_listed_and_what_is_listed_must_survive(
     for name, text in {
         "refdiff/__init__.py": "",  # else the project's own refdiff, a package, comes before this one
         "refdiff/layers/__init__.py": "",
-        "refdiff/layers/half.py": HALF,
+        "refdiff/layers/half.py": f"{HALF}\n\ndef untested(x: float) -> float:\n    return x + 1\n",
         "tests/layers/test_half.py": TEST,
         **{f"tests/layers/test_{n}.py": "def test_nothing() -> None:\n    pass\n" for n in ("vjp", "init", "errors")},
         "setup.cfg": "[tool:pytest]\npythonpath = .\naddopts = --import-mode=importlib\n",
@@ -95,7 +95,8 @@ def test_what_survives_must_be_listed_and_what_is_listed_must_survive(
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
-    args = ["--root", tmp_path, "--equivalent", tmp_path / "equivalent.toml", "--path", "refdiff/layers"]
+    args = ["--root", tmp_path, "--equivalent", tmp_path / "equivalent.toml"]
+    args += ["--path", "refdiff/layers", "--function", "half"]
     command = [sys.executable, "-m", "tests.mutation", *args]
     done = subprocess.run(command, cwd=ROOT, env=outside, capture_output=True, text=True, check=False)
     assert says in done.stdout, done.stdout + done.stderr
