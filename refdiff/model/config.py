@@ -27,6 +27,8 @@ class DiffLlamaConfig:
     `head_dim` are integers, and `rope_parameters` has `rope_type` and `rope_theta`. Fields that DiffLlama does not use
     stay in `extra` and are written back by `save_pretrained`; one warning names those that are not in every file.
 
+    `hidden_act` is a name of `refdiff.layers.activation.ACTIVATIONS`: every activation of transformers without weights.
+
     `wiring` says how attention is built from its heads: "hf" as in transformers' DiffLlama, "paper" as in unilm's flash
     files, "v2" as in DIFF V2 (where there are twice `num_attention_heads` query heads), "none" as in a Llama, without a
     difference. Files tell it by their `model_type`: diffllama, diff_transformer, diff_transformer_v2 and llama.

@@ -109,6 +109,9 @@ print(layers.embedding(np.array([2, 0, 2]), table))
 print(layers.embedding_vjp(np.ones((3, 2)), np.array([2, 0, 2]), table)[1])
 
 # %% activation, activation_vjp
+from refdiff.layers.activation import ACTIVATIONS
+
+print(*sorted(ACTIVATIONS))  # what hidden_act of a config may be
 print(layers.activation(np.array([-1.0, 0.0, 1.0]), "silu").round(3))
 print(layers.activation_vjp(np.ones(3), np.array([-1.0, 0.0, 1.0]), "silu")[0].round(3))
 
