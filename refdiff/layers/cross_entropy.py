@@ -20,30 +20,42 @@ def cross_entropy(logits: Array, targets: Array, *, ignore_index: int = -100) ->
         logits (..., V), targets (...) integers -> a scalar array ()
 
     Raises:
+        ValueError: the shapes do not fit.
         IndexError: a target is neither in 0 to V − 1 nor `ignore_index`.
     """
-    if tuple(logits.shape[:-1]) != tuple(targets.shape):
-        raise ValueError(
-            f"cross_entropy: logits, targets: got shapes {tuple(logits.shape)} and {tuple(targets.shape)}, expected "
-            "(..., V) and (...)"
-        )
     xp = namespace(logits, targets)
-    V = logits.shape[-1]
-    z, t = xp.reshape(logits, (-1, V)), xp.reshape(targets, (-1,))
-    keep = t != ignore_index
-    t = xp.where(keep, t, 0)
-    if t.shape[0]:
-        low, high = int(xp.min(t)), int(xp.max(t))
-        if low < 0 or high >= V:
-            raise IndexError(
-                f"cross_entropy: targets: got {low if low < 0 else high}, expected 0 to {V - 1}, or {ignore_index} to "
-                "leave a token out"
-            )
+    keep, t = _classes("cross_entropy", logits, targets, ignore_index)
+    keep, t, z = xp.reshape(keep, (-1,)), xp.reshape(t, (-1,)), xp.reshape(logits, (-1, logits.shape[-1]))
     z = z - xp.max(z, axis=-1, keepdims=True)
     picked = xp.take_along_axis(z, t[:, None], axis=-1)[:, 0]
     losses = xp.where(keep, xp.log(xp.sum(xp.exp(z), axis=-1)) - picked, 0.0)
     count = xp.sum(xp.astype(keep, losses.dtype))
     return xp.where(count > 0, xp.sum(losses) / xp.where(count > 0, count, 1.0), math.nan)
+
+
+def _classes(name: str, logits: Array, targets: Array, ignore_index: int) -> tuple[Array, Array]:
+    """Return which targets count, and their classes, 0 where a target does not count; both (...).
+
+    Raises:
+        ValueError: the shapes do not fit.
+        IndexError: a target is neither a class nor `ignore_index`.
+    """
+    if tuple(logits.shape[:-1]) != tuple(targets.shape):
+        raise ValueError(
+            f"{name}: logits, targets: got shapes {tuple(logits.shape)} and {tuple(targets.shape)}, expected (..., V) "
+            "and (...)"
+        )
+    xp, V = namespace(logits, targets), logits.shape[-1]
+    keep = targets != ignore_index
+    classes = xp.where(keep, targets, 0)
+    if 0 not in targets.shape:
+        low, high = int(xp.min(classes)), int(xp.max(classes))
+        if low < 0 or high >= V:
+            raise IndexError(
+                f"{name}: targets: got {low if low < 0 else high}, expected 0 to {V - 1}, or {ignore_index} to leave a "
+                "token out"
+            )
+    return keep, classes
 
 
 def cross_entropy_vjp(g: Array, logits: Array, targets: Array, *, ignore_index: int = -100) -> tuple[Array, None]:
@@ -55,13 +67,14 @@ def cross_entropy_vjp(g: Array, logits: Array, targets: Array, *, ignore_index: 
     Shapes:
         g (), logits (..., V), targets (...) -> (..., V), None
     """
+    xp = namespace(g, logits, targets)
+    counts, _ = _classes("cross_entropy_vjp", logits, targets, ignore_index)
     if g.ndim != 0:
         raise ValueError(f"cross_entropy_vjp: g: got shape {tuple(g.shape)}, expected (), like the result")
-    xp = namespace(g, logits, targets)
     z = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
     probabilities = z / xp.sum(z, axis=-1, keepdims=True)
     classes = xp.arange(logits.shape[-1], dtype=targets.dtype, device=device(targets))
     one_hot = xp.astype(targets[..., None] == classes, logits.dtype)
-    keep = xp.astype(targets != ignore_index, logits.dtype)
+    keep = xp.astype(counts, logits.dtype)
     share = keep * (g / xp.clip(xp.sum(keep), 1.0, None))
     return (probabilities - one_hot) * share[..., None], None

@@ -79,14 +79,7 @@ def diff_attention(
         mask and bias as in `attention_weights`, with the H of the first map then the H of the second on the head
         axis if it is longer than 1 -> (B, H, T, e)
     """
-    B, H, T, _ = _check_heads("diff_attention", q1, k1)
-    if q2.shape != q1.shape or k2.shape != k1.shape or tuple(v.shape[:-1]) != tuple(k1.shape[:-1]):
-        raise ValueError(
-            f"diff_attention: q1, q2, k1, k2, v: got shapes {tuple(q1.shape)}, {tuple(q2.shape)}, {tuple(k1.shape)}, "
-            f"{tuple(k2.shape)}, {tuple(v.shape)}, expected q2 like q1, k2 like k1, and "
-            "the B, K, S of v like those of k1"
-        )
-    check_broadcast("diff_attention", "lambda_", lambda_, (B, H, T, 1))
+    B, H, T = _check_operands("diff_attention", q1, k1, q2, k2, v, lambda_)
     xp = namespace(q1, k1, q2, k2, v, lambda_, mask, bias)
     mask1, mask2 = split_maps(mask, H)
     bias1, bias2 = split_maps(bias, H)
@@ -95,6 +88,21 @@ def diff_attention(
     K, S, e = v.shape[1:]
     grouped = xp.reshape(a1 - lambda_ * a2, (B, K, H // K, T, S))
     return xp.reshape(grouped @ v[:, :, None, :, :], (B, H, T, e))
+
+
+def _check_operands(
+    name: str, q1: Array, k1: Array, q2: Array, k2: Array, v: Array, lambda_: Array
+) -> tuple[int, int, int]:
+    """Return (B, H, T) of `q1`, or raise ValueError where the others do not fit it."""
+    B, H, T, _ = _check_heads(name, q1, k1)
+    if q2.shape != q1.shape or k2.shape != k1.shape or tuple(v.shape[:-1]) != tuple(k1.shape[:-1]):
+        raise ValueError(
+            f"{name}: q1, q2, k1, k2, v: got shapes {tuple(q1.shape)}, {tuple(q2.shape)}, {tuple(k1.shape)}, "
+            f"{tuple(k2.shape)}, {tuple(v.shape)}, expected q2 like q1, k2 like k1, and "
+            "the B, K, S of v like those of k1"
+        )
+    check_broadcast(name, "lambda_", lambda_, (B, H, T, 1))
+    return B, H, T
 
 
 def _check_heads(name: str, q: Array, k: Array) -> tuple[int, int, int, int]:
@@ -141,15 +149,15 @@ def diff_attention_vjp(
     Shapes:
         g (B, H, T, e), the rest as in `diff_attention` -> the shapes of q1, k1, q2, k2, v, lambda_
     """
-    B, H, T, _ = _check_heads("diff_attention_vjp", q1, k1)
+    B, H, T = _check_operands("diff_attention_vjp", q1, k1, q2, k2, v, lambda_)
     K, S, e = v.shape[1:]
-    if tuple(g.shape) != (B, H, T, e):
-        raise ValueError(f"diff_attention_vjp: g: got shape {tuple(g.shape)}, expected {(B, H, T, e)}, like the result")
     xp = namespace(g, q1, k1, q2, k2, v, lambda_, mask, bias)
     mask1, mask2 = split_maps(mask, H)
     bias1, bias2 = split_maps(bias, H)
     a1 = ops.attention_weights(q1, k1, mask1, bias1, causal=causal, ops=ops)
     a2 = ops.attention_weights(q2, k2, mask2, bias2, causal=causal, ops=ops)
+    if tuple(g.shape) != (B, H, T, e):
+        raise ValueError(f"diff_attention_vjp: g: got shape {tuple(g.shape)}, expected {(B, H, T, e)}, like the result")
 
     def grouped(x: Array) -> Array:
         return xp.reshape(x, (B, K, H // K, *x.shape[2:]))
@@ -186,11 +194,11 @@ def attention_weights_vjp(
     B, H, T, d = _check_heads("attention_weights_vjp", q, k)
     K, S = k.shape[1:3]
     xp = namespace(g, q, k, mask, bias)
+    a = ops.attention_weights(q, k, mask, bias, causal=causal, ops=ops) if saved is None else saved
     if tuple(g.shape) != (B, H, T, S):
         raise ValueError(
             f"attention_weights_vjp: g: got shape {tuple(g.shape)}, expected {(B, H, T, S)}, like the result"
         )
-    a = ops.attention_weights(q, k, mask, bias, causal=causal, ops=ops) if saved is None else saved
     dscores, _ = ops.softmax_vjp(g, None, saved=a)
     ds = xp.reshape(dscores / math.sqrt(d), (B, K, H // K, T, S))
     dq = xp.reshape(ds @ k[:, :, None, :, :], q.shape)

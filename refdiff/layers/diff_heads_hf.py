@@ -30,9 +30,7 @@ def value_pairs_hf(v: Array) -> Array:
     Raises:
         ValueError: K is odd.
     """
-    check_even_heads("value_pairs_hf", "v", v)
-    half = v.shape[1] // 2
-    return namespace(v).concat([v[:, :half, ...], v[:, half:, ...]], axis=-1)
+    return namespace(v).concat(_split("value_pairs_hf", "v", v), axis=-1)
 
 
 def diff_heads_hf(
@@ -64,13 +62,16 @@ def diff_heads_hf(
     Raises:
         ValueError: shapes that do not fit, or an odd number of heads.
     """
-    check_even_heads("diff_heads_hf", "q", q)
-    check_even_heads("diff_heads_hf", "k", k)
-    pairs, key_pairs = q.shape[1] // 2, k.shape[1] // 2
-    q1, q2 = q[:, :pairs, ...], q[:, pairs:, ...]
-    k1, k2 = k[:, :key_pairs, ...], k[:, key_pairs:, ...]
+    (q1, q2), (k1, k2) = _split("diff_heads_hf", "q", q), _split("diff_heads_hf", "k", k)
     heads = ops.diff_attention(q1, k1, q2, k2, v, lambda_, mask, bias, causal=causal, ops=ops)
     return concat_heads((1 - lambda_init) * ops.rms_norm(heads, None, eps))
+
+
+def _split(name: str, what: str, x: Array) -> tuple[Array, Array]:
+    """Split (B, heads, T, d) into heads i and heads i + heads/2, or raise ValueError."""
+    check_even_heads(name, what, x)
+    half = x.shape[1] // 2
+    return x[:, :half, ...], x[:, half:, ...]
 
 
 def value_pairs_hf_vjp(g: Array, v: Array) -> tuple[Array]:
@@ -83,6 +84,7 @@ def value_pairs_hf_vjp(g: Array, v: Array) -> tuple[Array]:
         g (B, K/2, T, 2d), v (B, K, T, d) -> (B, K, T, d)
     """
     xp = namespace(g, v)
+    check_even_heads("value_pairs_hf_vjp", "v", v)
     B, K, T, d = v.shape
     if tuple(g.shape) != (B, K // 2, T, 2 * d):
         raise ValueError(
@@ -116,13 +118,10 @@ def diff_heads_hf_vjp(
         forward pass kept it -> the shapes of q, k, v, lambda_
     """
     xp = namespace(g, q, k, v, lambda_, mask, bias)
-    B, T = q.shape[0], q.shape[2]
-    pairs, key_pairs = q.shape[1] // 2, k.shape[1] // 2
-    q1, q2 = q[:, :pairs, ...], q[:, pairs:, ...]
-    k1, k2 = k[:, :key_pairs, ...], k[:, key_pairs:, ...]
+    (q1, q2), (k1, k2) = _split("diff_heads_hf_vjp", "q", q), _split("diff_heads_hf_vjp", "k", k)
     operands = (q1, k1, q2, k2, v, lambda_, mask, bias)
-    g = (1 - lambda_init) * split_gradient("diff_heads_hf_vjp", g, (B, pairs, T, v.shape[3]))
     heads = ops.diff_attention(*operands, causal=causal, ops=ops) if saved is None else saved
+    g = (1 - lambda_init) * split_gradient("diff_heads_hf_vjp", g, heads.shape)
     g, _ = ops.rms_norm_vjp(g, heads, None, eps)
     dq1, dk1, dq2, dk2, dv, dlambda = ops.diff_attention_vjp(g, *operands, causal=causal, ops=ops)
     return xp.concat([dq1, dq2], axis=1), xp.concat([dk1, dk2], axis=1), dv, dlambda

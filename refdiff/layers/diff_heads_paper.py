@@ -52,12 +52,16 @@ def diff_heads_paper(
     Raises:
         ValueError: shapes that do not fit, or an odd number of heads.
     """
-    check_even_heads("diff_heads_paper", "q", q)
-    check_even_heads("diff_heads_paper", "k", k)
-    q1, q2, k1, k2 = q[:, 0::2, ...], q[:, 1::2, ...], k[:, 0::2, ...], k[:, 1::2, ...]
+    (q1, q2), (k1, k2) = _split("diff_heads_paper", "q", q), _split("diff_heads_paper", "k", k)
     mask, bias = group_by_map(mask), group_by_map(bias)
     heads = ops.diff_attention(q1, k1, q2, k2, v, lambda_, mask, bias, causal=causal, ops=ops)
     return concat_heads((1 - lambda_init) * ops.rms_norm(heads, weight, eps))
+
+
+def _split(name: str, what: str, x: Array) -> tuple[Array, Array]:
+    """Split (B, heads, T, d) into heads 0, 2, … and heads 1, 3, …, or raise ValueError."""
+    check_even_heads(name, what, x)
+    return x[:, 0::2, ...], x[:, 1::2, ...]
 
 
 def group_by_map(x: Array | None) -> Array | None:
@@ -93,11 +97,10 @@ def diff_heads_paper_vjp(
         the forward pass kept it -> the shapes of q, k, v, lambda_, weight
     """
     namespace(g, q, k, v, lambda_, weight, mask, bias)
-    B, H, T, _ = q.shape
-    q1, q2, k1, k2 = q[:, 0::2, ...], q[:, 1::2, ...], k[:, 0::2, ...], k[:, 1::2, ...]
+    (q1, q2), (k1, k2) = _split("diff_heads_paper_vjp", "q", q), _split("diff_heads_paper_vjp", "k", k)
     operands = (q1, k1, q2, k2, v, lambda_, group_by_map(mask), group_by_map(bias))
-    g = (1 - lambda_init) * split_gradient("diff_heads_paper_vjp", g, (B, H // 2, T, v.shape[3]))
     heads = ops.diff_attention(*operands, causal=causal, ops=ops) if saved is None else saved
+    g = (1 - lambda_init) * split_gradient("diff_heads_paper_vjp", g, heads.shape)
     g, dweight = ops.rms_norm_vjp(g, heads, weight, eps)
     dq1, dk1, dq2, dk2, dv, dlambda = ops.diff_attention_vjp(g, *operands, causal=causal, ops=ops)
     return interleave_heads(dq1, dq2), interleave_heads(dk1, dk2), dv, dlambda, dweight

@@ -15,7 +15,7 @@ from typing import Any
 from refdiff import layers
 from refdiff.arrays import Array, namespace
 from refdiff.layers.diff_heads_paper import group_by_map, interleave_heads
-from refdiff.layers.plain_heads import concat_heads, split_gradient
+from refdiff.layers.plain_heads import check_values, concat_heads, split_gradient
 
 
 def diff_heads_v2(
@@ -45,15 +45,21 @@ def diff_heads_v2(
     Raises:
         ValueError: shapes that do not fit, or pairs that would not share a key head.
     """
-    if q.ndim != 4 or k.ndim != 4 or k.shape[1] == 0 or q.shape[1] % (2 * k.shape[1]):
-        raise ValueError(
-            f"diff_heads_v2: q, k: got shapes {tuple(q.shape)} and {tuple(k.shape)}, expected (B, 2h, T, d) and "
-            "(B, K, S, d) with h a multiple of K: the two queries of a pair read the same key"
-        )
-    q1, q2 = q[:, 0::2, ...], q[:, 1::2, ...]
+    q1, q2 = _split_queries("diff_heads_v2", q, k, v)
     mask, bias = group_by_map(mask), group_by_map(bias)
     heads = ops.diff_attention(q1, k, q2, k, v, lambda_, mask, bias, causal=causal, ops=ops)
     return concat_heads(heads)
+
+
+def _split_queries(name: str, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+    """Split (B, 2h, T, d) into queries 0, 2, … and 1, 3, …, or raise ValueError where keys or values do not fit."""
+    if q.ndim != 4 or k.ndim != 4 or k.shape[1] == 0 or q.shape[1] % (2 * k.shape[1]):
+        raise ValueError(
+            f"{name}: q, k: got shapes {tuple(q.shape)} and {tuple(k.shape)}, expected (B, 2h, T, d) and "
+            "(B, K, S, d) with h a multiple of K: the two queries of a pair read the same key"
+        )
+    check_values(name, k, v)
+    return q[:, 0::2, ...], q[:, 1::2, ...]
 
 
 def diff_heads_v2_vjp(
@@ -77,9 +83,9 @@ def diff_heads_v2_vjp(
         g (B, T, h d), the rest as in `diff_heads_v2` -> the shapes of q, k, v, lambda_
     """
     namespace(g, q, k, v, lambda_, mask, bias)
-    B, H, T, _ = q.shape
-    q1, q2 = q[:, 0::2, ...], q[:, 1::2, ...]
-    g = split_gradient("diff_heads_v2_vjp", g, (B, H // 2, T, v.shape[3]))
+    q1, q2 = _split_queries("diff_heads_v2_vjp", q, k, v)
+    B, H, T, _ = q1.shape
+    g = split_gradient("diff_heads_v2_vjp", g, (B, H, T, v.shape[3]))
     operands = (q1, k, q2, k, v, lambda_, group_by_map(mask), group_by_map(bias))
     dq1, dk1, dq2, dk2, dv, dlambda = ops.diff_attention_vjp(g, *operands, causal=causal, ops=ops)
     return interleave_heads(dq1, dq2), dk1 + dk2, dv, dlambda

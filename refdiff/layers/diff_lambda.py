@@ -41,11 +41,16 @@ def diff_lambda(lambda_q1: Array, lambda_k1: Array, lambda_q2: Array, lambda_k2:
     Shapes:
         four times (d,), a float -> a scalar array ()
     """
-    shapes = [tuple(v.shape) for v in (lambda_q1, lambda_k1, lambda_q2, lambda_k2)]
-    if len(set(shapes)) != 1 or len(shapes[0]) != 1:
-        raise ValueError(f"diff_lambda: the four vectors: got shapes {shapes}, expected (d,) of each")
+    _check_vectors("diff_lambda", lambda_q1, lambda_k1, lambda_q2, lambda_k2)
     xp = namespace(lambda_q1, lambda_k1, lambda_q2, lambda_k2)
     return xp.exp(xp.sum(lambda_q1 * lambda_k1)) - xp.exp(xp.sum(lambda_q2 * lambda_k2)) + lambda_init
+
+
+def _check_vectors(name: str, *vectors: Array) -> None:
+    """Raise ValueError unless all are (d,)."""
+    shapes = [tuple(v.shape) for v in vectors]
+    if len(set(shapes)) != 1 or len(shapes[0]) != 1:
+        raise ValueError(f"{name}: the four vectors: got shapes {shapes}, expected (d,) of each")
 
 
 def diff_lambda_vjp(
@@ -59,6 +64,7 @@ def diff_lambda_vjp(
     Shapes:
         g (), four times (d,), a float -> four times (d,)
     """
+    _check_vectors("diff_lambda_vjp", lambda_q1, lambda_k1, lambda_q2, lambda_k2)
     if g.ndim != 0:
         raise ValueError(f"diff_lambda_vjp: g: got shape {tuple(g.shape)}, expected (), like the result")
     xp = namespace(g, lambda_q1, lambda_k1, lambda_q2, lambda_k2)
@@ -79,10 +85,15 @@ def diff_lambda_v2(x: Array, weight: Array, *, ops: Any = layers) -> Array:
     Shapes:
         x (B, T, D), weight (h, D) -> (B, h, T, 1)
     """
-    if x.ndim != 3:
-        raise ValueError(f"diff_lambda_v2: x: got shape {tuple(x.shape)}, expected (B, T, D)")
+    _check_tokens("diff_lambda_v2", x)
     lambda_ = ops.activation(ops.linear(x, weight), "sigmoid")
     return namespace(lambda_).permute_dims(lambda_, (0, 2, 1))[..., None]
+
+
+def _check_tokens(name: str, x: Array) -> None:
+    """Raise ValueError unless `x` is (B, T, D)."""
+    if x.ndim != 3:
+        raise ValueError(f"{name}: x: got shape {tuple(x.shape)}, expected (B, T, D)")
 
 
 def diff_lambda_v2_vjp(g: Array, x: Array, weight: Array, *, ops: Any = layers) -> tuple[Array, Array]:
@@ -95,12 +106,11 @@ def diff_lambda_v2_vjp(g: Array, x: Array, weight: Array, *, ops: Any = layers) 
         g (B, h, T, 1), x (B, T, D), weight (h, D) -> (B, T, D), (h, D)
     """
     xp = namespace(g, x, weight)
-    B, T, _ = x.shape
-    if tuple(g.shape) != (B, weight.shape[0], T, 1):
-        raise ValueError(
-            f"diff_lambda_v2_vjp: g: got shape {tuple(g.shape)}, expected {(B, weight.shape[0], T, 1)}, like the result"
-        )
+    _check_tokens("diff_lambda_v2_vjp", x)
     logits = ops.linear(x, weight)
+    B, T, h = logits.shape
+    if tuple(g.shape) != (B, h, T, 1):
+        raise ValueError(f"diff_lambda_v2_vjp: g: got shape {tuple(g.shape)}, expected {(B, h, T, 1)}, like the result")
     (dlogits,) = ops.activation_vjp(xp.permute_dims(g[..., 0], (0, 2, 1)), logits, "sigmoid")
     dx, dweight, _ = ops.linear_vjp(dlogits, x, weight)
     return dx, dweight

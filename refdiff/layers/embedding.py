@@ -21,17 +21,22 @@ def embedding(ids: Array, weight: Array) -> Array:
         IndexError: an id is negative or not below V.
     """
     xp = namespace(ids, weight)
+    _check("embedding", ids, weight)
+    return xp.reshape(take(weight, xp.reshape(ids, (-1,))), (*ids.shape, weight.shape[1]))
+
+
+def _check(name: str, ids: Array, weight: Array) -> None:
+    """Raise ValueError unless `weight` is (V, D), and IndexError where an id has no row in it."""
+    xp = namespace(ids)
     if weight.ndim != 2:
-        raise ValueError(f"embedding: weight: got shape {tuple(weight.shape)}, expected (V, D)")
-    flat = xp.reshape(ids, (-1,))
-    if flat.shape[0]:
-        low, high = int(xp.min(flat)), int(xp.max(flat))
+        raise ValueError(f"{name}: weight: got shape {tuple(weight.shape)}, expected (V, D)")
+    if 0 not in ids.shape:
+        low, high = int(xp.min(ids)), int(xp.max(ids))
         if low < 0 or high >= weight.shape[0]:
             raise IndexError(
-                f"embedding: ids: got {low if low < 0 else high}, expected 0 to {weight.shape[0] - 1}; use the "
+                f"{name}: ids: got {low if low < 0 else high}, expected 0 to {weight.shape[0] - 1}; use the "
                 "tokenizer of this checkpoint"
             )
-    return xp.reshape(take(weight, flat), (*ids.shape, weight.shape[1]))
 
 
 def embedding_vjp(g: Array, ids: Array, weight: Array) -> tuple[None, Array]:
@@ -43,10 +48,11 @@ def embedding_vjp(g: Array, ids: Array, weight: Array) -> tuple[None, Array]:
     Shapes:
         g (..., D), ids (...), weight (V, D) -> None, (V, D)
 
-    Precision:
+    Infinity:
         An infinite g or a NaN makes its whole column NaN, as the product multiplies it by the zeros of other ids too.
     """
     xp = namespace(g, ids, weight)
+    _check("embedding_vjp", ids, weight)
     V, D = weight.shape
     if tuple(g.shape) != (*ids.shape, D):
         raise ValueError(f"embedding_vjp: g: got shape {tuple(g.shape)}, expected {(*ids.shape, D)}, like the result")

@@ -17,17 +17,22 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     Shapes:
         x (..., I), weight (O, I), bias (O,) or None -> (..., O)
     """
+    _check("linear", x, weight, bias)
+    y = namespace(x, weight, bias).matmul(x, weight.T)
+    return y if bias is None else y + bias
+
+
+def _check(name: str, x: Array, weight: Array, bias: Array | None) -> None:
+    """Raise ValueError where the shapes do not fit."""
     if weight.ndim != 2 or x.ndim < 1 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
-            f"linear: x, weight: got shapes {tuple(x.shape)} and {tuple(weight.shape)}, expected (..., I) and (O, I)"
+            f"{name}: x, weight: got shapes {tuple(x.shape)} and {tuple(weight.shape)}, expected (..., I) and (O, I)"
         )
     if bias is not None and tuple(bias.shape) != (weight.shape[0],):
         raise ValueError(
-            f"linear: bias: got shape {tuple(bias.shape)}, expected ({weight.shape[0]},) for weight "
+            f"{name}: bias: got shape {tuple(bias.shape)}, expected ({weight.shape[0]},) for weight "
             f"{tuple(weight.shape)}"
         )
-    y = namespace(x, weight, bias).matmul(x, weight.T)
-    return y if bias is None else y + bias
 
 
 def linear_vjp(g: Array, x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, Array, Array | None]:
@@ -40,6 +45,7 @@ def linear_vjp(g: Array, x: Array, weight: Array, bias: Array | None = None) -> 
         g (..., O), x (..., I), weight (O, I), bias (O,) or None -> (..., I), (O, I), (O,) or None
     """
     xp = namespace(g, x, weight, bias)
+    _check("linear_vjp", x, weight, bias)
     if tuple(g.shape) != (*x.shape[:-1], weight.shape[0]):
         raise ValueError(
             f"linear_vjp: g: got shape {tuple(g.shape)}, expected {(*x.shape[:-1], weight.shape[0])}, like the result"

@@ -34,10 +34,7 @@ def plain_heads(
         q (B, H, T, d), k (B, K, S, d), v (B, K, S, e) -> (B, T, H e); mask boolean and bias broadcastable to
         (B, H, T, S) or None
     """
-    if v.ndim != 4 or tuple(v.shape[:3]) != tuple(k.shape[:3]):
-        raise ValueError(
-            f"plain_heads: v: got shape {tuple(v.shape)}, expected (B, K, S, e) with the B, K, S of k {tuple(k.shape)}"
-        )
+    check_values("plain_heads", k, v)
     weights = ops.attention_weights(q, k, mask, bias, causal=causal, ops=ops)
     xp = namespace(weights, v)
     B, H, T, S = weights.shape
@@ -66,10 +63,11 @@ def plain_heads_vjp(
         g (B, T, H e), the rest as in `plain_heads` -> the shapes of q, k, v
     """
     xp = namespace(g, q, k, v, mask, bias)
-    B, H, T, _ = q.shape
-    K, S, e = v.shape[1:]
-    grouped = xp.reshape(split_gradient("plain_heads_vjp", g, (B, H, T, e)), (B, K, H // K, T, e))
+    check_values("plain_heads_vjp", k, v)
     weights = ops.attention_weights(q, k, mask, bias, causal=causal, ops=ops)
+    B, H, T, S = weights.shape
+    K, e = v.shape[1], v.shape[3]
+    grouped = xp.reshape(split_gradient("plain_heads_vjp", g, (B, H, T, e)), (B, K, H // K, T, e))
     dv = xp.sum(xp.matrix_transpose(xp.reshape(weights, (B, K, H // K, T, S))) @ grouped, axis=2)
     dweights = xp.reshape(grouped @ xp.matrix_transpose(v)[:, :, None, :, :], (B, H, T, S))
     return *ops.attention_weights_vjp(dweights, q, k, mask, bias, causal=causal, saved=weights, ops=ops), dv
@@ -89,6 +87,14 @@ def split_heads(x: Array, e: int) -> Array:
     return xp.permute_dims(xp.reshape(x, (B, T, width // e, e)), (0, 2, 1, 3))
 
 
+def check_values(name: str, k: Array, v: Array) -> None:
+    """Raise ValueError unless `v` is (B, K, S, e) for keys `k` (B, K, S, d)."""
+    if v.ndim != 4 or tuple(v.shape[:3]) != tuple(k.shape[:3]):
+        raise ValueError(
+            f"{name}: v: got shape {tuple(v.shape)}, expected (B, K, S, e) with the B, K, S of k {tuple(k.shape)}"
+        )
+
+
 def check_even_heads(name: str, what: str, x: Array) -> None:
     """Raise ValueError unless `x` is (B, heads, T, d) with an even number of heads."""
     if x.ndim != 4 or x.shape[1] % 2:
@@ -97,7 +103,7 @@ def check_even_heads(name: str, what: str, x: Array) -> None:
         )
 
 
-def split_gradient(name: str, g: Array, heads: tuple[int, int, int, int]) -> Array:
+def split_gradient(name: str, g: Array, heads: tuple[int, ...]) -> Array:
     """Pull a gradient back through `concat_heads` of heads of this shape, or raise ValueError where `g` has another."""
     B, H, T, e = heads
     if tuple(g.shape) != (B, T, H * e):

@@ -22,15 +22,20 @@ def rms_norm(x: Array, weight: Array | None, eps: float) -> Array:
     Raises:
         ValueError: `weight` is not (D,), or `eps` is negative.
     """
-    if weight is not None and tuple(weight.shape) != (x.shape[-1],):
-        raise ValueError(
-            f"rms_norm: weight: got shape {tuple(weight.shape)}, expected ({x.shape[-1]},) for x {tuple(x.shape)}"
-        )
-    if not eps >= 0:
-        raise ValueError(f"rms_norm: eps: got {eps}, expected 0 or more")
+    _check("rms_norm", x, weight, eps)
     xp = namespace(x, weight)
     y = x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + eps)
     return y if weight is None else y * weight
+
+
+def _check(name: str, x: Array, weight: Array | None, eps: float) -> None:
+    """Raise ValueError unless `weight` is (D,) or None, and `eps` is 0 or more."""
+    if weight is not None and tuple(weight.shape) != (x.shape[-1],):
+        raise ValueError(
+            f"{name}: weight: got shape {tuple(weight.shape)}, expected ({x.shape[-1]},) for x {tuple(x.shape)}"
+        )
+    if not eps >= 0:
+        raise ValueError(f"{name}: eps: got {eps}, expected 0 or more")
 
 
 def rms_norm_vjp(g: Array, x: Array, weight: Array | None, eps: float) -> tuple[Array, Array | None]:
@@ -44,6 +49,7 @@ def rms_norm_vjp(g: Array, x: Array, weight: Array | None, eps: float) -> tuple[
     Shapes:
         g and x (..., D), weight (D,) or None -> (..., D), (D,) or None
     """
+    _check("rms_norm_vjp", x, weight, eps)
     if g.shape != x.shape:
         raise ValueError(f"rms_norm_vjp: g: got shape {tuple(g.shape)}, expected {tuple(x.shape)}, like x")
     xp = namespace(g, x, weight)

@@ -48,14 +48,8 @@ def rope(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Arra
     Shapes:
         x (B, H, T, d), cos and sin (B or 1, 1, T, n) with 2n ≤ d -> (B, H, T, d); dimensions past 2n are kept
     """
-    n = cos.shape[-1]
-    fits = x.ndim == cos.ndim == 4 and tuple(cos.shape[1:3]) == (1, x.shape[2]) and cos.shape[0] in (1, x.shape[0])
-    if not fits or cos.shape != sin.shape or 2 * n > x.shape[-1]:
-        raise ValueError(
-            f"rope: x, cos, sin: got shapes {tuple(x.shape)}, {tuple(cos.shape)}, {tuple(sin.shape)}, expected "
-            "(B, H, T, d) and twice (B or 1, 1, T, n) with 2n ≤ d"
-        )
-    xp = namespace(x, cos, sin)
+    _check("rope", x, cos, sin)
+    xp, n = namespace(x, cos, sin), cos.shape[-1]
     rotary, rest = x[..., : 2 * n], x[..., 2 * n :]
     if interleaved:
         pairs = xp.reshape(rotary, (*x.shape[:3], n, 2))
@@ -65,6 +59,16 @@ def rope(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Arra
         a, b = rotary[..., :n], rotary[..., n:]
         rotated = xp.concat([a * cos - b * sin, b * cos + a * sin], axis=-1)
     return rotated if 2 * n == x.shape[-1] else xp.concat([rotated, rest], axis=-1)
+
+
+def _check(name: str, x: Array, cos: Array, sin: Array) -> None:
+    """Raise ValueError where the shapes do not fit."""
+    fits = x.ndim == cos.ndim == 4 and tuple(cos.shape[1:3]) == (1, x.shape[2]) and cos.shape[0] in (1, x.shape[0])
+    if not fits or cos.shape != sin.shape or 2 * cos.shape[-1] > x.shape[-1]:
+        raise ValueError(
+            f"{name}: x, cos, sin: got shapes {tuple(x.shape)}, {tuple(cos.shape)}, {tuple(sin.shape)}, expected "
+            "(B, H, T, d) and twice (B or 1, 1, T, n) with 2n ≤ d"
+        )
 
 
 def rope_vjp(g: Array, x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> tuple[Array, None, None]:
@@ -77,6 +81,7 @@ def rope_vjp(g: Array, x: Array, cos: Array, sin: Array, *, interleaved: bool = 
         g and x (B, H, T, d), cos and sin (B or 1, 1, T, n) -> (B, H, T, d), None, None
     """
     namespace(g, x, cos, sin)
+    _check("rope_vjp", x, cos, sin)
     if g.shape != x.shape:
         raise ValueError(f"rope_vjp: g: got shape {tuple(g.shape)}, expected {tuple(x.shape)}, like x")
     return rope(g, cos, -sin, interleaved=interleaved), None, None

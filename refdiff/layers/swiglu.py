@@ -34,9 +34,20 @@ def swiglu(
     Raises:
         ValueError: shapes that do not fit, an unknown activation.
     """
+    _check("swiglu", gate_proj, up_proj)
     gate = ops.activation(ops.linear(x, **gate_proj), act)
     y: Array = ops.linear(gate * ops.linear(x, **up_proj), **down_proj)
     return y
+
+
+def _check(name: str, gate_proj: Mapping[str, Array], up_proj: Mapping[str, Array]) -> None:
+    """Raise ValueError where gate and up have other shapes."""
+    gate, up = gate_proj["weight"], up_proj["weight"]
+    if tuple(gate.shape) != tuple(up.shape):
+        raise ValueError(
+            f"{name}: gate_proj, up_proj: got weights of shapes {tuple(gate.shape)} and {tuple(up.shape)}, expected "
+            "one shape (F, D)"
+        )
 
 
 def swiglu_vjp(
@@ -63,6 +74,7 @@ def swiglu_vjp(
         g and x (..., D), projections as in `swiglu`; saved = (x W_Gᵀ, x W_1ᵀ), each (..., F), if the forward pass
         kept them -> (..., D) and three dicts like the projections
     """
+    _check("swiglu_vjp", gate_proj, up_proj)
     gate, up = saved or (ops.linear(x, **gate_proj), ops.linear(x, **up_proj))
     activated = ops.activation(gate, act)
     h, ddown, ddown_bias = ops.linear_vjp(g, activated * up, **down_proj)

@@ -1,22 +1,22 @@
-"""What each layer says of arguments that do not fit: what they are, and what they must be."""
+"""What each layer and derivative says of arguments that do not fit: what they are, and what they must be."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
+from refdiff import layers
 from refdiff.layers import (
     activation,
     attention_weights,
-    attention_weights_vjp,
     causal_mask,
     cross_entropy,
     diff_attention,
-    diff_attention_vjp,
     diff_heads_hf,
     diff_heads_paper,
     diff_heads_v2,
@@ -87,6 +87,8 @@ ROWS: list[Row] = [
      lambda name: activation(zeros(3), name), each("Silu", "prelu", "")),
     (f"activation: name: got {{!r}}, expected one of {NAMES}",
      lambda name: swiglu(zeros(3, 5), *MLP, act=name), each("no")),
+    ("swiglu: gate_proj, up_proj: got weights of shapes (7, 5) and {}, expected one shape (F, D)",
+     lambda up: swiglu(zeros(3, 5), MLP[0], {"weight": np.zeros(up)}, MLP[2]), each((1, 5), (6, 5), (7, 4))),
     ("linear: x, weight: got shapes {} and (7, 5), expected (..., I) and (O, I)",
      lambda x: swiglu(np.zeros(x), *MLP), each((3, 4))),
     ("linear: x, weight: got shapes {} and {}, expected (..., I) and (O, I)",
@@ -128,9 +130,7 @@ ROWS: list[Row] = [
        call, APART)
       for name, call in (
         ("attention_weights", lambda q, k: attention_weights(np.zeros(q), np.zeros(k))),
-        ("attention_weights_vjp", lambda q, k: attention_weights_vjp(zeros(1), np.zeros(q), np.zeros(k))),
         ("diff_attention", lambda q, k: diff_attention(*map(np.zeros, (q, k, q, k)), V, LAMBDA)),
-        ("diff_attention_vjp", lambda q, k: diff_attention_vjp(zeros(1), *map(np.zeros, (q, k, q, k)), V, LAMBDA)),
       )),
     *((f"attention_weights: {what}: got shape {{}}, expected one that broadcasts to (2, 6, 5, 7)", call, UNSEEN)
       for what, call in (
@@ -161,6 +161,9 @@ ROWS: list[Row] = [
      lambda q, k: diff_heads_v2(np.zeros(q), np.zeros(k), np.zeros(k), LAMBDA),
      [((2, 6, 5, 3), (2, 2, 7, 3)), ((2, 3, 5, 3), (2, 1, 7, 3)), ((2, 4, 5, 3), (2, 0, 7, 3)),
       ((4, 5, 3), (2, 2, 7, 3)), ((2, 4, 5, 3), (2, 7, 3))]),
+    ("diff_heads_v2: v: got shape {}, expected (B, K, S, e) with the B, K, S of k (2, 2, 7, 3)",
+     lambda v: diff_heads_v2(zeros(2, 8, 5, 3), PLAIN[1], np.zeros(v), LAMBDA),
+     each((2, 2, 6, 3), (2, 3, 7, 3), (1, 2, 7, 3), (2, 7, 3))),
     ("plain_heads: v: got shape {}, expected (B, K, S, e) with the B, K, S of k (2, 2, 7, 3)",
      lambda v: plain_heads(*PLAIN[:2], np.zeros(v)), each((2, 2, 6, 4), (2, 3, 7, 4), (1, 2, 7, 4), (2, 7, 4))),
     ("plain_heads_vjp: g: got shape {}, expected (2, 5, 24), like the result",
@@ -175,17 +178,50 @@ OUTSIDE: list[Row] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("error", "message", "call", "given"),
-    [
-        pytest.param(error, message.format(*given), call, given, id=message.format(*given)[:90])
-        for error, rows in ((ValueError, ROWS), (IndexError, OUTSIDE))
-        for message, call, calls in rows
-        for given in calls
-    ],
-)
+CALLS = [
+    pytest.param(error, message.format(*given), call, given, id=message.format(*given)[:90])
+    for error, rows in ((ValueError, ROWS), (IndexError, OUTSIDE))
+    for message, call, calls in rows
+    for given in calls
+]
+
+
+def layer_of(call: Callable[..., Any]) -> str:
+    """The layer that a call of the table names."""
+    return next(name for name in call.__code__.co_names if name in layers.__all__)
+
+
+DERIVED = [case for case in CALLS if f"{layer_of(case.values[2])}_vjp" in layers.__all__]
+
+
+@pytest.mark.parametrize(("error", "message", "call", "given"), CALLS)
 def test_what_does_not_fit_is_said(
     error: type[Exception], message: str, call: Callable[..., Any], given: tuple[Any, ...]
 ) -> None:
     with says(error, message):
         call(*given)
+
+
+def refused_by_derivative(
+    source: Any, error: type[Exception], message: str, call: Callable[..., Any], given: tuple[Any, ...]
+) -> None:
+    """Call the derivative in `source` in place of the layer: it refuses the same, in its own name or that of a part."""
+    name = layer_of(call)
+    g = zeros(2, 5, 36) if name == "diff_heads_paper" else zeros()  # its norm's weight is checked after g
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(error) as raised:
+        patch.setitem(globals(), name, partial(getattr(source, f"{name}_vjp"), g))
+        call(*given)
+    assert str(raised.value).replace("_vjp:", ":", 1) == message
+
+
+@pytest.mark.parametrize(("error", "message", "call", "given"), DERIVED)
+def test_a_derivative_refuses_what_its_layer_refuses(
+    error: type[Exception], message: str, call: Callable[..., Any], given: tuple[Any, ...]
+) -> None:
+    refused_by_derivative(layers, error, message, call, given)
+
+
+@pytest.mark.no_arrays
+def test_every_derivative_is_in_the_table() -> None:
+    derived = {f"{layer_of(case.values[2])}_vjp" for case in DERIVED}
+    assert derived == {name for name in layers.__all__ if name.endswith("_vjp")}
