@@ -58,6 +58,8 @@ def swiglu(
     """Multiply silu(gate) and up in one launch; of few rows, together with their products."""
     if ACTIVATIONS.get(act) is not silu or x.dtype.name not in NUMBERS or x.size == 0:
         return NotImplemented
+    if gate_proj["weight"].shape != up_proj["weight"].shape:
+        return NotImplemented
     hidden = _gated_few(rt, x, gate_proj, up_proj)
     if hidden is NotImplemented:
         both = linears(rt, x, gate_proj, up_proj)

@@ -33,7 +33,7 @@ def is_feature_major(x: FloatArray) -> bool:
 def feature_view(x: FloatArray) -> FloatArray | None:
     """View feature-major (…, D) as (1, D, tokens), (B, H, T, D) as (H, D, tokens); None for another layout."""
     tokens = x.shape[0] * x.shape[2] if x.ndim == 4 else x.size // max(x.shape[-1], 1)
-    if x.ndim < 2 or tokens < 2:
+    if x.ndim < 2 or tokens < 2 or x.size == 0:
         return None
     transposed = x.transpose(1, 3, 0, 2) if x.ndim == 4 else np.moveaxis(x, -1, 0)[None]
     if not transposed.flags.c_contiguous:

@@ -37,6 +37,8 @@ def swiglu(
     float_weights = [w for p in (gate_proj, up_proj, down_proj) if not is_half(w := p["weight"])]
     if ACTIVATIONS.get(act) is not silu or not same_dtype(x, *float_weights):
         return NotImplemented
+    if x.ndim < 1 or x.size == 0 or gate_proj["weight"].shape != up_proj["weight"].shape:
+        return NotImplemented
 
     def chunk(x: FloatArray) -> Any:
         hidden = _gated_few(rt, x, gate_proj, up_proj)

@@ -86,9 +86,9 @@ def _norm_columns(
 
 def rms_norm_vjp(rt: Runtime, g: FloatArray, x: FloatArray, weight: FloatArray | None, eps: float) -> Any:
     """Subtract the part along x from the gradient; the weight's is summed block by block, in their order."""
-    if not eps >= 0 or x.size == 0 or g.shape != x.shape or (weight is not None and weight.shape != x.shape[-1:]):
+    if not eps >= 0 or x.ndim < 1 or x.size == 0 or g.shape != x.shape:
         return NotImplemented
-    if not same_dtype(g, x, weight):
+    if (weight is not None and weight.shape != x.shape[-1:]) or not same_dtype(g, x, weight):
         return NotImplemented
     columns, g_columns = feature_view(x), feature_view(g)
     if columns is not None and g_columns is not None:

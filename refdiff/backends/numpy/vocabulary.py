@@ -75,7 +75,7 @@ def cross_entropy_both(
 ) -> Any:
     """Compute the loss and its gradient from the same exponentials, which are most of the work of either."""
     flat = _columns_and_targets(logits, targets, ignore_index)
-    if flat is None or np.ndim(g):
+    if flat is None or np.ndim(g) or not same_dtype(g, logits):
         return NotImplemented
     z, t, keep = flat
     count = logits.dtype.type(np.count_nonzero(keep))

@@ -67,6 +67,7 @@ def rope_cases() -> Iterator[Case]:
         heads = normal(1, 3 * 14, 2 * 5).T.reshape(2, 5, 3, 14).swapaxes(1, 2)  # as they come from a projection
         yield (heads, *turns(2, 5, 7)), {"interleaved": interleaved}
         yield (normal(2, 1, 3, 2053, 34), *turns(1, 2053, 17)), {"interleaved": interleaved}
+        yield (normal(0, 1, 0, 3, 4), *turns(1, 3, 2)), {"interleaved": interleaved}
 
 
 def activation_cases() -> Iterator[Case]:
@@ -256,6 +257,11 @@ def test_what_a_layer_refuses_its_kernel_leaves_to_it(error: Any, rows: list[err
                 call(*given)
 
 
+@pytest.mark.parametrize(("error", "message", "call", "given"), errors.DERIVED)
+def test_what_a_derivative_refuses_its_kernel_leaves_to_it(error: Any, message: str, call: Any, given: Any) -> None:
+    errors.refused_by_derivative(ops_for(FAST), error, message, call, given)
+
+
 ONES = np.ones((1, 2, 3, 5))
 
 
@@ -270,6 +276,9 @@ ONES = np.ones((1, 2, 3, 5))
         ("rms_norm_vjp", (np.ones((2, 3)), np.ones((2, 4)), None, 1e-5)),
         ("activation", (np.ones(3, int), "silu")),
         ("swiglu", (SINGLE, *[{"weight": np.ones((4, 4))}] * 3)),
+        ("swiglu", (np.ones((3, 0)), *[{"weight": np.ones((7, 0))}] * 2, {"weight": np.ones((0, 7))})),
+        ("swiglu", (np.ones(()), *[{"weight": np.ones((4, 4))}] * 3)),
+        ("rms_norm_vjp", (np.ones(()), np.ones(()), None, 1e-5)),
         ("swiglu_vjp", (np.ones((2, 3)), np.ones((2, 3)), {}, {}, {})),
         ("diff_attention", (*[ONES] * 4, np.ones((1, 2, 3, 0)), np.float64(0.5))),
         ("diff_attention", (*[ONES.astype(np.float32)] * 5, np.float64(0.5))),
@@ -289,6 +298,7 @@ ONES = np.ones((1, 2, 3, 5))
         ("rope_vjp", (ONES, np.ones((1, 2, 3, 4)), *[np.ones((1, 1, 3, 2))] * 2)),
         ("cross_entropy", (np.ones((2, 4)), np.array([-100, -100]))),
         ("cross_entropy_vjp", (np.ones(2), np.ones((2, 4)), np.array([0, 1]))),
+        ("cross_entropy_vjp", (np.ones(()), SINGLE, np.array([0, 1]))),
     ],
 )
 def test_what_does_not_fit_is_left_to_the_layer(name: str, args: tuple[Any, ...]) -> None:
