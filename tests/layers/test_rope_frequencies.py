@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from refdiff.layers import rope_frequencies
@@ -119,56 +119,97 @@ def test_longrope_scale() -> None:
     assert isinstance(scale("longrope", attention_factor=1), float)
 
 
+THETAS, SIZES, FACTORS = st.floats(100, 1e7), st.integers(1, 40).map(lambda pairs: 2 * pairs), st.floats(0.5, 40)
+ORIGINALS, LONGEST, LENGTHS = st.integers(2, 100_000), st.integers(2, 300), st.integers(1, 1000)
+
+
+def powers(theta: float, d: int) -> list[Any]:
+    """θ_i = base^(−2i / d) in 40 digits."""
+    return [DIGITS.mpf(theta) ** (-DIGITS.mpf(i) / d) for i in range(0, d, 2)]
+
+
+def same(kind: str, expected: list[Any], size: Any = 1, **fields: Any) -> None:
+    """Fail unless each frequency, and the scale, is the one computed in 40 digits."""
+    exact = np.array([float(x) for x in expected])
+    close(frequencies(kind, **fields) / exact, np.ones(len(exact)), 1e-12)
+    close(scale(kind, **fields), float(size), FLOAT64)
+
+
+@pytest.mark.parametrize("kind", ["default", "linear", "proportional"])
+@given(theta=THETAS, d=SIZES, factor=FACTORS)
+def test_precision(kind: str, theta: float, d: int, factor: float) -> None:
+    f = DIGITS.mpf(1 if kind == "default" else factor)
+    same(kind, [p / f for p in powers(theta, d)], rope_theta=theta, head_dim=d, factor=factor)
+
+
+@given(theta=THETAS, d=SIZES.filter(lambda d: d > 2), factor=FACTORS, longest=LONGEST, length=LENGTHS)
+def test_precision_of_dynamic(theta: float, d: int, factor: float, longest: int, length: int) -> None:
+    f = DIGITS.mpf(factor)
+    ratio = f * max(length, longest) / longest - (f - 1)
+    raised = DIGITS.mpf(theta) * ratio ** (DIGITS.mpf(d) / (d - 2))
+    same("dynamic", powers(raised, d), rope_theta=theta, head_dim=d, factor=factor, longest=longest, length=length)
+
+
 @given(
-    theta=st.floats(100, 1e7),
-    half=st.integers(1, 40),
-    factor=st.floats(0.5, 40),
-    length=st.integers(1, 1000),
-    original=st.integers(2, 500),
-    seed=st.integers(0, 99),
-)
-def test_precision(theta: float, half: int, factor: float, length: int, original: int, seed: int) -> None:
-    d, base, f = 2 * half, DIGITS.mpf(theta), DIGITS.mpf(factor)
-    powers = [base ** (-DIGITS.mpf(2 * i) / d) for i in range(half)]
-
-    def same(kind: str, expected: list[Any], size: Any = 1, **fields: Any) -> None:
-        fields = {"head_dim": d, "rope_theta": theta, "factor": factor, "length": length, **fields}
-        close(frequencies(kind, **fields)[:, None], np.array([[float(x)] for x in expected]), 1e-12)
-        close(scale(kind, **fields), float(size), FLOAT64)
-
-    same("default", powers)
-    same("linear", [p / f for p in powers])
-    same("proportional", [p / f for p in powers])
-    if half > 1:
-        ratio = f * max(length, 128) / 128 - (f - 1)
-        raised = base * ratio ** (DIGITS.mpf(d) / (d - 2))
-        same("dynamic", [raised ** (-DIGITS.mpf(2 * i) / d) for i in range(half)])
-    # llama3 as a formula in the wavelength: the published code computes it this way
+    theta=THETAS, d=SIZES, factor=FACTORS, original=ORIGINALS, low=st.floats(0.1, 3), width=st.floats(1, 8)
+)  # fmt: skip
+def test_precision_of_llama3(theta: float, d: int, factor: float, original: int, low: float, width: float) -> None:
+    """As a formula in the wavelength: the published code computes it this way."""
+    f, high = DIGITS.mpf(factor), low + width
     adapted = []
-    for p in powers:
+    for p in powers(theta, d):
         wavelength = 2 * DIGITS.pi / p
-        smooth = min(max((64 / wavelength - 1) / (4 - 1), 0), 1)
+        smooth = min(max((original / wavelength - low) / (DIGITS.mpf(high) - low), 0), 1)
         adapted.append((1 - smooth) * p / f + smooth * p)
-    same("llama3", adapted)
-    # yarn: the ramp in terms of how often a pair turns within the original length
-    edges = [d * DIGITS.log(64 / (turns * 2 * DIGITS.pi)) / (2 * DIGITS.log(base)) for turns in (32, 1)]
-    for truncate in (False, True):
-        low, high = (DIGITS.floor(edges[0]), DIGITS.ceil(edges[1])) if truncate else edges
-        low, high = max(low, DIGITS.mpf(0)), min(high, DIGITS.mpf(d - 1))
-        share = [min(max((i - low) / (high - low), 0), 1) for i in range(half)]
-        yarn = [p / f * r + p * (1 - r) for p, r in zip(powers, share, strict=True)]
-        sizes = [0.1 * DIGITS.mpf(m) * DIGITS.log(f) + 1 if f > 1 else DIGITS.mpf(1) for m in (1, 0.5, 3)]
-        same("yarn", yarn, sizes[0], truncate=truncate)
-        same("yarn", yarn, sizes[1] / sizes[2], truncate=truncate, mscale=0.5, mscale_all_dim=3.0)
-    # longrope: its factors as they are, the short ones up to the original length itself
-    short, long = np.random.default_rng(seed).uniform(1, 60, (2, half)).tolist()
+    same("llama3", adapted, rope_theta=theta, head_dim=d, factor=factor, low_freq_factor=low, high_freq_factor=high,
+         original_max_position_embeddings=original)  # fmt: skip
+
+
+@given(
+    theta=THETAS, d=SIZES, factor=FACTORS | st.none(), longest=LONGEST, original=ORIGINALS, truncate=st.booleans(),
+    fast=st.floats(4, 64) | st.none(), slow=st.floats(0.1, 2) | st.none(), mscale=st.floats(0.1, 4),
+    mscale_all_dim=st.floats(0.1, 4),
+)  # fmt: skip
+@example(
+    theta=100.0, d=16, factor=3.0, longest=128, original=20_000, truncate=True, fast=200.0, slow=0.3, mscale=1.0,
+    mscale_all_dim=1.0,
+)  # fmt: skip  # the ramp ends past the last dimension
+def test_precision_of_yarn(
+    theta: float, d: int, factor: float | None, longest: int, original: int, truncate: bool, fast: float | None,
+    slow: float | None, mscale: float, mscale_all_dim: float,
+) -> None:  # fmt: skip
+    """The ramp in terms of how often a pair turns within the original length."""
+    fields = {"rope_theta": theta, "head_dim": d, "factor": factor, "longest": longest, "truncate": truncate,
+              "beta_fast": fast, "beta_slow": slow, "original_max_position_embeddings": original}  # fmt: skip
+    f = DIGITS.mpf(longest) / original if factor is None else DIGITS.mpf(factor)
+    turns = DIGITS.mpf(fast or 32), DIGITS.mpf(slow or 1)
+    edges = [d * DIGITS.log(original / (r * 2 * DIGITS.pi)) / (2 * DIGITS.log(theta)) for r in turns]
+    if truncate:
+        edges = [DIGITS.floor(edges[0]), DIGITS.ceil(edges[1])]
+    low, high = max(edges[0], 0), min(edges[1], d - 1)
+    width = high - low or 0.001
+    ramp = [min(max((i - low) / width, 0), 1) for i in range(d // 2)]
+    expected = [p / f * r + p * (1 - r) for p, r in zip(powers(theta, d), ramp, strict=True)]
+    usual, one, all_ = (0.1 * DIGITS.mpf(m) * DIGITS.log(f) + 1 if f > 1 else 1 for m in (1, mscale, mscale_all_dim))
+    same("yarn", expected, usual, **fields)
+    same("yarn", expected, one / all_, mscale=mscale, mscale_all_dim=mscale_all_dim, **fields)
+
+
+@given(
+    theta=THETAS, d=SIZES, factor=FACTORS | st.none(), longest=LONGEST, length=LENGTHS, original=st.integers(2, 500),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_precision_of_longrope(
+    theta: float, d: int, factor: float | None, longest: int, length: int, original: int, seed: int
+) -> None:
+    """Its factors as they are, the short ones up to the original length itself."""
+    short, long = np.random.default_rng(seed).uniform(1, 60, (2, d // 2)).tolist()
+    f = DIGITS.mpf(longest) / original if factor is None else DIGITS.mpf(factor)
+    size = DIGITS.sqrt(1 + DIGITS.log(f) / DIGITS.log(original)) if f > 1 else 1
     for at in (length, original, original + 1):
-        divided = [p / DIGITS.mpf(g) for p, g in zip(powers, short if at <= original else long, strict=True)]
-        for told in (factor, None):
-            stretch = DIGITS.mpf(128) / original if told is None else f
-            size = DIGITS.sqrt(1 + DIGITS.log(stretch) / DIGITS.log(original)) if stretch > 1 else 1
-            same("longrope", divided, size, factor=told, length=at, short_factor=short, long_factor=long,
-                 original_max_position_embeddings=original)  # fmt: skip
+        divided = [p / g for p, g in zip(powers(theta, d), short if at <= original else long, strict=True)]
+        same("longrope", divided, size, rope_theta=theta, head_dim=d, factor=factor, longest=longest, length=at,
+             short_factor=short, long_factor=long, original_max_position_embeddings=original)  # fmt: skip
 
 
 def test_an_unknown_type() -> None:
