@@ -21,6 +21,7 @@ from tests.cuda.emulation import OnDevice
 
 NEW = 12
 OPTIONS = {"max_new_tokens": NEW, "eos_token_id": None}
+YARN = {"rope_type": "yarn", "rope_theta": 50.0, "factor": 4.0, "original_max_position_embeddings": 16}
 
 
 @pytest.fixture
@@ -41,8 +42,11 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[DecodeStep]:
 
 
 def there(**config: Any) -> tuple[Any, Any]:
-    """A model whose weights refuse to be looked at while a step is recorded, and its equations."""
-    fast, exact = models(**config)
+    """A model whose weights refuse to be looked at while a step is recorded, and its equations.
+
+    cos and sin of yarn have a scale, which the tables of a recorded step must have too.
+    """
+    fast, exact = models(rope_parameters=YARN, **config)
     on_the_device(fast)
     fast.params = _map(fast.params)
     return fast, exact
