@@ -189,7 +189,7 @@ def maps_of(out: ModelOutput, tokens: Sequence[str], *, wiring: str = "hf", row:
         weights = [np.asarray(group_by_map(w)) for w in weights]
     both = np.concatenate(weights)
     half = both.shape[1] // 2
-    if wiring == "v2":
+    if out.lambdas[0].ndim:  # one for each pair and token, as in v2
         lambdas, starts = np.concatenate([to_numpy(x)[row : row + 1, :, :, 0] for x in out.lambdas]), None
     else:
         lambdas = np.array([float(to_numpy(x)) for x in out.lambdas])

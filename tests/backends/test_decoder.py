@@ -96,7 +96,7 @@ def test_gradients_start_from_what_the_forward_pass_saved(wiring: str) -> None:
     assert count["linear"] == 3 * (7 + of_lambda), "four projections of attention, three of the feed-forward network"
 
 
-@pytest.mark.parametrize("wiring", ["hf", "paper", "v2"])
+@EACH
 def test_gradients_of_many_tokens_start_from_saved_log_sum_exps(wiring: str) -> None:
     """With 300 tokens NumPy's kernels save them; those of another layer would give other gradients."""
     fast, exact = (small_model(wiring=wiring, max_position_embeddings=512, kernels=k) for k in ("fast", "reference"))

@@ -86,11 +86,17 @@ SEEN = {
 }
 
 
+def for_heads(heads: int, options: dict[str, Any]) -> dict[str, Any]:
+    """The same with a mask of every head for so many heads as there are."""
+    return {n: np.concatenate([a] * (heads // 8), axis=1) if a.shape[1] == 8 else a for n, a in options.items()}
+
+
 @pytest.mark.parametrize("seen", SEEN)
-@pytest.mark.parametrize("wiring", ["hf", "paper"])
+@pytest.mark.parametrize("wiring", WIRINGS)
 def test_masks_and_positions(seen: str, wiring: str) -> None:
     model = small_model(wiring=wiring)
-    assert error_of_slope(model, {"input_ids": IDS, "labels": IDS, **SEEN[seen]}) < ROUGH
+    options = for_heads(model.config.num_query_heads, SEEN[seen])
+    assert error_of_slope(model, {"input_ids": IDS, "labels": IDS, **options}) < ROUGH
 
 
 def rows_of(options: dict[str, Any], times: int) -> dict[str, Any]:
@@ -113,9 +119,8 @@ def test_some_rows_at_a_time_give_what_all_rows_give(seen: str, wiring: str) -> 
     labels = tokens.copy()
     labels[0, 1:4] = -100
     labels[4:] = -100
-    options = {"input_ids": tokens, "labels": labels, **rows_of(SEEN.get(seen, {}), 3)}
-    if wiring == "v2" and options.get("attention_mask", tokens).shape[1] == 8:  # it has twice as many query heads
-        options["attention_mask"] = np.concatenate([options["attention_mask"]] * 2, axis=1)
+    seen_by_heads = for_heads(small_config(wiring=wiring).num_query_heads, SEEN.get(seen, {}))
+    options = {"input_ids": tokens, "labels": labels, **rows_of(seen_by_heads, 3)}
     whole_loss, whole = apart(6, options, wiring=wiring)
     for rows in (1, 2):
         loss, grads = apart(rows, options, wiring=wiring)

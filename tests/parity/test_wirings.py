@@ -13,9 +13,8 @@ import transformers
 
 import refdiff
 from refdiff.convert import convert
-from refdiff.model.diffllama import ATTENTION
 from tests.compare import compare
-from tests.model.models import ids, small_model
+from tests.model.models import WIRINGS, ids, small_model
 from tests.parity.float64_transformers import float64_peer
 
 LLAMAS: list[dict[str, Any]] = [
@@ -73,14 +72,14 @@ def test_what_refdiff_saves_is_a_llama_to_transformers(tmp_path: Path) -> None:
     compare(model(ids(2, 1, 7)).logits, float64_peer(tmp_path, "LlamaForCausalLM")(ids(2, 1, 7)).logits, "logits")
 
 
-@pytest.mark.parametrize("wiring", ["paper", "v2"])
+@pytest.mark.parametrize("wiring", sorted(set(WIRINGS) - {"hf", "none"}))
 def test_transformers_refuses_what_it_would_compute_otherwise(wiring: str, tmp_path: Path) -> None:
     small_model(wiring=wiring).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="does not recognize this architecture"):
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("wiring", sorted(ATTENTION))
+@pytest.mark.parametrize("wiring", WIRINGS)
 def test_every_wiring_on_torch(wiring: str) -> None:
     here, there = small_model(wiring=wiring), small_model(wiring=wiring, backend=array_api_compat.torch)
     tokens, mask = ids(3, 2, 7), np.array([[0, 0, 1, 1, 1, 1, 1], [1] * 7])

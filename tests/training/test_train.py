@@ -7,6 +7,7 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import cycle
 from typing import Any
 from unittest.mock import Mock
 
@@ -25,17 +26,17 @@ from refdiff.training.evaluate import TrainingError
 from refdiff.training.settings import OLD_NAMES
 from refdiff.training.train import Trainer
 from tests.layers.places import Place
+from tests.model.models import LAYERS, WIRINGS
 
 Start = Callable[..., Trainer]
+EACH = pytest.mark.parametrize(("wiring", "optimizer"), [*zip(WIRINGS, cycle(("adamw", "muon")))])
 
 
 def weights(trainer: Trainer) -> dict[str, np.ndarray]:
     return {name: a.copy() for name, a in flatten(trainer.model.params).items()}
 
 
-@pytest.mark.parametrize(
-    ("wiring", "optimizer"), [("hf", "adamw"), ("paper", "muon"), ("v2", "adamw"), ("none", "muon")]
-)
+@EACH
 def test_it_learns(start: Start, wiring: str, optimizer: str) -> None:
     records: list[dict[str, Any]] = []
     trainer = start(wiring=wiring, optimizer=optimizer, max_steps=40, learning_rate=2e-2, save_every=0)
@@ -44,7 +45,7 @@ def test_it_learns(start: Start, wiring: str, optimizer: str) -> None:
     assert folder.name == "step-000040"
     assert records[-1]["validation"] < first - 1.5
     assert [record["step"] for record in records] == list(range(1, 41))
-    assert (len(records[0].get("lambdas", [])) == 2) == (wiring in ("hf", "paper"))
+    assert (len(records[0].get("lambdas", [])) == 2) == ("diff_lambda" in LAYERS[wiring])
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -111,7 +112,7 @@ def test_a_loss_that_is_no_number_stops_and_is_located(start: Start, part: tuple
     )
 
 
-@pytest.mark.parametrize("wiring", ["hf", "v2"])
+@pytest.mark.parametrize("wiring", WIRINGS)
 @pytest.mark.parametrize("often", ["evaluate_every", "sample_every"])
 def test_weights_that_a_step_spoils_are_located_before_anything_is_shown(
     start: Start, often: str, wiring: str, monkeypatch: pytest.MonkeyPatch
@@ -341,9 +342,7 @@ def test_bits_per_byte_of_a_model_that_knows_nothing(start: Start) -> None:
 # ---- on a device: array-api-strict's second, which converts nothing unasked, or CuPy's
 
 
-@pytest.mark.parametrize(
-    ("wiring", "optimizer"), [("hf", "adamw"), ("paper", "muon"), ("v2", "adamw"), ("none", "muon")]
-)
+@EACH
 def test_it_trains_there_as_here_and_goes_on(away: Place, start: Start, wiring: str, optimizer: str) -> None:
     options: dict[str, Any] = {"wiring": wiring, "optimizer": optimizer, "dtype": "float64"}
     options |= {"max_steps": 3, "grad_clip": 0.1}

@@ -11,33 +11,35 @@ import numpy as np
 import pytest
 
 import refdiff
+from refdiff.model.variants import VARIANTS
 from refdiff.viz import AttentionMaps, attention_maps, maps_of
 from refdiff.viz.maps import check_size
 from tests.layers.places import STRICT
-from tests.model.models import small_config
+from tests.model.models import WIRINGS, small_config
 
 from .conftest import lambda_by_query
 
 MapsIn = Callable[[str], AttentionMaps]
 
 
-@pytest.mark.parametrize("wiring", ["hf", "paper", "v2"])
+@pytest.mark.parametrize("wiring", [wiring for wiring in WIRINGS if VARIANTS[wiring].pairing])
 def test_the_three_maps_belong_together(maps_in: MapsIn, outputs: Callable[[str], Any], wiring: str) -> None:
     maps = maps_in(wiring)
     assert maps.second is not None
-    P = 8 if wiring == "v2" else 4  # v2 has two queries a head
+    P = small_config(wiring=wiring).num_query_heads // 2
     assert maps.first.shape == maps.second.shape == (3, P, 7, 7)
     np.testing.assert_allclose(maps.first - lambda_by_query(maps) * maps.second, maps.difference, atol=1e-14)
     out = outputs(wiring)
-    first = [0, 1, 2, 3] if wiring == "hf" else range(0, 2 * P, 2)
-    second = [4, 5, 6, 7] if wiring == "hf" else range(1, 2 * P, 2)
+    halves = VARIANTS[wiring].pairing == "halves"
+    first = range(P) if halves else range(0, 2 * P, 2)
+    second = range(P, 2 * P) if halves else range(1, 2 * P, 2)
     for layer, weights in enumerate(out.attentions):
         np.testing.assert_array_equal(maps.first[layer], weights[1, first])
         np.testing.assert_array_equal(maps.second[layer], weights[1, second])
         np.testing.assert_array_equal(maps.difference[layer], out.differential_attentions[layer][1])
 
 
-@pytest.mark.parametrize("wiring", ["hf", "v2", "none"])
+@pytest.mark.parametrize("wiring", WIRINGS)
 def test_arrays_of_a_device_are_brought_to_the_host(maps_in: MapsIn, wiring: str) -> None:
     maps = maps_in(wiring)
     names = ("first", "second", "difference", "lambdas", "starts")

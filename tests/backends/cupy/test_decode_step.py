@@ -18,6 +18,7 @@ from refdiff.backends.cupy.decode_step import STEPS_BEFORE_RECORDING, DecodeStep
 from refdiff.generation.context import DecodingContext
 from tests.backends.cupy.test_model import IDS, MASK, models, on_the_device, stored_models
 from tests.cuda.emulation import OnDevice
+from tests.model.models import WIRINGS
 
 NEW = 12
 OPTIONS = {"max_new_tokens": NEW, "eos_token_id": None}
@@ -58,7 +59,7 @@ def _map(nested: Any) -> Any:
     return [_map(value) for value in nested] if isinstance(nested, list) else nested.view(OnDevice)
 
 
-@pytest.mark.parametrize("wiring", ["hf", *(pytest.param(w, marks=pytest.mark.slow) for w in ("paper", "v2", "none"))])
+@pytest.mark.parametrize("wiring", ["hf", *(pytest.param(w, marks=pytest.mark.slow) for w in WIRINGS if w != "hf")])
 def test_the_text_is_that_of_the_equations(steps: list[DecodeStep], wiring: str) -> None:
     fast, exact = there(wiring=wiring)
     for options in ({}, {"attention_mask": MASK}, {"do_sample": True, "seed": 4}):

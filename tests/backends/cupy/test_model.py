@@ -14,7 +14,7 @@ import refdiff
 from refdiff.backends.cupy import CupyBackend, CupyKernels
 from refdiff.model.weights import flatten, nest
 from tests.cuda.emulation import EmulatedDevice, OnDevice
-from tests.model.models import WIRINGS
+from tests.model.models import LAYERS, WIRINGS
 
 SIZES = {
     "vocab_size": 41, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -86,7 +86,7 @@ def test_a_model_is_its_equations(wiring: str) -> None:
         ours, theirs = (m(next_ids, cache=o.cache, attention_mask=np.pad(MASK, ((0, 0), (0, 1)), constant_values=1))
                         for m, o in ((fast, ours), (exact, theirs)))  # fmt: skip
         np.testing.assert_allclose(ours.logits, theirs.logits, atol=3e-6)
-    of_v1 = {"diff_lambda"} if wiring in ("hf", "paper") else set()
+    of_v1 = {"diff_lambda"} & set(LAYERS[wiring])
     assert set(device.launched) == {"linear", "rms_norm", "rope", "rope_append", "gated_linear", "attention"} | of_v1
 
 
@@ -118,7 +118,7 @@ def test_weights_stay_as_they_are_stored(tmp_path: Path, dtype: str) -> None:
     )
 
 
-@pytest.mark.parametrize("wiring", ["hf", *(pytest.param(w, marks=pytest.mark.slow) for w in ("paper", "v2", "none"))])
+@pytest.mark.parametrize("wiring", ["hf", *(pytest.param(w, marks=pytest.mark.slow) for w in WIRINGS if w != "hf")])
 def test_the_host_asks_for_no_number_on_the_way(wiring: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading, decoding and gradients only hand work to the device; of text, one id a row and step comes back.
 

@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from refdiff.model.variants import LAMBDA_VECTORS, VARIANTS
 from refdiff.model.weights import flatten, initialize
+from tests.model.models import WIRINGS
 from tests.model.weights.files import tiny_config
 
+SPREAD = {**dict.fromkeys(LAMBDA_VECTORS, 0.05), "lambda_proj.weight": 0.3, "subln.weight": 0.0}
+"""The standard deviation of what a wiring has beside its projections."""
 
-@pytest.mark.parametrize("wiring", ["hf", "paper", "v2"])
+
+@pytest.mark.parametrize("wiring", WIRINGS)
 def test_spread(wiring: str) -> None:
     config = tiny_config(
         hidden_size=160, head_dim=400, initializer_range=0.3, lambda_std_dev=0.05, attention_bias=True, pad_token_id=4,
@@ -21,12 +26,11 @@ def test_spread(wiring: str) -> None:
     for name in ("q_proj.weight", "v_proj.weight", "o_proj.weight"):
         assert drawn[attention + name].std() == pytest.approx(0.3, rel=0.02)
         assert abs(drawn[attention + name].mean()) < 0.01
-    if wiring == "v2":
-        assert drawn[attention + "lambda_proj.weight"].std() == pytest.approx(0.3, rel=0.1)
-    else:
-        vectors = [drawn[attention + name] for name in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")]
-        assert [v.std() for v in vectors] == pytest.approx([0.05] * 4, rel=0.1)
-        assert not np.array_equal(vectors[0], vectors[2])
+    own = {name: drawn[attention + name] for name in VARIANTS[wiring].own_shapes(config)}
+    for name, values in own.items():
+        assert values.std() == pytest.approx(SPREAD[name], rel=0.1)
+    if "lambda_q1" in own:
+        assert not np.array_equal(own["lambda_q1"], own["lambda_q2"])
     for name, values in drawn.items():
         if name.endswith("bias"):
             assert_array_equal(values, 0)

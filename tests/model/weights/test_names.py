@@ -18,6 +18,7 @@ from refdiff.model.weights.names import (
     parameter_shapes,
     stored_name,
 )
+from tests.model.models import WIRINGS
 from tests.model.weights.files import shapes_of, tiny_config
 
 
@@ -29,16 +30,18 @@ def test_names_shapes_and_order_by_hand(architecture: str) -> None:
 VECTORS = dict.fromkeys(("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"), (2,))
 
 
-@pytest.mark.parametrize(
-    ("wiring", "own", "queries"),
-    [
-        ("hf", VECTORS, 8),
-        ("paper", {**VECTORS, "subln.weight": (4,)}, 8),
-        ("v2", {"lambda_proj.weight": (4, 6)}, 16),
-        ("none", {}, 8),
-    ],
-)
-def test_what_each_wiring_has_beside_its_projections(wiring: str, own: dict[str, Any], queries: int) -> None:
+OWN: dict[str, tuple[dict[str, Any], int]] = {
+    "hf": (VECTORS, 8),
+    "paper": ({**VECTORS, "subln.weight": (4,)}, 8),
+    "v2": ({"lambda_proj.weight": (4, 6)}, 16),
+    "none": ({}, 8),
+}
+"""What attention has beside its projections, and the rows of `q_proj`, by wiring."""
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_what_each_wiring_has_beside_its_projections(wiring: str) -> None:
+    own, queries = OWN[wiring]
     shapes = parameter_shapes(tiny_config(wiring=wiring), "DiffLlamaModel")
     attention = {name.split("self_attn.")[1]: shape for name, shape in shapes.items() if "self_attn" in name}
     projections = {
@@ -113,6 +116,6 @@ def test_unilms_name_of_the_last_projection() -> None:
     assert stored_name("model.layers.3.self_attn.o_proj.weight", "paper") == "model.layers.3.self_attn.out_proj.weight"
     assert stored_name("layers.3.self_attn.o_proj.bias", "paper") == "layers.3.self_attn.out_proj.bias"
     assert stored_name("layers.3.self_attn.q_proj.weight", "paper") == "layers.3.self_attn.q_proj.weight"
-    for wiring in ("hf", "v2", "none"):
+    for wiring in set(WIRINGS) - {"paper"}:
         assert stored_name("layers.3.self_attn.o_proj.weight", wiring) == "layers.3.self_attn.o_proj.weight"
     assert localize("model.layers.3.mlp.out_proj.weight", "model.") == "model.layers.3.mlp.out_proj.weight"
