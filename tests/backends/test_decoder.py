@@ -91,7 +91,8 @@ def test_gradients_start_from_what_the_forward_pass_saved(wiring: str) -> None:
     for name, truth in flatten(truths).items():
         np.testing.assert_array_equal(flatten(grads)[name], truth, err_msg=name)
     count = Counter(calls)
-    assert count["diff_attention"] == 3 * ("diff_attention" in called(wiring))
+    again = "a derivative computes attention again: give it saved=, in saving_ops or in diffllama_vjp.py"
+    assert count["diff_attention"] == 3 * ("diff_attention" in called(wiring)), again
     of_lambda = 2 * ("diff_lambda_v2" in LAYERS[wiring])  # small, and computed again
     assert count["linear"] == 3 * (7 + of_lambda), "four projections of attention, three of the feed-forward network"
 

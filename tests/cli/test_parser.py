@@ -54,8 +54,9 @@ def test_an_option_takes_one_line_and_ends_with_its_default(command: str, help_o
     options = [i for i, line in enumerate(lines) if re.match(r"  -", line)]
     assert options or command in ("completion", "help")
     for i in options:
+        wrapped = re.match(r" {20,}", lines[i + 1])
+        assert not wrapped, f"help text too long: shorten it to one line: {lines[i]}"
         assert re.search(r"\((default: .*|required)\)$", lines[i])
-        assert not re.match(r" {20,}", lines[i + 1]), lines[i + 1]
 
 
 def test_the_examples_of_the_help_parse() -> None:

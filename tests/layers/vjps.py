@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ NAMES = sorted(name.removesuffix("_vjp") for name in layers.__all__ if name.ends
 
 def draw(name: str, seed: int, **fixed: Any) -> Call:
     """Draw sizes, masks, groupings and values of one call of layer `name`, but what is `fixed`."""
+    assert name in DRAWS, f"tests/layers/vjps.py has no function {name} that draws the arguments of this layer"
     return DRAWS[name](np.random.default_rng([seed, sum(map(ord, name))]), **fixed)
 
 
@@ -186,26 +188,18 @@ def cross_entropy(g: np.random.Generator) -> Call:
     return (2 * g.normal(size=(*rows, classes)), np.where(g.random(rows) < 0.3, -100, targets)), {}
 
 
-DRAWS: dict[str, Callable[..., Call]] = {
-    f.__name__: f
-    for f in [
-        *(activation, attention_weights, cross_entropy, diff_attention, diff_heads_hf, diff_heads_paper),
-        *(diff_heads_v2, diff_lambda, diff_lambda_v2, embedding, linear, plain_heads, rms_norm, rope, softmax),
-        *(swiglu, value_pairs_hf),
-    ]
-}
+DRAWS: dict[str, Callable[..., Call]] = {name: globals()[name] for name in NAMES if name in globals()}
 
 
 def differentiable(name: str, args: tuple[Any, ...]) -> list[tuple[int, str | None]]:
     """List where the arrays stand that have a derivative: an argument's index, and a key where it is a dict."""
-    see = {"attention_weights": 2, "plain_heads": 3, "diff_attention": 6, "diff_heads_hf": 6, "diff_heads_paper": 7}
-    see |= {"diff_heads_v2": 4, "rope": 1}
-    without = range(see[name], see[name] + 2) if name in see else ()  # mask and bias, cos and sin
+    names = list(inspect.signature(getattr(layers, name)).parameters)
+    without = ("mask", "bias") if "mask" in names else ("cos", "sin")
     where: list[tuple[int, str | None]] = []
     for i, a in enumerate(args):
         if isinstance(a, Mapping):
             where += [(i, key) for key in a]
-        elif isinstance(a, np.ndarray) and a.dtype.kind == "f" and i not in without:
+        elif isinstance(a, np.ndarray) and a.dtype.kind == "f" and names[i] not in without:
             where.append((i, None))
     return where
 
@@ -222,5 +216,6 @@ def gradients(name: str, args: tuple[Any, ...], result: tuple[Any, ...]) -> list
     order = list(range(takes_none)) if takes_none else arrays
     given = {i: result[n] for n, i in enumerate(order[: len(result)])}
     wanted = differentiable(name, args)
-    assert {i for i, value in given.items() if value is not None} == {i for i, _ in wanted}
+    have, want = {i for i, value in given.items() if value is not None}, {i for i, _ in wanted}
+    assert have == want, f"{name}_vjp gives gradients of the arguments {have}, expected {want}, counted from 0"
     return [given[i] if key is None else given[i][key] for i, key in wanted]
