@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import ops_for
-from refdiff.oracle.budget.gradient_terms import TermRecorder, exponential_error, sigmoid_error, term_norms
+from refdiff.oracle.budget.gradient_terms import (
+    TermRecorder,
+    exponential_error,
+    sigmoid_error,
+    term_counts,
+    term_norms,
+)
 from refdiff.oracle.budget.hard_bound import bounds, lambda_error
 from refdiff.oracle.budget.row_sample import (
     RowSample,
@@ -48,6 +54,7 @@ from refdiff.oracle.truth import truth
 from refdiff.oracle.truth.attention_operands import padded_queries
 from refdiff.oracle.truth.forward import has_plain_norm, project
 from refdiff.oracle.verdict.judge import judge_lse, judge_rows, judge_sums, other_conventions
+from refdiff.oracle.verdict.rounded_factor import allow_rounded_factor
 from refdiff.oracle.verdict.verdict import TensorVerdict, Verdict
 
 Numpy = np.ndarray[Any, Any]
@@ -127,7 +134,10 @@ class Budget:
         with np.errstate(over="ignore", invalid="ignore"):
             arrays = {name: read_output(x, name) for name, x in given.items()}
             tensors = {name: self._judge_tensor(name, x, limits) for name, x in arrays.items()}
-        return Verdict(tensors, self.recipe.name, nonfinite_warnings(self.inputs))
+            tensors, notes = allow_rounded_factor(
+                self.spec, self.recipe, arrays, tensors, lambda name, x: self._judge_tensor(name, x, limits)
+            )
+        return Verdict(tensors, self.recipe.name, (*nonfinite_warnings(self.inputs), *notes))
 
     def _judge_tensor(self, name: str, given: Numpy, limits: Limits) -> TensorVerdict:
         actual, row_budget = given.astype(np.float64), self.tensors.get(name)
@@ -222,6 +232,7 @@ def budget(
     rows = LAYER_ROW_AXES if is_layer(exact) else ROW_AXES
     tensors, sums = {}, {}
     norms = term_norms(spec, project(spec, exact, ops_for()), recorder, right.grads) if right.grads else {}
+    counts = term_counts(recorder, right.grads)
     for name, y in expected.items():
         found = [run[name] for run in runs]
         if name in rows or "_proj." in name:
@@ -235,8 +246,11 @@ def budget(
             if name == "out" and is_dense(spec, exact):
                 tensors[name] = _raise_lucky_rows(tensors[name], spec, exact, recipe)
         else:
-            _, count = recorder.token_sums.get(name[1:], (None, 0))
-            sums[name] = (y, _sum_allowance(y, found, norms.get(name[1:], np.asarray(0.0)), count, recipe))
+            norm, order_error = norms.get(name[1:], np.asarray(0.0)), 0.0
+            if count := counts.get(name[1:], 0):
+                sums_in = recipe.accumulate if name[1:] in recorder.token_sums else "float32"
+                order_error = THRESHOLDS.sum_order * sum_error(count, sums_in)
+            sums[name] = (y, _sum_allowance(y, found, norm, order_error, recipe))
     if "dlambda_logits" in sums:
         y, allowed = sums["dlambda_logits"]
         off = sigmoid_error(exact["lambda_logits"], right.grads["lambda_full"], recipe)
@@ -344,18 +358,17 @@ def _floor(y: Numpy, recipe: Recipe, flushed_times: float = 0.0) -> tuple[Numpy,
     return row_floor(size, recipe) + np.where(np.any(finite & (y != 0), axis=-1), lost_below, 0.0), lost_below
 
 
-def _sum_allowance(y: Numpy, runs: list[Numpy], norm: Numpy, count: int, recipe: Recipe) -> Numpy:
+def _sum_allowance(y: Numpy, runs: list[Numpy], norm: Numpy, order_error: float, recipe: Recipe) -> Numpy:
     """Return the allowed error of a sum with this norm of its terms.
 
     Args:
-        count: the number of terms if kernels may add them in any order, though all orders of the ensemble use one.
+        order_error: as a share of the norm, if kernels may add the terms in any order: the ensemble uses one.
     """
     off = np.max([np.where(np.isfinite(run), np.abs(run - y), np.inf) for run in runs], axis=0)
     # all runs may be near one element by chance: it may have the typical error of elements, relative to their terms
     relative = np.divide(off, norm, out=np.zeros_like(off), where=np.broadcast_to(norm > 0, off.shape))
     typical = math.sqrt(float(np.mean(relative**2))) if relative.size and np.isfinite(relative).all() else 0.0
     off = np.maximum(off, typical * norm)
-    order_error = THRESHOLDS.sum_order * sum_error(count, recipe.accumulate) if count else 0.0
     term_allowance = (THRESHOLDS.sum_terms * recipe.u + order_error) * norm + 2 * ulp(y, recipe.storage)
     allowed: Numpy = np.maximum(term_allowance, THRESHOLDS.sum_members * off)
     return allowed

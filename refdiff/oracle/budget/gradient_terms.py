@@ -34,6 +34,7 @@ class TermRecorder:
     """Records the terms of sums in the backward pass: Σ g ⊙ A₂ V for λ, Σ g ⊙ x̂ for the norm's weight, and the sinks'.
 
     sink_squares, lambda_squares, weight_squares: ‖terms‖² of sinks, of λ (of each sequence and token) and of weights.
+    sink_terms, lambda_terms, weight_terms: the number of terms of each sink, of all λ together, and of each weight.
     token_sums: by name, ‖terms‖² of each sum over tokens outside the layers, and its number of terms.
     """
 
@@ -42,6 +43,7 @@ class TermRecorder:
         self.sink_squares = np.zeros(spec.query_heads)
         self.lambda_squares: list[Numpy] = []
         self.weight_squares: list[Numpy] = []
+        self.sink_terms = self.lambda_terms = self.weight_terms = 0
         self.token_sums: dict[str, tuple[Numpy, int]] = {}
 
     def ops(self) -> Ops:
@@ -68,10 +70,12 @@ class TermRecorder:
             q1, k1, q2, k2, v, 0 * lambda_ + 1, *masks, **options
         )
         self.lambda_squares.append(np.sum((g * second) ** 2, axis=-1))
+        self.lambda_terms += g.size
         if self._spec.sinks:
             mask, bias = masks
             s = AttentionOperands(q1, k1, q2, k2, v, lambda_, bias, mask, mask, **options)
             self.sink_squares += sum_over_heads(self._spec, _sink_squares(g, s))
+            self.sink_terms += g.shape[0] * g.shape[2]
 
     def _note_sum(self, terms: Numpy, name: str, per_head: bool) -> None:
         squares = sum_over_tokens(terms**2, name, per_head)
@@ -82,6 +86,7 @@ class TermRecorder:
         if weight is not None:
             terms = g * layers.rms_norm(x, None, eps)
             self.weight_squares.append(np.sum(terms.reshape(-1, x.shape[-1]) ** 2, axis=0))
+            self.weight_terms += terms.size // x.shape[-1]
 
 
 def _sink_squares(g: Numpy, s: AttentionOperands) -> Numpy:
@@ -128,6 +133,14 @@ def term_norms(spec: Spec, core: Inputs, recorder: TermRecorder, grads: dict[str
         # not recorded: terms of random sign have about the norm of their sum
         found[name] = np.asarray(math.sqrt(float(np.mean(grads[name] ** 2))))
     return found
+
+
+def term_counts(recorder: TermRecorder, grads: dict[str, Numpy]) -> dict[str, int]:
+    """Return the number of terms of gradients that kernels may sum one after another, by the names of the inputs."""
+    of_lambda = recorder.lambda_terms // max(1, grads["lambda_full"].size) if "lambda_full" in grads else 0
+    found = dict.fromkeys(("lambda_full", "lambda_logits", *VECTORS), of_lambda)
+    found |= {"sinks": recorder.sink_terms, "norm_weight": recorder.weight_terms}
+    return found | {name: count for name, (_, count) in recorder.token_sums.items()}
 
 
 def _lambda_norms(spec: Spec, core: Inputs, token_norms: Numpy, ndim: int) -> dict[str, Numpy]:

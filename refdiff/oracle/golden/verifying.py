@@ -24,6 +24,7 @@ from refdiff.oracle.printing import wrap_text
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.verdict.judge import judge_lse, judge_rows, judge_sums
+from refdiff.oracle.verdict.rounded_factor import allow_rounded_factor
 from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE, PASS, TensorVerdict, Verdict
 
 Numpy = np.ndarray[Any, Any]
@@ -118,13 +119,21 @@ def _judge_all(folder: Path, outputs: Path, manifest: dict[str, Any], changed: l
         if "out" not in given:
             missing.append(case["id"])
             continue
-        verdicts = {name: _judge_tensor(name, case, arrays, x) for name, x in given.items()}
-        cases[case["id"]] = Verdict(verdicts, case["recipe"]["storage"])
+        cases[case["id"]] = _judge_case(case, arrays, given)
         if absent := tuple(tensor["name"] for tensor in case["judged"] if tensor["name"] not in given):
             unjudged[case["id"]] = absent
         if diagnose and not diagnosis and cases[case["id"]].status == FAIL:
             diagnosis[case["id"]] = _diagnosis(case, arrays, given)
     return Report(cases, tuple(missing), tuple(changed), unjudged, diagnosis)
+
+
+def _judge_case(case: dict[str, Any], arrays: dict[str, Numpy], given: dict[str, Numpy]) -> Verdict:
+    verdicts = {name: _judge_tensor(name, case, arrays, x) for name, x in given.items()}
+    spec, recipe = Spec(**case["spec"]), Recipe(**case["recipe"])
+    verdicts, notes = allow_rounded_factor(
+        spec, recipe, given, verdicts, lambda name, x: _judge_tensor(name, case, arrays, x)
+    )
+    return Verdict(verdicts, recipe.name, notes)
 
 
 def _diagnosis(case: dict[str, Any], arrays: dict[str, Numpy], given: dict[str, Numpy]) -> Ranking:

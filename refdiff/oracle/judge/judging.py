@@ -111,7 +111,8 @@ class Report:
 
 Numpy = np.ndarray[Any, Any]
 Size = tuple[int, int, int]
-DERIVED = ("heads", "key_groups", "value_heads", "value_dim", "out_dim")
+DERIVED = tuple(name for name, x in vars(Spec).items() if isinstance(x, property))
+"""What a spec computes from its fields; kernels are told of it too."""
 SMALL_SIZES, LARGE_SIZES = 3, 1
 """How many random sizes are added: a kernel could be written for the published sizes of the profiles."""
 

@@ -30,6 +30,19 @@ def test_any_order_of_the_sum_of_a_norms_bias() -> None:
     assert allowed.judge({"dnorm_bias": total - terms[7]}).status == "fail"
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_any_order_of_the_sum_of_the_gradient_of_lambda(seed: int) -> None:
+    spec = small("hf_diffllama", norm="none", out_scale="none", lambda_form="given")
+    x = draw(spec, seed, B=2, T=128, S=128)
+    dout = np.random.default_rng(seed).normal(size=(2, spec.heads, 128, spec.out_dim)).astype(np.float32)
+    allowed = budget(spec, x, "float32", dout=dout)
+    first, difference = (np.asarray(truth(spec, {**x, "lambda_full": np.asarray(y)}).out) for y in (0.0, 1.0))
+    terms = np.float32(dout * (difference - first)).ravel()
+    one_after_another = np.cumsum(terms, dtype=np.float32)[-1]
+    assert allowed.judge({"dlambda_full": np.asarray(one_after_another)}).status == "pass"
+    assert allowed.judge({"dlambda_full": one_after_another - np.max(np.abs(terms)) / 4}).status == "fail"
+
+
 @pytest.mark.parametrize("storage", ["float32", "float16", "bfloat16"])
 def test_a_gradient_through_the_sigmoid_of_lambda(storage: str) -> None:
     """g λ (1 − λ), with λ as it is stored: 1 − λ has all of its error, as in torch's and JAX's derivative."""

@@ -104,7 +104,7 @@ def attention(spec, inputs):
 
 def as_many_keys_as_queries(spec, inputs):
     """What an ordinary module serves."""
-    if set(inputs) != {"q", "k", "v"} or inputs["q"].shape[2] != inputs["k"].shape[2]:
+    if not spec.is_plain or set(inputs) != {"q", "k", "v"} or inputs["q"].shape[2] != inputs["k"].shape[2]:
         return NotImplemented
     return attention(spec, inputs)
 
