@@ -103,14 +103,15 @@ def test_the_table_of_conversions_is_what_convert_does() -> None:
     assert [row[0] for row in rows] == wirings == list(VARIANTS)
     for one, *cells in rows:
         for other, cell in zip(wirings, cells, strict=True):
-            config, outcome = refdiff.DiffLlamaConfig(wiring=one), ""
             try:
-                refdiff.convert.convert(config, {"layers": []}, other)
+                refdiff.convert.convert(refdiff.DiffLlamaConfig(wiring=one), {"layers": []}, other)
             except ValueError as error:
-                reasons = {"the norm after attention": "refused: the norm", "no exact": "refused: none is known"}
-                outcome = next((cell for said, cell in reasons.items() if said in str(error)), str(error))
-            assert cell.startswith(outcome or ("exact" if one != other else "")), f"{one} to {other}: {outcome}"
-            assert bool(cell) == (one != other)
+                reason = f"refused: {str(error).partition('exactly: ')[2]}"
+                told = f"{one} to {other}: the page has {cell!r}, expected the first words of {reason!r}"
+                assert len(cell) > len("refused: "), told
+                assert reason.startswith(cell), told
+            else:
+                assert cell.startswith("exact") == bool(cell) == (one != other), f"{one} to {other}: {cell!r}"
 
 
 def test_the_table_of_variants_names_the_presets_of_the_oracle() -> None:

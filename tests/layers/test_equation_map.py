@@ -60,7 +60,7 @@ def test_every_equation_of_the_papers_is_there_in_order() -> None:
     labels = [e.label for e in ENTRIES]
     assert sorted(labels[: len(paper)]) == sorted(paper)
     assert [label for label in labels if label.startswith("eq. ")] == [f"eq. {n}" for n in range(1, 10)]
-    assert labels[len(paper) :] == ["appendix G", *v2, *below]
+    assert labels[len(paper) :] == ["appendix G", *v2, *below], "a new row's label goes into v2 or below, here"
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=str)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from refdiff import layers
 from refdiff.layers import (
     diff_attention,
     diff_heads_hf,
@@ -32,7 +33,8 @@ from tests.tolerances import EXACT, FLOAT64, close
 B, T, S, d = 2, 5, 7, 3
 START, EPS, WEIGHT = 0.35, 1e-5, np.linspace(-1, 2, 2 * d)
 NORMED = ("hf", "paper")
-EACH = pytest.mark.parametrize("kind", ["hf", "paper", "v2", "plain"])
+LAYERS = [name for name in layers.__all__ if name.startswith(("diff_heads_", "plain_heads")) and name[-4:] != "_vjp"]
+EACH = pytest.mark.parametrize("kind", [name.replace("diff_heads_", "").replace("_heads", "") for name in LAYERS])
 
 
 def heads(kind: str, q: Any, k: Any, v: Any, lambda_: Any, *seen: Any, eps: float = EPS, **options: bool) -> np.ndarray:
@@ -44,7 +46,9 @@ def heads(kind: str, q: Any, k: Any, v: Any, lambda_: Any, *seen: Any, eps: floa
             return diff_heads_paper(q, k, v, lambda_, WEIGHT, START, eps, *seen, **options)
         case "v2":
             return diff_heads_v2(q, k, v, lambda_, *seen, **options)
-    return plain_heads(q, k, v, *seen, **options)
+        case "plain":
+            return plain_heads(q, k, v, *seen, **options)
+    raise AssertionError(f"tests/layers/test_heads.py has no case for heads of {kind}")
 
 
 def draw(kind: str, rng: np.random.Generator, K: int = 2, n: int = 3, T: int = T, S: int = S) -> list[np.ndarray]:
@@ -82,7 +86,7 @@ def test_precision(kind: str, rng: np.random.Generator, causal: bool, eps: float
             expected = by_loops.diff_heads_paper(*given, exact(WEIGHT), START, eps, visible, bias)
         case "v2":
             expected = by_loops.diff_heads_v2(*given, visible, bias)
-        case _:
+        case "plain":
             expected = by_loops.plain_heads(*given[:3], visible, bias)
     out = heads(kind, q, k, v, lambda_, mask, bias, eps=eps, causal=causal)
     # where the maps nearly cancel, ten times more of the rounding shows
