@@ -83,7 +83,7 @@ class DecodingContext:
         arguments: dict[str, Any] = {}
         if self._mask is not None and self._positions is not None:
             arguments = {
-                "attention_mask": self._mask[:, :total],
+                "attention_mask": self._mask[:, :total] != 0,
                 "position_ids": self._positions[:, self.length : total],
             }
         out = self.model(

@@ -10,7 +10,7 @@ import numpy as np
 from refdiff.arrays import Array, take
 from refdiff.model import losses
 from refdiff.model.diffllama_vjp import linear_back
-from refdiff.model.inputs import host, integers, token_ids
+from refdiff.model.inputs import host, integers, numbers, token_ids
 from refdiff.model.outputs import ModelOutput
 from refdiff.model.pretrained import ModelInputs, PreTrainedModel, document_inputs, model_call
 from refdiff.model.trainable import HeadResult, TrainableModel
@@ -130,7 +130,7 @@ class DiffLlamaForCausalLM(TrainableModel):
         xp = self.xp
         if isinstance(logits_to_keep, (int, np.integer)):
             return hidden[:, -int(logits_to_keep) :, :] if logits_to_keep else hidden
-        kept = host(logits_to_keep)
+        kept = host("logits_to_keep", logits_to_keep)
         B, T, D = hidden.shape
         if kept.dtype == np.bool_ and kept.shape == (B, T):
             flat = np.flatnonzero(kept)
@@ -155,10 +155,11 @@ class DiffLlamaForSequenceClassification(TrainableModel):
     def __call__(
         self, input_ids: Any = None, attention_mask: Any = None, *, labels: Any = None, **inputs: Unpack[ModelInputs]
     ) -> ModelOutput:
-        """Compute `logits` (B, C) at the last token of each sequence, padding aside, and with labels the `loss`.
+        """Compute `logits` (B, C) at the last token of each sequence, and with labels the `loss`.
 
-        The loss is that of `config.problem_type`, see `refdiff.model.losses.sequence_loss`. A batch of several
-        sequences needs `config.pad_token_id`, by which their ends are found.
+        The last token is the last of `input_ids` that is not `config.pad_token_id`, which a batch of several sequences
+        needs. `attention_mask` is not read for it. With `inputs_embeds` it is the last position, even if that is
+        padding. The loss is that of `config.problem_type`, see `refdiff.model.losses.sequence_loss`.
 
         Args:
             labels: (B,), or (B, C) for several labels per sequence; add `loss`. `loss_and_grad` gives it with the
@@ -169,11 +170,12 @@ class DiffLlamaForSequenceClassification(TrainableModel):
         out.last_hidden_state = None
         out.logits = self.ops.linear(pooled, **self.params["score"])
         if labels is not None:
-            out.loss = losses.sequence_loss(self.ops, out.logits, self._array(labels), self.config.problem_type)
+            targets = self._array(numbers("labels", labels))
+            out.loss = losses.sequence_loss(self.ops, out.logits, targets, self.config.problem_type)
         return out
 
     def _pooled(self, last: Any, input_ids: Any) -> tuple[Array, Array]:
-        """Return the hidden state (B, D) of each sequence's last token, padding aside, and its index in (B T)."""
+        """Return the hidden state (B, D) of each sequence's last token, and its index in (B T)."""
         B, T, D = last.shape
         pad = self.config.pad_token_id
         if pad is None and B != 1:
@@ -187,7 +189,7 @@ class DiffLlamaForSequenceClassification(TrainableModel):
         return take(self.xp.reshape(last, (B * T, D)), rows), rows
 
     def _head_loss_and_grad(self, g: Array, last: Array, input_ids: Any, labels: Any) -> HeadResult:
-        targets, kind = self._array(labels), self.config.problem_type
+        targets, kind = self._array(numbers("labels", labels)), self.config.problem_type
         pooled, rows = self._pooled(last, input_ids)
         logits = self.ops.linear(pooled, **self.params["score"])
         loss = losses.sequence_loss(self.ops, logits, targets, kind)
@@ -290,8 +292,8 @@ class DiffLlamaForQuestionAnswering(TrainableModel):
             raise ValueError(f"{name}: got shape {positions.shape}, expected ({batch},), one for each text")
         return self._array(positions)
 
-    def _head_loss_and_grad(self, g: Array, last: Array, input_ids: Any, labels: Any) -> HeadResult:
-        starts, ends = (self._positions(name, at, last.shape[0]) for name, at in labels.items())
+    def _head_loss_and_grad(self, g: Array, last: Array, input_ids: Any, targets: Any) -> HeadResult:
+        starts, ends = (self._positions(name, at, last.shape[0]) for name, at in targets.items())
         logits = self.ops.linear(last, **self.params["qa_outputs"])
         halves = (logits[..., 0], logits[..., 1])
         loss = losses.answer_loss(self.ops, *halves, starts, ends)

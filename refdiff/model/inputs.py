@@ -12,25 +12,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.arrays import to_numpy
+from refdiff.messages import show_value
 
 IntArray = NDArray[np.int64]
 
 
-def host(x: Any) -> NDArray[Any]:
+def host(name: str, x: Any) -> NDArray[Any]:
     """Bring an array of any library, or nested lists, to the host.
 
     Raises:
         ValueError: lists of different lengths, which are no array.
+        TypeError: neither an array nor lists.
     """
-    if not isinstance(x, (list, tuple, int, float)):
+    if hasattr(x, "shape"):
         return to_numpy(x)
+    if not isinstance(x, (list, tuple, int, float)):
+        raise TypeError(f"{name}: got {type(x).__name__}, expected an array or nested lists of numbers")
     try:
         return np.asarray(x)
     except ValueError as error:
         if "inhomogeneous" not in str(error):
             raise
         raise ValueError(
-            "got sequences of different lengths, expected one length; pad them, as tokenizer(texts, padding=True) does"
+            f"{name}: got sequences of different lengths, expected one length; pad them, as "
+            "tokenizer(texts, padding=True) does"
         ) from None
 
 
@@ -42,14 +47,24 @@ def integers(name: str, x: Any) -> IntArray:
         ValueError: it holds anything else.
     """
     refuse_text(name, x)
-    try:
-        values = host(x)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+    values = host(name, x)
     # an empty list has no dtype of its own
     if values.size and values.dtype.kind not in "iu":
         raise ValueError(f"{name}: got dtype {values.dtype}, expected integers")
     return values.astype(np.int64)
+
+
+def numbers(name: str, x: Any) -> NDArray[Any]:
+    """Return `x` as a host array of numbers.
+
+    Raises:
+        ValueError: it holds texts or objects, or lists of different lengths.
+        TypeError: neither an array nor lists.
+    """
+    values = host(name, x)
+    if values.dtype.kind in "OSU":
+        raise ValueError(f"{name}: got dtype {values.dtype}, expected numbers")
+    return values
 
 
 def refuse_text(name: str, x: Any, call: str = "model") -> None:
@@ -117,17 +132,22 @@ def positions(position_ids: Any, batch: int, tokens: int, past: int) -> IntArray
 
 
 def two_dimensional_mask(attention_mask: NDArray[Any], batch: int, total: int) -> NDArray[Any] | None:
-    """Check a (B, S) mask of 1 and 0; None if it hides nothing.
+    """Check a (B, S) mask of 1 and 0, or boolean; None if it hides nothing.
 
     Raises:
-        ValueError: another shape.
+        ValueError: another shape, or other values than 0 and 1.
     """
     if attention_mask.shape != (batch, total):
         raise ValueError(
             f"attention_mask: got shape {attention_mask.shape}, expected ({batch}, {total}): one entry for every "
             "token, those in the cache included; or four-dimensional (B, 1 or H, T, S)"
         )
-    seen = attention_mask != 0
+    seen = attention_mask == 1
+    if attention_mask.dtype != np.bool_ and (other := attention_mask[~seen & (attention_mask != 0)]).size:
+        raise ValueError(
+            f"attention_mask: got {show_value(other[0].item())}, expected 0 (hidden) or 1 (visible) in two dimensions; "
+            "a mask that is added to the scores has four, (B, 1 or H, T, S)"
+        )
     return None if seen.all() else seen
 
 

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any, ClassVar, ParamSpec, Self, TypedDict, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from refdiff import hub
 from refdiff.arrays import Array, backend, check_device, from_numpy, namespace, to_numpy
@@ -320,8 +321,8 @@ class PreTrainedModel:
         params: dict[str, Any] = self.params if self.base_prefix is None else self.params[self.base_prefix]
         return params
 
-    def _array(self, x: Any) -> Array:
-        return from_numpy(inputs.host(x), self.xp, self.device)
+    def _array(self, x: NDArray[Any]) -> Array:
+        return from_numpy(x, self.xp, self.device)
 
     def _forward(
         self,
@@ -378,7 +379,8 @@ class PreTrainedModel:
             hidden = self.ops.embedding(self._array(ids), **p["embed_tokens"])
             hidden = self.xp.astype(hidden, p["norm"]["weight"].dtype, copy=False)  # the table may be kept in 16 bits
         else:
-            hidden = self.xp.astype(self._array(inputs_embeds), p["norm"]["weight"].dtype)
+            hidden = self._array(inputs.numbers("inputs_embeds", inputs_embeds))
+            hidden = self.xp.astype(hidden, p["norm"]["weight"].dtype)
             if hidden.ndim != 3 or hidden.shape[2] != config.hidden_size:
                 raise ValueError(
                     f"inputs_embeds: got shape {tuple(hidden.shape)}, expected (B, T, {config.hidden_size})"
@@ -423,7 +425,7 @@ class PreTrainedModel:
             if positions is not None and context.cache is None and (positions[:, 1:] - positions[:, :-1] != 1).any():
                 context.mask = self.ops.packed_mask(self._array(positions))
             return
-        given = inputs.host(attention_mask)
+        given = inputs.host("attention_mask", attention_mask)
         if given.ndim == 2:
             seen = inputs.two_dimensional_mask(given, B, S)
             context.mask = None if seen is None else self.ops.padding_mask(self._array(seen))

@@ -125,8 +125,8 @@ class TrainableModel(PreTrainedModel):
         return found[0]
 
     @abstractmethod
-    def _head_loss_and_grad(self, g: Array, last: Array, input_ids: Any, labels: Any) -> HeadResult:
-        """Compute the head's loss and its gradients; `g` is the loss's gradient."""
+    def _head_loss_and_grad(self, g: Array, last: Array, input_ids: Any, targets: Any) -> HeadResult:
+        """Compute the head's loss and its gradients; `g` is the loss's gradient, `targets` the labels or positions."""
 
     def _shares(self, labels: Any, parts: Sequence[slice], shape: tuple[int, int]) -> list[float] | None:
         """Return each part's share of the loss; None if the loss cannot be split."""

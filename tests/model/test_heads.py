@@ -49,6 +49,7 @@ def test_logits_to_keep(keep, index):
         ([[1], [2], [3]], ValueError, r"got shape \(3, 1\), expected \(n,\) or \(2, n\)"),
         ([0.5], ValueError, "logits_to_keep: got dtype float64, expected integers"),
         (np.ones((2, 2, 2), int), ValueError, r"got shape \(2, 2, 2\)"),
+        (None, TypeError, "logits_to_keep: got NoneType, expected an array or nested lists of numbers"),
     ],
 )
 def test_logits_to_keep_refused(keep, error, message):

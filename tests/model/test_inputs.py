@@ -54,6 +54,41 @@ def test_a_mask_shorter_than_the_cache_is_told_so():
         inputs.two_dimensional_mask(np.ones((2, 3)), 2, 5)
 
 
+@pytest.mark.parametrize(("value", "shown"), [(2, "2"), (-1e9, "-1000000000.0"), (np.nan, "nan")])
+def test_a_two_dimensional_mask_of_other_values_is_refused(value, shown):
+    message = rf"attention_mask: got {shown}, expected 0 \(hidden\) or 1 \(visible\).*\(B, 1 or H, T, S\)"
+    with pytest.raises(ValueError, match=message):
+        inputs.two_dimensional_mask(np.array([[value, 0, 1]]), 1, 3)
+    with pytest.raises(ValueError, match=message):
+        refdiff.DiffLlamaForCausalLM.from_config(small_config())([[1, 2, 3]], attention_mask=[[value, 0, 1]])
+
+
+def test_a_boolean_mask_is_that_of_1_and_0():
+    seen = inputs.two_dimensional_mask(np.array([[False, True]]), 1, 2)
+    np.testing.assert_array_equal(seen, [[False, True]])
+    assert inputs.two_dimensional_mask(np.ones((1, 2), bool), 1, 2) is None
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "inputs_embeds", "labels", "logits_to_keep", "position_ids"])
+def test_what_is_no_array_is_told_so_by_name(name):
+    model = refdiff.DiffLlamaForCausalLM.from_config(small_config())
+    ids = {} if name == "inputs_embeds" else {"input_ids": [[1, 2, 3]]}
+    with pytest.raises(TypeError, match=f"^{name}: got set, expected an array or nested lists of numbers$"):
+        model(**ids, **{name: {1}})
+
+
+def test_texts_in_place_of_numbers_are_refused():
+    message = "labels: got dtype <U3, expected numbers"
+    with pytest.raises(ValueError, match=message):
+        inputs.numbers("labels", ["yes", "no"])
+    model = refdiff.DiffLlamaForSequenceClassification.from_config(small_config())
+    for call in (model, model.loss_and_grad):
+        with pytest.raises(ValueError, match=message):
+            call([[1, 2]], labels=["yes"])
+    with pytest.raises(TypeError, match="labels: got str, expected an array or nested lists of numbers"):
+        model([[1, 2]], labels="yes")
+
+
 def test_boolean_and_additive_masks():
     boolean = np.array([[[[True, False], [True, True]]]])
     mask, bias = inputs.four_dimensional_mask(boolean, 1, 4, 2, 2)
