@@ -39,7 +39,7 @@ class Context:
         return {"mask": self.mask, "bias": self.bias, "causal": self.causal}
 
     def select_batch(self, items: slice) -> Context:
-        """Return the context of some items of the batch."""
+        """Return the context of some items of the batch, for a call without a cache."""
         cos, sin, mask, bias = (
             a if a is None or a.shape[0] == 1 else a[items] for a in (self.cos, self.sin, self.mask, self.bias)
         )

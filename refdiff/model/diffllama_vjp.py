@@ -2,8 +2,8 @@
 
 A function with the name of one in diffllama.py computes the same, bit for bit. It returns the result and `back`, a
 closure that takes the gradient of the result and returns those of the input and of the parameters, nested like these.
-`back` holds what the backward pass needs of the forward pass. It is called once, so that memory falls from the last
-layer to the first.
+`back` holds what the backward pass needs of the forward pass. That of `diffllama` can be called once: it releases the
+layers one by one, so that memory falls from the last to the first.
 
     forward                         backward
     Y  = X + MultiHead(LN(X))       dY = g + dLN(dSwiGLU(g))
@@ -40,6 +40,8 @@ def diffllama(p: dict[str, Any], x: Array, ctx: Context) -> tuple[Array, Back]:
     y, norm_back = norm(p["norm"], x, ctx)
 
     def back(g: Array) -> tuple[Array, Grads]:
+        if not backs:
+            raise RuntimeError("diffllama_vjp: back: got a second call, expected one; run the forward pass again")
         g, norm_grads = norm_back(g)
         layers = []
         while backs:
@@ -141,12 +143,11 @@ def attention_llama(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tu
     """A plain Llama."""
     ops = ctx.ops
     q, k, v, projections_back = project_and_rotate(p, x, ctx, interleaved=False, value_size=ctx.config.head_dim)
-    operands = (q, k, v)
-    heads = ops.plain_heads(*operands, **ctx.visibility, ops=ops)
+    heads = ops.plain_heads(q, k, v, **ctx.visibility, ops=ops)
 
     def back(g: Array) -> tuple[Array, Grads]:
         g, o_proj = linear_back(ops, g, heads, p["o_proj"])
-        dq, dk, dv = ops.plain_heads_vjp(g, *operands, **ctx.visibility, ops=ops)
+        dq, dk, dv = ops.plain_heads_vjp(g, q, k, v, **ctx.visibility, ops=ops)
         dx, grads = projections_back(dq, dk, dv)
         return dx, {**grads, "o_proj": o_proj}
 

@@ -9,7 +9,7 @@ import pytest
 
 import refdiff
 from refdiff import arrays
-from refdiff.model import weights
+from refdiff.model import diffllama_vjp, weights
 from tests.backends.tuned import tune
 from tests.layers.places import Place
 from tests.model.models import CLASSES, WIRINGS, ids, small_config, small_model
@@ -247,6 +247,16 @@ def test_gradients_have_the_precision_of_the_weights(kind: type, kernels: str) -
     model = kind(exact.config, single, kernels=kernels)
     loss, grads = model.loss_and_grad(IDS, **targets(kind))
     assert {a.dtype for a in (loss, *flat(grads).values())} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_a_second_backward_pass_is_refused(wiring: str) -> None:
+    model = small_model(wiring=wiring)
+    hidden, context = model._embed(IDS, None, use_cache=False)
+    last, back = diffllama_vjp.diffllama(model.base_params, hidden, context)
+    back(last)
+    with pytest.raises(RuntimeError, match="diffllama_vjp: back: got a second call, expected one; run the forward"):
+        back(last)
 
 
 def test_without_labels_there_is_no_loss() -> None:
