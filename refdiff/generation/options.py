@@ -154,8 +154,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "max_time": _number(0, 1e9, above=True),
     "prompt_lookup_num_tokens": _integer(1),
     "assistant_model": (
-        lambda v: callable(v) and hasattr(v, "base_params"),
-        "a model like the one that generates, with the same vocabulary",
+        lambda v: callable(v) and "logits_to_keep" in getattr(v, "head_inputs", ()),
+        "a model with a next-token head, such as a DiffLlamaForCausalLM, with the same vocabulary",
     ),
     "penalty_alpha": _number(0, 1),
     "return_dict_in_generate": _FLAG,

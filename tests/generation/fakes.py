@@ -40,6 +40,7 @@ class FakeModel:
         rope = {"rope_parameters": {"rope_type": "default"}}
         self.config = SimpleNamespace(**fields | sizes | rope | config)
         self.base_params = {"norm": {"weight": np.ones(D)}}
+        self.head_inputs = ("labels", "logits_to_keep")
         self.backend = Backend()
         self.generation_config: dict[str, Any] = {}
         self.source: str | None = None

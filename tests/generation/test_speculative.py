@@ -14,6 +14,7 @@ from refdiff.generation import generate
 from refdiff.generation.sampling import Uniforms, draw
 from refdiff.generation.speculative import AcceptanceRate, PromptLookup, speculative_step
 from tests.generation.fakes import Bigrams, FakeModel, Recorder, everything, letters
+from tests.model.models import small_config
 
 TARGET = FakeModel(1, V=19, scale=2.5)
 ASSISTANTS = {
@@ -180,6 +181,13 @@ def test_an_assistant_and_a_seed_give_the_same_text_again() -> None:
 def test_one_prompt_at_a_time(guesser: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"input_ids: got 2 prompts, expected 1 with .*; call generate for each"):
         generate(TARGET, [[5, 6], [7, 8]], **guesser)
+
+
+def test_an_assistant_without_a_next_token_head_is_refused() -> None:
+    assistant = refdiff.DiffLlamaForSequenceClassification.from_config(small_config())
+    message = r"assistant_model: got DiffLlamaForSeq.*, expected a model with a next-token head, such as a DiffLlamaFor"
+    with pytest.raises(ValueError, match=message):
+        generate(TARGET, PROMPT, assistant_model=assistant)
 
 
 def test_another_vocabulary() -> None:
