@@ -4,8 +4,8 @@ Axis letters, here and everywhere: B batch, T queries, S keys, H query heads, K 
 size, F inner size, V vocabulary.
 
 Each function computes in the dtype of its arguments, sums included, unless its docstring has a heading "Precision".
-Shapes that do not fit raise `ValueError`, as does a gradient `g` that has not the shape of the result. Masks, biases,
-positions and integers have no gradient.
+Shapes that do not fit raise `ValueError`, in a derivative too, as does a gradient `g` that has not the shape of the
+result. Masks, biases, positions and integers have no gradient.
 
 The map: each equation, the functions that compute it, and the tests that check it. A derivative `f_vjp` stands
 under its f. A name with a dot is above the layers. A test is file::name, the file in tests/layers, or in tests where it
@@ -102,7 +102,7 @@ Attention variants; n is the number of queries per key, H/K (in v2 h/K).
     diff_heads_paper  2i, 2i+1     2j, 2j+1, j = i // n    K/2 of 2d          one a layer   RMS, weight,     interleaved
                                                                                             × (1 − λ_init)
     diff_heads_hf     i, i+H/2     j, j+K/2, j = i // n    K/2 of 2d,         one a layer   RMS,             halves
-                                                           [v_j, v_j+K/2]                   × (1 − λ_init)
+                                                           [v_j, v_{j+K/2}]                 × (1 − λ_init)
     diff_heads_v2     2i, 2i+1     j twice, j = i // n     K of d             token, head   nothing          interleaved
     plain_heads       i alone      j = i // n              K of d             none          nothing          halves
 """

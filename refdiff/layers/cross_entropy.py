@@ -66,6 +66,10 @@ def cross_entropy_vjp(g: Array, logits: Array, targets: Array, *, ignore_index: 
 
     Shapes:
         g (), logits (..., V), targets (...) -> (..., V), None
+
+    Raises:
+        ValueError: the shapes do not fit.
+        IndexError: a target is neither in 0 to V − 1 nor `ignore_index`.
     """
     xp = namespace(g, logits, targets)
     counts, _ = _classes("cross_entropy_vjp", logits, targets, ignore_index)

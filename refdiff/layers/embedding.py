@@ -43,13 +43,14 @@ def embedding_vjp(g: Array, ids: Array, weight: Array) -> tuple[None, Array]:
     """Pull a gradient back through `embedding`.
 
     Equation:
-        ∂L/∂E[v] = Σ over t with id_t = v of g_t, written as a product with the one-hot matrix of the ids
+        ∂L/∂E[v] = Σ over t with id_t = v of g_t, written as a product with the one-hot matrix of the ids.
+        An infinite g or a NaN makes its whole column NaN, as the product multiplies it by the zeros of other ids too.
 
     Shapes:
         g (..., D), ids (...), weight (V, D) -> None, (V, D)
 
-    Infinity:
-        An infinite g or a NaN makes its whole column NaN, as the product multiplies it by the zeros of other ids too.
+    Raises:
+        IndexError: an id is negative or not below V.
     """
     xp = namespace(g, ids, weight)
     _check("embedding_vjp", ids, weight)

@@ -34,10 +34,11 @@ def rope_frequencies(
         -> (list of at most d/2 inverse frequencies in radians per position, scale)
 
     Raises:
-        ValueError: an unknown `rope_type`, a parameter that it needs is missing, or one that it cannot have.
+        ValueError: an unknown `rope_type`, a parameter that it needs is missing, or numbers that divide by zero.
+            `DiffLlamaConfig` checks the values of the parameters, and that `head_dim` is even.
     """
     kind = parameters.get("rope_type", "default")
-    if kind not in ROPE_TYPES:
+    if not isinstance(kind, str) or kind not in ROPE_TYPES:
         raise ValueError(f"rope_frequencies: rope_type: got {kind!r}, expected one of {', '.join(ROPE_TYPES)}")
     try:
         return ROPE_TYPES[kind](parameters, head_dim, max_position_embeddings, length)
@@ -74,8 +75,8 @@ def linear(p: Mapping[str, Any], head_dim: int, max_positions: int, length: int)
 def dynamic(p: Mapping[str, Any], head_dim: int, max_positions: int, length: int) -> Frequencies:
     """Raise the base with the length once it passes `max_position_embeddings` (dynamic NTK).
 
-    base' = base (1 + factor (L − L₀) / L₀)^(d / (d − 2)), L = max(length, L₀); as published, the bracket is
-    factor L / L₀ − (factor − 1), of which a large factor would leave nothing
+    base' = base (1 + factor (L − L₀) / L₀)^(d / (d − 2)), L = max(length, L₀). As published, the bracket is
+    factor L / L₀ − (factor − 1), whose terms cancel for a large factor.
     """
     dim, factor = _rotary_dim(p, head_dim), p["factor"]
     ratio = 1 + factor * (max(length, max_positions) - max_positions) / max_positions
@@ -85,9 +86,13 @@ def dynamic(p: Mapping[str, Any], head_dim: int, max_positions: int, length: int
 def yarn(p: Mapping[str, Any], head_dim: int, max_positions: int, length: int) -> Frequencies:
     """Squeeze slow dimensions, keep fast ones, ramp between (Peng et al. 2023, section 3.2), and sharpen attention.
 
-    A dimension that rotates r times within the original length has index d log(L₀ / 2πr) / (2 log base); the ramp runs
-    from r = beta_fast to r = beta_slow. The scale is 0.1 log(factor) + 1 unless `attention_factor` or both `mscale`
-    and `mscale_all_dim` say otherwise.
+    θ'_i = r_i θ_i / factor + (1 − r_i) θ_i, with the ramp r_i = (i − low) / (high − low), clipped to 0 … 1.
+    The pair that rotates n times within the original length L₀ is index(n) = d log(L₀ / 2πn) / (2 log base).
+    low = max(⌊index(beta_fast)⌋, 0) and high = min(⌈index(beta_slow)⌉, d − 1); `truncate: false` rounds neither.
+    `factor: null` is max_position_embeddings / L₀.
+
+    The scale is `attention_factor`; without it m(mscale) / m(mscale_all_dim), where both are given and not 0; else
+    m(1). m(s) = 0.1 s log(factor) + 1, and 1 for a factor of at most 1.
     """
     dim, base, original = _rotary_dim(p, head_dim), p["rope_theta"], p["original_max_position_embeddings"]
     if dim % 2:
@@ -121,7 +126,11 @@ def yarn(p: Mapping[str, Any], head_dim: int, max_positions: int, length: int) -
 
 
 def longrope(p: Mapping[str, Any], head_dim: int, max_positions: int, length: int) -> Frequencies:
-    """Divide each θ_i by a searched factor: one list up to the original length, another beyond (Ding et al. 2024)."""
+    """Divide each θ_i by a searched factor: one list up to the original length, another beyond (Ding et al. 2024).
+
+    θ_i / short_factor_i where length ≤ L₀, else θ_i / long_factor_i. The scale is `attention_factor`; without it
+    √(1 + log f / log L₀), and 1 for f ≤ 1, where f is `factor` or else max_position_embeddings / L₀.
+    """
     dim, original = _rotary_dim(p, head_dim), p["original_max_position_embeddings"]
     name = "long_factor" if length > original else "short_factor"
     factors, powers = p[name], _inverse_powers(p["rope_theta"], dim)
@@ -162,7 +171,10 @@ def llama3(p: Mapping[str, Any], head_dim: int, max_positions: int, length: int)
 
 
 def proportional(p: Mapping[str, Any], head_dim: int, max_positions: int, length: int) -> Frequencies:
-    """Rotate only the first share of the pairs, at the frequencies of the whole head; the others have frequency 0."""
+    """Rotate only the first pairs, at the frequencies of the whole head divided by `factor`.
+
+    base^(−2i/d) / factor for i < ⌊partial_rotary_factor d / 2⌋, and 0 for the other pairs
+    """
     rotary_pairs = int(p.get("partial_rotary_factor", 1.0) * head_dim // 2)
     powers = _inverse_powers(p["rope_theta"], 2 * rotary_pairs, head_dim)
     factor = p.get("factor", 1.0)

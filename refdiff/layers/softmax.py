@@ -13,15 +13,13 @@ def softmax(scores: Array, mask: Array | None = None) -> Array:
     Equation:
         a_s = m_s exp(z_s) / Σ_u m_u exp(z_u), and a = 0 where Σ m = 0.
         The largest visible score is subtracted first, which changes nothing but the range of the numbers.
+        The mask alone decides whether a row may attend to any key. Scores of masked keys never matter, not even NaN.
 
     Used as:
         `softmax(scores, mask)`
 
     Shapes:
         scores (..., S), mask boolean, broadcastable to scores, or None -> (..., S)
-
-    Precision:
-        The mask alone decides whether a row may attend to any key. Scores of masked keys never matter, not even NaN.
 
     Raises:
         ValueError: `mask` is not boolean or does not broadcast to `scores`.
