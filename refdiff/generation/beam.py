@@ -1,8 +1,9 @@
 """Beam search and beam sampling: keep the num_beams best continuations of each prompt.
 
 The rules are those of transformers 5.24, to the token. Each step ranks the best (1 + number of end tokens) · num_beams
-continuations. Those among the first num_beams that end the text are finished, and the best num_beams of the others
-continue. A finished text scores log p / length ** length_penalty, where length leaves out the prompt.
+continuations, or 2 · num_beams without end tokens. Those among the first num_beams that end the text are finished, and
+the best num_beams of the others continue. A finished text scores log p / length ** length_penalty, where length leaves
+out the prompt.
 """
 
 from __future__ import annotations

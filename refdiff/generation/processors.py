@@ -113,8 +113,8 @@ class LogitsProcessors:
     active option it returns the logits unchanged; otherwise the scores are float64.
 
     Raises:
-        ValueError: NaN among the scores of an unfinished sequence, or nothing but −inf; the message has the
-            sequence and the step.
+        ValueError: NaN among the scores of an unfinished sequence, nothing but −inf, or while sampling inf; the message
+            has the sequence and the step.
     """
 
     def __init__(self, options: Options, prompt_length: int, padding: NDArray[np.int64] | None = None) -> None:

@@ -29,8 +29,8 @@ EXPECTED_RATES = (0.3, 0.5, 0.98)
 MAX_OCCURRENCES = 4
 """The earlier occurrences of a match count as at most this many guesses."""
 
-SECOND_TOKEN_COST, FURTHER_TOKEN_COST = 0.2, 0.05
-"""The extra cost of a pass with two tokens, and of every further token, in passes with one token."""
+DRAFT_COST, GUESS_COST = 0.2, 0.05
+"""The extra cost of a pass with guesses, and of each guess, in passes with one token."""
 
 
 def speculative_step(p: Probabilities, q: Probabilities, guess: int, stream: Uniforms) -> int:
@@ -70,7 +70,8 @@ class AcceptanceRate:
     def best_draft_length(self, max_length: int, alike: int = 1, places: int = 1) -> int:
         """Return the number of guesses, at most `max_length`, with the most tokens per cost of their pass.
 
-        If a share a is accepted, n guesses give 1 + a + … + aⁿ tokens. A pass with 16 tokens costs 2 with one token.
+        If a share a is accepted, n guesses give 1 + a + … + aⁿ tokens. Their pass costs 1 + `DRAFT_COST` +
+        n `GUESS_COST` passes with one token: 1.25 with one guess, 1.95 with 15.
         The match occurred `places` times, `alike` of them before the same token. This counts as places − 1 guesses of
         which alike − 1 were accepted, scaled down to at most `MAX_OCCURRENCES` guesses.
         """
@@ -78,7 +79,7 @@ class AcceptanceRate:
         accepted = self._accepted + self.weight * self._expected + counted * (alike - 1)
         share = accepted / (self._tried + self.weight + counted * (places - 1))
         n = np.arange(max_length + 1)
-        cost = np.where(n > 0, 1 + SECOND_TOKEN_COST + FURTHER_TOKEN_COST * n, 1.0)
+        cost = np.where(n > 0, 1 + DRAFT_COST + GUESS_COST * n, 1.0)
         return int((np.cumsum(share**n) / cost).argmax())
 
 
