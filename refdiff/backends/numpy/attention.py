@@ -43,7 +43,10 @@ def diff_attention(
 def diff_attention_with_lse(
     rt: Runtime, q1: Any, k1: Any, q2: Any, k2: Any, v: Any, *given: Any, **options: Any
 ) -> Any:
-    """Return that, and the log-sum-exps of the rows of both maps (2, 2, B, H, T, 1), where there are many scores."""
+    """Attend over two maps, and return also the log-sum-exps of their rows (2, 2, B, H, T, 1).
+
+    Returns NotImplemented where there are too few scores to go by blocks.
+    """
     x = operands((q1, q2), (k1, k2), v, *given, **options)
     if x is None or not _takes_blocks(rt, x):
         return NotImplemented

@@ -24,7 +24,7 @@ def decode_attention(
     lambdas: Any,
     causal: bool,
 ) -> FloatArray:
-    """Multiply few queries by some keys at a time, and V, as much of it, by the difference of the maps.
+    """Multiply few queries by a tile of keys at a time, and the difference of the maps by a tile of values.
 
     The maximum of a row is subtracted only where scores are large or the keys few; see attention_scores.py. Each
     sequence goes by its own scores, not by its neighbours'.

@@ -48,7 +48,7 @@ class Plan(NamedTuple):
 
 
 def linear(rt: Runtime, x: FloatArray, weight: FloatArray, bias: FloatArray | None = None) -> Any:
-    """Compute W Xᵀ, cut over the rows of W.
+    """Compute x Wᵀ + b as W xᵀ, cut over the rows of W.
 
     A weight of 16 bits is expanded as it is used, see half_weights.py; the result then has the dtype of `x`.
     """
@@ -68,8 +68,7 @@ def linears(rt: Runtime, x: FloatArray, *projections: Mapping[str, Any]) -> Any:
     run_plans(rt, plans)
     for plan, p in zip(plans, projections, strict=True):
         if p.get("bias") is not None:
-            y = plan.y
-            y += p["bias"]
+            np.add(plan.y, p["bias"], out=plan.y)
     return [plan.y.reshape(*x.shape[:-1], plan.y.shape[-1]) for plan in plans]
 
 

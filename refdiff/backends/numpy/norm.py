@@ -32,7 +32,7 @@ def residual_add(rt: Runtime, x: FloatArray, y: FloatArray) -> FloatArray:
 
 
 def rms_norm(rt: Runtime, x: FloatArray, weight: FloatArray | None, eps: float) -> Any:
-    """Sum squares without storing them, and scale once. A few feature-major tokens come back as rows."""
+    """Scale each row once, without storing its squares. A few feature-major tokens come back as rows."""
     if not eps >= 0 or x.ndim < 1 or (weight is not None and weight.shape != x.shape[-1:]):
         return NotImplemented
     if not same_dtype(x, weight):

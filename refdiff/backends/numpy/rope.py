@@ -27,17 +27,17 @@ def rope(rt: Runtime, x: FloatArray, cos: FloatArray, sin: FloatArray, *, interl
     first, second = _halves(n, interleaved)
 
     def block(at: tuple[int, slice]) -> None:
-        b, t = at
-        out, c, s = y[b, :, t], cos[b % len(cos), :, t], sin[b % len(sin), :, t]
-        one, two = x[b, :, t, first], x[b, :, t, second]
+        b, tokens = at
+        out, c, s = y[b, :, tokens], cos[b % len(cos), :, tokens], sin[b % len(sin), :, tokens]
+        one, two = x[b, :, tokens, first], x[b, :, tokens, second]
         np.multiply(one, c, out=out[..., first])
         out[..., first] -= two * s
         np.multiply(two, c, out=out[..., second])
         out[..., second] += one * s
-        out[..., 2 * n :] = x[b, :, t, 2 * n :]
+        out[..., 2 * n :] = x[b, :, tokens, 2 * n :]
 
     size = max(rt.tuning.block_elements // max(H * d, 1), 1)
-    rt.map(block, [(b, t) for b in range(B) for t in cut(T, size)], x.size)
+    rt.map(block, [(b, tokens) for b in range(B) for tokens in cut(T, size)], x.size)
     return y
 
 
@@ -63,7 +63,12 @@ def rope_append(
     *,
     interleaved: bool = False,
 ) -> Any:
-    """Rotate few queries and keys together, and write keys and values into the cache."""
+    """Rotate few queries and keys together, and append keys and values to a layer of the cache.
+
+    Shapes:
+        q (B, H, T, d), k (B, K, T, d), v (B, Kv, T, e) -> q rotated, and all keys and values of the layer;
+        NotImplemented, and the cache is as before, for other shapes and types, and for many tokens
+    """
     n = cos.shape[-1]
     few = q.size + k.size <= rt.tuning.small_elements and q.ndim == k.ndim == v.ndim == cos.ndim == 4
     if not few or k.size == 0 or not same_dtype(q, k, v, cos, sin):
@@ -74,9 +79,14 @@ def rope_append(
         return NotImplemented
     keys, values, start = cache.allocate(layer, k, v)
     x = np.concatenate([q, k], axis=1)
-    index: list[tuple[Any, ...]] = [(..., i) if interleaved else (..., i, slice(None)) for i in (None, 0, 1)]
+    index: tuple[tuple[Any, ...], ...]
+    if interleaved:
+        pairs = x.reshape(*x.shape[:3], n, 2)
+        index = (..., None), (..., 0), (..., 1)
+    else:
+        pairs = x.reshape(*x.shape[:3], 2, n)
+        index = (..., None, slice(None)), (..., 0, slice(None)), (..., 1, slice(None))
     whole, one, two = index
-    pairs = x.reshape(*x.shape[:3], *((n, 2) if interleaved else (2, n)))
     rotated, across = pairs * cos[whole], pairs * sin[whole]
     rotated[one] -= across[two]
     rotated[two] += across[one]
@@ -106,10 +116,10 @@ def _rotate_columns(
     if x.size <= t.block_elements:
         block((slice(None), slice(None)))
         return y
-    features, tokens, share = x.shape[1], B * T, -(-len(x) // rt.workers.threads)
-    heads = cut(len(x), max(min(t.block_elements // (features * min(tokens, t.block_tokens)), share), 1))
-    parts = rt.cut_tokens(tokens, len(heads), features * heads[0].stop)
-    rt.map(block, [(h, s) for h in heads for s in parts], x.size)
+    features, share = x.shape[1], -(-len(x) // rt.workers.threads)
+    heads = cut(len(x), max(min(t.block_elements // (features * min(B * T, t.block_tokens)), share), 1))
+    parts = rt.cut_tokens(B * T, len(heads), features * heads[0].stop)
+    rt.map(block, [(h, tokens) for h in heads for tokens in parts], x.size)
     return y
 
 

@@ -125,7 +125,7 @@ class Tuning:
     """Terms of one token: longer sums are added up in parts of `long_terms`. Without AVX-512 one sum of 262,144 terms
     had 5.7 times the layer's error; no model has so many."""
     stacked_rows: int = 4
-    """Longer rows are multiplied so many at a time: of 8,192 terms 30 GB/s, by eight 29 GB/s."""
+    """Rows longer than `cached_vector` are multiplied so many at a time: of 8,192 terms 30 GB/s, by eight 29 GB/s."""
     deep_ratio: int = 6
     """A gradient with so many times more terms than rows or columns is cut over its terms."""
     deep_terms: int = 1024
@@ -160,7 +160,7 @@ class Tuning:
     narrow_values: int = 16
     """Features of a value: fewer are multiplied as in the layer; BLAS sums them less exactly as rows of a product."""
     few_queries: int = 16
-    """Queries: fewer go through the decode kernel; a block of a prompt has no fewer."""
+    """Queries: fewer go through the decode kernel; a prompt is cut into blocks of no fewer, but for the last."""
     decode_scores: int = 2**18
     """Scores of both maps that a thread holds at a time while decoding: 1 MB in float32."""
     decode_parallel_scores: int = 2**15
