@@ -214,9 +214,9 @@ def test_precision_of_longrope(
 
 def test_an_unknown_type() -> None:
     assert tuple(ROPE_TYPES) == TYPES
-    message = "rope_frequencies: rope_type: got 'mrope', expected one of " + ", ".join(TYPES)
-    with says(ValueError, message):
-        rope_frequencies({"rope_type": "mrope", **BASE}, 8, 128)
+    for kind in ("mrope", ["yarn"]):
+        with says(ValueError, f"rope_frequencies: rope_type: got {kind!r}, expected one of {', '.join(TYPES)}"):
+            rope_frequencies({"rope_type": kind, **BASE}, 8, 128)
 
 
 @pytest.mark.parametrize(
