@@ -89,7 +89,7 @@ class Runtime:
 
     def map(self, work: Callable[[Any], None], items: list[Any], elements: int) -> None:
         """Call `work` for every item, on all threads where the items have enough elements."""
-        if elements < self.tuning.parallel_ops // 4:
+        if elements < self.tuning.parallel_elements:
             for item in items:
                 work(item)
         else:

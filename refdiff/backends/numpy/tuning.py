@@ -39,6 +39,8 @@ class Tuning:
     # Threads and memory
     parallel_ops: int = 2**19
     """Multiplications or exponentials: the fewest for which a second thread pays."""
+    parallel_elements: int = 2**17
+    """Numbers of a norm, a sum or a rotation: the fewest for which a second thread pays."""
     python_threads: int = 4
     """Threads: up to so many, Python threads read the weights for one token faster than BLAS threads (1.14 times at
     128 tokens of context, 1.09 at 2,048; two threads). Beyond two it is an estimate: barriers cost more."""
