@@ -144,7 +144,7 @@ def multiply_whole(flat: FloatArray, weight: NDArray[Any]) -> FloatArray:
 def _one_token(rt: Runtime, flat: FloatArray, weight: FloatArray) -> tuple[FloatArray, Part]:
     """Multiply by one token, row by row: each thread reads one stream of memory, where BLAS's threads read several.
 
-    Python threads are as fast as BLAS's or up to a seventh faster. Rows that are too long for the token to stay in the
+    Python threads are at least as fast as BLAS's. Rows that are too long for the token to stay in the
     first cache beside them are taken by four.
     """
     t, (_, K) = rt.tuning, flat.shape

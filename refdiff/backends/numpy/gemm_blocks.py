@@ -1,9 +1,8 @@
 """Products in tiles that BLAS does not pack: some rows of a weight, some terms and some tokens.
 
-OpenBLAS copies ("packs") both factors of a large product into an order of its own, which takes a twentieth to a
-quarter of a prompt's time. On AVX-512 it multiplies small products without packing. Here only the tokens are copied,
-once for all threads. Attention multiplies queries by blocks of keys, which are copied once per layer, and its weights
-by parts of the values.
+OpenBLAS copies ("packs") both factors of a large product into an order of its own, which takes time. On AVX-512 it
+multiplies small products without packing. Here only the tokens are copied, once for all threads. Attention multiplies
+queries by blocks of keys, which are copied once per layer, and its weights by parts of the values.
 
 The loops over tiles are NumPy's own, over stacked matrices, so that threads do not wait for the interpreter.
 """

@@ -15,7 +15,7 @@ from refdiff.backends.numpy.runtime import Runtime
 
 
 def residual_add(rt: Runtime, x: FloatArray, y: FloatArray) -> FloatArray:
-    """Add; feature-major sums go to scratch memory, since allocating takes ten times as long as adding."""
+    """Add; feature-major sums go to scratch memory, since allocating takes longer than adding."""
     if x.size <= rt.tuning.small_elements:
         return x + y
     columns, others = feature_view(x), feature_view(y)
