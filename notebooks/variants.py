@@ -4,9 +4,12 @@
 
 Five runs of each of `none` (plain), `hf` (v1) and `v2`: same text, same sequences in the same order for each seed, same
 number of parameters up to 0.3 % (v2 has twice the query heads, so its MLP is narrower), same steps and settings. The
-learning rate is the best of three for plain attention. As v1 was not stable with it, three more of its runs have a
-third of it. Each run is a process and a file in the folder of runs; a run that has its file is not repeated. What
-the notebook draws goes to data/variants.json.
+learning rate is the best of three for plain attention. As v1 was not stable with it, there are controls, each with one
+change: three runs of v1 with a third of the rate, and five of v1 without the norm behind the difference
+(`hf-no-norm`), of v1 with Muon (`hf-muon`) and of plain attention with Muon (`none-muon`).
+
+Each run is a process and a file in the folder of runs; a run that has its file is not repeated. What the notebook draws
+goes to data/variants.json.
 
 Kept of each run:
 
@@ -30,7 +33,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -39,12 +42,27 @@ sys.path.insert(0, str(HERE.parent))
 
 import refdiff  # noqa: E402  (the one that stands beside this folder)
 from refdiff import viz  # noqa: E402
+from refdiff.backends import overlay  # noqa: E402
 from refdiff.files import read_json, write_json  # noqa: E402
 from refdiff.generation.tokenizer import Tokenizer  # noqa: E402
 from refdiff.training import Corpus, Settings, Trainer  # noqa: E402
 
-KINDS = ("none", "hf", "v2")
-RUNS = [(6e-3, kind, seed) for seed in range(5) for kind in KINDS] + [(2e-3, "hf", seed) for seed in range(3)]
+
+class Kind(NamedTuple):
+    """A model and how it is trained; without `norm`, that behind the difference is left out, and its factor stays."""
+
+    wiring: str
+    optimizer: str = "adamw"
+    norm: bool = True
+
+
+KINDS = {
+    "none": Kind("none"), "hf": Kind("hf"), "v2": Kind("v2"),
+    "hf-no-norm": Kind("hf", norm=False), "hf-muon": Kind("hf", "muon"), "none-muon": Kind("none", "muon"),
+}  # fmt: skip
+MAIN, CONTROLS = list(KINDS)[:3], list(KINDS)[3:]
+RUNS = [(6e-3, kind, seed) for seed in range(5) for kind in MAIN] + [(2e-3, "hf", seed) for seed in range(3)]
+RUNS += [(6e-3, kind, seed) for seed in range(5) for kind in CONTROLS]
 """Learning rate, kind and seed of every run."""
 WIDTH, LAYERS, HEADS, VOCABULARY = 64, 4, 4, 512
 SETTINGS = Settings(
@@ -60,15 +78,24 @@ EXAMPLE, SHOWN = (2e-3, "hf", 0), (1, 0)
 OPENING = "Once upon a time there lived a king who had three sons, and the youngest was"
 
 
-def config(kind: str) -> refdiff.DiffLlamaConfig:
-    """The model of a kind. v2's MLP gives up what its second queries and its λ projection take."""
-    extra = round((WIDTH * WIDTH + WIDTH * HEADS) / (3 * WIDTH)) if kind == "v2" else 0
+def config(wiring: str) -> refdiff.DiffLlamaConfig:
+    """The model of a variant. v2's MLP gives up what its second queries and its λ projection take."""
+    extra = round((WIDTH * WIDTH + WIDTH * HEADS) / (3 * WIDTH)) if wiring == "v2" else 0
     return refdiff.DiffLlamaConfig(
-        wiring=kind, vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=2 * WIDTH - extra,
+        wiring=wiring, vocab_size=VOCABULARY, hidden_size=WIDTH, intermediate_size=2 * WIDTH - extra,
         num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=HEADS, head_dim=WIDTH // HEADS,
         max_position_embeddings=SETTINGS.context, tie_word_embeddings=True,
         bos_token_id=None, eos_token_id=None, pad_token_id=None,
     )  # fmt: skip
+
+
+def without_norm(name: str, function: Any) -> Any:
+    """Let the norm that has no weight, which is v1's behind the difference, pass on its input and its gradient."""
+    if name == "rms_norm":
+        return lambda x, weight, eps: x if weight is None else function(x, weight, eps)
+    if name == "rms_norm_vjp":
+        return lambda g, x, weight, eps: (g, None) if weight is None else function(g, x, weight, eps)
+    return function
 
 
 def pairs_of_maps(model: Any, tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[Any, Any, Any]:
@@ -121,7 +148,11 @@ def run(runs: str, rate: float, kind: str, seed: int) -> str:
     folder.mkdir()
     corpus = Corpus(Path(runs) / "corpus")
     tokenizer = Tokenizer.from_pretrained(corpus.folder)
-    trainer = Trainer.start(folder, config(kind), corpus, replace(SETTINGS, learning_rate=rate, seed=seed), threads=1)
+    of = KINDS[kind]
+    settings = replace(SETTINGS, learning_rate=rate, seed=seed, optimizer=of.optimizer)
+    trainer = Trainer.start(folder, config(of.wiring), corpus, settings, threads=1)
+    if not of.norm:
+        trainer.model.ops = overlay(trainer.model.ops, without_norm)
     available = corpus.rows("validation", SETTINGS.context)
     sequences, _ = corpus.batch("validation", np.arange(OBSERVED) * (available // OBSERVED), SETTINGS.context)
     records: list[dict[str, Any]] = []
@@ -147,6 +178,13 @@ def run(runs: str, rate: float, kind: str, seed: int) -> str:
     return target.name
 
 
+def unigram_loss(corpus: Corpus) -> float:
+    """Nats per token of the validation part for a model that knows how frequent each token is, and nothing else."""
+    trained, seen = (np.bincount(corpus.tokens[part], minlength=VOCABULARY) for part in ("train", "validation"))
+    there = seen > 0
+    return float(-(seen[there] * np.log(trained[there] / trained.sum())).sum() / seen.sum())
+
+
 def collect(runs: Path) -> dict[str, Any]:
     """What data/variants.json has of the runs: of the maps those of one pair of the first differential run."""
     found = [read_json(runs / name_of(*which)) for which in RUNS]
@@ -162,6 +200,7 @@ def collect(runs: Path) -> dict[str, Any]:
         "settings": asdict(SETTINGS),
         "model": {"width": WIDTH, "layers": LAYERS, "heads": HEADS, "vocabulary": VOCABULARY},
         "text": {"bytes": corpus.source["bytes"], **{f"{p} tokens": len(corpus.tokens[p]) for p in corpus.tokens}},
+        "unigram_loss": round(unigram_loss(corpus), 4),
         "moments": list(MOMENTS),
         "example": {"tokens": tokens, "layer": layer, "pair": pair, **kept},
         "runs": [{name: value for name, value in r.items() if name != "maps"} for r in found],

@@ -127,6 +127,21 @@ def test_the_variants_of_chapter_09_have_equal_parameters() -> None:
     assert max(sizes) < 1.003 * min(sizes)
 
 
+def test_the_control_without_a_norm_leaves_out_that_without_a_weight() -> None:
+    from refdiff import layers
+
+    wrap = _script("variants").without_norm
+    g, x = np.random.default_rng(0).standard_normal((2, 3, 5))
+    weight = np.arange(5.0)
+    norm, vjp = wrap("rms_norm", layers.rms_norm), wrap("rms_norm_vjp", layers.rms_norm_vjp)
+    assert norm(x, None, 1e-5) is x
+    assert vjp(g, x, None, 1e-5) == (g, None)
+    assert np.array_equal(norm(x, weight=weight, eps=1e-5), layers.rms_norm(x, weight, 1e-5))
+    expected = layers.rms_norm_vjp(g, x, weight, 1e-5)
+    assert all(map(np.array_equal, vjp(g, x, weight=weight, eps=1e-5), expected))
+    assert wrap("swiglu", layers.swiglu) is layers.swiglu
+
+
 def test_the_correlation_of_two_maps_is_that_of_their_scores() -> None:
     def causal(scores: Any) -> Any:
         weights = np.exp(scores) * np.tri(40)

@@ -136,7 +136,7 @@ def training(stored: dict[str, Any]) -> dict[str, Any]:
     rate = stored["runs"][0]["rate"]
     kinds: dict[str, dict[str, list[Any]]] = {}
     for run in stored["runs"]:
-        if run["rate"] == rate:
+        if run["rate"] == rate and run["kind"] in ("none", "hf", "v2"):
             kept = kinds.setdefault(run["kind"], {"lambda": [], "correlation": []})
             kept["lambda"].append(run["lambda"])
             kept["correlation"].append(run["own"])

@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.backends import overlay
 from refdiff.browser import require_processes
 from refdiff.files import read_json, write_json
 from refdiff.model.config import DiffLlamaConfig
@@ -49,6 +50,7 @@ from refdiff.training.retrieval_table import DEPTHS, WIRINGS, depth_table, table
 from refdiff.training.schedule import clip, learning_rate
 
 IGNORED = -100
+Run = Callable[["Experiment", str, int, "int | None"], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -178,13 +180,27 @@ def draw_rows(
     return Rows(ids, labels, asking, starts[row, asked], haystack)
 
 
+def without_second_map(name: str, function: Any) -> Any:
+    """Wrap the layers that compute λ: it is 0, and so are its gradients."""
+    if name in ("diff_lambda", "diff_lambda_v2"):
+        return lambda *args, **kwargs: 0 * function(*args, **kwargs)
+    if name in ("diff_lambda_vjp", "diff_lambda_v2_vjp"):
+        return lambda *args, **kwargs: tuple(0 * g for g in function(*args, **kwargs))
+    return function
+
+
 def train(
-    experiment: Experiment, wiring: str, seed: int, *, threads: int | None = None,
+    experiment: Experiment, wiring: str, seed: int, *, second_map: bool = True, threads: int | None = None,
     report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> DiffLlamaForCausalLM:  # fmt: skip
-    """Train one model, and call `report(step, loss)`. Rows depend on the seed alone, so all wirings have the same."""
+    """Train one model, and call `report(step, loss)`. Rows depend on the seed alone, so all wirings have the same.
+
+    Without `second_map`, λ is 0; all else stays.
+    """
     x, rng = experiment, np.random.default_rng((seed, 0))
     model = DiffLlamaForCausalLM.from_config(x.config(wiring), seed, threads=threads)
+    if not second_map:
+        model.ops = overlay(model.ops, without_second_map)
     params = {name: np.array(a, order="C") for name, a in flatten(model.params).items()}
     model.params = nest(params)
     optimizer = Muon(params, weight_decay=0.01)
@@ -260,8 +276,26 @@ def _attention(maps: NDArray[Any], rows: Rows) -> tuple[NDArray[Any], NDArray[An
 
 def run(experiment: Experiment, wiring: str, seed: int, threads: int | None = None) -> dict[str, Any]:
     """Train one model, with progress on standard error, and measure it at every length."""
+    model, losses = _train_and_report(experiment, wiring, seed, threads)
+    curve = [round(loss, 5) for loss in losses[:: max(experiment.steps // 100, 1)]]
+    measured = {str(length): measure(experiment, model, length, seed) for length in experiment.lengths}
+    return {"wiring": wiring, "seed": seed, "parameters": model.num_parameters(), "losses": curve, "measured": measured}
+
+
+def run_control(experiment: Experiment, wiring: str, seed: int, threads: int | None = None) -> dict[str, Any]:
+    """Train one model with λ = 0 on the short rows of the beginning, with progress on standard error."""
+    start = replace(experiment, steps=experiment.begin)  # the same rows and rates: the rate is constant there
+    _, losses = _train_and_report(start, wiring, seed, threads, second_map=False)
+    curve = [round(loss, 5) for loss in losses[:: max(experiment.steps // 100, 1)]]
+    return {"wiring": wiring, "seed": seed, "losses": curve}
+
+
+def _train_and_report(
+    experiment: Experiment, wiring: str, seed: int, threads: int | None, *, second_map: bool = True
+) -> tuple[DiffLlamaForCausalLM, list[float]]:
+    """Return a trained model and the loss of every step."""
     losses: list[float] = []
-    started = time.monotonic()
+    started, name = time.monotonic(), wiring if second_map else f"{wiring} with λ = 0"
 
     def report(step: int, loss: float) -> None:
         losses.append(loss)
@@ -269,13 +303,10 @@ def run(experiment: Experiment, wiring: str, seed: int, threads: int | None = No
             left = (time.monotonic() - started) / step * (experiment.steps - step)
             mean = sum(losses[-50:]) / len(losses[-50:])
             sys.stderr.write(
-                f"{wiring} seed {seed}: step {step} of {experiment.steps}, loss {mean:.3f}, {left:.0f} s left\n"
+                f"{name} seed {seed}: step {step} of {experiment.steps}, loss {mean:.3f}, {left:.0f} s left\n"
             )
 
-    model = train(experiment, wiring, seed, threads=threads, report=report)
-    curve = [round(loss, 5) for loss in losses[:: max(experiment.steps // 100, 1)]]
-    measured = {str(length): measure(experiment, model, length, seed) for length in experiment.lengths}
-    return {"wiring": wiring, "seed": seed, "parameters": model.num_parameters(), "losses": curve, "measured": measured}
+    return train(experiment, wiring, seed, second_map=second_map, threads=threads, report=report), losses
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -289,41 +320,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help=f"training steps (default: {Experiment().steps})")
     parser.add_argument("--jobs", type=int, default=1, help="models at a time, each in a process (default: 1)")
     parser.add_argument("--threads", type=int, default=1, help="processor threads of a model (default: 1)")
+    parser.add_argument("--controls", action="store_true", help="also train with λ = 0, the short rows (default: off)")
     parser.add_argument("--quick", action="store_true", help="short rows, few steps, one seed: to see it work")
     args = parser.parse_args(argv)
     experiment = QUICK if args.quick else Experiment()
     if args.steps:
         experiment = replace(experiment, steps=args.steps, begin=experiment.begin * args.steps // experiment.steps)
     about = json.loads(json.dumps(asdict(experiment)))
-    runs: list[dict[str, Any]] = []
+    results: dict[str, list[dict[str, Any]]] = {"runs": [], "controls": []}
     if args.output.exists():
         found = read_json(args.output)
         if found.get("experiment") != about:
             parser.error(f"{args.output} is of another experiment: {found.get('experiment')}")
-        runs = found["runs"]
-    done = {(r["wiring"], r["seed"]) for r in runs}
+        results |= {name: found[name] for name in results if name in found}
     seeds = range(args.seeds or (1 if args.quick else 5))
-    asked = [(wiring, seed) for seed in seeds for wiring in WIRINGS if (wiring, seed) not in done]
-    for result in _results(experiment, asked, args.jobs, args.threads):
-        runs = sorted([*runs, result], key=lambda r: (r["seed"], r["wiring"]))
-        write_json(args.output, {"experiment": about, "runs": runs})
+    tasks: list[tuple[str, Run, Sequence[str]]] = [("runs", run, WIRINGS)]
+    if args.controls:
+        tasks.append(("controls", run_control, [wiring for wiring in WIRINGS if wiring != "none"]))
+    for name, one, wirings in tasks:
+        done = {(r["wiring"], r["seed"]) for r in results[name]}
+        asked = [(wiring, seed) for seed in seeds for wiring in wirings if (wiring, seed) not in done]
+        for result in _results(one, experiment, asked, args.jobs, args.threads):
+            results[name] = sorted([*results[name], result], key=lambda r: (r["seed"], r["wiring"]))
+            write_json(args.output, {"experiment": about} | {n: r for n, r in results.items() if r})
+    runs = results["runs"]
     sys.stdout.write(f"{table(runs)}\n\n{depth_table(runs, experiment.longest)}\n")
     return 0
 
 
 def _results(
-    experiment: Experiment, asked: Iterable[tuple[str, int]], jobs: int, threads: int
+    one: Run, experiment: Experiment, asked: Iterable[tuple[str, int]], jobs: int, threads: int
 ) -> Iterator[dict[str, Any]]:
     """Yield the results of the runs, one by one or `jobs` at a time; the numbers are the same."""
     if jobs == 1:
-        yield from (run(experiment, wiring, seed, threads) for wiring, seed in asked)
+        yield from (one(experiment, wiring, seed, threads) for wiring, seed in asked)
         return
     require_processes("--jobs above 1")
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor, as_completed
 
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(run, experiment, wiring, seed, threads) for wiring, seed in asked]
+        futures = [pool.submit(one, experiment, wiring, seed, threads) for wiring, seed in asked]
         yield from (future.result() for future in as_completed(futures))
 
 

@@ -98,7 +98,9 @@ def test_a_run_is_kept_and_goes_on(
     assert first["experiment"]["begin"] == 2
     assert [(run["wiring"], run["seed"]) for run in first["runs"]] == [("hf", 0), ("none", 0), ("v2", 0)]
     again: list[int] = []
-    monkeypatch.setattr(retrieval, "train", lambda x, wiring, seed, **_: again.append(seed) or train(x, wiring, seed))
+    monkeypatch.setattr(
+        retrieval, "train", lambda x, wiring, seed, **options: again.append(seed) or train(x, wiring, seed, **options)
+    )
     assert main([*options, "--seeds", "2"]) == 0
     assert again == [1, 1, 1]
     both = json.loads(out.read_text())
@@ -107,6 +109,17 @@ def test_a_run_is_kept_and_goes_on(
     printed = capsys.readouterr()
     assert printed.out.endswith(f"{table(both['runs'])}\n\n{depth_table(both['runs'], 13)}\n")
     assert "hf seed 0: step 4 of 4" in printed.err
+    assert main([*options, "--seeds", "2", "--controls"]) == 0
+    controlled = json.loads(out.read_text())
+    assert controlled["runs"] == both["runs"]
+    assert [(run["wiring"], run["seed"]) for run in controlled["controls"]] == [
+        ("hf", 0),
+        ("v2", 0),
+        ("hf", 1),
+        ("v2", 1),
+    ]
+    assert all(len(run["losses"]) == 2 for run in controlled["controls"])
+    assert "v2 with λ = 0 seed 1: step 2 of 2" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["-o", str(out), "--quick", "--steps", "5"])
     assert "another experiment" in capsys.readouterr().err
@@ -132,3 +145,18 @@ def test_the_quick_experiment_is_learned(wiring: str) -> None:
 def test_what_does_not_fit_is_refused(wrong: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Experiment(**{**SMALL.__dict__, **wrong})
+
+
+@pytest.mark.parametrize("wiring", ["hf", "v2"])
+def test_without_a_second_map_its_queries_get_no_gradient(wiring: str) -> None:
+    experiment = Experiment(**{**SMALL.__dict__, "steps": 3, "begin": 3})
+    model = train(experiment, wiring, 0, second_map=False, threads=1)
+    rows = draw_rows(experiment, 2, 11, np.random.default_rng(0))
+    _, grads = model.loss_and_grad(rows.ids, labels=rows.labels)
+    for layer, weights in zip(grads["model"]["layers"], model.params["model"]["layers"], strict=True):
+        found = layer["self_attn"]["q_proj"]["weight"].reshape(
+            -1, experiment.width // experiment.heads, experiment.width
+        )
+        used = np.abs(found).max(axis=(1, 2)) > 0
+        assert used.sum() == len(used) / 2
+        assert all(not layer["self_attn"][name].any() for name in weights["self_attn"] if name.startswith("lambda_q"))
