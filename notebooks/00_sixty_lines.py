@@ -87,10 +87,14 @@ for name, w in subset(weights, "model.layers.0.").items():
     print(f"  {name:32} {w.shape}")
 
 # %% [markdown]
-# Read the list once; you now know every kind of parameter of the model. Four lines deserve a second look: `lambda_q1`,
-# `lambda_k1`, `lambda_q2` and `lambda_k2`. A plain Transformer of the same family, a Llama, has all the others and not
-# these. In this version, Hugging Face's, four vectors of 32 numbers are all that the Differential Transformer adds to a
-# layer. (The paper's code has a weight in one more norm, too: chapter 04.)
+# Read the list once; you now know every kind of parameter of the model. (Parameters are also called weights, as in the
+# code here. In the text, a *weight* is what a token gets in attention.) A model is a stack of *layers*: blocks of one
+# kind that run one after the other, each with parameters of its own.
+#
+# Four lines deserve a second look: `lambda_q1`, `lambda_k1`, `lambda_q2` and `lambda_k2`. A plain Transformer of the
+# same family, a Llama, has all the others and not these. In this version, Hugging Face's, four vectors of 32 numbers
+# are all that the Differential Transformer adds to a layer. (The paper's code has parameters in one more norm, too:
+# chapter 04.)
 #
 # `embed_tokens` has one row for each token of the vocabulary. Looking up our ids gives the array that all layers work
 # on: T tokens, each with D numbers.
@@ -121,7 +125,7 @@ sketches.residual_stream(config["num_hidden_layers"])
 #
 # Softmax turns any scores into positive weights with sum 1. (Subtracting the largest score changes nothing but keeps
 # `exp` from overflowing.) RMSNorm, the LN of the equations, scales each token to unit root mean square, and then each
-# of its numbers by a learned weight:
+# of its numbers by a learned parameter:
 #
 # $$\mathrm{softmax}(z)_j = \frac{e^{z_j}}{\sum_s e^{z_s}}$$
 # $$\mathrm{LN}(x) = \frac{x}{\sqrt{\frac1D\sum_i x_i^2 + \varepsilon}} \odot w$$
@@ -203,7 +207,7 @@ for d in (4, 32, 256):
 # \begin{pmatrix} \cos t\theta_i & -\sin t\theta_i \\ \sin t\theta_i & \cos t\theta_i \end{pmatrix}
 # \begin{pmatrix} a_i \\ b_i \end{pmatrix}$$
 #
-# where $a$ and $b$ are the two halves of a head, and the base is 10,000 in most checkpoints.
+# where $a$ and $b$ are the two halves of a head, and the base is 10,000 in this checkpoint.
 
 
 # %%
@@ -390,14 +394,14 @@ model(ids, weights, config)
 attention_map = original
 
 # %%
-starts = [0.8 - 0.6 * np.exp(-0.3 * layer) for layer in range(6)]
+lambda_inits = [0.8 - 0.6 * np.exp(-0.3 * layer) for layer in range(6)]
 lambdas = []
 for layer in range(6):  # eq. 2
     p = subset(weights, f"model.layers.{layer}.self_attn.")
     dots = p["lambda_q1"] @ p["lambda_k1"], p["lambda_q2"] @ p["lambda_k2"]
-    lambdas.append(np.exp(dots[0]) - np.exp(dots[1]) + starts[layer])
-print("λ_init by layer:", *(f"{start:5.2f}" for start in starts))
-print("λ by layer:     ", *(f"{strength:5.2f}" for strength in lambdas))
+    lambdas.append(np.exp(dots[0]) - np.exp(dots[1]) + lambda_inits[layer])
+print("λ_init by layer:", *(f"{lambda_init:5.2f}" for lambda_init in lambda_inits))
+print("λ by layer:     ", *(f"{lambda_:5.2f}" for lambda_ in lambdas))
 
 # %%
 layer, pair = 4, 0
@@ -461,15 +465,15 @@ def loss_with(factor):
     return float(np.mean(losses))
 
 
-strengths = [-0.5, 0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0]
-losses = [loss_with(factor) for factor in strengths]
-for factor, loss in zip(strengths, losses, strict=True):
+factors = [-0.5, 0.0, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0]
+losses = [loss_with(factor) for factor in factors]
+for factor, loss in zip(factors, losses, strict=True):
     print(f"λ × {factor:5.2f}: {loss:.3f} nats per token")
 print(f"perplexity: {np.exp(losses[4]):.1f}; with λ = 0 in every layer {np.exp(losses[1]):.1f}")
-sketches.loss_by_strength(strengths, losses)
+sketches.loss_by_strength(factors, losses)
 
 # %% [markdown]
-# Of the strengths tried, the trained one (1.00) has the lowest loss, and the loss rises on both sides. So no common
+# Of the factors tried, 1.00 (λ as trained) has the lowest loss, and the loss rises on both sides. So no common
 # factor that we tried improves these λ. (A single layer's λ matters less: chapter 03.) Be careful with two
 # conclusions:
 #
@@ -521,9 +525,9 @@ sketches.loss_by_strength(strengths, losses)
 #
 # ## What must hold
 #
-# These 60 lines compute what refdiff's reference kernels compute: logits equal up to rounding error in float64, and
-# the same story token for token. refdiff in turn is tested against transformers. Its files have the same blocks, each
-# with its derivative and its checks; the following chapters open them one by one.
+# These 60 lines compute what refdiff's reference implementation computes: logits equal up to rounding error in float64,
+# and the same story token for token. refdiff in turn is tested against transformers. Its files have the same blocks,
+# each with its derivative and its checks; the following chapters open them one by one.
 
 # %%
 import refdiff
@@ -558,6 +562,6 @@ assert again == story
 # <summary>The loss rises when λ is 0. Why does that not show that the subtraction makes a better model?</summary>
 #
 # In layer 3, λ is above 1, so λ = 0 takes away the larger map. And the model was trained with the subtraction, so its
-# weights rely on it. Only a model trained without it is a fair comparison.
+# parameters rely on it. Only a model trained without it is a fair comparison.
 #
 # </details>

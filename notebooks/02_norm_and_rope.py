@@ -126,7 +126,7 @@ print("positions × 2 gives the same logits:  ", np.allclose(here, spread, rtol=
 # %% [markdown]
 # ## How far can it see?
 #
-# A pair is back where it began after $2\pi/\theta_i$ tokens, its wavelength. Fast pairs tell neighbours apart, slow
+# A pair is back where it began after $2\pi/\theta_i$ tokens, its wavelength. Fast pairs tell neighbors apart, slow
 # pairs tell near from far.
 
 # %%
@@ -152,7 +152,8 @@ for name, recipe in recipes.items():
     stretch[name] = 2 * np.pi / np.array(frequencies) / wavelengths
     print(f"{name:8} wavelengths × {stretch[name][0]:.2f} (fastest pair) … × {stretch[name][-1]:.2f} (slowest)")
 sketches.curves(np.arange(d // 2), stretch, "pair i, from the fastest to the slowest", "wavelength ÷ default",
-                band=(d // 2 - slow - 0.5, d // 2 - 0.5, "no full turn within 512"), ylim=(0, 4.5))  # fmt: skip
+                band=(d // 2 - slow - 0.5, d // 2 - 0.5, "no full turn within 512"), ylim=(0, 4.5),
+                xticks=range(0, d // 2, 3), legend_at=(0.02, 0.5))  # fmt: skip
 
 # %% [markdown]
 # *linear* slows all pairs alike, so adjacent tokens move closer together in angle. *yarn* keeps the two fastest pairs,
@@ -239,14 +240,14 @@ for size in (100.0, 1.0, 0.01, 0.0001):
 # ## Break it
 #
 # Three ways to break the model. The first divides nothing in the norms. The second never rotates. The third is
-# subtle. The RoPE paper, and the code of the Differential Transformer's authors, pair *neighbours* $(x_{2i},
-# x_{2i+1})$; Hugging Face pairs *halves*. We run the bundled model, made for halves, with neighbours. For each we
+# subtle. The RoPE paper, and the code of the Differential Transformer's authors, pair *neighbors* $(x_{2i},
+# x_{2i+1})$; Hugging Face pairs *halves*. We run the bundled model, made for halves, with neighbors. For each we
 # read 16 tokens and measure the loss on a tale (how surprised the model is by each next token, chapter 00).
 
 
 # %%
-def rotate_neighbours(x, base):
-    order = np.concatenate([np.arange(0, x.shape[-1], 2), np.arange(1, x.shape[-1], 2)])  # neighbours → halves
+def rotate_neighbors(x, base):
+    order = np.concatenate([np.arange(0, x.shape[-1], 2), np.arange(1, x.shape[-1], 2)])  # neighbors → halves
     return rope(x[..., order], base)[..., np.argsort(order)]
 
 
@@ -264,7 +265,7 @@ for name, rotate, scale in (
     ("right", rope, norm),
     ("no norm", rope, lambda x, eps, weight=1.0: x * weight),
     ("no RoPE", lambda x, base: x, norm),
-    ("neighbours", rotate_neighbours, norm),
+    ("neighbors", rotate_neighbors, norm),
 ):
     tiny.rope, tiny.rms_norm = rotate, scale
     written = tiny.generate(words_to_ids("Once upon a time"), 16, weights, config)
@@ -276,25 +277,25 @@ tiny.rope, tiny.rms_norm = rope, norm
 # Without norms nothing is left of the language. Without RoPE it is lost after a few words. With the wrong pairs there
 # is no error and no warning, only a worse text and a larger loss.
 #
-# What exactly is wrong with neighbours? Not the distances: they, too, are rotated by position, so a score depends on
+# What exactly is wrong with neighbors? Not the distances: they, too, are rotated by position, so a score depends on
 # the distance alone. But each number of a head has learned one speed. Number 5 was trained with $\theta_5$; among
-# neighbours it belongs to pair 2 and turns at $\theta_2$. The cure is to reorder the rows of $W_Q$ and $W_K$, from
+# neighbors it belongs to pair 2 and turns at $\theta_2$. The cure is to reorder the rows of $W_Q$ and $W_K$, from
 # which these numbers come; `refdiff.convert` does it. Both are shown here:
 
 # %%
 rng = np.random.default_rng(0)
 q, k = rng.standard_normal((2, d))
-at = rotate_neighbours(np.tile([[q], [k]], (1, 12, 1)), base)
-print("neighbours, query and key 2 apart:", *(f"{at[0, t] @ at[1, t - 2]:.4f}" for t in (3, 7, 11)))
-to_neighbours = np.arange(d).reshape(2, d // 2).T.ravel()  # 0, 16, 1, 17, …: the halves, interleaved
+at = rotate_neighbors(np.tile([[q], [k]], (1, 12, 1)), base)
+print("neighbors, query and key 2 apart:", *(f"{at[0, t] @ at[1, t - 2]:.4f}" for t in (3, 7, 11)))
+to_neighbors = np.arange(d).reshape(2, d // 2).T.ravel()  # 0, 16, 1, 17, …: the halves, interleaved
 reordered = dict(weights)
 for name, w in weights.items():
     if "q_proj" in name or "k_proj" in name:
-        reordered[name] = w.reshape(-1, d, w.shape[-1])[:, to_neighbours].reshape(w.shape)
-tiny.rope = rotate_neighbours
+        reordered[name] = w.reshape(-1, d, w.shape[-1])[:, to_neighbors].reshape(w.shape)
+tiny.rope = rotate_neighbors
 cured = loss_of(reordered)
 tiny.rope = rope
-print(f"neighbours with reordered rows: loss {cured:.2f}, equal: {np.isclose(cured, losses['right'], rtol=1e-10)}")
+print(f"neighbors with reordered rows: loss {cured:.2f}, equal: {np.isclose(cured, losses['right'], rtol=1e-10)}")
 
 # %% [markdown]
 # ## What we learned
@@ -315,7 +316,7 @@ assert np.allclose(here, moved, rtol=0, atol=1e-9)
 assert not np.allclose(here, spread, rtol=0, atol=1e-9)
 assert by_position["default"][-1] > by_position["default"][3] + 0.5
 assert all(linear > yarn for linear, yarn in zip(by_position["linear"], by_position["yarn"], strict=True))
-assert losses["right"] + 1 < losses["neighbours"] < losses["no RoPE"] < losses["no norm"]
+assert losses["right"] + 1 < losses["neighbors"] < losses["no RoPE"] < losses["no norm"]
 assert np.isclose(cured, losses["right"], rtol=1e-10)
 
 # %% [markdown]
@@ -368,7 +369,7 @@ assert np.isclose(cured, losses["right"], rtol=1e-10)
 #
 # </details>
 # <details>
-# <summary>What goes wrong when a checkpoint made for neighbours is run with halves?</summary>
+# <summary>What goes wrong when a checkpoint made for neighbors is run with halves?</summary>
 #
 # Each learned number turns at another speed than in training, so scores are wrong, with no error. Reordering the
 # dimensions (the rows of W_Q and W_K) makes it right.

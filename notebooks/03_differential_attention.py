@@ -92,20 +92,20 @@ sketches.bars(rows, needle)
 # at twice as much the gain is gone.** We try it on two needles: ours, and one that $A_1$ is told about more firmly.
 
 # %%
-strengths = np.linspace(0, 2, 2001)
+lambdas_tried = np.linspace(0, 2, 2001)
 shares, rules = {}, {}
 for name, told in (("found among noise", 0.0), ("found already", 0.5)):
     scores = np.array([keys_1 @ query, keys_2 @ query]) / np.sqrt(d)
     scores[0, needle] += told * query @ query / np.sqrt(d)
     one, two = tiny.softmax(scores)
-    difference = np.abs(one - strengths[:, None] * two)
+    difference = np.abs(one - lambdas_tried[:, None] * two)
     shares[name] = difference[:, needle] / difference.sum(axis=-1)
     p, q = one[needle], two[needle]
     rules[name] = (1 - p) / (1 - q), 2 * p * (1 - p) / (p + q - 2 * p * q)
-    best, last = strengths[shares[name].argmax()], strengths[shares[name] > p].max()
+    best, last = lambdas_tried[shares[name].argmax()], lambdas_tried[shares[name] > p].max()
     print(f"{name:17} p = {p:.2f}: best λ {best:.3f} (rule {rules[name][0]:.3f}), gain up to λ = {last:.3f} "
           f"(rule {rules[name][1]:.3f}), share {p:.2f} → {shares[name].max():.2f}")  # fmt: skip
-sketches.share_by_strength(strengths, shares, rules)
+sketches.share_by_strength(lambdas_tried, shares, rules)
 
 # %% [markdown]
 # The vertical lines are at λ*; the ring is where a curve is back at its height for λ = 0. A needle among noise gains
@@ -116,7 +116,8 @@ sketches.share_by_strength(strengths, shares, rules)
 #
 # We gave both maps nearly the same scores. That was the whole trick, so let us turn it into a knob: the correlation ρ
 # of the scores of the two maps (above it was near 1). Move the sliders: how far can ρ fall before the subtraction stops
-# helping the needle? (GitHub shows an empty place here. The picture that follows needs no sliders.)
+# helping the needle? (Where scripts do not run, as on GitHub, this place is empty. The picture that follows needs
+# none.)
 
 # %%
 sketches.Slider()
@@ -130,10 +131,10 @@ n1, n2 = np.random.default_rng(0).standard_normal((2, 2000, S))
 correlations = np.linspace(0, 1, 11)
 
 
-def needle_share(told, strength, rho):
+def needle_share(told, lambda_, rho):
     one = tiny.softmax(n1 + told * (np.arange(S) == needle))
     two = tiny.softmax(rho * n1 + np.sqrt(1 - rho**2) * n2)  # the same scores to the part ρ
-    row = np.abs(one - strength * two)
+    row = np.abs(one - lambda_ * two)
     return (row[:, needle] / row.sum(axis=-1)).mean()
 
 
@@ -141,11 +142,11 @@ panels = {}
 for kind, told in (("weak", 2.5), ("strong", 6.0)):
     alone = needle_share(told, 0.0, 0.0)
     lines = panels[f"{kind} needle"] = {"A₁ alone": np.full(11, alone)}
-    for strength in (0.25, 0.5, 0.75):
-        found = np.array([needle_share(told, strength, rho) for rho in correlations])
+    for lambda_ in (0.25, 0.5, 0.75):
+        found = np.array([needle_share(told, lambda_, rho) for rho in correlations])
         helps = f"gains from ρ = {correlations[found > alone][0]:.1f} on" if found.max() > alone else "loses at every ρ"
-        print(f"{kind:6} needle, λ = {strength:.2f}: {helps}; {alone:.2f} alone, {found[-1]:.2f} at ρ = 1")
-        lines[f"A₁ − {strength:g} A₂"] = found
+        print(f"{kind:6} needle, λ = {lambda_:.2f}: {helps}; {alone:.2f} alone, {found[-1]:.2f} at ρ = 1")
+        lines[f"A₁ − {lambda_:g} A₂"] = found
 sketches.gain_by_correlation(correlations, panels, (0.24, 0.40))
 
 # %% [markdown]
@@ -181,6 +182,8 @@ print(f"their difference {(one - two).mean():.2f} ± {(one - two).std():.2f}")
 
 # %% [markdown]
 # So each layer starts near its λ_init. Where did training take it? Here is the bundled model, trained on fairy tales.
+# The figure also names the *leading map* of each layer, the one with the larger factor in $A_1 - \lambda A_2$: that is
+# $A_2$ where λ > 1, and $A_1$ in all other layers here.
 
 # %%
 model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64", kernels="reference")
@@ -200,7 +203,7 @@ sketches.strengths_by_layer(lambdas)
 #
 # **λ > 1 is the same as exchanging the maps.** The norm of eq. 3 (last section) removes the positive factor in
 # $-\lambda\,(A_2 - \frac{1}{\lambda}A_1)$, and the matrix $W^O$ can absorb the sign. So layer 3 with λ = 1.56 is an
-# ordinary layer in which $A_2$ leads and $A_1$ is subtracted, with strength 1/1.56 = 0.64.
+# ordinary layer in which $A_2$ leads and $A_1$ is subtracted, with a λ of 1/1.56 = 0.64.
 #
 # **λ < 0 is one map that is a mixture.** $A_1 + |\lambda| A_2$ has positive weights only; after the norm it acts like a
 # weighted mean of two softmaxes.
@@ -260,10 +263,10 @@ print(f"the largest ρ of a single pair is {single.max():.2f}: layer {largest[0]
 # %%
 table = []
 for m in maps:
-    leading, other, strength = sketches.leading_maps(m)
-    after = leading - strength * other
+    leading, other, lambda_ = sketches.leading_maps(m)  # with the maps exchanged where λ > 1
+    after = leading - lambda_ * other
     alone, measured = sketches.shares_of_top(leading, after)
-    if_shared = sketches.share_if_shared(leading, other, strength)
+    if_shared = sketches.share_if_shared(leading, other, lambda_)
     on_top = np.abs(after).argmax(axis=-1) == leading.argmax(axis=-1)
     minus = np.maximum(-after, 0).sum(axis=-1) / np.abs(after).sum(axis=-1)
     kinds = (alone, if_shared, measured, measured < alone, on_top, minus, if_shared < alone)
@@ -294,9 +297,9 @@ sketches.groups({name: {f"layer {layer}": float(x[layer]) for layer in shown} fo
 #
 # ## What has training found instead?
 #
-# Over how many tokens does a row spread its weight? The exponential of its entropy counts them: 1 for a row that sees
-# one token, $n$ for an even row over $n$ tokens. Here for each of the three pairs of a layer, first for scale an even
-# map:
+# Over how many tokens does a row $a$ spread its weight? The exponential of its entropy $-\sum_s a_s \ln a_s$ counts
+# them: 1 for a row that sees one token, $n$ for an even row over $n$ tokens. Here for each of the three pairs of a
+# layer, first for scale an even map:
 
 # %%
 first_breadth, second_breadth = (
@@ -321,9 +324,9 @@ sketches.breadths(np.stack([first_breadth, second_breadth]), lambdas)
 
 
 # %%
-def text_losses(strengths):
+def text_losses(changed):
     """The loss of each tale, where some layers get another λ."""
-    with sketches.strengths(model, strengths):
+    with sketches.strengths(model, changed):
         return np.array([float(model(row[None], labels=row[None]).loss) for row in ids])
 
 
@@ -343,7 +346,7 @@ print(f"layer 3 with λ = 0, A₁ alone:        {wrong_map[0]:+.3f} ± {wrong_ma
 # contains 0. Out of all four layers at once it costs 0.06. A second map that is *added* is missed, in layer 1 as in
 # layer 5. Together the four subtractions are worth as much as the two additions (0.06). So the second maps do carry
 # something, but one subtraction more or less hardly matters to this model. (It was trained with them. Chapter 09 has
-# a plain twin, trained without.)
+# a plain Transformer of its size, trained without, on the same data.)
 #
 # Then why did the model get so much worse when chapter 00 set every λ to 0? The last line has most of the answer: in
 # layer 3 that takes away the map that leads.
@@ -375,7 +378,8 @@ sketches.three_maps(words[:n], *first_sentence, float(seen.lambdas[layer]))
 # Where only the second has some, the third is orange: the value of that token is taken away from the sum.
 #
 # The same maps to explore, for all layers and pairs: choose one and move over the tokens. (This is a page in a frame.
-# GitHub shows an empty place here. `refdiff attention "your text" -o page.html` writes it as a file.)
+# Where scripts do not run, as on GitHub, this place is empty. `refdiff attention "your text" -o page.html` writes it as
+# a file.)
 
 # %%
 viz.explore(model, text, layer=layer, pair=pair)
@@ -460,8 +464,8 @@ noisy, found = shares.values()
 assert noisy.max() > 2 * noisy[0]
 assert found.max() < found[0] + 0.1
 for (best, last), share in zip(rules.values(), shares.values(), strict=True):
-    assert abs(best - strengths[share.argmax()]) < 0.03
-    assert abs(last - strengths[share > share[0]].max()) < 0.01
+    assert abs(best - lambdas_tried[share.argmax()]) < 0.03
+    assert abs(last - lambdas_tried[share > share[0]].max()) < 0.01
 assert first[needle] > (first - 0.75 * second)[needle]
 assert np.allclose(strong, -exchanged)
 assert (grows[[0, 2, 4, 5], 0] >= 7).all()

@@ -53,11 +53,11 @@ sketches.pairing()
 # \mathrm{Concat}_i\big((1-\lambda_{init})\,\mathrm{LN}(\mathrm{DiffAttn}_i(X))\big)W^O \tag{eq. 3}$$
 #
 # What differs is how heads are split into first and second maps: one line. (The value of a pair is made of two values,
-# neighbours or halves again. Here `v` holds such pairs from the start; exercise 1 makes them.)
+# neighbors or halves again. Here `v` holds such pairs from the start; exercise 1 makes them.)
 
 
 # %%
-def neighbours(x):  # the paper: (0, 1), (2, 3), …
+def neighbors(x):  # the paper: (0, 1), (2, 3), …
     return x[:, 0::2], x[:, 1::2]
 
 
@@ -65,23 +65,23 @@ def halves(x):  # Hugging Face: (0, H/2), (1, H/2 + 1), …
     return np.split(x, 2, axis=1)
 
 
-def multi_head(split, q, k, v, lambda_, start, eps):
+def multi_head(split, q, k, v, lambda_, lambda_init, eps):
     (q1, q2), (k1, k2) = split(q), split(k)
     k1, k2, v = (np.repeat(x, q1.shape[1] // x.shape[1], axis=1) for x in (k1, k2, v))
-    out = (1 - start) * tiny.rms_norm(tiny.diff_attention(q1, k1, q2, k2, v, lambda_), eps)
+    out = (1 - lambda_init) * tiny.rms_norm(tiny.diff_attention(q1, k1, q2, k2, v, lambda_), eps)
     return out.swapaxes(1, 2).reshape(*out.shape[:1], out.shape[2], -1)
 
 
 rng = np.random.default_rng(4)
 B, H, T, d = 1, 8, 9, 4
-lambda_, start, eps = 0.6, 0.35, 1e-5
+lambda_, lambda_init, eps = 0.6, 0.35, 1e-5
 for K in (8, 4, 2):
     q, k = rng.standard_normal((B, H, T, d)), rng.standard_normal((B, K, T, d))
     v = rng.standard_normal((B, K // 2, T, 2 * d))
-    by_paper = layers.diff_heads_paper(q, k, v, np.asarray(lambda_), np.ones(2 * d), start, eps)
-    by_hf = layers.diff_heads_hf(q, k, v, np.asarray(lambda_), start, eps)
-    ours = [multi_head(split, q, k, v, lambda_, start, eps) for split in (neighbours, halves)]
-    print(f"{H} queries, {K} keys: neighbours = paper {np.allclose(ours[0], by_paper)}, halves = Hugging Face",
+    by_paper = layers.diff_heads_paper(q, k, v, np.asarray(lambda_), np.ones(2 * d), lambda_init, eps)
+    by_hf = layers.diff_heads_hf(q, k, v, np.asarray(lambda_), lambda_init, eps)
+    ours = [multi_head(split, q, k, v, lambda_, lambda_init, eps) for split in (neighbors, halves)]
+    print(f"{H} queries, {K} keys: neighbors = paper {np.allclose(ours[0], by_paper)}, halves = Hugging Face",
           f"{np.allclose(ours[1], by_hf)}, paper = Hugging Face {np.allclose(by_paper, by_hf)}")  # fmt: skip
 
 # %% [markdown]
@@ -89,12 +89,12 @@ for K in (8, 4, 2):
 #
 # The bundled model is in Hugging Face's layout. `refdiff.convert` rewrites it for the paper's code in three steps. Each
 # is a change of order: of the heads in $W_Q$ and $W_K$; of the heads in $W_V$; and of the numbers inside each query and
-# key head, because the paper's RoPE rotates neighbours (chapter 02).
+# key head, because the paper's RoPE rotates neighbors (chapter 02).
 #
 # We do this to the weights of chapter 00, by hand. We run everything with our own program, which pairs halves:
 #
-# - To *convert* weights for the paper's code, we reorder them by `interleaved`: the two halves become neighbours.
-# - To *read* weights as the paper's code does, we first reorder them by `evens_first`: neighbours become the two
+# - To *convert* weights for the paper's code, we reorder them by `interleaved`: the two halves become neighbors.
+# - To *read* weights as the paper's code does, we first reorder them by `evens_first`: neighbors become the two
 #   halves, which our program pairs.
 #
 # So converting and then reading must change nothing. Here are the six heads of our model:
@@ -102,8 +102,8 @@ for K in (8, 4, 2):
 # | order of the heads | pairs are | which gives | |
 # |---|---|---|---|
 # | stored: 0 1 2 3 4 5 | halves | (0, 3) (1, 4) (2, 5) | as trained |
-# | converted: 0 3 1 4 2 5 | neighbours | (0, 3) (1, 4) (2, 5) | the same |
-# | stored: 0 1 2 3 4 5 | neighbours | (0, 1) (2, 3) (4, 5) | wrong |
+# | converted: 0 3 1 4 2 5 | neighbors | (0, 3) (1, 4) (2, 5) | the same |
+# | stored: 0 1 2 3 4 5 | neighbors | (0, 1) (2, 3) (4, 5) | wrong |
 #
 # (That refdiff's own converter agrees with ours is asserted at the end.)
 #
@@ -117,11 +117,11 @@ story = Path("data/tales.txt").read_text(encoding="utf-8").split("<|endoftext|>"
 ids = tokenizer([story], return_tensors="np")["input_ids"][0, :256]
 
 
-def interleaved(n):  # 0, n/2, 1, n/2 + 1, …: halves become neighbours
+def interleaved(n):  # 0, n/2, 1, n/2 + 1, …: halves become neighbors
     return np.arange(n).reshape(2, n // 2).T.ravel()
 
 
-def evens_first(n):  # 0, 2, …, 1, 3, …: neighbours become halves
+def evens_first(n):  # 0, 2, …, 1, 3, …: neighbors become halves
     return np.arange(n).reshape(n // 2, 2).T.ravel()
 
 
@@ -143,11 +143,11 @@ wrong_pairs = np.arange(6).reshape(3, 2)  # what the paper's code pairs if they 
 print("pairs of values:", paper_pairs.tolist(), "  without the order of values:", wrong_pairs.tolist())
 rows = {"as stored, halves are pairs": sketches.loss_of(tiny, ids, weights, config)}
 for name, steps in {
-    "converted, neighbours are pairs": (True, True, True),
+    "converted, neighbors are pairs": (True, True, True),
     "… without the order of queries and keys": (False, True, True),
     "… without the order of values": (True, False, True),
     "… without the order inside a head": (True, True, False),
-    "as stored, neighbours are pairs": (False, False, False),
+    "as stored, neighbors are pairs": (False, False, False),
 }.items():
     converted = reorder(weights, interleaved, *steps)
     rows[name] = sketches.loss_of(tiny, ids, reorder(converted, evens_first), config)
@@ -168,8 +168,8 @@ sketches.loss_bars(rows, guess)
 # into $W^O$ and rescales $W_V$.) The way back puts the even heads first and the odd ones behind them:
 
 # %%
-evens_then_odds = [np.concatenate(neighbours(x), axis=1) for x in (q, k)]
-reordered = layers.diff_heads_hf(*evens_then_odds, v, np.asarray(lambda_), start, eps)
+evens_then_odds = [np.concatenate(neighbors(x), axis=1) for x in (q, k)]
+reordered = layers.diff_heads_hf(*evens_then_odds, v, np.asarray(lambda_), lambda_init, eps)
 print("paper = Hugging Face on reordered heads:", np.allclose(by_paper, reordered, rtol=0, atol=1e-13))
 
 # %% [markdown]
@@ -179,8 +179,8 @@ print("paper = Hugging Face on reordered heads:", np.allclose(by_paper, reordere
 # things:
 #
 # - both queries of a pair read one key and one value;
-# - λ is no longer a number of the layer: each token and pair has its own, $\lambda = \sigma(x W_\lambda)$, between 0
-#   and 1;
+# - λ is no longer a number of the layer: each token and pair has its own, $\lambda = \sigma(x W_\lambda)$ with the
+#   sigmoid $\sigma(z) = 1/(1 + e^{-z})$, between 0 and 1;
 # - no norm follows.
 #
 # So V2 is plain attention with twice the heads, subtracted in pairs:
@@ -197,7 +197,7 @@ print("V2 is plain attention, subtracted in pairs:", np.allclose(v2, subtracted.
 # %% [markdown]
 # ## What we learned
 #
-# - The equation leaves the pairing open. The paper's code and V2 pair neighbours, Hugging Face pairs halves.
+# - The equation leaves the pairing open. The paper's code and V2 pair neighbors, Hugging Face pairs halves.
 # - Reading a checkpoint with the wrong pairing gives no error, only a much worse model. Reordering rows turns one
 #   variant into the other exactly.
 # - V2 has one key for both maps, λ for each token and no norm.
@@ -219,7 +219,7 @@ print("V2 is plain attention, subtracted in pairs:", np.allclose(v2, subtracted.
 #
 # The authors published three files for the first version. With fewer keys than queries (grouped queries), each key
 # serves $n$ queries. Two of the files first pair the keys and then share them. The third, `multihead_diffattn.py`,
-# shares first: it repeats each key $n$ times and then pairs neighbours. After the repetition, the two neighbours are
+# shares first: it repeats each key $n$ times and then pairs neighbors. After the repetition, the two neighbors are
 # copies of one key. We can see it in the names alone:
 
 # %%
@@ -233,8 +233,8 @@ for i in range(H // 2):
 
 q, k = rng.standard_normal((B, H, T, d)), rng.standard_normal((B, K, T, d))
 v = rng.standard_normal((B, K // 2, T, 2 * d))
-pair_first = multi_head(neighbours, q, k, v, lambda_, start, eps)
-repeat_first = multi_head(neighbours, q, np.repeat(k, n, axis=1), np.repeat(v, n, axis=1), lambda_, start, eps)
+pair_first = multi_head(neighbors, q, k, v, lambda_, lambda_init, eps)
+repeat_first = multi_head(neighbors, q, np.repeat(k, n, axis=1), np.repeat(v, n, axis=1), lambda_, lambda_init, eps)
 apart = np.abs(pair_first - repeat_first).max() / np.abs(pair_first).max()
 print(f"largest difference of the outputs: {apart:.2f} of the largest output")
 
@@ -268,7 +268,7 @@ assert apart > 0.1
 # %%
 from refdiff import exercises
 
-exercises.check("eq3", lambda *args: multi_head(neighbours, *args))
+exercises.check("eq3", lambda *args: multi_head(neighbors, *args))
 
 # %% [markdown]
 # **1.** `"value_pairs"`: lay Hugging Face's values $v_j$ and $v_{j+K/2}$ side by side.
@@ -277,11 +277,11 @@ exercises.check("eq3", lambda *args: multi_head(neighbours, *args))
 #
 # **3.** `"plain_heads"`: plain attention, several queries to a key.
 #
-# **4.** `"eq3"` (halves) and **5.** `"eq3_paper"` (neighbours): eq. 3 without $W^O$.
+# **4.** `"eq3"` (halves) and **5.** `"eq3_paper"` (neighbors): eq. 3 without $W^O$.
 #
 # **6.** `"lambda_v2"` and **7.** `"v2"`.
 #
-# **8.** A checkpoint was trained with the file that repeats first, H = 8 and K = 4. Can `multi_head(neighbours, …)`
+# **8.** A checkpoint was trained with the file that repeats first, H = 8 and K = 4. Can `multi_head(neighbors, …)`
 # compute the same with *other* weights for K, without repeating at run time?
 #
 # <details>
@@ -312,14 +312,14 @@ exercises.check("eq3", lambda *args: multi_head(neighbours, *args))
 # assert exercises.check("paper_to_hf", lambda x: np.concatenate([x[:, 0::2], x[:, 1::2]], axis=1))
 # assert exercises.check("plain_heads", my_plain_heads)
 # assert exercises.check("eq3", lambda *args: multi_head(halves, *args))
-# assert exercises.check("eq3_paper", lambda *args: multi_head(neighbours, *args))
+# assert exercises.check("eq3_paper", lambda *args: multi_head(neighbors, *args))
 # assert exercises.check("lambda_v2", lambda x, w: 1 / (1 + np.exp(-(x @ w.T))).swapaxes(1, 2)[..., None])
 # assert exercises.check("v2", my_v2)
 # k_8, v_4 = np.repeat(k, 2, axis=1), np.repeat(v, 2, axis=1)
-# assert np.array_equal(multi_head(neighbours, q, k_8, v_4, lambda_, start, eps), repeat_first)
+# assert np.array_equal(multi_head(neighbors, q, k_8, v_4, lambda_, lambda_init, eps), repeat_first)
 # ```
 #
-# 8: No. Pair 0 would need k0 twice and pair 1 would need k1 twice, but `multi_head(neighbours, …)` lets both read
+# 8: No. Pair 0 would need k0 twice and pair 1 would need k1 twice, but `multi_head(neighbors, …)` lets both read
 # (k0, k1). So four keys are not enough. Repeat the rows of $W_K$ and $W_V$ once and for all, as the last lines above
 # do, and it works with K = 8. That is as many keys as queries, and the memory that grouped queries were to save is
 # spent.

@@ -63,9 +63,7 @@ print("the truth:", oracle.truth(spec, inputs).out.shape)
 # %%
 
 
-def blocked_kernel(
-    q, k, v, lambda_full, *, block=5, width=16, eps=1e-5, neighbours=False, scaled=True, kept=np.float32
-):
+def blocked_kernel(q, k, v, lambda_full, *, block=5, width=16, eps=1e-5, neighbors=False, scaled=True, kept=np.float32):
     B, H, T, d = q.shape
     K, S = k.shape[1:3]
     h, sees = H // 2, np.arange(S) <= np.arange(T)[:, None] + S - T
@@ -74,7 +72,7 @@ def blocked_kernel(
     for i in range(h):
         j, both = i // (H // K), []
         for branch in (0, 1):
-            one = q[:, 2 * i + branch if neighbours else i + branch * h]
+            one = q[:, 2 * i + branch if neighbors else i + branch * h]
             key = k[:, j + branch * (K // 2)]
             top = np.full((B, T, 1), -1e30, dtype=np.float32)
             total, sum_of_values = np.zeros_like(top), np.zeros((B, T, 2 * d), dtype=kept)
@@ -133,7 +131,7 @@ print(f"in {within} of them no row is off by 2 budgets or more; the oracle's lim
 # %%
 broken = {
     "scores / √2d": {"width": 32},
-    "heads 2i, 2i+1": {"neighbours": True},
+    "heads 2i, 2i+1": {"neighbors": True},
     "no 1 − λ_init": {"scaled": False},
     "ε = 0": {"eps": 0.0},
     "ε = 1e-6": {"eps": 1e-6},

@@ -258,7 +258,7 @@ assert "no_padding_mask" in unseen
 # take a `Spec` with `lambda_form="given"` and give `diagnose` the model's own `lambda_full` in place of the four
 # vectors. Why does it say nothing now?
 #
-# **2.** Write eq. 3 with a mistake of your choice (forget the factor, take 1e-6 for ε, pair neighbours) and let
+# **2.** Write eq. 3 with a mistake of your choice (forget the factor, take 1e-6 for ε, pair neighbors) and let
 # `exercises.check("eq3", …)` name it. Then find a mistake that it does not know.
 #
 # <details>

@@ -82,8 +82,8 @@ def loss(a1, a2, v, lambda_):
 
 
 def gradients(a1, a2, v, lambda_):
-    by_map = g @ v.T
-    return by_map, -lambda_ * by_map, (a1 - lambda_ * a2).T @ g, -(by_map * a2).sum()
+    G = g @ v.T
+    return G, -lambda_ * G, (a1 - lambda_ * a2).T @ g, -(G * a2).sum()
 
 
 # %% [markdown]
@@ -106,6 +106,8 @@ for i, gradient in enumerate(gradients(*inputs)):
 
 # %% [markdown]
 # refdiff has such a derivative under each of its functions: `layers.diff_attention` and `layers.diff_attention_vjp`.
+# (*vjp* is short for vector–Jacobian product, the backward step of one function: from the gradient of its result it
+# computes the gradients of its inputs.)
 #
 # ## 1. What does the loss want on a sentence?
 #
@@ -218,10 +220,13 @@ sketches.pull_and_path(moments, lambdas, pulls, counted_from=50)
 # - *Layer 0:* from step 50 on the loss pulls up at 23 of 26 moments, and λ falls a little. The sign does not fit.
 # - *Layer 2:* λ grows to 0.80 by step 50 while the pull is almost 0. The size of the pull does not fit.
 #
-# The gradient is not all: between it and a step stands the optimizer. AdamW trains the λ vectors here (Muon has the
-# matrices), and divides each gradient by its usual size. Then the size of the pull should hardly matter, only how
-# steadily it points one way. We test that: the same training once more, with all gradients of λ made a hundred times
-# smaller. Only `diff_lambda_vjp` changes.
+# The gradient is not all: between it and a step stands the optimizer, here Muon (Jordan 2024). It changes each matrix
+# of the layers by a step whose singular values are all about equal, and leaves all other parameters to AdamW
+# (Loshchilov and Hutter 2019), the λ vectors too. AdamW keeps running means of each gradient and of its square, and
+# divides the first by the root of the second, the gradient's usual size. Then the size of the pull should hardly
+# matter, only how steadily it points one way. We test that: the same training once more, with all gradients of λ made a
+# hundred times smaller. Only `diff_lambda_vjp` changes. (`overlay` returns the model's layer functions, each as
+# `a_hundredth` returns it. The model then calls these.)
 
 
 # %%
@@ -252,9 +257,9 @@ sketches.paths(np.arange(1, 301), {"as before": np.array([r["lambdas"] for r in 
 # pull goes with most of what λ does in layer 1; it does not go with the slow fall in layer 0.
 #
 # Why are the two runs not equal, if AdamW ignores a constant factor? It ignores it but for its ε (10⁻⁸). Also, where
-# the common norm of all gradients is above 1, they are scaled down together before AdamW: in 279 of the 300 steps. That
-# norm contains the gradients of λ. After a few steps the two runs have different weights, and then everything differs.
-# Which of these keeps λ of layer 1 lower was not examined.
+# the common norm of all gradients is above 1, they are scaled down together before AdamW (*clipping*): in 279 of the
+# 300 steps. That norm contains the gradients of λ. After a few steps the two runs have different weights, and then
+# everything differs. Which of these keeps λ of layer 1 lower was not examined.
 #
 # This was one run with one seed. Not examined either: why λ of layer 0 falls a little against a steady pull. Weight
 # decay is not the cause, since it acts on matrices and not on these vectors. (The pull was measured on eight sequences;
@@ -363,8 +368,8 @@ assert (np.abs(weak_lambdas[-1] - lambdas[-1]) < 0.06).tolist() == [True, False,
 #
 #
 # def my_eq1_vjp(g, a1, a2, v, lambda_):
-#     by_map = g @ v.T
-#     return by_map, -lambda_ * by_map, (a1 - lambda_ * a2).T @ g, -(by_map * a2).sum()
+#     G = g @ v.T
+#     return G, -lambda_ * G, (a1 - lambda_ * a2).T @ g, -(G * a2).sum()
 #
 #
 # def my_rms_norm_vjp(g, x, eps):

@@ -5,8 +5,8 @@
     python notebooks/build.py --check     # writes nothing; exit 1 if a pair is stale or a fresh run gives other outputs
     python notebooks/build.py --check --installed # with the refdiff that pip installed, not the one beside this folder
 
-A .py is in jupytext's percent format. Code in the hidden answers of exercises is run with the rest, behind the last
-cell, and what it shows is dropped.
+A .py is in jupytext's percent format. The .ipynb leaves out its comments for the formatter and the linter. Code in the
+hidden answers of exercises is run with the rest, behind the last cell, and what it shows is dropped.
 
 Kernels run the refdiff that stands beside this folder, installed or not. With --installed they run what a reader's own
 would, who has done `pip install '.[notebooks]'`; where that is this same folder, it fails.
@@ -42,6 +42,8 @@ drawn.record()
 print(refdiff.__file__)
 del drawn, refdiff
 """
+FOR_TOOLS = re.compile(r"  # (?:fmt: skip|noqa).*$", re.MULTILINE)
+"""Comments that no reader needs."""
 SECONDS = 900
 """What one cell may take, on a busy machine."""
 
@@ -71,6 +73,8 @@ def notebook_of(path: Path) -> Any:
     for number, cell in enumerate(notebook.cells):
         cell.id, cell.metadata = f"cell-{number:02}", {}
         cell.source = cell.source.strip("\n")  # the formatter wants empty lines before a function
+        if cell.cell_type == "code":
+            cell.source = FOR_TOOLS.sub("", cell.source)
     return notebook
 
 

@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -265,14 +266,15 @@ def last_rows(maps: Any, tokens: Sequence[str], notes: Mapping[int, str]) -> Any
 def sinks(first: Any, second: Any) -> Any:
     """What A₁ and A₂ of each pair (layers, pairs) give to the first token, in parts of the even share."""
     axes = new_axes(None, 8.4, 2.8)
-    count, pairs = first.shape
+    pairs = first.shape[1]
     at = np.arange(first.size) + 0.8 * (np.arange(first.size) // pairs)
     for shift, values, colour, label in ((-0.18, first, BLUE, "A₁"), (0.18, second, ORANGE, "A₂")):
         axes.bar(at + shift, values.ravel(), 0.34, color=colour, label=label)
-    axes.axhline(1, color=INK, linestyle=":", linewidth=1)
-    axes.annotate("even", (at[-1] + 0.6, 1), (2, 0), textcoords="offset points", va="center", fontsize=9)
-    axes.set_xticks(at.reshape(-1, pairs).mean(axis=1), labels=[f"layer {layer}" for layer in range(count)])
-    axes.set(ylabel="weight on <|endoftext|>\n÷ even share")
+    axes.hlines(1, -0.8, at[-1] + 0.5, color=INK, linestyle=":", linewidth=1)
+    axes.annotate("even", (at[-1] + 0.5, 1), (3, 0), textcoords="offset points", va="center", fontsize=9)
+    names = [f"{i % pairs}\nlayer {i // pairs}" if i % pairs == pairs // 2 else i % pairs for i in range(first.size)]
+    axes.set_xticks(at, labels=names)
+    axes.set(xlim=(-0.8, at[-1] + 1.8), xlabel="pair", ylabel="weight on <|endoftext|>\n÷ even share")
     legend(axes, loc="upper center")
     return on_card(axes.figure)
 
@@ -319,13 +321,13 @@ def loss_by_strength(strengths: list[float], losses: list[float]) -> Any:
 def gradient_flow() -> Any:
     """One pair of heads, and the gradients on their way back through it."""
     axes = _canvas(9.0, 3.5)
-    rows = {"q₁": (3.0, BLUE), "k₁": (2.45, BLUE), "q₂": (1.6, ORANGE), "k₂": (1.05, ORANGE), "v": (0.3, GREEN)}
+    rows = {"Q₁": (3.0, BLUE), "K₁": (2.45, BLUE), "Q₂": (1.6, ORANGE), "K₂": (1.05, ORANGE), "V": (0.3, GREEN)}
     for name, (y, colour) in rows.items():
         _box(axes, 0.5, y, 0.5, 0.38, name, colour)
     for name, y, colour in (("₁", 2.72, BLUE), ("₂", 1.32, ORANGE)):
         for shift in (0.28, -0.28):
             _arrow(axes, (0.75, y + shift), (1.2, y + shift / 3), colour)
-        _box(axes, 2.1, y, 1.8, 0.42, f"A{name} = softmax(q{name}k{name}ᵀ/√d)", colour)
+        _box(axes, 2.1, y, 1.8, 0.42, f"A{name} = softmax(Q{name}K{name}ᵀ/√d)", colour)
     _arrow(axes, (3.0, 2.72), (3.95, 2.15), BLUE)
     _arrow(axes, (3.0, 1.32), (3.95, 1.85), ORANGE)
     _box(axes, 4.6, 2.0, 1.3, 0.42, "P = A₁ − λ A₂", PURPLE)
@@ -381,9 +383,9 @@ def pairing() -> Any:
     """Which query heads are a pair and which keys they read: in the paper, in Hugging Face's code and in V2."""
     axes = _canvas(9.4, 3.0)
     variants: dict[str, Any] = {
-        "paper: neighbours": lambda i: ((2 * i, 2 * i + 1), (2 * (i // 2), 2 * (i // 2) + 1)),
+        "paper: neighbors": lambda i: ((2 * i, 2 * i + 1), (2 * (i // 2), 2 * (i // 2) + 1)),
         "Hugging Face: halves": lambda i: ((i, i + 4), (i // 2, i // 2 + 2)),
-        "V2: neighbours, one key": lambda i: ((2 * i, 2 * i + 1), (i, i)),
+        "V2: neighbors, one key": lambda i: ((2 * i, 2 * i + 1), (i, i)),
     }
     for panel, (title, heads_of) in enumerate(variants.items()):
         left = 0.25 + 3.15 * panel
@@ -620,11 +622,13 @@ def curves(
     *,
     errors: Mapping[str, Any] | None = None,
     band: tuple[float, float, str] | None = None,
+    level: tuple[float, str] | None = None,
+    legend_at: Any = "best",
     **options: Any,
 ) -> Any:
     """Named curves over one x, with error bars where there are any; `options` are properties of the axes.
 
-    A `band` from one x to another is shaded and has a name.
+    A `band` from one x to another is shaded and has a name; a `level` is a dotted line at one y, with its name.
     """
     axes = new_axes(None, 6.4, 3.4)
     for i, (label, y) in enumerate(lines.items()):
@@ -633,6 +637,8 @@ def curves(
                       marker=MARKERS[i], markersize=4, capsize=3, label=label)  # fmt: skip
     if band is not None:
         axes.axvspan(*band[:2], color=HIDDEN, alpha=0.5, linewidth=0, label=band[2])
+    if level is not None:
+        axes.axhline(level[0], color=INK, linestyle=":", linewidth=1, label=level[1])
     if all(isinstance(place, int | np.integer) for place in x):
         use_integer_ticks(axes.xaxis)
     axes.set(xlabel=xlabel, ylabel=ylabel, **options)
@@ -642,7 +648,7 @@ def curves(
         axes.figure.set_figwidth(8.4)
         legend(axes, loc="upper left", bbox_to_anchor=(1, 1))
     else:
-        legend(axes)
+        legend(axes, loc=legend_at)
     return on_card(axes.figure)
 
 
@@ -878,19 +884,25 @@ def paths(x: Any, runs: Mapping[str, Any], xlabel: str, ylabel: str) -> Any:
 
 def moments_of_a_pair(film: Any, moments: Sequence[int]) -> Any:
     """A₁, A₂ and their difference of one pair (rows) at some steps of its training (columns)."""
-    figure = new_figure(10.4, 6.2)
+    figure = new_figure(10.4, 5.6)
     grid = figure.subplots(3, len(moments), sharex=True, sharey=True)
+    names, places = zip(*(word for word, after in pairwise(film.words) if after[1] - word[1] > 1), strict=True)
     for column, moment in enumerate(moments):
         at = film.moments.index(moment)
         first, second, lambda_ = film.first[at], film.second[at], film.lambdas[at]
         maps = {"A₁": first, "A₂": second, "A₁ − λ A₂": first - lambda_ * second}
         for axes, (name, weights) in zip(grid[:, column], maps.items(), strict=True):
-            style_axes(axes).imshow(weights, cmap=signed_colours(), norm=signed_range(np.ones(1)))
-            axes.set(xticks=[], yticks=[])
+            shown = style_axes(axes).imshow(weights, cmap=signed_colours(), norm=signed_range(np.ones(1)))
+            axes.set_xticks(places, labels=names, rotation=90)
+            axes.set_yticks(places, labels=names)
+            axes.tick_params(labelsize=5.5, length=0, pad=1)
             if column == 0:
                 axes.set_ylabel(name)
-        grid[0, column].set_title(f"step {moment}\nλ = {lambda_:.2f}, ρ = {film.correlations[at]:.2f}", fontsize=8.5)
+        grid[0, column].set_title(
+            f"step {moment}\nλ = {_signed(lambda_)}, ρ = {_signed(film.correlations[at])}", fontsize=8.5
+        )
         style_axes(grid[0, column])
+    figure.colorbar(shown, ax=grid, shrink=0.5, aspect=30, label="weight")
     return on_card(figure)
 
 
@@ -985,7 +997,7 @@ text { fill: INK; font-size: 13px }
 </style>
 <label>correlation ρ <input type="range" min="0" max="1" step="0.01" value="0.98"> <output></output></label><br>
 <label>strength λ <input type="range" min="0" max="1.5" step="0.01" value="0.75"> <output></output></label>
-<svg viewBox="0 0 640 330" width="100%" role="img" aria-label="Bars of A1, A2 and their difference over 48 keys"></svg>
+<svg width="100%" height="330" role="img" aria-label="Bars of A1, A2 and their difference over 48 keys"></svg>
 <script>
 const NOISE = DATA, needle = 30, inputs = document.querySelectorAll("input"), svg = document.querySelector("svg");
 const softmax = z => { const e = z.map(Math.exp), s = e.reduce((a, b) => a + b); return e.map(x => x / s) };
@@ -995,19 +1007,21 @@ function draw() {
   const other = NOISE[0].map((x, i) => rho * x + Math.sqrt(1 - rho * rho) * NOISE[1][i]);
   const first = softmax(NOISE[0].map((x, i) => x + 2.5 * (i == needle))), second = softmax(other);
   let alone = 0;
+  const width = svg.clientWidth, step = (width - 16) / 48;
   const rows = {"A₁": first, "A₂": second, "A₁ − λ A₂": first.map((x, i) => x - lambda * second[i])};
   svg.innerHTML = Object.entries(rows).map(([name, row], r) => {
     const size = row.reduce((a, x) => a + Math.abs(x), 0), share = Math.abs(row[needle]) / size, base = 85 + 110 * r;
     alone = r ? alone : share;
-    const percent = x => `${(100 * x).toFixed(0)} %`, than = r == 2 ? ` (A₁ alone: ${percent(alone)})` : "";
+    const percent = x => `${(100 * x).toFixed(0)} %`, than = r == 2 ? ` (A₁: ${percent(alone)})` : "";
     return `<text x="4" y="${base - 70}">${name}: ${percent(share)} of Σ|weight| at the needle${than}</text>` +
-      `<text x="${13 * needle + 1}" y="${base + 14}" style="font-size: 10px">key 30</text>` +
-      `<line x1="0" x2="640" y1="${base}" y2="${base}" stroke="INK" stroke-width="0.5"/>` +
-      row.map((x, i) => `<rect x="${13 * i + 8}" y="${base - 250 * Math.max(x, 0)}" width="9" ` +
+      `<text x="${step * (needle + 0.5) + 8}" y="${base + 14}" text-anchor="middle">key 30</text>` +
+      `<line x1="0" x2="${width}" y1="${base}" y2="${base}" stroke="INK" stroke-width="0.5"/>` +
+      row.map((x, i) => `<rect x="${step * (i + 0.15) + 8}" y="${base - 250 * Math.max(x, 0)}" width="${0.7 * step}" ` +
         `height="${250 * Math.abs(x)}" fill="${i == needle ? "ORANGE" : "BLUE"}"/>`).join("");
   }).join("");
 }
 inputs.forEach(i => i.addEventListener("input", draw));
+addEventListener("resize", draw);
 draw();
 </script>
 """
@@ -1027,7 +1041,7 @@ class Slider:
 
     def _repr_html_(self) -> str:
         return (
-            '<iframe title="Two maps with shared noise, to explore" sandbox="allow-scripts" width="100%" height="430" '
+            '<iframe title="Two maps with shared noise, to explore" sandbox="allow-scripts" width="100%" height="390" '
             f'style="border:0;max-width:720px" srcdoc="{html.escape(self.page)}"></iframe>'
         )
 
@@ -1036,30 +1050,47 @@ FILM = """
 <!doctype html><meta charset="utf-8"><title>Two maps during training</title>
 <style>
 body { font: 14px sans-serif; color: INK; background: CARD; margin: 0; padding: 4px }
-input { width: 50%; vertical-align: middle }
+input { width: 40%; vertical-align: middle }
+output { display: inline-block }
 text { fill: INK; font-size: 13px }
+.word { font-size: 9.5px }
 </style>
 <button>play</button> <input type="range" min="0" value="0" aria-label="moment of training"> <output></output>
-<svg viewBox="0 0 660 240" width="100%" role="img" aria-label="A1, A2 and their difference at a step of training"></svg>
+<svg width="100%" role="img" aria-label="A1, A2 and their difference at a step of training"></svg>
 <script>
-const FILM = DATA, n = FILM.tokens, side = 200 / n, svg = document.querySelector("svg");
+const FILM = DATA, n = FILM.tokens, svg = document.querySelector("svg"), BESIDE = 52, GAP = 12;
 const range = document.querySelector("input"), button = document.querySelector("button");
 range.max = FILM.moments.length - 1;
 let timer = null;
+const cell = (x, y, side, value) => `<rect x="${x}" y="${y}" width="${side}" height="${side}" ` +
+  `fill="${value < 0 ? "ORANGE" : "BLUE"}" fill-opacity="${Math.min(Math.sqrt(Math.abs(value)), 1).toFixed(3)}"/>`;
+const label = (x, y, word, more) => `<text class="word" x="${x}" y="${y}" ${more}>${word}</text>`;
 function draw() {
   const i = +range.value, lambda = FILM.lambdas[i], [first, second] = FILM.permille[i].map(m => m.map(x => x / 1000));
   document.querySelector("output").textContent =
     `step ${FILM.moments[i]}, λ ${lambda.toFixed(2)}, ρ ${FILM.correlations[i].toFixed(2)}`;
   const maps = {"A₁": first, "A₂": second, "A₁ − λ A₂": first.map((x, j) => x - lambda * second[j])};
-  svg.innerHTML = Object.entries(maps).map(([name, map], m) => {
+  const below = innerHeight > innerWidth, beside = below ? 1 : 3;  // a tall frame is that of a narrow page
+  const side = (svg.clientWidth - BESIDE - (beside - 1) * GAP) / beside / n, size = n * side;
+  const drawn = Object.entries(maps).map(([name, map], m) => {
+    const left = BESIDE + (below ? 0 : m * (size + GAP)), top = 22 + (below ? m * (size + 28) : 0);
     let cells = "", j = 0;
     for (let t = 0; t < n; t++) for (let s = 0; s <= t; s++, j++) {
-      const x = map[j];
-      cells += `<rect x="${220 * m + 8 + s * side}" y="${26 + t * side}" width="${side}" height="${side}" ` +
-        `fill="${x < 0 ? "ORANGE" : "BLUE"}" fill-opacity="${Math.min(Math.sqrt(Math.abs(x)), 1).toFixed(3)}"/>`;
+      cells += cell(left + s * side, top + t * side, side, map[j]);
     }
-    return `<text x="${220 * m + 8}" y="16">${name}</text>${cells}`;
-  }).join("");
+    let last = -9;  // the middle of the last word that is written: words do not cover each other
+    if (below || !m) for (const [word, at] of FILM.words) if ((at - last) * side > 8) {
+      last = at;
+      cells += label(BESIDE - 3, top + (at + 0.5) * side + 3, word, 'text-anchor="end"');
+    }
+    return `<text x="${left}" y="${top - 6}">${name}</text>${cells}`;
+  });
+  const end = 22 + size + (below ? 2 * (size + 28) : 0) + 10;
+  const scale = [-1, -0.25, -0.04, 0, 0.04, 0.25, 1].map((value, k) => cell(BESIDE + 42 * k, end, 14, value) +
+    `<rect x="${BESIDE + 42 * k}" y="${end}" width="14" height="14" fill="none" stroke="INK" stroke-width="0.3"/>` +
+    label(BESIDE + 42 * k + 7, end + 25, `${value}`.replace("-", "−"), 'text-anchor="middle"'));
+  svg.innerHTML = drawn.join("") + label(BESIDE - 3, end + 11, "weight", 'text-anchor="end"') + scale.join("");
+  svg.setAttribute("height", end + 30);
 }
 function stop() { clearInterval(timer); timer = null; button.textContent = "play" }
 button.addEventListener("click", () => {
@@ -1069,9 +1100,20 @@ button.addEventListener("click", () => {
   timer = setInterval(() => { range.value = +range.value + 1; draw(); if (range.value == range.max) stop() }, 700);
 });
 range.addEventListener("input", () => { stop(); draw() });
+addEventListener("resize", draw);
 draw();
 </script>
 """
+
+
+def _words(tokens: Sequence[str]) -> list[tuple[str, float]]:
+    """The words of a text, each with the place of its middle, counted in tokens."""
+    starts: list[int] = []
+    for i, token in enumerate(tokens):
+        if not starts or not token.isalpha() or not tokens[i - 1].strip().isalpha():
+            starts.append(i)
+    ends = [*starts[1:], len(tokens)]
+    return [("".join(tokens[a:b]).strip(), (a + b - 1) / 2) for a, b in zip(starts, ends, strict=True)]
 
 
 class Film:
@@ -1079,18 +1121,20 @@ class Film:
 
     Attributes:
         tokens, moments: of the text, and the steps.
+        words: of the text, each with the place of its middle.
         first, second: A₁ and A₂ (moments, T, T); lambdas, correlations: of each moment.
     """
 
     def __init__(self, example: Mapping[str, Any], moments: Sequence[int]) -> None:
         self.tokens, self.moments = tuple(example["tokens"]), tuple(moments)
         self.lambdas, self.correlations = example["lambda"], example["correlation"]
+        self.words = [("start" if word == "<|endoftext|>" else word, at) for word, at in _words(self.tokens)]
         T, permille = len(self.tokens), np.array(example["permille"])
         both = np.zeros((*permille.shape[:2], T, T))
         both[:, :, np.tri(T, dtype=bool)] = permille / 1000
         self.first, self.second = both[:, 0], both[:, 1]
         self.maps = SimpleNamespace(tokens=self.tokens, first=self.first, second=self.second, difference=None)
-        data = {"tokens": T, "moments": self.moments, "permille": example["permille"]}
+        data = {"tokens": T, "words": self.words, "moments": self.moments, "permille": example["permille"]}
         data |= {"lambdas": self.lambdas, "correlations": self.correlations}
         page = FILM.replace("DATA", json.dumps(data, separators=(",", ":"))).replace("INK", INK).replace("CARD", CARD)
         self.page = page.replace("ORANGE", ORANGE).replace("BLUE", BLUE)
@@ -1100,8 +1144,10 @@ class Film:
 
     def _repr_html_(self) -> str:
         return (
-            '<iframe title="Two maps during training, to play" sandbox="allow-scripts" width="100%" height="320" '
-            f'style="border:0;max-width:760px" srcdoc="{html.escape(self.page)}"></iframe>'
+            "<style>.film { border: 0; width: 100%; max-width: 760px; height: 330px }"
+            "@media (max-width: 600px) { .film { height: calc(300vw - 120px) } }</style>"
+            '<iframe class="film" title="Two maps during training, to play" sandbox="allow-scripts" '
+            f'srcdoc="{html.escape(self.page)}"></iframe>'
         )
 
 

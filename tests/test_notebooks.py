@@ -49,6 +49,7 @@ def _cells(path: Path) -> list[tuple[str, str]]:
             cells.append(("markdown", re.sub(r"^# ?", "", body, flags=re.MULTILINE)))
         else:
             assert not head, f"a cell begins with # %%{head}"
+            body = re.sub(r"  # (?:fmt: skip|noqa).*$", "", body, flags=re.MULTILINE)
             cells.append(("code", re.sub(r"^# (?=%\w)", "", body, flags=re.MULTILINE)))
     return cells
 

@@ -130,7 +130,7 @@ class Attention:
     """How an attention variant differs from the others.
 
     attend: from queries, keys and values to the heads.
-    interleaved: whether RoPE rotates neighbours instead of halves.
+    interleaved: whether RoPE rotates neighbors instead of halves.
     value_size: the size of a value head, in units of `head_dim`.
     value_pairs: whether two value heads are joined before the cache, as in transformers.
     """

@@ -94,7 +94,7 @@ def attention_hf(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> Array
 
 
 def attention_paper(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> Array:
-    """As published: heads 2i and 2i + 1 are a pair; RoPE rotates neighbours; the norm has a weight and unilm's ε."""
+    """As published: heads 2i and 2i + 1 are a pair; RoPE rotates neighbors; the norm has a weight and unilm's ε."""
     ops, d = ctx.ops, ctx.config.head_dim
     q, k, v = project(p, x, ctx, value_size=2 * d)
     q, k = rotate(q, k, ctx, interleaved=True)
