@@ -106,7 +106,7 @@ refdiff train -o run --resume
     parser.add_argument("--plot", metavar="FILE", help="draw loss and λ, .png or .svg")
     model = parser.add_argument_group("model")
     model.add_argument("--config", action=_Noted, metavar="FILE", help="a config.json to start from")
-    text = f"{', '.join(name for name in VARIANTS if name != 'none')}, or none = a Llama (default: hf)"
+    text = f"{', '.join(name for name in VARIANTS if name != 'none')}, none = a Llama (default: hf)"
     model.add_argument("--wiring", action=_Noted, choices=[*VARIANTS], metavar="VARIANT", help=text)
     for field, entry in MODEL_SIZES.items():
         add(model, field, *entry)
