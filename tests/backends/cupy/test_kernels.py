@@ -267,6 +267,10 @@ ONE, MASK = np.float32(1), np.ones((3, 3), bool)
         ("rope", (one, *[np.ones((1, 1, 3, 3), np.float32)] * 2)),
         ("rope", (one.astype(np.float64), *[np.ones((1, 1, 3, 2), np.float32)] * 2)),
         ("swiglu", (np.ones((2, 3)), {}, {}, {})),
+        (
+            "swiglu",
+            (np.ones((2, 3), np.float32), *({"weight": np.ones(s, np.float32)} for s in ((5, 3), (1, 3), (3, 5)))),
+        ),
         ("diff_lambda", (*[np.ones(5, np.float32)] * 3, np.ones(4, np.float32), 0.8)),
         ("diff_lambda", (*[np.ones(10, np.float32)[::2]] * 4, 0.8)),
         ("diff_attention", (*[one.astype(np.float64)] * 5, ONE)),
