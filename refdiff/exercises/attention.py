@@ -12,6 +12,8 @@ from refdiff import layers, oracle
 from refdiff.exercises.exercise import Case, Exercise, Floats, Normal, causal_mask, sampler
 
 EPS, INIT = 1e-5, 0.35
+TOP_LEFT = "the queries are treated as the first tokens, but they are the last"
+TILED = "key heads are repeated as 0, 1, 0, 1: the order is 0, 0, 1, 1"
 
 
 def _softmax(scores: Floats) -> Any:
@@ -26,18 +28,18 @@ def _eq_2(q1: Floats, k1: Floats, q2: Floats, k2: Floats, init: float) -> Any:
     return layers.diff_lambda(q1, k1, q2, k2, init)
 
 
-def _heads_spec(norm: bool, pairing: str, keys: int) -> oracle.Spec:
+def _heads_spec(norm: bool, pairing: str, queries: int, keys: int) -> oracle.Spec:
     """Return the oracle's spec of a variant's heads, with or without the norm and scale after the subtraction."""
     after: dict[str, Any] = {} if norm else {"norm": "none", "out_scale": "none"}
     return oracle.Spec(
-        query_heads=4, key_heads=keys, head_dim=5, layer=1, rope="none", lambda_form="given", values="wide",
+        query_heads=queries, key_heads=keys, head_dim=5, layer=1, rope="none", lambda_form="given", values="wide",
         pairing=pairing, lambda_base="constant", lambda_init=INIT, **after,
     )  # fmt: skip
 
 
-def _inputs(n: Normal, keys: int, value_scale: float = 1.0) -> dict[str, Any]:
+def _inputs(n: Normal, queries: int, keys: int, value_scale: float = 1.0) -> dict[str, Any]:
     return {
-        "q": n(2, 4, 7, 5), "k": n(2, keys, 7, 5), "v": n(2, keys // 2, 7, 10, scale=value_scale),
+        "q": n(2, queries, 7, 5), "k": n(2, keys, 7, 5), "v": n(2, keys // 2, 7, 10, scale=value_scale),
         "lambda_full": np.asarray(0.75),
     }  # fmt: skip
 
@@ -47,11 +49,11 @@ def _to_float32(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _eq_1_cases(n: Normal) -> list[Case]:
-    given = _inputs(n, 4)
+    given = _inputs(n, 4, 4)
     q, k, v = given["q"], given["k"], given["v"]
     args = (q[:, :2], k[:, :2], q[:, 2:], k[:, 2:], v, 0.75)
     few = (q[:, :2, -3:], k[:, :2], q[:, 2:, -3:], k[:, 2:], v, 0.75)
-    spec = _heads_spec(norm=False, pairing="halves", keys=4)
+    spec = _heads_spec(norm=False, pairing="halves", queries=4, keys=4)
     return [
         Case(args, "on ordinary numbers", spec, _to_float32(given)),
         Case(few, "for 3 queries, the last of 7 tokens"),
@@ -61,11 +63,15 @@ def _eq_1_cases(n: Normal) -> list[Case]:
 def _heads_cases(pairing: str) -> Callable[[Normal], list[Case]]:
     def cases(n: Normal) -> list[Case]:
         made = []
-        for what, keys, value_scale in (("on ordinary numbers", 4, 1.0), ("with two query heads per key head", 2, 1.0),
-                                 ("on tiny values", 4, 2.0**-9)):  # fmt: skip
-            given = _inputs(n, keys, value_scale)
+        for what, queries, keys, value_scale in (
+            ("on ordinary numbers", 4, 4, 1.0),
+            ("with two query heads per key head", 8, 4, 1.0),  # of two pairs: repeated and tiled keys differ
+            ("on tiny values", 4, 4, 2.0**-9),
+        ):
+            given = _inputs(n, queries, keys, value_scale)
             args = (given["q"], given["k"], given["v"], 0.75, INIT, EPS)
-            made.append(Case(args, what, _heads_spec(norm=True, pairing=pairing, keys=keys), _to_float32(given)))
+            spec = _heads_spec(norm=True, pairing=pairing, queries=queries, keys=keys)
+            made.append(Case(args, what, spec, _to_float32(given)))
         return made
 
     return cases
@@ -87,6 +93,21 @@ def _weights(q: Floats, k: Floats) -> Any:
     return layers.attention_weights(q, k)
 
 
+def _masked(q: Floats, k: Floats, visible: Any, hidden: float) -> Any:
+    scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
+    return layers.softmax(np.where(visible, scores, hidden))
+
+
+def _tiled(heads: int, *arrays: Floats) -> list[Floats]:
+    return [np.tile(x, (1, heads // x.shape[1], 1, 1)) for x in arrays]
+
+
+def _v2_by_halves(q: Floats, k: Floats, v: Floats, lambda_: Floats) -> Any:
+    B, H, T, d = q.shape
+    first, second = np.split(layers.plain_heads(q, k, v).reshape(B, T, H, d), 2, axis=2)
+    return (first - lambda_.swapaxes(1, 2) * second).reshape(B, T, -1)
+
+
 def _evens_then_odds(x: Floats) -> Floats:
     return np.concatenate([x[:, 0::2], x[:, 1::2]], axis=1)
 
@@ -102,6 +123,9 @@ EXERCISES = (
         {
             "the row's largest score is not subtracted, and exp overflows":
                 lambda z: np.exp(z) / np.exp(z).sum(-1, keepdims=True),
+            "the exponentials are not divided by their sum": lambda z: np.exp(z - z.max(-1, keepdims=True)),
+            "exp alone is no softmax: subtract the row's largest score before it, divide by the row's sum after it":
+                lambda z: np.exp(z),
             "the sum runs over all numbers: each row must sum to 1":
                 lambda z: np.exp(z - z.max()) / np.exp(z - z.max()).sum(),
             "the sum runs over the first axis, not the last":
@@ -117,6 +141,9 @@ EXERCISES = (
         {
             "scores are not divided by √d": lambda q, k: _weights(q * math.sqrt(q.shape[-1]), k),
             "scores are divided by d, not √d": lambda q, k: _weights(q / math.sqrt(q.shape[-1]), k),
+            TOP_LEFT: lambda q, k: _masked(q, k, np.tri(q.shape[-2], k.shape[-2], dtype=bool), -np.inf),
+            "masked scores are set to 0, to which softmax gives a weight: use −∞":
+                lambda q, k: _masked(q, k, causal_mask(q.shape[-2], k.shape[-2]), 0.0),
             "later tokens are not masked": lambda q, k: layers.attention_weights(q, k, causal=False),
             "the mask is applied after the softmax: rows no longer sum to 1":
                 lambda q, k: layers.attention_weights(q, k, causal=False) * causal_mask(q.shape[-2], k.shape[-2]),
@@ -131,6 +158,12 @@ EXERCISES = (
                     (q1 @ k1.swapaxes(2, 3) - lambda_ * q2 @ k2.swapaxes(2, 3)) / math.sqrt(q1.shape[-1]),
                     causal_mask(q1.shape[2], k1.shape[2]),
                 ) @ v,
+            "λ is left out: that is A₁ − A₂":
+                lambda q1, k1, q2, k2, v, lambda_: _diff_attention(q1, k1, q2, k2, v, 1.0),
+            TOP_LEFT: lambda q1, k1, q2, k2, v, lambda_: (
+                _masked(q1, k1, np.tri(q1.shape[2], k1.shape[2], dtype=bool), -np.inf)
+                - lambda_ * _masked(q2, k2, np.tri(q2.shape[2], k2.shape[2], dtype=bool), -np.inf)
+            ) @ v,
             "the rows of A₁ − λ A₂ are divided by their sum: in eq. 1 they sum to 1 − λ":
                 lambda q1, k1, q2, k2, v, lambda_: _diff_attention(q1, k1, q2, k2, v, lambda_) / (1 - lambda_),
         },
@@ -140,6 +173,8 @@ EXERCISES = (
         sampler(("for layer 0", lambda n: (0,)), ("for layer 5", lambda n: (5,))),
         {
             "the layer is counted from 1: here it is counted from 0": lambda layer: _lambda_init(layer + 1),
+            "the paper's l − 1 is used: its l counts from 1, but here the layer is counted from 0":
+                lambda layer: 0.8 - 0.6 * np.exp(-0.3 * (layer - 1)),
             "λ_init of layer 0 is used for all": lambda layer: 0.8 - 0.6,
         },
     ),
@@ -154,6 +189,8 @@ EXERCISES = (
             "the two exponentials are swapped": lambda q1, k1, q2, k2, init: _eq_2(q2, k2, q1, k1, init),
             "exp is applied to each product, not to their sum":
                 lambda q1, k1, q2, k2, init: np.exp(q1 * k1).sum() - np.exp(q2 * k2).sum() + init,
+            "exp is applied to the difference: eq. 2 subtracts two exponentials":
+                lambda q1, k1, q2, k2, init: np.exp(q1 @ k1 - q2 @ k2) + init,
             "exp is left out": lambda q1, k1, q2, k2, init: q1 @ k1 - q2 @ k2 + init,
         },
     ),
@@ -167,7 +204,7 @@ EXERCISES = (
         _eq_3_paper, _heads_cases("interleaved"),
     ),
     Exercise(
-        "paper_to_hf", "paper_to_hf(x (B, H, T, d), heads in the paper's order) -> (B, H, T, d)", _evens_then_odds,
+        "paper_to_hf", "paper_to_hf(x (B, H, T, d) in the paper's order) -> (B, H, T, d)", _evens_then_odds,
         sampler(("on eight heads", lambda n: (n(2, 8, 3, 5),)), ("on six heads", lambda n: (n(2, 6, 3, 5),))),
         {
             "that is the inverse, from Hugging Face's order to the paper's":
@@ -188,8 +225,7 @@ EXERCISES = (
             ("with as many key heads as query heads", lambda n: (n(2, 4, 5, 3), n(2, 4, 7, 3), n(2, 4, 7, 3))),
             ("with two query heads per key head", lambda n: (n(2, 4, 5, 3), n(2, 2, 7, 3), n(2, 2, 7, 3))),
         ),
-        {"key heads are repeated as 0, 1, 0, 1: the order is 0, 0, 1, 1":
-            lambda q, k, v: layers.plain_heads(*(np.tile(x, (1, q.shape[1] // x.shape[1], 1, 1)) for x in (q, k, v)))},
+        {TILED: lambda q, k, v: layers.plain_heads(q, *_tiled(q.shape[1], k, v))},
     ),
     Exercise(
         "lambda_v2", "lambda_v2(x (B, T, D), w (h, D)) -> (B, h, T, 1)",
@@ -199,10 +235,14 @@ EXERCISES = (
     Exercise(
         "v2", "heads_v2(q (B, 2h, T, d), k, v (B, K, S, d), lambda_ (B, h, T, 1)) -> (B, T, h d)",
         lambda q, k, v, lambda_: layers.diff_heads_v2(q, k, v, lambda_),
-        sampler(("on ordinary numbers", lambda n: (n(2, 6, 5, 7), n(2, 3, 5, 7), n(2, 3, 5, 7),
-                                        1 / (1 + np.exp(n(2, 3, 5, 1)))))),
-        {"heads i and i + h are paired: V2 pairs neighbors":
-            lambda q, k, v, lambda_: layers.diff_heads_v2(
-                np.stack(np.split(q, 2, axis=1), axis=2).reshape(q.shape), k, v, lambda_)},
+        sampler(("with two pairs per key head", lambda n: (n(2, 8, 5, 7), n(2, 2, 5, 7), n(2, 2, 5, 7),
+                                                           1 / (1 + np.exp(n(2, 4, 5, 1)))))),
+        {
+            "heads i and i + h are paired: V2 pairs neighbors": lambda q, k, v, lambda_:
+                layers.diff_heads_v2(np.stack(np.split(q, 2, axis=1), axis=2).reshape(q.shape), k, v, lambda_),
+            "heads i and i + h are paired, each with its own key head: V2 pairs neighbors, which share one":
+                _v2_by_halves,
+            TILED: lambda q, k, v, lambda_: layers.diff_heads_v2(q, *_tiled(lambda_.shape[1], k, v), lambda_),
+        },
     ),
 )  # fmt: skip

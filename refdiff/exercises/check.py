@@ -76,9 +76,11 @@ def check(name: str, function: Callable[..., Any]) -> Feedback:
             with np.errstate(all="ignore"):  # an overflow is compared and reported
                 result = function(*given)
         except Exception as error:
-            shapes = ", ".join(_describe(x) for x in case.args)
+            shapes = ", ".join(map(_describe, exercise.arguments, case.args))
             text = f"raised {type(error).__name__}: {error}\n  called as {exercise.signature}\n  with {shapes}"
             return Feedback(name, False, text)
+        if result is None:
+            return Feedback(name, False, "your function returned None: is a `return` missing?")
         if any(not np.array_equal(a, b) for a, b in zip(_arrays(given), _arrays(case.args), strict=True)):
             return Feedback(name, False, "it writes to its arguments: work on a copy")
         results.append(result)
@@ -102,8 +104,8 @@ def _arrays(result: Any, *, several: bool = True) -> list[Floats]:
     return [np.asarray(part, dtype=np.float64) for part in parts if part is not None]
 
 
-def _describe(x: Any) -> str:
-    return f"an array of shape {x.shape}" if isinstance(x, np.ndarray) and x.ndim else f"{float(x):g}"
+def _describe(name: str, x: Any) -> str:
+    return f"{name} {x.shape}" if isinstance(x, np.ndarray) and x.ndim else f"{name} = {float(x):g}"
 
 
 def _find_difference(exercise: Exercise, result: Any, case: Case) -> str | None:
@@ -137,7 +139,8 @@ def _locate(a: Floats, b: Floats, is_wrong: Any) -> str:
     for axis, size in enumerate(is_wrong.shape):
         at = np.flatnonzero(is_wrong.any(axis=tuple(i for i in range(is_wrong.ndim) if i != axis)))
         if len(at) <= size // 2:
-            confined.append(f"index {', '.join(map(str, at))} of axis {axis}")
+            is_range = len(at) > 2 and at[-1] - at[0] == len(at) - 1
+            confined.append(f"index {f'{at[0]} to {at[-1]}' if is_range else ', '.join(map(str, at))} of axis {axis}")
     where = f", all at {' and '.join(confined)}" if confined else ""
     return (
         f"{int(is_wrong.sum())} of {is_wrong.size} numbers{where}\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +41,13 @@ class Exercise:
     truth: Function
     draw: Callable[[Normal], list[Case]]
     mistakes: Mapping[str, Function] = field(default_factory=dict)
+
+    @property
+    def arguments(self) -> list[str]:
+        """The names of the function's arguments, as the signature has them."""
+        inside = self.signature.partition(") -> ")[0].partition("(")[2]
+        without_shapes = re.sub(r"[\[(][^()\[\]]*[\])]?", "", inside)
+        return [part.split()[0] for part in without_shapes.split(",")]
 
     def cases(self) -> list[Case]:
         """Draw the inputs, which are the same at each call."""

@@ -19,6 +19,20 @@ def _cross_entropy(z: Floats, targets: Floats) -> Any:
     return layers.cross_entropy(z, targets)
 
 
+def _of_targets(x: Floats, targets: Floats) -> Any:
+    return np.take_along_axis(x, targets[..., None], axis=-1)[..., 0]
+
+
+def _sum_up_to(z: Floats) -> Any:
+    """Return the probability of each token and all that are likelier."""
+    p = layers.softmax(z)
+    return np.where(p[:, None] >= p[..., None], p[:, None], 0.0).sum(-1)
+
+
+def _rms(x: Floats, eps: float) -> Any:
+    return np.sqrt((x * x).mean(-1, keepdims=True) + eps)
+
+
 def _softmax_vjp(g: Floats, a: Floats) -> Any:
     return layers.softmax_vjp(g, np.log(a))[0]
 
@@ -44,12 +58,18 @@ EXERCISES = (
     Exercise(
         "top_k", "top_k(z (B, V), k) -> z (B, V), −∞ where a token is dropped", lambda z, k: sampling.top_k(z, k),
         sampler(("for k = 3", lambda n: (n(2, 7), 3)), ("for k = 1", lambda n: (n(2, 7), 1))),
-        {"dropped scores are set to 0, which softmax gives a probability: use −∞":
-            lambda z, k: np.where(np.isfinite(sampling.top_k(z, k)), z, 0.0)},
+        {
+            "dropped scores are set to 0, which softmax gives a probability: use −∞":
+                lambda z, k: np.where(np.isfinite(sampling.top_k(z, k)), z, 0.0),
+            "the k-th score is dropped: keep z ≥ it, not z > it":
+                lambda z, k: np.where(z > np.sort(z)[:, -k, None], z, -np.inf),
+        },
     ),
     Exercise(
         "top_p", "top_p(z (B, V), p) -> z (B, V), −∞ where a token is dropped", lambda z, p: sampling.top_p(z, p),
         sampler(("for p = 0.8", lambda n: (n(3, 7), 0.8)), ("for p = 0.01", lambda n: (n(3, 7), 0.01))),
+        {"the token with which the sum reaches p is dropped: keep it":
+            lambda z, p: np.where(_sum_up_to(z) <= p, z, -np.inf)},
     ),
     Exercise(
         "draw", "draw(p (V,), u in [0, 1)) -> a token", _draw,
@@ -64,8 +84,14 @@ EXERCISES = (
             ("on ordinary scores", lambda n: (n(2, 3, 7), np.array([[0, 6, 2], [3, 3, 5]]))),
             ("on scores near 1000", lambda n: (1000 + n(2, 3, 7), np.array([[0, 6, 2], [3, 3, 5]]))),
         ),
-        {"the sign is wrong: the loss is −log p":
-            lambda z, targets: -_cross_entropy(z, targets)},
+        {
+            "the sign is wrong: the loss is −log p": lambda z, targets: -_cross_entropy(z, targets),
+            "the sum over tokens is taken, not the mean": lambda z, targets: targets.size * _cross_entropy(z, targets),
+            "exp overflows in the softmax: subtract the row's largest score first":
+                lambda z, targets: -np.log(_of_targets(np.exp(z) / np.exp(z).sum(-1, keepdims=True), targets)).mean(),
+            "exp overflows in the log of its sum: subtract the row's largest score first":
+                lambda z, targets: (np.log(np.exp(z).sum(-1)) - _of_targets(z, targets)).mean(),
+        },
     ),
     Exercise(
         "softmax_vjp", "softmax_vjp(g (…, S), a = softmax(z) (…, S)) -> ∂L/∂z (…, S)", _softmax_vjp,
@@ -81,6 +107,10 @@ EXERCISES = (
         {
             "∂L/∂A₂ lacks the minus sign": lambda g, a1, a2, v, lambda_:
                 [x if i != 1 else -x for i, x in enumerate(_eq_1_vjp(g, a1, a2, v, lambda_))],
+            "∂L/∂A₂ lacks λ": lambda g, a1, a2, v, lambda_:
+                [x if i != 1 else x / lambda_ for i, x in enumerate(_eq_1_vjp(g, a1, a2, v, lambda_))],
+            "∂L/∂λ lacks the minus sign": lambda g, a1, a2, v, lambda_:
+                [x if i != 3 else -x for i, x in enumerate(_eq_1_vjp(g, a1, a2, v, lambda_))],
             "∂L/∂V uses A₁ alone, not A₁ − λ A₂": lambda g, a1, a2, v, lambda_:
                 [x if i != 2 else a1.T @ g for i, x in enumerate(_eq_1_vjp(g, a1, a2, v, lambda_))],
         },
@@ -95,15 +125,22 @@ EXERCISES = (
         "rms_norm_vjp", "rms_norm_vjp(g (T, D), x (T, D), eps) -> ∂L/∂x (T, D), no weight",
         lambda g, x, eps: layers.rms_norm_vjp(g, x, None, eps)[0],
         sampler(("on ordinary numbers", lambda n: (n(5, 7), n(5, 7, scale=3.0), 1e-5))),
-        {"the root mean square is treated as a constant: it depends on x too":
-            lambda g, x, eps: g / np.sqrt((x * x).mean(-1, keepdims=True) + eps)},
+        {
+            "the root mean square is treated as a constant: it depends on x too": lambda g, x, eps: g / _rms(x, eps),
+            "the second term is x mean(g x): it must be x mean(g x) / rms(x)²":
+                lambda g, x, eps: (g - x * (g * x).mean(-1, keepdims=True)) / _rms(x, eps),
+        },
     ),
     Exercise(
         "attention_share", "attention_share(weights (S,), keys) -> Σ over keys of |weight| / Σ |weight|", _share,
         sampler(
             ("on a row of A₁", lambda n: (layers.softmax(n(5)), np.array([1, 2]))),
-            ("on a row of A₁ − λ A₂", lambda n: (layers.softmax(n(5)) - 0.75 * layers.softmax(n(5)), np.array([1, 2]))),
+            ("on a row of A₁ − λ A₂", lambda n: (layers.softmax(n(5)) - 0.75 * layers.softmax(n(5)), np.array([0, 1]))),
         ),
-        {"the signs are kept: sum the absolute values": lambda w, keys: w[keys].sum() / w.sum()},
+        {
+            "the signs are kept: sum the absolute values": lambda w, keys: w[keys].sum() / w.sum(),
+            "absolute values are taken after the sum: signs cancel":
+                lambda w, keys: abs(w[keys].sum()) / np.abs(w).sum(),
+        },
     ),
 )  # fmt: skip

@@ -48,6 +48,9 @@ EXERCISES = (
             "gate and up are swapped": lambda x, gate, up, down: _swiglu(x, up, gate, down),
             "the gate is the sigmoid σ(x): SiLU is x σ(x)":
                 lambda x, gate, up, down: (x @ up.T / (1 + np.exp(-(x @ gate.T)))) @ down.T,
+            "up is left out": lambda x, gate, up, down: _silu(x @ gate.T) @ down.T,
+            "the gate is ReLU: it must be SiLU, x σ(x)":
+                lambda x, gate, up, down: (np.maximum(x @ gate.T, 0) * (x @ up.T)) @ down.T,
             "gate and up are added, not multiplied": lambda x, gate, up, down: (_silu(x @ gate.T) + x @ up.T) @ down.T,
         },
     ),
@@ -59,6 +62,10 @@ EXERCISES = (
         {
             "the queries are treated as the first tokens, but they are the last": lambda T, S: np.tri(T, S, dtype=bool),
             "a token may not attend to itself": lambda T, S: np.tri(T, S, S - T - 1, dtype=bool),
+            "np.triu keeps the later tokens: np.tri and np.tril keep the earlier ones":
+                lambda T, S: np.triu(np.ones((T, S), dtype=bool)),
+            "True and False are swapped, and the queries are treated as the first tokens":
+                lambda T, S: ~np.tri(T, S, dtype=bool),
             "True and False are swapped": lambda T, S: ~np.tri(T, S, S - T, dtype=bool),
         },
     ),
@@ -72,6 +79,12 @@ EXERCISES = (
             "the mean is subtracted: that is LayerNorm": _layer_norm,
             "ε is added outside the root":
                 lambda x, w, eps: x / (np.sqrt((x * x).mean(-1, keepdims=True)) + eps) * w,
+            "the standard deviation is taken, not the root mean square":
+                lambda x, w, eps: x / np.sqrt(x.var(-1, keepdims=True) + eps) * w,
+            "the root is left out: it divides by the mean square":
+                lambda x, w, eps: x / ((x * x).mean(-1, keepdims=True) + eps) * w,
+            "the mean runs over all numbers: each token has its own":
+                lambda x, w, eps: x / np.sqrt((x * x).mean() + eps) * w,
             "ε is left out": lambda x, w, eps: layers.rms_norm(x, w, 0.0),
             "the weight is left out": lambda x, w, eps: layers.rms_norm(x, None, eps),
             "it divides by the length, not by the root mean square":
@@ -83,6 +96,7 @@ EXERCISES = (
         sampler(("for d = 8, base 100", lambda n: (8, 100.0)), ("for d = 64, base 10000", lambda n: (64, 10_000.0))),
         {
             "the exponent is −i/d: it must be −2i/d": lambda d, base: base ** (-np.arange(d // 2) / d),
+            "the exponent is −4i/d: it must be −2i/d": lambda d, base: base ** (-2 * np.arange(0, d, 2) / d),
             "the exponent has the wrong sign": lambda d, base: base ** (np.arange(0, d, 2) / d),
         },
     ),

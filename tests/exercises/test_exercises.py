@@ -74,6 +74,66 @@ def _pairs(q: Any, k: Any, v: Any, lambda_: float, start: float, eps: float) -> 
     return np.concatenate(heads, axis=-1)
 
 
+def _tiled(x: Any, pairs: int) -> Any:
+    return np.concatenate([x] * (pairs // x.shape[1]), axis=1)
+
+
+def _heads_on_tiled_keys(q: Any, k: Any, v: Any, lambda_: float, start: float, eps: float, *, paper: bool) -> Any:
+    """Eq. 3 for heads that share key heads, pair i on key pair i mod K/2: it must be i // n."""
+    B, H, T, _ = q.shape
+    (q1, q2), (k1, k2) = ((x[:, 0::2], x[:, 1::2]) if paper else np.split(x, 2, axis=1) for x in (q, k))
+    out = _loops(q1, _tiled(k1, H // 2), q2, _tiled(k2, H // 2), _tiled(v, H // 2), lambda_)
+    out = (1 - start) * out / np.sqrt((out * out).mean(-1, keepdims=True) + eps)
+    return out.swapaxes(1, 2).reshape(B, T, -1)
+
+
+def _v2_without_sharing(q: Any, k: Any, v: Any, lambda_: Any) -> Any:
+    maps = [EXERCISES["attention_weights"].truth(part, k) for part in (q[:, 0::2], q[:, 1::2])]
+    out = (maps[0] - lambda_ * maps[1]) @ v
+    return out.swapaxes(1, 2).reshape(*out.shape[0:3:2], -1)
+
+
+def _nucleus_below(z: Any, p: float) -> Any:
+    """Top-p that keeps tokens only while their sum is below p."""
+    out = np.full(z.shape, -np.inf)
+    for row, scores in enumerate(z):
+        total = 0.0
+        for token in np.argsort(-scores):
+            total += np.exp(scores[token]) / np.exp(scores).sum()
+            if total < p:
+                out[row, token] = scores[token]
+    return out
+
+
+LEARNERS: list[tuple[str, Function, str]] = [
+    ("eq3", lambda *args: _heads_on_tiled_keys(*args, paper=False), "keys_tiled"),
+    ("eq3_paper", lambda *args: _heads_on_tiled_keys(*args, paper=True), "groups_tiled"),
+    ("attention_share", lambda w, keys: abs(sum(w[i] for i in keys)) / sum(abs(w)), "absolute values are taken after"),
+    ("lambda_init", lambda layer: 0.8 - 0.6 * np.exp(-0.3 * (layer - 1)), "the paper's l − 1"),
+    ("eq1", lambda *args: _loops(*args[:5], 1.0), "λ is left out"),
+    ("rms_norm", lambda x, w, eps: [w * row / (row**2).mean() for row in x], ""),
+    ("rms_norm", lambda x, w, eps: [w * row / (sum(row**2) / len(row) + eps) for row in x], "the root is left out"),
+    ("top_p", _nucleus_below, "the token with which the sum reaches p"),
+    ("softmax", lambda z: np.exp(z - z.max(-1)[..., None]), "the exponentials are not divided"),
+    ("causal_mask", lambda T, S: [[s >= t for s in range(S)] for t in range(T)], "np.triu keeps the later tokens"),
+]
+"""Wrong code of a learner's, that shares nothing with the table of mistakes → how its name begins; "" has none."""
+
+
+@pytest.mark.parametrize(("name", "function", "mistake"), LEARNERS)
+def test_the_mistake_of_a_learner_is_named(name: str, function: Function, mistake: str) -> None:
+    feedback = exercises.check(name, function)
+    assert not feedback
+    assert (feedback.mistake or "").startswith(mistake)
+    assert bool(feedback.mistake) == bool(mistake)
+
+
+def test_v2_without_sharing_keys_is_refused() -> None:
+    feedback = exercises.check("v2", _v2_without_sharing)
+    assert not feedback
+    assert "\n  with q (2, 8, 5, 7), k (2, 2, 5, 7), v (2, 2, 5, 7), lambda_ (2, 4, 5, 1)" in feedback.message
+
+
 INDEPENDENT: dict[str, Function] = {
     "embedding": lambda ids, table: np.array([[*table[i]] for i in ids]),
     "softmax": lambda z: np.exp(z - z.max(-1, keepdims=True)) / np.exp(z - z.max(-1, keepdims=True)).sum(-1)[..., None],
@@ -143,6 +203,8 @@ def test_an_error_in_one_place_is_located() -> None:
     ("function", "said"),
     [
         (lambda q: q, "raised TypeError"),
+        (lambda q: q, "\n  with g (3, 4), a1 (3, 5), a2 (3, 5), v (5, 4), lambda_ = 0.75"),
+        (lambda *args: None, "your function returned None: is a `return` missing?"),
         (lambda *args: "a word", "the result is str, expected numbers\n  called as eq1_vjp(g"),
         (lambda *args: args[0], "1 arrays, expected 4"),
         (lambda g, a1, a2, v, lambda_: (a1.T, a2, v, 0.0), "result 1 of 4: shape (5, 3), expected (3, 5)"),
@@ -154,6 +216,17 @@ def test_what_is_no_result_is_described(function: Function, said: str) -> None:
     feedback = exercises.check("eq1_vjp", function)
     assert not feedback
     assert said in repr(feedback)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_signature_names_every_argument(name: str) -> None:
+    for case in EXERCISES[name].cases():
+        assert len(EXERCISES[name].arguments) == len(case.args)
+
+
+def test_places_that_follow_each_other_are_a_range() -> None:
+    feedback = exercises.check("eq3", lambda *args: np.where(np.arange(args[0].shape[1] * 5) < 10, 0.0, _pairs(*args)))
+    assert "all at index 0 to 9 of axis 2\n" in feedback.message
 
 
 def test_an_unknown_exercise_is_refused_with_a_hint() -> None:
