@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 REFERENCE = Path(__file__).parents[1] / "notebooks" / "reference"
@@ -50,6 +51,14 @@ def run(program: str, names: dict[str, Any] | None = None) -> str:
     return said.getvalue()
 
 
+def judged(program: str) -> Any:
+    """What the cell of a puzzle shows."""
+    names: dict[str, Any] = {}
+    assert program.count("\njudge(") == 1
+    exec(program.replace("\njudge(", "\nfound = judge("), names)
+    return names["found"]
+
+
 @pytest.fixture
 def puzzles(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(REFERENCE / "try" / "modules")
@@ -86,13 +95,31 @@ def test_the_exercise_is_wrong_until_it_is_done() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", PUZZLES)
 def test_a_puzzle_has_one_mistake_which_the_oracle_names(number: int, puzzles: Any) -> None:
-    said = run(code(f"puzzle_{number}"))
-    assert said.startswith(f"Puzzle {number}: not solved. On ")
-    assert " the oracle says: fail\n" in said
-    assert f"\n  It looks like {PUZZLES[number][0]}: " in said
+    found = judged(code(f"puzzle_{number}"))
+    assert re.fullmatch(
+        rf"Puzzle {number}: not solved\. On .+ queries.*:\n  Pair \d, query \d of text [01] is off by 0\.\d+ "
+        r"\(allowed 0\.0{6}\d; the row's size is 0\.444\)\.",
+        found.text,
+    )
+    assert found.hint.startswith(f"It looks like {PUZZLES[number][0]}: ")
+    shown, hidden = found._repr_html_().split("<details><summary>Show a hint</summary>")
+    assert PUZZLES[number][0] not in shown
+    assert hidden.startswith(f"It looks like {PUZZLES[number][0]}: ")
+    assert repr(found) == f"{found.text}\n  Hint: {found.hint}"
     assert puzzles.solved == set()
-    assert run(mended(number)).startswith(f"Puzzle {number}: solved ✓")
+    assert repr(judged(mended(number))).startswith(f"Puzzle {number}: solved ✓")
     assert puzzles.solved == {number}
+
+
+def test_what_a_puzzle_cannot_judge_is_said(puzzles: Any) -> None:
+    with pytest.raises(ValueError, match="matmul") as raised:
+        puzzles.judge(1, lambda q, k, v, lambda_full: q @ v)
+    shapes = "q (2, 12, 11, 16), k (2, 4, 11, 16), v (2, 4, 11, 16)"
+    assert raised.value.__notes__ == [f"Puzzle 1, on 11 queries and 11 keys: {shapes}"]
+    assert "returned what cannot be judged:\n  out: " in puzzles.judge(1, lambda **given: given["q"]).text
+    nothing = puzzles.judge(1, lambda **given: np.full((2, 6, 11, 32), np.nan))
+    assert "The oracle says: 4224 numbers are NaN" in nothing.text
+    assert "<" not in nothing._repr_html_()
 
 
 def test_the_page_has_every_cell_and_python_all_that_it_imports(

@@ -120,7 +120,11 @@ def test_the_puzzles(page: Chromium) -> None:
     for number, (mistake, _, _) in PUZZLES.items():
         said = run(page, f"puzzle_{number}")
         assert said.startswith(f"Puzzle {number}: not solved. On ")
-        assert f"It looks like {mistake}: " in said
+        assert " is off by " in said
+        assert said.endswith("\nShow a hint")
+        hint = f"document.getElementById('cell-puzzle_{number}').closest('.cell').querySelector('summary')"
+        page.run(f"{hint}.click()")
+        assert f"It looks like {mistake}: " in output(page, f"puzzle_{number}")
         change(page, f"cell-puzzle_{number}", mended(number))
         assert run(page, f"puzzle_{number}").startswith(f"Puzzle {number}: solved ✓")
         assert page.run("document.getElementById('solved').innerText") == f"{number} of 5 puzzles solved"
