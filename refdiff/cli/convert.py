@@ -97,9 +97,8 @@ def run(args: argparse.Namespace) -> int:
     except (ValueError, RuntimeError) as error:
         raise type(error)(f"{args.model}: {error}") from error
     sys.stdout.write(
-        f"as written in {dtype}\n"
-        f"  largest difference: {proof.worst:.1e} (layer {proof.layer})\n"
-        f"  what rounding every weight once may cause: {max(proof.rounded):.1e}\n"
+        f"as written in {dtype}: {proof.worst:.1e} (layer {proof.layer}; up to {max(proof.rounded):.1e} would be "
+        "rounding)\n"
     )
     return 0
 

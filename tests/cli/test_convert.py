@@ -25,9 +25,7 @@ REPORT = re.compile(
     r"(?P<one>\w+) to (?P<other>\w+): attention layers compared in float64 on random inputs: 3\n"
     r"  largest difference: (?P<exact>\S+) of the largest output \(layer \d\)\n"
     r"  other weights: unchanged\n"
-    r"as written in (?P<dtype>\w+)\n"
-    r"  largest difference: (?P<written>\S+) \(layer \d\)\n"
-    r"  what rounding every weight once may cause: (?P<rounded>\S+)\n"
+    r"as written in (?P<dtype>\w+): (?P<written>\S+) \(layer \d; up to (?P<rounded>\S+) would be rounding\)\n"
 )
 
 
