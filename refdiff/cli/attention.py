@@ -34,14 +34,20 @@ refdiff attention "Once upon a time" -o maps.png --layer 3
     add_prompt(given)
     output = parser.add_argument_group("output")
     output.add_argument("-o", "--output", metavar="FILE", required=True, help=", ".join(KINDS))
-    output.add_argument("--layer", type=Number(int, 0), metavar="N", help="layer, from 0 (default: mean over all)")
-    output.add_argument("--pair", type=Number(int, 0), metavar="N", help="pair of heads, from 0 (default: mean)")
+    output.add_argument(
+        "--layer", type=Number(int, 0), metavar="N", help="layer (default: of the pair that cancels most)"
+    )
+    output.add_argument(
+        "--pair", type=Number(int, 0), metavar="N", help="pair of heads (default: the one that cancels most)"
+    )
     output.add_argument("--grid", action="store_true", help="picture: every layer and pair")
     machine = parser.add_argument_group("machine")
     add_machine(machine)
     add_common(machine)
     parser.notes = [
-        "In a Llama, --pair is a head. A page opens with --layer and --pair, and shows all of them.",
+        "--layer and --pair count from 0. Without both, a page opens with the pair whose two maps cancel most, and a "
+        "picture shows that pair. With one of them, the other is the mean over all.",
+        "In a Llama, --pair is a head, and the default is the mean over all. A page shows every layer and pair.",
         PIPE_NOTE,
     ]
 
@@ -71,8 +77,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             maps.title(args.layer, args.pair)
         except IndexError as error:
-            said = str(error).replace(", or None for the mean", "; leave it out for the mean")
-            raise UsageError(f"--{said}") from None
+            raise UsageError(f"--{str(error).removesuffix(', or None for the mean')}") from None
         _write(maps, args, path, prompt)
     write_text(f"{path}\n")
     return 0
@@ -83,12 +88,13 @@ def _write(maps: AttentionMaps, args: argparse.Namespace, path: Path, prompt: st
     from refdiff.files import write_atomically
     from refdiff.viz.page import build
 
-    kind = path.suffix.lower()
+    kind, chosen = path.suffix.lower(), (args.layer, args.pair)
+    if chosen == (None, None):
+        chosen = maps.most_cancelling()
     if kind in PICTURES:
-        figure = viz.plot_attention_grid(maps) if args.grid else viz.plot_attention(maps, args.layer, args.pair)
+        figure = viz.plot_attention_grid(maps) if args.grid else viz.plot_attention(maps, *chosen)
         write_picture(figure, path)
     elif kind == ".html":
-        chosen = (args.layer, args.pair) if (args.layer, args.pair) != (None, None) else maps.most_cancelling()
         text = viz.attention_page(maps, prompt=prompt, model=args.model, layer=chosen[0], pair=chosen[1])
         page = text.encode("utf-8")
         write_atomically(path, page)

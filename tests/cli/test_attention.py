@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,6 +73,25 @@ def test_pictures(tiny_checkpoint: Path, here: Path, name: str, extra: list[str]
     (here / "text.txt").write_text("a $b 日\n", encoding="utf-8")
     assert cli("attention", "-m", tiny_checkpoint, "-f", "text.txt", "-o", path, *extra).status == 0
     assert path.read_bytes().startswith(b"\x89PNG" if name == "a.png" else b"<?xml")
+
+
+@pytest.mark.parametrize(
+    ("extra", "chosen"), [([], None), (["--layer", "1"], (1, None)), (["--layer", "0", "--pair", "1"], (0, 1))]
+)
+def test_a_picture_shows_the_pair_that_a_page_opens_with(
+    tiny_checkpoint: Path, here: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, extra: list[str], chosen: Any
+) -> None:
+    shown = []
+    monkeypatch.setattr("refdiff.viz.plot_attention", lambda maps, *which: shown.append((maps, which)))
+    monkeypatch.setattr("refdiff.cli.attention.write_picture", lambda figure, path: None)
+    assert cli("attention", "-m", tiny_checkpoint, "a b", "-o", "a.png", *extra).status == 0
+    ((maps, which),) = shown
+    assert which == (chosen or maps.most_cancelling())
+    assert None not in maps.most_cancelling()
+    assert cli("attention", "-m", tiny_checkpoint, "a b", "-o", "page.html", *extra).status == 0
+    (data,) = re.findall(r'id="data">(.*?)</script>', (here / "page.html").read_text(encoding="utf-8"))
+    opened = json.loads(data)
+    assert [opened[name] for name in ("layer", "pair")] == list(which)
 
 
 def test_without_matplotlib_it_says_how_to_get_it_before_the_model_is_loaded(

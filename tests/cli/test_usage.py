@@ -25,7 +25,7 @@ USAGE = (
     ("attention x -o maps.npz --grid", "--grid: is for pictures, .png and .svg; .npz has every layer and pair"),
     ("attention x -o a.png --grid --pair 0", "--grid: shows every layer and pair"),
     ("attention x -o a.npz --layer 0", "-o: an .npz holds every layer and pair"),
-    ("attention -m TINY x -o a.html --layer 2", "--layer: got 2, expected 0 to 1; leave it out for the mean"),
+    ("attention -m TINY x -o a.html --layer 2", "--layer: got 2, expected 0 to 1"),
     ("bench --rows speed", "--rows: got 'speed', expected cold"),
     ("bench -m x --like tiny", "-m, --like: got both, expected one"),
     ("bench --folder x", "--folder: keeps the checkpoint of --like"),
