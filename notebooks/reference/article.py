@@ -149,7 +149,7 @@ def serve(port: int) -> None:
         write(Path(folder))
         handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
         with http.server.ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
-            sys.stdout.write(f"http://127.0.0.1:{server.server_port}/\n")
+            sys.stdout.write(f"open http://127.0.0.1:{server.server_port}/ · Ctrl-C stops\n")
             sys.stdout.flush()
             server.serve_forever()
 
