@@ -98,8 +98,8 @@ def _masked(q: Floats, k: Floats, visible: Any, hidden: float) -> Any:
     return layers.softmax(np.where(visible, scores, hidden))
 
 
-def _tiled(heads: int, *arrays: Floats) -> list[Floats]:
-    return [np.tile(x, (1, heads // x.shape[1], 1, 1)) for x in arrays]
+def _tiled(x: Floats, heads: int) -> Floats:
+    return np.tile(x, (1, heads // x.shape[1], 1, 1))
 
 
 def _v2_by_halves(q: Floats, k: Floats, v: Floats, lambda_: Floats) -> Any:
@@ -225,7 +225,7 @@ EXERCISES = (
             ("with as many key heads as query heads", lambda n: (n(2, 4, 5, 3), n(2, 4, 7, 3), n(2, 4, 7, 3))),
             ("with two query heads per key head", lambda n: (n(2, 4, 5, 3), n(2, 2, 7, 3), n(2, 2, 7, 3))),
         ),
-        {TILED: lambda q, k, v: layers.plain_heads(q, *_tiled(q.shape[1], k, v))},
+        {TILED: lambda q, k, v: layers.plain_heads(q, _tiled(k, q.shape[1]), _tiled(v, q.shape[1]))},
     ),
     Exercise(
         "lambda_v2", "lambda_v2(x (B, T, D), w (h, D)) -> (B, h, T, 1)",
@@ -242,7 +242,8 @@ EXERCISES = (
                 layers.diff_heads_v2(np.stack(np.split(q, 2, axis=1), axis=2).reshape(q.shape), k, v, lambda_),
             "heads i and i + h are paired, each with its own key head: V2 pairs neighbors, which share one":
                 _v2_by_halves,
-            TILED: lambda q, k, v, lambda_: layers.diff_heads_v2(q, *_tiled(lambda_.shape[1], k, v), lambda_),
+            TILED: lambda q, k, v, lambda_:
+                layers.diff_heads_v2(q, _tiled(k, q.shape[1] // 2), _tiled(v, q.shape[1] // 2), lambda_),
         },
     ),
 )  # fmt: skip
