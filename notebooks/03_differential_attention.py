@@ -497,7 +497,8 @@ assert np.allclose(seen.difference.sum(axis=-1), 1 - seen.lambdas[:, None, None]
 #
 # **2.** `"attention_weights"`: one causal map. The queries are the last T of S tokens.
 #
-# **3.** `"eq1"`: differential attention.
+# **3.** `"eq1"`: differential attention. Queries may be the last T of S tokens: `np.tri(T, S, S - T)`;
+# tiny.py has T = S.
 #
 # **4.** `"lambda_init"` and `"eq2"`: λ. The layer counts from 0.
 #

@@ -215,8 +215,8 @@ print(f"{len(unseen)} known mistakes change nothing here:")
 print(f"  {', '.join(unseen[:3])}\n  {', '.join(unseen[3:])}")
 
 # %% [markdown]
-# Both are named, also where they stand together. What the input does not exercise stays hidden. Of the six
-# mistakes that change nothing here, three need padding, two need a cache, and one needs query heads that share a key
+# Both are named, also where they stand together. What the input does not exercise stays hidden. Of the seven
+# mistakes that change nothing here, three need padding, two need a cache, and two need query heads that share a key
 # head. This text and this model have none of them.
 #
 # Your own code can be in any language. Write its arrays to a safetensors file under these names (those of transformers
@@ -238,6 +238,7 @@ assert free.path == local.path == "model.layers.0.self_attn.lambda_init"
 assert guilty == [f"model.layers.{layer}.self_attn.lambda_init" for layer in range(6)]
 assert (sum(wrong[0]), all(wrong[1])) == (12, True)
 assert found.path == "model.layers.0.self_attn.groupnorm"
+assert len(unseen) == 7
 assert reports["free", "λ_init"] == reports["free", "λ_init and ε"]
 assert np.isclose(at_norm["free", "λ_init"], at_norm["free", "λ_init and ε"], rtol=1e-4)
 assert reports["local", "λ_init and ε"] == ["groupnorm", "lambda_init"]
