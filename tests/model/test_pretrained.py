@@ -145,17 +145,24 @@ def test_a_repo_is_asked_for_its_config_and_weights(tmp_path, monkeypatch):
         calls.clear()
 
 
-@pytest.mark.parametrize("rope", ["default", "dynamic"])
-def test_frequencies_are_those_of_the_longest_position(rope):
-    """Counted from 1, with what is in the cache, and with positions that were given."""
-    parameters = {"rope_type": rope, "rope_theta": 100.0, **({"factor": 2.0} if rope == "dynamic" else {})}
-    model, asked = small_model(max_position_embeddings=9, rope_parameters=parameters), []
+@pytest.mark.parametrize(
+    ("rope", "fields"),
+    [("default", {}), ("dynamic", {"factor": 2.0}), ("yarn", {"factor": 2.0, "original_max_position_embeddings": 5})],
+)
+def test_frequencies_are_those_of_the_longest_position(rope, fields):
+    """Counted from 1, with what is in the cache, and with positions that were given; the scale, which yarn has, too."""
+    parameters = {"rope_type": rope, "rope_theta": 100.0, **fields}
+    model, asked, computed, used = small_model(max_position_embeddings=9, rope_parameters=parameters), [], [], []
 
     def watched(name, function):
         def call(*args, **options):
+            result = function(*args, **options)
             if name == "rope_frequencies":
                 asked.append(args)
-            return function(*args, **options)
+                computed.append(result)
+            if name == "rope_cos_sin":
+                used.append(args[1:3])
+            return result
 
         return call
 
@@ -170,6 +177,8 @@ def test_frequencies_are_those_of_the_longest_position(rope):
         [model(TOKENS[:, :1], cache=cache) for _ in range(2)]
     assert [warning.filename for warning in caught] == [__file__], "once"
     assert [args[-1] for args in asked[-2:]] == [10, 11]
+    assert used == computed
+    assert {scale != 1 for _, scale in used} == {rope == "yarn"}
 
 
 def test_a_call_of_one_token_shows_its_backend_a_weight():
