@@ -45,12 +45,16 @@ settings.load_profile(os.environ.get("REFDIFF_HYPOTHESIS") or "dev")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark cases of tests in the folders that take longest as slow, but one in three of each test."""
-    longest = ("backends", "oracle/budget", "oracle/diagnosis", "oracle/divergence", "oracle/judge")
+    """Mark cases of tests in the folders that take longest as slow, but one in three of each test.
+
+    Of tests marked `subjects` all cases stay as they are.
+    """
+    longest = ("oracle/budget", "oracle/diagnosis", "oracle/divergence", "oracle/judge")
     folders = tuple(str(Path(__file__).parent / name) + os.sep for name in longest)
     seen: Counter[str] = Counter()
+    unthinned = {"slow", "nightly", "subjects"}
     for item in items:
-        if str(item.path).startswith(folders) and not {m.name for m in item.iter_markers()} & {"slow", "nightly"}:
+        if str(item.path).startswith(folders) and unthinned.isdisjoint(m.name for m in item.iter_markers()):
             test = item.nodeid.partition("[")[0]
             if seen[test] % 3:
                 item.add_marker(pytest.mark.slow)

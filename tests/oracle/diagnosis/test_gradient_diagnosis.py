@@ -97,6 +97,7 @@ AS_IN_THE_SPEC = (
 """Without a norm the gradient does not depend on the output: no mask in it, and none in both, are the same."""
 
 
+@pytest.mark.subjects
 @pytest.mark.parametrize(
     ("preset", "dtype"),
     [

@@ -47,6 +47,7 @@ MADE: list[tuple[str, dict[str, Any], list[str]]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.subjects
 @pytest.mark.parametrize(
     ("preset", "fields", "name"),
     [(preset, fields, name) for preset, fields, names in MADE for name in names],
@@ -59,6 +60,7 @@ def test_each_has_its_name(preset: str, fields: dict[str, Any], name: str) -> No
     assert preset != "attention" or "λ" not in str(found)
 
 
+@pytest.mark.subjects
 @pytest.mark.parametrize(
     ("name", "profile", "place"),
     [

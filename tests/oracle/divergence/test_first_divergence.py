@@ -75,6 +75,7 @@ def found_in(mistake: Mistake, dtype: str, **options: Any) -> Divergence:
     return first_divergence(run(of, inputs(), dtype, mistake), ref, **options)
 
 
+@pytest.mark.subjects
 @pytest.mark.parametrize(
     ("mistake", "dtype"),
     [
