@@ -35,7 +35,7 @@ class Judgement:
         return self.text + (f"\n  Hint: {self.hint}" if self.hint else "")
 
     def _repr_html_(self) -> str:
-        hint = f"\n<details><summary>Show a hint</summary>{html.escape(self.hint)}</details>" if self.hint else ""
+        hint = f"<details><summary>Show a hint</summary>{html.escape(self.hint)}</details>" if self.hint else ""
         return html.escape(self.text) + hint
 
 
