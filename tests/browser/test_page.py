@@ -7,6 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
+from refdiff.viz import AttentionMaps
+
 from .chromium import Chromium
 from .conftest import WORDS, drawn_maps
 from .reading import BODY, PageOf, change, expect, number, pick, table, text, token
@@ -34,6 +36,17 @@ def test_numbers_are_those_of_the_arrays(browser: Chromium, page_of: PageOf, wir
             assert (f"“{WORDS[query]}”" in shown) == (wiring == "v2")
             if wiring == "hf" and layer is not None:
                 assert shown.endswith(f"began near λ_init = {maps.starts[layer]:.4f}")  # type: ignore[index]
+
+
+@pytest.mark.parametrize("size", [24, 25])
+def test_few_tokens_stand_beside_a_map_by_name(browser: Chromium, page_of: PageOf, size: int) -> None:
+    weights = np.tri(size)[None, None] / np.arange(1, size + 1)[:, None]
+    tokens = tuple(f"word {i}" for i in range(size))
+    browser.open(page_of(AttentionMaps(tokens, weights, None, weights, None, None)))
+    for axis in ("query", "key"):
+        ticks = f"[...document.querySelectorAll('.axis.{axis} span:not(.name)')]"
+        shown = browser.run(f"{ticks}.map((tick) => tick.textContent)")
+        assert shown == (list(tokens) if size == 24 else ["0", "5", "10", "15", "20"])
 
 
 def test_the_pointer_on_a_map_names_the_cell(browser: Chromium, page_of: PageOf) -> None:

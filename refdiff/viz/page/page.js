@@ -6,6 +6,7 @@ const titles = maps.paired ? { first: "A₁", second: "A₂", difference: "A₁ 
 const perToken = Array.isArray(data.lambdas?.[0]);
 const wiring = !maps.paired ? "none" : perToken ? "v2" : "v1";
 const result = maps.names[maps.names.length - 1];
+const named = maps.size <= 24; // few enough that every token has its name beside a map
 const state = {
   layer: data.layer ?? -1,
   pair: data.pair ?? -1,
@@ -120,7 +121,7 @@ function buildFigure(name) {
   });
   canvas.addEventListener("click", (event) => choose({ query: cell(event)[0] }));
   const caption = element("figcaption", { textContent: titles[name] });
-  const plot = element("div", { className: "plot" }, [
+  const plot = element("div", { className: named ? "plot named" : "plot" }, [
     buildAxis("query"),
     element("div", { className: "canvas" }, [canvas, line]),
     buildAxis("key"),
@@ -128,13 +129,13 @@ function buildFigure(name) {
   $("figures").append(element("figure", {}, [caption, plot]));
 }
 
-/* The numbers of some tokens beside a map, as the table has them: down for queries, across for keys. */
+/* The tokens beside a map, of many only the numbers of some, as the table has them: down for queries, across for keys. */
 function buildAxis(which) {
-  const step = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000].find((s) => maps.size / s <= 8) ?? 2000;
+  const step = named ? 1 : [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000].find((s) => maps.size / s <= 8) ?? 2000;
   const axis = element("div", { className: `axis ${which}`, ariaHidden: "true" });
   axis.append(element("span", { className: "name", textContent: which }));
   for (let at = 0; at < maps.size; at += step) {
-    const tick = element("span", { textContent: at, title: data.tokens[at] });
+    const tick = element("span", { textContent: named ? data.tokens[at] : at, title: data.tokens[at] });
     tick.style[which === "key" ? "left" : "top"] = `${(100 * (at + 0.5)) / maps.size}%`;
     axis.append(tick);
   }
