@@ -64,6 +64,7 @@ KERNELS = {
     "denominator of rounded weights": Kernel(rounded_denominator=True),
     "approximate functions": Kernel({"exp": "ex2approx"}, approximate=True),
     "approximate tanh": Kernel({"tanh": "approx"}, approximate=True, storages=NARROW),
+    "operands in bfloat16": Kernel({"matmul": "bfloat16"}, combine="stored", storages=("float32",)),
     "truncated tf32": Kernel({"matmul": "tf32"}, truncated=True, storages=("float32",)),
     "q · scale · log₂ e stored": Kernel({"scaled_q": "storage"}, scale="log2", storages=NARROW),
     "√scale in q and k": Kernel({"scaled_q": "storage"}, scale="root", combine="stored", storages=NARROW),
@@ -100,6 +101,8 @@ class Run:
         sums = self.kernel.sums
         if self.kernel.truncated:
             a, b = truncate_to(a, "tf32"), truncate_to(b, "tf32")
+        if self.recipe.matmul == "bfloat16":
+            a, b = round_to(a, "bfloat16").astype(F32), round_to(b, "bfloat16").astype(F32)
         if sums == "blas" or not a.shape[-1]:
             return np.asarray(a @ b)
         terms = a[..., None] * b[..., None, :, :]

@@ -37,6 +37,8 @@ from refdiff.oracle.truth.forward import broadcast_to_heads, operand_tiles, out_
 
 Numpy = np.ndarray[Any, Any]
 U32 = FORMATS["float32"].u
+CUT_OPERANDS = 4
+"""Truncating both factors of a product costs up to 2 u each."""
 
 
 def gamma(n: int, name: str = "float32") -> float:
@@ -102,7 +104,7 @@ def score_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe
     size = np.abs(q) @ np.swapaxes(np.abs(k), -1, -2) / math.sqrt(d)
     norms = np.sqrt(np.sum(q**2, -1))[..., :, None] * np.sqrt(np.sum(k**2, -1))[..., None, :] / math.sqrt(d)
     sums = FORMATS[recipe.accumulate]
-    error = (gamma(d + 4, recipe.accumulate) + _tf32_error(recipe) + _scaling_error(recipe)) * size
+    error = (gamma(d + 4, recipe.accumulate) + CUT_OPERANDS * recipe.operand_u + _scaling_error(recipe)) * size
     if recipe.scaled_q != "float32":
         lengths = np.sum(np.abs(q), axis=-1)[..., :, None] + np.sum(np.abs(k), axis=-1)[..., None, :]
         error = error + FORMATS[recipe.scaled_q].tiny * lengths
@@ -120,11 +122,6 @@ def score_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe
     # a score that overflows before it is scaled has no bound
     unscaled = size * math.sqrt(d) * max(1.0, 1.0 / query_factor(spec))
     return z, np.where(unscaled > min(form.top, sums.top), math.inf, error)
-
-
-def _tf32_error(recipe: Recipe) -> float:
-    """Bound the relative error of a product from its tf32 operands; truncation costs each up to 2 u."""
-    return 4 * FORMATS["tf32"].u if recipe.matmul == "tf32" else 0.0
 
 
 def _scaling_error(recipe: Recipe) -> float:
@@ -153,7 +150,7 @@ def _raw_score_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> float:
     longest = [float(np.sqrt(np.max(np.sum(x**2, axis=-1), initial=0.0))) for x in (q * query_factor(spec), k)]
     d = spec.head_dim
     part = gamma(d + 4, recipe.accumulate) + 4 * FORMATS[recipe.qk].u
-    part += _tf32_error(recipe) + _scaling_error(recipe)
+    part += CUT_OPERANDS * recipe.operand_u + _scaling_error(recipe)
     off = (
         part * longest[0] * longest[1] / math.sqrt(d)
         + 2 * FORMATS[recipe.qk].tiny
@@ -185,7 +182,7 @@ def _map_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe,
     with np.errstate(over="ignore"):
         ratio = np.expm1(off + np.max(off, axis=-1, keepdims=True) + exp_error + np.max(exp_error, -1, keepdims=True))
     form = FORMATS[recipe.p or recipe.storage]
-    ratio = ratio + 3 * form.u + gamma(3 * S + 8, recipe.accumulate) + _tf32_error(recipe)
+    ratio = ratio + 3 * form.u + gamma(3 * S + 8, recipe.accumulate) + CUT_OPERANDS * recipe.operand_u
     with np.errstate(invalid="ignore"):
         dp = np.where(raw > 0, np.minimum(ratio * p, 1.0), np.minimum(np.where(s.visible, ratio, 0.0), 1.0) * 2.0**-149)
     dp = dp + np.where(s.visible, 3 * form.tiny, 0.0)

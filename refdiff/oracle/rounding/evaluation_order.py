@@ -192,10 +192,11 @@ class Arithmetic:
         return self.round_at(x, site) if self.order.stored else x
 
     def operand(self, x: Numpy) -> Numpy:
-        """Return a factor of a matrix product: x, or x rounded or truncated to tf32."""
-        if self.recipe.matmul != "tf32":
+        """Return a factor of a matrix product: x, or x rounded to the recipe's `matmul`; tf32 may be truncated."""
+        kind = self.recipe.matmul
+        if kind == "ieee":
             return x
-        return truncate_to(x, "tf32") if self.order.truncate else self._round(x, "tf32")
+        return truncate_to(x, kind) if kind == "tf32" and self.order.truncate else self._round(x, kind)
 
     def product(self, a: Numpy, b: Numpy) -> Numpy:
         """Return the matrix product of a and b, with partial sums rounded to the recipe's `accumulate` type."""

@@ -20,7 +20,7 @@ ALIASES = {
     "half": "float16",
 }
 STORAGE = ("float32", "bfloat16", "float16")
-MATMUL = ("ieee", "tf32")
+MATMUL = ("ieee", "tf32", "bfloat16")
 EXP = ("exact", "ex2approx")
 TANH = ("exact", "approx")
 
@@ -41,7 +41,8 @@ class Recipe:
         dout as it enters products. None = storage. "float32" for a kernel that keeps all of these in registers.
     lam: λ and its two exponentials. None = storage.
     norm: the type that the norm after the difference is computed in.
-    matmul: "ieee", or "tf32" for float32 products whose factors are rounded or truncated to 11 significant bits.
+    matmul: "ieee"; or, for float32 products whose factors are cut first, "tf32" (rounded or truncated to 11 significant
+        bits, on tensor cores) or "bfloat16" (rounded, the default precision of XLA on a TPU).
     accumulate: the sums of matrix products. "float32"; or the storage type, for a float16 accumulator of tensor cores
         or a split product whose partial sums are added in 16 bits. The sums of the softmax stay in float32.
     exp: "exact" to a unit in the last place of float32; or "ex2approx", a GPU's 2^x with errors up to 2⁻²².
@@ -79,8 +80,8 @@ class Recipe:
         for name, kinds in (("matmul", MATMUL), ("exp", EXP), ("tanh", TANH)):
             if getattr(self, name) not in kinds:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {', '.join(kinds)}")
-        if self.matmul == "tf32" and self.storage != "float32":
-            raise ValueError(f"matmul is 'tf32', which cuts float32 operands, but storage is {self.storage!r}")
+        if self.matmul != "ieee" and self.storage != "float32":
+            raise ValueError(f"matmul is {self.matmul!r}, which cuts float32 operands, but storage is {self.storage!r}")
 
     @staticmethod
     def of(what: Recipe | str | type | np.dtype[Any] | Mapping[str, Any], **changes: Any) -> Recipe:
@@ -122,6 +123,11 @@ class Recipe:
     def u(self) -> float:
         """Unit roundoff of the storage type: 2⁻²⁴, 2⁻⁸ or 2⁻¹¹."""
         return FORMATS[self.storage].u
+
+    @property
+    def operand_u(self) -> float:
+        """Unit roundoff of the factors of products where they are cut (`matmul`); 0 where they are not."""
+        return 0.0 if self.matmul == "ieee" else FORMATS[self.matmul].u
 
     @property
     def tanh_error(self) -> float:

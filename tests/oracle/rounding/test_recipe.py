@@ -18,6 +18,7 @@ def test_names_of_recipes(name: str, u: float) -> None:
     assert Recipe.of(recipe) is recipe
     assert Recipe.of(recipe, exp="ex2approx").exp == "ex2approx"
     assert Recipe.of(recipe, tanh="approx").tanh_error == 2.0**-11
+    assert Recipe("float32", matmul="bfloat16").name == "float32 matmul=bfloat16"
 
 
 @pytest.mark.parametrize(
