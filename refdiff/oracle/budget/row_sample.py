@@ -80,8 +80,8 @@ class RowSizes:
         u = {site: FORMATS[getattr(recipe, site)].u for site in ("p", "o", "storage", "accumulate")}
         u32 = FORMATS["float32"].u
         sum_variance = sum_error(core["k"].shape[2], recipe.accumulate) ** 2
-        weight_variance = RMS_ROUNDING**2 * (u["p"] ** 2 + ROUNDINGS * u32**2 + recipe.operand_u ** 2) + sum_variance
-        output_variance = RMS_ROUNDING**2 * (ROUNDINGS * u["o"] ** 2 + (4 * u["accumulate"]) ** 2 + recipe.operand_u ** 2)
+        weight_variance = RMS_ROUNDING**2 * (u["p"] ** 2 + ROUNDINGS * u32**2 + recipe.operand_u**2) + sum_variance
+        output_variance = RMS_ROUNDING**2 * (ROUNDINGS * u["o"] ** 2 + (4 * u["accumulate"]) ** 2 + recipe.operand_u**2)
         score_variance = _score_unit(spec, core, recipe) ** 2
         first, second = (
             weight_variance * self.weights**2 + score_variance * self.scores**2 + output_variance * self.outputs**2
@@ -115,7 +115,7 @@ def _score_unit(spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
     rope = 0.0 if spec.rope == "none" else storage**2 + (u32 * position / 8) ** 2
     rope = rope if spec.qk_norm == "none" else rope + storage**2
     scaled = 0.0 if recipe.scaled_q == "float32" else FORMATS[recipe.scaled_q].u
-    operands = ROUNDINGS**2 * (rope + recipe.operand_u ** 2 + scaled**2)
+    operands = ROUNDINGS**2 * (rope + recipe.operand_u**2 + scaled**2)
     sums = (sum_error(spec.head_dim, recipe.accumulate) / RMS_ROUNDING) ** 2 + 2 * (ROUNDINGS * u32) ** 2
     stored = ROUNDINGS * FORMATS[recipe.qk].u ** 2 + recipe.tanh_error**2
     return np.asarray(RMS_ROUNDING * np.sqrt(operands + sums + stored + 0 * position) / spec.head_dim)
