@@ -353,7 +353,8 @@ print(f"layer 3 with λ = 0, A₁ alone:        {wrong_map[0]:+.3f} ± {wrong_ma
 #
 # Chapter 00 asked what a broad map is subtracted for. So far we can say what it does: it takes a little off every
 # token, so that what the leading map passes over counts below zero. All four subtractions together are worth 0.06 nats,
-# and none of them alone is missed. What the model gains by the minus sign, we have not found.
+# and none of them alone is missed. What this model gains by the minus sign, we have not found. (Chapter 09 has small
+# models that learn to look up a value by its key. There it takes the second map to learn it sooner.)
 
 # %% [markdown]
 # ## See it

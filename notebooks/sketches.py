@@ -644,7 +644,7 @@ def curves(
     axes.set(xlabel=xlabel, ylabel=ylabel, **options)
     if "yticks" in options:
         axes.minorticks_off()
-    if len(lines) > 4:
+    if len(lines) + (level is not None) > 4:
         axes.figure.set_figwidth(8.4)
         legend(axes, loc="upper left", bbox_to_anchor=(1, 1))
     else:

@@ -50,6 +50,8 @@ from refdiff.training.retrieval_table import DEPTHS, WIRINGS, depth_table, table
 from refdiff.training.schedule import clip, learning_rate
 
 IGNORED = -100
+CONTROL_SEEDS = 3
+"""Seeds of a control. It is to show whether the look-up is found at all."""
 Run = Callable[["Experiment", str, int, "int | None"], dict[str, Any]]
 
 
@@ -320,7 +322,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help=f"training steps (default: {Experiment().steps})")
     parser.add_argument("--jobs", type=int, default=1, help="models at a time, each in a process (default: 1)")
     parser.add_argument("--threads", type=int, default=1, help="processor threads of a model (default: 1)")
-    parser.add_argument("--controls", action="store_true", help="also train with λ = 0, the short rows (default: off)")
+    parser.add_argument("--controls", action="store_true", help="also train three seeds with λ = 0 (default: off)")
     parser.add_argument("--quick", action="store_true", help="short rows, few steps, one seed: to see it work")
     args = parser.parse_args(argv)
     experiment = QUICK if args.quick else Experiment()
@@ -334,12 +336,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"{args.output} is of another experiment: {found.get('experiment')}")
         results |= {name: found[name] for name in results if name in found}
     seeds = range(args.seeds or (1 if args.quick else 5))
-    tasks: list[tuple[str, Run, Sequence[str]]] = [("runs", run, WIRINGS)]
+    tasks: list[tuple[str, Run, Sequence[str], Sequence[int]]] = [("runs", run, WIRINGS, seeds)]
     if args.controls:
-        tasks.append(("controls", run_control, [wiring for wiring in WIRINGS if wiring != "none"]))
-    for name, one, wirings in tasks:
+        differential = [wiring for wiring in WIRINGS if wiring != "none"]
+        tasks.append(("controls", run_control, differential, seeds[:CONTROL_SEEDS]))
+    for name, one, wirings, chosen in tasks:
         done = {(r["wiring"], r["seed"]) for r in results[name]}
-        asked = [(wiring, seed) for seed in seeds for wiring in wirings if (wiring, seed) not in done]
+        asked = [(wiring, seed) for seed in chosen for wiring in wirings if (wiring, seed) not in done]
         for result in _results(one, experiment, asked, args.jobs, args.threads):
             results[name] = sorted([*results[name], result], key=lambda r: (r["seed"], r["wiring"]))
             write_json(args.output, {"experiment": about} | {n: r for n, r in results.items() if r})
