@@ -69,7 +69,7 @@ def diagnose(
     The search stops at the first of these that reproduces the output:
 
     1. One deviation, or two together. The notes name those that could be present without a visible effect. Two
-       deviations that one fitted number could replace are ambiguous.
+       deviations that one fitted number could replace are ambiguous, or left out if the number fits clearly better.
     2. A fitted number, such as the scale of the scores or λ of each head.
     3. A coarser recipe, two fields of the spec, or a deviation from a spec with one field changed: "with norm='none'
        it is layer_norm".
@@ -243,8 +243,8 @@ def diagnose_output(
     zero = not any(t.actual.any() for t in targets)  # as many pairs give, and memory never written to
     most = 1 if zero else most
     fitting, closest, notes = search(spec, targets, every, most, not_finite=not_finite, correct=correct)
-    if zero and len(fitting) < 2:
-        return Ranking(AMBIGUOUS if fitting else NONE_FITS, tuple(fitting), where=where)
+    if zero and len(fitting) < 2:  # one name that gives zeros is no likelier than the others
+        return Ranking(NONE_FITS, where=where)
     if len(fitting) == 1:
         return _answer_single(spec, targets, fitting[0], notes, where, finite=not not_finite, local=correct is not None)
     if fitting:
@@ -267,20 +267,23 @@ def diagnose_output(
     if NEARLY_RIGHT not in notes:
         lost = [find_lost_keys(spec, t) if wrong else () for t, wrong in zip(targets, fails, strict=True)]
         where += _join_places(lost)
-    shown, told = _pick_shown(spec, parts, closest, pairs)
+    shown, told = _pick_shown(spec, parts, closest, fitted, pairs)
     return Ranking(NONE_FITS, shown, fitted, notes=(told, *notes), where=where)
 
 
 def _pick_shown(
-    spec: Spec, parts: Parts, closest: Sequence[Candidate], pairs: bool
+    spec: Spec, parts: Parts, closest: Sequence[Candidate], fitted: Sequence[Fit], pairs: bool
 ) -> tuple[tuple[Candidate, ...], str]:
-    """Return the candidates to show although none fits, and a note on how close they come.
+    """Return the candidates to show although none fits, and a note on how close they or a fitted number come.
 
-    Most pairs that do not fit are wrong names. In their place, the one of their deviations that explains most is shown.
+    Candidates that explain clearly less than a fitted number are left out. Most pairs that do not fit are wrong names.
+    In their place, the one of their deviations that explains most is shown.
     """
+    left = min((1 - f.explains for f in fitted), default=math.inf)
+    closest = [c for c in closest if 1 - c.explains <= THRESHOLDS.better_ratio * left]
     shown = tuple(c for c in closest if c.explains >= THRESHOLDS.explained)
     if not any(len(c.deviations) > 1 for c in shown):
-        return shown, _format_closeness(closest, pairs)
+        return shown, _format_closeness((*closest, *fitted), pairs)
     alone = _score_singles(spec, parts, dict.fromkeys(d for c in shown for d in c.deviations))
     whole = [score_on_whole(spec, parts, c) for c in alone if c.explains >= THRESHOLDS.explained]
     first = max(whole, key=lambda c: c.explains, default=None)
@@ -349,9 +352,10 @@ def _answer_single(
     spec: Spec, targets: tuple[Target, ...], one: Candidate, notes: tuple[str, ...], where: tuple[str, ...], *,
     finite: bool, local: bool,
 ) -> Ranking:  # fmt: skip
-    """Return the answer for a single candidate that fits, unless a fitted number explains more."""
+    """Return the answer for a single candidate that fits, unless a fitted number fits better."""
     numbers = _better_numbers(spec, targets, one, local=local) if finite else ()
-    if numbers and len(one.deviations) > 1:
+    clear = any(THRESHOLDS.better_ratio * f.residual < one.residual for f in numbers)
+    if numbers and len(one.deviations) > 1 and not clear:
         return Ranking(AMBIGUOUS, (one,), numbers, where=where)
     if numbers:
         return Ranking(NONE_FITS, (), numbers, where=where)
@@ -367,7 +371,7 @@ def _better_numbers(spec: Spec, targets: tuple[Target, ...], one: Candidate, *, 
     return tuple(f for f in fit_parameters(spec, targets, local=local) if f.fits and f.residual < most)
 
 
-def _format_closeness(closest: Sequence[Candidate], pairs: bool) -> str:
+def _format_closeness(closest: Sequence[Candidate | Fit], pairs: bool) -> str:
     best = max((c.explains for c in closest), default=0.0)
     if best >= THRESHOLDS.explained:
         return f"the closest explains {percent(best)} of the squared difference"

@@ -129,8 +129,9 @@ class Ranking:
         number = ", but a number does" if any(fit.fits for fit in self.fits) else ""
         lines = [f"{self.status}: {self.name}" if self.name else self.status + number]
         lines += [f"  {line}" for line in self.where]
+        lines += [f"  {fit}" for fit in self.fits if fit.fits]  # one number is simpler than two deviations
         lines += [f"  {line}" for c in self.candidates for line in str(c).splitlines()]
-        lines += [f"  {fit}" for fit in self.fits]
+        lines += [f"  {fit}" for fit in self.fits if not fit.fits]
         if self.separating is not None:
             case = self.separating
             lines.append(f"  the case {case.name} tells them apart: run your kernel on its inputs, in {case.dtype}")

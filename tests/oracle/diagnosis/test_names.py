@@ -11,6 +11,7 @@ import pytest
 
 from refdiff.oracle import Case, Spec, cases, diagnose, truth
 from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NONE_FITS
 from refdiff.oracle.inputs import VECTORS
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.inputs.validation import as_float64
@@ -205,6 +206,29 @@ def test_the_rest_may_be_a_number() -> None:
     assert found.notes[0].startswith("with rope='none', out is multiplied by 1.001"), str(found)
 
 
+def test_a_number_that_explains_more_replaces_a_name() -> None:
+    """The norm divides the sum of squares by d in place of 2 d: a factor of 1/√2, and half of ε."""
+    case = cases("discriminating", 3, spec=small_spec("hf_diffllama"), dtype="float32")[0]
+    spec: Spec = case.spec
+    out = truth(spec.replace(norm_eps=spec.norm_eps / 2), case.inputs).out * 0.5**0.5
+    found = diagnose(out, spec, case.inputs, recipe="float32", max_deviations=1)
+    assert not found.candidates, str(found)
+    assert found.fits[0].text.startswith("out is multiplied by 0.7071")
+    assert "the closest explains 99% of the squared difference" in found.notes
+
+
+def test_one_number_that_fits_better_replaces_two_names() -> None:
+    """Rows that sum to one are divided by 1 − λ, which the norm takes back, except in ε: it is (1 − λ)² as large."""
+    case = cases("tiny_values", 0, spec=small_spec("hf_diffllama").replace(layer=1), dtype="float32")[0]
+    eps = 1e-6 * (1 - _lambda(case.spec, case.inputs)) ** 2
+    for ratio, status in ((1.0, AMBIGUOUS), (1.005, NONE_FITS)):
+        out = truth(case.spec.replace(norm_eps=ratio * eps), case.inputs).out.astype(np.float32)
+        found = diagnose(out, case.spec, case.inputs, recipe="float32")
+        assert found.status == status, str(found)
+        assert found.fits[0].parameter == "norm_eps"
+        assert str(found).splitlines()[1].startswith("  ε of the norm is"), "one number comes before two names"
+
+
 def test_lambda_is_fitted_to_each_input() -> None:
     """Inputs of different λ, of which a kernel takes one half."""
     spec = small_spec("hf_diffllama")
@@ -227,7 +251,7 @@ def test_an_output_of_zeros_has_no_unique_name(preset: str) -> None:
     case = cases("discriminating", 3, spec=small_spec(preset))[1]
     found = diagnose(np.zeros_like(case.dout), case.spec, case.inputs, recipe="float32")
     assert found.name is None
-    assert [c.name for c in found.candidates] == (["lambda_init_is_1"] if preset == "hf_diffllama" else [])
+    assert (found.status, found.candidates) == (NONE_FITS, ())
     (line,) = found.where
     assert line.startswith("it is exactly zero everywhere, where the truth is not")
 
