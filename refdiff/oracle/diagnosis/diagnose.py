@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -52,7 +52,7 @@ BITS_NOTE = "the output is right, but its bits are read as integers: .view(ml_dt
 MAX_FIELDS = 2
 """The most fields of the spec that are changed to search all deviations from the changed spec."""
 COARSER_RECIPES = {"float32": ("tf32", "float16", "bfloat16"), "float16": ("bfloat16",), "bfloat16": ()}
-"""For each storage type, the recipes with larger rounding errors, the finest first."""
+"""For each storage type, the types' default recipes with larger rounding errors, the finest first."""
 
 
 def diagnose(
@@ -256,11 +256,12 @@ def diagnose_output(
     if any(f.fits for f in fitted):
         return Ranking(NONE_FITS, (), fitted, notes=notes, where=where)
     parts = Parts.of(spec, targets)
-    other = None if not_finite or correct is not None else find_coarser_recipe(spec, recipe, parts.local)
-    if other is not None:
+    local = correct is not None
+    other = None if not_finite else find_coarser_recipe(spec, recipe, parts.local, local=local)
+    if other is not None and not local:
         return Ranking(NONE_FITS, notes=(other, *notes), where=where)
     pairs = most == 2 and not {NEARLY_RIGHT, NO_PAIRS, NO_LARGE_PAIRS} & set(notes)
-    if pairs and correct is None:
+    if pairs and not local:
         said = fit_two_fields(spec, parts) or relax_field(spec, recipe, parts, every, closest)
         if said is not None:
             return Ranking(NONE_FITS, notes=(said, *notes), where=where)
@@ -268,7 +269,7 @@ def diagnose_output(
         lost = [find_lost_keys(spec, t) if wrong else () for t, wrong in zip(targets, fails, strict=True)]
         where += _join_places(lost)
     shown, told = _pick_shown(spec, parts, closest, fitted, pairs)
-    return Ranking(NONE_FITS, shown, fitted, notes=(told, *notes), where=where)
+    return Ranking(NONE_FITS, shown, fitted, notes=(*filter(None, (other, told)), *notes), where=where)
 
 
 def _pick_shown(
@@ -387,18 +388,31 @@ def _join_places(lines: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     return tuple(f"output {n}: {line}" for n, one in enumerate(lines) for line in one)
 
 
-def find_coarser_recipe(spec: Spec, recipe: Recipe, targets: Sequence[Target]) -> str | None:
+def find_coarser_recipe(spec: Spec, recipe: Recipe, targets: Sequence[Target], *, local: bool = False) -> str | None:
     """Name the finest coarser recipe with which the outputs pass; None if there is none.
 
     Called only if no deviation and no number fits: the rounding errors of a coarser type hide small mistakes.
+
+    Args:
+        local: whether the outputs are wrong in one place only. Rounded scores can be the cause, if few are large.
     """
-    for name in COARSER_RECIPES[recipe.storage]:
-        other = Recipe.of(name)
-        budgets = [(t, budget(spec, t.inputs, other, members=4)) for t in targets if other != recipe]
-        if budgets and all(b.judge({"out": t.actual}).status == PASS for t, b in budgets):
+    for words, other in _list_coarser_recipes(recipe, local=local):
+        budgets = ((t, budget(spec, t.inputs, other, members=4)) for t in targets)
+        if all(b.judge({"out": t.actual}).status == PASS for t, b in budgets):
             own = recipe.name
-            return f"it passes with recipe={name!r}: does your kernel round there, where {own!r} does not say so?"
+            return f"it passes with {words}: does your kernel round there, where {own!r} does not say so?"
     return None
+
+
+def _list_coarser_recipes(recipe: Recipe, *, local: bool) -> Iterator[tuple[str, Recipe]]:
+    """Yield recipes that round q · scale or the scores too, as eager kernels do, then those of coarser types."""
+    for sites in (("scaled_q",), ("qk",), ("qk", "scaled_q")):
+        if all(getattr(recipe, site) != recipe.storage for site in sites):
+            words = " and ".join(f"{site}={recipe.storage!r}" for site in sites)
+            yield words, replace(recipe, **dict.fromkeys(sites, recipe.storage))
+    for name in () if local else COARSER_RECIPES[recipe.storage]:
+        if Recipe.of(name) != recipe:
+            yield f"recipe={name!r}", Recipe.of(name)
 
 
 def find_separating_case(spec: Spec, recipe: Recipe, candidates: list[Candidate]) -> Case | None:

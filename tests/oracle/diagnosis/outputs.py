@@ -37,7 +37,11 @@ def kernel(case: Case, some: Sequence[Deviation], order: int = 0) -> np.ndarray 
 
 
 def rounded(
-    spec: Spec, inputs: Mapping[str, Any], dtype: str = "float32", order: int = 0, dout: np.ndarray | None = None
+    spec: Spec,
+    inputs: Mapping[str, Any],
+    dtype: str | Recipe = "float32",
+    order: int = 0,
+    dout: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Output, and gradients where there is `dout`, of a right kernel, in an order that no budget is made of."""
     recipe = Recipe.of(dtype)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import refdiff
-from refdiff.oracle import Deviation, Ranking, Spec, budget, cases, deviations, diagnose, truth
+from refdiff.oracle import Deviation, Ranking, Recipe, Spec, budget, cases, deviations, diagnose, truth
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.deviations import Problem, deviated, output
 from refdiff.oracle.deviations.deviation import is_same_output
@@ -326,6 +326,18 @@ def test_a_right_kernel_that_rounds_more_than_its_recipe_says(said: str, does: s
     assert found.notes[0] == (
         f"it passes with recipe={does!r}: does your kernel round there, where {said!r} does not say so?"
     )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_right_kernel_that_rounds_scaled_q_as_its_recipe_does_not_say(dtype: str) -> None:
+    """As MLX on a CPU: only one row has scores so large that it shows."""
+    spec = Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=16, layer=3, rope="none")
+    inputs = cases("extreme", 0, spec=spec, dtype=dtype)[1].inputs
+    out = rounded(spec, inputs, Recipe(dtype, scaled_q=dtype))["out"]
+    found = diagnose(out, spec, inputs, recipe=dtype, max_deviations=1)
+    assert (found.status, found.candidates) == (NONE_FITS, ())
+    assert found.where[0].startswith("it is wrong only in token 13 of head 2")
+    assert found.notes[0].startswith(f"it passes with scaled_q={dtype!r}: does your kernel round there, ")
 
 
 def test_what_may_be_there_beside_a_name_is_said() -> None:
