@@ -183,12 +183,12 @@ def _reason(s: Statistic, actual: Numpy, budget: RowBudget, wrong: Numpy) -> str
 
 
 def _format_distinct(actual: float, expected: float) -> tuple[str, str]:
-    """Format two numbers with six digits, or with as many more as they need to differ."""
-    for digits in range(6, 17):
-        mine, right = f"{actual:.{digits}g}", f"{expected:.{digits}g}"
-        if mine != right:
-            break
-    return mine, right
+    """Format two numbers with six digits, or with as many more as show two digits of their difference."""
+    apart, size = abs(actual - expected), max(abs(actual), abs(expected))
+    digits = 6
+    if math.isfinite(size) and apart > 0:
+        digits = min(17, max(6, 2 + math.floor(math.log10(size)) - math.floor(math.log10(apart))))
+    return f"{actual:.{digits}g}", f"{expected:.{digits}g}"
 
 
 def judge_sums(name: str, actual: Numpy, expected: Numpy, allowed: Numpy) -> TensorVerdict:

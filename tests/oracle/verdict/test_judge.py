@@ -64,7 +64,7 @@ def test_sums_have_an_absolute_bound() -> None:
     assert (verdict.status, verdict.statistics[0].at) == ("fail", (1,))
     assert "element 1 is -1.8, expected -2 ± 0.1" in verdict.reasons[0]
     near = judge_sums("dlambda_full", np.asarray(-0.14428344), np.asarray(-0.14428334), np.asarray(4.6e-8))
-    assert near.reasons == ("it is -0.1442834, expected -0.1442833 ± 4.6e-08",)
+    assert near.reasons == ("it is -0.14428344, expected -0.14428334 ± 4.6e-08",)
     assert judge_sums("dlambda_full", np.asarray(np.nan), np.asarray(1.0), np.asarray(1.0)).status == "fail"
 
 
