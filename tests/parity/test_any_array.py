@@ -59,6 +59,15 @@ def test_bit_for_bit(library: str, dtype: str, layout: str) -> None:
     assert same_bits(any_array(there), x)
 
 
+def test_an_error_of_a_kernel_that_jax_runs_in_the_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(x: Any) -> None:
+        raise jax.errors.JaxRuntimeError("UNIMPLEMENTED: dot")
+
+    monkeypatch.setattr(jax, "device_get", fail)
+    with pytest.raises(TypeError, match=r"out: .* the function that computes it failed, as JAX .* UNIMPLEMENTED: dot"):
+        any_array(jnp.ones(3), "out")
+
+
 def test_a_view_of_torch_copies_nothing_and_outlives_its_tensor() -> None:
     x = numbers("bfloat16")
     tensor = to_torch(x)

@@ -62,7 +62,11 @@ def _convert(x: Any) -> NDArray[Any]:
     if array_api_compat.is_cupy_array(x):
         return np.asarray(x.get())
     if array_api_compat.is_jax_array(x):
-        return np.asarray(sys.modules["jax"].device_get(x))
+        jax = sys.modules["jax"]
+        try:
+            return np.asarray(jax.device_get(x))
+        except jax.errors.JaxRuntimeError as error:
+            raise RuntimeError(f"the function that computes it failed, as JAX reports only now: {error}") from error
     if type(x).__module__ == "mlx.core":  # on a Mac, its DLPack capsule has a GPU handle and no address
         return _from_mlx(x)
     # torch marks negated and conjugated tensors lazily, which DLPack cannot express
