@@ -65,7 +65,8 @@ def parts(arrays: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Any]:
     """
     computed = any(name.startswith(("lambda_q", "lambda_k", "lambda_logits", "lambda_proj")) for name in arrays)
     outputs = (*OUTPUTS, "lambda_full") if computed else OUTPUTS
-    given = {n: x for n, x in arrays.items() if n in outputs or (n.startswith("d") and n != "dout")}
+    gradients = {n: x for n, x in arrays.items() if n.startswith("d") and n != "dout"}
+    given = {n: arrays[n] for n in outputs if n in arrays} | gradients
     inputs = {n: x for n, x in arrays.items() if n not in given and n != "dout"}
     return given, inputs, arrays.get("dout")
 

@@ -132,6 +132,7 @@ def test_a_wrong_gradient_is_diagnosed_too(mine: Write, cli: Cli) -> None:
     file = mine(spec, dout=dout, dk=2 * truth(spec, x, dout=dout).grads["k"].astype(np.float32))
     done = cli("check", "--spec", "ms_v1", "--layer", spec.layer, "--json", "--diagnose", file)
     assert done.status == 1
+    assert list(json.loads(done.out)["tensors"]) == ["out", "lse1", "dk"], "the output comes first"
     assert "dk is 2 times what it should be" in json.loads(done.out)["diagnosis"]["notes"]
 
 

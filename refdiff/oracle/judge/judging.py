@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,8 +77,10 @@ class Report:
             lines.append("this system has no Landlock: a kernel that tries to can read refdiff's files")
         if len(failed) > SHOWN:
             lines.append(f"also failed: {', '.join(failed[SHOWN:])}")
-        if declined := [name for name, outcome in self.cases.items() if outcome.declined]:
-            lines.append(f"declined: {', '.join(declined)}")
+        declined = Counter(name.partition("-")[0] for name, outcome in self.cases.items() if outcome.declined)
+        if declined:
+            profiles = ", ".join(f"{profile} {n}" for profile, n in declined.most_common())  # or an added size
+            lines.append(f"declined {declined.total()}: {profiles}")
         inconclusive = [name for name, o in self.cases.items() if o.status == "skip" and not o.declined]
         inconclusive += [f"{tensor} of {name}" for name, o in self.cases.items() for tensor in o.inconclusive]
         if inconclusive:
