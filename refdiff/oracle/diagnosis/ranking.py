@@ -92,7 +92,7 @@ def _shorten_note(note: str) -> str:
     """Shorten a note that lists names. `Ranking.notes` keeps all of them."""
     said, _, listed = note.rpartition(": ")
     names = listed.split(", ")
-    if "not tried in pairs" in said:
+    if "not tried in pairs" in said or "could not show whether" in said:
         return f"{said} (they are in `notes`)"
     if "could not show" not in said or len(names) <= MAX_NAMES:
         return note

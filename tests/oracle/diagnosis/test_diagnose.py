@@ -350,6 +350,8 @@ def test_what_may_be_there_beside_a_name_is_said() -> None:
         assert note.startswith("these inputs could not show whether ")
         assert other in note
         assert "layer_norm" not in note
+        assert other not in str(found), "printed is how many, not which"
+        assert "others are there too (they are in `notes`)" in " ".join(str(found).split())
 
 
 def test_what_explains_most_of_the_error_is_shown() -> None:
