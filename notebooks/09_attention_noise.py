@@ -29,8 +29,8 @@
 # | values found in rows of 256 tokens | 14 % | 11 % | 83 % |
 # | attention to noise in rows of 64 tokens, against plain, in points | – | +1 ± 11 | −16 ± 11 |
 # | loss on text, nats per token | 3.56 | 4.33 | 3.47 |
-# | the same without the norm of v1 | – | 3.49 | – |
-# | the same with Muon in place of AdamW | 3.57 | 3.52 | – |
+# | the same without the norm of v1 | – | 3.50 | – |
+# | the same with Muon in place of AdamW | 3.58 | 3.52 | – |
 # | loss of one longer run | 3.097 | 3.090 | – |
 #
 # So in retrieval both differential kinds learn sooner, by their second maps; version 2 finds more, and v1 finds more in
@@ -329,7 +329,7 @@ for name in ("v1", "v2", "v1, slow"):
 #
 # Not only the difference sets v1 apart: a norm follows each head (eq. 3), which version 2 leaves out. And AdamW trained
 # all models, while Muon trained those of the first experiment. So we change one thing at a time: v1 without that norm
-# (its factor $1 - \lambda_{init}$ stays); v1 with Muon; and, to compare, plain attention with Muon. Three seeds each;
+# (its factor $1 - \lambda_{init}$ stays); v1 with Muon; and, to compare, plain attention with Muon. Five seeds each;
 # all else is as before, the learning rate too.
 
 # %%
@@ -342,11 +342,11 @@ for name, other in (("v1, no norm", "plain"), ("v1, no norm", "v2"), ("v1, Muon"
     minus_other(name, other, 100, steps[-1])
 
 # %% [markdown]
-# **Without the norm, or with Muon, v1 keeps up with plain attention.** The intervals of the last losses contain 0, and
-# without the norm v1 is ahead at step 100. With the norm and Muon it is behind by 0.37 at step 100, and no longer at
-# the end. So neither the difference nor the norm alone costs v1 its 0.77. It takes both the norm behind the difference
-# and AdamW. (Why these two do not go together was not examined, nor other settings of AdamW. The larger v1 run below
-# was trained with Muon, and kept up, too.)
+# **Without the norm, or with Muon, v1 keeps up with plain attention.** Without the norm it ends ahead of it by 0.06;
+# its distance from version 2 may be chance. With the norm and Muon it is behind plain attention with Muon by 0.37 at
+# step 100, and at the end ahead by 0.05 (the interval just excludes 0). So neither the difference nor the norm alone
+# costs v1 its 0.77. It takes both the norm behind the difference and AdamW. (Why these two do not go together was not
+# examined, nor other settings of AdamW. The larger v1 run below was trained with Muon, and kept up, too.)
 #
 # ## Is training smoother?
 #
@@ -541,7 +541,7 @@ assert counts["hf"] - counts["none"] == 4 * (experiment.width // experiment.head
 assert {(run["wiring"], run["seed"]) for run in runs} == {(wiring, seed) for wiring in kinds for seed in range(5)}
 sizes_of = {r["parameters"] for r in text["runs"]}
 assert max(sizes_of) < 1.003 * min(sizes_of)
-assert [len(found) for found in of.values()] == [5, 5, 5, 3, 3, 3, 3]
+assert [len(found) for found in of.values()] == [5, 5, 5, 3, 5, 5, 5]
 v1, v2 = list(kinds.values())[1:]
 assert [n for n in lengths if accuracy[v1][n][0] > accuracy[v1][n][1]] == ["16", "32", "64"]
 assert [n for n in lengths if accuracy[v2][n][0] > accuracy[v2][n][1]] == lengths[1:]
@@ -560,9 +560,9 @@ assert all(ahead["v1", "plain", step][0] > ahead["v1", "plain", step][1] for ste
 assert all(ahead["v2", "plain", step][0] < -ahead["v2", "plain", step][1] for step in (100, 200, 300, 400))
 assert min(counted["v1"][2]) > 0 == max(counted["plain"][2] + counted["v2"][2])
 assert max(max(counted[name][2]) for name in changed) == 0
-for pair in (("v1, no norm", "plain"), ("v1, Muon", "plain, Muon")):
-    assert abs(ahead[(*pair, 400)][0]) < ahead[(*pair, 400)][1]
-assert ahead["v1, no norm", "plain", 100][0] < -ahead["v1, no norm", "plain", 100][1]
+assert all(ahead["v1, no norm", "plain", step][0] < -ahead["v1, no norm", "plain", step][1] for step in (100, 400))
+assert abs(ahead["v1, no norm", "v2", 400][0]) < ahead["v1, no norm", "v2", 400][1]
+assert ahead["v1, Muon", "plain, Muon", 400][0] < 0
 assert round(ahead["v1, Muon", "plain, Muon", 100][0], 2) == 0.37
 assert abs(loss["v1"][:, 1].mean() - text["unigram_loss"]) < 0.02
 assert (lambdas[0]["v2"][-1] - lambdas[1]["v2"][-1] > 0.5 - 0.01).all()

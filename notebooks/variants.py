@@ -4,9 +4,9 @@
 
 Five runs of each of `none` (plain), `hf` (v1) and `v2`: same text, same sequences in the same order for each seed, same
 number of parameters up to 0.3 % (v2 has twice the query heads, so its MLP is narrower), same steps and settings. The
-learning rate is the best of three for plain attention. As v1 was not stable with it, there are controls, each with one
-change and three runs: v1 with a third of the rate, v1 without the norm behind the difference (`hf-no-norm`), v1 with
-Muon (`hf-muon`) and plain attention with Muon (`none-muon`).
+learning rate is the best of three for plain attention. As v1 was not stable with it, there are controls with one change
+each: three runs of v1 with a third of the rate, and five of v1 without the norm behind the difference (`hf-no-norm`),
+of v1 with Muon (`hf-muon`) and of plain attention with Muon (`none-muon`).
 
 Each run is a process and a file in the folder of runs; a run that has its file is not repeated. What the notebook draws
 goes to data/variants.json.
@@ -62,7 +62,7 @@ KINDS = {
 }  # fmt: skip
 MAIN, CONTROLS = list(KINDS)[:3], list(KINDS)[3:]
 RUNS = [(6e-3, kind, seed) for seed in range(5) for kind in MAIN] + [(2e-3, "hf", seed) for seed in range(3)]
-RUNS += [(6e-3, kind, seed) for seed in range(3) for kind in CONTROLS]
+RUNS += [(6e-3, kind, seed) for seed in range(5) for kind in CONTROLS]
 """Learning rate, kind and seed of every run."""
 WIDTH, LAYERS, HEADS, VOCABULARY = 64, 4, 4, 512
 SETTINGS = Settings(
