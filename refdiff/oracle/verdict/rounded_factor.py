@@ -45,8 +45,15 @@ def allow_rounded_factor(
     exact = start if spec.out_scale == "lambda_init" else 1 - start
     ratio = float(round_to(np.asarray(exact), recipe.o)) / exact if exact else 1.0
     again = {name: judge(name, np.asarray(arrays[name], dtype=np.float64) / ratio) for name in failed}
-    right = {name: found for name, found in again.items() if found.status != FAIL}
+    right = {name: y for name, y in again.items() if y.status != FAIL and _is_explained(verdicts[name], y)}
     if not right:
         return verdicts, ()
     note = f"{spec.out_scale.replace('lambda_init', 'λ_init')} is rounded to {recipe.o} in {', '.join(right)}"
     return {**verdicts, **right}, (f"{note}, as by a product of a number and an array in JAX and MLX",)
+
+
+def _is_explained(before: TensorVerdict, after: TensorVerdict) -> bool:
+    """Whether the rounding explains at least half of every statistic of a common factor that failed."""
+    left = {statistic.name: statistic.value for statistic in after.statistics}
+    of_factors = (x for x in before.statistics if x.name in ("slope", "factor") and not x.holds)
+    return all(2 * left[x.name] <= x.value for x in of_factors)
