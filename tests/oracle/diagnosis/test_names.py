@@ -187,6 +187,7 @@ def test_a_window_of_tiles_says_which(dtype: str) -> None:
     assert fit.value == (16, 8)
 
 
+@pytest.mark.slow
 def test_the_rest_is_looked_for_with_another_field() -> None:
     """A kernel without the norm, and with two mistakes more: three are no pair, and one field explains most."""
     case = cases("discriminating", 5, spec=small_spec("hf_diffllama"), dtype="float32")[1]
@@ -200,6 +201,7 @@ def test_the_rest_is_looked_for_with_another_field() -> None:
     assert not any("several mistakes: fix" in note or "the closest" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_the_rest_may_be_a_number() -> None:
     case = cases("discriminating", 5, spec=small_spec("hf_diffllama"), dtype="float32")[1]
     found = diagnose(output_of(case, "rope_left_out") * 1.001, case.spec, case.inputs, recipe="float32")
@@ -217,6 +219,7 @@ def test_a_number_that_explains_more_replaces_a_name() -> None:
     assert "the closest explains 99% of the squared difference" in found.notes
 
 
+@pytest.mark.slow
 def test_one_number_that_fits_better_replaces_two_names() -> None:
     """Rows that sum to one are divided by 1 − λ, which the norm takes back, except in ε: it is (1 − λ)² as large."""
     case = cases("tiny_values", 0, spec=small_spec("hf_diffllama").replace(layer=1), dtype="float32")[0]

@@ -35,7 +35,6 @@ def _judge(function: str, *, path: Path = CHEATS, limits: Limits = SMALL, **opti
     return judge_file(path, SPEC, function=function, limits=limits, **given)
 
 
-@pytest.mark.subjects
 @pytest.mark.parametrize(
     ("cheat", "says"),
     [
