@@ -49,7 +49,8 @@ def _classes(name: str, logits: Array, targets: Array, ignore_index: int) -> tup
     keep = targets != ignore_index
     classes = xp.where(keep, targets, 0)
     if 0 not in targets.shape:
-        low, high = int(xp.min(classes)), int(xp.max(classes))
+        numbers = xp.astype(classes, xp.int64, copy=False)  # torch has no least number of uint64
+        low, high = int(xp.min(numbers)), int(xp.max(numbers))
         if low < 0 or high >= V:
             raise IndexError(
                 f"{name}: targets: got {low if low < 0 else high}, expected 0 to {V - 1}, or {ignore_index} to leave a "

@@ -31,7 +31,8 @@ def _check(name: str, ids: Array, weight: Array) -> None:
     if weight.ndim != 2:
         raise ValueError(f"{name}: weight: got shape {tuple(weight.shape)}, expected (V, D)")
     if 0 not in ids.shape:
-        low, high = int(xp.min(ids)), int(xp.max(ids))
+        numbers = xp.astype(ids, xp.int64, copy=False)  # torch has no least number of uint64
+        low, high = int(xp.min(numbers)), int(xp.max(numbers))
         if low < 0 or high >= weight.shape[0]:
             raise IndexError(
                 f"{name}: ids: got {low if low < 0 else high}, expected 0 to {weight.shape[0] - 1}; use the "
