@@ -77,9 +77,13 @@ class Report:
             lines.append("this system has no Landlock: a kernel that tries to can read refdiff's files")
         if len(failed) > SHOWN:
             lines.append(f"also failed: {', '.join(failed[SHOWN:])}")
-        declined = Counter(name.partition("-")[0] for name, outcome in self.cases.items() if outcome.declined)
+        declined = Counter(
+            "sizes" if name[0].isdigit() else name.partition("-")[0]
+            for name, outcome in self.cases.items()
+            if outcome.declined
+        )
         if declined:
-            profiles = ", ".join(f"{profile} {n}" for profile, n in declined.most_common())  # or an added size
+            profiles = ", ".join(f"{profile} {n}" for profile, n in declined.most_common())
             lines.append(f"declined {declined.total()}: {profiles}")
         inconclusive = [name for name, o in self.cases.items() if o.status == "skip" and not o.declined]
         inconclusive += [f"{tensor} of {name}" for name, o in self.cases.items() for tensor in o.inconclusive]

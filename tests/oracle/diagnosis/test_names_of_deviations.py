@@ -47,7 +47,6 @@ MADE: list[tuple[str, dict[str, Any], list[str]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.subjects
 @pytest.mark.parametrize(
     ("preset", "fields", "name"),
     [(preset, fields, name) for preset, fields, names in MADE for name in names],
