@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from refdiff.layers import rope_frequencies
-from refdiff.layers.rope_frequencies import ROPE_TYPES
+from refdiff.layers.rope_frequencies import LENGTH_DEPENDENT, ROPE_TYPES
 from tests.layers.by_loops import DIGITS
 from tests.layers.inputs import says
 from tests.tolerances import EXACT, FLOAT64, close
@@ -68,6 +68,12 @@ BY_HAND: list[tuple[str, dict[str, Any], list[float]]] = [
 @pytest.mark.parametrize(("kind", "fields", "expected"), BY_HAND, ids=str)
 def test_by_hand(kind: str, fields: dict[str, Any], expected: list[float]) -> None:
     close(frequencies(kind, **fields), np.array(expected), FLOAT64)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_which_types_depend_on_the_length(kind: str) -> None:
+    same = np.array_equal(frequencies(kind, longest=64, length=64), frequencies(kind, longest=64, length=65))
+    assert same == (kind not in LENGTH_DEPENDENT)
 
 
 def test_without_a_type_it_is_the_default_of_which_a_part_of_the_head_is_not_heeded() -> None:

@@ -166,13 +166,16 @@ def _child(job: Job, root: Path, writer: int) -> None:
         importlib.invalidate_caches()
         import pytest
 
-        with contextlib.suppress(SystemExit):
-            job.plant()
-            for file in job.tests:  # one after the other: most mutants end in the first
-                code = int(pytest.main([*OPTIONS, *job.options, file], plugins=[first]))
-                no_such_test = code == pytest.ExitCode.USAGE_ERROR and "::" in file and not first.name
-                if code and not no_such_test:
-                    break
+        # pytest's own numbered folders are tidied by all processes at once, which now and then fails
+        options = [*OPTIONS, f"--basetemp=tmp-{os.getpid()}", *job.options]
+        job.plant()
+        for file in job.tests:  # one after the other: most mutants end in the first
+            code = int(pytest.main([*options, file], plugins=[first]))
+            no_such_test = code == pytest.ExitCode.USAGE_ERROR and "::" in file and not first.name
+            if code and not no_such_test:
+                break
+    except BaseException as error:  # SystemExit too
+        first.name = first.name or f"pytest ended with {error!r}"
     finally:
         with contextlib.suppress(OSError):
             os.write(writer, json.dumps([code, first.name]).encode())
