@@ -129,7 +129,7 @@ def check_model(model: str, path: Path) -> None:
     """
     if _has_long_string(model, MAX_TOKEN):
         raise CheckpointError(f"{path}: model: got a token of more than {MAX_TOKEN:,} characters, expected fewer")
-    if '"merges"' in model and re.search(r'"continuing_subword_prefix"\s*:\s*"[^"]', model):
+    if _has_text(model, '"continuing_subword_prefix"') and '"merges"' in model:
         try:
             value, _ = json.JSONDecoder(object_pairs_hook=_unique).raw_decode(model)
         except (ValueError, RecursionError) as error:
@@ -225,6 +225,18 @@ def _has_long_string(text: str, size: int) -> bool:
     # Inside a JSON string every quotation mark follows a backslash; outside, one without a backslash is never far.
     end_of_string = re.compile(r'[^\\]"')
     return any(not end_of_string.search(text, begin, begin + size) for begin in range(0, len(text) - size, size))
+
+
+def _has_text(model: str, key: str) -> bool:
+    """Whether JSON has a string that is not empty under this key; `re.search` for both takes five times as long."""
+    value = re.compile(r'\s*:\s*"[^"]')
+    begin = model.find(key)
+    while begin >= 0:
+        begin += len(key)
+        if value.match(model, begin):
+            return True
+        begin = model.find(key, begin)
+    return False
 
 
 def _check_merges(model: Any, path: Path) -> None:
