@@ -15,19 +15,12 @@ from refdiff import hub
 from refdiff.errors import CheckpointError
 from refdiff.model.config import DiffLlamaConfig
 from tests.model.config_files import HANDCUT, ONE_BILLION, TINY_RANDOM
-from tests.model.models import WIRINGS
 
 
 def write(folder: Path, content: str | dict[str, Any]) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(content if isinstance(content, str) else json.dumps(content))
     return folder
-
-
-@pytest.mark.parametrize("wiring", WIRINGS)
-def test_only_version_2_has_two_queries_a_head(wiring: str) -> None:
-    config = DiffLlamaConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, head_dim=8, wiring=wiring)
-    assert config.num_query_heads == (8 if wiring == "v2" else 4)
 
 
 def test_the_handcut_file(tmp_path: Path) -> None:

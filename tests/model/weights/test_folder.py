@@ -11,7 +11,7 @@ from refdiff import CheckpointError
 from refdiff.model.weights import folder as folder_module
 from refdiff.model.weights import headers
 from refdiff.model.weights.folder import INDEX, SINGLE, open_checkpoint
-from tests.model.weights.files import pack, random_tensors, split, write
+from tests.model.weights.files import random_tensors, split, write
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
@@ -35,23 +35,6 @@ def with_map(folder: Path, **changes: object) -> Path:
     return with_index(folder, {"weight_map": {k: v for k, v in weight_map.items() if v is not None}})
 
 
-# ---- what is found
-
-
-def test_one_file(tmp_path: Path) -> None:
-    write(tmp_path, {"model.safetensors": pack(random_tensors())})
-    (file,) = open_checkpoint(tmp_path)
-    assert file.label == str(tmp_path / "model.safetensors")
-    assert file.tensors.keys() == random_tensors().keys()
-
-
-def test_shards(tmp_path: Path) -> None:
-    write(tmp_path, split(random_tensors(), 3))
-    files = open_checkpoint(str(tmp_path))
-    assert [Path(file.label).name for file in files] == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
-    assert [name for file in files for name in file.tensors] == list(random_tensors())
-
-
 def test_headers(tmp_path: Path) -> None:
     write(tmp_path, split(random_tensors(dtype="BF16"), 2))
     found = headers(tmp_path)
@@ -70,12 +53,6 @@ def test_pickle_instead(tmp_path: Path) -> None:
     message = refused(tmp_path)
     assert "'pytorch_model.bin' is a pickle: unpickling can run any code" in message
     assert message.endswith("with transformers: from_pretrained(...).save_pretrained(...)")
-
-
-# ---- what is refused
-
-
-# ---- indexes
 
 
 @pytest.mark.parametrize(
