@@ -253,13 +253,10 @@ def test_restarting_positions_pack_sequences_only_without_mask_and_cache():
     assert not np.allclose(together, packed)
 
 
-@pytest.mark.parametrize("layers", [1, 2, 4])
-def test_a_cache_of_another_number_of_layers_is_refused(layers):
-    with pytest.raises(ValueError, match=f"cache: got a KVCache of {layers} layers, expected 3"):
-        small_model()(TOKENS, cache=refdiff.KVCache(layers))
-
-
-def test_a_cache_of_another_type_is_refused():
+def test_a_cache_of_another_number_of_layers_or_type_is_refused():
+    for layers in (1, 2, 4):
+        with pytest.raises(ValueError, match=f"cache: got a KVCache of {layers} layers, expected 3"):
+            small_model()(TOKENS, cache=refdiff.KVCache(layers))
     with pytest.raises(TypeError, match="cache: got list, expected a KVCache"):
         small_model()(TOKENS, cache=[])
 
