@@ -16,7 +16,7 @@ from refdiff.backends import overlay
 from refdiff.backends.cupy import decode_step
 from refdiff.backends.cupy.decode_step import STEPS_BEFORE_RECORDING, DecodeStep
 from refdiff.generation.context import DecodingContext
-from tests.backends.cupy.test_model import IDS, MASK, models, on_the_device, stored_models
+from tests.backends.cupy.test_model import IDS, MASK, models, on_device_only, on_the_device, stored_models
 from tests.cuda.emulation import OnDevice
 from tests.model.models import WIRINGS
 
@@ -49,14 +49,8 @@ def there(**config: Any) -> tuple[Any, Any]:
     """
     fast, exact = models(rope_parameters=YARN, **config)
     on_the_device(fast)
-    fast.params = _map(fast.params)
+    on_device_only(fast)
     return fast, exact
-
-
-def _map(nested: Any) -> Any:
-    if isinstance(nested, dict):
-        return {key: _map(value) for key, value in nested.items()}
-    return [_map(value) for value in nested] if isinstance(nested, list) else nested.view(OnDevice)
 
 
 @pytest.mark.parametrize("wiring", ["hf", *(pytest.param(w, marks=pytest.mark.slow) for w in WIRINGS if w != "hf")])
@@ -74,7 +68,7 @@ def test_the_text_is_that_of_the_equations(steps: list[DecodeStep], wiring: str)
 def test_weights_of_16_bits_are_recorded_too(steps: list[DecodeStep], tmp_path: Path, dtype: str) -> None:
     fast, exact = stored_models(tmp_path, dtype)
     device = on_the_device(fast)
-    fast.params = _map(fast.params)
+    on_device_only(fast)
     for options in ({"attention_mask": MASK}, {"do_sample": True, "seed": 4}):
         np.testing.assert_array_equal(
             fast.generate(IDS, **options, **OPTIONS), exact.generate(IDS, **options, **OPTIONS)

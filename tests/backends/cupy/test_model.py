@@ -38,6 +38,11 @@ def give(model: Any, kernels: CupyKernels) -> None:
     model.ops = model.backend.ops
 
 
+def on_device_only(model: Any) -> None:
+    """Have the weights of a model refuse to be looked at by the host."""
+    model.params = nest({name: x.view(OnDevice) for name, x in flatten(model.params).items()})
+
+
 @contextlib.contextmanager
 def no_layer_of(names: tuple[str, ...], model: Any) -> Iterator[None]:
     """Fail where one of these calls is left to its layer."""
@@ -126,7 +131,7 @@ def test_the_host_asks_for_no_number_on_the_way(wiring: str, monkeypatch: pytest
     """
     model, _ = models(wiring=wiring)
     device = on_the_device(model)
-    model.params = nest({name: x.view(OnDevice) for name, x in flatten(model.params).items()})
+    on_device_only(model)
     monkeypatch.setattr(OnDevice, "refusing", True)
     out = model(IDS, attention_mask=MASK)
     model(IDS[:, :1], cache=out.cache, attention_mask=np.pad(MASK, ((0, 0), (0, 1)), constant_values=1))
