@@ -21,6 +21,7 @@ from refdiff.backends import Ops, ops_for, overlay
 from refdiff.model.weights import flatten, nest
 from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.trace.points import Points
+from tests.model.models import small_config
 
 LAYER = 2
 INSIDE = re.compile(r"(scores|lse|probs|attn)[12]$")
@@ -29,17 +30,10 @@ KINDS = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat1
 
 def model(wiring: str, dtype: str = "float32", *, seed: int = 0, whisper: bool = False, **fields: Any) -> Any:
     """Four layers in which mistakes show: ε counts, rotations have a scale; `whisper`: one layer has small values."""
-    sizes = {
-        "vocab_size": 53, "hidden_size": 26, "intermediate_size": 37, "num_hidden_layers": 4, "head_dim": 6,
-        "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 256, "pad_token_id": 0,
-        "initializer_range": 0.3, "lambda_std_dev": 0.5, "rms_norm_eps": 0.3, "wiring": wiring,
-        "rope_parameters": {
-            "rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 64,
-        },
-    }  # fmt: skip
-    drawn = refdiff.DiffLlamaForCausalLM.from_config(
-        refdiff.DiffLlamaConfig(**sizes | fields), seed, dtype="float64", kernels="reference"
-    )
+    yarn = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 64}
+    sizes = {"num_hidden_layers": 4, "max_position_embeddings": 256, "rms_norm_eps": 0.3, "rope_parameters": yarn}
+    config = small_config(wiring=wiring, **sizes | fields)
+    drawn = refdiff.DiffLlamaForCausalLM.from_config(config, seed, dtype="float64", kernels="reference")
     g = np.random.default_rng(seed + 100)
     flat = flatten(drawn.params)
     for name, x in flat.items():
