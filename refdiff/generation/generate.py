@@ -96,13 +96,9 @@ def _read(
         options=options,
         stopping=Stopping(limit, options.eos_token_id, options.stop_strings, options.tokenizer, options.max_time),
         seed=validation.read_seed(seed, generator) if options.do_sample else 0,
-        emit=_ignore if streamer is None else streamer.put,
-        progress=getattr(streamer, "progress", _ignore),
+        emit=(lambda ids: None) if streamer is None else streamer.put,
+        progress=getattr(streamer, "progress", lambda stage, done, total: None),
     )
-
-
-def _ignore(*values: Any) -> None:
-    """Discard tokens and progress if there is no streamer. It is a named function because requests are pickled."""
 
 
 def _run(request: Request) -> GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput:

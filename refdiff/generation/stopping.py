@@ -29,18 +29,6 @@ class Stopping:
         self._token_bytes = TokenBytes(tokenizer) if self._stop_strings else None
         self._deadline = None if max_time is None else time.monotonic() + max_time
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickle the remaining time: the clock of another process or machine has another start."""
-        state = dict(self.__dict__)
-        if self._deadline is not None:
-            state["_deadline"] = self._deadline - time.monotonic()
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if self._deadline is not None:
-            self._deadline += time.monotonic()
-
     def __call__(self, ids: NDArray[np.int64], padding: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
         """Return which sequences of (B, T) are finished, (B,); the first `padding` (B,) ids of each are no text."""
         timeout = self._deadline is not None and time.monotonic() > self._deadline

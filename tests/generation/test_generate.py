@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +23,6 @@ MODULE = importlib.import_module("refdiff.generation.generate")
 V = 31
 TOKENS: dict[str, Any] = {"vocab_size": V, "eos_token_id": [2, 3], "bos_token_id": 1}
 MODEL = small_model(num_hidden_layers=2, **TOKENS)
-SMALL = small_model(seed=9, num_hidden_layers=1, hidden_size=10, **TOKENS)
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {},
     "sampling": {"do_sample": True, "seed": 3},
@@ -96,21 +94,6 @@ def test_an_empty_prompt_is_bos() -> None:
 
 def test_a_padding_token_outside_the_vocabulary_does_not_matter_for_one_row() -> None:
     assert generate(MODEL, [[5]], pad_token_id=V + 5, max_new_tokens=2).shape == (1, 3)
-
-
-@pytest.mark.parametrize("options", [*WAYS.values(), {"assistant_model": SMALL}], ids=[*WAYS, "assistant"])
-def test_a_request_pickles(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With its model, and gives the text where it arrives that it gives here."""
-    expected = generate(MODEL, [[5, 6, 7]], max_new_tokens=6, **options)
-    run, sent = MODULE._run, []
-
-    def elsewhere(request: Any) -> Any:
-        sent.append(pickle.dumps(request))
-        return run(pickle.loads(sent[-1]))
-
-    monkeypatch.setattr(MODULE, "_run", elsewhere)
-    np.testing.assert_array_equal(generate(MODEL, [[5, 6, 7]], max_new_tokens=6, **options), expected)
-    assert len(sent) == 1
 
 
 @pytest.mark.parametrize("options", [*WAYS.values(), {"prompt_lookup_num_tokens": 3}], ids=[*WAYS, "lookup"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-
 import numpy as np
 import pytest
 
@@ -56,22 +54,3 @@ def test_padding_is_no_text() -> None:
     ids = np.array([[0, 0, 0, 0], [1, 1, 0, 0]])
     assert stopping(ids).tolist() == [True, False]
     assert stopping(ids, np.array([2, 0])).tolist() == [False, False]
-
-
-def test_what_is_left_of_the_time_goes_along(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To a process whose clock began at another time."""
-    now = 1000.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
-    stopping = Stopping(9, [5], max_time=3.0)
-    now = 1001.0
-    raw = pickle.dumps(stopping)
-    now = 50.0
-    twin = pickle.loads(raw)
-    now = 51.9
-    assert not twin(np.array([[1]])).any()
-    assert twin(np.array([[5]])).all()
-    now = 52.1
-    assert twin(np.array([[1]])).all()
-    now = 1001.0
-    assert not stopping(np.array([[1]])).any(), "the one that was pickled has its own time"
-    assert pickle.loads(pickle.dumps(Stopping(9, [5])))(np.array([[5]])).all()
