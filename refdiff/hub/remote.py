@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from refdiff.errors import CheckpointError
-from refdiff.hub.download import INDEX, WEIGHTS, choose, list_repo, repo_label, snapshot
+from refdiff.hub.download import INDEX, WEIGHTS, choose, list_repo, snapshot
 from refdiff.hub.explain import explain_errors
 from refdiff.hub.guard import Limits, call_bounded, download
 
@@ -22,30 +22,24 @@ _FIRST_BYTES = 100_000
 _MAX_HEADER_BYTES = 25_000_000
 _MAX_TENSOR_BYTES = 10_000_000
 _GAP_BYTES = 65_536
+_LAMBDA_VECTOR = re.compile(r"\.lambda_[qk][12]$")
 
 
 @contextmanager
 def outline(
-    path_or_repo: str | os.PathLike[str],
-    *,
-    files: Sequence[str],
-    tensors: str = r"\.lambda_[qk][12]$",
-    revision: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
+    path_or_repo: str | os.PathLike[str], *, files: Sequence[str], local_files_only: bool = False
 ) -> Iterator[Path]:
-    """Yield a folder with a checkpoint's files; the weight files in it have only their header, size and a few tensors.
+    """Yield a folder with a checkpoint's files; the weight files in it have only their header, size and λ vectors.
 
     A local folder, or a repo whose weights are in the cache, is yielded as it is. For any other repo, `files` without
-    the weights are downloaded, and each safetensors file is a sparse copy: it has the header, the tensors whose names
-    match `tensors`, and zeros elsewhere. The end of the `with` block deletes the copies.
+    the weights are downloaded, and each safetensors file is a sparse copy: it has the header, the vectors of λ, and
+    zeros elsewhere. The end of the `with` block deletes the copies.
 
     Raises:
         CheckpointError: as in `snapshot`.
     """
-    options: dict[str, Any] = {"revision": revision, "cache_dir": None if cache_dir is None else os.fspath(cache_dir)}
     try:
-        folder = snapshot(path_or_repo, files=files, local_files_only=True, **options)
+        folder = snapshot(path_or_repo, files=files, local_files_only=True)
     except CheckpointError:
         if local_files_only:
             raise
@@ -53,9 +47,8 @@ def outline(
         yield folder
         return
     repo = str(path_or_repo)
-    others = snapshot(path_or_repo, files=[name for name in files if name not in WEIGHTS], **options)
-    what = repo_label(repo, revision)
-    with explain_errors(what):
+    others = snapshot(path_or_repo, files=[name for name in files if name not in WEIGHTS])
+    with explain_errors(repo):
         names, commit = list_repo(repo, others.name)
     with tempfile.TemporaryDirectory(prefix=f"outline-{repo.replace('/', '--')}-") as temporary:
         target = Path(temporary)
@@ -66,18 +59,18 @@ def outline(
                 shutil.copyfile(path, copy)
 
         def fetch(name: str) -> Path:
-            with explain_errors(f"{what}: {name}"):
-                cached = download(repo, name, revision=commit, cache_dir=options["cache_dir"])
+            with explain_errors(f"{repo}: {name}"):
+                cached = download(repo, name, revision=commit, cache_dir=None)
                 return Path(shutil.copyfile(cached, target / name))
 
-        for name in choose(names, WEIGHTS, what, fetch):
+        for name in choose(names, WEIGHTS, repo, fetch):
             if name != INDEX:
-                with explain_errors(f"{what}: {name}"), (target / name).open("wb") as file:
-                    _write_outline(file, repo, name, commit, re.compile(tensors))
+                with explain_errors(f"{repo}: {name}"), (target / name).open("wb") as file:
+                    _write_outline(file, repo, name, commit)
         yield target
 
 
-def _write_outline(file: BinaryIO, repo: str, name: str, commit: str, wanted: re.Pattern[str]) -> None:
+def _write_outline(file: BinaryIO, repo: str, name: str, commit: str) -> None:
     first, size = _read_range(repo, name, commit, 0, _FIRST_BYTES)
     file.truncate(size)
     file.write(first)
@@ -88,21 +81,21 @@ def _write_outline(file: BinaryIO, repo: str, name: str, commit: str, wanted: re
         rest, _ = _read_range(repo, name, commit, len(first), end)
         file.write(rest)
         first += rest
-    for begin, stop in _ranges(first[8:end], wanted, end, size):
+    for begin, stop in _ranges(first[8:end], end, size):
         if stop > len(first):
             piece, _ = _read_range(repo, name, commit, begin, stop)
             file.seek(begin)
             file.write(piece)
 
 
-def _ranges(header: bytes, wanted: re.Pattern[str], data: int, size: int) -> list[tuple[int, int]]:
-    """Return the byte ranges of the wanted tensors, with neighbors merged so that few requests are made."""
+def _ranges(header: bytes, data: int, size: int) -> list[tuple[int, int]]:
+    """Return the byte ranges of the λ vectors, with neighbors merged so that few requests are made."""
     try:
         entries = json.loads(header).items()
         found = sorted(
             (data + int(entry["data_offsets"][0]), data + int(entry["data_offsets"][1]))
             for name, entry in entries
-            if wanted.search(name)
+            if _LAMBDA_VECTOR.search(name)
         )
     except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return []  # a broken header, which the reader of the outline reports
