@@ -76,6 +76,7 @@ def _describe(folder: Path) -> dict[str, Any]:
     from refdiff.model.config import DiffLlamaConfig
     from refdiff.model.weights import architecture_of, resolve_dtype
     from refdiff.model.weights.folder import open_checkpoint
+    from refdiff.model.weights.load import find_parameters
     from refdiff.model.weights.names import backbone_prefix, localize, parameter_shapes, stored_architecture
 
     config = DiffLlamaConfig.from_pretrained(folder)
@@ -103,7 +104,7 @@ def _describe(folder: Path) -> dict[str, Any]:
         "tensors": tensors,
         "lambdas": _lambdas(stored),
         "memory": _memory(config, tensors, dtype),
-        "problems": _problems(config, architecture, tensors),
+        "problems": find_parameters(stored, config, architecture)[1],
     }
 
 
@@ -147,31 +148,6 @@ def _memory(config: Any, tensors: dict[str, Any], dtype: str) -> dict[str, int]:
         "kv_cache_per_1000_tokens": cache * _KV_TOKENS,
         "kv_cache_at_max_position": cache * config.max_position_embeddings,
     }
-
-
-def _problems(config: Any, architecture: str, tensors: dict[str, Any]) -> list[str]:
-    """Return the contradictions between config and files, by names and shapes."""
-    from refdiff.model.weights.names import (
-        backbone_prefix,
-        is_head,
-        layer_problems,
-        localize,
-        parameter_shapes,
-        stored_architecture,
-    )
-
-    shapes = parameter_shapes(config, architecture)
-    found = {localize(name, backbone_prefix(architecture)): name for name in tensors}
-    problems = layer_problems(config, tensors)
-    problems += [f"{name}: missing" for name in shapes if name not in found and not is_head(name)]
-    for name, own in found.items():
-        shape = tuple(tensors[own]["shape"])
-        if name in shapes and shape != shapes[name]:
-            problems.append(f"{own}: shape {shape}, but config.json makes it {shapes[name]}")
-    for name, own in found.items():
-        if name not in shapes and not is_head(name) and not name.endswith("rotary_emb.inv_freq"):
-            problems.append(f"{own}: no parameter of {stored_architecture(config, architecture)}")
-    return problems
 
 
 def _lines(report: dict[str, Any]) -> list[str]:

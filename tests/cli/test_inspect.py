@@ -55,7 +55,8 @@ def test_a_llama_is_called_one(folder: Path) -> None:
     change_config(folder, model_type="llama", architectures=["LlamaForTokenClassification"])
     report = inspect(str(folder))
     assert report["architecture"] == "LlamaForTokenClassification"
-    assert "model.layers.0.self_attn.lambda_q1: no parameter of LlamaForTokenClassification" in report["problems"]
+    unknown = "'model.layers.0.self_attn.lambda_q1' in 'model.safetensors'"
+    assert f"{unknown}: no parameter of a LlamaForTokenClassification with this config.json" in report["problems"]
 
 
 def test_lambdas_are_those_of_the_model(tiny_checkpoint: Path) -> None:
@@ -98,9 +99,11 @@ def test_what_does_not_belong_together_is_listed_with_status_1(folder: Path, cli
     )
     done = cli("inspect", folder)
     assert done.status == 1
-    assert "model.norm.weight: missing" in done.out
-    assert "model.layers.0.self_attn.q_proj.weight: shape (3, 24), but config.json makes it (32, 24)" in done.out
-    assert "model.layers.7.extra: no parameter of DiffLlamaForCausalLM" in done.out
+    q_proj = "'model.layers.0.self_attn.q_proj.weight' in 'model.safetensors'"
+    extra = "'model.layers.7.extra' in 'model.safetensors'"
+    assert "'model.norm.weight' of shape (24,) is missing" in done.out
+    assert f"{q_proj}: shape is (3, 24), but config.json makes it (32, 24)" in done.out
+    assert f"{extra}: no parameter of a DiffLlamaForCausalLM with this config.json" in done.out
     assert [entry["layer"] for entry in inspect(str(folder))["lambdas"]] == [0]  # layer 1 has four of unequal length
 
 

@@ -27,6 +27,7 @@ from refdiff.model.weights.names import (
     localize,
     nest,
     parameter_shapes,
+    stored_architecture,
 )
 from refdiff.model.weights.precision import DTYPES, NBYTES, STORED, TILE, compute_dtype, to_compute
 from refdiff.model.weights.safetensors_file import SafetensorsFile
@@ -75,7 +76,9 @@ def load(
     files = open_checkpoint(folder, mapped=mapped)
     wanted = _resolve(files, config, dtype)
     shapes = parameter_shapes(config, architecture)
-    places = _match(Path(folder), files, config, architecture)
+    places, problems = find_parameters(files, config, architecture)
+    if problems:
+        raise CheckpointError(f"{files[0].label if len(files) == 1 else folder}: {list_problems(problems)}")
     arrays: dict[str, Any] = {}
     for name, (file, tensor) in places.items():
         if stored and _can_stay(name, file.tensors[tensor].dtype, wanted):
@@ -196,14 +199,13 @@ def _is_tied(config: DiffLlamaConfig, architecture: str) -> bool:
     return architecture == "DiffLlamaForCausalLM" and config.tie_word_embeddings
 
 
-def _match(folder: Path, files: list[SafetensorsFile], config: DiffLlamaConfig, architecture: str) -> dict[str, _Place]:
-    """Find every parameter in the files; raise one error for all that are missing, unknown or of wrong form."""
-    label = files[0].label if len(files) == 1 else str(folder)
+def find_parameters(
+    files: list[SafetensorsFile], config: DiffLlamaConfig, architecture: str
+) -> tuple[dict[str, _Place], list[str]]:
+    """Return where each parameter is, and the problems: parameters that are missing, unknown or of wrong form."""
     count = sum(len(file.tensors) for file in files)
     if count < config.num_hidden_layers:  # and thousands of missing tensors would say no more than this
-        raise CheckpointError(
-            f"{label}: config.json has {config.num_hidden_layers} layers, but there are {count} tensors"
-        )
+        return {}, [f"config.json has {config.num_hidden_layers} layers, but there are {count} tensors"]
     shapes = dict(parameter_shapes(config, architecture))
     optional = {name for name in shapes if is_head(name)}
     if _is_tied(config, architecture):
@@ -215,7 +217,8 @@ def _match(folder: Path, files: list[SafetensorsFile], config: DiffLlamaConfig, 
         name = localize(stored, backbone_prefix(architecture))
         if name not in shapes:
             if not is_head(name) and not name.endswith("rotary_emb.inv_freq"):
-                problems.append(f"{_where(file, stored)}: no parameter of a {architecture} with this config.json")
+                kind = stored_architecture(config, architecture)
+                problems.append(f"{_where(file, stored)}: no parameter of a {kind} with this config.json")
         elif name in places:
             problems.append(f"{_where(file, stored)}: the same parameter as {_where(*places[name])}")
         else:
@@ -229,9 +232,8 @@ def _match(folder: Path, files: list[SafetensorsFile], config: DiffLlamaConfig, 
         if name not in places and name not in optional
     ]
     if problems:
-        cause = layer_problems(config, (name for file in files for name in file.tensors))
-        raise CheckpointError(f"{label}: {list_problems([*cause, *problems])}")
-    return {name: places[name] for name in shapes if name in places}
+        problems = [*layer_problems(config, (name for file in files for name in file.tensors)), *problems]
+    return {name: places[name] for name in shapes if name in places}, problems
 
 
 def _where(file: SafetensorsFile, stored: str) -> str:
