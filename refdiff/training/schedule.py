@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -56,12 +55,3 @@ def clip(grads: dict[str, Array], limit: float) -> tuple[dict[str, Array], float
     norm = global_norm(grads)
     factor = limit / (norm + 1e-6)
     return (grads if factor >= 1 else {name: g * factor for name, g in grads.items()}), norm
-
-
-def add(total: Any, more: Any, share: float) -> Any:
-    """Return total + share · more of two nested dicts of gradients; a `total` of None counts as 0."""
-    if isinstance(more, dict):
-        return {name: add(None if total is None else total[name], value, share) for name, value in more.items()}
-    if isinstance(more, list):
-        return [add(None if total is None else total[i], value, share) for i, value in enumerate(more)]
-    return more * share if total is None else total + more * share

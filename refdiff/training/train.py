@@ -25,7 +25,7 @@ from refdiff.model.weights import flatten, nest
 from refdiff.training import checkpoint
 from refdiff.training.data import Corpus, row_order
 from refdiff.training.evaluate import TrainingError, culprit, evaluate, gradient_culprit, is_finite
-from refdiff.training.schedule import add, clip, learning_rate
+from refdiff.training.schedule import clip, learning_rate
 from refdiff.training.settings import CHANGEABLE, OPTIMIZERS, Settings, current_names
 
 SAMPLE_TOKENS = 60
@@ -236,18 +236,19 @@ class Trainer:
 
     def _one_step(self) -> dict[str, Any]:
         s, losses = self.settings, []
-        total: Any = None
+        grads: dict[str, Array] = {}
         rows = row_order(self._rows, s.seed, self.step * s.batch_size, s.batch_size, self._shuffles)
         with np.errstate(all="ignore"):  # numbers that are not finite are found below
             for part in np.split(rows, s.accumulate):
                 ids, positions = self.corpus.batch("train", part, s.context)
                 loss, part_grads = self.model.loss_and_grad(ids, position_ids=positions, labels=ids)
                 losses.append(float(loss))
-                total = part_grads if s.accumulate == 1 else add(total, part_grads, 1 / s.accumulate)
+                for name, g in flatten(part_grads).items():
+                    share = g if s.accumulate == 1 else g * (1 / s.accumulate)
+                    grads[name] = grads[name] + share if name in grads else share
                 if not math.isfinite(losses[-1]):
                     where = culprit(self.model, ids, positions)
                     raise TrainingError(f"step {self.step + 1}: the loss is {losses[-1]}, {where}")
-            grads = flatten(total)
             clipped, norm = clip(grads, s.grad_clip)
             if not math.isfinite(norm):
                 where = gradient_culprit(grads, self.model.config.num_hidden_layers)  # clipped, all are NaN
