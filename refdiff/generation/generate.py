@@ -81,7 +81,6 @@ def _read(
         raise ValueError(f"pad_token_id: got {options.pad_token_id}, expected 0 to {vocab_size - 1}")
     if np.shape(input_ids)[-1:] == (0,):
         attention_mask = None
-    validation.check_seed(seed, generator, len(ids))
     limit = validation.read_max_length(options, ids.shape[1], model.config.max_position_embeddings)
     prompts, prompt_tokens = ids.shape
     # A text is expected to end with the context; the cache stops one that is longer.
@@ -95,7 +94,7 @@ def _read(
         mask=validation.read_mask(attention_mask, ids, options),
         options=options,
         stopping=Stopping(limit, options.eos_token_id, options.stop_strings, options.tokenizer, options.max_time),
-        seed=validation.read_seed(seed, generator) if options.do_sample else 0,
+        seed=validation.read_seed(seed, generator, prompts, draws=options.do_sample),
         emit=(lambda ids: None) if streamer is None else streamer.put,
         progress=getattr(streamer, "progress", lambda stage, done, total: None),
     )

@@ -169,8 +169,12 @@ def check_memory(model: Any, options: Options, prompts: int, tokens: int) -> Non
         )
 
 
-def check_seed(seed: int | Sequence[int] | None, generator: np.random.Generator | None, prompts: int) -> None:
-    """Check where the random numbers of a call come from, whether or not it draws any.
+def read_seed(
+    seed: int | Sequence[int] | None, generator: np.random.Generator | None, prompts: int, *, draws: bool
+) -> int | tuple[int, ...]:
+    """Return the seed of a call, or one for each prompt; from the generator or fresh entropy if none is given.
+
+    A call that draws no random numbers has its arguments checked too. Its seed is 0, and the generator keeps its state.
 
     Raises:
         ValueError: a negative seed, both a seed and a generator, or not one seed for each prompt.
@@ -180,26 +184,23 @@ def check_seed(seed: int | Sequence[int] | None, generator: np.random.Generator 
         raise ValueError("seed, generator: got both, expected one of them")
     if generator is not None and not isinstance(generator, np.random.Generator):
         raise TypeError(f"generator: got {type(generator).__name__}, expected a numpy.random.Generator")
+    given: int | tuple[int, ...] | None = None
     if isinstance(seed, list | tuple | np.ndarray):
         if np.shape(seed) != (prompts,):
             raise ValueError(f"seed: got shape {np.shape(seed)}, expected one integer, or ({prompts},), one a prompt")
-        for one in seed:
-            _check_one_seed(one)
+        given = tuple(_one_seed(one) for one in seed)
     elif seed is not None:
-        _check_one_seed(seed)
+        given = _one_seed(seed)
+    if not draws:
+        return 0
+    if generator is not None:
+        return int(generator.integers(0, 2**63))
+    return secrets.randbits(63) if given is None else given
 
 
-def _check_one_seed(seed: Any) -> None:
+def _one_seed(seed: Any) -> int:
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
         raise TypeError(f"seed: got {show_value(seed)}, expected an integer, 0 or more")
     if not 0 <= seed < 2**128:
         raise ValueError(f"seed: got {show_value(seed)}, expected an integer from 0 to below 2^128")
-
-
-def read_seed(seed: int | Sequence[int] | None, generator: np.random.Generator | None) -> int | tuple[int, ...]:
-    """Return the checked seed of a call, or one for each prompt; from the generator or fresh entropy for None."""
-    if generator is not None:
-        return int(generator.integers(0, 2**63))
-    if seed is None:
-        return secrets.randbits(63)
-    return int(seed) if isinstance(seed, int | np.integer) else tuple(int(one) for one in seed)
+    return int(seed)

@@ -104,12 +104,14 @@ def test_a_minimum_that_does_not_fit() -> None:
 
 
 def test_seeds() -> None:
-    assert read_seed(7, None) == 7
-    assert read_seed(np.int32(7), None) == 7
-    generator = np.random.default_rng(0)
-    assert read_seed(None, generator) != read_seed(None, generator)
+    assert read_seed(7, None, 3, draws=True) == 7
+    assert read_seed(np.int32(7), None, 3, draws=True) == 7
+    generator, same = np.random.default_rng(0), np.random.default_rng(0)
+    assert read_seed(None, generator, 3, draws=False) == 0
+    first, second = (read_seed(None, generator, 3, draws=True) for _ in range(2))
+    assert first == read_seed(None, same, 3, draws=True) != second
     for several in ([7, 0, 7], np.array([7, 0, 7])):
-        assert read_seed(several, None) == (7, 0, 7)
+        assert read_seed(several, None, 3, draws=True) == (7, 0, 7)
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float64", 8), ("float32", 4), ("float16", 4)])  # as computed with
