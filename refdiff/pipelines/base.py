@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from refdiff.arrays import to_numpy
 from refdiff.generation.tokenizer import Tokenizer
 from refdiff.messages import did_you_mean
 
@@ -57,8 +53,3 @@ class Pipeline:
                 hint = did_you_mean(name, self.known, "; ", f" among {', '.join(self.known)}")
                 raise TypeError(f"{self.task}: got an unknown option {name!r}, expected a known one{hint}")
         return options
-
-
-def host(array: Any) -> NDArray[Any]:
-    """Convert an output of the model to NumPy."""
-    return np.asarray(to_numpy(array))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from refdiff.pipelines.base import Pipeline, host
+from refdiff.arrays import to_numpy
+from refdiff.pipelines.base import Pipeline
 
 
 class FeatureExtractionPipeline(Pipeline):
@@ -36,5 +37,5 @@ class FeatureExtractionPipeline(Pipeline):
                 raise ValueError("truncation: got it as an option and in tokenize_kwargs, expected one of them")
             tokenizer_options["truncation"] = truncation
         encoded = self.tokenizer(item, return_tensors="np", **tokenizer_options)
-        features = host(self.model(**encoded, use_cache=False)[0])
+        features = to_numpy(self.model(**encoded, use_cache=False)[0])
         return features if return_tensors else features.tolist()

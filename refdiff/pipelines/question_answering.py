@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.arrays import to_numpy
 from refdiff.errors import CheckpointError
 from refdiff.generation.sampling import softmax
 from refdiff.messages import show_value
-from refdiff.pipelines.base import Pipeline, host
+from refdiff.pipelines.base import Pipeline
 
 Answer = dict[str, Any]
 
@@ -95,7 +96,7 @@ class QuestionAnsweringPipeline(Pipeline):
         for chunk in [first_chunk, *first_chunk.overflowing]:
             out = self.model(input_ids=np.asarray([chunk.ids], dtype=np.int64), use_cache=False)
             allowed = self._answer_mask(chunk, question_first)
-            start, end = (_probabilities(host(logits)[0], allowed) for logits in (out.start_logits, out.end_logits))
+            start, end = (_probabilities(to_numpy(logits)[0], allowed) for logits in (out.start_logits, out.end_logits))
             null_score = min(null_score, float(start[0] * end[0]))
             start[0] = end[0] = 0
             # Extension to whole words makes some candidates equal, so more are needed.

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.arrays import to_numpy
 from refdiff.generation.sampling import softmax
 from refdiff.messages import show_value
-from refdiff.pipelines.base import Pipeline, host
+from refdiff.pipelines.base import Pipeline
 
 _BEST = "best"  # the default of top_k: one answer instead of a list
 
@@ -55,7 +56,7 @@ class TextClassificationPipeline(Pipeline):
                 "list of these"
             )
         encoded = self.tokenizer(**inputs, return_tensors="np", truncation=truncation, max_length=max_length)
-        logits = host(self.model(**encoded, use_cache=False).logits)[0]
+        logits = to_numpy(self.model(**encoded, use_cache=False).logits)[0]
         scores = _apply_function(self._choose_function(function_to_apply), logits)
         labels = self.model.config.id2label
         if top_k == _BEST:

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.arrays import to_numpy
 from refdiff.generation.sampling import softmax
 from refdiff.generation.tokenizer.config import NO_LIMIT
-from refdiff.pipelines.base import Pipeline, host
+from refdiff.pipelines.base import Pipeline
 
 _STRATEGIES = ("none", "simple", "first", "average", "max")
 Entity = dict[str, Any]
@@ -59,7 +60,7 @@ class TokenClassificationPipeline(Pipeline):
         found: list[Entity] = []
         for chunk in chunks:
             ids = np.asarray([chunk.ids], dtype=np.int64)
-            logits = host(self.model(input_ids=ids, use_cache=False).logits)[0] if chunk.ids else np.zeros((0, 1))
+            logits = to_numpy(self.model(input_ids=ids, use_cache=False).logits)[0] if chunk.ids else np.zeros((0, 1))
             tokens = self._tokens(item, chunk, softmax(logits) if len(logits) else logits)
             entities = self._aggregate(tokens, strategy)
             found += [entity for entity in entities if entity.get("entity", entity.get("entity_group")) not in ignored]

@@ -15,14 +15,12 @@ from refdiff.cli.prompts_file.reading import Prompt
 from refdiff.cli.terminal import one_line
 from refdiff.cli.transcript import Transcript
 from refdiff.generation.tokenizer.encoded import pad_prompts
+from refdiff.layers.rope_frequencies import LENGTH_DEPENDENT
 
 Result = dict[str, Any] | str
 """What a line says of its prompt, or in words why there is none."""
 
 _FAILURES = (ValueError, FloatingPointError)
-_BY_LENGTH = ("dynamic", "longrope")
-"""Kinds of RoPE whose frequencies follow from the longest text of a batch."""
-
 _COUNT_PADDING = ("no_repeat_ngram_size", "bad_words_ids", "sequence_bias")
 """Options that look at all ids of a row, as transformers does, its padding too."""
 
@@ -110,7 +108,7 @@ class Answering:
         """Rows of one kind are the same in one batch as each alone, but for rounding."""
         in_file = self._model.generation_config
         rope = self._model.config.rope_parameters.get("rope_type")
-        if rope in _BY_LENGTH or in_file.get("prompt_lookup_num_tokens") is not None or not row.ids:
+        if rope in LENGTH_DEPENDENT or in_file.get("prompt_lookup_num_tokens") is not None or not row.ids:
             return i
         beams = row.given.get("num_beams", in_file.get("num_beams")) or 1
         padded = any(row.given.get(name, in_file.get(name)) for name in _COUNT_PADDING)
