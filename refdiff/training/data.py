@@ -11,6 +11,7 @@ memory-mapped file. The separator's token precedes each document and follows the
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import secrets
@@ -168,24 +169,20 @@ def is_corpus(folder: Path, *, whole: bool = True) -> bool:
     return names == _FILES if whole else all(name in _FILES or _PARTIAL.fullmatch(name) for name in names)
 
 
-def row_order(
-    count: int, seed: int, first: int, number: int, shuffles: dict[int, NDArray[np.int64]] | None = None
-) -> NDArray[np.int64]:
-    """Return rows `first` to `first + number` of an endless order, in which every epoch is a new shuffle of all rows.
-
-    The dict `shuffles` caches the shuffle of the last epoch between calls.
-    """
+def row_order(count: int, seed: int, first: int, number: int) -> NDArray[np.int64]:
+    """Return rows `first` to `first + number` of an endless order: every epoch is a new shuffle of all rows."""
     chosen: list[NDArray[np.int64]] = []
-    shuffles = {} if shuffles is None else shuffles
     while number > 0:
         epoch, start = divmod(first, count)
-        if epoch not in shuffles:
-            shuffles.clear()
-            shuffles[epoch] = np.random.default_rng((seed, epoch)).permutation(count)
-        order = shuffles[epoch][start : start + number]
+        order = _shuffle(count, seed, epoch)[start : start + number]
         chosen.append(order)
         first, number = first + len(order), number - len(order)
     return np.concatenate(chosen)
+
+
+@functools.lru_cache(1)  # one epoch has many steps
+def _shuffle(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 def _train_tokenizer(text: Path, cut: int, vocab_size: int) -> tokenizers.Tokenizer:

@@ -55,7 +55,6 @@ class Trainer:
         self._params = params
         make: Any = OPTIMIZERS[settings.optimizer]
         self._optimizer = make(params, weight_decay=settings.weight_decay)
-        self._shuffles: dict[int, np.ndarray[Any, Any]] = {}
         self._rows = corpus.rows("train", settings.context)
         corpus.rows("validation", 2)
 
@@ -237,7 +236,7 @@ class Trainer:
     def _one_step(self) -> dict[str, Any]:
         s, losses = self.settings, []
         grads: dict[str, Array] = {}
-        rows = row_order(self._rows, s.seed, self.step * s.batch_size, s.batch_size, self._shuffles)
+        rows = row_order(self._rows, s.seed, self.step * s.batch_size, s.batch_size)
         with np.errstate(all="ignore"):  # numbers that are not finite are found below
             for part in np.split(rows, s.accumulate):
                 ids, positions = self.corpus.batch("train", part, s.context)
