@@ -10,7 +10,6 @@ frequencies depend on the length, the batch is larger than the kernel of `linear
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -119,6 +118,7 @@ class DecodeStep:
     def _step(self, B: int, mask: NDArray[np.int64] | None) -> Any:
         """Return the function that is recorded; it keeps alive the state, the buffers, the weights and the tables."""
         from refdiff.model.diffllama import Context  # the way down the tree, for what the model gives its layers
+        from refdiff.model.weights.names import flatten
 
         model, xp, capacity = self._model, self._model.xp, self._capacity
         config, state, steps = model.config, self._state, recordable(model.backend.kernels)
@@ -136,7 +136,7 @@ class DecodeStep:
             whole[:, : mask.shape[1]] = mask != 0
             seen = ops.padding_mask(self._put(whole))
         buffers: Any = _FixedBuffers(self._buffers)
-        weights = list(_leaves(model.params))  # kept as long as the recording
+        weights = flatten(model.params)  # kept as long as the recording
 
         def step(_kept: Any = weights) -> Array:
             factors = [
@@ -164,12 +164,3 @@ class _FixedBuffers:
 
     def commit(self, layer: int, end: int) -> tuple[Array, Array]:
         return self._buffers[2 * layer], self._buffers[2 * layer + 1]
-
-
-def _leaves(nested: Any) -> Iterator[Array]:
-    """Yield the arrays of nested dicts and lists."""
-    if isinstance(nested, dict | list):
-        for value in nested.values() if isinstance(nested, dict) else nested:
-            yield from _leaves(value)
-    else:
-        yield nested
