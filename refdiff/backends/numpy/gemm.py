@@ -100,7 +100,7 @@ def plan_products(rt: Runtime, x: FloatArray, projections: Sequence[Mapping[str,
             y, part = _one_token(rt, flat, weight)
             cuts = _cached_cut(len(weight), max(t.read_weights // K, t.released_outputs))
         elif N > 1 and (weight.size * N <= t.unpacked_ops or not (half or weight.flags.c_contiguous)):
-            y, part, cuts = multiply_whole(flat, weight), _do_nothing, []
+            y, part, cuts = multiply_whole(flat, weight), lambda at: None, []
         else:
             if outputs >= t.blocked_outputs and t.tile_terms <= K and rt.unpacks(weight.dtype):
                 blocks = blocks or TokenBlocks(rt, flat)
@@ -119,16 +119,7 @@ def plan_products(rt: Runtime, x: FloatArray, projections: Sequence[Mapping[str,
 
 def run_plans(rt: Runtime, plans: Sequence[Plan]) -> None:
     """Compute all products, the threads taking parts of whichever is next."""
-    rt.workers.map(_run_part, [(plan, at) for plan in plans for at in plan.cuts])
-
-
-def _run_part(item: tuple[Plan, slice]) -> None:
-    plan, at = item
-    plan.part(at)
-
-
-def _do_nothing(_: slice) -> None:
-    """Compute no rows: the product is whole."""
+    rt.workers.map(lambda item: item[0].part(item[1]), [(plan, at) for plan in plans for at in plan.cuts])
 
 
 def multiply_whole(flat: FloatArray, weight: NDArray[Any]) -> FloatArray:
