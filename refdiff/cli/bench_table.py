@@ -164,16 +164,9 @@ def _pairs(usual: int, rows: list[dict[str, Any]]) -> str:
 
 
 def _commits(rows: list[dict[str, Any]]) -> str:
-    """Return the commit of most rows, and the rows of other commits."""
-    titles: dict[str, list[str]] = {}
-    for row in rows:
-        if row.get("commit"):
-            titles.setdefault(row["commit"], []).append(row["title"])
-    if not titles:
-        return ""
-    most = max(titles, key=lambda commit: len(titles[commit]))
-    others = "; ".join(f"{', '.join(found)}: {commit}" for commit, found in titles.items() if commit != most)
-    return f"; commit {most}" + (f" ({others})" if others else "")
+    """Return the commit of the rows: one, unless reports were joined."""
+    commits = dict.fromkeys(row["commit"] for row in rows if row.get("commit"))
+    return f"; commit {', '.join(commits)}" if commits else ""
 
 
 def _machine(machine: dict[str, Any]) -> str:
