@@ -48,10 +48,9 @@ class Beams:
 
     def append(self, tokens: Ids, origins: Ids) -> None:
         """Add a token to every text, and the beam that it came from; both (B, n), or one value for all."""
-        for name, new in (("ids", tokens), ("origins", origins)):
-            old = getattr(self, name)
-            column = np.broadcast_to(new, old.shape[:2])[:, :, None]
-            setattr(self, name, np.concatenate([old, column], axis=2))
+        tokens, origins = (np.broadcast_to(x, self.scores.shape)[:, :, None] for x in (tokens, origins))
+        self.ids = np.concatenate([self.ids, tokens], axis=2)
+        self.origins = np.concatenate([self.origins, origins], axis=2)
 
     def best(self, k: int) -> Beams:
         """Return the k best by score, best first."""
