@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
     from refdiff.convert import Proof
 
+_TAKEN = "exists already; name a new folder, or an empty one"
+
 
 def add_arguments(parser: Parser) -> None:
     parser.description = (
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
             f"OUTPUT {output}: links to {output.readlink()}, which does not exist; make that folder, or name another"
         )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(f"OUTPUT {output}: exists already; name a new folder, or an empty one")
+        raise UsageError(f"OUTPUT {output}: {_TAKEN}")
     check_folder("OUTPUT", output)
     folder = fetch(args.model, args, also=hub.OTHER_TOKENIZERS)
     config = DiffLlamaConfig.from_pretrained(folder)
@@ -82,17 +84,17 @@ def run(args: argparse.Namespace) -> int:
             proof = prove(before, after)
         sys.stdout.write(f"{config.wiring} to {args.to}: {proof}\n")
         _refuse_what_differs(proof)
-        with waiting("writing and comparing", quiet=args.quiet), _all_or_nothing(output):
-            weights.save(output, *after, architecture, dtype=dtype)
+        with waiting("writing and comparing", quiet=args.quiet), _all_or_nothing(output) as new:
+            weights.save(new, *after, architecture, dtype=dtype)
             for pattern in ("generation_config.json", *hub.TOKENIZER, *hub.OTHER_TOKENIZERS, NAMED_TEMPLATES):
                 for path in folder.glob(pattern):
-                    copy = output / path.relative_to(folder)
+                    copy = new / path.relative_to(folder)
                     copy.parent.mkdir(exist_ok=True)
                     copy_file(path, copy, folder=folder)
-            written = weights.load(output, after[0], architecture, dtype=dtype, stored=True, deferred=True)
+            written = weights.load(new, after[0], architecture, dtype=dtype, stored=True, deferred=True)
             proof = prove(before, (after[0], written), dtype=dtype)
             _refuse_what_differs(proof, dtype)
-    except CheckpointError:  # which names its file
+    except (CheckpointError, UsageError):  # which name their file
         raise
     except (ValueError, RuntimeError) as error:
         raise type(error)(f"{args.model}: {error}") from error
@@ -104,18 +106,27 @@ def run(args: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _all_or_nothing(output: Path) -> Iterator[None]:
-    """Restore the folder, empty or absent as it was, after an error or Ctrl-C."""
+def _all_or_nothing(output: Path) -> Iterator[Path]:
+    """Yield a folder in `output`, whose files move to `output` at the end; after an error or Ctrl-C, remove it.
+
+    Two runs cannot make it at once, so that neither touches what the other writes.
+    """
     from refdiff.files import new_folder
 
+    new = output / ".refdiff-convert"
     with new_folder(output):
         try:
-            yield
-        except BaseException:
-            with contextlib.suppress(OSError):  # what ended this is the error to tell
-                for path in output.iterdir():
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-            raise
+            new.mkdir(parents=True)
+        except FileExistsError:
+            raise UsageError(f"OUTPUT {output}: {_TAKEN}") from None
+        try:
+            if any(path != new for path in output.iterdir()):
+                raise UsageError(f"OUTPUT {output}: {_TAKEN}")
+            yield new
+            for path in list(new.iterdir()):
+                path.rename(output / path.name)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
 
 def _refuse_what_differs(proof: Proof, dtype: str | None = None) -> None:

@@ -201,3 +201,30 @@ def test_the_other_weights_are_compared_as_written(convert: Convert, monkeypatch
 
     monkeypatch.setattr(weights, "save", damaged)
     refused(convert("paper"), "model.norm.weight: changed, as written in float64, without being converted;")
+
+
+def test_two_runs_at_once_leave_the_files_of_one(here: Path, convert: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(wiring="none")
+    prove, others = refdiff.convert.prove, ["new"]
+
+    def overtaken(*arguments: Any, **options: Any) -> Any:
+        if others:
+            assert convert("v2", new=others.pop()).status == 0
+        return prove(*arguments, **options)
+
+    monkeypatch.setattr("refdiff.convert.prove", overtaken)
+    done = convert("v2")
+    assert done.status == 2
+    assert "OUTPUT new: exists already" in done.err
+    assert sorted(path.name for path in (here / "new").iterdir()) == ["config.json", "model.safetensors"]
+    save, others = weights.save, ["second"]
+    monkeypatch.setattr("refdiff.convert.prove", prove)
+
+    def meanwhile(*arguments: Any, **options: Any) -> None:
+        save(*arguments, **options)
+        if others:
+            assert convert("v2", new=others.pop()).status == 2
+
+    monkeypatch.setattr(weights, "save", meanwhile)
+    assert convert("v2", new="second").status == 0
+    assert sorted(path.name for path in (here / "second").iterdir()) == ["config.json", "model.safetensors"]
