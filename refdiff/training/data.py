@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from refdiff.browser import require
 from refdiff.errors import CheckpointError
-from refdiff.files import read_json, write_json
+from refdiff.files import open_file, read_json, write_json
+from refdiff.messages import show_value
 from refdiff.training.documents import SEPARATOR, pieces, sample, split_at
 
 if TYPE_CHECKING:
@@ -62,17 +63,21 @@ class Corpus:
         self.folder = folder
         about = read_json(folder / "corpus.json")
         try:
-            self.vocab_size, self.separator = int(about["vocab_size"]), int(about["separator"])
-            self.num_bytes: dict[str, int] = {part: int(about["num_bytes"][part]) for part in PARTS}
+            self.vocab_size = _integer("vocab_size", about["vocab_size"], SMALLEST_VOCABULARY, 2**32)
+            self.separator = _integer("separator", about["separator"], 0, self.vocab_size - 1)
+            self.num_bytes, counts = (
+                {part: _integer(f"{name}.{part}", about[name][part], least) for part in PARTS}
+                for name, least in (("num_bytes", 1), ("num_tokens", 2))
+            )
             self.source: dict[str, Any] = dict(about["source"])
-            kind, counts = np.dtype(about["dtype"]), {part: int(about["num_tokens"][part]) for part in PARTS}
+            kind = _dtype(self.vocab_size)
+            if about["dtype"] != kind.str:
+                raise ValueError(f"dtype: got {show_value(about['dtype'])}, expected {kind.str!r}")
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{folder / 'corpus.json'}: not what this version writes: {error}; train from the beginning"
             ) from None
-        self.tokens: dict[str, NDArray[Any]] = {
-            part: _mapped(folder / f"{part}.bin", kind, counts[part]) for part in PARTS
-        }
+        self.tokens = {part: _mapped(folder, f"{part}.bin", kind, counts[part]) for part in PARTS}
 
     @classmethod
     def from_text(
@@ -105,7 +110,7 @@ class Corpus:
             progress("training the tokenizer")
             tokenizer = _train_tokenizer(text, cut, vocab_size)
             _save_tokenizer(tokenizer, staging)
-            kind = np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+            kind = _dtype(vocab_size)
             counts = {}
             for part, start, stop in (("train", 0, cut), ("validation", cut, size)):
                 progress(f"encoding the {part} part")
@@ -143,22 +148,44 @@ class Corpus:
         return count
 
     def batch(self, part: str, rows: NDArray[np.int64], length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the ids (B, T) of the numbered rows, and the position of each token in its document."""
+        """Return the ids (B, T) of the numbered rows, and the position of each token in its document.
+
+        Raises:
+            CheckpointError: an id is not in the vocabulary.
+        """
         at = rows[:, None] * (length - 1) + np.arange(length)
         ids = self.tokens[part][at].astype(np.int64)
+        if (largest := ids.max()) >= self.vocab_size:
+            raise CheckpointError(
+                f"{self.folder / f'{part}.bin'}: got token id {largest}, expected 0 to {self.vocab_size - 1}; "
+                "train from the beginning"
+            )
         index = np.arange(length)
         starts = np.maximum.accumulate(np.where(ids == self.separator, index, 0), axis=1)
         return ids, index - starts
 
 
-def _mapped(path: Path, kind: np.dtype[Any], count: int) -> NDArray[Any]:
-    size = path.stat().st_size
-    if size != count * kind.itemsize:
-        raise CheckpointError(
-            f"{path}: has {size:,} bytes, but corpus.json says {count * kind.itemsize:,}: it is not whole, or another "
-            "text's; copy it again, or train from the beginning"
-        )
-    return np.memmap(path, kind, "r", shape=(count,))
+def _dtype(vocab_size: int) -> np.dtype[Any]:
+    """Return the type of the tokens on disk."""
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+
+
+def _integer(name: str, value: Any, least: int, most: int = 2**53) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(f"{name}: got {show_value(value)}, expected a whole number from {least:,} to {most:,}")
+    return value
+
+
+def _mapped(folder: Path, name: str, kind: np.dtype[Any], count: int) -> NDArray[Any]:
+    path = folder / name
+    with open_file(path, folder=folder) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != count * kind.itemsize:
+            raise CheckpointError(
+                f"{path}: has {size:,} bytes, but corpus.json says {count * kind.itemsize:,}: it is not whole, or "
+                "another text's; copy it again, or train from the beginning"
+            )
+        return np.memmap(file, kind, "r", shape=(count,))
 
 
 def is_corpus(folder: Path, *, whole: bool = True) -> bool:

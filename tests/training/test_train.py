@@ -302,9 +302,14 @@ def test_a_damaged_optimizer_file_is_named(start: Start) -> None:
     ("damage", "message"),
     [
         (lambda about: about.pop("vocab_size"), "'vocab_size'"),
-        (lambda about: about.update(dtype="letters"), "data type 'letters' not understood"),
-        (lambda about: about.update(num_tokens={"train": "many"}), "invalid literal for int"),
+        (lambda about: about.update(vocab_size=2**40), r"vocab_size: got \d+, expected a whole number from 257"),
+        (lambda about: about.update(dtype="|O"), r"dtype: got '\|O', expected '<u2'"),  # would make pointers of ids
+        (lambda about: about.update(dtype="<f2"), "dtype: got '<f2', expected '<u2'"),
+        (lambda about: about.update(separator=270), "separator: got 270, expected a whole number from 0 to 269"),
+        (lambda about: about.update(num_tokens={"train": "many"}), r"num_tokens\.train: got 'many', expected a whole"),
+        (lambda about: about["num_tokens"].update(train=math.inf), r"num_tokens\.train: got inf, expected"),
         (lambda about: about.update(num_bytes=3), "'int' object is not subscriptable"),
+        (lambda about: about["num_bytes"].update(validation=0), r"num_bytes\.validation: got 0, expected"),
     ],
 )
 def test_a_damaged_corpus_is_named(start: Start, damage: Damage, message: str) -> None:
@@ -323,6 +328,13 @@ def test_a_damaged_corpus_is_named(start: Start, damage: Damage, message: str) -
         CheckpointError, match=r"train\.bin: has 100 bytes, but corpus\.json says [\d,]+: it is not whole"
     ):
         Trainer.resume(trainer.out)
+
+
+def test_an_id_outside_of_the_vocabulary_is_located(start: Start) -> None:
+    trainer = start()
+    trainer.corpus.tokens["train"] = np.full_like(trainer.corpus.tokens["train"], 270)
+    with pytest.raises(CheckpointError, match=r"corpus.train\.bin: got token id 270, expected 0 to 269; train from"):
+        trainer.run()
 
 
 # ---- evaluation
