@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,17 +37,9 @@ class Task:
 
 def batched(tasks: Iterable[Task], size: int) -> Iterator[list[Task]]:
     """Up to `size` tasks at a time, in their order; those of a batch have the same options of generation."""
-    batch: list[Task] = []
-    for task in tasks:
-        if batch and (len(batch) == size or _choices(task) != _choices(batch[0])):
+    for _, alike in itertools.groupby(tasks, _choices):
+        while batch := list(itertools.islice(alike, size)):
             yield batch
-            batch = []
-        batch.append(task)
-        if size == 1:  # wait for no other
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _choices(task: Task) -> dict[str, Any]:
