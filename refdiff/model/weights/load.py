@@ -78,7 +78,8 @@ def load(
     shapes = parameter_shapes(config, architecture)
     places, problems = find_parameters(files, config, architecture)
     if problems:
-        raise CheckpointError(f"{files[0].label if len(files) == 1 else folder}: {list_problems(problems)}")
+        label = files[0].label if len(files) == 1 else str(Path(folder))
+        raise CheckpointError(f"{label}: {list_problems(problems)}")
     arrays: dict[str, Any] = {}
     for name, (file, tensor) in places.items():
         if stored and _can_stay(name, file.tensors[tensor].dtype, wanted):
