@@ -90,7 +90,7 @@ def write_like(name: str, folder: Path, dtype: str | None = None) -> None:
 
 @contextmanager
 def checkpoint(like: str | None, folder: str | None, dtype: str | None = None) -> Iterator[str | None]:
-    """Yield a folder with a checkpoint: `folder`, or with `like` a new one there or in a temporary folder.
+    """Yield the absolute path of a checkpoint: `folder`, or with `like` a new one there or in a temporary folder.
 
     `dtype` is that of a new file (default: that of `LIKE[like]`).
     """
@@ -98,7 +98,7 @@ def checkpoint(like: str | None, folder: str | None, dtype: str | None = None) -
         if like is not None:
             folder = folder or temporary
             write_like(like, Path(folder), dtype)
-        yield folder
+        yield None if folder is None else str(Path(folder).absolute())
 
 
 def write_tokenizer(fields: dict[str, Any], folder: Path) -> None:

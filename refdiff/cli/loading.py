@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from refdiff import bundled
 from refdiff.cli.flags import MAX_PROMPT, UsageError
 from refdiff.cli.terminal import AFTER, note, waiting
 
@@ -64,10 +65,16 @@ def fetch(name: str, args: argparse.Namespace, also: Sequence[str] = ()) -> Path
         )
 
 
+def named_folder(name: str) -> Path | None:
+    """Return the folder that a model's name means; None for the bundled model and a hub repo."""
+    folder = Path(name).expanduser()
+    return folder if name != bundled.NAME and folder.is_dir() else None
+
+
 def find_checkpoint(name: str, *, quiet: bool = False) -> str:
     """Return the last checkpoint of a training run's folder, and print which; return any other name unchanged."""
-    folder = Path(name).expanduser()
-    if not folder.is_dir() or (folder / "config.json").exists():
+    folder = named_folder(name)
+    if folder is None or (folder / "config.json").exists():
         return name
     from refdiff import hub
 

@@ -53,7 +53,7 @@ def snapshot(
 ) -> Path:
     """Return the folder of a checkpoint; of a hub repo, download what is not in the cache yet.
 
-    `"bundled"` is the package's own model.
+    The string `"bundled"` is the package's own model; `"./bundled"` is a folder, as any `Path` is.
 
     `files` are the names or patterns to download: `CONFIG`, `WEIGHTS`, `TOKENIZER`, or any of them added together. With
     `WEIGHTS`, the file `model.safetensors` is downloaded, or where there is none, the shards that
@@ -139,9 +139,11 @@ def choose(names: Collection[str], files: Sequence[str], what: str, fetch: Calla
 def local_folder(path_or_repo: str | os.PathLike[str]) -> Path | None:
     """Return the folder if there is one, None for a string that can only be a repo id, or raise `CheckpointError`.
 
-    `"bundled"` is the package's own model, unless there is a folder of that name. For the folder of a training
-    run, its last checkpoint is returned.
+    The string `"bundled"` is the package's own model. For the folder of a training run, its last checkpoint is
+    returned.
     """
+    if path_or_repo == bundled.NAME:
+        return bundled.FOLDER
     text = os.fspath(path_or_repo)
     if re.match(r"(?:https?|hf)://", text):
         raise CheckpointError(f"{text[:200]}: is a web address; give the repo id in it, such as user/name")
@@ -160,8 +162,6 @@ def local_folder(path_or_repo: str | os.PathLike[str]) -> Path | None:
         mode = path.stat().st_mode if path.exists() else 0
     except OSError as error:
         raise CheckpointError(f"{text[:200]}: cannot be read: {error.strerror}") from None
-    if text == bundled.NAME:
-        return bundled.FOLDER
     if stat.S_ISREG(mode):
         raise CheckpointError(f"{path}: is a file; give the folder that it is in")
     if mode:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from refdiff import hub
+from refdiff import bundled, hub
 from refdiff.errors import CheckpointError
 from refdiff.files import read_json, write_json
 from refdiff.messages import list_problems, show_value, warn
@@ -120,7 +120,7 @@ class DiffLlamaConfig:
             CheckpointError: config.json is missing or wrong; the message names the file or repo, the field and the fix.
         """
         path = Path(path_or_repo)
-        if not path.is_file():
+        if path_or_repo == bundled.NAME or not path.is_file():
             path = hub.snapshot(
                 path_or_repo,
                 files=hub.CONFIG,

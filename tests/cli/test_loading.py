@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -14,9 +16,12 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import refdiff
+from refdiff.bench.sizes import checkpoint
 from refdiff.cli.flags import MAX_PROMPT, UsageError
 from refdiff.cli.loading import check_prompt, fetch, find_checkpoint, load, read_prompt, refuse_other_heads
 from refdiff.cli.parser import build_parser
+
+from .conftest import Cli
 
 
 def _args(model: Path | str, **options: Any) -> argparse.Namespace:
@@ -127,3 +132,15 @@ def test_a_checkpoint_with_another_head_is_refused(tmp_path: Path) -> None:
     refdiff.DiffLlamaConfig(architectures=["LlamaForQuestionAnswering"], wiring="none").save_pretrained(tmp_path)
     with pytest.raises(UsageError, match=r"m: a DiffLlamaForQuestionAnswering, which .* refdiff\.DiffLlamaForQuestion"):
         refuse_other_heads("m", tmp_path)
+
+
+def test_bundled_is_the_packages_model_beside_a_folder_of_that_name(reciting: Path, here: Path, cli: Cli) -> None:
+    shutil.copytree(reciting, here / "bundled")
+    assert json.loads(cli("inspect", "bundled", "--json").out)["config"]["vocab_size"] == 2048
+    assert refdiff.DiffLlamaConfig.from_pretrained("bundled").vocab_size == 2048
+    for folder in ("./bundled", here / "bundled"):
+        assert cli("generate", "-q", "-m", folder, "h").out == "éあ😀!\n"
+    for path in (Path("bundled"), "./bundled"):
+        assert refdiff.DiffLlamaForCausalLM.from_pretrained(path).num_parameters() < 1_000_000
+    with checkpoint(None, str(Path("bundled"))) as found:
+        assert found == str(here / "bundled")

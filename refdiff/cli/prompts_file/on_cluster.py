@@ -8,12 +8,12 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from distributed import WorkerPlugin, get_worker
 
 from refdiff import cluster
+from refdiff.cli.loading import named_folder
 from refdiff.cli.prompts_file.batches import Answering, Result, Task
 from refdiff.cli.terminal import one_line
 from refdiff.errors import CheckpointError
@@ -70,8 +70,8 @@ def answering(
         RuntimeError: a worker cannot load the model; names the worker.
     """
     name = f"refdiff-{uuid.uuid4().hex}"
-    folder = Path(args.model).expanduser()
-    model = str(folder.absolute()) if folder.is_dir() else args.model  # a worker stands elsewhere
+    folder = named_folder(args.model)
+    model = args.model if folder is None else str(folder.absolute())  # a worker stands elsewhere
     there = argparse.Namespace(**{**vars(args), "model": model, "quiet": True})
     client.register_plugin(ModelOnWorker(there), name=name)
 

@@ -9,13 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from refdiff import cluster
 from refdiff.cli.answering import check_greedy, given_options
 from refdiff.cli.flags import UsageError
-from refdiff.cli.loading import find_checkpoint
+from refdiff.cli.loading import find_checkpoint, named_folder
 from refdiff.cli.prompts_file.answers import COMPARED, Answers
 from refdiff.cli.prompts_file.batches import Answering, Result, Task, batched
 from refdiff.cli.prompts_file.reading import Prompts
@@ -64,8 +63,7 @@ def _identity(args: argparse.Namespace) -> str:
     """Return the real path of a checkpoint, or the name of a hub repo, with its commit where that is known."""
     from refdiff import hub
 
-    folder = Path(args.model).expanduser()
-    if folder.is_dir():
+    if (folder := named_folder(args.model)) is not None:
         return str(folder.resolve())
     try:
         commit = hub.snapshot(args.model, local_files_only=args.offline, progress=False)

@@ -236,6 +236,7 @@ def _make_run(about: dict[str, Any], inputs: dict[str, Any], model: Any) -> Any:
         model = about.get("model")
         if not isinstance(model, str) or not _has_config(Path(model), about["config"]):
             return None
+        model = Path(model)
     if isinstance(model, str | os.PathLike):
         if about["class"] not in ARCHITECTURES:
             raise ValueError(f"class: got {show_value(about['class'])}, expected {', '.join(ARCHITECTURES)}")
