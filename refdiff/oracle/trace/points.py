@@ -26,6 +26,9 @@ from refdiff.oracle.truth.attention_operands import log_sum_exp
 SINGLE, DOUBLE = 2.0**-24, 2.0**-53
 """Unit roundoff of float32 and float64."""
 
+LSE_UNITS = {"e": 1.0, "2": math.log(2), "10": math.log(10)}
+"""The natural logarithm of each base that a log-sum-exp may have."""
+
 _LAYER = re.compile(r"(.*\blayers)\.(\d+)\.(input_layernorm|post_attention_layernorm)")
 
 
@@ -62,11 +65,14 @@ class Points:
         whole: compute the difference of the maps by the function of `ops`, and the points inside it separately;
             otherwise compute it from the values that `visit` returned for those points.
         plain: plain attention, with λ = 0: only its one map is visited, under the names of a plain Llama.
+        lse_base: the base of log-sum-exps, a key of `LSE_UNITS`.
     """
 
     def __init__(
-        self, weights: Mapping[str, Array], visit: Visit, *, maps: bool = False, whole: bool = True, plain: bool = False
-    ) -> None:
+        self, weights: Mapping[str, Array], visit: Visit, *, maps: bool = False, whole: bool = True,
+        plain: bool = False, lse_base: str = "e",
+    ) -> None:  # fmt: skip
+        self._lse_unit = LSE_UNITS[lse_base]
         self._names = {id(array): name.removesuffix(".weight") for name, array in weights.items()}
         self._visitor, self._maps, self._whole, self._plain = visit, maps, whole, plain
         self._visits = Counter[str]()
@@ -208,7 +214,7 @@ class Points:
         hidden = None if see is None else ~np.broadcast_to(to_numpy(see), scores.shape)
         scores = self._visit(f"{self._prefix}scores{number}", scores, hidden=hidden, terms=q.shape[-1])
         seen = to_numpy(scores) if hidden is None else np.where(hidden, -math.inf, to_numpy(scores))
-        self._visit(f"{self._prefix}lse{number}", log_sum_exp(seen))
+        self._visit(f"{self._prefix}lse{number}", log_sum_exp(seen) / self._lse_unit)
         probs = layers.softmax(scores, see)
         if self._maps:
             probs = self._visit(f"{self._prefix}probs{number}", probs, terms=probs.shape[-1])

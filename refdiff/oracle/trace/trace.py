@@ -84,6 +84,12 @@ class Trace(Mapping[str, NDArray[Any]]):
     def __len__(self) -> int:
         return len(self.points)
 
+    @property
+    def lse_base(self) -> str:
+        """The base of the log-sum-exps: that of the spec, or "e" for a model."""
+        base: str = self.about.get("spec", {}).get("lse_base", "e")
+        return base
+
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file for `read_trace`, each array in its own type."""
         clashes = [name for name in self.points if name.startswith(INPUT)]
@@ -160,7 +166,8 @@ class SpecRun:
         self._spec, self._inputs = spec, as_float64(spec, inputs)
 
     def __call__(self, visit: Visit, *, maps: bool = False, whole: bool = False) -> None:
-        points = Points(self._inputs, visit, maps=maps, whole=whole, plain=self._spec.is_plain)
+        spec = self._spec
+        points = Points(self._inputs, visit, maps=maps, whole=whole, plain=spec.is_plain, lse_base=spec.lse_base)
         visit("out", forward(self._spec, self._inputs, points.wrap(ops_for())))
 
 

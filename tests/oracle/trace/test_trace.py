@@ -90,6 +90,15 @@ def test_attention_of_a_spec() -> None:
     assert list(again) == list(traced)
 
 
+def test_log_sum_exps_have_the_base_of_the_spec() -> None:
+    given, spec = spec_inputs(), SPEC.replace(lse_base="2")
+    traced, right = trace(spec, given), truth(spec, given, want=("lse1", "lse2"))
+    assert traced.lse_base == "2"
+    for name in ("lse1", "lse2"):
+        close(traced[name], getattr(right, name), FLOAT64)
+        close(run_again(traced)[name], getattr(right, name), FLOAT64)
+
+
 def test_a_name_that_is_none() -> None:
     traced = trace(SPEC, spec_inputs())
     with pytest.raises(KeyError, match=r"'atn1' is no point of this trace, did you mean 'attn1'\?"):
