@@ -65,6 +65,7 @@ refdiff trace --compare mine.safetensors run.safetensors
         "numbers alone.",
         "Each point is computed from the points before it in MINE, so that an error belongs to the point that made it; "
         "with --free, from the inputs of the run.",
+        "Log-sum-exps may have another base than REF, if all have the same; `refdiff check` requires the spec's base.",
         "An .npz file can be MINE; REF needs the description that a .safetensors file has.",
         SPEC_NOTE + " `refdiff check --inputs` lists the arrays of FILE.",
     ]

@@ -23,8 +23,8 @@ _MAP_POINT = re.compile(r"(.*(?:scores|lse|probs|attn))([12])(\[\d+\])?$")
 def explanation(path: str, mine: Floats, expected: Points, reference: Arrays, unit: float) -> str:
     """Say up to what `mine` is equal to the expected value, or return "".
 
-    Tried in this order: weights rounded to 16 bits, a factor (for `lse` another base of the logarithm), another order
-    of heads, also across the two maps, and another order of axes.
+    Tried in this order: weights rounded to 16 bits, a factor, another order of heads, also across the two maps, and
+    another order of axes.
     """
     for attempt in (_half_weights, _factor, _heads, _axes):
         if said := attempt(path, mine, expected, reference, unit):
@@ -51,10 +51,6 @@ def _factor(path: str, mine: Floats, expected: Points, reference: Arrays, unit: 
     scaled = compare(mine, replace(point, value=factor * point.value, spread=factor**2 * point.spread), unit)
     if not scaled.ok or 2 * scaled.ratio > compare(mine, point, unit).ratio:  # a fitted factor always helps a little
         return ""
-    if "lse" in path.rpartition(".")[2]:
-        for base, log in (("2", math.log(2)), ("10", math.log(10))):
-            if abs(factor * log - 1) < 1e-2:
-                return f"the base of the logarithm: {base}, not e"
     return f"the factor {factor:.5g}{_scale_cause(factor, path, reference)}"
 
 

@@ -7,12 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from refdiff.oracle import first_divergence, trace
+from refdiff.oracle import Spec, first_divergence, trace
 from refdiff.oracle.divergence.expected_values import Expected
 from refdiff.oracle.divergence.explain import explanation
 from refdiff.oracle.divergence.layouts import arrange
 from refdiff.oracle.rounding.number_formats import round_to
 from tests.model.models import ids, small_model
+from tests.oracle.example_inputs import draw
 
 # as many keys as queries, so that an order of heads is an order of scores
 REF = trace(small_model(num_key_value_heads=8), ids(0, 2, 5), maps=True)
@@ -59,12 +60,45 @@ def test_a_factor_explains_most_of_an_error() -> None:
         assert explanation(AT + "o_proj", y + error, allowed, REF, 2.0**-40) == says
 
 
-def test_another_base_diverges_from_nothing() -> None:
-    mine = {path: x / math.log(2) if "lse" in path else x for path, x in REF.items()}
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("base", [2, 10])
+def test_another_base_diverges_from_nothing(base: int, dtype: str) -> None:
+    mine = {path: (x / math.log(base) if "lse" in path else x).astype(dtype) for path, x in REF.items()}
     found = first_divergence(mine, REF)
     assert not found
     stages = {s.path: s for s in found.stages}
     assert stages[AT + "lse1"].status == "equal up to"
+    assert stages[AT + "lse1"].what == f"equal up to the base of the logarithm: {base}, not e"
+    assert stages[AT + "lse1"].unseen > 0
+    assert f"  {AT}lse1\n{'':29}equal up to the base of the logarithm: {base}, not e\n" in found.text(worst=10)
+
+
+@pytest.mark.parametrize(("factor", "dtype"), [(1.4427, "float32"), (1.443, "float32"), (1.45, "bfloat16")])
+def test_a_factor_near_that_of_base_2_is_no_base(factor: float, dtype: str) -> None:
+    mine = {path: (factor * x if "lse" in path else x).astype(np.float32) for path, x in REF.items()}
+    found = first_divergence(mine, REF, precision=dtype)
+    assert found.path == "model.layers.0.self_attn.lse1"
+    assert found.first.what.startswith("equal up to the factor")
+
+
+def test_all_log_sum_exps_have_one_base() -> None:
+    """A backward pass, or a merge of split keys, uses those of both maps alike."""
+    for name, other, bases in (("lse1", "lse2", {"lse1": 2}), ("lse2", "lse1", {"lse1": 10, "lse2": 2})):
+        assert bases[name] == 2
+        mine = {AT + n: REF[AT + n] / math.log(bases.get(n, math.e)) for n in ("lse1", "lse2")}
+        found = first_divergence(mine, REF)
+        assert found.path in mine
+        said = {s.path: s.what for s in found.stages}
+        assert said[AT + name] == f"equal up to the base of the logarithm: 2, not e; {AT}{other} has another"
+
+
+def test_the_base_of_the_spec() -> None:
+    spec = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=6, lse_base="2")
+    ref = trace(spec, draw(spec, 1, dtype=np.float32, T=3))
+    assert not first_divergence(ref, ref)
+    natural = {name: ref[name] * math.log(2) for name in ("lse1", "lse2")}
+    stages = {s.path: s for s in first_divergence(natural, ref).stages}
+    assert stages["lse1"].what == "equal up to the base of the logarithm: e, not 2"
 
 
 @pytest.mark.parametrize("name", ["scores1", "attn2", "lse1", "diff", "groupnorm", "probs2"])
@@ -113,11 +147,6 @@ def test_arranged(path: str, change: object, how: str) -> None:
     assert array.dtype == np.float64
     assert array.shape == MODEL[path].shape
     assert np.array_equal(array.astype(np.float32), x)
-
-
-def test_bases_of_the_logarithm() -> None:
-    assert said("lse2", of("lse2") / math.log(2)) == "equal up to the base of the logarithm: 2, not e"
-    assert said("lse2", of("lse2") / math.log(10)) == "equal up to the base of the logarithm: 10, not e"
 
 
 def test_orders_of_heads_side_by_side() -> None:
