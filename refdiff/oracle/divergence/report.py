@@ -82,7 +82,7 @@ class Divergence:
         for stage in sorted(largest, key=compared.index):
             mark = "DIFFERS" if stage.status == "differs" else stage.status
             lines += [f"  {mark:12}{stage.ratio:>13.2g}  {stage.path}"]
-            if stage.what and worst is None:
+            if stage.what and (worst is None or stage.status == "equal up to"):
                 lines += [" " * 29 + stage.what]
         if hidden := len(compared) - len(largest):
             lines += [f"  and {hidden} more points; --all shows them"]
