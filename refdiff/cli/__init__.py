@@ -15,6 +15,7 @@ from refdiff.cli.parser import build_parser
 from refdiff.cli.process import (
     capture_panics,
     discard_output,
+    exit_on_signals,
     explain_bus_errors,
     interrupted,
     open_streams,
@@ -36,10 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status.
 
     0 done; 1 run-time failure, or a verdict of "not passed"; 2 wrong usage, or an input that is missing or broken;
-    130 after Ctrl-C; 141 when the reader of the output has closed it.
+    130 after Ctrl-C; 141 when the reader of the output has closed it; 143 after SIGTERM.
     """
     open_streams()
-    with remember_ctrl_c() as pressed:
+    with exit_on_signals(), remember_ctrl_c() as pressed:
         return _run(argv, pressed)
 
 

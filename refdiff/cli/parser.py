@@ -289,12 +289,13 @@ refdiff inspect kajuma/DiffLlama-0.3B-handcut
     parser.notes = [
         "`refdiff COMMAND -h` shows the main options of a command, `refdiff COMMAND --help` all of them.",
         "A file that a command writes replaces the one that was there, and only when it is complete. A folder that it "
-        "writes must be new or empty; every command but convert also takes an earlier one of its own.",
+        "writes must be new or empty; bench and golden also take an earlier one of their own, and train with --resume.",
         "Exit status: 0 done; 1 run-time failure; 2 wrong usage, or an input that is missing or broken; 130 after "
-        "Ctrl-C; 141 when the reader of the output has closed it. In check, golden, judge and trace, 1 means not "
-        "passed, and 2 any error. In inspect, 1 means that the checkpoint has problems; in bench, that a row failed.",
-        "Environment: REFDIFF_MODEL is the default of -m; OMP_NUM_THREADS that of --threads; HF_HOME, HF_ENDPOINT, "
-        "HF_TOKEN and HF_HUB_OFFLINE are those of huggingface_hub.",
+        "Ctrl-C; 141 when the reader of the output has closed it; 143 after SIGTERM. In check, golden, judge and "
+        "trace, 1 means not passed, and 2 any error. In inspect, 1 means that the checkpoint has problems; in bench, "
+        "that a row failed.",
+        "Environment: REFDIFF_MODEL is the default model of generate, inspect and attention; OMP_NUM_THREADS the "
+        "default of --threads; HF_HOME, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE are those of huggingface_hub.",
     ]
     commands: Any = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", parser_class=Parser)
     for name, summary in COMMANDS.items():

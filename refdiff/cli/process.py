@@ -78,6 +78,30 @@ def remember_ctrl_c() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(pressed)
 
 
+@contextmanager
+def exit_on_signals() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into an ordinary exit, so that temporary files are deleted; a second one ends at once.
+
+    The exit status is 128 + the signal's number. A signal that the process ignores, as under nohup, stays ignored.
+    """
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    caught = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        caught = []
+
+    def end(number: int, _: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    for number in caught:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in caught:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def interrupted() -> None:
     """Flush the output, and print that the command was interrupted."""
     discard_output()

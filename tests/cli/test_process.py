@@ -94,6 +94,29 @@ def test_text_is_streamed_into_a_pipe_and_ctrl_c_ends_it_with_130(reciting: Path
     assert b"Traceback" not in err
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "arguments", ["bench --like tiny --rows decode:128 --pairs 1000", "judge slow.py"], ids=["bench", "judge"]
+)
+def test_a_signal_that_ends_a_command_leaves_no_files(
+    arguments: str, number: signal.Signals, environment: dict[str, str], tmp_path: Path, start: Start
+) -> None:
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(100)\n")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    environment["TMPDIR"] = str(temporary)
+    process = start(*arguments.split())
+    deadline = time.monotonic() + 60
+    while not any(temporary.glob("*/*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert b"Traceback" not in err
+    assert not list(temporary.iterdir())
+
+
 def test_a_closed_pipe_is_silent(reciting: Path, start: Start) -> None:
     process = start("generate", "-m", reciting, "-n", "0", "--ignore-eos", "h")
     _read_until(process, "é".encode())
