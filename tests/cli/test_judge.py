@@ -43,10 +43,32 @@ def test_a_verdict_starts_on_a_line_of_its_own(judge: Judge) -> None:
     assert ":\nfail, judged as float32; numbers are value/limit" in done.out
 
 
-def test_a_file_without_the_function(judge: Judge) -> None:
-    done = judge(f"{KERNELS / 'honest.py'}:absent")
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("k.py:absent", "", "the file has no function 'absent'; FILE.py:FUNCTION names another"),
+        ("k.py", "\n\ndef kernel(:\n", "the kernel raised SyntaxError: invalid syntax (line 3 of k.py)"),
+        ("k.py", "\nimport refdiff\n", "cannot be imported in the process of a kernel that is judged (line 2 of k.py)"),
+        ("k.txt", "not Python", "the file is no Python file: its name must end in .py"),
+    ],
+)
+def test_a_broken_file_is_an_error(name: str, text: str, said: str, here: Path, judge: Judge) -> None:
+    (here / name.partition(":")[0]).write_text(text)
+    done = judge(name)
+    assert (done.status, done.out) == (2, "")
+    assert done.err.startswith(f"refdiff judge: error: {name.partition(':')[0]}: ")
+    assert done.err.endswith(f"{said}\n")
+
+
+def test_a_folder_is_an_error(here: Path, judge: Judge) -> None:
+    assert judge(here) == (2, "", f"refdiff judge: error: {here}: got a folder, expected a file\n")
+
+
+def test_a_failure_names_the_line_of_the_kernel(here: Path, judge: Judge) -> None:
+    (here / "k.py").write_text("import subprocess\ndef kernel(inputs):\n    subprocess.run(['true'])\n")
+    done = judge("k.py")
     assert done.status == 1
-    assert done.out.endswith("\nthe file has no function 'absent'; FILE.py:FUNCTION names another\n")
+    assert "(line 3 of k.py)" in done.out
 
 
 @pytest.mark.parametrize(

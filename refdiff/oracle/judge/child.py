@@ -89,7 +89,7 @@ def load(path: str, function: str) -> Callable[..., Any]:
     sys.path.insert(0, str(Path(path).parent))
     spec = importlib.util.spec_from_file_location("submission", path)
     if spec is None or spec.loader is None:
-        raise UnusableError(f"{path} is no Python file")
+        raise UnusableError("the file is no Python file: its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["submission"] = module
     spec.loader.exec_module(module)
@@ -191,18 +191,21 @@ def overwrite(x: Any) -> None:
             x[...] = math.nan
 
 
-def last_line(error: BaseException) -> str:
-    """Return the message of an exception and the line that raised it."""
-    where = traceback.extract_tb(error.__traceback__)
+def last_line(error: BaseException, kernel: str) -> str:
+    """Return the message of an exception and the line that raised it: that of the file `kernel`, if one of it did."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{type(error).__name__}: {error.msg} (line {error.lineno} of {Path(error.filename).name})"
+    frames = traceback.extract_tb(error.__traceback__)
+    where = [frame for frame in frames if frame.filename == kernel] or frames
     at = f" (line {where[-1].lineno} of {Path(where[-1].filename).name})" if where else ""
     return "".join(traceback.format_exception_only(error)).strip()[-2000:] + at
 
 
 class Answers:
-    """The pipe that carries responses to the judge."""
+    """The pipe that carries responses to the judge; `kernel` is the submitted file."""
 
-    def __init__(self, pipe: IO[bytes]) -> None:
-        self._pipe = pipe
+    def __init__(self, pipe: IO[bytes], kernel: str) -> None:
+        self._pipe, self._kernel = pipe, kernel
 
     def send(self, status: str, payload: bytes = b"", **more: Any) -> None:
         """Write a response and the bytes that follow it."""
@@ -215,7 +218,7 @@ class Answers:
         if isinstance(error, UnusableError):
             self.send("unusable", text=str(error))
         else:
-            self.send("raised", text=last_line(error))
+            self.send("raised", text=last_line(error, self._kernel))
 
 
 def serve(kernel: Callable[..., Any], requests: IO[bytes], answers: Answers, arena: mmap.mmap) -> None:
@@ -255,7 +258,7 @@ def serve(kernel: Callable[..., Any], requests: IO[bytes], answers: Answers, are
 def main(config: dict[str, Any]) -> None:
     """Load the kernel, report whether it takes dout, and serve requests."""
     arena = mmap.mmap(config["arena"], config["arena_bytes"])
-    answers = Answers(os.fdopen(config["answers"], "wb"))
+    answers = Answers(os.fdopen(config["answers"], "wb"), config["kernel"])
     sys.addaudithook(guard(tuple(f"{path}/" for path in config["hidden"]), config["scratch"], config["processes"]))
     try:
         kernel, gradients = adapt(load(config["kernel"], config["function"]))

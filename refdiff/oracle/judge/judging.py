@@ -164,10 +164,13 @@ def judge_file(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a profile is unknown.
+        IsADirectoryError: it is a folder.
+        ValueError: a profile is unknown; or the file has no such function, or raises an exception when it is loaded.
         OSError: the system is Windows, which has no such limits.
     """
     path, spec = Path(path), resolve_spec(spec)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: got a folder, expected a file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if os.name != "posix":

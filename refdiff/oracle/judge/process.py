@@ -50,6 +50,10 @@ class ProcessError(KernelError):
     """The process cannot be used any more: it ended, took too long or wrote no valid response."""
 
 
+class LoadError(ValueError):
+    """The file has no kernel, or raises an exception when it is loaded."""
+
+
 NO_ANSWER = "the kernel's process has written something other than responses to the judge"
 
 
@@ -75,12 +79,13 @@ class KernelProcess:
         largest: the most bytes of the inputs of one call.
 
     Raises:
-        KernelError: the file does not load.
+        LoadError: the file does not load.
+        ProcessError: the process ended or took too long when it loaded the file.
     """
 
     def __init__(self, path: Path, function: str, largest: int, limits: Limits) -> None:
         self._limits, self._size = limits, largest + 2**14
-        self._path, self._function = path.resolve(), function
+        self._path, self._function = path, function
         self._calls, self._deadline = 0, time.monotonic() + limits.seconds
         self._kept: dict[int, list[_Array]] = {}
         self._memory: IO[bytes] | None = None
@@ -95,7 +100,7 @@ class KernelProcess:
         child_in, self._requests = os.pipe()
         self._answers, child_out = os.pipe()
         config = {
-            "kernel": str(self._path),
+            "kernel": str(self._path.resolve()),
             "function": self._function,
             "requests": child_in,
             "answers": child_out,
@@ -126,7 +131,7 @@ class KernelProcess:
         os.close(child_out)
         os.set_blocking(self._answers, False)
         try:
-            self.gradients = self._response(("ready",))["gradients"] is True
+            self.gradients = self._load()["gradients"] is True
             with contextlib.suppress(OSError):  # no /proc, or other processes may not be read
                 memory = Path(f"/proc/{self._process.pid}/mem").open("rb", buffering=0)
                 self._memory = self._files.enter_context(memory)
@@ -145,6 +150,14 @@ class KernelProcess:
         self._kill()
         os.close(self._answers)
         self._files.close()
+
+    def _load(self) -> dict[str, Any]:
+        try:
+            return self._response(("ready",))
+        except ProcessError:
+            raise
+        except KernelError as error:
+            raise LoadError(f"{self._path}: {error}") from None
 
     def call(self, spec: Mapping[str, Any], arrays: Mapping[str, Numpy]) -> int | None:
         """Run the kernel on these arrays; return the number of the call, or None if the kernel declines them.
