@@ -40,9 +40,10 @@ refdiff judge kernel.py:attention --profile natural --profile tiles --json
     parser.notes = [
         "Exit status: 0 passed; 1 not passed; 2 error.",
         "The kernel is called three times per case: on two sets of numbers in the same memory, then on the first again "
-        "in another order. Sizes beside those of the profiles are drawn. The expected output is computed after the "
-        "kernel's process and all that it started have ended. The kernel may take dout=None and return gradients, and "
-        "return NotImplemented for inputs that it does not serve.",
+        "in another order. Sizes beside those of the profiles are drawn; in three of them inputs and dout are not "
+        "contiguous. The expected output is computed after the kernel's process and all that it started have ended. "
+        "The kernel may take dout=None and return gradients, and return NotImplemented for inputs that it does not "
+        "serve.",
         "The kernel cannot import refdiff, start processes (Triton and torch.compile need --allow-processes), open "
         "connections, or write files outside its temporary folder. Where Linux has Landlock, it enforces what "
         "concerns files; the rest is up to an audit hook, which a kernel can undo. This stops known ways to cheat. It "

@@ -125,10 +125,10 @@ def dtype_of(name: str) -> np.dtype[Any]:
 
 
 def views(arena: mmap.mmap, arrays: list[list[Any]]) -> dict[str, Any]:
-    """Return arrays over the shared memory, each listed as (name, dtype, shape, offset)."""
+    """Return arrays over the shared memory, each listed as (name, dtype, shape, offset, strides)."""
     return {
-        name: np.ndarray(tuple(shape), dtype_of(dtype), buffer=arena, offset=offset)
-        for name, dtype, shape, offset in arrays
+        name: np.ndarray(tuple(shape), dtype_of(dtype), buffer=arena, offset=offset, strides=tuple(strides))
+        for name, dtype, shape, offset, strides in arrays
     }
 
 

@@ -1,7 +1,8 @@
 """Run a submitted kernel on hidden inputs, end its process, then compute the expected outputs and judge.
 
 Each case has two sets of numbers of the same shapes. The kernel is called with the first, then with the second in the
-same memory. After all cases it is called with the first sets again, in another order; the bits must be the same.
+same memory. After all cases it is called with the first sets again, in another order; the bits must be the same. Some
+cases have arrays that are not contiguous.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import numpy as np
 
 from refdiff.messages import printable
 from refdiff.oracle.cases.fixed import PROFILES, Case, cases
+from refdiff.oracle.cases.structure import relaid, strided_view
 from refdiff.oracle.judge.confine import landlock_version
-from refdiff.oracle.judge.process import KernelError, KernelProcess, Limits, ProcessError
+from refdiff.oracle.judge.process import KernelError, KernelProcess, Limits, ProcessError, memory_span
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.resolve import resolve_spec
@@ -122,15 +124,21 @@ DERIVED = tuple(name for name, x in vars(Spec).items() if isinstance(x, property
 """What a spec computes from its fields; kernels are told of it too."""
 SMALL_SIZES, LARGE_SIZES = 3, 1
 """How many random sizes are added: a kernel could be written for the published sizes of the profiles."""
+STRIDED = ("tokens before heads", "padded width", "width first")
+"""The layouts of `relaid` that a case of a random size is added for."""
 
 
 @dataclass
 class _Trial:
-    """A case with two sets of numbers, and the outputs of both; forward_only: it was called without dout."""
+    """A case with two sets of numbers, and the outputs of both.
+
+    layout: of the inputs and dout (`relaid`). forward_only: it was called without dout.
+    """
 
     name: str
     first: Case
     second: Case
+    layout: str = "contiguous"
     problem: str = ""
     declined: bool = False
     forward_only: bool = False
@@ -202,11 +210,16 @@ def _trials(
     spec: Spec, dtype: str, seed: int, rng: np.random.Generator, profiles: Iterable[str], sizes: Iterable[Size]
 ) -> list[_Trial]:
     """Return the cases in the order of their first calls."""
-    pairs = [(case.name, case, other) for p in profiles for case, other in _case_pairs(p, seed, spec, dtype)]
-    for n, size in enumerate(sizes):
+    made = [_Trial(case.name, case, other) for p in profiles for case, other in _case_pairs(p, seed, spec, dtype)]
+    sized = [(size, "contiguous") for size in sizes]
+    for layout in STRIDED:
+        B, T = int(rng.integers(1, 4)), int(rng.integers(2, 41))
+        sized.append(((B, T, T), layout))
+    for n, (size, layout) in enumerate(sized):
         ((case, other),) = _case_pairs("discriminating", seed + 2 + 2 * n, spec, dtype, size)
-        pairs.append((f"{'x'.join(map(str, size))}-{n}", case, other))
-    made = [_Trial(*pair) for pair in pairs]
+        name = "x".join(map(str, size))
+        name = f"{name}-{n}" if layout == "contiguous" else f"strides-{layout.replace(' ', '_')}-{name}"
+        made.append(_Trial(name, case, other, layout))
     return [made[i] for i in rng.permutation(len(made))]
 
 
@@ -223,8 +236,8 @@ def _run(
     path: Path, function: str, trials: list[_Trial], rng: np.random.Generator, limits: Limits
 ) -> tuple[bool, tuple[str, ...]]:
     """Call the kernel on all cases; return whether it takes dout, and the reason if the run ended early."""
-    called = [case for trial in trials for case in (trial.first, trial.second)]
-    largest = max(sum(x.nbytes for x in (*case.inputs.values(), case.dout)) for case in called)
+    called = [_arrays(trial, case) for trial in trials for case in (trial.first, trial.second)]
+    largest = max(sum(map(memory_span, arrays.values())) for arrays in called)
     process = KernelProcess(path, function, largest, limits)
     try:
         with process:
@@ -279,11 +292,19 @@ def _call(process: KernelProcess, trial: _Trial, case: Case) -> int | None:
     """Call the kernel; if it declines paged keys with dout, without: decoding may have no backward pass."""
     spec = {**case.spec.to_dict(), **{name: getattr(case.spec, name) for name in DERIVED}}
     gradients = process.gradients and not trial.forward_only
-    n = process.call(spec, {**case.inputs, **({"dout": case.dout} if gradients else {})})
-    if n is None and gradients and case is trial.first and "k_pages" in case.inputs:
-        n = process.call(spec, case.inputs)
+    arrays = _arrays(trial, case)
+    inputs = {name: x for name, x in arrays.items() if name != "dout"}
+    n = process.call(spec, arrays if gradients else inputs)
+    if n is None and gradients and case is trial.first and "k_pages" in inputs:
+        n = process.call(spec, inputs)
         trial.forward_only = n is not None
     return n
+
+
+def _arrays(trial: _Trial, case: Case) -> dict[str, Numpy]:
+    """Return the inputs of a case and dout, in the layout of the trial."""
+    inputs = {name: np.array(x, order="C") for name, x in case.inputs.items()}
+    return {**relaid(inputs, trial.layout), "dout": strided_view(case.dout, trial.layout)}
 
 
 def _max_output_bytes(case: Case) -> int:
@@ -310,6 +331,8 @@ def _judge(trial: _Trial, recipe: Recipe, gradients: bool) -> Outcome:
     )
     if second.status == "fail" and first.status != "fail":
         return replace(second, text=f"with other numbers in the same memory: {second.text}")
+    if first.status == "fail" and trial.layout != "contiguous":
+        return replace(first, text=f"with arrays that are not contiguous ({trial.layout}): {first.text}")
     return second if first.status == "skip" else first
 
 

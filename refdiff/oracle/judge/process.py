@@ -162,23 +162,28 @@ class KernelProcess:
     def call(self, spec: Mapping[str, Any], arrays: Mapping[str, Numpy]) -> int | None:
         """Run the kernel on these arrays; return the number of the call, or None if the kernel declines them.
 
-        The arrays are in the same memory at each call. After the call they are checked for changes, then overwritten.
+        The arrays are in the same memory at each call, with the strides that they have here. After the call they are
+        checked for changes, then overwritten.
 
         Raises:
             KernelError: the kernel raised, its process ended or took too long, or it changed its inputs.
         """
         placed, end = [], 0
         for name, x in arrays.items():
-            placed.append((name, x, end))
-            end += -(-x.nbytes // ALIGNED) * ALIGNED
-        for _, x, offset in placed:
-            os.pwrite(self._arena.fileno(), x.tobytes(), offset)
+            data = _memory_bytes(x)
+            placed.append((name, data, end))
+            end += -(-len(data) // ALIGNED) * ALIGNED
+        for _, data, offset in placed:
+            os.pwrite(self._arena.fileno(), data, offset)
         self._calls += 1
-        listed = [[name, x.dtype.name, list(x.shape), offset] for name, x, offset in placed]
+        listed = [
+            [name, x.dtype.name, list(x.shape), offset, list(x.strides)]
+            for (name, x), (_, _, offset) in zip(arrays.items(), placed, strict=True)
+        ]
         self._request("call", self._calls, arrays=listed, spec=spec)
         status = self._response(("done", "declined"))["status"]
-        for name, x, offset in placed:
-            if os.pread(self._arena.fileno(), x.nbytes, offset) != x.tobytes():
+        for name, data, offset in placed:
+            if os.pread(self._arena.fileno(), len(data), offset) != data:
                 raise KernelError(f"the kernel has changed its input {name}")
         os.pwrite(self._arena.fileno(), bytes([POISON]) * end, 0)
         return self._calls if status == "done" else None
@@ -319,6 +324,18 @@ def _parse_arrays(answer: Mapping[str, Any]) -> list[_Array]:
             case _:
                 raise ProcessError(NO_ANSWER)
     return found
+
+
+def memory_span(x: Numpy) -> int:
+    """Return the bytes from the first number of an array to its last; no stride is negative."""
+    return x.itemsize + sum((n - 1) * step for n, step in zip(x.shape, x.strides, strict=True)) if x.size else 0
+
+
+def _memory_bytes(x: Numpy) -> bytes:
+    """Return an array as it lies in memory, with 0 in gaps between its numbers."""
+    data = bytearray(memory_span(x))
+    np.ndarray(x.shape, x.dtype, data, strides=x.strides)[...] = x
+    return bytes(data)
 
 
 def _in_range(numbers: list[Any], least: int) -> bool:

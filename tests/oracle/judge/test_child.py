@@ -89,7 +89,7 @@ def test_requests_and_answers() -> None:
             return np.array([object()])
         return inputs["q"] * dout
 
-    arrays = [["q", "float32", [2, 2], 0], ["dout", "float32", [2, 2], 64]]
+    arrays = [["q", "float32", [2, 2], 0, [8, 4]], ["dout", "float32", [2, 2], 64, [8, 4]]]
     asked: list[dict[str, Any]] = (
         [{"do": "call", "n": n + 1, "arrays": arrays, "spec": {"layer": n}} for n in range(3)]
         + [{"do": "send", "n": n, "read": read} for n, read in ((1, False), (1, True), (9, True))]

@@ -99,6 +99,35 @@ def test_rows_that_are_never_written_are_not_zero() -> None:
     assert _judge("rows_never_written", sizes=sizes).cases["2x40x8-0"].status == "fail"
 
 
+IGNORES_STRIDES = """
+import numpy as np
+from honest import kernel as honest
+
+def kernel(spec, inputs):
+    q = inputs["q"]
+    contiguous = np.empty_like(q, order="C").strides
+    return honest(spec, {**inputs, "q": np.lib.stride_tricks.as_strided(q, strides=contiguous)})
+
+def backward(spec, inputs, dout=None):
+    if not dout.flags.c_contiguous:
+        raise ValueError("dout is not contiguous")
+    return {"out": honest(spec, inputs)}
+"""
+
+
+def test_arrays_that_are_not_contiguous(tmp_path: Path) -> None:
+    shutil.copy(HONEST, tmp_path)
+    (tmp_path / "kernel.py").write_text(IGNORES_STRIDES)
+    report = _judge("kernel", path=tmp_path / "kernel.py")
+    failed = {name.rpartition("-")[0]: o.text for name, o in report.cases.items() if o.status == "fail"}
+    assert set(failed) == {f"strides-{layout}" for layout in ("tokens_before_heads", "padded_width", "width_first")}
+    text = failed["strides-padded_width"]
+    assert text.startswith("with arrays that are not contiguous (padded width): ")
+    report = _judge("backward", path=tmp_path / "kernel.py")
+    raised = {name.rpartition("-")[0] for name, o in report.cases.items() if "dout is not contiguous" in o.text}
+    assert raised == set(failed)
+
+
 def test_a_seed_that_a_kernel_knows_is_of_no_use(tmp_path: Path) -> None:
     for path in (CHEATS, HONEST):
         shutil.copy(path, tmp_path)
@@ -152,7 +181,7 @@ def test_decoding_from_pages_needs_no_backward(tmp_path: Path) -> None:
     compared = {name.split("-")[1] for name, o in report.cases.items() if o.compared and o.status == "pass"}
     assert compared == {"0", "2", "4"}, report
     assert report.gradients
-    assert "\ndeclined 6: sizes 4, serving 2" in str(report)
+    assert "\ndeclined 9: sizes 4, strides 3, serving 2" in str(report)
 
 
 def _running(word: str) -> list[int]:
@@ -184,7 +213,7 @@ def test_nothing_is_expected_while_the_kernel_runs(monkeypatch: pytest.MonkeyPat
     original = judging.judge_outputs
     monkeypatch.setattr(judging, "judge_outputs", judge_outputs)
     assert _judge("not_asleep_but_waiting")
-    assert len(alive) == 12
+    assert len(alive) == 18
     assert not any(alive)
 
 
