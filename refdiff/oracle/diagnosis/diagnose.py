@@ -136,8 +136,10 @@ def diagnose(
     targets = tuple(Target.of(x, b) for x, b in zip(arrays, budgets, strict=not all(without)))
     failing = [b.judge({"out": t.actual}).status == FAIL for b, t in zip(budgets, targets, strict=bool(targets))]
     if any(failing):
-        found = diagnose_output(spec, recipe, targets, budgets, failing, max_deviations)
-        maps = _check_lse(spec, budgets, outs) if found.status == NONE_FITS and not found.fits else ()
+        wrong_lse = _find_wrong_lse(spec, budgets, outs)
+        right_lse = wrong_lse == ()
+        found = diagnose_output(spec, recipe, targets, budgets, failing, max_deviations, right_lse=right_lse)
+        maps = _describe_lse(spec, wrong_lse) if found.status == NONE_FITS and not found.fits else ()
         return replace(found, where=(*maps, *found.where))
     if found_elsewhere := _diagnose_other_tensors(spec, budgets, outs, douts):
         return found_elsewhere
@@ -157,22 +159,28 @@ def _as_lists(actual: Any, inputs: Any, dout: Any) -> tuple[list[Mapping[str, An
     return several, outs, [None] * len(several) if dout is None else list(dout)
 
 
-def _check_lse(spec: Spec, budgets: Sequence[Budget], outs: Sequence[Any]) -> tuple[str, ...]:
-    """Say which map is wrong, or that both are correct, from the log-sum-exps of a wrong output; () if unknown."""
+def _find_wrong_lse(spec: Spec, budgets: Sequence[Budget], outs: Sequence[Any]) -> tuple[str, ...] | None:
+    """Return the names of the wrong log-sum-exps of a wrong output; None if some are unknown."""
     names = spec.lse_names
     if not all(isinstance(one, Mapping) and set(names) <= one.keys() for one in outs):
-        return ()
+        return None
     verdicts = [b.judge({name: one[name] for name in names}).tensors for b, one in zip(budgets, outs, strict=True)]
     if any(found.status == INCONCLUSIVE for tensors in verdicts for found in tensors.values()):
+        return None
+    return tuple(name for name in names if any(tensors[name].status == FAIL for tensors in verdicts))
+
+
+def _describe_lse(spec: Spec, wrong: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Say which map is wrong, or that both are correct, from the names of the wrong log-sum-exps; () if unknown."""
+    names = spec.lse_names
+    if wrong is None or len(wrong) == len(names):
         return ()
-    wrong = [name for name in names if any(tensors[name].status == FAIL for tensors in verdicts)]
     if not wrong:
         are = "are" if len(names) > 1 else "is"
-        later = "values" if spec.is_plain else "values, λ, the difference and the norm"
-        return (f"{' and '.join(names)} {are} right: look at what comes after the softmax: {later}",)
-    if len(wrong) == len(names):
-        return ()
-    right, number = ("lse2", "first") if wrong == ["lse1"] else ("lse1", "second")
+        later = "" if spec.is_plain else ", λ, the difference and the norm"
+        sums = "values, the weighted sums and their rescaling or merging over tiles"
+        return (f"{' and '.join(names)} {are} right: look at what comes after the scores: {sums}{later}",)
+    right, number = ("lse2", "first") if wrong == ("lse1",) else ("lse1", "second")
     return (f"{wrong[0]} is wrong and {right} is right: look at the scores and the mask of the {number} map",)
 
 
@@ -229,13 +237,14 @@ def _blind_spot_notes(spec: Spec, targets: tuple[Target, ...]) -> tuple[str, ...
 
 @np.errstate(over="ignore", invalid="ignore")  # a wrong result may hold any numbers
 def diagnose_output(
-    spec: Spec, recipe: Recipe, targets: tuple[Target, ...], budgets: Sequence[Budget], fails: Sequence[bool], most: int
-) -> Ranking:
+    spec: Spec, recipe: Recipe, targets: tuple[Target, ...], budgets: Sequence[Budget], fails: Sequence[bool],
+    most: int, *, right_lse: bool = False,
+) -> Ranking:  # fmt: skip
     """Diagnose outputs of which at least one fails, with up to `most` deviations together."""
     kinds = {kind_of(t.inputs) for t in targets}
     if len(kinds) > 1:
         raise ValueError(f"the inputs are of several kinds, {', '.join(sorted(kinds))}: diagnose each kind by itself")
-    places = [locate_errors(t.actual, b) for t, b in zip(targets, budgets, strict=True)]
+    places = [locate_errors(t.actual, b, right_lse=right_lse) for t, b in zip(targets, budgets, strict=True)]
     where, not_finite = _join_places([p.lines for p in places]), any(p.not_finite for p in places)
     correct = _correct_rows(targets, budgets, places, fails)
     rare = (d for d in RARE_DEVIATIONS if not (spec.is_plain and d.axis == "maximum"))  # that one needs two maps

@@ -68,6 +68,7 @@ class Rows:
     keys: the number of keys that each row of an output sees; 2 for the rows of a gradient.
     real: the rows that are not padding.
     second: by the letter of an axis, the heads that only second maps use.
+    right_lse: whether the log-sum-exps of a wrong output are correct: scores, mask and positions are correct then.
     """
 
     actual: Numpy
@@ -75,6 +76,7 @@ class Rows:
     keys: Numpy
     real: Numpy
     second: Mapping[str, Numpy]
+    right_lse: bool = False
 
     @staticmethod
     def of(actual: Numpy, budget: Budget, name: str = "out") -> Rows:
@@ -157,13 +159,14 @@ class Place:
     count: int = 1
 
 
-def locate_errors(actual: Numpy, budget: Budget, name: str = "out") -> ErrorPlaces:
+def locate_errors(actual: Numpy, budget: Budget, name: str = "out", *, right_lse: bool = False) -> ErrorPlaces:
     """Say where an output that fails is wrong, unless the error is everywhere.
 
     Args:
         name: the name of the gradient, if it is one.
+        right_lse: as in `Rows`.
     """
-    rows = Rows.of(actual, budget, name)
+    rows = replace(Rows.of(actual, budget, name), right_lse=right_lse)
     other = kind_mismatch(rows.actual, rows.budget)
     if not other.any():
         place = _find_place(rows)
@@ -319,7 +322,7 @@ def _guess_cause(place: Place, rows: Rows) -> str:
             return "it looks like a last, partial block of columns"
         return "it looks like a block of columns" if len(place.columns) >= THRESHOLDS.min_block else ""
     if "t" in place.part:
-        return _guess_token_cause(*place.part["t"], alone=len(place.part) == 1)
+        return _guess_token_cause(*place.part["t"], alone=len(place.part) == 1, right_lse=rows.right_lse)
     return {
         "b": "it looks like strides, lengths or offsets of the batch",
         "h": "it looks like how heads are counted",
@@ -327,7 +330,7 @@ def _guess_cause(place: Place, rows: Rows) -> str:
     }.get("".join(place.part), "")
 
 
-def _guess_token_cause(found: Numpy, whole: Numpy, alone: bool) -> str:
+def _guess_token_cause(found: Numpy, whole: Numpy, *, alone: bool, right_lse: bool) -> str:
     """Name the usual cause of an error in some tokens of all heads and sequences (`alone`), or of some of them."""
     first, last = int(found[0]), int(found[-1])
     if (period := find_period(found, whole)) is not None and period[0] >= THRESHOLDS.min_block:
@@ -338,9 +341,11 @@ def _guess_token_cause(found: Numpy, whole: Numpy, alone: bool) -> str:
         return ""
     to_the_end = last == whole[-1]
     if to_the_end and len(found) < (first & -first):  # fewer than the largest power of two that divides the first
-        return "it looks like a last, partial block of rows" + (", or a mask or positions" if alone else "")
+        other = alone and not right_lse
+        return "it looks like a last, partial block of rows" + (", or a mask or positions" if other else "")
     if alone:
-        return f"it looks like a mask, a window or positions, from token {first} on" if to_the_end else ""
+        cause = "tiles or a split of keys" if right_lse else "a mask, a window or positions"
+        return f"it looks like {cause}, from token {first} on" if to_the_end else ""
     is_block = len(found) >= THRESHOLDS.min_block
     return "it looks like a tile not written, or written too early or late" if is_block else ""
 

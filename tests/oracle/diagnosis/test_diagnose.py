@@ -25,7 +25,7 @@ from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.strategies import Structure, draw
 from refdiff.oracle.thresholds import THRESHOLDS
-from tests.oracle.diagnosis.outputs import kernel, natural, output_of, pair_of_cases, rounded
+from tests.oracle.diagnosis.outputs import by_weights, kernel, natural, output_of, pair_of_cases, rounded
 
 HF, MS = small_spec("hf_diffllama"), small_spec("ms_v1")
 
@@ -158,9 +158,10 @@ def test_what_is_wrong_beside_a_right_output_is_said() -> None:
     ("wrong", "said"),
     [
         ("lse2", "lse2 is wrong and lse1 is right: look at the scores and the mask of the second map"),
-        ("", "lse1 and lse2 are right: look at what comes after the softmax: values, λ, the difference and the norm"),
+        ("", "lse1 and lse2 are right: look at what comes after the scores: values, the weighted sums and their "
+             "rescaling or merging over tiles, λ, the difference and the norm"),
     ],
-)
+)  # fmt: skip
 def test_log_sum_exps_tell_on_which_side_of_the_softmax_it_is(wrong: str, said: str) -> None:
     case = cases("discriminating", 5, spec=HF, dtype="float32")[1]
     right = truth(HF, case.inputs)
@@ -173,6 +174,23 @@ def test_log_sum_exps_tell_on_which_side_of_the_softmax_it_is(wrong: str, said: 
     assert said not in diagnose({"out": out}, HF, case.inputs, recipe="float32", max_deviations=1).where
     both = {**given, "lse1": 2 * right.lse1, "lse2": 2 * right.lse2}
     assert not diagnose(both, HF, case.inputs, recipe="float32", max_deviations=1).where
+
+
+def test_right_log_sum_exps_exclude_a_mask() -> None:
+    """Two halves of the keys, whose outputs are averaged without their weights."""
+    case = cases("natural", 0, spec=HF, dtype="float32")[0]
+    S, right = case.inputs["k"].shape[2], truth(HF, case.inputs)
+
+    def halves(z: np.ndarray) -> np.ndarray:
+        whole = np.exp(z - np.max(z, axis=-1, keepdims=True))
+        sums = np.add.reduceat(whole, [0, 2 * S // 3], axis=-1)
+        shares = whole / np.repeat(np.where(sums > 0, sums, 1.0), [2 * S // 3, S - 2 * S // 3], axis=-1)
+        return shares / np.sum(sums > 0, axis=-1, keepdims=True)
+
+    out = by_weights(HF, case.inputs, lambda first, second: (halves(first), halves(second)))
+    given = {"out": out.astype(np.float32), "lse1": right.lse1, "lse2": right.lse2}
+    _, place, *_ = diagnose(given, HF, case.inputs, recipe="float32", max_deviations=1).where
+    assert place.endswith("everything else is within budget: it looks like tiles or a split of keys, from token 8 on")
 
 
 def test_without_an_output_the_rest_is_judged() -> None:
