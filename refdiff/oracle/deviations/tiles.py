@@ -58,8 +58,8 @@ def _scores(call: Call) -> list[Numpy]:
     return found
 
 
-def _skip_rescaling(tile: int, of_values: bool, of_weights: bool, call: Call) -> Any:
-    """Attend by tiles of keys without rescaling the sums when a later tile has a larger score.
+def _skip_rescaling(tile: int, of_values: bool, of_weights: bool, maps: tuple[bool, bool], call: Call) -> Any:
+    """Attend by tiles of keys without rescaling the sums of some `maps` when a later tile has a larger score.
 
     Equation:
         with scores z, m_s their maximum up to the end of the tile of key s, and m their maximum, a sum that is not
@@ -68,7 +68,11 @@ def _skip_rescaling(tile: int, of_values: bool, of_weights: bool, call: Call) ->
     A bias m − m_s has this effect on Σ e^z v (`of_values`). On the denominator Σ e^z (`of_weights`) it is a factor.
     """
     more, ratios = [], []
-    for z in _scores(call):
+    for z, wrong in zip(_scores(call), maps, strict=True):
+        if not wrong:
+            more.append(np.zeros_like(z))
+            ratios.append(np.ones(()))
+            continue
         S = z.shape[-1]
         tops = np.maximum.reduceat(z, np.arange(0, S, tile), axis=-1)
         tops = np.repeat(np.maximum.accumulate(tops, axis=-1), tile, axis=-1)[..., :S]
@@ -91,13 +95,21 @@ def _skip_rescaling(tile: int, of_values: bool, of_weights: bool, call: Call) ->
 
 
 ONLINE_AXIS = "online softmax"
-"""The axis of deviations of an online softmax. There is one for each tile size, and they are not tried in pairs."""
+"""The axis of deviations of an online softmax, of which there is one for each tile size."""
+ONE_MAP_AXIS = "one map"
+"""The axis of deviations of one of the two maps."""
 UNSCALED_SUMS = (
     ("accumulator_not_rescaled", "the weighted sum of values is not", True, False),
     ("denominator_not_rescaled", "the sum of weights is not", False, True),
     ("sums_not_rescaled", "neither sum is", True, True),
 )
 """(name, words, whether the sum of weighted values is not rescaled, whether the sum of weights is not)"""
+SOME_MAPS = (
+    ("", "", ONLINE_AXIS, (True, True)),
+    ("_in_the_first_map", "in the first map alone, ", ONE_MAP_AXIS, (True, False)),
+    ("_in_the_second_map", "in the second map alone, ", ONE_MAP_AXIS, (False, True)),
+)
+"""(end of the name, words, axis, whether the first and the second map have the mistake)"""
 
 
 def _read_bits(spec: Spec, inputs: Inputs) -> Inputs | None:
@@ -114,7 +126,7 @@ def bfloat16_bits(x: Numpy) -> Numpy:
     return bits.astype(np.float64)
 
 
-RARE_DEVIATIONS: tuple[Deviation, ...] = (
+TILE_DEVIATIONS: tuple[Deviation, ...] = (
     Deviation.of_attention(
         "maximum_not_subtracted",
         "e^z in place of e^(z − m), or partial sums merged by e^lse: it overflows to ∞ / ∞, or underflows to 0 / 0.",
@@ -131,15 +143,15 @@ RARE_DEVIATIONS: tuple[Deviation, ...] = (
     ),
     *(
         Deviation.of_attention(
-            f"{name}_by_tiles_of_{tile}",
-            f"Online softmax by tiles of {tile} keys: {what} multiplied by e^(m_old − m_new) where the maximum grows.",
-            ONLINE_AXIS, partial(_skip_rescaling, tile, of_values, of_weights),
+            f"{name}{where}_by_tiles_of_{tile}",
+            f"Online softmax by tiles of {tile} keys: {which}{what} multiplied by e^(m_old − m_new) where the maximum "
+            "grows.", axis, partial(_skip_rescaling, tile, of_values, of_weights, maps),
         )
+        for where, which, axis, maps in SOME_MAPS
         for name, what, of_values, of_weights in UNSCALED_SUMS
         for tile in TILE_SIZES
     ),
 )  # fmt: skip
-"""Deviations that only `diagnose` tries, since typical inputs show none of them, or all inputs do."""
 
 
 def tail_padding(spec: Spec, inputs: Inputs, tile: int) -> int:

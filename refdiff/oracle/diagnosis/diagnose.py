@@ -14,7 +14,8 @@ from refdiff.oracle.budget.statistics import root_mean_square, safe_ratio
 from refdiff.oracle.cases.fixed import Case, cases
 from refdiff.oracle.deviations.deviation import Deviation, Problem, output_with
 from refdiff.oracle.deviations.listed import deviations, enlarge_spec
-from refdiff.oracle.deviations.tiles import RARE_DEVIATIONS
+from refdiff.oracle.deviations.rare import RARE_DEVIATIONS
+from refdiff.oracle.deviations.tiles import ONE_MAP_AXIS
 from refdiff.oracle.diagnosis.fits import fit_head_order, fit_parameters, fit_two_fields
 from refdiff.oracle.diagnosis.gradient_diagnosis import diagnose_gradients, gradient_target
 from refdiff.oracle.diagnosis.lost_tokens import find_lost_keys, find_lost_queries
@@ -247,7 +248,7 @@ def diagnose_output(
     places = [locate_errors(t.actual, b, right_lse=right_lse) for t, b in zip(targets, budgets, strict=True)]
     where, not_finite = _join_places([p.lines for p in places]), any(p.not_finite for p in places)
     correct = _correct_rows(targets, budgets, places, fails)
-    rare = (d for d in RARE_DEVIATIONS if not (spec.is_plain and d.axis == "maximum"))  # that one needs two maps
+    rare = (d for d in RARE_DEVIATIONS if not (spec.is_plain and d.axis in ("maximum", ONE_MAP_AXIS)))
     every = (*deviations(spec, kinds.pop()), *rare)
     zero = not any(t.actual.any() for t in targets)  # as many pairs give, and memory never written to
     most = 1 if zero else most

@@ -12,7 +12,7 @@ import numpy as np
 from refdiff.oracle.budget.statistics import RowBudget
 from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, is_same_output, output_with
 from refdiff.oracle.deviations.listed import draw_probes, shrink_spec
-from refdiff.oracle.deviations.tiles import ONLINE_AXIS
+from refdiff.oracle.deviations.rare import SINGLE_AXES
 from refdiff.oracle.diagnosis.ranking import Candidate
 from refdiff.oracle.diagnosis.targets import (
     QUERY_AXES,
@@ -86,7 +86,7 @@ def search(
     closest: list[Candidate] = []
     untried: set[str] = set()
     singles: list[DeviationSet] = [(d,) for d in known]
-    pairable = tuple(d for d in known if d.axis != ONLINE_AXIS)  # these exist once for each tile size: too many pairs
+    pairable = tuple(d for d in known if d.axis not in SINGLE_AXES)
     correct_rows = {id(t): rows for t, rows in zip(targets, correct or (), strict=correct is not None)}
 
     def keeps_correct_rows(target: Target, wrong: Numpy) -> bool:

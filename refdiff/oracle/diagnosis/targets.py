@@ -26,6 +26,7 @@ from refdiff.oracle.budget.statistics import (
     statistics,
 )
 from refdiff.oracle.deviations.deviation import Deviation, Problem, ops_with, output
+from refdiff.oracle.deviations.tiles import ONE_MAP_AXIS
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs, select
 from refdiff.oracle.inputs.validation import as_float64
@@ -273,7 +274,7 @@ MAX_WHOLE_COST = 2**28
 """The most multiplications of a case that is tried whole because only statistics of the whole tensor fail."""
 MIN_QUERIES = 4
 """The fewest queries of a part."""
-KEY_AXES = ("mask", "mask off by one", "window", "bias")
+KEY_AXES = ("mask", "mask off by one", "window", "bias", ONE_MAP_AXIS)
 """The axes of deviations that depend on all keys, such as later keys or keys outside a window."""
 QUERY_AXES = ("mask align", "cache", "concat", "layout", "rope offset")
 """The axes of deviations that depend on the number of queries or on the memory layout of the whole."""

@@ -9,7 +9,7 @@ import pytest
 
 from refdiff.oracle import cases, diagnose
 from refdiff.oracle.cases.fixed import small_spec
-from refdiff.oracle.deviations.tiles import RARE_DEVIATIONS
+from refdiff.oracle.deviations.rare import RARE_DEVIATIONS
 from refdiff.oracle.spec.presets import YARN
 from refdiff.oracle.strategies import Structure, draw
 from tests.oracle.diagnosis.outputs import kernel, named, rounded
@@ -68,14 +68,19 @@ def test_each_has_its_name(preset: str, fields: dict[str, Any], name: str) -> No
             "subtracted_before_the_softmax", "lambda_on_both", "bfloat16_bits_read_as_integers",
             "only_half_of_the_width_turns", "neighboring_keys_on_halved_queries", "values_joined_with_themselves",
             "keys_and_values_exchanged", "query_positions_one_low", "query_positions_one_high",
+            "queries_turned_the_other_way", "keys_turned_the_other_way", "not_causal_in_the_first_map",
         )),
+        *((f"padding_seen_in_the_{which}_map", "discriminating", 0) for which in ("first", "second")),
         ("sequences_seen_together", "layout", 0),
         ("pages_as_they_lie", "serving", 0),
         ("last_page_lost", "serving", 0),
         ("last_page_is_the_one_before", "serving", 0),
+        ("first_key_of_a_page_from_the_page_before", "serving", 0),
         ("accumulator_not_rescaled_by_tiles_of_16", "tiles", 0),
         ("denominator_not_rescaled_by_tiles_of_32", "tiles", 0),
         ("sums_not_rescaled_by_tiles_of_64", "tiles", 1),
+        ("accumulator_not_rescaled_in_the_first_map_by_tiles_of_16", "tiles", 0),
+        ("accumulator_not_rescaled_in_the_second_map_by_tiles_of_32", "tiles", 0),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
@@ -84,6 +89,27 @@ def test_mistakes_of_published_kernels_have_their_names(name: str, profile: str,
     wrong = kernel(case, [next((d for d in RARE_DEVIATIONS if d.name == name), None) or named("hf_diffllama", name)])
     found = diagnose(wrong, case.spec, case.inputs, recipe=dtype, max_deviations=1)
     assert found.name == name, str(found)
+
+
+def test_a_window_of_one_map_has_its_name() -> None:
+    case = cases("discriminating", 5, spec=small_spec("diff_v2").replace(window=4))[1]
+    (wrong,) = (d for d in RARE_DEVIATIONS if d.name == "window_left_out_in_the_second_map")
+    found = diagnose(kernel(case, [wrong]), case.spec, case.inputs, recipe="float32", max_deviations=1)
+    assert found.name == wrong.name, str(found)
+
+
+@pytest.mark.parametrize("first_is_padded", [True, False])
+def test_the_padding_of_the_first_sequence_for_all(first_is_padded: bool) -> None:
+    """If no key of sequence 0 is padding, a kernel that ignores the mask gives the same output."""
+    spec = small_spec("hf_diffllama")
+    inputs = draw(spec, Structure(queries=6, keys=9), "discriminating", 7)
+    inputs["key_mask"] = np.arange(9) >= np.asarray([[first_is_padded], [2]])
+    out = rounded(spec, {**inputs, "key_mask": inputs["key_mask"][[0, 0]]})["out"]
+    found = diagnose(out, spec, inputs, recipe="float32", max_deviations=1)
+    names = [c.name for c in found.candidates]
+    assert names == ["padding_of_the_first_sequence"] if first_is_padded else {*names} == {
+        "no_padding_mask", "padding_of_the_first_sequence"
+    }, str(found)  # fmt: skip
 
 
 def test_key_heads_tiled_before_they_pair_have_their_name() -> None:
