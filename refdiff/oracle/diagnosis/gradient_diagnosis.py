@@ -17,7 +17,12 @@ from refdiff.oracle.diagnosis.region_format import join_words
 from refdiff.oracle.diagnosis.targets import Target, explained_share, quick_residual
 from refdiff.oracle.inputs import is_layer, kind_of
 from refdiff.oracle.inputs.outputs import read_output, to_float64
-from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES, GENERAL_BACKWARD_MISTAKES, query_head_mistake
+from refdiff.oracle.mistakes.in_backward import (
+    BACKWARD_MISTAKES,
+    GENERAL_BACKWARD_MISTAKES,
+    query_head_mistake,
+    softcap_mistake,
+)
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
@@ -156,13 +161,14 @@ def _format_answer(names: Sequence[str], one: str, several: str) -> str:
 
 
 def _candidate_deviations(spec: Spec, budgets: Sequence[Budget]) -> Iterator[Deviation]:
-    """Yield deviations of the spec and its inputs, and mistakes in derivatives, with one for each query head."""
+    """Yield deviations of the spec and its inputs, and mistakes in derivatives: also of each query head and softcap."""
     yield from (d for d in deviations(spec, kind_of(budgets[0].inputs)) if d.mistake is None)
     shared = spec.heads // spec.key_groups
     every = GENERAL_BACKWARD_MISTAKES if spec.is_plain else BACKWARD_MISTAKES
     mistakes = [m for m in every if m.name != "gradient_of_one_query_head_of_a_group"]
     for alone in (True, False)[: shared - 1]:  # of two heads, all but one is the other alone
         mistakes += [query_head_mistake(n, shared, alone=alone) for n in range(shared)]
+    mistakes += [] if spec.softcap is None else [softcap_mistake(spec.softcap)]
     yield from map(Deviation.of, mistakes)
 
 

@@ -14,6 +14,8 @@ from refdiff.layers.linear import linear, linear_vjp
 from refdiff.oracle.mistakes.catalogue import Call, Mistake
 
 LAYER = "diff_attention_vjp"
+SATURATED = 1e-9
+"""The least derivative of a softcap that is divided out again."""
 
 
 def _saved_sums_used_without_a_mask(call: Call) -> Any:
@@ -143,6 +145,20 @@ def _sum_selected_heads(taken: Callable[[Array, Array], Array], call: Call) -> A
         return xp.sum(xp.reshape(d, (d.shape[0], K, H // K, *d.shape[2:])), axis=2)
 
     return dq1, summed(dk1, each["k1"]), dq2, summed(dk2, each["k2"]), summed(dv, each["v"]), dlambda
+
+
+def softcap_mistake(cap: float) -> Mistake:
+    """Return the mistake of leaving out the derivative of a softcap: the layer's q1 and q2 are the capped scores."""
+
+    def undone(d: Array, capped: Array) -> Array:
+        return d / namespace(d).maximum(1 - (capped / cap) ** 2, namespace(d).asarray(SATURATED))
+
+    def wrong(call: Call) -> Any:
+        dq1, dk1, dq2, dk2, *rest = call()
+        return (undone(dq1, call.q1), dk1, undone(dq2, call.q2), dk2, *rest)
+
+    what = "∂L/∂z = g in place of (1 − tanh²(z / c)) g: the derivative of the softcap c tanh(z / c) left out."
+    return Mistake("softcap_left_out_of_the_gradient", what, LAYER, "backward", wrong)
 
 
 def _second_exponential_without_its_sign(call: Call) -> Any:

@@ -307,6 +307,17 @@ def test_the_query_head_that_is_taken_alone_or_left_out_is_named(heads: tuple[in
     assert which in found.candidates[0].deviations[0].what
 
 
+@pytest.mark.parametrize("preset", ["attention", "hf_diffllama"])
+def test_the_derivative_of_a_softcap_left_out(preset: str) -> None:
+    """Gradients of the scores are those of a backward pass whose tanh has the slope 1."""
+    case = cases("discriminating", 3, spec=small_spec(preset).replace(softcap=2.0), dtype="float32")[1]
+    ops, exact = rounded_ops(Recipe.of("float32"), HELD_OUT[0]), quantise(case.inputs, Recipe.of("float32"))
+    unit = overlay(ops, lambda name, layer: (lambda x, site: 0 * x) if name == "round_at" else layer)
+    found = backward(case.spec, exact, case.dout.astype(np.float64), unit)
+    answer = asked(case, {f"d{name}": round_to(found[name], "float32") for name in ("q", "k")})
+    assert answer.name == "softcap_left_out_of_the_gradient", str(answer)
+
+
 def test_a_mistake_in_the_pass_for_dq_alone() -> None:
     """A kernel with a pass for dq and another for dk and dv, of which the first has another sign than the second."""
     case = case_by_hand()
