@@ -24,6 +24,7 @@ from refdiff.oracle.diagnosis.ranking import (
     AMBIGUOUS,
     NO_DEVIATION,
     NONE_FITS,
+    RIGHT_OUTPUT,
     UNIQUE,
     Candidate,
     Fit,
@@ -189,6 +190,7 @@ def _describe_lse(spec: Spec, wrong: tuple[str, ...] | None) -> tuple[str, ...]:
 def _diagnose_other_tensors(spec: Spec, budgets: list[Budget], outs: list[Any], douts: list[Any]) -> Ranking | None:
     """Diagnose wrong gradients, log-sum-exps or λ of kernels whose outputs are correct; None if nothing is wrong."""
     said: dict[str, str] = {}
+    other_convention: set[str] = set()
     where: dict[str, list[str]] = {}
     arrays = [dict(one) if isinstance(one, Mapping) else {"out": one} for one in outs]
     for one, b in zip(arrays, budgets, strict=True):
@@ -196,8 +198,9 @@ def _diagnose_other_tensors(spec: Spec, budgets: list[Budget], outs: list[Any], 
         tensors = b.judge(more).tensors if more else {}
         for name, found in tensors.items():
             if found.status == FAIL:
-                wrong = f"the output is right, {name} is not" if "out" in one else f"{name} is wrong"
+                wrong = f"{RIGHT_OUTPUT}{name} is not" if "out" in one else f"{name} is wrong"
                 said.setdefault(name, f"{wrong}: {'; '.join((*found.notes, *found.reasons))}")
+                other_convention |= {name} if found.notes and name in spec.lse_names else set()
                 if name in b.tensors:
                     x = to_float64(read_output(one[name], name))
                     where.setdefault(name, []).extend(locate_errors(x, b, name).lines)
@@ -223,7 +226,8 @@ def _diagnose_other_tensors(spec: Spec, budgets: list[Budget], outs: list[Any], 
     if len(answers) == 1 and named == set(said):
         fits = answers[0].candidates
         return Ranking(UNIQUE if len(fits) == 1 else AMBIGUOUS, fits, notes=notes, where=lines)
-    return Ranking(NONE_FITS, fits=tuple(orders), notes=notes, where=lines)
+    explained = set(said) <= told | other_convention
+    return Ranking(NONE_FITS, fits=tuple(orders), notes=notes, where=lines, explained=explained)
 
 
 def _blind_spot_notes(spec: Spec, targets: tuple[Target, ...]) -> tuple[str, ...]:

@@ -232,7 +232,9 @@ def _last_passing_layer(best: int, end: int, fitted: Callable[[int], Fit | None]
 
 def _format_layers(spec: Spec, place: str, best: int, first: int, last: int) -> str:
     has = f"spec has {spec.lambda_init:.4g}" if spec.lambda_init is not None else f"spec's layer is {spec.layer}"
-    others = f"layers {first} to {last}" if last < MAX_LAYER else f"layers {first} and deeper"
-    also = f"; {others} pass too" if first < last else ""
     where = LAYER_TEXTS[place] if len(_layer_places(spec)) > 1 else ""
+    if last == MAX_LAYER > first:
+        limit = f"{lambda_init(spec_at_layer(spec, last), ops_for()):.4g}"
+        return f"λ_init is {limit}{where}, the limit for deep layers, where the {has}; layers {first} and deeper pass"
+    also = f"; layers {first} to {last} pass too" if first < last else ""
     return f"λ_init is that of layer {best}{where}, where the {has}{also}"

@@ -88,6 +88,10 @@ class Fit:
         return {name: x for name, x in vars(self).items() if name != "residual"}
 
 
+RIGHT_OUTPUT = "the output is right, "
+"""How a note on another tensor than the output begins."""
+
+
 def _shorten_note(note: str) -> str:
     """Shorten a note that lists names. `Ranking.notes` keeps all of them."""
     said, _, listed = note.rpartition(": ")
@@ -111,6 +115,7 @@ class Ranking:
     notes: further findings, such as deviations that the inputs cannot show.
     where: the places of the error in the output or the gradients, if it is local and no name explains it: also
         keys or queries that seem to be lost, and where the output is NaN, infinite or unwritten.
+    explained: whether no name fits, but the notes reproduce all that is wrong beside a correct output, as by a factor.
     """
 
     status: str
@@ -119,6 +124,7 @@ class Ranking:
     separating: Case | None = None
     notes: tuple[str, ...] = ()
     where: tuple[str, ...] = ()
+    explained: bool = False
 
     @property
     def name(self) -> str | None:
@@ -126,8 +132,9 @@ class Ranking:
         return self.candidates[0].name if self.status == UNIQUE and self.candidates else None
 
     def __str__(self) -> str:
-        number = ", but a number does" if any(fit.fits for fit in self.fits) else ""
-        lines = [f"{self.status}: {self.name}" if self.name else self.status + number]
+        other = ", but a note explains it" if self.explained else ""
+        other = ", but a number does" if any(fit.fits for fit in self.fits) else other
+        lines = [f"{self.status}: {self.name}" if self.name else self.status + other]
         lines += [f"  {line}" for line in self.where]
         lines += [f"  {fit}" for fit in self.fits if fit.fits]  # one number is simpler than two deviations
         lines += [f"  {line}" for c in self.candidates for line in str(c).splitlines()]
@@ -135,7 +142,14 @@ class Ranking:
         if self.separating is not None:
             case = self.separating
             lines.append(f"  the case {case.name} tells them apart: run your kernel on its inputs, in {case.dtype}")
-        return wrap_text("\n".join([*lines, *(f"  {_shorten_note(note)}" for note in self.notes)]))
+        return wrap_text("\n".join([*lines, *(f"  {_shorten_note(note)}" for note in self._notes_to_print())]))
+
+    def _notes_to_print(self) -> list[str]:
+        """Return the notes without what the candidates say: their meaning, and which gradients are wrong."""
+        notes = list(self.notes)
+        for d in (d for c in self.candidates for d in c.deviations):
+            notes = [note.replace(f" ({d.what.rstrip('.')})", "") for note in notes]
+        return [note for note in notes if not (self.candidates and note.startswith(RIGHT_OUTPUT))]
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as values that JSON can hold."""
@@ -147,4 +161,5 @@ class Ranking:
             "separating": None if self.separating is None else self.separating.name,
             "notes": list(self.notes),
             "where": list(self.where),
+            "explained": self.explained,
         }

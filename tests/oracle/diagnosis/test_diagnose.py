@@ -147,6 +147,7 @@ def test_what_is_wrong_beside_a_right_output_is_said() -> None:
     given = {"out": right.out, "lse1": right.lse1 / np.log(2), "lse2": right.lse2, "dv": right.grads["v"]}
     found = diagnose(given, HF, case.inputs, recipe="float32", dout=case.dout)
     assert found.status == NONE_FITS
+    assert str(found).startswith("none fits, but a note explains it\n")
     (note,) = found.notes
     assert note.startswith("the output is right, lse1 is not: it is to base 2, the spec's is e")
     without = truth(HF.replace(causal="none"), case.inputs, dout=case.dout).grads["v"]

@@ -214,3 +214,9 @@ def test_a_layer_is_named_by_where_it_is(of_lambda: int, of_scale: int, place: s
     layer = of_scale if place == LAYER_OF_SCALE else of_lambda
     assert (fit.parameter, fit.value, fit.fits) == (place, [layer], True)
     assert fit.text == f"λ_init is that of layer {layer}{PLACES[place]}, where the spec's layer is 3"
+
+
+def test_the_limit_of_deep_layers_is_named_as_a_constant() -> None:
+    (fit,) = fit_parameters(DEEP, (at_layer(3, 80),))
+    said = "λ_init is 0.8 in the scale of the output alone, the limit for deep layers, where the spec's layer is 3"
+    assert fit.text.startswith(f"{said}; layers ")
