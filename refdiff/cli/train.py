@@ -129,7 +129,8 @@ refdiff train -o run --resume
     add_common(machine, offline=False)
     parser.notes = [
         "TEXT may be larger than memory; <|endoftext|> on a line of its own separates documents. The tokenizer learns "
-        "from at most 16 MB, spread evenly over it.",
+        "from at most 16 MB, spread evenly over it. A text of some kilobytes is enough: it needs --context tokens, and "
+        "where it has fewer than 2048 to learn, the default of --vocab-size is as many as it has.",
         "--resume keeps the run's text, model and settings, which may be typed again; --max-steps, --learning-rate, "
         "--warmup-steps, --grad-clip, --prompt, --keep and --…-every may change. Without --threads it uses as many as "
         "before; another number rounds differently.",
@@ -301,9 +302,11 @@ def _start(args: argparse.Namespace, out: Path, config: DiffLlamaConfig, setting
         Path(args.text),
         out / "corpus",
         vocab_size=config.vocab_size,
+        exact=args.vocab_size is not None or args.config is not None,
         validation=args.validation,
         progress=(lambda what: None) if args.quiet else note,
     )
+    config.vocab_size = corpus.vocab_size
     config.bos_token_id = config.eos_token_id = corpus.separator
     with _remove_corpus_on_failure(out):
         return Trainer.start(

@@ -81,7 +81,7 @@ class Corpus:
 
     @classmethod
     def from_text(
-        cls, text: Path, folder: Path, *, vocab_size: int, validation: float = 0.02,
+        cls, text: Path, folder: Path, *, vocab_size: int, exact: bool = True, validation: float = 0.02,
         progress: Callable[[str], None] = lambda what: None,
     ) -> Corpus:  # fmt: skip
         """Train a byte-level BPE tokenizer on all but the last part of a text, and write the tokens of both parts.
@@ -93,6 +93,7 @@ class Corpus:
             text: a UTF-8 file; a line `<|endoftext|>` separates two documents.
             folder: the folder to create; after an error it does not exist.
             vocab_size: 257 or more.
+            exact: whether a text with fewer tokens to learn is an error; if not, the vocabulary has as many as it has.
             validation: the share at the end of the file that neither the model nor the tokenizer is trained on.
             progress: called with the name of each stage when it starts.
 
@@ -108,13 +109,16 @@ class Corpus:
         staging.mkdir()  # with the permissions of any new folder, which colleagues may need to resume the run
         try:
             progress("training the tokenizer")
-            tokenizer = _train_tokenizer(text, cut, vocab_size)
+            tokenizer = _train_tokenizer(text, cut, vocab_size, exact)
+            vocab_size = tokenizer.get_vocab_size()
             _save_tokenizer(tokenizer, staging)
             kind = _dtype(vocab_size)
             counts = {}
             for part, start, stop in (("train", 0, cut), ("validation", cut, size)):
                 progress(f"encoding the {part} part")
                 counts[part] = _encode(tokenizer, pieces(text, start, stop), staging / f"{part}.bin", kind)
+                if not counts[part][1]:
+                    raise ValueError(f"the {part} part of the text is empty; take a text of more lines")
             about = {
                 "vocab_size": vocab_size,
                 "separator": tokenizer.token_to_id(SEPARATOR),
@@ -212,7 +216,7 @@ def _shuffle(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
-def _train_tokenizer(text: Path, cut: int, vocab_size: int) -> tokenizers.Tokenizer:
+def _train_tokenizer(text: Path, cut: int, vocab_size: int, exact: bool) -> tokenizers.Tokenizer:
     require("tokenizers", "learning a tokenizer")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -229,7 +233,7 @@ def _train_tokenizer(text: Path, cut: int, vocab_size: int) -> tokenizers.Tokeni
     found = tokenizer.get_vocab_size()
     if found == SMALLEST_VOCABULARY < vocab_size:
         raise ValueError(f"{text}: no text to learn from: the file is empty, or has only a line or two")
-    if found < vocab_size:
+    if exact and found < vocab_size:
         raise ValueError(
             f"vocab_size: got {vocab_size}, expected at most {found}: the text has no more tokens to learn"
         )

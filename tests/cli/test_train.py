@@ -61,6 +61,24 @@ def lines(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines_of(out)]
 
 
+def test_the_vocabulary_of_a_short_text_is_smaller(cli: Cli, text: Path) -> None:
+    words = text.read_text(encoding="utf-8").replace("\n", " ").replace("<|endoftext|>", "")
+    text.write_text(words[:3000].replace(".", "") + ".\n", encoding="utf-8")
+    done = cli("train", "text.txt", "-o", "run", "--max-steps", "1", "--batch-size", "1", "-q")
+    assert done == (0, "run/step-000001\n", "")
+    assert 257 < refdiff.DiffLlamaConfig.from_pretrained("run").vocab_size < 2048
+    assert cli("generate", "-m", "run", "-n", "2", "-q", "king").status == 0
+
+
+def test_a_text_that_is_too_short_says_so(cli: Cli, text: Path) -> None:
+    text.write_text("once upon a time\n" * 40, encoding="utf-8")
+    done = cli("train", "text.txt", "-o", "run", "--max-steps", "1")
+    assert done.status == 2
+    assert re.search(
+        r"the train part of the text has \d+ tokens, but a sequence needs 256; take a longer text", done.err
+    )
+
+
 def test_from_text_to_a_model(train: Train, here: Path, cli: Cli) -> None:
     done = train("--steps", "12", "--evaluate-every", "5", "--sample-every", "6", "--prompt", "the king")
     assert (done.status, done.out) == (0, "out/step-000012\n"), done.err

@@ -102,7 +102,8 @@ USAGE = (
     ("train text.txt -o out --heads 3", "--heads: got 3, expected an even number"),
     ("train text.txt -o out --hidden-size 33", "--hidden-size: got 33 numbers for 6 heads"),
     ("train text.txt -o out --batch 4 --accumulate 3", "--batch: got 4, expected a multiple of --accumulate 3"),
-    ("train line.txt -o out", "--vocab-size: got 2048, expected at most 2"),
+    ("train line.txt -o out", "the validation part of the text is empty; take a text of more lines"),
+    ("train line.txt -o out --vocab-size 2048", "--vocab-size: got 2048, expected at most 2"),
 )  # fmt: skip
 
 
