@@ -15,12 +15,19 @@ from refdiff import hub
 from refdiff.errors import CheckpointError
 from refdiff.model.config import DiffLlamaConfig
 from tests.model.config_files import HANDCUT, ONE_BILLION, TINY_RANDOM
+from tests.model.models import WIRINGS
 
 
 def write(folder: Path, content: str | dict[str, Any]) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(content if isinstance(content, str) else json.dumps(content))
     return folder
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_only_version_2_has_two_queries_a_head(wiring: str) -> None:
+    config = DiffLlamaConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, head_dim=8, wiring=wiring)
+    assert config.num_query_heads == (8 if wiring == "v2" else 4)
 
 
 def test_the_handcut_file(tmp_path: Path) -> None:
@@ -129,6 +136,23 @@ def test_remarks_and_unknown_fields_come_in_one_warning() -> None:
     assert [(str(w.message), w.filename) for w in caught] == [(f"config.json: {told}", __file__)]
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rope_scaling": {"type": "wobble"}}, r"^rope_scaling\.type: got 'wobble'"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "^rope_scaling: got no factor, expected each with rope_type 'lin"),
+        ({"rope_scaling": {"type": "linear"}}, "^rope_scaling: got no factor, expected each with type 'linear'"),
+        ({"rope_theta": 0}, "^rope_theta: got 0"),
+        ({"rope_theta": 1, "rope_parameters": {"rope_theta": 0}}, r"^rope_parameters\.rope_theta: got 0"),
+        ({"rope_parameters": {"type": "wobble"}}, r"^rope_parameters\.type: got 'wobble'"),
+    ],
+    ids=str,
+)
+def test_an_error_names_the_rotary_settings_as_the_config_does(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DiffLlamaConfig(**fields)
+
+
 def test_a_field_changed_to_nonsense_is_not_saved(tmp_path: Path) -> None:
     config = DiffLlamaConfig()
     config.save_pretrained(tmp_path)
@@ -138,11 +162,14 @@ def test_a_field_changed_to_nonsense_is_not_saved(tmp_path: Path) -> None:
     assert DiffLlamaConfig.from_pretrained(tmp_path) == DiffLlamaConfig()
 
 
-def test_an_error_in_a_file_names_the_file(tmp_path: Path) -> None:
+def test_an_error_in_a_file_names_the_file_and_in_a_call_is_a_plain_value_error(tmp_path: Path) -> None:
     folder = write(tmp_path / "model", {"hidden_size": "64"})
     with pytest.raises(CheckpointError, match="hidden_size: got '64', a string, expected an integer") as caught:
         DiffLlamaConfig.from_pretrained(folder)
     assert str(folder / "config.json") in str(caught.value)
+    with pytest.raises(ValueError, match="hidden_size") as plain:
+        DiffLlamaConfig(hidden_size="64")
+    assert not isinstance(plain.value, CheckpointError)
     with pytest.raises(CheckpointError, match=r"here: field names: got .*, expected strings"):
         DiffLlamaConfig.from_dict({3: 4}, source="here")  # type: ignore[dict-item]
 

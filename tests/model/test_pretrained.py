@@ -204,3 +204,8 @@ def test_a_name_in_place_of_a_config_is_told_how_to_load():
     message = r"config: got 'bundled', expected a DiffLlamaConfig; DiffLlamaModel.from_pretrained\('bundled'\) loads"
     with pytest.raises(TypeError, match=message):
         refdiff.DiffLlamaModel("bundled")
+
+
+def test_a_misspelled_argument_of_a_call_has_a_hint():
+    with pytest.raises(TypeError, match=r"expected any of input_ids, .*; did you mean output_attentions\?"):
+        small_model()(TOKENS, output_attention=True)

@@ -57,6 +57,13 @@ def test_unknown_architecture_names_the_known_ones() -> None:
         parameter_shapes(tiny_config(), "LlamaForCausalLM")
 
 
+@pytest.mark.parametrize("prefix", ["", "model.", "transformer."])
+@pytest.mark.parametrize("stored", ["", "model.", "transformer."])
+def test_any_class_finds_the_base_model_of_any_other(stored: str, prefix: str) -> None:
+    for name in ("embed_tokens.weight", "layers.0.mlp.up_proj.weight", "norm.weight"):
+        assert localize(stored + name, prefix) == prefix + name
+
+
 def test_heads() -> None:
     heads = ("lm_head.weight", "score.weight", "score.bias", "qa_outputs.weight", "qa_outputs.bias")
     assert [is_head(name) for name in heads] == [True] * 5
