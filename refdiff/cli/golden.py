@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import Number, UsageError, add_common
 from refdiff.cli.output_files import check_folder
-from refdiff.cli.spec import PROFILE_NOTE, RECIPE_NOTE, SPEC_NOTE, add_profile, add_spec, recipe_of, spec_of
-from refdiff.cli.terminal import print_report, waiting, write_text
+from refdiff.cli.spec import PROFILE_NOTE, RECIPE_NOTE, SMALL_NOTE, add_profile, add_spec, recipe_of, spec_of
+from refdiff.cli.terminal import note, print_report, waiting, write_text
 
 if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
@@ -34,7 +34,7 @@ refdiff golden verify vectors outputs
     parser.add_argument("folder", metavar="VECTORS", help="the folder of the vectors")
     parser.add_argument("outputs", nargs="?", metavar="OUTPUTS", help="verify: the folder of the program's outputs")
     export = parser.add_argument_group("export")
-    add_spec(export, "hf_diffllama", layer="2")
+    add_spec(export, "hf_diffllama", layer="2; in a JSON file: 0")
     export.add_argument("--recipe", metavar="NAME_OR_FILE", help="the kernel's types (default: all of --dtype)")
     add_profile(export, "the first two")
     types = ("auto", "float32", "bfloat16", "float16")
@@ -54,7 +54,7 @@ refdiff golden verify vectors outputs
         "<case>.safetensors or <case>.npz with out, and optionally dq, lse1, ...; or <case>.out.f32, <case>.dq.f32, "
         "..., raw float32, little-endian, in row-major order. A case whose out is not there counts as missing.",
         "Exit status of verify: 0 all passed; 1 not passed; 2 error.",
-        SPEC_NOTE + " Dimensions that a preset is not given are small.",
+        SMALL_NOTE,
         RECIPE_NOTE + " --dtype auto is what --recipe stores, or float32.",
         f"{PROFILE_NOTE}; the default is the first two. --core is for a kernel that starts from q, k and v.",
     ]
@@ -89,6 +89,8 @@ def _export(args: argparse.Namespace) -> int:
             made = [case for case in made if not is_layer(case.inputs)]
         formats = ("safetensors", "npz") if args.npz else ("safetensors",)
         golden.export(args.folder, made, formats, recipe=recipe, gradients=not args.no_gradients)
+    if not args.quiet:
+        note(f"{len(made)} cases of layer {spec.layer}")
     write_text(f"{args.folder}\n")
     return 0
 

@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import Number, UsageError, add_common
-from refdiff.cli.spec import PROFILE_NOTE, PROFILES, RECIPE_NOTE, SPEC_NOTE, add_profile, add_spec, recipe_of, spec_of
+from refdiff.cli.spec import PROFILE_NOTE, PROFILES, RECIPE_NOTE, SMALL_NOTE, add_profile, add_spec, recipe_of, spec_of
 from refdiff.cli.terminal import print_report, waiting
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ refdiff judge kernel.py --spec hf_diffllama --recipe bfloat16
 refdiff judge kernel.py:attention --profile natural --profile tiles --json
 """
     parser.add_argument("file", metavar="KERNEL", help="the file, or FILE.py:FUNCTION")
-    add_spec(parser, "hf_diffllama", layer="2")
+    add_spec(parser, "hf_diffllama", layer="2; in a JSON file: 0")
     parser.add_argument("--recipe", metavar="NAME_OR_FILE", default="float32", help="the kernel's types")
     add_profile(parser, "all")
     cases: dict[str, Any] = {"action": "append", "type": _size, "default": []}
@@ -48,7 +48,7 @@ refdiff judge kernel.py:attention --profile natural --profile tiles --json
         "connections, or write files outside its temporary folder. Where Linux has Landlock, it enforces what "
         "concerns files; the rest is up to an audit hook, which a kernel can undo. This stops known ways to cheat. It "
         "is no security boundary: run code that you do not trust in a container.",
-        SPEC_NOTE + " Dimensions that a preset is not given are small.",
+        SMALL_NOTE,
         RECIPE_NOTE,
         f"{PROFILE_NOTE}. --size is batch, queries and keys, such as 1x512x512.",
     ]

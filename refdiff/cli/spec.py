@@ -35,7 +35,7 @@ OF_HEADS = re.compile(r"(query_heads|key_heads|head_dim)(?: is|: got) \d|\d+ que
 def add_spec(group: Any, default: str | None, *, layer: str = "0") -> None:
     """Add the options that describe a spec; `layer` is the default of --layer in words."""
     group.add_argument("--spec", metavar="NAME_OR_FILE", default=default, help="a preset or a JSON file")
-    text = f"the layer's depth, for λ_init (default: {layer})"
+    text = f"depth, for λ_init (default: {layer})"
     group.add_argument("--layer", type=Number(int, 0), metavar="N", help=text)
     group.add_argument("--set", metavar="FIELD=VALUE", action="append", default=[], help="change a field of the spec")
 
@@ -49,6 +49,10 @@ def add_profile(group: Any, default: str) -> None:
 SPEC_NOTE = (
     f'--spec: {", ".join(PRESETS[:-1])} or {PRESETS[-1]}; or a JSON file with the fields of a Spec, or with "preset" '
     "and the fields that differ. --set window=128, --set scale=0.125 and --set causal=none may be given several times."
+)
+SMALL_NOTE = (
+    f"{SPEC_NOTE} Dimensions that a preset is not given are small. The layer is 2 for a preset's name; of a JSON "
+    "file it is the field layer, or 0."
 )
 PROFILE_NOTE = f"--profile is {', '.join(PROFILES[:-1])} or {PROFILES[-1]}, and may be given several times"
 RECIPE_NOTE = (

@@ -35,11 +35,31 @@ def test_export(here: Path, cli: Cli) -> None:
     assert len(list((here / "vectors").glob("*.npz"))) == 1
 
 
+@pytest.mark.parametrize(
+    ("spec", "flags", "layer"),
+    [
+        ("hf_diffllama", (), 2),
+        ("spec.json", (), 0),
+        ("layer.json", (), 5),
+        ("layer.json", ("--layer", "3"), 3),
+    ],
+)
+def test_the_layer_is_said(spec: str, flags: tuple[str, ...], layer: int, here: Path, cli: Cli) -> None:
+    for name, more in (("spec.json", {}), ("layer.json", {"layer": 5})):
+        (here / name).write_text(json.dumps({"preset": "hf_diffllama", **more}))
+    done = cli("golden", "export", "vectors", "--spec", spec, *flags, "--profile", "natural", "--no-gradients")
+    assert done.err.endswith(f"1 cases of layer {layer}\n")
+    manifest, _ = read_manifest(here / "vectors")
+    assert [entry["spec"]["layer"] for entry in manifest["cases"]] == [layer]
+    assert f"; layer {layer}\n" in cli("golden", "verify", "vectors", ".").out
+
+
 def test_verify(here: Path, cli: Cli) -> None:
     golden.export("vectors", [case("v2")], gradients=False)
     outputs = right(here / "vectors")
     write_raw(here / "good", outputs)
-    assert cli("golden", "verify", "vectors", "good") == (0, "pass: cases with an output: 1; tensors judged: 4\n", "")
+    passed = "pass: cases with an output: 1; tensors judged: 4; layer 0\n"
+    assert cli("golden", "verify", "vectors", "good") == (0, passed, "")
     outputs["v2"]["out"][0, 0, 0] *= 2
     write_raw(here / "bad", outputs)
     done = cli("golden", "verify", "vectors", "bad", "--json")

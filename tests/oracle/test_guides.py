@@ -67,7 +67,9 @@ def test_the_guide_for_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     said = run_all(blocks("cuda", "python|sh"), tmp_path)
     assert len(said) == 6
-    assert said[1].startswith("pass: cases with an output: 5; tensors judged: 5\nnot given, so not judged: dq, dk, ")
+    assert said[1].startswith(
+        "pass: cases with an output: 5; tensors judged: 5; layer 2\nnot given, so not judged: dq, dk, "
+    )
 
 
 @pytest.mark.parametrize("guide", NAMES)

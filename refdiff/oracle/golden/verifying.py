@@ -38,7 +38,7 @@ class Report:
 
     cases: the verdict on each case that has an output. missing: cases without an output. changed: files of the test
     vectors that are not as they were written. unjudged: for each case with a verdict, the tensors that the outputs
-    lack. diagnosis: of the first failing case, if requested.
+    lack. diagnosis: of the first failing case, if requested. layers: those of the test vectors' specs.
     """
 
     cases: dict[str, Verdict]
@@ -46,6 +46,7 @@ class Report:
     changed: tuple[str, ...]
     unjudged: dict[str, tuple[str, ...]] = field(default_factory=dict)
     diagnosis: dict[str, Ranking] = field(default_factory=dict)
+    layers: tuple[int, ...] = ()
 
     @property
     def status(self) -> str:
@@ -60,7 +61,8 @@ class Report:
 
     def __str__(self) -> str:
         judged = sum(len(verdict.tensors) for verdict in self.cases.values())
-        lines = [f"{self.status}: cases with an output: {len(self.cases)}; tensors judged: {judged}"]
+        layers = f"; layer {', '.join(map(str, self.layers))}" if self.layers else ""
+        lines = [f"{self.status}: cases with an output: {len(self.cases)}; tensors judged: {judged}{layers}"]
         lines += [f"changed: {line}" for line in self.changed]
         lines += [f"missing: {n}: no output: out in {n}.safetensors or {n}.npz, or {n}.out.f32" for n in self.missing]
         absent = Counter(name for names in self.unjudged.values() for name in names)
@@ -124,7 +126,8 @@ def _judge_all(folder: Path, outputs: Path, manifest: dict[str, Any], changed: l
             unjudged[case["id"]] = absent
         if diagnose and not diagnosis and cases[case["id"]].status == FAIL:
             diagnosis[case["id"]] = _diagnosis(case, arrays, given)
-    return Report(cases, tuple(missing), tuple(changed), unjudged, diagnosis)
+    layers = tuple(sorted({case["spec"]["layer"] for case in manifest["cases"]}))
+    return Report(cases, tuple(missing), tuple(changed), unjudged, diagnosis, layers)
 
 
 def _judge_case(case: dict[str, Any], arrays: dict[str, Numpy], given: dict[str, Numpy]) -> Verdict:

@@ -71,7 +71,8 @@ class Report:
         total = len(self.cases) + self.unjudged
         counts = f"{self.compared} of {total} cases compared"
         gradients = "gradients too" if self.gradients else "no gradients: the kernel takes no dout"
-        lines = [f"{self.status}: {counts}, {len(failed)} failed; seed {self.seed}", gradients, *self.reasons]
+        lines = [f"{self.status}: {counts}, {len(failed)} failed; layer {self.spec.layer}, seed {self.seed}"]
+        lines += [gradients, *self.reasons]
         for name in failed[:SHOWN]:
             text = self.cases[name].text
             lines += [f"{name}:", text] if "\n" in text else [f"{name}: {text}"]
