@@ -37,7 +37,7 @@ from refdiff.oracle.rounding.evaluation_order import RMS_ROUNDING, sum_error
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
-from refdiff.oracle.truth.attention_operands import attention_mask
+from refdiff.oracle.truth.attention_operands import use_explicit_mask
 from refdiff.oracle.truth.forward import Tile, tile_attention
 
 Numpy = np.ndarray[Any, Any]
@@ -273,11 +273,8 @@ def least_row_error(spec: Spec, core: Inputs, recipe: Recipe, sizes: RowSizes, e
 
 def select_queries(spec: Spec, inputs: Inputs, rows: Numpy) -> tuple[Spec, Inputs]:
     """Return spec and inputs for some queries of a dense core with all keys; an explicit mask says what they see."""
-    T, S = inputs["q"].shape[2], inputs["k"].shape[2]
-    part = {name: x for name, x in inputs.items() if name != "key_mask"}
-    part["mask"] = attention_mask(spec, inputs)
-    part.setdefault("q_positions", np.arange(S - T, S)[None])
-    return spec.replace(causal="none", window=None), select(part, slice(None), rows, slice(None))
+    alone, every = use_explicit_mask(spec, inputs)
+    return alone, select(every, slice(None), rows, slice(None))
 
 
 def scale_estimates(estimate: Numpy, rows: Numpy, found: Numpy, counted: Numpy) -> Numpy | None:

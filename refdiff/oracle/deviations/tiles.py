@@ -14,7 +14,7 @@ from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes.catalogue import Call
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_operands import attention_mask
+from refdiff.oracle.truth.attention_operands import use_explicit_mask
 
 Numpy = np.ndarray[Any, Any]
 TILE_SIZES = (8, 16, 32, 64, 128, 256)
@@ -29,23 +29,22 @@ def _share_maximum(call: Call) -> Any:
     """Hide the keys whose exponential underflows; a row of a map that loses all keys becomes NaN (0 / 0)."""
     seen = _scores(call)
     top = np.maximum(*(np.max(z, axis=-1, keepdims=True, initial=-np.inf) for z in seen))
-    top = np.where(np.isneginf(top), 0.0, top)
-    kept = [z >= top + MIN_EXPONENT for z in seen]
-    lost = [np.any(z > -np.inf, axis=-1) & ~np.any(some, axis=-1) for z, some in zip(seen, kept, strict=True)]
-    out = call(mask=np.concatenate(kept, axis=1), causal=False)
-    return np.where((lost[0] | lost[1])[..., None], np.nan, out)
+    return _hide_underflow(call, seen, np.where(np.isneginf(top), 0.0, top) + MIN_EXPONENT)
 
 
 def _leave_maximum(call: Call) -> Any:
     """Make a row NaN in which the sum of exponentials overflows (∞ / ∞) or is 0 (0 / 0); hide keys that underflow."""
     seen = _scores(call)
-    kept = [z >= MIN_EXPONENT for z in seen]
-    lost = np.zeros(seen[0].shape[:-1], dtype=np.bool_)
-    for z, some in zip(seen, kept, strict=True):
-        total = np.logaddexp.reduce(z, axis=-1, initial=-np.inf)
-        lost |= (total > MAX_EXPONENT) | (np.any(z > -np.inf, axis=-1) & ~np.any(some, axis=-1))
+    overflows = [np.logaddexp.reduce(z, axis=-1, initial=-np.inf) > MAX_EXPONENT for z in seen]
+    return np.where((overflows[0] | overflows[1])[..., None], np.nan, _hide_underflow(call, seen, MIN_EXPONENT))
+
+
+def _hide_underflow(call: Call, seen: list[Numpy], least: Any) -> Numpy:
+    """Hide the keys with scores below `least`; a row of a map that loses all keys becomes NaN (0 / 0)."""
+    kept = [z >= least for z in seen]
+    lost = [np.any(z > -np.inf, axis=-1) & ~np.any(some, axis=-1) for z, some in zip(seen, kept, strict=True)]
     out = call(mask=np.concatenate(kept, axis=1), causal=False)
-    return np.where(lost[..., None], np.nan, out)
+    return np.where((lost[0] | lost[1])[..., None], np.nan, out)
 
 
 def _scores(call: Call) -> list[Numpy]:
@@ -161,21 +160,14 @@ def tail_padding(spec: Spec, inputs: Inputs, tile: int) -> int:
 
 def pad_tail(spec: Spec, inputs: Inputs, tile: int) -> Problem:
     """Pad keys and values with visible zeros to a multiple of `tile`."""
-    more, see = tail_padding(spec, inputs, tile), attention_mask(spec, inputs)
-    made = {name: x for name, x in inputs.items() if name not in ("key_mask", "mask")}
-    made |= {name: _pad(inputs[name], 2, more, 0.0) for name in ("k", "v")}
-    made["mask"] = _pad(see, 3, more, True)
-    if "bias" in inputs:
-        made["bias"] = _pad(inputs["bias"], inputs["bias"].ndim - 1, more, 0.0)
-    T, S = inputs["q"].shape[2], inputs["k"].shape[2]
-    made["k_positions"] = _pad(inputs.get("k_positions", np.arange(S)[None]), 1, more, 0)
-    made.setdefault("q_positions", np.arange(S - T, S)[None])
-    return Problem(spec.replace(window=None), made)
-
-
-def _pad(x: Numpy, axis: int, more: int, value: Any) -> Numpy:
-    width = [(0, more if n == axis % x.ndim else 0) for n in range(x.ndim)]
-    return np.pad(x, width, constant_values=value)
+    more = tail_padding(spec, inputs, tile)
+    masked, made = use_explicit_mask(spec, inputs)
+    for name, axis in (("k", 2), ("v", 2), ("mask", 3), ("bias", -1), ("k_positions", 1)):
+        if name in made:
+            width = np.zeros((made[name].ndim, 2), dtype=int)
+            width[axis, 1] = more
+            made[name] = np.pad(made[name], width, constant_values=name == "mask")
+    return Problem(masked, made)
 
 
 def tile_window(spec: Spec, inputs: Inputs, queries: int, keys: int, *, by_position: bool) -> Problem:
@@ -192,7 +184,6 @@ def tile_window(spec: Spec, inputs: Inputs, queries: int, keys: int, *, by_posit
     t = np.arange(T) + before
     first_query = t // queries * queries if by_position else (t - before) // queries * queries + before
     first = (first_query - spec.window + 1) // keys * keys
-    unlimited = spec.replace(window=None)
-    see = attention_mask(unlimited, inputs) & (np.arange(S) >= first[:, None])
-    made = {name: x for name, x in inputs.items() if name != "key_mask"}
-    return Problem(unlimited.replace(causal="none"), {**made, "mask": see})
+    masked, made = use_explicit_mask(spec.replace(window=None), inputs)
+    made["mask"] = made["mask"] & (np.arange(S) >= first[:, None])
+    return Problem(masked, made)

@@ -23,7 +23,7 @@ from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
-from refdiff.oracle.truth.attention_operands import AttentionOperands, attention_mask, attention_operands
+from refdiff.oracle.truth.attention_operands import AttentionOperands, attention_operands, use_explicit_mask
 from refdiff.oracle.truth.backward import backward
 from refdiff.oracle.truth.forward import apply_gate, differences, normalize_and_scale, out_shape
 
@@ -58,7 +58,7 @@ def find_lost_keys(spec: Spec, target: Target) -> tuple[str, ...]:
     wrong = ~correct_rows(target.actual, allowed) & np.all(target.compared, axis=-1) & written
     if not wrong.any():
         return ()
-    alone, every = _use_explicit_mask(spec, inputs)
+    alone, every = use_explicit_mask(spec, inputs)
     T, s, visible = inputs["q"].shape[2], np.arange(S), np.broadcast_to(every["mask"], (*wrong.shape, S))
     lost, edges = token_ranges(S, "key"), tile_edges(S, "key")
     off = []
@@ -112,7 +112,7 @@ def find_lost_queries(budget: Budget, name: str, actual: Numpy, dout: Any) -> tu
     if not np.any(actual[wrong]):  # no wrong rows, or only zeros, which tell nothing
         return ()
     at = tuple(_sample_rows(wrong).T)
-    alone, every = _use_explicit_mask(budget.spec, inputs)
+    alone, every = use_explicit_mask(budget.spec, inputs)
     g = round_to(read_output(dout, "dout").astype(np.float64), budget.recipe.storage)
     block, terms = _next_power_of_two(T / MAX_TOKENS), []
     for queries in (slice(start, start + block) for start in range(0, T, block)):
@@ -131,15 +131,6 @@ def _sample_rows(wrong: Numpy) -> Numpy:
     places = np.argwhere(wrong)
     sample: Numpy = places[np.unique(np.linspace(0, len(places) - 1, MAX_SAMPLED).astype(int))]
     return sample
-
-
-def _use_explicit_mask(spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs]:
-    """Put causality, window and padding into one mask, and positions into the inputs, so that parts can be selected."""
-    T, S = inputs["q"].shape[2], inputs["k"].shape[2]
-    every = {"q_positions": np.arange(S - T, S)[None], "k_positions": np.arange(S)[None], **inputs}
-    every["mask"] = attention_mask(spec, inputs)
-    every.pop("key_mask", None)
-    return spec.replace(causal="none", window=None, padded_queries="computed"), every
 
 
 def _explain(said: Sequence[str], off: Numpy, before: Numpy, wrong: Numpy, axes: Sequence[str]) -> tuple[str, ...]:

@@ -104,6 +104,15 @@ def attention_mask(spec: Spec, inputs: dict[str, Numpy]) -> Numpy:
     return visible
 
 
+def use_explicit_mask(spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs]:
+    """Put causality, window and padding into one mask, and positions into the inputs, so that parts can be selected."""
+    T, S = inputs["q"].shape[2], inputs["k"].shape[2]
+    every = {"q_positions": np.arange(S - T, S)[None], "k_positions": np.arange(S)[None], **inputs}
+    every["mask"] = attention_mask(spec, inputs)
+    every.pop("key_mask", None)
+    return spec.replace(causal="none", window=None, padded_queries="computed"), every
+
+
 def padded_queries(spec: Spec, inputs: dict[str, Numpy]) -> Numpy | None:
     """Return which queries are padding and not judged, (B, T); None for `padded_queries="computed"` or without padding.
 
