@@ -40,7 +40,7 @@ from refdiff.oracle.budget.statistics import (
 )
 from refdiff.oracle.inputs import VECTORS, is_layer
 from refdiff.oracle.inputs.outputs import read_output
-from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.inputs.validation import nonfinite_warnings
 from refdiff.oracle.printing import array_summary
 from refdiff.oracle.rounding import FORMATS, round_to, ulp
@@ -57,7 +57,6 @@ from refdiff.oracle.verdict.judge import judge_lse, judge_rows, judge_sums, othe
 from refdiff.oracle.verdict.rounded_factor import allow_rounded_factor
 from refdiff.oracle.verdict.verdict import TensorVerdict, Verdict
 
-Numpy = np.ndarray[Any, Any]
 NARROW = ("bfloat16", "float16")
 ROW_AXES = {
     "out": "b h t",

@@ -12,7 +12,7 @@ import numpy as np
 from refdiff import layers
 from refdiff.backends import Ops, ops_for, overlay
 from refdiff.oracle.inputs import QK_WEIGHTS, VECTORS
-from refdiff.oracle.inputs.sequences import Inputs, sequences
+from refdiff.oracle.inputs.sequences import Inputs, Numpy, sequences
 from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.rounding.evaluation_order import sum_error
 from refdiff.oracle.rounding.recipe import Recipe
@@ -26,8 +26,6 @@ from refdiff.oracle.truth.attention_operands import (
     sum_over_tokens,
 )
 from refdiff.oracle.truth.backward import sum_over_heads
-
-Numpy = np.ndarray[Any, Any]
 
 
 class TermRecorder:

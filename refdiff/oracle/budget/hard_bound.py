@@ -11,14 +11,13 @@ beyond it would be a bug of this package.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
 from refdiff.backends import ops_for
 from refdiff.oracle.budget.statistics import root_mean_square
 from refdiff.oracle.inputs import VECTORS
-from refdiff.oracle.inputs.sequences import Inputs, sequences
+from refdiff.oracle.inputs.sequences import Inputs, Numpy, sequences
 from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.rounding.evaluation_order import lambda_init_error
 from refdiff.oracle.rounding.recipe import Recipe
@@ -35,7 +34,6 @@ from refdiff.oracle.truth.attention_operands import (
 )
 from refdiff.oracle.truth.forward import broadcast_to_heads, operand_tiles, out_factor, split_norm_rows
 
-Numpy = np.ndarray[Any, Any]
 U32 = FORMATS["float32"].u
 CUT_OPERANDS = 4
 """Truncating both factors of a product costs up to 2 u each."""

@@ -31,7 +31,7 @@ import numpy as np
 from refdiff.backends import Ops, ops_for, overlay
 from refdiff.oracle.budget.statistics import root_mean_square, safe_ratio
 from refdiff.oracle.inputs import VECTORS, is_layer
-from refdiff.oracle.inputs.sequences import Inputs, select
+from refdiff.oracle.inputs.sequences import Inputs, Numpy, select
 from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.rounding.evaluation_order import RMS_ROUNDING, sum_error
 from refdiff.oracle.rounding.recipe import Recipe
@@ -40,7 +40,6 @@ from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import use_explicit_mask
 from refdiff.oracle.truth.forward import Tile, tile_attention
 
-Numpy = np.ndarray[Any, Any]
 ROUNDINGS = 2.0
 """How many rounding errors of one size add up in a number: those of q and k, or of a map and of the difference."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from refdiff.messages import did_you_mean
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import ALIASES, draw, round_to_storage
 from refdiff.oracle.inputs import is_layer
-from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.printing import array_summary
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.presets import PRESETS
@@ -24,7 +24,6 @@ from refdiff.oracle.truth.forward import out_shape
 if TYPE_CHECKING:
     from refdiff.oracle.deviations.deviation import Deviation
 
-Numpy = np.ndarray[Any, Any]
 
 LONGEST_WINDOW = 4096
 """A structure keeps its own mask if the window of the spec is longer."""

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.inputs.validation import axis_lengths
 from refdiff.oracle.spec import Spec
 
-Numpy = np.ndarray[Any, Any]
 PADDING = ("none", "left", "right")
 UNSEEN = ("none", "padding", "mask", "bias")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from refdiff.arrays import bfloat16
 from refdiff.backends import ops_for
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.inputs import QK_WEIGHTS, VECTORS, shapes
-from refdiff.oracle.inputs.sequences import Inputs, sequences, slots
+from refdiff.oracle.inputs.sequences import Inputs, Numpy, sequences, slots
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.resolve import resolve_spec
@@ -25,7 +24,6 @@ from refdiff.oracle.truth.attention_operands import (
     rotate,
 )
 
-Numpy = np.ndarray[Any, Any]
 STORAGE = ("float32", "bfloat16", "float16")
 ALIASES = {"identify": "discriminating", "whisper": "tiny_values", "cancel": "cancellation"}
 """Former names of profiles, still accepted."""

@@ -11,14 +11,13 @@ import numpy as np
 
 from refdiff.backends import Ops, ops_for, overlay
 from refdiff.oracle.inputs import VECTORS, is_layer, options, shapes
-from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.mistakes import Mistake, wrap
 from refdiff.oracle.mistakes.catalogue import Call
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.forward import forward, matching_layer
 
-Numpy = np.ndarray[Any, Any]
 HEAD_COUNT_AXES = ("pair", "gqa", "cache")
 """The axes of mistakes in how heads are paired or grouped: only a layer with the spec's whole wiring can have them."""
 

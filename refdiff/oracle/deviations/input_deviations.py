@@ -15,13 +15,11 @@ import numpy as np
 from refdiff.backends import ops_for
 from refdiff.oracle.deviations.deviation import Deviation
 from refdiff.oracle.inputs import QK_WEIGHTS, kind_of
-from refdiff.oracle.inputs.sequences import Inputs, sequences
+from refdiff.oracle.inputs.sequences import Inputs, Numpy, sequences
 from refdiff.oracle.mistakes.catalogue import Call
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import attention_mask
 from refdiff.oracle.truth.forward import project
-
-Numpy = np.ndarray[Any, Any]
 
 
 def _read_by_token(*names: str) -> Callable[[Spec, Inputs], Inputs | None]:

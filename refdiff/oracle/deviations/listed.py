@@ -7,8 +7,6 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
 from refdiff.oracle.budget.budget import Budget, budget
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw
@@ -16,14 +14,13 @@ from refdiff.oracle.deviations.deviation import Deviation, Problem, is_same_outp
 from refdiff.oracle.deviations.input_deviations import GROUP_DEVIATIONS, INPUT_DEVIATIONS, TRIANGLE_DEVIATIONS
 from refdiff.oracle.deviations.spec_deviations import PRESET_DEVIATIONS, SPEC_DEVIATIONS
 from refdiff.oracle.inputs import kind_of
-from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import CATALOGUE
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.resolve import resolve_spec
 
-Numpy = np.ndarray[Any, Any]
 KINDS = ("dense", "packed", "paged", "layer")
 MAX_GROUPS, MAX_WINDOW = 3, 24
 """The most groups and the longest window of a spec whose deviations are listed. Larger specs have the same ones."""

@@ -10,13 +10,12 @@ import numpy as np
 from refdiff.layers.diff_attention import attention_scores, split_maps
 from refdiff.oracle.deviations.deviation import Deviation, Problem
 from refdiff.oracle.inputs import kind_of
-from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.mistakes.catalogue import Call
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import use_explicit_mask
 
-Numpy = np.ndarray[Any, Any]
 TILE_SIZES = (8, 16, 32, 64, 128, 256)
 """The tile sizes that are tried, in queries or keys."""
 MIN_EXPONENT = -103.97

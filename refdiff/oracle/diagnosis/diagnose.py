@@ -40,9 +40,10 @@ from refdiff.oracle.diagnosis.search import (
     score_on_whole,
     search,
 )
-from refdiff.oracle.diagnosis.targets import Numpy, Parts, Target
+from refdiff.oracle.diagnosis.targets import Parts, Target
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.outputs import collect_outputs, read_output, require_out, to_float64
+from refdiff.oracle.inputs.sequences import Numpy
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec

@@ -13,9 +13,9 @@ from refdiff.backends import ops_for
 from refdiff.oracle.deviations.deviation import Problem
 from refdiff.oracle.diagnosis.parameter_fit import Trial, evaluate, format_by_head, format_spec_value, is_uniform
 from refdiff.oracle.diagnosis.ranking import Fit
-from refdiff.oracle.diagnosis.targets import Kernel, Numpy, Parts, Target, worst_residual
+from refdiff.oracle.diagnosis.targets import Kernel, Parts, Target, worst_residual
 from refdiff.oracle.inputs import VECTORS, is_layer
-from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import compute_lambda, lambda_init

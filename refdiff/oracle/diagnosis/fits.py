@@ -20,7 +20,6 @@ from refdiff.oracle.diagnosis.parameter_fit import Trial, evaluate, format_list,
 from refdiff.oracle.diagnosis.ranking import Fit, percent
 from refdiff.oracle.diagnosis.targets import (
     MIN_QUERIES,
-    Numpy,
     Parts,
     Target,
     exceeds_limit,
@@ -32,6 +31,7 @@ from refdiff.oracle.diagnosis.targets import (
     worst_residual,
 )
 from refdiff.oracle.inputs import is_layer, kind_of
+from refdiff.oracle.inputs.sequences import Numpy
 from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.mistakes.catalogue import Call
 from refdiff.oracle.spec import Spec

@@ -15,10 +15,10 @@ from refdiff.oracle.budget.statistics import root_mean_square, safe_ratio
 from refdiff.oracle.deviations.tiles import TILE_SIZES
 from refdiff.oracle.diagnosis.places import correct_rows
 from refdiff.oracle.diagnosis.region_format import AXIS_NAMES, find_boxes, format_boxes
-from refdiff.oracle.diagnosis.targets import WRONG_LIMITS, Numpy, Target
+from refdiff.oracle.diagnosis.targets import WRONG_LIMITS, Target
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.outputs import read_output
-from refdiff.oracle.inputs.sequences import Inputs, select
+from refdiff.oracle.inputs.sequences import Inputs, Numpy, select
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec

@@ -11,13 +11,13 @@ import numpy as np
 from refdiff.oracle.diagnosis.ranking import Fit
 from refdiff.oracle.diagnosis.targets import (
     Kernel,
-    Numpy,
     Target,
     compute_outputs,
     explained_share,
     passes_as,
     quick_residual,
 )
+from refdiff.oracle.inputs.sequences import Numpy
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.verdict.judge import judge_rows

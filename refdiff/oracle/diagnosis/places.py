@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -34,7 +33,7 @@ from refdiff.oracle.diagnosis.region_format import (
     split_boxes,
 )
 from refdiff.oracle.inputs import is_layer
-from refdiff.oracle.inputs.sequences import Inputs, sequences
+from refdiff.oracle.inputs.sequences import Inputs, Numpy, sequences
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
@@ -42,7 +41,6 @@ from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import attention_mask, head_indices
 from refdiff.oracle.truth.forward import out_shape, project
 
-Numpy = np.ndarray[Any, Any]
 REST_IN_BUDGET = "everything else is within budget"
 MAX_REORDERED = 16
 """The most rows of which a permutation is looked for."""

@@ -18,7 +18,6 @@ from refdiff.oracle.diagnosis.targets import (
     QUERY_AXES,
     WRONG_LIMITS,
     Judgement,
-    Numpy,
     Parts,
     Target,
     deviation_budget,
@@ -28,6 +27,7 @@ from refdiff.oracle.diagnosis.targets import (
     row_ratios,
 )
 from refdiff.oracle.inputs import kind_of
+from refdiff.oracle.inputs.sequences import Numpy
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS

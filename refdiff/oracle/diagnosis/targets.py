@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -28,7 +27,7 @@ from refdiff.oracle.budget.statistics import (
 from refdiff.oracle.deviations.deviation import Deviation, Problem, ops_with, output
 from refdiff.oracle.deviations.tiles import ONE_MAP_AXIS
 from refdiff.oracle.inputs import kind_of
-from refdiff.oracle.inputs.sequences import Inputs, select
+from refdiff.oracle.inputs.sequences import Inputs, Numpy, select
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding import FORMATS, round_to
 from refdiff.oracle.rounding.ensemble import perturb_lambda_init, run_orders
@@ -41,7 +40,6 @@ from refdiff.oracle.truth.attention_operands import padded_queries, zero_padded
 from refdiff.oracle.truth.forward import forward
 from refdiff.oracle.verdict.judge import judge_rows
 
-Numpy = np.ndarray[Any, Any]
 Kernel = Callable[[Inputs], Problem | None]
 """The problem that a kernel solves for given inputs; None if it does not apply to them."""
 WRONG_LIMITS = THRESHOLDS.wrong_limits

@@ -11,7 +11,7 @@ from refdiff.backends import Ops, ops_for
 from refdiff.backends.numpy.thread_pool import Workers
 from refdiff.oracle.inputs import BOOLEANS, INTEGERS
 from refdiff.oracle.inputs.arrays import any_array
-from refdiff.oracle.inputs.sequences import Inputs, sequences
+from refdiff.oracle.inputs.sequences import Inputs, Numpy, sequences
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS, Arithmetic, Order, lambda_init_error
 from refdiff.oracle.rounding.recipe import Recipe
@@ -22,7 +22,6 @@ from refdiff.oracle.truth import truth
 from refdiff.oracle.truth.attention_operands import attention_operands, lambda_init, query_factor, scores
 from refdiff.oracle.truth.forward import project
 
-Numpy = np.ndarray[Any, Any]
 Run = TypeVar("Run")
 MIN_PARALLEL_SCORES, MAX_PARALLEL_SCORES = 200_000, 8_000_000
 """With fewer scores threads do not pay, and with more there may be no memory for one computation per core."""

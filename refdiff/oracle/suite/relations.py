@@ -18,14 +18,13 @@ from refdiff.oracle.budget.statistics import LIMITS, root_mean_square, safe_rati
 from refdiff.oracle.cases.structure import relaid, strided_view
 from refdiff.oracle.inputs import shapes
 from refdiff.oracle.inputs.outputs import read_output, require_out
-from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import compute_lambda, head_indices, lambda_init
 from refdiff.oracle.truth.forward import out_shape
 from refdiff.oracle.verdict.verdict import FAIL, Verdict
 
-Numpy = np.ndarray[Any, Any]
 Kernel = Callable[..., Any]
 
 

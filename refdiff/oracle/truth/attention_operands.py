@@ -18,7 +18,7 @@ from refdiff import layers
 from refdiff.backends import Ops
 from refdiff.layers.diff_attention import attention_scores, split_maps
 from refdiff.oracle.inputs import VECTORS
-from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.spec import Spec
 
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
@@ -68,9 +68,6 @@ def value_heads(spec: Spec) -> tuple[Numbers, ...]:
     if spec.values == "halves":
         return j, j + spec.key_groups
     return (2 * j, 2 * j + 1) if spec.values == "interleaved" else (j,)
-
-
-Numpy = np.ndarray[Any, Any]
 
 
 def attention_mask(spec: Spec, inputs: dict[str, Numpy]) -> Numpy:

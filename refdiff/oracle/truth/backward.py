@@ -10,7 +10,7 @@ import numpy as np
 from refdiff.backends import Ops
 from refdiff.layers.diff_attention import split_maps, sum_to
 from refdiff.oracle.inputs import QK_WEIGHTS, VECTORS, is_layer
-from refdiff.oracle.inputs.sequences import Inputs, Sequence, scatter, sequences
+from refdiff.oracle.inputs.sequences import Inputs, Numpy, Sequence, scatter, sequences
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import (
     Angles,
@@ -42,8 +42,6 @@ from refdiff.oracle.truth.forward import (
     project,
     split_norm_rows,
 )
-
-Numpy = np.ndarray[Any, Any]
 
 
 def backward(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[str, Numpy]:

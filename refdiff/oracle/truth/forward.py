@@ -20,7 +20,7 @@ import numpy as np
 from refdiff.backends import Ops, ops_for, overlay
 from refdiff.layers.diff_heads_paper import interleave_heads
 from refdiff.oracle.inputs import is_layer
-from refdiff.oracle.inputs.sequences import Inputs, sequences
+from refdiff.oracle.inputs.sequences import Inputs, Numpy, sequences
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import (
     AttentionOperands,
@@ -38,7 +38,6 @@ from refdiff.oracle.truth.attention_operands import (
     zero_unseen,
 )
 
-Numpy = np.ndarray[Any, Any]
 _DEFAULTS = Spec(query_heads=2, key_heads=2, head_dim=2)
 
 

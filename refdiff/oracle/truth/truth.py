@@ -12,7 +12,7 @@ import numpy as np
 from refdiff.arrays import Array, device, from_numpy, namespace
 from refdiff.backends import Ops, ops_for
 from refdiff.oracle.inputs.outputs import read_output
-from refdiff.oracle.inputs.sequences import Inputs, sequences
+from refdiff.oracle.inputs.sequences import Inputs, Numpy, sequences
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.printing import array_summary
 from refdiff.oracle.spec import Spec
@@ -27,7 +27,6 @@ from refdiff.oracle.truth.attention_operands import (
 from refdiff.oracle.truth.backward import backward
 from refdiff.oracle.truth.forward import differences, forward, operand_tiles, out_shape, project, tile_attention
 
-Numpy = np.ndarray[Any, Any]
 FIELDS = ("out", "lse", "lse1", "lse2", "lambda_full", "diff")
 
 

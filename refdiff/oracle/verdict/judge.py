@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -24,13 +23,11 @@ from refdiff.oracle.budget.statistics import (
     statistics,
     uncertain_share,
 )
-from refdiff.oracle.inputs.sequences import Inputs, sequences
+from refdiff.oracle.inputs.sequences import Inputs, Numpy, sequences
 from refdiff.oracle.inputs.validation import layout_hint, output_axes
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import attention_mask, attention_operands, log_sum_exp, scores
 from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE, PASS, TensorVerdict
-
-Numpy = np.ndarray[Any, Any]
 
 DESCRIPTIONS = {
     "bulk": "a small error in most rows",
