@@ -26,7 +26,7 @@ from refdiff.arrays import to_numpy
 from refdiff.errors import CheckpointError
 from refdiff.files import open_file
 from refdiff.messages import json_problem, show_value
-from refdiff.model.weights.precision import NBYTES, STORED, TILE, encode
+from refdiff.model.weights.precision import STORED, TILE, encode
 
 MAX_HEADER = 10_000_000
 """Bytes of the longest header that is read. The format allows 100 MB, but that much hostile JSON takes gigabytes of
@@ -232,6 +232,18 @@ def _check_cover(tensors: list[tuple[str, Tensor]], data: int, size: int, label:
         raise CheckpointError(f"{label}: {fault}: its header describes {position:,} bytes, and it has {size:,}")
 
 
+def header_bytes(tensors: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+    """Return the header of a file with tensors of these types and shapes, whose bytes follow in this order."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        begin, end = end, end + math.prod(shape) * BITS[dtype] // 8
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # so that every tensor starts on its natural boundary
+    return len(text).to_bytes(8, "little") + text
+
+
 def write_safetensors(path: Path, arrays: Mapping[str, Any], dtype: str) -> None:
     """Write arrays of any backend as one file of type `dtype`, byte for byte as the safetensors library does.
 
@@ -242,17 +254,9 @@ def write_safetensors(path: Path, arrays: Mapping[str, Any], dtype: str) -> None
         OSError: The file cannot be written.
     """
     names = sorted(arrays)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name in names:
-        shape = [int(axis) for axis in arrays[name].shape]
-        begin, end = end, end + math.prod(shape) * NBYTES[dtype]
-        header[name] = {"dtype": _STORED_NAME[dtype], "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # so that every tensor starts on its natural boundary
+    tensors = {name: (_STORED_NAME[dtype], tuple(map(int, arrays[name].shape))) for name in names}
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
+        file.write(header_bytes(tensors, {"format": "pt"}))
         for name in names:
             flat = to_numpy(arrays[name]).reshape(-1)
             for start in range(0, flat.size, TILE):

@@ -7,7 +7,6 @@ are read.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -25,7 +24,7 @@ from refdiff.errors import CheckpointError
 from refdiff.files import open_file, replace_atomically
 from refdiff.memory import physical_memory
 from refdiff.messages import show_name
-from refdiff.model.weights.safetensors_file import open_safetensors
+from refdiff.model.weights.safetensors_file import header_bytes, open_safetensors
 
 HOST_DEVICES = (1, 3, 11)
 """DLPack devices in host memory: kDLCPU, kDLCUDAHost and kDLROCMHost."""
@@ -144,8 +143,7 @@ def safetensors_bytes(arrays: Mapping[str, Array], metadata: Mapping[str, str]) 
         TypeError: the format has no type for the dtype of an array.
     """
     blocks: list[bytes] = []
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    end = 0
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     # the widest dtypes first, so that every tensor is aligned to its item size
     found = {name: any_array(array, name) for name, array in arrays.items()}
     for name in sorted(found, key=lambda name: (-found[name].itemsize, name)):
@@ -153,16 +151,9 @@ def safetensors_bytes(arrays: Mapping[str, Array], metadata: Mapping[str, str]) 
         if array.dtype.name not in _FILE_TYPES:
             raise TypeError(f"{name}: safetensors has no type for {array.dtype}; it has {', '.join(_FILE_TYPES)}")
         little = array if array.dtype.name == "bfloat16" else array.astype(array.dtype.newbyteorder("<"), copy=False)
-        begin, end = end, end + array.nbytes
-        header[name] = {
-            "dtype": _FILE_TYPES[array.dtype.name],
-            "shape": list(array.shape),
-            "data_offsets": [begin, end],
-        }
+        tensors[name] = _FILE_TYPES[array.dtype.name], array.shape
         blocks.append(little.tobytes())
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return [len(text).to_bytes(8, "little") + text, *blocks]
+    return [header_bytes(tensors, metadata), *blocks]
 
 
 def read_arrays(
