@@ -28,17 +28,19 @@ def _describe_array(name: str, x: Any) -> str:
     return f"{name} {tuple(x.shape)} {str(x.dtype).rpartition('.')[2]}"
 
 
+WIDTH = 80
+"""The columns of a terminal that reports are wrapped to."""
 _UNBROKEN = re.compile(r" ± |\([^()]{1,50}\)")
 """Text that no line break splits: "1.5 ± 0.1", "(b 0, head 3, t 95)", "(fits, residual 0.71)"."""
 
 
-def wrap_text(text: str, width: int = 80) -> str:
+def wrap_text(text: str) -> str:
     """Wrap long lines between words, or a table's rows between columns; continuation lines are indented."""
-    return "\n".join(part for line in text.splitlines() for part in _wrap_line(line, width))
+    return "\n".join(part for line in text.splitlines() for part in _wrap_line(line))
 
 
-def _wrap_line(line: str, width: int) -> list[str]:
-    if len(line) <= width:
+def _wrap_line(line: str) -> list[str]:
+    if len(line) <= WIDTH:
         return [line]
     body = line.lstrip()
     start = " " * (len(line) - len(body))
@@ -47,6 +49,6 @@ def _wrap_line(line: str, width: int) -> list[str]:
     body = _UNBROKEN.sub(lambda found: found[0].replace(" ", "\0"), body)
     later = f"{start}    "
     wrap = textwrap.TextWrapper(
-        width, initial_indent=start, subsequent_indent=later, break_long_words=False, break_on_hyphens=False
+        WIDTH, initial_indent=start, subsequent_indent=later, break_long_words=False, break_on_hyphens=False
     )
     return [part.replace("\0", " ") for part in wrap.wrap(body)]

@@ -135,11 +135,7 @@ def draw_probes(spec: Spec, kind: str) -> list[Inputs]:
 
 
 def blind_spots(
-    spec: Spec | str,
-    inputs: Mapping[str, Any],
-    recipe: Recipe | str | None = None,
-    *,
-    known: Budget | None = None,
+    spec: Spec | str, inputs: Mapping[str, Any], recipe: Recipe | str | None = None
 ) -> tuple[Deviation, ...]:
     """Return the deviations that a test on these inputs cannot detect.
 
@@ -149,14 +145,13 @@ def blind_spots(
     Args:
         spec: as in `truth`.
         recipe: what the kernel rounds; None for the deviations that are hidden even without rounding.
-        known: the budget of these inputs, if it is computed already.
 
     Raises:
         ValueError: inputs that do not fit `spec`.
     """
     spec = resolve_spec(spec, inputs)
     exact = as_float64(spec, inputs)
-    allowed = known if known is not None or recipe is None else budget(spec, inputs, recipe)
+    allowed = None if recipe is None else budget(spec, inputs, recipe)
     if allowed is not None:
         exact = {**exact, **as_float64(spec, allowed.inputs)}
     right = output(Problem(spec, exact))

@@ -132,10 +132,10 @@ def format_first_boxes(found: Sequence[Box], counted: Numpy, names: Sequence[str
     return f"several places: {', '.join(first)} and {len(found) - MAX_PLACES} more"
 
 
-def join_words(some: Sequence[object], word: str = "and") -> str:
+def join_words(some: Sequence[object]) -> str:
     """Join items into a list in words: "0, 1 and 3"."""
     *first, last = map(str, some)
-    return f"{', '.join(first)} {word} {last}" if first else last
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def find_period(found: Numpy, of: Numpy) -> tuple[int, int, int] | None:

@@ -74,7 +74,6 @@ from refdiff.oracle.spec import Spec
 
 VECTORS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
 QK_WEIGHTS = ("q_norm_weight", "k_norm_weight")
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 INTEGERS = ("q_positions", "k_positions", "cu_seqlens_q", "cu_seqlens_k", "block_table", "lengths")
 BOOLEANS = ("key_mask", "mask")
 DATA = ("x", "q", "k", "v", "k_pages", "v_pages")
