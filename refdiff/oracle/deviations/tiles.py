@@ -12,6 +12,7 @@ from refdiff.oracle.deviations.deviation import Deviation, Problem
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.mistakes.catalogue import Call
+from refdiff.oracle.mistakes.in_backward import split_by_map
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import use_explicit_mask
@@ -48,9 +49,8 @@ def _hide_underflow(call: Call, seen: list[Numpy], least: Any) -> Numpy:
 
 def _scores(call: Call) -> list[Numpy]:
     """Return the scores of both maps, (B, H, T, S), −∞ for hidden keys."""
-    masks, biases = (split_maps(x, call.q1.shape[1]) for x in (call.mask, call.bias))
     found = []
-    for q, k, mask, bias in zip((call.q1, call.q2), (call.k1, call.k2), masks, biases, strict=True):
+    for q, k, mask, bias in split_by_map(call):
         scores, visible = attention_scores(q, k, mask, bias, causal=call.causal)
         found.append(scores if visible is None else np.where(visible, scores, -np.inf))
     return found
@@ -84,11 +84,8 @@ def _skip_rescaling(tile: int, of_values: bool, of_weights: bool, maps: tuple[bo
         more.append(behind if of_values else np.zeros_like(behind))
     changed = {"lambda_": call.lambda_ * ratios[1] / ratios[0]}
     if of_values:
-        masks, biases = (split_maps(x, call.q1.shape[1]) for x in (call.mask, call.bias))
-        see = [None if x is None else np.broadcast_to(x, more[0].shape) for x in masks]
-        changed["mask"] = None if see[0] is None or see[1] is None else np.concatenate([see[0], see[1]], axis=1)
-        bias = [x if b is None else x + b for x, b in zip(more, biases, strict=True)]
-        changed["bias"] = np.concatenate(bias, axis=1)
+        biases = split_maps(call.bias, call.q1.shape[1])
+        changed["bias"] = np.concatenate([x if b is None else x + b for x, b in zip(more, biases, strict=True)], axis=1)
     return ratios[0] * call(**changed)
 
 

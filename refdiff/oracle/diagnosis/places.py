@@ -277,9 +277,7 @@ def _find_zeros(rows: Rows) -> Place | None:
     whole = np.all(zero, axis=-1) & here
     if whole.any():
         return rows.make_place(whole, here)
-    b = rows.budget
-    y = np.abs(np.where(np.isfinite(b.expected), b.expected, 0.0))
-    lost = zero & (y > LIMITS.element * element_allowance(b, b.rows, y)) & ~b.doubtful[..., None]
+    lost = zero & (_row_errors(rows.actual, rows.budget)[2] > LIMITS.element)
     some = lost.sum(axis=-1) >= 2
     if not some.any():
         return None
@@ -331,7 +329,7 @@ def _guess_cause(place: Place, rows: Rows) -> str:
 def _guess_token_cause(found: Numpy, whole: Numpy, *, alone: bool, right_lse: bool) -> str:
     """Name the usual cause of an error in some tokens of all heads and sequences (`alone`), or of some of them."""
     first, last = int(found[0]), int(found[-1])
-    if (period := find_period(found, whole)) is not None and period[0] >= THRESHOLDS.min_block:
+    if (period := find_period(found, whole)) is not None:
         m, low, high = period
         edge = "the first row" if high == 0 else "the last row" if low == m - 1 else "the same row"
         return f"it looks like {edge if low == high else 'a part'} of each block of {m}"

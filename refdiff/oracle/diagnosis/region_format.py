@@ -94,7 +94,7 @@ def format_indices(name: str, found: Numpy, of: Numpy) -> str | None:
         return f"{name} {found[0]}"
     if found[-1] - found[0] + 1 == len(found):
         return f"{name}s {_format_range(found)}"
-    if (period := find_period(found, of)) is not None and period[0] >= THRESHOLDS.min_block:
+    if (period := find_period(found, of)) is not None:
         m, low, high = period
         rest = f"= {low}" if low == high else f"from {low} to {high}"
         return f"{name}s i with i mod {m} {rest}"
@@ -141,8 +141,8 @@ def join_words(some: Sequence[object]) -> str:
 def find_period(found: Numpy, of: Numpy) -> tuple[int, int, int] | None:
     """Return (m, low, high) with the smallest m such that `found` are the i in `of` with low ≤ i mod m ≤ high.
 
-    None if there is no such m. The pattern must occur three times, or twice if m is a power of two and at least
-    `Thresholds.min_block`: any two indices are periodic for some m.
+    None if there is no such m, or it is less than `Thresholds.min_block`. The pattern must occur three times, or twice
+    if m is a power of two: any two indices are periodic for some m.
     """
     if len(found) < 2:
         return None
@@ -154,5 +154,5 @@ def find_period(found: Numpy, of: Numpy) -> tuple[int, int, int] | None:
         times = len(np.unique(found // m))
         known = times >= 3 or (times == 2 and m >= THRESHOLDS.min_block and m & (m - 1) == 0)
         if known and np.array_equal(found, of[np.isin(of % m, rest)]):
-            return m, low, high
+            return (m, low, high) if m >= THRESHOLDS.min_block else None
     return None

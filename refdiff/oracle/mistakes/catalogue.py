@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from refdiff import layers
+from refdiff.arrays import Array, namespace
 from refdiff.backends import Ops
 
 Layer = Callable[..., Any]
@@ -133,6 +134,12 @@ class Call:
     def parts(self, **functions: Layer) -> Ops:
         """Return the layers that a composite layer calls, with some of them replaced."""
         return Ops(**{name: getattr(self.ops, name) for name in layers.__all__} | functions)
+
+
+def normed(x: Array, eps: float, axis: Any = -1) -> Array:
+    """Return x divided by its root mean square, without a layer of this package."""
+    xp = namespace(x)
+    return x / xp.sqrt(xp.mean(x * x, axis=axis, keepdims=True) + eps)
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from typing import Any
 
 from refdiff.arrays import Array, namespace
 from refdiff.layers.softmax import softmax
-from refdiff.oracle.mistakes.catalogue import EDIFICE, Call, Mistake
+from refdiff.oracle.mistakes.catalogue import EDIFICE, Call, Mistake, normed
 
 
 def _scaled(call: Call, by: float) -> Any:
@@ -47,9 +47,7 @@ def _softmax_of_the_difference(call: Call) -> Any:
 
 
 def _each_map_normed_before_the_difference(call: Call) -> Any:
-    xp = namespace(call.q1)
-    outs = [_apply(a, call.v) for a in _maps(call, 0 * call.lambda_ + 1)]
-    o1, o2 = (o / xp.sqrt(xp.mean(o * o, axis=-1, keepdims=True) + 1e-5) for o in outs)
+    o1, o2 = (normed(_apply(a, call.v), 1e-5) for a in _maps(call, 0 * call.lambda_ + 1))
     return o1 - call.lambda_ * o2
 
 
@@ -92,9 +90,7 @@ def _attend(
 
 
 def _queries_and_keys_normed(call: Call) -> Any:
-    xp = namespace(call.q1)
-    given = {name: call.given[name] for name in ("q1", "k1", "q2", "k2")}
-    return call(**{n: x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + 1e-6) for n, x in given.items()})
+    return call(**{name: normed(call.given[name], 1e-6) for name in ("q1", "k1", "q2", "k2")})
 
 
 ATTENTION_MISTAKES: tuple[Mistake, ...] = (

@@ -23,7 +23,7 @@ def _saved_sums_used_without_a_mask(call: Call) -> Any:
     g, xp, K = call.g, namespace(call.q1), call.v.shape[1]
     values = xp.repeat(call.v, call.q1.shape[1] // K, axis=1)
     more = []
-    for (q, k, mask, bias), sign in zip(_split_by_map(call), (1.0, -call.lambda_), strict=True):
+    for (q, k, mask, bias), sign in zip(split_by_map(call), (1.0, -call.lambda_), strict=True):
         z, visible = attention_scores(q, k, mask, bias, causal=call.causal)
         if visible is None:
             more.append((0 * q, 0 * k, 0 * call.v))
@@ -44,8 +44,8 @@ def _saved_sums_used_without_a_mask(call: Call) -> Any:
     return dq1 + first[0], dk1 + first[1], dq2 + second[0], dk2 + second[1], dv + first[2] + second[2], dlambda
 
 
-def _split_by_map(call: Call) -> Iterator[tuple[Array, Array, Any, Any]]:
-    """Return the queries, keys, mask and bias of each map."""
+def split_by_map(call: Call) -> Iterator[tuple[Array, Array, Any, Any]]:
+    """Yield the queries, keys, mask and bias of each map."""
     masks, biases = (split_maps(x, call.q1.shape[1]) for x in (call.mask, call.bias))
     return zip((call.q1, call.q2), (call.k1, call.k2), masks, biases, strict=True)
 
@@ -98,7 +98,7 @@ def _add_row_sums(found: Any, call: Call, more: Callable[[Array, Array], tuple[A
     """Add Aᵢ ⊙ xᵢ to ∂L/∂Sᵢ in the gradients, with one number per row, x = more(rowsum(G ⊙ A₁), rowsum(G ⊙ A₂))."""
     dq1, dk1, dq2, dk2, *rest = found
     xp = namespace(call.q1)
-    a1, a2 = (attention_weights(*of_map, causal=call.causal) for of_map in _split_by_map(call))
+    a1, a2 = (attention_weights(*of_map, causal=call.causal) for of_map in split_by_map(call))
     values = xp.repeat(call.v, call.q1.shape[1] // call.v.shape[1], axis=1)
     x1, x2 = more(*(xp.sum(call.g * (a @ values), axis=-1, keepdims=True) for a in (a1, a2)))
     (mq1, mk1), (mq2, mk2) = _scores_vjp(a1 * x1, call.q1, call.k1), _scores_vjp(a2 * x2, call.q2, call.k2)

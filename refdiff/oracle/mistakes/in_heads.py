@@ -6,7 +6,7 @@ from typing import Any
 
 from refdiff.arrays import Array, namespace
 from refdiff.layers import value_pairs_hf
-from refdiff.oracle.mistakes.catalogue import EDIFICE, HF, MOTIF, UNILM, Call, Mistake
+from refdiff.oracle.mistakes.catalogue import EDIFICE, HF, MOTIF, UNILM, Call, Mistake, normed
 
 EAGER = f"{UNILM}/blob/master/Diff-Transformer/multihead_diffattn.py"
 
@@ -92,7 +92,7 @@ def _v2_with_the_norm_of_v1(call: Call) -> Any:
     out, xp = call(), namespace(call.q)
     B, T, width = out.shape
     heads = xp.reshape(out, (B, T, call.q.shape[1] // 2, -1))
-    return xp.reshape(heads / xp.sqrt(xp.mean(heads * heads, axis=-1, keepdims=True) + 1e-5), (B, T, width))
+    return xp.reshape(normed(heads, 1e-5), (B, T, width))
 
 
 def _v2_with_one_lambda_a_layer(call: Call) -> Any:

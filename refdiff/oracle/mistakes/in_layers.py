@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from refdiff.arrays import Array, namespace
-from refdiff.oracle.mistakes.catalogue import UNILM, Call, Mistake
+from refdiff.oracle.mistakes.catalogue import UNILM, Call, Mistake, normed
 
 
 def _only_the_first_of_a_pair_turns(call: Call) -> Any:
@@ -131,11 +131,6 @@ LAMBDA_MISTAKES: tuple[Mistake, ...] = (
 PAPER = ("diff_heads_paper",)
 
 
-def _rms(x: Array, eps: float, axis: Any = -1) -> Array:
-    xp = namespace(x)
-    return x / xp.sqrt(xp.mean(x * x, axis=axis, keepdims=True) + eps)
-
-
 def _affine(y: Array, weight: Array | None, eps: float = 0.0) -> Array:
     """Return y ⊙ w, for use in place of a norm."""
     return y if weight is None else y * weight
@@ -150,7 +145,7 @@ def _norm_over_half_of_a_head(call: Call) -> Any:
     def halves(x: Array, weight: Array | None, eps: float) -> Array:
         xp = namespace(x)
         split = xp.reshape(x, (*x.shape[:-1], 2, x.shape[-1] // 2))
-        return _affine(xp.reshape(_rms(split, eps), x.shape), weight)
+        return _affine(xp.reshape(normed(split, eps), x.shape), weight)
 
     return call(ops=call.parts(rms_norm=halves))
 
@@ -172,7 +167,7 @@ NORM_MISTAKES: tuple[Mistake, ...] = (
             "diff_heads_paper", "eps", lambda call: call() if "eps" in call.given else call(eps=1e-6), "F4",
             f"{UNILM}/blob/master/Diff-Transformer/rms_norm.py"),
     Mistake("norm_over_all_heads", "One norm over all heads of a token.", "diff_heads_hf", "norm extent",
-            lambda call: call(ops=call.parts(rms_norm=lambda x, weight, eps: _affine(_rms(x, eps, (1, 3)), weight))),
+            lambda call: call(ops=call.parts(rms_norm=lambda x, weight, eps: _affine(normed(x, eps, (1, 3)), weight))),
             "B7", also=PAPER),
     Mistake("norm_over_half_of_a_head", "One norm for each half (d) of a head (2d).", "diff_heads_hf", "norm extent",
             _norm_over_half_of_a_head, also=PAPER),
@@ -180,7 +175,7 @@ NORM_MISTAKES: tuple[Mistake, ...] = (
             lambda call: call(ops=call.parts(rms_norm=_affine)), "B8", also=PAPER),
     Mistake("norm_of_queries_and_keys", "The norm applied to Q and K, not to the output of attention.", "diff_heads_hf",
             "norm kind",
-            lambda call: call(q=_rms(call.q, 1e-5), k=_rms(call.k, 1e-5), ops=call.parts(rms_norm=_affine)), "B8",
+            lambda call: call(q=normed(call.q, 1e-5), k=normed(call.k, 1e-5), ops=call.parts(rms_norm=_affine)), "B8",
             also=PAPER),
     Mistake("scale_left_out", "The output not multiplied by 1 − λ_init.", "diff_heads_hf", "post scale",
             lambda call: call(lambda_init=0.0), "B10", also=PAPER),
