@@ -199,11 +199,8 @@ def judge_sums(name: str, actual: Numpy, expected: Numpy, allowed: Numpy) -> Ten
     check_shape(name, actual, expected)
     actual = np.asarray(actual, dtype=np.float64)
     known = np.isfinite(np.broadcast_to(allowed, expected.shape))
-    with np.errstate(invalid="ignore"):
-        ratio = np.where(
-            np.isfinite(actual), safe_ratio(np.abs(actual - expected), np.where(known, allowed, np.inf)), np.inf
-        )
-    s = largest("sum", np.where(known, ratio, 0.0), 1.0, "|e| / (3 u ‖terms‖₂ + 2 ulp)")
+    ratio = np.where(known, _error_ratio(actual, expected, allowed), 0.0)
+    s = largest("sum", ratio, 1.0, "|e| / (3 u ‖terms‖₂ + 2 ulp)")
     reasons, notes = [], []
     if not known.all():
         notes.append(_overflow_note(known))
