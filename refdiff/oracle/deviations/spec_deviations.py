@@ -32,10 +32,6 @@ def _change_window(by: int) -> Fields:
     return lambda spec: None if spec.window is None else {"window": max(0, spec.window + by)}
 
 
-def _multiply_scale(by: float) -> Fields:
-    return lambda spec: {"scale": by * (spec.scale or spec.head_dim**-0.5)}
-
-
 def _set_gate(name: str) -> Fields:
     return _set_if(lambda s: s.gate not in ("none", name), gate=name)
 
@@ -48,10 +44,6 @@ def _change_yarn(change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Field
         return {"rope_parameters": change(given)} if given.get("rope_type") == "yarn" else None
 
     return fields
-
-
-def _scale_by_value_width(spec: Spec) -> dict[str, Any] | None:
-    return None if spec.v_head_dim in (None, spec.head_dim) else {"scale": spec.value_dim**-0.5}
 
 
 def _dev(name: str, what: str, axis: str, row: str, fields: Fields) -> Deviation:
@@ -120,13 +112,13 @@ SPEC_DEVIATIONS: tuple[Deviation, ...] = (
     _dev("scores_scaled_by_the_root_of_d", "Q Kᵀ / √d, where the spec has another scale.", "scale", "B14",
         _set(scale=None)),
     _dev("powers_of_two_for_those_of_e", "2^z in place of e^z: scores not multiplied by log₂ e.", "lse base", "",
-        _multiply_scale(math.log(2))),
+        lambda s: {"scale": math.log(2) * (s.scale or s.head_dim**-0.5)}),
     _dev("softcap_left_out", "Scores without the softcap.", "softcap", "", _set(softcap=None)),
     _dev("sinks_left_out", "Softmax without the sink in the denominator.", "sinks", "", _set(sinks=False)),
     _dev("softcap_before_the_scale", "Scores capped before they are scaled: the scale times c tanh(Q Kᵀ / c).",
         "softcap", "", lambda s: None if s.softcap is None else {"softcap": s.softcap * (s.scale or s.head_dim**-0.5)}),
     _dev("scale_of_the_width_of_values", "Q Kᵀ / √w: scaled for the width of v, not for that of q and k.",
-        "scale", "", _scale_by_value_width),
+        "scale", "", lambda s: None if s.v_head_dim in (None, s.head_dim) else {"scale": s.value_dim**-0.5}),
     _dev("weight_of_the_norm_left_out", "The norm after attention without its weight.", "affine", "F4",
         _set(norm_weight=False)),
     _dev("epsilon_of_1e-6", "ε of the norm after attention is 10⁻⁶.", "eps", "F4", _set(norm_eps=1e-6)),

@@ -110,15 +110,9 @@ SOME_MAPS = (
 def _read_bits(spec: Spec, inputs: Inputs) -> Inputs | None:
     """Replace q, k and v by the bits of their bfloat16 values, read as unsigned integers."""
     names = [name for name in ("q", "k", "v", "k_pages", "v_pages") if name in inputs]
-    if not names:
-        return None
-    return {**inputs, **{name: bfloat16_bits(inputs[name]) for name in names}}
-
-
-def bfloat16_bits(x: Numpy) -> Numpy:
-    """Return the bits of each number in bfloat16 as an unsigned integer."""
-    bits = np.asarray(round_to(x, "bfloat16"), dtype=np.float32).view(np.uint32) >> np.uint32(16)
-    return bits.astype(np.float64)
+    stored = {name: np.asarray(round_to(inputs[name], "bfloat16"), dtype=np.float32) for name in names}
+    bits = {name: (x.view(np.uint32) >> np.uint32(16)).astype(np.float64) for name, x in stored.items()}
+    return {**inputs, **bits} if bits else None
 
 
 TILE_DEVIATIONS: tuple[Deviation, ...] = (

@@ -109,10 +109,11 @@ def module(attention: Any, spec: Spec | str, *, names: Mapping[str, str] | None 
     given = dict(names or {})
     if unknown := [name for name in given if name not in (*NAMES, *TENSORS)]:
         raise ValueError(f"names has {', '.join(unknown)}, but may have {', '.join((*NAMES, *TENSORS))}")
-    paths = {job: given.get(job) or _find_submodule(attention, usual) for job, usual in NAMES.items()}
+    has = attention._modules
+    paths = {job: given.get(job) or next((n for n in usual if n in has), None) for job, usual in NAMES.items()}
     if not paths["qkv"] and not all(paths[f"{x}_proj"] for x in "qkv"):
-        has = ", ".join(name for name, _ in attention.named_children()) or "no submodule"
-        raise ValueError(f"the module has {has}, expected q_proj, k_proj and v_proj, or qkv; name yours with names=")
+        found = ", ".join(name for name, _ in attention.named_children()) or "no submodule"
+        raise ValueError(f"the module has {found}, expected q_proj, k_proj and v_proj, or qkv; name yours with names=")
     paths |= {name: given.get(name) or _tensor_path(paths, place) for name, place in TENSORS.items()}
     parameters = [name for name in shapes(resolve_spec(spec), {}) if name not in ("q", "k", "v")]
     projections = ["qkv"] if paths["qkv"] else ["q_proj", "k_proj", "v_proj"]
@@ -191,10 +192,6 @@ def _find_part(attention: Any, path: str) -> Any:
 
 def _tables(attention: Any) -> tuple[dict[str, Any], ...]:
     return attention._modules, attention._parameters, attention._buffers
-
-
-def _find_submodule(attention: Any, names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if name in attention._modules), None)
 
 
 def _is_supported(attention: Any, spec: Spec, arrays: Mapping[str, Numpy]) -> bool:
