@@ -30,8 +30,6 @@ from refdiff.oracle.budget.row_sample import (
     select_queries,
 )
 from refdiff.oracle.budget.statistics import (
-    LIMITS,
-    Limits,
     RowBudget,
     common_factor,
     errors_of_runs,
@@ -115,7 +113,7 @@ class Budget:
         lambda_ = () if self.spec.is_plain else ("lambda_full",)
         return (*self.tensors, *self.spec.lse_names, *lambda_, *self.sums)
 
-    def judge(self, actual: Any, limits: Limits = LIMITS) -> Verdict:
+    def judge(self, actual: Any) -> Verdict:
         """Judge an output, or a mapping from names to arrays.
 
         Raises:
@@ -132,19 +130,17 @@ class Budget:
                 raise ValueError(f"{name!r} cannot be judged{hint}: there are {', '.join(self.names)}")
         with np.errstate(over="ignore", invalid="ignore"):
             arrays = {name: read_output(x, name) for name, x in given.items()}
-            tensors = {name: self._judge_tensor(name, x, limits) for name, x in arrays.items()}
-            tensors, notes = allow_rounded_factor(
-                self.spec, self.recipe, arrays, tensors, lambda name, x: self._judge_tensor(name, x, limits)
-            )
+            tensors = {name: self._judge_tensor(name, x) for name, x in arrays.items()}
+            tensors, notes = allow_rounded_factor(self.spec, self.recipe, arrays, tensors, self._judge_tensor)
         return Verdict(tensors, self.recipe.name, (*nonfinite_warnings(self.inputs), *notes))
 
-    def _judge_tensor(self, name: str, given: Numpy, limits: Limits) -> TensorVerdict:
+    def _judge_tensor(self, name: str, given: Numpy) -> TensorVerdict:
         actual, row_budget = given.astype(np.float64), self.tensors.get(name)
         expected, allowed = self.absolute(name) if row_budget is None else (row_budget.expected, row_budget.rows)
         if actual.shape == expected.shape and (padded := self.padded(name)) is not None:
             actual = np.where(padded, expected, actual)
         if row_budget is not None:
-            return judge_rows(name, actual, row_budget, limits)
+            return judge_rows(name, actual, row_budget)
         if name not in self.spec.lse_names:
             return judge_sums(name, actual, expected, allowed)
         if given.dtype.name in NARROW:  # JAX stores log-sum-exps in 16 bits, other libraries in float32
