@@ -169,6 +169,7 @@ class RowBudget:
     relative_to: whether a row is uncertain relative to its own size ("row") or at least the tensor's ("tensor").
     sampled: the queries, on the last axis of `rows`, that were run in all orders; None for all. The others have an
         estimate of E_r (`row_sample`), and the bulk is that of the sampled ones.
+    limits: the largest value of each statistic.
     """
 
     expected: Numpy
@@ -181,6 +182,7 @@ class RowBudget:
     relative_to: str = "row"
     factor: CommonFactor | None = None
     sampled: Numpy | None = None
+    limits: Limits = LIMITS
 
     @property
     def u(self) -> float:
@@ -222,7 +224,7 @@ def safe_ratio(x: Numpy, y: Numpy) -> Numpy:
     return ratio
 
 
-def statistics(actual: Numpy, budget: RowBudget, limits: Limits = LIMITS) -> list[Statistic]:
+def statistics(actual: Numpy, budget: RowBudget) -> list[Statistic]:
     """Measure a tensor against its budget: the masks, then bound, row, bulk, element, slope, factor.
 
     Shapes:
@@ -240,29 +242,27 @@ def statistics(actual: Numpy, budget: RowBudget, limits: Limits = LIMITS) -> lis
     ratio = np.where(seen, safe_ratio(row_error, rows), 0.0)
     if not np.all(np.isinf(budget.bounds)):  # of gradients none is known
         found.append(largest("bound", np.where(seen, safe_ratio(row_error, budget.bounds), 0.0), 1.0, "hard bound B_r"))
-    limit_ratio = np.where(seen & ~budget.doubtful, safe_ratio(row_error, row_allowance(budget, limits)), 0.0)
-    found.append(largest("row", limits.row * limit_ratio, limits.row, "rms(e_r) / E_r"))
+    limit_ratio = np.where(seen & ~budget.doubtful, safe_ratio(row_error, row_allowance(budget)), 0.0)
+    found.append(largest("row", budget.limits.row * limit_ratio, budget.limits.row, "rms(e_r) / E_r"))
     queries = slice(None) if budget.sampled is None else budget.sampled
     usual = ratio[..., queries][seen[..., queries]]
     # the mean over few rows scatters more; with one row it has the limit of that row
-    bulk = limits.bulk + (limits.row - limits.bulk) / math.sqrt(max(usual.size, 1))
+    bulk = budget.limits.bulk + (budget.limits.row - budget.limits.bulk) / math.sqrt(max(usual.size, 1))
     found.append(Statistic("bulk", float(root_mean_square(usual[None])[0]), bulk, None, "rms over rows"))
     allowed = element_allowance(budget, rows, np.where(counted, np.abs(budget.expected), 0.0))
-    found.append(largest("element", safe_ratio(error, allowed), limits.element, "|e| / (6 E_r + 2 u |y|)"))
-    found.append(_slope_statistic(actual, counted, budget, limits))
+    found.append(largest("element", safe_ratio(error, allowed), budget.limits.element, "|e| / (6 E_r + 2 u |y|)"))
+    found.append(_slope_statistic(actual, counted, budget))
     if budget.factor is not None:
         value = abs(budget.factor.estimate(np.where(counted, actual, budget.expected), budget.expected))
-        found.append(
-            Statistic("factor", value, factor_limit(budget.factor, limits), None, "|a factor of all rows − 1|")
-        )
+        found.append(Statistic("factor", value, factor_limit(budget), None, "|a factor of all rows − 1|"))
     return found
 
 
-def row_allowance(budget: RowBudget, limits: Limits = LIMITS) -> Numpy:
+def row_allowance(budget: RowBudget) -> Numpy:
     """Return the allowed error of each row, shaped as `budget.rows`: 4 E_r, or 5.25 E_r if E_r > 1/4 of the row."""
     size = root_mean_square(np.where(np.isfinite(budget.expected), budget.expected, 0.0))
-    is_noisy = safe_ratio(budget.rows, size) > limits.noise
-    allowed: Numpy = np.where(is_noisy, limits.noisy_row, limits.row) * budget.rows
+    is_noisy = safe_ratio(budget.rows, size) > budget.limits.noise
+    allowed: Numpy = np.where(is_noisy, budget.limits.noisy_row, budget.limits.row) * budget.rows
     return allowed
 
 
@@ -302,7 +302,7 @@ def largest(name: str, x: Numpy, limit: float, what: str) -> Statistic:
     return Statistic(name, float(x[at]), limit, at, what)
 
 
-def _slope_statistic(actual: Numpy, counted: Numpy, budget: RowBudget, limits: Limits) -> Statistic:
+def _slope_statistic(actual: Numpy, counted: Numpy, budget: RowBudget) -> Statistic:
     # a row below its own error says nothing of a scale: dq of a saturated softmax may be 1e-245
     size = root_mean_square(np.where(counted, budget.expected, 0.0))
     counted = counted & (budget.rows <= size)[..., None]
@@ -312,18 +312,20 @@ def _slope_statistic(actual: Numpy, counted: Numpy, budget: RowBudget, limits: L
     y /= unit
     e /= unit
     value = abs(slope(e, y))
-    return Statistic("slope", value, slope_limit(budget, limits), None, "|⟨e, y⟩ / ⟨y, y⟩|")
+    return Statistic("slope", value, slope_limit(budget), None, "|⟨e, y⟩ / ⟨y, y⟩|")
 
 
-def slope_limit(budget: RowBudget, limits: Limits = LIMITS) -> float:
+def slope_limit(budget: RowBudget) -> float:
     """Return the limit of the slope statistic: that of correct kernels, and at least a few float32 roundings."""
-    limit = limits.slope * (budget.slope + THRESHOLDS.storage_slope * budget.u)
+    limit = budget.limits.slope * (budget.slope + THRESHOLDS.storage_slope * budget.u)
     return max(limit, THRESHOLDS.compute_slope * FORMATS["float32"].u)
 
 
-def factor_limit(factor: CommonFactor, limits: Limits = LIMITS) -> float:
-    """Return the limit of the factor statistic."""
-    return limits.factor * factor.spread + THRESHOLDS.compute_slope * FORMATS["float32"].u
+def factor_limit(budget: RowBudget) -> float:
+    """Return the limit of the factor statistic; 0 if the tensor has none."""
+    if budget.factor is None:
+        return 0.0
+    return budget.limits.factor * budget.factor.spread + THRESHOLDS.compute_slope * FORMATS["float32"].u
 
 
 def element_allowance(budget: RowBudget, rows: Numpy, size: Numpy) -> Numpy:
@@ -364,7 +366,7 @@ def errors_of_runs(y: Numpy, runs: Sequence[Numpy]) -> tuple[list[Numpy], float,
     return errors, max(slopes), doubtful
 
 
-def uncertain_share(budget: RowBudget, limits: Limits = LIMITS) -> float:
+def uncertain_share(budget: RowBudget) -> float:
     """Return the share of rows in which E_r is more than `limits.noise` of the row, or correct kernels overflow.
 
     In a gradient most rows may be tiny, so a row counts as at least the root mean square of all rows.
@@ -375,4 +377,4 @@ def uncertain_share(budget: RowBudget, limits: Limits = LIMITS) -> float:
         size = np.maximum(size, math.sqrt(float(np.mean(size**2))) if size.size else 0.0)
     if not size.size:
         return 0.0
-    return float(np.mean((safe_ratio(budget.rows, size) > limits.noise) | budget.doubtful))
+    return float(np.mean((safe_ratio(budget.rows, size) > budget.limits.noise) | budget.doubtful))

@@ -243,7 +243,7 @@ def judge_problem(problem: Problem | None, target: Target, *, stop: bool = False
 
 def _judge_runs(wrong: Numpy, runs: tuple[Numpy, ...], target: Target) -> Judgement:
     allowed = deviation_budget(wrong, runs, target)
-    verdict = judge_rows("out", target.actual, allowed, target.limits)
+    verdict = judge_rows("out", target.actual, replace(allowed, limits=target.limits))
     values = {s.name: s.value for s in verdict.statistics}
     residual = max(values["bulk"], _tensor_ratio(verdict.statistics) if target.fails_as_tensor else 0.0)
     fits = verdict.status != "fail"

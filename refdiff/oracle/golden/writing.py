@@ -179,7 +179,7 @@ def _row_limits(tensor: RowBudget) -> dict[str, Any]:
         "bulk": LIMITS.bulk,
         "element": LIMITS.element,
         "slope": slope_limit(tensor),
-        "factor": factor_limit(tensor.factor) if tensor.factor else 0.0,
+        "factor": factor_limit(tensor),
         "half": 0.0 if tensor.factor is None or tensor.factor.divisor is None else 0.5,
         "certain": int(uncertain_share(tensor) <= LIMITS.share),
         "legal_slope": tensor.slope,

@@ -9,8 +9,6 @@ import numpy as np
 
 from refdiff.backends import ops_for
 from refdiff.oracle.budget.statistics import (
-    LIMITS,
-    Limits,
     RowBudget,
     Statistic,
     element_allowance,
@@ -38,7 +36,7 @@ DESCRIPTIONS = {
 }
 
 
-def judge_rows(name: str, actual: Numpy, budget: RowBudget, limits: Limits = LIMITS) -> TensorVerdict:
+def judge_rows(name: str, actual: Numpy, budget: RowBudget) -> TensorVerdict:
     """Judge a tensor by the statistics of its rows.
 
     Shapes:
@@ -49,20 +47,20 @@ def judge_rows(name: str, actual: Numpy, budget: RowBudget, limits: Limits = LIM
     """
     check_shape(name, actual, budget.expected)
     actual = np.asarray(actual, dtype=np.float64)
-    found = statistics(actual, budget, limits)
+    found = statistics(actual, budget)
     broken = [s for s in found if not s.holds]
-    wrong = _wrong_rows(actual, budget, limits) if broken else np.zeros(budget.rows.shape, dtype=np.bool_)
+    wrong = _wrong_rows(actual, budget) if broken else np.zeros(budget.rows.shape, dtype=np.bool_)
     reported = [s for s in broken if not _is_implied(s, broken, wrong, actual, budget)] or broken
     reasons = [_reason(s, actual, budget, wrong) for s in reported]
-    share = uncertain_share(budget, limits)
+    share = uncertain_share(budget)
     notes = []
-    if share > limits.share:
+    if share > budget.limits.share:
         overflow = float(np.mean(budget.doubtful))
-        differ = f"differ from the truth by more than {limits.noise:.0%} of it"
+        differ = f"differ from the truth by more than {budget.limits.noise:.0%} of it"
         if overflow:
             differ = "overflow" if overflow == share else f"{differ}, or overflow,"
         notes.append(
-            f"correct kernels {differ} in {share:.0%} of the rows ({limits.share:.0%} may be): "
+            f"correct kernels {differ} in {share:.0%} of the rows ({budget.limits.share:.0%} may be): "
             "these inputs cannot tell right from wrong in this recipe"
         )
     if actual.size and np.isnan(budget.expected).all():
@@ -101,9 +99,9 @@ def place(axes: str, at: tuple[int, ...]) -> str:
     return "(" + ", ".join(f"{n} {i}" for n, i in zip(names, at, strict=False)) + ")"
 
 
-def _wrong_rows(actual: Numpy, budget: RowBudget, limits: Limits) -> Numpy:
+def _wrong_rows(actual: Numpy, budget: RowBudget) -> Numpy:
     """Mark the rows whose error is above the limit of a single row."""
-    return root_mean_square(errors(actual, budget)) > row_allowance(budget, limits)
+    return root_mean_square(errors(actual, budget)) > row_allowance(budget)
 
 
 def _is_implied(s: Statistic, broken: list[Statistic], wrong: Numpy, actual: Numpy, budget: RowBudget) -> bool:
