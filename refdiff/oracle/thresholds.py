@@ -82,7 +82,7 @@ class Thresholds:
         projection_ratio: an output points to another function if its projection is so many times that of any order.
         min_projection: the least such projection, as a share of the way. Nobody's rounding errors are known better.
         gradient_residual: root mean square over rows, in E_r. A gradient this near to a deviation's may be that.
-        same_factor: two factors that differ by a smaller share are taken for one.
+        same_factor: factors, or fitted numbers of heads, that differ by a smaller share are taken for one.
         exact_unit: in types with a smaller unit roundoff, a fitted number that passes is not near by chance.
 
     Places of an error (`refdiff.oracle.diagnosis.places`):

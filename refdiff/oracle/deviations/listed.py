@@ -13,6 +13,7 @@ from refdiff.oracle.cases.values import draw
 from refdiff.oracle.deviations.deviation import Deviation, Problem, is_same_output, output, output_with
 from refdiff.oracle.deviations.input_deviations import GROUP_DEVIATIONS, INPUT_DEVIATIONS, TRIANGLE_DEVIATIONS
 from refdiff.oracle.deviations.spec_deviations import PRESET_DEVIATIONS, SPEC_DEVIATIONS
+from refdiff.oracle.deviations.tiles import ONE_MAP_AXIS
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.inputs.validation import as_float64
@@ -35,7 +36,7 @@ EVERY: tuple[Deviation, ...] = (
 """All deviations that any spec can have. Mistakes come first: their names win where two are one function."""
 TWO_MAP_AXES = frozenset({
     "pair", "k1/k2 crossed", "path", "lam form", "lam rounding", "convert", "order", "clamp", "linit base",
-    "linit const", "post scale", "V2-vs-V1",
+    "linit const", "post scale", "V2-vs-V1", "maximum", ONE_MAP_AXIS,
 })  # fmt: skip
 """The axes of deviations that need two maps. Plain attention, with λ = 0, has none of them."""
 
@@ -60,7 +61,7 @@ def deviations(spec: Spec | str, kind: str = "dense") -> tuple[Deviation, ...]:
     right = [output(Problem(spec, x)) for x in shown]
     kept: list[tuple[Deviation, list[Numpy | None]]] = []
     for deviation in EVERY:
-        if spec.is_plain and _needs_two_maps(deviation):
+        if spec.is_plain and needs_two_maps(deviation):
             continue
         found = [output_with(spec, x, [deviation]) for x in shown]
         wrong = [None if is_same_output(f, y) else f for f, y in zip(found, right, strict=True)]
@@ -87,7 +88,8 @@ def shrink_spec(spec: Spec) -> Spec:
     return spec.replace(window=window, **heads)
 
 
-def _needs_two_maps(deviation: Deviation) -> bool:
+def needs_two_maps(deviation: Deviation) -> bool:
+    """Whether plain attention cannot have a deviation."""
     wrong = deviation.mistake
     of_norm = wrong is not None and wrong.layer.startswith("diff_heads") and wrong.axis.startswith("norm")
     return of_norm or deviation.axis in TWO_MAP_AXES

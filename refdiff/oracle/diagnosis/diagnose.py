@@ -13,9 +13,8 @@ from refdiff.oracle.budget.budget import Budget, budget
 from refdiff.oracle.budget.statistics import root_mean_square, safe_ratio
 from refdiff.oracle.cases.fixed import Case, cases
 from refdiff.oracle.deviations.deviation import Deviation, Problem, output_with
-from refdiff.oracle.deviations.listed import deviations, enlarge_spec
+from refdiff.oracle.deviations.listed import deviations, enlarge_spec, needs_two_maps
 from refdiff.oracle.deviations.rare import RARE_DEVIATIONS
-from refdiff.oracle.deviations.tiles import ONE_MAP_AXIS
 from refdiff.oracle.diagnosis.fits import fit_head_order, fit_parameters, fit_two_fields
 from refdiff.oracle.diagnosis.gradient_diagnosis import diagnose_gradients, gradient_target
 from refdiff.oracle.diagnosis.lost_tokens import find_lost_keys, find_lost_queries
@@ -135,9 +134,9 @@ def diagnose(
     without = [isinstance(one, Mapping) and "out" not in one and len(one) > 0 for one in outs]
     if any(without) and not all(without):
         raise ValueError("some of the outputs lack 'out', and others have it: give it in all, or in none")
-    arrays = () if all(without) else (to_float64(require_out(one, "a diagnosis")) for one in outs)
-    targets = tuple(Target.of(x, b) for x, b in zip(arrays, budgets, strict=not all(without)))
-    failing = [b.judge({"out": t.actual}).status == FAIL for b, t in zip(budgets, targets, strict=bool(targets))]
+    arrays = [] if all(without) else [to_float64(require_out(one, "a diagnosis")) for one in outs]
+    targets = tuple(map(Target.of, arrays, budgets))
+    failing = [b.judge({"out": t.actual}).status == FAIL for b, t in zip(budgets, targets, strict=False)]
     if any(failing):
         wrong_lse = _find_wrong_lse(spec, budgets, outs)
         right_lse = wrong_lse == ()
@@ -253,7 +252,7 @@ def diagnose_output(
     places = [locate_errors(t.actual, b, right_lse=right_lse) for t, b in zip(targets, budgets, strict=True)]
     where, not_finite = _join_places([p.lines for p in places]), any(p.not_finite for p in places)
     correct = _correct_rows(targets, budgets, places, fails)
-    rare = (d for d in RARE_DEVIATIONS if not (spec.is_plain and d.axis in ("maximum", ONE_MAP_AXIS)))
+    rare = (d for d in RARE_DEVIATIONS if not (spec.is_plain and needs_two_maps(d)))
     every = (*deviations(spec, kinds.pop()), *rare)
     zero = not any(t.actual.any() for t in targets)  # as many pairs give, and memory never written to
     most = 1 if zero else most

@@ -23,8 +23,6 @@ from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.verdict.judge import judge_rows
 from refdiff.oracle.verdict.verdict import FAIL
 
-SAME_VALUE = 0.02
-"""Fitted numbers with a smaller relative difference count as equal."""
 MAX_LISTED = 16
 """The most heads whose numbers a message lists."""
 
@@ -74,8 +72,8 @@ def _is_correct(target: Target, out: Numpy | None) -> bool:
 
 
 def is_uniform(values: Numpy) -> bool:
-    """Whether all heads have the same number, up to `SAME_VALUE`."""
-    return bool(np.ptp(values) <= SAME_VALUE * max(1e-3, float(np.abs(values).max())))
+    """Whether all heads have the same number, up to `Thresholds.same_factor`."""
+    return bool(np.ptp(values) <= THRESHOLDS.same_factor * max(1e-3, float(np.abs(values).max())))
 
 
 def format_list(values: Numpy) -> str:
