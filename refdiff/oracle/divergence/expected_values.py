@@ -51,15 +51,17 @@ class Expected:
     Half of the runs round every number independently, the others round equal numbers alike: over equal rows, such as
     those of a repeated token, independent errors average out and shared ones do not. The larger mean square counts.
 
-    spread: the mean square error of each row. hidden: masked entries. growth: see `growth`. doubt: the error of a
-    correct evaluation in addition to the rounding of the value. bias_tests: only for a point without doubt that the run
-    under test has. derivatives: ∂value/∂a by the name of a (`systematic_error`). epsilon: ε of a norm.
+    spread: the mean square error of each row. hidden: masked entries. growth: see `growth`. unit: the unit roundoff of
+    the run under test. doubt: the error of a correct evaluation in addition to the rounding of the value. bias_tests:
+    only for a point without doubt that the run under test has. derivatives: ∂value/∂a by the name of a
+    (`systematic_error`). epsilon: ε of a norm.
     """
 
     value: Floats
     spread: Any = 0.0
     hidden: NDArray[np.bool_] | None = None
     growth: float = 0.0
+    unit: float = 0.0
     doubt: Floats | None = None
     bias_tests: BiasTests | None = None
     derivatives: dict[str, Floats] = field(default_factory=dict)
@@ -129,8 +131,8 @@ class RowComparison:
         return self.ratio <= 1
 
 
-def compare(mine: Floats, expected: Expected, unit: float) -> RowComparison:
-    """Compare an array with its expected value; `unit` is the unit roundoff of its run."""
+def compare(mine: Floats, expected: Expected) -> RowComparison:
+    """Compare an array with its expected value."""
     right, seen = expected.value, True if expected.hidden is None else ~expected.hidden
     if right.ndim == 0:
         mine, expected = mine[None], replace(expected, value=right[None], spread=np.asarray(expected.spread))
@@ -148,21 +150,21 @@ def compare(mine: Floats, expected: Expected, unit: float) -> RowComparison:
     value = np.where(counted, right, 0.0)
     n = np.maximum(counted.sum(axis=-1), 1)
     error, size = (np.sqrt((x**2).sum(axis=-1) / n) for x in (difference, value))
-    allowed = allowed_rows(expected, unit)
+    allowed = allowed_rows(expected)
     spreads, units = ELEMENT_LIMITS
-    limit = spreads * allowed[..., None] + units * (unit + expected.growth) * np.abs(value)
+    limit = spreads * allowed[..., None] + units * (expected.unit + expected.growth) * np.abs(value)
     ratio = np.maximum(error / (ROW_LIMIT * allowed), (np.abs(difference) / limit).max(axis=-1))
     at = tuple(int(i) for i in np.unravel_index(int(np.argmax(ratio)), ratio.shape))
     return RowComparison(float(ratio[at]), at, float(error[at]), float(size[at]))
 
 
-def allowed_rows(expected: Expected, unit: float) -> Floats:
+def allowed_rows(expected: Expected) -> Floats:
     """Return the spread of each row with its floor; an error above `ROW_LIMIT` times this is wrong."""
     counted = expected.counted
     square = (np.where(counted, expected.value, 0.0) ** 2).sum(axis=-1) / np.maximum(counted.sum(axis=-1), 1)
     # the mean square error of few numbers varies more
     margin = 1 + 4 / effective_count(expected)
-    allowed = np.sqrt(expected.spread + margin * ((SPREAD_FLOOR * unit) ** 2 + expected.growth**2) * square)
+    allowed = np.sqrt(expected.spread + margin * ((SPREAD_FLOOR * expected.unit) ** 2 + expected.growth**2) * square)
     result: Floats = np.maximum(allowed, np.finfo(np.float64).tiny)
     return result
 
@@ -262,7 +264,7 @@ def expect(
         doubt: Callable[[float], Any] | None = None, terms: int = 1,
         epsilon: tuple[float, Callable[[], Array]] | None = None,
     ) -> Array:  # fmt: skip
-        point = Expected(np.array(value, dtype=np.float64), hidden=hidden, growth=growth(terms, unit))
+        point = Expected(np.array(value, dtype=np.float64), hidden=hidden, growth=growth(terms, unit), unit=unit)
         if doubt is not None:
             point.doubt = np.broadcast_to(np.asarray(doubt(unit), dtype=np.float64), value.shape)
         if epsilon is not None and path in given:

@@ -20,19 +20,19 @@ Arrays = Mapping[str, NDArray[Any]]
 _MAP_POINT = re.compile(r"(.*(?:scores|lse|probs|attn))([12])(\[\d+\])?$")
 
 
-def explanation(path: str, mine: Floats, expected: Points, reference: Arrays, unit: float) -> str:
+def explanation(path: str, mine: Floats, expected: Points, reference: Arrays) -> str:
     """Say up to what `mine` is equal to the expected value, or return "".
 
     Tried in this order: weights rounded to 16 bits, a factor, another order of heads, also across the two maps, and
     another order of axes.
     """
     for attempt in (_half_weights, _factor, _heads, _axes):
-        if said := attempt(path, mine, expected, reference, unit):
+        if said := attempt(path, mine, expected, reference):
             return f"equal up to {said}"
     return ""
 
 
-def _half_weights(path: str, mine: Floats, expected: Points, reference: Arrays, unit: float) -> str:
+def _half_weights(path: str, mine: Floats, expected: Points, reference: Arrays) -> str:
     if path.rpartition(".")[2] == "embed_tokens":
         for kind in ("bfloat16", "float16"):
             if np.array_equal(mine, round_to(expected[path].value, kind)):
@@ -40,7 +40,7 @@ def _half_weights(path: str, mine: Floats, expected: Points, reference: Arrays, 
     return ""
 
 
-def _factor(path: str, mine: Floats, expected: Points, reference: Arrays, unit: float) -> str:
+def _factor(path: str, mine: Floats, expected: Points, reference: Arrays) -> str:
     point = expected[path]
     counted = np.isfinite(mine) & point.counted
     x, y = mine[counted], point.value[counted]
@@ -48,8 +48,8 @@ def _factor(path: str, mine: Floats, expected: Points, reference: Arrays, unit: 
     if y.size < 2 or square == 0 or not (x @ x) > 0:
         return ""
     factor = float(x @ y) / square
-    scaled = compare(mine, replace(point, value=factor * point.value, spread=factor**2 * point.spread), unit)
-    if not scaled.ok or 2 * scaled.ratio > compare(mine, point, unit).ratio:  # a fitted factor always helps a little
+    scaled = compare(mine, replace(point, value=factor * point.value, spread=factor**2 * point.spread))
+    if not scaled.ok or 2 * scaled.ratio > compare(mine, point).ratio:  # a fitted factor always helps a little
         return ""
     return f"the factor {factor:.5g}{_scale_cause(factor, path, reference)}"
 
@@ -69,7 +69,7 @@ def _scale_cause(factor: float, path: str, reference: Arrays) -> str:
     return next((f" = {name}" for name, value in known.items() if abs(factor / value - 1) < 1e-2), "")
 
 
-def _heads(path: str, mine: Floats, expected: Points, reference: Arrays, unit: float) -> str:
+def _heads(path: str, mine: Floats, expected: Points, reference: Arrays) -> str:
     match = _MAP_POINT.match(path)
     names = [path]
     if match and reference.keys() >= {f"{match[1]}{i}{match[3] or ''}" for i in "12"}:
@@ -83,13 +83,13 @@ def _heads(path: str, mine: Floats, expected: Points, reference: Arrays, unit: f
         hidden = [None] * len(heads) if point.hidden is None else _split_heads(name, point.hidden, reference)
         spreads = _split_heads(name, np.broadcast_to(point.spread[..., None], point.value.shape), reference)
         growth = expected[path].growth
-        pool += [Expected(h, s[..., 0], d, growth) for h, s, d in zip(heads, spreads, hidden, strict=True)]
+        pool += [Expected(h, s[..., 0], d, growth, point.unit) for h, s, d in zip(heads, spreads, hidden, strict=True)]
     own = _split_heads(path, mine, reference)
     if own is None or len(own) < 2:
         return ""
     order = []
     for head in own:
-        fits = [(found.ratio, i) for i, one in enumerate(pool) if (found := compare(head, one, unit)).ok]
+        fits = [(found.ratio, i) for i, one in enumerate(pool) if (found := compare(head, one)).ok]
         if not fits:
             return ""
         order.append(min(fits)[1])
@@ -116,10 +116,10 @@ def _split_heads(path: str, array: Any, reference: Arrays) -> Any:
     return heads.reshape(-1, *heads.shape[len(front) :])
 
 
-def _axes(path: str, mine: Floats, expected: Points, reference: Arrays, unit: float) -> str:
+def _axes(path: str, mine: Floats, expected: Points, reference: Arrays) -> str:
     axes = axes_of(path, reference)
     plain = "".join(n for n, size in zip(axes.names, axes.sizes, strict=True) if size != 1)
     for array, order in arrangements(mine.reshape(-1), axes):
-        if order != plain and array.shape == mine.shape and compare(array, expected[path], unit).ok:
+        if order != plain and array.shape == mine.shape and compare(array, expected[path]).ok:
             return f"a transpose: its numbers lie as ({', '.join(order)}), not ({', '.join(plain)})"
     return ""

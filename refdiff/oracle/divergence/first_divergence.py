@@ -155,7 +155,7 @@ def _compare_points(
             axes=lambda path: axes_of(path, reference).names, padding=lambda path, x: _padding(path, x, reference),
         )  # fmt: skip
     common = COMMON_ROUNDINGS.get(precision, 1.0)
-    stages = [_stage(path, arrays, expected, reference, unit, common) for path in reference]
+    stages = [_stage(path, arrays, expected, reference, common) for path in reference]
     stages, accepted = _compare_bases(stages, expected)
     bad = next((s.path for s in stages if s.status in ("differs", "equal up to") and s.path not in accepted), None)
     return Divergence(bad, mode, precision, tuple(stages), unknown)
@@ -201,17 +201,17 @@ def _padding(path: str, value: Floats, reference: Trace) -> NDArray[np.bool_] | 
 
 
 def _stage(
-    path: str, arrays: Mapping[str, Any], expected: Mapping[str, Expected], reference: Trace, unit: float, common: float
+    path: str, arrays: Mapping[str, Any], expected: Mapping[str, Expected], reference: Trace, common: float
 ) -> Stage:
     if path not in arrays or path not in expected:
         return Stage(path, "missing")
     array, how = arrays[path]
     if array is None:
         return Stage(path, "differs", how, np.inf)
-    stage = _judge(path, array, how, expected, reference, unit, common)
+    stage = _judge(path, array, how, expected, reference, common)
     for base, log in LSE_UNITS.items() if _is_lse(path) and stage.status != "equal" else ():
         converted = array * (log / LSE_UNITS[reference.lse_base])
-        other = _judge(path, converted, how, expected, reference, unit, common)
+        other = _judge(path, converted, how, expected, reference, common)
         if other.status == "equal":
             what = f"equal up to {BASE}: {base}, not {reference.lse_base}"
             return replace(stage, status="equal up to", what=what, unseen=other.unseen)
@@ -219,20 +219,20 @@ def _stage(
 
 
 def _judge(
-    path: str, array: Floats, how: Any, expected: Mapping[str, Expected], reference: Trace, unit: float, common: float
+    path: str, array: Floats, how: Any, expected: Mapping[str, Expected], reference: Trace, common: float
 ) -> Stage:
     point = expected[path]
-    found = compare(array, point, unit)
+    found = compare(array, point)
     numbers = (found.ratio, found.worst, found.error, found.size)
     if not found.ok:
-        if said := explanation(path, array, expected, reference, unit):
+        if said := explanation(path, array, expected, reference):
             return Stage(path, "equal up to", said, *numbers)
         unit_note = " (root mean squares of the worst row)" if found.worst else ""
         said = f"off by {found.error:.2g} where it should be {found.size:.2g}{unit_note}"
         if np.isinf(found.ratio):
             said = f"{found.error:g} where it should be {found.size:g}"
         return Stage(path, "differs", said, *numbers)
-    unseen, worst = _smallest_visible_factor(point, allowed_rows(point, unit)), None
+    unseen, worst = _smallest_visible_factor(point), None
     if point.bias_tests is not None:
         with np.errstate(invalid="ignore"):
             worst, limit = point.bias_tests.judge(array - point.value, point.epsilon, common)
@@ -242,11 +242,12 @@ def _judge(
     return Stage(path, "equal", f"lies as ({', '.join(how)})" if how else "", *numbers, unseen)
 
 
-def _smallest_visible_factor(point: Expected, allowed: Floats) -> float:
+def _smallest_visible_factor(point: Expected) -> float:
     """Return the smallest relative error that would be detected in some row."""
     rows = np.atleast_1d(np.where(point.counted, point.value, 0.0))
     size = np.sqrt(np.mean(rows**2, axis=-1)) if rows.size else np.zeros(0)
-    return float(np.min(ROW_LIMIT * allowed / np.where(size > 0, size, np.nan), initial=np.inf, where=size > 0))
+    limit = ROW_LIMIT * allowed_rows(point)
+    return float(np.min(limit / np.where(size > 0, size, np.nan), initial=np.inf, where=size > 0))
 
 
 def _expect_recorded(given: Mapping[str, Floats], reference: Trace, unit: float, tiny: float) -> dict[str, Expected]:
@@ -264,7 +265,7 @@ def _expect_recorded(given: Mapping[str, Floats], reference: Trace, unit: float,
         level = max(known, default=2 * unit)
         allowed = THRESHOLDS.error_growth / ROW_LIMIT * level * size * _norm_gain(path, reference, flow)
         spread = np.broadcast_to(allowed**2 + tiny**2, wide.shape[:-1])
-        expected[path] = Expected(wide, spread, _padding(path, wide, reference))
+        expected[path] = Expected(wide, spread, _padding(path, wide, reference), unit=unit)
         if path not in given:
             level = math.hypot(level, 2 * min(unit, SINGLE))  # sums are added in another order
         elif size:

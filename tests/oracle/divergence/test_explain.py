@@ -18,11 +18,11 @@ from tests.oracle.example_inputs import draw
 # as many keys as queries, so that an order of heads is an order of scores
 REF = trace(small_model(num_key_value_heads=8), ids(0, 2, 5), maps=True)
 AT = "model.layers.1.self_attn."
-EXPECTED = {path: Expected(x, np.zeros(x.shape[:-1])) for path, x in REF.items()}
+EXPECTED = {path: Expected(x, np.zeros(x.shape[:-1]), unit=2.0**-40) for path, x in REF.items()}
 
 
 def said(name: str, mine: np.ndarray) -> str:
-    return explanation(AT + name, mine, EXPECTED, REF, 2.0**-40)
+    return explanation(AT + name, mine, EXPECTED, REF)
 
 
 def of(name: str) -> np.ndarray:
@@ -45,7 +45,7 @@ def test_factors_of_scores(factor: float, why: str) -> None:
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
 def test_weights_of_16_bits(kind: str) -> None:
     path = "model.embed_tokens"
-    found = explanation(path, round_to(REF[path], kind), EXPECTED, REF, 2.0**-40)
+    found = explanation(path, round_to(REF[path], kind), EXPECTED, REF)
     assert found == f"equal up to weights that are rounded to {kind}: record the reference with --dtype {kind}"
 
 
@@ -55,9 +55,9 @@ def test_a_factor_explains_most_of_an_error() -> None:
     noise = np.random.default_rng(0).normal(size=y.shape)
     noise += 0.3 * y / y.std() - (noise * y).sum(-1, keepdims=True) / (y * y).sum(-1, keepdims=True) * y
     noise /= np.sqrt((noise**2).mean(-1, keepdims=True))
-    allowed = {AT + "o_proj": Expected(y, np.full(y.shape[:-1], 1e-6))}
+    allowed = {AT + "o_proj": Expected(y, np.full(y.shape[:-1], 1e-6), unit=2.0**-40)}
     for error, says in ((4.08e-3 * noise, ""), (0.1 * y, "equal up to the factor 1.1")):
-        assert explanation(AT + "o_proj", y + error, allowed, REF, 2.0**-40) == says
+        assert explanation(AT + "o_proj", y + error, allowed, REF) == says
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -20,9 +20,9 @@ def test_one_number_that_is_off() -> None:
     x = drawn()
     mine = x.copy()
     mine[1, 4, 7] += 20 * U
-    assert compare(mine, Expected(x, np.zeros((3, 5))), U).worst == (1, 4)
-    assert not compare(mine, Expected(x, np.zeros((3, 5))), U).ok
-    assert compare(mine, Expected(x, np.full((3, 5), (20 * U) ** 2)), U).ok
+    assert compare(mine, Expected(x, np.zeros((3, 5)), unit=U)).worst == (1, 4)
+    assert not compare(mine, Expected(x, np.zeros((3, 5)), unit=U)).ok
+    assert compare(mine, Expected(x, np.full((3, 5), (20 * U) ** 2), unit=U)).ok
 
 
 @pytest.mark.parametrize("growth", [10 * U, 100 * U])
@@ -33,15 +33,15 @@ def test_a_large_number_may_be_off_by_its_own_growth(growth: float) -> None:
     mine = x.copy()
     mine[1, 2, 3] *= 1 + 2.5 * growth
     none = np.zeros((3, 5))
-    assert not compare(mine, Expected(x, none), U).ok
-    assert compare(mine, Expected(x, none, growth=growth), U).ok
+    assert not compare(mine, Expected(x, none, unit=U)).ok
+    assert compare(mine, Expected(x, none, growth=growth, unit=U)).ok
     mine[1, 2, 3] = x[1, 2, 3] * (1 + 30 * growth)
-    assert compare(mine, Expected(x, none, growth=growth), U).worst == (1, 2)
-    assert not compare(mine, Expected(x, none, growth=growth), U).ok
+    assert compare(mine, Expected(x, none, growth=growth, unit=U)).worst == (1, 2)
+    assert not compare(mine, Expected(x, none, growth=growth, unit=U)).ok
     mine = x.copy()
     mine[0, 2, 63] += 60 * growth * np.sqrt(np.mean(x[0, 2] ** 2))
-    assert compare(mine, Expected(x, none, growth=growth), U).worst == (0, 2)
-    assert not compare(mine, Expected(x, none, growth=growth), U).ok
+    assert compare(mine, Expected(x, none, growth=growth, unit=U)).worst == (0, 2)
+    assert not compare(mine, Expected(x, none, growth=growth, unit=U)).ok
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -49,14 +49,14 @@ def test_what_is_no_number_must_stand_in_the_same_places(value: float) -> None:
     x = drawn()
     mine = x.copy()
     mine[0, 1, 2] = value
-    found = compare(mine, Expected(x, np.zeros((3, 5))), U)
+    found = compare(mine, Expected(x, np.zeros((3, 5)), unit=U))
     assert found.ratio == np.inf
     assert found.worst == (0, 1)
-    assert compare(mine, Expected(mine.copy(), np.zeros((3, 5))), U).ok
-    assert np.isnan(value) or compare(-mine, Expected(mine, np.zeros((3, 5))), U).ratio == np.inf
+    assert compare(mine, Expected(mine.copy(), np.zeros((3, 5)), unit=U)).ok
+    assert np.isnan(value) or compare(-mine, Expected(mine, np.zeros((3, 5)), unit=U)).ratio == np.inf
     hidden = np.zeros(x.shape, bool)
     hidden[0, 1, 2] = True
-    assert compare(mine, Expected(x, np.zeros((3, 5)), hidden), U).ok
+    assert compare(mine, Expected(x, np.zeros((3, 5)), hidden, unit=U)).ok
 
 
 def test_the_coarsest_of_a_quarter() -> None:
