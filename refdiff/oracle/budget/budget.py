@@ -21,10 +21,10 @@ from refdiff.oracle.budget.gradient_terms import (
 from refdiff.oracle.budget.hard_bound import bounds, lambda_error
 from refdiff.oracle.budget.row_sample import (
     RowSample,
-    RowSizeRecorder,
     is_dense,
     is_large,
     least_row_error,
+    measure_rows,
     sampled_queries,
     scale_estimates,
     select_queries,
@@ -259,20 +259,17 @@ def budget(
 
 def _raise_lucky_rows(found: RowBudget, spec: Spec, inputs: Inputs, recipe: Recipe) -> RowBudget:
     """Raise E_r of an output where it is small by chance, to `least_row_error`."""
-    recorder = RowSizeRecorder()
-    truth(spec, inputs, want=("out",), ops=recorder.ops())
-    least = least_row_error(spec, inputs, recipe, recorder.sizes(), found.expected, found.rows)
+    _, sizes = measure_rows(spec, inputs, recipe)
+    least = least_row_error(sizes, found.expected, found.rows)
     return replace(found, rows=np.maximum(found.rows, np.minimum(least, found.bounds)))
 
 
 def _sampled_budget(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) -> Budget | None:
     """Return the budget of a large output from a sample of queries (`row_sample`); None if all queries are needed."""
-    recorder = RowSizeRecorder()
-    y = np.asarray(truth(spec, inputs, want=("out",), ops=recorder.ops()).out)
-    sizes = recorder.sizes()
+    y, sizes = measure_rows(spec, inputs, recipe)
     with np.errstate(over="ignore", invalid="ignore"):
-        estimate = sizes.row_error(spec, inputs, recipe, y)
-        queries = sampled_queries(spec, inputs, recipe, sizes, estimate, y)
+        estimate = sizes.row_error(y)
+        queries = sampled_queries(sizes, estimate, y)
     if len(queries) == y.shape[2]:
         return None
     small_spec, small_inputs = select_queries(spec, inputs, queries)

@@ -22,6 +22,7 @@ for each head the query with the largest estimate relative to the truth, or for 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,7 @@ from refdiff.oracle.rounding.evaluation_order import RMS_ROUNDING, sum_error
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
+from refdiff.oracle.truth import truth
 from refdiff.oracle.truth.attention_operands import use_explicit_mask
 from refdiff.oracle.truth.forward import Tile, tile_attention
 
@@ -46,7 +48,7 @@ ROUNDINGS = 2.0
 
 @dataclass(frozen=True)
 class RowSizes:
-    """Sums over keys for each row, from which its error is estimated.
+    """Sums over keys for each row of dense core inputs, from which its error is estimated.
 
     weights, scores: (2, B, h, T), the norm of a map's error for relative errors σ_s = 1 and σ_s = ‖q‖ ‖k_s‖ of weights.
     outputs: (2, B, h, T), the norm of a map's output.
@@ -56,6 +58,9 @@ class RowSizes:
     values: (B, h, T), the largest |v|.
     """
 
+    spec: Spec
+    core: Inputs
+    recipe: Recipe
     weights: Numpy
     scores: Numpy
     outputs: Numpy
@@ -64,11 +69,7 @@ class RowSizes:
     reach: Numpy
     values: Numpy
 
-    def score_error(self, spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
-        """Estimate the error of the scores of each row, (B, h, T)."""
-        return _score_unit(spec, core, recipe) * self.reach
-
-    def row_error(self, spec: Spec, core: Inputs, recipe: Recipe, expected: Numpy) -> Numpy:
+    def row_error(self, expected: Numpy) -> Numpy:
         """Estimate the error of each row of the output, to first order and up to a common factor: (B, h, T).
 
         Equation:
@@ -76,88 +77,101 @@ class RowSizes:
             map. The norm multiplies it by ‖y‖² / ‖o₁ − λ o₂‖²; the rounding of the norm's result and of the output is
             added
         """
+        recipe = self.recipe
         u = {site: FORMATS[getattr(recipe, site)].u for site in ("p", "o", "storage", "accumulate")}
         u32 = FORMATS["float32"].u
-        sum_variance = sum_error(core["k"].shape[2], recipe.accumulate) ** 2
+        sum_variance = sum_error(self.core["k"].shape[2], recipe.accumulate) ** 2
         weight_variance = RMS_ROUNDING**2 * (u["p"] ** 2 + ROUNDINGS * u32**2 + recipe.operand_u**2) + sum_variance
         output_variance = RMS_ROUNDING**2 * (ROUNDINGS * u["o"] ** 2 + (4 * u["accumulate"]) ** 2 + recipe.operand_u**2)
-        score_variance = _score_unit(spec, core, recipe) ** 2
+        score_variance = self._score_unit() ** 2
         first, second = (
             weight_variance * self.weights**2 + score_variance * self.scores**2 + output_variance * self.outputs**2
         )
-        before = first + self.lambdas**2 * second + (self._lambda_error(spec, core, recipe) * self.outputs[1]) ** 2
+        before = first + self.lambdas**2 * second + (self._lambda_error() * self.outputs[1]) ** 2
         size = root_mean_square(expected)
         grown = np.divide(size**2, self.heads**2, out=np.zeros_like(size), where=self.heads > 0)
         return np.asarray(np.sqrt(before * grown + (output_variance + u["storage"] ** 2 / 4) * size**2))
 
-    def _lambda_error(self, spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
+    def _lambda_error(self) -> Numpy:
         """Estimate the error of λ, from its own rounding and those of its exponentials and dot products."""
-        u = RMS_ROUNDING * FORMATS[recipe.lam or recipe.storage].u
+        u = RMS_ROUNDING * FORMATS[self.recipe.lam or self.recipe.storage].u
         squares = (u * self.lambdas) ** 2
-        if spec.lambda_form == "exp":
-            q1, k1, q2, k2 = (core[name] for name in VECTORS)
+        if self.spec.lambda_form == "exp":
+            q1, k1, q2, k2 = (self.core[name] for name in VECTORS)
             for q, k in ((q1, k1), (q2, k2)):
                 dot_variance = (u**2 + sum_error(q.shape[-1]) ** 2) * np.sum((q * k) ** 2, axis=-1)
                 exp_variance = (u**2 + dot_variance) * np.exp(np.sum(q * k, axis=-1)) ** 2
                 squares = squares + np.reshape(exp_variance, (-1, 1))
         return np.asarray(np.sqrt(squares))
 
+    def _score_unit(self) -> Numpy:
+        """Return the typical error of a score as a share of ‖q‖ ‖k‖, (1 or B, 1, T).
 
-def _score_unit(spec: Spec, core: Inputs, recipe: Recipe) -> Numpy:
-    """Return the typical error of a score as a share of ‖q‖ ‖k‖, (1 or B, 1, T): d products of ‖q‖ ‖k‖ / d, over √d.
+        A score is the sum of d products of ‖q‖ ‖k‖ / d, over √d. The error of a float32 angle is its position times u,
+        except for low frequencies, which are most of them.
+        """
+        spec, core, recipe = self.spec, self.core, self.recipe
+        u32, T, S = FORMATS["float32"].u, core["q"].shape[2], core["k"].shape[2]
+        position = np.abs(core.get("q_positions", np.arange(S - T, S)[None]))[:, None]
+        storage = FORMATS[recipe.rope or recipe.storage].u
+        rope = 0.0 if spec.rope == "none" else storage**2 + (u32 * position / 8) ** 2
+        rope = rope if spec.qk_norm == "none" else rope + storage**2
+        scaled = 0.0 if recipe.scaled_q == "float32" else FORMATS[recipe.scaled_q].u
+        operands = ROUNDINGS**2 * (rope + recipe.operand_u**2 + scaled**2)
+        sums = (sum_error(spec.head_dim, recipe.accumulate) / RMS_ROUNDING) ** 2 + 2 * (ROUNDINGS * u32) ** 2
+        stored = ROUNDINGS * FORMATS[recipe.qk].u ** 2 + recipe.tanh_error**2
+        return np.asarray(RMS_ROUNDING * np.sqrt(operands + sums + stored + 0 * position) / spec.head_dim)
 
-    The error of a float32 angle is its position times u, except for low frequencies, which are most of them.
-    """
-    u32, T, S = FORMATS["float32"].u, core["q"].shape[2], core["k"].shape[2]
-    position = np.abs(core.get("q_positions", np.arange(S - T, S)[None]))[:, None]
-    storage = FORMATS[recipe.rope or recipe.storage].u
-    rope = 0.0 if spec.rope == "none" else storage**2 + (u32 * position / 8) ** 2
-    rope = rope if spec.qk_norm == "none" else rope + storage**2
-    scaled = 0.0 if recipe.scaled_q == "float32" else FORMATS[recipe.scaled_q].u
-    operands = ROUNDINGS**2 * (rope + recipe.operand_u**2 + scaled**2)
-    sums = (sum_error(spec.head_dim, recipe.accumulate) / RMS_ROUNDING) ** 2 + 2 * (ROUNDINGS * u32) ** 2
-    stored = ROUNDINGS * FORMATS[recipe.qk].u ** 2 + recipe.tanh_error**2
-    return np.asarray(RMS_ROUNDING * np.sqrt(operands + sums + stored + 0 * position) / spec.head_dim)
+    def is_first_order(self, expected: Numpy) -> Numpy:
+        """Return where the first order holds: score errors are small, and nothing is near overflow (a factor of 4)."""
+        tops = {
+            site: FORMATS[getattr(self.recipe, site)].top / 4 for site in ("qk", "accumulate", "o", "storage", "norm")
+        }
+        with np.errstate(invalid="ignore"):
+            small = self._score_unit() * self.reach < THRESHOLDS.linear_score_error
+            small &= (
+                (self.reach < min(tops["qk"], tops["accumulate"]))
+                & (self.values < tops["o"])
+                & (self.heads**2 < tops["norm"])
+            )
+            small &= np.max(np.abs(expected), axis=-1) < tops["storage"]
+        return np.asarray(small)
 
 
-class RowSizeRecorder:
-    """Records the `RowSizes` of all queries while the layers compute in tiles."""
+def measure_rows(spec: Spec, inputs: Inputs, recipe: Recipe) -> tuple[Numpy, RowSizes]:
+    """Compute the output of dense core inputs, and the sizes of its rows."""
+    tiles: list[dict[str, Numpy]] = []
+    ops = tile_attention(ops_for(), functools.partial(_record_sizes, tiles))
+    out = np.asarray(truth(spec, inputs, want=("out",), ops=ops).out)
+    sizes = {name: np.concatenate([tile[name] for tile in tiles], axis=-1) for name in tiles[0]}
+    return out, RowSizes(spec, inputs, recipe, **sizes)
 
-    def __init__(self) -> None:
-        self._tiles: list[RowSizes] = []
 
-    def ops(self) -> Ops:
-        """Return the layers that record."""
-        return tile_attention(ops_for(), self._record)
+def _record_sizes(tiles: list[dict[str, Numpy]], tile: Tile) -> Tile:
+    """Return a layer that computes a tile and appends its sizes to `tiles`."""
 
-    def sizes(self) -> RowSizes:
-        """Return the recorded sizes of all queries."""
-        names = RowSizes.__dataclass_fields__
-        return RowSizes(**{name: np.concatenate([getattr(t, name) for t in self._tiles], axis=-1) for name in names})
+    def call(
+        q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, v: Numpy, lambda_: Numpy, *masks: Any, ops: Ops, **options: Any
+    ) -> Numpy:
+        maps: list[Numpy] = []
 
-    def _record(self, tile: Tile) -> Tile:
-        def call(
-            q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, v: Numpy, lambda_: Numpy, *masks: Any, ops: Ops, **options: Any
-        ) -> Numpy:
-            maps: list[Numpy] = []
+        def wrap(name: str, layer: Callable[..., Any]) -> Callable[..., Any]:
+            def noted(*args: Any, **choices: Any) -> Any:
+                maps.append(layer(*args, **choices))
+                return maps[-1]
 
-            def wrap(name: str, layer: Callable[..., Any]) -> Callable[..., Any]:
-                def noted(*args: Any, **choices: Any) -> Any:
-                    maps.append(layer(*args, **choices))
-                    return maps[-1]
+            return noted if name == "attention_weights" else layer
 
-                return noted if name == "attention_weights" else layer
+        heads = tile(q1, k1, q2, k2, v, lambda_, *masks, ops=overlay(ops, wrap), **options)
+        tiles.append(_sizes(((q1, k1), (q2, k2)), v, np.asarray(lambda_), maps, heads))
+        return heads
 
-            heads = tile(q1, k1, q2, k2, v, lambda_, *masks, ops=overlay(ops, wrap), **options)
-            self._tiles.append(_sizes(((q1, k1), (q2, k2)), v, np.asarray(lambda_), maps, heads))
-            return heads
-
-        return call
+    return call
 
 
 def _sizes(
     sides: tuple[tuple[Numpy, Numpy], ...], v: Numpy, lambda_: Numpy, maps: list[Numpy], heads: Numpy
-) -> RowSizes:
+) -> dict[str, Numpy]:
     (B, H, T, e), (K, S) = heads.shape, v.shape[1:3]
     from_mean = np.sum((v - np.mean(v, axis=2, keepdims=True)) ** 2, axis=-1)
     found = []
@@ -174,7 +188,10 @@ def _sizes(
     outputs = np.stack([_norm(heads + lambda_ * second), _norm(second)])
     lambdas = np.broadcast_to(np.abs(lambda_ if lambda_.ndim == 0 else lambda_[..., 0]), (B, H, T))
     values = np.broadcast_to(np.max(np.abs(v), initial=0.0), (B, H, T))
-    return RowSizes(weights, scores, outputs, _norm(heads), lambdas, np.max(reach, axis=0), values)
+    return {
+        "weights": weights, "scores": scores, "outputs": outputs, "heads": _norm(heads), "lambdas": lambdas,
+        "reach": np.max(reach, axis=0), "values": values,
+    }  # fmt: skip
 
 
 def _norm(x: Numpy) -> Numpy:
@@ -217,16 +234,14 @@ def is_large(spec: Spec, inputs: Inputs) -> bool:
     return bool(scores >= THRESHOLDS.sample_scores and 4 * THRESHOLDS.sample_queries <= T)
 
 
-def sampled_queries(
-    spec: Spec, core: Inputs, recipe: Recipe, sizes: RowSizes, estimate: Numpy, expected: Numpy
-) -> Numpy:
+def sampled_queries(sizes: RowSizes, estimate: Numpy, expected: Numpy) -> Numpy:
     """Return the queries to run in all orders, ascending; all queries if the first order fails for more than half.
 
     Shapes:
         estimate (B, h, T), expected (B, h, T, e) -> (R,)
     """
     T = estimate.shape[-1]
-    nonlinear = np.any(~_first_order(spec, core, recipe, sizes, expected), axis=(0, 1))
+    nonlinear = np.any(~sizes.is_first_order(expected), axis=(0, 1))
     if 2 * np.sum(nonlinear) > T:
         return np.arange(T)
     share = safe_ratio(estimate, root_mean_square(expected)).reshape(-1, T)
@@ -240,21 +255,7 @@ def sampled_queries(
     return np.array(sorted(chosen))
 
 
-def _first_order(spec: Spec, core: Inputs, recipe: Recipe, sizes: RowSizes, expected: Numpy) -> Numpy:
-    """Return for which rows the first order holds: small score errors, and nothing within a factor of 4 of overflow."""
-    tops = {site: FORMATS[getattr(recipe, site)].top / 4 for site in ("qk", "accumulate", "o", "storage", "norm")}
-    with np.errstate(invalid="ignore"):
-        small = sizes.score_error(spec, core, recipe) < THRESHOLDS.linear_score_error
-        small &= (
-            (sizes.reach < min(tops["qk"], tops["accumulate"]))
-            & (sizes.values < tops["o"])
-            & (sizes.heads**2 < tops["norm"])
-        )
-        small &= np.max(np.abs(expected), axis=-1) < tops["storage"]
-    return np.asarray(small)
-
-
-def least_row_error(spec: Spec, core: Inputs, recipe: Recipe, sizes: RowSizes, expected: Numpy, rows: Numpy) -> Numpy:
+def least_row_error(sizes: RowSizes, expected: Numpy, rows: Numpy) -> Numpy:
     """Return a lower limit for E_r of each row, (B, h, T), from the median ratio of E_r to its estimate.
 
     In a row that one rounding decides, all orders may happen to have small errors.
@@ -263,8 +264,8 @@ def least_row_error(spec: Spec, core: Inputs, recipe: Recipe, sizes: RowSizes, e
         expected (B, h, T, e), rows, the E_r of all orders, (B, h, T)
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        estimate = sizes.row_error(spec, core, recipe, expected)
-        known = _first_order(spec, core, recipe, sizes, expected) & np.isfinite(estimate) & (estimate > 0)
+        estimate = sizes.row_error(expected)
+        known = sizes.is_first_order(expected) & np.isfinite(estimate) & (estimate > 0)
     estimate = np.where(known, estimate, 0.0)
     usual = float(np.median(rows[known] / estimate[known])) if known.any() else 0.0
     return THRESHOLDS.min_row_ratio * usual * estimate
