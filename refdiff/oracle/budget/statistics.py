@@ -50,8 +50,7 @@ import numpy as np
 
 from refdiff.oracle.rounding import FORMATS, round_to
 from refdiff.oracle.rounding.recipe import Recipe
-from refdiff.oracle.thresholds import THRESHOLDS
-from refdiff.oracle.thresholds import Limits as Limits
+from refdiff.oracle.thresholds import THRESHOLDS, Limits
 
 Numpy = np.ndarray[Any, Any]
 

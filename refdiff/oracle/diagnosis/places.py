@@ -17,6 +17,7 @@ from refdiff.oracle.budget.statistics import (
     kind_mismatch,
     root_mean_square,
     safe_ratio,
+    slope,
     statistics,
 )
 from refdiff.oracle.diagnosis.region_format import (
@@ -392,8 +393,7 @@ def _describe_factor(rows: Rows, place: Place) -> str:
     x, y, off = rows.actual[place.rows], b.expected[place.rows], b.rows[place.rows]
     if place.columns is not None:
         x, y = x[:, place.columns], y[:, place.columns]
-    square = float(np.sum(y * y))
-    factor = float(np.sum(x * y)) / square if x.size > 1 and square > 0 else 0.0
+    factor = slope(x, y) if x.size > 1 else 0.0
     if not factor or abs(factor - 1) < THRESHOLDS.same_factor:
         return ""
     error = safe_ratio(root_mean_square(x - factor * y), off * max(1.0, abs(factor)))

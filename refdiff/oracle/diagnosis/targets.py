@@ -14,7 +14,6 @@ import numpy as np
 from refdiff.oracle.budget.budget import Budget
 from refdiff.oracle.budget.statistics import (
     LIMITS,
-    Limits,
     RowBudget,
     Statistic,
     common_factor,
@@ -35,7 +34,7 @@ from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS, Order
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.rounding.rounded_layers import rounded_mistakes
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.thresholds import THRESHOLDS
+from refdiff.oracle.thresholds import THRESHOLDS, Limits
 from refdiff.oracle.truth.attention_operands import padded_queries, zero_padded
 from refdiff.oracle.truth.forward import forward
 from refdiff.oracle.verdict.judge import judge_rows
