@@ -109,10 +109,12 @@ SOME_MAPS = (
 
 def _read_bits(spec: Spec, inputs: Inputs) -> Inputs | None:
     """Replace q, k and v by the bits of their bfloat16 values, read as unsigned integers."""
-    names = [name for name in ("q", "k", "v", "k_pages", "v_pages") if name in inputs]
-    stored = {name: np.asarray(round_to(inputs[name], "bfloat16"), dtype=np.float32) for name in names}
-    bits = {name: (x.view(np.uint32) >> np.uint32(16)).astype(np.float64) for name, x in stored.items()}
-    return {**inputs, **bits} if bits else None
+    read: Inputs = {}
+    for name in ("q", "k", "v", "k_pages", "v_pages"):
+        if name in inputs:
+            stored = np.asarray(round_to(inputs[name], "bfloat16"), dtype=np.float32)
+            read[name] = (stored.view(np.uint32) >> np.uint32(16)).astype(np.float64)
+    return {**inputs, **read} if read else None
 
 
 TILE_DEVIATIONS: tuple[Deviation, ...] = (

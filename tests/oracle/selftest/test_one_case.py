@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from refdiff.oracle import Recipe
-from refdiff.oracle.budget.statistics import LIMITS
+from refdiff.oracle import Budget, Recipe
+from refdiff.oracle.thresholds import Limits
+from refdiff.oracle.verdict.verdict import Verdict
 from tests.oracle.selftest import one_case as module
 from tests.oracle.selftest.one_case import one_case
 from tests.oracle.selftest.settings import Setting, settings
@@ -23,6 +25,17 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
         return (replace(main, deviations=main.deviations[1::4]),)
 
     monkeypatch.setattr(module, "settings", some)
+
+
+def _judge_by(monkeypatch: pytest.MonkeyPatch, limits: Limits) -> None:
+    """Let all budgets judge rows by these limits."""
+    judge = module.Budget.judge
+
+    def judged(self: Budget, actual: Any) -> Verdict:
+        tensors = {name: replace(rows, limits=limits) for name, rows in self.tensors.items()}
+        return judge(replace(self, tensors=tensors), actual)
+
+    monkeypatch.setattr(module.Budget, "judge", judged)
 
 
 @pytest.mark.slow
@@ -56,9 +69,7 @@ def _killed(table: Table) -> float:
 
 @pytest.mark.usefixtures("few")
 def test_a_tester_that_lets_pass_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    judge = module.Budget.judge
-    loose = type(LIMITS)(row=1e9, bulk=1e9, element=1e9, slope=1e9, factor=1e9)
-    monkeypatch.setattr(module.Budget, "judge", lambda self, x: judge(self, x, loose))
+    _judge_by(monkeypatch, Limits(row=1e9, bulk=1e9, element=1e9, slope=1e9, factor=1e9))
     table = one_case(43, Recipe("float16"), "natural", "float16")
     assert not table.holds
     assert _killed(table) < 0.9, "the hard bound, the masks and the sums are left"
@@ -88,9 +99,7 @@ def test_a_budget_that_allows_too_much_does_not_make_mutants_unidentifiable(monk
 
 @pytest.mark.usefixtures("few")
 def test_a_tester_that_refuses_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    judge = module.Budget.judge
-    strict = type(LIMITS)(row=0.1, bulk=0.1)
-    monkeypatch.setattr(module.Budget, "judge", lambda self, x: judge(self, x, strict))
+    _judge_by(monkeypatch, Limits(row=0.1, bulk=0.1))
     table = one_case(44, Recipe("float16"), "natural", "float16")
     assert not table.holds
     assert len(table.refusals) == table.total(rule="rows").refused == 10, "log-sum-exps have another rule"
