@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from refdiff.errors import CheckpointError
 from refdiff.files import write_json
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.weights.names import parameter_shapes
@@ -67,7 +68,7 @@ def write_like(name: str, folder: Path, dtype: str | None = None) -> None:
     `dtype` is that of the file (default: that of `LIKE[name]`).
 
     Raises:
-        ValueError: the folder has another model, the same model in another dtype, or no model but other files.
+        CheckpointError: it is a file, or has another model, the same in another dtype, or no model but other files.
     """
     fields = LIKE[name] if dtype is None else {**LIKE[name], "torch_dtype": dtype}
     config = DiffLlamaConfig(**fields)
@@ -75,12 +76,14 @@ def write_like(name: str, folder: Path, dtype: str | None = None) -> None:
         found = DiffLlamaConfig.from_pretrained(folder)
         actual, expected = ((parameter_shapes(c, CLASS), c.rope_parameters, c.dtype) for c in (found, config))
         if actual != expected:
-            raise ValueError(
+            raise CheckpointError(
                 f"--folder: got {folder}, which has another model than {name} in {config.dtype}; name a new folder, or "
                 "measure that model with -m"
             )
-    elif folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ValueError(f"--folder: got {folder}, which is not empty and has no config.json; name a new folder")
+    elif folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"--folder: got {folder}, which is a file; name a new folder")
+    elif folder.exists() and any(folder.iterdir()):
+        raise CheckpointError(f"--folder: got {folder}, which is not empty and has no config.json; name a new folder")
     else:
         folder.mkdir(parents=True, exist_ok=True)
         write_random(config, folder)

@@ -30,7 +30,7 @@ EXIT_RUN_TIME, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 EXIT_CLOSED_PIPE = 141  # 128 + SIGPIPE, as the shell reports any other program that wrote into a closed pipe
 VERDICTS = ("check", "golden", "judge", "trace")
 """Commands whose exit status 1 is an answer, as that of diff and grep: any error of theirs is 2."""
-_INPUTS = (UsageError, CheckpointError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
+_INPUTS = (UsageError, CheckpointError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from refdiff import bundled
 from refdiff.cli.flags import MAX_PROMPT, UsageError
-from refdiff.cli.terminal import AFTER, note, waiting
+from refdiff.cli.terminal import AFTER, note, one_line, waiting
 
 _NO_PROMPT = 'PROMPT: got none, expected one; give it in quotes, "Once upon a time", with -f FILE or a pipe'
 
@@ -116,8 +116,8 @@ def read_prompt(args: argparse.Namespace) -> str:
     """
     given = args.prompt_flag if args.prompt_flag is not None else args.prompt
     if args.file not in (None, "-"):
-        with _note_if_slow(args.file), Path(args.file).open("rb") as file:
-            return _text(file, args.file)
+        with _note_if_slow(args.file), open_input("-f", args.file) as file:
+            return _text(file, f"-f {args.file}")
     if given not in (None, "-"):
         piped = "" if sys.stdin.isatty() else _piped()
         if piped:
@@ -129,6 +129,14 @@ def read_prompt(args: argparse.Namespace) -> str:
     if not piped and args.file is None and given is None:
         raise UsageError(_NO_PROMPT)
     return piped
+
+
+def open_input(flag: str, name: str) -> BinaryIO:
+    """Open a file that an option names; raise `UsageError` if it cannot be read."""
+    try:
+        return Path(name).open("rb")
+    except OSError as error:
+        raise UsageError(f"{flag} {one_line(error)}") from None
 
 
 def _piped() -> str:

@@ -143,6 +143,8 @@ def one_line(error: BaseException) -> str:
         text = f"out of memory: {text or 'the model does not fit'}; a smaller model or a shorter text needs less"
     elif not (isinstance(error, ValueError | OSError | ImportError | RuntimeError) and text):
         text = f"{type(error).__name__}: {text}" if text else f"{type(error).__name__}; --debug shows where"
+    if text.endswith("Permission denied"):
+        text += "; change its permissions, or name another"
     return printable(text)
 
 

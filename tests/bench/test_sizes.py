@@ -65,9 +65,7 @@ def test_another_model_is_not_written_over(tiny_checkpoint: Path, tmp_path: Path
 
 def test_nothing_is_written_beside_something_else(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
-    for folder in (tmp_path, tmp_path / "thesis.tex"):
-        with pytest.raises(
-            ValueError, match=re.escape(f"--folder: got {folder}, which is not empty and has no config.json")
-        ):
+    for folder, why in ((tmp_path, "is not empty and has no config.json"), (tmp_path / "thesis.tex", "is a file")):
+        with pytest.raises(ValueError, match=re.escape(f"--folder: got {folder}, which {why}; name")):
             sizes.write_like("tiny", folder)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

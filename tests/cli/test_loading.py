@@ -144,3 +144,14 @@ def test_bundled_is_the_packages_model_beside_a_folder_of_that_name(reciting: Pa
         assert refdiff.DiffLlamaForCausalLM.from_pretrained(path).num_parameters() < 1_000_000
     with checkpoint(None, str(Path("bundled"))) as found:
         assert found == str(here / "bundled")
+
+
+def test_a_file_that_may_not_be_read_is_status_2_with_a_fix(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "secret")
+
+    monkeypatch.setattr("pathlib.Path.open", refuse)
+    fix = "secret: Permission denied; change its permissions, or name another"
+    assert cli("generate", "-f", "secret") == (2, "", f"refdiff generate: error: -f {fix}\n")
+    monkeypatch.setattr("refdiff.cli.generate.read_prompt", refuse)
+    assert cli("generate", "hi") == (2, "", f"refdiff generate: error: {fix}\n")

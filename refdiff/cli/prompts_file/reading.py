@@ -7,11 +7,11 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from refdiff.cli.answering import FILTERS, NUMBERS
 from refdiff.cli.flags import MAX_PROMPT, UsageError
+from refdiff.cli.loading import open_input
 from refdiff.files import finite_float
 from refdiff.messages import json_problem, json_type, show_name
 
@@ -53,7 +53,7 @@ class Prompts:
         self.name = "standard input" if path == "-" else path
         self._json = path.endswith(".jsonl")
         self._temperature = temperature
-        self._file = sys.stdin.buffer if path == "-" else Path(path).open("rb")  # noqa: SIM115, closed in __exit__
+        self._file = sys.stdin.buffer if path == "-" else open_input("--prompts-file", path)
         self.repeatable = self._file.seekable()
         self._start = self._file.tell() if self.repeatable else 0
         self.ignored: dict[str, None] = {}
