@@ -71,7 +71,8 @@ refdiff check --selftest --seeds 20 --jobs 2 --state runs --markdown
     parser.notes = [
         "Exit status: 0 passed; 1 not passed: fail, or inconclusive, where correct kernels differ so much on these "
         "inputs that they show nothing; 2 error. With --selftest: 0 if enough mutants are caught and every correct "
-        "kernel passes, 1 otherwise, 2 error; its last lines say how many of each are expected.",
+        "kernel passes, 1 otherwise, 2 error; its last lines say how many of each are expected. It needs a clone of "
+        "refdiff.",
         SPEC_NOTE + " Dimensions that it lacks are read off the arrays.",
         RECIPE_NOTE,
         NUMBERS_NOTE,

@@ -71,8 +71,8 @@ refdiff generate -m path/to/checkpoint --prompts-file in.jsonl -o out.jsonl
         "--seed, SEED is 0.",
         "A conversation (--chat on a terminal, without PROMPT) keeps as much history as the context holds. Ctrl-C "
         "stops one answer, Ctrl-D or /quit ends; /reset forgets, /save FILE writes the messages as JSON.",
-        "--weights stored keeps matrices of 16 bits as they are: half the memory and, on a CPU, less speed; auto = "
-        "stored with cupy, expanded to float32 with numpy.",
+        "--weights stored keeps matrices of 16 bits as they are, whatever --dtype is: half the memory and, on a CPU, "
+        "less speed; auto = stored with cupy, expanded to float32 with numpy.",
     ]
 
 
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     transcript, seed = _one(args, prompt, write_text if to_stdout else pieces.append)
     interrupted = transcript.finish_reason == "interrupted"
     if not to_stdout and interrupted:
-        note(f"refdiff: {args.output} is left as it was; the text so far goes to standard output")
+        note(f"refdiff: {args.output} is not written; the text so far goes to standard output")
         write_text("".join(pieces))
     elif not to_stdout and args.output != os.devnull:
         write_atomically(args.output, "".join(pieces).encode())
@@ -137,7 +137,8 @@ def _check_together(args: argparse.Namespace) -> None:
         check_prompt(args, {"--prompts-file": args.prompts_file})
     if args.system is not None and not args.chat:
         raise UsageError("--system: has a place in a chat template only; add --chat")
-    if args.shard_index >= args.num_shards:
+    sharded = args.prompts_file is not None or args.num_shards > 1
+    if sharded and args.shard_index >= args.num_shards:
         raise UsageError(
             f"--shard-index: got {args.shard_index}, expected 0 to {args.num_shards - 1} with --num-shards "
             f"{args.num_shards}"
@@ -146,6 +147,7 @@ def _check_together(args: argparse.Namespace) -> None:
         many = {
             "--dask": args.dask is not None,
             "--num-shards": args.num_shards > 1,
+            "--shard-index": args.shard_index > 0,
             "--batch-size": args.batch_size > 1,
         }
         refuse("goes with --prompts-file; add that, or leave {} out", many)

@@ -25,7 +25,7 @@ PROFILES = (
     "discriminating", "tiny_values", "cancellation", "extreme", "natural", "degenerate", "layout", "serving", "tiles",
     "lambda", "modules",
 )  # fmt: skip
-ALIASES = ("identify", "whisper", "cancel")
+ALIASES = dict(zip(("identify", "whisper", "cancel"), PROFILES, strict=False))
 """Former names of the first three profiles, still accepted."""
 OUTPUTS = ("out", "lse", "lse1", "lse2")
 OF_HEADS = re.compile(r"(query_heads|key_heads|head_dim)(?: is|: got) \d|\d+ query heads")
@@ -43,7 +43,11 @@ def add_spec(group: Any, default: str | None, *, layer: str = "0") -> None:
 def add_profile(group: Any, default: str) -> None:
     """Add --profile, whose default in words is `default`."""
     text = f"kind of numbers (default: {default})"
-    group.add_argument("--profile", action="append", choices=(*PROFILES, *ALIASES), metavar="NAME", help=text)
+    group.add_argument("--profile", action="append", type=_profile, choices=PROFILES, metavar="NAME", help=text)
+
+
+def _profile(name: str) -> str:
+    return ALIASES.get(name, name)
 
 
 SPEC_NOTE = (

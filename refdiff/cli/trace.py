@@ -83,6 +83,12 @@ def run(args: argparse.Namespace) -> int:
     return _record(args) if args.spec is None else _record_spec(args)
 
 
+def _comparing(args: argparse.Namespace) -> dict[str, object]:
+    """Return the options that are for --compare alone."""
+    precision = args.precision != "auto"
+    return {"-m": args.model, "--free": args.free, "--json": args.json, "--all": args.all, "--precision": precision}
+
+
 def _record_spec(args: argparse.Namespace) -> int:
     if args.of is None or args.output is None:
         raise UsageError(
@@ -91,7 +97,7 @@ def _record_spec(args: argparse.Namespace) -> int:
     others = {"PROMPT": args.prompt, "--ids": args.ids, "--dtype": args.dtype != "auto"}
     refuse(
         "does not go with --spec, which takes a FILE of inputs and computes in float64",
-        {**others, "-m": args.model, "--free": args.free, "--json": args.json},
+        {**others, **_comparing(args)},
     )
     check_file("-o", Path(args.output), KINDS)
     from refdiff.oracle.inputs.arrays import read_arrays
@@ -121,14 +127,13 @@ def _write(traced: Trace, what: str, args: argparse.Namespace) -> int:
 
 
 def _record(args: argparse.Namespace) -> int:
-    others = {"-m": args.model, "--free": args.free, "--json": args.json}
-    refuse("is for --compare; the model to record is the first argument", others)
+    refuse("is for --compare; the model to record is the first argument", _comparing(args))
     if args.prompt is not None and args.ids is not None:
         raise UsageError("PROMPT and --ids: got both, expected one; leave one out")
     if args.of is None or (args.prompt is None and args.ids is None):
         got = "neither" if args.of is None else f"{args.of!r} alone"
         raise UsageError(
-            f"MODEL and PROMPT (or --ids): got {got}, expected both to record, or --compare MINE REF to compare"
+            f"MODEL and PROMPT (or --ids): got {got}, expected both to record, with - for standard input, or --compare"
         )
     if args.output is None:
         raise UsageError("-o: got none, expected the file to write, such as -o run.safetensors")

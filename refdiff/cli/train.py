@@ -136,8 +136,8 @@ refdiff train -o run --resume
         "before; another number rounds differently.",
         "--keep 2 keeps the last two checkpoints and deletes older ones. --…-every 0 means at the end only. "
         "--validation 0.05 measures the loss on the last 5 % of the text, which are not trained on. With --optimizer "
-        "muon, Muon trains the layers' matrices and AdamW the rest. "
-        "Options override --config. --plot needs matplotlib.",
+        "muon, Muon trains the layers' matrices and AdamW the rest. --config takes a config.json, or a model: a "
+        "folder, bundled or a hub repo. Options override it. --plot needs matplotlib.",
     ]
 
 
@@ -322,7 +322,10 @@ def _config(args: argparse.Namespace) -> DiffLlamaConfig:
     if args.config is not None:
         if args.config.endswith(".json") and not Path(args.config).is_file():  # not the name of a hub repo
             raise UsageError(f"--config {args.config}: no such file")
-        fields = DiffLlamaConfig.from_pretrained(args.config).to_dict()
+        try:
+            fields = DiffLlamaConfig.from_pretrained(args.config).to_dict()
+        except CheckpointError as error:
+            raise CheckpointError(f"--config {error}") from error
         if args.context > (most := fields["max_position_embeddings"]):
             if (kind := fields["rope_parameters"]["rope_type"]) != "default":
                 raise ValueError(

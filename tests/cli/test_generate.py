@@ -149,7 +149,7 @@ def test_a_file_is_replaced_only_by_a_complete_text(
         done = cli(*command)
         assert [(path.name, path.read_text()) for path in here.iterdir()] == [("out.txt", "before")]
     assert (done.status, text_of(how, done.out)) == (130, "éあ")
-    assert "refdiff: out.txt is left as it was; the text so far goes to standard output\n" in done.err
+    assert "refdiff: out.txt is not written; the text so far goes to standard output\n" in done.err
     assert cli(*command) == (0, "", "")
     assert text_of(how, out.read_text(encoding="utf-8")) == TEXT
 

@@ -63,7 +63,17 @@ USAGE = (
     ("generate --shard-index 3 --num-shards 3 a", "--shard-index: got 3, expected 0 to 2 with --num-shards 3"),
     ("generate --temp 0 --top-k 5 --min-p 0.1 a", "--top-k, --min-p: no effect with --temp"),
     ("generate --json --prompts-file b", "--json: is for one prompt"),
-    ("generate -m TINY -f bad.txt", "bad.txt: not UTF-8 at byte 1"),
+    ("generate -m TINY -f none.txt", "-f none.txt: no such file"),
+    ("generate --prompts-file none.txt", "--prompts-file none.txt: no such file"),
+    ("generate --shard-index 1 a", "--shard-index: goes with --prompts-file; add that, or leave --shard-index out"),
+    ("golden export new --profile foo", "--profile: got 'foo', expected one of discriminating, tiny_values, can"),
+    ("bench -q --like tiny --folder token/full", "--folder: got token/full, which is not empty and has no config.json"),
+    ("bench -q --like tiny --folder bad.txt", "--folder: got bad.txt, which is a file; name a new folder"),
+    ("trace m x -o x.npz --all", "--all: is for --compare; the model to record is the first argument"),
+    ("trace m x -o x.npz --precision bfloat16", "--precision: is for --compare; the model to record is the first"),
+    ("trace --spec ms_v1 mine.safetensors -o x.npz --all", "--all: does not go with --spec, which takes a FILE"),
+    ("train text.txt -o out --config absent/folder/here", "--config absent/folder/here: no such folder"),
+    ("generate -m TINY -f bad.txt", "-f bad.txt: not UTF-8 at byte 1"),
     ("generate -m . a", ".: not a checkpoint: it has no config.json"),
     ("golden export a b", "OUTPUTS, --diagnose, --json: are for verify; export takes VECTORS alone"),
     ("golden verify a", "OUTPUTS: got none, expected the folder of what your program computed"),
@@ -79,8 +89,8 @@ USAGE = (
     ("judge 'kernel.py:two words'", "KERNEL: got 'kernel.py:two words', expected FILE.py or FILE.py:FUNCTION"),
     ("judge kernel.py --size 2x0x3", "--size: got '2x0x3', expected batch x queries x keys, such as 1x512x512"),
     ("trace m text --ids 1", "PROMPT and --ids: got both, expected one; leave one out"),
-    ("trace 'a text' -o x.npz", "MODEL and PROMPT (or --ids): got 'a text' alone, expected both to record, or"),
-    ("trace --ids 1 -o x.npz", "MODEL and PROMPT (or --ids): got neither, expected both to record, or --compare"),
+    ("trace 'a text' -o x.npz", "MODEL and PROMPT (or --ids): got 'a text' alone, expected both to record, with - for"),
+    ("trace --ids 1 -o x.npz", "MODEL and PROMPT (or --ids): got neither, expected both to record, with - for"),
     ("trace -m TINY text -o x.npz", "-m: is for --compare; the model to record is the first argument"),
     ("trace m text", "-o: got none, expected the file to write, such as -o run.safetensors"),
     ("trace m text -o x.npz --free", "--free: is for --compare; the model to record is the first argument"),
@@ -112,7 +122,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files that the commands are given."""
     folder, spec = tmp_path_factory.mktemp("files"), small("hf_diffllama")
     (folder / "bad.txt").write_bytes(b"a\xffb")
-    (folder / "token").mkdir()
+    (folder / "token" / "full").mkdir(parents=True)
+    (folder / "token" / "full" / "notes.txt").touch()
     texts = {"list.json": "[]", "notes.txt": "some notes", "line.txt": "once upon a time\n", "text.txt": tale()}
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
