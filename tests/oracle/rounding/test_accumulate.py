@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from refdiff.backends import ops_for, overlay
 from refdiff.oracle import Case, Recipe, Spec, cases
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.conformance import recipe_of, select_cases
+from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import quantise
 from refdiff.oracle.rounding.evaluation_order import MEMBERS, Arithmetic, Order
 from refdiff.oracle.suite.outcome import judge_case
@@ -69,6 +71,38 @@ def test_a_kernel_with_float16_sums_is_right_by_its_recipe(profile: str) -> None
         found = oracle.check(sums_in_float16(case.spec, case.inputs), case.spec, case.inputs,
                              recipe=Recipe("float16", accumulate="float16"))  # fmt: skip
         assert found.status == "pass", f"{case.name}: {found}"
+
+
+def _coarse_product(a: Any, b: Any) -> Any:
+    """a b, with the sums rounded to bfloat16 after each tile of 32 terms."""
+    total = np.zeros((*a.shape[:-1], b.shape[-1]))
+    for i in range(0, a.shape[-1], 32):
+        total = round_to(total + a[..., i : i + 32] @ b[..., i : i + 32, :], "bfloat16")
+    return total
+
+
+@pytest.mark.parametrize(("dtype", "status"), [("bfloat16", "pass"), ("float32", "fail")])
+def test_coarse_sums_show_in_float32(dtype: str, status: str) -> None:
+    """In 16 bits an error below the allowed one does not show that a kernel rounds more than its recipe says."""
+
+    def attention(q1: Any, k1: Any, q2: Any, k2: Any, v: Any, lambda_: Any, *_: Any, product: Any, **__: Any) -> Any:
+        n, see = q1.shape[1] // k1.shape[1], np.tri(q1.shape[2], k1.shape[2], k1.shape[2] - q1.shape[2], dtype=bool)
+        maps = []
+        for q, k in ((q1, k1), (q2, k2)):
+            z = q @ np.swapaxes(np.repeat(k, n, axis=1), -1, -2) / math.sqrt(q.shape[-1])
+            maps.append(product(layers.softmax(np.where(see, z, -1e30)), np.repeat(v, n, axis=1)))
+        return maps[0] - lambda_ * maps[1]
+
+    spec = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=32, layer=2)
+    (case,) = cases("natural", seed=3, spec=spec, dtype=dtype, queries=4, keys=4096)
+    right = oracle.truth(spec, case.inputs).out
+    errors = []
+    for product, expected in ((np.matmul, "pass"), (_coarse_product, status)):
+        ops = overlay(ops_for(), lambda n, f, p=product: partial(attention, product=p) if n == "diff_attention" else f)
+        out = round_to(oracle.truth(spec, case.inputs, want=("out",), ops=ops).out, dtype)
+        errors.append(np.linalg.norm(out - right))
+        assert oracle.check(out.astype(case.inputs["q"].dtype), spec, case.inputs, recipe=dtype).status == expected
+    assert errors[1] > 3 * errors[0]
 
 
 def test_one_sum_of_many_numbers() -> None:
