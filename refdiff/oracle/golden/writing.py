@@ -41,7 +41,7 @@ COLUMNS = (
 """The columns of a tensor's line in the index after its name, kind, n and width."""
 Numpy = np.ndarray[Any, Any]
 FILE_FORMATS = ("safetensors", "npz")
-LARGEST_CASE = 1_000_000
+LARGEST_CASE = 4_000_000
 """The most bytes of one case's file."""
 
 
@@ -56,7 +56,7 @@ def export(
     """Write cases as test vectors for any language; the same cases give the same bytes of inputs.
 
     Args:
-        path: the folder, created if it does not exist; files of an earlier export are replaced, others kept.
+        path: the folder, created if it does not exist; files of an earlier export are replaced or removed, others kept.
         cases: from `oracle.cases` or `oracle.strategies`.
         formats: "safetensors", optionally also "npz".
         recipe: where the kernels round; None is the usual recipe of each case's dtype.
@@ -91,11 +91,23 @@ def export(
         "cases": entries,
     }
     folder = Path(path)
+    earlier = _earlier_cases(folder)
     with new_folder(folder), contextlib.ExitStack() as written:  # files are replaced at the end, the manifest last
         for name, data in {MANIFEST: manifest_text(manifest).encode(), **files}.items():
             file = written.enter_context(replace_atomically(folder / name))
             file.write(data)
             file.flush()
+    for name in earlier - files.keys():
+        (folder / name).unlink(missing_ok=True)
+
+
+def _earlier_cases(folder: Path) -> set[str]:
+    """Return the files of cases that an earlier export into the folder has in its manifest."""
+    try:
+        names = read_manifest(folder)[0]["files"]
+        return {name for name in names if re.fullmatch(r"case_[A-Za-z0-9_.-]+\.(safetensors|npz)", name)}
+    except (CheckpointError, LookupError, TypeError):
+        return set()
 
 
 def _name(case: Case) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from refdiff.oracle import Spec, budget, golden, truth
+from refdiff.oracle.cases import fixed
 from refdiff.oracle.golden import writing
 from refdiff.oracle.inputs.arrays import read_arrays
 from tests.layers.inputs import says
@@ -94,3 +95,24 @@ def test_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"v2 takes [\d,]+ bytes, more than 1,000: give a smaller case"):
         golden.export(tmp_path, [case("v2")])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_an_earlier_export_go_and_others_stay(tmp_path: Path) -> None:
+    golden.export(tmp_path, [case("v2")], formats=("safetensors", "npz"), gradients=False)
+    earlier = {path.name for path in tmp_path.iterdir()}
+    (tmp_path / "notes.txt").touch()
+    golden.export(tmp_path, [case("half")], gradients=False)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left & earlier == {"manifest.json", "index.txt"}
+    assert len(left) == 4
+    assert "notes.txt" in left
+    (tmp_path / "manifest.json").write_text("{}")
+    golden.export(tmp_path, [case("v2")], gradients=False)
+
+
+def test_the_largest_cases_of_the_profiles_fit(tmp_path: Path) -> None:
+    largest = fixed.cases("tiles", 0, spec=fixed.small_spec("hf_diffllama"))[12]
+    vars(largest)["blind_to"] = ()
+    golden.export(tmp_path, [largest])
+    (file,) = tmp_path.glob("case_*")
+    assert 2_500_000 < file.stat().st_size < writing.LARGEST_CASE
