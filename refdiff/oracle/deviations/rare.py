@@ -20,7 +20,7 @@ MASK_AXES = ("mask", "mask align", "mask off by one", "window")
 
 
 def _mask_of_one_map(deviation: Deviation, number: int, spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs] | None:
-    """Give one of the two maps the mask of a problem with a deviation; None if that is the right mask."""
+    """Give one of the two maps the mask of a problem with a deviation."""
     wrong = deviation.apply(Problem(spec, inputs)) if kind_of(inputs) == "dense" else None
     if wrong is None:
         return None
@@ -29,7 +29,7 @@ def _mask_of_one_map(deviation: Deviation, number: int, spec: Spec, inputs: Inpu
     shape = np.broadcast_shapes(masks[0].shape, masks[1].shape, (1, spec.heads, 1, 1))
     first, second = (np.broadcast_to(x, shape) for x in masks)
     if np.array_equal(first, second):
-        return None
+        return spec, inputs
     made = {name: x for name, x in inputs.items() if name != "key_mask"}
     return spec.replace(causal="none", window=None), {**made, "mask": np.concatenate([first, second], axis=1)}
 
@@ -58,11 +58,9 @@ def _turn_keys_back(spec: Spec, inputs: Inputs) -> Inputs | None:
     return {**inputs, "k_positions": -own}
 
 
-def _mask_of_the_first_sequence(spec: Spec, inputs: Inputs) -> Inputs | None:
+def _mask_of_the_first_sequence(spec: Spec, inputs: Inputs) -> Inputs:
     mask = inputs.get("key_mask")
-    if mask is None or np.array_equal(mask, first := np.broadcast_to(mask[:1], mask.shape)):
-        return None
-    return {**inputs, "key_mask": first}
+    return inputs if mask is None else {**inputs, "key_mask": np.broadcast_to(mask[:1], mask.shape)}
 
 
 def _begin_pages_with_the_page_before(spec: Spec, inputs: Inputs) -> Inputs | None:

@@ -271,7 +271,7 @@ def find_hidden(spec: Spec, parts: Parts, base: DeviationSet, known: DeviationSe
     Args:
         base: the deviations that the kernel has; none if the outputs are correct.
     """
-    axes = {d.axis for d in base}
+    axes, single = {d.axis for d in base}, tuple(d for d in base if d not in known)
     own: dict[int, list[RowBudget]] = {}
     of_part, of_whole = evidence.get(base, ([], []))
     judged = {id(parts.select(base)): of_part, id(parts.whole): of_whole}
@@ -295,7 +295,7 @@ def find_hidden(spec: Spec, parts: Parts, base: DeviationSet, known: DeviationSe
 
     hidden = []
     for d in (d for d in known if d.axis not in axes):
-        some = [x for x in known if x in (d, *base)]
+        some = [*(x for x in known if x in (d, *base)), *single]
         if not any(shows(targets, some) for targets in parts.stages(parts.select(some))):
             hidden.append(d.name)
     return hidden

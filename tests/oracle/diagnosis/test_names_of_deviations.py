@@ -12,7 +12,7 @@ from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.deviations.rare import RARE_DEVIATIONS
 from refdiff.oracle.spec.presets import YARN
 from refdiff.oracle.strategies import Structure, draw
-from tests.oracle.diagnosis.outputs import kernel, named, rounded
+from tests.oracle.diagnosis.outputs import kernel, named, natural, rounded
 
 LAST = {"partial_rotary_factor": 0.25, "rotary_at": "last"}
 QK = {"qk_norm": "rms", "qk_norm_weight": True}
@@ -91,11 +91,15 @@ def test_mistakes_of_published_kernels_have_their_names(name: str, profile: str,
     assert found.name == name, str(found)
 
 
-def test_a_window_of_one_map_has_its_name() -> None:
-    case = cases("discriminating", 5, spec=small_spec("diff_v2").replace(window=4))[1]
-    (wrong,) = (d for d in RARE_DEVIATIONS if d.name == "window_left_out_in_the_second_map")
-    found = diagnose(kernel(case, [wrong]), case.spec, case.inputs, recipe="float32", max_deviations=1)
-    assert found.name == wrong.name, str(found)
+def test_a_window_of_one_map_has_its_name_where_some_inputs_do_not_show_it() -> None:
+    """A case with as many keys as the window, and the first tokens of a large case, do not."""
+    spec, name = small_spec("diff_v2").replace(window=60), "window_left_out_in_the_second_map"
+    both = [natural(spec, Structure(2, n, n), "float32") for n in (6, 120)]
+    (wrong,) = (d for d in RARE_DEVIATIONS if d.name == name)
+    outs = [kernel(case, [wrong]) for case in both]
+    found = diagnose(outs, spec, [case.inputs for case in both], recipe="float32", max_deviations=1)
+    assert found.name == name, str(found)
+    assert "triangle_at_the_top_left" in found.notes[0]
 
 
 @pytest.mark.parametrize("first_is_padded", [True, False])
