@@ -56,7 +56,7 @@ def test_only_the_files_asked_for_are_fetched(hub_server: Lookalike) -> None:
 
 def test_the_caller_is_told_when_the_hub_has_answered(hub_server: Lookalike) -> None:
     requests: list[int] = []
-    hub.snapshot("ai/model", answered=lambda: requests.append(len(hub_server.requests)))
+    hub.snapshot("ai/model", answered=lambda: requests.append(len(hub_server.asked("ai/model"))))
     assert requests == [1]
     with pytest.raises(CheckpointError, match="no such repo"):
         hub.snapshot("ai/absent", answered=lambda: requests.append(0))

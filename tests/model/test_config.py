@@ -31,7 +31,9 @@ def test_only_version_2_has_two_queries_a_head(wiring: str) -> None:
 
 
 def test_the_handcut_file(tmp_path: Path) -> None:
-    config = DiffLlamaConfig.from_pretrained(write(tmp_path / "model", HANDCUT))
+    folder = write(tmp_path / "model", HANDCUT)
+    config = DiffLlamaConfig.from_pretrained(folder)
+    assert config == DiffLlamaConfig.from_pretrained(folder / "config.json")
     assert config.rope_parameters == {
         "rope_type": "llama3", "rope_theta": 500000.0, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
@@ -142,7 +144,9 @@ def test_remarks_and_unknown_fields_come_in_one_warning() -> None:
         ({"rope_scaling": {"type": "wobble"}}, r"^rope_scaling\.type: got 'wobble'"),
         ({"rope_scaling": {"rope_type": "linear"}}, "^rope_scaling: got no factor, expected each with rope_type 'lin"),
         ({"rope_scaling": {"type": "linear"}}, "^rope_scaling: got no factor, expected each with type 'linear'"),
+        ({"rope_scaling": {"type": "x", "rope_type": "y"}}, r"^rope_scaling\.rope_type: got 'y'"),
         ({"rope_theta": 0}, "^rope_theta: got 0"),
+        ({"partial_rotary_factor": -1}, "^partial_rotary_factor: got -1"),
         ({"rope_theta": 1, "rope_parameters": {"rope_theta": 0}}, r"^rope_parameters\.rope_theta: got 0"),
         ({"rope_parameters": {"type": "wobble"}}, r"^rope_parameters\.type: got 'wobble'"),
     ],

@@ -32,6 +32,7 @@ ALSO = {
     "refdiff/model/weights/precision.py": ("tests/model/weights/test_load.py",),
     "refdiff/model/weights/names.py": ("tests/model/test_pretrained.py",),
     "refdiff/model/weights/save.py": ("tests/model/test_pretrained.py",),
+    "refdiff/model/rope_parameters.py": ("tests/model/test_config.py",),
     "refdiff/model/trainable.py": ("tests/model/test_stored_weights.py",),
     "refdiff/model/pretrained.py": (
         "tests/model/test_heads.py",
