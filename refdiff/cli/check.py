@@ -125,6 +125,9 @@ def _check(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.file}: {error}{read}") from error
     report: dict[str, Any] = {"file": args.file, "spec": spec.to_dict(), **verdict.to_dict()}
     text = str(verdict)
+    by_layer = spec.lambda_form == "exp" and spec.lambda_base != "constant"
+    if verdict.status == "fail" and args.layer is None and by_layer:
+        text += f"\nλ_init is that of layer {spec.layer}; --layer names another"
     if args.diagnose and verdict.status == "fail":
         from refdiff.oracle.diagnosis import diagnose
 

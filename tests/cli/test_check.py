@@ -49,6 +49,10 @@ def test_a_mistake_is_named_on_request(mine: Write, cli: Cli) -> None:
     for layer, status in ((3, 1), (2, 0)):
         done = cli("check", "--spec", "ms_v1", "--layer", layer, file)
         assert (done.status, done.out.endswith(hint)) == (status, status == 1)
+        assert "λ_init" not in done.out
+    assert cli("check", "--spec", "ms_v1", file).out.endswith(
+        "\nλ_init is that of layer 0; --layer names another" + hint
+    )
     done = cli("check", "--spec", "ms_v1", "--layer", "3", "--json", "--diagnose", file)
     report = json.loads(done.out)
     assert (done.status, report["status"], report["spec"]["layer"]) == (1, "fail", 3)
