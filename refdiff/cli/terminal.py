@@ -20,16 +20,36 @@ T = TypeVar("T")
 
 AFTER = 2.0
 """Seconds after which a terminal shows what is being done."""
+_waiting_shown = threading.Event()
+"""Whether `waiting` has a line on the terminal, which a message replaces."""
 REPORTED_EVERY = 60.0
 """Seconds between two lines of progress where standard error is not a terminal."""
 
 
-def progress_bar(*, quiet: bool, **options: Any) -> Any:
-    """Return a bar of tqdm on standard error, disabled if that is no terminal. It leaves space for an echoed "^C"."""
+@contextmanager
+def progress_bar(*, quiet: bool, **options: Any) -> Iterator[Any]:
+    """Yield a bar of tqdm on standard error, disabled if that is no terminal; its clock runs between updates, too.
+
+    It leaves space for an echoed "^C".
+    """
     from tqdm import tqdm
 
-    hidden = quiet or not sys.stderr.isatty()
-    return tqdm(file=sys.stderr, disable=hidden, ncols=shutil.get_terminal_size().columns - 3, **options)
+    hidden, over = quiet or not sys.stderr.isatty(), threading.Event()
+    with tqdm(file=sys.stderr, disable=hidden, ncols=shutil.get_terminal_size().columns - 3, **options) as bar:
+
+        def tick() -> None:
+            while not over.wait(1):
+                bar.refresh()
+
+        thread = threading.Thread(target=tick, daemon=True)
+        if not hidden:
+            thread.start()
+        try:
+            yield bar
+        finally:
+            over.set()
+            if not hidden:
+                thread.join()
 
 
 def minutely() -> Callable[[], bool]:
@@ -47,6 +67,8 @@ def minutely() -> Callable[[], bool]:
 
 def note(line: str) -> None:
     """Write a message to standard error, with control characters escaped and further lines indented."""
+    if _waiting_shown.is_set():
+        _over_the_line("")
     sys.stderr.write(f"{printable(line)}\n".replace("\n", "\n  ")[:-2])
     sys.stderr.flush()
 
@@ -83,8 +105,10 @@ def waiting(what: str | Callable[[], str], *, quiet: bool = False) -> Iterator[C
             line = what if isinstance(what, str) else what()
             _over_the_line(f"{line} ... {time.monotonic() - started:.0f} s")
             shown = True
+            _waiting_shown.set()
         if shown:
             _over_the_line("")
+            _waiting_shown.clear()
 
     def done() -> None:
         over.set()

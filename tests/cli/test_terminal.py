@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -12,7 +13,7 @@ import pytest
 
 from refdiff import CheckpointError
 from refdiff.cli.process import capture_panics
-from refdiff.cli.terminal import connecting, note, one_line, shown, write_text
+from refdiff.cli.terminal import connecting, note, one_line, progress_bar, shown, waiting, write_text
 from refdiff.messages import NATIVE_CALLS
 
 
@@ -82,3 +83,25 @@ def test_no_text_in_a_message_can_pass_for_another_message(capsys: pytest.Captur
     note(shown(CheckpointError("m: 2 problems:\n  one\n  two")))
     err = capsys.readouterr().err
     assert err == "m: no such file\n  refdiff: error: false\n\nm: 2 problems:\n  one\n  two\n"
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_message_takes_the_line_of_what_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refdiff.cli.terminal.AFTER", 0.01)
+    monkeypatch.setattr("sys.stderr", _Terminal())
+    with waiting("computing"):
+        time.sleep(0.2)
+        note("a warning")
+    note("another")
+    assert sys.stderr.getvalue() == "\rcomputing ... 0 s\x1b[K\r\x1b[Ka warning\n\r\x1b[Kanother\n"  # type: ignore[attr-defined]
+
+
+def test_the_clock_of_a_bar_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", _Terminal())
+    with progress_bar(quiet=False, total=1):
+        time.sleep(1.5)
+    assert "0/1 [00:01" in sys.stderr.getvalue()  # type: ignore[attr-defined]

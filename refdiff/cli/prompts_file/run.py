@@ -8,7 +8,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from refdiff import cluster
@@ -148,18 +148,19 @@ def _write(
             for batch, results in answered:
                 for task, result in zip(batch, results, strict=True):
                     aside = beside or isinstance(result, str)
-                    if aside:
-                        bar.clear()
-                    if isinstance(result, str):
-                        failed += 1
-                        note(f"refdiff generate: error: {in_flags(result)}")
-                    else:
-                        answers.write(_line(task, result))
-                        count += 1
-                        tokens += result["generated_tokens"]
-                    bar.update()
-                    if aside:
-                        bar.refresh()
+                    with bar.get_lock() if aside else nullcontext():  # the bar is not drawn meanwhile
+                        if aside:
+                            bar.clear()
+                        if isinstance(result, str):
+                            failed += 1
+                            note(f"refdiff generate: error: {in_flags(result)}")
+                        else:
+                            answers.write(_line(task, result))
+                            count += 1
+                            tokens += result["generated_tokens"]
+                        bar.update()
+                        if aside:
+                            bar.refresh()
                 if bar.disable and not args.quiet and due():
                     note(f"refdiff: {count + failed}{of} prompts")
         except KeyboardInterrupt:
