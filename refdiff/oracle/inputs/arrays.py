@@ -212,6 +212,13 @@ def _read_npz(path: Path, folder: Path | None) -> dict[str, NDArray[Any]]:
         try:
             with zipfile.ZipFile(raw) as archive:
                 entries = archive.infolist()
+                for entry in entries:
+                    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                        # zipfile unpacks the others whole, however many bytes they become
+                        raise ValueError(
+                            f"{show_name(entry.filename)}: got zip method {entry.compress_type}, expected 0 (stored) "
+                            "or 8 (deflated); write the file with numpy.savez"
+                        )
                 total = sum(entry.file_size for entry in entries)
                 most = max(SMALL_NPZ, min(MAX_RATIO * os.fstat(raw.fileno()).st_size, physical_memory() // 4))
                 if total > most:

@@ -74,6 +74,14 @@ def test_broken_files(tmp_path: Path) -> None:
         read_arrays(tmp_path / "c.safetensors")
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_methods_that_unpack_without_a_limit_are_refused(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", method) as archive, archive.open("x.npy", "w") as member:
+        np.save(member, np.zeros(3))
+    with pytest.raises(CheckpointError, match=rf"a\.npz: cannot be read: 'x\.npy': got zip method {method}, expected"):
+        read_arrays(tmp_path / "a.npz")
+
+
 def test_an_archive_of_zeros_is_refused_before_it_is_unzipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.npz"
     np.savez_compressed(path, x=np.zeros(9_000_000), y=np.zeros(4_000_000))
