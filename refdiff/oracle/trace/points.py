@@ -21,6 +21,7 @@ from refdiff.arrays import Array, namespace, to_numpy
 from refdiff.backends import Ops, overlay
 from refdiff.layers.diff_attention import attention_scores, split_maps
 from refdiff.layers.plain_heads import concat_heads
+from refdiff.memory import physical_memory
 from refdiff.oracle.truth.attention_operands import log_sum_exp
 
 SINGLE, DOUBLE = 2.0**-24, 2.0**-53
@@ -54,6 +55,19 @@ def _visit_result(point: str) -> Callable[..., Array]:
         return self._visit(self._prefix + point, function(*args, **kwargs))
 
     return show
+
+
+def check_memory(numbers: int) -> None:
+    """Refuse a run with more float64 numbers than the machine can hold twice: as they are, and as they are expected.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    needed, memory = 16 * numbers, physical_memory()
+    if needed > memory:
+        raise ValueError(
+            f"its points take {needed:,} bytes, expected at most the {memory:,} of this machine; record fewer tokens"
+        )
 
 
 class Points:
@@ -210,6 +224,8 @@ class Points:
     ) -> Array:
         """Visit the points of one map, and return its product with V."""
         xp = namespace(q, k, v)
+        if not self._whole:
+            check_memory((4 if number else 2) * math.prod(q.shape[:3]) * k.shape[2])  # scores and probabilities
         scores, see = attention_scores(q, k, mask, bias, causal=causal)
         hidden = None if see is None else ~np.broadcast_to(to_numpy(see), scores.shape)
         scores = self._visit(f"{self._prefix}scores{number}", scores, hidden=hidden, terms=q.shape[-1])

@@ -25,6 +25,7 @@ from refdiff.errors import CheckpointError
 from refdiff.messages import show_value
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.pretrained import PreTrainedModel
+from refdiff.model.variants import VARIANTS
 from refdiff.model.weights import ARCHITECTURES, flatten, nest
 from refdiff.oracle.inputs.arrays import any_array, read_arrays, write_arrays
 from refdiff.oracle.inputs.validation import as_float64
@@ -32,7 +33,7 @@ from refdiff.oracle.printing import array_summary
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.trace.known_points import near_point
-from refdiff.oracle.trace.points import Points, Visit
+from refdiff.oracle.trace.points import Points, Visit, check_memory
 from refdiff.oracle.truth.forward import forward
 
 _LAYER = re.compile(r"(.*\blayers)\.(\d+)$")
@@ -148,6 +149,8 @@ class ModelRun:
         self._exact: PreTrainedModel | None = None
 
     def __call__(self, visit: Visit, *, maps: bool = False, whole: bool = False) -> None:
+        if maps:
+            self._check_memory()
         if self._exact is None:
             # matrices are cast to float64 only when they are used: all of them at once would take twice the memory
             flat = {name: to_numpy(x) for name, x in flatten(self._of.params).items()}
@@ -157,6 +160,14 @@ class ModelRun:
         ops = overlay(model.ops, lambda name, f: (lambda *x: f(*x).astype(np.float64)) if name == "embedding" else f)
         model.ops = Points(flatten(model.params), visit, maps=maps, whole=whole).wrap(ops)
         model(**self._call)  # type: ignore[operator]
+
+    def _check_memory(self) -> None:
+        """Refuse more tokens than there is memory for: in a file each may be one byte."""
+        c, shape = self._of.config, np.shape(self._call.get("input_ids", self._call.get("inputs_embeds", ())))
+        if len(shape) > 1:  # the model refuses other shapes
+            maps = 2 * shape[1] * c.num_attention_heads * VARIANTS[c.wiring].query_heads  # scores and probabilities
+            layer = 6 * c.hidden_size + 3 * c.intermediate_size + maps
+            check_memory(shape[0] * shape[1] * (c.num_hidden_layers * layer + c.vocab_size))
 
 
 class SpecRun:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,21 @@ def test_inputs_that_the_model_does_not_take_name_the_file(tmp_path: Path) -> No
         dataclasses.replace(traced, inputs={**traced.inputs, "input_ids": bad}).write(path)
         with pytest.raises(CheckpointError, match=r"run\.safetensors: its run cannot be repeated: "):
             first_divergence(path, path)
+
+
+def test_more_tokens_than_there_is_memory_for_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file has one byte for each token, its run 8 bytes for each pair of tokens, head and layer."""
+    small_model().save_pretrained(tmp_path / "model")
+    model, path = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path / "model"), tmp_path / "run.safetensors"
+    traced = trace(model, [[1, 2, 3]])
+    dataclasses.replace(traced, inputs={"input_ids": np.ones((1, 200_000), np.int8)}).write(path)
+    why = r"run\.safetensors: its run cannot be repeated: its points take [\d,]{14,} bytes, expected at most the [\d,]+"
+    with pytest.raises(CheckpointError, match=why):
+        first_divergence(traced.points, path)
+    trace(SPEC, spec_inputs()).write(path)
+    monkeypatch.setattr(sys.modules["refdiff.oracle.trace.points"], "physical_memory", lambda: 1_000)
+    with pytest.raises(CheckpointError, match=r"its points take 5,376 bytes, expected at most the 1,000 of"):
+        first_divergence(path, path)
 
 
 def test_a_trace_replaces_files_alone() -> None:
