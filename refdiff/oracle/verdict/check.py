@@ -7,10 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from refdiff.oracle.budget.budget import budget
-from refdiff.oracle.inputs.outputs import collect_outputs, dtype_warnings
+from refdiff.oracle.inputs import is_layer
+from refdiff.oracle.inputs.arrays import any_array
+from refdiff.oracle.inputs.outputs import collect_outputs, dtype_warnings, read_output
+from refdiff.oracle.inputs.validation import check_inputs
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.resolve import describe_preset, resolve_spec
+from refdiff.oracle.verdict.judge import check_shape
 from refdiff.oracle.verdict.verdict import Verdict
 
 DIAGNOSIS_LINES = 30
@@ -45,6 +49,8 @@ def check(
         TypeError: a value is no array, or a tuple or list of arrays stands in place of a mapping.
     """
     given_spec, spec = spec, resolve_spec(spec, inputs)
+    if not callable(actual) or hasattr(actual, "shape"):
+        _check_out_shape(actual, spec, inputs)
     allowed = budget(spec, inputs, recipe, members=members, dout=dout)
     outputs = collect_outputs(actual, spec, inputs, dout)
     verdict = allowed.judge(outputs)
@@ -56,6 +62,15 @@ def check(
         note = "dout was given, but no gradient was judged"
         verdict = replace(verdict, notes=(*verdict.notes, note))
     return verdict
+
+
+def _check_out_shape(actual: Any, spec: Spec, inputs: Mapping[str, Any]) -> None:
+    """Check the shape of the output before the budget is computed, which may take minutes."""
+    out = actual.get("out") if isinstance(actual, Mapping) else actual
+    lengths = check_inputs(spec, {name: any_array(x, name) for name, x in inputs.items()})
+    if out is not None:
+        axes = "BTD" if is_layer(inputs) else "BhTe"
+        check_shape("out", read_output(out).shape, tuple(lengths[a] for a in axes))
 
 
 def assert_close(

@@ -45,7 +45,7 @@ def judge_rows(name: str, actual: Numpy, budget: RowBudget) -> TensorVerdict:
     Raises:
         ValueError: `actual` has another shape.
     """
-    check_shape(name, actual, budget.expected)
+    check_shape(name, actual.shape, budget.expected.shape)
     actual = np.asarray(actual, dtype=np.float64)
     found = statistics(actual, budget)
     broken = [s for s in found if not s.holds]
@@ -69,24 +69,22 @@ def judge_rows(name: str, actual: Numpy, budget: RowBudget) -> TensorVerdict:
     return TensorVerdict(name, status, tuple(found), tuple(reasons), tuple(notes))
 
 
-def check_shape(name: str, actual: Numpy, expected: Numpy) -> None:
+def check_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
     """Raise ValueError if the shapes differ; the message has the likely cause."""
-    if actual.shape != expected.shape:
-        hint = _shape_hint(name, actual, expected)
-        raise ValueError(f"{name}: got shape {actual.shape}, expected {expected.shape}{hint}")
+    if shape != expected:
+        raise ValueError(f"{name}: got shape {shape}, expected {expected}{_shape_hint(name, shape, expected)}")
 
 
-def _shape_hint(name: str, actual: Numpy, expected: Numpy) -> str:
+def _shape_hint(name: str, shape: tuple[int, ...], right: tuple[int, ...]) -> str:
     """Return the likely cause of a wrong shape and its fix, or "" if the sizes differ."""
-    right = expected.shape
-    if actual.size != expected.size:
+    if math.prod(shape) != math.prod(right):
         return ""
-    if name == "out" and expected.ndim == 3 and actual.ndim == 4:
+    if name == "out" and len(right) == 3 and len(shape) == 4:
         return ": the size is right, but a layer's out is (B, T, D), the output of o_proj"
-    axes = output_axes(name, expected.ndim)
-    if found := layout_hint(actual.shape, axes, dict(zip(axes, right, strict=True))):
+    axes = output_axes(name, len(right))
+    if found := layout_hint(shape, axes, dict(zip(axes, right, strict=True))):
         return found
-    if [n for n in actual.shape if n != 1] == [n for n in right if n != 1]:
+    if [n for n in shape if n != 1] == [n for n in right if n != 1]:
         return f": .reshape{right} puts it right"
     must = f"; it must be ({', '.join(axes)})" if axes[0] in ("B", "P") else ""
     return f": the size is right, but the layout is another{must}"
@@ -194,7 +192,7 @@ def judge_sums(name: str, actual: Numpy, expected: Numpy, allowed: Numpy) -> Ten
     Shapes:
         actual and expected the same; allowed broadcastable to them
     """
-    check_shape(name, actual, expected)
+    check_shape(name, actual.shape, expected.shape)
     actual = np.asarray(actual, dtype=np.float64)
     known = np.isfinite(np.broadcast_to(allowed, expected.shape))
     ratio = np.where(known, _error_ratio(actual, expected, allowed), 0.0)
@@ -226,7 +224,7 @@ def judge_lse(
     Shapes:
         all (B, h, T), in the unit of `expected`
     """
-    check_shape(name, actual, expected)
+    check_shape(name, actual.shape, expected.shape)
     actual = np.asarray(actual, dtype=np.float64)
     known = np.isfinite(np.broadcast_to(allowed, expected.shape))
     ratio = np.where(known, _error_ratio(actual, expected, allowed), 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,6 +49,13 @@ def test_nan_in_an_output_is_counted(x: Inputs, wrong: int, says: str) -> None:
     out = truth(SPEC, x).out.astype(np.float32)
     out[0, 0, 0, :wrong] = np.nan
     assert says in " ".join(str(check(out, SPEC, x, recipe="float32")).split())
+
+
+def test_a_wrong_shape_is_told_before_the_budget_is_computed(x: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["refdiff.oracle.verdict.check"], "budget", None)
+    for actual in (np.zeros((2, 5, 7)), {"out": np.zeros((2, 5, 7))}):
+        with pytest.raises(ValueError, match=r"^out: got shape \(2, 5, 7\), expected \(2, \d+, 5, \d+\)"):
+            check(actual, SPEC, x, recipe="float32")
 
 
 def test_a_function_is_called_with_these_inputs(x: Inputs) -> None:

@@ -118,7 +118,7 @@ def test_log_sum_exp_and_its_other_conventions() -> None:
 )
 def test_hints_are_those_of_the_tensor(name: str, shape: tuple[int, ...], right: tuple[int, ...], hint: str) -> None:
     with says(ValueError, f"{name}: got shape {shape}, expected {right}{hint}"):
-        check_shape(name, np.zeros(shape), np.zeros(right))
+        check_shape(name, shape, right)
 
 
 def test_one_that_leaves_the_sink_out_is_told() -> None:
