@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import secrets
 import sys
@@ -16,7 +15,7 @@ from refdiff.cli.answering import NUMBERS
 from refdiff.cli.flags import Number, UsageError, refuse, utf8_text
 from refdiff.cli.loading import check_prompt, load, read_prompt
 from refdiff.cli.output_files import check_place
-from refdiff.cli.terminal import note, size, write_text
+from refdiff.cli.terminal import json_text, note, size, write_text
 from refdiff.files import write_atomically
 from refdiff.memory import peak_memory
 
@@ -192,7 +191,7 @@ def _one(args: argparse.Namespace, prompt: str, write: Callable[[str], None]) ->
             "generated_tokens_per_second": transcript.speed,
             "peak_memory_bytes": peak_memory(),
         }
-        write(json.dumps(row, ensure_ascii=False) + "\n")
+        write(json_text(row) + "\n")
     elif streamed:
         write("\n")
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import sys
 import threading
@@ -85,9 +86,21 @@ def write_text(text: str) -> None:
     sys.stdout.flush()
 
 
+_JSON_CONTROLS = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def json_text(value: Any, **options: Any) -> str:
+    """Return JSON with letters as they are, and with the characters escaped that control a terminal."""
+    text = json.dumps(value, ensure_ascii=False, **options)
+    return _JSON_CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
 def print_report(fields: dict[str, Any], text: str | None = None) -> None:
-    """Write a report to standard output: its text, or its fields as JSON if there is no text."""
-    shown = json.dumps(fields, ensure_ascii=False, indent=2, allow_nan=False) if text is None else text
+    """Write a report to standard output: its text, or its fields as JSON if there is no text.
+
+    Control characters are escaped: names in it are those of an untrusted file.
+    """
+    shown = json_text(fields, indent=2, allow_nan=False) if text is None else printable(text, sys.maxsize)
     sys.stdout.write(shown + "\n")
 
 

@@ -154,6 +154,8 @@ def _check_response(response: Any) -> None:
     if limits is None:
         return
     _check_time(limits)
+    if "X-HF-Warning" in headers:  # huggingface_hub logs it
+        headers["X-HF-Warning"] = ascii(headers["X-HF-Warning"])[1:-1][:500]
     commit = headers.get("X-Repo-Commit")
     if commit is not None and not _COMMIT.fullmatch(commit):
         raise BadAnswerError(f"the commit {ascii(commit)[:80]} is not a hash")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from refdiff import CheckpointError
 from refdiff.cli.process import capture_panics
-from refdiff.cli.terminal import connecting, note, one_line, progress_bar, shown, waiting, write_text
+from refdiff.cli.terminal import connecting, note, one_line, print_report, progress_bar, shown, waiting, write_text
 from refdiff.messages import NATIVE_CALLS
 
 
@@ -43,6 +44,16 @@ def test_a_models_text_cannot_drive_a_terminal(
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
     write_text(text)
     assert capsys.readouterr().out == ("a\\x1b[2Jb\\r\\x9b日本\t👨\u200d👩\n" if terminal else text)
+
+
+def test_names_in_a_report_cannot_drive_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "\x1b[31m\x07\x7f\x9b\u202e日本\u200d👩"
+    print_report({"name": name}, f"{name}\n" + "x" * 9_000)
+    print_report({"name": name})
+    text, fields = capsys.readouterr().out.split("{")
+    assert text == "\\x1b[31m\\x07\\x7f\\x9b\\u202e日本\\u200d👩\n" + "x" * 9_000 + "\n"
+    assert fields == '\n  "name": "\\u001b[31m\\u0007\\u007f\\u009b\\u202e日本\u200d👩"\n}\n'
+    assert json.loads("{" + fields) == {"name": name}
 
 
 def test_a_scheduler_without_workers_is_named(

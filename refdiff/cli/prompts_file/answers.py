@@ -16,6 +16,7 @@ import numpy as np
 from refdiff.cli.answering import NUMBERS
 from refdiff.cli.flags import UsageError
 from refdiff.cli.prompts_file.reading import Prompt
+from refdiff.cli.terminal import json_text
 from refdiff.files import lock
 
 COMPARED = ("model", "dtype", "chat", "system", "echo", "stop", "ignore_eos", *(n for n in NUMBERS if n != "seed"))
@@ -119,7 +120,7 @@ class Answers:
     def write(self, row: dict[str, Any]) -> None:
         """Add a line, and see to it that it stays."""
         self.cut()
-        self._file.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        self._file.write(json_text(row, allow_nan=False).encode() + b"\n")
         self._file.flush()
         if self._path is not None and time.monotonic() - self._synced > _SYNC_EVERY:
             _sync(self._file)
