@@ -15,11 +15,12 @@ from typing import Any, BinaryIO
 from refdiff.errors import CheckpointError
 from refdiff.hub.download import INDEX, WEIGHTS, choose, list_repo, snapshot
 from refdiff.hub.explain import explain_errors
-from refdiff.hub.guard import Limits, call_bounded, download
+from refdiff.hub.guard import BadAnswerError, Limits, call_bounded, download
 
 # Most headers are shorter than the first number: one request suffices. Headers above the second are not read.
 _FIRST_BYTES = 100_000
 _MAX_HEADER_BYTES = 25_000_000
+_MAX_FILE_BYTES = 10**13
 _MAX_TENSOR_BYTES = 10_000_000
 _GAP_BYTES = 65_536
 _LAMBDA_VECTOR = re.compile(r"\.lambda_[qk][12]$")
@@ -122,12 +123,15 @@ def _read_range(repo: str, name: str, commit: str, begin: int, end: int) -> tupl
             if response.status_code >= 400:
                 response.read()
                 http.hf_raise_for_status(response)
-            match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
-            if response.status_code != 206 or match is None or int(match[1]) != begin:
+            sent = response.headers.get("Content-Range", "")
+            if response.status_code != 206 or not sent.startswith(f"bytes {begin}-"):
                 raise CheckpointError(
                     f"{repo}: {name}: the server does not send parts of a file; download the checkpoint to look at it"
                 )
-            return response.read(), int(match[3])
+            match = re.fullmatch(r"bytes \d{1,15}-(\d{1,15})/(\d{1,15})", sent)
+            if match is None or not begin <= int(match[1]) < int(match[2]) <= _MAX_FILE_BYTES:
+                raise BadAnswerError(f"got the range {ascii(sent)[:80]}, which no file on a hub has")
+            return response.read(), int(match[2])
 
     content, size = call_bounded(read, Limits(end - begin))
     if len(content) < min(end, size) - begin:

@@ -56,6 +56,7 @@ class Lookalike:
     """The hub: its repos, the faults that it has been told to make, and what it was asked for.
 
     `info` is sent in place of any repo's description, `info_headers` with it, and `headers` with what is said of files.
+    `total` is said to be the size of a file whose range is sent.
     `moved` sends clients on to another page of the same hub for each small file, as the real one does since 2025.
     """
 
@@ -66,6 +67,7 @@ class Lookalike:
     faults: list[tuple[str, str, int]] = field(default_factory=list)
     info: bytes | None = None
     info_headers: dict[str, str] = field(default_factory=dict)
+    total: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     moved: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -211,7 +213,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(416, b"", {"Content-Range": f"bytes */{total}"})
                 return
             content, status = content[begin:end], 206
-            headers = {**headers, "Content-Range": f"bytes {begin}-{end - 1}/{total}"}
+            headers = {**headers, "Content-Range": f"bytes {begin}-{end - 1}/{self.lookalike.total or total}"}
         self._send(status, content, {**headers, "Accept-Ranges": "bytes"})
 
     def _error(self, status: int, code: str, message: str, headers: dict[str, str] | None = None) -> None:

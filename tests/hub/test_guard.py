@@ -120,6 +120,14 @@ def test_an_answer_that_would_be_unzipped_is_refused(encoding: str, hub_server: 
         hub.snapshot("ai/model")
 
 
+def test_a_warning_of_the_hub_is_escaped(hub_server: Lookalike, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("huggingface_hub.utils._http.logger.warning", lambda message, *_: said.append(message))
+    hub_server.info_headers = {"X-HF-Warning": "topic; \x1b[31mold\x9b32m"}
+    hub.snapshot("ai/model")
+    assert said == ["\\x1b[31mold\\x9b32m"]
+
+
 def test_a_pause_is_capped(hub_server: Lookalike, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(time, "sleep", pauses.append)

@@ -117,6 +117,15 @@ def test_trouble_on_the_way(how: str, number: int, message: str, hub_server: Loo
         pass
 
 
+@pytest.mark.parametrize("total", ["9", str(10**14), "9" * 5000])
+def test_an_impossible_size_is_told(total: str, hub_server: Lookalike) -> None:
+    hub_server.repo("ai/model", repo_files(layer(0)))
+    hub_server.total = total
+    why = rf"^ai/model: model\.safetensors: .* got the range 'bytes 0-99999/{total[:15]}.*, which no file on a hub has;"
+    with pytest.raises(CheckpointError, match=why), hub.outline("ai/model", files=ALL):
+        pass
+
+
 def raw(header: object, data: int = 0) -> bytes:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + bytes(data)
