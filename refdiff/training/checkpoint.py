@@ -24,7 +24,7 @@ import numpy as np
 
 from refdiff.browser import require
 from refdiff.errors import CheckpointError
-from refdiff.files import lock, read_json, write_atomically, write_json
+from refdiff.files import copy_file, follow, lock, open_file, read_json, write_atomically, write_json
 from refdiff.hub.download import checkpoints
 from refdiff.model.commit import sync_folder
 from refdiff.model.weights.safetensors_file import write_safetensors
@@ -49,7 +49,7 @@ def locked(out: Path) -> Iterator[None]:
     """
     made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(out / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(out / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
     try:
         if not _try_lock(descriptor, out / LOCK):
             raise RuntimeError(
@@ -91,7 +91,7 @@ def save(
         staging.mkdir()
         model.save_pretrained(staging)
         for file in TOKENIZER:
-            shutil.copyfile(tokenizer / file, staging / file)
+            copy_file(tokenizer / file, staging / file, folder=tokenizer)
         write_safetensors(staging / "optimizer.safetensors", state, model.dtype)
         describe(staging, step, about)
         if folder.exists():  # of the same step, saved again
@@ -143,7 +143,8 @@ def latest(out: Path) -> tuple[Path, dict[str, Any]]:
     """Return the last checkpoint's folder and training.json, and delete incomplete ones that a killed run left.
 
     Raises:
-        CheckpointError: there is no checkpoint, or training.json is broken or names another step.
+        CheckpointError: there is no checkpoint, or it is a link that leads out of the folder; or training.json is
+            broken or names another step.
     """
     found = checkpoints(out)
     if not found:
@@ -153,6 +154,7 @@ def latest(out: Path) -> tuple[Path, dict[str, Any]]:
     for path in out.glob(f"{_STAGING}*"):
         shutil.rmtree(path, ignore_errors=True)
     step, folder = found[-1]
+    follow(out, folder)
     about = read_json(folder / "training.json")
     if about.get("step") != step:
         raise broken(folder / "training.json", f"step is {about.get('step')!r}")
@@ -176,6 +178,7 @@ def optimizer_state(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
     from safetensors.numpy import load_file
 
     path = folder / "optimizer.safetensors"
+    open_file(path, folder=folder).close()  # no pipe, and no link that leads out of the folder
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -212,11 +215,13 @@ def truncate_log(out: Path, step: int) -> None:
 
     Raises:
         ValueError: it is not a log.
+        CheckpointError: it is not a regular file, or a link that leads out of the folder.
         OSError: the disk is full or not writable; the log is unchanged.
     """
     path = out / "log.jsonl"
-    if not path.exists():
+    if not os.path.lexists(path):
         return
+    open_file(path, folder=out).close()  # `log` will append to it
     kept = "".join(line + "\n" for line, record in _records(path) if record["step"] <= step).encode()
     if kept != path.read_bytes():
         with _with_advice("cannot delete the records of steps that were not saved", path):

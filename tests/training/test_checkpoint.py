@@ -104,6 +104,35 @@ def test_what_is_no_log(tmp_path: Path, line: str) -> None:
         checkpoint.read_log(tmp_path / "none.jsonl")
 
 
+# Folders of others
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs links and pipes")
+@pytest.mark.parametrize("file", ["log.jsonl", "step-000002", "step-000002/optimizer.safetensors", "corpus/train.bin"])
+@pytest.mark.parametrize("kind", ["pipe", "link", "dangling link"])
+def test_no_pipe_and_no_link_out_of_the_folder_is_used(start: Start, file: str, kind: str) -> None:
+    trainer = start(max_steps=2)
+    trainer.run()
+    path, outside = trainer.out / file, trainer.out.parent / "outside"
+    path.rename(outside)
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(outside if kind == "link" else outside.with_name("none"))
+    files = sorted(trainer.out.parent.rglob("*"))
+    with pytest.raises(CheckpointError, match=f"{path.name}"):
+        Trainer.resume(trainer.out)
+    assert sorted(trainer.out.parent.rglob("*")) == files
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs links")
+def test_a_lock_that_is_a_link_makes_no_file(tmp_path: Path) -> None:
+    (tmp_path / checkpoint.LOCK).symlink_to(tmp_path / "target")
+    with pytest.raises(OSError, match="symbolic links"), checkpoint.locked(tmp_path):
+        pass
+    assert not (tmp_path / "target").exists()
+
+
 # One process at a time
 
 
