@@ -131,6 +131,15 @@ def read_json(path: str | os.PathLike[str], *, max_bytes: int = MAX_JSON) -> dic
     return value
 
 
+def read_optional_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a JSON file as `read_json` does; an empty object if there is none. A link to nothing is an error.
+
+    Raises:
+        CheckpointError: as `read_json`.
+    """
+    return read_json(path) if os.path.lexists(path) else {}
+
+
 def finite_float(text: str) -> float:
     """Parse a JSON number; raise `ValueError` if it overflows, where Python would return infinity."""
     value = float(text)

@@ -31,7 +31,9 @@ from refdiff.files import (
     write_atomically,
     write_json,
 )  # fmt: skip
+from refdiff.generation.tokenizer.config import read_tokenizer_config
 from refdiff.hub import CONFIG, TOKENIZER, snapshot
+from tests.model.models import small_model
 
 HOSTILE = {
     "empty": (b"", "not valid JSON.*; the file is empty, so download or write it again$"),
@@ -280,6 +282,23 @@ def test_what_is_no_regular_file_is_refused_at_once(kind: str, tmp_path: Path) -
             read(path)
         assert path.name[:4] in str(caught.value)
     assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json", "special_tokens_map.json"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "loop", "dangling"])
+def test_a_file_that_may_be_missing_is_not_ignored_where_it_cannot_be_read(
+    kind: str, name: str, tmp_path: Path
+) -> None:
+    small_model().save_pretrained(tmp_path)
+    path = tmp_path / name
+    path.unlink(missing_ok=True)
+    message, make = REFUSED.get(kind, ("no such file", lambda path: path.symlink_to("none")))
+    make(path)
+    with pytest.raises(CheckpointError, match=rf"{name}: {message}"):
+        if name == "generation_config.json":
+            refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path)
+        else:
+            read_tokenizer_config(tmp_path)
 
 
 def test_a_file_that_becomes_a_pipe_between_check_and_opening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

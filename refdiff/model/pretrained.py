@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from refdiff import hub
 from refdiff.arrays import Array, backend, check_device, from_numpy, namespace, to_numpy
 from refdiff.backends import backend_for, device_placement, keep_half
-from refdiff.files import read_json
+from refdiff.files import read_optional_json
 from refdiff.messages import did_you_mean, warn
 from refdiff.model import inputs
 from refdiff.model.cache import KVCache
@@ -206,10 +206,10 @@ class PreTrainedModel:
         )
 
         def read() -> tuple[DiffLlamaConfig, dict[str, Any], str, dict[str, Any]]:
-            config, generation = DiffLlamaConfig.from_pretrained(folder), folder / "generation_config.json"
+            config = DiffLlamaConfig.from_pretrained(folder)
             params = load(folder, config, cls.__name__, dtype=dtype, stored=stored, mapped=mmap)
             resolved = resolve_dtype(folder, config, dtype)
-            return config, params, resolved, read_json(generation) if generation.exists() else {}
+            return config, params, resolved, read_optional_json(folder / "generation_config.json")
 
         config, params, resolved, generation_config = read_consistently(folder, read)
         model = cls(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.errors import CheckpointError
-from refdiff.files import read_json
+from refdiff.files import read_optional_json
 from refdiff.generation.tokenizer.backend import AddedToken, Backend
 from refdiff.generation.tokenizer.file import check_tokens
 from refdiff.messages import json_type, show_value
@@ -32,11 +32,9 @@ def read_tokenizer_config(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: a file that is not a JSON object.
     """
-    config: dict[str, Any] = {}
-    if (path := folder / "tokenizer_config.json").is_file():
-        config = read_json(path)
-    if "added_tokens_decoder" not in config and (path := folder / "special_tokens_map.json").is_file():
-        config |= read_json(path)
+    config = read_optional_json(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:
+        config |= read_optional_json(folder / "special_tokens_map.json")
     return config
 
 
@@ -106,8 +104,7 @@ def read_max_length(config: dict[str, Any], source: str) -> int:
 
 def read_vocab_size(folder: Path) -> int | None:
     """Read how many ids the model of the same folder has, when there is a config.json that says so."""
-    path = folder / "config.json"
-    size = read_json(path).get("vocab_size") if path.is_file() else None
+    size = read_optional_json(folder / "config.json").get("vocab_size")
     return size if isinstance(size, int) and not isinstance(size, bool) and size > 0 else None
 
 
