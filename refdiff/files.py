@@ -121,7 +121,7 @@ def read_json(path: str | os.PathLike[str], *, max_bytes: int = MAX_JSON) -> dic
     except RecursionError:
         raise CheckpointError(f"{path}: nested too deeply; at most {MAX_DEPTH} levels are read") from None
     except _DuplicateKeyError as error:
-        raise CheckpointError(f"{path}: the key {error} stands twice in one object; keep one of them") from None
+        raise CheckpointError(f"{path}: {error}") from None
     except ValueError:  # Python refuses to parse integers of thousands of digits
         raise CheckpointError(f"{path}: holds an integer of more than 4300 digits") from None
     if not isinstance(value, dict):
@@ -138,6 +138,20 @@ def read_optional_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: as `read_json`.
     """
     return read_json(path) if os.path.lexists(path) else {}
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; raise `ValueError` if it has a key twice, where Python would drop a value."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        name = show_name(Counter(key for key, _ in pairs).most_common(1)[0][0])
+        raise _DuplicateKeyError(f"the key {name} stands twice in one object; keep one of them")
+    return result
+
+
+def expand_home(path: str) -> Path:
+    """Return a path with a leading `~` or `~user` replaced by the home folder, or as it is if there is none."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111, Path.expanduser raises an error without the path
 
 
 def finite_float(text: str) -> float:
@@ -286,15 +300,12 @@ def kind_of_file(mode: int) -> str:
     return _KINDS.get(stat.S_IFMT(mode), "something else")
 
 
-class _DuplicateKeyError(Exception):
+class _DuplicateKeyError(ValueError):
     pass
 
 
 def _parse_object(pairs: list[tuple[str, Any]]) -> Any:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        counts = Counter(key for key, _ in pairs)
-        raise _DuplicateKeyError(show_name(counts.most_common(1)[0][0]))
+    result = unique_keys(pairs)
     if len(result) == 1 and isinstance(tag := result.get(_FLOAT_TAG), str):
         return _TAGGED_FLOATS.get(tag, result)
     return result

@@ -92,8 +92,10 @@ def _print_error(error: BaseException, args: argparse.Namespace) -> None:
     if not discard_output() and isinstance(error, OSError) and not error.filename:
         message = f"standard output: {message}"
     if "no such folder" in message:
+        from refdiff.files import expand_home
+
         named = getattr(args, "model", None) or getattr(args, "of", None) or ""
-        message += did_you_mean(named, _models_beside(Path(named).expanduser()), show=str)
+        message += did_you_mean(named, _models_beside(expand_home(named)), show=str)
     model = os.environ.get("REFDIFF_MODEL")
     if model and getattr(args, "model", None) == model and message.startswith((f"{model}: ", f"{Path(model)}: ")):
         message += "; the model is that of REFDIFF_MODEL"

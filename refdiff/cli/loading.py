@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from refdiff import bundled
 from refdiff.cli.flags import MAX_PROMPT, UsageError
 from refdiff.cli.terminal import AFTER, note, one_line, waiting
+from refdiff.files import expand_home
 
 _NO_PROMPT = 'PROMPT: got none, expected one; give it in quotes, "Once upon a time", with -f FILE or a pipe'
 
@@ -67,7 +68,7 @@ def fetch(name: str, args: argparse.Namespace, also: Sequence[str] = ()) -> Path
 
 def named_folder(name: str) -> Path | None:
     """Return the folder that a model's name means; None for the bundled model and a hub repo."""
-    folder = Path(name).expanduser()
+    folder = expand_home(name)
     return folder if name != bundled.NAME and folder.is_dir() else None
 
 

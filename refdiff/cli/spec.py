@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import Number, UsageError
 from refdiff.errors import CheckpointError
-from refdiff.files import MAX_JSON, finite_float, read_text
+from refdiff.files import MAX_JSON, finite_float, read_text, unique_keys
 from refdiff.messages import did_you_mean, json_problem
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def json_fields(path: str) -> dict[str, Any]:
 def _object(text: str, name: str) -> dict[str, Any]:
     """Return the object that JSON holds; `name` says in an error whose it is."""
     try:
-        found = json.loads(text, parse_float=finite_float)
+        found = json.loads(text, parse_float=finite_float, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{name} is not JSON: {json_problem(error)}") from error
     if not isinstance(found, dict):

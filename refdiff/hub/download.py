@@ -14,7 +14,7 @@ from typing import Any
 from refdiff import bundled
 from refdiff.browser import require
 from refdiff.errors import CheckpointError
-from refdiff.files import check_name, follow, kind_of_file, read_json
+from refdiff.files import check_name, expand_home, follow, kind_of_file, read_json
 from refdiff.hub.explain import explain, explain_errors, is_unreachable
 from refdiff.hub.guard import MAX_INFO, BadAnswerError, Limits, call_bounded, download
 from refdiff.messages import show_value, warn
@@ -149,7 +149,7 @@ def local_folder(path_or_repo: str | os.PathLike[str]) -> Path | None:
         raise CheckpointError(f"{text[:200]}: is a web address; give the repo id in it, such as user/name")
     if "\0" in text or not text:
         raise CheckpointError(f"{ascii(text)[:200]}: neither a folder nor a repo id")
-    path = Path(text).expanduser()
+    path = expand_home(text)
     try:
         if path.is_dir():
             path = last_checkpoint(path)

@@ -350,7 +350,8 @@ def test_a_folder_is_returned_as_it_is(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    "path", ["./model", "/no/model", "~/no/model", "a/b/c", "model/", ".", "C:model", "a\\b", ".."]
+    "path",
+    ["./model", "/no/model", "~/no/model", "~no.such.user/model", "a/b/c", "model/", ".", "C:model", "a\\b", ".."],
 )
 def test_what_looks_like_a_path_is_not_looked_for_on_the_hub(
     path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

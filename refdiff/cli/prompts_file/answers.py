@@ -144,7 +144,7 @@ def _parsed(line: bytes, where: str) -> tuple[int, str, Any, Any]:
         text = (
             row["prompt"] if "messages" not in row else json.dumps(row["messages"], ensure_ascii=False, sort_keys=True)
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UsageError(f"{where}: not a line that generate wrote; give another -o") from None
     if not isinstance(index, int) or not 0 <= index < 2**63 or not isinstance(text, str):
         raise _not_there(where, index)

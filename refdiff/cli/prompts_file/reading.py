@@ -12,7 +12,7 @@ from typing import Any
 from refdiff.cli.answering import FILTERS, NUMBERS
 from refdiff.cli.flags import MAX_PROMPT, UsageError
 from refdiff.cli.loading import open_input
-from refdiff.files import finite_float
+from refdiff.files import finite_float, unique_keys
 from refdiff.messages import json_problem, json_type, show_name
 
 _FIELDS = ("prompt", "text", "messages", "id", "system", "stop", "max_tokens", *NUMBERS)
@@ -104,7 +104,9 @@ class Prompts:
 
     def _of_json(self, index: int, where: str, line: str) -> Prompt:
         try:
-            row = json.loads(line, parse_constant=_refuse_constant, parse_float=finite_float)
+            row = json.loads(
+                line, parse_constant=_refuse_constant, parse_float=finite_float, object_pairs_hook=unique_keys
+            )
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{where}: not JSON: {json_problem(error)}") from None
         if not isinstance(row, dict):

@@ -63,6 +63,7 @@ def test_answers_of_a_training_runs_earlier_checkpoint_are_refused(
     [
         (b"my precious notes", "line 1: not a line that generate wrote"),
         (b'{"index": 0}\n', "line 1: not a line that generate wrote"),
+        (b'{"index": 0, "x": ' + b"[" * 100_000 + b"\n", "line 1: not a line that generate wrote"),
         (b'{"index": 0, "prompt": "other", "seed": 0}\n', "line 1: answers a prompt that is not at index 0"),
         (b'{"index": 0, "prompt": "ab", "seed": 9}\n', "line 1: has seed 9, this run would use 0"),
     ],

@@ -49,6 +49,7 @@ def test_a_wrong_prompts_file_names_its_line(content: bytes, expected: str, read
         ('{"prompt": "a", "id": ' + "9" * 5000 + "}", "not JSON: an integer of more than 4,300 digits"),
         ('{"prompt": "a", "id": "\\ud800"}', "id: has half a surrogate pair"),
         ("[" * 100_000, "not JSON: nested too deeply"),
+        ('{"prompt": "a", "prompt": "b"}', "not JSON: the key prompt stands twice in one object; keep one of them"),
         ('{"prompt": "a", "max_tokens": "3"}', "max_tokens: got '3', expected"),
         ('{"prompt": "a", "temperature": 0, "top_k": 5}', "top_k: no effect with temperature 0"),
         ('{"prompt": "a", "max_tokens": 3, "max_new_tokens": 4}', "got max_tokens and max_new_tokens, expected one of"),
