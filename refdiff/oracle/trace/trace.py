@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from refdiff.arrays import Array, to_numpy
 from refdiff.backends import ops_for, overlay
 from refdiff.errors import CheckpointError
+from refdiff.hub.download import last_checkpoint
 from refdiff.messages import show_value
+from refdiff.model.commit import is_pending
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.pretrained import PreTrainedModel
 from refdiff.model.variants import VARIANTS
@@ -238,12 +240,20 @@ def _has_config(folder: Path, config: Any) -> bool:
     """Whether a folder has a model with this config.
 
     The folder is named by a trace file, which may come from somebody else, so only the config is read from it.
+
+    Raises:
+        CheckpointError: a save was interrupted there, and loading the model would finish it.
     """
     try:
-        found = folder.is_dir() and DiffLlamaConfig.from_pretrained(folder).to_dict()
+        if not folder.is_dir():
+            return False
+        pending = is_pending(last_checkpoint(folder))
+        found = None if pending else DiffLlamaConfig.from_pretrained(folder).to_dict()
     except (CheckpointError, OSError, ValueError):
         return False
-    return found is not False and json.loads(json.dumps(found)) == config
+    if pending:
+        raise CheckpointError(f"{folder}: has a save that was interrupted; load the model once, or name it yourself")
+    return bool(json.loads(json.dumps(found)) == config)
 
 
 def _make_run(about: dict[str, Any], inputs: dict[str, Any], model: Any) -> Any:

@@ -65,6 +65,19 @@ def test_a_trace_names_the_folder_of_its_own_model_alone(tmp_path: Path, change:
     assert read_trace(tmp_path / "run.safetensors").run is None
 
 
+def test_a_comparison_finishes_no_save_in_the_folder_of_the_model(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    small_model().save_pretrained(folder)
+    trace(refdiff.DiffLlamaForCausalLM.from_pretrained(folder), ids(0, 2, 5)).write(tmp_path / "run.safetensors")
+    (folder / ".refdiff-save").mkdir()
+    (folder / ".refdiff-save" / "files.json").write_text('{"files": ["config.json"]}')
+    files = sorted(folder.rglob("*"))
+    with pytest.raises(CheckpointError, match="has a save that was interrupted; load the model once, or name it"):
+        read_trace(tmp_path / "run.safetensors")
+    assert sorted(folder.rglob("*")) == files
+    assert read_trace(tmp_path / "run.safetensors", model=small_model()).run
+
+
 @pytest.mark.parametrize(
     "about",
     [
