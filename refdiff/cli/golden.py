@@ -53,7 +53,7 @@ refdiff golden verify vectors outputs
         "them. A case has a name such as discriminating-0-2x9x14-float32-0. For each case OUTPUTS holds "
         "<case>.safetensors or <case>.npz with out, and optionally dq, lse1, ...; or <case>.out.f32, <case>.dq.f32, "
         "..., raw float32, little-endian, in row-major order. A case whose out is not there counts as missing.",
-        "The file of a case has at most 4 MB, and VECTORS at most 20 MB. An export into earlier VECTORS replaces them.",
+        "A case has at most 10 MB, and VECTORS at most 50 MB. An export into earlier VECTORS replaces it.",
         "Exit status of verify: 0 all passed; 1 not passed; 2 error.",
         SMALL_NOTE,
         RECIPE_NOTE + " --dtype auto is what --recipe stores, or float32.",

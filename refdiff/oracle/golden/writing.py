@@ -31,7 +31,7 @@ from refdiff.oracle.verdict.judge import judge_lse, judge_sums
 from refdiff.oracle.verdict.verdict import PASS
 
 FORMAT = "refdiff-golden 3"
-LARGEST_FOLDER = 20_000_000
+LARGEST_FOLDER = 50_000_000
 """The most bytes of a folder of test vectors, so that it can be kept in a repository."""
 MANIFEST, INDEX = "manifest.json", "index.txt"
 COLUMNS = (
@@ -41,7 +41,7 @@ COLUMNS = (
 """The columns of a tensor's line in the index after its name, kind, n and width."""
 Numpy = np.ndarray[Any, Any]
 FILE_FORMATS = ("safetensors", "npz")
-LARGEST_CASE = 4_000_000
+LARGEST_CASE = 10_000_000
 """The most bytes of one case's file."""
 
 
