@@ -113,7 +113,7 @@ def _all_or_nothing(output: Path) -> Iterator[Path]:
     """
     from refdiff.files import new_folder
 
-    new = output / ".refdiff-convert"
+    new = output / "unfinished-conversion"
     with new_folder(output):
         try:
             new.mkdir(parents=True)

@@ -115,4 +115,4 @@ def test_the_clock_of_a_bar_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", _Terminal())
     with progress_bar(quiet=False, total=1):
         time.sleep(1.5)
-    assert "0/1 [00:01" in sys.stderr.getvalue()  # type: ignore[attr-defined]
+        assert "0/1 [00:01" in sys.stderr.getvalue()  # type: ignore[attr-defined]
