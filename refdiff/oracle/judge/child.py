@@ -107,16 +107,22 @@ def adapt(kernel: Callable[..., Any]) -> tuple[Callable[..., Any], bool]:
         return (lambda spec, inputs, dout: kernel(spec, inputs)), False
     gradients = "dout" in signature.parameters
     more = {"dout": None} if gradients else {}
-    try:
-        signature.bind(None, **more)
-        inputs_only = next(iter(signature.parameters)) != "spec"
-    except TypeError:
-        inputs_only = False
+    one, two = (_accepts(signature, given, more) for given in ((None,), (None, None)))
+    any_number = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
+    inputs_only = one and not (two and (any_number or next(iter(signature.parameters)) == "spec"))
 
     def call(spec: Any, inputs: dict[str, Any], dout: Any) -> Any:
         return kernel(*((inputs,) if inputs_only else (spec, inputs)), **({"dout": dout} if gradients else {}))
 
     return call, gradients
+
+
+def _accepts(signature: inspect.Signature, given: tuple[Any, ...], more: dict[str, Any]) -> bool:
+    try:
+        signature.bind(*given, **more)
+    except TypeError:
+        return False
+    return True
 
 
 def dtype_of(name: str) -> np.dtype[Any]:

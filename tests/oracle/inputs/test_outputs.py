@@ -57,6 +57,7 @@ WAYS: list[tuple[Any, Any]] = [
     (lambda spec, inputs, dout=None: (spec, inputs, dout), ("spec", "inputs", "dout")),
     (lambda inputs, *, dout: (inputs, dout), ("inputs", "dout")),
     (lambda spec, inputs=None: (spec, inputs), ("spec", "inputs")),
+    (lambda *args: args, ("spec", "inputs")),
     (max, "spec"),  # it does not tell what it takes
 ]
 """Kernels, and what they get."""
