@@ -81,10 +81,10 @@ RARE_DEVIATIONS: tuple[Deviation, ...] = (
               "direction", arrays=_turn_queries_back),
     Deviation("keys_turned_the_other_way", "RoPE rotates keys by the opposite angle, and queries by theirs.",
               "direction", arrays=_turn_keys_back),
-    Deviation("padding_of_the_first_sequence", "The padding mask of sequence 0 for every sequence.", "mask",
+    Deviation("padding_of_the_first_sequence", "The padding mask of sequence 0 for every sequence.", "padding",
               arrays=_mask_of_the_first_sequence),
     Deviation("first_key_of_a_page_from_the_page_before", "The first key of each page after the first read from the "
               "page before: page (s − 1) // p in place of s // p.", "paged", arrays=_begin_pages_with_the_page_before),
 )  # fmt: skip
-SINGLE_AXES = (ONLINE_AXIS, ONE_MAP_AXIS, "direction")
-"""The axes of deviations that are not tried in pairs: there are many of them."""
+SINGLE_AXES = (ONLINE_AXIS, ONE_MAP_AXIS, "direction", "padding")
+"""The axes of deviations that are not tried in pairs: there are many of them, or they are rare."""
