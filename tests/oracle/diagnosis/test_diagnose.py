@@ -321,7 +321,10 @@ def test_arguments() -> None:
     ],
 )
 def test_all_singles_are_named(preset: str, dtype: str, every: int) -> None:
-    """Those that both cases can show; the case of whisper has no padding, which a mistake about padding needs."""
+    """Those that both cases can show; the case of whisper has no padding, which a mistake about padding needs.
+
+    Outputs of zeros have no name: many mistakes give them.
+    """
     wrong: dict[str, Any] = {}
     # its wrong layer takes logarithms of weights that float16 has rounded to zero, which no kernel would do
     lossy = {"subtracted_before_the_softmax"} if dtype == "float16" else set()
@@ -331,7 +334,8 @@ def test_all_singles_are_named(preset: str, dtype: str, every: int) -> None:
         kept = [(out, case.inputs) for out, case in zip(outs, both, strict=True) if out is not None]
         spec: Spec = both[0].spec
         found = diagnose([o for o, _ in kept], spec, [x for _, x in kept], recipe=dtype, max_deviations=1)
-        if found.status != NO_DEVIATION and found.name != d.name and d.name not in lossy:
+        zeros = not any(np.any(out) for out, _ in kept)
+        if found.status != NO_DEVIATION and found.name != d.name and d.name not in lossy and not zeros:
             wrong[d.name] = (found.status, [c.name for c in found.candidates if c.fits])
     assert not wrong
 
