@@ -61,9 +61,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             seen[test] += 1
 
 
-# A shell starts what it runs in the background with Ctrl-C ignored, and the processes of tests would inherit that.
+# A shell starts what it runs in the background with Ctrl-C ignored, and nohup ignores SIGHUP. The processes of tests
+# would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(params=devices(), ids=str)
