@@ -220,6 +220,7 @@ def merge_equivalent(spec: Spec, fitting: list[Candidate], evidence: Evidence, k
         return fitting
     spec = shrink_spec(spec)
     probed = draw_probes(spec, kind)
+    probed += [{**x, "key_mask": x["key_mask"][::-1]} for x in probed if "key_mask" in x]  # padding in sequence 0
     kept: list[tuple[Candidate, list[Numpy | None]]] = []
     for candidate in fitting:
         outs: list[Numpy | None] = [j.wrong for j in evidence[candidate.deviations][1]]
