@@ -93,7 +93,7 @@ def test_all_singles_are_named(dtype: str, keys: int, profile: str, every: int) 
     answers = {}
     for n, d in list(enumerate(deviations(SPEC)))[::every]:
         out = kernel(of, [d], n)
-        if out is not None:
+        if out is not None and np.any(out):  # zeros have no name
             answers[d.name] = ask(out, of, most=1)
     assert len(answers) > 50 // every
     unnamed = {name: found for name, found in answers.items() if found.name != name}
