@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
 import shutil
@@ -99,10 +100,11 @@ def limits(root: Path, mutants: list[Mutant], jobs: int) -> dict[tuple[str, ...]
     if missing := [t for t in files if not (root / t).exists()]:
         raise SystemExit(f"there is no {', '.join(missing)}")
     seconds: dict[str, float] = {}
-    for number, outcome in run([Job(lambda: None, (file,), 600) for file in files], root, jobs):
-        if outcome.result != "survived":
-            raise SystemExit(f"{files[number]} fails as it is: {outcome.by or outcome.result}")
-        seconds[files[number]] = outcome.seconds
+    with contextlib.closing(run([Job(lambda: None, (file,), 600) for file in files], root, jobs)) as outcomes:
+        for number, outcome in outcomes:
+            if outcome.result != "survived":
+                raise SystemExit(f"{files[number]} fails as it is: {outcome.by or outcome.result}: {outcome.why}")
+            seconds[files[number]] = outcome.seconds
     return {tests: 10 + 2 * sum(seconds[t] for t in tests) for tests in {tests_for(m, root) for m in mutants}}
 
 

@@ -17,7 +17,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,11 +52,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """`result` is "survived", "killed" or "timeout"; `by` the first test that failed."""
+    """`result` is "survived", "killed" or "timeout"; `by` the first test that failed, and `why` its message."""
 
     result: str
     by: str
     seconds: float
+    why: str = ""
 
 
 def prepare() -> None:
@@ -66,35 +67,42 @@ def prepare() -> None:
     gc.freeze()  # what the children share is not looked through in each, and so not copied
 
 
-def run(jobs: Iterable[Job], root: Path, at_once: int = 1) -> Iterator[tuple[int, Outcome]]:
+def run(jobs: Iterable[Job], root: Path, at_once: int = 1) -> Generator[tuple[int, Outcome]]:
     """Run each job in a child of its own, `at_once` together; give its number and outcome as it ends."""
-    waiting, running = enumerate(jobs), {}
+    waiting, running = enumerate(jobs), dict[int, tuple[int, int, float, _Waiting]]()
     more = True
-    while more or running:
-        while more and len(running) < at_once:
-            number, job = next(waiting, (None, None))
-            if job is None or number is None:
-                more = False
-                break
-            reader, writer = os.pipe()
-            pid = os.fork()
-            if pid == 0:
-                os.close(reader)
-                _child(job, root, writer)
-            os.close(writer)
-            running[pid] = (number, reader, time.monotonic(), _Waiting())
-        for pid, (number, reader, start, waiting_for) in list(running.items()):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            late = not ended and waiting_for.too_long(pid)
-            if late:
+    try:
+        while more or running:
+            while more and len(running) < at_once:
+                number, job = next(waiting, (None, None))
+                if job is None or number is None:
+                    more = False
+                    break
+                reader, writer = os.pipe()
+                pid = os.fork()
+                if pid == 0:
+                    os.close(reader)
+                    _child(job, root, writer)
+                os.close(writer)
+                running[pid] = (number, reader, time.monotonic(), _Waiting())
+            for pid, (number, reader, start, waiting_for) in list(running.items()):
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                late = not ended and waiting_for.too_long(pid)
+                if late:
+                    os.killpg(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
+                if ended or late:
+                    del running[pid]
+                    with os.fdopen(reader) as pipe:
+                        said = pipe.read()
+                    yield number, _outcome(said, None if late else status, time.monotonic() - start)
+            time.sleep(0.005)
+    finally:  # the caller may have ended early
+        for pid in running:
+            with contextlib.suppress(ProcessLookupError):  # it has not made its group yet
                 os.killpg(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-            if ended or late:
-                del running[pid]
-                with os.fdopen(reader) as pipe:
-                    said = pipe.read()
-                yield number, _outcome(said, None if late else status, time.monotonic() - start)
-        time.sleep(0.005)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def tell(jobs: list[Job], labels: list[str], root: Path) -> bool:
@@ -131,20 +139,20 @@ def _outcome(said: str, status: int | None, seconds: float) -> Outcome:
         return Outcome("timeout", "", seconds)
     if not os.WIFEXITED(status):
         return Outcome("killed", f"signal {os.WTERMSIG(status)}", seconds)
-    code, by = json.loads(said) if said else (-1, "")
+    code, by, why = json.loads(said) if said else (-1, "", "")
     if code == 5:
         raise RuntimeError("no test was collected")
-    return Outcome("survived" if code == 0 else "killed", by or f"pytest ended with {code}", seconds)
+    return Outcome("survived" if code == 0 else "killed", by or f"pytest ended with {code}", seconds, why)
 
 
 class _First:
-    """A pytest plugin that keeps the name of the first test, or file, that failed."""
+    """A pytest plugin that keeps the name of the first test, or file, that failed, and the end of what it says."""
 
-    name = ""
+    name = why = ""
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed and not self.name:
-            self.name = report.nodeid
+            self.name, self.why = report.nodeid, str(report.longrepr)[-1000:]
 
     pytest_collectreport = pytest_runtest_logreport
 
@@ -178,7 +186,7 @@ def _child(job: Job, root: Path, writer: int) -> None:
         first.name = first.name or f"pytest ended with {error!r}"
     finally:
         with contextlib.suppress(OSError):
-            os.write(writer, json.dumps([code, first.name]).encode())
+            os.write(writer, json.dumps([code, first.name, first.why]).encode())
         os._exit(0)
 
 
