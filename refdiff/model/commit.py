@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -112,6 +113,9 @@ def _identities(folder: Path) -> list[tuple[int, int, int] | None]:
 
 def _commit(folder: Path, staging: Path) -> None:
     names = sorted(path.name for path in staging.iterdir())
+    now = time.time_ns()
+    for name in names:  # a file system reuses numbers of files, and its clock may stand still for some milliseconds
+        os.utime(staging / name, ns=(now, now))
     changed = [name for name in names if name not in _CONFIGS or not _same(staging / name, folder / name)]
     if changed == [SINGLE]:
         (staging / SINGLE).replace(folder / SINGLE)
