@@ -42,7 +42,6 @@ _KNOWN = {
     "Fuse", "WordPiece",
 }  # fmt: skip
 _CHILDREN = ("normalizers", "pretokenizers", "processors", "decoders")
-_READ_ON_LOADING = ('"normalizer"', '"added_tokens"', '"precompiled_charsmap"', "\\u00")  # the last: an escaped letter
 
 
 def load_backend(folder: Path) -> Backend:
@@ -95,7 +94,7 @@ def read_sections(text: str, path: Path) -> tuple[dict[str, Any], str]:
     """Return all of tokenizer.json but its model, parsed, and the text of the model.
 
     In Python, parsing the vocabulary takes half as long as the library takes for the whole file. So the model is not
-    parsed if it comes last, as the library writes it. That is safe if no section that is read on loading follows.
+    parsed if it comes last, as the library writes it.
 
     Raises:
         CheckpointError: a text that is not JSON.
@@ -109,7 +108,7 @@ def read_sections(text: str, path: Path) -> tuple[dict[str, Any], str]:
             colon = re.compile(r"\s*:\s*").match(text, end)
             if colon is None or key in sections:
                 break
-            if key == "model" and not any(text.find(name, end) >= 0 for name in _READ_ON_LOADING):
+            if key == "model" and text.startswith("{", colon.end()) and not _may_have_section(text, colon.end()):
                 return sections, text[colon.end() :]
             sections[key], end = decoder.raw_decode(text, colon.end())
             separator = re.compile(r"\s*,\s*(?=\")").match(text, end)
@@ -218,6 +217,19 @@ def max_text(backend: Backend) -> int | None:
 def growth_of(section: Any) -> float:
     """Return how many times longer a text may become in a section of tokenizer.json; a chain of steps multiplies."""
     return math.prod(map(_step_growth, _steps(section)), start=1.0)
+
+
+def _may_have_section(text: str, begin: int) -> bool:
+    """Whether a section may follow on an object from `begin` on. Searching for the names takes ten times as long."""
+    # A section would come after a "}", which is rare in a vocabulary: a few thousand are looked at faster than parsed.
+    section = re.compile(rf'\s*,\s*"(?:(?:added_tokens|model|{"|".join(SECTIONS)})"|[^"]*\\)')  # or a key with escapes
+    for _ in range(10_000):
+        begin = text.find("}", begin) + 1
+        if not begin:
+            return False
+        if section.match(text, begin):
+            break
+    return True
 
 
 def _has_long_string(text: str, size: int) -> bool:
