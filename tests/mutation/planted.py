@@ -14,8 +14,10 @@ import importlib.util
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
@@ -70,7 +72,7 @@ def prepare() -> None:
 def run(jobs: Iterable[Job], root: Path, at_once: int = 1) -> Generator[tuple[int, Outcome]]:
     """Run each job in a child of its own, `at_once` together; give its number and outcome as it ends."""
     waiting, running = enumerate(jobs), dict[int, tuple[int, int, float, _Waiting]]()
-    more = True
+    more, folder = True, tempfile.mkdtemp(prefix="planted-")
     try:
         while more or running:
             while more and len(running) < at_once:
@@ -82,7 +84,7 @@ def run(jobs: Iterable[Job], root: Path, at_once: int = 1) -> Generator[tuple[in
                 pid = os.fork()
                 if pid == 0:
                     os.close(reader)
-                    _child(job, root, writer)
+                    _child(job, root, folder, writer)
                 os.close(writer)
                 running[pid] = (number, reader, time.monotonic(), _Waiting())
             for pid, (number, reader, start, waiting_for) in list(running.items()):
@@ -103,6 +105,7 @@ def run(jobs: Iterable[Job], root: Path, at_once: int = 1) -> Generator[tuple[in
                 os.killpg(pid, signal.SIGKILL)
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def tell(jobs: list[Job], labels: list[str], root: Path) -> bool:
@@ -157,7 +160,7 @@ class _First:
     pytest_collectreport = pytest_runtest_logreport
 
 
-def _child(job: Job, root: Path, writer: int) -> None:
+def _child(job: Job, root: Path, folder: str, writer: int) -> None:
     """Run the tests and leave this process."""
     code, first = -1, _First()
     try:
@@ -175,7 +178,7 @@ def _child(job: Job, root: Path, writer: int) -> None:
         import pytest
 
         # pytest's own numbered folders are tidied by all processes at once, which now and then fails
-        options = [*OPTIONS, f"--basetemp=tmp-{os.getpid()}", *job.options]
+        options = [*OPTIONS, f"--basetemp={folder}/{os.getpid()}", *job.options]
         job.plant()
         for file in job.tests:  # one after the other: most mutants end in the first
             code = int(pytest.main([*options, file], plugins=[first]))
