@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,14 @@ def _kernels_are_compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iter
 CHAT_TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}[bot] {% endif %}"
 )
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Look again and again, and fail where it takes too long."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.01)
 
 
 def write_tokenizer(folder: Path, *, bos: bool = True) -> int:

@@ -281,7 +281,7 @@ def test_what_is_no_regular_file_is_refused_at_once(kind: str, tmp_path: Path) -
         with pytest.raises(CheckpointError, match=message) as caught:
             read(path)
         assert path.name[:4] in str(caught.value)
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 20  # none waits for a writer
 
 
 @pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json", "special_tokens_map.json"])

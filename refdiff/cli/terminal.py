@@ -116,9 +116,9 @@ def waiting(what: str | Callable[[], str], *, quiet: bool = False) -> Iterator[C
         shown = False
         while not over.wait(1 if shown else AFTER):
             line = what if isinstance(what, str) else what()
-            _over_the_line(f"{line} ... {time.monotonic() - started:.0f} s")
             shown = True
             _waiting_shown.set()
+            _over_the_line(f"{line} ... {time.monotonic() - started:.0f} s")
         if shown:
             _over_the_line("")
             _waiting_shown.clear()

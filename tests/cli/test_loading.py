@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from refdiff.cli.flags import MAX_PROMPT, UsageError
 from refdiff.cli.loading import check_prompt, fetch, find_checkpoint, load, read_prompt, refuse_other_heads
 from refdiff.cli.parser import build_parser
 
+from ..conftest import wait_until
 from .conftest import Cli
 
 
@@ -112,20 +113,21 @@ def test_a_checkpoint_that_is_linked_from_elsewhere_is_refused(tmp_path: Path) -
         refdiff.DiffLlamaConfig.from_pretrained(tmp_path / "run")
 
 
-def test_a_hub_that_does_not_answer_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_hub_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    err = io.StringIO()
+    monkeypatch.setattr("sys.stderr", err)
+
     def snapshot(name: str, *, answered: Callable[[], None], **_: Any) -> Path:
-        time.sleep(0.1)
+        wait_until(lambda: "asking" in err.getvalue())
         answered()
         sys.stderr.write("a bar")
         return tmp_path
 
     monkeypatch.setattr("refdiff.hub.snapshot", snapshot)
     monkeypatch.setattr("refdiff.cli.terminal.AFTER", 0.01)
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr(err, "isatty", lambda: True)
     assert fetch("ai/model", argparse.Namespace(quiet=False, offline=False)) == tmp_path
-    assert capsys.readouterr().err == "\rasking the hub for ai/model ... 0 s\x1b[K\r\x1b[Ka bar"
+    assert re.fullmatch(r"(\rasking the hub for ai/model ... \d+ s\x1b\[K)+\r\x1b\[Ka bar", err.getvalue())
 
 
 def test_a_checkpoint_with_another_head_is_refused(tmp_path: Path) -> None:

@@ -205,11 +205,11 @@ def test_ctrl_c_is_silent_from_the_first_module_on(environment: dict[str, str], 
 
 
 def test_what_takes_long_is_shown_on_a_terminal(environment: dict[str, str], tmp_path: Path) -> None:
-    slow = "import sys, time, refdiff.cli.terminal as t; t.AFTER = 0.01\nwith t.waiting('searching'): time.sleep(0.3)"
+    slow = "import sys, time, refdiff.cli.terminal as t; t.AFTER = 0.01\nwith t.waiting('searching'): time.sleep(1)"
     (tmp_path / "slow.py").write_text(slow)
     status, seen = in_terminal(environment, tmp_path, module="slow")
     assert status == 0
-    assert "\rsearching ... 0 s" in seen
+    assert "\rsearching ... " in seen
     assert seen.endswith("\r\x1b[K")
 
 

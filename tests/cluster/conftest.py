@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -69,11 +68,3 @@ def workers(start: Start, scheduler: str) -> list[subprocess.Popen[bytes]]:
     with Client(scheduler, timeout=60, set_as_default=False) as client:
         client.wait_for_workers(2, timeout=60)
     return processes
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Look again and again, and fail where it takes too long."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.01)

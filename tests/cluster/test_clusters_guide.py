@@ -14,7 +14,7 @@ from typing import Any
 
 import refdiff
 
-from .conftest import wait_until
+from ..conftest import wait_until
 
 TEXT = (Path(__file__).parents[2] / "notebooks" / "reference" / "guides" / "clusters.md").read_text(encoding="utf-8")
 

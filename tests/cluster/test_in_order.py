@@ -12,7 +12,7 @@ import pytest
 
 from refdiff.cluster import connected, map_in_order
 
-from .conftest import wait_until
+from ..conftest import wait_until
 
 ITEMS = 8
 """As many as two workers of one thread each may have before them."""

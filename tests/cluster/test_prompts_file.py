@@ -14,7 +14,8 @@ from distributed import Client
 
 from refdiff.cli import main
 
-from .conftest import Start, wait_until
+from ..conftest import wait_until
+from .conftest import Start
 
 Capture = pytest.CaptureFixture[str]
 Workers = list["subprocess.Popen[bytes]"]
