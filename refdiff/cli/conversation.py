@@ -16,7 +16,7 @@ from refdiff.cli.loading import load
 from refdiff.cli.output_files import check_place
 from refdiff.cli.terminal import note, one_line, write_text
 from refdiff.cli.transcript import Transcript
-from refdiff.files import MAX_JSON, read_text, write_atomically
+from refdiff.files import MAX_JSON, expand_home, read_text, write_atomically
 
 HELP = "Ctrl-C stops an answer; /reset forgets all, /save FILE keeps it, /quit ends"
 ENDING = ("/quit", "/exit")
@@ -68,7 +68,7 @@ def _save(name: str, messages: list[dict[str, Any]], first: int) -> None:
             raise ValueError("/save: got no name, expected a file; give one, /save chat.json")
         if len(messages) == first:
             raise ValueError("/save: nothing has been said yet")
-        path = Path(name).expanduser()
+        path = expand_home(name)
         check_place("/save", path)
         if path.exists() and not _is_conversation(path):
             raise ValueError(f"/save {path}: holds no conversation that was saved; name another file")

@@ -55,8 +55,9 @@ def test_what_is_saved_under_the_home_folder_is_loaded_from_there(tmp_path, tiny
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     for kind in (refdiff.DiffLlamaConfig, refdiff.Tokenizer, refdiff.DiffLlamaForCausalLM):
-        kind.from_pretrained(tiny_checkpoint).save_pretrained(f"~/{kind.__name__}")
-        kind.from_pretrained(f"~/{kind.__name__}")
+        for folder in (f"~/{kind.__name__}", f"~nobody at all/{kind.__name__}"):  # of that name there is no user
+            kind.from_pretrained(tiny_checkpoint).save_pretrained(folder)
+            kind.from_pretrained(folder)
     assert not (tmp_path / "~").exists()
 
 
