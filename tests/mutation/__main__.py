@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import os
 import shutil
@@ -100,11 +99,15 @@ def limits(root: Path, mutants: list[Mutant], jobs: int) -> dict[tuple[str, ...]
     if missing := [t for t in files if not (root / t).exists()]:
         raise SystemExit(f"there is no {', '.join(missing)}")
     seconds: dict[str, float] = {}
-    with contextlib.closing(run([Job(lambda: None, (file,), 600) for file in files], root, jobs)) as outcomes:
-        for number, outcome in outcomes:
-            if outcome.result != "survived":
-                raise SystemExit(f"{files[number]} fails as it is: {outcome.by or outcome.result}: {outcome.why}")
-            seconds[files[number]] = outcome.seconds
+    for at_once in (jobs, 1):  # what fails beside another file is shown, and tried once more by itself
+        left = [file for file in files if file not in seconds]
+        for number, outcome in run([Job(lambda: None, (file,), 600) for file in left], root, at_once):
+            if outcome.result == "survived":
+                seconds[left[number]] = outcome.seconds
+            else:
+                print(f"{outcome.by or left[number]}: {outcome.result}: {outcome.why}", flush=True)
+    if failed := [file for file in files if file not in seconds]:
+        raise SystemExit(f"{', '.join(failed)} fails as it is")
     return {tests: 10 + 2 * sum(seconds[t] for t in tests) for tests in {tests_for(m, root) for m in mutants}}
 
 
