@@ -282,8 +282,9 @@ sketches.head_pair()
 # $$\mathrm{head}_i = (1 - \lambda_{init})\,\mathrm{LN}(\mathrm{DiffAttn}_i(X)) \tag{eq. 3}$$
 # $$\mathrm{MultiHead}(X) = [\mathrm{head}_1, \ldots, \mathrm{head}_{H/2}]\,W^O$$
 #
-# Chapter 03 asks why the norm and the factor are there. This model has H = 6 heads of d = 32 numbers, so three pairs,
-# and 6 · 32 = 192 = D. In code, line by line:
+# (What the paper calls a head makes both maps; here that is a *pair* of heads.) Chapter 03 asks why the norm and the
+# factor are there. This model has H = 6 heads of d = 32 numbers, so three pairs, and 6 · 32 = 192 = D. In code, line by
+# line:
 #
 # 1. `heads` multiplies the tokens by a matrix and cuts the result into heads; queries and keys are rotated.
 # 2. The values of heads $i$ and $i + H/2$ are joined: `np.split` cuts six heads into the first three and the last
@@ -407,7 +408,8 @@ print("λ by layer:     ", *(f"{lambda_:5.2f}" for lambda_ in lambdas))
 layer, pair = 4, 0
 firsts, seconds = kept[2 * layer : 2 * layer + 2]  # three pairs each
 differences = firsts - lambdas[layer] * seconds
-framed = [tokens.index(word) for word in (" who", " son")]
+shown = (" who", " son")  # tokens of the text: if you change it, change these
+framed = [tokens.index(word) for word in shown]
 sketches.three_maps(tokens, firsts[pair], seconds[pair], lambdas[layer], framed)
 
 # %% [markdown]
@@ -420,7 +422,7 @@ sketches.three_maps(tokens, firsts[pair], seconds[pair], lambdas[layer], framed)
 
 # %%
 before, after = sketches.shares_of_top(firsts, differences)
-for word in (" who", " son"):
+for word in shown:
     i = tokens.index(word)
     top = firsts[pair, i].argmax()
     print(f"row {word!r}: weight of {tokens[top]!r} {firsts[pair, i, top]:.2f} → {differences[pair, i, top]:.2f}, all "

@@ -22,7 +22,6 @@
 
 # %%
 # %matplotlib inline
-import inspect
 from itertools import pairwise
 from pathlib import Path
 
@@ -42,7 +41,7 @@ print(f"{len(ids)} tokens, {config['hidden_size']} numbers each, {config['num_hi
 print(tokens)
 
 # %% [markdown]
-# ## The picture, the equations and the code
+# ## The picture and the equations
 #
 # You know them from chapter 00. Tokens run through the model on the residual stream; two branches leave it in each
 # layer, compute something, and *add* it (Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258)):
@@ -52,9 +51,6 @@ print(tokens)
 
 # %%
 sketches.residual_stream(config["num_hidden_layers"])
-
-# %%
-print(inspect.getsource(tiny.model))
 
 # %% [markdown]
 # ## Experiment 1: change one word

@@ -234,8 +234,8 @@ for size in (100.0, 1.0, 0.01, 0.0001):
     print(f"size before {size:8.4f}   after, ε = 1e-5: {with_eps:.4f}   ε = 0: {without:.4f}")
 
 # %% [markdown]
-# On ordinary tokens ε changes nothing that you would see. So a program that forgets it passes every test whose inputs
-# are ordinary; only a test with vectors near zero shows the mistake. Exercise 1 has such inputs.
+# At size 1, ε changes a number by 5 millionths. A test that allows errors of a thousandth then passes a program that
+# forgets it. Vectors near zero show the mistake at once; exercise 1 has some.
 #
 # ## Break it
 #

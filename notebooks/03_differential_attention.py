@@ -57,8 +57,8 @@ print(inspect.getsource(tiny.diff_attention))
 #
 # ## Where the idea works
 #
-# One query, 48 keys. It should find key 30. We *build* the two maps so that the idea must work: the second gets the
-# same random scores as the first, up to a tenth, and only the first knows the needle.
+# One query, 48 keys. It should find key 30, the *needle*. We *build* the two maps so that the idea must work: the
+# second gets the same random scores as the first, up to a tenth, and only the first knows the needle.
 
 # %%
 rng = np.random.default_rng(3)

@@ -70,10 +70,11 @@ sketches.gradient_flow()
 # Training goes against the gradient, so the loss pulls λ up where $\sum G \odot A_2 > 0$: where $A_2$ looks at tokens
 # that the loss wants less of.
 #
-# In a model, a norm follows (eq. 3). There a longer $O$ changes nothing, so $g$ has no part along $O$, and in each row
-# $\sum G \odot P = g \cdot O = 0$. If $P$ were one softmax, the loss could then want more of one key only if it wanted
-# less of another. But $P$ has both signs. A wish for more of a key with $P > 0$ may be balanced by a wish for more of a
-# key with $P < 0$, which means: less taken away. The next picture shows such a row.
+# In a model, a norm follows (eq. 3). It undoes whatever makes $O$ longer, so the loss does not depend on the length of
+# $O$: in each row $g \cdot O = \sum G \odot P = 0$. Were $P$ one softmax, whose weights are all above 0, $G$ would need
+# both signs: the loss could want more of one key only if it wanted less of another. But $P$ itself has both signs. So
+# "more" of a key with $P > 0$ can be balanced by "more" of a key with $P < 0$, which means: less taken away. The
+# picture of question 1 shows such a row.
 
 
 # %%
