@@ -158,6 +158,8 @@ EXERCISES = (
                     (q1 @ k1.swapaxes(2, 3) - lambda_ * q2 @ k2.swapaxes(2, 3)) / math.sqrt(q1.shape[-1]),
                     causal_mask(q1.shape[2], k1.shape[2]),
                 ) @ v,
+            "λ multiplies the first map: eq. 1 is A₁ − λ A₂":
+                lambda q1, k1, q2, k2, v, lambda_: -_diff_attention(q2, k2, q1, k1, v, lambda_),
             "λ is left out: that is A₁ − A₂":
                 lambda q1, k1, q2, k2, v, lambda_: _diff_attention(q1, k1, q2, k2, v, 1.0),
             TOP_LEFT: lambda q1, k1, q2, k2, v, lambda_: (
@@ -186,6 +188,8 @@ EXERCISES = (
         ),
         {
             "λ_init is left out": lambda q1, k1, q2, k2, init: _eq_2(q1, k1, q2, k2, 0.0),
+            "the two exponentials are added: eq. 2 subtracts the second":
+                lambda q1, k1, q2, k2, init: np.exp(q1 @ k1) + np.exp(q2 @ k2) + init,
             "the two exponentials are swapped": lambda q1, k1, q2, k2, init: _eq_2(q2, k2, q1, k1, init),
             "exp is applied to each product, not to their sum":
                 lambda q1, k1, q2, k2, init: np.exp(q1 * k1).sum() - np.exp(q2 * k2).sum() + init,

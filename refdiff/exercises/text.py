@@ -53,7 +53,11 @@ EXERCISES = (
         "temperature", "temperature(z (B, V), tau) -> the probabilities (B, V)",
         lambda z, tau: layers.softmax(sampling.temperature(z, tau)),
         sampler(("at τ = 0.5", lambda n: (n(2, 7), 0.5)), ("at τ = 2", lambda n: (n(2, 7), 2.0))),
-        {"scores are multiplied by τ: divide": lambda z, tau: layers.softmax(z * tau)},
+        {
+            "scores are multiplied by τ: divide": lambda z, tau: layers.softmax(z * tau),
+            "probabilities are divided by τ: divide the scores, before the softmax":
+                lambda z, tau: layers.softmax(z) / tau,
+        },
     ),
     Exercise(
         "top_k", "top_k(z (B, V), k) -> z (B, V), −∞ where a token is dropped", lambda z, k: sampling.top_k(z, k),
@@ -63,6 +67,8 @@ EXERCISES = (
                 lambda z, k: np.where(np.isfinite(sampling.top_k(z, k)), z, 0.0),
             "the k-th score is dropped: keep z ≥ it, not z > it":
                 lambda z, k: np.where(z > np.sort(z)[:, -k, None], z, -np.inf),
+            "np.argsort gives the tokens in the order of their scores, not the rank of each token":
+                lambda z, k: np.where(np.argsort(-z, axis=-1) < k, z, -np.inf),
         },
     ),
     Exercise(
@@ -119,7 +125,16 @@ EXERCISES = (
         "eq2_vjp", "eq2_vjp(g, lambda_q1, lambda_k1, lambda_q2, lambda_k2 (d,)) -> the four gradients (d,)",
         lambda g, q1, k1, q2, k2: layers.diff_lambda_vjp(np.asarray(g), q1, k1, q2, k2, 0.2),
         sampler(("on ordinary numbers", lambda n: (1.5, *(0.5 * n(4, 7))))),
-        {"exp is left out": lambda g, q1, k1, q2, k2: (g * k1, g * q1, -g * k2, -g * q2)},
+        {
+            "exp is left out": lambda g, q1, k1, q2, k2: (g * k1, g * q1, -g * k2, -g * q2),
+            "the gradients of λ_q2 and λ_k2 lack the minus sign": lambda g, q1, k1, q2, k2: (
+                g * np.exp(q1 @ k1) * k1, g * np.exp(q1 @ k1) * q1, g * np.exp(q2 @ k2) * k2, g * np.exp(q2 @ k2) * q2
+            ),
+            "each vector is in its own gradient: ∂(λ_q1 · λ_k1)/∂λ_q1 is λ_k1": lambda g, q1, k1, q2, k2: (
+                g * np.exp(q1 @ k1) * q1, g * np.exp(q1 @ k1) * k1,
+                -g * np.exp(q2 @ k2) * q2, -g * np.exp(q2 @ k2) * k2,
+            ),
+        },
     ),
     Exercise(
         "rms_norm_vjp", "rms_norm_vjp(g (T, D), x (T, D), eps) -> ∂L/∂x (T, D), no weight",
@@ -139,6 +154,7 @@ EXERCISES = (
         ),
         {
             "the signs are kept: sum the absolute values": lambda w, keys: w[keys].sum() / w.sum(),
+            "the sum is not divided by that of the row": lambda w, keys: np.abs(w[keys]).sum(),
             "absolute values are taken after the sum: signs cancel":
                 lambda w, keys: abs(w[keys].sum()) / np.abs(w).sum(),
         },

@@ -48,6 +48,8 @@ EXERCISES = (
             "gate and up are swapped": lambda x, gate, up, down: _swiglu(x, up, gate, down),
             "the gate is the sigmoid σ(x): SiLU is x σ(x)":
                 lambda x, gate, up, down: (x @ up.T / (1 + np.exp(-(x @ gate.T)))) @ down.T,
+            "the gate has no activation: it must be SiLU, x σ(x)":
+                lambda x, gate, up, down: (x @ gate.T * (x @ up.T)) @ down.T,
             "up is left out": lambda x, gate, up, down: _silu(x @ gate.T) @ down.T,
             "the gate is ReLU: it must be SiLU, x σ(x)":
                 lambda x, gate, up, down: (np.maximum(x @ gate.T, 0) * (x @ up.T)) @ down.T,
