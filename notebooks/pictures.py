@@ -192,10 +192,7 @@ def rules() -> str:
     for line in page.split("## By rule\n\n")[1].split("\n\n")[0].splitlines()[2:]:
         rule, found, every, own, real, _ = (cell.strip() for cell in line.strip("|").split("|"))
         _, of, share = re.fullmatch(r"([\d,]+) of ([\d,]+) \((.+)\)", found).groups()
-        share_of_all, whole = every.split(" of ")
-        lines.append(
-            f"| {names.get(rule, f'`{rule}`')} | {share} of {of} | {share_of_all} of {int(whole):,} | {own} | {real} |"
-        )
+        lines.append(f"| {names.get(rule, f'`{rule}`')} | {share} of {of} | {every} | {own} | {real} |")
     return "\n".join(lines) + "\n"
 
 

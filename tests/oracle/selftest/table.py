@@ -208,7 +208,7 @@ def share(part: int, whole: int) -> str:
     if not whole:
         return "-"
     percent = 100 * part / whole
-    return f"{min(percent, 99.9) if part < whole else 100:.1f} % of {whole}"
+    return f"{min(percent, 99.9) if part < whole else 100:.1f} % of {whole:,}"
 
 
 def percent(part: int, whole: int) -> str:

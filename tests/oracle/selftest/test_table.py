@@ -69,7 +69,7 @@ def test_json_and_back() -> None:
 
 
 def test_a_share_is_not_rounded_up_to_all() -> None:
-    assert share(9999, 10000) == "99.9 % of 10000"
+    assert share(9999, 10000) == "99.9 % of 10,000"
     assert share(3, 3) == "100.0 % of 3"
     assert share(0, 3) == "0.0 % of 3"
     assert share(0, 0) == "-"
