@@ -34,6 +34,9 @@ _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 T = TypeVar("T")
 
+Identity = tuple[int, int, int]
+"""A file's number, time of change and size."""
+
 
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
@@ -98,17 +101,18 @@ def read_consistently(folder: Path, read: Callable[[], T]) -> T:
     raise CheckpointError(f"{folder}: was replaced while the checkpoint was being loaded; load it again")
 
 
-def _identities(folder: Path) -> list[tuple[int, int, int] | None]:
+def _identities(folder: Path) -> list[Identity | None]:
     """Return what changes with every save, except one of `model.safetensors` alone, which is opened once and whole."""
-    found: list[tuple[int, int, int] | None] = []
-    for name in (PENDING, *_CONFIGS, INDEX):
-        try:
-            status = (folder / name).stat()
-        except OSError:
-            found.append(None)
-        else:
-            found.append((status.st_ino, status.st_mtime_ns, status.st_size))
-    return found
+    return [identity(folder / name) for name in (PENDING, *_CONFIGS, INDEX)]
+
+
+def identity(path: Path) -> Identity | None:
+    """Return what changes when a file is replaced or written to; None if it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def _commit(folder: Path, staging: Path) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from refdiff import hub
 from refdiff.arrays import Array, backend, check_device, from_numpy, namespace, to_numpy
 from refdiff.backends import backend_for, device_placement, keep_half
+from refdiff.errors import CheckpointError
 from refdiff.files import read_optional_json
 from refdiff.messages import did_you_mean, warn
 from refdiff.model import inputs
@@ -27,6 +28,7 @@ from refdiff.model.diffllama import Context, diffllama
 from refdiff.model.outputs import ModelOutput
 from refdiff.model.recorder import Recorder
 from refdiff.model.weights import check_parameters, flatten, initialize, load, nest, resolve_dtype, save
+from refdiff.model.weights.folder import Origin, checksum, identities
 from refdiff.model.weights.precision import DTYPES
 
 P = ParamSpec("P")
@@ -138,7 +140,7 @@ class PreTrainedModel:
         self.source: str | None = None
         self.warned_of_length = False
         self._init_options = {"kernels": kernels, "threads": threads}
-        self._loaded: tuple[str, dict[str, Any]] | None = None
+        self._origin: Origin | None = None
 
     @classmethod
     def from_pretrained(
@@ -205,13 +207,16 @@ class PreTrainedModel:
             local_files_only=local_files_only,
         )
 
-        def read() -> tuple[DiffLlamaConfig, dict[str, Any], str, dict[str, Any]]:
-            config = DiffLlamaConfig.from_pretrained(folder)
-            params = load(folder, config, cls.__name__, dtype=dtype, stored=stored, mapped=mmap)
-            resolved = resolve_dtype(folder, config, dtype)
-            return config, params, resolved, read_optional_json(folder / "generation_config.json")
+        options = {"stored": stored, "mapped": mmap}
 
-        config, params, resolved, generation_config = read_consistently(folder, read)
+        def read() -> tuple[DiffLlamaConfig, dict[str, Any], dict[str, Any], str, dict[str, Any]]:
+            config = DiffLlamaConfig.from_pretrained(folder)
+            files = identities(folder)
+            params = load(folder, config, cls.__name__, dtype=dtype, **options)
+            resolved = resolve_dtype(folder, config, dtype)
+            return config, files, params, resolved, read_optional_json(folder / "generation_config.json")
+
+        config, files, params, resolved, generation_config = read_consistently(folder, read)
         model = cls(
             config,
             params,
@@ -223,7 +228,7 @@ class PreTrainedModel:
             generation_config=generation_config,
         )
         model.source = str(folder)
-        model._loaded = "stored" if stored else "expanded", flatten(model.params)
+        model._origin = Origin(folder.absolute(), files, options, flatten(model.params))
         return model
 
     @classmethod
@@ -265,7 +270,7 @@ class PreTrainedModel:
         )  # fmt: skip
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        """Return the arguments of `restore`: the path while the weights are those of the file, else the weights.
+        """Return the arguments of `restore`: the path while the weights are those of its files, else the weights.
 
         So each worker maps the file itself, and a model of gigabytes is sent in a few thousand bytes.
 
@@ -284,25 +289,20 @@ class PreTrainedModel:
             "threads": self._init_options["threads"],
             "generation_config": self.generation_config,
         }
-        source = None if self.source is None else str(Path(self.source).absolute())
-        if self._loaded is not None and self._is_as_in_file(self._loaded[1]):
-            weights: Any = self._loaded[0]
+        origin, options = self._origin, None
+        if origin is not None and origin.has(self.params):
+            options = origin.options
+            weights: Any = checksum(self.params)
         else:
             weights = nest({name: to_numpy(a) for name, a in flatten(self.params).items()})
-        return restore, (type(self), self.config, source, weights, self.xp.__name__, choices)
+        source = self.source if origin is None else str(origin.folder)
+        return restore, (type(self), self.config, source, options, weights, self.xp.__name__, choices)
 
     def __copy__(self) -> Self:
         """Return a shallow copy, which also has a replaced `ops`."""
         new = type(self).__new__(type(self))
         new.__dict__.update(self.__dict__)
         return new
-
-    def _is_as_in_file(self, loaded: dict[str, Any]) -> bool:
-        """Return whether the weights are the loaded arrays, which are read-only."""
-        now = flatten(self.params)
-        return now.keys() == loaded.keys() and all(
-            a is loaded[name] and isinstance(a, np.ndarray) and not a.flags.writeable for name, a in now.items()
-        )
 
     def __repr__(self) -> str:
         c = self.config
@@ -439,22 +439,35 @@ class PreTrainedModel:
 
 
 def restore(
-    cls: Any, config: DiffLlamaConfig, source: str | None, weights: Any, backend: str, choices: dict[str, Any]
+    cls: Any,
+    config: DiffLlamaConfig,
+    source: str | None,
+    options: dict[str, Any] | None,
+    weights: Any,
+    backend: str,
+    choices: dict[str, Any],
 ) -> Any:
     """Rebuild a pickled model.
 
-    `weights` is the nested dict, or "stored" or "expanded" to reload it from `source`.
+    `weights` is the nested dict, or with the `options` of loading the checksum of the weights in `source`.
 
     Raises:
         CheckpointError: the folder is not there, or holds another model.
     """
-    params = weights
-    if isinstance(weights, str):
-        params = load(str(source), config, cls.__name__, dtype=choices["dtype"], stored=weights == "stored")
-    model = cls(config, params, backend=importlib.import_module(backend), **choices)
+    if options is None:
+        model = cls(config, weights, backend=importlib.import_module(backend), **choices)
+    else:
+        folder = Path(str(source))
+        files = identities(folder)
+        params = load(folder, config, cls.__name__, dtype=choices["dtype"], **options)
+        model = cls(config, params, backend=importlib.import_module(backend), **choices)
+        if checksum(model.params) != weights:
+            raise CheckpointError(
+                f"{folder}: got other weights than those of the pickled model, expected the same; "
+                "pickle the model again, or put its files back"
+            )
+        model._origin = Origin(folder, files, options, flatten(model.params))
     model.source = source
-    if isinstance(weights, str):
-        model._loaded = weights, flatten(model.params)
     return model
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -91,12 +93,56 @@ def test_new_and_changed_weights_are_sent(change: str, folder: Path) -> None:
             model.params["lm_head"] = {"weight": np.ones((53, 26))}
         case _:
             norm["weight"] = writable = np.array(norm["weight"])
-            model._loaded = "expanded", flatten(model.params)
+            assert model._origin is not None
+            model._origin = dataclasses.replace(model._origin, weights=flatten(model.params))
             writable += 1
     twin = pickle.loads(pickle.dumps(model))
     _same(twin, model)
     np.testing.assert_array_equal(twin(IDS).logits, model(IDS).logits)
     assert pickle.loads(pickle.dumps(twin)).source == model.source
+
+
+@pytest.mark.parametrize("change", ["saved over", "deleted", "written to in place"])
+def test_weights_are_sent_where_the_files_are_others_by_now(change: str, folder: Path) -> None:
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(folder, mmap=change != "written to in place")
+    logits = model(IDS).logits
+    if change == "saved over":
+        small_model(seed=5).save_pretrained(folder)
+    elif change == "deleted":
+        shutil.rmtree(folder)
+    else:
+        file = folder / "model.safetensors"
+        raw = file.read_bytes()
+        file.write_bytes(raw[:-400] + raw[-800:-400])
+    for twin in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        _same(twin, model)
+        np.testing.assert_array_equal(twin(IDS).logits, logits)
+
+
+def test_files_replaced_on_the_way_are_refused(folder: Path) -> None:
+    raw = pickle.dumps(refdiff.DiffLlamaForCausalLM.from_pretrained(folder))
+    small_model(seed=5).save_pretrained(folder)
+    with pytest.raises(refdiff.CheckpointError, match=r"model: got other weights than those of the pickled model"):
+        pickle.loads(raw)
+
+
+def test_files_read_whole_are_read_whole_again(folder: Path) -> None:
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(folder, mmap=False)
+    twin = pickle.loads(pickle.dumps(model))
+    _same(twin, model)
+    file = folder / "model.safetensors"
+    raw = file.read_bytes()
+    file.write_bytes(raw[:-400] + raw[-800:-400])
+    np.testing.assert_array_equal(twin(IDS).logits, model(IDS).logits)
+
+
+def test_the_folder_is_found_after_a_change_of_directory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(folder.name)
+    monkeypatch.chdir(folder)
+    raw = pickle.dumps(model)
+    assert len(raw) < 4000
+    assert pickle.loads(raw).source == str(folder)
 
 
 def test_a_head_that_was_drawn_is_sent(tmp_path: Path) -> None:
