@@ -142,6 +142,8 @@ def local_folder(path_or_repo: str | os.PathLike[str]) -> Path | None:
     The string `"bundled"` is the package's own model. For the folder of a training run, its last checkpoint is
     returned.
     """
+    if not isinstance(path_or_repo, str | os.PathLike):
+        raise TypeError(f"path_or_repo: got {path_or_repo!r}, expected a folder or the id of a hub repo")
     if path_or_repo == bundled.NAME:
         return bundled.FOLDER
     text = os.fspath(path_or_repo)

@@ -107,7 +107,8 @@ def _problem(logits: Array, labels: Array, problem_type: str | None) -> tuple[st
         kinds = ("regression", "single_label_classification", "multi_label_classification")
         problem_type = kinds[0] if logits.shape[1] == 1 else kinds[1] if whole else kinds[2]
     if problem_type == "single_label_classification":
-        return problem_type, checked_labels(logits, xp.reshape(labels, (-1,)))
+        flat = xp.reshape(labels, (-1,)) if labels.size == logits.shape[0] else labels
+        return problem_type, checked_labels(logits, flat)
     if labels.ndim == 1 and logits.shape[1] == 1:
         labels = labels[:, None]
     if tuple(labels.shape) != tuple(logits.shape):

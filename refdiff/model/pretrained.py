@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
@@ -118,11 +119,7 @@ class PreTrainedModel:
         threads: int | None = None,
         generation_config: dict[str, Any] | None = None,
     ) -> None:
-        if isinstance(config, str | os.PathLike):
-            raise TypeError(
-                f"config: got {os.fspath(config)!r}, expected a DiffLlamaConfig; "
-                f"{type(self).__name__}.from_pretrained({os.fspath(config)!r}) loads a checkpoint"
-            )
+        _check_config(config, type(self).__name__)
         dtype = _dtype_name(dtype)
         if params is None:
             params = initialize(config, type(self).__name__, dtype=dtype)
@@ -244,6 +241,7 @@ class PreTrainedModel:
         threads: int | None = None,
     ) -> Self:
         """Create a model with random weights of transformers' distribution, by `seed`."""
+        _check_config(config, cls.__name__)
         dtype = _dtype_name(dtype)
         params = initialize(config, cls.__name__, seed=seed, dtype=dtype)
         return cls(config, params, dtype=dtype, backend=backend, device=device, kernels=kernels, threads=threads)
@@ -471,6 +469,15 @@ def restore(
     return model
 
 
+def _check_config(config: Any, name: str) -> None:
+    if isinstance(config, DiffLlamaConfig):
+        return
+    is_path = isinstance(config, str | os.PathLike)
+    got = repr(os.fspath(config)) if is_path else type(config).__name__
+    fix = f"{name}.from_pretrained({got}) loads a checkpoint" if is_path else "DiffLlamaConfig.from_dict makes one"
+    raise TypeError(f"config: got {got}, expected a DiffLlamaConfig; {fix}")
+
+
 def _backend(name: str | ModuleType, device: Any) -> Any:
     xp = namespace(backend(name).zeros(1))
     check_device(xp, device)
@@ -481,10 +488,12 @@ def _dtype_name(dtype: Any) -> str:
     """Return the name of a dtype given by name or as NumPy's or torch's; others check whether it is a known one.
 
     Raises:
-        ValueError: None, which NumPy would take for float64.
+        ValueError: no dtype; nor is None, which NumPy would take for float64.
     """
-    if dtype is None:
-        raise ValueError(f"dtype: got None, expected one of {', '.join(DTYPES)}")
-    if not isinstance(dtype, str) and repr(dtype).startswith("torch."):
-        dtype = repr(dtype)
-    return dtype.removeprefix("torch.") if isinstance(dtype, str) else np.dtype(dtype).name
+    name = dtype if isinstance(dtype, str) else repr(dtype)
+    if isinstance(dtype, str) or name.startswith("torch."):
+        return name.removeprefix("torch.")
+    with contextlib.suppress(TypeError):
+        if dtype is not None:
+            return str(np.dtype(dtype).name)
+    raise ValueError(f"dtype: got {name}, expected one of {', '.join(DTYPES)}")

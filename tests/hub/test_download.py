@@ -369,6 +369,12 @@ def test_what_looks_like_a_path_is_not_looked_for_on_the_hub(
 NO_REPO = "neither a folder nor a repo id"
 
 
+@pytest.mark.parametrize("name", [None, 5, b"a/b"])
+def test_what_is_no_name_names_the_argument(name: Any) -> None:
+    with pytest.raises(TypeError, match=r"^path_or_repo: got .*, expected a folder or the id of a hub repo"):
+        hub.snapshot(name)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -163,6 +163,7 @@ CAUSAL, ANSWER = refdiff.DiffLlamaForCausalLM, refdiff.DiffLlamaForQuestionAnswe
         (CAUSAL, {"labels": TOKENS[:, :5]}, ValueError, r"labels: got shape \(2, 5\), expected \(2, 7\)"),
         (CAUSAL, {"labels": TOKENS + 53}, IndexError, "labels: got .*, expected 0 to 52, or -100"),
         (SEQUENCE, {"labels": [1, 0, 1]}, ValueError, r"labels: got shape \(3,\), expected \(2,\)"),
+        (SEQUENCE, {"labels": [[1, 0, 1]] * 2}, ValueError, r"labels: got shape \(2, 3\), expected \(2,\)"),
         (SEQUENCE, {"labels": [1, 2]}, IndexError, "labels: got 2, expected 0 to 1"),
         (TOKEN, {"labels": TOKENS[0] % 2}, ValueError, r"labels: got shape \(7,\), expected \(2, 7\)"),
         (TOKEN, {"labels": TOKENS % 2 - 1}, IndexError, "labels: got -1, expected 0 to 1"),

@@ -41,6 +41,8 @@ def test_no_dtype_is_that_of_the_file_and_of_nothing_else(tmp_path):
     for way in (KIND, KIND.from_config):
         with pytest.raises(ValueError, match="dtype: got None, expected one of float32, float64"):
             way(small_config(), dtype=None)
+        with pytest.raises(ValueError, match="dtype: got 5, expected one of float32, float64"):
+            way(small_config(), dtype=5)
 
 
 def test_generation_config_travels(tmp_path):
@@ -205,6 +207,10 @@ def test_a_name_in_place_of_a_config_is_told_how_to_load():
     message = r"config: got 'bundled', expected a DiffLlamaConfig; DiffLlamaModel.from_pretrained\('bundled'\) loads"
     with pytest.raises(TypeError, match=message):
         refdiff.DiffLlamaModel("bundled")
+    with pytest.raises(TypeError, match=message):
+        refdiff.DiffLlamaModel.from_config("bundled")
+    with pytest.raises(TypeError, match=r"config: got dict, expected a DiffLlamaConfig; DiffLlamaConfig.from_dict mak"):
+        refdiff.DiffLlamaModel.from_config({"vocab_size": 8})
 
 
 def test_a_misspelled_argument_of_a_call_has_a_hint():
