@@ -165,8 +165,10 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
 # Options of transformers' `generate` that refdiff leaves out, and what to use instead.
 _INSTEAD = {
     "bos_token_id": "the one of the config starts an empty prompt",
+    "cache": "give all ids as the prompt",
     "cache_implementation": "there is one kind of cache",
     "generation_config": "give its entries as options, or put generation_config.json into the checkpoint's folder",
+    "inputs": "give the ids as input_ids",
     "min_length": "min_new_tokens counts the new tokens alone",
     "output_attentions": "call the model with the ids that were generated",
     "output_hidden_states": "call the model with the ids that were generated",
@@ -174,13 +176,22 @@ _INSTEAD = {
     "stopping_criteria": "there are stop_strings, eos_token_id and max_time",
     "use_cache": "the cache is always used",
 }
+# Those of them that change the text, with the value that does not; nor does None.
+_CHANGES_TEXT = {
+    "begin_suppress_tokens": None, "constraints": None, "dola_layers": None, "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1, "exponential_decay_length_penalty": None, "force_words_ids": None,
+    "forced_bos_token_id": None, "forced_eos_token_id": None, "guidance_scale": 1, "min_length": 0,
+    "num_beam_groups": 1, "renormalize_logits": False, "token_healing": False, "top_h": None,
+    "watermarking_config": None,
+}  # fmt: skip
 _LEFT_OUT = {
-    *_INSTEAD, "assistant_confidence_threshold", "assistant_early_exit", "begin_suppress_tokens", "constraints",
-    "custom_generate", "decoder_start_token_id", "diversity_penalty", "dola_layers", "encoder_no_repeat_ngram_size",
-    "encoder_repetition_penalty", "exponential_decay_length_penalty", "force_words_ids", "forced_bos_token_id",
-    "forced_eos_token_id", "guidance_scale", "logits_processor", "low_memory", "num_assistant_tokens",
-    "num_beam_groups", "prefix_allowed_tokens_fn", "remove_invalid_values", "renormalize_logits", "token_healing",
-    "watermarking_config",
+    *_INSTEAD, *_CHANGES_TEXT, "assistant_confidence_threshold", "assistant_early_exit", "assistant_ensemble_weight",
+    "assistant_lookbehind", "assistant_tokenizer", "cache_config", "compile_config", "continuous_batching_config",
+    "custom_generate", "decoder_start_token_id", "disable_compile", "diversity_penalty", "inputs_embeds",
+    "is_assistant", "logits_processor", "low_memory", "max_cache_len", "max_matching_ngram_size",
+    "negative_prompt_attention_mask", "negative_prompt_ids", "num_assistant_tokens", "num_assistant_tokens_schedule",
+    "prefill_chunk_size", "prefix_allowed_tokens_fn", "remove_invalid_values", "speculation_type", "synced_gpus",
+    "target_lookbehind", "trust_remote_code", "use_mtp",
 }  # fmt: skip
 _SIMILAR = 0.7  # of 1; below this, the nearest name is usually another option
 _OBJECTS = ("tokenizer", "assistant_model")
@@ -215,6 +226,12 @@ def _read_files(model: Any) -> dict[str, Any]:
         if _is_int(found[name]) and found[name] < 0:  # how some files write "there is none"
             found[name] = None
     origin = _origin(model)
+    for name, neutral in _CHANGES_TEXT.items():
+        if (value := model.generation_config.get(name)) not in (None, neutral):
+            warn(
+                f"{origin}: {name}: got {show_value(value)}, expected none: refdiff does not have this option of "
+                "transformers; the text is the one without it"
+            )
     return {k: _check_value(k, v, CheckpointError, f"{origin}: ") for k, v in found.items()}
 
 

@@ -205,9 +205,30 @@ def test_sampling_and_beams_come_before_contrastive_search() -> None:
         ("bos_token_id", "got 'bos_token_id', an option of transformers that refdiff does not have; the one of the "
          "config starts an empty prompt"),
         ("num_beam_groups", "got 'num_beam_groups', an option of transformers that refdiff does not have"),
+        ("top_h", "got 'top_h', an option of transformers that refdiff does not have"),
+        ("inputs", "got 'inputs', an option of transformers that refdiff does not have; give the ids as input_ids"),
     ],
 )  # fmt: skip
 def test_what_is_said_of_an_option_that_is_not_there(name: str, message: str) -> None:
     with pytest.raises(TypeError) as caught:
         resolve(FakeModel(), {name: 1})
     assert str(caught.value) == f"generate() {message}"
+
+
+@pytest.mark.parametrize(
+    ("entries", "named"),
+    [
+        ({"min_length": 5, "max_new_tokens": 3}, ["min_length: got 5"]),
+        ({"forced_eos_token_id": 0, "top_h": 0.4}, ["forced_eos_token_id: got 0", "top_h: got 0.4"]),
+        ({"min_length": 0, "num_beam_groups": 1, "encoder_repetition_penalty": 1.0, "renormalize_logits": False}, []),
+        ({"guidance_scale": None, "use_cache": False, "output_attentions": True, "transformers_version": "5"}, []),
+    ],
+)
+def test_options_of_the_file_that_would_change_the_text_are_reported(entries: Any, named: list[str]) -> None:
+    model = FakeModel()
+    model.generation_config = entries
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        resolve(model, {})
+    assert [str(w.message).split(", expected")[0] for w in found] == [f"generation_config.json: {n}" for n in named]
+    assert all("the text is the one without it" in str(w.message) for w in found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import warnings
@@ -16,7 +17,9 @@ from transformers.generation import logits_process, stopping_criteria
 
 import refdiff
 from refdiff.generation import sampling
+from refdiff.generation.options import NAMES
 from refdiff.generation.stopping import Stopping
+from tests.generation.fakes import FakeModel
 from tests.golden import make_generation
 from tests.parity.conftest import of
 from tests.parity.float64_transformers import float64_peer
@@ -197,6 +200,14 @@ def test_generation_config_json(tmp_path: Path, settings: dict[str, Any], given:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*no effect without")
         np.testing.assert_array_equal(made.ours.generate(ids, attention_mask=mask, **given), want)
+
+
+def test_every_option_of_transformers_is_known_by_its_name() -> None:
+    taken = inspect.signature(transformers.GenerationMixin.generate).parameters
+    names = {*vars(transformers.GenerationConfig()), *taken} - {"self", "kwargs", "streamer", "transformers_version"}
+    for name in sorted(name for name in names if not name.startswith("_") and name not in NAMES):
+        with pytest.raises(TypeError, match=f"got '{name}', an option of transformers that refdiff does not have"):
+            refdiff.DiffLlamaForCausalLM.generate(FakeModel(), [[1]], **{name: None})
 
 
 @of("DiffLlamaForCausalLM")
