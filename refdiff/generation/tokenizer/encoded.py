@@ -119,7 +119,7 @@ def check_truncation(strategy: Any, limit: int, stride: int, reserved: int, *, h
     if strategy == "only_second" and not has_pair:
         raise ValueError("truncation: got 'only_second' without text_pair, expected 'only_first' for single texts")
     if not isinstance(limit, int | np.integer) or isinstance(limit, bool) or limit < reserved:
-        raise ValueError(f"max_length: got {limit!r}, expected a number from {reserved}, the special tokens added, up")
+        raise ValueError(f"max_length: got {limit!r}, expected an integer from {reserved}, the special tokens added")
     _check_stride(stride, limit - reserved)
 
 

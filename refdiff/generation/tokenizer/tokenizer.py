@@ -200,8 +200,8 @@ class Tokenizer(Vocabulary):
         `.overflowing` has what truncation cut off, in pieces of `max_length` that overlap by `stride` tokens.
 
         Raises:
-            ValueError: an input that is no text, a text that is too long for a tokenizer that lengthens texts, or a
-                `max_length` too small for the special tokens.
+            ValueError: an input that is no text, a text that is too long for a tokenizer that lengthens texts, a
+                `max_length` too small for the special tokens, or an unknown side.
         """
         texts = check_texts("text", text)
         pairs = None if text_pair is None else check_texts("text_pair", text_pair)
@@ -217,9 +217,13 @@ class Tokenizer(Vocabulary):
                 "may make a text more than 100 times longer; give a shorter one"
             )
         strategy = _TRUNCATIONS.get(truncation, truncation)
-        limit = self.model_max_length if max_length is None else max_length
+        limit: Any = self.model_max_length if max_length is None else max_length
         cut = None
+        if isinstance(limit, str):
+            raise ValueError(f"max_length: got {limit!r}, expected an integer")
         if strategy is not None and limit <= NO_LIMIT:
+            if self.truncation_side not in ("left", "right"):
+                raise ValueError(f'truncation_side: got {self.truncation_side!r}, expected "left" or "right"')
             reserved = self.backend.num_special_tokens(pair=pairs is not None) if add_special_tokens else 0
             check_truncation(strategy, limit, stride, reserved, has_pair=pairs is not None)
             if pairs is not None and stride > 0:
@@ -240,7 +244,14 @@ class Tokenizer(Vocabulary):
         return found
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Turn one text into its list of token ids."""
+        """Turn one text into its list of token ids.
+
+        Raises:
+            TypeError: a list of texts.
+        """
+        given: Any = text
+        if isinstance(given, list | tuple):
+            raise TypeError(f"text: got a {type(given).__name__}, expected one text; call tokenizer(texts) for several")
         ids: list[int] = self.encodings(text, add_special_tokens=add_special_tokens)[0].ids
         return ids
 

@@ -108,13 +108,27 @@ def test_the_stride_of_a_pair_is_below_what_is_left_of_the_cut_text(strategy: st
         ({"padding": "yes"}, "padding: got 'yes'"),
         ({"padding": True, "padding_side": "up"}, "padding_side: got 'up'"),
         ({"truncation": "first", "max_length": 3}, "truncation: got 'first'"),
-        ({"truncation": True, "max_length": 0}, "max_length: got 0, expected a number from 1"),
+        ({"truncation": True, "max_length": 0}, "max_length: got 0, expected an integer from 1, the special tokens"),
+        ({"truncation": True, "max_length": "3"}, "max_length: got '3', expected an integer"),
         ({"return_tensors": "pt"}, "return_tensors: got 'pt'"),
     ],
 )
 def test_wrong_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         words()("a", **options)
+
+
+def test_an_unknown_side_to_truncate_is_not_laid_to_the_file() -> None:
+    tokenizer = words()
+    tokenizer.truncation_side = "middle"
+    with pytest.raises(ValueError, match='truncation_side: got \'middle\', expected "left" or "right"'):
+        tokenizer("a b c", max_length=2)
+
+
+@pytest.mark.parametrize("texts", [["a", "b"], ["a"], ("a", "b")])
+def test_encode_takes_one_text(texts: Any) -> None:
+    with pytest.raises(TypeError, match=r"text: got a (list|tuple), expected one text; call tokenizer\(texts\)"):
+        words().encode(texts)
 
 
 def test_half_a_character() -> None:
