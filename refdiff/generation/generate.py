@@ -20,6 +20,7 @@ from refdiff.generation.speculative import speculative_decode
 from refdiff.generation.stopping import Stopping
 from refdiff.generation.stream import Streamer
 from refdiff.generation.validation import Request
+from refdiff.messages import show_value
 
 
 def generate(
@@ -49,10 +50,14 @@ def generate(
         prompt included, padded at the end; or a result object with `return_dict_in_generate=True`
 
     Raises:
-        TypeError: an unknown option, or a text in place of token ids.
+        TypeError: an unknown option, a text in place of token ids, or a streamer without the methods of one.
         IndexError: a token id outside the vocabulary.
         ValueError: an option or an input out of its range, or no token can be chosen by the scores.
     """
+    if streamer is not None and (isinstance(streamer, type) or not isinstance(streamer, Streamer)):
+        raise TypeError(
+            f"streamer: got {show_value(streamer)}, expected an object with put and end; pass TextStreamer(tokenizer)"
+        )
     try:
         resolved = resolve(model, options)
         result = _run(_read(model, input_ids, attention_mask, streamer, generator, seed, resolved))

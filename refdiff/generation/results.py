@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.messages import summary
-
-
-class _Output:
-    def __repr__(self) -> str:
-        given = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
-        return summary(self, {name: value for name, value in given.items() if value is not None})
+from refdiff.model.outputs import Output
 
 
 @dataclass(repr=False)
-class GenerateDecoderOnlyOutput(_Output):
+class GenerateDecoderOnlyOutput(Output):
     """The result of greedy decoding, sampling, contrastive search and speculative decoding.
 
     sequences (R, T): prompt and text, padded at the end. lengths (R,): ids of each without that padding. scores and
@@ -34,7 +28,7 @@ class GenerateDecoderOnlyOutput(_Output):
 
 
 @dataclass(repr=False)
-class GenerateBeamDecoderOnlyOutput(_Output):
+class GenerateBeamDecoderOnlyOutput(Output):
     """The result of beam search and beam sampling.
 
     sequences (B · num_return_sequences, T), best first, padded at the end. lengths (B · num_return_sequences,): ids of

@@ -10,7 +10,7 @@ from __future__ import annotations
 import queue
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from refdiff.generation.token_bytes import TokenBytes
 from refdiff.generation.tokenizer.backend import backend_of
 
 
+@runtime_checkable
 class Streamer(Protocol):
     """The methods of a streamer that `generate` calls."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from refdiff.arrays import Array
@@ -11,11 +11,40 @@ from refdiff.messages import summary
 from refdiff.model.cache import KVCache
 
 
-@dataclass(repr=False)
-class ModelOutput:
-    """The results of one call, named as Hugging Face names them; those that were not requested are None.
+class Output:
+    """A dataclass of results; as in transformers, `in`, `len` and iteration are of the names of those not None."""
 
-    As in transformers, `in`, `len` and iteration are of the names of the results that are not None.
+    def __repr__(self) -> str:
+        return summary(self, dict(self.items()))
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Return the results that are not None, in the order of the attributes."""
+        return tuple(value for _, value in self.items())
+
+    def keys(self) -> list[str]:
+        """Return the names of the results that are not None."""
+        return [name for name, _ in self.items()]
+
+    def items(self) -> list[tuple[str, Any]]:
+        """Return the names and values of the results that are not None."""
+        return [(name, value) for name, value in vars(self).items() if value is not None]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.keys()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        return dict(self.items())[key] if isinstance(key, str) else self.to_tuple()[key]
+
+
+@dataclass(repr=False)
+class ModelOutput(Output):
+    """The results of one call, named as Hugging Face names them; those that were not requested are None.
 
     Arrays are of the model's backend and compute dtype. B batch, T tokens, S tokens with those in the cache,
     H heads, D model size, V vocabulary, C labels.
@@ -42,30 +71,3 @@ class ModelOutput:
     attentions: tuple[Array, ...] | None = None
     differential_attentions: tuple[Array, ...] | None = None
     lambdas: tuple[Array, ...] | None = None
-
-    def __repr__(self) -> str:
-        return summary(self, dict(self.items()))
-
-    def to_tuple(self) -> tuple[Any, ...]:
-        """Return the results that are not None, in the order of the attributes."""
-        return tuple(value for _, value in self.items())
-
-    def keys(self) -> list[str]:
-        """Return the names of the results that are not None."""
-        return [name for name, _ in self.items()]
-
-    def items(self) -> list[tuple[str, Any]]:
-        """Return the names and values of the results that are not None."""
-        return [(f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) is not None]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.keys()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.keys())
-
-    def __len__(self) -> int:
-        return len(self.keys())
-
-    def __getitem__(self, key: str | int | slice) -> Any:
-        return dict(self.items())[key] if isinstance(key, str) else self.to_tuple()[key]

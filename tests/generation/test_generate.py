@@ -132,8 +132,23 @@ def test_lengths_are_those_of_each_text_alone(options: dict[str, Any], pad: int 
     assert out.lengths is not None
     assert out.lengths.tolist() == [length for one in alone for length in one.lengths]
     assert len(set(out.lengths.tolist())) > 1
-    for row, (length, one) in enumerate(zip(out.lengths, np.repeat(np.array(alone, dtype=object), n), strict=True)):
+    for row, (length, one) in enumerate(zip(out.lengths, [one for one in alone for _ in range(n)], strict=True)):
         np.testing.assert_array_equal(out.sequences[row, :length], one.sequences[row % n, :length])
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_result_is_read_by_attribute_name_and_position(beams: int) -> None:
+    out = generate(FakeModel(3), [[5, 6]], max_new_tokens=3, num_beams=beams, return_dict_in_generate=True)
+    assert out.sequences is out["sequences"] is out[0] is dict(out)["sequences"]
+    assert "sequences" in out
+    assert "scores" not in out
+    assert out.keys() == list(out)
+
+
+@pytest.mark.parametrize("streamer", [print, 5, [], True, refdiff.TextStreamer])
+def test_a_streamer_that_is_none_is_refused_first(streamer: Any) -> None:
+    with pytest.raises(TypeError, match=r"^streamer: got .*, expected an object with put and end; pass TextStreamer"):
+        generate(FakeModel(3), [[5, 6]], streamer=streamer)
 
 
 # ---- on a device: array-api-strict's second, which converts nothing unasked, or CuPy's
