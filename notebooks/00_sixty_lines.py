@@ -567,3 +567,5 @@ assert again == story
 # parameters rely on it. Only a model trained without it is a fair comparison.
 #
 # </details>
+#
+# Next: [01 · Where do words meet?](01_one_token.ipynb)

@@ -316,3 +316,5 @@ exercises.check("causal_mask", lambda T, S: np.tri(T, S, dtype=bool))
 # and does not replace it.
 #
 # </details>
+#
+# Next: [02 · How does attention know the order of words?](02_norm_and_rope.ipynb)

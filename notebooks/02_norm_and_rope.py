@@ -279,7 +279,7 @@ tiny.rope, tiny.rms_norm = rope, norm
 #
 # What exactly is wrong with neighbors? Not the distances: they, too, are rotated by position, so a score depends on
 # the distance alone. But each number of a head has learned one speed. Number 5 was trained with $\theta_5$; among
-# neighbors it belongs to pair 2 and turns at $\theta_2$. The cure is to reorder the rows of $W_Q$ and $W_K$, from
+# neighbors it belongs to pair 2 and rotates at $\theta_2$. The cure is to reorder the rows of $W_Q$ and $W_K$, from
 # which these numbers come; `refdiff.convert` does it. Both are shown here:
 
 # %%
@@ -371,7 +371,9 @@ assert np.isclose(cured, losses["right"], rtol=1e-10)
 # <details>
 # <summary>What goes wrong when a checkpoint made for neighbors is run with halves?</summary>
 #
-# Each learned number turns at another speed than in training, so scores are wrong, with no error. Reordering the
+# Each learned number rotates at another speed than in training, so scores are wrong, with no error. Reordering the
 # dimensions (the rows of W_Q and W_K) makes it right.
 #
 # </details>
+#
+# Next: [03 · Why subtract two attention maps?](03_differential_attention.ipynb)

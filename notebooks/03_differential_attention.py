@@ -557,3 +557,6 @@ assert np.allclose(seen.difference.sum(axis=-1), 1 - seen.lambdas[:, None, None]
 # move.
 #
 # </details>
+#
+# Next: [04 · Which two heads are a pair?](04_three_wirings.ipynb), or
+# [08 · What does training ask of the two maps?](08_gradients_and_training.ipynb)

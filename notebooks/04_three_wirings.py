@@ -349,3 +349,5 @@ exercises.check("eq3", lambda *args: multi_head(neighbors, *args))
 # The sigmoid of a linear map of the token: a number between 0 and 1 for each token and pair.
 #
 # </details>
+#
+# Next: [05 · How does a model write, and why so fast?](05_load_and_generate.ipynb)

@@ -280,3 +280,5 @@ assert told.count("a daughter to") >= 3
 # A uniform number is compared with the cumulative probabilities; the token at which they pass it is drawn.
 #
 # </details>
+#
+# Next: [07 · The output is wrong: where is the mistake?](07_find_the_mistake.ipynb)

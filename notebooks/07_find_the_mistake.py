@@ -324,3 +324,5 @@ assert "no_padding_mask" in unseen
 # Not reliably: on this prompt both broken models write the same 16 tokens as the right one.
 #
 # </details>
+#
+# Next: [08 · What does training ask of the two maps?](08_gradients_and_training.ipynb)

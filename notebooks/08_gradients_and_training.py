@@ -422,3 +422,5 @@ assert (np.abs(weak_lambdas[-1] - lambdas[-1]) < 0.06).tolist() == [True, False,
 # $A_2$ gives weight to tokens that the loss wants less of, compared with those that $P$ looks at now.
 #
 # </details>
+#
+# Next: [09 · Is it better than plain attention?](09_attention_noise.ipynb)
