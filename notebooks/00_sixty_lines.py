@@ -539,6 +539,7 @@ error = np.abs(logits - reference([ids]).logits[0]).max()
 again = reference.generate([tokenizer.encode("The wolf said to the little girl").ids], max_new_tokens=40)[0].tolist()
 print("logits agree to 1e-12:", bool(error < 1e-12))
 print("the same story:", again == story)
+# asserts what this chapter says; may fail after changes of your own
 assert losses[4] == min(losses)
 assert falls > rises
 assert error < 1e-12

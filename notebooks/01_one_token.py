@@ -241,9 +241,10 @@ sketches.sinks(*sinks["beginning"])
 # - Four second maps give `<|endoftext|>` 2.9 to 3.8 times the even share: a weak sink. (Whether they need this weight
 #   elsewhere was not tested.)
 #
-# The cell below checks this, and that our loop is the model.
+# The cell below also checks that our loop is the model.
 
 # %%
+# asserts what this chapter says; may fail after changes of your own
 assert change[:, :king].max() == 0 < change[1:, king:].min()
 assert np.flatnonzero(moved["RMSNorm"]).tolist() == np.flatnonzero(moved["SwiGLU"]).tolist() == [king]
 assert np.flatnonzero(moved["attention"]).tolist() == list(range(king, len(tokens)))

@@ -309,6 +309,7 @@ print(f"neighbors with reordered rows: loss {cured:.2f}, equal: {np.isclose(cure
 # - A checkpoint fits one pairing of dimensions. With the other it runs, and predicts worse.
 
 # %%
+# asserts what this chapter says; may fail after changes of your own
 assert differences["without RoPE"][0] < 1e-12 < 0.01 < min(differences["with RoPE"])
 assert min(differences["without RoPE"][1:]) > 0.01
 assert max(differences["without RoPE and mask"]) < 1e-12

@@ -461,6 +461,7 @@ for layer, at in enumerate(prefixes):
 # attention *looks* at less noise than plain attention when both are trained for one task.
 
 # %%
+# asserts what this chapter says; may fail after changes of your own
 noisy, found = shares.values()
 assert noisy.max() > 2 * noisy[0]
 assert found.max() < found[0] + 0.1

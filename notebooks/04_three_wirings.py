@@ -245,6 +245,7 @@ print(f"largest difference of the outputs: {apart:.2f} of the largest output")
 # nothing.
 
 # %%
+# asserts what this chapter says; may fail after changes of your own
 stored, right, *wrong = rows.values()
 assert abs(stored - right) < 1e-9
 assert min(wrong) > stored + 1

@@ -187,6 +187,7 @@ for seed, temperature in ((0, 0.8), (1, 0.8), (2, 0.8), (0, 2.0)):
 # - Temperature, top-k and top-p reshape the distribution. A draw is one look-up in the cumulative probabilities.
 
 # %%
+# asserts what this chapter says; may fail after changes of your own
 assert np.array_equal(model.generate(ids[None], max_new_tokens=24)[0], story)
 assert np.allclose(whole.logits[:, 10:], rest.logits, rtol=0, atol=1e-10)
 assert without[-1] > 5 * with_cache[-1]

@@ -231,6 +231,7 @@ print(f"  {', '.join(unseen[:3])}\n  {', '.join(unseen[3:])}")
 # - Where a mistake is known, comparing with what it would give finds its name.
 
 # %%
+# asserts what this chapter says; may fail after changes of your own
 assert not oracle.first_divergence(oracle.trace(model, ids), reference)
 assert np.array_equal(made["broken"], made["right"])
 assert same_text

@@ -321,6 +321,7 @@ for name, one in (("new", refdiff.DiffLlamaForCausalLM.from_config(bundled.confi
 #   left at every depth. In a whole model, layers differ for other reasons, too.
 
 # %%
+# asserts what this chapter says; may fail after changes of your own
 assert worst < 1e-6
 assert sizes[-1, 1] > 3.5 * sizes[0, 1]
 assert (sizes[:, 2] > 14).all()

@@ -453,16 +453,16 @@ print_layers("ρ across pairs", *across, -1)
 # At initialization the maps share nothing: ρ is about 0. Then the heads of the plain model become alike, and **in both
 # differential kinds the maps of a pair become opposites** (the first lines). Chapter 08 lets one expect the second: the
 # maps of a pair share one value and get gradients of opposite signs, $G$ and $-\lambda G$. Plain heads have values of
-# their own; why they become alike was not examined. Later ρ comes back towards 0. At the end it is clearly below 0 in
-# layers 0 and 3 of v1 and in layer 0 of version 2, whose last layer ends above 0. Across pairs, ρ is nearer to 0 than
-# in a pair in layer 0 of both kinds; in layer 3 of v1 the intervals overlap.
+# their own; why they become alike was not examined. Later ρ comes back towards 0. At the end its interval is below 0 in
+# layers 0 and 3 of v1 and in layer 0 of version 2, above 0 in the last layer of version 2, as in the plain model, and
+# contains 0 in the other four. Across pairs, ρ is nearer to 0 than in a pair in layer 0 of both kinds; in layer 3 of v1
+# the intervals overlap.
 #
-# So sharing noise is not how these pairs begin. What one map scores higher, the other scores lower: at step 100 in all
-# layers, at the end in three of eight. (In one, the last of version 2, ρ ends above 0, as in the plain model. In the
-# others the interval contains 0.) A difference of opposites has weights of both signs, which one softmax cannot have.
-# (That is our reading; what the models use it for was not measured.) The bundled model of chapter 03 is of the same
-# kind, but wider, was trained by another optimizer (Muon) and read forty times as many tokens. It ended elsewhere: ρ
-# from −0.10 to 0.40. Opposites may be how pairs begin, and not how they end.
+# So sharing noise is not how these pairs begin: what one map scores higher, the other scores lower. A difference of
+# opposites has weights of both signs, which one softmax cannot have. (That is our reading; what the models use it for
+# was not measured.) The bundled model of chapter 03 is of the same kind, but wider, was trained by another optimizer
+# (Muon) and read forty times as many tokens. It ended elsewhere: ρ from −0.10 to 0.40. Opposites may be how pairs
+# begin, and not how they end.
 #
 # Here is one pair of heads while it learns, reading the same words at each moment. It is of a v1 model at the low rate,
 # whose maps change slowly enough to follow. Play it. (Where scripts do not run, as on GitHub, this place is empty; the
@@ -540,6 +540,7 @@ print("loss at steps 3600 and 4000:", {kind: [validation[kind][step] for step in
 #   kind can show the opposite: in rows of 256 tokens the best plain model finds three times what the best v1 finds.
 
 # %%
+# asserts what this chapter says; may fail after changes of your own
 counts = {run["wiring"]: run["parameters"] for run in runs}
 assert counts["hf"] - counts["none"] == 4 * (experiment.width // experiment.heads) * experiment.layers
 assert {(run["wiring"], run["seed"]) for run in runs} == {(wiring, seed) for wiring in kinds for seed in range(5)}
