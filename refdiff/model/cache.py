@@ -8,6 +8,7 @@ import numpy as np
 
 from refdiff.arrays import Array, device, namespace, take
 from refdiff.memory import physical_memory
+from refdiff.model.inputs import integers
 
 
 class KVCache:
@@ -25,13 +26,15 @@ class KVCache:
         max_tokens: the most tokens that it will hold, if known; its capacity does not grow past it.
 
     Raises:
-        ValueError: `num_layers`, `static` or `max_tokens` is below 1.
+        ValueError: `num_layers`, `static` or `max_tokens` is below 1, or no integer.
     """
 
     def __init__(self, num_layers: int, *, static: int | None = None, max_tokens: int | None = None) -> None:
-        if any(size is not None and size < 1 for size in (num_layers, static, max_tokens)):
+        sizes = (num_layers, static, max_tokens)
+        if any(size is not None and (not isinstance(size, int | np.integer) or size < 1) for size in sizes):
             raise ValueError(
-                f"KVCache: num_layers, static, max_tokens: got {num_layers}, {static}, {max_tokens}, expected 1 or more"
+                f"KVCache: num_layers, static, max_tokens: got {num_layers!r}, {static!r}, {max_tokens!r}, "
+                "expected integers of 1 or more"
             )
         self.static = static
         self.max_tokens = max_tokens
@@ -154,8 +157,9 @@ class KVCache:
 
         Raises:
             IndexError: an index is not that of a sequence in the cache.
+            ValueError: an index is no integer.
         """
-        rows = [int(i) for i in indices]
+        rows: list[int] = integers("indices", indices).reshape(-1).tolist()
         batch = self.batch_size
         if batch is None:
             return
@@ -170,10 +174,10 @@ class KVCache:
         """Forget all tokens after the first `length`.
 
         Raises:
-            ValueError: `length` is not in 0 to len(cache).
+            ValueError: `length` is no integer from 0 to len(cache).
         """
-        if not 0 <= length <= len(self):
-            raise ValueError(f"KVCache: crop: got length {length}, expected 0 to {len(self)}")
+        if not isinstance(length, int | np.integer) or not 0 <= length <= len(self):
+            raise ValueError(f"KVCache: crop: got length {length!r}, expected an integer from 0 to {len(self)}")
         self._lengths = [length] * self.num_layers
 
 

@@ -83,7 +83,11 @@ def filled(**sizes):
             (lambda rows=rows: filled().reorder(rows), IndexError, "reorder: got indices .*, expected 0 to 1")
             for rows in ([2], [-1], [0, 5])
         ),
-        *((lambda n=n: filled().crop(n), ValueError, f"crop: got length {n}, expected 0 to 5") for n in (-1, 6)),
+        *(
+            (lambda n=n: filled().crop(n), ValueError, f"crop: got length {n}, expected an integer from 0 to 5")
+            for n in (-1, 6, 2.0)
+        ),
+        (lambda: filled().reorder([0.5, 1]), ValueError, "indices: got dtype float64, expected integers"),
         (lambda: filled().append(0, *(x[:1] for x in one(2))), ValueError, "expected a batch of 2 as in the cache"),
         *(
             (lambda other=other: filled().append(0, *map(other, one(2))), ValueError, message)
@@ -94,8 +98,9 @@ def filled(**sizes):
             )
         ),
         (lambda: filled().append(0, one(2)[0], one(2)[0]), ValueError, r"v: got shape \(2, 1, 2, 3\)"),
-        (lambda: KVCache(0), ValueError, "expected 1 or more"),
-        *((lambda n=n: KVCache(2, **{n: 0}), ValueError, "expected 1 or more") for n in ("static", "max_tokens")),
+        (lambda: KVCache(0), ValueError, "expected integers of 1 or more"),
+        (lambda: KVCache("3"), ValueError, "got '3', None, None, expected integers of 1 or more"),
+        *((lambda n=n: KVCache(2, **{n: 0}), ValueError, "integers of 1 or more") for n in ("static", "max_tokens")),
         (lambda: KVCache(1).commit(0, 1), ValueError, "got layer 0, which has no buffers yet"),
         (lambda: filled(static=9).reserve(10), ValueError, "reserve: got 10 tokens, expected at most static=9"),
     ],
