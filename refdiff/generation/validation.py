@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.arrays import to_numpy
 from refdiff.errors import CheckpointError
 from refdiff.generation import sampling
 from refdiff.generation.options import Options
 from refdiff.generation.stopping import Stopping
 from refdiff.memory import physical_memory
 from refdiff.messages import show_value, warn
-from refdiff.model.inputs import check_known, integers, refuse_text, token_ids
+from refdiff.model.inputs import check_known, integers, numbers, refuse_text, token_ids
 
 Emit = Callable[[Any], None]
 Progress = Callable[[str, int, int], None]
@@ -99,6 +98,7 @@ def read_mask(attention_mask: Any, ids: NDArray[np.int64], options: Options) -> 
     A padding token that is an end-of-sequence token too is not masked by default.
 
     Raises:
+        TypeError: neither an array nor lists.
         ValueError: a mask of another shape than the ids, or of other values than 0 and 1.
     """
     if attention_mask is None:
@@ -107,7 +107,7 @@ def read_mask(attention_mask: Any, ids: NDArray[np.int64], options: Options) -> 
             return None
         mask = (ids != pad).astype(np.int64)
     else:
-        mask = to_numpy(np.asarray(attention_mask) if isinstance(attention_mask, list | tuple) else attention_mask)
+        mask = numbers("attention_mask", attention_mask)
         if mask.shape != ids.shape:
             raise ValueError(f"attention_mask: got shape {mask.shape}, expected {ids.shape}, the shape of input_ids")
         if (other := mask[~np.isin(mask, (0, 1))]).size:

@@ -72,6 +72,10 @@ def test_wrong_masks() -> None:
         read_mask([[1, 1], [1, 1]], IDS, Options())
     with pytest.raises(ValueError, match=r"^attention_mask: got 2, expected 0 \(padding\) or 1 \(token\)$"):
         read_mask([[0, 1, 2], [1, 1, 1]], IDS, Options())
+    with pytest.raises(ValueError, match=r"^attention_mask: got sequences of different lengths, expected one length"):
+        read_mask([[0, 1], [1, 1, 1]], IDS, Options())
+    with pytest.raises(TypeError, match=r"^attention_mask: got dict, expected an array or nested lists of numbers"):
+        read_mask({"max_new_tokens": 3}, IDS, Options())  # transformers' second argument is another one
     with pytest.warns(UserWarning, match="padded on the right"):
         read_mask([[1, 1, 0], [1, 1, 1]], IDS, Options())
 
