@@ -154,6 +154,21 @@ def expand_home(path: str) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111, Path.expanduser raises an error without the path
 
 
+def output_folder(directory: str | os.PathLike[str]) -> Path:
+    """Return the folder that a user names to write to; an empty name is not the current folder.
+
+    Raises:
+        TypeError: no path.
+        ValueError: an empty name.
+    """
+    given: Any = directory
+    if not isinstance(given, str | os.PathLike):
+        raise TypeError(f"directory: got {given!r}, expected the name of a folder")
+    if not os.fspath(given):
+        raise ValueError('directory: got an empty name, expected that of a folder; "." is the current one')
+    return expand_home(os.fspath(given))
+
+
 def finite_float(text: str) -> float:
     """Parse a JSON number; raise `ValueError` if it overflows, where Python would return infinity."""
     value = float(text)

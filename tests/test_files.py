@@ -363,3 +363,15 @@ def test_a_lock_ends_with_the_file(tmp_path: Path) -> None:
         assert not lock(other, wait=False)
         one.close()
         assert lock(other, wait=True)
+
+
+@pytest.mark.parametrize("save", ["model", "config", "tokenizer"])
+def test_a_folder_to_write_to_has_a_name(save: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled")
+    to_save: Any = {"model": model, "config": model.config, "tokenizer": refdiff.Tokenizer.from_pretrained("bundled")}
+    with pytest.raises(ValueError, match="directory: got an empty name, expected that of a folder"):
+        to_save[save].save_pretrained("")
+    with pytest.raises(TypeError, match="directory: got None, expected the name of a folder"):
+        to_save[save].save_pretrained(None)
+    assert not list(tmp_path.iterdir())

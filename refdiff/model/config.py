@@ -11,7 +11,7 @@ from typing import Any
 
 from refdiff import bundled, hub
 from refdiff.errors import CheckpointError
-from refdiff.files import expand_home, read_json, write_json
+from refdiff.files import output_folder, read_json, write_json
 from refdiff.messages import list_problems, show_value, warn
 from refdiff.model import config_checks, rope_parameters
 from refdiff.model.commit import finish
@@ -155,7 +155,7 @@ class DiffLlamaConfig:
         for name in ("dtype", "label2id", "problem_type", "architectures"):
             if values.get(name) is None:
                 values.pop(name, None)
-        folder = expand_home(os.fspath(directory))
+        folder = output_folder(directory)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", values)
         return folder / "config.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from refdiff.errors import CheckpointError
-from refdiff.files import expand_home, write_atomically, write_json
+from refdiff.files import output_folder, write_atomically, write_json
 from refdiff.generation import chat_template as templates
 from refdiff.generation.tokenizer import backend as backends
 from refdiff.generation.tokenizer.config import (
@@ -130,7 +130,7 @@ class Tokenizer(Vocabulary):
             padding_side=self.padding_side, truncation_side=self.truncation_side,
             model_max_length=self.model_max_length,
         )  # fmt: skip
-        folder = expand_home(os.fspath(directory))
+        folder = output_folder(directory)
         folder.mkdir(parents=True, exist_ok=True)
         templates.write_files(folder, self.chat_template)
         write_atomically(folder / "tokenizer.json", self.backend.to_json().encode("utf-8"), follow_link=False)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.browser import require
-from refdiff.files import expand_home, write_json
+from refdiff.files import output_folder, write_json
 from refdiff.hub.download import INDEX, SINGLE
 from refdiff.model.commit import PENDING, is_pending, replacing
 from refdiff.model.config import DiffLlamaConfig
@@ -62,7 +62,7 @@ def save(
         dtype = "float64" if any("float64" in str(array.dtype) for array in arrays.values()) else "float32"
     compute_dtype(dtype)  # refuses a dtype that is none
     shards = _split(arrays, dtype, _in_bytes(max_shard_size))
-    directory = expand_home(os.fspath(directory))
+    directory = output_folder(directory)
     if directory.exists() and not directory.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "got a file, expected a folder; name another", str(directory))
     try:
