@@ -121,6 +121,9 @@ class Arithmetic:
     Args:
         query_factor: the factor that q includes for a scale other than 1/√d. A kernel that stores Q Kᵀ before it is
             scaled stores it without this factor.
+
+    raw_score_error: with noise, the error of the last scores that a softcap is applied to.
+    capped_errors: with noise, the errors of the capped scores of map 1 and of map 2, from those of the raw scores.
     """
 
     def __init__(self, recipe: Recipe, order: Order, query_factor: float = 1.0) -> None:
@@ -128,6 +131,8 @@ class Arithmetic:
         self._random = np.random.default_rng(order.noise)
         self._forward_random = np.random.default_rng([order.noise, 1])
         self._gate_random = np.random.default_rng([order.noise, 2])
+        self.raw_score_error: Numpy | None = None
+        self.capped_errors: tuple[Numpy, ...] = ()
 
     @property
     def dtype(self) -> Any:

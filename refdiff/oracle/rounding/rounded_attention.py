@@ -155,7 +155,8 @@ def rounded_attention_vjp(
     values = np.repeat(arith.array(v), H // K, axis=1)
     maps = list(scores_of_maps(arith, (q1, keys[0], q2, keys[1]), mask, bias, causal))
     sides = ((arith.array(q1), keys[0]), (arith.array(q2), keys[1]))
-    w1, w2 = (_recompute_weights(arith, z, *side) for z, side in zip(maps, sides, strict=True))
+    capped = arith.capped_errors or (None, None)
+    w1, w2 = (_recompute_weights(arith, z, *side, error) for z, side, error in zip(maps, sides, capped, strict=True))
     g, lambda_ = arith.round_at(arith.array(g), "o"), arith.array(lambda_)
     with np.errstate(over="ignore", invalid="ignore"):
         g2 = arith.round_at(-lambda_ * g, "o")
@@ -185,11 +186,14 @@ def rounded_attention_vjp(
     return tuple(np.asarray(x, dtype=np.float64) for x in results)
 
 
-def _recompute_weights(arith: Arithmetic, z: Numpy, q: Numpy, k: Numpy) -> Numpy:
+def _recompute_weights(arith: Arithmetic, z: Numpy, q: Numpy, k: Numpy, capped_error: Numpy | None) -> Numpy:
     """Recompute the weights from the scores and the log-sum-exp of the forward pass, if kernels of this order do.
 
     With noise the log-sum-exp also has the error of a forward pass that rounded its scores differently: summed in
     another order, or scaled in another step.
+
+    Args:
+        capped_error: the errors of scores with a softcap, of which q and k do not tell the sums; None without one.
     """
     order = arith.order
     if order.subtract == "weights" or not (order.tile or order.noise):
@@ -200,13 +204,23 @@ def _recompute_weights(arith: Arithmetic, z: Numpy, q: Numpy, k: Numpy) -> Numpy
     total = np.sum(raw, axis=-1, keepdims=True)
     lse = largest + np.log(np.where(total == 0, arith.dtype(1), total))
     if order.noise:
-        highest = np.take_along_axis(k, np.argmax(z, axis=-1)[..., None], axis=2)
-        sums = np.cumsum(q * highest, axis=-1) / math.sqrt(q.shape[-1])  # partial sums of the largest score
-        product_error = RMS_ROUNDING * FORMATS[arith.recipe.accumulate].u * np.sqrt(np.sum(sums**2, axis=-1))
+        product_error = _largest_score_error(arith, z, q, k, capped_error)
         # `exp` rounds both its arguments, with an error of either sign: three times as much cannot cancel
         rounding = RMS_ROUNDING * FORMATS["float32"].u * np.maximum(np.abs(largest), np.abs(lse))
-        lse = arith.perturb_forward(lse, np.hypot(product_error[..., None], 3 * rounding))
+        lse = arith.perturb_forward(lse, np.hypot(product_error, 3 * rounding))
     return arith.exp(z, arith.array(lse))
+
+
+def _largest_score_error(arith: Arithmetic, z: Numpy, q: Numpy, k: Numpy, capped_error: Numpy | None) -> Numpy:
+    """Return the error of the largest score of each row, (B, h, T, 1), from its partial sums."""
+    if capped_error is not None:
+        keys = z[..., : capped_error.shape[-1]]  # without a sink
+        found: Numpy = np.take_along_axis(capped_error, np.argmax(keys, axis=-1)[..., None], axis=-1)
+        return found
+    highest = np.take_along_axis(k, np.argmax(z, axis=-1)[..., None], axis=2)
+    sums = np.cumsum(q * highest, axis=-1) / math.sqrt(q.shape[-1])
+    error: Numpy = RMS_ROUNDING * FORMATS[arith.recipe.accumulate].u * np.sqrt(np.sum(sums**2, axis=-1))
+    return error[..., None]
 
 
 def _transpose(x: Numpy) -> Numpy:

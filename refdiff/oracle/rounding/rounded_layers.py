@@ -198,6 +198,10 @@ def _round_at(arith: Arithmetic, x: Numpy, site: str) -> Numpy:
 
 def _softcap(arith: Arithmetic, z: Numpy, cap: float) -> Numpy:
     """Compute cap · tanh(z / cap), as 2σ(2x) − 1 in many kernels: with float32's unit roundoff near 0 as well."""
+    if arith.raw_score_error is not None:
+        slope = 1 - np.tanh(z / cap) ** 2
+        error = np.where(slope > 0, arith.raw_score_error, 0.0) * slope
+        arith.capped_errors = (*arith.capped_errors[-1:], error)
     return arith.perturb(arith.tanh(z / cap) * cap, np.asarray(FORMATS["float32"].u * cap))
 
 
@@ -220,7 +224,15 @@ def _round_scaled(arith: Arithmetic, q: Numpy, k: Numpy, scale: float) -> tuple[
 
 
 def _raw_scores(arith: Arithmetic, q: Numpy, k: Numpy) -> Numpy:
-    return _float64(scores(arith, arith.array(q), arith.array(k), None, None))
+    z = _float64(scores(arith, arith.array(q), arith.array(k), None, None))
+    if arith.order.noise:
+        # n partial sums are a random walk to the score, or grow steadily to it
+        n = q.shape[-1]
+        walk = np.sqrt(np.matmul(q * q, np.swapaxes(k * k, -1, -2)) / n)
+        steady = np.abs(z) * math.sqrt(n / 3)
+        unit = RMS_ROUNDING * FORMATS[arith.recipe.accumulate].u
+        arith.raw_score_error = unit * np.hypot(walk * math.sqrt(n / 2), steady)
+    return z
 
 
 def _raw_scores_vjp(arith: Arithmetic, g: Numpy, q: Numpy, k: Numpy) -> tuple[Numpy, Numpy]:
