@@ -21,7 +21,6 @@ from refdiff.oracle.budget.gradient_terms import (
 from refdiff.oracle.budget.hard_bound import bounds, lambda_error
 from refdiff.oracle.budget.row_sample import (
     RowSample,
-    is_dense,
     is_large,
     least_row_error,
     measure_rows,
@@ -238,7 +237,7 @@ def budget(
             factor = exact.get({"dq": "k", "dk": "q"}.get(name, ""))
             flushed_times = 0.0 if factor is None else float(np.max(np.abs(factor), initial=0.0))
             tensors[name] = _row_budget(name, y, found, hard, recipe, rows.get(name, "row"), divisor, flushed_times)
-            if name == "out" and is_dense(spec, exact):
+            if name == "out" and not is_layer(exact) and spec.padded_queries == "computed":
                 tensors[name] = _raise_lucky_rows(tensors[name], spec, exact, recipe)
         else:
             norm, order_error = norms.get(name[1:], np.asarray(0.0)), 0.0
@@ -259,8 +258,7 @@ def budget(
 
 def _raise_lucky_rows(found: RowBudget, spec: Spec, inputs: Inputs, recipe: Recipe) -> RowBudget:
     """Raise E_r of an output where it is small by chance, to `least_row_error`."""
-    _, sizes = measure_rows(spec, inputs, recipe)
-    least = least_row_error(sizes, found.expected, found.rows)
+    least = least_row_error(spec, inputs, recipe, found.expected, found.rows)
     return replace(found, rows=np.maximum(found.rows, np.minimum(least, found.bounds)))
 
 

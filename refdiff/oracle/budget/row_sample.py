@@ -32,7 +32,7 @@ import numpy as np
 from refdiff.backends import Ops, ops_for, overlay
 from refdiff.oracle.budget.statistics import root_mean_square, safe_ratio
 from refdiff.oracle.inputs import VECTORS, is_layer
-from refdiff.oracle.inputs.sequences import Inputs, Numpy, select
+from refdiff.oracle.inputs.sequences import Inputs, Numpy, select, sequences
 from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.rounding.evaluation_order import RMS_ROUNDING, sum_error
 from refdiff.oracle.rounding.recipe import Recipe
@@ -255,7 +255,7 @@ def sampled_queries(sizes: RowSizes, estimate: Numpy, expected: Numpy) -> Numpy:
     return np.array(sorted(chosen))
 
 
-def least_row_error(sizes: RowSizes, expected: Numpy, rows: Numpy) -> Numpy:
+def least_row_error(spec: Spec, inputs: Inputs, recipe: Recipe, expected: Numpy, rows: Numpy) -> Numpy:
     """Return a lower limit for E_r of each row, (B, h, T), from the median ratio of E_r to its estimate.
 
     In a row that one rounding decides, all orders may happen to have small errors.
@@ -263,10 +263,15 @@ def least_row_error(sizes: RowSizes, expected: Numpy, rows: Numpy) -> Numpy:
     Shapes:
         expected (B, h, T, e), rows, the E_r of all orders, (B, h, T)
     """
+    estimate = np.zeros_like(rows)
     with np.errstate(over="ignore", invalid="ignore"):
-        estimate = sizes.row_error(expected)
-        known = sizes.is_first_order(expected) & np.isfinite(estimate) & (estimate > 0)
-    estimate = np.where(known, estimate, 0.0)
+        for part in sequences(inputs):
+            if part.is_empty:
+                continue
+            y, (_, sizes) = expected[part.index], measure_rows(spec, part.inputs, recipe)
+            found = sizes.row_error(y)
+            estimate[part.index] = np.where(sizes.is_first_order(y) & np.isfinite(found), found, 0.0)
+    known = estimate > 0
     usual = float(np.median(rows[known] / estimate[known])) if known.any() else 0.0
     return THRESHOLDS.min_row_ratio * usual * estimate
 
