@@ -100,7 +100,7 @@ def _positions_of_the_longest(spec: Spec, inputs: Inputs) -> Inputs | None:
     return {**inputs, "q_positions": np.concatenate([np.arange(longest - n, longest) for n in counts])[None]}
 
 
-def _round_lengths(rounded: Callable[[Any, int], Any]) -> Callable[[Spec, Inputs], Inputs | None]:
+def round_lengths(rounded: Callable[[Any, int], Any]) -> Callable[[Spec, Inputs], Inputs | None]:
     """Round the lengths of the sequences to whole pages of p keys; queries keep their positions."""
 
     def misread(spec: Spec, inputs: Inputs) -> Inputs | None:
@@ -224,11 +224,11 @@ INPUT_DEVIATIONS: tuple[Deviation, ...] = (
     Deviation("positions_of_the_longest_sequence", "Queries rotated by the positions of the longest sequence.", "paged",
               arrays=_positions_of_the_longest),
     Deviation("last_page_lost", "The last page of each sequence not read, unless it is full.", "paged",
-              arrays=_round_lengths(lambda n, p: n // p * p)),
+              arrays=round_lengths(lambda n, p: n // p * p)),
     Deviation("last_page_is_the_one_before", "A last page that is not full read from where the page before it lies.",
               "paged", arrays=_repeat_page_before_last),
     Deviation("last_page_whole", "The last page of each sequence read to its end, beyond the length.", "paged",
-              arrays=_round_lengths(lambda n, p: -(-n // p) * p)),
+              arrays=round_lengths(lambda n, p: -(-n // p) * p)),
 )  # fmt: skip
 
 TRIANGLE_DEVIATIONS: tuple[Deviation, ...] = (

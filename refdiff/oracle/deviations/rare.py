@@ -7,16 +7,23 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from refdiff.oracle.deviations.deviation import Deviation, Problem
-from refdiff.oracle.deviations.input_deviations import INPUT_DEVIATIONS, TRIANGLE_DEVIATIONS, query_positions
+from refdiff.oracle.deviations.input_deviations import (
+    INPUT_DEVIATIONS,
+    TRIANGLE_DEVIATIONS,
+    query_positions,
+    round_lengths,
+)
 from refdiff.oracle.deviations.spec_deviations import SPEC_DEVIATIONS
 from refdiff.oracle.deviations.tiles import ONE_MAP_AXIS, ONLINE_AXIS, TILE_DEVIATIONS
 from refdiff.oracle.inputs import kind_of
-from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import attention_mask
 
 MASK_AXES = ("mask", "mask align", "mask off by one", "window")
 """The axes of deviations that change which keys a query sees."""
+TABLE_AXIS = "tables"
+"""The axis of deviations that misread the tables of packed and paged sequences."""
 
 
 def _mask_of_one_map(deviation: Deviation, number: int, spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs] | None:
@@ -51,11 +58,27 @@ def _turn_queries_back(spec: Spec, inputs: Inputs) -> Inputs | None:
     return None if spec.rope == "none" else {**inputs, "q_positions": -query_positions(spec, inputs)}
 
 
-def _turn_keys_back(spec: Spec, inputs: Inputs) -> Inputs | None:
-    if spec.rope == "none" or ("k_positions" not in inputs and kind_of(inputs) != "dense"):
+def _scale_key_positions(factor: int) -> Callable[[Spec, Inputs], Inputs | None]:
+    """Rotate keys by the angles of their positions times `factor`."""
+
+    def turned(spec: Spec, inputs: Inputs) -> Inputs | None:
+        own = None if spec.rope == "none" else _key_positions(inputs)
+        return None if own is None else {**inputs, "k_positions": factor * own}
+
+    return turned
+
+
+def _key_positions(inputs: Inputs) -> Numpy | None:
+    """Return the positions of keys, (B or 1, S); None for a whole layer without them."""
+    if "k_positions" in inputs:
+        return inputs["k_positions"]
+    kind = kind_of(inputs)
+    if kind == "layer":
         return None
-    own = inputs["k_positions"] if "k_positions" in inputs else np.arange(inputs["k"].shape[2])[None]
-    return {**inputs, "k_positions": -own}
+    if kind == "packed":
+        counts = np.diff(inputs.get("cu_seqlens_k", inputs["cu_seqlens_q"]))
+        return np.concatenate([np.arange(n) for n in counts])[None]
+    return np.arange(np.max(inputs["lengths"], initial=0) if kind == "paged" else inputs["k"].shape[2])[None]
 
 
 def _mask_of_the_first_sequence(spec: Spec, inputs: Inputs) -> Inputs:
@@ -74,17 +97,65 @@ def _begin_pages_with_the_page_before(spec: Spec, inputs: Inputs) -> Inputs | No
     return {**made, "block_table": np.arange(table.size).reshape(table.shape)}
 
 
+def _table_of_the_first_sequence(spec: Spec, inputs: Inputs) -> Inputs | None:
+    if "block_table" not in inputs:
+        return None
+    table = inputs["block_table"]
+    return {**inputs, "block_table": np.broadcast_to(table[:1], table.shape)}
+
+
+def _table_one_entry_later(spec: Spec, inputs: Inputs) -> Inputs | None:
+    if "block_table" not in inputs:
+        return None
+    table = inputs["block_table"]
+    return {**inputs, "block_table": np.concatenate([table[:, 1:], table[:, -1:]], axis=1)}
+
+
+def _lengths_one_more(spec: Spec, inputs: Inputs) -> Inputs | None:
+    if "lengths" not in inputs:
+        return None
+    capacity = inputs["block_table"].shape[1] * inputs["k_pages"].shape[2]
+    return {**inputs, "lengths": np.minimum(inputs["lengths"] + 1, capacity)}
+
+
+def _lengths_one_less(spec: Spec, inputs: Inputs) -> Inputs | None:
+    """Count one key less, which the position of each query follows; else it is `tokens_that_do_not_see_themselves`."""
+    if "lengths" not in inputs or (spec.rope == "none" and spec.window is None):
+        return None
+    return {**inputs, "lengths": np.maximum(inputs["lengths"] - 1, 0)}
+
+
+def _count_keys_as_queries(spec: Spec, inputs: Inputs) -> Inputs | None:
+    if "cu_seqlens_k" not in inputs or inputs["cu_seqlens_q"][-1] > inputs["k"].shape[2]:
+        return None
+    return {**inputs, "cu_seqlens_k": inputs["cu_seqlens_q"]}
+
+
 RARE_DEVIATIONS: tuple[Deviation, ...] = (
     *TILE_DEVIATIONS,
     *_one_map_masks(),
     Deviation("queries_turned_the_other_way", "RoPE rotates queries by the opposite angle, and keys by theirs.",
               "direction", arrays=_turn_queries_back),
     Deviation("keys_turned_the_other_way", "RoPE rotates keys by the opposite angle, and queries by theirs.",
-              "direction", arrays=_turn_keys_back),
+              "direction", arrays=_scale_key_positions(-1)),
+    Deviation("keys_rotated_twice", "RoPE rotates keys again that are rotated already, as in a cache.", "direction",
+              arrays=_scale_key_positions(2)),
     Deviation("padding_of_the_first_sequence", "The padding mask of sequence 0 for every sequence.", "padding",
               arrays=_mask_of_the_first_sequence),
     Deviation("first_key_of_a_page_from_the_page_before", "The first key of each page after the first read from the "
               "page before: page (s − 1) // p in place of s // p.", "paged", arrays=_begin_pages_with_the_page_before),
+    Deviation("block_table_of_the_first_sequence", "The block table of sequence 0 for every sequence.", TABLE_AXIS,
+              arrays=_table_of_the_first_sequence),
+    Deviation("block_table_one_entry_later", "Each page read by the next entry of the block table.", TABLE_AXIS,
+              arrays=_table_one_entry_later),
+    Deviation("lengths_one_more", "Each sequence one key longer than its length.", TABLE_AXIS,
+              arrays=_lengths_one_more),
+    Deviation("lengths_one_less", "Each sequence one key shorter than its length, as before the newest key is counted.",
+              TABLE_AXIS, arrays=_lengths_one_less),
+    Deviation("length_of_the_longest_sequence", "The length of the longest sequence for every sequence.", TABLE_AXIS,
+              arrays=round_lengths(lambda n, p: np.full_like(n, np.max(n, initial=0)))),
+    Deviation("keys_counted_as_queries", "cu_seqlens_q in place of cu_seqlens_k: where keys start and end.", TABLE_AXIS,
+              arrays=_count_keys_as_queries),
 )  # fmt: skip
-SINGLE_AXES = (ONLINE_AXIS, ONE_MAP_AXIS, "direction", "padding")
+SINGLE_AXES = (ONLINE_AXIS, ONE_MAP_AXIS, TABLE_AXIS, "direction", "padding")
 """The axes of deviations that are not tried in pairs: there are many of them, or they are rare."""

@@ -27,7 +27,7 @@ from refdiff.oracle.diagnosis.targets import (
     row_ratios,
 )
 from refdiff.oracle.inputs import kind_of
-from refdiff.oracle.inputs.sequences import Numpy
+from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
@@ -221,6 +221,7 @@ def merge_equivalent(spec: Spec, fitting: list[Candidate], evidence: Evidence, k
     spec = shrink_spec(spec)
     probed = draw_probes(spec, kind)
     probed += [{**x, "key_mask": x["key_mask"][::-1]} for x in probed if "key_mask" in x]  # padding in sequence 0
+    probed += [_fill_unused_slots(x) for x in probed if "k_pages" in x]
     kept: list[tuple[Candidate, list[Numpy | None]]] = []
     for candidate in fitting:
         outs: list[Numpy | None] = [j.wrong for j in evidence[candidate.deviations][1]]
@@ -232,6 +233,14 @@ def merge_equivalent(spec: Spec, fitting: list[Candidate], evidence: Evidence, k
         else:
             kept.append((candidate, outs))
     return [candidate for candidate, _ in kept]
+
+
+def _fill_unused_slots(inputs: Inputs) -> Inputs:
+    """Return paged inputs with numbers in place of NaN: all reads beyond a length give the same NaN."""
+    random, made = np.random.default_rng(0), dict(inputs)
+    for name in ("k_pages", "v_pages"):
+        made[name] = np.where(np.isnan(made[name]), random.normal(size=made[name].shape), made[name])
+    return made
 
 
 def drop_dominated(fitting: list[Candidate], evidence: Evidence, parts: Parts) -> list[Candidate]:

@@ -9,6 +9,7 @@ import pytest
 
 from refdiff.oracle import cases, diagnose
 from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.deviations.listed import EVERY
 from refdiff.oracle.deviations.rare import RARE_DEVIATIONS
 from refdiff.oracle.spec.presets import YARN
 from refdiff.oracle.strategies import Structure, draw
@@ -76,6 +77,11 @@ def test_each_has_its_name(preset: str, fields: dict[str, Any], name: str) -> No
         ("last_page_lost", "serving", 0),
         ("last_page_is_the_one_before", "serving", 0),
         ("first_key_of_a_page_from_the_page_before", "serving", 0),
+        *((name, "serving", 0) for name in (
+            "keys_rotated_twice", "block_table_of_the_first_sequence", "lengths_one_less",
+            "length_of_the_longest_sequence",
+        )),
+        ("keys_counted_as_queries", "layout", 0),
         ("accumulator_not_rescaled_by_tiles_of_16", "tiles", 0),
         ("denominator_not_rescaled_by_tiles_of_32", "tiles", 0),
         ("sums_not_rescaled_by_tiles_of_64", "tiles", 1),
@@ -89,6 +95,17 @@ def test_mistakes_of_published_kernels_have_their_names(name: str, profile: str,
     wrong = kernel(case, [next((d for d in RARE_DEVIATIONS if d.name == name), None) or named("hf_diffllama", name)])
     found = diagnose(wrong, case.spec, case.inputs, recipe=dtype, max_deviations=1)
     assert found.name == name, str(found)
+
+
+@pytest.mark.parametrize("name", ["last_page_whole", "lengths_one_more", "block_table_one_entry_later"])
+def test_reads_beyond_a_sequence_are_not_told_apart_by_nan(name: str) -> None:
+    """Unused slots are NaN, and so is every row, whichever of them is read."""
+    case = cases("serving", 7, spec=small_spec("hf_diffllama"))[0]
+    (wrong,) = (d for d in (*RARE_DEVIATIONS, *EVERY) if d.name == name)
+    found = diagnose(kernel(case, [wrong]), case.spec, case.inputs, recipe="float32", max_deviations=1)
+    assert {c.name for c in found.candidates} == {
+        "last_page_whole", "lengths_one_more", "block_table_one_entry_later"
+    }, str(found)  # fmt: skip
 
 
 def test_a_window_of_one_map_has_its_name_where_some_inputs_do_not_show_it() -> None:
