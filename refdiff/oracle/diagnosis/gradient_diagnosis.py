@@ -21,11 +21,14 @@ from refdiff.oracle.mistakes.in_backward import (
     BACKWARD_MISTAKES,
     GENERAL_BACKWARD_MISTAKES,
     query_head_mistake,
+    row_sum_mistake,
     softcap_mistake,
+    tiled_heads_mistake,
 )
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
+from refdiff.oracle.truth.attention_operands import head_indices
 from refdiff.oracle.truth.backward import backward
 
 Numpy = np.ndarray[Any, Any]
@@ -34,6 +37,8 @@ MAX_NAMED = 3
 """The most fitting deviations that are named; of more, only the first and their number."""
 MAX_PARTS = 16
 """The most sequences or heads of which partial sums are tried."""
+MIN_ROW_WIDTH = 4
+"""The fewest numbers of a row of dq whose error can be told to be a multiple of A K."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,9 @@ def diagnose_gradients(
         share = {d: min(shares[d][n] for n in together) for d in fits}
         yield Answer(text, tuple(together), tuple(Candidate((d,), worst[d], share[d], True) for d in fits))
         left = [name for name in left if name not in together]
+    if "dq" in left and (row_sums := _name_row_sums(spec, budgets, douts, targets, left)):
+        yield row_sums
+        left = [name for name in left if name not in row_sums.names]
     sums = {
         name: targets[name] for name in left if name in budgets[0].sums and any(np.any(t.actual) for t in targets[name])
     }
@@ -104,6 +112,38 @@ def diagnose_gradients(
 
 def _worst_residual(targets: Sequence[Target], found: Sequence[Numpy | None]) -> float:
     return max(quick_residual(t, x) for t, x in zip(targets, found, strict=True))
+
+
+def _name_row_sums(
+    spec: Spec,
+    budgets: Sequence[Budget],
+    douts: Sequence[Any],
+    targets: Mapping[str, Sequence[Target]],
+    wrong: Sequence[str],
+) -> Answer | None:
+    """Return the answer for dq, and for dk of dense inputs, if one wrong number per row explains it; else None.
+
+    Equation:
+        ∂L/∂S = A ⊙ (∂L/∂A − D + x) with one x for each row of a map adds x A K to ∂L/∂Q
+    """
+    if spec.head_dim < MIN_ROW_WIDTH or not all(np.isfinite(t.actual).all() for t in targets["dq"]):
+        return None
+    w, names = head_indices(spec), [name for name in ("dq", "dk") if name in wrong]
+    for n, (b, dout) in enumerate(zip(budgets, douts, strict=True)):
+        target = targets["dq"][n]
+        unit = _gradients(b, dout, Deviation.of(row_sum_mistake(1.0, 1.0)))["dq"] - target.expected
+        square = np.sum(unit * unit, axis=-1, keepdims=True)
+        along = np.sum((target.actual - target.expected) * unit, axis=-1, keepdims=True)
+        x = along / np.where(square > 0, square, 1.0)
+        found = {"dq": target.expected + x * unit}
+        if kind_of(b.inputs) == "dense":
+            found |= {"dk": _gradients(b, dout, Deviation.of(row_sum_mistake(x[:, w.q1], x[:, w.q2])))["dk"]}
+        near = THRESHOLDS.gradient_residual
+        names = [name for name in names if name in found and quick_residual(targets[name][n], found[name]) < near]
+        if "dq" not in names:
+            return None
+    words = "of other row sums D = rowsum(∂L/∂O ⊙ O): one number per row explains the error"
+    return Answer(_format_answer(names, f"that {words}", f"those {words}"), tuple(names))
 
 
 def _name_partial_sums(
@@ -168,6 +208,8 @@ def _candidate_deviations(spec: Spec, budgets: Sequence[Budget]) -> Iterator[Dev
     mistakes = [m for m in every if m.name != "gradient_of_one_query_head_of_a_group"]
     for alone in (True, False)[: shared - 1]:  # of two heads, all but one is the other alone
         mistakes += [query_head_mistake(n, shared, alone=alone) for n in range(shared)]
+    if shared > 1 and spec.key_groups > 1:
+        mistakes.append(tiled_heads_mistake(spec.key_groups, tiled=spec.group_order == "blocks"))
     mistakes += [] if spec.softcap is None else [softcap_mistake(spec.softcap)]
     yield from map(Deviation.of, mistakes)
 

@@ -110,6 +110,21 @@ def _row_sums_of_the_difference(call: Call) -> Any:
     return _add_row_sums(call(), call, lambda d1, d2: (x * d2, -x * (d2 - (d1 - x * d2))))
 
 
+def row_sum_mistake(first: Any, second: Any) -> Mistake:
+    """Return the mistake of row sums that are too small by `first` in the first map and by `second` in the second.
+
+    Args:
+        first, second: numbers, or arrays (B, H, T, 1).
+    """
+    what = "∂L/∂S = A ⊙ (∂L/∂A − D) with wrong D, in place of D = rowsum(∂L/∂O ⊙ O), O = A V."
+    call = partial(_change_row_sums, (first, second))
+    return Mistake("other_row_sums", what, LAYER, "backward", call)
+
+
+def _change_row_sums(x: tuple[Any, Any], call: Call) -> Any:
+    return _add_row_sums(call(), call, lambda *_: x)
+
+
 def query_head_mistake(number: int, shared: int, *, alone: bool) -> Mistake:
     """Return the mistake of summing ∂L/∂K and ∂L/∂V over one query head of a group alone, or over all but that one.
 
@@ -145,6 +160,28 @@ def _sum_selected_heads(taken: Callable[[Array, Array], Array], call: Call) -> A
         return xp.sum(xp.reshape(d, (d.shape[0], K, H // K, *d.shape[2:])), axis=2)
 
     return dq1, summed(dk1, each["k1"]), dq2, summed(dk2, each["k2"]), summed(dv, each["v"]), dlambda
+
+
+def tiled_heads_mistake(groups: int, *, tiled: bool) -> Mistake:
+    """Return the mistake of summing ∂L/∂K and ∂L/∂V over the query heads of the other order of groups.
+
+    Args:
+        groups: the number of groups of query heads, each of which shares a key head.
+        tiled: whether the mistake gives query head i to group i mod P; else to group i // n.
+    """
+    order = "i mod P in place of i // n" if tiled else "i // n in place of i mod P"
+
+    def moved(d: Array) -> Array:
+        xp, (B, H, *rest) = namespace(d), d.shape
+        first, second = (H // groups, groups) if tiled else (groups, H // groups)
+        return xp.reshape(xp.moveaxis(xp.reshape(d, (B, first, second, *rest)), 1, 2), d.shape)
+
+    def call(call: Call) -> Any:
+        dq1, dk1, dq2, dk2, dv, dlambda = call()
+        return dq1, moved(dk1), dq2, moved(dk2), moved(dv), dlambda
+
+    what = f"∂L/∂K and ∂L/∂V of query head i added to key head {order}, for P key heads of a map."
+    return Mistake("gradient_summed_over_other_query_heads", what, LAYER, "backward", call)
 
 
 def softcap_mistake(cap: float) -> Mistake:

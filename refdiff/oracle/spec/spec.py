@@ -50,7 +50,7 @@ class Spec:
     sinks: whether each query head has a learned score that belongs to no key: A = e^z / (e^sink + Σ e^z). The
         log-sum-exp includes it, and is the sink itself for a query that sees no key.
     causal: whether the causal mask is aligned with the last query and key, or with the first; or "none".
-    window: how many keys a query sees, its own included; None is all.
+    window: how many keys a query sees, its own included; None is all. With causal "none" it sees as many to its right.
     masked_rows: what a row of a map is if its query sees no key. Without sinks its log-sum-exp is −∞ in any case.
     lse_base: the base of the logarithm in lse1 and lse2, or lse.
     padded_queries: the queries are the last T of the S keys, and `key_mask` says which are padding. "computed" judges

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.backends import overlay
+from refdiff.backends import ops_for, overlay
 from refdiff.oracle import Case, Ranking, Recipe, cases, diagnose, truth
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, UNIQUE
 from refdiff.oracle.diagnosis.targets import Target, quick_residual
 from refdiff.oracle.mistakes import Mistake, wrap
-from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES
+from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES, row_sum_mistake
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import quantise
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
@@ -305,6 +305,35 @@ def test_the_query_head_that_is_taken_alone_or_left_out_is_named(heads: tuple[in
     assert found.name == f"gradient_{'of' if alone else 'without'}_one_query_head_of_a_group", str(found)
     which = f"query head {number} (of 0 to {shared - 1} that share a key head)"
     assert which in found.candidates[0].deviations[0].what
+
+
+@pytest.mark.parametrize("names", [("dk", "dv"), ("dk",), ("dv",)], ids=str)
+def test_gradients_summed_over_query_heads_of_other_groups_are_named(names: tuple[str, ...]) -> None:
+    """Those of each query head, (B, H, …), summed as (B, n, P, …) over n in place of (B, P, n, …)."""
+    case = cases("discriminating", 3, spec=SPEC.replace(query_heads=12, key_heads=4), dtype="float32")[1]
+    repeated = {name: np.repeat(case.inputs[name], 3, axis=1) for name in "kv"}
+    each = truth(case.spec.replace(key_heads=12), {**case.inputs, **repeated}, dout=case.dout).grads
+    wrong = gradients(case)
+    for name in names:
+        B, _, S, d = case.inputs[name[1]].shape  # two halves, of 3 query heads for each of 2 key heads
+        wrong[name] = round_to(each[name[1]].reshape(B, 2, 3, 2, S, d).sum(axis=2).reshape(B, 4, S, d), "float32")
+    found = asked(case, wrong)
+    assert (found.status, found.name) == (UNIQUE, "gradient_summed_over_other_query_heads"), str(found)
+
+
+def test_row_sums_of_something_else() -> None:
+    """One wrong number for each row of the second map."""
+    case = case_by_hand()
+    found = asked(case, by_hand(case, row_sum=lambda x: 0.4 * x))
+    assert found.notes[0] == (
+        "dq and dk are those of other row sums D = rowsum(∂L/∂O ⊙ O): one number per row explains the error"
+    )
+    packed = cases("layout", 3, spec=SPEC, dtype="float32")[0]
+    right = gradients(packed)
+    ones = backward(SPEC, quantise(packed.inputs, Recipe.of("float32")), packed.dout.astype(np.float64),
+                    overlay(ops_for(), wrap(row_sum_mistake(1.0, 1.0))))  # fmt: skip
+    found = asked(packed, {"dq": round_to(ones["q"], "float32"), "dk": right["dk"]})
+    assert found.notes[0].startswith("dq is that of other row sums"), str(found)
 
 
 @pytest.mark.parametrize("preset", ["attention", "hf_diffllama"])
