@@ -44,9 +44,9 @@ def fresh_model():
 #
 # In the paper (Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258)) layers count from 1. In code they
 # count from 0, and the exponent is $-0.3\,l$. If you count from 1 and forget the −1, every layer gets the λ_init of the
-# next layer. If you count from 0 and keep the −1, it gets that of the layer before. We give the first mistake to a
-# model. The functions that a model computes with are in `model.ops`, by name, and `overlay` returns them with some of
-# them wrapped, here only `lambda_init`.
+# next layer. If you count from 0 and keep the −1, it gets that of the layer before (and the first layer gets −0.01). We
+# give the first mistake to a model. The functions that a model computes with are in `model.ops`, by name, and `overlay`
+# returns them with some of them wrapped, here only `lambda_init`.
 
 
 # %%
