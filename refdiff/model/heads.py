@@ -180,7 +180,8 @@ class DiffLlamaForSequenceClassification(TrainableModel):
         pad = self.config.pad_token_id
         if pad is None and B != 1:
             raise ValueError(
-                f"pad_token_id: got none in the config, expected one to find the ends of the {B} sequences of a batch"
+                f"pad_token_id: got none in the config, expected one to find the ends of the {B} sequences of a batch; "
+                "set model.config.pad_token_id, or give one sequence at a time"
             )
         end = np.full(B, T - 1)
         if pad is not None and input_ids is not None:

@@ -164,7 +164,7 @@ class PreTrainedModel:
             path_or_repo: a folder with config.json and safetensors, a repo id such as
                 "kajuma/DiffLlama-0.3B-handcut", or "bundled", the small model that the package brings.
             dtype: "auto" or None = as saved; "float32", "float64", "float16", "bfloat16", or NumPy's dtype of it.
-            backend: "numpy", "cupy", or any array-API namespace module.
+            backend: "numpy", "cupy", or any array-API namespace module; JAX's arrays need use_cache=False.
             device: where that backend puts its arrays; None is its default. NumPy has "cpu" alone.
             kernels: "fast" = the backend's kernels, "reference" = the equations as written.
             weights: "expanded" = 16-bit weights become float32 when they are loaded; "stored" = their matrices stay as
