@@ -25,7 +25,7 @@ class DiffLlamaModel(PreTrainedModel):
     @document_inputs
     def __call__(self, input_ids: Any = None, attention_mask: Any = None, **inputs: Unpack[ModelInputs]) -> ModelOutput:
         """Compute `last_hidden_state` (B, T, D)."""
-        return self._forward(input_ids, attention_mask, **inputs)
+        return self._forward(input_ids, attention_mask, inputs)
 
 
 class DiffLlamaForCausalLM(TrainableModel):
@@ -52,13 +52,14 @@ class DiffLlamaForCausalLM(TrainableModel):
             logits_to_keep: only the last n positions (0 = all), or the positions in an integer array (n,) or (B, n),
                 or those that a boolean array (B, T) marks, then as (marked, V).
         """
-        last = 0
-        if isinstance(logits_to_keep, int | np.integer):
-            last = int(logits_to_keep)
-            if last < 0:
-                raise ValueError(f"logits_to_keep: got {last}, expected 0 or more; for one position pass [{last}]")
-        out = self._forward(input_ids, attention_mask, last=last, **inputs)
-        hidden = self._select_positions(out.last_hidden_state, logits_to_keep)
+        is_number = isinstance(logits_to_keep, int | np.integer)
+        last = int(logits_to_keep) if is_number else 0
+        if last < 0:
+            raise ValueError(f"logits_to_keep: got {last}, expected 0 or more; for one position pass [{last}]")
+        out = self._forward(input_ids, attention_mask, inputs, last)
+        hidden = out.last_hidden_state
+        if not is_number:
+            hidden = self._select_positions(hidden, logits_to_keep)
         out.last_hidden_state = None
         out.logits = self.ops.linear(hidden, **self._head)
         if labels is not None:
@@ -112,11 +113,11 @@ class DiffLlamaForCausalLM(TrainableModel):
         head: dict[str, Array] = self.params.get("lm_head") or self.base_params["embed_tokens"]
         return head
 
-    def _head_loss_and_grad(self, g: Array, last: Array, input_ids: Any, labels: Any) -> HeadResult:
+    def _head_loss_and_grad(self, g: Array, last_hidden: Array, input_ids: Any, labels: Any) -> HeadResult:
         targets = self._array(integers("labels", labels))
-        logits = self.ops.linear(last, **self._head)
+        logits = self.ops.linear(last_hidden, **self._head)
         loss, dlogits = losses.causal_lm_loss_and_grad(self.backend, self.ops, g, logits, targets)
-        dlast, head = linear_back(self.ops, dlogits, last, self._head)
+        dlast, head = linear_back(self.ops, dlogits, last_hidden, self._head)
         return loss, dlast, {"lm_head": head}
 
     def _shares(self, labels: Any, parts: Sequence[slice], shape: tuple[int, int]) -> list[float] | None:
@@ -127,10 +128,7 @@ class DiffLlamaForCausalLM(TrainableModel):
         return [count / sum(counts) for count in counts] if sum(counts) else None
 
     def _select_positions(self, hidden: Array, logits_to_keep: Any) -> Array:
-        xp = self.xp
-        if isinstance(logits_to_keep, (int, np.integer)):
-            return hidden[:, -int(logits_to_keep) :, :] if logits_to_keep else hidden
-        kept = host("logits_to_keep", logits_to_keep)
+        xp, kept = self.xp, host("logits_to_keep", logits_to_keep)
         B, T, D = hidden.shape
         if kept.dtype == np.bool_ and kept.shape == (B, T):
             flat = np.flatnonzero(kept)
@@ -165,7 +163,7 @@ class DiffLlamaForSequenceClassification(TrainableModel):
             labels: (B,), or (B, C) for several labels per sequence; add `loss`. `loss_and_grad` gives it with the
                 gradients of all weights.
         """
-        out = self._forward(input_ids, attention_mask, **inputs)
+        out = self._forward(input_ids, attention_mask, inputs)
         pooled, _ = self._pooled(out.last_hidden_state, input_ids)
         out.last_hidden_state = None
         out.logits = self.ops.linear(pooled, **self.params["score"])
@@ -174,9 +172,9 @@ class DiffLlamaForSequenceClassification(TrainableModel):
             out.loss = losses.sequence_loss(self.ops, out.logits, targets, self.config.problem_type)
         return out
 
-    def _pooled(self, last: Any, input_ids: Any) -> tuple[Array, Array]:
+    def _pooled(self, last_hidden: Any, input_ids: Any) -> tuple[Array, Array]:
         """Return the hidden state (B, D) of each sequence's last token, and its index in (B T)."""
-        B, T, D = last.shape
+        B, T, D = last_hidden.shape
         pad = self.config.pad_token_id
         if pad is None and B != 1:
             raise ValueError(
@@ -187,18 +185,18 @@ class DiffLlamaForSequenceClassification(TrainableModel):
         if pad is not None and input_ids is not None:
             end = (np.arange(T) * (token_ids(input_ids) != pad)).max(axis=1)
         rows = self._array(end + T * np.arange(B))
-        return take(self.xp.reshape(last, (B * T, D)), rows), rows
+        return take(self.xp.reshape(last_hidden, (B * T, D)), rows), rows
 
-    def _head_loss_and_grad(self, g: Array, last: Array, input_ids: Any, labels: Any) -> HeadResult:
+    def _head_loss_and_grad(self, g: Array, last_hidden: Array, input_ids: Any, labels: Any) -> HeadResult:
         targets, kind = self._array(numbers("labels", labels)), self.config.problem_type
-        pooled, rows = self._pooled(last, input_ids)
+        pooled, rows = self._pooled(last_hidden, input_ids)
         logits = self.ops.linear(pooled, **self.params["score"])
         loss = losses.sequence_loss(self.ops, logits, targets, kind)
         dlogits = losses.sequence_loss_vjp(self.ops, g, logits, targets, kind)
         dpooled, score = linear_back(self.ops, dlogits, pooled, self.params["score"])
-        flat = self.xp.reshape(last, (-1, last.shape[-1]))
+        flat = self.xp.reshape(last_hidden, (-1, last_hidden.shape[-1]))
         _, dlast = self.ops.embedding_vjp(dpooled, rows, flat)  # pooling looks up rows, as an embedding does
-        return loss, self.xp.reshape(dlast, last.shape), {"score": score}
+        return loss, self.xp.reshape(dlast, last_hidden.shape), {"score": score}
 
 
 class DiffLlamaForTokenClassification(TrainableModel):
@@ -214,7 +212,7 @@ class DiffLlamaForTokenClassification(TrainableModel):
         Args:
             labels: (B, T) integers; add `loss`. `loss_and_grad` gives it with the gradients of all weights.
         """
-        out = self._forward(input_ids, attention_mask, **inputs)
+        out = self._forward(input_ids, attention_mask, inputs)
         out.logits = self.ops.linear(out.last_hidden_state, **self.params["score"])
         out.last_hidden_state = None
         if labels is not None:
@@ -222,12 +220,12 @@ class DiffLlamaForTokenClassification(TrainableModel):
             out.loss = self.ops.cross_entropy(out.logits, targets)
         return out
 
-    def _head_loss_and_grad(self, g: Array, last: Array, input_ids: Any, labels: Any) -> HeadResult:
-        logits = self.ops.linear(last, **self.params["score"])
+    def _head_loss_and_grad(self, g: Array, last_hidden: Array, input_ids: Any, labels: Any) -> HeadResult:
+        logits = self.ops.linear(last_hidden, **self.params["score"])
         targets = losses.checked_labels(logits, self._array(integers("labels", labels)))
         loss = self.ops.cross_entropy(logits, targets)
         dlogits = self.ops.cross_entropy_vjp(g, logits, targets)[0]
-        dlast, score = linear_back(self.ops, dlogits, last, self.params["score"])
+        dlast, score = linear_back(self.ops, dlogits, last_hidden, self.params["score"])
         return loss, dlast, {"score": score}
 
 
@@ -254,7 +252,7 @@ class DiffLlamaForQuestionAnswering(TrainableModel):
             start_positions, end_positions: (B,) integers; both add `loss`. `loss_and_grad` gives it with the gradients
                 of all weights.
         """
-        out = self._forward(input_ids, attention_mask, **inputs)
+        out = self._forward(input_ids, attention_mask, inputs)
         logits = self.ops.linear(out.last_hidden_state, **self.params["qa_outputs"])
         out.last_hidden_state = None
         out.start_logits, out.end_logits = logits[..., 0], logits[..., 1]
@@ -293,11 +291,11 @@ class DiffLlamaForQuestionAnswering(TrainableModel):
             raise ValueError(f"{name}: got shape {positions.shape}, expected ({batch},), one for each text")
         return self._array(positions)
 
-    def _head_loss_and_grad(self, g: Array, last: Array, input_ids: Any, targets: Any) -> HeadResult:
-        starts, ends = (self._positions(name, at, last.shape[0]) for name, at in targets.items())
-        logits = self.ops.linear(last, **self.params["qa_outputs"])
+    def _head_loss_and_grad(self, g: Array, last_hidden: Array, input_ids: Any, targets: Any) -> HeadResult:
+        starts, ends = (self._positions(name, at, last_hidden.shape[0]) for name, at in targets.items())
+        logits = self.ops.linear(last_hidden, **self.params["qa_outputs"])
         halves = (logits[..., 0], logits[..., 1])
         loss = losses.answer_loss(self.ops, *halves, starts, ends)
         dlogits = self.xp.stack(losses.answer_loss_vjp(self.ops, g, *halves, starts, ends), axis=-1)
-        dlast, outputs = linear_back(self.ops, dlogits, last, self.params["qa_outputs"])
+        dlast, outputs = linear_back(self.ops, dlogits, last_hidden, self.params["qa_outputs"])
         return loss, dlast, {"qa_outputs": outputs}

@@ -326,29 +326,29 @@ class PreTrainedModel:
         self,
         input_ids: Any,
         attention_mask: Any,
-        *,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
+        given: ModelInputs,
         last: int = 0,
-        **inputs: Any,
     ) -> ModelOutput:
         """Run the base model and return the hidden states of the `last` tokens (0 = all) and the other results.
 
         Raises:
             TypeError: an argument that no model takes.
         """
-        for name in inputs.keys() - ModelInputs.__annotations__:
+        for name in given.keys() - ModelInputs.__annotations__:
             known = ["input_ids", "attention_mask", *self.head_inputs, *ModelInputs.__annotations__]
             hint = did_you_mean(name, known, show=str, cutoff=0.8)
             raise TypeError(
                 f"{type(self).__name__}: got an unexpected argument {name!r}, expected any of {', '.join(known)}{hint}"
             )
-        hidden, context = self._embed(input_ids, attention_mask, **inputs)
-        if not (output_attentions or output_hidden_states):
+        options: dict[str, Any] = {**given}
+        attentions = options.pop("output_attentions", False)
+        hidden_states = options.pop("output_hidden_states", False)
+        hidden, context = self._embed(input_ids, attention_mask, **options)
+        if not (attentions or hidden_states):
             return ModelOutput(last_hidden_state=self._decode(hidden, context, last), cache=context.cache)
-        recorder = Recorder(self.base_params, attentions=output_attentions, hidden_states=output_hidden_states)
+        recorder = Recorder(self.base_params, attentions=attentions, hidden_states=hidden_states)
         context.ops = recorder.wrap(context.ops)
-        out = ModelOutput(last_hidden_state=self._decode(hidden, context), cache=context.cache)
+        out = ModelOutput(last_hidden_state=self._decode(hidden, context, last), cache=context.cache)
         recorder.add_to(out, self.config.wiring)
         return out
 
@@ -395,11 +395,11 @@ class PreTrainedModel:
         if cache is None and (config.use_cache if use_cache is None else use_cache):
             cache = KVCache(config.num_hidden_layers)
         positions = inputs.positions(position_ids, B, T, past)
-        context = self._context(positions, past, hidden, cache)
+        context = self._context(positions, hidden, cache)
         self._set_visibility(context, attention_mask, B, T, past + T, positions if position_ids is not None else None)
         return hidden, context
 
-    def _context(self, positions: inputs.IntArray, past: int, hidden: Array, cache: KVCache | None) -> Context:
+    def _context(self, positions: inputs.IntArray, hidden: Array, cache: KVCache | None) -> Context:
         config = self.config
         length = int(positions.max()) + 1
         if length > config.max_position_embeddings and not self.warned_of_length:

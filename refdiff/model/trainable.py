@@ -77,9 +77,9 @@ class TrainableModel(PreTrainedModel):
         saving_ops = self.backend.select("saving_ops", context.ops)
         if saving_ops is not None:
             context = replace(context, ops=saving_ops())
-        last, back = diffllama_vjp.diffllama(self.base_params, hidden, context)
+        last_hidden, back = diffllama_vjp.diffllama(self.base_params, hidden, context)
         g = self.xp.full((), share, dtype=hidden.dtype, device=device(hidden))
-        loss, dlast, head = self._head_loss_and_grad(g, last, ids, labels)
+        loss, dlast, head = self._head_loss_and_grad(g, last_hidden, ids, labels)
         dhidden, base = back(dlast)
         table = self._embedding_grad(dhidden, ids)
         if "lm_head" in head and "lm_head" not in self.params:  # one matrix, used twice
@@ -125,7 +125,7 @@ class TrainableModel(PreTrainedModel):
         return found[0]
 
     @abstractmethod
-    def _head_loss_and_grad(self, g: Array, last: Array, input_ids: Any, targets: Any) -> HeadResult:
+    def _head_loss_and_grad(self, g: Array, last_hidden: Array, input_ids: Any, targets: Any) -> HeadResult:
         """Compute the head's loss and its gradients; `g` is the loss's gradient, `targets` the labels or positions."""
 
     def _shares(self, labels: Any, parts: Sequence[slice], shape: tuple[int, int]) -> list[float] | None:

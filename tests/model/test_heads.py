@@ -204,15 +204,16 @@ def test_labels_of_the_kept_positions():
     np.testing.assert_allclose(kept.loss, model(TOKENS, labels=late).loss, rtol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["lables", "last"])
 @pytest.mark.parametrize("kind", CLASSES)
-def test_a_misspelt_argument_is_told_all_that_the_class_takes(kind):
+def test_an_unknown_argument_is_told_all_that_the_class_takes(kind, name):
     known = ["input_ids", "attention_mask", *TARGETS.get(kind, {}), "position_ids", "use_cache"]
     if kind is CAUSAL:
         known.append("logits_to_keep")
-    with pytest.raises(TypeError, match="unexpected argument 'lables'") as caught:
-        small_model(kind)(TOKENS, lables=TOKENS)
-    assert [name for name in known if name not in str(caught.value)] == []
-    assert ("did you mean labels?" in str(caught.value)) == ("labels" in known)
+    with pytest.raises(TypeError, match=f"unexpected argument '{name}'") as caught:
+        small_model(kind)(TOKENS, **{name: TOKENS})
+    assert [other for other in known if other not in str(caught.value)] == []
+    assert ("did you mean labels?" in str(caught.value)) == (name == "lables" and "labels" in known)
 
 
 @pytest.mark.parametrize("kind", CLASSES)
