@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection, Mapping
 from typing import Any
 
-LARGEST = 2**63 - 1
+MAX_INTEGER = 2**63 - 1
 """The largest whole number that any option takes."""
 MAX_PROMPT = 10_000_000
 """Bytes of the longest prompt: a pipe, or a device such as /dev/zero, may have no end."""
@@ -61,7 +61,7 @@ class Number:
         ):
             raise self._error(shown, self.high)
         low = (self.low < value if self.above else self.low <= value) or (self.or_zero and value == 0)
-        high = min(self.high, LARGEST if whole else 1e308)
+        high = min(self.high, MAX_INTEGER if whole else 1e308)
         if not low or value > high:
             raise self._error(shown, high if value > high else self.high)
         return self.kind(value)

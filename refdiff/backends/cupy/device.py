@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.arrays import Array
-from refdiff.backends.cupy.graph import Recorder
+from refdiff.backends.cupy.graph import GraphRecorder
 from refdiff.backends.cupy.tuning import Tuning
 
 SOURCES = Path(__file__).parent / "cuda"
@@ -38,9 +38,9 @@ DATA_TYPES = {"float32": 0, "float16": 2, "bfloat16": 14}
 """cudaDataType, of which CuPy 13 does not name bfloat16."""
 
 
-def gaps(x: Any) -> bool:
-    """Return whether an array is not in C order without gaps."""
-    return not x.flags.c_contiguous
+def contiguous(x: Array) -> Array:
+    """Return an array in C order without gaps: itself, or a copy."""
+    return x if x.flags.c_contiguous else x.copy(order="C")
 
 
 @functools.cache
@@ -139,9 +139,9 @@ class Device:
         """Copy numbers of the host into an array, in the order of the current stream."""
         x.set(numbers)
 
-    def recorder(self) -> Recorder:
+    def recorder(self) -> GraphRecorder:
         """Return a recorder of launches on this device."""
-        return Recorder()
+        return GraphRecorder()
 
     def product(self, x: Any, weight: Any) -> Any:
         """Multiply x (N, I) and weight (O, I), both of one type, as x Wᵀ (N, O) in float32, summed in float32.
@@ -195,7 +195,7 @@ class Runtime:
             self.length = None
 
     def record(self, work: Callable[[], Any]) -> Any:
-        """Record work; see `graph.Recorder`. λ depends on the weights alone: it is computed once and not recorded."""
+        """Record work by a `GraphRecorder`. λ depends on the weights alone: it is computed once and not recorded."""
         lambdas: dict[Any, Array] = {}
 
         def with_lambdas() -> Any:

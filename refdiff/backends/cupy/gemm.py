@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.arrays import Array, namespace
-from refdiff.backends.cupy.device import NUMBERS, Runtime, gaps
+from refdiff.backends.cupy.device import NUMBERS, Runtime, contiguous
 from refdiff.layers.activation import ACTIVATIONS, silu
 
 LINEAR_WEIGHTS = 3
@@ -71,7 +71,7 @@ def swiglu(
 
 def gated(rt: Runtime, gate: Array, up: Array) -> Array:
     """Compute silu(gate) ⊙ up in one launch."""
-    gate, up = (y.copy(order="C") if gaps(y) else y for y in (gate, up))
+    gate, up = contiguous(gate), contiguous(up)
     hidden = rt.device.empty(gate.shape, gate.dtype)
     blocks = min(-(-gate.size // 256), 32 * rt.device.multiprocessors)
     rt.device.launch(
@@ -115,17 +115,13 @@ def _fits(x: Array, weight: Array, bias: Array | None = None) -> bool:
 
 def _flat(x: Array) -> Array:
     """View x (..., inputs) as rows (N, inputs) in one piece; a copy where it has gaps."""
-    flat = namespace(x).reshape(x, (-1, x.shape[-1]))
-    return flat.copy(order="C") if gaps(flat) else flat
+    return contiguous(namespace(x).reshape(x, (-1, x.shape[-1])))
 
 
 def _as_read(weight: Array, bias: Array | None = None) -> tuple[Array, Array | None]:
     """Return a weight in one piece, and its bias in float32."""
     xp = namespace(weight)
-    return (
-        weight.copy(order="C") if gaps(weight) else weight,
-        None if bias is None else xp.astype(bias, xp.float32, copy=False),
-    )
+    return contiguous(weight), None if bias is None else xp.astype(bias, xp.float32, copy=False)
 
 
 def _rows_at_once(flat: Array) -> int:

@@ -37,7 +37,7 @@ class Recorded:
         return self._result
 
 
-class Recorder:
+class GraphRecorder:
     """Records on a stream of its own, with memory from a pool of its own."""
 
     def __init__(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.arrays import Array, namespace
-from refdiff.backends.cupy.device import NUMBERS, SIXTEEN_BITS, Runtime, gaps
+from refdiff.backends.cupy.device import NUMBERS, SIXTEEN_BITS, Runtime, contiguous
 from refdiff.backends.cupy.geometry import row_shares, row_threads
 
 
@@ -33,14 +33,12 @@ def scaled_norm(rt: Runtime, x: Array, weight: Array | None, eps: float, factor:
         return NotImplemented
     xp = namespace(x, weight)
     order = sorted(range(x.ndim - 1), key=lambda axis: -x.strides[axis])
-    lying = xp.permute_dims(x, (*order, x.ndim - 1))
-    if gaps(lying):
-        lying = lying.copy(order="C")
-    y = rt.device.empty(lying.shape, x.dtype)
+    ordered = contiguous(xp.permute_dims(x, (*order, x.ndim - 1)))
+    y = rt.device.empty(ordered.shape, x.dtype)
     size, threads = x.shape[-1], row_threads(x.shape[-1])
     rt.device.launch(
         "rms_norm.cu", "rms_norm", _defines(x, weight), (x.size // size, 1, 1), threads,
-        (lying, weight, y, np.int32(size), np.float32(eps), np.float32(factor)), 4 * 32,
+        (ordered, weight, y, np.int32(size), np.float32(eps), np.float32(factor)), 4 * 32,
     )  # fmt: skip
     return xp.permute_dims(y, (*(order.index(axis) for axis in range(x.ndim - 1)), x.ndim - 1))
 
@@ -50,7 +48,7 @@ def rms_norm_vjp(rt: Runtime, g: Array, x: Array, weight: Array | None, eps: flo
     if not _serves(x, weight, eps) or g.dtype != x.dtype or g.shape != x.shape:
         return NotImplemented
     xp = namespace(g, x, weight)
-    g, x = (y.copy(order="C") if gaps(y) else y for y in (g, x))
+    g, x = contiguous(g), contiguous(x)
     size, threads = x.shape[-1], row_threads(x.shape[-1])
     rows = x.size // size
     dx, roots = rt.device.empty(x.shape, x.dtype), rt.device.empty((rows,), np.float32)
@@ -74,7 +72,8 @@ def diff_lambda(
 ) -> Any:
     """Compute λ in one launch; every token needs it in every layer."""
     vectors = (lambda_q1, lambda_k1, lambda_q2, lambda_k2)
-    if any(x.dtype.name != "float32" or x.ndim != 1 or x.shape != lambda_q1.shape or gaps(x) for x in vectors):
+    fits = (x.dtype.name == "float32" and x.ndim == 1 and x.shape == lambda_q1.shape for x in vectors)
+    if not all(fits) or not all(x.flags.c_contiguous for x in vectors):
         return NotImplemented
     where = (*map(rt.device.address, vectors), lambda_init)
     if rt.lambdas is not None and where in rt.lambdas:
@@ -95,7 +94,7 @@ def _serves(x: Array, weight: Array | None, eps: float) -> bool:
         return False
     if weight is None:
         return True
-    return weight.dtype.name in NUMBERS and tuple(weight.shape) == x.shape[-1:] and not gaps(weight)
+    return weight.dtype.name in NUMBERS and tuple(weight.shape) == x.shape[-1:] and bool(weight.flags.c_contiguous)
 
 
 def _defines(x: Array, weight: Array | None) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.arrays import Array, namespace
-from refdiff.backends.cupy.device import NUMBERS, Runtime
+from refdiff.backends.cupy.device import NUMBERS, Runtime, contiguous
 
 STEPS = np.dtype([(name, np.int64) for name in ("batch", "head", "row")])
 """`Steps` of rope.cu: distances in elements between neighbours along an axis."""
@@ -86,8 +86,7 @@ def _fits(x: Array, cos: Array, sin: Array) -> bool:
 def _angles(cos: Array, sin: Array) -> tuple[Array, Array]:
     """Return both in float32, without gaps."""
     xp = namespace(cos, sin)
-    cos, sin = (xp.astype(y, xp.float32, copy=False) for y in (cos, sin))
-    cos, sin = (y if y.flags.c_contiguous else y.copy(order="C") for y in (cos, sin))
+    cos, sin = (contiguous(xp.astype(y, xp.float32, copy=False)) for y in (cos, sin))
     return cos, sin
 
 

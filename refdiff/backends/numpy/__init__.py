@@ -57,7 +57,7 @@ class NumpyKernels:
         self.rope_append = partial(rope.rope_append, rt)
         self.gated = partial(mlp.gated, rt)
         self.diff_attention_with_lse = partial(attention.diff_attention_with_lse, rt)
-        self.cross_entropy_both = partial(vocabulary.cross_entropy_both, rt)
+        self.cross_entropy_and_vjp = partial(vocabulary.cross_entropy_and_vjp, rt)
 
 
 class NumpyBackend(Backend):
@@ -79,7 +79,7 @@ class NumpyBackend(Backend):
         )
         self.diffllama = partial(decoder.diffllama, steps=steps)
         self.saving_ops = partial(decoder.saving_ops, steps)
-        self.cross_entropy_and_vjp = k.cross_entropy_both
+        self.cross_entropy_and_vjp = k.cross_entropy_and_vjp
 
     def inference_scope(self, weight: Any = None) -> AbstractContextManager[Any]:
         """Own the cores and keep scratch memory for one pass; see `Runtime`."""

@@ -65,12 +65,12 @@ def cross_entropy(rt: Runtime, logits: FloatArray, targets: NDArray[Any], *, ign
 def cross_entropy_vjp(
     rt: Runtime, g: FloatArray, logits: FloatArray, targets: NDArray[Any], *, ignore_index: int = -100
 ) -> Any:
-    """Compute the gradient alone; see `cross_entropy_both`."""
-    both = cross_entropy_both(rt, g, logits, targets, ignore_index=ignore_index)
+    """Compute the gradient alone; see `cross_entropy_and_vjp`."""
+    both = cross_entropy_and_vjp(rt, g, logits, targets, ignore_index=ignore_index)
     return both if both is NotImplemented else (both[1], None)
 
 
-def cross_entropy_both(
+def cross_entropy_and_vjp(
     rt: Runtime, g: FloatArray, logits: FloatArray, targets: NDArray[Any], *, ignore_index: int = -100
 ) -> Any:
     """Compute the loss and its gradient from the same exponentials, which are most of the work of either."""

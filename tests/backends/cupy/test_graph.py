@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from refdiff.backends.cupy import CupyKernels
-from refdiff.backends.cupy.graph import GraphError, Recorder, recordable
+from refdiff.backends.cupy.graph import GraphError, GraphRecorder, recordable
 from tests.cuda.emulation import EmulatedDevice
 
 
@@ -83,7 +83,7 @@ def test_the_work_is_done_once_and_recorded_the_second_time(said: list[Any]) -> 
         said.append("work")
         return next(results)
 
-    recorded = Recorder().record(work)
+    recorded = GraphRecorder().record(work)
     assert said == [*BEFORE, "work", "wait for its own", "begin", "work", "end", *AFTER]
     assert recorded.replay() == recorded.replay() == "second"
     assert said[-2:] == ["launch", "launch"]
@@ -99,7 +99,7 @@ def test_a_refusal_ends_the_recording_and_is_said(said: list[Any], refusal: type
             raise refusal("of cuBLAS")
 
     with pytest.raises(GraphError, match=f"{refusal.__name__}: of cuBLAS"):
-        Recorder().record(work)
+        GraphRecorder().record(work)
     assert said == [*BEFORE, *(["wait for its own", "begin", "end"] if time == 2 else []), *AFTER]
 
 
