@@ -78,6 +78,7 @@ def _describe(folder: Path) -> dict[str, Any]:
     from refdiff.model.weights.folder import open_checkpoint
     from refdiff.model.weights.load import find_parameters
     from refdiff.model.weights.names import backbone_prefix, localize, parameter_shapes, stored_architecture
+    from refdiff.model.weights.precision import STORED
 
     config = DiffLlamaConfig.from_pretrained(folder)
     stored = open_checkpoint(folder)
@@ -87,7 +88,7 @@ def _describe(folder: Path) -> dict[str, Any]:
     found = [(name, t, Path(file.label).name) for file in stored for name, t in file.tensors.items()]
     found.sort(key=lambda entry: order.get(localize(entry[0], prefix), len(order)))
     tensors: dict[str, dict[str, Any]] = {
-        name: {"dtype": _DTYPES.get(t.dtype, t.dtype), "shape": list(t.shape), "bytes": t.nbytes, "file": file}
+        name: {"dtype": STORED.get(t.dtype, t.dtype), "shape": list(t.shape), "bytes": t.nbytes, "file": file}
         for name, t, file in found
     }
     dtype, counts = resolve_dtype(folder, config), collections.Counter(t["file"] for t in tensors.values())
@@ -106,9 +107,6 @@ def _describe(folder: Path) -> dict[str, Any]:
         "memory": _memory(config, tensors, dtype),
         "problems": find_parameters(stored, config, architecture)[1],
     }
-
-
-_DTYPES = {"F32": "float32", "F64": "float64", "F16": "float16", "BF16": "bfloat16"}
 
 
 def _lambdas(stored: list[Any]) -> list[dict[str, Any]]:
@@ -235,7 +233,7 @@ def _parameter_lines(tensors: dict[str, Any]) -> list[str]:
 
 
 def _lambda_lines(lambdas: list[dict[str, Any]]) -> list[str]:
-    """Return the lines of λ by layer; `inspect --json` also has what training added to λ_init."""
+    """Return the lines of λ and λ_init by layer, four layers to a line."""
     cells = [f"{x['layer']:>3} {x['lambda']:.3f} ({x['lambda_init']:.3f})" for x in lambdas]
     rows = ["  ".join(cells[i : i + 4]) for i in range(0, len(cells), 4)]
     return ["λ by layer (λ_init in brackets)", *(f"  {row}" for row in rows)]

@@ -25,12 +25,12 @@ from refdiff.model import inputs
 from refdiff.model.cache import KVCache
 from refdiff.model.commit import read_consistently
 from refdiff.model.config import DiffLlamaConfig
+from refdiff.model.config_checks import DTYPES
 from refdiff.model.diffllama import Context, diffllama
 from refdiff.model.outputs import ModelOutput
 from refdiff.model.recorder import Recorder
 from refdiff.model.weights import check_parameters, flatten, initialize, load, nest, resolve_dtype, save
 from refdiff.model.weights.folder import Origin, checksum, identities
-from refdiff.model.weights.precision import DTYPES
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -26,7 +26,6 @@ _FIELDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "llama3": (("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"), ()),
     "proportional": ((), ("factor",)),
 }
-ROPE_TYPES = tuple(_FIELDS)
 _ALWAYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 _NULL_MEANS_ABSENT = {
     "attention_factor",
@@ -79,7 +78,7 @@ def check(rope: dict[str, Any], head_dim: int, max_position_embeddings: int) -> 
     rope_type = rope["rope_type"]
     if not isinstance(rope_type, str) or rope_type not in _FIELDS:
         raise ValueError(
-            f"rope_parameters.rope_type: got {show_value(rope_type)}, expected one of {', '.join(ROPE_TYPES)}"
+            f"rope_parameters.rope_type: got {show_value(rope_type)}, expected one of {', '.join(_FIELDS)}"
         )
     required, optional = _FIELDS[rope_type]
     missing = [name for name in required if name not in rope]

@@ -21,6 +21,7 @@ from refdiff.backends import overlay
 from refdiff.hub.download import checkpoints
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.heads import DiffLlamaForCausalLM
+from refdiff.model.variants import LAMBDA_VECTORS
 from refdiff.model.weights import flatten, nest
 from refdiff.training import checkpoint
 from refdiff.training.data import Corpus, row_order
@@ -266,14 +267,11 @@ class Trainer:
     def _lambdas(self) -> list[float]:
         """Return λ of every layer, where it is one number per layer."""
         layers, ops = self.model.base_params["layers"], self.model.ops
-        if "lambda_q1" not in layers[0]["self_attn"]:
+        if LAMBDA_VECTORS[0] not in layers[0]["self_attn"]:
             return []
-        vectors = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
+        vectors = ([layer["self_attn"][name] for name in LAMBDA_VECTORS] for layer in layers)
         with np.errstate(all="ignore"):
-            found = [
-                round(float(ops.diff_lambda(*(layer["self_attn"][name] for name in vectors), ops.lambda_init(i))), 6)
-                for i, layer in enumerate(layers)
-            ]
+            found = [round(float(ops.diff_lambda(*four, ops.lambda_init(i))), 6) for i, four in enumerate(vectors)]
         for i, value in enumerate(found):
             if not math.isfinite(value):
                 raise TrainingError(f"step {self.step}: λ of layer {i} is {value}")

@@ -16,6 +16,7 @@ from refdiff.arrays import Deferred, bfloat16, to_numpy
 from refdiff.errors import CheckpointError
 from refdiff.messages import list_problems, show_value, warn
 from refdiff.model.config import DiffLlamaConfig
+from refdiff.model.config_checks import DTYPES
 from refdiff.model.weights.folder import open_checkpoint
 from refdiff.model.weights.initialize import draw
 from refdiff.model.weights.names import (
@@ -29,7 +30,7 @@ from refdiff.model.weights.names import (
     parameter_shapes,
     stored_architecture,
 )
-from refdiff.model.weights.precision import DTYPES, NBYTES, STORED, TILE, compute_dtype, to_compute
+from refdiff.model.weights.precision import NBYTES, STORED, TILE, compute_dtype, to_compute
 from refdiff.model.weights.safetensors_file import SafetensorsFile
 
 ALWAYS_DRAWN = 1_000_000

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.arrays import bfloat16
-
-DTYPES = ("float32", "float64", "float16", "bfloat16")
+from refdiff.model.config_checks import DTYPES
 
 STORED = {"F32": "float32", "F64": "float64", "F16": "float16", "BF16": "bfloat16"}
 """Names in the safetensors format of the types that a weight may have."""

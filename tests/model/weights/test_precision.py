@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
+from refdiff.model.config_checks import DTYPES
 from refdiff.model.weights import precision
-from refdiff.model.weights.precision import DTYPES, encode, round_to, to_compute
+from refdiff.model.weights.precision import encode, round_to, to_compute
 
 EVERY_16_BITS = np.arange(1 << 16, dtype=np.uint16)
 
