@@ -196,7 +196,7 @@ class TextStreamer(BatchTextStreamer):
             print(text, end="", flush=True, file=sys.stdout)
 
     def end(self) -> None:
-        """Print the final newline."""
+        """Pass on the rest, and print the final newline."""
         super().end()
         if self._write_text is None:
             print(flush=True, file=sys.stdout)

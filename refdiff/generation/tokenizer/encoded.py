@@ -90,7 +90,7 @@ def clean_up_spaces(text: str) -> str:
 
 
 def check_texts(name: str, value: Any) -> list[str]:
-    """Take a text or a list of them; → the list.
+    """Return a text, or a list of texts, as a list.
 
     Raises:
         TypeError: an element is no text.
