@@ -41,7 +41,7 @@ def test_help_opens_with_usage_and_examples_and_fits_80_columns(command: str, he
         assert lines[0].startswith("usage: refdiff ")
         assert lines[1:3] == ["", "examples:"]
         examples = lines[3 : lines.index("", 3)]
-        assert len(examples) >= 2
+        assert len(examples) >= 2, "parser.examples: two command lines at least"
         assert all("refdiff " in line for line in examples)
         assert max(map(len, lines)) <= 80
     assert len(brief) < 40

@@ -162,7 +162,11 @@ def test_where_the_norm_is_in_the_way(one: str, other: str) -> None:
     with pytest.raises(ValueError, match=f"cannot convert wiring '{one}' to '{other}' exactly: the norm after") as said:
         convert(model.config, model.params, other)
     assert ("weights of 0 for the second map make it uniform attention" in str(said.value)) == (one == "none")
-    with pytest.raises(ValueError, match="wiring: got 'flash', expected one of hf, paper, v2, none"):
+
+
+def test_an_unknown_variant_is_told_the_known_ones() -> None:
+    model = small_model()
+    with pytest.raises(ValueError, match=f"wiring: got 'flash', expected one of {', '.join(VARIANTS)}$"):
         convert(model.config, model.params, "flash")
 
 

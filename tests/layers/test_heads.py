@@ -33,7 +33,7 @@ from tests.tolerances import EXACT, FLOAT64, close
 B, T, S, d = 2, 5, 7, 3
 START, EPS, WEIGHT = 0.35, 1e-5, np.linspace(-1, 2, 2 * d)
 NORMED = ("hf", "paper")
-LAYERS = [name for name in layers.__all__ if name.startswith(("diff_heads_", "plain_heads")) and name[-4:] != "_vjp"]
+LAYERS = [name for name in layers.__all__ if "heads" in name and not name.endswith("_vjp")]
 EACH = pytest.mark.parametrize("kind", [name.replace("diff_heads_", "").replace("_heads", "") for name in LAYERS])
 
 

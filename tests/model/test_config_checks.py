@@ -9,6 +9,7 @@ import pytest
 from refdiff.errors import CheckpointError
 from refdiff.model import config_checks
 from refdiff.model.config import DiffLlamaConfig
+from refdiff.model.variants import VARIANTS
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"hidden_size": 64.0}, "hidden_size: got 64.0, a number, expected an integer"),
@@ -51,8 +52,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"id2label": {0: "a"}, "label2id": {"a": "000000000001"}},
         r"label2id\['a'\]: got '000000000001', a string, expected",
     ),
-    ({"wiring": "flash"}, "wiring: got 'flash', expected one of hf, paper, v2, none"),
-    ({"model_type": "gpt2"}, "got 'gpt2', expected one of diffllama, diff_transformer, diff_transformer_v2, llama"),
+    ({"wiring": "flash"}, f"wiring: got 'flash', expected one of {', '.join(VARIANTS)}"),
+    ({"model_type": "gpt2"}, f"got 'gpt2', expected one of {', '.join(v.model_type for v in VARIANTS.values())}"),
     (
         {"wiring": "none", "model_type": "diff_transformer"},
         "got 'none', expected 'paper' for model_type 'diff_transformer'",

@@ -66,7 +66,8 @@ def test_equals_the_files_of_unilm(kind: str, file: str, size: str) -> None:
 
 
 def test_every_table_has_every_variant() -> None:
-    assert list(VARIANTS) == list(ATTENTION) == list(diffllama_vjp.ATTENTION) == list(LAYERS)
+    same = list(VARIANTS) == list(ATTENTION) == list(diffllama_vjp.ATTENTION) == list(LAYERS)
+    assert same, "each table has the same variants in one order"
 
 
 @EACH
