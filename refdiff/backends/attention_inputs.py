@@ -24,7 +24,7 @@ def fits(q1: Array, k1: Array, q2: Array, k2: Array, v: Array) -> bool:
     )
 
 
-def covers(x: Array, shape: tuple[int, ...]) -> bool:
+def broadcasts_to(x: Array, shape: tuple[int, ...]) -> bool:
     """Return whether `x` broadcasts to `shape` without enlarging it."""
     axes = (1,) * (len(shape) - x.ndim) + x.shape
     return len(axes) == len(shape) and all(m in (1, n) for m, n in zip(axes, shape, strict=True))
@@ -33,7 +33,8 @@ def covers(x: Array, shape: tuple[int, ...]) -> bool:
 def masks_fit(masks: tuple[Array | None, ...], maps: int, shape: tuple[int, int, int, int]) -> bool:
     """Return whether masks and biases broadcast to a map (B, H, T, S), or to both of two maps (B, 2 H, T, S)."""
     B, H, T, S = shape
-    return all(x is None or covers(x, shape) or (maps == 2 and covers(x, (B, 2 * H, T, S))) for x in masks)
+    shapes = [shape, (B, 2 * H, T, S)][:maps]
+    return all(x is None or any(broadcasts_to(x, one) for one in shapes) for x in masks)
 
 
 def by_map(x: Array | None, heads: int) -> tuple[Array | None, Array | None]:

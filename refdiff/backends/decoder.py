@@ -127,7 +127,7 @@ def _attend_llama(ops: Any, p: dict[str, Any], x: Array, q: Array, k: Array, v: 
 
 @dataclass(frozen=True)
 class Attention:
-    """How an attention variant differs from the others.
+    """How the decoder here computes an attention variant.
 
     attend: from queries, keys and values to the heads.
     interleaved: whether RoPE rotates neighbors instead of halves.

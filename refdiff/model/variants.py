@@ -17,7 +17,7 @@ LAMBDA_VECTORS = ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2")
 
 @dataclass(frozen=True)
 class Variant:
-    """How an attention variant differs from the others.
+    """What an attention variant is called and stored as, and which heads and parameters it has.
 
     model_type: its `model_type` in a config.json.
     pairing: which two heads are a pair: "halves" (i and i + H/2), "interleaved" (2i and 2i + 1), or None.

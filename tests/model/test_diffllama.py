@@ -39,16 +39,19 @@ def attention_of_layers(p, x, layer, context):
     turned = {"interleaved": c.wiring in ("paper", "v2")}
     q, k = (layers.rope(heads(name, c.head_dim), context.cos, context.sin, **turned) for name in "qk")
     v = heads("v", c.head_dim * (2 if c.wiring == "paper" else 1))
-    if c.wiring == "none":
-        y = layers.plain_heads(q, k, v)
-    elif c.wiring == "v2":
-        y = layers.diff_heads_v2(q, k, v, layers.diff_lambda_v2(x, **p["lambda_proj"]))
-    else:
+    if c.wiring in ("hf", "paper"):
         lambda_ = layers.diff_lambda(*(p[f"lambda_{name}"] for name in ("q1", "k1", "q2", "k2")), start)
-        if c.wiring == "hf":
+    match c.wiring:
+        case "hf":
             y = layers.diff_heads_hf(q, k, layers.value_pairs_hf(v), lambda_, start, c.rms_norm_eps)
-        else:
+        case "paper":
             y = layers.diff_heads_paper(q, k, v, lambda_, p["subln"]["weight"], start)
+        case "v2":
+            y = layers.diff_heads_v2(q, k, v, layers.diff_lambda_v2(x, **p["lambda_proj"]))
+        case "none":
+            y = layers.plain_heads(q, k, v)
+        case _:
+            raise AssertionError(f"attention_of_layers has no case for {c.wiring}")
     return layers.linear(y, **p["o_proj"])
 
 

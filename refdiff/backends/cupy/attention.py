@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.arrays import Array, namespace
-from refdiff.backends.attention_inputs import by_map, covers, fits, masks_fit
+from refdiff.backends.attention_inputs import broadcasts_to, by_map, fits, masks_fit
 from refdiff.backends.cupy.device import NUMBERS, Runtime
 from refdiff.backends.cupy.geometry import (
     Tiles,
@@ -104,7 +104,7 @@ class Call:
             if lambda_ is None:
                 return None
             lambda_ = xp.asarray(lambda_, dtype=xp.float32)
-            if not covers(lambda_, (B, H, T, 1)):
+            if not broadcasts_to(lambda_, (B, H, T, 1)):
                 return None
             lambda_ = lambda_[(None,) * (4 - lambda_.ndim)]
         tiles = attention_tiles(d, e, maps, H // K * T, device.shared, backward=backward)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.backends.attention_inputs import by_map, covers, fits, masks_fit
+from refdiff.backends.attention_inputs import broadcasts_to, by_map, fits, masks_fit
 from refdiff.backends.numpy.gemm_blocks import multiply_keys
 from refdiff.backends.numpy.layout import FloatArray, cut, same_dtype
 from refdiff.backends.numpy.tuning import Tuning
@@ -52,7 +52,7 @@ def operands(
         if not isinstance(lambda_, np.ndarray | np.generic):
             return None
         lambdas = np.asarray(lambda_)
-        if not same_dtype(v, lambdas) or not covers(lambdas, (B, H, T, 1)):
+        if not same_dtype(v, lambdas) or not broadcasts_to(lambdas, (B, H, T, 1)):
             return None
         lambdas = np.broadcast_to(lambdas, (B, H, T, 1))
     if not masks_fit((mask, bias), len(q), (B, H, T, S)) or (mask is not None and mask.dtype != np.bool_):
