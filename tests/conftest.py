@@ -46,7 +46,7 @@ settings.load_profile(os.environ.get("REFDIFF_HYPOTHESIS") or "dev")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark cases of tests in the folders that take longest as slow, but one in three of each test.
+    """Mark cases of tests in the folders that take longest as slow, but one in four of each test.
 
     Of tests marked `subjects` all cases stay as they are.
     """
@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if str(item.path).startswith(folders) and unthinned.isdisjoint(m.name for m in item.iter_markers()):
             test = item.nodeid.partition("[")[0]
-            if seen[test] % 3:
+            if seen[test] % 4:
                 item.add_marker(pytest.mark.slow)
             seen[test] += 1
 
