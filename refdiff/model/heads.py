@@ -9,10 +9,11 @@ import numpy as np
 
 from refdiff.arrays import Array, take
 from refdiff.model import losses
+from refdiff.model.call import ModelInputs, document_inputs, model_call
 from refdiff.model.diffllama_vjp import linear_back
 from refdiff.model.inputs import host, integers, numbers, token_ids
 from refdiff.model.outputs import ModelOutput
-from refdiff.model.pretrained import ModelInputs, PreTrainedModel, document_inputs, model_call
+from refdiff.model.pretrained import PreTrainedModel
 from refdiff.model.trainable import HeadResult, TrainableModel
 
 

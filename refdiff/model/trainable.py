@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 
 from refdiff.arrays import Array, device
 from refdiff.model import diffllama_vjp, inputs
+from refdiff.model.call import model_call
 from refdiff.model.diffllama import Context
-from refdiff.model.pretrained import PreTrainedModel, model_call
+from refdiff.model.pretrained import PreTrainedModel
 from refdiff.model.weights import flatten, nest
 
 HeadResult = tuple[Array, Array, dict[str, Any]]

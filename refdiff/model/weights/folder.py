@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import os
-import zlib
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from refdiff.errors import CheckpointError
 from refdiff.files import check_name
 from refdiff.hub.download import INDEX, SINGLE, read_weight_map
 from refdiff.messages import list_problems, show_value
-from refdiff.model.commit import Identity, identity, read_consistently
-from refdiff.model.weights.names import flatten
+from refdiff.model.commit import read_consistently
 from refdiff.model.weights.safetensors_file import PICKLE_ADVICE, SafetensorsFile, open_safetensors
 
 
@@ -58,38 +52,6 @@ def headers(folder: str | os.PathLike[str]) -> dict[str, dict[str, tuple[str, tu
         Path(file.label).name: {name: (t.dtype, t.shape, t.nbytes) for name, t in file.tensors.items()}
         for file in open_checkpoint(folder)
     }
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a model was loaded from: the folder, its files, the options of `load`, and the weights by name."""
-
-    folder: Path
-    files: dict[str, Identity | None]
-    options: dict[str, Any]
-    weights: dict[str, Any]
-
-    def has(self, params: dict[str, Any]) -> bool:
-        """Return whether these are the weights that were loaded, which are read-only, and the files are the same."""
-        now, then = flatten(params), self.weights
-        return (
-            now.keys() == then.keys()
-            and all(a is then[name] and isinstance(a, np.ndarray) and not a.flags.writeable for name, a in now.items())
-            and identities(self.folder) == self.files
-        )
-
-
-def identities(folder: Path) -> dict[str, Identity | None]:
-    """Return what changes when weights of a checkpoint are replaced or deleted."""
-    return {path.name: identity(path) for path in sorted(folder.glob("*.safetensors"))}
-
-
-def checksum(params: dict[str, Any]) -> int:
-    """Return a checksum of the first numbers of every weight: it tells checkpoints apart, and reads little."""
-    found = 0
-    for array in flatten(params).values():
-        found = zlib.crc32(array.reshape(-1)[:64].tobytes(), found)
-    return found
 
 
 def _open(folder: Path, name: str, mapped: bool) -> SafetensorsFile:
