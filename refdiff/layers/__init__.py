@@ -28,7 +28,6 @@ Ye et al. 2024, "Differential Transformer" (arXiv 2410.05258)
         by          diff_heads_paper, diff_heads_hf, value_pairs_hf, model.diffllama.attention_paper
         tested by   test_heads::test_they_are_differential_attention_of_their_streams,
                     test_heads::test_paper_equals_hf_after_a_permutation_of_heads,
-                    test_heads::test_equals_the_files_of_unilm,
                     model/test_variants::test_equals_the_files_of_unilm
     section 2.1     with h = d_model / 2d heads, parameters and multiplications of matrix products as in a Transformer
         by          model.weights.names.parameter_shapes, model.diffllama.attention_hf
@@ -67,7 +66,7 @@ Ye et al. 2026, "Differential Transformer V2" (huggingface.co/blog/microsoft/dif
     DiffAttnV2      c_i = Σ_j (softmax(z¹)_ij − σ(λ_i) softmax(z²)_ij) v_j, both queries on one key and value head
         by          diff_heads_v2
         tested by   test_heads::test_they_are_differential_attention_of_their_streams,
-                    test_heads::test_equals_the_files_of_unilm
+                    model/test_variants::test_equals_the_files_of_unilm
     λ               σ(X W_λ), for each token and head
         by          diff_lambda_v2
         tested by   test_diff_lambda::test_v2_precision

@@ -14,9 +14,6 @@ from refdiff.layers import (
     diff_heads_hf,
     diff_heads_paper,
     diff_heads_v2,
-    diff_lambda,
-    diff_lambda_v2,
-    lambda_init,
     linear,
     plain_heads,
     rms_norm,
@@ -24,6 +21,7 @@ from refdiff.layers import (
     rope_cos_sin,
     value_pairs_hf,
 )
+from refdiff.layers.plain_heads import split_heads
 from tests.golden import unilm
 from tests.layers.inputs import SEEDS
 from tests.tolerances import EXACT, FLOAT64, close
@@ -93,41 +91,19 @@ def test_a_mask_and_a_bias_for_every_head_may_come_without_a_batch(kind: str, rn
     close(heads(kind, *x, mask[:1], bias[0]), heads(kind, *x, mask[0], bias[:1]), EXACT)
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "file"),
-    [
-        ("paper", "v1", "multihead_flashdiff_1"),
-        ("paper", "v1", "multihead_flashdiff_2"),
-        ("v2", "v2", "multihead_flashdiffv2"),
-        ("plain", "plain", "multihead_flashdiffv2"),
-    ],
-)
+# ---- one kind alone
+
+
 @pytest.mark.parametrize("size", ["mha", "gqa2", "gqa3"])
-def test_equals_the_files_of_unilm(kind: str, name: str, file: str, size: str) -> None:
-    """The attention of a layer, from its input to the output of its last projection."""
-    case = unilm.case(f"{name}-{size}")
-    x, w, h, K = case.x, case.weights, case.options["num_heads"], case.key_heads
-    maps, width = (2, x.shape[2] // h // 2) if kind == "paper" else (1, case.options["head_dim"])  # of one head of v
+def test_plain_heads_equal_the_baseline_of_unilm(size: str) -> None:
+    """DIFF V2 without the difference: from the input of a layer to the output of its last projection."""
+    case = unilm.case(f"plain-{size}")
+    x, w, width = case.x, case.weights, case.options["head_dim"]
     frequencies = [unilm.THETA ** (-2 * i / width) for i in range(width // 2)]
     turn = rope_cos_sin(np.arange(x.shape[1])[None], frequencies, 1.0, np.float64)
-
-    def split(name: str, count: int, size: int) -> np.ndarray:
-        return np.moveaxis(linear(x, w[f"{name}_proj.weight"]).reshape(*x.shape[:2], count, size), 1, 2)
-
-    queries = h if kind == "plain" else 2 * h
-    q, k = (rope(split(n, c, width), *turn, interleaved=True) for n, c in (("q", queries), ("k", maps * K)))
-    v = split("v", K, maps * width)
-    if kind == "paper":
-        start = lambda_init(case.options["depth"])
-        lambda_ = diff_lambda(*(w[f"lambda_{n}"] for n in ("q1", "k1", "q2", "k2")), start)
-        out = linear(diff_heads_paper(q, k, v, lambda_, w["subln.weight"], start), w["out_proj.weight"])
-    else:
-        lambda_ = diff_lambda_v2(x, w["lambda_proj.weight"]) if kind == "v2" else None
-        out = linear(heads(kind, q, k, v, lambda_), w["o_proj.weight"])
-    close(out, case.outputs[file], unilm.SAME)
-
-
-# ---- one kind alone
+    q, k, v = (split_heads(linear(x, w[f"{name}_proj.weight"]), width) for name in "qkv")
+    out = plain_heads(rope(q, *turn, interleaved=True), rope(k, *turn, interleaved=True), v)
+    close(linear(out, w["o_proj.weight"]), case.outputs["multihead_flashdiffv2"], unilm.SAME)
 
 
 @given(SEEDS, st.integers(1, 3))

@@ -33,35 +33,33 @@ EACH = pytest.mark.parametrize("wiring", sorted(ATTENTION))
 KERNELS = pytest.mark.parametrize("kernels", ["fast", "reference"])
 
 
-@pytest.mark.parametrize(("kind", "file"), [("v1", "multihead_flashdiff_1"), ("v2", "multihead_flashdiffv2")])
+@pytest.mark.parametrize(
+    ("wiring", "kind", "file"),
+    [
+        ("paper", "v1", "multihead_flashdiff_1"),
+        ("paper", "v1", "multihead_flashdiff_2"),
+        ("v2", "v2", "multihead_flashdiffv2"),
+    ],
+)
 @pytest.mark.parametrize("size", ["mha", "gqa2", "gqa3"])
-def test_equals_the_files_of_unilm(kind: str, file: str, size: str) -> None:
+def test_equals_the_files_of_unilm(wiring: str, kind: str, file: str, size: str) -> None:
     case = unilm.case(f"{kind}-{size}")
-    pairs, D = case.options["num_heads"], case.x.shape[2]
-    if kind == "v1":
-        sizes = {
-            "head_dim": D // pairs // 2,
-            "num_attention_heads": 2 * pairs,
-            "num_key_value_heads": 2 * case.key_heads,
-        }
-    else:
-        sizes = {
-            "head_dim": case.options["head_dim"],
-            "num_attention_heads": pairs,
-            "num_key_value_heads": case.key_heads,
-        }
-    # an ε that unilm's norm must not take
-    config = small_config(wiring={"v1": "paper", "v2": "v2"}[kind], hidden_size=D, rms_norm_eps=0.1, **sizes)
-    p = nest({name.replace("out_proj", "o_proj"): array for name, array in case.weights.items()})
-    shapes = {
-        stored_name(f".self_attn.{name}", config.wiring): shape for name, shape in attention_shapes(config).items()
+    heads, D, maps = case.options["num_heads"], case.x.shape[2], 2 if kind == "v1" else 1
+    sizes = {
+        "head_dim": D // heads // 2 if kind == "v1" else case.options["head_dim"],
+        "num_attention_heads": maps * heads,
+        "num_key_value_heads": maps * case.key_heads,
     }
+    # an ε that unilm's norm must not take
+    config = small_config(wiring=wiring, hidden_size=D, rms_norm_eps=0.1, **sizes)
+    p = nest({name.replace("out_proj", "o_proj"): array for name, array in case.weights.items()})
+    shapes = {stored_name(f".self_attn.{name}", wiring): shape for name, shape in attention_shapes(config).items()}
     expected = {name.removeprefix(".self_attn."): shape for name, shape in shapes.items()}  # a file's: unilm's names
     assert {name: a.shape for name, a in case.weights.items()} == expected
     ops = ops_for()
     frequencies = ops.rope_frequencies(config.rope_parameters, config.head_dim, 64, 7)
     cos, sin = ops.rope_cos_sin(np.arange(7)[None], *frequencies, np.float64)
-    out = ATTENTION[config.wiring](p, case.x, case.options.get("depth", 0), Context(config, ops, cos, sin))
+    out = ATTENTION[wiring](p, case.x, case.options.get("depth", 0), Context(config, ops, cos, sin))
     close(out, case.outputs[file], unilm.SAME)
 
 
