@@ -19,7 +19,7 @@ Ye et al. 2024, "Differential Transformer" (arXiv 2410.05258)
                     test_diff_attention::test_rows_of_the_difference_sum_to_one_minus_lambda
     eq. 2           λ = exp(λ_q1 · λ_k1) − exp(λ_q2 · λ_k2) + λ_init
         by          diff_lambda
-        tested by   test_diff_lambda::test_precision, test_diff_lambda::test_bounds,
+        tested by   test_diff_lambda::test_precision,
                     model/test_variants::test_lambda_of_every_layer_is_that_of_the_paper
     section 2.1     λ_init = 0.8 − 0.6 exp(−0.3 (l − 1)), layers counted from 1
         by          lambda_init
