@@ -195,12 +195,13 @@ def test_a_call_of_one_token_shows_its_backend_a_weight():
 
     model.backend.inference_scope = scope
     embedded = model.base_params["embed_tokens"]["weight"][one]
-    calls = (((one,), {}), ((), {"input_ids": one}), ((ids(0, 2, 1),), {}), ((), {"inputs_embeds": embedded}))
-    for args, options in calls:
-        model(*args, **options)
+    for args in ((one,), ([[5]],), ([5, 7],), ([[5], [7]],), (ids(0, 2, 1),)):
+        with contextlib.suppress(ValueError):  # of one axis
+            model(*args)
+    model(input_ids=one)
+    model(inputs_embeds=embedded)
     gate = model.base_params["layers"][0]["mlp"]["gate_proj"]["weight"]
-    assert [weight is gate for weight in seen] == [True, True, False, False]
-    assert seen[2:] == [None, None]
+    assert all(a is b for a, b in zip(seen, [gate, gate, None, None, None, gate, None], strict=True))
 
 
 def test_a_name_in_place_of_a_config_is_told_how_to_load():

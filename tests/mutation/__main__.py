@@ -44,7 +44,7 @@ ALSO = {
         "tests/model/test_stored_weights.py",
     ),
     "refdiff/model/recorder.py": ("tests/model/test_diffllama.py", "tests/model/test_variants.py"),
-    "refdiff/model/heads.py": ("tests/model/test_trainable.py",),
+    "refdiff/model/heads.py": ("tests/test_golden.py", "tests/model/test_trainable.py"),
     "refdiff/model/diffllama.py": ("tests/model/test_variants.py", "tests/test_golden.py"),
     "refdiff/model/config_checks.py": ("tests/model/test_config.py",),
     "refdiff/model/commit.py": ("tests/model/weights/test_folder.py", "tests/model/weights/test_save.py"),
