@@ -90,12 +90,6 @@ def test_yarn_where_the_ramp_has_no_width() -> None:
     close(frequencies("yarn", beta_fast=100, beta_slow=12), 10_000 ** (-np.arange(4) / 4) / [1, 3, 3, 3], FLOAT64)
 
 
-def test_yarn_factor_null_means_from_the_lengths() -> None:
-    parameters = {"factor": None, "original_max_position_embeddings": 64}
-    close(frequencies("yarn", longest=320, **parameters), frequencies("yarn", factor=5.0), FLOAT64)
-    assert scale("yarn", longest=320, **parameters) == scale("yarn", factor=5.0)
-
-
 def test_yarn_scale() -> None:
     usual = 0.1 * math.log(3) + 1
     assert scale("yarn") == pytest.approx(usual, rel=1e-15)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import json
 import os
 import resource
 import stat
-import threading
-import time
 import weakref
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -340,33 +336,6 @@ def test_disk_that_takes_no_more(tmp_path: Path, size: int | str) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.errno == errno.EFBIG
     assert contents(tmp_path) == kept
-
-
-@pytest.mark.parametrize("size", ["5GB", 600])
-def test_reader_beside_a_writer_never_sees_a_mixture(tmp_path: Path, size: int | str) -> None:
-    save(tmp_path, tiny_config(), constant(OLD), CAUSAL, max_shard_size=size)
-    seen = Counter[float | None]()
-
-    def write() -> None:
-        end = time.monotonic() + 60  # on a busy machine the reader may come to read between two saves only late
-        for number, value in enumerate(itertools.cycle([NEW, OLD])):
-            if time.monotonic() > end or (number >= 60 and {OLD, NEW} <= set(seen)):
-                break
-            save(tmp_path, tiny_config(), constant(value), CAUSAL, max_shard_size=size)
-
-    writer = threading.Thread(target=write)
-    writer.start()
-    while writer.is_alive():
-        try:
-            params = flatten(load(tmp_path, tiny_config(), CAUSAL))
-        except CheckpointError:
-            seen[None] += 1
-        else:
-            (value,) = {float(v) for array in params.values() for v in np.unique(array)}
-            seen[value] += 1
-    assert {OLD, NEW} <= set(seen)
-    if size == "5GB":
-        assert None not in seen
 
 
 def test_two_saves_never_look_alike_where_the_clock_of_the_file_system_stands_still(
