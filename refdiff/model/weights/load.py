@@ -20,10 +20,10 @@ from refdiff.model.config_checks import DTYPES
 from refdiff.model.weights.folder import open_checkpoint
 from refdiff.model.weights.initialize import draw
 from refdiff.model.weights.names import (
+    HEAD_PARAMETERS,
     backbone_prefix,
     count_parameters,
     flatten,
-    is_head,
     layer_problems,
     localize,
     nest,
@@ -209,7 +209,7 @@ def find_parameters(
     if count < config.num_hidden_layers:  # and thousands of missing tensors would say no more than this
         return {}, [f"config.json has {config.num_hidden_layers} layers, but there are {count} tensors"]
     shapes = dict(parameter_shapes(config, architecture))
-    optional = {name for name in shapes if is_head(name)}
+    optional = {name for name in shapes if name in HEAD_PARAMETERS}
     if _is_tied(config, architecture):
         shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
         optional.add("lm_head.weight")
@@ -218,7 +218,7 @@ def find_parameters(
     for file, stored in ((f, name) for f in files for name in f.tensors):
         name = localize(stored, backbone_prefix(architecture))
         if name not in shapes:
-            if not is_head(name) and not name.endswith("rotary_emb.inv_freq"):
+            if name not in HEAD_PARAMETERS and not name.endswith("rotary_emb.inv_freq"):
                 kind = stored_architecture(config, architecture)
                 problems.append(f"{_where(file, stored)}: no parameter of a {kind} with this config.json")
         elif name in places:

@@ -9,20 +9,27 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from refdiff.messages import list_problems
 from refdiff.model.config import DiffLlamaConfig
-from refdiff.model.variants import VARIANTS
+from refdiff.model.variants import VARIANTS, Shapes
 
-ARCHITECTURES = (
-    "DiffLlamaModel",
-    "DiffLlamaForCausalLM",
-    "DiffLlamaForSequenceClassification",
-    "DiffLlamaForTokenClassification",
-    "DiffLlamaForQuestionAnswering",
-)
+_HEADS: dict[str, Callable[[DiffLlamaConfig], Shapes]] = {
+    "DiffLlamaModel": lambda c: {},
+    "DiffLlamaForCausalLM": lambda c: (
+        {} if c.tie_word_embeddings else {"lm_head.weight": (c.vocab_size, c.hidden_size)}
+    ),
+    "DiffLlamaForSequenceClassification": lambda c: {"score.weight": (c.num_labels, c.hidden_size)},
+    "DiffLlamaForTokenClassification": lambda c: {
+        "score.weight": (c.num_labels, c.hidden_size), "score.bias": (c.num_labels,),
+    },
+    "DiffLlamaForQuestionAnswering": lambda c: {"qa_outputs.weight": (2, c.hidden_size), "qa_outputs.bias": (2,)},
+}  # fmt: skip
+"""By class, from a config to the shapes of the head's parameters."""
+
+ARCHITECTURES = tuple(_HEADS)
 
 HEAD_PARAMETERS = {"lm_head.weight", "score.weight", "score.bias", "qa_outputs.weight", "qa_outputs.bias"}
 """The parameters of every class's head; all others belong to the base model."""
@@ -60,7 +67,7 @@ def layer_problems(config: DiffLlamaConfig, names: Iterable[str]) -> list[str]:
     return [f"num_hidden_layers is {config.num_hidden_layers}, but there are tensors of {len(layers)} layers"]
 
 
-def parameter_shapes(config: DiffLlamaConfig, architecture: str) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(config: DiffLlamaConfig, architecture: str) -> Shapes:
     """Return the shape of every parameter of `architecture`, in the order of Hugging Face's `state_dict`.
 
     With `config.tie_word_embeddings` the output matrix is no parameter of its own: there is no `lm_head.weight`.
@@ -70,7 +77,7 @@ def parameter_shapes(config: DiffLlamaConfig, architecture: str) -> dict[str, tu
     """
     D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
     prefix = backbone_prefix(architecture)
-    shapes: dict[str, tuple[int, ...]] = {f"{prefix}embed_tokens.weight": (V, D)}
+    shapes: Shapes = {f"{prefix}embed_tokens.weight": (V, D)}
     for i in range(config.num_hidden_layers):
         layer = f"{prefix}layers.{i}."
         shapes.update({f"{layer}self_attn.{name}": shape for name, shape in attention_shapes(config).items()})
@@ -80,8 +87,7 @@ def parameter_shapes(config: DiffLlamaConfig, architecture: str) -> dict[str, tu
         shapes[f"{layer}input_layernorm.weight"] = (D,)
         shapes[f"{layer}post_attention_layernorm.weight"] = (D,)
     shapes[f"{prefix}norm.weight"] = (D,)
-    shapes.update(_head_shapes(config, architecture))
-    return shapes
+    return {**shapes, **_HEADS[architecture](config)}
 
 
 def check_parameters(arrays: Mapping[str, Any], config: DiffLlamaConfig, architecture: str) -> dict[str, Any]:
@@ -107,7 +113,7 @@ def check_parameters(arrays: Mapping[str, Any], config: DiffLlamaConfig, archite
     return {name: arrays[name] for name in shapes}
 
 
-def attention_shapes(config: DiffLlamaConfig) -> dict[str, tuple[int, ...]]:
+def attention_shapes(config: DiffLlamaConfig) -> Shapes:
     """Return the shape of every parameter of one layer's attention: what stands after `self_attn.`."""
     D, d = config.hidden_size, config.head_dim
     query, key, out = (n * d for n in (config.num_query_heads, config.num_key_value_heads, config.num_attention_heads))
@@ -119,26 +125,6 @@ def attention_shapes(config: DiffLlamaConfig) -> dict[str, tuple[int, ...]]:
         if config.attention_bias:
             shapes[f"{name}.bias"] = (rows,)
     return shapes
-
-
-def _head_shapes(config: DiffLlamaConfig, architecture: str) -> dict[str, tuple[int, ...]]:
-    D = config.hidden_size
-    match architecture:
-        case "DiffLlamaForCausalLM":
-            return {} if config.tie_word_embeddings else {"lm_head.weight": (config.vocab_size, D)}
-        case "DiffLlamaForSequenceClassification":
-            return {"score.weight": (config.num_labels, D)}
-        case "DiffLlamaForTokenClassification":
-            return {"score.weight": (config.num_labels, D), "score.bias": (config.num_labels,)}
-        case "DiffLlamaForQuestionAnswering":
-            return {"qa_outputs.weight": (2, D), "qa_outputs.bias": (2,)}
-        case _:
-            return {}
-
-
-def is_head(name: str) -> bool:
-    """Return whether a parameter belongs to a head rather than to the base model."""
-    return name in HEAD_PARAMETERS
 
 
 def localize(name: str, prefix: str) -> str:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from refdiff.arrays import to_numpy
 from refdiff.errors import CheckpointError
-from refdiff.files import open_file
+from refdiff.files import open_file, unique_keys
 from refdiff.messages import json_problem, show_value
 from refdiff.model.weights.precision import STORED, TILE, encode
 
@@ -166,17 +166,11 @@ def _not_safetensors(head: bytes, length: int, size: int) -> str:
 
 
 def _parse(raw: bytes, label: str) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            raise ValueError("a key is there twice")
-        return result
-
     def constant(name: str) -> Any:
         raise ValueError(f"{name} is not a JSON number")
 
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant)
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique_keys, parse_constant=constant)
         # JSON can spell half a surrogate pair ("\ud800"), which is no text and could not be written to any file.
         "".join(header).encode("utf-8")
     except (ValueError, RecursionError) as error:

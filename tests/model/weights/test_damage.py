@@ -125,7 +125,7 @@ def headers() -> Iterator[Damaged]:
     yield from (({SINGLE: header(other)}, SINGLE) for _, other in changed(HEADER))
     for name, entry in HEADER.items():
         begin, end = entry["data_offsets"]
-        yield {SINGLE: header(f"{text[:-1]}, {json.dumps({name: entry})[1:]}".encode())}, "a key is there twice"
+        yield {SINGLE: header(f"{text[:-1]}, {json.dumps({name: entry})[1:]}".encode())}, "stands twice in one object"
         for dtype in {*BITS, "f32", "F3 2"} - {"F32"}:
             yield {SINGLE: header({**HEADER, name: {**entry, "dtype": dtype}})}, name
         for shift in (4, -4, 1, len(DATA), -len(DATA), 2**40, 2**63):
