@@ -1,5 +1,7 @@
 """The five classes: what each adds to the decoder."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -191,8 +193,16 @@ def test_an_unknown_argument_is_told_all_that_the_class_takes(kind, name):
         known.append("logits_to_keep")
     with pytest.raises(TypeError, match=f"unexpected argument '{name}'") as caught:
         small_model(kind)(TOKENS, **{name: TOKENS})
-    assert [other for other in known if other not in str(caught.value)] == []
+    assert set(known) <= set(re.findall(r"\w+", str(caught.value)))
     assert ("did you mean labels?" in str(caught.value)) == (name == "lables" and "labels" in known)
+
+
+def test_the_help_of_a_call_has_its_own_arguments_after_those_of_all():
+    said = CAUSAL.__call__.__doc__
+    in_order = ("Compute `logits`", "\nArgs:", " input_ids:", " output_hidden_states:", " labels:", "\nRaises:")
+    places = [said.index(text) for text in in_order]
+    assert places == sorted(places)
+    assert said.count("Args:") == 1
 
 
 @pytest.mark.parametrize("kind", CLASSES)

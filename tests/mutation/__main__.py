@@ -40,6 +40,7 @@ ALSO = {
         "tests/model/test_heads.py",
         "tests/backends/test_decoder.py",
         "tests/model/test_diffllama.py",
+        "tests/model/test_variants.py",
         "tests/test_golden.py",
         "tests/model/test_stored_weights.py",
     ),
