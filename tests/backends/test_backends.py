@@ -2,6 +2,7 @@
 
 import sys
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import array_api_strict
 import numpy as np
@@ -65,23 +66,12 @@ def test_cupy_gets_its_kernels_and_its_uploads(monkeypatch):
     from refdiff.backends import device_placement
     from refdiff.backends.cupy import CupyKernels, device, upload
 
-    class Upload:
-        closed = False
-
-        def __init__(self, total, device):
-            assert (total, device) == (40, 1)
-
-        def __call__(self, x):
-            return ("there", x)
-
-        def close(self):
-            type(self).closed = True
-
-    cupy = SimpleNamespace()
+    cupy, made = SimpleNamespace(), MagicMock()
+    made.return_value.side_effect = lambda x: ("there", x)
     monkeypatch.setattr(array_api_compat, "is_cupy_namespace", lambda xp: xp is cupy)
     monkeypatch.setattr(array_api_compat, "is_numpy_namespace", lambda xp: xp is np)
     monkeypatch.setattr(device, "Device", lambda: SimpleNamespace())
-    monkeypatch.setattr(upload, "Upload", Upload)
+    monkeypatch.setattr(upload, "Upload", made)
     assert isinstance(backend_for(cupy).kernels, CupyKernels)
     assert backend_for(cupy).chunk_size == 8192
     assert backend_for(cupy, "reference").kernels is None
@@ -89,7 +79,8 @@ def test_cupy_gets_its_kernels_and_its_uploads(monkeypatch):
         x = np.ones(5)
         assert put(x)[1] is x
         assert put("there already") == "there already"
-        assert not Upload.closed
-    assert Upload.closed
+        made.return_value.close.assert_not_called()
+    made.assert_called_once_with(40, 1)
+    made.return_value.close.assert_called_once_with()
     with device_placement(np, None, 40) as put:
         assert put(x) is x

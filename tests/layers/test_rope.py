@@ -57,15 +57,6 @@ def test_scores_depend_on_differences_of_positions_only(rng: np.random.Generator
     close(np.einsum("bhtd,bhtd->bht", turned(q, at_q - at_k, interleaved=inter), k), forward, FLOAT64)
 
 
-@given(SEEDS, st.integers(0, 7), st.booleans())
-def test_dimensions_past_the_table_are_kept(rng: np.random.Generator, n: int, interleaved: bool) -> None:
-    x = rng.normal(size=(B, H, T, d))
-    y = rope(x, COS[..., :n], SIN[..., :n], interleaved=interleaved)
-    close(y[..., 2 * n :], x[..., 2 * n :], EXACT, empty=n == 7)
-    alone = rope(x[..., : 2 * n], COS[..., :n], SIN[..., :n], interleaved=interleaved)
-    close(y[..., : 2 * n], alone, EXACT, empty=n == 0)
-
-
 def test_angles_are_not_rounded_to_float32() -> None:
     cos, sin = rope_cos_sin(np.array([[131_071]]), [0.7], 1.0, np.float32)
     assert cos.dtype == sin.dtype == np.float32

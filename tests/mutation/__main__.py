@@ -30,7 +30,7 @@ DEFAULT = ("refdiff/layers", "refdiff/model", "refdiff/generation/sampling.py")
 ALSO = {
     "refdiff/model/weights/load.py": ("tests/model/test_stored_weights.py",),
     "refdiff/model/weights/precision.py": ("tests/model/weights/test_load.py",),
-    "refdiff/model/weights/names.py": ("tests/model/test_pretrained.py",),
+    "refdiff/model/weights/names.py": ("tests/model/weights/test_load.py", "tests/model/test_pretrained.py"),
     "refdiff/model/weights/save.py": ("tests/model/test_pretrained.py",),
     "refdiff/model/rope_parameters.py": ("tests/model/test_config.py",),
     "refdiff/model/trainable.py": ("tests/model/test_stored_weights.py",),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from types import SimpleNamespace
-from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -23,84 +22,51 @@ class OutOfMemoryError(MemoryError):
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def cupy(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
     """A CuPy that writes down what it was asked for."""
-    said: list[Any] = []
-
-    class Stream:
-        def __init__(self, non_blocking: bool = False) -> None:
-            self.name = "its own" if non_blocking else "current"
-
-        def record(self) -> str:
-            said.append(f"event of {self.name}")
-            return "event"
-
-        def wait_event(self, event: str) -> None:
-            said.append(f"{self.name} waits for {event}")
-
-        def synchronize(self) -> None:
-            said.append(f"wait for {self.name}")
-
-        def begin_capture(self) -> None:
-            said.append("begin")
-
-        def end_capture(self) -> Any:
-            said.append("end")
-            return SimpleNamespace(launch=lambda: said.append("launch"))
-
-        def __enter__(self) -> None:
-            said.append(f"on {self.name}")
-
-        def __exit__(self, *_: object) -> None:
-            said.append(f"off {self.name}")
-
-    class using_allocator(Stream):  # noqa: N801, CuPy's name
-        def __init__(self, allocator: Any) -> None:
-            self.name = allocator()
-
-    class MemoryPool:
-        def malloc(self) -> str:
-            return "pool"
-
-    cuda = SimpleNamespace(
-        Stream=Stream, MemoryPool=MemoryPool, using_allocator=using_allocator,
-        get_current_stream=Stream,
-        memory=SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
-    )  # fmt: skip
-    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
-    return said
+    fake = MagicMock()
+    fake.cuda.memory.OutOfMemoryError = OutOfMemoryError
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    return fake
 
 
-BEFORE = ["event of current", "on its own", "on pool", "its own waits for event"]
-AFTER = ["off pool", "off its own"]
+def asked(cupy: MagicMock) -> list[str]:
+    """The names of the calls, in order, after those that make a recorder."""
+    made = ["cuda.Stream", "cuda.MemoryPool"]
+    names = [name.replace("get_current_stream()", "current").replace("Stream()", "own") for name, *_ in cupy.mock_calls]
+    assert names[: len(made)] == made
+    return names[len(made) :]
 
 
-def test_the_work_is_done_once_and_recorded_the_second_time(said: list[Any]) -> None:
+BEFORE = [
+    "cuda.get_current_stream", "cuda.current.record", "cuda.own.__enter__", "cuda.using_allocator",
+    "cuda.using_allocator().__enter__", "cuda.own.wait_event",
+]  # fmt: skip
+AFTER = ["cuda.using_allocator().__exit__", "cuda.own.__exit__"]
+
+
+def test_the_work_is_done_once_and_recorded_the_second_time(cupy: MagicMock) -> None:
     """With the pool's memory both times, and after all that the caller's stream has to do."""
-    results = iter(("first", "second"))
-
-    def work() -> str:
-        said.append("work")
-        return next(results)
-
-    recorded = GraphRecorder().record(work)
-    assert said == [*BEFORE, "work", "wait for its own", "begin", "work", "end", *AFTER]
+    cupy.work.side_effect = ("first", "second")
+    recorded = GraphRecorder().record(cupy.work)
+    capture = ["cuda.own.begin_capture", "work", "cuda.own.end_capture"]
+    assert asked(cupy) == [*BEFORE, "work", "cuda.own.synchronize", *capture, *AFTER]
+    stream, pool = cupy.cuda.Stream.return_value, cupy.cuda.MemoryPool.return_value
+    cupy.cuda.Stream.assert_called_once_with(non_blocking=True)
+    stream.wait_event.assert_called_once_with(cupy.cuda.get_current_stream.return_value.record.return_value)
+    cupy.cuda.using_allocator.assert_called_once_with(pool.malloc)
     assert recorded.replay() == recorded.replay() == "second"
-    assert said[-2:] == ["launch", "launch"]
+    assert asked(cupy)[-2:] == ["cuda.own.end_capture().launch"] * 2
 
 
 @pytest.mark.parametrize("refusal", [CUDARuntimeError, OutOfMemoryError, NotImplementedError])
 @pytest.mark.parametrize("time", [1, 2])
-def test_a_refusal_ends_the_recording_and_is_said(said: list[Any], refusal: type[Exception], time: int) -> None:
-    times = iter(range(1, 3))
-
-    def work() -> None:
-        if next(times) == time:
-            raise refusal("of cuBLAS")
-
+def test_a_refusal_ends_the_recording_and_is_said(cupy: MagicMock, refusal: type[Exception], time: int) -> None:
+    cupy.work.side_effect = (refusal("of cuBLAS"),) if time == 1 else (None, refusal("of cuBLAS"))
     with pytest.raises(GraphError, match=f"{refusal.__name__}: of cuBLAS"):
-        GraphRecorder().record(work)
-    assert said == [*BEFORE, *(["wait for its own", "begin", "end"] if time == 2 else []), *AFTER]
+        GraphRecorder().record(cupy.work)
+    capture = ["cuda.own.synchronize", "cuda.own.begin_capture", "work", "cuda.own.end_capture"]
+    assert asked(cupy) == [*BEFORE, "work", *(capture if time == 2 else []), *AFTER]
 
 
 def test_what_must_be_a_kernels_is_no_layers() -> None:

@@ -65,7 +65,8 @@ def rope_cases() -> Iterator[Case]:
         for B, one, n in ((2, 2, 7), (3, 1, 7), (2, 1, 5)):  # positions of each row, of all, and a part that stays
             yield (normal(0, B, 3, 5, 14), *turns(one, 5, n)), {"interleaved": interleaved}
         heads = normal(1, 3 * 14, 2 * 5).T.reshape(2, 5, 3, 14).swapaxes(1, 2)  # as they come from a projection
-        yield (heads, *turns(2, 5, 7)), {"interleaved": interleaved}
+        for x, n in itertools.product((heads, normal(1, 2, 5, 3, 14).swapaxes(1, 2)), (7, 5)):
+            yield (x, *turns(2, 5, n)), {"interleaved": interleaved}
         yield (normal(2, 1, 3, 2053, 34), *turns(1, 2053, 17)), {"interleaved": interleaved}
         yield (normal(0, 1, 0, 3, 4), *turns(1, 3, 2)), {"interleaved": interleaved}
 
@@ -162,7 +163,7 @@ CASES: dict[str, Callable[[], Iterator[Case]]] = {
     "linear": linear_cases,
     "rms_norm": rms_norm_cases,
     "rope": rope_cases,
-    "rope_vjp": lambda: (((normal(3, *x.shape), x, *turn), options) for (x, *turn), options in rope_cases()),
+    "rope_vjp": lambda: (((1.5 - x, x, *turn), options) for (x, *turn), options in rope_cases()),
     "activation": activation_cases,
     "swiglu": swiglu_cases,
     "diff_attention": diff_attention_cases,

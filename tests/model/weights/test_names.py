@@ -56,13 +56,6 @@ def test_unknown_architecture_names_the_known_ones() -> None:
         parameter_shapes(tiny_config(), "LlamaForCausalLM")
 
 
-@pytest.mark.parametrize("prefix", ["", "model.", "transformer."])
-@pytest.mark.parametrize("stored", ["", "model.", "transformer."])
-def test_any_class_finds_the_base_model_of_any_other(stored: str, prefix: str) -> None:
-    for name in ("embed_tokens.weight", "layers.0.mlp.up_proj.weight", "norm.weight"):
-        assert localize(stored + name, prefix) == prefix + name
-
-
 def test_count() -> None:
     assert count_parameters([(2, 3), (5,), ()]) == 12
     # 7·6 + 4·2 + (8 + 4 + 4)·6 + 6·8 + 3·5·6 + 3·6, and 7·6 for the head

@@ -62,7 +62,11 @@ def test_attention_is_named_as_in_the_module_of_its_wiring(tmp_path: Path, wirin
     stored = {name for file in headers(tmp_path).values() for name in file}
     expected = {name.replace("o_proj", "out_proj" if wiring == "paper" else "o_proj") for name in flatten(params)}
     assert stored == expected
-    for name, values in flatten(load(tmp_path, config, CAUSAL)).items():
+    again = DiffLlamaConfig.from_pretrained(tmp_path)
+    assert again.wiring == wiring, "by its model_type"
+    assert "wiring" not in json.loads((tmp_path / "config.json").read_text())
+    assert again.architectures == [CAUSAL.removeprefix("Diff") if wiring == "none" else CAUSAL]
+    for name, values in flatten(load(tmp_path, again, CAUSAL)).items():
         assert_array_equal(values, flatten(params)[name])
 
 
