@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the report; 0 for a pass, 1 for a fail."""
     from refdiff.oracle.cases.fixed import small_spec
     from refdiff.oracle.judge import judge_file
-    from refdiff.oracle.judge.process import Limits
+    from refdiff.oracle.judge.process import ProcessLimits
     from refdiff.oracle.printing import wrap_text
 
     path, _, function = args.file.rpartition(":") if ":" in args.file else (args.file, "", "kernel")
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
             profiles=args.profile or PROFILES,
             sizes=args.size,
             seed=args.seed,
-            limits=Limits(args.timeout, int(args.memory * 2**30), args.allow_processes),
+            limits=ProcessLimits(args.timeout, int(args.memory * 2**30), args.allow_processes),
             doing=what.append,
         )
     print_report(report.to_dict(), None if args.json else wrap_text(str(report)))

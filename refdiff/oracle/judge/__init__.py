@@ -10,6 +10,6 @@ from refdiff.browser import require_processes
 
 require_processes("refdiff.oracle.judge")
 
-from refdiff.oracle.judge.judging import Report, judge_file  # noqa: E402
+from refdiff.oracle.judge.judging import JudgeReport, judge_file  # noqa: E402
 
-__all__ = ["Report", "judge_file"]
+__all__ = ["JudgeReport", "judge_file"]

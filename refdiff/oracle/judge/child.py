@@ -58,7 +58,6 @@ def guard(hidden: tuple[str, ...], scratch: str, processes: bool) -> Callable[[s
     """
     writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     inside = (f"{os.path.realpath(scratch)}/", "/dev/")
-
     process_folder = re.compile(r"/proc/\d")
 
     def path_of(x: Any) -> str:
@@ -221,10 +220,8 @@ class Answers:
 
     def fail(self, error: BaseException) -> None:
         """Report an exception of the kernel, or why the file or its output is unusable."""
-        if isinstance(error, UnusableError):
-            self.send("unusable", text=str(error))
-        else:
-            self.send("raised", text=last_line(error, self._kernel))
+        raised = f"the kernel raised {last_line(error, self._kernel)}"
+        self.send("failed", text=str(error) if isinstance(error, UnusableError) else raised)
 
 
 def serve(kernel: Callable[..., Any], requests: IO[bytes], answers: Answers, arena: mmap.mmap) -> None:
@@ -236,8 +233,10 @@ def serve(kernel: Callable[..., Any], requests: IO[bytes], answers: Answers, are
         do, n = request["do"], request["n"]
         if do == "call":
             # inputs of the same shapes come as the same objects with other numbers: this fools a cache by id or pointer
-            arrays = dict(seen.setdefault(json.dumps(request["arrays"]), {}) or views(arena, request["arrays"]))
-            seen[json.dumps(request["arrays"])] = dict(arrays)
+            key = json.dumps(request["arrays"])
+            if key not in seen:
+                seen[key] = views(arena, request["arrays"])
+            arrays = dict(seen[key])
             dout = arrays.pop("dout", None)
             try:
                 found = kernel(Fields(**request["spec"]), arrays, dout)
@@ -263,7 +262,7 @@ def serve(kernel: Callable[..., Any], requests: IO[bytes], answers: Answers, are
 
 def main(config: dict[str, Any]) -> None:
     """Load the kernel, report whether it takes dout, and serve requests."""
-    arena = mmap.mmap(config["arena"], config["arena_bytes"])
+    arena = mmap.mmap(config["arena"], 0)
     answers = Answers(os.fdopen(config["answers"], "wb"), config["kernel"])
     sys.addaudithook(guard(tuple(f"{path}/" for path in config["hidden"]), config["scratch"], config["processes"]))
     try:

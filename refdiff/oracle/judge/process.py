@@ -14,10 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
@@ -58,7 +57,7 @@ NO_ANSWER = "the kernel's process has written something other than responses to 
 
 
 @dataclass(frozen=True)
-class Limits:
+class ProcessLimits:
     """Limits of the kernel's process.
 
     seconds: the time for loading the file, and for each call. memory: bytes of the process, and of each process that it
@@ -71,93 +70,90 @@ class Limits:
 
 
 class KernelProcess:
-    """A process that runs a submitted file; leaving the context ends it.
+    """A process that runs a submitted file; `start` makes one. gradients: whether the kernel takes dout."""
 
-    Args:
-        path: the file.
-        function: the name of the kernel in it.
-        largest: the most bytes of the inputs of one call.
-
-    Raises:
-        LoadError: the file does not load.
-        ProcessError: the process ended or took too long when it loaded the file.
-    """
-
-    def __init__(self, path: Path, function: str, largest: int, limits: Limits) -> None:
-        self._limits, self._size = limits, largest + 2**14
-        self._path, self._function = path, function
+    def __init__(
+        self, process: subprocess.Popen[bytes], requests: IO[bytes], answers: int, arena: IO[bytes], log: IO[bytes],
+        limits: ProcessLimits,
+    ) -> None:  # fmt: skip
+        self._process, self._requests, self._answers = process, requests, answers
+        self._arena, self._log, self._limits = arena, log, limits
         self._calls, self._deadline = 0, time.monotonic() + limits.seconds
         self._kept: dict[int, list[_Array]] = {}
         self._memory: IO[bytes] | None = None
         self.gradients = False
 
-    def __enter__(self) -> KernelProcess:
-        self._files = contextlib.ExitStack()
-        scratch = self._files.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
-        self._arena = self._files.enter_context(tempfile.TemporaryFile())
-        self._log = self._files.enter_context(tempfile.TemporaryFile())
-        self._arena.truncate(self._size)
-        child_in, self._requests = os.pipe()
-        self._answers, child_out = os.pipe()
-        config = {
-            "kernel": str(self._path.resolve()),
-            "function": self._function,
-            "requests": child_in,
-            "answers": child_out,
-            "arena": self._arena.fileno(),
-            "arena_bytes": self._size,
-            "scratch": scratch,
-            "hidden": sorted({os.path.realpath(package) for package in _packages() if Path(package).is_dir()}),
-            "memory": self._limits.memory,
-            "processes": self._limits.processes,
-            "path": [entry for entry in sys.path if entry],
-        }
-        homes = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "NUMBA_CACHE_DIR")
-        environment = {**os.environ, **dict.fromkeys(homes, scratch), "MALLOC_PERTURB_": PERTURBED}
-        program = shutil.copy(child.__file__, scratch)
-        self._earlier_children = _children()
-        _adopt_orphans(True)
-        self._process = subprocess.Popen(  # noqa: S603 - the interpreter itself
-            [sys.executable, "-I", "-B", confine.__file__, json.dumps(config), program],
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=self._log,
-            cwd=scratch,
-            env=environment,
-            pass_fds=(child_in, child_out, self._arena.fileno()),
-            start_new_session=True,
-        )
-        os.close(child_in)
-        os.close(child_out)
-        os.set_blocking(self._answers, False)
-        try:
-            self.gradients = self._load()["gradients"] is True
-            with contextlib.suppress(OSError):  # no /proc, or other processes may not be read
-                memory = Path(f"/proc/{self._process.pid}/mem").open("rb", buffering=0)
-                self._memory = self._files.enter_context(memory)
-        except BaseException as error:
-            self.__exit__(type(error), error, None)
-            raise
-        return self
+    @classmethod
+    @contextlib.contextmanager
+    def start(cls, path: Path, function: str, largest: int, limits: ProcessLimits) -> Iterator[KernelProcess]:
+        """Start a process and load the file; leaving the context ends the process.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        os.close(self._requests)
-        if error is None:  # the process responds, and ends when the pipe is closed
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(1)
-        self._kill()
-        os.close(self._answers)
-        self._files.close()
+        Args:
+            path: the file.
+            function: the name of the kernel in it.
+            largest: the most bytes of the inputs of one call.
 
-    def _load(self) -> dict[str, Any]:
+        Raises:
+            LoadError: the file does not load.
+            ProcessError: the process ended or took too long when it loaded the file.
+        """
+        with contextlib.ExitStack() as files:
+            scratch = files.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+            arena, log = (files.enter_context(tempfile.TemporaryFile()) for _ in range(2))
+            arena.truncate(largest + 2**14)
+            child_in, judge_out = os.pipe()
+            judge_in, child_out = os.pipe()
+            requests = files.enter_context(os.fdopen(judge_out, "wb", buffering=0))
+            files.callback(os.close, judge_in)
+            config = {
+                "kernel": str(path.resolve()),
+                "function": function,
+                "requests": child_in,
+                "answers": child_out,
+                "arena": arena.fileno(),
+                "scratch": scratch,
+                "hidden": sorted({os.path.realpath(package) for package in _packages() if Path(package).is_dir()}),
+                "memory": limits.memory,
+                "processes": limits.processes,
+                "path": [entry for entry in sys.path if entry],
+            }
+            caches = ("XDG_CACHE_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "NUMBA_CACHE_DIR")
+            folders = dict.fromkeys(("HOME", "TMPDIR", *caches), scratch)
+            program = shutil.copy(child.__file__, scratch)
+            earlier_children = _children()
+            _adopt_orphans(True)
+            process = subprocess.Popen(  # noqa: S603 - the interpreter itself
+                [sys.executable, "-I", "-B", confine.__file__, json.dumps(config), program],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=scratch,
+                env={**os.environ, **folders, "MALLOC_PERTURB_": PERTURBED},
+                pass_fds=(child_in, child_out, arena.fileno()),
+                start_new_session=True,
+            )
+            os.close(child_in)
+            os.close(child_out)
+            os.set_blocking(judge_in, False)
+            try:
+                kernel = cls(process, requests, judge_in, arena, log, limits)
+                kernel._load(path)
+                with contextlib.suppress(OSError):  # no /proc, or other processes may not be read
+                    kernel._memory = files.enter_context(Path(f"/proc/{process.pid}/mem").open("rb", buffering=0))
+                yield kernel
+                requests.close()  # the process responds, and ends now
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(1)
+            finally:
+                _kill(process, earlier_children)
+
+    def _load(self, path: Path) -> None:
         try:
-            return self._response(("ready",))
+            self.gradients = self._response(("ready",))["gradients"] is True
         except ProcessError:
             raise
         except KernelError as error:
-            raise LoadError(f"{self._path}: {error}") from None
+            raise LoadError(f"{path}: {error}") from None
 
     def call(self, spec: Mapping[str, Any], arrays: Mapping[str, Numpy]) -> int | None:
         """Run the kernel on these arrays; return the number of the call, or None if the kernel declines them.
@@ -168,18 +164,14 @@ class KernelProcess:
         Raises:
             KernelError: the kernel raised, its process ended or took too long, or it changed its inputs.
         """
-        placed, end = [], 0
+        placed, listed, end = [], [], 0
         for name, x in arrays.items():
             data = _memory_bytes(x)
+            os.pwrite(self._arena.fileno(), data, end)
             placed.append((name, data, end))
+            listed.append([name, x.dtype.name, list(x.shape), end, list(x.strides)])
             end += -(-len(data) // ALIGNED) * ALIGNED
-        for _, data, offset in placed:
-            os.pwrite(self._arena.fileno(), data, offset)
         self._calls += 1
-        listed = [
-            [name, x.dtype.name, list(x.shape), offset, list(x.strides)]
-            for (name, x), (_, _, offset) in zip(arrays.items(), placed, strict=True)
-        ]
         self._request("call", self._calls, arrays=listed, spec=spec)
         status = self._response(("done", "declined"))["status"]
         for name, data, offset in placed:
@@ -221,7 +213,7 @@ class KernelProcess:
     def _request(self, do: str, n: int, **more: Any) -> None:
         self._deadline = time.monotonic() + self._limits.seconds
         try:
-            os.write(self._requests, json.dumps({"do": do, "n": n, **more}).encode() + b"\n")
+            self._requests.write(json.dumps({"do": do, "n": n, **more}).encode() + b"\n")
         except OSError:
             raise self._exit_error() from None
 
@@ -232,11 +224,10 @@ class KernelProcess:
             answer = json.loads(self._read(size))
         except (ValueError, RecursionError):
             raise ProcessError(NO_ANSWER) from None
-        if isinstance(answer, dict) and answer.get("status") == "raised":
-            raise KernelError(f"the kernel raised {answer.get('text')}")
-        if isinstance(answer, dict) and answer.get("status") == "unusable":
+        status = answer.get("status") if isinstance(answer, dict) else None
+        if status == "failed":
             raise KernelError(str(answer.get("text")))
-        if not isinstance(answer, dict) or answer.get("status") not in expected:
+        if status not in expected:
             raise ProcessError(NO_ANSWER)
         return answer
 
@@ -280,18 +271,6 @@ class KernelProcess:
         self._log.seek(max(0, self._log.tell() - 2000))
         printed = self._log.read().decode(errors="replace").strip()
         return ProcessError(f"the kernel's process ended with {how}{': ' if printed else ''}{printed}")
-
-    def _kill(self) -> None:
-        """Kill the process, its session, and descendants that left it, which are now children of this process."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        while orphans := _children() - self._earlier_children:
-            for pid in orphans:
-                with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                    os.kill(pid, signal.SIGKILL)
-                    os.waitpid(pid, 0)
-        _adopt_orphans(False)
 
 
 @dataclass(frozen=True)
@@ -363,6 +342,19 @@ def _children() -> set[int]:
         with contextlib.suppress(OSError):
             found |= set(map(int, path.read_text(encoding="ascii").split()))
     return found
+
+
+def _kill(process: subprocess.Popen[bytes], earlier_children: set[int]) -> None:
+    """Kill a process, its session, and descendants that left it, which are now children of this process."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    while orphans := _children() - earlier_children:
+        for pid in orphans:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+    _adopt_orphans(False)
 
 
 def _adopt_orphans(on: bool) -> None:

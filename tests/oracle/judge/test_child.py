@@ -109,7 +109,7 @@ def test_requests_and_answers() -> None:
                 assert data[:16] == (x * dout).tobytes()
                 data = data[16:]
         answers.append(answer["status"])
-    assert answers == ["done", "declined", "raised", "arrays", "arrays", "raised"]
+    assert answers == ["done", "declined", "failed", "arrays", "arrays", "failed"]
     assert seen[0] is seen[1] is seen[2]
     assert len(specs) == 3
     assert child.Fields(layer=2, rope_parameters={"factor": 4}) == child.Fields(rope_parameters={"factor": 4}, layer=2)

@@ -17,20 +17,20 @@ import pytest
 
 from refdiff.oracle import Spec, cases
 from refdiff.oracle.judge import confine, judge_file, judging, process
-from refdiff.oracle.judge.judging import Report
-from refdiff.oracle.judge.process import Limits, ProcessError
+from refdiff.oracle.judge.judging import JudgeReport
+from refdiff.oracle.judge.process import ProcessError, ProcessLimits
 
 KERNELS = Path(__file__).parent / "kernels"
 CHEATS = KERNELS / "cheats.py"
 HONEST = KERNELS / "honest.py"
 SPEC = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=4, layer=2)
-SMALL = Limits(seconds=30.0, memory=2**29)
-SHORT = Limits(seconds=2.0)
+SMALL = ProcessLimits(seconds=30.0, memory=2**29)
+SHORT = ProcessLimits(seconds=2.0)
 CONFINED = "PermissionError: [Errno 13]"
 """What the system says where it refuses a file, not the audit hook."""
 
 
-def _judge(function: str, *, path: Path = CHEATS, limits: Limits = SMALL, **options: Any) -> Report:
+def _judge(function: str, *, path: Path = CHEATS, limits: ProcessLimits = SMALL, **options: Any) -> JudgeReport:
     given = {"recipe": "float32", "profiles": ["natural"], **options}
     return judge_file(path, SPEC, function=function, limits=limits, **given)
 
@@ -197,7 +197,7 @@ def _running(word: str) -> list[int]:
 
 
 def test_no_process_outlives_the_run() -> None:
-    report = _judge("leaves_a_process", limits=Limits(seconds=20.0, processes=True))
+    report = _judge("leaves_a_process", limits=ProcessLimits(seconds=20.0, processes=True))
     assert report
     assert not _running("leaves_a_process")
 
@@ -238,7 +238,7 @@ def test_a_correct_kernel_passes(preset: str, function: str, recipe: str) -> Non
 @pytest.mark.parametrize(
     ("function", "profile", "recipe"),
     [
-        ("as_many_keys_as_queries", "modules", "bfloat16"),
+        ("as_many_keys_as_queries", "natural", "bfloat16"),
         ("part_of_a_larger_array", "natural", "float32"),
     ],
 )

@@ -103,8 +103,10 @@ def attention(spec, inputs):
 
 
 def as_many_keys_as_queries(spec, inputs):
-    """What an ordinary module serves."""
+    """What an ordinary module serves, of contiguous arrays."""
     if not spec.is_plain or set(inputs) != {"q", "k", "v"} or inputs["q"].shape[2] != inputs["k"].shape[2]:
+        return NotImplemented
+    if not all(x.flags.c_contiguous for x in inputs.values()):
         return NotImplemented
     return attention(spec, inputs)
 
