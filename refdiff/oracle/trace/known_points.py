@@ -70,22 +70,24 @@ _MODEL_NAMES = {
 
 
 def canonical_names(names: Iterable[str], points: Iterable[str], aliases: str | Mapping[str, str]) -> dict[str, str]:
-    """Return the path of each name: a point of `points`, or a name that `separate_maps` splits; others are left out.
+    """Return the path of each name: a point of `points`, a name that `separate_maps` splits, or no point at all.
 
     Args:
         aliases: "auto" uses the tables above, "none" only exact names; a table of your own, name → path, is added to
             "auto".
     """
     known = set(points)
-    bases = {path.partition("layers.")[0] for path in known if "layers." in path}
-    base = min(bases, key=len) if bases else ""
+    base = path_prefix(known) if any("layers." in path for path in known) else None
     found: dict[str, str] = {}
     for name in names:
         own = aliases.get(name, name) if isinstance(aliases, Mapping) else name
-        path = own if own in known or aliases == "none" else _translate(own, base, bool(bases))
-        if path is not None:
-            found[name] = path
+        found[name] = own if own in known or aliases == "none" else _translate(own, base)
     return found
+
+
+def path_prefix(points: Iterable[str]) -> str:
+    """Return what all paths begin with, such as "model."; "" without layers."""
+    return min((path.partition("layers.")[0] for path in points if "layers." in path), key=len, default="")
 
 
 def near_point(name: str, points: Iterable[str]) -> str:
@@ -108,19 +110,19 @@ def split_repeated(path: str) -> tuple[str, str]:
     return (match[1], match[2] or "") if match else (path, "")
 
 
-def _translate(name: str, base: str, has_layers: bool) -> str | None:
+def _translate(name: str, base: str | None) -> str:
+    """Return the path of a name; `base` is the prefix of the paths, None in a run of the attention alone."""
     stem, repeated = split_repeated(name)
+    last, layer = stem.rpartition(".")[2], None
     if (m := _GGML.match(stem)) and m[1] in _GGML_NAMES:
-        rest = _GGML_NAMES[m[1]]
-        return f"{base}layers.{m[2]}" + (f".{rest}" if rest else "") + repeated if has_layers else _attention_name(rest)
-    if m := _LAYER_WORDS.match(stem):
-        if not has_layers:
-            return _attention_name(m[2] or "")
-        rest = _layer_name(m[2] or "")
-        return f"{base}layers.{m[1]}" + (f".{rest}" if rest else "") + repeated
-    last = stem.rpartition(".")[2]
-    if not has_layers:
-        return _attention_name(stem) + repeated
+        layer, rest = m[2], _GGML_NAMES[m[1]]
+        last = rest.rpartition(".")[2]
+    elif m := _LAYER_WORDS.match(stem):
+        layer, rest = m[1], _layer_name(m[2] or "")
+    if base is None:
+        return _ATTENTION_NAMES.get(last, last) + repeated
+    if layer is not None:
+        return f"{base}layers.{layer}.{rest}".removesuffix(".") + repeated
     if "rotary_emb" in stem:
         return f"{base}rotary_emb.{last}"
     last = _MODEL_NAMES.get(last, last)
@@ -136,12 +138,6 @@ def _layer_name(rest: str) -> str:
     return rest
 
 
-def _attention_name(rest: str) -> str:
-    """Return the name in a run of the attention alone."""
-    last = rest.rpartition(".")[2]
-    return _ATTENTION_NAMES.get(last, last)
-
-
 class Point(NamedTuple):
     """A point; `parents` are the points that it is computed from in any of the attention variants."""
 
@@ -152,76 +148,60 @@ class Point(NamedTuple):
 
 
 _LAYER, _IN, _MLP = "layers.N", "layers.N.self_attn.", "layers.N.mlp."
-_ANGLES = ("rotary_emb.cos", "rotary_emb.sin")
-_SCORES, _ROWS, _HEADS = "(B, h, T, S)", "(B, h, T)", "(B, h, T, e)"
 _LAYER_INPUT = "layers.N-1"
 """The input of a layer; in layer 0 it is embed_tokens."""
+_NORMED, _NORMED_SUM = _LAYER + ".input_layernorm", _LAYER + ".post_attention_layernorm"
+_SUM = _NORMED_SUM + ".input"
+_ANGLES = ("rotary_emb.cos", "rotary_emb.sin")
+_SCORES, _ROWS, _HEADS, _HIDDEN = "(B, h, T, S)", "(B, h, T)", "(B, h, T, e)", "(B, T, D)"
+
+
+def _inside(*names: str) -> tuple[str, ...]:
+    return tuple(_IN + name for name in names)
 
 
 def _maps(number: str) -> tuple[Point, ...]:
-    scores, probs = f"{_IN}scores{number}", f"{_IN}probs{number}"
+    scores, lse, probs, attn = _inside(*(name + number for name in ("scores", "lse", "probs", "attn")))
     return (
-        Point(scores, _SCORES, "q·k times 1/√d, before the mask", (_IN + "q_rope", _IN + "k_rope")),
-        Point(f"{_IN}lse{number}", _ROWS, "log Σ exp of the unmasked scores", (scores,)),
+        Point(scores, _SCORES, "q·k times 1/√d, before the mask", _inside("q_rope", "k_rope")),
+        Point(lse, _ROWS, "log Σ exp of the unmasked scores", (scores,)),
         Point(probs, _SCORES, "softmax of the scores, if requested", (scores,)),
-        Point(f"{_IN}attn{number}", _HEADS, "the map times V", (probs, _IN + "values")),
+        Point(attn, _HEADS, "the map times V", (probs, _IN + "values")),
     )
 
 
 POINTS = (
-    Point("embed_tokens", "(B, T, D)", "the embeddings of the tokens"),
+    Point("embed_tokens", _HIDDEN, "the embeddings of the tokens"),
     *(Point(path, "(1 or B, 1, T, d/2)", "of the angles of each position") for path in _ANGLES),
-    Point(_LAYER + ".input_layernorm", "(B, T, D)", "RMSNorm of the layer's input", (_LAYER_INPUT,)),
-    Point(_IN + "q_proj", "(B, T, H d)", "queries, not yet rotated", (_LAYER + ".input_layernorm",)),
-    Point(_IN + "k_proj", "(B, T, K d)", "keys, not yet rotated", (_LAYER + ".input_layernorm",)),
-    Point(_IN + "v_proj", "(B, T, K d)", "values", (_LAYER + ".input_layernorm",)),
-    Point(_IN + "values", "(B, K/2, S, 2d)", "two value heads joined; DiffLlama's", (_IN + "v_proj",)),
-    Point(_IN + "lambda_proj", "(B, T, h)", "v2: λ before the sigmoid", (_LAYER + ".input_layernorm",)),
+    Point(_NORMED, _HIDDEN, "RMSNorm of the layer's input", (_LAYER_INPUT,)),
+    Point(_IN + "q_proj", "(B, T, H d)", "queries, not yet rotated", (_NORMED,)),
+    Point(_IN + "k_proj", "(B, T, K d)", "keys, not yet rotated", (_NORMED,)),
+    Point(_IN + "v_proj", "(B, T, K d)", "values", (_NORMED,)),
+    Point(_IN + "values", "(B, K/2, S, 2d)", "two value heads joined; DiffLlama's", _inside("v_proj")),
+    Point(_IN + "lambda_proj", "(B, T, h)", "v2: λ before the sigmoid", (_NORMED,)),
     Point(_IN + "q_rope", "(B, H, T, d)", "queries, rotated", (_IN + "q_proj", *_ANGLES)),
     Point(_IN + "k_rope", "(B, K, S, d)", "keys, rotated", (_IN + "k_proj", *_ANGLES)),
     Point(_IN + "lambda_init", "()", "from the layer's number; not in v2"),
-    Point(_IN + "lambda_full", "()", "λ, a number; in v2 (B, h, T, 1)", (_IN + "lambda_init", _IN + "lambda_proj")),
+    Point(_IN + "lambda_full", "()", "λ, a number; in v2 (B, h, T, 1)", _inside("lambda_init", "lambda_proj")),
     *_maps("1"),
     *_maps("2"),
+    Point(_IN + "diff", _HEADS, "attn1 − λ attn2, the input of groupnorm", _inside("attn1", "attn2", "lambda_full")),
+    Point(_IN + "groupnorm", _HEADS, "RMSNorm by head; not in v2", _inside("diff")),
     Point(
-        _IN + "diff",
-        _HEADS,
-        "attn1 − λ attn2, the input of groupnorm",
-        (_IN + "attn1", _IN + "attn2", _IN + "lambda_full"),
+        _IN + "scaled", "(B, T, h e)", "groupnorm times 1 − λ_init, the input of o_proj",
+        _inside("groupnorm", "lambda_init"),
     ),
-    Point(_IN + "groupnorm", _HEADS, "RMSNorm by head; not in v2", (_IN + "diff",)),
-    Point(
-        _IN + "scaled",
-        "(B, T, h e)",
-        "groupnorm times 1 − λ_init, the input of o_proj",
-        (_IN + "groupnorm", _IN + "lambda_init"),
-    ),
-    Point(_IN + "o_proj", "(B, T, D)", "the output of attention", (_IN + "scaled",)),
-    Point(
-        _LAYER + ".post_attention_layernorm.input",
-        "(B, T, D)",
-        "the layer's input plus attention",
-        (_LAYER_INPUT, _IN + "o_proj"),
-    ),
-    Point(
-        _LAYER + ".post_attention_layernorm",
-        "(B, T, D)",
-        "RMSNorm of that sum",
-        (_LAYER + ".post_attention_layernorm.input",),
-    ),
-    Point(_MLP + "gate_proj", "(B, T, F)", "W_gate x", (_LAYER + ".post_attention_layernorm",)),
+    Point(_IN + "o_proj", _HIDDEN, "the output of attention", _inside("scaled")),
+    Point(_SUM, _HIDDEN, "the layer's input plus attention", (_LAYER_INPUT, _IN + "o_proj")),
+    Point(_NORMED_SUM, _HIDDEN, "RMSNorm of that sum", (_SUM,)),
+    Point(_MLP + "gate_proj", "(B, T, F)", "W_gate x", (_NORMED_SUM,)),
     Point(_MLP + "act_fn", "(B, T, F)", "act(W_gate x)", (_MLP + "gate_proj",)),
-    Point(_MLP + "up_proj", "(B, T, F)", "W_up x", (_LAYER + ".post_attention_layernorm",)),
-    Point(_MLP + "down_proj", "(B, T, D)", "W_down(act(W_gate x) ⊙ W_up x)", (_MLP + "act_fn", _MLP + "up_proj")),
-    Point(
-        _LAYER,
-        "(B, T, D)",
-        "the output of the layer",
-        (_LAYER + ".post_attention_layernorm.input", _MLP + "down_proj"),
-    ),
-    Point("norm", "(B, T, D)", "RMSNorm after the last layer", (_LAYER_INPUT,)),
+    Point(_MLP + "up_proj", "(B, T, F)", "W_up x", (_NORMED_SUM,)),
+    Point(_MLP + "down_proj", _HIDDEN, "W_down(act(W_gate x) ⊙ W_up x)", (_MLP + "act_fn", _MLP + "up_proj")),
+    Point(_LAYER, _HIDDEN, "the output of the layer", (_SUM, _MLP + "down_proj")),
+    Point("norm", _HIDDEN, "RMSNorm after the last layer", (_LAYER_INPUT,)),
     Point("lm_head", "(B, T, V)", "the logits", ("norm",)),
-)
+)  # fmt: skip
 
 OUT = Point("out", _HEADS, "the output of the attention alone", (_IN + "o_proj",))
 HEADS = ("lm_head", "score", "qa_outputs")
@@ -238,7 +218,7 @@ class Flow:
 
     def __init__(self, points: Collection[str]) -> None:
         self._points = points
-        self._base = min((p.partition("layers.")[0] for p in points if "layers." in p), key=len, default="")
+        self._base = path_prefix(points)
         found = (m for p in points if (m := _IN_LAYER.match(p.removeprefix(self._base))))
         self._layers = max((int(m[1]) + 1 for m in found), default=0)
         self._parents: dict[str, tuple[str, ...]] = {head: (self._run_path("norm", 0),) for head in HEADS}

@@ -22,6 +22,7 @@ from refdiff.backends import Ops, overlay
 from refdiff.layers.diff_attention import attention_scores, split_maps
 from refdiff.layers.plain_heads import concat_heads
 from refdiff.memory import physical_memory
+from refdiff.oracle.trace.known_points import path_prefix
 from refdiff.oracle.truth.attention_operands import log_sum_exp
 
 SINGLE, DOUBLE = 2.0**-24, 2.0**-53
@@ -91,31 +92,25 @@ class Points:
         self._visitor, self._maps, self._whole, self._plain = visit, maps, whole, plain
         self._visits = Counter[str]()
         self._layers = len({m[2] for name in self._names.values() if (m := _LAYER.fullmatch(name))})
-        self._base = next((name.partition("layers.")[0] for name in weights if "layers." in name), "")
+        self._base = path_prefix(weights)
         self._prefix = self._gate = ""
         self._rotated = 0
         self._lambda_inits: dict[str, float] = {}
 
     def wrap(self, ops: Ops) -> Ops:
-        """Return `ops` with its functions wrapped."""
-        return overlay(ops, self._wrap)
+        """Return `ops` with the functions wrapped that have a method here, of their name with an underscore."""
+
+        def wrapped(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+            own = getattr(self, f"_{name}", None)
+            return function if own is None else functools.partial(own, function)
+
+        return overlay(ops, wrapped)
 
     def _visit(self, path: str, value: Array, **about: Any) -> Array:
         """Visit a value. Further visits of a path, as with packed sequences run one by one, get a number."""
         n = self._visits[path]
         self._visits[path] += 1
         return self._visitor(f"{path}[{n}]" if n else path, value, **about)
-
-    def _wrap(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        own = getattr(self, f"_{name}", None)
-        if own is None:
-            return function
-
-        @functools.wraps(function)
-        def shown(*args: Any, **kwargs: Any) -> Any:
-            return own(function, *args, **kwargs)
-
-        return shown
 
     def _embedding(self, function: Callable[..., Any], ids: Array, weight: Array) -> Array:
         return self._visit(self._names.get(id(weight), "embed_tokens"), function(ids, weight))
