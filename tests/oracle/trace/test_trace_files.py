@@ -123,7 +123,7 @@ def test_more_tokens_than_there_is_memory_for_are_refused(tmp_path: Path, monkey
         first_divergence(traced.points, path)
     trace(SPEC, spec_inputs()).write(path)
     monkeypatch.setattr(sys.modules["refdiff.oracle.trace.points"], "physical_memory", lambda: 1_000)
-    with pytest.raises(CheckpointError, match=r"its points take 5,376 bytes, expected at most the 1,000 of"):
+    with pytest.raises(CheckpointError, match=r"its points take 13,440 bytes, expected at most the 1,000 of"):
         first_divergence(path, path)
 
 
