@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import math
 import os
@@ -131,11 +132,10 @@ def _judge_all(folder: Path, outputs: Path, manifest: dict[str, Any], changed: l
 
 
 def _judge_case(case: dict[str, Any], arrays: dict[str, Numpy], given: dict[str, Numpy]) -> Verdict:
-    verdicts = {name: _judge_tensor(name, case, arrays, x) for name, x in given.items()}
+    judge = functools.partial(_judge_tensor, case, arrays)
+    verdicts = {name: judge(name, x) for name, x in given.items()}
     spec, recipe = Spec(**case["spec"]), Recipe(**case["recipe"])
-    verdicts, notes = allow_rounded_factor(
-        spec, recipe, given, verdicts, lambda name, x: _judge_tensor(name, case, arrays, x)
-    )
+    verdicts, notes = allow_rounded_factor(spec, recipe, given, verdicts, judge)
     return Verdict(verdicts, recipe.name, notes)
 
 
@@ -184,7 +184,7 @@ def _read_raw(path: Path, tensor: str, shape: tuple[int, ...]) -> Numpy:
     return np.frombuffer(data, "<f4").reshape(shape)
 
 
-def _judge_tensor(name: str, case: dict[str, Any], arrays: dict[str, Numpy], actual: Numpy) -> TensorVerdict:
+def _judge_tensor(case: dict[str, Any], arrays: dict[str, Numpy], name: str, actual: Numpy) -> TensorVerdict:
     limits = next(tensor for tensor in case["judged"] if tensor["name"] == name)
     expected = arrays[f"expected.{name}"].astype(np.float64)
     rows = arrays[f"budget.{name}"].astype(np.float64)

@@ -39,6 +39,7 @@ COLUMNS = (
     "certain",
 )  # fmt: skip
 """The columns of a tensor's line in the index after its name, kind, n and width."""
+BUDGET_PARTS = ("budget", "bound", "weights", "divisor")
 Numpy = np.ndarray[Any, Any]
 FILE_FORMATS = ("safetensors", "npz")
 LARGEST_CASE = 10_000_000
@@ -134,10 +135,8 @@ def _build_case(
         )
     offsets = _tensor_offsets(data)
     for tensor in judged:
-        at = tensor["name"]
-        tensor |= {"hi": offsets[f"expected.{at}.hi"], "lo": offsets[f"expected.{at}.lo"]}
-        tensor["budget"] = offsets[f"budget.{at}"]
-        tensor |= {part: offsets.get(f"{part}.{at}", 0) for part in ("bound", "weights", "divisor")}
+        tensor |= {part: offsets[f"expected.{tensor['name']}.{part}"] for part in ("hi", "lo")}
+        tensor |= {part: offsets.get(f"{part}.{tensor['name']}", 0) for part in BUDGET_PARTS}
     letters = {**shapes(case.spec, case.inputs), **options(case.inputs)}
     entry = {
         "id": name,
@@ -237,7 +236,7 @@ def _npz_bytes(arrays: Mapping[str, Numpy]) -> bytes:
 def _tensor_entry(name: str, array: Numpy, letters: Mapping[str, str], begin: int) -> dict[str, Any]:
     role, _, rest = name.partition(".")
     judged = rest.removesuffix(".hi").removesuffix(".lo")
-    role = {"inputs": "input", **dict.fromkeys(("bound", "weights", "divisor"), "budget")}.get(role, role)
+    role = {"inputs": "input", **dict.fromkeys(BUDGET_PARTS, "budget")}.get(role, role)
     if role == "expected" and judged.startswith("d"):
         role = "grad"
     axes = letters.get(rest if role == "input" else judged.removeprefix("d"), "")

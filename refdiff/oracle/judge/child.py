@@ -178,13 +178,13 @@ def array_bytes(x: Any) -> tuple[str, tuple[int, ...], bytes]:
     return found.dtype.name, found.shape, found.tobytes()
 
 
-def memory_place(x: Any) -> tuple[int, list[int]] | None:
-    """Return the address and the strides in bytes of a NumPy array or CPU tensor; None for any other array."""
+def memory_place(x: Any) -> tuple[int | None, list[int]]:
+    """Return the address and the strides in bytes of a NumPy array or CPU tensor; (None, []) for any other array."""
     if type(x) is np.ndarray:
         return x.__array_interface__["data"][0], list(x.strides)
     if type(x).__module__.partition(".")[0] == "torch" and x.device.type == "cpu":
         return x.data_ptr(), [n * x.element_size() for n in x.stride()]
-    return None
+    return None, []
 
 
 def overwrite(x: Any) -> None:
@@ -248,13 +248,16 @@ def serve(kernel: Callable[..., Any], requests: IO[bytes], answers: Answers, are
                 answers.send("declined" if found is NotImplemented else "done")
         elif do == "send":
             try:
-                locate = memory_place if request["read"] else lambda x: None
-                sent = {name: (*array_bytes(x), locate(x)) for name, x in kept[n].items()}
+                listed, payload = [], b""
+                for name, x in kept[n].items():
+                    dtype, shape, data = array_bytes(x)
+                    address, strides = memory_place(x) if request["read"] else (None, [])
+                    listed.append([name, dtype, shape, address, strides])
+                    payload += data if address is None else b""
             except Exception as error:
                 answers.fail(error)
-                continue
-            listed = [[name, dtype, list(shape), place] for name, (dtype, shape, _, place) in sent.items()]
-            answers.send("arrays", b"".join(data for *_, data, place in sent.values() if not place), arrays=listed)
+            else:
+                answers.send("arrays", payload, arrays=listed)
         else:
             for x in kept.pop(n, {}).values():
                 overwrite(x)

@@ -190,7 +190,7 @@ class KernelProcess:
             KernelError: the outputs are too large, or the response is invalid.
         """
         listed = self._kept.get(n)
-        if listed is None or any(x.place is None for x in listed):
+        if listed is None or any(x.address is None for x in listed):
             self._request("send", n, read=self._memory is not None)
             listed = _parse_arrays(self._response(("arrays",)))
         first = {x.name: x for x in self._kept.setdefault(n, listed)}
@@ -199,7 +199,7 @@ class KernelProcess:
             room -= (size := math.prod(x.shape) * x.dtype.itemsize)
             if room < 0:
                 raise ProcessError(f"the kernel returned {x.name} of {x.shape}: larger than any output of these inputs")
-            if x.place is None:
+            if x.address is None:
                 found[x.name] = np.frombuffer(self._read(size), x.dtype).reshape(x.shape)
             else:
                 found[x.name] = self._from_memory(first.get(x.name, x))
@@ -247,18 +247,17 @@ class KernelProcess:
         """Copy an array from the process's memory."""
         if not math.prod(x.shape):
             return np.zeros(x.shape, x.dtype)
-        address, strides = x.place or (0, ())
-        ends = [(n - 1) * step for n, step in zip(x.shape, strides, strict=True)]
+        ends = [(n - 1) * step for n, step in zip(x.shape, x.strides, strict=True)]
         low, high = sum(min(end, 0) for end in ends), sum(max(end, 0) for end in ends) + x.dtype.itemsize
-        if high - low > LARGEST_SPAN or self._memory is None or address + low < 0:
+        if high - low > LARGEST_SPAN or self._memory is None or x.address is None or x.address + low < 0:
             raise ProcessError(NO_ANSWER)
         try:
-            data = os.pread(self._memory.fileno(), high - low, address + low)
+            data = os.pread(self._memory.fileno(), high - low, x.address + low)
         except OSError:
             data = b""
         if len(data) != high - low:
             raise self._exit_error() if self._process.poll() is not None else ProcessError(NO_ANSWER)
-        return np.ndarray(x.shape, x.dtype, data, -low, strides).copy()
+        return np.ndarray(x.shape, x.dtype, data, -low, x.strides).copy()
 
     def _exit_error(self) -> ProcessError:
         """Describe how a process that closed its pipe ended, with the last 2000 bytes that it printed."""
@@ -275,12 +274,13 @@ class KernelProcess:
 
 @dataclass(frozen=True)
 class _Array:
-    """An array as the process describes it; place: address and strides in bytes, None if it is not in memory."""
+    """An array as the process describes it; address: None if it is not in memory. strides: in bytes."""
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    place: tuple[int, tuple[int, ...]] | None
+    address: int | None
+    strides: tuple[int, ...]
 
 
 def _parse_arrays(answer: Mapping[str, Any]) -> list[_Array]:
@@ -293,13 +293,16 @@ def _parse_arrays(answer: Mapping[str, Any]) -> list[_Array]:
     entries = answer.get("arrays")
     for entry in entries if isinstance(entries, list) else [None]:
         match entry:
-            case [str(name), str(dtype), list(shape), place] if _in_range(shape, 0) and _is_place(place, len(shape)):
+            case [str(name), str(dtype), list(shape), None | int() as address, list(strides)] if (
+                _in_range(shape, 0)
+                and _in_range(strides, -(2**40))
+                and (address is None or (0 <= address < 2**62 and len(strides) == len(shape)))
+            ):
                 if dtype not in FLOATS:
                     raise ProcessError(
                         f"the kernel returned {name[:40]} of type {dtype[:40]}: give {', '.join(FLOATS)}"
                     )
-                where = (place[0], tuple(place[1])) if place else None
-                found.append(_Array(name, child.dtype_of(dtype), tuple(shape), where))
+                found.append(_Array(name, child.dtype_of(dtype), tuple(shape), address, tuple(strides)))
             case _:
                 raise ProcessError(NO_ANSWER)
     return found
@@ -319,15 +322,6 @@ def _memory_bytes(x: Numpy) -> bytes:
 
 def _in_range(numbers: list[Any], least: int) -> bool:
     return len(numbers) <= MOST_AXES and all(type(n) is int and least <= n < 2**40 for n in numbers)
-
-
-def _is_place(place: Any, axes: int) -> bool:
-    match place:
-        case None:
-            return True
-        case [int(address), list(strides)]:
-            return 0 <= address < 2**62 and len(strides) == axes and _in_range(strides, -(2**40))
-    return False
 
 
 def _packages() -> list[str]:

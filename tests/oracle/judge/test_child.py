@@ -103,9 +103,9 @@ def test_requests_and_answers() -> None:
         size = int.from_bytes(data[:4], "little")
         answer, data = json.loads(data[4 : 4 + size]), data[4 + size :]
         if answer["status"] == "arrays":
-            ((*what, place),) = answer["arrays"]
+            ((*what, address, _),) = answer["arrays"]
             assert what == ["out", "float32", [2, 2]]
-            if not place:
+            if address is None:
                 assert data[:16] == (x * dout).tobytes()
                 data = data[16:]
         answers.append(answer["status"])

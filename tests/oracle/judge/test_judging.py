@@ -301,10 +301,10 @@ def test_what_the_system_refuses(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "entry",
     [
-        ["out", "float32", [2], [64, [4, 4]]],
-        ["out", "float32", [2], [-1, [4]]],
-        ["out", "float32", [2], [64, [2**50]]],
-        ["out", "float32", [1] * 40, None],
+        ["out", "float32", [2], 64, [4, 4]],
+        ["out", "float32", [2], -1, [4]],
+        ["out", "float32", [2], 64, [2**50]],
+        ["out", "float32", [1] * 40, None, []],
     ],
 )
 def test_a_place_that_is_none(entry: list[Any]) -> None:
