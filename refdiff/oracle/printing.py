@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 MAX_SHOWN = 8
@@ -26,6 +26,11 @@ def _describe_array(name: str, x: Any) -> str:
     if not hasattr(x, "shape"):
         return f"{name} {type(x).__name__}"
     return f"{name} {tuple(x.shape)} {str(x.dtype).rpartition('.')[2]}"
+
+
+def list_first(names: Sequence[str], limit: int) -> str:
+    """Return the first names, and how many there are if these are not all: "a, b, … (5)"."""
+    return ", ".join(names[:limit]) + (f", … ({len(names)})" if len(names) > limit else "")
 
 
 WIDTH = 80

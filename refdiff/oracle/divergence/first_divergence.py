@@ -19,6 +19,7 @@ from refdiff.oracle.divergence.explain import explanation
 from refdiff.oracle.divergence.layouts import Floats, arrange, axes_of, separate_maps
 from refdiff.oracle.divergence.report import Divergence, Stage
 from refdiff.oracle.divergence.systematic_error import COMMON_ROUNDINGS
+from refdiff.oracle.printing import list_first
 from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.trace.known_points import Flow, canonical_names, near_point
@@ -27,8 +28,6 @@ from refdiff.oracle.trace.trace import Source, Trace, read_trace
 
 COPIES = ("embed_tokens", "values", "lambda_init")
 """Points that are copies of weights or other points: their type does not show the precision of the run."""
-
-
 BASE = "the base of the logarithm"
 
 
@@ -82,10 +81,10 @@ def first_divergence(
                     hint = near_point(str(aliases[own]), reference) or ":"
                     raise ValueError(
                         f"aliases: {own!r} is {aliases[own]!r}, which is no point of the reference{hint} it has "
-                        f"{_list_names(reference)}"
+                        f"{list_first([*reference], 4)}"
                     )
         if not known:
-            listed = f"it has {_list_names(given)}, the reference {_list_names(reference)}"
+            listed = f"it has {list_first([*given], 4)}, the reference {list_first([*reference], 4)}"
             raise ValueError(
                 f"none of the names in the trace is a point of the reference: {listed}{_near_name(given, reference)}"
             )
@@ -125,11 +124,6 @@ def _rerun_reference(reference: Trace) -> Trace:
 
     reference.run(keep, maps=True)
     return replace(reference, points=points)
-
-
-def _list_names(names: Mapping[str, Any]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:4]) + (f", … ({len(listed)})" if len(listed) > 4 else "")
 
 
 def _interleaved(reference: Trace) -> bool:
@@ -375,6 +369,4 @@ def _metadata_differences(mine: Mapping[str, Any], ref: Mapping[str, Any]) -> li
 def _differing_fields(mine: Mapping[str, Any], ref: Mapping[str, Any]) -> str:
     """List the fields in which two mappings differ, with both values."""
     names = [name for name in sorted({*mine, *ref}) if mine.get(name) != ref.get(name)]
-    return ", ".join(f"{name} ({mine.get(name)} and {ref.get(name)})" for name in names[:4]) + (
-        f", … ({len(names)})" if len(names) > 4 else ""
-    )
+    return list_first([f"{name} ({mine.get(name)} and {ref.get(name)})" for name in names], 4)

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from refdiff.oracle.printing import wrap_text
+from refdiff.oracle.printing import list_first, wrap_text
 from refdiff.oracle.trace.known_points import Flow, near_point
 
 MAX_NAMED = 4
@@ -87,8 +87,7 @@ class Divergence:
         if hidden := len(compared) - len(largest):
             lines += [f"  and {hidden} more points; --all shows them"]
         if self.unknown:
-            more = f", … ({len(self.unknown)})" if len(self.unknown) > MAX_UNKNOWN else ""
-            lines += ["", f"no point of the reference: {', '.join(self.unknown[:MAX_UNKNOWN])}{more}"]
+            lines += ["", f"no point of the reference: {list_first(self.unknown, MAX_UNKNOWN)}"]
             hints = [f"  {name}{hint}" for name in self.unknown[:MAX_UNKNOWN] if (hint := near_point(name, missing))]
             lines += hints[:3]
         return wrap_text("\n".join(lines))
