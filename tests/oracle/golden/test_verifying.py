@@ -24,9 +24,14 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+def verified(vectors: Path, outputs: dict[str, dict[str, np.ndarray]], folder: Path, **options: bool) -> golden.Report:
+    """Verify outputs that a program wrote as raw float32."""
+    write_raw(folder / "raw", outputs)
+    return golden.verify(vectors, folder / "raw", **options)
+
+
 def test_right_outputs(vectors: Path, tmp_path: Path) -> None:
-    write_raw(tmp_path / "raw", right(vectors))
-    report = golden.verify(vectors, tmp_path / "raw")
+    report = verified(vectors, right(vectors), tmp_path)
     assert report.cases.keys() == KINDS.keys() - {"cancelled"}
     for name, verdict in report.cases.items():
         of = case(name)
@@ -50,8 +55,7 @@ def test_mutations_fail_as_check_says(vectors: Path, tmp_path: Path, mutation: s
     kind, name, change = MUTATIONS[mutation]
     outputs = right(vectors)
     outputs[kind][name] = change(outputs[kind][name]).astype("<f4")
-    write_raw(tmp_path / "raw", outputs)
-    report = golden.verify(vectors, tmp_path / "raw")
+    report = verified(vectors, outputs, tmp_path)
     assert report.status == "fail"
     assert not report
     failed = {(c, t) for c, v in report.cases.items() for t, of in v.tensors.items() if of.status == "fail"}
@@ -68,8 +72,7 @@ def test_the_mistake_of_the_first_failure(tmp_path: Path) -> None:
     for name in ("whole", "half"):
         of = case(name)
         wrong[name] = {"out": truth(of.spec.replace(pairing="interleaved"), of.inputs).out.astype("<f4")}
-    write_raw(tmp_path / "raw", wrong)
-    report = golden.verify(tmp_path / "vectors", tmp_path / "raw", diagnose=True)
+    report = verified(tmp_path / "vectors", wrong, tmp_path, diagnose=True)
     assert [(name, found.name) for name, found in report.diagnosis.items()] == [("whole", "neighbors_are_a_pair")]
     assert "\ndiagnosis: unique: neighbors_are_a_pair" in str(report)
     assert report.to_dict()["diagnosis"]["whole"] == report.diagnosis["whole"].to_dict()
@@ -78,12 +81,11 @@ def test_the_mistake_of_the_first_failure(tmp_path: Path) -> None:
 
 def test_one_byte_of_the_vectors(vectors: Path, tmp_path: Path) -> None:
     shutil.copytree(vectors, tmp_path / "vectors")
-    write_raw(tmp_path / "raw", right(vectors))
     file = tmp_path / "vectors" / "case_v2.safetensors"
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    report = golden.verify(tmp_path / "vectors", tmp_path / "raw")
+    report = verified(tmp_path / "vectors", right(vectors), tmp_path)
     assert report.status == "fail"
     assert report.changed == ("case_v2.safetensors: its bytes have been changed: SHA-256 is not the manifest's",)
     assert "v2" not in report.cases
@@ -94,7 +96,6 @@ def test_one_byte_of_the_vectors(vectors: Path, tmp_path: Path) -> None:
 def test_a_manifest_of_somebody_elses(vectors: Path, tmp_path: Path, change: dict[str, object]) -> None:
     folder = tmp_path / "vectors"
     shutil.copytree(vectors, folder)
-    write_raw(tmp_path / "raw", right(vectors))
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["cases"][0] |= change
     data = {name: (folder / name).read_bytes() for name in manifest["files"]}
@@ -104,14 +105,13 @@ def test_a_manifest_of_somebody_elses(vectors: Path, tmp_path: Path, change: dic
         manifest["files"]["index.txt"]["sha256"] = sha256(data["index.txt"])
     (folder / "manifest.json").write_text(manifest_text(manifest))
     with pytest.raises(CheckpointError, match=r"not what this version writes|not a plain name"):
-        golden.verify(folder, tmp_path / "raw")
+        verified(folder, right(vectors), tmp_path)
 
 
 def test_missing_outputs(vectors: Path, tmp_path: Path) -> None:
     outputs = right(vectors)
     del outputs["half"]["out"], outputs["v2"]
-    write_raw(tmp_path / "raw", outputs)
-    report = golden.verify(vectors, tmp_path / "raw")
+    report = verified(vectors, outputs, tmp_path)
     assert (report.status, report.missing) == ("fail", ("half", "v2"))
     assert "missing: half: no output: out in half.safetensors or half.npz, or half.out.f32" in str(report).splitlines()
     with says(CheckpointError, f"{tmp_path / 'nowhere'}: no folder of outputs"):
@@ -122,20 +122,15 @@ def test_missing_outputs(vectors: Path, tmp_path: Path) -> None:
 def test_a_signalling_nan_fails_without_a_warning(vectors: Path, tmp_path: Path) -> None:
     outputs = {kind: {"out": of["out"].copy()} for kind, of in right(vectors).items()}
     outputs["v2"]["out"].view(np.uint32).flat[3] = 0x7F800001
-    write_raw(tmp_path / "raw", outputs)
-    report = golden.verify(vectors, tmp_path / "raw")  # pytest makes an error of a warning
+    report = verified(vectors, outputs, tmp_path)  # pytest makes an error of a warning
     assert not report
     assert str(report).startswith("fail: ")
 
 
 def test_outputs_that_do_not_fit(vectors: Path, tmp_path: Path) -> None:
-    outputs = right(vectors)
-    write_raw(tmp_path / "raw", {"v2": {"out": outputs["v2"]["out"][..., :-1].copy()}})
-    with pytest.raises(
-        CheckpointError,
-        match=r"v2\.out\.f32: 224 bytes, but out has the shape \(1, 2, 4, 8\), in float32 256 bytes",
-    ):
-        golden.verify(vectors, tmp_path / "raw")
+    short = {"v2": {"out": right(vectors)["v2"]["out"][..., :-1].copy()}}
+    with pytest.raises(CheckpointError, match=r"224 bytes, but out has the shape \(1, 2, 4, 8\), in float32 256 bytes"):
+        verified(vectors, short, tmp_path)
     (tmp_path / "raw" / "v2.out.f32").write_bytes(b"12345")
     with pytest.raises(CheckpointError, match=r"v2\.out\.f32: 5 bytes, but "):
         golden.verify(vectors, tmp_path / "raw")
@@ -149,9 +144,8 @@ def test_outputs_that_do_not_fit(vectors: Path, tmp_path: Path) -> None:
 
 def test_outputs_that_would_be_passed_over(vectors: Path, tmp_path: Path) -> None:
     out = right(vectors)["v2"]["out"]
-    write_raw(tmp_path / "raw", {"v2": {"out": out, "d_q": out}})
     with pytest.raises(CheckpointError, match=r"v2\.d_q\.f32: 'd_q' is no judged tensor: there are out, dq, dk"):
-        golden.verify(vectors, tmp_path / "raw")
+        verified(vectors, {"v2": {"out": out, "d_q": out}}, tmp_path)
     for name in ("v2.out.f32", "v2.npz"):
         folder = tmp_path / name
         write_raw(folder, {"v2": {"out": out}} if name.endswith("f32") else {})

@@ -8,29 +8,29 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.backends import ops_for
 from refdiff.layers import softmax
-from refdiff.model.weights import flatten
 from refdiff.oracle.spec.presets import PRESETS
 from refdiff.oracle.trace.known_points import Flow
-from refdiff.oracle.trace.points import Points
-from refdiff.oracle.trace.trace import SpecRun
+from refdiff.oracle.trace.trace import ModelRun, SpecRun
 from tests.model.models import WIRINGS, ids, small_model
 from tests.oracle.example_inputs import draw, small
 from tests.tolerances import FLOAT64, close
 
 
-def record(model: Any, put: dict[str, Any]) -> dict[str, Any]:
-    """What is computed at each point, where the run goes on with `put`."""
+def record_run(run: Callable[..., Any], put: dict[str, Any]) -> dict[str, Any]:
+    """What is computed at each point of a run that goes on with `put`."""
     points: dict[str, Any] = {}
 
     def visit(path: str, value: Any, **_: Any) -> Any:
         points[path] = np.array(value)
         return np.array(put.get(path, value))
 
-    model.ops = Points(flatten(model.params), visit, maps=True, whole=False).wrap(ops_for())
-    model(ids(0, 2, 5))
+    run(visit, maps=True)
     return points
+
+
+def record(model: Any, put: dict[str, Any]) -> dict[str, Any]:
+    return record_run(ModelRun(model, {"input_ids": ids(0, 2, 5)}), put)
 
 
 def flows_as_said(record: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
@@ -52,18 +52,7 @@ def test_the_flow_is_that_of_a_run(wiring: str) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_flow_of_the_attention_alone(name: str) -> None:
     run = SpecRun(small(name), draw(small(name)))
-
-    def record(put: dict[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-
-        def visit(path: str, value: Any, **_: Any) -> Any:
-            found[path] = np.array(value)
-            return np.array(put.get(path, value))
-
-        run(visit, maps=True)
-        return found
-
-    flows_as_said(record)
+    flows_as_said(lambda put: record_run(run, put))
 
 
 def test_values_by_hand() -> None:

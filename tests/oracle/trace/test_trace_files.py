@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,17 +21,21 @@ from tests.oracle.trace.test_trace import SPEC, run_again, spec_inputs
 from tests.tolerances import FLOAT64, close
 
 
+@pytest.fixture
+def model(tmp_path: Path) -> Any:
+    """A model that was loaded from a folder, which its traces name."""
+    small_model().save_pretrained(tmp_path / "model")
+    return refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path / "model")
+
+
 def test_a_spec_is_run_again_from_its_file(tmp_path: Path) -> None:
     traced = trace(SPEC, spec_inputs())
     traced.write(tmp_path / "run.safetensors")
     close(run_again(read_trace(tmp_path / "run.safetensors"))["out"], traced["out"], FLOAT64)
 
 
-def test_a_model_is_run_again_where_it_is_there(tmp_path: Path) -> None:
-    drawn, tokens = small_model(), ids(0, 2, 5)
-    drawn.save_pretrained(tmp_path / "model")
-    model = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path / "model")
-    traced = trace(model, tokens)
+def test_a_model_is_run_again_where_it_is_there(tmp_path: Path, model: Any) -> None:
+    traced = trace(model, ids(0, 2, 5))
     traced.write(tmp_path / "run.safetensors")
     close(run_again(read_trace(tmp_path / "run.safetensors"))["lm_head"], traced["lm_head"], FLOAT64 * 10)
     (tmp_path / "model").rename(tmp_path / "elsewhere")
@@ -52,9 +57,7 @@ def test_a_run_of_16_bit_weights_is_one_of_float32(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["config", "folder", "file"])
-def test_a_trace_names_the_folder_of_its_own_model_alone(tmp_path: Path, change: str) -> None:
-    small_model().save_pretrained(tmp_path / "model")
-    model = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path / "model")
+def test_a_trace_names_the_folder_of_its_own_model_alone(tmp_path: Path, model: Any, change: str) -> None:
     traced = trace(model, ids(0, 2, 5))
     about = {**traced.about}
     if change == "config":
@@ -65,10 +68,9 @@ def test_a_trace_names_the_folder_of_its_own_model_alone(tmp_path: Path, change:
     assert read_trace(tmp_path / "run.safetensors").run is None
 
 
-def test_a_comparison_finishes_no_save_in_the_folder_of_the_model(tmp_path: Path) -> None:
+def test_a_comparison_finishes_no_save_in_the_folder_of_the_model(tmp_path: Path, model: Any) -> None:
     folder = tmp_path / "model"
-    small_model().save_pretrained(folder)
-    trace(refdiff.DiffLlamaForCausalLM.from_pretrained(folder), ids(0, 2, 5)).write(tmp_path / "run.safetensors")
+    trace(model, ids(0, 2, 5)).write(tmp_path / "run.safetensors")
     (folder / ".refdiff-save").mkdir()
     (folder / ".refdiff-save" / "files.json").write_text('{"files": ["config.json"]}')
     files = sorted(folder.rglob("*"))
@@ -86,9 +88,8 @@ def test_a_comparison_finishes_no_save_in_the_folder_of_the_model(tmp_path: Path
     ],
     ids=range(10),
 )  # fmt: skip
-def test_a_trace_that_says_nonsense(tmp_path: Path, about: str) -> None:
-    small_model().save_pretrained(tmp_path / "model")
-    config = json.dumps(refdiff.DiffLlamaConfig.from_pretrained(tmp_path / "model").to_dict())
+def test_a_trace_that_says_nonsense(tmp_path: Path, model: Any, about: str) -> None:
+    config = json.dumps(model.config.to_dict())
     about = about.replace("FOLDER", str(tmp_path / "model")).replace("CONFIG", config)
     path = tmp_path / "run.safetensors"
     write_arrays(path, {"a": np.ones(2)}, {"format": FORMAT, "about": about, "order": '["a"]'})
@@ -101,22 +102,19 @@ def test_a_trace_that_says_nonsense(tmp_path: Path, about: str) -> None:
         read_trace(path)
 
 
-def test_inputs_that_the_model_does_not_take_name_the_file(tmp_path: Path) -> None:
-    model, path = small_model(), tmp_path / "run.safetensors"
-    model.save_pretrained(tmp_path / "model")
-    model = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path / "model")
-    traced = trace(model, [[1, 2, 3]])
+def test_inputs_that_the_model_does_not_take_name_the_file(tmp_path: Path, model: Any) -> None:
+    path, traced = tmp_path / "run.safetensors", trace(model, [[1, 2, 3]])
     for bad in (np.ones((1, 3), np.float32), np.full((1, 3), 10**6), np.ones((1, 3, 2), np.int64)):
         dataclasses.replace(traced, inputs={**traced.inputs, "input_ids": bad}).write(path)
         with pytest.raises(CheckpointError, match=r"run\.safetensors: its run cannot be repeated: "):
             first_divergence(path, path)
 
 
-def test_more_tokens_than_there_is_memory_for_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_tokens_than_there_is_memory_for_are_refused(
+    tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A file has one byte for each token, its run 8 bytes for each pair of tokens, head and layer."""
-    small_model().save_pretrained(tmp_path / "model")
-    model, path = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path / "model"), tmp_path / "run.safetensors"
-    traced = trace(model, [[1, 2, 3]])
+    path, traced = tmp_path / "run.safetensors", trace(model, [[1, 2, 3]])
     dataclasses.replace(traced, inputs={"input_ids": np.ones((1, 200_000), np.int8)}).write(path)
     why = r"run\.safetensors: its run cannot be repeated: its points take [\d,]{14,} bytes, expected at most the [\d,]+"
     with pytest.raises(CheckpointError, match=why):
