@@ -123,7 +123,6 @@ class Where:
                         self.layer = int(match[1]) if match else None
                 return function(*args, **kwargs)
 
-            looked_at.__wrapped__ = function
             return looked_at
 
         return overlay(ops, wrap)
@@ -150,7 +149,7 @@ class Where:
             def maybe(*args: Any, **kwargs: Any) -> Any:
                 return (wrong if self.layer in (LAYER, None) else right)(*args, **kwargs)
 
-            maybe.__wrapped__ = right
+            maybe.__wrapped__ = right  # for its signature, where it replaces a function of `layers`
             return maybe
 
         return wrap
