@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -29,17 +30,39 @@ def of(name: str) -> np.ndarray:
     return REF[AT + name]
 
 
+def split_heads(x: np.ndarray, heads: int) -> np.ndarray:
+    """(B, T, h e) → (B, h, T, e)."""
+    return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
+
+
+ORDERS = [(name, "(1, 0, 3, 2)") for name in ("scores1", "lse1", "diff", "groupnorm")]
+ORDERS += [(name, "(5, 4, 7, 6)") for name in ("attn2", "probs2")]
+
+
+@pytest.mark.subjects
 @pytest.mark.parametrize(
-    ("factor", "why"),
+    ("name", "change", "up_to"),
     [
-        (math.sqrt(6), "2.4495 = √d, d = 6: not scaled"),
-        (math.sqrt(2), "1.4142 = √2: scaled by the root of half of d"),
-        (1 / math.log(2), "1.4427 = log₂ e: for powers of two"),
-        (-1.0, "-1"),
+        ("scores1", lambda x: math.sqrt(6) * x, "the factor 2.4495 = √d, d = 6: not scaled"),
+        ("scores1", lambda x: math.sqrt(2) * x, "the factor 1.4142 = √2: scaled by the root of half of d"),
+        ("scores1", lambda x: x / math.log(2), "the factor 1.4427 = log₂ e: for powers of two"),
+        ("scores1", lambda x: -x, "the factor -1"),
+        *((name, lambda x: x[:, [1, 0, 3, 2]], f"an order of heads: {order}") for name, order in ORDERS),
+        ("scores1", lambda x: of("scores2"), "a swap of the maps: it is scores2"),
+        ("attn2", lambda x: of("attn1"), "a swap of the maps: it is attn1"),
+        ("scores1", lambda x: np.concatenate([x, of("scores2")], 1)[:, 0::2], "an order of heads: (0, 2, 4, 6)"),
+        ("scores2", lambda x: x[:, [0, 0, 2, 3]], "repeated heads: (4, 4, 6, 7)"),
+        ("q_proj", lambda x: split_heads(x, 8)[:, [1, 0, 2, 3, 4, 5, 7, 6]].swapaxes(1, 2).reshape(2, 5, 48),
+         "an order of heads: (1, 0, 2, 3, 4, 5, 7, 6)"),
+        ("values", lambda x: np.concatenate([split_heads(of("v_proj"), 8)[:, i::2] for i in (0, 1)], -1),
+         "an order of heads: (0, 2, 4, 6, 1, 3, 5, 7)"),
+        ("scaled", lambda x: split_heads(x, 4).reshape(2, 5, 48),
+         "a transpose: its numbers lie as (B, H, T, e), not (B, T, H, e)"),
+        ("scores1", lambda x: x.swapaxes(2, 3), "a transpose: its numbers lie as (B, H, S, T), not (B, H, T, S)"),
     ],
-)
-def test_factors_of_scores(factor: float, why: str) -> None:
-    assert said("scores1", factor * of("scores1")) == f"equal up to the factor {why}"
+)  # fmt: skip
+def test_what_an_array_is_equal_up_to(name: str, change: Callable[[np.ndarray], np.ndarray], up_to: str) -> None:
+    assert said(name, change(of(name))) == f"equal up to {up_to}"
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
@@ -101,20 +124,6 @@ def test_the_base_of_the_spec() -> None:
     assert stages["lse1"].what == "equal up to the base of the logarithm: e, not 2"
 
 
-@pytest.mark.parametrize("name", ["scores1", "attn2", "lse1", "diff", "groupnorm", "probs2"])
-def test_orders_of_heads(name: str) -> None:
-    order = "(5, 4, 7, 6)" if name.endswith("2") else "(1, 0, 3, 2)"
-    assert said(name, of(name)[:, [1, 0, 3, 2]]).endswith(f"an order of heads: {order}")
-
-
-def test_orders_of_heads_across_the_maps() -> None:
-    assert said("scores1", of("scores2")) == "equal up to a swap of the maps: it is scores2"
-    assert said("attn2", of("attn1")) == "equal up to a swap of the maps: it is attn1"
-    both = np.concatenate([of("scores1"), of("scores2")], 1)
-    assert said("scores1", both[:, 0::2]) == "equal up to an order of heads: (0, 2, 4, 6)"
-    assert said("scores2", of("scores2")[:, [0, 0, 2, 3]]).endswith("repeated heads: (4, 4, 6, 7)")
-
-
 @pytest.mark.parametrize("name", ["scores1", "lse1", "q_proj", "values", "o_proj", "lambda_full"])
 def test_nothing_of_that(name: str) -> None:
     g = np.random.default_rng(3)
@@ -147,25 +156,6 @@ def test_arranged(path: str, change: object, how: str) -> None:
     assert array.dtype == np.float64
     assert array.shape == MODEL[path].shape
     assert np.array_equal(array.astype(np.float32), x)
-
-
-def test_orders_of_heads_side_by_side() -> None:
-    x = of("q_proj").reshape(2, 5, 8, 6)[:, :, [1, 0, 2, 3, 4, 5, 7, 6]].reshape(2, 5, 48)
-    assert said("q_proj", x) == "equal up to an order of heads: (1, 0, 2, 3, 4, 5, 7, 6)"
-
-
-def test_the_halves_of_joined_values_are_heads() -> None:
-    heads = of("v_proj").reshape(2, 5, 8, 6).transpose(0, 2, 1, 3)
-    joined = np.concatenate([heads[:, 0::2], heads[:, 1::2]], -1)
-    assert said("values", joined) == "equal up to an order of heads: (0, 2, 4, 6, 1, 3, 5, 7)"
-
-
-def test_transposes() -> None:
-    x = of("scaled").reshape(2, 5, 4, 12).transpose(0, 2, 1, 3).reshape(2, 5, 48)
-    assert said("scaled", x) == "equal up to a transpose: its numbers lie as (B, H, T, e), not (B, T, H, e)"
-    assert said("scores1", of("scores1").swapaxes(2, 3)).startswith(
-        "equal up to a transpose: its numbers lie as (B, H, S, T)"
-    )
 
 
 def test_of_two_that_fit_the_nearer_one_is_taken_but_the_plain_one_comes_first() -> None:
