@@ -217,17 +217,18 @@ def _trials(
         B, T = int(rng.integers(1, 4)), int(rng.integers(2, 41))
         sized.append(((B, T, T), layout))
     for n, (size, layout) in enumerate(sized):
-        lengths = dict(zip(("batch", "queries", "keys"), size, strict=True))
-        ((case, other),) = _case_pairs("discriminating", seed + 2 + 2 * n, spec, dtype, **lengths)
+        ((case, other),) = _case_pairs("discriminating", seed + 2 + 2 * n, spec, dtype, size)
         name = "x".join(map(str, size))
         name = f"{name}-{n}" if layout == "contiguous" else f"strides-{layout.replace(' ', '_')}-{name}"
         made.append(_Trial(name, case, other, layout))
     return [made[i] for i in rng.permutation(len(made))]
 
 
-def _case_pairs(profile: str, seed: int, spec: Spec, dtype: str, **lengths: int) -> list[tuple[Case, Case]]:
+def _case_pairs(profile: str, seed: int, spec: Spec, dtype: str, size: Size | None = None) -> list[tuple[Case, Case]]:
     """Return each case of a profile with the numbers of two seeds."""
-    return list(zip(*(cases(profile, seed + i, spec=spec, dtype=dtype, **lengths) for i in (0, 1)), strict=True))
+    B, T, S = size or (None, None, None)
+    given = [cases(profile, seed + i, spec=spec, dtype=dtype, batch=B, queries=T, keys=S) for i in (0, 1)]
+    return list(zip(*given, strict=True))
 
 
 def _run(

@@ -224,10 +224,9 @@ class KernelProcess:
             answer = json.loads(self._read(size))
         except (ValueError, RecursionError):
             raise ProcessError(NO_ANSWER) from None
-        status = answer.get("status") if isinstance(answer, dict) else None
-        if status == "failed":
+        if isinstance(answer, dict) and answer.get("status") == "failed":
             raise KernelError(str(answer.get("text")))
-        if status not in expected:
+        if not isinstance(answer, dict) or answer.get("status") not in expected:
             raise ProcessError(NO_ANSWER)
         return answer
 

@@ -39,7 +39,9 @@ from refdiff.oracle.trace.points import Points, Visit, check_memory
 from refdiff.oracle.truth.forward import forward
 
 _LAYER = re.compile(r"(.*\blayers)\.(\d+)$")
-_DUMP = re.compile(r"([^.]+)\.(.+)_(inputs_args_0|inputs_kwargs_hidden_states|inputs_kwargs_x|outputs|outputs_\d+)")
+_DUMP = re.compile(
+    r"[^.]+\.(?P<module>.+)_((?P<input>inputs)_(args_0|kwargs_hidden_states|kwargs_x)|(?P<output>outputs(_\d+)?))"
+)
 FORMAT = "refdiff trace 1"
 ARRAYS = ("input_ids", "attention_mask", "position_ids", "inputs_embeds", "labels")
 """The arguments of a model that are kept with a trace."""
@@ -287,27 +289,22 @@ def read_debugger_folder(folder: Path) -> dict[str, NDArray[Any]]:
         raise CheckpointError(
             f"{folder}: no folder of transformers' model_addition_debugger_context: no *_debug_tree_*.json in it"
         )
-    found: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        if match := _DUMP.fullmatch(path.stem):
-            _, module, what = match.groups()
-            found.setdefault(module, {})["inputs" if what.startswith("inputs") else what] = path
-    if not found:
+    dumps = [(path, m) for path in sorted(folder.glob("*.safetensors")) if (m := _DUMP.fullmatch(path.stem))]
+    if not dumps:
         raise CheckpointError(
             f"{folder}: no tensors: let model_addition_debugger_context write them with use_repr=False; by default it "
             "prints a few numbers of each"
         )
     points: dict[str, NDArray[Any]] = {}
-    last = _last_layer(found)
-    for module, files in found.items():
-        for what, path in files.items():
-            if point := _point_path(module, what, last):
-                arrays, _ = read_arrays(path, folder=folder)
-                if "data" not in arrays:
-                    raise CheckpointError(
-                        f"{path}: no tensor is called data, as transformers' debugger names it; write it again"
-                    )
-                points[point] = arrays["data"]
+    last = _last_layer(m["module"] for _, m in dumps)
+    for path, m in dumps:
+        if point := _point_path(m["module"], m["input"] or m["output"], last):
+            arrays, _ = read_arrays(path, folder=folder)
+            if "data" not in arrays:
+                raise CheckpointError(
+                    f"{path}: no tensor is called data, as transformers' debugger names it; write it again"
+                )
+            points[point] = arrays["data"]
     return points
 
 
