@@ -277,15 +277,6 @@ def _replace_parts(
 ) -> Any:  # fmt: skip
     """Return a copy of the module whose projections are functions, and whose parameters and buffers are inputs."""
     torch = importlib.import_module("torch")
-
-    class Function(torch.nn.Module):  # type: ignore[misc, name-defined]
-        def __init__(self, function: Callable[[Any], Any]) -> None:
-            super().__init__()
-            self.function = function
-
-        def forward(self, y: Any) -> Any:
-            return self.function(y)
-
     clone = _copy(attention)
     functions = dict(projections)
     if paths["qkv"]:
@@ -293,7 +284,7 @@ def _replace_parts(
         functions["qkv"] = lambda y: torch.cat([f(y) for f in three], dim=-1)
     for job, function in functions.items():
         _require_place(attention, paths, job)
-        _replace_part(clone, str(paths[job]), Function(function), job)
+        _replace_part(clone, str(paths[job]), function, job)
     for name in TENSORS:
         if name in x:
             _replace_part(clone, str(paths[name]), x[name], name)

@@ -128,10 +128,10 @@ def test_clean_runs_of_sharp_models(seed: int, wiring: str) -> None:
     assert found.path is None, str(found)
 
 
-def mistaken(name: str, dtype: str = "float32") -> tuple[dict[str, np.ndarray], Trace]:
+def mistaken(name: str) -> tuple[dict[str, np.ndarray], Trace]:
     mistake = next(m for m in CATALOGUE if m.name == name)
-    of, ref = prepared(wiring_of(mistake), dtype)
-    return run(of, inputs(), dtype, mistake), ref
+    of, ref = prepared(wiring_of(mistake), "float32")
+    return run(of, inputs(), "float32", mistake), ref
 
 
 def test_only_the_point_that_made_the_error_is_charged() -> None:

@@ -29,13 +29,12 @@ KINDS = {
 }
 
 
-def case(kind: str, *, blind: bool = False) -> Case:
-    """One of the kinds; what it is blind to takes seconds to find, and is left out unless it is wanted."""
+def case(kind: str) -> Case:
+    """One of the kinds, without what it is blind to, which takes seconds to find."""
     spec, structure, values, dtype = KINDS[kind]
     seed = list(KINDS).index(kind)
     made = Case(kind, values, seed, dtype, spec, structure, draw(spec, structure, values, seed, dtype))
-    if not blind:
-        made.__dict__["blind_to"] = ()
+    made.__dict__["blind_to"] = ()
     return made
 
 
