@@ -243,7 +243,8 @@ def expect(
     run: Callable[..., None],
     given: Mapping[str, Floats],
     unit: float,
-    tiny: float = 0.0,
+    tiny: float,
+    common: float,
     *,
     local: bool,
     axes: Callable[[str], str],
@@ -256,6 +257,7 @@ def expect(
         given: the arrays of the run under test, in the axes of the points.
         unit: the unit roundoff of the run under test.
         tiny: the largest rounding error of a number near 0, half of the distance between subnormals.
+        common: the error that all numbers may have alike, in roundoffs (`COMMON_ROUNDINGS`).
         local: compute each point from the arrays in `given`, else from the values of this run.
         axes: returns the letters of a point's axes. padding: returns the entries of a point at padding, or None.
     """
@@ -297,7 +299,7 @@ def expect(
                 unseen = union_masks(point.hidden, padding(path, point.value))
                 point.bias_tests = BiasTests(
                     point.value, unseen, point.level(error), axes(path), point.derivatives,
-                    unit=unit, tiny=tiny, growth=point.growth,
+                    epsilon=point.epsilon, growth=point.growth, unit=unit, tiny=tiny, common=common,
                 )  # fmt: skip
                 point.derivatives = {}  # to free memory
             value = np.asarray(continue_with(path, value), dtype=np.float64)

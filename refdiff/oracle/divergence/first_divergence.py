@@ -145,11 +145,10 @@ def _compare_points(
         expected, mode = _expect_recorded(fitting, reference, unit, tiny), "recorded"
     else:
         expected = expect(
-            reference.run, fitting, unit, tiny, local=mode == "local",
+            reference.run, fitting, unit, tiny, COMMON_ROUNDINGS.get(precision, 1.0), local=mode == "local",
             axes=lambda path: axes_of(path, reference).names, padding=lambda path, x: _padding(path, x, reference),
         )  # fmt: skip
-    common = COMMON_ROUNDINGS.get(precision, 1.0)
-    stages = [_stage(path, arrays, expected, reference, common) for path in reference]
+    stages = [_stage(path, arrays, expected, reference) for path in reference]
     stages, accepted = _compare_bases(stages, expected)
     bad = next((s.path for s in stages if s.status in ("differs", "equal up to") and s.path not in accepted), None)
     return Divergence(bad, mode, precision, tuple(stages), unknown)
@@ -194,27 +193,23 @@ def _padding(path: str, value: Floats, reference: Trace) -> NDArray[np.bool_] | 
     return np.broadcast_to(padding.reshape(shape), value.shape)
 
 
-def _stage(
-    path: str, arrays: Mapping[str, Any], expected: Mapping[str, Expected], reference: Trace, common: float
-) -> Stage:
+def _stage(path: str, arrays: Mapping[str, Any], expected: Mapping[str, Expected], reference: Trace) -> Stage:
     if path not in arrays or path not in expected:
         return Stage(path, "missing")
     array, how = arrays[path]
     if array is None:
         return Stage(path, "differs", how, np.inf)
-    stage = _judge(path, array, how, expected, reference, common)
+    stage = _judge(path, array, how, expected, reference)
     for base, log in LSE_UNITS.items() if _is_lse(path) and stage.status != "equal" else ():
         converted = array * (log / LSE_UNITS[reference.lse_base])
-        other = _judge(path, converted, how, expected, reference, common)
+        other = _judge(path, converted, how, expected, reference)
         if other.status == "equal":
             what = f"equal up to {BASE}: {base}, not {reference.lse_base}"
             return replace(stage, status="equal up to", what=what, unseen=other.unseen)
     return stage
 
 
-def _judge(
-    path: str, array: Floats, how: Any, expected: Mapping[str, Expected], reference: Trace, common: float
-) -> Stage:
+def _judge(path: str, array: Floats, how: str, expected: Mapping[str, Expected], reference: Trace) -> Stage:
     point = expected[path]
     found = compare(array, point)
     numbers = (found.ratio, found.worst, found.error, found.size)
@@ -229,7 +224,7 @@ def _judge(
     unseen, worst = _smallest_visible_factor(point), None
     if point.bias_tests is not None:
         with np.errstate(invalid="ignore"):
-            worst, limit = point.bias_tests.judge(array - point.value, point.epsilon, common)
+            worst, limit = point.bias_tests.judge(array - point.value)
         unseen = min(unseen, limit)
     if worst is not None and worst.ratio > 1:
         return Stage(path, "equal up to", f"equal up to {worst}", worst.ratio, (), found.error, found.size, unseen)

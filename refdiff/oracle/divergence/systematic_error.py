@@ -115,14 +115,15 @@ class BiasTests:
         right: the expected value y. unseen: entries that are masked or at padding.
         noise: the mean square error of each row in a run with rounding; infinite in rows that cannot be judged.
         names: the letters of the axes (`layouts.axes_of`). derivatives: ∂y/∂a by the name of a.
-        unit, tiny: as in `expect`. growth: the relative error of sums (`expected_values.growth`).
+        epsilon: ε of the norm, if the point is one. growth: the relative error of sums (`expected_values.growth`).
+        unit, tiny, common: as in `expect`.
     """
 
     def __init__(
         self, right: Floats, unseen: Any, noise: Floats, names: str, derivatives: dict[str, Floats], *,
-        unit: float, tiny: float, growth: float,
+        epsilon: float, growth: float, unit: float, tiny: float, common: float,
     ) -> None:  # fmt: skip
-        self._unit, self._names = unit, names
+        self._unit, self._names, self._epsilon, self._common = unit, names, epsilon, common
         self._counted = np.isfinite(right) if unseen is None else np.isfinite(right) & ~unseen
         y = np.where(self._counted, right, 0.0)
         square = (y**2).sum(axis=-1) / np.maximum(self._counted.sum(axis=-1), 1)
@@ -239,18 +240,14 @@ class BiasTests:
         """Record the error of a run with rounding; `shared`: the run rounded equal numbers alike."""
         self._runs.setdefault(shared, []).append(self.project(error))
 
-    def judge(self, error: Floats, epsilon: float, common: float) -> tuple[SystematicError | None, float]:
-        """Return the systematic error that is largest relative to its limit, if any is tested, and a factor's limit.
-
-        Args:
-            epsilon: ε of the norm, if the point is one. common: the value of `COMMON_ROUNDINGS`.
-        """
+    def judge(self, error: Floats) -> tuple[SystematicError | None, float]:
+        """Return the systematic error that is largest relative to its limit, if any is tested, and a factor's limit."""
         found, given = [], self.project(error)
         elementary = THRESHOLDS.elementary_error * min(self._unit, 2.0**-24)
-        constants = {FACTOR: common, CONSTANT: common, EPSILON: epsilon}
+        constants = {FACTOR: self._common, CONSTANT: self._common, EPSILON: self._epsilon}
         for i, (kind, _, own, worst) in enumerate(self._directions):
             drawn = max(float(np.sqrt(np.mean([p.along[i] ** 2 for p in runs]))) for runs in self._runs.values())
-            steady = constants.get(kind, THRESHOLDS.constant_error * common) * self._unit
+            steady = constants.get(kind, THRESHOLDS.constant_error * self._common) * self._unit
             rounding = float(np.hypot(THRESHOLDS.drawn_spreads * drawn, THRESHOLDS.position_spreads * own))
             found.append(SystematicError(kind, float(given.along[i]), steady + elementary * worst + rounding))
         factor = min((item.limit for item in found if item.kind == FACTOR), default=np.inf)
@@ -258,7 +255,7 @@ class BiasTests:
         if given.columns is not None and not uniform:  # a common constant is a bias of every column too
             columns = [np.stack([p.columns for p in runs if p.columns is not None]) for runs in self._runs.values()]
             drawn = max(_column_margin(runs) * float(np.sqrt((runs**2).mean())) for runs in columns)
-            steady = (common * self._unit + elementary) * self._mean
+            steady = (self._common * self._unit + elementary) * self._mean
             rounding = float(np.hypot(drawn, THRESHOLDS.position_spreads * self._own_columns))
             limit = steady + rounding + np.finfo(float).tiny
             found.append(SystematicError(COLUMNS, float(np.sqrt((given.columns**2).mean())), limit))
