@@ -88,6 +88,8 @@ ORDER = (
 """The guides in the order of the menu, by the beginnings of their names."""
 ENGINEERS = ("06", "10", "11")
 """Notebooks that are not on the learners' path."""
+LOOK_UP = ("guides/glossary", "equations", "commands", "tests", "card")
+"""The pages to look something up in."""
 
 
 def _menu(names: list[str]) -> str:
@@ -95,12 +97,12 @@ def _menu(names: list[str]) -> str:
     notebooks = [name for name in known if name.startswith("notebooks/")]
     engineers = [name for name in notebooks if name.startswith(tuple(f"notebooks/{number}" for number in ENGINEERS))]
     guides = [name for begin in ORDER for name in known if name.startswith(begin)]
-    if unordered := {name for name in known if name.split("/")[0] in GUIDES} - set(guides):
+    if unordered := {name for name in known if name.split("/")[0] in GUIDES} - {*guides, *LOOK_UP}:
         raise ValueError(f"{', '.join(sorted(unordered))} have no place in the menu: add them to ORDER")
     menu = {
         "Learn": [name for name in notebooks if name not in engineers],
         "Engineer": [*engineers, *guides],
-        "Look up": ["equations", "commands", "tests", "card"],
+        "Look up": list(LOOK_UP),
         "Interface": [f"interface/{name}" for name in INTERFACE],
     }
     trees = ["\n".join(["```{toctree}", ":hidden:", f":caption: {c}", "", *pages, "```"]) for c, pages in menu.items()]
