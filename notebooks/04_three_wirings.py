@@ -37,9 +37,8 @@ from refdiff import bundled, layers
 # %% [markdown]
 # ## The picture
 #
-# Eight query heads share four key heads: *grouped queries*. Fewer keys make the cache of chapter 05 smaller. Each pair
-# takes two of the queries. In the first two variants each map of a pair has a key of its own; in V2 both maps read one
-# key.
+# Eight query heads share four key heads: *grouped queries*, which save memory (chapter 05). A pair has two queries. In
+# the paper and at Hugging Face each of the two has a key of its own; in V2 both read one key.
 
 # %%
 sketches.pairing()
@@ -91,13 +90,12 @@ for K in (8, 4, 2):
 # is a change of order: of the heads in $W_Q$ and $W_K$; of the heads in $W_V$; and of the numbers inside each query and
 # key head, because the paper's RoPE rotates neighbors (chapter 02).
 #
-# We do this to the weights of chapter 00, by hand. We run everything with our own program, which pairs halves:
+# We do this by hand, to the weights of chapter 00. Our program pairs halves, so we need two orders:
 #
-# - To *convert* weights for the paper's code, we reorder them by `interleaved`: the two halves become neighbors.
-# - To *read* weights as the paper's code does, we first reorder them by `evens_first`: neighbors become the two
-#   halves, which our program pairs.
+# - `interleaved` *converts* weights for the paper's code: the two halves become neighbors.
+# - `evens_first` lets our program *read* weights as the paper's code does: neighbors become the two halves.
 #
-# So converting and then reading must change nothing. Here are the six heads of our model:
+# Converting and then reading must change nothing. Here are the six heads of our model:
 #
 # | order of the heads | pairs are | which gives | |
 # |---|---|---|---|
@@ -107,8 +105,8 @@ for K in (8, 4, 2):
 #
 # (That refdiff's own converter agrees with ours is asserted at the end.)
 #
-# Now we leave out one step of the conversion. The shapes still fit, so no check of shapes fails. What does the loss on
-# an unseen text say (mean $-\log p$ of the next token)?
+# Now we leave out one step of the conversion. The shapes still fit, so no check of shapes fails. What does it cost in
+# loss, on an unseen text?
 
 # %%
 weights, config = tiny.load(bundled.FOLDER)
@@ -157,9 +155,9 @@ guess = np.log(config["vocab_size"])
 sketches.loss_bars(rows, guess)
 
 # %% [markdown]
-# The converted model equals the original, as it must. Each step that is left out costs much, and *there is no
-# error message*: the shapes fit. Wrong pairs of queries and keys alone take the loss from 3.05 to 5.58. Wrong pairs of
-# values are worse than a uniform guess: every pair then hands $W^O$ at least one value of another pair.
+# The converted model equals the original, as it must. Each step that is left out costs much, and *there is no error
+# message*. Wrong pairs of queries and keys alone take the loss from 3.05 to 5.58. Wrong pairs of values are worse than
+# a uniform guess (7.62): every pair then hands $W^O$ at least one value of another pair.
 #
 # **You have a checkpoint and do not know its variant?** Measure its loss on any text under both readings, and take the
 # lower one. In this model the wrong reading costs more than 5 nats, so a page of text is enough.
@@ -201,8 +199,8 @@ print("V2 is plain attention, subtracted in pairs:", np.allclose(v2, subtracted.
 # - Reading a checkpoint with the wrong pairing gives no error, only a much worse model. Reordering rows turns one
 #   variant into the other exactly.
 # - V2 has one key for both maps, λ for each token and no norm.
-# - Code that repeats keys before it pairs them computes something else than code that pairs first, as the part behind
-#   the table shows. With as many keys as queries, nobody can see the difference.
+# - Code that repeats keys before it pairs them computes something else (next section). With as many keys as queries,
+#   both agree.
 #
 # With $n = H/K$ queries to a key, and heads counted from 0:
 #
@@ -263,8 +261,8 @@ assert apart > 0.1
 # %% [markdown]
 # ## Exercises
 #
-# `exercises.signature("eq3")` prints the shapes. Here is what happens to a wrong pairing: the oracle of refdiff has a
-# catalogue of mistakes and names it.
+# `exercises.signature("eq3")` prints the shapes. Answers are checked by refdiff's oracle, which knows many mistakes by
+# name. Here it gets a wrong pairing:
 
 # %%
 from refdiff import exercises

@@ -40,8 +40,8 @@ ids = tokenizer(["Once upon a time"], return_tensors="np")["input_ids"][0]
 # %% [markdown]
 # ## The loop
 #
-# With $x_T$ the last token's vector after the last norm of the model (eq. 4 and 5 of the paper, Ye et al. 2024,
-# [arXiv 2410.05258](https://arxiv.org/abs/2410.05258), are its layers), the scores of the next token are
+# After the layers (eq. 4 and 5 of the paper, Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258)) and
+# a last norm, the last token has the vector $x_T$. The scores of the next token are
 #
 # $$z = x_T E^\top .$$
 #
@@ -79,10 +79,9 @@ print("tokens in the cache:", len(rest.cache))
 # %% [markdown]
 # ## What it saves
 #
-# We count: each weight of the layers is multiplied once for each token that goes through. And attention multiplies for
-# each pair of a query and a key that it compares. (tiny.py computes the masked half of a map, too, so it is counted:
-# squares, not the staircases of the drawing. The product with $E$ is left out. A step needs it for the last token
-# only.)
+# We count multiplications: one for each weight of the layers and each token that goes through, and those of attention
+# for each query and key that meet. (tiny.py computes a whole square for a map, so we count squares and not the
+# staircases of the drawing. The product with $E$ is left out: a step needs it for the last token only.)
 
 # %%
 heads, d, layer_count = (config[name] for name in ("num_attention_heads", "head_dim", "num_hidden_layers"))
@@ -125,8 +124,8 @@ told = tokenizer.decode(long, skip_special_tokens=True)
 print("\n".join(told.split("\n")[2:]).strip())
 
 # %% [markdown]
-# It has fallen into a loop: the same sentence comes again word for word. Once the last words repeat, so, often, does
-# what is most likely after them.
+# It has fallen into a loop: the same sentence comes again word for word. Once the last words repeat, the most likely
+# next ones often do, too.
 #
 # Sampling draws the next token from the probabilities instead,
 #
@@ -145,8 +144,8 @@ names = [tokenizer.decode([int(token)]).replace(" ", "␣") for token in order] 
 sketches.cuts(tiny.softmax(z)[0, order], names, k=4, share=0.8)
 
 # %% [markdown]
-# (␣ is a blank: many tokens begin with the one before their word.) What is kept is divided by its sum. Here is what
-# each way of reshaping gives to the four best tokens:
+# (␣ is the blank before a word.) What is kept is divided by its sum. Here is what each way of reshaping gives to the
+# four best tokens:
 
 # %%
 best, words = order[:4], names[:4]

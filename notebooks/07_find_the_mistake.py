@@ -45,8 +45,8 @@ def fresh_model():
 # In the paper (Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258)) layers count from 1. In code they
 # count from 0, and the exponent is $-0.3\,l$. If you count from 1 and forget the −1, every layer gets the λ_init of the
 # next layer. If you count from 0 and keep the −1, it gets that of the layer before (and the first layer gets −0.01). We
-# give the first mistake to a model. The functions that a model computes with are in `model.ops`, by name, and `overlay`
-# returns them with some of them wrapped, here only `lambda_init`.
+# give the first mistake to a model. Its functions are in `model.ops`, by name; with `kernels="reference"` they are the
+# equations as written. `overlay` returns them with some wrapped, here only `lambda_init`.
 
 
 # %%
@@ -183,10 +183,10 @@ for mode in ("free", "local"):
         print(f"  {wrong_in:13} {len(paths):3}  {few:22} {max(at_norm[mode, wrong_in], 1e-12):.0e}")
 
 # %% [markdown]
-# In free mode the first and the third row are the same. The norm differs whether it is right or wrong, since what
-# goes into it is wrong already. You would mend λ_init, run again and only then meet the second mistake. Local mode
-# lists both at once. (There the norm's error is larger than with ε alone: the wrong λ, 0.35 and not 0.19, makes the
-# difference smaller, so ε weighs more.)
+# In free mode the first and the third row are the same. The norm differs whether it is right or wrong, since what goes
+# into it is wrong already. You would mend λ_init, run again and only then meet the second mistake. Local mode lists
+# both at once. (There the norm's error is larger than with ε alone: the wrong λ makes the difference smaller, so ε
+# weighs more.)
 #
 # ## What is the mistake called?
 #
@@ -197,8 +197,8 @@ for mode in ("free", "local"):
 # - *a spec*: what should have been computed. Here it is DiffLlama's attention with 6 heads of 32 numbers, in layer 0,
 #   on queries and keys that are rotated already;
 # - *what went in*: queries, keys and values from the trace, and the four λ `vectors`;
-# - *a recipe*: how precisely your code computes. With "float32", differences that the roundings of float32 can explain
-#   are let pass.
+# - *a recipe*: how precisely your code computes. "float32" allows the differences that the roundings of float32 can
+#   explain.
 
 # %%
 spec = oracle.Spec.preset("hf_diffllama", query_heads=6, key_heads=6, head_dim=32, layer=0, rope="none")
@@ -220,7 +220,7 @@ print(f"  {', '.join(unseen[:3])}\n  {', '.join(unseen[3:])}")
 # head. This text and this model have none of them.
 #
 # Your own code can be in any language. Write its arrays to a safetensors file under these names (those of transformers
-# are known too) and compare it on the command line with `refdiff trace`.
+# are known too), and compare it by `refdiff trace --compare`.
 #
 # ## What we learned
 #

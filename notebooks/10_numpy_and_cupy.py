@@ -14,8 +14,8 @@
 # # 10 · One source for NumPy, CuPy and other array libraries
 #
 # *For engineers.* You have a softmax in NumPy, and now your arrays lie in the memory of a GPU. Your tests pass on your
-# own computer, and the first run on the GPU may be an error. **How do you write it once for both, and how do you test
-# that without a GPU?** We begin with such an error, then look at what refdiff does instead, and at every place where
+# own computer, and the first run on the GPU may fail. **How do you write it once for both, and how do you test that
+# without a GPU?** We begin with such a failure, then look at what refdiff does instead, and at every place where
 # numbers are copied from one memory to the other.
 #
 # **The CUDA kernels have never run on a GPU**, nor has this notebook. The GPU is played by
@@ -74,8 +74,9 @@ except RuntimeError as error:
 #
 # ## Whose array is this?
 #
-# refdiff's layers name no array library. They ask an array which library it came from, and use that. One function asks.
-# A *namespace* is the module that has the functions for an array: `numpy`, `cupy` or `array_api_strict`.
+# refdiff's *layers*, here the functions of `refdiff.layers`, one for each equation, name no array library. They ask an
+# array for its *namespace*, the module with the functions for it: `numpy`, `cupy` or `array_api_strict`. One function
+# asks.
 
 # %%
 sketches.namespaces()
@@ -126,8 +127,8 @@ for name, function, given in (
 #
 # ## The whole model
 #
-# NumPy arrays have fast kernels. On array-api-strict there are none, so a model there computes with the layers alone.
-# (CuPy has CUDA kernels. CI runs their source as C++ on a CPU.)
+# For NumPy arrays refdiff has fast *kernels*, which compute what layers do. For array-api-strict there are none, so a
+# model there computes with the layers alone. (CuPy has CUDA kernels. CI runs their source as C++ on a CPU.)
 
 # %%
 tokenizer = refdiff.Tokenizer.from_pretrained("bundled")
@@ -175,11 +176,11 @@ with tempfile.TemporaryDirectory() as folder:
 # made.
 #
 # **3. Each step.** With the default kernels on CuPy, `generate` chooses the next token on the GPU, greedily or by
-# sampling, and one id a row comes back. The id, its position and the length of the text go there (and to sample, one
-# random number a row). Keys, values and logits stay there.
+# sampling, and one id per sequence comes back. The id, its position and the length of the text go there (and to sample,
+# one random number per sequence). Keys, values and logits stay there.
 #
-# Here are the bytes for one row of the bundled model on a GPU, worked out from its config and not measured. The width
-# of an arrow is the logarithm of its bytes:
+# Here are the bytes for one sequence of the bundled model on a GPU, worked out from its config and not measured. The
+# width of an arrow is the logarithm of its bytes:
 
 # %%
 config = bundled.config

@@ -18,9 +18,9 @@
 # dimensions are enough. We count parameters, bytes and seconds, and answer the question at the end. **No checkpoint of
 # the hub is downloaded or run here.**
 #
-# Two of them appear. The dimensions of `DiffLlama-0.3B-handcut` are those of its `config.json`. Those of `DiffLlama-1B`
-# are **assumed**: its file was not read. TinyLlama's dimensions with a vocabulary of 102,400 give about the number of
-# parameters that the hub states, so we take these.
+# Two appear. The dimensions of `DiffLlama-0.3B-handcut` are those of its `config.json`. Those of `DiffLlama-1B` are
+# **assumed**: its file was not read. TinyLlama's dimensions with a vocabulary of 102,400 give about the number of
+# parameters that the hub states.
 
 # %%
 # %matplotlib inline
@@ -39,7 +39,8 @@ from refdiff.model.weights.names import count_parameters, parameter_shapes
 # A config decides the shape of every weight. refdiff computes the shapes with `parameter_shapes` before it opens a
 # file, to check the file against them.
 #
-# Here are both, and the small model that refdiff brings. In spite of its name `DiffLlama-0.3B-handcut` has more than a
+# Here are both, and the small model that refdiff brings: D numbers for each token, F inside the feed-forward network, H
+# query heads, K key heads, V tokens in the vocabulary. In spite of its name `DiffLlama-0.3B-handcut` has more than a
 # billion parameters.
 
 # %%
@@ -89,9 +90,8 @@ sketches.stacked(shares, "share of the parameters")
 # ## How much memory
 #
 # **Weights.** float32 takes 4 bytes a number, bfloat16 takes 2. A float32 file is mapped: its pages count as the
-# process's memory when they are read, and the system may drop them again. A bfloat16 file is computed with as
-# float32, so by default it takes 4 bytes a number too, in memory of the process. `--weights stored` (in Python
-# `weights="stored"`) keeps it as in the file.
+# process's memory when they are read, and the system may drop them again. A bfloat16 file becomes float32 in memory,
+# unless `--weights stored` (in Python `weights="stored"`) keeps it in 16 bits.
 #
 # **Keys and values.** Each layer keeps, for each token, K keys and K values of d numbers:
 # $2 \cdot \mathrm{layers} \cdot K \cdot d \cdot 4$ bytes a token.
@@ -110,12 +110,12 @@ for name, config in configs.items():
 # %% [markdown]
 # `handcut` is stored as float32, so its weights take the 4.943 GB of the first column. The 1B model is stored as
 # bfloat16. With the assumed dimensions it takes 2.777 GB with `--weights stored`, and 5.554 GB without. The rest of the
-# process comes on top; the guide to testing has measured peaks, with random weights in these dimensions.
+# process comes on top. (`reference/guides/testing.md` has measured peaks, with random weights in these dimensions.)
 #
 # ## How much time
 #
-# To make one token, every weight is read from memory once (of the embeddings only the rows that are needed, but a
-# tied table is read whole for the scores). A processor computes faster than it reads, so the bytes decide:
+# To make one token, every weight is read from memory once. (Of the embedding table only the rows that are needed,
+# unless the same table gives the scores, too.) A processor computes faster than it reads, so the bytes decide:
 #
 # $$\text{seconds a token} \ge \frac{\text{bytes of weights} + \text{bytes of keys and values}}{\text{bytes a second}}$$
 #
@@ -133,8 +133,8 @@ for name, halved in (("handcut", "bfloat16 copy"), ("1B, assumed", "bfloat16, st
         print(f"{name:11} {dtype:16} " + " ".join(f"{rate:9.1f}" for rate in rates))
 
 # %% [markdown]
-# These are bounds, not measurements. `refdiff bench` measures the memory of your machine and how near refdiff comes to
-# its bound; the page on performance has such a run, with random weights in `handcut`'s dimensions.
+# These are bounds, not measurements. `refdiff bench` measures how near refdiff comes to them on your machine;
+# `reference/guides/performance.md` has such a run, with random weights in `handcut`'s dimensions.
 #
 # A token of the prompt costs less than one that is written: the prompt's tokens go through together, and each weight is
 # read once for all of them.
@@ -183,8 +183,6 @@ sketches.memory(lengths, lines, free / gigabyte, list(room.values()))
 #
 # - Keep 16-bit weights as stored: `--weights stored`.
 # - Shorten the text: keys and values grow with it, weights do not.
-# - Look before you load: `refdiff inspect` says what weights and cache will take, and reads no weights but the λ
-#   vectors.
 #
 # ## Exercise
 #
