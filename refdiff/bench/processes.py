@@ -7,7 +7,6 @@ a command that it runs, on systems with process groups.
 
 from __future__ import annotations
 
-import importlib
 import os
 import pickle
 import queue
@@ -22,19 +21,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import refdiff
-from refdiff.bench.measurements import describe_end
-from refdiff.bench.rows import Row
-from refdiff.bench.side import Answer, Settings, Side
-
-SIDES = {
-    "refdiff": "refdiff_side.RefdiffSide",
-    "stored": "refdiff_side.StoredSide",
-    "transformers": "peers.TransformersSide",
-    "numpy": "peers.NumpySide",
-    "onnxruntime": "peers.OnnxRuntimeSide",
-    "ceilings": "ceilings.Ceilings",
-}
-"""Side → module and class."""
+from refdiff.bench.rows import Row, describe_end
+from refdiff.bench.sides import Answer, Settings, make_side
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _TUNING = (
@@ -95,14 +83,6 @@ def child(name: str, row: Row, settings: Settings) -> Iterator[Callable[[], Answ
                 process.kill()
             with suppress(BrokenPipeError):
                 process.communicate()
-
-
-def make_side(name: str, settings: Settings) -> Side:
-    """Import the module of a side and return the side, prepared."""
-    module, _, kind = SIDES[name].partition(".")
-    side: Side = getattr(importlib.import_module(f"refdiff.bench.{module}"), kind)(settings)
-    side.prepare()
-    return side
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import numpy as np
 import refdiff
 from refdiff.backends.numpy.thread_pool import cores
 from refdiff.bench.rows import Row
-from refdiff.bench.side import Answer, Settings
+from refdiff.bench.sides import Answer, Settings
 from refdiff.memory import UNKNOWN_MEMORY, physical_memory
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.weights.names import count_parameters, parameter_shapes

@@ -1,14 +1,272 @@
-"""The kinds of row, their spelling on the command line, and the default rows."""
+"""The kinds of row, their spelling on the command line, the default rows, and the procedure for each kind.
+
+A procedure is a generator that prepares, yields `READY`, and then measures once per step. All sides get the same
+inputs, and the same work is timed. The fields of an answer:
+
+    seconds, bytes               time and memory, one or both; bytes is None where the system does not tell it
+    amount                       tokens (or 10⁹ operations or bytes), divided by the seconds to give the rate
+    work                         operations or bytes that the result needs, compared with the ceiling
+    passes                       forward passes after the first token, with prompt lookup
+    tokens, text, loss, sample   the result, to check that all sides computed the same
+
+Operations that the result does not need, such as scores behind the causal mask, do not count as work.
+"""
 
 from __future__ import annotations
 
+import math
 import re
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
+from typing import IO, Any, cast
 
-from refdiff.bench import measurements as m
-from refdiff.bench.side import Answer, Side
-from refdiff.bench.sizes import TRAINED
+import numpy as np
+
+from refdiff.bench.inputs import Ids, edited_program, forcing_bias, random_ids, repeated_pattern
+from refdiff.bench.sides import READY, WORKING_SET, Answer, Side
+from refdiff.bench.sizes import TRAINED, write_random
+from refdiff.model.config import DiffLlamaConfig
+from refdiff.model.weights.names import parameter_shapes
+
+WEIGHT_SHAPE = 2048, 8192
+"""Shape (outputs, inputs) of each weight of the rows `product`."""
+
+MEMORY_BOUND_TOKENS = 16
+"""Largest number of tokens at which a product is bound by reading its weight, not by arithmetic."""
+
+LOOKUP_PROMPT, NUM_LOOKUP_TOKENS = 256, 10
+"""Number of prompt tokens in the rows `lookup` and `edit`, and prompt_lookup_num_tokens for all sides."""
+
+ORACLE_RUNS = {"check": ("halves", "pass"), "diagnose": ("interleaved", "unique")}
+"""Oracle function → head pairing of the kernel that it gets, and the status that it must return."""
+
+
+def cold(side: Side, row: Row) -> Iterator[Answer]:
+    """Start the library on the command line and wait for the first token after a prompt of 16."""
+    from refdiff.generation.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_pretrained(side.folder)
+    ids = tokenizer.encode("Once upon a time there was a king who had three sons, and the youngest of them")[:16]
+    command = [sys.executable, *side.command(tokenizer.decode(ids, skip_special_tokens=True).strip())]
+    time_first_output(command)  # brings its files into the page cache
+    yield READY
+    while True:
+        seconds, text = time_first_output(command)
+        yield {"seconds": seconds, "text": text}
+
+
+def load(side: Side, row: Row) -> Iterator[Answer]:
+    """Load the checkpoint."""
+    yield READY
+    while True:
+        yield {"seconds": side.time_call(lambda: side.open(side.folder))[0]}
+
+
+def prefill(side: Side, row: Row) -> Iterator[Answer]:
+    """Process prompts up to the first new token."""
+    side.open(side.folder)
+    config = DiffLlamaConfig.from_pretrained(side.folder)
+    ids = random_ids(row.batch, row.size, config.vocab_size)
+    work = row.batch * operations(config, row.size, 1, last_token_only=side.last_token_only)
+    generate_greedily(side, ids[:, :128], 1)
+    yield READY
+    while True:
+        seconds, (tokens, *_) = side.time_call(lambda: generate_greedily(side, ids, 1))
+        yield {"seconds": seconds, "amount": ids.size, "work": work, "tokens": tokens}
+
+
+def decode(side: Side, row: Row) -> Iterator[Answer]:
+    """Decode after a context, one token per sequence and step. Timing starts after the first token."""
+    side.open(side.folder)
+    s, config = side.settings, DiffLlamaConfig.from_pretrained(side.folder)
+    ids = random_ids(row.batch, row.size, config.vocab_size)
+    work = decode_bytes(config, row, s.steps, side.itemsize, cached=8 if s.dtype == "float64" else 4)
+    generate_greedily(side, ids[:, :128], 2)
+    yield READY
+    while True:
+        tokens, seconds, _ = generate_greedily(side, ids, 1 + s.steps)
+        yield {"seconds": seconds, "amount": s.steps * row.batch, "work": work, "tokens": tokens}
+
+
+def memory(side: Side, row: Row) -> Iterator[Answer]:
+    """Load, process a prompt and decode; measure the peak memory of the process."""
+    yield READY
+    while True:
+        _, decoded = islice(decode(side, row), 2)
+        if (peak := side.peak()) is None:
+            raise RuntimeError("this system does not report the peak memory of a process")
+        yield {"bytes": peak, "tokens": decoded["tokens"]}
+
+
+def look_up(side: Side, row: Row) -> Iterator[Answer]:
+    """Generate a text similar to the prompt, with prompt lookup. Timing starts after the first token.
+
+    A model with random weights repeats nothing by itself, so `sequence_bias` forces the text. The last token of the
+    prompt occurs nowhere else in it, so prompt lookup proposes nothing for the first pass.
+    """
+    side.open(side.folder)
+    vocab_size = DiffLlamaConfig.from_pretrained(side.folder).vocab_size
+    make = edited_program if row.name == "edit" else repeated_pattern
+
+    def generate_text(new: int) -> Answer:
+        ids, text = make(LOOKUP_PROMPT, new + 1, vocab_size)
+        bias = forcing_bias(ids[0], text)
+        tokens, seconds, (first, *later) = generate_greedily(
+            side, ids, len(text), prompt_lookup_num_tokens=NUM_LOOKUP_TOKENS, sequence_bias=bias
+        )
+        if first != 1:
+            raise ValueError(f"lookup: got {first} tokens from the first pass, expected 1")
+        if tokens != [text.tolist()]:
+            raise ValueError("lookup: got another text than sequence_bias forces")
+        return {"seconds": seconds, "amount": new, "passes": len(later), "tokens": tokens}
+
+    generate_text(2 * NUM_LOOKUP_TOKENS)
+    yield READY
+    while True:
+        yield generate_text(side.settings.lookup_tokens)
+
+
+class Arrivals:
+    """A streamer for either library that records the times of the prompt, each pass and the end, and token counts."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self.times: list[float] = []
+        self.counts: list[int] = []
+
+    def put(self, value: Any) -> None:
+        self.end()
+        self.counts.append(np.asarray(value).size)
+
+    def end(self) -> None:
+        self.times.append(self._clock())
+
+
+def generate_greedily(side: Side, ids: Ids, new: int, **options: Any) -> tuple[list[list[int]], float, list[int]]:
+    """Generate `new` tokens; return them, the seconds from the first token to the end, and the token count per pass."""
+    arrivals = Arrivals(side.clock)
+    tokens = side.generate(ids, arrivals, max_new_tokens=new, do_sample=False, **options).tolist()
+    _, first, *_, end = arrivals.times
+    return tokens, end - first, arrivals.counts[1:]
+
+
+def product(side: Side, row: Row) -> Iterator[Answer]:
+    """Multiply tokens by many weights, more than fit into a cache."""
+    outputs, inputs = WEIGHT_SHAPE
+    work = 4 * outputs * inputs if row.size <= MEMORY_BOUND_TOKENS else 2 * outputs * inputs * row.size
+    count = max(WORKING_SET // (4 * outputs * inputs), 1)
+    first = np.random.default_rng(0).standard_normal(WEIGHT_SHAPE, np.float32)
+    x = np.random.default_rng(1).standard_normal((row.size, inputs), np.float32)
+    # all weights differ, so that no library can deduplicate them; the last one is `first`, without rotation
+    multiply = side.bind_weights([np.roll(first, i, axis=0) for i in reversed(range(count))], x)
+    multiply()
+    yield READY
+    while True:
+        seconds, result = side.time_repeated(multiply, side.settings.min_seconds)
+        sample = np.asarray(result, np.float64).reshape(row.size, outputs)[-1, :: max(outputs // 8, 1)]
+        yield {"seconds": seconds / count, "amount": work / 1e9, "work": work, "sample": sample.tolist()}
+
+
+def train(side: Side, row: Row) -> Iterator[Answer]:
+    """Run training steps (forward, backward and AdamW) on the same ids."""
+    s, config = side.settings, DiffLlamaConfig(**TRAINED[row.model])
+    with tempfile.TemporaryDirectory(prefix="refdiff-bench-", ignore_cleanup_errors=True) as folder:
+        write_random(config, folder)
+        step = side.trainer(folder, random_ids(s.batch, s.context, config.vocab_size))
+    amount = s.batch * s.context
+    work = 3 * s.batch * operations(config, s.context, s.context)  # a product's backward pass is two products
+    step()
+    yield READY
+    while True:
+        seconds, loss = side.time_call(step)
+        yield {"seconds": seconds, "amount": amount, "work": work, "loss": loss, "bytes": side.peak()}
+
+
+def run_oracle(side: Side, row: Row) -> Iterator[Answer]:
+    """Check or diagnose a kernel with the oracle, in CPU seconds, since other processes add to the elapsed time.
+
+    Four query-head pairs share a key-head pair.
+    """
+    from refdiff import oracle
+
+    pairing, status = ORACLE_RUNS[row.name]
+    pairs = {"query_heads": 2 * row.batch, "key_heads": 2 * max(1, row.batch // 4)}
+    spec = oracle.Spec.preset("hf_diffllama", head_dim=64, layer=5, **pairs)
+    (case,) = oracle.cases("natural", spec=spec, dtype="bfloat16", batch=1, queries=row.size, keys=row.size)
+    truth = oracle.truth(spec.replace(pairing=pairing), case.inputs, want=("out",)).out
+    output = np.asarray(truth, dtype=np.float32)
+    yield READY
+    while True:
+        started = time.process_time()
+        found: Any = getattr(oracle, row.name)(output, spec, case.inputs, recipe="bfloat16")
+        seconds = time.process_time() - started
+        if found.status != status:
+            raise ValueError(f"the oracle: got {found.status}, expected {status}\n{found}")
+        yield {"seconds": seconds, "bytes": side.peak()}
+
+
+def time_first_output(command: list[str]) -> tuple[float, str]:
+    """Run a command; return the seconds from its start to its first output, and its whole output."""
+    started = time.perf_counter()
+    with tempfile.TemporaryFile() as messages:
+        pipes: Any = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": messages}
+        with subprocess.Popen(command, **pipes) as process:  # noqa: S603, this very Python
+            output = cast("IO[bytes]", process.stdout)
+            first, seconds = output.read(1), time.perf_counter() - started
+            text = (first + output.read()).decode("utf-8", "replace")
+        if process.returncode or not first:
+            raise RuntimeError(f"its command {describe_end(process.returncode, messages)}")
+    return seconds, text.strip()
+
+
+def describe_end(status: int, messages: IO[bytes]) -> str:
+    """Describe how a process ended, with the last line of its standard error."""
+    if status >= 0:
+        how = f"ended with status {status}"
+    else:
+        how = f"was killed by signal {-status}" + (" (out of memory?)" if status == -9 else "")
+    messages.seek(0)
+    lines = messages.read().decode("utf-8", "replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f"{how}: {last}" if last else how
+
+
+def operations(config: DiffLlamaConfig, tokens: int, logits: int, *, last_token_only: bool = False) -> int:
+    """Count multiplications and additions for one sequence of `tokens`, with logits for `logits` of them.
+
+    Attention counts scores and values that the causal mask allows. last_token_only: the last layer computes only keys
+    and values for all tokens but the last.
+    """
+    count = 2 * logits * config.vocab_size * config.hidden_size
+    last, needed = f".layers.{config.num_hidden_layers - 1}.", ("k_proj.weight", "v_proj.weight")
+    for name, size in matrix_sizes(config).items():
+        once = last_token_only and last in name and not name.endswith(needed)
+        count += 2 * size * (1 if once else tokens)
+    visible = config.num_hidden_layers * tokens * (tokens + 1) // 2 - last_token_only * tokens * (tokens - 1) // 2
+    return count + 2 * 2 * config.num_query_heads * config.head_dim * visible
+
+
+def decode_bytes(config: DiffLlamaConfig, row: Row, steps: int, itemsize: int, cached: int) -> int:
+    """Count the bytes that `steps` decoding steps read: in each, all matrices and the cached keys and values.
+
+    itemsize, cached: bytes per number of the matrices and of the cache.
+    """
+    matrices = sum(matrix_sizes(config).values()) + config.vocab_size * config.hidden_size
+    token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    seen = sum(row.size + i for i in range(1, steps + 1))
+    return steps * itemsize * matrices + cached * row.batch * token * seen
+
+
+def matrix_sizes(config: DiffLlamaConfig) -> dict[str, int]:
+    """Return the size of each matrix in the decoder layers, by name."""
+    shapes = parameter_shapes(config, "DiffLlamaForCausalLM")
+    return {name: math.prod(shape) for name, shape in shapes.items() if ".layers." in name and len(shape) > 1}
+
 
 _ONE, _MANY = "TOKENS", "TOKENS[xN]"
 _TRANSFORMERS = ("transformers",)
@@ -20,7 +278,7 @@ class Kind:
 
     form: what follows the name on the command line.
     title: the name in tables.
-    measure: the procedure (`measurements.py`).
+    measure: the procedure.
     unit: of the rate; with s or B, time or memory itself is shown.
     ceiling: the machine's limit for `work`, gemv (bytes per second) or sgemm (operations per second).
     peers: the possible sides beside refdiff.
@@ -42,29 +300,29 @@ class Kind:
     memory: str = ""
 
 
-_PRODUCT = Kind(_ONE, "product, {tokens}", m.product, "GB/s", ceiling="gemv",
+_PRODUCT = Kind(_ONE, "product, {tokens}", product, "GB/s", ceiling="gemv",
                 peers=("transformers", "onnxruntime", "numpy"), needs_model=False)  # fmt: skip
-_ORACLE = Kind(_MANY, "{name} {size}, {heads}", m.run_oracle, "s", peers=(), needs_model=False, new_process=True,
+_ORACLE = Kind(_MANY, "{name} {size}, {heads}", run_oracle, "s", peers=(), needs_model=False, new_process=True,
                memory="memory of {name}, {size} × {batch}")  # fmt: skip
 
 KINDS = {
-    "cold": Kind("", "start to first token", m.cold, "s", peers=_TRANSFORMERS),
-    "load": Kind("", "load", m.load, "s", new_process=True, warm_up=True),
-    "prefill": Kind(_MANY, "prefill {size}{rows}", m.prefill, ceiling="sgemm"),
-    "decode": Kind(_MANY, "decode {size}{rows}", m.decode, ceiling="gemv"),
-    "lookup": Kind("", "prompt lookup, a copy", m.look_up),
-    "edit": Kind("", "prompt lookup, an edit", m.look_up),
-    "memory": Kind(_MANY, "memory {size}{rows}", m.memory, "B", new_process=True),
+    "cold": Kind("", "start to first token", cold, "s", peers=_TRANSFORMERS),
+    "load": Kind("", "load", load, "s", new_process=True, warm_up=True),
+    "prefill": Kind(_MANY, "prefill {size}{rows}", prefill, ceiling="sgemm"),
+    "decode": Kind(_MANY, "decode {size}{rows}", decode, ceiling="gemv"),
+    "lookup": Kind("", "prompt lookup, a copy", look_up),
+    "edit": Kind("", "prompt lookup, an edit", look_up),
+    "memory": Kind(_MANY, "memory {size}{rows}", memory, "B", new_process=True),
     "product": _PRODUCT,
     "check": _ORACLE,
     "diagnose": _ORACLE,
-    "train": Kind("MODEL", "training step, {model}", m.train, ceiling="sgemm", peers=_TRANSFORMERS, needs_model=False,
+    "train": Kind("MODEL", "training step, {model}", train, ceiling="sgemm", peers=_TRANSFORMERS, needs_model=False,
                   memory="training memory, {model}"),
 }  # fmt: skip
 LARGE_PRODUCT = replace(_PRODUCT, unit="GFLOP/s", ceiling="sgemm")
 """Products of more than `MEMORY_BOUND_TOKENS` tokens, which are bound by arithmetic."""
 
-ORACLE_KINDS = tuple(m.ORACLE_RUNS)
+ORACLE_KINDS = tuple(ORACLE_RUNS)
 
 _NUMBER = "[1-9][0-9]{0,5}"
 _FORMS = {
@@ -91,7 +349,7 @@ class Row:
 
     @property
     def kind(self) -> Kind:
-        return LARGE_PRODUCT if self.name == "product" and self.size > m.MEMORY_BOUND_TOKENS else KINDS[self.name]
+        return LARGE_PRODUCT if self.name == "product" and self.size > MEMORY_BOUND_TOKENS else KINDS[self.name]
 
     @property
     def spelled(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from refdiff.bench.processes import ChildError, child
 from refdiff.bench.report import OURS, evaluate
 from refdiff.bench.rows import Row
-from refdiff.bench.side import SIXTEEN_BITS, Answer, Settings
+from refdiff.bench.sides import SIXTEEN_BITS, Answer, Settings
 
 Turn = Callable[[Row, str], None]
 

@@ -80,10 +80,9 @@ def write_like(name: str, folder: Path, dtype: str | None = None) -> None:
                 f"--folder: got {folder}, which has another model than {name} in {config.dtype}; name a new folder, or "
                 "measure that model with -m"
             )
-    elif folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"--folder: got {folder}, which is a file; name a new folder")
-    elif folder.exists() and any(folder.iterdir()):
-        raise CheckpointError(f"--folder: got {folder}, which is not empty and has no config.json; name a new folder")
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        problem = "is not empty and has no config.json" if folder.is_dir() else "is a file"
+        raise CheckpointError(f"--folder: got {folder}, which {problem}; name a new folder")
     else:
         folder.mkdir(parents=True, exist_ok=True)
         write_random(config, folder)

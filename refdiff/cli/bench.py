@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     from refdiff import arrays
     from refdiff.backends.numpy.thread_pool import default_threads
     from refdiff.bench import report, runner
-    from refdiff.bench.side import SIXTEEN_BITS, Settings
+    from refdiff.bench.sides import SIXTEEN_BITS, Settings
     from refdiff.bench.sizes import CLASS, checkpoint
     from refdiff.model import weights
     from refdiff.model.config import DiffLlamaConfig
@@ -124,7 +124,7 @@ def _rows(args: argparse.Namespace) -> list[Row]:
     """Return the rows, or raise `UsageError` for options that contradict each other."""
     from refdiff.bench import rows as known
     from refdiff.bench.plot import NOTHING, can_draw
-    from refdiff.bench.side import SIXTEEN_BITS
+    from refdiff.bench.sides import SIXTEEN_BITS
 
     on_device, sixteen_bits, against = args.backend == "cupy", args.dtype in SIXTEEN_BITS, args.against or ()
     if args.train and args.rows is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.bench.inputs import Ids
-from refdiff.bench.side import FloatArray, Settings, Side
+from refdiff.bench.sides import FloatArray, Settings, Side
 
 
 class FakeSide(Side):

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.bench.ceilings import Ceilings
-from refdiff.bench.side import Settings
+from refdiff.bench.sides import Ceilings, Settings
 
 
 def test_a_ceiling_is_what_is_kept_up_for_a_while_after_a_first_pass(monkeypatch: pytest.MonkeyPatch) -> None:

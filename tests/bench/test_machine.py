@@ -17,10 +17,8 @@ import numpy as np
 import pytest
 
 from refdiff.bench import report
-from refdiff.bench.ceilings import DEVICE_REPEATS, Ceilings
-from refdiff.bench.refdiff_side import RefdiffSide
 from refdiff.bench.rows import Row
-from refdiff.bench.side import Settings
+from refdiff.bench.sides import DEVICE_REPEATS, Ceilings, RefdiffSide, Settings
 
 
 def test_what_is_said_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,11 +17,10 @@ import pytest
 import refdiff
 from refdiff import oracle
 from refdiff.backends import Backend, decoder, overlay
-from refdiff.bench import measurements as m
+from refdiff.bench import rows as m
 from refdiff.bench.inputs import PATTERN, edited_program, random_ids
-from refdiff.bench.measurements import LOOKUP_PROMPT, Arrivals
-from refdiff.bench.rows import parse_rows
-from refdiff.bench.side import Settings, Side
+from refdiff.bench.rows import LOOKUP_PROMPT, Arrivals, parse_rows
+from refdiff.bench.sides import Settings, Side
 from refdiff.bench.sizes import TRAINED
 from refdiff.errors import CheckpointError
 

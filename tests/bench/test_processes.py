@@ -16,7 +16,7 @@ import pytest
 from refdiff.bench import processes
 from refdiff.bench.processes import ChildError, child, environment
 from refdiff.bench.rows import Row
-from refdiff.bench.side import Settings
+from refdiff.bench.sides import Settings
 
 WORK = Row("check", 19, 2)
 """Needs no checkpoint."""
@@ -160,7 +160,7 @@ def test_nothing_outlives_a_parent_that_was_killed(packages: Path, family: Calla
 import time
 from refdiff.bench.processes import child
 from refdiff.bench.rows import Row
-from refdiff.bench.side import Settings
+from refdiff.bench.sides import Settings
 with child("onnxruntime", Row("check", 19, 2), Settings()):
     print("ready", flush=True)
     time.sleep(60)

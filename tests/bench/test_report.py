@@ -9,7 +9,7 @@ import pytest
 
 from refdiff.bench.report import describe_model, difference, evaluate, failed, report
 from refdiff.bench.rows import Row
-from refdiff.bench.side import Settings
+from refdiff.bench.sides import Settings
 
 
 @pytest.mark.parametrize(

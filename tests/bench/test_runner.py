@@ -13,7 +13,7 @@ import pytest
 from refdiff.bench import report, runner
 from refdiff.bench.processes import ChildError
 from refdiff.bench.rows import Row, parse_rows
-from refdiff.bench.side import Settings
+from refdiff.bench.sides import Settings
 
 Log = list[tuple[str, str]]
 UNTOLD = 17

@@ -16,15 +16,13 @@ import pytest
 import refdiff
 from refdiff.backends.numpy.thread_pool import Workers
 from refdiff.backends.numpy.tuning import Tuning
-from refdiff.bench.peers import OnnxRuntimeSide, TransformersSide
-from refdiff.bench.refdiff_side import RefdiffSide, StoredSide
 from refdiff.bench.rows import Row
-from refdiff.bench.side import Settings
+from refdiff.bench.sides import OnnxRuntimeSide, RefdiffSide, Settings, TransformersSide, make_side
 
 
 def test_prompt_lookup_takes_few_passes(tiny_checkpoint: Path) -> None:
     for name, most in (("lookup", 50 / 5), ("edit", 50 / 2)):
-        _, answer = islice(RefdiffSide(Settings(str(tiny_checkpoint), lookup_tokens=50)).measure(Row(name)), 2)
+        _, answer = islice(make_side("refdiff", Settings(str(tiny_checkpoint), lookup_tokens=50)).measure(Row(name)), 2)
         assert 0 < answer["passes"] <= most
 
 
@@ -48,15 +46,15 @@ def test_weights_of_sixteen_bits(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """`stored` keeps them; --dtype bfloat16 does too, and refuses a checkpoint that has another type."""
     refdiff.DiffLlamaForCausalLM.from_pretrained(tiny_checkpoint).save_pretrained(tmp_path, dtype="bfloat16")
     answers = []
-    for kind, dtype, nbytes in ((RefdiffSide, "float32", 4), (StoredSide, "float32", 2), (RefdiffSide, "bfloat16", 2)):
-        side = kind(Settings(str(tmp_path), 1, dtype, steps=3))
+    for name, dtype, nbytes in (("refdiff", "float32", 4), ("stored", "float32", 2), ("refdiff", "bfloat16", 2)):
+        side: Any = make_side(name, Settings(str(tmp_path), 1, dtype, steps=3))
         answers += islice(side.measure(Row("decode", 9, 2)), 1, 2)
         assert side.itemsize == nbytes
         assert side.model.params["model"]["layers"][0]["mlp"]["gate_proj"]["weight"].dtype.itemsize == nbytes
     assert answers[0]["tokens"] == answers[1]["tokens"]
     said = "--dtype bfloat16: got matrices in float32, expected bfloat16"
     with pytest.raises(ValueError, match=said):
-        RefdiffSide(Settings(str(tiny_checkpoint), 1, "bfloat16")).open(str(tiny_checkpoint))
+        make_side("refdiff", Settings(str(tiny_checkpoint), 1, "bfloat16")).open(str(tiny_checkpoint))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from refdiff.bench import runner
 from refdiff.bench.report import evaluate
 from refdiff.bench.rows import Row
-from refdiff.bench.side import Settings
+from refdiff.bench.sides import Settings
 from refdiff.bench.sizes import write_like
 
 from .conftest import Cli

@@ -12,7 +12,7 @@ import pytest
 import refdiff
 from refdiff.bench.processes import child
 from refdiff.bench.rows import Row
-from refdiff.bench.side import Settings
+from refdiff.bench.sides import Settings
 from refdiff.model import pretrained
 from refdiff.model.weights import flatten
 from tests.model.models import small_config

@@ -12,15 +12,14 @@ from typing import Any
 
 import pytest
 
-from refdiff.bench import measurements as m
-from refdiff.bench import processes, runner
+from refdiff.bench import rows as m
+from refdiff.bench import runner, sides
 from refdiff.bench.inputs import repeated_pattern
-from refdiff.bench.peers import TransformersSide
 from refdiff.bench.plot import draw
 from refdiff.bench.report import difference, failed
 from refdiff.bench.report import report as make_report
 from refdiff.bench.rows import Row, parse_rows
-from refdiff.bench.side import Answer, Settings
+from refdiff.bench.sides import Answer, Settings, TransformersSide
 from refdiff.bench.sizes import write_like
 
 ROWS = "prefill:19,prefill:7,decode:7x3,lookup,product:20,train:tiny"
@@ -37,7 +36,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def in_this_process(name: str, row: Row, settings: Settings) -> Iterator[Callable[[], Answer]]:
     """Measure without a process: all rows together import torch once, and hold weights that caches hold."""
-    answers = processes.make_side(name, settings).measure(row)
+    answers = sides.make_side(name, settings).measure(row)
     next(answers)
     yield partial(next, answers)
 
@@ -82,8 +81,8 @@ def _measure(spelled: str, tiny: Path) -> dict[str, Any]:
 def test_other_weights_are_noticed(tiny: Path, tiny_checkpoint: Path) -> None:
     """The sides are compared by what they say, so two models must not pass for one."""
     row = Row("decode", 7, 2)
-    _, theirs = islice(processes.make_side("transformers", Settings(str(tiny), steps=5)).measure(row), 2)
-    _, ours = islice(processes.make_side("refdiff", Settings(str(tiny_checkpoint), steps=5)).measure(row), 2)
+    _, theirs = islice(sides.make_side("transformers", Settings(str(tiny), steps=5)).measure(row), 2)
+    _, ours = islice(sides.make_side("refdiff", Settings(str(tiny_checkpoint), steps=5)).measure(row), 2)
     assert difference(ours, theirs) is not None
 
 
