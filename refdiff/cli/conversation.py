@@ -16,7 +16,9 @@ from refdiff.cli.loading import load
 from refdiff.cli.output_files import check_place
 from refdiff.cli.terminal import note, one_line, write_text
 from refdiff.cli.transcript import Transcript
-from refdiff.files import MAX_JSON, expand_home, read_text, write_atomically
+from refdiff.errors import CheckpointError
+from refdiff.files import MAX_JSON, expand_home, read_text, unique_keys, write_atomically
+from refdiff.messages import json_problem
 
 HELP = "Ctrl-C stops an answer; /reset forgets all, /save FILE keeps it, /quit ends"
 ENDING = ("/quit", "/exit")
@@ -82,9 +84,11 @@ def _save(name: str, messages: list[dict[str, Any]], first: int) -> None:
 def _is_conversation(path: Path) -> bool:
     """Return whether a file was written by /save."""
     try:
-        found = json.loads(read_text(path, max_bytes=MAX_JSON))
-    except (ValueError, RecursionError):
+        found = json.loads(read_text(path, max_bytes=MAX_JSON), object_pairs_hook=unique_keys)
+    except (CheckpointError, json.JSONDecodeError, RecursionError):
         return False
+    except ValueError as error:  # a key stands twice
+        raise ValueError(f"/save {path}: {json_problem(error)}") from None
     return isinstance(found, list) and all(isinstance(m, dict) and {*m} == {"role", "content"} for m in found)
 
 

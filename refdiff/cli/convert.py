@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from refdiff.cli.parser import Parser
     from refdiff.convert import Proof
 
-_TAKEN = "exists already; name a new folder, or an empty one"
+UNFINISHED = "unfinished-conversion"
+"""The folder in OUTPUT that a conversion writes to."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
             f"OUTPUT {output}: links to {output.readlink()}, which does not exist; make that folder, or name another"
         )
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(f"OUTPUT {output}: {_TAKEN}")
+        raise _taken(output)
     check_folder("OUTPUT", output)
     folder = fetch(args.model, args, also=hub.OTHER_TOKENIZERS)
     config = DiffLlamaConfig.from_pretrained(folder)
@@ -113,20 +114,29 @@ def _all_or_nothing(output: Path) -> Iterator[Path]:
     """
     from refdiff.files import new_folder
 
-    new = output / "unfinished-conversion"
+    new = output / UNFINISHED
     with new_folder(output):
         try:
             new.mkdir(parents=True)
         except FileExistsError:
-            raise UsageError(f"OUTPUT {output}: {_TAKEN}") from None
+            raise _taken(output) from None
         try:
             if any(path != new for path in output.iterdir()):
-                raise UsageError(f"OUTPUT {output}: {_TAKEN}")
+                raise _taken(output)
             yield new
             for path in list(new.iterdir()):
                 path.rename(output / path.name)
         finally:
             shutil.rmtree(new, ignore_errors=True)
+
+
+def _taken(output: Path) -> UsageError:
+    """Return the error for an output that exists; it says what a conversion that was killed has left there."""
+    unfinished = output / UNFINISHED
+    left = f"; {unfinished} is of a conversion that was killed, or runs now: delete it if none runs"
+    return UsageError(
+        f"OUTPUT {output}: exists already; name a new folder, or an empty one{left if unfinished.exists() else ''}"
+    )
 
 
 def _refuse_what_differs(proof: Proof, dtype: str | None = None) -> None:

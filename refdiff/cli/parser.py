@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from refdiff import __version__
-from refdiff.messages import did_you_mean, printable
+from refdiff.cli.terminal import note
+from refdiff.messages import did_you_mean
 
 COMMANDS = {
     "generate": "continue a prompt, or chat",
@@ -220,7 +221,8 @@ class Parser(argparse.ArgumentParser):
             line = f"unrecognized arguments: {word}"
             if any(action.metavar == "PROMPT" for action in self._actions):
                 line += f'; a PROMPT that begins with "-" stands after --: {self.prog} -- {word}'
-        self.exit(2, f"{self.prog}: error: {printable(line)}; see {self.prog} -h\n")
+        note(f"{self.prog}: error: {line}; see {self.prog} -h")
+        self.exit(2)
 
     def _as_typed(self, names: Sequence[str]) -> str:
         """Return the spelling of an option on the command line."""

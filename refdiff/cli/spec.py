@@ -220,7 +220,10 @@ def _changes(words: list[str]) -> dict[str, Any]:
         field, equals, text = word.partition("=")
         if not equals or not field:
             raise UsageError(f"--set {word}: must be FIELD=VALUE, such as window=128")
-        changes[field] = text if field in CHOICES or field == "preset" else _value(text)
+        try:
+            changes[field] = text if field in CHOICES or field == "preset" else _value(text)
+        except ValueError as error:
+            raise UsageError(f"--set {field}: {json_problem(error)}") from error
     return changes
 
 
@@ -229,6 +232,6 @@ def _value(text: str) -> Any:
     if text.lower() in words:
         return words[text.lower()]
     try:
-        return json.loads(text, parse_float=finite_float)
-    except (ValueError, RecursionError):
+        return json.loads(text, parse_float=finite_float, object_pairs_hook=unique_keys)
+    except (json.JSONDecodeError, RecursionError):
         return text

@@ -100,6 +100,7 @@ def test_only_a_conversation_that_was_saved_is_replaced(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     own, other = Path("chat.json"), {"a.md": "# A page\n", "b.json": '[{"prompt": "A fox"}]', "c.json": "{}"}
+    other["d.json"] = '[{"role": "user", "role": "assistant", "content": "a"}]'
     for name, text in other.items():
         Path(name).write_text(text)
     converse("h", "/save chat.json", "two", "/save chat.json", *(f"/save {name}" for name in other))
@@ -108,6 +109,7 @@ def test_only_a_conversation_that_was_saved_is_replaced(
     err = capsys.readouterr().err
     assert "4 messages written to chat.json" in err
     assert err.count("holds no conversation that was saved; name another file") == 3
+    assert "refdiff: /save d.json: the key role stands twice in one object; keep one of them\n" in err
 
 
 @pytest.mark.parametrize("option", [["--json"], ["-o", "x.txt"]])

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 import refdiff
 from refdiff.arrays import to_numpy
+from refdiff.cli.convert import UNFINISHED
 from refdiff.model import weights
 from tests.model.models import CLASSES, ids, small_model
 from tests.tolerances import close
@@ -135,6 +136,9 @@ def test_nothing_is_written_over(here: Path, convert: Convert) -> None:
         said = f"OUTPUT {name}: exists already; name a new folder, or an empty one"
         refused(convert("paper", new=name), said, status=2)
         assert kept.read_text(encoding="utf-8") == "mine"
+    (here / "killed" / UNFINISHED).mkdir(parents=True)
+    said = "an empty one; killed/unfinished-conversion is of a conversion that was killed, or runs now: delete it if"
+    refused(convert("paper", new="killed"), said, status=2)
     (here / "link").symlink_to(here / "gone")
     said = f"link: links to {here / 'gone'}, which does not exist; make that folder"
     refused(convert("paper", new="link"), said, status=2)

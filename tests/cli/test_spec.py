@@ -53,6 +53,8 @@ def test_json_with_a_preset(tmp_path: Path) -> None:
         (["--spec", "pipe.json"], "pipe.json: not a regular file, but a named pipe"),
         (["--spec", "typo.json", "--set", "windw=2"], "typo.json --set windw=2: "),
         (["--spec", "large.json"], "large.json is not JSON: 1e400 is beyond"),
+        (["--set", 'window={"a": 1, "a": 2}'], "--set window: the key a stands twice in one object; keep one of them"),
+        (["--set", "scale=1e400"], "--set scale: 1e400 is beyond the largest number"),
         (["--spec", '{"layer": 1, "layer": 2}'], "--spec is not JSON: the key layer stands twice in one object; keep"),
     ],
 )
