@@ -5,7 +5,7 @@ Jinja's sandbox denies access to Python. It stops neither an endless loop nor `"
 1. A template has Jinja's tests, and of filters, methods and functions only those that published templates use.
 2. Each operation, loop iteration and piece of output is charged for the size of its result, and checks the time.
 3. No value is larger than the limit of the output, where repeated parts count each time, and all parts are data.
-4. An operation whose result or time grows with the product of its operands (`_PRODUCTS`, `*`) is estimated first.
+4. An operation whose result or time grows with the product of its operands (`_ESTIMATED`) is estimated first.
 """
 
 from __future__ import annotations
@@ -38,20 +38,18 @@ _MAX_NAMES_OF_IFS = 500_000  # Jinja copies every name at each `if`, in 0.4 µs;
 
 _CONTAINERS: Any = (list, tuple, dict, type({}.keys()), type({}.values()), type({}.items()))
 _FILTERS = {
-    "abs", "count", "d", "default", "dictsort", "first", "float", "int", "items", "last", "length", "list", "map",
-    "max", "min", "reject", "rejectattr", "reverse", "select", "selectattr", "sort", "unique",
-}  # fmt: skip
-_TEXT_FILTERS = {
-    "capitalize", "e", "escape", "indent", "join", "lower", "replace", "safe", "string", "title", "trim", "upper",
+    "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "indent", "int", "items",
+    "join", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse",
+    "safe", "select", "selectattr", "sort", "string", "title", "trim", "unique", "upper",
 }  # fmt: skip
 _METHODS = {
     "capitalize", "count", "endswith", "find", "get", "isalnum", "isalpha", "isdigit", "isspace", "items", "keys",
     "lower", "lstrip", "removeprefix", "removesuffix", "replace", "rsplit", "rstrip", "split", "splitlines",
     "startswith", "strip", "title", "upper", "values",
 }  # fmt: skip
-_PRODUCTS = {
-    "*", "indent", "join", "lstrip", "max", "min", "replace", "rsplit", "rstrip", "sort", "strip", "tojson", "trim",
-    "unique",
+_ESTIMATED = {
+    "*", "capitalize", "e", "escape", "indent", "join", "lower", "lstrip", "max", "min", "replace", "rsplit", "rstrip",
+    "safe", "sort", "string", "strip", "title", "tojson", "trim", "unique", "upper",
 }  # fmt: skip
 _REASONS = {
     RecursionError: "it calls itself without end, or its values are nested too deeply",
@@ -116,6 +114,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     """The environment of transformers' chat templates within bounds; see the module."""
 
     intercepted_binops = frozenset(["+", "-", "*", "/", "//", "%", "**"])
+    iter = staticmethod(iter)  # for `_Bounds`, as is `same`
+    same = staticmethod(lambda value: value)
 
     def __init__(self) -> None:
         super().__init__(
@@ -127,10 +127,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         )
         self.globals = {"dict": dict, "namespace": _Namespace, "range": self.globals["range"]}
         self.globals.update(raise_exception=self._refuse, strftime_now=_strftime_now)
-        self.filters = {name: self._bounded(name, self.filters[name]) for name in _FILTERS | _TEXT_FILTERS}
-        self.filters["tojson"] = self._bounded("tojson", _tojson)
-        # for `_Bounds`; templates cannot spell these names
-        self.filters.update({"<result>": self.charge_result, "<items>": self.charge_items})
+        self.filters["tojson"] = _tojson
+        self.filters = {name: self._bounded(name, self.filters[name]) for name in (*_FILTERS, "tojson")}
 
     def start(self, variables: dict[str, Any]) -> None:
         """Begin to render a conversation: set the bounds in proportion to it."""
@@ -202,12 +200,6 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             __self._estimate(__obj.__name__, owner, *args, **kwargs)
         return __self.charge_result(super().call(__context, __obj, *args, **kwargs))
 
-    def call_filter(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """Apply a filter that `map` names."""
-        if name in ("<result>", "<items>"):
-            raise TypeError(f"a chat template may not use the filter {name}")
-        return super().call_filter(name, *args, **kwargs)
-
     def call_test(self, *args: Any, **kwargs: Any) -> Any:
         """Run a test that `select` or `reject` names."""
         self.pay(0)
@@ -236,10 +228,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
         @functools.wraps(function)
         def bounded(*args: Any, **kwargs: Any) -> Any:
-            is_read = name in _PRODUCTS and isinstance(args[at], Iterator | range)
+            is_read = name in ("join", "max", "min", "sort", "unique") and isinstance(args[at], Iterator | range)
             operands = [list(args[at]) if is_read else args[at], *args[at + 1 :]]
-            if name in _TEXT_FILTERS:  # these write their operands, whatever they are
-                self.measure([*operands, *kwargs.values()])
             self._estimate(name, *operands, **kwargs)
             return self.charge_result(function(*args[:at], *operands, **kwargs))
 
@@ -247,7 +237,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def _estimate(self, name: str, value: Any, *operands: Any, **options: Any) -> None:
         """Stop an operation whose result or time may be larger than what is left."""
-        if name in _PRODUCTS:
+        if name in _ESTIMATED:
             is_exact = name == "replace" and operands and all(isinstance(text, str) for text in (value, operands[0]))
             places = value.count(operands[0]) if is_exact else self._amount(value)
             if (1 + places) * sum(map(self._amount, (*operands, *options.values()))) > self._left:
@@ -262,7 +252,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 
 class _Bounds(NodeTransformer):
-    """Wrap in a filter that pays what Jinja has no hook for: literals, slices, tests, `varargs`, `~` and loops.
+    """Wrap in a call, which pays, what Jinja has no hook for: literals, slices, tests, `varargs`, `~` and loops.
 
     Refuse statements that compile to a list of all variables: a page of them takes gigabytes. Refuse templates whose
     number of `if` times names is too large to compile in a fraction of a second.
@@ -276,34 +266,34 @@ class _Bounds(NodeTransformer):
     def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
         is_statement = isinstance(node, nodes.Stmt)
         self.depth += is_statement
-        if self.depth > _MAX_STATEMENTS:  # Python takes minutes to compile deeper ones
-            raise jinja2.TemplateSyntaxError(f"statements nested deeper than {_MAX_STATEMENTS} levels", node.lineno)
-        self.generic_visit(node)
-        self.depth -= is_statement
+        self.ifs += isinstance(node, nodes.If)
         if isinstance(node, nodes.Name):
             self.names.add(node.name)
-        self.ifs += isinstance(node, nodes.If)
-        if self.ifs * len(self.names) > _MAX_NAMES_OF_IFS:
-            product = f"{self.ifs:,} × {len(self.names):,}"
-            raise jinja2.TemplateSyntaxError(
-                f"if × names: got {product}, expected at most {_MAX_NAMES_OF_IFS:,}", node.lineno
-            )
-        if isinstance(node, nodes.Include | nodes.Import | nodes.FromImport) or getattr(node, "scoped", False):
-            raise jinja2.TemplateSyntaxError("a chat template has no includes, imports or scoped blocks", node.lineno)
+        reason = ""
+        if self.depth > _MAX_STATEMENTS:  # Python takes minutes to compile deeper ones
+            reason = f"statements nested deeper than {_MAX_STATEMENTS} levels"
+        elif self.ifs * len(self.names) > _MAX_NAMES_OF_IFS:
+            reason = f"if × names: got {self.ifs:,} × {len(self.names):,}, expected at most {_MAX_NAMES_OF_IFS:,}"
+        elif isinstance(node, nodes.Include | nodes.Import | nodes.FromImport) or getattr(node, "scoped", False):
+            reason = "a chat template has no includes, imports or scoped blocks"
+        if reason:
+            raise jinja2.TemplateSyntaxError(reason, node.lineno)
+        self.generic_visit(node)
+        self.depth -= is_statement
         if isinstance(node, nodes.For):
-            node.iter = _filter("<items>", node.iter)
+            node.iter = _call("iter", node.iter)
         elif isinstance(node, nodes.Pair):
-            node.key = _filter("<result>", node.key)
+            node.key = _call("same", node.key)
         elif isinstance(node, nodes.Compare):
             for operand in node.ops[1:]:  # a chain, `a == b == c`, pays between its comparisons
-                operand.expr = _filter("<result>", operand.expr)
+                operand.expr = _call("same", operand.expr)
         elif isinstance(node, nodes.Concat):
-            return _filter("join", nodes.List(node.nodes))
+            return nodes.Filter(nodes.List(node.nodes), "join", [], [], None, None, lineno=node.lineno)
         is_slice = isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Slice)
         is_tuple = isinstance(node, nodes.Tuple) and node.ctx == "load"
         is_varargs = isinstance(node, nodes.Name) and node.ctx == "load" and node.name in ("varargs", "kwargs")
         if is_slice or is_tuple or is_varargs or isinstance(node, nodes.List | nodes.Dict | nodes.Compare | nodes.Test):
-            return _filter("<result>", node)
+            return _call("same", node)
         return node
 
 
@@ -341,15 +331,13 @@ def _size(value: Any) -> int:
         return len(value)
     if isinstance(value, _CONTAINERS):
         return _ELEMENT * len(value)
-    if isinstance(value, range):
-        return sum(map(_size, (value.start, value.stop, value.step)))
-    if isinstance(value, Macro):
-        return 1 + len(value.name or "")
+    if isinstance(value, range | Macro):
+        return len(repr(value))
     return 1 + (value.bit_length() // 64) ** 2 if isinstance(value, int) else 1  # large numbers take long
 
 
-def _filter(name: str, node: Any) -> nodes.Filter:
-    return nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
+def _call(method: str, value: Any) -> nodes.Call:
+    return nodes.Call(nodes.EnvironmentAttribute(method), [value], [], None, None, lineno=value.lineno)
 
 
 def _first_line(error: BaseException) -> str:
