@@ -12,6 +12,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from refdiff.layers.softmax import softmax as softmax
+
 Scores = NDArray[np.floating]
 
 
@@ -23,17 +25,6 @@ def log_softmax(scores: Scores) -> Scores:
     """
     shifted = scores - scores.max(axis=-1, keepdims=True)
     result: Scores = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return result
-
-
-def softmax(scores: Scores) -> Scores:
-    """Compute p = exp(z − max z) / Σ exp(z − max z), along the last axis.
-
-    Shapes:
-        scores (…, V) → (…, V)
-    """
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    result: Scores = weights / weights.sum(axis=-1, keepdims=True)
     return result
 
 
