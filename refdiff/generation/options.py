@@ -177,21 +177,24 @@ _INSTEAD = {
     "use_cache": "the cache is always used",
 }
 # Those of them that change the text, with the value that does not; nor does None.
-_CHANGES_TEXT = {
+_CHANGES_TEXT: dict[str, Any] = {
     "begin_suppress_tokens": None, "constraints": None, "dola_layers": None, "encoder_no_repeat_ngram_size": 0,
     "encoder_repetition_penalty": 1, "exponential_decay_length_penalty": None, "force_words_ids": None,
     "forced_bos_token_id": None, "forced_eos_token_id": None, "guidance_scale": 1, "min_length": 0,
     "num_beam_groups": 1, "renormalize_logits": False, "token_healing": False, "top_h": None,
     "watermarking_config": None,
 }  # fmt: skip
-_LEFT_OUT = {
-    *_INSTEAD, *_CHANGES_TEXT, "assistant_confidence_threshold", "assistant_early_exit", "assistant_ensemble_weight",
+# All of them, with a value that changes nothing; nor does None.
+_LEFT_OUT: dict[str, Any] = dict.fromkeys((
+    *_INSTEAD, "assistant_confidence_threshold", "assistant_early_exit", "assistant_ensemble_weight",
     "assistant_lookbehind", "assistant_tokenizer", "cache_config", "compile_config", "continuous_batching_config",
-    "custom_generate", "decoder_start_token_id", "disable_compile", "diversity_penalty", "inputs_embeds",
-    "is_assistant", "logits_processor", "low_memory", "max_cache_len", "max_matching_ngram_size",
+    "custom_generate", "decoder_start_token_id", "inputs_embeds", "max_cache_len", "max_matching_ngram_size",
     "negative_prompt_attention_mask", "negative_prompt_ids", "num_assistant_tokens", "num_assistant_tokens_schedule",
-    "prefill_chunk_size", "prefix_allowed_tokens_fn", "remove_invalid_values", "speculation_type", "synced_gpus",
-    "target_lookbehind", "trust_remote_code", "use_mtp",
+    "prefill_chunk_size", "prefix_allowed_tokens_fn", "speculation_type", "target_lookbehind", "use_mtp",
+)) | _CHANGES_TEXT | {
+    "disable_compile": False, "diversity_penalty": 0, "is_assistant": False, "logits_processor": [],
+    "low_memory": False, "output_attentions": False, "output_hidden_states": False, "remove_invalid_values": False,
+    "stopping_criteria": [], "synced_gpus": False, "trust_remote_code": False, "use_cache": True,
 }  # fmt: skip
 _SIMILAR = 0.7  # of 1; below this, the nearest name is usually another option
 _OBJECTS = ("tokenizer", "assistant_model")
@@ -244,16 +247,17 @@ def resolve(model: Any, given: Mapping[str, Any]) -> Options:
 
     An option comes from the call, else from `model.generation_config`, else (eos and pad only) from `model.config`,
     else from transformers' defaults; so `do_sample=True` alone means top_k=50. An explicit None turns an option off.
+    Options of transformers that refdiff lacks may have a value that changes nothing, such as `use_cache=True`.
 
     Raises:
         TypeError: an unknown option; names the nearest known one.
         ValueError: a value out of its range, or options that exclude each other.
         CheckpointError: a value out of its range in generation_config.json.
     """
-    for name in given:
-        if name not in NAMES:
+    for name, value in given.items():
+        if name not in NAMES and not _changes_nothing(name, value):
             raise _unknown(name)
-    given = {name: _check_value(name, value) for name, value in given.items()}
+    given = {name: _check_value(name, value) for name, value in given.items() if name in NAMES}
     values: dict[str, Any] = _DEFAULTS | _read_files(model) | given
     for name in ("do_sample", "num_beams", "length_penalty", "early_stopping", "num_return_sequences"):
         values[name] = _DEFAULTS[name] if values[name] is None else values[name]
@@ -270,6 +274,15 @@ def resolve(model: Any, given: Mapping[str, Any]) -> Options:
     _check_vocabulary(options, model.config.vocab_size, lambda name: "" if name in given else f"{_origin(model)}: ")
     _warn_ignored(options, given)
     return options
+
+
+def _changes_nothing(name: str, value: Any) -> bool:
+    """Return whether this is an option that refdiff leaves out, with a value that changes nothing."""
+    if name not in _LEFT_OUT or value is None:
+        return name in _LEFT_OUT
+    neutral = _LEFT_OUT[name]
+    is_alike = isinstance(value, bool) if isinstance(neutral, bool) else _is_number(value) or isinstance(value, list)
+    return is_alike and bool(value == neutral)
 
 
 def _unknown(name: str) -> TypeError:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from refdiff.arrays import Array, from_numpy
 from refdiff.backends import Backend, Ops
-from refdiff.messages import did_you_mean, warn
+from refdiff.messages import did_you_mean, show_value, warn
 from refdiff.model import inputs
 from refdiff.model.cache import KVCache
 from refdiff.model.config import DiffLlamaConfig
@@ -144,6 +144,8 @@ class CallableModel:
         config, (B, T, _) = self.config, hidden.shape
         if not isinstance(cache, KVCache | None):
             raise TypeError(f"cache: got {type(cache).__name__}, expected a KVCache, such as the output's cache")
+        if not isinstance(use_cache, bool | None):
+            raise TypeError(f"use_cache: got {show_value(use_cache)}, expected True, False or None")
         if cache is None and (config.use_cache if use_cache is None else use_cache):
             cache = KVCache(config.num_hidden_layers)
         if cache is not None and cache.num_layers != config.num_hidden_layers:

@@ -211,8 +211,22 @@ def test_sampling_and_beams_come_before_contrastive_search() -> None:
 )  # fmt: skip
 def test_what_is_said_of_an_option_that_is_not_there(name: str, message: str) -> None:
     with pytest.raises(TypeError) as caught:
-        resolve(FakeModel(), {name: 1})
+        resolve(FakeModel(), {name: 2})
     assert str(caught.value) == f"generate() {message}"
+
+
+@pytest.mark.parametrize(
+    ("name", "neutral", "other"),
+    [
+        ("use_cache", True, False), ("use_cache", True, 1), ("use_cache", None, "no"), ("num_beam_groups", 1, 2),
+        ("encoder_repetition_penalty", 1.0, 1.5), ("renormalize_logits", False, 0), ("min_length", 0, False),
+        ("logits_processor", [], [len]), ("inputs_embeds", None, np.ones((1, 2, 3))), ("num_beam_groups", 1, np.eye(2)),
+    ],
+)  # fmt: skip
+def test_a_value_that_changes_nothing_is_accepted(name: str, neutral: Any, other: Any) -> None:
+    assert resolve(FakeModel(), {name: neutral}) == resolve(FakeModel(), {})
+    with pytest.raises(TypeError, match=f"got '{name}', an option of transformers that refdiff does not have"):
+        resolve(FakeModel(), {name: other})
 
 
 @pytest.mark.parametrize(

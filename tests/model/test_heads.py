@@ -250,6 +250,8 @@ def test_a_cache_of_another_number_of_layers_or_type_is_refused():
             small_model()(TOKENS, cache=refdiff.KVCache(layers))
     with pytest.raises(TypeError, match="cache: got list, expected a KVCache"):
         small_model()(TOKENS, cache=[])
+    with pytest.raises(TypeError, match="use_cache: got 'no', expected True, False or None"):
+        small_model()(TOKENS, use_cache="no")
 
 
 def test_use_cache_follows_the_config():

@@ -279,7 +279,8 @@ class Tokenizer(Vocabulary):
         """
         nested = to_lists(ids)
         if nested and isinstance(nested[0], list):
-            return [self._decode(sequence, skip_special_tokens, clean_up_tokenization_spaces) for sequence in nested]
+            sequences = map(to_lists, nested)
+            return [self._decode(sequence, skip_special_tokens, clean_up_tokenization_spaces) for sequence in sequences]
         return self._decode(nested, skip_special_tokens, clean_up_tokenization_spaces)
 
     def batch_decode(
@@ -288,9 +289,14 @@ class Tokenizer(Vocabulary):
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
     ) -> list[str]:
-        """Turn a batch of ids (B, T), or a list of lists of different lengths, into a list of B texts."""
-        batch_ids = [ids if isinstance(ids, list) else [ids] for ids in to_lists(sequences)]
-        return [self._decode(ids, skip_special_tokens, clean_up_tokenization_spaces) for ids in batch_ids]
+        """Turn a batch of ids (B, T), or a list of lists of different lengths, into a list of B texts.
+
+        As in transformers, ids (T,) are a batch of one.
+        """
+        if not (nested := to_lists(sequences)):
+            return []
+        texts: str | list[str] = self.decode(nested, skip_special_tokens, clean_up_tokenization_spaces)
+        return [texts] if isinstance(texts, str) else texts
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
         """Join tokens as the vocabulary spells them into text."""

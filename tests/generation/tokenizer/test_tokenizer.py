@@ -152,6 +152,8 @@ def test_decode() -> None:
     assert tokenizer.decode([np.array([4]), [5, np.int32(6)]]) == ["a", "b c"]
     assert tokenizer.decode([]) == ""
     assert tokenizer.batch_decode([[4], [5, 6]]) == ["a", "b c"]
+    assert tokenizer.batch_decode([4, 5]) == tokenizer.batch_decode(np.array([4, 5])) == ["a b"]
+    assert tokenizer.batch_decode([[4], 5]) == ["a", "b"]
     assert tokenizer.batch_decode([]) == []
     assert tokenizer.decode([4, 999]) == "a"  # as transformers: an id that no token has is left out
 
