@@ -146,7 +146,8 @@ def _example(item: Any) -> tuple[str, str]:
 
 
 def _probabilities(logits: NDArray[Any], allowed: NDArray[np.bool_]) -> NDArray[Any]:
-    return softmax(np.where(allowed, logits, logits.dtype.type(-10000)))
+    result: NDArray[Any] = softmax(np.where(allowed, logits, logits.dtype.type(-10000)))
+    return result
 
 
 def _best_spans(

@@ -77,11 +77,11 @@ class TextClassificationPipeline(Pipeline):
 
 
 def _apply_function(function: str, logits: NDArray[Any]) -> NDArray[Any]:
-    if function == "none":
-        return logits
+    if function not in ("none", "softmax", "sigmoid"):
+        raise ValueError(f'function_to_apply: got {function!r}, expected "sigmoid", "softmax" or "none"')
+    result: NDArray[Any] = logits
     if function == "softmax":
-        return softmax(logits)
-    if function == "sigmoid":
-        result: NDArray[Any] = 1 / (1 + np.exp(-logits))
-        return result
-    raise ValueError(f'function_to_apply: got {function!r}, expected "sigmoid", "softmax" or "none"')
+        result = softmax(logits)
+    elif function == "sigmoid":
+        result = 1 / (1 + np.exp(-logits))
+    return result
