@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -16,59 +16,6 @@ from refdiff.messages import did_you_mean, show_value, warn
 
 MOST_TEXTS = 10_000
 """The most texts of one prompt; `validation.check_memory` checks how many fit into memory."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """The options of one call of `generate`, after defaults; None means "off". Names and meaning are transformers'."""
-
-    max_new_tokens: int | None = None
-    max_length: int | None = None
-    min_new_tokens: int | None = None
-    do_sample: bool = False
-    temperature: float | None = 1.0
-    top_k: int | None = 50
-    top_p: float | None = 1.0
-    min_p: float | None = None
-    typical_p: float | None = 1.0
-    epsilon_cutoff: float | None = 0.0
-    eta_cutoff: float | None = 0.0
-    repetition_penalty: float | None = 1.0
-    no_repeat_ngram_size: int | None = 0
-    bad_words_ids: list[list[int]] | None = None
-    suppress_tokens: list[int] | None = None
-    sequence_bias: dict[tuple[int, ...], float] | None = None
-    num_beams: int = 1
-    length_penalty: float = 1.0
-    early_stopping: bool | str = False
-    num_return_sequences: int = 1
-    eos_token_id: list[int] | None = None
-    pad_token_id: int | None = None
-    stop_strings: list[str] | None = None
-    tokenizer: Any = None
-    max_time: float | None = None
-    prompt_lookup_num_tokens: int | None = None
-    assistant_model: Any = None
-    penalty_alpha: float | None = None
-    return_dict_in_generate: bool = False
-    output_scores: bool = False
-    output_logits: bool = False
-
-    @property
-    def contrastive(self) -> bool:
-        """Whether these options select contrastive search; sampling and beams take precedence, as in transformers."""
-        if self.do_sample or self.num_beams > 1:
-            return False
-        return self.penalty_alpha is not None and self.penalty_alpha > 0 and self.top_k is not None and self.top_k > 1
-
-    @property
-    def speculative(self) -> bool:
-        """Whether these options select guesses from the prompt or from an assistant model."""
-        return self.prompt_lookup_num_tokens is not None or self.assistant_model is not None
-
-
-NAMES = tuple(field.name for field in fields(Options))
-_DEFAULTS = {field.name: field.default for field in fields(Options)}
 
 
 def _is_int(value: Any) -> bool:
@@ -83,85 +30,123 @@ def _is_number(value: Any) -> bool:
         return False
 
 
-def _is_bias(value: Any) -> bool:
-    """Return whether a value is a bias that leaves scores finite, divided by `limits.SMALLEST_DIVISOR` too."""
-    return _is_number(value) and abs(value) <= 1e30
+def _check(accepts: Callable[[Any], bool], expected: str) -> dict[str, Any]:
+    return {"accepts": accepts, "expected": expected}
 
 
-def _integer(low: float, high: float = LARGEST) -> tuple[Callable[[Any], bool], str]:
-    return (lambda v: _is_int(v) and low <= v <= high), f"an integer from {low} to {high:,}"
+def _integer(low: float, high: float = LARGEST) -> dict[str, Any]:
+    return _check(lambda v: _is_int(v) and low <= v <= high, f"an integer from {low} to {high:,}")
 
 
-def _number(low: float, high: float, *, above: bool = False, below: bool = False) -> tuple[Callable[[Any], bool], str]:
+def _number(
+    low: float, high: float, *, above: bool = False, below: bool = False, or_zero: bool = False
+) -> dict[str, Any]:
     """Return the check for a number from `low` to `high`; `above` and `below` exclude the two themselves."""
     expected = f"a number {'above' if above else 'from'} {low:g} {'to below' if below else 'to'} {high:g}"
-    return (
-        lambda v: _is_number(v) and low <= v <= high and not (above and v == low) and not (below and v == high)
-    ), expected
 
+    def accepts(value: Any) -> bool:
+        if not _is_number(value):
+            return False
+        is_within = low <= value <= high and not (above and value == low) and not (below and value == high)
+        return is_within or (or_zero and value == 0)
 
-def _allow_zero(accepted: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bool], str]:
-    accepts, expected = accepted
-    return (lambda v: accepts(v) or (_is_number(v) and v == 0)), f"0 or {expected}"
+    return _check(accepts, f"0 or {expected}" if or_zero else expected)
 
 
 def _is_ids(value: Any) -> bool:
     return isinstance(value, list | tuple) and all(_is_int(v) and 0 <= v <= LARGEST for v in value)
 
 
-_FLAG = (lambda v: isinstance(v, bool), "True or False")
-_IDS = (_is_ids, "a list of token ids")
-_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "max_new_tokens": _integer(*OPTIONS["max_new_tokens"]),
-    "max_length": _integer(1),
-    "min_new_tokens": _integer(0),
-    "do_sample": _FLAG,
-    "temperature": _allow_zero(_number(*OPTIONS["temperature"])),
-    "top_k": _integer(*OPTIONS["top_k"]),
-    "top_p": _number(*OPTIONS["top_p"]),
-    "min_p": _number(*OPTIONS["min_p"]),
-    "typical_p": _number(0, 1, above=True),
-    "epsilon_cutoff": _number(0, 1, below=True),
-    "eta_cutoff": _number(0, 1, below=True),
-    "repetition_penalty": _number(*OPTIONS["repetition_penalty"]),
-    "no_repeat_ngram_size": _integer(*OPTIONS["no_repeat_ngram_size"]),
-    "bad_words_ids": (
-        lambda v: isinstance(v, list | tuple) and len(v) > 0 and all(_is_ids(word) and len(word) > 0 for word in v),
-        "a non-empty list of non-empty lists of token ids",
-    ),
-    "suppress_tokens": _IDS,
-    "sequence_bias": (
-        lambda v: all(_is_ids(key) and len(key) > 0 and _is_bias(bias) for key, bias in _bias_items(v)),
-        "a dict {(id, id, …): bias} or a list [[[id, id, …], bias], …], each within ±1e30",
-    ),
-    "num_beams": _integer(*OPTIONS["num_beams"]),
-    "length_penalty": _number(-20, 20),
-    "early_stopping": (lambda v: isinstance(v, bool) or v == "never", 'True, False or "never"'),
-    "num_return_sequences": _integer(1, MOST_TEXTS),
-    "eos_token_id": (lambda v: _is_ids([v]) or (_is_ids(v) and len(v) > 0), "a token id or a list of token ids"),
-    "pad_token_id": _integer(0),
-    "stop_strings": (
-        lambda v: (
-            (isinstance(v, str) and v != "")
-            or (isinstance(v, list | tuple) and len(v) > 0 and all(isinstance(s, str) and s for s in v))
-        ),
-        "a non-empty string or a list of them",
-    ),
-    "tokenizer": (
-        is_tokenizer,
-        "a tokenizer of refdiff, of tokenizers, or a fast one of transformers",
-    ),
-    "max_time": _number(0, 1e9, above=True),
-    "prompt_lookup_num_tokens": _integer(1),
-    "assistant_model": (
-        lambda v: callable(v) and "logits_to_keep" in getattr(v, "head_inputs", ()),
-        "a model with a next-token head, such as a DiffLlamaForCausalLM, with the same vocabulary",
-    ),
-    "penalty_alpha": _number(0, 1),
-    "return_dict_in_generate": _FLAG,
-    "output_scores": _FLAG,
-    "output_logits": _FLAG,
-}
+def _is_list(value: Any) -> bool:
+    """Return whether a value is a list or tuple that is not empty."""
+    return isinstance(value, list | tuple) and len(value) > 0
+
+
+def _bias_items(value: Any) -> list[tuple[Any, Any]]:
+    """Return the pairs of a `sequence_bias` in either spelling, or for another value a pair that no check accepts."""
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if isinstance(value, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
+        return [(pair[0], pair[1]) for pair in value]
+    return [(None, None)]
+
+
+_FLAG = _check(lambda v: isinstance(v, bool), "True or False")
+_IDS = _check(_is_ids, "a list of token ids")
+_WORDS = _check(
+    lambda v: _is_list(v) and all(_is_ids(word) and _is_list(word) for word in v),
+    "a non-empty list of non-empty lists of token ids",
+)
+_BIAS = _number(-1e30, 1e30)  # leaves scores finite, divided by `limits.SMALLEST_DIVISOR` too
+_BIASES = _check(
+    lambda v: all(_is_ids(key) and _is_list(key) and _BIAS["accepts"](bias) for key, bias in _bias_items(v)),
+    "a dict {(id, id, …): bias} or a list [[[id, id, …], bias], …], each within ±1e30",
+)
+_STRINGS = _check(
+    lambda v: v != "" if isinstance(v, str) else _is_list(v) and all(isinstance(s, str) and s for s in v),
+    "a non-empty string or a list of them",
+)
+_EARLY = _check(lambda v: isinstance(v, bool) or v == "never", 'True, False or "never"')
+_EOS = _check(lambda v: _is_ids([v]) or (_is_ids(v) and _is_list(v)), "a token id or a list of token ids")
+_TOKENIZER = _check(is_tokenizer, "a tokenizer of refdiff, of tokenizers, or a fast one of transformers")
+_ASSISTANT = _check(
+    lambda v: callable(v) and "logits_to_keep" in getattr(v, "head_inputs", ()),
+    "a model with a next-token head, such as a DiffLlamaForCausalLM, with the same vocabulary",
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of one call of `generate`, after defaults; None means "off". Names and meaning are transformers'."""
+
+    max_new_tokens: int | None = field(default=None, metadata=_integer(*OPTIONS["max_new_tokens"]))
+    max_length: int | None = field(default=None, metadata=_integer(1))
+    min_new_tokens: int | None = field(default=None, metadata=_integer(0))
+    do_sample: bool = field(default=False, metadata=_FLAG)
+    temperature: float | None = field(default=1.0, metadata=_number(*OPTIONS["temperature"], or_zero=True))
+    top_k: int | None = field(default=50, metadata=_integer(*OPTIONS["top_k"]))
+    top_p: float | None = field(default=1.0, metadata=_number(*OPTIONS["top_p"]))
+    min_p: float | None = field(default=None, metadata=_number(*OPTIONS["min_p"]))
+    typical_p: float | None = field(default=1.0, metadata=_number(0, 1, above=True))
+    epsilon_cutoff: float | None = field(default=0.0, metadata=_number(0, 1, below=True))
+    eta_cutoff: float | None = field(default=0.0, metadata=_number(0, 1, below=True))
+    repetition_penalty: float | None = field(default=1.0, metadata=_number(*OPTIONS["repetition_penalty"]))
+    no_repeat_ngram_size: int | None = field(default=0, metadata=_integer(*OPTIONS["no_repeat_ngram_size"]))
+    bad_words_ids: list[list[int]] | None = field(default=None, metadata=_WORDS)
+    suppress_tokens: list[int] | None = field(default=None, metadata=_IDS)
+    sequence_bias: dict[tuple[int, ...], float] | None = field(default=None, metadata=_BIASES)
+    num_beams: int = field(default=1, metadata=_integer(*OPTIONS["num_beams"]))
+    length_penalty: float = field(default=1.0, metadata=_number(-20, 20))
+    early_stopping: bool | str = field(default=False, metadata=_EARLY)
+    num_return_sequences: int = field(default=1, metadata=_integer(1, MOST_TEXTS))
+    eos_token_id: list[int] | None = field(default=None, metadata=_EOS)
+    pad_token_id: int | None = field(default=None, metadata=_integer(0))
+    stop_strings: list[str] | None = field(default=None, metadata=_STRINGS)
+    tokenizer: Any = field(default=None, metadata=_TOKENIZER)
+    max_time: float | None = field(default=None, metadata=_number(0, 1e9, above=True))
+    prompt_lookup_num_tokens: int | None = field(default=None, metadata=_integer(1))
+    assistant_model: Any = field(default=None, metadata=_ASSISTANT)
+    penalty_alpha: float | None = field(default=None, metadata=_number(0, 1))
+    return_dict_in_generate: bool = field(default=False, metadata=_FLAG)
+    output_scores: bool = field(default=False, metadata=_FLAG)
+    output_logits: bool = field(default=False, metadata=_FLAG)
+
+    @property
+    def contrastive(self) -> bool:
+        """Whether these options select contrastive search; sampling and beams take precedence, as in transformers."""
+        if self.do_sample or self.num_beams > 1:
+            return False
+        return self.penalty_alpha is not None and self.penalty_alpha > 0 and self.top_k is not None and self.top_k > 1
+
+    @property
+    def speculative(self) -> bool:
+        """Whether these options select guesses from the prompt or from an assistant model."""
+        return self.prompt_lookup_num_tokens is not None or self.assistant_model is not None
+
+
+NAMES = tuple(option.name for option in fields(Options))
+_DEFAULTS = {option.name: option.default for option in fields(Options)}
+_CHECKS = {option.name: option.metadata for option in fields(Options)}
 # Options of transformers' `generate` that refdiff leaves out, and what to use instead.
 _INSTEAD = {
     "bos_token_id": "the one of the config starts an empty prompt",
@@ -202,22 +187,13 @@ _SAMPLING_ONLY = ("temperature", "top_p", "min_p", "typical_p", "epsilon_cutoff"
 _BEAMS_ONLY = ("length_penalty", "early_stopping")
 
 
-def _bias_items(value: Any) -> list[tuple[Any, Any]]:
-    """Return the pairs of a `sequence_bias` in either spelling, or for another value a pair that no check accepts."""
-    if isinstance(value, Mapping):
-        return list(value.items())
-    if isinstance(value, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
-        return [(pair[0], pair[1]) for pair in value]
-    return [(None, None)]
-
-
 def _check_value(name: str, value: Any, error: type[ValueError] = ValueError, origin: str = "") -> Any:
     """Return the value, arrays as lists, or raise `error` if it is out of its range."""
     if name not in _OBJECTS and callable(getattr(value, "tolist", None)):
         value = value.tolist()
-    accepted, description = _RANGES[name]
-    if value is not None and not accepted(value):
-        raise error(f"{origin}{name}: got {show_value(value)}, expected {description}")
+    check = _CHECKS[name]
+    if value is not None and not check["accepts"](value):
+        raise error(f"{origin}{name}: got {show_value(value)}, expected {check['expected']}")
     return value
 
 
@@ -271,7 +247,7 @@ def resolve(model: Any, given: Mapping[str, Any]) -> Options:
     _normalize(values)
     options = Options(**values)
     _check_together(options)
-    _check_vocabulary(options, model.config.vocab_size, lambda name: "" if name in given else f"{_origin(model)}: ")
+    _check_vocabulary(options, model, given)
     _warn_ignored(options, given)
     return options
 
@@ -337,19 +313,19 @@ def _check_together(options: Options) -> None:
             )
 
 
-def _check_vocabulary(options: Options, vocab_size: int, origin: Callable[[str], str]) -> None:
-    named = [("sequence_bias", token) for sequence in options.sequence_bias or {} for token in sequence]
-    named += [("bad_words_ids", token) for word in options.bad_words_ids or [] for token in word]
-    for name, token in named:
-        if token >= vocab_size:
-            raise _range_error(origin(name), f"{name}: got token {token}, expected 0 to {vocab_size - 1}")
+def _check_vocabulary(options: Options, model: Any, given: Mapping[str, Any]) -> None:
+    def refuse(name: str, problem: str) -> None:
+        if name in given:
+            raise ValueError(f"{name}: {problem}")
+        raise CheckpointError(f"{_origin(model)}: {name}: {problem}")
+
+    vocab_size = model.config.vocab_size
+    for name, words in (("sequence_bias", options.sequence_bias), ("bad_words_ids", options.bad_words_ids)):
+        for token in (token for word in words or () for token in word):
+            if token >= vocab_size:
+                refuse(name, f"got token {token}, expected 0 to {vocab_size - 1}")
     if len({token for token in options.suppress_tokens or () if token < vocab_size}) == vocab_size:
-        message = f"suppress_tokens: got all {vocab_size:,} tokens of the vocabulary, expected to leave one"
-        raise _range_error(origin("suppress_tokens"), message)
-
-
-def _range_error(origin: str, message: str) -> ValueError:
-    return (CheckpointError if origin else ValueError)(f"{origin}{message}")
+        refuse("suppress_tokens", f"got all {vocab_size:,} tokens of the vocabulary, expected to leave one")
 
 
 def _warn_ignored(options: Options, given: Mapping[str, Any]) -> None:
