@@ -34,10 +34,6 @@ class Stopping:
         timeout = self._deadline is not None and time.monotonic() > self._deadline
         if timeout or ids.shape[1] >= self.max_length:
             return np.ones(ids.shape[0], dtype=bool)
-        return self.ends_in_stop(ids, padding)
-
-    def ends_in_stop(self, ids: NDArray[np.int64], padding: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
-        """Return which sequences of (B, T) end in an end-of-sequence token or a stop string, (B,)."""
         done: NDArray[np.bool_] = np.isin(ids[:, -1], self._eos)
         if self._token_bytes is not None:
             starts = np.zeros(len(ids), dtype=np.int64) if padding is None else padding

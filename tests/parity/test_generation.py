@@ -321,6 +321,6 @@ def test_stop_strings(tokenizer: Any, strings: list[str]) -> None:
         ids[0] = text[(start := int(rng.integers(0, len(text) - 12))) : start + 12]
         for end in range(1, 13):
             want = peer(torch.tensor(ids[:, :end]), None).numpy()
-            np.testing.assert_array_equal(ours.ends_in_stop(ids[:, :end]), want, err_msg=str(ids[:, :end]))
+            np.testing.assert_array_equal(ours(ids[:, :end]), want, err_msg=str(ids[:, :end]))
             hits += int(want.sum())
     assert hits > 10

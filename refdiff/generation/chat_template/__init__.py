@@ -98,36 +98,25 @@ def select(own: str | dict[str, str] | None, wanted: str | None, has_tools: bool
 def render(
     template: ChatTemplate,
     messages: Sequence[Mapping[str, Any]],
-    *,
-    tools: Sequence[Mapping[str, Any]] | None,
-    documents: Sequence[Mapping[str, Any]] | None,
-    add_generation_prompt: bool,
-    continue_final_message: bool,
     variables: Mapping[str, Any],
+    *,
+    continue_final_message: bool,
 ) -> str:
     """Render one conversation as transformers does; see `Tokenizer.apply_chat_template`."""
-    if continue_final_message and add_generation_prompt:
+    if continue_final_message and variables["add_generation_prompt"]:
         raise ValueError(
             "continue_final_message, add_generation_prompt: got both, expected one; the first continues the last "
             "message, the second starts a new one"
         )
-    for name, items in (("tools", tools), ("documents", documents)):
-        for item in items or ():
+    for name in ("tools", "documents"):
+        for item in variables[name] or ():
             if not isinstance(item, Mapping):
                 raise TypeError(
                     f"{name}: got {type(item).__name__}, expected a list of dicts (a tool by its JSON schema)"
                 )
     chat = [_message(message) for message in messages]
     final = _mark_final(chat, template.text) if continue_final_message else ""
-    text = template.render(
-        {
-            "messages": chat,
-            "tools": plain(tools),
-            "documents": plain(documents),
-            "add_generation_prompt": add_generation_prompt,
-            **{name: plain(value) for name, value in variables.items()},
-        }
-    )
+    text = template.render({**{name: plain(value) for name, value in variables.items()}, "messages": chat})
     if not continue_final_message:
         return text
     mark = _CONTINUE_HERE.strip()

@@ -334,16 +334,10 @@ class Tokenizer(Vocabulary):
         source = str(self.source.parent)
         template = self._compile(templates.select(self.chat_template, chat_template, bool(tools), source))
         chats: Sequence[Any] = conversation if batched else [conversation]
+        own = {"tools": tools, "documents": documents, "add_generation_prompt": add_generation_prompt}
+        variables = {**self.special_tokens_map, **variables, **own}
         texts = [
-            templates.render(
-                template,
-                messages,
-                tools=tools,
-                documents=documents,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                variables={**self.special_tokens_map, **variables},
-            )
+            templates.render(template, messages, variables, continue_final_message=continue_final_message)
             for messages in chats
         ]
         rendered = texts if batched else texts[0]
