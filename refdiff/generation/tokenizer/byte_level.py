@@ -22,6 +22,8 @@ _LETTERS = letters_of_bytes()
 
 Words = Callable[[str], Sequence[tuple[str, Sequence[int]]]]
 """Splits a text without added tokens into words, whose concatenation is the text, each with its ids."""
+_Row = tuple[int, str, tuple[int, int], int | None, int | None, int]
+"""A token of an encoding: its entry in each of the lists of `ByteLevelEncoding`, in their order."""
 
 
 @dataclass
@@ -35,6 +37,11 @@ class ByteLevelEncoding:
     sequence_ids: list[int | None]
     special_tokens_mask: list[int]
     overflowing: list[Encoding] = field(default_factory=list)
+
+    @classmethod
+    def from_rows(cls, rows: list[_Row]) -> ByteLevelEncoding:
+        """Return the encoding of these tokens."""
+        return cls(*map(list, zip(*rows, strict=True))) if rows else cls([], [], [], [], [], [])
 
     def token_to_word(self, token: int) -> int | None:
         return self.words[token] if token < len(self.words) else None
@@ -78,7 +85,8 @@ class ByteLevelBackend(Backend):
         add_special_tokens: bool = True,
         truncation: Truncation | None = None,
     ) -> list[Encoding]:
-        prefix = self._prefix() if add_special_tokens else []
+        special = self._special_ids("single") if add_special_tokens else []
+        prefix: list[_Row] = [(i, self._tokens[i], (0, 0), None, None, 1) for i in special]
         found: list[Encoding] = []
         for text in texts:
             if not isinstance(text, str):
@@ -86,7 +94,7 @@ class ByteLevelBackend(Backend):
             parts = [self._encode(text)]
             if truncation is not None:
                 parts = _truncate(parts[0], truncation, truncation.max_length - len(prefix))
-            first, *rest = (self._prepend(prefix, part) for part in parts)
+            first, *rest = (ByteLevelEncoding.from_rows(prefix + part) for part in parts)
             first.overflowing = list(rest)
             found.append(first)
         return found
@@ -133,8 +141,7 @@ class ByteLevelBackend(Backend):
             self._add(max([len(self._model) - 1, *self._added]) + 1 if known is None else known, token)
 
     def num_special_tokens(self, *, pair: bool) -> int:
-        template = (self._file.get("post_processor") or {}).get("pair" if pair else "single", [])
-        return len(self._special_ids(template))
+        return len(self._special_ids("pair" if pair else "single"))
 
     def section(self, name: str) -> dict[str, Any] | None:
         found: dict[str, Any] | None = self._file.get(name)
@@ -156,12 +163,10 @@ class ByteLevelBackend(Backend):
         self._added[token_id] = token
         self._tokens[token_id] = token.content
 
-    def _special_ids(self, template: list[dict[str, Any]]) -> list[int]:
-        names = [part["SpecialToken"]["id"] for part in template if "SpecialToken" in part]
-        return [i for name in names for i in self._file["post_processor"]["special_tokens"][name]["ids"]]
-
-    def _prefix(self) -> list[int]:
-        return self._special_ids((self._file.get("post_processor") or {}).get("single", []))
+    def _special_ids(self, template: str) -> list[int]:
+        step = self._file.get("post_processor") or {}
+        names = [part["SpecialToken"]["id"] for part in step.get(template, []) if "SpecialToken" in part]
+        return [i for name in names for i in step["special_tokens"][name]["ids"]]
 
     def _parts(self, text: str) -> Iterator[tuple[str, Sequence[int]]]:
         """Cut a text into added tokens and words, each with its ids."""
@@ -173,8 +178,8 @@ class ByteLevelBackend(Backend):
             elif part:
                 yield from self._words(part)
 
-    def _encode(self, text: str) -> ByteLevelEncoding:
-        made = ByteLevelEncoding([], [], [], [], [], [])
+    def _encode(self, text: str) -> list[_Row]:
+        rows: list[_Row] = []
         start = 0
         for number, (part, ids) in enumerate(self._parts(text)):
             # the index of each byte's character
@@ -183,27 +188,10 @@ class ByteLevelBackend(Backend):
             for token_id in ids:
                 token = self._tokens[token_id]
                 size = len(at) if token_id in self._added else len(token)
-                made.offsets.append((at[used], at[used + size - 1] + 1))
-                made.ids.append(token_id)
-                made.tokens.append(token)
-                made.words.append(number)
+                rows.append((token_id, token, (at[used], at[used + size - 1] + 1), number, 0, 0))
                 used += size
             start += len(part)
-        made.sequence_ids = [0] * len(made.ids)
-        made.special_tokens_mask = [0] * len(made.ids)
-        return made
-
-    def _prepend(self, prefix: list[int], part: ByteLevelEncoding) -> ByteLevelEncoding:
-        n = len(prefix)
-        nothing: list[int | None] = [None] * n
-        return ByteLevelEncoding(
-            prefix + part.ids,
-            [self._tokens[i] for i in prefix] + part.tokens,
-            [(0, 0)] * n + part.offsets,
-            nothing + part.words,
-            nothing + part.sequence_ids,
-            [1] * n + part.special_tokens_mask,
-        )
+        return rows
 
 
 def javascript_words(text: str) -> Words:
@@ -243,13 +231,13 @@ def _check(parsed: dict[str, Any], source: str) -> None:
         raise CheckpointError(f"{source}: got another tokenizer, expected a byte-level BPE with GPT-2's steps; {_FIX}")
 
 
-def _truncate(whole: ByteLevelEncoding, truncation: Truncation, most: int) -> list[ByteLevelEncoding]:
+def _truncate(whole: list[_Row], truncation: Truncation, most: int) -> list[list[_Row]]:
     """Cut into pieces of `most` tokens that overlap by `stride`; the first is the result, the others overflow."""
-    count = len(whole.ids)
+    count = len(whole)
     if count <= most:
         return [whole]
     if most == 0:
-        return [_part(whole, 0, 0), whole]
+        return [[], whole]
     cuts, step = [], most - truncation.stride
     if truncation.direction == "right":
         for start in range(0, count, step):
@@ -261,14 +249,7 @@ def _truncate(whole: ByteLevelEncoding, truncation: Truncation, most: int) -> li
             cuts.append((max(stop - most, 0), stop))
             if stop <= most:
                 break
-    return [_part(whole, *cut) for cut in cuts]
-
-
-def _part(whole: ByteLevelEncoding, start: int, stop: int) -> ByteLevelEncoding:
-    lists = (
-        whole.ids, whole.tokens, whole.offsets, whole.words, whole.sequence_ids, whole.special_tokens_mask,
-    )  # fmt: skip
-    return ByteLevelEncoding(*(x[start:stop] for x in lists))  # type: ignore[arg-type]
+    return [whole[start:stop] for start, stop in cuts]
 
 
 def _bytes(token: str) -> bytes:
