@@ -96,6 +96,15 @@ def draws(number, B, case, scale, lam):
         yield args, [x.astype(np.float64) for x in args]
 
 
+def squared_errors(kernels, name, args, exact, *see, **options):
+    """Of the kernel, and of its layer, on the same numbers."""
+    layer = getattr(layers, name)
+    truth = layer(*exact, *see, **options)
+    with kernels.inference_scope():
+        found = getattr(kernels, name)(*args, *see, **options)
+    return np.array([np.square(y - truth).sum() for y in (found, layer(*args, *see, **options))])
+
+
 PROMPTS = [(16, 4, 150, 150, 64, 128), (2, 1, 300, 333, 32, 64), (4, 4, 70, 2100, 80, 64)]
 """(H, K, T, S, d, e): attention of many queries, over keys that are no whole blocks."""
 
@@ -123,12 +132,7 @@ def test_of_several_draws_prompts_in_pieces_are_as_near_to_the_truth_as_the_laye
     squares = np.zeros((2, 2))
     for args, exact in draws(6, 2, case, scale, lam):
         for i, (name, at) in enumerate((("diff_attention", [0, 1, 2, 3, 4, 5]), ("plain_heads", [0, 1, 4]))):
-            layer = getattr(layers, name)
-            truth = layer(*(exact[n] for n in at), mask, **options)
-            with PIECES.inference_scope():
-                found = getattr(PIECES, name)(*(args[n] for n in at), mask, **options)
-            of_layer = layer(*(args[n] for n in at), mask, **options)
-            squares[i] += [np.square(y - truth).sum() for y in (found, of_layer)]
+            squares[i] += squared_errors(PIECES, name, [args[n] for n in at], [exact[n] for n in at], mask, **options)
     # at most 1.31 for flat maps of which little is left, 1.33 in packed products. Without AVX-512, where no kernel
     # takes such pieces, BLAS sums otherwise: 1.36
     assert (squares[:, 0] <= (1.35 if has_avx512() else 1.4) ** 2 * squares[:, 1]).all()
@@ -199,8 +203,5 @@ def test_of_many_draws_few_queries_are_as_near_to_the_truth_as_the_layer(
     """What is largest of one draw is luck: the squares of fifty are not."""
     squares = np.zeros(2)
     for args, exact in draws(50, 1, case, scale, lam):
-        truth = layers.diff_attention(*exact)
-        with KERNELS.inference_scope():
-            found = KERNELS.diff_attention(*args)
-        squares += [np.square(y - truth).sum() for y in (found, layers.diff_attention(*args))]
+        squares += squared_errors(KERNELS, "diff_attention", args, exact)
     assert squares[0] <= 1.2**2 * squares[1]
