@@ -47,6 +47,8 @@ def test_a_plain_closure_sees_what_the_table_says_and_changes_no_bit(name: str) 
     ops = overlay(ops_for(), lambda part, f: lambda *args, **options: (seen.append(part), f(*args, **options))[1])
     result = getattr(layers, name)(*OPERANDS[name], ops=ops)
     assert set(seen) == parts_of(name)
+    if "attention_weights" in seen:
+        assert seen.count("softmax") == seen.count("attention_weights"), "each map goes through ops"
     for one, other in zip(arrays_in(result), arrays_in(getattr(layers, name)(*OPERANDS[name])), strict=True):
         np.testing.assert_array_equal(one, other)
 
