@@ -222,6 +222,12 @@ def test_exactly_one_kind_of_input(inputs):
         small_model()(**inputs)
 
 
+@pytest.mark.parametrize("shape", [(7, 26), (2, 7, 25)])
+def test_embeddings_of_another_shape_are_told_what_they_must_be(shape):
+    with pytest.raises(ValueError, match=rf"inputs_embeds: got shape {re.escape(str(shape))}, expected \(B, T, 26\)"):
+        small_model()(inputs_embeds=np.zeros(shape))
+
+
 def test_a_four_dimensional_mask_counts_the_tokens_in_the_cache():
     model, cache = small_model(), refdiff.KVCache(3)
     causal = np.tril(np.ones((7, 7), bool))[None, None]

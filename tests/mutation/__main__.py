@@ -38,6 +38,7 @@ ALSO = {
     "refdiff/model/call.py": (
         "tests/model/test_pretrained.py",
         "tests/model/test_heads.py",
+        "tests/model/test_inputs.py",
         "tests/backends/test_decoder.py",
         "tests/model/test_diffllama.py",
         "tests/model/test_variants.py",
