@@ -248,6 +248,8 @@ def test_restarting_positions_pack_sequences_only_without_mask_and_cache():
     masked = model(TOKENS, position_ids=positions, attention_mask=np.ones((2, 7)), use_cache=False).logits
     np.testing.assert_allclose(together, masked, atol=1e-12)
     assert not np.allclose(together, packed)
+    _, context = model._embed(TOKENS, None, np.arange(3, 10)[None], use_cache=False)
+    assert context.mask is None, "positions that do not restart need none"
 
 
 def test_a_cache_of_another_number_of_layers_or_type_is_refused():
