@@ -358,7 +358,7 @@ assert (np.abs(weak_lambdas[-1] - lambdas[-1]) < 0.06).tolist() == [True, False,
 # **3.** `exercises.check("rms_norm_vjp", …)`: the norm without a weight, $y = x/s$. Its size
 # $s = \sqrt{\operatorname{mean}(x^2) + \varepsilon}$ depends on $x$, too: $\partial s/\partial x_i = x_i/(D\,s)$.
 #
-# **4.** `exercises.check("cross_entropy", …)`: the loss. Some scores are near 1000.
+# **4.** `exercises.check("cross_entropy", …)`: the loss. Some scores are near 1000, some 1000 apart.
 #
 # **5.** `exercises.check("eq2_vjp", …)`: the gradients of the four λ vectors. What if all four start at zero?
 #

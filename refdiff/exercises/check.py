@@ -122,7 +122,8 @@ def _find_difference(exercise: Exercise, result: Any, case: Case) -> str | None:
         which = f"result {number} of {len(expected)}: " if len(expected) > 1 else ""
         if a.shape != b.shape:
             return f"{which}shape {a.shape}, expected {b.shape} {case.what}"
-        row = np.abs(np.where(np.isfinite(b), b, 0.0)).max(axis=-1, keepdims=True) if b.ndim else np.abs(b)
+        sizes = np.abs(np.where(np.isfinite(b), b, 0.0))
+        row = sizes.max(axis=-1, keepdims=True) if b.ndim else sizes
         with np.errstate(invalid="ignore"):
             is_wrong = ~((a == b) | (np.isnan(a) & np.isnan(b)) | (np.abs(a - b) <= TOLERANCE * row))
         if is_wrong.any():

@@ -89,6 +89,7 @@ EXERCISES = (
         sampler(
             ("on ordinary scores", lambda n: (n(2, 3, 7), np.array([[0, 6, 2], [3, 3, 5]]))),
             ("on scores near 1000", lambda n: (1000 + n(2, 3, 7), np.array([[0, 6, 2], [3, 3, 5]]))),
+            ("on scores that are 1000 apart", lambda n: (n(2, 3, 7, scale=1e3), np.array([[0, 6, 2], [3, 3, 5]]))),
         ),
         {
             "the sign is wrong: the loss is −log p": lambda z, targets: -_cross_entropy(z, targets),
@@ -97,6 +98,8 @@ EXERCISES = (
                 lambda z, targets: -np.log(_of_targets(np.exp(z) / np.exp(z).sum(-1, keepdims=True), targets)).mean(),
             "exp overflows in the log of its sum: subtract the row's largest score first":
                 lambda z, targets: (np.log(np.exp(z).sum(-1)) - _of_targets(z, targets)).mean(),
+            "the softmax rounds small probabilities to 0, whose log is −∞: log p is z − log Σ exp z, without a softmax":
+                lambda z, targets: -np.log(_of_targets(layers.softmax(z), targets)).mean(),
         },
     ),
     Exercise(

@@ -143,8 +143,8 @@ def latest(out: Path) -> tuple[Path, dict[str, Any]]:
     """Return the last checkpoint's folder and training.json, and delete incomplete ones that a killed run left.
 
     Raises:
-        CheckpointError: there is no checkpoint, or it is a link that leads out of the folder; or training.json is
-            broken or names another step.
+        CheckpointError: there is no checkpoint; or it or the corpus is a link that leads out of the folder; or
+            training.json is broken or names another step.
     """
     found = checkpoints(out)
     if not found:
@@ -154,7 +154,8 @@ def latest(out: Path) -> tuple[Path, dict[str, Any]]:
     for path in out.glob(f"{_STAGING}*"):
         shutil.rmtree(path, ignore_errors=True)
     step, folder = found[-1]
-    follow(out, folder)
+    for path in (folder, out / "corpus"):
+        follow(out, path)
     about = read_json(folder / "training.json")
     if about.get("step") != step:
         raise broken(folder / "training.json", f"step is {about.get('step')!r}")

@@ -2,5 +2,4 @@
 
 apt-get install chromium npm        # or name a Chromium in CHROMIUM, and a folder with axe-core/axe.min.js in AXE
 python -m pytest tests/browser
-python -m tests.browser page.html pictures/    # what it looks like, in both themes and three widths
 """

@@ -144,9 +144,7 @@ INDEPENDENT: dict[str, Function] = {
     "lambda_init": lambda layer: 0.8 - 0.6 * np.exp(-0.3 * layer),
     "eq2": lambda q1, k1, q2, k2, start: np.exp(sum(q1 * k1)) - np.exp(sum(q2 * k2)) + start,
     "eq3": _pairs,
-    "cross_entropy": lambda z, t: np.mean(
-        [np.log(sum(np.exp(row - row[i]))) for row, i in zip(z.reshape(-1, z.shape[-1]), t.ravel(), strict=True)]
-    ),
+    "cross_entropy": lambda z, t: np.mean([np.logaddexp.reduce(z[at]) - z[at][t[at]] for at in np.ndindex(t.shape)]),
     "attention_share": lambda w, keys: sum(abs(w[i]) for i in keys) / sum(abs(x) for x in w),
 }
 

@@ -108,7 +108,9 @@ def test_what_is_no_log(tmp_path: Path, line: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs links and pipes")
-@pytest.mark.parametrize("file", ["log.jsonl", "step-000002", "step-000002/optimizer.safetensors", "corpus/train.bin"])
+@pytest.mark.parametrize(
+    "file", ["log.jsonl", "step-000002", "step-000002/optimizer.safetensors", "corpus", "corpus/train.bin"]
+)
 @pytest.mark.parametrize("kind", ["pipe", "link", "dangling link"])
 def test_no_pipe_and_no_link_out_of_the_folder_is_used(start: Start, file: str, kind: str) -> None:
     trainer = start(max_steps=2)
