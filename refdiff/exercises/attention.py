@@ -16,18 +16,6 @@ TOP_LEFT = "the queries are treated as the first tokens, but they are the last"
 TILED = "key heads are repeated as 0, 1, 0, 1: the order is 0, 0, 1, 1"
 
 
-def _softmax(scores: Floats) -> Any:
-    return layers.softmax(scores)
-
-
-def _lambda_init(layer: int) -> float:
-    return layers.lambda_init(layer)
-
-
-def _eq_2(q1: Floats, k1: Floats, q2: Floats, k2: Floats, init: float) -> Any:
-    return layers.diff_lambda(q1, k1, q2, k2, init)
-
-
 def _heads_spec(norm: bool, pairing: str, queries: int, keys: int) -> oracle.Spec:
     """Return the oracle's spec of a variant's heads, with or without the norm and scale after the subtraction."""
     after: dict[str, Any] = {} if norm else {"norm": "none", "out_scale": "none"}
@@ -89,10 +77,6 @@ def _eq_3_paper(q: Floats, k: Floats, v: Floats, lambda_: float, init: float, ep
     return layers.diff_heads_paper(q, k, v, np.asarray(lambda_), np.ones(v.shape[-1]), init, eps)
 
 
-def _weights(q: Floats, k: Floats) -> Any:
-    return layers.attention_weights(q, k)
-
-
 def _masked(q: Floats, k: Floats, visible: Any, hidden: float) -> Any:
     scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
     return layers.softmax(np.where(visible, scores, hidden))
@@ -114,7 +98,7 @@ def _evens_then_odds(x: Floats) -> Floats:
 
 EXERCISES = (
     Exercise(
-        "softmax", "softmax(scores (…, S)) -> (…, S)", _softmax,
+        "softmax", "softmax(scores (…, S)) -> (…, S)", layers.softmax,
         sampler(
             ("on ordinary scores", lambda n: (n(3, 5),)),
             ("on scores near 1000", lambda n: (1000 + n(3, 5),)),
@@ -133,14 +117,15 @@ EXERCISES = (
         },
     ),
     Exercise(
-        "attention_weights", "attention_weights(q (B, H, T, d), k (B, H, S, d)) -> (B, H, T, S), causal", _weights,
+        "attention_weights", "attention_weights(q (B, H, T, d), k (B, H, S, d)) -> (B, H, T, S), causal",
+        layers.attention_weights,
         sampler(
             ("on ordinary numbers", lambda n: (n(2, 3, 5, 7), n(2, 3, 5, 7))),
             ("for 2 queries, the last of 5 tokens", lambda n: (n(2, 3, 2, 7), n(2, 3, 5, 7))),
         ),
         {
-            "scores are not divided by √d": lambda q, k: _weights(q * math.sqrt(q.shape[-1]), k),
-            "scores are divided by d, not √d": lambda q, k: _weights(q / math.sqrt(q.shape[-1]), k),
+            "scores are not divided by √d": lambda q, k: layers.attention_weights(q * math.sqrt(q.shape[-1]), k),
+            "scores are divided by d, not √d": lambda q, k: layers.attention_weights(q / math.sqrt(q.shape[-1]), k),
             TOP_LEFT: lambda q, k: _masked(q, k, np.tri(q.shape[-2], k.shape[-2], dtype=bool), -np.inf),
             "masked scores are set to 0, to which softmax gives a weight: use −∞":
                 lambda q, k: _masked(q, k, causal_mask(q.shape[-2], k.shape[-2]), 0.0),
@@ -171,26 +156,27 @@ EXERCISES = (
         },
     ),
     Exercise(
-        "lambda_init", "lambda_init(layer counted from 0) -> a number", _lambda_init,
+        "lambda_init", "lambda_init(layer counted from 0) -> a number", layers.lambda_init,
         sampler(("for layer 0", lambda n: (0,)), ("for layer 5", lambda n: (5,))),
         {
-            "the layer is counted from 1: here it is counted from 0": lambda layer: _lambda_init(layer + 1),
+            "the layer is counted from 1: here it is counted from 0": lambda layer: layers.lambda_init(layer + 1),
             "the paper's l − 1 is used: its l counts from 1, but here the layer is counted from 0":
                 lambda layer: 0.8 - 0.6 * np.exp(-0.3 * (layer - 1)),
             "λ_init of layer 0 is used for all": lambda layer: 0.8 - 0.6,
         },
     ),
     Exercise(
-        "eq2", "diff_lambda(lambda_q1, lambda_k1, lambda_q2, lambda_k2 (d,), lambda_init) -> a number", _eq_2,
+        "eq2", "diff_lambda(lambda_q1, lambda_k1, lambda_q2, lambda_k2 (d,), lambda_init) -> a number",
+        layers.diff_lambda,
         sampler(
             ("on vectors as small as at initialization", lambda n: (*(0.1 * n(4, 8)), 0.2)),
             ("on larger vectors", lambda n: (*(0.5 * n(4, 9)), 0.6)),
         ),
         {
-            "λ_init is left out": lambda q1, k1, q2, k2, init: _eq_2(q1, k1, q2, k2, 0.0),
+            "λ_init is left out": lambda q1, k1, q2, k2, init: layers.diff_lambda(q1, k1, q2, k2, 0.0),
             "the two exponentials are added: eq. 2 subtracts the second":
                 lambda q1, k1, q2, k2, init: np.exp(q1 @ k1) + np.exp(q2 @ k2) + init,
-            "the two exponentials are swapped": lambda q1, k1, q2, k2, init: _eq_2(q2, k2, q1, k1, init),
+            "the two exponentials are swapped": lambda q1, k1, q2, k2, init: layers.diff_lambda(q2, k2, q1, k1, init),
             "exp is applied to each product, not to their sum":
                 lambda q1, k1, q2, k2, init: np.exp(q1 * k1).sum() - np.exp(q2 * k2).sum() + init,
             "exp is applied to the difference: eq. 2 subtracts two exponentials":
@@ -224,7 +210,7 @@ EXERCISES = (
     ),
     Exercise(
         "plain_heads", "plain_heads(q (B, H, T, d), k, v (B, K, S, d)) -> (B, T, H d)",
-        lambda q, k, v: layers.plain_heads(q, k, v),
+        layers.plain_heads,
         sampler(
             ("with as many key heads as query heads", lambda n: (n(2, 4, 5, 3), n(2, 4, 7, 3), n(2, 4, 7, 3))),
             ("with two query heads per key head", lambda n: (n(2, 4, 5, 3), n(2, 2, 7, 3), n(2, 2, 7, 3))),
@@ -233,12 +219,12 @@ EXERCISES = (
     ),
     Exercise(
         "lambda_v2", "lambda_v2(x (B, T, D), w (h, D)) -> (B, h, T, 1)",
-        lambda x, w: layers.diff_lambda_v2(x, w), sampler(("on ordinary numbers", lambda n: (n(2, 5, 7), n(3, 7)))),
+        layers.diff_lambda_v2, sampler(("on ordinary numbers", lambda n: (n(2, 5, 7), n(3, 7)))),
         {"the sigmoid is left out": lambda x, w: (x @ w.T).swapaxes(1, 2)[..., None]},
     ),
     Exercise(
         "v2", "heads_v2(q (B, 2h, T, d), k, v (B, K, S, d), lambda_ (B, h, T, 1)) -> (B, T, h d)",
-        lambda q, k, v, lambda_: layers.diff_heads_v2(q, k, v, lambda_),
+        layers.diff_heads_v2,
         sampler(("with two pairs per key head", lambda n: (n(2, 8, 5, 7), n(2, 2, 5, 7), n(2, 2, 5, 7),
                                                            1 / (1 + np.exp(n(2, 4, 5, 1)))))),
         {

@@ -11,14 +11,6 @@ from refdiff.exercises.exercise import Exercise, Floats, sampler
 from refdiff.generation import sampling
 
 
-def _draw(p: Floats, u: float) -> int:
-    return sampling.draw(p, u)
-
-
-def _cross_entropy(z: Floats, targets: Floats) -> Any:
-    return layers.cross_entropy(z, targets)
-
-
 def _of_targets(x: Floats, targets: Floats) -> Any:
     return np.take_along_axis(x, targets[..., None], axis=-1)[..., 0]
 
@@ -60,7 +52,7 @@ EXERCISES = (
         },
     ),
     Exercise(
-        "top_k", "top_k(z (B, V), k) -> z (B, V), −∞ where a token is dropped", lambda z, k: sampling.top_k(z, k),
+        "top_k", "top_k(z (B, V), k) -> z (B, V), −∞ where a token is dropped", sampling.top_k,
         sampler(("for k = 3", lambda n: (n(2, 7), 3)), ("for k = 1", lambda n: (n(2, 7), 1))),
         {
             "dropped scores are set to 0, which softmax gives a probability: use −∞":
@@ -72,28 +64,29 @@ EXERCISES = (
         },
     ),
     Exercise(
-        "top_p", "top_p(z (B, V), p) -> z (B, V), −∞ where a token is dropped", lambda z, p: sampling.top_p(z, p),
+        "top_p", "top_p(z (B, V), p) -> z (B, V), −∞ where a token is dropped", sampling.top_p,
         sampler(("for p = 0.8", lambda n: (n(3, 7), 0.8)), ("for p = 0.01", lambda n: (n(3, 7), 0.01))),
         {"the token with which the sum reaches p is dropped: keep it":
             lambda z, p: np.where(_sum_up_to(z) <= p, z, -np.inf)},
     ),
     Exercise(
-        "draw", "draw(p (V,), u in [0, 1)) -> a token", _draw,
+        "draw", "draw(p (V,), u in [0, 1)) -> a token", sampling.draw,
         sampler(*((f"for u = {u}", lambda n, u=u: (_P, u)) for u in (0.0, 0.2, 0.25, 0.6, 0.99))),
         {"at u = 0 it draws a token of probability 0: skip tokens while the sum of p is ≤ u":
             lambda p, u: int(np.searchsorted(np.cumsum(p), u, side="left"))},
     ),
     Exercise(
         "cross_entropy", "cross_entropy(z (B, T, V), targets (B, T)) -> a number: mean −log p of the targets",
-        _cross_entropy,
+        layers.cross_entropy,
         sampler(
             ("on ordinary scores", lambda n: (n(2, 3, 7), np.array([[0, 6, 2], [3, 3, 5]]))),
             ("on scores near 1000", lambda n: (1000 + n(2, 3, 7), np.array([[0, 6, 2], [3, 3, 5]]))),
             ("on scores that are 1000 apart", lambda n: (n(2, 3, 7, scale=1e3), np.array([[0, 6, 2], [3, 3, 5]]))),
         ),
         {
-            "the sign is wrong: the loss is −log p": lambda z, targets: -_cross_entropy(z, targets),
-            "the sum over tokens is taken, not the mean": lambda z, targets: targets.size * _cross_entropy(z, targets),
+            "the sign is wrong: the loss is −log p": lambda z, targets: -layers.cross_entropy(z, targets),
+            "the sum over tokens is taken, not the mean":
+                lambda z, targets: targets.size * layers.cross_entropy(z, targets),
             "exp overflows in the softmax: subtract the row's largest score first":
                 lambda z, targets: -np.log(_of_targets(np.exp(z) / np.exp(z).sum(-1, keepdims=True), targets)).mean(),
             "exp overflows in the log of its sum: subtract the row's largest score first":
