@@ -28,7 +28,7 @@ ALLOWED = {"refdiff", "numpy", "array_api_strict", "matplotlib", "tokenizers", "
 ALLOWED |= sys.stdlib_module_names
 
 
-def _script(name: str) -> ModuleType:
+def script(name: str) -> ModuleType:
     """One of the folder's scripts as a module."""
     spec = importlib.util.spec_from_file_location(f"notebooks_{name}", FOLDER / f"{name}.py")
     assert spec is not None
@@ -122,7 +122,7 @@ def test_every_exercise_is_asked_and_its_answer_checked() -> None:
 def test_the_variants_of_chapter_09_have_equal_parameters() -> None:
     from refdiff import DiffLlamaForCausalLM
 
-    config = _script("variants").config
+    config = script("variants").config
     sizes = [DiffLlamaForCausalLM.from_config(config(kind), 0).num_parameters() for kind in ("none", "hf", "v2")]
     assert len(set(sizes)) == 3
     assert max(sizes) < 1.003 * min(sizes)
@@ -131,7 +131,7 @@ def test_the_variants_of_chapter_09_have_equal_parameters() -> None:
 def test_the_control_without_a_norm_leaves_out_that_without_a_weight() -> None:
     from refdiff import layers
 
-    wrap = _script("variants").without_norm
+    wrap = script("variants").without_norm
     g, x = np.random.default_rng(0).standard_normal((2, 3, 5))
     weight = np.arange(5.0)
     norm, vjp = wrap("rms_norm", layers.rms_norm), wrap("rms_norm_vjp", layers.rms_norm_vjp)
@@ -148,7 +148,7 @@ def test_the_correlation_of_two_maps_is_that_of_their_scores() -> None:
         weights = np.exp(scores) * np.tri(40)
         return weights / weights.sum(axis=-1, keepdims=True)
 
-    correlation = _script("variants").correlation
+    correlation = script("variants").correlation
     x, y = np.random.default_rng(1).standard_normal((2, 3, 40, 40))
     assert correlation(causal(x), causal(2 * x + 1)) == pytest.approx([1, 1, 1])
     assert correlation(causal(x), causal(-x)) == pytest.approx([-1, -1, -1])
@@ -166,7 +166,7 @@ def _notebook(text: str, artist: str = "line: 4 4 0 1 0.5 0.25 0.1", words: str 
 
 
 def test_outputs_are_compared_by_words_numbers_and_data_drawn() -> None:
-    differences = _script("compare").differences
+    differences = script("compare").differences
     stored = _notebook("loss 0.1234\n")
     assert differences(stored, _notebook("loss 0.1235\n")) == []
     assert differences(stored, _notebook("loss 0.1234\n", "line: 4 4 0 1 0.5 0.2501 0.1")) == []
@@ -184,7 +184,7 @@ def test_a_curve_of_other_heights_is_named_however_far_it_goes() -> None:
     pytest.importorskip("matplotlib")
     from matplotlib.figure import Figure
 
-    drawn, differences = _script("drawn").drawn, _script("compare").differences
+    drawn, differences = script("drawn").drawn, script("compare").differences
     steps = np.arange(300)
     loss, lambda_ = 4 + 2 * np.exp(-steps / 50), 0.2 + 0.02 * np.sin(steps / 40)
 
@@ -222,7 +222,7 @@ def test_the_page_in_chapter_03_has_the_scripts_and_styles_of_today() -> None:
 def _needs_kernel() -> Any:
     for name in ("jupytext", "nbclient", "ipykernel"):
         pytest.importorskip(name, reason=f"{name} is not installed: pip install '.[notebooks]'")
-    return _script("build")
+    return script("build")
 
 
 @pytest.mark.slow

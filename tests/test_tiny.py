@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import io
 import tokenize
 from pathlib import Path
@@ -14,20 +13,15 @@ import pytest
 
 import refdiff
 from refdiff import bundled
+from tests.test_notebooks import FOLDER, script
 
-FOLDER = Path(__file__).parents[1] / "notebooks"
 SOURCE = FOLDER / "tiny.py"
 PROMPTS = ("Once upon a time there was a king", "The wolf said", "'Where is my crown?' asked the")
 
 
 @pytest.fixture(scope="module")
 def tiny() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("notebooks_tiny", SOURCE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("tiny")
 
 
 @pytest.fixture(scope="module")
