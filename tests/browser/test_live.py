@@ -5,11 +5,9 @@ REFERENCE names a folder of built pages with the article in it; without one only
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,14 +20,11 @@ import refdiff
 from refdiff import layers, oracle, viz
 from refdiff.training import retrieval_table
 from refdiff.viz.maps import token_labels
+from tests.test_article import DATA, ROOT, SOURCE, TWINS, numbers, write_article
 
 from .chromium import Chromium
 from .reading import change, expect_accessible, expect_quiet, number, served, wait
 
-ROOT = Path(__file__).parents[2]
-SOURCE = ROOT / "notebooks" / "reference" / "live"
-TWINS = SOURCE.parent / "twins"
-RUNS = ("none", "hf", "v2")  # as the table of the article has them
 TEXT = "A fox saw a crow fly off with a piece of cheese in its beak"
 
 
@@ -37,9 +32,7 @@ TEXT = "A fox saw a crow fly off with a piece of cheese in its beak"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if named := os.environ.get("REFERENCE"):
         return Path(named).resolve() / "live"
-    made = tmp_path_factory.mktemp("live")
-    subprocess.run([sys.executable, SOURCE.parent / "article.py", made], check=True)
-    return made
+    return write_article(tmp_path_factory.mktemp("live"))
 
 
 @pytest.fixture(scope="session")
@@ -87,10 +80,6 @@ def choose_model(browser: Chromium, folder: str) -> None:
     wait(browser, SENTENCE % f"s.folder === '{folder}'")
 
 
-def numbers(text: str) -> list[float]:
-    return [number(found) for found in re.findall(r"[−+]?\d+(?:\.\d+)?", text)]
-
-
 @pytest.fixture(scope="session")
 def model() -> refdiff.DiffLlamaForCausalLM:
     return refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64")
@@ -127,7 +116,7 @@ def evaluate(page: Chromium) -> Callable[[str, object], Any]:
 
 
 def tales() -> list[str]:
-    return [line for line in (ROOT / "notebooks/data/tales.txt").read_text(encoding="utf-8").splitlines() if line]
+    return [line for line in (DATA / "tales.txt").read_text(encoding="utf-8").splitlines() if line]
 
 
 @pytest.fixture(scope="session")
@@ -171,16 +160,6 @@ def test_the_twins_are_refdiffs(evaluate: Any, by_refdiff: dict[str, Any], name:
     )
     assert np.abs(np.array(logits) - twin(np.array([text])).logits[0]).max() <= 1e-4
     assert greedy == twin.generate(np.array([prompt]), max_new_tokens=20, do_sample=False)[0].tolist()
-
-
-def test_what_is_said_of_the_twins_was_measured_on_these_weights() -> None:
-    about = json.loads((TWINS / "about.json").read_text(encoding="utf-8"))
-    for name in ("differential", "plain"):
-        assert about[name]["weights"] == hashlib.sha256((TWINS / name / "model.safetensors").read_bytes()).hexdigest()
-        model = refdiff.DiffLlamaForCausalLM.from_pretrained(TWINS / name)
-        assert about[name]["parameters"] == model.num_parameters()
-    vectors = 4 * 16  # for λ, in each layer
-    assert about["differential"]["parameters"] - about["plain"]["parameters"] == 3 * vectors
 
 
 def test_the_tokenizer_is_refdiffs(evaluate: Any, tokenizer: Any) -> None:
@@ -293,6 +272,7 @@ def expect_next(browser: Chromium, tokenizer: Any, *logits: Any) -> None:
 
 
 TOLD = "document.querySelector('.go-on button').getAttribute('aria-disabled') === 'false'"
+TWIN_PARTS = "['.maps.twin', '#sentence-apart'].map((part) => document.querySelector(part).checkVisibility())"
 STORIES = "[...document.querySelectorAll('.written')].map((p) => p.textContent)"
 
 
@@ -313,92 +293,69 @@ def test_a_story_is_shown_only_with_its_own_lambdas(page: Chromium) -> None:
     assert page.run(heights) == [False, False, False]
 
 
-def test_the_readers_own_sentence(page: Chromium, model: refdiff.DiffLlamaForCausalLM, tokenizer: Any) -> None:
+@pytest.mark.parametrize(
+    ("chosen", "places"),
+    [
+        ("model", ((4, 0, -1), (0, 2, 5), (5, 0, 0), (3, 1, -1))),
+        ("twins/differential", ((2, 0, -1), (0, 2, 5))),
+    ],
+)
+def test_the_readers_own_sentence(
+    page: Chromium, tokenizer: Any, chosen: str, places: tuple[tuple[int, int, int], ...]
+) -> None:
+    """Its maps, next tokens and stories: of the model as trained, with the reader's λ, and of its plain twin."""
     type_text(page, TEXT)
+    choose_model(page, chosen)
+    paths = ["bundled"] if chosen == "model" else [TWINS / "differential", TWINS / "plain"]
+    model, *twins = (refdiff.DiffLlamaForCausalLM.from_pretrained(path, dtype="float64") for path in paths)
+    assert page.run(TWIN_PARTS) == [bool(twins)] * 2
     ids = ids_of(tokenizer, TEXT)
-    maps = viz.attention_maps(model, ids)
-    trained = model(np.array([ids])).logits[0, -1]
+    plain = [viz.attention_maps(twin, ids, tokenizer).first for twin in twins]
+    trained, *by_twin = (m(np.array([ids])).logits[0, -1] for m in (model, *twins))
 
-    def continued() -> Any:
-        return model.generate(np.array([ids]), max_new_tokens=24, do_sample=False)[0, len(ids) :]
-
-    def expect_row(lambda_: float, layer: int, pair: int, query: int) -> None:
+    def expect_row(layer: int, pair: int, query: int) -> None:
+        maps = viz.attention_maps(model, ids, tokenizer)
+        first, second = maps.first[layer, pair], maps.second[layer, pair]
+        columns = {"A₁": first, "A₂": second, "A₁ − λ A₂": first - maps.lambdas[layer] * second}
+        columns |= {f"plain A, head {head}": x[layer, head] for x in plain for head in (pair, pair + 3)}
+        names = page.run("[...document.querySelectorAll('#sentence-numbers thead th')].map((th) => th.textContent)")
         rows = page.run(CELLS % "sentence-numbers")
-        first, second = now.first[layer, pair, query, : query + 1], now.second[layer, pair, query, : query + 1]
+        assert names[1:] == list(columns)
         assert [row[0] for row in rows] == token_labels(tokenizer, ids)[: query + 1]
-        expected = np.stack([first, second, first - lambda_ * second], axis=1)
+        expected = np.stack([x[query, : query + 1] for x in columns.values()], axis=1)
         np.testing.assert_allclose([[number(x) for x in row[1:]] for row in rows], expected, atol=0.51e-4)
 
-    now = maps
-    for layer, pair, query in ((4, 0, len(ids) - 1), (0, 2, 5), (3, 1, 9), (5, 0, 0)):
+    def continued(model: refdiff.DiffLlamaForCausalLM) -> str:
+        made = model.generate(np.array([ids]), max_new_tokens=24, do_sample=False)[0, len(ids) :]
+        return "… " + str(tokenizer.decode(made, skip_special_tokens=True)).lstrip()
+
+    for layer, pair, from_end in places:
+        query = from_end % len(ids)
         check(page, "sentence-pair", f"{layer} {pair}")
         check(page, "sentence-query", query)
         wait(page, f"document.querySelectorAll('#sentence-numbers tbody tr').length === {query + 1}")
-        expect_row(maps.lambdas[layer], layer, pair, query)
-    expect_next(page, tokenizer, trained, trained)
+        expect_row(layer, pair, query)
+    expect_next(page, tokenizer, trained, trained, *by_twin)
 
-    check(page, "sentence-pair", "3 1")
-    check(page, "sentence-query", len(ids) - 1)
     change(page, "sentence-lambda", -0.25)
     wait(page, SENTENCE % "s.pulled !== s.read")
-    with with_lambdas(model, {3: -0.25}):
-        now, logits = viz.attention_maps(model, ids), model(np.array([ids])).logits[0, -1]
-        expect_row(-0.25, 3, 1, len(ids) - 1)
-        expect_next(page, tokenizer, trained, logits)
+    with with_lambdas(model, {layer: -0.25}):
+        expect_row(layer, pair, query)
+        expect_next(page, tokenizer, trained, model(np.array([ids])).logits[0, -1], *by_twin)
         page.point(".go-on button", click=True)
         wait(page, TOLD)
-        by_pulled = continued()
+        pulled = continued(model)
     written = page.run(STORIES)
-    for text, expected in zip(written[:2], (continued(), by_pulled), strict=True):
-        assert text == "… " + tokenizer.decode(expected, skip_special_tokens=True).lstrip()
+    assert written == [continued(model), pulled, *map(continued, twins), ""][:3]
     page.point(".buttons button:nth-child(3)", click=True)
     wait(page, SENTENCE % "s.pulled === s.read")
-    assert page.run(STORIES) == [written[0], "", ""]  # that was of other λ
-    expect_next(page, tokenizer, trained, trained)
+    assert page.run(STORIES) == [written[0], "", written[2]]  # the second was of other λ
+    expect_next(page, tokenizer, trained, trained, *by_twin)
 
-
-def test_the_plain_twin(page: Chromium, tokenizer: Any) -> None:
-    model, plain = (
-        refdiff.DiffLlamaForCausalLM.from_pretrained(TWINS / name, dtype="float64")
-        for name in ("differential", "plain")
-    )
-    parts = "['.maps.twin', '#sentence-apart'].map((part) => document.querySelector(part).checkVisibility())"
-    type_text(page, TEXT)
-    assert page.run(parts) == [False, False]
-    choose_model(page, "twins/differential")
-    assert page.run(parts) == [True, True]
-    ids = ids_of(tokenizer, TEXT)
-    maps, twin = viz.attention_maps(model, ids, tokenizer), viz.attention_maps(plain, ids, tokenizer).first
-    trained, pulled, by_plain = (m(np.array([ids])).logits[0, -1] for m in (model, model, plain))
-
-    for layer, pair, query in ((2, 0, len(ids) - 1), (0, 2, 5)):
-        check(page, "sentence-pair", f"{layer} {pair}")
-        check(page, "sentence-query", query)
-        wait(page, f"document.querySelectorAll('#sentence-numbers tbody tr').length === {query + 1}")
-        first, second, one, other = (
-            x[layer, head, query, : query + 1]
-            for x, head in ((maps.first, pair), (maps.second, pair), (twin, pair), (twin, pair + 3))
-        )
-        names = page.run("[...document.querySelectorAll('#sentence-numbers thead th')].map((th) => th.textContent)")
-        assert names[1:] == ["A₁", "A₂", "A₁ − λ A₂", f"plain A, head {pair}", f"plain A, head {pair + 3}"]
-        expected = np.stack([first, second, first - maps.lambdas[layer] * second, one, other], axis=1)
-        found = [[number(x) for x in row[1:]] for row in page.run(CELLS % "sentence-numbers")]
-        np.testing.assert_allclose(found, expected, atol=0.51e-4)
-    expect_next(page, tokenizer, trained, trained, by_plain)
-
-    change(page, "sentence-lambda", -0.25)
-    wait(page, SENTENCE % "s.pulled !== s.read")
-    with with_lambdas(model, {0: -0.25}):
-        pulled = model(np.array([ids])).logits[0, -1]
-        expect_next(page, tokenizer, trained, pulled, by_plain)
-    page.point(".go-on button", click=True)
-    wait(page, TOLD)
-    by_twin = plain.generate(np.array([ids]), max_new_tokens=24, do_sample=False)[0, len(ids) :]
-    assert page.run(STORIES)[2] == "… " + tokenizer.decode(by_twin, skip_special_tokens=True).lstrip()
-
-    choose_model(page, "model")
-    assert page.run(parts) == [False, False]
-    assert page.run(STORIES) == [""] * 3
+    if twins:
+        choose_model(page, "model")
+        assert page.run(TWIN_PARTS) == [False, False]
+        assert page.run(STORIES) == [""] * 3
 
 
 def test_a_text_that_is_empty_long_or_hostile(page: Chromium) -> None:
@@ -510,7 +467,7 @@ def test_pairs_are_those_of_the_layers(page: Chromium, keys: int) -> None:
 
 
 def test_results_are_those_of_notebook_9(page: Chromium) -> None:
-    stored = json.loads((ROOT / "notebooks/data/retrieval.json").read_text(encoding="utf-8"))
+    stored = json.loads((DATA / "retrieval.json").read_text(encoding="utf-8"))
 
     layers_of = {"last": slice(-1, None), "both": slice(None)}
 
@@ -551,44 +508,8 @@ def test_results_are_those_of_notebook_9(page: Chromium) -> None:
     assert less_noise == {("last", "v1"): [8, 16], ("last", "v2"): [16], ("both", "v2"): [8, 16, 32, 64]}
 
 
-def test_numbers_in_the_text_are_those_of_the_data() -> None:
-    article = (SOURCE / "index.html").read_text(encoding="utf-8")
-    data = ROOT / "notebooks" / "data"
-
-    def said(name: str) -> list[float]:
-        (found,) = re.findall(rf'id="{name}"[^>]*>(.*?)</(?:span|table)>', article, flags=re.DOTALL)
-        return numbers(re.sub(r"<caption>.*?</caption>|<thead>.*?</thead>|<[^>]+>", " ", found, flags=re.DOTALL))
-
-    runs = json.loads((data / "retrieval.json").read_text(encoding="utf-8"))["runs"]
-    table = []
-    for tokens in (16, 64, 256):
-        accuracy = {w: [r["measured"][str(tokens)]["accuracy"] for r in runs if r["wiring"] == w] for w in RUNS}
-        table += [tokens, *(round(100 * float(np.mean(accuracy[wiring]))) for wiring in RUNS)]
-    assert said("found") == table
-    long_rows = retrieval_table.mean_and_interval(retrieval_table.differences(runs, 256, "accuracy", "hf"))
-    np.testing.assert_allclose(said("long-rows"), [100 * x for x in long_rows], atol=0.051)
-
-    text = json.loads((data / "variants.json").read_text(encoding="utf-8"))
-    read = text["settings"]["max_steps"] * text["settings"]["batch_size"] * text["settings"]["context"]
-    parameters = {round(run["parameters"] / 1e6, 1) for run in text["runs"]}
-    assert [parameters, said("short-runs")] == [{0.2}, [0.2, text["settings"]["max_steps"], round(read / 1e6, 1)]]
-
-    small = json.loads((TWINS / "about.json").read_text(encoding="utf-8"))
-    assert said("small-runs") == [round(small[name]["bits_per_byte"], 3) for name in ("differential", "plain")]
-    assert (
-        f"{small['plain']['parameters'] / 1e6:.2f} million parameters and read {small['tokens'] / 1e6:.1f}" in article
-    )
-    assert f"Figure 6 gives {small['bundled']['bits_per_byte']:.3f} for" in article
-    assert f"the rows have {small['context']} tokens" in article
-    large = json.loads((data / "twins.json").read_text(encoding="utf-8"))
-    assert f"{large['differential']['parameters'] / 1e6:.1f} million and read {large['tokens'] / 1e6:.1f} mi" in article
-    card = (ROOT / "refdiff" / "bundled" / "README.md").read_text(encoding="utf-8")
-    assert "in rows of 512 tokens" in article
-    assert "rows of\n512 tokens" in card
-
-
 def test_training_is_that_of_notebook_9(page: Chromium) -> None:
-    stored = json.loads((ROOT / "notebooks/data/variants.json").read_text(encoding="utf-8"))
+    stored = json.loads((DATA / "variants.json").read_text(encoding="utf-8"))
     for kind, moment in (("hf", 0), ("v2", 6), ("none", 13), ("hf", 9)):
         check(page, "training-kind", kind)
         change(page, "training-moment", moment)
@@ -602,42 +523,6 @@ def test_training_is_that_of_notebook_9(page: Chromium) -> None:
 
 
 # ---- the page as a whole
-
-
-def test_it_is_small_and_leaves_nothing_to_other_servers(folder: Path) -> None:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 8_000_000
-    for path in files:
-        if path.suffix in (".js", ".css"):
-            addresses = re.findall(r"https?://[^\s\"']+", path.read_text(encoding="utf-8"))
-            assert set(addresses) <= {"http://www.w3.org/2000/svg"}, path
-
-
-def test_every_link_leads_to_a_page(folder: Path) -> None:
-    """Within the site to its pages; served alone, to the text of the chapters."""
-    article = (folder / "index.html").read_text(encoding="utf-8")
-    links = [link for link in re.findall(r'href="([^"#]+)"', article) if not link.startswith(("https:", "data:"))]
-    assert [link for link in links if not (folder / link).exists()] == []
-    for anchor in re.findall(r'href="#([^"]+)"', article):
-        assert f'id="{anchor}"' in article
-    assert "the whole model in 60 lines" in article.lower()
-    assert {Path(link).stem for link in links} >= {
-        "00_sixty_lines", "03_differential_attention", "04_three_wirings", "09_attention_noise", "card"
-    }  # fmt: skip
-
-
-def test_numbers_in_the_text_stand_in_the_notebooks() -> None:
-    article = (SOURCE / "index.html").read_text(encoding="utf-8")
-    quotes = re.findall(r'<span data-from="(\d\d)">(.*?)</span>', article)
-    assert len(quotes) >= 9
-    for chapter, quoted in quotes:
-        (path,) = (ROOT / "notebooks").glob(f"{chapter}_*.ipynb")
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-        said = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
-        said += ["".join(o.get("text", "")) for cell in cells for o in cell.get("outputs", [])]
-        assert any(re.search(rf"(?<![\d.]){re.escape(quoted)}(?![\d])", " ".join(text.split())) for text in said), (
-            quoted
-        )
 
 
 def test_by_keyboard_alone(page: Chromium) -> None:
