@@ -14,17 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-REFERENCE = Path(__file__).parents[1] / "notebooks" / "reference"
-CELLS = REFERENCE / "try" / "cells"
-SCALE = "(1 - (0.8 - 0.6 * np.exp(-0.3 * 3))) * head"
-PUZZLES = {
-    1: ("scale_left_out", "return head", f"return {SCALE}"),
-    2: ("scores_scaled_by_the_root_of_2d", "np.sqrt(2 * d)", "np.sqrt(d)"),
-    3: ("keys_tiled", "np.tile(x, (1, shared, 1, 1))", "np.repeat(x, shared, axis=1)"),
-    4: ("triangle_at_the_top_left", "np.tri(T, S, dtype=bool)", "np.tri(T, S, S - T, dtype=bool)"),
-    5: ("epsilon_of_1e-6", "1e-6", "1e-5"),
-}
-"""By number: the mistake as the oracle names it, where it is, and what mends it."""
+from tests.test_notebooks import FOLDER, script
+
+REFERENCE = FOLDER / "reference"
+MISTAKES = (
+    "scale_left_out", "scores_scaled_by_the_root_of_2d", "keys_tiled", "triangle_at_the_top_left", "epsilon_of_1e-6"
+)  # fmt: skip
+"""Of the puzzles, as the oracle names them."""
+NUMBERS = range(1, 6)
+tryout = script("reference/tryout")
+code = tryout.code
 EXERCISE = (
     "    return weights @ v  # plain attention: subtract the second map",
     "    other = np.where(visible, q2 @ k2.swapaxes(-1, -2) / np.sqrt(d), -np.inf)\n"
@@ -33,15 +32,10 @@ EXERCISE = (
 )
 
 
-def code(name: str) -> str:
-    path = REFERENCE.parent / "tiny.py" if name == "tiny" else CELLS / f"{name}.py"
-    return path.read_text(encoding="utf-8").rstrip("\n")
-
-
 def mended(number: int) -> str:
-    _, wrong, right = PUZZLES[number]
+    right, wrong = tryout.PUZZLES[number - 1]
     assert code(f"puzzle_{number}").count(wrong) == 1
-    return code(f"puzzle_{number}").replace(wrong, right)
+    return str(code(f"puzzle_{number}")).replace(wrong, right)
 
 
 def run(program: str, names: dict[str, Any] | None = None) -> str:
@@ -93,18 +87,18 @@ def test_the_exercise_is_wrong_until_it_is_done() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", PUZZLES)
+@pytest.mark.parametrize("number", NUMBERS)
 def test_a_puzzle_has_one_mistake_which_the_oracle_names(number: int, puzzles: Any) -> None:
-    found = judged(code(f"puzzle_{number}"))
+    found, mistake = judged(code(f"puzzle_{number}")), MISTAKES[number - 1]
     assert re.fullmatch(
         rf"Puzzle {number}: not solved\. On .+ queries.*:\n  Pair \d, query \d of text [01] is off by 0\.\d+ "
         r"\(allowed 0\.0{6}\d; the row's size is 0\.444\)\.",
         found.text,
     )
-    assert found.hint.startswith(f"It looks like {PUZZLES[number][0]}: ")
+    assert found.hint.startswith(f"It looks like {mistake}: ")
     shown, hidden = found._repr_html_().split("<details><summary>Show a hint</summary>")
-    assert PUZZLES[number][0] not in shown
-    assert hidden.startswith(f"It looks like {PUZZLES[number][0]}: ")
+    assert mistake not in shown
+    assert hidden.startswith(f"It looks like {mistake}: ")
     assert repr(found) == f"{found.text}\n  Hint: {found.hint}"
     assert puzzles.solved == set()
     assert repr(judged(mended(number))).startswith(f"Puzzle {number}: solved ✓")
@@ -122,15 +116,11 @@ def test_what_a_puzzle_cannot_judge_is_said(puzzles: Any) -> None:
     assert "<" not in nothing._repr_html_()
 
 
-def test_the_page_has_every_cell_and_python_all_that_it_imports(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(REFERENCE)
-    import tryout  # type: ignore[import-not-found]
-
+def test_the_page_has_every_cell_and_python_all_that_it_imports(tmp_path: Path) -> None:
     tryout.write(tmp_path)
     page = (tmp_path / "index.html").read_text(encoding="utf-8")
-    assert set(re.findall(r'<textarea id="cell-(\w+)"', page)) == {"tiny", *(path.stem for path in CELLS.glob("*.py"))}
+    names = {"tiny", "story", "same", "exercise", *(f"puzzle_{number}" for number in NUMBERS)}
+    assert set(re.findall(r'<textarea id="cell-(\w+)"', page)) == names
     assert "<!--" not in page
     with zipfile.ZipFile(tmp_path / "python.zip") as archive:
         names = set(archive.namelist())

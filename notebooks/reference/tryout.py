@@ -30,6 +30,15 @@ CELL = """<div class="cell"{data}>
 <output aria-label="Output: {title}"></output>
 </div>"""
 
+PUZZLES = (
+    ("return (1 - (0.8 - 0.6 * np.exp(-0.3 * 3))) * head  # eq. 3 in layer 3", "return head"),
+    ("np.sqrt(d)", "np.sqrt(2 * d)"),
+    ("np.repeat(x, shared, axis=1)", "np.tile(x, (1, shared, 1, 1))"),
+    ("np.arange(S) <= np.arange(T)[:, None] + S - T", "np.tri(T, S, dtype=bool)"),
+    ("1e-5", "1e-6"),
+)
+"""What is correct in cells/puzzle.py, and the mistake that each puzzle has in its place."""
+
 
 def write(folder: Path) -> None:
     """Write the page and all that it loads but Pyodide."""
@@ -54,20 +63,23 @@ def write(folder: Path) -> None:
 def page() -> str:
     """Return the page with its cells in it."""
     text = (SOURCE / "index.html").read_text(encoding="utf-8")
-    puzzles = "\n".join(
-        cell(f"puzzle_{n}", f"Puzzle {n}", puzzle=n)
-        for n in range(1, len(list((SOURCE / "cells").glob("puzzle_*.py"))) + 1)
-    )
+    puzzles = "\n".join(cell(f"puzzle_{n}", f"Puzzle {n}", puzzle=n) for n in range(1, len(PUZZLES) + 1))
     text = text.replace("<!-- puzzles -->", puzzles)
     return re.sub(r"<!-- cell: (\w+), (.+?) -->", lambda match: cell(match[1], match[2]), text)
 
 
 def cell(name: str, title: str, puzzle: int | None = None) -> str:
-    """Return one cell; the model's code is chapter 00's."""
-    path = HERE.parent / "tiny.py" if name == "tiny" else SOURCE / "cells" / f"{name}.py"
+    """Return one cell."""
     data = f' data-puzzle="{puzzle}"' if puzzle else ""
-    code = html.escape(path.read_text(encoding="utf-8").rstrip("\n"), quote=False)
-    return CELL.format(name=name, title=html.escape(title), code=code, data=data)
+    return CELL.format(name=name, title=html.escape(title), code=html.escape(code(name), quote=False), data=data)
+
+
+def code(name: str) -> str:
+    """Return the code of a cell; the model's is chapter 00's, and each puzzle's is one kernel with another mistake."""
+    stem, _, number = name.partition("_")
+    path = HERE.parent / "tiny.py" if name == "tiny" else SOURCE / "cells" / f"{stem}.py"
+    text = path.read_text(encoding="utf-8").rstrip("\n")
+    return text.replace(*PUZZLES[int(number) - 1]).replace("judge(0", f"judge({number}") if number else text
 
 
 if __name__ == "__main__":

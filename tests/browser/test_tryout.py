@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tests.test_tryout import EXERCISE, PUZZLES, REFERENCE, code, mended, story
+from tests.test_tryout import EXERCISE, MISTAKES, REFERENCE, code, mended, story
 
 from .chromium import Chromium
 from .reading import Quiet, change, expect_accessible, expect_quiet, served, wait
@@ -117,7 +117,7 @@ def test_the_exercise_checks_itself(page: Chromium) -> None:
 
 
 def test_the_puzzles(page: Chromium) -> None:
-    for number, (mistake, _, _) in PUZZLES.items():
+    for number, mistake in enumerate(MISTAKES, 1):
         said = run(page, f"puzzle_{number}")
         assert said.startswith(f"Puzzle {number}: not solved. On ")
         assert " is off by " in said

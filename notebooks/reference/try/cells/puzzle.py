@@ -17,8 +17,8 @@ def kernel(q, k, v, lambda_full):  # q (B, 12, T, 16), k and v (B, 4, S, 16)
     (q1, q2), (k1, k2) = np.split(q, 2, axis=1), np.split(k, 2, axis=1)
     k1, k2, v = (np.repeat(x, shared, axis=1) for x in (k1, k2, v))
     head = (attention_map(q1, k1) - lambda_full * attention_map(q2, k2)) @ v  # eq. 1
-    head = head / np.sqrt((head * head).mean(axis=-1, keepdims=True) + 1e-6)
+    head = head / np.sqrt((head * head).mean(axis=-1, keepdims=True) + 1e-5)
     return (1 - (0.8 - 0.6 * np.exp(-0.3 * 3))) * head  # eq. 3 in layer 3
 
 
-judge(5, kernel)
+judge(0, kernel)
