@@ -91,7 +91,7 @@ def test_it_is_small_and_leaves_nothing_to_other_servers(folder: Path) -> None:
 
 
 def test_every_link_leads_to_a_page(folder: Path) -> None:
-    """To the text of the chapters; in the site it leads to its pages, which links.py checks."""
+    """To the text of the chapters; in the site it leads to its pages, which build.py checks."""
     article = (folder / "index.html").read_text(encoding="utf-8")
     links = [link for link in re.findall(r'href="([^"#]+)"', article) if not link.startswith(("https:", "data:"))]
     assert [link for link in links if not (folder / link).exists()] == []

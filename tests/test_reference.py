@@ -17,9 +17,7 @@ from refdiff import layers
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks" / "reference"
-SCRIPTS = (
-    "equations", "docstrings", "examples", "interface", "pages", "links", "code_blocks", "cells", "build", "small_twins"
-)  # fmt: skip
+SCRIPTS = ("equations", "docstrings", "interface", "pages", "code_blocks", "build", "small_twins")
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +105,7 @@ WITHOUT = {"refdiff.oracle.hooks": "it takes a torch module, and the pages are b
 
 
 def test_public_names_have_an_example_and_examples_are_of_public_names(scripts: dict[str, ModuleType]) -> None:
-    pages, shown = scripts["interface"], scripts["examples"].examples()
+    pages, shown = scripts["interface"], scripts["interface"].examples()
     for module in EXEMPLIFIED:
         home = importlib.import_module(module)
         for name in pages.names_of(module):
@@ -122,7 +120,7 @@ def test_public_names_have_an_example_and_examples_are_of_public_names(scripts: 
 @pytest.mark.slow
 def test_every_example_runs(scripts: dict[str, ModuleType]) -> None:
     pytest.importorskip("matplotlib")
-    for example in scripts["examples"].examples().values():
+    for example in scripts["interface"].examples().values():
         said, figure = scripts["interface"].outcome(example)
         assert said or figure is not None, example.names
 
@@ -145,7 +143,7 @@ def test_links_that_lead_nowhere_are_named(scripts: dict[str, ModuleType], tmp_p
         '<a href="no.html"></a><a href="b.html#no"></a><img src="no.png"><source srcset="b.html 2x, no.svg 1x">',
     )
     (tmp_path / "b.html").write_text('<h1 id="there"></h1>')
-    wrong = scripts["links"].wrong_in(tmp_path)
+    wrong = scripts["build"].wrong_links(tmp_path)
     assert [line.split(": ")[1].split(" ")[0] for line in wrong] == ["b.html#no", "no.html", "no.png", "no.svg"]
 
 

@@ -5,13 +5,15 @@
     python notebooks/reference/build.py --addresses    # asks the network for every address in them; builds nothing
 
 Sphinx makes them, and takes a warning for an error. Then every link of every page must lead to a place that is there
-(links.py), and the code in them must name what exists (code_blocks.py). The pages need no network to be read.
+(`wrong_links`), and the code in them must name what exists (code_blocks.py). The pages need no network to be read.
 Needs `pip install '.[docs]'`.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import json
 import os
 import re
 import shutil
@@ -19,18 +21,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(HERE), str(ROOT)]
 
 import article  # noqa: E402  (a folder of scripts, not a package)
-import cells  # noqa: E402
 import code_blocks  # noqa: E402
 import docstrings  # noqa: E402
 import interface  # noqa: E402
-import links  # noqa: E402
 import pages  # noqa: E402
 import tryout  # noqa: E402
 
@@ -40,6 +43,10 @@ from refdiff import viz  # noqa: E402
 LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 PICTURE = re.compile(r'(?<=[ ])src="([^":]+)"')
 BY_THEME = re.compile(r'<picture>\s*<source [^>]*srcset="([^"]+)">\s*<img src="([^"]+)" (alt="[^"]+")>\s*</picture>')
+DRAWS = re.compile(r"(sketches|viz)\.")
+"""What a drawing expression begins with."""
+WORDS = 30
+"""Words of a picture that its description names."""
 
 
 def written() -> dict[str, Path]:
@@ -65,7 +72,7 @@ def assemble(folder: Path) -> None:
     for name, path in files.items():
         text = path.read_text(encoding="utf-8")
         notebook = path.suffix == ".ipynb"
-        made[name] = cells.prepare(text) if notebook else relinked(without_front_matter(text), name, path, places)
+        made[name] = prepare(text) if notebook else relinked(without_front_matter(text), name, path, places)
     made["index.md"] = pages.front_page(made["index.md"], [name for name in made if "/" in name])
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)
     shutil.copy(HERE.parent / "tiny.py", folder / "notebooks")  # notebooks link to it
@@ -116,6 +123,80 @@ def relinked(text: str, name: str, path: Path, places: dict[Path, str]) -> str:
     )
 
 
+def prepare(text: str) -> str:
+    """Return a notebook (JSON) with the tags and options that MyST-NB reads."""
+    notebook = json.loads(text)
+    for cell in notebook["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        if is_plumbing("".join(cell["source"])):
+            cell["metadata"]["tags"] = ["hide-input"]
+        if said := description(cell["outputs"]):
+            cell["metadata"]["mystnb"] = {"image": {"alt": said}}
+    return json.dumps(notebook, ensure_ascii=False)
+
+
+def is_plumbing(code: str) -> bool:
+    """Whether code computes nothing that a reader has to follow: it only imports, prints and draws, or it asserts."""
+    body = ast.parse(re.sub(r"^%.*", "", code, flags=re.MULTILINE)).body
+    if any(isinstance(node, ast.Assert) for node in body):
+        return not any(isinstance(node, ast.FunctionDef) for node in body)
+    return all(map(_only_shows, body))
+
+
+def _only_shows(node: ast.stmt) -> bool:
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return True
+    if not isinstance(node, ast.Expr) or not isinstance(node.value, ast.Call):
+        return False
+    called = ast.unparse(node.value.func)
+    return called == "print" or DRAWS.match(called) is not None
+
+
+def description(outputs: list[dict[str, Any]]) -> str:
+    """Return the words of the pictures in a cell's outputs, each once; empty where there is no picture."""
+    axes = [one for output in outputs for one in output.get("metadata", {}).get("drawn", {}).get("axes", [])]
+    words = list(dict.fromkeys(" ".join(word.split()) for one in axes for word in one["words"]))
+    more = ", …" if len(words) > WORDS else ""
+    return f"A picture with the words: {', '.join(words[:WORDS])}{more}" if words else ""
+
+
+class _Page(HTMLParser):
+    """The targets that a page names, and the places that it has."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.targets: set[str] = set()
+        self.places: set[str] = {"", "top"}
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        if tag not in ("base", "form"):
+            self.targets |= {given[name] for name in ("href", "src") if given.get(name)}
+            self.targets |= {part.split()[0] for part in given.get("srcset", "").split(",") if part.strip()}
+        self.places |= {given[name] for name in ("id", "name") if given.get(name)}
+
+
+def wrong_links(folder: Path) -> list[str]:
+    """Name each link of a folder of pages that leads nowhere, or to the network for what the page is made of."""
+    read = {path.resolve(): _Page(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.html"))}
+    wrong = []
+    for path, page in read.items():
+        for target in sorted(page.targets):
+            parts = urlsplit(target)
+            if parts.scheme or parts.netloc:
+                continue
+            file = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            if file.is_dir():
+                file = file / "index.html"
+            if not file.exists():
+                wrong.append(f"{path.relative_to(folder.resolve())}: {target} is not there")
+            elif file in read and unquote(parts.fragment) not in read[file].places:
+                wrong.append(f"{path.relative_to(folder.resolve())}: {target}: that page has no such place")
+    return wrong
+
+
 def build(out: Path) -> list[str]:
     """Make the pages, and say what is wrong with them."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -133,7 +214,7 @@ def build(out: Path) -> list[str]:
             (new / "explore.html").write_text(explore(), encoding="utf-8")
             article.write(new / "live", alone=False)
             tryout.write(new / "try")
-            wrong += links.wrong_in(new)
+            wrong += wrong_links(new)
             shutil.rmtree(out, ignore_errors=True)
             shutil.copytree(new, out)
     return wrong
