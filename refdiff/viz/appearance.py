@@ -112,10 +112,10 @@ def signed_range(*arrays: Any, limit: float | None = None) -> Normalize:
     return Normalize(-limit, limit)
 
 
-def name_ticks(axes: Axes, names: Sequence[str], which: str = "both", max_names: int = _MAX_TICKS) -> None:
+def name_ticks(axes: Axes, names: Sequence[str], which: str = "both") -> None:
     """Label the ticks of one axis ("x", "y") or both with tokens, or with positions if there are too many."""
     for axis in (axes.xaxis, axes.yaxis) if which == "both" else (getattr(axes, f"{which}axis"),):
-        if len(names) > max_names:
+        if len(names) > _MAX_TICKS:
             use_integer_ticks(axis)
             continue
         size = min(8.0, 260 / max(len(names), 1))
@@ -127,7 +127,7 @@ def name_ticks(axes: Axes, names: Sequence[str], which: str = "both", max_names:
                 label.set_rotation(90)
 
 
-def choose_fonts(names: Iterable[str], fallbacks: Sequence[str] = FALLBACK_FONTS) -> tuple[list[str], list[str]]:
+def choose_fonts(names: Iterable[str]) -> tuple[list[str], list[str]]:
     r"""Return the font families that the names need, and the names with \u… for letters that no font has."""
     import matplotlib
     from matplotlib import font_manager
@@ -137,7 +137,7 @@ def choose_fonts(names: Iterable[str], fallbacks: Sequence[str] = FALLBACK_FONTS
     missing = {letter for name in names for letter in name}
     installed = {entry.name for entry in font_manager.fontManager.ttflist}
     chosen: list[str] = []
-    for family in dict.fromkeys([*families, *fallbacks]):
+    for family in dict.fromkeys([*families, *FALLBACK_FONTS]):
         if not missing or family not in installed:
             continue
         # matplotlib draws the face that findfont returns; other faces of the family may have fewer letters

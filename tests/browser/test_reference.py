@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,7 +50,7 @@ def test_equations_are_set_without_a_network(browser: Chromium, reference: Path,
 @pytest.mark.parametrize("width", [400, 1400, 2000])
 @pytest.mark.parametrize("page", PAGES)
 def test_no_page_is_wider_than_the_window(browser: Chromium, reference: Path, page: str, width: int) -> None:
-    arranged(browser, reference / f"{page}.html", width)
+    arranged(browser, reference / f"{page}.html", width=width)
     assert browser.run("document.documentElement.scrollWidth") <= width
     scrolls = (
         "[...document.querySelectorAll('article :is(pre, .math.notranslate, .table-wrapper, .picture)')]"
@@ -62,9 +63,9 @@ def test_no_page_is_wider_than_the_window(browser: Chromium, reference: Path, pa
     assert browser.run(scrolls) == []
 
 
-def arranged(browser: Chromium, page: Path, width: int, scheme: str = "light") -> None:
+def arranged(browser: Chromium, page: Path, **options: Any) -> None:
     """Open a page, and wait until its equations are set and have their sizes."""
-    browser.open(page, width=width, scheme=scheme)
+    browser.open(page, **options)
     browser.run(TYPESET) if browser.run("typeof MathJax") == "object" else None
     browser.run("new Promise((done) => setTimeout(done, 300))")
 
@@ -72,8 +73,7 @@ def arranged(browser: Chromium, page: Path, width: int, scheme: str = "light") -
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("page", PAGES)
 def test_axe_finds_nothing_serious(browser: Chromium, reference: Path, axe: str, page: str, scheme: str) -> None:
-    browser.open(reference / f"{page}.html", scheme=scheme)
-    browser.run(TYPESET) if browser.run("typeof MathJax") == "object" else None
+    arranged(browser, reference / f"{page}.html", scheme=scheme)
     # without preload, which asks for style sheets as no page on a disk may, and without explore's frame, whose page has
     # a test of its own, and which no script of this one reaches
     expect_accessible(browser, axe, "serious", "critical", options="{preload: false, iframes: false}")

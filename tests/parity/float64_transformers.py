@@ -172,9 +172,7 @@ def float64_peer(folder: Path, architecture: str, *, attention: str = "eager") -
     return Peer(build(architecture, loaded.config, loaded.state_dict()))
 
 
-def float32_peer(folder: Path, architecture: str, *, attention: str = "sdpa") -> Peer:
+def float32_peer(folder: Path, architecture: str) -> Peer:
     """transformers untouched, in float32."""
-    model = getattr(transformers, architecture).from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=attention
-    )
+    model = getattr(transformers, architecture).from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
     return Peer(model.eval())

@@ -75,12 +75,11 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Pair(tmp_path_factory.mktemp("pair"), request.param)
 
 
-def prompts(seed: int, padded: bool, B: int = 3, T: int = 6) -> tuple[np.ndarray, np.ndarray]:
-    ids = np.random.default_rng(seed).integers(8, V, (B, T))
-    mask = np.ones((B, T), dtype=np.int64)
+def prompts(seed: int, padded: bool) -> tuple[np.ndarray, np.ndarray]:
+    ids = np.random.default_rng(seed).integers(8, V, (3, 6))
+    mask = np.ones((3, 6), dtype=np.int64)
     if padded:
-        for row in range(B - 1):
-            mask[row, : 3 - row] = 0
+        mask[0, :3] = mask[1, :2] = 0
         ids[mask == 0] = 0
     return ids, mask
 

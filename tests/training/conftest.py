@@ -18,8 +18,8 @@ from refdiff.training.train import Trainer
 WORDS = ("king", "queen", "forest", "little", "once", "there", "lived", "and", "the", "fox", "dream", "golden")
 
 
-def tale(documents: int = 60, seed: int = 0) -> str:
-    rng = np.random.default_rng(seed)
+def tale(documents: int = 60) -> str:
+    rng = np.random.default_rng(0)
     made = [" ".join(rng.choice(WORDS, rng.integers(5, 60))) + ".\n" for _ in range(documents)]
     return "<|endoftext|>\n".join(made)
 

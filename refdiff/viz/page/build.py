@@ -80,6 +80,6 @@ def _hash(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _shorten(text: str, max_length: int = 60) -> str:
-    line = printable(" ".join(text[: 10 * max_length].split()))  # without marks that reverse a tab's title
-    return line if len(line) <= max_length else line[: max_length - 1] + "…"
+def _shorten(text: str) -> str:
+    line = printable(" ".join(text[:600].split()))  # without marks that reverse a tab's title
+    return line if len(line) <= 60 else line[:59] + "…"
