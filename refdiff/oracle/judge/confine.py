@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import json
 import os
-import resource
 import stat
 import struct
 import sys
@@ -38,6 +37,8 @@ def landlock_version() -> int:
 
 def limit_resources(memory: int) -> None:
     """Limit the memory and file size of this process and its children; when memory runs out, they are killed first."""
+    import resource  # Windows has no such module, and `judge_file` says that it is not supported
+
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_FSIZE, (LARGEST_FILE, LARGEST_FILE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

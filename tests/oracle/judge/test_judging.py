@@ -6,10 +6,12 @@ import hashlib
 import importlib.util
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -296,6 +298,14 @@ def test_what_the_system_refuses(tmp_path: Path) -> None:
     confined = confine.landlock_version() > 0
     assert files == [str(confined)] * 4
     assert memory == "True" or not confined
+
+
+def test_windows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "resource", None)
+    runpy.run_path(confine.__file__)
+    monkeypatch.setattr(judging, "os", SimpleNamespace(name="nt"))
+    with pytest.raises(OSError, match="a kernel is judged on Linux or macOS only"):
+        _judge("kernel", path=HONEST)
 
 
 @pytest.mark.parametrize(
