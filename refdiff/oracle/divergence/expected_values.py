@@ -284,12 +284,11 @@ def expect(
 
     run(exactly, maps=True)
     _differentiate(run, given, points, continue_with if local else None)
-    for noise_run in list_noise_runs(local):
+
+    def rounding(noise_run: NoiseRun) -> Callable[..., Array]:
         rng = np.random.default_rng(noise_run.seed)
 
-        def rounded(
-            path: str, value: Array, noise_run: NoiseRun = noise_run, rng: np.random.Generator = rng, **_: Any
-        ) -> Array:
+        def rounded(path: str, value: Array, **_: Any) -> Array:
             point = points[path]
             with np.errstate(invalid="ignore"):
                 error = np.asarray(value, dtype=np.float64) - point.value
@@ -302,27 +301,37 @@ def expect(
                     epsilon=point.epsilon, growth=point.growth, unit=unit, tiny=tiny, common=common,
                 )  # fmt: skip
                 point.derivatives = {}  # to free memory
+            of_sums = 0.0 if local and path in given else point.growth  # a given array already has this error
             value = np.asarray(continue_with(path, value), dtype=np.float64)
-            noise = POINT_ROUNDING * unit
-            if value.ndim:
-                noise += SUMMATION * min(unit, SINGLE) * value.shape[-1] ** 0.5
-            if not local or path not in given:
-                noise += point.growth  # a given array already has this error
-            normal = np.asarray(rng.standard_normal(value.shape))
-            value = value * (1 + noise_run.size * noise * (share_noise(value, normal) if noise_run.shared else normal))
-            if tiny > SMALLEST_DRAWN:
-                value = value + noise_run.size * POINT_ROUNDING * tiny * rng.standard_normal(value.shape)
-            if point.doubt is not None:
-                value = value + noise_run.size * POINT_ROUNDING * point.doubt * rng.standard_normal(value.shape)
-            return value
+            return _round(value, point, of_sums, noise_run, rng, tiny)
 
-        run(rounded, maps=True)
+        return rounded
+
+    for noise_run in list_noise_runs(local):
+        run(rounding(noise_run), maps=True)
     for point in points.values():
         point.finish(tiny)
     _add_map_errors(points)
     for path, point in points.items():
         point.hidden = union_masks(point.hidden, padding(path, point.value))
     return points
+
+
+def _round(
+    value: Floats, point: Expected, of_sums: float, noise_run: NoiseRun, rng: np.random.Generator, tiny: float
+) -> Floats:
+    """Return a value with the errors of a run with simulated rounding; `of_sums` is its `growth`."""
+    noise = POINT_ROUNDING * point.unit
+    if value.ndim:
+        noise += SUMMATION * min(point.unit, SINGLE) * value.shape[-1] ** 0.5
+    noise += of_sums
+    normal = np.asarray(rng.standard_normal(value.shape))
+    value = value * (1 + noise_run.size * noise * (share_noise(value, normal) if noise_run.shared else normal))
+    if tiny > SMALLEST_DRAWN:
+        value = value + noise_run.size * POINT_ROUNDING * tiny * rng.standard_normal(value.shape)
+    if point.doubt is not None:
+        value = value + noise_run.size * POINT_ROUNDING * point.doubt * rng.standard_normal(value.shape)
+    return value
 
 
 def union_masks(first: NDArray[np.bool_] | None, second: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
