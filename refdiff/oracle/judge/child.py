@@ -206,7 +206,7 @@ def last_line(error: BaseException, kernel: str) -> str:
     return "".join(traceback.format_exception_only(error)).strip()[-2000:] + at
 
 
-class Answers:
+class ResponsePipe:
     """The pipe that carries responses to the judge; `kernel` is the submitted file."""
 
     def __init__(self, pipe: IO[bytes], kernel: str) -> None:
@@ -224,7 +224,7 @@ class Answers:
         self.send("failed", text=str(error) if isinstance(error, UnusableError) else raised)
 
 
-def serve(kernel: Callable[..., Any], requests: IO[bytes], answers: Answers, arena: mmap.mmap) -> None:
+def serve(kernel: Callable[..., Any], requests: IO[bytes], responses: ResponsePipe, arena: mmap.mmap) -> None:
     """Serve requests until the judge closes the pipe."""
     seen: dict[str, dict[str, Any]] = {}
     kept: dict[int, dict[str, Any]] = {}
@@ -243,9 +243,9 @@ def serve(kernel: Callable[..., Any], requests: IO[bytes], answers: Answers, are
                 if found is not NotImplemented:
                     kept[n] = outputs(found)
             except BaseException as error:
-                answers.fail(error)
+                responses.fail(error)
             else:
-                answers.send("declined" if found is NotImplemented else "done")
+                responses.send("declined" if found is NotImplemented else "done")
         elif do == "send":
             try:
                 listed, payload = [], b""
@@ -255,9 +255,9 @@ def serve(kernel: Callable[..., Any], requests: IO[bytes], answers: Answers, are
                     listed.append([name, dtype, shape, address, strides])
                     payload += data if address is None else b""
             except Exception as error:
-                answers.fail(error)
+                responses.fail(error)
             else:
-                answers.send("arrays", payload, arrays=listed)
+                responses.send("arrays", payload, arrays=listed)
         else:
             for x in kept.pop(n, {}).values():
                 overwrite(x)
@@ -266,16 +266,16 @@ def serve(kernel: Callable[..., Any], requests: IO[bytes], answers: Answers, are
 def main(config: dict[str, Any]) -> None:
     """Load the kernel, report whether it takes dout, and serve requests."""
     arena = mmap.mmap(config["arena"], 0)
-    answers = Answers(os.fdopen(config["answers"], "wb"), config["kernel"])
+    responses = ResponsePipe(os.fdopen(config["responses"], "wb"), config["kernel"])
     sys.addaudithook(guard(tuple(f"{path}/" for path in config["hidden"]), config["scratch"], config["processes"]))
     try:
         kernel, gradients = adapt(load(config["kernel"], config["function"]))
     except BaseException as error:
-        answers.fail(error)
+        responses.fail(error)
         return
-    answers.send("ready", gradients=gradients)
+    responses.send("ready", gradients=gradients)
     with os.fdopen(config["requests"], "rb") as requests:
-        serve(kernel, requests, answers, arena)
+        serve(kernel, requests, responses, arena)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ PERTURBED = "128"
 """MALLOC_PERTURB_ of glibc fills new memory with the complement of this byte, 3.4e38 in float32."""
 LARGEST_SPAN = 2**30
 """The most bytes from the first to the last number of an output, which may be a view of a larger array."""
+FOLDERS = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "NUMBA_CACHE_DIR")
+"""The environment variables that name the only folder in which a kernel may write."""
 MOST_AXES = 32
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 SUBREAPER = 36
@@ -53,7 +55,7 @@ class LoadError(ValueError):
     """The file has no kernel, or raises an exception when it is loaded."""
 
 
-NO_ANSWER = "the kernel's process has written something other than responses to the judge"
+NO_RESPONSE = "the kernel's process has written something other than responses to the judge"
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,10 @@ class KernelProcess:
     """A process that runs a submitted file; `start` makes one. gradients: whether the kernel takes dout."""
 
     def __init__(
-        self, process: subprocess.Popen[bytes], requests: IO[bytes], answers: int, arena: IO[bytes], log: IO[bytes],
+        self, process: subprocess.Popen[bytes], requests: IO[bytes], responses: int, arena: IO[bytes], log: IO[bytes],
         limits: ProcessLimits,
     ) -> None:  # fmt: skip
-        self._process, self._requests, self._answers = process, requests, answers
+        self._process, self._requests, self._responses = process, requests, responses
         self._arena, self._log, self._limits = arena, log, limits
         self._calls, self._deadline = 0, time.monotonic() + limits.seconds
         self._kept: dict[int, list[_Array]] = {}
@@ -105,20 +107,8 @@ class KernelProcess:
             judge_in, child_out = os.pipe()
             requests = files.enter_context(os.fdopen(judge_out, "wb", buffering=0))
             files.callback(os.close, judge_in)
-            config = {
-                "kernel": str(path.resolve()),
-                "function": function,
-                "requests": child_in,
-                "answers": child_out,
-                "arena": arena.fileno(),
-                "scratch": scratch,
-                "hidden": sorted({os.path.realpath(package) for package in _packages() if Path(package).is_dir()}),
-                "memory": limits.memory,
-                "processes": limits.processes,
-                "path": [entry for entry in sys.path if entry],
-            }
-            caches = ("XDG_CACHE_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "NUMBA_CACHE_DIR")
-            folders = dict.fromkeys(("HOME", "TMPDIR", *caches), scratch)
+            config = _config(path, function, limits, scratch)
+            config |= {"requests": child_in, "responses": child_out, "arena": arena.fileno()}
             program = shutil.copy(child.__file__, scratch)
             earlier_children = _children()
             _adopt_orphans(True)
@@ -128,7 +118,7 @@ class KernelProcess:
                 stdout=log,
                 stderr=log,
                 cwd=scratch,
-                env={**os.environ, **folders, "MALLOC_PERTURB_": PERTURBED},
+                env={**os.environ, **dict.fromkeys(FOLDERS, scratch), "MALLOC_PERTURB_": PERTURBED},
                 pass_fds=(child_in, child_out, arena.fileno()),
                 start_new_session=True,
             )
@@ -219,25 +209,25 @@ class KernelProcess:
 
     def _response(self, expected: tuple[str, ...]) -> dict[str, Any]:
         if (size := int.from_bytes(self._read(4), "little")) > LONGEST_HEAD:
-            raise ProcessError(NO_ANSWER)
+            raise ProcessError(NO_RESPONSE)
         try:
-            answer = json.loads(self._read(size))
+            response = json.loads(self._read(size))
         except (ValueError, RecursionError):
-            raise ProcessError(NO_ANSWER) from None
-        if isinstance(answer, dict) and answer.get("status") == "failed":
-            raise KernelError(str(answer.get("text")))
-        if not isinstance(answer, dict) or answer.get("status") not in expected:
-            raise ProcessError(NO_ANSWER)
-        return answer
+            raise ProcessError(NO_RESPONSE) from None
+        if isinstance(response, dict) and response.get("status") == "failed":
+            raise KernelError(str(response.get("text")))
+        if not isinstance(response, dict) or response.get("status") not in expected:
+            raise ProcessError(NO_RESPONSE)
+        return response
 
     def _read(self, size: int) -> bytearray:
         """Read exactly `size` bytes from the response pipe before the deadline."""
         data = bytearray()
         while len(data) < size:
             left = self._deadline - time.monotonic()
-            if left <= 0 or not select.select([self._answers], [], [], left)[0]:
+            if left <= 0 or not select.select([self._responses], [], [], left)[0]:
                 raise ProcessError(f"the kernel took more than {self._limits.seconds:g} s: --timeout allows more")
-            if not (piece := os.read(self._answers, min(size - len(data), 2**20))):
+            if not (piece := os.read(self._responses, min(size - len(data), 2**20))):
                 raise self._exit_error()
             data += piece
         return data
@@ -249,13 +239,13 @@ class KernelProcess:
         ends = [(n - 1) * step for n, step in zip(x.shape, x.strides, strict=True)]
         low, high = sum(min(end, 0) for end in ends), sum(max(end, 0) for end in ends) + x.dtype.itemsize
         if high - low > LARGEST_SPAN or self._memory is None or x.address is None or x.address + low < 0:
-            raise ProcessError(NO_ANSWER)
+            raise ProcessError(NO_RESPONSE)
         try:
             data = os.pread(self._memory.fileno(), high - low, x.address + low)
         except OSError:
             data = b""
         if len(data) != high - low:
-            raise self._exit_error() if self._process.poll() is not None else ProcessError(NO_ANSWER)
+            raise self._exit_error() if self._process.poll() is not None else ProcessError(NO_RESPONSE)
         return np.ndarray(x.shape, x.dtype, data, -low, x.strides).copy()
 
     def _exit_error(self) -> ProcessError:
@@ -282,14 +272,14 @@ class _Array:
     strides: tuple[int, ...]
 
 
-def _parse_arrays(answer: Mapping[str, Any]) -> list[_Array]:
+def _parse_arrays(response: Mapping[str, Any]) -> list[_Array]:
     """Parse the arrays of a response.
 
     Raises:
         ProcessError: the response is malformed, or an array has a type that no output may have.
     """
     found = []
-    entries = answer.get("arrays")
+    entries = response.get("arrays")
     for entry in entries if isinstance(entries, list) else [None]:
         match entry:
             case [str(name), str(dtype), list(shape), None | int() as address, list(strides)] if (
@@ -303,7 +293,7 @@ def _parse_arrays(answer: Mapping[str, Any]) -> list[_Array]:
                     )
                 found.append(_Array(name, child.dtype_of(dtype), tuple(shape), address, tuple(strides)))
             case _:
-                raise ProcessError(NO_ANSWER)
+                raise ProcessError(NO_RESPONSE)
     return found
 
 
@@ -323,9 +313,19 @@ def _in_range(numbers: list[Any], least: int) -> bool:
     return len(numbers) <= MOST_AXES and all(type(n) is int and least <= n < 2**40 for n in numbers)
 
 
-def _packages() -> list[str]:
-    """Return the folders of refdiff: the imported one, and any other on sys.path, such as an installed one."""
-    return [*refdiff.__path__, *(str(Path(entry, "refdiff")) for entry in sys.path if entry)]
+def _config(path: Path, function: str, limits: ProcessLimits, scratch: str) -> dict[str, Any]:
+    """Return what `confine.py` and `child.py` are told."""
+    entries = [entry for entry in sys.path if entry]
+    packages = [*refdiff.__path__, *(str(Path(entry, "refdiff")) for entry in entries)]  # there may be installed ones
+    return {
+        "kernel": str(path.resolve()),
+        "function": function,
+        "scratch": scratch,
+        "hidden": sorted({os.path.realpath(package) for package in packages if Path(package).is_dir()}),
+        "memory": limits.memory,
+        "processes": limits.processes,
+        "path": entries,
+    }
 
 
 def _children() -> set[int]:

@@ -96,7 +96,7 @@ def test_requests_and_answers() -> None:
         + [{"do": "drop", "n": 1}]
     )
     requests, pipe = io.BytesIO(b"\n".join(json.dumps(request).encode() for request in asked)), io.BytesIO()
-    child.serve(kernel, requests, child.Answers(pipe, "kernel.py"), arena)
+    child.serve(kernel, requests, child.ResponsePipe(pipe, "kernel.py"), arena)
     data = pipe.getvalue()
     answers = []
     while data:
