@@ -158,6 +158,14 @@ def test_arranged(path: str, change: object, how: str) -> None:
     assert np.array_equal(array.astype(np.float32), x)
 
 
+def test_halves_of_the_maps_as_vllm_has_them() -> None:
+    mine = dict(MODEL)
+    for i in "12":
+        mine[f"{LAYER_0}attn{i}1"], mine[f"{LAYER_0}attn{i}2"] = np.split(mine.pop(f"{LAYER_0}attn{i}"), 2, axis=-1)
+    found = first_divergence(mine, MODEL)
+    assert ({s.status for s in found.stages}, found.unknown) == ({"equal"}, ())
+
+
 def test_of_two_that_fit_the_nearer_one_is_taken_but_the_plain_one_comes_first() -> None:
     ref = {"scores": np.arange(9.0).reshape(1, 1, 3, 3)}
     array, how = arrange(ref["scores"][0, 0].T[None], "scores", ref)
