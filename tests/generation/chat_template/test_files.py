@@ -22,11 +22,6 @@ def test_a_file_wins_over_the_config(tmp_path: Path) -> None:
     assert Tokenizer.from_pretrained(tmp_path).chat_template == {"default": "new", "rag": "日本"}
 
 
-def test_no_files(tmp_path: Path) -> None:
-    assert chat_template.read_files(tmp_path) is None
-    assert chat_template.parse(None, "f") is None
-
-
 def test_unreadable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "chat_template.jinja"
     path.write_bytes(b"ab\xff")
