@@ -46,8 +46,7 @@ def named_tokens(config: dict[str, Any], source: str) -> dict[str, AddedToken]:
     """
     found = {name: _token(config[name], f"{source}: {name}") for name in NAMES if config.get(name) is not None}
     for name, value in config.items():
-        own = name.endswith("_token") and name not in found and isinstance(value, str | dict)
-        if own and name not in NAMES:
+        if name.endswith("_token") and name not in NAMES and isinstance(value, str | dict):
             found[name] = _token(value, f"{source}: {name}")
     extra = config.get("extra_special_tokens")
     if isinstance(extra, dict):
