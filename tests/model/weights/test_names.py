@@ -26,31 +26,6 @@ def test_names_shapes_and_order_by_hand(architecture: str) -> None:
     assert list(parameter_shapes(tiny_config(), architecture).items()) == list(shapes_of(architecture).items())
 
 
-VECTORS = dict.fromkeys(("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"), (2,))
-
-
-OWN: dict[str, tuple[dict[str, Any], int]] = {
-    "hf": (VECTORS, 8),
-    "paper": ({**VECTORS, "subln.weight": (4,)}, 8),
-    "v2": ({"lambda_proj.weight": (4, 6)}, 16),
-    "none": ({}, 8),
-}
-"""What attention has beside its projections, and the rows of `q_proj`, by wiring."""
-
-
-@pytest.mark.parametrize("wiring", WIRINGS)
-def test_what_each_wiring_has_beside_its_projections(wiring: str) -> None:
-    own, queries = OWN[wiring]
-    shapes = parameter_shapes(tiny_config(wiring=wiring), "DiffLlamaModel")
-    attention = {name.split("self_attn.")[1]: shape for name, shape in shapes.items() if "self_attn" in name}
-    projections = {
-        "q_proj.weight": (queries, 6), "k_proj.weight": (4, 6), "v_proj.weight": (4, 6), "o_proj.weight": (6, 8),
-    }  # fmt: skip
-    assert list(attention.items()) == [*own.items(), *projections.items()]
-    others = {name for name in shapes_of("DiffLlamaModel") if "self_attn" not in name}
-    assert {name for name in shapes if "self_attn" not in name} == others
-
-
 def test_unknown_architecture_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"got 'LlamaForCausalLM', expected one of DiffLlamaModel, "):
         parameter_shapes(tiny_config(), "LlamaForCausalLM")
