@@ -116,23 +116,6 @@ def test_loss_and_grad_hands_everything_on(kind):
         np.testing.assert_allclose(loss, model(**inputs, **TARGETS[kind]).loss, rtol=1e-13)
 
 
-NAMES = [
-    (refdiff.DiffLlamaForCausalLM, "labels"),
-    (refdiff.DiffLlamaForTokenClassification, "labels"),
-    (refdiff.DiffLlamaForQuestionAnswering, "start_positions"),
-    (refdiff.DiffLlamaForQuestionAnswering, "end_positions"),
-]
-
-
-@pytest.mark.parametrize(("kind", "name"), NAMES)
-def test_targets_that_are_no_integers_are_told_so_by_name(kind, name):
-    model = small_model(kind)
-    given = {"start_positions": [0, 1], "end_positions": [0, 1]} if name != "labels" else {}
-    for call in (model, model.loss_and_grad):
-        with pytest.raises(ValueError, match=f"^{name}: got dtype float64, expected integers"):
-            call(TOKENS, **{**given, name: TOKENS * 0.5})
-
-
 SEQUENCE, TOKEN = refdiff.DiffLlamaForSequenceClassification, refdiff.DiffLlamaForTokenClassification
 CAUSAL, ANSWER = refdiff.DiffLlamaForCausalLM, refdiff.DiffLlamaForQuestionAnswering
 
@@ -149,12 +132,16 @@ CAUSAL, ANSWER = refdiff.DiffLlamaForCausalLM, refdiff.DiffLlamaForQuestionAnswe
         (TOKEN, {"labels": TOKENS[0] % 2}, ValueError, r"labels: got shape \(7,\), expected \(2, 7\)"),
         (TOKEN, {"labels": TOKENS % 2 - 1}, IndexError, "labels: got -1, expected 0 to 1"),
         (ANSWER, {"start_positions": [1], "end_positions": [1, 2]}, ValueError, r"start_positions: got shape \(1,\)"),
+        (ANSWER, {"start_positions": [1, 2], "end_positions": [1]}, ValueError, r"end_positions: got .* \(2,\), one"),
+        (CAUSAL, {"labels": TOKENS * 0.5}, ValueError, "labels: got dtype float64, expected integers"),
+        (TOKEN, {"labels": TOKENS * 0.5}, ValueError, "labels: got dtype float64, expected integers"),
         (
             ANSWER,
-            {"start_positions": [1, 2], "end_positions": [1]},
+            {"start_positions": [0.5, 1], "end_positions": [0, 1]},
             ValueError,
-            r"end_positions: got .* expected \(2,\)",
+            "start_positions: got dtype float",
         ),
+        (ANSWER, {"start_positions": [0, 1], "end_positions": [0.5, 1]}, ValueError, "end_positions: got dtype float"),
     ],
 )
 def test_targets_that_do_not_fit_are_told_so_by_name(kind, targets, error, message):
