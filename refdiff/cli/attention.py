@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from refdiff.cli.flags import PIPE_NOTE, Number, UsageError, add_common, add_machine, add_model, add_prompt, refuse
 from refdiff.cli.loading import check_prompt, load, read_prompt
 from refdiff.cli.output_files import PICTURES, check_file, write_npz, write_picture
+from refdiff.cli.parser import Parser
 from refdiff.cli.terminal import note, size, waiting, write_text
 
 if TYPE_CHECKING:
-    from refdiff.cli.parser import Parser
     from refdiff.viz import AttentionMaps
 
 KINDS = (".html", *PICTURES, ".npz")

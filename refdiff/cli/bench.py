@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from refdiff.cli.flags import MODEL, Number, UsageError, add_backend, add_common, add_dtype, add_threads
 from refdiff.cli.loading import fetch
 from refdiff.cli.output_files import DRAWN, check_file, check_place
+from refdiff.cli.parser import Parser
 from refdiff.cli.terminal import note, progress_bar
 
 if TYPE_CHECKING:
     from refdiff.bench.rows import Row
-    from refdiff.cli.parser import Parser
 
 
 LIKE = ("kajuma/DiffLlama-0.3B-handcut", "kajuma/DiffLlama-1B", "tiny")

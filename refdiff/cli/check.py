@@ -11,15 +11,13 @@ import textwrap
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from refdiff.cli.flags import Number, UsageError, add_common, add_dask, refuse
+from refdiff.cli.parser import Parser
 from refdiff.cli.spec import RECIPE_NOTE, SPEC_NOTE, add_spec, parts, preset_fields, recipe_of, spec_of
 from refdiff.cli.terminal import connecting, minutely, note, print_report, progress_bar, waiting
 from refdiff.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from refdiff.cli.parser import Parser
 
 MOST_NAMES = 12
 """So many arrays of a file are named in an error."""

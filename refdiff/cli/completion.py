@@ -5,14 +5,11 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from typing import TYPE_CHECKING
 
 from refdiff import bundled
 from refdiff.cli.flags import MODEL
+from refdiff.cli.parser import COMMANDS, Parser, build_parser
 from refdiff.cli.spec import PRESETS, PROFILES
-
-if TYPE_CHECKING:
-    from refdiff.cli.parser import Parser
 
 BASH = """\
 # refdiff completion bash: put `source <(refdiff completion bash)` into ~/.bashrc
@@ -58,8 +55,6 @@ refdiff completion fish > ~/.config/fish/completions/refdiff.fish
 
 def run(args: argparse.Namespace) -> int:
     """Print the script."""
-    from refdiff.cli.parser import build_parser
-
     commands = build_parser().commands()
     script = _fish(commands) if args.shell == "fish" else _bash(commands)
     if args.shell == "zsh":
@@ -102,8 +97,6 @@ def _bash_words(action: argparse.Action) -> str:
 
 
 def _fish(commands: dict[str, Parser]) -> str:
-    from refdiff.cli.parser import COMMANDS
-
     lines = ["# refdiff completion fish > ~/.config/fish/completions/refdiff.fish"]
     lines += [
         f"complete -c refdiff -n __fish_use_subcommand -f -a {name} -d {shlex.quote(COMMANDS[name])}"

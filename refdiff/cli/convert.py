@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from refdiff.cli.flags import MODEL, UsageError, add_common, add_dtype
 from refdiff.cli.loading import fetch
 from refdiff.cli.output_files import check_folder
+from refdiff.cli.parser import Parser
 from refdiff.cli.terminal import waiting
 from refdiff.errors import CheckpointError
 from refdiff.model.variants import VARIANTS
 
 if TYPE_CHECKING:
-    from refdiff.cli.parser import Parser
     from refdiff.convert import Proof
 
 UNFINISHED = "unfinished-conversion"

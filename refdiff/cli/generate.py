@@ -15,12 +15,12 @@ from refdiff.cli.answering import NUMBERS
 from refdiff.cli.flags import Number, UsageError, refuse, utf8_text
 from refdiff.cli.loading import check_prompt, load, read_prompt
 from refdiff.cli.output_files import check_place
+from refdiff.cli.parser import Parser
 from refdiff.cli.terminal import json_text, note, size, write_text
 from refdiff.files import write_atomically
 from refdiff.memory import peak_memory
 
 if TYPE_CHECKING:
-    from refdiff.cli.parser import Parser
     from refdiff.cli.transcript import Transcript
 
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from refdiff.cli.flags import Number, UsageError, add_common
 from refdiff.cli.output_files import check_folder
+from refdiff.cli.parser import Parser
 from refdiff.cli.spec import PROFILE_NOTE, RECIPE_NOTE, SMALL_NOTE, add_profile, add_spec, recipe_of, spec_of
 from refdiff.cli.terminal import note, print_report, waiting, write_text
-
-if TYPE_CHECKING:
-    from refdiff.cli.parser import Parser
 
 EXPORT_DEFAULTS: dict[str, Any] = {
     "spec": "hf_diffllama", "layer": None, "set": [], "recipe": "auto", "profile": None, "dtype": "auto", "core": False,

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from refdiff.cli.parser import Parser
+from refdiff.cli.parser import COMMANDS, Parser, build_parser
 
 
 def add_arguments(parser: Parser) -> None:
-    from refdiff.cli.parser import COMMANDS
-
     parser.description = "Show the help of a command, or the list of all commands."
     parser.examples = "refdiff help\nrefdiff help generate"
     parser.add_argument(
@@ -22,8 +18,6 @@ def add_arguments(parser: Parser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the help."""
-    from refdiff.cli.parser import build_parser
-
     parser = build_parser()
     sys.stdout.write((parser.commands()[args.about] if args.about else parser).format_help())
     return 0

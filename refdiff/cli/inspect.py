@@ -11,15 +11,13 @@ import re
 import sys
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from refdiff.cli.flags import add_common, add_model
 from refdiff.cli.loading import find_checkpoint
+from refdiff.cli.parser import Parser
 from refdiff.cli.terminal import size, waiting
 from refdiff.messages import printable
-
-if TYPE_CHECKING:
-    from refdiff.cli.parser import Parser
 
 _WIDTH = 78
 _LAYER = re.compile(r"(.*\blayers)\.(\d{1,9})\.(.+)")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from refdiff.cli.flags import Number, UsageError, add_common
+from refdiff.cli.parser import Parser
 from refdiff.cli.spec import PROFILE_NOTE, PROFILES, RECIPE_NOTE, SMALL_NOTE, add_profile, add_spec, recipe_of, spec_of
 from refdiff.cli.terminal import print_report, waiting
-
-if TYPE_CHECKING:
-    from refdiff.cli.parser import Parser
 
 
 def add_arguments(parser: Parser) -> None:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from refdiff.cli.flags import MODEL, UsageError, add_common, add_dtype, add_threads, refuse, utf8_text
 from refdiff.cli.loading import fetch, load, read_prompt, refuse_other_heads
 from refdiff.cli.output_files import check_file, write_npz
+from refdiff.cli.parser import Parser
 from refdiff.cli.spec import SPEC_NOTE, add_spec, parts, spec_of
 from refdiff.cli.terminal import note, print_report, size, waiting, write_text
 
 if TYPE_CHECKING:
-    from refdiff.cli.parser import Parser
     from refdiff.oracle.trace import Trace
     from refdiff.oracle.trace.known_points import Point
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from refdiff.cli.flags import Number, UsageError, add_backend, add_common, add_dtype, add_threads, utf8_text
 from refdiff.cli.loading import limit_threads
 from refdiff.cli.output_files import check_file, check_folder, write_picture
+from refdiff.cli.parser import Parser
 from refdiff.cli.process import ctrl_c_calls
 from refdiff.cli.terminal import minutely, note, one_line, progress_bar, size, write_text
 from refdiff.errors import CheckpointError
@@ -25,7 +26,6 @@ from refdiff.messages import printable
 from refdiff.model.variants import VARIANTS
 
 if TYPE_CHECKING:
-    from refdiff.cli.parser import Parser
     from refdiff.model.config import DiffLlamaConfig
     from refdiff.training.settings import Settings
     from refdiff.training.train import Trainer

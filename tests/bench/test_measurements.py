@@ -18,13 +18,70 @@ import refdiff
 from refdiff import oracle
 from refdiff.backends import Backend, decoder, overlay
 from refdiff.bench import rows as m
-from refdiff.bench.inputs import PATTERN, edited_program, random_ids
+from refdiff.bench.inputs import PATTERN, Ids, edited_program, random_ids
 from refdiff.bench.rows import LOOKUP_PROMPT, Arrivals, parse_rows
-from refdiff.bench.sides import Settings, Side
+from refdiff.bench.sides import FloatArray, Settings, Side
 from refdiff.bench.sizes import TRAINED
 from refdiff.errors import CheckpointError
 
-from .fakes import FakeSide
+
+class FakeSide(Side):
+    """A side on a clock of its own: a prompt takes 5 s, each pass 2 s, each product 0.25 s, each training step 3 s.
+
+    It counts on from the last token.
+
+    `did` holds what has been called; it waits 0.5 s for its device.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        super().__init__(settings or Settings("somewhere"))
+        self.now, self.itemsize = 100.0, 4
+        self.clock = lambda: self.now
+        self.wait = lambda: self.pass_time(0.5)
+        self.did: list[Any] = []
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += seconds
+
+    def open(self, folder: str) -> None:
+        self.now += 7
+        self.did.append(("open", folder))
+
+    def generate(self, ids: Ids, streamer: Any, *, max_new_tokens: int, **options: Any) -> Ids:
+        """Two tokens come a pass where a bias says which they are."""
+        self.did.append(("generate", ids, max_new_tokens))
+        streamer.put(ids)
+        text = ids[:, -1:] + 1 + np.arange(max_new_tokens)
+        if bias := options.get("sequence_bias"):
+            said = ids[0].tolist()
+            for _ in range(max_new_tokens):
+                said.append(next(after for *before, after in bias if said[-len(before) :] == before))
+            text = np.array([said[-max_new_tokens:]])
+        self.now += 5
+        streamer.put(text[:, :1])
+        together = 2 if bias else 1
+        for start in range(1, max_new_tokens, together):
+            self.now += 2
+            streamer.put(text[:, start : start + together])
+        streamer.end()
+        return text
+
+    def bind_weights(self, weights: list[FloatArray], x: FloatArray) -> Callable[[], Any]:
+        def multiply() -> Any:
+            self.now += 0.25 * len(weights)
+            return x @ weights[-1].T
+
+        return multiply
+
+    def trainer(self, folder: str, ids: Ids) -> Callable[[], float]:
+        self.did.append(("trainer", ids))
+
+        def step() -> float:
+            self.now += 3
+            return 1.5
+
+        return step
+
 
 # 2 layers; q 8×5... are (8, 6), k and v (4, 6), o (6, 8), gate and up (7, 6), down (6, 7)
 CONFIG = refdiff.DiffLlamaConfig(
