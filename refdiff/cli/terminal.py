@@ -76,7 +76,7 @@ def note(line: str) -> None:
         _over_the_line("")
     lines = printable(line).replace("\n", "\n  ").split("\n")
     if sys.stderr.isatty():
-        wrapper = textwrap.TextWrapper(shutil.get_terminal_size().columns - 1, subsequent_indent="    ")
+        wrapper = textwrap.TextWrapper(max(shutil.get_terminal_size().columns - 1, 20), subsequent_indent="    ")
         wrapper.break_long_words = wrapper.break_on_hyphens = False
         lines = [wrapper.fill(part) for part in lines]
     sys.stderr.write("\n".join(lines) + "\n")
