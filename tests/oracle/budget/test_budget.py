@@ -156,3 +156,19 @@ def test_gradients_of_scores_may_be_flushed_to_zero_before_they_meet_a_large_que
     dscore = found.expected["dk"][0, 0, 1, 0] / 500
     assert 2.0**-126 < dscore < 2.0**-124
     assert found.judge({"dk": np.zeros((1, 1, 2, 1), dtype=np.float32)}).status != "fail"
+
+
+@pytest.mark.parametrize("product", [-9e4, 9e4])
+def test_float16_products_that_leave_the_range_before_another_scale(product: float) -> None:
+    """An eager kernel adds −65504 to what is hidden: where a row sees ±∞ alone, nothing can be said of it."""
+    spec = Spec.preset("attention", query_heads=1, key_heads=1, head_dim=40, scale=0.1)
+    q, k = np.zeros((2, 1, 1, 2, 40), np.float16)
+    q[0, 0, :, 0], k[0, 0, 0, 0] = 300, product / 300
+    v = np.stack([np.full(40, 2.0), np.full(40, -2.0)])[None, None].astype(np.float16)
+    with np.errstate(over="ignore", invalid="ignore"):
+        z = (q @ k.swapaxes(-1, -2)) * np.float16(0.1) + np.triu(np.full((2, 2), -65504, np.float16), 1)
+        p = np.exp((z - z.max(axis=-1, keepdims=True)).astype(np.float32))
+        out = (p / p.sum(axis=-1, keepdims=True)).astype(np.float16) @ v
+    assert not np.allclose(out[0, 0, 0], 2.0), "the first query sees the first key alone"
+    verdict = budget(spec, {"q": q, "k": k, "v": v}, Recipe.eager("float16")).judge(out)
+    assert verdict.status == "inconclusive", str(verdict)

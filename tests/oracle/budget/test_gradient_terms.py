@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from refdiff.backends import ops_for
-from refdiff.oracle import Spec, cases
+from refdiff.oracle import Spec, cases, check
 from refdiff.oracle.budget.budget import budget
+from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.truth import truth
 from refdiff.oracle.truth.forward import out_factor
 from tests.oracle.example_inputs import draw, small
+from tests.oracle.user_kernels import dense_with_gradients
 
 
 def test_any_order_of_the_sum_of_a_norms_bias() -> None:
@@ -86,3 +88,13 @@ def test_a_gradient_through_an_open_gate(storage: str) -> None:
     assert allowed.judge({"dgate_logits": mine}).status == "pass"
     for wrong in (-mine, round_to(dout * out * sigma, storage), mine * (1.001 if storage == "float32" else 1.1)):
         assert allowed.judge({"dgate_logits": wrong}).status == "fail"
+
+
+def test_a_gradient_of_lambda_that_rounding_hides_is_no_pass() -> None:
+    """In bfloat16 `extreme` ∂L/∂λ_q1 is below its own allowance in one case: zeros do not pass, and the other shows."""
+    states = []
+    for case in cases("extreme", spec=small_spec("hf_diffllama"), dtype="bfloat16"):
+        found = dense_with_gradients(case.spec, case.inputs, case.dout)
+        zeros = {"dlambda_q1": 0 * found["dlambda_q1"]}
+        states.append(check(zeros, case.spec, case.inputs, recipe="bfloat16", dout=case.dout).status)
+    assert set(states) == {"inconclusive", "fail"}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from refdiff.oracle import Recipe
-from refdiff.oracle.rounding import round_to
-from refdiff.oracle.rounding.evaluation_order import DRAWS, Arithmetic, Order, sum_error
+from refdiff.oracle.rounding import U32, round_to
+from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS, Arithmetic, Order, lambda_init_error, sum_error
 
 
 def _normal(*shape: int) -> np.ndarray:
@@ -114,3 +114,24 @@ def test_a_number_for_a_whole_row_is_never_right_by_luck() -> None:
     how = Arithmetic(Recipe("bfloat16"), DRAWS[0])
     off = np.abs(how.inner(a, a, "o") - np.sum(a * a, -1, keepdims=True))
     assert np.all(off >= 0.99 * how.u("o") * np.sqrt(np.sum((a * a) ** 2, -1, keepdims=True)))
+
+
+def test_one_sum_of_many_numbers() -> None:
+    """Of 4,096 ones a float16 accumulator that takes one at a time keeps 2,048, and tiles of 16 all of them."""
+    ones = np.ones((1, 4096), dtype=np.float32)
+    recipe = Recipe("float16", accumulate="fp16")
+    assert Arithmetic(recipe, MEMBERS[0]).product(ones, ones.T).item() == 2048
+    assert Arithmetic(recipe, Order("by tensor core")).product(ones, ones.T).item() == 4096
+    assert Arithmetic(Recipe("float16"), MEMBERS[0]).product(ones, ones.T).item() == 4096
+    assert Arithmetic(recipe, Order("two")).product(300 * ones[:, :2], 300 * ones[:, :2].T).item() == np.inf
+
+
+def test_the_bound_of_lambda_init_in_float32() -> None:
+    """Every layer, and exponentials that are a unit in the last place off, stay within it."""
+    for layer in range(100):
+        exact = 0.8 - 0.6 * np.exp(-0.3 * layer)
+        power = np.exp(np.float32(-0.3) * np.float32(layer))
+        for near in (power, np.nextafter(power, np.float32(0)), np.nextafter(power, np.float32(1))):
+            found = np.float32(0.8) - np.float32(0.6) * near
+            assert abs(float(found) - exact) <= lambda_init_error(exact), layer
+    assert lambda_init_error(0.8) < 1.1 * U32

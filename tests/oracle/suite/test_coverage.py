@@ -67,6 +67,16 @@ def test_a_wrong_kernel_fails(kernel: str, profile: str, dtype: str) -> None:
     assert "fail" in found
 
 
+@pytest.mark.parametrize("preset", ["hf_diffllama", pytest.param("ms_v1", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("mistake", ["with_the_wrong_sign", "without_their_exponentials", "of_the_first_map"])
+def test_a_mistake_that_is_small_beside_the_terms_of_a_sum_fails(mistake: str, preset: str) -> None:
+    found = select_cases({"REFDIFF_SPEC": preset, "REFDIFF_PROFILES": "natural", "REFDIFF_RECIPE": "bfloat16"})
+    kernel = f"{HERE}:lambda_gradients_{mistake}"
+    assert "fail" in {judge_case(kernel, Recipe("bfloat16"), case).status for case in found}
+    right = {judge_case("tests.oracle.user_kernels:dense_with_gradients", Recipe("bfloat16"), c).status for c in found}
+    assert right == {"pass"}
+
+
 def _shows(kernel: object, case: Case) -> bool:
     """Whether a kernel is another function than the right one on a case, by two runs of it."""
     right, wrong = (f(case.spec, {n: x.copy() for n, x in case.inputs.items()}) for f in (wrong_kernels.right, kernel))

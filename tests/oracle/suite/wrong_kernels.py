@@ -182,6 +182,30 @@ def lambda_gradients_left_out(spec: Spec, inputs: Inputs, dout: Any = None) -> A
     return found if dout is None else {name: x for name, x in found.items() if not name.startswith("dlambda")}
 
 
+def _lambda_gradients(factors: Callable[[float, float, float], tuple[float, ...]]) -> Callable[..., Any]:
+    """The gradients of λ's vectors times factors that depend on its exponentials and on λ itself."""
+
+    def kernel(spec: Spec, inputs: Inputs, dout: Any = None) -> Any:
+        found = dense_with_gradients(spec, inputs, dout)
+        if dout is None or found is NotImplemented:
+            return found
+        q1, k1, q2, k2 = (inputs[name].astype(np.float64) for name in VECTORS)
+        first, second = float(np.exp(q1 @ k1)), float(np.exp(q2 @ k2))
+        by = factors(first, second, first - second + 0.8 - 0.6 * float(np.exp(-0.3 * spec.layer)))
+        return {**found, **{f"d{name}": factor * found[f"d{name}"] for name, factor in zip(VECTORS, by, strict=True)}}
+
+    return kernel
+
+
+lambda_gradients_with_the_wrong_sign = _lambda_gradients(lambda first, second, lambda_: (-1.0,) * 4)
+# ∂λ/∂λ_q1 = λ_k1 in place of λ_k1 exp(λ_q1·λ_k1)
+lambda_gradients_without_their_exponentials = _lambda_gradients(
+    lambda first, second, lambda_: (1 / first, 1 / first, 1 / second, 1 / second)
+)
+# Σ G ⊙ A₁V in place of −Σ G ⊙ A₂V: behind a norm G is at right angles to (A₁ − λ A₂) V, so it is −λ times the right one
+lambda_gradients_of_the_first_map = _lambda_gradients(lambda first, second, lambda_: (-lambda_,) * 4)
+
+
 def gradients_of_contiguous_dout(spec: Spec, inputs: Inputs, dout: Any = None) -> Any:
     """Reads any other `dout` as zeros."""
     if dout is None:
