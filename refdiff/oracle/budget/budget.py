@@ -13,9 +13,8 @@ import numpy as np
 from refdiff.backends import ops_for
 from refdiff.oracle.budget.gradient_terms import (
     TermRecorder,
-    exponential_error,
-    sigmoid_error,
-    term_counts,
+    lambda_errors,
+    order_errors,
     term_norms,
 )
 from refdiff.oracle.budget.hard_bound import bounds, lambda_error
@@ -35,14 +34,14 @@ from refdiff.oracle.budget.statistics import (
     root_mean_square,
     row_floor,
 )
-from refdiff.oracle.inputs import VECTORS, is_layer
+from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.outputs import read_output
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.inputs.validation import nonfinite_warnings
 from refdiff.oracle.printing import array_summary
-from refdiff.oracle.rounding import FORMATS, round_to, ulp
+from refdiff.oracle.rounding import FORMATS, U32, round_to, ulp
 from refdiff.oracle.rounding.ensemble import quantise, rounding_groups, run_members, scatter_allowance, score_errors
-from refdiff.oracle.rounding.evaluation_order import SMALLEST_NORMAL, sum_error
+from refdiff.oracle.rounding.evaluation_order import SMALLEST_NORMAL
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.resolve import resolve_spec
@@ -188,7 +187,7 @@ class Budget:
         unit = math.log(2) if self.spec.lse_base == "2" else 1.0
         nats = np.where(np.isfinite(expected), np.abs(expected) * unit, 0.0)
         exp_error = THRESHOLDS.narrow_exp if self.recipe.storage in NARROW else 0.0
-        allowed = 1.5 * score_error + 8 * FORMATS["float32"].u * (1 + nats) + exp_error
+        allowed = 1.5 * score_error + 8 * U32 * (1 + nats) + exp_error
         return expected, allowed / unit
 
 
@@ -226,7 +225,7 @@ def budget(
     rows = LAYER_ROW_AXES if is_layer(exact) else ROW_AXES
     tensors, sums = {}, {}
     norms = term_norms(spec, project(spec, exact, ops_for()), recorder, right.grads) if right.grads else {}
-    counts = term_counts(recorder, right.grads)
+    any_order, of_lambda = order_errors(recorder, right.grads, recipe), lambda_errors(exact, right.grads, recipe)
     for name, y in expected.items():
         found = [run[name] for run in runs]
         if name in rows or "_proj." in name:
@@ -240,19 +239,9 @@ def budget(
             if name == "out" and not is_layer(exact) and spec.padded_queries == "computed":
                 tensors[name] = _raise_lucky_rows(tensors[name], spec, exact, recipe)
         else:
-            norm, order_error = norms.get(name[1:], np.asarray(0.0)), 0.0
-            if count := counts.get(name[1:], 0):
-                sums_in = recipe.accumulate if name[1:] in recorder.token_sums else "float32"
-                order_error = THRESHOLDS.sum_order * sum_error(count, sums_in)
-            sums[name] = (y, _sum_allowance(y, found, norm, order_error, recipe))
-    if "dlambda_logits" in sums:
-        y, allowed = sums["dlambda_logits"]
-        off = sigmoid_error(exact["lambda_logits"], right.grads["lambda_full"], recipe)
-        sums["dlambda_logits"] = (y, allowed + off)
-    for q, k in (VECTORS[:2], VECTORS[2:]):
-        for name in {f"d{q}", f"d{k}"} & sums.keys():
-            y, allowed = sums[name]
-            sums[name] = (y, allowed + exponential_error(exact[q], exact[k], y))
+            norm, order_error = norms.get(name[1:], np.asarray(0.0)), any_order.get(name[1:], 0.0)
+            allowed = _sum_allowance(y, found, norm, order_error, recipe)
+            sums[name] = (y, allowed + of_lambda.get(name[1:], 0.0))
     return Budget(spec, exact, recipe, members, tensors, sums)
 
 
@@ -344,7 +333,7 @@ def _floor(y: Numpy, recipe: Recipe, flushed_times: float = 0.0) -> tuple[Numpy,
     # numbers below the type's range may become 0; so may weights on a processor that flushes, one for each row, times
     # the size of the largest row, and the gradients of scores, times what they are multiplied by
     flushed = SMALLEST_NORMAL * max(1.0, size.size * max(float(np.max(size, initial=0.0)), flushed_times))
-    lost_below = max(FORMATS[recipe.storage].tiny, flushed)
+    lost_below = max(recipe.type_at("storage").tiny, flushed)
     return row_floor(size, recipe) + np.where(np.any(finite & (y != 0), axis=-1), lost_below, 0.0), lost_below
 
 

@@ -13,7 +13,7 @@ from refdiff import layers
 from refdiff.backends import Ops, ops_for, overlay
 from refdiff.oracle.inputs import QK_WEIGHTS, VECTORS
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, sequences
-from refdiff.oracle.rounding import FORMATS
+from refdiff.oracle.rounding import U32
 from refdiff.oracle.rounding.evaluation_order import sum_error
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
@@ -31,18 +31,17 @@ from refdiff.oracle.truth.backward import sum_over_heads
 class TermRecorder:
     """Records the terms of sums in the backward pass: Σ g ⊙ A₂ V for λ, Σ g ⊙ x̂ for the norm's weight, and the sinks'.
 
-    sink_squares, lambda_squares, weight_squares: ‖terms‖² of sinks, of λ (of each sequence and token) and of weights.
-    sink_terms, lambda_terms, weight_terms: the number of terms of each sink, of all λ together, and of each weight.
-    token_sums: by name, ‖terms‖² of each sum over tokens outside the layers, and its number of terms.
+    lambda_squares: ‖terms‖² of λ, of each sequence and token; lambda_terms: the number of terms of all λ together.
+    sums: by the name of the input, ‖terms‖² of any other gradient, and the number of terms of each of its elements.
+    token_sums: those of `sums` that are added over tokens outside the layers.
     """
 
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
-        self.sink_squares = np.zeros(spec.query_heads)
         self.lambda_squares: list[Numpy] = []
-        self.weight_squares: list[Numpy] = []
-        self.sink_terms = self.lambda_terms = self.weight_terms = 0
-        self.token_sums: dict[str, tuple[Numpy, int]] = {}
+        self.lambda_terms = 0
+        self.sums: dict[str, tuple[Numpy, int]] = {}
+        self.token_sums: set[str] = set()
 
     def ops(self) -> Ops:
         """Return the layers that record their terms."""
@@ -72,19 +71,21 @@ class TermRecorder:
         if self._spec.sinks:
             mask, bias = masks
             s = AttentionOperands(q1, k1, q2, k2, v, lambda_, bias, mask, mask, **options)
-            self.sink_squares += sum_over_heads(self._spec, _sink_squares(g, s))
-            self.sink_terms += g.shape[0] * g.shape[2]
+            self._add("sinks", sum_over_heads(self._spec, _sink_squares(g, s)), g.shape[0] * g.shape[2])
 
     def _note_sum(self, terms: Numpy, name: str, per_head: bool) -> None:
         squares = sum_over_tokens(terms**2, name, per_head)
-        before, count = self.token_sums.get(name, (np.zeros(()), 0))
-        self.token_sums[name] = before + squares, count + terms.size // squares.size
+        self._add(name, squares, terms.size // squares.size)
+        self.token_sums.add(name)
 
     def _note_norm(self, g: Numpy, x: Numpy, weight: Numpy | None, eps: float) -> None:
         if weight is not None:
-            terms = g * layers.rms_norm(x, None, eps)
-            self.weight_squares.append(np.sum(terms.reshape(-1, x.shape[-1]) ** 2, axis=0))
-            self.weight_terms += terms.size // x.shape[-1]
+            terms = (g * layers.rms_norm(x, None, eps)).reshape(-1, x.shape[-1])
+            self._add("norm_weight", np.sum(terms**2, axis=0), len(terms))
+
+    def _add(self, name: str, squares: Numpy, count: int) -> None:
+        before, counted = self.sums.get(name, (0.0, 0))
+        self.sums[name] = before + squares, counted + count
 
 
 def _sink_squares(g: Numpy, s: AttentionOperands) -> Numpy:
@@ -118,27 +119,22 @@ def term_norms(spec: Spec, core: Inputs, recorder: TermRecorder, grads: dict[str
     parts = (part for part in sequences(core) if not part.is_empty)
     for part, square in zip(parts, recorder.lambda_squares, strict=True):
         squares[part.index] = square
-    found: dict[str, Numpy] = {}
-    token_norms = np.sqrt(squares)
-    if spec.sinks:
-        found["sinks"] = np.sqrt(recorder.sink_squares)
+    found = {name: np.sqrt(terms) for name, (terms, _) in recorder.sums.items()}
     if not spec.is_plain:
-        found |= _lambda_norms(spec, core, token_norms, grads["lambda_full"].ndim)
-    if recorder.weight_squares:
-        found["norm_weight"] = np.sqrt(np.sum(recorder.weight_squares, axis=0))
-    found |= {name: np.sqrt(squares) for name, (squares, _) in recorder.token_sums.items()}
+        found |= _lambda_norms(spec, core, np.sqrt(squares), grads["lambda_full"].ndim)
     for name in set(QK_WEIGHTS) & set(grads):
         # not recorded: terms of random sign have about the norm of their sum
         found[name] = np.asarray(math.sqrt(float(np.mean(grads[name] ** 2))))
     return found
 
 
-def term_counts(recorder: TermRecorder, grads: dict[str, Numpy]) -> dict[str, int]:
-    """Return the number of terms of gradients that kernels may sum one after another, by the names of the inputs."""
+def order_errors(recorder: TermRecorder, grads: dict[str, Numpy], recipe: Recipe) -> dict[str, float]:
+    """Return the errors of sums that kernels may add in any order, as shares of ‖terms‖₂, by the names of inputs."""
     of_lambda = recorder.lambda_terms // max(1, grads["lambda_full"].size) if "lambda_full" in grads else 0
-    found = dict.fromkeys(("lambda_full", "lambda_logits", *VECTORS), of_lambda)
-    found |= {"sinks": recorder.sink_terms, "norm_weight": recorder.weight_terms}
-    return found | {name: count for name, (_, count) in recorder.token_sums.items()}
+    counts = dict.fromkeys(("lambda_full", "lambda_logits", *VECTORS), of_lambda)
+    counts |= {name: count for name, (_, count) in recorder.sums.items()}
+    types = dict.fromkeys(recorder.token_sums, recipe.accumulate)
+    return {n: THRESHOLDS.sum_order * sum_error(k, types.get(n, "float32")) for n, k in counts.items() if k}
 
 
 def _lambda_norms(spec: Spec, core: Inputs, token_norms: Numpy, ndim: int) -> dict[str, Numpy]:
@@ -172,6 +168,16 @@ def _sigmoid(logits: Numpy) -> Numpy:
         return np.asarray(1 / (1 + np.exp(-logits)))
 
 
+def lambda_errors(inputs: Inputs, grads: dict[str, Numpy], recipe: Recipe) -> dict[str, Numpy]:
+    """Return what λ's own errors add to the gradients of its logits or vectors, by the names of the inputs."""
+    found: dict[str, Numpy] = {}
+    if "lambda_logits" in grads:
+        found["lambda_logits"] = sigmoid_error(inputs["lambda_logits"], grads["lambda_full"], recipe)
+    for q, k in (VECTORS[:2], VECTORS[2:]):
+        found |= {name: exponential_error(inputs[q], inputs[k], grads[name]) for name in (q, k) if name in grads}
+    return found
+
+
 def sigmoid_error(logits: Numpy, dlambda: Numpy, recipe: Recipe) -> Numpy:
     """Bound the error of the gradient of λ's logits that comes from rounding λ in the forward pass.
 
@@ -184,7 +190,7 @@ def sigmoid_error(logits: Numpy, dlambda: Numpy, recipe: Recipe) -> Numpy:
         logits (B, T, h), dlambda (B, h, T) -> (B, T, h)
     """
     sigma = _sigmoid(logits)
-    unit = FORMATS[recipe.lam or recipe.storage].u + 2 * FORMATS["float32"].u
+    unit = recipe.type_at("lam").u + 2 * U32
     return np.asarray(np.abs(np.moveaxis(dlambda, 1, 2) * (1 - 2 * sigma)) * sigma * unit)
 
 

@@ -18,7 +18,7 @@ from refdiff.backends import ops_for
 from refdiff.oracle.budget.statistics import root_mean_square
 from refdiff.oracle.inputs import VECTORS
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, sequences
-from refdiff.oracle.rounding import FORMATS
+from refdiff.oracle.rounding import FORMATS, U32
 from refdiff.oracle.rounding.evaluation_order import lambda_init_error
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
@@ -34,7 +34,6 @@ from refdiff.oracle.truth.attention_operands import (
 )
 from refdiff.oracle.truth.forward import broadcast_to_heads, operand_tiles, out_factor, split_norm_rows
 
-U32 = FORMATS["float32"].u
 CUT_OPERANDS = 4
 """Truncating both factors of a product costs up to 2 u each."""
 
@@ -65,13 +64,13 @@ def _dense_bounds(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
     s = attention_operands(spec, inputs, ops)
     lambda_ = np.abs(s.lambda_full)
     (o1, d1), (o2, d2) = (_tiled_map_error(spec, inputs, s, recipe, number) for number in (1, 2))
-    u_o = FORMATS[recipe.o or recipe.storage].u
+    u_o = recipe.type_at("o").u
     off = lambda_error(spec, inputs, recipe)
     heads = o1 - s.lambda_full * o2
     error = (
         d1 + lambda_ * d2 + off * (np.abs(o2) + d2) + 3 * u_o * (np.abs(o1) + lambda_ * np.abs(o2) + d1 + lambda_ * d2)
     )
-    error = error + 4 * FORMATS[recipe.o or recipe.storage].tiny
+    error = error + 4 * recipe.type_at("o").tiny
     heads, error = _normalize(spec, inputs, recipe, heads, error)
     factor = np.abs(out_factor(spec, inputs, ops))
     size, error = np.abs(factor * heads), factor * error
@@ -82,7 +81,7 @@ def _dense_bounds(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
     if spec.gate != "none":
         gate = np.abs(ops.activation(inputs["gate_logits"], spec.gate))
         size, error = gate * size, gate * error + 3 * recipe.u * gate * (size + error) + 4 * U32 * gate * size
-    error = error + 2 * recipe.u * (size + error) + FORMATS[recipe.storage].tiny
+    error = error + 2 * recipe.u * (size + error) + recipe.type_at("storage").tiny
     return root_mean_square(np.where(np.isfinite(error), error, np.finfo(np.float64).max / 2**600))
 
 
@@ -101,13 +100,13 @@ def score_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe
     z = scores(s, number)
     size = np.abs(q) @ np.swapaxes(np.abs(k), -1, -2) / math.sqrt(d)
     norms = np.sqrt(np.sum(q**2, -1))[..., :, None] * np.sqrt(np.sum(k**2, -1))[..., None, :] / math.sqrt(d)
-    sums = FORMATS[recipe.accumulate]
-    error = (gamma(d + 4, recipe.accumulate) + CUT_OPERANDS * recipe.operand_u + _scaling_error(recipe)) * size
+    sums = recipe.type_at("accumulate")
+    error = (gamma(d + 4, recipe.accumulate) + CUT_OPERANDS * recipe.operand_u + 3 * recipe.scaled_u) * size
     if recipe.scaled_q != "float32":
         lengths = np.sum(np.abs(q), axis=-1)[..., :, None] + np.sum(np.abs(k), axis=-1)[..., None, :]
-        error = error + FORMATS[recipe.scaled_q].tiny * lengths
+        error = error + recipe.type_at("scaled_q").tiny * lengths
     if spec.rope != "none":
-        error = error + 2 * math.sqrt(2) * (3 * FORMATS[recipe.rope or recipe.storage].u + _angle_error(inputs)) * norms
+        error = error + 2 * math.sqrt(2) * (3 * recipe.type_at("rope").u + _angle_error(inputs)) * norms
     if spec.qk_norm != "none":
         error = error + 2 * _norm_error(spec, inputs, recipe) * norms
     if spec.softcap is not None:
@@ -115,16 +114,11 @@ def score_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe
         of_tanh = 16 * U32 * (capped + spec.softcap) + recipe.tanh_error * capped
         error = error + of_tanh + _raw_score_error(spec, inputs, recipe)
     seen = np.abs(np.where(s.visible, z, 0.0))
-    form = FORMATS[recipe.qk]
+    form = recipe.type_at("qk")
     error = error + 4 * form.u * (seen + error) + 2 * form.tiny + d * sums.tiny
     # a score that overflows before it is scaled has no bound
     unscaled = size * math.sqrt(d) * max(1.0, 1.0 / query_factor(spec))
     return z, np.where(unscaled > min(form.top, sums.top), math.inf, error)
-
-
-def _scaling_error(recipe: Recipe) -> float:
-    """Bound the relative error of a product of q and k from storing them scaled."""
-    return 0.0 if recipe.scaled_q == "float32" else 3 * FORMATS[recipe.scaled_q].u
 
 
 def _norm_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> float:
@@ -133,13 +127,13 @@ def _norm_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> float:
     LayerNorm subtracts the mean, which may leave little more than rounding errors.
     """
     d = spec.head_dim
-    unit = gamma(d + 8) + 6 * FORMATS[recipe.norm].u + 3 * FORMATS[recipe.rope or recipe.storage].u
+    unit = gamma(d + 8) + 6 * recipe.type_at("norm").u + 3 * recipe.type_at("rope").u
     if spec.qk_norm == "rms":
         return unit
     rows = [np.where(np.isfinite(x), x, 0.0) for x in (inputs["q"], inputs["k"])]
     left = [np.sqrt(np.mean(center(x) ** 2, axis=-1) + spec.qk_norm_eps) for x in rows]
     lost = max(float(np.max(root_mean_square(x) / y, initial=1.0)) for x, y in zip(rows, left, strict=True))
-    return unit + (gamma(d + 4) + 2 * FORMATS[recipe.norm].u) * lost
+    return unit + (gamma(d + 4) + 2 * recipe.type_at("norm").u) * lost
 
 
 def _raw_score_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> float:
@@ -147,12 +141,12 @@ def _raw_score_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> float:
     q, k = prepare_qk(spec, inputs, ops_for())
     longest = [float(np.sqrt(np.max(np.sum(x**2, axis=-1), initial=0.0))) for x in (q * query_factor(spec), k)]
     d = spec.head_dim
-    part = gamma(d + 4, recipe.accumulate) + 4 * FORMATS[recipe.qk].u
-    part += CUT_OPERANDS * recipe.operand_u + _scaling_error(recipe)
+    part = gamma(d + 4, recipe.accumulate) + 4 * recipe.type_at("qk").u
+    part += CUT_OPERANDS * recipe.operand_u + 3 * recipe.scaled_u
     off = (
         part * longest[0] * longest[1] / math.sqrt(d)
-        + 2 * FORMATS[recipe.qk].tiny
-        + d * FORMATS[recipe.accumulate].tiny
+        + 2 * recipe.type_at("qk").tiny
+        + d * recipe.type_at("accumulate").tiny
     )
     return min(off, 2 * float(spec.softcap or 0.0))
 
@@ -179,7 +173,7 @@ def _map_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe,
     exp_error = 4 * U32 * far + 4 * U32 + (2.0**-21 if recipe.exp == "ex2approx" else 0.0)
     with np.errstate(over="ignore"):
         ratio = np.expm1(off + np.max(off, axis=-1, keepdims=True) + exp_error + np.max(exp_error, -1, keepdims=True))
-    form = FORMATS[recipe.p or recipe.storage]
+    form = recipe.type_at("p")
     ratio = ratio + 3 * form.u + gamma(3 * S + 8, recipe.accumulate) + CUT_OPERANDS * recipe.operand_u
     with np.errstate(invalid="ignore"):
         dp = np.where(raw > 0, np.minimum(ratio * p, 1.0), np.minimum(np.where(s.visible, ratio, 0.0), 1.0) * 2.0**-149)
@@ -187,16 +181,16 @@ def _map_error(spec: Spec, inputs: Inputs, s: AttentionOperands, recipe: Recipe,
     size = np.abs(s.v)
     most = np.max(np.where(np.any(s.visible, -2, keepdims=True).swapaxes(-1, -2), size, 0.0), axis=-2, keepdims=True)
     out = p @ s.v
-    error = dp @ size + (S * FORMATS[recipe.accumulate].tiny)
+    error = dp @ size + (S * recipe.type_at("accumulate").tiny)
     error = np.minimum(error, 2 * most * np.any(s.visible, axis=-1, keepdims=True) * 1.01)
-    return out, error + FORMATS[recipe.o or recipe.storage].u * (np.abs(out) + error)
+    return out, error + recipe.type_at("o").u * (np.abs(out) + error)
 
 
 def lambda_error(spec: Spec, inputs: Inputs, recipe: Recipe) -> Numpy:
     """Bound the error of λ, rounded at every step, the products of its vectors included."""
     ops = ops_for()
     exact = compute_lambda(spec, inputs, ops)
-    u = FORMATS[recipe.lam or recipe.storage].u
+    u = recipe.type_at("lam").u
     off = (2 * u + 8 * U32) * np.abs(exact)
     if spec.lambda_form != "exp":
         return off
@@ -213,7 +207,7 @@ def _normalize(spec: Spec, inputs: Inputs, recipe: Recipe, x: Numpy, error: Nump
     if spec.norm == "none":
         return x, error
     (rows, back), off = split_norm_rows(spec, x), split_norm_rows(spec, error)[0]
-    n, u_n, u_o = rows.shape[-1], FORMATS[recipe.norm].u, FORMATS[recipe.o or recipe.storage].u
+    n, u_n, u_o = rows.shape[-1], recipe.type_at("norm").u, recipe.type_at("o").u
     if spec.norm == "layer":
         size = np.abs(rows) + off
         off = off + np.mean(off, axis=-1, keepdims=True)
@@ -226,7 +220,7 @@ def _normalize(spec: Spec, inputs: Inputs, recipe: Recipe, x: Numpy, error: Nump
         y = np.where(root > 0, rows / np.where(root > 0, root, 1.0), 0.0)
         dy = np.where(least > 0, (off + np.abs(y) * shift) / np.where(least > 0, least, 1.0), np.inf)
     # where the sum of squares overflows, a row becomes 0
-    lost = 2 * np.sum(rows**2, axis=-1, keepdims=True) > min(FORMATS[recipe.norm].top, FORMATS["float32"].top)
+    lost = 2 * np.sum(rows**2, axis=-1, keepdims=True) > min(recipe.type_at("norm").top, FORMATS["float32"].top)
     dy = np.where(lost, np.inf, dy)
     # the length of a normalized row is at most √n
     dy = np.minimum(dy, np.abs(y) + math.sqrt(n)) + (6 * u_n + gamma(n + 8) + 3 * u_o) * (

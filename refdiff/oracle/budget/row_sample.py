@@ -33,7 +33,7 @@ from refdiff.backends import Ops, ops_for, overlay
 from refdiff.oracle.budget.statistics import root_mean_square, safe_ratio
 from refdiff.oracle.inputs import VECTORS, is_layer
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, select, sequences
-from refdiff.oracle.rounding import FORMATS
+from refdiff.oracle.rounding import U32
 from refdiff.oracle.rounding.evaluation_order import RMS_ROUNDING, sum_error
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
@@ -78,10 +78,9 @@ class RowSizes:
             added
         """
         recipe = self.recipe
-        u = {site: FORMATS[getattr(recipe, site)].u for site in ("p", "o", "storage", "accumulate")}
-        u32 = FORMATS["float32"].u
+        u = {site: recipe.type_at(site).u for site in ("p", "o", "storage", "accumulate")}
         sum_variance = sum_error(self.core["k"].shape[2], recipe.accumulate) ** 2
-        weight_variance = RMS_ROUNDING**2 * (u["p"] ** 2 + ROUNDINGS * u32**2 + recipe.operand_u**2) + sum_variance
+        weight_variance = RMS_ROUNDING**2 * (u["p"] ** 2 + ROUNDINGS * U32**2 + recipe.operand_u**2) + sum_variance
         output_variance = RMS_ROUNDING**2 * (ROUNDINGS * u["o"] ** 2 + (4 * u["accumulate"]) ** 2 + recipe.operand_u**2)
         score_variance = self._score_unit() ** 2
         first, second = (
@@ -94,7 +93,7 @@ class RowSizes:
 
     def _lambda_error(self) -> Numpy:
         """Estimate the error of λ, from its own rounding and those of its exponentials and dot products."""
-        u = RMS_ROUNDING * FORMATS[self.recipe.lam or self.recipe.storage].u
+        u = RMS_ROUNDING * self.recipe.type_at("lam").u
         squares = (u * self.lambdas) ** 2
         if self.spec.lambda_form == "exp":
             q1, k1, q2, k2 = (self.core[name] for name in VECTORS)
@@ -111,22 +110,19 @@ class RowSizes:
         except for low frequencies, which are most of them.
         """
         spec, core, recipe = self.spec, self.core, self.recipe
-        u32, T, S = FORMATS["float32"].u, core["q"].shape[2], core["k"].shape[2]
+        T, S = core["q"].shape[2], core["k"].shape[2]
         position = np.abs(core.get("q_positions", np.arange(S - T, S)[None]))[:, None]
-        storage = FORMATS[recipe.rope or recipe.storage].u
-        rope = 0.0 if spec.rope == "none" else storage**2 + (u32 * position / 8) ** 2
+        storage = recipe.type_at("rope").u
+        rope = 0.0 if spec.rope == "none" else storage**2 + (U32 * position / 8) ** 2
         rope = rope if spec.qk_norm == "none" else rope + storage**2
-        scaled = 0.0 if recipe.scaled_q == "float32" else FORMATS[recipe.scaled_q].u
-        operands = ROUNDINGS**2 * (rope + recipe.operand_u**2 + scaled**2)
-        sums = (sum_error(spec.head_dim, recipe.accumulate) / RMS_ROUNDING) ** 2 + 2 * (ROUNDINGS * u32) ** 2
-        stored = ROUNDINGS * FORMATS[recipe.qk].u ** 2 + recipe.tanh_error**2
+        operands = ROUNDINGS**2 * (rope + recipe.operand_u**2 + recipe.scaled_u**2)
+        sums = (sum_error(spec.head_dim, recipe.accumulate) / RMS_ROUNDING) ** 2 + 2 * (ROUNDINGS * U32) ** 2
+        stored = ROUNDINGS * recipe.type_at("qk").u ** 2 + recipe.tanh_error**2
         return np.asarray(RMS_ROUNDING * np.sqrt(operands + sums + stored + 0 * position) / spec.head_dim)
 
     def is_first_order(self, expected: Numpy) -> Numpy:
         """Return where the first order holds: score errors are small, and nothing is near overflow (a factor of 4)."""
-        tops = {
-            site: FORMATS[getattr(self.recipe, site)].top / 4 for site in ("qk", "accumulate", "o", "storage", "norm")
-        }
+        tops = {site: self.recipe.type_at(site).top / 4 for site in ("qk", "accumulate", "o", "storage", "norm")}
         with np.errstate(invalid="ignore"):
             small = self._score_unit() * self.reach < THRESHOLDS.linear_score_error
             small &= (

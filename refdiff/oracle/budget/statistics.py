@@ -48,7 +48,7 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.oracle.rounding import FORMATS, round_to
+from refdiff.oracle.rounding import FORMATS, U32, round_to
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.thresholds import THRESHOLDS, Limits
 
@@ -124,7 +124,7 @@ def common_factor(
     if not counted.any():
         return None
     found = np.where(counted, found, 0.0)
-    least = FORMATS[storage].u ** 2 / (12 * expected.shape[-1]) + FORMATS["float32"].u ** 2
+    least = FORMATS[storage].u ** 2 / (12 * expected.shape[-1]) + U32**2
     alike = _rows_alike(round_to(expected, storage), counted)
     weights, variance = _estimator(found, alike, least)
     labels = np.arange(len(runs)) if groups is None else np.asarray(groups)
@@ -317,14 +317,14 @@ def _slope_statistic(actual: Numpy, counted: Numpy, budget: RowBudget) -> Statis
 def slope_limit(budget: RowBudget) -> float:
     """Return the limit of the slope statistic: that of correct kernels, and at least a few float32 roundings."""
     limit = budget.limits.slope * (budget.slope + THRESHOLDS.storage_slope * budget.u)
-    return max(limit, THRESHOLDS.compute_slope * FORMATS["float32"].u)
+    return max(limit, THRESHOLDS.compute_slope * U32)
 
 
 def factor_limit(budget: RowBudget) -> float:
     """Return the limit of the factor statistic; 0 if the tensor has none."""
     if budget.factor is None:
         return 0.0
-    return budget.limits.factor * budget.factor.spread + THRESHOLDS.compute_slope * FORMATS["float32"].u
+    return budget.limits.factor * budget.factor.spread + THRESHOLDS.compute_slope * U32
 
 
 def element_allowance(budget: RowBudget, rows: Numpy, size: Numpy) -> Numpy:
@@ -334,7 +334,7 @@ def element_allowance(budget: RowBudget, rows: Numpy, size: Numpy) -> Numpy:
 
 def row_floor(size: Numpy, recipe: Recipe) -> Numpy:
     """Return the least E_r of rows of this size: the rounding of a stored result or of one float32 operation."""
-    floor: Numpy = max(THRESHOLDS.storage_floor * recipe.u, THRESHOLDS.compute_floor * FORMATS["float32"].u) * size
+    floor: Numpy = max(THRESHOLDS.storage_floor * recipe.u, THRESHOLDS.compute_floor * U32) * size
     return floor
 
 

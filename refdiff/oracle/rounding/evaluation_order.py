@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.oracle.rounding import FORMATS, round_to, truncate_to
+from refdiff.oracle.rounding import FORMATS, U32, round_to, truncate_to
 from refdiff.oracle.rounding.recipe import Recipe
 
 Numpy = np.ndarray[Any, Any]
@@ -104,7 +104,7 @@ def lambda_init_error(start: float) -> float:
         has an error of 0.2 u, and the difference is rounded once. 1 − λ_init inherits the error: at λ_init = 0.8 the
         relative error of 0.2 is five times as large.
     """
-    return FORMATS["float32"].u * (abs(start) + 4.0 * abs(0.8 - start) + 0.2)
+    return U32 * (abs(start) + 4.0 * abs(0.8 - start) + 0.2)
 
 
 def sum_error(n: int, name: str = "float32") -> float:
@@ -113,6 +113,10 @@ def sum_error(n: int, name: str = "float32") -> float:
     Each partial sum is rounded, and the k-th has grown as √k.
     """
     return RMS_ROUNDING * FORMATS[name].u * math.sqrt(1 + n / 4)
+
+
+SAVED, GATE = 1, 2
+"""Random streams of `Arithmetic.perturb`."""
 
 
 class Arithmetic:
@@ -128,9 +132,7 @@ class Arithmetic:
 
     def __init__(self, recipe: Recipe, order: Order, query_factor: float = 1.0) -> None:
         self.recipe, self.order, self.query_factor = recipe, order, query_factor
-        self._random = np.random.default_rng(order.noise)
-        self._forward_random = np.random.default_rng([order.noise, 1])
-        self._gate_random = np.random.default_rng([order.noise, 2])
+        self._streams = [np.random.default_rng(seed) for seed in (order.noise, [order.noise, 1], [order.noise, 2])]
         self.raw_score_error: Numpy | None = None
         self.capped_errors: tuple[Numpy, ...] = ()
 
@@ -172,21 +174,18 @@ class Arithmetic:
             np.copyto(x, 0.0, where=np.abs(x) < SMALLEST_NORMAL)
         return x
 
-    def _sign(self, x: Numpy, random: np.random.Generator | None = None) -> Numpy:
+    def _sign(self, x: Numpy, stream: int = 0) -> Numpy:
         """Return a random sign for each element; with `alike`, equal numbers get equal signs."""
-        return (_signs_by_value if self.order.alike else _signs)(x, random or self._random)
+        return (_signs_by_value if self.order.alike else _signs)(x, self._streams[stream])
 
-    def perturb(self, x: Numpy, error: Numpy) -> Numpy:
-        """Return x with an error of this size and a random sign if the order has noise, else x."""
-        return x + self._sign(x) * error if self.order.noise else x
+    def perturb(self, x: Numpy, error: Numpy, stream: int = 0) -> Numpy:
+        """Return x with an error of this size and a random sign if the order has noise, else x.
 
-    def perturb_forward(self, x: Numpy, error: Numpy) -> Numpy:
-        """Like `perturb`, for values saved from the forward pass; its own generator leaves other errors unchanged."""
-        return x + self._sign(x, self._forward_random) * error if self.order.noise else x
-
-    def perturb_gate(self, x: Numpy, error: Numpy) -> Numpy:
-        """Like `perturb_forward`, for the sigmoid of a gate."""
-        return x + self._sign(x, self._gate_random) * error if self.order.noise else x
+        Args:
+            stream: `SAVED` for values saved from the forward pass, `GATE` for the sigmoid of a gate: streams of their
+                own leave other errors unchanged.
+        """
+        return x + self._sign(x, stream) * error if self.order.noise else x
 
     def round_float32(self, x: Numpy) -> Numpy:
         """Return x with the random error of one float32 operation if the order has noise, else x."""
@@ -218,7 +217,7 @@ class Arithmetic:
             if self.order.noise:
                 off = np.sqrt(np.matmul(a * a, b * b))
                 off *= sum_error(n, sums)
-                off *= _signs(total, self._random)  # equal terms, too, may be added in different orders
+                off *= _signs(total, self._streams[0])  # equal terms, too, may be added in different orders
                 total += off
             return self._partial_sum(total)
 
@@ -226,7 +225,7 @@ class Arithmetic:
         """Round a partial sum kept in 16 bits. With noise, `product` adds one error for all, and only ∞ is set here."""
         if self.recipe.accumulate == "float32":
             return x
-        form = FORMATS[self.recipe.accumulate]
+        form = self.recipe.type_at("accumulate")
         return (
             np.where(np.abs(x) > form.top, np.copysign(np.inf, x), x)
             if self.order.noise
@@ -240,8 +239,8 @@ class Arithmetic:
         if not self.order.noise:
             return total
         # this one number affects a whole row, so its error must not happen to be near 0
-        spread = max(self.u(site), 4 * FORMATS["float32"].u) * np.sqrt(np.sum(terms * terms, axis=-1, keepdims=True))
-        total += self._sign(total) * (spread + FORMATS["float32"].u * np.abs(total))
+        spread = max(self.u(site), 4 * U32) * np.sqrt(np.sum(terms * terms, axis=-1, keepdims=True))
+        total += self._sign(total) * (spread + U32 * np.abs(total))
         return total
 
     def exp(self, x: Numpy, offset: Numpy) -> Numpy:
@@ -269,7 +268,7 @@ class Arithmetic:
 
     def u(self, site: str) -> float:
         """Unit roundoff at `site`."""
-        return FORMATS[getattr(self.recipe, site)].u
+        return self.recipe.type_at(site).u
 
 
 def _signs(x: Numpy, random: np.random.Generator) -> Numpy:

@@ -49,6 +49,9 @@ FORMATS = {
     "float16": Format(11, -14, 15),
 }
 
+U32 = FORMATS["float32"].u
+"""Unit roundoff of float32."""
+
 _EXPONENT: dict[str, np.unsignedinteger[Any]] = {"d": np.uint64(0x7FF0_0000_0000_0000), "f": np.uint32(0x7F80_0000)}
 _BITS = {"d": 53, "f": 24}
 

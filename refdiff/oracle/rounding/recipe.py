@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.messages import did_you_mean
-from refdiff.oracle.rounding import FORMATS
+from refdiff.oracle.rounding.number_formats import FORMATS, Format
 
 ALIASES = {
     "fp32": "float32",
@@ -122,12 +122,21 @@ class Recipe:
     @property
     def u(self) -> float:
         """Unit roundoff of the storage type: 2⁻²⁴, 2⁻⁸ or 2⁻¹¹."""
-        return FORMATS[self.storage].u
+        return self.type_at("storage").u
+
+    def type_at(self, site: str) -> Format:
+        """Return the number type of the field `site`, such as "o"."""
+        return FORMATS[getattr(self, site)]
 
     @property
     def operand_u(self) -> float:
         """Unit roundoff of the factors of products where they are cut (`matmul`); 0 where they are not."""
         return 0.0 if self.matmul == "ieee" else FORMATS[self.matmul].u
+
+    @property
+    def scaled_u(self) -> float:
+        """Unit roundoff of q · scale where it is stored in 16 bits (`scaled_q`); 0 where it is not."""
+        return 0.0 if self.scaled_q == "float32" else self.type_at("scaled_q").u
 
     @property
     def tanh_error(self) -> float:

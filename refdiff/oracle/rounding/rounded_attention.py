@@ -15,8 +15,8 @@ import numpy as np
 
 from refdiff.layers import causal_mask
 from refdiff.layers.diff_attention import split_maps, sum_to
-from refdiff.oracle.rounding import FORMATS
-from refdiff.oracle.rounding.evaluation_order import RMS_ROUNDING, Arithmetic
+from refdiff.oracle.rounding import U32
+from refdiff.oracle.rounding.evaluation_order import RMS_ROUNDING, SAVED, Arithmetic
 
 Numpy = np.ndarray[Any, Any]
 ZERO = np.float32(0)
@@ -206,8 +206,8 @@ def _recompute_weights(arith: Arithmetic, z: Numpy, q: Numpy, k: Numpy, capped_e
     if order.noise:
         product_error = _largest_score_error(arith, z, q, k, capped_error)
         # `exp` rounds both its arguments, with an error of either sign: three times as much cannot cancel
-        rounding = RMS_ROUNDING * FORMATS["float32"].u * np.maximum(np.abs(largest), np.abs(lse))
-        lse = arith.perturb_forward(lse, np.hypot(product_error, 3 * rounding))
+        rounding = RMS_ROUNDING * U32 * np.maximum(np.abs(largest), np.abs(lse))
+        lse = arith.perturb(lse, np.hypot(product_error, 3 * rounding), SAVED)
     return arith.exp(z, arith.array(lse))
 
 
@@ -219,7 +219,7 @@ def _largest_score_error(arith: Arithmetic, z: Numpy, q: Numpy, k: Numpy, capped
         return found
     highest = np.take_along_axis(k, np.argmax(z, axis=-1)[..., None], axis=2)
     sums = np.cumsum(q * highest, axis=-1) / math.sqrt(q.shape[-1])
-    error: Numpy = RMS_ROUNDING * FORMATS[arith.recipe.accumulate].u * np.sqrt(np.sum(sums**2, axis=-1))
+    error: Numpy = RMS_ROUNDING * arith.recipe.type_at("accumulate").u * np.sqrt(np.sum(sums**2, axis=-1))
     return error[..., None]
 
 

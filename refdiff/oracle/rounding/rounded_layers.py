@@ -12,8 +12,8 @@ import numpy as np
 from refdiff import layers
 from refdiff.backends import Ops, ops_for, overlay
 from refdiff.oracle.mistakes import Mistake, wrap
-from refdiff.oracle.rounding import FORMATS
-from refdiff.oracle.rounding.evaluation_order import RMS_ROUNDING, Arithmetic, Order, sum_error
+from refdiff.oracle.rounding import FORMATS, U32
+from refdiff.oracle.rounding.evaluation_order import GATE, RMS_ROUNDING, Arithmetic, Order, sum_error
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.rounding.rounded_attention import rounded_attention, rounded_attention_vjp, scores
 
@@ -93,7 +93,7 @@ def _frequencies(arith: Arithmetic, *args: Any, **options: Any) -> Any:
     if not arith.order.noise:
         return frequencies.astype(np.float32).astype(np.float64).tolist(), scale
     units = np.sqrt(2.0 + np.log(frequencies) ** 2)
-    noisy = arith.perturb(frequencies, RMS_ROUNDING * FORMATS["float32"].u * units * frequencies)
+    noisy = arith.perturb(frequencies, RMS_ROUNDING * U32 * units * frequencies)
     return np.where(frequencies == 1, 1.0, noisy).tolist(), scale
 
 
@@ -202,7 +202,7 @@ def _softcap(arith: Arithmetic, z: Numpy, cap: float) -> Numpy:
         slope = 1 - np.tanh(z / cap) ** 2
         error = np.where(slope > 0, arith.raw_score_error, 0.0) * slope
         arith.capped_errors = (*arith.capped_errors[-1:], error)
-    return arith.perturb(arith.tanh(z / cap) * cap, np.asarray(FORMATS["float32"].u * cap))
+    return arith.perturb(arith.tanh(z / cap) * cap, np.asarray(U32 * cap))
 
 
 def _round_scaled(arith: Arithmetic, q: Numpy, k: Numpy, scale: float) -> tuple[Numpy, Numpy]:
@@ -230,7 +230,7 @@ def _raw_scores(arith: Arithmetic, q: Numpy, k: Numpy) -> Numpy:
         n = q.shape[-1]
         walk = np.sqrt(np.matmul(q * q, np.swapaxes(k * k, -1, -2)) / n)
         steady = np.abs(z) * math.sqrt(n / 3)
-        unit = RMS_ROUNDING * FORMATS[arith.recipe.accumulate].u
+        unit = RMS_ROUNDING * arith.recipe.type_at("accumulate").u
         arith.raw_score_error = unit * np.hypot(walk * math.sqrt(n / 2), steady)
     return z
 
@@ -266,7 +266,7 @@ def _activation_vjp(arith: Arithmetic, g: Numpy, x: Numpy, name: str) -> tuple[N
     sigma = np.asarray(layers.activation(arith.array(x), name))
     if arith.order.noise:
         unit = FORMATS[arith.recipe.storage if arith.order.stored else "float32"].u
-        sigma = arith.perturb_gate(sigma, RMS_ROUNDING * math.hypot(unit, FORMATS["float32"].u) * sigma)
+        sigma = arith.perturb(sigma, RMS_ROUNDING * math.hypot(unit, U32) * sigma, GATE)
     else:
         sigma = arith.round_if_eager(sigma, "storage")
     return (_float64(arith.array(g) * sigma * (1 - sigma)),)
