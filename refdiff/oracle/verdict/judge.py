@@ -46,7 +46,6 @@ def judge_rows(name: str, actual: Numpy, budget: RowBudget) -> TensorVerdict:
         ValueError: `actual` has another shape.
     """
     check_shape(name, actual.shape, budget.expected.shape)
-    actual = np.asarray(actual, dtype=np.float64)
     found = statistics(actual, budget)
     broken = [s for s in found if not s.holds]
     wrong = _wrong_rows(actual, budget) if broken else np.zeros(budget.rows.shape, dtype=np.bool_)
@@ -192,15 +191,9 @@ def judge_sums(name: str, actual: Numpy, expected: Numpy, allowed: Numpy) -> Ten
     Shapes:
         actual and expected the same; allowed broadcastable to them
     """
-    check_shape(name, actual.shape, expected.shape)
-    actual = np.asarray(actual, dtype=np.float64)
-    known = np.isfinite(np.broadcast_to(allowed, expected.shape))
-    ratio = np.where(known, _error_ratio(actual, expected, allowed), 0.0)
-    s = largest("sum", ratio, 1.0, "|e| / (3 u ‖terms‖₂ + 2 ulp)")
-    reasons, notes = [], []
-    if not known.all():
-        notes.append(_overflow_note(known))
-    elif np.any(expected) and np.all(np.abs(expected) <= allowed):
+    s, notes = _largest_error(name, actual, expected, allowed, "sum", "|e| / (3 u ‖terms‖₂ + 2 ulp)")
+    reasons = []
+    if not notes and np.any(expected) and np.all(np.abs(expected) <= allowed):
         notes.append("it is no larger than the error of correct kernels may be: zeros would pass too")
     if not s.holds:
         at = s.at or ()
@@ -224,14 +217,9 @@ def judge_lse(
     Shapes:
         all (B, h, T), in the unit of `expected`
     """
-    check_shape(name, actual.shape, expected.shape)
-    actual = np.asarray(actual, dtype=np.float64)
-    known = np.isfinite(np.broadcast_to(allowed, expected.shape))
-    ratio = np.where(known, _error_ratio(actual, expected, allowed), 0.0)
-    s = largest("lse", ratio, 1.0, "|e| / (logit error + u |lse|)")
+    s, notes = _largest_error(name, actual, expected, allowed, "lse", "|e| / (logit error + u |lse|)")
     if s.holds:
-        notes = () if known.all() else (_overflow_note(known),)
-        return TensorVerdict(name, INCONCLUSIVE if notes else PASS, (s,), (), notes)
+        return TensorVerdict(name, INCONCLUSIVE if notes else PASS, (s,), (), tuple(notes))
     at = s.at or ()
     mine, right = _format_distinct(float(actual[at]), float(expected[at]))
     reason = f"is {mine} at {place('b h t', at)}, the truth {right}"
@@ -280,9 +268,15 @@ def other_conventions(spec: Spec, core: Inputs, name: str) -> dict[str, Numpy]:
     return sums
 
 
-def _overflow_note(known: Numpy) -> str:
-    """Say how many numbers have an infinite allowance, and so were not judged."""
-    return f"correct kernels overflow in {int(np.sum(~known))} of {known.size} numbers, which were not judged"
+def _largest_error(
+    name: str, actual: Numpy, expected: Numpy, allowed: Numpy, statistic: str, what: str
+) -> tuple[Statistic, list[str]]:
+    """Return the largest ratio of an error to its allowance, and a note if some allowances are infinite."""
+    check_shape(name, actual.shape, expected.shape)
+    known = np.isfinite(np.broadcast_to(allowed, expected.shape))
+    ratio = np.where(known, _error_ratio(actual, expected, allowed), 0.0)
+    overflows = f"correct kernels overflow in {int(np.sum(~known))} of {known.size} numbers, which were not judged"
+    return largest(statistic, ratio, 1.0, what), [] if known.all() else [overflows]
 
 
 def _error_ratio(actual: Numpy, expected: Numpy, allowed: Numpy) -> Numpy:
