@@ -14,6 +14,11 @@ from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 
+
+class KernelError(Exception):
+    """A call failed: the kernel raised, changed its inputs or returned no output; the message says which."""
+
+
 NO_RETURN = "the kernel returned None; is `return` missing?"
 
 

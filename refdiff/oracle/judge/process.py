@@ -22,6 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 import refdiff
+from refdiff.oracle.inputs.outputs import KernelError
 from refdiff.oracle.judge import child, confine
 
 Numpy = np.ndarray[Any, Any]
@@ -41,10 +42,6 @@ MOST_AXES = 32
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 SUBREAPER = 36
 """PR_SET_CHILD_SUBREAPER of Linux: orphaned descendants become children of the process that sets it."""
-
-
-class KernelError(Exception):
-    """One call failed: the kernel raised, changed its inputs or returned no output."""
 
 
 class ProcessError(KernelError):

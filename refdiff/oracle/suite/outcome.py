@@ -16,9 +16,17 @@ import numpy as np
 from refdiff.messages import did_you_mean
 from refdiff.oracle.cases.fixed import Case
 from refdiff.oracle.inputs import DATA, gradient_names
-from refdiff.oracle.inputs.outputs import NO_RETURN, adapt_kernel, drop_nones, dtype_warnings, read_output, takes_dout
+from refdiff.oracle.inputs.outputs import (
+    NO_RETURN,
+    KernelError,
+    adapt_kernel,
+    drop_nones,
+    dtype_warnings,
+    read_output,
+    takes_dout,
+)
 from refdiff.oracle.rounding.recipe import Recipe
-from refdiff.oracle.suite.relations import DeclinedError, UnreadableError
+from refdiff.oracle.suite.relations import DeclinedError
 from refdiff.oracle.verdict.check import check
 
 
@@ -76,10 +84,6 @@ def check_kernel(name: str) -> None:
     except Exception as error:
         what = f"{type(error).__name__}: {error}"
         raise ValueError(f"REFDIFF_KERNEL: got {name!r}, which cannot be imported: {what}") from error
-
-
-class KernelError(Exception):
-    """A kernel raised an exception or returned None; the message has the exception and the line."""
 
 
 def wrap_errors(kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -189,7 +193,7 @@ def judge_relation(name: str, recipe: Recipe, relation: Callable[..., str], case
         except DeclinedError as reason:
             skipped = str(reason)
             continue
-        except (UnreadableError, KernelError) as error:
+        except KernelError as error:
             return Outcome("fail", f"{case.name}: {error}")
         return Outcome("fail", f"{relation.__doc__} {case.name}: {wrong}") if wrong else Outcome("pass")
     return Outcome("skip", skipped)

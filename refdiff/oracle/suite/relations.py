@@ -17,7 +17,7 @@ from refdiff.oracle.budget.budget import Budget, budget
 from refdiff.oracle.budget.statistics import LIMITS, root_mean_square, safe_ratio
 from refdiff.oracle.cases.structure import relaid, strided_view
 from refdiff.oracle.inputs import shapes
-from refdiff.oracle.inputs.outputs import read_output, require_out
+from refdiff.oracle.inputs.outputs import KernelError, read_output, require_out
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
@@ -32,16 +32,12 @@ class DeclinedError(Exception):
     """The kernel does not support these inputs, or the relation does not apply to this spec."""
 
 
-class UnreadableError(Exception):
-    """The kernel returned something that is no output."""
-
-
 def run(kernel: Kernel, spec: Spec, inputs: Inputs, *, copy: bool = True) -> Numpy:
     """Call a kernel on copies of its inputs, or on themselves, and return its output in float64.
 
     Raises:
         DeclinedError: the kernel returned `NotImplemented`, or a mapping without `out`.
-        UnreadableError: the kernel returned something that is no output.
+        KernelError: the kernel returned something that is no output.
     """
     found = kernel(spec, {name: np.array(x) for name, x in inputs.items()} if copy else inputs)
     if found is NotImplemented:
@@ -51,7 +47,7 @@ def run(kernel: Kernel, spec: Spec, inputs: Inputs, *, copy: bool = True) -> Num
     try:
         return require_out(found, "the relation").astype(np.float64)
     except (TypeError, ValueError) as error:
-        raise UnreadableError(f"what the kernel returned cannot be compared: {error}") from error
+        raise KernelError(f"what the kernel returned cannot be compared: {error}") from error
 
 
 def same_twice(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
@@ -107,7 +103,7 @@ def _judge_gradients(kernel: Kernel, spec: Spec, inputs: Inputs, dout: Numpy, al
     try:
         return allowed.judge(grads)
     except (TypeError, ValueError) as error:
-        raise UnreadableError(f"what the kernel returned cannot be compared: {error}") from error
+        raise KernelError(f"what the kernel returned cannot be compared: {error}") from error
 
 
 def past_unmoved(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> str:
