@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Limits:
-    """The largest value that each statistic of a tensor may have (`refdiff.oracle.budget.statistics`).
+class RowLimits:
+    """The largest value that each statistic of a tensor judged by rows may have (`refdiff.oracle.budget.statistics`).
 
     row: of 27,000 correct runs (seeds 3000 to 3019 of the self-test) two reached 3.1 and 3.5, with torch and JAX. In a
         row that one rounding decides, all ten runs behind E_r may happen to have small errors.
@@ -107,8 +107,8 @@ class Thresholds:
         error_growth: largest growth of the relative error from one point to the next where the rounding is unknown.
     """
 
-    limits: Limits = Limits()
-    wrong_limits: Limits = Limits(row=4.5, noisy_row=5.75, bulk=2.0, element=4.5, slope=12.0, factor=12.0)
+    limits: RowLimits = RowLimits()
+    wrong_limits: RowLimits = RowLimits(row=4.5, noisy_row=5.75, bulk=2.0, element=4.5, slope=12.0, factor=12.0)
     """Looser limits for naming a mistake: in which order a wrong kernel rounds, and where, is unknown."""
 
     storage_floor: float = 0.29

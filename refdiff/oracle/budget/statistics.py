@@ -50,7 +50,7 @@ import numpy as np
 
 from refdiff.oracle.rounding import FORMATS, U32, round_to
 from refdiff.oracle.rounding.recipe import Recipe
-from refdiff.oracle.thresholds import THRESHOLDS, Limits
+from refdiff.oracle.thresholds import THRESHOLDS, RowLimits
 
 Numpy = np.ndarray[Any, Any]
 
@@ -181,7 +181,7 @@ class RowBudget:
     relative_to: str = "row"
     factor: CommonFactor | None = None
     sampled: Numpy | None = None
-    limits: Limits = LIMITS
+    limits: RowLimits = LIMITS
 
     @property
     def u(self) -> float:

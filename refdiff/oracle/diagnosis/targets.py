@@ -34,7 +34,7 @@ from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS, Order
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.rounding.rounded_layers import rounded_mistakes
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.thresholds import THRESHOLDS, Limits
+from refdiff.oracle.thresholds import THRESHOLDS, RowLimits
 from refdiff.oracle.truth.attention_operands import padded_queries, zero_padded
 from refdiff.oracle.truth.forward import forward
 from refdiff.oracle.verdict.judge import judge_rows
@@ -83,7 +83,7 @@ class Target:
         return Target(exact, actual, y, rows, budget.recipe, allowed=allowed)
 
     @cached_property
-    def limits(self) -> Limits:
+    def limits(self) -> RowLimits:
         """The limits of a candidate. If only statistics of the whole tensor fail, these keep the limits of `check`."""
         if not self.fails_as_tensor:
             return WRONG_LIMITS

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from refdiff.oracle import Budget, Recipe
-from refdiff.oracle.thresholds import Limits
+from refdiff.oracle.thresholds import RowLimits
 from refdiff.oracle.verdict.verdict import Verdict
 from tests.oracle.selftest import one_case as module
 from tests.oracle.selftest.one_case import one_case
@@ -27,7 +27,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "settings", some)
 
 
-def _judge_by(monkeypatch: pytest.MonkeyPatch, limits: Limits) -> None:
+def _judge_by(monkeypatch: pytest.MonkeyPatch, limits: RowLimits) -> None:
     """Let all budgets judge rows by these limits."""
     judge = module.Budget.judge
 
@@ -69,7 +69,7 @@ def _killed(table: Table) -> float:
 
 @pytest.mark.usefixtures("few")
 def test_a_tester_that_lets_pass_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    _judge_by(monkeypatch, Limits(row=1e9, bulk=1e9, element=1e9, slope=1e9, factor=1e9))
+    _judge_by(monkeypatch, RowLimits(row=1e9, bulk=1e9, element=1e9, slope=1e9, factor=1e9))
     table = one_case(43, Recipe("float16"), "natural", "float16")
     assert not table.holds
     assert _killed(table) < 0.9, "the hard bound, the masks and the sums are left"
@@ -99,7 +99,7 @@ def test_a_budget_that_allows_too_much_does_not_make_mutants_unidentifiable(monk
 
 @pytest.mark.usefixtures("few")
 def test_a_tester_that_refuses_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    _judge_by(monkeypatch, Limits(row=0.1, bulk=0.1))
+    _judge_by(monkeypatch, RowLimits(row=0.1, bulk=0.1))
     table = one_case(44, Recipe("float16"), "natural", "float16")
     assert not table.holds
     assert len(table.refusals) == table.total(rule="rows").refused == 10, "log-sum-exps have another rule"
