@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from refdiff.layers.softmax import broadcasts_to
+
 Array = Any
 
 
@@ -22,12 +24,6 @@ def fits(q1: Array, k1: Array, q2: Array, k2: Array, v: Array) -> bool:
         and k1.size > 0
         and v.size > 0
     )
-
-
-def broadcasts_to(x: Array, shape: tuple[int, ...]) -> bool:
-    """Return whether `x` broadcasts to `shape` without enlarging it."""
-    axes = (1,) * (len(shape) - x.ndim) + x.shape
-    return len(axes) == len(shape) and all(m in (1, n) for m, n in zip(axes, shape, strict=True))
 
 
 def masks_fit(masks: tuple[Array | None, ...], maps: int, shape: tuple[int, int, int, int]) -> bool:

@@ -47,12 +47,17 @@ def check_mask(name: str, mask: Array, shape: tuple[int, ...]) -> None:
     check_broadcast(name, "mask", mask, shape)
 
 
+def broadcasts_to(x: Array, shape: tuple[int, ...]) -> bool:
+    """Return whether `x` broadcasts to `shape` without enlarging it."""
+    axes = (1,) * (len(shape) - x.ndim) + tuple(x.shape)
+    return len(axes) == len(shape) and all(m in (1, n) for m, n in zip(axes, shape, strict=True))
+
+
 def check_broadcast(name: str, what: str, x: Array, shape: tuple[int, ...]) -> None:
     """Raise ValueError unless `x` broadcasts to `shape`, and not `shape` to `x`."""
     if not hasattr(x, "ndim"):
         raise ValueError(f"{name}: {what}: got {x!r}, expected an array; one number is an array of shape ()")
-    padded = (1,) * (len(shape) - x.ndim) + tuple(x.shape)
-    if len(padded) != len(shape) or any(m not in (1, n) for m, n in zip(padded, shape, strict=True)):
+    if not broadcasts_to(x, shape):
         raise ValueError(f"{name}: {what}: got shape {tuple(x.shape)}, expected one that broadcasts to {shape}")
 
 

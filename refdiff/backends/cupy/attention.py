@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.arrays import Array, namespace
-from refdiff.backends.attention_inputs import broadcasts_to, by_map, fits, masks_fit
+from refdiff.backends.attention_inputs import by_map, fits, masks_fit
 from refdiff.backends.cupy.device import NUMBERS, Runtime
 from refdiff.backends.cupy.geometry import (
     Tiles,
@@ -22,6 +22,7 @@ from refdiff.backends.cupy.geometry import (
 from refdiff.backends.cupy.norm import scaled_norm
 from refdiff.layers.diff_attention import sum_to
 from refdiff.layers.plain_heads import concat_heads
+from refdiff.layers.softmax import broadcasts_to
 
 AXES = np.dtype([(name, np.int64) for name in ("batch", "head", "row", "key")])
 """`Axes` of attention.cuh: distances in elements between neighbours along an axis, 0 where all share one."""

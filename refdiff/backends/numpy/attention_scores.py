@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.backends.attention_inputs import broadcasts_to, by_map, fits, masks_fit
+from refdiff.backends.attention_inputs import by_map, fits, masks_fit
 from refdiff.backends.numpy.gemm_blocks import multiply_keys
 from refdiff.backends.numpy.layout import FloatArray, cut, same_dtype
 from refdiff.backends.numpy.tuning import Tuning
+from refdiff.layers.softmax import broadcasts_to
 
 Map = tuple[FloatArray, FloatArray, NDArray[Any] | None, NDArray[Any] | None]
 """A map's q (B, H, T, d), k (B, K, S, d), mask and bias."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from refdiff.layers.softmax import broadcasts_to
 from refdiff.messages import did_you_mean
 from refdiff.oracle.inputs import BOOLEANS, INTEGERS, VECTORS, is_layer, options, shapes
 from refdiff.oracle.inputs.arrays import any_array, is_float
@@ -153,7 +154,10 @@ def check_inputs(spec: Spec, inputs: Mapping[str, Any]) -> dict[str, int]:
         if name in inputs:
             if "cu_seqlens_q" in inputs or "k_pages" in inputs:
                 raise ValueError(f"{name}: packed and paged sequences have causal and window alone")
-            _check_broadcast(name, tuple(inputs[name].shape), (full["B"], full["h"], full["T"], full["S"]))
+            if not broadcasts_to(inputs[name], shape := tuple(full[axis] for axis in "BhTS")):
+                raise ValueError(
+                    f"{name} has shape {tuple(inputs[name].shape)}, which does not broadcast to (B, h, T, S) = {shape}"
+                )
     if spec.lambda_form == "given" and tuple(inputs["lambda_full"].shape) not in (
         allowed := ((), (spec.heads,), (full["B"], spec.heads, full["T"]))
     ):
@@ -256,12 +260,6 @@ def _length_hint(axis: str, shape: tuple[int, ...], axes: list[str], known: dict
     if axis == "d" and n == 2 * spec.head_dim:
         return ": head_dim is the width of one map's heads, half of an output head"
     return ""
-
-
-def _check_broadcast(name: str, shape: tuple[int, ...], full: tuple[int, ...]) -> None:
-    padded = (1,) * (len(full) - len(shape)) + shape
-    if len(padded) != len(full) or any(m not in (1, n) for m, n in zip(padded, full, strict=True)):
-        raise ValueError(f"{name} has shape {shape}, which does not broadcast to (B, h, T, S) = {full}")
 
 
 def _check_tables(inputs: Mapping[str, Any], known: dict[str, int]) -> None:
