@@ -136,24 +136,14 @@ def finite_bias(inputs: dict[str, Numpy]) -> Numpy | None:
     return None if bias is None else np.where(np.isneginf(bias), 0.0, bias)
 
 
-def is_plain_causal(spec: Spec, inputs: dict[str, Numpy]) -> bool:
-    """Whether the spec's causal mask is that of the layers' `causal=True`; they refuse more queries than keys."""
-    return spec.causal == "bottom_right" and bool(inputs["q"].shape[2] <= inputs["k"].shape[2])
-
-
 def center(x: Numpy) -> Numpy:
     """Subtract the mean of each row. LayerNorm is this and then RMSNorm. It is linear and symmetric: its own VJP."""
     y: Numpy = x - np.mean(x, axis=-1, keepdims=True)
     return y
 
 
-def round_if_eager(x: Numpy, site: str) -> Numpy:
-    """Return x; rounded layers round it as `Arithmetic.round_if_eager` does."""
-    return x
-
-
-def round_at(x: Numpy, site: str) -> Numpy:
-    """Return x; rounded layers round it as `Arithmetic.round_at` does."""
+def unrounded(x: Numpy, site: str) -> Numpy:
+    """Return x; rounded layers round it as `Arithmetic.round_at` and `Arithmetic.round_if_eager` do."""
     return x
 
 
@@ -199,19 +189,16 @@ def sum_over_tokens(terms: Numpy, name: str, per_head: bool) -> Numpy:
 
 
 EXTRA_OPS: dict[str, Callable[..., Any]] = {
-    f.__name__: f
-    for f in (
-        center,
-        round_if_eager,
-        round_at,
-        softcap,
-        round_scaled,
-        raw_scores,
-        raw_scores_vjp,
-        qk_norm,
-        qk_norm_vjp,
-        sum_over_tokens,
-    )
+    "center": center,
+    "round_if_eager": unrounded,
+    "round_at": unrounded,
+    "softcap": softcap,
+    "round_scaled": round_scaled,
+    "raw_scores": raw_scores,
+    "raw_scores_vjp": raw_scores_vjp,
+    "qk_norm": qk_norm,
+    "qk_norm_vjp": qk_norm_vjp,
+    "sum_over_tokens": sum_over_tokens,
 }
 
 
@@ -389,7 +376,7 @@ def compute_lambda(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
 
 def layer_mask(spec: Spec, inputs: Inputs) -> tuple[Numpy | None, bool]:
     """Return `mask` and `causal` for a layer; a causal mask that the layer can make itself is left to it."""
-    if not is_plain_causal(spec, inputs):
+    if spec.causal != "bottom_right" or inputs["q"].shape[2] > inputs["k"].shape[2]:  # else the layers make it
         return attention_mask(spec, inputs), False
     hides = np.isneginf(inputs["bias"]).any() if "bias" in inputs else False
     if spec.window is None and "key_mask" not in inputs and "mask" not in inputs and not hides:

@@ -9,6 +9,7 @@ import numpy as np
 
 from refdiff.backends import Ops
 from refdiff.layers.diff_attention import split_maps, sum_to
+from refdiff.layers.plain_heads import concat_heads, split_heads
 from refdiff.oracle.inputs import QK_WEIGHTS, VECTORS, is_layer
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, Sequence, scatter, sequences
 from refdiff.oracle.spec import Spec
@@ -67,11 +68,11 @@ def backward(spec: Spec, inputs: Inputs, dout: Numpy, ops: Ops) -> dict[str, Num
         )
     if not is_layer(inputs):
         return _core_gradients(spec, core, dout, ops)
-    flat = np.moveaxis(forward(spec, core, ops), 1, 2).reshape(B, T, spec.heads * spec.out_dim)
+    flat = concat_heads(forward(spec, core, ops))
     grads: dict[str, Numpy] = {}
     dflat, *parameters = ops.linear_vjp(dout, flat, inputs["o_proj.weight"], inputs.get("o_proj.bias"))
     _store_projection(grads, inputs, "o_proj", parameters)
-    grads |= _core_gradients(spec, core, np.moveaxis(dflat.reshape(B, T, spec.heads, spec.out_dim), 2, 1), ops)
+    grads |= _core_gradients(spec, core, split_heads(dflat, spec.out_dim), ops)
     return _projections_vjp(grads, inputs, ops)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from refdiff.backends import Ops, ops_for, overlay
 from refdiff.layers.diff_heads_paper import interleave_heads
+from refdiff.layers.plain_heads import concat_heads, split_heads
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, sequences
 from refdiff.oracle.spec import Spec
@@ -51,7 +52,7 @@ def forward(spec: Spec, inputs: Inputs, ops: Ops | None = None) -> Numpy:
     core = project(spec, inputs, ops)
     out = np.zeros(out_shape(spec, core))
     for part in sequences(core):
-        out[part.index] = dense_heads(spec, part.inputs, ops)
+        out[part.index] = apply_gate(spec, _scaled_heads(spec, part.inputs, ops), part.inputs, ops)
     return zero_padded(padded_queries(spec, inputs), project_output(out, inputs, ops) if is_layer(inputs) else out)
 
 
@@ -70,26 +71,18 @@ def project(spec: Spec, inputs: Inputs, ops: Ops) -> Inputs:
     core = {n: y for n, y in inputs.items() if not n.startswith("x") and "_proj." not in n}
     for name, of, width in (("q", x, spec.head_dim), ("k", past, spec.head_dim), ("v", past, spec.value_dim)):
         y = ops.linear(of, inputs[f"{name}_proj.weight"], inputs.get(f"{name}_proj.bias"))
-        core[name] = np.moveaxis(y.reshape(*y.shape[:2], y.shape[2] // width, width), 1, 2)
+        core[name] = split_heads(y, width)
     if spec.lambda_form == "sigmoid":
         core["lambda_logits"] = ops.linear(x, inputs["lambda_proj.weight"])
     if spec.gate != "none":
-        y = ops.linear(x, inputs["gate_proj.weight"])
-        core["gate_logits"] = np.moveaxis(y.reshape(*y.shape[:2], spec.heads, spec.out_dim), 1, 2)
+        core["gate_logits"] = split_heads(ops.linear(x, inputs["gate_proj.weight"]), spec.out_dim)
     return core
 
 
 def project_output(out: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
     """Concatenate the heads and apply `o_proj`: (B, h, T, e) to (B, T, D)."""
-    B, h, T, e = out.shape
-    flat = np.moveaxis(out, 1, 2).reshape(B, T, h * e)
-    result: Numpy = ops.linear(flat, inputs["o_proj.weight"], inputs.get("o_proj.bias"))
+    result: Numpy = ops.linear(concat_heads(out), inputs["o_proj.weight"], inputs.get("o_proj.bias"))
     return result
-
-
-def dense_heads(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
-    """Compute the heads of dense core inputs with norm, scale and gate: (B, h, T, e)."""
-    return apply_gate(spec, _scaled_heads(spec, inputs, ops), inputs, ops)
 
 
 def apply_gate(spec: Spec, heads: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
@@ -102,6 +95,7 @@ def apply_gate(spec: Spec, heads: Numpy, inputs: Inputs, ops: Ops) -> Numpy:
 
 
 def _scaled_heads(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
+    """Compute the heads of dense core inputs with norm and scale: (B, h, T, e)."""
     if inputs["k"].shape[2] == 0 or 0 in inputs["q"].shape:
         nothing = np.full(out_shape(spec, inputs), math.nan if spec.masked_rows == "nan" else 0.0)
         return normalize_and_scale(spec, nothing, inputs, ops)
@@ -120,7 +114,7 @@ def _scaled_heads(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
     else:
         weight = inputs["norm_weight"]
         flat = ops.diff_heads_paper(*heads.values(), weight, lambda_init(spec, ops), spec.norm_eps, **options)
-    return _split_heads(spec, inputs, flat)
+    return split_heads(flat, spec.out_dim)
 
 
 def _paper_order_heads(spec: Spec, s: AttentionOperands, inputs: Inputs, ops: Ops) -> Numpy:
@@ -134,7 +128,7 @@ def _paper_order_heads(spec: Spec, s: AttentionOperands, inputs: Inputs, ops: Op
     flat = ops.diff_heads_paper(
         q, k, s.v, s.lambda_full, weight, init, spec.norm_eps, mask, bias, causal=s.causal, ops=parts
     )
-    heads = _split_heads(spec, inputs, flat)
+    heads = split_heads(flat, spec.out_dim)
     if spec.masked_rows == "nan":
         heads = np.where(np.any(s.visible, axis=-1, keepdims=True), heads, math.nan)
     return heads
@@ -150,11 +144,6 @@ def _interleave_maps(x: Numpy | None, heads: int) -> Numpy | None:
 def has_plain_norm(spec: Spec) -> bool:
     """Whether the norm is RMSNorm of each head, without a bias and without weights per head."""
     return (spec.norm, spec.norm_over) == ("rms", "head") and not spec.norm_bias and not spec.norm_per_head
-
-
-def _split_heads(spec: Spec, inputs: Inputs, flat: Numpy) -> Numpy:
-    B, h, T, e = out_shape(spec, inputs)
-    return np.moveaxis(flat.reshape(B, T, h, e), 1, 2)
 
 
 def matching_layer(spec: Spec, inputs: Inputs) -> str | None:
@@ -229,8 +218,7 @@ def split_norm_rows(spec: Spec, heads: Numpy) -> tuple[Numpy, Callable[[Numpy], 
         return heads, lambda y: y
     if spec.norm_over == "half_head":
         return heads.reshape(B, h, T, 2, e // 2), lambda y: y.reshape(B, h, T, e)
-    flat = np.moveaxis(heads, 1, 2).reshape(B, T, h * e)
-    return flat, lambda y: np.moveaxis(y.reshape(B, T, h, e), 2, 1)
+    return concat_heads(heads), lambda y: split_heads(y, e)
 
 
 Tile = Callable[..., Numpy]
