@@ -145,50 +145,54 @@ def races_from_64_keys_on(spec: Spec, inputs: Inputs) -> Any:
     return out * np.float32(1 + 1e-7 * (calls()[0] % 2)) if _sizes(inputs)[2] > 64 else out
 
 
-def _gradients(spec: Spec, inputs: Inputs, dout: Any) -> dict[str, Any]:
-    return dict(dense_with_gradients(spec, inputs, dout))
+def _in_the_backward(wrong: Callable[[Spec, Inputs, Any], Any]) -> Callable[..., Any]:
+    """Right without `dout`."""
+
+    def kernel(spec: Spec, inputs: Inputs, dout: Any = None) -> Any:
+        return right(spec, inputs) if dout is None else wrong(spec, inputs, dout)
+
+    return kernel
 
 
-def gradients_of_nothing(spec: Spec, inputs: Inputs, dout: Any = None) -> Any:
+@_in_the_backward
+def gradients_of_nothing(spec: Spec, inputs: Inputs, dout: Any) -> Any:
     """Overwrites `dout` with zeros, and gives the gradients of that."""
-    if dout is None:
-        return right(spec, inputs)
     dout[...] = 0
-    return _gradients(spec, inputs, dout)
+    return dense_with_gradients(spec, inputs, dout)
 
 
-def gradients_without_the_last_causal_tile(spec: Spec, inputs: Inputs, dout: Any = None) -> Any:
+@_in_the_backward
+def gradients_without_the_last_causal_tile(spec: Spec, inputs: Inputs, dout: Any) -> Any:
     """Tiles of 32: the backward pass skips a tile of keys that fewer than 16 queries of a whole tile see."""
     if not _is_dense(inputs):
         return NotImplemented
-    if dout is None:
-        return right(spec, inputs)
 
     def without_the_last(start: Any, end: Any, S: int) -> Any:
         last = end // 32 * 32
         return np.where((last > 0) & (last > start + 16), last, end)
 
-    found, wrong = (_gradients(spec, x, dout) for x in (inputs, _hidden(inputs, 32, without_the_last)))
+    found, wrong = (dense_with_gradients(spec, x, dout) for x in (inputs, _hidden(inputs, 32, without_the_last)))
     return {**found, **{name: wrong[name] for name in ("dq", "dk", "dv")}}
 
 
-def gradients_left_out(spec: Spec, inputs: Inputs, dout: Any = None) -> Any:
-    found = right(spec, inputs) if dout is None else _gradients(spec, inputs, dout)
-    return found if dout is None else {name: x for name, x in found.items() if name != "dk"}
+@_in_the_backward
+def gradients_left_out(spec: Spec, inputs: Inputs, dout: Any) -> Any:
+    found = dense_with_gradients(spec, inputs, dout)
+    return {name: x for name, x in found.items() if name != "dk"}
 
 
-def lambda_gradients_left_out(spec: Spec, inputs: Inputs, dout: Any = None) -> Any:
-    found = right(spec, inputs) if dout is None else _gradients(spec, inputs, dout)
-    return found if dout is None else {name: x for name, x in found.items() if not name.startswith("dlambda")}
+@_in_the_backward
+def lambda_gradients_left_out(spec: Spec, inputs: Inputs, dout: Any) -> Any:
+    found = dense_with_gradients(spec, inputs, dout)
+    return {name: x for name, x in found.items() if not name.startswith("dlambda")}
 
 
 def _lambda_gradients(factors: Callable[[float, float, float], tuple[float, ...]]) -> Callable[..., Any]:
     """The gradients of λ's vectors times factors that depend on its exponentials and on λ itself."""
 
-    def kernel(spec: Spec, inputs: Inputs, dout: Any = None) -> Any:
+    @_in_the_backward
+    def kernel(spec: Spec, inputs: Inputs, dout: Any) -> Any:
         found = dense_with_gradients(spec, inputs, dout)
-        if dout is None or found is NotImplemented:
-            return found
         q1, k1, q2, k2 = (inputs[name].astype(np.float64) for name in VECTORS)
         first, second = float(np.exp(q1 @ k1)), float(np.exp(q2 @ k2))
         by = factors(first, second, first - second + 0.8 - 0.6 * float(np.exp(-0.3 * spec.layer)))
@@ -206,18 +210,16 @@ lambda_gradients_without_their_exponentials = _lambda_gradients(
 lambda_gradients_of_the_first_map = _lambda_gradients(lambda first, second, lambda_: (-lambda_,) * 4)
 
 
-def gradients_of_contiguous_dout(spec: Spec, inputs: Inputs, dout: Any = None) -> Any:
+@_in_the_backward
+def gradients_of_contiguous_dout(spec: Spec, inputs: Inputs, dout: Any) -> Any:
     """Reads any other `dout` as zeros."""
-    if dout is None:
-        return right(spec, inputs)
-    return _gradients(spec, inputs, dout if dout.flags.c_contiguous else np.zeros_like(dout))
+    return dense_with_gradients(spec, inputs, dout if dout.flags.c_contiguous else np.zeros_like(dout))
 
 
-def gradients_that_race(spec: Spec, inputs: Inputs, dout: Any = None) -> Any:
-    if dout is None:
-        return right(spec, inputs)
+@_in_the_backward
+def gradients_that_race(spec: Spec, inputs: Inputs, dout: Any) -> Any:
     calls()[0] += 1
-    found = _gradients(spec, inputs, dout)
+    found = dense_with_gradients(spec, inputs, dout)
     return {**found, "dq": found["dq"] * np.float32(1 + 1e-6 * (calls()[0] % 2))}
 
 
