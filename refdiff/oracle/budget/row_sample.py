@@ -31,7 +31,7 @@ import numpy as np
 
 from refdiff.backends import Ops, ops_for, overlay
 from refdiff.oracle.budget.statistics import root_mean_square, safe_ratio
-from refdiff.oracle.inputs import VECTORS, is_layer
+from refdiff.oracle.inputs import VECTORS, kind_of
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, select, sequences
 from refdiff.oracle.rounding import U32
 from refdiff.oracle.rounding.evaluation_order import RMS_ROUNDING, sum_error
@@ -181,17 +181,13 @@ def _sizes(
         found.append((sums[..., 0], sums[..., 1] * query_norms, query_norms * longest))
     weights, scores, reach = (np.stack(x) for x in zip(*found, strict=True))
     second = (maps[1].reshape(B, K, H // K * T, S) @ v).reshape(B, H, T, e)
-    outputs = np.stack([_norm(heads + lambda_ * second), _norm(second)])
+    outputs = np.linalg.norm(np.stack([heads + lambda_ * second, second]), axis=-1)
     lambdas = np.broadcast_to(np.abs(lambda_ if lambda_.ndim == 0 else lambda_[..., 0]), (B, H, T))
     values = np.broadcast_to(np.max(np.abs(v), initial=0.0), (B, H, T))
     return {
-        "weights": weights, "scores": scores, "outputs": outputs, "heads": _norm(heads), "lambdas": lambdas,
-        "reach": np.max(reach, axis=0), "values": values,
+        "weights": weights, "scores": scores, "outputs": outputs, "heads": np.linalg.norm(heads, axis=-1),
+        "lambdas": lambdas, "reach": np.max(reach, axis=0), "values": values,
     }  # fmt: skip
-
-
-def _norm(x: Numpy) -> Numpy:
-    return np.asarray(np.sqrt(np.sum(x**2, axis=-1)))
 
 
 FIRST_QUERIES, LAST_QUERIES, WORST_QUERIES = 8, 4, 16
@@ -215,15 +211,12 @@ class RowSample:
         return result
 
 
-def is_dense(spec: Spec, inputs: Inputs) -> bool:
-    """Whether row errors can be estimated: for dense core inputs with queries and keys, all of them judged."""
-    is_other = is_layer(inputs) or "k_pages" in inputs or "cu_seqlens_q" in inputs
-    return not is_other and spec.padded_queries == "computed" and bool(inputs["q"].size and inputs["k"].size)
-
-
 def is_large(spec: Spec, inputs: Inputs) -> bool:
-    """Whether a sample of queries saves time: for a dense core with many scores and many more queries than a sample."""
-    if not is_dense(spec, inputs):
+    """Whether a sample of queries saves time: for a dense core with many scores and many more queries than a sample.
+
+    All queries must be judged.
+    """
+    if kind_of(inputs) != "dense" or spec.padded_queries != "computed":
         return False
     B, _, T, _ = inputs["q"].shape
     scores = B * spec.heads * T * inputs["k"].shape[2]
