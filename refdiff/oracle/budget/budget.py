@@ -220,34 +220,34 @@ def budget(
     if dout is not None:
         dout = round_to(read_output(dout, "dout").astype(np.float64), recipe.storage)
     right = truth(spec, exact, dout=dout, want=("out",), ops=recorder.ops())
-    expected = {"out": np.asarray(right.out), **{f"d{name}": g for name, g in right.grads.items()}}
     runs = run_members(spec, exact, recipe, members, dout)
-    rows = LAYER_ROW_AXES if is_layer(exact) else ROW_AXES
-    tensors, sums = {}, {}
+    tensors = {"out": _out_budget(spec, exact, recipe, np.asarray(right.out), [run["out"] for run in runs])}
+    sums = {}
+    axes = LAYER_ROW_AXES if is_layer(exact) else ROW_AXES
     norms = term_norms(spec, project(spec, exact, ops_for()), recorder, right.grads) if right.grads else {}
     any_order, of_lambda = order_errors(recorder, right.grads, recipe), lambda_errors(exact, right.grads, recipe)
-    for name, y in expected.items():
+    for of, y in right.grads.items():
+        name = f"d{of}"
         found = [run[name] for run in runs]
-        if name in rows or "_proj." in name:
-            hard = None
-            if name == "out" and not is_layer(exact):
-                hard = bounds(spec, exact, recipe)
-            divisor = _norm_weight(spec, exact) if name == "out" else None
-            factor = exact.get({"dq": "k", "dk": "q"}.get(name, ""))
+        if name in axes or "_proj." in name:
+            factor = exact.get({"q": "k", "k": "q"}.get(of, ""))
             flushed_times = 0.0 if factor is None else float(np.max(np.abs(factor), initial=0.0))
-            tensors[name] = _row_budget(name, y, found, hard, recipe, rows.get(name, "row"), divisor, flushed_times)
-            if name == "out" and not is_layer(exact) and spec.padded_queries == "computed":
-                tensors[name] = _raise_lucky_rows(tensors[name], spec, exact, recipe)
+            tensors[name] = _row_budget(name, y, found, None, recipe, axes.get(name, "row"), None, flushed_times)
         else:
-            norm, order_error = norms.get(name[1:], np.asarray(0.0)), any_order.get(name[1:], 0.0)
-            allowed = _sum_allowance(y, found, norm, order_error, recipe)
-            sums[name] = (y, allowed + of_lambda.get(name[1:], 0.0))
+            allowed = _sum_allowance(y, found, norms.get(of, np.asarray(0.0)), any_order.get(of, 0.0), recipe)
+            sums[name] = (y, allowed + of_lambda.get(of, 0.0))
     return Budget(spec, exact, recipe, members, tensors, sums)
 
 
-def _raise_lucky_rows(found: RowBudget, spec: Spec, inputs: Inputs, recipe: Recipe) -> RowBudget:
-    """Raise E_r of an output where it is small by chance, to `least_row_error`."""
-    least = least_row_error(spec, inputs, recipe, found.expected, found.rows)
+def _out_budget(spec: Spec, inputs: Inputs, recipe: Recipe, y: Numpy, runs: list[Numpy]) -> RowBudget:
+    """Return the budget of an output: of a core with the hard bound, and with E_r of at least `least_row_error`."""
+    if is_layer(inputs):
+        return _row_budget("out", y, runs, None, recipe, LAYER_ROW_AXES["out"])
+    divisor = _norm_weight(spec, inputs)
+    found = _row_budget("out", y, runs, bounds(spec, inputs, recipe), recipe, ROW_AXES["out"], divisor)
+    if spec.padded_queries != "computed":
+        return found
+    least = least_row_error(spec, inputs, recipe, y, found.rows)
     return replace(found, rows=np.maximum(found.rows, np.minimum(least, found.bounds)))
 
 
@@ -261,9 +261,7 @@ def _sampled_budget(spec: Spec, inputs: Inputs, recipe: Recipe, members: int) ->
         return None
     small_spec, small_inputs = select_queries(spec, inputs, queries)
     runs = [run["out"] for run in run_members(small_spec, small_inputs, recipe, members, None)]
-    hard, divisor = bounds(small_spec, small_inputs, recipe), _norm_weight(spec, inputs)
-    sampled = _row_budget("out", y[:, :, queries], runs, hard, recipe, ROW_AXES["out"], divisor)
-    sampled = _raise_lucky_rows(sampled, small_spec, small_inputs, recipe)
+    sampled = _out_budget(small_spec, small_inputs, recipe, y[:, :, queries], runs)
     known = scale_estimates(estimate, queries, sampled.rows, ~sampled.doubtful)
     if known is None:
         return None
@@ -286,8 +284,8 @@ def _fill_sampled(sampled: Numpy, queries: Numpy, others: Numpy) -> Numpy:
 
 
 def _norm_weight(spec: Spec, inputs: Inputs) -> Numpy | float | None:
-    """Return the weight of the norm that makes the rows of the output; None if there is no norm, or it has zeros."""
-    if is_layer(inputs) or not has_plain_norm(spec) or spec.gate != "none":
+    """Return the weight of the norm that makes the rows of a core's output; None without a norm, or if it has zeros."""
+    if not has_plain_norm(spec) or spec.gate != "none":
         return None
     weight = inputs.get("norm_weight", 1.0)
     return weight if np.all(weight) else None
