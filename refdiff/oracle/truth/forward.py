@@ -114,7 +114,8 @@ def _scaled_heads(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
     else:
         weight = inputs["norm_weight"]
         flat = ops.diff_heads_paper(*heads.values(), weight, lambda_init(spec, ops), spec.norm_eps, **options)
-    return split_heads(flat, spec.out_dim)
+    scaled: Numpy = split_heads(flat, spec.out_dim)
+    return scaled
 
 
 def _paper_order_heads(spec: Spec, s: AttentionOperands, inputs: Inputs, ops: Ops) -> Numpy:
@@ -128,7 +129,7 @@ def _paper_order_heads(spec: Spec, s: AttentionOperands, inputs: Inputs, ops: Op
     flat = ops.diff_heads_paper(
         q, k, s.v, s.lambda_full, weight, init, spec.norm_eps, mask, bias, causal=s.causal, ops=parts
     )
-    heads = split_heads(flat, spec.out_dim)
+    heads: Numpy = split_heads(flat, spec.out_dim)
     if spec.masked_rows == "nan":
         heads = np.where(np.any(s.visible, axis=-1, keepdims=True), heads, math.nan)
     return heads

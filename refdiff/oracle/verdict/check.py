@@ -57,11 +57,10 @@ def check(
     judged = outputs if isinstance(outputs, Mapping) else {"out": outputs}
     types = dtype_warnings({name: x for name, x in judged.items() if name in allowed.tensors}, allowed.recipe)
     dimensions = () if isinstance(given_spec, Spec) else (describe_preset(given_spec, spec),)
-    verdict = replace(verdict, notes=(*verdict.notes, *types, *dimensions))
+    notes = [*verdict.notes, *types, *dimensions]
     if dout is not None and not any(name.startswith("d") for name in verdict.tensors):
-        note = "dout was given, but no gradient was judged"
-        verdict = replace(verdict, notes=(*verdict.notes, note))
-    return verdict
+        notes.append("dout was given, but no gradient was judged")
+    return replace(verdict, notes=tuple(notes))
 
 
 def _check_out_shape(actual: Any, spec: Spec, inputs: Mapping[str, Any]) -> None:
