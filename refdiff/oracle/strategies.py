@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from refdiff.oracle.cases.fixed import PROFILES, Case, resolve_profile
 from refdiff.oracle.cases.structure import LAYOUTS, PADDING, Structure, relaid
-from refdiff.oracle.cases.values import ALIASES, draw
+from refdiff.oracle.cases.values import draw
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.presets import PRESETS, merge_preset
 
@@ -132,7 +132,7 @@ def cases(
         return Case(f"{name}-{structure.sizes}-{dtype}-{seed}", name, seed, dtype, spec, structure, inputs)
 
     def of_profile(name: str) -> Any:
-        name = ALIASES.get(name, name)
+        name = resolve_profile(name)
         return st.builds(make, st.just(name), structures(name, longest=longest), any_spec, any_seed, any_dtype)
 
     return st.one_of([of_profile(name) for name in PROFILES]) if profile is None else of_profile(profile)

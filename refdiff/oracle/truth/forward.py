@@ -102,18 +102,15 @@ def _scaled_heads(spec: Spec, inputs: Inputs, ops: Ops) -> Numpy:
     name = matching_layer(spec, inputs)
     if name is None:
         return _paper_order_heads(spec, attention_operands(spec, inputs, ops), inputs, ops)
-    (q, k), v = prepare_qk(spec, inputs, ops), join_values(spec, inputs["v"], ops)
+    q, k = prepare_qk(spec, inputs, ops)
+    v = zero_unseen(join_values(spec, inputs["v"], ops), attention_mask(spec, inputs))
     mask, causal = layer_mask(spec, inputs)
-    seen = attention_mask(spec, inputs)
-    heads = {"q": q, "k": k, "v": zero_unseen(v, seen), "lambda_": compute_lambda(spec, inputs, ops)}
-    options = {"mask": mask, "bias": finite_bias(inputs), "causal": causal, "ops": ops}
-    if name == "diff_heads_v2":
-        flat = ops.diff_heads_v2(*heads.values(), **options)
-    elif name == "diff_heads_hf":
-        flat = ops.diff_heads_hf(*heads.values(), lambda_init(spec, ops), spec.norm_eps, **options)
-    else:
-        weight = inputs["norm_weight"]
-        flat = ops.diff_heads_paper(*heads.values(), weight, lambda_init(spec, ops), spec.norm_eps, **options)
+    norm = () if name == "diff_heads_v2" else (lambda_init(spec, ops), spec.norm_eps)
+    weight = (inputs["norm_weight"],) if name == "diff_heads_paper" else ()
+    flat = getattr(ops, name)(
+        *(q, k, v, compute_lambda(spec, inputs, ops), *weight, *norm),
+        mask=mask, bias=finite_bias(inputs), causal=causal, ops=ops,
+    )  # fmt: skip
     scaled: Numpy = split_heads(flat, spec.out_dim)
     return scaled
 
@@ -301,9 +298,6 @@ def _slice_broadcast(x: Any, rows: slice, keys: slice, T: int, S: int) -> Any:
 def operand_tiles(s: AttentionOperands) -> Iterator[AttentionOperands]:
     """Yield the operands of tiles of queries, each with all keys and an explicit mask."""
     (B, H, T, _), S = s.q1.shape, s.k1.shape[2]
-    if B * H * S * T <= TILE_SCORES:
-        yield s
-        return
     for rows in query_tiles(B * H * S, T):
         visible = s.visible[:, :, rows]
         part = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from refdiff.oracle.budget.statistics import Statistic
@@ -66,7 +66,7 @@ class Verdict:
 
     tensors: dict[str, TensorVerdict]
     recipe: str
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     @property
     def status(self) -> str:
