@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.oracle import Spec
+from refdiff.oracle.budget.statistics import RowBudget
 from refdiff.oracle.inputs import shapes
 from refdiff.oracle.spec.presets import PRESETS
 
@@ -51,3 +52,9 @@ def cut_out(inputs: dict[str, Any], queries: slice, keys: slice) -> dict[str, An
     along = {"q": queries, "gate_logits": queries, "k": keys, "v": keys}
     part = {name: x[:, :, along[name]] if name in along else x for name, x in inputs.items()}
     return {name: x[:, queries] if name == "lambda_logits" else x for name, x in part.items()}
+
+
+def row_budget(y: np.ndarray, e: float = 1e-3, storage: str = "float32", slope: float = 0.0) -> RowBudget:
+    """The budget of a truth (…, e) in which every row may be off by `e`."""
+    rows = np.full(y.shape[:-1], e)
+    return RowBudget(y, rows, np.full(rows.shape, np.inf), slope, storage, "b h t", np.zeros(rows.shape, bool))

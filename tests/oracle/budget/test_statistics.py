@@ -8,13 +8,9 @@ import numpy as np
 import pytest
 
 from refdiff.oracle.budget.statistics import LIMITS, RowBudget, errors_of_runs, slope, statistics, uncertain_share
+from tests.oracle.example_inputs import row_budget
 
 E = 1e-3
-
-
-def _budget(y: np.ndarray, e: float = E, storage: str = "float32") -> RowBudget:
-    rows = np.full(y.shape[:-1], e)
-    return RowBudget(y, rows, np.full(rows.shape, np.inf), 0.0, storage, "b h t", np.zeros(rows.shape, bool))
 
 
 def _case(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -35,7 +31,7 @@ def _without_slope(y: np.ndarray, e: np.ndarray) -> np.ndarray:
 def test_by_hand() -> None:
     y = np.asarray([[[[3.0, 4.0], [0.0, 2.0]]]])
     e = np.asarray([[0.03, -0.04], [0.0, 0.01]])
-    found = {s.name: s for s in statistics(y + e, _budget(y, 0.01))}
+    found = {s.name: s for s in statistics(y + e, row_budget(y, 0.01))}
     assert found["row"].value == pytest.approx(np.sqrt(0.0025 / 2) / 0.01)
     assert found["row"].at == (0, 0, 0)
     assert found["bulk"].value == pytest.approx(np.sqrt((0.00125 + 0.00005) / 2) / 0.01)
@@ -67,7 +63,7 @@ def test_each_number_sees_what_the_others_do_not(mistake: str, notices: set[str]
         e *= 2.2
     if mistake == "element":
         e[0, 1, 3, 5] = 21 * E
-    budget = _budget(y)
+    budget = row_budget(y)
     if mistake == "slope":
         e = e + 1e-5 * y
     else:
@@ -82,7 +78,7 @@ def test_rows_that_correct_kernels_miss_by_a_quarter_have_a_limit_of_their_own(s
     for off, holds in ((0.99 * times, True), (1.01 * times, False)):
         actual = y.copy()
         actual[0, 1, 3] += off
-        row = next(s for s in statistics(actual, _budget(y, 1.0)) if s.name == "row")
+        row = next(s for s in statistics(actual, row_budget(y, 1.0)) if s.name == "row")
         assert row.holds == holds
         assert row.value == pytest.approx(4 * off / times)
 
@@ -90,7 +86,7 @@ def test_rows_that_correct_kernels_miss_by_a_quarter_have_a_limit_of_their_own(s
 def test_masks_must_be_the_same() -> None:
     y, e = _case()
     y[0, 0, 0], y[0, 0, 1, 0], y[0, 0, 1, 1] = np.nan, np.inf, -np.inf
-    budget = _budget(y)
+    budget = row_budget(y)
     assert _found(y + e, budget)["masks"]
     for at, value in [((0, 0, 0, 3), 1.0), ((1, 1, 1, 1), np.nan), ((0, 0, 1, 0), -np.inf), ((1, 0, 0, 0), np.inf)]:
         wrong = y + e
@@ -102,7 +98,7 @@ def test_masks_must_be_the_same() -> None:
 def test_rows_that_are_zero_must_be_zero() -> None:
     y, e = _case()
     y[:, :, 0], e[:, :, 0] = 0.0, 0.0
-    budget = replace(_budget(y), slope=1e-5)
+    budget = replace(row_budget(y), slope=1e-5)
     budget.rows[:, :, 0] = 0.0
     assert all(_found(y + e, budget).values())
     e[1, 1, 0, 5] = 1e-30
@@ -111,7 +107,7 @@ def test_rows_that_are_zero_must_be_zero() -> None:
 
 def test_rows_that_nobody_can_judge() -> None:
     y, e = _case()
-    budget = _budget(y)
+    budget = row_budget(y)
     assert uncertain_share(budget) == 0.0
     budget = replace(budget, slope=1e-5)
     budget.doubtful[0] = True
@@ -123,6 +119,6 @@ def test_rows_that_nobody_can_judge() -> None:
 def test_rows_below_their_own_error_have_no_slope() -> None:
     """dq of a saturated softmax is 1e-245, and an allowed error of it 1e245 times as large."""
     y, e = _case()
-    assert _found(1e-245 * y + e, _budget(1e-245 * y))["slope"]
+    assert _found(1e-245 * y + e, row_budget(1e-245 * y))["slope"]
     y[0] *= 1e-245
-    assert not _found(np.where(y, 1.01 * y, 0.0) + 0.1 * e, replace(_budget(y), slope=1e-5))["slope"]
+    assert not _found(np.where(y, 1.01 * y, 0.0) + 0.1 * e, replace(row_budget(y), slope=1e-5))["slope"]

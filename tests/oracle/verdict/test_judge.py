@@ -14,12 +14,11 @@ from refdiff.oracle.budget.statistics import RowBudget, Statistic
 from refdiff.oracle.verdict.judge import check_shape, judge_lse, judge_rows, judge_sums
 from refdiff.oracle.verdict.verdict import TensorVerdict, Verdict
 from tests.layers.inputs import says
-from tests.oracle.example_inputs import draw, small
+from tests.oracle.example_inputs import draw, row_budget, small
 
 
 def _budget(y: np.ndarray, e: float = 1e-3) -> RowBudget:
-    rows = np.full(y.shape[:-1], e)
-    return RowBudget(y, rows, np.full(rows.shape, np.inf), 1e-4, "bfloat16", "b h t", np.zeros(rows.shape, bool))
+    return row_budget(y, e, "bfloat16", 1e-4)
 
 
 def _y() -> np.ndarray:
