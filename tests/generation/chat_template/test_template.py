@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import enum
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from refdiff import CheckpointError, Tokenizer
+from refdiff.generation import chat_template
 from refdiff.generation.chat_template import plain
 from refdiff.generation.chat_template.sandbox import ChatTemplate
 from tests.generation.tokenizer.test_tokenizer import words
+from tests.generation.trained_tokenizers import save
 
 CHAT = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
@@ -151,6 +154,26 @@ def test_named_templates() -> None:
 def test_no_template_at_all() -> None:
     with pytest.raises(ValueError, match=r"chat_template: got none, expected .*chat_template="):
         Tokenizer(words().backend).apply_chat_template(CHAT)
+
+
+def test_a_file_wins_over_the_config(tmp_path: Path) -> None:
+    save(tmp_path, words().backend.native, tokenizer_config={"chat_template": "old"})
+    assert Tokenizer.from_pretrained(tmp_path).chat_template == "old"
+    (tmp_path / "chat_template.jinja").write_text("new", encoding="utf-8")
+    assert Tokenizer.from_pretrained(tmp_path).chat_template == "new"
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "rag.jinja").write_text("日本", encoding="utf-8")
+    assert Tokenizer.from_pretrained(tmp_path).chat_template == {"default": "new", "rag": "日本"}
+
+
+def test_unreadable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "chat_template.jinja"
+    path.write_bytes(b"ab\xff")
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: not UTF-8 text \(byte 2\)"):
+        chat_template.read_files(tmp_path)
+    monkeypatch.setattr(chat_template, "MAX_CHARACTERS", 2)
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: larger than 2 bytes"):
+        chat_template.read_files(tmp_path)
 
 
 def test_threads_share_one_template() -> None:
