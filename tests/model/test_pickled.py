@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import array_api_strict
 import numpy as np
 import pytest
 
@@ -71,6 +72,8 @@ def test_choices_go_along(folder: Path) -> None:
     fast = pickle.loads(pickle.dumps(refdiff.DiffLlamaForCausalLM.from_pretrained(folder, threads=3)))
     assert fast._init_options["threads"] == 3
     assert fast.backend.kernels is not None
+    strict = refdiff.DiffLlamaForCausalLM.from_pretrained(folder, backend=array_api_strict)
+    assert pickle.loads(pickle.dumps(strict)).xp is array_api_strict
 
 
 @pytest.mark.parametrize("change", ["all new", "one replaced", "all replaced", "one added", "one written to"])
