@@ -184,3 +184,8 @@ def test_what_is_called_as_an_interrupted_save_and_is_none(tmp_path: Path, kind:
         (folder / ".refdiff-save").symlink_to(tmp_path / "secret")
     with pytest.raises(CheckpointError, match=r"\.refdiff-save: not a folder that a save has left; delete it"):
         DiffLlamaForCausalLM.from_pretrained(folder)
+
+
+def test_a_save_over_an_interrupted_one_is_what_counts(interrupted: Path) -> None:
+    save(interrupted, OLD, 400)
+    assert loaded(interrupted) == OLD

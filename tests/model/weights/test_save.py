@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import stat
+import threading
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +20,7 @@ from numpy.testing import assert_array_equal
 
 from refdiff import CheckpointError, DiffLlamaConfig
 from refdiff.arrays import Deferred
+from refdiff.files import lock
 from refdiff.model import commit
 from refdiff.model.weights import flatten, headers, initialize, load, nest, parameter_shapes, save
 from refdiff.model.weights.save import _in_bytes as in_bytes
@@ -327,6 +329,20 @@ def test_disk_that_takes_no_more(tmp_path: Path, size: int | str) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.errno == errno.EFBIG
     assert contents(tmp_path) == kept
+
+
+def test_a_save_waits_for_another(tmp_path: Path) -> None:
+    prepare(tmp_path, "single")
+    other = threading.Thread(target=save, args=(tmp_path, tiny_config(), constant(NEW), CAUSAL))
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    lock(descriptor, wait=True)
+    other.start()
+    other.join(0.3)
+    assert other.is_alive()
+    assert state(tmp_path) == (1e-5, OLD)
+    os.close(descriptor)
+    other.join(60)
+    assert state(tmp_path) == (1e-5, NEW)
 
 
 def test_two_saves_never_look_alike_where_the_clock_of_the_file_system_stands_still(
