@@ -4,9 +4,6 @@ from refdiff.generation import sampling
 
 scores = np.log(np.array([[0.5, 0.3, 0.15, 0.05]]))
 
-# %% sampling.softmax
-print(sampling.softmax(scores).round(3))
-
 # %% sampling.log_softmax
 print(sampling.log_softmax(scores).round(3))
 
