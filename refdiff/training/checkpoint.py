@@ -231,7 +231,8 @@ def truncate_log(out: Path, step: int) -> None:
 
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the lines of a log and their records, but not an incomplete last one."""
-    lines = _lines(path)
+    # samples may hold other line breaks, such as U+2028
+    lines = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
@@ -242,12 +243,6 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         elif number < len(lines):
             why = "not a record of training with step and loss; take the line out"
             raise ValueError(f"{path}, line {number}: {why}")
-
-
-def _lines(path: Path) -> list[str]:
-    """Return the lines of a log. Samples may hold other line breaks, such as U+2028; the last one may be incomplete."""
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    return lines if lines[-1] else lines[:-1]
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +24,6 @@ MAX_BYTES = 2 * 10**9
 """Largest size of the maps of one text."""
 
 _SIGNS = {" ": "·", "\n": "↵", "\t": "⇥"}
-_INVISIBLE = ("Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp", "Zs")
 
 
 @dataclass(frozen=True)
@@ -231,11 +229,6 @@ def token_labels(tokenizer: Any, ids: Iterable[int]) -> list[str]:
 
 def escape_invisible(text: str) -> str:
     r"""Replace white space and control characters, also those for text direction, by signs: ·, ↵, \x1b, \u202e, …"""
-    return "".join(map(_escape_character, text))
-
-
-def _escape_character(character: str) -> str:
-    if character in _SIGNS:
-        return _SIGNS[character]
-    is_invisible = unicodedata.category(character) in _INVISIBLE
-    return character.encode("unicode_escape").decode("ascii") if is_invisible else character
+    return "".join(
+        _SIGNS.get(c) or (c if c.isprintable() else c.encode("unicode_escape").decode("ascii")) for c in text
+    )

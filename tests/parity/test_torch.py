@@ -164,15 +164,10 @@ def test_a_presets_name_has_the_dimensions_of_the_inputs() -> None:
         assert oracle.check(kernel, "attention", case.inputs, recipe="float32", dout=case.dout)
 
 
-def model_of(dtype: str = "float32") -> Any:
+def model_of(dtype: str = "float32", kind: str = "DiffLlama") -> Any:
     torch.manual_seed(0)
-    return transformers.DiffLlamaForCausalLM(transformers.DiffLlamaConfig(**SIZES)).to(getattr(torch, dtype)).eval()
-
-
-def llama_of(dtype: str = "float32") -> Any:
-    torch.manual_seed(0)
-    sizes = {name: size for name, size in SIZES.items() if name != "lambda_std_dev"}
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).to(getattr(torch, dtype)).eval()
+    config = getattr(transformers, f"{kind}Config")(**SIZES)
+    return getattr(transformers, f"{kind}ForCausalLM")(config).to(getattr(torch, dtype)).eval()
 
 
 @pytest.fixture
@@ -203,11 +198,11 @@ def registered() -> Iterator[None]:
 @UNCOMPILED
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
-@pytest.mark.parametrize(("of", "inside"), [(model_of, ("attn1", "attn2", "diff")), (llama_of, ("attn",))])
-def test_a_correct_model(of: Any, inside: tuple[str, ...], implementation: str, dtype: str) -> None:
+@pytest.mark.parametrize(("kind", "inside"), [("DiffLlama", ("attn1", "attn2", "diff")), ("Llama", ("attn",))])
+def test_a_correct_model(kind: str, inside: tuple[str, ...], implementation: str, dtype: str) -> None:
     mask = np.ones_like(IDS)
     mask[1, :3] = 0
-    model = of(dtype)
+    model = model_of(dtype, kind)
     before = model.config._attn_implementation
     for extra in ({}, {"attention_mask": mask}):
         report = oracle.torch.model(model, torch.tensor(IDS), attn_implementation=implementation, **extra)
@@ -234,7 +229,7 @@ def test_a_mistake_of_an_attention_function_in_one_layer_has_a_name(wrong: str, 
     [("no_scale", "unique", "scores_not_scaled"), ("windowed", "none fits", "a query sees 5 keys, itself among them")],
 )
 def test_a_mistake_in_one_layer_of_a_llama(wrong: str, status: str, name: str) -> None:
-    report = oracle.torch.model(llama_of(), IDS[:1], attn_implementation=wrong)
+    report = oracle.torch.model(model_of(kind="Llama"), IDS[:1], attn_implementation=wrong)
     assert not report
     assert (report.layer, str(report.divergence.path)) == (1, "model.layers.1.self_attn.attn")
     assert report.diagnosis.status == status, str(report)
