@@ -18,6 +18,9 @@ FLOAT32 = 3e-6
 SLOPE32 = 1e-4
 """The same of a derivative, in which terms may nearly cancel."""
 
+LIMIT = 1e-9
+"""A property that holds as ε goes to 0, tried at ε so small that what is left of it is below this."""
+
 
 def close(actual: Any, expected: Any, tolerance: float, *, empty: bool = False) -> None:
     """Fail unless each row (last axis) of `actual` is within `tolerance` times the row's largest entry of `expected`.

@@ -19,15 +19,15 @@ Ye et al. 2024, "Differential Transformer" (arXiv 2410.05258)
                     test_diff_attention::test_rows_of_the_difference_sum_to_one_minus_lambda
     eq. 2           λ = exp(λ_q1 · λ_k1) − exp(λ_q2 · λ_k2) + λ_init
         by          diff_lambda
-        tested by   test_diff_lambda::test_precision,
+        tested by   test_diff_lambda::test_precision, test_diff_lambda::test_bounds,
                     model/test_variants::test_lambda_of_every_layer_is_that_of_the_paper
     section 2.1     λ_init = 0.8 − 0.6 exp(−0.3 (l − 1)), layers counted from 1
         by          lambda_init
         tested by   test_diff_lambda::test_start_over_layers
     eq. 3           MultiHead(X) = Concat_i((1 − λ_init) LN(DiffAttn_i(X))) W^O
         by          diff_heads_paper, diff_heads_hf, value_pairs_hf, model.diffllama.attention_paper
-        tested by   test_heads::test_they_are_differential_attention_of_their_streams,
-                    test_heads::test_paper_equals_hf_after_a_permutation_of_heads,
+        tested by   test_heads::test_precision, test_heads::test_paper_equals_hf_after_a_permutation_of_heads,
+                    test_heads::test_equals_the_files_of_unilm,
                     model/test_variants::test_equals_the_files_of_unilm
     section 2.1     with h = d_model / 2d heads, parameters and multiplications of matrix products as in a Transformer
         by          model.weights.names.parameter_shapes, model.diffllama.attention_hf
@@ -53,7 +53,8 @@ Ye et al. 2024, "Differential Transformer" (arXiv 2410.05258)
         tested by   test_gradient_flow::test_eq_7_is_the_derivative_of_the_layer
     eq. 8           A = softmax((Q₁ K₁ᵀ + Q₂ K₂ᵀ) / √2d), O = (A V) W^O: a plain head of size 2d
         by          plain_heads
-        tested by   test_heads::test_two_streams_side_by_side_are_one_map_of_the_sum_of_their_scores
+        tested by   test_heads::test_two_streams_side_by_side_are_one_map_of_the_sum_of_their_scores,
+                    test_heads::test_precision
     eq. 9           ∂L/∂W^O, ∂L/∂W^V, ∂L/∂W^Q_i, ∂L/∂W^K_i of eq. 8
         by          plain_heads
         tested by   test_gradient_flow::test_eq_9_is_the_derivative_of_the_layer
@@ -65,8 +66,7 @@ Ye et al. 2026, "Differential Transformer V2" (huggingface.co/blog/microsoft/dif
 
     DiffAttnV2      c_i = Σ_j (softmax(z¹)_ij − σ(λ_i) softmax(z²)_ij) v_j, both queries on one key and value head
         by          diff_heads_v2
-        tested by   test_heads::test_they_are_differential_attention_of_their_streams,
-                    model/test_variants::test_equals_the_files_of_unilm
+        tested by   test_heads::test_precision, test_heads::test_equals_the_files_of_unilm
     λ               σ(X W_λ), for each token and head
         by          diff_lambda_v2
         tested by   test_diff_lambda::test_v2_precision

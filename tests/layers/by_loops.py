@@ -93,6 +93,78 @@ def diff_attention(
     return filled((*q1.shape[:3], v.shape[3]), entry)
 
 
+def diff_heads_hf(
+    q: Exact, k: Exact, v: Exact, lambda_: Any, lambda_init: Any, eps: Any, visible: np.ndarray, bias: np.ndarray
+) -> Exact:
+    """Head i with head i + H/2, read off `modeling_diffllama.py`: `v` has all K heads of width d, not yet joined."""
+    B, H, T, d = q.shape
+    K, S = k.shape[1:3]
+    maps = attention(q, k, visible, bias)
+    result = np.empty((B, T, H * d), dtype=object)
+    for b, t, i in np.ndindex(B, T, H // 2):
+        weights = [maps[b, i, t, s] - lambda_ * maps[b, i + H // 2, t, s] for s in range(S)]
+        j = i // (H // K)
+        low = [DIGITS.fsum(weights[s] * v[b, j, s, e] for s in range(S)) for e in range(d)]
+        high = [DIGITS.fsum(weights[s] * v[b, j + K // 2, s, e] for s in range(S)) for e in range(d)]
+        head = rms_norm(np.array(low + high, dtype=object), None, eps)
+        for e in range(2 * d):
+            result[b, t, i * 2 * d + e] = (1 - DIGITS.mpf(lambda_init)) * head[e]
+    return result
+
+
+def _map(q: Exact, k: Exact, h: int, c: int, visible: np.ndarray, bias: np.ndarray) -> Exact:
+    """The attention map of query head h over key head c alone."""
+    one = slice(h, h + 1)
+    return attention(q[:, one], k[:, c : c + 1], visible[:, one], bias[:, one])[:, 0]
+
+
+def _side_by_side(heads: Sequence[Exact]) -> Exact:
+    """Heads (B, T, e) as (B, T, H e)."""
+    B, T, e = heads[0].shape
+    return filled((B, T, len(heads) * e), lambda b, t, n: heads[n // e][b, t, n % e])
+
+
+def _weighted(weights: Exact, v: Exact) -> Exact:
+    """o_bte = Σ_s w_bts v_bse."""
+    B, T, S = weights.shape
+    return filled((B, T, v.shape[2]), lambda b, t, e: DIGITS.fsum(weights[b, t, s] * v[b, s, e] for s in range(S)))
+
+
+def diff_heads_paper(
+    q: Exact, k: Exact, v: Exact, lambda_: Any, weight: Exact, lambda_init: Any, eps: Any, visible: np.ndarray,
+    bias: np.ndarray,
+) -> Exact:  # fmt: skip
+    """Head 2i with head 2i + 1, read off `multihead_flashdiff_1.py`: `v` has K/2 heads of width 2d."""
+    H, K = q.shape[1], k.shape[1]
+    heads = []
+    for i in range(H // 2):
+        j = i // (H // K)
+        first = _map(q, k, 2 * i, 2 * j, visible, bias)
+        second = _map(q, k, 2 * i + 1, 2 * j + 1, visible, bias)
+        head = rms_norm(_weighted(first - lambda_ * second, v[:, j]), weight, eps)
+        heads.append((1 - DIGITS.mpf(lambda_init)) * head)
+    return _side_by_side(heads)
+
+
+def diff_heads_v2(q: Exact, k: Exact, v: Exact, lambda_: Exact, visible: np.ndarray, bias: np.ndarray) -> Exact:
+    """Output i of queries 2i and 2i + 1, read off `multihead_flashdiffv2.py`: `lambda_` is (B, h, T)."""
+    h, K = q.shape[1] // 2, k.shape[1]
+    heads = []
+    for i in range(h):
+        j = i // (h // K)
+        first, second = (_map(q, k, m, j, visible, bias) for m in (2 * i, 2 * i + 1))
+        heads.append(_weighted(first - lambda_[:, i, :, None] * second, v[:, j]))
+    return _side_by_side(heads)
+
+
+def plain_heads(q: Exact, k: Exact, v: Exact, visible: np.ndarray, bias: np.ndarray) -> Exact:
+    """Output i of query i alone."""
+    group = q.shape[1] // k.shape[1]
+    return _side_by_side(
+        [_weighted(_map(q, k, i, i // group, visible, bias), v[:, i // group]) for i in range(q.shape[1])]
+    )
+
+
 def diff_lambda_v2(x: Exact, weight: Exact) -> Exact:
     """λ_bit = 1 / (1 + exp(−Σ_n x_btn w_in))."""
     return filled(

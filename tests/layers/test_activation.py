@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from refdiff.layers import activation, activation_vjp
-from refdiff.layers.activation import ACTIVATIONS, erf
+from refdiff.layers.activation import ACTIVATIONS, DERIVATIVES, erf
 from tests.layers import by_loops
 from tests.layers.by_loops import DIGITS, exact, rounded
 from tests.layers.vjps import KINKS
@@ -13,6 +13,30 @@ from tests.tolerances import EXACT, FLOAT64, close
 FAR = [-1000.0, -87.3, -30.0, 30.0, 87.3, 1000.0]
 GRID = np.concatenate([np.linspace(-12, 12, 601), [-1e-9, 1e-9], FAR])[:, None]
 SLOPES_AT = [-8.0, -3.5, -2.1, -1.0, -0.3, 0.0, 0.2, 0.7, 1.3, 2.2, 3.4, 5.5, 6.5, 9.5, 10.1, 11.0, *FAR]
+# at −2, −1, 0, 1 and 7; to 15 digits, from the definitions
+BY_HAND = {
+    "gelu": (-0.0455002638963584, -0.158655253931457, 0.0, 0.841344746068543, 6.99999999999104),
+    "gelu_10": (-0.0455002638963584, -0.158655253931457, 0.0, 0.841344746068543, 6.99999999999104),
+    "gelu_new": (-0.045402305912225, -0.158808009391723, 0.0, 0.841191990608277, 7.0),
+    "hardswish": (-1 / 3, -1 / 3, 0.0, 2 / 3, 7.0),
+    "laplace": (0.0, 7.17372612543286e-10, 0.0060944596179356, 0.85042964928457, 1.0),
+    "leaky_relu": (-0.02, -0.01, 0.0, 1.0, 7.0),
+    "linear": (-2.0, -1.0, 0.0, 1.0, 7.0),
+    "mish": (-0.252501482695709, -0.303401461374109, 0.0, 0.86509838826731, 6.99998837980974),
+    "quick_gelu": (-0.0643413768557919, -0.154204234067179, 0.0, 0.845795765932821, 6.99995312830332),
+    "relu": (0.0, 0.0, 0.0, 1.0, 7.0),
+    "relu2": (0.0, 0.0, 0.0, 1.0, 49.0),
+    "relu6": (0.0, 0.0, 0.0, 1.0, 6.0),
+    "sigmoid": (0.119202922022118, 0.268941421369995, 0.5, 0.731058578630005, 0.999088948805599),
+    "silu": (-0.238405844044235, -0.268941421369995, 0.0, 0.731058578630005, 6.99362264163919),
+    "sqrtsoftplus": (0.356269576364545, 0.559697853773108, 0.832554611157698, 1.14597630320972, 2.64592355642671),
+    "tanh": (-0.964027580075817, -0.761594155955765, 0.0, 0.761594155955765, 0.999998336943945),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_by_hand(name: str) -> None:
+    close(activation(np.array([-2.0, -1.0, 0.0, 1.0, 7.0])[:, None], name)[:, 0], np.array(BY_HAND[name]), 1e-14)
 
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))
@@ -29,6 +53,12 @@ def test_precision(name: str) -> None:
 def test_small_results_are_precise_too(name: str) -> None:
     x = np.concatenate([np.linspace(-30, -1e-3, 101), np.linspace(1e-3, 30, 101)])[:, None]
     close(activation(x, name), rounded([[by_loops.ACTIVATIONS[name](z)] for z in exact(x[:, 0])]), FLOAT64)
+
+
+@pytest.mark.no_arrays
+def test_every_function_has_its_derivative_and_values_by_hand() -> None:
+    assert set(DERIVATIVES) == set(ACTIVATIONS.values())
+    assert {ACTIVATIONS[name] for name in BY_HAND} == set(DERIVATIVES)
 
 
 @pytest.mark.parametrize("name", sorted(ACTIVATIONS))

@@ -29,13 +29,19 @@ def test_no_target_that_counts() -> None:
     assert math.isnan(cross_entropy(np.zeros((0, V)), np.zeros(0, np.int64)))
 
 
-@given(SEEDS, st.floats(-10_000, 10_000))
+@given(SEEDS, st.floats(-1000, 1000))
 def test_a_shift_of_all_logits_of_a_row_changes_nothing(rng: np.random.Generator, shift: float) -> None:
     logits, targets = np.round(rng.normal(size=(5, V)) * 1024) / 1024, rng.integers(0, V, 5)
-    moved = logits + round(shift * 1024) / 1024 * np.arange(5)[:, None]
-    close(cross_entropy(moved, targets), cross_entropy(logits, targets), EXACT)
-    (gradient, _), (expected, _) = (cross_entropy_vjp(np.array(1.3), z, targets) for z in (moved, logits))
-    close(gradient, expected, EXACT)
+    shifts = round(shift * 1024) / 1024 * np.arange(5)[:, None]
+    close(cross_entropy(logits + shifts, targets), cross_entropy(logits, targets), EXACT)
+
+
+@given(SEEDS, st.floats(-10_000, 10_000))
+def test_a_shift_of_all_logits_of_a_row_does_not_change_the_gradient(rng: np.random.Generator, shift: float) -> None:
+    logits, targets = np.round(rng.normal(size=(5, V)) * 1024) / 1024, rng.integers(0, V, 5)
+    shifts = round(shift * 1024) / 1024 * np.arange(5)[:, None]
+    (moved, _), (gradient, _) = (cross_entropy_vjp(np.array(1.3), z, targets) for z in (logits + shifts, logits))
+    close(moved, gradient, EXACT)
 
 
 @given(SEEDS, st.integers(-100, -1) | st.integers(0, V - 1))

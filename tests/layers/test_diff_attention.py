@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refdiff.layers import attention_weights, diff_attention, diff_attention_vjp
+from refdiff.layers import (
+    attention_weights,
+    diff_attention,
+    diff_attention_vjp,
+    packed_mask,
+    padding_mask,
+)
 from tests.layers import by_loops
 from tests.layers.by_loops import exact, rounded
 from tests.layers.inputs import SEEDS, says
@@ -20,9 +26,9 @@ B, H, K, T, S, d, e = 2, 6, 3, 5, 7, 11, 13
 LAMBDA = np.array(0.7)
 
 
-def inputs(rng: np.random.Generator, keys: int = S) -> list[np.ndarray]:
-    """q1, k1, q2, k2, v."""
-    q1, q2 = rng.normal(size=(2, B, H, T, d))
+def inputs(rng: np.random.Generator, queries: int = T, keys: int = S, n: int = H // K) -> list[np.ndarray]:
+    """q1, k1, q2, k2, v with n query heads to a key head."""
+    q1, q2 = rng.normal(size=(2, B, n * K, queries, d))
     k1, k2 = rng.normal(size=(2, B, K, keys, d))
     return [q1, k1, q2, k2, rng.normal(size=(B, K, keys, e))]
 
@@ -77,6 +83,42 @@ def test_rows_of_the_difference_sum_to_one_minus_lambda(rng: np.random.Generator
     close(sums + lambda_, np.broadcast_to(np.where(mask.any(axis=-1), 1, lambda_), sums.shape), 1e-12)
 
 
+@given(SEEDS)
+def test_lambda_zero_is_plain_attention(rng: np.random.Generator) -> None:
+    q1, k1, q2, k2, v = x = inputs(rng)
+    plain = attention_weights(q1, k1) @ np.repeat(v, H // K, axis=1)
+    close(diff_attention(*x, np.array(0.0)), plain, FLOAT64)
+    other = diff_attention(q1, k1, 7 * q2, k2 - 3, v, np.array(0.0))
+    close(other, diff_attention(*x, np.array(0.0)), EXACT)
+
+
+@given(SEEDS, st.integers(0, T - 1))
+def test_later_tokens_change_nothing(rng: np.random.Generator, t: int) -> None:
+    q1, k1, q2, k2, v = x = inputs(rng)
+    first = t + S - T + 1  # of the keys that query t may not see
+    changed = [k1.copy(), k2.copy(), v.copy()]
+    for a in changed:
+        a[:, :, first:] = rng.normal(size=a[:, :, first:].shape) * 100
+    out = diff_attention(q1, changed[0], q2, changed[1], changed[2], LAMBDA)
+    close(out[:, :, : t + 1], diff_attention(*x, LAMBDA)[:, :, : t + 1], EXACT)
+    # nor does it matter whether they are there
+    short = [q1[:, :, : t + 1], k1[:, :, :first], q2[:, :, : t + 1], k2[:, :, :first], v[:, :, :first]]
+    close(diff_attention(*short, LAMBDA), out[:, :, : t + 1], 1e-12)
+
+
+@given(SEEDS)
+def test_padded_tokens_change_nothing(rng: np.random.Generator) -> None:
+    q1, k1, q2, k2, v = x = inputs(rng)
+    attention_mask = np.array([[0, 0, 1, 1, 1, 1, 1], [1] * S])
+    mask = padding_mask(attention_mask)
+    out = diff_attention(*x, LAMBDA, mask)
+    changed = [np.where(attention_mask[:, None, :, None] == 0, rng.normal(size=a.shape) * 100, a) for a in (k1, k2, v)]
+    close(diff_attention(q1, changed[0], q2, changed[1], changed[2], LAMBDA, mask), out, EXACT)
+    alone = [a[:1, :, 2:] if a.shape[2] == S else a[:1] for a in x]
+    close(diff_attention(*alone, LAMBDA), out[:1], 1e-12)
+    close(diff_attention(*(a[1:] for a in x), LAMBDA), out[1:], 1e-12)
+
+
 @pytest.mark.parametrize("hidden", [math.nan, math.inf, -math.inf])
 def test_keys_that_are_no_numbers_do_not_leak_through_a_mask(hidden: float) -> None:
     q1, k1, q2, k2, v = INPUTS
@@ -100,16 +142,34 @@ def test_a_bias_of_minus_infinity_is_a_mask() -> None:
 
 
 @given(SEEDS)
-def test_a_mask_of_one_map_is_for_both(rng: np.random.Generator) -> None:
-    """One with an axis of the heads of a map, or of length 1, or without that axis."""
-    x, mask, bias = inputs(rng), seen(rng, B, H, T, S), rng.normal(size=(2 * H, T, S))
-    for few in (mask, mask[:, :1], mask[0, 0], mask[0, 0, 0], mask[:, :1, :1]):
+def test_a_mask_and_bias_for_each_map(rng: np.random.Generator) -> None:
+    q1, k1, q2, k2, v = x = inputs(rng)
+    mask, bias = seen(rng, B, 2 * H, T, S), rng.normal(size=(2 * H, T, S))
+    a1 = attention_weights(q1, k1, mask[:, :H], bias[:H])
+    a2 = attention_weights(q2, k2, mask[:, H:], bias[H:])
+    expected = (a1 - LAMBDA * a2) @ np.repeat(v, H // K, axis=1)
+    close(diff_attention(*x, LAMBDA, mask, bias), expected, FLOAT64)
+    # with an axis of one map's heads, or of length 1, or none, both maps share it
+    for few in (mask[:, :H], mask[:, :1], mask[0, 0], mask[0, 0, 0], mask[:, :1, :1]):
         doubled = np.concatenate([np.broadcast_to(few, (B, H, T, S))] * 2, axis=1)
         close(diff_attention(*x, LAMBDA, few, bias), diff_attention(*x, LAMBDA, doubled, bias), FLOAT64)
 
 
+@given(SEEDS, st.lists(st.integers(1, 4), min_size=1, max_size=4))
+def test_packed_sequences_are_as_if_alone(rng: np.random.Generator, lengths: list[int]) -> None:
+    total = sum(lengths)
+    x = inputs(rng, total, total)
+    positions = np.array([[p for length in lengths for p in range(length)]] * B)
+    packed = diff_attention(*x, LAMBDA, packed_mask(positions))
+    start = 0
+    for length in lengths:
+        alone = [a[:, :, start : start + length] for a in x]
+        close(packed[:, :, start : start + length], diff_attention(*alone, LAMBDA), 1e-12)
+        start += length
+
+
 def test_no_keys_give_zeros() -> None:
-    none = inputs(RNG, 0)
+    none = inputs(RNG, T, 0)
     for call in ({"causal": False}, {"mask": np.zeros((B, 1, 1, 0), bool), "causal": False}):
         close(diff_attention(*none, LAMBDA, **call), np.zeros((B, H, T, e)), EXACT)
     gradients = diff_attention_vjp(np.ones((B, H, T, e)), *none, LAMBDA, causal=False)

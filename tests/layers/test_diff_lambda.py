@@ -11,7 +11,7 @@ from refdiff.layers import diff_lambda, diff_lambda_v2, lambda_init
 from tests.layers import by_loops
 from tests.layers.by_loops import DIGITS, exact, rounded
 from tests.layers.inputs import SEEDS, says
-from tests.tolerances import FLOAT64, close
+from tests.tolerances import EXACT, FLOAT64, close
 
 d = 7
 
@@ -36,6 +36,14 @@ def test_start_over_layers(layer: int) -> None:
     assert abs(here - float(exact_value)) < 1e-15
 
 
+@given(SEEDS)
+def test_bounds(rng: np.random.Generator) -> None:
+    q1, k1, q2, k2 = rng.normal(size=(4, d))
+    above = float(np.exp(q1 @ k1))
+    # each exponential is positive: λ lies between the two one-sided values
+    assert 0.2 - float(np.exp(q2 @ k2)) < diff_lambda(q1, k1, q2, k2, 0.2) < 0.2 + above
+
+
 @pytest.mark.no_arrays
 def test_a_layer_below_the_first() -> None:
     with says(ValueError, "lambda_init: layer: got -1, expected 0 or more"):
@@ -56,6 +64,17 @@ def test_v2_by_hand() -> None:
     # σ(log 3) = 3/4, σ(−log 7) = 1/8; heads on the first axis after the batch, tokens on the next
     expected = np.array([[[[3 / 4], [1 / 2], [1 / 2]], [[1 / 2], [1 / 8], [1 / 2]]]])
     close(diff_lambda_v2(x, np.eye(2)), expected, FLOAT64)
+
+
+@given(SEEDS, st.floats(-2, 3))
+def test_v2_lies_between_0_and_1(rng: np.random.Generator, size: float) -> None:
+    x, weight = rng.normal(size=(2, 5, d)), rng.normal(size=(3, d)) * 10.0**size
+    lambda_ = diff_lambda_v2(x, weight)
+    assert lambda_.shape == (2, 3, 5, 1)
+    assert np.all((lambda_ >= 0) & (lambda_ <= 1))
+    # −x weighs the maps the other way round
+    assert np.all(np.abs(diff_lambda_v2(-x, weight) - (1 - lambda_)) < 1e-15)
+    close(diff_lambda_v2(x, np.zeros((3, d))), np.full((2, 3, 5, 1), 0.5), EXACT)
 
 
 @given(SEEDS)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refdiff import layers
@@ -14,6 +14,9 @@ from refdiff.layers import (
     diff_heads_hf,
     diff_heads_paper,
     diff_heads_v2,
+    diff_lambda,
+    diff_lambda_v2,
+    lambda_init,
     linear,
     plain_heads,
     rms_norm,
@@ -21,8 +24,9 @@ from refdiff.layers import (
     rope_cos_sin,
     value_pairs_hf,
 )
-from refdiff.layers.plain_heads import split_heads
 from tests.golden import unilm
+from tests.layers import by_loops
+from tests.layers.by_loops import exact, rounded
 from tests.layers.inputs import SEEDS
 from tests.tolerances import EXACT, FLOAT64, close
 
@@ -33,13 +37,13 @@ LAYERS = [name for name in layers.__all__ if "heads" in name and not name.endswi
 EACH = pytest.mark.parametrize("kind", [name.replace("diff_heads_", "").replace("_heads", "") for name in LAYERS])
 
 
-def heads(kind: str, q: Any, k: Any, v: Any, lambda_: Any, *seen: Any, **options: bool) -> np.ndarray:
+def heads(kind: str, q: Any, k: Any, v: Any, lambda_: Any, *seen: Any, eps: float = EPS, **options: bool) -> np.ndarray:
     """The layer of a kind; plain heads have no λ."""
     match kind:
         case "hf":
-            return diff_heads_hf(q, k, v, lambda_, START, EPS, *seen, **options)
+            return diff_heads_hf(q, k, v, lambda_, START, eps, *seen, **options)
         case "paper":
-            return diff_heads_paper(q, k, v, lambda_, WEIGHT, START, EPS, *seen, **options)
+            return diff_heads_paper(q, k, v, lambda_, WEIGHT, START, eps, *seen, **options)
         case "v2":
             return diff_heads_v2(q, k, v, lambda_, *seen, **options)
         case "plain":
@@ -61,6 +65,32 @@ def streams(kind: str, x: Any) -> tuple[Any, Any]:
     if kind == "plain" or x is None:
         return x, x
     return (x[:, : x.shape[1] // 2], x[:, x.shape[1] // 2 :]) if kind == "hf" else (x[:, 0::2], x[:, 1::2])
+
+
+@EACH
+@settings(max_examples=settings().max_examples // 3)
+@given(SEEDS, st.booleans(), st.sampled_from([1e-12, 1e-5, 0.1]))
+def test_precision(kind: str, rng: np.random.Generator, causal: bool, eps: float) -> None:
+    """Of two heads of values: of one, every pairing is the same."""
+    K, n, T, S = 2, 2, 2, 4
+    q, k, v, lambda_ = draw(kind, rng, K, n, T, S)
+    mask, bias = rng.random((B, q.shape[1], T, S)) < 0.7, rng.normal(size=(B, q.shape[1], T, S))
+    mask[0, :, 1] = False
+    visible = mask & (np.arange(S) <= np.arange(T)[:, None] + S - T) if causal else mask
+    apart = np.concatenate([v[..., :d], v[..., d:]], axis=1) if kind == "hf" else v
+    given = [exact(x) for x in (q, k, apart, lambda_[..., 0] if kind == "v2" else lambda_)]
+    match kind:
+        case "hf":
+            expected = by_loops.diff_heads_hf(*given, START, eps, visible, bias)
+        case "paper":
+            expected = by_loops.diff_heads_paper(*given, exact(WEIGHT), START, eps, visible, bias)
+        case "v2":
+            expected = by_loops.diff_heads_v2(*given, visible, bias)
+        case "plain":
+            expected = by_loops.plain_heads(*given[:3], visible, bias)
+    out = heads(kind, q, k, v, lambda_, mask, bias, eps=eps, causal=causal)
+    # where the maps nearly cancel, ten times more of the rounding shows
+    close(out.reshape(B, T, K * n, -1), rounded(expected).reshape(B, T, K * n, -1), 10 * FLOAT64)
 
 
 @EACH
@@ -91,19 +121,41 @@ def test_a_mask_and_a_bias_for_every_head_may_come_without_a_batch(kind: str, rn
     close(heads(kind, *x, mask[:1], bias[0]), heads(kind, *x, mask[0], bias[:1]), EXACT)
 
 
-# ---- one kind alone
-
-
+@pytest.mark.parametrize(
+    ("kind", "name", "file"),
+    [
+        ("paper", "v1", "multihead_flashdiff_1"),
+        ("paper", "v1", "multihead_flashdiff_2"),
+        ("v2", "v2", "multihead_flashdiffv2"),
+        ("plain", "plain", "multihead_flashdiffv2"),
+    ],
+)
 @pytest.mark.parametrize("size", ["mha", "gqa2", "gqa3"])
-def test_plain_heads_equal_the_baseline_of_unilm(size: str) -> None:
-    """DIFF V2 without the difference: from the input of a layer to the output of its last projection."""
-    case = unilm.case(f"plain-{size}")
-    x, w, width = case.x, case.weights, case.options["head_dim"]
+def test_equals_the_files_of_unilm(kind: str, name: str, file: str, size: str) -> None:
+    """The attention of a layer, from its input to the output of its last projection."""
+    case = unilm.case(f"{name}-{size}")
+    x, w, h, K = case.x, case.weights, case.options["num_heads"], case.key_heads
+    maps, width = (2, x.shape[2] // h // 2) if kind == "paper" else (1, case.options["head_dim"])  # of one head of v
     frequencies = [unilm.THETA ** (-2 * i / width) for i in range(width // 2)]
     turn = rope_cos_sin(np.arange(x.shape[1])[None], frequencies, 1.0, np.float64)
-    q, k, v = (split_heads(linear(x, w[f"{name}_proj.weight"]), width) for name in "qkv")
-    out = plain_heads(rope(q, *turn, interleaved=True), rope(k, *turn, interleaved=True), v)
-    close(linear(out, w["o_proj.weight"]), case.outputs["multihead_flashdiffv2"], unilm.SAME)
+
+    def split(name: str, count: int, size: int) -> np.ndarray:
+        return np.moveaxis(linear(x, w[f"{name}_proj.weight"]).reshape(*x.shape[:2], count, size), 1, 2)
+
+    queries = h if kind == "plain" else 2 * h
+    q, k = (rope(split(n, c, width), *turn, interleaved=True) for n, c in (("q", queries), ("k", maps * K)))
+    v = split("v", K, maps * width)
+    if kind == "paper":
+        start = lambda_init(case.options["depth"])
+        lambda_ = diff_lambda(*(w[f"lambda_{n}"] for n in ("q1", "k1", "q2", "k2")), start)
+        out = linear(diff_heads_paper(q, k, v, lambda_, w["subln.weight"], start), w["out_proj.weight"])
+    else:
+        lambda_ = diff_lambda_v2(x, w["lambda_proj.weight"]) if kind == "v2" else None
+        out = linear(heads(kind, q, k, v, lambda_), w["o_proj.weight"])
+    close(out, case.outputs[file], unilm.SAME)
+
+
+# ---- one kind alone
 
 
 @given(SEEDS, st.integers(1, 3))

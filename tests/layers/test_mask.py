@@ -11,6 +11,13 @@ from tests.tolerances import EXACT, close
 POSITIONS = np.array([[0, 1, 2, 0, 1], [3, 4, 5, 9, 10]])
 
 
+def test_causal_by_hand() -> None:
+    drawn = np.array([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]], bool)  # the drawing in mask.py
+    close(causal_mask(2, 5, xp=np), drawn, EXACT)
+    close(causal_mask(3, 3, xp=np), np.array([[1, 0, 0], [1, 1, 0], [1, 1, 1]], bool), EXACT)
+    close(causal_mask(1, 4, xp=np), np.ones((1, 4), bool), EXACT)
+
+
 def test_packed_by_hand() -> None:
     a, b = np.ones((3, 3), bool), np.ones((2, 2), bool)
     block = np.block([[a, np.zeros((3, 2), bool)], [np.zeros((2, 3), bool), b]])

@@ -43,6 +43,13 @@ def test_rotation_by_hand() -> None:
     close(rope(x, cos, sin, interleaved=True)[0, 0, 0], expected, EXACT)
 
 
+@given(SEEDS, st.booleans(), st.floats(0.1, 3))
+def test_norms_are_kept_up_to_the_scale(rng: np.random.Generator, interleaved: bool, scale: float) -> None:
+    x = rng.normal(size=(B, H, T, d))
+    y = turned(x, rng.integers(0, 10_000, (B, T)), scale, interleaved=interleaved)
+    close(np.linalg.norm(y, axis=-1), scale * np.linalg.norm(x, axis=-1), FLOAT64)
+
+
 @given(SEEDS, st.booleans(), st.integers(0, 10_000))
 def test_scores_depend_on_differences_of_positions_only(rng: np.random.Generator, inter: bool, shift: int) -> None:
     q, k = rng.normal(size=(2, B, H, T, d))
@@ -55,6 +62,23 @@ def test_scores_depend_on_differences_of_positions_only(rng: np.random.Generator
     close(scores(shift), scores(0), 1e-11)  # an angle of 10 000 radians is off by 1e-12
     forward = np.einsum("bhtd,bhtd->bht", turned(q, at_q, interleaved=inter), turned(k, at_k, interleaved=inter))
     close(np.einsum("bhtd,bhtd->bht", turned(q, at_q - at_k, interleaved=inter), k), forward, FLOAT64)
+
+
+@given(SEEDS)
+def test_interleaved_is_halves_after_a_permutation(rng: np.random.Generator) -> None:
+    x, positions = rng.normal(size=(B, H, T, d)), rng.integers(0, 100, (B, T))
+    to_halves = np.concatenate([np.arange(0, d, 2), np.arange(1, d, 2)])
+    interleaved = turned(x, positions, interleaved=True)
+    close(interleaved[..., to_halves], turned(x[..., to_halves], positions), EXACT)
+
+
+@given(SEEDS, st.integers(0, 7), st.booleans())
+def test_dimensions_past_the_table_are_kept(rng: np.random.Generator, n: int, interleaved: bool) -> None:
+    x = rng.normal(size=(B, H, T, d))
+    y = rope(x, COS[..., :n], SIN[..., :n], interleaved=interleaved)
+    close(y[..., 2 * n :], x[..., 2 * n :], EXACT, empty=n == 7)
+    alone = rope(x[..., : 2 * n], COS[..., :n], SIN[..., :n], interleaved=interleaved)
+    close(y[..., : 2 * n], alone, EXACT, empty=n == 0)
 
 
 def test_angles_are_not_rounded_to_float32() -> None:

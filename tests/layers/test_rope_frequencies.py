@@ -45,10 +45,17 @@ def scale(kind: str, longest: int = 128, length: int = 0, head_dim: int = 8, **f
 
 
 BY_HAND: list[tuple[str, dict[str, Any], list[float]]] = [
+    ("default", {"head_dim": 4}, [1.0, 0.01]),
+    ("default", {"head_dim": 2, "rope_theta": 5.0}, [1.0]),
     ("default", {"rope_theta": 16.0}, [1.0, 0.5, 0.25, 0.125]),
+    ("linear", {"head_dim": 4, "factor": 4.0}, [0.25, 0.0025]),
     ("linear", {"factor": 4.0, "partial_rotary_factor": 0.5}, [0.25, 0.0025]),
-    # at 16 of 8 positions the base becomes 10⁴ (2 · 16 / 8 − 1)^(4 / 2) = 9 · 10⁴
+    ("dynamic", {"head_dim": 4, "longest": 8, "length": 8, "factor": 1e30}, [1.0, 0.01]),
+    # at 16 of 8 positions the base becomes 10⁴ (2 · 16 / 8 − 1)^(4 / 2) = 9 · 10⁴; factor 5: 5 · 12 / 8 − 4 = 3.5
+    ("dynamic", {"head_dim": 4, "longest": 8, "length": 16, "factor": 2.0}, [1.0, 1 / 300]),
     ("dynamic", {"longest": 8, "length": 16, "factor": 2.0, "partial_rotary_factor": 0.5}, [1.0, 1 / 300]),
+    ("dynamic", {"head_dim": 4, "longest": 8, "length": 12, "factor": 5.0}, [1.0, 1 / 350]),
+    ("proportional", {}, [1.0, 0.1, 0.01, 0.001]),
     ("proportional", {"partial_rotary_factor": 0.5}, [1.0, 0.1, 0.0, 0.0]),
     ("proportional", {"partial_rotary_factor": 0.5, "factor": 4.0}, [0.25, 0.025, 0.0, 0.0]),
     ("proportional", {"partial_rotary_factor": 0.0}, [0.0] * 4),
@@ -81,6 +88,12 @@ def test_a_part_of_the_head_turns_as_a_whole_one_of_its_size(kind: str) -> None:
 def test_yarn_where_the_ramp_has_no_width() -> None:
     # both edges are at index 0: the first pair keeps its frequency, the others are divided by the factor 3
     close(frequencies("yarn", beta_fast=100, beta_slow=12), 10_000 ** (-np.arange(4) / 4) / [1, 3, 3, 3], FLOAT64)
+
+
+def test_yarn_factor_null_means_from_the_lengths() -> None:
+    parameters = {"factor": None, "original_max_position_embeddings": 64}
+    close(frequencies("yarn", longest=320, **parameters), frequencies("yarn", factor=5.0), FLOAT64)
+    assert scale("yarn", longest=320, **parameters) == scale("yarn", factor=5.0)
 
 
 def test_yarn_scale() -> None:

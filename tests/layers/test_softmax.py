@@ -25,6 +25,14 @@ def test_by_hand() -> None:
     close(softmax(scores, np.array([[False, False, False]])), np.zeros((1, 3)), EXACT)
 
 
+@given(SEEDS)
+def test_visible_weights_are_positive_and_sum_to_one(rng: np.random.Generator) -> None:
+    scores, mask = rng.normal(size=(2, 3, T, S)), rng.random((3, T, S)) < 0.3
+    weights = softmax(scores, mask)
+    assert np.array_equal(weights > 0, np.broadcast_to(mask, weights.shape))
+    close(weights.sum(axis=-1), np.broadcast_to(mask.any(axis=-1).astype(float), (2, 3, T)), FLOAT64)
+
+
 @given(SEEDS, st.floats(-1000, 1000))
 def test_a_shift_of_all_scores_of_a_row_changes_nothing(rng: np.random.Generator, shift: float) -> None:
     # multiples of 2⁻¹⁰, so that adding the shift loses no bit

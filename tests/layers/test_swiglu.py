@@ -13,7 +13,7 @@ from tests.tolerances import EXACT, FLOAT64, close
 D, F = 5, 7
 
 
-def weights(rng: np.random.Generator, bias: bool) -> dict[str, dict[str, np.ndarray]]:
+def weights(rng: np.random.Generator, bias: bool = False) -> dict[str, dict[str, np.ndarray]]:
     """The `mlp` of a checkpoint."""
     shapes = {"gate_proj": (F, D), "up_proj": (F, D), "down_proj": (D, F)}
     p = {name: {"weight": rng.normal(size=shape)} for name, shape in shapes.items()}
@@ -32,6 +32,27 @@ def test_by_hand() -> None:
     close(swiglu(np.array([[-2.0]]), **p, act="relu"), np.array([[-2000.0]]), FLOAT64)
     # without a name it is silu
     close(swiglu(np.array([[7.0]]), **p), swiglu(np.array([[7.0]]), **p, act="silu"), EXACT)
+
+
+@given(SEEDS, st.integers(-3000, 3000).map(lambda n: n / 1000))  # no numbers without their digits
+def test_is_linear_in_the_upper_and_the_outer_map(rng: np.random.Generator, c: float) -> None:
+    x, p = rng.normal(size=(2, 3, D)), weights(rng)
+    y = swiglu(x, **p)
+    for name in ("up_proj", "down_proj"):
+        close(swiglu(x, **p | {name: {"weight": c * p[name]["weight"]}}), c * y, FLOAT64)
+
+
+@given(SEEDS)
+def test_the_gate_alone_is_activated(rng: np.random.Generator) -> None:
+    x, p = rng.normal(size=(2, 3, D)), weights(rng)
+    # an identity for the activation makes gate and up alike
+    swapped = p | {"gate_proj": p["up_proj"], "up_proj": p["gate_proj"]}
+    close(swiglu(x, **swapped, act="linear"), swiglu(x, **p, act="linear"), FLOAT64)
+    shut = p | {"gate_proj": {"weight": np.zeros((F, D))}}
+    close(swiglu(x, **shut), np.zeros((2, 3, D)), EXACT)
+    # σ(0) = 1/2 without an argument in front
+    half = p["up_proj"]["weight"].T @ p["down_proj"]["weight"].T / 2
+    close(swiglu(x, **shut, act="sigmoid"), x @ half, FLOAT64)
 
 
 @given(SEEDS, st.sampled_from(["silu", "gelu", "relu2"]), st.booleans())

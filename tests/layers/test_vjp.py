@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refdiff import layers
+from refdiff.layers.activation import ACTIVATIONS
 from tests.layers.vjps import DRAWS, NAMES, differentiable, draw, gradients, label, no_targets
 
 STEP = 2e-4  # of the size of what is moved
@@ -102,3 +103,19 @@ def test_rope_gradient_of_another_shape_is_told_so() -> None:
     args, options = draw("rope", 0)
     with pytest.raises(ValueError, match=r"rope_vjp: g: got shape \(1,\), expected"):
         layers.rope_vjp(np.zeros(1), *args, **options)
+
+
+def test_an_unknown_activation_is_told_the_known_ones() -> None:
+    known = ", ".join(sorted(ACTIVATIONS))
+    with pytest.raises(ValueError, match=f"^activation_vjp: name: got 'swishy', expected one of {known}$"):
+        layers.activation_vjp(np.ones(1), np.ones(1), "swishy")
+
+
+def test_hidden_keys_get_no_gradient() -> None:
+    q, k, v = (np.random.default_rng(i).normal(size=(1, 2, 3, 4)) for i in range(3))
+    mask = np.array([True, False, True])
+    g = np.ones((1, 2, 3, 4))
+    _, dk1, _, dk2, dv, _ = layers.diff_attention_vjp(g, q, k, q[::-1], k, v, np.asarray(0.5), mask)
+    for d in (dk1, dk2, dv):
+        assert (d[:, :, 1] == 0).all()
+        assert (d[:, :, [0, 2]] != 0).any()

@@ -131,6 +131,23 @@ def test_kill_at_every_file_operation(tmp_path: Path, before: str, after: str, c
     assert seen == sorted(seen, key=lambda state: state == new)  # once new, it stays new
 
 
+def test_a_load_that_is_killed_while_it_finishes_a_save_is_finished_by_the_next(tmp_path: Path) -> None:
+    save(tmp_path, OLD, 900)
+    pending = next(
+        step
+        for step in range(1, 1000)
+        if in_a_child(tmp_path, step, lambda: save(tmp_path, NEW, 400)) == KILLED
+        and (tmp_path / ".refdiff-save").is_dir()
+    )
+    assert pending > 10
+    for step in range(1, 1000):
+        if in_a_child(tmp_path, step, lambda: loaded(tmp_path)) == 0:
+            break
+    assert step > 5
+    assert loaded(tmp_path) == NEW
+    assert not (tmp_path / ".refdiff-save").exists()
+
+
 @pytest.fixture(scope="module")
 def half_saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which a save to two shards was killed right after it counts; its new files are in .refdiff-save."""

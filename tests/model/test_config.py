@@ -14,14 +14,20 @@ from hypothesis import strategies as st
 from refdiff import hub
 from refdiff.errors import CheckpointError
 from refdiff.model.config import DiffLlamaConfig
-from refdiff.model.weights import count_parameters, parameter_shapes
 from tests.model.config_files import HANDCUT, ONE_BILLION, TINY_RANDOM
+from tests.model.models import WIRINGS
 
 
 def write(folder: Path, content: str | dict[str, Any]) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(content if isinstance(content, str) else json.dumps(content))
     return folder
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_only_version_2_has_two_queries_a_head(wiring: str) -> None:
+    config = DiffLlamaConfig(hidden_size=32, num_attention_heads=4, num_key_value_heads=2, head_dim=8, wiring=wiring)
+    assert config.num_query_heads == (8 if wiring == "v2" else 4)
 
 
 def test_the_handcut_file(tmp_path: Path) -> None:
@@ -34,7 +40,11 @@ def test_the_handcut_file(tmp_path: Path) -> None:
     }  # fmt: skip
     assert (config.dtype, config.tie_word_embeddings, config.pad_token_id) == ("float32", True, None)
     assert (config.bos_token_id, config.eos_token_id) == (128000, 128001)
-    assert count_parameters(parameter_shapes(config, "DiffLlamaForCausalLM").values()) == 1_235_818_496
+    heads, key_values = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    attention = config.hidden_size * 2 * (heads + key_values) + 4 * config.head_dim
+    layer = attention + 3 * config.hidden_size * config.intermediate_size + 2 * config.hidden_size
+    parameters = config.vocab_size * config.hidden_size + config.num_hidden_layers * layer + config.hidden_size
+    assert parameters == 1_235_818_496
 
 
 def test_the_one_billion_and_the_tiny_random_file(tmp_path: Path) -> None:

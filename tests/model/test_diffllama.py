@@ -7,11 +7,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import refdiff
 from refdiff import layers
 from refdiff.model.diffllama import Context, decoder_layer
-from tests.model.models import WIRINGS, small_model
+from tests.model.models import WIRINGS, ids, small_model
 
 CLOSE = {"rtol": 1e-11, "atol": 1e-12}
+
+
+def test_hidden_states_are_what_each_layer_was_given_and_the_normed_result():
+    model, tokens = small_model(refdiff.DiffLlamaModel, kernels="reference"), ids(1, 2, 5)
+    out = model(tokens, output_hidden_states=True)
+    assert len(out.hidden_states) == 4
+    np.testing.assert_array_equal(out.hidden_states[0], model.params["embed_tokens"]["weight"][tokens])
+    _, context = model._embed(tokens, None, None, None, None, False)
+    for i, layer in enumerate(model.params["layers"]):
+        after = decoder_layer(layer, out.hidden_states[i], i, context)
+        if i < 2:
+            np.testing.assert_array_equal(out.hidden_states[i + 1], after)
+    np.testing.assert_array_equal(out.hidden_states[3], layers.rms_norm(after, model.params["norm"]["weight"], 1e-5))
+    np.testing.assert_array_equal(out.hidden_states[3], out.last_hidden_state)
 
 
 def attention_of_layers(p, x, layer, context):
@@ -66,3 +81,31 @@ def test_each_half_of_a_layer_is_added_to_what_it_was_given(wiring, seed, sizes,
     normed = layers.rms_norm(y, p["post_attention_layernorm"]["weight"], eps)
     fed = layers.swiglu(normed, **p["mlp"], act="silu")
     np.testing.assert_allclose(decoder_layer(p, x, layer, context) - y, fed, **CLOSE)
+
+
+MASKS = {
+    "none": lambda B, T, S, H: {},
+    "padding": lambda B, T, S, H: {"attention_mask": (np.arange(S) >= np.arange(B)[:, None] * 2).astype(int)},
+    "may see": lambda B, T, S, H: {"attention_mask": np.tril(np.ones((B, 1, T, S)), S - T - 1) + np.eye(T, S) > 0},
+    "added": lambda B, T, S, H: {"attention_mask": np.random.default_rng(3).standard_normal((B, H, T, S))},
+}
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("past", [0, 4])
+@pytest.mark.parametrize("keep", [1, 3, 9])
+def test_tokens_that_nobody_reads_change_nothing(wiring, mask, past, keep):
+    """The last layer computes only what is read; more than there is, is all."""
+    model, tokens = small_model(wiring=wiring), ids(4, 3, past + 7)
+    see = MASKS[mask](3, 7, past + 7, model.config.num_query_heads)
+    results = []
+    for options in ({}, {"logits_to_keep": keep}, {"logits_to_keep": keep, "output_hidden_states": True}):
+        cache = model(tokens[:, :past], use_cache=True).cache if past else None
+        out = model(tokens[:, past:], cache=cache, use_cache=True, **see, **options)
+        results.append((out.logits, model(ids(5, 3, 2), cache=out.cache).logits))
+    (everything, later), (read, then), (shown, after) = results
+    np.testing.assert_allclose(read, everything[:, -keep:], **CLOSE)
+    np.testing.assert_allclose(then, later, **CLOSE)
+    np.testing.assert_allclose(shown, everything[:, -keep:], **CLOSE)
+    np.testing.assert_allclose(after, later, **CLOSE)

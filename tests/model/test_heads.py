@@ -11,6 +11,25 @@ from tests.model.models import CLASSES, ids, small_model
 TOKENS = ids(0, 2, 7)
 
 
+def hidden_of(model, **inputs):
+    """What the base model with the same weights gives."""
+    base = refdiff.DiffLlamaModel(model.config, model.base_params, dtype="float64")
+    return base(**({"input_ids": TOKENS} | inputs)).last_hidden_state
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_causal_lm(tied):
+    model = small_model(tie_word_embeddings=tied)
+    weight = model.params["model"]["embed_tokens"]["weight"] if tied else model.params["lm_head"]["weight"]
+    assert ("lm_head" in model.params) != tied
+    out = model(TOKENS, labels=TOKENS)
+    np.testing.assert_allclose(out.logits, hidden_of(model) @ weight.T, rtol=1e-12, atol=1e-12)
+    z = out.logits[:, :-1]
+    logp = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+    expected = -np.take_along_axis(logp, TOKENS[:, 1:, None], axis=-1).mean()
+    np.testing.assert_allclose(out.loss, expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("keep", "index"),
     [
@@ -56,8 +75,23 @@ def test_sequence_classification_without_a_padding_token():
     np.testing.assert_allclose(model(TOKENS[:1]).logits, last @ model.params["score"]["weight"].T, atol=1e-12)
 
 
-def test_an_answer_without_one_of_its_ends_has_no_loss():
+def test_token_classification():
+    model = small_model(refdiff.DiffLlamaForTokenClassification, num_labels=4)
+    out = model(TOKENS, labels=TOKENS % 4)
+    score = model.params["score"]
+    np.testing.assert_allclose(out.logits, hidden_of(model) @ score["weight"].T + score["bias"], atol=1e-12)
+    assert float(out.loss) > 0
+
+
+def test_question_answering():
     model = small_model(refdiff.DiffLlamaForQuestionAnswering)
+    out = model(TOKENS, start_positions=[1, 2], end_positions=[3, 99])
+    both = hidden_of(model) @ model.params["qa_outputs"]["weight"].T + model.params["qa_outputs"]["bias"]
+    np.testing.assert_allclose(out.start_logits, both[..., 0], atol=1e-12)
+    np.testing.assert_allclose(out.end_logits, both[..., 1], atol=1e-12)
+    logp = both - np.log(np.exp(both).sum(axis=1, keepdims=True))
+    starts, end = (logp[0, 1, 0] + logp[1, 2, 0]) / 2, logp[0, 3, 1]  # 99 is outside the text and does not count
+    np.testing.assert_allclose(out.loss, -(starts + end) / 2, rtol=1e-12)
     assert model(TOKENS, start_positions=[1, 2]).loss is None
     assert model(TOKENS, end_positions=[1, 2]).loss is None
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +173,20 @@ def test_a_copy_has_the_weights_and_ops_of_its_model() -> None:
     assert twin.ops is model.ops
     twin.generation_config = {"temperature": 0.5}
     assert model.generation_config != twin.generation_config
+
+
+def test_another_process_maps_the_file_itself(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the model was loaded from a relative path, and the other process stands elsewhere."""
+    monkeypatch.chdir(folder.parent)
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(folder.name)
+    (tmp_path / "pickle").write_bytes(pickle.dumps(model))
+    code = """
+import json, pickle, sys
+model = pickle.load(open(sys.argv[1], "rb"))
+print(json.dumps(model.generate([[3, 5, 2]], max_new_tokens=6).tolist()))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "pickle")],
+        capture_output=True, check=True, cwd=Path(refdiff.__file__).parents[1],
+    )  # fmt: skip
+    assert json.loads(done.stdout) == model.generate([[3, 5, 2]], max_new_tokens=6).tolist()

@@ -148,22 +148,40 @@ def test_a_repo_is_asked_for_its_config_and_weights(tmp_path, monkeypatch):
         calls.clear()
 
 
-def test_frequencies_are_those_of_the_longest_position():
-    """Counted from 1, with what is in the cache, and with positions that were given."""
-    model, asked = small_model(max_position_embeddings=9), []
+@pytest.mark.parametrize(
+    ("rope", "fields"),
+    [("default", {}), ("dynamic", {"factor": 2.0}), ("yarn", {"factor": 2.0, "original_max_position_embeddings": 5})],
+)
+def test_frequencies_are_those_of_the_longest_position(rope, fields):
+    """Counted from 1, with what is in the cache, and with positions that were given; the scale, which yarn has, too."""
+    parameters = {"rope_type": rope, "rope_theta": 100.0, **fields}
+    model, asked, computed, used = small_model(max_position_embeddings=9, rope_parameters=parameters), [], [], []
 
     def watched(name, function):
-        return function if name != "rope_frequencies" else lambda *args: (asked.append(args), function(*args))[1]
+        def call(*args, **options):
+            result = function(*args, **options)
+            if name == "rope_frequencies":
+                asked.append(args)
+                computed.append(result)
+            if name == "rope_cos_sin":
+                used.append(args[1:3])
+            return result
+
+        return call
 
     model.ops = overlay(model.ops, watched)
     cache = refdiff.KVCache(3)
     model(TOKENS, cache=cache)
     model(TOKENS[:, :4], cache=cache)  # the ninth token is within the limit: no warning
     model(TOKENS, position_ids=[[0, 3, 8, 1, 2]])
+    config = model.config
+    assert asked == [(config.rope_parameters, 6, 9, n) for n in (5, 9, 9)]
     with pytest.warns(UserWarning, match="longer than the 9 positions") as caught:
         [model(TOKENS[:, :1], cache=cache) for _ in range(2)]
     assert [warning.filename for warning in caught] == [__file__], "once"
-    assert asked == [(model.config.rope_parameters, 6, 9, n) for n in (5, 9, 9, 10, 11)]
+    assert [args[-1] for args in asked[-2:]] == [10, 11]
+    assert used == computed
+    assert {scale != 1 for _, scale in used} == {rope == "yarn"}
 
 
 def test_a_call_of_one_token_shows_its_backend_a_weight():
@@ -177,13 +195,12 @@ def test_a_call_of_one_token_shows_its_backend_a_weight():
 
     model.backend.inference_scope = scope
     embedded = model.base_params["embed_tokens"]["weight"][one]
-    for args in ((one,), ([[5]],), ([5, 7],), ([[5], [7]],), (ids(0, 2, 1),)):
-        with contextlib.suppress(ValueError):  # of one axis
-            model(*args)
-    model(input_ids=one)
-    model(inputs_embeds=embedded)
+    calls = (((one,), {}), ((), {"input_ids": one}), ((ids(0, 2, 1),), {}), ((), {"inputs_embeds": embedded}))
+    for args, options in calls:
+        model(*args, **options)
     gate = model.base_params["layers"][0]["mlp"]["gate_proj"]["weight"]
-    assert all(a is b for a, b in zip(seen, [gate, gate, None, None, None, gate, None], strict=True))
+    assert [weight is gate for weight in seen] == [True, True, False, False]
+    assert seen[2:] == [None, None]
 
 
 def test_a_name_in_place_of_a_config_is_told_how_to_load():

@@ -164,6 +164,18 @@ def test_a_gradient_of_one_number_is_summed_over_the_parts_too() -> None:
     assert grads["model"]["norm"]["weight"] == norms[0] + norms[1]
 
 
+def test_packed_sequences_have_the_gradients_of_their_batch() -> None:
+    """One row with two texts: the mean over both of what each by itself has."""
+    model = small_model()
+    positions = np.array([[0, 1, 2, 0, 1, 2, 3]])
+    labels = np.where(positions == 0, -100, IDS[:1])
+    _, packed = model.loss_and_grad(IDS[:1], position_ids=positions, labels=labels)
+    first, second = (flat(model.loss_and_grad(part, labels=part)[1]) for part in (IDS[:1, :3], IDS[:1, 3:]))
+    for name, gradient in flat(packed).items():
+        expected = (2 * first[name] + 3 * second[name]) / 5
+        assert np.abs(gradient - expected).max() <= 1e-12 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_tied_embeddings_get_both_gradients(tied: bool) -> None:
     model = small_model(tie_word_embeddings=tied)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ from tests.golden import unilm
 from tests.layers.places import Place
 from tests.layers.test_composed import parts_of
 from tests.model.models import CLASSES, LAYERS, ids, small_config, small_model
-from tests.tolerances import close
+from tests.tolerances import EXACT, close
 
 SAME = 1e-10
 EACH = pytest.mark.parametrize("wiring", sorted(ATTENTION))
@@ -169,6 +171,19 @@ def test_every_layer_goes_through_ops(wiring: str) -> None:
     each = {name: count + own.count(name) for name, count in each.items()}
     ends = {"rms_norm": 1, "linear": 1}  # the last norm, and the logits
     assert {name: calls[name] for name in each} == {name: 3 * n + ends.get(name, 0) for name, n in each.items()}
+
+
+@EACH
+def test_saved_and_loaded_is_the_same(wiring: str, tmp_path: Path) -> None:
+    kind = refdiff.DiffLlamaForCausalLM
+    model = small_model(kind, wiring=wiring, attention_bias=True)
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert "wiring" not in saved
+    assert saved["architectures"] == [kind.__name__.removeprefix("Diff") if wiring == "none" else kind.__name__]
+    again = kind.from_pretrained(tmp_path)
+    assert again.config.wiring == wiring
+    close(again(ids(2, 1, 5)).logits, model(ids(2, 1, 5)).logits, EXACT)
 
 
 @given(pairs=st.integers(1, 4), keys=st.integers(1, 3), size=st.sampled_from([2, 4, 6]), layers=st.integers(1, 3))

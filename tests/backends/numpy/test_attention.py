@@ -1,10 +1,12 @@
 """Each way of going through heads, queries and keys, held to the layer; which way is taken, and what it holds."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from refdiff import layers
-from refdiff.backends.numpy import NumpyKernels, attention
+from refdiff.backends.numpy import NumpyKernels, attention, workspace
 from refdiff.backends.numpy.gemm_blocks import key_blocks
 from refdiff.backends.numpy.tuning import Tuning, has_avx512
 from tests.backends.tuned import tune
@@ -73,6 +75,24 @@ def test_blocks_of_any_size_give_the_layer():
         np.testing.assert_allclose(kernels.diff_attention(*inputs), expected, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("kernels", [pytest.param(KERNELS, marks=pytest.mark.slow), PIECES], ids=["packed", "pieces"])
+@pytest.mark.parametrize(("H", "K", "most"), [(4, 1, 64 * 2**20), pytest.param(16, 4, 100e6, marks=pytest.mark.slow)])
+def test_attention_over_8192_tokens_needs_little_beside_its_result(H, K, most, kernels, monkeypatch) -> None:
+    """With the heads of a group of the full-size model, and with all; the scores of a group would be 4 GB."""
+    monkeypatch.setattr(workspace, "_memory", lambda size: np.empty(size + workspace.CACHE_LINE, np.uint8))  # is traced
+    g = np.random.default_rng(0)
+    q1, q2 = g.standard_normal((2, 1, H, 8192, 64), np.float32)
+    k1, k2 = g.standard_normal((2, 1, K, 8192, 64), np.float32)
+    v = g.standard_normal((1, K, 8192, 128), np.float32)
+    tracemalloc.start()
+    try:
+        with kernels.inference_scope():
+            result = kernels.diff_attention(q1, k1, q2, k2, v, np.float32(0.5))
+        assert tracemalloc.get_traced_memory()[1] - result.nbytes < most
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.fixture
 def laid(monkeypatch):
     """How many keys were copied into blocks."""
@@ -94,15 +114,6 @@ def draws(number, B, case, scale, lam):
         q, k = scale * g.standard_normal((2, B, H, T, d)), g.standard_normal((2, B, K, S, d))
         args = [x.astype(np.float32) for x in (q[0], k[0], q[1], k[1], g.standard_normal((B, K, S, e)), np.array(lam))]
         yield args, [x.astype(np.float64) for x in args]
-
-
-def squared_errors(kernels, name, args, exact, *see, **options):
-    """Of the kernel, and of its layer, on the same numbers."""
-    layer = getattr(layers, name)
-    truth = layer(*exact, *see, **options)
-    with kernels.inference_scope():
-        found = getattr(kernels, name)(*args, *see, **options)
-    return np.array([np.square(y - truth).sum() for y in (found, layer(*args, *see, **options))])
 
 
 PROMPTS = [(16, 4, 150, 150, 64, 128), (2, 1, 300, 333, 32, 64), (4, 4, 70, 2100, 80, 64)]
@@ -132,7 +143,12 @@ def test_of_several_draws_prompts_in_pieces_are_as_near_to_the_truth_as_the_laye
     squares = np.zeros((2, 2))
     for args, exact in draws(6, 2, case, scale, lam):
         for i, (name, at) in enumerate((("diff_attention", [0, 1, 2, 3, 4, 5]), ("plain_heads", [0, 1, 4]))):
-            squares[i] += squared_errors(PIECES, name, [args[n] for n in at], [exact[n] for n in at], mask, **options)
+            layer = getattr(layers, name)
+            truth = layer(*(exact[n] for n in at), mask, **options)
+            with PIECES.inference_scope():
+                found = getattr(PIECES, name)(*(args[n] for n in at), mask, **options)
+            of_layer = layer(*(args[n] for n in at), mask, **options)
+            squares[i] += [np.square(y - truth).sum() for y in (found, of_layer)]
     # at most 1.31 for flat maps of which little is left, 1.33 in packed products. Without AVX-512, where no kernel
     # takes such pieces, BLAS sums otherwise: 1.36
     assert (squares[:, 0] <= (1.35 if has_avx512() else 1.4) ** 2 * squares[:, 1]).all()
@@ -203,5 +219,8 @@ def test_of_many_draws_few_queries_are_as_near_to_the_truth_as_the_layer(
     """What is largest of one draw is luck: the squares of fifty are not."""
     squares = np.zeros(2)
     for args, exact in draws(50, 1, case, scale, lam):
-        squares += squared_errors(KERNELS, "diff_attention", args, exact)
+        truth = layers.diff_attention(*exact)
+        with KERNELS.inference_scope():
+            found = KERNELS.diff_attention(*args)
+        squares += [np.square(y - truth).sum() for y in (found, layers.diff_attention(*args))]
     assert squares[0] <= 1.2**2 * squares[1]

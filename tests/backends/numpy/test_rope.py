@@ -4,11 +4,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from refdiff import layers
 from refdiff.backends.numpy import NumpyKernels
 from refdiff.backends.numpy.tuning import Tuning
 from refdiff.model.cache import KVCache
+from tests.tolerances import FLOAT64, close
 
 KERNELS = NumpyKernels(2)
 
@@ -17,6 +20,28 @@ def streams(B: int, T: int, dtype: Any = np.float32, *, rows: int = 1) -> list[n
     g = np.random.default_rng(B + T)
     shapes = (B, 6, T, 8), (B, 2, T, 8), (B, 1, T, 16), (rows, 1, T, 4), (rows, 1, T, 4)
     return [g.normal(size=shape).astype(dtype) for shape in shapes]
+
+
+LAYOUTS = {"heads": (0, 1, 2, 3), "tokens": (0, 2, 1, 3), "features": (1, 3, 0, 2)}
+"""The axes (B, H, T, d) in the order of memory."""
+
+
+@given(
+    B=st.integers(1, 3), H=st.integers(1, 4), T=st.integers(1, 6), pairs=st.integers(1, 5), unrotated=st.integers(0, 3),
+    of_each=st.booleans(), interleaved=st.booleans(), layout=st.sampled_from(sorted(LAYOUTS)),
+)  # fmt: skip
+def test_heads_in_any_layout_are_rotated_as_the_layer_does_it(
+    B: int, H: int, T: int, pairs: int, unrotated: int, of_each: bool, interleaved: bool, layout: str
+) -> None:
+    """Forward and back, each sequence at positions of its own or all at the same, and some dimensions stay."""
+    random, axes = np.random.default_rng(B + T), LAYOUTS[layout]
+    g, x = random.normal(size=(2, B, H, T, 2 * pairs + unrotated))
+    g, x = (np.ascontiguousarray(a.transpose(axes)).transpose(np.argsort(axes)) for a in (g, x))
+    angles = random.uniform(-7, 7, size=(B if of_each else 1, 1, T, pairs))
+    turn = np.cos(angles), np.sin(angles)
+    found = KERNELS.rope(x, *turn, interleaved=interleaved), KERNELS.rope_vjp(g, x, *turn, interleaved=interleaved)[0]
+    close(found[0], layers.rope(x, *turn, interleaved=interleaved), FLOAT64)
+    close(found[1], layers.rope_vjp(g, x, *turn, interleaved=interleaved)[0], FLOAT64)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

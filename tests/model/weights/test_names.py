@@ -12,6 +12,7 @@ from refdiff.model.weights.names import (
     ARCHITECTURES,
     count_parameters,
     flatten,
+    is_head,
     localize,
     nest,
     parameter_shapes,
@@ -29,6 +30,20 @@ def test_names_shapes_and_order_by_hand(architecture: str) -> None:
 def test_unknown_architecture_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"got 'LlamaForCausalLM', expected one of DiffLlamaModel, "):
         parameter_shapes(tiny_config(), "LlamaForCausalLM")
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "transformer."])
+@pytest.mark.parametrize("stored", ["", "model.", "transformer."])
+def test_any_class_finds_the_base_model_of_any_other(stored: str, prefix: str) -> None:
+    for name in ("embed_tokens.weight", "layers.0.mlp.up_proj.weight", "norm.weight"):
+        assert localize(stored + name, prefix) == prefix + name
+
+
+def test_heads() -> None:
+    heads = ("lm_head.weight", "score.weight", "score.bias", "qa_outputs.weight", "qa_outputs.bias")
+    assert [is_head(name) for name in heads] == [True] * 5
+    others = ("model.norm.weight", "scores.weight", "model.lm_head.weight", "lm_head.wfight", "lm_head", "lm_head.bias")
+    assert not any(is_head(name) for name in others)
 
 
 def test_count() -> None:
