@@ -51,6 +51,11 @@ def test_suppress_tokens_ignores_ids_past_the_vocabulary() -> None:
     np.testing.assert_array_equal(got, [[-INF, -2.0, 3.0, 0.0, -INF], [-INF, 0.5, -0.5, 4.0, 1.0]])
 
 
+def test_min_new_tokens() -> None:
+    np.testing.assert_array_equal(processors.min_new_tokens(SCORES, 3, 3, [2]), SCORES)
+    assert np.isneginf(processors.min_new_tokens(SCORES, 2, 3, [2, 3])[:, 2:4]).all()
+
+
 Z = np.random.default_rng(0).normal(0, 2, (2, 9)).astype(np.float32)
 LONG = np.array([[1, 2, 3, 1, 2], [4, 4, 5, 4, 6]])
 
@@ -63,14 +68,14 @@ def test_processors_in_order() -> None:
         no_repeat_ngram_size=2,
         bad_words_ids=[[2, 7]],
         min_new_tokens=3,
-        eos_token_id=[4, 8],
+        eos_token_id=[8],
         suppress_tokens=[6],
     )
     z = processors.sequence_bias(Z.astype(np.float64), LONG, {(3,): 2.0, (2, 5): -1.0})
     z = processors.repetition_penalty(z, LONG, 1.5)
     z = processors.no_repeat_ngram(z, LONG, 2)
     z = processors.bad_words(z, LONG, [[2, 7]])
-    z[:, [4, 6, 8]] = -np.inf
+    z[:, [6, 8]] = -np.inf
     got = LogitsProcessors(options, 3)(Z, LONG)
     np.testing.assert_array_equal(got, z)
     assert got.dtype == np.float64

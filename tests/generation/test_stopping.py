@@ -38,6 +38,17 @@ def test_stop_strings_of_real_tokenizers(kind: str, stop: str) -> None:
     assert [end for end in range(1, first + 1) if stopping(ids[None, :end])[0]] == [first]
 
 
+def test_a_stop_string_in_the_prompt_does_not_stop_what_follows() -> None:
+    """Also where the prompt and the text are one run of byte tokens."""
+    for kind in KINDS.values():
+        tokenizer = kind()
+        ids = np.array(tokenizer.encode("猫でも", add_special_tokens=False).ids)
+        stopping = Stopping(99, None, ["猫"], tokenizer)
+        ends = [end for end in range(1, len(ids) + 1) if stopping(ids[None, :end])[0]]
+        assert len(ends) == 1
+        assert ends[0] < len(ids)
+
+
 def test_padding_is_no_text() -> None:
     stopping = Stopping(9, None, ["aaa"], letters())
     ids = np.array([[0, 0, 0, 0], [1, 1, 0, 0]])

@@ -1,4 +1,4 @@
-"""The bytes of tokens, beyond those of tests/generation/test_stopping.py and tokenizer/test_byte_level.py."""
+"""What tokens say, joined, is what the text says."""
 
 from __future__ import annotations
 
@@ -9,6 +9,19 @@ from tokenizers import Tokenizer, decoders, models
 
 from refdiff.generation.token_bytes import TokenBytes
 from refdiff.generation.tokenizer import RustBackend, backend_of
+from tests.generation.trained_tokenizers import KINDS, TEXTS
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_join_to_the_text(kind: str) -> None:
+    tokenizer = KINDS[kind]()
+    token_bytes = TokenBytes(tokenizer)
+    for text in TEXTS:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        joined = b"".join([token_bytes[i] for i in ids]).decode()
+        decoded = tokenizer.decode(ids)
+        assert joined in (decoded, " " + decoded)  # SentencePiece drops the space at the beginning of a text
+        assert len(joined) > 20
 
 
 def test_other_decoders() -> None:

@@ -66,12 +66,21 @@ def test_logits_to_keep_refused(keep, error, message):
         small_model()(TOKENS, logits_to_keep=keep)
 
 
+def test_sequence_classification_pools_each_row_at_its_last_real_token():
+    model = small_model(refdiff.DiffLlamaForSequenceClassification)
+    tokens = ids(1, 3, 7)
+    tokens[0, :3], tokens[1, 2:], tokens[2, 5:] = 0, 0, 0
+    pooled = hidden_of(model, input_ids=tokens)[[0, 1, 2], [6, 1, 4]]
+    out = model(tokens, labels=[1, 0, 1])
+    np.testing.assert_allclose(out.logits, pooled @ model.params["score"]["weight"].T, atol=1e-12)
+    assert out.loss.shape == ()
+
+
 def test_sequence_classification_without_a_padding_token():
     model = small_model(refdiff.DiffLlamaForSequenceClassification, pad_token_id=None)
     with pytest.raises(ValueError, match=r"^pad_token_id: got none .* 2 sequences.*; set model.config.pad_token_id,"):
         model(TOKENS)
-    base = refdiff.DiffLlamaModel(model.config, model.base_params, dtype="float64")
-    last = base(TOKENS[:1]).last_hidden_state[:, -1]
+    last = hidden_of(model, input_ids=TOKENS[:1])[:, -1]
     np.testing.assert_allclose(model(TOKENS[:1]).logits, last @ model.params["score"]["weight"].T, atol=1e-12)
 
 

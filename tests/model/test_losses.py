@@ -16,6 +16,22 @@ def nll(logits, target):
     return math.log(sum(math.exp(z) for z in logits)) - logits[target]
 
 
+def test_causal_lm_predicts_the_next_token_and_ignores_minus_100():
+    labels = np.array([[3, 1, -100, 6, 0], [2, 2, 2, -100, -100]])
+    terms = [nll(Z[b, t], labels[b, t + 1]) for b in range(2) for t in range(4) if labels[b, t + 1] != -100]
+    assert len(terms) == 5
+    np.testing.assert_allclose(losses.causal_lm_loss(OPS, Z, labels), sum(terms) / 5, rtol=1e-14)
+
+
+@pytest.mark.parametrize("problem", [None, "single_label_classification"])
+def test_one_class_each(problem):
+    z, labels = Z[:, 0], np.array([4, 0])
+    expected = (nll(z[0], 4) + nll(z[1], 0)) / 2
+    for shape in ((2,), (2, 1)):
+        loss = losses.sequence_loss(OPS, z, labels.reshape(shape), problem)
+        np.testing.assert_allclose(loss, expected, rtol=1e-14)
+
+
 @pytest.mark.parametrize("problem", [None, "multi_label_classification"])
 def test_several_classes_each(problem):
     z = np.array([[0.5, -800.0, 3.0], [900.0, 0.0, -1.0]])
@@ -26,6 +42,17 @@ def test_several_classes_each(problem):
         [0.0, math.log(2), math.log1p(math.exp(-1))],
     ]
     np.testing.assert_allclose(losses.sequence_loss(OPS, z, labels, problem), np.mean(terms), rtol=1e-14)
+
+
+def test_regression_of_one_value_takes_a_flat_list():
+    z, labels = np.array([[1.0], [3.0]]), np.array([0.5, 5.0])
+    for problem in (None, "regression"):
+        for shape in ((2,), (2, 1)):
+            assert losses.sequence_loss(OPS, z, labels.reshape(shape), problem) == (0.25 + 4.0) / 2
+
+
+def test_regression_of_several_values():
+    assert losses.sequence_loss(OPS, np.array([[1.0, 2.0]]), np.array([[0.0, 4.0]]), "regression") == 2.5
 
 
 def test_labels_of_another_shape_are_told_both():

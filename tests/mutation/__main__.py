@@ -33,7 +33,6 @@ ALSO = {
     "refdiff/model/weights/names.py": ("tests/model/weights/test_load.py", "tests/model/test_pretrained.py"),
     "refdiff/model/weights/save.py": ("tests/model/test_pretrained.py",),
     "refdiff/model/rope_parameters.py": ("tests/model/test_config.py",),
-    "refdiff/model/losses.py": ("tests/test_golden.py",),
     "refdiff/model/trainable.py": ("tests/model/test_stored_weights.py",),
     "refdiff/model/pretrained.py": ("tests/model/test_pickled.py", "tests/model/test_stored_weights.py"),
     "refdiff/model/call.py": (

@@ -12,6 +12,7 @@ import torch
 import transformers
 
 import refdiff
+from refdiff.convert import convert
 from tests.compare import compare
 from tests.model.models import WIRINGS, ids, small_model
 from tests.parity.float64_transformers import float64_peer
@@ -55,6 +56,12 @@ def test_a_llama_of_transformers(llama: Path, kernels: str) -> None:
             compare(x, y, f"{name} {layer}")
     later = ours(tokens[:, 5:], cache=ours(tokens[:, :5]).cache).logits
     compare(later, expected.logits[:, 5:], "logits from the cache")
+
+
+def test_its_conversion_to_v2(llama: Path) -> None:
+    ours = refdiff.DiffLlamaForCausalLM.from_pretrained(llama, dtype="float64")
+    v2 = refdiff.DiffLlamaForCausalLM(*convert(ours.config, ours.params, "v2"), dtype="float64")
+    compare(v2(ids(1, 2, 9)).logits, float64_peer(llama, "LlamaForCausalLM")(ids(1, 2, 9)).logits, "logits")
 
 
 def test_what_refdiff_saves_is_a_llama_to_transformers(tmp_path: Path) -> None:

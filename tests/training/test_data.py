@@ -15,6 +15,7 @@ import pytest
 import refdiff
 from refdiff.training import documents
 from refdiff.training.data import Corpus, row_order
+from tests.model.models import small_model
 from tests.training.conftest import tale
 
 
@@ -75,6 +76,20 @@ def test_documents_begin_at_position_0(path: Path) -> None:
             count = 0 if token == corpus.separator else count + 1
             assert place == count
     assert (positions[:, 1:] == 0).any()
+
+
+def test_gradients_see_nothing_of_the_document_before(path: Path) -> None:
+    corpus = make(path)
+    ids, positions = corpus.batch("train", np.arange(1), 200)
+    start = np.flatnonzero(positions[0] == 0)[1]
+    model = small_model(vocab_size=280, num_hidden_layers=1, max_position_embeddings=200)
+    labels = np.where(np.arange(200) > start, ids, -100)
+    loss, grads = model.loss_and_grad(ids, position_ids=positions, labels=labels)
+    other = ids.copy()
+    other[0, 1:start] = 5
+    again, _ = model.loss_and_grad(other, position_ids=positions, labels=labels)
+    assert loss == again
+    assert np.isfinite(grads["lm_head"]["weight"]).all()
 
 
 def test_the_order_is_a_shuffle_each_epoch_and_the_same_in_whatever_steps() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers, processors
 
@@ -174,12 +176,28 @@ def test_round_trip_through_files(kind: str, tmp_path: Path) -> None:
     assert (ids[-1] == last) == (kind == "unigram")
 
 
+@given(st.text(max_size=40))
+def test_any_text_survives_the_byte_tokenizer(text: str) -> None:
+    tokenizer = _BYTES
+    assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+
+
+_BYTES = Tokenizer(KINDS["byte_level"]())
+
+
 def test_ids_beyond_the_model(tmp_path: Path) -> None:
     folder = save(tmp_path, words().backend.native, config={"vocab_size": 6})
     tokenizer = Tokenizer.from_pretrained(folder)
     assert tokenizer.encode("a b") == [0, 4, 5]
     with pytest.raises(CheckpointError, match=r"tokenizer\.json.*'c', id 6, expected ids below 6, .*vocab_size"):
         tokenizer.encode("a c")
+
+
+def test_a_model_without_its_unknown_token() -> None:
+    tokenizer = Tokenizer(Backend(models.WordLevel({"a": 0}, unk_token="[UNK]")))
+    assert tokenizer.encode("a") == [0]
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json.*UNK"):
+        tokenizer.encode("b")
 
 
 def test_copies_and_pickles() -> None:

@@ -25,6 +25,7 @@ from tests.model.weights.files import (
     pack,
     random_tensors,
     shapes_of,
+    split,
     stored,
     tiny_config,
     write,
@@ -55,6 +56,19 @@ def memory_of(values: Any) -> Any:
 
 
 # ---- values
+
+
+@pytest.mark.parametrize("shards", [0, 3])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_class_gets_its_values(tmp_path: Path, architecture: str, shards: int) -> None:
+    tensors = random_tensors(architecture)
+    write(tmp_path, split(tensors, shards) if shards else {SINGLE: pack(tensors)})
+    loaded = flatten(load(tmp_path, tiny_config(), architecture))
+    assert list(loaded) == list(shapes_of(architecture))
+    for name, values in loaded.items():
+        assert_array_equal(values, array(tensors[name]), strict=False)
+        assert values.dtype == np.float32
+        assert not values.flags.writeable
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("F32", "float32"), ("F64", "float64")])

@@ -12,7 +12,6 @@ from refdiff.model.weights.names import (
     ARCHITECTURES,
     count_parameters,
     flatten,
-    is_head,
     localize,
     nest,
     parameter_shapes,
@@ -27,6 +26,31 @@ def test_names_shapes_and_order_by_hand(architecture: str) -> None:
     assert list(parameter_shapes(tiny_config(), architecture).items()) == list(shapes_of(architecture).items())
 
 
+VECTORS = dict.fromkeys(("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"), (2,))
+
+
+OWN: dict[str, tuple[dict[str, Any], int]] = {
+    "hf": (VECTORS, 8),
+    "paper": ({**VECTORS, "subln.weight": (4,)}, 8),
+    "v2": ({"lambda_proj.weight": (4, 6)}, 16),
+    "none": ({}, 8),
+}
+"""What attention has beside its projections, and the rows of `q_proj`, by wiring."""
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_what_each_wiring_has_beside_its_projections(wiring: str) -> None:
+    own, queries = OWN[wiring]
+    shapes = parameter_shapes(tiny_config(wiring=wiring), "DiffLlamaModel")
+    attention = {name.split("self_attn.")[1]: shape for name, shape in shapes.items() if "self_attn" in name}
+    projections = {
+        "q_proj.weight": (queries, 6), "k_proj.weight": (4, 6), "v_proj.weight": (4, 6), "o_proj.weight": (6, 8),
+    }  # fmt: skip
+    assert list(attention.items()) == [*own.items(), *projections.items()]
+    others = {name for name in shapes_of("DiffLlamaModel") if "self_attn" not in name}
+    assert {name for name in shapes if "self_attn" not in name} == others
+
+
 def test_unknown_architecture_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"got 'LlamaForCausalLM', expected one of DiffLlamaModel, "):
         parameter_shapes(tiny_config(), "LlamaForCausalLM")
@@ -37,13 +61,6 @@ def test_unknown_architecture_names_the_known_ones() -> None:
 def test_any_class_finds_the_base_model_of_any_other(stored: str, prefix: str) -> None:
     for name in ("embed_tokens.weight", "layers.0.mlp.up_proj.weight", "norm.weight"):
         assert localize(stored + name, prefix) == prefix + name
-
-
-def test_heads() -> None:
-    heads = ("lm_head.weight", "score.weight", "score.bias", "qa_outputs.weight", "qa_outputs.bias")
-    assert [is_head(name) for name in heads] == [True] * 5
-    others = ("model.norm.weight", "scores.weight", "model.lm_head.weight", "lm_head.wfight", "lm_head", "lm_head.bias")
-    assert not any(is_head(name) for name in others)
 
 
 def test_count() -> None:

@@ -25,7 +25,7 @@ from refdiff import CheckpointError, DiffLlamaConfig
 from refdiff.arrays import Deferred
 from refdiff.files import lock
 from refdiff.model import commit
-from refdiff.model.weights import flatten, headers, initialize, load, nest, parameter_shapes, save
+from refdiff.model.weights import ARCHITECTURES, flatten, headers, initialize, load, nest, parameter_shapes, save
 from refdiff.model.weights.save import _in_bytes as in_bytes
 from tests.model.models import WIRINGS
 from tests.model.weights.files import LAYOUTS, layout_changes, tiny_config
@@ -44,6 +44,19 @@ def constant(value: float, config: DiffLlamaConfig | None = None) -> dict[str, A
 
 
 # ---- what is written
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_comes_back_the_same_from_shards(tmp_path: Path, architecture: str) -> None:
+    params = initialize(tiny_config(attention_bias=True), architecture)
+    save(tmp_path, tiny_config(attention_bias=True), params, architecture, max_shard_size=SMALL)
+    config = DiffLlamaConfig.from_pretrained(tmp_path)
+    assert config.architectures == [architecture]
+    assert config.dtype == "float32"
+    again = flatten(load(tmp_path, config, architecture))
+    assert list(again) == list(flatten(params))
+    for name, values in flatten(params).items():
+        assert_array_equal(again[name], values)
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)
