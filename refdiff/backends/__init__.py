@@ -143,6 +143,10 @@ class Backend:
         """Return the parts of a batch that one training step takes one by one, or several at a time."""
         return [slice(0, batch)]
 
+    def sequences_at_once(self, batch: int, tokens: int) -> int:
+        """Return how many sequences of a batch one training step computes at a time, at most."""
+        return batch
+
     def map(self, work: Callable[[Any], Any], items: Iterable[Any]) -> None:
         """Call `work(item)` for every item, in any order."""
         for item in items:

@@ -110,16 +110,15 @@ def needed_memory(
     Equation:
         4 P and N (L A + max(2 V, 2 A)) numbers, A = 4 D + (2 H + 2 K) d + 2 F, for P parameters and N tokens
         (sequences × context) that all threads together compute at a time; in v2 3 H; 3 P with Muon, which keeps one
-        matrix instead of two, and P more where gradients are accumulated
+        matrix instead of two, and P more where gradients are accumulated; 16 bytes for each token of a step
     """
     size = NBYTES[dtype]
     parameters = count_parameters(parameter_shapes(config, "DiffLlamaForCausalLM").values())
     copies = (4 if settings.optimizer == "adamw" else 3) + (settings.accumulate > 1)
-    backend = backend_for(np, threads=threads)
-    parts = backend.split_batch(settings.batch_size // settings.accumulate, settings.context)
-    rows = sorted(part.stop - part.start for part in parts)[-backend.parallel_calls :]
-    tokens = sum(rows) * settings.context
+    sequences = settings.batch_size // settings.accumulate
+    tokens = backend_for(np, threads=threads).sequences_at_once(sequences, settings.context) * settings.context
     heads = (config.num_query_heads + config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
     layer = 4 * config.hidden_size + heads + 2 * config.intermediate_size
     widest = max(2 * config.vocab_size, 2 * layer)
-    return copies * parameters * size, tokens * (config.num_hidden_layers * layer + widest) * size
+    ids_and_positions = 16 * sequences * settings.context
+    return copies * parameters * size, tokens * (config.num_hidden_layers * layer + widest) * size + ids_and_positions

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import refdiff
+from refdiff.backends import backend_for
 from refdiff.backends.numpy.workspace import keep_freed_memory
 from refdiff.model.weights import flatten
 from refdiff.training.adamw import AdamW
@@ -70,3 +71,20 @@ def test_the_estimate_is_what_training_holds_at_least(wiring: str, layers: int, 
     tracemalloc.stop()
     estimate = sum(needed_memory(config(wiring, layers), Settings(batch_size=batch, context=context), threads=1))
     assert peak / 1.6 < estimate < peak
+
+
+def test_an_estimate_for_any_number_of_sequences_takes_no_memory_itself() -> None:
+    tracemalloc.start()
+    _, passes = needed_memory(config(), Settings(batch_size=10**8, context=10**5), threads=2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert passes > 16 * 10**13
+    assert peak < 10**6
+
+
+@pytest.mark.parametrize(("batch", "context"), [(1, 5), (7, 300), (64, 128), (100, 1000), (33, 64)])
+def test_sequences_at_once_are_those_of_the_largest_parts(batch: int, context: int) -> None:
+    for threads in (1, 2, 3):
+        backend = backend_for(np, threads=threads)
+        sizes = sorted(part.stop - part.start for part in backend.split_batch(batch, context))
+        assert backend.sequences_at_once(batch, context) == sum(sizes[-threads:])
