@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from refdiff.arrays import Array, namespace
@@ -41,19 +42,14 @@ def _subtracted_before_the_softmax(call: Call) -> Any:
     return _apply(softmax(logs, seen), call.v)
 
 
-def _softmax_of_the_difference(call: Call) -> Any:
-    a1, a2 = _maps(call, call.lambda_)
-    return _apply(softmax(a1 - a2, a1 > 0), call.v)
+def _change_weights(call: Call, change: Callable[[Array, Array], Array]) -> Any:
+    """Return P V with P = change(A₁, λ A₂) in place of their difference."""
+    return _apply(change(*_maps(call, call.lambda_)), call.v)
 
 
 def _each_map_normed_before_the_difference(call: Call) -> Any:
     o1, o2 = (normed(_apply(a, call.v), 1e-5) for a in _maps(call, 0 * call.lambda_ + 1))
     return o1 - call.lambda_ * o2
-
-
-def _negative_weights_cut_off(call: Call) -> Any:
-    a1, a2 = _maps(call, call.lambda_)
-    return _apply(namespace(call.q1).clip(a1 - a2, 0.0, None), call.v)
 
 
 def _one_more_in_the_denominator(call: Call) -> Any:
@@ -89,10 +85,6 @@ def _attend(
     return call(mask=visible if call.mask is None else call.mask & visible, causal=False)
 
 
-def _queries_and_keys_normed(call: Call) -> Any:
-    return call(**{name: normed(call.given[name], 1e-6) for name in ("q1", "k1", "q2", "k2")})
-
-
 ATTENTION_MISTAKES: tuple[Mistake, ...] = (
     Mistake("scores_not_scaled", "Q Kᵀ, not divided by √d.", "diff_attention", "scale",
             lambda call: _scaled(call, call.q1.shape[-1] ** 0.5), "B14"),
@@ -120,11 +112,11 @@ ATTENTION_MISTAKES: tuple[Mistake, ...] = (
     Mistake("subtracted_before_the_softmax", "softmax(S₁ − λ S₂) V.", "diff_attention", "order",
             _subtracted_before_the_softmax, "B13"),
     Mistake("softmax_of_the_difference", "softmax(A₁ − λ A₂) V: a third softmax, over the difference of the two maps.",
-            "diff_attention", "order", _softmax_of_the_difference),
+            "diff_attention", "order", lambda call: _change_weights(call, lambda a1, a2: softmax(a1 - a2, a1 > 0))),
     Mistake("each_map_normed_before_the_difference", "LN(A₁ V) − λ LN(A₂ V).", "diff_attention", "order",
             _each_map_normed_before_the_difference),
-    Mistake("negative_weights_cut_off", "max(A₁ − λ A₂, 0) V.", "diff_attention", "clamp", _negative_weights_cut_off,
-            "B17"),
+    Mistake("negative_weights_cut_off", "max(A₁ − λ A₂, 0) V.", "diff_attention", "clamp",
+            lambda call: _change_weights(call, lambda a1, a2: namespace(a1).clip(a1 - a2, 0.0, None)), "B17"),
     Mistake("rows_made_to_sum_to_one", "(A₁ − λ A₂) V / (1 − λ): the norm after it hides this, up to ε.",
             "diff_attention", "renorm",
             lambda call: call() / namespace(call.q1).where(call.lambda_ == 1, 1.0, 1 - call.lambda_), "B17"),
@@ -144,7 +136,8 @@ ATTENTION_MISTAKES: tuple[Mistake, ...] = (
             "diff_attention", "mask", lambda call: _attend(call, 0, inverted=True)),
     Mistake("queries_and_keys_normed",
             "q and k divided by their root mean square before the scores, as in models with a QK norm.",
-            "diff_attention", "norm kind", _queries_and_keys_normed),
+            "diff_attention", "norm kind",
+            lambda call: call(**{name: normed(call.given[name], 1e-6) for name in ("q1", "k1", "q2", "k2")})),
     Mistake("no_padding_mask", "Padding tokens visible as keys.", "diff_attention", "mask",
             lambda call: call(mask=None)),
     Mistake("a_sliding_window", "A window of 4 keys, where none is meant.", "diff_attention", "window",

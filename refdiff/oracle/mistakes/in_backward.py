@@ -13,9 +13,17 @@ from refdiff.layers.diff_attention import attention_scores, attention_weights, s
 from refdiff.layers.linear import linear, linear_vjp
 from refdiff.oracle.mistakes.catalogue import Call, Mistake
 
-LAYER = "diff_attention_vjp"
+Q1, K1, Q2, K2, V, LAMBDA = range(6)
+"""The places of gradients in the result of `diff_attention_vjp`; `diff_lambda_vjp` has those of λ_q1 to λ_k2."""
 SATURATED = 1e-9
 """The least derivative of a softcap that is divided out again."""
+
+
+def _mistake(
+    name: str, what: str, wrong: Callable[[Call], Any], row: str = "", source: str | None = None, *,
+    layer: str = "diff_attention_vjp",
+) -> Mistake:  # fmt: skip
+    return Mistake(name, what, layer, "backward", wrong, row, source)
 
 
 def _saved_sums_used_without_a_mask(call: Call) -> Any:
@@ -64,34 +72,15 @@ def _sum_over_groups(x: Array, groups: int) -> Array:
     return xp.sum(xp.reshape(x, (B, groups, H // groups, *rest)), axis=2)
 
 
-def _gradient_not_scaled(call: Call) -> Any:
-    *of_maps, dv, dlambda = call()
-    return (*(call.q1.shape[-1] ** 0.5 * d for d in of_maps), dv, dlambda)
+def _changed(call: Call, change: Callable[[Array], Array], *places: int) -> Any:
+    """Return the gradients of the correct layer, some of them changed."""
+    return tuple(change(d) if n in places else d for n, d in enumerate(call()))
 
 
-def _log2_e_left_in_the_gradient_of_queries(call: Call) -> Any:
-    dq1, dk1, dq2, *rest = call()
-    return (dq1 / math.log(2), dk1, dq2 / math.log(2), *rest)
-
-
-def _gradients_of_the_maps_exchanged(call: Call) -> Any:
-    dq1, dk1, dq2, dk2, *rest = call()
-    return (dq2, dk2, dq1, dk1, *rest)
-
-
-def _second_map_held_constant(call: Call) -> Any:
-    dq1, dk1, dq2, dk2, *rest = call()
-    return (dq1, dk1, 0 * dq2, 0 * dk2, *rest)
-
-
-def _lambda_held_constant(call: Call) -> Any:
-    *rest, dlambda = call()
-    return (*rest, 0 * dlambda)
-
-
-def _lambda_gradient_without_its_sign(call: Call) -> Any:
-    *rest, dlambda = call()
-    return (*rest, -dlambda)
+def _reordered(call: Call, *places: int) -> Any:
+    """Return the gradients of the correct layer, the first of them in another order."""
+    found = call()
+    return (*(found[n] for n in places), *found[len(places) :])
 
 
 def _add_row_sums(found: Any, call: Call, more: Callable[[Array, Array], tuple[Array | float, Array | float]]) -> Any:
@@ -117,12 +106,7 @@ def row_sum_mistake(first: Any, second: Any) -> Mistake:
         first, second: numbers, or arrays (B, H, T, 1).
     """
     what = "∂L/∂S = A ⊙ (∂L/∂A − D) with wrong D, in place of D = rowsum(∂L/∂O ⊙ O), O = A V."
-    call = partial(_change_row_sums, (first, second))
-    return Mistake("other_row_sums", what, LAYER, "backward", call)
-
-
-def _change_row_sums(x: tuple[Any, Any], call: Call) -> Any:
-    return _add_row_sums(call(), call, lambda *_: x)
+    return _mistake("other_row_sums", what, lambda call: _add_row_sums(call(), call, lambda *_: (first, second)))
 
 
 def query_head_mistake(number: int, shared: int, *, alone: bool) -> Mistake:
@@ -140,8 +124,7 @@ def query_head_mistake(number: int, shared: int, *, alone: bool) -> Mistake:
     def taken(numbers: Array, _: Array) -> Array:
         return numbers == number if alone else numbers != number
 
-    call = partial(_sum_selected_heads, taken)
-    return Mistake(name, f"∂L/∂K and ∂L/∂V {what}.", LAYER, "backward", call)
+    return _mistake(name, f"∂L/∂K and ∂L/∂V {what}.", partial(_sum_selected_heads, taken))
 
 
 def _sum_selected_heads(taken: Callable[[Array, Array], Array], call: Call) -> Any:
@@ -156,8 +139,7 @@ def _sum_selected_heads(taken: Callable[[Array, Array], Array], call: Call) -> A
     def summed(d: Array, x: Array) -> Array:
         same = xp.stack([xp.all(x == x[:, i : i + 1], axis=(0, 2, 3)) for i in range(H)])
         before, of = (xp.sum(xp.astype(some, xp.int64), axis=1) for some in (xp.tril(same, k=-1), same))
-        d = xp.where(xp.reshape(taken(before, of), (1, H, 1, 1)), d, 0 * d)
-        return xp.sum(xp.reshape(d, (d.shape[0], K, H // K, *d.shape[2:])), axis=2)
+        return _sum_over_groups(xp.where(xp.reshape(taken(before, of), (1, H, 1, 1)), d, 0 * d), K)
 
     return dq1, summed(dk1, each["k1"]), dq2, summed(dk2, each["k2"]), summed(dv, each["v"]), dlambda
 
@@ -176,12 +158,8 @@ def tiled_heads_mistake(groups: int, *, tiled: bool) -> Mistake:
         first, second = (H // groups, groups) if tiled else (groups, H // groups)
         return xp.reshape(xp.moveaxis(xp.reshape(d, (B, first, second, *rest)), 1, 2), d.shape)
 
-    def call(call: Call) -> Any:
-        dq1, dk1, dq2, dk2, dv, dlambda = call()
-        return dq1, moved(dk1), dq2, moved(dk2), moved(dv), dlambda
-
     what = f"∂L/∂K and ∂L/∂V of query head i added to key head {order}, for P key heads of a map."
-    return Mistake("gradient_summed_over_other_query_heads", what, LAYER, "backward", call)
+    return _mistake("gradient_summed_over_other_query_heads", what, lambda call: _changed(call, moved, K1, K2, V))
 
 
 def softcap_mistake(cap: float) -> Mistake:
@@ -195,22 +173,12 @@ def softcap_mistake(cap: float) -> Mistake:
         return (undone(dq1, call.q1), dk1, undone(dq2, call.q2), dk2, *rest)
 
     what = "∂L/∂z = g in place of (1 − tanh²(z / c)) g: the derivative of the softcap c tanh(z / c) left out."
-    return Mistake("softcap_left_out_of_the_gradient", what, LAYER, "backward", wrong)
-
-
-def _second_exponential_without_its_sign(call: Call) -> Any:
-    dq1, dk1, dq2, dk2 = call()
-    return dq1, dk1, -dq2, -dk2
+    return _mistake("softcap_left_out_of_the_gradient", what, wrong)
 
 
 def _exponentials_left_out(call: Call) -> Any:
     g = call.g
     return g * call.lambda_k1, g * call.lambda_q1, -g * call.lambda_k2, -g * call.lambda_q2
-
-
-def _vectors_exchanged(call: Call) -> Any:
-    dq1, dk1, dq2, dk2 = call()
-    return dk1, dq1, dk2, dq2
 
 
 def _slope_of_lambda(slope: Callable[[Array], Array], call: Call) -> Any:
@@ -243,9 +211,8 @@ def _second_map(of_product: Factor, of_sum: Factor, call: Call) -> Any:
 
 def _values_gradient(factor: Factor, call: Call) -> Any:
     """Return the gradients with another factor of A₂ than −λ in ∂L/∂V."""
-    *of_maps, _, dlambda = call()
-    dv = call(lambda_=-(factor[0] + factor[1] * call.lambda_))[4]
-    return (*of_maps, dv, dlambda)
+    dv = call(lambda_=-(factor[0] + factor[1] * call.lambda_))[V]
+    return _changed(call, lambda _: dv, V)
 
 
 def _lost_factors() -> Iterator[Mistake]:
@@ -262,67 +229,67 @@ def _lost_factors() -> Iterator[Mistake]:
             ("second_row_sum", of_scores.format("−λ G", d), partial(_second_map, RIGHT, x)),
             ("values_gradient", f"∂L/∂V = (A₁ {a} A₂)ᵀ g in place of (A₁ − λ A₂)ᵀ g.", partial(_values_gradient, x)),
         ):
-            yield Mistake(f"{name}_without_{lost}", what, LAYER, "backward", call)
+            yield _mistake(f"{name}_without_{lost}", what, call)
 
 
 GENERAL_BACKWARD_MISTAKES: tuple[Mistake, ...] = (
-    Mistake("gradient_without_the_causal_mask", "The gradient of attention without the causal mask.", LAYER, "backward",
-            lambda call: call(causal=False), "B23"),
-    Mistake("gradient_without_the_mask",
-            "The gradient of attention without the padding mask or another given one; the causal mask is kept.", LAYER,
-            "backward", lambda call: call(mask=None), "B23", ""),
-    Mistake("saved_sums_used_without_a_mask",
-            "Aᵢ = exp(Sᵢ − LSEᵢ) recomputed for every key, and not set to 0 for hidden keys.", LAYER, "backward",
-            _saved_sums_used_without_a_mask, "B23", ""),
-    Mistake("gradient_not_scaled", "∂L/∂Q = ∂L/∂S K and ∂L/∂K = ∂L/∂Sᵀ Q, not divided by √d.", LAYER, "backward",
-            _gradient_not_scaled),
-    Mistake("log2_e_left_in_the_gradient_of_queries",
-            "∂L/∂Q = log₂ e ∂L/∂S K / √d: computed from keys scaled by log₂ e, which 2^z needs, and not divided by it.",
-            LAYER, "backward", _log2_e_left_in_the_gradient_of_queries),
-    Mistake("row_sums_left_out", "∂L/∂S = A ⊙ ∂L/∂A, from which A ⊙ rowsum(∂L/∂A ⊙ A) is not subtracted.", LAYER,
-            "backward", lambda call: _add_row_sums(call(), call, lambda d1, d2: (d1, -call.lambda_ * d2))),
-    Mistake("gradient_of_one_query_head_of_a_group",
-            "∂L/∂K and ∂L/∂V of the last query head that shares a key head alone, in place of the sum over all.",
-            LAYER, "backward", lambda call: _sum_selected_heads(lambda number, of: number == of - 1, call)),
-    Mistake("root_held_constant", "∂L/∂x = r (g ⊙ w) with r = 1/√(mean(x²) + ε) taken as a constant: r x̂ mean(g ⊙ w ⊙ "
-            "x̂) is not subtracted.", "rms_norm_vjp", "backward", _root_held_constant),
-    Mistake("activation_for_its_slope",
-            "∂L/∂x = g f(x) in place of g f′(x): of a gate σ(x), not multiplied by 1 − σ(x).", "activation_vjp",
-            "backward", lambda call: (call.g * activation(call.x, call.name),)),
-    Mistake("gradient_turned_forward_again",
-            "∂L/∂x = R g in place of Rᵀ g: rotated by the angle of the forward pass, not by its opposite.", "rope_vjp",
-            "backward", lambda call: call(sin=-call.sin)),
-    Mistake("gradient_not_turned_back", "∂L/∂x = g in place of Rᵀ g: the gradients of queries and keys after RoPE.",
-            "rope_vjp", "backward", lambda call: (call.g, *call()[1:])),
+    _mistake("gradient_without_the_causal_mask", "The gradient of attention without the causal mask.",
+             lambda call: call(causal=False), "B23"),
+    _mistake("gradient_without_the_mask",
+             "The gradient of attention without the padding mask or another given one; the causal mask is kept.",
+             lambda call: call(mask=None), "B23", ""),
+    _mistake("saved_sums_used_without_a_mask",
+             "Aᵢ = exp(Sᵢ − LSEᵢ) recomputed for every key, and not set to 0 for hidden keys.",
+             _saved_sums_used_without_a_mask, "B23", ""),
+    _mistake("gradient_not_scaled", "∂L/∂Q = ∂L/∂S K and ∂L/∂K = ∂L/∂Sᵀ Q, not divided by √d.",
+             lambda call: _changed(call, lambda d: call.q1.shape[-1] ** 0.5 * d, Q1, K1, Q2, K2)),
+    _mistake("log2_e_left_in_the_gradient_of_queries",
+             "∂L/∂Q = log₂ e ∂L/∂S K / √d: computed from keys scaled by log₂ e, which 2^z needs, and not divided by "
+             "it.", lambda call: _changed(call, lambda d: d / math.log(2), Q1, Q2)),
+    _mistake("row_sums_left_out", "∂L/∂S = A ⊙ ∂L/∂A, from which A ⊙ rowsum(∂L/∂A ⊙ A) is not subtracted.",
+             lambda call: _add_row_sums(call(), call, lambda d1, d2: (d1, -call.lambda_ * d2))),
+    _mistake("gradient_of_one_query_head_of_a_group",
+             "∂L/∂K and ∂L/∂V of the last query head that shares a key head alone, in place of the sum over all.",
+             lambda call: _sum_selected_heads(lambda number, of: number == of - 1, call)),
+    _mistake("root_held_constant", "∂L/∂x = r (g ⊙ w) with r = 1/√(mean(x²) + ε) taken as a constant: r x̂ mean(g ⊙ w "
+             "⊙ x̂) is not subtracted.", _root_held_constant, layer="rms_norm_vjp"),
+    _mistake("activation_for_its_slope",
+             "∂L/∂x = g f(x) in place of g f′(x): of a gate σ(x), not multiplied by 1 − σ(x).",
+             lambda call: (call.g * activation(call.x, call.name),), layer="activation_vjp"),
+    _mistake("gradient_turned_forward_again",
+             "∂L/∂x = R g in place of Rᵀ g: rotated by the angle of the forward pass, not by its opposite.",
+             lambda call: call(sin=-call.sin), layer="rope_vjp"),
+    _mistake("gradient_not_turned_back", "∂L/∂x = g in place of Rᵀ g: the gradients of queries and keys after RoPE.",
+             lambda call: (call.g, *call()[1:]), layer="rope_vjp"),
 )  # fmt: skip
 TWO_MAP_BACKWARD_MISTAKES: tuple[Mistake, ...] = (
-    Mistake("gradients_of_the_maps_exchanged", "∂L/∂Q₁ and ∂L/∂K₁ exchanged with ∂L/∂Q₂ and ∂L/∂K₂.", LAYER, "backward",
-            _gradients_of_the_maps_exchanged),
-    Mistake("second_map_held_constant", "∂L/∂Q₂ = ∂L/∂K₂ = 0: A₂ detached.", LAYER, "backward",
-            _second_map_held_constant),
-    Mistake("lambda_held_constant", "∂L/∂λ = 0 in (A₁ − λ A₂) V: λ detached.", LAYER, "backward",
-            _lambda_held_constant),
-    Mistake("lambda_gradient_without_its_sign", "∂L/∂λ = Σ g ⊙ (A₂ V) in place of −Σ g ⊙ (A₂ V).", LAYER, "backward",
-            _lambda_gradient_without_its_sign),
-    Mistake("values_gradient_of_the_first_map_alone", "∂L/∂V = A₁ᵀ g in place of (A₁ − λ A₂)ᵀ g.", LAYER, "backward",
-            lambda call: _values_gradient((0.0, 0.0), call)),
-    Mistake("row_sums_of_the_difference", "∂L/∂S₁ = A₁ ⊙ (G − D) and ∂L/∂S₂ = −λ A₂ ⊙ (G − D) with one D = rowsum(g ⊙ "
-            "O), O = (A₁ − λ A₂) V, for both.", LAYER, "backward", _row_sums_of_the_difference),
-    Mistake("second_exponential_without_its_sign",
-            "∂L/∂λ_q2 = g e₂ λ_k2 and ∂L/∂λ_k2 = g e₂ λ_q2, each without its minus sign.", "diff_lambda_vjp",
-            "backward", _second_exponential_without_its_sign),
-    Mistake("exponentials_left_out_of_the_gradient_of_lambda",
-            "∂L/∂λ_q1 = g λ_k1 in place of g e₁ λ_k1, and so of all four.", "diff_lambda_vjp", "backward",
-            _exponentials_left_out),
-    Mistake("vectors_of_lambda_exchanged_in_the_gradient",
-            "∂L/∂λ_q1 = g e₁ λ_q1 in place of g e₁ λ_k1, and so of all four.", "diff_lambda_vjp", "backward",
-            _vectors_exchanged),
-    Mistake("slope_of_lambda_left_out", "∂L/∂x = ∂L/∂λ in place of λ (1 − λ) ∂L/∂λ, λ being σ(x).",
-            "diff_lambda_v2_vjp", "backward", lambda call: _slope_of_lambda(lambda s: 0 * s + 1, call)),
-    Mistake("lambda_for_its_slope", "∂L/∂x = λ ∂L/∂λ in place of λ (1 − λ) ∂L/∂λ, λ being σ(x).",
-            "diff_lambda_v2_vjp", "backward", lambda call: _slope_of_lambda(lambda s: s, call)),
-    Mistake("slope_of_lambda_without_lambda", "∂L/∂x = (1 − λ) ∂L/∂λ in place of λ (1 − λ) ∂L/∂λ, λ being σ(x).",
-            "diff_lambda_v2_vjp", "backward", lambda call: _slope_of_lambda(lambda s: 1 - s, call)),
+    _mistake("gradients_of_the_maps_exchanged", "∂L/∂Q₁ and ∂L/∂K₁ exchanged with ∂L/∂Q₂ and ∂L/∂K₂.",
+             lambda call: _reordered(call, Q2, K2, Q1, K1)),
+    _mistake("second_map_held_constant", "∂L/∂Q₂ = ∂L/∂K₂ = 0: A₂ detached.",
+             lambda call: _changed(call, lambda d: 0 * d, Q2, K2)),
+    _mistake("lambda_held_constant", "∂L/∂λ = 0 in (A₁ − λ A₂) V: λ detached.",
+             lambda call: _changed(call, lambda d: 0 * d, LAMBDA)),
+    _mistake("lambda_gradient_without_its_sign", "∂L/∂λ = Σ g ⊙ (A₂ V) in place of −Σ g ⊙ (A₂ V).",
+             lambda call: _changed(call, lambda d: -d, LAMBDA)),
+    _mistake("values_gradient_of_the_first_map_alone", "∂L/∂V = A₁ᵀ g in place of (A₁ − λ A₂)ᵀ g.",
+             lambda call: _values_gradient((0.0, 0.0), call)),
+    _mistake("row_sums_of_the_difference", "∂L/∂S₁ = A₁ ⊙ (G − D) and ∂L/∂S₂ = −λ A₂ ⊙ (G − D) with one D = rowsum(g "
+             "⊙ O), O = (A₁ − λ A₂) V, for both.", _row_sums_of_the_difference),
+    _mistake("second_exponential_without_its_sign",
+             "∂L/∂λ_q2 = g e₂ λ_k2 and ∂L/∂λ_k2 = g e₂ λ_q2, each without its minus sign.",
+             lambda call: _changed(call, lambda d: -d, Q2, K2), layer="diff_lambda_vjp"),
+    _mistake("exponentials_left_out_of_the_gradient_of_lambda",
+             "∂L/∂λ_q1 = g λ_k1 in place of g e₁ λ_k1, and so of all four.", _exponentials_left_out,
+             layer="diff_lambda_vjp"),
+    _mistake("vectors_of_lambda_exchanged_in_the_gradient",
+             "∂L/∂λ_q1 = g e₁ λ_q1 in place of g e₁ λ_k1, and so of all four.",
+             lambda call: _reordered(call, K1, Q1, K2, Q2), layer="diff_lambda_vjp"),
+    _mistake("slope_of_lambda_left_out", "∂L/∂x = ∂L/∂λ in place of λ (1 − λ) ∂L/∂λ, λ being σ(x).",
+             lambda call: _slope_of_lambda(lambda s: 0 * s + 1, call), layer="diff_lambda_v2_vjp"),
+    _mistake("lambda_for_its_slope", "∂L/∂x = λ ∂L/∂λ in place of λ (1 − λ) ∂L/∂λ, λ being σ(x).",
+             lambda call: _slope_of_lambda(lambda s: s, call), layer="diff_lambda_v2_vjp"),
+    _mistake("slope_of_lambda_without_lambda", "∂L/∂x = (1 − λ) ∂L/∂λ in place of λ (1 − λ) ∂L/∂λ, λ being σ(x).",
+             lambda call: _slope_of_lambda(lambda s: 1 - s, call), layer="diff_lambda_v2_vjp"),
     *_lost_factors(),
 )  # fmt: skip
 """Mistakes in the difference of two maps and in λ. Plain attention has neither."""

@@ -22,10 +22,12 @@ def _interleave_halves(x: Array) -> Array:
     return xp.reshape(xp.stack([x[:, : H // 2, ...], x[:, H // 2 :, ...]], axis=2), (B, H, *rest))
 
 
-def _exchange_axes(out: Array, m: int, n: int, e: int) -> Array:
-    """Read the memory of (B, T, H e) as (B, m, n, e), exchange axes m and n, and restore the shape."""
-    xp = namespace(out)
-    return xp.reshape(xp.permute_dims(xp.reshape(out, (out.shape[0], m, n, e)), (0, 2, 1, 3)), out.shape)
+def _exchange_axes(call: Call, *, heads_first: bool) -> Any:
+    """Return the output (B, T, H e) with heads before tokens in memory (`heads_first`), or read as if it were so."""
+    out, xp, H = call(), namespace(call.q), call.q.shape[1] // 2
+    B, T, width = out.shape
+    m, n = (T, H) if heads_first else (H, T)
+    return xp.reshape(xp.permute_dims(xp.reshape(out, (B, m, n, width // H)), (0, 2, 1, 3)), out.shape)
 
 
 def _v2_halves_are_a_pair(call: Call) -> Any:
@@ -55,21 +57,6 @@ def _keys_tiled(call: Call) -> Any:
     return call(**{name: xp.concat([call.given[name]] * n, axis=1) for name in ("k1", "k2", "v")})
 
 
-def _values_joined_in_the_other_order(call: Call) -> Any:
-    half = call.v.shape[1] // 2
-    return call(v=namespace(call.v).concat([call.v[:, half:, ...], call.v[:, :half, ...]], axis=1))
-
-
-def _values_joined_with_themselves(call: Call) -> Any:
-    first = call.v[:, : call.v.shape[1] // 2, ...]
-    return namespace(call.v).concat([first, first], axis=-1)
-
-
-def _heads_laid_out_before_tokens(call: Call) -> Any:
-    out, H = call(), call.q.shape[1] // 2
-    return _exchange_axes(out, out.shape[1], H, out.shape[2] // H)
-
-
 def _attention_over_heads(call: Call) -> Any:
     (B, H, T, _), xp = call.q1.shape, namespace(call.q1)
     if call.k1.shape[2] != T:
@@ -81,11 +68,6 @@ def _attention_over_heads(call: Call) -> Any:
     lambda_ = by_token(xp.broadcast_to(call.lambda_, (B, H, T, 1)))
     given = {name: by_token(call.given[name]) for name in ("q1", "k1", "q2", "k2", "v")}
     return xp.permute_dims(call(**given, lambda_=lambda_, mask=None, bias=None, causal=False), (0, 2, 1, 3))
-
-
-def _tokens_laid_out_before_heads(call: Call) -> Any:
-    out, H = call(), call.q.shape[1] // 2
-    return _exchange_axes(out, H, out.shape[1], out.shape[2] // H)
 
 
 def _v2_with_the_norm_of_v1(call: Call) -> Any:
@@ -148,9 +130,10 @@ HEAD_MISTAKES: tuple[Mistake, ...] = (
             "Value heads 2j, 2j + 1 joined in place of j, j + K/2: the output of v_proj read as K/2 heads of 2d.",
             "value_pairs_hf", "vlay", lambda call: call(v=_evens_then_odds(call.v)), "F6", ""),
     Mistake("values_joined_in_the_other_order", "Value heads joined in the other order: [v_{j + K/2} ; v_j].",
-            "value_pairs_hf", "vlay", _values_joined_in_the_other_order),
+            "value_pairs_hf", "vlay",
+            lambda call: call(v=namespace(call.v).roll(call.v, call.v.shape[1] // 2, axis=1))),
     Mistake("values_joined_with_themselves", "Each value head joined with itself: [v_j ; v_j].", "value_pairs_hf",
-            "vlay", _values_joined_with_themselves),
+            "vlay", lambda call: namespace(call.v).concat([call.v[:, : call.v.shape[1] // 2, ...]] * 2, axis=-1)),
     Mistake("keys_crossed", "Q₁ on K₂ and Q₂ on K₁.", "diff_attention", "k1/k2 crossed",
             lambda call: call(k1=call.k2, k2=call.k1)),
     Mistake("one_key_for_both", "K₁ for both maps, as in v2.", "diff_attention", "k1/k2 crossed",
@@ -158,12 +141,14 @@ HEAD_MISTAKES: tuple[Mistake, ...] = (
     Mistake("streams_swapped", "The two maps exchanged: A₂ − λ A₁.", "diff_attention", "k1/k2 crossed",
             lambda call: call(q1=call.q2, k1=call.k2, q2=call.q1, k2=call.k1)),
     Mistake("heads_laid_out_before_tokens", "The output (B, H, T, e) read as (B, T, H e) without exchanging the axes.",
-            "diff_heads_hf", "concat", _heads_laid_out_before_tokens, also=("diff_heads_paper", "diff_heads_v2")),
+            "diff_heads_hf", "concat", lambda call: _exchange_axes(call, heads_first=True),
+            also=("diff_heads_paper", "diff_heads_v2")),
     Mistake("attention_over_heads",
             "Each token's heads attend to each other, without a mask: (B, T, H, d) passed as (B, H, T, d).",
             "diff_attention", "concat", _attention_over_heads),
     Mistake("tokens_laid_out_before_heads", "The output (B, T, H e) read as (B, H, T, e) without exchanging the axes.",
-            "diff_heads_hf", "concat", _tokens_laid_out_before_heads, also=("diff_heads_paper", "diff_heads_v2")),
+            "diff_heads_hf", "concat", lambda call: _exchange_axes(call, heads_first=False),
+            also=("diff_heads_paper", "diff_heads_v2")),
     Mistake("v2_with_the_norm_of_v1", "A norm of each head after attention, which v2 does without.", "diff_heads_v2",
             "V2-vs-V1", _v2_with_the_norm_of_v1, "B3", EDIFICE),
     Mistake("v2_with_one_lambda_a_layer", "One λ for all tokens and heads, their mean, in place of one each.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from refdiff.arrays import Array, namespace
@@ -60,41 +61,18 @@ ROPE_MISTAKES: tuple[Mistake, ...] = (
 VLLM_MOTIF = "https://github.com/vllm-project/vllm/blob/4ed70f6b47938c58976ac3f55e33f9bdfc3a9f59/vllm/model_executor/models/motif.py"
 
 
-def _products(call: Call) -> tuple[Array, Array]:
-    """Return λ_q1 · λ_k1 and λ_q2 · λ_k2."""
+def _lambda(call: Call, combine: Callable[[Array, Array], Array]) -> Any:
+    """Return combine(λ_q1 · λ_k1, λ_q2 · λ_k2) + λ_init."""
     xp = namespace(call.lambda_q1)
-    return xp.sum(call.lambda_q1 * call.lambda_k1), xp.sum(call.lambda_q2 * call.lambda_k2)
+    products = xp.sum(call.lambda_q1 * call.lambda_k1), xp.sum(call.lambda_q2 * call.lambda_k2)
+    return combine(*products) + call.lambda_init
 
 
-def _no_exponentials(call: Call) -> Any:
-    first, second = _products(call)
-    return first - second + call.lambda_init
-
-
-def _exponentials_added(call: Call) -> Any:
-    first, second = map(namespace(call.lambda_q1).exp, _products(call))
-    return first + second + call.lambda_init
-
-
-def _one_exponential_of_the_difference(call: Call) -> Any:
-    first, second = _products(call)
-    return namespace(call.lambda_q1).exp(first - second) + call.lambda_init
-
-
-def _mean_for_the_dot_product(call: Call) -> Any:
-    d = call.lambda_q1.shape[0]
-    return call(lambda_q1=call.lambda_q1 / d, lambda_q2=call.lambda_q2 / d)
-
-
-def _exponentials_rounded_to_bfloat16(call: Call) -> Any:
-    xp = namespace(call.lambda_q1)
-
-    def rounded(x: Array) -> Array:  # Veltkamp's splitting: keep the first 8 bits
-        by = x * (2.0**-7 / xp.finfo(x.dtype).eps + 1)
-        return by - (by - x)
-
-    first, second = (rounded(xp.exp(x)) for x in _products(call))
-    return first - second + call.lambda_init
+def _exp_in_bfloat16(x: Array) -> Array:
+    """Return e^x rounded to bfloat16 by Veltkamp's splitting, which keeps the first 8 bits."""
+    y = namespace(x).exp(x)
+    by = y * (2.0**-7 / namespace(x).finfo(x.dtype).eps + 1)
+    return by - (by - y)
 
 
 LAMBDA_MISTAKES: tuple[Mistake, ...] = (
@@ -106,21 +84,22 @@ LAMBDA_MISTAKES: tuple[Mistake, ...] = (
             "linit const", lambda _: 1.0, "B10"),
     Mistake("lambda_init_is_08", "λ_init = 0.8 in every layer.", "lambda_init", "linit const", lambda _: 0.8, "B10"),
     Mistake("no_exponentials", "λ = λ_q1 · λ_k1 − λ_q2 · λ_k2 + λ_init, without exponentials.", "diff_lambda",
-            "lam form", _no_exponentials, "B4"),
+            "lam form", lambda call: _lambda(call, lambda a, b: a - b), "B4"),
     Mistake("no_start", "λ_init not added to λ.", "diff_lambda", "lam form", lambda call: call() - call.lambda_init),
     Mistake("start_alone", "λ = λ_init, nothing learned.", "diff_lambda", "lam form",
-            lambda call: 0 * _products(call)[0] + call.lambda_init, "B4"),
+            lambda call: _lambda(call, lambda a, _: 0 * a), "B4"),
     Mistake("exponentials_added", "The exponentials of λ added, not subtracted.", "diff_lambda", "lam form",
-            _exponentials_added),
+            lambda call: _lambda(call, lambda a, b: namespace(a).exp(a) + namespace(b).exp(b))),
     Mistake("one_exponential_of_the_difference", "λ = exp(λ_q1 · λ_k1 − λ_q2 · λ_k2) + λ_init.", "diff_lambda",
-            "lam form", _one_exponential_of_the_difference),
+            "lam form", lambda call: _lambda(call, lambda a, b: namespace(a).exp(a - b))),
     Mistake("mean_for_the_dot_product", "The mean of λ_q λ_k in place of the sum.", "diff_lambda", "lam form",
-            _mean_for_the_dot_product),
+            lambda call: call(lambda_q1=call.lambda_q1 / call.lambda_q1.shape[0],
+                              lambda_q2=call.lambda_q2 / call.lambda_q1.shape[0])),
     Mistake("lambda_vectors_crossed", "λ_q1 · λ_k2 and λ_q2 · λ_k1 in place of λ_q1 · λ_k1 and λ_q2 · λ_k2.",
             "diff_lambda", "lam form", lambda call: call(lambda_k1=call.lambda_k2, lambda_k2=call.lambda_k1)),
     Mistake("exponentials_rounded_to_bfloat16", "Each exponential rounded to bfloat16 before the subtraction, which is "
             "correct for a bfloat16 model of Hugging Face.", "diff_lambda", "lam rounding",
-            _exponentials_rounded_to_bfloat16, "F7"),
+            lambda call: _lambda(call, lambda a, b: _exp_in_bfloat16(a) - _exp_in_bfloat16(b)), "F7"),
     Mistake("squashed_as_in_v2", "σ(λ) in place of λ, as in v2.", "diff_lambda", "V2-vs-V1",
             lambda call: 1 / (1 + namespace(call.lambda_q1).exp(-call()))),
     Mistake("v2_without_the_sigmoid", "λ = x W_λ without the sigmoid.", "diff_lambda_v2", "V2-vs-V1",
