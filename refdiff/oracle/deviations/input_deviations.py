@@ -7,7 +7,8 @@ A deviation that ignores an input also applies where this input is not given: th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,24 +23,24 @@ from refdiff.oracle.truth.attention_operands import attention_mask
 from refdiff.oracle.truth.forward import project
 
 
-def _read_by_token(*names: str) -> Callable[[Spec, Inputs], Inputs | None]:
-    """Read the memory of (B, H, T, d) as (B, T, H, d), that of pages page by page."""
-
-    def misread(spec: Spec, inputs: Inputs) -> Inputs | None:
-        found = [name for name in names if name in inputs]
-        return {**inputs, **{name: _reinterpret(inputs[name]) for name in found}} if found else None
-
-    return misread
+def _exchange_axes(names: tuple[str, ...], spec: Spec, inputs: Inputs) -> Inputs | None:
+    """Read the memory of (B, m, n, …) as (B, n, m, …), that of pages page by page."""
+    found = [name for name in names if name in inputs]
+    return {**inputs, **{name: _reinterpret(inputs[name]) for name in found}} if found else None
 
 
 def _reinterpret(x: Numpy) -> Numpy:
-    B, H, T, d = x.shape
-    return np.moveaxis(x.reshape(B, T, H, d), 2, 1)
+    B, m, n, *rest = x.shape
+    return np.swapaxes(x.reshape(B, n, m, *rest), 1, 2)
 
 
-def _ignore(*names: str) -> Callable[[Spec, Inputs], Inputs | None]:
-    """Remove these inputs."""
-    return lambda spec, inputs: {name: x for name, x in inputs.items() if name not in names}
+def _ignore(names: tuple[str, ...], spec: Spec, inputs: Inputs) -> Inputs:
+    return {name: x for name, x in inputs.items() if name not in names}
+
+
+def replace_input(name: str, wrong: Callable[[Spec, Inputs], Any], spec: Spec, inputs: Inputs) -> Inputs | None:
+    """Replace an input; None where it is not given."""
+    return {**inputs, name: wrong(spec, inputs)} if name in inputs else None
 
 
 def _sequences_seen_together(spec: Spec, inputs: Inputs) -> Inputs | None:
@@ -62,20 +63,14 @@ def _keys_start_with_the_queries(spec: Spec, inputs: Inputs) -> Inputs | None:
     return {**inputs, "cu_seqlens_k": inputs["cu_seqlens_q"]}
 
 
-def _pages_as_they_lie(spec: Spec, inputs: Inputs) -> Inputs | None:
-    if "block_table" not in inputs:
-        return None
+def _pages_as_they_lie(spec: Spec, inputs: Inputs) -> Any:
     table, pages = inputs["block_table"], inputs["k_pages"].shape[0]
-    return {**inputs, "block_table": np.arange(table.size).reshape(table.shape) % max(1, pages)}
+    return np.arange(table.size).reshape(table.shape) % max(1, pages)
 
 
-def _shift_query_positions(positions: int) -> Callable[[Spec, Inputs], Inputs | None]:
-    """Add `positions` to the positions of the queries, not to those of the keys."""
-
-    def misread(spec: Spec, inputs: Inputs) -> Inputs | None:
-        return None if spec.rope == "none" else {**inputs, "q_positions": query_positions(spec, inputs) + positions}
-
-    return misread
+def change_query_positions(change: Callable[[Numpy], Numpy], spec: Spec, inputs: Inputs) -> Inputs | None:
+    """Change the positions of the queries, not those of the keys."""
+    return None if spec.rope == "none" else {**inputs, "q_positions": change(query_positions(spec, inputs))}
 
 
 def query_positions(spec: Spec, inputs: Inputs) -> Numpy:
@@ -100,145 +95,113 @@ def _positions_of_the_longest(spec: Spec, inputs: Inputs) -> Inputs | None:
     return {**inputs, "q_positions": np.concatenate([np.arange(longest - n, longest) for n in counts])[None]}
 
 
-def round_lengths(rounded: Callable[[Any, int], Any]) -> Callable[[Spec, Inputs], Inputs | None]:
+def round_lengths(rounded: Callable[[Any, int], Any], spec: Spec, inputs: Inputs) -> Inputs | None:
     """Round the lengths of the sequences to whole pages of p keys; queries keep their positions."""
-
-    def misread(spec: Spec, inputs: Inputs) -> Inputs | None:
-        if "block_table" not in inputs:
-            return None
-        p = inputs["k_pages"].shape[2]
-        positions = {} if spec.rope == "none" else {"q_positions": query_positions(spec, inputs)}
-        return {**inputs, **positions, "lengths": rounded(inputs["lengths"], p)}
-
-    return misread
-
-
-def _repeat_page_before_last(spec: Spec, inputs: Inputs) -> Inputs | None:
-    """Read a last page that is not full from where the page before it lies."""
     if "block_table" not in inputs:
         return None
+    p = inputs["k_pages"].shape[2]
+    positions = {} if spec.rope == "none" else {"q_positions": query_positions(spec, inputs)}
+    return {**inputs, **positions, "lengths": rounded(inputs["lengths"], p)}
+
+
+def _repeat_page_before_last(spec: Spec, inputs: Inputs) -> Numpy:
+    """Read a last page that is not full from where the page before it lies."""
     table, lengths, p = inputs["block_table"].copy(), inputs["lengths"], inputs["k_pages"].shape[2]
     n = np.flatnonzero((lengths % p != 0) & (lengths > p))
     table[n, lengths[n] // p] = table[n, lengths[n] // p - 1]
-    return {**inputs, "block_table": table}
+    return table
 
 
-def _lambda_read_by_head(spec: Spec, inputs: Inputs) -> Inputs | None:
-    if "lambda_logits" not in inputs:
-        return None
-    B, T, h = inputs["lambda_logits"].shape
-    return {**inputs, "lambda_logits": np.moveaxis(inputs["lambda_logits"].reshape(B, h, T), 1, 2)}
-
-
-def _shift_triangle(by: int) -> Callable[[Spec, Inputs], tuple[Spec, Inputs] | None]:
+def _shift_triangle(by: int, spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs] | None:
     """Attend to keys s ≤ t + S − T + by, also if there are more queries than keys, which the layers do not support."""
-
-    def moved(spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs] | None:
-        if spec.causal != "bottom_right" or kind_of(inputs) != "dense":
-            return None
-        T, S = inputs["q"].shape[2], inputs["k"].shape[2]
-        t, s = np.arange(T)[:, None], np.arange(S)[None]
-        see = attention_mask(spec.replace(causal="none"), inputs) & (s <= t + S - T + by)
-        return spec.replace(causal="none", window=None), {**inputs, "mask": see}
-
-    return moved
-
-
-def _exchange_qk_weights(spec: Spec, inputs: Inputs) -> Inputs | None:
-    q, k = QK_WEIGHTS
-    return {**inputs, q: inputs[k], k: inputs[q]} if q in inputs else None
-
-
-def _exchange_keys_and_values(spec: Spec, inputs: Inputs) -> Inputs | None:
-    """Exchange k and v, or their projections, if their shapes are equal."""
-    pairs = [
-        (name, name.replace("k", "v", 1)) for name in ("k", "k_pages", "k_proj.weight", "k_proj.bias") if name in inputs
-    ]
-    if not pairs or any(inputs[k].shape != inputs[v].shape for k, v in pairs):
+    if spec.causal != "bottom_right" or kind_of(inputs) != "dense":
         return None
-    return {**inputs, **{k: inputs[v] for k, v in pairs}, **{v: inputs[k] for k, v in pairs}}
+    T, S = inputs["q"].shape[2], inputs["k"].shape[2]
+    t, s = np.arange(T)[:, None], np.arange(S)[None]
+    see = attention_mask(spec.replace(causal="none"), inputs) & (s <= t + S - T + by)
+    return spec.replace(causal="none", window=None), {**inputs, "mask": see}
 
 
-def _transpose(name: str) -> Callable[[Spec, Inputs], Inputs | None]:
+def _exchange(pairs: Sequence[tuple[str, str]], spec: Spec, inputs: Inputs) -> Inputs | None:
+    """Exchange the two inputs of each pair that is given, if their shapes are equal."""
+    given = [(a, b) for a, b in pairs if a in inputs]
+    if not given or any(inputs[a].shape != inputs[b].shape for a, b in given):
+        return None
+    return {**inputs, **{a: inputs[b] for a, b in given}, **{b: inputs[a] for a, b in given}}
+
+
+def _transpose(name: str, spec: Spec, inputs: Inputs) -> Inputs | None:
     """Transpose a weight if it is square."""
-
-    def misread(spec: Spec, inputs: Inputs) -> Inputs | None:
-        weight = inputs.get(name)
-        return None if weight is None or weight.shape[0] != weight.shape[1] else {**inputs, name: weight.T}
-
-    return misread
+    weight = inputs.get(name)
+    return None if weight is None or weight.shape[0] != weight.shape[1] else {**inputs, name: weight.T}
 
 
-def _change_sinks(misread: Callable[[Spec, Any], Any]) -> Callable[[Spec, Inputs], Inputs | None]:
-    """Replace the sinks."""
-    return lambda spec, inputs: {**inputs, "sinks": misread(spec, inputs["sinks"])} if "sinks" in inputs else None
-
-
-def _sinks_of_key_heads(spec: Spec, sinks: Numpy) -> Numpy:
-    return np.repeat(sinks[: spec.key_heads], spec.query_heads // spec.key_heads)
+def _sinks_of_key_heads(spec: Spec, inputs: Inputs) -> Numpy:
+    return np.repeat(inputs["sinks"][: spec.key_heads], spec.query_heads // spec.key_heads)
 
 
 INPUT_DEVIATIONS: tuple[Deviation, ...] = (
     Deviation("queries_read_by_token", "q, (B, H, T, d) in memory, read as (B, T, H, d).", "layout",
-              arrays=_read_by_token("q")),
+              arrays=partial(_exchange_axes, ("q",))),
     Deviation("keys_read_by_token", "k, (B, K, S, d) in memory, read as (B, S, K, d).", "layout",
-              arrays=_read_by_token("k", "k_pages")),
+              arrays=partial(_exchange_axes, ("k", "k_pages"))),
     Deviation("values_read_by_token", "v, (B, V, S, w) in memory, read as (B, S, V, w).", "layout",
-              arrays=_read_by_token("v", "v_pages")),
+              arrays=partial(_exchange_axes, ("v", "v_pages"))),
     Deviation("gate_read_by_token", "The gate's logits, (B, h, T, e) in memory, read as (B, T, h, e).", "layout",
-              arrays=_read_by_token("gate_logits")),
+              arrays=partial(_exchange_axes, ("gate_logits",))),
     Deviation("lambda_read_by_head", "λ's logits, (B, T, h) in memory, read as (B, h, T).", "layout",
-              arrays=_lambda_read_by_head),
-    Deviation("keys_and_values_exchanged", "k and v exchanged.", "layout", arrays=_exchange_keys_and_values),
-    Deviation("q_proj_transposed", "x W in place of x Wᵀ, W = q_proj.", "layout", arrays=_transpose("q_proj.weight")),
-    Deviation("o_proj_transposed", "x W in place of x Wᵀ, W = o_proj.", "layout", arrays=_transpose("o_proj.weight")),
+              arrays=partial(_exchange_axes, ("lambda_logits",))),
+    Deviation("keys_and_values_exchanged", "k and v exchanged.", "layout",
+              arrays=partial(_exchange, [(f"k{x}", f"v{x}") for x in ("", "_pages", "_proj.weight", "_proj.bias")])),
+    Deviation("q_proj_transposed", "x W in place of x Wᵀ, W = q_proj.", "layout",
+              arrays=partial(_transpose, "q_proj.weight")),
+    Deviation("o_proj_transposed", "x W in place of x Wᵀ, W = o_proj.", "layout",
+              arrays=partial(_transpose, "o_proj.weight")),
     Deviation("weights_of_the_qk_norm_exchanged", "The weights of the norms of q and k exchanged.", "qk norm",
-              arrays=_exchange_qk_weights),
+              arrays=partial(_exchange, [QK_WEIGHTS])),
     Deviation("all_read_by_token", "q, k and v, with heads before tokens in memory, read with tokens before heads.",
-              "layout", arrays=_read_by_token("q", "k", "k_pages", "v", "v_pages")),
-    Deviation("padding_seen", "Padding tokens visible as keys.", "mask", arrays=_ignore("key_mask")),
-    Deviation("mask_unread", "The given mask ignored.", "mask", arrays=_ignore("mask")),
-    Deviation("bias_unread", "The given bias ignored.", "bias", arrays=_ignore("bias")),
+              "layout", arrays=partial(_exchange_axes, ("q", "k", "k_pages", "v", "v_pages"))),
+    Deviation("padding_seen", "Padding tokens visible as keys.", "mask", arrays=partial(_ignore, ("key_mask",))),
+    Deviation("mask_unread", "The given mask ignored.", "mask", arrays=partial(_ignore, ("mask",))),
+    Deviation("bias_unread", "The given bias ignored.", "bias", arrays=partial(_ignore, ("bias",))),
     Deviation("positions_unread", "The given positions ignored.", "rope offset",
-              arrays=_ignore("q_positions", "k_positions")),
+              arrays=partial(_ignore, ("q_positions", "k_positions"))),
     Deviation("query_positions_one_low", "RoPE rotates queries by their position − 1, keys by their own.",
-              "rope offset", arrays=_shift_query_positions(-1)),
+              "rope offset", arrays=partial(change_query_positions, lambda p: p - 1)),
     Deviation("query_positions_one_high", "RoPE rotates queries by their position + 1, keys by their own.",
-              "rope offset", arrays=_shift_query_positions(1)),
+              "rope offset", arrays=partial(change_query_positions, lambda p: p + 1)),
     Deviation("sinks_scaled", "The sink multiplied by 1/√d, or by the spec's scale, as scores are.", "sinks",
-              arrays=_change_sinks(lambda spec, x: x * (spec.scale or spec.head_dim**-0.5))),
+              arrays=partial(replace_input, "sinks", lambda spec, x: x["sinks"] * (spec.scale or spec.head_dim**-0.5))),
     Deviation("sinks_to_base_2", "2^sink in place of e^sink: scores multiplied by log₂ e, and the sink not.", "sinks",
-              arrays=_change_sinks(lambda spec, x: x * math.log(2))),
+              arrays=partial(replace_input, "sinks", lambda _, x: x["sinks"] * math.log(2))),
     Deviation("sinks_of_zero", "1 in place of e^sink in the denominator: the sinks not read.", "sinks",
-              arrays=_change_sinks(lambda spec, x: 0 * x)),
+              arrays=partial(replace_input, "sinks", lambda _, x: 0 * x["sinks"])),
     Deviation("sinks_of_key_heads", "The sink of key head h // (H/K) in place of that of query head h.", "sinks",
-              arrays=_change_sinks(_sinks_of_key_heads)),
-    Deviation("past_unread", "Past tokens (x_past) ignored.", "cache", arrays=_ignore("x_past")),
+              arrays=partial(replace_input, "sinks", _sinks_of_key_heads)),
+    Deviation("past_unread", "Past tokens (x_past) ignored.", "cache", arrays=partial(_ignore, ("x_past",))),
     Deviation("sequences_seen_together", "Packed sequences see each other.", "packed", arrays=_sequences_seen_together),
     Deviation("positions_not_restarted", "Positions counted on across packed sequences.", "packed",
               arrays=_positions_not_restarted),
     Deviation("keys_start_with_the_queries", "Keys of each sequence read at the offsets of its queries, cu_seqlens_q.",
               "packed", arrays=_keys_start_with_the_queries),
     Deviation("pages_as_they_lie", "Pages read in memory order, not in that of the block table.", "paged",
-              arrays=_pages_as_they_lie),
+              arrays=partial(replace_input, "block_table", _pages_as_they_lie)),
     Deviation("positions_of_the_longest_sequence", "Queries rotated by the positions of the longest sequence.", "paged",
               arrays=_positions_of_the_longest),
     Deviation("last_page_lost", "The last page of each sequence not read, unless it is full.", "paged",
-              arrays=round_lengths(lambda n, p: n // p * p)),
+              arrays=partial(round_lengths, lambda n, p: n // p * p)),
     Deviation("last_page_is_the_one_before", "A last page that is not full read from where the page before it lies.",
-              "paged", arrays=_repeat_page_before_last),
+              "paged", arrays=partial(replace_input, "block_table", _repeat_page_before_last)),
     Deviation("last_page_whole", "The last page of each sequence read to its end, beyond the length.", "paged",
-              arrays=round_lengths(lambda n, p: -(-n // p) * p)),
+              arrays=partial(round_lengths, lambda n, p: -(-n // p) * p)),
 )  # fmt: skip
 
 TRIANGLE_DEVIATIONS: tuple[Deviation, ...] = (
-    Deviation(
-        "triangle_one_key_later", "One key too many: s ≤ t + S − T + 1.", "mask off by one", problem=_shift_triangle(1)
-    ),
-    Deviation(
-        "triangle_one_key_earlier", "One key too few: s < t + S − T.", "mask off by one", problem=_shift_triangle(-1)
-    ),
-)
+    Deviation("triangle_one_key_later", "One key too many: s ≤ t + S − T + 1.", "mask off by one",
+              problem=partial(_shift_triangle, 1)),
+    Deviation("triangle_one_key_earlier", "One key too few: s < t + S − T.", "mask off by one",
+              problem=partial(_shift_triangle, -1)),
+)  # fmt: skip
 """The same as two mistakes of layers, but also for more queries than keys."""
 
 

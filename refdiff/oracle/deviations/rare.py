@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
@@ -10,7 +11,8 @@ from refdiff.oracle.deviations.deviation import Deviation, Problem
 from refdiff.oracle.deviations.input_deviations import (
     INPUT_DEVIATIONS,
     TRIANGLE_DEVIATIONS,
-    query_positions,
+    change_query_positions,
+    replace_input,
     round_lengths,
 )
 from refdiff.oracle.deviations.spec_deviations import SPEC_DEVIATIONS
@@ -43,29 +45,17 @@ def _mask_of_one_map(deviation: Deviation, number: int, spec: Spec, inputs: Inpu
 
 def _one_map_masks() -> Iterator[Deviation]:
     """Yield each deviation that changes a mask or the window, in the first map alone, and in the second."""
-
-    def problem(deviation: Deviation, number: int) -> Callable[[Spec, Inputs], tuple[Spec, Inputs] | None]:
-        return lambda spec, inputs: _mask_of_one_map(deviation, number, spec, inputs)
-
     every = (d for d in (*SPEC_DEVIATIONS, *INPUT_DEVIATIONS, *TRIANGLE_DEVIATIONS) if d.axis in MASK_AXES)
     for d in (d for d in every if not d.name.startswith("rows_that_see_nothing")):
         for number, which in enumerate(("first", "second")):
             name, what = f"{d.name}_in_the_{which}_map", f"{d.what.rstrip('.')}, in the {which} map alone."
-            yield Deviation(name, what, ONE_MAP_AXIS, d.row, d.link, problem=problem(d, number))
+            yield Deviation(name, what, ONE_MAP_AXIS, d.row, d.link, problem=partial(_mask_of_one_map, d, number))
 
 
-def _turn_queries_back(spec: Spec, inputs: Inputs) -> Inputs | None:
-    return None if spec.rope == "none" else {**inputs, "q_positions": -query_positions(spec, inputs)}
-
-
-def _scale_key_positions(factor: int) -> Callable[[Spec, Inputs], Inputs | None]:
+def _scale_key_positions(factor: int, spec: Spec, inputs: Inputs) -> Inputs | None:
     """Rotate keys by the angles of their positions times `factor`."""
-
-    def turned(spec: Spec, inputs: Inputs) -> Inputs | None:
-        own = None if spec.rope == "none" else _key_positions(inputs)
-        return None if own is None else {**inputs, "k_positions": factor * own}
-
-    return turned
+    own = None if spec.rope == "none" else _key_positions(inputs)
+    return None if own is None else {**inputs, "k_positions": factor * own}
 
 
 def _key_positions(inputs: Inputs) -> Numpy | None:
@@ -97,25 +87,19 @@ def _begin_pages_with_the_page_before(spec: Spec, inputs: Inputs) -> Inputs | No
     return {**made, "block_table": np.arange(table.size).reshape(table.shape)}
 
 
-def _table_of_the_first_sequence(spec: Spec, inputs: Inputs) -> Inputs | None:
-    if "block_table" not in inputs:
-        return None
+def _table_of_the_first_sequence(spec: Spec, inputs: Inputs) -> Numpy:
+    return np.broadcast_to(inputs["block_table"][:1], inputs["block_table"].shape)
+
+
+def _table_one_entry_later(spec: Spec, inputs: Inputs) -> Numpy:
     table = inputs["block_table"]
-    return {**inputs, "block_table": np.broadcast_to(table[:1], table.shape)}
+    return np.concatenate([table[:, 1:], table[:, -1:]], axis=1)
 
 
-def _table_one_entry_later(spec: Spec, inputs: Inputs) -> Inputs | None:
-    if "block_table" not in inputs:
-        return None
-    table = inputs["block_table"]
-    return {**inputs, "block_table": np.concatenate([table[:, 1:], table[:, -1:]], axis=1)}
-
-
-def _lengths_one_more(spec: Spec, inputs: Inputs) -> Inputs | None:
-    if "lengths" not in inputs:
-        return None
+def _lengths_one_more(spec: Spec, inputs: Inputs) -> Numpy:
     capacity = inputs["block_table"].shape[1] * inputs["k_pages"].shape[2]
-    return {**inputs, "lengths": np.minimum(inputs["lengths"] + 1, capacity)}
+    longer: Numpy = np.minimum(inputs["lengths"] + 1, capacity)
+    return longer
 
 
 def _lengths_one_less(spec: Spec, inputs: Inputs) -> Inputs | None:
@@ -135,25 +119,25 @@ RARE_DEVIATIONS: tuple[Deviation, ...] = (
     *TILE_DEVIATIONS,
     *_one_map_masks(),
     Deviation("queries_turned_the_other_way", "RoPE rotates queries by the opposite angle, and keys by theirs.",
-              "direction", arrays=_turn_queries_back),
+              "direction", arrays=partial(change_query_positions, np.negative)),
     Deviation("keys_turned_the_other_way", "RoPE rotates keys by the opposite angle, and queries by theirs.",
-              "direction", arrays=_scale_key_positions(-1)),
+              "direction", arrays=partial(_scale_key_positions, -1)),
     Deviation("keys_rotated_twice", "RoPE rotates keys again that are rotated already, as in a cache.", "direction",
-              arrays=_scale_key_positions(2)),
+              arrays=partial(_scale_key_positions, 2)),
     Deviation("padding_of_the_first_sequence", "The padding mask of sequence 0 for every sequence.", "padding",
               arrays=_mask_of_the_first_sequence),
     Deviation("first_key_of_a_page_from_the_page_before", "The first key of each page after the first read from the "
               "page before: page (s − 1) // p in place of s // p.", "paged", arrays=_begin_pages_with_the_page_before),
     Deviation("block_table_of_the_first_sequence", "The block table of sequence 0 for every sequence.", TABLE_AXIS,
-              arrays=_table_of_the_first_sequence),
+              arrays=partial(replace_input, "block_table", _table_of_the_first_sequence)),
     Deviation("block_table_one_entry_later", "Each page read by the next entry of the block table.", TABLE_AXIS,
-              arrays=_table_one_entry_later),
+              arrays=partial(replace_input, "block_table", _table_one_entry_later)),
     Deviation("lengths_one_more", "Each sequence one key longer than its length.", TABLE_AXIS,
-              arrays=_lengths_one_more),
+              arrays=partial(replace_input, "lengths", _lengths_one_more)),
     Deviation("lengths_one_less", "Each sequence one key shorter than its length, as before the newest key is counted.",
               TABLE_AXIS, arrays=_lengths_one_less),
     Deviation("length_of_the_longest_sequence", "The length of the longest sequence for every sequence.", TABLE_AXIS,
-              arrays=round_lengths(lambda n, p: np.full_like(n, np.max(n, initial=0)))),
+              arrays=partial(round_lengths, lambda n, p: np.full_like(n, np.max(n, initial=0)))),
     Deviation("keys_counted_as_queries", "cu_seqlens_q in place of cu_seqlens_k: where keys start and end.", TABLE_AXIS,
               arrays=_count_keys_as_queries),
 )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from refdiff.oracle.deviations.deviation import Deviation
@@ -36,14 +37,10 @@ def _set_gate(name: str) -> Fields:
     return _set_if(lambda s: s.gate not in ("none", name), gate=name)
 
 
-def _change_yarn(change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Fields:
+def _change_yarn(change: Callable[[Mapping[str, Any]], dict[str, Any]], spec: Spec) -> dict[str, Any] | None:
     """Change the parameters of RoPE if they are those of yarn."""
-
-    def fields(spec: Spec) -> dict[str, Any] | None:
-        given = spec.rope_parameters or {}
-        return {"rope_parameters": change(given)} if given.get("rope_type") == "yarn" else None
-
-    return fields
+    given = spec.rope_parameters or {}
+    return {"rope_parameters": change(given)} if given.get("rope_type") == "yarn" else None
 
 
 def _dev(name: str, what: str, axis: str, row: str, fields: Fields) -> Deviation:
@@ -87,9 +84,9 @@ SPEC_DEVIATIONS: tuple[Deviation, ...] = (
     _dev("plain_frequencies", "Default frequencies θ^(−2i / r), where the spec has others.", "rope base", "F11",
         _set(rope_parameters=None)),
     _dev("every_frequency_divided", "All frequencies of RoPE divided by the factor, where yarn keeps the fast ones.",
-        "rope base", "F11", _change_yarn(lambda p: {"rope_type": "linear", "factor": p["factor"]})),
+        "rope base", "F11", partial(_change_yarn, lambda p: {"rope_type": "linear", "factor": p["factor"]})),
     _dev("scale_of_yarn_in_the_rotation", "cos and sin times 0.1 log(factor) + 1, where they are not scaled.",
-        "rope scale", "F11", _change_yarn(lambda p: {n: x for n, x in p.items() if n != "attention_factor"})),
+        "rope scale", "F11", partial(_change_yarn, lambda p: {n: x for n, x in p.items() if n != "attention_factor"})),
     _dev("frequencies_of_yarn", "Motif-3's yarn frequencies, where the spec has default ones.", "rope base", "F11",
         _set_if(lambda s: s.rope != "none" and s.rotary_at == "last" and not s.rope_parameters, rope_parameters=YARN)),
     _dev("queries_and_keys_not_normed", "q and k without their norm.", "qk norm", "F12",
@@ -165,21 +162,17 @@ SPEC_DEVIATIONS: tuple[Deviation, ...] = (
 """Where two of them compute the same function, the first gives the name."""
 
 
-def _read_as(preset: str) -> Fields:
-    def fields(spec: Spec) -> dict[str, Any] | None:
-        plain = {f: getattr(spec, f) for f in WIRING}
-        there = {**_DEFAULTS, **PRESETS[preset]}
-        changes = {f: there[f] for f in WIRING if there[f] != plain[f]}
-        return changes if len(changes) > 1 and there.get("keys") == spec.keys else None
-
-    return fields
+def _read_as(preset: str, spec: Spec) -> dict[str, Any] | None:
+    there = {**_DEFAULTS, **PRESETS[preset]}
+    changes = {f: there[f] for f in WIRING if there[f] != getattr(spec, f)}
+    return changes if len(changes) > 1 and there.get("keys") == spec.keys else None
 
 
 WIRING = ("pairing", "gqa", "values", "rope", "lambda_base")
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Spec) if field.name in (*WIRING, "keys")}
 PRESET_DEVIATIONS: tuple[Deviation, ...] = tuple(
     _dev(f"wired_as_in_{name}", f"Weights of this spec read as if they were of {name}: heads, values and RoPE of it.",
-        "source", "F1", _read_as(name))
+        "source", "F1", partial(_read_as, name))
     for name, fields in PRESETS.items()
     if fields.get("keys") != "shared"
 )  # fmt: skip
