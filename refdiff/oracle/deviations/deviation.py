@@ -112,8 +112,10 @@ def ops_with(mistakes: tuple[Mistake, ...]) -> Ops:
     return overlay(ops_with(mistakes[:-1]), wrap(mistakes[-1])) if mistakes else ops_for()
 
 
-def output(problem: Problem) -> Numpy | None:
-    """Compute the output of a problem; None if a wrong layer cannot handle the inputs."""
+def output(problem: Problem | None) -> Numpy | None:
+    """Compute the output of a problem; None without a problem, or if a wrong layer cannot handle the inputs."""
+    if problem is None:
+        return None
     try:
         with np.errstate(all="ignore"):
             return forward(problem.spec, problem.inputs, ops_with(problem.mistakes)) * problem.factor
@@ -123,8 +125,7 @@ def output(problem: Problem) -> Numpy | None:
 
 def output_with(spec: Spec, inputs: Inputs, deviations: Iterable[Deviation]) -> Numpy | None:
     """Compute the output of a kernel with all of `deviations`; None if one does not apply to these inputs."""
-    problem = deviated(spec, inputs, deviations)
-    return None if problem is None else output(problem)
+    return output(deviated(spec, inputs, deviations))
 
 
 def is_same_output(a: Numpy | None, b: Numpy | None) -> bool:

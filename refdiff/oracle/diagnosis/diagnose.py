@@ -18,7 +18,7 @@ from refdiff.oracle.deviations.rare import RARE_DEVIATIONS
 from refdiff.oracle.diagnosis.fits import fit_head_order, fit_parameters, fit_two_fields
 from refdiff.oracle.diagnosis.gradient_diagnosis import diagnose_gradients, gradient_target
 from refdiff.oracle.diagnosis.lost_tokens import find_lost_keys, find_lost_queries
-from refdiff.oracle.diagnosis.places import ErrorPlaces, correct_rows, locate_errors
+from refdiff.oracle.diagnosis.places import correct_rows, locate_errors
 from refdiff.oracle.diagnosis.ranking import (
     AMBIGUOUS,
     NO_DEVIATION,
@@ -42,7 +42,6 @@ from refdiff.oracle.diagnosis.search import (
 from refdiff.oracle.diagnosis.targets import Parts, Target
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.outputs import collect_outputs, read_output, require_out, to_float64
-from refdiff.oracle.inputs.sequences import Numpy
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
@@ -251,26 +250,26 @@ def diagnose_output(
         raise ValueError(f"the inputs are of several kinds, {', '.join(sorted(kinds))}: diagnose each kind by itself")
     places = [locate_errors(t.actual, b, right_lse=right_lse) for t, b in zip(targets, budgets, strict=True)]
     where, not_finite = _join_places([p.lines for p in places]), any(p.not_finite for p in places)
-    correct = _correct_rows(targets, budgets, places, fails)
+    local = all(p.local or not wrong for p, wrong in zip(places, fails, strict=True))
+    correct = [correct_rows(t.actual, b.tensors["out"]) for t, b in zip(targets, budgets, strict=True) if local]
     rare = (d for d in RARE_DEVIATIONS if not (spec.is_plain and needs_two_maps(d)))
     every = (*deviations(spec, kinds.pop()), *rare)
     zero = not any(t.actual.any() for t in targets)  # as many pairs give, and memory never written to
     most = 1 if zero else most
-    fitting, closest, notes = search(spec, targets, every, most, not_finite=not_finite, correct=correct)
+    fitting, closest, notes = search(spec, targets, every, most, not_finite=not_finite, correct=correct or None)
     if zero and len(fitting) < 2:  # one name that gives zeros is no likelier than the others
         return Ranking(NONE_FITS, where=where)
     if len(fitting) == 1:
-        return _answer_single(spec, targets, fitting[0], notes, where, finite=not not_finite, local=correct is not None)
+        return _answer_single(spec, targets, fitting[0], notes, where, finite=not not_finite, local=local)
     if fitting:
         return Ranking(AMBIGUOUS, tuple(fitting), separating=find_separating_case(spec, recipe, fitting), where=where)
     if all(_is_bit_pattern(t, b) for t, b in zip(targets, budgets, strict=True)):
         return Ranking(NONE_FITS, notes=(BITS_NOTE,))
     # a nearly correct output passes with any number, and no number gives NaN
-    fitted = () if NEARLY_RIGHT in notes or not_finite else fit_parameters(spec, targets, local=correct is not None)
+    fitted = () if NEARLY_RIGHT in notes or not_finite else fit_parameters(spec, targets, local=local)
     if any(f.fits for f in fitted):
         return Ranking(NONE_FITS, (), fitted, notes=notes, where=where)
     parts = Parts.of(spec, targets)
-    local = correct is not None
     other = None if not_finite else find_coarser_recipe(spec, recipe, parts.local, local=local)
     if other is not None and not local:
         return Ranking(NONE_FITS, notes=(other, *notes), where=where)
@@ -354,36 +353,24 @@ def _search_with_field(spec: Spec, recipe: Recipe, targets: tuple[Target, ...], 
     return next((f"with {fields}, {f.text}" for f in fit_parameters(other, looser) if f.fits), None)
 
 
-def _correct_rows(
-    targets: tuple[Target, ...], budgets: Sequence[Budget], places: Sequence[ErrorPlaces], failing: Sequence[bool]
-) -> tuple[Numpy, ...] | None:
-    """Return the masks of correct rows if every failing output is wrong in one place only, else None."""
-    if not all(p.local or not fails for p, fails in zip(places, failing, strict=True)):
-        return None
-    return tuple(correct_rows(t.actual, b.tensors["out"]) for t, b in zip(targets, budgets, strict=True))
-
-
 def _answer_single(
     spec: Spec, targets: tuple[Target, ...], one: Candidate, notes: tuple[str, ...], where: tuple[str, ...], *,
     finite: bool, local: bool,
 ) -> Ranking:  # fmt: skip
-    """Return the answer for a single candidate that fits, unless a fitted number fits better."""
-    numbers = _better_numbers(spec, targets, one, local=local) if finite else ()
-    clear = any(THRESHOLDS.better_ratio * f.residual < one.residual for f in numbers)
-    if numbers and len(one.deviations) > 1 and not clear:
-        return Ranking(AMBIGUOUS, (one,), numbers, where=where)
-    if numbers:
-        return Ranking(NONE_FITS, (), numbers, where=where)
-    return Ranking(UNIQUE, (one,), notes=notes)
+    """Return the answer for a single candidate that fits, unless fitted numbers are as good.
 
-
-def _better_numbers(spec: Spec, targets: tuple[Target, ...], one: Candidate, *, local: bool) -> tuple[Fit, ...]:
-    """Return the numbers that fit better than a doubtful name, or as well as two names together."""
+    They must fit better than a doubtful name, or as well as two names together.
+    """
     several = len(one.deviations) > 1
-    if not several and one.residual <= THRESHOLDS.correct_residual:
-        return ()
-    most = THRESHOLDS.better_ratio * one.residual if several else one.residual / THRESHOLDS.better_ratio
-    return tuple(f for f in fit_parameters(spec, targets, local=local) if f.fits and f.residual < most)
+    numbers: tuple[Fit, ...] = ()
+    if finite and (several or one.residual > THRESHOLDS.correct_residual):
+        most = THRESHOLDS.better_ratio * one.residual if several else one.residual / THRESHOLDS.better_ratio
+        numbers = tuple(f for f in fit_parameters(spec, targets, local=local) if f.fits and f.residual < most)
+    if not numbers:
+        return Ranking(UNIQUE, (one,), notes=notes)
+    if several and not any(THRESHOLDS.better_ratio * f.residual < one.residual for f in numbers):
+        return Ranking(AMBIGUOUS, (one,), numbers, where=where)
+    return Ranking(NONE_FITS, (), numbers, where=where)
 
 
 def _format_closeness(closest: Sequence[Candidate | Fit], pairs: bool) -> str:

@@ -13,7 +13,7 @@ from refdiff.backends import ops_for
 from refdiff.oracle.deviations.deviation import Problem
 from refdiff.oracle.diagnosis.parameter_fit import Trial, evaluate, format_by_head, format_spec_value, is_uniform
 from refdiff.oracle.diagnosis.ranking import Fit
-from refdiff.oracle.diagnosis.targets import Kernel, Parts, Target, worst_residual
+from refdiff.oracle.diagnosis.targets import Kernel, Parts, Target, compute_outputs, worst_residual
 from refdiff.oracle.inputs import VECTORS, is_layer
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.mistakes import Mistake
@@ -179,7 +179,7 @@ def _fit_layer_at(spec: Spec, place: str, targets: Sequence[Target], parts: Part
         fits = evaluate(trial, parts.stages(parts.local), large=large)
         return next((f for f in fits if f.fits), None)
 
-    best = _best_layer(lambda layer: worst_residual(kernel(layer), targets))
+    best = _best_layer(lambda layer: worst_residual(targets, compute_outputs(kernel(layer), targets)))
     fit = fitted(best, parts.is_split)
     if fit is None:
         return None

@@ -22,9 +22,10 @@ from refdiff.oracle.diagnosis.targets import (
     MIN_QUERIES,
     Parts,
     Target,
+    compute_outputs,
     exceeds_limit,
     explained_share,
-    passes_as,
+    judge_problem,
     quick_residual,
     remaining_share,
     row_ratios,
@@ -174,7 +175,7 @@ def _clamped_attention(limit: float, call: Call) -> Any:
 
 def _fit_on_grid(parts: Parts, trial: Callable[[float], Trial], grid: Numpy) -> list[Fit]:
     """Fit a number on a logarithmic scale, then judge the outputs with it."""
-    best, _ = minimize(lambda log: worst_residual(trial(math.exp(log)).kernel, parts.all_keys), grid)
+    best, _ = minimize(lambda log: _residual_on_parts(trial(math.exp(log)), parts), grid)
     return _evaluate_trial(trial(math.exp(best)), parts)
 
 
@@ -182,8 +183,12 @@ def _evaluate_best(trials: Sequence[Trial], parts: Parts) -> list[Fit]:
     """Judge the outputs with the trial that has the smallest residual."""
     if not trials:
         return []
-    residuals = [worst_residual(trial.kernel, parts.all_keys) for trial in trials]
+    residuals = [_residual_on_parts(trial, parts) for trial in trials]
     return _evaluate_trial(trials[int(np.argmin(residuals))], parts)
+
+
+def _residual_on_parts(trial: Trial, parts: Parts) -> float:
+    return worst_residual(parts.all_keys, compute_outputs(trial.kernel, parts.all_keys))
 
 
 def _evaluate_trial(trial: Trial, parts: Parts) -> list[Fit]:
@@ -364,7 +369,8 @@ def fit_two_fields(spec: Spec, parts: Parts) -> str | None:
             break
         first, second = _fit_alternately(spec, first, second, targets)
         problems = [deviated(spec, t.inputs, (first.deviation, second.deviation)) for t in parts.whole]
-        if all(passes_as(p, t)[0] for p, t in zip(problems, parts.whole, strict=True)) and problems[0] is not None:
+        fits = all(judge_problem(p, t).fits for p, t in zip(problems, parts.whole, strict=True))
+        if fits and problems[0] is not None:
             share = {c.field.name: 1 - c.left for c in reversed(alone)}  # of each field, its best choice
             both = sorted((first, second), key=lambda c: -share[c.field.name])
             return _format_two_fields(spec, problems[0].spec, both, share)

@@ -14,7 +14,7 @@ from refdiff.oracle.deviations.deviation import Deviation, deviated, ops_with
 from refdiff.oracle.deviations.listed import deviations
 from refdiff.oracle.diagnosis.ranking import Candidate
 from refdiff.oracle.diagnosis.region_format import join_words
-from refdiff.oracle.diagnosis.targets import Target, explained_share, quick_residual
+from refdiff.oracle.diagnosis.targets import Target, explained_share, quick_residual, worst_residual
 from refdiff.oracle.inputs import is_layer, kind_of
 from refdiff.oracle.inputs.outputs import read_output, to_float64
 from refdiff.oracle.mistakes.in_backward import (
@@ -63,21 +63,18 @@ def diagnose_gradients(
     targets = {
         name: [gradient_target(b, name, one[name]) for b, one in zip(budgets, arrays, strict=True)] for name in names
     }
-    truth_residuals = {name: _worst_residual(some, [t.expected for t in some]) for name, some in targets.items()}
+    truth_residuals = {name: worst_residual(some, [t.expected for t in some]) for name, some in targets.items()}
+    limits = {n: min(THRESHOLDS.gradient_residual, x / THRESHOLDS.better_ratio) for n, x in truth_residuals.items()}
     near: dict[Deviation, dict[str, float]] = {}
     shares: dict[Deviation, dict[str, float]] = {}
     contradicted: set[Deviation] = set()
     for deviation in _candidate_deviations(spec, budgets):
         found = [_gradients(b, dout, deviation) for b, dout in zip(budgets, douts, strict=True)]
-        off = {name: _worst_residual(some, [g.get(name) for g in found]) for name, some in targets.items()}
+        off = {name: worst_residual(some, [g.get(name) for g in found]) for name, some in targets.items()}
         if any(off[n] > THRESHOLDS.better_ratio * max(1.0, truth_residuals[n]) for n in names if n not in wrong):
             contradicted.add(deviation)
-        near[deviation] = {
-            n: off[n]
-            for n in wrong
-            if off[n] < min(THRESHOLDS.gradient_residual, truth_residuals[n] / THRESHOLDS.better_ratio)
-            and not (deviation in contradicted and n in budgets[0].sums)
-        }
+        of_sums = budgets[0].sums if deviation in contradicted else {}
+        near[deviation] = {n: off[n] for n in wrong if off[n] < limits[n] and n not in of_sums}
         shares[deviation] = {
             n: min(explained_share(t, g.get(n)) for t, g in zip(targets[n], found, strict=True))
             for n in near[deviation]
@@ -104,14 +101,10 @@ def diagnose_gradients(
     sums = {
         name: targets[name] for name in left if name in budgets[0].sums and any(np.any(t.actual) for t in targets[name])
     }
-    for answer in _name_partial_sums(budgets, douts, sums, truth_residuals):
+    for answer in _name_partial_sums(budgets, douts, sums, limits):
         yield answer
         left = [name for name in left if name not in answer.names]
     yield from _name_factors({name: targets[name] for name in left})
-
-
-def _worst_residual(targets: Sequence[Target], found: Sequence[Numpy | None]) -> float:
-    return max(quick_residual(t, x) for t, x in zip(targets, found, strict=True))
 
 
 def _name_row_sums(
@@ -150,7 +143,7 @@ def _name_partial_sums(
     budgets: Sequence[Budget],
     douts: Sequence[Any],
     sums: Mapping[str, Sequence[Target]],
-    truth_residuals: Mapping[str, float],
+    limits: Mapping[str, float],
 ) -> Iterator[Answer]:
     """Yield answers for sums over one sequence or head alone, or over all but one.
 
@@ -164,8 +157,7 @@ def _name_partial_sums(
             for alone in (True, False)[: count - 1]:
                 found = [_gradients(b, _mask_dout(x, axis, n, alone)) for b, x in zip(budgets, douts, strict=True)]
                 for name, some in sums.items():
-                    near = min(THRESHOLDS.gradient_residual, truth_residuals[name] / THRESHOLDS.better_ratio)
-                    if _worst_residual(some, [g.get(name) for g in found]) < near:
+                    if worst_residual(some, [g.get(name) for g in found]) < limits[name]:
                         fits[name].append(f"of {part} {n} alone" if alone else f"without {part} {n}")
     for said in dict.fromkeys(words[0] for words in fits.values() if len(words) == 1):
         names = [name for name, words in fits.items() if words == [said]]

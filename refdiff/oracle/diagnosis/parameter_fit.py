@@ -14,8 +14,8 @@ from refdiff.oracle.diagnosis.targets import (
     Target,
     compute_outputs,
     explained_share,
-    passes_as,
-    quick_residual,
+    judge_problem,
+    worst_residual,
 )
 from refdiff.oracle.inputs.sequences import Numpy
 from refdiff.oracle.rounding import round_to
@@ -50,11 +50,11 @@ def evaluate(trial: Trial, stages: Sequence[tuple[Target, ...]], *, large: bool 
     for targets in stages:
         outs = compute_outputs(trial.kernel, targets)
         share = min(explained_share(t, x) for t, x in zip(targets, outs, strict=True))
-        if large and any(quick_residual(t, x) > THRESHOLDS.quick_residual for t, x in zip(targets, outs, strict=True)):
+        if large and worst_residual(targets, outs) > THRESHOLDS.quick_residual:
             worst, passed = np.inf, False
         for t in targets if passed else ():
-            passed, residual = passes_as(trial.kernel(t.inputs), t)
-            worst = max(worst, residual)
+            found = judge_problem(trial.kernel(t.inputs), t)
+            passed, worst = found.fits, max(worst, found.residual)
             if not passed:
                 break
         if not passed and share < THRESHOLDS.nearly_explained:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -67,7 +68,7 @@ def search(
     max_deviations: int,
     *,
     not_finite: bool = False,
-    correct: tuple[Numpy, ...] | None = None,
+    correct: Sequence[Numpy] | None = None,
 ) -> tuple[list[Candidate], list[Candidate], tuple[str, ...]]:
     """Return the candidates that fit all targets with the fewest deviations, the closest candidates, and notes.
 
@@ -87,10 +88,10 @@ def search(
     untried: set[str] = set()
     singles: list[DeviationSet] = [(d,) for d in known]
     pairable = tuple(d for d in known if d.axis not in SINGLE_AXES)
-    correct_rows = {id(t): rows for t, rows in zip(targets, correct or (), strict=correct is not None)}
+    correct_rows = dict(zip(targets, correct or (), strict=correct is not None))
 
     def keeps_correct_rows(target: Target, wrong: Numpy) -> bool:
-        return bool(np.max(row_ratios(target, wrong)[correct_rows[id(target)]], initial=0.0) <= THRESHOLDS.max_change)
+        return bool(np.max(row_ratios(target, wrong)[correct_rows[target]], initial=0.0) <= THRESHOLDS.max_change)
 
     for count in range(1, 2 if nearly_right else max_deviations + 1):
         sets = singles if count == 1 else [pair for pair in combinations(pairable, 2) if pair[0].axis != pair[1].axis]
@@ -124,8 +125,8 @@ def _is_nearly_right(spec: Spec, parts: Parts) -> bool:
     worst = (np.max(row_ratios(t, t.actual), initial=0.0) for t in parts.whole if t.allowed is not None)
     if any(x > WRONG_LIMITS.row for x in worst):
         return False
-    found = (judge_problem(Problem(spec, t.inputs), t) for targets in parts.stages(parts.local) for t in targets)
-    return all(j is not None and j.fits for j in found)
+    stages = parts.stages(parts.local)
+    return all(judge_problem(Problem(spec, t.inputs), t).fits for targets in stages for t in targets)
 
 
 def _holds_on_all(spec: Spec, parts: Parts, deviation: Deviation, holds: Callable[[Target, Numpy], bool]) -> bool:
@@ -205,8 +206,8 @@ def _judge_candidate(spec: Spec, parts: Parts, candidate: Candidate, evidence: E
         residual, kept = 0.0, []
         for target in targets:
             one = judge_problem(deviated(spec, target.inputs, candidate.deviations), target, stop=parts.is_split)
-            residual = max(residual, np.inf if one is None else one.residual)
-            if one is None or not one.fits:
+            residual = max(residual, one.residual)
+            if not one.fits:
                 return replace(candidate, residual=residual)
             kept.append(one)
         found.append(kept)
@@ -270,7 +271,7 @@ def keep_indicated(spec: Spec, fitting: list[Candidate], evidence: Evidence, par
     for b in fitting:
         part = parts.select(b.deviations)
         correct = [judge_problem(Problem(spec, t.inputs), t) for t in part]
-        if _points_to([j for j in correct if j is not None], evidence[b.deviations][0], part):
+        if _points_to(correct, evidence[b.deviations][0], part):
             kept.append(b)
     return kept
 
@@ -282,25 +283,22 @@ def find_hidden(spec: Spec, parts: Parts, base: DeviationSet, known: DeviationSe
         base: the deviations that the kernel has; none if the outputs are correct.
     """
     axes, single = {d.axis for d in base}, tuple(d for d in base if d not in known)
-    own: dict[int, list[RowBudget]] = {}
     of_part, of_whole = evidence.get(base, ([], []))
-    judged = {id(parts.select(base)): of_part, id(parts.whole): of_whole}
+    judged = {parts.select(base): of_part, parts.whole: of_whole}
 
+    @cache
     def budgets(targets: tuple[Target, ...]) -> list[RowBudget]:
         if not base and targets is parts.whole:
             return [t.allowed for t in targets if t.allowed is not None]
-        alone = (judge_problem(deviated(spec, t.inputs, base), t) for t in targets)
-        found = judged.get(id(targets)) or [j for j in alone if j]
+        found = judged.get(targets) or [judge_problem(deviated(spec, t.inputs, base), t) for t in targets]
         return [deviation_budget(j.wrong, j.runs, t) for j, t in zip(found, targets, strict=True)]
 
     def shows(targets: tuple[Target, ...], some: list[Deviation]) -> bool:
         """Whether these deviations change the output visibly, or cannot be combined with those in `base`."""
-        if id(targets) not in own:
-            own[id(targets)] = budgets(targets)
         outs = [output_with(spec, t.inputs, some) for t in targets]
         return any(
             bool(base) if x is None else x.shape != b.expected.shape or judge_rows("out", x, b).status == FAIL
-            for x, b in zip(outs, own[id(targets)], strict=True)
+            for x, b in zip(outs, budgets(targets), strict=True)
         )
 
     hidden = []
@@ -347,7 +345,12 @@ def select_closest(spec: Spec, parts: Parts, candidates: Iterable[Candidate]) ->
     A pair must leave less of the error than each of its two alone, by `Thresholds.better_ratio`. Otherwise one of the
     two has no effect on these inputs.
     """
-    alone: dict[tuple[int, Deviation], float] = {}
+
+    @cache
+    def explains_alone(targets: tuple[Target, ...], deviation: Deviation) -> float:
+        one = score_candidate(spec, targets, (deviation,))
+        return 0.0 if one is None else one.explains
+
     kept: list[Candidate] = []
     for c in sorted(candidates, key=lambda c: (-c.explains, len(c.deviations))):
         better = [k for k in kept if k.fits or k.explains >= min(c.explains, THRESHOLDS.explained)]
@@ -356,12 +359,7 @@ def select_closest(spec: Spec, parts: Parts, candidates: Iterable[Candidate]) ->
         if c.fits or c.explains < THRESHOLDS.explained:
             kept.append(c)
             continue
-        on = parts.select(c.deviations)
-        for d in c.deviations if len(c.deviations) > 1 else ():
-            if (id(on), d) not in alone:
-                one = score_candidate(spec, on, (d,))
-                alone[id(on), d] = 0.0 if one is None else one.explains
-        others = [alone[id(on), d] for d in c.deviations if len(c.deviations) > 1]
+        others = [explains_alone(parts.select(c.deviations), d) for d in c.deviations if len(c.deviations) > 1]
         if THRESHOLDS.better_ratio * (1 - c.explains) < 1 - max(others, default=-np.inf):
             kept.append(score_on_whole(spec, parts, c))
     return sorted(kept, key=lambda c: -c.explains)[:MAX_SHOWN]

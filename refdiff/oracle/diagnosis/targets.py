@@ -53,9 +53,9 @@ HOPELESS_RATIO = 3 * WRONG_LIMITS.row
 """An error over the budget of the two screening orders that no budget of all orders would allow."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Target:
-    """An output or gradient to explain, and the truth.
+    """An output or gradient to explain, and the truth. A target equals itself alone.
 
     rows: the error that correct kernels have in each row, E_r.
     is_correct: whether this is a correct part of a wrong case. An explanation must leave it as it is.
@@ -119,8 +119,7 @@ class Target:
 
 def compute_outputs(kernel: Kernel, targets: Iterable[Target]) -> list[Numpy | None]:
     """Return the kernel's output for each target; None where the kernel does not apply."""
-    problems = (kernel(t.inputs) for t in targets)
-    return [None if p is None else output(p) for p in problems]
+    return [output(kernel(t.inputs)) for t in targets]
 
 
 def row_ratios(target: Target, x: Numpy) -> Numpy:
@@ -165,9 +164,9 @@ def _tensor_ratio(found: Iterable[Statistic]) -> float:
     return LIMITS.row * max((s.value / s.limit for s in found if s.name in TENSOR_STATISTICS), default=0.0)
 
 
-def worst_residual(kernel: Kernel, targets: Sequence[Target]) -> float:
-    """Return the largest quick residual of a kernel over the targets."""
-    return max(quick_residual(t, x) for t, x in zip(targets, compute_outputs(kernel, targets), strict=True))
+def worst_residual(targets: Sequence[Target], outs: Sequence[Numpy | None]) -> float:
+    """Return the largest quick residual of a kernel's outputs, one for each target."""
+    return max(quick_residual(t, x) for t, x in zip(targets, outs, strict=True))
 
 
 def explained_share(target: Target, wrong: Numpy | None) -> float:
@@ -208,6 +207,10 @@ class Judgement:
     truth_fits: bool = False
 
 
+NO_OUTPUT = Judgement(False, np.inf, np.empty(0), np.empty(0), ())
+"""The judgement of a problem that has no output of the target's shape."""
+
+
 def deviation_budget(wrong: Numpy, runs: Sequence[Numpy], target: Target) -> RowBudget:
     """Return the budget of a kernel with deviations, from its exact output and its runs in several orders."""
     recipe = target.recipe
@@ -221,15 +224,15 @@ def deviation_budget(wrong: Numpy, runs: Sequence[Numpy], target: Target) -> Row
     return RowBudget(wrong, rows, bounds, largest_slope, recipe.storage, AXES[rows.ndim], doubtful, factor=factor)
 
 
-def judge_problem(problem: Problem | None, target: Target, *, stop: bool = False) -> Judgement | None:
-    """Judge the output by the budget of a problem with deviations; None if that has no output of the same shape.
+def judge_problem(problem: Problem | None, target: Target, *, stop: bool = False) -> Judgement:
+    """Judge the output by the budget of a problem with deviations; `NO_OUTPUT` if that has none of the same shape.
 
     Args:
         stop: run only the screening orders if they suffice to reject the problem.
     """
-    wrong = None if problem is None else output(problem)
+    wrong = output(problem)
     if problem is None or wrong is None or wrong.shape != target.actual.shape:
-        return None
+        return NO_OUTPUT
     orders = (*DRAWS, *MEMBERS[:3])
     runs: list[Numpy] = []
     for some in (SCREENING_ORDERS, tuple(o for o in orders if o not in SCREENING_ORDERS)) if stop else (orders,):
@@ -249,12 +252,6 @@ def _judge_runs(wrong: Numpy, runs: tuple[Numpy, ...], target: Target) -> Judgem
     same_shape = fits and target.expected.shape == wrong.shape
     truth_fits = same_shape and judge_rows("out", target.expected, allowed).status != "fail"
     return Judgement(fits, residual, wrong, allowed.rows, runs, values["row"], truth_fits)
-
-
-def passes_as(problem: Problem | None, target: Target) -> tuple[bool, float]:
-    """Return whether the output passes as that of this problem, and its residual in the problem's own budget."""
-    found = judge_problem(problem, target)
-    return (False, np.inf) if found is None else (found.fits, found.residual)
 
 
 def _rounded_output(problem: Problem, recipe: Recipe, order: Order) -> Numpy:

@@ -13,8 +13,8 @@ import pytest
 import refdiff
 from refdiff.oracle import Deviation, Ranking, Recipe, Spec, budget, cases, deviations, diagnose, truth
 from refdiff.oracle.cases.fixed import small_spec
-from refdiff.oracle.deviations import Problem, deviated, output
-from refdiff.oracle.deviations.deviation import is_same_output
+from refdiff.oracle.deviations import Problem
+from refdiff.oracle.deviations.deviation import is_same_output, output_with
 from refdiff.oracle.deviations.listed import draw_probes
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, search
@@ -36,10 +36,9 @@ def compatible(preset: str) -> Iterator[tuple[Deviation, ...]]:
     inputs = draw_probes(spec, "dense")
 
     def outs(some: tuple[Deviation, ...]) -> list[np.ndarray | None]:
-        problems = [deviated(spec, x, some) for x in inputs]
-        return [None if p is None else output(p) for p in problems]
+        return [output_with(spec, x, some) for x in inputs]
 
-    right = [output(Problem(spec, x)) for x in inputs]
+    right = outs(())
     known = deviations(spec)
     alone = {d.name: outs((d,)) for d in known}
     for pair in combinations(known, 2):
@@ -112,9 +111,7 @@ def test_a_name_that_changes_nothing_is_no_answer() -> None:
     known = budget(HF, case.inputs, "float32")
     wrong = known.expected["out"] + 1e-6 * np.random.default_rng(0).normal(size=known.expected["out"].shape)
     target = Target.of(wrong, known)
-    alone = judge_problem(Problem(HF, target.inputs, (coarse,)), target)
-    assert alone is not None
-    assert alone.fits
+    assert judge_problem(Problem(HF, target.inputs, (coarse,)), target).fits
     fitting, _, _ = search(HF, (target,), (Deviation.of(coarse),), 1)
     assert not fitting
 
