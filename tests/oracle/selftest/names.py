@@ -81,16 +81,6 @@ def _counted(every: int, number: int, case: Case) -> tuple[Counter[str], list[st
     return count, wrong
 
 
-def _print(found: Iterator[tuple[Counter[str], list[str]]], cases: int, total: Counter[str]) -> None:
-    """Print wrong names as they are found, and add to the counts."""
-    for number, (count, wrong) in enumerate(found, 1):
-        total.update(count)
-        sys.stdout.writelines(wrong)
-        sys.stdout.flush()
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\rcase {number} of {cases}, {total.total()} mutants diagnosed ")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Count the names; 1 where one is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -99,17 +89,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--every", type=int, default=20, metavar="N", help="one of so many mutants (default: 20)")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default: 1)")
     args = parser.parse_args(arguments)
-    count: Counter[str] = Counter()
+    total: Counter[str] = Counter()
     cases = [(s + args.first_seed, r, p) for s in range(args.seeds) for r in RECIPES for p in PROFILES]
-    work = partial(_counted, args.every)
-    if args.jobs == 1:
-        _print(map(work, range(len(cases)), cases), len(cases), count)
-    else:
-        with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
-            _print(pool.map(work, range(len(cases)), cases), len(cases), count)
-    named = ", ".join(f"{n} {how}" for how, n in count.most_common())
-    sys.stdout.write(f"{count.total()} mutants diagnosed: {named}; {count[WRONG]} had a wrong name\n")
-    return 1 if count[WRONG] else 0
+    with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
+        found = (map if args.jobs == 1 else pool.map)(partial(_counted, args.every), range(len(cases)), cases)
+        for number, (count, wrong) in enumerate(found, 1):
+            total.update(count)
+            sys.stdout.writelines(wrong)
+            sys.stdout.flush()
+            if sys.stderr.isatty():
+                sys.stderr.write(f"\rcase {number} of {len(cases)}, {total.total()} mutants diagnosed ")
+    named = ", ".join(f"{n} {how}" for how, n in total.most_common())
+    sys.stdout.write(f"{total.total()} mutants diagnosed: {named}; {total[WRONG]} had a wrong name\n")
+    return 1 if total[WRONG] else 0
 
 
 if __name__ == "__main__":
