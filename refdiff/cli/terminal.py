@@ -7,7 +7,6 @@ import math
 import re
 import shutil
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -68,18 +67,10 @@ def minutely() -> Callable[[], bool]:
 
 
 def note(line: str) -> None:
-    """Write a message to standard error, with control characters escaped and further lines indented.
-
-    On a terminal long lines are wrapped between words. Elsewhere they are not, so that programs can read them.
-    """
+    """Write a message to standard error, with control characters escaped and further lines indented."""
     if _waiting_shown.is_set():
         _over_the_line("")
-    lines = printable(line).replace("\n", "\n  ").split("\n")
-    if sys.stderr.isatty():
-        wrapper = textwrap.TextWrapper(max(shutil.get_terminal_size().columns - 1, 20), subsequent_indent="    ")
-        wrapper.break_long_words = wrapper.break_on_hyphens = False
-        lines = [wrapper.fill(part) for part in lines]
-    sys.stderr.write("\n".join(lines) + "\n")
+    sys.stderr.write(f"{printable(line)}\n".replace("\n", "\n  ")[:-2])
     sys.stderr.flush()
 
 

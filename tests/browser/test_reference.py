@@ -77,3 +77,14 @@ def test_axe_finds_nothing_serious(browser: Chromium, reference: Path, axe: str,
     # without preload, which asks for style sheets as no page on a disk may, and without explore's frame, whose page has
     # a test of its own, and which no script of this one reaches
     expect_accessible(browser, axe, "serious", "critical", options="{preload: false, iframes: false}")
+
+
+def test_an_equation_leads_to_its_function_and_its_test(browser: Chromium, reference: Path) -> None:
+    browser.open(reference / "equations.html")
+    links = browser.run("[...document.querySelectorAll('article dd a')].map((a) => a.href)")
+    function = next(link for link in links if link.endswith("#refdiff.layers.diff_attention"))
+    test = next(link for link in links if link.endswith("rows-of-the-difference-sum-to-one-minus-lambda"))
+    for link, word in ((function, "Attend with the difference"), (test, "def test_rows_of_the_difference")):
+        path, _, place = link.removeprefix("file://").partition("#")
+        browser.open(Path(path))
+        assert word in browser.run(f"document.getElementById('{place}').parentElement.textContent")
