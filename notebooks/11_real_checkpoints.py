@@ -183,6 +183,7 @@ sketches.memory(lengths, lines, free / gigabyte, list(room.values()))
 #
 # - Keep 16-bit weights as stored: `--weights stored`.
 # - Shorten the text: keys and values grow with it, weights do not.
+# - Look before you load: `refdiff inspect` says what weights and cache will take, and reads no matrix.
 #
 # ## Exercise
 #
