@@ -367,10 +367,10 @@ class Ceilings(Side):
 
     def gemv(self, rows: int = WORKING_SET // 4 // 8192, columns: int = 8192) -> Callable[[], Answer]:
         """Measure in bytes per second how fast matrix-vector products and a sum read a weight."""
-        matrix, vector = np.full((rows, columns), 0.5, np.float32), np.ones(columns, np.float32)
-        product, numbers = np.empty(rows, np.float32), matrix.view(np.uint64)
         from refdiff.backends.numpy.thread_pool import Workers
 
+        matrix, vector = np.full((rows, columns), 0.5, np.float32), np.ones(columns, np.float32)
+        product, numbers = np.empty(rows, np.float32), matrix.view(np.uint64)
         workers = Workers(self.settings.threads)
 
         def read() -> None:

@@ -110,7 +110,7 @@ def needed_memory(
     Equation:
         4 P and N (L A + max(2 V, 2 A)) numbers, A = 4 D + (2 H + 2 K) d + 2 F, for P parameters and N tokens
         (sequences × context) that all threads together compute at a time; in v2 3 H; 3 P with Muon, which keeps one
-        matrix instead of two, and P more where gradients are accumulated; 16 bytes for each token of a step
+        matrix instead of two, and P more where gradients are accumulated; 16 bytes for each token of a pass
     """
     size = NBYTES[dtype]
     parameters = count_parameters(parameter_shapes(config, "DiffLlamaForCausalLM").values())

@@ -17,7 +17,7 @@ import pytest
 import refdiff
 from refdiff import oracle
 from refdiff.backends import Backend, decoder, overlay
-from refdiff.bench import rows as m
+from refdiff.bench import rows
 from refdiff.bench.inputs import PATTERN, Ids, edited_program, random_ids
 from refdiff.bench.rows import LOOKUP_PROMPT, Arrivals, parse_rows
 from refdiff.bench.sides import FloatArray, Settings, Side
@@ -203,15 +203,15 @@ def test_what_generate_raises_is_told(folder: Path) -> None:
 
 def test_products_go_on_for_as_long_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two weights of 0.25 s each: a pass takes 0.5 s, so 1.1 s need three; 1.5 s and the wait are over six products."""
-    monkeypatch.setattr(m, "WORKING_SET", 2 * 4 * 3 * 5)
-    monkeypatch.setattr(m, "WEIGHT_SHAPE", (3, 5))
+    monkeypatch.setattr(rows, "WORKING_SET", 2 * 4 * 3 * 5)
+    monkeypatch.setattr(rows, "WEIGHT_SHAPE", (3, 5))
     answer = _measured(FakeSide(Settings(min_seconds=1.1)), "product:16")
     assert answer["seconds"] == pytest.approx(2.0 / 6)
     assert (answer["work"], answer["amount"]) == (4 * 15, 4 * 15 / 1e9), "the weight is read"
     weight = np.random.default_rng(0).standard_normal((3, 5), np.float32)
     x = np.random.default_rng(1).standard_normal((16, 5), np.float32)
     np.testing.assert_allclose(answer["sample"], (x.astype(np.float64) @ weight.T)[-1], rtol=1e-5)
-    monkeypatch.setattr(m, "WORKING_SET", 1)
+    monkeypatch.setattr(rows, "WORKING_SET", 1)
     answer = _measured(FakeSide(Settings(min_seconds=0)), "product:17")
     assert answer["seconds"] == pytest.approx(0.75)
     assert answer["work"] == 2 * 15 * 17, "and here what is multiplied counts"
@@ -223,8 +223,8 @@ def test_training_is_three_passes_with_all_logits() -> None:
     assert (answer["seconds"], answer["loss"], answer["amount"]) == (3.5, 1.5, 10)
     assert answer["bytes"] > 1_000_000
     np.testing.assert_array_equal(side.did[0][1], random_ids(2, 5, 2048))
-    assert answer["work"] == 3 * 2 * m.operations(refdiff.DiffLlamaConfig(**TRAINED["tiny"]), 5, 5)
-    assert m.operations(CONFIG, 5, 5) == 2 * 5 * 2 * LAYER + 2 * 15 * 32 + 5 * 2 * HEAD
+    assert answer["work"] == 3 * 2 * rows.operations(refdiff.DiffLlamaConfig(**TRAINED["tiny"]), 5, 5)
+    assert rows.operations(CONFIG, 5, 5) == 2 * 5 * 2 * LAYER + 2 * 15 * 32 + 5 * 2 * HEAD
 
 
 def test_a_sparing_pass_does_what_is_counted() -> None:
@@ -251,7 +251,7 @@ def test_a_sparing_pass_does_what_is_counted() -> None:
         done.clear()
         model(random_ids(3, 5, 13), use_cache=True, logits_to_keep=keep)
         others = 3 * (keep - 1) * 2 * HEAD  # a plain pass makes logits of one token too
-        assert sum(done) - others == 3 * m.operations(CONFIG, 5, 1, last_token_only=last_token_only)
+        assert sum(done) - others == 3 * rows.operations(CONFIG, 5, 1, last_token_only=last_token_only)
 
 
 def test_memory_that_the_system_does_not_tell_is_an_error_of_the_row_of_memory_alone(folder: Path) -> None:
@@ -276,7 +276,7 @@ def test_the_oracle_must_give_the_answer_that_it_should(do: str, monkeypatch: py
 
 def test_the_start_of_a_command_is_what_a_user_runs(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[list[str]] = []
-    monkeypatch.setattr(m, "time_first_output", lambda command: ran.append(command) or (2.0, "a"))
+    monkeypatch.setattr(rows, "time_first_output", lambda command: ran.append(command) or (2.0, "a"))
     side = FakeSide(Settings(str(tiny_checkpoint)))
     side.command = lambda prompt: ["-c", prompt]
     assert _measured(side, "cold") == {"seconds": 2.0, "text": "a"}
@@ -288,7 +288,7 @@ def test_the_start_of_a_command_is_what_a_user_runs(tiny_checkpoint: Path, monke
 def test_first_output_is_timed() -> None:
     code = "import sys, time; time.sleep(0.2); print('a', flush=True); time.sleep(0.5); print('あ')"
     begun = time.perf_counter()
-    seconds, text = m.time_first_output([sys.executable, "-X", "utf8", "-c", code])
+    seconds, text = rows.time_first_output([sys.executable, "-X", "utf8", "-c", code])
     assert text == "a\nあ"
     assert 0.2 <= seconds <= time.perf_counter() - begun - 0.5
     for code, how in (
@@ -298,4 +298,4 @@ def test_first_output_is_timed() -> None:
         ("import os; os.kill(os.getpid(), 9)", r"was killed by signal 9 \(out of memory\?\)"),
     ):
         with pytest.raises(RuntimeError, match=f"^its command {how}$"):
-            m.time_first_output([sys.executable, "-c", code])
+            rows.time_first_output([sys.executable, "-c", code])

@@ -69,7 +69,8 @@ def test_a_kernel_that_declines_most_is_no_pass(allowed: str, status: int, outsi
 def test_variables() -> None:
     assert {c.profile for c in select_cases({})} == set(PROFILES)
     fields = spec_of("ms_v1").to_dict()
-    variables = {"REFDIFF_SPEC": json.dumps(fields), "REFDIFF_RECIPE": "bf16", "REFDIFF_PROFILES": "tiny_values"}
+    recipe = '{"storage": "bf16", "o": "fp32"}'
+    variables = {"REFDIFF_SPEC": json.dumps(fields), "REFDIFF_RECIPE": recipe, "REFDIFF_PROFILES": "tiny_values"}
     some = select_cases(variables)
     assert {(c.profile, c.dtype, c.spec) for c in some} == {("tiny_values", "bfloat16", spec_of("ms_v1"))}
     own = spec_of(' {"preset": "ms_v1", "query_heads": 8, "key_heads": 4, "head_dim": 64}')

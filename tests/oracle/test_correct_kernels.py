@@ -264,7 +264,9 @@ def _dense(profile: str, seed: int, spec: Spec, storage: str) -> list[Case]:
     ]
 
 
-def _judge(name: str, spec: Spec, storage: str, profile: str, seed: int) -> None:
+def _judge(name: str, spec: Spec, storage: str, profile: str, seed: int) -> list[str]:
+    """Return the verdicts on all cases of a profile, none of which may be "fail"."""
+    statuses = []
     run = Run(KERNELS[name], storage)
     for case in _dense(profile, seed, spec, storage):
         is_served = spec.scale is not None and run.recipe.accumulate == "float32"
@@ -277,6 +279,8 @@ def _judge(name: str, spec: Spec, storage: str, profile: str, seed: int) -> None
             found = {tensor: y for tensor, y in found.items() if not tensor.startswith("lse")}
         verdict = budget(spec, case.inputs, run.recipe, dout=dout).judge(found)
         assert verdict.status != "fail", f"{name}, {case}: {verdict}"
+        statuses.append(verdict.status)
+    return statuses
 
 
 EACH = [(name, storage) for name, kernel in KERNELS.items() for storage in kernel.storages]
@@ -297,27 +301,32 @@ def test_correct_kernels_pass_every_profile(name: str, storage: str, preset: str
 
 
 def test_a_softcap_by_sigmoids_passes_in_float32() -> None:
-    _judge("FlashAttention-2", SPECS["softcap"], "float32", "discriminating", 11)
+    assert set(_judge("FlashAttention-2", SPECS["softcap"], "float32", "discriminating", 11)) == {"pass"}
 
 
 @pytest.mark.parametrize(
-    ("name", "preset", "profile", "storage"),
+    ("name", "preset", "profile", "storage", "status"),
     [
-        ("approximate tanh", "softcap", "natural", "bfloat16"),
-        ("approximate tanh", "softcap", "natural", "float16"),
-        ("q · scale · log₂ e stored", "attention", "extreme", "bfloat16"),
-        ("16-bit accumulators", "attention", "extreme", "float16"),  # its scores overflow
+        ("approximate tanh", "softcap", "natural", "bfloat16", "pass"),
+        ("approximate tanh", "softcap", "natural", "float16", "pass"),
+        ("q · scale · log₂ e stored", "attention", "extreme", "bfloat16", "pass"),
+        ("16-bit accumulators", "attention", "extreme", "float16", "inconclusive"),  # its scores overflow
     ],
 )
 def test_what_a_recipe_allows_is_no_rounding_of_the_usual_one(
-    name: str, preset: str, profile: str, storage: str
+    name: str, preset: str, profile: str, storage: str, status: str
 ) -> None:
     spec, run = SPECS[preset], Run(KERNELS[name], storage)
     case = _dense(profile, 0, spec, storage)[0]
     with np.errstate(all="ignore"):
         found = run.forward(spec, case.inputs)
-    assert budget(spec, case.inputs, run.recipe).judge(found).status != "fail"
+    assert budget(spec, case.inputs, run.recipe).judge(found).status == status
     assert budget(spec, case.inputs, storage).judge(found).status == "fail"
+
+
+@pytest.mark.parametrize("profile", ["natural", "cancellation"])
+def test_sums_in_float16_of_a_differential_layer_pass(profile: str) -> None:
+    assert set(_judge("16-bit accumulators", SPECS["hf_diffllama"], "float16", profile, 0)) == {"pass"}
 
 
 @pytest.mark.parametrize(("storage", "status"), [("bfloat16", "pass"), ("float32", "fail")])
@@ -330,7 +339,7 @@ def test_coarse_sums_show_in_float32(storage: str, status: str) -> None:
         Run(Kernel(tile=4096, sums=sums), storage).forward(spec, case.inputs)["out"] for sums in ("blas", "coarse")
     )
     errors = [np.linalg.norm(out - allowed.expected["out"]) for out in (fine, coarse)]
-    assert errors[1] > 2 * errors[0]
+    assert errors[1] > 4 * errors[0]
     assert (allowed.judge(fine).status, allowed.judge(coarse).status) == ("pass", status)
 
 
@@ -342,7 +351,7 @@ LAYERS = [0, 1, 2, 5, 8, 16, 24, 31, 40]
 def test_scalars_in_float32_pass_at_every_depth(profile: str, layer: int) -> None:
     """λ_init by the formula in float32, as CUDA, C and JAX compute it."""
     spec = SPECS["hf_diffllama"].replace(layer=layer)
-    _judge("FlashAttention-2", spec, "float32", profile, 3)
+    assert set(_judge("FlashAttention-2", spec, "float32", profile, 3)) == {"pass"}
 
 
 @pytest.mark.parametrize("layer", [0, 3, 31])

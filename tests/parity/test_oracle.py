@@ -52,20 +52,11 @@ ONCE_REFUSED = [
     (SDPA, {"layer": 39}, Structure(1, 17, 17), "extreme", 20_000, "float16", "out", 1.004, "pass"),
     (EAGER, {"query_heads": 12, "layer": 4}, Structure(2, 4, 4), "degenerate", 33_002, "float16", "dv", 1.02, "pass"),
     (FUSED, {"layer": 37}, Structure(1, 33, 33), "extreme", 0, "float16", "out", 1.002, "pass"),
-    (
-        EAGER,
-        {"query_heads": 12, "layer": 14},
-        Structure(2, 9, 9),
-        "cancellation",
-        100_013,
-        "bfloat16",
-        "dq",
-        -1,
-        "inconclusive",
-    ),
+    (EAGER, {"query_heads": 12, "layer": 14}, Structure(2, 9, 9), "cancellation", 100_013, "bfloat16", "dq", -1,
+     "inconclusive"),
     (SINKS, PLAIN_SPECS["sinks"], Structure(1, 33, 33), "tiny_values", 200_006, "float32", "dsinks", 1.0001, "pass"),
     (SINKS, PLAIN_SPECS["sinks"], Structure(1, 19, 19), "tiles", 300_012, "float16", "dsinks", 1.1, "pass"),
-]
+]  # fmt: skip
 """Tensors of correct kernels, a factor by which each is wrong, and the verdict on the correct one."""
 
 

@@ -70,9 +70,9 @@ def _scale_cause(factor: float, path: str, reference: Arrays) -> str:
 
 
 def _heads(path: str, mine: Floats, expected: Points, reference: Arrays) -> str:
-    names = [_MAP_POINT.sub(rf"\g<1>{i}\g<3>", path) for i in "12"]
-    if not (_MAP_POINT.match(path) and reference.keys() >= set(names)):
-        names = [path]
+    match, names = _MAP_POINT.match(path), [path]
+    if match and reference.keys() >= {f"{match[1]}{i}{match[3] or ''}" for i in "12"}:
+        names = [f"{match[1]}{i}{match[3] or ''}" for i in "12"]
     pool: list[Expected] = []
     for name in names:
         point = expected[name]

@@ -127,6 +127,7 @@ DERIVED = tuple(name for name, x in vars(Spec).items() if isinstance(x, property
 SMALL_SIZES, LARGE_SIZES = 3, 1
 """How many random sizes are added: a kernel could be written for the published sizes of the profiles."""
 STRIDED = ("tokens before heads", "padded width", "width first")
+_STRIDES = "strides-"  # with which the names of their cases begin
 """The layouts of `relaid` that a case of a random size is added for."""
 
 
@@ -220,7 +221,7 @@ def _trials(
     for n, (size, layout) in enumerate(sized):
         ((case, other),) = _case_pairs("discriminating", seed + 2 + 2 * n, spec, dtype, size)
         name = "x".join(map(str, size))
-        name = f"{name}-{n}" if layout == "contiguous" else f"strides-{layout.replace(' ', '_')}-{name}"
+        name = f"{name}-{n}" if layout == "contiguous" else f"{_STRIDES}{layout.replace(' ', '_')}-{name}"
         made.append(_Trial(name, case, other, layout))
     return [made[i] for i in rng.permutation(len(made))]
 
@@ -342,7 +343,7 @@ def _coverage_reasons(found: Mapping[str, Outcome]) -> list[str]:
 
     Cases of a layout do not count: a kernel may serve contiguous arrays alone.
     """
-    contiguous = [o for name, o in found.items() if not name.startswith("strides-")]
+    contiguous = [o for name, o in found.items() if not name.startswith(_STRIDES)]
     declined = sum(o.declined for o in contiguous)
     if 2 * declined > len(contiguous):
         return [

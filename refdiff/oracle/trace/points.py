@@ -58,18 +58,19 @@ def _visit_result(point: str) -> Callable[..., Array]:
     return show
 
 
-COPIES = 5
-"""How often a comparison holds each number: both runs, the expected values, and the errors of a run with rounding. The
-peak was 4.8 times the numbers of a model of 400 tokens, and 7.1 times those of an attention (tracemalloc)."""
+COPIES_HELD = 5
+"""How often a comparison holds each number, at least: both runs, the expected values, and the errors of a run with
+rounding. The peak was 4.8 times the numbers of a model of 400 tokens, and 7.1 times those of an attention alone
+(tracemalloc)."""
 
 
 def check_memory(numbers: int) -> None:
-    """Refuse a run with more float64 numbers than the machine can hold `COPIES` times.
+    """Refuse a run with more float64 numbers than the machine can hold `COPIES_HELD` times.
 
     Raises:
         ValueError: they do not fit.
     """
-    needed, memory = 8 * COPIES * numbers, physical_memory()
+    needed, memory = 8 * COPIES_HELD * numbers, physical_memory()
     if needed > memory:
         raise ValueError(
             f"its points take {needed:,} bytes, expected at most the {memory:,} of this machine; record fewer tokens"

@@ -18,6 +18,7 @@ MAX_BYTES = 64 * 1024 * 1024
 """Largest page that is written."""
 LARGE_BYTES = 5 * 10**6
 """A larger page takes a browser seconds to open, and shows its size."""
+_TITLE_LENGTH = 60
 _SCRIPTS = ("numbers.js", "page.js")
 
 
@@ -81,5 +82,5 @@ def _hash(text: str) -> str:
 
 
 def _shorten(text: str) -> str:
-    line = printable(" ".join(text[:600].split()))  # without marks that reverse a tab's title
-    return line if len(line) <= 60 else line[:59] + "…"
+    line = printable(" ".join(text[: 10 * _TITLE_LENGTH].split()))  # without marks that reverse a tab's title
+    return line if len(line) <= _TITLE_LENGTH else line[: _TITLE_LENGTH - 1] + "…"

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from refdiff.model.weights.names import (
     ARCHITECTURES,
+    HEAD_PARAMETERS,
     count_parameters,
     flatten,
     localize,
@@ -61,6 +62,12 @@ def test_unknown_architecture_names_the_known_ones() -> None:
 def test_any_class_finds_the_base_model_of_any_other(stored: str, prefix: str) -> None:
     for name in ("embed_tokens.weight", "layers.0.mlp.up_proj.weight", "norm.weight"):
         assert localize(stored + name, prefix) == prefix + name
+
+
+def test_head_parameters_are_those_that_no_base_model_has() -> None:
+    config = tiny_config(tie_word_embeddings=False)
+    names = {name for kind in ARCHITECTURES[1:] for name in parameter_shapes(config, kind)}
+    assert {name for name in names if not name.startswith(("model.", "transformer."))} == HEAD_PARAMETERS
 
 
 def test_count() -> None:

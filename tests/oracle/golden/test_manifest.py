@@ -54,7 +54,7 @@ def test_one_byte_of_a_file(tmp_path: Path) -> None:
     assert read_manifest(tmp_path)[1] == ["b: no such file"]
 
 
-WRONG = (f'{{"format": "{FORMAT}", "licence": {value}}}'.encode() for value in ("1e999", "-1e999", '"\\ud800"'))
+WRONG = [f'{{"format": "{FORMAT}", "licence": {value}}}'.encode() for value in ("1e999", "-1e999", '"\\ud800"')]
 """What this version never writes."""
 
 
