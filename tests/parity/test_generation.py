@@ -206,7 +206,7 @@ def test_every_option_of_transformers_is_known_by_its_name() -> None:
     names = {*vars(transformers.GenerationConfig()), *taken} - {"self", "kwargs", "streamer", "transformers_version"}
     for name in sorted(name for name in names if not name.startswith("_") and name not in NAMES):
         with pytest.raises(TypeError, match=f"got '{name}', an option of transformers that refdiff does not have"):
-            refdiff.DiffLlamaForCausalLM.generate(FakeModel(), [[1]], **{name: None})
+            refdiff.DiffLlamaForCausalLM.generate(FakeModel(), [[1]], **{name: object()})
 
 
 @of("DiffLlamaForCausalLM")
