@@ -25,6 +25,11 @@ def test_a_result_has_the_names_that_are_not_none():
     assert (len(ModelOutput()), list(ModelOutput())) == (0, [])
 
 
+def test_a_result_shows_shapes_and_types():
+    out = ModelOutput(logits=np.zeros((2, 3), np.float32))
+    assert repr(out) == "ModelOutput(logits=(2, 3) float32)"
+
+
 def test_every_result_is_an_item_in_the_order_of_the_class():
     names = [
         "loss", "logits", "start_logits", "end_logits", "last_hidden_state", "cache", "hidden_states", "attentions",

@@ -30,7 +30,11 @@ DEFAULT = ("refdiff/layers", "refdiff/model", "refdiff/generation/sampling.py")
 ALSO = {
     "refdiff/model/weights/load.py": ("tests/model/test_stored_weights.py",),
     "refdiff/model/weights/precision.py": ("tests/model/weights/test_load.py",),
-    "refdiff/model/weights/names.py": ("tests/model/weights/test_load.py", "tests/model/test_pretrained.py"),
+    "refdiff/model/weights/names.py": (
+        "tests/model/weights/test_load.py",
+        "tests/model/weights/test_save.py",
+        "tests/model/test_pretrained.py",
+    ),
     "refdiff/model/weights/save.py": ("tests/model/test_pretrained.py",),
     "refdiff/model/rope_parameters.py": ("tests/model/test_config.py",),
     "refdiff/model/trainable.py": ("tests/model/test_stored_weights.py",),
@@ -47,7 +51,12 @@ ALSO = {
     ),
     "refdiff/model/recorder.py": ("tests/model/test_diffllama.py", "tests/model/test_variants.py"),
     "refdiff/model/heads.py": ("tests/model/test_trainable.py", "tests/model/test_diffllama.py"),
-    "refdiff/model/diffllama.py": ("tests/model/test_variants.py", "tests/test_golden.py"),
+    "refdiff/model/diffllama.py": (
+        "tests/model/test_variants.py",
+        "tests/test_golden.py",
+        "tests/model/test_trainable.py",
+        "tests/backends/test_decoder.py",
+    ),
     "refdiff/model/config_checks.py": ("tests/model/test_config.py",),
     "refdiff/model/commit.py": ("tests/model/weights/test_folder.py", "tests/model/weights/test_save.py"),
     "refdiff/layers": ("tests/layers/test_vjp.py", "tests/layers/test_init.py", "tests/layers/test_errors.py"),

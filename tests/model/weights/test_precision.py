@@ -9,7 +9,7 @@ from numpy.testing import assert_array_equal
 
 from refdiff.model.config_checks import DTYPES
 from refdiff.model.weights import precision
-from refdiff.model.weights.precision import encode, round_to, to_compute
+from refdiff.model.weights.precision import UNIT, encode, round_to, to_compute
 
 EVERY_16_BITS = np.arange(1 << 16, dtype=np.uint16)
 
@@ -17,6 +17,11 @@ EVERY_16_BITS = np.arange(1 << 16, dtype=np.uint16)
 @pytest.fixture(params=[1 << 18, 7])
 def _tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "TILE", request.param)
+
+
+@pytest.mark.parametrize("dtype", UNIT)
+def test_the_unit_is_half_the_distance_from_1_to_the_next_number(dtype: str) -> None:
+    assert UNIT[dtype] == float(ml_dtypes.finfo(dtype).eps) / 2
 
 
 def test_every_bfloat16() -> None:
