@@ -30,15 +30,7 @@ from refdiff.oracle.diagnosis.ranking import (
     Ranking,
     percent,
 )
-from refdiff.oracle.diagnosis.search import (
-    NEARLY_RIGHT,
-    NO_LARGE_PAIRS,
-    NO_PAIRS,
-    find_hidden,
-    score_candidate,
-    score_on_whole,
-    search,
-)
+from refdiff.oracle.diagnosis.search import find_hidden, score_candidate, score_on_whole, search
 from refdiff.oracle.diagnosis.targets import Parts, Target
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.outputs import collect_outputs, read_output, require_out, to_float64
@@ -256,7 +248,8 @@ def diagnose_output(
     every = (*deviations(spec, kinds.pop()), *rare)
     zero = not any(t.actual.any() for t in targets)  # as many pairs give, and memory never written to
     most = 1 if zero else most
-    fitting, closest, notes = search(spec, targets, every, most, not_finite=not_finite, correct=correct or None)
+    found = search(spec, targets, every, most, not_finite=not_finite, correct=correct or None)
+    fitting, notes = found.fitting, found.notes
     if zero and len(fitting) < 2:  # one name that gives zeros is no likelier than the others
         return Ranking(NONE_FITS, where=where)
     if len(fitting) == 1:
@@ -266,22 +259,21 @@ def diagnose_output(
     if all(_is_bit_pattern(t, b) for t, b in zip(targets, budgets, strict=True)):
         return Ranking(NONE_FITS, notes=(BITS_NOTE,))
     # a nearly correct output passes with any number, and no number gives NaN
-    fitted = () if NEARLY_RIGHT in notes or not_finite else fit_parameters(spec, targets, local=local)
+    fitted = () if found.nearly_right or not_finite else fit_parameters(spec, targets, local=local)
     if any(f.fits for f in fitted):
         return Ranking(NONE_FITS, (), fitted, notes=notes, where=where)
     parts = Parts.of(spec, targets)
     other = None if not_finite else find_coarser_recipe(spec, recipe, parts.local, local=local)
     if other is not None and not local:
         return Ranking(NONE_FITS, notes=(other, *notes), where=where)
-    pairs = most == 2 and not {NEARLY_RIGHT, NO_PAIRS, NO_LARGE_PAIRS} & set(notes)
-    if pairs and not local:
-        said = fit_two_fields(spec, parts) or relax_field(spec, recipe, parts, every, closest)
+    if found.tried_pairs and not local:
+        said = fit_two_fields(spec, parts) or relax_field(spec, recipe, parts, every, found.closest)
         if said is not None:
             return Ranking(NONE_FITS, notes=(said, *notes), where=where)
-    if NEARLY_RIGHT not in notes:
+    if not found.nearly_right:
         lost = [find_lost_keys(spec, t) if wrong else () for t, wrong in zip(targets, fails, strict=True)]
         where += _join_places(lost)
-    shown, told = _pick_shown(spec, parts, closest, fitted, pairs)
+    shown, told = _pick_shown(spec, parts, found.closest, fitted, found.tried_pairs)
     return Ranking(NONE_FITS, shown, fitted, notes=(*filter(None, (other, told)), *notes), where=where)
 
 
@@ -346,9 +338,9 @@ def _search_with_field(spec: Spec, recipe: Recipe, targets: tuple[Target, ...], 
     other = budgets[0].spec
     looser = tuple(Target.of(t.actual, b) for t, b in zip(targets, budgets, strict=True))
     most = 1 if Parts.of(other, looser).is_split else 2  # pairs of large inputs take long
-    fitting, _, _ = search(other, looser, deviations(other, kind_of(looser[0].inputs)), most)
+    found = search(other, looser, deviations(other, kind_of(looser[0].inputs)), most)
     fields = ", ".join(f"{n}={x!r}" for n, x in other.to_dict().items() if x != getattr(spec, n))
-    if names := [c.name for c in fitting]:
+    if names := [c.name for c in found.fitting]:
         return f"with {fields} it is {' or '.join(names)}"
     return next((f"with {fields}, {f.text}" for f in fit_parameters(other, looser) if f.fits), None)
 

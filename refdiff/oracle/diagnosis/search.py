@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
 
@@ -56,6 +56,25 @@ NO_LARGE_PAIRS = "pairs were not tried: the inputs are large, and the error is N
 MIN_ROW_BUDGET = 1e-150
 """The smallest divisor of a row: it avoids a division by zero."""
 
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The deviations that reproduce the outputs, or come closest.
+
+    fitting: the candidates that fit all targets with the fewest deviations; none if no set does.
+    closest: up to `MAX_SHOWN` candidates that explain most.
+    notes: what the inputs could not show, and what was not tried.
+    nearly_right: whether the outputs pass under the wider limits of a wrong kernel.
+    tried_pairs: whether pairs were tried.
+    """
+
+    fitting: list[Candidate]
+    closest: list[Candidate]
+    notes: tuple[str, ...] = ()
+    nearly_right: bool = False
+    tried_pairs: bool = False
+
+
 DeviationSet = tuple[Deviation, ...]
 Evidence = dict[DeviationSet, tuple[list[Judgement], list[Judgement]]]
 """For each set that fits, the judgements of the parts on which it was tried, and of the whole."""
@@ -69,8 +88,8 @@ def search(
     *,
     not_finite: bool = False,
     correct: Sequence[Numpy] | None = None,
-) -> tuple[list[Candidate], list[Candidate], tuple[str, ...]]:
-    """Return the candidates that fit all targets with the fewest deviations, the closest candidates, and notes.
+) -> SearchResult:
+    """Search the deviations that reproduce the outputs of all targets: single ones, then pairs.
 
     Pairs are tried only if no single deviation fits. The two of a pair are of different axes. Large targets are
     compared in parts; candidates near to the output there are judged on the whole. If the outputs are nearly correct,
@@ -102,7 +121,7 @@ def search(
             local = {d for d in known if _holds_on_all(spec, parts, d, keeps_correct_rows)}
             sets = [some for some in sets if local >= set(some)]
         if not sets:
-            return [], closest, (NO_PAIRS if parts.cost <= MAX_PAIR_COST else NO_LARGE_PAIRS,)
+            return SearchResult([], closest, (NO_PAIRS if parts.cost <= MAX_PAIR_COST else NO_LARGE_PAIRS,))
         scored = list(_score_sets(spec, parts, sets, untried))
         found = _rank(spec, parts, scored, nearly_right, evidence)
         single = closest[:1]
@@ -113,11 +132,11 @@ def search(
             one = fitting[0].deviations
             hidden = find_hidden(spec, parts, one, pairable, evidence) if len(fitting) == 1 else []
             note = f"these inputs could not show whether {len(hidden)} others are there too: {', '.join(hidden)}"
-            return fitting, closest, (note,) if hidden else ()
+            return SearchResult(fitting, closest, (note,) if hidden else ())
     if nearly_right:
-        return [], closest, (NEARLY_RIGHT,)
+        return SearchResult([], closest, (NEARLY_RIGHT,), nearly_right=True)
     note = f"{len(untried)} names were not tried in pairs, since the inputs are large: {', '.join(sorted(untried))}"
-    return [], closest, (note,) if untried else ()
+    return SearchResult([], closest, (note,) if untried else (), tried_pairs=max_deviations > 1)
 
 
 def _is_nearly_right(spec: Spec, parts: Parts) -> bool:

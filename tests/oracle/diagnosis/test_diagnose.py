@@ -112,7 +112,7 @@ def test_a_name_that_changes_nothing_is_no_answer() -> None:
     wrong = known.expected["out"] + 1e-6 * np.random.default_rng(0).normal(size=known.expected["out"].shape)
     target = Target.of(wrong, known)
     assert judge_problem(Problem(HF, target.inputs, (coarse,)), target).fits
-    fitting, _, _ = search(HF, (target,), (Deviation.of(coarse),), 1)
+    fitting = search(HF, (target,), (Deviation.of(coarse),), 1).fitting
     assert not fitting
 
 
