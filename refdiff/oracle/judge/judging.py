@@ -127,8 +127,9 @@ DERIVED = tuple(name for name, x in vars(Spec).items() if isinstance(x, property
 SMALL_SIZES, LARGE_SIZES = 3, 1
 """How many random sizes are added: a kernel could be written for the published sizes of the profiles."""
 STRIDED = ("tokens before heads", "padded width", "width first")
-_STRIDES = "strides-"  # with which the names of their cases begin
 """The layouts of `relaid` that a case of a random size is added for."""
+_STRIDES = "strides-"
+"""With which the names of their cases begin."""
 
 
 @dataclass
