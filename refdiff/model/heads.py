@@ -20,6 +20,7 @@ from refdiff.model.trainable import HeadResult, TrainableModel
 class DiffLlamaModel(PreTrainedModel):
     """The decoder without a head."""
 
+    architecture = "DiffLlamaModel"
     base_prefix: ClassVar[str | None] = None
 
     @model_call
@@ -32,6 +33,7 @@ class DiffLlamaModel(PreTrainedModel):
 class DiffLlamaForCausalLM(TrainableModel):
     """The decoder with a next-token head."""
 
+    architecture = "DiffLlamaForCausalLM"
     head_inputs: ClassVar[tuple[str, ...]] = ("labels", "logits_to_keep")
 
     @model_call
@@ -149,6 +151,8 @@ class DiffLlamaForCausalLM(TrainableModel):
 class DiffLlamaForSequenceClassification(TrainableModel):
     """The decoder with a classifier of the whole text."""
 
+    architecture = "DiffLlamaForSequenceClassification"
+
     @model_call
     @document_inputs
     def __call__(
@@ -203,6 +207,8 @@ class DiffLlamaForSequenceClassification(TrainableModel):
 class DiffLlamaForTokenClassification(TrainableModel):
     """The decoder with a classifier of every token."""
 
+    architecture = "DiffLlamaForTokenClassification"
+
     @model_call
     @document_inputs
     def __call__(
@@ -233,6 +239,7 @@ class DiffLlamaForTokenClassification(TrainableModel):
 class DiffLlamaForQuestionAnswering(TrainableModel):
     """The decoder with a head for the start and end of an answer. Its weights stand under `transformer`."""
 
+    architecture = "DiffLlamaForQuestionAnswering"
     base_prefix: ClassVar[str | None] = "transformer"
     head_inputs: ClassVar[tuple[str, ...]] = ("start_positions", "end_positions")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -32,6 +32,7 @@ class PreTrainedModel(CallableModel):
     `DiffLlamaForCausalLM(config)` has newly drawn weights, the same as `from_config(config)`; `from_pretrained` loads.
 
     Attributes:
+        architecture: the name of the class that config.json has; a subclass of yours inherits it.
         config: the model's `DiffLlamaConfig`.
         params: the nested weight dict under Hugging Face's names.
         dtype: the precision of the weights, "float32", "float64", "float16" or "bfloat16". The 16-bit ones are
@@ -41,6 +42,8 @@ class PreTrainedModel(CallableModel):
         ops: the namespace of layer functions that the model calls; put `refdiff.backends.overlay(model.ops, wrap)`
             here to trace, time or replace them.
     """
+
+    architecture: ClassVar[str]
 
     def __init__(
         self,
@@ -57,8 +60,8 @@ class PreTrainedModel(CallableModel):
         _check_config(config, type(self).__name__)
         dtype = _dtype_name(dtype)
         if params is None:
-            params = initialize(config, type(self).__name__, dtype=dtype)
-        arrays = check_parameters(flatten(params), config, type(self).__name__)
+            params = initialize(config, self.architecture, dtype=dtype)
+        arrays = check_parameters(flatten(params), config, self.architecture)
         self.config = config
         self.dtype = dtype
         self.xp = _backend(backend, device)
@@ -144,7 +147,7 @@ class PreTrainedModel(CallableModel):
         def read() -> tuple[DiffLlamaConfig, dict[str, Any], dict[str, Any], str, dict[str, Any]]:
             config = DiffLlamaConfig.from_pretrained(folder)
             files = _identities(folder)
-            params = load(folder, config, cls.__name__, dtype=dtype, **options)
+            params = load(folder, config, cls.architecture, dtype=dtype, **options)
             resolved = resolve_dtype(folder, config, dtype)
             return config, files, params, resolved, read_optional_json(folder / "generation_config.json")
 
@@ -178,7 +181,7 @@ class PreTrainedModel(CallableModel):
         """Create a model with random weights of transformers' distribution, by `seed`."""
         _check_config(config, cls.__name__)
         dtype = _dtype_name(dtype)
-        params = initialize(config, cls.__name__, seed=seed, dtype=dtype)
+        params = initialize(config, cls.architecture, seed=seed, dtype=dtype)
         return cls(config, params, dtype=dtype, backend=backend, device=device, kernels=kernels, threads=threads)
 
     def save_pretrained(
@@ -197,7 +200,7 @@ class PreTrainedModel(CallableModel):
             OSError: the disk is full or not writable; the message says which checkpoint counts, the old or the new.
         """
         save(
-            directory, self.config, self.params, type(self).__name__,
+            directory, self.config, self.params, self.architecture,
             dtype=self.dtype if dtype is None else _dtype_name(dtype), max_shard_size=max_shard_size,
             generation_config=self.generation_config,
         )  # fmt: skip
@@ -294,7 +297,7 @@ def restore(
     else:
         folder = Path(str(source))
         files = _identities(folder)
-        params = load(folder, config, cls.__name__, dtype=choices["dtype"], **options)
+        params = load(folder, config, cls.architecture, dtype=choices["dtype"], **options)
         model = cls(config, params, backend=importlib.import_module(backend), **choices)
         if _checksum(model.params) != weights:
             raise CheckpointError(

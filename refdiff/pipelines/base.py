@@ -32,7 +32,7 @@ class Pipeline:
     def check_model(cls, model: Any) -> None:
         """Raise `TypeError` if the model's class is not one of this task."""
         accepted = (cls.architecture, *cls.other_architectures)
-        if type(model).__name__ not in accepted:
+        if getattr(model, "architecture", type(model).__name__) not in accepted:
             raise TypeError(f"model: got {type(model).__name__}, expected {' or '.join(accepted)} for {cls.task}")
 
     def __call__(self, inputs: Any, **options: Any) -> Any:

@@ -34,6 +34,25 @@ def test_saved_is_loaded(kind, dtype, tmp_path):
             np.testing.assert_array_equal(y[name], value)
 
 
+class WithMethods(KIND):
+    """What a user adds to a model: no name that a checkpoint could have."""
+
+
+def test_a_subclass_of_a_user_is_loaded_saved_and_used_as_its_class(tmp_path):
+    model = WithMethods.from_config(small_config(), 3)
+    model.save_pretrained(tmp_path)
+    again = WithMethods.from_pretrained(tmp_path)
+    assert type(again) is WithMethods
+    assert again.config.architectures == ["DiffLlamaForCausalLM"]
+    expected = KIND.from_pretrained(tmp_path)
+    np.testing.assert_array_equal(again(TOKENS).logits, expected(TOKENS).logits)
+    tokenizer = refdiff.Tokenizer.from_pretrained("bundled")
+    assert refdiff.pipeline("text-generation", model=again, tokenizer=tokenizer).model is again
+    record = refdiff.oracle.trace(again, TOKENS)
+    record.write(tmp_path / "run.safetensors")
+    assert refdiff.oracle.read_trace(tmp_path / "run.safetensors").run is not None
+
+
 def test_no_dtype_is_that_of_the_file_and_of_nothing_else(tmp_path):
     KIND.from_config(small_config(), dtype="bfloat16").save_pretrained(tmp_path)
     assert KIND.from_pretrained(tmp_path, dtype=None).dtype == "bfloat16"

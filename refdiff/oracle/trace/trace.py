@@ -141,7 +141,7 @@ def trace(of: PreTrainedModel | Spec | str, inputs: Any = None, *, maps: bool = 
     kept = {name: x for name, x in call.items() if name in ARRAYS}
     rerun = None if call.get("cache") is not None else ModelRun(of, kept)
     config = json.loads(json.dumps(of.config.to_dict()))  # the same as after reading it from a file
-    about = {"model": of.source, "class": type(of).__name__, "dtype": of.dtype, "config": config}
+    about = {"model": of.source, "class": of.architecture, "dtype": of.dtype, "config": config}
     return Trace(points, kept, about, rerun)
 
 
