@@ -107,6 +107,12 @@ def test_each_has_all_its_parts(path: Path) -> None:
         assert "*For engineers.*" in text
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_links_lead_to_files_that_are_there(path: Path) -> None:
+    targets = [target for target in re.findall(r"\]\(([^)#\s]+)", _text(path)) if re.search(r"\.\w+$", target)]
+    assert not [t for t in targets if "://" not in t and not (FOLDER / t).exists()]
+
+
 def test_every_exercise_is_asked_and_its_answer_checked() -> None:
     from refdiff import exercises
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -117,6 +118,23 @@ def test_public_names_have_an_example_and_examples_are_of_public_names(scripts: 
         assert name in pages.names_of(home), place
 
 
+def test_an_example_of_several_names_stands_under_the_first(
+    scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scripts["interface"], "outcome", lambda example: ("said", None))
+    page = scripts["interface"].interface_pages()["refdiff.layers"]
+    first, after = re.split(r"^\.\. autofunction:: softmax(?:_vjp)?$", page, flags=re.MULTILINE)[1:]
+    assert "layers.softmax(" in first
+    assert after.strip().splitlines()[0] == "Example: :py:obj:`softmax <refdiff.layers.softmax>`"
+    assert page.count("code-block:: python") == len({e.code for e in scripts["interface"].examples().values()
+                                                     if e.page == "refdiff.layers"})  # fmt: skip
+
+
+def test_the_page_of_layers_leads_to_the_map(scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scripts["interface"], "outcome", lambda example: ("", None))
+    assert ":doc:`The map </equations>`" in scripts["interface"].interface_pages()["refdiff.layers"]
+
+
 @pytest.mark.slow
 def test_every_example_runs(scripts: dict[str, ModuleType]) -> None:
     pytest.importorskip("matplotlib")
@@ -179,7 +197,32 @@ def test_every_notebook_guide_and_package_has_its_place(
     menu = set(index.partition("```{toctree}")[2].splitlines())
     assert {name.rpartition(".")[0] for name in files if name != "index.md"} <= menu
     monkeypatch.setattr(scripts["interface"], "missing", lambda: ["refdiff.new"])
-    with pytest.raises(ValueError, match="guides/new have no place in the menu: add them to ORDER"):
+    with pytest.raises(ValueError, match="guides/new have no place in the menu: add them to MENU"):
         scripts["pages"].front_page("", ["guides/usage.md", "guides/new.md"])
     with pytest.raises(ValueError, match=r"refdiff\.new list public names and are on no page"):
         build.assemble(tmp_path)
+
+
+def test_the_menu_is_by_what_a_reader_wants(scripts: dict[str, ModuleType]) -> None:
+    names = [name for name in scripts["build"].written() if "/" in name]
+    parts = scripts["pages"].front_page("", names).split(":caption: ")[1:]
+    menu = {part.partition("\n")[0]: part.partition("\n\n")[2].partition("\n```")[0].splitlines() for part in parts}
+    assert list(menu) == ["Learn", "Use", "Check a kernel", "Contribute", "Look up", "Interface"]
+    assert menu["Learn"][-2:] == ["notebooks/09_attention_noise", "guides/glossary"]
+    assert menu["Use"][:2] == ["guides/usage", "guides/variants"]
+    pages = [page for part in menu.values() for page in part]
+    assert len(pages) == len(set(pages))
+
+
+def test_links_of_a_notebook_lead_to_pages_of_the_site(scripts: dict[str, ModuleType]) -> None:
+    text = "[a](reference/guides/performance.md#targets), [b](01_one_token.ipynb), [c](tiny.py), [d](data/tales.txt)"
+    cell = {"cell_type": "markdown", "source": [text + "\n", "```\n", "[a](tiny.py)\n", "```\n"]}
+    places = {ROOT / "notebooks" / "reference" / "guides" / "performance.md": "guides/performance.md"}
+    places |= {ROOT / "notebooks" / name: f"notebooks/{name}" for name in ("01_one_token.ipynb", "tiny.py")}
+    path = ROOT / "notebooks" / "00_sixty_lines.ipynb"
+    made = scripts["build"].prepare(json.dumps({"cells": [cell]}), "notebooks/00_sixty_lines.ipynb", path, places)
+    links, *rest = json.loads(made)["cells"][0]["source"].splitlines()
+    assert links.startswith(
+        "[a](../guides/performance.md#targets), [b](../notebooks/01_one_token.ipynb), [c](../notebooks/tiny.py), "
+    )
+    assert rest == ["```", "[a](tiny.py)", "```"]

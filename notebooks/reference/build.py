@@ -62,7 +62,8 @@ def assemble(folder: Path) -> None:
     if left_out := interface.missing():
         raise ValueError(f"{', '.join(left_out)} list public names and are on no page: add them to INTERFACE")
     files = written()
-    places = {path: name for name, path in files.items()}
+    tiny = HERE.parent / "tiny.py"  # the README and notebooks link to it
+    places = {path: name for name, path in files.items()} | {tiny: "notebooks/tiny.py"}
     made = {
         "equations.md": pages.equations_page(),
         "tests.md": pages.tests_page(),
@@ -71,11 +72,11 @@ def assemble(folder: Path) -> None:
     made |= {f"interface/{name}.rst": text for name, text in interface.interface_pages().items()}
     for name, path in files.items():
         text = path.read_text(encoding="utf-8")
-        notebook = path.suffix == ".ipynb"
-        made[name] = prepare(text) if notebook else relinked(without_front_matter(text), name, path, places)
+        arrange = prepare if path.suffix == ".ipynb" else relinked
+        made[name] = arrange(without_front_matter(text), name, path, places)
     made["index.md"] = pages.front_page(made["index.md"], [name for name in made if "/" in name])
     (folder / "notebooks").mkdir(parents=True, exist_ok=True)
-    shutil.copy(HERE.parent / "tiny.py", folder / "notebooks")  # notebooks link to it
+    shutil.copy(tiny, folder / "notebooks")
     for name, figure in interface.figures().items():
         (folder / "interface").mkdir(parents=True, exist_ok=True)
         figure.savefig(folder / "interface" / name, dpi=110, transparent=True)
@@ -123,11 +124,12 @@ def relinked(text: str, name: str, path: Path, places: dict[Path, str]) -> str:
     )
 
 
-def prepare(text: str) -> str:
-    """Return a notebook (JSON) with the tags and options that MyST-NB reads."""
+def prepare(text: str, name: str, path: Path, places: dict[Path, str]) -> str:
+    """Return a notebook (JSON) with the tags and options that MyST-NB reads, and with its links as `relinked`."""
     notebook = json.loads(text)
     for cell in notebook["cells"]:
         if cell["cell_type"] != "code":
+            cell["source"] = relinked("".join(cell["source"]), name, path, places)
             continue
         if is_plumbing("".join(cell["source"])):
             cell["metadata"]["tags"] = ["hide-input"]

@@ -116,6 +116,11 @@ class Example:
     names: tuple[str, ...]
     code: str
 
+    @property
+    def first(self) -> str:
+        """The name that has the example; the others lead there."""
+        return f"{self.page}.{self.names[0]}"
+
     def run(self) -> tuple[str, Any]:
         """Run the code; return what it prints, and what its last line gives if that is an expression."""
         tree, given = ast.parse(self.code), None
@@ -161,7 +166,7 @@ def outcome(example: Example) -> tuple[str, Any]:
 
 def figures() -> dict[str, Any]:
     """The figures of the examples, by the names of their files."""
-    drawn = {place: outcome(example)[1] for place, example in examples().items()}
+    drawn = {example.first: outcome(example)[1] for example in examples().values()}
     return {f"{place}.png": figure for place, figure in drawn.items() if figure is not None}
 
 
@@ -170,6 +175,8 @@ def _shown(place: str) -> list[str]:
     example = examples().get(place)
     if example is None:
         return []
+    if place != example.first:
+        return ["", f"   Example: :py:obj:`{example.names[0]} <{example.first}>`", ""]
     said, figure = outcome(example)
     lines = ["", "   .. code-block:: python", "", *(f"      {line}" for line in example.code.splitlines())]
     if said:
@@ -188,8 +195,8 @@ def _shown(place: str) -> list[str]:
 def _interface_page(page: str, others: tuple[str, ...], seen: set[int]) -> str:
     made = [_title(f"``{page}``", "=")]
     if page == "refdiff.layers":
-        made.append("The equations: pure functions on arrays of any array-API namespace. :doc:`The map </index>` has "
-                    "each with its number in the paper, and the tests that hold it.")  # fmt: skip
+        made.append("The equations: pure functions on arrays of any array-API namespace. :doc:`The map </equations>` "
+                    "has each with its number in the paper, and its tests.")  # fmt: skip
         made.append(f".. py:module:: {page}\n")
         for module in dict.fromkeys(getattr(layers, name).__module__ for name in names_of(page)):
             first = (importlib.import_module(module).__doc__ or "").splitlines()[0].rstrip(".")

@@ -81,27 +81,28 @@ FIND = """## Find your way
 """
 GUIDES = {"guides": "notebooks/reference/guides", "kernels": "refdiff/oracle/guides"}
 """Folders of the site with guides, and where their files are."""
-ORDER = (
-    "guides/usage", "guides/variants", "guides/kernels", "kernels/", "guides/implementations", "guides/performance",
-    "guides/clusters", "guides/cuda", "guides/testing",
-)  # fmt: skip
-"""The guides in the order of the menu, by the beginnings of their names."""
-ENGINEERS = ("06", "10", "11")
-"""Notebooks that are not on the learners' path."""
-LOOK_UP = ("guides/glossary", "equations", "commands", "tests", "card")
+MENU = {
+    "Use": (
+        "guides/usage", "guides/variants", "guides/performance", "notebooks/11", "guides/clusters", "guides/cuda",
+    ),
+    "Check a kernel": ("guides/kernels", "notebooks/06", "kernels/", "guides/implementations"),
+    "Contribute": ("notebooks/10", "guides/testing"),
+}  # fmt: skip
+"""Parts of the menu, each with the beginnings of its pages' names in order; other notebooks are under Learn."""
+GLOSSARY = "guides/glossary"
+LOOK_UP = ("equations", "commands", "tests", "card")
 """The pages to look something up in."""
 
 
 def _menu(names: list[str]) -> str:
     known = [name.rpartition(".")[0] for name in names]
-    notebooks = [name for name in known if name.startswith("notebooks/")]
-    engineers = [name for name in notebooks if name.startswith(tuple(f"notebooks/{number}" for number in ENGINEERS))]
-    guides = [name for begin in ORDER for name in known if name.startswith(begin)]
-    if unordered := {name for name in known if name.split("/")[0] in GUIDES} - {*guides, *LOOK_UP}:
-        raise ValueError(f"{', '.join(sorted(unordered))} have no place in the menu: add them to ORDER")
+    parts = {part: [n for begin in begins for n in known if n.startswith(begin)] for part, begins in MENU.items()}
+    placed = {GLOSSARY, *(name for pages in parts.values() for name in pages)}
+    if unordered := {name for name in known if name.split("/")[0] in GUIDES} - placed:
+        raise ValueError(f"{', '.join(sorted(unordered))} have no place in the menu: add them to MENU")
     menu = {
-        "Learn": [name for name in notebooks if name not in engineers],
-        "Engineer": [*engineers, *guides],
+        "Learn": [*(name for name in known if name.startswith("notebooks/") and name not in placed), GLOSSARY],
+        **parts,
         "Look up": list(LOOK_UP),
         "Interface": [f"interface/{name}" for name in INTERFACE],
     }
