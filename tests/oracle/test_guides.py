@@ -78,7 +78,7 @@ def test_links_and_commands(guide: str) -> None:
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     for link in re.findall(r"\]\(([^)]+)\)", prose):
         assert (SOURCE / link).resolve().exists(), link
-    assert text.startswith("# For the author of a kernel " if guide != "traces" else "# For the owner of a model ")
+    assert text.startswith("# Kernels in " if guide != "traces" else "# A model that ")
     assert len(text.splitlines()) < {"triton": 250, "torch": 160}.get(guide, 110), "the kernel in Triton is there whole"
     for block in blocks(guide, "python"):
         compile(block, guide, "exec")
