@@ -33,7 +33,7 @@ from sketches import in_ink  # noqa: E402
 
 from refdiff import layers, oracle, viz  # noqa: E402
 from refdiff.bench.plot import draw  # noqa: E402
-from refdiff.bench.rows import ALL, TRAIN, Row, parse_rows  # noqa: E402
+from refdiff.bench.rows import ALL, TRAIN, BenchRow, parse_rows  # noqa: E402
 from refdiff.cli.bench_table import markdown_lines  # noqa: E402
 from refdiff.oracle.budget.statistics import LIMITS, root_mean_square  # noqa: E402
 from refdiff.oracle.deviations import deviations  # noqa: E402
@@ -158,7 +158,7 @@ def _folded(title: str) -> list[str]:
     return ["<details>", f"<summary>{title}</summary>", ""]
 
 
-def _missing(wanted: Iterable[Row], rows: list[dict[str, Any]]) -> list[str]:
+def _missing(wanted: Iterable[BenchRow], rows: list[dict[str, Any]]) -> list[str]:
     """The titles of rows that are wanted and not there."""
     measured = {row["row"] for row in rows}
     return [row.title for row in wanted if row.spelled not in measured]

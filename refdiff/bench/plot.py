@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from refdiff.bench.report import spread
-from refdiff.bench.rows import Row, parse_rows
+from refdiff.bench.rows import BenchRow, parse_rows
 
 SIDES = ("refdiff", "transformers", "stored")
 """The sides that are drawn. The order gives their colours."""
@@ -24,19 +24,19 @@ PANELS = (
     ("decode", "batch", "one more token of each sequence", "sequences of {size} tokens", "milliseconds"),
     ("memory", "batch", "memory for several sequences", "sequences of {size} tokens", "peak, GB"),
 )
-"""For each panel: kind of row, field of `Row` on the x axis, title, labels of the x and y axes."""
+"""For each panel: kind of row, field of `BenchRow` on the x axis, title, labels of the x and y axes."""
 
-Points = list[tuple[int, float, float, float]]
+Curve = list[tuple[int, float, float, float]]
 
 
-def panels(report: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Points]]]:
+def panels(report: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Curve]]]:
     """Yield (title, x label, y label, side → points (x, median, low, high)) for panels with two points or more."""
     scales = {"seconds": 1.0, "milliseconds": 1e3 / report["settings"]["decoded_tokens"], "peak, GB": 1e-9}
     measured = [(parse_rows(entry["row"])[0], entry["sides"]) for entry in report["rows"] if not entry["error"]]
     for kind, field, title, x, y in PANELS:
         sizes = [row.size for row, _ in measured if row.name == kind]
         size = max(sizes, key=sizes.count, default=0)  # the length with the most batch sizes
-        sides_points: dict[str, Points] = {}
+        sides_points: dict[str, Curve] = {}
         for row, sides in measured:
             if row.name == kind and (row.batch == 1 if field == "size" else row.size == size):
                 for name, side in sides.items():
@@ -46,7 +46,7 @@ def panels(report: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Po
             yield title, x.format(size=size), y, {name: sorted(points) for name, points in sides_points.items()}
 
 
-def can_draw(rows: Iterable[Row]) -> bool:
+def can_draw(rows: Iterable[BenchRow]) -> bool:
     """Whether a report of these rows has a panel, if no row fails."""
     measured = [{"row": row.spelled, "sides": {"refdiff": {"seconds": [1.0]}}, "error": None} for row in rows]
     return any(panels({"rows": measured, "settings": {"decoded_tokens": 1}}))

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import refdiff
-from refdiff.bench.rows import Row, describe_end
-from refdiff.bench.sides import Answer, Settings, make_side
+from refdiff.bench.rows import BenchRow, describe_end
+from refdiff.bench.sides import BenchSettings, Measurement, make_side
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _TUNING = (
@@ -44,7 +44,7 @@ def environment(threads: int) -> dict[str, str]:
 
 
 @contextmanager
-def child(name: str, row: Row, settings: Settings) -> Iterator[Callable[[], Answer]]:
+def child(name: str, row: BenchRow, settings: BenchSettings) -> Iterator[Callable[[], Measurement]]:
     """Start the process of one side, wait until it is ready, and yield a function that measures once.
 
     The process ends with the block. It has its own session: Ctrl-C reaches only the parent, which then ends it.
@@ -61,11 +61,11 @@ def child(name: str, row: Row, settings: Settings) -> Iterator[Callable[[], Answ
         )  # fmt: skip
         requests, answers = cast("IO[bytes]", process.stdin), cast("IO[bytes]", process.stdout)
 
-        def ask(request: tuple[str, Row, Settings] | None = None) -> Answer:
+        def ask(request: tuple[str, BenchRow, BenchSettings] | None = None) -> Measurement:
             try:
                 pickle.dump(request, requests)
                 requests.flush()
-                answer: Answer | Exception = pickle.load(answers)  # noqa: S301, written by its own child
+                answer: Measurement | Exception = pickle.load(answers)  # noqa: S301, written by its own child
             except (BrokenPipeError, EOFError, pickle.UnpicklingError):
                 raise ChildError(f"{name}: its process {describe_end(process.wait(), messages)}") from None
             if isinstance(answer, Exception):
@@ -101,7 +101,7 @@ def main() -> None:
                 os.killpg(0, signal.SIGKILL)
             os._exit(0)
 
-    def send(answer: Answer | Exception) -> None:
+    def send(answer: Measurement | Exception) -> None:
         pickle.dump(answer, answers)
         answers.flush()
 

@@ -17,8 +17,8 @@ import numpy as np
 
 import refdiff
 from refdiff.backends.numpy.thread_pool import cores
-from refdiff.bench.rows import Row
-from refdiff.bench.sides import Answer, Settings
+from refdiff.bench.rows import BenchRow
+from refdiff.bench.sides import BenchSettings, Measurement
 from refdiff.memory import UNKNOWN_MEMORY, physical_memory
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.weights.names import count_parameters, parameter_shapes
@@ -34,7 +34,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
-def difference(ours: Answer, theirs: Answer) -> str | None:
+def difference(ours: Measurement, theirs: Measurement) -> str | None:
     """Describe the first difference between the results in two answers, or return None.
 
     Tokens and texts must be equal. Losses and products may differ by 0.1 %, since the sides sum in different orders.
@@ -53,9 +53,9 @@ def difference(ours: Answer, theirs: Answer) -> str | None:
 
 
 def evaluate(
-    row: Row,
-    answers: dict[str, list[Answer]],
-    ceilings: Sequence[Answer] = (),
+    row: BenchRow,
+    answers: dict[str, list[Measurement]],
+    ceilings: Sequence[Measurement] = (),
     *,
     memory: bool = False,
     comparable: bool = True,
@@ -102,7 +102,7 @@ def failed(entry: dict[str, Any]) -> bool:
     return entry["error"] is not None or any(beside["difference"] for beside in entry["against"].values())
 
 
-def _ceiling(answers: dict[str, list[Answer]], ceilings: Sequence[Answer]) -> dict[str, Any]:
+def _ceiling(answers: dict[str, list[Measurement]], ceilings: Sequence[Measurement]) -> dict[str, Any]:
     """Return the share of the ceiling that each side reaches: the higher of those before and after each round.
 
     A side is `doubtful` if it exceeds the ceiling, or for gemv the higher of `rate` and `read`.
@@ -125,7 +125,7 @@ def _ceiling(answers: dict[str, list[Answer]], ceilings: Sequence[Answer]) -> di
     }
 
 
-def report(rows: list[dict[str, Any]], settings: Settings, *, model: dict[str, Any] | None) -> dict[str, Any]:
+def report(rows: list[dict[str, Any]], settings: BenchSettings, *, model: dict[str, Any] | None) -> dict[str, Any]:
     """Return what `--json` writes: machine, model, settings, and the rows, each with refdiff's commit."""
     now, s = commit(), settings
     return {

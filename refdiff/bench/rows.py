@@ -28,7 +28,7 @@ from typing import IO, Any, cast
 import numpy as np
 
 from refdiff.bench.inputs import Ids, edited_program, forcing_bias, random_ids, repeated_pattern
-from refdiff.bench.sides import READY, WORKING_SET, Answer, Side
+from refdiff.bench.sides import READY, WORKING_SET, Measurement, Side
 from refdiff.bench.sizes import TRAINED, write_random
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.weights.names import parameter_shapes
@@ -46,7 +46,7 @@ ORACLE_RUNS = {"check": ("halves", "pass"), "diagnose": ("interleaved", "unique"
 """Oracle function → head pairing of the kernel that it gets, and the status that it must return."""
 
 
-def cold(side: Side, row: Row) -> Iterator[Answer]:
+def cold(side: Side, row: BenchRow) -> Iterator[Measurement]:
     """Start the library on the command line and wait for the first token after a prompt of 16."""
     from refdiff.generation.tokenizer import Tokenizer
 
@@ -60,14 +60,14 @@ def cold(side: Side, row: Row) -> Iterator[Answer]:
         yield {"seconds": seconds, "text": text}
 
 
-def load(side: Side, row: Row) -> Iterator[Answer]:
+def load(side: Side, row: BenchRow) -> Iterator[Measurement]:
     """Load the checkpoint."""
     yield READY
     while True:
         yield {"seconds": side.time_call(lambda: side.open(side.folder))[0]}
 
 
-def prefill(side: Side, row: Row) -> Iterator[Answer]:
+def prefill(side: Side, row: BenchRow) -> Iterator[Measurement]:
     """Process prompts up to the first new token."""
     side.open(side.folder)
     config = DiffLlamaConfig.from_pretrained(side.folder)
@@ -80,7 +80,7 @@ def prefill(side: Side, row: Row) -> Iterator[Answer]:
         yield {"seconds": seconds, "amount": ids.size, "work": work, "tokens": tokens}
 
 
-def decode(side: Side, row: Row) -> Iterator[Answer]:
+def decode(side: Side, row: BenchRow) -> Iterator[Measurement]:
     """Decode after a context, one token per sequence and step. Timing starts after the first token."""
     side.open(side.folder)
     s, config = side.settings, DiffLlamaConfig.from_pretrained(side.folder)
@@ -93,7 +93,7 @@ def decode(side: Side, row: Row) -> Iterator[Answer]:
         yield {"seconds": seconds, "amount": s.steps * row.batch, "work": work, "tokens": tokens}
 
 
-def memory(side: Side, row: Row) -> Iterator[Answer]:
+def memory(side: Side, row: BenchRow) -> Iterator[Measurement]:
     """Load, process a prompt and decode; measure the peak memory of the process."""
     yield READY
     while True:
@@ -103,7 +103,7 @@ def memory(side: Side, row: Row) -> Iterator[Answer]:
         yield {"bytes": peak, "tokens": decoded["tokens"]}
 
 
-def look_up(side: Side, row: Row) -> Iterator[Answer]:
+def look_up(side: Side, row: BenchRow) -> Iterator[Measurement]:
     """Generate a text similar to the prompt, with prompt lookup. Timing starts after the first token.
 
     A model with random weights repeats nothing by itself, so `sequence_bias` forces the text. The last token of the
@@ -113,7 +113,7 @@ def look_up(side: Side, row: Row) -> Iterator[Answer]:
     vocab_size = DiffLlamaConfig.from_pretrained(side.folder).vocab_size
     make = edited_program if row.name == "edit" else repeated_pattern
 
-    def generate_text(new: int) -> Answer:
+    def generate_text(new: int) -> Measurement:
         ids, text = make(LOOKUP_PROMPT, new + 1, vocab_size)
         bias = forcing_bias(ids[0], text)
         tokens, seconds, (first, *later) = generate_greedily(
@@ -155,7 +155,7 @@ def generate_greedily(side: Side, ids: Ids, new: int, **options: Any) -> tuple[l
     return tokens, end - first, arrivals.counts[1:]
 
 
-def product(side: Side, row: Row) -> Iterator[Answer]:
+def product(side: Side, row: BenchRow) -> Iterator[Measurement]:
     """Multiply tokens by many weights, more than fit into a cache."""
     outputs, inputs = WEIGHT_SHAPE
     work = 4 * outputs * inputs if row.size <= MEMORY_BOUND_TOKENS else 2 * outputs * inputs * row.size
@@ -172,7 +172,7 @@ def product(side: Side, row: Row) -> Iterator[Answer]:
         yield {"seconds": seconds / count, "amount": work / 1e9, "work": work, "sample": sample.tolist()}
 
 
-def train(side: Side, row: Row) -> Iterator[Answer]:
+def train(side: Side, row: BenchRow) -> Iterator[Measurement]:
     """Run training steps (forward, backward and AdamW) on the same ids."""
     s, config = side.settings, DiffLlamaConfig(**TRAINED[row.model])
     with tempfile.TemporaryDirectory(prefix="refdiff-bench-", ignore_cleanup_errors=True) as folder:
@@ -187,7 +187,7 @@ def train(side: Side, row: Row) -> Iterator[Answer]:
         yield {"seconds": seconds, "amount": amount, "work": work, "loss": loss, "bytes": side.peak()}
 
 
-def run_oracle(side: Side, row: Row) -> Iterator[Answer]:
+def run_oracle(side: Side, row: BenchRow) -> Iterator[Measurement]:
     """Check or diagnose a kernel with the oracle, in CPU seconds, since other processes add to the elapsed time.
 
     Four query-head pairs share a key-head pair.
@@ -251,7 +251,7 @@ def operations(config: DiffLlamaConfig, tokens: int, logits: int, *, last_token_
     return count + 2 * 2 * config.num_query_heads * config.head_dim * visible
 
 
-def decode_bytes(config: DiffLlamaConfig, row: Row, steps: int, itemsize: int, cached: int) -> int:
+def decode_bytes(config: DiffLlamaConfig, row: BenchRow, steps: int, itemsize: int, cached: int) -> int:
     """Count the bytes that `steps` decoding steps read: in each, all matrices and the cached keys and values.
 
     itemsize, cached: bytes per number of the matrices and of the cache.
@@ -290,7 +290,7 @@ class Kind:
 
     form: str
     title: str
-    measure: Callable[[Side, Row], Iterator[Answer]]
+    measure: Callable[[Side, BenchRow], Iterator[Measurement]]
     unit: str = "tok/s"
     ceiling: str = ""
     peers: tuple[str, ...] = ("transformers", "stored")
@@ -334,7 +334,7 @@ _FORMS = {
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """A row to measure.
 
     size: number of tokens, 0 for kinds without.
@@ -375,12 +375,12 @@ class Row:
         return self.format_title(self.kind.title)
 
 
-def parse_rows(text: str) -> list[Row]:
+def parse_rows(text: str) -> list[BenchRow]:
     """Read `prefill:512,decode:128x8,load`; raise `ValueError` for an unknown row."""
     return list(dict.fromkeys(_parse(part.strip()) for part in text.split(",")))
 
 
-def _parse(part: str) -> Row:
+def _parse(part: str) -> BenchRow:
     name, colon, rest = part.partition(":")
     if name not in KINDS:
         raise ValueError(f"got {part!r}, expected {', '.join(KINDS)}, as in decode:128x8")
@@ -390,7 +390,7 @@ def _parse(part: str) -> Row:
         example = {"": "", "MODEL": f"; MODEL is {' or '.join(TRAINED)}"}.get(form, f", as in {name}:128")
         raise ValueError(f"got {part!r}, expected {spelled}{example}")
     found = match.groupdict()
-    return Row(name, int(found.get("size") or 0), int(found.get("batch") or 1), found.get("model") or "")
+    return BenchRow(name, int(found.get("size") or 0), int(found.get("batch") or 1), found.get("model") or "")
 
 
 ALL = parse_rows(

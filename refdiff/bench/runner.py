@@ -9,13 +9,13 @@ from typing import Any
 
 from refdiff.bench.processes import ChildError, child
 from refdiff.bench.report import OURS, evaluate
-from refdiff.bench.rows import Row
-from refdiff.bench.sides import SIXTEEN_BITS, Answer, Settings
+from refdiff.bench.rows import BenchRow
+from refdiff.bench.sides import SIXTEEN_BITS, BenchSettings, Measurement
 
-Turn = Callable[[Row, str], None]
+Turn = Callable[[BenchRow, str], None]
 
 
-def run(rows: list[Row], settings: Settings, turn: Turn = lambda row, side: None) -> Iterator[dict[str, Any]]:
+def run(rows: list[BenchRow], settings: BenchSettings, turn: Turn = lambda row, side: None) -> Iterator[dict[str, Any]]:
     """Measure rows and yield the report's entry for each. `turn(row, side)` is called before each measurement.
 
     If a row fails, its entry has the error, and the remaining rows are still measured.
@@ -24,7 +24,7 @@ def run(rows: list[Row], settings: Settings, turn: Turn = lambda row, side: None
         ImportError: a side's packages are not installed. This is checked before anything is measured.
     """
     for name in (OURS, *settings.against):
-        with child(name, Row("load"), settings):  # starts the side, loads nothing
+        with child(name, BenchRow("load"), settings):  # starts the side, loads nothing
             pass
     for row in rows:
         try:
@@ -33,7 +33,7 @@ def run(rows: list[Row], settings: Settings, turn: Turn = lambda row, side: None
             yield evaluate(row, {}, error=error)
 
 
-def measure(row: Row, settings: Settings, turn: Turn = lambda row, side: None) -> list[dict[str, Any]]:
+def measure(row: BenchRow, settings: BenchSettings, turn: Turn = lambda row, side: None) -> list[dict[str, Any]]:
     """Measure one row in new processes; return its entry, and one for its peak memory if kind and system have it.
 
     Every other round runs the sides in reverse order, so that none is always first. The machine's ceiling is measured
@@ -41,9 +41,9 @@ def measure(row: Row, settings: Settings, turn: Turn = lambda row, side: None) -
     """
     kind = row.kind
     names = [OURS, *(name for name in settings.against if name in kind.peers)]
-    children: dict[str, Callable[[], Answer]] = {}
+    children: dict[str, Callable[[], Measurement]] = {}
 
-    def ask(name: str) -> Answer:
+    def ask(name: str) -> Measurement:
         turn(row, name)
         time.sleep(settings.pause)
         if name in children:
@@ -57,8 +57,8 @@ def measure(row: Row, settings: Settings, turn: Turn = lambda row, side: None) -
             children[name] = stack.enter_context(child(name, row, settings))
         for name in names if kind.warm_up else ():
             ask(name)
-        answers: dict[str, list[Answer]] = {name: [] for name in names}
-        ceilings: list[Answer] = []
+        answers: dict[str, list[Measurement]] = {name: [] for name in names}
+        ceilings: list[Measurement] = []
         for i in range(settings.pairs + 1):
             if kind.ceiling:
                 ceilings.append(ask("ceilings"))

@@ -19,7 +19,7 @@ from refdiff.browser import require
 from refdiff.memory import peak_memory
 
 if TYPE_CHECKING:
-    from refdiff.bench.rows import Row
+    from refdiff.bench.rows import BenchRow
 
 SIXTEEN_BITS = ("float16", "bfloat16")
 """Types of matrices on a device. Activations stay in float32."""
@@ -31,15 +31,15 @@ DEVICE_REPEATS = 30
 """Number of runs on a device, of which the fastest counts, since a device takes a while to reach its full clock."""
 
 FloatArray = NDArray[np.float32]
-Answer = dict[str, Any]
+Measurement = dict[str, Any]
 
-READY: Answer = {}
+READY: Measurement = {}
 """The answer of a side that is ready to measure."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Settings of a benchmark, the same for all sides.
+class BenchSettings:
+    """BenchSettings of a benchmark, the same for all sides.
 
     folder: the checkpoint; None if no row needs one.
     backend: refdiff's backend.
@@ -81,7 +81,7 @@ class Side:
     itemsize: int  # bytes per number of the matrices in memory
     last_token_only: ClassVar[bool] = False  # whether the last layer skips all but a prompt's last token
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: BenchSettings) -> None:
         self.settings = settings
         self.folder = str(settings.folder)
 
@@ -101,7 +101,7 @@ class Side:
         free = memory()[0]
         self.wait, self.peak = wait, lambda: free - memory()[0]
 
-    def measure(self, row: Row) -> Iterator[Answer]:
+    def measure(self, row: BenchRow) -> Iterator[Measurement]:
         """Prepare to measure a row and yield `READY`; then yield one answer per measurement."""
         return row.kind.measure(self, row)
 
@@ -355,17 +355,17 @@ class Ceilings(Side):
     of integers on these threads, which takes little more than reading. A side above both rates was measured wrongly.
     """
 
-    def measure(self, row: Row) -> Iterator[Answer]:
+    def measure(self, row: BenchRow) -> Iterator[Measurement]:
         """Yield `READY`, then per measurement the `kind` of the row's ceiling, its `rate` and, for gemv, `read`."""
         name = row.kind.ceiling
         if self.settings.backend == "cupy":
             name = {"gemv": "copy", "sgemm": "matmul"}[name]
-        measure_rate: Callable[[], Answer] = getattr(self, name)()
+        measure_rate: Callable[[], Measurement] = getattr(self, name)()
         yield READY
         while True:
             yield {"kind": name, **measure_rate()}
 
-    def gemv(self, rows: int = WORKING_SET // 4 // 8192, columns: int = 8192) -> Callable[[], Answer]:
+    def gemv(self, rows: int = WORKING_SET // 4 // 8192, columns: int = 8192) -> Callable[[], Measurement]:
         """Measure in bytes per second how fast matrix-vector products and a sum read a weight."""
         from refdiff.backends.numpy.thread_pool import Workers
 
@@ -376,7 +376,7 @@ class Ceilings(Side):
         def read() -> None:
             workers.split(rows, lambda start, stop: np.add.reduce(numbers[start:stop], axis=None))
 
-        def measure_rate() -> Answer:
+        def measure_rate() -> Measurement:
             gemv = self._mean_seconds(lambda: np.matmul(matrix, vector, out=product))
             time.sleep(self.settings.pause)
             with workers.running():
@@ -384,13 +384,13 @@ class Ceilings(Side):
 
         return measure_rate
 
-    def sgemm(self, size: int = 2048) -> Callable[[], Answer]:
+    def sgemm(self, size: int = 2048) -> Callable[[], Measurement]:
         """Measure large matrix products, in multiplications and additions per second."""
         square = np.random.default_rng(0).standard_normal((size, size), np.float32)
         result = np.empty_like(square)
         return lambda: {"rate": 2 * size**3 / self._mean_seconds(lambda: np.matmul(square, square, out=result))}
 
-    def copy(self, size: int = WORKING_SET, times: int = 4) -> Callable[[], Answer]:
+    def copy(self, size: int = WORKING_SET, times: int = 4) -> Callable[[], Measurement]:
         """Measure in bytes per second how fast the device reads and writes, over `times` copies in one timing."""
         import cupy
 
@@ -402,7 +402,7 @@ class Ceilings(Side):
 
         return lambda: {"rate": 2 * size * times / self._fastest_seconds(copy)}
 
-    def matmul(self, size: int = 8192) -> Callable[[], Answer]:
+    def matmul(self, size: int = 8192) -> Callable[[], Measurement]:
         """Measure the device's matrix products as the model calls them, in multiplications and additions per second."""
         import cupy
         import ml_dtypes
@@ -434,7 +434,7 @@ SIDES = {
 }
 
 
-def make_side(name: str, settings: Settings) -> Side:
+def make_side(name: str, settings: BenchSettings) -> Side:
     """Return a side, prepared."""
     side = SIDES[name](settings)
     side.prepare()

@@ -16,7 +16,7 @@ from refdiff.cli.parser import Parser
 from refdiff.cli.terminal import note, progress_bar
 
 if TYPE_CHECKING:
-    from refdiff.bench.rows import Row
+    from refdiff.bench.rows import BenchRow
 
 
 LIKE = ("kajuma/DiffLlama-0.3B-handcut", "kajuma/DiffLlama-1B", "tiny")
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     from refdiff import arrays
     from refdiff.backends.numpy.thread_pool import default_threads
     from refdiff.bench import report, runner
-    from refdiff.bench.sides import SIXTEEN_BITS, Settings
+    from refdiff.bench.sides import SIXTEEN_BITS, BenchSettings
     from refdiff.bench.sizes import CLASS, checkpoint
     from refdiff.model import weights
     from refdiff.model.config import DiffLlamaConfig
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         if folder is not None:  # what is broken is said once, and not by every row
             config = DiffLlamaConfig.from_pretrained(folder)
             weights.load(folder, config, CLASS, stored=True, deferred=True)
-        settings = Settings(
+        settings = BenchSettings(
             folder,
             args.threads or default_threads(),
             args.dtype,
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if any(map(report.failed, results)) else 0
 
 
-def _rows(args: argparse.Namespace) -> list[Row]:
+def _rows(args: argparse.Namespace) -> list[BenchRow]:
     """Return the rows, or raise `UsageError` for options that contradict each other."""
     from refdiff.bench import rows as known
     from refdiff.bench.plot import NOTHING, can_draw

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from refdiff import layers, oracle
-from refdiff.exercises.exercise import Case, Exercise, Floats, Normal, causal_mask, sampler
+from refdiff.exercises.exercise import Exercise, ExerciseCase, Floats, Normal, causal_mask, sampler
 
 EPS, INIT = 1e-5, 0.35
 TOP_LEFT = "the queries are treated as the first tokens, but they are the last"
@@ -36,20 +36,20 @@ def _to_float32(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: np.asarray(x, dtype=np.float32) for name, x in inputs.items()}
 
 
-def _eq_1_cases(n: Normal) -> list[Case]:
+def _eq_1_cases(n: Normal) -> list[ExerciseCase]:
     given = _inputs(n, 4, 4)
     q, k, v = given["q"], given["k"], given["v"]
     args = (q[:, :2], k[:, :2], q[:, 2:], k[:, 2:], v, 0.75)
     few = (q[:, :2, -3:], k[:, :2], q[:, 2:, -3:], k[:, 2:], v, 0.75)
     spec = _heads_spec(norm=False, pairing="halves", queries=4, keys=4)
     return [
-        Case(args, "on ordinary numbers", spec, _to_float32(given)),
-        Case(few, "for 3 queries, the last of 7 tokens"),
+        ExerciseCase(args, "on ordinary numbers", spec, _to_float32(given)),
+        ExerciseCase(few, "for 3 queries, the last of 7 tokens"),
     ]
 
 
-def _heads_cases(pairing: str) -> Callable[[Normal], list[Case]]:
-    def cases(n: Normal) -> list[Case]:
+def _heads_cases(pairing: str) -> Callable[[Normal], list[ExerciseCase]]:
+    def cases(n: Normal) -> list[ExerciseCase]:
         made = []
         for what, queries, keys, value_scale in (
             ("on ordinary numbers", 4, 4, 1.0),
@@ -59,7 +59,7 @@ def _heads_cases(pairing: str) -> Callable[[Normal], list[Case]]:
             given = _inputs(n, queries, keys, value_scale)
             args = (given["q"], given["k"], given["v"], 0.75, INIT, EPS)
             spec = _heads_spec(norm=True, pairing=pairing, queries=queries, keys=keys)
-            made.append(Case(args, what, spec, _to_float32(given)))
+            made.append(ExerciseCase(args, what, spec, _to_float32(given)))
         return made
 
     return cases

@@ -11,7 +11,7 @@ import numpy as np
 
 from refdiff import oracle
 from refdiff.exercises import attention, text, tokens
-from refdiff.exercises.exercise import Case, Exercise
+from refdiff.exercises.exercise import Exercise, ExerciseCase
 from refdiff.messages import did_you_mean
 
 EXERCISES = {e.name: e for e in (*tokens.EXERCISES, *attention.EXERCISES, *text.EXERCISES)}
@@ -108,7 +108,7 @@ def _describe(name: str, x: Any) -> str:
     return f"{name} {x.shape}" if isinstance(x, np.ndarray) and x.ndim else f"{name} = {float(x):g}"
 
 
-def _find_difference(exercise: Exercise, result: Any, case: Case) -> str | None:
+def _find_difference(exercise: Exercise, result: Any, case: ExerciseCase) -> str | None:
     """Say where a result differs from the truth, or None where it does not."""
     truth = exercise.truth(*case.args)
     expected = _arrays(truth)

@@ -17,7 +17,7 @@ Normal = Callable[..., Floats]
 
 
 @dataclass(frozen=True)
-class Case:
+class ExerciseCase:
     """The arguments of one call. `what` describes them; from `spec` and `inputs` the oracle can name a mistake."""
 
     args: tuple[Any, ...]
@@ -39,7 +39,7 @@ class Exercise:
     name: str
     signature: str
     truth: Function
-    draw: Callable[[Normal], list[Case]]
+    draw: Callable[[Normal], list[ExerciseCase]]
     mistakes: Mapping[str, Function] = field(default_factory=dict)
 
     @property
@@ -49,7 +49,7 @@ class Exercise:
         without_shapes = re.sub(r"[\[(][^()\[\]]*[\])]?", "", inside)
         return [part.split()[0] for part in without_shapes.split(",")]
 
-    def cases(self) -> list[Case]:
+    def cases(self) -> list[ExerciseCase]:
         """Draw the inputs, which are the same at each call."""
         rng = np.random.default_rng(29)
 
@@ -60,9 +60,9 @@ class Exercise:
         return self.draw(normal)
 
 
-def sampler(*cases: tuple[str, Callable[[Normal], tuple[Any, ...]]]) -> Callable[[Normal], list[Case]]:
+def sampler(*cases: tuple[str, Callable[[Normal], tuple[Any, ...]]]) -> Callable[[Normal], list[ExerciseCase]]:
     """Return a function that draws cases, given the description of each and a function that draws its arguments."""
-    return lambda normal: [Case(draw(normal), what) for what, draw in cases]
+    return lambda normal: [ExerciseCase(draw(normal), what) for what, draw in cases]
 
 
 def causal_mask(queries: int, keys: int) -> Any:

@@ -52,7 +52,7 @@ from refdiff.training.schedule import clip, learning_rate
 IGNORED = -100
 CONTROL_SEEDS = 3
 """Seeds of a control. It is to show whether the look-up is found at all."""
-Run = Callable[["Experiment", str, int, "int | None"], dict[str, Any]]
+RunFunction = Callable[["Experiment", str, int, "int | None"], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ QUICK = Experiment(
 
 
 @dataclass(frozen=True)
-class Rows:
+class RetrievalRows:
     """Rows of the task: ids (N, T); labels (N, T), −100 but behind the questions, where the answers would be; for each
     question (N, R) the position of the token that asks, and of the needle's key; the haystack is the first `haystack`
     tokens."""
@@ -157,7 +157,7 @@ class Rows:
 
 def draw_rows(
     experiment: Experiment, count: int, length: int, rng: np.random.Generator, *, keys_too: bool = False
-) -> Rows:
+) -> RetrievalRows:
     """Draw rows: keys differ within a row, needles do not overlap, and every needle may be asked for once.
 
     The last token is a filler: the label of a question stands behind it. With `keys_too` there is also a label behind
@@ -179,7 +179,7 @@ def draw_rows(
     labels[row, asking + 1] = values[row, asked]
     if keys_too:
         labels[row, starts + 2] = keys
-    return Rows(ids, labels, asking, starts[row, asked], haystack)
+    return RetrievalRows(ids, labels, asking, starts[row, asked], haystack)
 
 
 def without_second_map(name: str, function: Any) -> Any:
@@ -257,7 +257,7 @@ def measure(experiment: Experiment, model: DiffLlamaForCausalLM, length: int, se
     }
 
 
-def _attention(maps: NDArray[Any], rows: Rows) -> tuple[NDArray[Any], NDArray[Any]]:
+def _attention(maps: NDArray[Any], rows: RetrievalRows) -> tuple[NDArray[Any], NDArray[Any]]:
     """What the asking tokens give in one layer's maps (N, heads, T, T): the shares of answer, noise, and the token
     behind the value, by head (N, R, heads · 3); and with signs, summed over heads, answer, noise, and all (N, R, 3)."""
     row, question = np.arange(len(maps))[:, None], np.arange(rows.asking.shape[1])
@@ -336,7 +336,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"{args.output} is of another experiment: {found.get('experiment')}")
         results |= {name: found[name] for name in results if name in found}
     seeds = range(args.seeds or (1 if args.quick else 5))
-    tasks: list[tuple[str, Run, Sequence[str], Sequence[int]]] = [("runs", run, WIRINGS, seeds)]
+    tasks: list[tuple[str, RunFunction, Sequence[str], Sequence[int]]] = [("runs", run, WIRINGS, seeds)]
     if args.controls:
         differential = [wiring for wiring in WIRINGS if wiring != "none"]
         tasks.append(("controls", run_control, differential, seeds[:CONTROL_SEEDS]))
@@ -352,7 +352,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _results(
-    one: Run, experiment: Experiment, asked: Iterable[tuple[str, int]], jobs: int, threads: int
+    one: RunFunction, experiment: Experiment, asked: Iterable[tuple[str, int]], jobs: int, threads: int
 ) -> Iterator[dict[str, Any]]:
     """Yield the results of the runs, one by one or `jobs` at a time; the numbers are the same."""
     if jobs == 1:

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from refdiff.bench import report
-from refdiff.bench.rows import Row
-from refdiff.bench.sides import DEVICE_REPEATS, Ceilings, RefdiffSide, Settings
+from refdiff.bench.rows import BenchRow
+from refdiff.bench.sides import DEVICE_REPEATS, BenchSettings, Ceilings, RefdiffSide
 
 
 def test_what_is_said_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +76,7 @@ def test_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_ceiling_is_what_is_kept_up_for_a_while_after_a_first_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """Passes of 2 s for 5 s or more are three, beside the first, which takes 90 s; a sum takes 0.5 s."""
-    side = Ceilings(Settings(min_seconds=5.0, pause=0))
+    side = Ceilings(BenchSettings(min_seconds=5.0, pause=0))
     now = [0.0]
     passes: list[float] = []
 
@@ -101,7 +101,7 @@ def test_a_ceiling_is_what_is_kept_up_for_a_while_after_a_first_pass(monkeypatch
 def test_every_number_of_the_matrix_is_read_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     parts: list[Any] = []
     monkeypatch.setattr(np, "add", SimpleNamespace(reduce=lambda numbers, axis: parts.append(numbers)))
-    Ceilings(Settings(threads=2, min_seconds=0, pause=0)).gemv(rows=48, columns=6)()
+    Ceilings(BenchSettings(threads=2, min_seconds=0, pause=0)).gemv(rows=48, columns=6)()
     assert sum(part.nbytes for part in parts) == 2 * 48 * 6 * 4  # once to wake the threads
     assert len(parts) == 2 * 2
 
@@ -141,14 +141,14 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Card:
 
 @pytest.mark.parametrize("side", [RefdiffSide, Ceilings])
 def test_a_side_waits_for_the_device_and_counts_its_memory(card: Card, side: Any) -> None:
-    made = side(Settings(backend="cupy"))
+    made = side(BenchSettings(backend="cupy"))
     made.prepare()
     assert made.peak() == 0
     card.used = 500
     assert made.peak() == 200
     made.time_call(lambda: None)
     assert card.waits == 2  # before the clock starts, and before it stops
-    on_cpu = side(Settings())
+    on_cpu = side(BenchSettings())
     on_cpu.prepare()
     on_cpu.time_call(lambda: None)
     assert card.waits == 2
@@ -166,7 +166,7 @@ def test_ceilings_count_copies_both_ways_and_products_in_the_dtype(card: Card, m
 
     monkeypatch.setattr("refdiff.backends.cupy.device.Device", Device)
     for dtype, launched in (("float32", []), ("bfloat16", [("bfloat16", "bfloat16")] * DEVICE_REPEATS)):
-        side = Ceilings(Settings(dtype=dtype, backend="cupy"))
+        side = Ceilings(BenchSettings(dtype=dtype, backend="cupy"))
         side.prepare()
         ticks = itertools.chain([0.0, 4.0, 10.0, 12.0], itertools.count(20.0, 5.0))
         side.clock = lambda ticks=ticks: next(ticks)
@@ -177,4 +177,4 @@ def test_ceilings_count_copies_both_ways_and_products_in_the_dtype(card: Card, m
         assert products == launched
     assert card.copied == [700] * 3 * 2 * DEVICE_REPEATS
     monkeypatch.setattr(Ceilings, "matmul", lambda self: lambda: {"rate": 7.0})
-    assert list(itertools.islice(side.measure(Row("prefill", 4)), 2)) == [{}, {"kind": "matmul", "rate": 7.0}]
+    assert list(itertools.islice(side.measure(BenchRow("prefill", 4)), 2)) == [{}, {"kind": "matmul", "rate": 7.0}]

@@ -20,7 +20,7 @@ from refdiff.backends import Backend, decoder, overlay
 from refdiff.bench import rows
 from refdiff.bench.inputs import PATTERN, Ids, edited_program, random_ids
 from refdiff.bench.rows import LOOKUP_PROMPT, Arrivals, parse_rows
-from refdiff.bench.sides import FloatArray, Settings, Side
+from refdiff.bench.sides import BenchSettings, FloatArray, Side
 from refdiff.bench.sizes import TRAINED
 from refdiff.errors import CheckpointError
 
@@ -33,8 +33,8 @@ class FakeSide(Side):
     `did` holds what has been called; it waits 0.5 s for its device.
     """
 
-    def __init__(self, settings: Settings | None = None) -> None:
-        super().__init__(settings or Settings("somewhere"))
+    def __init__(self, settings: BenchSettings | None = None) -> None:
+        super().__init__(settings or BenchSettings("somewhere"))
         self.now, self.itemsize = 100.0, 4
         self.clock = lambda: self.now
         self.wait = lambda: self.pass_time(0.5)
@@ -116,7 +116,7 @@ def test_the_clock_runs_until_the_device_is_done() -> None:
 
 
 def test_load_and_prefill(folder: Path) -> None:
-    side = FakeSide(Settings(str(folder)))
+    side = FakeSide(BenchSettings(str(folder)))
     assert _measured(side, "load") == {"seconds": 7.5}
     answer = _measured(side, "prefill:200x3")
     _, opened, (_, warm, _), (_, ids, new) = side.did
@@ -136,7 +136,7 @@ CACHED = (11 + 12 + 13) * 2 * 2 * 2 * 2
 
 @pytest.mark.parametrize(("dtype", "itemsize", "cached"), [("float32", 4, 4), ("float64", 8, 8), ("float32", 2, 4)])
 def test_decoding_is_timed_after_the_first_token(folder: Path, dtype: str, itemsize: int, cached: int) -> None:
-    side = FakeSide(Settings(str(folder), dtype=dtype, steps=3))
+    side = FakeSide(BenchSettings(str(folder), dtype=dtype, steps=3))
     side.itemsize = itemsize
     answer = _measured(side, "decode:10x5")
     ids = random_ids(5, 10, 499)
@@ -147,7 +147,7 @@ def test_decoding_is_timed_after_the_first_token(folder: Path, dtype: str, items
 
 
 def test_prompt_lookup_repeats_its_prompt_and_is_timed_after_the_first_token(folder: Path) -> None:
-    side = FakeSide(Settings(str(folder), lookup_tokens=4))
+    side = FakeSide(BenchSettings(str(folder), lookup_tokens=4))
     answer = _measured(side, "lookup")
     _, ids, _ = side.did[-1]
     assert ids.shape == (1, LOOKUP_PROMPT)
@@ -159,7 +159,7 @@ def test_prompt_lookup_repeats_its_prompt_and_is_timed_after_the_first_token(fol
 
 
 def test_an_edit_says_most_of_its_prompt_again(folder: Path) -> None:
-    side = FakeSide(Settings(str(folder), lookup_tokens=30))
+    side = FakeSide(BenchSettings(str(folder), lookup_tokens=30))
     answer = _measured(side, "edit")
     prompt, text = edited_program(LOOKUP_PROMPT, 31, 499)
     np.testing.assert_array_equal(side.did[-1][1], prompt)
@@ -176,7 +176,7 @@ def test_an_edit_says_most_of_its_prompt_again(folder: Path) -> None:
 def test_lookup_that_gives_another_text_or_guesses_too_early_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    side = FakeSide(Settings(str(folder), lookup_tokens=4))
+    side = FakeSide(BenchSettings(str(folder), lookup_tokens=4))
     right = side.generate
     monkeypatch.setattr(side, "generate", lambda *given, **options: right(*given, **options)[:, ::-1])
     with pytest.raises(ValueError, match="got another text than sequence_bias forces"):
@@ -189,7 +189,7 @@ def test_lookup_that_gives_another_text_or_guesses_too_early_is_refused(
 
 def test_what_generate_raises_is_told(folder: Path) -> None:
     """Not an error of the streamer, which refdiff ends whatever happens."""
-    side = FakeSide(Settings(str(folder)))
+    side = FakeSide(BenchSettings(str(folder)))
 
     def generate(ids: Any, streamer: Any, **options: Any) -> Any:
         streamer.put(ids)
@@ -205,20 +205,20 @@ def test_products_go_on_for_as_long_as_asked(monkeypatch: pytest.MonkeyPatch) ->
     """Two weights of 0.25 s each: a pass takes 0.5 s, so 1.1 s need three; 1.5 s and the wait are over six products."""
     monkeypatch.setattr(rows, "WORKING_SET", 2 * 4 * 3 * 5)
     monkeypatch.setattr(rows, "WEIGHT_SHAPE", (3, 5))
-    answer = _measured(FakeSide(Settings(min_seconds=1.1)), "product:16")
+    answer = _measured(FakeSide(BenchSettings(min_seconds=1.1)), "product:16")
     assert answer["seconds"] == pytest.approx(2.0 / 6)
     assert (answer["work"], answer["amount"]) == (4 * 15, 4 * 15 / 1e9), "the weight is read"
     weight = np.random.default_rng(0).standard_normal((3, 5), np.float32)
     x = np.random.default_rng(1).standard_normal((16, 5), np.float32)
     np.testing.assert_allclose(answer["sample"], (x.astype(np.float64) @ weight.T)[-1], rtol=1e-5)
     monkeypatch.setattr(rows, "WORKING_SET", 1)
-    answer = _measured(FakeSide(Settings(min_seconds=0)), "product:17")
+    answer = _measured(FakeSide(BenchSettings(min_seconds=0)), "product:17")
     assert answer["seconds"] == pytest.approx(0.75)
     assert answer["work"] == 2 * 15 * 17, "and here what is multiplied counts"
 
 
 def test_training_is_three_passes_with_all_logits() -> None:
-    side = FakeSide(Settings(batch=2, context=5))
+    side = FakeSide(BenchSettings(batch=2, context=5))
     answer = _measured(side, "train:tiny")
     assert (answer["seconds"], answer["loss"], answer["amount"]) == (3.5, 1.5, 10)
     assert answer["bytes"] > 1_000_000
@@ -255,7 +255,7 @@ def test_a_sparing_pass_does_what_is_counted() -> None:
 
 
 def test_memory_that_the_system_does_not_tell_is_an_error_of_the_row_of_memory_alone(folder: Path) -> None:
-    side = FakeSide(Settings(str(folder), batch=2, context=5))
+    side = FakeSide(BenchSettings(str(folder), batch=2, context=5))
     side.peak = lambda: None
     with pytest.raises(RuntimeError, match="this system does not report the peak memory"):
         _measured(side, "memory:4")
@@ -267,17 +267,17 @@ def test_memory_that_the_system_does_not_tell_is_an_error_of_the_row_of_memory_a
 
 @pytest.mark.parametrize("do", ["check", "diagnose"])
 def test_the_oracle_must_give_the_answer_that_it_should(do: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _measured(Side(Settings()), f"{do}:23x2")["seconds"] > 0
+    assert _measured(Side(BenchSettings()), f"{do}:23x2")["seconds"] > 0
     if do == "check":
         monkeypatch.setattr(oracle, "check", oracle.diagnose)
         with pytest.raises(ValueError, match="the oracle: got no deviation, expected pass"):
-            _measured(Side(Settings()), "check:23x2")
+            _measured(Side(BenchSettings()), "check:23x2")
 
 
 def test_the_start_of_a_command_is_what_a_user_runs(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[list[str]] = []
     monkeypatch.setattr(rows, "time_first_output", lambda command: ran.append(command) or (2.0, "a"))
-    side = FakeSide(Settings(str(tiny_checkpoint)))
+    side = FakeSide(BenchSettings(str(tiny_checkpoint)))
     side.command = lambda prompt: ["-c", prompt]
     assert _measured(side, "cold") == {"seconds": 2.0, "text": "a"}
     assert ran == [[sys.executable, "-c", "Once upon a tim"]] * 2  # a byte a token, and <s>; the first warms up

@@ -15,10 +15,10 @@ import pytest
 
 from refdiff.bench import processes
 from refdiff.bench.processes import ChildError, child, environment
-from refdiff.bench.rows import Row
-from refdiff.bench.sides import Settings
+from refdiff.bench.rows import BenchRow
+from refdiff.bench.sides import BenchSettings
 
-WORK = Row("check", 19, 2)
+WORK = BenchRow("check", 19, 2)
 """Needs no checkpoint."""
 
 
@@ -65,29 +65,29 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_a_process_measures_several_times_and_ends(started: list[int]) -> None:
-    with child("refdiff", WORK, Settings()) as measure:
+    with child("refdiff", WORK, BenchSettings()) as measure:
         for _ in range(2):
             assert measure()["bytes"] > 10_000_000
         assert _alive(started[0])
         assert os.getsid(started[0]) == started[0], "Ctrl-C in the terminal would reach it"
     assert _gone(started[0])
-    with pytest.raises(KeyboardInterrupt), child("refdiff", WORK, Settings()):
+    with pytest.raises(KeyboardInterrupt), child("refdiff", WORK, BenchSettings()):
         raise KeyboardInterrupt
     assert _gone(started[1])
 
 
 def test_what_fails_in_a_process_is_reported(started: list[int]) -> None:
     failed = pytest.raises(ChildError, match=r"^refdiff: \w+: .*nowhere")
-    with child("refdiff", Row("load"), Settings("nowhere")) as measure, failed:
+    with child("refdiff", BenchRow("load"), BenchSettings("nowhere")) as measure, failed:
         measure()
-    with failed, child("refdiff", Row("decode", 4), Settings("nowhere")):
+    with failed, child("refdiff", BenchRow("decode", 4), BenchSettings("nowhere")):
         pass
-    with child("refdiff", WORK, Settings()) as measure:
+    with child("refdiff", WORK, BenchSettings()) as measure:
         os.kill(started[-1], signal.SIGKILL)
         for _ in range(2):
             with pytest.raises(ChildError, match=r"refdiff: its process was killed by signal 9 \(out of memory\?\)"):
                 measure()
-    with pytest.raises(ChildError, match=r"^other: KeyError: 'other'"), child("other", WORK, Settings()):
+    with pytest.raises(ChildError, match=r"^other: KeyError: 'other'"), child("other", WORK, BenchSettings()):
         pass
     assert all(map(_gone, started))
 
@@ -105,14 +105,14 @@ def test_what_is_not_installed_is_said(packages: Path) -> None:
     wanted = pytest.raises(
         ImportError, match=r"^--against onnxruntime needs the package onnx, .* \(not here\): pip install"
     )
-    with wanted, child("onnxruntime", Row("load"), Settings()):
+    with wanted, child("onnxruntime", BenchRow("load"), BenchSettings()):
         pass
 
 
 def test_what_libraries_print_is_no_answer(packages: Path) -> None:
     (packages / "onnx.py").write_text("print('hello', flush=True)\nimport os\nos.write(1, b'there')\n")
     (packages / "onnxruntime.py").write_text("")
-    with child("onnxruntime", WORK, Settings()) as measure:
+    with child("onnxruntime", WORK, BenchSettings()) as measure:
         assert measure()["seconds"] > 0
 
 
@@ -120,7 +120,7 @@ def test_the_last_words_of_a_process_are_told(packages: Path) -> None:
     last = "sys.stderr.write('noise\\nthe reason\\n'); sys.stderr.flush(); os.abort()"
     (packages / "onnx.py").write_text(f"import os, sys\nprint('loud')\n{last}\n")
     how = "its process was killed by signal 6: the reason"
-    with pytest.raises(ChildError, match=f"^onnxruntime: {how}$"), child("onnxruntime", WORK, Settings()):
+    with pytest.raises(ChildError, match=f"^onnxruntime: {how}$"), child("onnxruntime", WORK, BenchSettings()):
         pass
 
 
@@ -137,7 +137,7 @@ open({str(packages / "family")!r}, "w").write(f"{{os.getpid()}} {{command.pid}}"
 
 
 def test_the_command_of_a_process_that_was_killed_ends_too(family: Callable[[], list[int]]) -> None:
-    with child("onnxruntime", WORK, Settings()) as measure:
+    with child("onnxruntime", WORK, BenchSettings()) as measure:
         process, command = family()
         os.kill(process, signal.SIGKILL)
         with pytest.raises(ChildError):
@@ -150,9 +150,9 @@ def test_nothing_outlives_a_parent_that_was_killed(packages: Path, family: Calla
     code = """
 import time
 from refdiff.bench.processes import child
-from refdiff.bench.rows import Row
-from refdiff.bench.sides import Settings
-with child("onnxruntime", Row("check", 19, 2), Settings()):
+from refdiff.bench.rows import BenchRow
+from refdiff.bench.sides import BenchSettings
+with child("onnxruntime", BenchRow("check", 19, 2), BenchSettings()):
     print("ready", flush=True)
     time.sleep(60)
 """

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from refdiff.bench.report import describe_model, difference, evaluate, failed, report
-from refdiff.bench.rows import Row
-from refdiff.bench.sides import Settings
+from refdiff.bench.rows import BenchRow
+from refdiff.bench.sides import BenchSettings
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def _decoded(refdiff: list[float], transformers: list[float], *ceilings: tuple[f
         "transformers": [{"seconds": s, "amount": 8, "work": 20} for s in transformers],
     }
     measured = [dict(zip(("kind", "rate", "read"), ("gemv", *found), strict=False)) for found in ceilings]
-    return evaluate(Row("decode", 128), answers, measured)
+    return evaluate(BenchRow("decode", 128), answers, measured)
 
 
 def test_answers_are_evaluated() -> None:
@@ -81,7 +81,7 @@ def test_more_than_there_is_is_doubted(
 
 def test_less_memory_is_below_one() -> None:
     answers = {"refdiff": [{"bytes": 3}], "transformers": [{"bytes": 4}]}
-    found = evaluate(Row("memory", 128), answers)
+    found = evaluate(BenchRow("memory", 128), answers)
     assert found["against"]["transformers"]["ratio"]["median"] == 0.75
     assert found["sides"]["refdiff"] == {"bytes": [3], "rate": {"median": 3, "low": 3, "high": 3}}
     assert (found["title"], found["ceiling"]) == ("memory 128", None)
@@ -91,15 +91,15 @@ def test_other_tokens_are_a_failure_but_where_sides_round_to_sixteen_bits() -> N
     answers = {
         name: [{"seconds": 1.0, "passes": 3, "tokens": [n]}] for n, name in enumerate(("refdiff", "transformers"))
     }
-    found = evaluate(Row("cold"), answers)
+    found = evaluate(BenchRow("cold"), answers)
     assert found["against"]["transformers"]["difference"] == "tokens (0,): 0 here and 1 there"
     assert found["sides"]["refdiff"]["passes"] == [3]
     assert failed(found)
-    assert not failed(evaluate(Row("cold"), answers, comparable=False))
+    assert not failed(evaluate(BenchRow("cold"), answers, comparable=False))
 
 
 def test_a_row_that_could_not_be_measured() -> None:
-    found = evaluate(Row("load"), {}, error=OSError("no\nroom"))
+    found = evaluate(BenchRow("load"), {}, error=OSError("no\nroom"))
     assert failed(found)
     nothing = {"sides": {}, "against": {}, "ceiling": None, "error": "no room"}
     assert found == {"row": "load", "title": "load", "unit": "s", **nothing}
@@ -107,7 +107,7 @@ def test_a_row_that_could_not_be_measured() -> None:
 
 def test_a_report_has_the_commit_of_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refdiff.bench.report.commit", lambda: "abc1234")
-    found = report([evaluate(Row("load"), {})], Settings("secret", steps=4), model=None)
+    found = report([evaluate(BenchRow("load"), {})], BenchSettings("secret", steps=4), model=None)
     assert set(found) == {"format", "machine", "model", "settings", "rows"}
     assert [row["commit"] for row in found["rows"]] == ["abc1234"]
     assert found["settings"]["decoded_tokens"] == 4

@@ -6,12 +6,17 @@ import re
 
 import pytest
 
-from refdiff.bench.rows import ALL, KINDS, ORACLE_KINDS, QUICK, QUICK_TRAIN, TRAIN, Row, parse_rows
+from refdiff.bench.rows import ALL, KINDS, ORACLE_KINDS, QUICK, QUICK_TRAIN, TRAIN, BenchRow, parse_rows
 
 
 def test_rows_are_read() -> None:
     read = parse_rows("prefill:512, decode:128x8,load,train:3m,decode:128x8")
-    assert read == [Row("prefill", 512), Row("decode", 128, 8), Row("load"), Row("train", model="3m")]
+    assert read == [
+        BenchRow("prefill", 512),
+        BenchRow("decode", 128, 8),
+        BenchRow("load"),
+        BenchRow("train", model="3m"),
+    ]
 
 
 def test_what_is_spelled_is_read() -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from refdiff.bench import report, runner
 from refdiff.bench.processes import ChildError
-from refdiff.bench.rows import Row, parse_rows
-from refdiff.bench.sides import Settings
+from refdiff.bench.rows import BenchRow, parse_rows
+from refdiff.bench.sides import BenchSettings
 
 Log = list[tuple[str, str]]
 UNTOLD = 17
@@ -26,7 +26,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     log: Log = []
 
     @contextmanager
-    def child(name: str, row: Row, settings: Settings) -> Iterator[Callable[[], dict[str, Any]]]:
+    def child(name: str, row: BenchRow, settings: BenchSettings) -> Iterator[Callable[[], dict[str, Any]]]:
         def measure() -> dict[str, Any]:
             log.append((name, "measures"))
             if name == "ceilings":
@@ -46,7 +46,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     return log
 
 
-SETTINGS = Settings("somewhere", against=("transformers", "numpy"), pairs=2, pause=0)
+SETTINGS = BenchSettings("somewhere", against=("transformers", "numpy"), pairs=2, pause=0)
 
 
 def _measure(spelled: str) -> list[dict[str, Any]]:
@@ -99,7 +99,7 @@ def test_a_row_that_fails_does_not_end_the_others(log: Log) -> None:
 @pytest.mark.slow
 def test_every_kind_of_row(tiny_checkpoint: Path) -> None:
     rows = parse_rows("prefill:5,decode:5x2,lookup,edit,memory:5,load,cold,train:tiny,check:19x2,diagnose:23x2")
-    settings = Settings(
+    settings = BenchSettings(
         str(tiny_checkpoint), pairs=1, steps=2, lookup_tokens=20, min_seconds=0, pause=0, batch=2, context=8
     )
     turns: list[str] = []

@@ -16,13 +16,15 @@ import pytest
 import refdiff
 from refdiff.backends.numpy.thread_pool import Workers
 from refdiff.backends.numpy.tuning import Tuning
-from refdiff.bench.rows import Row
-from refdiff.bench.sides import OnnxRuntimeSide, RefdiffSide, Settings, TransformersSide, make_side
+from refdiff.bench.rows import BenchRow
+from refdiff.bench.sides import BenchSettings, OnnxRuntimeSide, RefdiffSide, TransformersSide, make_side
 
 
 def test_prompt_lookup_takes_few_passes(tiny_checkpoint: Path) -> None:
     for name, most in (("lookup", 50 / 5), ("edit", 50 / 2)):
-        _, answer = islice(make_side("refdiff", Settings(str(tiny_checkpoint), lookup_tokens=50)).measure(Row(name)), 2)
+        _, answer = islice(
+            make_side("refdiff", BenchSettings(str(tiny_checkpoint), lookup_tokens=50)).measure(BenchRow(name)), 2
+        )
         assert 0 < answer["passes"] <= most
 
 
@@ -38,7 +40,7 @@ def test_a_product_of_one_token_is_multiplied_as_in_a_pass_of_one(monkeypatch: p
     monkeypatch.setattr(Workers, "running", noted)
     for size in (1, 4):
         weights, x = [np.ones((2048, 2048), np.float32)], np.ones((size, 2048), np.float32)
-        RefdiffSide(Settings(None, Tuning.python_threads + 1)).bind_weights(weights, x)()
+        RefdiffSide(BenchSettings(None, Tuning.python_threads + 1)).bind_weights(weights, x)()
     assert seen == [False, True]
 
 
@@ -47,14 +49,14 @@ def test_weights_of_sixteen_bits(tiny_checkpoint: Path, tmp_path: Path) -> None:
     refdiff.DiffLlamaForCausalLM.from_pretrained(tiny_checkpoint).save_pretrained(tmp_path, dtype="bfloat16")
     answers = []
     for name, dtype, nbytes in (("refdiff", "float32", 4), ("stored", "float32", 2), ("refdiff", "bfloat16", 2)):
-        side: Any = make_side(name, Settings(str(tmp_path), 1, dtype, steps=3))
-        answers += islice(side.measure(Row("decode", 9, 2)), 1, 2)
+        side: Any = make_side(name, BenchSettings(str(tmp_path), 1, dtype, steps=3))
+        answers += islice(side.measure(BenchRow("decode", 9, 2)), 1, 2)
         assert side.itemsize == nbytes
         assert side.model.params["model"]["layers"][0]["mlp"]["gate_proj"]["weight"].dtype.itemsize == nbytes
     assert answers[0]["tokens"] == answers[1]["tokens"]
     said = "--dtype bfloat16: got matrices in float32, expected bfloat16"
     with pytest.raises(ValueError, match=said):
-        make_side("refdiff", Settings(str(tiny_checkpoint), 1, "bfloat16")).open(str(tiny_checkpoint))
+        make_side("refdiff", BenchSettings(str(tiny_checkpoint), 1, "bfloat16")).open(str(tiny_checkpoint))
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_what_is_missing_is_said_in_one_sentence(
         problem = rf"needs the package {missing}, which cannot be imported \(.+\)"
         said = rf"^--against {needed[1]} {problem}: pip install {missing}$"
         with pytest.raises(ImportError, match=said):
-            side(Settings()).prepare()
+            side(BenchSettings()).prepare()
 
 
 def test_a_model_is_imported_before_loading_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +86,7 @@ def test_a_model_is_imported_before_loading_is_timed(monkeypatch: pytest.MonkeyP
 
     modules = {"torch": MagicMock(), "transformers": Lazy("transformers")}
     monkeypatch.setattr(importlib, "import_module", modules.__getitem__)
-    side = TransformersSide(Settings())
+    side = TransformersSide(BenchSettings())
     side.prepare()
     assert "DiffLlamaForCausalLM" in imported
     imported.clear()
@@ -97,4 +99,4 @@ def test_torch_must_see_the_device_too(monkeypatch: pytest.MonkeyPatch) -> None:
     modules = {"torch": SimpleNamespace(cuda=cuda), "transformers": SimpleNamespace()}
     monkeypatch.setattr(importlib, "import_module", modules.__getitem__)
     with pytest.raises(ImportError, match="needs a torch that sees the CUDA device"):
-        TransformersSide(Settings(backend="cupy")).prepare()
+        TransformersSide(BenchSettings(backend="cupy")).prepare()

@@ -15,13 +15,13 @@ from tqdm import tqdm
 
 from refdiff.bench import runner
 from refdiff.bench.report import evaluate
-from refdiff.bench.rows import Row
-from refdiff.bench.sides import Settings
+from refdiff.bench.rows import BenchRow
+from refdiff.bench.sides import BenchSettings
 from refdiff.bench.sizes import write_like
 
 from .conftest import Cli
 
-Calls = list[tuple[list[Row], Settings]]
+Calls = list[tuple[list[BenchRow], BenchSettings]]
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Nothing is measured: a row that is named "load" goes well, "lookup" gave other tokens, "cold" failed."""
     calls: Calls = []
 
-    def run(rows: list[Row], settings: Settings, turn: Any) -> Generator[dict[str, Any], None, None]:
+    def run(rows: list[BenchRow], settings: BenchSettings, turn: Any) -> Generator[dict[str, Any], None, None]:
         calls.append((rows, settings))
         for row in rows:
             turn(row, "refdiff")
@@ -55,7 +55,7 @@ def test_the_bar_is_full_in_the_end(monkeypatch: pytest.MonkeyPatch, tiny_checkp
         bars.append(tqdm(file=io.StringIO(), **options))
         return bars[-1]
 
-    def run(rows: list[Row], *_: object) -> Generator[dict[str, Any], None, None]:
+    def run(rows: list[BenchRow], *_: object) -> Generator[dict[str, Any], None, None]:
         for row in rows:
             for _ in range(1 if row.model == "3m" else 2):
                 yield evaluate(row, {}, error=OSError("no room"))
@@ -115,7 +115,7 @@ def test_a_file_that_fails_in_the_end_keeps_nothing_else_from_being_shown(
 def test_what_was_measured_until_ctrl_c_is_shown(
     monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path, cli: Cli
 ) -> None:
-    def run(rows: list[Row], *_: object) -> Generator[dict[str, Any], None, None]:
+    def run(rows: list[BenchRow], *_: object) -> Generator[dict[str, Any], None, None]:
         yield evaluate(rows[0], {"refdiff": [{"seconds": 1.0}]})
         raise KeyboardInterrupt
 

@@ -11,8 +11,8 @@ import pytest
 
 import refdiff
 from refdiff.bench.processes import child
-from refdiff.bench.rows import Row
-from refdiff.bench.sides import Settings
+from refdiff.bench.rows import BenchRow
+from refdiff.bench.sides import BenchSettings
 from refdiff.model import pretrained
 from refdiff.model.weights import flatten
 from tests.model.models import small_config
@@ -122,7 +122,9 @@ def test_a_process_holds_them_once_and_in_16_bits(tmp_path: Path) -> None:
     def held(side: str) -> float:
         peaks = []
         for name in ("small", "large"):
-            with child(side, Row("memory", 48, 2), Settings(str(tmp_path / name), threads=2, steps=4)) as measure:
+            with child(
+                side, BenchRow("memory", 48, 2), BenchSettings(str(tmp_path / name), threads=2, steps=4)
+            ) as measure:
                 peaks.append(measure()["bytes"])
         return (peaks[1] - peaks[0]) / stored
 

@@ -18,8 +18,8 @@ from refdiff.bench.inputs import repeated_pattern
 from refdiff.bench.plot import draw
 from refdiff.bench.report import difference, failed
 from refdiff.bench.report import report as make_report
-from refdiff.bench.rows import Row, parse_rows
-from refdiff.bench.sides import Answer, Settings, TransformersSide
+from refdiff.bench.rows import BenchRow, parse_rows
+from refdiff.bench.sides import BenchSettings, Measurement, TransformersSide
 from refdiff.bench.sizes import write_like
 
 ROWS = "prefill:19,prefill:7,decode:7x3,lookup,product:20,train:tiny"
@@ -34,7 +34,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def in_this_process(name: str, row: Row, settings: Settings) -> Iterator[Callable[[], Answer]]:
+def in_this_process(name: str, row: BenchRow, settings: BenchSettings) -> Iterator[Callable[[], Measurement]]:
     """Measure without a process: all rows together import torch once, and hold weights that caches hold."""
     answers = sides.make_side(name, settings).measure(row)
     next(answers)
@@ -59,7 +59,9 @@ def _measure(spelled: str, tiny: Path) -> dict[str, Any]:
     """Measure rows on all sides, which must have done the same; returns the report."""
     against = ("transformers", "onnxruntime", "numpy")
     sizes = {"pairs": 1, "steps": 6, "lookup_tokens": 20, "min_seconds": 0, "pause": 0, "batch": 2, "context": 8}
-    settings = Settings(str(tiny), against=against, threads=1, **sizes)  # more would wait for the cores of other tests
+    settings = BenchSettings(
+        str(tiny), against=against, threads=1, **sizes
+    )  # more would wait for the cores of other tests
     rows = parse_rows(spelled)
     found = list(runner.run(rows, settings))
     report = make_report(found, settings, model=None)
@@ -80,16 +82,16 @@ def _measure(spelled: str, tiny: Path) -> dict[str, Any]:
 
 def test_other_weights_are_noticed(tiny: Path, tiny_checkpoint: Path) -> None:
     """The sides are compared by what they say, so two models must not pass for one."""
-    row = Row("decode", 7, 2)
-    _, theirs = islice(sides.make_side("transformers", Settings(str(tiny), steps=5)).measure(row), 2)
-    _, ours = islice(sides.make_side("refdiff", Settings(str(tiny_checkpoint), steps=5)).measure(row), 2)
+    row = BenchRow("decode", 7, 2)
+    _, theirs = islice(sides.make_side("transformers", BenchSettings(str(tiny), steps=5)).measure(row), 2)
+    _, ours = islice(sides.make_side("refdiff", BenchSettings(str(tiny_checkpoint), steps=5)).measure(row), 2)
     assert difference(ours, theirs) is not None
 
 
 def test_transformers_looks_up_in_as_many_passes_as_its_model_is_called(tiny: Path) -> None:
-    side = TransformersSide(Settings(str(tiny), lookup_tokens=33))
+    side = TransformersSide(BenchSettings(str(tiny), lookup_tokens=33))
     side.prepare()
-    answers = side.measure(Row("lookup"))
+    answers = side.measure(BenchRow("lookup"))
     next(answers)
     calls: list[int] = []
     side._model.register_forward_pre_hook(lambda *_: calls.append(1))

@@ -57,7 +57,7 @@ def rows_lie_whole(*arrays: Array) -> tuple[Array, ...]:
 
 
 @dataclass(frozen=True)
-class Call:
+class AttentionCall:
     """One call of attention: its arrays, in the order in which the kernels take them, and its shape.
 
     tile: the 16-bit type that tensor cores compute it in, or None where they do not.
@@ -86,7 +86,7 @@ class Call:
         causal: bool,
         *,
         backward: bool = False,
-    ) -> Call | None:
+    ) -> AttentionCall | None:
         """Read the arguments of a layer; None for what the kernels do not serve."""
         if not fits(q[0], k[0], q[-1], k[-1], v):
             return None
@@ -215,7 +215,7 @@ def diff_attention(
 
     A row of which a bias of −∞ hides every key is 0 as if a mask did, where the layer has NaN.
     """
-    call = Call.create(rt, (q1, q2), (k1, k2), v, lambda_, mask, bias, causal)
+    call = AttentionCall.create(rt, (q1, q2), (k1, k2), v, lambda_, mask, bias, causal)
     return NotImplemented if call is None else namespace(q1).permute_dims(call.forward(), (0, 2, 1, 3))
 
 
@@ -234,7 +234,7 @@ def diff_attention_vjp(
     causal: bool = True,
 ) -> Any:
     """Compute the weights again tile by tile, from the largest score and the sum of each row."""
-    call = Call.create(rt, (q1, q2), (k1, k2), v, lambda_, mask, bias, causal, backward=True)
+    call = AttentionCall.create(rt, (q1, q2), (k1, k2), v, lambda_, mask, bias, causal, backward=True)
     if call is None or tuple(g.shape) != (*q1.shape[:3], v.shape[3]) or g.dtype != q1.dtype:
         return NotImplemented
     dq1, dq2, dk1, dk2, dv, dlambda = call.backward(g)
@@ -273,7 +273,7 @@ def plain_heads(
     causal: bool = True,
 ) -> Any:  # fmt: skip
     """Sum up one softmax map as `diff_attention` does two."""
-    call = Call.create(rt, (q,), (k,), v, None, mask, bias, causal)
+    call = AttentionCall.create(rt, (q,), (k,), v, None, mask, bias, causal)
     return NotImplemented if call is None else namespace(q).reshape(call.forward(), (q.shape[0], q.shape[2], -1))
 
 
@@ -282,7 +282,7 @@ def plain_heads_vjp(
     causal: bool = True,
 ) -> Any:  # fmt: skip
     """Compute the weights again, as `diff_attention_vjp` does."""
-    call = Call.create(rt, (q,), (k,), v, None, mask, bias, causal, backward=True)
+    call = AttentionCall.create(rt, (q,), (k,), v, None, mask, bias, causal, backward=True)
     if call is None or g.dtype != q.dtype:
         return NotImplemented
     (B, H, T, _), e = q.shape, v.shape[3]

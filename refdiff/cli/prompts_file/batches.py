@@ -47,7 +47,7 @@ def _choices(task: Task) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Row:
+class _EncodedPrompt:
     text: str
     ids: list[int]
     seed: int
@@ -67,7 +67,7 @@ class Answering:
     def __call__(self, tasks: Sequence[Task]) -> list[Result]:
         """Answer tasks of the same options."""
         results: list[Result] = [""] * len(tasks)
-        groups: dict[Any, list[tuple[int, _Row]]] = {}
+        groups: dict[Any, list[tuple[int, _EncodedPrompt]]] = {}
         for i, task in enumerate(tasks):
             try:
                 row = self._row(task)
@@ -88,16 +88,16 @@ class Answering:
             raise error
         return one_line(error)
 
-    def _row(self, task: Task) -> _Row:
+    def _row(self, task: Task) -> _EncodedPrompt:
         if task.prompt.problem is not None:
             raise ValueError(task.prompt.problem)
         given, messages = {**self._common, **task.prompt.options}, task.prompt.messages
         if messages is None and self._args.chat:
             messages = answering.chat_messages(task.prompt.text, given.get("system", self._args.system))
         text, ids = answering.encode(self._tokenizer, task.prompt.text, messages)
-        return _Row(text, ids, task.seed, answering.length_limit(self._model, given, len(ids)), given)
+        return _EncodedPrompt(text, ids, task.seed, answering.length_limit(self._model, given, len(ids)), given)
 
-    def _kind(self, i: int, row: _Row) -> Any:
+    def _kind(self, i: int, row: _EncodedPrompt) -> Any:
         """Rows of one kind are the same in one batch as each alone, but for rounding."""
         in_file = self._model.generation_config
         rope = self._model.config.rope_parameters.get("rope_type")
@@ -107,7 +107,7 @@ class Answering:
         padded = any(row.given.get(name, in_file.get(name)) for name in _COUNT_PADDING)
         return ("together", row.limit if beams > 1 else None, len(row.ids) if padded else None)
 
-    def _answer(self, rows: list[_Row]) -> list[Result]:
+    def _answer(self, rows: list[_EncodedPrompt]) -> list[Result]:
         """Answer rows of one kind; where a batch fails, each alone, so that only what is at fault does."""
         try:
             return list(self._generate(rows))
@@ -116,7 +116,7 @@ class Answering:
                 return [self._failed(error)]
         return [result for row in rows for result in self._answer([row])]
 
-    def _generate(self, rows: list[_Row]) -> Iterator[dict[str, Any]]:
+    def _generate(self, rows: list[_EncodedPrompt]) -> Iterator[dict[str, Any]]:
         limit = min(row.limit for row in rows)
         prompts = pad_prompts([row.ids for row in rows])
         longest = prompts["input_ids"].shape[1]

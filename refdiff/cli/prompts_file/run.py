@@ -21,7 +21,7 @@ from refdiff.cli.prompts_file.reading import Prompts
 from refdiff.cli.terminal import connecting, in_flags, minutely, note, progress_bar
 from refdiff.errors import CheckpointError
 
-Answer = Callable[[Iterable[list[Task]]], Iterable[tuple[list[Task], list[Result]]]]
+AnswerBatches = Callable[[Iterable[list[Task]]], Iterable[tuple[list[Task], list[Result]]]]
 
 
 def answer_file(args: argparse.Namespace) -> int:
@@ -122,7 +122,7 @@ def _check_flags(prompts: Prompts, args: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _answering(args: argparse.Namespace) -> Iterator[Answer]:
+def _answering(args: argparse.Namespace) -> Iterator[AnswerBatches]:
     """What answers batches in their order, here or on a cluster."""
     if args.dask is not None:
         with connecting(cluster.connected(args.dask), args.dask, quiet=args.quiet) as client:

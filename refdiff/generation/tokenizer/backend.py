@@ -1,6 +1,6 @@
-"""`Backend`, the interface to a tokenizer library, and its implementation by the Rust library `tokenizers`.
+"""`TokenizerBackend`, the interface to a tokenizer library, and its implementation by the Rust library `tokenizers`.
 
-All other files work with any `Backend`: `RustBackend`, or another one where `tokenizers` cannot be installed.
+All other files work with any `TokenizerBackend`: `RustBackend`, or another one where `tokenizers` cannot be installed.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Encoding(Protocol):
         """Return where a word begins and ends in its text."""
 
 
-class Backend(Protocol):
+class TokenizerBackend(Protocol):
     """A loaded tokenizer.json. Whatever goes wrong inside is raised as `CheckpointError`.
 
     It neither truncates nor pads by itself: `settings` has the `padding` and `truncation` of the file, unused.
@@ -121,7 +121,7 @@ class Backend(Protocol):
         """Return the text of tokenizer.json."""
 
 
-class RustBackend(Backend):
+class RustBackend(TokenizerBackend):
     """The `tokenizers` library; every call to it goes through `rust_errors`. `native` is its `Tokenizer`."""
 
     def __init__(self, native: Any, source: str | Path = "tokenizer.json") -> None:
@@ -247,7 +247,7 @@ def rust_errors(source: str | Path, problem: str = "failed", fix: str = "") -> I
         raise CheckpointError(f"{source}: the tokenizers library {problem}: {first_line}{fix}") from None
 
 
-def backend_of(tokenizer: Any, source: str | Path = "tokenizer.json") -> Backend:
+def backend_of(tokenizer: Any, source: str | Path = "tokenizer.json") -> TokenizerBackend:
     """Return the backend of a tokenizer of refdiff, transformers or `tokenizers`, or a backend itself.
 
     Raises:
@@ -259,7 +259,7 @@ def backend_of(tokenizer: Any, source: str | Path = "tokenizer.json") -> Backend
             f"tokenizer: got {type(tokenizer).__name__}, expected a tokenizer of refdiff, of tokenizers, or a fast one "
             "of transformers"
         )
-    backend: Backend = inner if hasattr(inner, "decode_stream") else RustBackend(inner, source)
+    backend: TokenizerBackend = inner if hasattr(inner, "decode_stream") else RustBackend(inner, source)
     return backend
 
 

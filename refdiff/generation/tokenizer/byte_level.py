@@ -15,14 +15,14 @@ from typing import Any
 
 from refdiff.errors import CheckpointError
 from refdiff.generation.token_bytes import letters_of_bytes
-from refdiff.generation.tokenizer.backend import AddedToken, Backend, Encoding, Truncation
+from refdiff.generation.tokenizer.backend import AddedToken, Encoding, TokenizerBackend, Truncation
 
 _FIX = "only the package tokenizers does that, which no browser has: use Python outside of one"
 _LETTERS = letters_of_bytes()
 
 Words = Callable[[str], Sequence[tuple[str, Sequence[int]]]]
 """Splits a text without added tokens into words, whose concatenation is the text, each with its ids."""
-_Row = tuple[int, str, tuple[int, int], int | None, int | None, int]
+_Token = tuple[int, str, tuple[int, int], int | None, int | None, int]
 """A token of an encoding: its entry in each of the lists of `ByteLevelEncoding`, in their order."""
 
 
@@ -39,9 +39,9 @@ class ByteLevelEncoding:
     overflowing: list[Encoding] = field(default_factory=list)
 
     @classmethod
-    def from_rows(cls, rows: list[_Row]) -> ByteLevelEncoding:
+    def from_tokens(cls, tokens: list[_Token]) -> ByteLevelEncoding:
         """Return the encoding of these tokens."""
-        return cls(*map(list, zip(*rows, strict=True))) if rows else cls([], [], [], [], [], [])
+        return cls(*map(list, zip(*tokens, strict=True))) if tokens else cls([], [], [], [], [], [])
 
     def token_to_word(self, token: int) -> int | None:
         return self.words[token] if token < len(self.words) else None
@@ -51,7 +51,7 @@ class ByteLevelEncoding:
         return (found[0][0], found[-1][1]) if found else None
 
 
-class ByteLevelBackend(Backend):
+class ByteLevelBackend(TokenizerBackend):
     """A byte-level tokenizer.json; `words` splits a text into words and tokenizes them."""
 
     def __init__(self, parsed: dict[str, Any], words: Words, source: str | Path = "tokenizer.json") -> None:
@@ -86,7 +86,7 @@ class ByteLevelBackend(Backend):
         truncation: Truncation | None = None,
     ) -> list[Encoding]:
         special = self._special_ids("single") if add_special_tokens else []
-        prefix: list[_Row] = [(i, self._tokens[i], (0, 0), None, None, 1) for i in special]
+        prefix: list[_Token] = [(i, self._tokens[i], (0, 0), None, None, 1) for i in special]
         found: list[Encoding] = []
         for text in texts:
             if not isinstance(text, str):
@@ -94,7 +94,7 @@ class ByteLevelBackend(Backend):
             parts = [self._encode(text)]
             if truncation is not None:
                 parts = _truncate(parts[0], truncation, truncation.max_length - len(prefix))
-            first, *rest = (ByteLevelEncoding.from_rows(prefix + part) for part in parts)
+            first, *rest = (ByteLevelEncoding.from_tokens(prefix + part) for part in parts)
             first.overflowing = list(rest)
             found.append(first)
         return found
@@ -178,8 +178,8 @@ class ByteLevelBackend(Backend):
             elif part:
                 yield from self._words(part)
 
-    def _encode(self, text: str) -> list[_Row]:
-        rows: list[_Row] = []
+    def _encode(self, text: str) -> list[_Token]:
+        tokens: list[_Token] = []
         start = 0
         for number, (part, ids) in enumerate(self._parts(text)):
             # the index of each byte's character
@@ -188,10 +188,10 @@ class ByteLevelBackend(Backend):
             for token_id in ids:
                 token = self._tokens[token_id]
                 size = len(at) if token_id in self._added else len(token)
-                rows.append((token_id, token, (at[used], at[used + size - 1] + 1), number, 0, 0))
+                tokens.append((token_id, token, (at[used], at[used + size - 1] + 1), number, 0, 0))
                 used += size
             start += len(part)
-        return rows
+        return tokens
 
 
 def javascript_words(text: str) -> Words:
@@ -231,7 +231,7 @@ def _check(parsed: dict[str, Any], source: str) -> None:
         raise CheckpointError(f"{source}: got another tokenizer, expected a byte-level BPE with GPT-2's steps; {_FIX}")
 
 
-def _truncate(whole: list[_Row], truncation: Truncation, most: int) -> list[list[_Row]]:
+def _truncate(whole: list[_Token], truncation: Truncation, most: int) -> list[list[_Token]]:
     """Cut into pieces of `most` tokens that overlap by `stride`; the first is the result, the others overflow."""
     count = len(whole)
     if count <= most:

@@ -8,7 +8,7 @@ from typing import Any
 
 from refdiff.errors import CheckpointError
 from refdiff.files import read_optional_json
-from refdiff.generation.tokenizer.backend import AddedToken, Backend
+from refdiff.generation.tokenizer.backend import AddedToken, TokenizerBackend
 from refdiff.generation.tokenizer.file import check_tokens
 from refdiff.messages import json_type, show_value
 
@@ -54,7 +54,7 @@ def named_tokens(config: dict[str, Any], source: str) -> dict[str, AddedToken]:
     return found
 
 
-def add_missing(backend: Backend, config: dict[str, Any], source: str) -> list[AddedToken]:
+def add_missing(backend: TokenizerBackend, config: dict[str, Any], source: str) -> list[AddedToken]:
     """Add to `backend` the tokens that only the settings know, in transformers' order; return the unnamed special ones.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.errors import CheckpointError
-from refdiff.generation.tokenizer.backend import Backend, Encoding
+from refdiff.generation.tokenizer.backend import Encoding, TokenizerBackend
 
 _LISTS = (list, tuple, np.ndarray)
 
@@ -155,7 +155,7 @@ def check_multiple(multiple: Any, max_length: int | None, cut: bool) -> None:
         )
 
 
-def check_ids(encodings: list[Encoding], backend: Backend, limit: int | None, source: Path) -> None:
+def check_ids(encodings: list[Encoding], backend: TokenizerBackend, limit: int | None, source: Path) -> None:
     """Raise `CheckpointError` for an id of `limit`, the vocab_size of config.json, or more; None is no limit."""
     if limit is None:
         return

@@ -20,7 +20,7 @@ from typing import Any
 from refdiff.browser import IN_BROWSER
 from refdiff.errors import CheckpointError
 from refdiff.files import read_text
-from refdiff.generation.tokenizer.backend import SECTIONS, AddedToken, Backend, RustBackend
+from refdiff.generation.tokenizer.backend import SECTIONS, AddedToken, RustBackend, TokenizerBackend
 from refdiff.messages import json_problem, show_value
 
 MAX_BYTES = 500_000_000
@@ -44,7 +44,7 @@ _KNOWN = {
 _CHILDREN = ("normalizers", "pretokenizers", "processors", "decoders")
 
 
-def load_backend(folder: Path) -> Backend:
+def load_backend(folder: Path) -> TokenizerBackend:
     """Load `folder`/tokenizer.json.
 
     Raises:
@@ -82,7 +82,7 @@ def load_backend(folder: Path) -> Backend:
     return backend
 
 
-def _from_json(text: str, path: Path) -> Backend:
+def _from_json(text: str, path: Path) -> TokenizerBackend:
     if IN_BROWSER:
         from refdiff.generation.tokenizer.byte_level import ByteLevelBackend
 
@@ -136,7 +136,7 @@ def check_model(model: str, path: Path) -> None:
         _check_merges(value, path)
 
 
-def check_unigram(model: str, backend: Backend, path: Path) -> None:
+def check_unigram(model: str, backend: TokenizerBackend, path: Path) -> None:
     """Raise `CheckpointError` for a Unigram model with a token of more than `MAX_UNIGRAM_TOKEN` characters.
 
     Its time for each character of a text grows with the square of that length; SentencePiece makes tokens of at most 16
@@ -199,14 +199,14 @@ def check_lengths(contents: Iterable[Any], growth: float, path: Path | str) -> N
         )
 
 
-def check_tokens(tokens: Collection[AddedToken], backend: Backend, source: str) -> None:
+def check_tokens(tokens: Collection[AddedToken], backend: TokenizerBackend, source: str) -> None:
     """Raise `CheckpointError` where tokens to add may grow too long; see `check_lengths` and `check_added`."""
     check_lengths([token.content for token in tokens], growth_of(backend.section("decoder")), source)
     normalized = [token.content for token in tokens if token.normalized]
     check_added(normalized, growth_of(backend.section("normalizer")) if normalized else 1.0, source)
 
 
-def max_text(backend: Backend) -> int | None:
+def max_text(backend: TokenizerBackend) -> int | None:
     """Return how many characters a text may have, or None for steps that make it at most 100 times longer."""
     growth = 1.0
     for name in SECTIONS[:3]:

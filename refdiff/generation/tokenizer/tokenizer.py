@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 _TRUNCATIONS = {True: "longest_first", False: None, None: None, "do_not_truncate": None}
 _PADDINGS = {True: "longest", False: None, "do_not_pad": None, "longest": "longest", "max_length": "max_length"}
 
-Padding = bool | Literal["longest", "max_length", "do_not_pad"]
-Truncation = bool | Literal["longest_first", "only_first", "only_second", "do_not_truncate"] | None
+PaddingStrategy = bool | Literal["longest", "max_length", "do_not_pad"]
+TruncationStrategy = bool | Literal["longest_first", "only_first", "only_second", "do_not_truncate"] | None
 
 
 class Tokenizer(Vocabulary):
@@ -54,7 +54,7 @@ class Tokenizer(Vocabulary):
     `PreTrainedTokenizerFast` on the same files.
 
     Args:
-        backend: a `tokenizers.Tokenizer`, or another `refdiff.generation.tokenizer.Backend`.
+        backend: a `tokenizers.Tokenizer`, or another `refdiff.generation.tokenizer.TokenizerBackend`.
         config: the fields of tokenizer_config.json.
         source: the file that errors name.
         model_vocab_size: the number of ids of the model; a text with other ids is refused.
@@ -141,8 +141,8 @@ class Tokenizer(Vocabulary):
         text: str | Sequence[str],
         text_pair: str | Sequence[str] | None = None,
         *,
-        padding: Padding = False,
-        truncation: Truncation = None,
+        padding: PaddingStrategy = False,
+        truncation: TruncationStrategy = None,
         max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
         padding_side: Literal["left", "right"] | None = None,
@@ -190,7 +190,7 @@ class Tokenizer(Vocabulary):
         text: str | Sequence[str],
         text_pair: str | Sequence[str] | None = None,
         *,
-        truncation: Truncation = None,
+        truncation: TruncationStrategy = None,
         max_length: int | None = None,
         stride: int = 0,
         add_special_tokens: bool = True,
@@ -313,8 +313,8 @@ class Tokenizer(Vocabulary):
         continue_final_message: bool = False,
         tokenize: bool = True,
         return_dict: bool = True,
-        padding: Padding = False,
-        truncation: Truncation = None,
+        padding: PaddingStrategy = False,
+        truncation: TruncationStrategy = None,
         max_length: int | None = None,
         return_tensors: Literal["np"] | None = None,
         **variables: Any,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from refdiff.generation.tokenizer.backend import Backend
+from refdiff.generation.tokenizer.backend import TokenizerBackend
 from refdiff.generation.tokenizer.config import NAMES, add_missing, named_tokens
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Vocabulary:
     pad_token_id = _SpecialTokenId()
     cls_token_id = _SpecialTokenId()
 
-    def __init__(self, backend: Backend, config: dict[str, Any], settings: str) -> None:
+    def __init__(self, backend: TokenizerBackend, config: dict[str, Any], settings: str) -> None:
         self.backend = backend
         self._extra = [token.content for token in add_missing(backend, config, settings)]
         self._special = {name: token.content for name, token in named_tokens(config, settings).items()}
