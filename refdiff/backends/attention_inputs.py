@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from refdiff.arrays import Array
 from refdiff.layers.softmax import broadcasts_to
-
-Array = Any
 
 
 def fits(q1: Array, k1: Array, q2: Array, k2: Array, v: Array) -> bool:
