@@ -170,7 +170,7 @@ _CHANGES_TEXT: dict[str, Any] = {
     "watermarking_config": None,
 }  # fmt: skip
 # All of them, with a value that changes nothing; nor does None.
-_LEFT_OUT: dict[str, Any] = dict.fromkeys((
+LEFT_OUT: dict[str, Any] = dict.fromkeys((
     *_INSTEAD, "assistant_confidence_threshold", "assistant_early_exit", "assistant_ensemble_weight",
     "assistant_lookbehind", "assistant_tokenizer", "cache_config", "compile_config", "continuous_batching_config",
     "custom_generate", "decoder_start_token_id", "inputs_embeds", "max_cache_len", "max_matching_ngram_size",
@@ -231,8 +231,8 @@ def resolve(model: Any, given: Mapping[str, Any]) -> Options:
         CheckpointError: a value out of its range in generation_config.json.
     """
     for name, value in given.items():
-        if name not in NAMES and not _changes_nothing(name, value):
-            raise _unknown(name)
+        if name not in NAMES:
+            check_left_out(name, value)
     given = {name: _check_value(name, value) for name, value in given.items() if name in NAMES}
     values: dict[str, Any] = _DEFAULTS | _read_files(model) | given
     for name in ("do_sample", "num_beams", "length_penalty", "early_stopping", "num_return_sequences"):
@@ -252,22 +252,20 @@ def resolve(model: Any, given: Mapping[str, Any]) -> Options:
     return options
 
 
-def _changes_nothing(name: str, value: Any) -> bool:
-    """Return whether this is an option that refdiff leaves out, with a value that changes nothing."""
-    if name not in _LEFT_OUT or value is None:
-        return name in _LEFT_OUT
-    neutral = _LEFT_OUT[name]
+def check_left_out(name: str, value: Any) -> None:
+    """Accept an option of transformers that refdiff leaves out, with a value that changes nothing.
+
+    Raises:
+        TypeError: another value, or an option that is misspelled or unknown.
+    """
+    if name not in LEFT_OUT:
+        hint = did_you_mean(name, NAMES, ": ", f"; the known ones are {', '.join(NAMES)}", cutoff=_SIMILAR)
+        raise TypeError(f"generate() got an unknown option {name!r}{hint}")
+    neutral = LEFT_OUT[name]
     is_alike = isinstance(value, bool) if isinstance(neutral, bool) else _is_number(value) or isinstance(value, list)
-    return is_alike and bool(value == neutral)
-
-
-def _unknown(name: str) -> TypeError:
-    """Return the error for an option that refdiff leaves out, or that is misspelled or unknown."""
-    if name in _LEFT_OUT:
+    if value is not None and not (is_alike and value == neutral):
         instead = f"; {_INSTEAD[name]}" if name in _INSTEAD else ""
-        return TypeError(f"generate() got {name!r}, an option of transformers that refdiff does not have{instead}")
-    hint = did_you_mean(name, NAMES, ": ", f"; the known ones are {', '.join(NAMES)}", cutoff=_SIMILAR)
-    return TypeError(f"generate() got an unknown option {name!r}{hint}")
+        raise TypeError(f"generate() got {name!r}, an option of transformers that refdiff does not have{instead}")
 
 
 def _normalize(values: dict[str, Any]) -> None:

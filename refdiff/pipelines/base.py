@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -18,9 +19,8 @@ class Pipeline:
     task: ClassVar[str]
     architecture: ClassVar[str]
     other_architectures: ClassVar[tuple[str, ...]] = ()
-    known: ClassVar[tuple[str, ...]]
-    """The names of all options."""
     run: Callable[..., Any]
+    """Handle one input; its keyword-only parameters are the options."""
 
     def __init__(self, model: Any, tokenizer: Tokenizer, **options: Any) -> None:
         self.check_model(model)
@@ -47,9 +47,20 @@ class Pipeline:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__}, {self.tokenizer!r})"
 
+    @classmethod
+    def option_names(cls) -> list[str]:
+        """Return the names of all options."""
+        return keyword_only(cls.run)
+
     def _check_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        known = self.option_names()
         for name in options:
-            if name not in self.known:
-                hint = did_you_mean(name, self.known, "; ", f" among {', '.join(self.known)}")
+            if name not in known:
+                hint = did_you_mean(name, known, "; ", f" among {', '.join(known)}")
                 raise TypeError(f"{self.task}: got an unknown option {name!r}, expected a known one{hint}")
         return options
+
+
+def keyword_only(function: Callable[..., Any]) -> list[str]:
+    """Return the names of a function's parameters that are keyword-only."""
+    return [name for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY]

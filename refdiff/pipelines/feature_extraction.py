@@ -20,7 +20,6 @@ class FeatureExtractionPipeline(Pipeline):
         "DiffLlamaForCausalLM", "DiffLlamaForSequenceClassification", "DiffLlamaForTokenClassification",
         "DiffLlamaForQuestionAnswering",
     )  # fmt: skip
-    known: ClassVar[tuple[str, ...]] = ("return_tensors", "truncation", "tokenize_kwargs")
 
     def run(
         self,

@@ -29,14 +29,6 @@ class QuestionAnsweringPipeline(Pipeline):
 
     task: ClassVar[str] = "question-answering"
     architecture: ClassVar[str] = "DiffLlamaForQuestionAnswering"
-    known: ClassVar[tuple[str, ...]] = (
-        "top_k",
-        "doc_stride",
-        "max_answer_len",
-        "max_seq_len",
-        "handle_impossible_answer",
-        "align_to_words",
-    )
 
     def __call__(self, inputs: Any = None, *, question: Any = None, context: Any = None, **options: Any) -> Any:
         """Answer one question or several."""

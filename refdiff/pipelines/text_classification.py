@@ -24,7 +24,6 @@ class TextClassificationPipeline(Pipeline):
 
     task: ClassVar[str] = "text-classification"
     architecture: ClassVar[str] = "DiffLlamaForSequenceClassification"
-    known: ClassVar[tuple[str, ...]] = ("top_k", "function_to_apply", "truncation", "max_length")
 
     def __call__(self, inputs: Any, **options: Any) -> Any:
         """Classify one text, or a list or iterator of texts."""

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from refdiff.generation.options import NAMES as GENERATE
+from refdiff.generation.options import LEFT_OUT, NAMES, check_left_out
 from refdiff.generation.tokenizer import Encoded, Tokenizer
 from refdiff.generation.tokenizer.encoded import pad_prompts
-from refdiff.pipelines.base import Pipeline
+from refdiff.pipelines.base import Pipeline, keyword_only
 
 # Defaults of transformers' pipeline, for options that neither the call nor generation_config.json sets
 _DEFAULTS = {"max_new_tokens": 256, "do_sample": True, "temperature": 0.7}
@@ -30,11 +30,6 @@ class TextGenerationPipeline(Pipeline):
 
     task: ClassVar[str] = "text-generation"
     architecture: ClassVar[str] = "DiffLlamaForCausalLM"
-    known: ClassVar[tuple[str, ...]] = (
-        "return_full_text", "return_text", "return_tensors", "prefix", "stop_sequence", "handle_long_generation",
-        "clean_up_tokenization_spaces", "skip_special_tokens", "continue_final_message", "tools", "documents",
-        "tokenizer_encode_kwargs", *_TOKENIZER_OPTIONS, *GENERATE, "seed", "generator", "streamer",
-    )  # fmt: skip
 
     def __init__(self, model: Any, tokenizer: Tokenizer, *, batch_size: int = 1, **options: Any) -> None:
         super().__init__(model, tokenizer, **options)
@@ -52,6 +47,18 @@ class TextGenerationPipeline(Pipeline):
             )
         results = self._run_batches(iter(inputs), size, merged)
         return results if isinstance(inputs, Iterator) else list(results)
+
+    @classmethod
+    def option_names(cls) -> list[str]:
+        """Return the names of all options: those of a batch, of the tokenizer and of `generate`."""
+        return [*keyword_only(cls._run_batch), *_TOKENIZER_OPTIONS, *NAMES, "seed", "generator", "streamer"]
+
+    def _check_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        left_out = {name: value for name, value in options.items() if name in LEFT_OUT}
+        for name, value in left_out.items():
+            check_left_out(name, value)
+        super()._check_options({name: value for name, value in options.items() if name not in left_out})
+        return options
 
     def run(self, item: Any, **options: Any) -> list[Record]:
         """Continue one prompt or chat, with the options of `_run_batch` and `generate`."""

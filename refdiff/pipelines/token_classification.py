@@ -27,7 +27,6 @@ class TokenClassificationPipeline(Pipeline):
 
     task: ClassVar[str] = "token-classification"
     architecture: ClassVar[str] = "DiffLlamaForTokenClassification"
-    known: ClassVar[tuple[str, ...]] = ("aggregation_strategy", "ignore_labels", "stride")
 
     def run(
         self,

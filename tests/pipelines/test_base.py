@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import refdiff
+from refdiff.generation.options import NAMES
 from tests.pipelines.models import folder_of, model_of, words
 
 TASKS = {
@@ -39,13 +41,22 @@ def test_folder_path_and_objects(task: str, tmp_path: Path) -> None:
     assert made[0].task in (task, "text-classification", "token-classification")
 
 
-@pytest.mark.parametrize("task", list(TASKS))
-def test_the_known_options_are_those_that_it_takes(task: str) -> None:
-    made = refdiff.pipeline(task, model_of(TASKS[task]), words())
-    run: Any = getattr(made, "_run_batch", made.run)
-    taken = [name for name, p in inspect.signature(run).parameters.items() if p.kind is p.KEYWORD_ONLY]
-    assert list(made.known[: len(taken)]) == taken
-    assert task == "text-generation" or len(made.known) == len(taken)
+OPTIONS = {
+    "text-classification": "top_k, function_to_apply, truncation, max_length",
+    "token-classification": "aggregation_strategy, ignore_labels, stride",
+    "question-answering": "top_k, doc_stride, max_answer_len, max_seq_len, handle_impossible_answer, align_to_words",
+    "feature-extraction": "return_tensors, truncation, tokenize_kwargs",
+    "text-generation": "return_full_text, return_text, return_tensors, prefix, stop_sequence, handle_long_generation, "
+    "clean_up_tokenization_spaces, skip_special_tokens, continue_final_message, tools, documents, "
+    f"tokenizer_encode_kwargs, truncation, padding, add_special_tokens, {', '.join(NAMES)}, seed, generator, streamer",
+}
+
+
+@pytest.mark.parametrize("task", OPTIONS)
+def test_an_unknown_option_is_told_all_that_there_are(task: str) -> None:
+    message = f"{task}: got an unknown option 'zzz', expected a known one among {OPTIONS[task]}"
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        refdiff.pipeline(task, model_of(TASKS[task]), words(), zzz=1)
 
 
 MODEL = model_of("DiffLlamaForCausalLM")

@@ -9,7 +9,7 @@ import pytest
 
 from refdiff import Tokenizer
 from refdiff.pipelines.text_generation import TextGenerationPipeline
-from tests.pipelines.models import words
+from tests.pipelines.models import model_of, words
 
 TEMPLATE = "{% for m in messages %}{{ m.content }} {% endfor %}{% if add_generation_prompt %}<s> {% endif %}"
 CHAT = [{"role": "user", "content": "a"}]
@@ -43,6 +43,16 @@ def test_text() -> None:
     assert generate(["a", "b"], return_full_text=False) == [[{"generated_text": "b c"}], [{"generated_text": "c d"}]]
     assert generate([]) == []
     assert list(generate(iter(["a"]))) == [generate("a")]
+
+
+def test_options_that_generate_leaves_out_may_change_nothing() -> None:
+    neutral = {"use_cache": True, "diversity_penalty": 0.0, "cache_implementation": None}
+    assert pipe()("a", **neutral) == pipe(**neutral)("a") == pipe()("a")
+    real = TextGenerationPipeline(model_of("DiffLlamaForCausalLM"), words(), do_sample=False, max_new_tokens=2)
+    assert real("a", **neutral) == real("a")
+    for make in (lambda: pipe(use_cache=False), lambda: pipe()("a", use_cache=False)):
+        with pytest.raises(TypeError, match=r"got 'use_cache', .* does not have; the cache is always used$"):
+            make()
 
 
 def test_chats() -> None:
