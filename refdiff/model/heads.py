@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack, overload
 
 import numpy as np
 
@@ -11,10 +11,13 @@ from refdiff.arrays import Array, take
 from refdiff.model import losses
 from refdiff.model.call import ModelInputs, document_inputs, model_call
 from refdiff.model.diffllama_vjp import linear_back
-from refdiff.model.inputs import host, integers, numbers, token_ids
+from refdiff.model.inputs import IntArray, host, integers, numbers, token_ids
 from refdiff.model.outputs import ModelOutput
 from refdiff.model.pretrained import PreTrainedModel
 from refdiff.model.trainable import HeadResult, TrainableModel
+
+if TYPE_CHECKING:
+    from refdiff.generation.results import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 
 
 class DiffLlamaModel(PreTrainedModel):
@@ -71,6 +74,28 @@ class DiffLlamaForCausalLM(TrainableModel):
             out.loss = losses.causal_lm_loss(self.ops, out.logits, self._array(integers("labels", labels)))
         return out
 
+    @overload
+    def generate(
+        self,
+        input_ids: Any = ...,
+        attention_mask: Any = ...,
+        streamer: Any = ...,
+        generator: np.random.Generator | None = ...,
+        seed: int | Sequence[int] | None = ...,
+        *,
+        return_dict_in_generate: Literal[True],
+        **generation_options: Any,
+    ) -> GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput: ...
+    @overload
+    def generate(
+        self,
+        input_ids: Any = ...,
+        attention_mask: Any = ...,
+        streamer: Any = ...,
+        generator: np.random.Generator | None = ...,
+        seed: int | Sequence[int] | None = ...,
+        **generation_options: Any,
+    ) -> IntArray: ...
     def generate(
         self,
         input_ids: Any = None,

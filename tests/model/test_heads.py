@@ -1,11 +1,14 @@
 """The five classes: what each adds to the decoder."""
 
 import re
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import refdiff
+from refdiff.generation import generate
 from tests.model.models import CLASSES, ids, small_model
 
 TOKENS = ids(0, 2, 7)
@@ -198,6 +201,20 @@ def test_labels_of_the_kept_positions():
     late = np.where(np.arange(7) < 4, -100, TOKENS)
     kept = model(TOKENS, labels=TOKENS[:, 3:], logits_to_keep=4)
     np.testing.assert_allclose(kept.loss, model(TOKENS, labels=late).loss, rtol=1e-12)
+
+
+def test_generate_hands_everything_on():
+    model, received = small_model(), []
+    streamer = SimpleNamespace(put=received.append, end=lambda: received.append("end"))
+    mask = [[0, 1, 1, 1, 1, 1, 1], [1] * 7]
+    options = {"max_new_tokens": 3, "do_sample": True, "eos_token_id": None}
+    expected = generate(model, TOKENS, mask, seed=5, **options)
+    np.testing.assert_array_equal(model.generate(TOKENS, mask, streamer, None, 5, **options), expected)
+    assert (len(received), received[-1]) == (5, "end")
+    drawn = [f(generator=np.random.default_rng(3), **options) for f in (model.generate, partial(generate, model))]
+    np.testing.assert_array_equal(*drawn)
+    with pytest.raises(ValueError, match="seed, generator: got both"):
+        model.generate(TOKENS, mask, None, np.random.default_rng(3), 5)
 
 
 @pytest.mark.parametrize("name", ["lables", "last"])
