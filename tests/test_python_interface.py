@@ -41,7 +41,7 @@ def test_the_help_of_generate_lists_every_option_with_its_default(model: Any) ->
     [
         ("Once", 'got a text, expected token ids; call tokenizer(text, return_tensors="np")["input_ids"]'),
         (["Once", "upon"], "input_ids: got a text, expected token ids"),
-        ({"input_ids": [[1]]}, "input_ids: got a dict, expected token ids; unpack it, as in {call}(**inputs)"),
+        ({"input_ids": [[1]]}, "input_ids: got dict, expected token ids; unpack it, as in {call}(**inputs)"),
     ],
 )
 def test_a_text_or_a_dict_in_place_of_ids_says_the_fix(given: Any, message: str, call: str, model: Any) -> None:

@@ -18,7 +18,7 @@ from refdiff.model.commit import finish
 from refdiff.model.variants import VARIANTS
 
 
-@dataclass(init=False)
+@dataclass(init=False, kw_only=True)
 class DiffLlamaConfig:
     """The settings of a DiffLlama model, with the names and defaults of transformers' `DiffLlamaConfig`.
 
@@ -42,8 +42,8 @@ class DiffLlamaConfig:
     intermediate_size: int = 8192
     num_hidden_layers: int = 16
     num_attention_heads: int = 32
-    num_key_value_heads: int = 32
-    head_dim: int = 64
+    num_key_value_heads: int
+    head_dim: int
     hidden_act: str = "silu"
     max_position_embeddings: int = 2048
     initializer_range: float = 0.02
@@ -53,17 +53,17 @@ class DiffLlamaConfig:
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2
     tie_word_embeddings: bool = False
-    rope_parameters: dict[str, Any] = field(default_factory=dict)
+    rope_parameters: dict[str, Any]
     attention_bias: bool = False
     attention_dropout: float = 0.0
     lambda_std_dev: float = 0.1
-    wiring: str = "hf"
-    dtype: str | None = None
-    id2label: dict[int, str] = field(default_factory=dict)
-    label2id: dict[str, int] | None = field(default_factory=dict)
+    wiring: str
+    dtype: str | None
+    id2label: dict[int, str]
+    label2id: dict[str, int] | None
     problem_type: str | None = None
     architectures: list[str] | None = None
-    extra: dict[str, Any] = field(default_factory=dict, repr=False)
+    extra: dict[str, Any] = field(repr=False)
 
     def __init__(self, **given: Any) -> None:
         remarks = self._fill(given)

@@ -77,12 +77,12 @@ def refuse_text(name: str, x: Any, call: str = "model") -> None:
     while isinstance(first, list | tuple) and first:
         first = first[0]
     if isinstance(first, str):
-        fix = 'call tokenizer(text, return_tensors="np")["input_ids"]'
-        raise TypeError(f"{name}: got a text, expected token ids; {fix}")
+        raise TypeError(
+            f'{name}: got a text, expected token ids; call tokenizer(text, return_tensors="np")["input_ids"]'
+        )
     if isinstance(first, Mapping):
-        kind = type(first).__name__
-        article = "an" if kind[0] in "AEIOU" else "a"
-        raise TypeError(f"{name}: got {article} {kind}, expected token ids; unpack it, as in {call}(**inputs)")
+        got = type(first).__name__
+        raise TypeError(f"{name}: got {got}, expected token ids; unpack it, as in {call}(**inputs)")
 
 
 def token_ids(input_ids: Any) -> IntArray:

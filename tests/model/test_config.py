@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,33 @@ def test_unknown_fields_are_kept_and_named_once(tmp_path: Path) -> None:
     config.save_pretrained(tmp_path / "saved")
     with pytest.warns(UserWarning, match="note, num_diff_heads"):
         assert DiffLlamaConfig.from_pretrained(tmp_path / "saved") == config
+
+
+def test_a_changed_copy_keeps_the_other_fields() -> None:
+    config = DiffLlamaConfig(num_key_value_heads=4, wiring="paper", prefix="p", vocab_size=100)
+    assert config.extra == {"prefix": "p"}
+    assert "prefix" not in repr(config)
+    changed = replace(config, vocab_size=99)
+    assert (changed.vocab_size, changed.num_key_value_heads, changed.wiring) == (99, 4, "paper")
+    assert changed.extra == {"prefix": "p"}
+    assert DiffLlamaConfig(extra={"prefix": "p", "vocab_size": 7}, vocab_size=9).vocab_size == 9
+
+
+def test_fields_that_say_nothing_are_not_saved(tmp_path: Path) -> None:
+    config = DiffLlamaConfig(id2label={0: "a", 1: "b", 2: "c"})
+    saved = json.loads(config.save_pretrained(tmp_path).read_text())
+    assert saved["id2label"] == {"0": "a", "1": "b", "2": "c"}
+    assert not {"dtype", "label2id", "problem_type", "architectures"} & saved.keys()
+    assert saved["pad_token_id"] is None
+
+
+def test_a_save_that_was_interrupted_is_finished_first(tmp_path: Path) -> None:
+    pending = write(tmp_path, {"hidden_size": 64}) / ".refdiff-save"
+    write(pending, {"hidden_size": 128})
+    (pending / "model.safetensors").touch()
+    (pending / "files.json").write_text(json.dumps({"files": ["config.json", "model.safetensors"]}))
+    assert DiffLlamaConfig.from_pretrained(tmp_path).hidden_size == 128
+    assert not pending.exists()
 
 
 def test_remarks_and_unknown_fields_come_in_one_warning() -> None:

@@ -24,6 +24,29 @@ def test_token_ids_refused(ids, message):
         inputs.token_ids(ids)
 
 
+def test_lists_that_are_nested_too_deeply_are_not_called_of_different_lengths():
+    deep = [1]
+    for _ in range(70):
+        deep = [deep]
+    with pytest.raises(ValueError, match="maximum number of dimension"):
+        inputs.host("labels", deep)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            [["Once"]],
+            r'^labels: got a text, expected token ids; call tokenizer\(text, return_tensors="np"\)\["input_ids"\]$',
+        ),
+        ([{"input_ids": [1]}], r"^labels: got dict, expected token ids; unpack it, as in model\(\*\*inputs\)$"),
+    ],
+)
+def test_texts_and_dicts_in_place_of_integers_are_told_what_to_do(given, message):
+    with pytest.raises(TypeError, match=message):
+        inputs.integers("labels", given)
+
+
 def test_positions_count_on_from_the_cache():
     np.testing.assert_array_equal(inputs.positions(None, 2, 3, 5), [[5, 6, 7]])
     np.testing.assert_array_equal(inputs.positions([[4, 0, 9]], 2, 3, 5), [[4, 0, 9]])
@@ -96,6 +119,12 @@ def test_boolean_and_additive_masks():
         np.testing.assert_array_equal(bias, [[[[0.5, 0], [0, 0]]]])
     mask, bias = inputs.four_dimensional_mask(np.zeros((1, 1, 2, 2)), 1, 4, 2, 2)
     assert mask is bias is None
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 2), (3, 1, 2, 2), (1, 4, 2, 2), (3, 4, 2, 2)])
+def test_a_mask_may_be_one_for_all_sequences_heads_or_queries(shape):
+    mask, _ = inputs.four_dimensional_mask(np.zeros(shape, bool), 3, 4, 2, 2)
+    assert mask.shape == shape
 
 
 @pytest.mark.parametrize(

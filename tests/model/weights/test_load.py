@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import mmap
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,18 @@ def test_which_precision(tmp_path: Path, dtype: str, config_dtype: str | None, n
     assert resolve_dtype(tmp_path, config, dtype) == resolved
     loaded = load(tmp_path, config, CAUSAL, dtype=dtype)["lm_head"]["weight"]
     assert_array_equal(loaded, load(tmp_path, config, CAUSAL, dtype=resolved)["lm_head"]["weight"])
+
+
+def test_a_precision_that_is_none_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, random_tensors())
+    for resolve in (partial(resolve_dtype, tmp_path, tiny_config()), partial(load, tmp_path, tiny_config(), CAUSAL)):
+        with pytest.raises(ValueError, match=r"^dtype: got 'int8', expected one of auto, float32, "):
+            resolve(dtype="int8")
+
+
+def test_the_precision_of_files_without_weights(tmp_path: Path) -> None:
+    put(tmp_path, {"x": Stored("I32", (3,), bytes(12))})
+    assert resolve_dtype(tmp_path, tiny_config(dtype=None)) == "float32"
 
 
 # ---- the files of one class in another

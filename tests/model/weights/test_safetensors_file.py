@@ -160,6 +160,7 @@ GOOD = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
         ({"shape": [2**64, 0]}, "is not a list of whole numbers"),
         ({"shape": [2, 3] + [1] * 31}, "has 33 axes, expected at most 32"),
         ({"shape": [2**62, 2**62]}, "is larger than any file"),
+        ({"dtype": "U8", "shape": [2, 2**62]}, "is larger than any file"),
         ({"shape": [2, 4]}, "takes 32 bytes, but data_offsets [0, 24] span 24"),
         ({"dtype": "F4", "shape": [47]}, "ends in the middle of a byte"),
         ({"data_offsets": [-24, 0]}, "are not two whole numbers"),
@@ -172,6 +173,13 @@ def test_tensor_that_contradicts_itself(tmp_path: Path, change: dict[str, Any], 
     text = refused(tmp_path, header_of({"the name": {**GOOD, **change}}, 24))
     assert "tensor 'the name'" in text
     assert message in text
+
+
+def test_the_largest_tensor_that_a_file_may_have(tmp_path: Path) -> None:
+    assert opened(tmp_path, header_of({"x": {**GOOD, "shape": [2, 3] + [1] * 30}}, 24)).tensors["x"].nbytes == 24
+    largest = 2**63 - 1
+    entry = {"dtype": "U8", "shape": [largest], "data_offsets": [0, largest]}
+    assert "is cut short: its header describes 9,223,372,036,854,775," in refused(tmp_path, header_of({"x": entry}, 24))
 
 
 @pytest.mark.parametrize("entry", [*({k: GOOD[k] for k in GOOD if k != left} for left in GOOD), None, [], 1, "F32"])

@@ -123,7 +123,7 @@ def test_shards_by_hand(tmp_path: Path) -> None:
     ("size", "count"),
     [
         ("1KB", 10**3), ("2MB", 2 * 10**6), ("5GB", 5 * 10**9), ("3 tb", 3 * 10**12), (".5KB", 500), ("1.KB", 1000),
-        (7, 7),
+        (7, 7), (1, 1),
     ],
 )  # fmt: skip
 def test_units_are_powers_of_a_thousand(size: int | str, count: int) -> None:
