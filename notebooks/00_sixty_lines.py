@@ -22,7 +22,7 @@
 # off, and a check shows that your 60 lines compute what the reference implementation computes.
 #
 # You need NumPy and the idea that a language model predicts the next token. Allow 25 minutes. The cells together are
-# the file `notebooks/tiny.py`.
+# the file [tiny.py](tiny.py). The [glossary](reference/guides/glossary.md) explains the words.
 
 # %%
 # %matplotlib inline

@@ -22,7 +22,6 @@
 
 # %%
 # %matplotlib inline
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -241,23 +240,28 @@ sketches.sinks(*sinks["beginning"])
 # - Four second maps give `<|endoftext|>` 2.9 to 3.8 times the even share: a weak sink. (Whether they need this weight
 #   elsewhere was not tested.)
 #
-# The cell below also checks that our loop is the model.
-
-# %%
-# asserts what this chapter says; may fail after changes of your own
-assert change[:, :king].max() == 0 < change[1:, king:].min()
-assert np.flatnonzero(moved["RMSNorm"]).tolist() == np.flatnonzero(moved["SwiGLU"]).tolist() == [king]
-assert np.flatnonzero(moved["attention"]).tolist() == list(range(king, len(tokens)))
-assert answers[0] == tokens[-1]
-assert [answer == " son" for answer in answers] == [False] * 3 + [True] * 4
-assert all(a > b for a, b in pairwise(losses))
-assert len(set(strongest[1])) == 3
-assert strongest[2].count(" had") == 2
-assert np.argwhere(sinks["beginning"][1] > 2.5).tolist() == [[0, 2], [1, 0], [5, 0], [5, 1]]
-assert sinks["beginning"][0].max() < 2.5
-assert sinks["middle"].max() < 1.2
-assert of_words["house"] < of_words["hen"] < 0.6 < min(of_words["king"], of_words["man"])
-assert np.allclose(before[:-1], np.concatenate(out.hidden_states[:-1]), rtol=0, atol=1e-10)
+# That our loop is the model is among the checks:
+#
+# <details>
+# <summary>What is checked of this chapter</summary>
+#
+# ```python
+# assert change[:, :king].max() == 0 < change[1:, king:].min()
+# assert np.flatnonzero(moved["RMSNorm"]).tolist() == np.flatnonzero(moved["SwiGLU"]).tolist() == [king]
+# assert np.flatnonzero(moved["attention"]).tolist() == list(range(king, len(tokens)))
+# assert answers[0] == tokens[-1]
+# assert [answer == " son" for answer in answers] == [False] * 3 + [True] * 4
+# assert all(a > b for a, b in zip(losses, losses[1:]))
+# assert len(set(strongest[1])) == 3
+# assert strongest[2].count(" had") == 2
+# assert np.argwhere(sinks["beginning"][1] > 2.5).tolist() == [[0, 2], [1, 0], [5, 0], [5, 1]]
+# assert sinks["beginning"][0].max() < 2.5
+# assert sinks["middle"].max() < 1.2
+# assert of_words["house"] < of_words["hen"] < 0.6 < min(of_words["king"], of_words["man"])
+# assert np.allclose(before[:-1], np.concatenate(out.hidden_states[:-1]), rtol=0, atol=1e-10)
+# ```
+#
+# </details>
 
 # %% [markdown]
 # ## Exercises

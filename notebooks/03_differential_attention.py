@@ -459,36 +459,41 @@ for layer, at in enumerate(prefixes):
 #
 # All this is one model of 2.9 million parameters; large ones may do otherwise. Chapter 09 asks whether differential
 # attention *looks* at less noise than plain attention when both are trained for one task.
-
-# %%
-# asserts what this chapter says; may fail after changes of your own
-noisy, found = shares.values()
-assert noisy.max() > 2 * noisy[0]
-assert found.max() < found[0] + 0.1
-for (best, last), share in zip(rules.values(), shares.values(), strict=True):
-    assert abs(best - lambdas_tried[share.argmax()]) < 0.03
-    assert abs(last - lambdas_tried[share > share[0]].max()) < 0.01
-assert first[needle] > (first - 0.75 * second)[needle]
-assert np.allclose(strong, -exchanged)
-assert (grows[[0, 2, 4, 5], 0] >= 7).all()
-assert grows[1, 0] == 0
-assert np.allclose(relative, 1 - np.array(start_lambdas), rtol=0, atol=0.002)
-assert own.mean(axis=0).max() < 0.405
-assert own.mean(axis=0)[1:].min() > 0.235
-assert own.mean(axis=0)[0] < 0
-assert single.max() < 0.525
-assert change < 0.0205
-assert all(less[layer][0] < -less[layer][1] for layer in (0, 2, 3, 4))
-assert (measured < alone).all()
-assert falls.min() > 0.9
-assert (np.where(lambdas[:, None] > 1, second_breadth, first_breadth) > 30).sum() == 5
-assert (if_shared[2:5] > alone[2:5] + 0.1).all()
-assert if_shared[0] < alone[0]
-assert np.argwhere(~leading_sharp).tolist() == [[3, 2]]
-assert all(abs(removed[layer,][0]) < removed[layer,][1] for layer in (0, 2, 3, 4))
-assert wrong_map[0] > 0.2
-assert all(removed[changed][0] > removed[changed][1] for changed in ((0, 2, 3, 4), (1,), (5,)))
-assert np.allclose(seen.difference.sum(axis=-1), 1 - seen.lambdas[:, None, None], rtol=0, atol=1e-10)
+#
+# <details>
+# <summary>What is checked of this chapter</summary>
+#
+# ```python
+# noisy, found = shares.values()
+# assert noisy.max() > 2 * noisy[0]
+# assert found.max() < found[0] + 0.1
+# for (best, last), share in zip(rules.values(), shares.values(), strict=True):
+#     assert abs(best - lambdas_tried[share.argmax()]) < 0.03
+#     assert abs(last - lambdas_tried[share > share[0]].max()) < 0.01
+# assert first[needle] > (first - 0.75 * second)[needle]
+# assert np.allclose(strong, -exchanged)
+# assert (grows[[0, 2, 4, 5], 0] >= 7).all()
+# assert grows[1, 0] == 0
+# assert np.allclose(relative, 1 - np.array(start_lambdas), rtol=0, atol=0.002)
+# assert own.mean(axis=0).max() < 0.405
+# assert own.mean(axis=0)[1:].min() > 0.235
+# assert own.mean(axis=0)[0] < 0
+# assert single.max() < 0.525
+# assert change < 0.0205
+# assert all(less[layer][0] < -less[layer][1] for layer in (0, 2, 3, 4))
+# assert (measured < alone).all()
+# assert falls.min() > 0.9
+# assert (np.where(lambdas[:, None] > 1, second_breadth, first_breadth) > 30).sum() == 5
+# assert (if_shared[2:5] > alone[2:5] + 0.1).all()
+# assert if_shared[0] < alone[0]
+# assert np.argwhere(~leading_sharp).tolist() == [[3, 2]]
+# assert all(abs(removed[layer,][0]) < removed[layer,][1] for layer in (0, 2, 3, 4))
+# assert wrong_map[0] > 0.2
+# assert all(removed[changed][0] > removed[changed][1] for changed in ((0, 2, 3, 4), (1,), (5,)))
+# assert np.allclose(seen.difference.sum(axis=-1), 1 - seen.lambdas[:, None, None], rtol=0, atol=1e-10)
+# ```
+#
+# </details>
 
 # %% [markdown]
 # ## Exercises

@@ -106,8 +106,8 @@ sketches.curves(lengths - start + 1, {"without a cache": without / 1e6, "with a 
 # cache the weights' part grows with n and that of the pairs with n².
 #
 # Multiplications are not seconds. A step with a cache reads every weight of the model for one single token, so in a
-# large model the speed of memory limits it. In one as small as ours we expect the fixed cost of a step to matter more.
-# Exercise 6 measures seconds.
+# large model the speed of memory limits it ([measured](reference/guides/performance.md)). In one as small as ours we
+# expect the fixed cost of a step to matter more. Exercise 6 measures seconds.
 #
 # The price is memory: a key and a value of every token, in every layer and head. Differential attention needs no more
 # of it than plain attention with as many heads: a pair keeps two keys and one value of twice the size, as two plain
@@ -184,14 +184,19 @@ for seed, temperature in ((0, 0.8), (1, 0.8), (2, 0.8), (0, 2.0)):
 # - Writing is a loop: scores, pick, append.
 # - Keys and values of earlier tokens never change, so they are kept. The cache is exact; it trades memory for time.
 # - Temperature, top-k and top-p reshape the distribution. A draw is one look-up in the cumulative probabilities.
-
-# %%
-# asserts what this chapter says; may fail after changes of your own
-assert np.array_equal(model.generate(ids[None], max_new_tokens=24)[0], story)
-assert np.allclose(whole.logits[:, 10:], rest.logits, rtol=0, atol=1e-10)
-assert without[-1] > 5 * with_cache[-1]
-assert (np.abs(frequencies - p) <= 4 * np.sqrt(p * (1 - p) / len(drawn))).all()
-assert told.count("a daughter to") >= 3
+#
+# <details>
+# <summary>What is checked of this chapter</summary>
+#
+# ```python
+# assert np.array_equal(model.generate(ids[None], max_new_tokens=24)[0], story)
+# assert np.allclose(whole.logits[:, 10:], rest.logits, rtol=0, atol=1e-10)
+# assert without[-1] > 5 * with_cache[-1]
+# assert (np.abs(frequencies - p) <= 4 * np.sqrt(p * (1 - p) / len(drawn))).all()
+# assert told.count("a daughter to") >= 3
+# ```
+#
+# </details>
 
 # %% [markdown]
 # ## Exercises

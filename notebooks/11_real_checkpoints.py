@@ -110,7 +110,7 @@ for name, config in configs.items():
 # %% [markdown]
 # `handcut` is stored as float32, so its weights take the 4.943 GB of the first column. The 1B model is stored as
 # bfloat16. With the assumed dimensions it takes 2.777 GB with `--weights stored`, and 5.554 GB without. The rest of the
-# process comes on top. (`reference/guides/testing.md` has measured peaks, with random weights in these dimensions.)
+# process comes on top. ([Measured](reference/guides/testing.md#full-size), with random weights in these dimensions.)
 #
 # ## How much time
 #
@@ -133,8 +133,8 @@ for name, halved in (("handcut", "bfloat16 copy"), ("1B, assumed", "bfloat16, st
         print(f"{name:11} {dtype:16} " + " ".join(f"{rate:9.1f}" for rate in rates))
 
 # %% [markdown]
-# These are bounds, not measurements. `refdiff bench` measures how near refdiff comes to them on your machine;
-# `reference/guides/performance.md` has such a run, with random weights in `handcut`'s dimensions.
+# These are bounds, not measurements. `refdiff bench` measures how near refdiff comes to them on your machine.
+# [Performance](reference/guides/performance.md) has such a run, with random weights in `handcut`'s dimensions.
 #
 # A token of the prompt costs less than one that is written: the prompt's tokens go through together, and each weight is
 # read once for all of them.
@@ -150,7 +150,7 @@ room, lines = {}, {}
 for dtype, width in (("float32", 4), ("bfloat16", 2)):
     held = width * parameters["handcut"]
     room[dtype] = (free - held) // cache["handcut"]
-    lines[f"weights in {dtype}"] = (held + lengths * cache["handcut"]) / gigabyte
+    lines[f"with weights in {dtype}"] = (held + lengths * cache["handcut"]) / gigabyte
     print(f"weights in {dtype:8} {held / gigabyte:.2f} GB, room for {room[dtype]:,} tokens; at most "
           f"{speed / held:.1f} tokens a second at first, {speed / free:.1f} with the memory full")  # fmt: skip
 lines["keys and values alone"] = lengths * cache["handcut"] / gigabyte

@@ -5,8 +5,8 @@
     python notebooks/build.py --check     # writes nothing; exit 1 if a pair is stale or a fresh run gives other outputs
     python notebooks/build.py --check --installed # with the refdiff that pip installed, not the one beside this folder
 
-A .py is in jupytext's percent format. The .ipynb leaves out its comments for the formatter and the linter. Code in the
-hidden answers of exercises is run with the rest, behind the last cell, and what it shows is dropped.
+A .py is in jupytext's percent format. The .ipynb leaves out its comments for the formatter and the linter. Code that is
+folded (answers of exercises, what is checked of a chapter) is run behind the last cell, and what it shows is dropped.
 
 Kernels run the refdiff that stands beside this folder, installed or not. With --installed they run what a reader's own
 would, who has done `pip install '.[notebooks]'`; where that is this same folder, it fails.
@@ -115,7 +115,7 @@ def executed(path: Path, *, installed: bool = False) -> Any:
 
 
 def _answers(notebook: Any) -> list[str]:
-    """The Python code that stands in hidden answers."""
+    """The Python code that is folded: answers, and what is checked of the chapter."""
     hidden = (cell.source.partition("<details>")[2] for cell in notebook.cells if cell.cell_type == "markdown")
     return [code for text in hidden for code in re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)]
 

@@ -107,6 +107,14 @@ def test_each_has_all_its_parts(path: Path) -> None:
         assert "*For engineers.*" in text
 
 
+@pytest.mark.parametrize("path", LEARNERS[1:], ids=[path.stem for path in LEARNERS[1:]])
+def test_what_is_checked_of_a_chapter_is_folded(path: Path) -> None:
+    """Chapter 00 alone shows it: there it is the result."""
+    assert not [node for tree in _code(path) for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    folded = _text(path).split("<summary>What is checked of this chapter</summary>\n\n```python\n")[1]
+    assert folded.split("```\n\n</details>")[0].count("assert ") >= 5
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
 def test_links_lead_to_files_that_are_there(path: Path) -> None:
     targets = [target for target in re.findall(r"\]\(([^)#\s]+)", _text(path)) if re.search(r"\.\w+$", target)]
