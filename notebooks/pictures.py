@@ -120,7 +120,7 @@ def speeds() -> str:
     lines = [
         *markdown_lines({**report, "rows": first}),
         *("", *_folded("Other rows, 16-bit weights, and training")),
-        *markdown_lines({**report, "rows": others}),
+        *_as_before(report, markdown_lines({**report, "rows": others})),
     ]
     missing = _missing((*parse_rows(",".join(AIMS)), *ALL), rows)
     short = [said for row in rows for said in short_of(row, AIMS.get(row["row"]))]
@@ -129,7 +129,7 @@ def speeds() -> str:
         (TRAINED, TRAIN, lambda row: short_of(row, TRAINING_AIM), ""),
     ):
         found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"rows": []}
-        lines += ["", *markdown_lines(found)] if found["rows"] else []
+        lines += ["", *_as_before(report, markdown_lines(found))] if found["rows"] else []
         missing += [title + suffix for title in _missing(wanted, found["rows"])]
         short += [said for row in found["rows"] for said in said_of(row)]
     reached = [said for row in rows for said in met(row, AIMS.get(row["row"]))]
@@ -137,7 +137,7 @@ def speeds() -> str:
         *("", "</details>", "", "### Targets", ""),
         f"{len(short)} of {len(short) + len(reached)} targets are missed.",
         *("", *_folded("The targets, and what was measured")),
-        "| misses its target | measured | target | required share of peak | without the losses below | earlier runs |",
+        "| misses its target | measured | target | required share | without the losses below | earlier runs |",
         "|---|---|---|---|---|---|",
         *(short or ["| nothing |"]),
     ]
@@ -156,6 +156,13 @@ def speeds() -> str:
 def _folded(title: str) -> list[str]:
     """The lines that begin a part of a page which a reader opens."""
     return ["<details>", f"<summary>{title}</summary>", ""]
+
+
+def _as_before(report: dict[str, Any], lines: list[str]) -> list[str]:
+    """Return a table without its last words, on machine, versions and commit, where they are those of `report`."""
+    words = markdown_lines(report)[-1].partition(". ")[2]
+    told = lines[-1].removesuffix(words)
+    return lines if told == lines[-1] else [*lines[:-1], f"{told}Machine, versions and commit as above."]
 
 
 def _missing(wanted: Iterable[BenchRow], rows: list[dict[str, Any]]) -> list[str]:

@@ -80,14 +80,14 @@ def _rows(row: dict[str, Any]) -> list[tuple[str, str, str, str, str]]:
 
 
 def _remarks(row: dict[str, Any]) -> list[str]:
-    """Return remarks about a row's numbers: shares of the peak, passes through the model."""
+    """Return remarks about a row's numbers: shares of the ceiling, passes through the model."""
     passes = {name: statistics.median(side["passes"]) for name, side in row["sides"].items() if "passes" in side}
     counted = ", ".join(f"{_NAMES[name]} {number:g}" for name, number in passes.items())
     return ([_share(row)] if row["ceiling"] else []) + ([f"{counted} passes through the model"] if passes else [])
 
 
 def _share(row: dict[str, Any]) -> str:
-    """Return the name of the peak, and each side's share of it."""
+    """Return the name of the ceiling, and each side's share of it."""
     ceiling = row["ceiling"]
     unit = _rate(ceiling["rates"], ceiling["kind"])
     names = {**_NAMES, "transformers": "torch"} if row["row"].startswith("product") else _NAMES
