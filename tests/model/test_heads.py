@@ -9,6 +9,7 @@ import pytest
 
 import refdiff
 from refdiff.generation import generate
+from tests.backends.tuned import tune
 from tests.model.models import CLASSES, ids, small_model
 
 TOKENS = ids(0, 2, 7)
@@ -176,8 +177,9 @@ CAUSAL, ANSWER = refdiff.DiffLlamaForCausalLM, refdiff.DiffLlamaForQuestionAnswe
     ],
 )
 def test_targets_that_do_not_fit_are_told_so_by_name(kind, targets, error, message):
-    model = small_model(kind)
-    for call in (model, model.loss_and_grad):
+    model, in_parts = small_model(kind), small_model(kind)
+    tune(in_parts.backend.kernels, training_tokens=7)
+    for call in (model, model.loss_and_grad, in_parts.loss_and_grad):
         with pytest.raises(error, match=f"^{message}"):
             call(TOKENS, **targets)
 
@@ -217,7 +219,7 @@ def test_generate_hands_everything_on():
         model.generate(TOKENS, mask, None, np.random.default_rng(3), 5)
 
 
-@pytest.mark.parametrize("name", ["lables", "last"])
+@pytest.mark.parametrize("name", ["lables", "abel", "last"])
 @pytest.mark.parametrize("kind", CLASSES)
 def test_an_unknown_argument_is_told_all_that_the_class_takes(kind, name):
     known = ["input_ids", "attention_mask", *TARGETS.get(kind, {}), "position_ids", "use_cache"]
@@ -226,7 +228,7 @@ def test_an_unknown_argument_is_told_all_that_the_class_takes(kind, name):
     with pytest.raises(TypeError, match=f"unexpected argument '{name}'") as caught:
         small_model(kind)(TOKENS, **{name: TOKENS})
     assert set(known) <= set(re.findall(r"\w+", str(caught.value)))
-    assert ("did you mean labels?" in str(caught.value)) == (name == "lables" and "labels" in known)
+    assert ("did you mean labels?" in str(caught.value)) == (name != "last" and "labels" in known)
 
 
 def test_the_help_of_a_call_has_its_own_arguments_after_those_of_all():
