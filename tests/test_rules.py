@@ -160,9 +160,13 @@ def test_only_backends_know_what_is_fast() -> None:
     assert not found
 
 
-def test_only_the_oracle_reads_signatures() -> None:
-    """It asks what a user's kernel takes, and a call for its arguments. Elsewhere the documented ones are given."""
+def test_only_the_oracle_and_pipelines_read_signatures() -> None:
+    """The oracle asks what a user's kernel takes, and a call for its arguments; a pipeline lists the options of its run.
+
+    Elsewhere the documented arguments are given.
+    """
     reads = {f"refdiff/oracle/{file}.py" for file in ("inputs/outputs", "judge/child", "mistakes/catalogue")}
+    reads.add("refdiff/pipelines/base.py")
     names = {"inspect.signature", "inspect.getfullargspec", "__kwdefaults__", "__signature__", "__wrapped__"}
     found = [
         (path, name)
