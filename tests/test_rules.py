@@ -161,7 +161,7 @@ def test_only_backends_know_what_is_fast() -> None:
 
 
 def test_only_the_oracle_and_pipelines_read_signatures() -> None:
-    """The oracle asks what a user's kernel takes, and a call for its arguments; a pipeline lists the options of its run.
+    """The oracle asks what a user's kernel takes, and a call for its arguments; a pipeline lists its run's options.
 
     Elsewhere the documented arguments are given.
     """

@@ -135,6 +135,21 @@ def test_a_changed_copy_keeps_the_other_fields() -> None:
     assert DiffLlamaConfig(extra={"prefix": "p", "vocab_size": 7}, vocab_size=9).vocab_size == 9
 
 
+def test_another_number_of_labels_replaces_their_names() -> None:
+    config = DiffLlamaConfig(id2label={0: "a", 1: "b", 2: "c"})
+    config.num_labels = 3
+    assert config.id2label == {0: "a", 1: "b", 2: "c"}
+    config.num_labels = 4
+    assert config.id2label == {i: f"LABEL_{i}" for i in range(4)}
+    assert config.label2id == {f"LABEL_{i}": i for i in range(4)}
+
+
+def test_the_original_context_may_stand_beside_the_rotary_settings() -> None:
+    rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    config = DiffLlamaConfig(rope_parameters=rope, original_max_position_embeddings=512)
+    assert config.rope_parameters["original_max_position_embeddings"] == 512
+
+
 def test_fields_that_say_nothing_are_not_saved(tmp_path: Path) -> None:
     config = DiffLlamaConfig(id2label={0: "a", 1: "b", 2: "c"})
     saved = json.loads(config.save_pretrained(tmp_path).read_text())
