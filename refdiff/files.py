@@ -24,7 +24,7 @@ from refdiff.errors import CheckpointError
 from refdiff.messages import json_type, show_name
 
 MAX_JSON = 10_000_000
-"""The most bytes of a JSON file, unless the caller gives another limit."""
+"""The most bytes of a JSON file."""
 MAX_VALUES = 1_000_000
 """The most values of a JSON file. Each takes about 60 bytes of memory, however short it is in the file."""
 MAX_DEPTH = 100
@@ -102,14 +102,14 @@ def read_text(path: str | os.PathLike[str], *, max_bytes: int, folder: str | os.
         raise CheckpointError(f"{path}: not UTF-8 text (byte {error.start}); write the file again as UTF-8") from None
 
 
-def read_json(path: str | os.PathLike[str], *, max_bytes: int = MAX_JSON) -> dict[str, Any]:
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a JSON file whose top level is an object; links are followed within the file's own folder.
 
     Raises:
         CheckpointError: as `read_text`; or the file is not JSON, nested deeper than 100 levels, has more than a million
             values, or has a key twice in one object.
     """
-    text = read_text(path, max_bytes=max_bytes, folder=Path(path).parent)
+    text = read_text(path, max_bytes=MAX_JSON, folder=Path(path).parent)
     if sum(map(text.count, ",:[{")) > MAX_VALUES:
         raise CheckpointError(f"{path}: more than {MAX_VALUES:,} values, the most that is read of such a file")
     try:

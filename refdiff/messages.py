@@ -32,13 +32,13 @@ def printable(text: object, limit: int = MAX_MESSAGE) -> str:
     return shown
 
 
-def list_problems(problems: Sequence[str], limit: int = 20) -> str:
-    """Return one problem as it is, or several as lines: at most `limit`, and no more than fit into a message."""
+def list_problems(problems: Sequence[str]) -> str:
+    """Return one problem as it is, or several as lines: at most 20, and no more than fit into a message."""
     if len(problems) == 1:
         return problems[0]
     capacity, length = 3 * MAX_MESSAGE // 4, 0  # the rest is for the name of the file
     shown: list[str] = []
-    for problem in problems[:limit]:
+    for problem in problems[:20]:
         line = f"  {_cut(problem, capacity - 2)}"
         length += len(line)
         if length > capacity:
