@@ -30,7 +30,7 @@ def masks_fit(masks: tuple[Array | None, ...], maps: int, shape: tuple[int, int,
     return all(x is None or any(broadcasts_to(x, one) for one in shapes) for x in masks)
 
 
-def by_map(x: Array | None, heads: int) -> tuple[Array | None, Array | None]:
+def split_by_map(x: Array | None, heads: int) -> tuple[Array | None, Array | None]:
     """Return each map's part of a mask or bias, with four axes."""
     if x is None:
         return None, None

@@ -11,7 +11,7 @@ from refdiff.exercises.exercise import Exercise, Floats, sampler
 from refdiff.generation import sampling
 
 
-def _of_targets(x: Floats, targets: Floats) -> Any:
+def _pick_targets(x: Floats, targets: Floats) -> Any:
     return np.take_along_axis(x, targets[..., None], axis=-1)[..., 0]
 
 
@@ -88,11 +88,11 @@ EXERCISES = (
             "the sum over tokens is taken, not the mean":
                 lambda z, targets: targets.size * layers.cross_entropy(z, targets),
             "exp overflows in the softmax: subtract the row's largest score first":
-                lambda z, targets: -np.log(_of_targets(np.exp(z) / np.exp(z).sum(-1, keepdims=True), targets)).mean(),
+                lambda z, targets: -np.log(_pick_targets(np.exp(z) / np.exp(z).sum(-1, keepdims=True), targets)).mean(),
             "exp overflows in the log of its sum: subtract the row's largest score first":
-                lambda z, targets: (np.log(np.exp(z).sum(-1)) - _of_targets(z, targets)).mean(),
+                lambda z, targets: (np.log(np.exp(z).sum(-1)) - _pick_targets(z, targets)).mean(),
             "the softmax rounds small probabilities to 0, whose log is −∞: log p is z − log Σ exp z, without a softmax":
-                lambda z, targets: -np.log(_of_targets(layers.softmax(z), targets)).mean(),
+                lambda z, targets: -np.log(_pick_targets(layers.softmax(z), targets)).mean(),
         },
     ),
     Exercise(

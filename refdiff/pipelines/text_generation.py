@@ -117,7 +117,7 @@ class TextGenerationPipeline(Pipeline):
         template = {"tools": tools, "documents": documents}
         prompts = [_Prompt(item, continue_final_message) for item in items]
         encoded = self._encode(prompts, prefix, tokenizer_options, template)
-        generation = self._with_defaults(generation, stop_sequence)
+        generation = self._add_defaults(generation, stop_sequence)
         if handle_long_generation is not None:
             encoded = self._shorten(encoded, generation, handle_long_generation)
         ids, width = encoded["input_ids"], encoded["input_ids"].shape[1]
@@ -167,7 +167,7 @@ class TextGenerationPipeline(Pipeline):
             options = {"padding": True, "padding_side": "left", **options}
         return self.tokenizer(texts, return_tensors="np", **options)
 
-    def _with_defaults(self, generation: dict[str, Any], stop_sequence: str | list[str] | None) -> dict[str, Any]:
+    def _add_defaults(self, generation: dict[str, Any], stop_sequence: str | list[str] | None) -> dict[str, Any]:
         given = dict(generation)
         if stop_sequence is not None:
             given["stop_strings"] = [stop_sequence] if isinstance(stop_sequence, str) else stop_sequence

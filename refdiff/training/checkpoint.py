@@ -128,7 +128,7 @@ def update_description(folder: Path, step: int, about: dict[str, Any]) -> None:
     Raises:
         OSError: the disk is full or not writable; the file is unchanged.
     """
-    with _with_advice("cannot write the settings that are to change", folder / "training.json"):
+    with _add_advice("cannot write the settings that are to change", folder / "training.json"):
         describe(folder, step, about)
 
 
@@ -194,7 +194,7 @@ def log(out: Path, record: dict[str, Any]) -> None:
     """
     path = out / "log.jsonl"
     with (
-        _with_advice(f"cannot write the record of step {record['step']}", path),
+        _add_advice(f"cannot write the record of step {record['step']}", path),
         path.open("a", encoding="utf-8") as file,
     ):
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -225,7 +225,7 @@ def truncate_log(out: Path, step: int) -> None:
     open_file(path, folder=out).close()  # `log` will append to it
     kept = "".join(line + "\n" for line, record in _records(path) if record["step"] <= step).encode()
     if kept != path.read_bytes():
-        with _with_advice("cannot delete the records of steps that were not saved", path):
+        with _add_advice("cannot delete the records of steps that were not saved", path):
             write_atomically(path, kept)
 
 
@@ -246,7 +246,7 @@ def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 @contextlib.contextmanager
-def _with_advice(what: str, path: Path) -> Iterator[None]:
+def _add_advice(what: str, path: Path) -> Iterator[None]:
     """Add to an error of the disk what failed, and what to do."""
     try:
         yield

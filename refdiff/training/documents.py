@@ -46,7 +46,7 @@ def pieces(path: Path, start: int = 0, stop: int | None = None) -> Iterator[tupl
                 continue
             held += line
             if len(held) >= PIECE:
-                cut = _before_last_space(held)
+                cut = _last_split(held)
                 yield held[:cut], False
                 held, begun = held[cut:], True
     _decoded(decoder, b"", path, at, final=True)
@@ -103,7 +103,7 @@ def _decoded(decoder: codecs.IncrementalDecoder, raw: bytes, path: Path, at: int
         raise ValueError(f"{path}: not UTF-8 text near byte {at + error.start}; write the file as UTF-8") from None
 
 
-def _before_last_space(text: str) -> int:
+def _last_split(text: str) -> int:
     cut = max(text.rfind(" "), text.rfind("\n"))
     while cut > 0 and text[cut - 1].isspace():
         cut -= 1

@@ -182,7 +182,7 @@ def draw_rows(
     return RetrievalRows(ids, labels, asking, starts[row, asked], haystack)
 
 
-def without_second_map(name: str, function: Any) -> Any:
+def zero_lambda(name: str, function: Any) -> Any:
     """Wrap the layers that compute λ: it is 0, and so are its gradients."""
     if name in ("diff_lambda", "diff_lambda_v2"):
         return lambda *args, **kwargs: 0 * function(*args, **kwargs)
@@ -202,7 +202,7 @@ def train(
     x, rng = experiment, np.random.default_rng((seed, 0))
     model = DiffLlamaForCausalLM.from_config(x.config(wiring), seed, threads=threads)
     if not second_map:
-        model.ops = overlay(model.ops, without_second_map)
+        model.ops = overlay(model.ops, zero_lambda)
     params = {name: np.array(a, order="C") for name, a in flatten(model.params).items()}
     model.params = nest(params)
     optimizer = Muon(params, weight_decay=0.01)

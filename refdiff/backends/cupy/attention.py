@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.arrays import Array, namespace
-from refdiff.backends.attention_inputs import by_map, fits, masks_fit
+from refdiff.backends.attention_inputs import fits, masks_fit, split_by_map
 from refdiff.backends.cupy.device import NUMBERS, Runtime
 from refdiff.backends.cupy.geometry import (
     Tiles,
@@ -113,7 +113,7 @@ class AttentionCall:
             return None
         if bias is not None:
             bias = xp.astype(bias, xp.float32, copy=False)
-        masks, biases = by_map(mask, H), by_map(bias, H)
+        masks, biases = split_by_map(mask, H), split_by_map(bias, H)
         q, k, (v,) = rows_lie_whole(*q), rows_lie_whole(*k), rows_lie_whole(v)
         length = 0 if backward or rt.length is None else device.address(rt.length)
         axes = (axes_of(x).item() for x in (q[0], k[0], v, lambda_, masks[0], biases[0]))

@@ -32,12 +32,12 @@ def linears(rt: Runtime, x: Array, *projections: Mapping[str, Any]) -> Any:
         return NotImplemented
     xp, flat = namespace(x), _flat(x)
     rounded = {"float32": flat}
-    as_read = [_as_read(**p) for p in projections]
+    readable = [_readable(**p) for p in projections]
     if flat.shape[0] <= rt.tuning.few_rows:
-        results = _few_rows(rt, flat, as_read)
+        results = _few_rows(rt, flat, readable)
     else:
         results = []
-        for weight, bias in as_read:
+        for weight, bias in readable:
             kind = weight.dtype.name
             if kind not in rounded:
                 rounded[kind] = xp.astype(flat, weight.dtype)
@@ -90,7 +90,7 @@ def _gated_few(rt: Runtime, x: Array, gate_proj: Mapping[str, Any], up_proj: Map
     """
     if not all(_fits(x, **p) for p in (gate_proj, up_proj)) or x.size > rt.tuning.few_rows * x.shape[-1]:
         return NotImplemented
-    (gate, gate_bias), (up, up_bias) = _as_read(**gate_proj), _as_read(**up_proj)
+    (gate, gate_bias), (up, up_bias) = _readable(**gate_proj), _readable(**up_proj)
     if gate.dtype != up.dtype or gate.shape != up.shape:
         return NotImplemented
     flat = _flat(x)
@@ -118,7 +118,7 @@ def _flat(x: Array) -> Array:
     return contiguous(namespace(x).reshape(x, (-1, x.shape[-1])))
 
 
-def _as_read(weight: Array, bias: Array | None = None) -> tuple[Array, Array | None]:
+def _readable(weight: Array, bias: Array | None = None) -> tuple[Array, Array | None]:
     """Return a weight in one piece, and its bias in float32."""
     xp = namespace(weight)
     return contiguous(weight), None if bias is None else xp.astype(bias, xp.float32, copy=False)

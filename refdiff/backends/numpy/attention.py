@@ -51,7 +51,7 @@ def diff_attention_with_lse(
     if x is None or not _takes_blocks(rt, x):
         return NotImplemented
     lse = np.empty((2, 2, *q1.shape[:3], 1), q1.dtype)
-    return _by_blocks(rt, x, lse), lse
+    return _attend_by_blocks(rt, x, lse), lse
 
 
 def plain_heads(
@@ -109,9 +109,9 @@ def _attend(rt: Runtime, x: Operands) -> FloatArray:
     of a block are held, and memory grows with T, not with T². What is small is computed at once.
     """
     if _takes_blocks(rt, x):
-        return _by_blocks(rt, x)
+        return _attend_by_blocks(rt, x)
     if rt.tuning.few_queries <= x.maps[0][0].shape[2]:
-        return _at_once(rt, x)
+        return _attend_at_once(rt, x)
     one_by_one = [(q[:, None], k[:, None]) for q, k, *_ in x.maps]
     return decode_attention(rt, one_by_one, [(mask, bias) for *_, mask, bias in x.maps], x.v, x.lambdas, x.causal)
 
@@ -122,7 +122,7 @@ def _takes_blocks(rt: Runtime, x: Operands) -> bool:
     return bool(rt.tuning.few_queries <= T and rt.tuning.cached_scores < B * H * T * S)
 
 
-def _at_once(rt: Runtime, x: Operands) -> FloatArray:
+def _attend_at_once(rt: Runtime, x: Operands) -> FloatArray:
     """Multiply all heads in one call."""
     maps, v, lambdas, causal = x
     (B, H, T, _), (K, S, e) = maps[0][0].shape, v.shape[1:]
@@ -136,7 +136,7 @@ def _at_once(rt: Runtime, x: Operands) -> FloatArray:
     return product
 
 
-def _by_blocks(rt: Runtime, x: Operands, lse: FloatArray | None = None) -> FloatArray:
+def _attend_by_blocks(rt: Runtime, x: Operands, lse: FloatArray | None = None) -> FloatArray:
     """Compute (B, H, T, e), in memory (H, e, B, T) as the next product takes it, and multiply by V once.
 
     With P = exp(S − c) and row sums s, (P₁/s₁ − λ P₂/s₂) V = ((P₁ − λ (s₁/s₂) P₂) V) / s₁. A thread holds the scores of

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.backends.attention_inputs import by_map, fits, masks_fit
+from refdiff.backends.attention_inputs import fits, masks_fit, split_by_map
 from refdiff.backends.numpy.gemm_blocks import multiply_keys
 from refdiff.backends.numpy.layout import FloatArray, cut, same_dtype
 from refdiff.backends.numpy.tuning import Tuning
@@ -60,7 +60,7 @@ def operands(
         return None
     if (causal and S < T) or (bias is not None and np.isneginf(bias).any()):
         return None
-    return Operands(list(zip(q, k, by_map(mask, H), by_map(bias, H), strict=False)), v, lambdas, causal)
+    return Operands(list(zip(q, k, split_by_map(mask, H), split_by_map(bias, H), strict=False)), v, lambdas, causal)
 
 
 def part_of(x: NDArray[Any], at: tuple[slice, slice, slice, slice]) -> NDArray[Any]:

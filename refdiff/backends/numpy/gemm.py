@@ -233,7 +233,7 @@ def _token_blocks(rt: Runtime, blocks: TokenBlocks, weight: FloatArray, tokens: 
     rows = rows_per_tile(t, t.block_width, terms)
 
     def part(at: slice) -> None:
-        for first, near in blocks.in_cache():
+        for first, near in blocks.cached_parts():
             into = y[at, first : first + len(near) * near.shape[2]]
             multiply_rows(t, weight[at], rows, near, into, terms)
 

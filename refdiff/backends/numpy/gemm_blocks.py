@@ -41,7 +41,7 @@ class TokenBlocks:
 
         rt.workers.map(copy, cut(K, t.tile_terms))
 
-    def in_cache(self) -> Iterator[tuple[int, FloatArray]]:
+    def cached_parts(self) -> Iterator[tuple[int, FloatArray]]:
         """Yield the first token's number, and as many blocks (blocks, K, tokens) as a cache holds."""
         size = max(self._cached // (self._whole.shape[1] * self._width), 1)
         for at in cut(len(self._whole), size):

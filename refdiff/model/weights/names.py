@@ -176,13 +176,13 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
         if last in level:
             raise ValueError(f"{name!r} is already there, as a value or as the beginning of another name")
         level[last] = value
-    return {key: _with_lists(value) for key, value in root.items()}
+    return {key: _make_lists(value) for key, value in root.items()}
 
 
-def _with_lists(value: Any) -> Any:
+def _make_lists(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
-    level = {key: _with_lists(child) for key, child in value.items()}
+    level = {key: _make_lists(child) for key, child in value.items()}
     if level and set(level) == {str(i) for i in range(len(level))}:
         return [level[str(i)] for i in range(len(level))]
     return level

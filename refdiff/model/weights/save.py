@@ -61,7 +61,7 @@ def save(
     if dtype is None:
         dtype = "float64" if any("float64" in str(array.dtype) for array in arrays.values()) else "float32"
     compute_dtype(dtype)  # refuses a dtype that is none
-    shards = _split(arrays, dtype, _in_bytes(max_shard_size))
+    shards = _split(arrays, dtype, _parse_size(max_shard_size))
     directory = output_folder(directory)
     if directory.exists() and not directory.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "got a file, expected a folder; name another", str(directory))
@@ -80,7 +80,7 @@ def save(
         ) from error
 
 
-def _in_bytes(size: int | str) -> int:
+def _parse_size(size: int | str) -> int:
     match = _SIZE.fullmatch(size) if isinstance(size, str) else None
     count = int(float(match[1]) * _UNITS[match[2].upper()]) if match else size
     if isinstance(count, bool) or not isinstance(count, int) or count <= 0:
@@ -92,7 +92,7 @@ def _in_bytes(size: int | str) -> int:
 
 def _split(arrays: dict[str, Any], dtype: str, limit: int) -> dict[str, list[str]]:
     """Share the tensors out over files as transformers does, sorted by name: file name → tensor names."""
-    in_order = sorted(arrays, key=_in_layer_order)
+    in_order = sorted(arrays, key=_layer_key)
     if count_parameters(array.shape for array in arrays.values()) * NBYTES[dtype] <= limit:
         return {SINGLE: in_order}
     require("huggingface_hub", "saving to several files")
@@ -106,7 +106,7 @@ def _split(arrays: dict[str, Any], dtype: str, limit: int) -> dict[str, list[str
     ).filename_to_tensors
 
 
-def _in_layer_order(name: str) -> list[tuple[int, str]]:
+def _layer_key(name: str) -> list[tuple[int, str]]:
     """Sort names by their parts, and layer 10 after layer 9."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in name.split(".")]
 

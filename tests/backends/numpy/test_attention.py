@@ -13,7 +13,7 @@ from tests.backends.tuned import tune
 from tests.backends.vjp_cases import streams
 
 KERNELS, PIECES = (tune(NumpyKernels(2), unpacked_tokens=n) for n in (1, 24))  # without and with AVX-512
-WAYS = ("_at_once", "decode_attention", "_by_blocks")
+WAYS = ("_attend_at_once", "decode_attention", "_attend_by_blocks")
 LEAST = Tuning.few_queries
 
 
@@ -29,8 +29,8 @@ def taken(monkeypatch):
 @pytest.mark.parametrize(
     ("T", "S", "way"),
     [
-        (1, 2053, "decode_attention"), (LEAST - 1, 1031, "decode_attention"), (LEAST, LEAST, "_at_once"),
-        (LEAST, 3001, "_by_blocks"), (97, 97, "_at_once"), (211, 307, "_by_blocks"),
+        (1, 2053, "decode_attention"), (LEAST - 1, 1031, "decode_attention"), (LEAST, LEAST, "_attend_at_once"),
+        (LEAST, 3001, "_attend_by_blocks"), (97, 97, "_attend_at_once"), (211, 307, "_attend_by_blocks"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("scale", [1.0, 90.0], ids=["small", "large"])
@@ -49,8 +49,8 @@ def test_every_way_is_the_layer_for_scores_of_any_size(taken, T, S, way, scale):
 @pytest.mark.parametrize(
     ("T", "S", "kernels", "way"),
     [
-        (1, 67, KERNELS, "decode_attention"), (5, 1031, KERNELS, "decode_attention"), (211, 307, KERNELS, "_by_blocks"),
-        (90, 333, PIECES, "_by_blocks"),
+        (1, 67, KERNELS, "decode_attention"), (5, 1031, KERNELS, "decode_attention"),
+        (211, 307, KERNELS, "_attend_by_blocks"), (90, 333, PIECES, "_attend_by_blocks"),
     ],
 )  # fmt: skip
 def test_items_of_a_batch_do_not_see_each_other(taken, T, S, kernels, way):

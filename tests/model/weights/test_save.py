@@ -26,7 +26,7 @@ from refdiff.arrays import Deferred
 from refdiff.files import lock
 from refdiff.model import commit
 from refdiff.model.weights import ARCHITECTURES, flatten, headers, initialize, load, nest, parameter_shapes, save
-from refdiff.model.weights.save import _in_bytes as in_bytes
+from refdiff.model.weights.save import _parse_size as in_bytes
 from tests.model.models import WIRINGS
 from tests.model.weights.files import LAYOUTS, layout_changes, tiny_config
 
