@@ -22,7 +22,7 @@ from refdiff.cli.process import (
     remember_ctrl_c,
     warnings_in_one_line,
 )
-from refdiff.cli.terminal import in_flags, note, shown
+from refdiff.cli.terminal import format_error, name_flags, note
 from refdiff.errors import CheckpointError
 from refdiff.messages import did_you_mean
 
@@ -88,7 +88,7 @@ def _failure(command: str | None) -> int:
 
 def _print_error(error: BaseException, args: argparse.Namespace) -> None:
     """Print an error, with the command, the stream that could not be written, and where the model was named."""
-    message = in_flags(shown(error))
+    message = name_flags(format_error(error))
     if not discard_output() and isinstance(error, OSError) and not error.filename:
         message = f"standard output: {message}"
     if "no such folder" in message:

@@ -1,4 +1,4 @@
-"""The options of one answer as arguments of `generate`, its length limit, and its finish reason."""
+"""One answer of a model: its options as arguments of `generate`, its length limit, and its finish reason."""
 
 from __future__ import annotations
 
@@ -140,6 +140,28 @@ def finish_reason(model: Any, transcript: Transcript, full: bool, given: dict[st
     if ended and not given["ignore_eos"]:
         return "eos"
     return "length" if full else "stop"
+
+
+def generate_into(
+    transcript: Transcript, model: Any, tokenizer: Any, ids: list[int], given: dict[str, Any], seed: int
+) -> None:
+    """Generate into the transcript, which keeps the text so far after Ctrl-C."""
+    limit = length_limit(model, given, len(ids))
+    try:
+        sequences = model.generate(
+            [ids],
+            streamer=transcript,
+            seed=seed,
+            max_new_tokens=limit,
+            num_return_sequences=1,
+            return_dict_in_generate=False,
+            **call_options(tokenizer, given),
+        )
+    except KeyboardInterrupt:
+        transcript.close("interrupted")
+    else:
+        full = len(sequences[0]) - len(ids) >= limit
+        transcript.close(finish_reason(model, transcript, full, given))
 
 
 def result_fields(transcript: Transcript, seed: int | None, *, echo: str) -> dict[str, Any]:

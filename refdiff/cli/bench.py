@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
     from refdiff.model.config import DiffLlamaConfig
 
     rows = _rows(args)
+    _check_together(args, rows)
     if args.backend == "cupy":
         arrays.backend("cupy")  # before a checkpoint is written for nothing
     like: str | None = None
@@ -121,44 +122,48 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _rows(args: argparse.Namespace) -> list[BenchRow]:
-    """Return the rows, or raise `UsageError` for options that contradict each other."""
+    """Return the rows to measure, or raise `UsageError` if they are unknown."""
     from refdiff.bench import rows as known
-    from refdiff.bench.plot import NOTHING, can_draw
-    from refdiff.bench.sides import SIXTEEN_BITS
 
-    on_device, sixteen_bits, against = args.backend == "cupy", args.dtype in SIXTEEN_BITS, args.against or ()
     if args.train and args.rows is not None:
         raise UsageError("--train, --rows: got both, expected one of them, such as --rows train:3m")
+    if args.rows is None:
+        everything, short = (known.TRAIN, known.QUICK_TRAIN) if args.train else (known.ALL, known.QUICK)
+        chosen = short if args.quick else everything
+        return [row for row in chosen if args.backend != "cupy" or row.name != "product"]
+    try:
+        return known.parse_rows(args.rows)
+    except ValueError as error:
+        raise UsageError(f"--rows: {error}") from None
+
+
+def _check_together(args: argparse.Namespace, rows: list[BenchRow]) -> None:
+    """Raise `UsageError` for options that contradict each other or the rows, and for files that cannot be written."""
+    from refdiff.bench.plot import NOTHING, can_draw
+    from refdiff.bench.rows import ORACLE_KINDS
+    from refdiff.bench.sides import SIXTEEN_BITS
+
     if args.json is not None:
         check_place("--json", Path(args.json))
     if args.plot is not None:
         check_file("--plot", Path(args.plot), DRAWN)
-    if args.rows is None:
-        everything, short = (known.TRAIN, known.QUICK_TRAIN) if args.train else (known.ALL, known.QUICK)
-        rows = [row for row in (short if args.quick else everything) if not (on_device and row.name == "product")]
-    else:
-        try:
-            rows = known.parse_rows(args.rows)
-        except ValueError as error:
-            raise UsageError(f"--rows: {error}") from None
-    kinds = dict.fromkeys(row.name for row in rows)
-    if sixteen_bits and not on_device:
+        if not can_draw(rows):
+            raise UsageError(f"--plot: {NOTHING}")
+    on_device, kinds, against = args.backend == "cupy", dict.fromkeys(row.name for row in rows), args.against or ()
+    if args.dtype in SIXTEEN_BITS and not on_device:
         raise UsageError(f"--dtype: got {args.dtype}, expected float32 or float64 with --backend numpy")
-    if sixteen_bits and "train" in kinds:
+    if args.dtype in SIXTEEN_BITS and "train" in kinds:
         raise UsageError(f"--dtype: got {args.dtype}, expected float32 or float64 for training")
-    if on_device and (kind := next((k for k in kinds if k in ("product", *known.ORACLE_KINDS)), None)):
+    if on_device and (kind := next((k for k in kinds if k in ("product", *ORACLE_KINDS)), None)):
         raise UsageError(f"--rows {kind}: is measured on a CPU; leave out --backend cupy")
     if on_device and (name := next((n for n in against if n in PRODUCTS_ONLY), None)):
         raise UsageError(f"--against {name}: compares products, on a CPU; with --backend cupy name another")
     if against and set(against) <= set(PRODUCTS_ONLY) and "product" not in kinds:
         raise UsageError(f"--against {against[0]}: compares products only; add --rows product:1,product:16")
-    if args.plot is not None and not can_draw(rows):
-        raise UsageError(f"--plot: {NOTHING}")
     if args.model is not None and args.like is not None:
         raise UsageError("-m, --like: got both, expected one of them")
     if args.folder is not None and args.like is None:
         raise UsageError("--folder: keeps the checkpoint of --like; add --like, or name a checkpoint with -m")
-    return rows
 
 
 def _show(args: argparse.Namespace, report: dict[str, Any]) -> None:

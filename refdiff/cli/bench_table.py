@@ -23,8 +23,8 @@ _SHORT = {"transformers": "torch", "onnxruntime": "ORT", "numpy": "NumPy", "stor
 
 def text_lines(report: dict[str, Any]) -> list[str]:
     """Return the table in 80 columns; a row with two other sides takes two lines."""
-    head = ("", "refdiff", _other(report), "ratio", "spread") if _other(report) else ("", "refdiff", "", "", "")
-    lines = [_columns(*head)]
+    other = _other_side(report)
+    lines = [_columns("", "refdiff", other, *(("ratio", "spread") if other else ("", "")))]
     for row in report["rows"]:
         lines += [_columns(*cells) for cells in _rows(row)]
         for remark in _remarks(row):
@@ -36,7 +36,7 @@ def text_lines(report: dict[str, Any]) -> list[str]:
 
 def markdown_lines(report: dict[str, Any]) -> list[str]:
     """Return the table in Markdown, with a description of the machine."""
-    other = _other(report)
+    other = _other_side(report)
     titles = ["", "refdiff", *([other, "ratio (spread)"] if other else []), "share of the ceiling"]
     lines = [_cells(titles), _cells(["---"] * len(titles), "")]
     for row in report["rows"]:
@@ -48,7 +48,7 @@ def markdown_lines(report: dict[str, Any]) -> list[str]:
     return [*lines, "", _caption(report)]
 
 
-def _other(report: dict[str, Any]) -> str:
+def _other_side(report: dict[str, Any]) -> str:
     """Return the name of the other side's column."""
     names = {name for row in report["rows"] for name in row["against"]}
     return _NAMES[names.pop()] if len(names) == 1 else "the other" if names else ""

@@ -10,8 +10,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from refdiff.cli.answering import check_template, encode, given_options
-from refdiff.cli.generate import generate_into
+from refdiff.cli.answering import check_template, encode, generate_into, given_options
 from refdiff.cli.loading import load
 from refdiff.cli.output_files import check_place
 from refdiff.cli.terminal import note, one_line, write_text

@@ -8,7 +8,7 @@ import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from refdiff.cli import answering, flags
 from refdiff.cli.answering import NUMBERS
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     check_prompt(args)
     prompt = read_prompt(args)
     pieces: list[str] = []
-    transcript, seed = _one(args, prompt, write_text if to_stdout else pieces.append)
+    transcript, seed = _answer(args, prompt, write_text if to_stdout else pieces.append)
     interrupted = transcript.finish_reason == "interrupted"
     if not to_stdout and interrupted:
         note(f"refdiff: {args.output} is not written; the text so far goes to standard output")
@@ -158,7 +158,7 @@ def _check_together(args: argparse.Namespace) -> None:
         raise UsageError("--stop: got nothing, expected the text to stop before")
 
 
-def _one(args: argparse.Namespace, prompt: str, write: Callable[[str], None]) -> tuple[Transcript, int | None]:
+def _answer(args: argparse.Namespace, prompt: str, write: Callable[[str], None]) -> tuple[Transcript, int | None]:
     """Answer one prompt; return the transcript, and the seed if random numbers were drawn."""
     from refdiff.cli.transcript import Transcript
 
@@ -180,7 +180,7 @@ def _one(args: argparse.Namespace, prompt: str, write: Callable[[str], None]) ->
     transcript = Transcript(tokenizer, given["stop"], write if streamed else None)
     quiet = args.quiet or (args.echo and streamed and to_terminal)
     with transcript.progress_shown(quiet=quiet, until_text=streamed and to_terminal):
-        generate_into(transcript, model, tokenizer, ids, given, seed)
+        answering.generate_into(transcript, model, tokenizer, ids, given, seed)
     if args.json:
         shown = used if args.seed is None else seed
         row = {
@@ -197,28 +197,6 @@ def _one(args: argparse.Namespace, prompt: str, write: Callable[[str], None]) ->
     else:
         write((text if args.echo else "") + transcript.text + "\n")
     return transcript, used
-
-
-def generate_into(
-    transcript: Transcript, model: Any, tokenizer: Any, ids: list[int], given: dict[str, Any], seed: int
-) -> None:
-    """Generate into the transcript, which keeps the text so far after Ctrl-C."""
-    limit = answering.length_limit(model, given, len(ids))
-    try:
-        sequences = model.generate(
-            [ids],
-            streamer=transcript,
-            seed=seed,
-            max_new_tokens=limit,
-            num_return_sequences=1,
-            return_dict_in_generate=False,
-            **answering.call_options(tokenizer, given),
-        )
-    except KeyboardInterrupt:
-        transcript.close("interrupted")
-    else:
-        full = len(sequences[0]) - len(ids) >= limit
-        transcript.close(answering.finish_reason(model, transcript, full, given))
 
 
 def _show(transcript: Transcript, seed: int | None) -> None:

@@ -56,6 +56,10 @@ FLAGS_MEANT = {
 """What people type for an option elsewhere; those that a command does not have are not suggested."""
 
 
+_Groups = list[tuple[str | None, list[argparse.Action]]]
+"""The title and the arguments of each group that a help shows."""
+
+
 class Parser(argparse.ArgumentParser):
     """A parser with -h for the main options and --help for all; errors are one line.
 
@@ -104,43 +108,51 @@ class Parser(argparse.ArgumentParser):
 
     def format_brief(self) -> str:
         """Return the help with the main options, in under 40 lines."""
-        return self.format_help(brief=True)
+        self.load()
+        groups, hidden = self._shown_groups(), False
+        if self.brief is not None:
+            main = [
+                (t, [a for a in g if not a.option_strings or {*a.option_strings} & {*self.brief}]) for t, g in groups
+            ]
+            groups, hidden = main, main != groups
+        sentence = (self.description or "").partition(". ")[0].rstrip(".") + "."
+        text = self._format(sentence, groups, examples=2)
+        if hidden or self.notes or self.aliases:
+            text += f"\n{self.prog} --help: {'all options and notes' if hidden else 'notes'}\n"
+        return text
 
-    def format_help(self, *, brief: bool = False) -> str:
+    def format_help(self) -> str:
         """Return the help: examples, description, all options, notes."""
         self.load()
-        formatter: Any = self._get_formatter()
-        formatter.add_text(
-            self.description if not brief else (self.description or "").partition(". ")[0].rstrip(".") + "."
-        )
-        hidden = False
-        for group in self._action_groups:
-            shown: Any = [a for a in group._group_actions if a.help != argparse.SUPPRESS]
-            if shown and isinstance(shown[0], argparse._SubParsersAction):
-                continue
-            if brief and self.brief is not None:
-                count = len(shown)
-                shown = [a for a in shown if not a.option_strings or set(a.option_strings) & set(self.brief)]
-                hidden = hidden or len(shown) < count
-            if shown:
-                formatter.start_section(group.title)
-                formatter.add_arguments(shown)
+        spelled = ", ".join(f"{alias} = {option}" for alias, option in self.aliases.items())
+        others = [f"Other spellings, also accepted: {spelled}."] if spelled else []
+        return self._format(self.description, self._shown_groups(), [*self.notes, *others])
+
+    def _shown_groups(self) -> _Groups:
+        """Return the title and the shown arguments of each group; the group of the commands has none."""
+        shown = self.shown_actions()
+        return [
+            (group.title, [a for a in group._group_actions if a in shown and a.nargs != argparse.PARSER])
+            for group in self._action_groups
+        ]
+
+    def _format(
+        self, description: str | None, groups: _Groups, notes: Sequence[str] = (), examples: int | None = None
+    ) -> str:
+        formatter = self._get_formatter()
+        formatter.add_text(description)
+        for title, actions in groups:
+            if actions:
+                formatter.start_section(title)
+                formatter.add_arguments(actions)
                 formatter.end_section()
-        if not brief:
-            spelled = ", ".join(f"{alias} = {option}" for alias, option in self.aliases.items())
-            for note in [*self.notes, *([f"Other spellings, also accepted: {spelled}."] if spelled else [])]:
-                formatter.add_text(note)
-        lines = self.examples.strip().splitlines()[: 2 if brief else None]
-        parts = [f"usage: {self.format_usage().strip()}", "", "examples:", *(f"  {line.strip()}" for line in lines), ""]
-        text: str = "\n".join(parts) + "\n" + formatter.format_help()
+        for paragraph in notes:
+            formatter.add_text(paragraph)
+        lines = [f"  {line.strip()}" for line in self.examples.strip().splitlines()[:examples]]
+        parts = [f"usage: {self.format_usage().strip()}", "", "examples:", *lines, "", formatter.format_help()]
         if self._subparsers is not None:
-            text += "\ncommands:\n" + "".join(f"  {name:<11} {summary}\n" for name, summary in COMMANDS.items())
-        if brief:
-            if hidden:
-                text += f"\n{self.prog} --help: all options and notes\n"
-            elif self.notes or self.aliases:
-                text += f"\n{self.prog} --help: notes\n"
-        return text
+            parts += ["commands:", *(f"  {name:<11} {summary}" for name, summary in COMMANDS.items()), ""]
+        return "\n".join(parts)
 
     def format_usage(self) -> str:
         words = [self.prog, "[OPTIONS]"]
@@ -215,7 +227,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         line = " ".join(message.split())
         if match := re.match(r"argument (\S+): (.*)", line):
-            line = f"{self._as_typed(match[1].split('/'))}: {match[2]}"
+            line = f"{self._typed_spelling(match[1].split('/'))}: {match[2]}"
         if match := re.fullmatch(r"(-\w+): ignored explicit argument '(.*)'", line):
             word = f"{match[1]}{match[2]}"
             line = f"unrecognized arguments: {word}"
@@ -224,7 +236,7 @@ class Parser(argparse.ArgumentParser):
         note(f"{self.prog}: error: {line}; see {self.prog} -h")
         self.exit(2)
 
-    def _as_typed(self, names: Sequence[str]) -> str:
+    def _typed_spelling(self, names: Sequence[str]) -> str:
         """Return the spelling of an option on the command line."""
         action = self._option_string_actions.get(names[0])
         spellings = [*names, *(a for a in self.aliases if self._option_string_actions[a] is action)]

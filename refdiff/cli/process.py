@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from refdiff.cli.terminal import in_flags, note
+from refdiff.cli.terminal import name_flags, note
 from refdiff.messages import NATIVE_CALLS, printable
 
 _MAP = re.compile(r"(\w+)-(\w+) \S+ (\w+) \S+ (\d+) +(/.*)")
@@ -160,7 +160,7 @@ def warnings_in_one_line() -> Iterator[None]:
     """Show each warning as one line, without its place in the source."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        note(f"refdiff: warning: {in_flags(' '.join(str(message).split()))}")
+        note(f"refdiff: warning: {name_flags(' '.join(str(message).split()))}")
 
     with warnings.catch_warnings():
         warnings.showwarning = show

@@ -105,7 +105,7 @@ def spec_of(
         if inputs is not None:
             read = _read_off(fields, inputs, source)
             fields |= read
-            said = _said(read, inputs)
+            said = _describe_read(read, inputs)
         of = {"preset": given["preset"]} if "preset" in given else {}  # which may refuse what the fields alone may have
         return Spec.of({**of, **fields}), said
     except UsageError:
@@ -148,7 +148,7 @@ def _read_off(fields: Mapping[str, Any], inputs: Mapping[str, Any], source: str)
         raise UsageError(f"{f'{source}: ' if source else ''}{error}{hint}") from error
 
 
-def _said(read: Mapping[str, int], inputs: Mapping[str, Any]) -> str:
+def _describe_read(read: Mapping[str, int], inputs: Mapping[str, Any]) -> str:
     if not read:
         return ""
     where = "the layer's weights" if "x" in inputs else "q, which is taken as (B, H, T, d), and k, as (B, K, S, d)"

@@ -69,7 +69,7 @@ def minutely() -> Callable[[], bool]:
 def note(line: str) -> None:
     """Write a message to standard error, with control characters escaped and further lines indented."""
     if _waiting_shown.is_set():
-        _over_the_line("")
+        _rewrite_line("")
     sys.stderr.write(f"{printable(line)}\n".replace("\n", "\n  ")[:-2])
     sys.stderr.flush()
 
@@ -118,9 +118,9 @@ def waiting(what: str | Callable[[], str], *, quiet: bool = False) -> Iterator[C
             line = what if isinstance(what, str) else what()
             shown = True
             _waiting_shown.set()
-            _over_the_line(f"{line} ... {time.monotonic() - started:.0f} s")
+            _rewrite_line(f"{line} ... {time.monotonic() - started:.0f} s")
         if shown:
-            _over_the_line("")
+            _rewrite_line("")
             _waiting_shown.clear()
 
     def done() -> None:
@@ -146,13 +146,13 @@ def connecting(cluster: AbstractContextManager[T], address: str, *, quiet: bool 
         yield client
 
 
-def _over_the_line(text: str) -> None:
+def _rewrite_line(text: str) -> None:
     sys.stderr.write(f"\r{text}\x1b[K")
     sys.stderr.flush()
 
 
 # What the library's messages tell a Python program to do → the same on a command line.
-_IN_FLAGS = {
+_FLAG_NAMES = {
     "local_files_only": "--offline",
     "cache_dir or HF_HOME": "HF_HOME",
     "gradients=False": "--no-gradients",
@@ -161,9 +161,9 @@ _IN_FLAGS = {
 }
 
 
-def in_flags(message: str) -> str:
+def name_flags(message: str) -> str:
     """Replace the library's arguments in a message by flags, and the folder of the bundled model by `bundled`."""
-    for argument, flag in _IN_FLAGS.items():
+    for argument, flag in _FLAG_NAMES.items():
         message = message.replace(argument, flag)
     return message.replace(str(bundled.FOLDER), bundled.NAME)
 
@@ -185,7 +185,7 @@ def one_line(error: BaseException) -> str:
     return printable(text)
 
 
-def shown(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """Return an error's message in one line, or with one line for each problem of a checkpoint."""
     head, *problems = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     if isinstance(error, CheckpointError) and head.endswith(":") and len(problems) > 1:

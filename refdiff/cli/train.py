@@ -319,37 +319,47 @@ def _config(args: argparse.Namespace) -> DiffLlamaConfig:
     from refdiff.model.config import DiffLlamaConfig
 
     given: dict[str, Any] = {name: getattr(args, name) for name in MODEL_SIZES if getattr(args, name) is not None}
-    if args.config is not None:
-        if args.config.endswith(".json") and not Path(args.config).is_file():  # not the name of a hub repo
-            raise UsageError(f"--config {args.config}: no such file")
-        try:
-            fields = DiffLlamaConfig.from_pretrained(args.config).to_dict()
-        except CheckpointError as error:
-            raise CheckpointError(f"--config {error}") from error
-        if args.context > (most := fields["max_position_embeddings"]):
-            if (kind := fields["rope_parameters"]["rope_type"]) != "default":
-                raise ValueError(
-                    f"--context: got {args.context}, expected at most {most}, the max_position_embeddings of "
-                    f"{args.config}, on which its rope_type {kind!r} depends; change it there, or shorten the context"
-                )
-            fields["max_position_embeddings"] = args.context
-        if args.wiring is not None:
-            del fields["model_type"]
-    else:
-        fields = {name: default for name, (_, _, _, default) in MODEL_SIZES.items() if isinstance(default, int)} | given
-        width, heads = fields["hidden_size"], fields["num_attention_heads"]
-        if "head_dim" not in given and heads % 2 == 0 and (size := width // heads) % 2:
-            typed = ", ".join(filter(None, map(args.given.get, ("hidden_size", "num_attention_heads"))))
-            raise UsageError(
-                f"{typed}: got {width} numbers for {heads} heads, which are {size} for each, expected an even number; "
-                "change it, or add --head-dim"
-            )
-        fields.setdefault("num_key_value_heads", heads)
-        fields.setdefault("head_dim", max(width // heads, 1))
-        fields.setdefault("intermediate_size", max(round(width * 8 / 3 / 8), 1) * 8)
-        fields |= {"tie_word_embeddings": True, "max_position_embeddings": args.context}
+    fields = _small_sizes(args, given) if args.config is None else _fields_of_file(args)
     wiring = {} if args.wiring is None else {"wiring": args.wiring}
     return DiffLlamaConfig(**{**fields, **given, **wiring, "pad_token_id": None, "dtype": args.dtype})
+
+
+def _fields_of_file(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of --config, for the positions of --context and without the variant that --wiring replaces."""
+    from refdiff.model.config import DiffLlamaConfig
+
+    if args.config.endswith(".json") and not Path(args.config).is_file():  # not the name of a hub repo
+        raise UsageError(f"--config {args.config}: no such file")
+    try:
+        fields = DiffLlamaConfig.from_pretrained(args.config).to_dict()
+    except CheckpointError as error:
+        raise CheckpointError(f"--config {error}") from error
+    if args.context > (most := fields["max_position_embeddings"]):
+        if (kind := fields["rope_parameters"]["rope_type"]) != "default":
+            raise ValueError(
+                f"--context: got {args.context}, expected at most {most}, the max_position_embeddings of "
+                f"{args.config}, on which its rope_type {kind!r} depends; change it there, or shorten the context"
+            )
+        fields["max_position_embeddings"] = args.context
+    if args.wiring is not None:
+        del fields["model_type"]
+    return fields
+
+
+def _small_sizes(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the given sizes, and for the others small ones that fit."""
+    fields = {name: default for name, (_, _, _, default) in MODEL_SIZES.items() if isinstance(default, int)} | given
+    width, heads = fields["hidden_size"], fields["num_attention_heads"]
+    if "head_dim" not in given and heads % 2 == 0 and (size := width // heads) % 2:
+        typed = ", ".join(filter(None, map(args.given.get, ("hidden_size", "num_attention_heads"))))
+        raise UsageError(
+            f"{typed}: got {width} numbers for {heads} heads, which are {size} for each, expected an even number; "
+            "change it, or add --head-dim"
+        )
+    fields.setdefault("num_key_value_heads", heads)
+    fields.setdefault("head_dim", max(width // heads, 1))
+    fields.setdefault("intermediate_size", max(round(width * 8 / 3 / 8), 1) * 8)
+    return {**fields, "tie_word_embeddings": True, "max_position_embeddings": args.context}
 
 
 def _run_with_progress(trainer: Trainer, plot: Path | None, stop: Callable[[], bool], *, quiet: bool) -> Path:

@@ -14,7 +14,16 @@ import pytest
 
 from refdiff import CheckpointError
 from refdiff.cli.process import capture_panics
-from refdiff.cli.terminal import connecting, note, one_line, print_report, progress_bar, shown, waiting, write_text
+from refdiff.cli.terminal import (
+    connecting,
+    format_error,
+    note,
+    one_line,
+    print_report,
+    progress_bar,
+    waiting,
+    write_text,
+)
 from refdiff.messages import NATIVE_CALLS
 
 from ..conftest import wait_until
@@ -93,7 +102,7 @@ def test_what_a_native_call_prints_is_passed_on_unless_it_fails(capfd: pytest.Ca
 def test_no_text_in_a_message_can_pass_for_another_message(capsys: pytest.CaptureFixture[str]) -> None:
     note("m: no such file\nrefdiff: error: false")
     note("")
-    note(shown(CheckpointError("m: 2 problems:\n  one\n  two")))
+    note(format_error(CheckpointError("m: 2 problems:\n  one\n  two")))
     err = capsys.readouterr().err
     assert err == "m: no such file\n  refdiff: error: false\n\nm: 2 problems:\n  one\n  two\n"
 

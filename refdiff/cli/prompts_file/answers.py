@@ -1,4 +1,4 @@
-"""The file of answers: what earlier runs left in it, and more lines at its end."""
+"""The file of answers: read those of earlier runs, and append new ones."""
 
 from __future__ import annotations
 
@@ -20,17 +20,16 @@ from refdiff.cli.terminal import json_text
 from refdiff.files import lock
 
 COMPARED = ("model", "dtype", "chat", "system", "echo", "stop", "ignore_eos", *(n for n in NUMBERS if n != "seed"))
-"""What must be the same for a line to be the answer of this run."""
+"""The settings that an answer of an earlier run must share with this run."""
 
 _OPENING = b'{"index": '  # of every line
 _SYNC_EVERY = 1.0  # seconds; a killed process loses nothing that was flushed, a power cut at most this much
 
 
 class Answers:
-    """Where lines go, and which prompts have one; 32 bytes of memory for each. No path is standard output.
+    """The file of answers, and which prompts have one, in 32 bytes of memory each. Without a path, standard output.
 
-    Until the first line is written the file is as it was, so that whoever refuses what `has` finds has changed nothing.
-    A new file without a line is removed after an error.
+    The file is unchanged until the first line is written. A new file without a line is removed after an error.
 
     Raises:
         UsageError: the file holds something else, or another run is writing to it.
@@ -86,9 +85,10 @@ class Answers:
         self._rows = rows[np.argsort(rows[:, 0], kind="stable")]
 
     def has(self, prompt: Prompt, seed: int, run: str) -> bool:
-        """Whether a prompt has been answered with this seed; `run` stands for the model and all other options.
+        """Return whether a prompt has been answered with this seed; `run` is the digest of model and options.
 
-        An answer that was made otherwise is refused.
+        Raises:
+            UsageError: the answer has another text, seed or digest.
         """
         first, last = np.searchsorted(self._rows[:, 0], [prompt.index, prompt.index + 1])
         for row in self._rows[first:last]:
@@ -107,18 +107,18 @@ class Answers:
         raise UsageError(f"{where}: was made with another {_different(before, run)}; give the same or another -o")
 
     def check_count(self, prompts: int) -> None:
-        """Refuse answers of prompts after the last."""
+        """Raise `UsageError` for an answer of a prompt after the last."""
         if len(self._rows) and self._rows[-1, 0] >= prompts:
             raise _not_there(f"{self._path} line {self._rows[-1, 1]}", self._rows[-1, 0])
 
     def cut(self) -> None:
-        """Remove a last line that was written by half."""
+        """Remove an incomplete last line."""
         if self._end is not None:
             self._file.truncate(self._end)
             self._end = None
 
     def write(self, row: dict[str, Any]) -> None:
-        """Add a line, and see to it that it stays."""
+        """Append a line and flush it; sync the file to the disk at most once a second."""
         self.cut()
         self._file.write(json_text(row, allow_nan=False).encode() + b"\n")
         self._file.flush()
@@ -128,7 +128,7 @@ class Answers:
 
 
 def _different(before: str | None, run: str) -> str:
-    """The options in which two runs differ, as flags."""
+    """Return the options in which two runs differ, as flags."""
     one, other = (before or "").partition("-")[2], run.partition("-")[2]
     pairs = [(one[2 * i : 2 * i + 2], other[2 * i : 2 * i + 2]) for i in range(len(COMPARED))]
     names = [name for name, (a, b) in zip(COMPARED, pairs, strict=True) if a != b]
@@ -137,7 +137,7 @@ def _different(before: str | None, run: str) -> str:
 
 
 def _parsed(line: bytes, where: str) -> tuple[int, str, Any, Any]:
-    """The index, prompt, seed and run of a line."""
+    """Return the index, prompt, seed and run of a line."""
     try:
         row = json.loads(line)
         index, seed = row["index"], row["seed"]
@@ -157,6 +157,6 @@ def _not_there(where: str, index: object) -> UsageError:
 
 
 def _sync(file: BinaryIO) -> None:
-    """Have the system write what it holds to the disk, if there is one behind the file."""
+    """Sync a regular file to the disk."""
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         os.fsync(file.fileno())

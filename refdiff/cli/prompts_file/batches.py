@@ -19,11 +19,11 @@ from refdiff.generation.tokenizer.encoded import pad_prompts
 from refdiff.layers.rope_frequencies import LENGTH_DEPENDENT
 
 Result = dict[str, Any] | str
-"""What a line says of its prompt, or in words why there is none."""
+"""The fields of an answer, or the reason why there is none."""
 
 _FAILURES = (ValueError, FloatingPointError)
 _COUNT_PADDING = ("no_repeat_ngram_size", "bad_words_ids", "sequence_bias")
-"""Options that look at all ids of a row, as transformers does, its padding too."""
+"""Options that read all ids of a sequence, as in transformers, also its padding."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Task:
 
 
 def batched(tasks: Iterable[Task], size: int) -> Iterator[list[Task]]:
-    """Up to `size` tasks at a time, in their order; those of a batch have the same options of generation."""
+    """Yield batches of up to `size` tasks, in their order; those of a batch have the same options of generation."""
     for _, alike in itertools.groupby(tasks, _choices):
         while batch := list(itertools.islice(alike, size)):
             yield batch
@@ -70,13 +70,13 @@ class Answering:
         groups: dict[Any, list[tuple[int, _EncodedPrompt]]] = {}
         for i, task in enumerate(tasks):
             try:
-                row = self._row(task)
+                prompt = self._encode(task)
             except _FAILURES as error:
                 results[i] = self._failed(error)
             else:
-                groups.setdefault(self._kind(i, row), []).append((i, row))
+                groups.setdefault(self._batch_key(i, prompt), []).append((i, prompt))
         for group in groups.values():
-            for (i, _), result in zip(group, self._answer([row for _, row in group]), strict=True):
+            for (i, _), result in zip(group, self._answer([prompt for _, prompt in group]), strict=True):
                 results[i] = result
         for i, task in enumerate(tasks):
             if isinstance(result := results[i], str) and task.prompt.problem is None:
@@ -88,7 +88,7 @@ class Answering:
             raise error
         return one_line(error)
 
-    def _row(self, task: Task) -> _EncodedPrompt:
+    def _encode(self, task: Task) -> _EncodedPrompt:
         if task.prompt.problem is not None:
             raise ValueError(task.prompt.problem)
         given, messages = {**self._common, **task.prompt.options}, task.prompt.messages
@@ -97,49 +97,49 @@ class Answering:
         text, ids = answering.encode(self._tokenizer, task.prompt.text, messages)
         return _EncodedPrompt(text, ids, task.seed, answering.length_limit(self._model, given, len(ids)), given)
 
-    def _kind(self, i: int, row: _EncodedPrompt) -> Any:
-        """Rows of one kind are the same in one batch as each alone, but for rounding."""
+    def _batch_key(self, i: int, prompt: _EncodedPrompt) -> Any:
+        """Return a key: prompts with equal keys have the same texts in one batch as alone, up to rounding error."""
         in_file = self._model.generation_config
         rope = self._model.config.rope_parameters.get("rope_type")
-        if rope in LENGTH_DEPENDENT or in_file.get("prompt_lookup_num_tokens") is not None or not row.ids:
+        if rope in LENGTH_DEPENDENT or in_file.get("prompt_lookup_num_tokens") is not None or not prompt.ids:
             return i
-        beams = row.given.get("num_beams", in_file.get("num_beams")) or 1
-        padded = any(row.given.get(name, in_file.get(name)) for name in _COUNT_PADDING)
-        return ("together", row.limit if beams > 1 else None, len(row.ids) if padded else None)
+        beams = prompt.given.get("num_beams", in_file.get("num_beams")) or 1
+        padded = any(prompt.given.get(name, in_file.get(name)) for name in _COUNT_PADDING)
+        return ("together", prompt.limit if beams > 1 else None, len(prompt.ids) if padded else None)
 
-    def _answer(self, rows: list[_EncodedPrompt]) -> list[Result]:
-        """Answer rows of one kind; where a batch fails, each alone, so that only what is at fault does."""
+    def _answer(self, prompts: list[_EncodedPrompt]) -> list[Result]:
+        """Answer a batch; if it fails, answer each prompt alone, so that only the wrong ones fail."""
         try:
-            return list(self._generate(rows))
+            return list(self._generate(prompts))
         except _FAILURES as error:
-            if len(rows) == 1:
+            if len(prompts) == 1:
                 return [self._failed(error)]
-        return [result for row in rows for result in self._answer([row])]
+        return [result for prompt in prompts for result in self._answer([prompt])]
 
-    def _generate(self, rows: list[_EncodedPrompt]) -> Iterator[dict[str, Any]]:
-        limit = min(row.limit for row in rows)
-        prompts = pad_prompts([row.ids for row in rows])
-        longest = prompts["input_ids"].shape[1]
+    def _generate(self, prompts: list[_EncodedPrompt]) -> Iterator[dict[str, Any]]:
+        limit = min(prompt.limit for prompt in prompts)
+        padded = pad_prompts([prompt.ids for prompt in prompts])
+        longest = padded["input_ids"].shape[1]
         out = self._model.generate(
-            prompts["input_ids"],
-            attention_mask=prompts["attention_mask"],
-            seed=[row.seed for row in rows],
+            padded["input_ids"],
+            attention_mask=padded["attention_mask"],
+            seed=[prompt.seed for prompt in prompts],
             max_new_tokens=limit,
             num_return_sequences=1,
             return_dict_in_generate=True,
             output_scores=False,
             output_logits=False,
             pad_token_id=0,  # any one will do: it is masked before a text, and cut off after it
-            **answering.call_options(self._tokenizer, rows[0].given),
+            **answering.call_options(self._tokenizer, prompts[0].given),
         )
         texts = [sequence[longest:end] for sequence, end in zip(out.sequences, out.lengths, strict=True)]
         del out  # the cache
-        for row, new in zip(rows, texts, strict=True):
-            transcript = Transcript(self._tokenizer, row.given["stop"], None)
-            transcript.put(np.array([row.ids]))
+        for prompt, new in zip(prompts, texts, strict=True):
+            transcript = Transcript(self._tokenizer, prompt.given["stop"], None)
+            transcript.put(np.array([prompt.ids]))
             transcript.put(new[None])
-            transcript.close(answering.finish_reason(self._model, transcript, len(new) >= limit, row.given))
-            if transcript.finish_reason == "length" and limit < row.limit:  # others had less room
-                yield from self._generate([row])
+            transcript.close(answering.finish_reason(self._model, transcript, len(new) >= limit, prompt.given))
+            if transcript.finish_reason == "length" and limit < prompt.limit:  # another prompt has a lower limit
+                yield from self._generate([prompt])
             else:
-                yield answering.result_fields(transcript, row.seed, echo=row.text if self._args.echo else "")
+                yield answering.result_fields(transcript, prompt.seed, echo=prompt.text if self._args.echo else "")

@@ -49,7 +49,7 @@ class ModelOnWorker(WorkerPlugin):
             return self._answering(batch)
 
     def teardown(self, worker: Any) -> None:
-        """Let go of the model."""
+        """Release the model."""
         self._answering = None
 
 
@@ -64,7 +64,7 @@ def answer(work: tuple[str, list[Task]]) -> list[Result]:
 def answering(
     client: Any, args: argparse.Namespace
 ) -> Iterator[Callable[[Iterable[list[Task]]], Iterator[tuple[list[Task], list[Result]]]]]:
-    """What answers batches on a cluster, in their order; the workers let go of the model at the end.
+    """Yield a function that answers batches on a cluster, in their order; the workers release the model at the end.
 
     Raises:
         RuntimeError: a worker cannot load the model; names the worker.

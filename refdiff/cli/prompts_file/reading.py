@@ -20,10 +20,10 @@ _FIELDS = ("prompt", "text", "messages", "id", "system", "stop", "max_tokens", *
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt of the file: its place among the prompts, its text, and what it sets for itself.
+    """One prompt of the file: its index, its text, and its own options.
 
-    Of a conversation `messages` are its messages, and `text` is their JSON. A row that is no prompt has a `problem`;
-    `where` names its file and line.
+    A conversation has `messages`, and `text` is their JSON. A line that is no prompt has a `problem`. `where` names
+    file and line.
     """
 
     index: int
@@ -36,13 +36,13 @@ class Prompt:
 
 
 class Prompts:
-    """Iterates over the prompts of a file, of which one line at a time is in memory; empty lines do not count.
+    """The prompts of a file, read line by line; empty lines do not count.
 
     A file is JSONL if its name ends in .jsonl or its first line is a JSON object.
 
     Attributes:
-        repeatable: whether it can be gone through again; a pipe cannot.
-        ignored: names of fields without a meaning, as far as it has been read.
+        repeatable: whether it can be read again; a pipe cannot.
+        ignored: names of unknown fields read so far.
         samples, has_system: whether some prompt read so far has a temperature above 0, or a system message.
 
     Raises:
@@ -78,15 +78,15 @@ class Prompts:
                         f"{where}: got a JSON array, expected one object a line, as `jq -c '.[]'` writes them"
                     )
             try:
-                prompt = self._of_json(index, where, line) if self._json else Prompt(index, line, where=where)
-            except UsageError as error:  # one bad row costs no other
+                prompt = self._parse_json(index, where, line) if self._json else Prompt(index, line, where=where)
+            except UsageError as error:  # the other lines are still answered
                 prompt = Prompt(index, "", problem=str(error), where=where)
             yield prompt
         if index < 0:
             raise UsageError(f"{self.name}: no prompts in it; give one a line")
 
     def _lines(self) -> Iterator[tuple[str, str]]:
-        """The lines that are not empty, each after its file and number."""
+        """Yield file and number, and the text, of each line that is not empty."""
         # Only a newline ends a line: U+2028 and the like are text, and JSON leaves them as they are.
         for number, raw in enumerate(iter(lambda: self._file.readline(MAX_PROMPT + 1), b""), 1):
             where = f"{self.name} line {number}"
@@ -102,7 +102,7 @@ class Prompts:
             if line.strip():
                 yield where, line
 
-    def _of_json(self, index: int, where: str, line: str) -> Prompt:
+    def _parse_json(self, index: int, where: str, line: str) -> Prompt:
         try:
             row = json.loads(
                 line, parse_constant=_refuse_constant, parse_float=finite_float, object_pairs_hook=unique_keys
@@ -129,7 +129,7 @@ class Prompts:
         return Prompt(index, text, row.get("id"), options, messages, where=where)
 
     def _check_greedy(self, options: dict[str, Any], where: str) -> None:
-        """Refuse what the flags would be refused for: a filter of the row's own that does nothing."""
+        """Raise `UsageError` for a filter of the line that has no effect, as for the flags."""
         filters = [name for name in FILTERS if name in options]
         if filters and options.get("temperature", self._temperature) == 0:
             said, more = (
@@ -154,13 +154,13 @@ def _is_object(line: str) -> bool:
 
 
 def _is_array(line: str) -> bool:
-    """Whether a line is a JSON array of objects, or the beginning of one over several lines."""
+    """Return whether a line is a JSON array of objects, or the beginning of one over several lines."""
     text = line.strip()
     return text == "[" or (text.startswith("[{") and text.endswith(("]", ",", "{")))
 
 
 def _check_characters(row: dict[str, Any], where: str) -> None:
-    """Refuse half a surrogate pair anywhere in a row: no file can have it."""
+    """Raise `UsageError` for half a surrogate pair anywhere in a line: no file can have it."""
     for key, value in row.items():
         try:
             json.dumps({key: value}, ensure_ascii=False).encode()
@@ -171,7 +171,7 @@ def _check_characters(row: dict[str, Any], where: str) -> None:
 
 
 def _messages(row: dict[str, Any], where: str) -> list[dict[str, Any]] | None:
-    """A row's conversation, checked."""
+    """Return the conversation of a line, checked, or None."""
     found = row.get("messages")
     if found is None:
         return None
@@ -183,7 +183,7 @@ def _messages(row: dict[str, Any], where: str) -> list[dict[str, Any]] | None:
 
 
 def _options(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """What a row sets for itself, checked."""
+    """Return the options of a line, checked."""
     if "max_tokens" in row and "max_new_tokens" in row:
         raise UsageError(f"{where}: got max_tokens and max_new_tokens, expected one of them")
     options: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""`refdiff generate --prompts-file`: what is left to answer, answered in order, with progress."""
+"""`refdiff generate --prompts-file`: answer the prompts that have no answer yet, in order, with progress."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from refdiff.cli.loading import find_checkpoint, named_folder
 from refdiff.cli.prompts_file.answers import COMPARED, Answers
 from refdiff.cli.prompts_file.batches import Answering, Result, Task, batched
 from refdiff.cli.prompts_file.reading import Prompts
-from refdiff.cli.terminal import connecting, in_flags, minutely, note, progress_bar
+from refdiff.cli.terminal import connecting, minutely, name_flags, note, progress_bar
 from refdiff.errors import CheckpointError
 
 AnswerBatches = Callable[[Iterable[list[Task]]], Iterable[tuple[list[Task], list[Result]]]]
@@ -73,7 +73,7 @@ def _identity(args: argparse.Namespace) -> str:
 
 
 def _tasks(prompts: Prompts, answers: Answers, args: argparse.Namespace, model: str) -> Iterator[Task | None]:
-    """This shard's prompts, None for one that has its answer."""
+    """Yield the tasks of this shard, None for a prompt that has its answer."""
     base, given = args.seed or 0, given_options(args)
     count = 0
     for prompt in prompts:
@@ -91,9 +91,9 @@ def _tasks(prompts: Prompts, answers: Answers, args: argparse.Namespace, model: 
 
 
 def _digest(model: str, args: argparse.Namespace, given: dict[str, Any]) -> str:
-    """Letters that stand for the model, the form of the prompt and the options of generation.
+    """Return a digest of the model, the form of the prompt and the options of generation.
 
-    The first twelve stand for all of them, and then two for each of `COMPARED`, so that a difference has a name.
+    Its first twelve letters depend on all of them; then two on each of `COMPARED`, so that a difference has a name.
     """
     what = {
         **{name: value for name, value in given.items() if name in COMPARED},
@@ -112,7 +112,7 @@ def _letters(value: object) -> str:
 
 
 def _check_flags(prompts: Prompts, args: argparse.Namespace) -> None:
-    """Refuse a flag, and name a field, that does nothing for any of the prompts."""
+    """Raise `UsageError` for a flag without effect on any prompt, and warn of fields without effect."""
     if prompts.ignored:
         note(f"refdiff: warning: {prompts.name}: unknown fields are ignored: {', '.join(prompts.ignored)}")
     if prompts.repeatable and not prompts.samples:
@@ -123,7 +123,7 @@ def _check_flags(prompts: Prompts, args: argparse.Namespace) -> None:
 
 @contextmanager
 def _answering(args: argparse.Namespace) -> Iterator[AnswerBatches]:
-    """What answers batches in their order, here or on a cluster."""
+    """Yield a function that answers batches in their order, here or on a cluster."""
     if args.dask is not None:
         with connecting(cluster.connected(args.dask), args.dask, quiet=args.quiet) as client:
             from refdiff.cli.prompts_file.on_cluster import answering  # which imports what `connected` asks for
@@ -138,7 +138,7 @@ def _answering(args: argparse.Namespace) -> Iterator[AnswerBatches]:
 def _write(
     answered: Iterable[tuple[list[Task], list[Result]]], answers: Answers, total: int | None, args: argparse.Namespace
 ) -> int:
-    """Write the lines as they come; how many prompts failed."""
+    """Write each answer as it comes, and return how many prompts failed."""
     failed = count = tokens = 0
     started, due = time.monotonic(), minutely()
     of = "" if total is None else f" of {total}"
@@ -153,7 +153,7 @@ def _write(
                             bar.clear()
                         if isinstance(result, str):
                             failed += 1
-                            note(f"refdiff generate: error: {in_flags(result)}")
+                            note(f"refdiff generate: error: {name_flags(result)}")
                         else:
                             answers.write(_line(task, result))
                             count += 1
@@ -175,7 +175,7 @@ def _write(
 
 
 def _line(task: Task, result: dict[str, Any]) -> dict[str, Any]:
-    """What is written about one prompt."""
+    """Return the line of one prompt."""
     own = {} if task.prompt.id is None else {"id": task.prompt.id}
     text = task.prompt.text
     asked = {"prompt": text} if task.prompt.messages is None else {"messages": task.prompt.messages}
