@@ -7,13 +7,17 @@ import inspect
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from refdiff import layers
+from refdiff.arrays import Array, namespace
 from tests.quickness import start_seconds
 
 ROOT = Path(__file__).parents[1]
@@ -104,6 +108,22 @@ def test_the_guide_has_the_order_of_imports() -> None:
     guide = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| (`.*?) \|", guide.split("| folder or file |")[1].split("\n\n")[0], re.MULTILINE)
     assert re.findall(r"`(\w+)(?:/|\.py)`", " ".join(rows)) == list(ORDER)
+
+
+def test_the_layer_of_the_guide_keeps_the_rules_of_layers() -> None:
+    """It refuses in its derivative what it refuses itself, and a gradient of another shape; its slope is right."""
+    guide = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    code = textwrap.dedent(guide.split("### A layer")[1].split("```python\n")[1].split("   ```")[0])
+    names: dict[str, Any] = {"Array": Array, "namespace": namespace}
+    exec(compile(code, "CONTRIBUTING.md", "exec"), names)
+    softcap, softcap_vjp = names["softcap"], names["softcap_vjp"]
+    x, step = np.linspace(-7, 7, 15), 1e-5
+    slope = (softcap(x + step, 2.5) - softcap(x - step, 2.5)) / (2 * step)
+    np.testing.assert_allclose(softcap_vjp(np.full(15, 3.0), x, 2.5)[0], 3 * slope, atol=1e-9)
+    with pytest.raises(ValueError, match=r"^softcap: cap: got 0, expected a number above 0"):
+        softcap_vjp(np.ones(15), x, 0)
+    with pytest.raises(ValueError, match=r"^softcap_vjp: g: got shape \(\), expected \(15,\), like x$"):
+        softcap_vjp(np.ones(()), x, 2.5)
 
 
 ABOVE_BACKENDS = ("layers", "model", "generation", "training")
