@@ -75,6 +75,13 @@ def test_every_equation_of_the_layers_is_set_with_nothing_left_over(scripts: dic
                 assert not re.search(r"[√Σ∂⊙₀-₉ᵀ²−]|[α-ω]", text), (line, text)
 
 
+@pytest.mark.parametrize("name", layers.__all__)
+def test_what_a_layer_calls_its_equation_has_one(scripts: dict[str, ModuleType], name: str) -> None:
+    block = re.search(r"Equation:\n((?:    .*\n)+)", inspect.getdoc(getattr(layers, name)) or "")
+    assert block is not None
+    assert any(kind == "math" for kind, _ in scripts["equations"].typeset(" ".join(block[1].split())))
+
+
 def test_programs_in_docstrings_name_what_is_there(scripts: dict[str, ModuleType]) -> None:
     docstrings, check = scripts["docstrings"], scripts["code_blocks"].wrong_with
     assert docstrings.programs("What it does.\n\n    y = refdiff.f(x)\n\nMore.") == ["y = refdiff.f(x)\n\n"]

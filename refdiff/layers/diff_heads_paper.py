@@ -90,7 +90,8 @@ def diff_heads_paper_vjp(
     """Pull a gradient back through `diff_heads_paper`.
 
     Equation:
-        the backward pass of `diff_heads_paper`, line by line
+        ∂L/∂head_i is the gradient of RMSNorm(head_i) ⊙ w for (1 − λ_init) g_i, as in `rms_norm_vjp`; then as in
+        `diff_attention_vjp`, with the gradients of q and k in the order of their heads
 
     Shapes:
         g (B, T, H d), the rest as in `diff_heads_paper`; saved (B, H/2, T, 2d) is the result of `diff_attention`, if

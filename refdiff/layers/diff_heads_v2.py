@@ -77,7 +77,7 @@ def diff_heads_v2_vjp(
     """Pull a gradient back through `diff_heads_v2`.
 
     Equation:
-        as in `diff_attention_vjp`; both maps read the same keys, whose gradients add up
+        ∂L/∂K = ∂L/∂K₁ + ∂L/∂K₂, as both maps read one K; the rest as in `diff_attention_vjp`
 
     Shapes:
         g (B, T, h d), the rest as in `diff_heads_v2` -> the shapes of q, k, v, lambda_
