@@ -33,6 +33,7 @@ from tests.tolerances import EXACT, FLOAT64, close
 B, T, S, d = 2, 5, 7, 3
 START, EPS, WEIGHT = 0.35, 1e-5, np.linspace(-1, 2, 2 * d)
 NORMED = ("hf", "paper")
+ALONE = ("plain",)  # heads that are in no pair
 LAYERS = [name for name in layers.__all__ if "heads" in name and not name.endswith("_vjp")]
 EACH = pytest.mark.parametrize("kind", [name.replace("diff_heads_", "").replace("_heads", "") for name in LAYERS])
 
@@ -53,16 +54,16 @@ def heads(kind: str, q: Any, k: Any, v: Any, lambda_: Any, *seen: Any, eps: floa
 
 def draw(kind: str, rng: np.random.Generator, K: int = 2, n: int = 3, T: int = T, S: int = S) -> list[np.ndarray]:
     """q, k, v and λ of n outputs to each of K heads of values, which are small enough for a norm's ε to matter."""
-    q = rng.normal(size=(B, (1 if kind == "plain" else 2) * K * n, T, d))
+    q = rng.normal(size=(B, (1 if kind in ALONE else 2) * K * n, T, d))
     k = rng.normal(size=(B, (2 if kind in NORMED else 1) * K, S, d))
     v = rng.normal(size=(B, K, S, 2 * d)) * 10.0 ** rng.uniform(-4, 1, size=(B, K, 1, 1))
-    lambda_ = {"v2": rng.uniform(size=(B, K * n, T, 1)), "plain": np.zeros(())}.get(kind, np.asarray(rng.normal()))
+    lambda_ = rng.uniform(size=(B, K * n, T, 1)) if kind == "v2" else np.asarray(0.0 if kind in ALONE else rng.normal())
     return [q, k, v, lambda_]
 
 
 def streams(kind: str, x: Any) -> tuple[Any, Any]:
     """The heads (axis 1) of the first map, and those of the second."""
-    if kind == "plain" or x is None:
+    if kind in ALONE or x is None:
         return x, x
     return (x[:, : x.shape[1] // 2], x[:, x.shape[1] // 2 :]) if kind == "hf" else (x[:, 0::2], x[:, 1::2])
 
