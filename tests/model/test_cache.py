@@ -173,14 +173,14 @@ def test_a_device_fills_the_room_to_the_last_token():
 
 
 def test_reordering_moves_what_is_used_and_allocates_no_room():
-    cache, size = KVCache(1, static=1_000), 1_000 * 8
+    cache, size = KVCache(1, static=20_000), 20_000 * 8
     cache.append(0, *(np.random.default_rng(0).normal(size=(4, 2, 10, d)) for d in (3, 4)))
     before = cache.buffers
     kept = [x[:, :, :10].copy() for x in before]
     tracemalloc.start()
     try:
         cache.reorder([0, 3, 2, 1])
-        assert tracemalloc.get_traced_memory()[1] < size, "of 4 * 2 * (3 + 4) * 8000 bytes"
+        assert tracemalloc.get_traced_memory()[1] < size, "of 4 * 2 * (3 + 4) * 160,000 bytes"
     finally:
         tracemalloc.stop()
     for x, old, was in zip(cache.buffers, before, kept, strict=True):
@@ -188,7 +188,7 @@ def test_reordering_moves_what_is_used_and_allocates_no_room():
         assert x is not old, "whoever has kept the buffers sees that they are others"
         np.testing.assert_array_equal(x[:, :, :10], was[[0, 3, 2, 1]])
     cache.reorder([1, 1, 0])
-    assert cache.buffers[0].shape == (3, 2, 1_000, 3)
+    assert cache.buffers[0].shape == (3, 2, 20_000, 3)
     np.testing.assert_array_equal(cache.buffers[0][:, :, :10], kept[0][[3, 3, 0]])
 
 
