@@ -132,6 +132,10 @@ def test_room_does_not_grow_past_what_there_will_be(most, rooms):
     assert cache.append(0, *one(30))[0].shape[2] == len(cache), "more than was said has room too"
 
 
+def test_the_former_name_of_the_most_tokens_is_accepted():
+    assert KVCache(1, most=9).max_tokens == 9
+
+
 def test_what_is_reserved_before_the_first_token():
     cache = KVCache(2, max_tokens=70)
     cache.reserve(50)
