@@ -41,10 +41,8 @@ class Ops(SimpleNamespace):
 def overlay(ops: Ops, wrap: Callable[[str, Function], Function]) -> Ops:
     """Return a new namespace in which each function is what `wrap(name, function)` returns for it.
 
-    A wrapper passes on all arguments: a composed layer is called with `ops=`, the namespace of its parts.
-
-    Shapes:
-        `ops` and the result have the same names; `ops` itself is not changed.
+    A wrapper passes on all arguments: a composed layer is called with `ops=`, the namespace of its parts. `ops` itself
+    is not changed.
     """
     return Ops(**{name: wrap(name, function) for name, function in vars(ops).items()})
 
@@ -207,8 +205,8 @@ def keep_half(weights: str, xp: Any, kernels: str = "fast") -> bool:
     on_cuda, fast = array_api_compat.is_cupy_namespace(xp), kernels == "fast"
     if weights == "stored" and not (fast and (on_cuda or array_api_compat.is_numpy_namespace(xp))):
         raise ValueError(
-            'weights: got "stored", which needs the fast kernels of NumPy or CuPy; leave backend and kernels out, or '
-            'pass weights="expanded"'
+            'weights: got "stored", expected "expanded" without the fast kernels of NumPy or CuPy; leave backend and '
+            'kernels out, or pass weights="expanded"'
         )
     if weights == "auto" and on_cuda and fast:
         import cupy

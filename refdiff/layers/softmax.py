@@ -78,7 +78,7 @@ def softmax_vjp(
     """
     weights = softmax(scores, mask) if saved is None and scores is not None else saved
     if weights is None:
-        raise ValueError("softmax_vjp: scores is None; pass the scores, or saved=softmax(scores, mask)")
+        raise ValueError("softmax_vjp: scores, saved: got None twice, expected the scores or softmax(scores, mask)")
     if g.shape != weights.shape:
         raise ValueError(f"softmax_vjp: g: got shape {tuple(g.shape)}, expected {tuple(weights.shape)}, like scores")
     return weights * (g - namespace(g, weights).sum(g * weights, axis=-1, keepdims=True)), None

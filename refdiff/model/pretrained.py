@@ -215,8 +215,8 @@ class PreTrainedModel(CallableModel):
         """
         if not self.backend.is_own(self.ops):
             raise TypeError(
-                "this model has ops of its own, and they do not pickle: send it without, and put them into its `ops` "
-                "where it arrives"
+                "ops: got replaced functions, which do not pickle, expected the backend's own; send the model without "
+                "them, and put them into its `ops` where it arrives"
             )
         choices = {**self._init_options, "dtype": self.dtype, "generation_config": self.generation_config}
         origin, options = self._origin, None

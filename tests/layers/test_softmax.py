@@ -71,6 +71,11 @@ def test_no_keys_have_no_weights() -> None:
         softmax(np.zeros((5, 0)), np.ones((4, 0), bool))
 
 
+def test_a_derivative_needs_the_scores_or_the_weights() -> None:
+    with says(ValueError, "softmax_vjp: scores, saved: got None twice, expected the scores or softmax(scores, mask)"):
+        softmax_vjp(np.ones((T, S)), None)
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.int64])
 def test_a_mask_that_is_not_boolean(dtype: type, xp: Place) -> None:
     mask = np.ones((T, S), dtype)
