@@ -38,6 +38,9 @@ def check_place(flag: str, path: Path) -> None:
         raise UsageError(f"{flag} {path}: got a folder, expected a file; name a file in it")
     if path.exists() and not path.is_file():
         raise UsageError(f"{flag} {path}: got a device or a pipe, expected a file; name another")
+    # A new file replaces the old one, where a shell's later output goes on into the old one and is lost.
+    if path.exists() and any(os.path.samestat(path.stat(), os.fstat(stream)) for stream in (1, 2)):
+        raise UsageError(f"{flag} {path}: got the file that the shell writes the output to; name another")
     if not os.access(path if path.exists() else folder, os.W_OK):
         raise UsageError(f"{flag} {path}: may not be written; name another place")
 

@@ -35,6 +35,20 @@ def test_a_device_or_a_pipe_is_refused_before_the_work(command: str, place: str,
     assert cli(*(word.format(place) for word in words)) == (2, "", said)
 
 
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_the_file_of_a_standard_stream_is_not_replaced(stream: str, here: Path, environment: dict[str, str]) -> None:
+    """What the shell writes after the command would go on into the old file, which has no name any more."""
+    command = [sys.executable, "-m", "refdiff", "generate", "Once", "-o", f"/dev/{stream}"]
+    with Path("log").open("w+b") as log:
+        outputs = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: log}
+        done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=False, **outputs)
+        log.seek(0)
+        said = log.read() if stream == "stderr" else done.stderr
+        why = f"-o /dev/{stream}: got the file that the shell writes the output to; name another"
+        assert (done.returncode, said.decode()) == (2, f"refdiff generate: error: {why}\n")
+        assert os.path.samestat(os.fstat(log.fileno()), Path("log").stat())
+
+
 FOLDERS = {
     "convert": (["convert", "bundled", "{}", "--to", "paper"], "OUTPUT"),
     "golden": (["golden", "export", "{}"], "VECTORS"),
