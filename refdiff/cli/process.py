@@ -66,16 +66,28 @@ def ctrl_c_calls(function: Callable[..., None]) -> Iterator[None]:
 def remember_ctrl_c() -> Iterator[Callable[[], bool]]:
     """Yield a function that returns whether Ctrl-C was pressed.
 
-    C code whose import Ctrl-C ends, as NumPy's, raises an ImportError that does not say so.
+    C code whose import Ctrl-C ends, as NumPy's, raises an ImportError that does not say so. And Python prints and drops
+    what is raised in a finalizer, so Ctrl-C is repeated after one.
     """
     pressed: list[bool] = []
+    before = sys.unraisablehook
 
     def interrupt(*_: object) -> None:
         pressed.append(True)
         raise KeyboardInterrupt
 
-    with ctrl_c_calls(interrupt):
-        yield lambda: bool(pressed)
+    def repeat(dropped: Any) -> None:
+        if dropped.exc_type is KeyboardInterrupt:
+            threading.Timer(0.01, signal.raise_signal, [signal.SIGINT]).start()
+        else:
+            before(dropped)
+
+    sys.unraisablehook = repeat
+    try:
+        with ctrl_c_calls(interrupt):
+            yield lambda: bool(pressed)
+    finally:
+        sys.unraisablehook = before
 
 
 @contextmanager

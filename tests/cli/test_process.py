@@ -19,7 +19,7 @@ import pytest
 from tests.cli.conftest import in_terminal
 from tests.quickness import start_seconds
 
-from .conftest import Run
+from .conftest import Cli, Run
 
 Start = Callable[..., subprocess.Popen[bytes]]
 TEXT = "éあ😀!"
@@ -192,6 +192,24 @@ from refdiff.__main__ import main  # what the installed command consists of
 
 main()
 """
+
+
+class _Interrupted:
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_ctrl_c_in_a_finalizer_ends_the_command(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python drops what a finalizer raises, and prints its traceback."""
+
+    def run(args: object) -> int:
+        _Interrupted()
+        for _ in range(300):
+            time.sleep(0.1)
+        return 0
+
+    monkeypatch.setattr("refdiff.cli.inspect.run", run)
+    assert cli("inspect") == (130, "", "refdiff: interrupted\n")
 
 
 def test_ctrl_c_is_silent_from_the_first_module_on(environment: dict[str, str], tmp_path: Path) -> None:
