@@ -100,12 +100,13 @@ def save(
         staging.rename(folder)
         shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
-        shutil.rmtree(staging, ignore_errors=True)
         then = "free some space, then start again"
         if checkpoints(out):
             then = "earlier ones are unharmed; free some space, then continue with --resume"
         what = f"cannot write the checkpoint of step {step}: {error.strerror or error}; {then}"
         raise OSError(error.errno, what, str(out)) from error
+    finally:  # after Ctrl-C, too
+        shutil.rmtree(staging, ignore_errors=True)
     sync_folder(out)
     for _, old in checkpoints(out)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -49,6 +50,14 @@ def test_a_full_disk_leaves_the_checkpoint_before(start: Start, file: str, monke
     again = Trainer.resume(trainer.out)
     assert again.step == 2
     assert again.run().name == "step-000006"
+
+
+def test_ctrl_c_while_saving_leaves_no_half_checkpoint(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = start(max_steps=1)
+    monkeypatch.setattr(checkpoint, "write_safetensors", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert names(trainer.out) == ["corpus"]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
