@@ -99,14 +99,7 @@ def add_model(group: Any, *flags: str, **options: Any) -> None:
 
     variable = os.environ.get("REFDIFF_MODEL")
     text = f"folder or hub repo (default: {'$REFDIFF_MODEL' if variable else 'bundled'})"
-    group.add_argument(*flags, metavar=MODEL, default=variable or bundled.NAME, help=text, type=model_name, **options)
-
-
-def model_name(text: str) -> str:
-    """Parse the name of a model, as a `type` of argparse."""
-    if not text:
-        raise argparse.ArgumentTypeError("got nothing, expected a folder or a hub repo")
-    return text
+    group.add_argument(*flags, metavar=MODEL, default=variable or bundled.NAME, help=text, **options)
 
 
 def utf8_text(text: str) -> str:

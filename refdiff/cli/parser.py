@@ -208,6 +208,12 @@ class Parser(argparse.ArgumentParser):
             return f", an option of refdiff {name}"
         return did_you_mean(flag, known, show=str)
 
+    def _get_value(self, action: argparse.Action, text: str) -> Any:
+        """Refuse an empty name, which would be the current folder."""
+        if not text and action.type is None and action.choices is None:
+            raise argparse.ArgumentError(action, "got nothing, expected a value")
+        return super()._get_value(action, text)
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:
             return

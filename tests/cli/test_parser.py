@@ -75,7 +75,7 @@ def test_the_examples_of_the_help_parse() -> None:
         ("generate --top-p 1.5 x", "--top-p: got 1.5, expected a number of at least 0 and at most 1 (1 = off)"),
         ("generate --top-k -1 x", "of at least 0 and at most 2147483647 (0 = off)"),
         ("generate -nmany x", "error: -n: got many, expected a whole number of at least 0"),
-        ("generate -m '' x", "error: -m: got nothing, expected a folder or a hub repo"),
+        ("generate -m '' x", "error: -m: got nothing, expected a value"),
         ("generate --dtype bfloat x", "; did you mean bfloat16?"),
         ("generate --max-new 3", "unrecognized arguments: --max-new; did you mean --max-new-tokens?"),
         (
