@@ -126,6 +126,9 @@ def _all_or_nothing(output: Path) -> Iterator[Path]:
             yield new
             for path in list(new.iterdir()):
                 path.rename(output / path.name)
+        except OSError as error:
+            error.filename = str(output)  # the user knows no other
+            raise
         finally:
             shutil.rmtree(new, ignore_errors=True)
 

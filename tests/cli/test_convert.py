@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -142,6 +144,13 @@ def test_nothing_is_written_over(here: Path, convert: Convert) -> None:
     (here / "link").symlink_to(here / "gone")
     said = f"link: links to {here / 'gone'}, which does not exist; make that folder"
     refused(convert("paper", new="link"), said, status=2)
+
+
+def test_a_full_disk_names_the_folder_that_was_named(convert: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved()
+    module = sys.modules["refdiff.model.weights.save"]  # the package has a function of this name
+    monkeypatch.setattr(module, "write_safetensors", Mock(side_effect=OSError(28, "No space left on device")))
+    refused(convert("paper"), "error: new: cannot save the model (", "No space left on device")
 
 
 def test_a_wrong_conversion_is_not_written(convert: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
