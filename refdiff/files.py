@@ -16,7 +16,7 @@ import secrets
 import shutil
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -80,12 +80,13 @@ def read_bytes(path: str | os.PathLike[str], *, max_bytes: int, folder: str | os
         CheckpointError: as `open_file`; or the file is larger, or cannot be read.
     """
     with open_file(path, folder=folder) as file:
+        is_larger = os.fstat(file.fileno()).st_size > max_bytes
         try:
             chunks = iter(lambda: file.read(_CHUNK_BYTES), b"")
-            raw = b"".join(itertools.islice(chunks, max_bytes // _CHUNK_BYTES + 1))
+            raw = b"" if is_larger else b"".join(itertools.islice(chunks, max_bytes // _CHUNK_BYTES + 1))
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if len(raw) > max_bytes:
+    if is_larger or len(raw) > max_bytes:
         raise CheckpointError(f"{path}: larger than {max_bytes:,} bytes, the most that is read of such a file")
     return raw
 
@@ -112,22 +113,35 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     text = read_text(path, max_bytes=MAX_JSON, folder=Path(path).parent)
     if sum(map(text.count, ",:[{")) > MAX_VALUES:
         raise CheckpointError(f"{path}: more than {MAX_VALUES:,} values, the most that is read of such a file")
+    value = parse_json(text, path, _parse_object)
+    if _depth(value) > MAX_DEPTH:
+        raise CheckpointError(f"{path}: nested too deeply; at most {MAX_DEPTH} levels are read")
+    return value
+
+
+def parse_json(
+    text: str, path: str | os.PathLike[str], object_pairs_hook: Callable[[list[tuple[str, Any]]], Any]
+) -> dict[str, Any]:
+    """Parse the text of the JSON file `path`; the hook makes the objects, as `unique_keys` does.
+
+    Raises:
+        CheckpointError: the text is not JSON, or nested too deeply for Python; its top level is no object; or the hook
+            refuses an object.
+    """
     try:
-        value = json.loads(text, object_pairs_hook=_parse_object)
+        value = json.loads(text, object_pairs_hook=object_pairs_hook)
     except json.JSONDecodeError as error:
         raise CheckpointError(
             f"{path}: not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}{_content_hint(text)}"
         ) from None
     except RecursionError:
-        raise CheckpointError(f"{path}: nested too deeply; at most {MAX_DEPTH} levels are read") from None
+        raise CheckpointError(f"{path}: nested too deeply") from None
     except _DuplicateKeyError as error:
         raise CheckpointError(f"{path}: {error}") from None
     except ValueError:  # Python refuses to parse integers of thousands of digits
         raise CheckpointError(f"{path}: holds an integer of more than 4300 digits") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: the top level: got {json_type(value)}, expected an object {{...}}")
-    if _depth(value) > MAX_DEPTH:
-        raise CheckpointError(f"{path}: nested too deeply; at most {MAX_DEPTH} levels are read")
     return value
 
 
@@ -349,6 +363,8 @@ def _depth(value: Any) -> int:
 def _content_hint(text: str) -> str:
     if not text.strip():
         return "; the file is empty, so download or write it again"
+    if text.startswith("\ufeff"):
+        return "; the file begins with a byte order mark: write it again as UTF-8 without one"
     if text.startswith("version https://git-lfs"):
         return "; this is a git-lfs pointer, not the file itself: run `git lfs pull`"
     if text.lstrip().startswith("<"):

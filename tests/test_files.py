@@ -56,6 +56,10 @@ HOSTILE = {
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
         "; this is a git-lfs pointer, .*: run `git lfs pull`$",
     ),
+    "a byte order mark": (
+        b"\xef\xbb\xbf{}",
+        "; the file begins with a byte order mark: write it again as UTF-8 without one$",
+    ),
     "a web page": (b"<!DOCTYPE html><title>Sign in</title>", "; this looks like a web page .*: download it again$"),
     "a pickle": (b"\x80\x02}q\x00.", "not UTF-8"),
 }
@@ -94,6 +98,19 @@ def test_a_file_over_the_limit_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="larger than 10,000,000 bytes"):
         read_json(path)
     assert time.thread_time() - start < 1
+
+
+def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.touch()
+    os.truncate(path, 10**9)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="larger than 500,000,000 bytes"):
+            read_bytes(path, max_bytes=500_000_000)
+        assert tracemalloc.get_traced_memory()[1] < 10**7
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_short_file_takes_little_memory_however_much_may_be_read(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from refdiff.browser import IN_BROWSER
 from refdiff.errors import CheckpointError
-from refdiff.files import read_text
+from refdiff.files import parse_json, read_text, unique_keys
 from refdiff.generation.tokenizer.backend import SECTIONS, AddedToken, RustBackend, TokenizerBackend
 from refdiff.messages import json_problem, show_value
 
@@ -66,7 +66,7 @@ def load_backend(folder: Path) -> TokenizerBackend:
     try:
         backend = _from_json(text, path)
     except CheckpointError:
-        _parse(text, path)  # raises if the file is not JSON, and says where
+        parse_json(text, path, unique_keys)  # raises if the file is not JSON, and says where
         raise
     check_unigram(model, backend, path)
     understood = {name: backend.section(name) for name in SECTIONS}  # as the library reads them, which may differ
@@ -99,7 +99,8 @@ def read_sections(text: str, path: Path) -> tuple[dict[str, Any], str]:
     Raises:
         CheckpointError: a text that is not JSON.
     """
-    decoder = json.JSONDecoder(object_pairs_hook=_unique)
+    # Rust and Python may each keep a different one of two equal keys; the checks would look at the wrong one.
+    decoder = json.JSONDecoder(object_pairs_hook=unique_keys)
     sections: dict[str, Any] = {}
     separator = re.compile(r"\s*[{,]\s*(?=\")").match(text)
     try:
@@ -114,7 +115,7 @@ def read_sections(text: str, path: Path) -> tuple[dict[str, Any], str]:
             separator = re.compile(r"\s*,\s*(?=\")").match(text, end)
     except (ValueError, RecursionError):
         pass  # the whole text is parsed below, which reports the problem
-    value = _parse(text, path)
+    value = parse_json(text, path, unique_keys)
     return value, json.dumps(value.get("model"))
 
 
@@ -130,7 +131,7 @@ def check_model(model: str, path: Path) -> None:
         raise CheckpointError(f"{path}: model: got a token of more than {MAX_TOKEN:,} characters, expected fewer")
     if _has_text(model, '"continuing_subword_prefix"') and '"merges"' in model:
         try:
-            value, _ = json.JSONDecoder(object_pairs_hook=_unique).raw_decode(model)
+            value, _ = json.JSONDecoder(object_pairs_hook=unique_keys).raw_decode(model)
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{path}: model: {json_problem(error)}") from None
         _check_merges(value, path)
@@ -263,31 +264,6 @@ def _check_merges(model: Any, path: Path) -> None:
                     f"{path}: model: merges: got {show_value(part)}, expected it to begin with the "
                     f"continuing_subword_prefix {show_value(prefix)}"
                 )
-
-
-def _parse(text: str, path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(text, object_pairs_hook=_unique)
-    except json.JSONDecodeError as error:
-        hint = "; this is a git-lfs pointer, run `git lfs pull`" if text.startswith("version https://git-lfs") else ""
-        raise CheckpointError(
-            f"{path}: not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}{hint}"
-        ) from None
-    except RecursionError:
-        raise CheckpointError(f"{path}: nested too deeply for a tokenizer.json") from None
-    except ValueError as error:  # a key given twice, or an integer of thousands of digits
-        raise CheckpointError(f"{path}: {json_problem(error)}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: the top level: got {type(value).__name__}, expected an object")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # Rust and Python may each keep a different one of two equal keys; the checks would look at the wrong one.
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return result
 
 
 def _steps(section: Any) -> Iterator[dict[str, Any]]:

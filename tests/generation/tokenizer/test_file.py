@@ -219,7 +219,7 @@ def test_the_model_is_not_parsed_where_the_library_wrote_the_file(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, KINDS[kind]())
-    monkeypatch.setattr(file, "_parse", lambda *_: pytest.fail("the whole text is parsed"))
+    monkeypatch.setattr(file, "parse_json", lambda *_: pytest.fail("the whole text is parsed"))
     text = (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
     sections, model = file.read_sections(text, tmp_path / "tokenizer.json")
     content = json.loads(text)
