@@ -147,7 +147,7 @@ def add_machine(group: Any) -> None:
     group.add_argument(
         "--weights", choices=how, default="auto", metavar="HOW", help="16-bit weights: stored or expanded"
     )
-    group.add_argument("--no-mmap", action="store_true", help="read the weights whole")
+    group.add_argument("--no-mmap", action="store_true", help="do not memory-map the weights")
     add_threads(group)
 
 

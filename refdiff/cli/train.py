@@ -47,12 +47,12 @@ SETTINGS: dict[str, tuple[tuple[str, ...], Number, str, int | float | str]] = {
     "max_steps": (("--max-steps", "--steps"), _COUNT, "number of steps", 1000),
     "batch_size": (("--batch-size", "--batch"), _COUNT, "sequences in a step", 16),
     "context": (("--context",), Number(int, 2), "tokens in a sequence", 256),
-    "accumulate": (("--accumulate", "--gradient-accumulation-steps"), _COUNT, "parts of a step", 1),
+    "accumulate": (("--accumulate", "--gradient-accumulation-steps"), _COUNT, "micro-batches in a step", 1),
     "learning_rate": (("--learning-rate", "--lr", "--rate"), _POSITIVE, "peak learning rate", 1e-3),
-    "warmup_steps": (("--warmup-steps", "--warmup"), Number(int, 0, off="0 = off"), "linear warm-up", 50),
-    "weight_decay": (("--weight-decay", "--decay"), Number(float, 0, off="0 = off"), "of the matrices", 0.1),
+    "warmup_steps": (("--warmup-steps", "--warmup"), Number(int, 0, off="0 = off"), "linear warm-up, 0 = off", 50),
+    "weight_decay": (("--weight-decay", "--decay"), Number(float, 0, off="0 = off"), "decay of matrices, 0 = off", 0.1),
     "grad_clip": (("--grad-clip", "--clip"), _POSITIVE, "largest gradient norm", 1.0),
-    "seed": (("--seed", "-s"), Number(int, 0), "of weights, order and samples", 0),
+    "seed": (("--seed", "-s"), Number(int, 0), "seed of weights, order and samples", 0),
     "evaluate_every": (("--evaluate-every",), _NOW_AND_THEN, "steps between validations", 200),
     "save_every": (("--save-every",), _NOW_AND_THEN, "steps between checkpoints", 200),
     "sample_every": (("--sample-every",), _NOW_AND_THEN, "steps between samples", 200),
@@ -78,8 +78,8 @@ def add_arguments(parser: Parser) -> None:
     parser.description = (
         "Train a small DiffLlama, or a plain Llama to compare it with, on a UTF-8 text. Checkpoints are model folders, "
         "OUTPUT/step-…, which every command takes; OUTPUT/log.jsonl has a line per step. Ctrl-C saves a checkpoint. "
-        "Killing and resuming a run does not change its weights. The folder of the last checkpoint goes to standard "
-        "output."
+        "A resumed run ends with the weights of one that never stopped. The folder of the last checkpoint goes to "
+        "standard output."
     )
     parser.examples = """
 refdiff train tales.txt -o run --max-steps 2000
@@ -119,7 +119,7 @@ refdiff train -o run --resume
         course.add_argument(f"--{name}", action=_Noted, metavar="NAME", help=text, **given)
     for field, entry in SETTINGS.items():
         add(course, field, *entry)
-    course.add_argument("--keep", type=_COUNT, default=2, metavar="N", help="checkpoints kept, older go")
+    course.add_argument("--keep", type=_COUNT, default=2, metavar="N", help="number of last checkpoints to keep")
     prompt: dict[str, Any] = {"type": utf8_text, "default": "", "metavar": "TEXT"}
     course.add_argument("--prompt", action=_Noted, help="start of the samples", **prompt)
     machine = parser.add_argument_group("machine")
