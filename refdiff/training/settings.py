@@ -89,6 +89,12 @@ class Settings:
         for name in ("max_steps", "batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected 1 or more")
+        for name in ("learning_rate", "grad_clip"):
+            if not getattr(self, name) > 0:  # nor NaN
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected a number above 0")
+        for name in ("warmup_steps", "weight_decay", "seed", "evaluate_every", "save_every", "sample_every"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected 0 or more")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size: got {self.batch_size}, expected a multiple of accumulate {self.accumulate}")
         for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
