@@ -63,6 +63,14 @@ def test_no_page_is_wider_than_the_window(browser: Chromium, reference: Path, pa
     assert browser.run(scrolls) == []
 
 
+def test_on_a_phone_buttons_and_hints_have_their_space(browser: Chromium, reference: Path) -> None:
+    arranged(browser, reference / "commands.html", width=400)
+    left = "document.querySelector({!r}).getBoundingClientRect().left"
+    right = "document.querySelector('.mobile-header .theme-toggle').getBoundingClientRect().right"
+    assert browser.run(f"{left.format('.mobile-header .toc-header-icon')} - {right}") >= 8
+    assert browser.run(f"{left.format('.highlight > .scroll-hint')} - {left.format('.highlight')}") >= 10
+
+
 def arranged(browser: Chromium, page: Path, **options: Any) -> None:
     """Open a page, and wait until its equations are set and have their sizes."""
     browser.open(page, **options)
