@@ -21,12 +21,6 @@ from refdiff.backends.cupy.graph import GraphError, recordable
 from refdiff.layers.rope_frequencies import LENGTH_DEPENDENT
 from refdiff.messages import warn
 
-MIN_CAPACITY = 256
-"""Tokens that the cache has capacity for at least."""
-
-STEPS_BEFORE_RECORDING = 3
-"""A recording costs about as much as this many steps."""
-
 
 class DecodeStep:
     """The decoding step of one call of `generate`, during which the model's weights and functions stay the same.
@@ -62,7 +56,7 @@ class DecodeStep:
             which the next call writes over
         """
         self._steps += 1
-        if self.refused is not None or self._steps <= STEPS_BEFORE_RECORDING or self._warns(positions):
+        if self.refused is not None or self._steps <= self._runtime.tuning.usual_steps or self._warns(positions):
             return None
         length = len(cache)
         if self._recorded is None or length >= self._capacity or not self._same(cache):
@@ -99,7 +93,7 @@ class DecodeStep:
         length = len(cache)
         if cache.static is not None and length >= cache.static:
             return  # a usual step raises the error
-        capacity = max(MIN_CAPACITY, 2 * length)
+        capacity = max(self._runtime.tuning.min_capacity, 2 * length)
         cache.reserve(cache.static or max(min(capacity, cache.max_tokens or capacity), length + 1))
         self._buffers = cache.buffers
         B = len(tokens)

@@ -29,6 +29,10 @@ class Tuning:
     """Splits for each warp of its tile up to which attention_mma.cu, which splits no keys, is taken all the same.
     Reckoned: four warps keep the four tensor cores of a multiprocessor busy, which multiply 8 (T4) to 16 times (A100,
     H100) as many numbers in a cycle as its float32 units, and so make up for 8 splits."""
+    min_capacity: int = 256
+    """Tokens that the cache of a recorded step has capacity for at least: a longer text is recorded anew. Reckoned."""
+    usual_steps: int = 3
+    """Decoding steps before one is recorded. Reckoned: a recording costs about as much as these."""
     pinned_bytes: int = 32 * 1024 * 1024
     """Bytes of a pinned buffer for uploads: enough for full speed, little enough to pin anywhere."""
     progress_bytes: int = 256 * 1024 * 1024

@@ -14,9 +14,10 @@ import pytest
 
 from refdiff.backends import overlay
 from refdiff.backends.cupy import decode_step
-from refdiff.backends.cupy.decode_step import STEPS_BEFORE_RECORDING, DecodeStep
+from refdiff.backends.cupy.decode_step import DecodeStep
 from refdiff.generation.context import DecodingContext
 from tests.backends.cupy.test_model import IDS, MASK, models, on_device_only, on_the_device, stored_models
+from tests.backends.tuned import tune
 from tests.cuda.emulation import OnDevice
 from tests.model.models import WIRINGS
 
@@ -32,12 +33,12 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[DecodeStep]:
     create = DecodeStep.create
 
     def watched(model: Any) -> DecodeStep | None:
+        tune(model.backend.kernels, min_capacity=13)
         step = create(model)
         made.extend([] if step is None else [step])
         return step
 
     monkeypatch.setattr(DecodeStep, "create", watched)
-    monkeypatch.setattr(decode_step, "MIN_CAPACITY", 13)
     monkeypatch.setattr(decode_step, "from_numpy", lambda x, xp, device: x.view(OnDevice))
     return made
 
@@ -130,7 +131,7 @@ def test_what_cannot_be_recorded_is_refused_once_and_goes_on_as_usual(steps: lis
     """Seventeen rows are multiplied by cuBLAS."""
     fast, exact = there()
     many = np.tile(IDS[:1], (17, 1))
-    options = {"max_new_tokens": STEPS_BEFORE_RECORDING + 3, "eos_token_id": None}
+    options = {"max_new_tokens": fast.backend.kernels.runtime.tuning.usual_steps + 3, "eos_token_id": None}
     with pytest.warns(UserWarning, match="not recorded on the device, and take longer: .*cuBLAS"):
         made = fast.generate(many, **options)
     np.testing.assert_array_equal(made, exact.generate(many, **options))
