@@ -22,7 +22,7 @@ def open_checkpoint(folder: str | os.PathLike[str], *, mapped: bool = True) -> l
     in which transformers looks.
 
     Raises:
-        CheckpointError: There is no safetensors file, the index and the files contradict each other, or a file breaks
+        CheckpointError: there is no safetensors file, the index and the files contradict each other, or a file breaks
             the format.
     """
     return read_consistently(Path(folder), partial(_open_files, Path(folder), mapped))
@@ -46,7 +46,7 @@ def headers(folder: str | os.PathLike[str]) -> dict[str, dict[str, tuple[str, tu
     data.
 
     Raises:
-        CheckpointError: There is no safetensors file, or one is broken.
+        CheckpointError: there is no safetensors file, or one is broken.
     """
     return {
         Path(file.label).name: {name: (t.dtype, t.shape, t.nbytes) for name, t in file.tensors.items()}

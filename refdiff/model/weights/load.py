@@ -54,16 +54,15 @@ def load(
 
     Names, shapes and types are checked first, and all problems reported together. Where the stored type is the wanted
     one (see `resolve_dtype`), the arrays are views of the file: nothing is copied, and nothing read before it is
-    used. So values are not looked at: a checkpoint with NaN in it loads, as in transformers, and `nonfinite`
-    finds the place.
+    used. Values are not checked: a checkpoint with NaN loads, as in transformers, and `nonfinite` finds the place.
 
     With `stored`, matrices of 16 bits whose values `dtype` can hold stay views of the file too, of NumPy's float16
-    or ml_dtypes' bfloat16: half the memory.
+    or ml_dtypes' bfloat16. They take half the memory.
 
-    With `deferred`, all others are read, and brought into the wanted type, when they are used, and then forgotten
-    (`refdiff.arrays.Deferred`): to go through a model of any size with the memory of its largest array.
+    With `deferred`, each of the other arrays is read and converted when it is used, and released afterwards
+    (`refdiff.arrays.Deferred`). A model of any size then needs the memory of its largest array.
 
-    Without `mapped`, the files are read whole instead: for files that somebody may change while they are in use.
+    Without `mapped`, files are read whole, since another process may change them while they are in use.
 
     The base model's parameters may be stored under any class's prefix. Heads of other classes are passed over, as are
     the `rotary_emb.inv_freq` of old files. A head that is not stored is drawn anew, with one warning. With
@@ -71,7 +70,7 @@ def load(
     with a warning, as in transformers.
 
     Raises:
-        CheckpointError: A file is broken, or does not hold what `config` describes.
+        CheckpointError: a file is broken, or does not hold what `config` describes.
         ValueError: `dtype` or `architecture` is none of those known.
     """
     files = open_checkpoint(folder, mapped=mapped)
@@ -151,7 +150,7 @@ def resolve_dtype(folder: str | os.PathLike[str], config: DiffLlamaConfig, dtype
     in the first file.
 
     Raises:
-        CheckpointError: A file is broken.
+        CheckpointError: a file is broken.
         ValueError: `dtype` is none of these.
     """
     return _resolve(open_checkpoint(folder), config, dtype)

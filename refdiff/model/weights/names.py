@@ -131,9 +131,9 @@ def localize(name: str, prefix: str) -> str:
     """Return a stored name as the class whose base model stands under `prefix` spells it.
 
     `model.norm.weight`, `transformer.norm.weight` and `norm.weight` are one parameter, written by different
-    classes. transformers adds and removes a class's own prefix only: between question answering (`transformer.`) and
-    `model.` it knows none of the names, and draws the whole model at random with nothing but a warning. Here the
-    three spellings are equal, because nobody wants that. unilm's attention calls `o_proj` `out_proj`.
+    classes, and are equal here. transformers adds and removes a class's own prefix only. From question answering
+    (`transformer.`) to `model.` it finds none of the names, and draws the whole model at random with a warning.
+    unilm's attention calls `o_proj` `out_proj`.
     """
     name = name.replace(".self_attn.out_proj.", ".self_attn.o_proj.")
     for known in _BACKBONE_PREFIXES:
@@ -146,8 +146,8 @@ def localize(name: str, prefix: str) -> str:
 def stored_name(name: str, wiring: str) -> str:
     """Return the name of a parameter in a file: in the variant `paper` the last projection is unilm's `out_proj`.
 
-    So that what stands after `self_attn.` is the `state_dict` of unilm's `multihead_flashdiff_1.py`, as in `v2`
-    it is that of `multihead_flashdiffv2.py`, which says `o_proj`.
+    The names after `self_attn.` are then those of unilm's module: `multihead_flashdiff_1.py` in `paper`, and in `v2`
+    `multihead_flashdiffv2.py`, which has `o_proj`.
     """
     return name.replace(".self_attn.o_proj.", f".self_attn.{VARIANTS[wiring].last_projection}.")
 
@@ -163,7 +163,7 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     A level whose keys are exactly 0 … n-1 becomes a list.
 
     Raises:
-        ValueError: One name is the beginning of another, such as `a` and `a.b`.
+        ValueError: one name is the beginning of another, such as `a` and `a.b`.
     """
     root: dict[str, Any] = {}
     for name, value in flat.items():

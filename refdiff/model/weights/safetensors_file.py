@@ -73,9 +73,8 @@ class Tensor:
 class SafetensorsFile:
     """An open safetensors file whose header holds no contradiction; `label` is the name used in messages.
 
-    The file is opened once and memory-mapped, or read whole: what replaces it under its name later changes nothing
-    here. What is written into a mapped file itself does, and where it is cut short the system ends the process
-    (SIGBUS).
+    The file is opened once and memory-mapped, or read whole. A file that replaces it under its name changes nothing
+    here. Writing into a mapped file changes the tensors, and truncating it lets the system end the process (SIGBUS).
     """
 
     label: str
@@ -109,7 +108,7 @@ def open_safetensors(path: Path, *, folder: Path | None = None, mapped: bool = T
     whole file is read into memory at once.
 
     Raises:
-        CheckpointError: The file cannot be opened, or breaks a rule of the format; the message says which, and names
+        CheckpointError: the file cannot be opened, or breaks a rule of the format; the message says which, and names
             the tensor.
     """
     label = str(path)
@@ -244,8 +243,8 @@ def write_safetensors(path: Path, arrays: Mapping[str, Any], dtype: str) -> None
     The data is on the disk when this returns. Goes through it piece by piece: no second copy of the weights is made.
 
     Raises:
-        ValueError: A finite value lies beyond float16's range.
-        OSError: The file cannot be written.
+        ValueError: a finite value lies beyond float16's range.
+        OSError: the file cannot be written.
     """
     names = sorted(arrays)
     tensors = {name: (_STORED_NAME[dtype], tuple(map(int, arrays[name].shape))) for name in names}

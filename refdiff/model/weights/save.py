@@ -53,7 +53,7 @@ def save(
     Raises:
         ValueError: `params` are not those of `architecture` with this `config`, a value is beyond float16's
             range, or `dtype` or `max_shard_size` is not understood.
-        OSError: Something cannot be written, as on a full disk. The message says which checkpoint counts: the one that
+        OSError: something cannot be written, as on a full disk. The message says which checkpoint counts: the one that
             was there, or the new one, which the next load or save puts in place.
     """
     checked = check_parameters(flatten(params), config, architecture)
