@@ -36,7 +36,7 @@ from tokenizers import Tokenizer
 # %% [markdown]
 # ## Text becomes ids
 #
-# A model computes with numbers, so a tokenizer first cuts the text into pieces that it knows and replaces each piece
+# A model computes with numbers. So a tokenizer first cuts the text into pieces that it knows, and replaces each piece
 # by its row number in a vocabulary. This is the only step that we leave to a library. The first id, 0, marks the
 # beginning of a text. (Its token is called `<|endoftext|>` because it stands between two texts: at the end of one, at
 # the beginning of the next.)
@@ -52,9 +52,9 @@ print(list(zip(ids, tokens, strict=True)))
 # %% [markdown]
 # ## A checkpoint is a dictionary of arrays
 #
-# What the model has learned is stored in one file. The safetensors format needs no library: 8 bytes give the length
-# of a JSON header, the header gives each array's name, dtype, shape and place, and the rest of the file is the
-# numbers. (The header writes "F16" for what NumPy calls "float16".)
+# What the model has learned is stored in one file. The safetensors format needs no library. 8 bytes give the length of
+# a JSON header, and the header gives each array's name, dtype, shape and place. The rest of the file is the numbers.
+# (The header writes "F16" for what NumPy calls "float16".)
 
 # %%
 sketches.checkpoint()
@@ -315,9 +315,9 @@ def attention(x, p, layer, config):  # eq. 2 and 3
 # %% [markdown]
 # ## The feed-forward network
 #
-# What attention has collected for a token, SwiGLU works on, token by token: one matrix computes candidates (`up`),
-# one decides how much of each to let through (`gate`, by the smooth switch $\mathrm{silu}(z) = z/(1+e^{-z})$), and
-# one brings the result back to size D.
+# SwiGLU works on what attention has collected, token by token. One matrix computes candidates (`up`). One decides how
+# much of each to let through (`gate`, by the smooth switch $\mathrm{silu}(z) = z/(1+e^{-z})$). One brings the result
+# back to size D (`down`).
 #
 # $$\mathrm{SwiGLU}(x) = W_{down}\left(\mathrm{silu}(W_{gate}\,x) \odot W_{up}\,x\right)$$
 
@@ -415,7 +415,7 @@ sketches.three_maps(tokens, firsts[pair], seconds[pair], lambdas[layer], framed)
 # %% [markdown]
 # Read the row "son", the lower frame, from left to right. The first map finds "three" and little else. The second gives
 # weight to everything before. In the difference "three" still stands out, but the rest of the row is now negative
-# (orange): where λA₂ is larger than A₁, a token's value is *subtracted*, which no softmax can do.
+# (orange). Where λA₂ is larger than A₁, a token's value is *subtracted*, which no softmax can do.
 #
 # Is that what the idea promised? Take the token that A₁ prefers. Which share of all |weight| in its row does it have,
 # in A₁ and in the difference?
@@ -443,9 +443,9 @@ print(f"layer {layer}, all pairs: the share rises in {rises} rows and falls in {
 #
 # ## Experiment: switch the subtraction off
 #
-# Is the second map used at all? We multiply λ in every layer by a number, and measure the loss on the openings of
-# eight tales, written for these notebooks, which the model has never seen. The loss is how surprised the model is by
-# each next token, $-\log p$, on average. With the natural logarithm its unit is the *nat*; $e^{loss}$ is called
+# Is the second map used at all? We multiply λ in every layer by a number, and measure the loss on the openings of eight
+# tales. They were written for these notebooks, and the model has never seen them. The loss is how surprised the model
+# is by each next token, $-\log p$, on average. With the natural logarithm its unit is the *nat*; $e^{loss}$ is called
 # *perplexity* and is the number of equally likely tokens among which one would be as uncertain.
 
 # %%

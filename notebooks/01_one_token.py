@@ -83,8 +83,8 @@ sketches.changes(change, tokens)
 # has changed, and none before it: attention looks back, never ahead. The tokens before "king" change by exactly 0 in
 # all layers.
 #
-# Which block has done this? We take the blocks of the first layer one by one, exchange one row of their input (the
-# vector of "king") for another, and see which rows of the output change.
+# Which block has done this? We take the blocks of the first layer one by one. In the input of each we exchange one row,
+# the vector of "king", and see which rows of the output change.
 
 # %%
 p = tiny.subset(weights, "model.layers.0.")
@@ -146,8 +146,8 @@ for depth, x in enumerate(before):
 # The last layer takes some of that back (0.74) and gives it to " daught". The size (root mean square) of the vector
 # grows all the way, which is one reason for the norm at the start of each branch.
 #
-# Is layer 2 *the* layer for answers? One sentence cannot say. Here is a whole tale that the model has not seen: for
-# which share of its tokens is the model's final choice already on top after each layer, and what would the loss be?
+# Is layer 2 *the* layer for answers? One sentence cannot say. Here is a whole tale that the model has not seen. For
+# which share of its tokens is the model's final choice already on top after each layer? And what would the loss be?
 
 # %%
 tale = Path("data/tales.txt").read_text(encoding="utf-8").split("<|endoftext|>")[0].strip()

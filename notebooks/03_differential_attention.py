@@ -57,8 +57,8 @@ print(inspect.getsource(tiny.diff_attention))
 #
 # ## Where the idea works
 #
-# One query, 48 keys. It should find key 30, the *needle*. We *build* the two maps so that the idea must work: the
-# second gets the same random scores as the first, up to a tenth, and only the first knows the needle.
+# One query, 48 keys. It should find key 30, the *needle*. We *build* the two maps so that the idea must work. Both get
+# the same random keys, to which the first adds a tenth of noise of its own. Only the first knows the needle.
 
 # %%
 rng = np.random.default_rng(3)
@@ -109,8 +109,8 @@ sketches.share_by_strength(lambdas_tried, shares, rules)
 
 # %% [markdown]
 # The vertical lines are at λ*; the ring is where a curve is back at its height for λ = 0. A needle among noise gains
-# much, over a wide range of λ. One that $A_1$ has found already gains a little (0.92 → 0.99) from a small λ, and beyond
-# λ = 0.16 it loses: there $-\lambda A_2$ does not cancel noise, it *is* the noise.
+# much, over a wide range of λ. One that $A_1$ has found already gains a little (0.92 → 0.99) from a small λ. Beyond λ =
+# 0.16 it loses: there $-\lambda A_2$ does not cancel noise, it *is* the noise.
 #
 # ## When is noise shared?
 #
@@ -282,13 +282,13 @@ sketches.groups({name: {f"layer {layer}": float(x[layer]) for layer in shown} fo
                 "share of the top token", "the layers that subtract")  # fmt: skip
 
 # %% [markdown]
-# **The share falls, in every layer and in more than nine rows of ten**, and in layers 3 to 5 another token takes first
+# **The share falls, in every layer and in more than nine rows of ten.** In layers 3 to 5, another token takes first
 # place in a fifth to a quarter of the rows. So these pairs do not do to their own first choice what the headphone does
 # to music. (Layers 1 and 5 add. There the share must fall wherever $A_2$ gives the token less than $A_1$ does, so only
 # the other four are evidence.)
 #
 # The middle bars say why. In layers 2, 3 and 4 the same λ would *raise* the share, if only the noise were shared. So λ
-# is not too large there; what is missing is the shape: the rest of the other map is not like the leading map's noise.
+# is not too large there. What is missing is the shape: the rest of the other map is not like the leading map's noise.
 # In layer 0, 69 % of the rows have so little noise that even λ = 0.19 is above the rule's limit, and the middle bar
 # falls, too.
 #
@@ -418,8 +418,8 @@ sketches.groups(
 )  # fmt: skip
 
 # %% [markdown]
-# Between heads the sizes differ more with both maps in layers 0, 2, 4 and 5, as much in layer 3, and less in layer 1:
-# the paper's reason shows in four layers of six. Where most is subtracted (layers 2, 3 and 4) sizes also vary about
+# Between heads the sizes differ more with both maps in layers 0, 2, 4 and 5, as much in layer 3, and less in layer 1.
+# The paper's reason shows in four layers of six. Where most is subtracted (layers 2, 3 and 4) sizes also vary about
 # twice as much from token to token. The norm works on each token by itself, so it levels that, too.
 #
 # Now the factor. Take a model as it is before training, with small random weights: how large is the difference,

@@ -314,7 +314,7 @@ print(f"  {', '.join(unseen[:3])}\n  {', '.join(unseen[3:])}")
 # <details>
 # <summary>What is the difference between the modes free and local?</summary>
 #
-# Free compares with a run from the same inputs, so errors are carried on; local computes each point from the inputs
+# Free compares with a run from the same inputs, so errors are carried on. Local computes each point from the inputs
 # that your own run had there, so an error belongs to the point that made it.
 #
 # </details>

@@ -16,10 +16,10 @@
 # Two of the paper's claims: differential attention gives less attention to noise, and models that have it learn better.
 # **Does either show at a size that a laptop can train?** (Its others are not tested here: fewer hallucinations, better
 # learning in context, smaller outliers among activations.) Two experiments ask it: finding a value by its key, where we
-# can see what is noise; and predicting text. They train plain attention, the paper's differential attention (v1) and
-# version 2 (two queries on one key, a λ for each token, no norm: chapter 04), with five seeds, equal data, equal steps
-# and parameters equal to 0.3 %. Muon trains the models of the first experiment, AdamW those of the second (chapter 08
-# explains both). In short:
+# can see what is noise; and predicting text. They train plain attention, the paper's differential attention (v1), and
+# version 2 (two queries on one key, a λ for each token, no norm: chapter 04). All have five seeds, equal data, equal
+# steps, and parameters equal to 0.3 %. Muon trains the models of the first experiment, AdamW those of the second
+# (chapter 08 explains both). In short:
 #
 # | | plain | v1 | v2 |
 # |---|---|---|---|
@@ -168,9 +168,9 @@ sketches.runs(
 
 # %% [markdown]
 # Who names any value of the row *guesses*: the dotted line. The models of a seed saw the same rows, so the fair
-# comparison is by seed: differential − plain, in percentage points, mean over five seeds with its 95 % confidence
-# interval. A star marks an interval that excludes 0. Without a star, the difference may be chance; and of twenty
-# intervals without any difference behind them, one gets a star.
+# comparison is by seed. We print differential − plain in percentage points, the mean over five seeds with its 95 %
+# confidence interval. A star marks an interval that excludes 0. Without a star, the difference may be chance; and of
+# twenty intervals without any difference behind them, one gets a star.
 
 
 # %%
@@ -460,9 +460,9 @@ print_layers("ρ across pairs", *across, -1)
 # differential kinds the maps of a pair become opposites** (the first lines). Chapter 08 lets one expect the second: the
 # maps of a pair share one value and get gradients of opposite signs, $G$ and $-\lambda G$. Plain heads have values of
 # their own; why they become alike was not examined. Later ρ comes back towards 0. At the end its interval is below 0 in
-# layers 0 and 3 of v1 and in layer 0 of version 2, above 0 in the last layer of version 2, as in the plain model, and
-# contains 0 in the other four. Across pairs, ρ is nearer to 0 than in a pair in layer 0 of both kinds; in layer 3 of v1
-# the intervals overlap.
+# layers 0 and 3 of v1 and in layer 0 of version 2. It is above 0 in the last layer of version 2, as in the plain model.
+# In the other four it contains 0. Across pairs, ρ is nearer to 0 than in a pair in layer 0 of both kinds; in layer 3 of
+# v1 the intervals overlap.
 #
 # So sharing noise is not how these pairs begin: what one map scores higher, the other scores lower. A difference of
 # opposites has weights of both signs, which one softmax cannot have. (That is our reading; what the models use it for
@@ -530,9 +530,9 @@ print("loss at steps 3600 and 4000:", {kind: [validation[kind][step] for step in
 #
 # ## What we learned
 #
-# - **In retrieval both differential kinds were better**: they learned the look-up in less than half of the steps, found
-#   more values in rows of 16 to 64 tokens (version 2 in all longer ones, too), and gave more attention to the answer in
-#   rows of 16 tokens and more. Less noise was seen in version 2 alone, in rows of 8 to 64 tokens.
+# - **In retrieval both differential kinds were better**: they learned the look-up in less than half of the steps, and
+#   found more values in rows of 16 to 64 tokens (version 2 in all longer ones, too). In rows of 16 tokens and more,
+#   they gave more attention to the answer. Less noise was seen in version 2 alone, in rows of 8 to 64 tokens.
 # - **On text, with AdamW at the learning rate of the plain model, v1 had spikes and ended behind; version 2 had none
 #   (after step 100) and ended ahead.** A third of the rate took most spikes from v1, and not the gap. Without the norm
 #   behind the difference, or with Muon, v1 had no spikes and kept up. Of one larger run of each kind, with Muon, plain
