@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 from typing import Any
 
 from refdiff import cluster
@@ -18,7 +19,7 @@ from refdiff.cli.loading import find_checkpoint, named_folder
 from refdiff.cli.prompts_file.answers import COMPARED, Answers
 from refdiff.cli.prompts_file.batches import Answering, Result, Task, batched
 from refdiff.cli.prompts_file.reading import Prompts
-from refdiff.cli.terminal import connecting, minutely, name_flags, note, progress_bar
+from refdiff.cli.terminal import connecting, minutely, name_flags, note, progress_bar, waiting
 from refdiff.errors import CheckpointError
 
 AnswerBatches = Callable[[Iterable[list[Task]]], Iterable[tuple[list[Task], list[Result]]]]
@@ -39,10 +40,11 @@ def answer_file(args: argparse.Namespace) -> int:
         left: int | None = None
         if prompts.repeatable:
             done, bad, left = 0, [], 0
-            for task in _tasks(prompts, answers, args, model):
-                done, left = (done + 1, left) if task is None else (done, left + 1)
-                if task is not None and task.prompt.problem is not None:
-                    bad.append(task.prompt.problem)
+            with waiting(f"reading {prompts.name}", quiet=args.quiet):
+                for task in _tasks(prompts, answers, args, model):
+                    done, left = (done + 1, left) if task is None else (done, left + 1)
+                    if task is not None and task.prompt.problem is not None:
+                        bad.append(task.prompt.problem)
             if bad and len(bad) == done + left:
                 raise UsageError(bad[0] + (f"; and {len(bad) - 1} more such lines" if len(bad) > 1 else ""))
             _check_flags(prompts, args)
@@ -76,6 +78,11 @@ def _tasks(prompts: Prompts, answers: Answers, args: argparse.Namespace, model: 
     """Yield the tasks of this shard, None for a prompt that has its answer."""
     base, given = args.seed or 0, given_options(args)
     count = 0
+
+    @lru_cache  # most prompts of a file have the same options
+    def digest(own: str) -> str:
+        return _digest(model, args, {**given, **json.loads(own)})
+
     for prompt in prompts:
         count += 1
         if prompt.problem is not None:
@@ -83,7 +90,7 @@ def _tasks(prompts: Prompts, answers: Answers, args: argparse.Namespace, model: 
                 yield Task(prompt, 0, "")
             continue
         seed = prompt.options.get("seed", base + prompt.index)
-        run = _digest(model, args, {**given, **prompt.options})
+        run = digest(json.dumps({name: value for name, value in prompt.options.items() if name != "seed"}))
         done = answers.has(prompt, seed, run)
         if prompt.index % args.num_shards == args.shard_index:
             yield None if done else Task(prompt, seed, run)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, call
 
 import pytest
 
 from refdiff.cli import answering
+from refdiff.cli.prompts_file import run
 
 from ..conftest import Cli
 from .conftest import Answer, rows_of
@@ -54,6 +55,17 @@ def test_jsonl_with_ids_and_options_of_its_own(answer: Answer) -> None:
     assert [row["seed"] for row in found] == [0, 100, 2, 3]
     assert found[1]["prompt"] == "c\u2028d"
     assert "unknown fields are ignored: label, source" in done.err
+
+
+def test_options_that_prompts_share_are_digested_once(answer: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each shard looks at all prompts of the file, and the digest takes longer than all else."""
+    digest, waiting = Mock(wraps=run._digest), Mock(wraps=run.waiting)
+    monkeypatch.setattr(run, "_digest", digest)
+    monkeypatch.setattr(run, "waiting", waiting)
+    rows = [{"prompt": "ab", "temperature": i % 2, "seed": i} for i in range(40)]
+    assert len(rows_of(answer(rows, "-n", "1", "--num-shards", "40").out)) == 1
+    assert digest.call_count == 4  # two, when the file is checked and when it is answered
+    assert waiting.call_args_list == [call("reading prompts", quiet=False)]
 
 
 @pytest.mark.parametrize(
