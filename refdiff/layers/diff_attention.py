@@ -78,6 +78,9 @@ def diff_attention(
         q1, q2 (B, H, T, d), k1, k2 (B, K, S, d), v (B, K, S, e), lambda_ broadcastable to (B, H, T, 1),
         mask and bias as in `attention_weights`, with the H of the first map then the H of the second on the head
         axis if it is longer than 1 -> (B, H, T, e)
+
+    Raises:
+        ValueError: shapes that do not fit, a mask that is not boolean.
     """
     B, H, T = _check_operands("diff_attention", q1, k1, q2, k2, v, lambda_)
     xp = namespace(q1, k1, q2, k2, v, lambda_, mask, bias)

@@ -40,6 +40,9 @@ def diff_lambda(lambda_q1: Array, lambda_k1: Array, lambda_q2: Array, lambda_k2:
 
     Shapes:
         four times (d,), a float -> a scalar array ()
+
+    Raises:
+        ValueError: vectors of different shapes.
     """
     _check_vectors("diff_lambda", lambda_q1, lambda_k1, lambda_q2, lambda_k2)
     xp = namespace(lambda_q1, lambda_k1, lambda_q2, lambda_k2)
@@ -84,6 +87,9 @@ def diff_lambda_v2(x: Array, weight: Array, *, ops: Any = layers) -> Array:
 
     Shapes:
         x (B, T, D), weight (h, D) -> (B, h, T, 1)
+
+    Raises:
+        ValueError: shapes that do not fit.
     """
     _check_tokens("diff_lambda_v2", x)
     lambda_ = ops.activation(ops.linear(x, weight), "sigmoid")

@@ -16,6 +16,9 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
 
     Shapes:
         x (..., I), weight (O, I), bias (O,) or None -> (..., O)
+
+    Raises:
+        ValueError: shapes that do not fit.
     """
     _check("linear", x, weight, bias)
     y = namespace(x, weight, bias).matmul(x, weight.T)

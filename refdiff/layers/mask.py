@@ -49,6 +49,9 @@ def padding_mask(attention_mask: Array) -> Array:
 
     Shapes:
         attention_mask (B, S) of 1 and 0, or boolean -> (B, 1, 1, S) boolean
+
+    Raises:
+        ValueError: `attention_mask` is not (B, S).
     """
     if attention_mask.ndim != 2:
         raise ValueError(f"padding_mask: attention_mask: got shape {tuple(attention_mask.shape)}, expected (B, S)")
@@ -67,6 +70,9 @@ def packed_mask(position_ids: Array) -> Array:
 
     Shapes:
         position_ids (B, T) integers -> (B, 1, T, T) boolean
+
+    Raises:
+        ValueError: `position_ids` are not (B, T).
     """
     if position_ids.ndim != 2:
         raise ValueError(f"packed_mask: position_ids: got shape {tuple(position_ids.shape)}, expected (B, T)")

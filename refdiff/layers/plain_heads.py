@@ -33,6 +33,9 @@ def plain_heads(
     Shapes:
         q (B, H, T, d), k (B, K, S, d), v (B, K, S, e) -> (B, T, H e); mask boolean and bias broadcastable to
         (B, H, T, S) or None
+
+    Raises:
+        ValueError: shapes that do not fit, a mask that is not boolean.
     """
     check_values("plain_heads", k, v)
     weights = ops.attention_weights(q, k, mask, bias, causal=causal, ops=ops)

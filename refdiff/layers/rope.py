@@ -26,6 +26,9 @@ def rope_cos_sin(positions: Array, frequencies: Sequence[float], scale: float, d
 
     Precision:
         angles in float64, rounded once to `dtype`: in float32 an angle of 100 000 radians would have an error of 0.004.
+
+    Raises:
+        ValueError: `positions` are not (B, T).
     """
     if positions.ndim != 2:
         raise ValueError(f"rope_cos_sin: positions: got shape {tuple(positions.shape)}, expected (B, T)")
@@ -47,6 +50,9 @@ def rope(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Arra
 
     Shapes:
         x (B, H, T, d), cos and sin (B or 1, 1, T, n) with 2n ≤ d -> (B, H, T, d); dimensions past 2n are kept
+
+    Raises:
+        ValueError: shapes that do not fit.
     """
     _check("rope", x, cos, sin)
     xp, n = namespace(x, cos, sin), cos.shape[-1]

@@ -202,6 +202,13 @@ def test_what_does_not_fit_is_said(
         call(*given)
 
 
+@pytest.mark.no_arrays
+def test_what_is_refused_stands_in_the_docstring() -> None:
+    """Of a layer; that a derivative refuses the same stands once, in `refdiff.layers`."""
+    refusing = {layer_of(case.values[2]).removesuffix("_vjp") for case in CALLS}
+    assert not {name for name in refusing if "Raises:\n" not in (getattr(layers, name).__doc__ or "")}
+
+
 def refused_by_derivative(
     source: Any, error: type[Exception], message: str, call: Callable[..., Any], given: tuple[Any, ...]
 ) -> None:
