@@ -203,7 +203,7 @@ def budget(
 
     Args:
         spec: as in `truth`.
-        inputs: as in `refdiff.oracle.inputs`; q, k and v are rounded to the storage type first.
+        inputs: as in `refdiff.oracle.inputs`, rounded to the storage type first (`Recipe.storage`).
         members: the number of orders beside the random ones, 2 to 8.
         dout: the gradient of the output; with it gradients can be judged too.
 

@@ -30,16 +30,21 @@ QUANTISED = ("q", "k", "v", "k_pages", "v_pages", "x", "x_past", "bias", "gate_l
 
 
 def quantise(inputs: Mapping[str, Any], recipe: Recipe) -> Inputs:
-    """Return the inputs in float64, with those that enter matrix products rounded once to the storage type."""
+    """Return the inputs in float64, with those that enter matrix products rounded once to the storage type.
+
+    Beside a q that has this type, the others are what the kernel reads: a float32 bias is added to float32 scores, and
+    a cache of 8 bits times float32 scales has numbers that 16 bits cannot hold. They are rounded to float32 only.
+    """
+    arrays = {name: any_array(x, name) for name, x in inputs.items()}
+    storage = "float32" if "q" in arrays and arrays["q"].dtype.name == recipe.storage else recipe.storage
     found: Inputs = {}
-    for name, x in inputs.items():
-        array = any_array(x, name)
+    for name, array in arrays.items():
         if array.dtype.kind in "iub" or name in (*INTEGERS, *BOOLEANS):
             found[name] = array
         else:
             exact = array.astype(np.float64)
             once = name in QUANTISED or "_proj." in name
-            found[name] = round_to(exact, recipe.storage) if once else exact
+            found[name] = round_to(exact, storage) if once else exact
     return found
 
 

@@ -29,7 +29,8 @@ TANH = ("exact", "approx")
 class Recipe:
     """The types that a kernel stores and computes in: at each site the storage type or "float32".
 
-    storage: q, k, v, the output and the gradients. Inputs are rounded to it once, before anything is judged.
+    storage: q, k, v, the output and the gradients. Inputs are rounded to it once, before anything is judged; if q has
+        this type, the others are taken as they are, such as a float32 bias.
     rope: q and k after RoPE, and RoPE's own products. None = storage.
     scaled_q: q times the scale of the scores, as it enters Q Kᵀ. The storage type for a kernel that rounds q · scale,
         q · scale · log₂ e, or q and k each times √scale, as flax and flex attention with PRESCALE_QK do; "float32" for
@@ -38,7 +39,8 @@ class Recipe:
         that never stores them, the storage type for an eager one.
     p: the softmax weights as they enter the product with V. None = storage.
     o: the outputs of the two maps, their difference, and the norm's result before it is scaled; in the backward pass,
-        dout as it enters products. None = storage. "float32" for a kernel that keeps all of these in registers.
+        dout as it enters products. None = storage, also for a backward pass that takes D = Σ dO∘O from stored outputs.
+        "float32" for a kernel that keeps all of these in registers.
     lam: λ and its two exponentials. None = storage.
     norm: the type that the norm after the difference is computed in.
     matmul: "ieee"; or, for float32 products whose factors are cut first, "tf32" (rounded or truncated to 11 significant

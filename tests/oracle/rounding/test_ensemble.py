@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 
-from refdiff.oracle import Recipe, budget, truth
+from refdiff.oracle import Recipe, budget, check, truth
 from refdiff.oracle.rounding import ensemble
 from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS, Arithmetic
 from refdiff.oracle.rounding.rounded_attention import scores_of_maps
@@ -36,3 +37,21 @@ def test_the_score_of_a_single_key_may_be_off_by_more_than_in_any_order() -> Non
         errors.append(np.abs(first[..., 0] - score))
     allowed, _ = ensemble.score_errors(spec, inputs, recipe, 6)
     np.testing.assert_allclose(allowed, np.max(errors, axis=0) + np.std(errors, axis=0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["bias", "k", "v"])
+@pytest.mark.parametrize("storage", ["bfloat16", "float16"])
+def test_beside_a_q_of_16_bits_float32_is_what_the_kernel_reads(name: str, storage: str) -> None:
+    """A bias of ALiBi, and a cache in int8 with float32 scales, have numbers that 16 bits cannot hold."""
+    spec = small("diff_v2")
+    narrow = np.dtype(storage if storage == "float16" else ml_dtypes.bfloat16)
+    inputs = {x: y.astype(narrow) for x, y in draw(spec, T=5, S=40).items()}
+    inputs["bias"] = np.zeros((1, spec.heads, 5, 40), narrow)
+    inputs[name] = np.random.default_rng(1).normal(0, 4, inputs[name].shape).astype(np.float32)
+    right = truth(spec, inputs)
+    mine = {"out": np.asarray(right.out).astype(narrow)} | {x: np.float32(getattr(right, x)) for x in ("lse1", "lse2")}
+    assert check(mine, spec, inputs, recipe=storage)
+    exact = ensemble.quantise(inputs, Recipe(storage))
+    assert np.array_equal(exact[name], inputs[name])
+    wide = ensemble.quantise({x: np.asarray(y, np.float64) for x, y in inputs.items()}, Recipe(storage))
+    assert np.array_equal(wide[name], inputs[name].astype(narrow).astype(np.float64))
