@@ -265,11 +265,11 @@ assert over.pop("correct") < 1 < min(over.values())
 assert list(close.values()) == [[True, True], *[[False, False]] * 3, *[[True, False]] * 2]
 assert not half_close
 assert names == {
-    "scores / √2d": "scores_scaled_by_the_root_of_2d",
-    "heads 2i, 2i+1": "neighbors_are_a_pair",
-    "no 1 − λ_init": "scale_left_out",
-    "ε = 0": "epsilon_left_out",
-    "ε = 1e-6": "epsilon_of_1e-6",
+    "scores / √2d": "scores_scaled_by_sqrt_2d",
+    "heads 2i, 2i+1": "interleaved_pairs",
+    "no 1 − λ_init": "no_output_scale",
+    "ε = 0": "no_epsilon",
+    "ε = 1e-6": "epsilon_1e-6",
 }
 assert {status for status, _ in correct} == {"pass"}
 assert within == len(correct) == 48

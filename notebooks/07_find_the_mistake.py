@@ -248,9 +248,9 @@ print(f"  {', '.join(unseen[:3])}\n  {', '.join(unseen[3:])}")
 # assert at_norm["local", "λ_init"] < 1e-12
 # assert names == {
 #     "nothing": None,
-#     "λ_init": "layers_from_one",
-#     "ε": "epsilon_left_out",
-#     "λ_init and ε": "layers_from_one + epsilon_left_out",
+#     "λ_init": "layer_index_from_one",
+#     "ε": "no_epsilon",
+#     "λ_init and ε": "layer_index_from_one + no_epsilon",
 # }
 # assert "no_padding_mask" in unseen
 # ```

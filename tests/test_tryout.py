@@ -18,7 +18,7 @@ from tests.test_notebooks import FOLDER, script
 
 REFERENCE = FOLDER / "reference"
 MISTAKES = (
-    "scale_left_out", "scores_scaled_by_the_root_of_2d", "keys_tiled", "triangle_at_the_top_left", "epsilon_of_1e-6"
+    "no_output_scale", "scores_scaled_by_sqrt_2d", "keys_tiled", "causal_mask_top_left", "epsilon_1e-6"
 )  # fmt: skip
 """Of the puzzles, as the oracle names them."""
 NUMBERS = range(1, 6)

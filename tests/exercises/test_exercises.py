@@ -173,8 +173,8 @@ def test_the_gradients_of_eq_1_are_slopes() -> None:
 @pytest.mark.parametrize(
     ("name", "function", "mistake"),
     [
-        ("eq3", lambda *args: EXERCISES["eq3"].truth(*args[:4], 0.0, args[5]), "scale_left_out"),
-        ("eq3", EXERCISES["eq3_paper"].truth, "neighbors_are_a_pair"),
+        ("eq3", lambda *args: EXERCISES["eq3"].truth(*args[:4], 0.0, args[5]), "no_output_scale"),
+        ("eq3", EXERCISES["eq3_paper"].truth, "interleaved_pairs"),
         ("eq1", lambda q1, k1, q2, k2, v, lambda_: EXERCISES["eq1"].truth(q1, k1, q2, k2, v, -lambda_), "lambda_added"),
     ],
 )

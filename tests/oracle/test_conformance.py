@@ -39,7 +39,7 @@ def _run(function: str, outside: dict[str, str], **variables: str) -> tuple[int,
     ("function", "recipe", "profiles", "says"),
     [
         ("dense_with_gradients", "float32", "natural,layout", " skipped"),
-        ("wrong_rope", "float32", "discriminating", "tries pairs too):\nunique: the_other_pairs_turn"),
+        ("wrong_rope", "float32", "discriminating", "tries pairs too):\nunique: other_rope_pairing"),
         ("right", "bfloat16", "natural,degenerate,serving,tiles", " passed"),
         ("epsilon_compiled_in", "float32", ",".join(PROFILES), " passed"),
         ("sees_the_future", "bfloat16", "natural", "Keys and values of the last token do not change"),

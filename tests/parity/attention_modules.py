@@ -67,7 +67,7 @@ class WithSinks(Grouped):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = self.by_head(x)
         sinks = self.sinks.detach() if self.mistake == "detached" else self.sinks
-        if self.mistake == "sinks_of_key_heads":
+        if self.mistake == "sinks_by_key_head":
             sinks = sinks[:KEY_HEADS].repeat_interleave(HEADS // KEY_HEADS)
         return self.o_proj(weighted(causal_weights(q, k, sinks), v).transpose(1, 2).flatten(2))
 
@@ -81,7 +81,7 @@ class WithGate(Grouped):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = self.by_head(x)
-        gate = torch.nn.functional.silu if self.mistake == "gate_of_silu" else torch.sigmoid
+        gate = torch.nn.functional.silu if self.mistake == "silu_gate" else torch.sigmoid
         return self.o_proj(weighted(causal_weights(q, k), v).transpose(1, 2).flatten(2) * gate(self.g_proj(x)))
 
 
@@ -108,7 +108,7 @@ class WithLambdaPerHead(torch.nn.Module):
             torch.exp((getattr(self, f"lambda_q{i}") * getattr(self, f"lambda_k{i}")).sum(dim=-1)) for i in "12"
         )
         by_head = (first - second + self.lambda_init).view(-1, 1, 1)
-        if self.mistake == "lambda_of_the_first_head":
+        if self.mistake == "lambda_of_head_0":
             by_head = by_head[:1]
         heads = (one - by_head * two).transpose(1, 2)
         normed = self.groupnorm(heads.flatten(0, 1).flatten(1)).view(*x.shape[:2], -1)

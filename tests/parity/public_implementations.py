@@ -253,7 +253,7 @@ IMPLEMENTATIONS = (
     ),
     Implementation(
         "coda-gqa-l", "diff_flash_attn, CPU", _CODA, _coda(triton=False), {"float32": Recipe("float32")},
-        backward=False, expected="triangle_at_the_top_left",
+        backward=False, expected="causal_mask_top_left",
     ),
     Implementation(
         "microsoft/unilm", "MultiheadDiffAttn", Spec.preset("ms_v1_naive", **_GROUPED),
@@ -269,11 +269,11 @@ IMPLEMENTATIONS = (
     ),
     Implementation(
         "axolotl-ai-cloud/diff-transformer", "LlamaDifferentialAttention", _HF.replace(norm_weight=True),
-        _axolotl("LlamaDifferentialAttention"), EAGER, expected="scale_left_out",
+        _axolotl("LlamaDifferentialAttention"), EAGER, expected="no_output_scale",
     ),
     Implementation(
         "axolotl-ai-cloud/diff-transformer", "LlamaDifferentialSdpaAttention", _HF.replace(norm_weight=True),
-        _axolotl("LlamaDifferentialSdpaAttention"), FUSED, expected="scale_left_out",
+        _axolotl("LlamaDifferentialSdpaAttention"), FUSED, expected="no_output_scale",
     ),
     Implementation(
         "nanowell/Differential-Transformer-PyTorch", "MultiHeadDifferentialAttention",

@@ -17,7 +17,7 @@ def test_the_guide_for_torch(capsys: pytest.CaptureFixture[str]) -> None:
     found = [line for line in said.splitlines() if line.startswith(("pass,", "fail", "unique"))]
     modules, plain, pages = found[:3], found[3:5], found[5:7]
     assert [line.partition(",")[0] for line in (*modules, plain[0], pages[0])] == ["pass"] * 5
-    assert [plain[1], pages[1]] == ["unique: scale_of_the_width_of_values", "unique: last_page_lost"]
+    assert [plain[1], pages[1]] == ["unique: scores_scaled_by_sqrt_v_dim", "unique: last_page_lost"]
     assert said.endswith(f"\nTrue\n{printed}")
     for name in ("AttentionInterface", "AttentionMaskInterface"):
         del getattr(transformers, name)._global_mapping["mine"]
@@ -31,7 +31,7 @@ def test_the_guide_for_jax(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_guide_for_mlx(capsys: pytest.CaptureFixture[str]) -> None:
     run_python("mlx")
-    assert capsys.readouterr().out.startswith("unique: keys_crossed")
+    assert capsys.readouterr().out.startswith("unique: keys_swapped")
 
 
 def test_the_guide_for_traces(

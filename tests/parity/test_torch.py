@@ -102,9 +102,9 @@ PER_HEAD = Spec.preset(
     norm="layer", norm_weight=True, norm_per_head=True,
 )  # fmt: skip
 MODULES = [
-    (attention_modules.WithSinks, SINKS, "sinks_of_key_heads", "dsinks"),
-    (attention_modules.WithGate, GATED, "gate_of_silu", "dgate_logits"),
-    (attention_modules.WithLambdaPerHead, PER_HEAD, "lambda_of_the_first_head", "dlambda_q1"),
+    (attention_modules.WithSinks, SINKS, "sinks_by_key_head", "dsinks"),
+    (attention_modules.WithGate, GATED, "silu_gate", "dgate_logits"),
+    (attention_modules.WithLambdaPerHead, PER_HEAD, "lambda_of_head_0", "dlambda_q1"),
 ]
 """A module, its spec, a mistake by the oracle's name, and a gradient that others have not."""
 
@@ -179,14 +179,14 @@ def registered() -> Iterator[None]:
         wrong = {"scaling": 1.0} if part.layer_idx == 1 else {}
         return right(part, q, k, v, mask, **{**options, **wrong})
 
-    def keys_crossed(part: Any, q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
+    def keys_swapped(part: Any, q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
         return right(part, q, k.roll(2, 1) if part.layer_idx == 1 else k, v, mask, **options)
 
     def windowed(part: Any, q: Any, k: Any, v: Any, mask: Any, **options: Any) -> Any:
         see = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
         return right(part, q, k, v, see.triu(-4)[None, None] if part.layer_idx == 1 else mask, **options)
 
-    ours = {"no_scale": no_scale, "keys_crossed": keys_crossed, "windowed": windowed}
+    ours = {"no_scale": no_scale, "keys_swapped": keys_swapped, "windowed": windowed}
     for name, function in ours.items():
         transformers.AttentionInterface.register(name, function)
         transformers.AttentionMaskInterface.register(name, transformers.masking_utils.sdpa_mask)
@@ -218,7 +218,7 @@ def test_a_correct_model(kind: str, inside: tuple[str, ...], implementation: str
     ("kind", "point", "wrong", "diagnosis"),
     [
         ("DiffLlama", "attn1", "no_scale", "unique: scores_not_scaled"),
-        ("DiffLlama", "attn1", "keys_crossed", "unique: keys_crossed"),
+        ("DiffLlama", "attn1", "keys_swapped", "unique: keys_swapped"),
         ("Llama", "attn", "no_scale", "unique: scores_not_scaled"),
         ("Llama", "attn", "windowed", "none fits"),
     ],

@@ -16,27 +16,27 @@ from tests.oracle.test_guides import blocks
 SPEC: dict[str, Any] = {"query_heads": 8, "key_heads": 4, "head_dim": 16, "layer": 3, "rope": "none", "lse_base": "2"}
 
 FORWARD = {
-    "powers_of_two": ("math.log2(math.e) / math.sqrt(d)", "1 / math.sqrt(d)"),
-    "scores_scaled_by_the_root_of_2d": ("math.log2(math.e) / math.sqrt(d)", "math.log2(math.e) / math.sqrt(2 * d)"),
-    "triangle_at_the_top_left": ("<= rows[:, None] + S - T)", "<= rows[:, None])"),
-    "tokens_that_do_not_see_themselves": ("<= rows[:, None]", "< rows[:, None]"),
-    "one_key_for_both": ("(H // N) + head // N,", "(H // N) + head % (H // 2) // N,"),
+    "exp2_for_exp": ("math.log2(math.e) / math.sqrt(d)", "1 / math.sqrt(d)"),
+    "scores_scaled_by_sqrt_2d": ("math.log2(math.e) / math.sqrt(d)", "math.log2(math.e) / math.sqrt(2 * d)"),
+    "causal_mask_top_left": ("<= rows[:, None] + S - T)", "<= rows[:, None])"),
+    "own_key_masked": ("<= rows[:, None]", "< rows[:, None]"),
+    "first_key_for_both_maps": ("(H // N) + head // N,", "(H // N) + head % (H // 2) // N,"),
     "keys_tiled": (
         "+ head // N, batch * (H // N // 2) + head % (H // 2) // N",
         "+ head // (H // 2) * (H // N // 2) + head % (H // N // 2), batch * (H // N // 2) + head % (H // N // 2)",
     ),
     "denominator_not_rescaled_by_tiles_of_32": ("total * old", "total"),
     "accumulator_not_rescaled_by_tiles_of_32": ("weighted * old[:, None]", "weighted"),
-    "values_joined_in_the_other_order": ("torch.cat(v.chunk(2, dim=1)", "torch.cat(v.chunk(2, dim=1)[::-1]"),
+    "value_halves_swapped": ("torch.cat(v.chunk(2, dim=1)", "torch.cat(v.chunk(2, dim=1)[::-1]"),
     "lambda_added": ("first - lambda_ * second", "first + lambda_ * second"),
-    "scale_left_out": ("((1 - lambda_init) * normed)", "normed"),
+    "no_output_scale": ("((1 - lambda_init) * normed)", "normed"),
 }
 BACKWARD = {
     "gradient_not_scaled": ("1 / math.sqrt(d))", "1.0)"),
-    "log2_e_left_in_the_gradient_of_queries": ("store(DQ, dq * unit", "store(DQ, dq * scale"),
-    "row_sums_left_out": (" - delta[:, None])", ")"),
-    "gradient_of_one_query_head_of_a_group": ("range(of_k * N, of_k", "range(of_k * N + N - 1, of_k"),
-    "values_gradient_of_the_first_map_alone": ("dv += tl", "dv += (1 - i) * tl"),
+    "log2e_in_query_gradient": ("store(DQ, dq * unit", "store(DQ, dq * scale"),
+    "no_row_sums": (" - delta[:, None])", ")"),
+    "gradient_of_one_query_head": ("range(of_k * N, of_k", "range(of_k * N + N - 1, of_k"),
+    "value_gradient_of_first_map_only": ("dv += tl", "dv += (1 - i) * tl"),
 }
 """By the name that `diagnose` gives: what is in the guide, and what an author could write in its place."""
 

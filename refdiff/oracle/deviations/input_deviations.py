@@ -43,7 +43,7 @@ def replace_input(name: str, wrong: Callable[[Spec, Inputs], Any], spec: Spec, i
     return {**inputs, name: wrong(spec, inputs)} if name in inputs else None
 
 
-def _sequences_seen_together(spec: Spec, inputs: Inputs) -> Inputs | None:
+def _sequences_not_separated(spec: Spec, inputs: Inputs) -> Inputs | None:
     if "cu_seqlens_q" not in inputs or "k_pages" in inputs:
         return None
     return {name: x for name, x in inputs.items() if not name.startswith("cu_seqlens")}
@@ -56,14 +56,14 @@ def _positions_not_restarted(spec: Spec, inputs: Inputs) -> Inputs | None:
     return {**inputs, "q_positions": np.arange(T)[None], "k_positions": np.arange(S)[None]}
 
 
-def _keys_start_with_the_queries(spec: Spec, inputs: Inputs) -> Inputs | None:
+def _keys_at_query_offsets(spec: Spec, inputs: Inputs) -> Inputs | None:
     """Use the offsets of the queries for the keys, if there are as many keys as queries in all."""
     if "cu_seqlens_k" not in inputs or inputs["q"].shape[2] != inputs["k"].shape[2]:
         return None
     return {**inputs, "cu_seqlens_k": inputs["cu_seqlens_q"]}
 
 
-def _pages_as_they_lie(spec: Spec, inputs: Inputs) -> Any:
+def _pages_in_memory_order(spec: Spec, inputs: Inputs) -> Any:
     table, pages = inputs["block_table"], inputs["k_pages"].shape[0]
     return np.arange(table.size).reshape(table.shape) % max(1, pages)
 
@@ -136,35 +136,36 @@ def _transpose(name: str, spec: Spec, inputs: Inputs) -> Inputs | None:
     return None if weight is None or weight.shape[0] != weight.shape[1] else {**inputs, name: weight.T}
 
 
-def _sinks_of_key_heads(spec: Spec, inputs: Inputs) -> Numpy:
+def _sinks_by_key_head(spec: Spec, inputs: Inputs) -> Numpy:
     return np.repeat(inputs["sinks"][: spec.key_heads], spec.query_heads // spec.key_heads)
 
 
 INPUT_DEVIATIONS: tuple[Deviation, ...] = (
-    Deviation("queries_read_by_token", "q, (B, H, T, d) in memory, read as (B, T, H, d).", "layout",
+    Deviation("queries_read_as_tokens_first", "q, (B, H, T, d) in memory, read as (B, T, H, d).", "layout",
               arrays=partial(_exchange_axes, ("q",))),
-    Deviation("keys_read_by_token", "k, (B, K, S, d) in memory, read as (B, S, K, d).", "layout",
+    Deviation("keys_read_as_tokens_first", "k, (B, K, S, d) in memory, read as (B, S, K, d).", "layout",
               arrays=partial(_exchange_axes, ("k", "k_pages"))),
-    Deviation("values_read_by_token", "v, (B, V, S, w) in memory, read as (B, S, V, w).", "layout",
+    Deviation("values_read_as_tokens_first", "v, (B, V, S, w) in memory, read as (B, S, V, w).", "layout",
               arrays=partial(_exchange_axes, ("v", "v_pages"))),
-    Deviation("gate_read_by_token", "The gate's logits, (B, h, T, e) in memory, read as (B, T, h, e).", "layout",
+    Deviation("gate_read_as_tokens_first", "The gate's logits, (B, h, T, e) in memory, read as (B, T, h, e).", "layout",
               arrays=partial(_exchange_axes, ("gate_logits",))),
-    Deviation("lambda_read_by_head", "λ's logits, (B, T, h) in memory, read as (B, h, T).", "layout",
+    Deviation("lambda_read_as_heads_first", "λ's logits, (B, T, h) in memory, read as (B, h, T).", "layout",
               arrays=partial(_exchange_axes, ("lambda_logits",))),
-    Deviation("keys_and_values_exchanged", "k and v exchanged.", "layout",
+    Deviation("keys_and_values_swapped", "k and v exchanged.", "layout",
               arrays=partial(_exchange, [(f"k{x}", f"v{x}") for x in ("", "_pages", "_proj.weight", "_proj.bias")])),
     Deviation("q_proj_transposed", "x W in place of x Wᵀ, W = q_proj.", "layout",
               arrays=partial(_transpose, "q_proj.weight")),
     Deviation("o_proj_transposed", "x W in place of x Wᵀ, W = o_proj.", "layout",
               arrays=partial(_transpose, "o_proj.weight")),
-    Deviation("weights_of_the_qk_norm_exchanged", "The weights of the norms of q and k exchanged.", "qk norm",
+    Deviation("qk_norm_weights_swapped", "The weights of the norms of q and k exchanged.", "qk norm",
               arrays=partial(_exchange, [QK_WEIGHTS])),
-    Deviation("all_read_by_token", "q, k and v, with heads before tokens in memory, read with tokens before heads.",
-              "layout", arrays=partial(_exchange_axes, ("q", "k", "k_pages", "v", "v_pages"))),
-    Deviation("padding_seen", "Padding tokens visible as keys.", "mask", arrays=partial(_ignore, ("key_mask",))),
-    Deviation("mask_unread", "The given mask ignored.", "mask", arrays=partial(_ignore, ("mask",))),
-    Deviation("bias_unread", "The given bias ignored.", "bias", arrays=partial(_ignore, ("bias",))),
-    Deviation("positions_unread", "The given positions ignored.", "rope offset",
+    Deviation("qkv_read_as_tokens_first",
+              "q, k and v, with heads before tokens in memory, read with tokens before heads.", "layout",
+              arrays=partial(_exchange_axes, ("q", "k", "k_pages", "v", "v_pages"))),
+    Deviation("padding_visible", "Padding tokens visible as keys.", "mask", arrays=partial(_ignore, ("key_mask",))),
+    Deviation("mask_ignored", "The given mask ignored.", "mask", arrays=partial(_ignore, ("mask",))),
+    Deviation("bias_ignored", "The given bias ignored.", "bias", arrays=partial(_ignore, ("bias",))),
+    Deviation("positions_ignored", "The given positions ignored.", "rope offset",
               arrays=partial(_ignore, ("q_positions", "k_positions"))),
     Deviation("query_positions_one_low", "RoPE rotates queries by their position − 1, keys by their own.",
               "rope offset", arrays=partial(change_query_positions, lambda p: p - 1)),
@@ -172,34 +173,34 @@ INPUT_DEVIATIONS: tuple[Deviation, ...] = (
               "rope offset", arrays=partial(change_query_positions, lambda p: p + 1)),
     Deviation("sinks_scaled", "The sink multiplied by 1/√d, or by the spec's scale, as scores are.", "sinks",
               arrays=partial(replace_input, "sinks", lambda spec, x: x["sinks"] * (spec.scale or spec.head_dim**-0.5))),
-    Deviation("sinks_to_base_2", "2^sink in place of e^sink: scores multiplied by log₂ e, and the sink not.", "sinks",
+    Deviation("sinks_in_base_2", "2^sink in place of e^sink: scores multiplied by log₂ e, and the sink not.", "sinks",
               arrays=partial(replace_input, "sinks", lambda _, x: x["sinks"] * math.log(2))),
-    Deviation("sinks_of_zero", "1 in place of e^sink in the denominator: the sinks not read.", "sinks",
+    Deviation("sinks_set_to_zero", "1 in place of e^sink in the denominator: the sinks not read.", "sinks",
               arrays=partial(replace_input, "sinks", lambda _, x: 0 * x["sinks"])),
-    Deviation("sinks_of_key_heads", "The sink of key head h // (H/K) in place of that of query head h.", "sinks",
-              arrays=partial(replace_input, "sinks", _sinks_of_key_heads)),
-    Deviation("past_unread", "Past tokens (x_past) ignored.", "cache", arrays=partial(_ignore, ("x_past",))),
-    Deviation("sequences_seen_together", "Packed sequences see each other.", "packed", arrays=_sequences_seen_together),
+    Deviation("sinks_by_key_head", "The sink of key head h // (H/K) in place of that of query head h.", "sinks",
+              arrays=partial(replace_input, "sinks", _sinks_by_key_head)),
+    Deviation("past_ignored", "Past tokens (x_past) ignored.", "cache", arrays=partial(_ignore, ("x_past",))),
+    Deviation("sequences_not_separated", "Packed sequences see each other.", "packed", arrays=_sequences_not_separated),
     Deviation("positions_not_restarted", "Positions counted on across packed sequences.", "packed",
               arrays=_positions_not_restarted),
-    Deviation("keys_start_with_the_queries", "Keys of each sequence read at the offsets of its queries, cu_seqlens_q.",
-              "packed", arrays=_keys_start_with_the_queries),
-    Deviation("pages_as_they_lie", "Pages read in memory order, not in that of the block table.", "paged",
-              arrays=partial(replace_input, "block_table", _pages_as_they_lie)),
-    Deviation("positions_of_the_longest_sequence", "Queries rotated by the positions of the longest sequence.", "paged",
+    Deviation("keys_at_query_offsets", "Keys of each sequence read at the offsets of its queries, cu_seqlens_q.",
+              "packed", arrays=_keys_at_query_offsets),
+    Deviation("pages_in_memory_order", "Pages read in memory order, not in that of the block table.", "paged",
+              arrays=partial(replace_input, "block_table", _pages_in_memory_order)),
+    Deviation("positions_of_longest_sequence", "Queries rotated by the positions of the longest sequence.", "paged",
               arrays=_positions_of_the_longest),
     Deviation("last_page_lost", "The last page of each sequence not read, unless it is full.", "paged",
               arrays=partial(round_lengths, lambda n, p: n // p * p)),
-    Deviation("last_page_is_the_one_before", "A last page that is not full read from where the page before it lies.",
+    Deviation("last_page_read_from_previous", "A last page that is not full read from where the page before it lies.",
               "paged", arrays=partial(replace_input, "block_table", _repeat_page_before_last)),
-    Deviation("last_page_whole", "The last page of each sequence read to its end, beyond the length.", "paged",
+    Deviation("last_page_not_masked", "The last page of each sequence read to its end, beyond the length.", "paged",
               arrays=partial(round_lengths, lambda n, p: -(-n // p) * p)),
 )  # fmt: skip
 
 TRIANGLE_DEVIATIONS: tuple[Deviation, ...] = (
-    Deviation("triangle_one_key_later", "One key too many: s ≤ t + S − T + 1.", "mask off by one",
+    Deviation("causal_mask_one_key_late", "One key too many: s ≤ t + S − T + 1.", "mask off by one",
               problem=partial(_shift_triangle, 1)),
-    Deviation("triangle_one_key_earlier", "One key too few: s < t + S − T.", "mask off by one",
+    Deviation("causal_mask_one_key_early", "One key too few: s < t + S − T.", "mask off by one",
               problem=partial(_shift_triangle, -1)),
 )  # fmt: skip
 """The same as two mistakes of layers, but also for more queries than keys."""
@@ -256,9 +257,9 @@ def _noise_first(spec: Spec, inputs: Inputs) -> Inputs | None:
 GROUP_DEVIATIONS: tuple[Deviation, ...] = (
     Deviation.of_attention("all_signals_first", "The first h heads of the attention taken as signals and the rest as "
                            "noises, where each group has its noise behind its signals.", "ratio", _signals_first),
-    Deviation.of_attention("heads_and_tokens_exchanged", "(B, T, H, e) of the attention read as (B, H, T, e) where T "
-                           "is H, as by code that tells the axes apart by their sizes.", "concat",
+    Deviation.of_attention("heads_and_tokens_swapped", "(B, T, H, e) of the attention read as (B, H, T, e) where T "
+                           "is H, as by code that tells the axes apart by their sizes.", "output layout",
                            _exchange_heads_and_tokens),
-    Deviation("noise_before_its_signals", "The first head of each group taken as its noise, where it is the last.",
+    Deviation("noise_head_first", "The first head of each group taken as its noise, where it is the last.",
               "ratio", arrays=_noise_first),
 )  # fmt: skip

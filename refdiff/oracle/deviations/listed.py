@@ -35,8 +35,8 @@ EVERY: tuple[Deviation, ...] = (
 )
 """All deviations that any spec can have. Mistakes come first: their names win where two are one function."""
 TWO_MAP_AXES = frozenset({
-    "pair", "k1/k2 crossed", "path", "lam form", "lam rounding", "convert", "order", "clamp", "linit base",
-    "linit const", "post scale", "V2-vs-V1", "maximum", ONE_MAP_AXIS,
+    "pair", "maps", "difference", "lambda form", "lambda rounding", "conversion", "order", "clamp", "lambda_init layer",
+    "lambda_init constant", "output scale", "v1 or v2", "maximum", ONE_MAP_AXIS,
 })  # fmt: skip
 """The axes of deviations that need two maps. Plain attention, with λ = 0, has none of them."""
 

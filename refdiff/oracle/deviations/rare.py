@@ -46,9 +46,9 @@ def _mask_of_one_map(deviation: Deviation, number: int, spec: Spec, inputs: Inpu
 def _one_map_masks() -> Iterator[Deviation]:
     """Yield each deviation that changes a mask or the window, in the first map alone, and in the second."""
     every = (d for d in (*SPEC_DEVIATIONS, *INPUT_DEVIATIONS, *TRIANGLE_DEVIATIONS) if d.axis in MASK_AXES)
-    for d in (d for d in every if not d.name.startswith("rows_that_see_nothing")):
+    for d in (d for d in every if not d.name.startswith("masked_rows")):
         for number, which in enumerate(("first", "second")):
-            name, what = f"{d.name}_in_the_{which}_map", f"{d.what.rstrip('.')}, in the {which} map alone."
+            name, what = f"{d.name}_in_{which}_map", f"{d.what.rstrip('.')}, in the {which} map alone."
             yield Deviation(name, what, ONE_MAP_AXIS, d.row, d.link, problem=partial(_mask_of_one_map, d, number))
 
 
@@ -96,14 +96,14 @@ def _table_one_entry_later(spec: Spec, inputs: Inputs) -> Numpy:
     return np.concatenate([table[:, 1:], table[:, -1:]], axis=1)
 
 
-def _lengths_one_more(spec: Spec, inputs: Inputs) -> Numpy:
+def _lengths_one_too_large(spec: Spec, inputs: Inputs) -> Numpy:
     capacity = inputs["block_table"].shape[1] * inputs["k_pages"].shape[2]
     longer: Numpy = np.minimum(inputs["lengths"] + 1, capacity)
     return longer
 
 
-def _lengths_one_less(spec: Spec, inputs: Inputs) -> Inputs | None:
-    """Count one key less, which the position of each query follows; else it is `tokens_that_do_not_see_themselves`."""
+def _lengths_one_too_small(spec: Spec, inputs: Inputs) -> Inputs | None:
+    """Count one key less, which the position of each query follows; else it is `own_key_masked`."""
     if "lengths" not in inputs or (spec.rope == "none" and spec.window is None):
         return None
     return {**inputs, "lengths": np.maximum(inputs["lengths"] - 1, 0)}
@@ -118,27 +118,28 @@ def _count_keys_as_queries(spec: Spec, inputs: Inputs) -> Inputs | None:
 RARE_DEVIATIONS: tuple[Deviation, ...] = (
     *TILE_DEVIATIONS,
     *_one_map_masks(),
-    Deviation("queries_turned_the_other_way", "RoPE rotates queries by the opposite angle, and keys by theirs.",
+    Deviation("query_angle_negated", "RoPE rotates queries by the opposite angle, and keys by theirs.",
               "direction", arrays=partial(change_query_positions, np.negative)),
-    Deviation("keys_turned_the_other_way", "RoPE rotates keys by the opposite angle, and queries by theirs.",
+    Deviation("key_angle_negated", "RoPE rotates keys by the opposite angle, and queries by theirs.",
               "direction", arrays=partial(_scale_key_positions, -1)),
     Deviation("keys_rotated_twice", "RoPE rotates keys again that are rotated already, as in a cache.", "direction",
               arrays=partial(_scale_key_positions, 2)),
-    Deviation("padding_of_the_first_sequence", "The padding mask of sequence 0 for every sequence.", "padding",
+    Deviation("padding_of_sequence_0", "The padding mask of sequence 0 for every sequence.", "padding",
               arrays=_mask_of_the_first_sequence),
-    Deviation("first_key_of_a_page_from_the_page_before", "The first key of each page after the first read from the "
+    Deviation("first_key_from_previous_page", "The first key of each page after the first read from the "
               "page before: page (s − 1) // p in place of s // p.", "paged", arrays=_begin_pages_with_the_page_before),
-    Deviation("block_table_of_the_first_sequence", "The block table of sequence 0 for every sequence.", TABLE_AXIS,
+    Deviation("block_table_of_sequence_0", "The block table of sequence 0 for every sequence.", TABLE_AXIS,
               arrays=partial(replace_input, "block_table", _table_of_the_first_sequence)),
-    Deviation("block_table_one_entry_later", "Each page read by the next entry of the block table.", TABLE_AXIS,
+    Deviation("block_table_off_by_one", "Each page read by the next entry of the block table.", TABLE_AXIS,
               arrays=partial(replace_input, "block_table", _table_one_entry_later)),
-    Deviation("lengths_one_more", "Each sequence one key longer than its length.", TABLE_AXIS,
-              arrays=partial(replace_input, "lengths", _lengths_one_more)),
-    Deviation("lengths_one_less", "Each sequence one key shorter than its length, as before the newest key is counted.",
-              TABLE_AXIS, arrays=_lengths_one_less),
-    Deviation("length_of_the_longest_sequence", "The length of the longest sequence for every sequence.", TABLE_AXIS,
+    Deviation("lengths_one_too_large", "Each sequence one key longer than its length.", TABLE_AXIS,
+              arrays=partial(replace_input, "lengths", _lengths_one_too_large)),
+    Deviation("lengths_one_too_small",
+              "Each sequence one key shorter than its length, as before the newest key is counted.", TABLE_AXIS,
+              arrays=_lengths_one_too_small),
+    Deviation("length_of_longest_sequence", "The length of the longest sequence for every sequence.", TABLE_AXIS,
               arrays=partial(round_lengths, lambda n, p: np.full_like(n, np.max(n, initial=0)))),
-    Deviation("keys_counted_as_queries", "cu_seqlens_q in place of cu_seqlens_k: where keys start and end.", TABLE_AXIS,
+    Deviation("cu_seqlens_q_for_keys", "cu_seqlens_q in place of cu_seqlens_k: where keys start and end.", TABLE_AXIS,
               arrays=_count_keys_as_queries),
 )  # fmt: skip
 SINGLE_AXES = (ONLINE_AXIS, ONE_MAP_AXIS, TABLE_AXIS, "direction", "padding")

@@ -101,8 +101,8 @@ UNSCALED_SUMS = (
 """(name, words, whether the sum of weighted values is not rescaled, whether the sum of weights is not)"""
 SOME_MAPS = (
     ("", "", ONLINE_AXIS, (True, True)),
-    ("_in_the_first_map", "in the first map alone, ", ONE_MAP_AXIS, (True, False)),
-    ("_in_the_second_map", "in the second map alone, ", ONE_MAP_AXIS, (False, True)),
+    ("_in_first_map", "in the first map alone, ", ONE_MAP_AXIS, (True, False)),
+    ("_in_second_map", "in the second map alone, ", ONE_MAP_AXIS, (False, True)),
 )
 """(end of the name, words, axis, whether the first and the second map have the mistake)"""
 

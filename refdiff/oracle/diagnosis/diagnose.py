@@ -76,7 +76,7 @@ def diagnose(
         unique: layer_norm
           layer_norm  (fits, residual 0.517)
               norm kind: LayerNorm in place of RMSNorm: the mean is subtracted first.
-                  Also called mean_taken_away_before_the_norm.
+                  Also called layer_norm_for_rms_norm.
                   https://huggingface.co/spaces/hudsongouge/DAT-Byte-Demo/...
 
     or a place, here of a kernel that does not write one tile of one head:

@@ -210,7 +210,9 @@ def _layer_problem(spec: Spec, place: str, layer: int, inputs: Inputs) -> Proble
     for_lambda, for_scale = (other, spec) if place == LAYER_OF_LAMBDA else (spec, other)
     start = lambda_init(for_lambda, ops_for())
 
-    wrong = Mistake("λ_init_of_another_layer", "", "diff_lambda", "linit base", lambda call: call(lambda_init=start))
+    wrong = Mistake(
+        "λ_init_of_another_layer", "", "diff_lambda", "lambda_init layer", lambda call: call(lambda_init=start)
+    )
     return Problem(for_scale, inputs, (wrong,))
 
 

@@ -197,7 +197,7 @@ def _candidate_deviations(spec: Spec, budgets: Sequence[Budget]) -> Iterator[Dev
     yield from (d for d in deviations(spec, kind_of(budgets[0].inputs)) if d.mistake is None)
     shared = spec.heads // spec.key_groups
     every = GENERAL_BACKWARD_MISTAKES if spec.is_plain else BACKWARD_MISTAKES
-    mistakes = [m for m in every if m.name != "gradient_of_one_query_head_of_a_group"]
+    mistakes = [m for m in every if m.name != "gradient_of_one_query_head"]
     for alone in (True, False)[: shared - 1]:  # of two heads, all but one is the other alone
         mistakes += [query_head_mistake(n, shared, alone=alone) for n in range(shared)]
     if shared > 1 and spec.key_groups > 1:

@@ -270,7 +270,7 @@ MIN_QUERIES = 4
 """The fewest queries of a part."""
 KEY_AXES = ("mask", "mask off by one", "window", "bias", ONE_MAP_AXIS)
 """The axes of deviations that depend on all keys, such as later keys or keys outside a window."""
-QUERY_AXES = ("mask align", "cache", "concat", "layout", "rope offset", "padding")
+QUERY_AXES = ("mask align", "cache", "output layout", "layout", "rope offset", "padding")
 """The axes of deviations that depend on the number of queries, on other sequences, or on the memory layout."""
 
 

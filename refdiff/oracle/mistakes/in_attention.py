@@ -15,7 +15,7 @@ def _scaled(call: Call, by: float) -> Any:
     return call(q1=call.q1 * by, q2=call.q2 * by)
 
 
-def _a_row_that_sees_nothing_is_uniform(call: Call) -> Any:
+def _finite_mask_value(call: Call) -> Any:
     weights = call()
     xp = namespace(weights)
     none = xp.logical_not(xp.any(weights > 0, axis=-1, keepdims=True))
@@ -34,7 +34,7 @@ def _apply(p: Array, v: Array) -> Array:
     return p @ namespace(v).repeat(v, p.shape[1] // v.shape[1], axis=1)
 
 
-def _subtracted_before_the_softmax(call: Call) -> Any:
+def _difference_before_softmax(call: Call) -> Any:
     xp = namespace(call.q1)
     a1, a2 = _maps(call, 0 * call.lambda_ + 1)
     seen = (a1 > 0) & (a2 > 0)
@@ -47,12 +47,12 @@ def _change_weights(call: Call, change: Callable[[Array, Array], Array]) -> Any:
     return _apply(change(*_maps(call, call.lambda_)), call.v)
 
 
-def _each_map_normed_before_the_difference(call: Call) -> Any:
+def _norm_before_difference(call: Call) -> Any:
     o1, o2 = (normed(_apply(a, call.v), 1e-5) for a in _maps(call, 0 * call.lambda_ + 1))
     return o1 - call.lambda_ * o2
 
 
-def _one_more_in_the_denominator(call: Call) -> Any:
+def _one_added_to_denominator(call: Call) -> Any:
     xp, S = namespace(call.q1), call.k1.shape[2]
 
     def prepend(sink: Any, x: Array, axis: int) -> Array:
@@ -88,60 +88,61 @@ def _attend(
 ATTENTION_MISTAKES: tuple[Mistake, ...] = (
     Mistake("scores_not_scaled", "Q Kᵀ, not divided by √d.", "diff_attention", "scale",
             lambda call: _scaled(call, call.q1.shape[-1] ** 0.5), "B14"),
-    Mistake("scores_scaled_by_the_root_of_half_of_d", "Q Kᵀ / √(d/2): d halved twice.", "diff_attention", "scale",
+    Mistake("scores_scaled_by_sqrt_half_d", "Q Kᵀ / √(d/2): d halved twice.", "diff_attention", "scale",
             lambda call: _scaled(call, 2**0.5), "B14", EDIFICE),
-    Mistake("scores_scaled_by_the_root_of_2d", "Q Kᵀ / √2d: the width of two heads together.", "diff_attention",
+    Mistake("scores_scaled_by_sqrt_2d", "Q Kᵀ / √2d: the width of two heads together.", "diff_attention",
             "scale", lambda call: _scaled(call, 0.5**0.5), "B14", EDIFICE),
     Mistake("scores_scaled_twice", "Q Kᵀ / d: by the caller and by the kernel.", "diff_attention", "scale",
             lambda call: _scaled(call, call.q1.shape[-1] ** -0.5)),
     Mistake("second_map_not_scaled", "Only S₁ divided by √d, and S₂ not.", "diff_attention", "scale",
             lambda call: call(q2=call.q2 * call.q1.shape[-1] ** 0.5)),
-    Mistake("powers_of_two", "2^z in place of e^z: scores not multiplied by log₂ e.", "softmax", "lse base",
+    Mistake("exp2_for_exp", "2^z in place of e^z: scores not multiplied by log₂ e.", "softmax", "lse base",
             lambda call: call(scores=call.scores * math.log(2))),
-    Mistake("a_row_that_sees_nothing_is_uniform",
+    Mistake("finite_mask_value",
             "Weights 1/S for a query that sees no key, as from a mask of large negative numbers.", "softmax", "mask",
-            _a_row_that_sees_nothing_is_uniform),
-    Mistake("lambda_not_used", "A₁ V: plain attention.", "diff_attention", "lam form",
+            _finite_mask_value),
+    Mistake("lambda_not_used", "A₁ V: plain attention.", "diff_attention", "lambda form",
             lambda call: call(lambda_=0 * call.lambda_), "B11"),
-    Mistake("lambda_added", "(A₁ + λ A₂) V.", "diff_attention", "lam form", lambda call: call(lambda_=-call.lambda_)),
-    Mistake("lambda_on_both", "λ (A₁ − A₂) V.", "diff_attention", "lam form",
+    Mistake("lambda_added", "(A₁ + λ A₂) V.", "diff_attention", "lambda form",
+            lambda call: call(lambda_=-call.lambda_)),
+    Mistake("lambda_on_both_maps", "λ (A₁ − A₂) V.", "diff_attention", "lambda form",
             lambda call: call.lambda_ * call(lambda_=0 * call.lambda_ + 1)),
-    Mistake("second_map_of_zero_weights",
+    Mistake("zero_initialized_second_map",
             "Q₂ = 0, from a converter that means to keep the function: A₂ is then uniform, not zero.", "diff_attention",
-            "convert", lambda call: call(q2=0 * call.q2), "B21"),
-    Mistake("subtracted_before_the_softmax", "softmax(S₁ − λ S₂) V.", "diff_attention", "order",
-            _subtracted_before_the_softmax, "B13"),
-    Mistake("softmax_of_the_difference", "softmax(A₁ − λ A₂) V: a third softmax, over the difference of the two maps.",
+            "conversion", lambda call: call(q2=0 * call.q2), "B21"),
+    Mistake("difference_before_softmax", "softmax(S₁ − λ S₂) V.", "diff_attention", "order",
+            _difference_before_softmax, "B13"),
+    Mistake("softmax_of_difference", "softmax(A₁ − λ A₂) V: a third softmax, over the difference of the two maps.",
             "diff_attention", "order", lambda call: _change_weights(call, lambda a1, a2: softmax(a1 - a2, a1 > 0))),
-    Mistake("each_map_normed_before_the_difference", "LN(A₁ V) − λ LN(A₂ V).", "diff_attention", "order",
-            _each_map_normed_before_the_difference),
-    Mistake("negative_weights_cut_off", "max(A₁ − λ A₂, 0) V.", "diff_attention", "clamp",
+    Mistake("norm_before_difference", "LN(A₁ V) − λ LN(A₂ V).", "diff_attention", "order",
+            _norm_before_difference),
+    Mistake("negative_weights_clamped", "max(A₁ − λ A₂, 0) V.", "diff_attention", "clamp",
             lambda call: _change_weights(call, lambda a1, a2: namespace(a1).clip(a1 - a2, 0.0, None)), "B17"),
-    Mistake("rows_made_to_sum_to_one", "(A₁ − λ A₂) V / (1 − λ): the norm after it hides this, up to ε.",
-            "diff_attention", "renorm",
+    Mistake("rows_renormalized", "(A₁ − λ A₂) V / (1 − λ): the norm after it hides this, up to ε.",
+            "diff_attention", "row sums",
             lambda call: call() / namespace(call.q1).where(call.lambda_ == 1, 1.0, 1 - call.lambda_), "B17"),
-    Mistake("one_more_in_the_denominator",
+    Mistake("one_added_to_denominator",
             "e^z / (1 + Σ e^z), a softmax with a sink: as if there were one more key, of score and value 0.",
-            "diff_attention", "renorm", _one_more_in_the_denominator),
-    Mistake("triangle_at_the_top_left",
+            "diff_attention", "row sums", _one_added_to_denominator),
+    Mistake("causal_mask_top_left",
             "Query t sees keys up to t, also with a cache, where it should see keys up to t + S − T.", "diff_attention",
             "mask align", lambda call: _attend(call, 0, from_left=True), "B18"),
-    Mistake("tokens_that_do_not_see_themselves", "Query t sees keys s < t + S − T: its own is missing.",
+    Mistake("own_key_masked", "Query t sees keys s < t + S − T: its own is missing.",
             "diff_attention", "mask off by one", lambda call: _attend(call, -1)),
-    Mistake("one_future_token_seen", "Query t sees keys s ≤ t + S − T + 1: one too many.", "diff_attention",
+    Mistake("one_future_key_visible", "Query t sees keys s ≤ t + S − T + 1: one too many.", "diff_attention",
             "mask off by one", lambda call: _attend(call, 1)),
     Mistake("no_causal_mask", "No causal mask: every query sees all keys.", "diff_attention", "mask",
             lambda call: _attend(call, None)),
-    Mistake("mask_inverted", 'Every query sees only later keys: True in the causal mask taken for "hidden".',
+    Mistake("causal_mask_inverted", 'Every query sees only later keys: True in the causal mask taken for "hidden".',
             "diff_attention", "mask", lambda call: _attend(call, 0, inverted=True)),
-    Mistake("queries_and_keys_normed",
+    Mistake("extra_qk_norm",
             "q and k divided by their root mean square before the scores, as in models with a QK norm.",
             "diff_attention", "norm kind",
             lambda call: call(**{name: normed(call.given[name], 1e-6) for name in ("q1", "k1", "q2", "k2")})),
     Mistake("no_padding_mask", "Padding tokens visible as keys.", "diff_attention", "mask",
             lambda call: call(mask=None)),
-    Mistake("a_sliding_window", "A window of 4 keys, where none is meant.", "diff_attention", "window",
+    Mistake("extra_window", "A window of 4 keys, where none is meant.", "diff_attention", "window",
             lambda call: _attend(call, 0, window=4), "B19"),
-    Mistake("the_first_key_lost", "A window one key too short for the text: the last query does not see the first key.",
+    Mistake("first_key_lost", "A window one key too short for the text: the last query does not see the first key.",
             "diff_attention", "window", lambda call: _attend(call, 0, window=call.k1.shape[2] - 1), "B19"),
 )  # fmt: skip

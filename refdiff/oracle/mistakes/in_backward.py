@@ -26,7 +26,7 @@ def _mistake(
     return Mistake(name, what, layer, "backward", wrong, row, source)
 
 
-def _saved_sums_used_without_a_mask(call: Call) -> Any:
+def _lse_used_without_mask(call: Call) -> Any:
     dq1, dk1, dq2, dk2, dv, dlambda = call()
     g, xp, K = call.g, namespace(call.q1), call.v.shape[1]
     values = xp.repeat(call.v, call.q1.shape[1] // K, axis=1)
@@ -94,7 +94,7 @@ def _add_row_sums(found: Any, call: Call, more: Callable[[Array, Array], tuple[A
     return (dq1 + mq1, dk1 + mk1, dq2 + mq2, dk2 + mk2, *rest)
 
 
-def _row_sums_of_the_difference(call: Call) -> Any:
+def _row_sums_of_difference(call: Call) -> Any:
     x = call.lambda_
     return _add_row_sums(call(), call, lambda d1, d2: (x * d2, -x * (d2 - (d1 - x * d2))))
 
@@ -117,9 +117,9 @@ def query_head_mistake(number: int, shared: int, *, alone: bool) -> Mistake:
     """
     which = f"query head {number} (of 0 to {shared - 1} that share a key head)"
     if alone:
-        name, what = "gradient_of_one_query_head_of_a_group", f"of {which} alone, in place of their sum"
+        name, what = "gradient_of_one_query_head", f"of {which} alone, in place of their sum"
     else:
-        name, what = "gradient_without_one_query_head_of_a_group", f"summed without {which}"
+        name, what = "gradient_without_one_query_head", f"summed without {which}"
 
     def taken(numbers: Array, _: Array) -> Array:
         return numbers == number if alone else numbers != number
@@ -173,10 +173,10 @@ def softcap_mistake(cap: float) -> Mistake:
         return (undone(dq1, call.q1), dk1, undone(dq2, call.q2), dk2, *rest)
 
     what = "∂L/∂z = g in place of (1 − tanh²(z / c)) g: the derivative of the softcap c tanh(z / c) left out."
-    return _mistake("softcap_left_out_of_the_gradient", what, wrong)
+    return _mistake("gradient_without_softcap", what, wrong)
 
 
-def _exponentials_left_out(call: Call) -> Any:
+def _without_exponentials(call: Call) -> Any:
     g = call.g
     return g * call.lambda_k1, g * call.lambda_q1, -g * call.lambda_k2, -g * call.lambda_q2
 
@@ -187,7 +187,7 @@ def _slope_of_lambda(slope: Callable[[Array], Array], call: Call) -> Any:
     return linear_vjp(dlogits, call.x, call.weight)[:2]
 
 
-def _root_held_constant(call: Call) -> Any:
+def _rms_detached(call: Call) -> Any:
     xp = namespace(call.x)
     r = 1 / xp.sqrt(xp.mean(call.x * call.x, axis=-1, keepdims=True) + call.eps)
     return r * (call.g if call.weight is None else call.g * call.weight), call()[1]
@@ -209,7 +209,7 @@ def _second_map(of_product: Factor, of_sum: Factor, call: Call) -> Any:
     return _add_row_sums(found, call, lambda _, d2: (0.0, (product - row_sum) * d2))
 
 
-def _values_gradient(factor: Factor, call: Call) -> Any:
+def _value_gradient(factor: Factor, call: Call) -> Any:
     """Return the gradients with another factor of A₂ than −λ in ∂L/∂V."""
     dv = call(lambda_=-(factor[0] + factor[1] * call.lambda_))[V]
     return _changed(call, lambda _: dv, V)
@@ -220,75 +220,76 @@ def _lost_factors() -> Iterator[Mistake]:
     of_scores = "∂L/∂S₂ = A₂ ⊙ ({} {} D₂) in place of A₂ ⊙ (−λ G + λ D₂), G being g Vᵀ and D₂ rowsum(G ⊙ A₂)."
     for lost, x, g, d, a in (
         ("lambda", (-1.0, 0.0), "−G", "+", "−"),
-        ("its_sign", (0.0, 1.0), "λ G", "− λ", "+ λ"),
-        ("lambda_and_its_sign", (1.0, 0.0), "G", "−", "+"),
+        ("sign", (0.0, 1.0), "λ G", "− λ", "+ λ"),
+        ("lambda_and_sign", (1.0, 0.0), "G", "−", "+"),
     ):
         for name, what, call in (
             ("second_gradient", f"∂L/∂A₂ = {g} in place of −λ G.", partial(_second_map, x, x)),
             ("second_product", of_scores.format(g, "+ λ"), partial(_second_map, x, RIGHT)),
             ("second_row_sum", of_scores.format("−λ G", d), partial(_second_map, RIGHT, x)),
-            ("values_gradient", f"∂L/∂V = (A₁ {a} A₂)ᵀ g in place of (A₁ − λ A₂)ᵀ g.", partial(_values_gradient, x)),
+            ("value_gradient", f"∂L/∂V = (A₁ {a} A₂)ᵀ g in place of (A₁ − λ A₂)ᵀ g.", partial(_value_gradient, x)),
         ):
             yield _mistake(f"{name}_without_{lost}", what, call)
 
 
 GENERAL_BACKWARD_MISTAKES: tuple[Mistake, ...] = (
-    _mistake("gradient_without_the_causal_mask", "The gradient of attention without the causal mask.",
+    _mistake("gradient_without_causal_mask", "The gradient of attention without the causal mask.",
              lambda call: call(causal=False), "B23"),
-    _mistake("gradient_without_the_mask",
+    _mistake("gradient_without_mask",
              "The gradient of attention without the padding mask or another given one; the causal mask is kept.",
              lambda call: call(mask=None), "B23", ""),
-    _mistake("saved_sums_used_without_a_mask",
+    _mistake("lse_used_without_mask",
              "Aᵢ = exp(Sᵢ − LSEᵢ) recomputed for every key, and not set to 0 for hidden keys.",
-             _saved_sums_used_without_a_mask, "B23", ""),
+             _lse_used_without_mask, "B23", ""),
     _mistake("gradient_not_scaled", "∂L/∂Q = ∂L/∂S K and ∂L/∂K = ∂L/∂Sᵀ Q, not divided by √d.",
              lambda call: _changed(call, lambda d: call.q1.shape[-1] ** 0.5 * d, Q1, K1, Q2, K2)),
-    _mistake("log2_e_left_in_the_gradient_of_queries",
+    _mistake("log2e_in_query_gradient",
              "∂L/∂Q = log₂ e ∂L/∂S K / √d: computed from keys scaled by log₂ e, which 2^z needs, and not divided by "
              "it.", lambda call: _changed(call, lambda d: d / math.log(2), Q1, Q2)),
-    _mistake("row_sums_left_out", "∂L/∂S = A ⊙ ∂L/∂A, from which A ⊙ rowsum(∂L/∂A ⊙ A) is not subtracted.",
+    _mistake("no_row_sums", "∂L/∂S = A ⊙ ∂L/∂A, from which A ⊙ rowsum(∂L/∂A ⊙ A) is not subtracted.",
              lambda call: _add_row_sums(call(), call, lambda d1, d2: (d1, -call.lambda_ * d2))),
-    _mistake("gradient_of_one_query_head_of_a_group",
+    _mistake("gradient_of_one_query_head",
              "∂L/∂K and ∂L/∂V of the last query head that shares a key head alone, in place of the sum over all.",
              lambda call: _sum_selected_heads(lambda number, of: number == of - 1, call)),
-    _mistake("root_held_constant", "∂L/∂x = r (g ⊙ w) with r = 1/√(mean(x²) + ε) taken as a constant: r x̂ mean(g ⊙ w "
-             "⊙ x̂) is not subtracted.", _root_held_constant, layer="rms_norm_vjp"),
-    _mistake("activation_for_its_slope",
+    _mistake("rms_detached", "∂L/∂x = r (g ⊙ w) with r = 1/√(mean(x²) + ε) taken as a constant: r x̂ mean(g ⊙ w "
+             "⊙ x̂) is not subtracted.", _rms_detached, layer="rms_norm_vjp"),
+    _mistake("activation_for_derivative",
              "∂L/∂x = g f(x) in place of g f′(x): of a gate σ(x), not multiplied by 1 − σ(x).",
              lambda call: (call.g * activation(call.x, call.name),), layer="activation_vjp"),
-    _mistake("gradient_turned_forward_again",
+    _mistake("gradient_rotated_forward",
              "∂L/∂x = R g in place of Rᵀ g: rotated by the angle of the forward pass, not by its opposite.",
              lambda call: call(sin=-call.sin), layer="rope_vjp"),
-    _mistake("gradient_not_turned_back", "∂L/∂x = g in place of Rᵀ g: the gradients of queries and keys after RoPE.",
+    _mistake("gradient_not_rotated_back", "∂L/∂x = g in place of Rᵀ g: the gradients of queries and keys after RoPE.",
              lambda call: (call.g, *call()[1:]), layer="rope_vjp"),
 )  # fmt: skip
 TWO_MAP_BACKWARD_MISTAKES: tuple[Mistake, ...] = (
-    _mistake("gradients_of_the_maps_exchanged", "∂L/∂Q₁ and ∂L/∂K₁ exchanged with ∂L/∂Q₂ and ∂L/∂K₂.",
+    _mistake("map_gradients_swapped", "∂L/∂Q₁ and ∂L/∂K₁ exchanged with ∂L/∂Q₂ and ∂L/∂K₂.",
              lambda call: _reordered(call, Q2, K2, Q1, K1)),
-    _mistake("second_map_held_constant", "∂L/∂Q₂ = ∂L/∂K₂ = 0: A₂ detached.",
+    _mistake("second_map_detached", "∂L/∂Q₂ = ∂L/∂K₂ = 0: A₂ detached.",
              lambda call: _changed(call, lambda d: 0 * d, Q2, K2)),
-    _mistake("lambda_held_constant", "∂L/∂λ = 0 in (A₁ − λ A₂) V: λ detached.",
+    _mistake("lambda_detached", "∂L/∂λ = 0 in (A₁ − λ A₂) V: λ detached.",
              lambda call: _changed(call, lambda d: 0 * d, LAMBDA)),
-    _mistake("lambda_gradient_without_its_sign", "∂L/∂λ = Σ g ⊙ (A₂ V) in place of −Σ g ⊙ (A₂ V).",
+    _mistake("lambda_gradient_without_sign", "∂L/∂λ = Σ g ⊙ (A₂ V) in place of −Σ g ⊙ (A₂ V).",
              lambda call: _changed(call, lambda d: -d, LAMBDA)),
-    _mistake("values_gradient_of_the_first_map_alone", "∂L/∂V = A₁ᵀ g in place of (A₁ − λ A₂)ᵀ g.",
-             lambda call: _values_gradient((0.0, 0.0), call)),
-    _mistake("row_sums_of_the_difference", "∂L/∂S₁ = A₁ ⊙ (G − D) and ∂L/∂S₂ = −λ A₂ ⊙ (G − D) with one D = rowsum(g "
-             "⊙ O), O = (A₁ − λ A₂) V, for both.", _row_sums_of_the_difference),
-    _mistake("second_exponential_without_its_sign",
+    _mistake("value_gradient_of_first_map_only", "∂L/∂V = A₁ᵀ g in place of (A₁ − λ A₂)ᵀ g.",
+             lambda call: _value_gradient((0.0, 0.0), call)),
+    _mistake("row_sums_of_difference", "∂L/∂S₁ = A₁ ⊙ (G − D) and ∂L/∂S₂ = −λ A₂ ⊙ (G − D) with one D = rowsum(g "
+             "⊙ O), O = (A₁ − λ A₂) V, for both.", _row_sums_of_difference),
+    _mistake("second_exponential_without_sign",
              "∂L/∂λ_q2 = g e₂ λ_k2 and ∂L/∂λ_k2 = g e₂ λ_q2, each without its minus sign.",
              lambda call: _changed(call, lambda d: -d, Q2, K2), layer="diff_lambda_vjp"),
-    _mistake("exponentials_left_out_of_the_gradient_of_lambda",
-             "∂L/∂λ_q1 = g λ_k1 in place of g e₁ λ_k1, and so of all four.", _exponentials_left_out,
+    _mistake("lambda_gradient_without_exponentials",
+             "∂L/∂λ_q1 = g λ_k1 in place of g e₁ λ_k1, and so of all four.", _without_exponentials,
              layer="diff_lambda_vjp"),
-    _mistake("vectors_of_lambda_exchanged_in_the_gradient",
+    _mistake("lambda_vector_gradients_swapped",
              "∂L/∂λ_q1 = g e₁ λ_q1 in place of g e₁ λ_k1, and so of all four.",
              lambda call: _reordered(call, K1, Q1, K2, Q2), layer="diff_lambda_vjp"),
-    _mistake("slope_of_lambda_left_out", "∂L/∂x = ∂L/∂λ in place of λ (1 − λ) ∂L/∂λ, λ being σ(x).",
+    _mistake("no_sigmoid_derivative", "∂L/∂x = ∂L/∂λ in place of λ (1 − λ) ∂L/∂λ, λ being σ(x).",
              lambda call: _slope_of_lambda(lambda s: 0 * s + 1, call), layer="diff_lambda_v2_vjp"),
-    _mistake("lambda_for_its_slope", "∂L/∂x = λ ∂L/∂λ in place of λ (1 − λ) ∂L/∂λ, λ being σ(x).",
+    _mistake("sigmoid_derivative_without_one_minus_lambda",
+             "∂L/∂x = λ ∂L/∂λ in place of λ (1 − λ) ∂L/∂λ, λ being σ(x).",
              lambda call: _slope_of_lambda(lambda s: s, call), layer="diff_lambda_v2_vjp"),
-    _mistake("slope_of_lambda_without_lambda", "∂L/∂x = (1 − λ) ∂L/∂λ in place of λ (1 − λ) ∂L/∂λ, λ being σ(x).",
+    _mistake("sigmoid_derivative_without_lambda", "∂L/∂x = (1 − λ) ∂L/∂λ in place of λ (1 − λ) ∂L/∂λ, λ being σ(x).",
              lambda call: _slope_of_lambda(lambda s: 1 - s, call), layer="diff_lambda_v2_vjp"),
     *_lost_factors(),
 )  # fmt: skip

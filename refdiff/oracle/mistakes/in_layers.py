@@ -9,50 +9,50 @@ from refdiff.arrays import Array, namespace
 from refdiff.oracle.mistakes.catalogue import UNILM, Call, Mistake, normed
 
 
-def _only_the_first_of_a_pair_turns(call: Call) -> Any:
-    turned, n = call() + 0, call.cos.shape[-1]
+def _first_of_each_pair_rotated(call: Call) -> Any:
+    rotated, n = call() + 0, call.cos.shape[-1]
     where = slice(1, 2 * n, 2) if call.interleaved else slice(n, 2 * n)
-    turned[..., where] = call.x[..., where]
-    return turned
+    rotated[..., where] = call.x[..., where]
+    return rotated
 
 
-def _only_half_of_the_width_turns(call: Call) -> Any:
+def _half_of_head_rotated(call: Call) -> Any:
     n = call.cos.shape[-1] // 2
     return call(cos=call.cos[..., : 2 * n : 2], sin=call.sin[..., : 2 * n : 2]) if n else call()
 
 
-def _frequencies_of_a_head_of_twice_the_size(call: Call) -> Any:
+def _frequencies_for_double_head_dim(call: Call) -> Any:
     frequencies, scale = call(head_dim=2 * call.head_dim)
     return frequencies[: call.head_dim // 2], scale
 
 
-def _another_base(call: Call) -> Any:
+def _other_rope_theta(call: Call) -> Any:
     base = 500_000.0 if call.parameters.get("rope_theta") == 10_000.0 else 10_000.0
     return call(parameters={**call.parameters, "rope_theta": base})
 
 
 ROPE_MISTAKES: tuple[Mistake, ...] = (
-    Mistake("the_other_pairs_turn", "RoPE rotates neighbors 2i, 2i + 1 in place of i, i + d/2, or the reverse.", "rope",
+    Mistake("other_rope_pairing", "RoPE rotates neighbors 2i, 2i + 1 in place of i, i + d/2, or the reverse.", "rope",
             "rope kind", lambda call: call(interleaved=not call.interleaved), "F2"),
-    Mistake("turned_the_other_way", "RoPE rotates by the opposite angle: earlier tokens act as later ones.", "rope",
+    Mistake("rope_angle_negated", "RoPE rotates by the opposite angle: earlier tokens act as later ones.", "rope",
             "rope kind", lambda call: call(sin=-call.sin)),
-    Mistake("only_the_first_of_a_pair_turns", "RoPE changes only the first dimension of each pair it should rotate.",
-            "rope", "rope kind", _only_the_first_of_a_pair_turns),
-    Mistake("only_half_of_the_width_turns", "A partial rotary factor of ½: only the first half of each head rotated, "
-            "by the frequencies of heads of that size.", "rope", "rope dim", _only_half_of_the_width_turns),
-    Mistake("frequencies_of_a_head_of_twice_the_size",
+    Mistake("first_of_each_pair_rotated", "RoPE changes only the first dimension of each pair it should rotate.",
+            "rope", "rope kind", _first_of_each_pair_rotated),
+    Mistake("half_of_head_rotated", "A partial rotary factor of ½: only the first half of each head rotated, "
+            "by the frequencies of heads of that size.", "rope", "rope dim", _half_of_head_rotated),
+    Mistake("frequencies_for_double_head_dim",
             "RoPE's table for a head of 2d, not split into two: θ_i = base^(−i / d).", "rope_frequencies", "rope dim",
-            _frequencies_of_a_head_of_twice_the_size, "B6"),
-    Mistake("another_base", "RoPE's base is 10 000 whatever the config says, or 500 000 where it says 10 000.",
-            "rope_frequencies", "rope base", _another_base),
-    Mistake("rope_type_left_out", "RoPE's default frequencies for every rope_type.", "rope_frequencies", "rope base",
+            _frequencies_for_double_head_dim, "B6"),
+    Mistake("other_rope_theta", "RoPE's base is 10 000 whatever the config says, or 500 000 where it says 10 000.",
+            "rope_frequencies", "rope base", _other_rope_theta),
+    Mistake("rope_type_ignored", "RoPE's default frequencies for every rope_type.", "rope_frequencies", "rope base",
             lambda call: call(parameters={"rope_type": "default", "rope_theta": call.parameters["rope_theta"]})),
     Mistake("positions_from_one", "RoPE's positions counted from 1.", "rope_cos_sin", "rope offset",
             lambda call: call(positions=call.positions + 1)),
-    Mistake("positions_from_zero_in_every_call",
+    Mistake("positions_without_cache_offset",
             "RoPE's positions start at 0 in every call: tokens in the cache are not counted.", "rope_cos_sin",
             "rope offset", lambda call: call(positions=call.positions - call.positions[:, :1]), "B18"),
-    Mistake("scale_of_the_rotation_left_out",
+    Mistake("no_attention_factor",
             "cos and sin not multiplied by the attention factor of yarn and longrope.", "rope_cos_sin", "rope scale",
             lambda call: call(scale=1.0)),
 )  # fmt: skip
@@ -76,33 +76,36 @@ def _exp_in_bfloat16(x: Array) -> Array:
 
 
 LAMBDA_MISTAKES: tuple[Mistake, ...] = (
-    Mistake("layers_one_too_low", "λ_init = 0.8 − 0.6 exp(−0.3 (l − 1)) with l from 0: −0.01 in the first layer.",
-            "lambda_init", "linit base", lambda call: 0.8 - (0.8 - call()) * 2.718281828459045**0.3, "F3", VLLM_MOTIF),
-    Mistake("layers_from_one", "λ_init = 0.8 − 0.6 exp(−0.3 l) with l from 1.", "lambda_init", "linit base",
+    Mistake("layer_index_one_too_low", "λ_init = 0.8 − 0.6 exp(−0.3 (l − 1)) with l from 0: −0.01 in the first layer.",
+            "lambda_init", "lambda_init layer", lambda call: 0.8 - (0.8 - call()) * 2.718281828459045**0.3, "F3",
+            VLLM_MOTIF),
+    Mistake("layer_index_from_one", "λ_init = 0.8 − 0.6 exp(−0.3 l) with l from 1.", "lambda_init", "lambda_init layer",
             lambda call: call(layer=call.layer + 1), "F3", VLLM_MOTIF),
     Mistake("lambda_init_is_1", "λ_init = 1 in every layer: attention is multiplied by 0.", "lambda_init",
-            "linit const", lambda _: 1.0, "B10"),
-    Mistake("lambda_init_is_08", "λ_init = 0.8 in every layer.", "lambda_init", "linit const", lambda _: 0.8, "B10"),
+            "lambda_init constant", lambda _: 1.0, "B10"),
+    Mistake("lambda_init_is_08", "λ_init = 0.8 in every layer.", "lambda_init", "lambda_init constant", lambda _: 0.8,
+            "B10"),
     Mistake("no_exponentials", "λ = λ_q1 · λ_k1 − λ_q2 · λ_k2 + λ_init, without exponentials.", "diff_lambda",
-            "lam form", lambda call: _lambda(call, lambda a, b: a - b), "B4"),
-    Mistake("no_start", "λ_init not added to λ.", "diff_lambda", "lam form", lambda call: call() - call.lambda_init),
-    Mistake("start_alone", "λ = λ_init, nothing learned.", "diff_lambda", "lam form",
+            "lambda form", lambda call: _lambda(call, lambda a, b: a - b), "B4"),
+    Mistake("no_lambda_init", "λ_init not added to λ.", "diff_lambda", "lambda form",
+            lambda call: call() - call.lambda_init),
+    Mistake("lambda_init_only", "λ = λ_init, nothing learned.", "diff_lambda", "lambda form",
             lambda call: _lambda(call, lambda a, _: 0 * a), "B4"),
-    Mistake("exponentials_added", "The exponentials of λ added, not subtracted.", "diff_lambda", "lam form",
+    Mistake("exponentials_added", "The exponentials of λ added, not subtracted.", "diff_lambda", "lambda form",
             lambda call: _lambda(call, lambda a, b: namespace(a).exp(a) + namespace(b).exp(b))),
-    Mistake("one_exponential_of_the_difference", "λ = exp(λ_q1 · λ_k1 − λ_q2 · λ_k2) + λ_init.", "diff_lambda",
-            "lam form", lambda call: _lambda(call, lambda a, b: namespace(a).exp(a - b))),
-    Mistake("mean_for_the_dot_product", "The mean of λ_q λ_k in place of the sum.", "diff_lambda", "lam form",
+    Mistake("exponential_of_difference", "λ = exp(λ_q1 · λ_k1 − λ_q2 · λ_k2) + λ_init.", "diff_lambda",
+            "lambda form", lambda call: _lambda(call, lambda a, b: namespace(a).exp(a - b))),
+    Mistake("mean_instead_of_dot_product", "The mean of λ_q λ_k in place of the sum.", "diff_lambda", "lambda form",
             lambda call: call(lambda_q1=call.lambda_q1 / call.lambda_q1.shape[0],
                               lambda_q2=call.lambda_q2 / call.lambda_q1.shape[0])),
     Mistake("lambda_vectors_crossed", "λ_q1 · λ_k2 and λ_q2 · λ_k1 in place of λ_q1 · λ_k1 and λ_q2 · λ_k2.",
-            "diff_lambda", "lam form", lambda call: call(lambda_k1=call.lambda_k2, lambda_k2=call.lambda_k1)),
+            "diff_lambda", "lambda form", lambda call: call(lambda_k1=call.lambda_k2, lambda_k2=call.lambda_k1)),
     Mistake("exponentials_rounded_to_bfloat16", "Each exponential rounded to bfloat16 before the subtraction, which is "
-            "correct for a bfloat16 model of Hugging Face.", "diff_lambda", "lam rounding",
+            "correct for a bfloat16 model of Hugging Face.", "diff_lambda", "lambda rounding",
             lambda call: _lambda(call, lambda a, b: _exp_in_bfloat16(a) - _exp_in_bfloat16(b)), "F7"),
-    Mistake("squashed_as_in_v2", "σ(λ) in place of λ, as in v2.", "diff_lambda", "V2-vs-V1",
+    Mistake("sigmoid_of_lambda", "σ(λ) in place of λ, as in v2.", "diff_lambda", "v1 or v2",
             lambda call: 1 / (1 + namespace(call.lambda_q1).exp(-call()))),
-    Mistake("v2_without_the_sigmoid", "λ = x W_λ without the sigmoid.", "diff_lambda_v2", "V2-vs-V1",
+    Mistake("v2_no_sigmoid", "λ = x W_λ without the sigmoid.", "diff_lambda_v2", "v1 or v2",
             lambda call: call(ops=call.parts(activation=lambda z, name: z)), "B3"),
 )  # fmt: skip
 
@@ -115,12 +118,12 @@ def _affine(y: Array, weight: Array | None, eps: float = 0.0) -> Array:
     return y if weight is None else y * weight
 
 
-def _epsilon_outside_the_root(call: Call) -> Any:
+def _epsilon_outside_sqrt(call: Call) -> Any:
     x, xp = call.x, namespace(call.x)
     return _affine(x / (xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True)) + call.eps), call.weight)
 
 
-def _norm_over_half_of_a_head(call: Call) -> Any:
+def _norm_over_half_head(call: Call) -> Any:
     def halves(x: Array, weight: Array | None, eps: float) -> Array:
         xp = namespace(x)
         split = xp.reshape(x, (*x.shape[:-1], 2, x.shape[-1] // 2))
@@ -132,34 +135,35 @@ def _norm_over_half_of_a_head(call: Call) -> Any:
 NORM_MISTAKES: tuple[Mistake, ...] = (
     Mistake("layer_norm", "LayerNorm in place of RMSNorm: the mean is subtracted first.", "rms_norm", "norm kind",
             lambda call: call(x=call.x - namespace(call.x).mean(call.x, axis=-1, keepdims=True)), "B9"),
-    Mistake("norm_by_the_sum_of_squares", "x / √(Σ x² + ε): a factor of √D too small.", "rms_norm", "norm kind",
+    Mistake("norm_by_sum_of_squares", "x / √(Σ x² + ε): a factor of √D too small.", "rms_norm", "norm kind",
             lambda call: call(eps=call.eps / call.x.shape[-1]) / call.x.shape[-1] ** 0.5),
-    Mistake("epsilon_outside_the_root", "x / (√mean x² + ε).", "rms_norm", "eps", _epsilon_outside_the_root),
-    Mistake("epsilon_left_out", "ε = 0 in the norm.", "rms_norm", "eps", lambda call: call(eps=1e-30)),
-    Mistake("weight_left_out", "The norm without its learned weight.", "rms_norm", "affine",
+    Mistake("epsilon_outside_sqrt", "x / (√mean x² + ε).", "rms_norm", "eps", _epsilon_outside_sqrt),
+    Mistake("no_epsilon", "ε = 0 in the norm.", "rms_norm", "eps", lambda call: call(eps=1e-30)),
+    Mistake("no_norm_weight", "The norm without its learned weight.", "rms_norm", "norm weight",
             lambda call: call(weight=None), "F4", f"{UNILM}/pull/1644"),
-    Mistake("weight_counted_from_one", "The norm's weight is 1 + w, as in Gemma, where w is meant.", "rms_norm",
-            "affine", lambda call: call(weight=None if call.weight is None else 1 + call.weight)),
-    Mistake("weight_of_the_sub_norm_left_out", "The norm after attention without its weight, as in DiffLlama.",
-            "diff_heads_paper", "affine", lambda call: call(weight=namespace(call.q).ones_like(call.weight)), "F4"),
-    Mistake("another_default_epsilon", "ε = 10⁻⁶, the default of unilm's RMSNorm, where its attention passes 10⁻⁵.",
+    Mistake("one_plus_norm_weight", "The norm's weight is 1 + w, as in Gemma, where w is meant.", "rms_norm",
+            "norm weight", lambda call: call(weight=None if call.weight is None else 1 + call.weight)),
+    Mistake("no_sub_norm_weight", "The norm after attention without its weight, as in DiffLlama.",
+            "diff_heads_paper", "norm weight", lambda call: call(weight=namespace(call.q).ones_like(call.weight)),
+            "F4"),
+    Mistake("default_epsilon", "ε = 10⁻⁶, the default of unilm's RMSNorm, where its attention passes 10⁻⁵.",
             "diff_heads_paper", "eps", lambda call: call() if "eps" in call.given else call(eps=1e-6), "F4",
             f"{UNILM}/blob/master/Diff-Transformer/rms_norm.py"),
     Mistake("norm_over_all_heads", "One norm over all heads of a token.", "diff_heads_hf", "norm extent",
             lambda call: call(ops=call.parts(rms_norm=lambda x, weight, eps: _affine(normed(x, eps, (1, 3)), weight))),
             "B7", also=PAPER),
-    Mistake("norm_over_half_of_a_head", "One norm for each half (d) of a head (2d).", "diff_heads_hf", "norm extent",
-            _norm_over_half_of_a_head, also=PAPER),
-    Mistake("norm_after_attention_left_out", "No norm after attention.", "diff_heads_hf", "norm kind",
+    Mistake("norm_over_half_head", "One norm for each half (d) of a head (2d).", "diff_heads_hf", "norm extent",
+            _norm_over_half_head, also=PAPER),
+    Mistake("no_norm_after_attention", "No norm after attention.", "diff_heads_hf", "norm kind",
             lambda call: call(ops=call.parts(rms_norm=_affine)), "B8", also=PAPER),
-    Mistake("norm_of_queries_and_keys", "The norm applied to Q and K, not to the output of attention.", "diff_heads_hf",
+    Mistake("norm_on_q_and_k", "The norm applied to Q and K, not to the output of attention.", "diff_heads_hf",
             "norm kind",
             lambda call: call(q=normed(call.q, 1e-5), k=normed(call.k, 1e-5), ops=call.parts(rms_norm=_affine)), "B8",
             also=PAPER),
-    Mistake("scale_left_out", "The output not multiplied by 1 − λ_init.", "diff_heads_hf", "post scale",
+    Mistake("no_output_scale", "The output not multiplied by 1 − λ_init.", "diff_heads_hf", "output scale",
             lambda call: call(lambda_init=0.0), "B10", also=PAPER),
     Mistake("scaled_by_lambda_init", "The output multiplied by λ_init, where 1 − λ_init is meant.", "diff_heads_hf",
-            "post scale", lambda call: call(lambda_init=1 - call.lambda_init), also=PAPER),
+            "output scale", lambda call: call(lambda_init=1 - call.lambda_init), also=PAPER),
     Mistake("scaled_by_one_minus_lambda", "The output multiplied by 1 − λ, where 1 − λ_init is meant.", "diff_heads_hf",
-            "post scale", lambda call: call() if call.lambda_.ndim else call(lambda_init=call.lambda_), also=PAPER),
+            "output scale", lambda call: call() if call.lambda_.ndim else call(lambda_init=call.lambda_), also=PAPER),
 )  # fmt: skip

@@ -39,7 +39,7 @@ def test_names_and_presets() -> None:
 
 def test_a_case_knows_what_it_is_blind_to() -> None:
     one_token = cases("degenerate", spec=small_spec("hf_diffllama"))[0]
-    assert "rope_left_out" in {d.name for d in one_token.blind_to}
+    assert "no_rope" in {d.name for d in one_token.blind_to}
 
 
 def test_an_unknown_profile() -> None:

@@ -19,12 +19,12 @@ HF, MS = small("hf_diffllama"), small("ms_v1")
 @pytest.mark.parametrize(
     ("name", "spec"),
     [
-        ("weight_of_the_norm_left_out", HF),  # it has none
-        ("window_one_less", HF),
-        ("the_other_pairing", small("diff_v2")),  # refused by Spec
-        ("sequences_seen_together", HF),  # there is one
-        ("halves_are_a_pair", small("gda")),  # its layer gets heads in another order there
-        ("v2_with_the_norm_of_v1", HF),
+        ("no_output_norm_weight", HF),  # it has none
+        ("window_one_too_short", HF),
+        ("other_head_pairing", small("diff_v2")),  # refused by Spec
+        ("sequences_not_separated", HF),  # there is one
+        ("half_split_pairs", small("gda")),  # its layer gets heads in another order there
+        ("v2_with_v1_norm", HF),
     ],
 )
 def test_what_does_not_fit(name: str, spec: object) -> None:

@@ -19,23 +19,23 @@ GATED = small("hf_diffllama", gate="sigmoid")
 QK_NORMED = small("hf_diffllama", qk_norm="rms", qk_norm_weight=True)
 BY_NAME = {d.name: d for d in INPUT_DEVIATIONS}
 SPECS = {
-    "gate_read_by_token": GATED,
-    "weights_of_the_qk_norm_exchanged": QK_NORMED,
-    "lambda_read_by_head": small("diff_v2"),
+    "gate_read_as_tokens_first": GATED,
+    "qk_norm_weights_swapped": QK_NORMED,
+    "lambda_read_as_heads_first": small("diff_v2"),
     **{name: small("hf_diffllama", sinks=True) for name in BY_NAME if name.startswith("sinks_")},
 }
 
 NOTHING_MISREAD = {
-    "gate_read_by_token": GATED,
-    "keys_and_values_exchanged": small("ms_v1"),  # of other shapes
+    "gate_read_as_tokens_first": GATED,
+    "keys_and_values_swapped": small("ms_v1"),  # of other shapes
     **dict.fromkeys(("query_positions_one_low", "query_positions_one_high"), small("timm")),  # no RoPE
 }
 
 
 GIVEN: dict[str, dict[str, Any]] = {
-    "mask_unread": {"mask": np.tri(5, 7, 2, dtype=np.bool_)[:, ::-1]},
-    "bias_unread": {"bias": np.arange(7.0)},
-    "positions_unread": {"q_positions": np.array([[9, 3, 5, 2, 8]])},
+    "mask_ignored": {"mask": np.tri(5, 7, 2, dtype=np.bool_)[:, ::-1]},
+    "bias_ignored": {"bias": np.arange(7.0)},
+    "positions_ignored": {"q_positions": np.array([[9, 3, 5, 2, 8]])},
 }
 """Inputs that no probe has."""
 
@@ -75,10 +75,10 @@ def test_queries_one_position_off(structure: Structure, positions: list[list[int
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_positions_of_the_longest_sequence(packed: bool) -> None:
+def test_positions_of_longest_sequence(packed: bool) -> None:
     """As if the queries of every sequence were the last of the longest; that one is right."""
     inputs = draw_values(HF, Structure(pages=((2, 7), (2 + packed, 9))), "discriminating", 3)
-    problem = deviated(HF, inputs, [BY_NAME["positions_of_the_longest_sequence"]])
+    problem = deviated(HF, inputs, [BY_NAME["positions_of_longest_sequence"]])
     assert problem is not None
     right, wrong = output(Problem(HF, inputs)), output(problem)
     first, second = ((0, slice(2)), (0, slice(2, None))) if packed else ((0, slice(None)), (1, slice(None)))
@@ -91,10 +91,10 @@ def test_where_nothing_is_to_be_misread_the_output_is_right_or_there_is_no_such_
     spec = NOTHING_MISREAD.get(name, HF)
     inputs = draw(spec)
     problem = deviated(spec, inputs, [BY_NAME[name]])
-    if name.endswith("_read_by_token"):  # a lone token has no other order
+    if name.endswith("_read_as_tokens_first"):  # a lone token has no other order
         inputs = draw(spec, T=1, S=1)
         problem = deviated(spec, inputs, [BY_NAME[name]])
-    unread = name.endswith(("_unread", "_read_by_token")) or name == "padding_seen"
+    unread = name.endswith(("_ignored", "_read_as_tokens_first")) or name == "padding_visible"
     assert (problem is not None) == unread
     if problem is not None:
         assert np.array_equal(output(problem), output(Problem(spec, inputs)))

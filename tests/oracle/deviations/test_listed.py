@@ -16,11 +16,11 @@ from refdiff.oracle.strategies import Structure, draw
 from tests.oracle.example_inputs import small
 
 AXES = {
-    "pair", "gqa", "vlay", "rope kind", "rope dim", "rope base", "rope offset", "scale", "linit base", "linit const",
-    "lam form", "post scale", "norm kind", "norm extent", "eps", "order", "clamp", "renorm", "mask align",
-    "mask off by one", "window", "lse base", "k1/k2 crossed", "V2-vs-V1",
+    "pair", "gqa", "value layout", "rope kind", "rope dim", "rope base", "rope offset", "scale", "lambda_init layer",
+    "lambda_init constant", "lambda form", "output scale", "norm kind", "norm extent", "eps", "order", "clamp",
+    "row sums", "mask align", "mask off by one", "window", "lse base", "maps", "v1 or v2",
 }  # fmt: skip
-"""Of deviations from v1; in V2-vs-V1 λ is squashed."""
+"""Of deviations from v1; in "v1 or v2" λ goes through a sigmoid."""
 
 
 @pytest.mark.parametrize("name", ["hf_diffllama", "ms_v1"])
@@ -29,7 +29,7 @@ def test_every_axis_has_one(name: str) -> None:
     assert {d.axis for d in found} >= AXES
     assert len(found) >= 60
     if name == "ms_v1":
-        assert "affine" in {d.axis for d in found}
+        assert "norm weight" in {d.axis for d in found}
 
 
 @pytest.mark.parametrize("kind", KINDS)

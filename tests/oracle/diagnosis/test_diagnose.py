@@ -60,12 +60,12 @@ def ask(preset: str, dtype: str, *names: str, order: int = 0, most: int = 1) -> 
 @pytest.mark.parametrize(
     ("preset", "dtype", "name"),
     [
-        ("hf_diffllama", "bfloat16", "neighbors_are_a_pair"),
-        ("hf_diffllama", "float16", "epsilon_of_1e-6"),
-        pytest.param("diff_v2", "bfloat16", "v2_halves_are_a_pair", marks=pytest.mark.slow),
-        pytest.param("gda", "float32", "signals_and_noises_in_the_other_order", marks=pytest.mark.slow),
+        ("hf_diffllama", "bfloat16", "interleaved_pairs"),
+        ("hf_diffllama", "float16", "epsilon_1e-6"),
+        pytest.param("diff_v2", "bfloat16", "v2_half_split_pairs", marks=pytest.mark.slow),
+        pytest.param("gda", "float32", "other_signal_noise_order", marks=pytest.mark.slow),
         ("hf_diffllama", "bfloat16", "no_padding_mask"),  # which one of the two cases shows
-        ("hf_diffllama", "float32", "wired_as_in_ms_v1"),  # rows F1, F2 and F6 together: three choices, and one name
+        ("hf_diffllama", "float32", "read_as_ms_v1"),  # rows F1, F2 and F6 together: three choices, and one name
     ],
 )
 def test_a_single_mistake_is_named(preset: str, dtype: str, name: str) -> None:
@@ -78,9 +78,9 @@ def test_a_single_mistake_is_named(preset: str, dtype: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("preset", "dtype", "name"),
     [
-        ("diff_v2", "float32", "v2_without_the_sigmoid"),
-        ("diff_v2", "float16", "v2_halves_are_a_pair"),
-        ("hf_diffllama", "float16", "streams_swapped"),
+        ("diff_v2", "float32", "v2_no_sigmoid"),
+        ("diff_v2", "float16", "v2_half_split_pairs"),
+        ("hf_diffllama", "float16", "maps_swapped"),
     ],
 )
 def test_a_name_whose_roundings_hide_the_error_is_no_answer(preset: str, dtype: str, name: str) -> None:
@@ -91,13 +91,11 @@ def test_a_name_whose_roundings_hide_the_error_is_no_answer(preset: str, dtype: 
     assert found.name == name, found
 
 
-@pytest.mark.parametrize(
-    ("seed", "queries", "order", "name"), [(3, 40, 3, "triangle_at_the_top_left"), (10, 20, 0, None)]
-)
+@pytest.mark.parametrize(("seed", "queries", "order", "name"), [(3, 40, 3, "causal_mask_top_left"), (10, 20, 0, None)])
 def test_a_name_that_noise_hides_must_explain_the_error(seed: int, queries: int, order: int, name: str | None) -> None:
     """λ near 1 in bfloat16: correct kernels miss every row by a quarter, and pass as several mistakes."""
     case = natural(HF, Structure(batch=1, queries=queries, keys=queries + 4), "bfloat16", "cancellation", seed=seed)
-    out = output_of(case, "triangle_at_the_top_left", order=order)
+    out = output_of(case, "causal_mask_top_left", order=order)
     found = diagnose(out, HF, case.inputs, recipe="bfloat16", max_deviations=1)
     assert found.name == name, found
     assert found.status == (UNIQUE if name else NONE_FITS), found
@@ -247,7 +245,7 @@ def test_the_answers_that_the_docstring_and_the_guide_show() -> None:
     assert third.strip() in [line.strip() for line in shown]
 
 
-@pytest.mark.parametrize("names", [("rows_that_see_nothing_nan",), ("rows_that_see_nothing_nan", "layer_norm")])
+@pytest.mark.parametrize("names", [("masked_rows_nan",), ("masked_rows_nan", "layer_norm")])
 def test_nan_that_a_deviation_gives_has_its_name(names: tuple[str, ...]) -> None:
     """Alone, and in a pair, which is looked for then: one of the two gives NaN in these places."""
     case = cases("discriminating", 5, spec=HF, dtype="float32")[2]
@@ -262,11 +260,11 @@ def test_nan_that_a_deviation_gives_has_its_name(names: tuple[str, ...]) -> None
 def test_what_inputs_cannot_tell_apart_is_ambiguous_with_a_case_that_can() -> None:
     """With one key λ (A₁ − A₂) V is zero, and so is an output that is multiplied by 1 − λ_init with λ_init = 1."""
     case = cases("degenerate", spec=MS, dtype="bfloat16")[0]
-    out = output_of(case, "lambda_on_both")
+    out = output_of(case, "lambda_on_both_maps")
     assert not out.any()
     found = diagnose(out, MS, case.inputs, recipe="bfloat16", max_deviations=1)
     assert (found.status, found.name) == (AMBIGUOUS, None)
-    assert {"lambda_on_both", "lambda_init_is_1"} <= {c.name for c in found.candidates}
+    assert {"lambda_on_both_maps", "lambda_init_is_1"} <= {c.name for c in found.candidates}
     assert found.separating.name in str(found)
 
 
@@ -288,7 +286,7 @@ def test_a_kernel_in_place_of_its_outputs() -> None:
 
     for inputs in (both[0], both):
         found = diagnose(mine, HF, inputs, recipe="float32", max_deviations=1)
-        assert (found.status, found.name) == (UNIQUE, "neighbors_are_a_pair")
+        assert (found.status, found.name) == (UNIQUE, "interleaved_pairs")
 
 
 def test_arguments() -> None:
@@ -324,7 +322,7 @@ def test_all_singles_are_named(preset: str, dtype: str, every: int) -> None:
     """
     wrong: dict[str, Any] = {}
     # its wrong layer takes logarithms of weights that float16 has rounded to zero, which no kernel would do
-    lossy = {"subtracted_before_the_softmax"} if dtype == "float16" else set()
+    lossy = {"difference_before_softmax"} if dtype == "float16" else set()
     for n, d in list(enumerate(deviations(small_spec(preset))))[::every]:
         both = pair_of_cases(preset, dtype)
         outs = [kernel(case, [d], n) for case in both]
@@ -362,7 +360,7 @@ def test_a_right_kernel_that_rounds_scaled_q_as_its_recipe_does_not_say(dtype: s
 
 def test_what_may_be_there_beside_a_name_is_said() -> None:
     """In bfloat16 a kernel may round the exponentials of λ, and nobody sees whether it did."""
-    one, other = "triangle_at_the_top_left", "exponentials_rounded_to_bfloat16"
+    one, other = "causal_mask_top_left", "exponentials_rounded_to_bfloat16"
     for names in ((one,), (one, other)):
         found = ask("hf_diffllama", "bfloat16", *names)
         assert found.name == one
@@ -376,9 +374,9 @@ def test_what_may_be_there_beside_a_name_is_said() -> None:
 
 def test_what_explains_most_of_the_error_is_shown() -> None:
     """Of two mistakes where one is looked for; and what explains little is not."""
-    found = ask("hf_diffllama", "bfloat16", "layer_norm", "scale_left_out")
+    found = ask("hf_diffllama", "bfloat16", "layer_norm", "no_output_scale")
     assert found.status == NONE_FITS
-    assert "scale_left_out" in [c.name for c in found.candidates]
+    assert "no_output_scale" in [c.name for c in found.candidates]
     assert all(c.explains >= THRESHOLDS.explained for c in found.candidates)
     assert "does not fit, explains " in str(found)
     assert found.notes[0].startswith("the closest explains ")

@@ -44,9 +44,9 @@ def gradients(case: Case, **changes: Any) -> dict[str, np.ndarray]:
     ("changes", "name"),
     [
         ({"causal": "none"}, "no_causal_mask"),
-        ({"pairing": "interleaved"}, "neighbors_are_a_pair"),
-        ({"values": "interleaved"}, "neighboring_values_joined"),
-        ({"out_scale": "none"}, "scale_left_out"),
+        ({"pairing": "interleaved"}, "interleaved_pairs"),
+        ({"values": "interleaved"}, "interleaved_value_heads"),
+        ({"out_scale": "none"}, "no_output_scale"),
     ],
 )
 def test_gradients_of_another_spec(changes: dict[str, Any], name: str, dtype: str) -> None:
@@ -88,11 +88,11 @@ def mistaken(case: Case, mistake: Mistake) -> dict[str, np.ndarray]:
     return {f"d{n}": round_to(g, recipe.storage) for n, g in found.items() if n != "lambda_full"}
 
 
-ALIKE = ("row_sums_left_out", "row_sums_of_the_difference")
+ALIKE = ("no_row_sums", "row_sums_of_difference")
 """Below a norm they are the same but for ε, since no gradient that comes through one has a part along its input."""
 AS_IN_THE_SPEC = (
-    ("no_causal_mask", "gradient_without_the_causal_mask"),
-    ("no_padding_mask", "gradient_without_the_mask"),
+    ("no_causal_mask", "gradient_without_causal_mask"),
+    ("no_padding_mask", "gradient_without_mask"),
 )
 """Without a norm the gradient does not depend on the output: no mask in it, and none in both, are the same."""
 
@@ -113,7 +113,7 @@ AS_IN_THE_SPEC = (
 )
 @pytest.mark.parametrize("mistake", BACKWARD_MISTAKES, ids=str)
 def test_a_mistaken_derivative(mistake: Mistake, preset: str, dtype: str) -> None:
-    padded = mistake.name == "gradient_without_the_mask"
+    padded = mistake.name == "gradient_without_mask"
     case = cases("discriminating", 3, spec=small_spec(preset), dtype=dtype)[0 if padded else 1]
     found = asked(case, mistaken(case, mistake))
     failed = [note.split()[4] for note in found.notes if note.startswith("the output is right, ")]
@@ -147,7 +147,7 @@ def test_each_of_its_own() -> None:
     wrong = {"dk": gradients(case, causal="none")["dk"], "dv": gradients(case, pairing="interleaved")["dv"]}
     first, second = asked(case, wrong).notes[:2]
     assert first.startswith("dk is that of no_causal_mask (")
-    assert second.startswith("dv is that of neighbors_are_a_pair (")
+    assert second.startswith("dv is that of interleaved_pairs (")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -201,7 +201,7 @@ def test_sums_of_a_part(axis: int, kept: list[int], said: str) -> None:
     [
         (("dv",), "dv is zero where it should not be"),
         (("dq", "dk"), "dq and dk are zero where they should not be"),
-        (("dlambda_q1",), "dlambda_q1 is that of lambda_held_constant ("),
+        (("dlambda_q1",), "dlambda_q1 is that of lambda_detached ("),
     ],
 )
 def test_zeros(zero: tuple[str, ...], said: str) -> None:
@@ -216,9 +216,9 @@ def test_zeros(zero: tuple[str, ...], said: str) -> None:
 @pytest.mark.parametrize(
     ("name", "slope"),
     [
-        ("slope_of_lambda_left_out", np.ones_like),
-        ("lambda_for_its_slope", np.copy),
-        ("slope_of_lambda_without_lambda", lambda s: 1 - s),
+        ("no_sigmoid_derivative", np.ones_like),
+        ("sigmoid_derivative_without_one_minus_lambda", np.copy),
+        ("sigmoid_derivative_without_lambda", lambda s: 1 - s),
     ],
 )
 def test_the_slope_of_a_sigmoid(name: str, slope: Callable[[np.ndarray], np.ndarray], dtype: str) -> None:
@@ -233,8 +233,8 @@ def test_the_slope_of_a_sigmoid(name: str, slope: Callable[[np.ndarray], np.ndar
 @pytest.mark.parametrize(
     ("swapped", "name"),
     [
-        (True, "vectors_of_lambda_exchanged_in_the_gradient"),
-        (False, "exponentials_left_out_of_the_gradient_of_lambda"),
+        (True, "lambda_vector_gradients_swapped"),
+        (False, "lambda_gradient_without_exponentials"),
     ],
 )
 def test_the_vectors_of_lambda(swapped: bool, name: str) -> None:
@@ -251,10 +251,10 @@ def test_the_vectors_of_lambda(swapped: bool, name: str) -> None:
 def test_the_answer_stands_before_the_verdicts() -> None:
     """A flash kernel that forgets the sign of λ in ∂L/∂(A₂ V) has three wrong gradients, of two names."""
     case = case_by_hand()
-    wrong = by_hand(case, product=LOST["its_sign"], row_sum=LOST["its_sign"], values=LOST["its_sign"])
+    wrong = by_hand(case, product=LOST["sign"], row_sum=LOST["sign"], values=LOST["sign"])
     of_scores, of_values = asked(case, wrong).notes[:2]
-    assert "are those of second_gradient_without_its_sign" in of_scores
-    assert of_values.startswith("dv is that of values_gradient_without_its_sign")
+    assert "are those of second_gradient_without_sign" in of_scores
+    assert of_values.startswith("dv is that of value_gradient_without_sign")
 
 
 def test_right_gradients_and_noise_have_no_name() -> None:
@@ -268,8 +268,8 @@ def test_right_gradients_and_noise_have_no_name() -> None:
 
 LOST: dict[str, Factor] = {
     "lambda": lambda _: -1.0,
-    "its_sign": lambda x: x,
-    "lambda_and_its_sign": lambda _: 1.0,
+    "sign": lambda x: x,
+    "lambda_and_sign": lambda _: 1.0,
 }
 
 
@@ -280,7 +280,7 @@ LOST: dict[str, Factor] = {
         (("product", "row_sum"), "second_gradient"),
         (("product",), "second_product"),
         (("row_sum",), "second_row_sum"),
-        (("values",), "values_gradient"),
+        (("values",), "value_gradient"),
     ],
 )
 def test_a_kernel_that_loses_lambda_in_one_place(where: tuple[str, ...], name: str, lost: str) -> None:
@@ -293,7 +293,7 @@ def test_a_kernel_that_loses_lambda_in_one_place(where: tuple[str, ...], name: s
 def test_a_gradient_of_lambda_without_its_sign_has_one_name() -> None:
     case = case_by_hand()
     found = asked(case, by_hand(case, of_lambda=-1.0))
-    assert found.name == "lambda_gradient_without_its_sign", str(found)
+    assert found.name == "lambda_gradient_without_sign", str(found)
 
 
 @pytest.mark.parametrize(("heads", "shared"), [((0,), 2), ((1,), 2), ((1,), 4), ((0, 1, 3), 4)])
@@ -302,7 +302,7 @@ def test_the_query_head_that_is_taken_alone_or_left_out_is_named(heads: tuple[in
     found = asked(case, by_hand(case, heads=heads))
     alone = len(heads) == 1
     (number,) = heads if alone else set(range(shared)) - set(heads)
-    assert found.name == f"gradient_{'of' if alone else 'without'}_one_query_head_of_a_group", str(found)
+    assert found.name == f"gradient_{'of' if alone else 'without'}_one_query_head", str(found)
     which = f"query head {number} (of 0 to {shared - 1} that share a key head)"
     assert which in found.candidates[0].deviations[0].what
 
@@ -337,22 +337,22 @@ def test_row_sums_of_something_else() -> None:
 
 
 @pytest.mark.parametrize("preset", ["attention", "hf_diffllama"])
-def test_the_derivative_of_a_softcap_left_out(preset: str) -> None:
+def test_gradient_without_the_derivative_of_a_softcap(preset: str) -> None:
     """Gradients of the scores are those of a backward pass whose tanh has the slope 1."""
     case = cases("discriminating", 3, spec=small_spec(preset).replace(softcap=2.0), dtype="float32")[1]
     ops, exact = rounded_ops(Recipe.of("float32"), HELD_OUT[0]), quantise(case.inputs, Recipe.of("float32"))
     unit = overlay(ops, lambda name, layer: (lambda x, site: 0 * x) if name == "round_at" else layer)
     found = backward(case.spec, exact, case.dout.astype(np.float64), unit)
     answer = asked(case, {f"d{name}": round_to(found[name], "float32") for name in ("q", "k")})
-    assert answer.name == "softcap_left_out_of_the_gradient", str(answer)
+    assert answer.name == "gradient_without_softcap", str(answer)
 
 
 def test_a_mistake_in_the_pass_for_dq_alone() -> None:
     """A kernel with a pass for dq and another for dk and dv, of which the first has another sign than the second."""
     case = case_by_hand()
-    wrong = {**by_hand(case), "dq": by_hand(case, product=LOST["its_sign"])["dq"]}
+    wrong = {**by_hand(case), "dq": by_hand(case, product=LOST["sign"])["dq"]}
     found = asked(case, wrong)
-    assert found.name == "second_product_without_its_sign", str(found)
+    assert found.name == "second_product_without_sign", str(found)
     assert found.notes[0].endswith("; other gradients, which it changes too, are right")
 
 

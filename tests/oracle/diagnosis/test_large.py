@@ -16,8 +16,8 @@ from tests.oracle.diagnosis.outputs import kernel, natural
 SPEC = Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=16, layer=3)
 T = 150
 ALIKE = (
-    {"powers_of_two", "scores_scaled_by_the_root_of_2d"},
-    {"epsilon_of_1e-6", "epsilon_left_out"},
+    {"exp2_for_exp", "scores_scaled_by_sqrt_2d"},
+    {"epsilon_1e-6", "no_epsilon"},
 )
 """Deviations that `case()` does not tell apart in bfloat16."""
 
@@ -46,7 +46,7 @@ def test_one_tile_that_is_wrong(value: float) -> None:
     assert not found.candidates
 
 
-@pytest.mark.parametrize("name", ["layer_norm", "one_future_token_seen"])
+@pytest.mark.parametrize("name", ["layer_norm", "one_future_key_visible"])
 def test_one_name(name: str) -> None:
     found = ask(wrong(name, of=case()), case(), most=1)
     assert (found.status, found.name) == (UNIQUE, name)
@@ -67,7 +67,7 @@ def test_a_right_output_and_what_it_could_not_show() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.nightly), "bfloat16"])
 def test_two_together_are_named(dtype: str) -> None:
-    for names in (("layer_norm", "scale_left_out"), ("keys_crossed", "one_future_token_seen")):
+    for names in (("layer_norm", "no_output_scale"), ("keys_swapped", "one_future_key_visible")):
         found = ask(wrong(*names, of=case(dtype)), case(dtype))
         assert found.status == UNIQUE
         assert {d.name for d in found.candidates[0].deviations} == set(names)

@@ -35,7 +35,7 @@ def test_lambda_init_alone_has_its_name(profile: str, layer: int) -> None:
     case = cases(profile, layer, spec=spec, dtype="bfloat16")[1]
     out = _with_lambda(case, 0.8 - 0.6 * math.exp(-0.3 * layer))
     found = diagnose(out, spec, case.inputs, recipe="bfloat16", max_deviations=1)
-    assert found.name == "start_alone", str(found)
+    assert found.name == "lambda_init_only", str(found)
     assert found.candidates[0].residual < 1.5
 
 
@@ -48,7 +48,7 @@ def test_lambda_without_exponentials_has_its_name_in_float32() -> None:
 
 
 @pytest.mark.parametrize(("queries", "keys", "window"), [(9, 6, None), (8, 8, 5)])
-@pytest.mark.parametrize(("by", "name"), [(1, "one_future_token_seen"), (-1, "tokens_that_do_not_see_themselves")])
+@pytest.mark.parametrize(("by", "name"), [(1, "one_future_key_visible"), (-1, "own_key_masked")])
 def test_a_triangle_that_is_off_by_one(queries: int, keys: int, window: int | None, by: int, name: str) -> None:
     """With more queries than keys, and with a window, as well."""
     spec = small_spec("hf_diffllama").replace(window=window)
@@ -63,7 +63,7 @@ def test_a_triangle_that_is_off_by_one(queries: int, keys: int, window: int | No
 @pytest.mark.slow
 def test_three_mistakes_are_several() -> None:
     case = cases("discriminating", 5, spec=small_spec("hf_diffllama"), dtype="float32")[1]
-    three = ("layer_norm", "keys_crossed", "neighboring_values_joined")
+    three = ("layer_norm", "keys_swapped", "interleaved_value_heads")
     found = diagnose(output_of(case, *three), case.spec, case.inputs, recipe="float32")
     assert found.status == "none fits"
     assert all(len(c.deviations) == 1 for c in found.candidates), str(found)
@@ -88,7 +88,7 @@ def test_what_inputs_do_not_show_explains_nothing() -> None:
     inputs = draw(spec, Structure(1, 40, 40), "natural", 3)
     right = rounded(spec, inputs)["out"]
     found = diagnose(right * (1 + 3e-6), spec, inputs, recipe="float32", max_deviations=1)
-    assert "padding_seen" not in {d.name for c in found.candidates for d in c.deviations}, str(found)
+    assert "padding_visible" not in {d.name for c in found.candidates for d in c.deviations}, str(found)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_two_wrong_fields_of_the_spec_are_told_before_anything_else(changes: dic
 @pytest.mark.slow
 def test_a_layer_off_by_one_with_the_scale_of_both_streams() -> None:
     """In bfloat16 a scale of ln 2 looks the same as 1/√2: two names, and a case that separates them."""
-    spec, two = small_spec("hf_diffllama"), ("scores_scaled_by_the_root_of_2d", "layers_from_one")
+    spec, two = small_spec("hf_diffllama"), ("scores_scaled_by_sqrt_2d", "layer_index_from_one")
     both = [cases(profile, 5, spec=spec)[1] for profile in ("discriminating", "natural")]
     outs = [output_of(case, *two) for case in both]
     found = diagnose(outs, spec, [case.inputs for case in both], recipe="float32")
@@ -191,7 +191,7 @@ def test_a_window_of_tiles_says_which(dtype: str) -> None:
 def test_the_rest_is_looked_for_with_another_field() -> None:
     """A kernel without the norm, and with two mistakes more: three are no pair, and one field explains most."""
     case = cases("discriminating", 5, spec=small_spec("hf_diffllama"), dtype="float32")[1]
-    three = ("norm_after_attention_left_out", "keys_crossed", "scores_scaled_by_the_root_of_half_of_d")
+    three = ("no_norm_after_attention", "keys_swapped", "scores_scaled_by_sqrt_half_d")
     found = diagnose(output_of(case, *three), case.spec, case.inputs, recipe="float32")
     assert found.name is None
     said = found.notes[0]
@@ -204,7 +204,7 @@ def test_the_rest_is_looked_for_with_another_field() -> None:
 @pytest.mark.slow
 def test_the_rest_may_be_a_number() -> None:
     case = cases("discriminating", 5, spec=small_spec("hf_diffllama"), dtype="float32")[1]
-    found = diagnose(output_of(case, "rope_left_out") * 1.001, case.spec, case.inputs, recipe="float32")
+    found = diagnose(output_of(case, "no_rope") * 1.001, case.spec, case.inputs, recipe="float32")
     assert found.notes[0].startswith("with rope='none', out is multiplied by 1.001"), str(found)
 
 
@@ -275,7 +275,7 @@ def test_a_norm_that_forgets_the_mean(profile: str) -> None:
     root = np.sqrt(np.sum(x * x, axis=-1, keepdims=True) + case.spec.norm_eps)
     start = 0.8 - 0.6 * math.exp(-0.3 * case.spec.layer)
     found = diagnose(((1 - start) * x / root).astype(np.float32), case.spec, case.inputs, recipe="float32")
-    assert found.name == "norm_by_the_sum_of_squares", str(found)
+    assert found.name == "norm_by_sum_of_squares", str(found)
 
 
 @pytest.mark.parametrize(("preset", "profile"), [("attention", "tiles"), ("hf_diffllama", "extreme")])

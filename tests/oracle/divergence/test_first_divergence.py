@@ -23,33 +23,33 @@ from tests.oracle.trace.test_trace import spec_inputs
 # Where a mistake first shows: by its name, else by what it is about, else by its layer. What a layer is made of stands
 # before what the layer gives.
 BY_NAME = {
-    **dict.fromkeys(("attention_over_heads", "one_more_in_the_denominator", "norm_of_queries_and_keys",
-                     "queries_and_keys_normed"), "scores1"),
-    **dict.fromkeys(("one_key_for_both", "second_map_not_scaled"), "scores2"),
-    **dict.fromkeys(("lambda_not_used", "lambda_added", "lambda_on_both", "v2_with_one_lambda_a_layer",
-                     "v2_lambda_read_by_token", "v2_lambda_of_the_head_beside"), "diff"),
-    **dict.fromkeys(("another_default_epsilon", "weight_of_the_sub_norm_left_out"), "groupnorm"),
-    **dict.fromkeys(("norm_after_attention_left_out", "v2_with_the_norm_of_v1"), "scaled"),
+    **dict.fromkeys(("attention_over_heads", "one_added_to_denominator", "norm_on_q_and_k",
+                     "extra_qk_norm"), "scores1"),
+    **dict.fromkeys(("first_key_for_both_maps", "second_map_not_scaled"), "scores2"),
+    **dict.fromkeys(("lambda_not_used", "lambda_added", "lambda_on_both_maps", "v2_one_lambda_per_layer",
+                     "v2_lambda_read_as_tokens_first", "v2_lambda_by_query_head"), "diff"),
+    **dict.fromkeys(("default_epsilon", "no_sub_norm_weight"), "groupnorm"),
+    **dict.fromkeys(("no_norm_after_attention", "v2_with_v1_norm"), "scaled"),
 }  # fmt: skip
 BY_AXIS = {
-    **dict.fromkeys(("pair", "gqa", "k1/k2 crossed", "scale"), "scores1"),
+    **dict.fromkeys(("pair", "gqa", "maps", "scale"), "scores1"),
     **dict.fromkeys(("mask", "mask off by one", "window"), "lse1"),
-    **dict.fromkeys(("order", "clamp", "renorm", "path"), "diff"),
-    **dict.fromkeys(("concat", "norm extent", "post scale"), "scaled"),
-    "convert": "scores2", "lse base": "attn1", "vlay": "values",
+    **dict.fromkeys(("order", "clamp", "row sums", "difference"), "diff"),
+    **dict.fromkeys(("output layout", "norm extent", "output scale"), "scaled"),
+    "conversion": "scores2", "lse base": "attn1", "value layout": "values",
 }  # fmt: skip
 BY_LAYER = {
     "rope": "q_rope", "lambda_init": "lambda_init", "diff_lambda": "lambda_full", "diff_lambda_v2": "lambda_full",
     "rope_frequencies": "rotary_emb.cos", "rope_cos_sin": "rotary_emb.cos", "rms_norm": "input_layernorm",
 }  # fmt: skip
 # what a run without a cache does not show, and what rounds as bfloat16 does
-UNSEEN = {"triangle_at_the_top_left", "cached_keys_in_the_other_pairing", "a_row_that_sees_nothing_is_uniform"}
+UNSEEN = {"causal_mask_top_left", "cached_keys_in_other_pairing", "finite_mask_value"}
 ROUNDING = {"exponentials_rounded_to_bfloat16"}
 FORWARD = [m for m in CATALOGUE if not m.layer.endswith("_vjp") and m.name not in UNSEEN]
 SAMPLE = [
-    "streams_swapped", "heads_laid_out_before_tokens", "the_other_pairs_turn", "one_future_token_seen",
-    "subtracted_before_the_softmax", "no_exponentials", "epsilon_outside_the_root", "norm_over_half_of_a_head",
-    "another_default_epsilon", "v2_with_one_lambda_a_layer", "powers_of_two",
+    "maps_swapped", "output_read_as_tokens_first", "other_rope_pairing", "one_future_key_visible",
+    "difference_before_softmax", "no_exponentials", "epsilon_outside_sqrt", "norm_over_half_head",
+    "default_epsilon", "v2_one_lambda_per_layer", "exp2_for_exp",
 ]  # fmt: skip
 
 
@@ -147,7 +147,7 @@ def test_only_the_point_that_made_the_error_is_charged() -> None:
 
 def test_missing_points_are_skipped() -> None:
     """With the points of transformers' modules alone, the whole of attention is one step."""
-    mine, ref = mistaken("one_future_token_seen")
+    mine, ref = mistaken("one_future_key_visible")
     modules = {"q_proj", "k_proj", "v_proj", "groupnorm", "o_proj", "input_layernorm", "down_proj", "lm_head"}
     few = {path: x for path, x in mine.items() if path.rpartition(".")[2] in modules}
     found = first_divergence(few, ref)
@@ -170,11 +170,11 @@ def test_padding_is_nobodys() -> None:
 @pytest.mark.parametrize(
     ("name", "at"),
     [
-        ("triangle_at_the_top_left", "lse1"),
-        ("cached_keys_in_the_other_pairing", "scores1"),
-        ("keys_crossed", "scores1"),
-        ("no_start", "lambda_full"),
-        ("scale_left_out", "scaled"),
+        ("causal_mask_top_left", "lse1"),
+        ("cached_keys_in_other_pairing", "scores1"),
+        ("keys_swapped", "scores1"),
+        ("no_lambda_init", "lambda_full"),
+        ("no_output_scale", "scaled"),
     ],
 )
 def test_attention_alone(name: str, at: str) -> None:

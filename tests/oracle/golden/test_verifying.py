@@ -73,8 +73,8 @@ def test_the_mistake_of_the_first_failure(tmp_path: Path) -> None:
         of = case(name)
         wrong[name] = {"out": truth(of.spec.replace(pairing="interleaved"), of.inputs).out.astype("<f4")}
     report = verified(tmp_path / "vectors", wrong, tmp_path, diagnose=True)
-    assert [(name, found.name) for name, found in report.diagnosis.items()] == [("whole", "neighbors_are_a_pair")]
-    assert "\ndiagnosis: unique: neighbors_are_a_pair" in str(report)
+    assert [(name, found.name) for name, found in report.diagnosis.items()] == [("whole", "interleaved_pairs")]
+    assert "\ndiagnosis: unique: interleaved_pairs" in str(report)
     assert report.to_dict()["diagnosis"]["whole"] == report.diagnosis["whole"].to_dict()
     assert golden.verify(tmp_path / "vectors", tmp_path / "raw").diagnosis == {}
 

@@ -17,9 +17,15 @@ def test_the_problems_have_what_is_plain_attention_s_own() -> None:
     problems = [setting for seed in range(3) for setting in plain.settings(seed)]
     names = {d.name for setting in problems for d in setting.deviations}
     assert names >= {
-        *("key_heads_tiled", "softcap_left_out", "softcap_before_the_scale", "scale_of_the_width_of_values"),
-        *("sinks_left_out", "sinks_scaled", "sinks_to_base_2", "sinks_of_zero", "sinks_of_key_heads"),
-        *("window_one_less", "window_one_more", "scores_not_scaled", "last_page_lost", "sequences_seen_together"),
+        *("key_heads_tiled", "no_softcap", "softcap_before_scale", "scores_scaled_by_sqrt_v_dim"),
+        *("no_sinks", "sinks_scaled", "sinks_in_base_2", "sinks_set_to_zero", "sinks_by_key_head"),
+        *(
+            "window_one_too_short",
+            "window_one_too_long",
+            "scores_not_scaled",
+            "last_page_lost",
+            "sequences_not_separated",
+        ),
     }
     assert all(setting.spec.is_plain for setting in problems)
     assert [setting.main for setting in problems] == 3 * [True, False, False]

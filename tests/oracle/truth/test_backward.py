@@ -98,7 +98,7 @@ def test_given_lambda_of_every_shape(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("masked_rows", ["zeros", "uniform"])
-def test_rows_that_see_nothing(masked_rows: str) -> None:
+def test_masked_rows(masked_rows: str) -> None:
     spec = small("ms_v1", masked_rows=masked_rows)
     inputs = draw(spec, T=5, S=3)  # the first two queries come before every key
     inputs["key_mask"] = np.array([[True, True, True], [False, True, True]])

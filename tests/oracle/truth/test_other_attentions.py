@@ -126,7 +126,7 @@ QK_NORMS = [
 
 
 @pytest.mark.parametrize("fields", QK_NORMS, ids=str)
-def test_norm_of_queries_and_keys(fields: dict[str, Any]) -> None:
+def test_norm_on_q_and_k(fields: dict[str, Any]) -> None:
     """As in Qwen3: each head of q and k is normed, with one weight for all heads of q and one for those of k."""
     spec = small("hf_diffllama", query_heads=4, key_heads=2, **fields)
     inputs = draw(spec, 4, T=4, S=6)

@@ -97,7 +97,7 @@ def test_row_and_name_of_the_mistake(x: Inputs) -> None:
     assert "rows are wrong" in text
     assert "(b " in text
     assert "diagnosis:" in text
-    assert "the_other_pairs_turn" in text.partition("diagnosis:")[2]
+    assert "other_rope_pairing" in text.partition("diagnosis:")[2]
     with pytest.raises(AssertionError) as without:
         assert_close({"out": wrong}, SPEC, x, recipe="float32", diagnose=False)
     assert "diagnosis" not in str(without.value)
