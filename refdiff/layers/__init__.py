@@ -4,7 +4,7 @@ Axis letters, here and everywhere: B batch, T queries, S keys, H query heads, K 
 size, F inner size, V vocabulary.
 
 Each function computes in the dtype of its arguments, sums included, unless its docstring has a heading "Precision".
-Shapes that do not fit raise `ValueError`, in a derivative too, as does a gradient `g` that has not the shape of the
+Shapes that do not fit raise `ValueError`, in a derivative too. So does a gradient `g` whose shape is not that of the
 result. Masks, biases, positions and integers have no gradient.
 
 The map: each equation, the functions that compute it, and the tests that check it. A derivative `f_vjp` stands
@@ -88,7 +88,7 @@ What they build on
     embedding       e_t = E[id_t]
         by          embedding
         tested by   test_embedding::test_is_the_product_with_one_hot_rows
-    masks           causal, padding, and sequences packed in one row
+    masks           causal, padding, and sequences packed in one batch item
         by          causal_mask, padding_mask, packed_mask
         tested by   test_mask::test_queries_are_the_last_of_the_keys, test_mask::test_padding_is_anything_but_zero,
                     test_mask::test_packed_sequences_see_only_themselves

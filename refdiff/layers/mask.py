@@ -60,7 +60,7 @@ def padding_mask(attention_mask: Array) -> Array:
 
 
 def packed_mask(position_ids: Array) -> Array:
-    """Keep sequences that are packed in one row apart: a new one starts where positions do not go up by one.
+    """Keep sequences packed in one batch item apart: a new one starts where positions do not go up by one.
 
     Equation:
         n_t = number of u ≤ t, u > 0, with p_u − p_{u−1} ≠ 1;  M[b, 0, t, s] = (n_t = n_s)

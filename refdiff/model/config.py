@@ -82,7 +82,7 @@ class DiffLlamaConfig:
 
     @property
     def num_query_heads(self) -> int:
-        """The number of rows that attention weights have: `num_attention_heads`, and in v2 twice as many."""
+        """The number of query heads: `num_attention_heads`, and in v2 twice as many."""
         return self.num_attention_heads * VARIANTS[self.wiring].query_heads
 
     @classmethod

@@ -34,7 +34,7 @@ class TrainableModel(PreTrainedModel):
     ) -> tuple[Array, dict[str, Any]]:
         """Compute the loss of a call with these labels, and its gradients with respect to every weight.
 
-        As in a call with `use_cache=False`, `position_ids` that restart keep sequences in one row apart. The padding
+        As in a call with `use_cache=False`, `position_ids` that restart keep packed sequences apart. The padding
         token's embedding gets no gradient from being looked up, as in transformers.
 
         Shapes:
