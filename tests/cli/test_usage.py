@@ -52,6 +52,7 @@ USAGE = (
     ("check --selftest --dask x --jobs 2", "--jobs, --dask: got both, expected one of them; --dask has workers of its"),
     ("check --dask x mine", "--dask: goes with --selftest; add that, or leave --dask out"),
     ("check --seeds 3 --jobs 2 mine", "--seeds, --jobs: no effect without --selftest; add that, or leave it out"),
+    ("judge kernel.py --memory 0.05", "--memory: got 0.05, expected a number of at least 0.1; see refdiff judge -h"),
     ("completion tcsh", "SHELL: got 'tcsh', expected one of bash, zsh, fish"),
     ("convert absent/folder/here new --to paper", "absent/folder/here: "),
     ("generate -m TINY", 'PROMPT: got none, expected one; give it in quotes, "Once upon a time", with'),
