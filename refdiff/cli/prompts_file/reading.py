@@ -13,7 +13,7 @@ from refdiff.cli.answering import FILTERS, NUMBERS
 from refdiff.cli.flags import MAX_PROMPT, UsageError
 from refdiff.cli.loading import open_input
 from refdiff.files import finite_float, unique_keys
-from refdiff.messages import json_problem, json_type, show_name
+from refdiff.messages import json_problem, json_type, show_name, show_value
 
 _FIELDS = ("prompt", "text", "messages", "id", "system", "stop", "max_tokens", *NUMBERS)
 
@@ -178,7 +178,10 @@ def _messages(row: dict[str, Any], where: str) -> list[dict[str, Any]] | None:
     if not isinstance(found, list) or not found or not all(
         isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in found
     ):  # fmt: skip
-        raise UsageError(f'{where}: messages: expected a list such as [{{"role": "user", "content": "..."}}]')
+        raise UsageError(
+            f"{where}: messages: got {show_value(found)}, expected a list such as "
+            '[{"role": "user", "content": "..."}]'
+        )
     return found
 
 

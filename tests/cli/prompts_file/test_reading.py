@@ -55,7 +55,7 @@ def test_a_wrong_prompts_file_names_its_line(content: bytes, expected: str, read
         ('{"prompt": "a", "max_tokens": 3, "max_new_tokens": 4}', "got max_tokens and max_new_tokens, expected one of"),
         ('{"prompt": "a", "stop": 5}', "stop: got 5, expected a string or a list of strings"),
         ('{"prompt": "a", "messages": [{"role": "user", "content": "b"}]}', "got a prompt and messages, expected one"),
-        ('{"messages": [{"role": "user"}]}', "messages: expected a list such as"),
+        ('{"messages": [{"role": "user"}]}', "messages: got [{'role': 'user'}], expected a list such as"),
     ],
 )
 def test_one_bad_row_costs_no_other(row: str, expected: str, read: Read) -> None:
