@@ -18,6 +18,7 @@ import pytest
 
 from refdiff import layers
 from refdiff.arrays import Array, namespace
+from refdiff.backends.numpy.layout import same_dtype
 from tests.quickness import start_seconds
 
 ROOT = Path(__file__).parents[1]
@@ -110,12 +111,25 @@ def test_the_guide_has_the_order_of_imports() -> None:
     assert re.findall(r"`(\w+)(?:/|\.py)`", " ".join(rows)) == list(ORDER)
 
 
+def _example_of(heading: str, **names: Any) -> dict[str, Any]:
+    guide = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    code = textwrap.dedent(guide.split(heading)[1].split("```python\n")[1].split("   ```")[0])
+    exec(compile(code, "CONTRIBUTING.md", "exec"), names)
+    return names
+
+
+def test_the_kernel_of_the_guide_leaves_to_the_layer_what_the_layer_refuses() -> None:
+    known = {"Any": Any, "Runtime": Any, "FloatArray": np.ndarray, "same_dtype": same_dtype}
+    rms_norm = _example_of("### A kernel", **known)["rms_norm"]
+    assert rms_norm.__doc__
+    for weight, eps in ((None, -1.0), (None, np.nan), (np.ones(2), 0.1), (np.ones(3, np.float32), 0.1)):
+        assert rms_norm(None, np.ones(3), weight, eps) is NotImplemented
+    assert rms_norm(None, np.ones(3), np.ones(3), 0.1) is None
+
+
 def test_the_layer_of_the_guide_keeps_the_rules_of_layers() -> None:
     """It refuses in its derivative what it refuses itself, and a gradient of another shape; its slope is right."""
-    guide = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    code = textwrap.dedent(guide.split("### A layer")[1].split("```python\n")[1].split("   ```")[0])
-    names: dict[str, Any] = {"Array": Array, "namespace": namespace}
-    exec(compile(code, "CONTRIBUTING.md", "exec"), names)
+    names = _example_of("### A layer", Array=Array, namespace=namespace)
     softcap, softcap_vjp = names["softcap"], names["softcap_vjp"]
     x, step = np.linspace(-7, 7, 15), 1e-5
     slope = (softcap(x + step, 2.5) - softcap(x - step, 2.5)) / (2 * step)
