@@ -80,13 +80,13 @@ def read_bytes(path: str | os.PathLike[str], *, max_bytes: int, folder: str | os
         CheckpointError: as `open_file`; or the file is larger, or cannot be read.
     """
     with open_file(path, folder=folder) as file:
-        is_larger = os.fstat(file.fileno()).st_size > max_bytes
+        size = os.fstat(file.fileno()).st_size  # a file that grows has more, and one of /proc says 0
         try:
             chunks = iter(lambda: file.read(_CHUNK_BYTES), b"")
-            raw = b"" if is_larger else b"".join(itertools.islice(chunks, max_bytes // _CHUNK_BYTES + 1))
+            raw = b"" if size > max_bytes else b"".join(itertools.islice(chunks, max_bytes // _CHUNK_BYTES + 1))
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if is_larger or len(raw) > max_bytes:
+    if max(size, len(raw)) > max_bytes:
         raise CheckpointError(f"{path}: larger than {max_bytes:,} bytes, the most that is read of such a file")
     return raw
 

@@ -113,6 +113,13 @@ def test_a_large_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux only")
+def test_a_file_that_says_it_is_empty_is_bounded_too() -> None:
+    assert read_bytes("/proc/self/maps", max_bytes=10**7)
+    with pytest.raises(CheckpointError, match="larger than 100 bytes"):
+        read_bytes("/proc/self/maps", max_bytes=100)
+
+
 def test_a_short_file_takes_little_memory_however_much_may_be_read(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(bytes(range(256)) * 2**13)  # 2 MiB
     tracemalloc.start()
