@@ -48,6 +48,8 @@ CHAPTER_PAGE = """<!doctype html>
 </html>
 """
 TOKENIZER = ROOT / "refdiff" / "generation" / "tokenizer" / "byte_level.js"
+CHECKED = "\n\n<details>\n<summary>What is checked"
+"""Where a cell's text ends for a reader: code follows that build.py of the notebooks runs."""
 
 
 def write(folder: Path, *, alone: bool = True) -> None:
@@ -93,7 +95,7 @@ def chapter(source: Path) -> str:
         left_out = ", without its pictures and most of its code"
         parts = []
         for cell in json.loads(text)["cells"]:
-            written = "".join(cell["source"])
+            written = "".join(cell["source"]).partition(CHECKED)[0]
             if cell["cell_type"] == "markdown" or written.startswith("def "):
                 parts.append(written)
             parts += ["".join(output["text"]).rstrip() for output in cell.get("outputs", []) if "text" in output]
