@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -89,7 +90,8 @@ def _failure(command: str | None) -> int:
 def _print_error(error: BaseException, args: argparse.Namespace) -> None:
     """Print an error, with the command, the stream that could not be written, and where the model was named."""
     message = name_flags(format_error(error))
-    if not discard_output() and isinstance(error, OSError) and not error.filename:
+    is_written = discard_output()  # true of a long text too, which Python does not keep after the error
+    if isinstance(error, OSError) and not error.filename and (not is_written or error.errno == errno.ENOSPC):
         message = f"standard output: {message}"
     if "no such folder" in message:
         from refdiff.files import expand_home

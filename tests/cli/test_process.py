@@ -138,6 +138,7 @@ def test_a_closed_pipe_is_silent(reciting: Path, start: Start) -> None:
     ("arguments", "command", "unbuffered"),
     [
         ("inspect {}", "refdiff inspect", ""),
+        ("help train", "refdiff help", ""),
         ("", "refdiff", "1"),
         ("generate -h", "refdiff generate", "1"),
     ],
