@@ -451,7 +451,7 @@ def _attention_of(config: DiffLlamaConfig, params: Mapping[str, Any], layer: int
     """Return the weights of one layer's attention, after checking their names and shapes.
 
     Raises:
-        ValueError: the message has all that are missing, unknown or of a wrong shape, and the wiring that they fit.
+        ValueError: the message has all that are missing, unknown or of a wrong shape, and the variant that they fit.
     """
     p: dict[str, Any] = _layers_of(params)[layer].get("self_attn", {})
     expected = attention_shapes(config)

@@ -61,8 +61,8 @@ class Experiment:
 
     keys, values, fillers (tokens of each kind); spacing (tokens of a row for each of its needles); questions (of a row,
     or as many as it has needles); train_lengths (tokens of a training row, from the shortest); lengths (of the rows
-    measured); width, layers, heads; steps, and how many of them begin with the shortest rows, where keys are asked too,
-    before all lengths take turns; tokens (of a step); rate; rows (measured of each length).
+    measured); width, layers, heads; steps, and how many of them begin with the shortest rows and keys as targets
+    too, before all lengths take turns; tokens (of a step); rate; rows (measured of each length).
     """
 
     keys: int = 512
@@ -102,7 +102,7 @@ class Experiment:
         return needles, min(self.questions, needles)
 
     def config(self, wiring: str) -> DiffLlamaConfig:
-        """Return the model's config, with the same sizes for every wiring.
+        """Return the model's config, with the same sizes for every attention variant.
 
         v2 has twice the queries and a projection for λ; its MLP is narrower by as many parameters.
         """
@@ -144,13 +144,15 @@ QUICK = Experiment(
 
 @dataclass(frozen=True)
 class RetrievalRows:
-    """Rows of the task: ids (N, T); labels (N, T), −100 but behind the questions, where the answers would be; for each
-    question (N, R) the position of the token that asks, and of the needle's key; the haystack is the first `haystack`
-    tokens."""
+    """N sequences of the task, each of a haystack and R questions.
+
+    ids (N, T); labels (N, T), −100 except after a question, where its answer is due; question and needle (N, R), the
+    positions of a question and of the key that it repeats; haystack, the number of tokens before the questions.
+    """
 
     ids: NDArray[np.int64]
     labels: NDArray[np.int64]
-    asking: NDArray[np.int64]
+    question: NDArray[np.int64]
     needle: NDArray[np.int64]
     haystack: int
 
@@ -158,7 +160,7 @@ class RetrievalRows:
 def draw_rows(
     experiment: Experiment, count: int, length: int, rng: np.random.Generator, *, keys_too: bool = False
 ) -> RetrievalRows:
-    """Draw rows: keys differ within a row, needles do not overlap, and every needle may be asked for once.
+    """Draw sequences: keys differ within one, needles do not overlap, and a question repeats the key of one needle.
 
     The last token is a filler: the label of a question stands behind it. With `keys_too` there is also a label behind
     every needle: its key.
@@ -172,14 +174,14 @@ def draw_rows(
     starts = np.sort(rng.random((count, haystack - N)).argsort(axis=1)[:, :N], axis=1) + np.arange(N)
     row = np.arange(count)[:, None]
     ids[row, starts], ids[row, starts + 1] = keys, values
-    asked = rng.random((count, N)).argsort(axis=1)[:, :R]
-    asking = np.broadcast_to(haystack + np.arange(R), (count, R))
-    ids[row, asking] = keys[row, asked]
+    chosen = rng.random((count, N)).argsort(axis=1)[:, :R]
+    question = np.broadcast_to(haystack + np.arange(R), (count, R))
+    ids[row, question] = keys[row, chosen]
     labels = np.full_like(ids, IGNORED)
-    labels[row, asking + 1] = values[row, asked]
+    labels[row, question + 1] = values[row, chosen]
     if keys_too:
         labels[row, starts + 2] = keys
-    return RetrievalRows(ids, labels, asking, starts[row, asked], haystack)
+    return RetrievalRows(ids, labels, question, starts[row, chosen], haystack)
 
 
 def zero_lambda(name: str, function: Any) -> Any:
@@ -195,7 +197,7 @@ def train(
     experiment: Experiment, wiring: str, seed: int, *, second_map: bool = True, threads: int | None = None,
     report: Callable[[int, float], None] = lambda step, loss: None,
 ) -> DiffLlamaForCausalLM:  # fmt: skip
-    """Train one model, and call `report(step, loss)`. Rows depend on the seed alone, so all wirings have the same.
+    """Train one model, and call `report(step, loss)`. Its data depend on the seed alone.
 
     Without `second_map`, λ is 0; all else stays.
     """
@@ -220,7 +222,7 @@ def train(
 def measure(experiment: Experiment, model: DiffLlamaForCausalLM, length: int, seed: int = 0) -> dict[str, Any]:
     """Measure `rows` rows that training does not draw.
 
-    Returns accuracy; the shares "answer", of the needle asked for, and "noise", of the rest of the haystack, and
+    Returns accuracy; the shares "answer", of the question's needle, and "noise", of the rest of the haystack, and
     "net answer" and "net noise"; under "heads" the shares by layer and head, and "behind", the part of the answer that
     the token behind the value gets; under "depths" accuracy and shares of the needles at each of `DEPTHS`, the nearest
     of them (None where there was no needle).
@@ -232,12 +234,12 @@ def measure(experiment: Experiment, model: DiffLlamaForCausalLM, length: int, se
         rows = draw_rows(x, min(batch, x.rows - start), length, rng)
         out = model(rows.ids, output_attentions=True, use_cache=False)
         row = np.arange(len(rows.ids))[:, None]
-        right = np.asarray(out.logits)[row, rows.asking].argmax(axis=-1) == rows.labels[row, rows.asking + 1]
+        right = np.asarray(out.logits)[row, rows.question].argmax(axis=-1) == rows.labels[row, rows.question + 1]
         depth = np.rint(rows.needle / (rows.haystack - 2) * (len(DEPTHS) - 1)) if rows.haystack > 2 else rows.needle
         by_layer = [_attention(maps, rows) for maps in out.differential_attentions or ()]
         net = sum(signed for _, signed in by_layer)
         columns = [depth[..., None], right[..., None], *(shares for shares, _ in by_layer), net]
-        found.append(np.concatenate(columns, axis=-1).reshape(rows.asking.size, -1))
+        found.append(np.concatenate(columns, axis=-1).reshape(rows.question.size, -1))
     depth, right, *columns = np.concatenate(found).T
     shares = np.array(columns[:-3]).reshape(x.layers, -1, 3, len(depth))
     net_answer, net_noise, net_all = (float(c.sum()) for c in columns[-3:])
@@ -258,13 +260,16 @@ def measure(experiment: Experiment, model: DiffLlamaForCausalLM, length: int, se
 
 
 def _attention(maps: NDArray[Any], rows: RetrievalRows) -> tuple[NDArray[Any], NDArray[Any]]:
-    """What the asking tokens give in one layer's maps (N, heads, T, T): the shares of answer, noise, and the token
-    behind the value, by head (N, R, heads · 3); and with signs, summed over heads, answer, noise, and all (N, R, 3)."""
-    row, question = np.arange(len(maps))[:, None], np.arange(rows.asking.shape[1])
-    given = maps[row, :, rows.asking].astype(np.float64)  # (N, R, heads, T)
+    """Return the weights of the questions in one layer's maps (N, heads, T, T).
+
+    The first are the shares of answer, noise, and the token behind the value, by head (N, R, heads · 3). The second
+    have signs and are summed over heads: answer, noise, and all (N, R, 3).
+    """
+    row, number = np.arange(len(maps))[:, None], np.arange(rows.question.shape[1])
+    given = maps[row, :, rows.question].astype(np.float64)  # (N, R, heads, T)
 
     def groups(weights: NDArray[Any]) -> list[NDArray[Any]]:
-        key, value, behind = (weights[row, question, ..., rows.needle + i] for i in range(3))
+        key, value, behind = (weights[row, number, ..., rows.needle + i] for i in range(3))
         inside = (rows.needle + 2 < rows.haystack).reshape(*rows.needle.shape, *(1,) * (behind.ndim - 2))
         behind = np.where(inside, behind, 0)
         answer = key + value + behind
@@ -273,7 +278,7 @@ def _attention(maps: NDArray[Any], rows: RetrievalRows) -> tuple[NDArray[Any], N
     size = np.abs(given)
     shares = np.stack(groups(size / size.sum(axis=-1, keepdims=True)), axis=-1)
     net = given.sum(axis=2)
-    return shares.reshape(*rows.asking.shape, -1), np.stack([*groups(net)[:2], net.sum(axis=-1)], axis=-1)
+    return shares.reshape(*rows.question.shape, -1), np.stack([*groups(net)[:2], net.sum(axis=-1)], axis=-1)
 
 
 def run(experiment: Experiment, wiring: str, seed: int, threads: int | None = None) -> dict[str, Any]:
@@ -342,8 +347,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         tasks.append(("controls", run_control, differential, seeds[:CONTROL_SEEDS]))
     for name, one, wirings, chosen in tasks:
         done = {(r["wiring"], r["seed"]) for r in results[name]}
-        asked = [(wiring, seed) for seed in chosen for wiring in wirings if (wiring, seed) not in done]
-        for result in _results(one, experiment, asked, args.jobs, args.threads):
+        missing = [(wiring, seed) for seed in chosen for wiring in wirings if (wiring, seed) not in done]
+        for result in _results(one, experiment, missing, args.jobs, args.threads):
             results[name] = sorted([*results[name], result], key=lambda r: (r["seed"], r["wiring"]))
             write_json(args.output, {"experiment": about} | {n: r for n, r in results.items() if r})
     runs = results["runs"]
@@ -352,18 +357,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _results(
-    one: RunFunction, experiment: Experiment, asked: Iterable[tuple[str, int]], jobs: int, threads: int
+    one: RunFunction, experiment: Experiment, missing: Iterable[tuple[str, int]], jobs: int, threads: int
 ) -> Iterator[dict[str, Any]]:
     """Yield the results of the runs, one by one or `jobs` at a time; the numbers are the same."""
     if jobs == 1:
-        yield from (one(experiment, wiring, seed, threads) for wiring, seed in asked)
+        yield from (one(experiment, wiring, seed, threads) for wiring, seed in missing)
         return
     require_processes("--jobs above 1")
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor, as_completed
 
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        futures = [pool.submit(one, experiment, wiring, seed, threads) for wiring, seed in asked]
+        futures = [pool.submit(one, experiment, wiring, seed, threads) for wiring, seed in missing]
         yield from (future.result() for future in as_completed(futures))
 
 

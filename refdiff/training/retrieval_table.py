@@ -38,7 +38,7 @@ def differences(runs: Runs, length: int, measure: str, wiring: str = "hf") -> li
 
 
 def table(runs: Runs) -> str:
-    """Return for each length a line of each wiring and of its difference from plain by seed: percent, mean ± 95 %."""
+    """Return a line for each length and variant, and for its difference from plain by seed: percent, mean ± 95 %."""
     lines = [f"{'tokens':>6} {'wiring':7} " + " ".join(f"{name:>12}" for name in MEASURES)]
     for length in sorted({int(key) for run in runs for key in run["measured"]}):
         for wiring in WIRINGS:

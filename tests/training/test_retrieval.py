@@ -25,15 +25,15 @@ def test_every_question_has_one_needle_with_its_answer(length: int, needles: int
     rows = draw_rows(SMALL, 50, length, np.random.default_rng(1))
     assert rows.ids.shape == rows.labels.shape == (50, length)
     assert rows.haystack == length - 3
-    for ids, labels, asking, needle in zip(rows.ids, rows.labels, rows.asking, rows.needle, strict=True):
+    for ids, labels, question, needle in zip(rows.ids, rows.labels, rows.question, rows.needle, strict=True):
         keys = np.flatnonzero(ids[: rows.haystack] < 7)
         assert len(keys) == len(set(ids[keys])) == needles
         values = ids[keys + 1]
         assert ((values >= 7) & (values < 12)).all()
         assert (ids[: rows.haystack] >= 12).sum() == rows.haystack - 2 * needles
-        assert list(asking) == [length - 3, length - 2]
+        assert list(question) == [length - 3, length - 2]
         assert len(set(needle)) == 2
-        for ask, at in zip(asking, needle, strict=True):
+        for ask, at in zip(question, needle, strict=True):
             assert ids[ask] == ids[at] < 7
             assert labels[ask + 1] == ids[at + 1]
         assert (labels != -100).sum() == 2

@@ -65,7 +65,7 @@ class AttentionCall:
 
     rt: Runtime
     defines: dict[str, Any]
-    streams: tuple[Array | None, ...]
+    operands: tuple[Array | None, ...]
     masks: tuple[Array | None, ...]
     shape: Any
     tiles: Tiles
@@ -134,12 +134,12 @@ class AttentionCall:
         """Compute (B, T, H, e)."""
         B, H, K, T, S, d, e = self.sizes
         splits, each = key_splits(self.rt.tuning, self.rows * B * K, S, self.tiles.keys, self.rt.device.multiprocessors)
-        out = self.rt.device.empty((B, T, H, e), self.streams[0].dtype)  # type: ignore[union-attr]
+        out = self.rt.device.empty((B, T, H, e), self.operands[0].dtype)  # type: ignore[union-attr]
         mma = mma_tiles(d, e, self.defines["MAPS"], H // K * T, self.rt.device.shared) if self.tile else None
         if mma is not None and worth_tensor_cores(self.rt.tuning, mma, splits):
             defines = {**self.defines, "TILE": self.tile, "ROWS": mma.rows, "KEYS": mma.keys}
             grid = (-(-(H // K * T) // mma.rows), -(-e // mma_columns(e)), B * K)
-            arguments: tuple[Any, ...] = (*self.streams, *self.masks, out, self.shape)
+            arguments: tuple[Any, ...] = (*self.operands, *self.masks, out, self.shape)
             self.rt.device.launch(
                 "attention_mma.cu", "attention_mma", defines, grid, 2 * mma.rows, arguments, mma.shared
             )
@@ -151,7 +151,7 @@ class AttentionCall:
         shape["splits"], shape["keys_of_a_split"] = splits, each
         partial = self._partial(splits)
         self._attention((self.rows, splits, B * K), out, partial, shape)
-        arguments = (partial, self.streams[5], out, shape)
+        arguments = (partial, self.operands[5], out, shape)
         self.rt.device.launch("attention.cu", "combine", self.defines, (B * H * T, 1, 1), 128, arguments)
         return out
 
@@ -172,7 +172,7 @@ class AttentionCall:
             "attention_vjp.cu", "row_sums", self.defines, (B * H * T, 1, 1), 32,
             (partial, g, sums, dlambda, axes, self.shape),
         )  # fmt: skip
-        arguments = (g, *self.streams, *self.masks, sums)
+        arguments = (g, *self.operands, *self.masks, sums)
         dq, dk = (
             [self.rt.device.empty(shape, dtype) if m < maps else None for m in range(2)]
             for shape in ((B, H, T, d), (B, K, S, d))
@@ -194,7 +194,7 @@ class AttentionCall:
         return self.rt.device.empty((splits, B * H * T, self.defines["MAPS"], e + 2), np.float32)
 
     def _attention(self, grid: tuple[int, int, int], out: Array | None, partial: Array | None, shape: Any) -> None:
-        arguments = (*self.streams, *self.masks, out, partial, shape)
+        arguments = (*self.operands, *self.masks, out, partial, shape)
         self.rt.device.launch("attention.cu", "attention", self.defines, grid, 256, arguments, self.tiles.shared)
 
 
