@@ -71,7 +71,7 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 def test_every_block_of_the_guide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     module = written(tmp_path, "\n\n".join(blocks("triton", "python")))
     assert module.spec == oracle.Spec.preset("hf_diffllama", **SPEC)
-    assert capsys.readouterr().out == "pass\nkeys_crossed\n"
+    assert capsys.readouterr().out == "pass\nkeys_swapped\n"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
