@@ -180,10 +180,14 @@ def _fit_on_grid(parts: Parts, trial: Callable[[float], Trial], grid: Numpy) -> 
 
 
 def _evaluate_best(trials: Sequence[Trial], parts: Parts) -> list[Fit]:
-    """Judge the outputs with the trial that has the smallest residual."""
+    """Judge the outputs with the trial that has the smallest residual; parts may not tell some trials apart."""
     if not trials:
         return []
     residuals = [_residual_on_parts(trial, parts) for trial in trials]
+    least = min(residuals)
+    if parts.is_split and least < THRESHOLDS.quick_residual:
+        trials = [x for x, off in zip(trials, residuals, strict=True) if off <= THRESHOLDS.better_ratio * least]
+        residuals = [worst_residual(parts.whole, compute_outputs(x.kernel, parts.whole)) for x in trials]
     return _evaluate_trial(trials[int(np.argmin(residuals))], parts)
 
 

@@ -187,6 +187,17 @@ def test_a_window_of_tiles_says_which(dtype: str) -> None:
     assert fit.value == (16, 8)
 
 
+def test_a_window_of_tiles_that_a_part_does_not_tell_from_others() -> None:
+    """The last 16 of 96 queries have the same window with tiles of 1 query and 32 keys."""
+    spec, T = Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=16, layer=3, window=40), 96
+    inputs = draw(spec, Structure(1, T, T), "natural", 3, "float32")
+    t, s = np.arange(T)[:, None], np.arange(T)[None]
+    see = (s <= t) & (s >= (t // 16 * 16 - 39) // 16 * 16)
+    wrong = rounded(spec.replace(window=None, causal="none"), {**inputs, "mask": see}, "float32")["out"]
+    found = diagnose(wrong, spec, inputs, recipe="float32", max_deviations=1)
+    assert [(f.parameter, f.value) for f in found.fits if f.fits] == [("window_tiles", (16, 16))], str(found)
+
+
 @pytest.mark.slow
 def test_the_rest_is_looked_for_with_another_field() -> None:
     """A kernel without the norm, and with two mistakes more: three are no pair, and one field explains most."""
