@@ -244,12 +244,13 @@ def test_most_cases_were_compared(request: pytest.FixtureRequest, capsys: pytest
     every = [item for item in request.session.items if "case" in getattr(getattr(item, "callspec", None), "params", {})]
     compared = sum(outcome.compared for _, outcome in _outcomes)
     gradients = sum(outcome.gradients for _, outcome in _outcomes)
-    inconclusive = [f"{tensor} of {case.name}" for case, outcome in _outcomes for tensor in outcome.inconclusive]
+    inconclusive = Counter(tensor for _, outcome in _outcomes for tensor in outcome.inconclusive)
     declined = Counter(case.profile for case, outcome in _outcomes if outcome.declined)
     missing = dict.fromkeys(name for _, outcome in _outcomes for name in outcome.missing)
     text = f"compared {compared} of {len(every)}"
     text += f"; gradients in {gradients} of them" if gradients else "; no gradients: the kernel takes no dout"
-    text += f"; inconclusive: {', '.join(inconclusive)}" if inconclusive else ""
+    if inconclusive:
+        text += f"; inconclusive: {', '.join(f'{name} in {n}' for name, n in inconclusive.most_common())}"
     text += f"; gradients not given: {', '.join(missing)}" if missing else ""
     if declined:
         text += f"; declined {declined.total()}: {', '.join(f'{p} {n}' for p, n in declined.most_common())}"

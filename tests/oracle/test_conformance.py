@@ -40,6 +40,7 @@ def _run(function: str, outside: dict[str, str], **variables: str) -> tuple[int,
     [
         ("dense_with_gradients", "float32", "natural,layout", " skipped"),
         ("wrong_rope", "float32", "discriminating", "tries pairs too):\nunique: other_rope_pairing"),
+        ("dense_with_gradients", "float32", "degenerate", "; inconclusive: dq in 4, dk in 2\n"),
         ("right", "bfloat16", "natural,degenerate,serving,tiles", " passed"),
         ("epsilon_compiled_in", "float32", ",".join(PROFILES), " passed"),
         ("sees_the_future", "bfloat16", "natural", "Keys and values of the last token do not change"),
