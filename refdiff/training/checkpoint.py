@@ -32,7 +32,7 @@ from refdiff.model.weights.safetensors_file import write_safetensors
 KEPT = 2
 """How many checkpoints stay on the disk, unless the run says otherwise."""
 
-_STAGING = ".step-"
+_STAGING, _REPLACED = ".step-", "-replaced"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 LOCK = ".refdiff-train.lock"
 
@@ -85,9 +85,8 @@ def save(
         OSError: the disk is full or not writable; earlier checkpoints are kept.
     """
     staging, folder = out / f"{_STAGING}{step:06d}", out / name(step)
-    replaced = out / f"{_STAGING}{step:06d}-before"
+    _recover(out)
     try:
-        shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         model.save_pretrained(staging)
         for file in TOKENIZER:
@@ -95,10 +94,8 @@ def save(
         write_safetensors(staging / "optimizer.safetensors", state, model.dtype)
         describe(staging, step, about)
         if folder.exists():  # of the same step, saved again
-            shutil.rmtree(replaced, ignore_errors=True)
-            folder.rename(replaced)
+            folder.rename(out / f"{staging.name}{_REPLACED}")
         staging.rename(folder)
-        shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
         then = "free some space, then start again"
         if checkpoints(out):
@@ -106,11 +103,21 @@ def save(
         what = f"cannot write the checkpoint of step {step}: {error.strerror or error}; {then}"
         raise OSError(error.errno, what, str(out)) from error
     finally:  # after Ctrl-C, too
-        shutil.rmtree(staging, ignore_errors=True)
+        _recover(out)
     sync_folder(out)
     for _, old in checkpoints(out)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def _recover(out: Path) -> None:
+    """Take back a checkpoint whose replacement did not get its place, and delete what else an ended save left."""
+    for path in out.glob(f"{_STAGING}*{_REPLACED}"):
+        folder = out / path.name.removeprefix(".").removesuffix(_REPLACED)
+        if not folder.exists():
+            path.rename(folder)
+    for path in out.glob(f"{_STAGING}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def name(step: int) -> str:
@@ -147,13 +154,12 @@ def latest(out: Path) -> tuple[Path, dict[str, Any]]:
         CheckpointError: there is no checkpoint; or it or the corpus is a link that leads out of the folder; or
             training.json is broken or names another step.
     """
+    _recover(out)
     found = checkpoints(out)
     if not found:
         raise CheckpointError(
             f"{out}: no checkpoint to resume (no folder step-…); train without --resume in a new folder"
         )
-    for path in out.glob(f"{_STAGING}*"):
-        shutil.rmtree(path, ignore_errors=True)
     step, folder = found[-1]
     for path in (folder, out / "corpus"):
         follow(out, path)

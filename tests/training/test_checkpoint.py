@@ -60,6 +60,28 @@ def test_ctrl_c_while_saving_leaves_no_half_checkpoint(start: Start, monkeypatch
     assert names(trainer.out) == ["corpus"]
 
 
+def test_a_step_saved_again_stays_whenever_saving_ends(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the two renames neither name has a checkpoint: Ctrl-C takes the old one back, and so does --resume."""
+    trainer = start(max_steps=1)
+    kept = trainer.run()
+    rename = Path.rename
+
+    def interrupt(path: Path, to: Path) -> Path:
+        if to == kept and path.name == ".step-000001":
+            raise KeyboardInterrupt
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.save()
+    assert names(trainer.out) == ["corpus", "log.jsonl", "step-000000", "step-000001"]
+    monkeypatch.undo()
+    kept.rename(trainer.out / ".step-000001-replaced")  # killed there
+    (trainer.out / ".step-000001").mkdir()
+    assert Trainer.resume(trainer.out).step == 1
+    assert names(trainer.out) == ["corpus", "log.jsonl", "step-000000", "step-000001"]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
 def test_a_disk_full_at_the_log(start: Start) -> None:
     trainer = start(max_steps=4)
