@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import json
 import os
+import signal
 import stat
 import struct
 import sys
@@ -26,6 +27,7 @@ CONNECT_TCP = 1 << 1
 OTHER_SOCKETS_AND_SIGNALS = 0b11
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 VERSION_FLAG, PATH_BENEATH, NO_NEW_PRIVILEGES = 1, 1, 38
+PARENT_DEATH_SIGNAL = 1
 
 
 def landlock_version() -> int:
@@ -101,9 +103,16 @@ def confine(hidden: list[str], scratch: str) -> None:
     os.close(ruleset)
 
 
+def end_with_parent() -> None:
+    """Have Linux kill this process when the judge ends, for example by SIGKILL; a kernel may never return."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+
+
 if __name__ == "__main__":
     config = json.loads(sys.argv[1])
     limit_resources(config["memory"])
     confine(config["hidden"], config["scratch"])
+    end_with_parent()
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(config["path"])}
     os.execve(sys.executable, [sys.executable, "-s", "-B", sys.argv[2], sys.argv[1]], environment)  # noqa: S606

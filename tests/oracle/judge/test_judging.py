@@ -10,6 +10,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -320,3 +321,26 @@ def test_windows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_place_that_is_none(entry: list[Any]) -> None:
     with pytest.raises(ProcessError, match="something other than responses"):
         process._parse_arrays({"arrays": [entry]})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_a_kernel_ends_with_a_judge_that_is_killed(tmp_path: Path) -> None:
+    code = "import os, time\n\ndef kernel(spec, inputs):\n    open('pid', 'w').write(f'{os.getpid()}\\n')\n"
+    (tmp_path / "sleeps.py").write_text(f"{code}    time.sleep(60)\n")
+    command = [sys.executable, "-m", "refdiff", "judge", str(tmp_path / "sleeps.py"), "--timeout", "600"]
+    with subprocess.Popen(command, env={**os.environ, "TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE) as judge:
+        while not (told := [x.read_text() for x in tmp_path.glob("*/pid") if x.read_text().endswith("\n")]):
+            assert judge.poll() is None, "the judge has ended"
+            time.sleep(0.05)
+        judge.kill()
+    until = time.monotonic() + 30
+    while _runs(int(told[0])):
+        assert time.monotonic() < until, "the kernel still runs"
+        time.sleep(0.05)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
