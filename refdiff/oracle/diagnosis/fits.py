@@ -47,6 +47,8 @@ SOFTCAP_RANGE = (0.05, 500.0)
 """The range in which the limit of scores is fitted."""
 QUERY_OFFSETS = (2, -2)
 """The offsets of the queries' positions that are tried; offsets of 1 and −1 are deviations."""
+ROTARY_SHARES = (1 / 4, 1 / 3, 1 / 2, 3 / 4)
+"""The shares of a head that RoPE is tried to rotate."""
 MAX_WINDOW = 256
 """The longest window that is tried."""
 
@@ -55,7 +57,8 @@ def fit_parameters(spec: Spec, targets: tuple[Target, ...], *, local: bool = Fal
     """Return the fitted numbers with which the output passes, the layer of λ_init first.
 
     1. the layer of λ_init, or else a factor of the output and λ
-    2. the window, the offset of the queries' positions, tiles of padding and of the window, the order of the heads
+    2. the window, the offset of the queries' positions, the share of a head that RoPE rotates, tiles of padding and of
+       the window, the order of the heads
     3. the scale of the scores, ε of the norm, the base of RoPE; if nothing passes yet, a limit of the scores
 
     If the output passes with none, the one that explains nearly all of its error is returned, if any. Numbers are
@@ -73,6 +76,7 @@ def fit_parameters(spec: Spec, targets: tuple[Target, ...], *, local: bool = Fal
         *([] if named else _fit_factor_and_lambda(spec, parts)),
         *_evaluate_best(_window_trials(spec, parts), parts),
         *_evaluate_best(_offset_trials(spec, parts), parts),
+        *_evaluate_best(_rotary_trials(spec), parts),
         *_evaluate_best(_padding_trials(spec, parts.all_keys), parts),
         *_evaluate_best(_tiled_window_trials(spec, parts), parts),
         *fit_head_order(targets),
@@ -240,6 +244,25 @@ def _offset_trials(spec: Spec, parts: Parts) -> list[Trial]:
         return Trial("q_offset", by, text, lambda x: Problem(spec, {**x, "q_positions": query_positions(spec, x) + by}))
 
     return [trial(by) for by in QUERY_OFFSETS]
+
+
+def _rotary_trials(spec: Spec) -> list[Trial]:
+    """Return trials in which RoPE rotates another share of each head."""
+    if spec.rope == "none" or spec.rope_parameters:
+        return []
+
+    def words(one: Spec) -> str:
+        whole = one.rotary_dim == one.head_dim
+        return "all of each head" if whole else f"the {one.rotary_at} {one.rotary_dim} dimensions of each head"
+
+    shares = [share for share in ROTARY_SHARES if share * spec.head_dim >= 2]
+    others = (spec.replace(partial_rotary_factor=n, rotary_at=at) for n in shares for at in ("first", "last"))
+    return [
+        Trial("partial_rotary_factor", (one.partial_rotary_factor, one.rotary_at),
+              f"RoPE rotates {words(one)}, where the spec rotates {words(spec)}", partial(Problem, one))
+        for one in others
+        if (one.rotary_dim, one.rotary_at) != (spec.rotary_dim, spec.rotary_at)
+    ]  # fmt: skip
 
 
 def _padding_trials(spec: Spec, targets: tuple[Target, ...]) -> list[Trial]:

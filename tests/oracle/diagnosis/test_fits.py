@@ -54,6 +54,14 @@ def limited(limit: str) -> Kernel:
     return lambda inputs: by_weights(SPEC, inputs, weights)
 
 
+@pytest.mark.parametrize(("share", "at", "said"), [(0.25, "first", "first 4"), (0.5, "last", "last 8")])
+def test_the_share_that_rope_rotates_is_found(share: float, at: str, said: str) -> None:
+    t = target(of(SPEC.replace(partial_rotary_factor=share, rotary_at=at)))
+    found = diagnose(t.actual, SPEC, t.inputs, recipe="float32", max_deviations=1)
+    text = f"RoPE rotates the {said} dimensions of each head, where the spec rotates all of each head"
+    assert [(f.parameter, f.value, f.text) for f in found.fits] == [("partial_rotary_factor", (share, at), text)]
+
+
 @pytest.mark.parametrize(
     ("field", "value", "values"),
     [
