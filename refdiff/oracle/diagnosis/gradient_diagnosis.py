@@ -131,12 +131,17 @@ def _name_row_sums(
         found = {"dq": target.expected + x * unit}
         if kind_of(b.inputs) == "dense":
             found |= {"dk": _gradients(b, dout, Deviation.of(row_sum_mistake(x[:, w.q1], x[:, w.q2])))["dk"]}
-        near = THRESHOLDS.gradient_residual
-        names = [name for name in names if name in found and quick_residual(targets[name][n], found[name]) < near]
+        names = [name for name in names if name in found and _is_explained(targets[name][n], found[name])]
         if "dq" not in names:
             return None
     words = "of other row sums D = rowsum(∂L/∂O ⊙ O): one number per row explains the error"
     return Answer(_format_answer(names, f"that {words}", f"those {words}"), tuple(names))
+
+
+def _is_explained(target: Target, wrong: Numpy) -> bool:
+    """Whether a gradient is near `wrong`, and much nearer than to the truth: noise may be near both."""
+    near = min(THRESHOLDS.gradient_residual, quick_residual(target, target.expected) / THRESHOLDS.better_ratio)
+    return quick_residual(target, wrong) < near
 
 
 def _name_partial_sums(

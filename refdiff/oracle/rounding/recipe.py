@@ -44,7 +44,8 @@ class Recipe:
     lam: λ and its two exponentials. None = storage.
     norm: the type that the norm after the difference is computed in.
     matmul: "ieee"; or, for float32 products whose factors are cut first, "tf32" (rounded or truncated to 11 significant
-        bits, on tensor cores) or "bfloat16" (rounded, the default precision of XLA on a TPU).
+        bits, on tensor cores) or "bfloat16" (rounded, the default precision of XLA on a TPU). "tf32" also for "bf16x3",
+        JAX's precision "high", which rounds less.
     accumulate: the sums of matrix products. "float32"; or the storage type, for a float16 accumulator of tensor cores
         or a split product whose partial sums are added in 16 bits. The sums of the softmax stay in float32.
     exp: "exact" to a unit in the last place of float32; or "ex2approx", a GPU's 2^x with errors up to 2⁻²².
