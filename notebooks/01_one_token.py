@@ -240,7 +240,7 @@ sketches.sinks(*sinks["beginning"])
 # - Four second maps give `<|endoftext|>` 2.9 to 3.8 times the even share: a weak sink. (Whether they need this weight
 #   elsewhere was not tested.)
 #
-# That our loop is the model is among the checks:
+# That our loop is the model is checked, too.
 #
 # <details>
 # <summary>What is checked of this chapter</summary>
