@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import MODEL, Number, UsageError, add_backend, add_common, add_dtype, add_threads
 from refdiff.cli.loading import fetch
-from refdiff.cli.output_files import DRAWN, check_file, check_place
+from refdiff.cli.output_files import DRAWN, check_file, check_place, write_picture
 from refdiff.cli.parser import Parser
 from refdiff.cli.terminal import note, progress_bar
 
@@ -174,7 +174,7 @@ def _show(args: argparse.Namespace, report: dict[str, Any]) -> None:
 
     with ExitStack() as last_first:
         if args.plot is not None:
-            last_first.callback(lambda: draw(report).savefig(args.plot, dpi=144))
+            last_first.callback(lambda: write_picture(draw(report), Path(args.plot)))
         if args.json is not None:
             text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
             last_first.callback(write_atomically, args.json, text.encode())

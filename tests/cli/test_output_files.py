@@ -69,12 +69,19 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
     assert cli(*(word.format("a/new") for word in words)) == (2, "", said)
 
 
-def test_a_full_disk_names_the_file(reciting: Path, environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("most", [0, 8])
+@pytest.mark.parametrize("prompt", [["h"], ["--prompts-file", "in.txt", "-q"]], ids=["prompt", "prompts"])
+def test_a_full_disk_names_the_file(
+    prompt: list[str], most: int, reciting: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
     def small() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (8, 8))  # as a full disk, but for the word that the system has for it
+        # as a full disk, but for the word that the system has for it
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
     plain = {key: value for key, value in environment.items() if not key.startswith("COV")}  # coverage writes files too
-    command = [sys.executable, "-m", "refdiff", "generate", "-m", reciting, "h", "-o", "out.txt"]
+    command = [sys.executable, "-m", "refdiff", "generate", "-m", reciting, *prompt, "-o", "out.txt"]
+    (tmp_path / "in.txt").write_text("h\n")
     done = subprocess.run(command, env=plain, cwd=tmp_path, capture_output=True, check=False, preexec_fn=small)
     assert done.returncode == 1
     assert done.stderr == b"refdiff generate: error: out.txt: File too large\n"
+    assert (tmp_path / "out.txt").exists() == (most > 0 and "-q" in prompt), "a new file without a line is removed"

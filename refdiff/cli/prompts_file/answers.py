@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import json
 import os
 import stat
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -59,12 +61,24 @@ class Answers:
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if self._path is None:
             return
-        self._file.flush()
-        _sync(self._file)
-        is_empty = os.fstat(self._file.fileno()).st_size == 0
-        self._file.close()
-        if error is not None and self._is_new and is_empty:
-            Path(self._path).unlink()
+        try:
+            with self._name_errors():
+                self._file.flush()
+                _sync(self._file)
+        finally:
+            is_empty = os.fstat(self._file.fileno()).st_size == 0
+            with contextlib.suppress(OSError):  # it flushes once more
+                self._file.close()
+            if error is not None and self._is_new and is_empty:
+                Path(self._path).unlink()
+
+    @contextlib.contextmanager
+    def _name_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            error.filename = self._path
+            raise
 
     def _read(self, path: str) -> None:
         found = array.array("q")
@@ -119,12 +133,14 @@ class Answers:
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a line and flush it; sync the file to the disk at most once a second."""
-        self.cut()
-        self._file.write(json_text(row, allow_nan=False).encode() + b"\n")
-        self._file.flush()
-        if self._path is not None and time.monotonic() - self._synced > _SYNC_EVERY:
-            _sync(self._file)
-            self._synced = time.monotonic()
+        line = json_text(row, allow_nan=False).encode() + b"\n"
+        with self._name_errors():
+            self.cut()
+            self._file.write(line)
+            self._file.flush()
+            if self._path is not None and time.monotonic() - self._synced > _SYNC_EVERY:
+                _sync(self._file)
+                self._synced = time.monotonic()
 
 
 def _different(before: str | None, run: str) -> str:
