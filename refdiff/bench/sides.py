@@ -39,7 +39,7 @@ READY: Measurement = {}
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """BenchSettings of a benchmark, the same for all sides.
+    """Settings of a benchmark, the same for all sides.
 
     folder: the checkpoint; None if no row needs one.
     backend: refdiff's backend.

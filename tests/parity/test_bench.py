@@ -59,9 +59,8 @@ def _measure(spelled: str, tiny: Path) -> dict[str, Any]:
     """Measure rows on all sides, which must have done the same; returns the report."""
     against = ("transformers", "onnxruntime", "numpy")
     sizes = {"pairs": 1, "steps": 6, "lookup_tokens": 20, "min_seconds": 0, "pause": 0, "batch": 2, "context": 8}
-    settings = BenchSettings(
-        str(tiny), against=against, threads=1, **sizes
-    )  # more would wait for the cores of other tests
+    # more threads would wait for the cores of other tests
+    settings = BenchSettings(str(tiny), against=against, threads=1, **sizes)
     rows = parse_rows(spelled)
     found = list(runner.run(rows, settings))
     report = make_report(found, settings, model=None)
