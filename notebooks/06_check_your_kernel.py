@@ -246,8 +246,8 @@ for one in (spec, larger):
 # ```
 #
 # A float16 is off by up to $2^{-11}$ of its size, thousands of times what a float32 is: fail. `oracle.Recipe` has no
-# field for such a sum: it says where a kernel rounds to the type that it stores, and takes all sums to be in float32.
-# But a kernel that gives its output in float16 may be off by as much, and as one of those this one passes.
+# such sum beside outputs in float32: its field `accumulate` is float32 or the type that the kernel stores. But a kernel
+# that gives its output in float16 may be off by as much, and as one of those this one passes.
 #
 # ```python
 # half = blocked_kernel(**inputs, kept=np.float16)
