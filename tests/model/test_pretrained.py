@@ -64,6 +64,12 @@ def test_no_dtype_is_that_of_the_file_and_of_nothing_else(tmp_path):
             way(small_config(), dtype=5)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "torch.float16", np.float16, np.dtype("float16")])
+def test_a_dtype_may_be_a_name_or_one_of_numpy_or_torch(dtype):
+    for make in (KIND, KIND.from_config):
+        assert make(small_config(), dtype=dtype).dtype == "float16"
+
+
 def test_generation_config_travels(tmp_path):
     model = small_model()
     model.generation_config = {"eos_token_id": [1, 2], "temperature": 0.5}
