@@ -323,7 +323,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Train differential and plain models on key retrieval; where does their attention go?",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="JSON file; what is in it is not run again")
-    parser.add_argument("--seeds", type=int, help="models of each wiring (default: 5; with --quick 1)")
+    parser.add_argument("--seeds", type=int, help="models of each attention variant (default: 5; with --quick 1)")
     parser.add_argument("--steps", type=int, help=f"training steps (default: {Experiment().steps})")
     parser.add_argument("--jobs", type=int, default=1, help="models at a time, each in a process (default: 1)")
     parser.add_argument("--threads", type=int, default=1, help="processor threads of a model (default: 1)")
