@@ -200,15 +200,19 @@ def _rank(spec: Spec, parts: Parts, scored: list[Candidate], nearly_right: bool,
 
 
 def equals_one_alone(spec: Spec, parts: Parts, candidate: Candidate) -> bool:
-    """Whether a pair gives the outputs of one of its two alone, which has been judged: the other has no effect here."""
+    """Whether a pair gives the outputs of one of its two alone, which has been judged: the other has no effect here.
+
+    Outputs are compared on the whole too: a part has the last queries of one sequence, and another may be padded.
+    """
     if len(candidate.deviations) == 1:
         return False
-    targets = parts.select(candidate.deviations)
-    both = [output_with(spec, t.inputs, candidate.deviations) for t in targets]
-    return any(
-        all(is_same_output(x, output_with(spec, t.inputs, (d,))) for x, t in zip(both, targets, strict=True))
-        for d in candidate.deviations
-    )
+    alone = candidate.deviations
+    for targets in parts.stages(parts.select(alone)):
+        both = [(t.inputs, output_with(spec, t.inputs, candidate.deviations)) for t in targets]
+        alone = tuple(d for d in alone if all(is_same_output(x, output_with(spec, given, (d,))) for given, x in both))
+        if not alone:
+            return False
+    return True
 
 
 def _is_uninformative(candidate: Candidate, evidence: Evidence) -> bool:

@@ -8,8 +8,11 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from refdiff.oracle import Case, Ranking, Spec, blind_spots, deviations, diagnose
-from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE
+from refdiff.oracle import Case, Ranking, Spec, blind_spots, budget, deviations, diagnose
+from refdiff.oracle.deviations.deviation import output_with
+from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate
+from refdiff.oracle.diagnosis.search import equals_one_alone
+from refdiff.oracle.diagnosis.targets import Parts, Target
 from refdiff.oracle.strategies import Structure
 from tests.oracle.diagnosis.outputs import kernel, natural
 
@@ -62,6 +65,18 @@ def test_a_right_output_and_what_it_could_not_show() -> None:
     names = said[2].split(", ")
     assert len(names) == int(said[1])
     assert set(names) == hidden
+
+
+def test_a_pair_is_compared_in_all_sequences() -> None:
+    """The part that is tried is of the first sequence, and the second is padded."""
+    inputs = {**natural(SPEC, Structure(2, T, T), "float32").inputs, "key_mask": np.arange(T) >= np.array([[0], [40]])}
+    both = tuple(d for d in deviations(SPEC) if d.name in ("layer_norm", "no_padding_mask"))
+    out = output_with(SPEC, inputs, both)
+    assert out is not None
+    target = Target.of(np.float32(out), budget(SPEC, inputs, "float32"))
+    parts = Parts.of(SPEC, (target,))
+    assert parts.is_split
+    assert not equals_one_alone(SPEC, parts, Candidate(both, 0.0, 0.0, False))
 
 
 @pytest.mark.slow
