@@ -174,19 +174,13 @@ def _rank(spec: Spec, parts: Parts, scored: list[Candidate], nearly_right: bool,
     """Sort all candidates, those that fit first. Near ones are judged with a budget of their own."""
     scored.sort(key=lambda c: (c.residual, -c.explains))
     least = THRESHOLDS.large_explained if parts.is_split else 0.0
-    nearest: list[Candidate] = []
-    for c in scored:
-        if len(nearest) == MAX_JUDGED or (len(nearest) >= ALWAYS_JUDGED and c.residual >= THRESHOLDS.quick_residual):
-            break
-        if not equals_one_alone(spec, parts, c):
-            nearest.append(c)
     near = [
         c
-        for n, c in enumerate(nearest)
+        for n, c in enumerate(scored[:MAX_JUDGED])
         if c.residual < THRESHOLDS.quick_residual or (n < ALWAYS_JUDGED and c.explains >= least)
     ]
-    far = [c for c in sorted(scored, key=lambda c: -c.explains)[:ALWAYS_JUDGED] if c not in near]
-    near += [c for c in far if c.explains >= THRESHOLDS.explained and not equals_one_alone(spec, parts, c)]
+    far = sorted(scored, key=lambda c: -c.explains)[:ALWAYS_JUDGED]
+    near += [c for c in far if c not in near and c.explains >= THRESHOLDS.explained]
     final = [_judge_candidate(spec, parts, c, evidence) for c in near]
     fitting = sorted((c for c in final if c.fits), key=lambda c: c.residual)
     fitting = [c for c in fitting if not _is_uninformative(c, evidence)]
@@ -197,22 +191,6 @@ def _rank(spec: Spec, parts: Parts, scored: list[Candidate], nearly_right: bool,
     fitting = drop_dominated(fitting, evidence, parts)
     seen = {c.deviations for c in final}
     return [*fitting, *(c for c in final if not c.fits), *(c for c in scored if c.deviations not in seen)]
-
-
-def equals_one_alone(spec: Spec, parts: Parts, candidate: Candidate) -> bool:
-    """Whether a pair gives the outputs of one of its two alone, which has been judged: the other has no effect here.
-
-    Outputs are compared on the whole too: a part has the last queries of one sequence, and another may be padded.
-    """
-    if len(candidate.deviations) == 1:
-        return False
-    alone = candidate.deviations
-    for targets in parts.stages(parts.select(alone)):
-        both = [(t.inputs, output_with(spec, t.inputs, candidate.deviations)) for t in targets]
-        alone = tuple(d for d in alone if all(is_same_output(x, output_with(spec, given, (d,))) for given, x in both))
-        if not alone:
-            return False
-    return True
 
 
 def _is_uninformative(candidate: Candidate, evidence: Evidence) -> bool:

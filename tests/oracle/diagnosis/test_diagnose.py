@@ -16,9 +16,9 @@ from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.deviations import Problem
 from refdiff.oracle.deviations.deviation import is_same_output, output_with
 from refdiff.oracle.deviations.listed import draw_probes
-from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE, Candidate
-from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, equals_one_alone, search
-from refdiff.oracle.diagnosis.targets import Parts, Target, judge_problem
+from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE
+from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, search
+from refdiff.oracle.diagnosis.targets import Target, judge_problem
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import Mistake
@@ -112,18 +112,6 @@ def test_a_name_that_changes_nothing_is_no_answer() -> None:
     assert judge_problem(Problem(HF, target.inputs, (coarse,)), target).fits
     fitting = search(HF, (target,), (Deviation.of(coarse),), 1).fitting
     assert not fitting
-
-
-@pytest.mark.parametrize(
-    ("first", "equal"), [("interleaved_queries_only", True), ("layer_index_from_one", False), ("no_padding_mask", True)]
-)
-def test_a_pair_of_which_one_has_no_effect_is_that_of_a_single_name(first: str, equal: bool) -> None:
-    """The scale of the output replaces the whole layer, and so also a wrong pairing of its heads."""
-    case = natural(HF, Structure(batch=1), "float32")
-    target = Target.of(budget(HF, case.inputs, "float32").expected["out"], budget(HF, case.inputs, "float32"))
-    known = {d.name: d for d in deviations(HF)}
-    pair = Candidate((known[first], known["scaled_by_one_minus_lambda"]), 0.0, 0.0, False)
-    assert equals_one_alone(HF, Parts.of(HF, (target,)), pair) == equal
 
 
 def test_what_is_nearly_right_has_no_name() -> None:
