@@ -47,8 +47,9 @@ def test_a_plain_closure_sees_what_the_table_says_and_changes_no_bit(name: str) 
     ops = overlay(ops_for(), lambda part, f: lambda *args, **options: (seen.append(part), f(*args, **options))[1])
     result = getattr(layers, name)(*OPERANDS[name], ops=ops)
     assert set(seen) == parts_of(name)
-    if "attention_weights" in seen:
-        assert seen.count("softmax") == seen.count("attention_weights"), "each map goes through ops"
+    for whole, part in (("attention_weights", "softmax"), ("attention_weights_vjp", "softmax_vjp")):
+        if whole in seen:
+            assert seen.count(part) == seen.count(whole), "each map goes through ops"
     for one, other in zip(arrays_in(result), arrays_in(getattr(layers, name)(*OPERANDS[name])), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -88,6 +89,24 @@ def test_saved_values_are_not_computed_again(layer: str) -> None:
     gradients = getattr(layers, f"{layer}_vjp")(g, *operands, saved=saved, ops=ops)
     assert again not in [part for part, _ in seen]
     for one, other in zip(arrays_in(gradients), arrays_in(getattr(layers, f"{layer}_vjp")(g, *operands)), strict=True):
+        close(one, other, EXACT)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("layer", ["diff_attention", "plain_heads"])
+def test_a_replacement_that_ignores_saved_maps_gets_what_it_computes_them_of(layer: str, causal: bool) -> None:
+    rng = np.random.default_rng(0)
+    q, k, v, mask, bias = (rng.normal(size=(2, 2, 3, 5)) for _ in range(5))
+    seen = {"mask": mask[..., :3] < 1, "bias": bias[..., :3], "causal": causal}
+    operands = (q, k, v) if layer == "plain_heads" else (q, k, q[::-1], k[::-1], v, np.asarray(0.7))
+    g = rng.normal(size=getattr(layers, layer)(*operands).shape)
+
+    def again(part: str, f: Any) -> Any:
+        return (lambda *args, saved, **options: f(*args, **options)) if part == "attention_weights_vjp" else f
+
+    derivative = getattr(layers, f"{layer}_vjp")
+    ignored = derivative(g, *operands, **seen, ops=overlay(ops_for(), again))
+    for one, other in zip(ignored, derivative(g, *operands, **seen), strict=True):
         close(one, other, EXACT)
 
 
