@@ -113,6 +113,10 @@ def test_parameters_of_another_model_are_refused(change, problem):
         KIND(small_config(), changed)
 
 
+def test_a_model_may_have_a_single_layer():
+    assert KIND(small_config(num_hidden_layers=1))(TOKENS).logits.shape == (1, 5, 53)
+
+
 def test_num_parameters_counts_tied_weights_once():
     model, tied = small_model(), small_model(tie_word_embeddings=True)
     assert model.num_parameters() - tied.num_parameters() == 53 * 26

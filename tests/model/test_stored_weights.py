@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import array_api_strict
 import ml_dtypes
 import numpy as np
 import pytest
 
 import refdiff
+from refdiff import backends
+from refdiff.backends import Backend
 from refdiff.bench.processes import child
 from refdiff.bench.rows import BenchRow
 from refdiff.bench.sides import BenchSettings
@@ -87,11 +90,7 @@ def test_what_needs_expanded_ones_says_so(folder: Path) -> None:
         load(folder, weights="stored").loss_and_grad(IDS, labels=IDS)
     with pytest.raises(ValueError, match="weights: got 'quantised', expected"):
         load(folder, weights="quantised")
-    for options in ({"kernels": "reference"}, {"backend": "array_api_strict"}):
-        if options.get("backend"):
-            import array_api_strict
-
-            options = {"backend": array_api_strict}
+    for options in ({"kernels": "reference"}, {"backend": array_api_strict}):
         with pytest.raises(ValueError, match=r'^weights: got "stored", expected "expanded" without the fast kernels'):
             load(folder, weights="stored", **options)
 
@@ -105,6 +104,21 @@ def test_what_is_not_said_goes_by_the_backend(folder: Path, monkeypatch: pytest.
     assert kept()
     assert not kept(weights="expanded")
     assert not kept(kernels="reference")
+
+
+def test_the_backend_is_told_the_dtype_of_the_matrices(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By which the kernels of CUDA round what they multiply with them."""
+    told: list[str] = []
+
+    def backend_for(*args: Any) -> Backend:
+        told.append(args[3])
+        return backends.backend_for(*args)
+
+    monkeypatch.setattr(pretrained, "backend_for", backend_for)
+    stored = load(folder, weights="stored").dtype
+    load(folder, dtype="float64")
+    load(folder, backend=array_api_strict)  # whose dtypes have no name
+    assert told == [stored, "float64", "float32"]
 
 
 @pytest.mark.slow
