@@ -23,7 +23,7 @@ def cross_entropy(logits: Array, targets: Array, *, ignore_index: int = -100) ->
         ValueError: the shapes do not fit.
         IndexError: a target is neither in 0 to V − 1 nor `ignore_index`.
     """
-    xp = namespace(logits, targets)
+    xp = namespace(logits)
     keep, t = _classes("cross_entropy", logits, targets, ignore_index)
     keep, t, z = xp.reshape(keep, (-1,)), xp.reshape(t, (-1,)), xp.reshape(logits, (-1, logits.shape[-1]))
     z = z - xp.max(z, axis=-1, keepdims=True)
