@@ -18,7 +18,7 @@ from refdiff.training import retrieval_table
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "notebooks" / "data"
 SOURCE = ROOT / "notebooks" / "reference" / "live"
-TWINS = SOURCE.parent / "twins"
+SMALL_MODELS = SOURCE.parent / "small_models"
 RUNS = ("none", "hf", "v2")  # as the table of the article has them
 ARTICLE = (SOURCE / "index.html").read_text(encoding="utf-8")
 
@@ -38,11 +38,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_article(tmp_path_factory.mktemp("live"))
 
 
-def test_what_is_said_of_the_twins_was_measured_on_these_weights() -> None:
-    about = json.loads((TWINS / "about.json").read_text(encoding="utf-8"))
+def test_small_models_are_those_that_were_measured() -> None:
+    about = json.loads((SMALL_MODELS / "about.json").read_text(encoding="utf-8"))
     for name in ("differential", "plain"):
-        assert about[name]["weights"] == hashlib.sha256((TWINS / name / "model.safetensors").read_bytes()).hexdigest()
-        model = refdiff.DiffLlamaForCausalLM.from_pretrained(TWINS / name)
+        weights = (SMALL_MODELS / name / "model.safetensors").read_bytes()
+        assert about[name]["weights"] == hashlib.sha256(weights).hexdigest()
+        model = refdiff.DiffLlamaForCausalLM.from_pretrained(SMALL_MODELS / name)
         assert about[name]["parameters"] == model.num_parameters()
     vectors = 4 * 16  # for λ, in each layer
     assert about["differential"]["parameters"] - about["plain"]["parameters"] == 3 * vectors
@@ -67,14 +68,14 @@ def test_numbers_in_the_text_are_those_of_the_data() -> None:
     parameters = {round(run["parameters"] / 1e6, 1) for run in text["runs"]}
     assert [parameters, said("short-runs")] == [{0.2}, [0.2, text["settings"]["max_steps"], round(read / 1e6, 1)]]
 
-    small = json.loads((TWINS / "about.json").read_text(encoding="utf-8"))
+    small = json.loads((SMALL_MODELS / "about.json").read_text(encoding="utf-8"))
     assert said("small-runs") == [round(small[name]["bits_per_byte"], 3) for name in ("differential", "plain")]
     assert (
         f"{small['plain']['parameters'] / 1e6:.2f} million parameters and read {small['tokens'] / 1e6:.1f}" in ARTICLE
     )
     assert f"Figure 6 gives {small['bundled']['bits_per_byte']:.3f} for" in ARTICLE
     assert f"the rows have {small['context']} tokens" in ARTICLE
-    large = json.loads((DATA / "twins.json").read_text(encoding="utf-8"))
+    large = json.loads((DATA / "baseline.json").read_text(encoding="utf-8"))
     assert f"{large['differential']['parameters'] / 1e6:.1f} million and read {large['tokens'] / 1e6:.1f} mi" in ARTICLE
     card = (ROOT / "refdiff" / "bundled" / "README.md").read_text(encoding="utf-8")
     assert "in rows of 512 tokens" in ARTICLE

@@ -18,7 +18,7 @@ from refdiff import layers
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks" / "reference"
-SCRIPTS = ("equations", "docstrings", "interface", "pages", "code_blocks", "build", "small_twins")
+SCRIPTS = ("equations", "docstrings", "interface", "pages", "code_blocks", "build", "train_small_models")
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@
     python notebooks/reference/article.py           # serves it on this machine, until Ctrl-C
     python notebooks/reference/article.py FOLDER    # writes it into a folder
 
-The page is plain JavaScript in live/. Beside it stand the checkpoints that the page runs, the bundled one and the twins
-of twins/, and what chapter 09 measured, reduced to what the page draws: results.json and training.json. In the site
-the page links to the chapters around it. Alone it brings the text of those chapters, in chapters/.
+The page is plain JavaScript in live/. Beside it stand the checkpoints that the page runs, the bundled one and the two
+in small_models/, and what chapter 09 measured, reduced to what the page draws: results.json and training.json. In the
+site the page links to the chapters around it. Alone it brings the text of those chapters, in chapters/.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def write(folder: Path, *, alone: bool = True) -> None:
     (folder / "model").mkdir(exist_ok=True)
     for name in CHECKPOINT:
         shutil.copy(ROOT / "refdiff" / "bundled" / name, folder / "model" / name)
-    shutil.copytree(HERE / "twins", folder / "twins", ignore=shutil.ignore_patterns("README.md"), dirs_exist_ok=True)
+    no_card = shutil.ignore_patterns("README.md")
+    shutil.copytree(HERE / "small_models", folder / "small_models", ignore=no_card, dirs_exist_ok=True)
     stored = json.loads((HERE.parent / "data" / "retrieval.json").read_text(encoding="utf-8"))
     (folder / "results.json").write_text(json.dumps(results(stored)), encoding="utf-8")
     stored = json.loads((HERE.parent / "data" / "variants.json").read_text(encoding="utf-8"))

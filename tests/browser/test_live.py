@@ -20,7 +20,7 @@ import refdiff
 from refdiff import layers, oracle, viz
 from refdiff.training import retrieval_table
 from refdiff.viz.maps import token_labels
-from tests.test_article import DATA, ROOT, SOURCE, TWINS, numbers, write_article
+from tests.test_article import DATA, ROOT, SMALL_MODELS, SOURCE, numbers, write_article
 
 from .chromium import Chromium
 from .reading import change, expect_accessible, expect_quiet, number, served, wait
@@ -148,18 +148,20 @@ def test_the_model_is_refdiffs(evaluate: Any, by_refdiff: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("name", ["differential", "plain"])
-def test_the_twins_are_refdiffs(evaluate: Any, by_refdiff: dict[str, Any], name: str) -> None:
-    twin = refdiff.DiffLlamaForCausalLM.from_pretrained(TWINS / name, dtype="float32")
+def test_small_models_match_refdiff(evaluate: Any, by_refdiff: dict[str, Any], name: str) -> None:
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained(SMALL_MODELS / name, dtype="float32")
     text, prompt = by_refdiff["text"], by_refdiff["text"][:9]
     logits, greedy = evaluate(
-        f"const folder = 'twins/{name}/', config = new TextDecoder().decode(await read(`${{folder}}config.json`));"
-        "const twin = new Model(JSON.parse(config), readSafetensors(await read(`${folder}model.safetensors`)));"
-        "const reading = new Reading(twin);"
-        "return [given.text.map((id) => Array.from(twin.logits(reading.next(id)))), generate(twin, given.prompt, 20)];",
+        f"const folder = 'small_models/{name}/';"
+        "const config = new TextDecoder().decode(await read(`${folder}config.json`));"
+        "const small = new Model(JSON.parse(config), readSafetensors(await read(`${folder}model.safetensors`)));"
+        "const reading = new Reading(small);"
+        "return [given.text.map((id) => Array.from(small.logits(reading.next(id)))),"
+        "generate(small, given.prompt, 20)];",
         {"text": text, "prompt": prompt},
     )
-    assert np.abs(np.array(logits) - twin(np.array([text])).logits[0]).max() <= 1e-4
-    assert greedy == twin.generate(np.array([prompt]), max_new_tokens=20, do_sample=False)[0].tolist()
+    assert np.abs(np.array(logits) - model(np.array([text])).logits[0]).max() <= 1e-4
+    assert greedy == model.generate(np.array([prompt]), max_new_tokens=20, do_sample=False)[0].tolist()
 
 
 def test_the_tokenizer_is_refdiffs(evaluate: Any, tokenizer: Any) -> None:
@@ -258,7 +260,7 @@ def with_lambdas(model: refdiff.DiffLlamaForCausalLM, lambdas: dict[int, float])
 
 
 def expect_next(browser: Chromium, tokenizer: Any, *logits: Any) -> None:
-    """Of the model as trained, with the reader's λ, and of its plain twin."""
+    """Of the model as trained, with the reader's λ, and of the baseline."""
     rows = browser.run(CELLS % "sentence-next")
     probabilities = [np.exp(z - z.max()) / np.exp(z - z.max()).sum() for z in logits]
     best = np.argsort(-np.max(probabilities, axis=0))[:8]
@@ -272,7 +274,7 @@ def expect_next(browser: Chromium, tokenizer: Any, *logits: Any) -> None:
 
 
 TOLD = "document.querySelector('.go-on button').getAttribute('aria-disabled') === 'false'"
-TWIN_PARTS = "['.maps.twin', '#sentence-apart'].map((part) => document.querySelector(part).checkVisibility())"
+BASELINE_PARTS = "['.maps.baseline', '#sentence-apart'].map((part) => document.querySelector(part).checkVisibility())"
 STORIES = "[...document.querySelectorAll('.written')].map((p) => p.textContent)"
 
 
@@ -297,21 +299,21 @@ def test_a_story_is_shown_only_with_its_own_lambdas(page: Chromium) -> None:
     ("chosen", "places"),
     [
         ("model", ((4, 0, -1), (0, 2, 5), (5, 0, 0), (3, 1, -1))),
-        ("twins/differential", ((2, 0, -1), (0, 2, 5))),
+        ("small_models/differential", ((2, 0, -1), (0, 2, 5))),
     ],
 )
 def test_the_readers_own_sentence(
     page: Chromium, tokenizer: Any, chosen: str, places: tuple[tuple[int, int, int], ...]
 ) -> None:
-    """Its maps, next tokens and stories: of the model as trained, with the reader's λ, and of its plain twin."""
+    """Its maps, next tokens and stories: of the model as trained, with the reader's λ, and of the baseline."""
     type_text(page, TEXT)
     choose_model(page, chosen)
-    paths = ["bundled"] if chosen == "model" else [TWINS / "differential", TWINS / "plain"]
-    model, *twins = (refdiff.DiffLlamaForCausalLM.from_pretrained(path, dtype="float64") for path in paths)
-    assert page.run(TWIN_PARTS) == [bool(twins)] * 2
+    paths = ["bundled"] if chosen == "model" else [SMALL_MODELS / "differential", SMALL_MODELS / "plain"]
+    model, *baseline = (refdiff.DiffLlamaForCausalLM.from_pretrained(path, dtype="float64") for path in paths)
+    assert page.run(BASELINE_PARTS) == [bool(baseline)] * 2
     ids = ids_of(tokenizer, TEXT)
-    plain = [viz.attention_maps(twin, ids, tokenizer).first for twin in twins]
-    trained, *by_twin = (m(np.array([ids])).logits[0, -1] for m in (model, *twins))
+    plain = [viz.attention_maps(m, ids, tokenizer).first for m in baseline]
+    trained, *by_baseline = (m(np.array([ids])).logits[0, -1] for m in (model, *baseline))
 
     def expect_row(layer: int, pair: int, query: int) -> None:
         maps = viz.attention_maps(model, ids, tokenizer)
@@ -335,26 +337,26 @@ def test_the_readers_own_sentence(
         check(page, "sentence-query", query)
         wait(page, f"document.querySelectorAll('#sentence-numbers tbody tr').length === {query + 1}")
         expect_row(layer, pair, query)
-    expect_next(page, tokenizer, trained, trained, *by_twin)
+    expect_next(page, tokenizer, trained, trained, *by_baseline)
 
     change(page, "sentence-lambda", -0.25)
     wait(page, SENTENCE % "s.pulled !== s.read")
     with with_lambdas(model, {layer: -0.25}):
         expect_row(layer, pair, query)
-        expect_next(page, tokenizer, trained, model(np.array([ids])).logits[0, -1], *by_twin)
+        expect_next(page, tokenizer, trained, model(np.array([ids])).logits[0, -1], *by_baseline)
         page.point(".go-on button", click=True)
         wait(page, TOLD)
         pulled = continued(model)
     written = page.run(STORIES)
-    assert written == [continued(model), pulled, *map(continued, twins), ""][:3]
+    assert written == [continued(model), pulled, *map(continued, baseline), ""][:3]
     page.point(".buttons button:nth-child(3)", click=True)
     wait(page, SENTENCE % "s.pulled === s.read")
     assert page.run(STORIES) == [written[0], "", written[2]]  # the second was of other λ
-    expect_next(page, tokenizer, trained, trained, *by_twin)
+    expect_next(page, tokenizer, trained, trained, *by_baseline)
 
-    if twins:
+    if baseline:
         choose_model(page, "model")
-        assert page.run(TWIN_PARTS) == [False, False]
+        assert page.run(BASELINE_PARTS) == [False, False]
         assert page.run(STORIES) == [""] * 3
 
 
@@ -550,7 +552,7 @@ def test_by_keyboard_alone(page: Chromium) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(chromium: Chromium, origin: str, axe: str, scheme: str) -> None:
     open_article(chromium, origin, scheme=scheme)
-    choose_model(chromium, "twins/differential")
+    choose_model(chromium, "small_models/differential")
     chromium.call("Page.setBypassCSP", enabled=True)
     try:
         expect_accessible(chromium, axe, passes=25)
@@ -561,7 +563,7 @@ def test_axe_finds_nothing(chromium: Chromium, origin: str, axe: str, scheme: st
 @pytest.mark.parametrize("width", [320, 360, 800, 1400, 2000])
 def test_no_width_makes_it_wider_than_the_window(chromium: Chromium, origin: str, width: int) -> None:
     open_article(chromium, origin, width=width)
-    choose_model(chromium, "twins/differential")
+    choose_model(chromium, "small_models/differential")
     assert chromium.run("document.documentElement.scrollWidth") <= width
     outside = (
         "[...document.querySelectorAll('p, math, svg text, svg circle, input, button, canvas, td, th, output, legend')]"

@@ -33,11 +33,11 @@ OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1", "https_proxy": "http://127.0.0.1
 
 
 def test_what_was_measured_elsewhere_was_measured_on_these_weights() -> None:
-    """The numbers beside the plain twin and beside torch, and the card's: another model needs them all anew."""
+    """The numbers beside the baseline and beside torch, and the card's: another model needs them all anew."""
     weights = hashlib.sha256((bundled.FOLDER / "model.safetensors").read_bytes()).hexdigest()
     assert weights == MEASURED
     curve = {int(step): float(loss) for step, loss in re.findall(r"\| (\d+) \| \S+ \| (\S+) \| \S+ \|", CARD)}
-    ours = json.loads((DATA / "twins.json").read_text(encoding="utf-8"))["differential"]
+    ours = json.loads((DATA / "baseline.json").read_text(encoding="utf-8"))["differential"]
     assert dict(ours["validation"]) == curve
     assert f"**{ours['reached']['bits_per_byte']:.3f} bits per byte**" in CARD
     assert ours["reached"]["validation"] == pytest.approx(curve[max(curve)], abs=5e-4)

@@ -48,13 +48,13 @@ def test_a_model_of_a_file_is_its_path(kind: Any, tmp_path: Path) -> None:
     model = kind.from_pretrained(tmp_path / "model")
     raw = pickle.dumps(model)
     assert len(raw) < 4000 < sum(a.nbytes for a in flatten(model.params).values()) / 20
-    twin = pickle.loads(raw)
-    _same(twin, model)
-    for array in flatten(twin.params).values():
+    copied = pickle.loads(raw)
+    _same(copied, model)
+    for array in flatten(copied.params).values():
         assert not array.flags.owndata, "mapped again, not sent"
         assert not array.flags.writeable
-    np.testing.assert_array_equal(_result(twin), _result(model))
-    assert pickle.dumps(twin) == raw, "it is still that of a file"
+    np.testing.assert_array_equal(_result(copied), _result(model))
+    assert pickle.dumps(copied) == raw, "it is still that of a file"
 
 
 def _result(model: Any) -> Any:
@@ -66,12 +66,12 @@ def test_choices_go_along(folder: Path) -> None:
     model = refdiff.DiffLlamaForCausalLM.from_pretrained(folder, dtype="float32", kernels="reference", threads=3)
     model.generation_config = {"max_new_tokens": 5}
     model.config.use_cache = False
-    twin = pickle.loads(pickle.dumps(model))
-    _same(twin, model)
-    assert twin.backend.kernels is None
-    assert twin.dtype == "float32"
-    assert not twin.config.use_cache
-    assert twin(IDS).cache is None
+    copied = pickle.loads(pickle.dumps(model))
+    _same(copied, model)
+    assert copied.backend.kernels is None
+    assert copied.dtype == "float32"
+    assert not copied.config.use_cache
+    assert copied(IDS).cache is None
     fast = pickle.loads(pickle.dumps(refdiff.DiffLlamaForCausalLM.from_pretrained(folder, threads=3)))
     assert fast._init_options["threads"] == 3
     assert fast.backend.kernels is not None
@@ -99,10 +99,10 @@ def test_new_and_changed_weights_are_sent(change: str, folder: Path) -> None:
             assert model._origin is not None
             model._origin = dataclasses.replace(model._origin, weights=flatten(model.params))
             writable += 1
-    twin = pickle.loads(pickle.dumps(model))
-    _same(twin, model)
-    np.testing.assert_array_equal(twin(IDS).logits, model(IDS).logits)
-    assert pickle.loads(pickle.dumps(twin)).source == model.source
+    copied = pickle.loads(pickle.dumps(model))
+    _same(copied, model)
+    np.testing.assert_array_equal(copied(IDS).logits, model(IDS).logits)
+    assert pickle.loads(pickle.dumps(copied)).source == model.source
 
 
 @pytest.mark.parametrize("change", ["saved over", "deleted", "written to in place"])
@@ -117,9 +117,9 @@ def test_weights_are_sent_where_the_files_are_others_by_now(change: str, folder:
         file = folder / "model.safetensors"
         raw = file.read_bytes()
         file.write_bytes(raw[:-400] + raw[-800:-400])
-    for twin in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
-        _same(twin, model)
-        np.testing.assert_array_equal(twin(IDS).logits, logits)
+    for copied in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        _same(copied, model)
+        np.testing.assert_array_equal(copied(IDS).logits, logits)
 
 
 def test_files_replaced_on_the_way_are_refused(folder: Path) -> None:
@@ -131,12 +131,12 @@ def test_files_replaced_on_the_way_are_refused(folder: Path) -> None:
 
 def test_files_read_whole_are_read_whole_again(folder: Path) -> None:
     model = refdiff.DiffLlamaForCausalLM.from_pretrained(folder, mmap=False)
-    twin = pickle.loads(pickle.dumps(model))
-    _same(twin, model)
+    copied = pickle.loads(pickle.dumps(model))
+    _same(copied, model)
     file = folder / "model.safetensors"
     raw = file.read_bytes()
     file.write_bytes(raw[:-400] + raw[-800:-400])
-    np.testing.assert_array_equal(twin(IDS).logits, model(IDS).logits)
+    np.testing.assert_array_equal(copied(IDS).logits, model(IDS).logits)
 
 
 def test_the_folder_is_found_after_a_change_of_directory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,11 +170,11 @@ def test_ops_of_ones_own_do_not_pickle(folder: Path) -> None:
 def test_a_copy_has_the_weights_and_ops_of_its_model() -> None:
     model = small_model()
     model.ops = overlay(model.ops, lambda name, function: function)
-    twin = copy.copy(model)
-    _same(twin, model)
-    assert twin.ops is model.ops
-    twin.generation_config = {"temperature": 0.5}
-    assert model.generation_config != twin.generation_config
+    copied = copy.copy(model)
+    _same(copied, model)
+    assert copied.ops is model.ops
+    copied.generation_config = {"temperature": 0.5}
+    assert model.generation_config != copied.generation_config
 
 
 def test_another_process_maps_the_file_itself(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 /** The page's side of the worker: load a checkpoint once, then ask. */
 
 /** Folders of models. One tokenizer serves all. */
-export const BUNDLED = "model", DIFFERENTIAL = "twins/differential", PLAIN = "twins/plain";
+export const BUNDLED = "model", DIFFERENTIAL = "small_models/differential", PLAIN = "small_models/plain";
 
 async function get(path, kind) {
   const answer = await fetch(path);

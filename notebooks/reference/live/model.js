@@ -3,7 +3,7 @@
  * one token at a time. Causal attention never changes an earlier token, so a text keeps its keys and values and each
  * new token costs one pass of vectors through the layers. It computes in float64 from the checkpoint's float16 weights.
  *
- * A Llama, its twin with plain attention, is the same but for what the heads do.
+ * A Llama, the plain-attention baseline, is the same but for what the heads do.
  *
  * Letters: T tokens, D model size, H query heads, K key/value heads, d head size. Heads i and i + H/2 are a pair.
  */

@@ -1,4 +1,4 @@
-/** The reader's own sentence: maps by layer and pair, one query's weights, λ of a layer pulled by hand, a plain twin. */
+/** The reader's own sentence: maps by layer and pair, one query's weights, λ of a layer pulled by hand, a plain-attention baseline. */
 
 import { BUNDLED, DIFFERENTIAL, PLAIN, newest } from "./engine.js";
 import { choice, colour, FULL, html, onTheme, percent, result, say, slider, strength, text } from "./page.js";
@@ -21,14 +21,14 @@ function paint(canvas, rows, rgb, takenAway = false) {
   context.putImageData(image, 0, 0);
 }
 
-async function twinResults() {
-  const answer = await fetch("twins/about.json");
+async function smallResults() {
+  const answer = await fetch("small_models/about.json");
   if (!answer.ok) throw new Error(`${answer.url}: got status ${answer.status}`);
   return answer.json();
 }
 
-/** How the twins were trained, and how well each predicts. */
-const aboutTwins = ({ steps, tokens, context, differential, plain, bundled }) =>
+/** How the two small models were trained, and how well each predicts. */
+const aboutSmallModels = ({ steps, tokens, context, differential, plain, bundled }) =>
   `Two models of ${text(plain.parameters / 1e6)} million parameters, a differential and a plain one, trained with the same settings on the same text in the same order: ` +
   `${steps.toLocaleString("en")} steps, ${text(tokens / 1e6, 1)} million tokens. On unseen text the differential one needs ${text(differential.bits_per_byte, 3)} bits per byte, the plain one ` +
   `${text(plain.bits_per_byte, 3)}, and the model of 2.9 million parameters ${text(bundled.bits_per_byte, 3)}, all in rows of ${context} tokens. This is one run of each: so small a difference may be chance.`;
@@ -38,12 +38,12 @@ export async function sentenceFigure(figure, engine, share) {
   let { lambdas: trained, pairs } = await engine.about;
   const state = { folder: BUNDLED, layer: 4, pair: 0, query: 0, lambdas: [...trained], told: [...trained], shown: null };
   let wanted = state.folder, words = null, rgb, results;
-  let read, pulled, twin; // the text by the model with the trained λ, with those that the reader has set, by the plain twin
+  let read, pulled, baseline; // the text by the model with the trained λ, with those that the reader has set, by the baseline
   let next; // what may follow it: see likeliest
   const stage = figure.querySelector(".stage");
 
   const models = choice({ name: "sentence-model", legend: "The model", value: BUNDLED,
-    options: [[BUNDLED, "2.9 million parameters"], [DIFFERENTIAL, "a small one, beside its plain twin"]],
+    options: [[BUNDLED, "2.9 million parameters"], [DIFFERENTIAL, "a small one, beside its baseline"]],
     change: (folder) => { wanted = folder; again(); } });
   const note = html("p", { class: "small", id: "sentence-about", "aria-live": "polite" });
   const input = html("textarea", { id: "sentence-text", rows: 2, spellcheck: "false", autocomplete: "off" },
@@ -57,8 +57,8 @@ export async function sentenceFigure(figure, engine, share) {
     [key, { canvas: html("canvas", { role: "img" }), title: html("b"), line: html("i") }]));
   const mapBox = (key) => html("div", {}, html("p", {}, canvases[key].title), html("div", { class: "canvas" }, canvases[key].canvas, canvases[key].line));
   const pointed = html("p", { class: "pointed", "aria-hidden": "true" });
-  const twinMaps = html("div", { class: "maps twin" }, mapBox("one"), mapBox("other"), html("p", { class: "small" },
-    "The plain twin’s two heads in the places of the pair. The runs are separate, so heads in the same place need not do the same."));
+  const baselineMaps = html("div", { class: "maps baseline" }, mapBox("one"), mapBox("other"), html("p", { class: "small" },
+    "The baseline’s two heads in the places of the pair. The runs are separate, so heads in the same place need not do the same."));
   const role = html("span", { id: "sentence-role" });
   const legend = html("p", { class: "small legend" }, "queries down, keys across · ", html("span", { class: "swatch minus" }), ` −${FULL} `,
     html("span", { class: "ramp" }), ` ${FULL} `, html("span", { class: "swatch plus" }), role);
@@ -73,10 +73,10 @@ export async function sentenceFigure(figure, engine, share) {
   const nowhere = html("button", { type: "button", onclick: () => setAll(trained.map(() => 0)) }, "λ = 0 in all layers");
   const nextTable = html("table", { class: "next", id: "sentence-next" });
   const moved = result({ id: "sentence-moved" }), apart = result({ id: "sentence-apart" });
-  const twinApart = html("p", {}, "Between the differential model and its plain twin, both as trained, ", apart, " of the probability lies on other tokens.");
+  const baselineApart = html("p", {}, "Between the differential model and the baseline, both as trained, ", apart, " of the probability lies on other tokens.");
   const status = html("p", { class: "status", role: "status" });
   const write = html("button", { type: "button", onclick: goOn }, "Let the model go on");
-  const storyNames = { trained: "as trained", pulled: "with your λ", twin: "the plain twin" }, written = {};
+  const storyNames = { trained: "as trained", pulled: "with your λ", baseline: "the baseline" }, written = {};
   const told = html("p", { class: "unseen", role: "status", id: "sentence-told" });
   const stories = Object.entries(storyNames).map(([kind, name]) =>
     html("div", {}, html("p", { class: "small" }, name), (written[kind] = html("p", { class: "written" }))));
@@ -84,14 +84,14 @@ export async function sentenceFigure(figure, engine, share) {
   stage.replaceChildren(
     html("label", { class: "above", for: "sentence-text" }, "Your text (English; the model knows fairy tales)"), input, left,
     models, note, html("div", { class: "sentence" }, overview, html("div", {},
-      html("div", { class: "maps" }, Object.keys(MAPS).map(mapBox)), twinMaps, pointed, legend)), tokens, numbers,
+      html("div", { class: "maps" }, Object.keys(MAPS).map(mapBox)), baselineMaps, pointed, legend)), tokens, numbers,
     html("div", { class: "pull" },
       html("div", {}, pull.node, html("div", { class: "buttons" }, none, nowhere, reset), status,
-        html("p", {}, "Your λ moves ", moved, " of the probability to other tokens."), twinApart), nextTable),
+        html("p", {}, "Your λ moves ", moved, " of the probability to other tokens."), baselineApart), nextTable),
     html("div", { class: "go-on" }, write, stories, told));
   build();
 
-  /** Make what depends on the number of layers and pairs, and show the plain twin only beside the differential one. */
+  /** Make what depends on the number of layers and pairs, and show the baseline only beside the small differential model. */
   function build() {
     thumbs = trained.map(() => Array.from({ length: pairs }, () => html("canvas", { "aria-hidden": "true" })));
     layerNames = trained.map(() => html("span", { class: "small" }));
@@ -99,18 +99,18 @@ export async function sentenceFigure(figure, engine, share) {
       html("div", { class: "layer" }, layerNames[layer], row.map((canvas, pair) => html("label", {},
         html("input", { type: "radio", name: "sentence-pair", value: `${layer} ${pair}`, checked: layer === state.layer && pair === state.pair,
           "aria-label": `layer ${layer}, pair ${pair}`, onchange: () => choose({ layer, pair }) }), canvas)))));
-    for (const part of [twinMaps, twinApart]) part.hidden = state.folder === BUNDLED;
+    for (const part of [baselineMaps, baselineApart]) part.hidden = state.folder === BUNDLED;
   }
 
   /** Load another model, and say so; if it cannot be loaded, keep the one before. */
   async function load(folder) {
     if (folder === BUNDLED) return engine.about;
-    note.textContent = "The twins are loading: 1.8 MB.";
+    note.textContent = "The small models are loading: 1.8 MB.";
     try {
-      [results] = await Promise.all([results ?? twinResults(), engine.load(folder), engine.load(PLAIN)]);
+      [results] = await Promise.all([results ?? smallResults(), engine.load(folder), engine.load(PLAIN)]);
       return await engine.load(folder);
     } catch (error) {
-      note.textContent = `The twins could not be loaded: ${error.message}`;
+      note.textContent = `The small models could not be loaded: ${error.message}`;
       wanted = state.folder;
       models.querySelector(`[value="${wanted}"]`).checked = true;
       return null;
@@ -120,7 +120,7 @@ export async function sentenceFigure(figure, engine, share) {
   function use(folder, about) {
     ({ lambdas: trained, pairs } = about);
     Object.assign(state, { folder, layer: Math.min(state.layer, trained.length - 1), lambdas: [...trained], told: [...trained] });
-    note.textContent = folder === BUNDLED ? "" : aboutTwins(results);
+    note.textContent = folder === BUNDLED ? "" : aboutSmallModels(results);
     build();
   }
 
@@ -129,7 +129,7 @@ export async function sentenceFigure(figure, engine, share) {
     again();
   }
 
-  /** Read the text with the reader's λ, and where the text or the model is new also with the trained ones and by the twin. */
+  /** Read the text with the reader's λ, and where the text or the model is new also with the trained ones and by the baseline. */
   const again = newest(async () => {
     if (!isCurrent(state.told)) tellStory("pulled", "");
     const folder = wanted, asked = { folder, text: input.value, most: MOST };
@@ -138,10 +138,10 @@ export async function sentenceFigure(figure, engine, share) {
     const isNew = about !== null || asked.text !== words, lambdas = about ? about.lambdas : [...state.lambdas];
     const byModel = isNew ? await engine.ask("read", asked) : read;
     const byReader = about || isCurrent(trained) ? byModel : await engine.ask("read", { ...asked, lambdas });
-    const byTwin = !isNew ? twin : folder === BUNDLED ? null : await engine.ask("read", { ...asked, folder: PLAIN });
-    next = await likeliest(byModel, byReader, byTwin);
+    const byBaseline = !isNew ? baseline : folder === BUNDLED ? null : await engine.ask("read", { ...asked, folder: PLAIN });
+    next = await likeliest(byModel, byReader, byBaseline);
     // From here on nothing waits, so that what is drawn belongs together.
-    [read, pulled, twin] = [byModel, byReader, byTwin];
+    [read, pulled, baseline] = [byModel, byReader, byBaseline];
     if (about) use(folder, about);
     if (isNew) Object.keys(storyNames).forEach((kind) => tellStory(kind, ""));
     const isNewText = asked.text !== words;
@@ -155,8 +155,8 @@ export async function sentenceFigure(figure, engine, share) {
    * The tokens to show: those with the largest probability in any column, in an order that the reader's λ leaves as it is;
    * and `likely`, the first of each column.
    */
-  async function likeliest(byModel, byReader, byTwin) {
-    const columns = [["as trained", "was", byModel], ["with your λ", "is", byReader], ["plain twin", "twin", byTwin]]
+  async function likeliest(byModel, byReader, byBaseline) {
+    const columns = [["as trained", "was", byModel], ["with your λ", "is", byReader], ["baseline", "baseline", byBaseline]]
       .filter(([, , reading]) => reading).map(([name, kind, reading]) => [name, kind, reading.next]);
     const largest = (among) => byModel.next.map((_, id) => Math.max(...among.map(([, , p]) => p[id])));
     const larger = largest(columns), asTrained = largest(columns.filter(([, kind]) => kind !== "is"));
@@ -182,7 +182,7 @@ export async function sentenceFigure(figure, engine, share) {
     });
     const maps = { first: pulled.first[layer][pair], second: pulled.second[layer][pair] };
     maps.difference = subtract(maps.first, maps.second, lambda);
-    if (twin) Object.assign(maps, { one: twin.map[layer][pair], other: twin.map[layer][pair + pairs] });
+    if (baseline) Object.assign(maps, { one: baseline.map[layer][pair], other: baseline.map[layer][pair + pairs] });
     for (const [key, rows] of Object.entries(maps)) {
       const { canvas, title, line } = canvases[key];
       paint(canvas, rows, rgb, key === "second" && lambda >= 0);
@@ -197,7 +197,7 @@ export async function sentenceFigure(figure, engine, share) {
     drawNext();
     tell(maps);
     figure.dataset.ready = "";
-    Object.assign(state, { maps, pulled, read, twin, shown: words });
+    Object.assign(state, { maps, pulled, read, baseline, shown: words });
   }
 
   const strongest = (row) => row.reduce((best, x, s) => (Math.abs(x) > Math.abs(row[best]) ? s : best), 0);
@@ -234,24 +234,24 @@ export async function sentenceFigure(figure, engine, share) {
     };
     nextTable.classList.toggle("three", columns.length === 3);
     nextTable.replaceChildren(
-      html("caption", {}, `The next token: as trained, ${twin ? "with your λ, and by the plain twin" : "and with your λ"}`),
+      html("caption", {}, `The next token: as trained, ${baseline ? "with your λ, and by the baseline" : "and with your λ"}`),
       html("thead", {}, html("tr", {}, ["token", ...columns.map(([name]) => name)].map((name) => html("th", { scope: "col" }, name)))),
       html("tbody", {}, ids.map((id, i) => html("tr", {}, html("th", { scope: "row" }, labels[i]), columns.map(([, kind, p]) => bar(p[id], kind))))));
     const apartness = (p) => percent(read.next.reduce((sum, q, id) => sum + Math.abs(p[id] - q), 0) / 2, 1);
     moved.textContent = apartness(pulled.next);
-    apart.textContent = twin ? apartness(twin.next) : "";
+    apart.textContent = baseline ? apartness(baseline.next) : "";
   }
 
   function tell(maps) {
     const row = maps.difference[state.query], top = strongest(row);
     const why = row[top] >= 0 ? "" : state.lambdas[state.layer] > 1 ? "; negative, because A₂ leads" : "; negative: there λ A₂ is more than A₁";
     const changed = state.lambdas.filter((lambda, layer) => lambda !== trained[layer]).length;
-    const [, likely, likelyByTwin] = next.likely;
+    const [, likely, likelyByBaseline] = next.likely;
     const looks = (key) => `${nameOf(key).replace("plain A, ", "")} gives most to “${pulled.labels[strongest(maps[key][state.query])]}”`;
     say(status, `Layer ${state.layer}, pair ${state.pair}: “${pulled.labels[state.query]}” gives most${row[top] < 0 ? ", by size," : ""} to “${pulled.labels[top]}” ` +
       `(${text(row[top])}${why}); the row sums to ${text(row.reduce((a, b) => a + b, 0))}. ` +
       `${changed ? `λ changed in ${changed} layer${changed > 1 ? "s" : ""}` : "All λ as trained"}: most likely next is “${likely}”.` +
-      (twin ? ` In the plain twin ${looks("one")}, ${looks("other")}; most likely next is “${likelyByTwin}”.` : ""));
+      (baseline ? ` In the baseline ${looks("one")}, ${looks("other")}; most likely next is “${likelyByBaseline}”.` : ""));
   }
 
   const isCurrent = (lambdas) => state.lambdas.every((lambda, layer) => lambda === lambdas[layer]);
@@ -270,7 +270,7 @@ export async function sentenceFigure(figure, engine, share) {
     const { folder } = state, asked = { text: input.value, most: MOST, count: WRITTEN };
     state.told = [...state.lambdas];
     const tellers = [["trained", { folder, lambdas: trained }], ...(isCurrent(trained) ? [] : [["pulled", { folder, lambdas: state.told }]]),
-      ...(twin ? [["twin", { folder: PLAIN }]] : [])];
+      ...(baseline ? [["baseline", { folder: PLAIN }]] : [])];
     for (const [kind, teller] of tellers) {
       const show = (more) => {
         const stale = input.value !== asked.text || state.folder !== folder || (kind === "pulled" && !isCurrent(teller.lambdas));

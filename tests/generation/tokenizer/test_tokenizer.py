@@ -203,9 +203,9 @@ def test_a_model_without_its_unknown_token() -> None:
 def test_copies_and_pickles() -> None:
     tokenizer = words()
     tokenizer.apply_chat_template([{"role": "user", "content": "a"}], chat_template="{{ messages[0].content }}")
-    for twin in (copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):
-        assert twin("a b") == tokenizer("a b")
-        assert twin.pad_token_id == 2
+    for copied in (copy.deepcopy(tokenizer), pickle.loads(pickle.dumps(tokenizer))):
+        assert copied("a b") == tokenizer("a b")
+        assert copied.pad_token_id == 2
 
 
 def test_threads_share_one_tokenizer() -> None:

@@ -72,8 +72,8 @@ def test_orders_that_round_the_same_numbers_do_not_vouch_for_each_other() -> Non
             return y * (1 + bias + 5e-5 * noise)[:, None]
 
         same = rng.normal(size=ROWS)
-        twins = [run(-4e-5, same + 0.1 * rng.normal(size=ROWS)) for _ in range(3)]
-        runs = [*(run(0.0, rng.normal(size=ROWS)) for _ in range(7)), *twins]
+        correlated = [run(-4e-5, same + 0.1 * rng.normal(size=ROWS)) for _ in range(3)]
+        runs = [*(run(0.0, rng.normal(size=ROWS)) for _ in range(7)), *correlated]
         found = common_factor(y, runs, _all(y), "float16", groups=[*range(7), -1, -1, -1])
         beyond.append(found.estimate(run(-4e-5, rng.normal(size=ROWS)), y) / found.spread)
         assert abs(found.estimate(1.001 * y, y)) > 8 * found.spread

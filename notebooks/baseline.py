@@ -1,10 +1,10 @@
-"""Measures the bundled model beside its twin with plain attention, for the notebooks; keeps it in data/twins.json.
+"""Measures the bundled model and a plain-attention baseline, for the notebooks; keeps it in data/baseline.json.
 
-    refdiff train fairy_en.txt -o twin --wiring none …       # the whole command is on the bundled model's card
-    python notebooks/twins.py twin
+    refdiff train fairy_en.txt -o baseline --wiring none …   # the whole command is on the bundled model's card
+    python notebooks/baseline.py baseline
 
-The twin's weights are rounded to float16 as the bundled ones are. Of the bundled run, the validation losses are those
-on its card.
+The baseline's weights are rounded to float16 as the bundled ones are. The bundled run's validation losses are those on
+its card.
 
 Kept of each model, on rows of the validation part of the text, all of one length:
 
@@ -86,22 +86,22 @@ def _largest(x: np.ndarray[Any, Any]) -> dict[str, float]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure both, and write the file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("twin", type=Path, help="the folder of the finished run with --wiring none")
-    parser.add_argument("-o", "--output", type=Path, default=HERE / "data" / "twins.json")
+    parser.add_argument("baseline", type=Path, help="the folder of the finished run with --wiring none")
+    parser.add_argument("-o", "--output", type=Path, default=HERE / "data" / "baseline.json")
     args = parser.parse_args(argv)
-    folder, about = checkpoint.latest(args.twin)
-    settings, corpus = Settings(**about["settings"]), Corpus(args.twin / "corpus")
+    folder, about = checkpoint.latest(args.baseline)
+    settings, corpus = Settings(**about["settings"]), Corpus(args.baseline / "corpus")
     if about["step"] != settings.max_steps:
-        raise SystemExit(f"{args.twin} has made {about['step']} of {settings.max_steps} steps: go on with --resume")
+        raise SystemExit(f"{args.baseline} has made {about['step']} of {settings.max_steps} steps: go on with --resume")
     with tempfile.TemporaryDirectory() as rounded:
         refdiff.DiffLlamaForCausalLM.from_pretrained(folder, dtype="float16").save_pretrained(rounded)
-        twin = refdiff.DiffLlamaForCausalLM.from_pretrained(rounded, dtype="float32")
+        baseline = refdiff.DiffLlamaForCausalLM.from_pretrained(rounded, dtype="float32")
     bundled = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float32")
-    losses = [[r["step"], round(r["validation"], 4)] for r in checkpoint.read_log(args.twin) if "validation" in r]
+    losses = [[r["step"], round(r["validation"], 4)] for r in checkpoint.read_log(args.baseline) if "validation" in r]
     kept = {
         "tokens": settings.max_steps * settings.batch_size * settings.accumulate * (settings.context - 1),
         "differential": {"validation": card_losses(), **measure(bundled, corpus, settings)},
-        "plain": {"validation": losses, **measure(twin, corpus, settings)},
+        "plain": {"validation": losses, **measure(baseline, corpus, settings)},
     }
     args.output.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(json.dumps(kept, indent=1, ensure_ascii=False))

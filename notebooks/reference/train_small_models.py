@@ -1,9 +1,9 @@
 """Trains the two small models of the article: differential and plain attention, with equal sizes, data and settings.
 
-    python notebooks/reference/small_twins.py fairy_en.txt runs     # the text: see the bundled model's card
+    python notebooks/reference/train_small_models.py fairy_en.txt runs     # the text: see the bundled model's card
 
-A run that is in the folder of runs is not repeated. twins/ gets both models, their weights in float16, and about.json:
-how they were trained and what they reach, beside what the bundled model reaches on the same rows.
+A run that is in the folder of runs is not repeated. small_models/ gets both models, their weights in float16, and
+about.json: how they were trained and what they reach, beside what the bundled model reaches on the same sequences.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("text", type=Path, help="the text of the bundled model")
     parser.add_argument("runs", type=Path, help="folder of the runs")
-    parser.add_argument("-o", "--output", type=Path, default=HERE / "twins", help="default: twins/ beside this file")
+    parser.add_argument("-o", "--output", type=Path, default=HERE / "small_models", help="(default: small_models)")
     args = parser.parse_args(argv)
     train(args.text, args.runs)
     print(json.dumps(keep(args.runs, args.output), indent=1))
