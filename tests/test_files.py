@@ -229,7 +229,7 @@ def test_a_name_of_the_longest_that_file_systems_take(tmp_path: Path) -> None:
         "C:model.safetensors", "model.safetensors\0", "./model.safetensors", "model.safetensors/",
     ],
 )  # fmt: skip
-def test_names_with_a_way_out(tmp_path: Path, name: str) -> None:
+def test_names_that_leave_the_folder_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match="is not a plain name of a file in this folder"):
         check_name(tmp_path, name)
 

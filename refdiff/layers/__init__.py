@@ -23,7 +23,7 @@ Ye et al. 2024, "Differential Transformer" (arXiv 2410.05258)
                     model/test_variants::test_lambda_of_every_layer_is_that_of_the_paper
     section 2.1     λ_init = 0.8 − 0.6 exp(−0.3 (l − 1)), layers counted from 1
         by          lambda_init
-        tested by   test_diff_lambda::test_start_over_layers
+        tested by   test_diff_lambda::test_lambda_init_by_layer
     eq. 3           MultiHead(X) = Concat_i((1 − λ_init) LN(DiffAttn_i(X))) W^O
         by          diff_heads_paper, diff_heads_hf, value_pairs_hf, model.diffllama.attention_paper
         tested by   test_heads::test_precision, test_heads::test_paper_equals_hf_after_a_permutation_of_heads,
@@ -35,10 +35,10 @@ Ye et al. 2024, "Differential Transformer" (arXiv 2410.05258)
                     model/test_variants::test_multiplications_are_those_of_a_llama
     eq. 4           Y^l = MultiHead(LN(X^l)) + X^l
         by          model.diffllama.decoder_layer
-        tested by   model/test_diffllama::test_each_half_of_a_layer_is_added_to_what_it_was_given
+        tested by   model/test_diffllama::test_each_half_of_a_layer_is_added_to_its_input
     eq. 5           X^{l+1} = SwiGLU(LN(Y^l)) + Y^l
         by          model.diffllama.decoder_layer
-        tested by   model/test_diffllama::test_each_half_of_a_layer_is_added_to_what_it_was_given
+        tested by   model/test_diffllama::test_each_half_of_a_layer_is_added_to_its_input
     section 2.2     LN(·) is RMSNorm
         by          rms_norm
         tested by   test_rms_norm::test_precision
@@ -47,13 +47,13 @@ Ye et al. 2024, "Differential Transformer" (arXiv 2410.05258)
         tested by   test_swiglu::test_precision, test_activation::test_precision, test_linear::test_precision
     eq. 6           O = GroupNorm((A₁ − λ A₂) V) W^O, GroupNorm with the scale 1 − λ_init
         by          diff_heads_paper
-        tested by   test_heads::test_they_are_differential_attention_of_their_streams
+        tested by   test_heads::test_heads_are_differential_attention_of_their_branches
     eq. 7           ∂L/∂W^O, ∂L/∂W^V, ∂L/∂W^Q_i, ∂L/∂W^K_i of eq. 6, as the paper prints them: without GroupNorm's own
         by          diff_attention
         tested by   test_gradient_flow::test_eq_7_is_the_derivative_of_the_layer
     eq. 8           A = softmax((Q₁ K₁ᵀ + Q₂ K₂ᵀ) / √2d), O = (A V) W^O: a plain head of size 2d
         by          plain_heads
-        tested by   test_heads::test_two_streams_side_by_side_are_one_map_of_the_sum_of_their_scores,
+        tested by   test_heads::test_two_concatenated_branches_are_one_map_of_summed_scores,
                     test_heads::test_precision
     eq. 9           ∂L/∂W^O, ∂L/∂W^V, ∂L/∂W^Q_i, ∂L/∂W^K_i of eq. 8
         by          plain_heads

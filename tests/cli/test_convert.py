@@ -91,7 +91,7 @@ def test_what_is_written_computes_the_same(
     assert projections - {"lambda_proj"} == {"q_proj", "k_proj", "v_proj", f"{last}_proj"}
 
 
-def test_tokenizer_templates_and_generation_config_come_along(
+def test_tokenizer_templates_and_generation_config_are_copied(
     tiny_checkpoint: Path, here: Path, convert: Convert
 ) -> None:
     old, new = shutil.copytree(tiny_checkpoint, here / "old"), here / "new"

@@ -122,9 +122,7 @@ def test_llama_with_an_odd_number_of_heads_to_v2() -> None:
 @pytest.mark.parametrize(("one", "other", "fields"), [("hf", "paper", {"rms_norm_eps": SUBLN_EPS}), ("none", "v2", {})])
 @MORE
 @given(data=st.data())
-def test_there_and_back_is_the_same_to_the_last_bit(
-    one: str, other: str, fields: dict[str, Any], data: st.DataObject
-) -> None:
+def test_a_round_trip_is_bitwise_equal(one: str, other: str, fields: dict[str, Any], data: st.DataObject) -> None:
     model = made(data.draw(options(one, **fields)))
     back = rewired(rewired(model, other), one)
     before, after = weights.flatten(model.params), weights.flatten(back.params)

@@ -105,7 +105,7 @@ SHARED = "extern __shared__ float shared[];"
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_threads_meet_at_barriers_and_in_warps(monkeypatch: pytest.MonkeyPatch, order: int) -> None:
+def test_barriers_and_warp_shuffles_synchronize_threads(monkeypatch: pytest.MonkeyPatch, order: int) -> None:
     backwards = f"{SHARED} shared[i] = x[i]; __syncthreads(); y[i] = shared[63 - i];"
     np.testing.assert_array_equal(run_source(monkeypatch, backwards, 256, order), np.arange(63, -1, -1))
     in_pairs = "y[i] = __shfl_xor_sync(0xffffffff, x[i], 1) + 100.0f * __shfl_xor_sync(0xffffffff, x[i], 16);"
@@ -124,7 +124,7 @@ def test_threads_meet_at_barriers_and_in_warps(monkeypatch: pytest.MonkeyPatch, 
         ("if (i < 32) __syncthreads(); else __syncwarp();  if (i > 60) __syncthreads();", 0, "wait in vain"),
     ],
 )
-def test_what_goes_astray_is_said(monkeypatch: pytest.MonkeyPatch, body: str, shared: int, says: str) -> None:
+def test_errors_of_a_kernel_are_reported(monkeypatch: pytest.MonkeyPatch, body: str, shared: int, says: str) -> None:
     with pytest.raises(AssertionError, match=says):
         run_source(monkeypatch, body, shared)
 

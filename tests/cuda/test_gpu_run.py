@@ -126,7 +126,7 @@ def test_its_commands_are_ones_that_there_are() -> None:
     assert "--train" in found[4]
 
 
-def test_its_tests_and_modules_are_there_and_the_goals_are_held_against_what_the_bench_wrote() -> None:
+def test_paths_exist_and_goals_are_compared_with_the_benchmark() -> None:
     found = commands()
     assert sum("pytest" in words for words in found) == 8
     paths = [word for words in found if "pytest" in words for word in words if word.startswith("tests/")]

@@ -127,7 +127,7 @@ STREAMED: list[dict[str, Any]] = [
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("options", STREAMED, ids=lambda o: ",".join(o))
-def test_a_beam_stream_is_the_result_and_takes_nothing_back(options: dict[str, Any], rows: int, seed: int) -> None:
+def test_a_beam_stream_is_the_result_and_revokes_no_token(options: dict[str, Any], rows: int, seed: int) -> None:
     model = FakeModel(seed, V=11, scale=2.0, eos_token_id=[2, 3])
     recorder = Recorder()
     prompts = np.random.default_rng(seed).integers(4, 11, (rows, 3))

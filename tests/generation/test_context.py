@@ -50,7 +50,7 @@ def test_a_text_whose_length_changes_its_positions_is_read_at_once(
     [({}, 2), ({"do_sample": True, "seed": 1}, 2), ({"num_beams": 3}, 6), ({"penalty_alpha": 0.6, "top_k": 4}, 2)],
 )
 @pytest.mark.parametrize(("prompt", "new"), [(5, 7), (3, 40)])
-def test_the_cache_has_room_for_the_text_and_no_more_and_is_not_copied(
+def test_the_cache_reserves_the_length_of_the_text_and_is_not_copied(
     options: dict[str, Any], rows: int, prompt: int, new: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allocated: list[int] = []
@@ -68,7 +68,7 @@ def test_the_cache_has_room_for_the_text_and_no_more_and_is_not_copied(
     assert out.cache.buffers[0].shape[:3:2] == (rows, prompt + new)
 
 
-def test_a_text_that_may_get_long_does_not_have_its_room_at_once() -> None:
+def test_a_long_limit_does_not_reserve_all_capacity_at_once() -> None:
     out = small_model().generate(
         [[3, 5]], max_new_tokens=5_000, eos_token_id=list(range(53)), return_dict_in_generate=True
     )

@@ -23,7 +23,7 @@ def chain(**config: Any) -> Bigrams:
     return Bigrams(CHAIN, **{"eos_token_id": 0, "pad_token_id": 5} | config)
 
 
-def test_without_end_and_padding_tokens_stopped_rows_go_on() -> None:
+def test_without_eos_and_padding_tokens_stopped_sequences_continue() -> None:
     model = chain(eos_token_id=None, pad_token_id=None)
     options: dict[str, Any] = {"stop_strings": ["d"], "tokenizer": letters(), "max_new_tokens": 9}
     got = generate(model, [[1], [2]], **options)

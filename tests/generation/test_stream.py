@@ -114,7 +114,9 @@ def text_of(ids: np.ndarray) -> str:
 @pytest.mark.parametrize("prompts", [[[5, 6, 7]], [[5, 6, 7], [8, 9, 10], [5, 6, 7]]], ids=["one", "three"])
 @pytest.mark.parametrize("options", WAYS, ids=str)
 @pytest.mark.parametrize("skip_prompt", [False, True])
-def test_a_stream_of_any_way_of_decoding(prompts: Any, options: dict[str, Any], skip_prompt: bool) -> None:
+def test_streamed_text_matches_every_decoding_strategy(
+    prompts: Any, options: dict[str, Any], skip_prompt: bool
+) -> None:
     got: dict[int, str] = {}
     streamer = BatchTextStreamer(
         letters(), lambda row, text: got.update({row: got.get(row, "") + text}), skip_prompt=skip_prompt

@@ -143,7 +143,7 @@ def test_a_token_opens_what_is_closed_and_does_not_leave_the_hub(
 # Connections that break
 
 
-def test_a_download_that_is_cut_goes_on_where_it_stopped(hub_server: Lookalike) -> None:
+def test_an_interrupted_download_resumes_where_it_stopped(hub_server: Lookalike) -> None:
     hub_server.fail("/cdn/", "cut", 7000)
     hub_server.fail("/cdn/", "cut", 5000)
     folder = hub.snapshot("ai/model", files=hub.WEIGHTS)

@@ -25,7 +25,7 @@ def test_by_hand() -> None:
 
 @pytest.mark.no_arrays
 @given(st.integers(0, 200))
-def test_start_over_layers(layer: int) -> None:
+def test_lambda_init_by_layer(layer: int) -> None:
     here, after = lambda_init(layer), lambda_init(layer + 1)
     assert 0.2 - 1e-15 < here <= after <= 0.8
     # what is left to 0.8 shrinks by the same factor in every layer

@@ -96,7 +96,7 @@ def test_precision(kind: str, rng: np.random.Generator, causal: bool, eps: float
 
 @EACH
 @given(SEEDS, st.integers(1, 3), st.integers(1, 3), st.booleans(), st.booleans())
-def test_they_are_differential_attention_of_their_streams(
+def test_heads_are_differential_attention_of_their_branches(
     kind: str, rng: np.random.Generator, K: int, n: int, causal: bool, masked: bool
 ) -> None:
     """With a mask and a bias for each map; then the norm and the scale of v1."""
@@ -210,7 +210,7 @@ def test_v2_is_plain_attention_with_twice_the_heads_subtracted_in_pairs(
 
 
 @given(SEEDS)
-def test_two_streams_side_by_side_are_one_map_of_the_sum_of_their_scores(rng: np.random.Generator) -> None:
+def test_two_concatenated_branches_are_one_map_of_summed_scores(rng: np.random.Generator) -> None:
     """Ye et al. 2024, eq. 8: softmax((Q₁K₁ᵀ + Q₂K₂ᵀ) / √2d) is plain attention with heads of width 2d."""
     q1, k1, v, _ = draw("plain", rng, 2, 2)
     q2, k2 = rng.normal(size=q1.shape), rng.normal(size=k1.shape)

@@ -40,7 +40,7 @@ def test_is_homogeneous_of_degree_zero_as_epsilon_vanishes(rng: np.random.Genera
 
 
 @given(SEEDS)
-def test_turning_the_axes_turns_the_result(rng: np.random.Generator) -> None:
+def test_rotating_the_input_rotates_the_result(rng: np.random.Generator) -> None:
     x, turn = rng.normal(size=(3, D)), np.linalg.qr(rng.normal(size=(D, D)))[0]
     close(rms_norm(x @ turn, None, 1e-3), rms_norm(x, None, 1e-3) @ turn, FLOAT64)
 

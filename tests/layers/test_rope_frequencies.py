@@ -81,7 +81,7 @@ def test_without_a_type_it_is_the_default_of_which_a_part_of_the_head_is_not_hee
 
 
 @pytest.mark.parametrize("kind", ["yarn", "longrope", "llama3"])
-def test_a_part_of_the_head_turns_as_a_whole_one_of_its_size(kind: str) -> None:
+def test_partial_rotary_has_the_frequencies_of_a_head_of_its_size(kind: str) -> None:
     close(frequencies(kind, 16, partial_rotary_factor=0.5), frequencies(kind), EXACT)
 
 

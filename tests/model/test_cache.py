@@ -126,7 +126,7 @@ def test_the_first_token_after_a_prompt_is_not_copied_with_it(first, room):
 @pytest.mark.parametrize(
     ("most", "rooms"), [(10, {10}), (12, {11, 12}), (40, {11, 16, 24, 36, 40}), (None, {11, 16, 24, 36, 54})]
 )
-def test_room_does_not_grow_past_what_there_will_be(most, rooms):
+def test_capacity_does_not_grow_past_max_tokens(most, rooms):
     cache, pieces_of = KVCache(1, max_tokens=most), (3, *(1,) * (min(most or 40, 40) - 3))
     assert {cache.append(0, *one(tokens))[0].base.shape[2] for tokens in pieces_of} == rooms
     assert cache.append(0, *one(30))[0].shape[2] == len(cache), "more than was said has room too"
@@ -147,7 +147,7 @@ def test_what_is_reserved_before_the_first_token():
 
 
 @pytest.mark.parametrize("grow", [lambda cache: cache.reserve(60), lambda cache: cache.append(0, *one(30))])
-def test_what_is_there_moves_into_the_larger_room(grow):
+def test_growing_the_capacity_copies_the_contents(grow):
     cache, first = KVCache(1), [np.random.default_rng(3).normal(size=x.shape) for x in one(5)]
     cache.append(0, *first)
     before = cache.buffers
@@ -160,7 +160,7 @@ def test_what_is_there_moves_into_the_larger_room(grow):
         np.testing.assert_array_equal(x[:, :, :5], was)
 
 
-def test_a_device_fills_the_room_to_the_last_token():
+def test_a_device_fills_the_capacity_to_the_last_token():
     cache = KVCache(2)
     with pytest.raises(ValueError, match="advance: got 1 tokens in all, more than the capacity"):
         cache.advance(1)
@@ -176,7 +176,7 @@ def test_a_device_fills_the_room_to_the_last_token():
     assert cache.append(1, *one(1))[0].shape[2] == 21
 
 
-def test_reordering_moves_what_is_used_and_allocates_no_room():
+def test_reorder_moves_used_tokens_and_allocates_nothing():
     cache, size = KVCache(1, static=20_000), 20_000 * 8
     cache.append(0, *(np.random.default_rng(0).normal(size=(4, 2, 10, d)) for d in (3, 4)))
     before = cache.buffers

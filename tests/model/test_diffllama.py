@@ -63,7 +63,7 @@ def attention_of_layers(p, x, layer, context):
     layer=st.integers(0, 9),
     eps=st.sampled_from([1e-6, 1e-2]),
 )
-def test_each_half_of_a_layer_is_added_to_what_it_was_given(wiring, seed, sizes, D, layer, eps):
+def test_each_half_of_a_layer_is_added_to_its_input(wiring, seed, sizes, D, layer, eps):
     B, T, keys, queries = sizes
     heads = {"num_key_value_heads": 2 * keys, "num_attention_heads": 2 * keys * queries}
     model = small_model(

@@ -62,7 +62,7 @@ def _result(model: Any) -> Any:
     return next(x for x in (out.logits, out.start_logits, out.last_hidden_state) if x is not None)
 
 
-def test_choices_go_along(folder: Path) -> None:
+def test_pickle_keeps_options(folder: Path) -> None:
     model = refdiff.DiffLlamaForCausalLM.from_pretrained(folder, dtype="float32", kernels="reference", threads=3)
     model.generation_config = {"max_new_tokens": 5}
     model.config.use_cache = False

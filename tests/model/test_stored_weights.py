@@ -95,7 +95,7 @@ def test_what_needs_expanded_ones_says_so(folder: Path) -> None:
             load(folder, weights="stored", **options)
 
 
-def test_what_is_not_said_goes_by_the_backend(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keep_half_defaults_to_the_backend(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def kept(**options: Any) -> bool:
         return flatten(load(folder, **options).params)["lm_head.weight"].dtype.itemsize == 2
 

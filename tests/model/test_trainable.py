@@ -105,7 +105,7 @@ def apart(rows: int, options: dict[str, Any], **other: Any) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("seen", [*SEEN, "everything"])
 @pytest.mark.parametrize("wiring", WIRINGS)
-def test_some_rows_at_a_time_give_what_all_rows_give(seen: str, wiring: str) -> None:
+def test_microbatches_give_the_loss_and_gradients_of_the_whole_batch(seen: str, wiring: str) -> None:
     """Of 6 rows: 5 targets of which none counts in the third part, and different numbers in the others."""
     tokens = np.concatenate([IDS, (IDS + 7) % 52 + 1, (IDS + 30) % 52 + 1])
     labels = tokens.copy()
@@ -137,7 +137,7 @@ def test_the_number_of_threads_changes_no_bit(rows: int) -> None:
 
 
 @pytest.mark.parametrize(("batch", "tokens", "at_a_time", "stops"), [(4, 7, 21, [2, 4]), (9, 2, 6, [3, 6, 9])])
-def test_what_goes_apart_are_rows(batch: int, tokens: int, at_a_time: int, stops: list[int]) -> None:
+def test_batches_are_split_by_sequence(batch: int, tokens: int, at_a_time: int, stops: list[int]) -> None:
     model, seen = small_model(), []
     tune(model.backend.kernels, training_tokens=at_a_time)
     whole = model.backend.map_in_order

@@ -109,7 +109,9 @@ def test_what_is_no_kernel_is_told_once(outside: dict[str, str]) -> None:
         ("PROFILES", "natural,tile", "REFDIFF_PROFILES: no profile is called 'tile'; did you mean 'tiles'? there are"),
     ],
 )
-def test_what_is_none_is_told(variable: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_environment_variables_are_reported(
+    variable: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REFDIFF_KERNEL", KERNELS + "right")
     monkeypatch.setenv(f"REFDIFF_{variable}", value)
     with pytest.raises(pytest.Collector.CollectError) as refused:

@@ -169,7 +169,7 @@ def test_a_lock_that_is_a_link_makes_no_file(tmp_path: Path) -> None:
 # One process at a time
 
 
-def test_a_folder_is_held_once(tmp_path: Path) -> None:
+def test_a_folder_has_one_lock(tmp_path: Path) -> None:
     why = "another process trains in this folder: wait until it ends, or name another folder"
     (tmp_path / checkpoint.LOCK).touch()  # left by a killed process, it locks nothing
     with checkpoint.locked(tmp_path):

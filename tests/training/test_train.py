@@ -182,7 +182,7 @@ def test_a_checkpoint_that_cannot_be_renamed_does_not_hide_the_error(
         trainer.run()
 
 
-def test_a_run_goes_on_with_other_settings_and_records_them(start: Start) -> None:
+def test_resume_with_changed_settings_records_them(start: Start) -> None:
     trainer = start(max_steps=4)
     trainer.run()
     Trainer.resume(trainer.out, changes={"max_steps": 6, "learning_rate": 1e-2, "grad_clip": 0.5})
@@ -238,7 +238,7 @@ def test_killed_beside_a_checkpoint_no_step_is_left_out_of_the_log(
     assert [record.get("checkpoint") for record in records] == [None, "step-000002", None, "step-000004"]
 
 
-def test_a_run_goes_on_with_the_threads_it_had(start: Start) -> None:
+def test_resume_keeps_the_number_of_threads(start: Start) -> None:
     trainer = start(max_steps=1)
     trainer.threads = 1
     trainer.run()

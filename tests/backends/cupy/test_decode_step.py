@@ -90,7 +90,7 @@ def test_what_the_host_must_see_comes_from_recorded_steps_too(steps: list[Decode
     assert [step.recordings for step in steps] == [1]
 
 
-def test_it_is_recorded_again_where_the_room_is_used_up(steps: list[DecodeStep]) -> None:
+def test_the_graph_is_captured_again_when_the_capacity_is_exceeded(steps: list[DecodeStep]) -> None:
     fast, exact = there()
     logits, usual = DecodingContext(fast, MASK), DecodingContext(exact, MASK)
     ids = np.random.default_rng(1).integers(3, 41, size=(2, 45))
@@ -103,7 +103,7 @@ def test_it_is_recorded_again_where_the_room_is_used_up(steps: list[DecodeStep])
     assert recorded.replays == 45 - 40
 
 
-def test_after_rows_were_taken_it_is_recorded_again_and_after_tokens_were_forgotten_it_is_not(
+def test_reorder_captures_the_graph_again_and_crop_does_not(
     steps: list[DecodeStep],
 ) -> None:
     fast, exact = there()
@@ -127,7 +127,7 @@ def test_after_rows_were_taken_it_is_recorded_again_and_after_tokens_were_forgot
     assert steps[0].recordings == 2
 
 
-def test_what_cannot_be_recorded_is_refused_once_and_goes_on_as_usual(steps: list[DecodeStep]) -> None:
+def test_a_step_that_cannot_be_captured_warns_once_and_runs_uncaptured(steps: list[DecodeStep]) -> None:
     """Seventeen rows are multiplied by cuBLAS."""
     fast, exact = there()
     many = np.tile(IDS[:1], (17, 1))

@@ -155,7 +155,7 @@ def test_of_several_draws_prompts_in_pieces_are_as_near_to_the_truth_as_the_laye
     assert laid == [S] * 3 * 6
 
 
-def test_prompts_in_pieces_with_a_bias_and_values_that_lie_by_features(laid):
+def test_chunked_prompts_with_a_bias_and_feature_major_values(laid):
     """As without a cache, where values come from a product; and the log-sum-exps that the way back starts from."""
     inputs = [np.asarray(x, np.float32) for x in streams(2, 4, 2, 90, 333, 32, 64)]
     inputs[4] = inputs[4].transpose(1, 3, 0, 2).copy().transpose(2, 0, 3, 1)
@@ -186,7 +186,7 @@ def test_how_few_keys_a_neighbour_sees_changes_nothing(T):
 
 
 @pytest.mark.parametrize(("T", "S"), [(1, 67), (5, 1031)])
-def test_rows_of_the_batch_do_not_see_each_other_where_both_maps_are_multiplied_at_once(T, S):
+def test_batch_items_are_independent_where_both_maps_share_one_product(T, S):
     def call(q, k, v):
         with KERNELS.inference_scope(), np.errstate(invalid="ignore"):
             return KERNELS.diff_heads_hf(q, k, v, np.float64(0.7), 0.2, 1e-5)

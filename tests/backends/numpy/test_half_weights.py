@@ -62,7 +62,7 @@ def test_a_product_with_infinity_nan_and_huge_numbers(rows: int, kind: np.dtype)
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_rows_of_a_batch_do_not_meet(kind: np.dtype) -> None:
+def test_batch_items_are_independent(kind: np.dtype) -> None:
     """What one token is, however large, changes nothing for another."""
     rng = np.random.default_rng(0)
     x, weight = rng.normal(size=(5, 1030)).astype(np.float32), rng.normal(size=(1031, 1030)).astype(kind)

@@ -161,7 +161,7 @@ def test_what_was_done_is_let_go_of(fails):
     assert left() is None
 
 
-def test_what_no_helper_has_begun_is_taken_back():
+def test_work_that_no_helper_has_begun_is_taken_by_the_caller():
     """Who is done does not wait for a helper that another caller has."""
     workers, inside, end = Workers(2), threading.Event(), threading.Event()
 
@@ -326,7 +326,7 @@ def test_what_an_item_asks_for_its_own_thread_does():
     assert sorted(inner[16:]) == [(0, 32), (32, 64)]
 
 
-def test_what_is_left_over_has_all_threads():
+def test_the_last_items_use_all_threads():
     workers, meeting = Workers(2), threading.Barrier(2, timeout=20)
 
     def work(item: int) -> None:

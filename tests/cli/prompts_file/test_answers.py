@@ -16,7 +16,9 @@ from ..conftest import Cli
 
 
 @pytest.mark.parametrize("cut", [0, 9, 200, -1])
-def test_a_stopped_run_goes_on_and_ends_as_an_unstopped_one(cut: int, command: list[str], here: Path, cli: Cli) -> None:
+def test_a_resumed_run_writes_what_an_uninterrupted_one_does(
+    cut: int, command: list[str], here: Path, cli: Cli
+) -> None:
     whole, stopped = here / "whole.jsonl", here / "stopped.jsonl"
     assert cli(*command, "-o", "whole.jsonl").status == 0
     stopped.write_bytes(whole.read_bytes()[:cut])

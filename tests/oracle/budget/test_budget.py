@@ -140,7 +140,7 @@ def test_rows_that_see_nothing_may_be_nan() -> None:
     assert found.judge(truth(zeros, x).out).status == "fail"
 
 
-def test_printed_in_short() -> None:
+def test_repr_is_short() -> None:
     spec, found, _ = _case("hf_diffllama", "bfloat16")
     assert repr(found) == str(found)
     assert repr(found).startswith(
@@ -149,7 +149,7 @@ def test_printed_in_short() -> None:
     assert len(repr(found)) < 500
 
 
-def test_gradients_of_scores_may_be_flushed_to_zero_before_they_meet_a_large_query() -> None:
+def test_score_gradients_may_be_flushed_to_zero_before_a_large_query_multiplies_them() -> None:
     spec = Spec.preset("attention", query_heads=1, key_heads=1, head_dim=1, scale=1.0)
     x = {"q": np.full((1, 1, 1, 1), 500.0), "k": np.array([[[[0.0], [-0.174]]]]), "v": np.array([[[[1.0], [2.0]]]])}
     found = budget(spec, x, "float32", dout=np.ones((1, 1, 1, 1)))

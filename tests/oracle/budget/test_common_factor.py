@@ -94,7 +94,7 @@ def test_rows_that_add_up_the_same_errors(seed: int) -> None:
     assert np.sqrt(np.mean(np.square(others))) < 1.4
 
 
-def test_a_norm_keeps_the_length_of_a_row_that_is_turned() -> None:
+def test_a_rotated_row_behind_a_norm_has_factor_zero() -> None:
     y, rng = _rows(3)
     weight = rng.uniform(0.4, 1.6, WIDTH)
     unit = y / np.linalg.norm(y, axis=-1, keepdims=True)

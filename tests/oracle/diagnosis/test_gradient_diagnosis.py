@@ -151,7 +151,7 @@ def test_each_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_those_of_one_factor_are_told_together(dtype: str) -> None:
+def test_gradients_with_one_factor_share_a_note(dtype: str) -> None:
     case = cases("discriminating", 3, spec=SPEC, dtype=dtype)[1]
     right = gradients(case)
     of_lambda = [n for n in right if n.startswith("dlambda_") and n != "dlambda_full"]

@@ -125,7 +125,7 @@ def test_the_base_of_the_spec() -> None:
 
 
 @pytest.mark.parametrize("name", ["scores1", "lse1", "q_proj", "values", "o_proj", "lambda_full"])
-def test_nothing_of_that(name: str) -> None:
+def test_noise_and_zeros_have_no_explanation(name: str) -> None:
     g = np.random.default_rng(3)
     assert said(name, g.normal(size=of(name).shape)) == ""
     assert said(name, np.zeros(of(name).shape)) == ""

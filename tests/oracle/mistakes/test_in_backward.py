@@ -61,7 +61,7 @@ def acts_in(preset: str, mistake: Mistake) -> bool:
 
 
 @EACH
-def test_acts_in_the_way_back_of_a_spec(preset: str, mistake: Mistake) -> None:
+def test_acts_in_the_backward_pass_of_a_spec(preset: str, mistake: Mistake) -> None:
     """On the gradients that it says, and on no others."""
     padded = mistake.name == "gradient_without_mask"
     case = cases("discriminating", 5, spec=small_spec(preset))[0 if padded else 1]

@@ -25,7 +25,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("fake")
-def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
+def test_a_stopped_run_resumes(tmp_path: Path) -> None:
     folder, seen = tmp_path / "runs", []
     few = {"recipes": ["float16"], "profiles": ["tiny_values", "cancellation"], "keep": folder, "done": seen.append}
     first = selftest([3, 5], **few)

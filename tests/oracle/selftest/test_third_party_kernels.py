@@ -46,6 +46,6 @@ def test_right_ones_pass_and_wrong_ones_are_refused() -> None:
         ("tests.nowhere:KERNELS", "nowhere"),
     ],
 )
-def test_names_of_nothing(name: str, words: str) -> None:
+def test_unknown_names_are_refused(name: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         kernels_of(name)

@@ -120,7 +120,7 @@ def test_hints_are_those_of_the_tensor(name: str, shape: tuple[int, ...], right:
         check_shape(name, shape, right)
 
 
-def test_one_that_leaves_the_sink_out_is_told() -> None:
+def test_a_log_sum_exp_without_the_sink_is_refused() -> None:
     spec = small("attention", sinks=True)
     inputs = draw(spec, dtype=np.float32)
     without = truth(spec.replace(sinks=False), {n: x for n, x in inputs.items() if n != "sinks"}, want=("lse",)).lse
