@@ -27,7 +27,7 @@ class KVCache:
         most: the former name of `max_tokens`, accepted for one release.
 
     Raises:
-        ValueError: `num_layers`, `static` or `max_tokens` is below 1, or no integer.
+        ValueError: `num_layers`, `static` or `max_tokens` is below 1, or no integer; or both names are given.
     """
 
     def __init__(
@@ -38,7 +38,10 @@ class KVCache:
         max_tokens: int | None = None,
         most: int | None = None,
     ) -> None:
-        max_tokens = most if max_tokens is None else max_tokens
+        if most is not None:
+            if max_tokens is not None:
+                raise ValueError("max_tokens, most: got both, expected one of them")
+            max_tokens = most
         sizes = (num_layers, static, max_tokens)
         if any(size is not None and (not isinstance(size, int | np.integer) or size < 1) for size in sizes):
             raise ValueError(

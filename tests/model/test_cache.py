@@ -134,6 +134,8 @@ def test_capacity_does_not_grow_past_max_tokens(most, rooms):
 
 def test_the_former_name_of_the_most_tokens_is_accepted():
     assert KVCache(1, most=9).max_tokens == 9
+    with pytest.raises(ValueError, match="max_tokens, most: got both, expected one of them"):
+        KVCache(1, most=9, max_tokens=9)
 
 
 def test_what_is_reserved_before_the_first_token():
