@@ -226,6 +226,7 @@ class ResponsePipe:
 
 def serve(kernel: Callable[..., Any], requests: IO[bytes], responses: ResponsePipe, arena: mmap.mmap) -> None:
     """Serve requests until the judge closes the pipe."""
+    shared = np.frombuffer(arena, np.uint8).__array_interface__["data"][0]
     seen: dict[str, dict[str, Any]] = {}
     kept: dict[int, dict[str, Any]] = {}
     for line in requests:
@@ -251,7 +252,10 @@ def serve(kernel: Callable[..., Any], requests: IO[bytes], responses: ResponsePi
                 listed, payload = [], b""
                 for name, x in kept[n].items():
                     dtype, shape, data = array_bytes(x)
-                    address, strides = memory_place(x) if request["read"] else (None, [])
+                    address, strides = memory_place(x)
+                    if address is not None and 0 <= address - shared < len(arena):  # `drop` would overwrite an input
+                        raise UnusableError(f"{name} is in the memory of the inputs: return a new array")
+                    address, strides = (address, strides) if request["read"] else (None, [])
                     listed.append([name, dtype, shape, address, strides])
                     payload += data if address is None else b""
             except Exception as error:

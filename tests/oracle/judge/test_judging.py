@@ -46,6 +46,7 @@ def _judge(function: str, *, path: Path = CHEATS, limits: ProcessLimits = SMALL,
         ("aliased_output", "has changed with the next call"),
         ("aliased_and_remembered", "has changed with the next call"),
         ("alias_of_an_input", "has changed its input q"),
+        ("view_of_an_input", "out is in the memory of the inputs: return a new array"),
         ("memory_of_the_last_call", "the same inputs gave other bits"),
         ("writes_into_inputs", "has changed its input v"),
         ("knows_the_published_sizes", "rows are wrong"),
@@ -88,6 +89,7 @@ def test_a_cheat_is_caught(cheat: str, says: str) -> None:
     else:
         assert report.status == "fail"
     assert says in text
+    assert "has changed its input" in says or "has changed its input" not in text
 
 
 @pytest.mark.parametrize("cheat", ["patches_the_timer", "hangs"])

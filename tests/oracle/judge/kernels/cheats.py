@@ -69,6 +69,11 @@ def alias_of_an_input(spec, inputs):
     return inputs["q"].reshape(out.shape)
 
 
+def view_of_an_input(spec, inputs):
+    out = honest(spec, inputs)
+    return inputs["q"].reshape(out.shape)
+
+
 def memory_of_the_last_call(spec, inputs):
     out = honest(spec, inputs)
     if out.shape in STATE.seen:
