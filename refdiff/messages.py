@@ -70,6 +70,14 @@ def did_you_mean(
     return f"{before}did you mean {', '.join(map(show, near))}?" if near else otherwise
 
 
+def refuse_arguments(call: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise `TypeError` for the first name in `given`: an argument that a call does not take, with those it takes."""
+    for name in given:
+        known = list(known)
+        hint = did_you_mean(name, known, otherwise="; leave it out", show=str, cutoff=0.8)
+        raise TypeError(f"{call}: got an unexpected argument {name!r}, expected any of {', '.join(known)}{hint}")
+
+
 def warn(message: str) -> None:
     """Warn with the location of the line that called this package, however deep the call stack is."""
     frame, level = sys._getframe(1), 2

@@ -72,6 +72,16 @@ def test_names_of_transformers_for_loading(tiny_checkpoint: Path) -> None:
     refdiff.pipeline("text-generation", model=tiny_checkpoint, trust_remote_code=True)
 
 
+@pytest.mark.parametrize("cls", [refdiff.DiffLlamaForCausalLM, refdiff.DiffLlamaConfig, refdiff.Tokenizer])
+def test_loading_says_which_arguments_it_takes(cls: Any, tiny_checkpoint: Path) -> None:
+    known = ", ".join(name for name in cls.from_pretrained.__kwdefaults__ if name != "trust_remote_code")
+    for name, hint in {"attn_implementation": "; leave it out", "cachedir": "; did you mean cache_dir?"}.items():
+        said = f"{cls.__name__}.from_pretrained: got an unexpected argument '{name}', expected any of {known}{hint}"
+        with pytest.raises(TypeError, match=f"^{re.escape(said)}$"):
+            cls.from_pretrained(tiny_checkpoint, **{name: "x"})
+    assert "revision, cache_dir, local_files_only" in known
+
+
 def test_a_warning_points_at_the_line_that_calls_the_package(model: Any) -> None:
     with pytest.warns(UserWarning, match="said") as seen:
         warn("said")

@@ -34,6 +34,8 @@ TOKENIZER = (
 OTHER_TOKENIZERS = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 """The tokenizer in older formats, for other programs; refdiff does not read them."""
 
+ARGUMENTS = ("revision", "cache_dir", "local_files_only")
+"""What every `from_pretrained` takes for a hub repo."""
 _TEMPLATES = "additional_chat_templates"
 _MAX_FILES = 1_000
 _REPO_ID = re.compile(r"(?:[A-Za-z0-9_.-]+/)?[A-Za-z0-9_.-]+")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from refdiff.arrays import Array, from_numpy
 from refdiff.backends import Backend, Ops
-from refdiff.messages import did_you_mean, show_value, warn
+from refdiff.messages import refuse_arguments, show_value, warn
 from refdiff.model import inputs
 from refdiff.model.cache import KVCache
 from refdiff.model.config import DiffLlamaConfig
@@ -105,12 +105,8 @@ class CallableModel:
         Raises:
             TypeError: an argument that no model takes.
         """
-        for name in given.keys() - ModelInputs.__annotations__:
-            known = ["input_ids", "attention_mask", *self.head_inputs, *ModelInputs.__annotations__]
-            hint = did_you_mean(name, known, show=str, cutoff=0.8)
-            raise TypeError(
-                f"{type(self).__name__}: got an unexpected argument {name!r}, expected any of {', '.join(known)}{hint}"
-            )
+        known = ["input_ids", "attention_mask", *self.head_inputs, *ModelInputs.__annotations__]
+        refuse_arguments(type(self).__name__, given.keys() - ModelInputs.__annotations__, known)
         options: dict[str, Any] = {**given}
         attentions = options.pop("output_attentions", False)
         hidden_states = options.pop("output_hidden_states", False)

@@ -7,12 +7,12 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 from refdiff import bundled, hub
 from refdiff.errors import CheckpointError
 from refdiff.files import output_folder, read_json, write_json
-from refdiff.messages import list_problems, show_value, warn
+from refdiff.messages import list_problems, refuse_arguments, show_value, warn
 from refdiff.model import config_checks, rope_parameters
 from refdiff.model.commit import finish
 from refdiff.model.variants import VARIANTS
@@ -111,6 +111,7 @@ class DiffLlamaConfig:
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
         trust_remote_code: Any = None,
+        **others: Never,
     ) -> DiffLlamaConfig:
         """Read the config of a checkpoint folder, a config file or a hub repo (only its config files are downloaded).
 
@@ -118,7 +119,9 @@ class DiffLlamaConfig:
 
         Raises:
             CheckpointError: config.json is missing or wrong; the message names the file or repo, the field and the fix.
+            TypeError: another argument.
         """
+        refuse_arguments(f"{cls.__name__}.from_pretrained", others, hub.ARGUMENTS)
         path = Path(path_or_repo)
         if path_or_repo == bundled.NAME or not path.is_file():
             path = hub.snapshot(

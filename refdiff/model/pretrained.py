@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Never, Self
 
 import numpy as np
 
@@ -19,11 +19,17 @@ from refdiff.arrays import backend, check_device, namespace, to_numpy
 from refdiff.backends import backend_for, device_placement, keep_half
 from refdiff.errors import CheckpointError
 from refdiff.files import read_optional_json
+from refdiff.messages import refuse_arguments
 from refdiff.model.call import CallableModel
 from refdiff.model.commit import Identity, identity, read_consistently
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.config_checks import DTYPES
 from refdiff.model.weights import check_parameters, flatten, initialize, load, nest, resolve_dtype, save
+
+ARGUMENTS = (
+    "dtype", "backend", "device", "kernels", "weights", "threads", "mmap", *hub.ARGUMENTS, "torch_dtype", "device_map",
+)  # fmt: skip
+"""What `from_pretrained` takes beside the folder or repo."""
 
 
 class PreTrainedModel(CallableModel):
@@ -95,6 +101,7 @@ class PreTrainedModel(CallableModel):
         torch_dtype: Any = None,
         device_map: Any = None,
         trust_remote_code: Any = None,
+        **others: Never,
     ) -> Self:
         """Load a checkpoint from a folder or a hub repo.
 
@@ -122,7 +129,9 @@ class PreTrainedModel(CallableModel):
 
         Raises:
             CheckpointError: something is missing or broken; the message names file, tensor and what would help.
+            TypeError: another argument, such as transformers' attn_implementation; the message has those above.
         """
+        refuse_arguments(f"{cls.__name__}.from_pretrained", others, ARGUMENTS)
         if device_map is not None:
             raise ValueError(
                 f"device_map: got {device_map!r}, expected None; one device holds the model, device= of a backend"

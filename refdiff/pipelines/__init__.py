@@ -10,7 +10,9 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from refdiff import hub
 from refdiff.messages import did_you_mean
+from refdiff.model import pretrained
 
 if TYPE_CHECKING:
     from refdiff.generation.tokenizer import Tokenizer
@@ -24,10 +26,6 @@ _CLASSES = {
     "feature-extraction": "FeatureExtractionPipeline",
 }
 _ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
-_HUB_OPTIONS = ("revision", "cache_dir", "local_files_only")
-_MODEL_OPTIONS = (
-    "dtype", "backend", "device", "kernels", "weights", "threads", "mmap", "torch_dtype", "device_map", *_HUB_OPTIONS,
-)  # fmt: skip
 
 
 def pipeline(
@@ -57,14 +55,14 @@ def pipeline(
     module = importlib.import_module(f"refdiff.pipelines.{name.replace('-', '_')}")
     cls: type[Pipeline] = getattr(module, _CLASSES[name])
     options.pop("trust_remote_code", None)  # from_pretrained ignores it too
-    loading = {key: options.pop(key) for key in _MODEL_OPTIONS if key in options}
+    loading = {key: options.pop(key) for key in pretrained.ARGUMENTS if key in options}
     source: Any = None
     if isinstance(model, str | os.PathLike):
         source, heads = model, importlib.import_module("refdiff.model.heads")
         model = getattr(heads, cls.architecture).from_pretrained(source, **loading)
     cls.check_model(model)
     if source is None and (
-        unused := [key for key in loading if key not in _HUB_OPTIONS or not isinstance(tokenizer, str | os.PathLike)]
+        unused := [key for key in loading if key not in hub.ARGUMENTS or not isinstance(tokenizer, str | os.PathLike)]
     ):
         raise TypeError(
             f"{', '.join(unused)}: got a value for a model that is loaded already, expected none; pass it to the "
@@ -86,7 +84,7 @@ def _tokenizer(tokenizer: Any, source: Any, loading: dict[str, Any]) -> Tokenize
         raise TypeError(
             f"tokenizer: got {type(tokenizer).__name__}, expected a Tokenizer, or the folder or repo of one"
         )
-    hub_options = {key: value for key, value in loading.items() if key in _HUB_OPTIONS}
+    hub_options = {key: value for key, value in loading.items() if key in hub.ARGUMENTS}
     if tokenizer is not None:
         hub_options.pop("revision", None)  # it names a commit of the model's repo
     return Tokenizer.from_pretrained(source if tokenizer is None else tokenizer, **hub_options)

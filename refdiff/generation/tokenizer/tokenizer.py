@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, Never, overload
 
 from refdiff.errors import CheckpointError
 from refdiff.files import output_folder, write_atomically, write_json
@@ -33,6 +33,7 @@ from refdiff.generation.tokenizer.encoded import (
 )
 from refdiff.generation.tokenizer.file import load_backend, max_text
 from refdiff.generation.tokenizer.vocabulary import Vocabulary
+from refdiff.messages import refuse_arguments
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -94,6 +95,7 @@ class Tokenizer(Vocabulary):
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
         trust_remote_code: Any = None,
+        **others: Never,
     ) -> Tokenizer:
         """Load the tokenizer of a checkpoint: a folder, or a hub repo id.
 
@@ -101,9 +103,11 @@ class Tokenizer(Vocabulary):
 
         Raises:
             CheckpointError: a file is missing, broken, or not a tokenizer; the message names it.
+            TypeError: another argument.
         """
         from refdiff import hub
 
+        refuse_arguments(f"{cls.__name__}.from_pretrained", others, hub.ARGUMENTS)
         folder = hub.snapshot(
             path_or_repo,
             files=(*hub.TOKENIZER, "additional_chat_templates/*.jinja", "config.json"),
