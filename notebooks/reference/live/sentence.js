@@ -29,8 +29,8 @@ async function smallResults() {
 
 /** How the two small models were trained, and how well each predicts. */
 const aboutSmallModels = ({ steps, tokens, context, differential, plain, bundled }) =>
-  `Two models of ${text(plain.parameters / 1e6)} million parameters, a differential and a plain one, trained with the same settings on the same text in the same order: ` +
-  `${steps.toLocaleString("en")} steps, ${text(tokens / 1e6, 1)} million tokens. On unseen text the differential one needs ${text(differential.bits_per_byte, 3)} bits per byte, the plain one ` +
+  `Two models of ${text(plain.parameters / 1e6)} million parameters, a differential one and its plain-attention baseline, trained with the same settings on the same text in the same order: ` +
+  `${steps.toLocaleString("en")} steps, ${text(tokens / 1e6, 1)} million tokens. On unseen text the differential one needs ${text(differential.bits_per_byte, 3)} bits per byte, the baseline ` +
   `${text(plain.bits_per_byte, 3)}, and the model of 2.9 million parameters ${text(bundled.bits_per_byte, 3)}, all in rows of ${context} tokens. This is one run of each: so small a difference may be chance.`;
 
 /** `share` is called with each new reading, for the figures that show other sides of it. */
@@ -251,7 +251,7 @@ export async function sentenceFigure(figure, engine, share) {
     say(status, `Layer ${state.layer}, pair ${state.pair}: “${pulled.labels[state.query]}” gives most${row[top] < 0 ? ", by size," : ""} to “${pulled.labels[top]}” ` +
       `(${text(row[top])}${why}); the row sums to ${text(row.reduce((a, b) => a + b, 0))}. ` +
       `${changed ? `λ changed in ${changed} layer${changed > 1 ? "s" : ""}` : "All λ as trained"}: most likely next is “${likely}”.` +
-      (baseline ? ` In the baseline ${looks("one")}, ${looks("other")}; most likely next is “${likelyByBaseline}”.` : ""));
+      (baseline ? ` In the baseline, ${looks("one")}, ${looks("other")}; most likely next is “${likelyByBaseline}”.` : ""));
   }
 
   const isCurrent = (lambdas) => state.lambdas.every((lambda, layer) => lambda === lambdas[layer]);
