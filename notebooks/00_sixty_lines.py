@@ -16,10 +16,10 @@
 # You have a file with 2.9 million numbers and the words "Once upon a time". Which sums and products turn one into the
 # next word, and where in them is the *difference* that gives this Transformer its name?
 #
-# **What you will see.** The whole model (Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258)) in
-# about 60 lines of NumPy. You write no framework code and import none. Each cell below defines one block and tries it
-# on a real checkpoint, a small model of fairy tales. At the end the model tells a story, you switch its subtraction
-# off, and a check shows that your 60 lines compute what the reference implementation computes.
+# **What you will see.** The whole model (Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258)) in about
+# 60 lines of NumPy. You write no framework code and import none. Each cell below defines one block and tries it on a
+# real checkpoint, a small model of fairy tales. At the end the model tells a story, and you switch its subtraction off.
+# A check shows that your 60 lines compute what the reference implementation computes.
 #
 # You need NumPy and the idea that a language model predicts the next token. Allow 25 minutes. The cells together are
 # the file [tiny.py](tiny.py). The [glossary](reference/guides/glossary.md) explains the words.
@@ -331,8 +331,9 @@ def swiglu(x, p):
 # %% [markdown]
 # ## The model
 #
-# All blocks are there. The loop below is the drawing from above, line for line. After the last layer, the product
-# with the embedding table gives each token of the vocabulary a score (logit): how well it fits as the next token.
+# All blocks are there. The loop below is the drawing from above, line for line. After the last layer, the product with
+# the embedding table gives each token of the vocabulary a score (logit). The score says how well the token fits as the
+# next one.
 
 
 # %%
@@ -378,8 +379,8 @@ print(tokenizer.decode(story))
 # %% [markdown]
 # ## Experiment: look at the two maps
 #
-# You own every line, so you can look inside. We wrap `attention_map` with a function that keeps what it returns, run
-# the model once, and draw the two maps of one pair of heads, and their difference.
+# You own every line, so you can look inside. We wrap `attention_map` with a function that keeps what it returns, and
+# run the model once. Then we draw the two maps of one pair of heads, and their difference.
 
 # %%
 kept, original = [], attention_map
@@ -527,9 +528,9 @@ sketches.loss_by_strength(factors, losses)
 #
 # ## What must hold
 #
-# These 60 lines compute what refdiff's reference implementation computes: logits equal up to rounding error in float64,
-# and the same story token for token. refdiff in turn is tested against transformers. Its files have the same blocks,
-# each with its derivative and its checks; the following chapters open them one by one.
+# These 60 lines compute what refdiff's reference implementation computes. The logits are equal up to rounding error in
+# float64, and the story is the same token for token. refdiff in turn is tested against transformers. Its files have the
+# same blocks, each with its derivative and its checks; the following chapters open them one by one.
 
 # %%
 import refdiff

@@ -105,9 +105,9 @@ for name, rows in moved.items():
 #
 # ## Experiment 2: stop after each layer
 #
-# The residual stream has one shape everywhere, so the last step of the model (a norm, then the product with the
-# embedding table) can read it after *any* layer. What would the model say next if it stopped there? First, how the
-# answer of the whole model depends on the word that we exchange:
+# The last step of the model is a norm, then the product with the embedding table. The residual stream has one shape
+# everywhere, so this step can read it after *any* layer. What would the model say next if it stopped there? First, how
+# the answer of the whole model depends on the word that we exchange:
 
 
 # %%
@@ -188,21 +188,21 @@ sketches.last_rows(last, tokens, notes)
 # 0.9 to each. (And the first token, `<|endoftext|>`, gets much weight in some pairs of layers 1, 3 and 5. That is the
 # next section.)
 #
-# Orange cells are the speciality of this architecture: beside tokens whose values are added, a row has tokens whose
-# values are *subtracted* (layers 0, 2 and 4). Two kinds of layers differ (chapter 03 explains both):
+# Orange cells are the speciality of this architecture. They mark tokens whose values are *subtracted* (layers 0, 2 and
+# 4), in the same row as tokens whose values are added. Two kinds of layers differ (chapter 03 explains both):
 #
 # - Layer 3 has λ above 1, so the second map leads, with a minus sign: orange is mostly what a row looks at.
 # - Layers 1 and 5 have λ below 0, so they add their second map: no cell is orange.
 #
 # ## Why the first token? Attention that is not needed
 #
-# Each row of a softmax must sum to 1. A head that needs no token must still put its weight somewhere, and plain
+# Each row of a softmax must sum to 1. A head that needs no token must still put its weight somewhere. Plain
 # Transformers often put it on the first token: an *attention sink* (Xiao et al. 2023, [arXiv
 # 2309.17453](https://arxiv.org/abs/2309.17453)). Does our model have one over many tokens, and in which map?
 #
 # If queries attended evenly, the first of T tokens would get $\frac1T\sum_t \frac1t$ of the weight. We measure how many
-# times that each map gives it, in eight tales. The texts are cut in two ways: from the true beginning, where the first
-# token is `<|endoftext|>`, as before each tale in training; and from the middle, where it is just a word.
+# times that each map gives it, in eight tales. The texts are cut in two ways. From the true beginning, the first token
+# is `<|endoftext|>`, as before each tale in training. From the middle, it is just a word.
 
 # %%
 tales = Path("data/tales.txt").read_text(encoding="utf-8").split("<|endoftext|>")
@@ -223,12 +223,12 @@ print(f"cut in the middle: the largest of all maps is {sinks['middle'].max():.1f
 sketches.sinks(*sinks["beginning"])
 
 # %% [markdown]
-# Four of the 36 maps give `<|endoftext|>` more than 2.5 times the even share: pair 2 of layer 0, pair 0 of layer 1, and
-# pairs 0 and 1 of layer 5. All four are *second* maps. It is a weak sink, 11 % of the weight at most. The first place
-# alone does not make it: in texts cut in the middle no map gives the first token more than 1.1 times the even share.
-# (Whether `<|endoftext|>` draws weight in other places, too, was not tried.) The difference does not simply remove the
-# sink. Layer 0 subtracts its second map, but layers 1 and 5 add theirs, sink included. (No plain model was measured
-# beside this one.)
+# Four of the 36 maps give `<|endoftext|>` more than 2.5 times the even share. They are in pair 2 of layer 0, pair 0 of
+# layer 1, and pairs 0 and 1 of layer 5. All four are *second* maps. It is a weak sink, 11 % of the weight at most. The
+# first place alone does not make a sink. In texts cut in the middle, no map gives the first token more than 1.1 times
+# the even share. (Whether `<|endoftext|>` draws weight in other places, too, was not tried.) The difference does not
+# simply remove the sink. Layer 0 subtracts its second map, but layers 1 and 5 add theirs, sink included. (No plain
+# model was measured beside this one.)
 #
 # ## What we learned
 #

@@ -84,11 +84,11 @@ for name, rotate, attention_map in (
 tiny.rope, tiny.attention_map = rope, masked
 
 # %% [markdown]
-# Without RoPE, "and" has exactly the same vector after layer 0: to *one* attention layer the words before the last
-# are a bag. From layer 1 on the sentences differ even so. The mask gives the order away: a token sees only what
-# stands before it, so "wolf" knows of "girl" in one sentence and not in the other. Layer 0 writes this into the
-# vectors, and layer 1 can read it. Without RoPE *and* without the mask, a bag of words is all that any layer sees
-# (last line).
+# Without RoPE, "and" has exactly the same vector after layer 0: to *one* attention layer the words before the last are
+# a bag. From layer 1 on the sentences differ even so. The mask gives the order away, because a token sees only what
+# stands before it. So "wolf" knows of "girl" in one sentence and not in the other. Layer 0 writes this into the
+# vectors, and layer 1 can read it. Without RoPE *and* without the mask, a bag of words is all that any layer sees (last
+# line).
 #
 # The mask alone is not enough for this model, which was trained with RoPE, as we shall see.
 #
@@ -111,8 +111,8 @@ sketches.rotation()
 print(inspect.getsource(tiny.rope))
 
 # %% [markdown]
-# The right half of the drawing is the point of it all. A dot product of two arrows depends on the angle *between* them,
-# so a score depends on the distance of query and key and not on where the two stand. We test it on the whole model: all
+# The right half of the drawing is the point of it all. A dot product of two arrows depends on the angle *between* them.
+# So a score depends on the distance of query and key, not on where the two stand. We test it on the whole model: all
 # positions are moved by 100.
 
 # %%
@@ -196,8 +196,8 @@ sketches.curves(edges[:-1] + 64, by_position, "position in the text", "loss (nat
 #
 # ## The norm: one size for every token
 #
-# Now the second question. Here is the size (root mean square) of the last token's vector on its way through the model,
-# and what the norm at the start of each layer makes of it.
+# Now the second question. Here is the size (root mean square) of the last token's vector on its way into each layer.
+# Beside it is its size after the norm at the start of that layer.
 
 # %%
 states = model(ids[None], output_hidden_states=True).hidden_states
@@ -210,14 +210,14 @@ for layer, size in enumerate(sizes):
 print(f"growth from the first to the last: {sizes[-1] / sizes[0]:.0f} times")
 
 # %% [markdown]
-# The vector grows 53-fold. The norm brings it back to size 1 in front of each layer, and a learned weight $w$ then sets
-# a size of the layer's own, 0.56 to 0.75 here. The paper (Ye et al. 2024, [arXiv
+# The vector grows 53-fold. The norm brings it back to size 1 in front of each layer. A learned weight $w$ then sets a
+# size of the layer's own, 0.56 to 0.75 here. The paper (Ye et al. 2024, [arXiv
 # 2410.05258](https://arxiv.org/abs/2410.05258), section 2.2) writes LN and means RMSNorm (Zhang and Sennrich 2019):
 #
 # $$\mathrm{LN}(x) = \frac{x}{\sqrt{\mathrm{mean}(x^2) + \varepsilon}} \odot w$$
 #
-# It divides a token by its size and then multiplies each dimension by a learned weight $w$, which lets the model use
-# some dimensions more than others. It is one line:
+# It divides a token by its size and then multiplies each dimension by a learned weight $w$. The weight lets the model
+# use some dimensions more than others. It is one line:
 
 # %%
 print(inspect.getsource(tiny.rms_norm))

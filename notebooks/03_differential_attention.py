@@ -114,8 +114,8 @@ sketches.share_by_strength(lambdas_tried, shares, rules)
 #
 # ## When is noise shared?
 #
-# We gave both maps nearly the same scores. That was the whole trick, so let us turn it into a knob: the correlation ρ
-# of the scores of the two maps (above it was near 1). Move the sliders: how far can ρ fall before the subtraction stops
+# We gave both maps nearly the same scores. That was the whole trick. Let us turn it into a knob: the correlation ρ of
+# the scores of the two maps, which was near 1 above. Move the sliders: how far can ρ fall before the subtraction stops
 # helping the needle? (Where scripts do not run, as on GitHub, this place is empty. The picture that follows needs
 # none.)
 
@@ -123,8 +123,8 @@ sketches.share_by_strength(lambdas_tried, shares, rules)
 sketches.Slider()
 
 # %% [markdown]
-# One drawing proves little, so here is the mean of 2,000, for a needle that $A_1$ finds among noise (weak) and one that
-# it has found already (strong).
+# One drawing proves little, so here is the mean of 2,000. One needle is weak: $A_1$ finds it among noise. The other is
+# strong: $A_1$ has found it already.
 
 # %%
 n1, n2 = np.random.default_rng(0).standard_normal((2, 2000, S))
@@ -182,7 +182,7 @@ print(f"their difference {(one - two).mean():.2f} ± {(one - two).std():.2f}")
 
 # %% [markdown]
 # So each layer starts near its λ_init. Where did training take it? Here is the bundled model, trained on fairy tales.
-# The figure also names the *leading map* of each layer, the one with the larger factor in $A_1 - \lambda A_2$: that is
+# The figure also names the *leading map* of each layer, the one with the larger factor in $A_1 - \lambda A_2$. That is
 # $A_2$ where λ > 1, and $A_1$ in all other layers here.
 
 # %%
@@ -219,10 +219,10 @@ print(f"1/1.56 = {1 / 1.56:.2f}; λ = 1.56 equals the exchanged pair at 1/1.56 w
 # %% [markdown]
 # ## Is the noise shared? A measurement on real text
 #
-# We take the openings of eight tales, written for this notebook, which the model has not seen, and correlate the scores
-# of the two maps of each pair, query by query. (From here on, the first 32 queries of each text are left out: they see
-# few keys.) For comparison: maps that do *not* belong together, $A_1$ of one pair and $A_2$ of another pair of the same
-# layer. ± is a 95 % confidence interval over the tales.
+# We take the openings of eight tales, which were written for this notebook and which the model has not seen. We
+# correlate the scores of the two maps of each pair, query by query. (From here on, the first 32 queries of each text
+# are left out: they see few keys.) For comparison, we also correlate maps that do *not* belong together: $A_1$ of one
+# pair and $A_2$ of another pair of the same layer. The ± gives a 95 % confidence interval over the tales.
 
 # %%
 same = np.eye(3, dtype=bool)
@@ -289,8 +289,8 @@ sketches.groups({name: {f"layer {layer}": float(x[layer]) for layer in shown} fo
 #
 # The middle bars say why. In layers 2, 3 and 4 the same λ would *raise* the share, if only the noise were shared. So λ
 # is not too large there. What is missing is the shape: the rest of the other map is not like the leading map's noise.
-# In layer 0, 69 % of the rows have so little noise that even λ = 0.19 is above the rule's limit, and the middle bar
-# falls, too.
+# In layer 0 the middle bar falls, too. There, 69 % of the rows have so little noise that even λ = 0.19 is above the
+# rule's limit.
 #
 # (ρ sees one part of that shape: which keys have much of a row's noise. It does not see how sharp a map is. Double all
 # scores of a map: the map becomes sharper, and ρ stays. The next section measures sharpness.)
@@ -351,10 +351,10 @@ print(f"layer 3 with λ = 0, A₁ alone:        {wrong_map[0]:+.3f} ± {wrong_ma
 # Then why did the model get so much worse when chapter 00 set every λ to 0? The last line has most of the answer: in
 # layer 3 that takes away the map that leads.
 #
-# Chapter 00 asked what a broad map is subtracted for. So far we can say what it does: it takes a little off every
-# token, so that what the leading map passes over counts below zero. All four subtractions together are worth 0.06 nats,
-# and none of them alone is missed. What this model gains by the minus sign, we have not found. (Chapter 09 has small
-# models that learn to look up a value by its key. There it takes the second map to learn it sooner.)
+# Chapter 00 asked what a broad map is subtracted for. So far we can say what it does. It takes a little off every
+# token, so the tokens that the leading map passes over count below zero. All four subtractions together are worth 0.06
+# nats, and none of them alone is missed. What this model gains by the minus sign, we have not found. (Chapter 09 has
+# small models that learn to look up a value by its key. There it takes the second map to learn it sooner.)
 
 # %% [markdown]
 # ## See it
@@ -418,9 +418,9 @@ sketches.groups(
 )  # fmt: skip
 
 # %% [markdown]
-# Between heads the sizes differ more with both maps in layers 0, 2, 4 and 5, as much in layer 3, and less in layer 1.
-# The paper's reason shows in four layers of six. Where most is subtracted (layers 2, 3 and 4) sizes also vary about
-# twice as much from token to token. The norm works on each token by itself, so it levels that, too.
+# With both maps, the sizes differ more between heads in layers 0, 2, 4 and 5. They differ as much in layer 3, and less
+# in layer 1. The paper's reason shows in four layers of six. Where most is subtracted (layers 2, 3 and 4) sizes also
+# vary about twice as much from token to token. The norm works on each token by itself, so it levels that, too.
 #
 # Now the factor. Take a model as it is before training, with small random weights: how large is the difference,
 # measured by one map's result?
@@ -447,8 +447,8 @@ for layer, at in enumerate(prefixes):
 # - Subtracting a second map removes what both maps share. The needle's weight falls. Its share grows if the noise is
 #   shared and λ is below about twice the noise of the first map, $2(1-p)$.
 # - In this small model the scores of a pair share little (mean ρ of a layer at most 0.40). The share of the leading
-#   map's top token *falls* in every layer. λ is not the reason: if the rest of the other map had the shape of the
-#   leading map's noise, the share would rise in layers 2, 3 and 4.
+#   map's top token *falls* in every layer. In layers 2, 3 and 4, λ is not the reason. If the rest of the other map had
+#   the shape of the leading map's noise, the share would rise there.
 # - Training has made the leading map the sharper one in 17 of 18 pairs: four layers subtract the broad map, two add it.
 #   What for stays open. Any one of the four subtractions can be taken out without a visible loss, but not all four;
 #   neither addition can.
@@ -552,7 +552,7 @@ for layer, at in enumerate(prefixes):
 # <summary>Does the subtraction raise the weight of the token that matters?</summary>
 #
 # No. It lowers what both maps have in common. The *share* of what only $A_1$ sees becomes larger if there was much in
-# common, and smaller if $A_1$ had found it already and λ is above about $2(1-p)$.
+# common. It becomes smaller if $A_1$ had found it already and λ is above about $2(1-p)$.
 #
 # </details>
 # <details>

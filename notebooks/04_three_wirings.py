@@ -87,8 +87,8 @@ for K in (8, 4, 2):
 # ## Experiment: read a checkpoint the wrong way
 #
 # The bundled model is in Hugging Face's layout. `refdiff.convert` rewrites it for the paper's code in three steps. Each
-# is a change of order: of the heads in $W_Q$ and $W_K$; of the heads in $W_V$; and of the numbers inside each query and
-# key head, because the paper's RoPE rotates neighbors (chapter 02).
+# step changes an order. The first reorders the heads in $W_Q$ and $W_K$, the second the heads in $W_V$. The third
+# reorders the numbers inside each query and key head, because the paper's RoPE rotates neighbors (chapter 02).
 #
 # We do this by hand, to the weights of chapter 00. Our program pairs halves, so we need two orders:
 #

@@ -65,8 +65,8 @@ print(tokenizer.decode(story, skip_special_tokens=True))
 sketches.cache()
 
 # %% [markdown]
-# The new token's query looks at all kept keys, and its own key and value join them. refdiff's model returns the cache
-# and takes it back. A text in two parts gives the same logits as in one:
+# The new token's query looks at all kept keys, and its own key and value join them. The cache is a result of refdiff's
+# model, and an argument of the next call. A text in two parts gives the same logits as in one:
 
 # %%
 text = np.array(story)[None]
@@ -79,8 +79,8 @@ print("tokens in the cache:", len(rest.cache))
 # %% [markdown]
 # ## What it saves
 #
-# We count multiplications: one for each weight of the layers and each token that goes through, and those of attention
-# for each query and key that meet. (tiny.py computes a whole square for a map, so we count squares and not the
+# We count multiplications. The layers have one for each weight and each token that goes through. Attention adds those
+# of each pair of a query and a key. (tiny.py computes a whole square for a map, so we count squares and not the
 # staircases of the drawing. The product with $E$ is left out: a step needs it for the last token only.)
 
 # %%
@@ -105,14 +105,14 @@ sketches.curves(lengths - start + 1, {"without a cache": without / 1e6, "with a 
 # *square* of the length. The comparison of pairs, small here, grows even with its *cube* (1 + 4 + … + n²). With a
 # cache the weights' part grows with n and that of the pairs with n².
 #
-# Multiplications are not seconds. A step with a cache reads every weight of the model for one single token, so in a
-# large model the speed of memory limits it ([measured](reference/guides/performance.md)). In one as small as ours we
-# expect the fixed cost of a step to matter more. Exercise 6 measures seconds.
+# Multiplications are not seconds. A step with a cache reads every weight of the model for one single token. In a large
+# model, the bandwidth of memory therefore limits it ([measured](reference/guides/performance.md)). In one as small as
+# ours we expect the fixed cost of a step to matter more. Exercise 6 measures seconds.
 #
 # The price is memory: a key and a value of every token, in every layer and head. Differential attention needs no more
-# of it than plain attention with as many heads: a pair keeps two keys and one value of twice the size, as two plain
-# heads do. Many larger models let several query heads share one key/value head (*grouped queries*), which makes the
-# cache as many times smaller.
+# of it than plain attention with as many heads. A pair keeps two keys and one value of twice the size, as much as two
+# plain heads keep. Many larger models let several query heads share one key/value head (*grouped queries*), which makes
+# the cache as many times smaller.
 #
 # ## Who picks the token?
 #

@@ -15,7 +15,7 @@
 #
 # *For engineers.* You write a fast kernel for differential attention. Is it right? A comparison with `allclose` needs a
 # tolerance. Guess it too large, and mistakes pass. Here the oracle of refdiff says how much error the roundings of your
-# kernel can explain, finds what is more than that, and names the mistake.
+# kernel can explain. It finds any error beyond that, and names the mistake.
 
 # %%
 # %matplotlib inline
@@ -54,8 +54,8 @@ print("the truth:", oracle.truth(spec, inputs).out.shape)
 #
 # ## Your kernel
 #
-# This one walks over the keys in blocks and keeps a running maximum and sum, as FlashAttention does, and never holds
-# a whole row of scores. It computes in float32. The two outer loops go over pairs and over the two maps of a pair, the
+# This one walks over the keys in blocks and keeps a running maximum and sum, as FlashAttention does. It never holds a
+# whole row of scores. It computes in float32. The two outer loops go over pairs and over the two maps of a pair, the
 # inner one over blocks of keys. A block may bring a larger maximum; then all that was summed before shrinks to it. The
 # last lines are the difference, the norm and the factor. The arguments after the star let us break the kernel on
 # purpose later, and choose the type of the sum that it keeps.
@@ -164,8 +164,8 @@ sketches.two_tests(over, {name: error / 1e-3 for name, error in change.items()})
 # guess, and nothing tells you so: another kernel may need another tolerance. The truth itself, rounded to float16, is
 # not within 1e-5.
 #
-# What the oracle finds wrong in two of the kernels, in words (`print` a verdict to see each number with its limit, and
-# the worst row):
+# Here is what the oracle finds wrong in two of the kernels, in words. (`print` a verdict to see each number with its
+# limit, and the worst row.)
 
 # %%
 for name in ("scores / √2d", "ε = 1e-6"):
@@ -193,8 +193,8 @@ for name in broken:
 #
 # Take only the last query of the text and no more than one key. Softmax over one key is 1, whatever the score is. So
 # every mistake in the scores is invisible. `blind_spots` lists what an input cannot show. We compare with the list of
-# all mistakes that a kernel with two pairs of key heads can make (`larger` has two; some of them cannot happen with
-# one):
+# all mistakes that a kernel with two pairs of key heads can make. (`larger` has two pairs; some of the mistakes cannot
+# happen with one.)
 
 # %%
 larger = oracle.Spec.preset(

@@ -17,9 +17,9 @@
 # **Does either show at a size that a laptop can train?** (Its others are not tested here: fewer hallucinations, better
 # learning in context, smaller outliers among activations.) Two experiments ask it: finding a value by its key, where we
 # can see what is noise; and predicting text. They train plain attention, the paper's differential attention (v1), and
-# version 2 (two queries on one key, a λ for each token, no norm: chapter 04). All have five seeds, equal data, equal
-# steps, and parameters equal to 0.3 %. Muon trains the models of the first experiment, AdamW those of the second
-# (chapter 08 explains both). In short:
+# version 2 (chapter 04). Version 2 has two queries on one key, a λ for each token, and no norm. All have five seeds,
+# equal data, equal steps, and parameters equal to 0.3 %. Muon trains the models of the first experiment, AdamW those of
+# the second (chapter 08 explains both). In short:
 #
 # | | plain | v1 | v2 |
 # |---|---|---|---|
@@ -128,8 +128,8 @@ sketches.runs(np.arange(begin) * every, start, "step", "loss on rows of 8 tokens
 
 # %% [markdown]
 # **Both differential kinds learn the look-up sooner**, every seed of them. With two needles in a row there is little
-# noise to ignore, so this is not the paper's reason. And a differential model is more than a difference: v1 has a norm
-# behind each head, and one wide head in place of two; version 2 has twice the queries. So here are the same models with
+# noise to ignore, so this is not the paper's reason. And a differential model is more than a difference. v1 has a norm
+# behind each head, and one wide head in place of two. Version 2 has twice the queries. So here are the same models with
 # λ fixed at 0, three seeds of each. All else stays: norm, factor, wide head, and the second queries, which are now
 # idle. That leaves one map in each layer of v1 and two in version 2, which is then plain attention with a narrower
 # feed-forward network:
@@ -150,8 +150,8 @@ sketches.runs(np.arange(begin) * every, compared, "step", "loss on rows of 8 tok
 # **Without the second maps no model is sooner than plain attention.** One of version 2 finds the look-up at step 480;
 # the other five do not find it in these 1,000 steps. So it is not the norm, the wide head or the idle queries that make
 # learning sooner; it takes the second maps. (They are also more maps: two in each layer of v1 and four in version 2. As
-# many maps without a subtraction were not tested. Why most of these models end behind plain attention was not examined:
-# among other things, idle queries change the steps that Muon makes for the others.)
+# many maps without a subtraction were not tested. Why most of these models end behind plain attention was not examined.
+# Among other things, idle queries change the steps that Muon makes for the others.)
 #
 # Then training goes on with rows of all lengths. What has come of it? Rows that training did not have:
 
@@ -202,16 +202,16 @@ for kind, mine in by_kind.items():
     print(f"{kind:19}", *(f"{x:>12} " for x in found), f" {by_seed}")
 
 # %% [markdown]
-# **Version 2 finds the most values. v1 finds more than plain attention in rows of 16 to 64**, and in longer rows as
-# few. v1 seems to have a limit: in rows of 64, 128 and 256 tokens it finds 7 to 10 needles, in the mean. All seeds of
-# version 2 go far beyond that; of plain attention one does. This says what each kind learns in 2,000 steps, and not
-# what it could learn.
+# **Version 2 finds the most values. v1 finds more than plain attention in rows of 16 to 64**, and as few in longer
+# rows. v1 seems to have a limit: its mean is 7 to 10 needles in rows of 64, 128 and 256 tokens. All seeds of version 2
+# go far beyond that; of plain attention one does. This says what each kind learns in 2,000 steps, and not what it could
+# learn.
 #
 # ## Where do they look?
 #
-# The mean over layers and heads, differential − plain, and then the last layer by itself, where the answer is found:
-# one dot for each run and a line at their mean, in the longest rows of training. The second column asks which token of
-# the needle it is: the share of the one *behind* the value.
+# First comes the mean over layers and heads, differential − plain. Then comes the last layer by itself, where the
+# answer is found. Each run is a dot and their mean a line, in the longest rows of training. The second column asks
+# which token of the needle it is: the share of the one *behind* the value.
 
 # %%
 shares = {}
@@ -243,26 +243,26 @@ sketches.dots(
 # %% [markdown]
 # In the mean of both layers, **more of the attention goes to the answer in both differential kinds**, in rows of 16
 # tokens and more. **Less goes to the noise only in version 2, and only in rows of 8 to 64 tokens.** In the last layer
-# the plain models are not alike: two give most of their attention to the noise, three most of it to the questions, and
-# none gives more than 8 % to the answer. So a small share of noise is no merit by itself: the three that give least to
-# the noise are those that find least.
+# the plain models are not alike. Two give most of their attention to the noise, and three give most of it to the
+# questions. None gives more than 8 % to the answer. So a small share of noise is no merit by itself: the three that
+# give least to the noise are those that find least.
 #
-# Four models of version 2 give a fifth to a third of the attention to the token *behind* the value, where the first
-# layer can have brought key and value together. The fifth, which finds every value, gives it 1 %; as models of v1 do,
-# it looks at key and value themselves. Why version 2 does so much better than v1 was not tested. It has twice the
-# queries, λ depends on the token, and there is no norm behind the difference.
+# Four models of version 2 give a fifth to a third of the attention to the token *behind* the value. The first layer can
+# have brought key and value together there. The fifth, which finds every value, gives it 1 %; as models of v1 do, it
+# looks at key and value themselves. Why version 2 does so much better than v1 was not tested. It has twice the queries,
+# λ depends on the token, and there is no norm behind the difference.
 #
 # The paper's table 3 has the shares by where in the haystack the needle stands; the command above prints it.
 
 # %% [markdown]
 # ## Experiment 2: predict text
 #
-# Three kinds of model learn fairy tales: plain, v1, and version 2, where λ depends on the token and no norm follows
-# the difference. Five seeds each; the models of a seed see the same sequences in the same order. Version 2 has twice
-# the queries, so its feed-forward network is made narrower until all have the same number of parameters, to 0.3 %.
-# AdamW trains them. The learning rate is the best of three for the plain model; it rises to that in the first 50 steps
-# (the *warm-up*) and then falls. With it, v1 was not stable, as you will see. So three more v1 models are trained with
-# a third of it ("slow"). Some controls follow further down.
+# Three kinds of model learn fairy tales: plain, v1, and version 2, where λ depends on the token and no norm follows the
+# difference. Five seeds each; the models of a seed see the same sequences in the same order. Version 2 has twice the
+# queries, so its feed-forward network is made narrower until all have the same number of parameters, to 0.3 %. AdamW
+# trains them. The learning rate is the best of three for the plain model. It rises to that in the first 50 steps (the
+# *warm-up*) and then falls. With this rate, v1 was not stable, as you will see. So three more v1 models are trained
+# with a third of it ("slow"). Some controls follow further down.
 #
 # `python notebooks/variants.py fairy_en.txt runs` repeats the runs. (The text is not in this package; the bundled
 # model's card says where it comes from.)
@@ -330,14 +330,14 @@ for name in ("v1", "v2", "v1, slow"):
 # %% [markdown]
 # **At the end v1 is behind plain attention by 0.77, and version 2 ahead of it by 0.10.** Both intervals exclude 0, at
 # every step shown. A third of the learning rate does not help v1. Up to step 100 the loss of v1 is that of the dotted
-# line: as if it had learned how frequent each token is, and nothing else.
+# line. It is as if v1 had learned how frequent each token is, and nothing else.
 #
 # ## What costs v1 its loss?
 #
 # Not only the difference sets v1 apart: a norm follows each head (eq. 3), which version 2 leaves out. And AdamW trained
-# all models, while Muon trained those of the first experiment. So we change one thing at a time: v1 without that norm
-# (its factor $1 - \lambda_{init}$ stays); v1 with Muon; and, to compare, plain attention with Muon. Five seeds each;
-# all else is as before, the learning rate too.
+# all models, while Muon trained those of the first experiment. So we change one thing at a time. We train v1 without
+# that norm (its factor $1 - \lambda_{init}$ stays), v1 with Muon, and, to compare, plain attention with Muon. Five
+# seeds each; all else is as before, the learning rate too.
 
 # %%
 print_losses(changed)
@@ -350,9 +350,9 @@ for name, other in (("v1, no norm", "plain"), ("v1, no norm", "v2"), ("v1, Muon"
 
 # %% [markdown]
 # **Without the norm, or with Muon, v1 keeps up with plain attention.** Without the norm it ends ahead of it by 0.06;
-# its distance from version 2 may be chance. With the norm and Muon it is behind plain attention with Muon (not drawn)
-# by 0.37 at step 100, and at the end ahead by 0.05 (the interval just excludes 0). So neither the difference nor the
-# norm alone costs v1 its 0.77. It takes both the norm behind the difference and AdamW. (Why these two do not go
+# its distance from version 2 may be chance. With the norm and Muon, it is behind plain attention with Muon (not drawn)
+# by 0.37 at step 100. At the end it is ahead by 0.05, and the interval just excludes 0. So neither the difference nor
+# the norm alone costs v1 its 0.77. It takes both the norm behind the difference and AdamW. (Why these two do not go
 # together was not examined, nor other settings of AdamW. The larger v1 run below was trained with Muon, and kept up,
 # too.)
 #
@@ -466,7 +466,7 @@ print_layers("ρ across pairs", *across, -1)
 #
 # So sharing noise is not how these pairs begin: what one map scores higher, the other scores lower. A difference of
 # opposites has weights of both signs, which one softmax cannot have. (That is our reading; what the models use it for
-# was not measured.) The bundled model of chapter 03 is of the same kind, but wider, was trained by another optimizer
+# was not measured.) The bundled model of chapter 03 is of the same kind, but wider. It was trained by another optimizer
 # (Muon) and read forty times as many tokens. It ended elsewhere: ρ from −0.10 to 0.40. Opposites may be how pairs
 # begin, and not how they end.
 #
@@ -526,25 +526,25 @@ print("loss at steps 3600 and 4000:", {kind: [validation[kind][step] for step in
 
 # %% [markdown]
 # Repeating a run moves the loss by up to 0.01. The differential model is ahead by 0.03 to 0.04 in the first 1,200
-# steps; after that the two are level. (The last loss is not to be compared with the one before: until step 3600 it is
-# that of at most 128 rows of the validation part, at step 4000 that of all.)
+# steps; after that the two are level. (Do not compare the last loss with the one before. Until step 3600, the loss is
+# that of at most 128 rows of the validation part. At step 4000 it is that of all.)
 #
 # ## What we learned
 #
-# - **In retrieval both differential kinds were better**: they learned the look-up in less than half of the steps, and
-#   found more values in rows of 16 to 64 tokens (version 2 in all longer ones, too). In rows of 16 tokens and more,
+# - **In retrieval both differential kinds were better.** They learned the look-up in less than half of the steps. They
+#   found more values in rows of 16 to 64 tokens, and version 2 in all longer ones, too. In rows of 16 tokens and more,
 #   they gave more attention to the answer. Less noise was seen in version 2 alone, in rows of 8 to 64 tokens.
-# - **On text, with AdamW at the learning rate of the plain model, v1 had spikes and ended behind; version 2 had none
+# - **On text, with AdamW at the learning rate of the plain model, v1 had spikes and ended behind. Version 2 had none
 #   (after step 100) and ended ahead.** A third of the rate took most spikes from v1, and not the gap. Without the norm
 #   behind the difference, or with Muon, v1 had no spikes and kept up. Of one larger run of each kind, with Muon, plain
 #   and v1 ended level.
-# - Without their second maps, no model of v1 or version 2 found the look-up sooner than plain attention, and five of
-#   six did not find it in 1,000 steps.
+# - Without their second maps, no model of v1 or version 2 found the look-up sooner than plain attention. Five of six
+#   did not find it in 1,000 steps.
 # - The two maps of a pair began to learn as opposites. At the end ρ is above 0 in one layer of eight, the last of
-#   version 2, and no more than between the heads of the plain model.
+#   version 2. Even there it is no more than between the heads of the plain model.
 # - All this is tiny: at most 3 million parameters, minutes of training for most, settings chosen for the plain model.
-#   The paper's comparisons begin at 830 million parameters. And in retrieval seeds differ so much that one run of each
-#   kind can show the opposite: in rows of 256 tokens the best plain model finds three times what the best v1 finds.
+#   The paper's comparisons begin at 830 million parameters. And in retrieval, seeds differ so much that one run of each
+#   kind can show the opposite. In rows of 256 tokens the best plain model finds three times what the best v1 finds.
 #
 # <details>
 # <summary>What is checked of this chapter</summary>
@@ -637,8 +637,8 @@ print("loss at steps 3600 and 4000:", {kind: [validation[kind][step] for step in
 # <summary>Do the paper's claims show here, and what may one conclude?</summary>
 #
 # In part. In retrieval both differential kinds learned sooner and gave more attention to the answer in rows of 16
-# tokens and more. Version 2 found more in all rows but the shortest, v1 in rows of 16 to 64 tokens; less noise was seen
-# in version 2 alone, in short rows. On text version 2 was better than plain attention, and v1 worse with AdamW at the
+# tokens and more. Version 2 found more in all rows but the shortest, v1 in rows of 16 to 64 tokens. Less noise was seen
+# in version 2 alone, in short rows. On text, version 2 was better than plain attention. v1 was worse with AdamW at the
 # same learning rate, but not without its norm or with Muon. One may conclude little about large models, and much about
 # seeds: they must be several.
 #

@@ -15,7 +15,7 @@
 #
 # *For engineers.* You have a softmax in NumPy, and now your arrays lie in the memory of a GPU. Your tests pass on your
 # own computer, and the first run on the GPU may fail. **How do you write it once for both, and how do you test that
-# without a GPU?** We begin with such a failure, then look at what refdiff does instead, and at every place where
+# without a GPU?** We begin with such a failure. Then we look at what refdiff does instead, and at every place where
 # numbers are copied from one memory to the other.
 #
 # **The CUDA kernels have never run on a GPU**, nor has this notebook. The GPU is played by
@@ -69,8 +69,8 @@ except RuntimeError as error:
 #
 # On CuPy two of the four lines would be wrong (we did not run it). `np.tri` makes an array in the computer's memory,
 # and `np.where` would get one array from each memory: CuPy answers with a `TypeError`. The other two lines would run.
-# CuPy takes over `np.exp`, `np.max` and `np.sum` when they are called with one of its arrays. array-api-strict takes
-# over none of them, so it also finds the lines that happen to run on CuPy.
+# CuPy takes over `np.exp`, `np.max` and `np.sum` when they are called with one of its arrays. The library
+# array-api-strict takes over none of them, so it also finds the lines that happen to run on CuPy.
 #
 # ## Whose array is this?
 #
@@ -121,8 +121,8 @@ for name, function, given in (
         print(f"{name:16} refused: {type(error).__name__}")
 
 # %% [markdown]
-# That is the test without a GPU: a line that names NumPy, or makes an array on the wrong device, is an error here.
-# refdiff's tests run every layer in this way. What they do not show is how another library *rounds*: array-api-strict
+# That is the test without a GPU: a line that names NumPy, or makes an array on the wrong device, is an error here. In
+# refdiff's tests, every layer runs in this way. What they do not show is how another library *rounds*: array-api-strict
 # computes with NumPy underneath.
 #
 # ## The whole model
@@ -254,7 +254,7 @@ assert views == {"16-bit file": False, "float32 file": True}
 # <details>
 # <summary>Which numbers cross between host and GPU when text is generated, and how often?</summary>
 #
-# The weights once; at each step the last token's id (with its position and the length) to the GPU, and the id that was
-# chosen there back. Keys, values and logits stay; logits come back only where the host must see them.
+# The weights go to the GPU once. At each step, the last token's id goes there, with its position and the length, and
+# the chosen id comes back. Keys, values and logits stay. Logits come back only where the host must see them.
 #
 # </details>

@@ -119,8 +119,8 @@ for name, config in configs.items():
 #
 # $$\text{seconds a token} \ge \frac{\text{bytes of weights} + \text{bytes of keys and values}}{\text{bytes a second}}$$
 #
-# Here are the bounds for a memory of 10, 50 and 200 GB a second, for a short text, whose keys and values are left out.
-# (The file of `handcut` is float32; its second row is for a copy of it in bfloat16, kept as stored.)
+# Here are the bounds for a memory of 10, 50 and 200 GB a second. The text is short, and its keys and values are left
+# out. (The file of `handcut` is float32; its second row is for a copy of it in bfloat16, kept as stored.)
 
 # %%
 print(f"{'':28} {'10 GB/s':>9} {'50 GB/s':>9} {'200 GB/s':>9}   tokens a second at most")
@@ -136,7 +136,7 @@ for name, halved in (("handcut", "bfloat16 copy"), ("1B, assumed", "bfloat16, st
 # These are bounds, not measurements. `refdiff bench` measures how near refdiff comes to them on your machine.
 # [Performance](reference/guides/performance.md) has such a run, with random weights in `handcut`'s dimensions.
 #
-# A token of the prompt costs less than one that is written: the prompt's tokens go through together, and each weight is
+# A token of the prompt costs less than a generated one. The prompt's tokens go through together, and each weight is
 # read once for all of them.
 #
 # ## The answer
@@ -194,8 +194,8 @@ sketches.memory(lengths, lines, free / gigabyte, list(room.values()))
 # <summary>Answer</summary>
 #
 # Weights: 4 bytes · 1.2358 · 10⁹ = 4.943 GB. A token: 2 · 16 · 8 · 64 · 4 = 65,536 bytes. That is about 75,400 tokens,
-# more than half of its 131,072 positions. With K = 32 a token takes four times as much, and it is about 18,900 tokens
-# (leaving aside that the larger W_K and W_V make the weights larger too).
+# more than half of its 131,072 positions. With K = 32 a token takes four times as much, and the memory holds about
+# 18,900 tokens. (This leaves aside that W_K and W_V are larger then, too.)
 #
 # ```python
 # tokens = 4 * parameters["handcut"] // cache["handcut"]
