@@ -71,10 +71,10 @@ sketches.gradient_flow()
 # that the loss wants less of.
 #
 # In a model, a norm follows (eq. 3). It undoes whatever makes $O$ longer, so the loss does not depend on the length of
-# $O$: in each row $g \cdot O = \sum G \odot P = 0$. Were $P$ one softmax, whose weights are all above 0, $G$ would need
-# both signs: the loss could want more of one key only if it wanted less of another. But $P$ itself has both signs. So
-# "more" of a key with $P > 0$ can be balanced by "more" of a key with $P < 0$, which means: less taken away. The
-# picture of question 1 shows such a row.
+# $O$: in each row $g \cdot O = \sum G \odot P = 0$. Suppose $P$ were one softmax, whose weights are all above 0. Then
+# $G$ would need both signs: the loss could want more of one key only if it wanted less of another. But $P$ itself has
+# both signs. So "more" of a key with $P > 0$ can be balanced by "more" of a key with $P < 0$, which means: less taken
+# away. The picture of question 1 shows such a row.
 
 
 # %%
@@ -113,7 +113,7 @@ for i, gradient in enumerate(gradients(*inputs)):
 # ## 1. What does the loss want on a sentence?
 #
 # The bundled model reads a sentence and predicts its last word from those before it. Here is $-G$ of one pair of layer
-# 4, at the token that predicts: where a bar is above 0, the loss wants more of that key in $P$, or less of it taken
+# 4, at the token that predicts. Where a bar is above 0, the loss wants more of that key in $P$, or less of it taken
 # away. Below it are $P$ and the two maps as they are, on one scale. (`sketches.wanted` keeps what `diff_attention_vjp`
 # is given on the backward pass, and computes $G = gV^\top$.)
 
@@ -145,8 +145,8 @@ sketches.bars(rows, int(np.argmin(G)), words[:seen], apart=1)
 # and $\lambda A_2$ takes away 0.06. There are two ways to mend that, and the gradients ask for both: more of "wolf" in
 # $A_1$, and less of it in $A_2$. (In layers 1 and 5, λ is below 0. There the loss wants the same of both maps.)
 #
-# The row keeps the rule that $\sum G \odot P$ is 0 (up to the ε of the norm), though the loss wants more of 9 of 14
-# keys. At four of these $P$ is below 0, and they balance most of the others (−0.14 against +0.18).
+# The loss wants more of 9 of 14 keys. Even so, $\sum G \odot P$ is 0 in this row, up to the ε of the norm. At four of
+# the nine keys $P$ is below 0, and they balance most of the others (−0.14 against +0.18).
 #
 # ## 2. Experiment: what moves λ?
 #
@@ -222,12 +222,12 @@ sketches.pull_and_path(moments, lambdas, pulls, counted_from=50)
 # - *Layer 2:* λ grows to 0.80 by step 50 while the pull is almost 0. The size of the pull does not fit.
 #
 # The gradient is not all: between it and a step stands the optimizer, here Muon (Jordan 2024). It changes each matrix
-# of the layers by a step whose singular values are all about equal, and leaves all other parameters to AdamW
-# (Loshchilov and Hutter 2019), the λ vectors too. AdamW keeps running means of each gradient and of its square, and
-# divides the first by the root of the second, the gradient's usual size. Then the size of the pull should hardly
-# matter, only how steadily it points one way. We test that: the same training once more, with all gradients of λ made a
-# hundred times smaller. Only `diff_lambda_vjp` changes. (`overlay` returns the model's layer functions, each as
-# `a_hundredth` returns it. The model then calls these.)
+# of the layers by a step whose singular values are all about equal. All other parameters, the λ vectors too, it leaves
+# to AdamW (Loshchilov and Hutter 2019). AdamW keeps running means of each gradient and of its square, and divides the
+# first by the root of the second, the gradient's usual size. Then the size of the pull should hardly matter, only how
+# steadily it points one way. We test that: the same training once more, with all gradients of λ made a hundred times
+# smaller. Only `diff_lambda_vjp` changes. (`overlay` returns the model's layer functions, each as `a_hundredth` returns
+# it. The model then calls these.)
 
 
 # %%
@@ -252,10 +252,10 @@ sketches.paths(np.arange(1, 301), {"as before": np.array([r["lambdas"] for r in 
                                    "a hundredth of the pull": weak_lambdas}, "step", "λ")  # fmt: skip
 
 # %% [markdown]
-# With a hundredth of the pull, λ of layers 0 and 2 ends near where it did: at 0.86 and 0.92 instead of 0.81 and 0.92.
-# That of layer 1 rises to 1.01 instead of 1.45 and ends at 0.90 instead of 1.18. In plain gradient descent each step
-# would be a hundredth as long. **So AdamW sets the pace of λ more than the size of the pull does.** The sign of the
-# pull goes with most of what λ does in layer 1; it does not go with the slow fall in layer 0.
+# With a hundredth of the pull, λ of layers 0 and 2 ends near where it did before. It ends at 0.86 and 0.92 instead of
+# 0.81 and 0.92. That of layer 1 rises to 1.01 instead of 1.45 and ends at 0.90 instead of 1.18. In plain gradient
+# descent each step would be a hundredth as long. **So AdamW sets the pace of λ more than the size of the pull does.**
+# The sign of the pull agrees with most of what λ does in layer 1. It does not agree with the slow fall in layer 0.
 #
 # Why are the two runs not equal, if AdamW ignores a constant factor? It ignores it but for its ε (10⁻⁸). Also, where
 # the common norm of all gradients is above 1, they are scaled down together before AdamW (*clipping*): in 279 of the
@@ -285,10 +285,10 @@ sketches.curves(depths, lines, "layer", "gradient of W_Q, plain head = 1", yscal
                 yticks=(1, 2, 5, 10, 20, 50), yticklabels=(1, 2, 5, 10, 20, 50))  # fmt: skip
 
 # %% [markdown]
-# With the norm alone, the gradient grows from 18 to 74 times that of a plain head, about fourfold from the first layer
-# to layer 27. With the factor it stays nearly the same at every depth (14.5 to 15.9 times), as the paper wants it. It
-# is not the gradient of a Transformer, though: norming a head of small numbers makes it many times larger everywhere.
-# The paper's appendix G calls the two the same *up to constant factors*.
+# With the norm alone, the gradient is 18 times that of a plain head in the first layer and 74 times in layer 27. It
+# grows about fourfold. With the factor it stays nearly the same at every depth (14.5 to 15.9 times), as the paper wants
+# it. It is not the gradient of a Transformer, though: norming a head of small numbers makes it many times larger
+# everywhere. The paper's appendix G calls the two the same *up to constant factors*.
 #
 # This was one layer by itself, with even maps. Here are whole models, one new and one trained, on the eight openings of
 # chapter 03:
@@ -316,9 +316,9 @@ for name, one in (("new", refdiff.DiffLlamaForCausalLM.from_config(bundled.confi
 # - In this one training the loss pulls every λ up at step 30, and every λ rises. In one layer of three it pulls down
 #   more often than up from step 50 on, and λ turns near step 70. In another, λ falls a little against the pull.
 # - With a hundredth of the pull, λ of two layers in three ends near where it did: AdamW divides by the gradient's size.
-# - At initialization the norm makes the gradient of $W_Q$ 18 times that of a plain head in the first layer and 74 times
-#   in layer 27. The factor $1 - \lambda_{init}$ takes back the growth with depth, and not the rest: about 15 times is
-#   left at every depth. In a whole model, layers differ for other reasons, too.
+# - At initialization the norm makes the gradient of $W_Q$ 18 times that of a plain head in the first layer. In layer 27
+#   it is 74 times. The factor $1 - \lambda_{init}$ takes back the growth with depth, and not the rest: about 15 times
+#   is left at every depth. In a whole model, layers differ for other reasons, too.
 #
 # <details>
 # <summary>What is checked of this chapter</summary>
