@@ -20,7 +20,7 @@
 # You run the bundled model both ways, turn one way into the other, and find a published file that computes something
 # else. Allow 20 minutes; you need chapter 03.
 #
-# This chapter is for the day on which you load a checkpoint and its text is nonsense. Until then you may go on with
+# This chapter is for the day on which you load a checkpoint and its text is nonsense. Until then you may continue with
 # chapter 08. Chapter 09 needs the section *The second version* only.
 
 # %%
@@ -164,7 +164,7 @@ sketches.loss_bars(rows, guess)
 # lower one. In this model the wrong reading costs more than 5 nats, so a page of text is enough.
 #
 # So the conversion only changes the order of rows. (Where the norm has a weight or ε differs, it also puts the weight
-# into $W^O$ and rescales $W_V$.) The way back puts the even heads first and the odd ones behind them:
+# into $W^O$ and rescales $W_V$.) The inverse puts the even heads first and the odd ones behind them:
 
 # %%
 evens_then_odds = [np.concatenate(neighbors(x), axis=1) for x in (q, k)]
@@ -214,7 +214,7 @@ print("V2 is plain attention, subtracted in pairs:", np.allclose(v2, subtracted.
 # %% [markdown]
 # ## The file that differs
 #
-# This part is for readers of the authors' code. Others may go on with the exercises.
+# This part is for readers of the authors' code. Others may continue with the exercises.
 #
 # The authors published three files for the first version. With fewer keys than queries (grouped queries), each key
 # serves $n$ queries. Two of the files first pair the keys and then share them. The third, `multihead_diffattn.py`,

@@ -120,7 +120,7 @@ for name, config in configs.items():
 # $$\text{seconds a token} \ge \frac{\text{bytes of weights} + \text{bytes of keys and values}}{\text{bytes a second}}$$
 #
 # Here are the bounds for a memory of 10, 50 and 200 GB a second. The text is short, and its keys and values are left
-# out. (The file of `handcut` is float32; its second row is for a copy of it in bfloat16, kept as stored.)
+# out. (The file of `handcut` is float32; its second row is for a copy of it that is kept in bfloat16.)
 
 # %%
 print(f"{'':28} {'10 GB/s':>9} {'50 GB/s':>9} {'200 GB/s':>9}   tokens a second at most")
@@ -181,7 +181,7 @@ sketches.memory(lengths, lines, free / gigabyte, list(room.values()))
 #
 # ## If it does not fit
 #
-# - Keep 16-bit weights as stored: `--weights stored`.
+# - Keep 16-bit weights in 16 bits: `--weights stored`.
 # - Shorten the text: keys and values grow with it, weights do not.
 # - Look before you load: `refdiff inspect` says what weights and cache will take, and reads no matrix.
 #
