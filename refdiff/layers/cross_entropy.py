@@ -49,7 +49,7 @@ def _classes(name: str, logits: Array, targets: Array, ignore_index: int) -> tup
     keep = targets != ignore_index
     classes = xp.where(keep, targets, 0)
     if 0 not in targets.shape:
-        numbers = xp.astype(classes, xp.int64, copy=False)  # torch has no least number of uint64
+        numbers = xp.astype(classes, xp.int64)  # torch has no least number of uint64
         low, high = int(xp.min(numbers)), int(xp.max(numbers))
         if low < 0 or high >= V:
             raise IndexError(
@@ -72,7 +72,7 @@ def cross_entropy_vjp(g: Array, logits: Array, targets: Array, *, ignore_index: 
         ValueError: the shapes do not fit.
         IndexError: a target is neither in 0 to V − 1 nor `ignore_index`.
     """
-    xp = namespace(g, logits, targets)
+    xp = namespace(g, logits)
     counts, _ = _classes("cross_entropy_vjp", logits, targets, ignore_index)
     if g.ndim != 0:
         raise ValueError(f"cross_entropy_vjp: g: got shape {tuple(g.shape)}, expected (), like the result")

@@ -118,7 +118,7 @@ def diff_heads_hf_vjp(
         g (B, T, H d), the rest as in `diff_heads_hf`; saved (B, H/2, T, 2d) is the result of `diff_attention`, if the
         forward pass kept it -> the shapes of q, k, v, lambda_
     """
-    xp = namespace(g, q, k, v, lambda_, mask, bias)
+    xp = namespace(q)
     (q1, q2), (k1, k2) = _split("diff_heads_hf_vjp", "q", q), _split("diff_heads_hf_vjp", "k", k)
     operands = (q1, k1, q2, k2, v, lambda_, mask, bias)
     heads = ops.diff_attention(*operands, causal=causal, ops=ops) if saved is None else saved

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from refdiff import layers
-from refdiff.arrays import Array, namespace
+from refdiff.arrays import Array
 from refdiff.layers.diff_heads_paper import group_by_map, interleave_heads
 from refdiff.layers.plain_heads import check_values, concat_heads, split_gradient
 
@@ -82,7 +82,6 @@ def diff_heads_v2_vjp(
     Shapes:
         g (B, T, h d), the rest as in `diff_heads_v2` -> the shapes of q, k, v, lambda_
     """
-    namespace(g, q, k, v, lambda_, mask, bias)
     q1, q2 = _split_queries("diff_heads_v2_vjp", q, k, v)
     B, H, T, _ = q1.shape
     g = split_gradient("diff_heads_v2_vjp", g, (B, H, T, v.shape[3]))
