@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -62,6 +68,18 @@ def test_a_broken_file_is_an_error(name: str, text: str, said: str, here: Path, 
 
 def test_a_folder_is_an_error(here: Path, judge: Judge) -> None:
     assert judge(here) == (2, "", f"refdiff judge: error: {here}: got a folder, expected a file\n")
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "files"), [(shutil, "copy", ("child.py", None, "x/child.py")), (os, "pwrite", ())]
+)
+def test_a_full_disk_of_temporary_files(
+    module: Any, function: str, files: tuple[Any, ...], judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", *files)
+    monkeypatch.setattr(module, function, Mock(side_effect=full))
+    said = f"refdiff judge: error: {tempfile.gettempdir()}: No space left on device\n"
+    assert judge(KERNELS / "honest.py") == (2, "", said)
 
 
 def test_a_failure_names_the_line_of_the_kernel(here: Path, judge: Judge) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import json
 import math
 import os
@@ -97,6 +98,7 @@ class KernelProcess:
             ProcessError: the process ended or took too long when it loaded the file.
         """
         with contextlib.ExitStack() as files:
+            files.enter_context(_name_full_disk())
             scratch = files.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
             arena, log = (files.enter_context(tempfile.TemporaryFile()) for _ in range(2))
             arena.truncate(largest + 2**14)
@@ -323,6 +325,17 @@ def _config(path: Path, function: str, limits: ProcessLimits, scratch: str) -> d
         "processes": limits.processes,
         "path": entries,
     }
+
+
+@contextlib.contextmanager
+def _name_full_disk() -> Iterator[None]:
+    """Name the folder of temporary files where its disk is full; the user knows none of the files."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            error.filename, error.filename2 = tempfile.gettempdir(), None
+        raise
 
 
 def _children() -> set[int]:
