@@ -212,6 +212,33 @@ def test_only_the_oracle_and_pipelines_read_signatures() -> None:
     assert not found
 
 
+NO_THRESHOLDS = {
+    "MIN_EXPONENT", "MAX_EXPONENT", "SMALLEST_NORMAL", "(SINGLE, DOUBLE)",  # of number formats
+    "ONE_ROUNDING", "RMS_ROUNDING", "ROUNDINGS",  # what roundings add up to
+    "STEP", "EQUAL_UNIT", "MIN_ROW_BUDGET", "SATURATED",  # of numerical methods: differences, equality, divisions
+    "LAMBDAS", "FAR_GAIN", "RIGHT",  # values of cases, and a factor of mistakes
+}  # fmt: skip
+
+
+def test_thresholds_of_the_oracle_are_in_one_file_with_their_evidence() -> None:
+    """Other modules have no fractions but those above; each field of a threshold has an entry in the docstring."""
+    no_number = ast.Call | ast.Dict | ast.Lambda
+    found = {
+        ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
+        for path, tree in MODULES.items()
+        for node in (tree.body if path.startswith("refdiff/oracle/") else ())
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value
+        and any(isinstance(n, ast.Constant) and isinstance(n.value, float) for n in ast.walk(node.value))
+        and not any(isinstance(n, no_number) for n in ast.walk(node.value))
+    }  # fmt: skip
+    assert found == NO_THRESHOLDS
+    for area in (n for n in MODULES["refdiff/oracle/thresholds.py"].body if isinstance(n, ast.ClassDef)):
+        entries = re.findall(r"^ +([a-z0-9_, ]+): \S", ast.get_docstring(area, clean=False) or "", re.MULTILINE)
+        numbers = [n for n in area.body if isinstance(n, ast.AnnAssign) and not isinstance(n.value, ast.Call)]
+        missing = {ast.unparse(n.target) for n in numbers} - set(", ".join(entries).split(", "))
+        assert not missing, f"{area.name} has no evidence for {missing}"
+
+
 def test_public_names_have_docstrings() -> None:
     """Every module, and every public class and function in it; of a layer, with its headings in order and its axes."""
     missing = [path for path, tree in MODULES.items() if not ast.get_docstring(tree)]

@@ -1,4 +1,8 @@
-"""Every threshold of the oracle, with the evidence for its value."""
+"""Every threshold of the oracle, with the evidence for its value: what decides a verdict, a name or what is reported.
+
+Elsewhere are constants that decide none of these: number formats and their rounding errors, the values of test cases,
+the length of texts, and how much memory or time the judge gives a kernel.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,15 @@ class RowLimits:
     noisy_row: for a row that is smaller than E_r / `noise`; its errors have longer tails. Of 35,000 checks of correct
         kernels (seeds from 80000, 90000 and 100000 of tests.parity.false_alarms) the largest was 5.05, of transformers'
         eager attention.
+    bulk, element, slope: in 3,110 checks of correct kernels (seeds from 41000 of tests.parity.false_alarms) the largest
+        bulk was 1.10, the largest element 1.09, and the largest slope 0.25 of its limit. A number is judged by `row`
+        too, and a slope by `factor`.
     factor: in multiples of `CommonFactor.spread`. The largest estimate was 3.3 in 9,168 tensors of held-out orders
         (seeds 5000 to 5023; float32, bfloat16 fused and eager, float16; all profiles of numbers). It was 3.7 in 914
         tensors of torch, transformers and JAX (seeds 60 and 61 of tests.parity.false_alarms). Since then the spread
         also covers orders that were left out, and is larger: a float16 `degenerate` case of transformers went from 9.9
         to 4.8.
-    noise: a row is uncertain if E_r is a larger share of it.
+    noise: a row is uncertain if E_r is a larger share of it. A row then passes with an error as large as itself.
     share: the verdict is inconclusive if a larger share of the rows is uncertain.
     """
 
@@ -34,66 +41,113 @@ class RowLimits:
 
 
 @dataclass(frozen=True)
-class Thresholds:
-    """The constants of acceptance, diagnosis and traces.
+class FitLimits:
+    """The ranges and the effort of fitted numbers (`refdiff.oracle.diagnosis.fits`, `fit_lambda`, `parameter_fit`).
 
-    Acceptance; u is the unit roundoff of the storage type, u₃₂ = 2⁻²⁴ that of float32:
-        storage_floor: in u. E_r is at least 1/√12 u of the row, the standard deviation of one rounding.
-        compute_floor: in u₃₂. Every recipe sums, norms and scales in float32, where one operation is wrong by up to
-            u₃₂. Equal rows, such as those of constant values, share its sign, so that no mean over rows reduces it.
-        storage_slope: in u. The roundings of some thousand stored numbers average to this.
-        compute_slope: in u₃₂. After the sums of a row come four float32 operations: mean + ε, root, quotient, scale. In
-            equal rows their errors have one sign. `lambda_init_error` is counted separately.
-        element_rows, element_units: one number may differ by so many E_r of its row, plus so many u |y| for storing it.
-        narrow_exp: error of a log-sum-exp, in nats. Kernels that store 16 bits may use coarser exponentials. On equal
-            scores the error of torch's flash attention on a CPU is 2⁻¹⁴·², in bfloat16 and float16.
-        sample_scores: outputs with at least so many scores are judged by a sample of queries (`row_sample`). All rows
-            of smaller ones take about three seconds at most.
-        sample_queries: how many queries the sample has.
-        sample_scatter: the largest ratio of E_r to its estimate, over the median ratio. It was 1.2 to 3.4 over presets,
-            profiles and recipes, and 4 to 8 in float32 where all values are equal.
-        min_row_ratio: the least ratio of E_r to its estimate, over the median ratio. The smallest was 0.7 in `natural`.
-            In `extreme` float32 one row had 0.24: there timm reached 4.4 E_r with 4 allowed, and 1.6 E_r since.
-        linear_score_error: up to this error of a score, the error of its weight is linear in it: exp(0.1) is 1.105.
-        sum_terms: in u ‖terms‖₂. The rounding errors of a long sum are a random walk with a standard deviation of about
-            u/3 ‖terms‖₂.
-        sum_members: in multiples of the largest error of a member. Of 1,512 sums of held-out orders (bfloat16 and
-            float16, fused and eager; natural, cancellation, extreme) the largest error was 0.65 of what is allowed, and
-            a typical one 0.1.
-        sum_order: in multiples of `sum_error`. Of 192 sums of 320 to 4,096 terms of random sign, added one after
-            another, the largest error was 4.5.
+    grid: values on the first grid of a number, whose neighbors differ by a factor of 1.24 for the scale of scores.
+    halvings: how often the step from the best of them is halved: to less than 2e-8, below the unit roundoff of float32.
+    scale_range: the scale of scores is at most so many times larger or smaller. Without a scale it is √d times larger,
+        16 at d = 256.
+    epsilon_range, theta_range: models have 1e-6 to 1e-5, and 1e4 to 1e7.
+    softcap_range: models have 30 to 50; a wrong unit or scale makes it far smaller or larger.
+    query_offsets: shifts of the queries' positions that are tried; those by 1 and −1 are deviations.
+    rotary_shares: shares of a head that RoPE is tried to rotate. GPT-NeoX rotates 1/4, GLM 1/2, Phi-4-mini 3/4, and MLA
+        64 of 192.
+    max_window: the longest window that is tried; each length is one output.
+    field_layers: layers tried for the field `layer`. After them λ_init is within 3e-9 of its limit 0.8.
+    first_fields, pairs: fields tried as the first of two, and pairs refined. In 36 outputs with two wrong fields the
+        first of the pair was the best alone in 34 and the second best in 2, and the first pair refined passed.
+    rounds, round_gain: two fields are fitted in turn for so many rounds, as long as one leaves less than this share of
+        the error before it. These 36 took at most 3 rounds.
+    lambda_range: models have λ from 0 to 1, and a missing sign or scale makes it at most twice as large, or negative.
+    lambda_grids: grids in the search for λ; the last has steps of 1e-10, below the unit roundoff of float32.
+    lambda_tokens: about the number of tokens that the fit uses. With 64 tokens of 16 numbers, the error of λ from
+        rounding is 1/32 of the rounding error of one number.
+    last_layer, distinct_layers: the last layer that is tried for λ_init. Those after `distinct_layers` have the same
+        λ_init up to 4e-6, and are tried only if that one is the best so far.
+    zero_factor: factors of heads that differ by less than `same_factor` of this are one: their output is nearly zero.
+    """
 
-    Diagnosis; residuals are errors in multiples of E_r:
-        quick_residual: a deviation with a larger quick residual does not get a budget of its own.
-        case_separation: a case tells two deviations apart if their outputs differ by more in some row, in E_r.
-        correct_residual: the right name leaves less. If one leaves more, fitted numbers are tried as well.
-        better_ratio: an answer is better than another if it leaves so many times less error.
-        explained: share of the squared error that a candidate must explain to be shown. Zeros explain half of any error
-            that is unrelated to the truth. For outputs with two mistakes, the closest single was one of the two in 1 of
-            6 cases below this share, and in 5 of 9 above it. Of 28 outputs with three mistakes that have names once one
-            field of the spec is changed, every field was in a candidate that explains 67 % or more.
-        large_explained: the same for large inputs: a candidate that explains less is not judged on the whole.
-        first_field: share of the squared error that the best field of the spec must explain alone, for a second one to
-            be fitted beside it. In 48 outputs with two wrong fields it explained 52 % or more.
-        nearly_explained: a fitted number that explains this share is shown although the output does not pass with it.
-        same_function: two float64 outputs closer than this share of the largest number are equal.
-        max_change: in E_r. A deviation that changes a correct row by more is not in the kernel.
-        place_separation: in E_r. Two places of the truth that are closer cannot be told apart.
-        projection_ratio: an output points to another function if its projection is so many times that of any order.
-        min_projection: the least such projection, as a share of the way. Nobody's rounding errors are known better.
-        gradient_residual: root mean square over rows, in E_r. A gradient this near to a deviation's may be that.
-        same_factor: factors, or fitted numbers of heads, that differ by a smaller share are taken for one.
-        exact_unit: in types with a smaller unit roundoff, a fitted number that passes is not near by chance.
+    grid: int = 33
+    halvings: int = 26
+    scale_range: float = 30.0
+    epsilon_range: tuple[float, float] = (1e-12, 1.0)
+    theta_range: tuple[float, float] = (30.0, 1e8)
+    softcap_range: tuple[float, float] = (0.05, 500.0)
+    query_offsets: tuple[int, ...] = (2, -2)
+    rotary_shares: tuple[float, ...] = (1 / 4, 1 / 3, 1 / 2, 3 / 4)
+    max_window: int = 256
+    field_layers: int = 64
+    first_fields: int = 4
+    pairs: int = 3
+    rounds: int = 8
+    round_gain: float = 0.9
+    lambda_range: tuple[float, float] = (-2.0, 3.0)
+    lambda_grids: int = 22
+    lambda_tokens: int = 64
+    last_layer: int = 99
+    distinct_layers: int = 40
+    zero_factor: float = 1e-3
 
-    Places of an error (`refdiff.oracle.diagnosis.places`):
-        local_share: an error in a larger share of the rows, or columns, is everywhere.
-        place_contrast: a place has so many times the error of the worst row elsewhere. An error that is everywhere
-            leaves no such gap.
-        max_places: an error in more separate stretches of rows without a pattern is everywhere: chance marks as many.
-        filled_share: a box counts as marked if this share of it is. A row of garbage may be right by chance.
-        min_block: the fewest rows, columns or steps of a period that form a block. Fewer may be chance.
 
-    Systematic errors in a trace (`refdiff.oracle.divergence.systematic_error`), in unit roundoffs unless noted:
+@dataclass(frozen=True)
+class LostTokenLimits:
+    """Which sets of lost keys or queries are tried (`refdiff.oracle.diagnosis.lost_tokens`).
+
+    rows: wrong rows that are recomputed, each with every set (1,783 sets of 96 keys). A set must explain every one.
+    edges: starts and ends of ranges: 32 give 528 ranges. Lost keys of 16 queries and 1,024 keys take 0.5 s with them.
+    tile: the simplest ranges start or end at multiples of it, the smallest tile of `TILE_SIZES`.
+    singles, singles_tile: of so many tokens, every single token, prefix and suffix is tried. Of more, only the single
+        tokens beside an edge of tiles of this size: with all of them, time would grow as the square.
+    short, short_range: of so many tokens, every range of up to `short_range` is tried. At edges alone, keys 5 to 11 of
+        48 were missed. More queries are combined in `short` blocks, with one backward pass each: 3.2 s in place of 12.7
+        for 512 queries.
+    tie: the simpler set is named up to this ratio of its error to the smallest. In 28 outputs and gradients of kernels
+        that lose tokens, the right set left at most 0.8 E_r, and every other one that changes them 2.5 or more.
+    """
+
+    rows: int = 8
+    edges: int = 32
+    tile: int = 8
+    singles: int = 256
+    singles_tile: int = 64
+    short: int = 128
+    short_range: int = 16
+    tie: float = 1.5
+
+
+@dataclass(frozen=True)
+class TraceLimits:
+    """The limits of a point of a trace (`refdiff.oracle.divergence`).
+
+    Single rows (`expected_values`). The spread of a row is the root mean square error of runs with simulated rounding;
+    growth is the error of a sum from its partial sums (`expected_values.growth`):
+        row: in spreads. In 21,842 points of correct runs (float32, bfloat16, float16; both modes) it was 2.7 at most.
+        spread_floor: in unit roundoffs of the row: about one rounding, of 0.42.
+        element_spreads, element_units: one number may differ by so many spreads of its row, plus so many times its unit
+            roundoff and growth. In the same points the largest error was 0.63 of what is allowed.
+        few_numbers: the floor of a row of n numbers has 1 + few_numbers / n times the variance. One number alone may
+            then differ by 3.6 unit roundoffs.
+        point_rounding: in unit roundoffs, the standard deviation of a point's rounding error: that of two roundings.
+            `row` allows for the four that scores have in transformers' eager attention (product, scale, mask, argument
+            of the exponential).
+        smallest_drawn: rounding errors near 0 are simulated only for types in which they are larger. That is float16,
+            with 2⁻²⁵; those of float32 and bfloat16 are at most 2⁻¹³⁴, far below all other errors.
+        runs: how many runs round every number independently, and as many round equal numbers alike. `spread_margin` and
+            `drawn_spreads` allow for so few.
+        spread_margin: in standard deviations of a spread that is estimated from few numbers: exceeded once in 1,000.
+        strong_runs: further runs in "free" mode, with errors `row` times as large. If errors only add up, they show
+            nothing new. If two keys have nearly the same score, accumulated errors decide which is the larger: a
+            correct run may attend to the other one although none of a few usual runs did. Most strong runs do; in one
+            correct run of sharp maps in bfloat16 none of the first 16 did.
+        jump_ratio: errors do more than add up if the largest square of the strong runs, over `row`², is more than this
+            many times that of the usual runs.
+        jump_margin: a correct run may then have this many times the largest error of the strong runs. Where usual runs
+            show it, the limit is this many times theirs: which of two keys is attended to does not scatter like a sum
+            of errors, and one correct run of 39 with sharp maps was 1.02 times as far off as they allow.
+        jump_share: a row whose errors may reach this share of it is not judged: it may attend to another key.
+
+    Systematic errors (`systematic_error`), in unit roundoffs unless noted:
         min_numbers, min_rows: with fewer numbers, or fewer distinct rows, only single rows are judged.
         min_roundings: in the rounding error of numbers near 0. A smaller row may have been rounded to 0 as a whole.
         alike_distance: rows that differ by less are rounded alike.
@@ -102,53 +156,36 @@ class Thresholds:
         elementary_error: in u₃₂. A processor's or GPU's exp may be wrong by a few, always in one direction.
         constant_error: error of a constant factor at a point that is not in the trace: its own rounding and a
             truncating cast.
+        tf32_error: what all numbers may have alike in tf32, which truncates both factors of a product: 1 on average for
+            each, and 1 for the result. In other types it is 1.
         hidden_share: share of a constant. Nothing is reported where one-sided rounding errors could look like an error
             of this size in it; numbers that differ by few roundoffs seem not to depend on it.
+        min_remainder: of the square of a derivative, the least share that is not along y. A derivative along y leaves
+            the error of a finite difference, 2⁻¹³ squared.
+
+    Points without a model to run, and what is said of a point (`first_divergence`, `explain`):
         error_growth: largest growth of the relative error from one point to the next where the rounding is unknown.
+        recorded_units: in unit roundoffs, the error of a first point, and of one that is added in another order: one
+            rounding in each run.
+        precision_share: a run has the coarsest type of this share of its points: norms, λ and log-sum-exps may be
+            float32 in a run of 16 bits.
+        min_widened: fewer float32 numbers that 16 bits can hold may be constants, such as 1 or 0.5.
+        known_factor: a factor on scores is named if it is this near: two names, √2 and log₂ e, differ by 2 %.
     """
 
-    limits: RowLimits = RowLimits()
-    wrong_limits: RowLimits = RowLimits(row=4.5, noisy_row=5.75, bulk=2.0, element=4.5, slope=12.0, factor=12.0)
-    """Looser limits for naming a mistake: in which order a wrong kernel rounds, and where, is unknown."""
-
-    storage_floor: float = 0.29
-    compute_floor: float = 1.0
-    storage_slope: float = 0.02
-    compute_slope: float = 4.0
-    element_rows: float = 6.0
-    element_units: float = 2.0
-    narrow_exp: float = 2.0**-13
-    sample_scores: int = 2**20
-    sample_queries: int = 48
-    sample_scatter: float = 8.0
-    min_row_ratio: float = 2 / 3
-    linear_score_error: float = 0.1
-    sum_terms: float = 3.0
-    sum_members: float = 3.0
-    sum_order: float = 8.0
-
-    quick_residual: float = 30.0
-    case_separation: float = 5.0
-    correct_residual: float = 1.0
-    better_ratio: float = 2.0
-    explained: float = 0.6
-    large_explained: float = 0.5
-    first_field: float = 0.25
-    nearly_explained: float = 0.99
-    same_function: float = 1e-9
-    max_change: float = 10.0
-    place_separation: float = 10.0
-    projection_ratio: float = 3.0
-    min_projection: float = 0.1
-    gradient_residual: float = 6.0
-    same_factor: float = 0.02
-    exact_unit: float = 1e-5
-
-    local_share: float = 0.5
-    place_contrast: float = 2.0
-    max_places: int = 12
-    filled_share: float = 0.75
-    min_block: int = 4
+    row: float = 4.0
+    spread_floor: float = 0.4
+    element_spreads: float = 12.0
+    element_units: float = 4.0
+    few_numbers: float = 4.0
+    point_rounding: float = 0.6
+    smallest_drawn: float = 1e-30
+    runs: int = 6
+    spread_margin: float = 3.09
+    strong_runs: int = 32
+    jump_ratio: float = 1.5
+    jump_margin: float = 1.5
+    jump_share: float = 0.5
 
     min_numbers: int = 32
     min_rows: int = 8
@@ -158,8 +195,191 @@ class Thresholds:
     drawn_spreads: float = 8.0
     elementary_error: float = 16.0
     constant_error: float = 2.0
+    tf32_error: float = 3.0
     hidden_share: float = 1 / 8
+    min_remainder: float = 1e-6
+
     error_growth: float = 16.0
+    recorded_units: float = 2.0
+    precision_share: float = 1 / 4
+    min_widened: int = 32
+    known_factor: float = 0.01
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """The constants of acceptance and diagnosis, and those of fits, lost tokens and traces.
+
+    Acceptance; u is the unit roundoff of the storage type, u₃₂ = 2⁻²⁴ that of float32:
+        storage_floor: in u. E_r is at least 1/√12 u of the row, the standard deviation of one rounding.
+        compute_floor: in u₃₂. Every recipe sums, norms and scales in float32, where one operation is wrong by up to
+            u₃₂. Equal rows, such as those of constant values, share its sign, so that no mean over rows reduces it.
+        storage_slope: in u. The roundings of some thousand stored numbers average to this.
+        compute_slope: in u₃₂. After the sums of a row come four float32 operations: mean + ε, root, quotient, scale. In
+            equal rows their errors have one sign. `lambda_init_error` is counted separately.
+        flushed_share: a row counts for the factor only if numbers that become 0 are at most this share of its largest:
+            they change the row's factor by no more, and count as one order.
+        element_rows, element_units: one number may differ by so many E_r of its row, plus so many u |y| for storing it.
+        order_scatter, narrow_order_scatter: standard deviations over orders that are added to an error that one number
+            decides, since all orders may be near the truth by chance. More so with sums in 16 bits: with one deviation,
+            a held-out bfloat16 order had 4.03 E_r.
+        lse_scores: in multiples of the largest error of a row's score in all orders. In about 50,000 rows of held-out
+            orders the largest was 0.99.
+        lse_units: in u₃₂ of 1 + |lse|: the float32 roundings of maximum, exponentials, sum and logarithm.
+        narrow_exp: error of a log-sum-exp, in nats. Kernels that store 16 bits may use coarser exponentials. On equal
+            scores the error of torch's flash attention on a CPU is 2⁻¹⁴·², in bfloat16 and float16.
+        lse_convention: a wrong log-sum-exp has another convention, such as base 2, if it is within so many allowances
+            of that. Only 22 of 5,400 pairs of conventions lay so near each other, in bfloat16 and `extreme`: there
+            the largest score is nearly all of it.
+        sample_scores: outputs with at least so many scores are judged by a sample of queries (`row_sample`). All rows
+            of smaller ones take about three seconds at most.
+        sample_queries, sample_share: how many queries the sample has, and at most which share of all. In 96 outputs of
+            192 queries a row outside of the sample got at least 0.50 of the E_r that all orders give it, and in the
+            median up to 5.4 times.
+        sample_first, sample_last, sample_worst: how many of them are the first queries, which see few keys; the last;
+            and, for so many heads, those with the largest estimate relative to the truth. The others are random.
+        sample_scatter: the largest ratio of E_r to its estimate, over the median ratio. It was 1.2 to 3.4 over presets,
+            profiles and recipes, and 4 to 8 in float32 where all values are equal.
+        min_row_ratio: the least ratio of E_r to its estimate, over the median ratio. The smallest was 0.7 in `natural`.
+            In `extreme` float32 one row had 0.24: there timm reached 4.4 E_r with 4 allowed, and 1.6 E_r since.
+        linear_score_error: up to this error of a score, the error of its weight is linear in it: exp(0.1) is 1.105.
+        overflow_margin: a query whose numbers may come this near to the type's largest is in the sample: a larger
+            margin only adds queries.
+        sum_terms: in u ‖terms‖₂. The rounding errors of a long sum are a random walk with a standard deviation of about
+            u/3 ‖terms‖₂.
+        sum_ulps: in units in the last place of the sum, whose rounding to its type is half of one.
+        sum_members: in multiples of the largest error of a member. Of 1,512 sums of held-out orders (bfloat16 and
+            float16, fused and eager; natural, cancellation, extreme) the largest error was 0.65 of what is allowed, and
+            a typical one 0.1.
+        sum_order: in multiples of `sum_error`. Of 192 sums of 320 to 4,096 terms of random sign, added one after
+            another, the largest error was 4.5.
+
+    Suite:
+        relation_lambda: relations that divide by λ or 1 − λ need a larger one: errors grow by up to 1/0.05 = 20.
+        relation_epsilon: the largest ε without effect on a norm, in u of the square of the largest value. A row a
+            tenth as large then changes by u / 200.
+        declined_share: a run fails if a larger share of its cases was declined: the rest says little of the kernel.
+        diagnosed_numbers: the largest size of all inputs for which a failed case is diagnosed, which takes about 10 s
+            at most on one core.
+
+    Diagnosis; residuals are errors in multiples of E_r:
+        quick_residual: a deviation with a larger quick residual does not get a budget of its own.
+        hopeless: in multiples of the limit of a row. An output that is further from a deviation by the budget of two
+            orders is not judged by all of them. In 3,888 rows of held-out orders the largest error was 3.3 E_r of two
+            orders; 13.5 is the limit.
+        case_separation: a case tells two deviations apart if their outputs differ by more in some row, in E_r.
+        correct_residual: the right name leaves less. If one leaves more, fitted numbers are tried as well.
+        better_ratio: an answer is better than another if it leaves so many times less error.
+        explained: share of the squared error that a candidate must explain to be shown. Zeros explain half of any error
+            that is unrelated to the truth. For outputs with two mistakes, the closest single was one of the two in 1 of
+            6 cases below this share, and in 5 of 9 above it. Of 28 outputs with three mistakes that have names once one
+            field of the spec is changed, every field was in a candidate that explains 67 % or more.
+        large_explained: the same for large inputs: a candidate that explains less is not judged on the whole.
+        max_closest: candidates that are reported although they do not fit: the first of them is the lead.
+        max_fields: fields of the spec that are changed, each with a search of all deviations from the changed spec.
+        first_field: share of the squared error that the best field of the spec must explain alone, for a second one to
+            be fitted beside it. In 48 outputs with two wrong fields it explained 52 % or more.
+        nearly_explained: a fitted number that explains this share is shown although the output does not pass with it.
+        same_function: two float64 outputs closer than this share of the largest number are equal.
+        listed_groups, listed_window: the deviations of a spec are listed at so few groups of heads and so short a
+            window. From 3 groups and 8 keys on, larger specs have the same ones (`gda`, `motif3`; `hf_diffllama`,
+            `diff_v2`).
+        max_change: in E_r. A deviation that changes a correct row by more is not in the kernel.
+        place_separation: in E_r. Two places of the truth that are closer cannot be told apart.
+        projection_ratio: an output points to another function if its projection is so many times that of any order.
+        min_projection: the least such projection, as a share of the way. Nobody's rounding errors are known better.
+        gradient_residual: root mean square over rows, in E_r. A gradient this near to a deviation's may be that.
+        max_parts: of more sequences or heads no partial sums are tried: each part takes two backward passes.
+        min_row_width: in rows of fewer numbers, an error is a multiple of A K by chance: noise along it is 1/d of all.
+        same_factor: factors, or fitted numbers of heads, that differ by a smaller share are taken for one.
+        exact_unit: in types with a smaller unit roundoff, a fitted number that passes is not near by chance.
+
+    Places of an error (`refdiff.oracle.diagnosis.places`, `region_format`):
+        local_share: an error in a larger share of the rows, or columns, is everywhere.
+        place_contrast: a place has so many times the error of the worst row elsewhere. An error that is everywhere
+            leaves no such gap.
+        max_places: an error in more separate stretches of rows without a pattern is everywhere: chance marks as many.
+        max_boxes: the most boxes of rows, or runs of indices, that describe a place: more are no shape that a reader
+            recognizes.
+        max_listed: so many indices without a pattern are listed one by one: a line of text holds them.
+        filled_share: a box counts as marked if this share of it is. A row of garbage may be right by chance.
+        min_block: the fewest rows, columns or steps of a period that form a block. Fewer may be chance.
+        max_reordered: the most rows of a place of which a permutation is looked for: a tile of a tensor core has 16.
+    """
+
+    limits: RowLimits = RowLimits()
+    wrong_limits: RowLimits = RowLimits(row=4.5, noisy_row=5.75, bulk=2.0, element=4.5, slope=12.0, factor=12.0)
+    """Looser limits for naming a mistake: in which order a wrong kernel rounds, and where, is unknown."""
+
+    fits: FitLimits = FitLimits()
+    lost_tokens: LostTokenLimits = LostTokenLimits()
+    trace: TraceLimits = TraceLimits()
+
+    storage_floor: float = 0.29
+    compute_floor: float = 1.0
+    storage_slope: float = 0.02
+    compute_slope: float = 4.0
+    flushed_share: float = 1e-3
+    element_rows: float = 6.0
+    element_units: float = 2.0
+    order_scatter: int = 1
+    narrow_order_scatter: int = 2
+    lse_scores: float = 1.5
+    lse_units: float = 8.0
+    narrow_exp: float = 2.0**-13
+    lse_convention: float = 4.0
+    sample_scores: int = 2**20
+    sample_queries: int = 48
+    sample_share: float = 1 / 4
+    sample_first: int = 8
+    sample_last: int = 4
+    sample_worst: int = 16
+    sample_scatter: float = 8.0
+    min_row_ratio: float = 2 / 3
+    linear_score_error: float = 0.1
+    overflow_margin: float = 4.0
+    sum_terms: float = 3.0
+    sum_ulps: float = 2.0
+    sum_members: float = 3.0
+    sum_order: float = 8.0
+
+    relation_lambda: float = 0.05
+    relation_epsilon: float = 1e-4
+    declined_share: float = 0.5
+    diagnosed_numbers: int = 2**16
+
+    quick_residual: float = 30.0
+    hopeless: float = 3.0
+    case_separation: float = 5.0
+    correct_residual: float = 1.0
+    better_ratio: float = 2.0
+    explained: float = 0.6
+    large_explained: float = 0.5
+    max_closest: int = 3
+    max_fields: int = 2
+    first_field: float = 0.25
+    nearly_explained: float = 0.99
+    same_function: float = 1e-9
+    listed_groups: int = 3
+    listed_window: int = 24
+    max_change: float = 10.0
+    place_separation: float = 10.0
+    projection_ratio: float = 3.0
+    min_projection: float = 0.1
+    gradient_residual: float = 6.0
+    max_parts: int = 16
+    min_row_width: int = 4
+    same_factor: float = 0.02
+    exact_unit: float = 1e-5
+
+    local_share: float = 0.5
+    place_contrast: float = 2.0
+    max_places: int = 12
+    max_boxes: int = 3
+    max_listed: int = 4
+    filled_share: float = 0.75
+    min_block: int = 4
+    max_reordered: int = 16
 
 
 THRESHOLDS = Thresholds()

@@ -187,7 +187,7 @@ class Budget:
         unit = math.log(2) if self.spec.lse_base == "2" else 1.0
         nats = np.where(np.isfinite(expected), np.abs(expected) * unit, 0.0)
         exp_error = THRESHOLDS.narrow_exp if self.recipe.storage in NARROW else 0.0
-        allowed = 1.5 * score_error + 8 * U32 * (1 + nats) + exp_error
+        allowed = THRESHOLDS.lse_scores * score_error + THRESHOLDS.lse_units * U32 * (1 + nats) + exp_error
         return expected, allowed / unit
 
 
@@ -346,6 +346,7 @@ def _sum_allowance(y: Numpy, runs: list[Numpy], norm: Numpy, order_error: float,
     relative = np.divide(off, norm, out=np.zeros_like(off), where=np.broadcast_to(norm > 0, off.shape))
     typical = math.sqrt(float(np.mean(relative**2))) if relative.size and np.isfinite(relative).all() else 0.0
     off = np.maximum(off, typical * norm)
-    term_allowance = (THRESHOLDS.sum_terms * recipe.u + order_error) * norm + 2 * ulp(y, recipe.storage)
+    storage_error = THRESHOLDS.sum_ulps * ulp(y, recipe.storage)
+    term_allowance = (THRESHOLDS.sum_terms * recipe.u + order_error) * norm + storage_error
     allowed: Numpy = np.maximum(term_allowance, THRESHOLDS.sum_members * off)
     return allowed

@@ -17,7 +17,8 @@ heads. Every other row gets E_r = c times its estimate. The acceptance rule stay
    or scores near the end of the type's range. If they are more than half, all rows are run.
 
 The sample also has the first queries, which see few keys; the last, which see most; random others, spread evenly; and
-for each head the query with the largest estimate relative to the truth, or for the `WORST_QUERIES` worst heads.
+for each head, or for the `Thresholds.sample_worst` worst heads, the query with the largest estimate relative to the
+truth.
 """
 
 from __future__ import annotations
@@ -121,8 +122,9 @@ class RowSizes:
         return np.asarray(RMS_ROUNDING * np.sqrt(operands + sums + stored + 0 * position) / spec.head_dim)
 
     def is_first_order(self, expected: Numpy) -> Numpy:
-        """Return where the first order holds: score errors are small, and nothing is near overflow (a factor of 4)."""
-        tops = {site: self.recipe.type_at(site).top / 4 for site in ("qk", "accumulate", "o", "storage", "norm")}
+        """Return where the first order holds: score errors are small, and nothing is near overflow."""
+        sites, margin = ("qk", "accumulate", "o", "storage", "norm"), THRESHOLDS.overflow_margin
+        tops = {site: self.recipe.type_at(site).top / margin for site in sites}
         with np.errstate(invalid="ignore"):
             small = self._score_unit() * self.reach < THRESHOLDS.linear_score_error
             small &= (
@@ -190,9 +192,6 @@ def _sizes(
     }  # fmt: skip
 
 
-FIRST_QUERIES, LAST_QUERIES, WORST_QUERIES = 8, 4, 16
-
-
 @dataclass(frozen=True)
 class RowSample:
     """The queries that were run in all orders, (R,), and the largest ‖q‖ ‖k_s‖ of each row, (B, h, T)."""
@@ -220,7 +219,7 @@ def is_large(spec: Spec, inputs: Inputs) -> bool:
         return False
     B, _, T, _ = inputs["q"].shape
     scores = B * spec.heads * T * inputs["k"].shape[2]
-    return bool(scores >= THRESHOLDS.sample_scores and 4 * THRESHOLDS.sample_queries <= T)
+    return bool(scores >= THRESHOLDS.sample_scores and THRESHOLDS.sample_queries <= THRESHOLDS.sample_share * T)
 
 
 def sampled_queries(sizes: RowSizes, estimate: Numpy, expected: Numpy) -> Numpy:
@@ -234,12 +233,13 @@ def sampled_queries(sizes: RowSizes, estimate: Numpy, expected: Numpy) -> Numpy:
     if 2 * np.sum(nonlinear) > T:
         return np.arange(T)
     share = safe_ratio(estimate, root_mean_square(expected)).reshape(-1, T)
-    chosen = {*np.flatnonzero(nonlinear), *range(FIRST_QUERIES), *range(T - LAST_QUERIES, T)}
+    first, last, most = THRESHOLDS.sample_first, THRESHOLDS.sample_last, THRESHOLDS.sample_worst
+    chosen = {*np.flatnonzero(nonlinear), *range(first), *range(T - last, T)}
     worst = np.argmax(np.where(nonlinear, 0.0, share), axis=-1)
     order = np.argsort(-share[np.arange(len(worst)), worst], kind="stable")
-    chosen |= {*list(dict.fromkeys(worst[order].tolist()))[:WORST_QUERIES]}
-    left = THRESHOLDS.sample_queries - FIRST_QUERIES - LAST_QUERIES - WORST_QUERIES
-    edges = np.linspace(FIRST_QUERIES, T - LAST_QUERIES, left + 1).astype(np.int64)
+    chosen |= {*list(dict.fromkeys(worst[order].tolist()))[:most]}
+    left = THRESHOLDS.sample_queries - first - last - most
+    edges = np.linspace(first, T - last, left + 1).astype(np.int64)
     chosen |= {*np.random.default_rng(T).integers(edges[:-1], edges[1:]).tolist()}
     return np.array(sorted(chosen))
 

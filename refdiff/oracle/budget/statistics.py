@@ -120,7 +120,7 @@ def common_factor(
     lost = lost_below / np.maximum(size, max(lost_below, np.finfo(np.float64).tiny))
     found = np.stack([*(row_factors(run, expected, divisor).ravel() for run in runs), lost])
     counted = (counted & np.any(np.isfinite(expected) & (expected != 0), axis=-1)).ravel()
-    counted &= np.all(np.abs(found) <= 1, axis=0) & (lost <= 1e-3)
+    counted &= np.all(np.abs(found) <= 1, axis=0) & (lost <= THRESHOLDS.flushed_share)
     if not counted.any():
         return None
     found = np.where(counted, found, 0.0)

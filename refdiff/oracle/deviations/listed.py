@@ -21,10 +21,9 @@ from refdiff.oracle.mistakes import CATALOGUE
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.resolve import resolve_spec
+from refdiff.oracle.thresholds import THRESHOLDS
 
 KINDS = ("dense", "packed", "paged", "layer")
-MAX_GROUPS, MAX_WINDOW = 3, 24
-"""The most groups and the longest window of a spec whose deviations are listed. Larger specs have the same ones."""
 EVERY: tuple[Deviation, ...] = (
     *(Deviation.of(m) for m in CATALOGUE if not m.layer.endswith("_vjp")),
     *SPEC_DEVIATIONS,
@@ -79,10 +78,10 @@ def deviations(spec: Spec | str, kind: str = "dense") -> tuple[Deviation, ...]:
 
 def shrink_spec(spec: Spec) -> Spec:
     """Return the spec with a short window and, if signals share noises, few groups: its deviations stay the same."""
-    window = None if spec.window is None else min(spec.window, MAX_WINDOW)
+    window = None if spec.window is None else min(spec.window, THRESHOLDS.listed_window)
     if spec.ratio == 1:
         return spec.replace(window=window)
-    groups = min(spec.key_groups, MAX_GROUPS)
+    groups = min(spec.key_groups, THRESHOLDS.listed_groups)
     heads = {"query_heads": spec.query_heads // spec.key_groups * groups,
              "key_heads": spec.key_heads // spec.key_groups * groups}  # fmt: skip
     return spec.replace(window=window, **heads)

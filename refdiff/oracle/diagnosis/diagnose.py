@@ -42,8 +42,6 @@ from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE, PASS
 
 BITS_NOTE = "the output is right, but its bits are read as integers: .view(ml_dtypes.bfloat16) reads them as numbers"
-MAX_FIELDS = 2
-"""The most fields of the spec that are changed to search all deviations from the changed spec."""
 COARSER_RECIPES = {"float32": ("tf32", "float16", "bfloat16"), "float16": ("bfloat16",), "bfloat16": ()}
 """For each storage type, the types' default recipes with larger rounding errors, the finest first."""
 
@@ -319,7 +317,7 @@ def relax_field(
     explaining = (c for c in (*alone, *closest) if c.explains >= THRESHOLDS.explained)
     best = sorted(explaining, key=lambda c: -c.explains)
     fields = dict.fromkeys(d for c in best for d in c.deviations if d.fields)
-    found = (_search_with_field(spec, recipe, parts.whole, d) for d in list(fields)[:MAX_FIELDS])
+    found = (_search_with_field(spec, recipe, parts.whole, d) for d in list(fields)[: THRESHOLDS.max_fields])
     return next((text for text in found if text), None)
 
 

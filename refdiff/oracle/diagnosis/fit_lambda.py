@@ -18,18 +18,10 @@ from refdiff.oracle.inputs import VECTORS, is_layer
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import compute_lambda, lambda_init
 from refdiff.oracle.truth.forward import forward, has_plain_norm, normalize, out_factor
 
-REFINEMENTS = 22
-"""The number of grids in the search for λ, each finer than the one before."""
-MAX_TOKENS = 64
-"""About the number of tokens that the fit uses, spread evenly over all tokens."""
-MIN_LAMBDA, MAX_LAMBDA = -2.0, 3.0
-"""The range in which λ is fitted."""
-MAX_LAYER, MAX_DISTINCT = 99, 40
-"""The last layer that is tried. Layers after MAX_DISTINCT have nearly the same λ_init, and are tried only if that
-one is the best so far."""
 LAYER, LAYER_OF_LAMBDA, LAYER_OF_SCALE = "layer", "layer_of_lambda", "layer_of_scale"
 """What uses the λ_init of another layer: λ and the scale of the output, or one of the two."""
 LAYER_TEXTS = {LAYER: "", LAYER_OF_LAMBDA: " in λ alone", LAYER_OF_SCALE: " in the scale of the output alone"}
@@ -86,7 +78,8 @@ def _lambda_trial(
 def _format_matching_layer(spec: Spec, lambdas: Numpy) -> str:
     """Name the layer whose λ_init has the same printed digits as λ; "" if λ differs by head or no single layer has."""
     printed = f"{float(np.median(lambdas)):.4g}"
-    layers = [n for n in range(MAX_DISTINCT) if f"{lambda_init(spec_at_layer(spec, n), ops_for()):.4g}" == printed]
+    known = range(THRESHOLDS.fits.distinct_layers)
+    layers = [n for n in known if f"{lambda_init(spec_at_layer(spec, n), ops_for()):.4g}" == printed]
     return f", which is λ_init of layer {layers[0]}" if is_uniform(lambdas) and len(layers) == 1 else ""
 
 
@@ -124,7 +117,7 @@ def _map_outputs(spec: Spec, target: Target) -> MapOutputs:
     plain = {name: x for name, x in target.inputs.items() if name != "norm_weight"}
     with np.errstate(all="ignore"):
         first, both = (forward(bare, _replace_lambda(plain, np.asarray(value)), ops_for()) for value in (0.0, 1.0))
-    step = max(1, target.actual.shape[2] // MAX_TOKENS)
+    step = max(1, target.actual.shape[2] // THRESHOLDS.fits.lambda_tokens)
     out, o1, o2 = (x[:, :, ::step] for x in (target.actual, first, first - both))
     known = np.isfinite(out) & np.isfinite(o1) & np.isfinite(o2)
     out, o1, o2 = (np.where(known, x, 0.0) for x in (out, o1, o2))
@@ -138,9 +131,10 @@ def _fit_heads(spec: Spec, shown: list[MapOutputs], factor: float | None) -> tup
         factor: the scale of all heads; None to fit it.
     """
     h = spec.heads
-    centre, width = np.full(h, (MIN_LAMBDA + MAX_LAMBDA) / 2), (MAX_LAMBDA - MIN_LAMBDA) / 2
+    low, high = THRESHOLDS.fits.lambda_range
+    centre, width = np.full(h, (low + high) / 2), (high - low) / 2
     factors, ops = np.ones(h), ops_for()
-    for n in range(REFINEMENTS):
+    for n in range(THRESHOLDS.fits.lambda_grids):
         offsets = np.linspace(-1.0, 1.0, 101 if n == 0 else 11) * width
         errors, scales = [], []
         for offset in offsets:
@@ -183,7 +177,7 @@ def _fit_layer_at(spec: Spec, place: str, targets: Sequence[Target], parts: Part
     fit = fitted(best, parts.is_split)
     if fit is None:
         return None
-    first, last = _last_passing_layer(best, 0, fitted), _last_passing_layer(best, MAX_LAYER, fitted)
+    first, last = (_last_passing_layer(best, end, fitted) for end in (0, THRESHOLDS.fits.last_layer))
     layers = sorted(range(first, last + 1), key=lambda n: (abs(n - best), n))
     return replace(fit, value=layers, text=_format_layers(spec, place, best, first, last))
 
@@ -217,9 +211,10 @@ def _layer_problem(spec: Spec, place: str, layer: int, inputs: Inputs) -> Proble
 
 
 def _best_layer(residual: Callable[[int], float]) -> int:
-    residuals = [residual(n) for n in range(MAX_DISTINCT + 1)]
+    distinct, last = THRESHOLDS.fits.distinct_layers, THRESHOLDS.fits.last_layer
+    residuals = [residual(n) for n in range(distinct + 1)]
     if residuals[-1] == min(residuals):
-        residuals += [residual(n) for n in range(MAX_DISTINCT + 1, MAX_LAYER + 1)]
+        residuals += [residual(n) for n in range(distinct + 1, last + 1)]
     return int(np.argmin(residuals))
 
 
@@ -235,7 +230,7 @@ def _last_passing_layer(best: int, end: int, fitted: Callable[[int], Fit | None]
 def _format_layers(spec: Spec, place: str, best: int, first: int, last: int) -> str:
     has = f"spec has {spec.lambda_init:.4g}" if spec.lambda_init is not None else f"spec's layer is {spec.layer}"
     where = LAYER_TEXTS[place] if len(_layer_places(spec)) > 1 else ""
-    if last == MAX_LAYER > first:
+    if last == THRESHOLDS.fits.last_layer > first:
         limit = f"{lambda_init(spec_at_layer(spec, last), ops_for()):.4g}"
         return f"λ_init is {limit}{where}, the limit for deep layers, where the {has}; layers {first} and deeper pass"
     also = f"; layers {first} to {last} pass too" if first < last else ""

@@ -41,17 +41,6 @@ from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import transform_scores
 from refdiff.oracle.truth.forward import out_factor
 
-GRID_SIZE, HALVINGS = 33, 26
-"""The number of values on the first grid, and how often the step from the best of them is halved."""
-SOFTCAP_RANGE = (0.05, 500.0)
-"""The range in which the limit of scores is fitted."""
-QUERY_OFFSETS = (2, -2)
-"""The offsets of the queries' positions that are tried; offsets of 1 and −1 are deviations."""
-ROTARY_SHARES = (1 / 4, 1 / 3, 1 / 2, 3 / 4)
-"""The shares of a head that RoPE is tried to rotate."""
-MAX_WINDOW = 256
-"""The longest window that is tried."""
-
 
 def fit_parameters(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tuple[Fit, ...]:
     """Return the fitted numbers with which the output passes, the layer of λ_init first.
@@ -135,19 +124,19 @@ class Field(NamedTuple):
 
 def scalar_fields(spec: Spec) -> Iterator[Field]:
     """Yield the continuous numbers that the spec uses, and last the limit of scores, which it may lack."""
-    unit = spec.scale or spec.head_dim**-0.5
-    every = [("scale", _log_grid(unit / 30, unit * 30), "scores are multiplied by")]
+    unit, factor = spec.scale or spec.head_dim**-0.5, THRESHOLDS.fits.scale_range
+    every = [("scale", _log_grid(unit / factor, unit * factor), "scores are multiplied by")]
     if spec.norm != "none":
-        every.append(("norm_eps", _log_grid(1e-12, 1.0), "ε of the norm is"))
+        every.append(("norm_eps", _log_grid(*THRESHOLDS.fits.epsilon_range), "ε of the norm is"))
     if spec.rope != "none":
-        every.append(("rope_theta", _log_grid(30.0, 1e8), "the base of RoPE is"))
-    every.append(("softcap", _log_grid(*SOFTCAP_RANGE), "scores z are c tanh(z / c) with c ="))
+        every.append(("rope_theta", _log_grid(*THRESHOLDS.fits.theta_range), "the base of RoPE is"))
+    every.append(("softcap", _log_grid(*THRESHOLDS.fits.softcap_range), "scores z are c tanh(z / c) with c ="))
     for name, grid, words in every:
         yield Field(name, partial(_set_field, name, math.exp), grid, words)
 
 
 def _log_grid(low: float, high: float) -> Numpy:
-    return np.linspace(math.log(low), math.log(high), GRID_SIZE)
+    return np.linspace(math.log(low), math.log(high), THRESHOLDS.fits.grid)
 
 
 def _fit_scalar(spec: Spec, parts: Parts, number: Field) -> list[Fit]:
@@ -167,7 +156,7 @@ def _fit_clamp(spec: Spec, parts: Parts) -> list[Fit]:
         wrong = Mistake("scores_cut_off", text, "diff_attention", "clamp", partial(_clamped_attention, limit))
         return Trial("score_limit", limit, text, lambda inputs: Problem(spec, inputs, (wrong,)))
 
-    return _fit_on_grid(parts, trial, _log_grid(*SOFTCAP_RANGE))
+    return _fit_on_grid(parts, trial, _log_grid(*THRESHOLDS.fits.softcap_range))
 
 
 def _clamped_attention(limit: float, call: Call) -> Any:
@@ -213,7 +202,7 @@ def minimize(f: Callable[[float], float], grid: Numpy) -> tuple[float, float]:
     """Minimize f: the best point of the grid, then steps of halved size from it. Return the point and its value."""
     least, x = min((f(x), x) for x in grid.tolist())
     step = float(grid[1] - grid[0])
-    for _ in range(HALVINGS):
+    for _ in range(THRESHOLDS.fits.halvings):
         step /= 2
         for near in (x - step, x + step):
             if (value := f(near)) < least:
@@ -230,7 +219,7 @@ def _window_trials(spec: Spec, parts: Parts) -> list[Trial]:
     now = "all keys" if spec.window is None else str(spec.window)
     return [
         _field_trial(spec, "window", w, f"a query sees {w} keys, itself among them, where the spec has {now}")
-        for w in range(1, min(keys, MAX_WINDOW) + 1)
+        for w in range(1, min(keys, THRESHOLDS.fits.max_window) + 1)
     ]
 
 
@@ -243,7 +232,7 @@ def _offset_trials(spec: Spec, parts: Parts) -> list[Trial]:
         text = f"queries are rotated by their position {by:+d}, and keys by theirs"
         return Trial("q_offset", by, text, lambda x: Problem(spec, {**x, "q_positions": query_positions(spec, x) + by}))
 
-    return [trial(by) for by in QUERY_OFFSETS]
+    return [trial(by) for by in THRESHOLDS.fits.query_offsets]
 
 
 def _rotary_trials(spec: Spec) -> list[Trial]:
@@ -255,7 +244,7 @@ def _rotary_trials(spec: Spec) -> list[Trial]:
         whole = one.rotary_dim == one.head_dim
         return "all of each head" if whole else f"the {one.rotary_at} {one.rotary_dim} dimensions of each head"
 
-    shares = [share for share in ROTARY_SHARES if share * spec.head_dim >= 2]
+    shares = [share for share in THRESHOLDS.fits.rotary_shares if share * spec.head_dim >= 2]
     others = (spec.replace(partial_rotary_factor=n, rotary_at=at) for n in shares for at in ("first", "last"))
     return [
         Trial("partial_rotary_factor", (one.partial_rotary_factor, one.rotary_at),
@@ -361,12 +350,6 @@ def _digits(factor: float) -> int:
     return 4 if apart == 0.0 else max(4, 2 - math.floor(math.log10(apart)))
 
 
-MAX_FIRST, MAX_PAIRS, MAX_ROUNDS = 4, 3, 8
-"""The most fields tried as the first of two, pairs refined, and rounds in which the two are fitted alternately."""
-MAX_LAYERS = 64
-"""The number of layers tried for the field `layer`."""
-
-
 class Change(NamedTuple):
     """A field at its best value, and the share of the squared error that is left."""
 
@@ -387,11 +370,11 @@ def fit_two_fields(spec: Spec, parts: Parts) -> str | None:
         return None
     pairs = [
         (first, _fit_field(spec, f, (first.deviation,), targets))
-        for first in alone[:MAX_FIRST]
+        for first in alone[: THRESHOLDS.fits.first_fields]
         for f in fields
         if f.name != first.field.name
     ]
-    for first, second in sorted(pairs, key=lambda pair: pair[1].left)[:MAX_PAIRS]:
+    for first, second in sorted(pairs, key=lambda pair: pair[1].left)[: THRESHOLDS.fits.pairs]:
         if 1 - second.left < THRESHOLDS.explained:
             break
         first, second = _fit_alternately(spec, first, second, targets)
@@ -418,7 +401,7 @@ def _list_fields(spec: Spec, kind: str) -> Iterator[Field]:
     """Yield all fields that can be changed: the numbers that the spec uses, the layer, and every other choice."""
     yield from scalar_fields(spec)
     if spec.lambda_init is None and (spec.lambda_form == "exp" or "lambda_init" in spec.out_scale):
-        yield Field("layer", partial(_set_field, "layer", int), np.arange(MAX_LAYERS))
+        yield Field("layer", partial(_set_field, "layer", int), np.arange(THRESHOLDS.fits.field_layers))
     for name, words in CHOICES.items():
         others = [word for word in words if word != getattr(spec, name)]
         yield Field(name, partial(_set_field, name, others.__getitem__), np.arange(len(others)))
@@ -448,10 +431,10 @@ def _fit_field(spec: Spec, field: Field, beside: tuple[Deviation, ...], targets:
 
 def _fit_alternately(spec: Spec, first: Change, second: Change, targets: Sequence[Target]) -> tuple[Change, Change]:
     """Fit each of two fields beside the other, until the error left shrinks by less than a tenth."""
-    for _ in range(MAX_ROUNDS):
+    for _ in range(THRESHOLDS.fits.rounds):
         before = second.left
         first = _fit_field(spec, first.field, (second.deviation,), targets)
         second = _fit_field(spec, second.field, (first.deviation,), targets)
-        if not second.left < 0.9 * before:
+        if not second.left < THRESHOLDS.fits.round_gain * before:
             break
     return first, second

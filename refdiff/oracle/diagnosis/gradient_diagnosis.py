@@ -35,10 +35,6 @@ Numpy = np.ndarray[Any, Any]
 Gradients = dict[str, Numpy]
 MAX_NAMED = 3
 """The most fitting deviations that are named; of more, only the first and their number."""
-MAX_PARTS = 16
-"""The most sequences or heads of which partial sums are tried."""
-MIN_ROW_WIDTH = 4
-"""The fewest numbers of a row of dq whose error can be told to be a multiple of A K."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +115,7 @@ def _name_row_sums(
     Equation:
         ∂L/∂S = A ⊙ (∂L/∂A − D + x) with one x for each row of a map adds x A K to ∂L/∂Q
     """
-    if spec.head_dim < MIN_ROW_WIDTH or not all(np.isfinite(t.actual).all() for t in targets["dq"]):
+    if spec.head_dim < THRESHOLDS.min_row_width or not all(np.isfinite(t.actual).all() for t in targets["dq"]):
         return None
     w, names = head_indices(spec), [name for name in ("dq", "dk") if name in wrong]
     for n, (b, dout) in enumerate(zip(budgets, douts, strict=True)):
@@ -158,7 +154,7 @@ def _name_partial_sums(
     shapes = [np.shape(dout) for dout in douts] if sums else []
     for axis, part in enumerate(("sequence", "head")[: 1 if is_layer(budgets[0].inputs) else 2]):
         count = min((shape[axis] for shape in shapes), default=0)
-        for n in range(count if 1 < count <= MAX_PARTS else 0):
+        for n in range(count if 1 < count <= THRESHOLDS.max_parts else 0):
             for alone in (True, False)[: count - 1]:
                 found = [_gradients(b, _mask_dout(x, axis, n, alone)) for b, x in zip(budgets, douts, strict=True)]
                 for name, some in sums.items():

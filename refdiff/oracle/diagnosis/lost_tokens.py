@@ -27,19 +27,8 @@ from refdiff.oracle.truth.attention_operands import AttentionOperands, attention
 from refdiff.oracle.truth.backward import backward
 from refdiff.oracle.truth.forward import apply_gate, differences, normalize_and_scale, out_shape
 
-MAX_SAMPLED = 8
-"""The most wrong rows that are recomputed."""
 MAX_SCORES = 2**22
 """The most scores that are computed at a time."""
-MAX_EDGES, MIN_TILE = 32, 8
-"""The most edges of token ranges that are tried, and the multiple at which the simplest ranges start or end."""
-ALL_SINGLES, SINGLES_TILE = 256, 64
-"""Up to this many tokens, every single token, prefix and suffix is tried. Of more tokens, only single tokens beside an
-edge of tiles of this size are tried."""
-MAX_TOKENS, MAX_LENGTH = 128, 16
-"""Up to MAX_TOKENS tokens, every range of up to MAX_LENGTH is tried. More queries are combined in MAX_TOKENS blocks."""
-TIE = 1.5
-"""The ratio of two errors up to which the simpler set of tokens is named."""
 KEY_GRADIENTS = ("dk", "dv")
 """The gradients whose rows are sums over queries."""
 TokenSet = tuple[str, Numpy]
@@ -101,8 +90,8 @@ def find_lost_queries(budget: Budget, name: str, actual: Numpy, dout: Any) -> tu
     """Say which queries the gradient of dense keys or values lacks, if this explains its error.
 
     Equation:
-        dk_s = Σ_t dk_{s,t}, with dk_{s,t} the gradient from query t alone, or from block t of more than `MAX_TOKENS`
-        queries
+        dk_s = Σ_t dk_{s,t}, with dk_{s,t} the gradient from query t alone, or from block t of more than
+        `LostTokenLimits.short` queries
     """
     inputs = as_float64(budget.spec, budget.inputs)
     if name not in KEY_GRADIENTS or kind_of(inputs) != "dense" or (T := inputs["q"].shape[2]) < 2:
@@ -114,7 +103,7 @@ def find_lost_queries(budget: Budget, name: str, actual: Numpy, dout: Any) -> tu
     at = tuple(_sample_rows(wrong).T)
     alone, every = use_explicit_mask(budget.spec, inputs)
     g = round_to(read_output(dout, "dout").astype(np.float64), budget.recipe.storage)
-    block, terms = _next_power_of_two(T / MAX_TOKENS), []
+    block, terms = _next_power_of_two(T / THRESHOLDS.lost_tokens.short), []
     for queries in (slice(start, start + block) for start in range(0, T, block)):
         part = select(every, slice(None), queries, slice(None))
         terms.append(backward(alone, part, g[:, :, queries], ops_for())[name[1:]][at])
@@ -129,7 +118,7 @@ def find_lost_queries(budget: Budget, name: str, actual: Numpy, dout: Any) -> tu
 def _sample_rows(wrong: Numpy) -> Numpy:
     """Return the indices of some wrong rows, evenly spread over all of them: (rows, axes)."""
     places = np.argwhere(wrong)
-    sample: Numpy = places[np.unique(np.linspace(0, len(places) - 1, MAX_SAMPLED).astype(int))]
+    sample: Numpy = places[np.unique(np.linspace(0, len(places) - 1, THRESHOLDS.lost_tokens.rows).astype(int))]
     return sample
 
 
@@ -145,7 +134,7 @@ def _explain(said: Sequence[str], off: Numpy, before: Numpy, wrong: Numpy, axes:
     """
     off = np.nan_to_num(off, nan=np.inf)
     total = root_mean_square(off)
-    likely = int(np.flatnonzero(total <= max(1.0, TIE * float(total.min())))[0])
+    likely = int(np.flatnonzero(total <= max(1.0, THRESHOLDS.lost_tokens.tie * float(total.min())))[0])
     if total[likely] * THRESHOLDS.better_ratio > root_mean_square(before) or off[likely].max() > WRONG_LIMITS.row:
         return ()
     every = np.ones_like(wrong)
@@ -155,17 +144,19 @@ def _explain(said: Sequence[str], off: Numpy, before: Numpy, wrong: Numpy, axes:
 
 def token_ranges(n: int, name: str) -> list[TokenSet]:
     """Return ranges of n tokens, the simplest first: suffixes, prefixes, single tokens, tiles, others."""
-    edges = range(0, n, _next_power_of_two(n / MAX_EDGES))
+    limits = THRESHOLDS.lost_tokens
+    edges = range(0, n, _next_power_of_two(n / limits.edges))
     several = {"key": "keys", "query": "queries"}[name]
-    at = [a for a in edges if a and a % MIN_TILE == 0]
+    at = [a for a in edges if a and a % limits.tile == 0]
     found = [(a, n) for a in at] + [(0, b) for b in at]
-    found += [(a, a + 1) for a in range(n) if n <= ALL_SINGLES or a % SINGLES_TILE in (0, SINGLES_TILE - 1)]
+    at_edges = (0, limits.singles_tile - 1)
+    found += [(a, a + 1) for a in range(n) if n <= limits.singles or a % limits.singles_tile in at_edges]
     found += [(a, a + tile) for tile in TILE_SIZES for a in edges if a % tile == 0 and a + tile <= n]
     found += [(a, b) for a in edges for b in (*edges, n) if b > a]
-    if n <= ALL_SINGLES:
+    if n <= limits.singles:
         found += [(a, n) for a in range(n)] + [(0, b) for b in range(1, n)]
-    if n <= MAX_TOKENS:
-        found += [(a, a + length) for length in range(2, MAX_LENGTH + 1) for a in range(n - length)]
+    if n <= limits.short:
+        found += [(a, a + length) for length in range(2, limits.short_range + 1) for a in range(n - length)]
     i, said = np.arange(n), {}
     for a, b in dict.fromkeys(found):
         if b - a == 1:

@@ -76,7 +76,8 @@ def _is_correct(target: Target, out: Numpy | None) -> bool:
 
 def is_uniform(values: Numpy) -> bool:
     """Whether all heads have the same number, up to `Thresholds.same_factor`."""
-    return bool(np.ptp(values) <= THRESHOLDS.same_factor * max(1e-3, float(np.abs(values).max())))
+    size = max(THRESHOLDS.fits.zero_factor, float(np.abs(values).max()))
+    return bool(np.ptp(values) <= THRESHOLDS.same_factor * size)
 
 
 def format_list(values: Numpy) -> str:

@@ -22,7 +22,6 @@ from refdiff.oracle.budget.statistics import (
 )
 from refdiff.oracle.diagnosis.region_format import (
     AXIS_NAMES,
-    MAX_PLACES,
     Box,
     counted_indices,
     find_boxes,
@@ -43,8 +42,6 @@ from refdiff.oracle.truth.attention_operands import attention_mask, head_indices
 from refdiff.oracle.truth.forward import out_shape, project
 
 REST_IN_BUDGET = "everything else is within budget"
-MAX_REORDERED = 16
-"""The most rows of which a permutation is looked for."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,8 @@ class Rows:
         found = find_boxes(some, counted)
         words = format_boxes(found, counted, names)
         cut = split_boxes(some, found)
-        parts = tuple(self._make_piece(box, some, counted) for box in cut) if 1 < len(cut) <= MAX_PLACES else ()
+        few = 1 < len(cut) <= THRESHOLDS.max_boxes
+        parts = tuple(self._make_piece(box, some, counted) for box in cut) if few else ()
         if words is not None and len(found) == 1:
             place = replace(self._make_piece(found[0], some, counted), pieces=parts)
         else:
@@ -356,7 +354,7 @@ def _describe_misplaced(rows: Rows, place: Place) -> str:
     if source := _find_source(rows, place, box):
         return f"it holds what belongs in {source}, as after a wrong offset"
     for n, a in enumerate(axes):
-        if a in place.part and 2 <= len(box[n]) <= MAX_REORDERED and (order := _find_order(rows, box, n)):
+        if a in place.part and 2 <= len(box[n]) <= THRESHOLDS.max_reordered and (order := _find_order(rows, box, n)):
             name = AXIS_NAMES[a]
             return f"{name}s {join_words(box[n].tolist())} hold what belongs in {name}s {join_words(order)}"
     return ""

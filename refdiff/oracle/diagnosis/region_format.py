@@ -15,14 +15,10 @@ Box = tuple[Numpy, ...]
 """The indices of a box along each axis."""
 AXIS_NAMES = {"b": "sequence", "page": "page", "slot": "slot", "t": "token", "s": "key"} | dict.fromkeys("hHKV", "head")
 """The singular word for an axis, by the letter of the axis."""
-MAX_PLACES = 3
-"""The most boxes, or runs of indices along an axis, that a message lists. A mask of more boxes has no shape."""
-MAX_LISTED = 4
-"""The most indices without a pattern that are listed one by one."""
 
 
 def find_boxes(mask: Numpy, counted: Numpy) -> list[Box]:
-    """Split `mask` into at most `MAX_PLACES` boxes; return [] if it takes more.
+    """Split `mask` into at most `Thresholds.max_boxes` boxes; return [] if it takes more.
 
     Only `counted` elements matter. One box is enough if `Thresholds.filled_share` of it is marked.
 
@@ -35,7 +31,7 @@ def find_boxes(mask: Numpy, counted: Numpy) -> list[Box]:
     if mask.sum() >= THRESHOLDS.filled_share * counted[np.ix_(*box)].sum():
         return [box]
     parts = _split_along_axes(mask, counted)
-    return parts if len(parts) <= MAX_PLACES else []
+    return parts if len(parts) <= THRESHOLDS.max_boxes else []
 
 
 def _other_axes(x: Numpy, n: int) -> tuple[int, ...]:
@@ -55,12 +51,12 @@ def _split_along_axes(mask: Numpy, counted: Numpy) -> list[Box]:
                 break
         else:
             groups.append([int(i)])
-        if len(groups) > MAX_PLACES:
-            return [()] * (MAX_PLACES + 1)
+        if len(groups) > THRESHOLDS.max_boxes:
+            return [()] * (THRESHOLDS.max_boxes + 1)
     found: list[Box] = []
     for group in groups:
         rest = _split_along_axes(np.any(mask[group], axis=0), np.any(counted[group], axis=0))
-        found += [(np.asarray(group), *box) for box in rest if box] or [()] * (MAX_PLACES + 1)
+        found += [(np.asarray(group), *box) for box in rest if box] or [()] * (THRESHOLDS.max_boxes + 1)
     return found
 
 
@@ -98,13 +94,13 @@ def format_indices(name: str, found: Numpy, of: Numpy) -> str | None:
         m, low, high = period
         rest = f"= {low}" if low == high else f"from {low} to {high}"
         return f"{name}s i with i mod {m} {rest}"
-    if len(found) <= MAX_LISTED:
+    if len(found) <= THRESHOLDS.max_listed:
         return f"{name}s {join_words(found.tolist())}"
     some, steps = consecutive_runs(found), np.diff(found)
-    by_chance = len(some) > MAX_PLACES or np.min(steps[steps > 1]) < THRESHOLDS.min_block
+    by_chance = len(some) > THRESHOLDS.max_boxes or np.min(steps[steps > 1]) < THRESHOLDS.min_block
     if by_chance and len(found) >= THRESHOLDS.filled_share * (found[-1] - found[0] + 1):
         return f"most {name}s from {found[0]} to {found[-1]}"
-    if len(some) <= MAX_PLACES:
+    if len(some) <= THRESHOLDS.max_boxes:
         return f"{name}s {join_words([_format_range(x) for x in some])}"
     return None
 
@@ -128,8 +124,8 @@ def split_boxes(mask: Numpy, found: Sequence[Box]) -> list[Box]:
 
 def format_first_boxes(found: Sequence[Box], counted: Numpy, names: Sequence[str]) -> str:
     """Format the first of many boxes: "several places: token 3 of head 0, head 1, head 4 and 9 more"."""
-    first = [str(format_box(box, counted, names)) for box in found[:MAX_PLACES]]
-    return f"several places: {', '.join(first)} and {len(found) - MAX_PLACES} more"
+    first = [str(format_box(box, counted, names)) for box in found[: THRESHOLDS.max_boxes]]
+    return f"several places: {', '.join(first)} and {len(found) - THRESHOLDS.max_boxes} more"
 
 
 def join_words(some: Sequence[object]) -> str:

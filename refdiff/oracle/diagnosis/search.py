@@ -40,8 +40,6 @@ MAX_JUDGED = 16
 ALWAYS_JUDGED = 3
 """The number of nearest candidates, and of those that explain most, that get a budget of their own at any distance: a
 wrong kernel may have much larger rounding errors than a correct one."""
-MAX_SHOWN = 3
-"""The most candidates that are reported although they do not fit."""
 MAX_PAIR_COST = 8_000_000
 """The most multiplications of targets whose pairs are tried on the whole, if no part of them suffices."""
 
@@ -62,7 +60,7 @@ class SearchResult:
     """The deviations that reproduce the outputs, or come closest.
 
     fitting: the candidates that fit all targets with the fewest deviations; none if no set does.
-    closest: up to `MAX_SHOWN` candidates that explain most.
+    closest: up to `Thresholds.max_closest` candidates that explain most.
     notes: what the inputs could not show, and what was not tried.
     nearly_right: whether the outputs pass under the wider limits of a wrong kernel.
     tried_pairs: whether pairs were tried.
@@ -359,7 +357,7 @@ def _project(b: list[Judgement], a: list[Judgement], targets: tuple[Target, ...]
 
 
 def select_closest(spec: Spec, parts: Parts, candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Return up to `MAX_SHOWN` candidates that explain most, the best first.
+    """Return up to `Thresholds.max_closest` candidates that explain most, the best first.
 
     A pair must leave less of the error than each of its two alone, by `Thresholds.better_ratio`. Otherwise one of the
     two has no effect on these inputs.
@@ -373,7 +371,7 @@ def select_closest(spec: Spec, parts: Parts, candidates: Iterable[Candidate]) ->
     kept: list[Candidate] = []
     for c in sorted(candidates, key=lambda c: (-c.explains, len(c.deviations))):
         better = [k for k in kept if k.fits or k.explains >= min(c.explains, THRESHOLDS.explained)]
-        if len(better) == MAX_SHOWN or len(kept) == MAX_JUDGED:
+        if len(better) == THRESHOLDS.max_closest or len(kept) == MAX_JUDGED:
             break
         if c.fits or c.explains < THRESHOLDS.explained:
             kept.append(c)
@@ -381,7 +379,7 @@ def select_closest(spec: Spec, parts: Parts, candidates: Iterable[Candidate]) ->
         others = [explains_alone(parts.select(c.deviations), d) for d in c.deviations if len(c.deviations) > 1]
         if THRESHOLDS.better_ratio * (1 - c.explains) < 1 - max(others, default=-np.inf):
             kept.append(score_on_whole(spec, parts, c))
-    return sorted(kept, key=lambda c: -c.explains)[:MAX_SHOWN]
+    return sorted(kept, key=lambda c: -c.explains)[: THRESHOLDS.max_closest]
 
 
 def score_on_whole(spec: Spec, parts: Parts, candidate: Candidate) -> Candidate:

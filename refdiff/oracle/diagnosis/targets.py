@@ -49,8 +49,6 @@ SCREENING_ORDERS = (DRAWS[0], MEMBERS[1])
 """Two orders that suffice to reject most candidates: one rounds everything at random, one has an error in λ."""
 AXES = {2: "b t", 3: "b h t"}
 """The axes of an output's rows, by their number: of a layer with projections, and of attention alone."""
-HOPELESS_RATIO = 3 * WRONG_LIMITS.row
-"""An error over the budget of the two screening orders that no budget of all orders would allow."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,7 +236,7 @@ def judge_problem(problem: Problem | None, target: Target, *, stop: bool = False
     for some in (SCREENING_ORDERS, tuple(o for o in orders if o not in SCREENING_ORDERS)) if stop else (orders,):
         runs += run_orders(lambda order: _rounded_output(problem, target.recipe, order), some, problem.inputs)
         found = _judge_runs(wrong, tuple(runs), target)
-        if found.worst_row > HOPELESS_RATIO:
+        if found.worst_row > THRESHOLDS.hopeless * WRONG_LIMITS.row:
             break
     return found
 

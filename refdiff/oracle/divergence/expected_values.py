@@ -17,18 +17,10 @@ from numpy.typing import NDArray
 
 from refdiff.arrays import Array
 from refdiff.oracle.divergence.systematic_error import EPSILON, ONE_ROUNDING, SCORE_FACTORS, BiasTests, rounding_keys
+from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.trace.points import SINGLE
 
 Floats = NDArray[np.float64]
-
-ROW_LIMIT = 4.0
-"""The limit of a row's root mean square error, in spreads (root mean square errors of runs with rounding)."""
-
-SPREAD_FLOOR = 0.4
-"""The least spread of a row, in roundoffs times the root mean square of the row."""
-
-ELEMENT_LIMITS = (12.0, 4.0)
-"""The limit of one number's error: 12 spreads of its row, plus 4 times its roundoff and its `growth`."""
 
 
 class NoiseRun(NamedTuple):
@@ -81,7 +73,7 @@ class Expected:
         if noise_run.size > 1:
             self._furthest = square if self._furthest is None else np.maximum(self._furthest, square)
             return
-        self._squares[noise_run.shared] = self._squares[noise_run.shared] + square / RUNS_PER_KIND
+        self._squares[noise_run.shared] = self._squares[noise_run.shared] + square / THRESHOLDS.trace.runs
         if self.bias_tests is not None:
             self.bias_tests.add(error, shared=noise_run.shared)
 
@@ -101,15 +93,16 @@ class Expected:
     def _with_jumps(self, usual: Floats) -> Floats:
         """Return `usual`, or for rows in which errors do more than add up, a larger one.
 
-        If only strong errors do, it is ∞ for a row that may lose half of itself.
+        If only strong errors do, it is ∞ for a row that may lose `jump_share` of itself.
         """
         if self._furthest is None:
             return usual
-        strong = self._furthest / ROW_LIMIT**2
-        half = row_mean(np.where(np.isfinite(self.value), self.value, 0.0) ** 2, None) / 4
-        far = np.where((JUMP_MARGIN * ROW_LIMIT) ** 2 * strong > half, np.inf, JUMP_MARGIN**2 * strong)
-        near = np.where(ROW_LIMIT**2 * usual > half, JUMP_MARGIN**2 * usual, usual)
-        result: Floats = np.where(strong > JUMP_RATIO * usual, far, near)
+        limits = THRESHOLDS.trace
+        strong, margin = self._furthest / limits.row**2, limits.jump_margin
+        lost = limits.jump_share**2 * row_mean(np.where(np.isfinite(self.value), self.value, 0.0) ** 2, None)
+        far = np.where((margin * limits.row) ** 2 * strong > lost, np.inf, margin**2 * strong)
+        near = np.where(limits.row**2 * usual > lost, margin**2 * usual, usual)
+        result: Floats = np.where(strong > limits.jump_ratio * usual, far, near)
         return result
 
 
@@ -152,20 +145,21 @@ def compare(mine: Floats, expected: Expected) -> RowComparison:
     n = np.maximum(counted.sum(axis=-1), 1)
     error, size = (np.sqrt((x**2).sum(axis=-1) / n) for x in (difference, value))
     allowed = allowed_rows(expected)
-    spreads, units = ELEMENT_LIMITS
-    limit = spreads * allowed[..., None] + units * (expected.unit + expected.growth) * np.abs(value)
-    ratio = np.maximum(error / (ROW_LIMIT * allowed), (np.abs(difference) / limit).max(axis=-1))
+    limits, units = THRESHOLDS.trace, expected.unit + expected.growth
+    limit = limits.element_spreads * allowed[..., None] + limits.element_units * units * np.abs(value)
+    ratio = np.maximum(error / (limits.row * allowed), (np.abs(difference) / limit).max(axis=-1))
     at = tuple(int(i) for i in np.unravel_index(int(np.argmax(ratio)), ratio.shape))
     return RowComparison(float(ratio[at]), at, float(error[at]), float(size[at]))
 
 
 def allowed_rows(expected: Expected) -> Floats:
-    """Return the spread of each row with its floor; an error above `ROW_LIMIT` times this is wrong."""
-    counted = expected.counted
+    """Return the spread of each row with its floor; an error above `TraceLimits.row` times this is wrong."""
+    limits, counted = THRESHOLDS.trace, expected.counted
     square = (np.where(counted, expected.value, 0.0) ** 2).sum(axis=-1) / np.maximum(counted.sum(axis=-1), 1)
     # the mean square error of few numbers varies more
-    margin = 1 + 4 / effective_count(expected)
-    allowed = np.sqrt(expected.spread + margin * ((SPREAD_FLOOR * expected.unit) ** 2 + expected.growth**2) * square)
+    margin = 1 + limits.few_numbers / effective_count(expected)
+    floor = (limits.spread_floor * expected.unit) ** 2 + expected.growth**2
+    allowed = np.sqrt(expected.spread + margin * floor * square)
     result: Floats = np.maximum(allowed, np.finfo(np.float64).tiny)
     return result
 
@@ -185,36 +179,8 @@ _DIFF_POINT = re.compile(r"(.*?)diff((?:\[\d+\])?)")
 STEP = 2.0**-12
 """Derivatives are finite differences: a point is multiplied by 1 + this."""
 
-SMALLEST_DRAWN = 1e-30
-"""Rounding errors near 0 are simulated only for types in which they are larger than this."""
-
-POINT_ROUNDING = 0.6
-"""The standard deviation of a point's rounding error in roundoffs: that of two roundings. `ROW_LIMIT` allows for the
-four that scores have in transformers' eager attention (product, scale, mask, argument of the exponential)."""
-
 SUMMATION = ONE_ROUNDING / math.sqrt(6)
 """The standard deviation of the error of a sum of n terms t, in roundoffs of float32 times √(n Σ t²); see `growth`."""
-
-RUNS_PER_KIND = 6
-"""How many runs round every number independently, and as many round equal numbers alike."""
-
-STRONG_RUNS = 32
-"""The number of additional runs in "free" mode, with errors `ROW_LIMIT` times as large. If errors only add up, they
-show nothing new. If two keys have nearly the same score, accumulated errors decide which is the larger: a correct run
-may attend to the other one although none of a few usual runs did. Most strong runs do; in one correct run of sharp maps
-in bfloat16 none of the first 16 did."""
-
-JUMP_RATIO = 1.5
-"""Errors do more than add up if the largest square of the strong runs, over `ROW_LIMIT`², is more than this many times
-that of the usual runs."""
-
-JUMP_MARGIN = 1.5
-"""A correct run may then have this many times the largest error of the strong runs. A row that may lose half of itself
-is not judged. Where usual runs show that, the limit is this many times theirs: which of two keys is attended to does
-not scatter like a sum of errors, and one correct run of 39 with sharp maps was 1.02 times as far off as they allow."""
-
-MARGIN_DEVIATIONS = 3.09
-"""The margin for a spread estimated from few rounded numbers, in standard deviations (exceeded once in 1000)."""
 
 EQUAL_UNIT = 2.0**-37
 """Numbers are equal if their relative difference is below 1/8 of this. Float64 sums in another order differ less."""
@@ -257,7 +223,7 @@ def expect(
         given: the arrays of the run under test, in the axes of the points.
         unit: the unit roundoff of the run under test.
         tiny: the largest rounding error of a number near 0, half of the distance between subnormals.
-        common: the error that all numbers may have alike, in roundoffs (`COMMON_ROUNDINGS`).
+        common: the error that all numbers may have alike, in roundoffs (1; `TraceLimits.tf32_error` in tf32).
         local: compute each point from the arrays in `given`, else from the values of this run.
         axes: returns the letters of a point's axes. padding: returns the entries of a point at padding, or None.
     """
@@ -321,16 +287,17 @@ def _round(
     value: Floats, point: Expected, of_sums: float, noise_run: NoiseRun, rng: np.random.Generator, tiny: float
 ) -> Floats:
     """Return a value with the errors of a run with simulated rounding; `of_sums` is its `growth`."""
-    noise = POINT_ROUNDING * point.unit
+    one = THRESHOLDS.trace.point_rounding
+    noise = one * point.unit
     if value.ndim:
         noise += SUMMATION * min(point.unit, SINGLE) * value.shape[-1] ** 0.5
     noise += of_sums
     normal = np.asarray(rng.standard_normal(value.shape))
     value = value * (1 + noise_run.size * noise * (share_noise(value, normal) if noise_run.shared else normal))
-    if tiny > SMALLEST_DRAWN:
-        value = value + noise_run.size * POINT_ROUNDING * tiny * rng.standard_normal(value.shape)
+    if tiny > THRESHOLDS.trace.smallest_drawn:
+        value = value + noise_run.size * one * tiny * rng.standard_normal(value.shape)
     if point.doubt is not None:
-        value = value + noise_run.size * POINT_ROUNDING * point.doubt * rng.standard_normal(value.shape)
+        value = value + noise_run.size * one * point.doubt * rng.standard_normal(value.shape)
     return value
 
 
@@ -381,10 +348,11 @@ def _add_map_errors(points: dict[str, Expected]) -> None:
 
 
 def list_noise_runs(local: bool) -> list[NoiseRun]:
-    """Return `STRONG_RUNS` unless local, a pilot for the weights of `BiasTests`, and `RUNS_PER_KIND` of each kind."""
-    strong = [] if local else [NoiseRun(RUNS_PER_KIND + n, size=ROW_LIMIT) for n in range(STRONG_RUNS)]
-    pilot = NoiseRun(RUNS_PER_KIND + STRONG_RUNS, shared=True, pilot=True)
-    return [*strong, pilot, *(NoiseRun(n, shared=kind) for kind in (False, True) for n in range(RUNS_PER_KIND))]
+    """Return the strong runs unless local, a pilot for the weights of `BiasTests`, and the usual runs of each kind."""
+    limits = THRESHOLDS.trace
+    strong = [] if local else [NoiseRun(limits.runs + n, size=limits.row) for n in range(limits.strong_runs)]
+    pilot = NoiseRun(limits.runs + limits.strong_runs, shared=True, pilot=True)
+    return [*strong, pilot, *(NoiseRun(n, shared=kind) for kind in (False, True) for n in range(limits.runs))]
 
 
 def share_noise(value: Floats, normal: Floats) -> Floats:
@@ -407,8 +375,8 @@ def _margin(expected: Expected) -> Any:
 
     Wilson and Hilferty 1931: (χ²ₙ / n)^⅓ is about normal, of mean 1 − 2/(9n) and variance 2/(9n).
     """
-    n = RUNS_PER_KIND * effective_count(expected)
-    return (1 - 2 / (9 * n) - MARGIN_DEVIATIONS * np.sqrt(2 / (9 * n))) ** -3.0
+    n = THRESHOLDS.trace.runs * effective_count(expected)
+    return (1 - 2 / (9 * n) - THRESHOLDS.trace.spread_margin * np.sqrt(2 / (9 * n))) ** -3.0
 
 
 def row_mean(x: Floats, hidden: NDArray[np.bool_] | None) -> Floats:

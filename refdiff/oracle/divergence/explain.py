@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from refdiff.oracle.divergence.expected_values import Expected, Floats, compare
 from refdiff.oracle.divergence.layouts import arrangements, axes_of
 from refdiff.oracle.rounding.number_formats import round_to
+from refdiff.oracle.thresholds import THRESHOLDS
 
 Points = Mapping[str, Expected]
 Arrays = Mapping[str, NDArray[Any]]
@@ -49,7 +50,8 @@ def _factor(path: str, mine: Floats, expected: Points, reference: Arrays) -> str
         return ""
     factor = float(x @ y) / square
     scaled = compare(mine, replace(point, value=factor * point.value, spread=factor**2 * point.spread))
-    if not scaled.ok or 2 * scaled.ratio > compare(mine, point).ratio:  # a fitted factor always helps a little
+    # a fitted factor always helps a little
+    if not scaled.ok or THRESHOLDS.better_ratio * scaled.ratio > compare(mine, point).ratio:
         return ""
     return f"the factor {factor:.5g}{_scale_cause(factor, path, reference)}"
 
@@ -66,7 +68,8 @@ def _scale_cause(factor: float, path: str, reference: Arrays) -> str:
     if q is not None:
         d = q.shape[-1]
         known = {f"√d, d = {d}: not scaled": math.sqrt(d), f"1/√d, d = {d}: scaled twice": 1 / math.sqrt(d), **known}
-    return next((f" = {name}" for name, value in known.items() if abs(factor / value - 1) < 1e-2), "")
+    near = THRESHOLDS.trace.known_factor
+    return next((f" = {name}" for name, value in known.items() if abs(factor / value - 1) < near), "")
 
 
 def _heads(path: str, mine: Floats, expected: Points, reference: Arrays) -> str:

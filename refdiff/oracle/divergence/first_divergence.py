@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from refdiff.errors import CheckpointError
 from refdiff.model.variants import VARIANTS
-from refdiff.oracle.divergence.expected_values import ROW_LIMIT, Expected, allowed_rows, compare, expect
+from refdiff.oracle.divergence.expected_values import Expected, allowed_rows, compare, expect
 from refdiff.oracle.divergence.explain import explanation
 from refdiff.oracle.divergence.layouts import Floats, arrange, axes_of, separate_maps
 from refdiff.oracle.divergence.report import Divergence, Stage
-from refdiff.oracle.divergence.systematic_error import COMMON_ROUNDINGS
 from refdiff.oracle.printing import list_first
 from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.thresholds import THRESHOLDS
@@ -141,11 +140,12 @@ def _compare_points(
     unit, tiny = max(FORMATS[precision].u, 2.0**-50), max(FORMATS[precision].tiny, FORMATS["float32"].tiny)
     arrays = {path: arrange(array, path, reference) for path, array in known.items()}
     fitting: dict[str, Floats] = {path: array for path, (array, _) in arrays.items() if array is not None}
+    common = THRESHOLDS.trace.tf32_error if precision == "tf32" else 1.0
     if reference.run is None:
         expected, mode = _expect_recorded(fitting, reference, unit, tiny), "recorded"
     else:
         expected = expect(
-            reference.run, fitting, unit, tiny, COMMON_ROUNDINGS.get(precision, 1.0), local=mode == "local",
+            reference.run, fitting, unit, tiny, common, local=mode == "local",
             axes=lambda path: axes_of(path, reference).names, padding=lambda path, x: _padding(path, x, reference),
         )  # fmt: skip
     stages = [_stage(path, arrays, expected, reference) for path in reference]
@@ -235,7 +235,7 @@ def _smallest_visible_factor(point: Expected) -> float:
     """Return the smallest relative error that would be detected in some row."""
     rows = np.atleast_1d(np.where(point.counted, point.value, 0.0))
     size = np.sqrt(np.mean(rows**2, axis=-1)) if rows.size else np.zeros(0)
-    limit = ROW_LIMIT * allowed_rows(point)
+    limit = THRESHOLDS.trace.row * allowed_rows(point)
     return float(np.min(limit / np.where(size > 0, size, np.nan), initial=np.inf, where=size > 0))
 
 
@@ -246,20 +246,21 @@ def _expect_recorded(given: Mapping[str, Floats], reference: Trace, unit: float,
     """
     expected: dict[str, Expected] = {}
     levels: dict[str, float] = {}
+    limits = THRESHOLDS.trace
     flow = Flow(reference)
     for path, array in reference.items():
         wide = array.astype(np.float64)
         size = _rms(wide)
         known = [levels[p] for p in flow.parents(path) if p in levels]  # a file may list a point before its parents
-        level = max(known, default=2 * unit)
-        allowed = THRESHOLDS.error_growth / ROW_LIMIT * level * size * _norm_gain(path, reference, flow)
+        level = max(known, default=limits.recorded_units * unit)
+        allowed = limits.error_growth / limits.row * level * size * _norm_gain(path, reference, flow)
         spread = np.broadcast_to(allowed**2 + tiny**2, wide.shape[:-1])
         expected[path] = Expected(wide, spread, _padding(path, wide, reference), unit=unit)
         if path not in given:
-            level = math.hypot(level, 2 * min(unit, SINGLE))  # sums are added in another order
+            level = math.hypot(level, limits.recorded_units * min(unit, SINGLE))  # sums are added in another order
         elif size:
             off = _rms(given[path] - np.where(np.isfinite(wide), wide, 0.0)) / size
-            level = off if level < off <= THRESHOLDS.error_growth * level else level
+            level = off if level < off <= limits.error_growth * level else level
         levels[path] = level
     return expected
 
@@ -293,14 +294,14 @@ def precision_of(points: Mapping[str, NDArray[Any]]) -> str:
     if not kinds:
         raise ValueError("the trace has no array of floating-point numbers that is a point of the run")
     for name in ("bfloat16", "float16", "float32"):
-        if 4 * kinds.count(name) >= len(kinds):
+        if kinds.count(name) >= THRESHOLDS.trace.precision_share * len(kinds):
             return name
     return "float64"
 
 
 def _narrowest_type(x: NDArray[Any]) -> str:
     """Return the narrowest known type that represents all numbers of a float32 or float64 array."""
-    if x.dtype.name in ("bfloat16", "float16") or x.size < 32:
+    if x.dtype.name in ("bfloat16", "float16") or x.size < THRESHOLDS.trace.min_widened:
         return x.dtype.name
     finite = x[np.isfinite(x)]
     with np.errstate(over="ignore"):

@@ -40,8 +40,6 @@ ONE_ROUNDING = 0.42
 
 The error of x in [2^e, 2^(e + 1)) is uniform in ± u 2^e, and log x is uniform in that interval."""
 
-COMMON_ROUNDINGS = {"tf32": 3.0}
-"""The steady error in roundoffs where it is not 1: tf32 truncates both factors of a product."""
 
 FACTOR, CONSTANT, COLUMNS, EPSILON = "factor", "constant", "columns", "ε"
 SCORE_FACTORS = {"scores1": "the first scores", "scores2": "the second scores", "scores": "the scores"}
@@ -127,7 +125,7 @@ class BiasTests:
         self._counted = np.isfinite(right) if unseen is None else np.isfinite(right) & ~unseen
         y = np.where(self._counted, right, 0.0)
         square = (y**2).sum(axis=-1) / np.maximum(self._counted.sum(axis=-1), 1)
-        usable = (square > (THRESHOLDS.min_roundings * tiny) ** 2) & np.isfinite(noise)
+        usable = (square > (THRESHOLDS.trace.min_roundings * tiny) ** 2) & np.isfinite(noise)
         level = noise + (ONE_ROUNDING * unit) ** 2 * square
         self._weight: Floats = np.where(usable, 1 / np.where(usable, level, 1.0), 0.0)[..., None]
         rounding = self._counted * (np.hypot(ONE_ROUNDING * unit, growth) * np.abs(y) + tiny)
@@ -143,7 +141,7 @@ class BiasTests:
         """Yield the directions of a factor and a constant; none for a point of few numbers."""
         weight, counted = self._weight, self._counted
         squares = float((weight * y * y).sum())
-        if counted.sum() < THRESHOLDS.min_numbers or not squares > 0:
+        if counted.sum() < THRESHOLDS.trace.min_numbers or not squares > 0:
             return
         sizes = float((weight[..., 0] * np.sqrt(counted.sum(axis=-1) * (y * y).sum(axis=-1))).sum())
         for kind, vector, terms, size in (
@@ -164,8 +162,8 @@ class BiasTests:
             d = d - float((weight * d * y).sum()) / squares * y
             remainder = float((weight * d * d).sum())
             worst = float((weight * np.abs(y * d)).sum())
-            is_hidden = self._unit * worst > THRESHOLDS.hidden_share * remainder
-            if remainder < 1e-6 * size or (kind != EPSILON and is_hidden):
+            is_hidden = self._unit * worst > THRESHOLDS.trace.hidden_share * remainder
+            if remainder < THRESHOLDS.trace.min_remainder * size or (kind != EPSILON and is_hidden):
                 continue
             own = self._own_rounding(y, weight * rounding * np.sign(y) * d)
             yield Direction(kind, _return_array(weight * d / remainder), own / remainder, worst / remainder)
@@ -195,7 +193,7 @@ class BiasTests:
         key = np.where(size > 0, key / np.where(size > 0, size, 1.0), np.inf)
         order = np.argsort(key)
         with np.errstate(invalid="ignore"):
-            new = np.diff(key[order], prepend=-np.inf) > THRESHOLDS.alike_distance * self._unit
+            new = np.diff(key[order], prepend=-np.inf) > THRESHOLDS.trace.alike_distance * self._unit
         group = np.empty(len(order), dtype=np.intp)
         group[order] = np.cumsum(new)
         return group
@@ -208,7 +206,7 @@ class BiasTests:
         table, weight = self._table(y), self._table(np.broadcast_to(self._weight, y.shape))
         weighted = np.flatnonzero(weight.any(axis=1))
         first = weighted[np.unique(self._group[weighted], return_index=True)[1]]
-        if len(first) < THRESHOLDS.min_rows:
+        if len(first) < THRESHOLDS.trace.min_rows:
             return
         self._distinct_rows = first
         table, weight = table[first], weight[first]
@@ -243,12 +241,12 @@ class BiasTests:
     def judge(self, error: Floats) -> tuple[SystematicError | None, float]:
         """Return the systematic error that is largest relative to its limit, if any is tested, and a factor's limit."""
         found, given = [], self.project(error)
-        elementary = THRESHOLDS.elementary_error * min(self._unit, 2.0**-24)
+        elementary = THRESHOLDS.trace.elementary_error * min(self._unit, 2.0**-24)
         constants = {FACTOR: self._common, CONSTANT: self._common, EPSILON: self._epsilon}
         for i, (kind, _, own, worst) in enumerate(self._directions):
             drawn = max(float(np.sqrt(np.mean([p.along[i] ** 2 for p in runs]))) for runs in self._runs.values())
-            steady = constants.get(kind, THRESHOLDS.constant_error * self._common) * self._unit
-            rounding = float(np.hypot(THRESHOLDS.drawn_spreads * drawn, THRESHOLDS.position_spreads * own))
+            steady = constants.get(kind, THRESHOLDS.trace.constant_error * self._common) * self._unit
+            rounding = float(np.hypot(THRESHOLDS.trace.drawn_spreads * drawn, THRESHOLDS.trace.position_spreads * own))
             found.append(SystematicError(kind, float(given.along[i]), steady + elementary * worst + rounding))
         factor = min((item.limit for item in found if item.kind == FACTOR), default=np.inf)
         uniform = any(item.ratio > 1 for item in found if item.kind in (FACTOR, CONSTANT))
@@ -256,7 +254,7 @@ class BiasTests:
             columns = [np.stack([p.columns for p in runs if p.columns is not None]) for runs in self._runs.values()]
             drawn = max(_column_margin(runs) * float(np.sqrt((runs**2).mean())) for runs in columns)
             steady = (self._common * self._unit + elementary) * self._mean
-            rounding = float(np.hypot(drawn, THRESHOLDS.position_spreads * self._own_columns))
+            rounding = float(np.hypot(drawn, THRESHOLDS.trace.position_spreads * self._own_columns))
             limit = steady + rounding + np.finfo(float).tiny
             found.append(SystematicError(COLUMNS, float(np.sqrt((given.columns**2).mean())), limit))
         return max(found, key=lambda item: item.ratio, default=None), factor
@@ -272,4 +270,4 @@ def _column_margin(draws: Floats) -> float:
     one = draws / np.maximum(size, np.finfo(np.float64).tiny)
     cosines = (one @ one.T)[np.triu_indices(len(one), 1)]
     parallel = float(np.sqrt(np.mean(cosines**2))) if len(cosines) else 1.0
-    return 1 + (THRESHOLDS.drawn_spreads - 1) * parallel
+    return 1 + (THRESHOLDS.trace.drawn_spreads - 1) * parallel

@@ -27,6 +27,7 @@ from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.suite.outcome import Outcome, judge_outputs
+from refdiff.oracle.thresholds import THRESHOLDS
 
 SHOWN = 3
 """How many failed cases the text has in full; JSON has all."""
@@ -346,7 +347,7 @@ def _coverage_reasons(found: Mapping[str, Outcome]) -> list[str]:
     """
     contiguous = [o for name, o in found.items() if not name.startswith(_STRIDES)]
     declined = sum(o.declined for o in contiguous)
-    if 2 * declined > len(contiguous):
+    if declined > THRESHOLDS.declined_share * len(contiguous):
         return [
             f"the kernel declined {declined} of {len(contiguous)} cases of contiguous arrays: --profile names those "
             "that it serves (most in modules have as many keys as queries), --size adds some"

@@ -27,6 +27,7 @@ from refdiff.oracle.inputs.outputs import (
 )
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.suite.relations import DeclinedError
+from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.verdict.check import check
 
 
@@ -208,16 +209,13 @@ def run_job(job: Callable[[], Outcome]) -> Outcome:
         return Outcome("fail", f"{what}{traceback.format_exc()}")
 
 
-DIAGNOSIS_NUMBERS = 2**16
-"""The largest size of all inputs for which a diagnosis is run: it takes about 10 s at most on one core."""
-
 DIAGNOSIS_LINES = 12
 """Lines of a diagnosis that are shown, its answer and the nearest candidate; also the most lines of an exception."""
 
 
 def is_small(case: Case) -> bool:
     """Whether the inputs are small enough for a diagnosis."""
-    return sum(x.size for x in case.inputs.values()) <= DIAGNOSIS_NUMBERS
+    return sum(x.size for x in case.inputs.values()) <= THRESHOLDS.diagnosed_numbers
 
 
 def is_diagnosable(case: Case, found: Outcome) -> bool:

@@ -21,6 +21,7 @@ from refdiff.oracle.inputs.outputs import KernelError, read_output, require_out
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import compute_lambda, head_indices, lambda_init
 from refdiff.oracle.truth.forward import out_shape
 from refdiff.oracle.verdict.verdict import FAIL, Verdict
@@ -197,7 +198,7 @@ def ones_for_values(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) 
         ones["norm_bias"] = np.zeros_like(inputs["norm_bias"])
     exact = {name: x.astype(np.float64) for name, x in inputs.items()}
     rest = 1 - np.asarray(compute_lambda(spec, exact, ops_for()))
-    _require(bool(np.all(np.abs(rest) > 0.05)), "λ that is not 1")
+    _require(bool(np.all(np.abs(rest) > THRESHOLDS.relation_lambda)), "λ that is not 1")
     out = run(kernel, spec, ones)
     return _compare_rows(out, np.broadcast_to(np.mean(out, axis=-1, keepdims=True), out.shape), spec, ones, recipe)
 
@@ -211,7 +212,7 @@ def maps_swapped(kernel: Kernel, spec: Spec, inputs: Inputs, recipe: Recipe) -> 
     inputs, w = _enlarge_values(spec, inputs, recipe), head_indices(spec)
     exact = {name: np.asarray(x, dtype=np.float64) for name, x in inputs.items()}
     lambda_, start = float(compute_lambda(spec, exact, ops_for())), lambda_init(spec, ops_for())
-    _require(lambda_ > 0.05, "a positive λ")
+    _require(lambda_ > THRESHOLDS.relation_lambda, "a positive λ")
     swapped = dict(inputs)
     for name, first, second in (("q", w.q1, w.q2), ("k", w.k1, w.k2)):
         swapped[name] = inputs[name].copy()
@@ -258,7 +259,7 @@ def _enlarge_values(spec: Spec, inputs: Inputs, recipe: Recipe) -> Inputs:
     Values 4 times as large, sums of some dozen of them, and their squares if the norm is in float16, do not overflow.
     """
     top = 2.0**18 if recipe.storage != "float16" else 2.0**4 if recipe.norm == "float16" else 2.0**8
-    _require(spec.norm_eps <= 1e-4 * recipe.u * top**2, "an ε without effect on large values")
+    _require(spec.norm_eps <= THRESHOLDS.relation_epsilon * recipe.u * top**2, "an ε without effect on large values")
     v = inputs["v"]
     largest = float(np.max(np.abs(v.astype(np.float64)), initial=0.0))
     _require(largest > 0, "values")

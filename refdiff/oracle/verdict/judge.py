@@ -24,6 +24,7 @@ from refdiff.oracle.budget.statistics import (
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, sequences
 from refdiff.oracle.inputs.validation import layout_hint, output_axes
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import attention_mask, attention_operands, log_sum_exp, scores
 from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE, PASS, TensorVerdict
 
@@ -225,7 +226,8 @@ def judge_lse(
     reason = f"is {mine} at {place('b h t', at)}, the truth {right}"
     hints = []
     for text, other in (conventions() if conventions else {}).items():
-        tolerance = 4 * allowed * np.maximum(1.0, np.where(np.isfinite(other), np.abs(other), 0.0))
+        size = np.maximum(1.0, np.where(np.isfinite(other), np.abs(other), 0.0))
+        tolerance = THRESHOLDS.lse_convention * allowed * size
         if float(np.max(_error_ratio(actual, other, tolerance), initial=0.0)) <= 1:
             hints.append(text)
             break

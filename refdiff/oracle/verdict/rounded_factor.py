@@ -11,6 +11,7 @@ from refdiff.backends import ops_for
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
+from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import lambda_init
 from refdiff.oracle.verdict.verdict import FAIL, TensorVerdict
 
@@ -56,4 +57,4 @@ def _is_explained(before: TensorVerdict, after: TensorVerdict) -> bool:
     """Whether the rounding explains at least half of every statistic of a common factor that failed."""
     left = {statistic.name: statistic.value for statistic in after.statistics}
     of_factors = (x for x in before.statistics if x.name in ("slope", "factor") and not x.holds)
-    return all(2 * left[x.name] <= x.value for x in of_factors)
+    return all(THRESHOLDS.better_ratio * left[x.name] <= x.value for x in of_factors)
