@@ -20,7 +20,7 @@ def embedding(ids: Array, weight: Array) -> Array:
     Raises:
         IndexError: an id is negative or not below V.
     """
-    xp = namespace(ids, weight)
+    xp = namespace(ids)
     _check("embedding", ids, weight)
     return xp.reshape(take(weight, xp.reshape(ids, (-1,))), (*ids.shape, weight.shape[1]))
 
@@ -31,7 +31,7 @@ def _check(name: str, ids: Array, weight: Array) -> None:
     if weight.ndim != 2:
         raise ValueError(f"{name}: weight: got shape {tuple(weight.shape)}, expected (V, D)")
     if 0 not in ids.shape:
-        numbers = xp.astype(ids, xp.int64, copy=False)  # torch has no least number of uint64
+        numbers = xp.astype(ids, xp.int64)  # torch has no least number of uint64
         low, high = int(xp.min(numbers)), int(xp.max(numbers))
         if low < 0 or high >= weight.shape[0]:
             raise IndexError(
