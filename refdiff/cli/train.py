@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import re
@@ -235,7 +236,9 @@ def _train(trainer: Trainer, plot: Path | None, stop: Callable[[], bool], *, qui
 
 def _resume(args: argparse.Namespace, out: Path) -> Trainer:
     """Resume a run with the options that may change; others must have their old values."""
-    from refdiff.training.settings import CHANGEABLE
+    from refdiff.model.config import DiffLlamaConfig
+    from refdiff.training import checkpoint
+    from refdiff.training.settings import CHANGEABLE, Settings, needed_memory
     from refdiff.training.train import Trainer
 
     changes = {name: getattr(args, name) for name in args.given if name in CHANGEABLE}
@@ -243,12 +246,20 @@ def _resume(args: argparse.Namespace, out: Path) -> Trainer:
     if (args.text is not None or fixed) and (others := _differing_options(args, out, fixed)):
         raise UsageError(f"--resume: keeps the run's own text, model and settings; leave out {', '.join(others)}")
     threads = args.threads if "threads" in args.given else None
+    if args.backend == "numpy":
+        folder, about = checkpoint.latest(out)
+        needed = 0
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # `Trainer.resume` says what is broken
+            config, settings = DiffLlamaConfig.from_pretrained(folder), Settings(**about["settings"])
+            used = about.get("threads") if threads is None else threads
+            needed = sum(needed_memory(config, settings, config.dtype or "float32", used or None))
+        _check_memory(needed, "end other programs, or resume with fewer --threads")
     return Trainer.resume(out, changes=changes, threads=threads, backend=args.backend)
 
 
 def _config_and_settings(args: argparse.Namespace, out: Path) -> tuple[DiffLlamaConfig, Settings]:
     """Check the text and the options before any file is created."""
-    from refdiff.training.settings import Settings
+    from refdiff.training.settings import Settings, needed_memory
 
     if args.text is None:
         piped = "" if sys.stdin.isatty() else "; standard input is not read"
@@ -262,7 +273,13 @@ def _config_and_settings(args: argparse.Namespace, out: Path) -> tuple[DiffLlama
     config = _config(args)
     settings = Settings(**{name: getattr(args, name) for name in (*SETTINGS, "optimizer", "schedule", "prompt")})
     if args.backend == "numpy":
-        _check_memory(config, settings, args.dtype, args.threads or None)
+        stays, passes = needed_memory(config, settings, args.dtype, args.threads or None)
+        _check_memory(
+            stays + passes,
+            f"{size(stays)} are for weights, gradients and optimizer (--vocab-size, --hidden-size, "
+            f"--intermediate-size, --layers) and {size(passes)} for the tokens of a step (--batch-size, --context, "
+            "--accumulate)",
+        )
     return config, settings
 
 
@@ -275,18 +292,12 @@ def _no_file(text: Path) -> str:
     return f"got {kind}, expected a UTF-8 file"
 
 
-def _check_memory(config: DiffLlamaConfig, settings: Settings, dtype: str, threads: int | None) -> None:
+def _check_memory(needed: int, then: str) -> None:
     from refdiff.memory import available_memory, physical_memory
-    from refdiff.training.settings import needed_memory
 
-    stays, passes = needed_memory(config, settings, dtype, threads)
     there = physical_memory() if (free := available_memory()) is None else free
-    if stays + passes > there:
-        raise UsageError(
-            f"memory: training takes at least {size(stays + passes)}, and {size(there)} are free; {size(stays)} are "
-            f"for weights, gradients and optimizer (--vocab-size, --hidden-size, --intermediate-size, --layers) and "
-            f"{size(passes)} for the tokens of a step (--batch-size, --context, --accumulate)"
-        )
+    if needed > there:
+        raise UsageError(f"memory: training takes at least {size(needed)}, and {size(there)} are free; {then}")
 
 
 def _start(args: argparse.Namespace, out: Path, config: DiffLlamaConfig, settings: Settings) -> Trainer:

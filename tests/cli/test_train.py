@@ -202,6 +202,16 @@ def test_the_options_of_a_resumed_run(
     assert lines_of(here / "out") == before
 
 
+def test_a_run_that_does_not_fit_into_memory_is_refused(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert train("--max-steps", "1", "-q").status == 0
+    monkeypatch.setattr("refdiff.memory.available_memory", lambda: 1000)
+    for resume, fix in ((False, "for weights, gradients and optimizer"), (True, "or resume with fewer --threads")):
+        status, out, err = train("-q", out="out" if resume else "new", resume=resume)
+        assert (status, out) == (2, "")
+        assert re.match(r"refdiff train: error: memory: training takes at least \d+ kB, and 1.00 kB are free; ", err)
+        assert fix in err
+
+
 def test_a_picture_of_the_run(train: Train, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawn at every validation; one that cannot be written stops nothing."""
     steps: list[int] = []
