@@ -85,7 +85,7 @@ def save(
         OSError: the disk is full or not writable; earlier checkpoints are kept.
     """
     staging, folder = out / f"{_STAGING}{step:06d}", out / name(step)
-    _recover(out)
+    recover(out)
     try:
         staging.mkdir()
         model.save_pretrained(staging)
@@ -103,15 +103,18 @@ def save(
         what = f"cannot write the checkpoint of step {step}: {error.strerror or error}; {then}"
         raise OSError(error.errno, what, str(out)) from error
     finally:  # after Ctrl-C, too
-        _recover(out)
+        recover(out)
     sync_folder(out)
     for _, old in checkpoints(out)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
-def _recover(out: Path) -> None:
-    """Take back a checkpoint whose replacement did not get its place, and delete what else an ended save left."""
+def recover(out: Path) -> None:
+    """Take back a checkpoint whose replacement did not get its place, and delete what else an ended save left.
+
+    No other process may save in the folder meanwhile: its files look the same.
+    """
     for path in out.glob(f"{_STAGING}*{_REPLACED}"):
         folder = out / path.name.removeprefix(".").removesuffix(_REPLACED)
         if not folder.exists():
@@ -150,11 +153,15 @@ def mark_unusable(folder: Path) -> Path:
 def latest(out: Path) -> tuple[Path, dict[str, Any]]:
     """Return the last checkpoint's folder and training.json, and delete incomplete ones that a killed run left.
 
+    Where a process trains in the folder, which may be saving, nothing is deleted.
+
     Raises:
         CheckpointError: there is no checkpoint; or it or the corpus is a link that leads out of the folder; or
             training.json is broken or names another step.
     """
-    _recover(out)
+    if any(out.glob(f"{_STAGING}*")):
+        with contextlib.suppress(RuntimeError, OSError), locked(out):
+            recover(out)
     found = checkpoints(out)
     if not found:
         raise CheckpointError(

@@ -107,6 +107,10 @@ def test_what_a_killed_run_left_half_written_is_swept_up(start: Start) -> None:
     (trainer.out / ".step-000004" / "model.safetensors").write_bytes(b"half")
     assert checkpoint.latest(trainer.out)[0].name == "step-000002"
     assert not (trainer.out / ".step-000004").exists()
+    (trainer.out / ".step-000004").mkdir()
+    with checkpoint.locked(trainer.out):  # which a process does that trains, and may be saving
+        assert checkpoint.latest(trainer.out)[0].name == "step-000002"
+    assert (trainer.out / ".step-000004").exists()
     with pytest.raises(CheckpointError, match="no checkpoint to resume"):
         checkpoint.latest(trainer.out / "corpus")
 
