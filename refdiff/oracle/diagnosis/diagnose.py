@@ -15,7 +15,7 @@ from refdiff.oracle.cases.fixed import Case, cases
 from refdiff.oracle.deviations.deviation import Deviation, Problem, output_with
 from refdiff.oracle.deviations.listed import deviations, enlarge_spec, needs_two_maps
 from refdiff.oracle.deviations.rare import RARE_DEVIATIONS
-from refdiff.oracle.diagnosis.fits import fit_head_order, fit_parameters, fit_two_fields
+from refdiff.oracle.diagnosis.fits import fit_head_order, fit_parameters, fit_two_fields, is_scaled
 from refdiff.oracle.diagnosis.gradient_diagnosis import diagnose_gradients, gradient_target
 from refdiff.oracle.diagnosis.lost_tokens import find_lost_keys, find_lost_queries
 from refdiff.oracle.diagnosis.places import correct_rows, locate_errors
@@ -61,7 +61,8 @@ def diagnose(
 
     1. One deviation, or two together. The notes name those that could be present without a visible effect. Two
        deviations that one fitted number could replace are ambiguous, or left out if the number fits clearly better.
-    2. A fitted number, such as the scale of the scores or λ of each head.
+    2. A fitted number, such as the scale of the scores or λ of each head. Pairs are not tried if the output is the
+       truth times one number.
     3. A coarser recipe, two fields of the spec, or a deviation from a spec with one field changed: "with norm='none'
        it is layer_norm".
 
@@ -245,7 +246,7 @@ def diagnose_output(
     rare = (d for d in RARE_DEVIATIONS if not (spec.is_plain and needs_two_maps(d)))
     every = (*deviations(spec, kinds.pop()), *rare)
     zero = not any(t.actual.any() for t in targets)  # as many pairs give, and memory never written to
-    most = 1 if zero else most
+    most = 1 if zero or is_scaled(spec, targets) else most
     found = search(spec, targets, every, most, not_finite=not_finite, correct=correct or None)
     fitting, notes = found.fitting, found.notes
     if zero and len(fitting) < 2:  # one name that gives zeros is no likelier than the others

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from refdiff.oracle.deviations.input_deviations import query_positions
 from refdiff.oracle.deviations.listed import deviations
 from refdiff.oracle.deviations.tiles import TILE_SIZES, pad_tail, tail_padding, tile_window
 from refdiff.oracle.diagnosis.fit_lambda import LAYER, LAYER_TEXTS, fit_lambda, fit_layer
-from refdiff.oracle.diagnosis.parameter_fit import Trial, evaluate, format_list, is_uniform
+from refdiff.oracle.diagnosis.parameter_fit import Trial, evaluate, format_list, is_near, is_uniform
 from refdiff.oracle.diagnosis.ranking import Fit, percent
 from refdiff.oracle.diagnosis.targets import (
     MIN_QUERIES,
@@ -84,10 +84,21 @@ def fit_parameters(spec: Spec, targets: tuple[Target, ...], *, local: bool = Fal
     return tuple(f for f in found if 1 - f.explains <= THRESHOLDS.better_ratio * least)[:1]
 
 
+def is_scaled(spec: Spec, targets: tuple[Target, ...]) -> bool:
+    """Whether outputs pass as the truth times one factor, with an error that is not doubtful."""
+    parts = Parts.of(spec, targets)
+    fits = (f for t in islice(factor_trials(spec, targets), 1) for f in _evaluate_factor(t, parts))
+    return any(f.fits and f.residual <= THRESHOLDS.correct_residual for f in fits)
+
+
+def _evaluate_factor(trial: Trial, parts: Parts) -> list[Fit]:
+    return evaluate(trial, parts.stages(parts.local), large=parts.is_large)
+
+
 def _fit_factor_and_lambda(spec: Spec, parts: Parts) -> list[Fit]:
     """Fit a factor, then λ; fit both together only if the output passes with no factor alone."""
-    stages, large = parts.stages(parts.local), parts.is_split
-    factors = _first_passing(evaluate(trial, stages, large=large) for trial in factor_trials(spec, parts.whole))
+    stages, large = parts.stages(parts.local), parts.is_large
+    factors = _first_passing(_evaluate_factor(trial, parts) for trial in factor_trials(spec, parts.whole))
     both = not any(f.fits for f in factors)
     found: list[Fit] = []
     for targets in () if spec.is_plain else stages:
@@ -176,12 +187,14 @@ def _evaluate_best(trials: Sequence[Trial], parts: Parts) -> list[Fit]:
     """Judge the outputs with the trial that has the smallest residual; parts may not tell some trials apart."""
     if not trials:
         return []
-    residuals = [_residual_on_parts(trial, parts) for trial in trials]
-    least = min(residuals)
-    if parts.is_split and least < THRESHOLDS.quick_residual:
-        trials = [x for x, off in zip(trials, residuals, strict=True) if off <= THRESHOLDS.better_ratio * least]
+    outs = [compute_outputs(trial.kernel, parts.all_keys) for trial in trials]
+    residuals = [worst_residual(parts.all_keys, x) for x in outs]
+    if parts.is_split:
+        allowed = THRESHOLDS.better_ratio * min(residuals)
+        scored = zip(trials, outs, residuals, strict=True)
+        trials = [trial for trial, x, off in scored if off <= allowed and is_near(parts.all_keys, x)]
         residuals = [worst_residual(parts.whole, compute_outputs(x.kernel, parts.whole)) for x in trials]
-    return _evaluate_trial(trials[int(np.argmin(residuals))], parts)
+    return _evaluate_trial(trials[int(np.argmin(residuals))], parts) if trials else []
 
 
 def _residual_on_parts(trial: Trial, parts: Parts) -> float:
@@ -189,7 +202,7 @@ def _residual_on_parts(trial: Trial, parts: Parts) -> float:
 
 
 def _evaluate_trial(trial: Trial, parts: Parts) -> list[Fit]:
-    return evaluate(trial, parts.stages(parts.all_keys), large=parts.is_split)
+    return evaluate(trial, parts.stages(parts.all_keys), large=parts.is_large)
 
 
 def _field_trial(spec: Spec, field: str, value: Any, text: str) -> Trial:
@@ -213,7 +226,7 @@ def minimize(f: Callable[[float], float], grid: Numpy) -> tuple[float, float]:
 
 def _window_trials(spec: Spec, parts: Parts) -> list[Trial]:
     """Return a trial for each window length; none for large inputs whose last queries, with most keys, are correct."""
-    if parts.is_split and not any(exceeds_limit(row_ratios(t, t.actual)[:, :, -MIN_QUERIES:]) for t in parts.all_keys):
+    if parts.is_large and not any(exceeds_limit(row_ratios(t, t.actual)[:, :, -MIN_QUERIES:]) for t in parts.all_keys):
         return []
     keys = max(t.inputs["k"].shape[2] if "k" in t.inputs else 0 for t in parts.all_keys)
     now = "all keys" if spec.window is None else str(spec.window)

@@ -20,6 +20,7 @@ from refdiff.oracle.diagnosis.targets import (
     WRONG_LIMITS,
     Judgement,
     Parts,
+    Rejected,
     Target,
     deviation_budget,
     explained_share,
@@ -49,7 +50,9 @@ NEARLY_RIGHT = (
 )
 
 NO_PAIRS = "pairs were not tried: no single deviation is wrong, or NaN, in exactly these places"
-NO_LARGE_PAIRS = "pairs were not tried: the inputs are large, and the error is NaN or in one place"
+NO_LARGE_PAIRS = (
+    "pairs were not tried: the inputs are large, and the error is NaN, in one place, or too small to show in one row"
+)
 
 MIN_ROW_BUDGET = 1e-150
 """The smallest divisor of a row: it avoids a division by zero."""
@@ -101,27 +104,17 @@ def search(
     parts = Parts.of(spec, targets)
     nearly_right = _is_nearly_right(spec, parts)
     evidence: Evidence = {}
+    rejected: Rejected = {}
     closest: list[Candidate] = []
     untried: set[str] = set()
     singles: list[DeviationSet] = [(d,) for d in known]
     pairable = tuple(d for d in known if d.axis not in SINGLE_AXES)
-    correct_rows = dict(zip(targets, correct or (), strict=correct is not None))
-
-    def keeps_correct_rows(target: Target, wrong: Numpy) -> bool:
-        return bool(np.max(row_ratios(target, wrong)[correct_rows[target]], initial=0.0) <= THRESHOLDS.max_change)
-
     for count in range(1, 2 if nearly_right else max_deviations + 1):
-        sets = singles if count == 1 else [pair for pair in combinations(pairable, 2) if pair[0].axis != pair[1].axis]
-        if count > 1 and not_finite:
-            same_nonfinite = {d for d in known if _holds_on_all(spec, parts, d, _has_same_nonfinite)}
-            sets = [some for some in sets if same_nonfinite & set(some)]
-        if count > 1 and correct is not None:
-            local = {d for d in known if _holds_on_all(spec, parts, d, keeps_correct_rows)}
-            sets = [some for some in sets if local >= set(some)]
+        sets = singles if count == 1 else _list_pairs(spec, parts, known, pairable, not_finite, correct)
         if not sets:
             return SearchResult([], closest, (NO_PAIRS if parts.cost <= MAX_PAIR_COST else NO_LARGE_PAIRS,))
         scored = list(_score_sets(spec, parts, sets, untried))
-        found = _rank(spec, parts, scored, nearly_right, evidence)
+        found = _rank(spec, parts, scored, nearly_right, evidence, rejected)
         single = closest[:1]
         closest = select_closest(spec, parts, [*closest, *found])
         if not any(len(c.deviations) == 1 for c in closest):
@@ -135,6 +128,33 @@ def search(
         return SearchResult([], closest, (NEARLY_RIGHT,), nearly_right=True)
     note = f"{len(untried)} names were not tried in pairs, since the inputs are large: {', '.join(sorted(untried))}"
     return SearchResult([], closest, (note,) if untried else (), tried_pairs=max_deviations > 1)
+
+
+def _list_pairs(
+    spec: Spec,
+    parts: Parts,
+    known: tuple[Deviation, ...],
+    pairable: tuple[Deviation, ...],
+    not_finite: bool,
+    correct: Sequence[Numpy] | None,
+) -> list[DeviationSet]:
+    """Return the pairs to try; none for large inputs that must be compared as a whole."""
+    if parts.is_large and not parts.is_split and parts.cost > MAX_PAIR_COST:
+        return []
+    pairs: list[DeviationSet] = [pair for pair in combinations(pairable, 2) if pair[0].axis != pair[1].axis]
+    if not_finite:
+        same_nonfinite = {d for d in known if _holds_on_all(spec, parts, d, _has_same_nonfinite)}
+        pairs = [some for some in pairs if same_nonfinite & set(some)]
+    if correct is not None:
+        correct_rows = dict(zip(parts.whole, correct, strict=True))
+
+        def keeps_correct_rows(target: Target, wrong: Numpy) -> bool:
+            changes = row_ratios(target, wrong)[correct_rows[target]]
+            return bool(np.max(changes, initial=0.0) <= THRESHOLDS.max_change)
+
+        local = {d for d in known if _holds_on_all(spec, parts, d, keeps_correct_rows)}
+        pairs = [some for some in pairs if local >= set(some)]
+    return pairs
 
 
 def _is_nearly_right(spec: Spec, parts: Parts) -> bool:
@@ -168,10 +188,12 @@ def _score_sets(spec: Spec, parts: Parts, sets: Iterable[DeviationSet], untried:
             yield found
 
 
-def _rank(spec: Spec, parts: Parts, scored: list[Candidate], nearly_right: bool, evidence: Evidence) -> list[Candidate]:
+def _rank(
+    spec: Spec, parts: Parts, scored: list[Candidate], nearly_right: bool, evidence: Evidence, rejected: Rejected
+) -> list[Candidate]:
     """Sort all candidates, those that fit first. Near ones are judged with a budget of their own."""
     scored.sort(key=lambda c: (c.residual, -c.explains))
-    least = THRESHOLDS.large_explained if parts.is_split else 0.0
+    least = THRESHOLDS.large_explained if parts.is_large else 0.0
     near = [
         c
         for n, c in enumerate(scored[:MAX_JUDGED])
@@ -179,7 +201,7 @@ def _rank(spec: Spec, parts: Parts, scored: list[Candidate], nearly_right: bool,
     ]
     far = sorted(scored, key=lambda c: -c.explains)[:ALWAYS_JUDGED]
     near += [c for c in far if c not in near and c.explains >= THRESHOLDS.explained]
-    final = [_judge_candidate(spec, parts, c, evidence) for c in near]
+    final = [_judge_candidate(spec, parts, c, evidence, rejected) for c in near]
     fitting = sorted((c for c in final if c.fits), key=lambda c: c.residual)
     fitting = [c for c in fitting if not _is_uninformative(c, evidence)]
     if nearly_right:
@@ -216,13 +238,16 @@ def score_candidate(
     return Candidate(deviations, residual, min(shares), False)
 
 
-def _judge_candidate(spec: Spec, parts: Parts, candidate: Candidate, evidence: Evidence) -> Candidate:
+def _judge_candidate(
+    spec: Spec, parts: Parts, candidate: Candidate, evidence: Evidence, rejected: Rejected
+) -> Candidate:
     """Judge a candidate on the parts where it was scored, then on the whole if it fits there."""
     found: list[list[Judgement]] = []
     for targets in parts.stages(parts.select(candidate.deviations)):
         residual, kept = 0.0, []
         for target in targets:
-            one = judge_problem(deviated(spec, target.inputs, candidate.deviations), target, stop=parts.is_split)
+            problem = deviated(spec, target.inputs, candidate.deviations)
+            one = judge_problem(problem, target, stop=parts.is_large, rejected=rejected)
             residual = max(residual, one.residual)
             if not one.fits:
                 return replace(candidate, residual=residual)

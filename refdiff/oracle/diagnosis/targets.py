@@ -5,6 +5,7 @@ A large case is compared in part: most deviations act on a few tokens of one seq
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -222,22 +223,37 @@ def deviation_budget(wrong: Numpy, runs: Sequence[Numpy], target: Target) -> Row
     return RowBudget(wrong, rows, bounds, largest_slope, recipe.storage, AXES[rows.ndim], doubtful, factor=factor)
 
 
-def judge_problem(problem: Problem | None, target: Target, *, stop: bool = False) -> Judgement:
+Rejected = dict[tuple[Target, bytes], Judgement]
+"""The judgements of problems that a target does not fit, by a digest of their outputs."""
+
+
+def judge_problem(
+    problem: Problem | None, target: Target, *, stop: bool = False, rejected: Rejected | None = None
+) -> Judgement:
     """Judge the output by the budget of a problem with deviations; `NO_OUTPUT` if that has none of the same shape.
 
     Args:
         stop: run only the screening orders if they suffice to reject the problem.
+        rejected: judgements to reuse, and to add to. Many deviations have no effect on the inputs: their output is the
+            same, exact and in the screening orders.
     """
     wrong = output(problem)
     if problem is None or wrong is None or wrong.shape != target.actual.shape:
         return NO_OUTPUT
     orders = (*DRAWS, *MEMBERS[:3])
     runs: list[Numpy] = []
+    key = (target, b"")
     for some in (SCREENING_ORDERS, tuple(o for o in orders if o not in SCREENING_ORDERS)) if stop else (orders,):
         runs += run_orders(lambda order: _rounded_output(problem, target.recipe, order), some, problem.inputs)
+        if rejected is not None and not key[1]:
+            key = (target, hashlib.sha256(np.stack((wrong, *runs)).tobytes()).digest())
+            if key in rejected:
+                return rejected[key]
         found = _judge_runs(wrong, tuple(runs), target)
         if found.worst_row > THRESHOLDS.hopeless * WRONG_LIMITS.row:
             break
+    if rejected is not None and not found.fits:
+        rejected[key] = replace(NO_OUTPUT, residual=found.residual)
     return found
 
 
@@ -298,17 +314,20 @@ def typical_part(spec: Spec, target: Target, *, all_keys: bool = False) -> Targe
 
 
 def worst_part(spec: Spec, target: Target, typical: Target, *, all_keys: bool = False) -> Target | None:
-    """Return a part with the worst row of a large target, if that row is wrong and the typical part is not; else None.
+    """Return a part with a wrong row of a large target, if it has one and the typical part has none; else None.
 
-    It also has the rows before it or, if they need later keys, the rows after it.
+    Of the rows whose error is at least the largest over `Thresholds.better_ratio`, it is the first. The part also has
+    the rows before it or, if they need later keys, it is the last with the rows after it.
     """
     wrong = _actual_ratios(target)
     if spec.causal == "top_left" or not exceeds_limit(wrong) or exceeds_limit(_actual_ratios(typical)):
         return None
     T, S = target.inputs["q"].shape[2], target.inputs["k"].shape[2]
-    sequence, _, t = (int(i) for i in np.unravel_index(int(np.argmax(wrong)), wrong.shape))
+    large = np.argwhere(wrong >= max(LIMITS.row, np.max(wrong) / THRESHOLDS.better_ratio))
+    by_token = large[np.argsort(large[:, 2], kind="stable")].tolist()
+    (sequence, _, t), (last_sequence, _, last) = by_token[0], by_token[-1]
     if all_keys or spec.causal == "none" or S - T + t < 0:
-        return _sub_case(target, sequence, slice(max(0, min(t, T - MIN_QUERIES)), T), S)
+        return _sub_case(target, last_sequence, slice(max(0, min(last, T - MIN_QUERIES)), T), S)
     return _sub_case(target, sequence, slice(max(0, t - MIN_QUERIES + 1), t + 1), S - T + t + 1)
 
 
@@ -345,12 +364,15 @@ class Parts:
     local: their typical parts; if one is correct, also the part with the worst row.
     all_keys: the same with all keys; only the worst part if the typical one is correct.
     cost: the multiplications of all targets.
+    is_large: whether some dense target has more than `LARGE_COST` multiplications. It is split unless only statistics
+        of the whole tensor fail.
     """
 
     whole: tuple[Target, ...]
     local: tuple[Target, ...]
     all_keys: tuple[Target, ...]
     cost: int
+    is_large: bool
 
     @staticmethod
     def of(spec: Spec, targets: tuple[Target, ...]) -> Parts:
@@ -363,10 +385,11 @@ class Parts:
             return tuple(part for t, some in zip(targets, found, strict=True) for part in some or [t])
 
         total = sum(estimate_cost(spec, t.inputs) for t in targets if "q" in t.inputs and "k" in t.inputs)
-        dense = (t for t in targets if kind_of(t.inputs) == "dense")
-        if any(t.fails_as_tensor and estimate_cost(spec, t.inputs) <= MAX_WHOLE_COST for t in dense):
-            return Parts(targets, targets, targets, total)
-        return Parts(targets, parts(all_keys=False), parts(all_keys=True), total)
+        dense = [(t, estimate_cost(spec, t.inputs)) for t in targets if kind_of(t.inputs) == "dense"]
+        is_large = any(cost > LARGE_COST for _, cost in dense)
+        if any(t.fails_as_tensor and cost <= MAX_WHOLE_COST for t, cost in dense):
+            return Parts(targets, targets, targets, total, is_large)
+        return Parts(targets, parts(all_keys=False), parts(all_keys=True), total, is_large)
 
     @property
     def is_split(self) -> bool:

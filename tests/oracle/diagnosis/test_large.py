@@ -9,8 +9,14 @@ import numpy as np
 import pytest
 
 from refdiff.oracle import Case, Ranking, Spec, blind_spots, deviations, diagnose
-from refdiff.oracle.deviations.deviation import output_with
+from refdiff.oracle.budget.budget import budget
+from refdiff.oracle.deviations.deviation import Problem, output_with
+from refdiff.oracle.diagnosis import targets
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE
+from refdiff.oracle.diagnosis.search import NO_LARGE_PAIRS, search
+from refdiff.oracle.diagnosis.targets import Parts, Rejected, Target, judge_problem
+from refdiff.oracle.inputs.validation import as_float64
+from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.strategies import Structure
 from tests.oracle.diagnosis.outputs import kernel, natural
 
@@ -51,6 +57,55 @@ def test_one_tile_that_is_wrong(value: float) -> None:
 def test_one_name(name: str) -> None:
     found = ask(wrong(name, of=case()), case(), most=1)
     assert (found.status, found.name) == (UNIQUE, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("factor", [0.7, 1.05])
+def test_no_pairs_are_tried_for_a_factor(factor: float) -> None:
+    found = ask(factor * wrong(of=case()), case())
+    assert (found.status, found.fits[0].parameter) == (NONE_FITS, "factor")
+    assert not any("pairs" in note for note in found.notes)
+
+
+def target_of(out: np.ndarray) -> Target:
+    return Target.of(np.float64(out), budget(SPEC, case().inputs, Recipe.of("bfloat16")))
+
+
+@pytest.mark.slow
+def test_no_pairs_are_tried_for_an_error_that_no_row_shows() -> None:
+    out = output_with(SPEC.replace(norm_eps=2e-4), as_float64(SPEC, case().inputs), ())
+    assert out is not None
+    target = target_of(out)
+    assert target.fails_as_tensor
+    found = search(SPEC, (target,), deviations(SPEC), 2)
+    assert found.notes == (NO_LARGE_PAIRS,)
+    assert not found.tried_pairs
+
+
+def test_of_two_wrong_rows_the_parts_have_the_one_that_makes_them_small() -> None:
+    """A causal part ends at the first, and a part with all keys begins at the last."""
+    out = wrong(of=case()).copy()
+    out[:, :, [60, 140]] *= 2
+    parts = Parts.of(SPEC, (target_of(out),))
+    assert parts.local[-1].inputs["k"].shape[2] == 61
+    assert [part.inputs["q"].shape[2] for part in parts.all_keys] == [T - 140]
+
+
+def test_one_output_is_rejected_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second problem with the same output is run in the screening orders alone."""
+    runs: list[object] = []
+    rounded = targets._rounded_output
+    monkeypatch.setattr(targets, "_rounded_output", lambda *some: runs.append(some) or rounded(*some))
+    target, rejected = target_of(1.05 * wrong(of=case())), Rejected()
+    problem = Problem(SPEC, target.inputs)
+    first = judge_problem(problem, target, stop=True, rejected=rejected)
+    before = len(runs)
+    again = judge_problem(problem, target, stop=True, rejected=rejected)
+    assert (before, len(runs) - before) == (len((*targets.DRAWS, *targets.MEMBERS[:3])), len(targets.SCREENING_ORDERS))
+    assert not first.fits
+    assert (again.fits, again.residual) == (False, first.residual)
+    other = judge_problem(Problem(SPEC.replace(norm_eps=1e-2), target.inputs), target, stop=True, rejected=rejected)
+    assert other.residual != first.residual
 
 
 @pytest.mark.slow
