@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import math
 import shutil
 import sys
@@ -15,7 +16,7 @@ from refdiff.cli.flags import MODEL, UsageError, add_common, add_dtype
 from refdiff.cli.loading import fetch
 from refdiff.cli.output_files import check_folder
 from refdiff.cli.parser import Parser
-from refdiff.cli.terminal import waiting
+from refdiff.cli.terminal import size, waiting
 from refdiff.errors import CheckpointError
 from refdiff.model.variants import VARIANTS
 
@@ -82,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         with waiting("comparing the two", quiet=args.quiet):
             after = convert_later(*before, args.to, eager=args.eager)
+            _check_space(output, weights.count_parameters(x.shape for x in weights.flatten(after[1]).values()), dtype)
             proof = prove(before, after)
         sys.stdout.write(f"{config.wiring} to {args.to}: {proof}\n")
         _refuse_what_differs(proof)
@@ -131,6 +133,20 @@ def _all_or_nothing(output: Path) -> Iterator[Path]:
             raise
         finally:
             shutil.rmtree(new, ignore_errors=True)
+
+
+def _check_space(output: Path, parameters: int, dtype: str) -> None:
+    """Raise `OSError` if the weights do not fit on the disk: comparing, which comes first, may take minutes."""
+    from refdiff.model.weights.precision import NBYTES
+
+    needed = parameters * NBYTES[dtype]
+    place = next(path for path in (output, *output.absolute().parents) if path.is_dir())
+    if needed > (free := shutil.disk_usage(place).free):
+        raise OSError(
+            errno.ENOSPC,
+            f"the weights take {size(needed)}, and {size(free)} are free; free some space, or name another folder",
+            str(output),
+        )
 
 
 def _taken(output: Path) -> UsageError:

@@ -153,6 +153,17 @@ def test_a_full_disk_names_the_folder_that_was_named(convert: Convert, monkeypat
     refused(convert("paper"), "error: new: cannot save the model (", "No space left on device")
 
 
+def test_a_disk_without_space_is_refused_before_the_comparison(
+    convert: Convert, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved()
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Mock(free=1000))
+    compared = Mock(side_effect=AssertionError)
+    monkeypatch.setattr("refdiff.convert.prove", compared)
+    refused(convert("paper"), "error: new: the weights take ", "kB, and 1.00 kB are free; free some space, or name")
+    compared.assert_not_called()
+
+
 def test_a_wrong_conversion_is_not_written(convert: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("refdiff.convert._interleaved", lambda config: np.arange(config.head_dim))
     saved()
