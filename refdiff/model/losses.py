@@ -54,7 +54,7 @@ def checked_labels(logits: Array, labels: Array) -> Array:
         ValueError: labels of another shape, or that are no integers.
         IndexError: a label is neither in 0 to C − 1 nor −100.
     """
-    xp, C, shape = namespace(logits, labels), logits.shape[-1], tuple(logits.shape[:-1])
+    xp, C, shape = namespace(labels), logits.shape[-1], tuple(logits.shape[:-1])
     if tuple(labels.shape) != shape:
         raise ValueError(f"labels: got shape {tuple(labels.shape)}, expected {shape}, one for each row of the logits")
     if not xp.isdtype(labels.dtype, "integral"):
