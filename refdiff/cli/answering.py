@@ -54,15 +54,32 @@ def check_template(tokenizer: Any, args: argparse.Namespace) -> None:
         raise UsageError(f"{args.model}: {has}; leave out --chat")
 
 
-def encode(tokenizer: Any, prompt: str, messages: Sequence[dict[str, Any]] | None = None) -> tuple[str, list[int]]:
-    """Return the input of the model as text and as ids; `messages` go through the chat template."""
-    if messages is None:
-        return prompt, tokenizer.encode(prompt)
-    try:
-        text: str = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except ValueError as error:  # the template refuses the messages, or fails on them
-        raise UsageError(str(error)) from None
-    return text, tokenizer.encode(text, add_special_tokens=False)
+_FAR_BEYOND = 10
+"""Contexts that a prompt may fill with -n: the time that it takes grows with the square of its length."""
+_FIRST_PART = 16
+"""Characters for each token of that limit. Tokenizing megabytes takes many seconds, which Ctrl-C does not end."""
+
+
+def encode(
+    model: Any, tokenizer: Any, prompt: str, messages: Sequence[dict[str, Any]] | None = None
+) -> tuple[str, list[int]]:
+    """Return the input of the model as text and as ids; `messages` go through the chat template.
+
+    Raises:
+        UsageError: the chat template fails.
+        ValueError: the first part of a long prompt alone is far longer than the context.
+    """
+    text, more = prompt, {}
+    if messages is not None:
+        try:
+            text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except ValueError as error:  # the template refuses the messages, or fails on them
+            raise UsageError(str(error)) from None
+        more = {"add_special_tokens": False}
+    first = text[: _FIRST_PART * _FAR_BEYOND * model.config.max_position_embeddings]
+    if len(first) < len(text):
+        _refuse_far_beyond(model, len(tokenizer.encode(first, **more)), f" in its first {len(first):,} characters")
+    return text, tokenizer.encode(text, **more)
 
 
 def chat_messages(prompt: str, system: str | None) -> list[dict[str, Any]]:
@@ -94,8 +111,12 @@ def samples(model: Any, options: dict[str, Any]) -> bool:
     return bool(options.get("do_sample", model.generation_config.get("do_sample")))
 
 
-_FAR_BEYOND = 10
-"""Contexts that a prompt may fill with -n: the time that it takes grows with the square of its length."""
+def _refuse_far_beyond(model: Any, tokens: int, where: str = "") -> None:
+    if tokens > (most := _FAR_BEYOND * model.config.max_position_embeddings):
+        raise ValueError(
+            f"prompt: got {tokens:,} tokens{where}, expected at most {most:,}, {_FAR_BEYOND} times the context of "
+            f"{model.source}; shorten it"
+        )
 
 
 def length_limit(model: Any, given: dict[str, Any], prompt_tokens: int) -> int:
@@ -105,11 +126,7 @@ def length_limit(model: Any, given: dict[str, Any], prompt_tokens: int) -> int:
         ValueError: the prompt fills the context and -n is not given, or the prompt is far longer than the context.
     """
     context, wanted = model.config.max_position_embeddings, given.get("max_new_tokens")
-    if prompt_tokens > _FAR_BEYOND * context:
-        raise ValueError(
-            f"prompt: got {prompt_tokens:,} tokens, expected at most {_FAR_BEYOND * context:,}, {_FAR_BEYOND} times "
-            f"the context of {model.source}; shorten it"
-        )
+    _refuse_far_beyond(model, prompt_tokens)
     free = context - prompt_tokens
     if wanted:
         if wanted > free:

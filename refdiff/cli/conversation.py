@@ -116,7 +116,7 @@ def _fitting(
     reserved = given.get("max_new_tokens") or max(context // RESERVED, 1)
     dropped = 0
     while True:
-        _, ids = encode(tokenizer, "", messages)
+        _, ids = encode(model, tokenizer, "", messages)
         if len(ids) + reserved <= context or len(messages) - first < 3:
             break
         del messages[first : first + 2]

@@ -166,7 +166,7 @@ def _answer(args: argparse.Namespace, prompt: str, write: Callable[[str], None])
     model, tokenizer = load(args)
     answering.check_template(tokenizer, args)
     messages = answering.chat_messages(prompt, args.system) if args.chat else None
-    text, ids = answering.encode(tokenizer, prompt, messages)
+    text, ids = answering.encode(model, tokenizer, prompt, messages)
     given = answering.given_options(args)
     used = seed if answering.samples(model, answering.call_options(tokenizer, given)) else None
     if used is None and args.seed is not None:

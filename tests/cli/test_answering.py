@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import refdiff
-from refdiff.cli.answering import NUMBERS, length_limit
+from refdiff.cli.answering import NUMBERS, encode, length_limit
 from refdiff.cli.transcript import Transcript
 from refdiff.errors import CheckpointError
 from refdiff.generation.options import resolve
@@ -48,6 +49,19 @@ def test_a_prompt_that_fills_the_context_or_goes_far_beyond() -> None:
         for options in refused:
             with pytest.raises(ValueError, match=said):
                 length_limit(model, options, tokens)
+
+
+def test_of_a_prompt_far_beyond_the_context_only_the_first_part_is_tokenized() -> None:
+    model: Any = SimpleNamespace(source="here", config=SimpleNamespace(max_position_embeddings=20))
+    tokenizer = Mock()
+    tokenizer.encode.side_effect = lambda text: [1] * (len(text) // 10)  # 320 tokens of the first 3200 characters
+    far = "prompt: got 320 tokens in its first 3,200 characters, expected at most 200, 10 times the context of here"
+    with pytest.raises(ValueError, match=far):
+        encode(model, tokenizer, "a" * 10**6)
+    tokenizer.encode.assert_called_once()
+    assert len(encode(model, tokenizer, "a" * 3200)[1]) == 320, "length_limit refuses it"
+    tokenizer.encode.side_effect = lambda text: [1] * (len(text) // 1000)  # such as long runs of spaces
+    assert len(encode(model, tokenizer, "a" * 10**5)[1]) == 100
 
 
 @pytest.fixture(scope="module")

@@ -32,9 +32,9 @@ def converse(reciting: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., l
                 raise line
             return line
 
-        def seen(tokenizer: Any, prompt: str, messages: Any = None) -> Any:
+        def seen(model: Any, tokenizer: Any, prompt: str, messages: Any = None) -> Any:
             asked.append(list(messages))
-            return encode(tokenizer, prompt, messages)
+            return encode(model, tokenizer, prompt, messages)
 
         monkeypatch.setattr("builtins.input", read)
         monkeypatch.setattr(conversation, "encode", seen)

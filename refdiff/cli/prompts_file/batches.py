@@ -94,7 +94,7 @@ class Answering:
         given, messages = {**self._common, **task.prompt.options}, task.prompt.messages
         if messages is None and self._args.chat:
             messages = answering.chat_messages(task.prompt.text, given.get("system", self._args.system))
-        text, ids = answering.encode(self._tokenizer, task.prompt.text, messages)
+        text, ids = answering.encode(self._model, self._tokenizer, task.prompt.text, messages)
         return _EncodedPrompt(text, ids, task.seed, answering.length_limit(self._model, given, len(ids)), given)
 
     def _batch_key(self, i: int, prompt: _EncodedPrompt) -> Any:
