@@ -118,7 +118,9 @@ def waiting(what: str | Callable[[], str], *, quiet: bool = False) -> Iterator[C
             line = what if isinstance(what, str) else what()
             shown = True
             _waiting_shown.set()
-            _rewrite_line(f"{line} ... {time.monotonic() - started:.0f} s")
+            seconds = f" ... {time.monotonic() - started:.0f} s"
+            # "\r" returns to the beginning of the last row only
+            _rewrite_line(line[: max(shutil.get_terminal_size().columns - len(seconds) - 1, 0)] + seconds)
         if shown:
             _rewrite_line("")
             _waiting_shown.clear()
