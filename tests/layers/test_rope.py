@@ -37,10 +37,11 @@ def test_table_by_hand() -> None:
 def test_rotation_by_hand() -> None:
     # a quarter turn of the first pair, an eighth of one (times √2) of the second: (a, b) becomes (a − b, a + b)
     cos, sin = np.array([[[[0.0, 1.0]]]]), np.array([[[[1.0, 1.0]]]])
-    x = np.array([1.0, 20.0, 300.0, 4000.0, 7.0])[None, None, None]
-    close(rope(x, cos, sin)[0, 0, 0], np.array([-300.0, 20.0 - 4000.0, 1.0, 4000.0 + 20.0, 7.0]), EXACT)
+    # as many heads as numbers that are rotated, which the shapes must not confuse
+    x = np.tile([1.0, 20.0, 300.0, 4000.0, 7.0], (1, 4, 1, 1))
+    close(rope(x, cos, sin)[0, 3, 0], np.array([-300.0, 20.0 - 4000.0, 1.0, 4000.0 + 20.0, 7.0]), EXACT)
     expected = np.array([-20.0, 1.0, 300.0 - 4000.0, 4000.0 + 300.0, 7.0])
-    close(rope(x, cos, sin, interleaved=True)[0, 0, 0], expected, EXACT)
+    close(rope(x, cos, sin, interleaved=True)[0, 3, 0], expected, EXACT)
 
 
 @given(SEEDS, st.booleans(), st.floats(0.1, 3))
