@@ -24,7 +24,7 @@ class Transcript:
         self._stops = list(stops)
         self._write = write
         self._pending = ""  # decoded, but perhaps the beginning of a stop
-        self._times: list[tuple[float, int]] = []
+        self._times: list[tuple[float, int]] = []  # and how many tokens there were then
         self._started = 0.0
         self.text = ""
         self.ids: list[int] = []
@@ -44,13 +44,15 @@ class Transcript:
             return
         new = [int(i) for i in ids.reshape(-1)]
         self.ids += new
-        self._times.append((now, len(new)))
+        self._times.append((now, len(self.ids)))
         for token in new:
             self._feed(self._decode(token))
 
     def progress(self, stage: str, done: int, total: int) -> None:
         """Receive the progress of a long prompt or of a beam search."""
         self._progress = stage, done, total
+        if stage == "text":  # of a beam search, which puts most tokens at its end
+            self._times.append((time.perf_counter(), done))
 
     @contextmanager
     def progress_shown(self, *, quiet: bool = False, until_text: bool = True) -> Iterator[None]:
@@ -88,9 +90,10 @@ class Transcript:
     @property
     def speed(self) -> float | None:
         """New tokens per second, from the first of them on."""
-        if len(self._times) < 2:
+        if not self._times:
             return None
-        return sum(count for _, count in self._times[1:]) / max(self._times[-1][0] - self._times[0][0], 1e-9)
+        (began, first), (ended, _) = self._times[0], self._times[-1]
+        return (len(self.ids) - first) / max(ended - began, 1e-9) if len(self.ids) > first else None
 
     def _feed(self, piece: str) -> None:
         if self.stopped or not piece:

@@ -69,6 +69,20 @@ def tokenizer(tiny_checkpoint: Path) -> refdiff.Tokenizer:
     return refdiff.Tokenizer.from_pretrained(tiny_checkpoint)
 
 
+def test_the_speeds_of_a_beam_search_are_those_of_its_steps(
+    tokenizer: refdiff.Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It puts its tokens at the end, when the time of the prompt is long over."""
+    clock = Mock(perf_counter=Mock(side_effect=[0.0, 2.0, 6.0, 10.0]))
+    monkeypatch.setattr("refdiff.cli.transcript.time", clock)
+    transcript = Transcript(tokenizer, [], None)
+    transcript.put(np.array([[5, 6, 7, 8]]))
+    transcript.progress("text", 1, 3)
+    transcript.progress("text", 2, 3)
+    transcript.put(np.array([5, 6, 7]))
+    assert (transcript.prompt_speed, transcript.speed) == (2.0, 0.25)
+
+
 @given(
     text=st.text("abあ", max_size=10),
     stops=st.lists(st.text("abあ", min_size=1, max_size=3), min_size=1, max_size=3),
