@@ -58,11 +58,17 @@ def limit_threads(count: int | None) -> None:
 def fetch(name: str, args: argparse.Namespace, also: Sequence[str] = ()) -> Path:
     """Return the folder of a checkpoint, after downloading its files and those of `also` from the hub."""
     from refdiff import hub
+    from refdiff.model.config import DiffLlamaConfig
 
     found, files = find_checkpoint(name, quiet=args.quiet), (*hub.CONFIG, *hub.WEIGHTS, *hub.TOKENIZER, *also)
     with waiting(f"asking the hub for {found}", quiet=args.quiet) as answered:
         return hub.snapshot(
-            found, files=files, local_files_only=args.offline, progress=not args.quiet, answered=answered
+            found,
+            files=files,
+            local_files_only=args.offline,
+            progress=not args.quiet,
+            answered=answered,
+            check=DiffLlamaConfig.from_pretrained,
         )
 
 

@@ -52,6 +52,7 @@ def snapshot(
     local_files_only: bool = False,
     progress: bool = True,
     answered: Callable[[], None] = lambda: None,
+    check: Callable[[Path], object] = lambda folder: None,
 ) -> Path:
     """Return the folder of a checkpoint; of a hub repo, download what is not in the cache yet.
 
@@ -62,7 +63,8 @@ def snapshot(
     `model.safetensors.index.json` names; never a pickle. Files that the repo lacks are left out, except `config.json`
     and the weights. After a lost connection a download resumes, and an incomplete file is never kept. If the hub does
     not answer, files downloaded earlier are used, with a warning. On a terminal, `progress` shows a bar for each file.
-    `answered` is called when the hub has answered or failed, before any bar.
+    `answered` is called when the hub has answered or failed, before any bar. `check` is called with the folder when
+    its config.json is downloaded, before the weights are: what it raises ends the download.
 
     Raises:
         CheckpointError: the download fails; the message names the repo, the revision, the file and the fix.
@@ -82,7 +84,7 @@ def snapshot(
         except CheckpointError:
             pass
     with _progress_bars(progress):
-        return _download(repo, files, answered, **options)
+        return _download(repo, files, answered, check, **options)
 
 
 def repo_label(repo: str, revision: str | None) -> str:
@@ -221,8 +223,9 @@ def read_weight_map(index: Path) -> dict[str, str]:
 
 
 def _download(
-    repo: str, files: Sequence[str], answered: Callable[[], None], *, revision: str | None, cache_dir: str | None
-) -> Path:
+    repo: str, files: Sequence[str], answered: Callable[[], None], check: Callable[[Path], object], *,
+    revision: str | None, cache_dir: str | None,
+) -> Path:  # fmt: skip
     what = repo_label(repo, revision)
     try:
         try:
@@ -249,6 +252,8 @@ def _download(
 
     for name in choose(names, files, what, fetch):
         fetch(name)
+        if name == "config.json":
+            check(folder)
     return folder
 
 

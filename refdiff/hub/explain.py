@@ -66,8 +66,9 @@ def explain(error: BaseException) -> str:
     if isinstance(error, BadAnswerError):
         return f"{constants.ENDPOINT} does not answer as a hub does: {error}; check HF_ENDPOINT and the proxy"
     if _is_network(error) or isinstance(error, ConnectionError | TimeoutError) or "Consistency check" in str(error):
+        endpoint = constants.ENDPOINT or "an empty HF_ENDPOINT"
         return (
-            f"the connection to {constants.ENDPOINT} failed ({_first_line(error)}); check the network, the proxy and "
+            f"the connection to {endpoint} failed ({_first_line(error)}); check the network, the proxy and "
             "HF_ENDPOINT, then run again: files that are complete are kept"
         )
     return _first_line(error)

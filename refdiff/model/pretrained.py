@@ -149,6 +149,7 @@ class PreTrainedModel(CallableModel):
             revision=revision,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
+            check=DiffLlamaConfig.from_pretrained,
         )
 
         options = {"stored": stored, "mapped": mmap}

@@ -46,6 +46,15 @@ def test_answers_of_a_repos_earlier_commit_are_refused(hub: Lookalike, run: Run,
     assert done.stderr.decode().endswith("made with another -m; give the same or another -o\n")
 
 
+def test_the_weights_of_another_model_are_not_downloaded(hub: Lookalike, run: Run, reciting: Path) -> None:
+    files = {path.name: path.read_bytes() for path in reciting.iterdir()}
+    hub.repo("ai/other", {**files, "config.json": b'{"model_type": "gpt2"}'})
+    for command in (("generate", "-m", "ai/other", "h"), ("convert", "ai/other", "new", "--to", "paper")):
+        done = run(*command)
+        assert (done.returncode, b"model_type: got 'gpt2', expected one of" in done.stderr) == (2, True)
+    assert not hub.asked("model.safetensors")
+
+
 def test_inspect_does_not_download_the_weights(hub: Lookalike, run: Run, reciting: Path, tmp_path: Path) -> None:
     done = run("inspect", "ai/reciting")
     assert done.returncode == 0, done.stderr.decode()

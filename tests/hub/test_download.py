@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+import refdiff
 from refdiff import hub
 from refdiff.errors import CheckpointError
+from refdiff.hub.explain import explain
 from refdiff.model import weights
 from refdiff.model.config import DiffLlamaConfig
 from tests.hub.lookalike import TOKEN, Lookalike, model_files, tensors
@@ -52,6 +54,19 @@ def test_only_the_files_asked_for_are_fetched(hub_server: Lookalike) -> None:
     assert names(folder) == {"config.json", "generation_config.json", "tokenizer.json", "model.safetensors"}
     assert (folder / "model.safetensors").read_bytes() == tensors(1)
     assert weights.headers(folder) == {"model.safetensors": {"t1": ("F32", (5000,), 20000)}}
+
+
+def test_the_weights_of_another_model_are_not_fetched(hub_server: Lookalike) -> None:
+    hub_server.repo("ai/other", {"config.json": b'{"model_type": "gpt2"}', "model.safetensors": tensors(1)})
+    with pytest.raises(CheckpointError, match="model_type: got 'gpt2', expected one of"):
+        refdiff.DiffLlamaForCausalLM.from_pretrained("ai/other")
+    assert not hub_server.asked("model.safetensors")
+
+
+def test_an_empty_endpoint_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "")
+    said = explain(ConnectionError("no"))
+    assert said.startswith("the connection to an empty HF_ENDPOINT failed (")
 
 
 def test_the_caller_is_told_when_the_hub_has_answered(hub_server: Lookalike) -> None:
