@@ -87,7 +87,11 @@ def _from_dlpack(x: Any) -> NDArray[Any]:
         if not hasattr(x, "cpu"):
             raise TypeError(f"it is on DLPack's device {tuple(map(int, x.__dlpack_device__()))}: copy it to the CPU")
         x = x.cpu()
-    is_bfloat16 = array_api_compat.is_torch_array(x) and x.dtype == sys.modules["torch"].bfloat16
+    is_torch = array_api_compat.is_torch_array(x)
+    if is_torch and x.dtype.is_floating_point and x.dtype.itemsize == 1:
+        known = "float16, bfloat16, float32 or float64"
+        raise TypeError(f"got {x.dtype}, expected {known}; pass x.float(), times its scale if it has one")
+    is_bfloat16 = is_torch and x.dtype == sys.modules["torch"].bfloat16
     found = np.from_dlpack(x.view(sys.modules["torch"].int16) if is_bfloat16 else x)  # NumPy has no bfloat16
     found.flags.writeable = False
     return found.view(bfloat16()) if is_bfloat16 else found
