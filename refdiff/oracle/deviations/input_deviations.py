@@ -34,7 +34,8 @@ def _reinterpret(x: Numpy) -> Numpy:
     return np.swapaxes(x.reshape(B, n, m, *rest), 1, 2)
 
 
-def _ignore(names: tuple[str, ...], spec: Spec, inputs: Inputs) -> Inputs:
+def ignore_inputs(names: tuple[str, ...], spec: Spec, inputs: Inputs) -> Inputs:
+    """Drop some inputs, where they are given."""
     return {name: x for name, x in inputs.items() if name not in names}
 
 
@@ -162,11 +163,9 @@ INPUT_DEVIATIONS: tuple[Deviation, ...] = (
     Deviation("qkv_read_as_tokens_first",
               "q, k and v, with heads before tokens in memory, read with tokens before heads.", "layout",
               arrays=partial(_exchange_axes, ("q", "k", "k_pages", "v", "v_pages"))),
-    Deviation("padding_visible", "Padding tokens visible as keys.", "mask", arrays=partial(_ignore, ("key_mask",))),
-    Deviation("mask_ignored", "The given mask ignored.", "mask", arrays=partial(_ignore, ("mask",))),
-    Deviation("bias_ignored", "The given bias ignored.", "bias", arrays=partial(_ignore, ("bias",))),
-    Deviation("positions_ignored", "The given positions ignored.", "rope offset",
-              arrays=partial(_ignore, ("q_positions", "k_positions"))),
+    Deviation("padding_visible", "Padding tokens visible as keys.", "mask",
+              arrays=partial(ignore_inputs, ("key_mask",))),
+    Deviation("mask_ignored", "The given mask ignored.", "mask", arrays=partial(ignore_inputs, ("mask",))),
     Deviation("query_positions_one_low", "RoPE rotates queries by their position − 1, keys by their own.",
               "rope offset", arrays=partial(change_query_positions, lambda p: p - 1)),
     Deviation("query_positions_one_high", "RoPE rotates queries by their position + 1, keys by their own.",
@@ -179,7 +178,7 @@ INPUT_DEVIATIONS: tuple[Deviation, ...] = (
               arrays=partial(replace_input, "sinks", lambda _, x: 0 * x["sinks"])),
     Deviation("sinks_by_key_head", "The sink of key head h // (H/K) in place of that of query head h.", "sinks",
               arrays=partial(replace_input, "sinks", _sinks_by_key_head)),
-    Deviation("past_ignored", "Past tokens (x_past) ignored.", "cache", arrays=partial(_ignore, ("x_past",))),
+    Deviation("past_ignored", "Past tokens (x_past) ignored.", "cache", arrays=partial(ignore_inputs, ("x_past",))),
     Deviation("sequences_not_separated", "Packed sequences see each other.", "packed", arrays=_sequences_not_separated),
     Deviation("positions_not_restarted", "Positions counted on across packed sequences.", "packed",
               arrays=_positions_not_restarted),

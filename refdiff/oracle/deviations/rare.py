@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -12,6 +14,7 @@ from refdiff.oracle.deviations.input_deviations import (
     INPUT_DEVIATIONS,
     TRIANGLE_DEVIATIONS,
     change_query_positions,
+    ignore_inputs,
     replace_input,
     round_lengths,
 )
@@ -20,7 +23,7 @@ from refdiff.oracle.deviations.tiles import ONE_MAP_AXIS, ONLINE_AXIS, TILE_DEVI
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.spec import Spec
-from refdiff.oracle.truth.attention_operands import attention_mask
+from refdiff.oracle.truth.attention_operands import attention_mask, head_indices
 
 MASK_AXES = ("mask", "mask align", "mask off by one", "window")
 """The axes of deviations that change which keys a query sees."""
@@ -109,6 +112,26 @@ def _lengths_one_too_small(spec: Spec, inputs: Inputs) -> Inputs | None:
     return {**inputs, "lengths": np.maximum(inputs["lengths"] - 1, 0)}
 
 
+def _newest_token_missing(spec: Spec, inputs: Inputs) -> Inputs | None:
+    if "block_table" not in inputs:
+        return None
+    made, last, p = dict(inputs), inputs["lengths"] - 1, inputs["k_pages"].shape[2]
+    n = np.flatnonzero(last >= 0)
+    for name in ("k_pages", "v_pages"):
+        made[name] = inputs[name].copy()
+        made[name][inputs["block_table"][n, last[n] // p], :, last[n] % p] = 0
+    return made
+
+
+def _sinks_of_one_map(number: int, spec: Spec, inputs: Inputs) -> Numpy:
+    heads = head_indices(spec)
+    return np.where(np.isin(np.arange(spec.query_heads), (heads.q1, heads.q2)[number]), inputs["sinks"], -np.inf)
+
+
+def _count_sinks(times: int, spec: Spec, inputs: Inputs) -> Numpy:
+    return inputs["sinks"] + math.log(times)
+
+
 def _count_keys_as_queries(spec: Spec, inputs: Inputs) -> Inputs | None:
     if "cu_seqlens_k" not in inputs or inputs["cu_seqlens_q"][-1] > inputs["k"].shape[2]:
         return None
@@ -118,6 +141,20 @@ def _count_keys_as_queries(spec: Spec, inputs: Inputs) -> Inputs | None:
 RARE_DEVIATIONS: tuple[Deviation, ...] = (
     *TILE_DEVIATIONS,
     *_one_map_masks(),
+    *(Deviation(f"sinks_in_{which}_map", f"The sink in the denominator of the {which} map alone.", ONE_MAP_AXIS,
+                arrays=partial(replace_input, "sinks", partial(_sinks_of_one_map, number)))
+      for number, which in enumerate(("first", "second"))),
+    *(Deviation(f"sinks_counted_{n}_times", f"The sink counted in each of {n} splits whose sums are merged.",
+                "sinks", arrays=partial(replace_input, "sinks", partial(_count_sinks, n)))
+      for n in (2, 4, 8)),
+    *(replace(d, axis="padding") for d in INPUT_DEVIATIONS if d.name == "mask_ignored"),
+    Deviation("bias_ignored", "The given bias ignored.", "bias", arrays=partial(ignore_inputs, ("bias",))),
+    Deviation("bias_in_base_2", "The bias not multiplied by log₂ e, as the scores are for 2^z.", "bias",
+              arrays=partial(replace_input, "bias", lambda _, x: x["bias"] * math.log(2))),
+    Deviation("bias_scaled", "The bias added before the scores are scaled: multiplied by 1/√d too.", "bias",
+              arrays=partial(replace_input, "bias", lambda spec, x: x["bias"] * (spec.scale or spec.head_dim**-0.5))),
+    Deviation("positions_ignored", "The given positions ignored.", "positions",
+              arrays=partial(ignore_inputs, ("q_positions", "k_positions"))),
     Deviation("query_angle_negated", "RoPE rotates queries by the opposite angle, and keys by theirs.",
               "direction", arrays=partial(change_query_positions, np.negative)),
     Deviation("key_angle_negated", "RoPE rotates keys by the opposite angle, and queries by theirs.",
@@ -137,10 +174,12 @@ RARE_DEVIATIONS: tuple[Deviation, ...] = (
     Deviation("lengths_one_too_small",
               "Each sequence one key shorter than its length, as before the newest key is counted.", TABLE_AXIS,
               arrays=_lengths_one_too_small),
+    Deviation("newest_token_not_written", "The newest key and value of each sequence read as zeros, before they are "
+              "written to the cache.", TABLE_AXIS, arrays=_newest_token_missing),
     Deviation("length_of_longest_sequence", "The length of the longest sequence for every sequence.", TABLE_AXIS,
               arrays=partial(round_lengths, lambda n, p: np.full_like(n, np.max(n, initial=0)))),
     Deviation("cu_seqlens_q_for_keys", "cu_seqlens_q in place of cu_seqlens_k: where keys start and end.", TABLE_AXIS,
               arrays=_count_keys_as_queries),
 )  # fmt: skip
-SINGLE_AXES = (ONLINE_AXIS, ONE_MAP_AXIS, TABLE_AXIS, "direction", "padding")
+SINGLE_AXES = (ONLINE_AXIS, ONE_MAP_AXIS, TABLE_AXIS, "direction", "padding", "positions", "bias")
 """The axes of deviations that are not tried in pairs: there are many of them, or they are rare."""

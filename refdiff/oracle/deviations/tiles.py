@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.layers.diff_attention import attention_scores, split_maps
+from refdiff.layers.diff_attention import split_maps
 from refdiff.oracle.deviations.deviation import Deviation, Problem
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.mistakes.catalogue import Call
-from refdiff.oracle.mistakes.in_backward import split_by_map
+from refdiff.oracle.mistakes.in_backward import masked_scores
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import use_explicit_mask
@@ -27,14 +27,14 @@ MAX_EXPONENT = 88.72
 
 def _share_maximum(call: Call) -> Any:
     """Hide the keys whose exponential underflows; a row of a map that loses all keys becomes NaN (0 / 0)."""
-    seen = _scores(call)
+    seen = masked_scores(call)
     top = np.maximum(*(np.max(z, axis=-1, keepdims=True, initial=-np.inf) for z in seen))
     return _hide_underflow(call, seen, np.where(np.isneginf(top), 0.0, top) + MIN_EXPONENT)
 
 
 def _leave_maximum(call: Call) -> Any:
     """Make a row NaN in which the sum of exponentials overflows (∞ / ∞) or is 0 (0 / 0); hide keys that underflow."""
-    seen = _scores(call)
+    seen = masked_scores(call)
     overflows = [np.logaddexp.reduce(z, axis=-1, initial=-np.inf) > MAX_EXPONENT for z in seen]
     return np.where((overflows[0] | overflows[1])[..., None], np.nan, _hide_underflow(call, seen, MIN_EXPONENT))
 
@@ -47,15 +47,6 @@ def _hide_underflow(call: Call, seen: list[Numpy], least: Any) -> Numpy:
     return np.where((lost[0] | lost[1])[..., None], np.nan, out)
 
 
-def _scores(call: Call) -> list[Numpy]:
-    """Return the scores of both maps, (B, H, T, S), −∞ for hidden keys."""
-    found = []
-    for q, k, mask, bias in split_by_map(call):
-        scores, visible = attention_scores(q, k, mask, bias, causal=call.causal)
-        found.append(scores if visible is None else np.where(visible, scores, -np.inf))
-    return found
-
-
 def _skip_rescaling(tile: int, of_values: bool, of_weights: bool, maps: tuple[bool, bool], call: Call) -> Any:
     """Attend by tiles of keys without rescaling the sums of some `maps` when a later tile has a larger score.
 
@@ -66,7 +57,7 @@ def _skip_rescaling(tile: int, of_values: bool, of_weights: bool, maps: tuple[bo
     A bias m − m_s has this effect on Σ e^z v (`of_values`). On the denominator Σ e^z (`of_weights`) it is a factor.
     """
     more, ratios = [], []
-    for z, wrong in zip(_scores(call), maps, strict=True):
+    for z, wrong in zip(masked_scores(call), maps, strict=True):
         if not wrong:
             more.append(np.zeros_like(z))
             ratios.append(np.ones(()))

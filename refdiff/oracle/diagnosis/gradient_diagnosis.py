@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from refdiff.oracle.inputs.outputs import read_output, to_float64
 from refdiff.oracle.mistakes.in_backward import (
     BACKWARD_MISTAKES,
     GENERAL_BACKWARD_MISTAKES,
+    lse_mistake,
     query_head_mistake,
     row_sum_mistake,
     softcap_mistake,
@@ -60,7 +62,11 @@ def diagnose_gradients(
         name: [gradient_target(b, name, one[name]) for b, one in zip(budgets, arrays, strict=True)] for name in names
     }
     truth_residuals = {name: worst_residual(some, [t.expected for t in some]) for name, some in targets.items()}
-    limits = {n: min(THRESHOLDS.gradient_residual, x / THRESHOLDS.better_ratio) for n, x in truth_residuals.items()}
+    limits = {
+        n: min(THRESHOLDS.gradient_residual, x / THRESHOLDS.better_ratio,
+               max(THRESHOLDS.correct_residual, x / THRESHOLDS.clear_ratio)) for n, x in truth_residuals.items()
+    }  # fmt: skip
+    tensors = [n for n in names if n not in budgets[0].sums]
     near: dict[Deviation, dict[str, float]] = {}
     shares: dict[Deviation, dict[str, float]] = {}
     contradicted: set[Deviation] = set()
@@ -69,8 +75,14 @@ def diagnose_gradients(
         off = {name: worst_residual(some, [g.get(name) for g in found]) for name, some in targets.items()}
         if any(off[n] > THRESHOLDS.better_ratio * max(1.0, truth_residuals[n]) for n in names if n not in wrong):
             contradicted.add(deviation)
-        of_sums = budgets[0].sums if deviation in contradicted else {}
-        near[deviation] = {n: off[n] for n in wrong if off[n] < limits[n] and n not in of_sums}
+        near[deviation] = {
+            n: off[n] for n in wrong
+            if off[n] < limits[n] and all(_has_size(t, g[n]) for t, g in zip(targets[n], found, strict=True))
+        }  # fmt: skip
+        of_tensors = {n: x for n, x in near[deviation].items() if n in tensors}
+        changes = any(not math.isclose(off[n], truth_residuals[n], rel_tol=1e-3) for n in tensors)
+        if deviation in contradicted or (changes and not of_tensors):
+            near[deviation] = of_tensors
         shares[deviation] = {
             n: min(explained_share(t, g.get(n)) for t, g in zip(targets[n], found, strict=True))
             for n in near[deviation]
@@ -97,10 +109,26 @@ def diagnose_gradients(
     sums = {
         name: targets[name] for name in left if name in budgets[0].sums and any(np.any(t.actual) for t in targets[name])
     }
-    for answer in _name_partial_sums(budgets, douts, sums, limits):
+    for answer in _name_partial_sums(budgets, douts, sums):
         yield answer
         left = [name for name in left if name not in answer.names]
     yield from _name_factors({name: targets[name] for name in left})
+
+
+def _has_size(target: Target, wrong: Numpy) -> bool:
+    """Whether the error is as large as that of `wrong`, not a part or a multiple of it.
+
+    Equation:
+        s = ⟨y − f, f − truth⟩ / ‖f − truth‖², with each row divided by its budget: 0 up to its standard error if y is
+        f, and x − 1 if the error of y is x times that of f
+    """
+    scale = np.where(target.rows > 0, target.rows, np.inf)[..., None]
+    way, rest = (wrong - target.expected) / scale, (target.actual - wrong) / scale
+    square, along = np.sum(way * way, axis=-1), np.sum(rest * way, axis=-1)
+    s = np.sum(along) / np.sum(square)
+    spread = np.sqrt(np.sum((along - s * square) ** 2)) / np.sum(square)
+    allowed = THRESHOLDS.size_error * max(target.recipe.u, 2.0**-11) + THRESHOLDS.projection_ratio * spread
+    return along.size == 1 or not abs(s) > allowed
 
 
 def _name_row_sums(
@@ -108,7 +136,7 @@ def _name_row_sums(
     budgets: Sequence[Budget],
     douts: Sequence[Any],
     targets: Mapping[str, Sequence[Target]],
-    wrong: Sequence[str],
+    wrong: list[str],
 ) -> Answer | None:
     """Return the answer for dq, and for dk of dense inputs, if one wrong number per row explains it; else None.
 
@@ -141,25 +169,26 @@ def _is_explained(target: Target, wrong: Numpy) -> bool:
 
 
 def _name_partial_sums(
-    budgets: Sequence[Budget],
-    douts: Sequence[Any],
-    sums: Mapping[str, Sequence[Target]],
-    limits: Mapping[str, float],
+    budgets: Sequence[Budget], douts: Sequence[Any], sums: Mapping[str, Sequence[Target]]
 ) -> Iterator[Answer]:
     """Yield answers for sums over one sequence or head alone, or over all but one.
 
-    Blocks give such sums if they overwrite each other, or if one does not add. Nothing is yielded if several parts fit.
+    Blocks give such sums if they overwrite each other, or if one does not add. Nothing is yielded if several parts fit,
+    or if one of so many would fit by chance.
     """
     fits: dict[str, list[str]] = {name: [] for name in sums}
     shapes = [np.shape(dout) for dout in douts] if sums else []
-    for axis, part in enumerate(("sequence", "head")[: 1 if is_layer(budgets[0].inputs) else 2]):
-        count = min((shape[axis] for shape in shapes), default=0)
-        for n in range(count if 1 < count <= THRESHOLDS.max_parts else 0):
-            for alone in (True, False)[: count - 1]:
-                found = [_gradients(b, _mask_dout(x, axis, n, alone)) for b, x in zip(budgets, douts, strict=True)]
-                for name, some in sums.items():
-                    if worst_residual(some, [g.get(name) for g in found]) < limits[name]:
-                        fits[name].append(f"of {part} {n} alone" if alone else f"without {part} {n}")
+    axes = range(1 if is_layer(budgets[0].inputs) else 2)
+    counts = [min((shape[axis] for shape in shapes), default=0) for axis in axes]
+    parts = [(axis, n, alone) for axis, count in enumerate(counts) if 1 < count <= THRESHOLDS.max_parts
+             for n in range(count) for alone in (True, False)[: count - 1]]  # fmt: skip
+    for axis, n, alone in parts:
+        found = [_gradients(b, _mask_dout(x, axis, n, alone)) for b, x in zip(budgets, douts, strict=True)]
+        part = f"{('sequence', 'head')[axis]} {n}"
+        for name, some in sums.items():
+            by_chance = THRESHOLDS.chance * worst_residual(some, [t.expected for t in some]) / len(parts)
+            if worst_residual(some, [g.get(name) for g in found]) < min(THRESHOLDS.gradient_residual, by_chance):
+                fits[name].append(f"of {part} alone" if alone else f"without {part}")
     for said in dict.fromkeys(words[0] for words in fits.values() if len(words) == 1):
         names = [name for name, words in fits.items() if words == [said]]
         yield Answer(_format_answer(names, f"that {said}", f"those {said}"), tuple(names))
@@ -203,6 +232,8 @@ def _candidate_deviations(spec: Spec, budgets: Sequence[Budget]) -> Iterator[Dev
         mistakes += [query_head_mistake(n, shared, alone=alone) for n in range(shared)]
     if shared > 1 and spec.key_groups > 1:
         mistakes.append(tiled_heads_mistake(spec.key_groups, tiled=spec.group_order == "blocks"))
+    coarser = {"float32": ("bfloat16", "float16"), "float16": ("bfloat16",)}
+    mistakes += [lse_mistake(dtype) for dtype in coarser.get(budgets[0].recipe.storage, ())]
     mistakes += [] if spec.softcap is None else [softcap_mistake(spec.softcap)]
     yield from map(Deviation.of, mistakes)
 

@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from refdiff.arrays import Array, namespace
 from refdiff.layers.activation import activation
 from refdiff.layers.diff_attention import attention_scores, attention_weights, split_maps
 from refdiff.layers.linear import linear, linear_vjp
 from refdiff.oracle.mistakes.catalogue import Call, Mistake
+from refdiff.oracle.rounding import round_to
 
 Q1, K1, Q2, K2, V, LAMBDA = range(6)
 """The places of gradients in the result of `diff_attention_vjp`; `diff_lambda_vjp` has those of λ_q1 to λ_k2."""
@@ -28,34 +31,36 @@ def _mistake(
 
 def _lse_used_without_mask(call: Call) -> Any:
     dq1, dk1, dq2, dk2, dv, dlambda = call()
-    g, xp, K = call.g, namespace(call.q1), call.v.shape[1]
-    values = xp.repeat(call.v, call.q1.shape[1] // K, axis=1)
-    more = []
-    for (q, k, mask, bias), sign in zip(split_by_map(call), (1.0, -call.lambda_), strict=True):
-        z, visible = attention_scores(q, k, mask, bias, causal=call.causal)
-        if visible is None:
-            more.append((0 * q, 0 * k, 0 * call.v))
-            continue
-        visible = xp.broadcast_to(visible, z.shape)
-        right_weights = attention_weights(q, k, mask, bias, causal=call.causal)
-        seen = xp.where(visible, z, xp.min(z))
-        top = xp.max(seen, axis=-1, keepdims=True)
-        total = xp.sum(xp.where(visible, xp.exp(seen - top), 0 * z), axis=-1, keepdims=True)
-        some = total > 0
-        hidden = xp.exp(z - top) / xp.where(some, total, 1.0)
-        hidden = xp.where(some & xp.logical_not(visible), hidden, 0 * z)
-        of_row = xp.sum(sign * g * (right_weights @ values), axis=-1, keepdims=True)
-        ds = hidden * (sign * (g @ xp.matrix_transpose(values)) - of_row)
-        dq, dk = _scores_vjp(ds, q, k)
-        more.append((dq, dk, _sum_over_groups(xp.matrix_transpose(sign * hidden) @ g, K)))
+    g, K, more = call.g, call.v.shape[1], []
+    values = np.repeat(call.v, call.q1.shape[1] // K, axis=1)
+    each = zip(_split_by_map(call), masked_scores(call), _log_sums(call), (1.0, -call.lambda_), strict=True)
+    for (q, k, _, bias), seen, lse, sign in each:
+        z, _ = attention_scores(q, k, None, bias, causal=False)
+        hidden = np.isneginf(seen) & np.any(seen > -np.inf, axis=-1, keepdims=True)
+        weights = np.where(hidden, np.exp(np.where(hidden, z - lse, 0.0)), 0.0)
+        of_row = np.sum(sign * g * (np.exp(seen - lse) @ values), axis=-1, keepdims=True)
+        ds = weights * (sign * (g @ np.matrix_transpose(values)) - of_row)
+        more.append((*_scores_vjp(ds, q, k), _sum_over_groups(np.matrix_transpose(sign * weights) @ g, K)))
     first, second = more
     return dq1 + first[0], dk1 + first[1], dq2 + second[0], dk2 + second[1], dv + first[2] + second[2], dlambda
 
 
-def split_by_map(call: Call) -> Iterator[tuple[Array, Array, Any, Any]]:
+def _split_by_map(call: Call) -> Iterator[tuple[Array, Array, Any, Any]]:
     """Yield the queries, keys, mask and bias of each map."""
     masks, biases = (split_maps(x, call.q1.shape[1]) for x in (call.mask, call.bias))
     return zip((call.q1, call.q2), (call.k1, call.k2), masks, biases, strict=True)
+
+
+def masked_scores(call: Call) -> list[Array]:
+    """Return the scores of both maps, (B, H, T, S), −∞ for hidden keys."""
+    both = (attention_scores(*of_map, causal=call.causal) for of_map in _split_by_map(call))
+    return [z if visible is None else np.where(visible, z, -np.inf) for z, visible in both]
+
+
+def _log_sums(call: Call) -> list[Array]:
+    """Return the log-sum-exps of both maps, (B, H, T, 1), 0 for a query that sees no key."""
+    lse = (np.logaddexp.reduce(z, axis=-1, keepdims=True) for z in masked_scores(call))
+    return [np.where(np.isfinite(x), x, 0.0) for x in lse]
 
 
 def _scores_vjp(ds: Array, q: Array, k: Array) -> tuple[Array, Array]:
@@ -87,16 +92,35 @@ def _add_row_sums(found: Any, call: Call, more: Callable[[Array, Array], tuple[A
     """Add Aᵢ ⊙ xᵢ to ∂L/∂Sᵢ in the gradients, with one number per row, x = more(rowsum(G ⊙ A₁), rowsum(G ⊙ A₂))."""
     dq1, dk1, dq2, dk2, *rest = found
     xp = namespace(call.q1)
-    a1, a2 = (attention_weights(*of_map, causal=call.causal) for of_map in split_by_map(call))
+    a1, a2 = (attention_weights(*of_map, causal=call.causal) for of_map in _split_by_map(call))
     values = xp.repeat(call.v, call.q1.shape[1] // call.v.shape[1], axis=1)
     x1, x2 = more(*(xp.sum(call.g * (a @ values), axis=-1, keepdims=True) for a in (a1, a2)))
     (mq1, mk1), (mq2, mk2) = _scores_vjp(a1 * x1, call.q1, call.k1), _scores_vjp(a2 * x2, call.q2, call.k2)
     return (dq1 + mq1, dk1 + mk1, dq2 + mq2, dk2 + mk2, *rest)
 
 
+def _lose_row_sums(call: Call, share: float) -> Any:
+    return _add_row_sums(call(), call, lambda d1, d2: (share * d1, -share * call.lambda_ * d2))
+
+
 def _row_sums_of_difference(call: Call) -> Any:
     x = call.lambda_
     return _add_row_sums(call(), call, lambda d1, d2: (x * d2, -x * (d2 - (d1 - x * d2))))
+
+
+def _scale_rows(call: Call, factors: Callable[[Array, Array], tuple[Any, ...]]) -> Any:
+    """Return the gradients with rows of Aᵢ multiplied by xᵢ where Aᵢ is recomputed, x = factors(LSE₁, LSE₂)."""
+    g1, g2 = (call.g * x for x in factors(*_log_sums(call)))
+    dq1, dk1, _, _, dv, _ = call(g=g1, lambda_=0 * call.lambda_)
+    _, _, dq2, dk2, both, _ = call(g=g2)
+    return dq1, dk1, dq2, dk2, dv + both - call(g=g2, lambda_=0 * call.lambda_)[V], call()[LAMBDA]
+
+
+def lse_mistake(dtype: str) -> Mistake:
+    """Return the mistake of log-sum-exps that are saved in `dtype` for the backward pass."""
+    what = f"Aᵢ = exp(Sᵢ − LSEᵢ) recomputed with LSEᵢ saved in {dtype}."
+    scale = partial(_scale_rows, factors=lambda *lse: tuple(np.exp(x - round_to(x, dtype)) for x in lse))
+    return _mistake(f"lse_saved_in_{dtype}", what, scale)
 
 
 def row_sum_mistake(first: Any, second: Any) -> Mistake:
@@ -247,7 +271,9 @@ GENERAL_BACKWARD_MISTAKES: tuple[Mistake, ...] = (
              "∂L/∂Q = log₂ e ∂L/∂S K / √d: computed from keys scaled by log₂ e, which 2^z needs, and not divided by "
              "it.", lambda call: _changed(call, lambda d: d / math.log(2), Q1, Q2)),
     _mistake("no_row_sums", "∂L/∂S = A ⊙ ∂L/∂A, from which A ⊙ rowsum(∂L/∂A ⊙ A) is not subtracted.",
-             lambda call: _add_row_sums(call(), call, lambda d1, d2: (d1, -call.lambda_ * d2))),
+             lambda call: _lose_row_sums(call, 1.0)),
+    _mistake("mean_for_row_sum", "D = mean(∂L/∂O ⊙ O) in place of rowsum(∂L/∂O ⊙ O).",
+             lambda call: _lose_row_sums(call, 1 - 1 / call.v.shape[-1])),
     _mistake("gradient_of_one_query_head",
              "∂L/∂K and ∂L/∂V of the last query head that shares a key head alone, in place of the sum over all.",
              lambda call: _sum_selected_heads(lambda number, of: number == of - 1, call)),
@@ -275,6 +301,8 @@ TWO_MAP_BACKWARD_MISTAKES: tuple[Mistake, ...] = (
              lambda call: _value_gradient((0.0, 0.0), call)),
     _mistake("row_sums_of_difference", "∂L/∂S₁ = A₁ ⊙ (G − D) and ∂L/∂S₂ = −λ A₂ ⊙ (G − D) with one D = rowsum(g "
              "⊙ O), O = (A₁ − λ A₂) V, for both.", _row_sums_of_difference),
+    _mistake("lse_of_first_map", "A₂ = exp(S₂ − LSE₁) recomputed with the log-sum-exp of the first map, not LSE₂.",
+             lambda call: _scale_rows(call, lambda lse1, lse2: (1.0, np.exp(lse2 - lse1)))),
     _mistake("second_exponential_without_sign",
              "∂L/∂λ_q2 = g e₂ λ_k2 and ∂L/∂λ_k2 = g e₂ λ_q2, each without its minus sign.",
              lambda call: _changed(call, lambda d: -d, Q2, K2), layer="diff_lambda_vjp"),

@@ -52,9 +52,14 @@ def _keys_tiled_before_pairing(call: Call) -> Any:
     return call(k=xp.concat([call.k] * n, axis=1), v=value_pairs_hf(xp.concat([heads] * n, axis=1)))
 
 
-def _keys_tiled(call: Call) -> Any:
+def _tiled(call: Call, *names: str) -> Any:
+    """Tile some of k1, k2 and v, and repeat the others."""
     n, xp = call.q1.shape[1] // call.k1.shape[1], namespace(call.q1)
-    return call(**{name: xp.concat([call.given[name]] * n, axis=1) for name in ("k1", "k2", "v")})
+    given = {name: call.given[name] for name in ("k1", "k2", "v")}
+    tiled = {
+        name: xp.concat([x] * n, axis=1) if name in names else xp.repeat(x, n, axis=1) for name, x in given.items()
+    }
+    return call(**tiled)
 
 
 def _attention_over_heads(call: Call) -> Any:
@@ -122,7 +127,9 @@ HEAD_MISTAKES: tuple[Mistake, ...] = (
             "Each key head repeated for its queries, then paired: both maps of a pair read one key.",
             "diff_heads_paper", "gqa", _keys_repeated_before_pairing, "F5", EAGER),
     Mistake("keys_tiled", "Head i on key head i mod k of each map, in place of i // n.", "diff_attention", "gqa",
-            _keys_tiled),
+            lambda call: _tiled(call, "k1", "k2", "v")),
+    Mistake("values_tiled", "Head i on value head i mod k, in place of i // n, and on its own key heads.",
+            "diff_attention", "gqa", lambda call: _tiled(call, "v")),
     Mistake("keys_tiled_before_pairing",
             "Query head i on key and value head i mod K, in place of i // (H / K): tiled, then paired.",
             "diff_heads_hf", "gqa", _keys_tiled_before_pairing),

@@ -10,6 +10,7 @@ import pytest
 from refdiff.oracle.deviations.deviation import Problem, deviated, output
 from refdiff.oracle.deviations.input_deviations import INPUT_DEVIATIONS
 from refdiff.oracle.deviations.listed import KINDS, draw_probes
+from refdiff.oracle.deviations.rare import RARE_DEVIATIONS
 from refdiff.oracle.strategies import Structure
 from refdiff.oracle.strategies import draw as draw_values
 from tests.oracle.example_inputs import draw, small
@@ -17,7 +18,13 @@ from tests.oracle.example_inputs import draw, small
 HF = small("hf_diffllama")
 GATED = small("hf_diffllama", gate="sigmoid")
 QK_NORMED = small("hf_diffllama", qk_norm="rms", qk_norm_weight=True)
-BY_NAME = {d.name: d for d in INPUT_DEVIATIONS}
+GIVEN: dict[str, dict[str, Any]] = {
+    "mask_ignored": {"mask": np.tri(5, 7, 2, dtype=np.bool_)[:, ::-1]},
+    **{name: {"bias": np.arange(7.0)} for name in ("bias_ignored", "bias_in_base_2", "bias_scaled")},
+    "positions_ignored": {"q_positions": np.array([[9, 3, 5, 2, 8]])},
+}
+"""Inputs that no probe has."""
+BY_NAME = {d.name: d for d in (*INPUT_DEVIATIONS, *RARE_DEVIATIONS) if d in INPUT_DEVIATIONS or d.name in GIVEN}
 SPECS = {
     "gate_read_as_tokens_first": GATED,
     "qk_norm_weights_swapped": QK_NORMED,
@@ -30,14 +37,6 @@ NOTHING_MISREAD = {
     "keys_and_values_swapped": small("ms_v1"),  # of other shapes
     **dict.fromkeys(("query_positions_one_low", "query_positions_one_high"), small("timm")),  # no RoPE
 }
-
-
-GIVEN: dict[str, dict[str, Any]] = {
-    "mask_ignored": {"mask": np.tri(5, 7, 2, dtype=np.bool_)[:, ::-1]},
-    "bias_ignored": {"bias": np.arange(7.0)},
-    "positions_ignored": {"q_positions": np.array([[9, 3, 5, 2, 8]])},
-}
-"""Inputs that no probe has."""
 
 
 @pytest.mark.parametrize("name", BY_NAME)

@@ -19,13 +19,16 @@ Factor = Callable[[float], float]
 
 def by_hand(
     case: Case, *, product: Factor | None = None, row_sum: Factor | None = None, values: Factor | None = None,
-    of_lambda: float = 1.0, heads: Container[int] = (0, 1),
+    of_lambda: float = 1.0, heads: Container[int] = (0, 1), row_sums: float = 1.0,
+    saved: Callable[[list[np.ndarray]], list[np.ndarray]] = list,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Output and gradients in the type of the case, of a spec like `SPEC`.
 
     Args:
         product, row_sum, values: of λ, what stands for −λ before g Vᵀ, before the sum of its row, and in ∂L/∂V.
         of_lambda: what ∂L/∂λ is multiplied by.
+        row_sums: what the row sums D of both maps are multiplied by.
+        saved: of the two log-sum-exps, those from which the backward pass recomputes the maps.
         heads: which of the pairs that share keys are taken into ∂L/∂K and ∂L/∂V, by their number among them.
     """
     x = as_float64(case.spec, case.inputs)
@@ -39,11 +42,12 @@ def by_hand(
     dq, dk, dv = np.zeros_like(q), np.zeros_like(k), np.zeros_like(v)
     for i in range(q.shape[1] // 2):
         j = i // shared
-        maps = []
+        maps, lse = [], []
         for n in (0, 1):
             z = np.where(see, q[:, 2 * i + n] @ k[:, 2 * j + n].swapaxes(1, 2) / math.sqrt(d), -np.inf)
             e = np.exp(z - z.max(axis=-1, keepdims=True))
             maps.append(e / e.sum(axis=-1, keepdims=True))
+            lse.append(z.max(axis=-1, keepdims=True) + np.log(e.sum(axis=-1, keepdims=True)))
         head = (maps[0] - lambda_ * maps[1]) @ v[:, j]
         r = 1 / np.sqrt(np.mean(head**2, axis=-1, keepdims=True) + case.spec.norm_eps)
         out.append((1 - start) * r * head * x["norm_weight"])
@@ -51,11 +55,12 @@ def by_hand(
         dweight += np.sum(g * r * head, axis=(0, 1))
         g = g * x["norm_weight"]
         g = r * (g - r**2 * head * np.mean(g * head, axis=-1, keepdims=True))
-        for n, a in enumerate(maps):
-            of_row = np.sum(g * (a @ v[:, j]), axis=-1, keepdims=True)
+        for n, (right_map, exact, other) in enumerate(zip(maps, lse, saved(lse), strict=True)):
+            of_row = np.sum(g * (right_map @ v[:, j]), axis=-1, keepdims=True)
+            a = right_map * np.exp(exact - other)
             right = 1.0 if n == 0 else -lambda_
             by = [right if n == 0 or factor is None else factor(lambda_) for factor in (product, row_sum, values)]
-            dz = a * (by[0] * (g @ v[:, j].swapaxes(1, 2)) - by[1] * of_row) / math.sqrt(d)
+            dz = a * (by[0] * (g @ v[:, j].swapaxes(1, 2)) - by[1] * row_sums * of_row) / math.sqrt(d)
             dlambda -= n * of_lambda * np.sum(of_row)
             dq[:, 2 * i + n] = dz @ k[:, 2 * j + n]
             if i % shared in heads:

@@ -88,8 +88,9 @@ def mistaken(case: Case, mistake: Mistake) -> dict[str, np.ndarray]:
     return {f"d{n}": round_to(g, recipe.storage) for n, g in found.items() if n != "lambda_full"}
 
 
-ALIKE = ("no_row_sums", "row_sums_of_difference")
-"""Below a norm they are the same but for ε, since no gradient that comes through one has a part along its input."""
+ALIKE = ("no_row_sums", "mean_for_row_sum", "row_sums_of_difference")
+"""Below a norm the first and the last are the same but for ε, since no gradient that comes through one has a part along
+its input. A mean of 32 numbers is 1/32 of their sum."""
 AS_IN_THE_SPEC = (
     ("no_causal_mask", "gradient_without_causal_mask"),
     ("no_padding_mask", "gradient_without_mask"),
@@ -334,6 +335,58 @@ def test_row_sums_of_something_else() -> None:
                     overlay(ops_for(), wrap(row_sum_mistake(1.0, 1.0))))  # fmt: skip
     found = asked(packed, {"dq": round_to(ones["q"], "float32"), "dk": right["dk"]})
     assert found.notes[0].startswith("dq is that of other row sums"), str(found)
+
+
+@pytest.mark.parametrize(("dtype", "names"), [("float32", ALIKE[1:2]), ("float16", ALIKE[1:2]), ("bfloat16", ALIKE)])
+def test_a_mean_in_place_of_row_sums(dtype: str, names: tuple[str, ...]) -> None:
+    """In bfloat16 it is as good as no row sums."""
+    case = case_by_hand(dtype)
+    found = asked(case, by_hand(case, row_sums=1 / 32))
+    assert {c.name for c in found.candidates} == {*names}, str(found)
+
+
+@pytest.mark.parametrize(
+    ("part", "dtype"), [*((x, "bfloat16") for x in (0.1, 0.25, 0.5, 0.9)), (1 / 16, "float16"), (1 / 64, "float16")]
+)
+def test_a_part_of_the_row_sums_is_not_called_none(part: float, dtype: str) -> None:
+    case = case_by_hand(dtype)
+    found = asked(case, by_hand(case, row_sums=part))
+    assert not found.candidates, str(found)
+    assert "of other row sums" in found.notes[0], str(found)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_log_sum_exp_of_the_first_map_for_both(dtype: str) -> None:
+    case = case_by_hand(dtype)
+    found = asked(case, by_hand(case, saved=lambda lse: [lse[0], lse[0]]))
+    assert (found.status, found.name) == (UNIQUE, "lse_of_first_map"), str(found)
+
+
+@pytest.mark.parametrize(("saved", "dtype"), [("bfloat16", "float32"), ("float16", "float32"), ("bfloat16", "float16")])
+def test_log_sum_exps_saved_in_16_bits(saved: str, dtype: str) -> None:
+    case = case_by_hand(dtype)
+    found = asked(case, by_hand(case, saved=lambda lse: [round_to(x, saved) for x in lse]))
+    assert (found.status, found.name) == (UNIQUE, f"lse_saved_in_{saved}"), str(found)
+
+
+@pytest.mark.parametrize("factor", [1 / np.log(2), 1.3, 0.8])
+def test_a_factor_of_a_gradient_is_no_deviation_of_another_factor(factor: float) -> None:
+    case = case_by_hand("bfloat16")
+    right = by_hand(case)
+    found = asked(case, right | {"dk": round_to(factor * right["dk"], "bfloat16")})
+    assert not found.candidates, str(found)
+    times = re.fullmatch(r"dk is ([\d.]+) times what it should be", found.notes[0])
+    assert times, str(found)
+    assert float(times[1]) == pytest.approx(factor, rel=0.01)
+
+
+@pytest.mark.parametrize("factor", [0.65, 0.7, 0.74, 1.3, 1.4, 1.5])
+def test_a_factor_of_a_sum_is_not_the_sum_of_a_part(factor: float) -> None:
+    """One of several heads gives any number within rounding errors of 16 bits by chance."""
+    case = case_by_hand("bfloat16")
+    wrong = {n: round_to(factor * y, "bfloat16") if n.startswith("dlambda") else y for n, y in by_hand(case).items()}
+    found = asked(case, wrong)
+    assert not any("alone" in note or "without" in note for note in found.notes), str(found)
 
 
 def test_row_sums_are_not_fitted_to_noise() -> None:

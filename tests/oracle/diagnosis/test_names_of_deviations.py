@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle import cases, diagnose
+from refdiff.oracle import Recipe, Spec, cases, diagnose
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.deviations.listed import EVERY
 from refdiff.oracle.deviations.rare import RARE_DEVIATIONS
+from refdiff.oracle.inputs.validation import as_float64
+from refdiff.oracle.rounding import round_to
+from refdiff.oracle.rounding.ensemble import quantise
 from refdiff.oracle.spec.presets import YARN
 from refdiff.oracle.strategies import Structure, draw
-from tests.oracle.diagnosis.outputs import kernel, named, natural, rounded
+from tests.oracle.diagnosis.outputs import by_weights, kernel, named, natural, rounded
 
 LAST = {"partial_rotary_factor": 0.25, "rotary_at": "last"}
 QK = {"qk_norm": "rms", "qk_norm_weight": True}
@@ -69,7 +72,7 @@ def test_each_has_its_name(preset: str, fields: dict[str, Any], name: str) -> No
             "difference_before_softmax", "lambda_on_both_maps", "bfloat16_bits_read_as_integers",
             "half_of_head_rotated", "interleaved_keys_only", "value_heads_duplicated",
             "keys_and_values_swapped", "query_positions_one_low", "query_positions_one_high",
-            "query_angle_negated", "key_angle_negated", "not_causal_in_first_map",
+            "query_angle_negated", "key_angle_negated", "not_causal_in_first_map", "values_tiled",
         )),
         *((f"padding_visible_in_{which}_map", "discriminating", 0) for which in ("first", "second")),
         ("sequences_not_separated", "layout", 0),
@@ -79,7 +82,7 @@ def test_each_has_its_name(preset: str, fields: dict[str, Any], name: str) -> No
         ("first_key_from_previous_page", "serving", 0),
         *((name, "serving", 0) for name in (
             "keys_rotated_twice", "block_table_of_sequence_0", "lengths_one_too_small",
-            "length_of_longest_sequence",
+            "length_of_longest_sequence", "newest_token_not_written",
         )),
         ("cu_seqlens_q_for_keys", "layout", 0),
         ("accumulator_not_rescaled_by_tiles_of_16", "tiles", 0),
@@ -95,6 +98,60 @@ def test_mistakes_of_published_kernels_have_their_names(name: str, profile: str,
     wrong = kernel(case, [next((d for d in RARE_DEVIATIONS if d.name == name), None) or named("hf_diffllama", name)])
     found = diagnose(wrong, case.spec, case.inputs, recipe=dtype, max_deviations=1)
     assert found.name == name, str(found)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("given", "used", "name"),
+    [
+        ({"bias"}, lambda x: {**x, "bias": 0 * x["bias"]}, "bias_ignored"),
+        ({"bias"}, lambda x: {**x, "bias": x["bias"] * np.log(2)}, "bias_in_base_2"),
+        ({"bias"}, lambda x: {**x, "bias": x["bias"] / 4}, "bias_scaled"),
+        ({"mask"}, lambda x: {n: y for n, y in x.items() if n != "mask"}, "mask_ignored"),
+        ({"q_positions"}, lambda x: {n: y for n, y in x.items() if "positions" not in n}, "positions_ignored"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_of_inputs_that_few_kernels_have(given: set[str], used: Any, name: str, dtype: str) -> None:
+    spec = small_spec("hf_diffllama").replace(head_dim=16)
+    case = next(c for c in cases("tiles", 1, spec=spec, dtype=dtype) if given <= set(c.inputs))
+    out = rounded(spec, used(case.inputs), dtype)["out"]
+    found = diagnose(out, spec, case.inputs, recipe=dtype, max_deviations=1)
+    assert found.name == name, str(found)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("sinks_in_first_map", (1, 0)),
+        ("sinks_in_second_map", (0, 1)),
+        ("sinks_counted_2_times", (2, 2)),
+        ("sinks_counted_4_times", (4, 4)),
+    ],
+)
+def test_of_sinks(name: str, counts: tuple[int, int], dtype: str) -> None:
+    """The maps are made here: with the sink among the keys of one of them, or in the sum of each part of the keys."""
+    case = cases("discriminating", 5, spec=small_spec("ms_v1").replace(sinks=True), dtype=dtype)[1]
+    exact = as_float64(case.spec, quantise(case.inputs, Recipe.of(dtype)))
+
+    def maps(*of_scores: np.ndarray) -> list[np.ndarray]:  # the last key of each map is its sink
+        weights = [np.exp(z - z.max(axis=-1, keepdims=True)) for z in of_scores]
+        sums = [w[..., :-1].sum(axis=-1, keepdims=True) + n * w[..., -1:] for w, n in zip(weights, counts, strict=True)]
+        return [w / x for w, x in zip(weights, sums, strict=True)]
+
+    out = round_to(by_weights(case.spec, exact, maps), dtype)
+    found = diagnose(out, case.spec, case.inputs, recipe=dtype, max_deviations=1)
+    assert found.name == name, str(found)
+
+
+def test_a_name_whose_own_kernels_overflow_fits_nothing() -> None:
+    """The bits of bfloat16 are too large for float16: kernels that read them have no result to compare with."""
+    spec = Spec.preset("ms_v1", query_heads=8, key_heads=4, head_dim=16, layer=3)
+    case = cases("natural", 1, spec=spec, dtype="float16", batch=1, queries=24, keys=24)[0]
+    out = np.abs(rounded(spec, case.inputs, "float16")["out"]) * np.sign(case.inputs["norm_weight"])
+    found = diagnose(out, spec, case.inputs, recipe="float16", max_deviations=1)
+    assert found.name is None, str(found)
 
 
 @pytest.mark.parametrize("name", ["last_page_not_masked", "lengths_one_too_large", "block_table_off_by_one"])
