@@ -267,6 +267,16 @@ class Thresholds:
         hopeless: in multiples of the limit of a row. An output that is further from a deviation by the budget of two
             orders is not judged by all of them. In 3,888 rows of held-out orders the largest error was 3.3 E_r of two
             orders; 13.5 is the limit.
+        max_judged, always_judged: the most candidates of one search that get a budget of their own, and how many of the
+            nearest, and of those that explain most, get one at any distance: a wrong kernel may have much larger
+            rounding errors than a correct one. In 107 outputs with one deviation 91 of the 92 names that fitted were
+            the nearest, and one the second.
+        large_cost: in multiplications. All singles and pairs are tried on smaller cases; a larger one is split. One
+            output of this size takes 0.5 ms on one core, and all 3,600 pairs of a spec some seconds.
+        max_pair_cost: pairs are tried on the whole up to this cost, if no part suffices: 8 ms for one output.
+        max_whole_cost: a case is tried whole up to this cost if only statistics of the whole tensor fail: 0.2 s for one
+            output.
+        min_queries: the fewest queries of a part: one query may hide a deviation, such as of positions.
         case_separation: a case tells two deviations apart if their outputs differ by more in some row, in E_r.
         correct_residual: the right name leaves less. If one leaves more, fitted numbers are tried as well.
         better_ratio: an answer is better than another if it leaves so many times less error.
@@ -355,6 +365,12 @@ class Thresholds:
 
     quick_residual: float = 30.0
     hopeless: float = 3.0
+    max_judged: int = 16
+    always_judged: int = 3
+    large_cost: int = 600_000
+    max_pair_cost: int = 8_000_000
+    max_whole_cost: int = 2**28
+    min_queries: int = 4
     case_separation: float = 5.0
     correct_residual: float = 1.0
     better_ratio: float = 2.0

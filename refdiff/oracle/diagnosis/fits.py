@@ -19,7 +19,6 @@ from refdiff.oracle.diagnosis.fit_lambda import LAYER, LAYER_TEXTS, fit_lambda, 
 from refdiff.oracle.diagnosis.parameter_fit import Trial, evaluate, format_list, is_near, is_uniform
 from refdiff.oracle.diagnosis.ranking import Fit, percent
 from refdiff.oracle.diagnosis.targets import (
-    MIN_QUERIES,
     Parts,
     Target,
     compute_outputs,
@@ -226,7 +225,8 @@ def minimize(f: Callable[[float], float], grid: Numpy) -> tuple[float, float]:
 
 def _window_trials(spec: Spec, parts: Parts) -> list[Trial]:
     """Return a trial for each window length; none for large inputs whose last queries, with most keys, are correct."""
-    if parts.is_large and not any(exceeds_limit(row_ratios(t, t.actual)[:, :, -MIN_QUERIES:]) for t in parts.all_keys):
+    last = THRESHOLDS.min_queries
+    if parts.is_large and not any(exceeds_limit(row_ratios(t, t.actual)[:, :, -last:]) for t in parts.all_keys):
         return []
     keys = max(t.inputs["k"].shape[2] if "k" in t.inputs else 0 for t in parts.all_keys)
     now = "all keys" if spec.window is None else str(spec.window)

@@ -36,14 +36,6 @@ from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.verdict.judge import judge_rows
 from refdiff.oracle.verdict.verdict import FAIL
 
-MAX_JUDGED = 16
-"""The most candidates of one search that get a budget of their own."""
-ALWAYS_JUDGED = 3
-"""The number of nearest candidates, and of those that explain most, that get a budget of their own at any distance: a
-wrong kernel may have much larger rounding errors than a correct one."""
-MAX_PAIR_COST = 8_000_000
-"""The most multiplications of targets whose pairs are tried on the whole, if no part of them suffices."""
-
 NEARLY_RIGHT = (
     "the error is slightly larger than that of right kernels of this recipe, and points to no deviation: "
     "does the recipe name everything that the kernel rounds?"
@@ -112,7 +104,7 @@ def search(
     for count in range(1, 2 if nearly_right else max_deviations + 1):
         sets = singles if count == 1 else _list_pairs(spec, parts, known, pairable, not_finite, correct)
         if not sets:
-            return SearchResult([], closest, (NO_PAIRS if parts.cost <= MAX_PAIR_COST else NO_LARGE_PAIRS,))
+            return SearchResult([], closest, (NO_PAIRS if parts.cost <= THRESHOLDS.max_pair_cost else NO_LARGE_PAIRS,))
         scored = list(_score_sets(spec, parts, sets, untried))
         found = _rank(spec, parts, scored, nearly_right, evidence, rejected)
         single = closest[:1]
@@ -139,7 +131,7 @@ def _list_pairs(
     correct: Sequence[Numpy] | None,
 ) -> list[DeviationSet]:
     """Return the pairs to try; none for large inputs that must be compared as a whole."""
-    if parts.is_large and not parts.is_split and parts.cost > MAX_PAIR_COST:
+    if parts.is_large and not parts.is_split and parts.cost > THRESHOLDS.max_pair_cost:
         return []
     pairs: list[DeviationSet] = [pair for pair in combinations(pairable, 2) if pair[0].axis != pair[1].axis]
     if not_finite:
@@ -168,7 +160,7 @@ def _is_nearly_right(spec: Spec, parts: Parts) -> bool:
 
 def _holds_on_all(spec: Spec, parts: Parts, deviation: Deviation, holds: Callable[[Target, Numpy], bool]) -> bool:
     """Whether `holds` is true of a deviation's output for every target; False for large inputs."""
-    if parts.cost > MAX_PAIR_COST:
+    if parts.cost > THRESHOLDS.max_pair_cost:
         return False
     outs = ((t, output_with(spec, t.inputs, (deviation,))) for t in parts.whole)
     return all(x is not None and x.shape == t.expected.shape and holds(t, x) for t, x in outs)
@@ -182,7 +174,7 @@ def _score_sets(spec: Spec, parts: Parts, sets: Iterable[DeviationSet], untried:
     """Yield a candidate with its quick residual for each set; add names that are too expensive to `untried`."""
     for some in sets:
         whole = {d.name for d in some if d.axis in QUERY_AXES}
-        if whole and len(some) > 1 and parts.cost > MAX_PAIR_COST:
+        if whole and len(some) > 1 and parts.cost > THRESHOLDS.max_pair_cost:
             untried |= whole
         elif (found := score_candidate(spec, parts.select(some), some, THRESHOLDS.quick_residual)) is not None:
             yield found
@@ -196,10 +188,10 @@ def _rank(
     least = THRESHOLDS.large_explained if parts.is_large else 0.0
     near = [
         c
-        for n, c in enumerate(scored[:MAX_JUDGED])
-        if c.residual < THRESHOLDS.quick_residual or (n < ALWAYS_JUDGED and c.explains >= least)
+        for n, c in enumerate(scored[: THRESHOLDS.max_judged])
+        if c.residual < THRESHOLDS.quick_residual or (n < THRESHOLDS.always_judged and c.explains >= least)
     ]
-    far = sorted(scored, key=lambda c: -c.explains)[:ALWAYS_JUDGED]
+    far = sorted(scored, key=lambda c: -c.explains)[: THRESHOLDS.always_judged]
     near += [c for c in far if c not in near and c.explains >= THRESHOLDS.explained]
     final = [_judge_candidate(spec, parts, c, evidence, rejected) for c in near]
     fitting = sorted((c for c in final if c.fits), key=lambda c: c.residual)
@@ -396,7 +388,7 @@ def select_closest(spec: Spec, parts: Parts, candidates: Iterable[Candidate]) ->
     kept: list[Candidate] = []
     for c in sorted(candidates, key=lambda c: (-c.explains, len(c.deviations))):
         better = [k for k in kept if k.fits or k.explains >= min(c.explains, THRESHOLDS.explained)]
-        if len(better) == THRESHOLDS.max_closest or len(kept) == MAX_JUDGED:
+        if len(better) == THRESHOLDS.max_closest or len(kept) == THRESHOLDS.max_judged:
             break
         if c.fits or c.explains < THRESHOLDS.explained:
             kept.append(c)

@@ -277,12 +277,6 @@ def _rounded_output(problem: Problem, recipe: Recipe, order: Order) -> Numpy:
         return round_to(forward(spec, problem.inputs, ops) * problem.factor, recipe.storage)
 
 
-LARGE_COST = 600_000
-"""The most multiplications of a case on which all singles and pairs are tried; a larger case is split."""
-MAX_WHOLE_COST = 2**28
-"""The most multiplications of a case that is tried whole because only statistics of the whole tensor fail."""
-MIN_QUERIES = 4
-"""The fewest queries of a part."""
 KEY_AXES = ("mask", "mask off by one", "window", "bias", ONE_MAP_AXIS)
 """The axes of deviations that depend on all keys, such as later keys or keys outside a window."""
 QUERY_AXES = ("mask align", "cache", "output layout", "layout", "rope offset", "padding")
@@ -296,21 +290,22 @@ def estimate_cost(spec: Spec, inputs: Inputs) -> int:
 
 
 def typical_part(spec: Spec, target: Target, *, all_keys: bool = False) -> Target | None:
-    """Return a part of a dense target with about `LARGE_COST` multiplications; None if it is no larger, or not dense.
+    """Return a part of a dense target of about `Thresholds.large_cost`; None if it is no larger, or not dense.
 
     With a causal mask and as many queries as keys, the part is the first tokens: they see no later ones. Otherwise, or
     with `all_keys`, it is the last queries with all keys.
     """
     inputs = target.inputs
-    if kind_of(inputs) != "dense" or 0 in target.actual.shape or estimate_cost(spec, inputs) <= LARGE_COST:
+    if kind_of(inputs) != "dense" or 0 in target.actual.shape or estimate_cost(spec, inputs) <= THRESHOLDS.large_cost:
         return None
     T, S = inputs["q"].shape[2], inputs["k"].shape[2]
     first = T == S and spec.causal != "none" and not all_keys
     if spec.causal == "top_left" and not first:
         return None  # the visible keys depend on the index of the query in the whole
     by_row = estimate_cost(spec, inputs) // (inputs["q"].shape[0] * T)
-    n = int(np.sqrt(LARGE_COST * S / by_row)) if first else LARGE_COST // by_row
-    n = min(T, max(n, MIN_QUERIES))
+    most = THRESHOLDS.large_cost
+    n = int(np.sqrt(most * S / by_row)) if first else most // by_row
+    n = min(T, max(n, THRESHOLDS.min_queries))
     return _sub_case(target, 0, slice(0, n), n) if first else _sub_case(target, 0, slice(T - n, T), S)
 
 
@@ -327,9 +322,10 @@ def worst_part(spec: Spec, target: Target, typical: Target, *, all_keys: bool = 
     large = np.argwhere(wrong >= max(LIMITS.row, np.max(wrong) / THRESHOLDS.better_ratio))
     by_token = large[np.argsort(large[:, 2], kind="stable")].tolist()
     (sequence, _, t), (last_sequence, _, last) = by_token[0], by_token[-1]
+    least = THRESHOLDS.min_queries
     if all_keys or spec.causal == "none" or S - T + t < 0:
-        return _sub_case(target, last_sequence, slice(max(0, min(last, T - MIN_QUERIES)), T), S)
-    return _sub_case(target, sequence, slice(max(0, t - MIN_QUERIES + 1), t + 1), S - T + t + 1)
+        return _sub_case(target, last_sequence, slice(max(0, min(last, T - least)), T), S)
+    return _sub_case(target, sequence, slice(max(0, t - least + 1), t + 1), S - T + t + 1)
 
 
 def _actual_ratios(target: Target) -> Numpy:
@@ -365,8 +361,8 @@ class Parts:
     local: their typical parts; if one is correct, also the part with the worst row.
     all_keys: the same with all keys; only the worst part if the typical one is correct.
     cost: the multiplications of all targets.
-    is_large: whether some dense target has more than `LARGE_COST` multiplications. It is split unless only statistics
-        of the whole tensor fail.
+    is_large: whether some dense target is above `Thresholds.large_cost`. It is split unless only statistics of the
+        whole tensor fail.
     """
 
     whole: tuple[Target, ...]
@@ -387,8 +383,8 @@ class Parts:
 
         total = sum(estimate_cost(spec, t.inputs) for t in targets if "q" in t.inputs and "k" in t.inputs)
         dense = [(t, estimate_cost(spec, t.inputs)) for t in targets if kind_of(t.inputs) == "dense"]
-        is_large = any(cost > LARGE_COST for _, cost in dense)
-        if any(t.fails_as_tensor and cost <= MAX_WHOLE_COST for t, cost in dense):
+        is_large = any(cost > THRESHOLDS.large_cost for _, cost in dense)
+        if any(t.fails_as_tensor and cost <= THRESHOLDS.max_whole_cost for t, cost in dense):
             return Parts(targets, targets, targets, total, is_large)
         return Parts(targets, parts(all_keys=False), parts(all_keys=True), total, is_large)
 
