@@ -141,12 +141,10 @@ def _check_space(output: Path, parameters: int, dtype: str) -> None:
 
     needed = parameters * NBYTES[dtype]
     place = next(path for path in (output, *output.absolute().parents) if path.is_dir())
-    if needed > (free := shutil.disk_usage(place).free):
-        raise OSError(
-            errno.ENOSPC,
-            f"the weights take {size(needed)}, and {size(free)} are free; free some space, or name another folder",
-            str(output),
-        )
+    disk = shutil.disk_usage(place)
+    if needed > disk.free and disk.total:  # some file systems say neither
+        why = f"the weights take {size(needed)}, and {size(disk.free)} are free; free some, or name another folder"
+        raise OSError(errno.ENOSPC, why, str(output))
 
 
 def _taken(output: Path) -> UsageError:

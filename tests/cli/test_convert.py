@@ -157,11 +157,14 @@ def test_a_disk_without_space_is_refused_before_the_comparison(
     convert: Convert, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved()
-    monkeypatch.setattr("shutil.disk_usage", lambda path: Mock(free=1000))
-    compared = Mock(side_effect=AssertionError)
+    disk = Mock(total=2000, free=1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: disk)
+    compared = Mock(side_effect=ValueError("compared"))
     monkeypatch.setattr("refdiff.convert.prove", compared)
-    refused(convert("paper"), "error: new: the weights take ", "kB, and 1.00 kB are free; free some space, or name")
+    refused(convert("paper"), "error: new: the weights take ", "kB, and 1.00 kB are free; free some, or name")
     compared.assert_not_called()
+    disk.total = disk.free = 0  # of a file system that says neither
+    refused(convert("paper"), "error: old: compared")
 
 
 def test_a_wrong_conversion_is_not_written(convert: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
