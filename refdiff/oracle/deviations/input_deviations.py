@@ -137,10 +137,6 @@ def _transpose(name: str, spec: Spec, inputs: Inputs) -> Inputs | None:
     return None if weight is None or weight.shape[0] != weight.shape[1] else {**inputs, name: weight.T}
 
 
-def _sinks_by_key_head(spec: Spec, inputs: Inputs) -> Numpy:
-    return np.repeat(inputs["sinks"][: spec.key_heads], spec.query_heads // spec.key_heads)
-
-
 INPUT_DEVIATIONS: tuple[Deviation, ...] = (
     Deviation("queries_read_as_tokens_first", "q, (B, H, T, d) in memory, read as (B, T, H, d).", "layout",
               arrays=partial(_exchange_axes, ("q",))),
@@ -177,7 +173,8 @@ INPUT_DEVIATIONS: tuple[Deviation, ...] = (
     Deviation("sinks_set_to_zero", "1 in place of e^sink in the denominator: the sinks not read.", "sinks",
               arrays=partial(replace_input, "sinks", lambda _, x: 0 * x["sinks"])),
     Deviation("sinks_by_key_head", "The sink of key head h // (H/K) in place of that of query head h.", "sinks",
-              arrays=partial(replace_input, "sinks", _sinks_by_key_head)),
+              arrays=partial(replace_input, "sinks", lambda spec, x: np.repeat(
+                  x["sinks"][: spec.key_heads], spec.query_heads // spec.key_heads))),
     Deviation("past_ignored", "Past tokens (x_past) ignored.", "cache", arrays=partial(ignore_inputs, ("x_past",))),
     Deviation("sequences_not_separated", "Packed sequences see each other.", "packed", arrays=_sequences_not_separated),
     Deviation("positions_not_restarted", "Positions counted on across packed sequences.", "packed",

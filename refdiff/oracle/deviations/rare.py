@@ -90,21 +90,6 @@ def _begin_pages_with_the_page_before(spec: Spec, inputs: Inputs) -> Inputs | No
     return {**made, "block_table": np.arange(table.size).reshape(table.shape)}
 
 
-def _table_of_the_first_sequence(spec: Spec, inputs: Inputs) -> Numpy:
-    return np.broadcast_to(inputs["block_table"][:1], inputs["block_table"].shape)
-
-
-def _table_one_entry_later(spec: Spec, inputs: Inputs) -> Numpy:
-    table = inputs["block_table"]
-    return np.concatenate([table[:, 1:], table[:, -1:]], axis=1)
-
-
-def _lengths_one_too_large(spec: Spec, inputs: Inputs) -> Numpy:
-    capacity = inputs["block_table"].shape[1] * inputs["k_pages"].shape[2]
-    longer: Numpy = np.minimum(inputs["lengths"] + 1, capacity)
-    return longer
-
-
 def _lengths_one_too_small(spec: Spec, inputs: Inputs) -> Inputs | None:
     """Count one key less, which the position of each query follows; else it is `own_key_masked`."""
     if "lengths" not in inputs or (spec.rope == "none" and spec.window is None):
@@ -166,11 +151,13 @@ RARE_DEVIATIONS: tuple[Deviation, ...] = (
     Deviation("first_key_from_previous_page", "The first key of each page after the first read from the "
               "page before: page (s − 1) // p in place of s // p.", "paged", arrays=_begin_pages_with_the_page_before),
     Deviation("block_table_of_sequence_0", "The block table of sequence 0 for every sequence.", TABLE_AXIS,
-              arrays=partial(replace_input, "block_table", _table_of_the_first_sequence)),
+              arrays=partial(replace_input, "block_table", lambda _, x: 0 * x["block_table"] + x["block_table"][:1])),
     Deviation("block_table_off_by_one", "Each page read by the next entry of the block table.", TABLE_AXIS,
-              arrays=partial(replace_input, "block_table", _table_one_entry_later)),
+              arrays=partial(replace_input, "block_table", lambda _, x: np.concatenate(
+                  [x["block_table"][:, 1:], x["block_table"][:, -1:]], axis=1))),
     Deviation("lengths_one_too_large", "Each sequence one key longer than its length.", TABLE_AXIS,
-              arrays=partial(replace_input, "lengths", _lengths_one_too_large)),
+              arrays=partial(replace_input, "lengths", lambda _, x: np.minimum(
+                  x["lengths"] + 1, x["block_table"].shape[1] * x["k_pages"].shape[2]))),
     Deviation("lengths_one_too_small",
               "Each sequence one key shorter than its length, as before the newest key is counted.", TABLE_AXIS,
               arrays=_lengths_one_too_small),

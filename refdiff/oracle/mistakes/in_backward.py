@@ -103,11 +103,6 @@ def _lose_row_sums(call: Call, share: float) -> Any:
     return _add_row_sums(call(), call, lambda d1, d2: (share * d1, -share * call.lambda_ * d2))
 
 
-def _row_sums_of_difference(call: Call) -> Any:
-    x = call.lambda_
-    return _add_row_sums(call(), call, lambda d1, d2: (x * d2, -x * (d2 - (d1 - x * d2))))
-
-
 def _scale_rows(call: Call, factors: Callable[[Array, Array], tuple[Any, ...]]) -> Any:
     """Return the gradients with rows of Aᵢ multiplied by xᵢ where Aᵢ is recomputed, x = factors(LSE₁, LSE₂)."""
     g1, g2 = (call.g * x for x in factors(*_log_sums(call)))
@@ -198,11 +193,6 @@ def softcap_mistake(cap: float) -> Mistake:
 
     what = "∂L/∂z = g in place of (1 − tanh²(z / c)) g: the derivative of the softcap c tanh(z / c) left out."
     return _mistake("gradient_without_softcap", what, wrong)
-
-
-def _without_exponentials(call: Call) -> Any:
-    g = call.g
-    return g * call.lambda_k1, g * call.lambda_q1, -g * call.lambda_k2, -g * call.lambda_q2
 
 
 def _slope_of_lambda(slope: Callable[[Array], Array], call: Call) -> Any:
@@ -300,14 +290,17 @@ TWO_MAP_BACKWARD_MISTAKES: tuple[Mistake, ...] = (
     _mistake("value_gradient_of_first_map_only", "∂L/∂V = A₁ᵀ g in place of (A₁ − λ A₂)ᵀ g.",
              lambda call: _value_gradient((0.0, 0.0), call)),
     _mistake("row_sums_of_difference", "∂L/∂S₁ = A₁ ⊙ (G − D) and ∂L/∂S₂ = −λ A₂ ⊙ (G − D) with one D = rowsum(g "
-             "⊙ O), O = (A₁ − λ A₂) V, for both.", _row_sums_of_difference),
+             "⊙ O), O = (A₁ − λ A₂) V, for both.",
+             lambda call: _add_row_sums(call(), call, lambda d1, d2: (
+                 call.lambda_ * d2, -call.lambda_ * (d2 - d1 + call.lambda_ * d2)))),
     _mistake("lse_of_first_map", "A₂ = exp(S₂ − LSE₁) recomputed with the log-sum-exp of the first map, not LSE₂.",
              lambda call: _scale_rows(call, lambda lse1, lse2: (1.0, np.exp(lse2 - lse1)))),
     _mistake("second_exponential_without_sign",
              "∂L/∂λ_q2 = g e₂ λ_k2 and ∂L/∂λ_k2 = g e₂ λ_q2, each without its minus sign.",
              lambda call: _changed(call, lambda d: -d, Q2, K2), layer="diff_lambda_vjp"),
     _mistake("lambda_gradient_without_exponentials",
-             "∂L/∂λ_q1 = g λ_k1 in place of g e₁ λ_k1, and so of all four.", _without_exponentials,
+             "∂L/∂λ_q1 = g λ_k1 in place of g e₁ λ_k1, and so of all four.", lambda call: (
+                 call.g * call.lambda_k1, call.g * call.lambda_q1, -call.g * call.lambda_k2, -call.g * call.lambda_q2),
              layer="diff_lambda_vjp"),
     _mistake("lambda_vector_gradients_swapped",
              "∂L/∂λ_q1 = g e₁ λ_q1 in place of g e₁ λ_k1, and so of all four.",
