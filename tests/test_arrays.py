@@ -153,7 +153,7 @@ def test_warnings_of_cupy_do_not_come_before_the_sentence(monkeypatch: pytest.Mo
         ("Failed to find CUDA headers. Please install the CUDA Toolkit or set CUDA_PATH", "cupy-cuda12x"),
     ],
 )
-def test_a_missing_library_of_cuda_is_told_from_a_missing_device(
+def test_a_missing_cuda_library_is_distinguished_from_a_missing_device(
     monkeypatch: pytest.MonkeyPatch, told: str, package: str
 ) -> None:
     """The advice is for the CuPy that is installed."""

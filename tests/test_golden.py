@@ -99,7 +99,7 @@ ORDER = ("last_hidden_state", "logits", "start_logits", "end_logits", "loss", "h
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_as_stored(name: str) -> None:
+def test_hidden_states_in_the_stored_dtype(name: str) -> None:
     """With dtype="auto", mostly float32, rounding is all that differs."""
     inputs, want = expected(name, "prompt")
     got = load(name)(**inputs, output_hidden_states=True)

@@ -68,7 +68,7 @@ def _text(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
-def test_the_pair_is_in_step(path: Path) -> None:
+def test_notebook_and_script_have_the_same_cells(path: Path) -> None:
     stored = _stored(path)
     assert [(cell["cell_type"], "".join(cell["source"])) for cell in stored["cells"]] == _cells(path), (
         f"stale: run python notebooks/build.py {path.stem}"
@@ -108,7 +108,7 @@ def test_each_has_all_its_parts(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", LEARNERS[1:], ids=[path.stem for path in LEARNERS[1:]])
-def test_what_is_checked_of_a_chapter_is_folded(path: Path) -> None:
+def test_the_checks_of_a_chapter_are_folded(path: Path) -> None:
     """Chapter 00 alone shows it: there it is the result."""
     assert not [node for tree in _code(path) for node in ast.walk(tree) if isinstance(node, ast.Assert)]
     folded = _text(path).split("<summary>What is checked of this chapter</summary>\n\n```python\n")[1]

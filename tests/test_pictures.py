@@ -95,7 +95,7 @@ def test_the_speeds_are_those_that_were_measured(pictures: ModuleType) -> None:
         )
 
 
-def test_of_what_falls_short_there_is_said_what_could_be_and_what_was(pictures: ModuleType) -> None:
+def test_missed_targets_list_the_lossless_and_the_earlier_speed(pictures: ModuleType) -> None:
     table = pictures.stored_table("speeds").partition("| misses its target |")[2].partition("\n\n")[0].splitlines()[2:]
     assert table
     for line in table:
@@ -113,7 +113,7 @@ def _row(spelled: str, ratio: float, *, unit: str = "tok/s", beside: str = "tran
     }  # fmt: skip
 
 
-def test_what_falls_short_is_told(pictures: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missed_targets_are_reported(pictures: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     aims = importlib.import_module("aims")
     monkeypatch.setitem(aims.EARLIER, "a", [("abc", 1.9, 0.85), ("abd", 1.7, 0.8), ("abe", 1.8, 0.7)])
     aim = aims.Aim(2.0, 0.9, lossless=1.25)

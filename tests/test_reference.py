@@ -47,7 +47,7 @@ def scripts() -> Iterator[dict[str, ModuleType]]:
         ("mean over targets ≠ ignore_index", r"mean over targets $\ne \mathtt{ignore\_index}$"),
     ],
 )
-def test_words_and_equations_are_told_apart(scripts: dict[str, ModuleType], line: str, expected: str) -> None:
+def test_words_and_equations_are_distinguished(scripts: dict[str, ModuleType], line: str, expected: str) -> None:
     assert scripts["equations"].to_markdown(line) == expected
 
 

@@ -31,7 +31,7 @@ def test_unknown_kernels_are_refused_with_the_choice() -> None:
         backend_for(np, "quick")
 
 
-def test_overlay_on_overlay_uses_the_outermost() -> None:
+def test_nested_wrappers_use_the_outermost() -> None:
     base = ops_for()
     doubled = overlay(base, lambda name, f: (lambda *a, **k: 2 * f(*a, **k)) if name == "linear" else f)
     again = overlay(doubled, lambda name, f: f)
@@ -47,7 +47,7 @@ def test_a_kernel_that_declines_leaves_the_call_to_its_layer() -> None:
 
 
 @pytest.mark.parametrize(("version", "stored"), [("13.6.0", False), ("14.0.0", True), ("15.1.0rc1", True)])
-def test_matrices_stay_as_they_are_stored_where_they_are_multiplied_so(monkeypatch, version, stored):
+def test_matrices_are_kept_in_16_bits_if_cupy_multiplies_them(monkeypatch, version, stored):
     import array_api_compat
 
     cupy = SimpleNamespace(__version__=version)

@@ -52,7 +52,7 @@ def model_with(backend: Backend, wiring: str, **fields: Any) -> Any:
 @EACH
 @settings(max_examples=settings().max_examples // 3)
 @given(seed=st.integers(0, 99), past=st.sampled_from([0, 4]), keep=st.integers(0, 9), masked=st.booleans())
-def test_it_computes_what_the_readable_one_does(wiring: str, seed: int, past: int, keep: int, masked: bool) -> None:
+def test_the_fast_decoder_equals_the_readable_one(wiring: str, seed: int, past: int, keep: int, masked: bool) -> None:
     readable = small_model(wiring=wiring, seed=seed, kernels="reference")
     whole, fast = model_with(Parted(), wiring, seed=seed), small_model(wiring=wiring, seed=seed)
     tokens, mask = ids(seed, 3, past + 7), (np.arange(past + 7) >= 2 * np.arange(3)[:, None]).astype(int)
@@ -142,7 +142,7 @@ def test_a_plain_closure_sees_every_layer_forward_and_backward(wiring: str, kern
 
 
 @EACH
-def test_under_an_overlay_a_large_batch_is_not_split_over_threads(wiring: str) -> None:
+def test_with_wrapped_layers_a_large_batch_is_not_split_over_threads(wiring: str) -> None:
     """A wrapper sees each layer once, and one call at a time."""
     tokens = ids(8, 33, 64)
     model = small_model(wiring=wiring)

@@ -187,7 +187,7 @@ def test_lookup_that_gives_another_text_or_guesses_too_early_is_refused(
         _measured(side, "lookup")
 
 
-def test_what_generate_raises_is_told(folder: Path) -> None:
+def test_errors_of_generate_are_reported(folder: Path) -> None:
     """Not an error of the streamer, which refdiff ends whatever happens."""
     side = FakeSide(BenchSettings(str(folder)))
 
@@ -201,7 +201,7 @@ def test_what_generate_raises_is_told(folder: Path) -> None:
         _measured(side, "prefill:4")
 
 
-def test_products_go_on_for_as_long_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_run_for_at_least_min_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two weights of 0.25 s each: a pass takes 0.5 s, so 1.1 s need three; 1.5 s and the wait are over six products."""
     monkeypatch.setattr(rows, "WORKING_SET", 2 * 4 * 3 * 5)
     monkeypatch.setattr(rows, "WEIGHT_SHAPE", (3, 5))
@@ -227,7 +227,7 @@ def test_training_is_three_passes_with_all_logits() -> None:
     assert rows.operations(CONFIG, 5, 5) == 2 * 5 * 2 * LAYER + 2 * 15 * 32 + 5 * 2 * HEAD
 
 
-def test_a_sparing_pass_does_what_is_counted() -> None:
+def test_the_operation_count_of_a_pass_is_that_of_the_model() -> None:
     """The operations of products and of what attention sees, as the model asks for them."""
     model = refdiff.DiffLlamaForCausalLM.from_config(CONFIG)
     done: list[int] = []
@@ -254,7 +254,7 @@ def test_a_sparing_pass_does_what_is_counted() -> None:
         assert sum(done) - others == 3 * rows.operations(CONFIG, 5, 1, last_token_only=last_token_only)
 
 
-def test_memory_that_the_system_does_not_tell_is_an_error_of_the_row_of_memory_alone(folder: Path) -> None:
+def test_unavailable_memory_is_an_error_of_the_memory_row_alone(folder: Path) -> None:
     side = FakeSide(BenchSettings(str(folder), batch=2, context=5))
     side.peak = lambda: None
     with pytest.raises(RuntimeError, match="this system does not report the peak memory"):

@@ -116,7 +116,7 @@ def test_what_libraries_print_is_no_answer(packages: Path) -> None:
         assert measure()["seconds"] > 0
 
 
-def test_the_last_words_of_a_process_are_told(packages: Path) -> None:
+def test_the_last_output_of_a_process_is_reported(packages: Path) -> None:
     last = "sys.stderr.write('noise\\nthe reason\\n'); sys.stderr.flush(); os.abort()"
     (packages / "onnx.py").write_text(f"import os, sys\nprint('loud')\n{last}\n")
     how = "its process was killed by signal 6: the reason"

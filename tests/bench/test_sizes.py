@@ -63,7 +63,7 @@ def test_another_model_is_not_written_over(tiny_checkpoint: Path, tmp_path: Path
         sizes.write_like("tiny", tmp_path / "half")
 
 
-def test_nothing_is_written_beside_something_else(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     for folder, why in ((tmp_path, "is not empty and has no config.json"), (tmp_path / "thesis.tex", "is a file")):
         with pytest.raises(ValueError, match=re.escape(f"--folder: got {folder}, which {why}; name")):

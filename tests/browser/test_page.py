@@ -39,7 +39,7 @@ def test_numbers_are_those_of_the_arrays(browser: Chromium, page_of: PageOf, wir
 
 
 @pytest.mark.parametrize("size", [24, 25])
-def test_few_tokens_stand_beside_a_map_by_name(browser: Chromium, page_of: PageOf, size: int) -> None:
+def test_axis_labels_are_tokens_if_few_and_numbers_if_many(browser: Chromium, page_of: PageOf, size: int) -> None:
     weights = np.tri(size)[None, None] / np.arange(1, size + 1)[:, None]
     tokens = tuple(f"word {i}" for i in range(size))
     browser.open(page_of(AttentionMaps(tokens, weights, None, weights, None, None)))

@@ -37,7 +37,7 @@ def mine(tmp_path: Path) -> Write:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
-def test_a_right_output_passes(dtype: Any, mine: Write, cli: Cli) -> None:
+def test_a_correct_output_passes(dtype: Any, mine: Write, cli: Cli) -> None:
     done = cli("check", "--layer", "2", mine(small("hf_diffllama"), dtype))
     assert done.status == 0
     assert done.out.startswith(f"pass, judged as {np.dtype(dtype).name}")

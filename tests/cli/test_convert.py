@@ -130,7 +130,7 @@ def test_what_has_no_exact_answer_writes_nothing(one: str, other: list[str], sai
     refused(done, said)
 
 
-def test_nothing_is_written_over(here: Path, convert: Convert) -> None:
+def test_nothing_is_overwritten(here: Path, convert: Convert) -> None:
     saved()
     (here / "folder").mkdir()
     for name, kept in (("folder", here / "folder" / "notes.txt"), ("file", here / "file")):

@@ -66,7 +66,7 @@ def test_text_in_any_language_comes_out_whatever_the_locale(
     assert (done.returncode, done.stdout.decode()) == (0, f"日本 h{TEXT}\n"), done.stderr.decode()
 
 
-def test_an_open_pipe_is_waited_for_with_a_word(reciting: Path, environment: dict[str, str], tmp_path: Path) -> None:
+def test_waiting_for_an_open_pipe_is_reported(reciting: Path, environment: dict[str, str], tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "refdiff", "generate", "-q", "-m", reciting, "x"],
         env=environment, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -58,7 +58,7 @@ def test_json_with_a_preset(tmp_path: Path) -> None:
         (["--spec", '{"layer": 1, "layer": 2}'], "--spec is not JSON: the key layer stands twice in one object; keep"),
     ],
 )
-def test_trouble(words: list[str], message: str, here: Path) -> None:
+def test_invalid_specs_are_refused(words: list[str], message: str, here: Path) -> None:
     os.mkfifo("pipe.json")
     Path("typo.json").write_text('{"heads": 3}')
     Path("large.json").write_text('{"preset": "timm", "scale": 1e400}')

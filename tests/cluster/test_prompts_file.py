@@ -82,7 +82,7 @@ def test_a_worker_without_the_model_is_named(
 
 
 @pytest.mark.usefixtures("workers")
-def test_the_scheduler_disappears(
+def test_a_lost_scheduler_is_reported(
     command: list[str], scheduler: str, start: Start, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     out = tmp_path / "out.jsonl"

@@ -162,7 +162,7 @@ def test_where_the_norm_is_in_the_way(one: str, other: str) -> None:
     assert ("weights of 0 for the second map make it uniform attention" in str(said.value)) == (one == "none")
 
 
-def test_an_unknown_variant_is_told_the_known_ones() -> None:
+def test_an_unknown_variant_is_refused_with_the_known_ones() -> None:
     model = small_model()
     with pytest.raises(ValueError, match=f"wiring: got 'flash', expected one of {', '.join(VARIANTS)}$"):
         convert(model.config, model.params, "flash")
@@ -190,7 +190,7 @@ def test_weights_of_the_eager_file() -> None:
 
 
 @pytest.mark.parametrize(("one", "other"), [("hf", "paper"), ("paper", "hf"), ("none", "v2"), ("hf", "hf")])
-def test_later_is_the_same(one: str, other: str) -> None:
+def test_deferred_conversion_equals_the_immediate_one(one: str, other: str) -> None:
     model = small_model(wiring=one, rms_norm_eps=1e-6)
     config, params = convert(model.config, model.params, other)
     config_later, later = convert_later(model.config, model.params, other)

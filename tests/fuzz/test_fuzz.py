@@ -48,7 +48,7 @@ def test_every_case_is_a_result_or_one_error(bases: dict[str, Base], work: Path,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["hf", "paper", "v2", "golden", "trace", "prompts"])
-def test_what_nothing_has_changed_is_read(bases: dict[str, Base], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unmodified_files_are_read(bases: dict[str, Base], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fuzz, "mutate", lambda folder, outside, rng: "nothing")
     work = bases[name].folder.parent
     for number in range(12):

@@ -59,7 +59,7 @@ def test_scores_are_those_of_the_texts(seed: int) -> None:
     assert (np.diff(out.sequences_scores.reshape(2, 3), axis=1) <= 0).all()
 
 
-def test_more_end_tokens_than_beams_leave_beams_to_go_on() -> None:
+def test_beams_continue_if_end_tokens_outnumber_them() -> None:
     """Four end tokens, each four times as likely as any other token, and a penalty under which only length counts.
 
     With early_stopping="never" the search goes on to the full length; else it ends where going on looks worse now.
@@ -137,7 +137,7 @@ def test_a_beam_stream_is_the_result_and_revokes_no_token(options: dict[str, Any
     np.testing.assert_array_equal(generate(model, prompts, num_beams=3, max_new_tokens=12, **options), got)
 
 
-def test_progress_is_told_of_the_prompt_and_of_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_reported_for_the_prompt_and_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
     class Following(Recorder):
         def __init__(self) -> None:
             super().__init__()

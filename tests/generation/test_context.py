@@ -36,7 +36,7 @@ def test_positions_count_what_is_not_masked() -> None:
 
 
 @pytest.mark.parametrize(("kind", "calls"), [("dynamic", 1), ("longrope", 1), ("llama3", 2), ("default", 2)])
-def test_a_text_whose_length_changes_its_positions_is_read_at_once(
+def test_prompts_are_not_chunked_if_rope_depends_on_the_length(
     kind: str, calls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Backend, "chunk_size", 4)

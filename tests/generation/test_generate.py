@@ -92,14 +92,14 @@ def test_an_empty_prompt_is_bos() -> None:
     assert generate(model, [[]], max_new_tokens=1)[0, 0] == 9
 
 
-def test_a_padding_token_outside_the_vocabulary_does_not_matter_for_one_row() -> None:
+def test_a_padding_token_outside_the_vocabulary_does_not_matter_for_one_sequence() -> None:
     assert generate(MODEL, [[5]], pad_token_id=V + 5, max_new_tokens=2).shape == (1, 3)
 
 
 @pytest.mark.parametrize("options", [*WAYS.values(), {"prompt_lookup_num_tokens": 3}], ids=[*WAYS, "lookup"])
 @settings(max_examples=settings().max_examples // 3)
 @given(prompt=st.lists(st.integers(4, V - 1), min_size=4, max_size=9))
-def test_a_prompt_in_pieces_gives_the_same_text(options: dict[str, Any], prompt: list[int]) -> None:
+def test_a_chunked_prompt_gives_the_same_text(options: dict[str, Any], prompt: list[int]) -> None:
     expected = generate(MODEL, [prompt], max_new_tokens=6, **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("refdiff.backends.Backend.chunk_size", 3)

@@ -60,7 +60,7 @@ TOO_LARGE: list[tuple[str, Any]] = [
 
 
 @pytest.mark.parametrize(("name", "value"), TOO_LARGE, ids=range(len(TOO_LARGE)))
-def test_what_no_array_or_float_can_hold(name: str, value: Any) -> None:
+def test_values_that_overflow_an_array_or_a_float_are_refused(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=rf"^{name}: got .*, expected ") as caught:
         resolve(FakeModel(), {name: value})
     assert len(str(caught.value)) < 200
@@ -173,12 +173,12 @@ def test_options_that_exclude_each_other(given: dict[str, Any], message: str) ->
         ({"output_scores": True}, "output_scores: no effect without return_dict_in_generate=True"),
     ],
 )
-def test_what_has_no_effect_is_said(given: dict[str, Any], message: str) -> None:
+def test_options_without_effect_are_warned_about(given: dict[str, Any], message: str) -> None:
     with pytest.warns(UserWarning, match=message):
         resolve(FakeModel(), given)
 
 
-def test_what_the_file_says_or_what_changes_nothing_is_not_warned_about() -> None:
+def test_options_of_the_file_and_neutral_values_are_not_warned_about() -> None:
     model = FakeModel()
     model.generation_config = {"temperature": 0.6, "top_k": 5, "length_penalty": 2.0, "output_scores": True}
     with warnings.catch_warnings():
@@ -209,7 +209,7 @@ def test_sampling_and_beams_come_before_contrastive_search() -> None:
         ("inputs", "got 'inputs', an option of transformers that refdiff does not have; give the ids as input_ids"),
     ],
 )  # fmt: skip
-def test_what_is_said_of_an_option_that_is_not_there(name: str, message: str) -> None:
+def test_an_unknown_option_is_refused_with_a_hint(name: str, message: str) -> None:
     with pytest.raises(TypeError) as caught:
         resolve(FakeModel(), {name: 2})
     assert str(caught.value) == f"generate() {message}"

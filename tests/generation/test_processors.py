@@ -114,7 +114,7 @@ def with_row(value: float, everywhere: bool = False) -> np.ndarray:
 
 
 @pytest.mark.parametrize("options", [Options(), Options(do_sample=True), Options(suppress_tokens=[0])], ids=str)
-def test_scores_that_no_token_can_be_chosen_by(options: Options) -> None:
+def test_scores_without_a_valid_token_are_refused(options: Options) -> None:
     pipeline = LogitsProcessors(options, 3)
     with pytest.raises(ValueError, match="sequence 1, step 2: got NaN"):
         pipeline(with_row(np.nan), LONG)

@@ -44,7 +44,7 @@ GREEDY: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("guesser", GUESSERS.values(), ids=GUESSERS)
 @pytest.mark.parametrize("options", GREEDY.values(), ids=GREEDY)
-def test_greedy_is_the_same_as_without_guesses(guesser: dict[str, Any], options: dict[str, Any]) -> None:
+def test_greedy_text_is_the_same_with_draft_tokens(guesser: dict[str, Any], options: dict[str, Any]) -> None:
     shared: dict[str, Any] = {"max_new_tokens": 40} | options
     recorder = Recorder()
     want = everything(TARGET, PROMPT, **shared)
@@ -57,7 +57,7 @@ def test_greedy_is_the_same_as_without_guesses(guesser: dict[str, Any], options:
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.slow)])
-def test_a_real_model_says_the_same_with_guesses(dtype: str) -> None:
+def test_a_real_model_gives_the_same_text_with_draft_tokens(dtype: str) -> None:
     """Several tokens at a time go through other kernels than one does; no two of this text's tokens are near a tie."""
     model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype=dtype)
     options: dict[str, Any] = {"max_new_tokens": 90, "do_sample": False, "eos_token_id": None}
@@ -69,7 +69,7 @@ def test_a_real_model_says_the_same_with_guesses(dtype: str) -> None:
         assert len(recorder.puts) < 80, "the prompt, and fewer passes than tokens"
 
 
-def test_guesses_save_calls() -> None:
+def test_draft_tokens_save_forward_passes() -> None:
     """An assistant that is always right: 5 guesses, then 7, then 9, …, each checked with one call."""
     model = FakeModel(1, V=19, scale=2.5)
     generate(model, PROMPT, max_new_tokens=40, eos_token_id=None, assistant_model=ASSISTANTS["itself"])
@@ -97,7 +97,7 @@ def test_prompt_lookup_takes_the_latest_of_the_longest_matches() -> None:
 
 
 @pytest.mark.parametrize(("share", "worth"), [(1.0, 30), (0.5, 3), (0.1, 0), (0.0, 0)])
-def test_as_many_guesses_as_pay_for_their_pass(share: float, worth: int) -> None:
+def test_best_draft_length_maximizes_tokens_per_time(share: float, worth: int) -> None:
     """Tokens of a pass that n guesses make longer: 1 + a + … + aⁿ, for 1.2 + n / 20 one-token passes, so 2 for 16."""
     odds = AcceptanceRate(share)
     assert odds.best_draft_length(30) == worth
@@ -111,7 +111,7 @@ def test_as_many_guesses_as_pay_for_their_pass(share: float, worth: int) -> None
 
 @pytest.mark.parametrize("name", ["lookup 4", "lookup 30"])
 @pytest.mark.parametrize("seed", range(4))
-def test_prompt_lookup_gives_the_very_text_of_sampling(name: str, seed: int) -> None:
+def test_prompt_lookup_gives_the_same_sampled_text(name: str, seed: int) -> None:
     options: dict[str, Any] = {"do_sample": True, "seed": seed, "max_new_tokens": 30, "temperature": 0.7, "top_k": 6}
     want = generate(TARGET, PROMPT, **options)
     np.testing.assert_array_equal(generate(TARGET, PROMPT, **options, **GUESSERS[name]), want)
@@ -190,6 +190,6 @@ def test_an_assistant_without_a_next_token_head_is_refused() -> None:
         generate(TARGET, PROMPT, assistant_model=assistant)
 
 
-def test_another_vocabulary() -> None:
+def test_an_assistant_with_another_vocabulary_is_refused() -> None:
     with pytest.raises(ValueError, match="assistant_model: got a vocabulary of 23 tokens, expected the model's 19"):
         generate(TARGET, PROMPT, assistant_model=FakeModel())

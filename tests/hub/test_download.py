@@ -69,7 +69,7 @@ def test_an_empty_endpoint_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said.startswith("the connection to an empty HF_ENDPOINT failed (")
 
 
-def test_the_caller_is_told_when_the_hub_has_answered(hub_server: Lookalike) -> None:
+def test_the_callback_runs_when_the_hub_has_answered(hub_server: Lookalike) -> None:
     requests: list[int] = []
     hub.snapshot("ai/model", answered=lambda: requests.append(len(hub_server.asked("ai/model"))))
     assert requests == [1]
@@ -259,7 +259,9 @@ def test_when_the_hub_is_gone_the_cache_is_used(hub_server: Lookalike, monkeypat
         ("ai/model", "c" * 40, f"ai/model at revision {'c' * 40}: the repo has no such revision"),
     ],
 )
-def test_what_is_not_there_or_closed(repo: str, revision: str | None, message: str, hub_server: Lookalike) -> None:
+def test_missing_private_and_gated_repos_are_refused(
+    repo: str, revision: str | None, message: str, hub_server: Lookalike
+) -> None:
     for access in ("private", "gated"):
         hub_server.repo(f"ai/{access}", model_files(), access=access)
     with pytest.raises(CheckpointError, match=f"^{message}"):

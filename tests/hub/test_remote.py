@@ -107,7 +107,7 @@ def test_offline(hub_server: Lookalike) -> None:
         ("no ranges", 0, "the server does not send parts of a file"),  # which may have gigabytes
     ],
 )
-def test_trouble_on_the_way(how: str, number: int, message: str, hub_server: Lookalike) -> None:
+def test_network_errors_name_the_file(how: str, number: int, message: str, hub_server: Lookalike) -> None:
     hub_server.repo("ai/model", repo_files(layer(0)))
     hub_server.fail("/cdn/", how, number)
     with (
@@ -118,7 +118,7 @@ def test_trouble_on_the_way(how: str, number: int, message: str, hub_server: Loo
 
 
 @pytest.mark.parametrize("total", ["9", str(10**14), "9" * 5000])
-def test_an_impossible_size_is_told(total: str, hub_server: Lookalike) -> None:
+def test_an_impossible_size_is_refused(total: str, hub_server: Lookalike) -> None:
     hub_server.repo("ai/model", repo_files(layer(0)))
     hub_server.total = total
     why = rf"^ai/model: model\.safetensors: .* got the range 'bytes 0-99999/{total[:15]}.*, which no file on a hub has;"

@@ -203,7 +203,7 @@ def test_what_does_not_fit_is_said(
 
 
 @pytest.mark.no_arrays
-def test_what_is_refused_stands_in_the_docstring() -> None:
+def test_docstrings_of_layers_that_refuse_inputs_have_raises() -> None:
     """Of a layer; that a derivative refuses the same stands once, in `refdiff.layers`."""
     refusing = {layer_of(case.values[2]).removesuffix("_vjp") for case in CALLS}
     assert not {name for name in refusing if "Raises:\n" not in (getattr(layers, name).__doc__ or "")}

@@ -76,7 +76,7 @@ def test_which_types_depend_on_the_length(kind: str) -> None:
     assert same == (kind not in LENGTH_DEPENDENT)
 
 
-def test_without_a_type_it_is_the_default_of_which_a_part_of_the_head_is_not_heeded() -> None:
+def test_the_default_type_ignores_partial_rotary_factor() -> None:
     close(np.array(rope_frequencies({**BASE, "partial_rotary_factor": 0.5}, 4, 128)[0]), np.array([1, 0.01]), FLOAT64)
 
 

@@ -92,7 +92,7 @@ def test_arguments_are_g_and_those_of_the_layer(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "rope"])
-def test_a_gradient_of_another_shape_is_told_so(name: str) -> None:
+def test_a_gradient_of_another_shape_is_refused(name: str) -> None:
     args, options = next((a, o) for a, o in (draw(name, s) for s in range(9)) if a[0].size)
     shape = (*np.shape(getattr(layers, name)(*args, **options)), 2)
     said = "linear" if name == "swiglu" else name  # whose last layer gets it first
@@ -100,13 +100,13 @@ def test_a_gradient_of_another_shape_is_told_so(name: str) -> None:
         getattr(layers, f"{name}_vjp")(np.zeros(shape), *args, **options)
 
 
-def test_rope_gradient_of_another_shape_is_told_so() -> None:
+def test_a_rope_gradient_of_another_shape_is_refused() -> None:
     args, options = draw("rope", 0)
     with pytest.raises(ValueError, match=r"rope_vjp: g: got shape \(1,\), expected"):
         layers.rope_vjp(np.zeros(1), *args, **options)
 
 
-def test_an_unknown_activation_is_told_the_known_ones() -> None:
+def test_an_unknown_activation_is_refused_with_the_known_ones() -> None:
     known = ", ".join(sorted(ACTIVATIONS))
     with pytest.raises(ValueError, match=f"^activation_vjp: name: got 'swishy', expected one of {known}$"):
         layers.activation_vjp(np.ones(1), np.ones(1), "swishy")

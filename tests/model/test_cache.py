@@ -45,7 +45,7 @@ def test_length_counts_what_went_through_all_layers():
     assert second is not None
 
 
-def test_reorder_picks_rows_and_may_change_their_number():
+def test_reorder_selects_sequences_and_may_change_the_batch_size():
     cache, ((a, b),) = KVCache(2), pieces(3, [4])
     cache.append(0, *a)
     cache.append(1, *b)
@@ -132,7 +132,7 @@ def test_capacity_does_not_grow_past_max_tokens(most, rooms):
     assert cache.append(0, *one(30))[0].shape[2] == len(cache), "more than was said has room too"
 
 
-def test_the_former_name_of_the_most_tokens_is_accepted():
+def test_the_former_name_of_max_tokens_is_accepted():
     assert KVCache(1, most=9).max_tokens == 9
     with pytest.raises(ValueError, match="max_tokens, most: got both, expected one of them"):
         KVCache(1, most=9, max_tokens=9)

@@ -144,7 +144,7 @@ def test_another_number_of_labels_replaces_their_names() -> None:
     assert config.label2id == {f"LABEL_{i}": i for i in range(4)}
 
 
-def test_the_original_context_may_stand_beside_the_rotary_settings() -> None:
+def test_the_original_context_length_may_be_a_top_level_field() -> None:
     rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     config = DiffLlamaConfig(rope_parameters=rope, original_max_position_embeddings=512)
     assert config.rope_parameters["original_max_position_embeddings"] == 512

@@ -70,7 +70,7 @@ def test_logits_to_keep_refused(keep, error, message):
         small_model()(TOKENS, logits_to_keep=keep)
 
 
-def test_sequence_classification_pools_each_row_at_its_last_real_token():
+def test_sequence_classification_pools_each_sequence_at_its_last_real_token():
     model = small_model(refdiff.DiffLlamaForSequenceClassification)
     tokens = ids(1, 3, 7)
     tokens[0, :3], tokens[1, 2:], tokens[2, 5:] = 0, 0, 0
@@ -110,7 +110,7 @@ def test_question_answering():
 
 
 @pytest.mark.parametrize("kind", CLASSES)
-def test_every_class_hands_everything_on(kind):
+def test_every_class_passes_all_arguments_to_the_decoder(kind):
     """What the decoder sees and returns is what the base model alone does."""
     model, positions = small_model(kind), np.arange(7)[None] * 2
     base = refdiff.DiffLlamaModel(model.config, model.base_params, dtype="float64")
@@ -138,7 +138,7 @@ TARGETS = {
 
 
 @pytest.mark.parametrize("kind", TARGETS)
-def test_loss_and_grad_hands_everything_on(kind):
+def test_loss_and_grad_passes_all_arguments_to_the_decoder(kind):
     model, positions, mask = small_model(kind), np.arange(7)[None] * 2, np.ones((2, 7), int)
     mask[1, :3] = 0
     embedded = model.base_params["embed_tokens"]["weight"][TOKENS]
@@ -176,7 +176,7 @@ CAUSAL, ANSWER = refdiff.DiffLlamaForCausalLM, refdiff.DiffLlamaForQuestionAnswe
         (ANSWER, {"start_positions": [0, 1], "end_positions": [0.5, 1]}, ValueError, "end_positions: got dtype float"),
     ],
 )
-def test_targets_that_do_not_fit_are_told_so_by_name(kind, targets, error, message):
+def test_wrong_targets_are_refused_by_name(kind, targets, error, message):
     model, in_parts = small_model(kind), small_model(kind)
     tune(in_parts.backend.kernels, training_tokens=7)
     for call in (model, model.loss_and_grad, in_parts.loss_and_grad):
@@ -205,7 +205,7 @@ def test_labels_of_the_kept_positions():
     np.testing.assert_allclose(kept.loss, model(TOKENS, labels=late).loss, rtol=1e-12)
 
 
-def test_generate_hands_everything_on():
+def test_the_generate_method_passes_all_arguments_on():
     model, received = small_model(), []
     streamer = SimpleNamespace(put=received.append, end=lambda: received.append("end"))
     mask = [[0, 1, 1, 1, 1, 1, 1], [1] * 7]
@@ -221,7 +221,7 @@ def test_generate_hands_everything_on():
 
 @pytest.mark.parametrize("name", ["lables", "abel", "last"])
 @pytest.mark.parametrize("kind", CLASSES)
-def test_an_unknown_argument_is_told_all_that_the_class_takes(kind, name):
+def test_an_unknown_argument_is_refused_with_those_of_the_class(kind, name):
     known = ["input_ids", "attention_mask", *TARGETS.get(kind, {}), "position_ids", "use_cache"]
     if kind is CAUSAL:
         known.append("logits_to_keep")
@@ -257,7 +257,7 @@ def test_exactly_one_kind_of_input(inputs):
 
 
 @pytest.mark.parametrize("shape", [(7, 26), (2, 7, 25)])
-def test_embeddings_of_another_shape_are_told_what_they_must_be(shape):
+def test_embeddings_of_another_shape_are_refused_with_the_expected_one(shape):
     with pytest.raises(ValueError, match=rf"inputs_embeds: got shape {re.escape(str(shape))}, expected \(B, T, 26\)"):
         small_model()(inputs_embeds=np.zeros(shape))
 

@@ -24,7 +24,7 @@ def test_token_ids_refused(ids, message):
         inputs.token_ids(ids)
 
 
-def test_lists_that_are_nested_too_deeply_are_not_called_of_different_lengths():
+def test_too_deeply_nested_lists_are_not_reported_as_ragged():
     deep = [1]
     for _ in range(70):
         deep = [deep]
@@ -42,12 +42,12 @@ def test_lists_that_are_nested_too_deeply_are_not_called_of_different_lengths():
         ([{"input_ids": [1]}], r"^labels: got dict, expected token ids; unpack it, as in model\(\*\*inputs\)$"),
     ],
 )
-def test_texts_and_dicts_in_place_of_integers_are_told_what_to_do(given, message):
+def test_texts_and_dicts_in_place_of_integers_are_refused_with_the_fix(given, message):
     with pytest.raises(TypeError, match=message):
         inputs.integers("labels", given)
 
 
-def test_positions_count_on_from_the_cache():
+def test_positions_continue_after_the_cache():
     np.testing.assert_array_equal(inputs.positions(None, 2, 3, 5), [[5, 6, 7]])
     np.testing.assert_array_equal(inputs.positions([[4, 0, 9]], 2, 3, 5), [[4, 0, 9]])
     np.testing.assert_array_equal(inputs.positions([[4, 2, 9], [0, 1, 2]], 2, 3, 5), [[4, 2, 9], [0, 1, 2]])
@@ -73,7 +73,7 @@ def test_a_mask_that_hides_nothing_is_none():
         np.testing.assert_array_equal(seen, [[False, True, True], [True, True, True]])
 
 
-def test_a_mask_shorter_than_the_cache_is_told_so():
+def test_a_mask_shorter_than_the_cache_is_refused():
     with pytest.raises(ValueError, match=r"attention_mask: got shape \(2, 3\), expected \(2, 5\).*those in the cache"):
         inputs.two_dimensional_mask(np.ones((2, 3)), 2, 5)
 
@@ -88,7 +88,7 @@ def test_a_two_dimensional_mask_of_other_values_is_refused(value, shown):
 
 
 @pytest.mark.parametrize("name", ["attention_mask", "inputs_embeds", "labels", "logits_to_keep", "position_ids"])
-def test_what_is_no_array_is_told_so_by_name(name):
+def test_type_errors_name_the_argument(name):
     model = refdiff.DiffLlamaForCausalLM.from_config(small_config())
     ids = {} if name == "inputs_embeds" else {"input_ids": [[1, 2, 3]]}
     with pytest.raises(TypeError, match=f"^{name}: got set, expected an array or nested lists of numbers$"):

@@ -55,7 +55,7 @@ def test_regression_of_several_values():
     assert losses.sequence_loss(OPS, np.array([[1.0, 2.0]]), np.array([[0.0, 4.0]]), "regression") == 2.5
 
 
-def test_labels_of_another_shape_are_told_both():
+def test_label_shape_errors_name_both_shapes():
     with pytest.raises(ValueError, match=r"labels: got shape \(2, 3\), expected \(2, 7\) for regression"):
         losses.sequence_loss(OPS, Z[:, 0], np.zeros((2, 3)), "regression")
 
@@ -106,7 +106,7 @@ def test_slopes(name):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("rows", [2, 700])
-def test_both_at_once_are_the_loss_and_its_gradient(rows, dtype):
+def test_the_fused_loss_and_gradient_equal_the_separate_ones(rows, dtype):
     """Of as many tokens as fill several blocks, feature-major as a product gives them or not."""
     z = np.random.default_rng(2).normal(size=(2, rows, 7)).astype(dtype)
     labels = np.tile(LABELS, (1, -(-rows // 5)))[:, :rows]
@@ -121,7 +121,7 @@ def test_both_at_once_are_the_loss_and_its_gradient(rows, dtype):
     assert backend.select("cross_entropy_and_vjp", overlay(ops, lambda name, layer: layer)) is None
 
 
-def test_what_both_at_once_declines_the_layers_refuse():
+def test_labels_that_the_fused_loss_declines_are_refused_by_the_layers():
     backend = backend_for(np, threads=2)
     with pytest.raises(IndexError, match="-97"):
         losses.causal_lm_loss_and_grad(backend, backend.ops, np.asarray(1.0), Z, LABELS + 3)

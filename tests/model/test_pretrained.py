@@ -17,7 +17,7 @@ KIND = refdiff.DiffLlamaForCausalLM
 
 @pytest.mark.parametrize("kind", CLASSES)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
-def test_saved_is_loaded(kind, dtype, tmp_path):
+def test_a_saved_model_is_loaded_unchanged(kind, dtype, tmp_path):
     model = kind.from_config(small_config(), 3, dtype=dtype)
     model.save_pretrained(tmp_path)
     again = kind.from_pretrained(tmp_path)
@@ -133,7 +133,7 @@ def test_loading_on_another_backend(away, tmp_path):
     np.testing.assert_array_equal(again(TOKENS).logits, model(TOKENS).logits)
 
 
-def test_an_unknown_backend_is_told_before_anything_is_read():
+def test_an_unknown_backend_is_refused_before_anything_is_read():
     with pytest.raises(ValueError, match="backend: got 'jax', expected"):
         refdiff.DiffLlamaForCausalLM.from_pretrained("/nowhere", backend="jax")
 
@@ -232,7 +232,7 @@ def test_a_call_of_one_token_shows_its_backend_a_weight():
     assert seen[2:] == [None, None]
 
 
-def test_a_name_in_place_of_a_config_is_told_how_to_load():
+def test_a_name_in_place_of_a_config_is_refused_with_the_loading_call():
     message = r"config: got 'bundled', expected a DiffLlamaConfig; DiffLlamaModel.from_pretrained\('bundled'\) loads"
     with pytest.raises(TypeError, match=message):
         refdiff.DiffLlamaModel("bundled")

@@ -34,7 +34,7 @@ def load(folder: Path, **options: Any) -> refdiff.DiffLlamaForCausalLM:
     return refdiff.DiffLlamaForCausalLM.from_pretrained(folder, **options)
 
 
-def test_matrices_stay_and_the_rest_is_expanded(folder: Path) -> None:
+def test_matrices_are_kept_in_16_bits_and_the_rest_is_expanded(folder: Path) -> None:
     model = load(folder, weights="stored")
     kinds = {name: a.dtype for name, a in flatten(model.params).items()}
     kept = np.dtype(ml_dtypes.bfloat16) if model.dtype == "bfloat16" else np.dtype(np.float16)
@@ -71,7 +71,7 @@ def test_logits_and_text_are_those_of_expanded_weights(folder: Path) -> None:
     )
 
 
-def test_in_a_wider_type_they_stay_too_and_in_a_narrower_one_they_are_rounded(folder: Path) -> None:
+def test_matrices_are_kept_for_a_wider_dtype_and_expanded_for_the_other_16_bit_one(folder: Path) -> None:
     wide, exact = load(folder, weights="stored", dtype="float64"), load(folder, dtype="float64")
     assert wide.params["lm_head"]["weight"].dtype.itemsize == 2
     assert load(folder, weights="stored", dtype="float32").params["lm_head"]["weight"].dtype.itemsize == 2
@@ -80,12 +80,12 @@ def test_in_a_wider_type_they_stay_too_and_in_a_narrower_one_they_are_rounded(fo
     assert load(folder, weights="stored", dtype=other).params["lm_head"]["weight"].dtype == np.float32
 
 
-def test_they_are_saved_as_they_were(folder: Path, tmp_path: Path) -> None:
+def test_stored_weights_are_saved_bitwise_equal(folder: Path, tmp_path: Path) -> None:
     load(folder, weights="stored").save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
-def test_what_needs_expanded_ones_says_so(folder: Path) -> None:
+def test_operations_that_need_expanded_weights_are_refused(folder: Path) -> None:
     with pytest.raises(ValueError, match='load the model with weights="expanded"'):
         load(folder, weights="stored").loss_and_grad(IDS, labels=IDS)
     with pytest.raises(ValueError, match="weights: got 'quantised', expected"):
@@ -106,7 +106,7 @@ def test_keep_half_defaults_to_the_backend(folder: Path, monkeypatch: pytest.Mon
     assert not kept(kernels="reference")
 
 
-def test_the_backend_is_told_the_dtype_of_the_matrices(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_backend_receives_the_dtype_of_the_matrices(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By which the kernels of CUDA round what they multiply with them."""
     told: list[str] = []
 
@@ -123,7 +123,7 @@ def test_the_backend_is_told_the_dtype_of_the_matrices(folder: Path, monkeypatch
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says how much memory a process has held")
-def test_a_process_holds_them_once_and_in_16_bits(tmp_path: Path) -> None:
+def test_a_process_holds_stored_weights_once_and_in_16_bits(tmp_path: Path) -> None:
     """The file and little more: less than one more matrix of a feed-forward network, if that were expanded."""
     config = refdiff.DiffLlamaConfig(
         vocab_size=8000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=3, num_attention_heads=16,

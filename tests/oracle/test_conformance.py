@@ -47,7 +47,7 @@ def _run(function: str, outside: dict[str, str], **variables: str) -> tuple[int,
         ("declines", "float32", "natural", "no output was compared"),
     ],
 )
-def test_right_functions_pass_and_wrong_ones_fail(
+def test_correct_functions_pass_and_wrong_ones_fail(
     function: str, recipe: str, profiles: str, says: str, outside: dict[str, str]
 ) -> None:
     status, text = _run(function, outside, REFDIFF_RECIPE=recipe, REFDIFF_PROFILES=profiles)
@@ -83,14 +83,14 @@ def test_variables() -> None:
     assert recipe_of('{"storage": "fp16", "o": "fp32"}') == Recipe("float16", o="float32")
 
 
-def test_what_is_said_of_presets_and_profiles_is_all_of_them() -> None:
+def test_the_docstring_lists_all_presets_and_profiles() -> None:
     said = " ".join(str(conformance.__doc__).split())
     *names, last = PRESETS
     assert f"{', '.join(names)} or {last}, with 12 query heads" in said
     assert f"comma-separated: {', '.join(PROFILES)} (all of them)" in said
 
 
-def test_what_is_no_kernel_is_told_once(outside: dict[str, str]) -> None:
+def test_an_invalid_kernel_is_reported_once(outside: dict[str, str]) -> None:
     status, text = _run("nope", outside)
     assert status not in (0, 1)
     assert text.count("but tests.oracle.user_kernels has no function 'nope'") == 1, text

@@ -313,7 +313,7 @@ def test_a_softcap_by_sigmoids_passes_in_float32() -> None:
         ("16-bit accumulators", "attention", "extreme", "float16", "inconclusive"),  # its scores overflow
     ],
 )
-def test_what_a_recipe_allows_is_no_rounding_of_the_usual_one(
+def test_roundings_of_one_recipe_fail_under_the_default_recipe(
     name: str, preset: str, profile: str, storage: str, status: str
 ) -> None:
     spec, run = SPECS[preset], Run(KERNELS[name], storage)
@@ -355,7 +355,7 @@ def test_scalars_in_float32_pass_at_every_depth(profile: str, layer: int) -> Non
 
 
 @pytest.mark.parametrize("layer", [0, 3, 31])
-def test_a_scale_that_is_off_by_more_is_refused(layer: int) -> None:
+def test_a_scale_with_a_larger_error_is_refused(layer: int) -> None:
     spec = SPECS["hf_diffllama"].replace(layer=layer)
     for case in _dense("natural", 3, spec, "float32"):
         out = Run(KERNELS["FlashAttention-2"], "float32").forward(spec, case.inputs)["out"].astype(np.float64)

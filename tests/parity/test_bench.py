@@ -41,7 +41,9 @@ def in_this_process(name: str, row: BenchRow, settings: BenchSettings) -> Iterat
     yield partial(next, answers)
 
 
-def test_all_rows_beside_all_others(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_benchmark_row_runs_against_every_library(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(runner, "child", in_this_process)
     monkeypatch.setattr(m, "WORKING_SET", 2**23)
     report = _measure(ROWS, tiny)

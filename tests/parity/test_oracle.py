@@ -63,7 +63,7 @@ ONCE_REFUSED = [
 @pytest.mark.parametrize(
     ("kernel", "fields", "structure", "profile", "seed", "dtype", "tensor", "factor", "status"), ONCE_REFUSED
 )
-def test_what_was_refused_once(
+def test_former_false_alarms_are_judged_as_listed(
     kernel: str, fields: dict[str, int], structure: Structure, profile: str, seed: int, dtype: str, tensor: str,
     factor: float, status: str,
 ) -> None:  # fmt: skip
@@ -75,7 +75,7 @@ def test_what_was_refused_once(
     assert allowed.judge({tensor: factor * actual}).status == "fail"
 
 
-def test_where_all_orders_are_lucky_in_a_row() -> None:
+def test_a_row_with_small_errors_in_all_summation_orders() -> None:
     """One rounding decides the row: timm was off by 4.4 times what the orders had there."""
     preset, eager, function = KERNELS["timm"]
     spec = small_spec(preset).replace(layer=29)

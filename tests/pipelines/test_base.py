@@ -53,7 +53,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("task", OPTIONS)
-def test_an_unknown_option_is_told_all_that_there_are(task: str) -> None:
+def test_an_unknown_option_is_refused_with_the_known_ones(task: str) -> None:
     message = f"{task}: got an unknown option 'zzz', expected a known one among {OPTIONS[task]}"
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
         refdiff.pipeline(task, model_of(TASKS[task]), words(), zzz=1)

@@ -67,7 +67,7 @@ def test_chats() -> None:
     assert PREFILL[-1] == {"role": "assistant", "content": "c"}
 
 
-def test_a_prefill_in_parts() -> None:
+def test_a_prefill_with_several_content_parts() -> None:
     parts = [{"type": "text", "text": "c"}, {"type": "image"}]
     generate = pipe(words(chat_template="{{ messages[0].content[0].text }}"))
     (record,) = generate([{"role": "assistant", "content": parts}])

@@ -99,7 +99,7 @@ def test_tokenizers_that_mark_the_middle_of_words() -> None:
     assert [group[0] for group in groups(tag, "ab a")] == ["X", "Z", "X"]
 
 
-def test_long_texts_in_pieces() -> None:
+def test_long_texts_are_tagged_in_chunks() -> None:
     tag = pipe({4: one("B-X"), 5: one("I-X"), 6: one("Z")}, words(model_max_length=4))
     text = "a b c a b c"
     assert groups(tag, text) == [("X", "a b", 0, 3), ("Z", "c", 4, 5)], "cut at model_max_length"

@@ -33,7 +33,7 @@ def test_long_documents_are_cut_before_white_space(tmp_path: Path, monkeypatch: 
     assert found[0] == ("one two", False)
 
 
-def test_memory_is_that_of_a_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_bounded_by_the_chunk_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import tracemalloc
 
     monkeypatch.setattr(documents, "PIECE", 2**14)
@@ -90,7 +90,7 @@ def test_a_mark_of_utf8_is_no_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("end", ["\n", "。", "", " "])
-def test_a_sample_is_spread_evenly_and_no_longer_than_told(
+def test_a_sample_is_spread_evenly_and_within_its_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     monkeypatch.setattr(documents, "_EXCERPT", 200)

@@ -77,7 +77,7 @@ def test_embeddings_heads_and_vectors_go_to_adamw() -> None:
 
 
 @pytest.mark.parametrize("kind", [AdamW, Muon])
-def test_restored_state_goes_on_bit_for_bit(kind: Any) -> None:
+def test_a_restored_optimizer_continues_bit_for_bit(kind: Any) -> None:
     rng = np.random.default_rng(0)
     shapes = {"model.layers.0.mlp.up_proj.weight": (3, 5), "norm.weight": (5,)}
     grads = [{name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()} for _ in range(6)]

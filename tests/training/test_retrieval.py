@@ -87,7 +87,7 @@ def test_all_wirings_learn_and_are_of_one_size() -> None:
     assert sizes[0] == sizes[1] == sizes[2]
 
 
-def test_a_run_is_kept_and_goes_on(
+def test_stored_runs_are_kept_and_seeds_added(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(retrieval, "QUICK", SMALL)

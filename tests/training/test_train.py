@@ -75,7 +75,7 @@ def test_resumed_it_has_the_weights_of_a_run_never_stopped(start: Start, optimiz
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_step_in_parts_is_the_step_of_the_whole(start: Start) -> None:
+def test_accumulated_microbatches_give_the_step_of_the_whole_batch(start: Start) -> None:
     whole = start("whole", dtype="float64", max_steps=3)
     parts = start("parts", dtype="float64", max_steps=3, accumulate=2)
     whole.run()
@@ -355,7 +355,9 @@ def test_bits_per_byte_of_a_model_that_knows_nothing(start: Start) -> None:
 
 
 @EACH
-def test_it_trains_there_as_here_and_goes_on(away: Place, start: Start, wiring: str, optimizer: str) -> None:
+def test_training_on_a_device_equals_the_cpu_and_resumes(
+    away: Place, start: Start, wiring: str, optimizer: str
+) -> None:
     options: dict[str, Any] = {"wiring": wiring, "optimizer": optimizer, "dtype": "float64"}
     options |= {"max_steps": 3, "grad_clip": 0.1}
     here, there = start("here", **options), start("there", **options, **away.choice)

@@ -154,7 +154,7 @@ def test_who_has_tensor_cores() -> None:
         assert EmulatedDevice(capability=capability).tensor_cores(number) == (number if has else None)
 
 
-def test_few_rows_and_float32_are_not_rounded() -> None:
+def test_few_queries_and_float32_are_not_rounded() -> None:
     one = np.ones((1, 2, 5, 8), np.float32)
     for x, kernels in (
         (one[:, :, :3], CupyKernels(emulated := EmulatedDevice(capability=90), "bfloat16")),

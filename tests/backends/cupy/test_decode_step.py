@@ -140,14 +140,14 @@ def test_a_step_that_cannot_be_captured_warns_once_and_runs_uncaptured(steps: li
     assert steps[0].recordings == 0
 
 
-def test_what_is_laid_over_the_layers_sees_every_step() -> None:
+def test_wrapped_layers_disable_graph_capture() -> None:
     fast, _ = there()
     assert DecodeStep.create(fast) is not None
     fast.ops = overlay(fast.ops, lambda name, function: function)
     assert DecodeStep.create(fast) is None
 
 
-def test_the_recorder_would_notice_what_a_graph_does_not_do(steps: list[DecodeStep]) -> None:
+def test_a_launch_with_changing_host_values_is_detected(steps: list[DecodeStep]) -> None:
     """A number of the host's in a launch, here the tokens in the cache, is not the same in the next step."""
     fast, _ = there()
     context = DecodingContext(fast, None)

@@ -69,7 +69,7 @@ def test_a_refusal_ends_the_recording_and_is_said(cupy: MagicMock, refusal: type
     assert asked(cupy) == [*BEFORE, "work", *(capture if time == 2 else []), *AFTER]
 
 
-def test_what_must_be_a_kernels_is_no_layers() -> None:
+def test_recording_refuses_calls_without_a_kernel() -> None:
     kernels = CupyKernels(EmulatedDevice())
     steps = recordable(kernels)
     ops = steps.ops

@@ -202,7 +202,7 @@ def test_kernel_equals_its_layer_in_all_sizes(name: str, dtype: Any, every: int)
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float16, BFLOAT16], ids=["float16", "bfloat16"])
 @pytest.mark.parametrize("name", ON_TENSOR_CORES)
-def test_kernel_equals_its_layer_as_a_card_runs_it(name: str, dtype: Any) -> None:
+def test_kernel_equals_its_layer_with_tensor_cores_and_split_keys(name: str, dtype: Any) -> None:
     """With its tensor cores, and so many multiprocessors that keys are split: what tests/gpu_run.sh asks of a card."""
     served = [
         hold(name, args, kwargs, dtype, capability=90, multiprocessors=132) for args, kwargs in CASES[name](False)
@@ -211,7 +211,7 @@ def test_kernel_equals_its_layer_as_a_card_runs_it(name: str, dtype: Any) -> Non
 
 
 @pytest.mark.parametrize("multiprocessors", [0, 3, 132])
-def test_keys_split_among_blocks_give_the_same_to_rounding(multiprocessors: int) -> None:
+def test_keys_split_among_blocks_give_the_same_up_to_rounding_error(multiprocessors: int) -> None:
     """A split that a mask hides wholly, here the first half of the keys, adds nothing."""
     args, kwargs = [case for case in CASES["diff_attention"](False) if case[0][1].shape[2] == 1031][2]
     assert not kwargs["mask"][0, 0, 0, :500].any()

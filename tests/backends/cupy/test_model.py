@@ -110,7 +110,7 @@ def test_generated_text_and_gradients_are_those_of_the_equations() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_weights_stay_as_they_are_stored(tmp_path: Path, dtype: str) -> None:
+def test_weights_are_kept_in_16_bits(tmp_path: Path, dtype: str) -> None:
     fast, exact = stored_models(tmp_path, dtype)
     device = on_the_device(fast)
     with no_layer_of(("linear", "rms_norm", "swiglu", "embedding", "diff_attention"), fast):

@@ -64,7 +64,7 @@ def stored(config: refdiff.DiffLlamaConfig, folder: Any, dtype: str) -> Any:
 
 @on_cuda
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_weights_stay_as_they_are_stored(tmp_path: Any, dtype: str) -> None:
+def test_weights_are_kept_in_16_bits(tmp_path: Any, dtype: str) -> None:
     there = stored(refdiff.DiffLlamaConfig(**SIZES), tmp_path, dtype)
     here = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path)
     np.testing.assert_allclose(to_numpy(there(IDS).logits), here(IDS).logits, atol=1e-5)

@@ -47,7 +47,7 @@ def test_it_is_its_layers(dtype: Any, interleaved: bool) -> None:
     assert emulated.launched == ["rope_append"] * 3
 
 
-def test_where_the_device_counts_it_is_the_devices_number_that_says_where() -> None:
+def test_the_position_comes_from_the_counter_on_the_device() -> None:
     """The cache's own start, here 0, is not looked at; room before and after the tokens stays as it was."""
     cache, length = KVCache(1, static=11), np.array([4], np.int64)
     q, k, v, cos, sin = step(0, 2, np.float32)

@@ -78,7 +78,7 @@ def test_logits_of_16_bits(dtype: Any) -> None:
     np.testing.assert_array_equal(tokens, on_the_host(logits.astype(np.float32), uniforms, 1.0, 0, 0.9, 0.0))
 
 
-def test_rows_that_no_token_can_be_chosen_by() -> None:
+def test_logits_without_a_valid_token_give_minus_one() -> None:
     logits = np.zeros((4, 9), np.float32)
     logits[0, 3], logits[1], logits[2, 4] = np.nan, -np.inf, np.inf
     np.testing.assert_array_equal(choose(Runtime(EmulatedDevice()), logits), [-1, -1, 4, 0])
@@ -157,7 +157,7 @@ def test_text_is_that_of_the_host(options: dict[str, Any]) -> None:
         {"return_dict_in_generate": True, "output_logits": True},
     ],
 )
-def test_what_the_host_must_see_is_chosen_there(options: dict[str, Any]) -> None:
+def test_tokens_are_chosen_on_the_host_for_options_without_a_kernel(options: dict[str, Any]) -> None:
     there, launched = model(True)
     there.generate(GIVEN, max_new_tokens=2, **options)
     assert "choose" not in launched
@@ -169,7 +169,7 @@ def test_what_is_not_served() -> None:
 
 
 @pytest.mark.parametrize("sample", [False, True])
-def test_scores_that_no_token_can_be_chosen_by_are_said_as_on_the_host(sample: bool) -> None:
+def test_invalid_scores_raise_the_same_error_as_on_the_host(sample: bool) -> None:
     for on_device in (False, True):
         broken, _ = model(on_device)
         broken.params["model"]["norm"]["weight"] = np.full(24, np.nan, np.float32)

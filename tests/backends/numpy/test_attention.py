@@ -34,7 +34,7 @@ def taken(monkeypatch):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("scale", [1.0, 90.0], ids=["small", "large"])
-def test_every_way_is_the_layer_for_scores_of_any_size(taken, T, S, way, scale):
+def test_every_code_path_equals_the_layer_for_scores_of_any_size(taken, T, S, way, scale):
     """Scores of 40 and more have their maximum taken away: without that, e to the score would be infinite."""
     inputs = streams(2, 6, 3, T, S, 5, 4, scale)
     padding = np.ones((2, 1, 1, S), bool)
@@ -134,7 +134,7 @@ PROMPTS = [(16, 4, 150, 150, 64, 128), (2, 1, 300, 333, 32, 64), (4, 4, 70, 2100
         for k, see in enumerate(["causal", "padded", "all"])
     ],
 )
-def test_of_several_draws_prompts_in_pieces_are_as_near_to_the_truth_as_the_layer(laid, case, scale, lam, see):
+def test_chunked_prompts_are_as_accurate_as_the_layer_over_several_draws(laid, case, scale, lam, see):
     """Over both maps and over one; padding hides keys from one row of the batch."""
     _, _, T, S, _, _ = case
     mask, options = np.ones((2, 1, 1, S), np.bool_), {"causal": see != "all"}
@@ -174,7 +174,7 @@ def test_chunked_prompts_with_a_bias_and_feature_major_values(laid):
 
 
 @pytest.mark.parametrize("T", [1, 5])
-def test_how_few_keys_a_neighbour_sees_changes_nothing(T):
+def test_the_mask_of_one_batch_item_does_not_change_another(T):
     """To the last bit: of few keys the largest score is taken away, of many it is not."""
     q1, k1, q2, k2, v, lam = streams(2, 6, 3, T, 301, 5, 4, 1.0)
     padded = np.ones((2, 1, 1, 301), dtype=np.bool_)
@@ -213,7 +213,7 @@ DECODING += [(2, 1, 1, 61, 32, 64), (4, 4, 3, 63, 128, 16), (2, 2, 2, 62, 64, 64
     ("scale", "lam"),
     [pytest.param(0.05, 0.95, marks=pytest.mark.slow), (1.0, 0.7), pytest.param(3.0, 0.2, marks=pytest.mark.slow)],
 )
-def test_of_many_draws_few_queries_are_as_near_to_the_truth_as_the_layer(
+def test_few_queries_are_as_accurate_as_the_layer_over_many_draws(
     case: tuple[int, ...], scale: float, lam: float
 ) -> None:
     """What is largest of one draw is luck: the squares of fifty are not."""

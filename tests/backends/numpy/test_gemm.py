@@ -15,7 +15,7 @@ FAST = NumpyKernels(3)
 
 
 @pytest.mark.parametrize("unpacked", [pytest.param(0, marks=pytest.mark.slow), 24])
-def test_products_with_few_tokens_are_the_same_in_either_kind_of_piece(unpacked: int) -> None:
+def test_products_with_few_tokens_are_the_same_for_either_blocking(unpacked: int) -> None:
     kernels = tune(NumpyKernels(3), unpacked_tokens=unpacked)
     for rows in (2, 3, 4, 5, 7, 8, 15, 24, 25):
         for outputs, terms in ((1031, 2048), (300, 5003), (7, 70_000)):

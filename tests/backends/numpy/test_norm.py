@@ -9,7 +9,7 @@ from refdiff.backends.numpy.tuning import Tuning
 
 
 @pytest.mark.parametrize("shape", [(2, 3 * Tuning.block_elements // 64 + 5, 64), (1, 7, 5)])
-def test_sums_beside_the_residual_path_are_those_of_numpy(shape: tuple[int, ...]) -> None:
+def test_residual_add_equals_numpy(shape: tuple[int, ...]) -> None:
     """To the last bit, and feature-major like what is added."""
     x, y = np.random.default_rng(0).standard_normal((2, *shape), np.float32)
     turned = [np.moveaxis(np.moveaxis(a, -1, 0).copy(), 0, -1) for a in (x, y)]
@@ -23,7 +23,7 @@ def test_sums_beside_the_residual_path_are_those_of_numpy(shape: tuple[int, ...]
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 2 * Tuning.block_tokens + 5, 64), (7, 5), (2, 7, 5), (2, 3, 7, 5)])
-def test_what_lies_feature_major_is_left_like_that(shape: tuple[int, ...]) -> None:
+def test_feature_major_arrays_keep_their_layout(shape: tuple[int, ...]) -> None:
     x = np.random.default_rng(0).normal(size=shape)
     if x.ndim == 4:
         turned = x.transpose(1, 3, 0, 2).copy().transpose(2, 0, 3, 1)

@@ -134,7 +134,7 @@ def test_passes_of_several_threads_leave_blas_as_it_was(workers, first):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_what_was_done_is_let_go_of(fails):
+def test_finished_work_releases_its_arrays(fails):
     """Arrays that a part of the work refers to are not kept until there is other work: their memory is used again."""
 
     class Something:
@@ -252,7 +252,7 @@ def test_threads_are_one_or_more(threads):
         ({"OMP_NUM_THREADS": "2,1"}, 3),
     ],
 )
-def test_not_more_threads_than_blas_is_told(told, threads, monkeypatch):
+def test_the_thread_count_is_limited_by_that_of_blas(told, threads, monkeypatch):
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in told.items():

@@ -44,7 +44,7 @@ CALLS = {
 }
 
 
-def test_the_number_of_threads_and_which_takes_what_change_no_number():
+def test_results_do_not_depend_on_threads_or_scheduling():
     """The parts of a sum are of a number of rows, and added in their order."""
     for name, call in CALLS.items():
         results = []

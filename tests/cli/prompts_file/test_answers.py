@@ -95,7 +95,7 @@ def test_two_runs_do_not_write_to_one_file(
         assert cli(*command, "-q", "-o", "out.jsonl").status == 0, "where there are no locks"
 
 
-def test_lines_are_synced_while_the_run_goes_on(command: list[str], cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_are_synced_during_the_run(command: list[str], cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     monkeypatch.setattr("refdiff.cli.prompts_file.answers._SYNC_EVERY", -1.0)
     monkeypatch.setattr("os.fsync", lambda descriptor: sizes.append(os.fstat(descriptor).st_size))

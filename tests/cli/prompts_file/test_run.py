@@ -75,7 +75,7 @@ def test_options_that_prompts_share_are_digested_once(answer: Answer, monkeypatc
         ({"prompt": "c", "top_k": -1}, "top_k: got -1, expected a whole number of at least 0"),
     ],
 )
-def test_a_prompt_that_fails_is_reported_and_the_rest_go_on(
+def test_a_failing_prompt_is_reported_and_the_rest_are_answered(
     bad: dict[str, Any], said: str, answer: Answer, here: Path
 ) -> None:
     good, flags = {"prompt": "ab", "max_new_tokens": 2}, ("-o", "out.jsonl")

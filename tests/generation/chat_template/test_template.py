@@ -74,7 +74,7 @@ def test_half_a_surrogate_pair_is_no_text() -> None:
         show("{{ messages[0].content }}", [{"role": "user", "content": "\ud800"}])
 
 
-def test_a_template_without_end_is_said_in_words() -> None:
+def test_an_endless_template_is_refused_with_the_cause() -> None:
     endless = "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}"
     with pytest.raises(CheckpointError, match="failed on these messages: it calls itself without end, or its values"):
         show(endless)

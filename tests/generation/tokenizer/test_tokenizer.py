@@ -118,7 +118,7 @@ def test_wrong_options(options: dict[str, Any], message: str) -> None:
         words()("a", **options)
 
 
-def test_an_unknown_side_to_truncate_is_not_laid_to_the_file() -> None:
+def test_an_unknown_truncation_side_is_not_reported_as_a_file_error() -> None:
     tokenizer = words()
     tokenizer.truncation_side = "middle"
     with pytest.raises(ValueError, match='truncation_side: got \'middle\', expected "left" or "right"'):

@@ -40,7 +40,7 @@ OWN: dict[str, tuple[dict[str, Any], int]] = {
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)
-def test_what_each_wiring_has_beside_its_projections(wiring: str) -> None:
+def test_parameters_of_each_wiring_besides_its_projections(wiring: str) -> None:
     own, queries = OWN[wiring]
     shapes = parameter_shapes(tiny_config(wiring=wiring), "DiffLlamaModel")
     attention = {name.split("self_attn.")[1]: shape for name, shape in shapes.items() if "self_attn" in name}

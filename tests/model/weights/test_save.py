@@ -164,7 +164,7 @@ def test_tied_model_with_a_matrix_of_its_own_keeps_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", ["5GB", SMALL])
-def test_onto_the_files_that_the_model_is_a_view_of(tmp_path: Path, size: int | str) -> None:
+def test_saving_onto_the_memory_mapped_files_of_the_model(tmp_path: Path, size: int | str) -> None:
     params = initialize(tiny_config(), CAUSAL)
     save(tmp_path, tiny_config(), params, CAUSAL, max_shard_size=size)
     mapped = load(tmp_path, tiny_config(), CAUSAL)

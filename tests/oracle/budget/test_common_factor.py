@@ -37,7 +37,7 @@ def test_noisy_rows_count_little(divisor: float | None) -> None:
     assert found.estimate(1.004 * other, y) > 8 * found.spread
 
 
-def test_an_error_that_the_rows_share_is_told_from_a_factor() -> None:
+def test_an_error_shared_by_rows_is_distinguished_from_a_factor() -> None:
     """Such as that of λ: larger in some rows than in others, of another size in each kernel."""
     y, rng = _rows(2)
     shape = rng.uniform(0.0, 2.0, size=(ROWS, 1))
@@ -62,7 +62,7 @@ def test_rows_of_the_same_numbers_count_as_one() -> None:
     assert np.max(np.abs(beyond)) < 5
 
 
-def test_orders_that_round_the_same_numbers_do_not_vouch_for_each_other() -> None:
+def test_orders_that_round_the_same_numbers_are_not_independent_evidence() -> None:
     """Three are 4e-5 too small in all rows, with all but the same noise; so is a kernel, with noise of its own."""
     beyond = []
     for seed in range(6):

@@ -51,7 +51,7 @@ def _case(preset: str, fields: dict[str, Any], recipe: Recipe, values: str = "di
     ids=lambda x: getattr(x, "name", x),
 )
 @pytest.mark.parametrize(("preset", "fields"), CHOICES, ids=str)
-def test_orders_that_it_was_not_made_of_pass(preset: str, fields: dict[str, Any], recipe: Recipe, values: str) -> None:
+def test_held_out_summation_orders_pass(preset: str, fields: dict[str, Any], recipe: Recipe, values: str) -> None:
     """Their errors are within the hard bound too, or the statistic `bound` would fail."""
     found, dout = _case(preset, fields, recipe, values)
     for order in HELD_OUT[:: 1 if values != "discriminating" else 2]:

@@ -36,7 +36,7 @@ def _cases(padded_queries: str, dtype: str = "bfloat16") -> list[Case]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_what_stands_in_padding_is_judged_where_the_spec_says_so(dtype: str) -> None:
+def test_padded_queries_are_judged_if_the_spec_computes_them(dtype: str) -> None:
     for computed, case in zip(_cases("computed", dtype), _cases("any", dtype), strict=True):
         kernel = unpads(case.spec, case.inputs, case.dout)
         assert not np.any(np.moveaxis(case.dout, 1, 2)[_padded(case.inputs)])
@@ -54,7 +54,7 @@ def test_the_other_rows_are_judged() -> None:
         assert oracle.check(out, case.spec, case.inputs, recipe="bfloat16").status == "fail"
 
 
-def test_a_gradient_that_depends_on_padding_is_not_asked_for() -> None:
+def test_a_nonzero_dout_for_unspecified_padding_is_refused() -> None:
     case = _cases("any")[0]
     with pytest.raises(ValueError, match="dout is not 0 for some padded queries, and padded_queries is 'any'"):
         oracle.truth(case.spec, case.inputs, dout=np.ones(case.dout.shape))

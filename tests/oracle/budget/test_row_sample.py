@@ -42,7 +42,7 @@ def _sample(monkeypatch: pytest.MonkeyPatch, spec: Spec, inputs: Inputs, recipe:
         ("hf_diffllama", "degenerate", "float32"),
     ],
 )
-def test_a_sample_bounds_what_all_rows_may_be_off_by(
+def test_a_row_sample_bounds_the_errors_of_all_rows(
     preset: str, values: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, recipe = _spec(preset), Recipe.of(name)
@@ -93,7 +93,7 @@ def test_where_errors_do_not_add_up_all_rows_are_run(values: str, recipe: str, m
     np.testing.assert_array_equal(some.rows["out"], whole.rows["out"])
 
 
-def test_a_row_in_which_all_orders_are_lucky() -> None:
+def test_a_row_with_small_errors_in_all_summation_orders() -> None:
     """E_r of it alone was a quarter of what the other rows have of their estimates."""
     spec = small_spec("timm").replace(layer=29)
     allowed = budget(spec, draw(spec, Structure(2, 9, 9), "extreme", 200_013, "float32"), "float32")
@@ -107,7 +107,7 @@ def test_a_row_in_which_all_orders_are_lucky() -> None:
 @pytest.mark.parametrize(
     "tables", [{"packed": ((9, 20), (1, 12), (5, 5))}, {"pages": ((9, 20), (1, 12), (5, 5))}], ids=str
 )
-def test_lucky_rows_of_packed_and_paged_sequences(tables: dict[str, tuple[tuple[int, int], ...]]) -> None:
+def test_rows_with_small_errors_in_packed_and_paged_sequences(tables: dict[str, tuple[tuple[int, int], ...]]) -> None:
     """A correct kernel was refused in a row with 0.43 of what the other rows have of their estimates."""
     spec = small_spec("attention").replace(window=7, softcap=20.0, sinks=True)
     shares = []

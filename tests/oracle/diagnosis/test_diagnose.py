@@ -135,7 +135,7 @@ def test_a_right_output_has_no_deviation(dtype: str) -> None:
     assert found.name is None
 
 
-def test_what_is_wrong_beside_a_right_output_is_said() -> None:
+def test_errors_of_other_tensors_are_noted_if_the_output_is_correct() -> None:
     """A log-sum-exp to base 2, and a backward pass without the triangle."""
     case = cases("discriminating", 5, spec=HF, dtype="float32")[1]
     right = truth(HF, case.inputs, dout=case.dout)
@@ -201,7 +201,7 @@ def test_without_an_output_the_rest_is_judged() -> None:
 
 
 @pytest.mark.slow
-def test_two_names_for_which_one_number_could_stand_are_not_the_only_answer() -> None:
+def test_a_pair_that_one_fitted_number_replaces_is_not_unique() -> None:
     """A constant λ of 0.793, which two deviations together give on one case, by chance, to within bfloat16."""
     case = cases("discriminating", 1, spec=Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=8, layer=3),
                  dtype="bfloat16")[1]  # fmt: skip
@@ -358,7 +358,7 @@ def test_a_right_kernel_that_rounds_scaled_q_as_its_recipe_does_not_say(dtype: s
     assert found.notes[0].startswith(f"it passes with scaled_q={dtype!r}: does your kernel round there, ")
 
 
-def test_what_may_be_there_beside_a_name_is_said() -> None:
+def test_deviations_that_inputs_cannot_show_are_noted() -> None:
     """In bfloat16 a kernel may round the exponentials of λ, and nobody sees whether it did."""
     one, other = "causal_mask_top_left", "exponentials_rounded_to_bfloat16"
     for names in ((one,), (one, other)):
@@ -406,7 +406,7 @@ def test_pairs_are_named() -> None:
     assert len(unnamed) <= 1
 
 
-def test_what_explains_the_rest_of_an_output_with_nan_is_shown() -> None:
+def test_the_finite_part_of_an_output_with_nan_is_explained() -> None:
     case = pair_of_cases("hf_diffllama", "float32")[0]
     out = output_of(case, "layer_norm")
     out[0, 2, 5:] = np.nan

@@ -144,7 +144,7 @@ def test_a_factor_by_head_is_found(name: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize(("factor", "said"), [(1.02, "1.02"), (1.000061, "1.000061"), (0.99994, "0.99994")])
-def test_a_factor_near_one_is_told_from_one(factor: float, said: str) -> None:
+def test_a_factor_near_one_is_distinguished_from_one(factor: float, said: str) -> None:
     inputs = draw(SPEC, Structure(2, 9, 12), "discriminating", 3, "float32")
     found = diagnose(truth(SPEC, inputs).out * factor, SPEC, inputs, recipe="float32", max_deviations=1)
     words = found.fits[0].text.replace(",", "").split()

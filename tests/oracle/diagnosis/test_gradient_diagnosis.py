@@ -142,7 +142,7 @@ def test_a_mistaken_derivative(mistake: Mistake, preset: str, dtype: str) -> Non
     assert tuple(c.name for c in found.candidates) == expected
 
 
-def test_each_of_its_own() -> None:
+def test_gradients_with_different_mistakes_have_their_own_notes() -> None:
     """The gradient of k sees the future, that of v is of other pairs."""
     case = cases("discriminating", 5, spec=SPEC, dtype="float32")[1]
     wrong = {"dk": gradients(case, causal="none")["dk"], "dv": gradients(case, pairing="interleaved")["dv"]}
@@ -165,7 +165,7 @@ def test_gradients_with_one_factor_share_a_note(dtype: str) -> None:
     assert [float(m[2]) for m in told if m] == pytest.approx([7, -0.3, 12.5], rel=0.02)
 
 
-def test_a_factor_of_one_is_not_told() -> None:
+def test_a_factor_of_one_is_not_reported() -> None:
     """One number that is wrong leaves the others as they are; a factor next to 1 has the digits that show it."""
     case = cases("discriminating", 3, spec=SPEC, dtype="float32")[1]
     right = gradients(case)

@@ -112,7 +112,7 @@ def test_an_online_softmax_that_forgets_to_rescale_is_named(tile: int, mistake: 
         ({"layer": 4, "rope": "interleaved"}, "rope"),
     ],
 )
-def test_two_wrong_fields_of_the_spec_are_told_before_anything_else(changes: dict[str, object], first: str) -> None:
+def test_two_wrong_fields_of_the_spec_are_reported_first(changes: dict[str, object], first: str) -> None:
     case = cases("discriminating", 3, spec=small_spec("hf_diffllama"))[1]
     out = rounded(case.spec.replace(**changes), case.inputs)["out"]
     found = diagnose(out, case.spec, case.inputs, recipe="float32")
@@ -129,7 +129,7 @@ def test_two_wrong_fields_of_the_spec_are_told_before_anything_else(changes: dic
 
 
 @pytest.mark.slow
-def test_a_layer_off_by_one_with_the_scale_of_both_streams() -> None:
+def test_a_layer_off_by_one_with_the_scale_of_both_branches() -> None:
     """In bfloat16 a scale of ln 2 looks the same as 1/√2: two names, and a case that separates them."""
     spec, two = small_spec("hf_diffllama"), ("scores_scaled_by_sqrt_2d", "layer_index_from_one")
     both = [cases(profile, 5, spec=spec)[1] for profile in ("discriminating", "natural")]
@@ -187,7 +187,7 @@ def test_a_window_of_tiles_says_which(dtype: str) -> None:
     assert fit.value == (16, 8)
 
 
-def test_a_window_of_tiles_that_a_part_does_not_tell_from_others() -> None:
+def test_a_window_of_tiles_that_the_last_queries_cannot_distinguish() -> None:
     """The last 16 of 96 queries have the same window with tiles of 1 query and 32 keys."""
     spec, T = Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=16, layer=3, window=40), 96
     inputs = draw(spec, Structure(1, T, T), "natural", 3, "float32")
@@ -199,7 +199,7 @@ def test_a_window_of_tiles_that_a_part_does_not_tell_from_others() -> None:
 
 
 @pytest.mark.slow
-def test_the_rest_is_looked_for_with_another_field() -> None:
+def test_the_remaining_error_is_searched_with_another_field() -> None:
     """A kernel without the norm, and with two mistakes more: three are no pair, and one field explains most."""
     case = cases("discriminating", 5, spec=small_spec("hf_diffllama"), dtype="float32")[1]
     three = ("no_norm_after_attention", "keys_swapped", "scores_scaled_by_sqrt_half_d")
@@ -213,7 +213,7 @@ def test_the_rest_is_looked_for_with_another_field() -> None:
 
 
 @pytest.mark.slow
-def test_the_rest_may_be_a_number() -> None:
+def test_the_remaining_error_may_be_a_factor() -> None:
     case = cases("discriminating", 5, spec=small_spec("hf_diffllama"), dtype="float32")[1]
     found = diagnose(output_of(case, "no_rope") * 1.001, case.spec, case.inputs, recipe="float32")
     assert found.notes[0].startswith("with rope='none', out is multiplied by 1.001"), str(found)

@@ -166,7 +166,7 @@ def test_halves_of_the_maps_as_vllm_has_them() -> None:
     assert ({s.status for s in found.stages}, found.unknown) == ({"equal"}, ())
 
 
-def test_of_two_that_fit_the_nearer_one_is_taken_but_the_plain_one_comes_first() -> None:
+def test_the_closest_layout_is_chosen_after_the_unchanged_one() -> None:
     ref = {"scores": np.arange(9.0).reshape(1, 1, 3, 3)}
     array, how = arrange(ref["scores"][0, 0].T[None], "scores", ref)
     assert how == "ST"

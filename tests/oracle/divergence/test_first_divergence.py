@@ -155,7 +155,7 @@ def test_missing_points_are_skipped() -> None:
     assert {s.path for s in found.stages if s.status != "missing"} == set(few)
 
 
-def test_padding_is_nobodys() -> None:
+def test_differences_in_padding_are_ignored() -> None:
     mine, ref = clean("float32")
     for x in mine.values():
         if x.ndim == 3 and x.shape[1] == 11:

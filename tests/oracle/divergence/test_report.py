@@ -118,7 +118,7 @@ def test_points_of_other_layers() -> None:
     assert "may be there: post_attention_layernorm.input, post_attention_layernorm, model.layers.0 error" in said
 
 
-def test_a_name_that_is_nearly_a_missing_points() -> None:
+def test_a_misspelled_point_is_matched_to_the_missing_one() -> None:
     mine = {path: x for path, x in REF.items() if path != AT + "attn1"}
     text = str(first_divergence({**mine, AT + "atn1": REF[AT + "attn1"], "surplus.x": np.ones(3)}, REF))
     said = " ".join(text[text.index("no point of the reference") :].split())

@@ -75,7 +75,7 @@ def in_blocks(terms: np.ndarray) -> np.ndarray:
     first_quickly(one_by_one, largest_first, in_blocks),
     ids=lambda f: f.__name__,
 )
-def test_an_order_of_summation_is_nobodys_mistake(added: Any) -> None:
+def test_another_order_of_summation_is_no_mistake(added: Any) -> None:
     def linear(x: np.ndarray, weight: np.ndarray, bias: None = None) -> np.ndarray:
         rows = x.reshape(-1, x.shape[-1])
         return np.stack([added(row * weight) for row in rows]).reshape(*x.shape[:-1], len(weight))

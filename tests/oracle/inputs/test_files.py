@@ -46,7 +46,7 @@ def test_the_library_reads_and_writes_the_same(tmp_path: Path) -> None:
         assert all(same_bits(read[name], x) for name, x in saved.items())
 
 
-def test_big_endian_numbers_are_turned(tmp_path: Path) -> None:
+def test_big_endian_numbers_are_byte_swapped(tmp_path: Path) -> None:
     x = np.array([1.5, -2.0], ">f4")
     write_arrays(tmp_path / "a", {"x": x}, {})
     np.savez(tmp_path / "a.npz", x=x)

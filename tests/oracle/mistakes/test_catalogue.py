@@ -28,7 +28,7 @@ def test_names_and_rows() -> None:
         assert {m.layer, *m.also} <= set(layers.__all__)
 
 
-def test_a_mistake_is_laid_over_its_layers_alone() -> None:
+def test_a_mistake_replaces_only_its_layers() -> None:
     m = Mistake("halved", "Half of it.", "rms_norm", "norm kind", lambda call: call() / 2, also=("linear",))
     assert str(m) == "halved"
     ops = overlay(ops_for(), wrap(m))
@@ -54,7 +54,7 @@ def test_the_property_tests_notice_every_mistake(outside: dict[str, str]) -> Non
     print(done.stdout)
 
 
-def test_all_rows_are_there_and_those_of_mistakes_are_made() -> None:
+def test_the_catalogue_implements_every_row_of_kind_mistake() -> None:
     assert set(ROWS) == {*(f"F{n}" for n in range(1, 14)), *(f"B{n}" for n in range(1, 24))}
     made = {m.row for m in CATALOGUE if m.row}
     assert made == {name for name, row in ROWS.items() if row.where == "mistake"}

@@ -16,7 +16,7 @@ from tests.oracle.example_inputs import draw, small
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_a_budget_is_the_same(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+def test_a_parallel_budget_equals_the_sequential_one(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
     spec = small("hf_diffllama")
     inputs = draw(spec, dtype=np.float32)
     one = budget(spec, inputs, dtype, members=4)
@@ -26,7 +26,7 @@ def test_a_budget_is_the_same(monkeypatch: pytest.MonkeyPatch, dtype: str) -> No
     assert one.tensors["out"].slope == other.tensors["out"].slope
 
 
-def test_the_score_of_a_single_key_may_be_off_by_more_than_in_any_order() -> None:
+def test_the_error_budget_of_a_single_score_exceeds_every_summation_order() -> None:
     spec, recipe = small("hf_diffllama"), Recipe("bfloat16")
     inputs = ensemble.quantise(draw(spec, T=1, S=1), recipe)
     score = np.asarray(truth(spec, inputs).lse1)  # of one key, they are the same
@@ -41,7 +41,7 @@ def test_the_score_of_a_single_key_may_be_off_by_more_than_in_any_order() -> Non
 
 @pytest.mark.parametrize("name", ["bias", "k", "v"])
 @pytest.mark.parametrize("storage", ["bfloat16", "float16"])
-def test_beside_a_q_of_16_bits_float32_is_what_the_kernel_reads(name: str, storage: str) -> None:
+def test_float32_inputs_are_not_rounded_to_a_16_bit_q(name: str, storage: str) -> None:
     """A bias of ALiBi, and a cache in int8 with float32 scales, have numbers that 16 bits cannot hold."""
     spec = small("diff_v2")
     narrow = np.dtype(storage if storage == "float16" else ml_dtypes.bfloat16)

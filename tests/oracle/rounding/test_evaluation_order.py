@@ -92,7 +92,7 @@ def test_sums_of_equal_terms_have_errors_of_their_own() -> None:
     assert sums[:, 1].min() < 0 < sums[:, 1].max()
 
 
-def test_what_some_processors_flush_is_zero_in_some_draws() -> None:
+def test_subnormal_numbers_are_flushed_in_some_draws() -> None:
     tiny = np.asarray([1e-39, -3e-42, 2e-38])
     flushing, keeping = (Arithmetic(Recipe("float32"), DRAWS[n]) for n in (0, 1))
     np.testing.assert_array_equal(flushing.round_at(tiny, "p") == 0, [True, True, False])
@@ -101,7 +101,7 @@ def test_what_some_processors_flush_is_zero_in_some_draws() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 7, 101, 1009])
-def test_what_a_sum_is_usually_off_by(n: int) -> None:
+def test_the_estimated_error_of_a_sum(n: int) -> None:
     a, b = np.random.default_rng(4).normal(size=(2, 500, n)).astype(np.float32)
     got = (a * b).cumsum(axis=-1, dtype=np.float32)[:, -1]
     wide = a.astype(np.float64) * b
@@ -109,7 +109,7 @@ def test_what_a_sum_is_usually_off_by(n: int) -> None:
     assert 0.8 * off <= sum_error(n) <= 2 * off
 
 
-def test_a_number_for_a_whole_row_is_never_right_by_luck() -> None:
+def test_sampled_errors_of_a_row_sum_are_never_near_zero() -> None:
     a = np.random.default_rng(0).normal(size=(50, 16))
     how = Arithmetic(Recipe("bfloat16"), DRAWS[0])
     off = np.abs(how.inner(a, a, "o") - np.sum(a * a, -1, keepdims=True))

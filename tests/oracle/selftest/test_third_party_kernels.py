@@ -26,7 +26,7 @@ KERNELS = {"right": ("hf_diffllama", False, right), "wrong": ("ms_v1", False, wr
 NO_MAPPING = 3
 
 
-def test_right_ones_pass_and_wrong_ones_are_refused() -> None:
+def test_correct_kernels_pass_and_wrong_ones_are_refused() -> None:
     table = case_of_others(7, "float16", "natural", kernels_of(f"{__name__}:KERNELS"))
     ours = table.total(rule="rows")
     assert (ours.real, ours.real_refused, ours.own) == (4, 1, 0)

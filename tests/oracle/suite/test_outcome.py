@@ -102,7 +102,7 @@ SPEC = small_spec("hf_diffllama")
 @pytest.mark.parametrize(
     "spec", ["hf_diffllama", ' {"preset": "ms_v1", "query_heads": 4, "key_heads": 2, "head_dim": 8}']
 )
-def test_the_lines_make_the_very_case(spec: str) -> None:
+def test_the_reported_code_reproduces_the_case(spec: str) -> None:
     chosen = {"REFDIFF_SPEC": spec, "REFDIFF_RECIPE": "float16", "REFDIFF_SEED": "3", "REFDIFF_SIZES": "2x5x9, 1x7x7"}
     found = conformance.select_cases(chosen)
     large = cases("tiles", 3, spec=conformance.spec_of(spec), dtype="float16", thorough=True)[-1]
@@ -132,7 +132,7 @@ def test_the_mistake_has_its_name() -> None:
     assert 7 < len(lines) <= 6 + DIAGNOSIS_LINES
 
 
-def test_a_case_too_large_for_a_diagnosis_leaves_it_to_the_first_that_is_not() -> None:
+def test_the_first_failing_case_within_the_size_limit_is_diagnosed() -> None:
     wide = SPEC.replace(head_dim=64)
     large, other = (cases("modules", spec=wide, queries=n)[0] for n in (129, 130))
     failed, raised = _failed(np.zeros(1)), Outcome("fail")
@@ -147,7 +147,7 @@ def test_a_case_too_large_for_a_diagnosis_leaves_it_to_the_first_that_is_not() -
     assert not report_title(CASES[1], failed, [(CASES[0], failed)])
 
 
-def test_an_error_comes_back_as_words() -> None:
+def test_an_exception_in_a_process_is_returned_as_text() -> None:
     found = run_job(partial(judge_case, "no.such_module:f", RECIPE, CASES[0]))
     assert found == Outcome("fail", found.text)
     assert found.text.startswith("ModuleNotFoundError: No module named 'no'\nTraceback")
@@ -162,12 +162,12 @@ def test_an_error_comes_back_as_words() -> None:
         ("nothing", "expected package.module:function"),
     ],
 )
-def test_what_is_no_kernel_is_told_before_anything_is_computed(name: str, says: str) -> None:
+def test_an_invalid_kernel_is_reported_before_anything_is_computed(name: str, says: str) -> None:
     with raises(ValueError, f"REFDIFF_KERNEL: got {name!r}, {says}"):
         check_kernel(name)
 
 
-def test_the_verdict_stands_where_a_diagnosis_breaks_down(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_verdict_is_reported_if_the_diagnosis_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any, **options: Any) -> None:
         raise IndexError("index 2 is out of bounds")
 

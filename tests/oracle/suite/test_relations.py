@@ -29,7 +29,7 @@ def _inputs(spec: Spec, dtype: str = "float32", **lengths: int) -> dict[str, Any
 
 @pytest.mark.parametrize("relation", RELATIONS, ids=lambda r: r.__name__)
 @pytest.mark.parametrize("preset", ["hf_diffllama", "ms_v1", "diff_v2", "phi4flash", "attention"])
-def test_holds_for_a_right_kernel(preset: str, relation: Callable[..., str]) -> None:
+def test_holds_for_a_correct_kernel(preset: str, relation: Callable[..., str]) -> None:
     spec = small(preset, sinks=True, v_head_dim=4) if preset == "attention" else small(preset)
     no_norm = ("values_scaled", "maps_swapped")
     needs = {"attention": no_norm, "diff_v2": ("groups_as_copies", *no_norm)}

@@ -150,7 +150,7 @@ def test_padding_is_not_seen_whatever_it_holds() -> None:
         assert all(np.array_equal(g, again.grads[n]) for n, g in seen.grads.items())
 
 
-def test_inputs_are_as_they_are_stored_and_stay_as_they_were() -> None:
+def test_inputs_are_read_exactly_and_not_modified() -> None:
     spec = small("hf_diffllama")
     inputs = {name: x.astype(ml_dtypes.bfloat16) for name, x in draw(spec).items()}
     before = {name: x.copy() for name, x in inputs.items()}
@@ -164,7 +164,7 @@ def test_inputs_are_as_they_are_stored_and_stay_as_they_were() -> None:
     truth(spec, wide, dout=dout)
 
 
-def test_comes_back_in_the_library_that_is_asked_for() -> None:
+def test_the_result_is_an_array_of_the_requested_library() -> None:
     spec = small("ms_v1")
     x = draw(spec)
     right = truth(spec, x, want=("out", "lse1"), dout=np.ones((2, spec.heads, x["q"].shape[2], spec.out_dim)))

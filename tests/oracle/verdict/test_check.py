@@ -33,7 +33,7 @@ def test_gradients_and_bfloat16() -> None:
     assert check(mine, spec, x, recipe="bf16", dout=dout, members=2).tensors["dv"].status == "fail"
 
 
-def test_nan_in_an_input_is_said(x: Inputs) -> None:
+def test_nan_in_an_input_is_reported(x: Inputs) -> None:
     x["q"][1, 2, 3, 4] = np.nan
     verdict = check(truth(SPEC, x).out.astype(np.float32), SPEC, x, recipe="float32")
     assert verdict, "one row of the truth is NaN, and so is that of the output"
@@ -51,7 +51,7 @@ def test_nan_in_an_output_is_counted(x: Inputs, wrong: int, says: str) -> None:
     assert says in " ".join(str(check(out, SPEC, x, recipe="float32")).split())
 
 
-def test_a_wrong_shape_is_told_before_the_budget_is_computed(x: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_shape_is_reported_before_the_budget_is_computed(x: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["refdiff.oracle.verdict.check"], "budget", None)
     for actual in (np.zeros((2, 5, 7)), {"out": np.zeros((2, 5, 7))}):
         with pytest.raises(ValueError, match=r"^out: got shape \(2, 5, 7\), expected \(2, \d+, 5, \d+\)"):
