@@ -25,17 +25,17 @@
 # |---|---|---|---|
 # | step at which a seed learns the look-up | 360 to 620 | 120 to 140 | 120 to 140 |
 # | the same with λ = 0, three seeds | – | none in 1,000 | 480, two not in 1,000 |
-# | values found in rows of 64 tokens | 27 % | 60 % | 89 % |
-# | values found in rows of 256 tokens | 14 % | 11 % | 83 % |
-# | attention to noise in rows of 64 tokens, against plain, in points | – | +1 ± 11 | −16 ± 11 |
+# | values found in sequences of 64 tokens | 27 % | 60 % | 89 % |
+# | values found in sequences of 256 tokens | 14 % | 11 % | 83 % |
+# | attention to noise in sequences of 64 tokens, against plain, in points | – | +1 ± 11 | −16 ± 11 |
 # | loss on text, nats per token | 3.56 | 4.33 | 3.47 |
 # | the same without the norm of v1 | – | 3.50 | – |
 # | the same with Muon in place of AdamW | 3.58 | 3.52 | – |
 # | loss of one longer run | 3.097 | 3.090 | – |
 #
 # So in retrieval both differential kinds learn sooner, by their second maps; version 2 finds more, and v1 finds more in
-# short rows. On text version 2 is a little ahead. v1 is behind, but only where AdamW trains it with its norm. Less
-# noise shows in version 2 alone, in short rows.
+# short sequences. On text version 2 is a little ahead. v1 is behind, but only where AdamW trains it with its norm. Less
+# noise shows in version 2 alone, in short sequences.
 #
 # Allow 45 minutes; you need chapter 03.
 
@@ -54,8 +54,9 @@ mean_and_interval = retrieval_table.mean_and_interval
 # %% [markdown]
 # ## Experiment 1: find a value by its key
 #
-# A row of tokens hides needles: a key k with its value v behind it. Between them are fillers f. This part of the row is
-# the haystack. After it keys come again, and at each of them the model must name its value. A filler closes the row.
+# A sequence of tokens hides needles: a key k with its value v behind it. Between them are fillers f. This part of the
+# sequence is the haystack. After it keys come again, and at each of them the model must name its value. A filler closes
+# the sequence.
 
 # %%
 sketches.haystack()
@@ -79,10 +80,10 @@ print(" ".join(name_of(i) for i in rows.ids[0]))
 print("answers:", " ".join(name_of(i) for i in rows.labels[0] if i >= 0))
 print(f"{n_keys} keys, {n_values} values")
 for n in experiment.lengths:
-    print(f"a row of {n:3} tokens: {experiment.counts(n)[0]:3} needles, {experiment.counts(n)[1]:2} questions")
+    print(f"a sequence of {n:3} tokens: {experiment.counts(n)[0]:3} needles, {experiment.counts(n)[1]:2} questions")
 
 # %% [markdown]
-# The longer a row, the more needles it has. To a question, all but one of them are noise.
+# The longer a sequence, the more needles it has. To a question, all but one of them are noise.
 #
 # Ye et al. 2024 ([arXiv 2410.05258](https://arxiv.org/abs/2410.05258), table 3) compare attention to the answer and to
 # the noise. With $P = A_1 - \lambda A_2$ (eq. 1), or $P = A$ in a plain model, we take for the token $t$ that asks
@@ -96,9 +97,9 @@ for n in experiment.lengths:
 # it cancels what another head gives. The paper does not say how it normalizes; this is our choice. And what a head
 # looks at is not all that a model uses: *accuracy is the harder measure.*
 #
-# Training begins with rows of 8 tokens in which one thing more is asked: behind each value, its key. After that, all
-# lengths take turns. The sizes of the task and of the model and the learning rate were chosen with one plain model. The
-# start was made so long that all five plain models learn the short rows in it. Then every kind got the same.
+# Training begins with sequences of 8 tokens in which one thing more is asked: behind each value, its key. After that,
+# all lengths take turns. The sizes of the task and of the model and the learning rate were chosen with one plain model.
+# The start was made so long that all five plain models learn the short sequences in it. Then every kind got the same.
 # `python -m refdiff.training.retrieval -o retrieval.json --controls` repeats the runs in about an hour on one core.
 
 # %%
@@ -109,11 +110,11 @@ shown = ("width", "layers", "heads", "steps", "begin", "tokens", "rate")
 print({name: stored["experiment"][name] for name in shown} | {"optimizer": retrieval.Muon.__name__})
 for kind, mine in by_kind.items():
     print(f"{kind:17} parameters {mine[0]['parameters']:,}   seeds {[run['seed'] for run in mine]}")
-print("trained on rows of", experiment.train_lengths, "tokens; longer rows are new to the models")
+print("trained on sequences of", experiment.train_lengths, "tokens; longer sequences are new to the models")
 
 # %% [markdown]
-# The start first, the rows of 8 tokens. The loss stays for a while where a model names any value of the row; then it
-# has found the look-up, and falls:
+# The start first, the sequences of 8 tokens. The loss stays for a while where a model names any value of the sequence;
+# then it has found the look-up, and falls:
 
 # %%
 every = max(experiment.steps // 100, 1)  # of the losses kept
@@ -124,15 +125,15 @@ for kind, curves in start.items():
     below = [np.flatnonzero(np.array(curve) < 0.2) for curve in curves]
     found_at[kind] = [int(steps[0]) * every if len(steps) else None for steps in below]
     print(f"{kind:17} step at which the loss first falls below 0.2, by seed: {found_at[kind]}")
-sketches.runs(np.arange(begin) * every, start, "step", "loss on rows of 8 tokens", ylim=(0, 0.6))
+sketches.runs(np.arange(begin) * every, start, "step", "loss on sequences of 8 tokens", ylim=(0, 0.6))
 
 # %% [markdown]
-# **Both differential kinds learn the look-up sooner**, every seed of them. With two needles in a row there is little
-# noise to ignore, so this is not the paper's reason. And a differential model is more than a difference. v1 has a norm
-# behind each head, and one wide head in place of two. Version 2 has twice the queries. So here are the same models with
-# λ fixed at 0, three seeds of each. All else stays: norm, factor, wide head, and the second queries, which are now
-# idle. That leaves one map in each layer of v1 and two in version 2, which is then plain attention with a narrower
-# feed-forward network:
+# **Both differential kinds learn the look-up sooner**, every seed of them. With two needles in a sequence there is
+# little noise to ignore, so this is not the paper's reason. And a differential model is more than a difference. v1 has
+# a norm behind each head, and one wide head in place of two. Version 2 has twice the queries. So here are the same
+# models with λ fixed at 0, three seeds of each. All else stays: norm, factor, wide head, and the second queries, which
+# are now idle. That leaves one map in each layer of v1 and two in version 2, which is then plain attention with a
+# narrower feed-forward network:
 
 # %%
 controls = {}
@@ -144,7 +145,7 @@ for wiring in ("hf", "v2"):
     ends = np.round([np.mean(curve[-5:]) for curve in controls[name]], 2)
     print(f"{name:24} loss first below 0.2 at step {found_at[name]}; in the last 100 steps {ends}")
 compared = {"plain": start["plain"], **controls}
-sketches.runs(np.arange(begin) * every, compared, "step", "loss on rows of 8 tokens", ylim=(0, 0.6))
+sketches.runs(np.arange(begin) * every, compared, "step", "loss on sequences of 8 tokens", ylim=(0, 0.6))
 
 # %% [markdown]
 # **Without the second maps no model is sooner than plain attention.** One of version 2 finds the look-up at step 480;
@@ -153,7 +154,7 @@ sketches.runs(np.arange(begin) * every, compared, "step", "loss on rows of 8 tok
 # many maps without a subtraction were not tested. Why most of these models end behind plain attention was not examined.
 # Among other things, idle queries change the steps that Muon makes for the others.)
 #
-# Then training goes on with rows of all lengths. What has come of it? Rows that training did not have:
+# Then training goes on with sequences of all lengths. What has come of it? Sequences that training did not have:
 
 # %%
 lengths = [str(n) for n in experiment.lengths]
@@ -163,12 +164,19 @@ accuracies = {
 }
 guess = [1 / experiment.counts(n)[0] for n in experiment.lengths]
 sketches.runs(
-    places, accuracies, "tokens of a row", "accuracy", guess=guess, xticks=places, xticklabels=lengths, ylim=(0, 1.02)
+    places,
+    accuracies,
+    "sequence length (tokens)",
+    "accuracy",
+    guess=guess,
+    xticks=places,
+    xticklabels=lengths,
+    ylim=(0, 1.02),
 )
 
 # %% [markdown]
-# Who names any value of the row *guesses*: the dotted line. The models of a seed saw the same rows, so the fair
-# comparison is by seed. We print differential − plain in percentage points, the mean over five seeds with its 95 %
+# Who names any value of the sequence *guesses*: the dotted line. The models of a seed saw the same sequences, so the
+# fair comparison is by seed. We print differential − plain in percentage points, the mean over five seeds with its 95 %
 # confidence interval. A star marks an interval that excludes 0. Without a star, the difference may be chance; and of
 # twenty intervals without any difference behind them, one gets a star.
 
@@ -190,11 +198,11 @@ def accuracy_of(run, n):
     return run["measured"][n]["accuracy"]
 
 
-print(f"{'tokens of a row':19}", *(f"{n:>12} " for n in lengths))
+print(f"{'sequence length':19}", *(f"{n:>12} " for n in lengths))
 accuracy = {k: minus_plain("accuracy", accuracy_of, lengths, k) for k in list(kinds.values())[1:]}
 longest = str(experiment.longest)
-print("\nvalues found, and how many of the row's needles that is")
-print(f"{'tokens of a row':19}", *(f"{n:>12} " for n in lengths[3:]), f" {longest} by seed")
+print("\nvalues found, and how many of the sequence's needles that is")
+print(f"{'sequence length':19}", *(f"{n:>12} " for n in lengths[3:]), f" {longest} by seed")
 for kind, mine in by_kind.items():
     means = {n: np.mean([accuracy_of(run, n) for run in mine]) for n in lengths[3:]}
     found = [f"{100 * mean:.0f} %, {mean * experiment.counts(int(n))[0]:.1f}" for n, mean in means.items()]
@@ -202,20 +210,20 @@ for kind, mine in by_kind.items():
     print(f"{kind:19}", *(f"{x:>12} " for x in found), f" {by_seed}")
 
 # %% [markdown]
-# **Version 2 finds the most values. v1 finds more than plain attention in rows of 16 to 64**, and as few in longer
-# rows. v1 seems to have a limit: its mean is 7 to 10 needles in rows of 64, 128 and 256 tokens. All seeds of version 2
-# go far beyond that; of plain attention one does. This says what each kind learns in 2,000 steps, and not what it could
-# learn.
+# **Version 2 finds the most values. v1 finds more than plain attention in sequences of 16 to 64**, and as few in longer
+# sequences. v1 seems to have a limit: its mean is 7 to 10 needles in sequences of 64, 128 and 256 tokens. All seeds of
+# version 2 go far beyond that; of plain attention one does. This says what each kind learns in 2,000 steps, and not
+# what it could learn.
 #
 # ## Where do they look?
 #
 # First comes the mean over layers and heads, differential − plain. Then comes the last layer by itself, where the
-# answer is found. Each run is a dot and their mean a line, in the longest rows of training. The second column asks
+# answer is found. Each run is a dot and their mean a line, in the longest sequences of training. The second column asks
 # which token of the needle it is: the share of the one *behind* the value.
 
 # %%
 shares = {}
-print(f"{'tokens of a row':19}", *(f"{n:>12} " for n in lengths))
+print(f"{'sequence length':19}", *(f"{n:>12} " for n in lengths))
 for what in ("answer", "noise"):
     for kind in list(kinds.values())[1:]:
         shares[what, kind] = minus_plain(what, lambda run, n, what=what: run["measured"][n][what], lengths, kind)
@@ -241,9 +249,9 @@ sketches.dots(
 )
 
 # %% [markdown]
-# In the mean of both layers, **more of the attention goes to the answer in both differential kinds**, in rows of 16
-# tokens and more. **Less goes to the noise only in version 2, and only in rows of 8 to 64 tokens.** In the last layer
-# the plain models are not alike. Two give most of their attention to the noise, and three give most of it to the
+# In the mean of both layers, **more of the attention goes to the answer in both differential kinds**, in sequences of
+# 16 tokens and more. **Less goes to the noise only in version 2, and only in sequences of 8 to 64 tokens.** In the last
+# layer the plain models are not alike. Two give most of their attention to the noise, and three give most of it to the
 # questions. None gives more than 8 % to the answer. So a small share of noise is no merit by itself: the three that
 # give least to the noise are those that find least.
 #
@@ -527,13 +535,14 @@ print("loss at steps 3600 and 4000:", {kind: [validation[kind][step] for step in
 # %% [markdown]
 # Repeating a run moves the loss by up to 0.01. The differential model is ahead by 0.03 to 0.04 in the first 1,200
 # steps; after that the two are level. (Do not compare the last loss with the one before. Until step 3600, the loss is
-# that of at most 128 rows of the validation part. At step 4000 it is that of all.)
+# that of at most 128 sequences of the validation part. At step 4000 it is that of all.)
 #
 # ## What we learned
 #
 # - **In retrieval both differential kinds were better.** They learned the look-up in less than half of the steps. They
-#   found more values in rows of 16 to 64 tokens, and version 2 in all longer ones, too. In rows of 16 tokens and more,
-#   they gave more attention to the answer. Less noise was seen in version 2 alone, in rows of 8 to 64 tokens.
+#   found more values in sequences of 16 to 64 tokens, and version 2 in all longer ones, too. In sequences of 16 tokens
+#   and more, they gave more attention to the answer. Less noise was seen in version 2 alone, in sequences of 8 to 64
+#   tokens.
 # - **On text, with AdamW at the learning rate of the plain model, v1 had spikes and ended behind. Version 2 had none
 #   (after step 100) and ended ahead.** A third of the rate took most spikes from v1, and not the gap. Without the norm
 #   behind the difference, or with Muon, v1 had no spikes and kept up. Of one larger run of each kind, with Muon, plain
@@ -544,7 +553,8 @@ print("loss at steps 3600 and 4000:", {kind: [validation[kind][step] for step in
 #   version 2. Even there it is no more than between the heads of the plain model.
 # - All this is tiny: at most 3 million parameters, minutes of training for most, settings chosen for the plain model.
 #   The paper's comparisons begin at 830 million parameters. And in retrieval, seeds differ so much that one run of each
-#   kind can show the opposite. In rows of 256 tokens the best plain model finds three times what the best v1 finds.
+#   kind can show the opposite. In sequences of 256 tokens the best plain model finds three times what the best v1
+#   finds.
 #
 # <details>
 # <summary>What is checked of this chapter</summary>
@@ -594,15 +604,15 @@ print("loss at steps 3600 and 4000:", {kind: [validation[kind][step] for step in
 # **1.** `exercises.check("attention_share", …)` (after `from refdiff import exercises`): the share of some keys in one
 # row.
 #
-# **2.** A model looks at all tokens of a row alike. What are its shares of answer and noise in a row of 64 tokens with
-# 16 questions, for the last question?
+# **2.** A model looks at all tokens of a sequence alike. What are its shares of answer and noise in a sequence of 64
+# tokens with 16 questions, for the last question?
 #
 # <details>
 # <summary>Answers</summary>
 #
-# 2: The last question stands at position 62, before the filler that closes the row, and sees 63 tokens. The answer has
-# 3 of them (key, value, and the token behind them): 3/63 = 4.8 %. The haystack has 64 − 16 − 1 = 47 tokens, so noise
-# gets 44/63 = 69.8 %. The rest goes to the sixteen questions.
+# 2: The last question stands at position 62, before the filler that closes the sequence, and sees 63 tokens. The answer
+# has 3 of them (key, value, and the token behind them): 3/63 = 4.8 %. The haystack has 64 − 16 − 1 = 47 tokens, so
+# noise gets 44/63 = 69.8 %. The rest goes to the sixteen questions.
 #
 # ```python
 # from refdiff import exercises, layers, viz
@@ -628,18 +638,18 @@ print("loss at steps 3600 and 4000:", {kind: [validation[kind][step] for step in
 # <details>
 # <summary>Why are models compared seed by seed, and why must the task leave room for mistakes?</summary>
 #
-# Models of one seed saw the same rows, so what these rows do to both cancels in the difference. And where nobody makes
-# mistakes, nobody can make fewer. (An earlier version of this experiment had a task that all models solved, and could
-# say nothing about accuracy.)
+# Models of one seed saw the same sequences, so what these sequences do to both cancels in the difference. And where
+# nobody makes mistakes, nobody can make fewer. (An earlier version of this experiment had a task that all models
+# solved, and could say nothing about accuracy.)
 #
 # </details>
 # <details>
 # <summary>Do the paper's claims show here, and what may one conclude?</summary>
 #
-# In part. In retrieval both differential kinds learned sooner and gave more attention to the answer in rows of 16
-# tokens and more. Version 2 found more in all rows but the shortest, v1 in rows of 16 to 64 tokens. Less noise was seen
-# in version 2 alone, in short rows. On text, version 2 was better than plain attention. v1 was worse with AdamW at the
-# same learning rate, but not without its norm or with Muon. One may conclude little about large models, and much about
-# seeds: they must be several.
+# In part. In retrieval both differential kinds learned sooner and gave more attention to the answer in sequences of 16
+# tokens and more. Version 2 found more in all sequences but the shortest, v1 in sequences of 16 to 64 tokens. Less
+# noise was seen in version 2 alone, in short sequences. On text, version 2 was better than plain attention. v1 was
+# worse with AdamW at the same learning rate, but not without its norm or with Muon. One may conclude little about large
+# models, and much about seeds: they must be several.
 #
 # </details>

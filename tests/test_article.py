@@ -74,11 +74,11 @@ def test_numbers_in_the_text_are_those_of_the_data() -> None:
         f"{small['plain']['parameters'] / 1e6:.2f} million parameters and read {small['tokens'] / 1e6:.1f}" in ARTICLE
     )
     assert f"Figure 6 gives {small['bundled']['bits_per_byte']:.3f} for" in ARTICLE
-    assert f"the rows have {small['context']} tokens" in ARTICLE
+    assert f"the sequences have {small['context']} tokens" in ARTICLE
     large = json.loads((DATA / "baseline.json").read_text(encoding="utf-8"))
     assert f"{large['differential']['parameters'] / 1e6:.1f} million and read {large['tokens'] / 1e6:.1f} mi" in ARTICLE
     card = (ROOT / "refdiff" / "bundled" / "README.md").read_text(encoding="utf-8")
-    assert "in rows of 512 tokens" in ARTICLE
+    assert "in sequences of 512 tokens" in ARTICLE
     assert "rows of\n512 tokens" in card
 
 

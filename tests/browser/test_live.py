@@ -497,7 +497,7 @@ def test_results_are_those_of_notebook_9(page: Chromium) -> None:
         for place, tokens in enumerate(lengths):
             change(page, "results-length", place)
             status = shown(page, "#results [role=status]")
-            assert f"in rows of {tokens} tokens." in status
+            assert f"in sequences of {tokens} tokens." in status
             for kind, shown_as in (("hf", "v1"), ("v2", "v2")):
                 said = status.split(f"{shown_as} − plain = ")[1].split(" − plain")[0]
                 mean, half = retrieval_table.mean_and_interval(differences(measure, attention, tokens, kind))

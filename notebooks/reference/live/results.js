@@ -20,7 +20,7 @@ export async function resultsFigure(figure) {
   const { lengths, accuracy, answer, noise } = await (await fetch("results.json")).json();
   const state = { measure: "accuracy", layers: "last", length: lengths.indexOf(64) };
   const stage = figure.querySelector(".stage"), box = html("div", { class: "dots" }), status = html("p", { class: "status", role: "status" });
-  const rows = slider({ id: "results-length", label: "tokens in a row", min: 0, max: lengths.length - 1, step: 1, value: state.length,
+  const rows = slider({ id: "results-length", label: "tokens in a sequence", min: 0, max: lengths.length - 1, step: 1, value: state.length,
     show: (i) => String(lengths[i]), change: (length) => set({ length }) });
   const layers = choice({ name: "results-layers", legend: "attention of the", value: state.layers, options: Object.entries(LAYERS), change: (name) => set({ layers: name }) });
   stage.replaceChildren(html("div", { class: "controls" },
@@ -29,7 +29,7 @@ export async function resultsFigure(figure) {
 
   /** By kind, the number of each seed. */
   const now = () => (state.measure === "accuracy" ? accuracy : { answer, noise }[state.measure][state.layers])[state.length];
-  const title = () => `${MEASURES[state.measure].title}${state.measure === "accuracy" ? "" : `, ${LAYERS[state.layers]}`}, in rows of ${lengths[state.length]} tokens`;
+  const title = () => `${MEASURES[state.measure].title}${state.measure === "accuracy" ? "" : `, ${LAYERS[state.layers]}`}, in sequences of ${lengths[state.length]} tokens`;
 
   const draw = responsive(box, (width) => {
     const height = 292, left = width < 560 ? 12 : 112, right = 20;

@@ -31,7 +31,7 @@ async function smallResults() {
 const aboutSmallModels = ({ steps, tokens, context, differential, plain, bundled }) =>
   `Two models of ${text(plain.parameters / 1e6)} million parameters, a differential one and its plain-attention baseline, trained with the same settings on the same text in the same order: ` +
   `${steps.toLocaleString("en")} steps, ${text(tokens / 1e6, 1)} million tokens. On unseen text the differential one needs ${text(differential.bits_per_byte, 3)} bits per byte, the baseline ` +
-  `${text(plain.bits_per_byte, 3)}, and the model of 2.9 million parameters ${text(bundled.bits_per_byte, 3)}, all in rows of ${context} tokens. This is one run of each: so small a difference may be chance.`;
+  `${text(plain.bits_per_byte, 3)}, and the model of 2.9 million parameters ${text(bundled.bits_per_byte, 3)}, all in sequences of ${context} tokens. This is one run of each: so small a difference may be chance.`;
 
 /** `share` is called with each new reading, for the figures that show other sides of it. */
 export async function sentenceFigure(figure, engine, share) {
