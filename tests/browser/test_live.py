@@ -319,7 +319,7 @@ def test_the_readers_own_sentence(
         maps = viz.attention_maps(model, ids, tokenizer)
         first, second = maps.first[layer, pair], maps.second[layer, pair]
         columns = {"A₁": first, "A₂": second, "A₁ − λ A₂": first - maps.lambdas[layer] * second}
-        columns |= {f"plain A, head {head}": x[layer, head] for x in plain for head in (pair, pair + 3)}
+        columns |= {f"baseline A, head {head}": x[layer, head] for x in plain for head in (pair, pair + 3)}
         names = page.run("[...document.querySelectorAll('#sentence-numbers thead th')].map((th) => th.textContent)")
         rows = page.run(CELLS % "sentence-numbers")
         assert names[1:] == list(columns)

@@ -202,7 +202,7 @@ export async function sentenceFigure(figure, engine, share) {
 
   const strongest = (row) => row.reduce((best, x, s) => (Math.abs(x) > Math.abs(row[best]) ? s : best), 0);
   const finding = (row) => `“${pulled.labels[state.query]}” gives most to “${pulled.labels[strongest(row)]}”, ${text(row[strongest(row)])}.`;
-  const nameOf = (key) => MAPS[key] ?? `plain A, head ${state.pair + (key === "other" ? pairs : 0)}`;
+  const nameOf = (key) => MAPS[key] ?? `baseline A, head ${state.pair + (key === "other" ? pairs : 0)}`;
 
   function drawTokens(maps) {
     const T = pulled.ids.length;
@@ -247,7 +247,7 @@ export async function sentenceFigure(figure, engine, share) {
     const why = row[top] >= 0 ? "" : state.lambdas[state.layer] > 1 ? "; negative, because A₂ leads" : "; negative: there λ A₂ is more than A₁";
     const changed = state.lambdas.filter((lambda, layer) => lambda !== trained[layer]).length;
     const [, likely, likelyByBaseline] = next.likely;
-    const looks = (key) => `${nameOf(key).replace("plain A, ", "")} gives most to “${pulled.labels[strongest(maps[key][state.query])]}”`;
+    const looks = (key) => `${nameOf(key).replace("baseline A, ", "")} gives most to “${pulled.labels[strongest(maps[key][state.query])]}”`;
     say(status, `Layer ${state.layer}, pair ${state.pair}: “${pulled.labels[state.query]}” gives most${row[top] < 0 ? ", by size," : ""} to “${pulled.labels[top]}” ` +
       `(${text(row[top])}${why}); the row sums to ${text(row.reduce((a, b) => a + b, 0))}. ` +
       `${changed ? `λ changed in ${changed} layer${changed > 1 ? "s" : ""}` : "All λ as trained"}: most likely next is “${likely}”.` +
