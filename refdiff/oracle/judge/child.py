@@ -253,7 +253,8 @@ def serve(kernel: Callable[..., Any], requests: IO[bytes], responses: ResponsePi
                 for name, x in kept[n].items():
                     dtype, shape, data = array_bytes(x)
                     address, strides = memory_place(x)
-                    if address is not None and 0 <= address - shared < len(arena):  # `drop` would overwrite an input
+                    # `drop` would overwrite an input
+                    if address is not None and 0 not in shape and 0 <= address - shared < len(arena):
                         raise UnusableError(f"{name} is in the memory of the inputs: return a new array")
                     address, strides = (address, strides) if request["read"] else (None, [])
                     listed.append([name, dtype, shape, address, strides])

@@ -245,6 +245,7 @@ def test_a_correct_kernel_passes(preset: str, function: str, recipe: str) -> Non
     [
         ("as_many_keys_as_queries", "natural", "bfloat16"),
         ("part_of_a_larger_array", "natural", "float32"),
+        ("no_numbers_of_an_input", "degenerate", "float32"),
     ],
 )
 def test_a_correct_plain_kernel_passes(function: str, profile: str, recipe: str) -> None:
