@@ -321,12 +321,14 @@ def fit_head_order(targets: tuple[Target, ...]) -> list[Fit]:
 def factor_trials(spec: Spec, targets: tuple[Target, ...]) -> Iterator[Trial]:
     """Yield the least-squares factor of the output, then one factor for each head if they differ.
 
-    Nothing is yielded if a head is zero: it is rather unwritten than multiplied by zero.
+    Nothing is yielded if a head is zero, which is rather unwritten than multiplied by zero, or if the factor overflows.
     """
     along, square = (np.sum([_project_on_truth(t, of) for t in targets], axis=0) for of in ("actual", "expected"))
     if not np.all(square > 0) or not np.all(along != 0):
         return
     one = float(np.sum(along) / np.sum(square))
+    if not math.isfinite(one):
+        return
     has = "" if is_layer(targets[0].inputs) else _format_scale(spec, one, targets[0])
     yield _factor_trial(spec, one, one, f"out is multiplied by {one:.{_digits(one)}g}{has}")
     factors = along / square

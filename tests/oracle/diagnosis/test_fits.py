@@ -152,6 +152,14 @@ def test_a_factor_near_one_is_distinguished_from_one(factor: float, said: str) -
     assert words[9] != words[-1]  # and what the spec has
 
 
+def test_no_factor_is_fitted_where_sums_overflow() -> None:
+    """Memory never written to may hold any float64 number."""
+    t = target(of(SPEC))
+    found = diagnose(np.full(t.actual.shape, 1.5e308), SPEC, t.inputs, recipe="float32", max_deviations=1)
+    assert not found.fits
+    assert not found.candidates
+
+
 # λ and the scale of each head
 
 
