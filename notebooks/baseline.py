@@ -6,7 +6,7 @@
 The baseline's weights are rounded to float16 as the bundled ones are. The bundled run's validation losses are those on
 its card.
 
-Kept of each model, on rows of the validation part of the text, all of one length:
+Kept of each model, on sequences of the validation part of the text, all of one length:
 
     validation     [step, nats a token] during training
     reached        on the whole validation part: nats a token, bits per byte

@@ -162,7 +162,8 @@ Its baseline, wiring `{baseline.wiring}`, is trained on the same rows in the sam
 ```
 
 {seen:,} tokens in {steps:,} steps over a training part of {len(corpus.tokens["train"]):,} tokens. During
-training the validation loss was computed on at most {VALIDATION_ROWS} rows of the validation part, at the end on all:
+training the validation loss was computed on at most {VALIDATION_ROWS} sequences of the validation part, at the end on
+all:
 
 | step | loss | validation | bits per byte |
 |---|---|---|---|

@@ -32,7 +32,7 @@ from refdiff.training.settings import CHANGEABLE, OPTIMIZERS, Settings, current_
 SAMPLE_TOKENS = 60
 """The most tokens of a sample."""
 VALIDATION_ROWS = 128
-"""Rows of the validation part that are evaluated during training; at its end all are."""
+"""Sequences of the validation part that are evaluated during training; at its end all are."""
 
 
 class Trainer:

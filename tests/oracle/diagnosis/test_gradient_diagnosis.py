@@ -380,6 +380,7 @@ def test_a_factor_of_a_gradient_is_no_deviation_of_another_factor(factor: float)
     assert float(times[1]) == pytest.approx(factor, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [0.65, 0.7, 0.74, 1.3, 1.4, 1.5])
 def test_a_factor_of_a_sum_is_not_the_sum_of_a_part(factor: float) -> None:
     """One of several heads gives any number within rounding errors of 16 bits by chance."""

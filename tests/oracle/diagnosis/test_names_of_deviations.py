@@ -145,6 +145,7 @@ def test_of_sinks(name: str, counts: tuple[int, int], dtype: str) -> None:
     assert found.name == name, str(found)
 
 
+@pytest.mark.slow
 def test_a_name_whose_own_kernels_overflow_fits_nothing() -> None:
     """The bits of bfloat16 are too large for float16: kernels that read them have no result to compare with."""
     spec = Spec.preset("ms_v1", query_heads=8, key_heads=4, head_dim=16, layer=3)
