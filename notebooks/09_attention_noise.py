@@ -175,10 +175,10 @@ sketches.runs(
 )
 
 # %% [markdown]
-# A model that names any value of the sequence *guesses*: the dotted line. The models of a seed saw the same sequences, so
-# the fair comparison is by seed. We print differential − plain in percentage points, the mean over five seeds with its 95 %
-# confidence interval. A star marks an interval that excludes 0. Without a star, the difference may be chance; and of
-# twenty intervals without any difference behind them, one gets a star.
+# A model that names any value of the sequence *guesses*: the dotted line. The models of a seed saw the same
+# sequences, so the fair comparison is by seed. We print differential − plain in percentage points, the mean over five
+# seeds with its 95 % confidence interval. A star marks an interval that excludes 0. Without a star, the difference
+# may be chance; and of twenty intervals without any difference behind them, one gets a star.
 
 
 # %%
