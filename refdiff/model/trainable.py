@@ -65,7 +65,7 @@ class TrainableModel(PreTrainedModel):
         ids = None if input_ids is None else inputs.token_ids(input_ids)
         labels = targets.get("labels", targets)
         B, T = hidden.shape[:2]
-        parts = self.backend.split_batch(B, T) if self.backend.is_own(context.ops) else [slice(0, B)]
+        parts = self.backend.split_batch(B, T) if self.backend.is_own(context.ops) else []
         shares = self._shares(labels, parts, (B, T)) if len(parts) > 1 else None
         if shares is None:
             return self._one_loss_and_grad(hidden, context, ids, labels, 1.0)

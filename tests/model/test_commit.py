@@ -16,6 +16,7 @@ import pytest
 import safetensors.numpy
 
 from refdiff import CheckpointError, DiffLlamaConfig, DiffLlamaForCausalLM
+from refdiff.model.commit import replacing
 from refdiff.model.weights import nest, parameter_shapes
 from tests.model.weights.files import LAYOUTS, layout_changes, tiny_config
 
@@ -206,3 +207,13 @@ def test_what_is_called_as_an_interrupted_save_and_is_none(tmp_path: Path, kind:
 def test_a_save_over_an_interrupted_one_is_what_counts(interrupted: Path) -> None:
     save(interrupted, OLD, 400)
     assert loaded(interrupted) == OLD
+
+
+def test_a_checkpoint_is_staged_in_its_folder(tmp_path: Path) -> None:
+    """On the disk that it will be on, so that its files are moved there and not copied."""
+    with replacing(tmp_path) as staging:
+        assert staging.parent == tmp_path
+        left = staging.with_name(f"{staging.name}-of-a-killed-process")
+        left.mkdir()
+    with replacing(tmp_path):
+        assert not left.exists()

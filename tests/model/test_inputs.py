@@ -47,6 +47,13 @@ def test_texts_and_dicts_in_place_of_integers_are_refused_with_the_fix(given, me
         inputs.integers("labels", given)
 
 
+def test_a_mask_of_three_axes_is_told_the_shapes_that_there_are():
+    model = refdiff.DiffLlamaForCausalLM(small_config())
+    message = r"^attention_mask: got shape \(1, 3, 3\), expected \(B, S\) or \(B, 1 or H, T, S\)$"
+    with pytest.raises(ValueError, match=message):
+        model([[1, 2, 3]], attention_mask=np.ones((1, 3, 3), int))
+
+
 def test_positions_continue_after_the_cache():
     np.testing.assert_array_equal(inputs.positions(None, 2, 3, 5), [[5, 6, 7]])
     np.testing.assert_array_equal(inputs.positions([[4, 0, 9]], 2, 3, 5), [[4, 0, 9]])

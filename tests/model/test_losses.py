@@ -121,6 +121,22 @@ def test_the_fused_loss_and_gradient_equal_the_separate_ones(rows, dtype):
     assert backend.select("cross_entropy_and_vjp", overlay(ops, lambda name, layer: layer)) is None
 
 
+def test_the_fused_loss_and_gradient_are_the_backends():
+    backend = Backend()
+    backend.cross_entropy_and_vjp = lambda g, logits, targets: ("loss", "gradient")
+    assert losses.causal_lm_loss_and_grad(backend, backend.ops, np.asarray(1.0), Z, LABELS) == ("loss", "gradient")
+
+
+def test_a_single_label_is_checked_too():
+    with pytest.raises(IndexError, match=r"^labels: got 7, expected 0 to 6, or -100 to leave one out$"):
+        losses.sequence_loss(OPS, Z[:1, 0], np.array([7]), None)
+
+
+def test_an_unknown_problem_type_is_told_the_known_ones():
+    with pytest.raises(ValueError, match=r"^problem_type: got 'ranking', expected regression, single_label_classif"):
+        losses.sequence_loss(OPS, Z[:, 0], SOFT, "ranking")
+
+
 def test_labels_that_the_fused_loss_declines_are_refused_by_the_layers():
     backend = backend_for(np, threads=2)
     with pytest.raises(IndexError, match="-97"):

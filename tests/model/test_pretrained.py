@@ -74,6 +74,9 @@ def test_generation_config_travels(tmp_path):
     model = small_model()
     model.generation_config = {"eos_token_id": [1, 2], "temperature": 0.5}
     model.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
+    model.save_pretrained(tmp_path / "a folder" / "in shards", 100_000)
+    assert len([*(tmp_path / "a folder" / "in shards").glob("model-*.safetensors")]) > 1
     assert refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path).generation_config == model.generation_config
 
 

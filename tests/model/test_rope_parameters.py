@@ -84,6 +84,7 @@ VALID: list[dict[str, Any]] = [
     {**YARN, "factor": 1.0, "original_max_position_embeddings": 1, "beta_fast": 1, "mscale": None},
     {**YARN, "beta_fast": 7, "beta_slow": 7},
     {**YARN, "mscale_all_dim": None},
+    {**YARN, "mscale_all_dim": 0, "beta_fast": 0, "beta_slow": 0},
     {**LONG, "short_factor": [1, 1.5], "long_factor": (2, 3.0), "factor": None, "attention_factor": 1.5},
     {**LONG, "original_max_position_embeddings": 1, "attention_factor": 1.0},
     THREE,
@@ -173,6 +174,7 @@ def test_what_passes_can_be_computed(valid: dict[str, Any], changes: dict[str, A
         assert all(map(math.isfinite, [*frequencies, scale]))
 
 
+MANY = [f"name{i}" for i in range(100, 200)]
 REMARKS: list[tuple[dict[str, Any], list[str]]] = [
     (
         {**YARN, "factor": 0.5, "beta_slow": 33, "foo": 1},
@@ -187,6 +189,15 @@ REMARKS: list[tuple[dict[str, Any], list[str]]] = [
         [
             "rope_parameters.high_freq_factor is below low_freq_factor",
             "rope_parameters.original_max_position_embeddings is 2049, not below max_position_embeddings 2048",
+        ],
+    ),
+    ({**YARN, "beta_fast": 2, "beta_slow": 3}, ["rope_parameters.beta_fast is below beta_slow"]),
+    (
+        {"rope_type": "default", **dict.fromkeys(f"name{i}" for i in range(100, 200))},
+        [
+            f"rope_type 'default' does not use rope_parameters.{{{', '.join(f'name{i}' for i in range(100, 200))}}}"[
+                :500
+            ]
         ],
     ),
     ({**YARN, "beta_fast": None, "beta_slow": 32.5}, ["rope_parameters.beta_fast is below beta_slow"]),

@@ -9,6 +9,7 @@ import pytest
 
 import refdiff
 from refdiff import arrays
+from refdiff.backends import overlay
 from refdiff.model import diffllama_vjp, weights
 from tests.backends.tuned import tune
 from tests.layers.places import Place
@@ -202,6 +203,20 @@ def test_the_padding_token_is_not_trained_by_being_looked_up() -> None:
     assert np.any(grads["model"]["embed_tokens"]["weight"][with_padding[0, 0]])
     _, grads = model.loss_and_grad(np.full_like(IDS, model.config.pad_token_id), labels=IDS)
     assert not np.any(grads["model"]["embed_tokens"]["weight"])
+
+
+def test_lambda_of_v2_calls_the_parts_that_replace_its_own() -> None:
+    model, seen = small_model(wiring="v2", kernels="reference"), []
+
+    def wrap(name: str, f: Any) -> Any:
+        return lambda *args, **options: (seen.append(name), f(*args, **options))[1]
+
+    model.ops = overlay(model.ops, wrap)
+    model.loss_and_grad(IDS, labels=IDS)
+    first = seen.index("diff_lambda_v2")
+    assert {*seen[first + 1 : first + 3]} == {"linear", "activation"}
+    back = seen.index("diff_lambda_v2_vjp")
+    assert {"activation_vjp", "linear_vjp"} <= {*seen[back + 1 : back + 5]}
 
 
 def test_a_thousandth_in_any_gradient_is_seen() -> None:

@@ -132,6 +132,15 @@ def test_lambda_of_every_layer_is_that_of_the_paper(
         close(lambda_, np.array(math.exp(dots[0]) - math.exp(dots[1]) + 0.8 - 0.6 * math.exp(-0.3 * layer)), SAME)
 
 
+@pytest.mark.parametrize("wiring", ["hf", "paper", "v2"])
+def test_maps_that_a_replaced_layer_keeps_to_itself_are_missed(wiring: str) -> None:
+    model = small_model(wiring=wiring, kernels="reference")
+    alone = lambda f: lambda *args, ops, **options: f(*args, **options)  # noqa: E731
+    model.ops = overlay(model.ops, lambda name, f: alone(f) if name == "diff_attention" else f)
+    with pytest.raises(ValueError, match="zip"):
+        model(ids(0, 1, 3), output_attentions=True)
+
+
 @EACH
 def test_maps_are_those_of_the_heads_that_a_mask_names(wiring: str) -> None:
     """A mask of its own for each query head tells which map is whose."""

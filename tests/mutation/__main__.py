@@ -38,7 +38,12 @@ ALSO = {
     "refdiff/model/weights/save.py": ("tests/model/test_pretrained.py",),
     "refdiff/model/rope_parameters.py": ("tests/model/test_config.py",),
     "refdiff/model/trainable.py": ("tests/model/test_stored_weights.py",),
-    "refdiff/model/pretrained.py": ("tests/model/test_pickled.py", "tests/model/test_stored_weights.py"),
+    "refdiff/model/pretrained.py": (
+        "tests/model/test_pickled.py",
+        "tests/model/test_stored_weights.py",
+        "tests/test_python_interface.py",
+    ),
+    "refdiff/model/weights/safetensors_file.py": ("tests/model/weights/test_load.py",),
     "refdiff/model/call.py": (
         "tests/model/test_pretrained.py",
         "tests/model/test_heads.py",
@@ -57,7 +62,11 @@ ALSO = {
         "tests/model/test_trainable.py",
         "tests/backends/test_decoder.py",
     ),
-    "refdiff/model/config.py": ("tests/model/test_config_checks.py", "tests/model/test_rope_parameters.py"),
+    "refdiff/model/config.py": (
+        "tests/model/test_config_checks.py",
+        "tests/model/test_rope_parameters.py",
+        "tests/test_python_interface.py",
+    ),
     "refdiff/model/config_checks.py": ("tests/model/test_config.py",),
     "refdiff/model/inputs.py": ("tests/model/test_heads.py",),
     "refdiff/model/commit.py": ("tests/model/weights/test_folder.py", "tests/model/weights/test_save.py"),

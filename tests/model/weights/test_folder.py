@@ -84,10 +84,11 @@ def test_tensor_in_another_shard(tmp_path: Path) -> None:
 @pytest.mark.parametrize("gone", [True, False])
 def test_save_in_the_middle_of_a_load_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: bool) -> None:
     write(tmp_path, split(random_tensors(), 2))
-    original = folder_module.open_safetensors
+    original, replaced = folder_module.open_safetensors, []
 
     def meanwhile(path: Path, **options: object) -> object:
         if path.name == SECOND:
+            replaced.append(path)
             content = (tmp_path / INDEX).read_bytes()
             (tmp_path / "newer").write_bytes(content)
             (tmp_path / "newer").replace(tmp_path / INDEX)
@@ -98,3 +99,4 @@ def test_save_in_the_middle_of_a_load_is_noticed(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(folder_module, "open_safetensors", meanwhile)
     says = "has neither" if gone else "was replaced while the checkpoint was being loaded; load it again"
     assert says in refused(tmp_path)
+    assert len(replaced) == (1 if gone else 3)

@@ -146,6 +146,10 @@ def test_ten_million_bytes_of_header_are_the_most_that_is_read(tmp_path: Path) -
     os.truncate(tmp_path / "long.safetensors", 10_000_009)  # the rest is zeros, and takes no room
     with pytest.raises(CheckpointError, match="has 10,000,001 bytes, more than the 10,000,000 that are read"):
         open_safetensors(tmp_path / "long.safetensors")
+    (tmp_path / "most.safetensors").write_bytes((10_000_000).to_bytes(8, "little"))
+    os.truncate(tmp_path / "most.safetensors", 10_000_008)
+    with pytest.raises(CheckpointError, match="the header begins with"):
+        open_safetensors(tmp_path / "most.safetensors")
 
 
 GOOD = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
