@@ -90,6 +90,18 @@ def test_yarn_where_the_ramp_has_no_width() -> None:
     close(frequencies("yarn", beta_fast=100, beta_slow=12), 10_000 ** (-np.arange(4) / 4) / [1, 3, 3, 3], FLOAT64)
 
 
+def test_yarn_in_the_middle_of_a_ramp_of_no_width() -> None:
+    # both edges are at index 1.9995, and the ramp is 0.001 wide: pair 2 is half way between f and f / 3
+    turns = 64 / (2 * math.pi * 10_000 ** (1.9995 / 4))
+    found = frequencies("yarn", beta_fast=turns, beta_slow=turns, truncate=False, original_max_position_embeddings=64)
+    close(found, 10_000 ** (-np.arange(4) / 4) * [1, 1, 2 / 3, 1 / 3], 1e-9)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TYPES if kind != "longrope"])
+def test_all_of_a_large_head_is_rotated_unless_a_part_is_given(kind: str) -> None:
+    assert np.count_nonzero(frequencies(kind, 4000)) == frequencies(kind, 4000).size == 2000
+
+
 def test_yarn_factor_null_means_from_the_lengths() -> None:
     parameters = {"factor": None, "original_max_position_embeddings": 64}
     close(frequencies("yarn", longest=320, **parameters), frequencies("yarn", factor=5.0), FLOAT64)
