@@ -71,7 +71,7 @@ def did_you_mean(
 
 
 def refuse_arguments(call: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise `TypeError` for the first name in `given`: an argument that a call does not take, with those it takes."""
+    """Raise `TypeError` if `given` has a name. The message has the first one, and the arguments that are known."""
     for name in given:
         known = list(known)
         hint = did_you_mean(name, known, otherwise="; leave it out", show=str, cutoff=0.8)

@@ -264,9 +264,9 @@ class Thresholds:
 
     Diagnosis; residuals are errors in multiples of E_r:
         quick_residual: a deviation with a larger quick residual does not get a budget of its own.
-        hopeless: in multiples of the limit of a row. An output that is further from a deviation by the budget of two
-            orders is not judged by all of them. In 3,888 rows of held-out orders the largest error was 3.3 E_r of two
-            orders; 13.5 is the limit.
+        hopeless: in multiples of `wrong_limits.row`. Two orders suffice to reject a deviation if the error of a row is
+            larger in their E_r. In 3,888 rows of held-out orders the largest error was 3.3 of these E_r; the limit is
+            13.5.
         max_judged, always_judged: the most candidates of one search that get a budget of their own, and how many of the
             nearest, and of those that explain most, get one at any distance: a wrong kernel may have much larger
             rounding errors than a correct one. In 107 outputs with one deviation 91 of the 92 names that fitted were

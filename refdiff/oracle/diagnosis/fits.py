@@ -84,7 +84,7 @@ def fit_parameters(spec: Spec, targets: tuple[Target, ...], *, local: bool = Fal
 
 
 def is_scaled(spec: Spec, targets: tuple[Target, ...]) -> bool:
-    """Whether outputs pass as the truth times one factor, with an error that is not doubtful."""
+    """Whether the outputs pass as the truth times one number, with at most `Thresholds.correct_residual` left."""
     parts = Parts.of(spec, targets)
     fits = (f for t in islice(factor_trials(spec, targets), 1) for f in _evaluate_factor(t, parts))
     return any(f.fits and f.residual <= THRESHOLDS.correct_residual for f in fits)
@@ -186,12 +186,12 @@ def _evaluate_best(trials: Sequence[Trial], parts: Parts) -> list[Fit]:
     """Judge the outputs with the trial that has the smallest residual; parts may not tell some trials apart."""
     if not trials:
         return []
-    outs = [compute_outputs(trial.kernel, parts.all_keys) for trial in trials]
-    residuals = [worst_residual(parts.all_keys, x) for x in outs]
+    outs = (compute_outputs(trial.kernel, parts.all_keys) for trial in trials)  # one at a time: they may be large
+    scored = [(worst_residual(parts.all_keys, x), parts.is_split and is_near(parts.all_keys, x)) for x in outs]
+    residuals = [residual for residual, _ in scored]
     if parts.is_split:
         allowed = THRESHOLDS.better_ratio * min(residuals)
-        scored = zip(trials, outs, residuals, strict=True)
-        trials = [trial for trial, x, off in scored if off <= allowed and is_near(parts.all_keys, x)]
+        trials = [t for t, (residual, near) in zip(trials, scored, strict=True) if near and residual <= allowed]
         residuals = [worst_residual(parts.whole, compute_outputs(x.kernel, parts.whole)) for x in trials]
     return _evaluate_trial(trials[int(np.argmin(residuals))], parts) if trials else []
 

@@ -246,7 +246,7 @@ def judge_problem(
     for some in (SCREENING_ORDERS, tuple(o for o in orders if o not in SCREENING_ORDERS)) if stop else (orders,):
         runs += run_orders(lambda order: _rounded_output(problem, target.recipe, order), some, problem.inputs)
         if rejected is not None and not key[1]:
-            key = (target, hashlib.sha256(np.stack((wrong, *runs)).tobytes()).digest())
+            key = (target, hashlib.sha256(np.concatenate((wrong, *runs), axis=None).data).digest())
             if key in rejected:
                 return rejected[key]
         found = _judge_runs(wrong, tuple(runs), target)
@@ -312,19 +312,19 @@ def typical_part(spec: Spec, target: Target, *, all_keys: bool = False) -> Targe
 def worst_part(spec: Spec, target: Target, typical: Target, *, all_keys: bool = False) -> Target | None:
     """Return a part with a wrong row of a large target, if it has one and the typical part has none; else None.
 
-    Of the rows whose error is at least the largest over `Thresholds.better_ratio`, it is the first. The part also has
-    the rows before it or, if they need later keys, it is the last with the rows after it.
+    Candidates are the rows whose error is at least the largest over `Thresholds.better_ratio`. The part is the first of
+    them with the rows before it. If these need later keys, it is the last of them with the rows after it.
     """
     wrong = _actual_ratios(target)
     if spec.causal == "top_left" or not exceeds_limit(wrong) or exceeds_limit(_actual_ratios(typical)):
         return None
     T, S = target.inputs["q"].shape[2], target.inputs["k"].shape[2]
     large = np.argwhere(wrong >= max(LIMITS.row, np.max(wrong) / THRESHOLDS.better_ratio))
-    by_token = large[np.argsort(large[:, 2], kind="stable")].tolist()
-    (sequence, _, t), (last_sequence, _, last) = by_token[0], by_token[-1]
+    first, last = large[np.argmin(large[:, 2])], large[np.argmax(large[:, 2])]
+    (sequence, _, t), (last_sequence, _, last_t) = first.tolist(), last.tolist()
     least = THRESHOLDS.min_queries
     if all_keys or spec.causal == "none" or S - T + t < 0:
-        return _sub_case(target, last_sequence, slice(max(0, min(last, T - least)), T), S)
+        return _sub_case(target, last_sequence, slice(max(0, min(last_t, T - least)), T), S)
     return _sub_case(target, sequence, slice(max(0, t - least + 1), t + 1), S - T + t + 1)
 
 
@@ -358,11 +358,11 @@ class Parts:
     """Targets, and the parts of them on which deviations are tried.
 
     whole: the targets.
-    local: their typical parts; if one is correct, also the part with the worst row.
+    local: their typical parts; if one is correct, also a part with a wrong row.
     all_keys: the same with all keys; only the worst part if the typical one is correct.
     cost: the multiplications of all targets.
-    is_large: whether some dense target is above `Thresholds.large_cost`. It is split unless only statistics of the
-        whole tensor fail.
+    is_large: whether some dense target is above `Thresholds.large_cost`. It is compared as a whole if only statistics
+        of the whole tensor fail, or if its mask is top-left with other keys than queries.
     """
 
     whole: tuple[Target, ...]
