@@ -43,7 +43,8 @@ NEARLY_RIGHT = (
 
 NO_PAIRS = "pairs were not tried: no single deviation is wrong, or NaN, in exactly these places"
 NO_LARGE_PAIRS = (
-    "pairs were not tried: the inputs are large, and the error is NaN, in one place, or too small to show in one row"
+    "pairs were not tried: the inputs are large and no part of them suffices, since the error is NaN, in one place, or "
+    "too small to show in one row, or since the mask is top-left"
 )
 
 MIN_ROW_BUDGET = 1e-150
