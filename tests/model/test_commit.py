@@ -211,9 +211,10 @@ def test_a_save_over_an_interrupted_one_is_what_counts(interrupted: Path) -> Non
 
 def test_a_checkpoint_is_staged_in_its_folder(tmp_path: Path) -> None:
     """On the disk that it will be on, so that its files are moved there and not copied."""
-    with replacing(tmp_path) as staging:
-        assert staging.parent == tmp_path
+    folder = tmp_path / "not there" / "yet"
+    with replacing(folder) as staging:
+        assert staging.parent == folder
         left = staging.with_name(f"{staging.name}-of-a-killed-process")
         left.mkdir()
-    with replacing(tmp_path):
+    with replacing(folder):
         assert not left.exists()
