@@ -173,10 +173,11 @@ def test_a_repo_is_asked_for_its_config_and_weights(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(hub, "snapshot", lambda repo, **options: calls.append((repo, options)) or tmp_path)
     options = {"revision": "abc", "cache_dir": tmp_path, "local_files_only": True}
+    check = refdiff.DiffLlamaConfig.from_pretrained
     for given in (options, {}):
         KIND.from_pretrained("some/repo", **given)
         asked = {"revision": None, "cache_dir": None, "local_files_only": False, **given}
-        assert calls[0] == ("some/repo", {"files": hub.CONFIG + hub.WEIGHTS, **asked})
+        assert calls[0] == ("some/repo", {"files": hub.CONFIG + hub.WEIGHTS, "check": check, **asked})
         calls.clear()
 
 
