@@ -35,7 +35,7 @@ ALSO = {
         "tests/model/weights/test_save.py",
         "tests/model/test_pretrained.py",
     ),
-    "refdiff/model/weights/save.py": ("tests/model/test_pretrained.py",),
+    "refdiff/model/weights/save.py": ("tests/model/test_pretrained.py", "tests/test_browser.py"),
     "refdiff/model/rope_parameters.py": ("tests/model/test_config.py",),
     "refdiff/model/trainable.py": ("tests/model/test_stored_weights.py",),
     "refdiff/model/pretrained.py": (
