@@ -26,6 +26,7 @@ BY_NAME = {
     **dict.fromkeys(("attention_over_heads", "one_added_to_denominator", "norm_on_q_and_k",
                      "extra_qk_norm"), "scores1"),
     **dict.fromkeys(("first_key_for_both_maps", "second_map_not_scaled"), "scores2"),
+    "values_tiled": "attn1",
     **dict.fromkeys(("lambda_not_used", "lambda_added", "lambda_on_both_maps", "v2_one_lambda_per_layer",
                      "v2_lambda_read_as_tokens_first", "v2_lambda_by_query_head"), "diff"),
     **dict.fromkeys(("default_epsilon", "no_sub_norm_weight"), "groupnorm"),
