@@ -63,31 +63,45 @@ def ctrl_c_calls(function: Callable[..., None]) -> Iterator[None]:
 
 
 @contextmanager
+def _repeat_after_finalizers(kind: type[BaseException], repeat: Callable[[Any], int]) -> Iterator[None]:
+    """Send a signal again whose exception, of this kind, was raised in a finalizer: Python prints it and drops it.
+
+    Args:
+        repeat: returns the number of the signal; gets the exception.
+    """
+    before = sys.unraisablehook
+
+    def hook(dropped: Any) -> None:
+        if isinstance(dropped.exc_value, kind):
+            threading.Timer(0.01, signal.raise_signal, [repeat(dropped.exc_value)]).start()
+        else:
+            before(dropped)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+@contextmanager
 def remember_ctrl_c() -> Iterator[Callable[[], bool]]:
     """Yield a function that returns whether Ctrl-C was pressed.
 
-    C code whose import Ctrl-C ends, as NumPy's, raises an ImportError that does not say so. And Python prints and drops
-    what is raised in a finalizer, so Ctrl-C is repeated after one.
+    C code whose import Ctrl-C ends, as NumPy's, raises an ImportError that does not say so.
     """
     pressed: list[bool] = []
-    before = sys.unraisablehook
 
     def interrupt(*_: object) -> None:
         pressed.append(True)
         raise KeyboardInterrupt
 
-    def repeat(dropped: Any) -> None:
-        if dropped.exc_type is KeyboardInterrupt:
-            threading.Timer(0.01, signal.raise_signal, [signal.SIGINT]).start()
-        else:
-            before(dropped)
+    with _repeat_after_finalizers(KeyboardInterrupt, lambda _: signal.SIGINT), ctrl_c_calls(interrupt):
+        yield lambda: bool(pressed)
 
-    sys.unraisablehook = repeat
-    try:
-        with ctrl_c_calls(interrupt):
-            yield lambda: bool(pressed)
-    finally:
-        sys.unraisablehook = before
+
+class _SignalExit(SystemExit):
+    """The exit by a signal."""
 
 
 @contextmanager
@@ -103,12 +117,18 @@ def exit_on_signals() -> Iterator[None]:
 
     def end(number: int, _: object) -> None:
         signal.signal(number, signal.SIG_DFL)
-        raise SystemExit(128 + number)
+        raise _SignalExit(128 + number)
+
+    def again(dropped: Any) -> int:
+        number: int = dropped.code - 128
+        signal.signal(number, end)
+        return number
 
     for number in caught:
         signal.signal(number, end)
     try:
-        yield
+        with _repeat_after_finalizers(_SignalExit, again):
+            yield
     finally:
         for number in caught:
             signal.signal(number, signal.SIG_DFL)

@@ -196,22 +196,38 @@ main()
 """
 
 
-class _Interrupted:
+class _Signalled:
+    def __init__(self, number: signal.Signals) -> None:
+        self.number = number
+
     def __del__(self) -> None:
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(self.number)
 
 
-def test_ctrl_c_in_a_finalizer_ends_the_command(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("number", "ends"),
+    [
+        (signal.SIGINT, (130, "", "refdiff: interrupted\n")),
+        *((n, (128 + n, "", "")) for n in (signal.SIGTERM, signal.SIGHUP)),
+    ],
+)
+def test_a_signal_in_a_finalizer_ends_the_command(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, ends: tuple[int, str, str]
+) -> None:
     """Python drops what a finalizer raises, and prints its traceback."""
 
     def run(args: object) -> int:
-        _Interrupted()
+        _Signalled(number)
         for _ in range(300):
             time.sleep(0.1)
         return 0
 
     monkeypatch.setattr("refdiff.cli.inspect.run", run)
-    assert cli("inspect") == (130, "", "refdiff: interrupted\n")
+    try:
+        found = cli("inspect")
+    except SystemExit as left:
+        found = (int(str(left)), "", "")
+    assert found == ends
 
 
 def test_ctrl_c_is_silent_from_the_first_module_on(environment: dict[str, str], tmp_path: Path) -> None:
