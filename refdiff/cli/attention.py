@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from refdiff.cli.answering import encode
 from refdiff.cli.flags import PIPE_NOTE, Number, UsageError, add_common, add_machine, add_model, add_prompt, refuse
 from refdiff.cli.loading import check_prompt, load, read_prompt
 from refdiff.cli.output_files import PICTURES, check_file, write_npz, write_picture
@@ -69,7 +70,9 @@ def run(args: argparse.Namespace) -> int:
     from refdiff.viz import attention_maps
     from refdiff.viz.page.build import page_size
 
-    ids, config = tokenizer.encode(prompt), model.config
+    with waiting("tokenizing the prompt", quiet=args.quiet):
+        _, ids = encode(model, tokenizer, prompt)
+    config = model.config
     if kind == ".html":
         page_size(config.num_hidden_layers * config.num_query_heads, len(ids))
     with waiting("computing the attention maps", quiet=args.quiet):

@@ -16,7 +16,7 @@ from refdiff.cli.flags import Number, UsageError, refuse, utf8_text
 from refdiff.cli.loading import check_prompt, load, read_prompt
 from refdiff.cli.output_files import check_place
 from refdiff.cli.parser import Parser
-from refdiff.cli.terminal import json_text, note, size, write_text
+from refdiff.cli.terminal import json_text, note, size, waiting, write_text
 from refdiff.files import write_atomically
 from refdiff.memory import peak_memory
 
@@ -166,7 +166,8 @@ def _answer(args: argparse.Namespace, prompt: str, write: Callable[[str], None])
     model, tokenizer = load(args)
     answering.check_template(tokenizer, args)
     messages = answering.chat_messages(prompt, args.system) if args.chat else None
-    text, ids = answering.encode(model, tokenizer, prompt, messages)
+    with waiting("tokenizing the prompt", quiet=args.quiet):
+        text, ids = answering.encode(model, tokenizer, prompt, messages)
     given = answering.given_options(args)
     used = seed if answering.samples(model, answering.call_options(tokenizer, given)) else None
     if used is None and args.seed is not None:

@@ -18,11 +18,14 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import Context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from refdiff.cli.terminal import name_flags, note
 from refdiff.messages import NATIVE_CALLS, printable
+
+T = TypeVar("T")
 
 _MAP = re.compile(r"(\w+)-(\w+) \S+ (\w+) \S+ (\d+) +(/.*)")
 """A line of /proc/self/maps: first and last address, permissions, offset, device, inode, path."""
@@ -185,6 +188,29 @@ def capture_panics() -> Iterator[None]:
         finally:
             NATIVE_CALLS.reset(token)
             os.close(stderr)
+
+
+def interruptible(function: Callable[[], T]) -> T:
+    """Call a function of C code in a thread, for which Ctrl-C does not wait.
+
+    A panic there is not kept off standard error: `capture_panics` would keep what follows Ctrl-C off it, too.
+    """
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            done.append(Context().run(function))
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.1)  # without a limit, Ctrl-C would have no effect on Windows
+    if failed:
+        raise failed[0]
+    return done[0]
 
 
 @contextmanager

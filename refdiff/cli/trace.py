@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from refdiff.cli.answering import encode
 from refdiff.cli.flags import MODEL, UsageError, add_common, add_dtype, add_threads, refuse, utf8_text
 from refdiff.cli.loading import fetch, load, read_prompt, refuse_other_heads
 from refdiff.cli.output_files import check_file, write_npz
@@ -145,7 +146,8 @@ def _record(args: argparse.Namespace) -> int:
         model, tokenizer = load(argparse.Namespace(**{**vars(args), **usual}))
         piped = argparse.Namespace(prompt="-", prompt_flag=None, file=None)
         prompt = read_prompt(piped) if args.prompt == "-" else args.prompt
-        ids = tokenizer([prompt], return_tensors="np")["input_ids"]
+        with waiting("tokenizing the prompt", quiet=args.quiet):
+            ids = [encode(model, tokenizer, prompt)[1]]
     else:
         ids = _ids(args.ids)
         folder = fetch(args.of, args)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -62,6 +63,33 @@ def test_of_a_prompt_far_beyond_the_context_only_the_first_part_is_tokenized() -
     assert len(encode(model, tokenizer, "a" * 3200)[1]) == 320, "length_limit refuses it"
     tokenizer.encode.side_effect = lambda text: [1] * (len(text) // 1000)  # such as long runs of spaces
     assert len(encode(model, tokenizer, "a" * 10**5)[1]) == 100
+
+
+def test_of_a_prompt_far_beyond_a_long_context_only_the_first_parts_are_tokenized() -> None:
+    model: Any = SimpleNamespace(source="here", config=SimpleNamespace(max_position_embeddings=131_072))
+    tokenizer = Mock()
+    tokenizer.encode.side_effect = lambda text: [1] * (len(text) // 4)
+    far = "prompt: got 1,500,000 tokens in its first 6,000,000 characters, expected at most 1,310,720, 10 times the "
+    with pytest.raises(ValueError, match=far):
+        encode(model, tokenizer, "a" * 10**7)
+    assert [len(call.args[0]) for call in tokenizer.encode.call_args_list] == [10**6] * 6
+
+
+def test_a_long_prompt_that_fits_is_tokenized_once_where_ctrl_c_does_not_wait_for_it() -> None:
+    model: Any = SimpleNamespace(source="here", config=SimpleNamespace(max_position_embeddings=131_072))
+    tokenizer, threads = Mock(), []
+
+    def count(text: str) -> list[int]:
+        threads.append((len(text), threading.current_thread() is threading.main_thread()))
+        return list(range(len(text) // 4))
+
+    tokenizer.encode.side_effect = count
+    text = "a" * 2_500_000
+    assert encode(model, tokenizer, text) == (text, list(range(625_000)))
+    assert threads == [(10**6, True), (10**6, True), (2_500_000, False)]
+    tokenizer.encode.side_effect = [[1], ValueError("this text has no tokens")]
+    with pytest.raises(ValueError, match="this text has no tokens"):
+        encode(model, tokenizer, "a" * 1_500_000)
 
 
 @pytest.fixture(scope="module")
