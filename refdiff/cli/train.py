@@ -241,7 +241,6 @@ def _resume(args: argparse.Namespace, out: Path) -> Trainer:
     from refdiff.training.settings import CHANGEABLE, Settings, needed_memory
     from refdiff.training.train import Trainer
 
-    checkpoint.recover(out)  # the folder is locked
     changes = {name: getattr(args, name) for name in args.given if name in CHANGEABLE}
     fixed = [name for name in args.given if name not in (*CHANGEABLE, "threads")]
     if (args.text is not None or fixed) and (others := _differing_options(args, out, fixed)):

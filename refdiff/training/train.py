@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
@@ -57,6 +58,7 @@ class Trainer:
         make: Any = OPTIMIZERS[settings.optimizer]
         self._optimizer = make(params, weight_decay=settings.weight_decay)
         self._rows = corpus.rows("train", settings.context)
+        self._saved: int | None = None  # the step of its last checkpoint
         corpus.rows("validation", 2)
 
     @classmethod
@@ -84,30 +86,36 @@ class Trainer:
         Raises:
             ValueError: a setting that may not change, or fewer steps than have been made.
             CheckpointError: there is no checkpoint, or it is broken.
+            RuntimeError: another process trains in the folder.
+            OSError: the folder is not writable.
         """
         changes = current_names(changes or {})
         if fixed := set(changes) - set(CHANGEABLE):
             raise ValueError(
                 f"{', '.join(sorted(fixed))} may not change: a resumed run may change {', '.join(CHANGEABLE)}"
             )
-        folder, about = checkpoint.latest(out)
-        try:
-            settings = Settings(**about["settings"])
-            before = [current_names(dict(change)) for change in about.get("changes", [])]
-            threads = int(about.get("threads", 0)) if threads is None else threads
-        except (KeyError, TypeError, ValueError) as error:
-            raise checkpoint.broken(folder / "training.json", error) from None
-        model = DiffLlamaForCausalLM.from_pretrained(folder, threads=threads or None, backend=backend, device=device)
-        trainer = cls(out, model, Corpus(out / "corpus"), settings)
-        trainer.threads, trainer.step, trainer.changes = threads, about["step"], before
-        state = {n: from_numpy(a, model.xp, device) for n, a in checkpoint.optimizer_state(folder).items()}
-        try:
-            trainer._optimizer.restore(state, trainer.step)
-        except (KeyError, ValueError) as error:
-            raise checkpoint.broken(folder / "optimizer.safetensors", error) from None
-        checkpoint.truncate_log(out, trainer.step)
-        trainer._change(changes, folder)
-        return trainer
+        with checkpoint.locked(out) if out.is_dir() else nullcontext():
+            folder, about = checkpoint.latest(out)
+            try:
+                settings = Settings(**about["settings"])
+                before = [current_names(dict(change)) for change in about.get("changes", [])]
+                threads = int(about.get("threads", 0)) if threads is None else threads
+            except (KeyError, TypeError, ValueError) as error:
+                raise checkpoint.broken(folder / "training.json", error) from None
+            model = DiffLlamaForCausalLM.from_pretrained(
+                folder, threads=threads or None, backend=backend, device=device
+            )
+            trainer = cls(out, model, Corpus(out / "corpus"), settings)
+            trainer.threads, trainer.changes = threads, before
+            trainer.step = trainer._saved = about["step"]
+            state = {n: from_numpy(a, model.xp, device) for n, a in checkpoint.optimizer_state(folder).items()}
+            try:
+                trainer._optimizer.restore(state, trainer.step)
+            except (KeyError, ValueError) as error:
+                raise checkpoint.broken(folder / "optimizer.safetensors", error) from None
+            checkpoint.truncate_log(out, trainer.step)
+            trainer._change(changes, folder)
+            return trainer
 
     def run(
         self, report: Callable[[dict[str, Any]], None] = lambda record: None, stop: Callable[[], bool] = lambda: False
@@ -125,20 +133,38 @@ class Trainer:
             TrainingError: the loss or a gradient is not finite; the message has the step, the layer, and the checkpoint
                 to resume. A checkpoint whose next step fails is renamed to step-…-unusable.
             OSError: the disk is full; the last checkpoint is still there.
+            RuntimeError: another process trains in the folder, or has since this run's last checkpoint.
         """
-        try:
-            with self.model.backend.repeated_scope():
-                return self._run(report, stop)
-        except TrainingError as error:
+        with self._locked():
+            try:
+                with self.model.backend.repeated_scope():
+                    return self._run(report, stop)
+            except TrainingError as error:
+                found = checkpoints(self.out)
+                failed = found.pop()[1] if found and found[-1][0] == self.step else None
+                usable = found[-1][1] if found else None  # steps have been made from it
+                renamed = _rename_unusable(failed) if failed and usable else ""
+                raise TrainingError(f"{error}; {_advice(failed, renamed, usable)}") from None
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Lock the folder of the run, whose last checkpoint must be this trainer's."""
+        with checkpoint.locked(self.out):
             found = checkpoints(self.out)
-            failed = found.pop()[1] if found and found[-1][0] == self.step else None
-            usable = found[-1][1] if found else None  # steps have been made from it
-            renamed = _rename_unusable(failed) if failed and usable else ""
-            raise TrainingError(f"{error}; {_advice(failed, renamed, usable)}") from None
+            if found and found[-1][0] != self._saved:
+                own = "none" if self._saved is None else checkpoint.name(self._saved)
+                raise RuntimeError(
+                    f"{self.out}: the last checkpoint is {found[-1][1].name}, and this trainer's is {own}: another "
+                    "has trained in this folder; continue with Trainer.resume, or name another folder"
+                )
+            try:
+                yield
+            finally:
+                self._saved = found[-1][0] if (found := checkpoints(self.out)) else None
 
     def _run(self, report: Callable[[dict[str, Any]], None], stop: Callable[[], bool]) -> Path:
         s, stopping = self.settings, False
-        last = self.out / checkpoint.name(0) if self.step == 0 else checkpoint.latest(self.out)[0]
+        last = self.out / checkpoint.name(self._saved or 0)
         while self.step < s.max_steps and not stopping:
             started = time.perf_counter()
             record = self._one_step()
@@ -158,12 +184,19 @@ class Trainer:
         return last
 
     def save(self) -> Path:
-        """Write a checkpoint, unless a weight is not finite."""
+        """Write a checkpoint, unless a weight is not finite.
+
+        Raises:
+            TrainingError: a weight is not finite.
+            OSError: the disk is full; the last checkpoint is still there.
+            RuntimeError: as `run`.
+        """
         for name, p in self._params.items():
             if not is_finite(p):
                 raise TrainingError(f"step {self.step}: {name} is not finite, so no checkpoint is written")
         state = {name: to_numpy(a) for name, a in self._optimizer.state().items()}
-        return checkpoint.save(self.out, self.step, self.model, state, self._about(), self.corpus.folder, self.keep)
+        with self._locked():
+            return checkpoint.save(self.out, self.step, self.model, state, self._about(), self.corpus.folder, self.keep)
 
     def _about(self) -> dict[str, Any]:
         about = {"settings": asdict(self.settings), "threads": self.threads}

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextvars import Context
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -152,7 +153,8 @@ def test_a_folder_in_which_another_process_trains(train: Train, here: Path) -> N
     why = "another process trains in this folder: wait until it ends, or name another folder"
     with locked(here / "out"):
         for resume in (False, True):
-            assert train(resume=resume) == (1, "", f"refdiff train: error: out: {why}\n")
+            found = Context().run(train, resume=resume)
+            assert found == (1, "", f"refdiff train: error: out: {why}\n")
     assert train("--max-steps", "1", "-q").status == 0
 
 

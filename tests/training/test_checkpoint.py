@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextvars import Context
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -109,7 +110,7 @@ def test_what_a_killed_run_left_half_written_is_swept_up(start: Start) -> None:
     assert not (trainer.out / ".step-000004").exists()
     (trainer.out / ".step-000004").mkdir()
     with checkpoint.locked(trainer.out):  # which a process does that trains, and may be saving
-        assert checkpoint.latest(trainer.out)[0].name == "step-000002"
+        assert Context().run(checkpoint.latest, trainer.out)[0].name == "step-000002"
     assert (trainer.out / ".step-000004").exists()
     with pytest.raises(CheckpointError, match="no checkpoint to resume"):
         checkpoint.latest(trainer.out / "corpus")
@@ -177,12 +178,47 @@ def test_a_folder_has_one_lock(tmp_path: Path) -> None:
     why = "another process trains in this folder: wait until it ends, or name another folder"
     (tmp_path / checkpoint.LOCK).touch()  # left by a killed process, it locks nothing
     with checkpoint.locked(tmp_path):
+        with checkpoint.locked(tmp_path):
+            pass
         for _ in range(2):  # the first took nothing away
-            with pytest.raises(RuntimeError, match=why), checkpoint.locked(tmp_path):
-                pass
+            with pytest.raises(RuntimeError, match=why):
+                Context().run(checkpoint.locked(tmp_path).__enter__)
     with checkpoint.locked(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trainer_locks_its_folder(start: Start) -> None:
+    trainer = start(max_steps=2)
+    refused = "another process trains in this folder"
+
+    def interfere(record: dict) -> None:
+        with pytest.raises(RuntimeError, match=refused):
+            Context().run(Trainer.resume, trainer.out)
+
+    trainer.run(interfere)
+    again = Trainer.resume(trainer.out, changes={"max_steps": 3})
+    files = {path: path.stat().st_mtime_ns for path in trainer.out.rglob("*")}
+    with checkpoint.locked(trainer.out):
+        for use in (again.run, again.save, lambda: Trainer.resume(trainer.out)):
+            with pytest.raises(RuntimeError, match=refused):
+                Context().run(use)
+    assert {path: path.stat().st_mtime_ns for path in trainer.out.rglob("*")} == files
+
+
+def test_a_trainer_refuses_a_folder_in_which_another_has_trained_since(start: Start) -> None:
+    trainer = start(max_steps=3, save_every=1)
+    assert trainer.run(stop=lambda: True).name == "step-000001"
+    beside = Trainer.resume(trainer.out)
+    fresh = Trainer.start(trainer.out, trainer.model.config, trainer.corpus, trainer.settings)
+    assert trainer.run(stop=lambda: True).name == "step-000002"
+    for late, own in ((beside, "step-000001"), (fresh, "none")):
+        with pytest.raises(RuntimeError, match=f"the last checkpoint is step-000002, and this trainer's is {own}: ano"):
+            late.run()
+        with pytest.raises(RuntimeError, match=r"continue with Trainer\.resume, or name another folder"):
+            late.save()
+    assert trainer.run().name == "step-000003"
+    assert [record["step"] for record in checkpoint.read_log(trainer.out)] == [1, 2, 3]
 
 
 def test_a_folder_that_was_made_for_nothing_is_taken_away(tmp_path: Path) -> None:
