@@ -18,6 +18,7 @@ from refdiff.cli.output_files import check_folder
 from refdiff.cli.parser import Parser
 from refdiff.cli.terminal import size, waiting
 from refdiff.errors import CheckpointError
+from refdiff.files import free_space
 from refdiff.model.variants import VARIANTS
 
 if TYPE_CHECKING:
@@ -140,10 +141,8 @@ def _check_space(output: Path, parameters: int, dtype: str) -> None:
     from refdiff.model.weights.precision import NBYTES
 
     needed = parameters * NBYTES[dtype]
-    place = next(path for path in (output, *output.absolute().parents) if path.is_dir())
-    disk = shutil.disk_usage(place)
-    if needed > disk.free and disk.total:  # some file systems say neither
-        why = f"the weights take {size(needed)}, and {size(disk.free)} are free; free some, or name another folder"
+    if needed > (free := free_space(output)):
+        why = f"the weights take {size(needed)}, and {size(free)} are free; free some, or name another folder"
         raise OSError(errno.ENOSPC, why, str(output))
 
 

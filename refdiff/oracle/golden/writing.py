@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -18,12 +19,12 @@ import numpy as np
 
 import refdiff
 from refdiff.errors import CheckpointError
-from refdiff.files import check_name, new_folder, read_bytes, replace_atomically
+from refdiff.files import check_name, free_space, new_folder, read_bytes, replace_atomically
 from refdiff.messages import json_problem
 from refdiff.oracle.budget.budget import Budget, budget
 from refdiff.oracle.budget.statistics import LIMITS, CommonFactor, RowBudget, factor_limit, slope_limit, uncertain_share
 from refdiff.oracle.cases.fixed import Case
-from refdiff.oracle.inputs import options, shapes
+from refdiff.oracle.inputs import gradient_names, options, shapes
 from refdiff.oracle.inputs.arrays import safetensors_bytes
 from refdiff.oracle.rounding import FORMATS, round_to
 from refdiff.oracle.rounding.recipe import Recipe
@@ -75,15 +76,15 @@ def export(
     names = [_name(case) for case in cases]
     if len(set(names)) < len(names):
         raise ValueError(f"two cases have one name: {sorted(n for n in set(names) if names.count(n) > 1)}")
+    folder = Path(path)
+    _check_sizes(folder, dict(zip(names, cases, strict=True)), gradients, len(formats))
     made = [_build_case(name, case, recipe, gradients) for name, case in zip(names, cases, strict=True)]
     entries = [entry for entry, _, _ in made]
     files = {entry["file"]: data for entry, data, _ in made}
     if "npz" in formats:
         files |= {entry["file"].replace(".safetensors", ".npz"): _npz_bytes(arrays) for entry, _, arrays in made}
     files[INDEX] = index_text(entries, files).encode()
-    total = sum(map(len, files.values()))
-    if total > LARGEST_FOLDER:
-        raise ValueError(f"the cases take {total:,} bytes, more than {LARGEST_FOLDER:,}: give fewer or smaller ones")
+    _check_total(sum(map(len, files.values())))
     manifest = {
         "format": FORMAT,
         "licence": "Apache-2.0",
@@ -91,7 +92,6 @@ def export(
         "files": {name: {"bytes": len(data), "sha256": sha256(data)} for name, data in files.items()},
         "cases": entries,
     }
-    folder = Path(path)
     earlier = _earlier_cases(folder)
     with new_folder(folder), contextlib.ExitStack() as written:  # files are replaced at the end, the manifest last
         for name, data in {MANIFEST: manifest_text(manifest).encode(), **files}.items():
@@ -100,6 +100,36 @@ def export(
             file.flush()
     for name in earlier - files.keys():
         (folder / name).unlink(missing_ok=True)
+
+
+def _check_sizes(folder: Path, cases: Mapping[str, Case], gradients: bool, formats: int) -> None:
+    """Check that the least that the files take fits the limits and the disk: computing them may take minutes."""
+    total = 0
+    for name, case in cases.items():
+        inputs, dout = case.inputs, case.dout
+        numbers = dout.size + sum(inputs[of[1:]].size for of in gradient_names(inputs) if gradients)
+        least = sum(x.nbytes for x in inputs.values()) + dout.nbytes * gradients + 16 * numbers  # float64, hi and lo
+        _check_case(name, least, "at least ")
+        total += least * formats
+    _check_total(total, "at least ")
+    if total > (free := free_space(folder)):
+        why = f"the cases take at least {total:,} bytes, and {free:,} are free; free some, or name another folder"
+        raise OSError(errno.ENOSPC, why, str(folder))
+
+
+def _check_case(name: str, size: int, about: str = "") -> None:
+    if size > LARGEST_CASE:
+        raise ValueError(
+            f"{name} takes {about}{size:,} bytes, more than {LARGEST_CASE:,}: give a smaller "
+            "case, with fewer or smaller heads, or gradients=False"
+        )
+
+
+def _check_total(size: int, about: str = "") -> None:
+    if size > LARGEST_FOLDER:
+        raise ValueError(
+            f"the cases take {about}{size:,} bytes, more than {LARGEST_FOLDER:,}: give fewer or smaller ones"
+        )
 
 
 def _earlier_cases(folder: Path) -> set[str]:
@@ -128,11 +158,7 @@ def _build_case(
     judged = [_add_judged_tensor(n, found, arrays) for n in found.names]
     metadata = {"spec": json.dumps(case.spec.to_dict()), "recipe": json.dumps(used.to_dict())}
     data = b"".join(safetensors_bytes(arrays, {"format": FORMAT, **metadata}))
-    if len(data) > LARGEST_CASE:
-        raise ValueError(
-            f"{name} takes {len(data):,} bytes, more than {LARGEST_CASE:,}: give a smaller "
-            "case, with fewer or smaller heads, or gradients=False"
-        )
+    _check_case(name, len(data))
     offsets = _tensor_offsets(data)
     for tensor in judged:
         tensor |= {part: offsets[f"expected.{tensor['name']}.{part}"] for part in ("hi", "lo")}

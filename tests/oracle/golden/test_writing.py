@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -88,13 +89,42 @@ def test_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             golden.export(tmp_path, cases, formats=formats)
     with says(ValueError, "two cases have one name: ['v2']"):
         golden.export(tmp_path, [case("v2"), case("v2")])
-    monkeypatch.setattr(writing, "LARGEST_FOLDER", 1000)
-    with pytest.raises(ValueError, match=r"the cases take [\d,]+ bytes, more than 1,000: give fewer or smaller ones"):
-        golden.export(tmp_path, [case("v2")])
-    monkeypatch.setattr(writing, "LARGEST_CASE", 1000)
-    with pytest.raises(ValueError, match=r"v2 takes [\d,]+ bytes, more than 1,000: give a smaller case"):
-        golden.export(tmp_path, [case("v2")])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_files_that_are_too_large_are_refused_before_they_are_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gradients: bool
+) -> None:
+    """Files that exceed a limit by less than what their least size leaves out are refused after they are computed."""
+
+    def limits(case_size: int, folder_size: int) -> None:
+        monkeypatch.setattr(writing, "LARGEST_CASE", case_size)
+        monkeypatch.setattr(writing, "LARGEST_FOLDER", folder_size)
+
+    def refused(error: type[Exception], why: str, **options: Any) -> None:
+        with pytest.raises(error, match=why):
+            golden.export(tmp_path / "vectors", [case("shared")], gradients=gradients, **options)
+        assert not (tmp_path / "vectors").exists()
+
+    golden.export(tmp_path / "there", [case("shared")], gradients=gradients)
+    (file,) = (tmp_path / "there").glob("case_*")
+    size = file.stat().st_size
+    limits(size - 1, size * 2)
+    refused(ValueError, rf"shared takes {size:,} bytes, more than {size - 1:,}: give a smaller case")
+    limits(size, size)
+    refused(ValueError, rf"the cases take [\d,]+ bytes, more than {size:,}: give fewer or smaller ones")
+    monkeypatch.setattr(writing, "budget", Mock(side_effect=AssertionError("computed")))
+    limits(size * 3 // 4, size * 2)
+    refused(ValueError, rf"shared takes at least [\d,]+ bytes, more than {size * 3 // 4:,}: give a smaller case")
+    limits(size, size)
+    both = ("safetensors", "npz")
+    refused(ValueError, rf"the cases take at least [\d,]+ bytes, more than {size:,}: give fewer", formats=both)
+    limits(size, size * 2)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: Mock(total=10**9, free=size * 3 // 4))
+    refused(
+        OSError, rf"the cases take at least [\d,]+ bytes, and {size * 3 // 4:,} are free; free some, or name another"
+    )
 
 
 def test_files_of_an_earlier_export_go_and_others_stay(tmp_path: Path) -> None:
