@@ -67,7 +67,7 @@ experiment = retrieval.Experiment(
     **{name: tuple(x) if isinstance(x, list) else x for name, x in stored["experiment"].items()}
 )
 n_keys, n_values = experiment.keys, experiment.values
-rows = retrieval.draw_rows(experiment, 1, 16, np.random.default_rng(1))
+drawn = retrieval.draw_sequences(experiment, 1, 16, np.random.default_rng(1))
 
 
 def name_of(i):
@@ -76,8 +76,8 @@ def name_of(i):
     return f"v{i - n_keys}" if i < n_keys + n_values else f"f{i - n_keys - n_values}"
 
 
-print(" ".join(name_of(i) for i in rows.ids[0]))
-print("answers:", " ".join(name_of(i) for i in rows.labels[0] if i >= 0))
+print(" ".join(name_of(i) for i in drawn.ids[0]))
+print("answers:", " ".join(name_of(i) for i in drawn.labels[0] if i >= 0))
 print(f"{n_keys} keys, {n_values} values")
 for n in experiment.lengths:
     print(f"a sequence of {n:3} tokens: {experiment.counts(n)[0]:3} needles, {experiment.counts(n)[1]:2} questions")

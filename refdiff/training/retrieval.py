@@ -3,19 +3,20 @@
     haystack   · · k₃ v₃ · · · k₁ v₁ · k₂ v₂ · ·      needles (a key, then its value) between fillers
     questions  k₂ k₁ ·                                keys again: at each, its value must be predicted
 
-A model sees a key a second time and must predict the value that followed it the first time. A row shows no answer:
+A model sees a key a second time and must predict the value that followed it the first time. A sequence shows no answer:
 where answers are shown, a model learns to leave out the values that were predicted before, and never looks for the key.
 
-Differential and plain models of one size are trained from the same seeds on the same rows. A model finds a value when
-one layer copies the key to the value after it, and a later layer attends to it. Either is useless without the other,
-and both kinds of model predict any value of the row for a long time. So training begins with short rows that have a
-second task: at each value, predict the key before it. It continues without that task, on all lengths. The longer a row,
-the more needles it has: what a model learned on short rows still helps it on long ones, with more noise.
+Differential and plain models of one size are trained from the same seeds on the same sequences. A model finds a value
+when one layer copies the key to the value after it, and a later layer attends to it. Either is useless without the
+other, and both kinds of model predict any value of the sequence for a long time. So training begins with short
+sequences that have a second task: at each value, predict the key before it. It continues without that task, on all
+lengths. The longer a sequence, the more needles it has: what a model learned on short ones still helps it on long ones,
+with more noise.
 
-Measured are, for rows of every length, how often the answer is correct, and which share of a question's attention goes
-to its needle and which to noise, that is, to fillers and the other needles. A needle is its key, its value, and the
-token after them, in which a model with spare heads gathers both. Needles stand at five depths of the haystack, as in
-table 3 of Ye et al. 2024. The paper does not say how it normalizes, or how it joins heads and layers, and a row of
+Measured are, for sequences of every length, how often the answer is correct, and which share of a question's attention
+goes to its needle and which to noise, that is, to fillers and the other needles. A needle is its key, its value, and
+the token after them, in which a model with spare heads gathers both. Needles stand at five depths of the haystack, as
+in table 3 of Ye et al. 2024. The paper does not say how it normalizes, or how it joins heads and layers, and a row of
 A₁ − λ A₂ has weights below 0 and sums to 1 − λ. So there are two measures, the same for plain attention:
 
     share      Σ over the group of |weight| / Σ over the row of |weight|, for each head; the mean over heads and layers
@@ -59,10 +60,11 @@ RunFunction = Callable[["Experiment", str, int, "int | None"], dict[str, Any]]
 class Experiment:
     """The settings of an experiment: model, task and training.
 
-    keys, values, fillers (tokens of each kind); spacing (tokens of a row for each of its needles); questions (of a row,
-    or as many as it has needles); train_lengths (tokens of a training row, from the shortest); lengths (of the rows
-    measured); width, layers, heads; steps, and how many of them begin with the shortest rows and keys as targets
-    too, before all lengths take turns; tokens (of a step); rate; rows (measured of each length).
+    keys, values, fillers (tokens of each kind); spacing (tokens of a sequence for each of its needles); questions (of a
+    sequence, or as many as it has needles); train_lengths (tokens of a training sequence, from the shortest); lengths
+    (of the sequences measured); width, layers, heads; steps, and how many of them begin with the shortest sequences and
+    keys as targets too, before all lengths take turns; tokens (of a step); rate; rows (sequences measured of each
+    length).
     """
 
     keys: int = 512
@@ -89,15 +91,15 @@ class Experiment:
             shortest = 2 * max(needles, 1) + max(questions, 1) + 1
             if length < shortest or needles > self.keys:
                 raise ValueError(
-                    f"a row of {length} tokens with spacing {self.spacing} has {needles} needles, but must have from 1 "
-                    f"to {self.keys}, one for each key, and {shortest} tokens or more for needles and questions"
+                    f"a sequence of {length} tokens with spacing {self.spacing} has {needles} needles, but must have "
+                    f"from 1 to {self.keys}, one for each key, and {shortest} tokens or more for needles and questions"
                 )
         longest = max(self.train_lengths)
         if self.tokens < longest:
-            raise ValueError(f"tokens: got {self.tokens} for a step, expected at least {longest}, the longest row")
+            raise ValueError(f"tokens: got {self.tokens} for a step, expected at least {longest}, the longest sequence")
 
     def counts(self, length: int) -> tuple[int, int]:
-        """Return how many needles and questions a row has."""
+        """Return how many needles and questions a sequence has."""
         needles = length // self.spacing
         return needles, min(self.questions, needles)
 
@@ -129,7 +131,7 @@ class Experiment:
         return max((n for n in self.lengths if n <= max(self.train_lengths)), default=min(self.lengths))
 
     def rate_at(self, step: int) -> float:
-        """Return the learning rate: constant after a warm-up while rows are short, then a cosine decay."""
+        """Return the learning rate: constant after a warm-up while sequences are short, then a cosine decay."""
         if step < self.begin:
             return learning_rate(step, peak=self.rate, steps=self.steps, warmup=50, schedule="constant")
         return learning_rate(step - self.begin, peak=self.rate, steps=self.steps - self.begin, warmup=0)
@@ -143,7 +145,7 @@ QUICK = Experiment(
 
 
 @dataclass(frozen=True)
-class RetrievalRows:
+class RetrievalBatch:
     """N sequences of the task, each of a haystack and R questions.
 
     ids (N, T); labels (N, T), −100 except after a question, where its answer is due; question and needle (N, R), the
@@ -157,9 +159,9 @@ class RetrievalRows:
     haystack: int
 
 
-def draw_rows(
+def draw_sequences(
     experiment: Experiment, count: int, length: int, rng: np.random.Generator, *, keys_too: bool = False
-) -> RetrievalRows:
+) -> RetrievalBatch:
     """Draw sequences: keys differ within one, needles do not overlap, and a question repeats the key of one needle.
 
     The last token is a filler: the label of a question stands behind it. With `keys_too` there is also a label behind
@@ -181,7 +183,11 @@ def draw_rows(
     labels[row, question + 1] = values[row, chosen]
     if keys_too:
         labels[row, starts + 2] = keys
-    return RetrievalRows(ids, labels, question, starts[row, chosen], haystack)
+    return RetrievalBatch(ids, labels, question, starts[row, chosen], haystack)
+
+
+draw_rows = draw_sequences
+"""The former name of `draw_sequences`, accepted for one release."""
 
 
 def zero_lambda(name: str, function: Any) -> Any:
@@ -211,8 +217,8 @@ def train(
     for step in range(x.steps):
         begins = step < x.begin
         length = x.train_lengths[0 if begins else step % len(x.train_lengths)]
-        rows = draw_rows(x, x.tokens // length, length, rng, keys_too=begins)
-        loss, grads = model.loss_and_grad(rows.ids, labels=rows.labels)
+        drawn = draw_sequences(x, x.tokens // length, length, rng, keys_too=begins)
+        loss, grads = model.loss_and_grad(drawn.ids, labels=drawn.labels)
         clipped, _ = clip(flatten(grads), 1.0)
         optimizer.step(clipped, x.rate_at(step))
         report(step + 1, float(loss))
@@ -220,7 +226,7 @@ def train(
 
 
 def measure(experiment: Experiment, model: DiffLlamaForCausalLM, length: int, seed: int = 0) -> dict[str, Any]:
-    """Measure `rows` rows that training does not draw.
+    """Measure `rows` sequences that training does not draw.
 
     Returns accuracy; the shares "answer", of the question's needle, and "noise", of the rest of the haystack, and
     "net answer" and "net noise"; under "heads" the shares by layer and head, and "behind", the part of the answer that
@@ -231,15 +237,15 @@ def measure(experiment: Experiment, model: DiffLlamaForCausalLM, length: int, se
     found: list[NDArray[Any]] = []  # of each batch (questions, 1 depth + 1 right + layers · heads · 3 shares + 3 sums)
     batch = max(x.tokens // length, 1)
     for start in range(0, x.rows, batch):
-        rows = draw_rows(x, min(batch, x.rows - start), length, rng)
-        out = model(rows.ids, output_attentions=True, use_cache=False)
-        row = np.arange(len(rows.ids))[:, None]
-        right = np.asarray(out.logits)[row, rows.question].argmax(axis=-1) == rows.labels[row, rows.question + 1]
-        depth = np.rint(rows.needle / (rows.haystack - 2) * (len(DEPTHS) - 1)) if rows.haystack > 2 else rows.needle
-        by_layer = [_attention(maps, rows) for maps in out.differential_attentions or ()]
+        drawn = draw_sequences(x, min(batch, x.rows - start), length, rng)
+        out = model(drawn.ids, output_attentions=True, use_cache=False)
+        row = np.arange(len(drawn.ids))[:, None]
+        right = np.asarray(out.logits)[row, drawn.question].argmax(axis=-1) == drawn.labels[row, drawn.question + 1]
+        depth = np.rint(drawn.needle / (drawn.haystack - 2) * (len(DEPTHS) - 1)) if drawn.haystack > 2 else drawn.needle
+        by_layer = [_attention(maps, drawn) for maps in out.differential_attentions or ()]
         net = sum(signed for _, signed in by_layer)
         columns = [depth[..., None], right[..., None], *(shares for shares, _ in by_layer), net]
-        found.append(np.concatenate(columns, axis=-1).reshape(rows.question.size, -1))
+        found.append(np.concatenate(columns, axis=-1).reshape(drawn.question.size, -1))
     depth, right, *columns = np.concatenate(found).T
     shares = np.array(columns[:-3]).reshape(x.layers, -1, 3, len(depth))
     net_answer, net_noise, net_all = (float(c.sum()) for c in columns[-3:])
@@ -259,26 +265,26 @@ def measure(experiment: Experiment, model: DiffLlamaForCausalLM, length: int, se
     }
 
 
-def _attention(maps: NDArray[Any], rows: RetrievalRows) -> tuple[NDArray[Any], NDArray[Any]]:
+def _attention(maps: NDArray[Any], drawn: RetrievalBatch) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the weights of the questions in one layer's maps (N, heads, T, T).
 
     The first are the shares of answer, noise, and the token behind the value, by head (N, R, heads · 3). The second
     have signs and are summed over heads: answer, noise, and all (N, R, 3).
     """
-    row, number = np.arange(len(maps))[:, None], np.arange(rows.question.shape[1])
-    given = maps[row, :, rows.question].astype(np.float64)  # (N, R, heads, T)
+    row, number = np.arange(len(maps))[:, None], np.arange(drawn.question.shape[1])
+    given = maps[row, :, drawn.question].astype(np.float64)  # (N, R, heads, T)
 
     def groups(weights: NDArray[Any]) -> list[NDArray[Any]]:
-        key, value, behind = (weights[row, number, ..., rows.needle + i] for i in range(3))
-        inside = (rows.needle + 2 < rows.haystack).reshape(*rows.needle.shape, *(1,) * (behind.ndim - 2))
+        key, value, behind = (weights[row, number, ..., drawn.needle + i] for i in range(3))
+        inside = (drawn.needle + 2 < drawn.haystack).reshape(*drawn.needle.shape, *(1,) * (behind.ndim - 2))
         behind = np.where(inside, behind, 0)
         answer = key + value + behind
-        return [answer, weights[..., : rows.haystack].sum(axis=-1) - answer, behind]
+        return [answer, weights[..., : drawn.haystack].sum(axis=-1) - answer, behind]
 
     size = np.abs(given)
     shares = np.stack(groups(size / size.sum(axis=-1, keepdims=True)), axis=-1)
     net = given.sum(axis=2)
-    return shares.reshape(*rows.question.shape, -1), np.stack([*groups(net)[:2], net.sum(axis=-1)], axis=-1)
+    return shares.reshape(*drawn.question.shape, -1), np.stack([*groups(net)[:2], net.sum(axis=-1)], axis=-1)
 
 
 def run(experiment: Experiment, wiring: str, seed: int, threads: int | None = None) -> dict[str, Any]:
@@ -290,8 +296,8 @@ def run(experiment: Experiment, wiring: str, seed: int, threads: int | None = No
 
 
 def run_control(experiment: Experiment, wiring: str, seed: int, threads: int | None = None) -> dict[str, Any]:
-    """Train one model with λ = 0 on the short rows of the beginning, with progress on standard error."""
-    start = replace(experiment, steps=experiment.begin)  # the same rows and rates: the rate is constant there
+    """Train one model with λ = 0 on the short sequences of the beginning, with progress on standard error."""
+    start = replace(experiment, steps=experiment.begin)  # the same sequences and rates: the rate is constant there
     _, losses = _train_and_report(start, wiring, seed, threads, second_map=False)
     curve = [round(loss, 5) for loss in losses[:: max(experiment.steps // 100, 1)]]
     return {"wiring": wiring, "seed": seed, "losses": curve}
@@ -328,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="models at a time, each in a process (default: 1)")
     parser.add_argument("--threads", type=int, default=1, help="processor threads of a model (default: 1)")
     parser.add_argument("--controls", action="store_true", help="also train three seeds with λ = 0 (default: off)")
-    parser.add_argument("--quick", action="store_true", help="short rows, few steps, one seed: to see it work")
+    parser.add_argument("--quick", action="store_true", help="short sequences, few steps, one seed: to see it work")
     args = parser.parse_args(argv)
     experiment = QUICK if args.quick else Experiment()
     if args.steps:

@@ -53,7 +53,7 @@ def table(runs: Runs) -> str:
 
 
 def depth_table(runs: Runs, length: int) -> str:
-    """Return table 3 of Ye et al. 2024 for rows of one length: shares by depth of the needle, means over seeds."""
+    """Return table 3 of Ye et al. 2024 for sequences of one length: shares by depth of the needle, means over seeds."""
     lines = [f"{length:6} tokens:  " + " ".join(f"{f'{depth} %':>12}" for depth in DEPTHS)]
     for measure in ("accuracy", "answer", "noise"):
         for wiring in WIRINGS:

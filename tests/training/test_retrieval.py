@@ -1,4 +1,4 @@
-"""Key retrieval: rows are what they say, shares are those of maps made by hand, and a run goes on where it stopped."""
+"""Key retrieval: what a sequence holds, shares of maps made by hand, and a run that resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from refdiff.training import retrieval
-from refdiff.training.retrieval import QUICK, Experiment, draw_rows, main, measure, train
+from refdiff.training.retrieval import QUICK, Experiment, draw_rows, draw_sequences, main, measure, train
 from refdiff.training.retrieval_table import depth_table, table
 
 SMALL = Experiment(
@@ -20,17 +20,21 @@ SMALL = Experiment(
 )  # fmt: skip
 
 
+def test_the_former_name_of_draw_sequences_is_accepted() -> None:
+    assert draw_rows is draw_sequences
+
+
 @pytest.mark.parametrize(("length", "needles"), [(9, 2), (13, 3), (29, 7)])
 def test_every_question_has_one_needle_with_its_answer(length: int, needles: int) -> None:
-    rows = draw_rows(SMALL, 50, length, np.random.default_rng(1))
-    assert rows.ids.shape == rows.labels.shape == (50, length)
-    assert rows.haystack == length - 3
-    for ids, labels, question, needle in zip(rows.ids, rows.labels, rows.question, rows.needle, strict=True):
-        keys = np.flatnonzero(ids[: rows.haystack] < 7)
+    drawn = draw_sequences(SMALL, 50, length, np.random.default_rng(1))
+    assert drawn.ids.shape == drawn.labels.shape == (50, length)
+    assert drawn.haystack == length - 3
+    for ids, labels, question, needle in zip(drawn.ids, drawn.labels, drawn.question, drawn.needle, strict=True):
+        keys = np.flatnonzero(ids[: drawn.haystack] < 7)
         assert len(keys) == len(set(ids[keys])) == needles
         values = ids[keys + 1]
         assert ((values >= 7) & (values < 12)).all()
-        assert (ids[: rows.haystack] >= 12).sum() == rows.haystack - 2 * needles
+        assert (ids[: drawn.haystack] >= 12).sum() == drawn.haystack - 2 * needles
         assert list(question) == [length - 3, length - 2]
         assert len(set(needle)) == 2
         for ask, at in zip(question, needle, strict=True):
@@ -61,10 +65,10 @@ def test_shares_and_accuracy_of_maps_made_by_hand() -> None:
     found = measure(SMALL, looks, 29, seed=4)  # type: ignore[arg-type]
     assert found["accuracy"] == 0.5
     rng = np.random.default_rng((4, 1, 29))
-    needles = np.concatenate([draw_rows(SMALL, 1, 29, rng).needle for _ in range(6)])
+    needles = np.concatenate([draw_sequences(SMALL, 1, 29, rng).needle for _ in range(6)])
     assert needles.max() == 24, "of a needle at the end no token stands behind the value"
     n = np.minimum(26 - needles, 3).mean()  # tokens of the needle: its key, its value, and the one behind them
-    flat = np.array([n, 26 - n]) / 29  # of a row of 29, with a haystack of 26
+    flat = np.array([n, 26 - n]) / 29  # of a sequence of 29, with a haystack of 26
     assert found["heads"]["answer"] == pytest.approx(np.array([[1, flat[0]], [flat[0], 0]]))
     n2 = (needles + 2 < 26).mean() / 29
     assert found["heads"]["behind"] == pytest.approx(np.array([[0, n2], [n2, 0]]))
@@ -136,10 +140,10 @@ def test_the_quick_experiment_is_learned(wiring: str) -> None:
     ("wrong", "says"),
     [
         ({"questions": 0}, "questions: got 0, expected 1 or more"),
-        ({"lengths": (11, 3)}, "a row of 3 tokens with spacing 4 has 0 needles, .* 4 tokens or more"),
-        ({"spacing": 2}, "a row of 13 tokens with spacing 2 has 6 needles, .* 15 tokens or more"),
+        ({"lengths": (11, 3)}, "a sequence of 3 tokens with spacing 4 has 0 needles, .* 4 tokens or more"),
+        ({"spacing": 2}, "a sequence of 13 tokens with spacing 2 has 6 needles, .* 15 tokens or more"),
         ({"lengths": (11, 32)}, "has 8 needles, but must have from 1 to 7"),
-        ({"tokens": 16}, "tokens: got 16 for a step, expected at least 17, the longest row"),
+        ({"tokens": 16}, "tokens: got 16 for a step, expected at least 17, the longest sequence"),
     ],
 )
 def test_what_does_not_fit_is_refused(wrong: dict[str, Any], says: str) -> None:
@@ -151,8 +155,8 @@ def test_what_does_not_fit_is_refused(wrong: dict[str, Any], says: str) -> None:
 def test_without_a_second_map_its_queries_get_no_gradient(wiring: str) -> None:
     experiment = Experiment(**{**SMALL.__dict__, "steps": 3, "begin": 3})
     model = train(experiment, wiring, 0, second_map=False, threads=1)
-    rows = draw_rows(experiment, 2, 11, np.random.default_rng(0))
-    _, grads = model.loss_and_grad(rows.ids, labels=rows.labels)
+    drawn = draw_sequences(experiment, 2, 11, np.random.default_rng(0))
+    _, grads = model.loss_and_grad(drawn.ids, labels=drawn.labels)
     for layer, weights in zip(grads["model"]["layers"], model.params["model"]["layers"], strict=True):
         found = layer["self_attn"]["q_proj"]["weight"].reshape(
             -1, experiment.width // experiment.heads, experiment.width
