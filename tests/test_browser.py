@@ -86,7 +86,7 @@ def test_saving_to_one_file_needs_no_hub(monkeypatch: pytest.MonkeyPatch, tmp_pa
         model.save_pretrained(tmp_path, max_shard_size="1MB")
 
 
-def test_what_a_browser_installs_is_there_for_it() -> None:
+def test_requirements_in_a_browser_are_available_there() -> None:
     """Of the packages with compiled code, NumPy is in Pyodide; the others are left out in a browser."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")

@@ -161,7 +161,7 @@ JSON = st.recursive(
 
 
 @given(st.dictionaries(st.text().filter("__float__".__ne__), JSON, max_size=5))
-def test_what_is_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, value: dict[str, object]) -> None:
+def test_json_that_was_written_is_read_back(tmp_path_factory: pytest.TempPathFactory, value: dict[str, object]) -> None:
     path = tmp_path_factory.mktemp("round") / "config.json"
     write_json(path, value)
     assert read_json(path) == value
@@ -296,7 +296,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], Any]]] = {
 
 
 @pytest.mark.parametrize("kind", REFUSED, ids=range(len(REFUSED)))
-def test_what_is_no_regular_file_is_refused_at_once(kind: str, tmp_path: Path) -> None:
+def test_a_path_that_is_no_regular_file_is_refused_at_once(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "under" / kind if kind == "under a file" else tmp_path / kind
     message, make = REFUSED[kind]
     make(path)

@@ -20,7 +20,7 @@ print(peak_memory() - most)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux says")
-def test_what_was_given_back_counts_too() -> None:
+def test_peak_memory_counts_memory_given_back() -> None:
     """In a process of its own: what tests before it left goes at any time."""
     said = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True)
     assert int(said.stdout) >= 5_000_000
@@ -37,7 +37,7 @@ def test_peak_memory_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> 
     assert peak_memory() is None
 
 
-def test_what_is_free_is_the_least_that_the_system_says(tmp_path: Path) -> None:
+def test_available_memory_is_the_least_of_what_the_system_reports(tmp_path: Path) -> None:
     info = tmp_path / "meminfo"
     assert available_memory(info, tmp_path) is None
     info.write_text("MemTotal: 9000 kB\nMemAvailable:    5000 kB\n\nSwapFree: 1000 kB\n")
@@ -56,7 +56,7 @@ def test_what_is_free_is_the_least_that_the_system_says(tmp_path: Path) -> None:
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "inactive_file 7\ntotal_inactive_file 200000"),
     ],
 )
-def test_what_a_container_uses_already_is_not_free(tmp_path: Path, limit: str, usage: str, cached: str) -> None:
+def test_memory_that_a_container_uses_is_not_available(tmp_path: Path, limit: str, usage: str, cached: str) -> None:
     (tmp_path / "memory").mkdir()
     (tmp_path / limit).write_text("1000000\n")
     (tmp_path / usage).write_text("700000\n")

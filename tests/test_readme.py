@@ -134,7 +134,7 @@ def test_the_eager_file_of_unilm_differs_as_the_variants_page_says(size: str, do
     assert re.search(rf"\b{documented} times\b", PAGES["variants.md"])
 
 
-def test_what_the_oracle_finds_is_what_its_own_test_found() -> None:
+def test_counts_of_the_oracle_are_those_of_its_selftest() -> None:
     measured = (ROOT / "tests" / "oracle" / "selftest" / "results.md").read_text(encoding="utf-8")
     cells = re.findall(r"^\| rows \|(.*)\|$", measured, re.M)[0].split("|")
     rows, every, own, real, inconclusive = (cell.strip() for cell in cells)

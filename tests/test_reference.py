@@ -76,7 +76,7 @@ def test_every_equation_of_the_layers_is_set_with_nothing_left_over(scripts: dic
 
 
 @pytest.mark.parametrize("name", layers.__all__)
-def test_what_a_layer_calls_its_equation_has_one(scripts: dict[str, ModuleType], name: str) -> None:
+def test_the_equation_of_a_layer_is_typeset(scripts: dict[str, ModuleType], name: str) -> None:
     block = re.search(r"Equation:\n((?:    .*\n)+)", inspect.getdoc(getattr(layers, name)) or "")
     assert block is not None
     assert any(kind == "math" for kind, _ in scripts["equations"].typeset(" ".join(block[1].split())))

@@ -105,7 +105,7 @@ def test_a_puzzle_has_one_mistake_which_the_oracle_names(number: int, puzzles: A
     assert puzzles.solved == {number}
 
 
-def test_what_a_puzzle_cannot_judge_is_said(puzzles: Any) -> None:
+def test_an_output_that_a_puzzle_cannot_judge_is_explained(puzzles: Any) -> None:
     with pytest.raises(ValueError, match="matmul") as raised:
         puzzles.judge(1, lambda q, k, v, lambda_full: q @ v)
     shapes = "q (2, 12, 11, 16), k (2, 4, 11, 16), v (2, 4, 11, 16)"

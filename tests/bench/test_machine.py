@@ -21,7 +21,7 @@ from refdiff.bench.rows import BenchRow
 from refdiff.bench.sides import DEVICE_REPEATS, BenchSettings, Ceilings, RefdiffSide
 
 
-def test_what_is_said_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_description_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of what is installed alone, and whatever BLAS is told of threads."""
     monkeypatch.setattr(report, "PACKAGES", ("numpy", "no-such-package-anywhere"))
     found = report.describe_machine(3)

@@ -76,7 +76,7 @@ def test_a_process_measures_several_times_and_ends(started: list[int]) -> None:
     assert _gone(started[1])
 
 
-def test_what_fails_in_a_process_is_reported(started: list[int]) -> None:
+def test_an_error_in_a_process_is_reported(started: list[int]) -> None:
     failed = pytest.raises(ChildError, match=r"^refdiff: \w+: .*nowhere")
     with child("refdiff", BenchRow("load"), BenchSettings("nowhere")) as measure, failed:
         measure()
@@ -100,7 +100,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_what_is_not_installed_is_said(packages: Path) -> None:
+def test_a_package_that_is_not_installed_is_named(packages: Path) -> None:
     (packages / "onnx.py").write_text("raise ImportError('not here')\n")
     wanted = pytest.raises(
         ImportError, match=r"^--against onnxruntime needs the package onnx, .* \(not here\): pip install"
@@ -109,7 +109,7 @@ def test_what_is_not_installed_is_said(packages: Path) -> None:
         pass
 
 
-def test_what_libraries_print_is_no_answer(packages: Path) -> None:
+def test_output_of_libraries_is_not_taken_for_an_answer(packages: Path) -> None:
     (packages / "onnx.py").write_text("print('hello', flush=True)\nimport os\nos.write(1, b'there')\n")
     (packages / "onnxruntime.py").write_text("")
     with child("onnxruntime", WORK, BenchSettings()) as measure:

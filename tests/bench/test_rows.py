@@ -19,7 +19,7 @@ def test_rows_are_read() -> None:
     ]
 
 
-def test_what_is_spelled_is_read() -> None:
+def test_parsing_the_spelling_of_a_row_gives_the_row() -> None:
     for row in [*ALL, *QUICK, *TRAIN, *QUICK_TRAIN, *parse_rows("check:1024x32,diagnose:256")]:
         assert parse_rows(row.spelled) == [row]
     rows = parse_rows("decode:128x8,product:1,train:30m,check:1024x32,diagnose:256")

@@ -63,7 +63,7 @@ def test_weights_of_sixteen_bits(tiny_checkpoint: Path, tmp_path: Path) -> None:
     ("side", "needed"),
     [(OnnxRuntimeSide, ("onnx", "onnxruntime")), (TransformersSide, ("torch", "transformers"))],
 )
-def test_what_is_missing_is_said_in_one_sentence(
+def test_a_missing_package_is_named_in_one_sentence(
     side: Any, needed: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for missing in needed:

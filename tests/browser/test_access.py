@@ -42,7 +42,7 @@ def test_axe_finds_nothing(browser: Chromium, page_of: PageOf, axe: str, scheme:
     expect_accessible(browser, axe, passes=20)
 
 
-def test_what_a_screen_reader_gets(browser: Chromium, page_of: PageOf) -> None:
+def test_accessibility_tree_of_a_page(browser: Chromium, page_of: PageOf) -> None:
     browser.open(page_of(drawn_maps(), layer=0, pair=0))
     nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
     seen = [(n["role"]["value"], n.get("name", {}).get("value")) for n in nodes if not n["ignored"]]

@@ -14,7 +14,7 @@ from .conftest import drawn_maps
 from .reading import TABLE, PageOf, number, text, token
 
 
-def test_what_is_in_the_text_is_only_text(browser: Chromium, page_of: PageOf) -> None:
+def test_html_in_a_prompt_is_shown_as_text(browser: Chromium, page_of: PageOf) -> None:
     hostile = "<img src=x onerror=window.run=1><script>window.run=2</script></script>--><!--\u2028"
     tokens = (hostile, "</script>", "<b>", "-->", "'\"`${1}")
     browser.open(page_of(drawn_maps(tokens=tokens), prompt=hostile, model=hostile))

@@ -81,7 +81,7 @@ def test_it_computes_what_cpython_computes(there: dict[str, Any]) -> None:
     assert "exp overflows" in there["exercise"]
 
 
-def test_what_is_missing_is_named_with_the_fix(there: dict[str, Any]) -> None:
+def test_errors_of_features_that_a_browser_lacks_name_the_fix(there: dict[str, Any]) -> None:
     said = there["missing"]
     for name, package in (("hub", "huggingface_hub"), ("bfloat16", "ml_dtypes")):
         assert said[name].startswith("ImportError: ")

@@ -101,7 +101,7 @@ def test_the_model_tells_the_same_story(page: Chromium) -> None:
     assert float(same.split()[-1]) < 1e-9
 
 
-def test_what_is_printed_without_a_new_line_is_shown_by_its_own_cell(page: Chromium) -> None:
+def test_output_without_a_newline_is_shown_by_its_own_cell(page: Chromium) -> None:
     change(page, "cell-exercise", "print(1, end='')")
     assert run(page, "exercise") == "1"
     change(page, "cell-exercise", "print(2)")
@@ -132,7 +132,7 @@ def test_the_puzzles(page: Chromium) -> None:
         assert page.run("document.querySelectorAll('.cell.solved').length") == number
 
 
-def test_what_a_cell_raises_is_shown_without_what_runs_it(page: Chromium) -> None:
+def test_a_traceback_shows_the_lines_of_the_cell_alone(page: Chromium) -> None:
     change(page, "cell-exercise", "def f(x):\n    return 1 / x\n\nf(0)")
     said = run(page, "exercise")
     assert said.splitlines() == [

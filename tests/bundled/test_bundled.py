@@ -32,7 +32,7 @@ TEXT = Path(refdiff.__file__).parents[2] / "shared" / "data" / "fairy_en.txt"
 OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1", "https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
 
 
-def test_what_was_measured_elsewhere_was_measured_on_these_weights() -> None:
+def test_recorded_measurements_are_of_the_bundled_weights() -> None:
     """The numbers beside the baseline and beside torch, and the card's: another model needs them all anew."""
     weights = hashlib.sha256((bundled.FOLDER / "model.safetensors").read_bytes()).hexdigest()
     assert weights == MEASURED

@@ -116,7 +116,7 @@ def test_a_file_that_fails_in_the_end_keeps_nothing_else_from_being_shown(
     assert {path.name for path in here.glob("x.*")} == {"x.json", "x.png"} - {fails}
 
 
-def test_what_was_measured_until_ctrl_c_is_shown(
+def test_rows_measured_before_ctrl_c_are_shown(
     monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path, cli: Cli
 ) -> None:
     def run(rows: list[BenchRow], *_: object) -> Generator[dict[str, Any], None, None]:

@@ -79,7 +79,7 @@ def test_ctrl_c_stops_one_answer_and_keeps_it(converse: Any, monkeypatch: pytest
     assert [m["role"] for m in asked[-1]] == ["user", "assistant", "user"]
 
 
-def test_what_cannot_be_answered_is_taken_back(converse: Any, capsys: Capture, tmp_path: Path) -> None:
+def test_a_message_that_cannot_be_answered_is_removed(converse: Any, capsys: Capture, tmp_path: Path) -> None:
     asked = converse("\udcff", "h", f"/save {tmp_path / 'none' / 'x'}")
     assert asked[-1] == [{"role": "user", "content": "h"}]
     err = capsys.readouterr().err

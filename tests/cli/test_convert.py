@@ -77,7 +77,7 @@ def same_logits(model: Any, limit: float) -> Any:
 
 @pytest.mark.parametrize(("one", "other", "last"), [("hf", "paper", "out"), ("paper", "hf", "o"), ("none", "v2", "o")])
 @pytest.mark.parametrize(("dtype", "limit"), [("float64", 1e-13), ("float32", 1e-5), ("bfloat16", 0.1)])
-def test_what_is_written_computes_the_same(
+def test_a_converted_model_computes_the_same(
     one: str, other: str, last: str, dtype: str, limit: float, convert: Convert
 ) -> None:
     model = saved(dtype, wiring=one)
@@ -123,7 +123,9 @@ def test_tokenizer_templates_and_generation_config_are_copied(
         ("paper", ["hf", "--eager"], "repeats 4 key heads to 8 before it pairs them"),
     ],
 )
-def test_what_has_no_exact_answer_writes_nothing(one: str, other: list[str], said: str, convert: Convert) -> None:
+def test_a_conversion_without_an_exact_answer_writes_nothing(
+    one: str, other: list[str], said: str, convert: Convert
+) -> None:
     saved(wiring=one)
     done = convert(*other)
     assert done.out == ""
@@ -173,7 +175,7 @@ def test_a_wrong_conversion_is_not_written(convert: Convert, monkeypatch: pytest
     refused(convert("paper"), "is more than rounding; nothing was written")
 
 
-def test_what_the_written_type_cannot_hold_is_refused(convert: Convert) -> None:
+def test_weights_beyond_the_range_of_the_written_type_are_refused(convert: Convert) -> None:
     saved(wiring="hf")
     changed("model.layers.1.self_attn.o_proj.weight", 1e39)  # infinite in float32
     said = "attention layer 1, as written in float32, gives NaN or infinity"

@@ -90,7 +90,7 @@ def test_sampling_with_a_seed_is_repeatable_and_says_its_seed(tiny_checkpoint: P
         ("--ignore-eos", {}, {"eos_token_id": None}),
     ],
 )
-def test_what_flags_mean_to_generate(
+def test_flags_become_arguments_of_generate(
     arguments: str, file: dict[str, Any], expected: dict[str, Any], tiny_checkpoint: Path, tmp_path: Path, cli: Cli,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

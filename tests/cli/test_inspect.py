@@ -87,7 +87,7 @@ def test_memory(dtype: str, mapped: bool, tmp_path: Path, cli: Cli) -> None:
     assert ("mapped from the files" if mapped else "expanded when loaded") in cli("inspect", tmp_path).out
 
 
-def test_what_does_not_belong_together_is_listed_with_status_1(folder: Path, cli: Cli) -> None:
+def test_weights_that_do_not_fit_the_config_are_listed_with_status_1(folder: Path, cli: Cli) -> None:
     change_tensors(
         folder,
         **{

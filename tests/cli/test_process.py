@@ -143,7 +143,7 @@ def test_a_closed_pipe_is_silent(reciting: Path, start: Start) -> None:
         ("generate -h", "refdiff generate", "1"),
     ],
 )
-def test_what_cannot_be_written_is_one_line_and_status_1(
+def test_output_that_cannot_be_written_is_one_line_and_status_1(
     arguments: str, command: str, unbuffered: str, reciting: Path, environment: dict[str, str], start: Start
 ) -> None:
     environment["PYTHONUNBUFFERED"] = unbuffered
@@ -240,7 +240,7 @@ def test_ctrl_c_is_silent_from_the_first_module_on(environment: dict[str, str], 
     assert set(early) <= {"refdiff", "refdiff.__main__", "_signal"}
 
 
-def test_what_takes_long_is_shown_on_a_terminal(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_slow_step_is_shown_on_a_terminal(environment: dict[str, str], tmp_path: Path) -> None:
     slow = "import sys, time, refdiff.cli.terminal as t; t.AFTER = 0.01\nwith t.waiting('searching'): time.sleep(1)"
     (tmp_path / "slow.py").write_text(slow)
     status, seen = in_terminal(environment, tmp_path, module="slow")

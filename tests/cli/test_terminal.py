@@ -85,7 +85,7 @@ def test_a_scheduler_without_workers_is_named(monkeypatch: pytest.MonkeyPatch) -
     assert re.fullmatch(f"{said}a bar, left", err.getvalue())
 
 
-def test_what_a_native_call_prints_is_passed_on_unless_it_fails(capfd: pytest.CaptureFixture[str]) -> None:
+def test_output_of_a_native_call_is_passed_on_unless_the_call_fails(capfd: pytest.CaptureFixture[str]) -> None:
     with capture_panics():
         for number in range(2):
             with NATIVE_CALLS.get()():

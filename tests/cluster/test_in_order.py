@@ -35,7 +35,7 @@ def logging(log: Path, go: Path) -> Callable[[int], int]:
 
 
 @pytest.mark.usefixtures("workers")
-def test_what_is_finished_is_not_done_again_when_its_worker_dies(scheduler: str, tmp_path: Path) -> None:
+def test_finished_items_are_not_computed_again_when_their_worker_dies(scheduler: str, tmp_path: Path) -> None:
     """One worker has the first item; the other has done the rest, and dies before it is their turn."""
     log, go = tmp_path / "log", tmp_path / "go"
     log.touch()

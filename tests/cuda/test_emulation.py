@@ -129,7 +129,7 @@ def test_errors_of_a_kernel_are_reported(monkeypatch: pytest.MonkeyPatch, body: 
         run_source(monkeypatch, body, shared)
 
 
-def test_what_no_thread_wrote_is_not_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_no_thread_wrote_is_nan(monkeypatch: pytest.MonkeyPatch) -> None:
     y = run_source(monkeypatch, f"{SHARED} if (i != 5) shared[i] = x[i]; __syncthreads(); y[i] = shared[i];", 256)
     assert np.isnan(y[5])
     assert np.isfinite(np.delete(y, 5)).all()

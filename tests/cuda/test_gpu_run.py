@@ -181,7 +181,7 @@ def test_all_that_passed_and_what_was_not_run_is_said(tmp_path: Path) -> None:
     assert len([call for call in calls if "--against transformers" in call]) == 4
 
 
-def test_what_a_step_has_said_before_a_signal_is_in_the_report(tmp_path: Path) -> None:
+def test_output_of_a_step_before_a_signal_is_in_the_report(tmp_path: Path) -> None:
     environment = stand_ins(tmp_path, "python") | {"PYTHON": "python", "GPU_RUN_HERE": "1", "SLOW": "tests/layers"}
     report = tmp_path / "report.md"
     with subprocess.Popen(
@@ -219,7 +219,7 @@ def test_without_a_device_it_says_so(tmp_path: Path, smi: str | None) -> None:
         ("| NVIDIA-SMI 610.1                                                    |", "cuda12x", "torch>=2.6,<2.11"),
     ],
 )
-def test_what_is_installed_is_of_the_drivers_cuda(tmp_path: Path, header: str, cupy: str, torch: str) -> None:
+def test_installed_packages_are_for_the_cuda_of_the_driver(tmp_path: Path, header: str, cupy: str, torch: str) -> None:
     """And versions are said before torch, which may replace libraries, and after."""
     python = PYTHON.replace(
         'case "$*" in', 'case "$*" in\n    *"-m venv"*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;'

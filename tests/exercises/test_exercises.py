@@ -210,7 +210,7 @@ def test_an_error_in_one_place_is_located() -> None:
         (lambda g, a1, a2, v, lambda_: (a1 * np.nan, a2, v, 0.0), "the first is [0, 0]: nan, expected"),
     ],
 )
-def test_what_is_no_result_is_described(function: Function, said: str) -> None:
+def test_invalid_results_are_described(function: Function, said: str) -> None:
     feedback = exercises.check("eq1_vjp", function)
     assert not feedback
     assert said in repr(feedback)

@@ -88,7 +88,7 @@ def write_no_json() -> None:
         pytest.param(write_no_json, "CommandError", id="write no JSON"),
     ],
 )
-def test_what_a_case_must_not_do_is_found(
+def test_forbidden_behavior_of_a_case_is_found(
     action: Callable[[], Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if says == "died":
@@ -123,7 +123,7 @@ def test_errors_and_what_is_opened(tmp_path: Path) -> None:
     assert of(OSError(5, "broken", str(folder)))[0] == "bad"
 
 
-def test_what_libraries_open_and_what_is_copied_is_found(tmp_path: Path) -> None:
+def test_files_opened_by_libraries_and_copied_secrets_are_found(tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     secret = tmp_path / "outside" / "secret"
     secret.write_text("SECRET")

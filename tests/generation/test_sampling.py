@@ -74,7 +74,7 @@ def test_one_token_stays_unless_more_are_to(warp: Callable[..., np.ndarray], val
     assert [len(row) for row in kept(warp(Z[:1], value))] == [1]
 
 
-def test_what_is_just_at_the_limit_stays() -> None:
+def test_tokens_exactly_at_a_cutoff_stay() -> None:
     p = np.exp(sampling.log_softmax(Z))
     assert kept(sampling.epsilon_cutoff(Z, float(sampling.softmax(Z)[0, 1])))[0] == [0, 1]
     assert kept(sampling.eta_cutoff(Z, float(p[0, 4])))[0] == [0, 1, 2, 3, 4]

@@ -81,7 +81,7 @@ def test_a_wrong_byte_after_a_whole_character() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_comes_before_is_not_repeated_but_counts(kind: str) -> None:
+def test_text_before_the_stream_is_not_repeated_but_decoded_with_it(kind: str) -> None:
     """Prompt and text joined are the whole: the space between them, and a character across the border."""
     tokenizer = KINDS[kind]()
     for text in TEXTS[:5]:

@@ -370,7 +370,7 @@ def test_a_folder_is_returned_as_it_is(tmp_path: Path, monkeypatch: pytest.Monke
     "path",
     ["./model", "/no/model", "~/no/model", "~no.such.user/model", "a/b/c", "model/", ".", "C:model", "a\\b", ".."],
 )
-def test_what_looks_like_a_path_is_not_looked_for_on_the_hub(
+def test_a_name_that_looks_like_a_path_is_not_looked_for_on_the_hub(
     path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
@@ -387,7 +387,7 @@ NO_REPO = "neither a folder nor a repo id"
 
 
 @pytest.mark.parametrize("name", [None, 5, b"a/b"])
-def test_what_is_no_name_names_the_argument(name: Any) -> None:
+def test_a_name_that_is_not_text_is_refused_with_the_argument(name: Any) -> None:
     with pytest.raises(TypeError, match=r"^path_or_repo: got .*, expected a folder or the id of a hub repo"):
         hub.snapshot(name)
 
@@ -403,7 +403,7 @@ def test_what_is_no_name_names_the_argument(name: Any) -> None:
         ("pipe", "pipe: neither a folder nor a regular file, but a named pipe; name another"),
     ],
 )
-def test_what_is_neither_a_folder_nor_a_repo_id(
+def test_names_of_neither_a_folder_nor_a_repo_are_refused(
     name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

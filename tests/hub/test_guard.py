@@ -176,7 +176,7 @@ def test_a_hub_may_send_to_another_page_of_its_own(hub_server: Lookalike) -> Non
     assert hub_server.asked("/moved/")
 
 
-def test_what_killed_downloads_left_is_swept(hub_server: Lookalike, tmp_path: Path) -> None:
+def test_files_that_killed_downloads_left_are_deleted(hub_server: Lookalike, tmp_path: Path) -> None:
     blobs = tmp_path / "cache" / "models--ai--model" / "blobs"
     blobs.mkdir(parents=True)
     old, new, other = (blobs / f"{letter * 64}.{letter * 8}.incomplete" for letter in "abc")

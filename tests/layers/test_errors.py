@@ -195,7 +195,7 @@ DERIVED = [case for case in CALLS if f"{layer_of(case.values[2])}_vjp" in layers
 
 
 @pytest.mark.parametrize(("error", "message", "call", "given"), CALLS)
-def test_what_does_not_fit_is_said(
+def test_inputs_that_do_not_fit_are_refused(
     error: type[Exception], message: str, call: Callable[..., Any], given: tuple[Any, ...]
 ) -> None:
     with says(error, message):

@@ -105,7 +105,7 @@ def filled(**sizes):
         (lambda: filled(static=9).reserve(10), ValueError, "reserve: got 10 tokens, expected at most static=9"),
     ],
 )
-def test_what_a_cache_does_not_have_is_refused(call, error, message):
+def test_invalid_arguments_of_a_cache_are_refused(call, error, message):
     with pytest.raises(error, match=message):
         call()
 
@@ -138,7 +138,7 @@ def test_the_former_name_of_max_tokens_is_accepted():
         KVCache(1, most=9, max_tokens=9)
 
 
-def test_what_is_reserved_before_the_first_token():
+def test_capacity_reserved_before_the_first_token():
     cache = KVCache(2, max_tokens=70)
     cache.reserve(50)
     k, v = cache.append(0, *one(3))

@@ -192,7 +192,7 @@ def test_a_list_from_elsewhere_moves_and_deletes_nothing_of_others(interrupted: 
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])
-def test_what_is_called_as_an_interrupted_save_and_is_none(tmp_path: Path, kind: str) -> None:
+def test_a_file_with_the_name_of_an_interrupted_save_is_refused(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "checkpoint"
     save(folder, OLD, "5GB")
     if kind == "file":

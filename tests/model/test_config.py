@@ -90,7 +90,7 @@ LLAMA = {
 }  # fmt: skip
 
 
-def test_what_is_left_out_is_what_it_is_in_transformers() -> None:
+def test_fields_left_out_have_the_defaults_of_transformers() -> None:
     """The defaults of transformers' DiffLlamaConfig and LlamaConfig; tests/parity compares with theirs."""
     assert DiffLlamaConfig().to_dict() == DIFFLLAMA
     assert DiffLlamaConfig(model_type="llama").to_dict() == LLAMA

@@ -197,7 +197,7 @@ OF_ANY_MODEL = [
 """Fields of any model's config.json as transformers 4.46 writes it, and what it keeps for itself."""
 
 
-def test_what_transformers_writes_of_any_model_is_kept_without_a_word() -> None:
+def test_fields_that_transformers_writes_for_any_model_cause_no_warning() -> None:
     fields = dict.fromkeys(OF_ANY_MODEL)
     assert DiffLlamaConfig(**fields).extra == fields
     assert DiffLlamaConfig(original_max_position_embeddings=7).extra == {"original_max_position_embeddings": 7}

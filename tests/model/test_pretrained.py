@@ -80,7 +80,7 @@ def test_generation_config_travels(tmp_path):
     assert refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path).generation_config == model.generation_config
 
 
-def test_what_is_saved_under_the_home_folder_is_loaded_from_there(tmp_path, tiny_checkpoint, monkeypatch):
+def test_a_model_saved_under_the_home_folder_is_loaded_from_there(tmp_path, tiny_checkpoint, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     monkeypatch.chdir(tmp_path)

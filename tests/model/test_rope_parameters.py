@@ -162,7 +162,9 @@ MORE = ("beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate", "parti
     st.dictionaries(st.sampled_from([*NAMES, *MORE, "short_factor", "long_factor"]), ANYTHING, max_size=4),
     st.sampled_from([2, 4]),
 )
-def test_what_passes_can_be_computed(valid: dict[str, Any], changes: dict[str, Any], head_dim: int) -> None:
+def test_settings_that_pass_the_check_give_finite_frequencies(
+    valid: dict[str, Any], changes: dict[str, Any], head_dim: int
+) -> None:
     try:
         rope = resolve({**valid, **changes}, {}, 2048, None)
         check(rope, head_dim, 2048)

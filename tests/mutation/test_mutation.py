@@ -81,7 +81,7 @@ reason = "half of 0 is 0"
         (["(x > 0)", "(not (x >= 0))"], 1, "listed, but killed by tests/layers/test_half.py::test_half"),
     ],
 )
-def test_what_survives_must_be_listed_and_what_is_listed_must_survive(
+def test_surviving_mutants_must_be_listed_and_listed_mutants_survive(
     tmp_path: Path, outside: dict[str, str], listed: list[str], code: int, says: str
 ) -> None:
     for name, text in {

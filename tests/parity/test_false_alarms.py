@@ -14,7 +14,7 @@ from tests.parity import false_alarms
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_what_was_judged_until_a_signal_is_told(
+def test_checks_made_before_a_signal_are_counted(
     number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     some = list(itertools.islice(false_alarms.checks(0, "ms_v1"), 3))

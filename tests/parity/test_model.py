@@ -31,7 +31,7 @@ def test_prompt(checkpoint: Checkpoint, ours: Any) -> None:
     assert compared == [*NUMBERS.get(checkpoint.architecture, ["logits"]), "hidden_states", "attentions"]
 
 
-def test_what_was_asked_for_changes_nothing_else(checkpoint: Checkpoint, ours: Any) -> None:
+def test_outputs_without_maps_and_hidden_states_are_the_same(checkpoint: Checkpoint, ours: Any) -> None:
     """The path without maps is another one than the path with them."""
     ids = checkpoint.ids(2, 9)
     want = checkpoint.fresh_truth()(ids, use_cache=False)

@@ -111,7 +111,9 @@ MODULES = [
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("of", "spec", "mistake", "gradient"), MODULES)
-def test_what_newer_models_have(of: type[torch.nn.Module], spec: Spec, mistake: str, gradient: str, dtype: str) -> None:
+def test_features_of_newer_models(
+    of: type[torch.nn.Module], spec: Spec, mistake: str, gradient: str, dtype: str
+) -> None:
     found = [cases("natural", 5, spec=spec, dtype=dtype)[1], cases("discriminating", 5, spec=spec, dtype=dtype)[1]]
     found += cases("modules", 5, spec=spec, dtype=dtype)[4:5]  # a layer
     right, wrong = (oracle.torch.module(of(one).to(getattr(torch, dtype)), spec) for one in ("", mistake))
@@ -249,7 +251,7 @@ def test_a_mistake_outside_of_attention_has_a_place() -> None:
     assert str(report).startswith("fail: layer 3, point act_fn\n")
 
 
-def test_what_is_no_model_or_prompt() -> None:
+def test_arguments_that_are_no_model_or_prompt_are_refused() -> None:
     with pytest.raises(ValueError, match="got a text, expected ids"):
         oracle.torch.model(model_of(), "Once upon a time")
     with pytest.raises(ValueError, match="the model is a Linear, expected a DiffLlama or Llama of transformers"):

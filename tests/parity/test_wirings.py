@@ -64,7 +64,7 @@ def test_its_conversion_to_v2(llama: Path) -> None:
     compare(v2(ids(1, 2, 9)).logits, float64_peer(llama, "LlamaForCausalLM")(ids(1, 2, 9)).logits, "logits")
 
 
-def test_what_refdiff_saves_is_a_llama_to_transformers(tmp_path: Path) -> None:
+def test_transformers_loads_a_plain_model_of_refdiff_as_a_llama(tmp_path: Path) -> None:
     model = small_model(wiring="none", hidden_size=24)  # transformers wants a multiple of the number of heads
     model.save_pretrained(tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)

@@ -85,7 +85,9 @@ MODEL = model_of("DiffLlamaForCausalLM")
         ("text-generation", {"tokenizer": words(), "prefx": "a"}, TypeError, "did you mean 'prefix'"),
     ],
 )
-def test_what_makes_no_pipeline(task: str, options: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_invalid_arguments_of_pipeline_are_refused(
+    task: str, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         refdiff.pipeline(task, **{"model": MODEL, **options})
 

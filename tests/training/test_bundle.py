@@ -70,7 +70,7 @@ def test_the_command_on_the_card_makes_the_same_run(run: Path) -> None:
     assert all(len(line) < 120 for line in bundle.command(trainer.model.config, settings, "t").splitlines())
 
 
-def test_what_is_not_finished_or_too_large_is_refused(
+def test_a_run_that_is_not_finished_or_too_large_is_refused(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bundle, "LIMIT", 1000)

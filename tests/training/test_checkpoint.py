@@ -101,7 +101,7 @@ def test_a_disk_full_at_the_log(start: Start) -> None:
     assert [record["step"] for record in checkpoint.read_log(trainer.out)] == [1, 2, 3, 4]
 
 
-def test_what_a_killed_run_left_half_written_is_swept_up(start: Start) -> None:
+def test_unfinished_checkpoints_of_a_killed_run_are_deleted(start: Start) -> None:
     trainer = start(max_steps=2)
     trainer.run()
     (trainer.out / ".step-000004").mkdir()
@@ -131,7 +131,7 @@ def test_the_log_is_cut_to_the_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ['{"step": 1}', "[1, 2]", "3", "null", "no JSON", '{"step": "1", "loss": 1.0}'])
-def test_what_is_no_log(tmp_path: Path, line: str) -> None:
+def test_files_that_are_no_log_are_refused(tmp_path: Path, line: str) -> None:
     (tmp_path / "log.jsonl").write_text(f'{line}\n{{"step": 2, "loss": 1.0}}\n', encoding="utf-8")
     for use in (checkpoint.read_log, lambda out: checkpoint.truncate_log(out, 2)):
         with pytest.raises(ValueError, match=r"log\.jsonl, line 1: not a record of training .*; take the line out"):

@@ -48,7 +48,7 @@ def test_memory_is_bounded_by_the_chunk_size(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("broken", [b"fine\n\xff\xfe\n", b"cut \xe3\x81"])
-def test_what_is_not_utf8_is_named(tmp_path: Path, broken: bytes) -> None:
+def test_a_text_that_is_not_utf8_is_refused(tmp_path: Path, broken: bytes) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes(broken)
     with pytest.raises(ValueError, match=r"text\.txt: not UTF-8 text near byte \d"):

@@ -146,7 +146,7 @@ def test_the_quick_experiment_is_learned(wiring: str) -> None:
         ({"tokens": 16}, "tokens: got 16 for a step, expected at least 17, the longest sequence"),
     ],
 )
-def test_what_does_not_fit_is_refused(wrong: dict[str, Any], says: str) -> None:
+def test_settings_that_contradict_each_other_are_refused(wrong: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Experiment(**{**SMALL.__dict__, **wrong})
 

@@ -102,7 +102,7 @@ def test_from_a_text(tiny_checkpoint: Path) -> None:
         attention_maps(fresh, "a")
 
 
-def test_what_would_not_fit_is_refused() -> None:
+def test_maps_that_exceed_the_memory_limit_are_refused() -> None:
     model = refdiff.DiffLlamaForCausalLM.from_config(small_config())  # 3 layers, 8 heads, 8 bytes
     check_size(model, 3227)  # 3 · 8 · 2 · 4 · 3227² = 2.0 e9
     with pytest.raises(ValueError, match=r"3228 tokens .* 2\.0 GB: give a text of at most 3227 tokens"):

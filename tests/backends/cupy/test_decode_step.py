@@ -80,7 +80,7 @@ def test_weights_of_16_bits_are_recorded_too(steps: list[DecodeStep], tmp_path: 
 
 
 @pytest.mark.parametrize("options", [{"repetition_penalty": 1.3}, {"output_scores": True}])
-def test_what_the_host_must_see_comes_from_recorded_steps_too(steps: list[DecodeStep], options: dict[str, Any]) -> None:
+def test_recorded_steps_return_scores_that_the_host_needs(steps: list[DecodeStep], options: dict[str, Any]) -> None:
     fast, exact = there()
     options = {**options, **OPTIONS, "return_dict_in_generate": True}
     ours, theirs = fast.generate(IDS, **options), exact.generate(IDS, **options)

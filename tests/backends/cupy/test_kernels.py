@@ -285,7 +285,7 @@ ONE, MASK = np.float32(1), np.ones((3, 3), bool)
         ("plain_heads_vjp", (np.ones((1, 3, 11), np.float32), one, one, one)),
     ],
 )
-def test_what_is_not_served_is_left_to_the_layer(name: str, args: tuple[Any, ...]) -> None:
+def test_unsupported_arguments_are_left_to_the_layer(name: str, args: tuple[Any, ...]) -> None:
     device = EmulatedDevice()
     assert getattr(CupyKernels(device), name)(*args) is NotImplemented
     assert device.launched == []

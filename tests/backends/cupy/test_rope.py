@@ -94,7 +94,7 @@ def test_a_planted_mistake_is_caught(right: str, wrong: str, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("change", ["double", "types", "widths", "tokens", "angles"])
-def test_what_is_not_served_leaves_the_cache_alone(change: str) -> None:
+def test_unsupported_arguments_leave_the_cache_unchanged(change: str) -> None:
     q, k, v, cos, sin = step(0, 2, np.float32)
     given = {
         "double": (q.astype(np.float64), k.astype(np.float64), v.astype(np.float64), cos, sin),

@@ -163,7 +163,7 @@ def test_tokens_are_chosen_on_the_host_for_options_without_a_kernel(options: dic
     assert "choose" not in launched
 
 
-def test_what_is_not_served() -> None:
+def test_unsupported_scores_are_left_to_the_host() -> None:
     assert choose(Runtime(EmulatedDevice()), np.zeros((2, 5))) is NotImplemented
     assert choose(Runtime(EmulatedDevice()), np.zeros((2, 0), np.float32)) is NotImplemented
 

@@ -246,7 +246,9 @@ def test_kernel_equals_its_layer(name: str, every: int) -> None:
 
 
 @pytest.mark.parametrize(("error", "rows"), [(ValueError, errors.ROWS), (IndexError, errors.OUTSIDE)])
-def test_what_a_layer_refuses_its_kernel_leaves_to_it(error: Any, rows: list[errors.Row], monkeypatch: Any) -> None:
+def test_kernels_leave_calls_that_a_layer_refuses_to_the_layer(
+    error: Any, rows: list[errors.Row], monkeypatch: Any
+) -> None:
     """All calls of tests/layers/test_errors.py, through the kernels."""
     ops = ops_for(FAST)
     for name in KERNELS:
@@ -258,7 +260,9 @@ def test_what_a_layer_refuses_its_kernel_leaves_to_it(error: Any, rows: list[err
 
 
 @pytest.mark.parametrize(("error", "message", "call", "given"), errors.DERIVED)
-def test_what_a_derivative_refuses_its_kernel_leaves_to_it(error: Any, message: str, call: Any, given: Any) -> None:
+def test_kernels_leave_calls_that_a_derivative_refuses_to_the_derivative(
+    error: Any, message: str, call: Any, given: Any
+) -> None:
     errors.refused_by_derivative(ops_for(FAST), error, message, call, given)
 
 
@@ -301,7 +305,7 @@ ONES = np.ones((1, 2, 3, 5))
         ("cross_entropy_vjp", (np.ones(()), SINGLE, np.array([0, 1]))),
     ],
 )
-def test_what_does_not_fit_is_left_to_the_layer(name: str, args: tuple[Any, ...]) -> None:
+def test_unsupported_arguments_are_left_to_the_layer(name: str, args: tuple[Any, ...]) -> None:
     assert KERNELS[name](*args, **({"act": "gelu"} if name == "swiglu_vjp" else {})) is NotImplemented
 
 

@@ -67,7 +67,7 @@ def test_few_tokens_are_rotated_and_appended_as_the_layers_and_the_cache_do_it(
         assert len(fused) == len(plain)
 
 
-def test_what_does_not_fit_is_left_to_the_layers_and_the_cache_is_as_before() -> None:
+def test_unsupported_arguments_are_left_to_the_layers_with_the_cache_unchanged() -> None:
     q, k, v, cos, sin = streams(2, 3)
     many = Tuning.small_elements // (2 * 8 * 8) + 1
     for arguments in (

@@ -311,7 +311,7 @@ def test_callers_in_two_threads_share_the_helpers():
     assert len(named() - others) == 1
 
 
-def test_what_an_item_asks_for_its_own_thread_does():
+def test_nested_work_runs_in_the_thread_of_its_item():
     workers, inner = Workers(2), []
 
     def work(item: int) -> None:

@@ -37,7 +37,7 @@ def workspace():
 
 
 @pytest.mark.parametrize("held", [lambda x: x, lambda x: x[3:7], lambda x: x.reshape(-1, 1).T, memoryview])
-def test_what_is_referred_to_keeps_its_memory(workspace, held):
+def test_an_array_with_references_keeps_its_memory(workspace, held):
     view = held(workspace.empty(SHAPE, np.float32))
     assert not np.shares_memory(workspace.empty(SHAPE, np.float32), view)
 
@@ -56,7 +56,7 @@ def test_how_many_references_a_free_block_has_is_found_out(monkeypatch, more):
     assert space.empty(SHAPE, np.float32).ctypes.data == place
 
 
-def test_what_is_small_or_asked_for_while_closed_is_not_kept():
+def test_small_arrays_and_those_of_a_closed_workspace_are_not_kept():
     space = Workspace(LEAST)
     assert space.empty(SHAPE, np.float32).base is None
     space.open()

@@ -81,7 +81,7 @@ def test_texts_do_not_depend_on_the_batch(flags: str, size: int, float64: Path) 
         ("-n 2", {"prompt_lookup_num_tokens": 2}, [(1, 3), (1, 3), (1, 4)]),
     ],
 )
-def test_what_padding_would_change_is_not_padded(
+def test_prompts_that_padding_would_change_are_not_padded(
     flags: str, file: dict[str, Any], expected: list[tuple[int, int]], float64: Path, shapes: list[tuple[int, ...]]
 ) -> None:
     answering = Answering(arguments(float64, *flags.split()))

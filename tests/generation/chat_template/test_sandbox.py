@@ -159,7 +159,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", list(STOPPED))
-def test_what_would_not_end_is_stopped(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_templates_are_stopped(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if "keep" not in name:  # these take little time
         monkeypatch.setattr(sandbox, "SECONDS", sandbox.SECONDS / 20)
     start, before = time.process_time(), _peak_bytes()
@@ -182,7 +182,7 @@ def _peak_bytes() -> int:
 
 
 @pytest.mark.parametrize("name", list(REFUSED))
-def test_what_a_template_may_not_do_fails(name: str) -> None:
+def test_forbidden_operations_fail(name: str) -> None:
     start = time.process_time()
     with pytest.raises(CheckpointError, match=r"chat_template\.jinja: the chat template(:| failed| does not compile)"):
         run(REFUSED[name])

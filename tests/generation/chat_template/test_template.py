@@ -35,7 +35,7 @@ def test_text_and_ids() -> None:
     assert tokenizer.apply_chat_template(CHAT, max_length=2, return_dict=False) == [0, 4]
 
 
-def test_what_the_template_sees() -> None:
+def test_variables_of_a_template() -> None:
     tools = [{"name": "t"}]
     assert show("{{ tools | length }}{{ documents }}{{ mood }}", tools=tools, mood="!") == "1None!"
     assert show("{{ add_generation_prompt }}", add_generation_prompt=True) == "True"

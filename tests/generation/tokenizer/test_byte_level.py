@@ -146,7 +146,7 @@ def test_another_kind_of_tokenizer_is_refused(changed: dict[str, Any]) -> None:
         ByteLevelBackend(json.loads(unigram().to_str()), lambda text: [])
 
 
-def test_what_only_the_library_does_is_refused() -> None:
+def test_features_of_the_package_tokenizers_alone_are_refused() -> None:
     mine, _ = both("bundled")
     with pytest.raises(
         CheckpointError, match="text_pair: got a second text, expected none; only the package tokenizers"

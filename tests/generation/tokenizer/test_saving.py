@@ -13,7 +13,7 @@ from tests.generation.tokenizer.test_tokenizer import words
 FILES = {"tokenizer.json", "tokenizer_config.json"}
 
 
-def test_what_was_set_after_loading_is_saved(tmp_path: Path) -> None:
+def test_settings_changed_after_loading_are_saved(tmp_path: Path) -> None:
     tokenizer = words(padding_side="right", chat_template="old", legacy=False)
     tokenizer.pad_token = "d"
     tokenizer.unk_token = None
@@ -30,7 +30,7 @@ def test_what_was_set_after_loading_is_saved(tmp_path: Path) -> None:
     assert {path.name for path in loaded.source.parent.iterdir()} == FILES | {"chat_template.jinja"}
 
 
-def test_what_an_older_save_left_does_not_come_back(tmp_path: Path) -> None:
+def test_settings_of_an_older_save_do_not_come_back(tmp_path: Path) -> None:
     first = words()
     first.chat_template = {"default": "a", "rag": "b"}
     first.save_pretrained(tmp_path)

@@ -77,7 +77,7 @@ def test_data_off_its_boundary_is_copied_once(dtype: str) -> None:
 
 
 @pytest.mark.usefixtures("_tile")
-def test_what_is_done_is_reported_from_end_to_end() -> None:
+def test_progress_covers_every_byte() -> None:
     spans: list[tuple[int, int]] = []
     to_compute(np.zeros((4, 5), np.uint16), "bfloat16", "bfloat16", lambda first, last: spans.append((first, last)))
     assert spans[0][0] == 0

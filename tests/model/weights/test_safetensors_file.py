@@ -96,7 +96,7 @@ def test_forgotten_memory_is_read_again(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_what_is_another_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+def test_files_of_other_formats_are_named(tmp_path: Path, content: bytes, message: str) -> None:
     assert message in refused(tmp_path, content)
 
 
@@ -264,7 +264,7 @@ def test_any_memory_layout(tmp_path: Path, name: str) -> None:
     assert (tmp_path / "ours").read_bytes() == safetensors.numpy.save({"x": values}, metadata={"format": "pt"})
 
 
-def test_what_float16_cannot_hold_is_refused(tmp_path: Path) -> None:
+def test_values_beyond_the_range_of_float16_are_refused(tmp_path: Path) -> None:
     big = np.array([1.0, 65520.0], np.float32)
     with pytest.raises(ValueError, match=r"model\.x has values beyond float16's range of ±65504.* bfloat16 or float32"):
         write_safetensors(tmp_path / "ours", {"model.x": big}, "float16")

@@ -67,7 +67,7 @@ def test_rows_that_see_nothing_are_exact() -> None:
     assert found.judge(out).status == "fail"
 
 
-def test_what_correct_kernels_cannot_distinguish_is_inconclusive() -> None:
+def test_a_difference_of_equal_maps_is_inconclusive() -> None:
     spec = small("hf_diffllama", lambda_form="given")
     x = draw(spec, T=11, S=13)
     h = spec.heads

@@ -27,7 +27,7 @@ HF, MS = small("hf_diffllama"), small("ms_v1")
         ("v2_with_v1_norm", HF),
     ],
 )
-def test_what_does_not_fit(name: str, spec: object) -> None:
+def test_deviations_that_a_spec_does_not_have(name: str, spec: object) -> None:
     assert deviated(spec, draw(spec), [BY_NAME[name]]) is None
 
 

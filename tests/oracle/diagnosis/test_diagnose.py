@@ -114,7 +114,7 @@ def test_a_name_that_changes_nothing_is_no_answer() -> None:
     assert not fitting
 
 
-def test_what_is_nearly_right_has_no_name() -> None:
+def test_an_output_that_is_nearly_right_has_no_name() -> None:
     """Errors a little above those of right kernels: it passes with all that its inputs do not show."""
     case = pair_of_cases("hf_diffllama", "bfloat16")[0]
     known = budget(HF, case.inputs, "bfloat16", members=4)
@@ -257,7 +257,7 @@ def test_nan_that_a_deviation_gives_has_its_name(names: tuple[str, ...]) -> None
     assert set(names) in fitting
 
 
-def test_what_inputs_cannot_tell_apart_is_ambiguous_with_a_case_that_can() -> None:
+def test_mistakes_that_inputs_cannot_tell_apart_are_ambiguous_with_a_case_that_can() -> None:
     """With one key λ (A₁ − A₂) V is zero, and so is an output that is multiplied by 1 − λ_init with λ_init = 1."""
     case = cases("degenerate", spec=MS, dtype="bfloat16")[0]
     out = output_of(case, "lambda_on_both_maps")
@@ -372,7 +372,7 @@ def test_deviations_that_inputs_cannot_show_are_noted() -> None:
         assert "others are there too (they are in `notes`)" in " ".join(str(found).split())
 
 
-def test_what_explains_most_of_the_error_is_shown() -> None:
+def test_candidates_that_explain_most_of_the_error_are_shown() -> None:
     """Of two mistakes where one is looked for; and what explains little is not."""
     found = ask("hf_diffllama", "bfloat16", "layer_norm", "no_output_scale")
     assert found.status == NONE_FITS

@@ -82,7 +82,7 @@ def test_a_number_is_fitted_to_all_inputs() -> None:
     assert fit.value == pytest.approx(3.3e-7, rel=0.02)
 
 
-def test_what_inputs_do_not_show_explains_nothing() -> None:
+def test_deviations_that_inputs_cannot_reveal_are_not_listed() -> None:
     """Without padding, padding seen is no mistake: it is not listed, though it leaves the rows that are right."""
     spec = Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=16, layer=2)
     inputs = draw(spec, Structure(1, 40, 40), "natural", 3)

@@ -25,7 +25,7 @@ def test_json() -> None:
     assert str(ranking).splitlines()[0] == "none fits, but a number does"
 
 
-def test_what_a_candidate_says_is_printed_once() -> None:
+def test_a_note_that_a_candidate_repeats_is_printed_once() -> None:
     notes = ("dq is that of halved (Half of it)", "the output is right, dq is not: element 0 is 1, expected 2 ± 0.1")
     ranking = Ranking(UNIQUE, (Candidate((ONE,), 0.5, 1.0, True),), notes=notes)
     assert str(ranking).splitlines()[-1] == "  dq is that of halved"

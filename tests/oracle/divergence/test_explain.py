@@ -61,7 +61,9 @@ ORDERS += [(name, "(5, 4, 7, 6)") for name in ("attn2", "probs2")]
         ("scores1", lambda x: x.swapaxes(2, 3), "a transpose: its numbers lie as (B, H, S, T), not (B, H, T, S)"),
     ],
 )  # fmt: skip
-def test_what_an_array_is_equal_up_to(name: str, change: Callable[[np.ndarray], np.ndarray], up_to: str) -> None:
+def test_an_array_that_is_equal_up_to_a_change_is_explained(
+    name: str, change: Callable[[np.ndarray], np.ndarray], up_to: str
+) -> None:
     assert said(name, change(of(name))) == f"equal up to {up_to}"
 
 

@@ -82,7 +82,7 @@ def test_80_columns() -> None:
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_what_would_not_have_been_seen() -> None:
+def test_errors_too_small_to_be_seen_are_reported() -> None:
     mine = {path: x.astype(np.float32) for path, x in REF.items()}
     found = first_divergence(mine, REF, precision="bfloat16")
     said = " ".join(str(found).split())
@@ -127,7 +127,7 @@ def test_a_misspelled_point_is_matched_to_the_missing_one() -> None:
     assert "did you mean" not in whole, "that point is there"
 
 
-def test_what_was_not_recorded_is_named_where_nothing_diverges() -> None:
+def test_points_not_recorded_are_named_where_nothing_diverges() -> None:
     few = {path: x for path, x in REF.items() if not path.endswith(("diff", "o_proj", "lm_head"))}
     lines = str(first_divergence(few, REF)).splitlines()
     assert lines[0].startswith(f"{len(few)} of ")
@@ -140,7 +140,7 @@ def test_what_was_not_recorded_is_named_where_nothing_diverges() -> None:
     assert "not in the trace: lse1, probs1, attn1, lse2, probs2" in str(first_divergence(few, REF)).splitlines()
 
 
-def test_what_is_no_number_has_no_size() -> None:
+def test_nan_has_no_size() -> None:
     diff = REF[AT + "diff"].copy()
     diff[1, 2, 3, 4] = np.nan
     found = wrong(diff=diff)

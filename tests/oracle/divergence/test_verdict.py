@@ -45,7 +45,7 @@ def test_a_large_number_may_be_off_by_its_own_growth(growth: float) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_is_no_number_must_stand_in_the_same_places(value: float) -> None:
+def test_nan_and_infinity_must_stand_in_the_same_places(value: float) -> None:
     x = drawn()
     mine = x.copy()
     mine[0, 1, 2] = value

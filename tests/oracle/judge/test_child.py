@@ -33,7 +33,7 @@ KERNELS = Path(__file__).parent / "kernels"
         ("socket.connect", (None, None), "may not call socket.connect"),
     ],
 )
-def test_what_is_refused(
+def test_operations_that_the_guard_refuses(
     event: str, args: tuple[Any, ...], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -46,7 +46,7 @@ def test_what_is_refused(
 
 
 @pytest.mark.parametrize(("kernel", "expected"), WAYS)
-def test_what_a_kernel_is_called_with(kernel: Any, expected: Any) -> None:
+def test_arguments_that_a_kernel_is_called_with(kernel: Any, expected: Any) -> None:
     call, gradients = child.adapt(kernel)
     assert call("spec", "inputs", "dout") == expected
     assert gradients == ("dout" in expected)
@@ -61,7 +61,7 @@ def test_a_file_without_its_function(tmp_path: Path, monkeypatch: pytest.MonkeyP
         child.load(str(tmp_path / "kernel.txt"), "kernel")
 
 
-def test_what_is_an_output() -> None:
+def test_valid_and_invalid_outputs() -> None:
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     assert child.outputs((x, None)) == {"out": x}
     assert list(child.outputs({"out": x, "lambda_full": np.float32(1)})) == ["out", "lambda_full"]

@@ -288,7 +288,7 @@ print(*(refused(do) for do in (
 """
 
 
-def test_what_the_system_refuses(tmp_path: Path) -> None:
+def test_operations_that_landlock_refuses(tmp_path: Path) -> None:
     for name in ("hidden", "scratch"):
         (tmp_path / name).mkdir()
     for name in ("hidden/secret", "visible"):

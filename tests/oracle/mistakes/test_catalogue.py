@@ -66,7 +66,7 @@ def test_the_catalogue_implements_every_row_of_kind_mistake() -> None:
     ("row", "preset", "key_heads", "says"),
     [("B2", "diff_v2", 2, "pairs would straddle groups"), ("B22", "hf_diffllama", 3, "it must be even")],
 )
-def test_what_no_kernel_can_compute_is_refused(row: str, preset: str, key_heads: int, says: str) -> None:
+def test_mistakes_that_a_spec_refuses(row: str, preset: str, key_heads: int, says: str) -> None:
     assert ROWS[row].where == "refused"
     with pytest.raises(ValueError, match=says):
         Spec.preset(preset, head_dim=4, query_heads=6, key_heads=key_heads)

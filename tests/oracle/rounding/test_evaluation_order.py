@@ -74,7 +74,7 @@ def test_errors_at_random_may_be_equal_for_equal_numbers() -> None:
     assert abs(np.mean(signs[1:] * signs[:-1])) < 0.06, "of numbers that differ they have nothing in common"
 
 
-def test_what_a_narrow_type_rounds_to_one_number_has_errors_of_its_own() -> None:
+def test_numbers_that_a_narrow_type_rounds_to_one_have_errors_of_their_own() -> None:
     """Else those of a thousand weights would add up, where each is as often rounded up as down."""
     how = Arithmetic(Recipe("bfloat16"), next(order for order in DRAWS if order.alike))
     near = 1 + np.arange(4000) * 2.0**-22

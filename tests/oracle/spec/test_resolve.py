@@ -107,7 +107,7 @@ CALLS: list[Callable[[Any, Any], Any]] = [
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_what_no_call_takes(call: Callable[[Any, Any], Any]) -> None:
+def test_specs_that_no_call_takes(call: Callable[[Any, Any], Any]) -> None:
     turned = {name: np.swapaxes(x, 1, 2) for name, x in X.items()}
     with says(ValueError, f"spec is 'attention': the inputs lack k (B, K, S, d){FIX}"):
         call("attention", {"q": X["q"]})

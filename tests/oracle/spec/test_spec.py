@@ -17,7 +17,7 @@ from tests.oracle.example_inputs import small
 DIMS: dict[str, Any] = {"query_heads": 12, "key_heads": 4, "head_dim": 6}
 
 
-def test_what_follows_from_the_fields() -> None:
+def test_sizes_derived_from_the_fields() -> None:
     hf = Spec(**DIMS)
     assert (hf.heads, hf.key_groups, hf.value_heads, hf.value_dim, hf.out_dim) == (6, 2, 4, 6, 12)
     paper = Spec.preset("ms_v1", **DIMS)

@@ -83,7 +83,7 @@ def _shows(kernel: object, case: Case) -> bool:
     return right.tobytes() != wrong.tobytes()
 
 
-def test_what_is_not_the_same_twice() -> None:
+def test_kernels_that_race_fail() -> None:
     recipe = Recipe("float32")
     tiles, natural = _cases("tiles", "float32")[:1], _cases("natural", "float32")[:1]
     assert judge_relation(f"{HERE}:races_from_64_keys_on", recipe, same_twice, natural).status == "pass"

@@ -56,7 +56,9 @@ def test_projections_that_are_not_found(names: tuple[str, ...]) -> None:
         ),
     ],
 )
-def test_what_the_spec_has_and_the_module_lacks(fields: dict[str, Any], names: dict[str, str], message: str) -> None:
+def test_a_module_that_lacks_parameters_of_the_spec_is_refused(
+    fields: dict[str, Any], names: dict[str, str], message: str
+) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         oracle.torch.module(Attention("qkv", "proj"), SPEC.replace(**fields), names=names)
 

@@ -19,7 +19,7 @@ from tests.oracle.example_inputs import draw, small
 OPS = ops_for()
 
 
-def test_what_normed_heads_are_multiplied_by() -> None:
+def test_out_scale_multiplies_normed_heads() -> None:
     spec = small("ms_v1")
     inputs = draw(spec)
     start = 0.8 - 0.6 * np.exp(-0.6)

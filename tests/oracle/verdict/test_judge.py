@@ -69,7 +69,9 @@ def test_sums_have_an_absolute_bound() -> None:
 
 @pytest.mark.parametrize("judge", [judge_sums, judge_lse])
 @pytest.mark.parametrize("found", [1e30, np.nan, 1.0])
-def test_what_correct_kernels_overflow_in_is_not_judged(judge: Callable[..., TensorVerdict], found: float) -> None:
+def test_numbers_in_which_correct_kernels_overflow_are_not_judged(
+    judge: Callable[..., TensorVerdict], found: float
+) -> None:
     expected, allowed = np.ones((1, 1, 2)), np.array([[[np.inf, 0.1]]])
     verdict = judge("lse1", np.array([[[found, 1.05]]]), expected, allowed)
     assert verdict.status == "inconclusive"
