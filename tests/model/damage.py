@@ -142,10 +142,9 @@ def values(table: Any, bad: tuple[Any, ...] = BAD) -> Iterator[tuple[tuple[Any, 
         *above, last = way
 
         def changed(change: Callable[[Any], Any], above: list[Any] = above) -> Any:
-            result = copy.deepcopy(table)
-            place = result
-            for key in above:
-                place = place[key]
+            result = place = copy.copy(table)
+            for key in above:  # a copy of what changes alone: there are ten thousand of them
+                place[key] = place = copy.copy(place[key])
             change(place)
             return result
 
