@@ -22,7 +22,7 @@ from tests.fuzz import run as fuzz
 from tests.fuzz.actions import check_lines
 from tests.fuzz.bases import Base, make
 
-CASES, STEP = 1000, 50
+CASES, STEP = 1000, 25
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def write_no_json() -> None:
         pytest.param(lambda: time.sleep(60), "died", marks=pytest.mark.slow, id="hang"),
         pytest.param(lambda: sum(itertools.count()), "died", marks=pytest.mark.slow, id="compute"),
         pytest.param(lambda: ctypes.string_at(0), "died", id="crash"),
-        pytest.param(lambda: np.ones(800_000_000, np.uint8), "took ", id="touch memory"),
+        pytest.param(lambda: np.ones(80_000_000, np.uint8), "took ", id="touch memory"),
         pytest.param(lambda: np.ones(20_000_000_000, np.uint8), "MemoryError", id="ask for memory"),
         pytest.param(lambda: {}["x"], "KeyError", id="fail"),
         pytest.param(lambda: sys.exit(7), "SystemExit", id="exit oddly"),
@@ -94,6 +94,8 @@ def test_forbidden_behavior_of_a_case_is_found(
     if says == "died":
         monkeypatch.setattr(fuzz, "SECONDS", 5)
         monkeypatch.setattr(fuzz, "CPU_SECONDS", 1)
+    if says == "took ":
+        monkeypatch.setattr(fuzz, "MEMORY", 60 * 10**6)
     (tmp_path / "case").mkdir()
     monkeypatch.chdir(tmp_path / "case")
     kind, said = fuzz.in_a_child(action, tmp_path / "case")
