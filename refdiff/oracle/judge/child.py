@@ -99,7 +99,11 @@ def load(path: str, function: str) -> Callable[..., Any]:
 
 
 def adapt(kernel: Callable[..., Any]) -> tuple[Callable[..., Any], bool]:
-    """Wrap a kernel of any accepted signature as a function of (spec, inputs, dout); also say whether it takes dout."""
+    """Wrap a kernel of any accepted signature as a function of (spec, inputs, dout); also say whether it takes dout.
+
+    Raises:
+        UnusableError: it takes other arguments.
+    """
     try:
         signature = inspect.signature(kernel)
     except (TypeError, ValueError):  # a compiled function without a signature
@@ -107,6 +111,9 @@ def adapt(kernel: Callable[..., Any]) -> tuple[Callable[..., Any], bool]:
     gradients = "dout" in signature.parameters
     more = {"dout": None} if gradients else {}
     one, two = (_accepts(signature, given, more) for given in ((None,), (None, None)))
+    if not (one or two):
+        name = getattr(kernel, "__name__", "the kernel")
+        raise UnusableError(f"{name}{signature} must take (spec, inputs) or (inputs), and may have dout=None beside")
     any_number = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
     inputs_only = one and not (two and (any_number or next(iter(signature.parameters)) == "spec"))
 

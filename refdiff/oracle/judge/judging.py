@@ -31,6 +31,8 @@ from refdiff.oracle.thresholds import THRESHOLDS
 
 SHOWN = 3
 """How many failed cases the text has in full; JSON has all."""
+LISTED = 20
+"""How many more cases a line names; JSON has all."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class JudgeReport:
         if not self.confined:
             lines.append("this system has no Landlock: a kernel that tries to can read refdiff's files")
         if len(failed) > SHOWN:
-            lines.append(f"also failed: {', '.join(failed[SHOWN:])}")
+            lines.append(f"also failed: {_listed(failed[SHOWN:])}")
         declined = Counter(
             "sizes" if name[0].isdigit() else name.partition("-")[0]
             for name, outcome in self.cases.items()
@@ -93,7 +95,7 @@ class JudgeReport:
         inconclusive = [name for name, o in self.cases.items() if o.status == "skip" and not o.declined]
         inconclusive += [f"{tensor} of {name}" for name, o in self.cases.items() for tensor in o.inconclusive]
         if inconclusive:
-            lines.append(f"inconclusive: {', '.join(inconclusive)}")
+            lines.append(f"inconclusive: {_listed(inconclusive)}")
         return "\n".join(printable(line) for text in lines for line in text.splitlines())
 
     def to_dict(self) -> dict[str, Any]:
@@ -202,6 +204,11 @@ def judge_file(
     reasons = (*reasons, *_coverage_reasons(found))
     left, confined = len(trials) - len(found), landlock_version() > 0
     return JudgeReport(str(path), spec, recipe, seed, found, reasons, gradients, left, confined)
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - LISTED
+    return ", ".join(names[:LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _hidden_sizes(rng: np.random.Generator) -> list[Size]:
@@ -349,8 +356,8 @@ def _coverage_reasons(found: Mapping[str, Outcome]) -> list[str]:
     declined = sum(o.declined for o in contiguous)
     if declined > THRESHOLDS.declined_share * len(contiguous):
         return [
-            f"the kernel declined {declined} of {len(contiguous)} cases of contiguous arrays: --profile names those "
-            "that it serves (most in modules have as many keys as queries), --size adds some"
+            f"the kernel declined {declined} of {len(contiguous)} cases of contiguous arrays: select cases that it "
+            "serves by --profile (most in modules have as many keys as queries), or add some by --size"
         ]
     if found and not any(o.compared or o.status == "fail" for o in found.values()):
         return ["no output was compared: every case was declined or inconclusive"]

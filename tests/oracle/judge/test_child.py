@@ -52,6 +52,12 @@ def test_arguments_that_a_kernel_is_called_with(kernel: Any, expected: Any) -> N
     assert gradients == ("dout" in expected)
 
 
+@pytest.mark.parametrize("kernel", [lambda: 0, lambda a, b, c: 0, lambda spec, inputs, *, q: 0])
+def test_a_kernel_that_takes_other_arguments_is_refused(kernel: Any) -> None:
+    with pytest.raises(child.UnusableError, match=r"<lambda>\(.*\) must take \(spec, inputs\) or \(inputs\), and may"):
+        child.adapt(kernel)
+
+
 def test_a_file_without_its_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setitem(sys.modules, "submission", None)

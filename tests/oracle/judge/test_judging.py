@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle import Spec, cases
+from refdiff.oracle import Recipe, Spec, cases
 from refdiff.oracle.judge import confine, judge_file, judging, process
 from refdiff.oracle.judge.judging import JudgeReport
 from refdiff.oracle.judge.process import ProcessError, ProcessLimits
+from refdiff.oracle.suite.outcome import Outcome
 
 KERNELS = Path(__file__).parent / "kernels"
 CHEATS = KERNELS / "cheats.py"
@@ -302,6 +303,13 @@ def test_operations_that_landlock_refuses(tmp_path: Path) -> None:
     confined = confine.landlock_version() > 0
     assert files == [str(confined)] * 4
     assert memory == "True" or not confined
+
+
+def test_a_report_names_twenty_of_the_other_cases() -> None:
+    found = {f"case-{i}": Outcome("fail", "wrong") for i in range(30)} | {"odd": Outcome("skip", "no limit")}
+    lines = str(JudgeReport("kernel.py", SPEC, Recipe("float32"), 0, found))
+    assert f"also failed: {', '.join(f'case-{i}' for i in range(3, 23))} and 7 more\n" in lines
+    assert lines.endswith("inconclusive: odd")
 
 
 def test_windows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
