@@ -16,30 +16,32 @@ def physical_memory(groups: Path = _GROUPS) -> int:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):  # not on Windows
         memory = UNKNOWN_MEMORY
-    return min([memory, *(limit for limit, _ in _container(groups))])
+    return min([memory, *(limit for limit, _ in _limits(groups))])
 
 
 def available_memory(info: Path = Path("/proc/meminfo"), groups: Path = _GROUPS) -> int | None:
     """Return the bytes of memory that this process may still use, swap included; None if they are unknown."""
     free = _bytes_of(info, "MemAvailable:", "SwapFree:")
-    found = [*([sum(free)] if free else []), *(max(limit - used, 0) for limit, used in _container(groups))]
+    found = [*([sum(free)] if free else []), *(max(limit - _used(usage), 0) for limit, usage in _limits(groups))]
     return min(found, default=None)
 
 
-def _container(groups: Path) -> list[tuple[int, int]]:
-    """Return (limit, used) in bytes for each memory limit of the container.
+def _limits(groups: Path) -> list[tuple[int, Path]]:
+    """Return each memory limit of the container in bytes, and the file that has what it uses."""
+    files = (  # cgroups version 2, then version 1
+        (groups / "memory.max", groups / "memory.current"),
+        (groups / "memory/memory.limit_in_bytes", groups / "memory/memory.usage_in_bytes"),
+    )
+    return [(most, usage) for limit, usage in files if (most := _number(limit)) is not None]
 
-    Cached files that were not read lately do not count as used: the system drops them before it runs out of memory.
+
+def _used(usage: Path) -> int:
+    """Return the bytes that the container uses.
+
+    Cached files that were not read lately do not count: the system drops them before it runs out of memory.
     """
-    found = []
-    for folder, limit, usage in (  # cgroups version 2, then version 1
-        (groups, "memory.max", "memory.current"),
-        (groups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        if (most := _number(folder / limit)) is not None:
-            cached = max(_bytes_of(folder / "memory.stat", "inactive_file", "total_inactive_file"), default=0)
-            found.append((most, max((_number(folder / usage) or 0) - cached, 0)))
-    return found
+    cached = max(_bytes_of(usage.with_name("memory.stat"), "inactive_file", "total_inactive_file"), default=0)
+    return max((_number(usage) or 0) - cached, 0)
 
 
 def peak_memory() -> int | None:
