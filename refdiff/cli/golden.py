@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from refdiff.cli.flags import Number, UsageError, add_common
+from refdiff.cli.flags import Number, UsageError, add_common, refuse
 from refdiff.cli.output_files import check_folder
 from refdiff.cli.parser import Parser
 from refdiff.cli.spec import PROFILE_NOTE, RECIPE_NOTE, SMALL_NOTE, add_profile, add_spec, recipe_of, spec_of
@@ -51,7 +51,7 @@ refdiff golden verify vectors outputs
         "them. A case has a name such as discriminating-0-2x9x14-float32-0. For each case OUTPUTS holds "
         "<case>.safetensors or <case>.npz with out, and optionally dq, lse1, ...; or <case>.out.f32, <case>.dq.f32, "
         "..., raw float32, little-endian, in row-major order. A case whose out is not there counts as missing.",
-        "A case has at most 10 MB, and VECTORS at most 50 MB. An export into earlier VECTORS replaces it.",
+        "A case has at most 10 MB, and VECTORS at most 50 MB. An export replaces earlier vectors in VECTORS.",
         "Exit status of verify: 0 all passed; 1 not passed; 2 error.",
         SMALL_NOTE,
         RECIPE_NOTE + " --dtype auto is what --recipe stores, or float32.",
@@ -65,8 +65,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    if args.outputs is not None or args.json or args.diagnose:
-        raise UsageError("OUTPUTS, --diagnose, --json: are for verify; export takes VECTORS alone")
+    refuse(
+        "is for verify; export takes VECTORS alone",
+        {f"OUTPUTS {args.outputs}": args.outputs is not None, "--diagnose": args.diagnose, "--json": args.json},
+    )
     folder = Path(args.folder)
     if folder.exists() and not folder.is_dir():
         kind = "a file" if folder.is_file() else "a device or a pipe"
@@ -97,8 +99,10 @@ def _export(args: argparse.Namespace) -> int:
 def _verify(args: argparse.Namespace) -> int:
     if args.outputs is None:
         raise UsageError("OUTPUTS: got none, expected the folder of what your program computed")
-    if flags := [f"--{n.replace('_', '-')}" for n, default in EXPORT_DEFAULTS.items() if getattr(args, n) != default]:
-        raise UsageError(f"{', '.join(flags)}: are for export; verify judges by what VECTORS were written for")
+    refuse(
+        "is for export; verify judges by what VECTORS were written for",
+        {f"--{n.replace('_', '-')}": getattr(args, n) != default for n, default in EXPORT_DEFAULTS.items()},
+    )
     from refdiff.oracle import golden
 
     with waiting("judging", quiet=args.quiet):

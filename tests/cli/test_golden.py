@@ -70,8 +70,9 @@ def test_verify(here: Path, cli: Cli) -> None:
         "\n--diagnose names the mistake of the first failure\n"
     )
     named = cli("golden", "verify", "vectors", "bad", "--diagnose").out
+    assert "\n\nv2:\nfail, judged as " in named
     assert "\ndiagnosis: " in named
     assert "--diagnose" not in named
     done = cli("golden", "verify", "vectors", ".")
     assert done.status == 1
-    assert "missing: v2: no output" in done.out
+    assert "missing: v2: no out in v2.safetensors" in done.out

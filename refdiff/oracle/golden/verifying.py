@@ -65,13 +65,16 @@ class Report:
         layers = f"; layer {', '.join(map(str, self.layers))}" if self.layers else ""
         lines = [f"{self.status}: cases with an output: {len(self.cases)}; tensors judged: {judged}{layers}"]
         lines += [f"changed: {line}" for line in self.changed]
-        lines += [f"missing: {n}: no output: out in {n}.safetensors or {n}.npz, or {n}.out.f32" for n in self.missing]
+        if self.missing:
+            first, *more = self.missing
+            lines.append(f"missing: {first}: no out in {first}.safetensors, {first}.npz or {first}.out.f32")
+            lines += [f"missing too: {', '.join(more)}"] if more else []
         absent = Counter(name for names in self.unjudged.values() for name in names)
         if absent:
             names = [name if n == len(self.cases) else f"{name} in {n} of them" for name, n in absent.items()]
             lines.append(f"not given, so not judged: {', '.join(names)}")
         for name, verdict in self.cases.items():
-            lines += ["", f"{name}: {verdict}"] if verdict.status != PASS else []
+            lines += ["", f"{name}:", str(verdict)] if verdict.status != PASS else []
             lines += [f"diagnosis: {self.diagnosis[name]}"] if name in self.diagnosis else []
         return wrap_text("\n".join(lines))
 
