@@ -213,8 +213,9 @@ class Proof:
         )
 
     def __str__(self) -> str:
+        count = len(self.differences)
         return (
-            f"attention layers compared in float64 on random inputs: {len(self.differences)}\n"
+            f"{count} attention layer{'s' * (count != 1)} compared in float64 on random inputs\n"
             f"  largest difference: {self.worst:.1e} of the largest output (layer {self.layer})\n"
             f"  other weights: {', '.join(self.changed) + ' changed' if self.changed else 'unchanged'}"
         )

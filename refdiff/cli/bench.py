@@ -40,7 +40,7 @@ refdiff bench -m path/to/checkpoint --rows prefill:512,decode:2048x4
     which.add_argument("--like", choices=LIKE, metavar="MODEL", help="random weights of its sizes (default: tiny)")
     which.add_argument("--folder", metavar="FOLDER", help="keep those weights here (default: temporary)")
     which.add_argument("--against", action="append", choices=PEERS, metavar="NAME", help="other side")
-    which.add_argument("--rows", metavar="ROW,…", help="rows to measure (default: some of each but train)")
+    which.add_argument("--rows", metavar="ROW,…", help="rows to measure (default: some, none of train)")
     which.add_argument("--train", action="store_true", help="measure training steps instead")
     how = parser.add_argument_group("how")
     how.add_argument("--pairs", type=Number(int, 1), metavar="N", help="repetitions per side (default: 5, --quick 1)")
@@ -54,8 +54,8 @@ refdiff bench -m path/to/checkpoint --rows prefill:512,decode:2048x4
     output.add_argument("--plot", metavar="FILE", help="draw it, .png, .svg or .pdf")
     add_common(output)
     parser.notes = [
-        "A ratio is the median over the repetitions. Above 1, refdiff is faster; in rows of memory, below "
-        "1, it needs less. The share is of what NumPy's BLAS reads (gemv) or multiplies (sgemm) on this machine, "
+        "A ratio is the median over the repetitions. Above 1, refdiff is faster; in rows of memory, "
+        "it needs less below 1. The share is of what NumPy's BLAS reads (gemv) or multiplies (sgemm) on this machine, "
         "measured before and after each pair. "
         "The rows lookup and edit use prompt lookup to copy a prompt and to edit one; passes are how often the model "
         "ran. "

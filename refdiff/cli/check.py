@@ -22,8 +22,8 @@ from refdiff.errors import CheckpointError
 MOST_NAMES = 12
 """So many arrays of a file are named in an error."""
 NUMBERS_NOTE = """\
-The numbers of a tensor are value/limit; a value above its limit fails. A row is the last axis at one place of the \
-others; its error is a root mean square, e_r. E_r is the error that correct kernels have there, as measured.
+The numbers of a tensor are value/limit; a value above its limit fails. A row is one vector along the last axis; \
+e_r is its error, a root mean square. E_r is the error that correct kernels have in that row, as measured.
 bound: the largest e_r over B_r, the most that a correct kernel can have.
 row: the largest e_r over E_r: a key lost in one row.
 bulk: the root mean square of e_r over E_r: a small error everywhere.
@@ -56,7 +56,7 @@ refdiff check --selftest --seeds 20 --jobs 2 --state runs --markdown
     parser.add_argument("--diagnose", action="store_true", help="name the mistake of a failure")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     selftest = parser.add_argument_group("selftest")
-    selftest.add_argument("--selftest", action="store_true", help="test the tester itself")
+    selftest.add_argument("--selftest", action="store_true", help="test check with known kernels")
     number = Number(int, 1)
     selftest.add_argument("--seeds", type=number, default=1, metavar="N", help="number of seeds")
     selftest.add_argument("--jobs", type=number, default=1, metavar="N", help="seeds at a time")
@@ -67,11 +67,10 @@ refdiff check --selftest --seeds 20 --jobs 2 --state runs --markdown
     selftest.add_argument("--markdown", action="store_true", help="print a page, not a table")
     add_common(parser, offline=False)
     parser.notes = [
-        "Exit status: 0 passed; 1 not passed: fail, or inconclusive, where correct kernels differ so much on these "
-        "inputs that they show nothing; 2 error. With --selftest: 0 if enough mutants are caught and every correct "
-        "kernel passes, 1 otherwise, 2 error; its last lines say how many of each are expected. It needs a clone of "
-        "refdiff.",
-        SPEC_NOTE + " Dimensions that it lacks are read off the arrays.",
+        "Exit status: 0 passed; 1 not passed: fail, or inconclusive, which means that correct kernels differ too much "
+        "on these inputs for a verdict; 2 error. With --selftest: 0 if enough wrong kernels fail and every correct one "
+        "passes, 1 otherwise, 2 error; its last lines say how many of each are expected. It needs a clone of refdiff.",
+        SPEC_NOTE + " Dimensions that the spec lacks are those of the arrays.",
         RECIPE_NOTE,
         NUMBERS_NOTE,
         "--kernels tests.parity.real_kernels:KERNELS names a dict of functions.",

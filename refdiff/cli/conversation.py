@@ -19,7 +19,7 @@ from refdiff.errors import CheckpointError
 from refdiff.files import MAX_JSON, expand_home, read_text, unique_keys, write_atomically
 from refdiff.messages import json_problem
 
-HELP = "Ctrl-C stops an answer; /reset forgets all, /save FILE keeps it, /quit ends"
+HELP = "Ctrl-C stops an answer; /reset starts anew, /save FILE writes all, /quit ends"
 ENDING = ("/quit", "/exit")
 RESERVED = 4
 """Without -n, one in this many tokens of the context is reserved for the answer."""

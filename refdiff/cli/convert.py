@@ -50,7 +50,7 @@ refdiff convert path/to/llama path/to/new --to v2
         "constant. The rest cannot be converted exactly and is refused. Converting 16-bit weights rounds some of them "
         "again; the second report shows the effect on each layer's output. If the difference exceeds rounding error, "
         "the command fails and writes nothing.",
-        "--eager: unilm's multihead_diffattn.py pairs other keys where there are fewer keys than queries.",
+        "--eager: unilm's multihead_diffattn.py pairs other key heads where there are fewer of them than query heads.",
     ]
 
 
@@ -103,8 +103,8 @@ def run(args: argparse.Namespace) -> int:
     except (ValueError, RuntimeError) as error:
         raise type(error)(f"{args.model}: {error}") from error
     sys.stdout.write(
-        f"as written in {dtype}: {proof.worst:.1e} (layer {proof.layer}; up to {max(proof.rounded):.1e} would be "
-        "rounding)\n"
+        f"as written in {dtype}: {proof.worst:.1e} (layer {proof.layer}; rounding explains up to "
+        f"{max(proof.rounded):.1e})\n"
     )
     return 0
 

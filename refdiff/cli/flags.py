@@ -15,9 +15,9 @@ MAX_PROMPT = 10_000_000
 DTYPES = ("auto", "float32", "float64", "float16", "bfloat16")
 MODEL = "MODEL"
 PIPE_NOTE = (
-    "Standard input that is not a terminal is the prompt, or is appended to PROMPT; with -f FILE it is not read. A "
-    "PROMPT or an input FILE that is - is standard input. An empty text is a prompt too, but empty standard input that "
-    "no - names is none. In a shell loop over prompts, add < /dev/null."
+    "Standard input that is not a terminal is the prompt. With a PROMPT it is appended to that; with -f FILE it is not "
+    "read. A - in place of PROMPT or FILE stands for standard input. An empty PROMPT or FILE is a valid prompt, and so "
+    "is empty standard input where - is given. In a shell loop over prompts, add < /dev/null."
 )
 
 

@@ -60,11 +60,11 @@ refdiff generate -m path/to/checkpoint --prompts-file in.jsonl -o out.jsonl
     parser.notes = [
         flags.PIPE_NOTE,
         "FILE of -o is replaced when the text is complete; an error or Ctrl-C leaves it as it was.",
-        "Where the checkpoint's generation_config.json sets a choice of tokens, that is the default. With --top-k, "
-        "--top-p or --min-p the default of --temperature is 1.",
+        "What the checkpoint's generation_config.json sets is the default of the options above. With --top-k, --top-p "
+        "or --min-p the default of --temperature is 1.",
         f"A line of JSONL has prompt (or text, or messages with role and content), and may have id, system, stop, "
         f"{', '.join(NUMBERS)}; max_tokens is another name of max_new_tokens. Each answer is one line of "
-        "JSON; a prompt that FILE of -o answers already is skipped, so that a run which was stopped resumes.",
+        "JSON. A prompt that has its answer in FILE of -o is skipped, so the same command resumes a run.",
         "--batch-size changes a text only where two tokens are equally probable up to rounding error. Shard I of N "
         "takes the prompts I, I + N, I + 2N, ... Prompt I has the seed SEED + I, or its own; without "
         "--seed, SEED is 0.",

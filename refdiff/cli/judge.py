@@ -39,7 +39,7 @@ refdiff judge kernel.py:attention --profile natural --profile tiles --json
     parser.notes = [
         "Exit status: 0 passed; 1 not passed; 2 error.",
         "The kernel is called three times per case: on two sets of numbers in the same memory, then on the first again "
-        "in another order. Sizes beside those of the profiles are drawn; in three of them inputs and dout are not "
+        "in another order. Some cases have sizes drawn at random; in three of them inputs and dout are not "
         "contiguous. The expected output is computed after the kernel's process and all that it started have ended. "
         "The kernel may take dout=None and return gradients, and return NotImplemented for inputs that it does not "
         "serve.",

@@ -55,8 +55,8 @@ SPEC_NOTE = (
     "and the fields that differ. --set window=128, --set scale=0.125 and --set causal=none may be given several times."
 )
 SMALL_NOTE = (
-    f"{SPEC_NOTE} Dimensions that a preset is not given are small. The layer is 2 for a preset's name; of a JSON "
-    "file it is the field layer, or 0."
+    f"{SPEC_NOTE} Dimensions of a preset that --set does not give are small. The layer is 2 with a preset's name; with "
+    "a JSON file it is the file's field layer, or 0."
 )
 PROFILE_NOTE = f"--profile is {', '.join(PROFILES[:-1])} or {PROFILES[-1]}, and may be given several times"
 RECIPE_NOTE = (

@@ -54,7 +54,7 @@ def test_an_answer_is_given_what_was_said_before(converse: Any, capsys: Capture)
     assert third == [system, {"role": "user", "content": "three"}]
     out, err = capsys.readouterr()
     assert second[2]["content"] == out.splitlines()[0]
-    assert "/reset forgets all, /save FILE keeps it, /quit ends" in err
+    assert "/reset starts anew, /save FILE writes all, /quit ends" in err
 
 
 def test_the_oldest_exchanges_are_forgotten_when_the_context_is_full(

@@ -25,10 +25,10 @@ from .conftest import Cli, Done
 
 Convert = Callable[..., Done]
 REPORT = re.compile(
-    r"(?P<one>\w+) to (?P<other>\w+): attention layers compared in float64 on random inputs: 3\n"
+    r"(?P<one>\w+) to (?P<other>\w+): 3 attention layers compared in float64 on random inputs\n"
     r"  largest difference: (?P<exact>\S+) of the largest output \(layer \d\)\n"
     r"  other weights: unchanged\n"
-    r"as written in (?P<dtype>\w+): (?P<written>\S+) \(layer \d; up to (?P<rounded>\S+) would be rounding\)\n"
+    r"as written in (?P<dtype>\w+): (?P<written>\S+) \(layer \d; rounding explains up to (?P<rounded>\S+)\)\n"
 )
 
 

@@ -254,7 +254,7 @@ def test_a_conversation_on_a_terminal(reciting: Path, environment: dict[str, str
     typed = b"hi\r" + again + b"/save chat.json\r/reset\r/save\r\x04"
     status, seen = in_terminal(environment, tmp_path, "generate", "-m", reciting, "--chat", "-n", "3", typed=typed)
     assert status == 0, seen
-    assert "Ctrl-C stops an answer; /reset forgets all" in seen
+    assert "Ctrl-C stops an answer; /reset starts anew" in seen
     messages = json.loads((tmp_path / "chat.json").read_text())
     assert [message["role"] for message in messages] == ["user", "assistant"] * 2
     assert [message["content"] for message in messages[::2]] == ["hi", "hi"]

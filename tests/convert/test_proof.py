@@ -22,7 +22,7 @@ def test_the_proof_finds_a_single_wrong_row() -> None:
     config, params = convert(model.config, model.params, "hf")
     before = (model.config, model.params)
     assert prove(before, (config, params)).worst < 1e-13
-    assert str(prove(before, (config, params))).startswith("attention layers compared in float64 on random")
+    assert str(prove(before, (config, params))).startswith("3 attention layers compared in float64 on random")
     wrong = copy.deepcopy(params)
     rows = wrong["model"]["layers"][1]["self_attn"]["k_proj"]["weight"]
     rows[[0, 1]] = rows[[1, 0]]
