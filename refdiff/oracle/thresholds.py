@@ -278,7 +278,10 @@ class Thresholds:
             output.
         min_queries: the fewest queries of a part: one query may hide a deviation, such as of positions.
         case_separation: a case tells two deviations apart if their outputs differ by more in some row, in E_r.
-        correct_residual: the right name leaves less. If one leaves more, fitted numbers are tried as well.
+        correct_residual: the right name leaves less. If one of an output leaves more, fitted numbers are tried as well;
+            one of a gradient is refused, in E_r of kernels with that mistake. In 7,077 gradients (6 presets, 3 types, 4
+            profiles) the right name left at most 0.91. Of 35,427 names of functions that lie 1 E_r or more away, 56
+            left less, each within 1.9 E_r. In E_r of the truth, a limit of 1/12 of the error accepted 1,021 of them.
         better_ratio: an answer is better than another if it leaves so many times less error.
         explained: share of the squared error that a candidate must explain to be shown. Zeros explain half of any error
             that is unrelated to the truth. For outputs with two mistakes, the closest single was one of the two in 1 of
@@ -298,13 +301,13 @@ class Thresholds:
         place_separation: in E_r. Two places of the truth that are closer cannot be told apart.
         projection_ratio: an output points to another function if its projection is so many times that of any order.
         min_projection: the least such projection, as a share of the way. Nobody's rounding errors are known better.
-        gradient_residual: root mean square over rows, in E_r. A gradient this near to a deviation's may be that.
+        gradient_residual: root mean square over rows, in E_r of the truth. A mistake is judged if some gradient is this
+            near to its own: in 3,163 kernels with one mistake the nearest was within 1.4. So is a gradient that is this
+            near to the truth times a number, to a part of a sum, or to that of other row sums.
         max_parts: of more sequences or heads no partial sums are tried: each part takes two backward passes.
         min_row_width: in rows of fewer numbers, an error is a multiple of A K by chance: noise along it is 1/d of all.
-        clear_ratio: a named gradient leaves less than `correct_residual`, or so many times less than the truth: 1/13 of
-            it in the worst of 1,460 that left more than 1 E_r. Mistakes that had no name were 1/10 from the next name.
         size_error: in u, and at least 2⁻¹¹. An error along a deviation may differ from it by such a share, beside its
-            standard error. It was at most 7 u in these gradients, in bfloat16 and float16.
+            standard error. It was at most 7 u in 1,460 gradients, in bfloat16 and float16.
         chance: the largest probability that one of several partial sums fits by chance.
         same_factor: factors, or fitted numbers of heads, that differ by a smaller share are taken for one.
         exact_unit: in types with a smaller unit roundoff, a fitted number that passes is not near by chance.
@@ -390,7 +393,6 @@ class Thresholds:
     gradient_residual: float = 6.0
     max_parts: int = 16
     min_row_width: int = 4
-    clear_ratio: float = 12.0
     size_error: float = 12.0
     chance: float = 0.05
     same_factor: float = 0.02

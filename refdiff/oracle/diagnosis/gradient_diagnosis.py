@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from refdiff.oracle.budget.budget import Budget
 from refdiff.oracle.budget.statistics import LIMITS, root_mean_square
-from refdiff.oracle.deviations.deviation import Deviation, deviated, ops_with
+from refdiff.oracle.deviations.deviation import Deviation, deviated, is_same_output, ops_with
 from refdiff.oracle.deviations.listed import deviations
 from refdiff.oracle.diagnosis.ranking import Candidate
 from refdiff.oracle.diagnosis.region_format import join_words
-from refdiff.oracle.diagnosis.targets import Target, explained_share, quick_residual, worst_residual
+from refdiff.oracle.diagnosis.targets import Target, explained_share, judge_runs, quick_residual, worst_residual
 from refdiff.oracle.inputs import is_layer, kind_of
 from refdiff.oracle.inputs.outputs import read_output, to_float64
 from refdiff.oracle.mistakes.in_backward import (
@@ -28,6 +29,9 @@ from refdiff.oracle.mistakes.in_backward import (
     tiled_heads_mistake,
 )
 from refdiff.oracle.rounding import round_to
+from refdiff.oracle.rounding.ensemble import perturb_lambda_init, run_orders
+from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS, Order
+from refdiff.oracle.rounding.rounded_layers import rounded_mistakes
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import head_indices
@@ -61,47 +65,25 @@ def diagnose_gradients(
     targets = {
         name: [gradient_target(b, name, one[name]) for b, one in zip(budgets, arrays, strict=True)] for name in names
     }
-    truth_residuals = {name: worst_residual(some, [t.expected for t in some]) for name, some in targets.items()}
-    limits = {
-        n: min(THRESHOLDS.gradient_residual, x / THRESHOLDS.better_ratio,
-               max(THRESHOLDS.correct_residual, x / THRESHOLDS.clear_ratio)) for n, x in truth_residuals.items()
-    }  # fmt: skip
-    tensors = [n for n in names if n not in budgets[0].sums]
-    near: dict[Deviation, dict[str, float]] = {}
-    shares: dict[Deviation, dict[str, float]] = {}
-    contradicted: set[Deviation] = set()
-    for deviation in _candidate_deviations(spec, budgets):
-        found = [_gradients(b, dout, deviation) for b, dout in zip(budgets, douts, strict=True)]
-        off = {name: worst_residual(some, [g.get(name) for g in found]) for name, some in targets.items()}
-        if any(off[n] > THRESHOLDS.better_ratio * max(1.0, truth_residuals[n]) for n in names if n not in wrong):
-            contradicted.add(deviation)
-        near[deviation] = {
-            n: off[n] for n in wrong
-            if off[n] < limits[n] and all(_has_size(t, g[n]) for t, g in zip(targets[n], found, strict=True))
-        }  # fmt: skip
-        of_tensors = {n: x for n, x in near[deviation].items() if n in tensors}
-        changes = any(not math.isclose(off[n], truth_residuals[n], rel_tol=1e-3) for n in tensors)
-        if deviation in contradicted or (changes and not of_tensors):
-            near[deviation] = of_tensors
-        shares[deviation] = {
-            n: min(explained_share(t, g.get(n)) for t, g in zip(targets[n], found, strict=True))
-            for n in near[deviation]
-        }
+    before = {name: worst_residual(some, [t.expected for t in some]) for name, some in targets.items()}
+    matches = (_match(d, budgets, douts, targets, before, wrong) for d in _candidate_deviations(spec, budgets))
+    every = {m.deviation: m for m in matches if m.near}
     left = list(wrong)
     while left:
-        matched = {d: [n for n in left if n in some] for d, some in near.items()}
-        worst = {d: max(near[d][n] for n in some) for d, some in matched.items() if some}
+        matched = {d: [n for n in left if n in m.near] for d, m in every.items()}
+        worst = {d: max(every[d].near[n] for n in some) for d, some in matched.items() if some}
         if not worst:
             break
-        best = max(worst, key=lambda d: (len(matched[d]), d not in contradicted, -left.index(matched[d][0]), -worst[d]))
+        doubts = {d: (every[d].contradicted, bool(every[d].unlike)) for d in worst}
+        best = max(worst, key=lambda d: (len(matched[d]), not any(doubts[d]), -left.index(matched[d][0]), -worst[d]))
         together, limit = matched[best], THRESHOLDS.better_ratio * max(1.0, worst[best])
         fits = [d for d, x in worst.items() if matched[d] == together and x <= limit]
-        alone = contradicted.issuperset(fits)
-        fits = [d for d in fits if alone or d not in contradicted]
-        text = f"{_format_answer(together, 'that', 'those')} of {_format_names(fits)}"
-        text += "; other gradients, which it changes too, are right" if alone else ""
-        share = {d: min(shares[d][n] for n in together) for d in fits}
-        yield Answer(text, tuple(together), tuple(Candidate((d,), worst[d], share[d], True) for d in fits))
+        fits = [d for d in fits if doubts[d] == min(doubts[f] for f in fits)]
+        yield Answer(
+            _format_names(together, [every[d] for d in fits]),
+            tuple(together),
+            tuple(Candidate((d,), worst[d], min(every[d].shares[n] for n in together), True) for d in fits),
+        )
         left = [name for name in left if name not in together]
     if "dq" in left and (row_sums := _name_row_sums(spec, budgets, douts, targets, left)):
         yield row_sums
@@ -113,6 +95,89 @@ def diagnose_gradients(
         yield answer
         left = [name for name in left if name not in answer.names]
     yield from _name_factors({name: targets[name] for name in left})
+
+
+@dataclass(frozen=True)
+class _Match:
+    """How a deviation reproduces wrong gradients.
+
+    near: the residual of each gradient that agrees, in units of the errors of kernels with the deviation.
+    shares: the share of the squared error of each of them that the deviation explains.
+    unlike: the wrong gradients that it changes, but in another way.
+    contradicted: whether it changes gradients that are correct.
+    """
+
+    deviation: Deviation
+    near: dict[str, float]
+    shares: dict[str, float]
+    unlike: tuple[str, ...]
+    contradicted: bool
+
+
+def _match(
+    deviation: Deviation,
+    budgets: Sequence[Budget],
+    douts: Sequence[Any],
+    targets: Mapping[str, Sequence[Target]],
+    before: Mapping[str, float],
+    wrong: Sequence[str],
+) -> _Match:
+    """Compare the gradients in `wrong` with those of a deviation.
+
+    They agree if they pass as those of a kernel with the deviation, are nearer to them than to the truth, and their
+    error has its size. The kernel is evaluated in several orders only if some gradient is near by the budget of the
+    truth. The errors of such kernels may be far larger than those of correct ones, as where padding is visible.
+
+    Args:
+        before: the residuals of the truth.
+    """
+    exact = [_gradients(b, dout, deviation) for b, dout in zip(budgets, douts, strict=True)]
+    near, shares = {}, {}
+    off = {name: worst_residual(some, [g.get(name) for g in exact]) for name, some in targets.items()}
+    contradicted = any(off[n] > THRESHOLDS.better_ratio * max(1.0, x) for n, x in before.items() if n not in wrong)
+    changed = [n for n, some in targets.items()
+               if not all(is_same_output(g.get(n), t.expected) for g, t in zip(exact, some, strict=True))]  # fmt: skip
+    unlike = [n for n in wrong if n in changed]
+    if not any(off[n] < min(THRESHOLDS.gradient_residual, before[n] / THRESHOLDS.better_ratio) for n in unlike):
+        return _Match(deviation, {}, {}, tuple(unlike), contradicted)
+    orders = (*DRAWS, *MEMBERS[:3])
+    runs = [
+        run_orders(partial(_gradients, b, dout, deviation), orders, b.inputs)
+        for b, dout in zip(budgets, douts, strict=True)
+    ]
+    for name in tuple(unlike):
+        of_cases = zip(targets[name], exact, runs, strict=True)
+        each = [(t, g[name], [run[name] for run in some]) for t, g, some in of_cases if _has_shape(t, g.get(name))]
+        if len(each) < len(budgets):
+            continue
+        own, truth = (max(x) for x in zip(*(_own_residuals(*one) for one in each), strict=True))
+        if own < THRESHOLDS.correct_residual:
+            unlike.remove(name)
+            if own < truth / THRESHOLDS.better_ratio and all(_has_size(t, g) for t, g, _ in each):
+                near[name], shares[name] = own, min(explained_share(t, g) for t, g, _ in each)
+    sums = set(budgets[0].sums)
+    if contradicted or (sums.issuperset(near) and not sums.issuperset(changed)):
+        near = {n: x for n, x in near.items() if n not in sums}
+    return _Match(deviation, near, shares, tuple(unlike), contradicted)
+
+
+def _has_shape(target: Target, wrong: Numpy | None) -> bool:
+    return wrong is not None and wrong.shape == target.actual.shape
+
+
+def _own_residuals(target: Target, wrong: Numpy, runs: Sequence[Numpy]) -> tuple[float, float]:
+    """Return the residuals of a gradient and of the truth in units of the errors of a deviation's runs.
+
+    The first is ∞ if the gradient does not pass as theirs. A sum of many terms has one budget, at least the truth's.
+    """
+    if target.is_gradient:
+        judged = judge_runs(wrong, tuple(runs), target)
+        rows, residual = judged.rows, judged.residual if judged.fits else math.inf
+    else:
+        largest = float(np.max(np.abs(np.stack(runs) - wrong), initial=0.0))
+        rows = np.maximum(target.rows, THRESHOLDS.sum_members * largest / LIMITS.row)
+        residual = quick_residual(replace(target, expected=wrong, rows=rows), wrong)
+    return residual, quick_residual(replace(target, actual=target.expected, expected=wrong, rows=rows), wrong)
 
 
 def _has_size(target: Target, wrong: Numpy) -> bool:
@@ -238,18 +303,27 @@ def _candidate_deviations(spec: Spec, budgets: Sequence[Budget]) -> Iterator[Dev
     yield from map(Deviation.of, mistakes)
 
 
-def _gradients(budget: Budget, dout: Any, deviation: Deviation | None = None) -> Gradients:
-    """Return the gradients, by name, of a kernel with a deviation; {} if it has none for these inputs."""
+def _gradients(budget: Budget, dout: Any, deviation: Deviation | None = None, order: Order | None = None) -> Gradients:
+    """Return the gradients, by name, of a kernel with a deviation; {} if it has none for these inputs.
+
+    Args:
+        order: the order in which the recipe rounds; None for exact gradients.
+    """
     problem = deviated(budget.spec, budget.inputs, [] if deviation is None else [deviation])
     if problem is None:
         return {}
-    g = round_to(read_output(dout, "dout").astype(np.float64), budget.recipe.storage)
+    recipe = budget.recipe
+    g = round_to(read_output(dout, "dout").astype(np.float64), recipe.storage)
+    spec, ops = problem.spec, ops_with(problem.mistakes)
+    if order is not None:
+        spec, ops = perturb_lambda_init(spec, order, ops), rounded_mistakes(recipe, order, problem.mistakes)
     try:
         with np.errstate(all="ignore"):
-            found = backward(problem.spec, problem.inputs, g, ops_with(problem.mistakes))
+            found = backward(spec, problem.inputs, g, ops)
     except (ValueError, IndexError, TypeError):
         return {}
-    return {f"d{name}": np.atleast_1d(x) for name, x in found.items()}
+    exact = {f"d{name}": np.atleast_1d(x) for name, x in found.items()}
+    return exact if order is None else {name: round_to(x, recipe.storage) for name, x in exact.items()}
 
 
 def gradient_target(budget: Budget, name: str, actual: Any) -> Target:
@@ -276,7 +350,16 @@ def _has_factor(targets: Sequence[Target], factor: float) -> bool:
     return all(quick_residual(t, factor * t.expected) < THRESHOLDS.gradient_residual for t in targets)
 
 
-def _format_names(found: Sequence[Deviation]) -> str:
+def _format_names(names: Sequence[str], found: Sequence[_Match]) -> str:
+    """Format "dq is that of …", or where a deviation changes other gradients too, "dq agrees with …; dk … does not"."""
+    which = " or ".join(f"{m.deviation.name} ({m.deviation.what.rstrip('.')})" for m in found)
     if len(found) > MAX_NAMED:
-        return f"{found[0].name} or one of {len(found) - 1} other deviations, which these inputs do not tell apart"
-    return " or ".join(f"{d.name} ({d.what.rstrip('.')})" for d in found)
+        others = f"one of {len(found) - 1} other deviations, which these inputs do not tell apart"
+        which = f"{found[0].deviation.name} or {others}"
+    unlike = [n for n in found[0].unlike if all(n in m.unlike for m in found)]
+    if not unlike and not found[0].contradicted:
+        return f"{_format_answer(names, 'that', 'those')} of {which}"
+    text = f"{join_words(names)} {'agrees' if len(names) == 1 else 'agree'} with {which}"
+    if unlike:
+        text += f"; {join_words(unlike)}, which it changes too, {'does' if len(unlike) == 1 else 'do'} not"
+    return f"{text}; other gradients, which it changes too, are right" if found[0].contradicted else text

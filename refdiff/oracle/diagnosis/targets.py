@@ -30,7 +30,7 @@ from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, select
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding import FORMATS, round_to
-from refdiff.oracle.rounding.ensemble import perturb_lambda_init, run_orders
+from refdiff.oracle.rounding.ensemble import perturb_lambda_init, run_orders, scatter_allowance
 from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS, Order
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.rounding.rounded_layers import rounded_mistakes
@@ -48,8 +48,8 @@ TENSOR_STATISTICS = ("slope", "factor")
 
 SCREENING_ORDERS = (DRAWS[0], MEMBERS[1])
 """Two orders that suffice to reject most candidates: one rounds everything at random, one has an error in λ."""
-AXES = {2: "b t", 3: "b h t"}
-"""The axes of an output's rows, by their number: of a layer with projections, and of attention alone."""
+AXES = {1: "row", 2: "b t", 3: "b h t"}
+"""The axes of rows, by their number: of a projection's gradient, of a layer's output, and of attention alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +215,8 @@ def deviation_budget(wrong: Numpy, runs: Sequence[Numpy], target: Target) -> Row
     recipe = target.recipe
     floor = row_floor(root_mean_square(np.where(np.isfinite(wrong), wrong, 0.0)), recipe)
     errors, largest_slope, doubtful = errors_of_runs(wrong, runs)
-    rows = np.maximum(floor, np.max(errors, axis=0))
+    scatter = scatter_allowance(recipe) if target.is_gradient else 0
+    rows = np.maximum(floor, np.max(errors, axis=0) + scatter * np.std(errors, axis=0))
     factor = target.allowed.factor if target.allowed else None
     if factor is not None:
         factor = common_factor(wrong, runs, ~doubtful, recipe.storage, factor.divisor, FORMATS[recipe.storage].tiny)
@@ -249,7 +250,7 @@ def judge_problem(
             key = (target, hashlib.sha256(np.concatenate((wrong, *runs), axis=None).data).digest())
             if key in rejected:
                 return rejected[key]
-        found = _judge_runs(wrong, tuple(runs), target)
+        found = judge_runs(wrong, tuple(runs), target)
         if found.worst_row > THRESHOLDS.hopeless * WRONG_LIMITS.row:
             break
     if rejected is not None and not found.fits:
@@ -257,7 +258,8 @@ def judge_problem(
     return found
 
 
-def _judge_runs(wrong: Numpy, runs: tuple[Numpy, ...], target: Target) -> Judgement:
+def judge_runs(wrong: Numpy, runs: tuple[Numpy, ...], target: Target) -> Judgement:
+    """Judge the target by the budget of a kernel whose exact result is `wrong`, and its results in several orders."""
     allowed = deviation_budget(wrong, runs, target)
     verdict = judge_rows("out", target.actual, replace(allowed, limits=target.limits))
     values = {s.name: s.value for s in verdict.statistics}

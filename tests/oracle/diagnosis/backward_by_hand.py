@@ -20,6 +20,7 @@ Factor = Callable[[float], float]
 def by_hand(
     case: Case, *, product: Factor | None = None, row_sum: Factor | None = None, values: Factor | None = None,
     of_lambda: float = 1.0, heads: Container[int] = (0, 1), row_sums: float = 1.0,
+    along: Callable[[np.ndarray], np.ndarray] = np.square,
     saved: Callable[[list[np.ndarray]], list[np.ndarray]] = list,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Output and gradients in the type of the case, of a spec like `SPEC`.
@@ -28,6 +29,7 @@ def by_hand(
         product, row_sum, values: of λ, what stands for −λ before g Vᵀ, before the sum of its row, and in ∂L/∂V.
         of_lambda: what ∂L/∂λ is multiplied by.
         row_sums: what the row sums D of both maps are multiplied by.
+        along: of r = 1 / rms, what stands for r² before x mean(g x) in the derivative of the norm.
         saved: of the two log-sum-exps, those from which the backward pass recomputes the maps.
         heads: which of the pairs that share keys are taken into ∂L/∂K and ∂L/∂V, by their number among them.
     """
@@ -54,7 +56,7 @@ def by_hand(
         g = (1 - start) * np.asarray(case.dout, dtype=np.float64)[:, i]
         dweight += np.sum(g * r * head, axis=(0, 1))
         g = g * x["norm_weight"]
-        g = r * (g - r**2 * head * np.mean(g * head, axis=-1, keepdims=True))
+        g = r * (g - along(r) * head * np.mean(g * head, axis=-1, keepdims=True))
         for n, (right_map, exact, other) in enumerate(zip(maps, lse, saved(lse), strict=True)):
             of_row = np.sum(g * (right_map @ v[:, j]), axis=-1, keepdims=True)
             a = right_map * np.exp(exact - other)

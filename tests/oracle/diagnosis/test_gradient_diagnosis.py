@@ -147,8 +147,40 @@ def test_gradients_with_different_mistakes_have_their_own_notes() -> None:
     case = cases("discriminating", 5, spec=SPEC, dtype="float32")[1]
     wrong = {"dk": gradients(case, causal="none")["dk"], "dv": gradients(case, pairing="interleaved")["dv"]}
     first, second = asked(case, wrong).notes[:2]
-    assert first.startswith("dk is that of no_causal_mask (")
-    assert second.startswith("dv is that of interleaved_pairs (")
+    assert first.startswith("dk agrees with no_causal_mask (")
+    assert first.endswith("); dv, which it changes too, does not")
+    assert second.startswith("dv agrees with interleaved_pairs (")
+    assert second.endswith("); dk, which it changes too, does not")
+
+
+@pytest.mark.parametrize(
+    "along",
+    [
+        pytest.param(np.ones_like, id="no r²"),
+        *(pytest.param(lambda r, x=x: x * r**2, id=f"{x} r²") for x in (0.03, 0.06)),
+    ],
+)
+def test_a_partly_detached_norm_is_not_called_detached(along: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Gradients of k and v may be those of one that is detached, up to rounding: that of q shows that it is not."""
+    case = case_by_hand("bfloat16")
+    found = asked(case, by_hand(case, along=along))
+    assert found.name is None, str(found)
+    for note in (n for n in found.notes if "rms_detached" in n):
+        assert " agree with rms_detached (" in note, note
+        unlike = note.rpartition("); ")[2].removesuffix(", which it changes too, do not")
+        unlike = unlike.removesuffix(", which it changes too, does not")
+        assert "dq" in unlike.split(" and "), note
+    assert asked(case, by_hand(case, along=np.zeros_like)).name == "rms_detached"
+
+
+def test_a_gradient_of_a_detached_norm_beside_others_of_another_mistake() -> None:
+    """Two passes, of which the one for dv detaches the norm. The others keep half of what is subtracted."""
+    case = case_by_hand()
+    wrong, detached = (by_hand(case, along=lambda r, x=x: x * r**2) for x in (0.5, 0.0))
+    first = asked(case, wrong | {"dv": detached["dv"]}).notes[0]
+    assert first.startswith("dv agrees with rms_detached (")
+    lambdas = ", ".join(f"dlambda_{x}" for x in ("q1", "k1", "q2"))
+    assert first.endswith(f"); dq, dk, {lambdas} and dlambda_k2, which it changes too, do not")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -417,6 +449,7 @@ def test_a_mistake_in_the_pass_for_dq_alone() -> None:
     wrong = {**by_hand(case), "dq": by_hand(case, product=LOST["sign"])["dq"]}
     found = asked(case, wrong)
     assert found.name == "second_product_without_sign", str(found)
+    assert found.notes[0].startswith("dq agrees with second_product_without_sign (")
     assert found.notes[0].endswith("; other gradients, which it changes too, are right")
 
 
