@@ -149,14 +149,14 @@ def _names(arrays: Collection[str]) -> str:
 
 
 def _read(path: str) -> tuple[dict[str, Any], dict[str, Any], Any]:
-    from refdiff.oracle.inputs.arrays import read_arrays
+    from refdiff.oracle.inputs.arrays import OTHER_SUFFIXES, read_arrays
 
     try:
         arrays, _ = read_arrays(path)
     except CheckpointError as error:
-        if Path(path).suffix in (".safetensors", ".npz") or not Path(path).is_file():
+        if Path(path).suffix in (".safetensors", ".npz", *OTHER_SUFFIXES) or not Path(path).is_file():
             raise
-        raise UsageError(f"{path}: neither .safetensors nor .npz: {str(error).removeprefix(f'{path}: ')}") from error
+        raise UsageError(f"{path}: neither .safetensors nor .npz; write one, for instance with numpy.savez") from error
     given, inputs, dout = parts(arrays)
     if "q" not in inputs and "x" not in inputs:
         raise UsageError(

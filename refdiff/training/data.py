@@ -138,17 +138,15 @@ class Corpus:
         return cls(folder)
 
     def rows(self, part: str, length: int) -> int:
-        """Return how many rows of `length` tokens a part has.
+        """Return how many sequences of `length` tokens a part has.
 
         Raises:
             ValueError: it has none.
         """
         count = (len(self.tokens[part]) - 1) // (length - 1)
         if count < 1:
-            raise ValueError(
-                f"the {part} part of the text has {len(self.tokens[part])} tokens, but a sequence needs {length}; "
-                "take a longer text, a shorter context, or another share for validation"
-            )
+            found = f"the tokens of the {part} part of the text; take a longer text, or another share for validation"
+            raise ValueError(f"context: got {length}, expected at most {len(self.tokens[part])}, {found}")
         return count
 
     def batch(self, part: str, rows: NDArray[np.int64], length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

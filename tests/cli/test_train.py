@@ -75,9 +75,7 @@ def test_a_text_that_is_too_short_says_so(cli: Cli, text: Path) -> None:
     text.write_text("once upon a time\n" * 40, encoding="utf-8")
     done = cli("train", "text.txt", "-o", "run", "--max-steps", "1")
     assert done.status == 2
-    assert re.search(
-        r"the train part of the text has \d+ tokens, but a sequence needs 256; take a longer text", done.err
-    )
+    assert re.search(r"--context: got 256, expected at most \d+, the tokens of the train part of the text; ", done.err)
 
 
 def test_from_text_to_a_model(train: Train, here: Path, cli: Cli) -> None:

@@ -45,7 +45,8 @@ USAGE = (
     ("check --print-spec --selftest", "--print-spec: does not go with --selftest"),
     ("check --spec list.json mine.safetensors", "list.json holds no JSON object"),
     ("check inputs.safetensors", "…nothing to judge"),
-    ("check notes.txt", "notes.txt: neither .safetensors nor .npz: "),
+    ("check notes.txt", "notes.txt: neither .safetensors nor .npz; write one, for instance with numpy.savez"),
+    ("check notes.pt", "notes.pt: got a .pt file, expected .safetensors or .npz; write one with safetensors.torch"),
     ("check many.safetensors", "…a18, a19 and 28 more, but no q and no x"),
     ("check layer.safetensors", "…the inputs lack q_proj.weight"),
     ("check --selftest --json --markdown", "--json, --markdown: got both, expected one of them"),
@@ -129,7 +130,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "bad.txt").write_bytes(b"a\xffb")
     (folder / "token" / "full").mkdir(parents=True)
     (folder / "token" / "full" / "notes.txt").touch()
-    texts = {"list.json": "[]", "notes.txt": "some notes", "line.txt": "once upon a time\n", "text.txt": tale()}
+    texts = {
+        "list.json": "[]",
+        "notes.txt": "some notes",
+        "notes.pt": "",
+        "line.txt": "once upon a time\n",
+        "text.txt": tale(),
+    }
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
     x, q = np.ones(3, dtype=np.float32), draw(spec, dtype=np.float32)

@@ -126,6 +126,8 @@ SMALL_NPZ, MAX_RATIO = 100_000_000, 100
 the size of the file, and at most a quarter of the memory. Deflate shortens zeros a thousandfold, random numbers hardly.
 safetensors files are memory-mapped and have no limit."""
 _DTYPE_NAMES = {name: dtype for dtype, name in _FILE_TYPES.items()}
+OTHER_SUFFIXES = (".pt", ".pth", ".pkl", ".npy")
+"""Suffixes of files of arrays that are not read."""
 
 
 def write_arrays(path: str | os.PathLike[str], arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
@@ -172,7 +174,7 @@ def read_arrays(
         CheckpointError: the file is broken or has another format.
     """
     path = Path(path)
-    if path.suffix in (".pt", ".pth", ".pkl", ".npy"):
+    if path.suffix in OTHER_SUFFIXES:
         raise CheckpointError(
             f"{path}: got a {path.suffix} file, expected .safetensors or .npz; write one with "
             "safetensors.torch.save_file or numpy.savez"
