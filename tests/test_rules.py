@@ -220,8 +220,64 @@ NO_THRESHOLDS = {
 }  # fmt: skip
 
 
+DECIDING = ("budget", "diagnosis", "divergence", "golden", "suite", "trace", "verdict")
+"""Folders of the oracle whose code decides a verdict or a name. Others have values of cases, mistakes and layers."""
+NUMBERS = {
+    ("budget/hard_bound.py", 700.0), ("budget/hard_bound.py", 1.01),  # below an overflow; the bound's own rounding
+    ("budget/hard_bound.py", 2.0**-21), ("budget/hard_bound.py", 2.0**-149),  # of ex2.approx; the least float32
+    ("diagnosis/diagnose.py", 1e-6),  # of a percentage that is printed
+    ("diagnosis/targets.py", 1e6), ("diagnosis/targets.py", 1e9),  # what stands for ∞ in a mean of squares
+    ("divergence/explain.py", 0.5), ("golden/writing.py", 0.5),  # a factor that is named; half of a square
+    ("divergence/first_divergence.py", 2.0**-50), ("divergence/systematic_error.py", 2.0**-24),  # unit roundoffs
+    ("suite/relations.py", 0.5), *(("suite/relations.py", 2.0**n) for n in (4, 8, 18)),  # λ and values of relations
+}  # fmt: skip
+
+
+def _numbers(tree: ast.AST) -> Iterator[float]:
+    """Yield the floats in code, those of arguments and defaults too, but for exponents: 2.0**-11 is one float."""
+    exact = (-1.0, 0.0, 1.0, 2.0)
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow) and not _is_number(node):
+            yield from _numbers(ast.Tuple([node.left]))
+        elif isinstance(node, ast.expr) and _is_number(node):
+            value = eval(compile(ast.Expression(node), "", "eval"))
+            if isinstance(value, float) and value not in exact:
+                yield value
+        else:
+            yield from _numbers(node)
+
+
+def _is_number(node: ast.expr) -> bool:
+    """Whether an expression consists of numbers alone, such as 1 / 8 or 2.0**-11."""
+    parts = [n for n in ast.walk(node) if not isinstance(n, ast.operator | ast.unaryop)]
+    number = ast.BinOp | ast.UnaryOp | ast.Constant
+    return all(isinstance(n, number) for n in parts) and all(
+        type(n.value) in (int, float) for n in parts if isinstance(n, ast.Constant)
+    )
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "close(a, rel_tol=1e-3)",
+        "a < 0.5 * b",
+        "max(u, 2.0**-11)",
+        "def g(limit=1 / 8): pass",
+        "np.where(a > 3.5, 1, 0)",
+    ],
+)
+def test_limits_in_functions_are_found(code: str) -> None:
+    assert list(_numbers(ast.parse(f"def f():\n    {code}")))
+    assert not list(
+        _numbers(ast.parse("def f():\n    return 2.0 * d**-0.5 + np.where(x > 0.0, '0.5', THRESHOLDS.row)"))
+    )
+
+
 def test_thresholds_of_the_oracle_are_in_one_file_with_their_evidence() -> None:
-    """Other modules have no fractions but those above; each field of a threshold has an entry in the docstring."""
+    """Other modules have no fractions but those above; each field of a threshold has an entry in the docstring.
+
+    Functions of `DECIDING` have none either, whether compared or passed on.
+    """
     no_number = ast.Call | ast.Dict | ast.Lambda
     found = {
         ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
@@ -232,6 +288,15 @@ def test_thresholds_of_the_oracle_are_in_one_file_with_their_evidence() -> None:
         and not any(isinstance(n, no_number) for n in ast.walk(node.value))
     }  # fmt: skip
     assert found == NO_THRESHOLDS
+    within = {
+        (path.removeprefix("refdiff/oracle/"), number)
+        for path, tree in MODULES.items()
+        if path.startswith(tuple(f"refdiff/oracle/{folder}/" for folder in DECIDING))
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        for number in _numbers(node)
+    }
+    assert within == NUMBERS
     for area in (n for n in MODULES["refdiff/oracle/thresholds.py"].body if isinstance(n, ast.ClassDef)):
         entries = re.findall(r"^ +([a-z0-9_, ]+): \S", ast.get_docstring(area, clean=False) or "", re.MULTILINE)
         numbers = [n for n in area.body if isinstance(n, ast.AnnAssign) and not isinstance(n.value, ast.Call)]

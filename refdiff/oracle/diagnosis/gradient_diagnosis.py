@@ -192,7 +192,7 @@ def _has_size(target: Target, wrong: Numpy) -> bool:
     square, along = np.sum(way * way, axis=-1), np.sum(rest * way, axis=-1)
     s = np.sum(along) / np.sum(square)
     spread = np.sqrt(np.sum((along - s * square) ** 2)) / np.sum(square)
-    allowed = THRESHOLDS.size_error * max(target.recipe.u, 2.0**-11) + THRESHOLDS.projection_ratio * spread
+    allowed = THRESHOLDS.size_error * max(target.recipe.u, THRESHOLDS.size_unit) + THRESHOLDS.projection_ratio * spread
     return along.size == 1 or not abs(s) > allowed
 
 

@@ -106,7 +106,7 @@ def _is_implied(s: Statistic, broken: list[Statistic], wrong: Numpy, actual: Num
     """Whether another broken statistic explains this one, so that the verdict need not report it.
 
     "slope" explains "factor". "row" explains "bulk" if the remaining rows alone are within the bulk limit, and a scale
-    ("slope" or "factor") if less than half of the squared error is parallel to the truth.
+    ("slope" or "factor") if less than `Thresholds.parallel_share` of the squared error is parallel to the truth.
     """
     if s.name == "factor" and any(other.name == "slope" for other in broken):
         return True
@@ -115,20 +115,20 @@ def _is_implied(s: Statistic, broken: list[Statistic], wrong: Numpy, actual: Num
     off = errors(actual, budget)
     if s.name in ("slope", "factor"):
         size = math.sqrt(float(np.sum(np.where(np.isfinite(budget.expected), budget.expected, 0.0) ** 2)))
-        return s.value * size < math.sqrt(0.5 * float(np.sum(off**2)))
+        return s.value * size < math.sqrt(THRESHOLDS.parallel_share * float(np.sum(off**2)))
     rest = safe_ratio(root_mean_square(off), budget.rows)[~wrong]
     return float(root_mean_square(rest[None])[0]) <= s.limit
 
 
 def _is_slope_of_wrong_rows(wrong: Numpy, actual: Numpy, budget: RowBudget) -> bool:
-    """Whether the correct rows by themselves show less than half of the slope of the whole tensor."""
+    """Whether the correct rows by themselves show less than `Thresholds.slope_share` of the slope of the whole."""
     y, e = np.where(np.isfinite(budget.expected), budget.expected, 0.0), errors(actual, budget)
     right = ~wrong & (root_mean_square(y) > budget.rows)  # a row of zeros has no slope
     if not wrong.any() or not right.any():
         return False
     unit = float(np.abs(y).max()) or 1.0
     whole, rest = (slope(e[rows] / unit, y[rows] / unit) for rows in (wrong | right, right))
-    return abs(rest) < 0.5 * abs(whole)
+    return abs(rest) < THRESHOLDS.slope_share * abs(whole)
 
 
 def _count_wrong_rows(wrong: Numpy, axes: str) -> str:
