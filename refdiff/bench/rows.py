@@ -308,11 +308,11 @@ _ORACLE = Kind(_MANY, "{name} {size}, {heads}", run_oracle, "s", peers=(), needs
 KINDS = {
     "cold": Kind("", "start to first token", cold, "s", peers=_TRANSFORMERS),
     "load": Kind("", "load", load, "s", new_process=True, warm_up=True),
-    "prefill": Kind(_MANY, "prefill {size}{rows}", prefill, ceiling="sgemm"),
-    "decode": Kind(_MANY, "decode {size}{rows}", decode, ceiling="gemv"),
+    "prefill": Kind(_MANY, "prefill {size}{sequences}", prefill, ceiling="sgemm"),
+    "decode": Kind(_MANY, "decode {size}{sequences}", decode, ceiling="gemv"),
     "lookup": Kind("", "prompt lookup, a copy", look_up),
     "edit": Kind("", "prompt lookup, an edit", look_up),
-    "memory": Kind(_MANY, "memory {size}{rows}", memory, "B", new_process=True),
+    "memory": Kind(_MANY, "memory {size}{sequences}", memory, "B", new_process=True),
     "product": _PRODUCT,
     "check": _ORACLE,
     "diagnose": _ORACLE,
@@ -362,9 +362,9 @@ class BenchRow:
         return title.format(
             name=self.name,
             size=self.size,
-            batch=self.batch,
             model=self.model,
-            rows=f", {self.batch} rows" if self.batch > 1 else "",
+            batch=self.batch,
+            sequences=f", batch {self.batch}" if self.batch > 1 else "",
             tokens=f"{self.size} token{'s' * (self.size > 1)}",
             heads=f"{self.batch} head{'s' * (self.batch > 1)}",
         )

@@ -16,7 +16,8 @@ Turn = Callable[[BenchRow, str], None]
 
 
 def run(rows: list[BenchRow], settings: BenchSettings, turn: Turn = lambda row, side: None) -> Iterator[dict[str, Any]]:
-    """Measure rows and yield the report's entry for each. `turn(row, side)` is called before each measurement.
+    """Measure rows and yield the report's entry for each. `turn(row, side)` is called before each measurement,
+    and `turn(row, "starting")` before a row's processes start, which takes seconds.
 
     If a row fails, its entry has the error, and the remaining rows are still measured.
 
@@ -27,6 +28,7 @@ def run(rows: list[BenchRow], settings: BenchSettings, turn: Turn = lambda row, 
         with child(name, BenchRow("load"), settings):  # starts the side, loads nothing
             pass
     for row in rows:
+        turn(row, "starting")
         try:
             yield from measure(row, settings, turn)
         except (ChildError, ImportError, OSError) as error:

@@ -134,7 +134,7 @@ def _record(args: argparse.Namespace) -> int:
     if args.of is None or (args.prompt is None and args.ids is None):
         got = "neither" if args.of is None else f"{args.of!r} alone"
         raise UsageError(
-            f"MODEL and PROMPT (or --ids): got {got}, expected both to record, with - for standard input, or --compare"
+            f"MODEL and PROMPT (or --ids): got {got}, expected both to record a run; --compare compares two"
         )
     if args.output is None:
         raise UsageError("-o: got none, expected the file to write, such as -o run.safetensors")

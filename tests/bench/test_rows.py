@@ -23,7 +23,7 @@ def test_parsing_the_spelling_of_a_row_gives_the_row() -> None:
     for row in [*ALL, *QUICK, *TRAIN, *QUICK_TRAIN, *parse_rows("check:1024x32,diagnose:256")]:
         assert parse_rows(row.spelled) == [row]
     rows = parse_rows("decode:128x8,product:1,train:30m,check:1024x32,diagnose:256")
-    titles = "decode 128, 8 rows; product, 1 token; training step, 30m; check 1024, 32 heads; diagnose 256, 1 head"
+    titles = "decode 128, batch 8; product, 1 token; training step, 30m; check 1024, 32 heads; diagnose 256, 1 head"
     assert "; ".join(row.title for row in rows) == titles
 
 

@@ -89,9 +89,13 @@ def test_training_gives_the_memory_until_its_last_step_too() -> None:
 
 def test_a_row_that_fails_does_not_end_the_others(log: Log) -> None:
     """Its processes end; before all rows each side is started once, so that what is not installed is said first."""
-    wrong, other = runner.run(parse_rows("prefill:4,load"), SETTINGS)
+    turns: list[str] = []
+    wrong, other = runner.run(
+        parse_rows("prefill:4,load"), SETTINGS, lambda row, side: turns.append(f"{row.name}: {side}")
+    )
     assert log[:6] == [(name, what) for name in ("refdiff", "transformers", "numpy") for what in ("starts", "ends")]
     assert wrong["error"] == "the process is gone"
+    assert turns[:3] == ["prefill: starting", "load: starting", "load: refdiff"]
     assert not report.failed(other)
     assert sum(what == "starts" for _, what in log) == sum(what == "ends" for _, what in log)
 
