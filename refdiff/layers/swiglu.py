@@ -77,6 +77,8 @@ def swiglu_vjp(
     _check("swiglu_vjp", gate_proj, up_proj)
     gate, up = saved or (ops.linear(x, **gate_proj), ops.linear(x, **up_proj))
     activated = ops.activation(gate, act)
+    if g.shape != x.shape:
+        raise ValueError(f"swiglu_vjp: g: got shape {tuple(g.shape)}, expected {tuple(x.shape)}, like x")
     h, ddown, ddown_bias = ops.linear_vjp(g, activated * up, **down_proj)
     dx_up, dup, dup_bias = ops.linear_vjp(h * activated, x, **up_proj)
     (dgate_in,) = ops.activation_vjp(h * up, gate, act)

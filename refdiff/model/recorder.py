@@ -58,6 +58,7 @@ class Recorder:
         if not self._attentions:
             return
         pairing = VARIANTS[wiring].pairing
+        self._check_maps(*((1, 0) if pairing is None else (2, 1)))
         if pairing is None:
             out.attentions = out.differential_attentions = tuple(self._maps)
             zero = namespace(self._maps[0]).zeros((), dtype=self._maps[0].dtype, device=device(self._maps[0]))
@@ -70,6 +71,16 @@ class Recorder:
             out.attentions = tuple(interleave_heads(a1, a2) for a1, a2 in pairs)
         out.differential_attentions = tuple(a1 - λ * a2 for (a1, a2), λ in zip(pairs, self._lambdas, strict=True))
         out.lambdas = tuple(self._lambdas)
+
+    def _check_maps(self, maps: int, lambdas: int) -> None:
+        """Raise ValueError if the calls of the layers gave other numbers of maps or λ than these for each."""
+        got, number = (len(self._maps), len(self._lambdas)), len(self._first_norms)
+        if got != (maps * number, lambdas * number):
+            raise ValueError(
+                f"output_attentions: got {got[0]} maps and {got[1]} λ from {number} layers, expected {maps * number} "
+                f"and {lambdas * number}; call attention_weights and diff_lambda of the `ops` that your replacement of "
+                "a layer is given, or leave output_attentions out"
+            )
 
 
 def _appending(results: list[Array], function: Callable[..., Array]) -> Callable[..., Array]:

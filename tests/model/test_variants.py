@@ -23,6 +23,7 @@ from refdiff.model.variants import VARIANTS
 from refdiff.model.weights import attention_shapes, count_parameters, nest, parameter_shapes
 from refdiff.model.weights.names import stored_name
 from tests.golden import unilm
+from tests.layers.inputs import says
 from tests.layers.places import Place
 from tests.layers.test_composed import parts_of
 from tests.model.models import CLASSES, LAYERS, ids, small_config, small_model
@@ -132,12 +133,23 @@ def test_lambda_of_every_layer_is_that_of_the_paper(
         close(lambda_, np.array(math.exp(dots[0]) - math.exp(dots[1]) + 0.8 - 0.6 * math.exp(-0.3 * layer)), SAME)
 
 
-@pytest.mark.parametrize("wiring", ["hf", "paper", "v2"])
-def test_maps_that_a_replaced_layer_keeps_to_itself_are_missed(wiring: str) -> None:
-    model = small_model(wiring=wiring, kernels="reference")
+@pytest.mark.parametrize(
+    ("wiring", "replaced", "got"),
+    [
+        *(
+            (wiring, "diff_attention", "got 0 maps and 2 λ from 2 layers, expected 4 and 2")
+            for wiring in ("hf", "paper", "v2")
+        ),
+        ("hf", "diff_heads_hf", "got 0 maps and 2 λ from 2 layers, expected 4 and 2"),
+        ("none", "plain_heads", "got 0 maps and 0 λ from 2 layers, expected 2 and 0"),
+    ],
+)
+def test_maps_that_a_replaced_layer_keeps_to_itself_are_missed(wiring: str, replaced: str, got: str) -> None:
+    model = small_model(wiring=wiring, kernels="reference", num_hidden_layers=2)
     alone = lambda f: lambda *args, ops, **options: f(*args, **options)  # noqa: E731
-    model.ops = overlay(model.ops, lambda name, f: alone(f) if name == "diff_attention" else f)
-    with pytest.raises(ValueError, match="zip"):
+    model.ops = overlay(model.ops, lambda name, f: alone(f) if name == replaced else f)
+    fix = "call attention_weights and diff_lambda of the `ops` that your replacement of a layer is given"
+    with says(ValueError, f"output_attentions: {got}; {fix}, or leave output_attentions out"):
         model(ids(0, 1, 3), output_attentions=True)
 
 
