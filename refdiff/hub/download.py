@@ -270,7 +270,7 @@ def _fall_back_to_cache(
         why = f"no such folder here, and {explain(error)}"  # a plain name can be a folder or a repo
         raise CheckpointError(f"{repo_label(repo, revision)}: {why}") from not_cached
     if not isinstance(error, OfflineModeIsEnabled):
-        warn(f"{repo_label(repo, revision)}: {explain(error)}; using the copy in the cache")
+        warn(f"{repo_label(repo, revision)}: using the copy in the cache: {explain(error)}")
     return folder
 
 

@@ -69,7 +69,7 @@ def explain(error: BaseException) -> str:
         endpoint = constants.ENDPOINT or "an empty HF_ENDPOINT"
         return (
             f"the connection to {endpoint} failed ({_first_line(error)}); check the network, the proxy and "
-            "HF_ENDPOINT, then run again: files that are complete are kept"
+            "HF_ENDPOINT, then run again; complete files are kept"
         )
     return _first_line(error)
 

@@ -121,7 +121,8 @@ class Prompts:
         if messages is not None:
             text = json.dumps(messages, ensure_ascii=False, sort_keys=True)
         if not isinstance(text, str):
-            raise UsageError(f'{where}: got no text, expected a field "prompt" (or "text") that is a string')
+            got = "no prompt" if text is None else f"{json_type(text)} as prompt"
+            raise UsageError(f'{where}: got {got}, expected a field "prompt" (or "text") that is a string')
         options = _options(row, where)
         self._check_greedy(options, where)
         self.samples = self.samples or bool(options.get("temperature"))

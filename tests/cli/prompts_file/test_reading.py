@@ -43,7 +43,8 @@ def test_a_wrong_prompts_file_names_its_line(content: bytes, expected: str, read
     ("row", "expected"),
     [
         ("plain", "not JSON"),
-        ('{"promt": "a"}', 'got no text, expected a field "prompt" (or "text") that is a string'),
+        ('{"promt": "a"}', 'got no prompt, expected a field "prompt" (or "text") that is a string'),
+        ('{"prompt": 3}', 'got an integer as prompt, expected a field "prompt" (or "text") that is a string'),
         ('{"prompt": "a", "top_p": 7}', "top_p: got 7, expected a number of at least 0 and at most 1 (1 = off)"),
         ('{"prompt": "a", "top_p": NaN}', "not JSON: NaN is not a JSON number"),
         ('{"prompt": "a", "id": ' + "9" * 5000 + "}", "not JSON: an integer of more than 4,300 digits"),
