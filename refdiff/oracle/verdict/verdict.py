@@ -78,7 +78,7 @@ class Verdict:
         return self.status == PASS
 
     def __str__(self) -> str:
-        head = f"{self.status}, judged as {self.recipe}; numbers are value/limit, the value may be at most the limit"
+        head = f"{self.status}, judged as {self.recipe}; numbers are value/limit; value ≤ limit passes"
         return wrap_text("\n".join([head, *(str(t) for t in self.tensors.values()), *self.notes]))
 
     def raise_for_status(self) -> None:
