@@ -29,7 +29,7 @@ from tests.layers.places import Place, devices
 # that take several times as long, in WebAssembly or while coverage is measured.
 settings.register_profile(
     "dev",
-    max_examples=30,
+    max_examples=20,
     derandomize=True,
     deadline=None,
     print_blob=True,
@@ -39,14 +39,18 @@ settings.register_profile("few", settings.get_profile("dev"), max_examples=6)
 settings.register_profile("ci", settings.get_profile("dev"), max_examples=200)
 settings.register_profile("nightly", settings.get_profile("dev"), max_examples=3000, derandomize=False)
 settings.register_profile(
-    "mutation", settings.get_profile("dev"), phases=[Phase.explicit, Phase.generate], report_multiple_bugs=False
+    "mutation",
+    settings.get_profile("dev"),
+    max_examples=30,
+    phases=[Phase.explicit, Phase.generate],
+    report_multiple_bugs=False,
 )
 settings.load_profile(os.environ.get("REFDIFF_HYPOTHESIS") or "dev")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark cases of tests in the folders that take longest as slow, but one in four of each test.
+    """Mark cases of tests in the folders that take longest as slow, but one in six of each test.
 
     Of tests marked `subjects` all cases stay as they are.
     """
@@ -57,7 +61,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if str(item.path).startswith(folders) and unthinned.isdisjoint(m.name for m in item.iter_markers()):
             test = item.nodeid.partition("[")[0]
-            if seen[test] % 4:
+            if seen[test] % 6:
                 item.add_marker(pytest.mark.slow)
             seen[test] += 1
 
