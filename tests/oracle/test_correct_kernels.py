@@ -343,7 +343,7 @@ def test_coarse_sums_show_in_float32(storage: str, status: str) -> None:
     assert (allowed.judge(fine).status, allowed.judge(coarse).status) == ("pass", status)
 
 
-LAYERS = [0, 1, 2, 5, 8, 16, 24, 31, 40]
+LAYERS = [0, 8, 40, *(pytest.param(layer, marks=pytest.mark.slow) for layer in (1, 2, 5, 16, 24, 31))]
 
 
 @pytest.mark.parametrize("layer", LAYERS)

@@ -68,7 +68,15 @@ def test_all_layers_and_pairs(maps: AttentionMaps, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wiring", "place"), [("hf", NUMPY), ("hf", STRICT), ("paper", NUMPY), ("v2", STRICT), ("none", STRICT)], ids=str
+    ("wiring", "place"),
+    [
+        pytest.param("hf", NUMPY, marks=pytest.mark.slow),
+        ("hf", STRICT),
+        ("paper", NUMPY),
+        pytest.param("v2", STRICT, marks=pytest.mark.slow),
+        ("none", STRICT),
+    ],
+    ids=str,
 )
 def test_of_a_models_output_the_first_row(outputs: Callable[[str], Any], wiring: str, place: Place) -> None:
     names = ("attentions", "differential_attentions", "lambdas")

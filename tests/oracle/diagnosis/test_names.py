@@ -187,6 +187,7 @@ def test_a_window_of_tiles_says_which(dtype: str) -> None:
     assert fit.value == (16, 8)
 
 
+@pytest.mark.slow
 def test_a_window_of_tiles_that_the_last_queries_cannot_distinguish() -> None:
     """The last 16 of 96 queries have the same window with tiles of 1 query and 32 keys."""
     spec, T = Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=16, layer=3, window=40), 96

@@ -100,7 +100,11 @@ SPEC = small_spec("hf_diffllama")
 
 
 @pytest.mark.parametrize(
-    "spec", ["hf_diffllama", ' {"preset": "ms_v1", "query_heads": 4, "key_heads": 2, "head_dim": 8}']
+    "spec",
+    [
+        pytest.param("hf_diffllama", marks=pytest.mark.slow),
+        ' {"preset": "ms_v1", "query_heads": 4, "key_heads": 2, "head_dim": 8}',
+    ],
 )
 def test_the_reported_code_reproduces_the_case(spec: str) -> None:
     chosen = {"REFDIFF_SPEC": spec, "REFDIFF_RECIPE": "float16", "REFDIFF_SEED": "3", "REFDIFF_SIZES": "2x5x9, 1x7x7"}
