@@ -102,7 +102,7 @@ BOMBS: dict[str, dict[str, Any]] = {
         }
     },
     "charsmap": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": CHARSMAP}},
-    "template": {"post_processor": special(200_000)},
+    "template": {"post_processor": special(20_000)},
     "decoder": {"decoder": {"type": "Sequence", "decoders": [replace({"String": "a"}, "aa")] * 60}},
 }
 
@@ -343,13 +343,13 @@ def fuzz(seed: int, folder: Path) -> bool:
 
 
 def test_damaged_files(tmp_path: Path) -> None:
-    outcomes = [fuzz(seed, tmp_path) for seed in range(300)]
-    assert 20 < sum(outcomes) < 280, "the wounds should neither all heal nor all kill"
+    outcomes = [fuzz(seed, tmp_path) for seed in range(150)]
+    assert 10 < sum(outcomes) < 140, "the wounds should neither all heal nor all kill"
 
 
 @pytest.mark.parametrize(
     "seeds",
-    [pytest.param((300, 2_300), marks=pytest.mark.slow), pytest.param((2_300, 10_300), marks=pytest.mark.nightly)],
+    [pytest.param((150, 2_300), marks=pytest.mark.slow), pytest.param((2_300, 10_300), marks=pytest.mark.nightly)],
 )
 def test_many_damaged_files(tmp_path: Path, seeds: tuple[int, int]) -> None:
     for seed in range(*seeds):
