@@ -23,11 +23,6 @@ from tests.quickness import start_seconds
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "refdiff"
-MODULES = {
-    path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8"), str(path))
-    for path in sorted(PACKAGE.rglob("*.py"))
-}
-
 # A file imports only from folders before its own: the tree is the path of the data, and the order of imports.
 ORDER = (
     "limits", "messages", "browser", "errors", "files", "memory", "arrays", "cluster", "bundled", "hub", "layers",
@@ -35,6 +30,15 @@ ORDER = (
 )  # fmt: skip
 HEADINGS = ("Equation:", "Used as:", "Shapes:", "Precision:", "Raises:")
 AXES = set("BTSHKDFV") | set("IO")  # I and O: the sizes of a matrix that is any of the model's
+
+
+@cache
+def modules() -> dict[str, ast.Module]:
+    """Parse every file of the package."""
+    return {
+        path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8"), str(path))
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
 
 
 def _place(name: str) -> int | None:
@@ -64,13 +68,13 @@ def _imports(path: str) -> list[tuple[str, bool]]:
                 )
                 visit(node, at_top and not later)
 
-    visit(MODULES[path], True)
+    visit(modules()[path], True)
     return found
 
 
 def test_imports_come_from_folders_above() -> None:
     below = []
-    for path in MODULES:
+    for path in modules():
         own = _place(path.removesuffix(".py").replace("/", "."))
         if own is not None:  # the package itself and __main__ stand outside the order
             below += [(path, name) for name, top in _imports(path) if top and (_place(name) or 0) > own]
@@ -78,7 +82,7 @@ def test_imports_come_from_folders_above() -> None:
     libraries = {"numpy", "cupy", "torch", "jax", "array_api_strict"}
     named = [
         (path, name)
-        for path in MODULES
+        for path in modules()
         if path.startswith("refdiff/layers/")
         for name, _ in _imports(path)
         if name.split(".")[0] in libraries
@@ -87,14 +91,14 @@ def test_imports_come_from_folders_above() -> None:
 
 
 def test_no_command_but_bench_imports_the_benchmark() -> None:
-    for path in MODULES:
+    for path in modules():
         if path.startswith("refdiff/cli/") and not Path(path).stem.startswith("bench"):
             assert not [name for name, _ in _imports(path) if name.startswith("refdiff.bench")], path
 
 
 def test_no_assert_nothing_unfinished_and_one_topic_a_file() -> None:
     found = []
-    for path, tree in MODULES.items():
+    for path, tree in modules().items():
         text = (ROOT / path).read_text(encoding="utf-8")
         found += [(path, node.lineno) for node in ast.walk(tree) if isinstance(node, ast.Assert)]
         found += [
@@ -178,7 +182,7 @@ def test_words_of_every_spelling_are_found() -> None:
 def test_only_backends_know_what_is_fast() -> None:
     """Above them nothing names kernels or threads, or imports from inside a backend; what is public is passed on."""
     found: list[tuple[str, object]] = []
-    for path in MODULES:
+    for path in modules():
         file = path.removeprefix("refdiff/")
         if not file.startswith(ABOVE_BACKENDS):
             continue
@@ -187,9 +191,9 @@ def test_only_backends_know_what_is_fast() -> None:
             words -= {"kernels", "threads"}
         if file != "model/recorder.py":  # it records what layers compute
             words.add("recorded")
-        found += [(path, word) for word in words & _words(MODULES[path])]
+        found += [(path, word) for word in words & _words(modules()[path])]
         words -= {"thread", "threads", "recorded"}  # in prose also a user's thread, and what a log has
-        found += [(path, f"{word}, in a docstring") for word in words & _documented_words(MODULES[path])]
+        found += [(path, f"{word}, in a docstring") for word in words & _documented_words(modules()[path])]
         found += [(path, name) for name, _ in _imports(path) if name.startswith("refdiff.backends.")]
     assert not found
 
@@ -204,7 +208,7 @@ def test_only_the_oracle_and_pipelines_read_signatures() -> None:
     names = {"inspect.signature", "inspect.getfullargspec", "__kwdefaults__", "__signature__", "__wrapped__"}
     found = [
         (path, name)
-        for path, tree in MODULES.items()
+        for path, tree in modules().items()
         if path not in reads
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and {name := node.attr, ast.unparse(node)} & names
@@ -281,7 +285,7 @@ def test_thresholds_of_the_oracle_are_in_one_file_with_their_evidence() -> None:
     no_number = ast.Call | ast.Dict | ast.Lambda
     found = {
         ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
-        for path, tree in MODULES.items()
+        for path, tree in modules().items()
         for node in (tree.body if path.startswith("refdiff/oracle/") else ())
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value
         and any(isinstance(n, ast.Constant) and isinstance(n.value, float) for n in ast.walk(node.value))
@@ -290,14 +294,14 @@ def test_thresholds_of_the_oracle_are_in_one_file_with_their_evidence() -> None:
     assert found == NO_THRESHOLDS
     within = {
         (path.removeprefix("refdiff/oracle/"), number)
-        for path, tree in MODULES.items()
+        for path, tree in modules().items()
         if path.startswith(tuple(f"refdiff/oracle/{folder}/" for folder in DECIDING))
         for node in tree.body
         if isinstance(node, ast.FunctionDef | ast.ClassDef)
         for number in _numbers(node)
     }
     assert within == NUMBERS
-    for area in (n for n in MODULES["refdiff/oracle/thresholds.py"].body if isinstance(n, ast.ClassDef)):
+    for area in (n for n in modules()["refdiff/oracle/thresholds.py"].body if isinstance(n, ast.ClassDef)):
         entries = re.findall(r"^ +([a-z0-9_, ]+): \S", ast.get_docstring(area, clean=False) or "", re.MULTILINE)
         numbers = [n for n in area.body if isinstance(n, ast.AnnAssign) and not isinstance(n.value, ast.Call)]
         missing = {ast.unparse(n.target) for n in numbers} - set(", ".join(entries).split(", "))
@@ -306,8 +310,8 @@ def test_thresholds_of_the_oracle_are_in_one_file_with_their_evidence() -> None:
 
 def test_public_names_have_docstrings() -> None:
     """Every module, and every public class and function in it; of a layer, with its headings in order and its axes."""
-    missing = [path for path, tree in MODULES.items() if not ast.get_docstring(tree)]
-    for path, tree in MODULES.items():
+    missing = [path for path, tree in modules().items() if not ast.get_docstring(tree)]
+    for path, tree in modules().items():
         public = [n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and not n.name.startswith("_")]
         if not path.startswith("refdiff/cli/"):  # nobody calls a command's functions but main
             missing += [f"{path}: {node.name}" for node in public if not ast.get_docstring(node)]
@@ -333,7 +337,7 @@ def test_tests_mirror_the_folders_of_the_package() -> None:
     """Each folder of code has one of tests; which files are in it is free."""
     folders = {
         Path(path).relative_to("refdiff").parent
-        for path in MODULES
+        for path in modules()
         if path.count("/") > 1 and not path.endswith("__init__.py")
     }
     missing = [folder.as_posix() for folder in folders if not list((ROOT / "tests" / folder).glob("test_*.py"))]
