@@ -15,7 +15,7 @@ from refdiff.oracle.cases.fixed import Case, cases
 from refdiff.oracle.deviations.deviation import Deviation, Problem, output_with
 from refdiff.oracle.deviations.listed import deviations, enlarge_spec, needs_two_maps
 from refdiff.oracle.deviations.rare import RARE_DEVIATIONS
-from refdiff.oracle.diagnosis.fits import fit_head_order, fit_parameters, fit_two_fields, is_scaled
+from refdiff.oracle.diagnosis.fits import fit_fields, fit_head_order, fit_parameters, is_scaled
 from refdiff.oracle.diagnosis.gradient_diagnosis import diagnose_gradients, gradient_target
 from refdiff.oracle.diagnosis.lost_tokens import find_lost_keys, find_lost_queries
 from refdiff.oracle.diagnosis.places import correct_rows, locate_errors
@@ -266,7 +266,7 @@ def diagnose_output(
     if other is not None and not local:
         return Ranking(NONE_FITS, notes=(other, *notes), where=where)
     if found.tried_pairs and not local:
-        said = fit_two_fields(spec, parts) or relax_field(spec, recipe, parts, every, found.closest)
+        said = fit_fields(spec, parts) or relax_field(spec, recipe, parts, every, found.closest)
         if said is not None:
             return Ranking(NONE_FITS, notes=(said, *notes), where=where)
     if not found.nearly_right:

@@ -373,8 +373,8 @@ class Change(NamedTuple):
     left: float
 
 
-def fit_two_fields(spec: Spec, parts: Parts) -> str | None:
-    """Name two fields of the spec with which the outputs pass, the one that explains more first; None without any.
+def fit_fields(spec: Spec, parts: Parts) -> str | None:
+    """Name a field of the spec with which the outputs pass, or two, the one that explains more first; None without any.
 
     Fits each field alone, every other field beside each of the best ones, and the best pairs alternately.
     """
@@ -383,6 +383,8 @@ def fit_two_fields(spec: Spec, parts: Parts) -> str | None:
     alone = sorted((_fit_field(spec, f, (), targets) for f in fields), key=lambda c: c.left)
     if 1 - alone[0].left < THRESHOLDS.first_field:
         return None
+    if changed := _passing_spec(spec, (alone[0].deviation,), parts.whole):
+        return f"a field of the spec: with {_format_changed(spec, changed, alone[:1])} it passes"
     pairs = [
         (first, _fit_field(spec, f, (first.deviation,), targets))
         for first in alone[: THRESHOLDS.fits.first_fields]
@@ -393,23 +395,27 @@ def fit_two_fields(spec: Spec, parts: Parts) -> str | None:
         if 1 - second.left < THRESHOLDS.explained:
             break
         first, second = _fit_alternately(spec, first, second, targets)
-        problems = [deviated(spec, t.inputs, (first.deviation, second.deviation)) for t in parts.whole]
-        fits = all(judge_problem(p, t).fits for p, t in zip(problems, parts.whole, strict=True))
-        if fits and problems[0] is not None:
+        if changed := _passing_spec(spec, (first.deviation, second.deviation), parts.whole):
             share = {c.field.name: 1 - c.left for c in reversed(alone)}  # of each field, its best choice
             both = sorted((first, second), key=lambda c: -share[c.field.name])
-            return _format_two_fields(spec, problems[0].spec, both, share)
+            values, best = _format_changed(spec, changed, both), both[0].field.name
+            explained = percent(max(0.0, share[best]))
+            return f"several fields of the spec: with {values} it passes; the best {best} alone explains {explained}"
     return None
 
 
-def _format_two_fields(spec: Spec, changed: Spec, both: Sequence[Change], share: dict[str, float]) -> str:
+def _passing_spec(spec: Spec, deviations: tuple[Deviation, ...], targets: Sequence[Target]) -> Spec | None:
+    """Return the spec with these deviations if the outputs pass with it."""
+    problems = [deviated(spec, t.inputs, deviations) for t in targets]
+    fits = all(judge_problem(p, t).fits for p, t in zip(problems, targets, strict=True))
+    return problems[0].spec if fits and problems[0] is not None else None
+
+
+def _format_changed(spec: Spec, changed: Spec, changes: Sequence[Change]) -> str:
     values = {n: x for n, x in changed.to_dict().items() if x != getattr(spec, n)}
     values = {n: float(f"{x:.4g}") if isinstance(x, float) else x for n, x in values.items()}
-    names = dict.fromkeys(n for c in both for n in c.field.name.split(", "))
-    fields = ", ".join(f"{n}={values[n]!r}" for n in names if n in values)
-    first = both[0].field.name
-    alone = max(0.0, share[first])
-    return f"several fields of the spec: with {fields} it passes; the best {first} alone explains {percent(alone)}"
+    names = dict.fromkeys(n for c in changes for n in c.field.name.split(", "))
+    return ", ".join(f"{n}={values[n]!r}" for n in names if n in values)
 
 
 def _list_fields(spec: Spec, kind: str) -> Iterator[Field]:

@@ -128,6 +128,14 @@ def test_two_wrong_fields_of_the_spec_are_reported_first(changes: dict[str, obje
     assert fitted == {n: x if isinstance(x, str) else pytest.approx(x, rel=0.01) for n, x in changes.items()}
 
 
+def test_one_wrong_field_without_a_name_is_reported_alone() -> None:
+    """A second field beside it, at the value that it has, fits as well."""
+    case = cases("natural", spec=small_spec("hf_diffllama"))[0]
+    out = np.asarray(truth(case.spec, case.inputs).out).astype(np.float32)
+    found = diagnose(out, case.spec.replace(causal="none"), case.inputs, recipe="float32")
+    assert found.notes[0] == "a field of the spec: with causal='bottom_right' it passes", str(found)
+
+
 @pytest.mark.slow
 def test_a_layer_off_by_one_with_the_scale_of_both_branches() -> None:
     """In bfloat16 a scale of ln 2 looks the same as 1/√2: two names, and a case that separates them."""
