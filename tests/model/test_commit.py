@@ -206,5 +206,6 @@ def test_a_checkpoint_is_staged_in_its_folder(tmp_path: Path) -> None:
         assert staging.parent == folder
         left = staging.with_name(f"{staging.name}-of-a-killed-process")
         left.mkdir()
-    with replacing(folder):
+        staging.with_name(f"{staging.name}-is-no-folder").touch()
+    with replacing(folder):  # what cannot be deleted is no reason not to save
         assert not left.exists()
