@@ -163,6 +163,8 @@ _FLAG_NAMES = {
     "gradients=False": "--no-gradients",
     "eager: got": "--eager: got",
     ", or pass chat_template=": "",
+    'backend "cupy"': "--backend cupy",
+    'backend "numpy"': "--backend numpy",
 }
 
 

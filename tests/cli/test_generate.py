@@ -164,7 +164,8 @@ def test_cupy_without_cupy_is_one_sentence(reciting: Path, cli: Cli, monkeypatch
     monkeypatch.setitem(sys.modules, "cupy", None)
     status, _, err = cli("generate", "--backend", "cupy", "-m", reciting, "h")
     assert (status, err.count("\n")) == (1, 1)
-    assert err.startswith('refdiff generate: error: backend "cupy" is not available')
+    assert err.startswith("refdiff generate: error: --backend cupy is not available")
+    assert err.endswith("or use --backend numpy\n")
     assert 'pip install "cupy-cuda12x[ctk]>=13.3"' in err
 
 
