@@ -173,9 +173,21 @@ class Parser(argparse.ArgumentParser):
             if word := next((word for word in options if re.match(r"-h\w", word)), None):
                 self.error(f"-h: ignored explicit argument {word[2:]!r}")
         known, others = super().parse_known_args(args, namespace)
+        if others and self._subparsers is None:
+            self._fill_arguments(known, others)
         if others:
             self._refuse(others, known)
         return known, others
+
+    def _fill_arguments(self, known: argparse.Namespace, others: list[str]) -> None:
+        """Move words after an option to the arguments without a value, which argparse takes for left out before it."""
+        for action in self._actions:
+            is_left_out = action.nargs == "?" and getattr(known, action.dest) is action.default
+            if is_left_out and not action.option_strings and others and not others[0].startswith("-"):
+                try:
+                    setattr(known, action.dest, self._get_values(action, [others.pop(0)]))
+                except argparse.ArgumentError as error:
+                    self.error(str(error))
 
     def _refuse(self, others: list[str], known: argparse.Namespace) -> NoReturn:
         flags = [word.partition("=")[0] for word in others if word.startswith("-")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -91,6 +92,8 @@ def test_the_examples_of_the_help_parse() -> None:
         ),
         ("generate bundled The", "PROMPT: got 2 words, bundled and 'The'; did you mean -m bundled?"),
         ("generate -hello", 'arguments: -hello; a PROMPT that begins with "-" stands after --: refdiff generate -- -h'),
+        ("trace bundled -o t.npz one two", 'PROMPT: got 2 words, expected one argument; put quotes around it: "one'),
+        ("trace bundled -o t.npz 'caf\udce9'", "PROMPT: got bytes that are not UTF-8 at character 3, expected UTF-8"),
         ("generate -- -hello -n 2", "unrecognized arguments: -n; options stand before --; see"),
         ("generate 'caf\udce9'", "PROMPT: got bytes that are not UTF-8 at character 3, expected UTF-8 text"),
         ("train x", "error: the following arguments are required: -o/--output"),
@@ -103,6 +106,20 @@ def test_wrong_usage_is_one_line_that_names_what_was_typed(arguments: str, expec
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert expected in err
     assert err.endswith(" -h\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("trace bundled -o t.npz text", {"of": "bundled", "prompt": "text"}),
+        ("trace -o t.npz bundled --maps text", {"of": "bundled", "prompt": "text", "maps": True}),
+        ("golden verify vectors --diagnose outputs", {"folder": "vectors", "outputs": "outputs"}),
+        ("golden verify --json vectors outputs", {"folder": "vectors", "outputs": "outputs"}),
+    ],
+)
+def test_options_may_stand_between_arguments(words: str, expected: dict[str, Any]) -> None:
+    found = vars(build_parser().parse_args(words.split()))
+    assert {name: found[name] for name in expected} == expected
 
 
 def test_older_spellings_are_accepted_and_documented(help_of: Help) -> None:

@@ -55,6 +55,7 @@ def selftest(
     left = [s for s in seeds if s not in tables]
     cases = len(recipes) * len(profiles)
     if progress is not None and each is None and (jobs == 1 or len(left) < 2):
+        progress(0, cases * len(left))
         count = itertools.count(1)
         work = partial(work, done=lambda: progress(next(count), cases * len(left)))
     for number, (seed, found) in enumerate((each or partial(_each, jobs))(work, left), 1):

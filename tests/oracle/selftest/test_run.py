@@ -43,7 +43,7 @@ def test_a_stopped_run_resumes(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("fake")
 def test_progress_counts_recipes_and_profiles(tmp_path: Path) -> None:
     few = {"recipes": ["float16"], "profiles": ["tiny_values", "cancellation"], "keep": tmp_path}
-    for seeds, expected in (([3], [1, 2, 2]), ([3, 5, 7], [1, 2, 2, 3, 4, 4])):
+    for seeds, expected in (([3], [0, 1, 2, 2]), ([3, 5, 7], [0, 1, 2, 2, 3, 4, 4])):
         seen: list[tuple[int, int]] = []
         selftest(seeds, progress=lambda *counts: seen.append(counts), **few)  # noqa: B023
         assert seen == [(done, expected[-1]) for done in expected]
