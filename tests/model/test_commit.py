@@ -154,6 +154,8 @@ def test_a_load_that_is_killed_while_it_finishes_a_save_is_finished_by_the_next(
     assert step > 5
     assert loaded(interrupted) == NEW
     assert not (interrupted / ".refdiff-save").exists()
+    index = json.loads((interrupted / "model.safetensors.index.json").read_bytes())
+    assert {path.name for path in interrupted.glob("*.safetensors")} == set(index["weight_map"].values())
 
 
 def test_a_folder_that_cannot_be_written_says_what_lies_in_it(
