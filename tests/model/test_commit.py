@@ -201,6 +201,16 @@ def test_a_save_over_an_interrupted_one_is_what_counts(interrupted: Path) -> Non
     assert loaded(interrupted) == OLD
 
 
+def test_a_config_that_leads_out_of_the_folder_is_replaced_by_the_same(tmp_path: Path) -> None:
+    folder, outside = tmp_path / "checkpoint", tmp_path / "config.json"
+    save(folder, OLD, "5GB")
+    shutil.move(folder / "config.json", outside)
+    (folder / "config.json").symlink_to(outside)
+    save(folder, OLD, "5GB")
+    assert not (folder / "config.json").is_symlink()
+    assert loaded(folder) == OLD
+
+
 def test_a_checkpoint_is_staged_in_its_folder(tmp_path: Path) -> None:
     """On the disk that it will be on, so that its files are moved there and not copied."""
     folder = tmp_path / "not there" / "yet"
