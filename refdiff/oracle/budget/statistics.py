@@ -206,9 +206,17 @@ class Statistic:
 
 
 def root_mean_square(x: Numpy) -> Numpy:
-    """Return the root mean square over the last axis; each row is divided by its largest entry to avoid overflow."""
+    """Return the root mean square over the last axis.
+
+    Where a sum of squares may overflow or underflow, each row is divided by its largest entry first.
+    """
     if x.shape[-1] == 0:
         return np.zeros(x.shape[:-1])
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        square = np.einsum("...i,...i->...", x, x)
+    if np.all((square > 1e-200) & (square < 1e300)):
+        plain: Numpy = np.sqrt(square / x.shape[-1])
+        return plain
     top = np.abs(x).max(axis=-1, keepdims=True)
     unit = np.where((top > 0) & np.isfinite(top), top, 1.0)
     result: Numpy = np.sqrt(np.mean((x / unit) ** 2, axis=-1)) * unit[..., 0]

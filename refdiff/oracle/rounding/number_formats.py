@@ -84,6 +84,13 @@ def round_to(x: Numpy, name: str) -> Numpy:
     return _round_by_addition(x, form)
 
 
+def rounds_to_finite(x: Numpy, name: str) -> Numpy:
+    """Return the mask of numbers that `round_to` leaves finite: those nearer to the largest number than to the next."""
+    form = FORMATS[name]
+    finite: Numpy = np.abs(x) < form.top + 2.0 ** (form.largest - form.bits)
+    return finite
+
+
 def _round_bits(x: Numpy, bits: int) -> Numpy:
     """Round off the last bits of float32, for types with its exponents; a carry into the exponent is right."""
     raw = np.ascontiguousarray(x).view(np.uint32)

@@ -7,7 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from refdiff.oracle.budget.statistics import LIMITS, RowBudget, errors_of_runs, slope, statistics, uncertain_share
+from refdiff.oracle.budget.statistics import (
+    LIMITS,
+    RowBudget,
+    errors_of_runs,
+    root_mean_square,
+    slope,
+    statistics,
+    uncertain_share,
+)
 from tests.oracle.example_inputs import row_budget
 
 E = 1e-3
@@ -39,6 +47,14 @@ def test_by_hand() -> None:
     assert found["element"].at == (0, 0, 0, 1)
     assert found["element"].value == pytest.approx(0.04 / (0.06 + 2 * 2.0**-24 * 4))
     assert found["slope"].value == pytest.approx(abs(0.09 - 0.16 + 0.02) / 29)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-310, 1e-170, 1e-90, 1e120, 1e160, 1e307])
+def test_a_root_mean_square_neither_overflows_nor_underflows(unit: float) -> None:
+    x = unit * np.array([[3.0, 4.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    assert root_mean_square(x) == pytest.approx([2.5 * unit, unit, 0.0], rel=1e-12)
+    assert root_mean_square(x[:2]) == pytest.approx([2.5 * unit, unit], rel=1e-12)
+    assert root_mean_square(np.array([[np.inf, 1.0], [np.nan, 1.0]])) == pytest.approx([np.inf, np.nan], nan_ok=True)
 
 
 def test_runs_of_a_tensor_of_subnormal_numbers() -> None:

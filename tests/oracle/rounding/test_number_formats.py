@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refdiff.oracle.rounding import FORMATS, round_to, truncate_to
+from refdiff.oracle.rounding import FORMATS, round_to, rounds_to_finite, truncate_to
 
 PATTERNS = np.arange(1 << 16, dtype=np.uint16)
 SIXTEEN = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
@@ -69,6 +69,16 @@ def test_truncation_to_tf32_drops_the_last_bits_of_float32(dtype: type) -> None:
     np.testing.assert_array_equal(truncate_to(x.astype(dtype), "tf32"), cut.astype(dtype))
     edges = np.asarray([np.inf, -np.inf, np.nan, 0.0, np.finfo(np.float32).max], dtype=dtype)
     np.testing.assert_array_equal(truncate_to(edges, "tf32"), [*edges[:4], FORMATS["tf32"].top])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_what_rounds_to_a_finite_number_is_known_without_rounding(name: str) -> None:
+    top, half = FORMATS[name].top, 2.0 ** (FORMATS[name].largest - FORMATS[name].bits)
+    tie = np.nextafter(top, np.inf) if name == "float64" else top + half
+    x = np.array([0.0, 1e-320, top, np.nextafter(tie, 0), tie, np.inf, np.nan])
+    for numbers in (x, -x):
+        assert rounds_to_finite(numbers, name).tolist() == np.isfinite(round_to(numbers, name)).tolist()
+    assert rounds_to_finite(x, name).tolist() == [True] * 4 + [False] * 3
 
 
 def test_refuses_what_it_does_not_know() -> None:
