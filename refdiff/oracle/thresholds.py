@@ -47,6 +47,7 @@ class FitLimits:
 
     grid: values on the first grid of a number, whose neighbors differ by a factor of 1.24 for the scale of scores.
     halvings: how often the step from the best of them is halved: to less than 2e-8, below the unit roundoff of float32.
+    flat: steps are halved no further where both neighbors of the best value leave at most this share more.
     scale_range: the scale of scores is at most so many times larger or smaller. Without a scale it is √d times larger,
         16 at d = 256.
     epsilon_range, theta_range: models have 1e-6 to 1e-5, and 1e4 to 1e7.
@@ -73,6 +74,7 @@ class FitLimits:
 
     grid: int = 33
     halvings: int = 26
+    flat: float = 1e-3
     scale_range: float = 30.0
     epsilon_range: tuple[float, float] = (1e-12, 1.0)
     theta_range: tuple[float, float] = (30.0, 1e8)
@@ -285,8 +287,8 @@ class Thresholds:
         large_cost: in multiplications. All singles and pairs are tried on smaller cases; a larger one is split. One
             output of this size takes 0.5 ms on one core, and all 3,600 pairs of a spec some seconds.
         max_pair_cost: pairs are tried on the whole up to this cost, if no part suffices: 8 ms for one output.
-        max_whole_cost: a case is tried whole up to this cost if only statistics of the whole tensor fail: 0.2 s for one
-            output.
+        max_whole_cost: a case of which only statistics of the whole tensor fail is tried up to this cost, in the
+            smallest part that fails like it, or else whole, which takes 0.2 s for one output.
         min_queries: the fewest queries of a part: one query may hide a deviation, such as of positions. Of 999 that 48
             queries show, the last one alone hides 76, the last 2 hide 1, and the last 4 or 8 none.
         case_separation: a case tells two deviations apart if their outputs differ by more in some row, in E_r.

@@ -246,22 +246,22 @@ def diagnose_output(
     rare = (d for d in RARE_DEVIATIONS if not (spec.is_plain and needs_two_maps(d)))
     every = (*deviations(spec, kinds.pop()), *rare)
     zero = not any(t.actual.any() for t in targets)  # as many pairs give, and memory never written to
-    most = 1 if zero or is_scaled(spec, targets) else most
-    found = search(spec, targets, every, most, not_finite=not_finite, correct=correct or None)
+    parts = Parts.of(spec, targets)
+    most = 1 if zero or is_scaled(spec, parts) else most
+    found = search(spec, parts, every, most, not_finite=not_finite, correct=correct or None)
     fitting, notes = found.fitting, found.notes
     if zero and len(fitting) < 2:  # one name that gives zeros is no likelier than the others
         return Ranking(NONE_FITS, where=where)
     if len(fitting) == 1:
-        return _answer_single(spec, targets, fitting[0], notes, where, finite=not not_finite, local=local)
+        return _answer_single(spec, parts, fitting[0], notes, where, finite=not not_finite, local=local)
     if fitting:
         return Ranking(AMBIGUOUS, tuple(fitting), separating=find_separating_case(spec, recipe, fitting), where=where)
     if all(_is_bit_pattern(t, b) for t, b in zip(targets, budgets, strict=True)):
         return Ranking(NONE_FITS, notes=(BITS_NOTE,))
     # a nearly correct output passes with any number, and no number gives NaN
-    fitted = () if found.nearly_right or not_finite else fit_parameters(spec, targets, local=local)
+    fitted = () if found.nearly_right or not_finite else fit_parameters(spec, parts, local=local)
     if any(f.fits for f in fitted):
         return Ranking(NONE_FITS, (), fitted, notes=notes, where=where)
-    parts = Parts.of(spec, targets)
     other = None if not_finite else find_coarser_recipe(spec, recipe, parts.local, local=local)
     if other is not None and not local:
         return Ranking(NONE_FITS, notes=(other, *notes), where=where)
@@ -336,16 +336,17 @@ def _search_with_field(spec: Spec, recipe: Recipe, targets: tuple[Target, ...], 
         return None
     other = budgets[0].spec
     looser = tuple(Target.of(t.actual, b) for t, b in zip(targets, budgets, strict=True))
-    most = 1 if Parts.of(other, looser).is_split else 2  # pairs of large inputs take long
-    found = search(other, looser, deviations(other, kind_of(looser[0].inputs)), most)
+    parts = Parts.of(other, looser)
+    most = 1 if parts.is_split else 2  # pairs of large inputs take long
+    found = search(other, parts, deviations(other, kind_of(looser[0].inputs)), most)
     fields = ", ".join(f"{n}={x!r}" for n, x in other.to_dict().items() if x != getattr(spec, n))
     if names := [c.name for c in found.fitting]:
         return f"with {fields} it is {' or '.join(names)}"
-    return next((f"with {fields}, {f.text}" for f in fit_parameters(other, looser) if f.fits), None)
+    return next((f"with {fields}, {f.text}" for f in fit_parameters(other, parts) if f.fits), None)
 
 
 def _answer_single(
-    spec: Spec, targets: tuple[Target, ...], one: Candidate, notes: tuple[str, ...], where: tuple[str, ...], *,
+    spec: Spec, parts: Parts, one: Candidate, notes: tuple[str, ...], where: tuple[str, ...], *,
     finite: bool, local: bool,
 ) -> Ranking:  # fmt: skip
     """Return the answer for a single candidate that fits, unless fitted numbers are as good.
@@ -356,7 +357,7 @@ def _answer_single(
     numbers: tuple[Fit, ...] = ()
     if finite and (several or one.residual > THRESHOLDS.correct_residual):
         most = THRESHOLDS.better_ratio * one.residual if several else one.residual / THRESHOLDS.better_ratio
-        numbers = tuple(f for f in fit_parameters(spec, targets, local=local) if f.fits and f.residual < most)
+        numbers = tuple(f for f in fit_parameters(spec, parts, local=local) if f.fits and f.residual < most)
     if not numbers:
         return Ranking(UNIQUE, (one,), notes=notes)
     if several and not any(THRESHOLDS.better_ratio * f.residual < one.residual for f in numbers):

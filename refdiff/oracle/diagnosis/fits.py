@@ -41,7 +41,7 @@ from refdiff.oracle.truth.attention_operands import transform_scores
 from refdiff.oracle.truth.forward import out_factor
 
 
-def fit_parameters(spec: Spec, targets: tuple[Target, ...], *, local: bool = False) -> tuple[Fit, ...]:
+def fit_parameters(spec: Spec, parts: Parts, *, local: bool = False) -> tuple[Fit, ...]:
     """Return the fitted numbers with which the output passes, the layer of λ_init first.
 
     1. the layer of λ_init, or else a factor of the output and λ
@@ -49,16 +49,17 @@ def fit_parameters(spec: Spec, targets: tuple[Target, ...], *, local: bool = Fal
        the window, the order of the heads
     3. the scale of the scores, ε of the norm, the base of RoPE; if nothing passes yet, a limit of the scores
 
-    If the output passes with none, the one that explains nearly all of its error is returned, if any. Numbers are
-    fitted to parts of large targets and then judged on the whole.
+    If the output passes with several, those that leave much more than the best are left out. If it passes with none,
+    the one that explains nearly all of its error is returned, if any. Numbers are fitted to parts of large targets and
+    then judged on the whole.
 
     Args:
         local: whether the output is wrong in one place only. Layers and list 3 change all rows and are skipped then.
     """
-    parts = Parts.of(spec, targets)
     layers = [] if local else fit_layer(spec, parts)
     # a layer says more than λ and a factor; in 16 bits, though, λ alone or a factor alone may match one by chance
-    named = any(f.parameter == LAYER for f in layers) or (bool(layers) and targets[0].recipe.u < THRESHOLDS.exact_unit)
+    is_exact = parts.whole[0].recipe.u < THRESHOLDS.exact_unit
+    named = any(f.parameter == LAYER for f in layers) or (bool(layers) and is_exact)
     found = [
         *layers,
         *([] if named else _fit_factor_and_lambda(spec, parts)),
@@ -67,7 +68,7 @@ def fit_parameters(spec: Spec, targets: tuple[Target, ...], *, local: bool = Fal
         *_evaluate_best(_rotary_trials(spec), parts),
         *_evaluate_best(_padding_trials(spec, parts.all_keys), parts),
         *_evaluate_best(_tiled_window_trials(spec, parts), parts),
-        *fit_head_order(targets),
+        *fit_head_order(parts.whole),
     ]
     if not local:
         *usual, softcap = scalar_fields(spec)
@@ -77,16 +78,16 @@ def fit_parameters(spec: Spec, targets: tuple[Target, ...], *, local: bool = Fal
             found += [*_fit_scalar(spec, parts, softcap), *_fit_clamp(spec, parts)]
     passing = sorted((f for f in found if f.fits), key=lambda f: (f.parameter not in LAYER_TEXTS, f.residual))
     if passing:
-        return tuple(passing)
+        least = min(f.residual for f in passing)
+        return tuple(f for f in passing if f.residual <= THRESHOLDS.better_ratio * least)
     # the first, which has fewer numbers, that leaves not much more than the best
     least = min((1 - f.explains for f in found), default=0.0)
     return tuple(f for f in found if 1 - f.explains <= THRESHOLDS.better_ratio * least)[:1]
 
 
-def is_scaled(spec: Spec, targets: tuple[Target, ...]) -> bool:
+def is_scaled(spec: Spec, parts: Parts) -> bool:
     """Whether the outputs pass as the truth times one number, with at most `Thresholds.correct_residual` left."""
-    parts = Parts.of(spec, targets)
-    fits = (f for t in islice(factor_trials(spec, targets), 1) for f in _evaluate_factor(t, parts))
+    fits = (f for t in islice(factor_trials(spec, parts.whole), 1) for f in _evaluate_factor(t, parts))
     return any(f.fits and f.residual <= THRESHOLDS.correct_residual for f in fits)
 
 
@@ -211,15 +212,19 @@ def _field_trial(spec: Spec, field: str, value: Any, text: str) -> Trial:
 
 
 def minimize(f: Callable[[float], float], grid: Numpy) -> tuple[float, float]:
-    """Minimize f: the best point of the grid, then steps of halved size from it. Return the point and its value."""
+    """Minimize f: the best point of the grid, then steps of halved size from it until f no longer changes.
+
+    Returns the point and its value.
+    """
     least, x = min((f(x), x) for x in grid.tolist())
     step = float(grid[1] - grid[0])
     for _ in range(THRESHOLDS.fits.halvings):
         step /= 2
-        for near in (x - step, x + step):
-            if (value := f(near)) < least:
-                least, x = value, near
-                break
+        near = sorted((f(y), y) for y in (x - step, x + step))
+        if near[0][0] < least:
+            least, x = near[0]
+        elif near[1][0] <= (1 + THRESHOLDS.fits.flat) * least:
+            break
     return x, least
 
 

@@ -30,7 +30,7 @@ from refdiff.oracle.diagnosis.targets import (
 )
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
-from refdiff.oracle.rounding import round_to
+from refdiff.oracle.rounding import rounds_to_finite
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.verdict.judge import judge_rows
@@ -76,7 +76,7 @@ Evidence = dict[DeviationSet, tuple[list[Judgement], list[Judgement]]]
 
 def search(
     spec: Spec,
-    targets: tuple[Target, ...],
+    parts: Parts,
     known: tuple[Deviation, ...],
     max_deviations: int,
     *,
@@ -94,7 +94,6 @@ def search(
         correct: if the outputs are wrong in one place only, the masks of their correct rows. Neither of a pair may
             change these rows.
     """
-    parts = Parts.of(spec, targets)
     nearly_right = _is_nearly_right(spec, parts)
     evidence: Evidence = {}
     rejected: Rejected = {}
@@ -131,8 +130,9 @@ def _list_pairs(
     not_finite: bool,
     correct: Sequence[Numpy] | None,
 ) -> list[DeviationSet]:
-    """Return the pairs to try; none for large inputs that must be compared as a whole."""
-    if parts.is_large and not parts.is_split and parts.cost > THRESHOLDS.max_pair_cost:
+    """Return the pairs to try; none for large inputs that fail as a tensor or that must be compared as a whole."""
+    as_tensor = any(t.fails_as_tensor for t in parts.whole)
+    if parts.is_large and (as_tensor or not parts.is_split) and parts.cost > THRESHOLDS.max_pair_cost:
         return []
     pairs: list[DeviationSet] = [pair for pair in combinations(pairable, 2) if pair[0].axis != pair[1].axis]
     if not_finite:
@@ -168,7 +168,7 @@ def _holds_on_all(spec: Spec, parts: Parts, deviation: Deviation, holds: Callabl
 
 
 def _has_same_nonfinite(target: Target, wrong: Numpy) -> bool:
-    return np.array_equal(np.isfinite(round_to(wrong, target.recipe.storage)), target.finite)
+    return np.array_equal(rounds_to_finite(wrong, target.recipe.storage), target.finite)
 
 
 def _score_sets(spec: Spec, parts: Parts, sets: Iterable[DeviationSet], untried: set[str]) -> Iterator[Candidate]:

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from refdiff.oracle.budget.budget import Budget
+from refdiff.oracle.budget.budget import Budget, budget
 from refdiff.oracle.budget.statistics import (
     LIMITS,
     RowBudget,
@@ -29,7 +29,7 @@ from refdiff.oracle.deviations.tiles import ONE_MAP_AXIS
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, select
 from refdiff.oracle.inputs.validation import as_float64
-from refdiff.oracle.rounding import FORMATS, round_to
+from refdiff.oracle.rounding import FORMATS, round_to, rounds_to_finite
 from refdiff.oracle.rounding.ensemble import perturb_lambda_init, run_orders, scatter_allowance
 from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS, Order
 from refdiff.oracle.rounding.recipe import Recipe
@@ -58,7 +58,7 @@ class Target:
 
     rows: the error that correct kernels have in each row, E_r.
     is_correct: whether this is a correct part of a wrong case. An explanation must leave it as it is.
-    allowed: the budget of a whole case; None for parts and gradients.
+    allowed: the budget of a case, or of a part that fails as a tensor; None for other parts and for gradients.
     is_gradient: whether rows that are 0 keep their budget. Such rows, as dq of a query with one key, are
         differences with a rounding error.
     """
@@ -73,13 +73,12 @@ class Target:
     is_gradient: bool = False
 
     @staticmethod
-    def of(actual: Numpy, budget: Budget) -> Target:
+    def of(actual: Numpy, own: Budget) -> Target:
         """Combine an output with the budget of its inputs."""
-        exact = as_float64(budget.spec, budget.inputs)
-        allowed = budget.tensors["out"]
-        y, rows = budget.expected["out"], budget.rows["out"]
-        actual = zero_padded(padded_queries(budget.spec, exact), actual) if actual.shape == y.shape else actual
-        return Target(exact, actual, y, rows, budget.recipe, allowed=allowed)
+        exact = as_float64(own.spec, own.inputs)
+        y, rows = own.expected["out"], own.rows["out"]
+        actual = zero_padded(padded_queries(own.spec, exact), actual) if actual.shape == y.shape else actual
+        return Target(exact, actual, y, rows, own.recipe, allowed=own.tensors["out"])
 
     @cached_property
     def limits(self) -> RowLimits:
@@ -143,9 +142,9 @@ def quick_residual(target: Target, wrong: Numpy | None) -> float:
     known = target.finite
     if wrong is None or wrong.shape != target.actual.shape:
         return np.inf
-    if not np.array_equal(known, np.isfinite(round_to(wrong, target.recipe.storage))):
+    if not np.array_equal(known, rounds_to_finite(wrong, target.recipe.storage)):
         return np.inf
-    error = np.where(known, target.actual, 0.0) - np.where(known, wrong, 0.0)
+    error = np.subtract(target.actual, wrong, out=np.zeros(wrong.shape), where=known)
     size, before = root_mean_square(np.where(np.isfinite(wrong), wrong, 0.0)), target.size
     rows = np.maximum(target.rows * np.minimum(safe_ratio(size, before), 1e6), row_floor(size, target.recipe))
     rows = np.maximum(rows, np.where(before == 0, np.maximum(target.rows, target.typical_error * size), 0.0))
@@ -183,7 +182,10 @@ def remaining_share(target: Target, wrong: Numpy | None) -> float:
     if target.is_correct:
         return float(exceeds_limit(row_ratios(target, wrong)))
     known = target.compared & np.isfinite(wrong)
-    before, now = (float(np.sum((target.actual[known] - x[known]) ** 2)) for x in (target.expected, wrong))
+    before, now = (
+        float(np.sum(np.subtract(target.actual, x, out=np.zeros(x.shape), where=known) ** 2))
+        for x in (target.expected, wrong)
+    )
     return now / before if before > 0 else np.inf
 
 
@@ -291,24 +293,42 @@ def estimate_cost(spec: Spec, inputs: Inputs) -> int:
     return int(2 * B * spec.heads * T * inputs["k"].shape[2] * (spec.head_dim + spec.out_dim))
 
 
-def typical_part(spec: Spec, target: Target, *, all_keys: bool = False) -> Target | None:
-    """Return a part of a dense target of about `Thresholds.large_cost`; None if it is no larger, or not dense.
+def typical_part(
+    spec: Spec, target: Target, *, all_keys: bool = False, most: int = THRESHOLDS.large_cost
+) -> Target | None:
+    """Return a part of a dense target of about `most` multiplications; None if it is no larger, or not dense.
 
     With a causal mask and as many queries as keys, the part is the first tokens: they see no later ones. Otherwise, or
     with `all_keys`, it is the last queries with all keys.
     """
     inputs = target.inputs
-    if kind_of(inputs) != "dense" or 0 in target.actual.shape or estimate_cost(spec, inputs) <= THRESHOLDS.large_cost:
+    if kind_of(inputs) != "dense" or 0 in target.actual.shape or estimate_cost(spec, inputs) <= most:
         return None
     T, S = inputs["q"].shape[2], inputs["k"].shape[2]
     first = T == S and spec.causal != "none" and not all_keys
     if spec.causal == "top_left" and not first:
         return None  # the visible keys depend on the index of the query in the whole
     by_row = estimate_cost(spec, inputs) // (inputs["q"].shape[0] * T)
-    most = THRESHOLDS.large_cost
     n = int(np.sqrt(most * S / by_row)) if first else most // by_row
     n = min(T, max(n, THRESHOLDS.min_queries))
     return _sub_case(target, 0, slice(0, n), n) if first else _sub_case(target, 0, slice(T - n, T), S)
+
+
+def failing_part(spec: Spec, target: Target, *, all_keys: bool = False) -> Target | None:
+    """Return the smallest typical part that fails as a tensor too, by a budget of its own; None if only the whole does.
+
+    Such a part has a share of the rows, and so less evidence than the whole, on which an answer is judged in the end.
+    """
+    most = THRESHOLDS.large_cost
+    while most <= THRESHOLDS.max_whole_cost:
+        part = typical_part(spec, target, all_keys=all_keys, most=most)
+        if part is None:
+            break
+        part = Target.of(part.actual, budget(spec, part.inputs, target.recipe, members=4))
+        if part.fails_as_tensor:
+            return part
+        most *= 4
+    return None
 
 
 def worst_part(spec: Spec, target: Target, typical: Target, *, all_keys: bool = False) -> Target | None:
@@ -338,6 +358,10 @@ def _actual_ratios(target: Target) -> Numpy:
 
 def _split_target(spec: Spec, target: Target, *, all_keys: bool = False) -> list[Target]:
     """Split a large target into its typical part, its worst part, or both; [] for a small one."""
+    if target.fails_as_tensor:
+        part = failing_part(spec, target, all_keys=all_keys)
+        if part is not None or estimate_cost(spec, target.inputs) <= THRESHOLDS.max_whole_cost:
+            return [part] if part is not None else []
     typical = typical_part(spec, target, all_keys=all_keys)
     if typical is None:
         return []
@@ -363,8 +387,8 @@ class Parts:
     local: their typical parts; if one is correct, also a part with a wrong row.
     all_keys: the same with all keys; only the worst part if the typical one is correct.
     cost: the multiplications of all targets.
-    is_large: whether some dense target is above `Thresholds.large_cost`. It is compared as a whole if only statistics
-        of the whole tensor fail, or if its mask is top-left with other keys than queries.
+    is_large: whether some dense target is above `Thresholds.large_cost`. It is compared as a whole if no part of it
+        fails as a tensor as it does, or if its mask is top-left with other keys than queries.
     """
 
     whole: tuple[Target, ...]
@@ -384,10 +408,8 @@ class Parts:
             return tuple(part for t, some in zip(targets, found, strict=True) for part in some or [t])
 
         total = sum(estimate_cost(spec, t.inputs) for t in targets if "q" in t.inputs and "k" in t.inputs)
-        dense = [(t, estimate_cost(spec, t.inputs)) for t in targets if kind_of(t.inputs) == "dense"]
-        is_large = any(cost > THRESHOLDS.large_cost for _, cost in dense)
-        if any(t.fails_as_tensor and cost <= THRESHOLDS.max_whole_cost for t, cost in dense):
-            return Parts(targets, targets, targets, total, is_large)
+        dense = (t for t in targets if kind_of(t.inputs) == "dense")
+        is_large = any(estimate_cost(spec, t.inputs) > THRESHOLDS.large_cost for t in dense)
         return Parts(targets, parts(all_keys=False), parts(all_keys=True), total, is_large)
 
     @property

@@ -18,7 +18,7 @@ from refdiff.oracle.deviations.deviation import is_same_output, output_with
 from refdiff.oracle.deviations.listed import draw_probes
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE
 from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, search
-from refdiff.oracle.diagnosis.targets import Target, judge_problem
+from refdiff.oracle.diagnosis.targets import Parts, Target, judge_problem
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import Mistake
@@ -110,7 +110,7 @@ def test_a_name_that_changes_nothing_is_no_answer() -> None:
     wrong = known.expected["out"] + 1e-6 * np.random.default_rng(0).normal(size=known.expected["out"].shape)
     target = Target.of(wrong, known)
     assert judge_problem(Problem(HF, target.inputs, (coarse,)), target).fits
-    fitting = search(HF, (target,), (Deviation.of(coarse),), 1).fitting
+    fitting = search(HF, Parts.of(HF, (target,)), (Deviation.of(coarse),), 1).fitting
     assert not fitting
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,10 @@ from refdiff.layers import lambda_init
 from refdiff.oracle import Spec, budget, diagnose, truth
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.diagnosis.fit_lambda import LAYER, LAYER_OF_LAMBDA, LAYER_OF_SCALE, fit_lambda
-from refdiff.oracle.diagnosis.fits import fit_parameters
+from refdiff.oracle.diagnosis.fits import fit_parameters, minimize
 from refdiff.oracle.diagnosis.parameter_fit import MAX_LISTED, evaluate, format_list
 from refdiff.oracle.diagnosis.ranking import Fit
-from refdiff.oracle.diagnosis.targets import Target, exceeds_limit, row_ratios
+from refdiff.oracle.diagnosis.targets import Parts, Target, exceeds_limit, row_ratios
 from refdiff.oracle.inputs import VECTORS
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.strategies import Structure, draw
@@ -36,6 +37,10 @@ def target(kernel: Kernel, spec: Spec = SPEC, *, structure: Structure | None = N
 def of(spec: Spec, by: Any = 1.0) -> Kernel:
     """A kernel of a spec, multiplied."""
     return lambda inputs: by * truth(spec, inputs).out
+
+
+def fit_one(spec: Spec, one: Target) -> tuple[Fit, ...]:
+    return fit_parameters(spec, Parts.of(spec, (one,)))
 
 
 # numbers of the spec
@@ -70,7 +75,7 @@ def test_the_share_that_rope_rotates_is_found(share: float, at: str, said: str) 
     ],
 )
 def test_a_number_is_found(field: str, value: float, values: str) -> None:
-    found = {f.parameter: f for f in fit_parameters(SPEC, (target(of(SPEC.replace(**{field: value})), values=values),))}
+    found = {f.parameter: f for f in fit_one(SPEC, target(of(SPEC.replace(**{field: value})), values=values))}
     assert found[field].fits
     assert found[field].value == pytest.approx(value, rel=1e-3)
     assert f"{value:.3g}"[:4] in found[field].text
@@ -81,7 +86,7 @@ def test_a_number_is_found(field: str, value: float, values: str) -> None:
 @pytest.mark.parametrize(("limit", "name"), [("smooth", "softcap"), ("sharp", "score_limit")])
 def test_a_limit_of_scores_is_found(limit: str, name: str, dtype: str) -> None:
     """Neither is right where the other is."""
-    (found,) = (f for f in fit_parameters(SPEC, (target(limited(limit), dtype=dtype),)) if f.fits)
+    (found,) = (f for f in fit_one(SPEC, target(limited(limit), dtype=dtype)) if f.fits)
     assert (found.parameter, found.value) == (name, pytest.approx(LIMIT, rel=0.02))
     assert "where the spec has no" in found.text
 
@@ -91,12 +96,12 @@ def test_a_number_that_explains_nearly_all_is_shown_as_one_that_does_not_pass() 
     t = target(of(SPEC.replace(scale=0.31)))
     apart = np.sqrt(np.mean((t.actual - t.expected) ** 2))
     noise = np.random.default_rng(0).normal(size=t.actual.shape)
-    (found,) = fit_parameters(SPEC, (replace(t, actual=t.actual + 0.05 * apart * noise),))
+    (found,) = fit_one(SPEC, replace(t, actual=t.actual + 0.05 * apart * noise))
     assert (found.parameter, found.fits) == ("scale", False)
     assert found.value == pytest.approx(0.31, rel=0.02)
     assert 0.99 < found.explains < 1
     assert "(does not pass: explains 99." in str(found)
-    assert fit_parameters(SPEC, (replace(t, actual=t.actual + 0.2 * apart * noise),)) == ()
+    assert fit_one(SPEC, replace(t, actual=t.actual + 0.2 * apart * noise)) == ()
 
 
 def test_no_number_is_fitted_to_noise() -> None:
@@ -104,12 +109,12 @@ def test_no_number_is_fitted_to_noise() -> None:
     rng = np.random.default_rng(0)
     t = target(lambda inputs: (y := truth(SPEC, inputs).out) * (1 + 2.0**-17 * rng.normal(size=y.shape)))
     assert exceeds_limit(row_ratios(t, t.actual))
-    assert fit_parameters(SPEC, (t,)) == ()
+    assert fit_one(SPEC, t) == ()
 
 
 def test_heads_in_another_order() -> None:
     order = [2, 0, 1, 5, 4, 3]
-    found = {f.parameter: f for f in fit_parameters(SPEC, (target(lambda x: truth(SPEC, x).out[:, order]),))}
+    found = {f.parameter: f for f in fit_one(SPEC, target(lambda x: truth(SPEC, x).out[:, order]))}
     assert found["heads"].value == order
     assert "(2, 0, 1, 5, 4, 3)" in found["heads"].text
 
@@ -120,7 +125,7 @@ def test_queries_rotated_from_another_position(by: int) -> None:
         T, S = x["q"].shape[2], x["k"].shape[2]
         return truth(SPEC, {**x, "q_positions": np.arange(S - T, S)[None] + by}).out
 
-    (found,) = (f for f in fit_parameters(SPEC, (target(kernel),)) if f.fits)
+    (found,) = (f for f in fit_one(SPEC, target(kernel)) if f.fits)
     assert (found.parameter, found.value) == ("q_offset", by)
     assert found.text.startswith(f"queries are rotated by their position {by:+d},")
 
@@ -234,13 +239,29 @@ def at_layer(of_lambda: int, of_scale: int, spec: Spec = DEEP, **how: Any) -> Ta
     ],
 )  # fmt: skip
 def test_a_layer_is_named_by_where_it_is(of_lambda: int, of_scale: int, place: str) -> None:
-    (fit,) = fit_parameters(DEEP, (at_layer(of_lambda, of_scale),))
+    (fit,) = fit_one(DEEP, at_layer(of_lambda, of_scale))
     layer = of_scale if place == LAYER_OF_SCALE else of_lambda
     assert (fit.parameter, fit.value, fit.fits) == (place, [layer], True)
     assert fit.text == f"λ_init is that of layer {layer}{PLACES[place]}, where the spec's layer is 3"
 
 
 def test_the_limit_of_deep_layers_is_named_as_a_constant() -> None:
-    (fit,) = fit_parameters(DEEP, (at_layer(3, 80),))
+    (fit,) = fit_one(DEEP, at_layer(3, 80))
     said = "λ_init is 0.8 in the scale of the output alone, the limit for deep layers, where the spec's layer is 3"
     assert fit.text.startswith(f"{said}; layers ")
+
+
+def test_steps_end_where_the_minimized_function_no_longer_changes() -> None:
+    seen: list[float] = []
+
+    def f(x: float, floor: float) -> float:
+        seen.append(x)
+        return float(np.hypot(floor, 1e6 * (x - 0.3)))
+
+    grid = np.linspace(-1.0, 1.0, 11)
+    best, least = minimize(partial(f, floor=1.0), grid)
+    assert abs(best - 0.3) < 1e-6
+    assert least < 1.01
+    calls = len(seen)
+    minimize(partial(f, floor=1e9), grid)  # nothing near makes a difference
+    assert len(seen) - calls <= len(grid) + 4

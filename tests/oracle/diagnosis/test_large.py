@@ -71,15 +71,33 @@ def target_of(out: np.ndarray) -> Target:
     return Target.of(np.float64(out), budget(SPEC, case().inputs, Recipe.of("bfloat16")))
 
 
+def with_epsilon(epsilon: float) -> np.ndarray:
+    out = output_with(SPEC.replace(norm_eps=epsilon), as_float64(SPEC, case().inputs), ())
+    assert out is not None
+    return out
+
+
 @pytest.mark.slow
 def test_no_pairs_are_tried_for_an_error_that_no_row_shows() -> None:
-    out = output_with(SPEC.replace(norm_eps=2e-4), as_float64(SPEC, case().inputs), ())
-    assert out is not None
-    target = target_of(out)
+    target = target_of(with_epsilon(2e-4))
     assert target.fails_as_tensor
-    found = search(SPEC, (target,), deviations(SPEC), 2)
+    found = search(SPEC, Parts.of(SPEC, (target,)), deviations(SPEC), 2)
     assert found.notes == (NO_LARGE_PAIRS,)
     assert not found.tried_pairs
+
+
+def test_an_error_that_no_row_shows_is_looked_for_in_the_smallest_part_that_shows_it() -> None:
+    clear, faint = (Parts.of(SPEC, (target_of(with_epsilon(epsilon)),)) for epsilon in (4e-4, 5e-5))
+    for parts in (clear, faint):
+        assert all(part.fails_as_tensor for part in (*parts.whole, *parts.local, *parts.all_keys))
+    sizes = [part.inputs["q"].shape[2] for parts in (clear, faint) for part in parts.local]
+    assert sizes[0] < sizes[1] <= T
+    assert [part.inputs["k"].shape[2] for part in clear.all_keys] == [T]
+
+
+def test_an_epsilon_that_no_row_shows_is_found() -> None:
+    found = ask(with_epsilon(2e-4), case(), most=1)
+    assert [(f.parameter, f"{f.value:.3g}") for f in found.fits] == [("norm_eps", "0.0002")]
 
 
 def test_of_two_wrong_rows_the_parts_have_the_one_that_makes_them_small() -> None:

@@ -73,8 +73,8 @@ def test_truncation_to_tf32_drops_the_last_bits_of_float32(dtype: type) -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_rounds_to_a_finite_number_is_known_without_rounding(name: str) -> None:
-    top, half = FORMATS[name].top, 2.0 ** (FORMATS[name].largest - FORMATS[name].bits)
-    tie = np.nextafter(top, np.inf) if name == "float64" else top + half
+    top = FORMATS[name].top
+    tie = top + 2.0 ** (FORMATS[name].largest - FORMATS[name].bits)  # ∞ in float64
     x = np.array([0.0, 1e-320, top, np.nextafter(tie, 0), tie, np.inf, np.nan])
     for numbers in (x, -x):
         assert rounds_to_finite(numbers, name).tolist() == np.isfinite(round_to(numbers, name)).tolist()
