@@ -98,6 +98,10 @@ AS_IN_THE_SPEC = (
 """Without a norm the gradient does not depend on the output: no mask in it, and none in both, are the same."""
 
 
+SIGNS = re.compile("(second_(gradient|product|row_sum)|value_gradient)_without_(lambda_and_)?sign")
+"""Where the four terms lose λ is quick; where they lose its sign, too, is slow."""
+
+
 @pytest.mark.subjects
 @pytest.mark.parametrize(
     ("preset", "dtype"),
@@ -112,7 +116,11 @@ AS_IN_THE_SPEC = (
         ),
     ],
 )
-@pytest.mark.parametrize("mistake", BACKWARD_MISTAKES, ids=str)
+@pytest.mark.parametrize(
+    "mistake",
+    [pytest.param(m, marks=[pytest.mark.slow] if SIGNS.fullmatch(m.name) else []) for m in BACKWARD_MISTAKES],
+    ids=str,
+)
 def test_a_mistaken_derivative(mistake: Mistake, preset: str, dtype: str) -> None:
     padded = mistake.name == "gradient_without_mask"
     case = cases("discriminating", 3, spec=small_spec(preset), dtype=dtype)[0 if padded else 1]

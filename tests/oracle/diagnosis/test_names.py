@@ -106,14 +106,15 @@ def test_an_online_softmax_that_forgets_to_rescale_is_named(tile: int, mistake: 
 
 
 @pytest.mark.parametrize(
-    ("changes", "first"),
+    ("preset", "changes", "first"),
     [
-        pytest.param({"layer": 5, "rope_theta": 5e5}, "layer", marks=pytest.mark.slow),
-        ({"layer": 4, "rope": "interleaved"}, "rope"),
+        pytest.param("hf_diffllama", {"layer": 5, "rope_theta": 5e5}, "layer", marks=pytest.mark.slow),
+        pytest.param("hf_diffllama", {"layer": 4, "rope": "interleaved"}, "rope", marks=pytest.mark.slow),
+        ("attention", {"rope": "interleaved", "scale": 0.2}, "rope"),  # plain attention has fewer pairs to try
     ],
 )
-def test_two_wrong_fields_of_the_spec_are_reported_first(changes: dict[str, object], first: str) -> None:
-    case = cases("discriminating", 3, spec=small_spec("hf_diffllama"))[1]
+def test_two_wrong_fields_of_the_spec_are_reported_first(preset: str, changes: dict[str, object], first: str) -> None:
+    case = cases("discriminating", 3, spec=small_spec(preset))[1]
     out = rounded(case.spec.replace(**changes), case.inputs)["out"]
     found = diagnose(out, case.spec, case.inputs, recipe="float32")
     assert found.name is None

@@ -71,10 +71,14 @@ def test_each_has_its_name(preset: str, fields: dict[str, Any], name: str) -> No
             "attention_over_heads", "causal_mask_inverted", "extra_qk_norm", "softmax_of_difference",
             "difference_before_softmax", "lambda_on_both_maps", "bfloat16_bits_read_as_integers",
             "half_of_head_rotated", "interleaved_keys_only", "value_heads_duplicated",
-            "keys_and_values_swapped", "query_positions_one_low", "query_positions_one_high",
-            "query_angle_negated", "key_angle_negated", "not_causal_in_first_map", "values_tiled",
+            "keys_and_values_swapped", "query_positions_one_low", "query_angle_negated", "not_causal_in_first_map",
+            "values_tiled",
         )),
-        *((f"padding_visible_in_{which}_map", "discriminating", 0) for which in ("first", "second")),
+        *(pytest.param(name, "discriminating", 1, marks=pytest.mark.slow) for name in (
+            "query_positions_one_high", "key_angle_negated",
+        )),
+        ("padding_visible_in_first_map", "discriminating", 0),
+        pytest.param("padding_visible_in_second_map", "discriminating", 0, marks=pytest.mark.slow),
         ("sequences_not_separated", "layout", 0),
         ("pages_in_memory_order", "serving", 0),
         ("last_page_lost", "serving", 0),
@@ -89,7 +93,7 @@ def test_each_has_its_name(preset: str, fields: dict[str, Any], name: str) -> No
         ("denominator_not_rescaled_by_tiles_of_32", "tiles", 0),
         ("sums_not_rescaled_by_tiles_of_64", "tiles", 1),
         ("accumulator_not_rescaled_in_first_map_by_tiles_of_16", "tiles", 0),
-        ("accumulator_not_rescaled_in_second_map_by_tiles_of_32", "tiles", 0),
+        pytest.param("accumulator_not_rescaled_in_second_map_by_tiles_of_32", "tiles", 0, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])

@@ -49,7 +49,7 @@ def test_the_main_problem(seed: int) -> None:
     assert "one_row_loses_its_own_key" in names["forward"] & names["backward"] & names["lse"]
 
 
-@pytest.mark.parametrize("number", range(1, 7))
+@pytest.mark.parametrize("number", [pytest.param(1, marks=pytest.mark.slow), *range(2, 7)])
 def test_the_other_problems_have_output_and_gradients(number: int) -> None:
     trial, found = _of(0, number)
     tried = {d.name for d in trial.setting.deviations}
