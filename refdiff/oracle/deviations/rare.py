@@ -97,6 +97,22 @@ def _lengths_one_too_small(spec: Spec, inputs: Inputs) -> Inputs | None:
     return {**inputs, "lengths": np.maximum(inputs["lengths"] - 1, 0)}
 
 
+def _window_from_page_edge(spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs] | None:
+    """Drop the pages before that of the first key in the window of the first query, and see all others.
+
+    With RoPE, scores depend on distances, which stay as they are. Where no page is dropped it is a missing window.
+    """
+    if "block_table" not in inputs or "cu_seqlens_q" in inputs or "q_positions" in inputs or spec.window is None:
+        return None
+    T, p = inputs["q"].shape[2], inputs["k_pages"].shape[2]
+    dropped = np.maximum(inputs["lengths"] - T - spec.window + 1, 0) // p
+    if not dropped.any():
+        return None
+    pages = dropped[:, None] + np.arange(inputs["block_table"].shape[1])
+    table = np.take_along_axis(inputs["block_table"], np.minimum(pages, pages.shape[1] - 1), axis=1)
+    return spec.replace(window=None), {**inputs, "block_table": table, "lengths": inputs["lengths"] - dropped * p}
+
+
 def _newest_token_missing(spec: Spec, inputs: Inputs) -> Inputs | None:
     if "block_table" not in inputs:
         return None
@@ -161,6 +177,8 @@ RARE_DEVIATIONS: tuple[Deviation, ...] = (
     Deviation("lengths_one_too_small",
               "Each sequence one key shorter than its length, as before the newest key is counted.", TABLE_AXIS,
               arrays=_lengths_one_too_small),
+    Deviation("window_from_page_edge", "The window starts at the first key of its first page, not within the page.",
+              TABLE_AXIS, problem=_window_from_page_edge),
     Deviation("newest_token_not_written", "The newest key and value of each sequence read as zeros, before they are "
               "written to the cache.", TABLE_AXIS, arrays=_newest_token_missing),
     Deviation("length_of_longest_sequence", "The length of the longest sequence for every sequence.", TABLE_AXIS,

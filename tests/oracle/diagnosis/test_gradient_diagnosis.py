@@ -402,6 +402,15 @@ def test_the_log_sum_exp_of_the_first_map_for_both(dtype: str) -> None:
     assert (found.status, found.name) == (UNIQUE, "lse_of_first_map"), str(found)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("factor", "name"), [(np.log2(np.e), "lse_in_base_2"), (np.log(2), "lse_not_in_base_2")])
+def test_log_sum_exps_of_another_base(factor: float, name: str, dtype: str) -> None:
+    """A forward pass by 2^z saves its sums in base 2; a backward pass by e^z reads them as natural, or the reverse."""
+    case = case_by_hand(dtype)
+    found = asked(case, by_hand(case, saved=lambda lse: [factor * x for x in lse]))
+    assert (found.status, found.name) == (UNIQUE, name), str(found)
+
+
 @pytest.mark.parametrize(("saved", "dtype"), [("bfloat16", "float32"), ("float16", "float32"), ("bfloat16", "float16")])
 def test_log_sum_exps_saved_in_16_bits(saved: str, dtype: str) -> None:
     case = case_by_hand(dtype)

@@ -11,6 +11,7 @@ from refdiff.oracle import Recipe, Spec, cases, diagnose
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.deviations.listed import EVERY
 from refdiff.oracle.deviations.rare import RARE_DEVIATIONS
+from refdiff.oracle.inputs.sequences import gather
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import quantise
@@ -102,6 +103,23 @@ def test_mistakes_of_published_kernels_have_their_names(name: str, profile: str,
     wrong = kernel(case, [next((d for d in RARE_DEVIATIONS if d.name == name), None) or named("hf_diffllama", name)])
     found = diagnose(wrong, case.spec, case.inputs, recipe=dtype, max_deviations=1)
     assert found.name == name, str(found)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("window", [9, 13])
+def test_a_window_that_starts_at_the_edge_of_a_page(window: int, dtype: str) -> None:
+    """A kernel that skips pages before the window, and does not mask what is before it in its first page."""
+    spec = small_spec("hf_diffllama").replace(window=window)
+    inputs = draw(spec, Structure(pages=((1, 27), (1, 6), (1, 22))), "natural", 3, dtype)
+    p, each = inputs["k_pages"].shape[2], []
+    for n, length in enumerate(inputs["lengths"].tolist()):
+        k, v = (gather(inputs[f"{x}_pages"], inputs["block_table"][n], length) for x in "kv")
+        first = max(0, length - window) // p * p
+        one = {**inputs, "q": inputs["q"][n : n + 1], "k": k, "v": v, "key_mask": np.arange(length)[None] >= first}
+        dense = {name: x for name, x in one.items() if "pages" not in name and name not in ("block_table", "lengths")}
+        each.append(rounded(spec.replace(window=None), dense, dtype)["out"])
+    found = diagnose(np.concatenate(each), spec, inputs, recipe=dtype, max_deviations=1)
+    assert found.name == "window_from_page_edge", str(found)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -31,6 +31,8 @@ CHANGED = {
     "gradient_without_mask": {"q", "k", "v", *OF_LAMBDA},
     "lse_used_without_mask": {"q", "k", "v"},
     "lse_of_first_map": {"q", "k", "v"},
+    "lse_in_base_2": {"q", "k", "v"},
+    "lse_not_in_base_2": {"q", "k", "v"},
     "log2e_in_query_gradient": {"q"},
     **dict.fromkeys(("lambda_detached", "lambda_gradient_without_sign"), OF_LAMBDA),
     **{m.name: {"v"} for m in BACKWARD_MISTAKES if m.name.startswith("value_gradient_")},
