@@ -14,7 +14,15 @@ from refdiff.oracle.truth.attention_operands import lambda_init
 from tests.oracle.example_inputs import draw
 
 
-@pytest.mark.parametrize(("storage", "layer"), [("bfloat16", 0), ("bfloat16", 3), ("float16", 4), ("float16", 6)])
+@pytest.mark.parametrize(
+    ("storage", "layer"),
+    [
+        ("bfloat16", 0),
+        pytest.param("bfloat16", 3, marks=pytest.mark.slow),
+        ("float16", 4),
+        pytest.param("float16", 6, marks=pytest.mark.slow),
+    ],
+)
 def test_a_rounded_factor_passes_where_the_norms_result_is_stored(storage: str, layer: int) -> None:
     spec = Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=16, layer=layer, lambda_form="given")
     x = draw(spec, layer, B=1, T=64, S=64)
