@@ -229,6 +229,7 @@ DECIDING = ("budget", "diagnosis", "divergence", "golden", "suite", "trace", "ve
 NUMBERS = {
     ("budget/hard_bound.py", 700.0), ("budget/hard_bound.py", 1.01),  # below an overflow; the bound's own rounding
     ("budget/hard_bound.py", 2.0**-21), ("budget/hard_bound.py", 2.0**-149),  # of ex2.approx; the least float32
+    ("budget/statistics.py", 1e-200), ("budget/statistics.py", 1e300),  # where sums of squares are exact enough
     ("diagnosis/diagnose.py", 1e-6),  # of a percentage that is printed
     ("diagnosis/targets.py", 1e6), ("diagnosis/targets.py", 1e9),  # what stands for ∞ in a mean of squares
     ("divergence/explain.py", 0.5), ("golden/writing.py", 0.5),  # a factor that is named; half of a square
