@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from refdiff import layers
-from refdiff.arrays import Array
+from refdiff.arrays import Array, namespace
 from refdiff.layers.linear import named_grads
 
 
@@ -77,8 +77,10 @@ def swiglu_vjp(
     _check("swiglu_vjp", gate_proj, up_proj)
     gate, up = saved or (ops.linear(x, **gate_proj), ops.linear(x, **up_proj))
     activated = ops.activation(gate, act)
-    if g.shape != x.shape:
-        raise ValueError(f"swiglu_vjp: g: got shape {tuple(g.shape)}, expected {tuple(x.shape)}, like x")
+    namespace(g, x)  # refuses what is no array
+    result = (*x.shape[:-1], down_proj["weight"].shape[0])
+    if tuple(g.shape) != result:
+        raise ValueError(f"swiglu_vjp: g: got shape {tuple(g.shape)}, expected {result}, that of the result")
     h, ddown, ddown_bias = ops.linear_vjp(g, activated * up, **down_proj)
     dx_up, dup, dup_bias = ops.linear_vjp(h * activated, x, **up_proj)
     (dgate_in,) = ops.activation_vjp(h * up, gate, act)

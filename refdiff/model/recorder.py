@@ -78,8 +78,8 @@ class Recorder:
         if got != (maps * number, lambdas * number):
             raise ValueError(
                 f"output_attentions: got {got[0]} maps and {got[1]} λ from {number} layers, expected {maps * number} "
-                f"and {lambdas * number}; call attention_weights and diff_lambda of the `ops` that your replacement of "
-                "a layer is given, or leave output_attentions out"
+                f"and {lambdas * number}; in your replacement of a layer call attention_weights, and the function that "
+                "computes λ, from the `ops` that it is given, or leave output_attentions out"
             )
 
 

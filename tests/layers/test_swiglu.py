@@ -1,10 +1,11 @@
 """W_down(act(W_gate x) ⊙ W_up x)."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refdiff.layers import swiglu
+from refdiff.layers import swiglu, swiglu_vjp
 from tests.layers import by_loops
 from tests.layers.by_loops import exact, rounded
 from tests.layers.inputs import SEEDS
@@ -32,6 +33,18 @@ def test_by_hand() -> None:
     close(swiglu(np.array([[-2.0]]), **p, act="relu"), np.array([[-2000.0]]), FLOAT64)
     # without a name it is silu
     close(swiglu(np.array([[7.0]]), **p), swiglu(np.array([[7.0]]), **p, act="silu"), EXACT)
+
+
+def test_a_gradient_has_the_shape_of_the_result() -> None:
+    rng = np.random.default_rng(0)
+    x, p = rng.normal(size=(2, 3, D)), weights(rng)
+    p["down_proj"]["weight"] = rng.normal(size=(D + 1, F))  # a result of another width than x
+    dx, _, _, ddown = swiglu_vjp(np.ones((2, 3, D + 1)), x, **p)
+    assert (dx.shape, ddown["weight"].shape) == (x.shape, (D + 1, F))
+    with pytest.raises(ValueError, match=r"^swiglu_vjp: g: got shape \(2, 3, 5\), expected \(2, 3, 6\), that of the"):
+        swiglu_vjp(np.ones(x.shape), x, **p)
+    with pytest.raises(TypeError, match="list"):
+        swiglu_vjp(np.ones((2, 3, D + 1)).tolist(), x, **p)
 
 
 @given(SEEDS, st.integers(-3000, 3000).map(lambda n: n / 1000))  # no numbers without their digits

@@ -20,7 +20,7 @@ from refdiff.model.commit import replacing
 from refdiff.model.weights import nest, parameter_shapes
 from tests.model.weights.files import LAYOUTS, layout_changes, tiny_config
 
-CHANGES = layout_changes(("single", "two shards", "other config"))
+CHANGES = layout_changes(("none", "single", "other config"), ("single", "two shards", "other config"))
 OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "os.link", "os.symlink"}
 OLD, NEW = (1e-5, 1.0, 7), (0.25, 2.0, 9)
 KILLED = 99

@@ -148,7 +148,8 @@ def test_maps_that_a_replaced_layer_keeps_to_itself_are_missed(wiring: str, repl
     model = small_model(wiring=wiring, kernels="reference", num_hidden_layers=2)
     alone = lambda f: lambda *args, ops, **options: f(*args, **options)  # noqa: E731
     model.ops = overlay(model.ops, lambda name, f: alone(f) if name == replaced else f)
-    fix = "call attention_weights and diff_lambda of the `ops` that your replacement of a layer is given"
+    where = "in your replacement of a layer"
+    fix = f"{where} call attention_weights, and the function that computes λ, from the `ops` that it is given"
     with says(ValueError, f"output_attentions: {got}; {fix}, or leave output_attentions out"):
         model(ids(0, 1, 3), output_attentions=True)
 

@@ -73,7 +73,7 @@ def test_all_layers_and_pairs(maps: AttentionMaps, name: str) -> None:
         pytest.param("hf", NUMPY, marks=pytest.mark.slow),
         ("hf", STRICT),
         ("paper", NUMPY),
-        pytest.param("v2", STRICT, marks=pytest.mark.slow),
+        ("v2", STRICT),
         ("none", STRICT),
     ],
     ids=str,
