@@ -181,16 +181,22 @@ class Parser(argparse.ArgumentParser):
 
     def _fill_arguments(self, known: argparse.Namespace, others: list[str]) -> None:
         """Move words after an option to the arguments without a value, which argparse takes for left out before it."""
+        before = others.index("--") if "--" in others else len(others)  # words of which one may be an option
+        del others[before : before + 1]
         for action in self._actions:
             is_left_out = action.nargs == "?" and getattr(known, action.dest) is action.default
-            if is_left_out and not action.option_strings and others and not others[0].startswith("-"):
+            if is_left_out and not action.option_strings and others and (before < 1 or not _is_option(others[0])):
                 try:
-                    setattr(known, action.dest, self._get_values(action, [others.pop(0)]))
+                    value = self._get_value(action, others.pop(0))
+                    self._check_value(action, value)
                 except argparse.ArgumentError as error:
                     self.error(str(error))
+                setattr(known, action.dest, value)
+                before -= 1
 
     def _refuse(self, others: list[str], known: argparse.Namespace) -> NoReturn:
-        flags = [word.partition("=")[0] for word in others if word.startswith("-")]
+        options = [word for word in others if _is_option(word)]
+        flags = [word.partition("=")[0] for word in options]
         prompt = next((a.dest for a in self._actions if a.metavar == "PROMPT" and not a.option_strings), None)
         if prompt is not None and not flags and (first := getattr(known, prompt)):
             is_model = first == "bundled" or (Path(first) / "config.json").is_file()
@@ -199,8 +205,8 @@ class Parser(argparse.ArgumentParser):
             text = " ".join([first, *others]).replace('"', '\\"')
             self.error(f'PROMPT: got {1 + len(others)} words, expected one argument; put quotes around it: "{text}"')
         hints = dict.fromkeys(filter(None, map(self._hint, flags)))
-        words = [word for word in others if word.startswith("-")] or others  # a value may have become a PROMPT
-        self.error(f"unrecognized arguments: {' '.join(words)}{''.join(hints)}")
+        words = " ".join(options or others)  # a value may have become a PROMPT
+        self.error(f"unrecognized arguments: {words}{''.join(hints)}")
 
     def _hint(self, flag: str) -> str:
         """Return a suggestion for an unknown option."""
@@ -306,6 +312,10 @@ class _Print(argparse.Action):
         sys.stdout.write(self.text(parser))
         sys.stdout.flush()
         parser.exit()
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("-") and word != "-"
 
 
 def build_parser() -> Parser:

@@ -93,6 +93,9 @@ def test_the_examples_of_the_help_parse() -> None:
         ("generate bundled The", "PROMPT: got 2 words, bundled and 'The'; did you mean -m bundled?"),
         ("generate -hello", 'arguments: -hello; a PROMPT that begins with "-" stands after --: refdiff generate -- -h'),
         ("trace bundled -o t.npz one two", 'PROMPT: got 2 words, expected one argument; put quotes around it: "one'),
+        ("trace bundled -o t.npz -hello", 'a PROMPT that begins with "-" stands after --: refdiff trace -- -hello'),
+        ("trace bundled -o t.npz -- one two", 'PROMPT: got 2 words, expected one argument; put quotes around it: "one'),
+        ("trace bundled -o t.npz --bad -- one", "unrecognized arguments: --bad; did you mean --ids?; see"),
         ("trace bundled -o t.npz 'caf\udce9'", "PROMPT: got bytes that are not UTF-8 at character 3, expected UTF-8"),
         ("generate -- -hello -n 2", "unrecognized arguments: -n; options stand before --; see"),
         ("generate 'caf\udce9'", "PROMPT: got bytes that are not UTF-8 at character 3, expected UTF-8 text"),
@@ -115,6 +118,11 @@ def test_wrong_usage_is_one_line_that_names_what_was_typed(arguments: str, expec
         ("trace -o t.npz bundled --maps text", {"of": "bundled", "prompt": "text", "maps": True}),
         ("golden verify vectors --diagnose outputs", {"folder": "vectors", "outputs": "outputs"}),
         ("golden verify --json vectors outputs", {"folder": "vectors", "outputs": "outputs"}),
+        ("golden verify vectors --json -- outputs", {"folder": "vectors", "outputs": "outputs"}),
+        ("trace bundled -o t.npz -", {"of": "bundled", "prompt": "-"}),
+        ("trace bundled -o t.npz -- -hello", {"of": "bundled", "prompt": "-hello"}),
+        ("trace bundled -o t.npz -- --", {"of": "bundled", "prompt": "--"}),
+        ("trace -o t.npz --maps -- bundled -o", {"of": "bundled", "prompt": "-o"}),
     ],
 )
 def test_options_may_stand_between_arguments(words: str, expected: dict[str, Any]) -> None:
