@@ -70,7 +70,7 @@ def encode(
 
     Raises:
         UsageError: the chat template fails.
-        ValueError: the first parts of a long prompt alone are far longer than the context.
+        ValueError: the prompt is far longer than the context.
     """
     text, more = prompt, {}
     if messages is not None:
@@ -85,9 +85,12 @@ def encode(
         if tokens * 0.99 > _most_tokens(model):  # a word that is cut may have a token more than the whole one
             raise _far_beyond(model, tokens, f" in its first {end:,} characters")
         start, end = end, end + _PART
-    if len(text) <= _PART:
-        return text, tokenizer.encode(text, **more)
-    return text, interruptible(lambda: tokenizer.encode(text, **more))
+    ids = (
+        tokenizer.encode(text, **more) if len(text) <= _PART else interruptible(lambda: tokenizer.encode(text, **more))
+    )
+    if len(ids) > _most_tokens(model):
+        raise _far_beyond(model, len(ids))
+    return text, ids
 
 
 def chat_messages(prompt: str, system: str | None) -> list[dict[str, Any]]:
@@ -134,11 +137,9 @@ def length_limit(model: Any, given: dict[str, Any], prompt_tokens: int) -> int:
     """Return how many tokens may follow a prompt; without -n they end with the context.
 
     Raises:
-        ValueError: the prompt fills the context and -n is not given, or the prompt is far longer than the context.
+        ValueError: the prompt fills the context and -n is not given.
     """
     context, wanted = model.config.max_position_embeddings, given.get("max_new_tokens")
-    if prompt_tokens > _most_tokens(model):
-        raise _far_beyond(model, prompt_tokens)
     free = context - prompt_tokens
     if wanted:
         if wanted > free:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.cli.answering import check_template, encode, generate_into, given_options
+from refdiff.cli.flags import UsageError
 from refdiff.cli.loading import load
 from refdiff.cli.output_files import check_place
 from refdiff.cli.terminal import note, one_line, write_text
@@ -116,9 +117,14 @@ def _fitting(
     reserved = given.get("max_new_tokens") or max(context // RESERVED, 1)
     dropped = 0
     while True:
-        _, ids = encode(model, tokenizer, "", messages)
-        if len(ids) + reserved <= context or len(messages) - first < 3:
-            break
+        is_last = len(messages) - first < 3
+        try:
+            _, ids = encode(model, tokenizer, "", messages)
+            if len(ids) + reserved <= context or is_last:
+                break
+        except ValueError as error:  # far longer than the context, as after an answer with a large -n
+            if is_last or isinstance(error, UsageError):
+                raise
         del messages[first : first + 2]
         dropped += 2
     if dropped:

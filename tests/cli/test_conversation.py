@@ -57,19 +57,21 @@ def test_an_answer_is_given_what_was_said_before(converse: Any, capsys: Capture)
     assert "/reset starts anew, /save FILE writes all, /quit ends" in err
 
 
+@pytest.mark.filterwarnings("ignore:-n 3. prompt and new tokens go beyond")
+@pytest.mark.parametrize(("length", "context"), [(20, 60), (40, 6)])  # in the second, ten contexts are full
 def test_the_oldest_exchanges_are_forgotten_when_the_context_is_full(
-    converse: Any, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    length: int, context: int, converse: Any, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load = conversation.load
 
     def short(args: argparse.Namespace) -> Any:
         model, tokenizer = load(args)
-        model.config.max_position_embeddings = 60
+        model.config.max_position_embeddings = context
         return model, tokenizer
 
     monkeypatch.setattr(conversation, "load", short)
-    asked = converse("a" * 20, "b" * 20, "c" * 20)
-    assert asked[-1] == [{"role": "user", "content": "c" * 20}]
+    asked = converse("a" * length, "b" * length, "c" * length)
+    assert asked[-1] == [{"role": "user", "content": "c" * length}]
     assert "the context is full; 2 messages from the beginning are forgotten" in capsys.readouterr().err
 
 
@@ -119,4 +121,4 @@ def test_options_that_it_would_ignore_are_refused(
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     done = cli("generate", "--chat", *option)
     assert done.status == 2
-    assert f"{option[0]}: is for one prompt, a conversation has many" in done.err
+    assert f"{option[0]}: only for one prompt, a conversation has many" in done.err
