@@ -146,7 +146,7 @@ class Corpus:
         count = (len(self.tokens[part]) - 1) // (length - 1)
         if count < 1:
             found = f"the tokens of the {part} part of the text; take a longer text, or another share for validation"
-            raise ValueError(f"context: got {length}, expected at most {len(self.tokens[part])}, {found}")
+            raise ValueError(f"length: got {length}, expected at most {len(self.tokens[part])}, {found}")
         return count
 
     def batch(self, part: str, rows: NDArray[np.int64], length: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

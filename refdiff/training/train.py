@@ -57,7 +57,10 @@ class Trainer:
         self._params = params
         make: Any = OPTIMIZERS[settings.optimizer]
         self._optimizer = make(params, weight_decay=settings.weight_decay)
-        self._rows = corpus.rows("train", settings.context)
+        try:
+            self._rows = corpus.rows("train", settings.context)
+        except ValueError as error:
+            raise ValueError(str(error).replace("length:", "context:", 1)) from error
         self._saved: int | None = None  # the step of its last checkpoint
         corpus.rows("validation", 2)
 

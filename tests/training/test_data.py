@@ -146,7 +146,7 @@ def test_no_text_to_learn_from(tmp_path: Path, content: str) -> None:
 
 def test_too_few_tokens_for_one_sequence(path: Path) -> None:
     corpus = make(path)
-    with pytest.raises(ValueError, match=r"context: got 10000, expected at most \d+, the tokens of the validation"):
+    with pytest.raises(ValueError, match=r"length: got 10000, expected at most \d+, the tokens of the validation"):
         corpus.rows("validation", 10_000)
 
 
