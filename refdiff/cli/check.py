@@ -97,10 +97,11 @@ def run(args: argparse.Namespace) -> int:
     if args.dask is not None and args.jobs > 1:
         raise UsageError("--jobs, --dask: got both, expected one of them; --dask has workers of its own")
     if not args.selftest:
-        refuse("goes with --selftest; add that, or leave {} out", {"--dask": args.dask is not None})
         used = {"--seeds": args.seeds > 1, "--jobs": args.jobs > 1, "--state": args.keep, "--kernels": args.kernels}
-        if flags := [flag for flag, given in {**used, "--markdown": args.markdown}.items() if given]:
-            raise UsageError(f"{', '.join(flags)}: no effect without --selftest; add that, or leave it out")
+        refuse(
+            "no effect without --selftest; add that, or leave {} out",
+            {"--dask": args.dask is not None, **used, "--markdown": args.markdown},
+        )
     if args.print_spec:
         raise UsageError("--print-spec: does not go with --selftest; leave one out")
     return _selftest(args) if args.selftest else _check(args)

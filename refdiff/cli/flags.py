@@ -79,10 +79,9 @@ class Number:
 
 
 def refuse(why: str, given: Mapping[str, object]) -> None:
-    """Raise `UsageError` for the first option in `given` that has a value; {} in `why` stands for it."""
-    for flag, value in given.items():
-        if value:
-            raise UsageError(f"{flag}: {why.format(flag)}")
+    """Raise `UsageError` for the options in `given` that have a value; {} in `why` stands for them."""
+    if flags := ", ".join(flag for flag, value in given.items() if value):
+        raise UsageError(f"{flags}: {why.format(flags)}")
 
 
 def add_common(group: Any, *, offline: bool = True) -> None:

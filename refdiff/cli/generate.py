@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         from refdiff.cli.conversation import converse
 
         refuse(
-            "is for one prompt, a conversation has many; give PROMPT, or leave {} out",
+            "only for one prompt, a conversation has many; give PROMPT, or leave {} out",
             {"--json": args.json, "--echo": args.echo, "--no-stream": args.no_stream, "-o": not to_stdout},
         )
         return converse(args)
@@ -149,11 +149,11 @@ def _check_together(args: argparse.Namespace) -> None:
             "--shard-index": args.shard_index > 0,
             "--batch-size": args.batch_size > 1,
         }
-        refuse("goes with --prompts-file; add that, or leave {} out", many)
+        refuse("no effect without --prompts-file; add that, or leave {} out", many)
         answering.check_greedy(args)
     else:
         one = {"--json": args.json, "--no-stream": args.no_stream}
-        refuse("is for one prompt; --prompts-file always writes lines of JSON", one)
+        refuse("only for one prompt; --prompts-file always writes lines of JSON", one)
     if "" in (args.stop or []):
         raise UsageError("--stop: got nothing, expected the text to stop before")
 

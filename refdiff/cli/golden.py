@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     refuse(
-        "is for verify; export takes VECTORS alone",
+        "only for verify; export takes VECTORS alone",
         {f"OUTPUTS {args.outputs}": args.outputs is not None, "--diagnose": args.diagnose, "--json": args.json},
     )
     folder = Path(args.folder)
@@ -100,7 +100,7 @@ def _verify(args: argparse.Namespace) -> int:
     if args.outputs is None:
         raise UsageError("OUTPUTS: got none, expected the folder of what your program computed")
     refuse(
-        "is for export; verify judges by what VECTORS were written for",
+        "only for export; verify judges by what VECTORS were written for",
         {f"--{n.replace('_', '-')}": getattr(args, n) != default for n, default in EXPORT_DEFAULTS.items()},
     )
     from refdiff.oracle import golden

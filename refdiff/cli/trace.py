@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     if args.compare:
         return _compare(args)
     if args.spec is None:
-        refuse("is for --spec; the model has its own", {"--set": args.set, "--layer": args.layer is not None})
+        refuse("only for --spec; the model has its own", {"--set": args.set, "--layer": args.layer is not None})
     return _record(args) if args.spec is None else _record_spec(args)
 
 
@@ -97,7 +97,7 @@ def _record_spec(args: argparse.Namespace) -> int:
         )
     others = {"PROMPT": args.prompt, "--ids": args.ids, "--dtype": args.dtype != "auto"}
     refuse(
-        "does not go with --spec, which takes a FILE of inputs and computes in float64",
+        "no effect with --spec, which takes a FILE of inputs and computes in float64",
         {**others, **_comparing(args)},
     )
     check_file("-o", Path(args.output), KINDS)
@@ -128,7 +128,7 @@ def _write(traced: Trace, what: str, args: argparse.Namespace) -> int:
 
 
 def _record(args: argparse.Namespace) -> int:
-    refuse("is for --compare; the model to record is the first argument", _comparing(args))
+    refuse("only for --compare; the model to record is the first argument", _comparing(args))
     if args.prompt is not None and args.ids is not None:
         raise UsageError("PROMPT and --ids: got both, expected one; leave one out")
     if args.of is None or (args.prompt is None and args.ids is None):
@@ -177,7 +177,7 @@ def _ids(text: str) -> list[list[int]]:
 
 def _compare(args: argparse.Namespace) -> int:
     others = {"MODEL": args.of, "-o": args.output, "--ids": args.ids, "--maps": args.maps, "--spec": args.spec}
-    refuse("is to record; --compare takes MINE and REF", others)
+    refuse("only to record; --compare takes MINE and REF", others)
     from refdiff.oracle.divergence import first_divergence
     from refdiff.oracle.trace import read_trace
 
