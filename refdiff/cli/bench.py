@@ -54,9 +54,9 @@ refdiff bench -m path/to/checkpoint --rows prefill:512,decode:2048x4
     output.add_argument("--plot", metavar="FILE", help="draw it, .png, .svg or .pdf")
     add_common(output)
     parser.notes = [
-        "A ratio is the median over the repetitions. Above 1, refdiff is faster; in rows of memory, "
-        "it needs less below 1. The share is of what NumPy's BLAS reads (gemv) or multiplies (sgemm) on this machine, "
-        "measured before and after each pair. "
+        "A ratio is the median over the repetitions. A ratio above 1 means that refdiff is faster; in rows of memory, "
+        "one below 1 means that it needs less. The share is of what NumPy's BLAS reads (gemv) or multiplies (sgemm) on "
+        "this machine, measured before and after each pair. "
         "The rows lookup and edit use prompt lookup to copy a prompt and to edit one; passes are how often the model "
         "ran. "
         "Exit status: 1 where a row failed, or the sides generated different tokens.",

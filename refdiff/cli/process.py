@@ -193,7 +193,7 @@ def capture_panics() -> Iterator[None]:
 def interruptible(function: Callable[[], T]) -> T:
     """Call a function of C code in a thread, for which Ctrl-C does not wait.
 
-    A panic there is not kept off standard error: `capture_panics` would keep what follows Ctrl-C off it, too.
+    `capture_panics` does not cover this thread: after Ctrl-C it would hide later messages.
     """
     done: list[T] = []
     failed: list[BaseException] = []

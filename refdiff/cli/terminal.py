@@ -117,7 +117,7 @@ def waiting(what: str | Callable[[], str], *, quiet: bool = False) -> Iterator[C
 
         shown = False
         while not over.wait(1 if shown else AFTER):
-            line = printable(what if isinstance(what, str) else what())
+            line = printable(what if isinstance(what, str) else what()).translate({9: r"\t", 10: r"\n"})
             shown = True
             _waiting_shown.set()
             seconds = f" ... {time.monotonic() - started:.0f} s"

@@ -131,6 +131,7 @@ def test_a_message_takes_the_line_of_what_is_waited_for(monkeypatch: pytest.Monk
         ("日本語/" * 9, "日本語/日本語/日本語/日"),  # 23 columns
         ("a\u0300" * 30, "a\u0300" * 11 + "a"),
         ("\x1b[2J" + "a" * 30, "\\x1b[2J" + "a" * 16),
+        ("a\tb\nc", "a\\tb\\nc"),
     ],
 )
 def test_a_waiting_line_fits_into_one_row(name: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
