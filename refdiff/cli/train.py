@@ -241,6 +241,7 @@ def _resume(args: argparse.Namespace, out: Path) -> Trainer:
     from refdiff.training.settings import CHANGEABLE, Settings, needed_memory
     from refdiff.training.train import Trainer
 
+    checkpoint.recover(out)
     changes = {name: getattr(args, name) for name in args.given if name in CHANGEABLE}
     fixed = [name for name in args.given if name not in (*CHANGEABLE, "threads")]
     if (args.text is not None or fixed) and (others := _differing_options(args, out, fixed)):
@@ -254,7 +255,7 @@ def _resume(args: argparse.Namespace, out: Path) -> Trainer:
             used = about.get("threads") if threads is None else threads
             needed = sum(needed_memory(config, settings, config.dtype or "float32", used or None))
         _check_memory(needed, "end other programs, or resume with fewer --threads")
-    return Trainer.resume(out, changes=changes, threads=threads, backend=args.backend)
+    return Trainer._resume(out, changes, threads, args.backend, None)  # `run` has locked the folder
 
 
 def _config_and_settings(args: argparse.Namespace, out: Path) -> tuple[DiffLlamaConfig, Settings]:
@@ -394,7 +395,7 @@ def _run_with_progress(trainer: Trainer, plot: Path | None, stop: Callable[[], b
 
         if plot is not None and trainer.step == trainer.settings.max_steps:  # no record will come
             _draw(trainer.out, plot)
-        return trainer.run(report, stop)
+        return trainer._run(report, stop)  # the folder is locked
 
 
 def _draw(out: Path, plot: Path) -> None:

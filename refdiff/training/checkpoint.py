@@ -17,7 +17,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -36,38 +35,29 @@ KEPT = 2
 _STAGING, _REPLACED = ".step-", "-replaced"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 LOCK = ".refdiff-train.lock"
-_held: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
-"""Folders that callers of this call have locked."""
 
 
 @contextlib.contextmanager
 def locked(out: Path) -> Iterator[None]:
-    """Lock a folder against other processes. It is created if needed, and deleted at the end if it is empty.
+    """Lock a folder against all others. It is created if needed, and deleted at the end if it is empty.
 
-    The operating system releases the lock when the process ends. A lock file that is left behind locks nothing. A lock
-    within a lock of the same folder does nothing.
+    The operating system releases the lock when the process ends. A lock file that is left behind locks nothing.
 
     Raises:
-        RuntimeError: another process holds it.
+        RuntimeError: the folder is locked already, by another process or in this one.
         OSError: the folder or the file in it cannot be made.
     """
-    held, folder = _held.get(), out.resolve()
-    if folder in held:
-        yield
-        return
     made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(out / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
     try:
         if not _try_lock(descriptor, out / LOCK):
             raise RuntimeError(
-                f"{out}: another process trains in this folder: wait until it ends, or name another folder"
+                f"{out}: another process or thread trains in this folder: wait until it ends, or name another folder"
             )
-        token = _held.set(held | {folder})
         try:
             yield
         finally:
-            _held.reset(token)
             with contextlib.suppress(OSError):
                 (out / LOCK).unlink()
     finally:
@@ -78,7 +68,7 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def _try_lock(descriptor: int, path: Path) -> bool:
-    """Lock an open file; return False if another process holds the lock, or has just deleted the file."""
+    """Lock an open file; return False if it is locked already, or has just been deleted."""
     if not lock(descriptor, wait=False):
         return False
     with contextlib.suppress(FileNotFoundError):
@@ -163,7 +153,7 @@ def mark_unusable(folder: Path) -> Path:
 def latest(out: Path) -> tuple[Path, dict[str, Any]]:
     """Return the last checkpoint's folder and training.json, and delete incomplete ones that a killed run left.
 
-    Where another process trains in the folder, which may be saving, nothing is deleted.
+    Where the folder is locked, nothing is deleted: a process that trains in it may be saving.
 
     Raises:
         CheckpointError: there is no checkpoint; or it or the corpus is a link that leads out of the folder; or

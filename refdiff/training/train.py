@@ -7,9 +7,10 @@ one that was not, on one machine and with one number of threads.
 from __future__ import annotations
 
 import math
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
@@ -61,7 +62,8 @@ class Trainer:
             self._rows = corpus.rows("train", settings.context)
         except ValueError as error:
             raise ValueError(str(error).replace("length:", "context:", 1)) from error
-        self._saved: int | None = None  # the step of its last checkpoint
+        self._saved = -1  # the step of its last checkpoint
+        self._running = False
         corpus.rows("validation", 2)
 
     @classmethod
@@ -89,36 +91,43 @@ class Trainer:
         Raises:
             ValueError: a setting that may not change, or fewer steps than have been made.
             CheckpointError: there is no checkpoint, or it is broken.
-            RuntimeError: another process trains in the folder.
-            OSError: the folder is not writable.
+            RuntimeError: another process or thread trains in the folder, or this is called in a `report` of `run`.
+            OSError: the folder is not writable, and a setting or the log has to change.
         """
-        changes = current_names(changes or {})
+        # without the lock where this user cannot write: to evaluate the run, or to sample from it
+        with checkpoint.locked(out) if out.is_dir() and os.access(out, os.W_OK) else nullcontext():
+            return cls._resume(out, changes or {}, threads, backend, device)
+
+    @classmethod
+    def _resume(
+        cls, out: Path, changes: Mapping[str, Any], threads: int | None, backend: str | ModuleType, device: Any
+    ) -> Trainer:
+        """Resume as `resume` does, in a folder that the caller has locked, or may not write to."""
+        changes = current_names(changes)
         if fixed := set(changes) - set(CHANGEABLE):
             raise ValueError(
                 f"{', '.join(sorted(fixed))} may not change: a resumed run may change {', '.join(CHANGEABLE)}"
             )
-        with checkpoint.locked(out) if out.is_dir() else nullcontext():
-            folder, about = checkpoint.latest(out)
-            try:
-                settings = Settings(**about["settings"])
-                before = [current_names(dict(change)) for change in about.get("changes", [])]
-                threads = int(about.get("threads", 0)) if threads is None else threads
-            except (KeyError, TypeError, ValueError) as error:
-                raise checkpoint.broken(folder / "training.json", error) from None
-            model = DiffLlamaForCausalLM.from_pretrained(
-                folder, threads=threads or None, backend=backend, device=device
-            )
-            trainer = cls(out, model, Corpus(out / "corpus"), settings)
-            trainer.threads, trainer.changes = threads, before
-            trainer.step = trainer._saved = about["step"]
-            state = {n: from_numpy(a, model.xp, device) for n, a in checkpoint.optimizer_state(folder).items()}
-            try:
-                trainer._optimizer.restore(state, trainer.step)
-            except (KeyError, ValueError) as error:
-                raise checkpoint.broken(folder / "optimizer.safetensors", error) from None
-            checkpoint.truncate_log(out, trainer.step)
-            trainer._change(changes, folder)
-            return trainer
+        checkpoint.recover(out)
+        folder, about = checkpoint.latest(out)
+        try:
+            settings = Settings(**about["settings"])
+            before = [current_names(dict(change)) for change in about.get("changes", [])]
+            threads = int(about.get("threads", 0)) if threads is None else threads
+        except (KeyError, TypeError, ValueError) as error:
+            raise checkpoint.broken(folder / "training.json", error) from None
+        model = DiffLlamaForCausalLM.from_pretrained(folder, threads=threads or None, backend=backend, device=device)
+        trainer = cls(out, model, Corpus(out / "corpus"), settings)
+        trainer.threads, trainer.changes = threads, before
+        trainer.step = trainer._saved = about["step"]
+        state = {n: from_numpy(a, model.xp, device) for n, a in checkpoint.optimizer_state(folder).items()}
+        try:
+            trainer._optimizer.restore(state, trainer.step)
+        except (KeyError, ValueError) as error:
+            raise checkpoint.broken(folder / "optimizer.safetensors", error) from None
+        checkpoint.truncate_log(out, trainer.step)
+        trainer._change(changes, folder)
+        return trainer
 
     def run(
         self, report: Callable[[dict[str, Any]], None] = lambda record: None, stop: Callable[[], bool] = lambda: False
@@ -136,38 +145,39 @@ class Trainer:
             TrainingError: the loss or a gradient is not finite; the message has the step, the layer, and the checkpoint
                 to resume. A checkpoint whose next step fails is renamed to step-…-unusable.
             OSError: the disk is full; the last checkpoint is still there.
-            RuntimeError: another process trains in the folder, or has since this run's last checkpoint.
+            RuntimeError: another process or thread trains in the folder, or has since this run's last checkpoint.
         """
-        with self._locked():
-            try:
-                with self.model.backend.repeated_scope():
-                    return self._run(report, stop)
-            except TrainingError as error:
-                found = checkpoints(self.out)
-                failed = found.pop()[1] if found and found[-1][0] == self.step else None
-                usable = found[-1][1] if found else None  # steps have been made from it
-                renamed = _rename_unusable(failed) if failed and usable else ""
-                raise TrainingError(f"{error}; {_advice(failed, renamed, usable)}") from None
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Lock the folder of the run, whose last checkpoint must be this trainer's."""
         with checkpoint.locked(self.out):
-            found = checkpoints(self.out)
-            if found and found[-1][0] != self._saved:
-                own = "none" if self._saved is None else checkpoint.name(self._saved)
-                raise RuntimeError(
-                    f"{self.out}: the last checkpoint is {found[-1][1].name}, and this trainer's is {own}: another "
-                    "has trained in this folder; continue with Trainer.resume, or name another folder"
-                )
-            try:
-                yield
-            finally:
-                self._saved = found[-1][0] if (found := checkpoints(self.out)) else None
+            return self._run(report, stop)
 
     def _run(self, report: Callable[[dict[str, Any]], None], stop: Callable[[], bool]) -> Path:
+        """Run as `run` does, in a folder that the caller has locked."""
+        self._refuse_later_checkpoint()
+        self._running = True
+        try:
+            with self.model.backend.repeated_scope():
+                return self._make_steps(report, stop)
+        except TrainingError as error:
+            found = checkpoints(self.out)
+            failed = found.pop()[1] if found and found[-1][0] == self.step else None
+            usable = found[-1][1] if found else None  # steps have been made from it
+            renamed = _rename_unusable(failed) if failed and usable else ""
+            raise TrainingError(f"{error}; {_advice(failed, renamed, usable)}") from None
+        finally:
+            self._running = False
+
+    def _refuse_later_checkpoint(self) -> None:
+        """Refuse a folder in which another trainer has saved since this one did."""
+        found = checkpoints(self.out)
+        if found and found[-1][0] > self._saved:
+            own = "none" if self._saved < 0 else checkpoint.name(self._saved)
+            raise RuntimeError(
+                f"{self.out}: the last checkpoint is {found[-1][1].name}, and this trainer's is {own}: another "
+                "has trained in this folder; continue with Trainer.resume, or name another folder"
+            )
+
+    def _make_steps(self, report: Callable[[dict[str, Any]], None], stop: Callable[[], bool]) -> Path:
         s, stopping = self.settings, False
-        last = self.out / checkpoint.name(self._saved or 0)
         while self.step < s.max_steps and not stopping:
             started = time.perf_counter()
             record = self._one_step()
@@ -182,9 +192,10 @@ class Trainer:
                 record["checkpoint"] = checkpoint.name(self.step)
             checkpoint.log(self.out, record)  # before the checkpoint: killed between them, the step is made again
             if due:
-                last = self.save()
+                self._save()
             report(record)
-        return last
+        last = self.out / checkpoint.name(self.step)
+        return last if last.exists() else self._save()
 
     def save(self) -> Path:
         """Write a checkpoint, unless a weight is not finite.
@@ -194,12 +205,20 @@ class Trainer:
             OSError: the disk is full; the last checkpoint is still there.
             RuntimeError: as `run`.
         """
+        with nullcontext() if self._running else checkpoint.locked(self.out):
+            self._refuse_later_checkpoint()
+            return self._save()
+
+    def _save(self) -> Path:
         for name, p in self._params.items():
             if not is_finite(p):
                 raise TrainingError(f"step {self.step}: {name} is not finite, so no checkpoint is written")
         state = {name: to_numpy(a) for name, a in self._optimizer.state().items()}
-        with self._locked():
+        try:
             return checkpoint.save(self.out, self.step, self.model, state, self._about(), self.corpus.folder, self.keep)
+        finally:  # Ctrl-C may come when it is written
+            if (self.out / checkpoint.name(self.step)).exists():
+                self._saved = self.step
 
     def _about(self) -> dict[str, Any]:
         about = {"settings": asdict(self.settings), "threads": self.threads}
@@ -290,7 +309,7 @@ class Trainer:
                 where = gradient_culprit(grads, self.model.config.num_hidden_layers)  # clipped, all are NaN
                 raise TrainingError(f"step {self.step + 1}: the gradient is not finite, {where}")
             if self.step == 0:
-                self.save()
+                self._save()
             rate = learning_rate(
                 self.step, peak=s.learning_rate, steps=s.max_steps, warmup=s.warmup_steps, schedule=s.schedule
             )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextvars import Context
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -148,12 +148,18 @@ def test_a_config_file_and_flags_over_it(text: Path, here: Path, cli: Cli) -> No
 
 
 def test_a_folder_in_which_another_process_trains(train: Train, here: Path) -> None:
-    why = "another process trains in this folder: wait until it ends, or name another folder"
+    why = "another process or thread trains in this folder: wait until it ends, or name another folder"
     with locked(here / "out"):
         for resume in (False, True):
-            found = Context().run(train, resume=resume)
-            assert found == (1, "", f"refdiff train: error: out: {why}\n")
+            assert train(resume=resume) == (1, "", f"refdiff train: error: out: {why}\n")
     assert train("--max-steps", "1", "-q").status == 0
+
+
+def test_a_checkpoint_that_was_being_replaced_is_resumed(train: Train, here: Path) -> None:
+    assert train("--max-steps", "1", "-q").status == 0
+    shutil.rmtree(here / "out" / "step-000000")
+    (here / "out" / "step-000001").rename(here / "out" / ".step-000001-replaced")  # killed there
+    assert train("--max-steps", "2", "-q", resume=True).out.strip() == str(Path("out", "step-000002"))
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import sys
+import warnings
 from collections.abc import Callable
-from contextvars import Context
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -110,7 +113,7 @@ def test_unfinished_checkpoints_of_a_killed_run_are_deleted(start: Start) -> Non
     assert not (trainer.out / ".step-000004").exists()
     (trainer.out / ".step-000004").mkdir()
     with checkpoint.locked(trainer.out):  # which a process does that trains, and may be saving
-        assert Context().run(checkpoint.latest, trainer.out)[0].name == "step-000002"
+        assert checkpoint.latest(trainer.out)[0].name == "step-000002"
     assert (trainer.out / ".step-000004").exists()
     with pytest.raises(CheckpointError, match="no checkpoint to resume"):
         checkpoint.latest(trainer.out / "corpus")
@@ -175,26 +178,42 @@ def test_a_lock_that_is_a_link_makes_no_file(tmp_path: Path) -> None:
 
 
 def test_a_folder_has_one_lock(tmp_path: Path) -> None:
-    why = "another process trains in this folder: wait until it ends, or name another folder"
+    why = "another process or thread trains in this folder: wait until it ends, or name another folder"
     (tmp_path / checkpoint.LOCK).touch()  # left by a killed process, it locks nothing
     with checkpoint.locked(tmp_path):
-        with checkpoint.locked(tmp_path):
-            pass
         for _ in range(2):  # the first took nothing away
-            with pytest.raises(RuntimeError, match=why):
-                Context().run(checkpoint.locked(tmp_path).__enter__)
+            with pytest.raises(RuntimeError, match=why), checkpoint.locked(tmp_path):
+                pass
     with checkpoint.locked(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+def test_a_forked_child_does_not_have_the_lock(tmp_path: Path) -> None:
+    with checkpoint.locked(tmp_path):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # from Python 3.12 on of forks beside threads
+            child = os.fork()
+        if child == 0:
+            try:
+                with checkpoint.locked(tmp_path):
+                    os._exit(0)
+            except RuntimeError:
+                os._exit(3)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+
+
 def test_a_trainer_locks_its_folder(start: Start) -> None:
     trainer = start(max_steps=2)
-    refused = "another process trains in this folder"
+    refused = "another process or thread trains in this folder"
 
     def interfere(record: dict) -> None:
+        assert trainer.save().name == f"step-{record['step']:06d}"  # which this trainer may
         with pytest.raises(RuntimeError, match=refused):
-            Context().run(Trainer.resume, trainer.out)
+            Trainer.resume(trainer.out)
 
     trainer.run(interfere)
     again = Trainer.resume(trainer.out, changes={"max_steps": 3})
@@ -202,7 +221,7 @@ def test_a_trainer_locks_its_folder(start: Start) -> None:
     with checkpoint.locked(trainer.out):
         for use in (again.run, again.save, lambda: Trainer.resume(trainer.out)):
             with pytest.raises(RuntimeError, match=refused):
-                Context().run(use)
+                use()
     assert {path: path.stat().st_mtime_ns for path in trainer.out.rglob("*")} == files
 
 
@@ -219,6 +238,38 @@ def test_a_trainer_refuses_a_folder_in_which_another_has_trained_since(start: St
             late.save()
     assert trainer.run().name == "step-000003"
     assert [record["step"] for record in checkpoint.read_log(trainer.out)] == [1, 2, 3]
+
+
+def test_a_trainer_whose_last_checkpoint_was_deleted_continues(start: Start) -> None:
+    trainer = start(max_steps=3, save_every=1)
+    trainer.run(stop=lambda: trainer.step == 2)
+    shutil.rmtree(trainer.out / "step-000002")
+    assert trainer.run().name == "step-000003"
+    shutil.rmtree(trainer.out / "step-000003")
+    assert (trainer.run() / "model.safetensors").exists()
+    assert [record["step"] for record in checkpoint.read_log(trainer.out)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_run_that_is_not_writable_is_evaluated(start: Start, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    trainer = start(max_steps=1)
+    trainer.run()
+    files, opens = sorted(trainer.out.rglob("*")), os.open
+
+    def refuse(path: Any, *args: Any, **kwargs: Any) -> int:
+        if Path(path).name == checkpoint.LOCK:
+            raise OSError(code, os.strerror(code), str(path))
+        return opens(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(OSError, match=os.strerror(code)):  # another user's, who may train
+        Trainer.resume(trainer.out)
+    monkeypatch.setattr(os, "access", lambda path, mode: not (Path(path) == trainer.out and mode & os.W_OK))
+    again = Trainer.resume(trainer.out)
+    assert again.evaluate() == trainer.evaluate()
+    with pytest.raises(OSError, match=os.strerror(code)):
+        again.run()
+    assert sorted(trainer.out.rglob("*")) == files
 
 
 def test_a_folder_that_was_made_for_nothing_is_taken_away(tmp_path: Path) -> None:
