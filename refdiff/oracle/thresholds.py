@@ -28,7 +28,7 @@ class RowLimits:
         to 4.8.
     noise: a row is uncertain if E_r is a larger share of it. A row then passes with an error as large as itself.
     share: the verdict is inconclusive if a larger share of the rows is uncertain. Of 882 outputs (7 presets, 3 types, 6
-        profiles) it is 19, 19 with half the share, and 13 with twice; 840 have no such row.
+        profiles) 840 have no such row and 19 are inconclusive: as many with half the share, and 13 with twice.
     """
 
     row: float = 4.0
@@ -53,8 +53,7 @@ class FitLimits:
     epsilon_range, theta_range: models have 1e-6 to 1e-5, and 1e4 to 1e7.
     softcap_range: models have 30 to 50; a wrong unit or scale makes it far smaller or larger.
     query_offsets: shifts of the queries' positions that are tried; those by 1 and −1 are deviations. Each is found in
-        float32 and bfloat16. So would be those by 3 and −3, and none of 45 outputs with three mistakes fits one of
-        these, but no kernel is known that has them.
+        float32 and bfloat16. Shifts by 3 and −3 would be found too; no kernel is known that has them.
     rotary_shares: shares of a head that RoPE is tried to rotate. GPT-NeoX rotates 1/4, GLM 1/2, Phi-4-mini 3/4, and MLA
         64 of 192.
     max_window: the longest window that is tried; each length is one output.
@@ -232,7 +231,8 @@ class Thresholds:
             is parallel to the truth. It was 0.90 or more in 70 outputs times a factor, and less than 0.5 in 510 of 613
             with another mistake.
         slope_share: a scale is that of the wrong rows if the others have less than this share of its slope. They had
-            0.90 or more of it in 18 outputs times a factor, and less than 0.5 in 513 of 548 of which some heads were.
+            0.90 or more of it in 18 outputs times a factor, and less than 0.5 in 513 of 548 outputs in which some heads
+            were scaled.
         lse_scores: in multiples of the largest error of a row's score in all orders. In about 50,000 rows of held-out
             orders the largest was 0.99.
         lse_units: in u₃₂ of 1 + |lse|: the float32 roundings of maximum, exponentials, sum and logarithm.
@@ -255,7 +255,7 @@ class Thresholds:
         linear_score_error: up to this error of a score, the error of its weight is linear in it: exp(0.1) is 1.105.
         overflow_margin: a query whose numbers may come this near to the type's largest is in the sample: a larger
             margin only adds queries. In 12 outputs of 320 queries (natural, cancellation, extreme; float16, bfloat16)
-            it adds none, up to 16.
+            margins up to 16 add none.
         sum_terms: in u ‖terms‖₂. The rounding errors of a long sum are a random walk with a standard deviation of about
             u/3 ‖terms‖₂.
         sum_ulps: in units in the last place of the sum, whose rounding to its type is half of one.
@@ -292,10 +292,11 @@ class Thresholds:
         min_queries: the fewest queries of a part: one query may hide a deviation, such as of positions. Of 999 that 48
             queries show, the last one alone hides 76, the last 2 hide 1, and the last 4 or 8 none.
         case_separation: a case tells two deviations apart if their outputs differ by more in some row, in E_r.
-        correct_residual: the right name leaves less. If one of an output leaves more, fitted numbers are tried as well;
-            one of a gradient is refused, in E_r of kernels with that mistake. In 7,077 gradients (6 presets, 3 types, 4
-            profiles) the right name left at most 0.91. Of 35,427 names of functions that lie 1 E_r or more away, 56
-            left less, each within 1.9 E_r. In E_r of the truth, a limit of 1/12 of the error accepted 1,021 of them.
+        correct_residual: the right name leaves less. If one of an output leaves more, fitted numbers are tried as well.
+            One of a gradient that leaves more, in E_r of kernels with that mistake, is refused. In 7,077 gradients (6
+            presets, 3 types, 4 profiles) the right name left at most 0.91. Of 35,427 names of functions that lie 1 E_r
+            or more away, 56 left less, each within 1.9 E_r. In E_r of the truth, a limit of 1/12 of the error accepted
+            1,021 of them.
         better_ratio: an answer is better than another if it leaves so many times less error.
         explained: share of the squared error that a candidate must explain to be shown. Zeros explain half of any error
             that is unrelated to the truth. For outputs with two mistakes, the closest single was one of the two in 1 of
@@ -321,8 +322,9 @@ class Thresholds:
             near to the truth times a number, to a part of a sum, or to that of other row sums.
         max_parts: of more sequences or heads no partial sums are tried: each part takes two backward passes.
         min_row_width: in rows of fewer numbers, an error is a multiple of A K by chance: noise along it is 1/d of all.
-        size_error, size_unit: in u, which counts as at least so much. An error along a deviation may differ from it by
-            such a share, beside its standard error. It was at most 7 u in 1,460 gradients, in bfloat16 and float16.
+        size_error, size_unit: the first in u; the second is the least u that is used. An error along a deviation may
+            differ from it by such a share, beside its standard error. It was at most 7 u in 1,460 gradients, in
+            bfloat16 and float16.
         chance: the largest probability that one of several partial sums fits by chance.
         same_factor: factors, or fitted numbers of heads, that differ by a smaller share are taken for one.
         exact_unit: in types with a smaller unit roundoff, a fitted number that passes is not near by chance.

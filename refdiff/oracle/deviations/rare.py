@@ -104,6 +104,8 @@ def _window_from_page_edge(spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs] | 
     """
     if "block_table" not in inputs or "cu_seqlens_q" in inputs or "q_positions" in inputs or spec.window is None:
         return None
+    if spec.causal != "bottom_right":  # the first query is another, or the window has two sides
+        return None
     T, p = inputs["q"].shape[2], inputs["k_pages"].shape[2]
     dropped = np.maximum(inputs["lengths"] - T - spec.window + 1, 0) // p
     if not dropped.any():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from refdiff.oracle.cases.fixed import Case, cases
 from refdiff.oracle.deviations.deviation import Deviation, Problem, output_with
 from refdiff.oracle.deviations.listed import deviations, enlarge_spec, needs_two_maps
 from refdiff.oracle.deviations.rare import RARE_DEVIATIONS
-from refdiff.oracle.diagnosis.fits import fit_fields, fit_head_order, fit_parameters, is_scaled
+from refdiff.oracle.diagnosis.fits import fit_fields, fit_head_order, fit_parameters, is_single
 from refdiff.oracle.diagnosis.gradient_diagnosis import diagnose_gradients, gradient_target
 from refdiff.oracle.diagnosis.lost_tokens import find_lost_keys, find_lost_queries
 from refdiff.oracle.diagnosis.places import correct_rows, locate_errors
@@ -61,8 +62,8 @@ def diagnose(
 
     1. One deviation, or two together. The notes name those that could be present without a visible effect. Two
        deviations that one fitted number could replace are ambiguous, or left out if the number fits clearly better.
-    2. A fitted number, such as the scale of the scores or λ of each head. Pairs are not tried if the output is the
-       truth times one number.
+    2. A fitted number, such as the scale of the scores or λ of each head. Pairs are not tried if one number explains
+       the output.
     3. A coarser recipe, two fields of the spec, or a deviation from a spec with one field changed: "with norm='none'
        it is layer_norm".
 
@@ -247,19 +248,25 @@ def diagnose_output(
     every = (*deviations(spec, kinds.pop()), *rare)
     zero = not any(t.actual.any() for t in targets)  # as many pairs give, and memory never written to
     parts = Parts.of(spec, targets)
-    most = 1 if zero or is_scaled(spec, parts) else most
-    found = search(spec, parts, every, most, not_finite=not_finite, correct=correct or None)
+
+    @cache
+    def numbers() -> tuple[Fit, ...]:
+        return () if not_finite else fit_parameters(spec, parts, local=local)  # no number gives NaN
+
+    found = search(
+        spec, parts, every, 1 if zero else most, not_finite=not_finite, correct=correct or None,
+        is_number=lambda: any(is_single(fit) for fit in numbers()),
+    )  # fmt: skip
     fitting, notes = found.fitting, found.notes
     if zero and len(fitting) < 2:  # one name that gives zeros is no likelier than the others
         return Ranking(NONE_FITS, where=where)
     if len(fitting) == 1:
-        return _answer_single(spec, parts, fitting[0], notes, where, finite=not not_finite, local=local)
+        return _answer_single(fitting[0], numbers, notes, where)
     if fitting:
         return Ranking(AMBIGUOUS, tuple(fitting), separating=find_separating_case(spec, recipe, fitting), where=where)
     if all(_is_bit_pattern(t, b) for t, b in zip(targets, budgets, strict=True)):
         return Ranking(NONE_FITS, notes=(BITS_NOTE,))
-    # a nearly correct output passes with any number, and no number gives NaN
-    fitted = () if found.nearly_right or not_finite else fit_parameters(spec, parts, local=local)
+    fitted = () if found.nearly_right else numbers()  # a nearly correct output passes with any number
     if any(f.fits for f in fitted):
         return Ranking(NONE_FITS, (), fitted, notes=notes, where=where)
     other = None if not_finite else find_coarser_recipe(spec, recipe, parts.local, local=local)
@@ -346,23 +353,22 @@ def _search_with_field(spec: Spec, recipe: Recipe, targets: tuple[Target, ...], 
 
 
 def _answer_single(
-    spec: Spec, parts: Parts, one: Candidate, notes: tuple[str, ...], where: tuple[str, ...], *,
-    finite: bool, local: bool,
-) -> Ranking:  # fmt: skip
+    one: Candidate, numbers: Callable[[], tuple[Fit, ...]], notes: tuple[str, ...], where: tuple[str, ...]
+) -> Ranking:
     """Return the answer for a single candidate that fits, unless fitted numbers are as good.
 
     They must fit better than a doubtful name, or as well as two names together.
     """
     several = len(one.deviations) > 1
-    numbers: tuple[Fit, ...] = ()
-    if finite and (several or one.residual > THRESHOLDS.correct_residual):
+    better: tuple[Fit, ...] = ()
+    if several or one.residual > THRESHOLDS.correct_residual:
         most = THRESHOLDS.better_ratio * one.residual if several else one.residual / THRESHOLDS.better_ratio
-        numbers = tuple(f for f in fit_parameters(spec, parts, local=local) if f.fits and f.residual < most)
-    if not numbers:
+        better = tuple(f for f in numbers() if f.fits and f.residual < most)
+    if not better:
         return Ranking(UNIQUE, (one,), notes=notes)
-    if several and not any(THRESHOLDS.better_ratio * f.residual < one.residual for f in numbers):
-        return Ranking(AMBIGUOUS, (one,), numbers, where=where)
-    return Ranking(NONE_FITS, (), numbers, where=where)
+    if several and not any(THRESHOLDS.better_ratio * f.residual < one.residual for f in better):
+        return Ranking(AMBIGUOUS, (one,), better, where=where)
+    return Ranking(NONE_FITS, (), better, where=where)
 
 
 def _format_closeness(closest: Sequence[Candidate | Fit], pairs: bool) -> str:

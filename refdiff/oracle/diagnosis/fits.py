@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,11 +52,13 @@ def fit_parameters(spec: Spec, parts: Parts, *, local: bool = False) -> tuple[Fi
 
     If the output passes with several, those that leave much more than the best are left out. If it passes with none,
     the one that explains nearly all of its error is returned, if any. Numbers are fitted to parts of large targets and
-    then judged on the whole.
+    then judged on the whole; if only statistics of the whole tensor fail, they are fitted to the whole.
 
     Args:
         local: whether the output is wrong in one place only. Layers and list 3 change all rows and are skipped then.
     """
+    if any(t.fails_as_tensor for t in parts.whole) and parts.cost <= THRESHOLDS.max_whole_cost:
+        parts = replace(parts, local=parts.whole, all_keys=parts.whole)
     layers = [] if local else fit_layer(spec, parts)
     # a layer says more than λ and a factor; in 16 bits, though, λ alone or a factor alone may match one by chance
     is_exact = parts.whole[0].recipe.u < THRESHOLDS.exact_unit
@@ -85,10 +88,10 @@ def fit_parameters(spec: Spec, parts: Parts, *, local: bool = False) -> tuple[Fi
     return tuple(f for f in found if 1 - f.explains <= THRESHOLDS.better_ratio * least)[:1]
 
 
-def is_scaled(spec: Spec, parts: Parts) -> bool:
-    """Whether the outputs pass as the truth times one number, with at most `Thresholds.correct_residual` left."""
-    fits = (f for t in islice(factor_trials(spec, parts.whole), 1) for f in _evaluate_factor(t, parts))
-    return any(f.fits and f.residual <= THRESHOLDS.correct_residual for f in fits)
+def is_single(fit: Fit) -> bool:
+    """Whether the output passes with one number, which leaves at most `Thresholds.correct_residual`."""
+    one = fit.parameter in LAYER_TEXTS or isinstance(fit.value, int | float)
+    return one and fit.fits and fit.residual <= THRESHOLDS.correct_residual
 
 
 def _evaluate_factor(trial: Trial, parts: Parts) -> list[Fit]:
@@ -389,7 +392,8 @@ def fit_fields(spec: Spec, parts: Parts) -> str | None:
     if 1 - alone[0].left < THRESHOLDS.first_field:
         return None
     if changed := _passing_spec(spec, (alone[0].deviation,), parts.whole):
-        return f"a field of the spec: with {_format_changed(spec, changed, alone[:1])} it passes"
+        values = _format_changed(spec, changed, alone[:1])
+        return f"{'fields' if ', ' in alone[0].field.name else 'a field'} of the spec: with {values} it passes"
     pairs = [
         (first, _fit_field(spec, f, (first.deviation,), targets))
         for first in alone[: THRESHOLDS.fits.first_fields]

@@ -175,6 +175,8 @@ def _own_residuals(target: Target, wrong: Numpy, runs: Sequence[Numpy]) -> tuple
         rows, residual = judged.rows, judged.residual if judged.fits else math.inf
     else:
         largest = float(np.max(np.abs(np.stack(runs) - wrong), initial=0.0))
+        if not math.isfinite(largest):
+            return math.inf, math.inf
         rows = np.maximum(target.rows, THRESHOLDS.sum_members * largest / LIMITS.row)
         residual = quick_residual(replace(target, expected=wrong, rows=rows), wrong)
     return residual, quick_residual(replace(target, actual=target.expected, expected=wrong, rows=rows), wrong)

@@ -13,7 +13,8 @@ from refdiff.oracle.thresholds import THRESHOLDS
 Numpy = np.ndarray[Any, Any]
 Box = tuple[Numpy, ...]
 """The indices of a box along each axis."""
-AXIS_NAMES = {"b": "sequence", "page": "page", "slot": "slot", "t": "token", "s": "key"} | dict.fromkeys("hHKV", "head")
+AXIS_NAMES = {"b": "sequence", "page": "page", "slot": "slot", "t": "token", "s": "key", "row": "row"}
+AXIS_NAMES |= dict.fromkeys("hHKV", "head")
 """The singular word for an axis, by the letter of the axis."""
 
 

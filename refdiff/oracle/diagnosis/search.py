@@ -82,17 +82,19 @@ def search(
     *,
     not_finite: bool = False,
     correct: Sequence[Numpy] | None = None,
+    is_number: Callable[[], bool] = lambda: False,
 ) -> SearchResult:
     """Search the deviations that reproduce the outputs of all targets: single ones, then pairs.
 
-    Pairs are tried only if no single deviation fits. The two of a pair are of different axes. Large targets are
-    compared in parts; candidates near to the output there are judged on the whole. If the outputs are nearly correct,
-    only a single deviation to which their error points is returned.
+    Pairs are tried only if no single deviation and no number fits. The two of a pair are of different axes. Large
+    targets are compared in parts; candidates near to the output there are judged on the whole. If the outputs are
+    nearly correct, only a single deviation to which their error points is returned.
 
     Args:
         not_finite: whether NaN or ∞ are in other places than in the truth. One of a pair must put them there alone.
         correct: if the outputs are wrong in one place only, the masks of their correct rows. Neither of a pair may
             change these rows.
+        is_number: whether one fitted number explains the outputs: called if no single deviation does.
     """
     nearly_right = _is_nearly_right(spec, parts)
     evidence: Evidence = {}
@@ -102,6 +104,8 @@ def search(
     singles: list[DeviationSet] = [(d,) for d in known]
     pairable = tuple(d for d in known if d.axis not in SINGLE_AXES)
     for count in range(1, 2 if nearly_right else max_deviations + 1):
+        if count > 1 and is_number():
+            return SearchResult([], closest)
         sets = singles if count == 1 else _list_pairs(spec, parts, known, pairable, not_finite, correct)
         if not sets:
             return SearchResult([], closest, (NO_PAIRS if parts.cost <= THRESHOLDS.max_pair_cost else NO_LARGE_PAIRS,))

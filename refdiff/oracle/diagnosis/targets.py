@@ -317,7 +317,7 @@ def typical_part(
 def failing_part(spec: Spec, target: Target, *, all_keys: bool = False) -> Target | None:
     """Return the smallest typical part that fails as a tensor too, by a budget of its own; None if only the whole does.
 
-    Such a part has a share of the rows, and so less evidence than the whole, on which an answer is judged in the end.
+    Such a part has less evidence than the whole, on which names are judged in the end. Numbers are fitted to the whole.
     """
     most = THRESHOLDS.large_cost
     while most <= THRESHOLDS.max_whole_cost:
@@ -327,6 +327,8 @@ def failing_part(spec: Spec, target: Target, *, all_keys: bool = False) -> Targe
         part = Target.of(part.actual, budget(spec, part.inputs, target.recipe, members=4))
         if part.fails_as_tensor:
             return part
+        if part.actual.shape[2] == target.actual.shape[2]:
+            break
         most *= 4
     return None
 
@@ -358,7 +360,7 @@ def _actual_ratios(target: Target) -> Numpy:
 
 def _split_target(spec: Spec, target: Target, *, all_keys: bool = False) -> list[Target]:
     """Split a large target into its typical part, its worst part, or both; [] for a small one."""
-    if target.fails_as_tensor:
+    if target.fails_as_tensor and kind_of(target.inputs) == "dense":
         part = failing_part(spec, target, all_keys=all_keys)
         if part is not None or estimate_cost(spec, target.inputs) <= THRESHOLDS.max_whole_cost:
             return [part] if part is not None else []

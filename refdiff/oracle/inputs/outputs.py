@@ -173,7 +173,7 @@ def takes_inputs_alone(kernel: Callable[..., Any]) -> bool:
         name = getattr(kernel, "__name__", "the kernel")
         hint = "; wrap a kernel of named arrays: lambda inputs: kernel(**inputs)"
         raise TypeError(
-            f"{name}{signature} must take (spec, inputs) or (inputs), and may have dout=None beside for gradients"
+            f"{name}{signature} must take (spec, inputs) or (inputs), and may also take dout=None for gradients"
             f"{hint if 'q' in signature.parameters else ''}"
         )
     kinds = {p.kind for p in signature.parameters.values()}

@@ -113,7 +113,7 @@ def adapt(kernel: Callable[..., Any]) -> tuple[Callable[..., Any], bool]:
     one, two = (_accepts(signature, given, more) for given in ((None,), (None, None)))
     if not (one or two):
         name = getattr(kernel, "__name__", "the kernel")
-        raise UnusableError(f"{name}{signature} must take (spec, inputs) or (inputs), and may have dout=None beside")
+        raise UnusableError(f"{name}{signature} must take (spec, inputs) or (inputs), and may also take dout=None")
     any_number = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
     inputs_only = one and not (two and (any_number or next(iter(signature.parameters)) == "spec"))
 

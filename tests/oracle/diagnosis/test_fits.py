@@ -265,3 +265,26 @@ def test_steps_end_where_the_minimized_function_no_longer_changes() -> None:
     calls = len(seen)
     minimize(partial(f, floor=1e9), grid)  # nothing near makes a difference
     assert len(seen) - calls <= len(grid) + 4
+
+
+@pytest.mark.parametrize(
+    "structure", [Structure(pages=((1, 27), (1, 6), (1, 22))), Structure(2, 12, 12, hidden=24)], ids=["paged", "layer"]
+)
+def test_a_factor_that_no_row_shows_is_found_for_inputs_that_have_no_parts(structure: Structure) -> None:
+    spec = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=8, layer=2)
+    t = target(of(spec, by=1.01), spec, structure=structure, values="natural", dtype="bfloat16")
+    assert t.fails_as_tensor
+    found = diagnose(t.actual, spec, t.inputs, recipe="bfloat16", max_deviations=1)
+    assert [(f.parameter, round(f.value, 3)) for f in found.fits] == [("factor", 1.01)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seed", "epsilon"), [(0, 1e-4), (3, 1e-4), (1, 3e-4)])
+def test_numbers_that_no_row_shows_are_fitted_to_the_whole(seed: int, epsilon: float) -> None:
+    spec = Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=16, layer=3, causal="none")
+    wrong = of(spec.replace(norm_eps=epsilon))
+    t = target(wrong, spec, structure=Structure(1, 110, 110), values="natural", seed=seed, dtype="bfloat16")
+    assert t.fails_as_tensor
+    found = diagnose(t.actual, spec, t.inputs, recipe="bfloat16", max_deviations=1)
+    assert found.fits[0].parameter == "norm_eps"
+    assert found.fits[0].value == pytest.approx(epsilon, rel=0.1)

@@ -162,18 +162,20 @@ def test_gradients_with_different_mistakes_have_their_own_notes() -> None:
 
 
 @pytest.mark.parametrize(
-    "along",
+    ("along", "near"),
     [
-        pytest.param(np.ones_like, id="no r²"),
-        *(pytest.param(lambda r, x=x: x * r**2, id=f"{x} r²") for x in (0.03, 0.06)),
+        pytest.param(np.ones_like, 1, id="no r²"),
+        *(pytest.param(lambda r, x=x: x * r**2, n, id=f"{x} r²") for x, n in ((0.03, 1), (0.06, 0))),
     ],
 )
-def test_a_partly_detached_norm_is_not_called_detached(along: Callable[[np.ndarray], np.ndarray]) -> None:
+def test_a_partly_detached_norm_is_not_called_detached(along: Callable[[np.ndarray], np.ndarray], near: int) -> None:
     """Gradients of k and v may be those of one that is detached, up to rounding: that of q shows that it is not."""
     case = case_by_hand("bfloat16")
     found = asked(case, by_hand(case, along=along))
     assert found.name is None, str(found)
-    for note in (n for n in found.notes if "rms_detached" in n):
+    notes = [n for n in found.notes if "rms_detached" in n]
+    assert len(notes) == near
+    for note in notes:
         assert " agree with rms_detached (" in note, note
         unlike = note.rpartition("); ")[2].removesuffix(", which it changes too, do not")
         unlike = unlike.removesuffix(", which it changes too, does not")
@@ -189,6 +191,17 @@ def test_a_gradient_of_a_detached_norm_beside_others_of_another_mistake() -> Non
     assert first.startswith("dv agrees with rms_detached (")
     lambdas = ", ".join(f"dlambda_{x}" for x in ("q1", "k1", "q2"))
     assert first.endswith(f"); dq, dk, {lambdas} and dlambda_k2, which it changes too, do not")
+
+
+def test_a_wrong_gradient_of_a_projection_is_described() -> None:
+    case = next(c for c in cases("modules", 3, spec=SPEC, dtype="float32") if "x" in c.inputs)
+    right = gradients(case)
+    (twice,) = asked(case, right | {"do_proj.weight": 2 * right["do_proj.weight"]}).notes[:1]
+    assert twice == "do_proj.weight is 2 times what it should be"
+    lost = right["do_proj.weight"].copy()
+    lost[1] = 0
+    (where,) = asked(case, right | {"do_proj.weight": lost}).where[:1]
+    assert where.startswith("do_proj.weight is wrong only in row 1;")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -80,11 +80,9 @@ def test_other_arguments() -> None:
 
     with raises(
         TypeError,
-        "by_name(q, k, v, lam) must take (spec, inputs) or (inputs), and may have dout=None beside for gradients; wrap "
+        "by_name(q, k, v, lam) must take (spec, inputs) or (inputs), and may also take dout=None for gradients; wrap "
         "a kernel of named arrays: lambda inputs: kernel(**inputs)",
     ):
         adapt_kernel(by_name)
-    with raises(
-        TypeError, "nothing() must take (spec, inputs) or (inputs), and may have dout=None beside for gradients"
-    ):
+    with raises(TypeError, "nothing() must take (spec, inputs) or (inputs), and may also take dout=None for gradients"):
         adapt_kernel(nothing)
