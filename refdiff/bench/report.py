@@ -70,7 +70,7 @@ def evaluate(
         comparable: whether the results of the sides must agree.
         error: the reason why there are no answers.
 
-    A ratio is that of consecutive measurements. Above 1, refdiff is faster; of memory, below 1, it needs less.
+    A ratio is that of consecutive measurements. Above 1, refdiff is faster, or needs more memory.
     """
     unit = "B" if memory else row.kind.unit
     key = "bytes" if unit == "B" else "seconds"

@@ -101,7 +101,7 @@ def test_an_invalid_kernel_is_reported_once(outside: dict[str, str]) -> None:
     ("variable", "value", "says"),
     [
         ("KERNEL", "", "set REFDIFF_KERNEL=package.module:function"),
-        ("KERNEL", KERNELS + "by_name", "must take (spec, inputs) or (inputs), and may have dout"),
+        ("KERNEL", KERNELS + "by_name", "must take (spec, inputs) or (inputs), and may also take dout"),
         ("SPEC", "hf", "no preset is called 'hf'; the preset of that variant is 'hf_diffllama'; there are"),
         ("SPEC", '{"heads": 3}', "'heads'"),
         ("SEED", "one", "REFDIFF_SEED: got 'one', expected a whole number from 0"),
