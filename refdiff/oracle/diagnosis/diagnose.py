@@ -62,8 +62,8 @@ def diagnose(
 
     1. One deviation, or two together. The notes name those that could be present without a visible effect. Two
        deviations that one fitted number could replace are ambiguous, or left out if the number fits clearly better.
-    2. A fitted number, such as the scale of the scores or λ of each head. Pairs are not tried if one number explains
-       the output.
+    2. A fitted number, such as the scale of the scores or λ of each head. Pairs are not tried if the output is the
+       truth times one number, or if one number explains a large output.
     3. A coarser recipe, two fields of the spec, or a deviation from a spec with one field changed: "with norm='none'
        it is layer_norm".
 
@@ -255,7 +255,7 @@ def diagnose_output(
 
     found = search(
         spec, parts, every, 1 if zero else most, not_finite=not_finite, correct=correct or None,
-        is_number=lambda: any(is_single(fit) for fit in numbers()),
+        is_number=lambda: any(is_single(fit) and (fit.parameter == "factor" or parts.is_large) for fit in numbers()),
     )  # fmt: skip
     fitting, notes = found.fitting, found.notes
     if zero and len(fitting) < 2:  # one name that gives zeros is no likelier than the others

@@ -86,15 +86,15 @@ def search(
 ) -> SearchResult:
     """Search the deviations that reproduce the outputs of all targets: single ones, then pairs.
 
-    Pairs are tried only if no single deviation and no number fits. The two of a pair are of different axes. Large
-    targets are compared in parts; candidates near to the output there are judged on the whole. If the outputs are
-    nearly correct, only a single deviation to which their error points is returned.
+    Pairs are tried only if no single deviation fits. The two of a pair are of different axes. Large targets are
+    compared in parts; candidates near to the output there are judged on the whole. If the outputs are nearly correct,
+    only a single deviation to which their error points is returned.
 
     Args:
         not_finite: whether NaN or ∞ are in other places than in the truth. One of a pair must put them there alone.
         correct: if the outputs are wrong in one place only, the masks of their correct rows. Neither of a pair may
             change these rows.
-        is_number: whether one fitted number explains the outputs: called if no single deviation does.
+        is_number: whether one fitted number makes pairs needless: called if no single deviation fits.
     """
     nearly_right = _is_nearly_right(spec, parts)
     evidence: Evidence = {}
