@@ -15,6 +15,7 @@ import re
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -72,11 +73,25 @@ def _repeat_after_finalizers(kind: type[BaseException], repeat: Callable[[Any], 
     Args:
         repeat: returns the number of the signal; gets the exception.
     """
-    before = sys.unraisablehook
+    before, main = sys.unraisablehook, threading.get_ident()
+
+    def inside_hook() -> bool:
+        frame = sys._current_frames().get(main)
+        while frame is not None and frame.f_code is not hook.__code__:
+            frame = frame.f_back
+        return frame is not None
+
+    def send(number: int) -> None:
+        while inside_hook():  # what is raised there is dropped, too
+            time.sleep(0.01)
+        if hasattr(signal, "pthread_kill"):
+            signal.pthread_kill(main, number)  # ends a blocking read of the main thread
+        else:
+            signal.raise_signal(number)
 
     def hook(dropped: Any) -> None:
         if isinstance(dropped.exc_value, kind):
-            threading.Timer(0.01, signal.raise_signal, [repeat(dropped.exc_value)]).start()
+            threading.Thread(target=send, args=[repeat(dropped.exc_value)], daemon=True).start()
         else:
             before(dropped)
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -204,6 +205,7 @@ class _Signalled:
         signal.raise_signal(self.number)
 
 
+@pytest.mark.parametrize("busy", [0, 0.3])
 @pytest.mark.parametrize(
     ("number", "ends"),
     [
@@ -212,17 +214,22 @@ class _Signalled:
     ],
 )
 def test_a_signal_in_a_finalizer_ends_the_command(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, ends: tuple[int, str, str]
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, ends: tuple[int, str, str], busy: float
 ) -> None:
-    """Python drops what a finalizer raises, and prints its traceback."""
+    """Python drops what a finalizer raises, and prints its traceback; on a busy machine a thread starts slowly."""
+    begin = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        begin(thread)
+        time.sleep(busy)
 
     def run(args: object) -> int:
         _Signalled(number)
-        for _ in range(300):
-            time.sleep(0.1)
+        time.sleep(30)
         return 0
 
     monkeypatch.setattr("refdiff.cli.inspect.run", run)
+    monkeypatch.setattr(threading.Thread, "start", start)
     try:
         found = cli("inspect")
     except SystemExit as left:
