@@ -25,10 +25,11 @@ WORK = BenchRow("check", 19, 2)
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except ProcessLookupError:
         return False
-    status = Path(f"/proc/{pid}/stat")
-    return not status.exists() or status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:  # it has gone meanwhile, or the system has no /proc
+        return not Path("/proc/self").exists()
 
 
 def _gone(pid: int) -> bool:
