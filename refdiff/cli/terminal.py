@@ -68,9 +68,8 @@ def minutely() -> Callable[[], bool]:
 
 def note(line: str) -> None:
     """Write a message to standard error, with control characters escaped and further lines indented."""
-    if _waiting_shown.is_set():
-        _rewrite_line("")
-    sys.stderr.write(f"{printable(line)}\n".replace("\n", "\n  ")[:-2])
+    clear = "\r\x1b[K" if _waiting_shown.is_set() else ""
+    sys.stderr.write(clear + f"{printable(line)}\n".replace("\n", "\n  ")[:-2])  # at once: the line may come back
     sys.stderr.flush()
 
 
