@@ -51,7 +51,7 @@ log=$report.log
 [[ -n $only ]] || rm -f "$report"
 : >>"$report" || exit 1
 trap 'rm -rf "$work" "$log"' EXIT
-failed=0 running="" started=0
+failed=0 waited="" started=0
 
 say() { printf '%s\n' "$@" | tee -a "$report"; }
 
@@ -74,9 +74,9 @@ ended() { # how, lines: how what ran ended, and so many of its last lines
 # shellcheck disable=SC2329 # by the trap below
 interrupted() { # the bench shows what it has measured, and pytest what has failed, if they are given the time
     trap '' TERM INT HUP
-    if [[ -n $running ]]; then
-        kill -INT "$running"
-        wait "$running"
+    if [[ ${!:-} != "$waited" ]]; then # $! is set with the fork, and a variable of ours a moment later
+        kill -INT "$!"
+        wait "$!"
         ended "interrupted after $((SECONDS - started)) s" 200
     fi
     say "" "A signal ended the run here; nothing else was run."
@@ -88,11 +88,10 @@ logged() { # seconds, command...: run it beside this script, which hears signals
     started=$SECONDS
     set -m # else the shell would have it ignore an interrupt
     timeout --signal=INT --kill-after=10 "$@" >"$log" 2>&1 </dev/null &
-    running=$!
     set +m
-    wait "$running"
+    wait "$!"
     local code=$?
-    running=""
+    waited=$!
     return "$code"
 }
 

@@ -181,8 +181,14 @@ def test_all_that_passed_and_what_was_not_run_is_said(tmp_path: Path) -> None:
     assert len([call for call in calls if "--against transformers" in call]) == 4
 
 
-def test_output_of_a_step_before_a_signal_is_in_the_report(tmp_path: Path) -> None:
-    environment = stand_ins(tmp_path, "python") | {"PYTHON": "python", "GPU_RUN_HERE": "1", "SLOW": "tests/layers"}
+@pytest.mark.parametrize("slow", ["nothing", "the shell"])
+def test_output_of_a_step_before_a_signal_is_in_the_report(tmp_path: Path, slow: str) -> None:
+    """Also where the step gets ahead of the shell that has started it."""
+    environment = stand_ins(tmp_path, "python") | {"PYTHON": "python", "GPU_RUN_HERE": "1"}
+    environment |= {"GPU_RUN_ONLY": "layers", "SLOW": "tests/layers"}
+    if slow == "the shell":  # beside a job it pauses before each command
+        (tmp_path / "slow").write_text("set -T; trap '[[ -z $(jobs -pr) ]] || sleep 0.3' DEBUG")
+        environment |= {"BASH_ENV": str(tmp_path / "slow")}
     report = tmp_path / "report.md"
     with subprocess.Popen(
         ["bash", str(SCRIPT), str(report)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
