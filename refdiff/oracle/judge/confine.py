@@ -103,16 +103,18 @@ def confine(hidden: list[str], scratch: str) -> None:
     os.close(ruleset)
 
 
-def end_with_parent() -> None:
+def end_with_parent(judge: int) -> None:
     """Have Linux kill this process when the judge ends, for example by SIGKILL; a kernel may never return."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != judge:  # it has ended already
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
     config = json.loads(sys.argv[1])
     limit_resources(config["memory"])
     confine(config["hidden"], config["scratch"])
-    end_with_parent()
+    end_with_parent(config["judge"])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(config["path"])}
     os.execve(sys.executable, [sys.executable, "-s", "-B", sys.argv[2], sys.argv[1]], environment)  # noqa: S606

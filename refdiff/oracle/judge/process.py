@@ -317,6 +317,7 @@ def _config(path: Path, function: str, limits: ProcessLimits, scratch: str) -> d
     entries = [entry for entry in sys.path if entry]
     packages = [*refdiff.__path__, *(str(Path(entry, "refdiff")) for entry in entries)]  # there may be installed ones
     return {
+        "judge": os.getpid(),
         "kernel": str(path.resolve()),
         "function": function,
         "scratch": scratch,

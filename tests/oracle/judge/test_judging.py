@@ -8,6 +8,7 @@ import json
 import os
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -35,7 +36,7 @@ CONFINED = "PermissionError: [Errno 13]"
 
 
 def _judge(function: str, *, path: Path = CHEATS, limits: ProcessLimits = SMALL, **options: Any) -> JudgeReport:
-    given = {"recipe": "float32", "profiles": ["natural"], **options}
+    given = {"recipe": "float32", "profiles": ["natural"], "seed": 9000, **options}
     return judge_file(path, SPEC, function=function, limits=limits, **given)
 
 
@@ -147,7 +148,7 @@ def test_a_seed_that_a_kernel_knows_is_of_no_use(tmp_path: Path) -> None:
     report = _judge("knows_a_seed", path=tmp_path / "cheats.py", seed=0)
     assert [report.cases[name].status for name in names] == ["pass", "pass"]
     assert not report
-    report = _judge("knows_a_seed", path=tmp_path / "cheats.py")
+    report = _judge("knows_a_seed", path=tmp_path / "cheats.py", seed=None)
     assert [o.status for name, o in report.cases.items() if name.startswith("natural")] == ["fail", "fail"]
 
 
@@ -190,6 +191,13 @@ def test_decoding_from_pages_needs_no_backward(tmp_path: Path) -> None:
     assert "\ndeclined 9: sizes 4, strides 3, serving 2" in str(report)
 
 
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """The cheats where no other test has them: a process that runs them is one of this test."""
+    shutil.copy(HONEST, tmp_path)
+    return Path(shutil.copy(CHEATS, tmp_path))
+
+
 def _running(word: str) -> list[int]:
     """Processes whose command line has a word."""
     found = []
@@ -202,23 +210,23 @@ def _running(word: str) -> list[int]:
     return found
 
 
-def test_no_process_outlives_the_run() -> None:
-    report = _judge("leaves_a_process", limits=ProcessLimits(seconds=20.0, processes=True))
+def test_no_process_outlives_the_run(copied: Path) -> None:
+    report = _judge("leaves_a_process", path=copied, limits=ProcessLimits(seconds=20.0, processes=True))
     assert report
-    assert not _running("leaves_a_process")
+    assert not _running(str(copied))
 
 
-def test_nothing_is_expected_while_the_kernel_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_expected_while_the_kernel_runs(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The truth is computed when the process has gone, so that no memory of the judge held it."""
     alive: list[list[int]] = []
 
     def judge_outputs(*args: Any) -> Any:
-        alive.append(_running("not_asleep_but_waiting"))
+        alive.append(_running(str(copied)))
         return original(*args)
 
     original = judging.judge_outputs
     monkeypatch.setattr(judging, "judge_outputs", judge_outputs)
-    assert _judge("not_asleep_but_waiting")
+    assert _judge("not_asleep_but_waiting", path=copied)
     assert len(alive) == 18
     assert not any(alive)
 
@@ -297,12 +305,18 @@ def test_operations_that_landlock_refuses(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(CONFINED_PROGRAM)
     config = {name: str(tmp_path / name) for name in ("scratch", "visible")}
     config |= {"hidden": [str(tmp_path / "hidden")], "memory": 2**29, "path": []}
-    command = [sys.executable, confine.__file__, json.dumps(config), str(tmp_path / "program.py")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    *files, memory = done.stdout.split()
+
+    def run(judge: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, confine.__file__, json.dumps({**config, "judge": judge}), tmp_path / "program.py"]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    *files, memory = run(os.getpid()).stdout.split()
     confined = confine.landlock_version() > 0
     assert files == [str(confined)] * 4
     assert memory == "True" or not confined
+    if sys.platform == "linux":
+        done = run(os.getppid())
+        assert (done.returncode, done.stdout) == (-signal.SIGKILL, ""), "its judge has ended before it could notice"
 
 
 def test_a_report_names_twenty_of_the_other_cases() -> None:
