@@ -41,11 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     130 after Ctrl-C; 141 when the reader of the output has closed it; 143 after SIGTERM.
     """
     open_streams()
-    with exit_on_signals(), remember_ctrl_c() as pressed:
-        return _run(argv, pressed)
+    with exit_on_signals() as signalled, remember_ctrl_c() as pressed:
+        return _run(argv, pressed, signalled)
 
 
-def _run(argv: Sequence[str] | None, pressed: Callable[[], bool]) -> int:
+def _run(argv: Sequence[str] | None, pressed: Callable[[], bool], signalled: Callable[[], int]) -> int:
     args = argparse.Namespace(command=None)
     try:
         return _run_command(argv, args)
@@ -61,6 +61,8 @@ def _run(argv: Sequence[str] | None, pressed: Callable[[], bool]) -> int:
         if _interrupted(error) or (isinstance(error, ImportError) and pressed()):
             interrupted()
             return EXIT_INTERRUPTED
+        if isinstance(error, ImportError) and signalled():
+            return signalled()
         if getattr(args, "debug", False):
             raise
         _print_error(error, args)

@@ -106,7 +106,7 @@ def _repeat_after_finalizers(kind: type[BaseException], repeat: Callable[[Any], 
 def remember_ctrl_c() -> Iterator[Callable[[], bool]]:
     """Yield a function that returns whether Ctrl-C was pressed.
 
-    C code whose import Ctrl-C ends, as NumPy's, raises an ImportError that does not say so.
+    C code whose import a signal ends, as NumPy's, raises an ImportError that does not say so.
     """
     pressed: list[bool] = []
 
@@ -123,18 +123,21 @@ class _SignalExit(SystemExit):
 
 
 @contextmanager
-def exit_on_signals() -> Iterator[None]:
+def exit_on_signals() -> Iterator[Callable[[], int]]:
     """Turn SIGTERM and SIGHUP into an ordinary exit, so that temporary files are deleted; a second one ends at once.
 
     The exit status is 128 + the signal's number. A signal that the process ignores, as under nohup, stays ignored.
+    Yields a function that returns the status of the signal that came; 0 if none did.
     """
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     caught = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
     if threading.current_thread() is not threading.main_thread():
         caught = []
+    statuses = [0]
 
     def end(number: int, _: object) -> None:
         signal.signal(number, signal.SIG_DFL)
+        statuses.append(128 + number)
         raise _SignalExit(128 + number)
 
     def again(dropped: Any) -> int:
@@ -146,7 +149,7 @@ def exit_on_signals() -> Iterator[None]:
         signal.signal(number, end)
     try:
         with _repeat_after_finalizers(_SignalExit, again):
-            yield
+            yield lambda: statuses[-1]
     finally:
         for number in caught:
             signal.signal(number, signal.SIG_DFL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -205,14 +206,32 @@ class _Signalled:
         signal.raise_signal(self.number)
 
 
-@pytest.mark.parametrize("busy", [0, 0.3])
-@pytest.mark.parametrize(
+SIGNALS = pytest.mark.parametrize(
     ("number", "ends"),
     [
         (signal.SIGINT, (130, "", "refdiff: interrupted\n")),
         *((n, (128 + n, "", "")) for n in (signal.SIGTERM, signal.SIGHUP)),
     ],
 )
+
+
+@SIGNALS
+def test_a_signal_that_ends_an_import_ends_the_command(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, ends: tuple[int, str, str]
+) -> None:
+    """The C code of NumPy replaces whatever is raised during its import, and its error does not say by what."""
+
+    def run(args: object) -> int:
+        with contextlib.suppress(BaseException):
+            signal.raise_signal(number)
+        raise ImportError("Error importing numpy")
+
+    monkeypatch.setattr("refdiff.cli.inspect.run", run)
+    assert cli("inspect") == ends
+
+
+@pytest.mark.parametrize("busy", [0, 0.3])
+@SIGNALS
 def test_a_signal_in_a_finalizer_ends_the_command(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, ends: tuple[int, str, str], busy: float
 ) -> None:
