@@ -216,7 +216,7 @@ def budget(
     exact = quantise(inputs, recipe)
     if dout is None and is_large(spec, exact) and (sampled := _sampled_budget(spec, exact, recipe, members)):
         return sampled
-    recorder = TermRecorder(spec)
+    recorder = TermRecorder(spec, exact)
     if dout is not None:
         dout = round_to(read_output(dout, "dout").astype(np.float64), recipe.storage)
     right = truth(spec, exact, dout=dout, want=("out",), ops=recorder.ops())
@@ -229,7 +229,7 @@ def budget(
     for of, y in right.grads.items():
         name = f"d{of}"
         found = [run[name] for run in runs]
-        if name in axes or "_proj." in name:
+        if name in axes or name.endswith("_proj.weight"):
             factor = exact.get({"q": "k", "k": "q"}.get(of, ""))
             flushed_times = 0.0 if factor is None else float(np.max(np.abs(factor), initial=0.0))
             tensors[name] = _row_budget(name, y, found, None, recipe, axes.get(name, "row"), None, flushed_times)

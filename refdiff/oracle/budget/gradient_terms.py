@@ -29,15 +29,17 @@ from refdiff.oracle.truth.backward import sum_over_heads
 
 
 class TermRecorder:
-    """Records the terms of sums in the backward pass: Σ g ⊙ A₂ V for λ, Σ g ⊙ x̂ for the norm's weight, and the sinks'.
+    """Records the terms of sums in the backward pass: Σ g ⊙ A₂ V for λ, Σ g ⊙ x̂ for the norm's weight, and others.
 
     lambda_squares: ‖terms‖² of λ, of each sequence and token; lambda_terms: the number of terms of all λ together.
     sums: by the name of the input, ‖terms‖² of any other gradient, and the number of terms of each of its elements.
     token_sums: those of `sums` that are added over tokens outside the layers.
     """
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, inputs: Inputs) -> None:
         self._spec = spec
+        # in the order of the backward pass
+        self._biases = (name for of in "oqkv" if (name := f"{of}_proj.bias") in inputs)
         self.lambda_squares: list[Numpy] = []
         self.lambda_terms = 0
         self.sums: dict[str, tuple[Numpy, int]] = {}
@@ -51,6 +53,8 @@ class TermRecorder:
     def _wrap(self, name: str, layer: Callable[..., Any]) -> Callable[..., Any]:
         if name == "diff_attention_vjp":
             return self._record(layer, self._note_attention)
+        if name == "linear_vjp":
+            return self._record(layer, self._note_projection)
         return self._record(layer, self._note_norm) if name == "rms_norm_vjp" else layer
 
     def _record(self, layer: Callable[..., Any], note: Callable[..., None]) -> Callable[..., Any]:
@@ -82,6 +86,11 @@ class TermRecorder:
         if weight is not None:
             terms = (g * layers.rms_norm(x, None, eps)).reshape(-1, x.shape[-1])
             self._add("norm_weight", np.sum(terms**2, axis=0), len(terms))
+
+    def _note_projection(self, g: Numpy, x: Numpy, weight: Numpy, bias: Numpy | None = None) -> None:
+        if bias is not None:
+            terms = g.reshape(math.prod(g.shape[:-1]), g.shape[-1])
+            self._add(next(self._biases), np.sum(terms**2, axis=0), len(terms))
 
     def _add(self, name: str, squares: Numpy, count: int) -> None:
         before, counted = self.sums.get(name, (0.0, 0))

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from refdiff.backends import ops_for
-from refdiff.oracle import Spec, cases, check
+from refdiff.oracle import Spec, cases, check, diagnose
 from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.rounding import round_to
+from refdiff.oracle.strategies import Structure
+from refdiff.oracle.strategies import draw as layer_inputs
 from refdiff.oracle.truth import truth
 from refdiff.oracle.truth.forward import out_factor
 from tests.oracle.example_inputs import draw, small
@@ -98,3 +100,26 @@ def test_a_gradient_of_lambda_that_rounding_hides_is_no_pass() -> None:
         zeros = {"dlambda_q1": 0 * found["dlambda_q1"]}
         states.append(check(zeros, case.spec, case.inputs, recipe="bfloat16", dout=case.dout).status)
     assert set(states) == {"inconclusive", "fail"}
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16"])
+def test_gradients_of_the_biases_of_projections(storage: str) -> None:
+    """Sums over tokens, here one float32 after another; a token left out is more than any order."""
+    spec = small_spec("hf_diffllama")
+    x = layer_inputs(spec, Structure(2, 64, 64, hidden=24), "natural", 1, storage)
+    rng = np.random.default_rng(2)
+    for of in "qkvo":
+        x[f"{of}_proj.bias"] = rng.normal(size=len(x[f"{of}_proj.weight"])).astype(np.float32)
+    dout = round_to(rng.normal(size=(2, 64, 24)), storage)
+    allowed = budget(spec, x, storage, dout=dout)
+    names = [f"d{of}_proj.bias" for of in "qkvo"]
+    expected = {name: allowed.expected[name] for name in names}
+    assert allowed.judge(expected).status == "pass"
+    one_after_another = np.cumsum(dout.reshape(-1, 24).astype(np.float32), axis=0)[-1]
+    assert allowed.judge({"do_proj.bias": one_after_another}).status == "pass"
+    assert allowed.judge({"do_proj.bias": one_after_another - dout[0, 7]}).status == "fail"
+    for name, y in expected.items():
+        assert allowed.judge({name: 2 * y}).status == "fail"
+    right = {"out": allowed.expected["out"], **expected}
+    named = diagnose({**right, "dk_proj.bias": 2 * expected["dk_proj.bias"]}, spec, x, recipe=storage, dout=dout)
+    assert named.notes[0] == "dk_proj.bias is 2 times what it should be"
