@@ -246,7 +246,7 @@ def _noise_first(spec: Spec, inputs: Inputs) -> Inputs | None:
     if spec.ratio == 1 or spec.pairing != "interleaved" or "q" not in inputs:
         return None
     B, H, *rest = inputs["q"].shape
-    groups = inputs["q"].reshape(B, -1, spec.ratio + 1, *rest)
+    groups = inputs["q"].reshape(B, H // (spec.ratio + 1), spec.ratio + 1, *rest)
     return {**inputs, "q": np.roll(groups, -1, axis=2).reshape(B, H, *rest)}
 
 

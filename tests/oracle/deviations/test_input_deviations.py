@@ -9,8 +9,10 @@ import pytest
 
 from refdiff.oracle.deviations.deviation import Problem, deviated, output
 from refdiff.oracle.deviations.input_deviations import INPUT_DEVIATIONS
-from refdiff.oracle.deviations.listed import KINDS, draw_probes
+from refdiff.oracle.deviations.listed import KINDS, deviations, draw_probes
 from refdiff.oracle.deviations.rare import RARE_DEVIATIONS
+from refdiff.oracle.inputs import kind_of
+from refdiff.oracle.spec.resolve import small_spec
 from refdiff.oracle.strategies import Structure
 from refdiff.oracle.strategies import draw as draw_values
 from tests.oracle.example_inputs import draw, small
@@ -97,3 +99,12 @@ def test_where_nothing_is_to_be_misread_the_output_is_right_or_there_is_no_such_
     assert (problem is not None) == unread
     if problem is not None:
         assert np.array_equal(output(problem), output(Problem(spec, inputs)))
+
+
+@pytest.mark.parametrize("structure", [Structure(0, 3, 5), Structure(packed=((0, 1), (0, 4)))])
+def test_no_deviation_fails_on_inputs_without_queries(structure: Structure) -> None:
+    spec = small_spec("gda")
+    x = draw_values(spec, structure, "natural", 1)
+    for d in (*deviations(spec, kind_of(x)), *RARE_DEVIATIONS):
+        out = output(deviated(spec, x, [d]))
+        assert out is None or out.size == 0
