@@ -117,16 +117,17 @@ def _fitting(
     reserved = given.get("max_new_tokens") or max(context // RESERVED, 1)
     dropped = 0
     while True:
-        is_last = len(messages) - first < 3
+        kept = [*messages[:first], *messages[first + dropped :]]
+        is_last = len(kept) - first < 3
         try:
-            _, ids = encode(model, tokenizer, "", messages)
+            _, ids = encode(model, tokenizer, "", kept)
             if len(ids) + reserved <= context or is_last:
                 break
         except ValueError as error:  # far longer than the context, as after an answer with a large -n
             if is_last or isinstance(error, UsageError):
                 raise
-        del messages[first : first + 2]
         dropped += 2
     if dropped:
+        del messages[first : first + dropped]
         note(f"refdiff: the context is full; {dropped} messages from the beginning are forgotten")
     return ids

@@ -75,6 +75,24 @@ def test_the_oldest_exchanges_are_forgotten_when_the_context_is_full(
     assert "the context is full; 2 messages from the beginning are forgotten" in capsys.readouterr().err
 
 
+def test_a_message_longer_than_ten_contexts_leaves_the_conversation_as_it_was(
+    converse: Any, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = conversation.load
+
+    def short(args: argparse.Namespace) -> Any:
+        model, tokenizer = load(args)
+        model.config.max_position_embeddings = 60
+        return model, tokenizer
+
+    monkeypatch.setattr(conversation, "load", short)
+    asked = converse("h", "b" * 700, "two")
+    assert [m["content"] for m in asked[-1] if m["role"] == "user"] == ["h", "two"]
+    err = capsys.readouterr().err
+    assert "expected at most 600, 10 times the context" in err
+    assert "forgotten" not in err
+
+
 def test_ctrl_c_stops_one_answer_and_keeps_it(converse: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     end_texts(monkeypatch, 2, KeyboardInterrupt())
     asked = converse("h", "again")
