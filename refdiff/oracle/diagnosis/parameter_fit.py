@@ -46,9 +46,10 @@ def evaluate(trial: Trial, stages: Sequence[tuple[Target, ...]], *, large: bool 
     Args:
         large: skip the judgement, which takes long, where the quick residual is above `Thresholds.quick_residual`.
     """
-    passed = True
+    worst, passed = 0.0, True
     for targets in stages:
-        worst, outs = 0.0, compute_outputs(trial.kernel, targets)
+        worst = 0.0 if passed else worst  # of the stage that fails
+        outs = compute_outputs(trial.kernel, targets)
         share = min(explained_share(t, x) for t, x in zip(targets, outs, strict=True))
         if large and worst_residual(targets, outs) > THRESHOLDS.quick_residual:
             worst, passed = np.inf, False

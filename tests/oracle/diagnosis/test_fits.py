@@ -13,9 +13,10 @@ import pytest
 from refdiff.layers import lambda_init
 from refdiff.oracle import Spec, budget, diagnose, truth
 from refdiff.oracle.cases.fixed import small_spec
+from refdiff.oracle.deviations.deviation import Problem
 from refdiff.oracle.diagnosis.fit_lambda import LAYER, LAYER_OF_LAMBDA, LAYER_OF_SCALE, fit_lambda
 from refdiff.oracle.diagnosis.fits import fit_parameters, minimize
-from refdiff.oracle.diagnosis.parameter_fit import MAX_LISTED, evaluate, format_list
+from refdiff.oracle.diagnosis.parameter_fit import MAX_LISTED, Trial, evaluate, format_list
 from refdiff.oracle.diagnosis.ranking import Fit
 from refdiff.oracle.diagnosis.targets import Parts, Target, exceeds_limit, row_ratios
 from refdiff.oracle.inputs import VECTORS
@@ -163,6 +164,16 @@ def test_no_factor_is_fitted_where_sums_overflow() -> None:
     found = diagnose(np.full(t.actual.shape, 1.5e308), SPEC, t.inputs, recipe="float32", max_deviations=1)
     assert not found.fits
     assert not found.candidates
+
+
+def test_a_number_that_does_not_pass_has_the_residual_of_the_stage_that_fails() -> None:
+    t = target(of(SPEC, 0.5))
+    noisy = t.actual * (1 + 0.01 * np.sign(np.sin(np.arange(t.actual.size)))).reshape(t.actual.shape)
+    trial = Trial("factor", 0.5, "", lambda inputs: Problem(SPEC, inputs, factor=0.5))
+    wrong = replace(t, actual=round_to(noisy, "float32"))
+    (one,), (two,) = evaluate(trial, [(wrong,)]), evaluate(trial, [(wrong,), (wrong,)])
+    assert not two.fits
+    assert two.residual == one.residual > 1
 
 
 # λ and the scale of each head
