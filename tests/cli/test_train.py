@@ -96,15 +96,31 @@ def test_from_text_to_a_model(train: Train, here: Path, cli: Cli) -> None:
     assert "-o out: has a run already; continue it with --resume" in again.err
 
 
+# The command itself, but that it makes no more than ten steps after the one at which it is to be killed.
+HELD = """
+import sys, time
+from refdiff.cli import main
+from refdiff.training.train import Trainer
+
+def held(self, step=Trainer._one_step):
+    while self.step > int(sys.argv[1]) + 10:
+        time.sleep(1)
+    return step(self)
+
+Trainer._one_step = held
+sys.exit(main(sys.argv[2:]))
+"""
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment_and_resumed_it_ends_with_the_same_weights(
     run: Run, text: Path, here: Path, environment: dict[str, str]
 ) -> None:
     options = (*SMALL, "--steps", "60", "--wiring", "v2", "--threads", "1", "-q")
     assert run("train", text, "-o", "whole", *options).returncode == 0
-    command = [sys.executable, "-m", "refdiff", "train", "-o", "cut", "-q"]
     killed = 0
     for at in (8, 21, 38):
+        command = [sys.executable, "-c", HELD, str(at), "train", "-o", "cut", "-q"]
         rest = [str(text), *options] if at == 8 else ["--resume"]
         process = subprocess.Popen([*command, *rest], env=environment)
         while process.poll() is None and len(lines_of(here / "cut")) < at:
