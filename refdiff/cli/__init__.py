@@ -61,8 +61,8 @@ def _run(argv: Sequence[str] | None, pressed: Callable[[], bool], signalled: Cal
         if _interrupted(error) or (isinstance(error, ImportError) and pressed()):
             interrupted()
             return EXIT_INTERRUPTED
-        if isinstance(error, ImportError) and signalled():
-            return signalled()
+        if status := signalled():
+            return status
         if getattr(args, "debug", False):
             raise
         _print_error(error, args)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -215,16 +214,19 @@ SIGNALS = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.parametrize("error", [ImportError("Error importing numpy"), RuntimeError("Error calling __set_name__")])
 @SIGNALS
 def test_a_signal_that_ends_an_import_ends_the_command(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, ends: tuple[int, str, str]
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, ends: tuple[int, str, str], error: Exception
 ) -> None:
-    """The C code of NumPy replaces whatever is raised during its import, and its error does not say by what."""
+    """C code replaces what is raised: that of NumPy's import names no cause, and that which makes a class names it."""
 
     def run(args: object) -> int:
-        with contextlib.suppress(BaseException):
+        try:
             signal.raise_signal(number)
-        raise ImportError("Error importing numpy")
+        except BaseException as cause:
+            error.__cause__ = cause if isinstance(error, RuntimeError) else None
+        raise error
 
     monkeypatch.setattr("refdiff.cli.inspect.run", run)
     assert cli("inspect") == ends
