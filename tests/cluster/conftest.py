@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +14,8 @@ import pytest
 from distributed import Client
 
 import refdiff
+
+from ..conftest import wait_until
 
 TREE = Path(refdiff.__file__).parents[1]
 Start = Callable[..., subprocess.Popen[bytes]]
@@ -51,13 +53,13 @@ def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
 
 
 @pytest.fixture
-def scheduler(start: Start) -> str:
-    """The address of a scheduler without workers."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    start("dask", "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard")
-    return f"tcp://127.0.0.1:{port}"
+def scheduler(start: Start, tmp_path: Path) -> str:
+    """The address of a scheduler without workers, which writes into a file what port it has."""
+    file = tmp_path / "scheduler.json"
+    start("dask", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", file)
+    wait_until(lambda: file.exists() and file.read_text().endswith("}"))
+    address: str = json.loads(file.read_text())["address"]
+    return address
 
 
 @pytest.fixture
