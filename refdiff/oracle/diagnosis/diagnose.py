@@ -32,7 +32,7 @@ from refdiff.oracle.diagnosis.ranking import (
     percent,
 )
 from refdiff.oracle.diagnosis.search import find_hidden, score_candidate, score_on_whole, search
-from refdiff.oracle.diagnosis.targets import Parts, Target
+from refdiff.oracle.diagnosis.targets import Parts, Target, as_stored
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.outputs import collect_outputs, read_output, require_out, to_float64
 from refdiff.oracle.inputs.validation import as_float64
@@ -338,7 +338,7 @@ def _score_singles(spec: Spec, parts: Parts, some: Iterable[Deviation]) -> list[
 def _search_with_field(spec: Spec, recipe: Recipe, targets: tuple[Target, ...], field: Deviation) -> str | None:
     """Diagnose the outputs from the spec that `field` changes; None if nothing fits."""
     problems = [field.apply(Problem(spec, t.inputs)) for t in targets]
-    budgets = [budget(p.spec, p.inputs, recipe, members=4) for p in problems if p is not None]
+    budgets = [budget(p.spec, as_stored(p.inputs, recipe), recipe, members=4) for p in problems if p is not None]
     if len(budgets) < len(targets):
         return None
     other = budgets[0].spec
@@ -396,7 +396,7 @@ def find_coarser_recipe(spec: Spec, recipe: Recipe, targets: Sequence[Target], *
         local: whether the outputs are wrong in one place only. Rounded scores can be the cause, if few are large.
     """
     for words, other in _list_coarser_recipes(recipe, local=local):
-        budgets = ((t, budget(spec, t.inputs, other, members=4)) for t in targets)
+        budgets = ((t, budget(spec, as_stored(t.inputs, recipe), other, members=4)) for t in targets)
         if all(b.judge({"out": t.actual}).status == PASS for t, b in budgets):
             own = recipe.name
             return f"it passes with {words}: does your kernel round there, where {own!r} does not say so?"

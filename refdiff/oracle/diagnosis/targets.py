@@ -24,6 +24,7 @@ from refdiff.oracle.budget.statistics import (
     safe_ratio,
     statistics,
 )
+from refdiff.oracle.cases.values import round_to_storage
 from refdiff.oracle.deviations.deviation import Deviation, Problem, ops_with, output
 from refdiff.oracle.deviations.tiles import ONE_MAP_AXIS
 from refdiff.oracle.inputs import kind_of
@@ -314,6 +315,11 @@ def typical_part(
     return _sub_case(target, 0, slice(0, n), n) if first else _sub_case(target, 0, slice(T - n, T), S)
 
 
+def as_stored(inputs: Inputs, recipe: Recipe) -> Inputs:
+    """Return rounded inputs with q in its storage type: beside it, `budget` takes the others as they are."""
+    return {**inputs, "q": round_to_storage(inputs["q"], recipe.storage)} if "q" in inputs else inputs
+
+
 def failing_part(spec: Spec, target: Target, *, all_keys: bool = False) -> Target | None:
     """Return the smallest typical part that fails as a tensor too, by a budget of its own; None if only the whole does.
 
@@ -324,7 +330,8 @@ def failing_part(spec: Spec, target: Target, *, all_keys: bool = False) -> Targe
         part = typical_part(spec, target, all_keys=all_keys, most=most)
         if part is None:
             break
-        part = Target.of(part.actual, budget(spec, part.inputs, target.recipe, members=4))
+        own = budget(spec, as_stored(part.inputs, target.recipe), target.recipe, members=4)
+        part = Target.of(part.actual, own)
         if part.fails_as_tensor:
             return part
         if part.actual.shape[2] == target.actual.shape[2]:

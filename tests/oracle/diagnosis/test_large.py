@@ -14,7 +14,7 @@ from refdiff.oracle.deviations.deviation import Problem, output_with
 from refdiff.oracle.diagnosis import targets
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE
 from refdiff.oracle.diagnosis.search import NO_LARGE_PAIRS, search
-from refdiff.oracle.diagnosis.targets import Parts, Rejected, Target, judge_problem
+from refdiff.oracle.diagnosis.targets import Parts, Rejected, Target, failing_part, judge_problem
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.strategies import Structure
@@ -93,6 +93,19 @@ def test_an_error_that_no_row_shows_is_looked_for_in_the_smallest_part_that_show
     sizes = [part.inputs["q"].shape[2] for parts in (clear, faint) for part in parts.local]
     assert sizes[0] < sizes[1] <= T
     assert [part.inputs["k"].shape[2] for part in clear.all_keys] == [T]
+
+
+def test_a_part_has_the_inputs_of_the_whole() -> None:
+    """Beside q in 16 bits, k and v may be float32: of a cache of 8 bits."""
+    x = {**natural(SPEC, Structure(1, T, T), "float32").inputs, "q": case().inputs["q"]}
+    exact = budget(SPEC, x, Recipe.of("bfloat16"))
+    whole = Target.of(1.004 * exact.expected["out"], exact)
+    part = failing_part(SPEC, whole)
+    assert part is not None
+    n = part.actual.shape[2]
+    assert n < T
+    np.testing.assert_array_equal(part.inputs["k"], whole.inputs["k"][:, :, :n])
+    np.testing.assert_allclose(part.expected, whole.expected[:, :, :n], rtol=1e-12)
 
 
 def test_an_epsilon_that_no_row_shows_is_found() -> None:
