@@ -13,7 +13,7 @@ from refdiff.oracle.cases.values import draw
 from refdiff.oracle.deviations.deviation import Deviation, Problem, is_same_output, output, output_with
 from refdiff.oracle.deviations.input_deviations import GROUP_DEVIATIONS, INPUT_DEVIATIONS, TRIANGLE_DEVIATIONS
 from refdiff.oracle.deviations.spec_deviations import PRESET_DEVIATIONS, SPEC_DEVIATIONS
-from refdiff.oracle.deviations.tiles import ONE_MAP_AXIS
+from refdiff.oracle.deviations.tiles import ONE_MAP_ALIGN_AXIS, ONE_MAP_AXIS
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.inputs.validation import as_float64
@@ -35,7 +35,7 @@ EVERY: tuple[Deviation, ...] = (
 """All deviations that any spec can have. Mistakes come first: their names win where two are one function."""
 TWO_MAP_AXES = frozenset({
     "pair", "maps", "difference", "lambda form", "lambda rounding", "conversion", "order", "clamp", "lambda_init layer",
-    "lambda_init constant", "output scale", "v1 or v2", "maximum", ONE_MAP_AXIS,
+    "lambda_init constant", "output scale", "v1 or v2", "maximum", ONE_MAP_AXIS, ONE_MAP_ALIGN_AXIS,
 })  # fmt: skip
 """The axes of deviations that need two maps. Plain attention, with λ = 0, has none of them."""
 

@@ -19,7 +19,7 @@ from refdiff.oracle.deviations.input_deviations import (
     round_lengths,
 )
 from refdiff.oracle.deviations.spec_deviations import SPEC_DEVIATIONS
-from refdiff.oracle.deviations.tiles import ONE_MAP_AXIS, ONLINE_AXIS, TILE_DEVIATIONS
+from refdiff.oracle.deviations.tiles import ONE_MAP_ALIGN_AXIS, ONE_MAP_AXIS, ONLINE_AXIS, TILE_DEVIATIONS
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.spec import Spec
@@ -52,7 +52,8 @@ def _one_map_masks() -> Iterator[Deviation]:
     for d in (d for d in every if not d.name.startswith("masked_rows")):
         for number, which in enumerate(("first", "second")):
             name, what = f"{d.name}_in_{which}_map", f"{d.what.rstrip('.')}, in the {which} map alone."
-            yield Deviation(name, what, ONE_MAP_AXIS, d.row, d.link, problem=partial(_mask_of_one_map, d, number))
+            axis = ONE_MAP_ALIGN_AXIS if d.axis == "mask align" else ONE_MAP_AXIS
+            yield Deviation(name, what, axis, d.row, d.link, problem=partial(_mask_of_one_map, d, number))
 
 
 def _scale_key_positions(factor: int, spec: Spec, inputs: Inputs) -> Inputs | None:
@@ -188,5 +189,5 @@ RARE_DEVIATIONS: tuple[Deviation, ...] = (
     Deviation("cu_seqlens_q_for_keys", "cu_seqlens_q in place of cu_seqlens_k: where keys start and end.", TABLE_AXIS,
               arrays=_count_keys_as_queries),
 )  # fmt: skip
-SINGLE_AXES = (ONLINE_AXIS, ONE_MAP_AXIS, TABLE_AXIS, "direction", "padding", "positions", "bias")
+SINGLE_AXES = (ONLINE_AXIS, ONE_MAP_AXIS, ONE_MAP_ALIGN_AXIS, TABLE_AXIS, "direction", "padding", "positions", "bias")
 """The axes of deviations that are not tried in pairs: there are many of them, or they are rare."""

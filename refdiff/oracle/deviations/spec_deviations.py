@@ -149,7 +149,7 @@ SPEC_DEVIATIONS: tuple[Deviation, ...] = (
     _dev("mask_aligned_to_last_key", "The last query sees all keys, where query t sees keys up to t.", "mask align",
         "B18", _set_if(lambda s: s.causal == "top_left", causal="bottom_right")),
     _dev("not_causal", "No causal mask: every query sees all keys.", "mask", "", _set(causal="none")),
-    _dev("extra_causal_mask", "A causal mask, where the spec has none.", "mask", "",
+    _dev("extra_causal_mask", "A causal mask, where the spec has none.", "mask align", "",
         _set_if(lambda s: s.causal == "none", causal="top_left")),
     _dev("window_one_too_short", "A window that is one key too short.", "window", "B19", _change_window(-1)),
     _dev("window_one_too_long", "A window that is one key too long.", "window", "B19", _change_window(1)),

@@ -83,7 +83,8 @@ def _skip_rescaling(tile: int, of_values: bool, of_weights: bool, maps: tuple[bo
 ONLINE_AXIS = "online softmax"
 """The axis of deviations of an online softmax, of which there is one for each tile size."""
 ONE_MAP_AXIS = "one map"
-"""The axis of deviations of one of the two maps."""
+ONE_MAP_ALIGN_AXIS = "one map align"
+"""The axes of deviations of one of the two maps, the second of those in how its mask is aligned."""
 UNSCALED_SUMS = (
     ("accumulator_not_rescaled", "the weighted sum of values is not", True, False),
     ("denominator_not_rescaled", "the sum of weights is not", False, True),

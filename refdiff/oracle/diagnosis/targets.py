@@ -26,7 +26,7 @@ from refdiff.oracle.budget.statistics import (
 )
 from refdiff.oracle.cases.values import round_to_storage
 from refdiff.oracle.deviations.deviation import Deviation, Problem, ops_with, output
-from refdiff.oracle.deviations.tiles import ONE_MAP_AXIS
+from refdiff.oracle.deviations.tiles import ONE_MAP_ALIGN_AXIS, ONE_MAP_AXIS
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, select
 from refdiff.oracle.inputs.validation import as_float64
@@ -284,7 +284,7 @@ def _rounded_output(problem: Problem, recipe: Recipe, order: Order) -> Numpy:
 
 KEY_AXES = ("mask", "mask off by one", "window", "bias", ONE_MAP_AXIS)
 """The axes of deviations that depend on all keys, such as later keys or keys outside a window."""
-QUERY_AXES = ("mask align", "cache", "output layout", "layout", "rope offset", "padding")
+QUERY_AXES = ("mask align", ONE_MAP_ALIGN_AXIS, "cache", "output layout", "layout", "rope offset", "padding")
 """The axes of deviations that depend on the number of queries, on other sequences, or on the memory layout."""
 
 

@@ -8,9 +8,11 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
+from refdiff.backends import ops_for
 from refdiff.oracle import Case, Ranking, Spec, blind_spots, deviations, diagnose
 from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.deviations.deviation import Problem, output_with
+from refdiff.oracle.deviations.rare import RARE_DEVIATIONS
 from refdiff.oracle.diagnosis import targets
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE
 from refdiff.oracle.diagnosis.search import NO_LARGE_PAIRS, search
@@ -18,6 +20,7 @@ from refdiff.oracle.diagnosis.targets import Parts, Rejected, Target, failing_pa
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.strategies import Structure
+from refdiff.oracle.truth.forward import forward
 from tests.oracle.diagnosis.outputs import kernel, natural
 
 SPEC = Spec.preset("hf_diffllama", query_heads=8, key_heads=4, head_dim=16, layer=3)
@@ -57,6 +60,37 @@ def test_one_tile_that_is_wrong(value: float) -> None:
 def test_one_name(name: str) -> None:
     found = ask(wrong(name, of=case()), case(), most=1)
     assert (found.status, found.name) == (UNIQUE, name)
+
+
+@pytest.mark.parametrize("preset", ["timm", "attention"])
+def test_a_causal_mask_where_the_spec_has_none(preset: str) -> None:
+    """The last queries alone, with all keys, have another mask by the same mistake: it is tried on the whole."""
+    spec = Spec.preset(preset, query_heads=4, key_heads=4, head_dim=8, causal="none")
+    of = natural(spec, Structure(1, 128, 128), "bfloat16", "discriminating")
+    out = kernel(of, [d for d in deviations(spec) if d.name == "extra_causal_mask"])
+    assert out is not None
+    assert ask(out, of).name == "extra_causal_mask"
+
+
+@pytest.mark.parametrize("changes", [{}, {"causal": "none"}])
+@pytest.mark.parametrize("keys", [T, T + 20])
+def test_a_deviation_acts_on_the_parts_where_it_is_tried_as_on_the_whole(changes: dict[str, str], keys: int) -> None:
+    spec = SPEC.replace(**changes)
+    x = as_float64(spec, natural(spec, Structure(1, T, keys), "float32", "discriminating").inputs)
+    right = forward(spec, x, ops_for())
+    parts = Parts.of(spec, (Target(x, right, right, np.ones(right.shape[:-1]), Recipe.of("float32")),))
+    tried = 0
+    for d in (*deviations(spec), *RARE_DEVIATIONS):
+        (part,) = parts.select((d,))
+        whole, out = (output_with(spec, inputs, (d,)) for inputs in (x, part.inputs))
+        if part is parts.whole[0] or whole is None or out is None:
+            continue
+        n = out.shape[2]
+        is_first = np.array_equal(part.expected, right[:, :, :n])
+        np.testing.assert_allclose(out, whole[:, :, :n] if is_first else whole[:, :, -n:], rtol=1e-5, atol=1e-8,
+                                   err_msg=d.name)  # fmt: skip
+        tried += 1
+    assert tried > 60
 
 
 @pytest.mark.slow
