@@ -16,7 +16,6 @@ from refdiff.oracle.deviations.listed import draw_probes, shrink_spec
 from refdiff.oracle.deviations.rare import SINGLE_AXES
 from refdiff.oracle.diagnosis.ranking import Candidate
 from refdiff.oracle.diagnosis.targets import (
-    QUERY_AXES,
     WRONG_LIMITS,
     Judgement,
     Parts,
@@ -25,6 +24,7 @@ from refdiff.oracle.diagnosis.targets import (
     deviation_budget,
     explained_share,
     judge_problem,
+    needs_whole,
     quick_residual,
     row_ratios,
 )
@@ -178,7 +178,7 @@ def _has_same_nonfinite(target: Target, wrong: Numpy) -> bool:
 def _score_sets(spec: Spec, parts: Parts, sets: Iterable[DeviationSet], untried: set[str]) -> Iterator[Candidate]:
     """Yield a candidate with its quick residual for each set; add names that are too expensive to `untried`."""
     for some in sets:
-        whole = {d.name for d in some if d.axis in QUERY_AXES}
+        whole = {d.name for d in some if needs_whole(d)}
         if whole and len(some) > 1 and parts.cost > THRESHOLDS.max_pair_cost:
             untried |= whole
         elif (found := score_candidate(spec, parts.select(some), some, THRESHOLDS.quick_residual)) is not None:

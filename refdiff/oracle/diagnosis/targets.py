@@ -26,7 +26,7 @@ from refdiff.oracle.budget.statistics import (
 )
 from refdiff.oracle.cases.values import round_to_storage
 from refdiff.oracle.deviations.deviation import Deviation, Problem, ops_with, output
-from refdiff.oracle.deviations.tiles import ONE_MAP_ALIGN_AXIS, ONE_MAP_AXIS
+from refdiff.oracle.deviations.tiles import ONE_MAP_ALIGN_AXIS, ONE_MAP_AXIS, ONLINE_AXIS
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, select
 from refdiff.oracle.inputs.validation import as_float64
@@ -282,10 +282,17 @@ def _rounded_output(problem: Problem, recipe: Recipe, order: Order) -> Numpy:
         return round_to(forward(spec, problem.inputs, ops) * problem.factor, recipe.storage)
 
 
-KEY_AXES = ("mask", "mask off by one", "window", "bias", ONE_MAP_AXIS)
-"""The axes of deviations that depend on all keys, such as later keys or keys outside a window."""
+KEY_AXES = ("mask", "mask off by one", "window", "bias", ONE_MAP_AXIS, ONLINE_AXIS)
+"""The axes of deviations that depend on all keys, such as later keys, keys outside a window, or a sink behind them."""
 QUERY_AXES = ("mask align", ONE_MAP_ALIGN_AXIS, "cache", "output layout", "layout", "rope offset", "padding")
 """The axes of deviations that depend on the number of queries, on other sequences, or on the memory layout."""
+QUERY_NAMES = ("v2_one_lambda_per_layer", "v2_lambda_read_as_tokens_first")
+"""The deviations of other axes that do so."""
+
+
+def needs_whole(deviation: Deviation) -> bool:
+    """Whether a deviation acts on no part as on the whole."""
+    return deviation.axis in QUERY_AXES or deviation.name in QUERY_NAMES
 
 
 def estimate_cost(spec: Spec, inputs: Inputs) -> int:
@@ -428,10 +435,10 @@ class Parts:
 
     def select(self, some: Iterable[Deviation]) -> tuple[Target, ...]:
         """Return the smallest parts on which these deviations together act as on the whole."""
-        axes = {d.axis for d in some}
-        if axes & set(QUERY_AXES):
+        found = list(some)
+        if any(map(needs_whole, found)):
             return self.whole
-        return self.all_keys if axes & set(KEY_AXES) else self.local
+        return self.all_keys if any(d.axis in KEY_AXES for d in found) else self.local
 
     def stages(self, part: tuple[Target, ...]) -> list[tuple[Target, ...]]:
         """Return the parts and, if they differ, the whole: what fails on the parts is not tried on the whole."""

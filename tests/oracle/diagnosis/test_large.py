@@ -72,10 +72,20 @@ def test_a_causal_mask_where_the_spec_has_none(preset: str) -> None:
     assert ask(out, of).name == "extra_causal_mask"
 
 
-@pytest.mark.parametrize("changes", [{}, {"causal": "none"}])
+V2 = Spec.preset("diff_v2", query_heads=8, key_heads=2, head_dim=8)
+
+
+def test_one_lambda_for_all_tokens() -> None:
+    """On a part it is another number."""
+    of = natural(V2, Structure(1, T, T), "bfloat16", "discriminating")
+    out = kernel(of, [d for d in deviations(V2) if d.name == "v2_one_lambda_per_layer"])
+    assert out is not None
+    assert ask(out, of).name == "v2_one_lambda_per_layer"
+
+
+@pytest.mark.parametrize("spec", [SPEC, V2, SPEC.replace(causal="none"), SPEC.replace(sinks=True, window=9)])
 @pytest.mark.parametrize("keys", [T, T + 20])
-def test_a_deviation_acts_on_the_parts_where_it_is_tried_as_on_the_whole(changes: dict[str, str], keys: int) -> None:
-    spec = SPEC.replace(**changes)
+def test_a_deviation_acts_on_the_parts_where_it_is_tried_as_on_the_whole(spec: Spec, keys: int) -> None:
     x = as_float64(spec, natural(spec, Structure(1, T, keys), "float32", "discriminating").inputs)
     right = forward(spec, x, ops_for())
     parts = Parts.of(spec, (Target(x, right, right, np.ones(right.shape[:-1]), Recipe.of("float32")),))
