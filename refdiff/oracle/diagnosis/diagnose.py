@@ -63,7 +63,7 @@ def diagnose(
     1. One deviation, or two together. The notes name those that could be present without a visible effect. Two
        deviations that one fitted number could replace are ambiguous, or left out if the number fits clearly better.
     2. A fitted number, such as the scale of the scores or λ of each head. Pairs are not tried if the output is the
-       truth times one number, or if one number explains a large output.
+       truth times one number, or if one number or lost keys explain a large output.
     3. A coarser recipe, two fields of the spec, or a deviation from a spec with one field changed: "with norm='none'
        it is layer_norm".
 
@@ -253,9 +253,18 @@ def diagnose_output(
     def numbers() -> tuple[Fit, ...]:
         return () if not_finite else fit_parameters(spec, parts, local=local)  # no number gives NaN
 
+    @cache
+    def lost_keys() -> list[tuple[str, ...]]:
+        return [find_lost_keys(spec, t) if wrong else () for t, wrong in zip(targets, fails, strict=True)]
+
+    def is_explained() -> bool:
+        if any(is_single(fit) and (fit.parameter == "factor" or parts.is_large) for fit in numbers()):
+            return True
+        return parts.is_large and all(said or not wrong for said, wrong in zip(lost_keys(), fails, strict=True))
+
     found = search(
-        spec, parts, every, 1 if zero else most, not_finite=not_finite, correct=correct or None,
-        is_number=lambda: any(is_single(fit) and (fit.parameter == "factor" or parts.is_large) for fit in numbers()),
+        spec, parts, every, 1 if zero else most,
+        not_finite=not_finite, correct=correct or None, is_explained=is_explained,
     )  # fmt: skip
     fitting, notes = found.fitting, found.notes
     if zero and len(fitting) < 2:  # one name that gives zeros is no likelier than the others
@@ -277,8 +286,7 @@ def diagnose_output(
         if said is not None:
             return Ranking(NONE_FITS, notes=(said, *notes), where=where)
     if not found.nearly_right:
-        lost = [find_lost_keys(spec, t) if wrong else () for t, wrong in zip(targets, fails, strict=True)]
-        where += _join_places(lost)
+        where += _join_places(lost_keys())
     shown, told = _pick_shown(spec, parts, found.closest, fitted, found.tried_pairs)
     return Ranking(NONE_FITS, shown, fitted, notes=(*filter(None, (other, told)), *notes), where=where)
 

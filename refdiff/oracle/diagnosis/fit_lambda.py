@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 
 from refdiff.backends import ops_for
+from refdiff.oracle.budget.statistics import LIMITS
 from refdiff.oracle.deviations.deviation import Problem
 from refdiff.oracle.diagnosis.parameter_fit import Trial, evaluate, format_by_head, format_spec_value, is_uniform
 from refdiff.oracle.diagnosis.ranking import Fit
@@ -173,7 +174,15 @@ def _fit_layer_at(spec: Spec, place: str, targets: Sequence[Target], parts: Part
         fits = evaluate(trial, parts.stages(parts.local), large=large)
         return next((f for f in fits if f.fits), None)
 
-    best = _best_layer(lambda layer: worst_residual(targets, compute_outputs(kernel(layer), targets)))
+    def residual(targets: Sequence[Target], layer: int) -> float:
+        return worst_residual(targets, compute_outputs(kernel(layer), targets))
+
+    likely = _closest_layers(partial(residual, parts.coarse or targets))
+    if parts.coarse:
+        if residual(parts.coarse, likely[0]) > LIMITS.row:
+            return None
+        likely.sort(key=partial(residual, targets))
+    best = likely[0]
     fit = fitted(best, parts.is_split)
     if fit is None:
         return None
@@ -210,12 +219,14 @@ def _layer_problem(spec: Spec, place: str, layer: int, inputs: Inputs) -> Proble
     return Problem(for_scale, inputs, (wrong,))
 
 
-def _best_layer(residual: Callable[[int], float]) -> int:
+def _closest_layers(residual: Callable[[int], float]) -> list[int]:
+    """Return the layer with the smallest residual, then those with less than `Thresholds.better_ratio` times it."""
     distinct, last = THRESHOLDS.fits.distinct_layers, THRESHOLDS.fits.last_layer
     residuals = [residual(n) for n in range(distinct + 1)]
     if residuals[-1] == min(residuals):
         residuals += [residual(n) for n in range(distinct + 1, last + 1)]
-    return int(np.argmin(residuals))
+    close = np.flatnonzero(np.asarray(residuals) < THRESHOLDS.better_ratio * min(residuals))
+    return sorted({int(np.argmin(residuals)), *close.tolist()}, key=residuals.__getitem__)
 
 
 def _last_passing_layer(best: int, end: int, fitted: Callable[[int], Fit | None]) -> int:

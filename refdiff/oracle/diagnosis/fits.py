@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refdiff.backends import ops_for
+from refdiff.oracle.budget.statistics import LIMITS
 from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output_with
 from refdiff.oracle.deviations.input_deviations import query_positions
 from refdiff.oracle.deviations.listed import deviations
@@ -52,13 +53,14 @@ def fit_parameters(spec: Spec, parts: Parts, *, local: bool = False) -> tuple[Fi
 
     If the output passes with several, those that leave much more than the best are left out. If it passes with none,
     the one that explains nearly all of its error is returned, if any. Numbers are fitted to parts of large targets and
-    then judged on the whole; if only statistics of the whole tensor fail, they are fitted to the whole.
+    then judged on the whole. If only statistics of the whole tensor fail, they are fitted to the whole; the scalars and
+    the layer are searched on a part first.
 
     Args:
         local: whether the output is wrong in one place only. Layers and list 3 change all rows and are skipped then.
     """
     if any(t.fails_as_tensor for t in parts.whole) and parts.cost <= THRESHOLDS.max_whole_cost:
-        parts = replace(parts, local=parts.whole, all_keys=parts.whole)
+        parts = replace(parts, local=parts.whole, all_keys=parts.whole, coarse=parts.all_keys if parts.is_split else ())
     layers = [] if local else fit_layer(spec, parts)
     # a layer says more than λ and a factor; in 16 bits, though, λ alone or a factor alone may match one by chance
     is_exact = parts.whole[0].recipe.u < THRESHOLDS.exact_unit
@@ -182,7 +184,16 @@ def _clamped_attention(limit: float, call: Call) -> Any:
 
 def _fit_on_grid(parts: Parts, trial: Callable[[float], Trial], grid: Numpy) -> list[Fit]:
     """Fit a number on a logarithmic scale, then judge the outputs with it."""
-    best, _ = minimize(lambda log: _residual_on_parts(trial(math.exp(log)), parts), grid)
+
+    def residual(targets: tuple[Target, ...], log: float) -> float:
+        return worst_residual(targets, compute_outputs(trial(math.exp(log)).kernel, targets))
+
+    if parts.coarse:
+        near, least = minimize(partial(residual, parts.coarse), grid)
+        if least > LIMITS.row:
+            return []
+        grid = near + (grid[1] - grid[0]) * np.arange(-1, 2)
+    best, _ = minimize(partial(residual, parts.all_keys), grid)
     return _evaluate_trial(trial(math.exp(best)), parts)
 
 
@@ -198,10 +209,6 @@ def _evaluate_best(trials: Sequence[Trial], parts: Parts) -> list[Fit]:
         trials = [t for t, (residual, near) in zip(trials, scored, strict=True) if near and residual <= allowed]
         residuals = [worst_residual(parts.whole, compute_outputs(x.kernel, parts.whole)) for x in trials]
     return _evaluate_trial(trials[int(np.argmin(residuals))], parts) if trials else []
-
-
-def _residual_on_parts(trial: Trial, parts: Parts) -> float:
-    return worst_residual(parts.all_keys, compute_outputs(trial.kernel, parts.all_keys))
 
 
 def _evaluate_trial(trial: Trial, parts: Parts) -> list[Fit]:

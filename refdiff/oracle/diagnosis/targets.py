@@ -6,6 +6,7 @@ A large case is compared in part: most deviations act on a few tokens of one seq
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -137,8 +138,8 @@ def quick_residual(target: Target, wrong: Numpy | None) -> float:
     """Return the root mean square over rows of actual − wrong, in units of each row's budget.
 
     The budget is that of the truth, scaled to the size of the row of `wrong`: it is cheap, since no order is run.
-    Infinite if the shapes differ or NaN and ∞ are in other places. If only statistics of the whole tensor fail, these
-    count too.
+    Infinite if the shapes differ or NaN and ∞ are in other places. If only statistics of the whole tensor fail, it
+    is √(r² + s²), with r as above and s the largest of these statistics over its limit, in units of a row's limit.
     """
     known = target.finite
     if wrong is None or wrong.shape != target.actual.shape:
@@ -155,7 +156,7 @@ def quick_residual(target: Target, wrong: Numpy | None) -> float:
     residual = float(np.sqrt(np.mean(ratio**2))) if ratio.size else 0.0
     if not target.fails_as_tensor or target.allowed is None:
         return residual
-    return max(residual, _tensor_ratio(statistics(target.actual, replace(target.allowed, expected=wrong))))
+    return math.hypot(residual, _tensor_ratio(statistics(target.actual, replace(target.allowed, expected=wrong))))
 
 
 def _tensor_ratio(found: Iterable[Statistic]) -> float:
@@ -405,6 +406,7 @@ class Parts:
     cost: the multiplications of all targets.
     is_large: whether some dense target is above `Thresholds.large_cost`. It is compared as a whole if no part of it
         fails as a tensor as it does, or if its mask is top-left with other keys than queries.
+    coarse: parts of `all_keys` on which a fitted number is searched first; () for none.
     """
 
     whole: tuple[Target, ...]
@@ -412,6 +414,7 @@ class Parts:
     all_keys: tuple[Target, ...]
     cost: int
     is_large: bool
+    coarse: tuple[Target, ...] = ()
 
     @staticmethod
     def of(spec: Spec, targets: tuple[Target, ...]) -> Parts:

@@ -297,5 +297,5 @@ def test_numbers_that_no_row_shows_are_fitted_to_the_whole(seed: int, epsilon: f
     t = target(wrong, spec, structure=Structure(1, 110, 110), values="natural", seed=seed, dtype="bfloat16")
     assert t.fails_as_tensor
     found = diagnose(t.actual, spec, t.inputs, recipe="bfloat16", max_deviations=1)
-    assert found.fits[0].parameter == "norm_eps"
-    assert found.fits[0].value == pytest.approx(epsilon, rel=0.1)
+    fitted = {fit.parameter: fit.value for fit in found.fits if fit.fits}  # a factor may pass too, and be first
+    assert fitted["norm_eps"] == pytest.approx(epsilon, rel=0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -13,7 +14,7 @@ from refdiff.oracle import Case, Ranking, Spec, blind_spots, deviations, diagnos
 from refdiff.oracle.budget.budget import budget
 from refdiff.oracle.deviations.deviation import Problem, output_with
 from refdiff.oracle.deviations.rare import RARE_DEVIATIONS
-from refdiff.oracle.diagnosis import targets
+from refdiff.oracle.diagnosis import fits, targets
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE
 from refdiff.oracle.diagnosis.search import NO_LARGE_PAIRS, search
 from refdiff.oracle.diagnosis.targets import Parts, Rejected, Target, failing_part, judge_problem
@@ -111,6 +112,18 @@ def test_no_pairs_are_tried_for_a_factor(factor: float) -> None:
     assert not any("pairs" in note for note in found.notes)
 
 
+@pytest.mark.slow
+def test_no_pairs_are_tried_if_lost_keys_explain_all_outputs() -> None:
+    inputs, seen = case().inputs, np.arange(T)[None] != 60
+    lost = kernel(replace(case(), inputs={**inputs, "key_mask": seen}), [])
+    noise = lost + np.random.default_rng(0).normal(size=lost.shape) * np.abs(lost).mean()
+    of_one, of_both = ask(lost, case()), diagnose([lost, noise], SPEC, [inputs, inputs], recipe="bfloat16")
+    for found, said in ((of_one, "alone,"), (of_both, "alone or in pairs,")):
+        assert found.status == NONE_FITS
+        assert any("it is as if key 60 was not seen" in line for line in found.where)
+        assert f"nothing in the catalogue, {said}" in str(found)
+
+
 def target_of(out: np.ndarray) -> Target:
     return Target.of(np.float64(out), budget(SPEC, case().inputs, Recipe.of("bfloat16")))
 
@@ -155,6 +168,16 @@ def test_a_part_has_the_inputs_of_the_whole() -> None:
 def test_an_epsilon_that_no_row_shows_is_found() -> None:
     found = ask(with_epsilon(2e-4), case(), most=1)
     assert [(f.parameter, f"{f.value:.3g}") for f in found.fits] == [("norm_eps", "0.0002")]
+
+
+def test_a_number_that_no_row_shows_is_searched_on_a_part_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = Parts.of(SPEC, (target_of(with_epsilon(4e-4)),))
+    tried: list[tuple[Target, ...]] = []
+    compute = fits.compute_outputs
+    monkeypatch.setattr(fits, "compute_outputs", lambda kernel, on: tried.append(on) or compute(kernel, on))
+    (found,) = fits.fit_parameters(SPEC, parts)
+    assert (found.parameter, f"{found.value:.3g}") == ("norm_eps", "0.0004")
+    assert 0 < 2 * tried.count(parts.whole) < tried.count(parts.all_keys)
 
 
 def test_of_two_wrong_rows_the_parts_have_the_one_that_makes_them_small() -> None:
