@@ -63,7 +63,7 @@ def diagnose(
     1. One deviation, or two together. The notes name those that could be present without a visible effect. Two
        deviations that one fitted number could replace are ambiguous, or left out if the number fits clearly better.
     2. A fitted number, such as the scale of the scores or λ of each head. Pairs are not tried if the output is the
-       truth times one number, or if one number or lost keys explain a large output.
+       truth times one number, or if one number, or lost keys that no name explains, explain a large output.
     3. A coarser recipe, two fields of the spec, or a deviation from a spec with one field changed: "with norm='none'
        it is layer_norm".
 
@@ -257,10 +257,12 @@ def diagnose_output(
     def lost_keys() -> list[tuple[str, ...]]:
         return [find_lost_keys(spec, t) if wrong else () for t, wrong in zip(targets, fails, strict=True)]
 
-    def is_explained() -> bool:
+    def is_explained(closest: Sequence[Candidate]) -> bool:
         if any(is_single(fit) and (fit.parameter == "factor" or parts.is_large) for fit in numbers()):
             return True
-        return parts.is_large and all(said or not wrong for said, wrong in zip(lost_keys(), fails, strict=True))
+        if not parts.is_large or any(c.explains >= THRESHOLDS.explained for c in closest):
+            return False  # the closest may be a mask, whose lost keys would hide the other name of a pair
+        return all(said or not wrong for said, wrong in zip(lost_keys(), fails, strict=True))
 
     found = search(
         spec, parts, every, 1 if zero else most,

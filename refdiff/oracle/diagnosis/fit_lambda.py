@@ -226,7 +226,7 @@ def _closest_layers(residual: Callable[[int], float]) -> list[int]:
     if residuals[-1] == min(residuals):
         residuals += [residual(n) for n in range(distinct + 1, last + 1)]
     close = np.flatnonzero(np.asarray(residuals) < THRESHOLDS.better_ratio * min(residuals))
-    return sorted({int(np.argmin(residuals)), *close.tolist()}, key=residuals.__getitem__)
+    return sorted(close.tolist() or [int(np.argmin(residuals))], key=residuals.__getitem__)
 
 
 def _last_passing_layer(best: int, end: int, fitted: Callable[[int], Fit | None]) -> int:

@@ -60,7 +60,8 @@ def fit_parameters(spec: Spec, parts: Parts, *, local: bool = False) -> tuple[Fi
         local: whether the output is wrong in one place only. Layers and list 3 change all rows and are skipped then.
     """
     if any(t.fails_as_tensor for t in parts.whole) and parts.cost <= THRESHOLDS.max_whole_cost:
-        parts = replace(parts, local=parts.whole, all_keys=parts.whole, coarse=parts.all_keys if parts.is_split else ())
+        coarse = parts.all_keys if parts.all_keys is not parts.whole else ()
+        parts = replace(parts, local=parts.whole, all_keys=parts.whole, coarse=coarse)
     layers = [] if local else fit_layer(spec, parts)
     # a layer says more than λ and a factor; in 16 bits, though, λ alone or a factor alone may match one by chance
     is_exact = parts.whole[0].recipe.u < THRESHOLDS.exact_unit

@@ -82,7 +82,7 @@ def search(
     *,
     not_finite: bool = False,
     correct: Sequence[Numpy] | None = None,
-    is_explained: Callable[[], bool] = lambda: False,
+    is_explained: Callable[[Sequence[Candidate]], bool] = lambda _: False,
 ) -> SearchResult:
     """Search the deviations that reproduce the outputs of all targets: single ones, then pairs.
 
@@ -94,7 +94,8 @@ def search(
         not_finite: whether NaN or ∞ are in other places than in the truth. One of a pair must put them there alone.
         correct: if the outputs are wrong in one place only, the masks of their correct rows. Neither of a pair may
             change these rows.
-        is_explained: whether a fitted number or lost keys make pairs needless: called if no single deviation fits.
+        is_explained: whether a fitted number or lost keys make pairs needless: called if no single deviation fits, with
+            the closest of them.
     """
     nearly_right = _is_nearly_right(spec, parts)
     evidence: Evidence = {}
@@ -104,7 +105,7 @@ def search(
     singles: list[DeviationSet] = [(d,) for d in known]
     pairable = tuple(d for d in known if d.axis not in SINGLE_AXES)
     for count in range(1, 2 if nearly_right else max_deviations + 1):
-        if count > 1 and is_explained():
+        if count > 1 and is_explained(closest):
             return SearchResult([], closest)
         sets = singles if count == 1 else _list_pairs(spec, parts, known, pairable, not_finite, correct)
         if not sets:

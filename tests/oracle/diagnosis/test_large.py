@@ -124,6 +124,14 @@ def test_no_pairs_are_tried_if_lost_keys_explain_all_outputs() -> None:
         assert f"nothing in the catalogue, {said}" in str(found)
 
 
+@pytest.mark.parametrize("mask", ["own_key_masked", pytest.param("one_future_key_visible", marks=pytest.mark.slow)])
+def test_a_pair_with_a_mask_is_named_although_lost_keys_explain_some_rows(mask: str) -> None:
+    of = natural(SPEC, Structure(1, 60, 60), "bfloat16", "discriminating")
+    found = ask(wrong(mask, "one_added_to_denominator", of=of), of)
+    assert found.status == UNIQUE
+    assert set(found.name.split(" + ")) == {mask, "one_added_to_denominator"}
+
+
 def target_of(out: np.ndarray) -> Target:
     return Target.of(np.float64(out), budget(SPEC, case().inputs, Recipe.of("bfloat16")))
 
