@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
 
@@ -92,6 +93,23 @@ class DecodingContext:
         self.cache = out.cache
         self.length = total
         return out
+
+    def count_alike(self, length: int, most: int) -> int:
+        """Return how many of `most` tokens after the first `length` one call reads as a call for each would.
+
+        RoPE's frequencies may depend on the length: then these are the tokens up to their next change.
+        """
+        c = self.model.config
+        if most <= 0 or c.rope_parameters.get("rope_type") not in LENGTH_DEPENDENT:
+            return max(most, 0)
+        if self._mask is not None and self._positions is not None:
+            length += int(self._positions.max()) + 1 - self._mask.shape[1]
+
+        def frequencies(tokens: int) -> Any:
+            return self.model.ops.rope_frequencies(c.rope_parameters, c.head_dim, c.max_position_embeddings, tokens)
+
+        now = frequencies(length)
+        return bisect_left(range(length + 1, length + 1 + most), True, key=lambda tokens: frequencies(tokens) != now)
 
     def read(self, ids: NDArray[np.int64], keep: int = 1) -> NDArray[np.floating]:
         """Read the new tokens of ids (B, T) and return logits (B, keep, V) of the last `keep` tokens, on the host."""

@@ -202,7 +202,7 @@ def speculative_decode(request: Request) -> GenerateDecoderOnlyOutput:
     while not finished:
         start = ids.shape[1]
         # After the last guess one token comes from the model itself: guess one less.
-        guesses, q = guesser.guess(ids, request.max_length - start - 1)
+        guesses, q = guesser.guess(ids, context.count_alike(start, request.max_length - start - 1))
         logits = context.read(np.concatenate([ids, guesses[None, :]], axis=1), keep=len(guesses) + 1)[0]
         accepted = 0
         for i in range(len(guesses) + 1):

@@ -13,8 +13,9 @@ import refdiff
 from refdiff.generation import generate
 from refdiff.generation.sampling import Uniforms, draw
 from refdiff.generation.speculative import AcceptanceRate, PromptLookup, speculative_step
+from refdiff.layers.rope_frequencies import ROPE_TYPES
 from tests.generation.fakes import Bigrams, FakeModel, Recorder, everything, letters
-from tests.model.models import small_config
+from tests.model.models import small_config, small_model
 
 TARGET = FakeModel(1, V=19, scale=2.5)
 ASSISTANTS = {
@@ -67,6 +68,42 @@ def test_a_real_model_gives_the_same_text_with_draft_tokens(dtype: str) -> None:
         guessed = model.generate([[5, 300, 40, 7]], streamer=recorder, **guesser, **options)
         np.testing.assert_array_equal(guessed, plain)
         assert len(recorder.puts) < 80, "the prompt, and fewer passes than tokens"
+
+
+ROPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "linear": {"factor": 2.5},
+    "dynamic": {"factor": 3.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 24},
+    "longrope": {"short_factor": [1.0, 1.2, 1.5], "long_factor": [2.0, 4.0, 6.0], "factor": 2.0,
+                 "original_max_position_embeddings": 24},
+    "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 24},
+    "proportional": {"partial_rotary_factor": 0.5},
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:the text is longer than", "ignore:.*original_max_position_embeddings")
+@pytest.mark.parametrize("padding", [0, 7])
+@pytest.mark.parametrize("length", [9, 17, 22, 23, 24, 25, 40])
+@pytest.mark.parametrize("kind", ROPE_TYPES)
+def test_draft_tokens_change_no_text_where_rope_depends_on_its_length(kind: str, length: int, padding: int) -> None:
+    """Prompts before, at and after the 24 tokens at which the frequencies of longrope and dynamic change."""
+    model, assistant = (
+        small_model(seed=length + more, max_position_embeddings=24, rope_parameters={"rope_type": kind, **ROPES[kind]})
+        for more in (0, 1)
+    )
+    rng = np.random.default_rng(length)
+    ids = np.tile(rng.integers(3, 53, (1, 4)), 10)[:, :length]
+    ids = np.concatenate([np.zeros((1, padding), np.int64), ids], axis=1)
+    options: dict[str, Any] = {"max_new_tokens": 30, "eos_token_id": None, "attention_mask": ids != 0}
+    itself, lookup = {"assistant_model": model}, {"prompt_lookup_num_tokens": 5}
+    plain = everything(model, ids, **options)
+    for guesser in (itself, {"assistant_model": assistant}, lookup):
+        guessed = everything(model, ids, **options, **guesser)
+        np.testing.assert_array_equal(guessed.sequences, plain.sequences)
+        np.testing.assert_allclose(guessed.logits, plain.logits, rtol=0, atol=1e-9)
+    drawn = generate(model, ids, do_sample=True, seed=length, **options)
+    np.testing.assert_array_equal(generate(model, ids, do_sample=True, seed=length, **options, **lookup), drawn)
 
 
 def test_draft_tokens_save_forward_passes() -> None:
