@@ -33,11 +33,9 @@ from numpy.typing import NDArray
 
 from refdiff.arrays import Deferred, to_numpy
 from refdiff.backends import ops_for
-from refdiff.layers.diff_heads_paper import SUBLN_EPS
-from refdiff.layers.rope_frequencies import rope_frequencies
 from refdiff.messages import show_value
 from refdiff.model.config import DiffLlamaConfig
-from refdiff.model.diffllama import ATTENTION, Context
+from refdiff.model.diffllama import Context, attention
 from refdiff.model.variants import VARIANTS
 from refdiff.model.weights import attention_shapes, flatten, nest
 from refdiff.model.weights.precision import UNIT, round_to
@@ -135,17 +133,16 @@ def _plan(
         raise ValueError(f"wiring: got {wiring!r}, expected one of {', '.join(VARIANTS)}")
     _refuse_eager(config, eager)
     new = copy.deepcopy(config)
-    step = config.wiring, wiring
     if config.wiring == wiring:
         return new, None
-    if step not in _STEPS:
-        raise ValueError(f"cannot convert wiring {step[0]!r} to {step[1]!r} exactly: {_REFUSED.get(step, _UNKNOWN)}")
-    new.wiring = wiring
-    if step == ("v2", "none"):
-        attentions = (_attention_of(config, params, i) for i in range(len(_layers_of(params))))
-        if not all(_tied(p, config) for p in attentions):
-            new.num_attention_heads = 2 * config.num_attention_heads
-    return new, lambda p: _STEPS[step](p, config, new)
+    old = VARIANTS[config.wiring]
+    if wiring not in old.conversions:
+        reason = old.refused.get(wiring, _UNKNOWN)
+        raise ValueError(f"cannot convert wiring {config.wiring!r} to {wiring!r} exactly: {reason}")
+    new.wiring, conversion = wiring, old.conversions[wiring]
+    layers = [_attention_of(config, params, i) for i in range(len(_layers_of(params)))]
+    vars(new).update(conversion.fields(config, layers))
+    return new, lambda p: conversion.weights(p, config, new)
 
 
 def _refuse_eager(config: DiffLlamaConfig, eager: bool) -> None:
@@ -309,7 +306,7 @@ def _attention(config: DiffLlamaConfig, p: Mapping[str, FloatArray], layer: int,
     )
     cos, sin = ops.rope_cos_sin(positions[None], *frequencies, np.float64)
     with np.errstate(all="ignore"):  # the caller sees results that are not finite
-        result: FloatArray = ATTENTION[config.wiring](nest(p), x, layer, Context(config, ops, cos, sin))
+        result: FloatArray = attention(nest(p), x, layer, Context(config, ops, cos, sin))
     return result
 
 
@@ -321,119 +318,7 @@ def _positions(limit: int, count: int) -> IntArray:
     return positions
 
 
-def _hf_to_paper(p: Params, old: DiffLlamaConfig, new: DiffLlamaConfig) -> Params:
-    paired = _move_heads(p, old, inverse=False)
-    paired["v_proj"] = _scale(paired["v_proj"], _size_for_epsilon(SUBLN_EPS, old.rms_norm_eps))
-    dtype = to_numpy(p["o_proj"]["weight"]).dtype
-    return {**paired, "subln": {"weight": np.ones(2 * old.head_dim, dtype=dtype)}}
-
-
-def _paper_to_hf(p: Params, old: DiffLlamaConfig, new: DiffLlamaConfig) -> Params:
-    paired = _move_heads(p, old, inverse=True)
-    paired["v_proj"] = _scale(paired["v_proj"], _size_for_epsilon(old.rms_norm_eps, SUBLN_EPS))
-    folded = to_numpy(p["o_proj"]["weight"]) * np.tile(to_numpy(p["subln"]["weight"]), old.num_attention_heads // 2)
-    paired["o_proj"] = {**p["o_proj"], "weight": folded}
-    del paired["subln"]
-    return paired
-
-
-def _none_to_v2(p: Params, old: DiffLlamaConfig, new: DiffLlamaConfig) -> Params:
-    H, K, rotated = old.num_attention_heads, old.num_key_value_heads, _interleaved(old)
-    weight = to_numpy(p["o_proj"]["weight"])
-    return {
-        **p,
-        "q_proj": _rows(p["q_proj"], np.repeat(np.arange(H), 2), rotated),
-        "k_proj": _rows(p["k_proj"], np.arange(K), rotated),
-        "o_proj": {**p["o_proj"], "weight": 2 * weight},
-        "lambda_proj": {"weight": np.zeros((H, old.hidden_size), dtype=weight.dtype)},
-    }
-
-
-def _v2_to_none(p: Params, old: DiffLlamaConfig, new: DiffLlamaConfig) -> Params:
-    if np.any(to_numpy(p["lambda_proj"]["weight"])):
-        raise ValueError(
-            "cannot convert wiring 'v2' to 'none' exactly where λ depends on the token: lambda_proj.weight "
-            "is not 0, and a Llama's output projection is the same for every token"
-        )
-    h, K, halves = old.num_attention_heads, old.num_key_value_heads, np.argsort(_interleaved(old))
-    tied = new.num_attention_heads == h
-    columns = to_numpy(p["o_proj"]["weight"]).reshape(-1, h, 1, old.head_dim)
-    share = [0.5] if tied else [1.0, -0.5]  # of the heads that a pair becomes
-    weight = (columns * np.asarray(share, dtype=columns.dtype)[:, None]).reshape(old.hidden_size, -1)
-    return {
-        **{name: value for name, value in p.items() if name != "lambda_proj"},
-        "q_proj": _rows(p["q_proj"], np.arange(0, 2 * h, 2 if tied else 1), halves),
-        "k_proj": _rows(p["k_proj"], np.arange(K), halves),
-        "o_proj": {**p["o_proj"], "weight": weight},
-    }
-
-
-_STEPS: dict[tuple[str, str], Callable[[Params, DiffLlamaConfig, DiffLlamaConfig], Params]] = {
-    ("hf", "paper"): _hf_to_paper,
-    ("paper", "hf"): _paper_to_hf,
-    ("none", "v2"): _none_to_v2,
-    ("v2", "none"): _v2_to_none,
-}
-
-_NORM = "the norm after attention divides each token's head by its own size, which no weights can do or undo"
-_UNIFORM = "weights of 0 for the second map make it uniform attention, not none"
-_REFUSED = {
-    **{step: _NORM for v1 in ("hf", "paper") for step in ((v1, "v2"), (v1, "none"), ("v2", v1))},
-    **{("none", v1): f"{_NORM}; {_UNIFORM}" for v1 in ("hf", "paper")},
-}
-"""Why a pair of attention variants has no exact conversion."""
-_UNKNOWN = "no exact conversion is known; train a new model in that variant, or add the step to refdiff.convert"
-
-
-def _move_heads(p: Params, config: DiffLlamaConfig, *, inverse: bool) -> Params:
-    """Move heads i and i + n/2 of q, k and v to 2i and 2i + 1, and RoPE's halves to neighbors; or the inverse."""
-    rotated, straight = _interleaved(config), np.arange(config.head_dim)
-    moved = dict(p)
-    for name, heads, dims in (
-        ("q_proj", config.num_attention_heads, rotated),
-        ("k_proj", config.num_key_value_heads, rotated),
-        ("v_proj", config.num_key_value_heads, straight),
-    ):
-        order = np.arange(heads).reshape(2, heads // 2).T.reshape(-1)
-        moved[name] = _rows(p[name], np.argsort(order), np.argsort(dims)) if inverse else _rows(p[name], order, dims)
-    return moved
-
-
-def _interleaved(config: DiffLlamaConfig) -> IntArray:
-    """Return the index in halves of each dimension of an interleaved head; dimensions without rotation stay."""
-    frequencies, _ = rope_frequencies(config.rope_parameters, config.head_dim, config.max_position_embeddings)
-    n = len(frequencies)
-    return np.concatenate([np.arange(2 * n).reshape(2, n).T.reshape(-1), np.arange(2 * n, config.head_dim)])
-
-
-def _rows(linear: Params, heads: IntArray, dims: IntArray) -> Params:
-    """Select the rows of the given heads and dimensions, of weight and bias."""
-    rows = (heads[:, None] * len(dims) + dims).reshape(-1)
-    return {name: to_numpy(array)[rows] for name, array in linear.items()}
-
-
-def _scale(linear: Params, size: float) -> Params:
-    return linear if size == 1 else {name: array * array.dtype.type(size) for name, array in linear.items()}
-
-
-def _size_for_epsilon(target: float, source: float) -> float:
-    """Return the factor of the values for which a norm with ε = target equals one with ε = source of the unscaled."""
-    if target == source:
-        return 1.0
-    if min(target, source) == 0:
-        raise ValueError(
-            f"cannot convert a norm with ε = {source} to one with ε = {target} exactly, where one of them is 0; "
-            "check rms_norm_eps"
-        )
-    return math.sqrt(target / source)
-
-
-def _tied(p: Params, config: DiffLlamaConfig) -> bool:
-    """Return whether the two queries of every pair are equal."""
-    pairs = (
-        to_numpy(array).reshape(config.num_attention_heads, 2, config.head_dim, -1) for array in p["q_proj"].values()
-    )
-    return all(np.array_equal(pair[:, 0], pair[:, 1]) for pair in pairs)
+_UNKNOWN = "no exact conversion is known; train a new model in that variant, or add it to refdiff/model/variants"
 
 
 def _layers_of(params: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ yours       ops = overlay(ops, wrap)         traced, timed, changed, or your ker
 A layer that is composed of others calls them as functions of the `ops` that it receives (`refdiff.layers.COMPOSED`). A
 kernel for such a layer computes these parts itself. It runs only while every part in `ops` is the backend's own; where
 one was replaced, the layer runs and calls the replacement. Likewise a backend's whole functions, such as its
-`diffllama`, run only while `ops` is the backend's own namespace. A function that you replaced is never bypassed.
+`fast_diffllama`, run only while `ops` is the backend's own namespace. A function that you replaced is never bypassed.
 
 A call with `output_attentions=True` or `output_hidden_states=True` wraps layers too. These then run one by one: slower,
 with logits equal up to rounding error.
@@ -120,8 +120,8 @@ class Backend:
     def select(self, name: str, ops: Ops) -> Function | None:
         """Return the backend's whole function of that name, if it has one and `ops` is its own namespace; else None.
 
-        Such functions are `diffllama` (p, x, ctx, last), `cross_entropy_and_vjp` (g, logits, targets), and `saving_ops`
-        (), which returns the layer functions for one forward and backward pass.
+        Such functions are `fast_diffllama` (p, x, ctx, last), `cross_entropy_and_vjp` (g, logits, targets), and
+        `saving_ops` (), which returns the layer functions for one forward and backward pass.
         """
         return getattr(self, name, None) if self.is_own(ops) else None
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from refdiff.arrays import Array
 from refdiff.backends import Function, Ops, overlay
+from refdiff.layers import COMPOSED
 from refdiff.layers.activation import ACTIVATIONS, silu
 from refdiff.layers.plain_heads import split_heads
 
@@ -46,7 +47,7 @@ class Steps:
     diff_attention_vjp: Function = _unavailable
 
 
-def diffllama(p: dict[str, Any], x: Array, ctx: Any, last: int | None = None, *, steps: Steps) -> Any:
+def fast_diffllama(p: dict[str, Any], x: Array, ctx: Any, last: int | None = None, *, steps: Steps) -> Array:
     """Run all decoder layers and the final norm.
 
     Args:
@@ -54,28 +55,28 @@ def diffllama(p: dict[str, Any], x: Array, ctx: Any, last: int | None = None, *,
         last: how many tokens at the end the result has; None is all.
 
     Shapes:
-        x (B, T, D) -> (B, T or last, D); NotImplemented for an attention variant that is not in `ATTENTION`
+        x (B, T, D) -> (B, T or last, D)
     """
-    if ctx.config.wiring not in ATTENTION:
-        return NotImplemented
+    ctx = replace(ctx, ops=steps.ops)
     for layer, weights in enumerate(p["layers"]):
-        x = decoder_layer(weights, x, layer, ctx, last if layer + 1 == len(p["layers"]) else None, steps)
-    return steps.ops.rms_norm(x, **p["norm"], eps=ctx.config.rms_norm_eps)
+        x = fast_decoder_layer(weights, x, layer, ctx, last if layer + 1 == len(p["layers"]) else None, steps)
+    hidden: Array = steps.ops.rms_norm(x, **p["norm"], eps=ctx.config.rms_norm_eps)
+    return hidden
 
 
-def decoder_layer(p: dict[str, Any], x: Array, layer: int, ctx: Any, last: int | None, steps: Steps) -> Array:
+def fast_decoder_layer(p: dict[str, Any], x: Array, layer: int, ctx: Any, last: int | None, steps: Steps) -> Array:
     """Run one layer: (B, T, D) -> (B, T or last, D)."""
     ops, eps = steps.ops, ctx.config.rms_norm_eps
-    attended = attention(p["self_attn"], ops.rms_norm(x, **p["input_layernorm"], eps=eps), layer, ctx, last, steps)
+    attended = fast_attention(p["self_attn"], ops.rms_norm(x, **p["input_layernorm"], eps=eps), layer, ctx, last, steps)
     x = steps.add(x if last is None else x[:, -last:, :], attended)
     normed = ops.rms_norm(x, **p["post_attention_layernorm"], eps=eps)
     y: Array = steps.add(x, ops.swiglu(normed, **p["mlp"], act=ctx.config.hidden_act, ops=ops))
     return y
 
 
-def attention(p: dict[str, Any], x: Array, layer: int, ctx: Any, last: int | None, steps: Steps) -> Array:
+def fast_attention(p: dict[str, Any], x: Array, layer: int, ctx: Any, last: int | None, steps: Steps) -> Array:
     """Run attention in the variant of the config: (B, T, D) -> (B, T or last, D)."""
-    ops, d, variant = steps.ops, ctx.config.head_dim, ATTENTION[ctx.config.wiring]
+    ops, d, variant = steps.ops, ctx.config.head_dim, ctx.variant
     queries, query_ctx = x, ctx
     if last is not None and last < x.shape[1]:
         queries = x[:, -last:, :]
@@ -84,9 +85,8 @@ def attention(p: dict[str, Any], x: Array, layer: int, ctx: Any, last: int | Non
     products: Any = steps.linears(x, p["q_proj"], p["k_proj"], p["v_proj"]) if queries is x else NotImplemented
     if products is NotImplemented:  # also where fewer queries than keys are projected
         products = ops.linear(queries, **p["q_proj"]), ops.linear(x, **p["k_proj"]), ops.linear(x, **p["v_proj"])
-    q, k, v = split_heads(products[0], d), split_heads(products[1], d), split_heads(products[2], variant.value_size * d)
-    if variant.value_pairs:
-        v = ops.value_pairs_hf(v)
+    q, k = split_heads(products[0], d), split_heads(products[1], d)
+    v = variant.values(ops, split_heads(products[2], variant.value_size * d))
     rotated: Any = NotImplemented
     options = {"interleaved": variant.interleaved}
     if ctx.cache is not None and queries is x:
@@ -95,58 +95,9 @@ def attention(p: dict[str, Any], x: Array, layer: int, ctx: Any, last: int | Non
         q = ops.rope(q, query_ctx.cos, query_ctx.sin, **options)
         k = ops.rope(k, ctx.cos, ctx.sin, **options)
         rotated = q, *((k, v) if ctx.cache is None else ctx.cache.append(layer, k, v))
-    heads = variant.attend(ops, p, queries, *rotated, layer, query_ctx)
+    heads = variant.heads(p, queries, *rotated, layer, query_ctx)
     y: Array = ops.linear(heads, **p["o_proj"])
     return y
-
-
-def _lambda(ops: Any, p: dict[str, Any], lambda_init: float) -> Array:
-    return ops.diff_lambda(p["lambda_q1"], p["lambda_k1"], p["lambda_q2"], p["lambda_k2"], lambda_init)
-
-
-# the attention variants after RoPE, each (B, T, D), rotated q, all k and v -> (B, T, H d)
-
-
-def _attend_hf(ops: Any, p: dict[str, Any], x: Array, q: Array, k: Array, v: Array, layer: int, ctx: Any) -> Array:
-    init, eps = ops.lambda_init(layer), ctx.config.rms_norm_eps
-    return ops.diff_heads_hf(q, k, v, _lambda(ops, p, init), init, eps, **ctx.visibility, ops=ops)
-
-
-def _attend_paper(ops: Any, p: dict[str, Any], x: Array, q: Array, k: Array, v: Array, layer: int, ctx: Any) -> Array:
-    init = ops.lambda_init(layer)
-    return ops.diff_heads_paper(q, k, v, _lambda(ops, p, init), p["subln"]["weight"], init, **ctx.visibility, ops=ops)
-
-
-def _attend_v2(ops: Any, p: dict[str, Any], x: Array, q: Array, k: Array, v: Array, layer: int, ctx: Any) -> Array:
-    return ops.diff_heads_v2(q, k, v, ops.diff_lambda_v2(x, **p["lambda_proj"], ops=ops), **ctx.visibility, ops=ops)
-
-
-def _attend_llama(ops: Any, p: dict[str, Any], x: Array, q: Array, k: Array, v: Array, layer: int, ctx: Any) -> Array:
-    return ops.plain_heads(q, k, v, **ctx.visibility, ops=ops)
-
-
-@dataclass(frozen=True)
-class Attention:
-    """How the decoder here computes an attention variant.
-
-    attend: from queries, keys and values to the heads.
-    interleaved: whether RoPE rotates neighbors instead of halves.
-    value_size: the size of a value head, in units of `head_dim`.
-    value_pairs: whether two value heads are joined before the cache, as in transformers.
-    """
-
-    attend: Function
-    interleaved: bool
-    value_size: int = 1
-    value_pairs: bool = False
-
-
-ATTENTION = {
-    "hf": Attention(_attend_hf, interleaved=False, value_pairs=True),
-    "paper": Attention(_attend_paper, interleaved=True, value_size=2),
-    "v2": Attention(_attend_v2, interleaved=True),
-    "none": Attention(_attend_llama, interleaved=False),
-}
 
 
 def saving_ops(steps: Steps) -> Ops:
@@ -182,9 +133,14 @@ def saving_ops(steps: Steps) -> Ops:
         "swiglu_vjp": lambda *args, ops, **kwargs: own.swiglu_vjp(*args, saved=products.pop(), **kwargs),
         "diff_attention": diff_attention,
         "diff_attention_vjp": diff_attention_vjp,
-        "diff_heads_hf_vjp": lambda *args, **kw: own.diff_heads_hf_vjp(*args, saved=attention[-1][0], **kw),
-        "diff_heads_paper_vjp": lambda *args, **kw: own.diff_heads_paper_vjp(*args, saved=attention[-1][0], **kw),
     }
+
+    def with_saved_attention(name: str) -> Function:
+        return lambda *args, **kwargs: getattr(own, name)(*args, saved=attention[-1][0], **kwargs)
+
+    for name, parts in COMPOSED.items():
+        if {"diff_attention", "diff_attention_vjp"} <= {*parts}:  # its derivative needs the result of attention
+            functions[name] = with_saved_attention(name)
 
     def wrap(name: str, function: Function) -> Function:
         return functions.get(name, function)

@@ -44,8 +44,7 @@ refdiff convert path/to/llama path/to/new --to v2
     add_dtype(parser, text="the type to write")
     add_common(parser)
     parser.notes = [
-        "hf = transformers' DiffLlama; paper = unilm's multihead_flashdiff_1.py, whose output matrix is called "
-        "out_proj; v2 = DIFF V2, unilm's multihead_flashdiffv2.py; none = a Llama.",
+        "; ".join(f"{name} = {variant.what}" for name, variant in VARIANTS.items()) + ".",
         "hf converts to paper and paper to hf; a Llama (none) converts to v2, and v2 to a Llama where its λ is "
         "constant. The rest cannot be converted exactly and is refused. Converting 16-bit weights rounds some of them "
         "again; the second report shows the effect on each layer's output. If the difference exceeds rounding error, "

@@ -20,19 +20,19 @@ Ye et al. 2024, "Differential Transformer" (arXiv 2410.05258)
     eq. 2           λ = exp(λ_q1 · λ_k1) − exp(λ_q2 · λ_k2) + λ_init
         by          diff_lambda
         tested by   test_diff_lambda::test_precision, test_diff_lambda::test_bounds,
-                    model/test_variants::test_lambda_of_every_layer_is_that_of_the_paper
+                    model/variants/test_variants::test_lambda_of_every_layer_is_that_of_the_paper
     section 2.1     λ_init = 0.8 − 0.6 exp(−0.3 (l − 1)), layers counted from 1
         by          lambda_init
         tested by   test_diff_lambda::test_lambda_init_by_layer
     eq. 3           MultiHead(X) = Concat_i((1 − λ_init) LN(DiffAttn_i(X))) W^O
-        by          diff_heads_paper, diff_heads_hf, value_pairs_hf, model.diffllama.attention_paper
+        by          diff_heads_paper, diff_heads_hf, value_pairs_hf, model.diffllama.attention
         tested by   test_heads::test_precision, test_heads::test_paper_equals_hf_after_a_permutation_of_heads,
                     test_heads::test_equals_the_files_of_unilm,
-                    model/test_variants::test_equals_the_files_of_unilm
+                    model/variants/test_variants::test_equals_the_files_of_unilm
     section 2.1     with h = d_model / 2d heads, parameters and multiplications of matrix products as in a Transformer
-        by          model.weights.names.parameter_shapes, model.diffllama.attention_hf
-        tested by   model/test_variants::test_parameters_are_those_of_a_llama_but_for_lambda,
-                    model/test_variants::test_multiplications_are_those_of_a_llama
+        by          model.weights.names.parameter_shapes, model.diffllama.attention
+        tested by   model/variants/test_variants::test_parameters_are_those_of_a_llama_but_for_lambda,
+                    model/variants/test_variants::test_multiplications_are_those_of_a_llama
     eq. 4           Y^l = MultiHead(LN(X^l)) + X^l
         by          model.diffllama.decoder_layer
         tested by   model/test_diffllama::test_each_half_of_a_layer_is_added_to_its_input
@@ -186,4 +186,5 @@ COMPOSED = {
     "swiglu_vjp": ("activation", "activation_vjp", "linear", "linear_vjp"),
 }
 """The layers that are composed of others, and those that each calls. They take the functions to call as `ops`, a
-namespace with these names; without it they call the layers of this module."""
+namespace with these names; without it they call the layers of this module. A derivative that calls `diff_attention`
+takes its result as `saved`, where the forward pass kept it."""

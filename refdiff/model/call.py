@@ -122,9 +122,10 @@ class CallableModel:
 
     def _decode(self, hidden: Array, context: Context, last: int) -> Array:
         """Run the decoder, and return the hidden states of the `last` tokens (0 = all)."""
-        whole = self.backend.select("diffllama", context.ops)
-        result: Any = NotImplemented if whole is None else whole(self.base_params, hidden, context, last or None)
-        return diffllama(self.base_params, hidden, context)[:, -last:, :] if result is NotImplemented else result
+        fast_diffllama = self.backend.select("fast_diffllama", context.ops)
+        if fast_diffllama is not None:
+            return fast_diffllama(self.base_params, hidden, context, last or None)
+        return diffllama(self.base_params, hidden, context)[:, -last:, :]
 
     def _embed(
         self,

@@ -23,7 +23,7 @@ from refdiff.backends import overlay
 from refdiff.hub.download import checkpoints
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.heads import DiffLlamaForCausalLM
-from refdiff.model.variants import LAMBDA_VECTORS
+from refdiff.model.variants import LAMBDA_VECTORS, VARIANTS
 from refdiff.model.weights import flatten, nest
 from refdiff.training import checkpoint
 from refdiff.training.data import Corpus, row_order
@@ -255,7 +255,7 @@ class Trainer:
             return measured if name == "diff_lambda_v2" else function
 
         model, settings, ops = self.model, self.settings, self.model.ops
-        if model.config.wiring == "v2":
+        if VARIANTS[model.config.wiring].lambda_by_token:
             model.ops = overlay(ops, wrap)
         try:
             with np.errstate(all="ignore"):  # `evaluate` looks for numbers that are not finite

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from refdiff import layers
 from refdiff.backends import Backend, backend_for, decoder, ops_for, overlay
-from refdiff.model.diffllama import ATTENTION
 from refdiff.model.weights import flatten
 from tests.layers.test_composed import OPERANDS, arrays_in, parts_of
-from tests.model.models import LAYERS, ids, small_model
+from tests.model.models import WIRINGS, ids, small_model
+from tests.model.variants import LAYERS
 from tests.tolerances import close
 
 SAME = 1e-11
-EACH = pytest.mark.parametrize("wiring", sorted(ATTENTION))
+EACH = pytest.mark.parametrize("wiring", WIRINGS)
 
 
 def recording(seen: list[str]) -> Any:
@@ -36,8 +36,8 @@ class Parted(Backend):
         super().__init__()
         self.steps = decoder.Steps(self.ops)
 
-    def diffllama(self, *args: Any) -> Any:
-        return decoder.diffllama(*args, steps=self.steps)
+    def fast_diffllama(self, *args: Any) -> Any:
+        return decoder.fast_diffllama(*args, steps=self.steps)
 
     def saving_ops(self) -> Any:
         return decoder.saving_ops(self.steps)
@@ -66,16 +66,6 @@ def test_the_fast_decoder_equals_the_readable_one(wiring: str, seed: int, past: 
     for found in results[1:]:
         for one, expected in zip(found, results[0], strict=True):
             close(one, expected, SAME)
-
-
-def test_a_variant_that_the_backends_do_not_know_is_computed_by_the_readable_decoder(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    fast, tokens = small_model(wiring="none"), ids(4, 2, 7)
-    expected = fast(tokens).logits
-    monkeypatch.delitem(decoder.ATTENTION, "none")
-    close(fast(tokens).logits, expected, SAME)
-    close(fast(tokens, logits_to_keep=2).logits, expected[:, -2:], SAME)
 
 
 @EACH

@@ -247,7 +247,7 @@ def test_the_operation_count_of_a_pass_is_that_of_the_model() -> None:
     backend = Backend()
     model.backend, backend.ops = backend, overlay(backend.ops, wrap)
     model.ops = backend.ops
-    backend.diffllama = partial(decoder.diffllama, steps=decoder.Steps(backend.ops))
+    backend.fast_diffllama = partial(decoder.fast_diffllama, steps=decoder.Steps(backend.ops))
     for keep, last_token_only in ((1, True), (5, False)):
         done.clear()
         model(random_ids(3, 5, 13), use_cache=True, logits_to_keep=keep)

@@ -170,7 +170,7 @@ def test_a_disk_without_space_is_refused_before_the_comparison(
 
 
 def test_a_wrong_conversion_is_not_written(convert: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("refdiff.convert._interleaved", lambda config: np.arange(config.head_dim))
+    monkeypatch.setattr("refdiff.model.variants.rearrange.interleaved", lambda config: np.arange(config.head_dim))
     saved()
     refused(convert("paper"), "is more than rounding; nothing was written")
 

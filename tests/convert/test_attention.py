@@ -11,7 +11,7 @@ from refdiff.backends import ops_for
 from refdiff.convert import convert
 from refdiff.layers import rope_cos_sin, rope_frequencies
 from refdiff.model import weights
-from refdiff.model.diffllama import ATTENTION, Context
+from refdiff.model.diffllama import Context, attention
 from tests.golden import unilm
 from tests.model.models import small_config, small_model
 from tests.tolerances import close
@@ -51,5 +51,5 @@ def test_weights_of_the_eager_file_with_heads_repeated(size: str) -> None:
     config, params = to_hf(2 * pairs, p)
     cos, sin = rope_cos_sin(np.arange(7)[None], *rope_frequencies(config.rope_parameters, d, 64, 7), np.float64)
     context = Context(config, ops_for(), cos, sin)
-    out = ATTENTION[config.wiring](params["layers"][0]["self_attn"], case.x, layer, context)
+    out = attention(params["layers"][0]["self_attn"], case.x, layer, context)
     close(out, case.outputs["multihead_diffattn"], unilm.SAME)

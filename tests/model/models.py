@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 import refdiff
-from refdiff.model.diffllama import ATTENTION
 from refdiff.model.pretrained import PreTrainedModel
+from tests.model.variants import TESTED
 
 CLASSES = (
     refdiff.DiffLlamaModel,
@@ -16,16 +16,8 @@ CLASSES = (
     refdiff.DiffLlamaForQuestionAnswering,
 )
 
-WIRINGS = tuple(ATTENTION)
+WIRINGS = TESTED
 """Every attention variant; a new one is tried wherever all are."""
-
-LAYERS = {
-    "hf": ("value_pairs_hf", "lambda_init", "diff_lambda", "diff_heads_hf"),
-    "paper": ("lambda_init", "diff_lambda", "diff_heads_paper"),
-    "v2": ("diff_lambda_v2", "diff_heads_v2"),
-    "none": ("plain_heads",),
-}
-"""What an attention variant calls beside projections and RoPE, once in each layer of the model."""
 
 
 def small_config(**fields: Any) -> refdiff.DiffLlamaConfig:

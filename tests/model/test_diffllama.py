@@ -11,6 +11,7 @@ import refdiff
 from refdiff import layers
 from refdiff.model.diffllama import Context, decoder_layer
 from tests.model.models import WIRINGS, ids, small_model
+from tests.model.variants import expected
 
 CLOSE = {"rtol": 1e-11, "atol": 1e-12}
 
@@ -30,29 +31,16 @@ def test_hidden_states_are_what_each_layer_was_given_and_the_normed_result():
 
 
 def attention_of_layers(p, x, layer, context):
-    """Eq. 3 in every wiring, from the layers alone."""
-    c, start = context.config, 0.8 - 0.6 * math.exp(-0.3 * layer)
+    """Eq. 3 in every variant, from the layers alone."""
+    c, variant = context.config, expected(context.config.wiring)
 
     def heads(name, width):
         return np.moveaxis(layers.linear(x, **p[f"{name}_proj"]).reshape(*x.shape[:2], -1, width), 2, 1)
 
-    turned = {"interleaved": c.wiring in ("paper", "v2")}
-    q, k = (layers.rope(heads(name, c.head_dim), context.cos, context.sin, **turned) for name in "qk")
-    v = heads("v", c.head_dim * (2 if c.wiring == "paper" else 1))
-    if c.wiring in ("hf", "paper"):
-        lambda_ = layers.diff_lambda(*(p[f"lambda_{name}"] for name in ("q1", "k1", "q2", "k2")), start)
-    match c.wiring:
-        case "hf":
-            y = layers.diff_heads_hf(q, k, layers.value_pairs_hf(v), lambda_, start, c.rms_norm_eps)
-        case "paper":
-            y = layers.diff_heads_paper(q, k, v, lambda_, p["subln"]["weight"], start)
-        case "v2":
-            y = layers.diff_heads_v2(q, k, v, layers.diff_lambda_v2(x, **p["lambda_proj"]))
-        case "none":
-            y = layers.plain_heads(q, k, v)
-        case _:
-            raise AssertionError(f"attention_of_layers has no case for {c.wiring}")
-    return layers.linear(y, **p["o_proj"])
+    rotated = {"interleaved": variant.INTERLEAVED}
+    q, k = (layers.rope(heads(name, c.head_dim), context.cos, context.sin, **rotated) for name in "qk")
+    v, start = heads("v", c.head_dim * variant.VALUE_SIZE), 0.8 - 0.6 * math.exp(-0.3 * layer)
+    return layers.linear(variant.heads(p, x, q, k, v, start, c.rms_norm_eps), **p["o_proj"])
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)

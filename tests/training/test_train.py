@@ -26,7 +26,8 @@ from refdiff.training.evaluate import TrainingError
 from refdiff.training.settings import OLD_NAMES
 from refdiff.training.train import Trainer
 from tests.layers.places import Place
-from tests.model.models import LAYERS, WIRINGS
+from tests.model.models import WIRINGS
+from tests.model.variants import LAYERS
 
 Start = Callable[..., Trainer]
 EACH = pytest.mark.parametrize(("wiring", "optimizer"), [*zip(WIRINGS, cycle(("adamw", "muon")))])

@@ -62,7 +62,7 @@ class CupyBackend(Backend):
         super().__init__(kernels)
         k, self.chunk_size = kernels, kernels.runtime.tuning.prompt_tokens
         steps = decoder.Steps(self.ops, linears=k.linears, rope_append=k.rope_append, gated=k.gated)
-        self.diffllama = partial(decoder.diffllama, steps=steps)
+        self.fast_diffllama = partial(decoder.fast_diffllama, steps=steps)
         self.saving_ops = partial(decoder.saving_ops, steps)
 
     def decode_step(self, model: Any) -> DecodeStep | None:

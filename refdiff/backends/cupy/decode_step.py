@@ -42,7 +42,7 @@ class DecodeStep:
     @classmethod
     def create(cls, model: Any) -> DecodeStep | None:
         """Return the step of a model, or None where its kind of RoPE, kernels or functions rule it out."""
-        if not model.backend.is_own(model.ops) or model.config.wiring not in decoder.ATTENTION:
+        if not model.backend.is_own(model.ops):
             return None
         return None if model.config.rope_parameters.get("rope_type") in LENGTH_DEPENDENT else cls(model)
 
@@ -139,7 +139,7 @@ class DecodeStep:
             ctx = Context(config, ops, factors[0], factors[1], mask=seen, cache=buffers)
             with self._runtime.counted_by(state[2 * B :]):
                 x = xp.astype(ops.embedding(xp.reshape(state[:B], (B, 1)), **p["embed_tokens"]), dtype, copy=False)
-                return ops.linear(decoder.diffllama(p, x, ctx, steps=steps), **head)[:, -1, :]
+                return ops.linear(decoder.fast_diffllama(p, x, ctx, steps=steps), **head)[:, -1, :]
 
         return step
 

@@ -77,7 +77,7 @@ class NumpyBackend(Backend):
             diff_attention_with_lse=k.diff_attention_with_lse,
             diff_attention_vjp=k.diff_attention_vjp,
         )
-        self.diffllama = partial(decoder.diffllama, steps=steps)
+        self.fast_diffllama = partial(decoder.fast_diffllama, steps=steps)
         self.saving_ops = partial(decoder.saving_ops, steps)
         self.cross_entropy_and_vjp = k.cross_entropy_and_vjp
 

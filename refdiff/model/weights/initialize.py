@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.model.config import DiffLlamaConfig
-from refdiff.model.variants import LAMBDA_VECTORS
+from refdiff.model.variants import VARIANTS
 from refdiff.model.weights.names import nest, parameter_shapes
 from refdiff.model.weights.precision import compute_dtype, round_to
 
@@ -18,8 +18,8 @@ def initialize(config: DiffLlamaConfig, architecture: str, *, seed: int = 0, dty
     """Draw the weights of a new model, as transformers' `_init_weights` does (other random numbers, same law).
 
     Matrices and embeddings are normal with standard deviation `initializer_range`, but the padding token's embedding
-    is 0; the four vectors of λ are normal with `lambda_std_dev`; biases are 0 and norms 1. The same seed gives the
-    same weights on every machine.
+    is 0; biases are 0 and norms 1; what a variant has beside its projections starts as its file says. The same seed
+    gives the same weights on every machine.
 
     Raises:
         ValueError: `architecture` or `dtype` is none of those known.
@@ -33,17 +33,23 @@ def draw(
     """Draw the named parameters, in the order given; see `initialize`."""
     generator = np.random.default_rng(seed)
     kind = compute_dtype(dtype)
+    own = VARIANTS[config.wiring].parameters(config)
     result = {}
     for name, shape in shapes:
+        # A range of 0 means 0.02, as in transformers.
+        mean, deviation = 0.0, config.initializer_range or 0.02
         if name.endswith(".bias"):
-            values = np.zeros(shape, kind)
-        elif name.endswith(("norm.weight", "subln.weight")):
-            values = np.ones(shape, kind)
-        else:
-            # A range of 0 means 0.02, as in transformers.
-            deviation = config.lambda_std_dev if name.endswith(LAMBDA_VECTORS) else config.initializer_range or 0.02
+            deviation = 0.0
+        elif name.endswith("norm.weight"):
+            mean, deviation = 1.0, 0.0
+        elif (parameter := own.get(name.rpartition(".self_attn.")[2])) is not None:
+            mean, deviation = parameter.mean, deviation if parameter.deviation is None else parameter.deviation
+        if deviation:
             values = generator.standard_normal(shape, kind.type)
             values *= kind.type(deviation)
+            values += kind.type(mean)
+        else:
+            values = np.full(shape, mean, kind)
         if name.endswith("embed_tokens.weight") and config.pad_token_id is not None:
             values[config.pad_token_id] = 0
         result[name] = round_to(values, dtype)

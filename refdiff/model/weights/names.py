@@ -14,7 +14,9 @@ from typing import Any
 
 from refdiff.messages import list_problems
 from refdiff.model.config import DiffLlamaConfig
-from refdiff.model.variants import VARIANTS, Shapes
+from refdiff.model.variants import VARIANTS
+
+Shapes = dict[str, tuple[int, ...]]
 
 _HEADS: dict[str, Callable[[DiffLlamaConfig], Shapes]] = {
     "DiffLlamaModel": lambda c: {},
@@ -117,7 +119,7 @@ def attention_shapes(config: DiffLlamaConfig) -> Shapes:
     """Return the shape of every parameter of one layer's attention: what stands after `self_attn.`."""
     D, d = config.hidden_size, config.head_dim
     query, key, out = (n * d for n in (config.num_query_heads, config.num_key_value_heads, config.num_attention_heads))
-    shapes = VARIANTS[config.wiring].own_shapes(config)
+    shapes = {name: own.shape for name, own in VARIANTS[config.wiring].parameters(config).items()}
     for name, rows, columns in (
         ("q_proj", query, D), ("k_proj", key, D), ("v_proj", key, D), ("o_proj", D, out),
     ):  # fmt: skip

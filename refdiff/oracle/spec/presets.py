@@ -38,6 +38,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from refdiff.messages import did_you_mean
+from refdiff.model.variants import VARIANTS
 from refdiff.oracle.spec.validation import PLAIN_FIELDS
 
 _UNILM: dict[str, Any] = {
@@ -87,7 +88,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "attention": {**PLAIN_FIELDS, "lambda_form": "none", "rope": "none", "norm": "none"},
 }
 
-VARIANT_PRESETS = {"hf": "hf_diffllama", "paper": "ms_v1", "v2": "diff_v2", "none": "attention"}
+VARIANT_PRESETS = {name: variant.preset for name, variant in VARIANTS.items() if variant.preset is not None}
 """The preset of each attention variant of the models here (`DiffLlamaConfig.wiring`)."""
 
 MHA_PRESETS = ("timm",)

@@ -14,7 +14,8 @@ import refdiff
 from refdiff.backends.cupy import CupyBackend, CupyKernels
 from refdiff.model.weights import flatten, nest
 from tests.cuda.emulation import EmulatedDevice, OnDevice
-from tests.model.models import LAYERS, WIRINGS
+from tests.model.models import WIRINGS
+from tests.model.variants import LAYERS
 
 SIZES = {
     "vocab_size": 41, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,

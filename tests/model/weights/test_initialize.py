@@ -6,13 +6,10 @@ import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
 
-from refdiff.model.variants import LAMBDA_VECTORS, VARIANTS
 from refdiff.model.weights import flatten, initialize
 from tests.model.models import WIRINGS
+from tests.model.variants import expected
 from tests.model.weights.files import tiny_config
-
-SPREAD = {**dict.fromkeys(LAMBDA_VECTORS, 0.05), "lambda_proj.weight": 0.3, "subln.weight": 0.0}
-"""The standard deviation of what a wiring has beside its projections."""
 
 
 @pytest.mark.parametrize("wiring", WIRINGS)
@@ -26,9 +23,10 @@ def test_spread(wiring: str) -> None:
     for name in ("q_proj.weight", "v_proj.weight", "o_proj.weight"):
         assert drawn[attention + name].std() == pytest.approx(0.3, rel=0.02)
         assert abs(drawn[attention + name].mean()) < 0.01
-    own = {name: drawn[attention + name] for name in VARIANTS[wiring].own_shapes(config)}
+    spread = expected(wiring).SPREAD
+    own = {name: drawn[attention + name] for name in spread}
     for name, values in own.items():
-        assert values.std() == pytest.approx(SPREAD[name], rel=0.1)
+        assert values.std() == pytest.approx(getattr(config, str(spread[name]), spread[name]), rel=0.1)
     if "lambda_q1" in own:
         assert not np.array_equal(own["lambda_q1"], own["lambda_q2"])
     for name, values in drawn.items():

@@ -19,6 +19,7 @@ from refdiff.model.weights.names import (
     stored_name,
 )
 from tests.model.models import WIRINGS
+from tests.model.variants import expected
 from tests.model.weights.files import shapes_of, tiny_config
 
 
@@ -27,21 +28,11 @@ def test_names_shapes_and_order_by_hand(architecture: str) -> None:
     assert list(parameter_shapes(tiny_config(), architecture).items()) == list(shapes_of(architecture).items())
 
 
-VECTORS = dict.fromkeys(("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"), (2,))
-
-
-OWN: dict[str, tuple[dict[str, Any], int]] = {
-    "hf": (VECTORS, 8),
-    "paper": ({**VECTORS, "subln.weight": (4,)}, 8),
-    "v2": ({"lambda_proj.weight": (4, 6)}, 16),
-    "none": ({}, 8),
-}
-"""What attention has beside its projections, and the rows of `q_proj`, by wiring."""
-
-
 @pytest.mark.parametrize("wiring", WIRINGS)
 def test_parameters_of_each_wiring_besides_its_projections(wiring: str) -> None:
-    own, queries = OWN[wiring]
+    variant, sizes = expected(wiring), {"d": 2, "2d": 4, "H": 4, "D": 6}
+    own = {name: tuple(sizes[axis] for axis in shape) for name, shape in variant.SHAPES.items()}
+    queries = 8 * variant.QUERIES
     shapes = parameter_shapes(tiny_config(wiring=wiring), "DiffLlamaModel")
     attention = {name.split("self_attn.")[1]: shape for name, shape in shapes.items() if "self_attn" in name}
     projections = {

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 import refdiff
 from refdiff.arrays import to_numpy
 from refdiff.backends import ops_for, overlay
-from refdiff.model import diffllama_vjp
-from refdiff.model.diffllama import ATTENTION, Context
+from refdiff.model.diffllama import Context, attention
 from refdiff.model.variants import VARIANTS
 from refdiff.model.weights import attention_shapes, count_parameters, nest, parameter_shapes
 from refdiff.model.weights.names import stored_name
@@ -26,11 +25,12 @@ from tests.golden import unilm
 from tests.layers.inputs import says
 from tests.layers.places import Place
 from tests.layers.test_composed import parts_of
-from tests.model.models import CLASSES, LAYERS, ids, small_config, small_model
+from tests.model.models import CLASSES, WIRINGS, ids, small_config, small_model
+from tests.model.variants import LAYERS
 from tests.tolerances import EXACT, close
 
 SAME = 1e-10
-EACH = pytest.mark.parametrize("wiring", sorted(ATTENTION))
+EACH = pytest.mark.parametrize("wiring", WIRINGS)
 KERNELS = pytest.mark.parametrize("kernels", ["fast", "reference"])
 
 
@@ -60,13 +60,8 @@ def test_equals_the_files_of_unilm(wiring: str, kind: str, file: str, size: str)
     ops = ops_for()
     frequencies = ops.rope_frequencies(config.rope_parameters, config.head_dim, 64, 7)
     cos, sin = ops.rope_cos_sin(np.arange(7)[None], *frequencies, np.float64)
-    out = ATTENTION[wiring](p, case.x, case.options.get("depth", 0), Context(config, ops, cos, sin))
+    out = attention(p, case.x, case.options.get("depth", 0), Context(config, ops, cos, sin))
     close(out, case.outputs[file], unilm.SAME)
-
-
-def test_every_table_has_every_variant() -> None:
-    same = list(VARIANTS) == list(ATTENTION) == list(diffllama_vjp.ATTENTION) == list(LAYERS)
-    assert same, "each table has the same variants in one order"
 
 
 @EACH
@@ -214,7 +209,7 @@ def test_parameters_are_those_of_a_llama_but_for_lambda(pairs: int, keys: int, s
     sizes = {"hidden_size": 2 * pairs * keys * size, "num_hidden_layers": layers, **heads}
     count = {
         wiring: count_parameters(parameter_shapes(small_config(wiring=wiring, **sizes), CLASSES[1].__name__).values())
-        for wiring in ATTENTION
+        for wiring in WIRINGS
     }
     assert count["hf"] - count["none"] == layers * 4 * size
     assert count["paper"] - count["none"] == layers * (4 * size + 2 * size)
@@ -252,7 +247,7 @@ def products(wiring: str, T: int, **sizes: Any) -> int:
     cos, sin = (np.ones((1, 1, T, model.config.head_dim // 2)).view(Counted) for _ in range(2))
     Counted.products = 0
     x = np.ones((1, T, model.config.hidden_size)).view(Counted)
-    ATTENTION[wiring](p, x, 0, Context(model.config, model.ops, cos, sin))
+    attention(p, x, 0, Context(model.config, model.ops, cos, sin))
     return Counted.products
 
 

@@ -1,0 +1,14 @@
+"""The attention variants, one file each; `refdiff.layers` compares them in a table.
+
+A file states what its variant computes between RoPE and `o_proj`, the derivative, its parameters and first values, what
+it needs of the config, and its conversions. Whatever depends on the variant reads `VARIANTS`: model, training, files,
+fast decoders, `refdiff convert`, pictures, and the tests.
+"""
+
+from refdiff.model.variants import hf, paper, plain, v2
+from refdiff.model.variants.variant import LAMBDA_VECTORS, Context, HeadsBack, Parameter, Variant, Weights
+
+__all__ = ["LAMBDA_VECTORS", "VARIANTS", "Context", "HeadsBack", "Parameter", "Variant", "Weights"]
+
+VARIANTS: dict[str, Variant] = {"hf": hf.VARIANT, "paper": paper.VARIANT, "v2": v2.VARIANT, "none": plain.VARIANT}
+"""By `config.wiring`. transformers refuses the model types of `paper` and `v2`."""
