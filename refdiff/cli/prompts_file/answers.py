@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import array
 import contextlib
+import hashlib
 import json
 import os
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from refdiff.cli.answering import NUMBERS
 from refdiff.cli.flags import UsageError
 from refdiff.cli.prompts_file.reading import Prompt
 from refdiff.cli.terminal import json_text
 from refdiff.files import lock
 
-COMPARED = ("model", "dtype", "chat", "system", "echo", "stop", "ignore_eos", *(n for n in NUMBERS if n != "seed"))
-"""The settings that an answer of an earlier run must share with this run."""
+SAME_ANSWER = frozenset({
+    "command", "prompt", "prompt_flag", "file", "prompts_file", "output", "json", "no_stream", "quiet", "debug", "offline",
+    "seed", "num_shards", "shard_index", "batch_size", "dask", "threads", "backend", "weights", "no_mmap",
+})  # fmt: skip
+"""The options that leave each answer as it is, up to rounding error. An answer's seed is compared by itself."""
 
 _OPENING = b'{"index": '  # of every line
 _SYNC_EVERY = 1.0  # seconds; a killed process loses nothing that was flushed, a power cut at most this much
@@ -143,13 +146,23 @@ class Answers:
                 self._synced = time.monotonic()
 
 
+def digest(options: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """Return the names and hashes of the options that an answer depends on, without those that have their default."""
+    compared = {name: value for name, value in sorted(options.items()) if name not in SAME_ANSWER}
+    changed = {name: value for name, value in compared.items() if value != defaults.get(name)}
+    return " ".join(f"{name}:{_hash(value)}" for name, value in changed.items())
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def _different(before: str | None, run: str) -> str:
     """Return the options in which two runs differ, as flags."""
-    one, other = (before or "").partition("-")[2], run.partition("-")[2]
-    pairs = [(one[2 * i : 2 * i + 2], other[2 * i : 2 * i + 2]) for i in range(len(COMPARED))]
-    names = [name for name, (a, b) in zip(COMPARED, pairs, strict=True) if a != b]
-    flags = ["-m" if name == "model" else f"--{name.replace('_', '-')}" for name in names]
-    return ", ".join(flags) if one and flags else "model or option"
+    if before is None or (before and ":" not in before):  # not by this version of refdiff
+        return "model or option"
+    names = sorted({pair.partition(":")[0] for pair in {*before.split()} ^ {*run.split()}})
+    return ", ".join("-m" if name == "model" else f"--{name.replace('_', '-')}" for name in names)
 
 
 def _parsed(line: bytes, where: str) -> tuple[int, str, Any, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 import time
@@ -13,10 +12,11 @@ from functools import lru_cache
 from typing import Any
 
 from refdiff import cluster
-from refdiff.cli.answering import check_greedy, given_options
+from refdiff.cli.answering import check_greedy
 from refdiff.cli.flags import UsageError
 from refdiff.cli.loading import find_checkpoint, named_folder
-from refdiff.cli.prompts_file.answers import COMPARED, Answers
+from refdiff.cli.parser import build_parser
+from refdiff.cli.prompts_file.answers import Answers, digest
 from refdiff.cli.prompts_file.batches import Answering, Result, Task, batched
 from refdiff.cli.prompts_file.reading import Prompts
 from refdiff.cli.terminal import connecting, minutely, name_flags, note, progress_bar, waiting
@@ -76,12 +76,14 @@ def _identity(args: argparse.Namespace) -> str:
 
 def _tasks(prompts: Prompts, answers: Answers, args: argparse.Namespace, model: str) -> Iterator[Task | None]:
     """Yield the tasks of this shard, None for a prompt that has its answer."""
-    base, given = args.seed or 0, given_options(args)
+    base, common = args.seed or 0, {**vars(args), "model": model, "stop": args.stop or []}
+    defaults = {**vars(build_parser().parse_args(["generate"])), "model": None, "stop": []}
+    without_effect = ("seed",) if args.chat else ("seed", "system")
     count = 0
 
     @lru_cache  # most prompts of a file have the same options
-    def digest(own: str) -> str:
-        return _digest(model, args, {**given, **json.loads(own)})
+    def run_of(own: str) -> str:
+        return digest({**common, **json.loads(own)}, defaults)
 
     for prompt in prompts:
         count += 1
@@ -90,32 +92,11 @@ def _tasks(prompts: Prompts, answers: Answers, args: argparse.Namespace, model: 
                 yield Task(prompt, 0, "")
             continue
         seed = prompt.options.get("seed", base + prompt.index)
-        run = digest(json.dumps({name: value for name, value in prompt.options.items() if name != "seed"}))
+        run = run_of(json.dumps({k: v for k, v in prompt.options.items() if k not in without_effect}))
         done = answers.has(prompt, seed, run)
         if prompt.index % args.num_shards == args.shard_index:
             yield None if done else Task(prompt, seed, run)
     answers.check_count(count)
-
-
-def _digest(model: str, args: argparse.Namespace, given: dict[str, Any]) -> str:
-    """Return a digest of the model, the form of the prompt and the options of generation.
-
-    Its first twelve letters depend on all of them; then two on each of `COMPARED`, so that a difference has a name.
-    """
-    what = {
-        **{name: value for name, value in given.items() if name in COMPARED},
-        "model": model,
-        "dtype": args.dtype,
-        "system": given.get("system", args.system) if args.chat else None,
-        "chat": args.chat,
-        "echo": args.echo,
-    }
-    each = "".join(_letters(what.get(name))[:2] for name in COMPARED)
-    return f"{_letters(what)[:12]}-{each}"
-
-
-def _letters(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _check_flags(prompts: Prompts, args: argparse.Namespace) -> None:

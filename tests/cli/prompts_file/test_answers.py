@@ -10,7 +10,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from refdiff.cli.prompts_file.answers import Answers
+from refdiff.cli.prompts_file.answers import SAME_ANSWER, Answers, digest
+from refdiff.cli.parser import build_parser
 
 from ..conftest import Cli
 
@@ -32,8 +33,9 @@ def test_a_resumed_run_writes_what_an_uninterrupted_one_does(
 @pytest.mark.parametrize(
     ("change", "named"),
     [
+        ("--ignore-eos", "--ignore-eos"), ("--echo", "--echo"), ("--top-k 50", "--top-k"),
         ("-m other", "-m"), ("--dtype float64", "--dtype"), ("-n 5", "--max-new-tokens"), ("--stop x", "--stop"),
-        ("--chat", "--chat"), ("--top-p 0.5 --num-beams 2", "--top-p, --num-beams"),
+        ("--chat", "--chat"), ("--top-p 0.5 --num-beams 2", "--num-beams, --top-p"),
     ],
 )  # fmt: skip
 def test_answers_of_another_model_or_other_options_are_refused_by_name(
@@ -46,6 +48,19 @@ def test_answers_of_another_model_or_other_options_are_refused_by_name(
     done = cli(*command, "-q", "-o", "out.jsonl", *change.split())
     assert done == (2, "", f"refdiff generate: error: {said}\n")
     assert out.read_bytes() == before
+
+
+def test_every_option_is_compared_or_leaves_the_answer_as_it_is() -> None:
+    defaults = vars(build_parser().parse_args(["generate"]))
+    assert defaults.keys() >= SAME_ANSWER, "a name that is no option"
+    for name in defaults.keys() - SAME_ANSWER:
+        assert digest({**defaults, name: "another"}, defaults).startswith(f"{name}:")
+    assert digest(defaults, defaults) == ""
+
+
+def test_an_option_that_is_added_blocks_no_earlier_answers() -> None:
+    given, defaults = {"top_k": 3, "stop": ["x"]}, {"top_k": None, "stop": []}
+    assert digest({**given, "top_h": None}, {**defaults, "top_h": None}) == digest(given, defaults)
 
 
 def test_answers_of_a_training_runs_earlier_checkpoint_are_refused(

@@ -59,8 +59,8 @@ def test_jsonl_with_ids_and_options_of_its_own(answer: Answer) -> None:
 
 def test_options_that_prompts_share_are_digested_once(answer: Answer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each shard looks at all prompts of the file, and the digest takes longer than all else."""
-    digest, waiting = Mock(wraps=run._digest), Mock(wraps=run.waiting)
-    monkeypatch.setattr(run, "_digest", digest)
+    digest, waiting = Mock(wraps=run.digest), Mock(wraps=run.waiting)
+    monkeypatch.setattr(run, "digest", digest)
     monkeypatch.setattr(run, "waiting", waiting)
     rows = [{"prompt": "ab", "temperature": i % 2, "seed": i} for i in range(40)]
     assert len(rows_of(answer(rows, "-n", "1", "--num-shards", "40").out)) == 1
