@@ -10,8 +10,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from refdiff.cli.prompts_file.answers import SAME_ANSWER, Answers, digest
 from refdiff.cli.parser import build_parser
+from refdiff.cli.prompts_file.answers import SAME_ANSWER, Answers, digest
 
 from ..conftest import Cli
 
