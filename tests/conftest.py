@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     Of tests marked `subjects` all cases stay as they are.
     """
-    longest = ("oracle/budget", "oracle/diagnosis", "oracle/divergence", "oracle/judge")
+    longest = ("oracle/budget", "oracle/diagnosis", "oracle/divergence", "oracle/submission")
     folders = tuple(str(Path(__file__).parent / name) + os.sep for name in longest)
     seen: Counter[str] = Counter()
     unthinned = {"slow", "nightly", "subjects"}

@@ -41,7 +41,7 @@ INTERFACE = {
         "refdiff.oracle.golden",
         "refdiff.oracle.mistakes",
         "refdiff.oracle.conformance",
-        "refdiff.oracle.judge",
+        "refdiff.oracle.submission",
         "refdiff.oracle.torch",
     ),
     "refdiff.viz": (),

@@ -63,9 +63,9 @@ def _size(text: str) -> tuple[int, int, int]:
 def run(args: argparse.Namespace) -> int:
     """Print the report; 0 for a pass, 1 for a fail."""
     from refdiff.oracle.cases.fixed import small_spec
-    from refdiff.oracle.judge import judge_file
-    from refdiff.oracle.judge.process import ProcessLimits
     from refdiff.oracle.printing import wrap_text
+    from refdiff.oracle.submission import judge_file
+    from refdiff.oracle.submission.process import ProcessLimits
 
     path, _, function = args.file.rpartition(":") if ":" in args.file else (args.file, "", "kernel")
     if not function.isidentifier():

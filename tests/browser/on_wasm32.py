@@ -92,7 +92,7 @@ def missing() -> dict[str, str]:
         "hub": said(lambda: load("ai/model")),
         "bfloat16": said(lambda: load("bundled", dtype="bfloat16")),
         "threads": said(lambda: load("bundled", threads=2)),
-        "judge": said(lambda: __import__("refdiff.oracle.judge")),
+        "judge": said(lambda: __import__("refdiff.oracle.submission")),
         "pair": said(lambda: refdiff.Tokenizer.from_pretrained("bundled")(["a"], ["b"])),
     }
 

@@ -88,7 +88,7 @@ def test_errors_of_features_that_a_browser_lacks_name_the_fix(there: dict[str, A
         assert f"needs the package {package}, which cannot be imported" in said[name]
         assert said[name].endswith(": use Python outside of a browser, where it is available")
     assert said["threads"] == "ValueError: threads: got 2, expected 1, which a browser has; leave it out"
-    assert said["judge"].startswith("RuntimeError: refdiff.oracle.judge starts processes, which no browser has: ")
+    assert said["judge"].startswith("RuntimeError: refdiff.oracle.submission starts processes, which no browser has: ")
     assert "text_pair: got a second text, expected none; only the package tokenizers" in said["pair"]
 
 

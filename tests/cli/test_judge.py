@@ -16,7 +16,7 @@ import pytest
 
 from .conftest import Cli, Done
 
-KERNELS = Path(__file__).parents[1] / "oracle" / "judge" / "kernels"
+KERNELS = Path(__file__).parents[1] / "oracle" / "submission" / "kernels"
 Judge = Callable[..., Done]
 
 

@@ -17,7 +17,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention
 
 from refdiff import oracle
 from refdiff.oracle import Case, Recipe, Spec, cases
-from refdiff.oracle.judge import judge_file
+from refdiff.oracle.submission import judge_file
 from tests.parity import attention_modules
 from tests.parity.real_kernels import diffllama, timm_module
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from refdiff import oracle
-from refdiff.oracle.judge import judge_file
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.presets import PRESETS
 from refdiff.oracle.spec.resolve import infer_dimensions, resolve_spec, small_spec
+from refdiff.oracle.submission import judge_file
 from tests.layers.inputs import says
 from tests.oracle.example_inputs import draw, small
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle.judge import child
+from refdiff.oracle.submission import child
 from tests.oracle.inputs.test_outputs import WAYS
 
 KERNELS = Path(__file__).parent / "kernels"

@@ -24,7 +24,7 @@ import numpy as np
 
 import refdiff
 from refdiff.oracle.inputs.outputs import KernelError
-from refdiff.oracle.judge import child, confine
+from refdiff.oracle.submission import child, confine
 
 Numpy = np.ndarray[Any, Any]
 

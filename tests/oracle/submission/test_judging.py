@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 
 from refdiff.oracle import Recipe, Spec, cases
-from refdiff.oracle.judge import confine, judge_file, judging, process
-from refdiff.oracle.judge.judging import JudgeReport
-from refdiff.oracle.judge.process import ProcessError, ProcessLimits
+from refdiff.oracle.submission import confine, judge_file, judging, process
+from refdiff.oracle.submission.judging import JudgeReport
+from refdiff.oracle.submission.process import ProcessError, ProcessLimits
 from refdiff.oracle.suite.outcome import Outcome
 
 KERNELS = Path(__file__).parent / "kernels"

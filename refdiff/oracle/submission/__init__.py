@@ -8,8 +8,8 @@ This is no security boundary: run code that may attack the machine in a containe
 
 from refdiff.browser import require_processes
 
-require_processes("refdiff.oracle.judge")
+require_processes("refdiff.oracle.submission")
 
-from refdiff.oracle.judge.judging import JudgeReport, judge_file  # noqa: E402
+from refdiff.oracle.submission.judging import JudgeReport, judge_file  # noqa: E402
 
 __all__ = ["JudgeReport", "judge_file"]
