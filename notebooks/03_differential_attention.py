@@ -29,10 +29,10 @@ from pathlib import Path
 import numpy as np
 import sketches
 import tiny
+from experiments import retrieval_table
 
 import refdiff
 from refdiff import layers, oracle, viz
-from refdiff.training import retrieval_table
 
 # %% [markdown]
 # ## The picture and the equation

@@ -46,8 +46,7 @@ from pathlib import Path
 
 import numpy as np
 import sketches
-
-from refdiff.training import retrieval, retrieval_table
+from experiments import retrieval, retrieval_table
 
 mean_and_interval = retrieval_table.mean_and_interval
 
@@ -100,7 +99,7 @@ for n in experiment.lengths:
 # Training begins with sequences of 8 tokens in which one thing more is asked: behind each value, its key. After that,
 # all lengths take turns. The sizes of the task and of the model and the learning rate were chosen with one plain model.
 # The start was made so long that all five plain models learn the short sequences in it. Then every kind got the same.
-# `python -m refdiff.training.retrieval -o retrieval.json --controls` repeats the runs in about an hour on one core.
+# `python notebooks/experiments/retrieval.py -o retrieval.json --controls` repeats the runs, in an hour on one core.
 
 # %%
 runs = stored["runs"]
@@ -272,8 +271,8 @@ sketches.dots(
 # *warm-up*) and then falls. With this rate, v1 was not stable, as you will see. So three more v1 models are trained
 # with a third of it ("slow"). Some controls follow further down.
 #
-# `python notebooks/variants.py fairy_en.txt runs` repeats the runs. (The text is not in this package; the bundled
-# model's card says where it comes from.)
+# `python notebooks/experiments/variants.py fairy_en.txt runs` repeats the runs. (The text is not in this package; the
+# bundled model's card says where it comes from.)
 
 # %%
 text = json.loads(Path("data/variants.json").read_text(encoding="utf-8"))

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from experiments import retrieval_table
 
 import refdiff
-from refdiff.training import retrieval_table
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "notebooks" / "data"

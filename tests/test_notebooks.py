@@ -24,7 +24,7 @@ SOURCES = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
 NAMES = [path.stem for path in SOURCES]
 ENGINEERS = [path for path in SOURCES if path.stem[:2] in ("06", "10", "11")]
 LEARNERS = [path for path in SOURCES if path not in ENGINEERS]
-ALLOWED = {"refdiff", "numpy", "array_api_strict", "matplotlib", "tokenizers", "sketches", "tiny"}
+ALLOWED = {"experiments", "refdiff", "numpy", "array_api_strict", "matplotlib", "tokenizers", "sketches", "tiny"}
 ALLOWED |= sys.stdlib_module_names
 
 
@@ -85,7 +85,7 @@ def test_imports_are_of_refdiff_numpy_matplotlib_and_python(path: Path) -> None:
                 imported |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 imported.add((node.module or "").split(".")[0])
-    assert "refdiff" in imported
+    assert imported & {"refdiff", "experiments"}
     assert not imported - ALLOWED
 
 
@@ -136,7 +136,7 @@ def test_every_exercise_is_asked_and_its_answer_checked() -> None:
 def test_the_variants_of_chapter_09_have_equal_parameters() -> None:
     from refdiff import DiffLlamaForCausalLM
 
-    config = script("variants").config
+    config = script("experiments/variants").config
     sizes = [DiffLlamaForCausalLM.from_config(config(kind), 0).num_parameters() for kind in ("none", "hf", "v2")]
     assert len(set(sizes)) == 3
     assert max(sizes) < 1.003 * min(sizes)
@@ -145,7 +145,7 @@ def test_the_variants_of_chapter_09_have_equal_parameters() -> None:
 def test_the_control_without_a_norm_leaves_out_that_without_a_weight() -> None:
     from refdiff import layers
 
-    wrap = script("variants").without_norm
+    wrap = script("experiments/variants").without_norm
     g, x = np.random.default_rng(0).standard_normal((2, 3, 5))
     weight = np.arange(5.0)
     norm, vjp = wrap("rms_norm", layers.rms_norm), wrap("rms_norm_vjp", layers.rms_norm_vjp)
@@ -162,7 +162,7 @@ def test_the_correlation_of_two_maps_is_that_of_their_scores() -> None:
         weights = np.exp(scores) * np.tri(40)
         return weights / weights.sum(axis=-1, keepdims=True)
 
-    correlation = script("variants").correlation
+    correlation = script("experiments/variants").correlation
     x, y = np.random.default_rng(1).standard_normal((2, 3, 40, 40))
     assert correlation(causal(x), causal(2 * x + 1)) == pytest.approx([1, 1, 1])
     assert correlation(causal(x), causal(-x)) == pytest.approx([-1, -1, -1])

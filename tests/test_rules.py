@@ -145,7 +145,7 @@ def test_the_layer_of_the_guide_keeps_the_rules_of_layers() -> None:
 
 
 ABOVE_BACKENDS = ("layers", "model", "generation", "training")
-PUBLIC_ARGUMENTS = ("model/pretrained.py", "training/train.py", "training/retrieval.py", "training/settings.py")
+PUBLIC_ARGUMENTS = ("model/pretrained.py", "training/train.py", "training/settings.py")
 """Files that take `kernels` or `threads` from a user, and pass them on."""
 
 

@@ -26,10 +26,15 @@ ROOT = Path(__file__).resolve().parents[2]
 INTERFACE = {
     "refdiff": (),
     "refdiff.layers": (),
-    "refdiff.model": ("refdiff.model.diffllama", "refdiff.model.outputs", "refdiff.model.weights"),
+    "refdiff.model": (
+        "refdiff.model.diffllama",
+        "refdiff.model.variants",
+        "refdiff.model.outputs",
+        "refdiff.model.weights",
+    ),
     "refdiff.generation": ("refdiff.generation.tokenizer", "refdiff.generation.results", "refdiff.generation.sampling"),
     "refdiff.pipelines": (),
-    "refdiff.training": ("refdiff.training.retrieval",),
+    "refdiff.training": (),
     "refdiff.convert": (),
     "refdiff.oracle": (
         "refdiff.oracle.inputs",

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from experiments import retrieval_table
 
 import refdiff
 from refdiff import layers, oracle, viz
-from refdiff.training import retrieval_table
 from refdiff.viz.maps import token_labels
 from tests.test_article import DATA, ROOT, SMALL_MODELS, SOURCE, numbers, write_article
 

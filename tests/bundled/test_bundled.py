@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from experiments import bundle
 
 import refdiff
 from refdiff import bundled
 from refdiff.cli.parser import build_parser
-from refdiff.training import bundle
 from refdiff.training.data import Corpus
 from refdiff.training.evaluate import evaluate
 from refdiff.training.settings import Settings

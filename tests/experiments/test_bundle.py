@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from experiments import bundle
 
 import refdiff
 from refdiff.cli.parser import build_parser
-from refdiff.training import bundle
 from refdiff.training.train import Trainer
 
 Start = Callable[..., Trainer]

@@ -1,6 +1,6 @@
 """Trains plain attention and both differential variants at equal size on one text, for chapter 09.
 
-    python notebooks/variants.py fairy_en.txt runs --jobs 2       # the text: see the bundled model's card
+    python notebooks/experiments/variants.py fairy_en.txt runs --jobs 2       # the text: see the bundled model's card
 
 Five runs of each of `none` (plain), `hf` (v1) and `v2`: same text, same sequences in the same order for each seed, same
 number of parameters up to 0.3 % (v2 has twice the query heads, so its MLP is narrower), same steps and settings. The
@@ -37,15 +37,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HERE.parent))
 
-import refdiff  # noqa: E402  (the one that stands beside this folder)
-from refdiff import viz  # noqa: E402
-from refdiff.backends import overlay  # noqa: E402
-from refdiff.files import read_json, write_json  # noqa: E402
-from refdiff.generation.tokenizer import Tokenizer  # noqa: E402
-from refdiff.training import Corpus, Settings, Trainer  # noqa: E402
+import refdiff
+from refdiff import viz
+from refdiff.backends import overlay
+from refdiff.files import read_json, write_json
+from refdiff.generation.tokenizer import Tokenizer
+from refdiff.training import Corpus, Settings, Trainer
 
 
 class Kind(NamedTuple):

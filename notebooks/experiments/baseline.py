@@ -1,7 +1,7 @@
 """Measures the bundled model and a plain-attention baseline, for the notebooks; keeps it in data/baseline.json.
 
     refdiff train fairy_en.txt -o baseline --wiring none …   # the whole command is on the bundled model's card
-    python notebooks/baseline.py baseline
+    python notebooks/experiments/baseline.py baseline
 
 The baseline's weights are rounded to float16 as the bundled ones are. The bundled run's validation losses are those on
 its card.
@@ -29,13 +29,13 @@ from typing import Any
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HERE.parent))
 
-import refdiff  # noqa: E402  (the one that stands beside this folder)
-from refdiff import oracle  # noqa: E402
-from refdiff.training import Corpus, Settings, checkpoint  # noqa: E402
-from refdiff.training.evaluate import evaluate  # noqa: E402
+import refdiff
+from refdiff import oracle
+from refdiff.training import Corpus, Settings, checkpoint
+from refdiff.training.evaluate import evaluate
 
 ROWS, RANKS = 8, (1, 10, 100, 1000)
 

@@ -6,8 +6,7 @@ import math
 from typing import Any
 
 import pytest
-
-from refdiff.training.retrieval_table import MEASURES, differences, mean_and_interval, table
+from experiments.retrieval_table import MEASURES, differences, mean_and_interval, table
 
 
 def one(wiring: str, seed: int, accuracy: float, depths: list[float | None]) -> dict[str, Any]:

@@ -9,19 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from refdiff.training import retrieval
-from refdiff.training.retrieval import QUICK, Experiment, draw_rows, draw_sequences, main, measure, train
-from refdiff.training.retrieval_table import depth_table, table
+from experiments import retrieval
+from experiments.retrieval import QUICK, Experiment, draw_sequences, main, measure, train
+from experiments.retrieval_table import depth_table, table
 
 SMALL = Experiment(
     keys=7, values=5, fillers=3, spacing=4, questions=2, train_lengths=(13, 17), lengths=(13, 29), width=16, layers=2,
     heads=2, steps=6, begin=3, tokens=53, rows=6,
 )  # fmt: skip
-
-
-def test_the_former_name_of_draw_sequences_is_accepted() -> None:
-    assert draw_rows is draw_sequences
 
 
 @pytest.mark.parametrize(("length", "needles"), [(9, 2), (13, 3), (29, 7)])

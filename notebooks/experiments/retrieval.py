@@ -23,7 +23,7 @@ A₁ − λ A₂ has weights below 0 and sums to 1 − λ. So there are two meas
     net share  with signs, Σ over heads, layers and the group / Σ over heads, layers and the row: noise that one head
                adds and another takes away counts as none
 
-    python -m refdiff.training.retrieval -o retrieval.json
+    python notebooks/experiments/retrieval.py -o retrieval.json
 """
 
 from __future__ import annotations
@@ -40,6 +40,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]
+
+from experiments.retrieval_table import DEPTHS, WIRINGS, depth_table, table
+
 from refdiff.backends import overlay
 from refdiff.browser import require_processes
 from refdiff.files import read_json, write_json
@@ -47,7 +51,6 @@ from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.heads import DiffLlamaForCausalLM
 from refdiff.model.weights import flatten, nest
 from refdiff.training.muon import Muon
-from refdiff.training.retrieval_table import DEPTHS, WIRINGS, depth_table, table
 from refdiff.training.schedule import clip, learning_rate
 
 IGNORED = -100
@@ -186,10 +189,6 @@ def draw_sequences(
     return RetrievalBatch(ids, labels, question, starts[row, chosen], haystack)
 
 
-draw_rows = draw_sequences
-"""The former name of `draw_sequences`, accepted for one release."""
-
-
 def zero_lambda(name: str, function: Any) -> Any:
     """Wrap the layers that compute λ: it is 0, and so are its gradients."""
     if name in ("diff_lambda", "diff_lambda_v2"):
@@ -325,7 +324,7 @@ def _train_and_report(
 def main(argv: Sequence[str] | None = None) -> int:
     """Train and measure the models that the file lacks, write it after each, and print the tables."""
     parser = argparse.ArgumentParser(
-        "python -m refdiff.training.retrieval",
+        "python notebooks/experiments/retrieval.py",
         description="Train differential and plain models on key retrieval; where does their attention go?",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="JSON file; what is in it is not run again")

@@ -1,6 +1,6 @@
 """A finished run → a model folder to publish: weights in 16 bits, the tokenizer, and a model card.
 
-    python -m refdiff.training.bundle RUN OUTPUT --manifest manifest.json
+    python notebooks/experiments/bundle.py RUN OUTPUT --manifest manifest.json
 
 Every number in the card is computed, by this command or by the run.
 """
@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from refdiff.files import write_atomically
 from refdiff.model.config import DiffLlamaConfig
@@ -151,7 +153,7 @@ before these words, perhaps of the same book, is in the training part.
 
 ```sh
 {commands}
-python -m refdiff.training.bundle run OUTPUT --manifest manifest.json
+python notebooks/experiments/bundle.py run OUTPUT --manifest manifest.json
 ```
 
 Its baseline, wiring `{baseline.wiring}`, is trained on the same rows in the same order. The model here has
@@ -220,7 +222,7 @@ def _sample(model: DiffLlamaForCausalLM, corpus: Corpus) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the folder, and print the model's bits per byte."""
-    parser = argparse.ArgumentParser("python -m refdiff.training.bundle", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser("python notebooks/experiments/bundle.py", description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, help="the folder of a finished `refdiff train`")
     parser.add_argument("output", type=Path, help="the model folder to write")
     parser.add_argument("--manifest", type=Path, required=True, help="JSON: the sources of the text")
