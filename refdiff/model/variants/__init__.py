@@ -6,9 +6,9 @@ fast decoders, `refdiff convert`, pictures, and the tests.
 """
 
 from refdiff.model.variants import hf, paper, plain, v2
-from refdiff.model.variants.variant import LAMBDA_VECTORS, Context, HeadsBack, Parameter, Variant, Weights
+from refdiff.model.variants.variant import LAMBDA_VECTORS, Conversion, Parameter, Variant
 
-__all__ = ["LAMBDA_VECTORS", "VARIANTS", "Context", "HeadsBack", "Parameter", "Variant", "Weights"]
+__all__ = ["LAMBDA_VECTORS", "VARIANTS", "Conversion", "Parameter", "Variant"]
 
 VARIANTS: dict[str, Variant] = {"hf": hf.VARIANT, "paper": paper.VARIANT, "v2": v2.VARIANT, "none": plain.VARIANT}
 """By `config.wiring`. transformers refuses the model types of `paper` and `v2`."""
