@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, TypeVar
+from unicodedata import category
 
 from refdiff import bundled
 from refdiff.errors import CheckpointError
@@ -73,15 +74,18 @@ def note(line: str) -> None:
     sys.stderr.flush()
 
 
-_CONTROLS = {code: ascii(chr(code))[1:-1] for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+_HARMLESS = "\n\t\u00ad\u200c\u200d"
+"""What is shown although Python calls it unprintable, besides spaces: scripts and emoji need the joiners."""
 
 
 def write_text(text: str) -> None:
-    """Write a model's text to standard output and flush it; on a terminal, control characters are escaped.
+    """Write a model's text to standard output and flush it; on a terminal, what may control it is escaped.
 
-    The tokens of an untrusted checkpoint may contain any control sequence.
+    The tokens of an untrusted checkpoint may contain any control sequence, and marks that reverse the text after them.
     """
-    sys.stdout.write(text.translate(_CONTROLS) if sys.stdout.isatty() else text)
+    if sys.stdout.isatty() and not text.isprintable():
+        text = "".join(c if c in _HARMLESS or category(c) == "Zs" else printable(c) for c in text)
+    sys.stdout.write(text)
     sys.stdout.flush()
 
 

@@ -52,10 +52,12 @@ def test_errors_become_one_line(error: Exception, line: str) -> None:
 def test_a_models_text_cannot_drive_a_terminal(
     terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = "a\x1b[2Jb\r\x9b日本\t👨\u200d👩\n"
+    text = "a\x1b[2Jb\r\x9b\u202e\u2066日本\t👨\u200d👩\u3000\xa0\n"
     monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
     write_text(text)
-    assert capsys.readouterr().out == ("a\\x1b[2Jb\\r\\x9b日本\t👨\u200d👩\n" if terminal else text)
+    assert capsys.readouterr().out == (
+        "a\\x1b[2Jb\\r\\x9b\\u202e\\u2066日本\t👨\u200d👩\u3000\xa0\n" if terminal else text
+    )
 
 
 def test_names_in_a_report_cannot_drive_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
