@@ -2,6 +2,8 @@
 
 LARGEST = 2**31 - 1
 """The largest accepted count or token id."""
+FAR_BEYOND = 10
+"""Contexts that a prompt or a text may fill: the time grows with the square of the length."""
 SMALLEST_DIVISOR = 1e-6
 """The smallest accepted divisor of scores; much smaller ones make the scores infinite."""
 

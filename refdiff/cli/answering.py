@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from refdiff.cli.flags import Number, UsageError
 from refdiff.cli.process import interruptible
-from refdiff.limits import OPTIONS
+from refdiff.limits import FAR_BEYOND, OPTIONS
 
 if TYPE_CHECKING:
     from refdiff.cli.transcript import Transcript
@@ -55,8 +55,6 @@ def check_template(tokenizer: Any, args: argparse.Namespace) -> None:
         raise UsageError(f"{args.model}: {has}; leave out --chat")
 
 
-_FAR_BEYOND = 10
-"""Contexts that a prompt may fill with -n: the time that it takes grows with the square of its length."""
 _FIRST_PART = 16
 """Characters of the first part of a prompt that is counted alone, for each token of that limit."""
 _PART = 1_000_000
@@ -117,18 +115,22 @@ def call_options(tokenizer: Any, given: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-def samples(model: Any, options: dict[str, Any]) -> bool:
-    """Return whether a call with these options draws random numbers, so that its seed matters."""
-    return bool(options.get("do_sample", model.generation_config.get("do_sample")))
+def check_length(model: Any, given: dict[str, Any], name: str = "-n") -> None:
+    """Raise `UsageError` for more new tokens than any text needs: the time grows with the square of the length."""
+    wanted, most = given.get("max_new_tokens", 0), _most_tokens(model)
+    if wanted > most:
+        raise UsageError(
+            f"{name}: got {wanted:,}, expected at most {most:,}, {FAR_BEYOND} times the context of {model.source}"
+        )
 
 
 def _most_tokens(model: Any) -> int:
-    return _FAR_BEYOND * int(model.config.max_position_embeddings)
+    return FAR_BEYOND * int(model.config.max_position_embeddings)
 
 
 def _far_beyond(model: Any, tokens: int, where: str = "") -> ValueError:
     return ValueError(
-        f"prompt: got {tokens:,} tokens{where}, expected at most {_most_tokens(model):,}, {_FAR_BEYOND} times the "
+        f"prompt: got {tokens:,} tokens{where}, expected at most {_most_tokens(model):,}, {FAR_BEYOND} times the "
         f"context of {model.source}; shorten it"
     )
 

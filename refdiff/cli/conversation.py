@@ -10,7 +10,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from refdiff.cli.answering import check_template, encode, generate_into, given_options
+from refdiff.cli.answering import check_length, check_template, encode, generate_into, given_options
 from refdiff.cli.flags import UsageError
 from refdiff.cli.loading import load
 from refdiff.cli.output_files import check_place
@@ -30,6 +30,7 @@ def converse(args: argparse.Namespace) -> int:
     """Read messages and answer them until the input ends."""
     model, tokenizer = load(args)
     check_template(tokenizer, args)
+    check_length(model, given_options(args))
     first = [] if args.system is None else [{"role": "system", "content": args.system}]
     messages = list(first)
     if not args.quiet:

@@ -161,6 +161,7 @@ def _check_together(args: argparse.Namespace) -> None:
 def _answer(args: argparse.Namespace, prompt: str, write: Callable[[str], None]) -> tuple[Transcript, int | None]:
     """Answer one prompt; return the transcript, and the seed if random numbers were drawn."""
     from refdiff.cli.transcript import Transcript
+    from refdiff.generation.options import resolve
 
     seed = secrets.randbits(32) if args.seed is None else args.seed
     model, tokenizer = load(args)
@@ -169,13 +170,14 @@ def _answer(args: argparse.Namespace, prompt: str, write: Callable[[str], None])
     with waiting("tokenizing the prompt", quiet=args.quiet):
         text, ids = answering.encode(model, tokenizer, prompt, messages)
     given = answering.given_options(args)
-    used = seed if answering.samples(model, answering.call_options(tokenizer, given)) else None
+    answering.check_length(model, given)
+    options = resolve(model, answering.call_options(tokenizer, given))
+    used = seed if options.do_sample else None
     if used is None and args.seed is not None:
         note("refdiff: warning: --seed: no effect on a greedy text; add --temperature 0.7, or leave it out")
     to_terminal = args.output in (None, "-") and sys.stdout.isatty()
-    beams = given.get("num_beams", model.generation_config.get("num_beams")) or 1
     # A beam search on a terminal shows its progress, which a piece of text now and then would end.
-    streamed = not (args.no_stream or args.json or (beams > 1 and to_terminal))
+    streamed = not (args.no_stream or args.json or (options.num_beams > 1 and to_terminal))
     if streamed and args.echo:
         write(text)
     transcript = Transcript(tokenizer, given["stop"], write if streamed else None)

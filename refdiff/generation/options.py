@@ -11,7 +11,7 @@ from typing import Any
 
 from refdiff.errors import CheckpointError
 from refdiff.generation.tokenizer.backend import is_tokenizer
-from refdiff.limits import LARGEST, OPTIONS
+from refdiff.limits import FAR_BEYOND, LARGEST, OPTIONS
 from refdiff.messages import did_you_mean, show_value, warn
 
 MOST_TEXTS = 10_000
@@ -211,7 +211,14 @@ def _read_files(model: Any) -> dict[str, Any]:
                 f"{origin}: {name}: got {show_value(value)}, expected none: refdiff does not have this option of "
                 "transformers; the text is the one without it"
             )
-    return {k: _check_value(k, v, CheckpointError, f"{origin}: ") for k, v in found.items()}
+    found = {k: _check_value(k, v, CheckpointError, f"{origin}: ") for k, v in found.items()}
+    most = FAR_BEYOND * (getattr(model.config, "max_position_embeddings", None) or LARGEST)
+    for name in ("max_new_tokens", "max_length"):  # a call may ask for any length, a file not for hours of work
+        if (found.get(name) or 0) > most:
+            raise CheckpointError(
+                f"{origin}: {name}: got {found[name]:,}, expected at most {most:,}, {FAR_BEYOND} times the context"
+            )
+    return found
 
 
 def _origin(model: Any) -> str:

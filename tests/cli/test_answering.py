@@ -25,7 +25,7 @@ from tests.generation.fakes import FakeModel
 
 @pytest.mark.parametrize("name", [name for name in NUMBERS if name != "seed"])
 def test_a_flag_and_a_checkpoint_have_one_range(name: str) -> None:
-    model, number = FakeModel(), NUMBERS[name]
+    model, number = FakeModel(max_position_embeddings=2**30), NUMBERS[name]
     low, high = number.kind(number.low), number.kind(number.high)
     ends = [(high, math.inf)] + [(low, -math.inf)] * (name != "max_new_tokens")  # -n 0: up to the context length
     for end, direction in ends:

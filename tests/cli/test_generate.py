@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import refdiff
+from refdiff.messages import show_value
 
 from .conftest import Cli, copy, end_texts
 
@@ -107,6 +108,39 @@ def test_flags_become_arguments_of_generate(
     always["return_dict_in_generate"] = False
     seen = {name: value for name, value in seen.items() if name not in ("streamer", "seed", "tokenizer")}
     assert seen == {**always, **expected}
+
+
+@pytest.mark.parametrize("value", ["3", 0, 1.5, [1], True, {"a": 1}, 10**40])
+@pytest.mark.parametrize("name", ["num_beams", "no_repeat_ngram_size", "do_sample", "max_new_tokens", "top_k"])
+def test_options_of_another_type_in_a_file_are_named(
+    name: str, value: Any, reciting: Path, here: Path, cli: Cli
+) -> None:
+    copy(reciting, here, "generation_config.json", **{name: value})
+    (here / "prompts").write_text("h")
+    for prompts in (["h"], ["--prompts-file", "prompts"]):
+        done = cli("generate", "-q", "-m", "model", *prompts)
+        if done.status:
+            assert done.err.startswith("refdiff generate: error: ")
+            assert f"model/generation_config.json: {name}: got {show_value(value)}, expected " in done.err
+        else:
+            assert (name, value) in {("no_repeat_ngram_size", 0), ("top_k", 0), ("do_sample", True)}
+
+
+def test_texts_far_beyond_the_context_are_refused(tiny_checkpoint: Path, here: Path, cli: Cli) -> None:
+    beyond = f"got 5,121, expected at most 5,120, 10 times the context of {tiny_checkpoint}\n"
+    assert cli("generate", "-m", tiny_checkpoint, "-n", "5121", "h") == (
+        2,
+        "",
+        f"refdiff generate: error: -n: {beyond}",
+    )
+    (here / "prompts.jsonl").write_text('{"prompt": "h", "max_tokens": 5121}\n{"prompt": "h"}\n')
+    done = cli("generate", "-q", "-m", tiny_checkpoint, "-n", "1", "--prompts-file", "prompts.jsonl")
+    assert (done.status, done.out.count("\n")) == (1, 1)
+    assert done.err == f"refdiff generate: error: prompts.jsonl line 1: max_new_tokens: {beyond}"
+    copy(tiny_checkpoint, here, "generation_config.json", max_new_tokens=2**31 - 1)
+    done = cli("generate", "-m", "model", "h")
+    assert (done.status, done.out) == (2, "")
+    assert "generation_config.json: max_new_tokens: got 2,147,483,647, expected at most 5,120, 10 times" in done.err
 
 
 def test_chat(reciting: Path, cli: Cli) -> None:

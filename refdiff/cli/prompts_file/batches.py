@@ -15,6 +15,7 @@ from refdiff.cli.loading import load
 from refdiff.cli.prompts_file.reading import Prompt
 from refdiff.cli.terminal import one_line
 from refdiff.cli.transcript import Transcript
+from refdiff.generation.options import Options, resolve
 from refdiff.generation.tokenizer.encoded import pad_prompts
 from refdiff.layers.rope_frequencies import LENGTH_DEPENDENT
 
@@ -53,6 +54,7 @@ class _EncodedPrompt:
     seed: int
     limit: int
     given: dict[str, Any]
+    options: Options
 
 
 class Answering:
@@ -63,6 +65,7 @@ class Answering:
         self._model, self._tokenizer = load(args)
         answering.check_template(self._tokenizer, args)
         self._common = answering.given_options(args)
+        answering.check_length(self._model, self._common)
 
     def __call__(self, tasks: Sequence[Task]) -> list[Result]:
         """Answer tasks of the same options."""
@@ -91,21 +94,23 @@ class Answering:
     def _encode(self, task: Task) -> _EncodedPrompt:
         if task.prompt.problem is not None:
             raise ValueError(task.prompt.problem)
+        answering.check_length(self._model, task.prompt.options, "max_new_tokens")
         given, messages = {**self._common, **task.prompt.options}, task.prompt.messages
         if messages is None and self._args.chat:
             messages = answering.chat_messages(task.prompt.text, given.get("system", self._args.system))
         text, ids = answering.encode(self._model, self._tokenizer, task.prompt.text, messages)
-        return _EncodedPrompt(text, ids, task.seed, answering.length_limit(self._model, given, len(ids)), given)
+        limit = answering.length_limit(self._model, given, len(ids))
+        options = resolve(self._model, answering.call_options(self._tokenizer, given))
+        return _EncodedPrompt(text, ids, task.seed, limit, given, options)
 
     def _batch_key(self, i: int, prompt: _EncodedPrompt) -> Any:
         """Return a key: prompts with equal keys have the same texts in one batch as alone, up to rounding error."""
-        in_file = self._model.generation_config
+        options = prompt.options
         rope = self._model.config.rope_parameters.get("rope_type")
-        if rope in LENGTH_DEPENDENT or in_file.get("prompt_lookup_num_tokens") is not None or not prompt.ids:
+        if rope in LENGTH_DEPENDENT or options.prompt_lookup_num_tokens is not None or not prompt.ids:
             return i
-        beams = prompt.given.get("num_beams", in_file.get("num_beams")) or 1
-        padded = any(prompt.given.get(name, in_file.get(name)) for name in _COUNT_PADDING)
-        return ("together", prompt.limit if beams > 1 else None, len(prompt.ids) if padded else None)
+        padded = any(getattr(options, name) for name in _COUNT_PADDING)
+        return ("together", prompt.limit if options.num_beams > 1 else None, len(prompt.ids) if padded else None)
 
     def _answer(self, prompts: list[_EncodedPrompt]) -> list[Result]:
         """Answer a batch; if it fails, answer each prompt alone, so that only the wrong ones fail."""
