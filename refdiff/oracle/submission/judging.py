@@ -24,7 +24,6 @@ from refdiff.oracle.inputs.outputs import KernelError
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.resolve import resolve_spec
-from refdiff.oracle.submission.confine import landlock_version
 from refdiff.oracle.submission.process import KernelProcess, ProcessError, ProcessLimits, memory_span
 from refdiff.oracle.suite.outcome import Outcome, judge_outputs
 from refdiff.oracle.thresholds import THRESHOLDS
@@ -33,6 +32,12 @@ SHOWN = 3
 """How many failed cases the text has in full; JSON has all."""
 LISTED = 20
 """How many more cases a line names; JSON has all."""
+WITHOUT = {
+    "Landlock": "a kernel that tries to can read refdiff's files",
+    "seccomp": "it can open connections, start processes, and change limits of the judge",
+    "namespaces": "it shares /dev/shm, and can change times and rights of files",
+}
+"""The means of confinement, and what a kernel can do where the system has them not."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ class JudgeReport:
 
     seed: the seed of all inputs; it reproduces the run. cases: outcomes by name, in the order of the calls. reasons:
     why the run as a whole fails. gradients: whether the kernel takes dout. unjudged: the number of cases without an
-    outcome because the run ended early. confined: whether Landlock kept the kernel from refdiff's files.
+    outcome because the run ended early. confinement: by what
+    means of the system the kernel was confined.
     """
 
     kernel: str
@@ -52,7 +58,7 @@ class JudgeReport:
     reasons: tuple[str, ...] = ()
     gradients: bool = False
     unjudged: int = 0
-    confined: bool = True
+    confinement: tuple[str, ...] = tuple(WITHOUT)
 
     @property
     def compared(self) -> int:
@@ -80,8 +86,8 @@ class JudgeReport:
         for name in failed[:SHOWN]:
             text = self.cases[name].text
             lines += [f"{name}:", text] if "\n" in text else [f"{name}: {text}"]
-        if not self.confined:
-            lines.append("this system has no Landlock: a kernel that tries to can read refdiff's files")
+        lines.append(f"confined by {', '.join(self.confinement) or 'nothing'}")
+        lines += [f"without {name}, {risk}" for name, risk in WITHOUT.items() if name not in self.confinement]
         if len(failed) > SHOWN:
             lines.append(f"also failed: {_listed(failed[SHOWN:])}")
         declined = Counter(
@@ -110,7 +116,7 @@ class JudgeReport:
             "compared": self.compared,
             "failed": len(self._named("fail")),
             "unjudged": self.unjudged,
-            "confined": self.confined,
+            "confinement": list(self.confinement),
             "reasons": list(self.reasons),
             "cases": {
                 name: {
@@ -195,15 +201,15 @@ def judge_file(
     rng = np.random.default_rng([seed, 5])
     trials = _trials(spec, recipe.storage, seed, rng, profiles, [*sizes, *_hidden_sizes(rng)])
     doing("running the kernel")
-    gradients, reasons = _run(path, function, trials, rng, limits or ProcessLimits())
+    gradients, confinement, reasons = _run(path, function, trials, rng, limits or ProcessLimits())
     found: dict[str, Outcome] = {}
     for trial in trials:  # only now, when the kernel and all its processes have ended
         if trial.declined or trial.problem or trial.outputs:
             doing(f"judging {trial.name}")
             found[trial.name] = _judge(trial, recipe, gradients)
     reasons = (*reasons, *_coverage_reasons(found))
-    left, confined = len(trials) - len(found), landlock_version() > 0
-    return JudgeReport(str(path), spec, recipe, seed, found, reasons, gradients, left, confined)
+    left = len(trials) - len(found)
+    return JudgeReport(str(path), spec, recipe, seed, found, reasons, gradients, left, confinement)
 
 
 def _listed(names: list[str]) -> str:
@@ -244,22 +250,23 @@ def _case_pairs(profile: str, seed: int, spec: Spec, dtype: str, size: Size | No
 
 def _run(
     path: Path, function: str, trials: list[_Trial], rng: np.random.Generator, limits: ProcessLimits
-) -> tuple[bool, tuple[str, ...]]:
-    """Call the kernel on all cases; return whether it takes dout, and the reason if the run ended early."""
+) -> tuple[bool, tuple[str, ...], tuple[str, ...]]:
+    """Call the kernel on all cases; return whether it takes dout, its confinement, and why the run ended early."""
     called = (_arrays(trial, case) for trial in trials for case in (trial.first, trial.second))
     largest = max(sum(map(memory_span, arrays.values())) for arrays in called)
     gradients = False
+    confinement: tuple[str, ...] = ()
     try:
         with KernelProcess.start(path, function, largest, limits) as process:
-            gradients = process.gradients
+            gradients, confinement = process.gradients, process.confinement
             for trial in trials:
                 _first_calls(process, trial)
             for trial in (trials[i] for i in rng.permutation(len(trials))):
                 if trial.outputs:
                     _call_again(process, trial)
-        return gradients, ()
+        return gradients, confinement, ()
     except KernelError as error:
-        return gradients, (str(error),)
+        return gradients, confinement, (str(error),)
 
 
 def _first_calls(process: KernelProcess, trial: _Trial) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fnmatch
 import json
 import math
 import os
@@ -37,6 +38,11 @@ PERTURBED = "128"
 """MALLOC_PERTURB_ of glibc fills new memory with the complement of this byte, 3.4e38 in float32."""
 LARGEST_SPAN = 2**30
 """The most bytes from the first to the last number of an output, which may be a view of a larger array."""
+VARIABLES = (
+    "PATH", "LANG", "LC_*", "TZ", "LD_LIBRARY_PATH", "CC", "CXX", "*_NUM_THREADS", "OMP_*", "KMP_*", "CUDA_*",
+    "NVIDIA_*", "HIP_*", "ROCR_*", "TRITON_*", "TORCH_*", "PYTORCH_*", "JAX_*", "XLA_*", "NUMBA_*", "MLX_*",
+)  # fmt: skip
+"""The environment variables that a kernel gets: no other, since they may have passwords."""
 FOLDERS = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "NUMBA_CACHE_DIR")
 """The environment variables that name the only folder in which a kernel may write."""
 MOST_AXES = 32
@@ -82,6 +88,7 @@ class KernelProcess:
         self._kept: dict[int, list[_Array]] = {}
         self._memory: IO[bytes] | None = None
         self.gradients = False
+        self.confinement: tuple[str, ...] = ()
 
     @classmethod
     @contextlib.contextmanager
@@ -117,7 +124,7 @@ class KernelProcess:
                 stdout=log,
                 stderr=log,
                 cwd=scratch,
-                env={**os.environ, **dict.fromkeys(FOLDERS, scratch), "MALLOC_PERTURB_": PERTURBED},
+                env=_environment(scratch),
                 pass_fds=(child_in, child_out, arena.fileno()),
                 start_new_session=True,
             )
@@ -137,6 +144,7 @@ class KernelProcess:
                 _kill(process, earlier_children)
 
     def _load(self, path: Path) -> None:
+        self.confinement = tuple(self._response(("confined",))["by"])
         try:
             self.gradients = self._response(("ready",))["gradients"] is True
         except ProcessError:
@@ -326,6 +334,11 @@ def _config(path: Path, function: str, limits: ProcessLimits, scratch: str) -> d
         "processes": limits.processes,
         "path": entries,
     }
+
+
+def _environment(scratch: str) -> dict[str, str]:
+    kept = {name: x for name, x in os.environ.items() if any(fnmatch.fnmatchcase(name, shown) for shown in VARIABLES)}
+    return {**kept, **dict.fromkeys(FOLDERS, scratch), "MALLOC_PERTURB_": PERTURBED}
 
 
 @contextlib.contextmanager

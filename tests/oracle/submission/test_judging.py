@@ -33,6 +33,9 @@ SMALL = ProcessLimits(seconds=30.0, memory=2**29)
 SHORT = ProcessLimits(seconds=2.0)
 CONFINED = "PermissionError: [Errno 13]"
 """What the system says where it refuses a file, not the audit hook."""
+REFUSED = "Operation not permitted"
+"""What seccomp says."""
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
 
 
 def _judge(function: str, *, path: Path = CHEATS, limits: ProcessLimits = SMALL, **options: Any) -> JudgeReport:
@@ -81,13 +84,26 @@ def _judge(function: str, *, path: Path = CHEATS, limits: ProcessLimits = SMALL,
         ("renames_its_own_file", "cannot be changed by a kernel that is judged (os.rename)"),
         ("ends_the_judge", "may not call os.kill"),
         ("leaves_a_process", "may not call os.fork; --allow-processes allows it"),
+        ("limits_the_judge", REFUSED),
+        ("limits_the_files_of_the_judge", REFUSED),
+        ("slows_the_judge", REFUSED),
+        ("slows_all_of_the_user", REFUSED),
+        ("kills_the_judge_without_python", REFUSED),
+        ("forks_without_python", REFUSED),
+        ("sends_a_datagram", REFUSED),
+        ("sends_by_a_pair_of_sockets", REFUSED),
+        ("changes_times", "Read-only file system"),
+        ("changes_attributes", "Read-only file system"),
+        ("opens_a_terminal", CONFINED),
+        ("keeps_a_key", REFUSED),
+        ("memory_in_no_process", "Function not implemented"),
     ],
 )
 def test_a_cheat_is_caught(cheat: str, says: str) -> None:
     report = _judge(cheat)
     text = " ".join(str(report).split())
-    if says == CONFINED and not report.confined:
-        says = "this system has no Landlock"
+    if says == CONFINED and "Landlock" not in report.confinement:
+        says = "without Landlock"
     else:
         assert report.status == "fail"
     assert says in text
@@ -97,6 +113,27 @@ def test_a_cheat_is_caught(cheat: str, says: str) -> None:
 @pytest.mark.parametrize("cheat", ["patches_the_timer", "hangs"])
 def test_a_call_has_a_limit(cheat: str) -> None:
     assert "took more than 2 s" in str(_judge(cheat, limits=SHORT))
+
+
+def test_the_environment_has_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFDIFF_TEST_SECRET", "1")
+    assert _judge("sees_a_secret")
+
+
+@LINUX
+def test_the_judge_runs_on_all_its_cores() -> None:
+    cores = os.sched_getaffinity(0)
+    assert _judge("pins_the_judge")
+    assert os.sched_getaffinity(0) == cores
+
+
+@LINUX
+def test_the_report_says_what_confines() -> None:
+    report = _judge("kernel", path=HONEST)
+    known = {"Landlock", "seccomp", "namespaces"}
+    assert set(report.to_dict()["confinement"]) == set(report.confinement) <= known
+    assert f"confined by {', '.join(report.confinement)}" in str(report)
+    assert str(report).count("\nwithout ") == len(known - set(report.confinement))
 
 
 def test_rows_that_are_never_written_are_not_zero() -> None:
@@ -304,7 +341,7 @@ def test_operations_that_landlock_refuses(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "program.py").write_text(CONFINED_PROGRAM)
     config = {name: str(tmp_path / name) for name in ("scratch", "visible")}
-    config |= {"hidden": [str(tmp_path / "hidden")], "memory": 2**29, "path": []}
+    config |= {"hidden": [str(tmp_path / "hidden")], "memory": 2**29, "path": [], "processes": False, "responses": 2}
 
     def run(judge: int) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, confine.__file__, json.dumps({**config, "judge": judge}), tmp_path / "program.py"]
@@ -348,7 +385,7 @@ def test_a_place_that_is_none(entry: list[Any]) -> None:
         process._parse_arrays({"arrays": [entry]})
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+@LINUX
 def test_a_kernel_ends_with_a_judge_that_is_killed(tmp_path: Path) -> None:
     code = "import os, time\n\ndef kernel(spec, inputs):\n    open('pid', 'w').write(f'{os.getpid()}\\n')\n"
     (tmp_path / "sleeps.py").write_text(f"{code}    time.sleep(60)\n")

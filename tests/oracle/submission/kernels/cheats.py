@@ -8,6 +8,8 @@ import gc
 import hashlib
 import math
 import os
+import resource
+import socket
 import subprocess
 import sys
 import time
@@ -329,6 +331,90 @@ def renames_its_own_file(spec, inputs):
 
 def ends_the_judge(spec, inputs):
     os.kill(os.getppid(), 9)
+    return honest(spec, inputs)
+
+
+def called(name, *args):
+    """Call a function of the C library, of which no audit hook learns."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if (result := getattr(libc, name)(*args)) < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
+def limits_the_judge(spec, inputs):
+    resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))
+    return honest(spec, inputs)
+
+
+def limits_the_files_of_the_judge(spec, inputs):
+    called("prlimit", os.getppid(), resource.RLIMIT_NOFILE, (ctypes.c_ulong * 2)(3, 3), None)
+    return honest(spec, inputs)
+
+
+def slows_the_judge(spec, inputs):
+    os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)
+    return honest(spec, inputs)
+
+
+def slows_all_of_the_user(spec, inputs):
+    os.setpriority(os.PRIO_USER, 0, 19)
+    return honest(spec, inputs)
+
+
+def pins_the_judge(spec, inputs):
+    os.sched_setaffinity(os.getppid(), {min(os.sched_getaffinity(0))})
+    return honest(spec, inputs)
+
+
+def kills_the_judge_without_python(spec, inputs):
+    called("kill", os.getppid(), 9)
+    return honest(spec, inputs)
+
+
+def forks_without_python(spec, inputs):
+    if called("fork") == 0:
+        os._exit(0)
+    return honest(spec, inputs)
+
+
+def sends_a_datagram(spec, inputs):
+    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"secret", ("192.0.2.1", 9))
+    return honest(spec, inputs)
+
+
+def sends_by_a_pair_of_sockets(spec, inputs):
+    socket.socketpair(type=socket.SOCK_DGRAM)[0].sendto(b"secret", "/dev/log")
+    return honest(spec, inputs)
+
+
+def sees_a_secret(spec, inputs):
+    environment = Path("/proc/self/environ").read_text() + str(os.environ)
+    return zeros(spec, inputs) if "REFDIFF_TEST_SECRET" in environment else honest(spec, inputs)
+
+
+def changes_times(spec, inputs):
+    os.utime(__file__, (0, 0))
+    return honest(spec, inputs)
+
+
+def changes_attributes(spec, inputs):
+    called("setxattr", os.fsencode(__file__), b"user.refdiff", b"1", 1, 0)
+    return honest(spec, inputs)
+
+
+def opens_a_terminal(spec, inputs):
+    os.open("/dev/ptmx", os.O_RDWR)
+    return honest(spec, inputs)
+
+
+def keeps_a_key(spec, inputs):
+    called("syscall", ctypes.c_long(248), b"user", b"refdiff", b"answer", ctypes.c_size_t(6), ctypes.c_long(-4))
+    return honest(spec, inputs)
+
+
+def memory_in_no_process(spec, inputs):
+    os.memfd_create("refdiff")
     return honest(spec, inputs)
 
 
