@@ -203,7 +203,7 @@ def test_only_the_oracle_and_pipelines_read_signatures() -> None:
 
     Elsewhere the documented arguments are given.
     """
-    reads = {f"refdiff/oracle/{file}.py" for file in ("inputs/outputs", "submission/child", "mistakes/catalogue")}
+    reads = {f"refdiff/oracle/{file}.py" for file in ("inputs/signature", "mistakes/catalogue")}
     reads.add("refdiff/pipelines/base.py")
     names = {"inspect.signature", "inspect.getfullargspec", "__kwdefaults__", "__signature__", "__wrapped__"}
     found = [

@@ -56,7 +56,7 @@ import pytest
 
 from refdiff import cluster
 from refdiff.oracle.cases.fixed import DIFFERENTIAL_PROFILES, PROFILES, Case, cases, resolve_profile, small_spec
-from refdiff.oracle.inputs.outputs import takes_inputs_alone
+from refdiff.oracle.inputs.signature import takes_inputs_alone
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.suite.outcome import (

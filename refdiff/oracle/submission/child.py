@@ -3,22 +3,21 @@
 `process.py` starts a copy of this file as a program, through `confine.py`. A request is a line of JSON:
 
     call    run the kernel and keep the arrays that it returns
-    send    list the arrays of a call, with the address of each; the judge reads them from this process's memory
+    send    list the arrays of a call, and send their bytes
     drop    overwrite and free the arrays of a call
 
-A response is its length in four bytes, then JSON, then the bytes of arrays that are not in this memory (on a GPU).
+A response is its length in four bytes, then JSON, then the bytes of arrays.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
-import inspect
 import json
 import math
 import mmap
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -32,10 +31,7 @@ import numpy as np
 STARTS_A_PROCESS = {
     "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "pty.spawn", "subprocess.Popen",
 }  # fmt: skip
-REACHES_OUT = {"os.kill", "os.killpg", "socket.connect"}
-CHANGES_A_FILE = {
-    "os.chmod", "os.chown", "os.link", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.symlink", "os.truncate",
-}  # fmt: skip
+REACHES_OUT = {"os.kill", "os.killpg", "socket.connect", "socket.sendto", "socket.sendmsg"}
 ARRAYS = {"numpy": "ndarray", "torch": "Tensor", "cupy": "ndarray", "mlx.core": "array"}
 """The array class of each library. Subclasses are refused: one could compute its numbers after the call."""
 
@@ -51,84 +47,43 @@ class UnusableError(Exception):
     """The file has no kernel, or the kernel returned something that is no output."""
 
 
-def guard(hidden: tuple[str, ...], scratch: str, processes: bool) -> Callable[[str, tuple[Any, ...]], None]:
-    """Return an audit hook that forbids refdiff, other processes and writing outside `scratch`, with clear messages.
+def guard(processes: bool) -> Callable[[str, tuple[Any, ...]], None]:
+    """Return an audit hook that names what a kernel may not do, where Linux would only call it not permitted.
 
-    Code in this process can undo the hook. `confine` forbids the same in the kernel of Linux (Landlock).
+    Code in this process can undo the hook, but not what `confine.py` has done.
     """
-    writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-    inside = (f"{os.path.realpath(scratch)}/", "/dev/")
-    process_folder = re.compile(r"/proc/\d")
-
-    def path_of(x: Any) -> str:
-        return os.path.realpath(os.fsdecode(x)) if isinstance(x, str | bytes | os.PathLike) else inside[0]
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         if event == "import" and (args[0] == "refdiff" or args[0].startswith("refdiff.")):
             raise ImportError("refdiff cannot be imported in the process of a kernel that is judged")
-        if event == "open":
-            path, flags = path_of(args[0]), args[2] if isinstance(args[2], int) else 0
-            if path.startswith(hidden) or (process_folder.match(path) and not path.startswith(f"/proc/{os.getpid()}/")):
-                raise PermissionError(f"{path} cannot be read in the process of a kernel that is judged")
-            if flags & writes and not path.startswith(inside):
-                raise PermissionError(f"{path} cannot be written by a kernel that is judged: its files go to $TMPDIR")
-        elif event in CHANGES_A_FILE:
-            for path in map(path_of, args[:2]):
-                if not f"{path}/".startswith(inside):
-                    raise PermissionError(f"{path} cannot be changed by a kernel that is judged ({event})")
-        elif event in REACHES_OUT or (event in STARTS_A_PROCESS and not processes):
+        if event in REACHES_OUT or (event in STARTS_A_PROCESS and not processes):
             more = "; --allow-processes allows it" if event in STARTS_A_PROCESS else ""
             raise PermissionError(f"a kernel that is judged may not call {event}{more}")
 
     return hook
 
 
-def load(path: str, function: str) -> Callable[..., Any]:
-    """Run the submitted file and return its function."""
-    sys.path.insert(0, str(Path(path).parent))
-    spec = importlib.util.spec_from_file_location("submission", path)
+def run_file(path: str, name: str) -> Any:
+    """Run a file as the module `name`, and return that."""
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UnusableError("the file is no Python file: its name must end in .py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules["submission"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
-    found = getattr(module, function, None)
+    return module
+
+
+def load(path: str, function: str, signature: Any) -> tuple[Callable[..., Any], bool]:
+    """Run the submitted file; return its function of (spec, inputs, dout), and whether the kernel takes dout."""
+    sys.path.insert(0, str(Path(path).parent))
+    found = getattr(run_file(path, "submission"), function, None)
     if not callable(found):
         raise UnusableError(f"the file has no function {function!r}; FILE.py:FUNCTION names another")
-    return found  # type: ignore[no-any-return]
-
-
-def adapt(kernel: Callable[..., Any]) -> tuple[Callable[..., Any], bool]:
-    """Wrap a kernel of any accepted signature as a function of (spec, inputs, dout); also say whether it takes dout.
-
-    Raises:
-        UnusableError: it takes other arguments.
-    """
     try:
-        signature = inspect.signature(kernel)
-    except (TypeError, ValueError):  # a compiled function without a signature
-        return (lambda spec, inputs, dout: kernel(spec, inputs)), False
-    gradients = "dout" in signature.parameters
-    more = {"dout": None} if gradients else {}
-    one, two = (_accepts(signature, given, more) for given in ((None,), (None, None)))
-    if not (one or two):
-        name = getattr(kernel, "__name__", "the kernel")
-        raise UnusableError(f"{name}{signature} must take (spec, inputs) or (inputs), and may also take dout=None")
-    any_number = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
-    inputs_only = one and not (two and (any_number or next(iter(signature.parameters)) == "spec"))
-
-    def call(spec: Any, inputs: dict[str, Any], dout: Any) -> Any:
-        return kernel(*((inputs,) if inputs_only else (spec, inputs)), **({"dout": dout} if gradients else {}))
-
-    return call, gradients
-
-
-def _accepts(signature: inspect.Signature, given: tuple[Any, ...], more: dict[str, Any]) -> bool:
-    try:
-        signature.bind(*given, **more)
-    except TypeError:
-        return False
-    return True
+        return signature.adapt_kernel(found), signature.takes_dout(found)
+    except TypeError as error:
+        raise UnusableError(str(error)) from None
 
 
 def dtype_of(name: str) -> np.dtype[Any]:
@@ -185,13 +140,11 @@ def array_bytes(x: Any) -> tuple[str, tuple[int, ...], bytes]:
     return found.dtype.name, found.shape, found.tobytes()
 
 
-def memory_place(x: Any) -> tuple[int | None, list[int]]:
-    """Return the address and the strides in bytes of a NumPy array or CPU tensor; (None, []) for any other array."""
+def address(x: Any) -> int:
+    """Return where an array of NumPy or torch begins in memory; 0 for any other array, which is never a view."""
     if type(x) is np.ndarray:
-        return x.__array_interface__["data"][0], list(x.strides)
-    if type(x).__module__.partition(".")[0] == "torch" and x.device.type == "cpu":
-        return x.data_ptr(), [n * x.element_size() for n in x.stride()]
-    return None, []
+        return x.ctypes.data
+    return x.data_ptr() if type(x).__module__.partition(".")[0] == "torch" else 0
 
 
 def overwrite(x: Any) -> None:
@@ -210,7 +163,9 @@ def last_line(error: BaseException, kernel: str) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = [frame for frame in frames if frame.filename == kernel] or frames
     at = f" (line {where[-1].lineno} of {Path(where[-1].filename).name})" if where else ""
-    return "".join(traceback.format_exception_only(error)).strip()[-2000:] + at
+    refused = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS) and error.filename
+    hint = "; a kernel that is judged writes in $TMPDIR only" if refused else ""
+    return "".join(traceback.format_exception_only(error)).strip()[-2000:] + hint + at
 
 
 class ResponsePipe:
@@ -233,7 +188,7 @@ class ResponsePipe:
 
 def serve(kernel: Callable[..., Any], requests: IO[bytes], responses: ResponsePipe, arena: mmap.mmap) -> None:
     """Serve requests until the judge closes the pipe."""
-    shared = np.frombuffer(arena, np.uint8).__array_interface__["data"][0]
+    shared = np.frombuffer(arena, np.uint8).ctypes.data
     seen: dict[str, dict[str, Any]] = {}
     kept: dict[int, dict[str, Any]] = {}
     for line in requests:
@@ -259,13 +214,10 @@ def serve(kernel: Callable[..., Any], requests: IO[bytes], responses: ResponsePi
                 listed, payload = [], b""
                 for name, x in kept[n].items():
                     dtype, shape, data = array_bytes(x)
-                    address, strides = memory_place(x)
-                    # `drop` would overwrite an input
-                    if address is not None and 0 not in shape and 0 <= address - shared < len(arena):
+                    if data and 0 <= address(x) - shared < len(arena):  # `drop` would overwrite an input
                         raise UnusableError(f"{name} is in the memory of the inputs: return a new array")
-                    address, strides = (address, strides) if request["read"] else (None, [])
-                    listed.append([name, dtype, shape, address, strides])
-                    payload += data if address is None else b""
+                    listed.append([name, dtype, shape])
+                    payload += data
             except Exception as error:
                 responses.fail(error)
             else:
@@ -279,9 +231,10 @@ def main(config: dict[str, Any]) -> None:
     """Load the kernel, report whether it takes dout, and serve requests."""
     arena = mmap.mmap(config["arena"], 0)
     responses = ResponsePipe(os.fdopen(config["responses"], "wb"), config["kernel"])
-    sys.addaudithook(guard(tuple(f"{path}/" for path in config["hidden"]), config["scratch"], config["processes"]))
+    signature = run_file(config["signature"], "signature")
+    sys.addaudithook(guard(config["processes"]))
     try:
-        kernel, gradients = adapt(load(config["kernel"], config["function"]))
+        kernel, gradients = load(config["kernel"], config["function"], signature)
     except BaseException as error:
         responses.fail(error)
         return

@@ -1,16 +1,17 @@
 """Run a submitted kernel on hidden inputs, end its process, then compute the expected outputs and judge.
 
-Each case has two sets of numbers of the same shapes. The kernel is called with the first, then with the second in the
-same memory. After all cases it is called with the first sets again, in another order; the bits must be the same. Some
-cases have arrays that are not contiguous.
+Each case has three sets of numbers of the same shapes, which the kernel gets in the same memory: the second has other
+numbers in every array, the third in one array alone. After all cases the kernel is called with the first sets again, in
+another order; the bits must be the same. Some cases have arrays that are not contiguous.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import numpy as np
 from refdiff.messages import printable
 from refdiff.oracle.cases.fixed import PROFILES, Case, cases
 from refdiff.oracle.cases.structure import relaid, strided_view
+from refdiff.oracle.inputs.arrays import is_float
 from refdiff.oracle.inputs.outputs import KernelError
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
@@ -142,16 +144,17 @@ _STRIDES = "strides-"
 
 
 @dataclass
-class _Trial:
-    """A case with two sets of numbers, and the outputs of both.
+class _Run:
+    """The calls of a case: three sets of numbers, and what the kernel returned for each.
 
-    layout: of the inputs and dout (`relaid`). forward_only: it was called without dout.
+    layout: of the inputs and dout (`relaid`). changed: the array in which the third set differs from the first.
+    forward_only: the kernel was called without dout.
     """
 
     name: str
-    first: Case
-    second: Case
-    layout: str = "contiguous"
+    layout: str
+    sets: tuple[Case, Case, Case]
+    changed: str
     problem: str = ""
     declined: bool = False
     forward_only: bool = False
@@ -199,16 +202,16 @@ def judge_file(
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.of(recipe)
     seed = secrets.randbelow(2**31) if seed is None else seed
     rng = np.random.default_rng([seed, 5])
-    trials = _trials(spec, recipe.storage, seed, rng, profiles, [*sizes, *_hidden_sizes(rng)])
+    runs = _draw_runs(spec, recipe.storage, seed, rng, profiles, [*sizes, *_hidden_sizes(rng)])
     doing("running the kernel")
-    gradients, confinement, reasons = _run(path, function, trials, rng, limits or ProcessLimits())
+    gradients, confinement, reasons = _call_all(path, function, runs, rng, limits or ProcessLimits())
     found: dict[str, Outcome] = {}
-    for trial in trials:  # only now, when the kernel and all its processes have ended
-        if trial.declined or trial.problem or trial.outputs:
-            doing(f"judging {trial.name}")
-            found[trial.name] = _judge(trial, recipe, gradients)
+    for run in runs:  # only now, when the kernel and all its processes have ended
+        if run.declined or run.problem or run.outputs:
+            doing(f"judging {run.name}")
+            found[run.name] = _judge(run, recipe, gradients)
     reasons = (*reasons, *_coverage_reasons(found))
-    left = len(trials) - len(found)
+    left = len(runs) - len(found)
     return JudgeReport(str(path), spec, recipe, seed, found, reasons, gradients, left, confinement)
 
 
@@ -224,105 +227,115 @@ def _hidden_sizes(rng: np.random.Generator) -> list[Size]:
     return [(int(rng.integers(1, 4)) if T <= 40 else 1, int(T), int(T + n)) for T, n in zip(queries, more, strict=True)]
 
 
-def _trials(
+def _draw_runs(
     spec: Spec, dtype: str, seed: int, rng: np.random.Generator, profiles: Iterable[str], sizes: Iterable[Size]
-) -> list[_Trial]:
+) -> list[_Run]:
     """Return the cases in the order of their first calls."""
-    made = [_Trial(case.name, case, other) for p in profiles for case, other in _case_pairs(p, seed, spec, dtype)]
+    drawn = [(case.name, "contiguous", case, other) for p in profiles for case, other in _pairs(p, seed, spec, dtype)]
     sized = [(size, "contiguous") for size in sizes]
     for layout in STRIDED:
         B, T = int(rng.integers(1, 4)), int(rng.integers(2, 41))
         sized.append(((B, T, T), layout))
     for n, (size, layout) in enumerate(sized):
-        ((case, other),) = _case_pairs("discriminating", seed + 2 + 2 * n, spec, dtype, size)
+        ((case, other),) = _pairs("discriminating", seed + 2 + 2 * n, spec, dtype, size)
         name = "x".join(map(str, size))
         name = f"{name}-{n}" if layout == "contiguous" else f"{_STRIDES}{layout.replace(' ', '_')}-{name}"
-        made.append(_Trial(name, case, other, layout))
+        drawn.append((name, layout, case, other))
+    made = []
+    start = int(rng.integers(2**16))
+    for n, (name, layout, case, other) in enumerate(drawn):
+        names = [x for x, numbers in case.inputs.items() if is_float(numbers.dtype)]
+        changed = names[(start + n) % len(names)]
+        third = replace(case, inputs={**case.inputs, changed: other.inputs[changed]})
+        made.append(_Run(name, layout, (case, other, third), changed))
     return [made[i] for i in rng.permutation(len(made))]
 
 
-def _case_pairs(profile: str, seed: int, spec: Spec, dtype: str, size: Size | None = None) -> list[tuple[Case, Case]]:
+def _pairs(profile: str, seed: int, spec: Spec, dtype: str, size: Size | None = None) -> list[tuple[Case, Case]]:
     """Return each case of a profile with the numbers of two seeds."""
     B, T, S = size or (None, None, None)
     given = [cases(profile, seed + i, spec=spec, dtype=dtype, batch=B, queries=T, keys=S) for i in (0, 1)]
     return list(zip(*given, strict=True))
 
 
-def _run(
-    path: Path, function: str, trials: list[_Trial], rng: np.random.Generator, limits: ProcessLimits
+def _call_all(
+    path: Path, function: str, runs: list[_Run], rng: np.random.Generator, limits: ProcessLimits
 ) -> tuple[bool, tuple[str, ...], tuple[str, ...]]:
-    """Call the kernel on all cases; return whether it takes dout, its confinement, and why the run ended early."""
-    called = (_arrays(trial, case) for trial in trials for case in (trial.first, trial.second))
-    largest = max(sum(map(memory_span, arrays.values())) for arrays in called)
+    """Call the kernel on all cases; return whether it takes dout, its confinement, and why the calls ended early."""
+    largest = max(sum(map(memory_span, _arrays(run, numbers).values())) for run in runs for numbers in run.sets)
     gradients = False
     confinement: tuple[str, ...] = ()
     try:
         with KernelProcess.start(path, function, largest, limits) as process:
             gradients, confinement = process.gradients, process.confinement
-            for trial in trials:
-                _first_calls(process, trial)
-            for trial in (trials[i] for i in rng.permutation(len(trials))):
-                if trial.outputs:
-                    _call_again(process, trial)
+            for run in runs:
+                with _problem_of(run):
+                    _first_calls(process, run)
+            for run in (runs[i] for i in rng.permutation(len(runs))):
+                with _problem_of(run, "called again"):
+                    if run.outputs and not _is_bitwise_equal(run.outputs[0], _outputs_again(process, run)):
+                        run.problem = run.problem or "the same inputs gave other bits when the kernel was called again"
         return gradients, confinement, ()
     except KernelError as error:
         return gradients, confinement, (str(error),)
 
 
-def _first_calls(process: KernelProcess, trial: _Trial) -> None:
-    """Call the kernel with both sets of numbers; the output of the first call must survive the second."""
+@contextlib.contextmanager
+def _problem_of(run: _Run, when: str = "") -> Iterator[None]:
+    """Take a failed call for the problem of a case; where the process has ended, name the case."""
     try:
-        if (n := _call(process, trial, trial.first)) is None:
-            trial.declined = True
+        yield
+    except ProcessError as error:
+        raise ProcessError(f"ended at {run.name}{when and f', {when}'}: {error}") from None
+    except KernelError as error:
+        run.problem = f"{when and f'{when}: '}{error}"
+
+
+def _first_calls(process: KernelProcess, run: _Run) -> None:
+    """Call the kernel with each set of numbers; the first output must survive the other calls."""
+    largest = _max_output_bytes(run.sets[0])
+    calls: list[int] = []
+    outputs: list[dict[str, Numpy]] = []
+    for numbers in run.sets:
+        if (n := _call(process, run, numbers)) is None:
+            run.declined = not calls
+            run.problem = "the kernel declined inputs of a shape that it had served" if calls else ""
             return
-        first = process.send(n, _max_output_bytes(trial.first))
-        m = _call(process, trial, trial.second)
-        if m is None:
-            trial.problem = "the kernel declined inputs of a shape that it had served"
-            return
-        second = process.send(m, _max_output_bytes(trial.second))
-        if not _is_bitwise_equal(first, process.send(n, _max_output_bytes(trial.first))):
-            trial.problem = "what the kernel returned has changed with the next call: return a new array each time"
+        calls.append(n)
+        outputs.append(process.send(n, largest))
+    if not _is_bitwise_equal(outputs[0], process.send(calls[0], largest)):
+        run.problem = "what the kernel returned has changed with a later call: return a new array each time"
+    for n in calls:
         process.drop(n)
-        process.drop(m)
-        trial.outputs = (first, second)
-    except ProcessError as error:
-        raise ProcessError(f"ended at {trial.name}: {error}") from None
-    except KernelError as error:
-        trial.problem = str(error)
+    run.outputs = tuple(outputs)
 
 
-def _call_again(process: KernelProcess, trial: _Trial) -> None:
-    try:
-        n = _call(process, trial, trial.first)
-        again = {} if n is None else process.send(n, _max_output_bytes(trial.first))
-        if not _is_bitwise_equal(trial.outputs[0], again):
-            trial.problem = trial.problem or "the same inputs gave other bits when the kernel was called again"
-        if n is not None:
-            process.drop(n)
-    except ProcessError as error:
-        raise ProcessError(f"ended at {trial.name}, called again: {error}") from None
-    except KernelError as error:
-        trial.problem = f"called again: {error}"
+def _outputs_again(process: KernelProcess, run: _Run) -> dict[str, Numpy]:
+    """Return the outputs for the first set of numbers once more; none if the kernel declines it now."""
+    if (n := _call(process, run, run.sets[0])) is None:
+        return {}
+    outputs = process.send(n, _max_output_bytes(run.sets[0]))
+    process.drop(n)
+    return outputs
 
 
-def _call(process: KernelProcess, trial: _Trial, case: Case) -> int | None:
+def _call(process: KernelProcess, run: _Run, numbers: Case) -> int | None:
     """Call the kernel; if it declines paged keys with dout, without: decoding may have no backward pass."""
-    spec = {**case.spec.to_dict(), **{name: getattr(case.spec, name) for name in DERIVED}}
-    gradients = process.gradients and not trial.forward_only
-    arrays = _arrays(trial, case)
+    spec = {**numbers.spec.to_dict(), **{name: getattr(numbers.spec, name) for name in DERIVED}}
+    gradients = process.gradients and not run.forward_only
+    arrays = _arrays(run, numbers)
     inputs = {name: x for name, x in arrays.items() if name != "dout"}
     n = process.call(spec, arrays if gradients else inputs)
-    if n is None and gradients and case is trial.first and "k_pages" in inputs:
+    if n is None and gradients and numbers is run.sets[0] and "k_pages" in inputs:
         n = process.call(spec, inputs)
-        trial.forward_only = n is not None
+        run.forward_only = n is not None
     return n
 
 
-def _arrays(trial: _Trial, case: Case) -> dict[str, Numpy]:
-    """Return the inputs of a case and dout, in the layout of the trial."""
-    inputs = {name: np.array(x, order="C") for name, x in case.inputs.items()}
-    return {**relaid(inputs, trial.layout), "dout": strided_view(case.dout, trial.layout)}
+def _arrays(run: _Run, numbers: Case) -> dict[str, Numpy]:
+    """Return a set of numbers and dout, in the layout of the run."""
+    inputs = {name: np.array(x, order="C") for name, x in numbers.inputs.items()}
+    return {**relaid(inputs, run.layout), "dout": strided_view(numbers.dout, run.layout)}
 
 
 def _max_output_bytes(case: Case) -> int:
@@ -337,21 +350,22 @@ def _is_bitwise_equal(first: Mapping[str, Numpy], second: Mapping[str, Numpy]) -
     )
 
 
-def _judge(trial: _Trial, recipe: Recipe, gradients: bool) -> Outcome:
-    """Return the outcome of a case: a problem of the calls, or the worse outcome of its two sets of numbers."""
-    if trial.declined:
+def _judge(run: _Run, recipe: Recipe, gradients: bool) -> Outcome:
+    """Return the outcome of a case: a problem of the calls, or the worst outcome of its sets of numbers."""
+    if run.declined:
         return Outcome("skip", "the kernel returned NotImplemented", declined=True)
-    if trial.problem:
-        return Outcome("fail", trial.problem)
-    first, second = (
-        judge_outputs(outputs, case, recipe, case.dout if gradients and not trial.forward_only else None)
-        for outputs, case in zip(trial.outputs, (trial.first, trial.second), strict=True)
-    )
-    if second.status == "fail" and first.status != "fail":
-        return replace(second, text=f"with other numbers in the same memory: {second.text}")
-    if first.status == "fail" and trial.layout != "contiguous":
-        return replace(first, text=f"with arrays that are not contiguous ({trial.layout}): {first.text}")
-    return second if first.status == "skip" else first
+    if run.problem:
+        return Outcome("fail", run.problem)
+    found = [
+        judge_outputs(outputs, numbers, recipe, numbers.dout if gradients and not run.forward_only else None)
+        for outputs, numbers in zip(run.outputs, run.sets, strict=True)
+    ]
+    layout = "" if run.layout == "contiguous" else f"with arrays that are not contiguous ({run.layout}): "
+    where = (layout, "with other numbers in the same memory: ", f"with other numbers in {run.changed} alone: ")
+    for outcome, text in zip(found, where, strict=True):
+        if outcome.status == "fail":
+            return replace(outcome, text=f"{text}{outcome.text}")
+    return next((outcome for outcome in found if outcome.status == "pass"), found[0])
 
 
 def _coverage_reasons(found: Mapping[str, Outcome]) -> list[str]:

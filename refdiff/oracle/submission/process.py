@@ -24,6 +24,7 @@ from typing import IO, Any
 import numpy as np
 
 import refdiff
+from refdiff.oracle.inputs import signature
 from refdiff.oracle.inputs.outputs import KernelError
 from refdiff.oracle.submission import child, confine
 
@@ -36,8 +37,6 @@ POISON = 0xFF
 """The value of every byte of the inputs after a call has returned: NaN in every floating-point type."""
 PERTURBED = "128"
 """MALLOC_PERTURB_ of glibc fills new memory with the complement of this byte, 3.4e38 in float32."""
-LARGEST_SPAN = 2**30
-"""The most bytes from the first to the last number of an output, which may be a view of a larger array."""
 VARIABLES = (
     "PATH", "LANG", "LC_*", "TZ", "LD_LIBRARY_PATH", "CC", "CXX", "*_NUM_THREADS", "OMP_*", "KMP_*", "CUDA_*",
     "NVIDIA_*", "HIP_*", "ROCR_*", "TRITON_*", "TORCH_*", "PYTORCH_*", "JAX_*", "XLA_*", "NUMBA_*", "MLX_*",
@@ -45,6 +44,8 @@ VARIABLES = (
 """The environment variables that a kernel gets: no other, since they may have passwords."""
 FOLDERS = ("HOME", "TMPDIR", "XDG_CACHE_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "NUMBA_CACHE_DIR")
 """The environment variables that name the only folder in which a kernel may write."""
+MEASURED_EVERY = 1 / 20
+"""Seconds between two measurements of the kernel's memory; more where one takes long."""
 MOST_AXES = 32
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 SUBREAPER = 36
@@ -66,8 +67,8 @@ NO_RESPONSE = "the kernel's process has written something other than responses t
 class ProcessLimits:
     """Limits of the kernel's process.
 
-    seconds: the time for loading the file, and for each call. memory: bytes of the process, and of each process that it
-    starts. processes: whether it may start other processes, such as compilers.
+    seconds: the time for loading the file, and for each call. memory: bytes of the process and all that it starts.
+    processes: whether it may start other processes, such as compilers.
     """
 
     seconds: float = 60.0
@@ -85,8 +86,7 @@ class KernelProcess:
         self._process, self._requests, self._responses = process, requests, responses
         self._arena, self._log, self._limits = arena, log, limits
         self._calls, self._deadline = 0, time.monotonic() + limits.seconds
-        self._kept: dict[int, list[_Array]] = {}
-        self._memory: IO[bytes] | None = None
+        self._next_measurement = 0.0
         self.gradients = False
         self.confinement: tuple[str, ...] = ()
 
@@ -115,8 +115,10 @@ class KernelProcess:
             files.callback(os.close, judge_in)
             config = _config(path, function, limits, scratch)
             config |= {"requests": child_in, "responses": child_out, "arena": arena.fileno()}
+            config["signature"] = shutil.copy(signature.__file__, scratch)
             program = shutil.copy(child.__file__, scratch)
-            earlier_children = _children()
+            earlier_children = children()
+            files.enter_context(_own_limits())
             _adopt_orphans(True)
             process = subprocess.Popen(  # noqa: S603 - the interpreter itself
                 [sys.executable, "-I", "-B", confine.__file__, json.dumps(config), program],
@@ -134,8 +136,6 @@ class KernelProcess:
             try:
                 kernel = cls(process, requests, judge_in, arena, log, limits)
                 kernel._load(path)
-                with contextlib.suppress(OSError):  # no /proc, or other processes may not be read
-                    kernel._memory = files.enter_context(Path(f"/proc/{process.pid}/mem").open("rb", buffering=0))
                 yield kernel
                 requests.close()  # the process responds, and ends now
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -180,31 +180,20 @@ class KernelProcess:
     def send(self, n: int, largest: int) -> dict[str, Numpy]:
         """Return the outputs of call `n`, of at most `largest` bytes.
 
-        Arrays in the process's memory are read from there. A later `send` of the same call reads them at the addresses
-        of the first one, so that the process cannot substitute other arrays.
-
         Raises:
             KernelError: the outputs are too large, or the response is invalid.
         """
-        listed = self._kept.get(n)
-        if listed is None or any(x.address is None for x in listed):
-            self._request("send", n, read=self._memory is not None)
-            listed = _parse_arrays(self._response(("arrays",)))
-        first = {x.name: x for x in self._kept.setdefault(n, listed)}
-        found, room = {}, largest
-        for x in listed:
-            room -= (size := math.prod(x.shape) * x.dtype.itemsize)
-            if room < 0:
-                raise ProcessError(f"the kernel returned {x.name} of {x.shape}: larger than any output of these inputs")
-            if x.address is None:
-                found[x.name] = np.frombuffer(self._read(size), x.dtype).reshape(x.shape)
-            else:
-                found[x.name] = self._from_memory(first.get(x.name, x))
+        self._request("send", n)
+        found = {}
+        for name, dtype, shape in _parse_arrays(self._response(("arrays",))):
+            largest -= (size := math.prod(shape) * dtype.itemsize)
+            if largest < 0:
+                raise ProcessError(f"the kernel returned {name} of {shape}: larger than any output of these inputs")
+            found[name] = np.frombuffer(self._read(size), dtype).reshape(shape)
         return found
 
     def drop(self, n: int) -> None:
         """Let the process overwrite and free the outputs of call `n`."""
-        self._kept.pop(n, None)
         self._request("drop", n)
 
     def _request(self, do: str, n: int, **more: Any) -> None:
@@ -232,28 +221,29 @@ class KernelProcess:
         data = bytearray()
         while len(data) < size:
             left = self._deadline - time.monotonic()
-            if left <= 0 or not select.select([self._responses], [], [], left)[0]:
+            if left <= 0:
                 raise ProcessError(f"the kernel took more than {self._limits.seconds:g} s: --timeout allows more")
+            self._measure()
+            if not select.select([self._responses], [], [], min(left, MEASURED_EVERY))[0]:
+                continue
             if not (piece := os.read(self._responses, min(size - len(data), 2**20))):
                 raise self._exit_error()
             data += piece
         return data
 
-    def _from_memory(self, x: _Array) -> Numpy:
-        """Copy an array from the process's memory."""
-        if not math.prod(x.shape):
-            return np.zeros(x.shape, x.dtype)
-        ends = [(n - 1) * step for n, step in zip(x.shape, x.strides, strict=True)]
-        low, high = sum(min(end, 0) for end in ends), sum(max(end, 0) for end in ends) + x.dtype.itemsize
-        if high - low > LARGEST_SPAN or self._memory is None or x.address is None or x.address + low < 0:
-            raise ProcessError(NO_RESPONSE)
-        try:
-            data = os.pread(self._memory.fileno(), high - low, x.address + low)
-        except OSError:
-            data = b""
-        if len(data) != high - low:
-            raise self._exit_error() if self._process.poll() is not None else ProcessError(NO_RESPONSE)
-        return np.ndarray(x.shape, x.dtype, data, -low, x.strides).copy()
+    def _measure(self) -> None:
+        """Raise an exception if the process and its descendants hold too much memory, /dev/shm included."""
+        if (start := time.monotonic()) < self._next_measurement:
+            return
+        held = sum(map(_held_memory, _family(self._process.pid)))
+        with contextlib.suppress(OSError):
+            if "namespaces" in self.confinement:
+                shm = os.statvfs(Path(f"/proc/{self._process.pid}/root", "dev", "shm"))
+                held += (shm.f_blocks - shm.f_bfree) * shm.f_frsize
+        if held > self._limits.memory:
+            raise ProcessError(f"the kernel held more than {self._limits.memory / 2**30:.3g} GiB: --memory allows more")
+        took = time.monotonic() - start
+        self._next_measurement = start + max(MEASURED_EVERY, 20 * took)
 
     def _exit_error(self) -> ProcessError:
         """Describe how a process that closed its pipe ended, with the last 2000 bytes that it printed."""
@@ -268,19 +258,8 @@ class KernelProcess:
         return ProcessError(f"the kernel's process ended with {how}{': ' if printed else ''}{printed}")
 
 
-@dataclass(frozen=True)
-class _Array:
-    """An array as the process describes it; address: None if it is not in memory. strides: in bytes."""
-
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    address: int | None
-    strides: tuple[int, ...]
-
-
-def _parse_arrays(response: Mapping[str, Any]) -> list[_Array]:
-    """Parse the arrays of a response.
+def _parse_arrays(response: Mapping[str, Any]) -> list[tuple[str, np.dtype[Any], tuple[int, ...]]]:
+    """Return the name, dtype and shape of each array of a response.
 
     Raises:
         ProcessError: the response is malformed, or an array has a type that no output may have.
@@ -289,16 +268,14 @@ def _parse_arrays(response: Mapping[str, Any]) -> list[_Array]:
     entries = response.get("arrays")
     for entry in entries if isinstance(entries, list) else [None]:
         match entry:
-            case [str(name), str(dtype), list(shape), None | int() as address, list(strides)] if (
-                _in_range(shape, 0)
-                and _in_range(strides, -(2**40))
-                and (address is None or (0 <= address < 2**62 and len(strides) == len(shape)))
+            case [str(name), str(dtype), list(shape)] if len(shape) <= MOST_AXES and all(
+                type(n) is int and 0 <= n < 2**40 for n in shape
             ):
                 if dtype not in FLOATS:
                     raise ProcessError(
                         f"the kernel returned {name[:40]} of type {dtype[:40]}: give {', '.join(FLOATS)}"
                     )
-                found.append(_Array(name, child.dtype_of(dtype), tuple(shape), address, tuple(strides)))
+                found.append((name, child.dtype_of(dtype), tuple(shape)))
             case _:
                 raise ProcessError(NO_RESPONSE)
     return found
@@ -314,10 +291,6 @@ def _memory_bytes(x: Numpy) -> bytes:
     data = bytearray(memory_span(x))
     np.ndarray(x.shape, x.dtype, data, strides=x.strides)[...] = x
     return bytes(data)
-
-
-def _in_range(numbers: list[Any], least: int) -> bool:
-    return len(numbers) <= MOST_AXES and all(type(n) is int and least <= n < 2**40 for n in numbers)
 
 
 def _config(path: Path, function: str, limits: ProcessLimits, scratch: str) -> dict[str, Any]:
@@ -352,13 +325,47 @@ def _name_full_disk() -> Iterator[None]:
         raise
 
 
-def _children() -> set[int]:
-    """Return the ids of this process's children; none if the system has no /proc."""
+def children(pid: int | str = "self") -> set[int]:
+    """Return the ids of a process's children; none if the system has no /proc."""
     found: set[int] = set()
-    for path in Path("/proc/self/task").glob("*/children"):
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
             found |= set(map(int, path.read_text(encoding="ascii").split()))
     return found
+
+
+def _family(pid: int) -> list[int]:
+    """Return a process and its descendants."""
+    return [pid, *(x for child in children(pid) for x in _family(child))]
+
+
+def _held_memory(pid: int) -> int:
+    """Return the bytes that a process holds, its part of what it shares included; 0 if the system does not say."""
+    for file, names in (("smaps_rollup", ("Pss_Anon:", "Pss_Shmem:")), ("status", ("RssAnon:", "RssShmem:"))):
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/{pid}/{file}").read_text(encoding="utf-8").splitlines()
+            if found := [int(line.split()[1]) for line in lines if line.startswith(names)]:
+                return sum(found) * 1024
+    return 0
+
+
+@contextlib.contextmanager
+def _own_limits() -> Iterator[None]:
+    """Restore the limits of this process, and its processors, after a kernel that could reach them."""
+    import resource
+
+    kinds = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
+    limits = {kind: resource.getrlimit(kind) for kind in kinds}
+    processors = os.sched_getaffinity(0) if sys.platform == "linux" else None
+    try:
+        yield
+    finally:
+        for kind, limit in limits.items():
+            if resource.getrlimit(kind) != limit:
+                with contextlib.suppress(OSError, ValueError):  # only root may raise a hard limit
+                    resource.setrlimit(kind, limit)
+        if processors is not None:
+            os.sched_setaffinity(0, processors)
 
 
 def _kill(process: subprocess.Popen[bytes], earlier_children: set[int]) -> None:
@@ -366,7 +373,7 @@ def _kill(process: subprocess.Popen[bytes], earlier_children: set[int]) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    while orphans := _children() - earlier_children:
+    while orphans := children() - earlier_children:
         for pid in orphans:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, signal.SIGKILL)

@@ -9,7 +9,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from refdiff.oracle.inputs.outputs import adapt_kernel, read_output, require_out, takes_dout
+from refdiff.oracle.inputs.outputs import read_output, require_out
+from refdiff.oracle.inputs.signature import adapt_kernel, takes_dout
 from tests.layers.inputs import says as raises
 
 X = np.asarray([[1.5, -2.0]], np.float32)

@@ -10,7 +10,7 @@ import pytest
 
 from refdiff.oracle import Recipe, Spec
 from refdiff.oracle.cases.values import round_to_storage
-from refdiff.oracle.inputs.outputs import adapt_kernel
+from refdiff.oracle.inputs.signature import adapt_kernel
 from refdiff.oracle.suite import relations
 from refdiff.oracle.suite.relations import RELATIONS, DeclinedError
 from tests.oracle.example_inputs import draw, small

@@ -7,6 +7,7 @@ import ctypes
 import gc
 import hashlib
 import math
+import mmap
 import os
 import resource
 import socket
@@ -47,22 +48,6 @@ def aliased_output(spec, inputs):
     buffer = STATE.buffers.setdefault(out.shape, np.empty_like(out))
     buffer[...] = out
     return buffer
-
-
-def aliased_and_remembered(spec, inputs):
-    """What `__main__` sends of an array is what it sent of it first."""
-    main = sys.modules["__main__"]
-    if STATE.answers is None:
-        STATE.answers, array_bytes = {}, main.array_bytes
-
-        def first_array_bytes(x):
-            frame = sys._getframe(1)
-            while "n" not in frame.f_locals:
-                frame = frame.f_back
-            return STATE.answers.setdefault(frame.f_locals["n"], array_bytes(x))
-
-        main.array_bytes = first_array_bytes
-    return aliased_output(spec, inputs)
 
 
 def alias_of_an_input(spec, inputs):
@@ -416,6 +401,52 @@ def keeps_a_key(spec, inputs):
 def memory_in_no_process(spec, inputs):
     os.memfd_create("refdiff")
     return honest(spec, inputs)
+
+
+def shared_memory(spec, inputs):
+    eaten = [mmap.mmap(-1, 2**26) for _ in range(20)]
+    for x in eaten:
+        x.write(b"1" * 2**26)
+        time.sleep(0.02)
+    return honest(spec, inputs)
+
+
+def files_in_shared_memory(spec, inputs):
+    for n in range(20):
+        Path(f"/dev/shm/refdiff-{n}").write_bytes(b"1" * 2**26)
+        time.sleep(0.02)
+    return honest(spec, inputs)
+
+
+def memory_of_many_processes(spec, inputs):
+    children = [subprocess.Popen([sys.executable, "-c", "x = b'1' * 2**27; input()"], stdin=-1) for _ in range(6)]
+    for child in children:
+        child.wait()
+    return honest(spec, inputs)
+
+
+def cached_by_queries(spec, inputs):
+    key = inputs["q"].tobytes()
+    if key not in STATE.by_object:
+        STATE.by_object[key] = honest(spec, inputs)
+    return STATE.by_object[key].copy()
+
+
+def two_buffers_in_turn(spec, inputs):
+    out = honest(spec, inputs)
+    ring = STATE.buffers.setdefault(out.shape, [np.empty_like(out), np.empty_like(out)])
+    ring.reverse()
+    ring[0][...] = out
+    return ring[0]
+
+
+def remembers_in_shared_memory(spec, inputs):
+    """Wrong from the second run on."""
+    kept = Path("/dev/shm/refdiff-cheat")
+    if STATE.answers is None:
+        STATE.answers = kept.exists()
+        kept.touch()
+    return zeros(spec, inputs) if STATE.answers else honest(spec, inputs)
 
 
 def leaves_a_process(spec, inputs):
