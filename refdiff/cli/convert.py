@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import errno
 import math
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,9 +22,6 @@ from refdiff.model.variants import VARIANTS
 
 if TYPE_CHECKING:
     from refdiff.convert import Proof
-
-UNFINISHED = "unfinished-conversion"
-"""The folder in OUTPUT that a conversion writes to."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -72,8 +68,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f"OUTPUT {output}: links to {output.readlink()}, which does not exist; make that folder, or name another"
         )
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise _taken(output)
+    _refuse_taken(output)
     check_folder("OUTPUT", output)
     folder = fetch(args.model, args, also=hub.OTHER_TOKENIZERS)
     config = DiffLlamaConfig.from_pretrained(folder)
@@ -112,27 +107,19 @@ def run(args: argparse.Namespace) -> int:
 def _all_or_nothing(output: Path) -> Iterator[Path]:
     """Yield a folder in `output`, whose files move to `output` at the end; after an error or Ctrl-C, remove it.
 
-    Two runs cannot make it at once, so that neither touches what the other writes.
+    What a conversion that was killed has left there is removed by the next one, or put in place if it was complete.
     """
     from refdiff.files import new_folder
+    from refdiff.model.commit import replacing
 
-    new = output / UNFINISHED
     with new_folder(output):
         try:
-            new.mkdir(parents=True)
-        except FileExistsError:
-            raise _taken(output) from None
-        try:
-            if any(path != new for path in output.iterdir()):
-                raise _taken(output)
-            yield new
-            for path in list(new.iterdir()):
-                path.rename(output / path.name)
+            with replacing(output, wait=False) as new:
+                _refuse_taken(output)
+                yield new
         except OSError as error:
             error.filename = str(output)  # the user knows no other
             raise
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
 
 
 def _check_space(output: Path, parameters: int, dtype: str) -> None:
@@ -145,13 +132,12 @@ def _check_space(output: Path, parameters: int, dtype: str) -> None:
         raise OSError(errno.ENOSPC, why, str(output))
 
 
-def _taken(output: Path) -> UsageError:
-    """Return the error for an output that exists; it says what a conversion that was killed has left there."""
-    unfinished = output / UNFINISHED
-    left = f"; {unfinished} is of a conversion that was killed, or runs now: delete it if none runs"
-    return UsageError(
-        f"OUTPUT {output}: exists already; name a new folder, or an empty one{left if unfinished.exists() else ''}"
-    )
+def _refuse_taken(output: Path) -> None:
+    """Raise `UsageError` for an output that has something else in it than a conversion that did not end."""
+    from refdiff.model.commit import PENDING
+
+    if output.exists() and (not output.is_dir() or any(not p.name.startswith(PENDING) for p in output.iterdir())):
+        raise UsageError(f"OUTPUT {output}: exists already; name a new folder, or an empty one")
 
 
 def _refuse_what_differs(proof: Proof, dtype: str | None = None) -> None:

@@ -13,6 +13,7 @@ itself.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -24,11 +25,13 @@ from typing import TypeVar
 
 from refdiff.errors import CheckpointError
 from refdiff.files import MAX_JSON, lock, read_bytes, read_json, write_json
-from refdiff.hub.download import INDEX, SINGLE
+from refdiff.hub.download import INDEX, OTHER_TOKENIZERS, SINGLE, TOKENIZER
 
 PENDING = ".refdiff-save"
 _LIST = "files.json"
 _CONFIGS = ("config.json", "generation_config.json")
+_COPIED = (*TOKENIZER, *OTHER_TOKENIZERS, "additional_chat_templates")
+"""What a conversion writes beside a model's own files."""
 _ENTRIES = (SINGLE, INDEX)
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
@@ -39,14 +42,15 @@ Identity = tuple[int, int, int]
 
 
 @contextlib.contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path, *, wait: bool = True) -> Iterator[Path]:
     """Yield a folder for a checkpoint's files; if the block ends without an error, they replace those of `folder`.
 
     Raises:
+        BlockingIOError: another process saves in the folder, and `wait` is False.
         OSError: a file cannot be written or moved; `is_pending` then says which of the two counts.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with _locked(folder, wait=wait):
         _roll_forward(folder)
         for left in folder.glob(f"{PENDING}-*"):  # of a process that was killed: a living one would hold the lock
             shutil.rmtree(left, ignore_errors=True)
@@ -163,7 +167,7 @@ def _listed(path: Path) -> list[str]:
     """Read the names in a list of files; a folder from elsewhere could name any."""
     names = read_json(path).get("files")
     if not isinstance(names, list) or not all(
-        isinstance(name, str) and (name in (*_CONFIGS, *_ENTRIES) or _SHARD.fullmatch(name)) for name in names
+        isinstance(name, str) and (name in (*_CONFIGS, *_ENTRIES, *_COPIED) or _SHARD.fullmatch(name)) for name in names
     ):
         raise CheckpointError(f"{path}: not a list that a save has left; delete {path.parent}")
     return names
@@ -185,14 +189,15 @@ def _same(new: Path, old: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
     """Keep other processes and threads from saving here; the lock ends with the process, however that ends."""
     if os.name == "nt":  # which opens no folders
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        lock(descriptor, wait=True)
+        if not lock(descriptor, wait=wait):
+            raise BlockingIOError(errno.EAGAIN, "another process writes here; wait until it ends", str(folder))
         yield
     finally:
         os.close(descriptor)

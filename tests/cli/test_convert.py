@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 import shutil
 import sys
@@ -16,7 +18,6 @@ from safetensors.numpy import load_file, save_file
 
 import refdiff
 from refdiff.arrays import to_numpy
-from refdiff.cli.convert import UNFINISHED
 from refdiff.model import weights
 from tests.model.models import CLASSES, ids, small_model
 from tests.tolerances import close
@@ -140,9 +141,6 @@ def test_nothing_is_overwritten(here: Path, convert: Convert) -> None:
         said = f"OUTPUT {name}: exists already; name a new folder, or an empty one"
         refused(convert("paper", new=name), said, status=2)
         assert kept.read_text(encoding="utf-8") == "mine"
-    (here / "killed" / UNFINISHED).mkdir(parents=True)
-    said = "an empty one; killed/unfinished-conversion is of a conversion that was killed, or runs now: delete it if"
-    refused(convert("paper", new="killed"), said, status=2)
     (here / "link").symlink_to(here / "gone")
     said = f"link: links to {here / 'gone'}, which does not exist; make that folder"
     refused(convert("paper", new="link"), said, status=2)
@@ -220,6 +218,37 @@ def test_ctrl_c_leaves_nothing_behind(
     assert not (here / "new").exists()
 
 
+@pytest.mark.parametrize("call", range(9))
+def test_a_conversion_that_was_killed_is_started_again(
+    call: int, tiny_checkpoint: Path, here: Path, convert: Convert
+) -> None:
+    """Killed at any renaming of a file, the last step of each write; the same command then ends, or has ended."""
+    shutil.copytree(tiny_checkpoint, here / "old")
+    calls = itertools.count()
+
+    def kill(source: Any, target: Any) -> None:
+        if next(calls) == call:
+            os._exit(9)
+        replace(source, target)
+
+    replace = os.replace
+    if (child := os.fork()) == 0:
+        try:
+            os.replace = kill  # type: ignore[assignment]
+            Path.replace = lambda self, target: kill(self, target)  # type: ignore[assignment, method-assign]
+            convert("paper", "-q")
+        finally:
+            os._exit(0)
+    status = os.waitstatus_to_exitcode(os.wait4(child, 0)[1])
+    assert status == 9, "it is killed before it ends"
+    done = convert("paper")
+    assert done.status == 0 or "OUTPUT new: exists already" in done.err, done
+    refdiff.DiffLlamaForCausalLM.from_pretrained("new")
+    assert sorted(path.name for path in (here / "new").iterdir()) == sorted(
+        path.name for path in (here / "old").iterdir()
+    )
+
+
 def test_the_other_weights_are_compared_as_written(convert: Convert, monkeypatch: pytest.MonkeyPatch) -> None:
     saved()
     save = weights.save
@@ -252,7 +281,7 @@ def test_two_runs_at_once_leave_the_files_of_one(here: Path, convert: Convert, m
     def meanwhile(*arguments: Any, **options: Any) -> None:
         save(*arguments, **options)
         if others:
-            assert convert("v2", new=others.pop()).status == 2
+            assert "another process writes here; wait until it ends" in convert("v2", new=others.pop()).err
 
     monkeypatch.setattr(weights, "save", meanwhile)
     assert convert("v2", new="second").status == 0

@@ -174,7 +174,7 @@ def test_a_folder_that_cannot_be_written_says_what_lies_in_it(
     assert loaded(interrupted) == NEW
 
 
-@pytest.mark.parametrize("listed", [["../secret"], ["config.json", "tokenizer.json"], [3], "config.json", None])
+@pytest.mark.parametrize("listed", [["../secret"], ["config.json", "notes.txt"], [3], "config.json", None])
 def test_a_list_from_elsewhere_moves_and_deletes_nothing_of_others(interrupted: Path, listed: Any) -> None:
     (interrupted / ".refdiff-save" / "files.json").write_text(json.dumps({"files": listed}))
     before = {path.name for path in interrupted.iterdir()}
