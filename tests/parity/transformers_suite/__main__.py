@@ -31,7 +31,7 @@ FROM_CHECKOUT = (
 STAND_INS = {
     "exporters/test_export.py": "class ExportTesterMixin: pass\n",
     "generation/test_utils.py": "class GenerationTesterMixin: pass\n",
-    "utils/test_configuration_utils.py": "config_common_kwargs = {'dtype': 'float16', 'num_labels': 5, 'pad_token_id': 3}\n",
+    "utils/test_configuration_utils.py": "config_common_kwargs = {'dtype': 'float16', 'num_labels': 5}\n",
     "fixtures/sample_text.txt": "A first line of text.\n\nA second line, and one of 日本語.\n",
 }
 """What the source distribution's tests import or read of files that are not in it."""
@@ -39,9 +39,7 @@ STAND_INS = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.parity.transformers_suite", description=__doc__)
-    parser.add_argument(
-        "--tests", type=Path, help="the folder tests of a checkout; without it: the source distribution"
-    )
+    parser.add_argument("--tests", type=Path, help="the folder tests of a checkout, instead of the source distribution")
     parser.add_argument("--failures", type=Path, help="write what failed here, with the last line of each error")
     parser.add_argument("-k", default="", help="run the tests that match, as in pytest")
     args = parser.parse_args()

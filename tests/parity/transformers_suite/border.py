@@ -1,4 +1,4 @@
-"""refdiff's classes as transformers' tests call them: torch tensors go in as NumPy arrays and come out as torch tensors."""
+"""refdiff's classes as transformers' tests call them: torch tensors become NumPy arrays, and results torch tensors."""
 
 from __future__ import annotations
 
