@@ -25,8 +25,9 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "refdiff"
 # A file imports only from folders before its own: the tree is the path of the data, and the order of imports.
 ORDER = (
-    "limits", "messages", "browser", "errors", "files", "memory", "arrays", "cluster", "bundled", "hub", "layers",
-    "backends", "model", "convert", "generation", "training", "pipelines", "oracle", "viz", "exercises", "bench", "cli",
+    "limits", "messages", "refused", "browser", "errors", "files", "memory", "arrays", "cluster", "bundled", "hub",
+    "layers", "backends", "model", "convert", "generation", "training", "pipelines", "oracle", "viz", "exercises",
+    "bench", "cli",
 )  # fmt: skip
 HEADINGS = ("Equation:", "Used as:", "Shapes:", "Precision:", "Raises:")
 AXES = set("BTSHKDFV") | set("IO")  # I and O: the sizes of a matrix that is any of the model's

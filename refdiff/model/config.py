@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Never
+from typing import Any, ClassVar, Never
 
 from refdiff import bundled, hub
 from refdiff.errors import CheckpointError
@@ -16,10 +16,11 @@ from refdiff.messages import list_problems, refuse_arguments, show_value, warn
 from refdiff.model import config_checks, rope_parameters
 from refdiff.model.commit import finish
 from refdiff.model.variants import VARIANTS
+from refdiff.refused import CONFIG, RefusedNames
 
 
 @dataclass(init=False, kw_only=True)
-class DiffLlamaConfig:
+class DiffLlamaConfig(RefusedNames):
     """The settings of a DiffLlama model, with the names and defaults of transformers' `DiffLlamaConfig`.
 
     Takes every spelling that config files use: `rope_parameters`, or `rope_theta` with `rope_scaling` (`type` or
@@ -36,6 +37,8 @@ class DiffLlamaConfig:
     Raises:
         ValueError: a field is out of its range; the message has its name, its value, the range and the fix.
     """
+
+    _refused: ClassVar[Mapping[str, str]] = CONFIG
 
     vocab_size: int = 32000
     hidden_size: int = 2048

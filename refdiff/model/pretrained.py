@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +25,7 @@ from refdiff.model.commit import Identity, identity, read_consistently
 from refdiff.model.config import DiffLlamaConfig
 from refdiff.model.config_checks import DTYPES
 from refdiff.model.weights import check_parameters, flatten, initialize, load, nest, resolve_dtype, save
+from refdiff.refused import MODEL, RefusedNames
 
 ARGUMENTS = (
     "dtype", "backend", "device", "kernels", "weights", "threads", "mmap", *hub.ARGUMENTS, "torch_dtype", "device_map",
@@ -32,7 +33,7 @@ ARGUMENTS = (
 """What `from_pretrained` takes beside the folder or repo."""
 
 
-class PreTrainedModel(CallableModel):
+class PreTrainedModel(CallableModel, RefusedNames):
     """A DiffLlama with one head; use one of its subclasses.
 
     `DiffLlamaForCausalLM(config)` has newly drawn weights, the same as `from_config(config)`; `from_pretrained` loads.
@@ -48,6 +49,8 @@ class PreTrainedModel(CallableModel):
         ops: the namespace of layer functions that the model calls; put `refdiff.backends.overlay(model.ops, wrap)`
             here to trace, time or replace them.
     """
+
+    _refused: ClassVar[Mapping[str, str]] = MODEL
 
     architecture: ClassVar[str]
 

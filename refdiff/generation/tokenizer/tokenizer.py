@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Never, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Never, overload
 
 from refdiff.errors import CheckpointError
 from refdiff.files import output_folder, write_atomically, write_json
@@ -34,6 +34,7 @@ from refdiff.generation.tokenizer.encoded import (
 from refdiff.generation.tokenizer.file import load_backend, max_text
 from refdiff.generation.tokenizer.vocabulary import Vocabulary
 from refdiff.messages import refuse_arguments
+from refdiff.refused import TOKENIZER, RefusedNames
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -47,7 +48,7 @@ PaddingStrategy = bool | Literal["longest", "max_length", "do_not_pad"]
 TruncationStrategy = bool | Literal["longest_first", "only_first", "only_second", "do_not_truncate"] | None
 
 
-class Tokenizer(Vocabulary):
+class Tokenizer(Vocabulary, RefusedNames):
     """A checkpoint's tokenizer: texts → ids and mask, ids → text, messages → text or ids.
 
     `backend` is the library behind it (`tokenizer.backend.native` is the `tokenizers.Tokenizer`), `config` the fields
@@ -60,6 +61,8 @@ class Tokenizer(Vocabulary):
         source: the file that errors name.
         model_vocab_size: the number of ids of the model; a text with other ids is refused.
     """
+
+    _refused: ClassVar[Mapping[str, str]] = TOKENIZER
 
     def __init__(
         self,

@@ -1,0 +1,113 @@
+"""Names of transformers that refdiff does not have, and what serves instead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Never
+
+MODEL = {
+    "the weights are arrays in `params`, and the layers functions in `ops`": """
+        T_destination add_module apply buffers call_super_init children dropout dump_patches embed_tokens extra_repr
+        get_buffer get_extra_state get_parameter get_parameter_or_buffer get_submodule layers lm_head model modules
+        named_buffers named_children named_modules named_non_persistent_buffers norm padding_idx qa_outputs
+        register_buffer register_module register_parameter retrieve_modules_from_names rotary_emb score
+        set_extra_state set_submodule share_memory smart_apply to_empty transformer type""",
+    "put `refdiff.backends.overlay(model.ops, wrap)` into `ops`; `wrap` sees every call of a layer": """
+        can_record_outputs register_backward_hook register_forward_hook register_forward_pre_hook
+        register_full_backward_hook register_full_backward_pre_hook register_load_state_dict_post_hook
+        register_load_state_dict_pre_hook register_state_dict_post_hook register_state_dict_pre_hook""",
+    "give `dtype`, `backend` and `device` to `from_pretrained`": """
+        bfloat16 cuda double float get_memory_footprint half ipu mtia xpu""",
+    "`loss_and_grad` returns the gradients, and `refdiff.training` trains": """
+        activation_checkpointing_disable activation_checkpointing_enable disable_input_require_grads
+        enable_input_require_grads gradient_checkpointing gradient_checkpointing_disable gradient_checkpointing_enable
+        is_activation_checkpointing is_gradient_checkpointing loss_function loss_type requires_grad_
+        supports_gradient_checkpointing train training zero_grad""",
+    "give `kernels` to `from_pretrained`: the fast ones or the equations": """
+        compile get_compiled_call get_correct_attn_implementation get_correct_experts_implementation
+        get_experts_implementation is_backend_compatible kernel_config set_attn_implementation
+        set_experts_implementation set_use_kernels use_kernels""",
+    "merge the adapter into the weights with peft, and save them": """
+        active_adapters add_adapter delete_adapter disable_adapters enable_adapters enable_peft_hotswap
+        get_adapter_state_dict load_adapter set_adapter""",
+    "one process holds the whole model; the guide on clusters has more": """
+        barrier_after_gathered_checkpoint_save ep_plan fsdp_plan fsdp_size gather_sharded_state_dict_for_save
+        init_parallel_plans is_distributed_loading_by_transformers maybe_distribute_model pp_plan
+        prepare_distribute_model save_distributed_checkpoint should_save_on_this_rank supports_context_parallel
+        supports_pp_plan supports_tp_plan tp_plan tp_size""",
+    "`generate` takes a batch of prompts": """
+        adjust_generation_fn continuous_batching_context_manager destroy_cached_continuous_batching_manager
+        generate_batch heal_tokens init_continuous_batching load_custom_generate prepare_inputs_for_generation
+        warn_if_padding_and_no_attention_mask""",
+    "`from_config` draws weights, and `from_pretrained` loads them": """
+        all_tied_weights_keys get_expanded_tied_weights_keys get_init_context init_weights initialize_weights
+        load_state_dict mark_tied_weights_as_initialized post_init tie_weights""",
+    "DiffLlama is a decoder alone": "get_decoder get_encoder set_decoder set_encoder",
+    "DiffLlama has no table of positions": "get_position_embeddings resize_position_embeddings",
+    "refdiff reads no quantized weights": "dequantize",
+    "no code of a checkpoint is run": "is_custom_code is_remote_code register_for_auto_class",
+    "edit README.md beside the checkpoint": "add_model_tags model_tags",
+    "call the model with `input_ids`": "dummy_inputs input_modalities output_modalities",
+    "the weights are in `params`, under Hugging Face's names": """
+        get_input_embeddings get_output_embeddings set_input_embeddings set_output_embeddings""",
+}
+"""Sentence → names of transformers' model classes."""
+
+CONFIG = {
+    "one process holds the whole model": """
+        base_model_ep_plan base_model_fsdp_plan base_model_pp_plan base_model_tp_plan""",
+    "every layer of a DiffLlama has one and the same config, without parts": """
+        allow_global_per_layer_attribute_access attribute_map base_config_key get_mtp_config is_heterogeneous
+        per_layer_attributes per_layer_config serialize_explicit_per_layer_config sub_configs_defaults""",
+    "use `rope_parameters`, which is checked when it is set": """
+        convert_rope_params_to_dict default_rope_type default_theta ignore_keys_at_rope_validation
+        nested_rope_parameter_keys rope_scaling standardize_rope_params validate_rope""",
+    "values are checked when they are set": """
+        validate validate_architecture validate_layer_type validate_output_attentions validate_token_ids""",
+    "no code of a checkpoint is run": "is_custom_code is_remote_code register_for_auto_class",
+    "`to_dict` returns the fields": "default_config_fields dict_dtype_to_str",
+    "`from_pretrained` reads config.json": "extra_config_files extra_files from_json_file get_config_dict",
+    "give it to the call of the model": "output_attentions output_hidden_states return_dict use_return_dict",
+    "the MLP is computed at once": "chunk_size_feed_forward",
+}
+"""Sentence → names of transformers' config."""
+
+TOKENIZER = {
+    "the parts of the tokenizer are in tokenizer.json; change it there with the package tokenizers": """
+        add_prefix_space can_save_slow_tokenizer convert_added_tokens convert_to_native_format decoder model
+        set_truncation_and_padding slow_tokenizer_class train_new_from_iterator update_post_processor""",
+    "`decode` takes `clean_up_tokenization_spaces`": """
+        clean_up_tokenization clean_up_tokenization_spaces
+        clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output""",
+    "the chat template formats messages: `apply_chat_template`": """
+        chat_control_tokens encode_message_with_chat_template get_response_parser parse_response response_template
+        save_chat_templates""",
+    "refdiff has one class of tokenizers": """
+        deprecation_warnings files_loaded pretrained_vocab_files_map register_for_auto_class verbose
+        vocab_files_names""",
+    "`save_pretrained` writes all files": "save_vocabulary",
+    "give `truncation` and `max_length` to the call": "max_len_sentences_pair max_len_single_sentence",
+    "DiffLlama takes no token types": "pad_token_type_id",
+}
+"""Sentence → names of transformers' tokenizers."""
+
+
+def refuse_attribute(owner: object, name: str, table: Mapping[str, str]) -> Never:
+    """Raise `AttributeError`, which says what serves instead if the table has the name."""
+    reason = next((sentence for sentence, names in table.items() if name in names.split()), None)
+    kind = type(owner).__name__
+    if reason is None:
+        raise AttributeError(f"{kind!r} object has no attribute {name!r}", name=name, obj=owner)
+    message = f"{kind}.{name}: got a name of transformers, expected one of refdiff; {reason}"
+    raise AttributeError(message, name=name, obj=owner)
+
+
+class RefusedNames:
+    """A base that answers names of transformers by what serves instead; `_refused` has the names."""
+
+    _refused: ClassVar[Mapping[str, str]]
+
+    if not TYPE_CHECKING:  # or every attribute would have a type
+
+        def __getattr__(self, name: str) -> Any:
+            refuse_attribute(self, name, {} if name.startswith("_") else self._refused)
