@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
+import math
 import queue
 import re
 import shutil
@@ -22,6 +24,7 @@ from urllib.parse import urljoin, urlsplit
 
 SECONDS = 120.0  # for one call, without the time for a file's bytes
 BYTES_PER_SECOND = 20_000  # the slowest connection that a deadline allows for
+STALLED, PROGRESS = 30.0, 30_000  # seconds for an answer to begin, and then for so many bytes, or its end
 MAX_RETRY_AFTER = 30
 MAX_INFO, MAX_ERROR, MAX_JSON, MAX_TOKENIZER = 4_000_000, 1_000_000, 10_000_000, 500_000_000  # bytes
 
@@ -46,6 +49,11 @@ class Limits:
     etag: str = ""
     verified: bool = False
     deadline: float = field(default_factory=lambda: time.monotonic() + SECONDS)
+    step: float = math.inf
+
+    def left(self) -> float:
+        """Return the seconds until the deadline of the call, or of the answer that is awaited or read."""
+        return min(self.deadline, self.step) - time.monotonic()
 
 
 _limits: ContextVar[Limits | None] = ContextVar("limits", default=None)
@@ -105,11 +113,11 @@ def call_bounded(call: Callable[[], _T], limits: Limits) -> _T:
 
     threading.Thread(target=work, daemon=True, name="refdiff-hub").start()
     try:
-        while (left := limits.deadline - time.monotonic()) > 0:
+        while (left := limits.left()) > 0:
             try:
-                value, error = results.get(timeout=left)
+                value, error = results.get(timeout=min(left, 1.0))
             except queue.Empty:
-                continue  # a large file may have moved the deadline
+                continue  # the deadlines move
             if error is not None:
                 raise error
             result: _T = value
@@ -139,13 +147,21 @@ def _install() -> None:
         }
         return client
 
+    for module in ("file_download", "utils._http"):
+        logging.getLogger(f"huggingface_hub.{module}").addFilter(_is_no_retry)
     make_checked_client.is_checked = True  # type: ignore[attr-defined]
     set_client_factory(make_checked_client)
+
+
+def _is_no_retry(record: logging.LogRecord) -> bool:
+    """Filter out a line for each retry: the error says why the last one failed."""
+    return _limits.get() is None or record.funcName not in ("http_get", "_http_backoff_base")
 
 
 def _check_request(request: Any) -> None:
     if (limits := _limits.get()) is not None:
         _check_time(limits)
+        limits.step = time.monotonic() + STALLED
         request.headers["Accept-Encoding"] = "identity"
 
 
@@ -154,6 +170,7 @@ def _check_response(response: Any) -> None:
     if limits is None:
         return
     _check_time(limits)
+    limits.step = math.inf
     if "X-HF-Warning" in headers:  # huggingface_hub logs it
         headers["X-HF-Warning"] = ascii(headers["X-HF-Warning"])[1:-1][:500]
     commit = headers.get("X-Repo-Commit")
@@ -218,13 +235,17 @@ def _bound_body(response: Any, limits: Limits) -> None:
 
 
 def _count_bytes(chunks: Iterator[bytes], limits: Limits, max_bytes: int) -> Iterator[bytes]:
-    count = 0
+    count = counted = 0
+    limits.step = time.monotonic() + STALLED
     for chunk in chunks:
         _check_time(limits)
         count += len(chunk)
         if count > max_bytes:
             raise BadAnswerError(f"the answer is longer than {max_bytes:,} bytes")
+        if count - counted >= PROGRESS:
+            counted, limits.step = count, time.monotonic() + STALLED
         yield chunk
+    limits.step = math.inf
 
 
 def _verify(chunks: Iterator[bytes], limits: Limits) -> Iterator[bytes]:
@@ -239,7 +260,7 @@ def _verify(chunks: Iterator[bytes], limits: Limits) -> Iterator[bytes]:
 
 
 def _check_time(limits: Limits) -> None:
-    if time.monotonic() > limits.deadline:
+    if limits.left() < 0:
         raise TimeoutError("the hub takes too long")
 
 

@@ -82,7 +82,7 @@ class Lookalike:
         """Let the next requests for a path fail.
 
         how: "status" number, "cut" or "reset" after a number of bytes, "endless" with so many bytes at a time, "slow"
-        with a byte of the headers every so many milliseconds.
+        with a byte of the headers every so many milliseconds, "drip" with one of the body.
         """
         self.faults += [(path_part, how, number)] * times
 
@@ -235,6 +235,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
+        if drip := self.lookalike.take_fault(self.path, "drip"):
+            while not threading.Event().wait(drip[1] / 1000):
+                self.wfile.write(b"x")
         while endless:
             self.wfile.write(b"x" * endless[1])
         fault = self.lookalike.take_fault(self.path, "cut", "reset")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import os
 import time
 from pathlib import Path
@@ -148,6 +149,29 @@ def test_a_server_that_takes_forever_is_given_up(
     with pytest.raises(CheckpointError, match=r"ai/model: .*the hub takes too long"):
         hub.snapshot("ai/model", files=hub.WEIGHTS)
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize(("part", "how"), [("/api/models", "slow"), ("/api/models", "drip"), ("/cdn/", "drip")])
+def test_an_answer_without_progress_is_given_up(
+    part: str, how: str, hub_server: Lookalike, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "STALLED", 0.5)
+    hub_server.fail(part, how, 20)
+    started = time.monotonic()
+    with pytest.raises(CheckpointError, match=r"ai/model: .*the hub takes too long"):
+        hub.snapshot("ai/model", files=hub.WEIGHTS)
+    assert time.monotonic() - started < 10
+
+
+def test_a_file_that_is_cut_again_and_again_is_one_error(
+    hub_server: Lookalike, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handler = Mock(level=0)
+    monkeypatch.setattr(logging.getLogger("huggingface_hub"), "handlers", [handler])
+    hub_server.fail("/cdn/", "cut", 0, times=20)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: the connection to .* failed"):
+        hub.snapshot("ai/model", files=hub.WEIGHTS)
+    handler.handle.assert_not_called()
 
 
 def test_sizes_are_checked_before_the_download(hub_server: Lookalike) -> None:
