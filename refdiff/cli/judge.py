@@ -32,21 +32,24 @@ refdiff judge kernel.py:attention --profile natural --profile tiles --json
     positive = Number(float, 0, above=True)
     limits.add_argument("--timeout", type=positive, default=60.0, metavar="SECONDS", help="per call")
     gib = Number(float, 0.1)  # with less, Python and NumPy themselves do not start
-    limits.add_argument("--memory", type=gib, default=8.0, metavar="GIB", help="GiB of memory")
+    limits.add_argument(
+        "--memory", type=gib, default=8.0, metavar="GIB", help="GiB of memory, of all its processes together"
+    )
     limits.add_argument("--allow-processes", action="store_true", help="let the kernel start processes")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_common(parser, offline=False)
     parser.notes = [
         "Exit status: 0 passed; 1 not passed; 2 error.",
-        "The kernel is called three times per case: on two sets of numbers in the same memory, then on the first again "
-        "in another order. Some cases have sizes drawn at random; in three of them inputs and dout are not "
-        "contiguous. The expected output is computed after the kernel's process and all that it started have ended. "
-        "The kernel may take dout=None and return gradients, and return NotImplemented for inputs that it does not "
-        "serve.",
+        "The kernel is called four times per case: on three sets of numbers in the same memory, of which the third "
+        "differs from the first in one array, then on the first again in another order. Some cases have sizes drawn at "
+        "random; in three of them inputs and dout are not contiguous. The expected output is computed after the "
+        "kernel's process and all that it started have ended. The kernel may take dout=None and return gradients, and "
+        "return NotImplemented for inputs that it does not serve.",
         "The kernel cannot import refdiff, start processes (Triton and torch.compile need --allow-processes), open "
-        "connections, or write files outside its temporary folder. Where Linux has Landlock, it enforces what "
-        "concerns files; the rest is up to an audit hook, which a kernel can undo. This stops known ways to cheat. It "
-        "is no security boundary: run code that you do not trust in a container.",
+        "connections or terminals, see other environment variables than those for libraries and GPUs, or write files "
+        "outside its temporary folder and /dev/shm. Landlock, seccomp and namespaces of Linux enforce this; the report "
+        "says which of them the system has. It stops known ways to cheat. It is no security boundary: run code that "
+        "you do not trust in a container.",
         SMALL_NOTE,
         RECIPE_NOTE,
         f"{PROFILE_NOTE}. --size is batch, queries and keys, such as 1x512x512.",

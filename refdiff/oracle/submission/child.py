@@ -163,8 +163,8 @@ def last_line(error: BaseException, kernel: str) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = [frame for frame in frames if frame.filename == kernel] or frames
     at = f" (line {where[-1].lineno} of {Path(where[-1].filename).name})" if where else ""
-    refused = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS) and error.filename
-    hint = "; a kernel that is judged writes in $TMPDIR only" if refused else ""
+    refused = isinstance(error, OSError) and error.errno in (errno.EPERM, errno.EACCES, errno.EROFS)
+    hint = "; `refdiff judge --help` says what a kernel may do" if refused else ""
     return "".join(traceback.format_exception_only(error)).strip()[-2000:] + hint + at
 
 

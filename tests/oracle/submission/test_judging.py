@@ -32,11 +32,11 @@ HONEST = KERNELS / "honest.py"
 SPEC = Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=4, layer=2)
 SMALL = ProcessLimits(seconds=30.0, memory=2**29)
 SHORT = ProcessLimits(seconds=2.0)
-CONFINED = "PermissionError: [Errno 13]"
-"""What the system says where it refuses a file, not the audit hook."""
 HELD = "the kernel held more than 0.5 GiB: --memory allows more"
-REFUSED = "Operation not permitted"
-"""What seccomp says."""
+CONFINED, REFUSED, READ_ONLY = "PermissionError: [Errno 13]", "Operation not permitted", "Read-only file system"
+FORBIDDEN = "`refdiff judge --help` says what a kernel may do"
+"""What Linux says, not an audit hook."""
+NEEDS = {CONFINED: "Landlock", FORBIDDEN: "Landlock", REFUSED: "seccomp", READ_ONLY: "namespaces"}
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
 
 
@@ -83,8 +83,8 @@ def _judge(function: str, *, path: Path = CHEATS, limits: ProcessLimits = SMALL,
         ("eats_memory", "raised MemoryError"),
         ("returns_too_much", "larger than any output of these inputs"),
         ("shortens_the_shared_memory", "has changed its input"),
-        ("overwrites_the_reference", "writes in $TMPDIR only"),
-        ("renames_its_own_file", "writes in $TMPDIR only"),
+        ("overwrites_the_reference", FORBIDDEN),
+        ("renames_its_own_file", FORBIDDEN),
         ("ends_the_judge", "may not call os.kill"),
         ("leaves_a_process", "may not call os.fork; --allow-processes allows it"),
         ("limits_the_judge", REFUSED),
@@ -95,20 +95,19 @@ def _judge(function: str, *, path: Path = CHEATS, limits: ProcessLimits = SMALL,
         ("forks_without_python", REFUSED),
         ("sends_a_datagram", REFUSED),
         ("sends_by_a_pair_of_sockets", REFUSED),
-        ("changes_times", "Read-only file system"),
-        ("changes_attributes", "Read-only file system"),
+        ("changes_times", READ_ONLY),
+        ("changes_attributes", READ_ONLY),
         ("opens_a_terminal", CONFINED),
         ("keeps_a_key", REFUSED),
         ("memory_in_no_process", "Function not implemented"),
         ("shared_memory", HELD),
-        ("files_in_shared_memory", HELD),
     ],
 )
 def test_a_cheat_is_caught(cheat: str, says: str) -> None:
     report = _judge(cheat)
     text = " ".join(str(report).split())
-    if says == CONFINED and "Landlock" not in report.confinement:
-        says = "without Landlock"
+    if says in NEEDS and NEEDS[says] not in report.confinement:
+        says = f"without {NEEDS[says]}"
     else:
         assert report.status == "fail"
     assert says in text
@@ -131,10 +130,13 @@ def test_processes_share_the_limit_of_memory() -> None:
 
 
 @LINUX
-def test_runs_share_no_memory() -> None:
-    for _ in range(2):
-        assert _judge("remembers_in_shared_memory")
+def test_shared_memory_is_of_one_run() -> None:
+    reports = [_judge("remembers_in_shared_memory") for _ in range(2)]
+    if "namespaces" not in reports[0].confinement:
+        pytest.skip("this system has no namespaces")
+    assert all(reports)
     assert not list(Path("/dev/shm").glob("refdiff-*"))
+    assert HELD in str(_judge("files_in_shared_memory"))
 
 
 @LINUX
