@@ -30,10 +30,11 @@ Args:
         added to the scores. Without it every token sees itself and all before it.
     position_ids: (B, T); without them positions count on from the cache.
     cache: the `out.cache` of an earlier call, or a new `KVCache`; `use_cache` says whether to make one
-        (config.use_cache).
+        (config.use_cache). `past_key_values` is its older name.
     output_attentions: add `attentions`, `differential_attentions` and `lambdas`; the layers then run one by one:
         slower, logits equal up to rounding error.
-    output_hidden_states: add `hidden_states`, in the same way."""
+    output_hidden_states: add `hidden_states`, in the same way; an index or several keep only those.
+    return_dict: False gives the results as a tuple."""
 RAISES = """\
 Raises:
     ValueError: an input of another kind or shape; the message has what was given and what is taken.
@@ -41,15 +42,16 @@ Raises:
 """What every class takes when it is called, and raises, for the docstrings of all of them."""
 
 
-class ModelInputs(TypedDict, total=False):
-    """The keyword arguments that every class takes when it is called, beside `input_ids` and `attention_mask`."""
+_POSITIONAL = ("input_ids", "attention_mask", "position_ids", "cache", "inputs_embeds", "use_cache")
 
-    position_ids: Any
-    cache: KVCache | None
-    inputs_embeds: Any
-    use_cache: bool | None
-    output_attentions: bool
-    output_hidden_states: bool
+
+class ModelInputs(TypedDict, total=False):
+    """The keyword arguments that every class takes when it is called, beside those that have a position."""
+
+    past_key_values: KVCache | None
+    output_attentions: bool | None
+    output_hidden_states: Any
+    return_dict: bool | None
 
 
 def model_call(call: Callable[P, R]) -> Callable[P, R]:
@@ -64,7 +66,9 @@ def model_call(call: Callable[P, R]) -> Callable[P, R]:
         one = given is not None and not isinstance(given, list | tuple) and np.size(given) == 1
         weight = model.base_params["layers"][0]["mlp"]["gate_proj"]["weight"] if one else None
         with model.backend.inference_scope(weight):
-            return call(*args, **kwargs)
+            result: Any = call(*args, **kwargs)
+        returned: R = result.to_tuple() if kwargs.get("return_dict") is False else result
+        return returned
 
     return called
 
@@ -81,7 +85,6 @@ class CallableModel:
 
     base_prefix: ClassVar[str | None] = "model"
     head_inputs: ClassVar[tuple[str, ...]] = ()  # what a call takes beside the arguments of every class
-
     config: DiffLlamaConfig
     params: dict[str, Any]
     xp: Any
@@ -99,21 +102,42 @@ class CallableModel:
     def _array(self, x: NDArray[Any]) -> Array:
         return from_numpy(x, self.xp, self.device)
 
-    def _forward(self, input_ids: Any, attention_mask: Any, given: ModelInputs, last: int = 0) -> ModelOutput:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call the model: `model.forward(…)` is `model(…)`."""
+        return self(*args, **kwargs)
+
+    def _forward(
+        self,
+        input_ids: Any,
+        attention_mask: Any,
+        position_ids: Any,
+        cache: KVCache | None,
+        inputs_embeds: Any,
+        use_cache: bool | None,
+        given: ModelInputs,
+        last: int = 0,
+    ) -> ModelOutput:
         """Run the base model and return the hidden states of the `last` tokens (0 = all) and the other results.
 
         Raises:
             TypeError: an argument that no model takes.
         """
-        known = ["input_ids", "attention_mask", *self.head_inputs, *ModelInputs.__annotations__]
-        refuse_arguments(type(self).__name__, given.keys() - ModelInputs.__annotations__, known)
-        options: dict[str, Any] = {**given}
-        attentions = options.pop("output_attentions", False)
-        hidden_states = options.pop("output_hidden_states", False)
-        hidden, context = self._embed(input_ids, attention_mask, **options)
+        if given:
+            known = [*_POSITIONAL, *self.head_inputs, *ModelInputs.__annotations__]
+            refuse_arguments(type(self).__name__, given.keys() - ModelInputs.__annotations__, known)
+        if (older := given.get("past_key_values")) is not None:
+            if cache is not None:
+                raise ValueError("cache, past_key_values: got both, expected one of them; both name the cache")
+            cache = older
+        # As in transformers, the fields of these names in config.json are the defaults.
+        attentions = given.get("output_attentions", self.config.extra.get("output_attentions"))
+        hidden_states = given.get("output_hidden_states", self.config.extra.get("output_hidden_states"))
+        if hidden_states and not isinstance(hidden_states, bool):
+            hidden_states = inputs.integers("output_hidden_states", hidden_states).reshape(-1).tolist()
+        hidden, context = self._embed(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache)
         recorder = None
         if attentions or hidden_states:
-            recorder = Recorder(self.base_params, attentions=attentions, hidden_states=hidden_states)
+            recorder = Recorder(self.base_params, attentions=bool(attentions), hidden_states=hidden_states or False)
             context.ops = recorder.wrap(context.ops)
         out = ModelOutput(last_hidden_state=self._decode(hidden, context, last), cache=context.cache)
         if recorder is not None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from refdiff.arrays import Array, take
 from refdiff.model import losses
+from refdiff.model.cache import KVCache
 from refdiff.model.call import ModelInputs, document_inputs, model_call
 from refdiff.model.diffllama_vjp import linear_back
 from refdiff.model.inputs import IntArray, host, integers, numbers, token_ids
@@ -28,16 +29,27 @@ class DiffLlamaModel(PreTrainedModel):
 
     @model_call
     @document_inputs
-    def __call__(self, input_ids: Any = None, attention_mask: Any = None, **inputs: Unpack[ModelInputs]) -> ModelOutput:
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        cache: KVCache | None = None,
+        inputs_embeds: Any = None,
+        use_cache: bool | None = None,
+        **options: Unpack[ModelInputs],
+    ) -> ModelOutput:
         """Compute `last_hidden_state` (B, T, D)."""
-        return self._forward(input_ids, attention_mask, inputs)
+        return self._forward(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, options)
 
 
 class DiffLlamaForCausalLM(TrainableModel):
     """The decoder with a next-token head."""
 
     architecture = "DiffLlamaForCausalLM"
-    head_inputs: ClassVar[tuple[str, ...]] = ("labels", "logits_to_keep")
+    head_inputs: ClassVar[tuple[str, ...]] = (
+        "labels", "logits_to_keep", "shift_labels", "num_items_in_batch", "ignore_index",
+    )  # fmt: skip
 
     @model_call
     @document_inputs
@@ -45,16 +57,29 @@ class DiffLlamaForCausalLM(TrainableModel):
         self,
         input_ids: Any = None,
         attention_mask: Any = None,
-        *,
+        position_ids: Any = None,
+        cache: KVCache | None = None,
+        inputs_embeds: Any = None,
         labels: Any = None,
+        use_cache: bool | None = None,
         logits_to_keep: Any = 0,
-        **inputs: Unpack[ModelInputs],
+        *,
+        shift_labels: Any = None,
+        num_items_in_batch: Any = None,
+        ignore_index: int = -100,
+        **options: Unpack[ModelInputs],
     ) -> ModelOutput:
         """Compute `logits` (B, T, V), and with labels the `loss` of predicting each next one that is not −100.
 
         Args:
             labels: (B, T) integers, or one for each of the kept positions; add `loss`. `loss_and_grad` gives it with
                 the gradients of all weights.
+            shift_labels: the target of each position; with them, `labels` say only that a loss is wanted.
+            num_items_in_batch: divide the sum of the losses by this number, in place of the number of targets.
+            ignore_index: the label that does not count, in place of −100.
+            shift_labels: the target of each position; with them, `labels` say only that a loss is wanted.
+            num_items_in_batch: divide the sum of the losses by this number, in place of the number of targets.
+            ignore_index: the label that does not count, in place of −100.
             logits_to_keep: only the last n positions (0 = all), or the positions in an integer array (n,) or (B, n),
                 or those that a boolean array (B, T) marks, then as (marked, V).
         """
@@ -62,7 +87,7 @@ class DiffLlamaForCausalLM(TrainableModel):
         last = int(logits_to_keep) if is_number else 0
         if last < 0:
             raise ValueError(f"logits_to_keep: got {last}, expected 0 or more; for one position pass [{last}]")
-        out = self._forward(input_ids, attention_mask, inputs, last)
+        out = self._forward(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, options, last)
         hidden = out.last_hidden_state
         if not is_number:
             hidden = self._select_positions(hidden, logits_to_keep)
@@ -71,7 +96,11 @@ class DiffLlamaForCausalLM(TrainableModel):
         if labels is not None:
             if out.logits.ndim != 3:
                 raise ValueError("logits_to_keep: got a boolean array and labels, expected a number or positions")
-            out.loss = losses.causal_lm_loss(self.ops, out.logits, self._array(integers("labels", labels)))
+            name, given = ("labels", labels) if shift_labels is None else ("shift_labels", shift_labels)
+            shifted, targets = shift_labels is not None, self._array(integers(name, given))
+            out.loss = losses.causal_lm_loss(
+                self.ops, out.logits, targets, shifted=shifted, num_items=num_items_in_batch, ignore_index=ignore_index
+            )
         return out
 
     @overload
@@ -181,7 +210,15 @@ class DiffLlamaForSequenceClassification(TrainableModel):
     @model_call
     @document_inputs
     def __call__(
-        self, input_ids: Any = None, attention_mask: Any = None, *, labels: Any = None, **inputs: Unpack[ModelInputs]
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        cache: KVCache | None = None,
+        inputs_embeds: Any = None,
+        labels: Any = None,
+        use_cache: bool | None = None,
+        **options: Unpack[ModelInputs],
     ) -> ModelOutput:
         """Compute `logits` (B, C) at the last token of each sequence, and with labels the `loss`.
 
@@ -193,7 +230,7 @@ class DiffLlamaForSequenceClassification(TrainableModel):
             labels: (B,), or (B, C) for several labels per sequence; add `loss`. `loss_and_grad` gives it with the
                 gradients of all weights.
         """
-        out = self._forward(input_ids, attention_mask, inputs)
+        out = self._forward(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, options)
         pooled, _ = self._pooled(out.last_hidden_state, input_ids)
         out.last_hidden_state = None
         out.logits = self.ops.linear(pooled, **self.params["score"])
@@ -237,16 +274,24 @@ class DiffLlamaForTokenClassification(TrainableModel):
     @model_call
     @document_inputs
     def __call__(
-        self, input_ids: Any = None, attention_mask: Any = None, *, labels: Any = None, **inputs: Unpack[ModelInputs]
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        cache: KVCache | None = None,
+        inputs_embeds: Any = None,
+        labels: Any = None,
+        use_cache: bool | None = None,
+        **options: Unpack[ModelInputs],
     ) -> ModelOutput:
         """Compute `logits` (B, T, C), and with labels the `loss` over those that are not −100.
 
         Args:
             labels: (B, T) integers; add `loss`. `loss_and_grad` gives it with the gradients of all weights.
         """
-        out = self._forward(input_ids, attention_mask, inputs)
+        out = self._forward(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, options)
         out.logits = self.ops.linear(out.last_hidden_state, **self.params["score"])
-        out.last_hidden_state = None
+        out.last_hidden_state = out.cache = None
         if labels is not None:
             targets = losses.checked_labels(out.logits, self._array(integers("labels", labels)))
             out.loss = self.ops.cross_entropy(out.logits, targets)
@@ -266,7 +311,7 @@ class DiffLlamaForQuestionAnswering(TrainableModel):
 
     architecture = "DiffLlamaForQuestionAnswering"
     base_prefix: ClassVar[str | None] = "transformer"
-    head_inputs: ClassVar[tuple[str, ...]] = ("start_positions", "end_positions")
+    head_inputs: ClassVar[tuple[str, ...]] = ("start_positions", "end_positions", "num_items_in_batch")
 
     @model_call
     @document_inputs
@@ -274,25 +319,32 @@ class DiffLlamaForQuestionAnswering(TrainableModel):
         self,
         input_ids: Any = None,
         attention_mask: Any = None,
-        *,
+        position_ids: Any = None,
+        cache: KVCache | None = None,
+        inputs_embeds: Any = None,
         start_positions: Any = None,
         end_positions: Any = None,
-        **inputs: Unpack[ModelInputs],
+        use_cache: bool | None = None,
+        *,
+        num_items_in_batch: Any = None,
+        **options: Unpack[ModelInputs],
     ) -> ModelOutput:
         """Compute `start_logits` and `end_logits` (B, T), and with both positions the mean of their losses.
 
         Args:
             start_positions, end_positions: (B,) integers; both add `loss`. `loss_and_grad` gives it with the gradients
                 of all weights.
+            num_items_in_batch: divide the sum of the losses by this number, in place of the number of targets.
         """
-        out = self._forward(input_ids, attention_mask, inputs)
+        out = self._forward(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache, options)
         logits = self.ops.linear(out.last_hidden_state, **self.params["qa_outputs"])
-        out.last_hidden_state = None
+        out.last_hidden_state = out.cache = None
         out.start_logits, out.end_logits = logits[..., 0], logits[..., 1]
         if start_positions is not None and end_positions is not None:
             starts = self._positions("start_positions", start_positions, logits.shape[0])
             ends = self._positions("end_positions", end_positions, logits.shape[0])
-            out.loss = losses.answer_loss(self.ops, out.start_logits, out.end_logits, starts, ends)
+            spans = (out.start_logits, out.end_logits, starts, ends)
+            out.loss = losses.answer_loss(self.ops, *spans, num_items_in_batch)
         return out
 
     @model_call

@@ -11,13 +11,27 @@ from refdiff.arrays import Array, device, namespace
 from refdiff.backends import Backend, Ops
 
 
-def causal_lm_loss(ops: Ops, logits: Array, labels: Array) -> Array:
-    """Average −log p of each next token; labels of −100 do not count.
+def causal_lm_loss(
+    ops: Ops, logits: Array, labels: Array, *, shifted: bool = False, num_items: Any = None, ignore_index: int = -100
+) -> Array:
+    """Average −log p of each next token; labels of `ignore_index` do not count.
+
+    With `shifted`, the labels are the targets themselves. With `num_items`, the sum is divided by that number.
 
     Shapes:
         logits (B, T, V), labels (B, T) -> ()
     """
-    return ops.cross_entropy(logits, _next(logits, labels))
+    targets = checked_labels(logits, labels, ignore_index) if shifted else _next(logits, labels, ignore_index)
+    return _per_item(ops.cross_entropy(logits, targets, ignore_index=ignore_index), targets != ignore_index, num_items)
+
+
+def _per_item(mean: Array, counted: Array, num_items: Any) -> Array:
+    """Return a mean over what is counted as the sum divided by `num_items`; 0 where nothing is."""
+    if num_items is None:
+        return mean
+    xp = namespace(mean)
+    count = int(xp.sum(xp.astype(counted, xp.int64)))
+    return mean * (count / float(num_items)) if count else xp.zeros_like(mean)
 
 
 def causal_lm_loss_vjp(ops: Ops, g: Array, logits: Array, labels: Array) -> Array:
@@ -36,23 +50,23 @@ def causal_lm_loss_and_grad(backend: Backend, ops: Ops, g: Array, logits: Array,
     return causal_lm_loss(ops, logits, labels), causal_lm_loss_vjp(ops, g, logits, labels)
 
 
-def _next(logits: Array, labels: Array) -> Array:
-    """Return the target of each token: the label after it, and −100 (none) for the last."""
-    labels = checked_labels(logits, labels)
+def _next(logits: Array, labels: Array, ignore_index: int = -100) -> Array:
+    """Return the target of each token: the label after it, and `ignore_index` (none) for the last."""
+    labels = checked_labels(logits, labels, ignore_index)
     xp = namespace(labels)
-    nothing = xp.full((labels.shape[0], 1), -100, dtype=labels.dtype, device=device(labels))
+    nothing = xp.full((labels.shape[0], 1), ignore_index, dtype=labels.dtype, device=device(labels))
     return xp.concat([labels[:, 1:], nothing], axis=1)
 
 
-def checked_labels(logits: Array, labels: Array) -> Array:
-    """Return the labels, one class or −100 for each row of logits.
+def checked_labels(logits: Array, labels: Array, ignore_index: int = -100) -> Array:
+    """Return the labels, one class or `ignore_index` for each row of logits.
 
     Shapes:
         logits (..., C), labels (...) integers -> (...)
 
     Raises:
         ValueError: labels of another shape, or that are no integers.
-        IndexError: a label is neither in 0 to C − 1 nor −100.
+        IndexError: a label is neither in 0 to C − 1 nor `ignore_index`.
     """
     xp, C, shape = namespace(labels), logits.shape[-1], tuple(logits.shape[:-1])
     if tuple(labels.shape) != shape:
@@ -60,10 +74,11 @@ def checked_labels(logits: Array, labels: Array) -> Array:
     if not xp.isdtype(labels.dtype, "integral"):
         raise ValueError(f"labels: got dtype {labels.dtype}, expected integers")
     if 0 not in shape:
-        classes = xp.where(labels == -100, 0, labels)
+        classes = xp.where(labels == ignore_index, 0, labels)
         low, high = int(xp.min(classes)), int(xp.max(classes))
         if low < 0 or high >= C:
-            raise IndexError(f"labels: got {low if low < 0 else high}, expected 0 to {C - 1}, or -100 to leave one out")
+            got = low if low < 0 else high
+            raise IndexError(f"labels: got {got}, expected 0 to {C - 1}, or {ignore_index} to leave one out")
     return labels
 
 
@@ -121,17 +136,23 @@ def _problem(logits: Array, labels: Array, problem_type: str | None) -> tuple[st
     return problem_type, xp.astype(labels, logits.dtype)
 
 
-def answer_loss(ops: Ops, start_logits: Array, end_logits: Array, starts: Any, ends: Any) -> Array:
+def answer_loss(
+    ops: Ops, start_logits: Array, end_logits: Array, starts: Any, ends: Any, num_items: Any = None
+) -> Array:
     """Average the cross entropies of an answer's start and end; positions outside the text do not count.
+
+    With `num_items`, the sum of each is divided by that number, in place of the mean.
 
     Shapes:
         start_logits and end_logits (B, T), starts and ends (B,) or (B, 1) -> ()
     """
     outside = start_logits.shape[1]
     halves = [
-        ops.cross_entropy(logits, _clip_positions(at, outside), ignore_index=outside)
-        for logits, at in ((start_logits, starts), (end_logits, ends))
-    ]
+        _per_item(ops.cross_entropy(logits, at, ignore_index=outside), at != outside, num_items)
+        for logits, at in (
+            (start_logits, _clip_positions(starts, outside)), (end_logits, _clip_positions(ends, outside)),
+        )
+    ]  # fmt: skip
     return (halves[0] + halves[1]) / 2
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from refdiff.arrays import Array, device, namespace
@@ -18,16 +18,20 @@ class Recorder:
     Args:
         p: the weights of the base model.
         attentions: keep the results of `attention_weights`, `diff_lambda` and `diff_lambda_v2`.
-        hidden_states: keep what enters each layer's first norm, and the result of the final norm.
+        hidden_states: the indices to keep, or True for all, of what enters each layer's first norm, with the result of
+            the final norm as the last.
     """
 
-    def __init__(self, p: dict[str, Any], *, attentions: bool, hidden_states: bool) -> None:
-        self._attentions, self._hidden_states = attentions, hidden_states
+    def __init__(self, p: dict[str, Any], *, attentions: bool, hidden_states: bool | Sequence[int]) -> None:
+        self._attentions, self._hidden_states = attentions, bool(hidden_states)
         self._first_norms = [layer["input_layernorm"]["weight"] for layer in p["layers"]]
         self._final_norm = p["norm"]["weight"]
         self._maps: list[Array] = []
         self._lambdas: list[Array] = []
-        self._states: list[Array] = []
+        self._states: list[Array | None] = []
+        count = len(self._first_norms) + 1
+        indices = range(count) if isinstance(hidden_states, bool) else hidden_states
+        self._kept = {i % count for i in indices if -count <= i < count}
 
     def wrap(self, ops: Ops) -> Ops:
         """Return `ops` with the layers wrapped whose results are kept."""
@@ -44,12 +48,15 @@ class Recorder:
         def wrapped(x: Array, weight: Array | None, eps: float) -> Array:
             y = rms_norm(x, weight, eps)
             if any(weight is first for first in self._first_norms):
-                self._states.append(x)
+                self._keep(x)
             if weight is self._final_norm:
-                self._states.append(y)
+                self._keep(y)
             return y
 
         return wrapped
+
+    def _keep(self, state: Array) -> None:
+        self._states.append(state if len(self._states) in self._kept else None)
 
     def add_to(self, out: ModelOutput, wiring: str) -> None:
         """Set the recorded fields of `out`."""
