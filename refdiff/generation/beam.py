@@ -214,12 +214,11 @@ class Agreement:
                 if done.finished[prompt, rank]:
                     end = self._prompt_length + int((done.origins[prompt, rank] >= 0).sum())
                     finished.append(done.ids[prompt, rank, :end])
+            sent = self.sent[len(new) : len(new) + self._returned]
+            common = _common_prefix([*beams, *finished], min(sent))
             for rank in range(self._returned):
-                sent = self.sent[len(new)]
-                if fixed[prompt] and rank < len(finished):
-                    new.append(finished[rank][sent:])
-                else:
-                    new.append(_common_prefix([*beams, *finished], sent)[sent:])
+                text = finished[rank] if fixed[prompt] and rank < len(finished) else common
+                new.append(text[sent[rank] :])
         self.send(new)
 
     def send(self, new: list[Ids]) -> None:

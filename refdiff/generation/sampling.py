@@ -190,6 +190,10 @@ def draw(probabilities: NDArray[np.floating], u: float) -> int:
     return token
 
 
+_BLOCK = 1024
+"""Weights that are summed at a time."""
+
+
 def draw_without_replacement(log_weights: Scores, k: int, stream: Uniforms) -> NDArray[np.int64]:
     """Draw k different indices one after the other, each by the weights of those that are left.
 
@@ -197,10 +201,18 @@ def draw_without_replacement(log_weights: Scores, k: int, stream: Uniforms) -> N
         log_weights (N,) → (k,). When fewer than k have any weight, the best of the rest follow in order.
     """
     weights = softmax(log_weights.astype(np.float64))
+    drawable = min(k, int(np.count_nonzero(weights)))
+    blocks = np.pad(weights, (0, -len(weights) % _BLOCK)).reshape(-1, _BLOCK)
+    sums = blocks.sum(axis=1)
     chosen: list[int] = []
-    for _ in range(min(k, int(np.count_nonzero(weights)))):
-        chosen.append(draw(weights, stream.next()))
-        weights[chosen[-1]] = 0.0
+    for _ in range(drawable):
+        cumulative = np.cumsum(sums)  # of blocks: that of all weights would be made anew for each draw
+        target = stream.next() * cumulative[-1]
+        block = min(int(np.searchsorted(cumulative, target, side="right")), int(np.flatnonzero(sums)[-1]))
+        left = (target - (cumulative[block - 1] if block else 0.0)) / sums[block]
+        chosen.append(block * _BLOCK + draw(blocks[block], max(left, 0.0)))
+        blocks[block, chosen[-1] % _BLOCK] = 0.0
+        sums[block] = blocks[block].sum()
     if len(chosen) < k:
         rest = np.argsort(-log_weights, kind="stable")
         chosen += [int(i) for i in rest[~np.isin(rest, chosen)][: k - len(chosen)]]

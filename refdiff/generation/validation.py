@@ -144,6 +144,10 @@ def read_max_length(options: Options, prompt_length: int, max_position_embedding
     return limit
 
 
+_SCORES = 32
+"""Bytes of a beam for each token of the vocabulary: its scores, those of its continuations, and their ranking."""
+
+
 def check_memory(model: Any, options: Options, prompts: int, tokens: int) -> None:
     """Refuse more sequences than there is memory for the keys and values of `tokens` tokens of each.
 
@@ -157,13 +161,14 @@ def check_memory(model: Any, options: Options, prompts: int, tokens: int) -> Non
         return
     sequences = prompts * max(options.num_beams, options.num_return_sequences)
     numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * (tokens + 1)
-    one = numbers * weight.itemsize
+    scores = _SCORES * config.vocab_size if options.num_beams > 1 else 0
+    one = numbers * weight.itemsize + scores
     memory = physical_memory()
     if sequences * one > memory:
         name = "num_beams" if options.num_beams > 1 else "num_return_sequences"
         how = f"{prompts} prompts with {name} {sequences // prompts}, of {tokens} tokens each with the text"
         raise ValueError(
-            f"{how}: got {sequences * one:,} bytes of keys and values, expected at most the {memory:,} of this "
+            f"{how}: got {sequences * one:,} bytes of keys, values and scores, expected at most the {memory:,} of this "
             f"machine; give fewer prompts at a time, fewer max_new_tokens, or at most "
             f"{name} {max(memory // (one * prompts), 1)}"
         )

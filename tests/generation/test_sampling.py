@@ -6,6 +6,7 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Callable
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -203,16 +204,29 @@ def test_draw_sums_in_float64() -> None:
     assert draw(p, (1 + 2.5 * 2.0**-25) / (1 + 4 * 2.0**-25)) == 3
 
 
-def test_without_replacement_follows_the_probabilities() -> None:
+@pytest.mark.parametrize("places", [(0, 1, 2), (3, 1500, 2051)])
+def test_without_replacement_follows_the_probabilities(places: tuple[int, ...]) -> None:
     """P(i, then j) = p_i · p_j / (1 − p_i)."""
-    p = np.array([0.5, 0.3, 0.2])
+    p = np.zeros(places[-1] + 1)
+    p[[*places]] = 0.5, 0.3, 0.2
     stream = Uniforms(np.random.SeedSequence(1))
     n = 20_000
-    counts = Counter(tuple(draw_without_replacement(np.log(p), 2, stream).tolist()) for _ in range(n))
-    assert set(counts) == set(itertools.permutations(range(3), 2))
+    with np.errstate(divide="ignore"):
+        logs = np.log(p)
+    counts = Counter(tuple(draw_without_replacement(logs, 2, stream).tolist()) for _ in range(n))
+    assert set(counts) == set(itertools.permutations(places, 2))
     for (i, j), count in counts.items():
         want = n * p[i] * p[j] / (1 - p[i])
         assert abs(count - want) < 5 * np.sqrt(want)
+
+
+def test_without_replacement_one_draw_does_not_sum_all_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand beams draw 2,000 of their millions of continuations."""
+    counted = Mock(wraps=draw)
+    monkeypatch.setattr(sampling, "draw", counted)
+    got = draw_without_replacement(np.zeros(50_000), 300, Uniforms(np.random.SeedSequence(1)))
+    assert len({*got.tolist()}) == 300
+    assert max(call.args[0].size for call in counted.call_args_list) <= 1024
 
 
 def test_without_replacement_falls_back_on_the_best_of_the_impossible() -> None:

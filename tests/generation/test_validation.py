@@ -126,7 +126,7 @@ def test_the_memory_of_the_text_counts_up_to_the_context(
     model = refdiff.DiffLlamaForCausalLM.from_config(small_config(), dtype=dtype)
     config = model.config
     one = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * size  # bytes of a token
-    fits = 50 * one * (config.max_position_embeddings + 1)
+    fits = 50 * (one * (config.max_position_embeddings + 1) + 32 * config.vocab_size)
     monkeypatch.setattr(validation, "physical_memory", lambda: fits)
     with pytest.raises(ValueError, match=rf"num_beams 51, of {config.max_position_embeddings} tokens .* most .*50"):
         model.generate([[1, 2]], num_beams=51, **tokens)
