@@ -15,7 +15,7 @@ FIELDS = {"last_hidden_state": 1, "logits": 1, "start_logits": 1, "end_logits": 
 def relative(got: np.ndarray, want: np.ndarray) -> float:
     """The largest difference, as a part of the largest entry in its row (the last axis)."""
     if want.ndim == 0:
-        return float(abs(got - want) / abs(want))
+        return float(abs(got - want) / (abs(want) or 1.0))
     scale = np.abs(want).max(axis=-1, keepdims=True)
     return float((np.abs(got - want) / np.where(scale == 0, 1.0, scale)).max())
 

@@ -127,19 +127,19 @@ class Recipe:
         return f"{self.index}-{head}-{rope}-{self.config['hidden_act']}-{self.dtype}"
 
 
-def _deal(values: Sequence[Choice], rng: np.random.Generator) -> list[Choice]:
-    """COUNT values: every one of them once in random order, then again, and again."""
+def _deal(values: Sequence[Choice], count: int, rng: np.random.Generator) -> list[Choice]:
+    """`count` values: every one of them once in random order, then again, and again."""
     order: list[int] = []
-    while len(order) < COUNT:
+    while len(order) < count:
         order.extend(rng.permutation(len(values)).tolist())
-    return [values[i] for i in order[:COUNT]]
+    return [values[i] for i in order[:count]]
 
 
-def recipes() -> list[Recipe]:
-    """The same COUNT recipes on every machine."""
-    rng = np.random.default_rng(SEED)
-    dealt = {name: _deal(values, rng) for name, values in COLUMNS.items()}
-    return [_recipe(i, {name: values[i] for name, values in dealt.items()}, rng) for i in range(COUNT)]
+def recipes(count: int = COUNT, seed: int = SEED) -> list[Recipe]:
+    """The same recipes on every machine."""
+    rng = np.random.default_rng(seed)
+    dealt = {name: _deal(values, count, rng) for name, values in COLUMNS.items()}
+    return [_recipe(i, {name: values[i] for name, values in dealt.items()}, rng) for i in range(count)]
 
 
 def _recipe(index: int, of: dict[str, Any], rng: np.random.Generator) -> Recipe:
