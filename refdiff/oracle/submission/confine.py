@@ -163,31 +163,27 @@ def enter_namespaces(scratch: str, memory: int) -> bool:
         return False
     libc = ctypes.CDLL(None)
     user, group = os.getuid(), os.getgid()
-    folder = os.fsencode(scratch)
+    folder, size = os.fsencode(scratch), b"mode=1777,size=%d" % memory
 
     def set_attributes(path: bytes, flags: int, *attributes: int) -> bool:
         return bool(libc.syscall(MOUNT_SETATTR, -1, path, flags, struct.pack("QQQQ", *attributes), 32) == 0)
 
     if libc.unshare(NEW_USER | NEW_MOUNTS | NEW_IPC | NEW_NET):
         return False
-    try:
-        # root becomes another user inside, and has no rights of root after `exec`
-        for name, line in (
-            ("setgroups", "deny"),
-            ("uid_map", f"{user or 65534} {user} 1"),
-            ("gid_map", f"{group} {group} 1"),
-        ):
-            Path("/proc/self", name).write_text(line, encoding="ascii")
-    except OSError:
-        return False
-    done = (
-        set_attributes(b"/", RECURSIVE, READ_ONLY, 0, PRIVATE, 0)
-        and libc.mount(folder, folder, None, BIND, None) == 0
-        and set_attributes(folder, 0, 0, READ_ONLY, 0, 0)
-        and libc.mount(b"shm", b"/dev/shm", b"tmpfs", NO_SETUID | NO_DEVICES, b"mode=1777,size=%d" % memory) == 0
-    )
-    os.chdir(scratch)
-    return done
+    with contextlib.suppress(OSError):
+        Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
+        # root is another user inside, and so has no rights of root after `exec`
+        Path("/proc/self/uid_map").write_text(f"{user or 65534} {user} 1", encoding="ascii")
+        Path("/proc/self/gid_map").write_text(f"{group} {group} 1", encoding="ascii")
+        here = os.open(scratch, os.O_PATH)  # it may be beneath /dev/shm, and then is made there anew
+        done = set_attributes(b"/", RECURSIVE, READ_ONLY, 0, PRIVATE, 0)
+        done = done and libc.mount(b"shm", b"/dev/shm", b"tmpfs", NO_SETUID | NO_DEVICES, size) == 0
+        Path(scratch).mkdir(parents=True, exist_ok=True)
+        done = done and libc.mount(b"/proc/self/fd/%d" % here, folder, None, BIND, None) == 0
+        os.close(here)
+        os.chdir(scratch)
+        return done and set_attributes(folder, 0, 0, READ_ONLY, 0, 0)
+    return False
 
 
 def limit_resources(memory: int) -> None:

@@ -35,11 +35,11 @@ SHOWN = 3
 LISTED = 20
 """How many more cases a line names; JSON has all."""
 WITHOUT = {
-    "Landlock": "a kernel that tries to can read refdiff's files",
+    "Landlock": "a kernel can read refdiff's files and write yours",
     "seccomp": "it can open connections, start processes, and change limits of the judge",
     "namespaces": "it shares /dev/shm, and can change times and rights of files",
 }
-"""The means of confinement, and what a kernel can do where the system has them not."""
+"""The means of confinement, and what a kernel can do without each."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,7 @@ class JudgeReport:
 
     seed: the seed of all inputs; it reproduces the run. cases: outcomes by name, in the order of the calls. reasons:
     why the run as a whole fails. gradients: whether the kernel takes dout. unjudged: the number of cases without an
-    outcome because the run ended early. confinement: by what
-    means of the system the kernel was confined.
+    outcome because the run ended early. confinement: what Linux confined the kernel by.
     """
 
     kernel: str

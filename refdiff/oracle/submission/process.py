@@ -336,7 +336,10 @@ def children(pid: int | str = "self") -> set[int]:
 
 def _family(pid: int) -> list[int]:
     """Return a process and its descendants."""
-    return [pid, *(x for child in children(pid) for x in _family(child))]
+    found = [pid]
+    for member in found:
+        found += children(member)
+    return found
 
 
 def _held_memory(pid: int) -> int:
@@ -356,7 +359,7 @@ def _own_limits() -> Iterator[None]:
 
     kinds = [getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")]
     limits = {kind: resource.getrlimit(kind) for kind in kinds}
-    processors = os.sched_getaffinity(0) if sys.platform == "linux" else None
+    processors = os.sched_getaffinity(0) if sys.platform == "linux" else set()
     try:
         yield
     finally:
@@ -364,7 +367,7 @@ def _own_limits() -> Iterator[None]:
             if resource.getrlimit(kind) != limit:
                 with contextlib.suppress(OSError, ValueError):  # only root may raise a hard limit
                     resource.setrlimit(kind, limit)
-        if processors is not None:
+        if processors and os.sched_getaffinity(0) != processors:
             os.sched_setaffinity(0, processors)
 
 
