@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import refdiff
 from refdiff import layers
+from refdiff.backends import overlay
 from refdiff.model.diffllama import Context, decoder_layer
 from tests.model.models import WIRINGS, ids, small_model
 from tests.model.variants import expected
@@ -69,6 +70,33 @@ def test_each_half_of_a_layer_is_added_to_its_input(wiring, seed, sizes, D, laye
     normed = layers.rms_norm(y, p["post_attention_layernorm"]["weight"], eps)
     fed = layers.swiglu(normed, **p["mlp"], act="silu")
     np.testing.assert_allclose(decoder_layer(p, x, layer, context) - y, fed, **CLOSE)
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+@pytest.mark.parametrize("past", [0, 4])
+def test_rope_rotates_queries_and_keys_by_the_positions_of_their_tokens(wiring, past):
+    """Angles by hand, so that a wrong RoPE in the model is told as such."""
+    model, tokens = small_model(wiring=wiring, kernels="reference", num_hidden_layers=1), ids(1, 1, past + 5)
+    calls = []
+
+    def wrap(name, function):
+        return lambda *args, **options: (out := function(*args, **options), calls.append((name, args, out)))[0]
+
+    cache = model(tokens[:, :past], use_cache=True).cache if past else None
+    model.ops = overlay(model.ops, wrap)
+    model(tokens[:, past:], cache=cache)
+    rotated = [(args[0], out) for name, args, out in calls if name == "rope"]
+    assert len(rotated) == 2, "RoPE: queries and keys of a layer are rotated once each"
+    d = model.config.head_dim
+    pairs = [(2 * i, 2 * i + 1) if expected(wiring).INTERLEAVED else (i, i + d // 2) for i in range(d // 2)]
+    for (before, after), name in zip(rotated, ("queries", "keys"), strict=True):
+        for t in range(5):
+            for i, (a, b) in enumerate(pairs):
+                turn = complex(math.cos(angle := (past + t) * 10000 ** (-2 * i / d)), math.sin(angle))
+                z = turn * (before[0, :, t, a] + 1j * before[0, :, t, b])
+                message = f"RoPE of {name} at position {past + t}, numbers {a} and {b} of a head"
+                np.testing.assert_allclose(after[0, :, t, a], z.real, **CLOSE, err_msg=message)
+                np.testing.assert_allclose(after[0, :, t, b], z.imag, **CLOSE, err_msg=message)
 
 
 MASKS = {

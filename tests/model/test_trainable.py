@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,10 @@ def test_microbatches_give_the_loss_and_gradients_of_the_whole_batch(seen: str, 
         loss, grads = apart(rows, options, wiring=wiring)
         np.testing.assert_allclose(loss, whole_loss, rtol=1e-14)
         for name, gradient in flat(whole).items():
-            assert np.abs(flat(grads)[name] - gradient).max() <= 1e-12 * np.abs(gradient).max(), name
+            layer = re.sub(r"(layers\.\d+\.).*", r"\1", name)
+            largest = max(np.abs(a).max() for other, a in flat(whole).items() if other.startswith(layer))
+            # of the layer: a gradient by itself may be the small rest of terms that cancel
+            assert np.abs(flat(grads)[name] - gradient).max() <= 1e-12 * largest, name
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4])
