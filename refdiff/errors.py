@@ -1,4 +1,4 @@
-"""The error of a checkpoint that cannot be used."""
+"""The errors of a checkpoint that cannot be used."""
 
 from refdiff.messages import printable
 
@@ -11,3 +11,7 @@ class CheckpointError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
+
+
+class MissingFileError(CheckpointError, OSError):
+    """A folder, repo or file of a checkpoint that is not there: also an `OSError`, as transformers raises."""

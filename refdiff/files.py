@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from refdiff.errors import CheckpointError
+from refdiff.errors import CheckpointError, MissingFileError
 from refdiff.messages import json_type, show_name
 
 MAX_JSON = 10_000_000
@@ -60,7 +60,7 @@ def open_file(path: str | os.PathLike[str], *, folder: str | os.PathLike[str] | 
             flags |= getattr(os, name, 0)
         descriptor = os.open(real, flags)
     except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(f"{path}: no such file") from None
+        raise MissingFileError(f"{path}: no such file") from None
     except CheckpointError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name

@@ -9,11 +9,11 @@ import stat
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from refdiff import bundled
 from refdiff.browser import require
-from refdiff.errors import CheckpointError
+from refdiff.errors import CheckpointError, MissingFileError
 from refdiff.files import check_name, expand_home, follow, kind_of_file, read_json
 from refdiff.hub.explain import explain, explain_errors, is_unreachable
 from refdiff.hub.guard import MAX_INFO, BadAnswerError, Limits, call_bounded, download
@@ -34,8 +34,26 @@ TOKENIZER = (
 OTHER_TOKENIZERS = ("tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 """The tokenizer in older formats, for other programs; refdiff does not read them."""
 
-ARGUMENTS = ("revision", "cache_dir", "local_files_only")
-"""What every `from_pretrained` takes for a hub repo."""
+
+class HubOptions(TypedDict, total=False):
+    """What every `from_pretrained` takes to find the files of a checkpoint.
+
+    revision: branch, tag or commit of a repo. cache_dir: where downloads are kept instead of the usual cache.
+    local_files_only: use what has been downloaded before, without network. token: of the hub, for private repos; None
+    or True is the one of `hf auth login`. subfolder: the folder in the repo, or in the folder. force_download: download
+    again what is in the cache. trust_remote_code: ignored; no code of a checkpoint is ever run.
+    """
+
+    revision: str | None
+    cache_dir: str | os.PathLike[str] | None
+    local_files_only: bool
+    token: str | bool | None
+    subfolder: str
+    force_download: bool
+    trust_remote_code: Any
+
+
+ARGUMENTS = tuple(HubOptions.__annotations__)
 _TEMPLATES = "additional_chat_templates"
 _MAX_FILES = 1_000
 _REPO_ID = re.compile(r"(?:[A-Za-z0-9_.-]+/)?[A-Za-z0-9_.-]+")
@@ -50,6 +68,10 @@ def snapshot(
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
+    token: str | bool | None = None,
+    subfolder: str = "",
+    force_download: bool = False,
+    trust_remote_code: Any = None,
     progress: bool = True,
     answered: Callable[[], None] = lambda: None,
     check: Callable[[Path], object] = lambda folder: None,
@@ -71,20 +93,22 @@ def snapshot(
     """
     folder = local_folder(path_or_repo)
     if folder is not None:
-        return folder
+        return local_folder(folder / subfolder) or folder
     repo = check_repo_id(str(path_or_repo))
     require("huggingface_hub", f"{repo}: no such folder here, and a download")
-    options = {"revision": revision, "cache_dir": None if cache_dir is None else os.fspath(cache_dir)}
+    prefix = f"{subfolder.strip('/')}/" if subfolder.strip("/") else ""
+    cache = None if cache_dir is None else os.fspath(cache_dir)
+    options: dict[str, Any] = {"revision": revision, "cache_dir": cache, "prefix": prefix}
     if local_files_only:
         return _find_in_cache(repo, files, **options)
-    if revision is not None and _COMMIT.fullmatch(revision):
+    if revision is not None and _COMMIT.fullmatch(revision) and not force_download:
         # A commit never changes: if its files are in the cache, the hub need not be asked.
         try:
             return _find_in_cache(repo, files, **options)
         except CheckpointError:
             pass
     with _progress_bars(progress):
-        return _download(repo, files, answered, check, **options)
+        return _download(repo, files, answered, check, token=token, force=force_download, **options)
 
 
 def repo_label(repo: str, revision: str | None) -> str:
@@ -95,19 +119,19 @@ def repo_label(repo: str, revision: str | None) -> str:
 def check_repo_id(repo: str) -> str:
     """Return `repo` if it can be a repo id, or raise `CheckpointError`."""
     if not _REPO_ID.fullmatch(repo) or ".." in repo or "--" in repo or len(repo) > 193:
-        raise CheckpointError(
+        raise MissingFileError(
             f"{ascii(repo)[:200]}: neither a folder nor a repo id; give a folder that exists, "
             "or an id such as kajuma/DiffLlama-0.3B-handcut"
         )
     return repo
 
 
-def list_repo(repo: str, revision: str | None) -> tuple[list[str], str]:
+def list_repo(repo: str, revision: str | None, token: str | bool | None = None) -> tuple[list[str], str]:
     """Ask the hub for the names of all files of a repo, and the commit that has them."""
     from huggingface_hub import HfApi, constants
 
     def ask() -> tuple[str, list[Any]]:
-        info = HfApi().model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        info = HfApi(token=token).model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         return str(info.sha), [sibling.rfilename for sibling in info.siblings or []]
 
     try:
@@ -130,7 +154,7 @@ def choose(names: Collection[str], files: Sequence[str], what: str, fetch: Calla
     chosen = [name for pattern in plain for name in sorted(names) if _matches(name, pattern)]
     tokenizer_alone = SINGLE not in files and "tokenizer.json" in chosen
     if "config.json" in files and "config.json" not in chosen and not tokenizer_alone:
-        raise CheckpointError(f"{what}: has no config.json, but {_examples(names)}; is it a transformers model?")
+        raise MissingFileError(f"{what}: has no config.json, but {_examples(names)}; is it a transformers model?")
     if SINGLE in files:
         chosen += _choose_weights(names, what, fetch)
     if not chosen:
@@ -174,7 +198,7 @@ def local_folder(path_or_repo: str | os.PathLike[str]) -> Path | None:
         raise CheckpointError(f"{path}: neither a folder nor a regular file, but {kind_of_file(mode)}; name another")
     is_path = isinstance(path_or_repo, os.PathLike) or text.startswith((".", "/", "~")) or text.endswith("/")
     if is_path or text.count("/") > 1 or ":" in text or "\\" in text:
-        raise CheckpointError(f"{path}: no such folder")
+        raise MissingFileError(f"{path}: no such folder")
     return None
 
 
@@ -224,18 +248,18 @@ def read_weight_map(index: Path) -> dict[str, str]:
 
 def _download(
     repo: str, files: Sequence[str], answered: Callable[[], None], check: Callable[[Path], object], *,
-    revision: str | None, cache_dir: str | None,
+    revision: str | None, cache_dir: str | None, prefix: str, token: str | bool | None, force: bool,
 ) -> Path:  # fmt: skip
     what = repo_label(repo, revision)
     try:
         try:
-            names, _ = list_repo(repo, revision)
+            names, _ = list_repo(repo, revision, token)
         finally:
             answered()
     except Exception as error:
         if not is_unreachable(error):
-            raise CheckpointError(f"{what}: {explain(error)}") from None
-        return _fall_back_to_cache(error, repo, files, revision=revision, cache_dir=cache_dir)
+            raise MissingFileError(f"{what}: {explain(error)}") from None
+        return _fall_back_to_cache(error, repo, files, revision=revision, cache_dir=cache_dir, prefix=prefix)
 
     # The first file is requested by the revision's name, so that huggingface_hub records its commit for offline use.
     # All others are requested by that commit: they form one snapshot, even if the repo changes meanwhile.
@@ -245,12 +269,13 @@ def _download(
     def fetch(name: str) -> Path:
         nonlocal wanted, folder
         with explain_errors(f"{what}: {name}"):
-            path = download(repo, name, revision=wanted, cache_dir=cache_dir)
+            path = download(repo, prefix + name, revision=wanted, cache_dir=cache_dir, token=token, force=force)
+        wanted = path.parents[(prefix + name).count("/")].name
         folder = path.parents[name.count("/")]
-        wanted = folder.name
         return path
 
-    for name in choose(names, files, what, fetch):
+    inside = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    for name in choose(inside, files, what, fetch):
         fetch(name)
         if name == "config.json":
             check(folder)
@@ -258,31 +283,38 @@ def _download(
 
 
 def _fall_back_to_cache(
-    error: BaseException, repo: str, files: Sequence[str], *, revision: str | None, cache_dir: str | None
+    error: BaseException, repo: str, files: Sequence[str], *, revision: str | None, cache_dir: str | None, prefix: str
 ) -> Path:
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     try:
-        folder = _find_in_cache(repo, files, revision=revision, cache_dir=cache_dir)
+        folder = _find_in_cache(repo, files, revision=revision, cache_dir=cache_dir, prefix=prefix)
     except CheckpointError as not_cached:
         if isinstance(error, OfflineModeIsEnabled):
             raise
         why = f"no such folder here, and {explain(error)}"  # a plain name can be a folder or a repo
-        raise CheckpointError(f"{repo_label(repo, revision)}: {why}") from not_cached
+        raise MissingFileError(f"{repo_label(repo, revision)}: {why}") from not_cached
     if not isinstance(error, OfflineModeIsEnabled):
         warn(f"{repo_label(repo, revision)}: using the copy in the cache: {explain(error)}")
     return folder
 
 
-def _find_in_cache(repo: str, files: Sequence[str], *, revision: str | None, cache_dir: str | None) -> Path:
+def _find_in_cache(
+    repo: str, files: Sequence[str], *, revision: str | None, cache_dir: str | None, prefix: str
+) -> Path:
     from huggingface_hub import snapshot_download
 
     what = repo_label(repo, revision)
     with explain_errors(what):
         folder = Path(
             snapshot_download(
-                repo, revision=revision, cache_dir=cache_dir, local_files_only=True, allow_patterns=["config.json"]
-            )
+                repo,
+                revision=revision,
+                cache_dir=cache_dir,
+                local_files_only=True,
+                allow_patterns=[f"{prefix}config.json"],
+            ),
+            prefix,
         )
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     try:
@@ -304,7 +336,7 @@ def _choose_weights(names: Collection[str], what: str, fetch: Callable[[str], Pa
                 f"{what}: has its weights only as pickles such as {pickles[0]}, which can run any code when read; "
                 "convert them with transformers: from_pretrained(...).save_pretrained(...)"
             )
-        raise CheckpointError(f"{what}: has neither {SINGLE} nor {INDEX}, but {_examples(names)}")
+        raise MissingFileError(f"{what}: has neither {SINGLE} nor {INDEX}, but {_examples(names)}")
     index = fetch(INDEX)
     try:
         shards = sorted(set(read_weight_map(index).values()))

@@ -59,7 +59,9 @@ class Limits:
 _limits: ContextVar[Limits | None] = ContextVar("limits", default=None)
 
 
-def download(repo: str, name: str, *, revision: str, cache_dir: str | None) -> Path:
+def download(
+    repo: str, name: str, *, revision: str, cache_dir: str | None, token: str | bool | None = None, force: bool = False
+) -> Path:
     """Download a file into huggingface_hub's cache, unless it is there; return its path.
 
     A new file whose ETag is a SHA-256 is checked against it: while it arrives, or once complete if it arrived in parts.
@@ -70,7 +72,8 @@ def download(repo: str, name: str, *, revision: str, cache_dir: str | None) -> P
     sweep(cache / f"models--{repo.replace('/', '--')}" / "blobs")
     place = next(folder for folder in (cache, *cache.absolute().parents) if folder.is_dir())
     limits = Limits(_max_bytes(name), shutil.disk_usage(place).free)
-    path = Path(call_bounded(lambda: hf_hub_download(repo, name, revision=revision, cache_dir=cache_dir), limits))
+    options: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "token": token, "force_download": force}
+    path = Path(call_bounded(lambda: hf_hub_download(repo, name, **options), limits))
     if len(limits.etag) == 64 and not limits.verified:  # a SHA-256, from an answer to this call
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != limits.etag:

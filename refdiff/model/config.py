@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Never
+from typing import Any, ClassVar
 
 from refdiff import bundled, hub
 from refdiff.errors import CheckpointError
@@ -109,34 +110,63 @@ class DiffLlamaConfig(RefusedNames):
     def from_pretrained(
         cls,
         path_or_repo: str | os.PathLike[str],
-        *,
-        revision: str | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
-        trust_remote_code: Any = None,
-        **others: Never,
+        **options: Any,
     ) -> DiffLlamaConfig:
         """Read the config of a checkpoint folder, a config file or a hub repo (only its config files are downloaded).
 
-        `trust_remote_code` is ignored: no code of a checkpoint is ever run.
+        Args:
+            path_or_repo: the folder, the file or the repo.
+            options: those of `refdiff.hub.HubOptions`, such as revision and token, and fields of the config to change.
 
         Raises:
             CheckpointError: config.json is missing or wrong; the message names the file or repo, the field and the fix.
             TypeError: another argument.
         """
-        refuse_arguments(f"{cls.__name__}.from_pretrained", others, hub.ARGUMENTS)
+        where: dict[str, Any] = {name: options.pop(name) for name in hub.ARGUMENTS if name in options}
+        refuse_arguments(f"{cls.__name__}.from_pretrained", options.keys() - {*FIELDS}, [*hub.ARGUMENTS, *FIELDS])
         path = Path(path_or_repo)
         if path_or_repo == bundled.NAME or not path.is_file():
-            path = hub.snapshot(
-                path_or_repo,
-                files=hub.CONFIG,
-                revision=revision,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-            )
-            path = path / "config.json"
+            path = hub.snapshot(path_or_repo, files=hub.CONFIG, **where) / "config.json"
         finish(path.parent)
-        return cls.from_dict(read_json(path), source=str(path))
+        values = read_json(path)
+        if "num_labels" in options:
+            values = {name: value for name, value in values.items() if name not in ("id2label", "label2id")}
+        return cls.from_dict({**values, **options}, source=str(path))
+
+    @classmethod
+    def from_config(cls, config: Any) -> DiffLlamaConfig:
+        """Return a `DiffLlamaConfig` as it is, and the config object of another library by its `to_dict`.
+
+        Raises:
+            TypeError: it has no `to_dict`.
+        """
+        if isinstance(config, DiffLlamaConfig):
+            return config
+        if not hasattr(config, "to_dict"):
+            raise TypeError(
+                f"config: got {type(config).__name__}, expected a DiffLlamaConfig; DiffLlamaConfig.from_dict makes one"
+            )
+        return cls.from_dict(config.to_dict(), source=type(config).__name__)
+
+    @property
+    def model_type(self) -> str:
+        """What config.json calls the attention variant."""
+        return VARIANTS[self.wiring].model_type
+
+    def update(self, values: Mapping[str, Any]) -> None:
+        """Set several fields, and check them all; a field that is unknown goes to `extra`."""
+        self._fill({**self.to_dict(), **values})
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return the fields that differ from the defaults, and `model_type`."""
+        defaults = DiffLlamaConfig(wiring=self.wiring).to_dict()
+        values = self.to_dict().items()
+        return {name: x for name, x in values if name == "model_type" or name not in defaults or x != defaults[name]}
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """Return the fields as JSON: those that differ from the defaults, or all."""
+        values = self.to_diff_dict() if use_diff else self.to_dict()
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields, the extra ones and `model_type` in one dict, which `DiffLlamaConfig(**…)` accepts."""
@@ -211,6 +241,8 @@ class DiffLlamaConfig(RefusedNames):
 
 
 _LEGACY_ROPE = ("rope_scaling", "rope_theta", "partial_rotary_factor")
+FIELDS = (*(entry.name for entry in fields(DiffLlamaConfig) if entry.name != "extra"), *_LEGACY_ROPE, "num_labels")
+"""What a config takes by name."""
 _Check = Callable[[str, Any], Any]
 _CHECKS: dict[str, _Check] = {
     "vocab_size": config_checks.size(2**31 - 1),

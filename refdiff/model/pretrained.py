@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, Never, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from refdiff import hub
-from refdiff.arrays import backend, check_device, namespace, to_numpy
+from refdiff.arrays import Array, backend, check_device, namespace, to_numpy
 from refdiff.backends import backend_for, device_placement, keep_half
 from refdiff.errors import CheckpointError
 from refdiff.files import read_optional_json
 from refdiff.messages import refuse_arguments
 from refdiff.model.call import CallableModel
 from refdiff.model.commit import Identity, identity, read_consistently
-from refdiff.model.config import DiffLlamaConfig
+from refdiff.model.config import FIELDS, DiffLlamaConfig
 from refdiff.model.config_checks import DTYPES
 from refdiff.model.weights import check_parameters, flatten, initialize, load, nest, resolve_dtype, save
 from refdiff.refused import MODEL, RefusedNames
 
 ARGUMENTS = (
-    "dtype", "backend", "device", "kernels", "weights", "threads", "mmap", *hub.ARGUMENTS, "torch_dtype", "device_map",
+    "dtype", "backend", "device", "kernels", "weights", "threads", "mmap", "config", *hub.ARGUMENTS, "torch_dtype",
+    "device_map",
 )  # fmt: skip
 """What `from_pretrained` takes beside the folder or repo."""
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "low_cpu_mem_usage": (None, True, False),
+    "use_safetensors": (None, True),
+    "attn_implementation": (None, "eager", "sdpa"),
+}
+"""Arguments of transformers' `from_pretrained`, and the values that ask for what is done here anyway."""
 
 
 class PreTrainedModel(CallableModel, RefusedNames):
@@ -56,7 +64,7 @@ class PreTrainedModel(CallableModel, RefusedNames):
 
     def __init__(
         self,
-        config: DiffLlamaConfig,
+        config: Any,
         params: dict[str, Any] | None = None,
         *,
         dtype: Any = "float32",
@@ -66,7 +74,7 @@ class PreTrainedModel(CallableModel, RefusedNames):
         threads: int | None = None,
         generation_config: dict[str, Any] | None = None,
     ) -> None:
-        _check_config(config, type(self).__name__)
+        config = _check_config(config, type(self).__name__)
         dtype = _dtype_name(dtype)
         if params is None:
             params = initialize(config, self.architecture, dtype=dtype)
@@ -98,13 +106,10 @@ class PreTrainedModel(CallableModel, RefusedNames):
         weights: str = "auto",
         threads: int | None = None,
         mmap: bool = True,
-        revision: str | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
+        config: Any = None,
         torch_dtype: Any = None,
         device_map: Any = None,
-        trust_remote_code: Any = None,
-        **others: Never,
+        **options: Any,
     ) -> Self:
         """Load a checkpoint from a folder or a hub repo.
 
@@ -123,21 +128,26 @@ class PreTrainedModel(CallableModel, RefusedNames):
             mmap: memory-map the weights, which loads at once and shares memory with other processes. False reads them
                 whole, for files that may be overwritten in place while the model is in use: reading a page of a mapped
                 file that is gone ends the process (SIGBUS). Replacing a file by renaming another is safe.
-            revision: branch, tag or commit of a repo.
-            cache_dir: where downloads are kept instead of the usual cache.
-            local_files_only: use what has been downloaded before, without network.
+            config: the config to use in place of the checkpoint's.
             torch_dtype: transformers' older name of `dtype`.
-            device_map: transformers' name for what is not done here; None alone is accepted.
-            trust_remote_code: ignored; no code of a checkpoint is ever run.
+            device_map: None, "auto" or "cpu"; one device holds the model.
+            options: those of `refdiff.hub.HubOptions`, such as revision and token, and fields of the config to change,
+                such as num_labels.
 
         Raises:
             CheckpointError: something is missing or broken; the message names file, tensor and what would help.
             TypeError: another argument, such as transformers' attn_implementation; the message has those above.
         """
-        refuse_arguments(f"{cls.__name__}.from_pretrained", others, ARGUMENTS)
-        if device_map is not None:
+        where: dict[str, Any] = {name: options.pop(name) for name in hub.ARGUMENTS if name in options}
+        refuse_arguments(f"{cls.__name__}.from_pretrained", options.keys() - {*FIELDS} - NEUTRAL.keys(), ARGUMENTS)
+        for name in NEUTRAL.keys() & options.keys():
+            if (value := options.pop(name)) not in NEUTRAL[name]:
+                expected = " or ".join(map(repr, NEUTRAL[name]))
+                raise ValueError(f"{name}: got {value!r}, expected {expected}; leave it out")
+        if device_map not in (None, "auto", "cpu"):
             raise ValueError(
-                f"device_map: got {device_map!r}, expected None; one device holds the model, device= of a backend"
+                f'device_map: got {device_map!r}, expected None, "auto" or "cpu"; one device holds the model, device= '
+                "of a backend"
             )
         if dtype is None:
             dtype = "auto"
@@ -149,24 +159,21 @@ class PreTrainedModel(CallableModel, RefusedNames):
         folder = hub.snapshot(
             path_or_repo,
             files=hub.CONFIG + hub.WEIGHTS,
-            revision=revision,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
             check=DiffLlamaConfig.from_pretrained,
+            **where,
         )
-
-        options = {"stored": stored, "mapped": mmap}
+        loading = {"stored": stored, "mapped": mmap}
 
         def read() -> tuple[DiffLlamaConfig, dict[str, Any], dict[str, Any], str, dict[str, Any]]:
-            config = DiffLlamaConfig.from_pretrained(folder)
+            own = DiffLlamaConfig.from_pretrained(folder, **options) if config is None else _given(config, options)
             files = _identities(folder)
-            params = load(folder, config, cls.architecture, dtype=dtype, **options)
-            resolved = resolve_dtype(folder, config, dtype)
-            return config, files, params, resolved, read_optional_json(folder / "generation_config.json")
+            params = load(folder, own, cls.architecture, dtype=dtype, **loading)
+            resolved = resolve_dtype(folder, own, dtype)
+            return own, files, params, resolved, read_optional_json(folder / "generation_config.json")
 
-        config, files, params, resolved, generation_config = read_consistently(folder, read)
+        own, files, params, resolved, generation_config = read_consistently(folder, read)
         model = cls(
-            config,
+            own,
             params,
             dtype=resolved,
             backend=xp,
@@ -176,13 +183,13 @@ class PreTrainedModel(CallableModel, RefusedNames):
             generation_config=generation_config,
         )
         model.source = str(folder)
-        model._origin = Origin(folder.absolute(), files, options, flatten(model.params))
+        model._origin = Origin(folder.absolute(), files, loading, flatten(model.params))
         return model
 
     @classmethod
     def from_config(
         cls,
-        config: DiffLlamaConfig,
+        config: Any,
         seed: int = 0,
         *,
         dtype: Any = "float32",
@@ -192,13 +199,18 @@ class PreTrainedModel(CallableModel, RefusedNames):
         threads: int | None = None,
     ) -> Self:
         """Create a model with random weights of transformers' distribution, by `seed`."""
-        _check_config(config, cls.__name__)
+        config = _check_config(config, cls.__name__)
         dtype = _dtype_name(dtype)
         params = initialize(config, cls.architecture, seed=seed, dtype=dtype)
         return cls(config, params, dtype=dtype, backend=backend, device=device, kernels=kernels, threads=threads)
 
     def save_pretrained(
-        self, directory: str | os.PathLike[str], max_shard_size: int | str = "5GB", *, dtype: Any = None
+        self,
+        directory: str | os.PathLike[str],
+        max_shard_size: int | str = "5GB",
+        *,
+        dtype: Any = None,
+        safe_serialization: bool = True,
     ) -> None:
         """Write the configs and safetensors that transformers and refdiff load.
 
@@ -208,10 +220,13 @@ class PreTrainedModel(CallableModel, RefusedNames):
             directory: made if it is not there.
             max_shard_size: bytes, or a number with KB, MB, GB or TB; larger models are split into shards.
             dtype: the stored precision; None keeps the model's.
+            safe_serialization: True; weights are stored as safetensors alone.
 
         Raises:
             OSError: the disk is full or not writable; the message says which checkpoint counts, the old or the new.
         """
+        if safe_serialization is not True:
+            raise ValueError(f"safe_serialization: got {safe_serialization!r}, expected True; leave it out")
         save(
             directory, self.config, self.params, self.architecture,
             dtype=self.dtype if dtype is None else _dtype_name(dtype), max_shard_size=max_shard_size,
@@ -254,18 +269,114 @@ class PreTrainedModel(CallableModel, RefusedNames):
             f"wiring={c.wiring!r}, dtype={self.dtype!r})"
         )
 
-    def num_parameters(self) -> int:
-        """Count the numbers in the weights; tied ones count once."""
-        return sum(int(a.size) for a in flatten(self.params).values())
+    def push_to_hub(
+        self, repo_id: str, *, token: str | bool | None = None, private: bool | None = None,
+        commit_message: str | None = None, max_shard_size: int | str = "5GB",
+    ) -> str:  # fmt: skip
+        """Upload what `save_pretrained` writes to a repo of the hub, made if needed; return the address of the commit.
+
+        Args:
+            repo_id: such as "user/name".
+            token: of the hub; None is the one of `hf auth login`.
+            private: whether a new repo is private; None is the default of the account.
+            commit_message: what the commit is called.
+            max_shard_size: as in `save_pretrained`.
+        """
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, max_shard_size)
+            repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            message = commit_message or f"Upload {type(self).__name__}"
+            return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message))
+
+    def eval(self) -> Self:
+        """Return the model: there is no dropout, so that training and evaluation compute the same."""
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Return the model, as `eval` does."""
+        return self
+
+    def to(self, device: Any = None, dtype: Any = None) -> Self:
+        """Return the model, if it is on this device and of this dtype.
+
+        Raises:
+            ValueError: it is not: arrays are placed by `from_pretrained(backend=, device=, dtype=)`.
+        """
+        asked = str(device).removeprefix("torch.")
+        if asked in DTYPES:
+            device, dtype = None, asked
+        if device is not None and str(device) != str(self.device or "cpu"):
+            raise ValueError(
+                f"to: got device {device!r}, expected {self.device or 'cpu'!r}; load with backend= and device="
+            )
+        if dtype is not None and _dtype_name(dtype) != self.dtype:
+            raise ValueError(f"to: got dtype {_dtype_name(dtype)}, expected {self.dtype}; load with dtype=")
+        return self
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return the weights by name, as a flat dict; a tied output matrix has both of its names."""
+        named = flatten(self.params)
+        if self.architecture == "DiffLlamaForCausalLM" and "lm_head.weight" not in named:
+            named["lm_head.weight"] = named["model.embed_tokens.weight"]
+        return named
+
+    def named_parameters(self) -> Iterator[tuple[str, Array]]:
+        """Yield the name and the array of each weight; tied ones come once."""
+        yield from flatten(self.params).items()
+
+    def parameters(self) -> Iterator[Array]:
+        """Yield the array of each weight; tied ones come once."""
+        yield from flatten(self.params).values()
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Count the numbers in the weights; tied ones count once.
+
+        Args:
+            only_trainable: changes nothing, since all are trainable.
+            exclude_embeddings: leave out those of the embedding table.
+        """
+        named = flatten(self.params)
+        return sum(int(a.size) for name, a in named.items() if not (exclude_embeddings and "embed_tokens" in name))
+
+    def resize_token_embeddings(self, new_num_tokens: int) -> Array:
+        """Give the vocabulary another size, in place; return the new embedding table (V, D).
+
+        New rows are the mean of the old ones (transformers draws them from a distribution with this mean and hardly any
+        spread), in the embedding table and the output matrix.
+        """
+        if not isinstance(new_num_tokens, int) or new_num_tokens < 1:
+            raise ValueError(f"new_num_tokens: got {new_num_tokens!r}, expected an integer of at least 1")
+        xp, heads = self.xp, [self.base_params["embed_tokens"], self.params.get("lm_head")]
+        for head in filter(None, heads):
+            old = head["weight"]
+            new = xp.broadcast_to(
+                xp.mean(old, axis=0, keepdims=True), (max(0, new_num_tokens - len(old)), old.shape[1])
+            )
+            head["weight"] = xp.concat([old[:new_num_tokens, ...], xp.astype(new, old.dtype)], axis=0)
+        self.config.vocab_size = new_num_tokens
+        return self.base_params["embed_tokens"]["weight"]
 
 
-def _check_config(config: Any, name: str) -> None:
-    if isinstance(config, DiffLlamaConfig):
-        return
+def _check_config(config: Any, name: str) -> DiffLlamaConfig:
+    if isinstance(config, DiffLlamaConfig) or hasattr(config, "to_dict"):
+        return DiffLlamaConfig.from_config(config)
     is_path = isinstance(config, str | os.PathLike)
     got = repr(os.fspath(config)) if is_path else type(config).__name__
     fix = f"{name}.from_pretrained({got}) loads a checkpoint" if is_path else "DiffLlamaConfig.from_dict makes one"
     raise TypeError(f"config: got {got}, expected a DiffLlamaConfig; {fix}")
+
+
+def _given(config: Any, changes: dict[str, Any]) -> DiffLlamaConfig:
+    own = DiffLlamaConfig.from_config(config)
+    if changes:
+        own = copy.deepcopy(own)
+        own.update(changes)
+    return own
 
 
 def _backend(name: str | ModuleType, device: Any) -> Any:

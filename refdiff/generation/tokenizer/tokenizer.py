@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Never, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 from refdiff.errors import CheckpointError
 from refdiff.files import output_folder, write_atomically, write_json
@@ -93,16 +93,13 @@ class Tokenizer(Vocabulary, RefusedNames):
     def from_pretrained(
         cls,
         path_or_repo: str | os.PathLike[str],
-        *,
-        revision: str | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
-        trust_remote_code: Any = None,
-        **others: Never,
+        **options: Any,
     ) -> Tokenizer:
         """Load the tokenizer of a checkpoint: a folder, or a hub repo id.
 
-        `trust_remote_code` is ignored: no code of a checkpoint is ever run.
+        Args:
+            path_or_repo: the folder or the repo.
+            options: those of `refdiff.hub.HubOptions`, such as revision and token.
 
         Raises:
             CheckpointError: a file is missing, broken, or not a tokenizer; the message names it.
@@ -110,14 +107,9 @@ class Tokenizer(Vocabulary, RefusedNames):
         """
         from refdiff import hub
 
-        refuse_arguments(f"{cls.__name__}.from_pretrained", others, hub.ARGUMENTS)
-        folder = hub.snapshot(
-            path_or_repo,
-            files=(*hub.TOKENIZER, "additional_chat_templates/*.jinja", "config.json"),
-            revision=revision,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-        )
+        refuse_arguments(f"{cls.__name__}.from_pretrained", options.keys() - {*hub.ARGUMENTS}, hub.ARGUMENTS)
+        files = (*hub.TOKENIZER, "additional_chat_templates/*.jinja", "config.json")
+        folder = hub.snapshot(path_or_repo, files=files, **options)
         config = read_tokenizer_config(folder)
         if found := templates.read_files(folder):
             config["chat_template"] = found
