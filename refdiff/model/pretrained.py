@@ -297,10 +297,6 @@ class PreTrainedModel(CallableModel, RefusedNames):
         """Return the model: there is no dropout, so that training and evaluation compute the same."""
         return self
 
-    def train(self, mode: bool = True) -> Self:
-        """Return the model, as `eval` does."""
-        return self
-
     def to(self, device: Any = None, dtype: Any = None) -> Self:
         """Return the model, if it is on this device and of this dtype.
 
