@@ -307,7 +307,7 @@ def check_name(folder: Path, name: str) -> None:
 def follow(folder: Path, path: Path) -> Path:
     """Resolve all symbolic links of `path`, a file in `folder`; refuse links that lead out of `folder`.
 
-    Hugging Face's cache is the exception: there `snapshots/<revision>/<name>` is a link to `blobs/<hash>`
+    Hugging Face's cache is the exception: there `snapshots/<revision>/…/<name>` is a link to `blobs/<hash>`
     of the same repository, or from huggingface_hub 2 on further to `blobs/<2 digits>/<hash>` of the whole cache.
 
     Raises:
@@ -315,8 +315,9 @@ def follow(folder: Path, path: Path) -> Path:
     """
     root, real = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
     blobs: list[Path] = []
-    if root.parent.name == "snapshots":
-        repo = root.parent.parent
+    snapshots = next((parent for parent in root.parents if parent.name == "snapshots"), None)
+    if snapshots is not None:  # `root` is one of them, or a subfolder of one
+        repo = snapshots.parent
         blobs = [repo / "blobs", repo.parent / "blobs" / real.name[:2]]
     if root not in real.parents and real.parent not in blobs:
         raise CheckpointError(

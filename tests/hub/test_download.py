@@ -158,6 +158,31 @@ def test_a_token_opens_what_is_closed_and_does_not_leave_the_hub(
 # Connections that break
 
 
+def test_a_subfolder_is_a_checkpoint_of_its_own(hub_server: Lookalike, monkeypatch: pytest.MonkeyPatch) -> None:
+    inner = {f"deep/er/{name}": content for name, content in model_files().items()}
+    hub_server.repo("ai/nested", {"README.md": b"", "config.json": b"{}", **inner})
+    folder = hub.snapshot("ai/nested", files=ALL, subfolder="deep/er")
+    assert folder.parts[-2:] == ("deep", "er")
+    assert (folder / "config.json").read_bytes() == b'{"model_type": "diffllama"}'
+    assert (folder / "model.safetensors").read_bytes() == tensors(1)
+    assert hub.snapshot("ai/nested", files=ALL, subfolder="deep/er", local_files_only=True) == folder
+    assert hub.snapshot(folder.parents[1], subfolder="deep/er") == folder
+    with pytest.raises(OSError, match=r"ai/nested: has no config\.json"):  # transformers' class of error
+        hub.snapshot("ai/nested", subfolder="elsewhere")
+
+
+def test_a_token_and_a_new_download_may_be_asked_for(hub_server: Lookalike) -> None:
+    hub_server.repo("ai/closed", model_files(), access="private")
+    with pytest.raises(CheckpointError):
+        hub.snapshot("ai/closed")
+    folder = hub.snapshot("ai/closed", files=ALL, token=TOKEN)
+    before = len(hub_server.asked("/cdn/"))
+    assert hub.snapshot("ai/closed", files=ALL, token=TOKEN) == folder
+    assert len(hub_server.asked("/cdn/")) == before
+    hub.snapshot("ai/closed", files=ALL, token=TOKEN, force_download=True)
+    assert len(hub_server.asked("/cdn/")) > before
+
+
 def test_an_interrupted_download_resumes_where_it_stopped(hub_server: Lookalike) -> None:
     hub_server.fail("/cdn/", "cut", 7000)
     hub_server.fail("/cdn/", "cut", 5000)

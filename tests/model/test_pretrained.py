@@ -1,6 +1,8 @@
 """Loading, drawing, saving: what comes back is what went in."""
 
 import contextlib
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -248,3 +250,74 @@ def test_a_name_in_place_of_a_config_is_refused_with_the_loading_call():
 def test_a_misspelled_argument_of_a_call_has_a_hint():
     with pytest.raises(TypeError, match=r"expected any of input_ids, .*; did you mean output_attentions\?"):
         small_model()(TOKENS, output_attention=True)
+
+
+class OfAnotherLibrary:
+    """A config object that is known by its `to_dict` alone."""
+
+    def to_dict(self):
+        return small_config(num_labels=5).to_dict()
+
+
+def test_a_config_may_come_from_elsewhere_and_be_changed(tmp_path):
+    small_model(refdiff.DiffLlamaForSequenceClassification).save_pretrained(tmp_path)
+    kind = refdiff.DiffLlamaForSequenceClassification
+    assert kind.from_config(OfAnotherLibrary()).config == small_config(num_labels=5)
+    loaded = kind.from_pretrained(tmp_path, problem_type="regression", rms_norm_eps=0.5)
+    assert (loaded.config.problem_type, loaded.config.rms_norm_eps) == ("regression", 0.5)
+    given = kind.from_pretrained(tmp_path, config=loaded.config, rms_norm_eps=0.25).config
+    assert (given.problem_type, given.rms_norm_eps, loaded.config.rms_norm_eps) == ("regression", 0.25, 0.5)
+    with pytest.raises(OSError, match="no such folder"):
+        kind.from_pretrained(tmp_path / "elsewhere")
+    config = loaded.config
+    config.update({"num_labels": 3})
+    assert config.num_labels == 3
+    assert json.loads(config.to_json_string()) == json.loads(json.dumps(config.to_diff_dict()))
+    assert refdiff.DiffLlamaConfig(**config.to_diff_dict()) == config
+    with pytest.raises(ValueError, match="rms_norm_eps: got -1"):
+        config.update({"rms_norm_eps": -1})
+
+
+def test_weights_by_name_and_another_vocabulary():
+    model = small_model(tie_word_embeddings=True)
+    assert model.state_dict().keys() - dict(model.named_parameters()).keys() == {"lm_head.weight"}
+    assert sum(a.size for a in model.parameters()) == model.num_parameters()
+    assert model.num_parameters(exclude_embeddings=True) == model.num_parameters() - 53 * 26
+    old = model.base_params["embed_tokens"]["weight"]
+    for count in (59, 31):
+        new = model.resize_token_embeddings(count)
+        assert new.shape == (count, 26) == (model.config.vocab_size, 26)
+        np.testing.assert_array_equal(new[:31], old[:31])
+        assert model([[1, 2]]).logits.shape == (1, 2, count)
+    with pytest.raises(ValueError, match="new_num_tokens: got 0, expected an integer of at least 1"):
+        model.resize_token_embeddings(0)
+
+
+def test_a_model_stays_where_and_what_it_is():
+    model = small_model()
+    assert model.eval() is model.to("cpu") is model.to(dtype="float64") is model.to("float64") is model
+    for wrong, said in (
+        ("cuda", "got device 'cuda', expected 'cpu'; load with"),
+        ("float32", "got dtype float32, expected"),
+    ):
+        with pytest.raises(ValueError, match=f"^to: {said}"):
+            model.to(wrong)
+
+
+def test_pushing_uploads_what_saving_writes(monkeypatch):
+    uploads = []
+
+    class Api:
+        def __init__(self, token):
+            assert token == "secret"
+
+        def create_repo(self, repo_id, private, exist_ok):
+            return type("Repo", (), {"repo_id": f"me/{repo_id}"})
+
+        def upload_folder(self, repo_id, folder_path, commit_message):
+            uploads.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir()), commit_message))
+            return "address"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
+    assert small_model().push_to_hub("small", token="secret") == "address"
+    assert uploads == [("me/small", ["config.json", "model.safetensors"], "Upload DiffLlamaForCausalLM")]
