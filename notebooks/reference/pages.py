@@ -85,7 +85,7 @@ MENU = {
     "Use": (
         "guides/usage", "guides/variants", "guides/performance", "notebooks/11", "guides/clusters", "guides/cuda",
     ),
-    "Check a kernel": ("guides/kernels", "notebooks/06", "kernels/", "guides/implementations"),
+    "Check a kernel": ("guides/kernels", "notebooks/06", "kernels/", "guides/implementations", "guides/real_bugs"),
     "Contribute": ("notebooks/10", "guides/testing"),
 }  # fmt: skip
 """Parts of the menu, each with the beginnings of its pages' names in order; other notebooks are under Learn."""
