@@ -1,6 +1,7 @@
 """The bugs: the thread, what was wrong, the sizes at which it happened, and the stages of the kernel that it replaces.
 
-Sizes are those of the thread, with fewer heads, tokens or sequences where a replay would take seconds. A name that no
+Sizes follow the thread where it states them, with fewer heads, tokens or sequences where a replay would take seconds;
+elsewhere they are small ones of ours. Where a thread states a symptom alone, the cause is our reading. A name that no
 catalogue has yet is what a complete diagnosis would say.
 """
 
