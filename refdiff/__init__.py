@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from refdiff.errors import CheckpointError
     from refdiff.generation.stream import BatchTextStreamer, TextIteratorStreamer, TextStreamer
     from refdiff.generation.tokenizer import Tokenizer
+    from refdiff.generation.validation import set_seed
     from refdiff.model.cache import KVCache
     from refdiff.model.config import DiffLlamaConfig
     from refdiff.model.heads import (
@@ -50,6 +51,7 @@ __all__ = [
     "layers",
     "oracle",
     "pipeline",
+    "set_seed",
     "training",
     "viz",
 ]
@@ -61,17 +63,31 @@ _HOMES = {
     "Tokenizer": "generation.tokenizer",
     **dict.fromkeys(("BatchTextStreamer", "TextIteratorStreamer", "TextStreamer"), "generation.stream"),
     "pipeline": "pipelines",
+    "set_seed": "generation.validation",
     **{name: "model.heads" for name in __all__ if name.startswith(("DiffLlamaFor", "DiffLlamaModel"))},
 }
+
+_AUTO = {
+    "AutoConfig": "DiffLlamaConfig",
+    "AutoTokenizer": "Tokenizer",
+    "AutoModel": "DiffLlamaModel",
+    **{f"Auto{name.replace('DiffLlama', 'Model')}": name for name in __all__ if name.startswith("DiffLlamaFor")},
+}
+"""transformers' names that choose a class by the checkpoint. There is one here; it refuses others by `model_type`."""
 
 
 def __getattr__(name: str) -> "Any":
     import importlib
 
+    name = _AUTO.get(name, name)
+    if name in globals():
+        return globals()[name]
     if name in ("convert", "exercises", "layers", "oracle", "training", "viz"):
         return importlib.import_module(f"refdiff.{name}")
     if name not in _HOMES:
-        raise AttributeError(f"module 'refdiff' has no attribute {name!r}")
+        from refdiff.refused import refuse_name
+
+        refuse_name(name)
     value = getattr(importlib.import_module(f"refdiff.{_HOMES[name]}"), name)
     globals()[name] = value
     return value

@@ -95,7 +95,8 @@ def to_numpy(x: Array) -> np.ndarray[Any, Any]:
     if array_api_compat.is_cupy_array(x):
         return np.asarray(x.get())
     if array_api_compat.is_torch_array(x):
-        return np.asarray(x.detach().cpu())
+        x = x.detach().cpu()
+        return np.asarray(x.float() if str(x.dtype) == "torch.bfloat16" else x)  # NumPy has no bfloat16
     xp = array_api_compat.array_namespace(x)
     host = xp.__array_namespace_info__().devices()[0]
     return np.from_dlpack(array_api_compat.to_device(x, host))

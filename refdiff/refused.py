@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Never
 
@@ -90,6 +91,52 @@ TOKENIZER = {
     "DiffLlama takes no token types": "pad_token_type_id",
 }
 """Sentence → names of transformers' tokenizers."""
+
+
+TOP_LEVEL = {
+    "`refdiff.training` and `refdiff train` train a model": """
+        DataCollatorForLanguageModeling DataCollatorForTokenClassification DataCollatorWithPadding
+        EarlyStoppingCallback Seq2SeqTrainer Seq2SeqTrainingArguments Trainer TrainerCallback TrainingArguments
+        default_data_collator get_cosine_schedule_with_warmup get_linear_schedule_with_warmup get_scheduler""",
+    "DiffLlama is a decoder of text: `DiffLlamaForCausalLM` generates it": """
+        AutoModelForImageClassification AutoModelForImageTextToText AutoModelForMaskedLM AutoModelForMultipleChoice
+        AutoModelForNextSentencePrediction AutoModelForPreTraining AutoModelForSeq2SeqLM
+        AutoModelForSpeechSeq2Seq AutoModelForVision2Seq AutoFeatureExtractor AutoImageProcessor AutoProcessor
+        EncoderDecoderModel""",
+    "`refdiff.KVCache` is the cache; `KVCache(layers, static=tokens)` allocates it at once": """
+        Cache DynamicCache EncoderDecoderCache HybridCache OffloadedCache QuantizedCache SlidingWindowCache
+        StaticCache""",
+    "`refdiff.DiffLlamaForCausalLM` and its siblings load a Llama too (wiring 'none')": """
+        LlamaConfig LlamaForCausalLM LlamaForQuestionAnswering LlamaForSequenceClassification
+        LlamaForTokenClassification LlamaModel""",
+    "`refdiff.Tokenizer` is the class of all tokenizers": """
+        BatchEncoding GPT2Tokenizer GPT2TokenizerFast LlamaTokenizer LlamaTokenizerFast PreTrainedTokenizer
+        PreTrainedTokenizerBase PreTrainedTokenizerFast""",
+    "`refdiff.DiffLlamaModel` and its siblings are the classes of all models": """
+        DiffLlamaPreTrainedModel GenerationMixin PreTrainedModel PretrainedConfig PreTrainedConfig""",
+    'refdiff reads no quantized weights; `from_pretrained(weights="stored")` keeps them in 16 bits': """
+        AwqConfig BitsAndBytesConfig GPTQConfig HqqConfig QuantoConfig TorchAoConfig""",
+    '`refdiff.pipeline("text-generation")` and its siblings return these pipelines': """
+        FeatureExtractionPipeline Pipeline QuestionAnsweringPipeline TextClassificationPipeline
+        TextGenerationPipeline TokenClassificationPipeline""",
+    "messages are Python's warnings: use the module warnings": "logging",
+}
+"""Sentence → names that are imported from transformers."""
+
+
+def refuse_name(name: str) -> Never:
+    """Raise for a name that is not in `refdiff`, with what serves instead.
+
+    Raises:
+        ImportError: in `from refdiff import name`, where Python would replace the message of an AttributeError.
+        AttributeError: elsewhere.
+    """
+    reason = next((sentence for sentence, names in TOP_LEVEL.items() if name in names.split()), None)
+    if reason is None:
+        raise AttributeError(f"module 'refdiff' has no attribute {name!r}")
+    imported = sys._getframe(2).f_code.co_name == "_handle_fromlist"
+    message = f"refdiff.{name}: got a name of transformers, expected one of refdiff; {reason}"
+    raise ImportError(message) if imported else AttributeError(message)
 
 
 def refuse_attribute(owner: object, name: str, table: Mapping[str, str]) -> Never:

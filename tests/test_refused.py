@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import refdiff
@@ -49,3 +52,45 @@ def test_copies_and_pickles(kind: str) -> None:
     for other in (copy.copy(one), copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
         assert type(other) is type(one)
         assert repr(other) == repr(one)
+
+
+def test_names_of_the_top_level() -> None:
+    named = [name for names in refused.TOP_LEVEL.values() for name in names.split()]
+    assert len(named) == len(set(named)) > 20
+    for sentence, names in refused.TOP_LEVEL.items():
+        for name in names.split():
+            fix = re.escape(f"refdiff.{name}: got a name of transformers, expected one of refdiff; {sentence}")
+            with pytest.raises(AttributeError, match=f"^{fix}$"):
+                getattr(refdiff, name)
+            with pytest.raises(ImportError, match=f"^{fix}$"):
+                exec(f"from refdiff import {name}")
+            assert not hasattr(refdiff, name)
+    with pytest.raises(AttributeError, match=r"^module 'refdiff' has no attribute 'no_such_name'$"):
+        refdiff.no_such_name  # noqa: B018
+    with pytest.raises(ImportError, match="cannot import name 'no_such_name'"):
+        from refdiff import no_such_name  # noqa: F401
+
+
+def test_auto_classes_are_the_classes_of_refdiff() -> None:
+    assert (refdiff.AutoConfig, refdiff.AutoTokenizer) == (refdiff.DiffLlamaConfig, refdiff.Tokenizer)
+    for head in ("", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"):
+        assert getattr(refdiff, f"AutoModel{head}") is getattr(refdiff, f"DiffLlama{head or 'Model'}")
+
+
+def test_an_auto_class_refuses_other_models_by_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+    for kind in (refdiff.AutoConfig, refdiff.AutoModel, refdiff.AutoModelForCausalLM):
+        with pytest.raises(refdiff.CheckpointError, match="model_type: got 'bert', expected one of diffllama, "):
+            kind.from_pretrained(tmp_path)
+
+
+def test_set_seed_decides_what_is_drawn() -> None:
+    model, drawn = refdiff.AutoModelForCausalLM.from_pretrained("bundled"), []
+    for seed in (7, 7, 8):
+        refdiff.set_seed(seed)
+        drawn.append((model.generate([[5, 6]], do_sample=True, max_new_tokens=12).tolist(), np.random.rand()))  # noqa: NPY002
+    assert drawn[0] == drawn[1]
+    assert drawn[1][0] != drawn[2][0]
+    for wrong, error in ((-1, ValueError), (2**32, ValueError), ("1", TypeError)):
+        with pytest.raises(error, match="seed: got"):
+            refdiff.set_seed(wrong)  # type: ignore[arg-type]

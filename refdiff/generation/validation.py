@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -177,7 +177,7 @@ def check_memory(model: Any, options: Options, prompts: int, tokens: int) -> Non
 def read_seed(
     seed: int | Sequence[int] | None, generator: np.random.Generator | None, prompts: int, *, draws: bool
 ) -> int | tuple[int, ...]:
-    """Return the seed of a call, or one for each prompt; from the generator or fresh entropy if none is given.
+    """Return the seed of a call, or one for each prompt; from the generator or `set_seed` if none is given.
 
     A call that draws no random numbers has its arguments checked too. Its seed is 0, and the generator keeps its state.
 
@@ -200,7 +200,20 @@ def read_seed(
         return 0
     if generator is not None:
         return int(generator.integers(0, 2**63))
-    return secrets.randbits(63) if given is None else given
+    return random.getrandbits(63) if given is None else given
+
+
+def set_seed(seed: int) -> None:
+    """Seed what draws the random choices of all calls that are given no seed of their own, and NumPy's global state.
+
+    Raises:
+        ValueError: a number outside 0 to 2**32 − 1.
+        TypeError: no integer.
+    """
+    if _one_seed(seed) >= 2**32:
+        raise ValueError(f"seed: got {seed}, expected 0 to 2**32 - 1, which NumPy takes")
+    random.seed(int(seed))
+    np.random.seed(int(seed))  # noqa: NPY002, as in transformers, for scripts that draw from it
 
 
 def _one_seed(seed: Any) -> int:

@@ -142,7 +142,7 @@ def test_a_result_is_read_by_attribute_name_and_position(beams: int) -> None:
     assert out.sequences is out["sequences"] is out[0] is dict(out)["sequences"]
     assert "sequences" in out
     assert "scores" not in out
-    assert out.keys() == list(out)
+    assert list(out.keys()) == list(out)
 
 
 @pytest.mark.parametrize("streamer", [print, 5, [], True, refdiff.TextStreamer])

@@ -43,6 +43,13 @@ tokenizer = refdiff.Tokenizer.from_pretrained("bundled")
 ids = tokenizer.encode("Once upon a time")
 print(ids, repr(tokenizer.decode(ids, skip_special_tokens=True)))
 
+# %% set_seed
+model, texts = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled"), []
+for _ in range(2):
+    refdiff.set_seed(3)
+    texts.append(model.generate([[0, 1970, 619]], do_sample=True, max_new_tokens=5).tolist())
+print(texts[0] == texts[1])
+
 # %% KVCache
 model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled")
 out = model([[0, 1970, 619]], use_cache=True)
