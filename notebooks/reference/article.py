@@ -1,7 +1,7 @@
 """The article "The Differential Transformer, live": static files, which need a server and no network.
 
     python notebooks/reference/article.py           # serves it on this machine, until Ctrl-C
-    python notebooks/reference/article.py FOLDER    # writes it into a folder
+    python notebooks/reference/article.py -o FOLDER # writes it into a folder
 
 The page is plain JavaScript in live/. Beside it stand the checkpoints that the page runs, the bundled one and the two
 in small_models/, and what chapter 09 measured, reduced to what the page draws: results.json and training.json. In the
@@ -11,6 +11,7 @@ site the page links to the chapters around it. Alone it brings the text of those
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
 import html
 import http.server
@@ -151,20 +152,33 @@ def serve(port: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder))
         handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
-        with http.server.ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
+        with listen(port, handler) as server:
+            if server.server_port != port and port:
+                sys.stdout.write(f"port {port} is in use; ")
             sys.stdout.write(f"open http://127.0.0.1:{server.server_port}/ · Ctrl-C stops\n")
             sys.stdout.flush()
             server.serve_forever()
 
 
+def listen(port: int, handler: Callable[..., Any]) -> http.server.ThreadingHTTPServer:
+    """Return a server at a port, or at the next free one of twenty."""
+    for free in range(port, port + 20):
+        try:
+            return http.server.ThreadingHTTPServer(("127.0.0.1", free), handler)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    raise SystemExit(f"--port: {port} to {port + 19} are in use; name another")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the page, or serve it."""
     parser = argparse.ArgumentParser("python notebooks/reference/article.py", description="Write or serve the article.")
-    parser.add_argument("folder", type=Path, nargs="?", help="where to write it (default: serve it)")
+    parser.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="where to write it (default: serve it)")
     parser.add_argument("--port", type=int, default=8000, help="of the server; 0 takes a free one (default: 8000)")
     args = parser.parse_args(argv)
-    if args.folder:
-        write(args.folder)
+    if args.output:
+        write(args.output)
         return 0
     try:
         serve(args.port)

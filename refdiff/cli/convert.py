@@ -64,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
     from refdiff.model.config import DiffLlamaConfig
 
     output = Path(args.output)
+    if args.output == args.model:
+        raise UsageError(f"OUTPUT {output}: got the name of MODEL, expected another; a conversion writes a new folder")
     if output.is_symlink() and not output.exists():
         raise UsageError(
             f"OUTPUT {output}: links to {output.readlink()}, which does not exist; make that folder, or name another"

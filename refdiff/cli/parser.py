@@ -40,6 +40,11 @@ COMMANDS_MEANT = {
 }  # fmt: skip
 """What people type for a command elsewhere."""
 
+MODELS_COME_FROM = (
+    "; models are folders and repos of the Hugging Face hub, and one is bundled: `refdiff generate -m user/name` "
+    "downloads what is missing; there is no server"
+)
+"""What is said to somebody who looks for a command of a program that keeps and serves models itself."""
 FLAGS_MEANT = {
     "--ctx": "--context", "--seq-len": "--context", "--max-seq-len": "--context", "--block-size": "--context",
     "--device": "--backend", "--cuda": "--backend", "--gpu": "--backend", "--cpu": "--backend",
@@ -239,6 +244,8 @@ class Parser(argparse.ArgumentParser):
         if isinstance(action, argparse._SubParsersAction):
             if self._typed[0].startswith("-"):
                 self.error(f"{self._typed[0]}: options stand after the command: refdiff COMMAND {self._typed[0]}")
+            if value in ("list", "ls", "models", "pull", "download", "serve", "rm", "ps"):
+                raise argparse.ArgumentError(action, f"got {value!r}, expected a command{MODELS_COME_FROM}")
             meant = COMMANDS_MEANT.get(value)
             hint = did_you_mean(meant or value, [meant] if meant else choices, show="`refdiff {}`".format)
             if not hint or re.search(r"\s", value):

@@ -287,7 +287,7 @@ def _config_and_settings(args: argparse.Namespace, out: Path) -> tuple[DiffLlama
         raise UsageError(f"TEXT: got none, expected a UTF-8 file; or continue a run with --resume{piped}")
     text = Path(args.text)
     if not text.is_file():
-        raise UsageError(f"TEXT {text}: {_no_file(text)}")
+        raise UsageError(f"TEXT {args.text}: {_no_file(args.text, text)}")
     if out.exists() and not out.is_dir():
         raise UsageError(f"-o {out}: got a file, expected the folder of the run; name another")
     check_folder("-o", out)
@@ -304,9 +304,11 @@ def _config_and_settings(args: argparse.Namespace, out: Path) -> tuple[DiffLlama
     return config, settings
 
 
-def _no_file(text: Path) -> str:
-    if str(text) == "-":
+def _no_file(name: str, text: Path) -> str:
+    if name == "-":
         return "got standard input, expected a UTF-8 file, which is read twice"
+    if "://" in name:
+        return "got a URL, expected a UTF-8 file; download it first"
     if not text.exists():
         return "no such file"
     kind = "a folder" if text.is_dir() else "a device or a pipe, which cannot be read twice"
@@ -385,11 +387,11 @@ def _small_sizes(args: argparse.Namespace, given: dict[str, Any]) -> dict[str, A
     """Return the given sizes, and for the others small ones that fit."""
     fields = {name: default for name, (_, _, _, default) in MODEL_SIZES.items() if isinstance(default, int)} | given
     width, heads = fields["hidden_size"], fields["num_attention_heads"]
-    if "head_dim" not in given and heads % 2 == 0 and (size := width // heads) % 2:
+    if "head_dim" not in given and width % (multiple := heads * (2 - heads % 2)):
         typed = ", ".join(filter(None, map(args.given.get, ("hidden_size", "num_attention_heads"))))
         raise UsageError(
-            f"{typed}: got {width} numbers for {heads} heads, which are {size} for each, expected an even number; "
-            "change it, or add --head-dim"
+            f"{typed}: got {width} numbers for {heads} heads, expected a multiple of {multiple}; change it, or add "
+            "--head-dim"
         )
     fields.setdefault("num_key_value_heads", heads)
     fields.setdefault("head_dim", max(width // heads, 1))

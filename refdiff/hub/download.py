@@ -177,6 +177,10 @@ def local_folder(path_or_repo: str | os.PathLike[str]) -> Path | None:
     text = os.fspath(path_or_repo)
     if re.match(r"(?:https?|hf)://", text):
         raise CheckpointError(f"{text[:200]}: is a web address; give the repo id in it, such as user/name")
+    if text.lower().endswith(".gguf"):
+        raise CheckpointError(
+            f"{text[:200]}: GGUF is not read; give the folder or the hub repo that has the model as safetensors"
+        )
     if "\0" in text or not text:
         raise CheckpointError(f"{ascii(text)[:200]}: neither a folder nor a repo id")
     path = expand_home(text)

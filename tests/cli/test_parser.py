@@ -101,6 +101,12 @@ def test_the_examples_of_the_help_parse() -> None:
         ("generate 'caf\udce9'", "PROMPT: got bytes that are not UTF-8 at character 3, expected UTF-8 text"),
         ("train x", "error: the following arguments are required: -o/--output"),
         ("translate", "COMMAND: got 'translate', expected a command; to continue a text: refdiff generate"),
+        (
+            "list",
+            "got 'list', expected a command; models are folders and repos of the Hugging Face hub, and one is bun",
+        ),
+        ("pull x", "`refdiff generate -m user/name` downloads what is missing; there is no server; see"),
+        ("serve", "there is no server; see"),
         ("trian", "did you mean `refdiff train`?"),
     ],
 )
