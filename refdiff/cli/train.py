@@ -330,9 +330,8 @@ def _start(args: argparse.Namespace, out: Path, config: DiffLlamaConfig, setting
 
     if checkpoints(out):
         raise UsageError(f"-o {out}: has a run already; continue it with --resume, or name another folder")
-    log = out / "log.jsonl"
-    if args.restarted and log.is_file() and _is_log(log):
-        log.unlink()
+    if args.restarted:
+        (out / "log.jsonl").unlink(missing_ok=True)
     for folder in _leftovers(out, Path(args.text)):
         shutil.rmtree(folder, ignore_errors=True)
     corpus = Corpus.from_text(
