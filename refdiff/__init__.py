@@ -19,9 +19,20 @@ if TYPE_CHECKING:
 
     from refdiff import convert, exercises, layers, oracle, training, viz
     from refdiff.errors import CheckpointError
+    from refdiff.generation.config import GenerationConfig
+    from refdiff.generation.logits_process import LogitsProcessor, LogitsProcessorList
+    from refdiff.generation.stopping import (
+        EosTokenCriteria,
+        MaxLengthCriteria,
+        MaxTimeCriteria,
+        StoppingCriteria,
+        StoppingCriteriaList,
+        StopStringCriteria,
+    )
     from refdiff.generation.stream import BatchTextStreamer, TextIteratorStreamer, TextStreamer
     from refdiff.generation.tokenizer import Tokenizer
     from refdiff.generation.validation import set_seed
+    from refdiff.generation.watermarking import SynthIDTextWatermarkingConfig, WatermarkingConfig
     from refdiff.model.cache import KVCache
     from refdiff.model.config import DiffLlamaConfig
     from refdiff.model.heads import (
@@ -42,10 +53,21 @@ __all__ = [
     "DiffLlamaForSequenceClassification",
     "DiffLlamaForTokenClassification",
     "DiffLlamaModel",
+    "EosTokenCriteria",
+    "GenerationConfig",
     "KVCache",
+    "LogitsProcessor",
+    "LogitsProcessorList",
+    "MaxLengthCriteria",
+    "MaxTimeCriteria",
+    "StopStringCriteria",
+    "StoppingCriteria",
+    "StoppingCriteriaList",
+    "SynthIDTextWatermarkingConfig",
     "TextIteratorStreamer",
     "TextStreamer",
     "Tokenizer",
+    "WatermarkingConfig",
     "convert",
     "exercises",
     "layers",
@@ -59,9 +81,13 @@ __all__ = [
 _HOMES = {
     "CheckpointError": "errors",
     "DiffLlamaConfig": "model.config",
+    "GenerationConfig": "generation.config",
     "KVCache": "model.cache",
     "Tokenizer": "generation.tokenizer",
     **dict.fromkeys(("BatchTextStreamer", "TextIteratorStreamer", "TextStreamer"), "generation.stream"),
+    **dict.fromkeys(("LogitsProcessor", "LogitsProcessorList"), "generation.logits_process"),
+    **{name: "generation.stopping" for name in __all__ if name.endswith(("Criteria", "CriteriaList"))},
+    **dict.fromkeys(("SynthIDTextWatermarkingConfig", "WatermarkingConfig"), "generation.watermarking"),
     "pipeline": "pipelines",
     "set_seed": "generation.validation",
     **{name: "model.heads" for name in __all__ if name.startswith(("DiffLlamaFor", "DiffLlamaModel"))},

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.generation.context import DecodingContext
 from refdiff.generation.options import Options
-from refdiff.generation.processors import LogitsProcessors, StepScores
+from refdiff.generation.processors import StepScores
 from refdiff.generation.results import GenerateBeamDecoderOnlyOutput
-from refdiff.generation.sampling import Uniforms, draw_without_replacement, log_softmax, top_indices
+from refdiff.generation.sampling import Uniforms, draw_without_replacement, top_indices
 from refdiff.generation.validation import Request
 
 Ids = NDArray[np.int64]
@@ -71,11 +70,9 @@ def beam_search(request: Request) -> GenerateBeamDecoderOnlyOutput:
     if o.stop_strings is not None and o.pad_token_id is None and B * k > 1:
         raise ValueError("pad_token_id: got none, expected one for several beam results with stop_strings")
     prompt_indices = np.repeat(np.arange(B), n)
-    processors = LogitsProcessors(
-        o, prompt_length, None if request.padding is None else request.padding[prompt_indices]
-    )
+    processors = request.processors(prompt_indices)
     streams = request.random_streams(np.arange(B)) if o.do_sample else []
-    context = DecodingContext(request.model, request.mask, request.max_length, request.progress)
+    context = request.context()
     running, done = _start(request)
     improvable = np.ones(B, dtype=bool)
     steps = StepScores(o)
@@ -85,13 +82,12 @@ def beam_search(request: Request) -> GenerateBeamDecoderOnlyOutput:
     logits = context.read(request.ids)[prompt_indices, -1]
     context.reorder(prompt_indices)
     for length in range(prompt_length + 1, request.max_length + 1):  # with the token that this round adds
-        processors.check(logits, flat)
-        log_p = processors(log_softmax(logits.astype(np.float64)), flat)
+        log_p = processors(processors.normalize(logits, flat), flat)
         steps.append(log_p, logits)
         candidates = _candidates(running, log_p.reshape(B, n, -1), o, streams)
         K = candidates.scores.shape[1]
         padding = None if request.padding is None else np.repeat(request.padding, K)
-        hits = request.stopping(candidates.ids.reshape(B * K, length), padding).reshape(B, K)
+        hits = request.stopping(candidates.ids.reshape(B * K, length), padding, steps.scores).reshape(B, K)
         done = _finish(done, candidates, hits, improvable, length - prompt_length, o)
         candidates.scores = candidates.scores + hits * _NO_BEAM
         running = candidates.best(n)
@@ -119,6 +115,7 @@ def beam_search(request: Request) -> GenerateBeamDecoderOnlyOutput:
         logits=steps.logits,
         beam_indices=done.origins[:, :k, :generated].reshape(B * k, -1),
         cache=context.cache,
+        **context.outputs,
     )
 
 
@@ -166,7 +163,7 @@ def _finish(done: Beams, candidates: Beams, hits: Flags, improvable: Flags, gene
         closed = closed | done.finished.all(axis=1)
     scores = scores + closed[:, None] * _NO_BEAM + ~new * _NO_BEAM
     # transformers fills up with the end token where pad_token_id is 0, because 0 counts as "not set" there.
-    done.append(np.full_like(done.ids[:, :, 0], o.pad_token_id or (o.eos_token_id or [0])[0]), np.array(-1))
+    done.append(np.array(o.pad_token_id or (o.eos_token_id or [0])[0]), np.array(-1))
     merged = Beams(
         np.concatenate([done.ids, candidates.ids], axis=1),
         np.concatenate([done.scores, scores], axis=1),

@@ -4,18 +4,36 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refdiff.arrays import Array, to_numpy
+from refdiff.arrays import Array, from_numpy, take, to_numpy
 from refdiff.layers.rope_frequencies import LENGTH_DEPENDENT
 from refdiff.model import inputs
 from refdiff.model.cache import KVCache
 
 GENERATED_CAPACITY = 256
 """Generated tokens for which the cache reserves capacity at the start, if the length limit allows as many."""
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a text may start from beside ids, and what of each call of the model is kept.
+
+    cache: keys and values of the first ids. inputs_embeds (B, E, D): read in place of the prompt's ids, of which there
+    are E or none. record: names of outputs, "attentions" and "hidden_states".
+    """
+
+    cache: Any = None
+    inputs_embeds: Any = None
+    record: tuple[str, ...] = ()
+
+    def count_missing(self, tokens: int) -> int:
+        """Return how many positions of the prompt have an embedding, but none of its `tokens` ids."""
+        return 0 if self.inputs_embeds is None else int(self.inputs_embeds.shape[1]) - tokens
 
 
 class DecodingContext:
@@ -34,11 +52,16 @@ class DecodingContext:
         mask: NDArray[np.int64] | None,
         max_length: int | None = None,
         progress: Callable[[str, int, int], None] | None = None,
+        extras: Extras | None = None,
     ) -> None:
+        extras = extras or Extras()
         self.model = model
-        self.cache: Any = None
-        self.length = 0
-        self.step = model.backend.decode_step(model)
+        self.cache: Any = extras.cache
+        self.length = 0 if extras.cache is None else len(extras.cache)
+        self.step = None if extras.record else model.backend.decode_step(model)
+        self.outputs: dict[str, tuple[tuple[Array, ...], ...]] = dict.fromkeys(extras.record, ())
+        self._extras = extras
+        self._missing = 0
         self._max_length = max_length
         self._progress = progress
         self._mask = mask
@@ -57,6 +80,10 @@ class DecodingContext:
 
     def _read(self, ids: NDArray[np.int64], keep: int) -> Any:
         """Run the model over the new tokens in chunks; return its output with logits of the last `keep` tokens."""
+        if self._extras.inputs_embeds is not None:
+            if self.length == 0:
+                self._missing = self._extras.count_missing(ids.shape[1])
+            ids = np.pad(ids, ((0, 0), (self._missing, 0)))  # so that each position has an id; none of these is read
         self._reserve(ids.shape[1])
         ends = self._chunk_ends(ids, keep)
         for total in (*ends, ids.shape[1]):
@@ -75,21 +102,23 @@ class DecodingContext:
         """Return the ends of all chunks of a long prompt but the last; reading in chunks bounds the memory."""
         if self.model.config.rope_parameters.get("rope_type") in LENGTH_DEPENDENT:
             return range(0)  # the RoPE frequencies depend on the length: read the prompt at once
+        if self.outputs or (self._extras.inputs_embeds is not None and self.length == 0):
+            return range(0)
         step = max(self.model.backend.chunk_size // ids.shape[0], 1)
         return range(self.length + step, ids.shape[1] - keep + 1, step)
 
-    def _forward(self, ids: NDArray[np.int64], keep: int, **extra: Any) -> Any:
+    def _forward(self, ids: NDArray[np.int64], keep: int) -> Any:
         total = ids.shape[1]
         self._extend_mask(total)
-        arguments: dict[str, Any] = {}
+        arguments: dict[str, Any] = {f"output_{name}": True for name in self.outputs}
+        new: Any = ids[:, self.length :]
+        if self._extras.inputs_embeds is not None and self.length == 0:
+            new, arguments["inputs_embeds"] = None, self._extras.inputs_embeds
         if self._mask is not None and self._positions is not None:
-            arguments = {
-                "attention_mask": self._mask[:, :total] != 0,
-                "position_ids": self._positions[:, self.length : total],
-            }
-        out = self.model(
-            ids[:, self.length :], cache=self.cache, use_cache=True, logits_to_keep=keep, **arguments, **extra
-        )
+            arguments["attention_mask"] = self._mask[:, :total] != 0
+            arguments["position_ids"] = self._positions[:, self.length : total]
+        out = self.model(new, cache=self.cache, use_cache=True, logits_to_keep=keep, **arguments)
+        self.outputs = {name: (*steps, getattr(out, name)) for name, steps in self.outputs.items()}
         self.cache = out.cache
         self.length = total
         return out
@@ -120,8 +149,8 @@ class DecodingContext:
 
         The next call may overwrite them.
         """
-        if self.step is not None and ids.shape[1] == self.length + 1:
-            self._extend_mask(ids.shape[1])
+        if self.step is not None and 0 < self.length == ids.shape[1] + self._missing - 1:
+            self._extend_mask(self.length + 1)
             inputs.check_known(ids[:, -1], self.model.config.vocab_size)
             positions = np.full(len(ids), self.length) if self._positions is None else self._positions[:, self.length]
             logits = self.step(self.cache, ids[:, -1], positions, self._mask)
@@ -130,14 +159,14 @@ class DecodingContext:
                 return logits
         return self._read(ids, 1).logits[:, -1, :]
 
-    def read_hidden(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-        """Read the new tokens of ids (B, T); return logits (B, V) of the last one, hidden states (B, new tokens, D)."""
-        self._reserve(ids.shape[1])
-        out = self._forward(ids, 1, output_hidden_states=True)
-        return to_numpy(out.logits)[:, -1], to_numpy(out.hidden_states[-1])
-
     def reorder(self, indices: NDArray[np.int64]) -> None:
-        """Replace sequence i by sequence `indices[i]`; their number may change."""
+        """Replace sequence i by sequence `indices[i]`; their number may change, also in what was kept of the prompt."""
+        if self.outputs and len(indices) != self.cache.batch_size:
+            self.outputs = {
+                name: tuple(tuple(take(x, from_numpy(indices, self.model.xp, self.model.device)) for x in step)
+                            for step in steps)
+                for name, steps in self.outputs.items()
+            }  # fmt: skip
         self.cache.reorder(indices)
         if self._mask is not None and self._positions is not None:
             self._mask, self._positions = self._mask[indices], self._positions[indices]

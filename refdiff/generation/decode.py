@@ -6,8 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.arrays import Array, to_numpy
-from refdiff.generation.context import DecodingContext
-from refdiff.generation.processors import LogitsProcessors, StepScores
+from refdiff.generation.processors import StepScores
 from refdiff.generation.results import GenerateDecoderOnlyOutput
 from refdiff.generation.sampling import draw, softmax
 from refdiff.generation.validation import Request
@@ -26,9 +25,9 @@ def decode(request: Request) -> GenerateDecoderOnlyOutput:
     prompt_indices = np.repeat(np.arange(request.ids.shape[0]), o.num_return_sequences)
     ids = request.ids[prompt_indices]
     padding = None if request.padding is None else request.padding[prompt_indices]
-    processors = LogitsProcessors(o, ids.shape[1], padding)
+    processors = request.processors(prompt_indices)
     streams = request.random_streams(prompt_indices) if o.do_sample else []
-    context = DecodingContext(request.model, request.mask, request.max_length, request.progress)
+    context = request.context()
     device_sampler = request.model.backend.sampler(request.model, o, processors)
     unfinished = np.ones(len(prompt_indices), dtype=bool)
     lengths = np.full(len(prompt_indices), ids.shape[1])
@@ -61,7 +60,7 @@ def decode(request: Request) -> GenerateDecoderOnlyOutput:
         steps.append(scores, logits)
         request.emit(tokens)
         lengths[unfinished] = ids.shape[1]
-        unfinished &= ~request.stopping(ids, padding)
+        unfinished &= ~request.stopping(ids, padding, steps.scores)
         if not unfinished.any():
             break
         logits = read(ids)
@@ -71,4 +70,5 @@ def decode(request: Request) -> GenerateDecoderOnlyOutput:
         scores=steps.scores,
         logits=steps.logits,
         cache=context.cache,
+        **context.outputs,
     )

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from refdiff.generation import validation
 from refdiff.generation.beam import beam_search
-from refdiff.generation.contrastive import contrastive_search
+from refdiff.generation.context import Extras
 from refdiff.generation.decode import decode
 from refdiff.generation.options import Options, resolve
 from refdiff.generation.processors import ScoreError
 from refdiff.generation.results import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from refdiff.generation.speculative import speculative_decode
-from refdiff.generation.stopping import Stopping
+from refdiff.generation.stopping import MaxLengthCriteria, Stopping
 from refdiff.generation.stream import Streamer
 from refdiff.generation.validation import Request
 from refdiff.messages import show_value
@@ -30,13 +30,24 @@ def generate(
     streamer: Streamer | None = None,
     generator: np.random.Generator | None = None,
     seed: int | Sequence[int] | None = None,
+    *,
+    generation_config: Any = None,
+    inputs: Any = None,
+    inputs_embeds: Any = None,
+    cache: Any = None,
+    past_key_values: Any = None,
+    bos_token_id: int | None = None,
     **options: Any,
 ) -> NDArray[np.int64] | GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput:
     """Continue token sequences with a causal language model; options, defaults and results are transformers'.
 
-    num_beams > 1 means beam search. Else do_sample means sampling, penalty_alpha > 0 with top_k > 1 contrastive search,
-    and nothing greedy decoding; prompt_lookup_num_tokens or assistant_model makes sampling and greedy decoding faster.
-    Without a length, 20 tokens are added.
+    num_beams > 1 means beam search. Else do_sample means sampling, and nothing greedy decoding;
+    prompt_lookup_num_tokens or assistant_model makes sampling and greedy decoding faster. Without a length, 20 tokens
+    are added.
+
+    Options may come in a `generation_config` too. `cache` holds the keys and values of the first of the ids, from an
+    earlier call. `inputs_embeds` are read in place of the prompt's ids; without ids the result has the new ones alone.
+    `inputs` is another name of `input_ids`, and `past_key_values` of `cache`.
 
     A streamer may have a method `progress(stage, done, total)`. It is called with the stage "prompt" before each chunk
     of a long prompt, and with "text" after each step of a beam search.
@@ -46,8 +57,9 @@ def generate(
     seed, the n-th of several equal prompts has random numbers of its own, as the n-th of `num_return_sequences` has.
 
     Shapes:
-        input_ids (B, T) integers, attention_mask (B, T) of 1 and 0 → int64 ids (B · num_return_sequences, T'),
-        prompt included, padded at the end; or a result object with `return_dict_in_generate=True`
+        input_ids (B, T) integers, attention_mask (B, T) of 1 and 0, inputs_embeds (B, T, D)
+        → int64 ids (B · num_return_sequences, T'), prompt included, padded at the end; or a result object with
+        `return_dict_in_generate=True`
 
     Raises:
         TypeError: an unknown option, a text in place of token ids, or a streamer without the methods of one.
@@ -59,8 +71,16 @@ def generate(
             f"streamer: got {show_value(streamer)}, expected an object with put and end; pass TextStreamer(tokenizer)"
         )
     try:
-        resolved = resolve(model, options)
-        result = _run(_read(model, input_ids, attention_mask, streamer, generator, seed, resolved))
+        resolved = resolve(model, options, generation_config)
+        input_ids = _either("input_ids", input_ids, "inputs", inputs)
+        record = tuple(name for name in ("attentions", "hidden_states") if getattr(resolved, f"output_{name}"))
+        extras = Extras(
+            _either("cache", cache, "past_key_values", past_key_values),
+            None if inputs_embeds is None else validation.read_embeds(model, inputs_embeds, input_ids),
+            record if resolved.return_dict_in_generate else (),
+        )
+        bos = next((x for x in (bos_token_id, model.generation_config.get("bos_token_id")) if x is not None), None)
+        result = _run(_read(model, input_ids, attention_mask, streamer, generator, seed, resolved, extras, bos))
     except ScoreError as error:
         raise (ScoreError(f"{model.source}: {error}") if model.source else error) from None
     finally:
@@ -77,15 +97,29 @@ def _read(
     generator: np.random.Generator | None,
     seed: int | Sequence[int] | None,
     options: Options,
+    extras: Extras,
+    bos: Any,
 ) -> Request:
     """Check the arguments of a call and return its request."""
-    bos = model.generation_config.get("bos_token_id")
     vocab_size = model.config.vocab_size
-    ids = validation.read_ids(input_ids, model.config.bos_token_id if bos is None else bos, vocab_size)
+    if input_ids is None and extras.inputs_embeds is not None:
+        ids = np.empty((len(extras.inputs_embeds), 0), np.int64)
+    else:
+        ids = validation.read_ids(input_ids, model.config.bos_token_id if bos is None else bos, vocab_size)
     if options.pad_token_id is not None and options.pad_token_id >= vocab_size and ids.shape[0] > 1:
         raise ValueError(f"pad_token_id: got {options.pad_token_id}, expected 0 to {vocab_size - 1}")
     if np.shape(input_ids)[-1:] == (0,):
         attention_mask = None
+    validation.check_cache(extras.cache, ids)
+    given = options.stopping_criteria or []
+    stated = next((one.max_length for one in given if type(one) is MaxLengthCriteria), None)
+    if stated is not None:
+        options = replace(options, max_length=stated, max_new_tokens=None)
+    missing = extras.count_missing(ids.shape[1])
+    if missing:  # lengths count the prompt, of which there are no ids here
+        options = replace(options, min_length=max((options.min_length or 0) - missing, 0))
+        if options.max_length is not None and stated is None:
+            options = replace(options, max_length=options.max_length - missing)
     limit = validation.read_max_length(options, ids.shape[1], model.config.max_position_embeddings)
     prompts, prompt_tokens = ids.shape
     # A text is expected to end with the context; the cache stops one that is longer.
@@ -96,20 +130,28 @@ def _read(
     return Request(
         model=model,
         ids=ids,
-        mask=validation.read_mask(attention_mask, ids, options),
+        mask=validation.read_mask(attention_mask, np.pad(ids, ((0, 0), (missing, 0)), constant_values=-1), options),
         options=options,
-        stopping=Stopping(limit, options.eos_token_id, options.stop_strings, options.tokenizer, options.max_time),
+        stopping=Stopping(
+            limit, options.eos_token_id, options.stop_strings, options.tokenizer, options.max_time, given
+        ),
         seed=validation.read_seed(seed, generator, prompts, draws=options.do_sample),
         emit=(lambda ids: None) if streamer is None else streamer.put,
         progress=getattr(streamer, "progress", lambda stage, done, total: None),
+        extras=extras,
     )
+
+
+def _either(name: str, value: Any, other_name: str, other: Any) -> Any:
+    """Return the argument that was given under one of its two names."""
+    if value is not None and other is not None:
+        raise ValueError(f"{name}, {other_name}: got both, expected one of them, which are two names of one argument")
+    return other if value is None else value
 
 
 def _run(request: Request) -> GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput:
     if request.options.num_beams > 1:
         return beam_search(request)
-    if request.options.speculative:
+    if request.options.speculative and request.extras.inputs_embeds is None:
         return speculative_decode(request)
-    if request.options.contrastive:
-        return contrastive_search(request)
     return decode(request)

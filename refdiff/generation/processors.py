@@ -1,105 +1,49 @@
-"""Logits processors: from (B, V) scores and (B, T) ids to new scores; the arguments are not changed.
-
-Meaning and order are those of transformers' `generate`; a forbidden token gets −inf.
-"""
+"""The processors of one call of `generate`, in the order in which transformers applies them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.arrays import Array
 from refdiff.generation import sampling
+from refdiff.generation.logits_process import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    ExponentialDecayLengthPenalty,
+    ForcedBOSTokenLogitsProcessor,
+    ForcedEOSTokenLogitsProcessor,
+    Ids,
+    InfNanRemoveLogitsProcessor,
+    LogitNormalization,
+    LogitsProcessor,
+    MinLengthLogitsProcessor,
+    MinNewTokensLengthLogitsProcessor,
+    MinPLogitsWarper,
+    NoBadWordsLogitsProcessor,
+    NoRepeatNGramLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    Scores,
+    SequenceBiasLogitsProcessor,
+    SuppressTokensAtBeginLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopHLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
 from refdiff.generation.options import Options
-
-Scores = NDArray[np.floating]
-Ids = NDArray[np.int64]
-
-
-def sequence_bias(scores: Scores, ids: Ids, biases: Mapping[tuple[int, ...], float]) -> Scores:
-    """Add a bias to the token that would complete a sequence of tokens.
-
-    z'[v] = z[v] + Σ bias(s) over the sequences s = (…prefix, v) whose prefix ends the ids so far.
-
-    Shapes:
-        scores (B, V), ids (B, T) → (B, V)
-    """
-    added: dict[int, Scores] = {}
-    for sequence, value in biases.items():
-        *prefix, last = sequence
-        if len(prefix) > ids.shape[1]:
-            continue
-        matches = (ids[:, ids.shape[1] - len(prefix) :] == np.array(prefix, dtype=np.int64)).all(axis=1)
-        added.setdefault(last, np.zeros(len(scores), scores.dtype))[matches] += value
-    result = scores.copy()
-    for last, bias in added.items():
-        result[:, last] += bias
-    return result
-
-
-def bad_words(scores: Scores, ids: Ids, words: Sequence[Sequence[int]]) -> Scores:
-    """Forbid the token that would complete one of the words; a word is a sequence of token ids.
-
-    Shapes:
-        scores (B, V), ids (B, T) → (B, V)
-    """
-    return sequence_bias(scores, ids, {tuple(word): -np.inf for word in words})
-
-
-def repetition_penalty(scores: Scores, ids: Ids, penalty: float, *, skip: NDArray[np.int64] | None = None) -> Scores:
-    """Make every token of the sequence so far, prompt included, less likely.
-
-    z'[v] = z[v] / θ where z[v] ≥ 0 and z[v] · θ where z[v] < 0, for v among the ids so far (Keskar et al. 2019, CTRL,
-    section 4.1, with the sign handled as transformers handles it).
-
-    Shapes:
-        scores (B, V), ids (B, T), skip (B,) = how many ids at the start of each sequence are padding → (B, V)
-    """
-    B, V = scores.shape
-    seen = np.zeros((B, V), dtype=bool)
-    counts = np.ones(ids.shape, dtype=bool) if skip is None else np.arange(ids.shape[1]) >= skip[:, None]
-    rows, columns = np.nonzero(counts)
-    seen[rows, ids[rows, columns]] = True
-    return np.where(seen, np.where(scores < 0, scores * penalty, scores / penalty), scores)
-
-
-def no_repeat_ngram(scores: Scores, ids: Ids, size: int) -> Scores:
-    """Forbid the token that would repeat an n-gram of the sequence (Paulus et al. 2017, section 2.5, for any n).
-
-    Shapes:
-        scores (B, V), ids (B, T) → (B, V)
-    """
-    T = ids.shape[1]
-    if size > T:
-        return scores
-    windows = np.lib.stride_tricks.sliding_window_view(ids, size, axis=1)
-    prefix = ids[:, T - size + 1 :]
-    rows, starts = np.nonzero((windows[:, :, :-1] == prefix[:, None, :]).all(axis=2))
-    result = scores.copy()
-    result[rows, windows[rows, starts, -1]] = -np.inf
-    return result
-
-
-def suppress_tokens(scores: Scores, tokens: Sequence[int]) -> Scores:
-    """Forbid the tokens; ids past the vocabulary name nothing and are ignored.
-
-    Shapes:
-        scores (B, V) → (B, V)
-    """
-    result = scores.copy()
-    result[:, [token for token in tokens if 0 <= token < scores.shape[1]]] = -np.inf
-    return result
-
-
-def min_new_tokens(scores: Scores, generated: int, minimum: int, eos: Sequence[int]) -> Scores:
-    """Forbid the end-of-sequence tokens until `minimum` tokens have been generated.
-
-    Shapes:
-        scores (B, V) → (B, V)
-    """
-    return suppress_tokens(scores, eos) if generated < minimum else scores
+from refdiff.messages import show_value
+from refdiff.model.inputs import host
 
 
 class ScoreError(ValueError):
@@ -107,40 +51,70 @@ class ScoreError(ValueError):
 
 
 class LogitsProcessors:
-    """The processors and, for sampling, the warpers of a call, in the order in which transformers applies them.
+    """The processors of a call and, for sampling, its warpers, in the order in which transformers applies them.
 
     A call converts the (B, V) logits after ids (B, T) to the scores by which the next token is chosen. Without an
     active option it returns the logits unchanged; otherwise the scores are float64.
 
+    prompts: (B, T) ids of the prompts, which the options `encoder_…` need. max_length: of prompt and text.
+
     Raises:
         ValueError: NaN among the scores of an unfinished sequence, nothing but −inf, or while sampling inf; the message
-            has the sequence and the step.
+            has the sequence and the step. Or a processor of the user returned another shape.
     """
 
-    def __init__(self, options: Options, prompt_length: int, padding: NDArray[np.int64] | None = None) -> None:
+    def __init__(
+        self,
+        options: Options,
+        prompt_length: int,
+        padding: NDArray[np.int64] | None = None,
+        *,
+        model: Any = None,
+        prompts: Ids | None = None,
+        max_length: int = 0,
+    ) -> None:
+        call = _Call(options, prompt_length, padding, model, prompts, max_length)
         self.prompt_length = prompt_length
         self._sampling = options.do_sample
-        self._processors = _select_processors(options, prompt_length, padding)
-        self._warpers = _select_warpers(options) if options.do_sample else []
+        own = _select(_PROCESSORS, call)
+        given = list(options.logits_processor or [])
+        kept = {type(process): process for process in reversed(given)}
+        merged = [kept.get(type(process), process) for process in own]
+        merged += [process for process in given if not any(process is other for other in merged)]
+        self._processors = [
+            _check_shapes(process) if any(process is other for other in given) else process for process in merged
+        ]
+        self._warpers = _select(_WARPERS, call) if options.do_sample else []
+        self._last = _select(_LAST, call)
+        self._repairs = any(isinstance(process, InfNanRemoveLogitsProcessor) for process in merged)
 
     def __call__(self, logits: Scores, ids: Ids, active: NDArray[np.bool_] | None = None) -> Scores:
-        self.check(logits, ids, active)
-        if not self._processors and not self._warpers:
+        if not self._repairs:
+            self.check(logits, ids, active)
+        if not self._processors and not self._warpers and not self._last:
             return logits
         scores: Scores = logits.astype(np.float64)
         for process in self._processors:
-            scores = process(scores, ids)
+            scores = process(ids, scores)
         self.check(scores, ids, active)
         if self._warpers:
             scores[~np.isfinite(scores.max(axis=1))] = 0.0  # finished sequences only: their scores are not used
-            for warp in self._warpers:
-                scores = warp(scores)
+        with np.errstate(over="ignore"):  # of the smallest number, where invalid values were removed
+            for process in (*self._warpers, *self._last):
+                scores = process(ids, scores)
         return scores
+
+    def normalize(self, logits: Scores, ids: Ids) -> Scores:
+        """Return the log-probabilities that beam search gives to its processors."""
+        if not self._repairs:
+            self.check(logits, ids)
+        with np.errstate(invalid="ignore"):
+            return sampling.log_softmax(logits.astype(np.float64))
 
     @property
     def has_processors(self) -> bool:
-        """Whether processors, as opposed to warpers, change the logits."""
-        return bool(self._processors)
+        """Whether anything but warpers changes the logits."""
+        return bool(self._processors or self._last)
 
     def check(self, scores: Scores, ids: Ids, active: NDArray[np.bool_] | None = None) -> None:
         """Raise `ScoreError` if no token can be chosen for an unfinished sequence."""
@@ -176,41 +150,97 @@ class StepScores:
             self.logits += (logits,)
 
 
-def _select_processors(
-    o: Options, prompt_length: int, padding: NDArray[np.int64] | None
-) -> list[Callable[[Scores, Ids], Scores]]:
-    chain: list[Callable[[Scores, Ids], Scores]] = []
-    if (biases := o.sequence_bias) is not None:
-        chain.append(lambda z, ids: sequence_bias(z, ids, biases))
-    if (penalty := o.repetition_penalty) is not None and penalty != 1.0:
-        chain.append(lambda z, ids: repetition_penalty(z, ids, penalty, skip=padding))
-    if (size := o.no_repeat_ngram_size) is not None and size > 0:
-        chain.append(lambda z, ids: no_repeat_ngram(z, ids, size))
-    if words := o.bad_words_ids:
-        chain.append(lambda z, ids: bad_words(z, ids, words))
-    if (minimum := o.min_new_tokens) is not None and minimum > 0 and (eos := o.eos_token_id) is not None:
-        chain.append(lambda z, ids: min_new_tokens(z, ids.shape[1] - prompt_length, minimum, eos))
-    if (tokens := o.suppress_tokens) is not None:
-        chain.append(lambda z, ids: suppress_tokens(z, tokens))
-    return chain
+@dataclass(frozen=True)
+class _Call:
+    """What the processors of a call are made of."""
+
+    options: Options
+    prompt_length: int
+    padding: NDArray[np.int64] | None
+    model: Any
+    prompts: Ids | None
+    max_length: int
+
+    @property
+    def begin(self) -> int:
+        """The number of ids before the first token that is chosen freely."""
+        return self.prompt_length + (self.prompt_length <= 1 and self.options.forced_bos_token_id is not None)
+
+    @property
+    def keep(self) -> int:
+        """How many tokens warpers keep: beams need one that does not end the text beside each one that does."""
+        return 1 if self.options.num_beams == 1 else 1 + len(self.options.eos_token_id or [0])
+
+    @property
+    def sequences(self) -> int:
+        """The number of sequences of each prompt."""
+        return max(self.options.num_beams, self.options.num_return_sequences)
 
 
-def _select_warpers(o: Options) -> list[Callable[[Scores], Scores]]:
-    # Beams need a token that does not end the text beside each one that does.
-    keep = 1 if o.num_beams == 1 else 1 + len(o.eos_token_id or [0])
-    chain: list[Callable[[Scores], Scores]] = []
-    if (tau := o.temperature) is not None and tau != 1.0:
-        chain.append(lambda z: sampling.temperature(z, tau))
-    if (k := o.top_k) is not None and k > 0:
-        chain.append(lambda z: sampling.top_k(z, k, keep=keep))
-    if (p := o.top_p) is not None and p < 1.0:
-        chain.append(lambda z: sampling.top_p(z, p, keep=keep))
-    if (low := o.min_p) is not None:
-        chain.append(lambda z: sampling.min_p(z, low, keep=keep))
-    if (mass := o.typical_p) is not None and mass < 1.0:
-        chain.append(lambda z: sampling.typical_p(z, mass, keep=keep))
-    if (epsilon := o.epsilon_cutoff) is not None and epsilon > 0.0:
-        chain.append(lambda z: sampling.epsilon_cutoff(z, epsilon, keep=keep))
-    if (eta := o.eta_cutoff) is not None and eta > 0.0:
-        chain.append(lambda z: sampling.eta_cutoff(z, eta, keep=keep))
-    return chain
+def _watermark(config: Any, vocab_size: int) -> LogitsProcessor:
+    from refdiff.generation.watermarking import watermark  # imported late: it is rare, and has processors itself
+
+    return watermark(config, vocab_size)
+
+
+_Maker = Callable[[Any, _Call, Any], LogitsProcessor | None]
+# option: (the value that is off beside None, what makes its processor of its value, the call and the end tokens)
+_PROCESSORS: dict[str, tuple[Any, _Maker]] = {
+    "guidance_scale": (1, lambda v, c, eos: UnbatchedClassifierFreeGuidanceLogitsProcessor(
+        v, c.model, c.options.negative_prompt_ids, c.options.negative_prompt_attention_mask)),
+    "sequence_bias": (None, lambda v, c, eos: SequenceBiasLogitsProcessor(v)),
+    "encoder_repetition_penalty": (1, lambda v, c, eos: EncoderRepetitionPenaltyLogitsProcessor(v, c.prompts)),
+    "repetition_penalty": (1, lambda v, c, eos: RepetitionPenaltyLogitsProcessor(v, c.padding)),
+    "no_repeat_ngram_size": (0, lambda v, c, eos: NoRepeatNGramLogitsProcessor(v)),
+    "encoder_no_repeat_ngram_size": (0, lambda v, c, eos: EncoderNoRepeatNGramLogitsProcessor(v, c.prompts)),
+    "bad_words_ids": ([], lambda v, c, eos: NoBadWordsLogitsProcessor(v)),
+    "min_length": (0, lambda v, c, eos: MinLengthLogitsProcessor(v, eos)
+                   if eos is not None and c.options.min_new_tokens is None else None),
+    "min_new_tokens": (0, lambda v, c, eos: MinNewTokensLengthLogitsProcessor(c.prompt_length, v, eos)
+                       if eos is not None else None),
+    "prefix_allowed_tokens_fn": (None, lambda v, c, eos: PrefixConstrainedLogitsProcessor(v, c.sequences)),
+    "forced_bos_token_id": (None, lambda v, c, eos: ForcedBOSTokenLogitsProcessor(v)),
+    "forced_eos_token_id": (None, lambda v, c, eos: ForcedEOSTokenLogitsProcessor(c.max_length, v)),
+    "remove_invalid_values": (False, lambda v, c, eos: InfNanRemoveLogitsProcessor()),
+    "exponential_decay_length_penalty": (None, lambda v, c, eos: ExponentialDecayLengthPenalty(
+        v, eos, c.prompt_length) if eos is not None else None),
+    "suppress_tokens": (None, lambda v, c, eos: SuppressTokensLogitsProcessor(v)),
+    "begin_suppress_tokens": (None, lambda v, c, eos: SuppressTokensAtBeginLogitsProcessor(v, c.begin)),
+}  # fmt: skip
+_WARPERS: dict[str, tuple[Any, _Maker]] = {
+    "temperature": (1, lambda v, c, eos: TemperatureLogitsWarper(v)),
+    "top_h": (None, lambda v, c, eos: TopHLogitsWarper(v)),
+    "top_k": (0, lambda v, c, eos: TopKLogitsWarper(v, min_tokens_to_keep=c.keep)),
+    "top_p": (1, lambda v, c, eos: TopPLogitsWarper(v, min_tokens_to_keep=c.keep)),
+    "min_p": (None, lambda v, c, eos: MinPLogitsWarper(v, min_tokens_to_keep=c.keep)),
+    "typical_p": (1, lambda v, c, eos: TypicalLogitsWarper(v, min_tokens_to_keep=c.keep)),
+    "epsilon_cutoff": (0, lambda v, c, eos: EpsilonLogitsWarper(v, min_tokens_to_keep=c.keep)),
+    "eta_cutoff": (0, lambda v, c, eos: EtaLogitsWarper(v, min_tokens_to_keep=c.keep)),
+}
+_LAST: dict[str, tuple[Any, _Maker]] = {
+    "watermarking_config": (None, lambda v, c, eos: _watermark(v, c.model.config.vocab_size)),
+    "renormalize_logits": (False, lambda v, c, eos: LogitNormalization()),
+}
+
+
+def _select(table: Mapping[str, tuple[Any, _Maker]], call: _Call) -> list[LogitsProcessor]:
+    """Return what the options of a call turn on."""
+    values = {name: getattr(call.options, name) for name in table}
+    on = [make(values[name], call, call.options.eos_token_id) for name, (off, make) in table.items()
+          if values[name] is not None and values[name] != off]  # fmt: skip
+    return [process for process in on if process is not None]
+
+
+def _check_shapes(process: Any) -> Callable[[Ids, Scores], Scores]:
+    """Return a processor of the user that may return an array of any library, but only of the scores' shape."""
+
+    def checked(input_ids: Ids, scores: Scores) -> Scores:
+        shape = scores.shape
+        result = host("logits_processor", process(input_ids, scores))
+        if result.shape != shape:
+            raise ValueError(
+                f"logits_processor: got scores of shape {result.shape} from {show_value(process)}, expected {shape}"
+            )
+        return result.astype(np.float64, copy=False)
+
+    return checked

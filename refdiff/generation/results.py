@@ -13,16 +13,20 @@ from refdiff.model.outputs import Output
 
 @dataclass(repr=False)
 class GenerateDecoderOnlyOutput(Output):
-    """The result of greedy decoding, sampling, contrastive search and speculative decoding.
+    """The result of greedy decoding, sampling and speculative decoding.
 
     sequences (R, T): prompt and text, padded at the end. lengths (R,): ids of each without that padding. scores and
     logits: one (R, V) array per generated token, after and before the processors; None without `output_scores` and
-    `output_logits`. cache: keys and values of the tokens that were read.
+    `output_logits`. attentions and hidden_states: for each step, the first with the whole prompt, those of every layer
+    as a call of the model has them; with `output_attentions` and `output_hidden_states`. cache: keys and values of the
+    tokens that were read.
     """
 
     sequences: NDArray[np.int64]
     scores: tuple[NDArray[np.floating], ...] | None = None
     logits: tuple[NDArray[np.floating], ...] | None = None
+    attentions: tuple[tuple[Any, ...], ...] | None = None
+    hidden_states: tuple[tuple[Any, ...], ...] | None = None
     lengths: NDArray[np.int64] | None = None
     cache: Any = None
 
@@ -35,7 +39,8 @@ class GenerateBeamDecoderOnlyOutput(Output):
     each without that padding. sequences_scores (B · num_return_sequences,): the sum of log-probabilities over length **
     length_penalty; only with `output_scores`, as is `scores`: one (B · num_beams, V) array a step, log-probabilities
     after the processors. beam_indices (B · num_return_sequences, generated): the index in
-    `scores` of the beam that each token came from, −1 after the end.
+    `scores` of the beam that each token came from, −1 after the end. attentions and hidden_states: as of
+    `GenerateDecoderOnlyOutput`, with the beams of each step.
     """
 
     sequences: NDArray[np.int64]
@@ -43,5 +48,7 @@ class GenerateBeamDecoderOnlyOutput(Output):
     scores: tuple[NDArray[np.floating], ...] | None = None
     logits: tuple[NDArray[np.floating], ...] | None = None
     beam_indices: NDArray[np.int64] | None = None
+    attentions: tuple[tuple[Any, ...], ...] | None = None
+    hidden_states: tuple[tuple[Any, ...], ...] | None = None
     lengths: NDArray[np.int64] | None = None
     cache: Any = None

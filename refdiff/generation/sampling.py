@@ -1,6 +1,6 @@
 """From scores to a token: the warpers that reshape a distribution, and the draw from it.
 
-Every warper takes (B, V) scores and returns new ones in which a removed token is −inf; at least `keep` tokens survive.
+Every warper takes (B, V) scores and returns new ones in which a removed token is `fill`; at least `keep` survive.
 The results are those of transformers' warpers. The draw inverts the cumulative distribution with one uniform number.
 """
 
@@ -28,8 +28,8 @@ def log_softmax(scores: Scores) -> Scores:
     return result
 
 
-def _keep_only(scores: Scores, kept: NDArray[np.bool_]) -> Scores:
-    return np.where(kept, scores, -np.inf)
+def _keep_only(scores: Scores, kept: NDArray[np.bool_], fill: float) -> Scores:
+    return np.where(kept, scores, fill)
 
 
 def _top_mask(scores: Scores, keep: int) -> NDArray[np.bool_]:
@@ -48,16 +48,34 @@ def temperature(scores: Scores, value: float) -> Scores:
     return scores / value
 
 
-def top_k(scores: Scores, k: int, *, keep: int = 1) -> Scores:
+def top_h(scores: Scores, share: float, *, fill: float = -np.inf) -> Scores:
+    """Keep the most likely tokens while their terms −p log p sum to at most a share of the entropy (Potraghloo 2025).
+
+    p is the distribution over the 100 most likely tokens; the first of them is always kept.
+
+    Shapes:
+        scores (B, V) → (B, V)
+    """
+    best = top_indices(scores, min(100, scores.shape[1]))
+    logs = log_softmax(np.take_along_axis(scores, best, axis=1))
+    terms = -np.exp(logs) * np.where(np.isneginf(logs), 0.0, logs)
+    within = terms.cumsum(axis=1) <= share * terms.sum(axis=1, keepdims=True)
+    within[:, 0] = True
+    kept = np.zeros(scores.shape, dtype=bool)
+    np.put_along_axis(kept, best, within, axis=1)
+    return _keep_only(scores, kept, fill)
+
+
+def top_k(scores: Scores, k: int, *, keep: int = 1, fill: float = -np.inf) -> Scores:
     """Keep the k most likely tokens, and every token as likely as the last of them (Fan et al. 2018).
 
     Shapes:
         scores (B, V) → (B, V)
     """
-    return _keep_only(scores, _top_mask(scores, max(k, keep)))
+    return _keep_only(scores, _top_mask(scores, max(k, keep)), fill)
 
 
-def top_p(scores: Scores, p: float, *, keep: int = 1) -> Scores:
+def top_p(scores: Scores, p: float, *, keep: int = 1, fill: float = -np.inf) -> Scores:
     """Keep the smallest set of most likely tokens whose probabilities sum to p or more (Holtzman et al. 2020, eq. 2).
 
     Equivalently, drop the least likely tokens while their sum stays ≤ 1 − p.
@@ -71,10 +89,10 @@ def top_p(scores: Scores, p: float, *, keep: int = 1) -> Scores:
         from_the_end = np.cumsum(softmax(np.sort(values[possible])))
         count = max(int((from_the_end > 1.0 - p).sum()), min(keep, possible.size))
         kept[row, possible[top_indices(values[None, possible], count)[0]]] = True
-    return _keep_only(scores, kept)
+    return _keep_only(scores, kept, fill)
 
 
-def min_p(scores: Scores, p: float, *, keep: int = 1) -> Scores:
+def min_p(scores: Scores, p: float, *, keep: int = 1, fill: float = -np.inf) -> Scores:
     """Keep the tokens with probability ≥ p · max probability (Nguyen et al. 2024).
 
     Shapes:
@@ -83,10 +101,10 @@ def min_p(scores: Scores, p: float, *, keep: int = 1) -> Scores:
     probabilities = softmax(scores)
     kept = probabilities >= p * probabilities.max(axis=1, keepdims=True)
     np.put_along_axis(kept, top_indices(scores, min(keep, scores.shape[1])), True, axis=1)
-    return _keep_only(scores, kept)
+    return _keep_only(scores, kept, fill)
 
 
-def typical_p(scores: Scores, mass: float, *, keep: int = 1) -> Scores:
+def typical_p(scores: Scores, mass: float, *, keep: int = 1, fill: float = -np.inf) -> Scores:
     """Keep the tokens whose surprise is nearest to the entropy until they hold `mass` (Meister et al. 2022, eq. 10).
 
     Order by |−log p(v) − H|, H = −Σ p log p.
@@ -107,19 +125,19 @@ def typical_p(scores: Scores, mass: float, *, keep: int = 1) -> Scores:
     kept_sorted[:, :keep] = True
     kept = np.empty_like(kept_sorted)
     np.put_along_axis(kept, order, kept_sorted, axis=1)
-    return _keep_only(scores, kept)
+    return _keep_only(scores, kept, fill)
 
 
-def epsilon_cutoff(scores: Scores, epsilon: float, *, keep: int = 1) -> Scores:
+def epsilon_cutoff(scores: Scores, epsilon: float, *, keep: int = 1, fill: float = -np.inf) -> Scores:
     """Keep the tokens with probability ≥ ε (Hewitt, Manning & Liang 2022, eq. 7).
 
     Shapes:
         scores (B, V) → (B, V)
     """
-    return _keep_only(scores, (softmax(scores) >= epsilon) | _top_mask(scores, keep))
+    return _keep_only(scores, (softmax(scores) >= epsilon) | _top_mask(scores, keep), fill)
 
 
-def eta_cutoff(scores: Scores, epsilon: float, *, keep: int = 1) -> Scores:
+def eta_cutoff(scores: Scores, epsilon: float, *, keep: int = 1, fill: float = -np.inf) -> Scores:
     """Keep the tokens with probability ≥ η = min(ε, √ε · exp(−H)) (Hewitt, Manning & Liang 2022, eq. 9).
 
     Shapes:
@@ -129,7 +147,7 @@ def eta_cutoff(scores: Scores, epsilon: float, *, keep: int = 1) -> Scores:
     probabilities = np.exp(logs)
     entropy = -(np.where(probabilities > 0, logs, 0.0) * probabilities).sum(axis=1, keepdims=True)
     eta = np.minimum(epsilon, np.sqrt(epsilon) * np.exp(-entropy))
-    return _keep_only(scores, (probabilities >= eta) | _top_mask(scores, keep))
+    return _keep_only(scores, (probabilities >= eta) | _top_mask(scores, keep), fill)
 
 
 def top_indices(scores: Scores, k: int) -> NDArray[np.int64]:

@@ -8,11 +8,13 @@ to draw from p, and to keep the guess if it was drawn. So prompt lookup changes 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.generation.context import DecodingContext
-from refdiff.generation.processors import LogitsProcessors, StepScores
+from refdiff.generation.processors import StepScores
 from refdiff.generation.results import GenerateDecoderOnlyOutput
 from refdiff.generation.sampling import Uniforms, draw, softmax
 from refdiff.generation.validation import Request
@@ -143,7 +145,9 @@ class Assistant:
 
     def __init__(self, request: Request, stream: Uniforms | None) -> None:
         self._context = DecodingContext(request.options.assistant_model, request.mask, request.max_length)
-        self._processors = LogitsProcessors(request.options, request.ids.shape[1], request.padding)
+        # Processors with a state belong to the text, not to guesses of it.
+        stateless = replace(request.options, guidance_scale=None, watermarking_config=None, logits_processor=None)
+        self._processors = request.processors(options=stateless)
         self._eos = request.options.eos_token_id or []
         self._stream = stream
         self._count = 5
@@ -192,8 +196,8 @@ def speculative_decode(request: Request) -> GenerateDecoderOnlyOutput:
         )
     stream = request.random_streams(np.arange(1))[0] if o.do_sample else None
     guesser = _guesser(request, stream)
-    processors = LogitsProcessors(o, request.ids.shape[1], request.padding)
-    context = DecodingContext(request.model, request.mask, request.max_length, request.progress)
+    processors = request.processors()
+    context = request.context()
     ids = request.ids
     steps = StepScores(o)
 
@@ -211,7 +215,7 @@ def speculative_decode(request: Request) -> GenerateDecoderOnlyOutput:
             token = _choose(scores[0], guess, None if q is None or guess is None else q[i], stream)
             ids = np.concatenate([ids, [[token]]], axis=1)
             steps.append(scores, logits[i : i + 1])
-            finished = bool(request.stopping(ids, request.padding)[0])
+            finished = bool(request.stopping(ids, request.padding, steps.scores)[0])
             if finished or token != guess:
                 break
             accepted += 1

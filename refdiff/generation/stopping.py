@@ -1,4 +1,4 @@
-"""Stopping criteria: the length, an end-of-sequence token, a stop string, the time."""
+"""Stopping criteria, under transformers' names: from (B, T) ids to which of the sequences are finished."""
 
 from __future__ import annotations
 
@@ -10,10 +10,99 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.generation.token_bytes import TokenBytes
+from refdiff.model.inputs import host
+
+Ids = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+
+class StoppingCriteria:
+    """Says which sequences are finished; `generate(stopping_criteria=[…])` takes instances of a subclass."""
+
+    def __call__(self, input_ids: Ids, scores: Any, **kwargs: Any) -> Any:
+        """Return which sequences of (B, T) ids are finished, (B,), or one answer for all.
+
+        scores: those of each step so far, with `output_scores`; else None.
+        """
+        raise TypeError(f"{type(self).__name__}: got no __call__, expected one of (input_ids, scores)")
+
+
+class MaxLengthCriteria(StoppingCriteria):
+    """Prompt and text together have `max_length` tokens."""
+
+    def __init__(self, max_length: int, max_position_embeddings: int | None = None) -> None:
+        self.max_length, self.max_position_embeddings = max_length, max_position_embeddings
+
+    def __call__(self, input_ids: Ids, scores: Any, **kwargs: Any) -> Flags:
+        return np.full(len(input_ids), input_ids.shape[1] >= self.max_length, dtype=bool)
+
+
+class MaxTimeCriteria(StoppingCriteria):
+    """`max_time` seconds have passed, since `initial_timestamp` (of time.time()) or since this object was made."""
+
+    def __init__(self, max_time: float, initial_timestamp: float | None = None) -> None:
+        self.max_time = max_time
+        passed = 0.0 if initial_timestamp is None else time.time() - initial_timestamp
+        self._deadline = time.monotonic() - passed + max_time
+
+    def __call__(self, input_ids: Ids, scores: Any, **kwargs: Any) -> Flags:
+        return np.full(len(input_ids), time.monotonic() > self._deadline)
+
+
+class EosTokenCriteria(StoppingCriteria):
+    """The last token, or one of the last `new_token_length`, is an end token."""
+
+    def __init__(self, eos_token_id: Any) -> None:
+        self.eos_token_id = host("eos_token_id", eos_token_id).reshape(-1)
+
+    def __call__(self, input_ids: Ids, scores: Any, new_token_length: int = 1, **kwargs: Any) -> Flags:
+        ends: Flags = np.isin(input_ids[:, -new_token_length:], self.eos_token_id)
+        return np.asarray(ends.any(axis=1))
+
+
+class StopStringCriteria(StoppingCriteria):
+    """A stop string ends within the last token, which may have more text after it."""
+
+    def __init__(self, tokenizer: Any, stop_strings: str | Sequence[str]) -> None:
+        self.stop_strings = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
+        self._strings = [s.encode() for s in self.stop_strings]
+        self._token_bytes = TokenBytes(tokenizer)
+
+    def __call__(self, input_ids: Ids, scores: Any, padding: Ids | None = None, **kwargs: Any) -> Flags:
+        starts = np.zeros(len(input_ids), dtype=np.int64) if padding is None else padding
+        texts = [sequence[start:].tolist() for sequence, start in zip(input_ids, starts, strict=True)]
+        return np.array([self._ends_in_stop_string(text) for text in texts], dtype=bool)
+
+    def _ends_in_stop_string(self, sequence: list[int]) -> bool:
+        last = self._token_bytes[sequence[-1]]
+        longest = max(len(s) for s in self._strings)
+        before = b""
+        for token in reversed(sequence[:-1]):
+            if len(before) >= longest:
+                break
+            before = self._token_bytes[token] + before
+        text = before + last
+        return any(text.find(s, max(0, len(before) - len(s) + 1)) >= 0 for s in self._strings)
+
+
+class StoppingCriteriaList(list[Any]):
+    """Criteria of which one is enough."""
+
+    def __call__(self, input_ids: Ids, scores: Any, **kwargs: Any) -> Flags:
+        """Return which sequences are finished by any of the criteria, (B,)."""
+        done = np.zeros(len(input_ids), dtype=bool)
+        for criterion in self:
+            done |= host("stopping_criteria", criterion(input_ids, scores, **kwargs)).astype(bool)
+        return done
+
+    @property
+    def max_length(self) -> int | None:
+        """The length of the first `MaxLengthCriteria`, or None."""
+        return next((one.max_length for one in self if isinstance(one, MaxLengthCriteria)), None)
 
 
 class Stopping:
-    """The criteria of one call: which sequences of (B, T) ids are finished."""
+    """The criteria of one call: its options, and those given, of which one replaces an option's of its own type."""
 
     def __init__(
         self,
@@ -22,33 +111,22 @@ class Stopping:
         stop_strings: Sequence[str] | None = None,
         tokenizer: Any = None,
         max_time: float | None = None,
+        given: Sequence[Any] = (),
     ) -> None:
         self.max_length = max_length
-        self._eos = np.array(eos or [], dtype=np.int64)
-        self._stop_strings = [s.encode() for s in stop_strings or []]
-        self._token_bytes = TokenBytes(tokenizer) if self._stop_strings else None
-        self._deadline = None if max_time is None else time.monotonic() + max_time
+        own: list[StoppingCriteria] = [MaxLengthCriteria(max_length)]
+        own += [] if not eos else [EosTokenCriteria(eos)]
+        own += [] if not stop_strings else [StopStringCriteria(tokenizer, stop_strings)]
+        own += [] if max_time is None else [MaxTimeCriteria(max_time)]
+        replaced = {type(one) for one in given}
+        self._own = [one for one in own if type(one) not in replaced]
+        self._given = StoppingCriteriaList(given)
 
-    def __call__(self, ids: NDArray[np.int64], padding: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+    def __call__(self, ids: Ids, padding: Ids | None = None, scores: Any = None) -> Flags:
         """Return which sequences of (B, T) are finished, (B,); the first `padding` (B,) ids of each are no text."""
-        timeout = self._deadline is not None and time.monotonic() > self._deadline
-        if timeout or ids.shape[1] >= self.max_length:
-            return np.ones(ids.shape[0], dtype=bool)
-        done: NDArray[np.bool_] = np.isin(ids[:, -1], self._eos)
-        if self._token_bytes is not None:
-            starts = np.zeros(len(ids), dtype=np.int64) if padding is None else padding
-            texts = [sequence[start:].tolist() for sequence, start in zip(ids, starts, strict=True)]
-            done |= np.array([self._ends_in_stop_string(text, self._token_bytes) for text in texts], dtype=bool)
+        done = np.zeros(len(ids), dtype=bool)
+        for criterion in self._own:
+            done |= criterion(ids, scores, padding=padding)
+        if self._given:
+            done |= self._given(ids, scores)
         return done
-
-    def _ends_in_stop_string(self, sequence: list[int], token_bytes: TokenBytes) -> bool:
-        """Return whether a stop string ends within the last token, which may have more text after it."""
-        last = token_bytes[sequence[-1]]
-        longest = max(len(s) for s in self._stop_strings)
-        before = b""
-        for token in reversed(sequence[:-1]):
-            if len(before) >= longest:
-                break
-            before = token_bytes[token] + before
-        text = before + last
-        return any(text.find(s, max(0, len(before) - len(s) + 1)) >= 0 for s in self._stop_strings)

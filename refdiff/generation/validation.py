@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 
 from refdiff.errors import CheckpointError
 from refdiff.generation import sampling
+from refdiff.generation.context import DecodingContext, Extras
 from refdiff.generation.options import Options
+from refdiff.generation.processors import LogitsProcessors
 from refdiff.generation.stopping import Stopping
 from refdiff.memory import physical_memory
 from refdiff.messages import show_value, warn
+from refdiff.model.cache import KVCache
 from refdiff.model.inputs import check_known, integers, numbers, refuse_text, token_ids
 
 Emit = Callable[[Any], None]
@@ -35,6 +38,21 @@ class Request:
     seed: int | tuple[int, ...]
     emit: Emit
     progress: Progress
+    extras: Extras = field(default_factory=Extras)
+
+    def context(self) -> DecodingContext:
+        """Return the model with an empty cache, or the one given, which reads the prompt first."""
+        limit = self.max_length + self.extras.count_missing(self.ids.shape[1])
+        return DecodingContext(self.model, self.mask, limit, self.progress, self.extras)
+
+    def processors(self, indices: NDArray[np.int64] | None = None, options: Options | None = None) -> LogitsProcessors:
+        """Return the processors for the prompts at `indices`, by default all, with the call's options or others."""
+        padding = self.padding if self.padding is None or indices is None else self.padding[indices]
+        prompts = self.ids if self.ids.shape[1] else None
+        return LogitsProcessors(
+            options or self.options, self.ids.shape[1], padding,
+            model=self.model, prompts=prompts, max_length=self.max_length,
+        )  # fmt: skip
 
     @property
     def max_length(self) -> int:
@@ -51,7 +69,7 @@ class Request:
 
         With one seed per prompt, the streams of a prompt do not depend on the other prompts, not even on an equal one.
         """
-        mask = np.ones_like(self.ids) if self.mask is None else self.mask
+        mask = self.mask if self.mask is not None and self.mask.shape == self.ids.shape else np.ones_like(self.ids)
         prompts = [self.ids[index][mask[index] != 0] for index in indices]
         if isinstance(self.seed, int):
             return sampling.prompt_streams(self.seed, prompts)
@@ -116,6 +134,39 @@ def read_mask(attention_mask: Any, ids: NDArray[np.int64], options: Options) -> 
     if (mask[:, -1] == 0).any() and ids.shape[0] > 1:
         warn("the prompts are padded on the right: the text would go on after padding; pad on the left")
     return None if mask.all() else mask
+
+
+def read_embeds(model: Any, inputs_embeds: Any, input_ids: Any) -> NDArray[Any]:
+    """Return the embeddings of the prompts (B, T, D); the model checks their size.
+
+    Raises:
+        ValueError: not (B, T, D), or not one for each of the ids.
+    """
+    embeds = numbers("inputs_embeds", inputs_embeds)
+    shape = embeds.shape[:2] if input_ids is None else np.shape(integers("input_ids", input_ids))
+    if embeds.ndim != 3 or 0 in embeds.shape or embeds.shape[:2] != shape:
+        expected = "(B, T, D)" if input_ids is None else f"({', '.join(map(str, shape))}, D), as input_ids"
+        raise ValueError(f"inputs_embeds: got shape {embeds.shape}, expected {expected}")
+    return embeds
+
+
+def check_cache(cache: Any, ids: NDArray[np.int64]) -> None:
+    """Raise where a given cache does not hold the beginning of the ids (B, T).
+
+    Raises:
+        TypeError: no cache.
+        ValueError: of another batch size, or of as many tokens as there are ids.
+    """
+    if cache is None:
+        return
+    if not isinstance(cache, KVCache):
+        raise TypeError(f"cache: got {type(cache).__name__}, expected a KVCache, such as the output's cache")
+    sequences = cache.batch_size
+    if len(cache) >= ids.shape[1] or sequences not in (None, len(ids)):
+        raise ValueError(
+            f"cache: got {len(cache)} tokens of {sequences} sequences, expected fewer than the {ids.shape[1]} of "
+            f"input_ids, of {len(ids)}; give all ids, those in the cache included"
+        )
 
 
 def read_max_length(options: Options, prompt_length: int, max_position_embeddings: int | None) -> int:

@@ -143,15 +143,22 @@ class DiffLlamaForCausalLM(TrainableModel):
             generator, seed: where random choices come from.
             generation_options: any of these; the defaults hold where generation_config.json has no other:
 
-        Length: max_new_tokens=None and max_length=None (20 new tokens), min_new_tokens=None, max_time=None,
-            eos_token_id=None, stop_strings=None with tokenizer=None, pad_token_id=None
-        Sampling: do_sample=False, temperature=1.0, top_k=50, top_p=1.0, min_p=None, typical_p=1.0, epsilon_cutoff=0.0,
-            eta_cutoff=0.0
-        Processors: repetition_penalty=1.0, no_repeat_ngram_size=0, bad_words_ids=None, suppress_tokens=None,
-            sequence_bias=None
+        Prompt: inputs_embeds=None, cache=None, bos_token_id=None; inputs and past_key_values as other names
+        Length: max_new_tokens=None and max_length=None (20 new tokens), min_new_tokens=None, min_length=0,
+            max_time=None, eos_token_id=None, stop_strings=None with tokenizer=None, pad_token_id=None,
+            stopping_criteria=None, forced_eos_token_id=None, exponential_decay_length_penalty=None
+        Sampling: do_sample=False, temperature=1.0, top_h=None, top_k=50, top_p=1.0, min_p=None, typical_p=1.0,
+            epsilon_cutoff=0.0, eta_cutoff=0.0
+        Processors: repetition_penalty=1.0, no_repeat_ngram_size=0, encoder_repetition_penalty=1.0,
+            encoder_no_repeat_ngram_size=0, bad_words_ids=None, suppress_tokens=None, begin_suppress_tokens=None,
+            forced_bos_token_id=None, sequence_bias=None, prefix_allowed_tokens_fn=None, logits_processor=None,
+            guidance_scale=None with negative_prompt_ids=None and negative_prompt_attention_mask=None,
+            watermarking_config=None, remove_invalid_values=False, renormalize_logits=False
         Beams and more: num_beams=1, length_penalty=1.0, early_stopping=False, num_return_sequences=1,
-            prompt_lookup_num_tokens=None, assistant_model=None, penalty_alpha=None
-        Results: return_dict_in_generate=False, output_scores=False, output_logits=False
+            prompt_lookup_num_tokens=None, assistant_model=None
+        Results: return_dict_in_generate=False, output_scores=False, output_logits=False, output_attentions=False,
+            output_hidden_states=False
+        All of these together: generation_config=None
         """
         from refdiff.generation import generate  # imported late: generation imports model
 

@@ -47,7 +47,7 @@ def test_prompts_are_not_chunked_if_rope_depends_on_the_length(
 
 @pytest.mark.parametrize(
     ("options", "rows"),
-    [({}, 2), ({"do_sample": True, "seed": 1}, 2), ({"num_beams": 3}, 6), ({"penalty_alpha": 0.6, "top_k": 4}, 2)],
+    [({}, 2), ({"do_sample": True, "seed": 1}, 2), ({"num_beams": 3}, 6)],
 )
 @pytest.mark.parametrize(("prompt", "new"), [(5, 7), (3, 40)])
 def test_the_cache_reserves_the_length_of_the_text_and_is_not_copied(

@@ -29,7 +29,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "beams": {"num_beams": 3},
     "beams that stop early": {"num_beams": 3, "early_stopping": True},
     "beam sampling": {"num_beams": 2, "do_sample": True, "seed": 3, "length_penalty": 2.0},
-    "contrastive": {"penalty_alpha": 0.5, "top_k": 4},
 }
 
 
@@ -83,6 +82,96 @@ def test_one_beam_is_greedy(prompt: list[int], options: dict[str, Any]) -> None:
         np.testing.assert_array_equal(generate(MODEL, [prompt], max_new_tokens=8, **options), greedy)
 
 
+@pytest.mark.parametrize("options", [*WAYS.values(), {"prompt_lookup_num_tokens": 3}], ids=[*WAYS, "lookup"])
+def test_embeddings_a_cache_and_other_names_give_the_same_text(options: dict[str, Any]) -> None:
+    ids = np.array([[5, 6, 7, 5, 6]])
+    shared: dict[str, Any] = {"max_new_tokens": 6, "eos_token_id": None, **options}
+    want = generate(MODEL, ids, **shared)
+    embeds = MODEL.base_params["embed_tokens"]["weight"][ids]
+    np.testing.assert_array_equal(generate(MODEL, ids, inputs_embeds=embeds, **shared), want)
+    if "do_sample" not in options:  # the random numbers of a prompt follow from its ids
+        np.testing.assert_array_equal(generate(MODEL, inputs_embeds=embeds, **shared), want[:, 5:])
+    for name in ("cache", "past_key_values"):
+        cache = MODEL(ids[:, :3], use_cache=True).cache
+        np.testing.assert_array_equal(generate(MODEL, inputs=ids, **{name: cache}, **shared), want)
+    recorded = generate(MODEL, ids, return_dict_in_generate=True, output_attentions=True, **shared)
+    np.testing.assert_array_equal(recorded.sequences, want)
+    assert len(recorded.attentions) == 6
+
+
+class Counting(refdiff.LogitsProcessor):
+    """A processor with a state: it forbids one more token in each step."""
+
+    def __init__(self) -> None:
+        self.lengths: list[int] = []
+
+    def __call__(self, input_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
+        self.lengths.append(input_ids.shape[1])
+        scores[:, : len(self.lengths)] = -np.inf
+        return scores
+
+
+@pytest.mark.parametrize("guesser", [{"prompt_lookup_num_tokens": 4}, {"assistant_model": MODEL}])
+def test_a_processor_and_a_criterion_of_the_user_see_each_token_once(guesser: dict[str, Any]) -> None:
+    def ends(ids: np.ndarray, scores: Any) -> np.ndarray:
+        seen.append(len(scores))
+        return ids[:, -1] == 30
+
+    options: dict[str, Any] = {"max_new_tokens": 12, "return_dict_in_generate": True, "output_scores": True}
+    texts = []
+    for more in ({}, guesser):
+        seen: list[int] = []
+        process = Counting()
+        out = generate(
+            MODEL, [[5, 6, 7, 5, 6]], logits_processor=[process], stopping_criteria=[ends], **options, **more
+        )
+        texts.append(out.sequences.tolist())
+        assert process.lengths == list(range(5, out.sequences.shape[1]))
+        assert seen == list(range(1, out.sequences.shape[1] - 4))
+    assert texts[0] == texts[1]
+
+
+def test_a_length_criterion_replaces_the_length_of_the_options() -> None:
+    criteria = refdiff.StoppingCriteriaList([refdiff.MaxLengthCriteria(7)])
+    got = generate(MODEL, [[5, 6]], max_new_tokens=50, eos_token_id=None, stopping_criteria=criteria)
+    assert got.shape == (1, criteria.max_length)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"inputs": [[5]]}, ValueError, "input_ids, inputs: got both, expected one"),
+        (
+            {"inputs_embeds": np.ones((1, 3, 26))},
+            ValueError,
+            r"inputs_embeds: got shape .*, expected \(1, 2, D\), as in",
+        ),
+        ({"cache": {}}, TypeError, "cache: got dict, expected a KVCache"),
+        (
+            {"cache": MODEL([[5, 6]], use_cache=True).cache},
+            ValueError,
+            "cache: got 2 tokens of 1 sequences, expected few",
+        ),
+        (
+            {"logits_processor": [lambda ids, z: z[:, :3]]},
+            ValueError,
+            r"logits_processor: got scores of shape \(1, 3\)",
+        ),
+        (
+            {"prefix_allowed_tokens_fn": lambda row, ids: []},
+            ValueError,
+            "prefix_allowed_tokens_fn: got no token for pr",
+        ),
+        ({"watermarking_config": {"biass": 3}}, ValueError, "watermarking_config: .*unexpected keyword"),
+        ({"logits_processor": [refdiff.LogitsProcessor()]}, TypeError, "LogitsProcessor: got no __call__, expected"),
+        ({"stopping_criteria": [refdiff.StoppingCriteria()]}, TypeError, "StoppingCriteria: got no __call__, expected"),
+    ],
+)
+def test_what_is_given_beside_ids_is_checked(given: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        generate(MODEL, [[5, 6]], **given)
+
+
 def test_an_empty_prompt_is_bos() -> None:
     want = generate(MODEL, [[1]], max_new_tokens=4)
     np.testing.assert_array_equal(generate(MODEL, None, max_new_tokens=4), want)
@@ -120,7 +209,7 @@ def test_a_seed_for_each_prompt(way: dict[str, int]) -> None:
 @pytest.mark.parametrize("pad", [0, None])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"do_sample": True, "num_return_sequences": 2}, {"penalty_alpha": 0.6, "top_k": 4}, {"num_beams": 3}],
+    [{}, {"do_sample": True, "num_return_sequences": 2}, {"num_beams": 3}],
 )
 def test_lengths_are_those_of_each_text_alone(options: dict[str, Any], pad: int | None) -> None:
     asked = {"eos_token_id": [2, 7, 11], "max_new_tokens": 9, "return_dict_in_generate": True, **options}
@@ -160,7 +249,7 @@ def test_a_streamer_that_is_none_is_refused_first(streamer: Any) -> None:
     [
         {}, {"attention_mask": MASK}, {"do_sample": True, "seed": 4, "top_k": 5, "top_p": 0.9},
         {"do_sample": True, "seed": 1, "num_return_sequences": 2}, {"num_beams": 3}, {"prompt_lookup_num_tokens": 3},
-        {"penalty_alpha": 0.5, "top_k": 4}, {"repetition_penalty": 1.3},
+        {"repetition_penalty": 1.3},
     ],
     ids=lambda options: "-".join(options) or "greedy",
 )  # fmt: skip
@@ -168,6 +257,6 @@ def test_text_is_the_same_on_a_device(away: Place, options: dict[str, Any], wiri
     config = refdiff.DiffLlamaConfig(**SIZES, wiring=wiring)
     there = refdiff.DiffLlamaForCausalLM.from_config(config, seed=3, **away.choice)
     here = refdiff.DiffLlamaForCausalLM.from_config(config, seed=3, kernels="reference")
-    ids = IDS[:1] if {"prompt_lookup_num_tokens", "penalty_alpha"} & set(options) else IDS
+    ids = IDS[:1] if "prompt_lookup_num_tokens" in options else IDS
     ours, theirs = (model.generate(ids, max_new_tokens=6, eos_token_id=None, **options) for model in (there, here))
     np.testing.assert_array_equal(ours, theirs)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import refdiff
 from refdiff.errors import CheckpointError
+from refdiff.generation.config import GenerationConfig
 from refdiff.generation.options import NAMES, resolve
+from refdiff.generation.watermarking import WatermarkingConfig
 from tests.generation.fakes import FakeModel, letters
 
 WRONG: list[tuple[str, Any, str]] = [
@@ -37,14 +42,32 @@ WRONG: list[tuple[str, Any, str]] = [
     ("early_stopping", "always", 'True, False or "never"'),
     ("num_return_sequences", 0, "an integer from 1 to 10,000"),
     ("eos_token_id", "x", "a token id or a list"),
-    ("pad_token_id", -1, "an integer from 0 to 2,147,483,647"),
+    ("pad_token_id", -2, "an integer from 0 to 2,147,483,647"),
     ("stop_strings", ["a", ""], "a non-empty string"),
     ("tokenizer", "gpt2", "a tokenizer"),
     ("max_time", 0, "a number above 0 to 1e.09"),
     ("prompt_lookup_num_tokens", 0, "an integer from 1 to 2,147,483,647"),
     ("assistant_model", "small", "a model"),
     ("assistant_model", len, "a model"),
-    ("penalty_alpha", 1.5, "a number from 0 to 1"),
+    ("min_length", -1, "an integer from 0 to 2,147,483,647"),
+    ("top_h", 0, "a number above 0 to 1"),
+    ("encoder_repetition_penalty", 0, "a number from 1e-06 to 1000"),
+    ("encoder_no_repeat_ngram_size", -1, "an integer from 0 to 2,147,483,647"),
+    ("begin_suppress_tokens", 3, "a list of token ids"),
+    ("forced_bos_token_id", "x", "an integer from 0 to 2,147,483,647"),
+    ("forced_eos_token_id", "x", "a token id or a list"),
+    ("exponential_decay_length_penalty", (-1, 1.5), "a start, an integer of 0 or more, and a factor above 0"),
+    ("remove_invalid_values", 1, "True or False"),
+    ("renormalize_logits", 0, "True or False"),
+    ("guidance_scale", "x", "a number from -1e.06 to 1e.06"),
+    ("negative_prompt_ids", 3, ".B, T. token ids"),
+    ("negative_prompt_attention_mask", [], ".B, T. token ids"),
+    ("watermarking_config", 3, "a WatermarkingConfig, a SynthIDTextWatermarkingConfig or a dict"),
+    ("prefix_allowed_tokens_fn", 3, "a function"),
+    ("logits_processor", [3], "a list of functions"),
+    ("stopping_criteria", len, "a list of functions"),
+    ("output_attentions", 1, "True or False"),
+    ("output_hidden_states", [0], "True or False"),
     ("return_dict_in_generate", "yes", "True or False"),
     ("output_scores", 0, "True or False"),
 ]
@@ -151,7 +174,7 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
     ({"num_return_sequences": 4, "num_beams": 3}, "at most num_beams, 3"),
     ({"stop_strings": "x"}, "tokenizer: got None, expected one for stop_strings"),
     ({"prompt_lookup_num_tokens": 3, "assistant_model": FakeModel()}, "got both, expected one of them"),
-    ({"assistant_model": FakeModel(), "penalty_alpha": 0.5}, "expected greedy decoding or sampling"),
+    ({"assistant_model": FakeModel(), "num_beams": 2}, "expected greedy decoding or sampling"),
     (
         {"prompt_lookup_num_tokens": 3, "do_sample": True, "num_return_sequences": 2},
         "num_return_sequences: got 2, expected 1 with",
@@ -184,14 +207,47 @@ def test_options_of_the_file_and_neutral_values_are_not_warned_about() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         resolve(model, {"temperature": 1.0, "top_k": 50, "typical_p": 1.0, "early_stopping": False})
-        assert resolve(model, {"top_k": 4, "penalty_alpha": 0.6}).contrastive
 
 
-def test_sampling_and_beams_come_before_contrastive_search() -> None:
-    assert not resolve(FakeModel(), {"penalty_alpha": 0.6, "do_sample": True}).contrastive
-    assert not resolve(FakeModel(), {"penalty_alpha": 0.6, "num_beams": 2}).contrastive
-    assert not resolve(FakeModel(), {"penalty_alpha": 0.6, "top_k": None}).contrastive
-    assert not resolve(FakeModel(), {"penalty_alpha": 0.0}).contrastive
+def test_minus_one_means_no_special_token() -> None:
+    got = resolve(FakeModel(), {"eos_token_id": -1, "pad_token_id": -1})
+    assert (got.eos_token_id, got.pad_token_id) == (None, None)
+
+
+class Foreign:
+    """The config object of another library."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"top_k": 5, "min_p": None, "bos_token_id": 1, "some_model_writes": 7, "use_cache": True}
+
+
+@pytest.mark.parametrize("config", [{"top_k": 5}, GenerationConfig(top_k=5), Foreign()], ids=["dict", "ours", "other"])
+def test_a_generation_config_comes_between_the_call_and_the_file(config: Any) -> None:
+    model = FakeModel()
+    model.generation_config = {"top_k": 7, "min_p": 0.3, "top_p": 0.5}
+    got = resolve(model, {"do_sample": True, "top_p": 0.9}, config)
+    assert (got.top_k, got.min_p, got.top_p) == (5, 0.3, 0.9)
+    with pytest.raises(TypeError, match="generation_config: got 3, expected a GenerationConfig or a dict"):
+        resolve(model, {}, 3)
+    with pytest.raises(TypeError, match="got 'num_beam_groups', an option of transformers that refdiff does not"):
+        resolve(model, {}, {"num_beam_groups": 2})
+
+
+def test_a_generation_config_is_saved_and_loaded(tmp_path: Path) -> None:
+    made = GenerationConfig(top_k=5, sequence_bias={(1, 2): 3.0}, watermarking_config=WatermarkingConfig(bias=3.0), x=1)
+    made.num_beams = 2
+    made.logits_processor = [len]
+    refdiff.DiffLlamaConfig().save_pretrained(tmp_path)
+    made.save_pretrained(tmp_path)
+    got = GenerationConfig.from_pretrained(tmp_path, min_p=0.5)
+    assert (got.top_k, got.num_beams, got.min_p, got.x, got.top_p) == (5, 2, 0.5, 1, None)
+    assert (got.sequence_bias, got.watermarking_config["bias"]) == ([[[1, 2], 3.0]], 3.0)
+    assert json.loads(made.to_json_string())["num_beams"] == 2
+    assert "logits_processor" not in got
+    with pytest.raises(ValueError, match=r"^top_p: got 2, expected a number from 0 to 1"):
+        GenerationConfig(top_p=2)
+    with pytest.raises(AttributeError, match="got 'topk', expected an option of generate"):
+        _ = made.topk
 
 
 # ---- options that are not there
@@ -202,11 +258,12 @@ def test_sampling_and_beams_come_before_contrastive_search() -> None:
     [
         ("max_tokens", "got an unknown option 'max_tokens': did you mean 'max_new_tokens'?"),
         ("zzz", f"got an unknown option 'zzz'; the known ones are {', '.join(NAMES)}"),
-        ("bos_token_id", "got 'bos_token_id', an option of transformers that refdiff does not have; the one of the "
-         "config starts an empty prompt"),
+        ("penalty_alpha", "got 'penalty_alpha', an option of transformers that refdiff does not have; transformers "
+         "moved contrastive search out of the library, so its results have no reference; no_repeat_ngram_size and "
+         "repetition_penalty avoid repetitions"),
         ("num_beam_groups", "got 'num_beam_groups', an option of transformers that refdiff does not have"),
-        ("top_h", "got 'top_h', an option of transformers that refdiff does not have"),
-        ("inputs", "got 'inputs', an option of transformers that refdiff does not have; give the ids as input_ids"),
+        ("constraints", "got 'constraints', an option of transformers that refdiff does not have; "
+         "prefix_allowed_tokens_fn says which tokens may follow"),
     ],
 )  # fmt: skip
 def test_an_unknown_option_is_refused_with_a_hint(name: str, message: str) -> None:
@@ -218,9 +275,9 @@ def test_an_unknown_option_is_refused_with_a_hint(name: str, message: str) -> No
 @pytest.mark.parametrize(
     ("name", "neutral", "other"),
     [
-        ("use_cache", True, False), ("use_cache", True, 1), ("use_cache", None, "no"), ("num_beam_groups", 1, 2),
-        ("encoder_repetition_penalty", 1.0, 1.5), ("renormalize_logits", False, 0), ("min_length", 0, False),
-        ("logits_processor", [], [len]), ("inputs_embeds", None, np.ones((1, 2, 3))), ("num_beam_groups", 1, np.eye(2)),
+        ("cache_implementation", "dynamic", "static"), ("num_beam_groups", 1, 2), ("penalty_alpha", 0.0, 0.6),
+        ("return_dict", True, False), ("token_healing", False, 0), ("custom_generate", None, "x"),
+        ("num_beam_groups", 1, np.eye(2)), ("diversity_penalty", 0, False),
     ],
 )  # fmt: skip
 def test_a_value_that_changes_nothing_is_accepted(name: str, neutral: Any, other: Any) -> None:
@@ -232,8 +289,8 @@ def test_a_value_that_changes_nothing_is_accepted(name: str, neutral: Any, other
 @pytest.mark.parametrize(
     ("entries", "named"),
     [
-        ({"min_length": 5, "max_new_tokens": 3}, ["min_length: got 5"]),
-        ({"forced_eos_token_id": 0, "top_h": 0.4}, ["forced_eos_token_id: got 0", "top_h: got 0.4"]),
+        ({"dola_layers": "high", "max_new_tokens": 3}, ["dola_layers: got 'high'"]),
+        ({"penalty_alpha": 0.6, "num_beam_groups": 2}, ["num_beam_groups: got 2", "penalty_alpha: got 0.6"]),
         ({"min_length": 0, "num_beam_groups": 1, "encoder_repetition_penalty": 1.0, "renormalize_logits": False}, []),
         ({"guidance_scale": None, "use_cache": False, "output_attentions": True, "transformers_version": "5"}, []),
     ],

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.generation import processors, sampling
+from refdiff.generation import logits_process as processors
+from refdiff.generation import sampling
 from refdiff.generation.options import Options
 from refdiff.generation.processors import LogitsProcessors
 
@@ -17,29 +18,32 @@ IDS = np.array([[1, 2, 1], [3, 0, 3]])
 
 
 def test_sequence_bias_by_hand() -> None:
-    got = processors.sequence_bias(SCORES, IDS, {(0,): 2.0, (1, 2): -1.0, (0, 3, 2): 5.0, (9, 9, 9, 9, 1): 7.0})
+    got = processors.SequenceBiasLogitsProcessor({(0,): 2.0, (1, 2): -1.0, (0, 3, 2): 5.0, (9, 9, 9, 9, 1): 7.0})(
+        IDS, SCORES
+    )
     np.testing.assert_array_equal(got, [[3.0, -2.0, 2.0, 0.0, -INF], [2.5, 0.5, 4.5, 4.0, 1.0]])
 
 
 def test_bad_words_by_hand() -> None:
-    got = processors.bad_words(SCORES, IDS, [[4], [1, 2], [0, 3, 0]])
+    got = processors.NoBadWordsLogitsProcessor([[4], [1, 2], [0, 3, 0]])(IDS, SCORES)
     np.testing.assert_array_equal(got, [[1.0, -2.0, -INF, 0.0, -INF], [-INF, 0.5, -0.5, 4.0, -INF]])
 
 
 def test_repetition_penalty_by_hand() -> None:
-    got = processors.repetition_penalty(SCORES, IDS, 2.0)
+    got = processors.RepetitionPenaltyLogitsProcessor(2.0)(IDS, SCORES)
     np.testing.assert_array_equal(got, [[1.0, -4.0, 1.5, 0.0, -INF], [0.25, 0.5, -0.5, 2.0, 1.0]])
-    np.testing.assert_array_equal(processors.repetition_penalty(np.array([[-0.5]]), np.array([[0]]), 2.0), [[-1.0]])
+    got = processors.RepetitionPenaltyLogitsProcessor(2.0)(np.array([[0]]), np.array([[-0.5]]))
+    np.testing.assert_array_equal(got, [[-1.0]])
 
 
 def test_repetition_penalty_passes_over_padding() -> None:
-    got = processors.repetition_penalty(SCORES, IDS, 2.0, skip=np.array([2, 0]))
+    got = processors.RepetitionPenaltyLogitsProcessor(2.0, np.array([2, 0]))(IDS, SCORES)
     np.testing.assert_array_equal(got[0], [1.0, -4.0, 3.0, 0.0, -INF])
 
 
 @pytest.mark.parametrize(("size", "banned"), [(1, [[1, 2], [0, 3]]), (2, [[2], [0]]), (3, [[], []]), (4, [[], []])])
 def test_no_repeat_ngram_by_hand(size: int, banned: list[list[int]]) -> None:
-    got = processors.no_repeat_ngram(SCORES, IDS, size)
+    got = processors.NoRepeatNGramLogitsProcessor(size)(IDS, SCORES)
     for row in range(2):
         want = SCORES[row].copy()
         want[banned[row]] = -INF
@@ -47,13 +51,14 @@ def test_no_repeat_ngram_by_hand(size: int, banned: list[list[int]]) -> None:
 
 
 def test_suppress_tokens_ignores_ids_past_the_vocabulary() -> None:
-    got = processors.suppress_tokens(SCORES, [0, 5, 700])
+    got = processors.SuppressTokensLogitsProcessor([0, 5, 700])(IDS, SCORES)
     np.testing.assert_array_equal(got, [[-INF, -2.0, 3.0, 0.0, -INF], [-INF, 0.5, -0.5, 4.0, 1.0]])
 
 
 def test_min_new_tokens() -> None:
-    np.testing.assert_array_equal(processors.min_new_tokens(SCORES, 3, 3, [2]), SCORES)
-    assert np.isneginf(processors.min_new_tokens(SCORES, 2, 3, [2, 3])[:, 2:4]).all()
+    minimum = processors.MinNewTokensLengthLogitsProcessor(1, 2, [2, 3])
+    np.testing.assert_array_equal(minimum(IDS, SCORES), SCORES)
+    assert np.isneginf(minimum(IDS[:, :2], SCORES)[:, 2:4]).all()
 
 
 Z = np.random.default_rng(0).normal(0, 2, (2, 9)).astype(np.float32)
@@ -71,10 +76,10 @@ def test_processors_in_order() -> None:
         eos_token_id=[8],
         suppress_tokens=[6],
     )
-    z = processors.sequence_bias(Z.astype(np.float64), LONG, {(3,): 2.0, (2, 5): -1.0})
-    z = processors.repetition_penalty(z, LONG, 1.5)
-    z = processors.no_repeat_ngram(z, LONG, 2)
-    z = processors.bad_words(z, LONG, [[2, 7]])
+    z = processors.SequenceBiasLogitsProcessor({(3,): 2.0, (2, 5): -1.0})(LONG, Z.astype(np.float64))
+    z = processors.RepetitionPenaltyLogitsProcessor(1.5)(LONG, z)
+    z = processors.NoRepeatNGramLogitsProcessor(2)(LONG, z)
+    z = processors.NoBadWordsLogitsProcessor([[2, 7]])(LONG, z)
     z[:, [6, 8]] = -np.inf
     got = LogitsProcessors(options, 3)(Z, LONG)
     np.testing.assert_array_equal(got, z)

@@ -16,8 +16,9 @@ import transformers
 from transformers.generation import logits_process, stopping_criteria
 
 import refdiff
-from refdiff.generation import sampling
-from refdiff.generation.options import NAMES
+from refdiff.generation import generate, sampling, watermarking
+from refdiff.generation import logits_process as processors
+from refdiff.generation.options import NAMES, SPEED
 from refdiff.generation.stopping import Stopping
 from tests.generation.fakes import FakeModel
 from tests.golden import make_generation
@@ -203,10 +204,11 @@ def test_generation_config_json(tmp_path: Path, settings: dict[str, Any], given:
 
 def test_every_option_of_transformers_is_known_by_its_name() -> None:
     taken = inspect.signature(transformers.GenerationMixin.generate).parameters
-    names = {*vars(transformers.GenerationConfig()), *taken} - {"self", "kwargs", "streamer", "transformers_version"}
-    for name in sorted(name for name in names if not name.startswith("_") and name not in NAMES):
-        with pytest.raises(TypeError, match=f"got '{name}', an option of transformers that refdiff does not have"):
-            refdiff.DiffLlamaForCausalLM.generate(FakeModel(), [[1]], **{name: object()})
+    own = {*inspect.signature(generate).parameters, *NAMES, *SPEED, "self", "kwargs", "transformers_version"}
+    for name in sorted({*vars(transformers.GenerationConfig()), *taken} - own):
+        if not name.startswith("_"):
+            with pytest.raises(TypeError, match=f"got '{name}', an option of transformers that refdiff does not have"):
+                refdiff.DiffLlamaForCausalLM.generate(FakeModel(), [[1]], **{name: object()})
 
 
 @of("DiffLlamaForCausalLM")
@@ -263,7 +265,183 @@ def test_warpers(ours: Any, theirs: Any, values: tuple[float, ...], seed: int) -
         np.testing.assert_allclose(filtered(got), filtered(want), rtol=1e-12, err_msg=f"{value} {keep}")
 
 
+MADE: dict[str, list[dict[str, Any]]] = {
+    "MinLengthLogitsProcessor": [{"min_length": n, "eos_token_id": [3, 7]} for n in (0, 6, 7)],
+    "MinNewTokensLengthLogitsProcessor": [
+        {"prompt_length_to_skip": 2, "min_new_tokens": n, "eos_token_id": 5} for n in (0, 4, 5)
+    ],
+    "TemperatureLogitsWarper": [{"temperature": 0.3}],
+    "RepetitionPenaltyLogitsProcessor": [{"penalty": 1.3}, {"penalty": 0.8, "prompt_ignore_length": 2}],
+    "EncoderRepetitionPenaltyLogitsProcessor": [{"penalty": 1.7, "encoder_input_ids": "prompts"}],
+    "TopHLogitsWarper": [{"top_h": h} for h in (1e-3, 0.4, 0.9, 0.999)],
+    "NoRepeatNGramLogitsProcessor": [{"ngram_size": n} for n in (1, 2, 3, 9)],
+    "EncoderNoRepeatNGramLogitsProcessor": [
+        {"encoder_ngram_size": n, "encoder_input_ids": "prompts"} for n in (1, 2, 3)
+    ],
+    "SequenceBiasLogitsProcessor": [{"sequence_bias": [[[20], 4.0], [[1, 2], -9.0], [[2, 1], 3.0]]}],
+    "NoBadWordsLogitsProcessor": [{"bad_words_ids": [[9], [1, 2], [2, 1], [4]], "eos_token_id": [4, 5]}],
+    "ForcedBOSTokenLogitsProcessor": [{"bos_token_id": 4}],
+    "ForcedEOSTokenLogitsProcessor": [{"max_length": n, "eos_token_id": [4, 8]} for n in (2, 7, 9)],
+    "InfNanRemoveLogitsProcessor": [{}],
+    "ExponentialDecayLengthPenalty": [
+        {"exponential_decay_length_penalty": (n, 1.2), "eos_token_id": [4, 8], "input_ids_seq_length": 2}
+        for n in (0, 3, 4)
+    ],
+    "LogitNormalization": [{}],
+    "SuppressTokensLogitsProcessor": [{"suppress_tokens": [1, 4, 9]}],
+    "SuppressTokensAtBeginLogitsProcessor": [{"begin_suppress_tokens": [1, 4], "begin_index": n} for n in (1, 6)],
+    "PrefixConstrainedLogitsProcessor": [
+        {"prefix_allowed_tokens_fn": lambda row, ids: [int(ids[-1]), 3 + row], "num_beams": n} for n in (1, 2)
+    ],
+    "WatermarkLogitsProcessor": [
+        {"vocab_size": 41, "device": "cpu", "bias": 1.5, **more}
+        for more in ({}, {"greenlist_ratio": 0.6, "hashing_key": 77}, {"seeding_scheme": "selfhash"},
+                     {"seeding_scheme": "selfhash", "context_width": 3}, {"context_width": 9})
+    ],
+    "SynthIDTextWatermarkLogitsProcessor": [
+        {"ngram_len": n, "keys": [654, 400, 836, 123], "sampling_table_size": 256, "sampling_table_seed": 5,
+         "context_history_size": 3, "device": "cpu", **more}
+        for n, more in ((2, {}), (3, {"skip_first_ngram_calls": True}), (4, {"debug_mode": True}))
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_processors(name: str) -> None:
+    """The class of that name, with the same arguments: the same scores after texts of several lengths."""
+    rng = np.random.default_rng(len(name))
+    for made in MADE[name]:
+        texts = rng.integers(0, 9, (4, 8))
+        given = {key: texts[:2, :5] if value == "prompts" else value for key, value in made.items()}
+        torches = {key: torch.tensor(value) if isinstance(value, np.ndarray) else value for key, value in given.items()}
+        home = watermarking if "Watermark" in name else processors
+        ours, theirs = getattr(home, name)(**given), getattr(logits_process, name)(**torches)
+        for length in (1, 2, 6, 7, 8):
+            scores = rng.normal(0, 3, (4, 41))
+            if "Watermark" not in name:
+                scores[0, 4:] = -np.inf
+            if name == "InfNanRemoveLogitsProcessor":
+                scores[1, :3] = np.nan, np.inf, -np.inf
+            ids, before = texts[:, :length], scores.copy()
+            want = theirs(torch.tensor(ids), torch.tensor(scores)).numpy()
+            np.testing.assert_allclose(ours(ids, scores), want, rtol=1e-10, atol=1e-12, err_msg=f"{made} {length}")
+            np.testing.assert_array_equal(scores, before)
+
+
+def test_every_processor_for_a_decoder_is_there() -> None:
+    """Those left out are for models of speech and sound."""
+    others = ("Whisper", "Codebooks", "Bark", "Dia", "ClassifierFree")
+    ends = ("Processor", "Warper", "Penalty", "Normalization")
+    for name in (name for name in vars(logits_process) if name.endswith(ends)):
+        assert hasattr(processors, name) or hasattr(watermarking, name) or any(part in name for part in others), name
+    assert hasattr(processors, "UnbatchedClassifierFreeGuidanceLogitsProcessor")
+
+
+class Even(transformers.LogitsProcessor):
+    """Forbids odd tokens, in arrays of either library."""
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        scores[:, 9::2] = -np.inf
+        return scores
+
+
+class Above(transformers.StoppingCriteria):
+    """The last token is above a number."""
+
+    def __call__(self, input_ids: Any, scores: Any, **kwargs: Any) -> Any:
+        return input_ids[:, -1] > 45
+
+
+NEW: dict[str, dict[str, Any]] = {
+    "min_length": {"min_length": 12},
+    "both minima": {"min_length": 15, "min_new_tokens": 3},
+    "encoder penalties": {"encoder_repetition_penalty": 1.5, "encoder_no_repeat_ngram_size": 2},
+    "forced end": {"forced_eos_token_id": 2},
+    "forced begin": {"forced_bos_token_id": 9, "begin_suppress_tokens": [10, 11, 12, 30]},
+    "decay": {"exponential_decay_length_penalty": (2, 1.5)},
+    "renormalize": {"renormalize_logits": True, "remove_invalid_values": True},
+    "begin": {"begin_suppress_tokens": list(range(8, 40))},
+    "prefix": {"prefix_allowed_tokens_fn": lambda row, ids: list(range(int(ids[-1]) % 9 + row, 53, 3))},
+    "processor": {"logits_processor": transformers.LogitsProcessorList([Even()])},
+    "criterion": {"stopping_criteria": transformers.StoppingCriteriaList([Above()])},
+    "watermark": {"watermarking_config": transformers.WatermarkingConfig(bias=4.0), "min_new_tokens": 5},
+    "config": {"generation_config": transformers.GenerationConfig(repetition_penalty=1.4, min_new_tokens=4)},
+    "neutral": {"use_cache": False, "cache_implementation": "dynamic"},
+}
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("options", NEW.values(), ids=NEW)
+def test_options_of_generate(pair: Pair, options: dict[str, Any], beams: int) -> None:
+    ids, mask = prompts(4, True)
+    if "forced_bos_token_id" in options:
+        ids, mask = ids[:, -1:], mask[:, -1:]
+    more = {"max_new_tokens": 10, "pad_token_id": 0} | ({} if beams == 1 else {"num_beams": beams})
+    theirs, ours = pair.both(ids, mask, **options, **more)
+    np.testing.assert_array_equal(ours.sequences, theirs.sequences.numpy())
+    np.testing.assert_allclose(ours.scores[0], theirs.scores[0].numpy(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("negative", [False, True])
+@pytest.mark.parametrize("scale", [0.5, 1.7])
+def test_guidance(pair: Pair, scale: float, negative: bool) -> None:
+    ids, _ = prompts(4, False)
+    options: dict[str, Any] = {"guidance_scale": scale, "max_new_tokens": 9, "pad_token_id": 0}
+    against = np.random.default_rng(3).integers(8, V, (3, 4)) if negative else None
+    theirs = None if against is None else torch.tensor(against)
+    want = pair.theirs.generate(torch.tensor(ids), negative_prompt_ids=theirs, **options)
+    got = pair.ours.generate(ids, negative_prompt_ids=against, **options)
+    np.testing.assert_array_equal(got, want.numpy())
+
+
+@pytest.mark.parametrize("with_ids", [False, True])
+@pytest.mark.parametrize(
+    "more", [{}, {"num_beams": 2}, {"max_length": 14}, {"max_length": 14, "num_beams": 2}], ids=str
+)
+def test_embeddings_in_place_of_ids(pair: Pair, with_ids: bool, more: dict[str, Any]) -> None:
+    ids, mask = prompts(7, True)
+    embeds = pair.theirs.get_input_embeddings()(torch.tensor(ids)).detach() * 1.25
+    options: dict[str, Any] = {"pad_token_id": 0} | ({} if "max_length" in more else {"max_new_tokens": 8}) | more
+    theirs = {"input_ids": torch.tensor(ids)} if with_ids else {}
+    want = pair.theirs.generate(inputs_embeds=embeds, attention_mask=torch.tensor(mask), **theirs, **options)
+    given = {"input_ids": ids} if with_ids else {}
+    got = pair.ours.generate(inputs_embeds=embeds.numpy(), attention_mask=mask, **given, **options)
+    np.testing.assert_array_equal(got, want.numpy())
+
+
+@pytest.mark.parametrize("way", [{}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}], ids=str)
+def test_attentions_and_hidden_states_of_each_step(pair: Pair, way: dict[str, Any]) -> None:
+    """The shapes of transformers' and, where the tokens are the same, the numbers."""
+    ids, mask = prompts(3, False)
+    options: dict[str, Any] = {"max_new_tokens": 5, "eos_token_id": None, "output_attentions": True} | way
+    pair.theirs.set_attn_implementation("eager")
+    try:
+        theirs, ours = pair.both(ids, mask, output_hidden_states=True, **options)
+    finally:
+        pair.theirs.set_attn_implementation("sdpa")
+    for name in ("attentions", "hidden_states"):
+        assert len(getattr(ours, name)) == len(getattr(theirs, name)) == 5
+        for step, (a, b) in enumerate(zip(getattr(ours, name), getattr(theirs, name), strict=True)):
+            assert [x.shape for x in a] == [tuple(x.shape) for x in b]
+            if "do_sample" not in way or step == 0:
+                for x, y in zip(a, b, strict=True):
+                    np.testing.assert_allclose(x, y.numpy(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "way"), [("cache", {}), ("past_key_values", {"num_beams": 2})])
+def test_a_cache_handed_in(pair: Pair, name: str, way: dict[str, Any]) -> None:
+    """The text of the whole prompt, of which a first call read the beginning."""
+    ids, _ = prompts(5, False)
+    options: dict[str, Any] = {"eos_token_id": None, "pad_token_id": 0}
+    first = pair.ours.generate(ids, max_new_tokens=4, return_dict_in_generate=True, **options)
+    more = np.concatenate([first.sequences, ids[:, :3]], axis=1)
+    want = pair.theirs.generate(torch.tensor(more), max_new_tokens=6, **options, **way).numpy()
+    got = pair.ours.generate(more, max_new_tokens=6, **{name: first.cache}, **options, **way)
+    np.testing.assert_array_equal(got, want)
+
+
 SAMPLING = [
+    {"top_h": 0.6, "temperature": 1.3},
     {"temperature": 0.6, "top_k": 20, "top_p": 0.9},
     {"top_k": 0, "min_p": 0.1, "repetition_penalty": 1.4},
     {"top_k": None, "typical_p": 0.7, "temperature": 2.0},

@@ -63,7 +63,12 @@ class DeviceSampler:
     def create(cls, model: Any, options: Any, processors: Any) -> DeviceSampler | None:
         """Return the choice for a call of `generate`, or None where the host must see the logits."""
         o = options
-        rare = (o.typical_p or 1.0) < 1.0 or (o.epsilon_cutoff or 0.0) > 0.0 or (o.eta_cutoff or 0.0) > 0.0
+        rare = (
+            o.top_h is not None
+            or (o.typical_p or 1.0) < 1.0
+            or (o.epsilon_cutoff or 0.0) > 0.0
+            or (o.eta_cutoff or 0.0) > 0.0
+        )
         if processors.has_processors or o.num_return_sequences > 1:
             return None
         if o.output_scores or o.output_logits or (o.do_sample and rare):
