@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Unpack, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from refdiff.arrays import Array, take
 from refdiff.model import losses
@@ -171,6 +172,32 @@ class DiffLlamaForCausalLM(TrainableModel):
             seed=seed,
             **generation_options,
         )
+
+    def compute_transition_scores(
+        self, sequences: Any, scores: Sequence[Any], beam_indices: Any = None, normalize_logits: bool = False
+    ) -> NDArray[np.floating]:
+        """Return the score of each generated token, from the results of `generate` with `output_scores=True`.
+
+        Args:
+            sequences, scores, beam_indices: as in the result; `beam_indices` of a beam search.
+            normalize_logits: give log-probabilities, in place of the scores as they are.
+
+        Shapes:
+            (R, T), per step (B, V), (R, n) -> (R, the most generated tokens of a sequence), 0 behind the end of a beam
+        """
+        ids = integers("sequences", sequences)
+        steps = np.stack([host("scores", step) for step in scores], axis=1)  # (B, n, V)
+        rows = np.arange(len(ids))[:, None].repeat(steps.shape[1], axis=1)
+        if beam_indices is not None:
+            rows = integers("beam_indices", beam_indices)
+            rows = rows[:, : int((rows >= 0).sum(axis=1).max())]
+        n, ended = rows.shape[1], rows < 0
+        if normalize_logits:
+            steps = steps - steps.max(axis=-1, keepdims=True)
+            steps = steps - np.log(np.exp(steps).sum(axis=-1, keepdims=True))
+        chosen = np.where(ended, 0, ids[:, ids.shape[1] - n :])
+        found: NDArray[np.floating] = np.where(ended, 0, steps[np.where(ended, 0, rows), np.arange(n), chosen])
+        return found
 
     @property
     def _head(self) -> dict[str, Array]:

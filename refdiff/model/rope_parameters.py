@@ -94,7 +94,8 @@ def check(rope: dict[str, Any], head_dim: int, max_position_embeddings: int) -> 
     remarks = []
     factor = rope.get("factor") if "factor" in (*required, *optional) else None
     if factor is not None and factor < 1:
-        remarks.append(f"rope_parameters.factor is {factor}, below 1, which shortens the context")
+        effect = "rotates backwards" if factor < 0 else "shortens the context"
+        remarks.append(f"rope_parameters.factor is {factor}, below 1, which {effect}")
     if rope_type == "llama3":
         if rope["high_freq_factor"] < rope["low_freq_factor"]:
             remarks.append("rope_parameters.high_freq_factor is below low_freq_factor")
@@ -141,12 +142,18 @@ def _check_field(rope: dict[str, Any], name: str, rope_type: str, head_dim: int)
     elif name == "truncate":
         if not isinstance(value, bool):
             raise ValueError(f"rope_parameters.truncate: got {show_value(value)}, expected true or false")
+    elif name == "factor" and rope_type == "linear" and _is_negative(value):  # transformers warns, and divides by it
+        _require_number(-value, "rope_parameters.factor (its size)", may_be_zero=False)
     elif name == "original_max_position_embeddings":
         _check_number(rope, name)
         if value != int(value):
             raise ValueError(f"rope_parameters.{name}: got {show_value(value)}, expected a whole number")
     else:
         _check_number(rope, name)
+
+
+def _is_negative(value: Any) -> bool:
+    return isinstance(value, int | float) and value < 0
 
 
 def _check_number(rope: dict[str, Any], name: str) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 
+import refdiff
 from tests.compare import TOLERANCE, compare
 from tests.parity.conftest import Checkpoint, of
-from tests.parity.float64_transformers import to_numpy, to_torch
+from tests.parity.float64_transformers import float64_peer, to_numpy, to_torch
 
 pytestmark = pytest.mark.filterwarnings("ignore:the text is longer than")
 
@@ -96,3 +98,33 @@ def test_options_of_the_loss(checkpoint: Checkpoint, ours: Any, seed: int) -> No
     options = {name: value for name, value in options.items() if value is not None}
     want = call_torch(checkpoint, ids, **given, **options).loss
     assert abs(float(ours(ids, **given, **options).loss) - float(want)) <= TOLERANCE * abs(float(want))
+
+
+@of("DiffLlamaForCausalLM")
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_transition_scores(checkpoint: Checkpoint, ours: Any, beams: int, normalize: bool) -> None:
+    """From one result, by both libraries; some sequences end early."""
+    options = {"max_new_tokens": 6, "num_beams": beams, "eos_token_id": [2, 7, 9]}
+    options["pad_token_id"] = checkpoint.recipe.config["pad_token_id"] or 0
+    out = ours.generate(checkpoint.ids(3, 4), return_dict_in_generate=True, output_scores=True, **options)
+    given = (out.sequences, out.scores, out.get("beam_indices"), normalize)
+    got = ours.compute_transition_scores(*given)
+    model = transformers.DiffLlamaForCausalLM.from_pretrained(checkpoint.folder)
+    scores = tuple(torch.from_numpy(np.array(step)) for step in out.scores)
+    want = model.compute_transition_scores(to_torch(given[0]), scores, to_torch(given[2]), normalize)
+    np.testing.assert_allclose(got, want.numpy(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("factor", [-2.0, -0.5, 0.5])
+def test_linear_factors_below_1_warn_and_compute(factor: float, tmp_path: Any) -> None:
+    config = transformers.DiffLlamaConfig(
+        vocab_size=41, hidden_size=24, intermediate_size=29, num_hidden_layers=1, num_attention_heads=4,
+        initializer_range=0.3, rope_parameters={"rope_type": "linear", "factor": factor, "rope_theta": 100.0},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.DiffLlamaForCausalLM(config).double().save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=rf"rope_parameters.factor is {factor}, below 1"):
+        model = refdiff.DiffLlamaForCausalLM.from_pretrained(tmp_path)
+    ids = np.arange(9)[None]
+    compare(model(ids).logits, float64_peer(tmp_path, "DiffLlamaForCausalLM")(ids).logits, "logits")
