@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from refdiff import bundled
 from refdiff.cli.flags import Number, UsageError
 from refdiff.cli.process import interruptible
 from refdiff.limits import FAR_BEYOND, OPTIONS
@@ -26,6 +27,8 @@ NUMBERS = {
     "seed": Number(int, 0),
 }
 """What a prompt in a JSONL file can set for itself too, by the names of `generate`'s options."""
+BUNDLED_PENALTY = 1.2
+"""The default of --repetition-penalty for the bundled model: its stories read better than sampled ones, none loops."""
 FILTERS = ("top_k", "top_p", "min_p")
 _PASSED_ON = ("repetition_penalty", "no_repeat_ngram_size", "num_beams")
 
@@ -33,6 +36,8 @@ _PASSED_ON = ("repetition_penalty", "no_repeat_ngram_size", "num_beams")
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options that were given, by their names in a JSONL file."""
     given = {name: getattr(args, name) for name in NUMBERS if name != "seed" and getattr(args, name) is not None}
+    if args.model == bundled.NAME:  # greedy, every second text of 128 tokens of so small a model is a loop
+        given.setdefault("repetition_penalty", BUNDLED_PENALTY)
     given["stop"] = args.stop or []
     given["ignore_eos"] = args.ignore_eos
     return given

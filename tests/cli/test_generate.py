@@ -143,6 +143,14 @@ def test_texts_far_beyond_the_context_are_refused(tiny_checkpoint: Path, here: P
     assert "generation_config.json: max_new_tokens: got 2,147,483,647, expected at most 5,120, 10 times" in done.err
 
 
+def test_the_bundled_model_does_not_repeat_itself(cli: Cli) -> None:
+    told = cli("generate", "-q", "The old woman said").out.split()
+    fours = [tuple(told[i : i + 4]) for i in range(len(told) - 3)]
+    assert len(set(fours)) > 0.9 * len(fours)
+    plain = cli("generate", "-q", "--repetition-penalty", "1", "The old woman said").out.split()
+    assert len({tuple(plain[i : i + 4]) for i in range(len(plain) - 3)}) <= 0.9 * len(plain)
+
+
 def test_chat(reciting: Path, cli: Cli) -> None:
     command = ("generate", "-q", "-n", "1", "--echo", "-m", reciting, "--chat", "--system", "be brief", "hi")
     assert cli(*command).out.startswith("[system] be brief\n[user] hi\n[bot] ")
