@@ -57,7 +57,7 @@ def check_template(tokenizer: Any, args: argparse.Namespace) -> None:
     own = tokenizer.chat_template
     if args.chat and (own is None or (isinstance(own, dict) and "default" not in own)):
         has = "has no chat template" if own is None else f"none of its chat templates ({', '.join(own)}) is the default"
-        raise UsageError(f"{args.model}: {has}; leave out --chat")
+        raise UsageError(f"{args.model}: {has}; leave out --chat, or give a model with one: -m user/name")
 
 
 _FIRST_PART = 16

@@ -20,8 +20,8 @@ from refdiff.errors import CheckpointError
 from refdiff.files import MAX_JSON, expand_home, read_text, unique_keys, write_atomically
 from refdiff.messages import json_problem
 
-HELP = "Ctrl-C stops an answer; /reset starts anew, /save FILE writes all, /quit ends"
-ENDING = ("/quit", "/exit")
+HELP = "Ctrl-C stops an answer; /reset starts anew, /save FILE writes all, /bye ends"
+ENDING = ("/bye", "/quit", "/exit")
 RESERVED = 4
 """Without -n, one in this many tokens of the context is reserved for the answer."""
 
@@ -41,12 +41,14 @@ def converse(args: argparse.Namespace) -> int:
         command, _, rest = line.strip().partition(" ")
         if command in ENDING:
             break
-        if command == "/reset":
+        if command in ("/help", "/?"):
+            note(HELP)
+        elif command == "/reset":
             messages = list(first)
         elif command == "/save":
             _save(rest.strip(), messages, len(first))
         elif command.startswith("/"):
-            note(f"refdiff: {command}: unknown command; there are /reset, /save FILE, /quit")
+            note(f"refdiff: {command}: unknown command; there are /help, /reset, /save FILE, /bye")
         elif command:
             messages.append({"role": "user", "content": line})
             _answer(args, model, tokenizer, messages, len(first))

@@ -70,7 +70,7 @@ refdiff generate -m path/to/checkpoint --prompts-file in.jsonl -o out.jsonl
         "takes the prompts I, I + N, I + 2N, ... Prompt I has the seed SEED + I, or its own; without "
         "--seed, SEED is 0.",
         "A conversation (--chat on a terminal, without PROMPT) keeps as much history as the context holds. Ctrl-C "
-        "stops one answer, Ctrl-D or /quit ends; /reset forgets, /save FILE writes the messages as JSON.",
+        "stops one answer, Ctrl-D or /bye ends, /help lists; /reset forgets, /save FILE writes the messages as JSON.",
         "--weights stored keeps matrices of 16 bits as they are, whatever --dtype is: half the memory and, on a CPU, "
         "less speed; auto = stored with cupy, expanded to float32 with numpy.",
     ]

@@ -54,7 +54,7 @@ def test_an_answer_is_given_what_was_said_before(converse: Any, capsys: Capture)
     assert third == [system, {"role": "user", "content": "three"}]
     out, err = capsys.readouterr()
     assert second[2]["content"] == out.splitlines()[0]
-    assert "/reset starts anew, /save FILE writes all, /quit ends" in err
+    assert "/reset starts anew, /save FILE writes all, /bye ends" in err
 
 
 @pytest.mark.filterwarnings("ignore:-n 3. prompt and new tokens go beyond")
@@ -110,7 +110,7 @@ def test_a_message_that_cannot_be_answered_is_removed(converse: Any, capsys: Cap
 def test_commands(converse: Any, capsys: Capture) -> None:
     assert converse("/savex y", "/save chat.json", " /quit ", "h", options=("--system", "s")) == []
     err = capsys.readouterr().err
-    assert "refdiff: /savex: unknown command; there are /reset, /save FILE, /quit\n" in err
+    assert "refdiff: /savex: unknown command; there are /help, /reset, /save FILE, /bye\n" in err
     assert "refdiff: /save: nothing has been said yet" in err
     assert max(map(len, err.splitlines())) <= 80
 
@@ -140,3 +140,8 @@ def test_options_that_it_would_ignore_are_refused(
     done = cli("generate", "--chat", *option)
     assert done.status == 2
     assert f"{option[0]}: only for one prompt, a conversation has many" in done.err
+
+
+def test_help_is_shown_and_bye_ends(converse: Any, capsys: Capture) -> None:
+    assert converse("/help", "/bye", "h", options=("-q",)) == []
+    assert "Ctrl-C stops an answer; /reset starts anew, /save FILE writes all, /bye ends\n" in capsys.readouterr().err
