@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,13 @@ from refdiff.bench.inputs import Ids
 from refdiff.browser import require
 from refdiff.memory import peak_memory
 
-if TYPE_CHECKING:
-    from refdiff.bench.rows import BenchRow
+
+class Row(Protocol):
+    """What a side reads of a row, whose file imports this one."""
+
+    @property
+    def kind(self) -> Any: ...
+
 
 SIXTEEN_BITS = ("float16", "bfloat16")
 """Types of matrices on a device. Activations stay in float32."""
@@ -101,9 +106,10 @@ class Side:
         free = memory()[0]
         self.wait, self.peak = wait, lambda: free - memory()[0]
 
-    def measure(self, row: BenchRow) -> Iterator[Measurement]:
+    def measure(self, row: Row) -> Iterator[Measurement]:
         """Prepare to measure a row and yield `READY`; then yield one answer per measurement."""
-        return row.kind.measure(self, row)
+        measurements: Iterator[Measurement] = row.kind.measure(self, row)
+        return measurements
 
     def time_call(self, work: Callable[[], Any]) -> tuple[float, Any]:
         """Call `work`; return its seconds and its result."""
@@ -355,7 +361,7 @@ class Ceilings(Side):
     of integers on these threads, which takes little more than reading. A side above both rates was measured wrongly.
     """
 
-    def measure(self, row: BenchRow) -> Iterator[Measurement]:
+    def measure(self, row: Row) -> Iterator[Measurement]:
         """Yield `READY`, then per measurement the `kind` of the row's ceiling, its `rate` and, for gemv, `read`."""
         name = row.kind.ceiling
         if self.settings.backend == "cupy":

@@ -99,6 +99,10 @@ class CallableModel:
         params: dict[str, Any] = self.params if self.base_prefix is None else self.params[self.base_prefix]
         return params
 
+    def context(self, ops: Ops, cos: Array, sin: Array, **others: Any) -> Context:
+        """Return what the layers of one call share: these functions, RoPE's factors, and fields of `Context`."""
+        return Context(self.config, ops, cos, sin, **others)
+
     def _array(self, x: NDArray[Any]) -> Array:
         return from_numpy(x, self.xp, self.device)
 
@@ -176,7 +180,7 @@ class CallableModel:
             )
         past = 0 if cache is None else len(cache)
         positions = inputs.positions(position_ids, B, T, past)
-        context = Context(config, self.ops, *self._cos_sin(positions, hidden.dtype), cache=cache)
+        context = self.context(self.ops, *self._cos_sin(positions, hidden.dtype), cache=cache)
         if attention_mask is not None:
             self._set_mask(context, attention_mask, B, T, past + T)
         # Without a cache, transformers reads positions that restart as several packed sequences.

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from refdiff.layers.activation import ACTIVATIONS as FUNCTIONS
 from refdiff.messages import did_you_mean, json_type, show_name, show_value
 from refdiff.model.variants import VARIANTS
 
-if TYPE_CHECKING:
-    from refdiff.model.config import DiffLlamaConfig
+Config = Any
+"""A `DiffLlamaConfig` that is being filled, whose file imports this one."""
 
 ACTIVATIONS = tuple(sorted(FUNCTIONS))
 """Every name in transformers' ACT2FN but prelu and xielu, whose parameters DiffLlama files lack."""
@@ -166,7 +166,7 @@ def wiring(given: Any, model_type: Any) -> str:
     return given
 
 
-def fill_heads(config: DiffLlamaConfig, left: dict[str, Any]) -> None:
+def fill_heads(config: Config, left: dict[str, Any]) -> None:
     """Set `num_key_value_heads` and `head_dim` of `config`, deriving those that are absent or null.
 
     Raises:
@@ -199,7 +199,7 @@ def fill_heads(config: DiffLlamaConfig, left: dict[str, Any]) -> None:
         raise ValueError(f"head_dim: got {config.head_dim}, expected an even number: RoPE rotates pairs of values")
 
 
-def fill_labels(config: DiffLlamaConfig, left: dict[str, Any]) -> None:
+def fill_labels(config: Config, left: dict[str, Any]) -> None:
     """Set `id2label` and `label2id` of `config`; a `num_labels` of another length replaces the names.
 
     Raises:
@@ -226,7 +226,7 @@ def default_labels(count: int) -> dict[int, str]:
     return {index: f"LABEL_{index}" for index in range(count)}
 
 
-def token_id_remarks(config: DiffLlamaConfig) -> list[str]:
+def token_id_remarks(config: Config) -> list[str]:
     """Return a remark for each special token id outside the vocabulary.
 
     Raises:

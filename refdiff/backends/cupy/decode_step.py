@@ -111,9 +111,6 @@ class DecodeStep:
 
     def _step(self, B: int, mask: NDArray[np.int64] | None) -> Any:
         """Return the function that is recorded; it keeps alive the state, the buffers, the weights and the tables."""
-        from refdiff.model.diffllama import Context  # the way down the tree, for what the model gives its layers
-        from refdiff.model.weights.names import flatten
-
         model, xp, capacity = self._model, self._model.xp, self._capacity
         config, state, steps = model.config, self._state, recordable(model.backend.kernels)
         ops, p = steps.ops, model.base_params
@@ -130,13 +127,13 @@ class DecodeStep:
             whole[:, : mask.shape[1]] = mask != 0
             seen = ops.padding_mask(self._put(whole))
         buffers: Any = _FixedBuffers(self._buffers)
-        weights = flatten(model.params)  # kept as long as the recording
+        weights = model.state_dict()  # kept as long as the recording
 
         def step(_kept: Any = weights) -> Array:
             factors = [
                 xp.reshape(xp.take(table, state[B : 2 * B], axis=0), (B, 1, 1, table.shape[1])) for table in (cos, sin)
             ]
-            ctx = Context(config, ops, factors[0], factors[1], mask=seen, cache=buffers)
+            ctx = model.context(ops, factors[0], factors[1], mask=seen, cache=buffers)
             with self._runtime.counted_by(state[2 * B :]):
                 x = xp.astype(ops.embedding(xp.reshape(state[:B], (B, 1)), **p["embed_tokens"]), dtype, copy=False)
                 return ops.linear(decoder.fast_diffllama(p, x, ctx, steps=steps), **head)[:, -1, :]
