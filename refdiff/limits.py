@@ -18,3 +18,6 @@ OPTIONS: dict[str, tuple[float, float]] = {
     "num_beams": (1, 1000),
 }
 """The smallest and the largest value of each option. A temperature of 0 is accepted too and means greedy decoding."""
+
+MAX_TEMPLATE = 100_000
+"""The most characters of a chat template; those in use have from 1,000 to 60,000."""

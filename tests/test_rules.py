@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import inspect
 import re
 import subprocess
@@ -404,3 +405,31 @@ def test_the_tests_test_this_tree(pytestconfig: pytest.Config) -> None:
 
     here = Path(refdiff.__file__).parents[1]
     assert here == ROOT or ("site-packages" in here.parts and not pytestconfig.getini("pythonpath"))
+
+
+def _imported_files(path: str) -> set[str]:
+    """The files of the package that a file imports; of a package's names, those that are files of it."""
+    files = set()
+    for node in ast.walk(modules()[path]):
+        if isinstance(node, ast.Import):
+            dotted = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            inner = {alias.name: _file_of(f"{node.module}.{alias.name}") for alias in node.names}
+            files |= {file for file in inner.values() if file}
+            dotted = [node.module] if None in inner.values() else []
+        else:
+            continue
+        files |= {file for name in dotted if (file := _file_of(name))}
+    return files - {path}
+
+
+def _file_of(dotted: str) -> str | None:
+    name = dotted.replace(".", "/")
+    return next((file for file in (f"{name}.py", f"{name}/__init__.py") if file in modules()), None)
+
+
+def test_no_circles_of_imports() -> None:
+    """Imports for types and those inside functions count, too."""
+    around = ("refdiff/__init__.py", "refdiff/layers/__init__.py")  # which their own files read by design
+    files = [path for path in modules() if not path.startswith("refdiff/oracle/")]
+    graphlib.TopologicalSorter({path: _imported_files(path) - {*around} for path in files}).prepare()

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from refdiff.arrays import Array
-from refdiff.backends import Function, Ops, overlay
+from refdiff.backends.backend import Function, Ops, overlay
 from refdiff.layers import COMPOSED
 from refdiff.layers.activation import ACTIVATIONS, silu
 from refdiff.layers.plain_heads import split_heads

@@ -16,7 +16,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from refdiff.backends import Backend, decoder
+from refdiff.backends import decoder
+from refdiff.backends.backend import Backend
 from refdiff.backends.cupy import attention, gemm, norm, rope, sampling
 from refdiff.backends.cupy.decode_step import DecodeStep
 from refdiff.backends.cupy.device import Runtime

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-from refdiff.backends import Ops, ops_for
+from refdiff.backends.backend import Ops, ops_for
 from refdiff.backends.decoder import Steps
 
 MUST = ("linear", "embedding", "rms_norm", "rope_append", "diff_attention", "plain_heads")

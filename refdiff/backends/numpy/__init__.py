@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from refdiff.backends import Backend, decoder
+from refdiff.backends import decoder
+from refdiff.backends.backend import Backend
 from refdiff.backends.numpy import attention, attention_vjp, gemm, mlp, norm, rope, vocabulary
 from refdiff.backends.numpy.layout import FloatArray, same_dtype
 from refdiff.backends.numpy.runtime import Runtime

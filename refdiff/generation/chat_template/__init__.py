@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refdiff import limits
 from refdiff.errors import CheckpointError
 from refdiff.files import read_text, write_atomically
 from refdiff.messages import json_type
@@ -16,7 +17,6 @@ from refdiff.messages import json_type
 if TYPE_CHECKING:
     from refdiff.generation.chat_template.sandbox import ChatTemplate
 
-MAX_CHARACTERS = 100_000  # templates in use have from 1,000 to 60,000
 
 _DEFAULT = "chat_template.jinja"
 NAMED_TEMPLATES = "additional_chat_templates/*.jinja"
@@ -51,7 +51,7 @@ def read_files(folder: Path) -> str | dict[str, str] | None:
     paths = {path.stem: path for path in sorted(folder.glob(NAMED_TEMPLATES))}
     if os.path.lexists(folder / _DEFAULT):
         paths["default"] = folder / _DEFAULT
-    found = {name: read_text(path, max_bytes=MAX_CHARACTERS, folder=folder) for name, path in paths.items()}
+    found = {name: read_text(path, max_bytes=limits.MAX_TEMPLATE, folder=folder) for name, path in paths.items()}
     return found["default"] if list(found) == ["default"] else found or None
 
 

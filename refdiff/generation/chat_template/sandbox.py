@@ -27,8 +27,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
+from refdiff import limits
 from refdiff.errors import CheckpointError
-from refdiff.generation.chat_template import MAX_CHARACTERS
 
 SECONDS = 2.0  # of the thread's CPU; the templates in use take milliseconds
 _SIZE, _SIZE_PER_CHARACTER = 300_000, 10  # the largest value or output; a unit is about a character
@@ -76,9 +76,9 @@ class ChatTemplate:
     def __init__(self, text: str, source: str) -> None:
         self.text, self.source = text, source
         self._lock = threading.Lock()
-        if len(text) > MAX_CHARACTERS:
+        if len(text) > limits.MAX_TEMPLATE:
             raise CheckpointError(
-                f"{source}: the chat template: got {len(text):,} characters, expected at most {MAX_CHARACTERS:,}"
+                f"{source}: the chat template: got {len(text):,} characters, expected at most {limits.MAX_TEMPLATE:,}"
             )
         try:
             self._sandbox = _Sandbox()

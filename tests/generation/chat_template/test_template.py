@@ -171,7 +171,7 @@ def test_unreadable_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     path.write_bytes(b"ab\xff")
     with pytest.raises(CheckpointError, match=r"chat_template\.jinja: not UTF-8 text \(byte 2\)"):
         chat_template.read_files(tmp_path)
-    monkeypatch.setattr(chat_template, "MAX_CHARACTERS", 2)
+    monkeypatch.setattr("refdiff.limits.MAX_TEMPLATE", 2)
     with pytest.raises(CheckpointError, match=r"chat_template\.jinja: larger than 2 bytes"):
         chat_template.read_files(tmp_path)
 
