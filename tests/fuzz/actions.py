@@ -72,7 +72,11 @@ def generate(folder: Path, rng: Random) -> None:
     sys.stdout = Terminal()
     _command(folder, "generate", "-m", str(folder), "--quiet", *options, "Once")
     text = sys.stdout.getvalue()
-    if bad := [c for c in text if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t"]:
+    bidirectional = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+    hostile = (
+        c for c in text if unicodedata.category(c) in ("Cc", "Cs") or unicodedata.bidirectional(c) in bidirectional
+    )
+    if bad := [c for c in hostile if c not in "\n\t"]:
         raise CommandError(f"control characters {bad[:5]!a} in the text")
     printed.write("".join(c for c in text if c.isprintable()))  # letters that are no control characters may be any
 

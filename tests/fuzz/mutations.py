@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from refdiff import limits
 from refdiff.oracle.golden.writing import manifest_text
 
 ESCAPES = ("\x1b[2J\x1b]0;x\x07", "\u202egnp.exe", "\ud800", "a\nb\rc", "\x9b31m", "\u2028", "\0")
@@ -99,6 +100,8 @@ def mutate(folder: Path, outside: Path, rng: Random) -> str:
     suitable = [_by_bytes, _in_its_place]
     if path.suffix in (".json", ".jsonl"):
         suitable += [_in_json] * 6
+    if path.name == "generation_config.json":
+        suitable += [_in_options] * 12
     if path.suffix == ".safetensors":
         suitable += [_in_header] * 4
     if path.name == "tokenizer.json":
@@ -179,6 +182,14 @@ def _change(parsed: Any, rng: Random) -> str:
     else:
         place[key] = value(rng)
     return f"{kind} {'.'.join(map(str, way))}"
+
+
+def _in_options(path: Path, outside: Path, rng: Random) -> str:
+    """An option of `generate` of another type, or far too large."""
+    name = rng.choice([*sorted(limits.OPTIONS), "do_sample", "max_length", "stop_strings", "eos_token_id"])
+    options = {name: rng.choice(("3", 0, 1.5, [1], True, {"a": 1}, 2**31 - 1, 10**40, value(rng)))}
+    path.write_text(json.dumps(options), encoding="utf-8", errors="surrogatepass")
+    return json.dumps(options)[:60]
 
 
 def _in_header(path: Path, outside: Path, rng: Random) -> str:
