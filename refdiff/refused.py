@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Never
 
 MODEL = {
     "the weights are arrays in `params`, and the layers functions in `ops`": """
-        T_destination add_module apply buffers call_super_init children dropout dump_patches embed_tokens extra_repr
-        get_buffer get_extra_state get_parameter get_parameter_or_buffer get_submodule layers lm_head model modules
-        named_buffers named_children named_modules named_non_persistent_buffers norm padding_idx qa_outputs
-        register_buffer register_module register_parameter retrieve_modules_from_names rotary_emb score
+        T_destination add_module apply base_model buffers call_super_init children dropout dump_patches embed_tokens
+        extra_repr get_buffer get_extra_state get_parameter get_parameter_or_buffer get_submodule layers lm_head model
+        modules named_buffers named_children named_modules named_non_persistent_buffers norm padding_idx
+        qa_outputs register_buffer register_module register_parameter retrieve_modules_from_names rotary_emb score
         set_extra_state set_submodule share_memory smart_apply to_empty transformer type""",
     "put `refdiff.backends.overlay(model.ops, wrap)` into `ops`; `wrap` sees every call of a layer": """
         can_record_outputs register_backward_hook register_forward_hook register_forward_pre_hook
         register_full_backward_hook register_full_backward_pre_hook register_load_state_dict_post_hook
         register_load_state_dict_pre_hook register_state_dict_post_hook register_state_dict_pre_hook""",
     "give `dtype`, `backend` and `device` to `from_pretrained`": """
-        bfloat16 cuda double float get_memory_footprint half ipu mtia xpu""",
+        bfloat16 cpu cuda double float get_memory_footprint half ipu mtia xpu""",
     "`loss_and_grad` returns the gradients, and `refdiff.training` trains": """
         activation_checkpointing_disable activation_checkpointing_enable disable_input_require_grads
         enable_input_require_grads gradient_checkpointing gradient_checkpointing_disable gradient_checkpointing_enable
@@ -43,6 +43,9 @@ MODEL = {
     "`from_config` draws weights, and `from_pretrained` loads them": """
         all_tied_weights_keys get_expanded_tied_weights_keys get_init_context init_weights initialize_weights
         load_state_dict mark_tied_weights_as_initialized post_init tie_weights""",
+    "use `config`, which has it": "num_labels vocab_size",
+    "use `source`, the folder that was loaded": "name_or_path",
+    "use `generation_config`": "generation_config_class",
     "DiffLlama is a decoder alone": "get_decoder get_encoder set_decoder set_encoder",
     "DiffLlama has no table of positions": "get_position_embeddings resize_position_embeddings",
     "refdiff reads no quantized weights": "dequantize",
@@ -68,6 +71,11 @@ CONFIG = {
     "no code of a checkpoint is run": "is_custom_code is_remote_code register_for_auto_class",
     "`to_dict` returns the fields": "default_config_fields dict_dtype_to_str",
     "`from_pretrained` reads config.json": "extra_config_files extra_files from_json_file get_config_dict",
+    "use `dtype`": "torch_dtype",
+    "use `update`, which takes a dict": "update_from_string",
+    "a model or tokenizer has its folder as `source`": "name_or_path",
+    "`push_to_hub` of a model uploads the config, too": "push_to_hub",
+    "`refdiff.__version__` is the version that writes the config": "transformers_version",
     "give it to the call of the model": "output_attentions output_hidden_states return_dict use_return_dict",
     "the MLP is computed at once": "chunk_size_feed_forward",
 }

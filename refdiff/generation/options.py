@@ -197,6 +197,24 @@ SPEED = (
 )  # fmt: skip
 LEFT_OUT |= dict.fromkeys(SPEED)
 _INSTEAD = {
+    **dict.fromkeys(
+        (
+            "assistant_early_exit",
+            "assistant_ensemble_weight",
+            "assistant_lookbehind",
+            "speculation_type",
+            "target_lookbehind",
+            "use_mtp",
+        ),
+        "assistant_model or prompt_lookup_num_tokens guesses tokens",
+    ),
+    "cache_config": "there is one kind of cache, which needs no config",
+    "continuous_batching_config": "a call takes a batch of prompts",
+    "custom_generate": "no code of a checkpoint is run; call the model in a loop of your own",
+    "decoder_start_token_id": "DiffLlama is a decoder alone: the prompt starts it",
+    **dict.fromkeys(("diversity_penalty", "num_beam_groups"), "num_beams searches in one group"),
+    "dola_layers": "output_hidden_states returns what it would contrast",
+    "token_healing": "leave out the last token of the prompt",
     "cache_implementation": 'there is one kind of cache, "dynamic"',
     "constraints": "prefix_allowed_tokens_fn says which tokens may follow",
     "force_words_ids": "prefix_allowed_tokens_fn says which tokens may follow",

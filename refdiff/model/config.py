@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from refdiff import bundled, hub
 from refdiff.errors import CheckpointError
@@ -40,6 +40,8 @@ class DiffLlamaConfig(RefusedNames):
     """
 
     _refused: ClassVar[Mapping[str, str]] = CONFIG
+    is_encoder_decoder: ClassVar[bool] = False
+    sub_configs: ClassVar[Mapping[str, Any]] = {}
 
     vocab_size: int = 32000
     hidden_size: int = 2048
@@ -167,6 +169,14 @@ class DiffLlamaConfig(RefusedNames):
         """Return the fields as JSON: those that differ from the defaults, or all."""
         values = self.to_diff_dict() if use_diff else self.to_dict()
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
+        """Write `to_json_string` to a file."""
+        Path(json_file_path).write_text(self.to_json_string(use_diff), encoding="utf-8")
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Self:
+        """Return the config itself: DiffLlama is a model of text alone."""
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields, the extra ones and `model_type` in one dict, which `DiffLlamaConfig(**…)` accepts."""

@@ -345,6 +345,7 @@ class DiffLlamaForQuestionAnswering(TrainableModel):
 
     architecture = "DiffLlamaForQuestionAnswering"
     base_prefix: ClassVar[str | None] = "transformer"
+    base_model_prefix: ClassVar[str] = "transformer"
     head_inputs: ClassVar[tuple[str, ...]] = ("start_positions", "end_positions", "num_items_in_batch")
 
     @model_call

@@ -59,6 +59,9 @@ class PreTrainedModel(CallableModel, RefusedNames):
     """
 
     _refused: ClassVar[Mapping[str, str]] = MODEL
+    config_class = DiffLlamaConfig
+    main_input_name: ClassVar[str] = "input_ids"
+    base_model_prefix: ClassVar[str] = "model"
 
     architecture: ClassVar[str]
 
@@ -185,6 +188,11 @@ class PreTrainedModel(CallableModel, RefusedNames):
         model.source = str(folder)
         model._origin = Origin(folder.absolute(), files, loading, flatten(model.params))
         return model
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Return whether the class has `generate`."""
+        return hasattr(cls, "generate")
 
     @classmethod
     def from_config(

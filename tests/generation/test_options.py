@@ -261,7 +261,8 @@ def test_a_generation_config_is_saved_and_loaded(tmp_path: Path) -> None:
         ("penalty_alpha", "got 'penalty_alpha', an option of transformers that refdiff does not have; transformers "
          "moved contrastive search out of the library, so its results have no reference; no_repeat_ngram_size and "
          "repetition_penalty avoid repetitions"),
-        ("num_beam_groups", "got 'num_beam_groups', an option of transformers that refdiff does not have"),
+        ("num_beam_groups", "got 'num_beam_groups', an option of transformers that refdiff does not have; num_beams "
+         "searches in one group"),
         ("constraints", "got 'constraints', an option of transformers that refdiff does not have; "
          "prefix_allowed_tokens_fn says which tokens may follow"),
     ],
