@@ -226,7 +226,7 @@ NO_THRESHOLDS = {
 }  # fmt: skip
 
 
-DECIDING = ("budget", "diagnosis", "divergence", "golden", "suite", "trace", "verdict")
+DECIDING = ("budget", "diagnosis", "divergence", "suite", "trace", "verdict")
 """Folders of the oracle whose code decides a verdict or a name. Others have values of cases, mistakes and layers."""
 NUMBERS = {
     ("budget/hard_bound.py", 700.0), ("budget/hard_bound.py", 1.01),  # below an overflow; the bound's own rounding
@@ -234,7 +234,7 @@ NUMBERS = {
     ("budget/statistics.py", 1e-200), ("budget/statistics.py", 1e300),  # where sums of squares are exact enough
     ("diagnosis/diagnose.py", 1e-6),  # of a percentage that is printed
     ("diagnosis/targets.py", 1e6), ("diagnosis/targets.py", 1e9),  # what stands for ∞ in a mean of squares
-    ("divergence/explain.py", 0.5), ("golden/writing.py", 0.5),  # a factor that is named; half of a square
+    ("divergence/explain.py", 0.5),  # a factor that is named
     ("divergence/first_divergence.py", 2.0**-50), ("divergence/systematic_error.py", 2.0**-24),  # unit roundoffs
     ("suite/relations.py", 0.5), *(("suite/relations.py", 2.0**n) for n in (4, 8, 18)),  # λ and values of relations
 }  # fmt: skip

@@ -14,7 +14,7 @@ from refdiff.cli.terminal import note, print_report, waiting, write_text
 
 EXPORT_DEFAULTS: dict[str, Any] = {
     "spec": "hf_diffllama", "layer": None, "set": [], "recipe": "auto", "profile": None, "dtype": "auto", "core": False,
-    "seed": 0, "npz": False, "no_gradients": False,
+    "seed": 0, "no_gradients": False,
 }  # fmt: skip
 """The options of export alone, and their defaults."""
 
@@ -39,7 +39,6 @@ refdiff golden verify vectors outputs
     export.add_argument("--dtype", choices=types, metavar="TYPE", help="type of inputs")
     export.add_argument("--core", action="store_true", help="leave out cases of a whole layer")
     export.add_argument("-s", "--seed", type=Number(int, 0), metavar="N", help="seed of the numbers")
-    export.add_argument("--npz", action="store_true", help="write .npz files too")
     export.add_argument("--no-gradients", action="store_true", help="outputs only")
     parser.set_defaults(**EXPORT_DEFAULTS)
     verify = parser.add_argument_group("verify")
@@ -47,11 +46,11 @@ refdiff golden verify vectors outputs
     verify.add_argument("--json", action="store_true", help="print one JSON object")
     add_common(parser, offline=False)
     parser.notes = [
-        "export writes inputs, correct results and error budgets as files; index.txt and manifest.json in VECTORS list "
-        "them. A case has a name such as discriminating-0-2x9x14-float32-0. For each case OUTPUTS holds "
+        "export writes inputs, correct results and error budgets as files; index.txt in VECTORS lists them. "
+        " A case has a name such as discriminating-0-2x9x14-float32-0. For each case OUTPUTS holds "
         "<case>.safetensors or <case>.npz with out, and optionally dq, lse1, ...; or <case>.out.f32, <case>.dq.f32, "
         "..., raw float32, little-endian, in row-major order. A case whose out is not there counts as missing.",
-        "A case has at most 10 MB, and VECTORS at most 50 MB. An export replaces earlier vectors in VECTORS.",
+        "An export replaces earlier vectors in VECTORS.",
         "Exit status of verify: 0 all passed; 1 not passed; 2 error.",
         SMALL_NOTE,
         RECIPE_NOTE + " --dtype auto is what --recipe stores, or float32.",
@@ -73,7 +72,7 @@ def _export(args: argparse.Namespace) -> int:
     if folder.exists() and not folder.is_dir():
         kind = "a file" if folder.is_file() else "a device or a pipe"
         raise UsageError(f"VECTORS {folder}: got {kind}, expected a folder; name another")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "manifest.json").is_file():
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "index.txt").is_file():
         raise UsageError(f"VECTORS {folder}: got a folder with other files, expected a new or empty one, or vectors")
     check_folder("VECTORS", folder)
     from refdiff.oracle import golden
@@ -88,8 +87,7 @@ def _export(args: argparse.Namespace) -> int:
         made = [case for name in profiles for case in cases(name, args.seed, spec=spec, dtype=dtype)]
         if args.core:
             made = [case for case in made if not is_layer(case.inputs)]
-        formats = ("safetensors", "npz") if args.npz else ("safetensors",)
-        golden.export(args.folder, made, formats, recipe=recipe, gradients=not args.no_gradients)
+        golden.export(args.folder, made, recipe=recipe, gradients=not args.no_gradients)
     if not args.quiet:
         note(f"{len(made)} cases of layer {spec.layer}")
     write_text(f"{args.folder}\n")

@@ -88,7 +88,7 @@ USAGE = (
     ("golden verify a b --recipe tf32 --no-gradients", "--recipe, --no-gradients: only for export; verify judges by"),
     (f"golden export {os.devnull}", f"VECTORS {os.devnull}: got a device or a pipe, expected a folder; name another"),
     ("golden export .", "VECTORS .: got a folder with other files, expected a new or empty one, or vectors"),
-    ("golden verify . .", "…manifest.json: no such file"),
+    ("golden verify . .", "…index.txt: no such file"),
     ("help genrate", "COMMAND: got 'genrate', expected one of generate, "),
     ("inspect absent/folder/here", "absent/folder/here: "),
     ("inspect --offline bundeld", "…; did you mean bundled?"),

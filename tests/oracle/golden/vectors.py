@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import zlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from refdiff.oracle import Case, Spec
-from refdiff.oracle.golden.writing import FORMAT, read_manifest
+from refdiff.oracle import Case, Recipe, Spec
+from refdiff.oracle.golden import seal_index
 from refdiff.oracle.inputs.arrays import read_arrays
 from refdiff.oracle.strategies import Structure, draw
 
@@ -30,26 +30,44 @@ KINDS = {
 
 
 def case(kind: str) -> Case:
-    """One of the kinds, without what it is blind to, which takes seconds to find."""
+    """One of the kinds."""
     spec, structure, values, dtype = KINDS[kind]
     seed = list(KINDS).index(kind)
-    made = Case(kind, values, seed, dtype, spec, structure, draw(spec, structure, values, seed, dtype))
-    made.__dict__["blind_to"] = ()
-    return made
+    return Case(kind, values, seed, dtype, spec, structure, draw(spec, structure, values, seed, dtype))
+
+
+class Read(NamedTuple):
+    """A case as its files have it; `kinds` is "rows" or "numbers" for each judged tensor."""
+
+    spec: Spec
+    recipe: Recipe
+    arrays: dict[str, np.ndarray]
+    kinds: dict[str, str]
+
+
+def read_cases(folder: Path) -> dict[str, Read]:
+    """Read the cases of a folder of test vectors, by name."""
+    found: dict[str, Read] = {}
+    for line in (folder / "index.txt").read_text().splitlines()[1:]:
+        word, second, *more = line.split()
+        if word == "case":
+            arrays, metadata = read_arrays(folder / more[0])
+            spec, recipe = Spec(**json.loads(metadata["spec"])), Recipe(**json.loads(metadata["recipe"]))
+            found[second] = Read(spec, recipe, arrays, {})
+        elif word != "input":
+            list(found.values())[-1].kinds[word] = second
+    return found
 
 
 def right(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     """For each case of a folder the right outputs, rounded as a program would store them."""
     found = {}
-    for entry in read_manifest(folder)[0]["cases"]:
-        arrays, _ = read_arrays(folder / entry["file"])
-        kind = entry["recipe"]["storage"]
-        dtype = ml_dtypes.bfloat16 if kind == "bfloat16" else np.dtype(kind)
-        found[entry["id"]] = {
-            t["name"]: arrays[f"expected.{t['name']}"]
-            .astype(dtype if t["kind"] == "rows" else np.float32)
-            .astype("<f4")
-            for t in entry["judged"]
+    for name, read in read_cases(folder).items():
+        storage = read.recipe.storage
+        dtype = ml_dtypes.bfloat16 if storage == "bfloat16" else np.dtype(storage)
+        found[name] = {
+            tensor: read.arrays[f"expected.{tensor}"].astype(dtype if kind == "rows" else np.float32).astype("<f4")
+            for tensor, kind in read.kinds.items()
         }
     return found
 
@@ -76,13 +94,8 @@ def damaged(index: bytes) -> Iterator[tuple[str, bytes]]:
     for at in sorted({*range(first + 60), *range(first, len(index), 97), len(index) - 1}):
         for n in range(8) if at < first else (at % 8,):
             yield f"bit {n} of byte {at}", index[:at] + bytes([index[at] ^ 1 << n]) + index[at + 1 :]
-    yield "no cases", sealed(b"", 0)
-    yield "one case fewer than it says", sealed(b"".join(lines[1 : starts[-1]]), len(starts))
-
-
-def sealed(rest: bytes, cases: int) -> bytes:
-    """The lines of an index with a first line that fits them."""
-    return f"{FORMAT} {cases} {zlib.crc32(rest):08x}\n".encode() + rest
+    yield "no cases", seal_index("", 0)
+    yield "one case fewer than it says", seal_index(b"".join(lines[1 : starts[-1]]).decode(), len(starts))
 
 
 def _put(at: tuple[Any, ...], change: Callable[[Any], Any]) -> Callable[[np.ndarray], np.ndarray]:

@@ -1,0 +1,212 @@
+"""Test vectors: what the files hold, outputs judged as `check` judges them, and files that were changed."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from refdiff.errors import CheckpointError
+from refdiff.oracle import budget, check, golden, truth
+from refdiff.oracle.golden import seal_index
+from refdiff.oracle.inputs.arrays import write_arrays
+from tests.layers.inputs import says
+from tests.oracle.arrays import same_bits
+from tests.oracle.golden.vectors import KINDS, MUTATIONS, case, damaged, read_cases, right, write_raw
+from tests.tolerances import FLOAT64, close
+
+
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("golden") / "vectors"
+    golden.export(made, [case(kind) for kind in KINDS])
+    return made
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Path:
+    golden.export(tmp_path / "vectors", [case("v2")], gradients=False)
+    return tmp_path / "vectors"
+
+
+def verified(vectors: Path, outputs: dict[str, dict[str, np.ndarray]], folder: Path, **options: bool) -> golden.Report:
+    """Verify outputs that a program wrote as raw float32."""
+    write_raw(folder / "raw", outputs)
+    return golden.verify(vectors, folder / "raw", **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_files_of_a_case(vectors: Path, kind: str) -> None:
+    read, of = read_cases(vectors)[kind], case(kind)
+    for name, x in {**of.inputs, "dout": of.dout}.items():
+        assert same_bits(read.arrays[f"inputs.{name}"], np.asarray(x))
+    found = budget(of.spec, of.inputs, of.dtype, dout=of.dout)
+    assert (read.spec, read.recipe, tuple(read.kinds)) == (of.spec, found.recipe, found.names)
+    expected = truth(of.spec, of.inputs, dout=of.dout)
+    close(read.arrays["expected.out"], expected.out, FLOAT64)
+    close(read.arrays["expected.dv"], expected.grads["v"], FLOAT64)
+    close(read.arrays["expected.lse1"], expected.lse1, FLOAT64)
+    close(read.arrays["budget.out"], found.rows["out"].astype(np.float32), 1e-7)
+
+
+def test_right_outputs_in_each_format(vectors: Path, tmp_path: Path) -> None:
+    outputs = right(vectors)
+    report = verified(vectors, outputs, tmp_path)
+    assert report.cases.keys() == KINDS.keys()
+    for name, verdict in report.cases.items():
+        of = case(name)
+        assert verdict == check(outputs[name], of.spec, of.inputs, recipe=of.dtype, dout=of.dout)
+        assert verdict.status != "fail"
+    for suffix in ("safetensors", "npz"):
+        folder = tmp_path / suffix
+        folder.mkdir()
+        for name, arrays in outputs.items():
+            if suffix == "npz":
+                np.savez(folder / f"{name}.npz", **arrays)
+            else:
+                write_arrays(folder / f"{name}.safetensors", arrays, {})
+    assert golden.verify(vectors, tmp_path / "npz") == golden.verify(vectors, tmp_path / "safetensors") == report
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_mutated_outputs(vectors: Path, tmp_path: Path, mutation: str) -> None:
+    kind, name, change = MUTATIONS[mutation]
+    outputs = right(vectors)[kind]
+    changed = change(outputs[name]).astype("<f4")
+    report = verified(vectors, {kind: {"out": outputs["out"], name: changed}}, tmp_path)
+    assert [tensor for tensor, of in report.cases[kind].tensors.items() if of.status == "fail"] == [name]
+    assert f"\n{kind}:\nfail" in str(report)
+
+
+def test_the_mistake_of_the_first_failure(tmp_path: Path) -> None:
+    golden.export(tmp_path / "vectors", [case("whole"), case("half")])
+    wrong = right(tmp_path / "vectors")
+    for name in ("whole", "half"):
+        of = case(name)
+        wrong[name] = {"out": truth(of.spec.replace(pairing="interleaved"), of.inputs).out.astype("<f4")}
+    report = verified(tmp_path / "vectors", wrong, tmp_path, diagnose=True)
+    assert [(name, found.name) for name, found in report.diagnosis.items()] == [("whole", "interleaved_pairs")]
+    assert "\ndiagnosis: unique: interleaved_pairs" in str(report)
+    assert report.to_dict()["diagnosis"]["whole"] == report.diagnosis["whole"].to_dict()
+
+
+def test_missing_outputs(vectors: Path, tmp_path: Path) -> None:
+    outputs = right(vectors)
+    del outputs["half"]["out"], outputs["v2"]
+    report = verified(vectors, outputs, tmp_path)
+    assert (report.status, report.missing) == ("fail", ("half", "v2"))
+    assert "missing: no out in .safetensors, .npz or .out.f32 of half, v2" in str(report)
+    with says(CheckpointError, f"{tmp_path / 'nowhere'}: no folder of outputs"):
+        golden.verify(vectors, tmp_path / "nowhere")
+    assert golden.verify(vectors, tmp_path).missing == tuple(KINDS)
+
+
+def test_outputs_that_do_not_fit(one: Path, tmp_path: Path) -> None:
+    out = right(one)["v2"]["out"]
+    report = verified(one, {"v2": {"out": out}}, tmp_path)
+    assert report
+    assert report.unjudged == {"v2": ("lse1", "lse2", "lambda_full")}
+    signalling = out.copy()
+    signalling.view(np.uint32).flat[3] = 0x7F800001
+    signalling.tofile(tmp_path / "raw" / "v2.out.f32")
+    assert not golden.verify(one, tmp_path / "raw")  # pytest makes an error of a warning
+    out[..., :-1].tofile(tmp_path / "raw" / "v2.out.f32")
+    with pytest.raises(CheckpointError, match=r"224 bytes, but out has the shape \(1, 2, 4, 8\), in float32 256 bytes"):
+        golden.verify(one, tmp_path / "raw")
+    for arrays, why in (
+        ({"out": out[0]}, r"v2\.safetensors: out: got shape \(2, 4, 8\), expected \(1, 2, 4, 8\)"),
+        ({"result": out}, r"v2\.safetensors: 'result' is no judged tensor: there are out, lse1"),
+        ({"out": out.astype(np.int32)}, r"v2: out: got dtype int32, expected float64"),
+    ):
+        write_arrays(tmp_path / "v2.safetensors", arrays, {})
+        with pytest.raises(CheckpointError, match=why):
+            golden.verify(one, tmp_path)
+    write_arrays(tmp_path / "v2.safetensors", {"out": out}, {})
+    np.savez(tmp_path / "v2.npz", out=out)
+    with says(CheckpointError, f"{tmp_path / 'v2.npz'}: another file of v2 has out too; leave one of them"):
+        golden.verify(one, tmp_path)
+
+
+def test_arguments(tmp_path: Path) -> None:
+    with says(ValueError, "cases: got none, expected at least one; take them from oracle.cases"):
+        golden.export(tmp_path, [])
+    with says(ValueError, "two cases have one name: ['v2']"):
+        golden.export(tmp_path, [case("v2"), case("v2")])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_the_earlier_export(one: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = {path.name: path.read_bytes() for path in one.iterdir()}
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        golden.export(one, [case("half")], gradients=False)
+    assert Path(caught.value.filename).parent == one
+    assert {path.name: path.read_bytes() for path in one.iterdir()} == before
+
+
+def test_files_of_an_earlier_export_go_and_others_stay(one: Path) -> None:
+    for name in ("manifest.json", "case_v2.npz", "notes.txt"):
+        (one / name).touch()
+    golden.export(one, [case("half")], gradients=False)
+    assert {path.name for path in one.iterdir()} == {"index.txt", "case_half.safetensors", "notes.txt"}
+
+
+def test_a_damaged_index(one: Path, tmp_path: Path) -> None:
+    index = one / "index.txt"
+    for what, text in damaged(index.read_bytes()):
+        index.write_bytes(text)
+        with pytest.raises(CheckpointError, match=r"index\.txt: "):
+            pytest.fail(f"{what}: {golden.verify(one, tmp_path)}")
+    index.write_bytes(b"refdiff-golden 2 1 00000000\n")
+    with says(CheckpointError, f"{index}: got 'refdiff-golden 2 1 00000000', expected 'refdiff-golden 3'; export the "
+              "files again"):  # fmt: skip
+        golden.verify(one, tmp_path)
+    index.unlink()
+    with pytest.raises(CheckpointError, match=r"index\.txt: no such file"):
+        golden.verify(one, tmp_path)
+
+
+@pytest.mark.parametrize("change", ["byte", "longer", "gone", "link", "pipe"])
+def test_a_changed_case(one: Path, tmp_path: Path, change: str) -> None:
+    file = one / "case_v2.safetensors"
+    data = bytearray(file.read_bytes())
+    file.unlink()
+    if change == "pipe":
+        os.mkfifo(file)
+    elif change == "link":
+        (tmp_path / "secret").write_bytes(data)
+        file.symlink_to(tmp_path / "secret")
+    elif change != "gone":
+        data[len(data) // 2] ^= change == "byte"
+        file.write_bytes(data + b"\0" * (change == "longer"))
+    report = verified(one, {}, tmp_path)
+    assert (report.status, report.cases, report.missing) == ("fail", {}, ())
+    assert report.changed[0].startswith("case_v2.safetensors: ") or "is a link that leads out" in report.changed[0]
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "a\x1b[2J"])
+def test_an_index_names_files_of_its_folder_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / "index.txt").write_bytes(seal_index(f"case {name} case_{name}.safetensors 1 00000000 0\n", 1))
+    with pytest.raises(CheckpointError, match="is not a plain name of a file in this folder"):
+        golden.verify(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{}, {"spec": "{", "recipe": "{}"}, {"spec": "[]", "recipe": "{}"}, {"spec": '{"x": 1}', "recipe": "{}"},
+     {"spec": '{"head_dim": "1"}', "recipe": "{}"}],
+)  # fmt: skip
+def test_a_case_of_somebody_elses(tmp_path: Path, metadata: dict[str, str]) -> None:
+    file = tmp_path / "case_a.safetensors"
+    write_arrays(file, {"inputs.q": np.ones(3), "expected.out": np.ones(3)}, metadata)
+    data = file.read_bytes()
+    line = f"case a {file.name} {len(data)} {zlib.crc32(data):08x} 1\nout rows\n"
+    (tmp_path / "index.txt").write_bytes(seal_index(line, 1))
+    with pytest.raises(CheckpointError, match=r"case_a\.safetensors: not what this version writes: "):
+        golden.verify(tmp_path, tmp_path)
