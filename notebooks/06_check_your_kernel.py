@@ -185,7 +185,7 @@ for name in broken:
     out = outputs[name]
     ranking = oracle.diagnose(out, spec, inputs, recipe="float32", max_deviations=1)
     names[name] = ranking.name
-    best = ranking.candidates[0].deviations[0]
+    best = ranking.findings[0].hypotheses[0]
     print(f"{name:15} {ranking.status}: {ranking.name}\n{'':15} {best.what}")
 
 # %% [markdown]

@@ -221,7 +221,7 @@ def test_only_the_oracle_and_pipelines_read_signatures() -> None:
 NO_THRESHOLDS = {
     "MIN_EXPONENT", "MAX_EXPONENT", "SMALLEST_NORMAL", "(SINGLE, DOUBLE)",  # of number formats
     "ONE_ROUNDING", "RMS_ROUNDING", "ROUNDINGS",  # what roundings add up to
-    "STEP", "EQUAL_UNIT", "MIN_ROW_BUDGET", "SATURATED",  # of numerical methods: differences, equality, divisions
+    "STEP", "EQUAL_UNIT", "SATURATED",  # of numerical methods: differences, equality, divisions
     "LAMBDAS", "FAR_GAIN", "RIGHT",  # values of cases, and a factor of mistakes
 }  # fmt: skip
 
@@ -233,7 +233,11 @@ NUMBERS = {
     ("budget/hard_bound.py", 2.0**-21), ("budget/hard_bound.py", 2.0**-149),  # of ex2.approx; the least float32
     ("budget/statistics.py", 1e-200), ("budget/statistics.py", 1e300),  # where sums of squares are exact enough
     ("diagnosis/diagnose.py", 1e-6),  # of a percentage that is printed
-    ("diagnosis/targets.py", 1e6), ("diagnosis/targets.py", 1e9),  # what stands for ∞ in a mean of squares
+    *(("diagnosis/evidence.py", x) for x in (1e6, 1e9, 1e300)), ("diagnosis/search.py", 1e8),  # in place of ∞
+    *(("diagnosis/evidence.py", x) for x in (1e-300, 1e-150)), ("diagnosis/diagnose.py", 1e-300),  # in place of 0
+    ("diagnosis/search.py", 1e-150),  # the same
+    ("diagnosis/search.py", 1e-3), ("diagnosis/ranking.py", 1e-3),  # of a grid's ends, and of printed digits
+    ("diagnosis/search.py", 0.5),  # of counting what was fitted, and the least residual
     ("divergence/explain.py", 0.5),  # a factor that is named
     ("divergence/first_divergence.py", 2.0**-50), ("divergence/systematic_error.py", 2.0**-24),  # unit roundoffs
     ("suite/relations.py", 0.5), *(("suite/relations.py", 2.0**n) for n in (4, 8, 18)),  # λ and values of relations

@@ -167,6 +167,6 @@ def _find_mistake(exercise: Exercise, results: Sequence[Any]) -> str | None:
             continue
         ranking = oracle.diagnose(case.heads(out), case.spec, case.inputs, recipe="float32", max_deviations=1)
         if ranking.status == "unique":
-            deviation = ranking.candidates[0].deviations[0]
+            deviation = ranking.findings[0].hypotheses[0]
             return f"{deviation.name} ({deviation.what.rstrip('.')})"
     return None

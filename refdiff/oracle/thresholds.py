@@ -43,11 +43,9 @@ class RowLimits:
 
 @dataclass(frozen=True)
 class FitLimits:
-    """The ranges and the effort of fitted numbers (`refdiff.oracle.diagnosis.fits`, `fit_lambda`, `parameter_fit`).
+    """The ranges and the effort of fitted numbers (`refdiff.oracle.diagnosis.hypotheses`).
 
     grid: values on the first grid of a number, whose neighbors differ by a factor of 1.24 for the scale of scores.
-    halvings: how often the step from the best of them is halved: to less than 2e-8, below the unit roundoff of float32.
-    flat: steps are halved no further where both neighbors of the best value leave at most this share more.
     scale_range: the scale of scores is at most so many times larger or smaller. Without a scale it is √d times larger,
         16 at d = 256.
     epsilon_range, theta_range: models have 1e-6 to 1e-5, and 1e4 to 1e7.
@@ -56,47 +54,28 @@ class FitLimits:
         float32 and bfloat16. Shifts by 3 and −3 would be found too; no kernel is known that has them.
     rotary_shares: shares of a head that RoPE is tried to rotate. GPT-NeoX rotates 1/4, GLM 1/2, Phi-4-mini 3/4, and MLA
         64 of 192.
-    max_window: the longest window that is tried; each length is one output.
-    field_layers: layers tried for the field `layer`. After them λ_init is within 3e-9 of its limit 0.8.
-    first_fields, pairs: fields tried as the first of two, and pairs refined. In 36 outputs with two wrong fields the
-        first of the pair was the best alone in 34 and the second best in 2, and the first pair refined passed.
-    rounds, round_gain: two fields are fitted in turn for so many rounds, as long as one leaves less than this share of
-        the error before it. These 36 took at most 3 rounds.
     lambda_range: models have λ from 0 to 1, and a missing sign or scale makes it at most twice as large, or negative.
-    lambda_grids: grids in the search for λ; the last has steps of 1e-10, below the unit roundoff of float32.
-    lambda_tokens: about the number of tokens that the fit uses. With 64 tokens of 16 numbers, the error of λ from
-        rounding is 1/32 of the rounding error of one number.
-    last_layer, distinct_layers: the last layer that is tried for λ_init. Those after `distinct_layers` have the same
-        λ_init up to 4e-6, and are tried only if that one is the best so far.
+    lambda_factors: the same for a factor of λ where inputs, heads or tokens have different ones.
+    distinct_layers: the last layer that is tried for λ_init. Deeper ones have the same λ_init up to 4e-6.
     zero_factor: factors of heads that differ by less than `same_factor` of this are one: their output is nearly zero.
     """
 
     grid: int = 33
-    halvings: int = 26
-    flat: float = 1e-3
     scale_range: float = 30.0
     epsilon_range: tuple[float, float] = (1e-12, 1.0)
     theta_range: tuple[float, float] = (30.0, 1e8)
     softcap_range: tuple[float, float] = (0.05, 500.0)
     query_offsets: tuple[int, ...] = (2, -2)
     rotary_shares: tuple[float, ...] = (1 / 4, 1 / 3, 1 / 2, 3 / 4)
-    max_window: int = 256
-    field_layers: int = 64
-    first_fields: int = 4
-    pairs: int = 3
-    rounds: int = 8
-    round_gain: float = 0.9
     lambda_range: tuple[float, float] = (-2.0, 3.0)
-    lambda_grids: int = 22
-    lambda_tokens: int = 64
-    last_layer: int = 99
+    lambda_factors: tuple[float, float] = (0.02, 50.0)
     distinct_layers: int = 40
     zero_factor: float = 1e-3
 
 
 @dataclass(frozen=True)
 class LostTokenLimits:
-    """Which sets of lost keys or queries are tried (`refdiff.oracle.diagnosis.lost_tokens`).
+    """Which sets of lost keys or queries are tried (`refdiff.oracle.diagnosis.tokens`).
 
     rows: wrong rows that are recomputed, each with every set (1,783 sets of 96 keys). A set must explain every one.
     edges: starts and ends of ranges: 32 give 528 ranges. Lost keys of 16 queries and 1,024 keys take 0.5 s with them.
@@ -284,14 +263,6 @@ class Thresholds:
             nearest, and of those that explain most, get one at any distance: a wrong kernel may have much larger
             rounding errors than a correct one. In 107 outputs with one deviation 91 of the 92 names that fitted were
             the nearest, and one the second.
-        large_cost: in multiplications. All singles and pairs are tried on smaller cases; a larger one is split. One
-            output of this size takes 0.5 ms on one core, and all 3,600 pairs of a spec some seconds.
-        max_pair_cost: pairs are tried on the whole up to this cost, if no part suffices: 8 ms for one output.
-        max_whole_cost: a case of which only statistics of the whole tensor fail is tried up to this cost, in the
-            smallest part that fails like it, or else whole, which takes 0.2 s for one output.
-        min_queries: the fewest queries of a part: one query may hide a deviation, such as of positions. Of 999 that 48
-            queries show, the last one alone hides 76, the last 2 hide 1, and the last 4 or 8 none.
-        case_separation: a case tells two deviations apart if their outputs differ by more in some row, in E_r.
         correct_residual: the right name leaves less. If one of an output leaves more, fitted numbers are tried as well.
             One of a gradient that leaves more, in E_r of kernels with that mistake, is refused. In 7,077 gradients (6
             presets, 3 types, 4 profiles) the right name left at most 0.91. Of 35,427 names of functions that lie 1 E_r
@@ -302,18 +273,12 @@ class Thresholds:
             that is unrelated to the truth. For outputs with two mistakes, the closest single was one of the two in 1 of
             6 cases below this share, and in 5 of 9 above it. Of 28 outputs with three mistakes that have names once one
             field of the spec is changed, every field was in a candidate that explains 67 % or more.
-        large_explained: the same for large inputs: a candidate that explains less is not judged on the whole.
         max_closest: candidates that are reported although they do not fit: the first of them is the lead. In 40 outputs
             with two mistakes and such a list, the first was one of the two in 38, one of 3 in 39, one of 6 in all.
-        max_fields: fields of the spec that are changed, each with a search of all deviations from the changed spec.
-        first_field: share of the squared error that the best field of the spec must explain alone, for a second one to
-            be fitted beside it. In 48 outputs with two wrong fields it explained 52 % or more.
-        nearly_explained: a fitted number that explains this share is shown although the output does not pass with it.
         same_function: two float64 outputs closer than this share of the largest number are equal.
         listed_groups, listed_window: the deviations of a spec are listed at so few groups of heads and so short a
             window. From 3 groups and 8 keys on, larger specs have the same ones (`gda`, `motif3`; `hf_diffllama`,
             `diff_v2`).
-        max_change: in E_r. A deviation that changes a correct row by more is not in the kernel.
         place_separation: in E_r. Two places of the truth that are closer cannot be told apart.
         projection_ratio: an output points to another function if its projection is so many times that of any order.
         min_projection: the least such projection, as a share of the way. Nobody's rounding errors are known better.
@@ -321,13 +286,18 @@ class Thresholds:
             near to its own: in 3,163 kernels with one mistake the nearest was within 1.4. So is a gradient that is this
             near to the truth times a number, to a part of a sum, or to that of other row sums.
         max_parts: of more sequences or heads no partial sums are tried: each part takes two backward passes.
-        min_row_width: in rows of fewer numbers, an error is a multiple of A K by chance: noise along it is 1/d of all.
-        size_error, size_unit: the first in u; the second is the least u that is used. An error along a deviation may
-            differ from it by such a share, beside its standard error. It was at most 7 u in 1,460 gradients, in
-            bfloat16 and float16.
         chance: the largest probability that one of several partial sums fits by chance.
         same_factor: factors, or fitted numbers of heads, that differ by a smaller share are taken for one.
-        exact_unit: in types with a smaller unit roundoff, a fitted number that passes is not near by chance.
+
+        sampled_cost, sampled_rows: of a dense case with at least so many scores times dimensions, so many queries are
+            compared: the worst, the first, the last, and others spread evenly. What fits them is compared with all.
+        beam, beam_share: so many of the hypotheses that explain most are combined with every other one, if they explain
+            this share. Of 29 pairs, 24 were named with 6; noise explained at most 1 %.
+        polished: the most numbers that are refined, those that explain most.
+        own_residual: a finding leaves at most this much of its own budget: the right ones of 315 left at most 0.79.
+        far_ratio: once a finding fits, those that leave so many times more by the quick score are not judged.
+        rounding_share, alike_rows: an error looks like rounding if it is at least this share of a coarser recipe's E_r
+            in the median row, and if the errors of neighboring rows have no larger correlation.
 
     Places of an error (`refdiff.oracle.diagnosis.places`, `region_format`):
         local_share: an error in a larger share of the rows, or columns, is everywhere.
@@ -389,36 +359,31 @@ class Thresholds:
 
     quick_residual: float = 30.0
     hopeless: float = 3.0
-    max_judged: int = 16
+    max_judged: int = 8
     always_judged: int = 3
-    large_cost: int = 600_000
-    max_pair_cost: int = 8_000_000
-    max_whole_cost: int = 2**28
-    min_queries: int = 4
-    case_separation: float = 5.0
+    sampled_cost: int = 4_000_000
+    sampled_rows: int = 48
+    beam: int = 6
+    beam_share: float = 0.3
+    polished: int = 5
+    own_residual: float = 1.5
+    far_ratio: float = 4.0
+    rounding_share: float = 0.1
+    alike_rows: float = 0.3
     correct_residual: float = 1.0
     better_ratio: float = 2.0
     explained: float = 0.6
-    large_explained: float = 0.5
     max_closest: int = 3
-    max_fields: int = 2
-    first_field: float = 0.25
-    nearly_explained: float = 0.99
     same_function: float = 1e-9
     listed_groups: int = 3
     listed_window: int = 24
-    max_change: float = 10.0
     place_separation: float = 10.0
     projection_ratio: float = 3.0
     min_projection: float = 0.1
     gradient_residual: float = 6.0
     max_parts: int = 16
-    min_row_width: int = 4
-    size_error: float = 12.0
-    size_unit: float = 2.0**-11
     chance: float = 0.05
     same_factor: float = 0.02
-    exact_unit: float = 1e-5
 
     local_share: float = 0.5
     place_contrast: float = 2.0

@@ -4,8 +4,8 @@ A deviation is a wrong layer (`refdiff.oracle.mistakes`), another value of a fie
 `deviations(spec)` returns each different function once.
 """
 
-from refdiff.oracle.deviations.deviation import Deviation, Problem, deviated, output
+from refdiff.oracle.deviations.deviation import Deviation, Kernel, deviated, output
 from refdiff.oracle.deviations.listed import EVERY, deviations
 from refdiff.oracle.inputs import kind_of
 
-__all__ = ["EVERY", "Deviation", "Problem", "deviated", "deviations", "kind_of", "output"]
+__all__ = ["EVERY", "Deviation", "Kernel", "deviated", "deviations", "kind_of", "output"]

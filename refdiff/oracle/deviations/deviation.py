@@ -23,16 +23,20 @@ HEAD_COUNT_AXES = ("pair", "gqa", "cache")
 
 
 @dataclass(frozen=True)
-class Problem:
+class Kernel:
     """What a kernel computes: a spec, float64 inputs, and mistakes wrapped around the layers.
 
-    factor: what the output is multiplied by, broadcastable to it, such as (h, 1, 1).
+    finish: functions that change a tensor in the end, given its name and the exact or rounded tensor.
+    queries: the queries that are left of a larger case; None for all.
+    part: (names, mask): gradients that are computed from `dout` times a mask, and that mask.
     """
 
     spec: Spec
     inputs: Inputs
     mistakes: tuple[Mistake, ...] = ()
-    factor: float | Numpy = 1.0
+    finish: tuple[Callable[[str, Numpy], Numpy], ...] = ()
+    queries: Numpy | None = None
+    part: tuple[tuple[str, ...], Numpy] | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Deviation:
     axis: the choice that it concerns. Two deviations of one axis are not combined.
     row, link: its row in `mistakes.ROWS`, and a place where it happened.
     fields, arrays, problem: return the fields of the spec that change, the inputs as they are misread, or a new spec
-        with its inputs; None if the problem cannot have this deviation.
+        with its inputs; None if a kernel cannot have this deviation.
     mistake: a wrong layer.
     aliases: the names of other deviations that compute the same function.
     """
@@ -71,20 +75,20 @@ class Deviation:
         """Return the deviation of a kernel that computes `diff_attention` by `wrong`."""
         return cls.of(Mistake(name, what, "diff_attention", axis, wrong))
 
-    def apply(self, problem: Problem) -> Problem | None:
-        """Return the problem with this deviation; None if the problem cannot have it."""
-        spec, inputs = problem.spec, problem.inputs
+    def apply(self, kernel: Kernel) -> Kernel | None:
+        """Return the kernel with this deviation; None if it cannot have it."""
+        spec, inputs = kernel.spec, kernel.inputs
         if self.mistake is not None:
             m = self.mistake
             route = matching_layer(spec, inputs) or (None if m.axis in HEAD_COUNT_AXES else "diff_heads_paper")
             fits = not m.layer.startswith("diff_heads") or route in (m.layer, *m.also)
-            return replace(problem, mistakes=(*problem.mistakes, m)) if fits else None
+            return replace(kernel, mistakes=(*kernel.mistakes, m)) if fits else None
         if self.arrays is not None:
             misread = self.arrays(spec, inputs)
-            return None if misread is None else replace(problem, inputs=misread)
+            return None if misread is None else replace(kernel, inputs=misread)
         if self.problem is not None:
             other = self.problem(spec, inputs)
-            return None if other is None else replace(problem, spec=other[0], inputs=other[1])
+            return None if other is None else replace(kernel, spec=other[0], inputs=other[1])
         changes = self.fields(spec) if self.fields else None
         if not changes:
             return None
@@ -95,15 +99,15 @@ class Deviation:
         except ValueError:
             return None
         recast = _reinterpret(spec, changed, inputs)
-        return None if recast is None or changed == spec else replace(problem, spec=changed, inputs=recast)
+        return None if recast is None or changed == spec else replace(kernel, spec=changed, inputs=recast)
 
 
-def deviated(spec: Spec, inputs: Inputs, deviations: Iterable[Deviation]) -> Problem | None:
-    """Return the problem with all of `deviations`, applied in order; None if one does not apply."""
-    problem: Problem | None = Problem(spec, inputs)
+def deviated(spec: Spec, inputs: Inputs, deviations: Iterable[Deviation]) -> Kernel | None:
+    """Return the kernel with all of `deviations`, applied in order; None if one does not apply."""
+    kernel: Kernel | None = Kernel(spec, inputs)
     for deviation in deviations:
-        problem = None if problem is None else deviation.apply(problem)
-    return problem
+        kernel = None if kernel is None else deviation.apply(kernel)
+    return kernel
 
 
 @lru_cache(maxsize=4096)
@@ -112,13 +116,13 @@ def ops_with(mistakes: tuple[Mistake, ...]) -> Ops:
     return overlay(ops_with(mistakes[:-1]), wrap(mistakes[-1])) if mistakes else ops_for()
 
 
-def output(problem: Problem | None) -> Numpy | None:
-    """Compute the output of a problem; None without a problem, or if a wrong layer cannot handle the inputs."""
-    if problem is None:
+def output(kernel: Kernel | None) -> Numpy | None:
+    """Compute the output of a kernel; None without a kernel, or if a wrong layer cannot handle the inputs."""
+    if kernel is None:
         return None
     try:
         with np.errstate(all="ignore"):
-            return forward(problem.spec, problem.inputs, ops_with(problem.mistakes)) * problem.factor
+            return forward(kernel.spec, kernel.inputs, ops_with(kernel.mistakes))
     except (ValueError, IndexError, ZeroDivisionError, TypeError):
         return None
 

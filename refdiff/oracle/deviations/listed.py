@@ -10,7 +10,7 @@ from typing import Any
 from refdiff.oracle.budget.budget import Budget, budget
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw
-from refdiff.oracle.deviations.deviation import Deviation, Problem, is_same_output, output, output_with
+from refdiff.oracle.deviations.deviation import Deviation, Kernel, is_same_output, output, output_with
 from refdiff.oracle.deviations.input_deviations import GROUP_DEVIATIONS, INPUT_DEVIATIONS, TRIANGLE_DEVIATIONS
 from refdiff.oracle.deviations.spec_deviations import PRESET_DEVIATIONS, SPEC_DEVIATIONS
 from refdiff.oracle.deviations.tiles import ONE_MAP_ALIGN_AXIS, ONE_MAP_AXIS
@@ -57,7 +57,7 @@ def deviations(spec: Spec | str, kind: str = "dense") -> tuple[Deviation, ...]:
     """
     spec = shrink_spec(resolve_spec(spec))
     shown = draw_probes(spec, kind)
-    right = [output(Problem(spec, x)) for x in shown]
+    right = [output(Kernel(spec, x)) for x in shown]
     kept: list[tuple[Deviation, list[Numpy | None]]] = []
     for deviation in EVERY:
         if spec.is_plain and needs_two_maps(deviation):
@@ -155,7 +155,7 @@ def blind_spots(
     allowed = None if recipe is None else budget(spec, inputs, recipe)
     if allowed is not None:
         exact = {**exact, **as_float64(spec, allowed.inputs)}
-    right = output(Problem(spec, exact))
+    right = output(Kernel(spec, exact))
     blind = []
     for deviation in deviations(enlarge_spec(spec), kind_of(exact)):
         wrong = output_with(spec, exact, [deviation])

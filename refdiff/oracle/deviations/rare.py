@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from refdiff.oracle.deviations.deviation import Deviation, Problem
+from refdiff.oracle.deviations.deviation import Deviation, Kernel
 from refdiff.oracle.deviations.input_deviations import (
     INPUT_DEVIATIONS,
     TRIANGLE_DEVIATIONS,
@@ -33,7 +33,7 @@ TABLE_AXIS = "tables"
 
 def _mask_of_one_map(deviation: Deviation, number: int, spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs] | None:
     """Give one of the two maps the mask of a problem with a deviation."""
-    wrong = deviation.apply(Problem(spec, inputs)) if kind_of(inputs) == "dense" else None
+    wrong = deviation.apply(Kernel(spec, inputs)) if kind_of(inputs) == "dense" else None
     if wrong is None:
         return None
     masks = [attention_mask(spec, inputs)] * 2

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.layers.diff_attention import split_maps
-from refdiff.oracle.deviations.deviation import Deviation, Problem
+from refdiff.oracle.deviations.deviation import Deviation, Kernel
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.mistakes.catalogue import Call
@@ -142,7 +142,7 @@ def tail_padding(spec: Spec, inputs: Inputs, tile: int) -> int:
     return -inputs["k"].shape[2] % tile if spec.causal == "none" and kind_of(inputs) == "dense" else 0
 
 
-def pad_tail(spec: Spec, inputs: Inputs, tile: int) -> Problem:
+def pad_tail(spec: Spec, inputs: Inputs, tile: int) -> Kernel:
     """Pad keys and values with visible zeros to a multiple of `tile`."""
     more = tail_padding(spec, inputs, tile)
     masked, made = use_explicit_mask(spec, inputs)
@@ -151,23 +151,16 @@ def pad_tail(spec: Spec, inputs: Inputs, tile: int) -> Problem:
             width = np.zeros((made[name].ndim, 2), dtype=int)
             width[axis, 1] = more
             made[name] = np.pad(made[name], width, constant_values=name == "mask")
-    return Problem(masked, made)
+    return Kernel(masked, made)
 
 
-def tile_window(spec: Spec, inputs: Inputs, queries: int, keys: int, *, by_position: bool) -> Problem:
-    """Start the window at a multiple of `keys`, with one start for each tile of `queries`: that of its first query.
-
-    Args:
-        by_position: whether tiles of queries are counted from the first key, which works in parts of a case too, or
-            from the first query.
-    """
+def tile_window(spec: Spec, inputs: Inputs, queries: int, keys: int) -> Kernel:
+    """Start the window at a multiple of `keys`, with one start for each tile of `queries`: that of its first query."""
     if spec.window is None or kind_of(inputs) != "dense":
-        return Problem(spec, inputs)
+        return Kernel(spec, inputs)
     T, S = inputs["q"].shape[2], inputs["k"].shape[2]
     before = 0 if spec.causal == "top_left" else S - T
-    t = np.arange(T) + before
-    first_query = t // queries * queries if by_position else (t - before) // queries * queries + before
-    first = (first_query - spec.window + 1) // keys * keys
+    first = (np.arange(T) // queries * queries + before - spec.window + 1) // keys * keys
     masked, made = use_explicit_mask(spec.replace(window=None), inputs)
     made["mask"] = made["mask"] & (np.arange(S) >= first[:, None])
-    return Problem(masked, made)
+    return Kernel(masked, made)

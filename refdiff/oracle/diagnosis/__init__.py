@@ -1,6 +1,6 @@
 """From a wrong output to the name of the mistake."""
 
 from refdiff.oracle.diagnosis.diagnose import diagnose
-from refdiff.oracle.diagnosis.ranking import Candidate, Fit, Ranking
+from refdiff.oracle.diagnosis.ranking import Finding, Ranking
 
-__all__ = ["Candidate", "Fit", "Ranking", "diagnose"]
+__all__ = ["Finding", "Ranking", "diagnose"]

@@ -1,41 +1,36 @@
-"""Name the mistake of a kernel from its wrong output: deviations, a fitted number, or the place of the error."""
+"""Name the mistake of a kernel from its wrong output or gradients, or say where they are wrong."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import numpy as np
 
 from refdiff.oracle.budget.budget import Budget, budget
-from refdiff.oracle.budget.statistics import root_mean_square, safe_ratio
-from refdiff.oracle.cases.fixed import Case, cases
-from refdiff.oracle.deviations.deviation import Deviation, Problem, output_with
-from refdiff.oracle.deviations.listed import deviations, enlarge_spec, needs_two_maps
-from refdiff.oracle.deviations.rare import RARE_DEVIATIONS
-from refdiff.oracle.diagnosis.fits import fit_fields, fit_head_order, fit_parameters, is_single
-from refdiff.oracle.diagnosis.gradient_diagnosis import diagnose_gradients, gradient_target
-from refdiff.oracle.diagnosis.lost_tokens import find_lost_keys, find_lost_queries
-from refdiff.oracle.diagnosis.places import correct_rows, locate_errors
+from refdiff.oracle.budget.statistics import root_mean_square
+from refdiff.oracle.cases.values import round_to_storage
+from refdiff.oracle.diagnosis.evidence import Case
+from refdiff.oracle.diagnosis.hypotheses import Hypothesis, hypotheses, wrong_derivatives
+from refdiff.oracle.diagnosis.places import locate_errors
 from refdiff.oracle.diagnosis.ranking import (
     AMBIGUOUS,
     NO_DEVIATION,
     NONE_FITS,
     RIGHT_OUTPUT,
     UNIQUE,
-    Candidate,
-    Fit,
+    Finding,
     Ranking,
     percent,
 )
-from refdiff.oracle.diagnosis.search import find_hidden, score_candidate, score_on_whole, search
-from refdiff.oracle.diagnosis.targets import Parts, Target, as_stored
+from refdiff.oracle.diagnosis.search import Search, SearchResult
+from refdiff.oracle.diagnosis.tokens import lost_keys, lost_parts
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.outputs import collect_outputs, read_output, require_out, to_float64
-from refdiff.oracle.inputs.validation import as_float64
+from refdiff.oracle.inputs.sequences import Numpy
+from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.resolve import resolve_spec
@@ -43,10 +38,15 @@ from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.verdict.verdict import FAIL, INCONCLUSIVE, PASS
 
 BITS_NOTE = "the output is right, but its bits are read as integers: .view(ml_dtypes.bfloat16) reads them as numbers"
+NEARLY_RIGHT = (
+    "the error is slightly larger than that of right kernels of this recipe, and points to no deviation: "
+    "does the recipe name everything that the kernel rounds?"
+)
 COARSER_RECIPES = {"float32": ("tf32", "float16", "bfloat16"), "float16": ("bfloat16",), "bfloat16": ()}
 """For each storage type, the types' default recipes with larger rounding errors, the finest first."""
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a wrong result may hold any numbers
 def diagnose(
     actual: Any,
     spec: Spec | str,
@@ -58,18 +58,17 @@ def diagnose(
 ) -> Ranking:
     """Name what your kernel does differently from its spec.
 
-    The search stops at the first of these that reproduces the output:
+    Each hypothesis changes the spec, the inputs, a layer or a derivative. It is the answer if your tensors are as near
+    to a kernel with it as rounding errors allow, and the truth is not. The search stops at the first of these that
+    gives an answer:
 
-    1. One deviation, or two together. The notes name those that could be present without a visible effect. Two
-       deviations that one fitted number could replace are ambiguous, or left out if the number fits clearly better.
-    2. A fitted number, such as the scale of the scores or λ of each head. Pairs are not tried if the output is the
-       truth times one number, or if one number, or lost keys that no name explains, explain a large output.
-    3. A coarser recipe, two fields of the spec, or a deviation from a spec with one field changed: "with norm='none'
-       it is layer_norm".
+    1. The names of the catalogue of mistakes.
+    2. A number, such as the scale of the scores; a choice that has no name, such as the share of a head that RoPE
+       rotates; a set of keys that wrong rows do not see. What was fitted is part of the name.
+    3. Two hypotheses together.
 
-    If none does, the answer has the deviations that explain most of the error, or a number that explains 99 % of it,
-    and the keys that seem to be lost. Log-sum-exps, if given, tell which of the two maps is wrong. Unless one name
-    fits, a local error is described by its place.
+    If none fits, the answer has those that explain most of the error, and the place of a local error. Log-sum-exps, if
+    given, tell which of the two maps is wrong. Hypotheses that compute the same function are one answer.
 
     Printed, an answer is a name with its meaning and a link to an example:
 
@@ -87,16 +86,14 @@ def diagnose(
               or late
           it is exactly zero there, where the truth is not: it looks like memory never
               written to, or every key masked
-          nothing in the catalogue, alone or in pairs, explains more than 0% of the
-              squared difference
+          nothing in the catalogue, alone, explains more than 6% of the squared
+              difference
 
-    or a fitted number, here of a kernel that multiplies two of six heads:
+    or a number:
 
-        none fits, but a number does
-          it is wrong only in heads 0 and 1; everything else is within budget: it looks
-              like how heads are counted
-          out is multiplied by a factor that differs by head: 0.5, 0.7, 1, 1, 1, 1
-              (fits, residual 0.117)
+        unique: scale = 0.2
+          scale = 0.2  (fits, residual 0.0904)
+              scale: Scores are multiplied by 0.2, where the spec has 0.25.
 
     NaN and ∞ are reported by place: "it is NaN in tokens 5 to 8 of head 1 of sequence 0, where the truth is finite".
 
@@ -109,7 +106,7 @@ def diagnose(
             may show what another hides.
         recipe: what the kernel rounds, or the name of a type for its default recipe.
         dout: as in `check`, if there are gradients; a list for a list of inputs.
-        max_deviations: 1 or 2, the most deviations that are combined.
+        max_deviations: 1 or 2, the most hypotheses that are combined.
 
     Raises:
         ValueError: inputs or an output do not fit `spec`, or the numbers of inputs and outputs differ.
@@ -126,17 +123,14 @@ def diagnose(
     if any(without) and not all(without):
         raise ValueError("some of the outputs lack 'out', and others have it: give it in all, or in none")
     arrays = [] if all(without) else [to_float64(require_out(one, "a diagnosis")) for one in outs]
-    targets = tuple(map(Target.of, arrays, budgets))
-    failing = [b.judge({"out": t.actual}).status == FAIL for b, t in zip(budgets, targets, strict=False)]
-    if any(failing):
-        wrong_lse = _find_wrong_lse(spec, budgets, outs)
-        right_lse = wrong_lse == ()
-        found = diagnose_output(spec, recipe, targets, budgets, failing, max_deviations, right_lse=right_lse)
-        maps = _describe_lse(spec, wrong_lse) if found.status == NONE_FITS and not found.fits else ()
-        return replace(found, where=(*maps, *found.where))
-    if found_elsewhere := _diagnose_other_tensors(spec, budgets, outs, douts):
-        return found_elsewhere
-    return Ranking(NO_DEVIATION, notes=_blind_spot_notes(spec, targets))
+    if any(b.judge({"out": y}).status == FAIL for b, y in zip(budgets, arrays, strict=False)):
+        kinds = {kind_of(b.inputs) for b in budgets}
+        if len(kinds) > 1:
+            said = ", ".join(sorted(kinds))
+            raise ValueError(f"the inputs are of several kinds, {said}: diagnose each kind by itself")
+        return _diagnose_output(budgets, arrays, _find_wrong_lse(spec, budgets, outs), max_deviations)
+    given = [dict(one) if isinstance(one, Mapping) else {"out": one} for one in outs]
+    return _diagnose_others(budgets, given, douts, max_deviations)
 
 
 def _as_lists(actual: Any, inputs: Any, dout: Any) -> tuple[list[Mapping[str, Any]], list[Any], list[Any]]:
@@ -150,6 +144,106 @@ def _as_lists(actual: Any, inputs: Any, dout: Any) -> tuple[list[Mapping[str, An
             f"got {len(outs)} outputs and {len(several)} inputs, expected as many of both, and one or more"
         )
     return several, outs, [None] * len(several) if dout is None else list(dout)
+
+
+def _diagnose_output(
+    budgets: Sequence[Budget], arrays: Sequence[Numpy], wrong_lse: tuple[str, ...] | None, most: int
+) -> Ranking:
+    """Diagnose outputs of which at least one fails."""
+    spec, kind = budgets[0].spec, kind_of(budgets[0].inputs)
+    cases = [Case(b, {"out": y}) for b, y in zip(budgets, arrays, strict=True)]
+    places = [locate_errors(y, b, right_lse=wrong_lse == ()) for y, b in zip(arrays, budgets, strict=True)]
+    where = (*_describe_lse(spec, wrong_lse), *_join_places([p.lines for p in places]))
+    zero = not any(y.any() for y in arrays)  # as many pairs give, and memory never written to
+    sampled = any(c.fine is not None for c in cases)
+    search = Search(cases, hypotheses(spec, [c.start.inputs for c in cases], kind, sampled=sampled))
+
+    def more() -> Iterator[Hypothesis]:
+        if len(cases) == 1:
+            yield from head_changes(cases[0])
+            yield from lost_keys(cases[0])
+
+    found = search.run(1 if zero else most, more)
+    if zero and len(found.fitting) < 2:  # one name that gives zeros is no likelier than the others
+        return Ranking(NONE_FITS, where=where)
+    if len(found.fitting) == 1:
+        one = found.fitting[0]
+        return Ranking(UNIQUE, (one,), where=() if all(h.is_name for h in one.hypotheses) else where)
+    if found.fitting:
+        return Ranking(AMBIGUOUS, tuple(found.fitting), where=where)
+    if all(_is_bit_pattern(y, b) for y, b in zip(arrays, budgets, strict=True)):
+        return Ranking(NONE_FITS, notes=(BITS_NOTE,))
+    local = all(p.local or not c.wrong for p, c in zip(places, cases, strict=True))
+    finite = not any(p.not_finite for p in places)
+    rounding = find_coarser_recipe(cases, local=local) if finite else None
+    shown, told = _pick_shown(found, finite=finite)
+    notes = filter(None, (rounding, NEARLY_RIGHT if found.nearly_right else told))
+    return Ranking(NONE_FITS, shown, notes=tuple(notes), where=where)
+
+
+def head_changes(case: Case) -> Iterator[Hypothesis]:
+    """Yield the order of heads, and the factor of each head, with which the truth is nearest to a wrong tensor."""
+    for name, y in case.actual.items():
+        f = case.expected[name]
+        if (
+            name not in case.wrong
+            or y.ndim != 4
+            or not 1 < y.shape[1] <= THRESHOLDS.max_parts
+            or not np.isfinite(y).all()
+        ):
+            continue
+        apart = np.array([[np.sum((y[:, i] - f[:, j]) ** 2) for j in range(f.shape[1])] for i in range(f.shape[1])])
+        order = np.argmin(apart, axis=1)
+        if sorted(order) == list(range(len(order))) and list(order) != sorted(order):
+            said = ", ".join(map(str, order))
+            what = f"The heads of {name} are right but in another order: head i is head ({said})[i] of the truth."
+            yield Hypothesis(
+                f"heads of {name} ordered {said}", what, "head order", _finish(name, lambda x, o=order: x[:, o])
+            )
+        along, square = (np.sum(y * f, axis=(0, 2, 3)), np.sum(f * f, axis=(0, 2, 3)))
+        factors = along / np.where(square > 0, square, 1.0)
+        left = np.sum((y - factors[:, None, None] * f) ** 2) / np.sum((y - f) ** 2)
+        if (
+            left < 1 - THRESHOLDS.explained
+            and np.all(factors != 0)
+            and np.ptp(factors) > THRESHOLDS.same_factor * np.abs(factors).max()
+        ):
+            said = ", ".join(f"{x:.3g}" for x in factors)
+            what = f"{name} is multiplied by a factor that differs by head: {said}."
+            scaled = _finish(name, lambda x, s=factors[:, None, None]: x * s)
+            yield Hypothesis(f"factors of {name} by head = {said}", what, "head factors", scaled)
+
+
+def _finish(of: str, change: Any) -> Any:
+    def changed(name: str, x: Numpy) -> Numpy:
+        return change(x) if name == of else x
+
+    return lambda kernel, _: replace(kernel, finish=(*kernel.finish, changed))
+
+
+def _pick_shown(found: SearchResult, *, finite: bool) -> tuple[tuple[Finding, ...], str]:
+    """Return the findings to show although none fits, and a note on how close they come.
+
+    Most pairs that do not fit are wrong names. In their place, the one of them that explains most alone is shown.
+    """
+    near = [f for f in found.closest if math.isfinite(f.residual) or not finite]
+    alone = [f for f in near if len(f.hypotheses) == 1]
+    pairs = [f for f in near if len(f.hypotheses) > 1]
+    best = max((f.explains for f in near), default=0.0)
+    first = max((f.explains for f in alone), default=0.0)
+    if best < THRESHOLDS.explained:
+        how = "alone or in pairs" if found.tried_pairs else "alone"
+        most = math.ceil(100 * best - 1e-6)
+        return (), f"nothing in the catalogue, {how}, explains more than {most}% of the squared difference"
+    if pairs and THRESHOLDS.better_ratio * (1 - best) < 1 - first:
+        if first < THRESHOLDS.explained:
+            return (), "it may be several mistakes: no single name explains most of the squared difference"
+        name = alone[0].name
+        return tuple(
+            alone[:1]
+        ), f"several mistakes: fix {name} first, which explains {percent(first)}, then diagnose again"
+    shown = [f for f in alone if f.explains >= THRESHOLDS.explained]
+    return tuple(shown[: THRESHOLDS.max_closest]), f"the closest explains {percent(best)} of the squared difference"
 
 
 def _find_wrong_lse(spec: Spec, budgets: Sequence[Budget], outs: Sequence[Any]) -> tuple[str, ...] | None:
@@ -177,217 +271,74 @@ def _describe_lse(spec: Spec, wrong: tuple[str, ...] | None) -> tuple[str, ...]:
     return (f"{wrong[0]} is wrong and {right} is right: look at the scores and the mask of the {number} map",)
 
 
-@np.errstate(over="ignore", invalid="ignore")  # a wrong result may hold any numbers
-def _diagnose_other_tensors(spec: Spec, budgets: list[Budget], outs: list[Any], douts: list[Any]) -> Ranking | None:
-    """Diagnose wrong gradients, log-sum-exps or λ of kernels whose outputs are correct; None if nothing is wrong."""
+def _diagnose_others(
+    budgets: Sequence[Budget], given: list[dict[str, Any]], douts: Sequence[Any], most: int
+) -> Ranking:
+    """Diagnose wrong gradients of kernels whose outputs are correct; note what else is wrong."""
     said: dict[str, str] = {}
-    other_convention: set[str] = set()
     where: dict[str, list[str]] = {}
-    arrays = [dict(one) if isinstance(one, Mapping) else {"out": one} for one in outs]
-    for one, b in zip(arrays, budgets, strict=True):
+    for one, b in zip(given, budgets, strict=True):
         more = {name: x for name, x in one.items() if name != "out"}
-        tensors = b.judge(more).tensors if more else {}
-        for name, found in tensors.items():
+        for name, found in (b.judge(more).tensors if more else {}).items():
             if found.status == FAIL:
                 wrong = f"{RIGHT_OUTPUT}{name} is not" if "out" in one else f"{name} is wrong"
                 said.setdefault(name, f"{wrong}: {'; '.join((*found.notes, *found.reasons))}")
-                other_convention |= {name} if found.notes and name in spec.lse_names else set()
                 if name in b.tensors:
                     x = to_float64(read_output(one[name], name))
                     where.setdefault(name, []).extend(locate_errors(x, b, name).lines)
     if not said:
-        return None
-    grads = [name for name in said if name.startswith("d")]
-    everywhere = grads and all(name in one for name in grads for one in arrays)
-    answers = list(diagnose_gradients(spec, budgets, arrays, douts, grads)) if everywhere else []
-    named = {name for answer in answers if answer.candidates for name in answer.names}
-    told = {name for answer in answers for name in answer.names}
-    orders: list[Fit] = []
-    for name in [n for n in where if everywhere and n.startswith("d") and n not in told]:
-        targets = tuple(gradient_target(b, name, one[name]) for b, one in zip(budgets, arrays, strict=True))
-        orders += [replace(fit, text=f"{name}: {fit.text}") for fit in fit_head_order(targets)]
-        lost = [
-            line
-            for b, t, g in zip(budgets, targets, douts, strict=True)
-            for line in find_lost_queries(b, name, t.actual, g)
+        return Ranking(NO_DEVIATION)
+    notes: list[str] = []
+    named: set[str] = set()
+    wrong_gradients = [name for name in said if name.startswith("d")]
+    if wrong_gradients and all(name in one for name in wrong_gradients for one in given):
+        names = [n for n in budgets[0].expected if n.startswith("d") and all(n in one for one in given)]
+        cases = [
+            Case(
+                b,
+                {n: to_float64(read_output(one[n], n)) for n in names},
+                round_to(read_output(dout, "dout").astype(np.float64), b.recipe.storage),
+            )
+            for b, one, dout in zip(budgets, given, douts, strict=True)
         ]
-        where[name] = list(dict.fromkeys(lost)) or where[name]
-    lines = tuple(line.replace("it is", f"{name} is", 1) for name in where for line in where[name] if name not in named)
-    notes = (*(answer.text for answer in answers), *said.values())
-    if len(answers) == 1 and named == set(said):
-        fits = answers[0].candidates
-        return Ranking(UNIQUE if len(fits) == 1 else AMBIGUOUS, fits, notes=notes, where=lines)
-    explained = set(said) <= told | other_convention
-    return Ranking(NONE_FITS, fits=tuple(orders), notes=notes, where=lines, explained=explained)
+        kind = kind_of(budgets[0].inputs)
+        search = Search(cases, wrong_derivatives(budgets[0].spec, budgets[0].recipe, kind, wrong_gradients))
+
+        def more_of() -> Iterator[Hypothesis]:
+            yield from zeros(cases)
+            if len(cases) == 1:
+                yield from head_changes(cases[0])
+            yield from lost_parts(cases)
+
+        result = search.run(most, more_of)
+        if result.fitting and set(wrong_gradients) == set(said):
+            status = UNIQUE if len(result.fitting) == 1 else AMBIGUOUS
+            return Ranking(status, tuple(result.fitting), notes=tuple(said.values()))
+        for text, some in search.cover():
+            notes.append(text)
+            named |= set(some)
+    lines = (line.replace("it is", f"{n} is", 1) for n in where for line in dict.fromkeys(where[n]) if n not in named)
+    return Ranking(NONE_FITS, notes=(*notes, *said.values()), where=tuple(lines))
 
 
-def _blind_spot_notes(spec: Spec, targets: tuple[Target, ...]) -> tuple[str, ...]:
-    """Return a note with the deviations that none of the inputs can show; () if there are none."""
-    names: list[str] | None = None
-    for target in targets:
-        every = deviations(enlarge_spec(spec), kind_of(target.inputs))
-        left = tuple(d for d in every if names is None or d.name in names)
-        names = find_hidden(spec, Parts.of(spec, (target,)), (), left, {})
-    return (f"these inputs could not show {len(names)} deviations: {', '.join(names)}",) if names else ()
+def zeros(cases: Sequence[Case]) -> Iterator[Hypothesis]:
+    """Yield the hypothesis that all wrong gradients that are zero are zero."""
+    names = tuple(n for n in cases[0].wrong if all(n in c.wrong and not c.actual[n].any() for c in cases))
+    if names:
+        which = f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'}"
+
+        def edit(kernel: Any, _: float) -> Any:
+            return replace(kernel, finish=(*kernel.finish, lambda name, x: 0 * x if name in names else x))
+
+        yield Hypothesis(f"{', '.join(names)} zero", f"{which} zero.", "zero", edit)
 
 
-@np.errstate(over="ignore", invalid="ignore")  # a wrong result may hold any numbers
-def diagnose_output(
-    spec: Spec, recipe: Recipe, targets: tuple[Target, ...], budgets: Sequence[Budget], fails: Sequence[bool],
-    most: int, *, right_lse: bool = False,
-) -> Ranking:  # fmt: skip
-    """Diagnose outputs of which at least one fails, with up to `most` deviations together."""
-    kinds = {kind_of(t.inputs) for t in targets}
-    if len(kinds) > 1:
-        raise ValueError(f"the inputs are of several kinds, {', '.join(sorted(kinds))}: diagnose each kind by itself")
-    places = [locate_errors(t.actual, b, right_lse=right_lse) for t, b in zip(targets, budgets, strict=True)]
-    where, not_finite = _join_places([p.lines for p in places]), any(p.not_finite for p in places)
-    local = all(p.local or not wrong for p, wrong in zip(places, fails, strict=True))
-    correct = [correct_rows(t.actual, b.tensors["out"]) for t, b in zip(targets, budgets, strict=True) if local]
-    rare = (d for d in RARE_DEVIATIONS if not (spec.is_plain and needs_two_maps(d)))
-    every = (*deviations(spec, kinds.pop()), *rare)
-    zero = not any(t.actual.any() for t in targets)  # as many pairs give, and memory never written to
-    parts = Parts.of(spec, targets)
-
-    @cache
-    def numbers() -> tuple[Fit, ...]:
-        return () if not_finite else fit_parameters(spec, parts, local=local)  # no number gives NaN
-
-    @cache
-    def lost_keys() -> list[tuple[str, ...]]:
-        return [find_lost_keys(spec, t) if wrong else () for t, wrong in zip(targets, fails, strict=True)]
-
-    def is_explained(closest: Sequence[Candidate]) -> bool:
-        if any(is_single(fit) and (fit.parameter == "factor" or parts.is_large) for fit in numbers()):
-            return True
-        if not parts.is_large or any(c.explains >= THRESHOLDS.explained for c in closest):
-            return False  # the closest may be a mask, whose lost keys would hide the other name of a pair
-        return all(said or not wrong for said, wrong in zip(lost_keys(), fails, strict=True))
-
-    found = search(
-        spec, parts, every, 1 if zero else most,
-        not_finite=not_finite, correct=correct or None, is_explained=is_explained,
-    )  # fmt: skip
-    fitting, notes = found.fitting, found.notes
-    if zero and len(fitting) < 2:  # one name that gives zeros is no likelier than the others
-        return Ranking(NONE_FITS, where=where)
-    if len(fitting) == 1:
-        return _answer_single(fitting[0], numbers, notes, where)
-    if fitting:
-        return Ranking(AMBIGUOUS, tuple(fitting), separating=find_separating_case(spec, recipe, fitting), where=where)
-    if all(_is_bit_pattern(t, b) for t, b in zip(targets, budgets, strict=True)):
-        return Ranking(NONE_FITS, notes=(BITS_NOTE,))
-    fitted = () if found.nearly_right else numbers()  # a nearly correct output passes with any number
-    if any(f.fits for f in fitted):
-        return Ranking(NONE_FITS, (), fitted, notes=notes, where=where)
-    other = None if not_finite else find_coarser_recipe(spec, recipe, parts.local, local=local)
-    if other is not None and not local:
-        return Ranking(NONE_FITS, notes=(other, *notes), where=where)
-    if found.tried_pairs and not local:
-        said = fit_fields(spec, parts) or relax_field(spec, recipe, parts, every, found.closest)
-        if said is not None:
-            return Ranking(NONE_FITS, notes=(said, *notes), where=where)
-    if not found.nearly_right:
-        where += _join_places(lost_keys())
-    shown, told = _pick_shown(spec, parts, found.closest, fitted, found.tried_pairs)
-    return Ranking(NONE_FITS, shown, fitted, notes=(*filter(None, (other, told)), *notes), where=where)
-
-
-def _pick_shown(
-    spec: Spec, parts: Parts, closest: Sequence[Candidate], fitted: Sequence[Fit], pairs: bool
-) -> tuple[tuple[Candidate, ...], str]:
-    """Return the candidates to show although none fits, and a note on how close they or a fitted number come.
-
-    Candidates that explain clearly less than a fitted number are left out. Most pairs that do not fit are wrong names.
-    In their place, the one of their deviations that explains most is shown.
-    """
-    left = min((1 - f.explains for f in fitted), default=math.inf)
-    closest = [c for c in closest if 1 - c.explains <= THRESHOLDS.better_ratio * left]
-    shown = tuple(c for c in closest if c.explains >= THRESHOLDS.explained)
-    if not any(len(c.deviations) > 1 for c in shown):
-        return shown, _format_closeness((*closest, *fitted), pairs)
-    alone = _score_singles(spec, parts, dict.fromkeys(d for c in shown for d in c.deviations))
-    whole = [score_on_whole(spec, parts, c) for c in alone if c.explains >= THRESHOLDS.explained]
-    first = max(whole, key=lambda c: c.explains, default=None)
-    if first is None or first.explains < THRESHOLDS.explained:
-        return (), "it may be several mistakes: no single name explains most of the squared difference"
-    note = f"several mistakes: fix {first.name} first, which explains {percent(first.explains)}, then diagnose again"
-    return (first,), note
-
-
-def _is_bit_pattern(target: Target, own_budget: Budget) -> bool:
+def _is_bit_pattern(x: Numpy, own_budget: Budget) -> bool:
     """Whether an output holds the bits of a correct bfloat16 output as signed or unsigned integers."""
-    x = target.actual
     if not np.array_equal(x, np.round(x)) or not 255 < np.max(np.abs(x), initial=0.0) < 2**16:
         return False
     numbers = (x.astype(np.int64).astype(np.uint32) << np.uint32(16)).view(np.float32)
     return own_budget.judge({"out": numbers}).status == PASS
-
-
-def relax_field(
-    spec: Spec, recipe: Recipe, parts: Parts, every: Sequence[Deviation], closest: Sequence[Candidate]
-) -> str | None:
-    """Diagnose an output after one field of the spec is changed; None if no such spec gives a name.
-
-    The fields tried are those that explain most of the error, alone or with another deviation.
-    """
-    alone = _score_singles(spec, parts, (d for d in every if d.fields))
-    explaining = (c for c in (*alone, *closest) if c.explains >= THRESHOLDS.explained)
-    best = sorted(explaining, key=lambda c: -c.explains)
-    fields = dict.fromkeys(d for c in best for d in c.deviations if d.fields)
-    found = (_search_with_field(spec, recipe, parts.whole, d) for d in list(fields)[: THRESHOLDS.max_fields])
-    return next((text for text in found if text), None)
-
-
-def _score_singles(spec: Spec, parts: Parts, some: Iterable[Deviation]) -> list[Candidate]:
-    """Score each deviation alone, on parts of large inputs."""
-    found = (score_candidate(spec, parts.select((d,)), (d,)) for d in some)
-    return [c for c in found if c is not None]
-
-
-def _search_with_field(spec: Spec, recipe: Recipe, targets: tuple[Target, ...], field: Deviation) -> str | None:
-    """Diagnose the outputs from the spec that `field` changes; None if nothing fits."""
-    problems = [field.apply(Problem(spec, t.inputs)) for t in targets]
-    budgets = [budget(p.spec, as_stored(p.inputs, recipe), recipe, members=4) for p in problems if p is not None]
-    if len(budgets) < len(targets):
-        return None
-    other = budgets[0].spec
-    looser = tuple(Target.of(t.actual, b) for t, b in zip(targets, budgets, strict=True))
-    parts = Parts.of(other, looser)
-    most = 1 if parts.is_split else 2  # pairs of large inputs take long
-    found = search(other, parts, deviations(other, kind_of(looser[0].inputs)), most)
-    fields = ", ".join(f"{n}={x!r}" for n, x in other.to_dict().items() if x != getattr(spec, n))
-    if names := [c.name for c in found.fitting]:
-        return f"with {fields} it is {' or '.join(names)}"
-    return next((f"with {fields}, {f.text}" for f in fit_parameters(other, parts) if f.fits), None)
-
-
-def _answer_single(
-    one: Candidate, numbers: Callable[[], tuple[Fit, ...]], notes: tuple[str, ...], where: tuple[str, ...]
-) -> Ranking:
-    """Return the answer for a single candidate that fits, unless fitted numbers are as good.
-
-    They must fit better than a doubtful name, or as well as two names together.
-    """
-    several = len(one.deviations) > 1
-    better: tuple[Fit, ...] = ()
-    if several or one.residual > THRESHOLDS.correct_residual:
-        most = THRESHOLDS.better_ratio * one.residual if several else one.residual / THRESHOLDS.better_ratio
-        better = tuple(f for f in numbers() if f.fits and f.residual < most)
-    if not better:
-        return Ranking(UNIQUE, (one,), notes=notes)
-    if several and not any(THRESHOLDS.better_ratio * f.residual < one.residual for f in better):
-        return Ranking(AMBIGUOUS, (one,), better, where=where)
-    return Ranking(NONE_FITS, (), better, where=where)
-
-
-def _format_closeness(closest: Sequence[Candidate | Fit], pairs: bool) -> str:
-    best = max((c.explains for c in closest), default=0.0)
-    if best >= THRESHOLDS.explained:
-        return f"the closest explains {percent(best)} of the squared difference"
-    alone = "alone or in pairs" if pairs else "alone"
-    most = math.ceil(100 * best - 1e-6)
-    return f"nothing in the catalogue, {alone}, explains more than {most}% of the squared difference"
 
 
 def _join_places(lines: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
@@ -397,20 +348,36 @@ def _join_places(lines: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     return tuple(f"output {n}: {line}" for n, one in enumerate(lines) for line in one)
 
 
-def find_coarser_recipe(spec: Spec, recipe: Recipe, targets: Sequence[Target], *, local: bool = False) -> str | None:
+def find_coarser_recipe(cases: Sequence[Case], *, local: bool = False) -> str | None:
     """Name the finest coarser recipe with which the outputs pass; None if there is none.
 
-    Called only if no deviation and no number fits: the rounding errors of a coarser type hide small mistakes.
+    Called only if nothing fits: the rounding errors of a coarser type hide small mistakes.
 
     Args:
         local: whether the outputs are wrong in one place only. Rounded scores can be the cause, if few are large.
     """
+    spec, recipe = cases[0].start.spec, cases[0].recipe
     for words, other in _list_coarser_recipes(recipe, local=local):
-        budgets = ((t, budget(spec, as_stored(t.inputs, recipe), other, members=4)) for t in targets)
-        if all(b.judge({"out": t.actual}).status == PASS for t, b in budgets):
-            own = recipe.name
-            return f"it passes with {words}: does your kernel round there, where {own!r} does not say so?"
+        budgets = []
+        for c in cases:
+            inputs = c.start.inputs
+            stored = {**inputs, "q": round_to_storage(inputs["q"], recipe.storage)} if "q" in inputs else inputs
+            budgets.append(budget(spec, stored, other, members=4))
+        if all(b.judge({"out": c.actual["out"]}).status == PASS for b, c in zip(budgets, cases, strict=True)):
+            if all(_looks_like_rounding(c, b) for b, c in zip(budgets, cases, strict=True)):
+                return f"it passes with {words}: does your kernel round there, where {recipe.name!r} does not say so?"
+            return f"the error is as small as that of {words}, but does not look like rounding"
     return None
+
+
+def _looks_like_rounding(case: Case, coarser: Budget) -> bool:
+    """Whether the errors of neighboring rows are unrelated, and those of most rows are near what rounding gives."""
+    off = np.nan_to_num(case.actual["out"] - case.expected["out"])
+    ratio = root_mean_square(off) / np.maximum(coarser.rows["out"], 1e-300)
+    a, b = off[..., 1:, :], off[..., :-1, :]
+    sizes = math.sqrt(float(np.sum(a * a)) * float(np.sum(b * b)))
+    alike = float(np.sum(a * b)) / sizes if sizes else 0.0
+    return float(np.median(ratio)) > THRESHOLDS.rounding_share and abs(alike) < THRESHOLDS.alike_rows
 
 
 def _list_coarser_recipes(recipe: Recipe, *, local: bool) -> Iterator[tuple[str, Recipe]]:
@@ -422,39 +389,3 @@ def _list_coarser_recipes(recipe: Recipe, *, local: bool) -> Iterator[tuple[str,
     for name in () if local else COARSER_RECIPES[recipe.storage]:
         if Recipe.of(name) != recipe:
             yield f"recipe={name!r}", Recipe.of(name)
-
-
-def find_separating_case(spec: Spec, recipe: Recipe, candidates: list[Candidate]) -> Case | None:
-    """Return a case on which as many candidates as possible differ from each other; None if none do.
-
-    The case is in float32 if 16-bit rounding errors hide the differences.
-    """
-    best: tuple[int, Case | None] = (0, None)
-    pairs = len(candidates) * (len(candidates) - 1) // 2
-    for own in (recipe, Recipe.of("float32")):
-        for profile in ("discriminating", "tiny_values", "extreme"):
-            for case in cases(profile, 7, spec=spec, dtype=own.storage):
-                count = _count_separated(case, own, candidates)
-                if count > best[0]:
-                    best = (count, case)
-                if count == pairs:
-                    return case
-    return best[1]
-
-
-def _count_separated(case: Case, recipe: Recipe, candidates: list[Candidate]) -> int:
-    own_budget = budget(case.spec, case.inputs, recipe, members=2)
-    exact = as_float64(case.spec, own_budget.inputs)
-    outs = [output_with(case.spec, exact, candidate.deviations) for candidate in candidates]
-    count = 0
-    for n, a in enumerate(outs):
-        for b in outs[:n]:
-            if a is None or b is None or a.shape != b.shape:
-                count += (a is None) != (b is None)
-            elif not np.array_equal(np.isfinite(a), np.isfinite(b)):
-                count += 1
-            else:
-                apart = root_mean_square(np.where(np.isfinite(a), a - b, 0.0))
-                size = np.maximum(own_budget.rows["out"], recipe.u * root_mean_square(np.where(np.isfinite(a), a, 0.0)))
-                count += float(np.max(safe_ratio(apart, size), initial=0.0)) > THRESHOLDS.case_separation
-    return count

@@ -96,8 +96,9 @@ ATTENTION_MISTAKES: tuple[Mistake, ...] = (
             lambda call: _scaled(call, call.q1.shape[-1] ** -0.5)),
     Mistake("second_map_not_scaled", "Only S₁ divided by √d, and S₂ not.", "diff_attention", "scale",
             lambda call: call(q2=call.q2 * call.q1.shape[-1] ** 0.5)),
-    Mistake("exp2_for_exp", "2^z in place of e^z: scores not multiplied by log₂ e.", "softmax", "lse base",
-            lambda call: call(scores=call.scores * math.log(2))),
+    Mistake("exp2_for_exp", "2^z in place of e^z: scores not multiplied by log₂ e.", "diff_attention", "lse base",
+            lambda call: _scaled(call, math.log(2)) if call.bias is None else call(
+                q1=call.q1 * math.log(2), q2=call.q2 * math.log(2), bias=call.bias * math.log(2))),
     Mistake("finite_mask_value",
             "Weights 1/S for a query that sees no key, as from a mask of large negative numbers.", "softmax", "mask",
             _finite_mask_value),

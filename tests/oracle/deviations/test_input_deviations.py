@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle.deviations.deviation import Problem, deviated, output
+from refdiff.oracle.deviations.deviation import Kernel, deviated, output
 from refdiff.oracle.deviations.input_deviations import INPUT_DEVIATIONS
 from refdiff.oracle.deviations.listed import KINDS, deviations, draw_probes
 from refdiff.oracle.deviations.rare import RARE_DEVIATIONS
@@ -48,7 +48,7 @@ def test_is_another_output_of_the_same_shape_on_some_input(name: str) -> None:
     for inputs in ({**draw(spec), **GIVEN.get(name, {})}, *(x for kind in KINDS for x in draw_probes(spec, kind))):
         problem = deviated(spec, inputs, [BY_NAME[name]])
         if problem is not None:
-            right, wrong = output(Problem(spec, inputs)), output(problem)
+            right, wrong = output(Kernel(spec, inputs)), output(problem)
             assert wrong.shape == right.shape
             changed += not np.allclose(wrong, right, equal_nan=True)
     assert changed
@@ -81,7 +81,7 @@ def test_positions_of_longest_sequence(packed: bool) -> None:
     inputs = draw_values(HF, Structure(pages=((2, 7), (2 + packed, 9))), "discriminating", 3)
     problem = deviated(HF, inputs, [BY_NAME["positions_of_longest_sequence"]])
     assert problem is not None
-    right, wrong = output(Problem(HF, inputs)), output(problem)
+    right, wrong = output(Kernel(HF, inputs)), output(problem)
     first, second = ((0, slice(2)), (0, slice(2, None))) if packed else ((0, slice(None)), (1, slice(None)))
     assert np.array_equal(wrong[second[0]][:, second[1]], right[second[0]][:, second[1]])
     assert not np.allclose(wrong[first[0]][:, first[1]], right[first[0]][:, first[1]])
@@ -98,7 +98,7 @@ def test_where_nothing_is_to_be_misread_the_output_is_right_or_there_is_no_such_
     unread = name.endswith(("_ignored", "_read_as_tokens_first")) or name == "padding_visible"
     assert (problem is not None) == unread
     if problem is not None:
-        assert np.array_equal(output(problem), output(Problem(spec, inputs)))
+        assert np.array_equal(output(problem), output(Kernel(spec, inputs)))
 
 
 @pytest.mark.parametrize("structure", [Structure(0, 3, 5), Structure(packed=((0, 1), (0, 4)))])

@@ -13,15 +13,12 @@ import pytest
 import refdiff
 from refdiff.oracle import Deviation, Ranking, Recipe, Spec, budget, cases, deviations, diagnose, truth
 from refdiff.oracle.cases.fixed import small_spec
-from refdiff.oracle.deviations import Problem
 from refdiff.oracle.deviations.deviation import is_same_output, output_with
 from refdiff.oracle.deviations.listed import draw_probes
+from refdiff.oracle.diagnosis.diagnose import NEARLY_RIGHT
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE
-from refdiff.oracle.diagnosis.search import NEARLY_RIGHT, search
-from refdiff.oracle.diagnosis.targets import Parts, Target, judge_problem
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs
-from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.strategies import Structure, draw
 from refdiff.oracle.thresholds import THRESHOLDS
@@ -71,7 +68,7 @@ def ask(preset: str, dtype: str, *names: str, order: int = 0, most: int = 1) -> 
 def test_a_single_mistake_is_named(preset: str, dtype: str, name: str) -> None:
     found = ask(preset, dtype, name)
     assert found.status == UNIQUE, found
-    assert name in (found.candidates[0].deviations[0].name, *found.candidates[0].deviations[0].aliases)
+    assert name in (found.findings[0].hypotheses[0].name, *found.findings[0].hypotheses[0].deviation.aliases)
     assert name in str(found)
 
 
@@ -101,19 +98,6 @@ def test_a_name_that_noise_hides_must_explain_the_error(seed: int, queries: int,
     assert found.status == (UNIQUE if name else NONE_FITS), found
 
 
-def test_a_name_that_changes_nothing_is_no_answer() -> None:
-    """A constant beside all scores is none of softmax's business, but rounds so coarsely that an error fits."""
-    added = np.full((1, 1, 5, 7), 1e2)
-    coarse = Mistake("constant_added", "", "diff_attention", "scores", lambda call: call(bias=added))
-    case = natural(HF, Structure(batch=1), "float32")
-    known = budget(HF, case.inputs, "float32")
-    wrong = known.expected["out"] + 1e-6 * np.random.default_rng(0).normal(size=known.expected["out"].shape)
-    target = Target.of(wrong, known)
-    assert judge_problem(Problem(HF, target.inputs, (coarse,)), target).fits
-    fitting = search(HF, Parts.of(HF, (target,)), (Deviation.of(coarse),), 1).fitting
-    assert not fitting
-
-
 def test_an_output_that_is_nearly_right_has_no_name() -> None:
     """Errors a little above those of right kernels: it passes with all that its inputs do not show."""
     case = pair_of_cases("hf_diffllama", "bfloat16")[0]
@@ -123,15 +107,14 @@ def test_an_output_that_is_nearly_right_has_no_name() -> None:
     found = diagnose(right + errors, HF, case.inputs, recipe="bfloat16")
     assert found.status == NONE_FITS
     assert NEARLY_RIGHT in found.notes
-    assert not any(c.fits for c in found.candidates)
-    assert not found.fits
+    assert not any(c.fits for c in found.findings)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_right_output_has_no_deviation(dtype: str) -> None:
     found = ask("hf_diffllama", dtype)
     assert found.status == NO_DEVIATION
-    assert not found.candidates
+    assert not found.findings
     assert found.name is None
 
 
@@ -142,7 +125,6 @@ def test_errors_of_other_tensors_are_noted_if_the_output_is_correct() -> None:
     given = {"out": right.out, "lse1": right.lse1 / np.log(2), "lse2": right.lse2, "dv": right.grads["v"]}
     found = diagnose(given, HF, case.inputs, recipe="float32", dout=case.dout)
     assert found.status == NONE_FITS
-    assert str(found).startswith("none fits, but a note explains it\n")
     (note,) = found.notes
     assert note.startswith("the output is right, lse1 is not: it is to base 2, the spec's is e")
     without = truth(HF.replace(causal="none"), case.inputs, dout=case.dout).grads["v"]
@@ -195,24 +177,8 @@ def test_without_an_output_the_rest_is_judged() -> None:
     right = truth(HF, case.inputs, dout=case.dout)
     assert diagnose({"lse1": right.lse1}, HF, case.inputs, recipe="float32").status == NO_DEVIATION
     found = diagnose({"dv": 2 * right.grads["v"]}, HF, case.inputs, recipe="float32", dout=case.dout)
-    assert found.status == NONE_FITS
-    said, verdict = found.notes
-    assert said == "dv is 2 times what it should be"
-    assert verdict.startswith("dv is wrong: ")
-
-
-@pytest.mark.slow
-def test_a_pair_that_one_fitted_number_replaces_is_not_unique() -> None:
-    """A constant λ of 0.793, which two deviations together give on one case, by chance, to within bfloat16."""
-    case = cases("discriminating", 1, spec=Spec.preset("hf_diffllama", query_heads=4, key_heads=2, head_dim=8, layer=3),
-                 dtype="bfloat16")[1]  # fmt: skip
-    start = 0.8 - 0.6 * np.exp(-0.9)
-    zero = {n: np.zeros_like(x) for n, x in case.inputs.items() if n.startswith("lambda_")}
-    constant = case.spec.replace(lambda_base="constant", lambda_init=0.793)
-    out = truth(constant, {**case.inputs, **zero}).out * (1 - start) / (1 - 0.793)
-    found = diagnose(round_to(out, "bfloat16"), case.spec, case.inputs, recipe="bfloat16")
-    assert (found.status, found.name) == (AMBIGUOUS, None)
-    assert found.fits[0].text.startswith("λ is 0.79")
+    assert (found.status, found.name) == (UNIQUE, "factor of dv = 2")
+    assert found.notes[0].startswith("dv is wrong: ")
 
 
 @pytest.mark.slow
@@ -222,7 +188,7 @@ def test_noise_is_no_mistake() -> None:
     noise = np.random.default_rng(0).normal(size=right.shape)
     found = diagnose(noise, HF, case.inputs, recipe="bfloat16", max_deviations=1)
     assert found.status == NONE_FITS
-    assert not found.candidates
+    assert not found.findings
     assert not found.where
     assert found.notes[0].startswith("nothing in the catalogue, alone, explains more than ")
 
@@ -232,14 +198,12 @@ def test_the_answers_that_the_docstring_and_the_guide_show() -> None:
     inputs = draw(spec, Structure(2, 70, 70), "natural", 0, "bfloat16")
     out = truth(spec, inputs).out.copy()
     out[1, 3, 32:64] = 0
-    answer = " ".join(str(diagnose(out, spec, inputs, recipe="bfloat16")).split())
     guide = Path(refdiff.__file__).parent / "oracle" / "guides" / "triton.md"
-    for text in (diagnose.__doc__ or "", guide.read_text(encoding="utf-8")):
-        assert answer in " ".join(text.split())
-    inputs = draw(HF, Structure(2, 16, 24), "natural", 0, "bfloat16")
-    out = round_to(truth(HF, inputs).out * np.asarray([0.5, 0.7, 1, 1, 1, 1])[:, None, None], "bfloat16")
-    answer = " ".join(str(diagnose(out, HF, inputs, recipe="bfloat16")).split())
-    assert answer in " ".join((diagnose.__doc__ or "").split())
+    number = round_to(truth(spec.replace(scale=0.2), inputs).out, "bfloat16")
+    pages = [diagnose.__doc__ or "", guide.read_text(encoding="utf-8")]
+    for wrong, texts in ((out, pages), (number, pages[:1])):
+        answer = " ".join(str(diagnose(wrong, spec, inputs, recipe="bfloat16")).split())
+        assert all(answer in " ".join(text.split()) for text in texts), answer
     first, second, third = str(ask("hf_diffllama", "bfloat16", "layer_norm")).splitlines()[:3]
     shown = (diagnose.__doc__ or "").splitlines()
     assert first == "unique: layer_norm"
@@ -255,19 +219,18 @@ def test_nan_that_a_deviation_gives_has_its_name(names: tuple[str, ...]) -> None
     assert np.isnan(out).any()
     found = diagnose(out, HF, case.inputs, recipe="float32")
     assert found.status in (UNIQUE, AMBIGUOUS)
-    fitting = [{d.name for d in c.deviations} for c in found.candidates if c.fits]
+    fitting = [{d.name for d in c.hypotheses} for c in found.findings if c.fits]
     assert set(names) in fitting
 
 
-def test_mistakes_that_inputs_cannot_tell_apart_are_ambiguous_with_a_case_that_can() -> None:
+def test_mistakes_that_inputs_cannot_tell_apart_are_ambiguous() -> None:
     """With one key λ (A₁ − A₂) V is zero, and so is an output that is multiplied by 1 − λ_init with λ_init = 1."""
     case = cases("degenerate", spec=MS, dtype="bfloat16")[0]
     out = output_of(case, "lambda_on_both_maps")
     assert not out.any()
     found = diagnose(out, MS, case.inputs, recipe="bfloat16", max_deviations=1)
     assert (found.status, found.name) == (AMBIGUOUS, None)
-    assert {"lambda_on_both_maps", "lambda_init_is_1"} <= {c.name for c in found.candidates}
-    assert found.separating.name in str(found)
+    assert {"lambda_on_both_maps", "lambda_init_is_1"} <= {c.name for c in found.findings}
 
 
 def test_replay_of_the_eager_file_under_gqa() -> None:
@@ -277,7 +240,7 @@ def test_replay_of_the_eager_file_under_gqa() -> None:
     out = truth(eager, case.inputs).out
     found = diagnose(out, flash, case.inputs, recipe="float32", max_deviations=1)
     assert found.status == UNIQUE
-    assert found.candidates[0].deviations[0].row == "F5"
+    assert found.findings[0].hypotheses[0].deviation.row == "F5"
 
 
 def test_a_kernel_in_place_of_its_outputs() -> None:
@@ -333,7 +296,7 @@ def test_all_singles_are_named(preset: str, dtype: str, every: int) -> None:
         found = diagnose([o for o, _ in kept], spec, [x for _, x in kept], recipe=dtype, max_deviations=1)
         zeros = not any(np.any(out) for out, _ in kept)
         if found.status != NO_DEVIATION and found.name != d.name and d.name not in lossy and not zeros:
-            wrong[d.name] = (found.status, [c.name for c in found.candidates if c.fits])
+            wrong[d.name] = (found.status, [c.name for c in found.findings if c.fits])
     assert not wrong
 
 
@@ -355,31 +318,17 @@ def test_a_right_kernel_that_rounds_scaled_q_as_its_recipe_does_not_say(dtype: s
     inputs = cases("extreme", 0, spec=spec, dtype=dtype)[1].inputs
     out = rounded(spec, inputs, Recipe(dtype, scaled_q=dtype))["out"]
     found = diagnose(out, spec, inputs, recipe=dtype, max_deviations=1)
-    assert (found.status, found.candidates) == (NONE_FITS, ())
+    assert (found.status, found.findings) == (NONE_FITS, ())
     assert found.where[0].startswith("it is wrong only in token 13 of head 2")
     assert found.notes[0].startswith(f"it passes with scaled_q={dtype!r}: does your kernel round there, ")
-
-
-def test_deviations_that_inputs_cannot_show_are_noted() -> None:
-    """In bfloat16 a kernel may round the exponentials of λ, and nobody sees whether it did."""
-    one, other = "causal_mask_top_left", "exponentials_rounded_to_bfloat16"
-    for names in ((one,), (one, other)):
-        found = ask("hf_diffllama", "bfloat16", *names)
-        assert found.name == one
-        (note,) = found.notes
-        assert note.startswith("these inputs could not show whether ")
-        assert other in note
-        assert "layer_norm" not in note
-        assert other not in str(found), "printed is how many, not which"
-        assert "others are there too (they are in `notes`)" in " ".join(str(found).split())
 
 
 def test_candidates_that_explain_most_of_the_error_are_shown() -> None:
     """Of two mistakes where one is looked for; and what explains little is not."""
     found = ask("hf_diffllama", "bfloat16", "layer_norm", "no_output_scale")
     assert found.status == NONE_FITS
-    assert "no_output_scale" in [c.name for c in found.candidates]
-    assert all(c.explains >= THRESHOLDS.explained for c in found.candidates)
+    assert "no_output_scale" in [c.name for c in found.findings]
+    assert all(c.explains >= THRESHOLDS.explained for c in found.findings)
     assert "does not fit, explains " in str(found)
     assert found.notes[0].startswith("the closest explains ")
 
@@ -400,7 +349,7 @@ def test_pairs_are_named() -> None:
         if any(out is None for out in outs):
             continue
         found = diagnose(outs, spec, [case.inputs for case in dense], recipe="bfloat16")
-        answers = [set(name.split(" + ")) for name in (found.name, *found.candidates[0].also)] if found.name else []
+        answers = [set(name.split(" + ")) for name in (found.name, *found.findings[0].also)] if found.name else []
         if names not in answers:
             unnamed.append(found)
             said = {name for note in found.notes for name in note.rpartition(": ")[2].split(", ")}
@@ -414,5 +363,5 @@ def test_the_finite_part_of_an_output_with_nan_is_explained() -> None:
     out[0, 2, 5:] = np.nan
     found = diagnose(out, HF, case.inputs, recipe="float32", max_deviations=1)
     assert found.status == NONE_FITS
-    assert found.candidates[0].name == "layer_norm"
-    assert found.candidates[0].explains > 0.99
+    assert found.findings[0].name == "layer_norm"
+    assert found.findings[0].explains > 0.99

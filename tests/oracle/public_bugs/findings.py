@@ -30,7 +30,7 @@ class Finding:
     @property
     def names(self) -> tuple[str, ...]:
         """The names that fit; none if only a number or a place is found."""
-        return tuple(c.name for c in self.ranking.candidates) if self.ranking.status in ("unique", "ambiguous") else ()
+        return tuple(f.name for f in self.ranking.findings if f.fits and all(h.is_name for h in f.hypotheses))
 
     def is_wrong(self, bug: Bug) -> bool:
         """Whether there are names, and none of them is one of the bug."""
@@ -61,7 +61,7 @@ def row(number: int) -> str:
     bug, found = BUGS[number], find(number)
     owner, name, _, thread = bug.thread.split("/")
     (H, K, d), (_, T, S) = bug.heads, bug.tokens
-    fitted = "a number" if any(fit.fits for fit in found.ranking.fits) else "none fits"
+    fitted = " or ".join(f.name for f in found.ranking.findings if f.fits) or "none fits"
     said = " or ".join(f"`{name}`" for name in found.names) or fitted
     passed = [rule for rule in BASELINE_RULES if rule not in found.refused_by]
     cells = (

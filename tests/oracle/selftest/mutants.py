@@ -10,7 +10,7 @@ import numpy as np
 
 from refdiff.oracle import truth
 from refdiff.oracle.deviations import deviated
-from refdiff.oracle.deviations.deviation import Problem, ops_with, output
+from refdiff.oracle.deviations.deviation import Kernel, ops_with, output
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import CATALOGUE
 from refdiff.oracle.truth.backward import backward
@@ -97,14 +97,14 @@ def _backward_alone(setting: Setting, inputs: Inputs, dout: Numpy) -> Iterator[M
     """Mistakes of derivatives, the forward being right."""
     for mistake in CATALOGUE:
         if mistake.layer.endswith("_vjp"):
-            wrong = _gradients(Problem(setting.spec, inputs, (mistake,)), dout)
+            wrong = _gradients(Kernel(setting.spec, inputs, (mistake,)), dout)
             yield Mutant("backward", mistake.name, mistake.axis, wrong)
 
 
 def _local(setting: Setting, inputs: Inputs, right: Arrays, dout: Numpy, rng: np.random.Generator) -> Iterator[Mutant]:
     """Mistakes in one place."""
     for of_keys in KEYS:
-        problem = Problem(*of_keys(rng, setting.spec, inputs))
+        problem = Kernel(*of_keys(rng, setting.spec, inputs))
         out = output(problem)
         if out is not None:
             yield Mutant("forward", of_keys.__name__, "local", {"out": out})
@@ -127,7 +127,7 @@ def _other_sums(setting: Setting, inputs: Inputs) -> Iterator[Mutant]:
     yield Mutant("lse", "maps swapped", "lse base", {"lse1": np.asarray(exact.lse2), "lse2": np.asarray(exact.lse1)})
 
 
-def _gradients(problem: Problem, dout: Numpy) -> Arrays:
+def _gradients(problem: Kernel, dout: Numpy) -> Arrays:
     """The gradients of a wrong problem, by their names; none where a wrong layer cannot work on such inputs."""
     try:
         with np.errstate(all="ignore"):
@@ -137,7 +137,7 @@ def _gradients(problem: Problem, dout: Numpy) -> Arrays:
     return {f"d{name}": g for name, g in grads.items()}
 
 
-def _log_sums(problem: Problem) -> Arrays:
+def _log_sums(problem: Kernel) -> Arrays:
     try:
         with np.errstate(all="ignore"):
             names = problem.spec.lse_names
@@ -147,7 +147,7 @@ def _log_sums(problem: Problem) -> Arrays:
     return {name: np.asarray(getattr(found, name)) for name in names}
 
 
-def with_a_row_of(problem: Problem, dout: Numpy, name: str, right: Numpy, rng: np.random.Generator) -> Numpy | None:
+def with_a_row_of(problem: Kernel, dout: Numpy, name: str, right: Numpy, rng: np.random.Generator) -> Numpy | None:
     """Return the right gradient of an input, one row of it being what the problem's mistakes make it, by differences.
 
     The mistakes are in a forward that has no backward of its own. What is judged has less wrong than a kernel with
@@ -173,7 +173,7 @@ def with_a_row_of(problem: Problem, dout: Numpy, name: str, right: Numpy, rng: n
     row: tuple[Any, ...] = (slice(None), *at[1:])
     moved[row][i, i] += step
     moved[row][n + i, i] -= step
-    out = output(Problem(problem.spec, inputs, problem.mistakes))
+    out = output(Kernel(problem.spec, inputs, problem.mistakes))
     if out is None or out.shape[1:] != dout.shape[1:]:
         return None
     apart = moved[row][i, i] - moved[row][n + i, i]

@@ -50,8 +50,9 @@ def diagnosed(seed: int, recipe: str, profile: str, first: int, every: int) -> I
             wrong = {**{name: base[name] for name in _of(mutant.way, base)}, **case.made(mutant, base)}
             dout = case.dout if mutant.way == "backward" else None
             found = diagnose(wrong, setting.spec, case.budget.inputs, recipe=case.recipe, dout=dout, max_deviations=1)
-            fitting = [c for c in found.candidates if c.fits]
-            names = {name for c in fitting for name in (c.name, *c.also, *(a for d in c.deviations for a in d.aliases))}
+            fitting = [f for f in found.findings if f.fits]
+            aliases = (a for f in fitting for h in f.hypotheses if h.deviation for a in h.deviation.aliases)
+            names = {name for f in fitting for name in (f.name, *f.also)} | set(aliases)
             same = {m.name for m in every_one if m is mutant or (m.way == mutant.way and _alike(case, m, mutant))}
             how = found.status
             if found.name is not None:

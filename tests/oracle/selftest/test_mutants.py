@@ -10,7 +10,7 @@ import pytest
 from refdiff.oracle import Recipe, Spec, deviations
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.deviations import deviated
-from refdiff.oracle.deviations.deviation import Problem, ops_with
+from refdiff.oracle.deviations.deviation import Kernel, ops_with
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES
 from refdiff.oracle.strategies import Structure, draw
@@ -80,11 +80,11 @@ def test_the_main_problem_has_all_of_its_deviations() -> None:
 DIMS = {"hf_diffllama": Structure(1, 7, 11), "diff_v2": Structure(1, 5, 7)}
 
 
-def _problem(preset: str, profile: str = "natural") -> tuple[Spec, Problem, np.ndarray]:
+def _problem(preset: str, profile: str = "natural") -> tuple[Spec, Kernel, np.ndarray]:
     spec = small_spec(preset)
     inputs = as_float64(spec, draw(spec, DIMS[preset], profile, 5))
     out = (1, spec.heads, DIMS[preset].queries, spec.out_dim)
-    return spec, Problem(spec, inputs), np.random.default_rng(5).normal(size=out)
+    return spec, Kernel(spec, inputs), np.random.default_rng(5).normal(size=out)
 
 
 @pytest.mark.parametrize("preset", DIMS)
@@ -92,7 +92,7 @@ def _problem(preset: str, profile: str = "natural") -> tuple[Spec, Problem, np.n
 @pytest.mark.parametrize("profile", ["natural", "tiny_values", "extreme"])
 def test_one_row_is_the_gradient_of_the_other_problem(preset: str, name: str, profile: str) -> None:
     spec, problem, dout = _problem(preset, profile)
-    other = Problem(spec.replace(scale=0.3), problem.inputs)
+    other = Kernel(spec.replace(scale=0.3), problem.inputs)
     right = backward(spec, problem.inputs, dout, ops_with(()))[name]
     exact = backward(other.spec, other.inputs, dout, ops_with(()))[name]
     found = with_a_row_of(other, dout, name, right, np.random.default_rng(0))

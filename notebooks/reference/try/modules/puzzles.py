@@ -81,5 +81,5 @@ def _mistake(out: Any, inputs: dict[str, Any]) -> str:
     ranking = oracle.diagnose(out, SPEC, inputs, recipe="float32", max_deviations=1)
     if ranking.status != "unique":
         return ""
-    best = ranking.candidates[0].deviations[0]
+    best = ranking.findings[0].hypotheses[0]
     return f"It looks like {best.name}: {best.what}"

@@ -1,0 +1,326 @@
+"""List the hypotheses of how a kernel differs from its spec: named mistakes, numbers, wrong derivatives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+
+from refdiff.backends import ops_for
+from refdiff.oracle.deviations.deviation import Deviation, Kernel, is_same_output
+from refdiff.oracle.deviations.input_deviations import query_positions
+from refdiff.oracle.deviations.listed import deviations, draw_probes, needs_two_maps, shrink_spec
+from refdiff.oracle.deviations.rare import RARE_DEVIATIONS
+from refdiff.oracle.deviations.tiles import TILE_SIZES, pad_tail, tail_padding, tile_window
+from refdiff.oracle.diagnosis.computation import compute
+from refdiff.oracle.inputs import is_layer
+from refdiff.oracle.inputs.sequences import Inputs, Numpy
+from refdiff.oracle.mistakes import Mistake, in_backward
+from refdiff.oracle.mistakes.catalogue import Call
+from refdiff.oracle.rounding import FORMATS
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.thresholds import THRESHOLDS
+from refdiff.oracle.truth.attention_operands import compute_lambda, lambda_init, transform_scores
+from refdiff.oracle.truth.forward import out_factor
+
+LIMITS = THRESHOLDS.fits
+Edit = Callable[[Kernel, float], Kernel | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Hypothesis:
+    """A way to differ from the spec.
+
+    name, what: its name, and a sentence that describes it; of a number, with {} in place of its value.
+    axis: the choice that it concerns. Two hypotheses of one axis are not combined.
+    edit: returns the kernel with it, for a coordinate of the number; None if the kernel cannot have it.
+    grid: coordinates of the number's values; None for a hypothesis without a number.
+    value: returns the number for its coordinate.
+    tensors: of a factor, the tensors that it multiplies: it follows from them by least squares.
+    is_name: whether it is of the catalogue of mistakes. Others are tried only if no name fits.
+    by_row: whether each row of the output depends on its own query alone, so that a sample of queries suffices.
+    on_sample: whether the edit acts on the sampled queries (`Kernel.queries`), not on the whole inputs.
+    in_pairs: whether it is tried as the second of two; every hypothesis may be the first.
+    deviation: the deviation that it is, if it is of the catalogue.
+    """
+
+    name: str
+    what: str
+    axis: str
+    edit: Edit
+    grid: Numpy | None = None
+    value: Callable[[float], Any] = math.exp
+    tensors: tuple[str, ...] = ()
+    is_name: bool = False
+    by_row: bool = True
+    on_sample: bool = False
+    in_pairs: bool = True
+    deviation: Deviation | None = None
+
+    @property
+    def has_number(self) -> bool:
+        """Whether a number is fitted."""
+        return self.grid is not None or bool(self.tensors)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its number is whole, such as a layer."""
+        return self.grid is not None and isinstance(self.value(float(self.grid[0])), int)
+
+
+def hypotheses(spec: Spec, cases: Sequence[Inputs], kind: str, *, sampled: bool) -> Iterator[Hypothesis]:
+    """Yield the hypotheses of a wrong output; of two that fit equally well, the first is preferred.
+
+    Args:
+        cases: the float64 inputs of all cases.
+        sampled: whether only a sample of queries is computed of large inputs.
+    """
+    rare = [d for d in RARE_DEVIATIONS if not (spec.is_plain and needs_two_maps(d))]
+    for d in (*deviations(spec, kind), *rare):
+        yield of_deviation(d, by_row=not sampled or d.mistake is None or acts_by_row(shrink_spec(spec), d))
+    yield from _layers(spec)
+    yield from _choices(spec, cases, kind)
+    yield from _numbers(spec, cases)
+    yield factor(("out",), spec, cases[0])
+
+
+def wrong_derivatives(spec: Spec, recipe: Recipe, kind: str, names: Sequence[str]) -> Iterator[Hypothesis]:
+    """Yield the hypotheses of wrong gradients of a correct output, the names of which are given."""
+    every = in_backward.GENERAL_BACKWARD_MISTAKES if spec.is_plain else in_backward.BACKWARD_MISTAKES
+    found = [m for m in every if m.name != "gradient_of_one_query_head"]
+    shared = spec.heads // spec.key_groups
+    for alone in (True, False)[: shared - 1]:  # of two heads, all but one is the other alone
+        found += [in_backward.query_head_mistake(n, shared, alone=alone) for n in range(shared)]
+    if shared > 1 and spec.key_groups > 1:
+        found.append(in_backward.tiled_heads_mistake(spec.key_groups, tiled=spec.group_order == "blocks"))
+    found += [in_backward.lse_mistake(t) for t in ("bfloat16", "float16") if FORMATS[t].u > FORMATS[recipe.storage].u]
+    found += [] if spec.softcap is None else [in_backward.softcap_mistake(spec.softcap)]
+    for d in (*(d for d in deviations(spec, kind) if d.mistake is None), *map(Deviation.of, found)):
+        yield of_deviation(d if d.mistake is None else replace(d, axis=d.name))
+    groups = [(name,) for name in names] + ([tuple(names)] if len(names) > 1 else [])
+    yield from map(factor, groups)
+
+
+def of_deviation(d: Deviation, *, by_row: bool = True) -> Hypothesis:
+    """Return the hypothesis of a deviation of the catalogue."""
+    return Hypothesis(
+        d.name, d.what, d.axis, lambda kernel, _: d.apply(kernel), is_name=True, by_row=by_row, deviation=d
+    )
+
+
+@lru_cache(maxsize=4096)
+def acts_by_row(spec: Spec, deviation: Deviation) -> bool:
+    """Whether the output of a few queries alone is that of the whole, on small probes."""
+    for x in draw_probes(spec, "dense")[::2]:
+        kernel = deviation.apply(Kernel(spec, x))
+        if kernel is None:
+            continue
+        rows = np.unique([0, x["q"].shape[2] // 2, x["q"].shape[2] - 1])
+        whole, part = (compute(kernel, ("out",), rows=r) for r in (None, rows))
+        if whole is None or whole["out"].ndim != 4 or whole["out"].shape[2] != x["q"].shape[2]:
+            return False
+        if not is_same_output(None if part is None else part["out"], whole["out"][:, :, rows]):
+            return False
+    return True
+
+
+# --- numbers ---
+
+
+def _layers(spec: Spec) -> Iterator[Hypothesis]:
+    """Yield the layer whose λ_init the kernel uses, in λ and the scale of the output or in one of them.
+
+    Layers are counted as in the spec, and from 0 if its λ_init is a constant.
+    """
+    in_lambda, in_scale = spec.lambda_form == "exp", spec.out_scale in ("1 - lambda_init", "lambda_init")
+    has = f"spec has {spec.lambda_init:.4g}" if spec.lambda_init is not None else f"spec's layer is {spec.layer}"
+
+    def spec_at(n: float) -> Spec:
+        constant = {"lambda_base": "depth", "lambda_init": None} if spec.lambda_base == "constant" else {}
+        return spec.replace(**constant, layer=round(n))
+
+    def everywhere(kernel: Kernel, n: float) -> Kernel:
+        other = spec_at(n)
+        fields = {name: getattr(other, name) for name in ("lambda_base", "lambda_init", "layer")}
+        return replace(kernel, spec=kernel.spec.replace(**fields))
+
+    def in_lambda_alone(kernel: Kernel, n: float) -> Kernel | None:
+        return _lambda_init(lambda_init(spec_at(n), ops_for())).apply(kernel)
+
+    def in_scale_alone(kernel: Kernel, n: float) -> Kernel | None:
+        return (
+            _lambda_init(lambda_init(spec, ops_for())).apply(everywhere(kernel, n))
+            if in_lambda
+            else everywhere(kernel, n)
+        )
+
+    both = in_lambda and in_scale
+    for name, edit, possible, where in (
+        ("layer", everywhere, both or in_scale or in_lambda, ""),
+        ("layer of λ", in_lambda_alone, both, " in λ alone"),
+        ("layer of the scale", in_scale_alone, both, " in the scale of the output alone"),
+    ):
+        if possible:
+            what = f"λ_init is that of layer {{}}{where}, where the {has}."
+            yield Hypothesis(name, what, "layer", edit, np.arange(LIMITS.distinct_layers + 1.0), round)
+
+
+def _lambda_init(start: float) -> Deviation:
+    return Deviation.of(
+        Mistake("λ_init_of_another_layer", "", "diff_lambda", "lambda_init layer", lambda call: call(lambda_init=start))
+    )
+
+
+def _choices(spec: Spec, cases: Sequence[Inputs], kind: str) -> Iterator[Hypothesis]:
+    """Yield choices that no field of a spec is or that are too many for the catalogue: shifts, shares and tiles."""
+    if spec.rope != "none":
+        for by in LIMITS.query_offsets:
+            what = f"Queries are rotated by their position {by:+d}, and keys by theirs."
+            yield Hypothesis(f"query positions {by:+d}", what, "rope offset", partial(_shift_queries, by))
+    if spec.rope != "none" and not spec.rope_parameters:
+        for share in LIMITS.rotary_shares:
+            for at in ("first", "last") if share * spec.head_dim >= 2 else ():
+                other = spec.replace(partial_rotary_factor=share, rotary_at=at)
+                if (other.rotary_dim, at) != (spec.rotary_dim, spec.rotary_at):
+                    words = f"RoPE rotates the {at} {other.rotary_dim} dimensions of each head"
+                    fields = {"partial_rotary_factor": share, "rotary_at": at}
+                    yield Hypothesis(f"rotary share {share:.4g} ({at})", f"{words}.", "rope dim", _set(fields))
+    sizes: dict[tuple[int, ...], list[int]] = {}
+    for n in TILE_SIZES:
+        sizes.setdefault(tuple(tail_padding(spec, x, n) if kind == "dense" else 0 for x in cases), []).append(n)
+    for padding, some in sizes.items():
+        if any(padding):
+            which = " or ".join(map(str, some))
+            what = f"Keys are padded with zeros to a multiple of {which}, and not masked."
+            pad = partial(_change_inputs, partial(pad_tail, tile=some[0]))
+            yield Hypothesis(f"keys padded to tiles of {which}", what, "tile", pad)
+    for queries in (1, *TILE_SIZES) if spec.window is not None and spec.causal != "none" and kind == "dense" else ():
+        for keys in (1, *TILE_SIZES):
+            if queries * keys > 1:
+                of_queries = f" for each tile of {queries} queries" if queries > 1 else ""
+                what = f"The window starts at a tile of {keys} keys{of_queries}, where the spec has {spec.window} keys."
+                edit = partial(_change_inputs, partial(tile_window, queries=queries, keys=keys))
+                yield Hypothesis(f"window of tiles of {queries} queries and {keys} keys", what, "window", edit)
+
+
+def _numbers(spec: Spec, cases: Sequence[Inputs]) -> Iterator[Hypothesis]:
+    """Yield the numbers that the spec uses or may lack, λ, and the window."""
+    unit = spec.scale or spec.head_dim**-0.5
+    ranges = {"scale": ("Scores are multiplied by {:.4g}", unit / LIMITS.scale_range, unit * LIMITS.scale_range)}
+    if spec.norm != "none":
+        ranges["norm_eps"] = ("ε of the norm is {:.4g}", *LIMITS.epsilon_range)
+    if spec.rope != "none":
+        ranges["rope_theta"] = ("The base of RoPE is {:.4g}", *LIMITS.theta_range)
+    ranges["softcap"] = ("Scores z are c tanh(z / c) with c = {:.4g}", *LIMITS.softcap_range)
+    for name, (words, low, high) in ranges.items():
+        now = unit if name == "scale" else getattr(spec, name)
+        has = "none" if now is None else f"{now:.4g}"
+        edit = partial(_set_number, name)
+        yield Hypothesis(name, f"{words}, where the spec has {has}.", name, edit, _log_grid(low, high))
+    what = "Scores are clipped at ±{:.4g}, where the spec has no such limit."
+    yield Hypothesis("score limit", what, "softcap", _clamp, _log_grid(*LIMITS.softcap_range))
+    lambdas = [] if spec.is_plain or is_layer(cases[0]) else [compute_lambda(spec, x, ops_for()) for x in cases]
+    known = np.unique(np.concatenate([np.ravel(x) for x in lambdas])) if lambdas else np.zeros(0)
+    if lambdas:
+        now = f"{known[0]:.4g}" if len(known) == 1 else "one for each input, head or token"
+        low, high = LIMITS.lambda_range
+        grid = np.linspace(low, high, 2 * LIMITS.grid - 1)
+        yield Hypothesis("λ", f"λ is {{:.4g}}, where the spec has {now}.", "lambda form", _set_lambda, grid, float)
+    if not spec.is_plain and len(known) != 1:
+        yield Hypothesis(
+            "factor of λ",
+            "λ is multiplied by {:.4g}.",
+            "lambda factor",
+            _scale_lambda,
+            _log_grid(*LIMITS.lambda_factors),
+        )
+    keys = max((x["k"].shape[2] for x in cases if "k" in x), default=0)
+    if keys > 1 and "cu_seqlens_q" not in cases[0]:
+        now = "all keys" if spec.window is None else f"{spec.window}"
+        what = f"A query sees {{}} keys, itself among them, where the spec has {now}."
+        edit = partial(_set_number, "window")
+        yield Hypothesis(
+            "window", what, "window", edit, _log_grid(1, keys, 2 * LIMITS.grid), _round_exp, in_pairs=False
+        )
+
+
+def factor(tensors: tuple[str, ...], spec: Spec | None = None, inputs: Inputs | None = None) -> Hypothesis:
+    """Return the hypothesis of a factor of some tensors."""
+    several = len(tensors) > 1
+    which = "all gradients" if several else tensors[0]
+    what = f"{which[0].upper() if several else which[0]}{which[1:]} {'are' if several else 'is'} multiplied by {{:.5g}}"
+    own = (
+        np.ones(2)
+        if spec is None or inputs is None or is_layer(inputs)
+        else np.asarray(out_factor(spec, inputs, ops_for()))
+    )
+    has = f" beside the {own.item():.4g} of the spec" if own.size == 1 and own != 1 else ""
+    return Hypothesis(
+        f"factor of {which}", f"{what}{has}.", f"factor {which}", partial(_multiply, tensors), None, float, tensors
+    )
+
+
+def _set(fields: dict[str, Any]) -> Edit:
+    return lambda kernel, _: replace(kernel, spec=kernel.spec.replace(**fields))
+
+
+def _set_number(name: str, kernel: Kernel, log: float) -> Kernel | None:
+    if name == "window":
+        if kernel.spec.causal == "none":
+            return None
+        return replace(kernel, spec=kernel.spec.replace(window=_round_exp(log)))
+    return replace(kernel, spec=kernel.spec.replace(**{name: math.exp(log)}))
+
+
+def _change_inputs(change: Callable[[Spec, Inputs], Kernel], kernel: Kernel, _: float) -> Kernel:
+    made = change(kernel.spec, kernel.inputs)
+    return replace(kernel, spec=made.spec, inputs=made.inputs)
+
+
+def _shift_queries(by: int, kernel: Kernel, _: float) -> Kernel:
+    return replace(kernel, inputs={**kernel.inputs, "q_positions": query_positions(kernel.spec, kernel.inputs) + by})
+
+
+def _attention(name: str, axis: str, wrong: Callable[[Call], Any], kernel: Kernel) -> Kernel | None:
+    return Deviation.of_attention(name, "", axis, wrong).apply(kernel)
+
+
+def _scale_lambda(kernel: Kernel, log: float) -> Kernel | None:
+    wrong = partial(_call_with_lambda, math.exp(log), 0.0)
+    return _attention("factor of λ", "lambda factor", wrong, kernel)
+
+
+def _set_lambda(kernel: Kernel, value: float) -> Kernel | None:
+    return _attention("λ", "lambda form", partial(_call_with_lambda, 0.0, value), kernel)
+
+
+def _call_with_lambda(times: float, plus: float, call: Call) -> Any:
+    return call(lambda_=times * call.lambda_ + plus)
+
+
+def _clamp(kernel: Kernel, log: float) -> Kernel | None:
+    return _attention("score limit", "softcap", partial(_clamped_attention, math.exp(log)), kernel)
+
+
+def _clamped_attention(limit: float, call: Call) -> Any:
+    k1, k2, v = (np.repeat(x, call.q1.shape[1] // x.shape[1], axis=1) for x in (call.k1, call.k2, call.v))
+    of_maps = ((call.q1, k1), (call.q2, k2))
+    (q1, k1), (q2, k2) = (transform_scores(q, k, lambda z: np.clip(z, -limit, limit)) for q, k in of_maps)
+    return call(q1=q1, k1=k1, q2=q2, k2=k2, v=v)
+
+
+def _multiply(names: tuple[str, ...], kernel: Kernel, value: float) -> Kernel:
+    return replace(kernel, finish=(*kernel.finish, lambda name, x: value * x if name in names else x))
+
+
+def _log_grid(low: float, high: float, n: int = LIMITS.grid) -> Numpy:
+    return np.linspace(math.log(low), math.log(high), n)
+
+
+def _round_exp(log: float) -> int:
+    return max(1, round(math.exp(log)))
