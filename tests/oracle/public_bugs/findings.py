@@ -61,7 +61,7 @@ def row(number: int) -> str:
     bug, found = BUGS[number], find(number)
     owner, name, _, thread = bug.thread.split("/")
     (H, K, d), (_, T, S) = bug.heads, bug.tokens
-    fitted = " or ".join(f.name for f in found.ranking.findings if f.fits) or "none fits"
+    fitted = "a number" if any(f.fits for f in found.ranking.findings) else "none fits"
     said = " or ".join(f"`{name}`" for name in found.names) or fitted
     passed = [rule for rule in BASELINE_RULES if rule not in found.refused_by]
     cells = (

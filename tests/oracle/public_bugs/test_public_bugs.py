@@ -7,20 +7,12 @@ import pytest
 from tests.oracle.public_bugs.findings import HEAD, find, read_table, row, table
 from tests.oracle.public_bugs.table import BUGS
 
-NAMED_WRONGLY = {
-    "Dao-AILab/flash-attention/pull/2402": "scores_scaled_twice + exp2_for_exp",
-    "microsoft/onnxruntime/pull/28370": "exp2_for_exp",
-}
-"""Threads whose bugs `diagnose` gives a wrong name, each with that name."""
-
 
 @pytest.mark.parametrize("number", range(len(BUGS)), ids=[bug.thread for bug in BUGS])
-def test_a_bug_is_refused_and_gets_no_wrong_name(number: int, request: pytest.FixtureRequest) -> None:
+def test_a_bug_is_refused_and_gets_no_wrong_name(number: int) -> None:
     bug, found = BUGS[number], find(number)
     assert (found.correct, found.verdict) == ("pass", "fail")
     assert row(number) in read_table().splitlines(), "run python -m tests.oracle.public_bugs.findings"
-    if name := NAMED_WRONGLY.get(bug.thread):
-        request.applymarker(pytest.mark.xfail(reason=f"diagnose says {name}", strict=True))
     assert not found.is_wrong(bug), found.names
 
 
