@@ -18,7 +18,6 @@ TIMEOUT = 10.0
 _TASKS_PER_THREAD = 4  # submitted ahead for each thread of the workers, so that none waits for this process
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 
 class WorkersDiedError(RuntimeError):
@@ -114,19 +113,6 @@ def map_in_order(client: Client, function: Callable[[T], Any], items: Iterable[T
             yield take_first()
     except (CancelledError, CommClosedError) as error:
         raise RuntimeError(f"the scheduler at {client.scheduler.address} has gone") from error
-
-
-def map_all(client: Client, function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
-    """Call a function on each item as `map_in_order` does, but raise if the workers of one died.
-
-    Raises:
-        WorkersDiedError: all workers that a task was given to died.
-        RuntimeError: the scheduler has gone.
-    """
-    for item, result in map_in_order(client, function, items):
-        if isinstance(result, WorkersDiedError):
-            raise result
-        yield item, result
 
 
 def _result(future: Any) -> Any:

@@ -9,14 +9,13 @@ import json
 import sys
 import textwrap
 from collections.abc import Callable, Collection, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from refdiff.cli.flags import Number, UsageError, add_common, add_dask, refuse
+from refdiff.cli.flags import Number, UsageError, add_common, refuse
 from refdiff.cli.parser import Parser
 from refdiff.cli.spec import RECIPE_NOTE, SPEC_NOTE, add_spec, parts, preset_fields, recipe_of, spec_of
-from refdiff.cli.terminal import connecting, minutely, note, print_report, progress_bar, waiting
+from refdiff.cli.terminal import minutely, note, print_report, progress_bar, waiting
 from refdiff.errors import CheckpointError
 
 MOST_NAMES = 12
@@ -60,7 +59,6 @@ refdiff check --selftest --seeds 20 --jobs 2 --state runs --markdown
     number = Number(int, 1)
     selftest.add_argument("--seeds", type=number, default=1, metavar="N", help="number of seeds")
     selftest.add_argument("--jobs", type=number, default=1, metavar="N", help="seeds at a time")
-    add_dask(selftest)
     state = selftest.add_argument("--state", dest="keep", metavar="FOLDER", help="a file per seed, to resume from")
     parser.add_alias(state, "--keep")
     selftest.add_argument("--kernels", metavar="MODULE:NAME", help="correct kernels to judge too")
@@ -94,13 +92,11 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"FILE or --selftest: got {got}, expected one of them; --inputs lists what FILE may hold")
     if args.json and args.markdown:
         raise UsageError("--json, --markdown: got both, expected one of them")
-    if args.dask is not None and args.jobs > 1:
-        raise UsageError("--jobs, --dask: got both, expected one of them; --dask has workers of its own")
     if not args.selftest:
         used = {"--seeds": args.seeds > 1, "--jobs": args.jobs > 1, "--state": args.keep, "--kernels": args.kernels}
         refuse(
             "no effect without --selftest; add that, or leave {} out",
-            {"--dask": args.dask is not None, **used, "--markdown": args.markdown},
+            {**used, "--markdown": args.markdown},
         )
     if args.print_spec:
         raise UsageError("--print-spec: does not go with --selftest; leave one out")
@@ -209,15 +205,8 @@ def _selftest(args: argparse.Namespace) -> int:
     seeds = range(FIRST_SEED, FIRST_SEED + args.seeds)
     given = {"kernels": args.kernels, "jobs": args.jobs, "keep": args.keep}
     try:
-        if args.dask is None:
-            with _progress(args.quiet) as reported:
-                table = tests.selftest(seeds, **given, **reported)
-        else:
-            from refdiff import cluster
-
-            scheduler = connecting(cluster.connected(args.dask), args.dask, quiet=args.quiet)
-            with scheduler as client, _progress(args.quiet) as reported:
-                table = tests.selftest(seeds, each=partial(cluster.map_all, client), **given, **reported)
+        with _progress(args.quiet) as reported:
+            table = tests.selftest(seeds, **given, **reported)
     except ValueError as error:
         raise UsageError(str(error)) from error
     if args.json:

@@ -33,8 +33,6 @@ the full traceback. The environment variables, with their defaults in parenthese
     REFDIFF_ALLOW_MISSING_GRADIENTS   1: pass a kernel that takes dout and leaves out gradients of λ, sinks, weights and
                        gates (fail it)
     REFDIFF_SEED       seed of the inputs, 0 or more (0)
-    REFDIFF_DASK       tcp://scheduler:8786: run the kernel on the workers of a dask scheduler, one case per task; the
-                       workers must be able to import it (run it in this process)
 
 Every case uses the named spec. With a preset, and a kernel that takes the spec, `modules` has three more cases with
 heads of 64, 96 and 128. Of the relations, only `groups_as_copies` changes the spec, in the number of key heads.
@@ -47,31 +45,26 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
-from refdiff import cluster
 from refdiff.oracle.cases.fixed import DIFFERENTIAL_PROFILES, PROFILES, Case, cases, resolve_profile, small_spec
 from refdiff.oracle.inputs.signature import takes_inputs_alone
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.suite.outcome import (
     Outcome,
-    check_kernel,
     import_kernel,
     judge_case,
     judge_relation,
     report,
     report_title,
-    run_job,
 )
 from refdiff.oracle.suite.relations import RELATIONS, same_gradients_twice, same_twice
 
-Value = TypeVar("Value")
 HEAD_DIMS = (64, 96, 128)
 """The head sizes of most models: a tile or a vector load may be written for one of them."""
 _outcomes: list[tuple[Case, Outcome]] = []
@@ -92,29 +85,19 @@ def recipe_of(text: str) -> Recipe:
 
 def select_cases(environment: Mapping[str, str], *, all_head_dims: bool = True) -> list[Case]:
     """Return the cases that the variables select; for a preset in `modules` also cases of `HEAD_DIMS`."""
-    text, dtype = _spec_text(environment), _recipe(environment).storage
-    spec, seed = _spec(environment), _seed(environment)
-    default = [p for p in PROFILES if not (spec.is_plain and p in DIFFERENTIAL_PROFILES)]
-    profiles = _read(environment, "REFDIFF_PROFILES", ",".join(default), _profiles)
-    thorough = _read(environment, "REFDIFF_SET", "quick", _is_thorough)
+    spec, recipe, seed = (_read(environment, name) for name in ("SPEC", "RECIPE", "SEED"))
+    profiles, thorough, dtype = _read(environment, "PROFILES"), _read(environment, "SET"), recipe.storage
+    profiles = profiles or [p for p in PROFILES if not (spec.is_plain and p in DIFFERENTIAL_PROFILES)]
     found = [c for p in profiles for c in cases(p, seed, spec=spec, dtype=dtype, thorough=thorough)]
-    if all_head_dims and "modules" in profiles and not text.strip().startswith("{"):
+    if all_head_dims and "modules" in profiles and not _spec_text(environment).strip().startswith("{"):
         for d in HEAD_DIMS:
             T = 256 if thorough else 64
             wide = cases("modules", seed, spec=spec.replace(head_dim=d), dtype=dtype, batch=1, queries=T)[0]
             found.append(replace(wide, name=f"{wide.name}-d{d}"))
-    for B, T, S in _read(environment, "REFDIFF_SIZES", "", _sizes):
+    for B, T, S in _read(environment, "SIZES"):
         own = cases("discriminating", seed, spec=spec, dtype=dtype, batch=B, queries=T, keys=S)[0]
         found.append(replace(own, name=f"{B}x{T}x{S}-{dtype}-{seed}"))
     return found
-
-
-def _read(environment: Mapping[str, str], name: str, default: str, reader: Callable[[str], Value]) -> Value:
-    """Parse a variable; an error names it."""
-    try:
-        return reader(environment.get(name, default))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{name}: {error}") from None
 
 
 def _profiles(text: str) -> list[str]:
@@ -144,20 +127,29 @@ def _whole_number(text: str) -> int:
     return int(text)
 
 
-def _seed(environment: Mapping[str, str]) -> int:
-    return _read(environment, "REFDIFF_SEED", "0", _whole_number)
+DEFAULT_SPEC = "hf_diffllama"
+VARIABLES: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "SPEC": (DEFAULT_SPEC, spec_of),
+    "RECIPE": ("float32", recipe_of),
+    "PROFILES": ("", _profiles),
+    "SET": ("quick", _is_thorough),
+    "SIZES": ("", _sizes),
+    "SEED": ("0", _whole_number),
+}
+"""The variables that select cases: the default, and the function that parses the text."""
+
+
+def _read(environment: Mapping[str, str], name: str) -> Any:
+    """Parse a variable; an error names it."""
+    default, reader = VARIABLES[name]
+    try:
+        return reader(environment.get(f"REFDIFF_{name}", default))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"REFDIFF_{name}: {error}") from None
 
 
 def _spec_text(environment: Mapping[str, str]) -> str:
-    return environment.get("REFDIFF_SPEC", "hf_diffllama")
-
-
-def _spec(environment: Mapping[str, str]) -> Spec:
-    return _read(environment, "REFDIFF_SPEC", "hf_diffllama", spec_of)
-
-
-def _recipe(environment: Mapping[str, str]) -> Recipe:
-    return _read(environment, "REFDIFF_RECIPE", "float32", recipe_of)
+    return environment.get("REFDIFF_SPEC", DEFAULT_SPEC)
 
 
 def pytest_generate_tests(metafunc: Any) -> None:
@@ -171,48 +163,10 @@ def pytest_generate_tests(metafunc: Any) -> None:
         if not name:
             raise pytest.Collector.CollectError("set REFDIFF_KERNEL=package.module:function")
         try:
-            spec_compiled_in = False
-            if not os.environ.get("REFDIFF_DASK"):
-                check_kernel(name)
-                spec_compiled_in = takes_inputs_alone(import_kernel(name))
-            found = select_cases(os.environ, all_head_dims=not spec_compiled_in)
+            found = select_cases(os.environ, all_head_dims=not takes_inputs_alone(import_kernel(name)))
         except (KeyError, TypeError, ValueError) as error:
             raise pytest.Collector.CollectError(str(error)) from None
         metafunc.parametrize("case", found, ids=str)
-
-
-@pytest.fixture(scope="module")
-def outcomes(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Outcome]]:
-    """A function from a test's node id to its outcome; with REFDIFF_DASK the next tests already run."""
-    name = os.environ["REFDIFF_KERNEL"]
-    jobs = {item.nodeid: _job(name, item) for item in request.session.items if hasattr(item, "callspec")}
-    address = os.environ.get("REFDIFF_DASK")
-    if not address:
-        yield lambda node: jobs[node]()
-        return
-    with cluster.connected(address) as client:
-        results = cluster.map_all(client, run_job, jobs.values())
-        names, done = iter(jobs), {}
-
-        def get(node: str) -> Outcome:
-            while node not in done:
-                done[next(names)] = next(results)[1]
-            return done.pop(node)
-
-        yield get
-
-
-def _job(name: str, item: Any) -> Callable[[], Outcome]:
-    """Return a function without arguments that runs one test."""
-    parameters, recipe = item.callspec.params, _recipe(os.environ)
-    if "case" in parameters:
-        allowed = bool(os.environ.get("REFDIFF_ALLOW_MISSING_GRADIENTS"))
-        return partial(judge_case, name, recipe, parameters["case"], allow_missing_gradients=allowed)
-    spec, seed = _spec(os.environ), _seed(os.environ)
-    found = cases("natural", seed, spec=spec, dtype=recipe.storage)
-    if parameters["relation"] in (same_twice, same_gradients_twice):  # a race needs more than one tile
-        found = [*cases("tiles", seed, spec=spec, dtype=recipe.storage)[:1], *found]
-    return partial(judge_relation, name, recipe, parameters["relation"], found)
 
 
 def _report(outcome: Outcome) -> None:
@@ -222,21 +176,27 @@ def _report(outcome: Outcome) -> None:
         pytest.fail(outcome.text, pytrace=False)
 
 
-def test_against_the_truth(case: Case, outcomes: Callable[[str], Outcome], request: pytest.FixtureRequest) -> None:
+def test_against_the_truth(case: Case) -> None:
     """Test output, log-sum-exps and gradients, as far as the kernel returns them, against the float64 truth."""
-    outcome = outcomes(request.node.nodeid)
+    kernel, recipe = import_kernel(os.environ["REFDIFF_KERNEL"]), _read(os.environ, "RECIPE")
+    allowed = bool(os.environ.get("REFDIFF_ALLOW_MISSING_GRADIENTS"))
+    outcome = judge_case(kernel, recipe, case, allow_missing_gradients=allowed)
     title = report_title(case, outcome, _outcomes)
     _outcomes.append((case, outcome))
     if title:
-        more = report(case, _spec_text(os.environ), _recipe(os.environ), outcome, title)
+        more = report(case, _spec_text(os.environ), recipe, outcome, title)
         outcome = replace(outcome, text=f"{outcome.text}\n{more}")
     _report(outcome)
 
 
 @pytest.mark.parametrize("relation", RELATIONS, ids=lambda r: r.__name__)
-def test_against_itself(relation: Any, outcomes: Callable[[str], Outcome], request: pytest.FixtureRequest) -> None:
+def test_against_itself(relation: Any) -> None:
     """Test a relation that must hold between two runs of the kernel."""
-    _report(outcomes(request.node.nodeid))
+    spec, recipe, seed = (_read(os.environ, name) for name in ("SPEC", "RECIPE", "SEED"))
+    found = cases("natural", seed, spec=spec, dtype=recipe.storage)
+    if relation in (same_twice, same_gradients_twice):  # a race needs more than one tile
+        found = [*cases("tiles", seed, spec=spec, dtype=recipe.storage)[:1], *found]
+    _report(judge_relation(import_kernel(os.environ["REFDIFF_KERNEL"]), recipe, relation, found))
 
 
 def test_most_cases_were_compared(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,8 +50,6 @@ USAGE = (
     ("check many.safetensors", "…a18, a19 and 28 more, but no q and no x"),
     ("check layer.safetensors", "…the inputs lack q_proj.weight"),
     ("check --selftest --json --markdown", "--json, --markdown: got both, expected one of them"),
-    ("check --selftest --dask x --jobs 2", "--jobs, --dask: got both, expected one of them; --dask has workers of its"),
-    ("check --dask x mine", "--dask: no effect without --selftest; add that, or leave --dask out"),
     ("check --seeds 3 --jobs 2 mine", "--seeds, --jobs: no effect without --selftest; add that, or leave --seeds"),
     ("judge kernel.py --memory 0.05", "--memory: got 0.05, expected a number of at least 0.1; see refdiff judge -h"),
     ("completion tcsh", "SHELL: got 'tcsh', expected one of bash, zsh, fish"),

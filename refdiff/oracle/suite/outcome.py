@@ -1,4 +1,4 @@
-"""The jobs of the conformance suite, which dask workers can run: a kernel's name and a case → pass, fail or skip."""
+"""The tests of the conformance suite: a kernel and a case → pass, fail or skip."""
 
 from __future__ import annotations
 
@@ -45,39 +45,31 @@ class Outcome:
 
 
 def import_kernel(name: str) -> Any:
-    """Import `package.module:function`, also from the current folder.
+    """Import `package.module:function`, also from the current folder, and check its signature.
 
     Raises:
-        ValueError: `name` has another form, or names nothing that can be called.
+        ValueError: `name` has another form, names nothing that can be called, or cannot be imported; or the function's
+            parameters are not those of a kernel.
     """
+    got = f"REFDIFF_KERNEL: got {name!r}"
     module, _, function = name.partition(":")
     if not module or not function:
-        raise ValueError(f"REFDIFF_KERNEL: got {name!r}, expected package.module:function")
+        raise ValueError(f"{got}, expected package.module:function")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    imported = importlib.import_module(module)
+    try:
+        imported = importlib.import_module(module)
+    except Exception as error:
+        raise ValueError(f"{got}, which cannot be imported: {type(error).__name__}: {error}") from error
     found = getattr(imported, function, None)
     if not callable(found):
         hint = did_you_mean(function, [n for n, x in vars(imported).items() if callable(x)], ", ")
-        raise ValueError(f"REFDIFF_KERNEL: got {name!r}, but {module} has no function {function!r}{hint}")
-    return found
-
-
-def check_kernel(name: str) -> None:
-    """Import a kernel and check its signature, before anything is computed.
-
-    Raises:
-        ValueError: it cannot be imported (`import_kernel`), or its parameters are not those of a kernel.
-    """
+        raise ValueError(f"{got}, but {module} has no function {function!r}{hint}")
     try:
-        adapt_kernel(import_kernel(name))
-    except ValueError:
-        raise
+        adapt_kernel(found)
     except TypeError as error:
-        raise ValueError(f"REFDIFF_KERNEL: got {name!r}: {error}") from error
-    except Exception as error:
-        what = f"{type(error).__name__}: {error}"
-        raise ValueError(f"REFDIFF_KERNEL: got {name!r}, which cannot be imported: {what}") from error
+        raise ValueError(f"{got}: {error}") from error
+    return found
 
 
 def wrap_errors(kernel: Callable[..., Any]) -> Callable[..., Any]:
@@ -109,7 +101,9 @@ def _is_installed(file: str) -> bool:
     return bool(packages) or file.startswith("<") or Path(file).is_relative_to(sysconfig.get_path("stdlib"))
 
 
-def judge_case(name: str, recipe: Recipe, case: Case, *, allow_missing_gradients: bool = False) -> Outcome:
+def judge_case(
+    kernel: Callable[..., Any], recipe: Recipe, case: Case, *, allow_missing_gradients: bool = False
+) -> Outcome:
     """Run a kernel on a case and judge its output, log-sum-exps and gradients, as far as it returns them.
 
     A kernel that declines paged keys with dout is called again without it: decoding may have no backward pass.
@@ -117,7 +111,6 @@ def judge_case(name: str, recipe: Recipe, case: Case, *, allow_missing_gradients
     Args:
         allow_missing_gradients: whether a kernel that takes dout may leave out gradients other than those of `DATA`.
     """
-    kernel = import_kernel(name)
     dout = case.dout if takes_dout(kernel) else None
     originals = dict(case.inputs) if dout is None else {**case.inputs, "dout": dout}
     copies = {name: np.array(x) for name, x in originals.items()}
@@ -178,12 +171,14 @@ def _find_incomplete(actual: Any, case: Case, dout: Any, recipe: Recipe) -> str:
     return "; ".join(dtype_warnings({n: x for n, x in found.items() if n == "out" or n in required}, recipe))
 
 
-def judge_relation(name: str, recipe: Recipe, relation: Callable[..., str], cases: Sequence[Case]) -> Outcome:
+def judge_relation(
+    kernel: Callable[..., Any], recipe: Recipe, relation: Callable[..., str], cases: Sequence[Case]
+) -> Outcome:
     """Test a relation between two runs on the first case that the kernel does not decline."""
-    kernel, skipped = wrap_errors(import_kernel(name)), ""
+    call, skipped = wrap_errors(kernel), ""
     for case in cases:
         try:
-            wrong = relation(kernel, case.spec, case.inputs, recipe)
+            wrong = relation(call, case.spec, case.inputs, recipe)
         except DeclinedError as reason:
             skipped = str(reason)
             continue
@@ -191,15 +186,6 @@ def judge_relation(name: str, recipe: Recipe, relation: Callable[..., str], case
             return Outcome("fail", f"{case.name}: {error}")
         return Outcome("fail", f"{relation.__doc__} {case.name}: {wrong}") if wrong else Outcome("pass")
     return Outcome("skip", skipped)
-
-
-def run_job(job: Callable[[], Outcome]) -> Outcome:
-    """Run a job on another machine; an exception becomes a failed outcome with its text and traceback."""
-    try:
-        return job()
-    except Exception as error:
-        what = "".join(traceback.format_exception_only(error))
-        return Outcome("fail", f"{what}{traceback.format_exc()}")
 
 
 DIAGNOSIS_LINES = 12

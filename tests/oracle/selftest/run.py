@@ -16,9 +16,6 @@ from tests.oracle.selftest.one_case import one_case
 from tests.oracle.selftest.table import Table, table_from_dict
 from tests.oracle.selftest.third_party_kernels import case_of_others, kernels_of
 
-Each = Callable[[Callable[[int], Table], Sequence[int]], Iterable[tuple[int, Table]]]
-"""Calls a function of each seed, and gives seeds with what came of them, in any order."""
-
 RECIPES = ("float32", "tf32", "bfloat16", "float16")
 PROFILES = ("natural", "cancellation", "tiny_values", "extreme")
 
@@ -30,7 +27,6 @@ def selftest(
     profiles: Sequence[str] = PROFILES,
     kernels: str | None = None,
     jobs: int = 1,
-    each: Each | None = None,
     keep: str | Path | None = None,
     done: Callable[[str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -41,7 +37,6 @@ def selftest(
         seeds: of the numbers; budgets were calibrated on seeds from 1000.
         kernels: package.module:NAME, correct kernels of others to judge too (`third_party_kernels`).
         jobs: how many seeds at a time, each in a process of its own.
-        each: who calls a function of each seed in place of these processes, as a cluster does (`refdiff.cluster`).
         keep: a folder with a file for every seed that is done, by the same recipes and profiles: it is not done again.
         done: called with words for each seed that is done.
         progress: called with how many recipes and profiles of all seeds are done, and how many there are.
@@ -54,11 +49,11 @@ def selftest(
     work = partial(one_seed, recipes=tuple(recipes), profiles=tuple(profiles), kernels=kernels)
     left = [s for s in seeds if s not in tables]
     cases = len(recipes) * len(profiles)
-    if progress is not None and each is None and (jobs == 1 or len(left) < 2):
+    if progress is not None and (jobs == 1 or len(left) < 2):
         progress(0, cases * len(left))
         count = itertools.count(1)
         work = partial(work, done=lambda: progress(next(count), cases * len(left)))
-    for number, (seed, found) in enumerate((each or partial(_each, jobs))(work, left), 1):
+    for number, (seed, found) in enumerate(_each(jobs, work, left), 1):
         tables[seed] = found
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)

@@ -47,10 +47,6 @@ def test_progress_counts_recipes_and_profiles(tmp_path: Path) -> None:
         seen: list[tuple[int, int]] = []
         selftest(seeds, progress=lambda *counts: seen.append(counts), **few)  # noqa: B023
         assert seen == [(done, expected[-1]) for done in expected]
-    seen = []
-    selftest([3, 5], each=lambda work, seeds: ((seed, work(seed)) for seed in seeds), recipes=["float16"],
-             progress=lambda *counts: seen.append(counts))  # fmt: skip
-    assert seen == [(4, 8), (8, 8)]
 
 
 @pytest.mark.slow

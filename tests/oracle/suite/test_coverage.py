@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from refdiff.oracle import Case, Recipe
@@ -13,9 +16,8 @@ from refdiff.oracle.suite.relations import (
     same_twice,
     strides_do_not_matter,
 )
+from tests.oracle import user_kernels
 from tests.oracle.suite import wrong_kernels
-
-HERE = "tests.oracle.suite.wrong_kernels"
 
 
 def _cases(profile: str, dtype: str) -> list[Case]:
@@ -61,7 +63,7 @@ def test_a_wrong_kernel_fails(kernel: str, profile: str, dtype: str) -> None:
     found = []
     for case in _cases(profile, dtype):
         if "gradients" in kernel or _shows(differs, case):
-            found.append(judge_case(f"{HERE}:{kernel}", Recipe.of(dtype), case).status)
+            found.append(judge_case(differs, Recipe.of(dtype), case).status)
         if "fail" in found:
             break
     assert "fail" in found
@@ -71,9 +73,9 @@ def test_a_wrong_kernel_fails(kernel: str, profile: str, dtype: str) -> None:
 @pytest.mark.parametrize("mistake", ["with_the_wrong_sign", "without_their_exponentials", "of_the_first_map"])
 def test_a_mistake_that_is_small_beside_the_terms_of_a_sum_fails(mistake: str, preset: str) -> None:
     found = select_cases({"REFDIFF_SPEC": preset, "REFDIFF_PROFILES": "natural", "REFDIFF_RECIPE": "bfloat16"})
-    kernel = f"{HERE}:lambda_gradients_{mistake}"
+    kernel = getattr(wrong_kernels, f"lambda_gradients_{mistake}")
     assert "fail" in {judge_case(kernel, Recipe("bfloat16"), case).status for case in found}
-    right = {judge_case("tests.oracle.user_kernels:dense_with_gradients", Recipe("bfloat16"), c).status for c in found}
+    right = {judge_case(user_kernels.dense_with_gradients, Recipe("bfloat16"), c).status for c in found}
     assert right == {"pass"}
 
 
@@ -86,38 +88,38 @@ def _shows(kernel: object, case: Case) -> bool:
 def test_kernels_that_race_fail() -> None:
     recipe = Recipe("float32")
     tiles, natural = _cases("tiles", "float32")[:1], _cases("natural", "float32")[:1]
-    assert judge_relation(f"{HERE}:races_from_64_keys_on", recipe, same_twice, natural).status == "pass"
-    raced = judge_relation(f"{HERE}:races_from_64_keys_on", recipe, same_twice, tiles)
+    assert judge_relation(wrong_kernels.races_from_64_keys_on, recipe, same_twice, natural).status == "pass"
+    raced = judge_relation(wrong_kernels.races_from_64_keys_on, recipe, same_twice, tiles)
     assert raced.status == "fail"
     assert f" {tiles[0].name}: run again: " in raced.text
-    assert judge_relation(f"{HERE}:gradients_that_race", recipe, same_gradients_twice, natural).status == "fail"
-    assert judge_relation(f"{HERE}:right", recipe, same_gradients_twice, natural).status == "skip"
-    assert judge_relation(f"{HERE}:strided", recipe, strides_do_not_matter, natural).status == "fail"
-    assert judge_relation(f"{HERE}:right", recipe, strides_do_not_matter, natural).status == "pass"
+    assert judge_relation(wrong_kernels.gradients_that_race, recipe, same_gradients_twice, natural).status == "fail"
+    assert judge_relation(wrong_kernels.right, recipe, same_gradients_twice, natural).status == "skip"
+    assert judge_relation(wrong_kernels.strided, recipe, strides_do_not_matter, natural).status == "fail"
+    assert judge_relation(wrong_kernels.right, recipe, strides_do_not_matter, natural).status == "pass"
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_gradients_of_a_dout_that_is_not_contiguous(dtype: str) -> None:
-    def outcome(kernel: str) -> Outcome:
+    def outcome(kernel: Callable[..., Any]) -> Outcome:
         return judge_relation(kernel, Recipe.of(dtype), dout_strides_do_not_matter, _cases("natural", dtype))
 
-    wrong = outcome(f"{HERE}:gradients_of_contiguous_dout")
+    wrong = outcome(wrong_kernels.gradients_of_contiguous_dout)
     assert wrong.status == "fail"
     assert "dout with tokens before heads: fail" in wrong.text
-    assert outcome("tests.oracle.user_kernels:dense_with_gradients").status == "pass"
-    assert outcome("tests.oracle.user_kernels:unmasked_in_the_backward").status == "pass", "wrong with any strides"
-    assert outcome(f"{HERE}:right").status == "skip"
+    assert outcome(user_kernels.dense_with_gradients).status == "pass"
+    assert outcome(user_kernels.unmasked_in_the_backward).status == "pass", "wrong with any strides"
+    assert outcome(wrong_kernels.right).status == "skip"
 
 
 def test_a_kernel_may_be_allowed_to_leave_gradients_of_parameters_out() -> None:
-    case, kernel = _cases("natural", "float32")[0], f"{HERE}:lambda_gradients_left_out"
+    case, kernel = _cases("natural", "float32")[0], wrong_kernels.lambda_gradients_left_out
     left_out = "gradients not given: dlambda_q1, dlambda_k1, dlambda_q2, dlambda_k2"
     refused = judge_case(kernel, Recipe("float32"), case)
     assert (refused.status, refused.text.splitlines()[-1]) == ("fail", left_out)
     recipe = Recipe("float32")
     allowed = judge_case(kernel, recipe, case, allow_missing_gradients=True)
     assert (allowed.status, allowed.text.splitlines()[-1]) == ("pass", left_out)
-    assert judge_case(f"{HERE}:gradients_left_out", recipe, case, allow_missing_gradients=True).status == "fail"
+    assert judge_case(wrong_kernels.gradients_left_out, recipe, case, allow_missing_gradients=True).status == "fail"
 
 
 def test_sizes_of_your_own() -> None:
