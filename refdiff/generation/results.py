@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ class GenerateDecoderOnlyOutput(Output):
     as a call of the model has them; with `output_attentions` and `output_hidden_states`. cache: keys and values of the
     tokens that were read.
     """
+
+    unlisted: ClassVar[tuple[str, ...]] = ("lengths",)
 
     sequences: NDArray[np.int64]
     scores: tuple[NDArray[np.floating], ...] | None = None
@@ -42,6 +44,8 @@ class GenerateBeamDecoderOnlyOutput(Output):
     `scores` of the beam that each token came from, −1 after the end. attentions and hidden_states: as of
     `GenerateDecoderOnlyOutput`, with the beams of each step.
     """
+
+    unlisted: ClassVar[tuple[str, ...]] = ("lengths",)
 
     sequences: NDArray[np.int64]
     sequences_scores: NDArray[np.floating] | None = None

@@ -52,7 +52,7 @@ class PreTrainedModel(CallableModel, RefusedNames):
         params: the nested weight dict under Hugging Face's names.
         dtype: the precision of the weights, "float32", "float64", "float16" or "bfloat16". The 16-bit ones are
             expanded to float32 in memory, unless the model was loaded with weights="stored".
-        generation_config: the content of generation_config.json, or {}.
+        generation_config: the content of generation_config.json, as a `refdiff.GenerationConfig`.
         source: the folder that the model was loaded from, or None.
         ops: the namespace of layer functions that the model calls; put `refdiff.backends.overlay(model.ops, wrap)`
             here to trace, time or replace them.
@@ -91,7 +91,7 @@ class PreTrainedModel(CallableModel, RefusedNames):
         matrices = self.base_params["layers"][0]["self_attn"]["o_proj"]["weight"].dtype
         self.backend = backend_for(self.xp, kernels, threads, getattr(matrices, "name", "float32"))
         self.ops = self.backend.ops
-        self.generation_config = generation_config or {}
+        self.generation_config = generation_config
         self.source: str | None = None
         self.warned_of_length = False
         self._init_options: dict[str, Any] = {"device": device, "kernels": kernels, "threads": threads}
@@ -300,6 +300,20 @@ class PreTrainedModel(CallableModel, RefusedNames):
             repo = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
             message = commit_message or f"Upload {type(self).__name__}"
             return str(api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message))
+
+    @property
+    def generation_config(self) -> Any:
+        """The options of `generate` that hold where a call gives no other: a `refdiff.GenerationConfig`."""
+        return self._generation_config
+
+    @generation_config.setter
+    def generation_config(self, options: Any) -> None:
+        from refdiff.generation.config import GenerationConfig  # imported late: generation imports model
+
+        if not isinstance(options, GenerationConfig):
+            read, options = options or {}, GenerationConfig()
+            dict.update(options, read)  # unchecked: `generate` checks them, and names the file
+        self._generation_config: Any = options
 
     def eval(self) -> Self:
         """Return the model: there is no dropout, so that training and evaluation compute the same."""

@@ -278,6 +278,18 @@ def test_a_config_may_come_from_elsewhere_and_be_changed(tmp_path):
         config.update({"rms_norm_eps": -1})
 
 
+def test_options_of_generation_are_entries_and_attributes(tmp_path):
+    model = small_model()
+    model.generation_config.max_new_tokens = 3
+    assert model.generate([[1, 2]], eos_token_id=-1).shape == (1, 5)
+    model.save_pretrained(tmp_path)
+    again = KIND.from_pretrained(tmp_path)
+    assert again.generation_config == model.generation_config == {"max_new_tokens": 3}
+    again.generation_config = {"max_new_tokens": 2}
+    assert again.generation_config.max_new_tokens == 2
+    assert again.generation_config.num_beams is None
+
+
 def test_weights_by_name_and_another_vocabulary():
     model = small_model(tie_word_embeddings=True)
     assert model.state_dict().keys() - dict(model.named_parameters()).keys() == {"lm_head.weight"}

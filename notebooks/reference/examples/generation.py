@@ -16,6 +16,9 @@ print(sampling.softmax(sampling.top_k(scores, 2)).round(3))
 # %% sampling.top_p
 print(sampling.softmax(sampling.top_p(scores, 0.7)).round(3))
 
+# %% sampling.top_h
+print(sampling.softmax(sampling.top_h(scores, 0.5)).round(3))
+
 # %% sampling.min_p
 print(sampling.softmax(sampling.min_p(scores, 0.4)).round(3))  # at least 0.4 times the likeliest
 

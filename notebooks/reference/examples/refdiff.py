@@ -88,3 +88,54 @@ try:
     refdiff.DiffLlamaConfig.from_pretrained("no-such-folder/")
 except (refdiff.CheckpointError, OSError) as error:
     print(type(error).__name__, error)
+
+# %% GenerationConfig
+model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled")
+config = refdiff.GenerationConfig(max_new_tokens=3, do_sample=True, top_k=5)
+print(model.generate([[0, 1970, 619]], generation_config=config, seed=1), config.top_k, config.num_beams)
+
+
+# %% StoppingCriteria
+class TwoLines(refdiff.StoppingCriteria):
+    """Stops after two commas."""
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return (input_ids == comma).sum(axis=1) >= 2
+
+
+model, tokenizer = (kind.from_pretrained("bundled") for kind in (refdiff.DiffLlamaForCausalLM, refdiff.Tokenizer))
+comma = tokenizer.encode(",", add_special_tokens=False)[0]
+inputs = tokenizer(["Once upon a time"], return_tensors="np")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=60, stopping_criteria=[TwoLines()])[0]))
+
+# %% StoppingCriteriaList, MaxLengthCriteria, MaxTimeCriteria, EosTokenCriteria, StopStringCriteria
+tokenizer = refdiff.Tokenizer.from_pretrained("bundled")
+criteria = refdiff.StoppingCriteriaList(
+    [
+        refdiff.MaxLengthCriteria(8),
+        refdiff.MaxTimeCriteria(5.0),
+        refdiff.EosTokenCriteria(0),
+        refdiff.StopStringCriteria(tokenizer, "time"),
+    ]
+)
+print(criteria(np.array([tokenizer.encode("Once upon a time"), tokenizer.encode("Once upon the king")]), None))
+
+
+# %% LogitsProcessor, LogitsProcessorList
+class NoEvenIds(refdiff.LogitsProcessor):
+    """Leaves odd token ids alone."""
+
+    def __call__(self, input_ids, scores):
+        return np.where(np.arange(scores.shape[-1]) % 2 == 0, -np.inf, scores)
+
+
+model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled")
+print(model.generate([[0, 1970, 619]], max_new_tokens=4, logits_processor=refdiff.LogitsProcessorList([NoEvenIds()])))
+
+# %% WatermarkingConfig, SynthIDTextWatermarkingConfig
+model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled")
+for watermark in (
+    refdiff.WatermarkingConfig(bias=2.5),
+    refdiff.SynthIDTextWatermarkingConfig(keys=[3, 5, 7, 11], ngram_len=3),
+):
+    print(model.generate([[0, 1970, 619]], max_new_tokens=4, watermarking_config=watermark))
