@@ -41,7 +41,8 @@ def pipeline(
             question-answering or feature-extraction.
         model: a folder, a hub repo or a model.
         tokenizer: a tokenizer, or its folder or repo (default: that of the folder or repo of the model).
-        options: those of `from_pretrained`, such as `dtype` and `threads`, and defaults for those of the pipeline.
+        options: those of `from_pretrained`, such as `dtype` and `threads`, also as the dict `model_kwargs`, and
+            defaults for those of the pipeline. `device` is that of the backend; -1 and "cpu" stand for NumPy's.
 
     Raises:
         ValueError: the task is unknown.
@@ -55,6 +56,9 @@ def pipeline(
     module = importlib.import_module(f"refdiff.pipelines.{name.replace('-', '_')}")
     cls: type[Pipeline] = getattr(module, _CLASSES[name])
     options.pop("trust_remote_code", None)  # from_pretrained ignores it too
+    options = {**(options.pop("model_kwargs", None) or {}), **options}
+    if options.get("device") is not None and str(options["device"]) in ("-1", "cpu"):
+        del options["device"]
     loading = {key: options.pop(key) for key in pretrained.ARGUMENTS if key in options}
     source: Any = None
     if isinstance(model, str | os.PathLike):

@@ -14,6 +14,7 @@ class Pipeline:
     """A model and its tokenizer as one function. A subclass handles one input in `run`.
 
     A list of inputs gives a list of results. An iterator gives an iterator, which computes each result when it is read.
+    `batch_size` changes no result: only text generation computes several inputs at once. `num_workers` is ignored.
     """
 
     task: ClassVar[str]
@@ -53,12 +54,20 @@ class Pipeline:
         return keyword_only(cls.run)
 
     def _check_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        check_batch_size(options.get("batch_size"))
+        options = {name: value for name, value in options.items() if name not in ("batch_size", "num_workers")}
         known = self.option_names()
         for name in options:
             if name not in known:
                 hint = did_you_mean(name, known, "; ", f" among {', '.join(known)}")
                 raise TypeError(f"{self.task}: got an unknown option {name!r}, expected a known one{hint}")
         return options
+
+
+def check_batch_size(size: Any) -> None:
+    """Raise `ValueError` unless `batch_size` is a whole number from 1, or None."""
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise ValueError(f"batch_size: got {size!r}, expected a whole number from 1")
 
 
 def keyword_only(function: Callable[..., Any]) -> list[str]:

@@ -57,8 +57,8 @@ class TextGenerationPipeline(Pipeline):
         left_out = {name: value for name, value in options.items() if name in LEFT_OUT}
         for name, value in left_out.items():
             check_left_out(name, value)
-        super()._check_options({name: value for name, value in options.items() if name not in left_out})
-        return options
+        checked = super()._check_options({name: value for name, value in options.items() if name not in left_out})
+        return {**checked, **left_out}
 
     def run(self, item: Any, **options: Any) -> list[Record]:
         """Continue one prompt or chat, with the options of `_run_batch` and `generate`."""

@@ -115,3 +115,17 @@ def test_options_of_the_call_win(tmp_path: Path) -> None:
     pipe = refdiff.pipeline("feature-extraction", folder, dtype="float64", return_tensors=True)
     assert pipe("a").dtype == np.float64, "the model's dtype"
     assert isinstance(pipe("a", return_tensors=False), list)
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+@pytest.mark.parametrize("device", [-1, "cpu", None])
+def test_options_of_transformers_that_change_no_result(task: str, device: Any, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, TASKS[task])
+    inputs: Any = [{"question": "a", "context": "b c"}] if task == "question-answering" else ["a b", "c"]
+    options = {"do_sample": False, "max_new_tokens": 3} if task == "text-generation" else {}
+    expected = refdiff.pipeline(task, folder, dtype="float64")(inputs, **options)
+    more: dict[str, Any] = {"batch_size": 2, "num_workers": 4}
+    pipe = refdiff.pipeline(task, folder, device=device, model_kwargs={"dtype": "float64"}, **more)
+    np.testing.assert_equal(pipe(inputs, **options, **more), expected)
+    with pytest.raises(ValueError, match="batch_size: got 0, expected"):
+        pipe(inputs, batch_size=0)

@@ -71,7 +71,7 @@ def write_files(folder: Path, templates: str | dict[str, str] | None) -> None:
             path.unlink(missing_ok=True)
 
 
-def select(own: str | dict[str, str] | None, wanted: str | None, has_tools: bool, source: str) -> str:
+def select(own: str | dict[str, str] | None, wanted: str | None, source: str, *, has_tools: bool) -> str:
     """Return the text of a template: `wanted`, a name or the text itself, or else the checkpoint's `own`.
 
     Raises:
@@ -100,9 +100,12 @@ def render(
     messages: Sequence[Mapping[str, Any]],
     variables: Mapping[str, Any],
     *,
-    continue_final_message: bool,
-) -> str:
-    """Render one conversation as transformers does; see `Tokenizer.apply_chat_template`."""
+    continue_final_message: bool | str,
+) -> tuple[str, list[tuple[int, int]]]:
+    """Render one conversation as transformers does: → text, spans of `generation` blocks.
+
+    See `Tokenizer.apply_chat_template`.
+    """
     if continue_final_message and variables["add_generation_prompt"]:
         raise ValueError(
             "continue_final_message, add_generation_prompt: got both, expected one; the first continues the last "
@@ -115,10 +118,13 @@ def render(
                     f"{name}: got {type(item).__name__}, expected a list of dicts (a tool by its JSON schema)"
                 )
     chat = [_message(message) for message in messages]
-    final = _mark_final(chat, template.text) if continue_final_message else ""
-    text = template.render({**{name: plain(value) for name, value in variables.items()}, "messages": chat})
+    field = continue_final_message if isinstance(continue_final_message, str) else "content"
+    final = _mark_final(chat, field, template.text) if continue_final_message else ""
+    text, spans = template.render_with_spans(
+        {**{name: plain(value) for name, value in variables.items()}, "messages": chat}
+    )
     if not continue_final_message:
-        return text
+        return text, spans
     mark = _CONTINUE_HERE.strip()
     if final.strip() not in text or mark not in text:
         raise ValueError(
@@ -126,7 +132,7 @@ def render(
         )
     at = text.rindex(mark)
     # A template that trims the content removes the mark's trailing space. Then remove the space before the mark too.
-    return text[:at] if text.startswith(_CONTINUE_HERE, at) else text[:at].rstrip()
+    return (text[:at] if text.startswith(_CONTINUE_HERE, at) else text[:at].rstrip()), []
 
 
 def is_batch(conversation: Any) -> bool:
@@ -167,19 +173,26 @@ def _message(message: Any) -> dict[str, Any]:
         )
     # Many templates would print an absent content as the word None.
     fields = {name: plain(value) for name, value in message.items() if value is not None}
+    if "role" not in fields:
+        raise ValueError(
+            f'a message: got the fields {", ".join(map(repr, fields)) or "none"}, expected "role" among them, such as '
+            '{"role": "user", "content": "Hello"}'
+        )
     reasoning = next((fields[name] for name in _REASONING if name in fields), None)
     return fields if reasoning is None else {"thinking": reasoning, **fields, "reasoning_content": reasoning}
 
 
-def _mark_final(chat: list[dict[str, Any]], template: str) -> str:
-    content = chat[-1].get("content") if chat else None
-    if content is None or "content" not in template:
+def _mark_final(chat: list[dict[str, Any]], field: str, template: str) -> str:
+    content = chat[-1].get(field) if chat else None
+    # Reasoning has several names; the template may read any of them.
+    fields = [name for name in _REASONING if chat and chat[-1].get(name) == content] if field in _REASONING else [field]
+    if content is None or not any(name in template for name in fields):
         raise ValueError(
-            "continue_final_message: got no content to continue, expected a last message with content, and a template "
+            f"continue_final_message: got no {field} to continue, expected a last message with {field}, and a template "
             "that reads it"
         )
     if isinstance(content, str):
-        chat[-1]["content"] = content + _CONTINUE_HERE
+        chat[-1] |= dict.fromkeys(fields, content + _CONTINUE_HERE)
         return content
     for block in reversed(content if isinstance(content, list) else []):
         if isinstance(block, dict) and isinstance(block.get("text"), str):

@@ -87,7 +87,11 @@ class ChatTemplate:
             raise CheckpointError(f"{source}: the chat template does not compile: {_first_line(error)}") from None
 
     def render(self, variables: dict[str, Any]) -> str:
-        """Return the text for these variables, which must be plain data.
+        """Return the text for these variables; see `render_with_spans`."""
+        return self.render_with_spans(variables)[0]
+
+    def render_with_spans(self, variables: dict[str, Any]) -> tuple[str, list[tuple[int, int]]]:
+        """Return the text for these variables, which must be plain data, and where its `generation` blocks stand.
 
         Raises:
             CheckpointError: the template fails or goes beyond the bounds.
@@ -96,10 +100,11 @@ class ChatTemplate:
         try:
             with self._lock:
                 self._sandbox.start(variables)
-                text = self._template.render(variables)
+                text = self._sandbox.write(self._template.generate(variables))
                 self._sandbox.measure(text)
+                spans = self._sandbox.spans
             text.encode()  # raises for half a surrogate pair, which JSON can spell
-            return text
+            return text, spans
         except _RefusedError as error:
             raise ValueError(f"{self.source}: the chat template refuses these messages: {_first_line(error)}") from None
         except _StoppedError:
@@ -132,6 +137,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def start(self, variables: dict[str, Any]) -> None:
         """Begin to render a conversation: set the bounds in proportion to it."""
+        self.spans: list[tuple[int, int]] = []
+        self._written = 0
         self._most: float = math.inf
         size = self.measure(variables)
         self._most = _SIZE + _SIZE_PER_CHARACTER * size
@@ -180,8 +187,22 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             self.pay(_ELEMENT)
             yield item
 
+    def write(self, pieces: Iterable[str]) -> str:
+        """Join what the whole template writes, and count its characters for the spans of `generation` blocks."""
+        written = []
+        for piece in pieces:
+            written.append(self.pay_for(piece))
+            self._written += len(piece)
+        return "".join(written)
+
+    def mark_generated(self, caller: Callable[[], str]) -> str:
+        """Write a `generation` block, and note where it stands."""
+        text = caller()
+        self.spans.append((self._written, self._written + len(text)))
+        return text
+
     def concat(self, pieces: Iterable[str]) -> str:
-        """Join what a macro or the whole template writes."""
+        """Join what a macro writes."""
         return "".join([self.pay_for(piece) for piece in pieces])
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -303,13 +324,15 @@ class _Namespace(Namespace):
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}…{% endgeneration %}` marks what the assistant wrote; its text is its content."""
+    """`{% generation %}…{% endgeneration %}` marks what the assistant wrote; see `mark_generated`."""
 
     tags = {"generation"}  # noqa: RUF012 (Jinja's own declaration)
 
     def parse(self, parser: Any) -> nodes.Node:
         line = next(parser.stream).lineno
-        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        call = nodes.Call(nodes.EnvironmentAttribute("mark_generated"), [], [], None, None)
+        return nodes.CallBlock(call, [], [], body, lineno=line)
 
 
 def _strftime_now(form: str) -> str:

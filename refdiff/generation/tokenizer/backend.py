@@ -50,9 +50,15 @@ class Encoding(Protocol):
     ids: list[int]
     tokens: list[str]
     offsets: list[tuple[int, int]]
+    word_ids: list[int | None]
     sequence_ids: list[int | None]
+    type_ids: list[int]
+    attention_mask: list[int]
     special_tokens_mask: list[int]
     overflowing: list[Encoding]
+
+    def pad(self, length: int, *, direction: str, pad_id: int, pad_token: str) -> None:
+        """Pad this encoding, and those that overflow, to `length`."""
 
     def token_to_word(self, token: int) -> int | None:
         """Return the number of the word that a token belongs to."""
@@ -69,17 +75,19 @@ class TokenizerBackend(Protocol):
 
     settings: dict[str, dict[str, Any]]
 
-    def split_special_tokens(self, split: bool) -> None:
-        """Let special tokens in a text be tokenized like any other text, or not."""
-
     def encode(
         self,
-        texts: Sequence[str] | Sequence[tuple[str, str]],
+        texts: Sequence[Any],
         *,
         add_special_tokens: bool = True,
         truncation: Truncation | None = None,
+        is_pretokenized: bool = False,
+        split_special_tokens: bool = False,
     ) -> list[Encoding]:
-        """Tokenize texts, or pairs of texts."""
+        """Tokenize texts, or pairs of texts; with `is_pretokenized` each text is a list of words.
+
+        With `split_special_tokens`, special tokens in a text are tokenized like any other text.
+        """
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Turn ids into text."""
@@ -105,8 +113,8 @@ class TokenizerBackend(Protocol):
     def added_tokens(self) -> dict[int, AddedToken]:
         """Return id → added token."""
 
-    def add_tokens(self, tokens: Sequence[AddedToken]) -> None:
-        """Add tokens; those that the vocabulary has keep their ids."""
+    def add_tokens(self, tokens: Sequence[AddedToken]) -> int:
+        """Add tokens; those that the vocabulary has keep their ids. Return how many are new as added tokens."""
 
     def num_special_tokens(self, *, pair: bool) -> int:
         """Return how many special tokens are added to a text or a pair."""
@@ -141,22 +149,23 @@ class RustBackend(TokenizerBackend):
         with rust_errors(source, "cannot use this file", _LOAD_AGAIN):
             return cls(_library().Tokenizer.from_str(text), source)
 
-    def split_special_tokens(self, split: bool) -> None:
-        with rust_errors(self.source):
-            self.native.encode_special_tokens = split
-
     def encode(
         self,
-        texts: Sequence[str] | Sequence[tuple[str, str]],
+        texts: Sequence[Any],
         *,
         add_special_tokens: bool = True,
         truncation: Truncation | None = None,
+        is_pretokenized: bool = False,
+        split_special_tokens: bool = False,
     ) -> list[Encoding]:
         with self._lock, rust_errors(self.source):
+            self.native.encode_special_tokens = split_special_tokens
             if truncation is not None:
                 self.native.enable_truncation(**vars(truncation))
             try:
-                encodings: list[Encoding] = self.native.encode_batch(list(texts), add_special_tokens=add_special_tokens)
+                encodings: list[Encoding] = self.native.encode_batch(
+                    list(texts), is_pretokenized=is_pretokenized, add_special_tokens=add_special_tokens
+                )
                 return encodings
             finally:
                 self.native.no_truncation()
@@ -200,8 +209,9 @@ class RustBackend(TokenizerBackend):
         added: dict[int, Any] = self._call("get_added_tokens_decoder")
         return {i: AddedToken(**{name: getattr(token, name) for name in names}) for i, token in added.items()}
 
-    def add_tokens(self, tokens: Sequence[AddedToken]) -> None:
-        self._call("add_tokens", [_library().AddedToken(**vars(token)) for token in tokens])
+    def add_tokens(self, tokens: Sequence[AddedToken]) -> int:
+        count: int = self._call("add_tokens", [_library().AddedToken(**vars(token)) for token in tokens])
+        return count
 
     def num_special_tokens(self, *, pair: bool) -> int:
         found: int = self._call("num_special_tokens_to_add", pair)
@@ -269,7 +279,7 @@ def is_tokenizer(value: Any) -> bool:
 
 
 def _inner(tokenizer: Any) -> Any:
-    for inner in (getattr(tokenizer, "backend_tokenizer", None), getattr(tokenizer, "backend", None), tokenizer):
+    for inner in (getattr(tokenizer, "backend", None), getattr(tokenizer, "backend_tokenizer", None), tokenizer):
         if hasattr(inner, "decode_stream") or (hasattr(inner, "encode_batch") and hasattr(inner, "id_to_token")):
             return inner
     return None

@@ -28,26 +28,38 @@ _Token = tuple[int, str, tuple[int, int], int | None, int | None, int]
 
 @dataclass
 class ByteLevelEncoding:
-    """One tokenized text; see `Encoding`. `words` has the number of each token's word, None for special tokens."""
+    """One tokenized text; see `Encoding`."""
 
     ids: list[int]
     tokens: list[str]
     offsets: list[tuple[int, int]]
-    words: list[int | None]
+    word_ids: list[int | None]
     sequence_ids: list[int | None]
     special_tokens_mask: list[int]
+    type_ids: list[int]
+    attention_mask: list[int]
     overflowing: list[Encoding] = field(default_factory=list)
 
     @classmethod
     def from_tokens(cls, tokens: list[_Token]) -> ByteLevelEncoding:
         """Return the encoding of these tokens."""
-        return cls(*map(list, zip(*tokens, strict=True))) if tokens else cls([], [], [], [], [], [])
+        lists: list[list[Any]] = list(map(list, zip(*tokens, strict=True))) if tokens else [[], [], [], [], [], []]
+        return cls(*[*lists, [0] * len(tokens), [1] * len(tokens)])
+
+    def pad(self, length: int, *, direction: str, pad_id: int, pad_token: str) -> None:
+        for encoding in self.overflowing:
+            encoding.pad(length, direction=direction, pad_id=pad_id, pad_token=pad_token)
+        padding = self.from_tokens([(pad_id, pad_token, (0, 0), None, None, 1)] * (length - len(self.ids)))
+        padding.attention_mask = [0] * len(padding.ids)
+        first, second = (padding, self) if direction == "left" else (self, padding)
+        joined = {n: getattr(first, n) + getattr(second, n) for n in vars(self) if n != "overflowing"}
+        vars(self).update(joined)
 
     def token_to_word(self, token: int) -> int | None:
-        return self.words[token] if token < len(self.words) else None
+        return self.word_ids[token] if token < len(self.word_ids) else None
 
     def word_to_chars(self, word: int, sequence: int) -> tuple[int, int] | None:
-        found = [at for at, n in zip(self.offsets, self.words, strict=True) if n == word and sequence == 0]
+        found = [at for at, n in zip(self.offsets, self.word_ids, strict=True) if n == word and sequence == 0]
         return (found[0][0], found[-1][1]) if found else None
 
 
@@ -64,7 +76,6 @@ class ByteLevelBackend(TokenizerBackend):
         self._added: dict[int, AddedToken] = {}
         for token in parsed["added_tokens"]:
             self._add(token["id"], AddedToken(**{name: x for name, x in token.items() if name != "id"}))
-        self._split_special = False
 
     @classmethod
     def from_json(cls, text: str, source: str | Path) -> ByteLevelBackend:
@@ -75,23 +86,24 @@ class ByteLevelBackend(TokenizerBackend):
             raise CheckpointError(f"{source}: not valid JSON: {error}") from None
         return cls(parsed, javascript_words(text), source)
 
-    def split_special_tokens(self, split: bool) -> None:
-        self._split_special = split
-
     def encode(
         self,
-        texts: Sequence[str] | Sequence[tuple[str, str]],
+        texts: Sequence[Any],
         *,
         add_special_tokens: bool = True,
         truncation: Truncation | None = None,
+        is_pretokenized: bool = False,
+        split_special_tokens: bool = False,
     ) -> list[Encoding]:
+        if is_pretokenized:
+            raise CheckpointError(f"{self.source}: is_split_into_words: got True, expected False; {_FIX}")
         special = self._special_ids("single") if add_special_tokens else []
         prefix: list[_Token] = [(i, self._tokens[i], (0, 0), None, None, 1) for i in special]
         found: list[Encoding] = []
         for text in texts:
             if not isinstance(text, str):
                 raise CheckpointError(f"{self.source}: text_pair: got a second text, expected none; {_FIX}")
-            parts = [self._encode(text)]
+            parts = [self._encode(text, split_special_tokens)]
             if truncation is not None:
                 parts = _truncate(parts[0], truncation, truncation.max_length - len(prefix))
             first, *rest = (ByteLevelEncoding.from_tokens(prefix + part) for part in parts)
@@ -135,10 +147,12 @@ class ByteLevelBackend(TokenizerBackend):
     def added_tokens(self) -> dict[int, AddedToken]:
         return dict(sorted(self._added.items()))
 
-    def add_tokens(self, tokens: Sequence[AddedToken]) -> None:
+    def add_tokens(self, tokens: Sequence[AddedToken]) -> int:
+        before = set(self._added.values())
         for token in tokens:
             known = self.token_to_id(token.content)
             self._add(max([len(self._model) - 1, *self._added]) + 1 if known is None else known, token)
+        return len(set(tokens) - before)
 
     def num_special_tokens(self, *, pair: bool) -> int:
         return len(self._special_ids("pair" if pair else "single"))
@@ -168,9 +182,9 @@ class ByteLevelBackend(TokenizerBackend):
         names = [part["SpecialToken"]["id"] for part in step.get(template, []) if "SpecialToken" in part]
         return [i for name in names for i in step["special_tokens"][name]["ids"]]
 
-    def _parts(self, text: str) -> Iterator[tuple[str, Sequence[int]]]:
+    def _parts(self, text: str, split_special: bool) -> Iterator[tuple[str, Sequence[int]]]:
         """Cut a text into added tokens and words, each with its ids."""
-        added = {t.content: i for i, t in self._added.items() if not (t.special and self._split_special)}
+        added = {t.content: i for i, t in self._added.items() if not (t.special and split_special)}
         longest_first = sorted(map(re.escape, filter(None, added)), key=len, reverse=True)
         for part in re.split(f"({'|'.join(longest_first) or '(?!)'})", text):
             if part in added:
@@ -178,10 +192,10 @@ class ByteLevelBackend(TokenizerBackend):
             elif part:
                 yield from self._words(part)
 
-    def _encode(self, text: str) -> list[_Token]:
+    def _encode(self, text: str, split_special: bool) -> list[_Token]:
         tokens: list[_Token] = []
         start = 0
-        for number, (part, ids) in enumerate(self._parts(text)):
+        for number, (part, ids) in enumerate(self._parts(text, split_special)):
             # the index of each byte's character
             at = [start + i for i, character in enumerate(part) for _ in character.encode()]
             used = 0

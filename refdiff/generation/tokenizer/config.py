@@ -15,6 +15,11 @@ from refdiff.messages import json_type, show_value
 # transformers writes 10^30 for "no limit" and takes anything above 10^20 as that.
 NO_LIMIT = 10**20
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+SETTINGS = (
+    *NAMES, "padding_side", "truncation_side", "model_max_length", "clean_up_tokenization_spaces",
+    "split_special_tokens", "extra_special_tokens", "additional_special_tokens", "chat_template",
+)  # fmt: skip
+"""The fields that `Tokenizer.from_pretrained` takes as arguments."""
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # Fields that only transformers' loading needs, or that are saved in a newer form here.
 _DROPPED = (
@@ -154,6 +159,19 @@ def _added_tokens_decoder(config: dict[str, Any], source: str) -> dict[int, Adde
             f"{source}: added_tokens_decoder: got the keys {show_value(list(value))}, expected token ids"
         ) from None
     return {ids[key]: _token(token, f"{source}: added_tokens_decoder[{key!r}]", False) for key, token in value.items()}
+
+
+def to_token(value: Any, where: str, special: bool) -> AddedToken:
+    """Return a string, a token of `tokenizers` or transformers, or an `AddedToken` as an `AddedToken`.
+
+    Raises:
+        TypeError: it is none of these.
+    """
+    if not isinstance(value, str) and not all(hasattr(value, flag) for flag in ("content", *_FLAGS)):
+        raise TypeError(f"{where}: got {type(value).__name__}, expected a string or an AddedToken")
+    if isinstance(value, str):
+        return _token(value, where, special)
+    return _token({name: getattr(value, name) for name in ("content", *_FLAGS)}, where, special)
 
 
 def _token(value: Any, where: str, special: bool = True) -> AddedToken:

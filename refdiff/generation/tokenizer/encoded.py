@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,20 +15,83 @@ from refdiff.generation.tokenizer.backend import Encoding, TokenizerBackend
 _LISTS = (list, tuple, np.ndarray)
 
 
+# Methods that ask an encoding about a token, character or word; those named here answer with a range.
+_SPANS = ("token_to_chars", "word_to_chars", "word_to_tokens")
+_QUESTIONS = ("char_to_token", "char_to_word", "token_to_sequence", "token_to_word", *_SPANS)
+
+
+class Span(NamedTuple):
+    """A range of characters or tokens, without its end."""
+
+    start: int
+    end: int
+
+
 class Encoded(dict[str, Any]):
-    """The result of a tokenizer call: a dict whose entries are attributes too. `model(**encoded)` works."""
+    """The result of a tokenizer call: a dict whose entries are attributes too. `model(**encoded)` works.
+
+    `encodings` has what the library knows of each text: `tokens(i)`, `word_ids(i)` and `sequence_ids(i)` of text i, and
+    `token_to_word`, `char_to_token`, `word_to_chars` … with transformers' arguments: `(position)` or `(i, position)`.
+    """
+
+    def __init__(self, entries: Any = (), encodings: list[Encoding] | None = None) -> None:
+        super().__init__(entries)
+        self.encodings = encodings
+
+    def __getitem__(self, key: Any) -> Any:
+        """Return an entry by its name, or an encoding by its number."""
+        return self._encoding(key) if isinstance(key, int) else super().__getitem__(key)
+
+    def tokens(self, batch_index: int = 0) -> list[str]:
+        """Return the tokens of a text, as the vocabulary spells them."""
+        return self._encoding(batch_index).tokens
+
+    def word_ids(self, batch_index: int = 0) -> list[int | None]:
+        """Return the number of each token's word; None for special tokens."""
+        return self._encoding(batch_index).word_ids
+
+    def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
+        """Return for each token the text of its pair, 0 or 1; None for special tokens."""
+        return self._encoding(batch_index).sequence_ids
+
+    def to(self, device: Any) -> Encoded:
+        """Return this result: arrays of NumPy are on the CPU.
+
+        Raises:
+            ValueError: another device.
+        """
+        if str(device) != "cpu":
+            raise ValueError(f'device: got {str(device)!r}, expected "cpu"; move its arrays with their own library')
+        return self
+
+    def _encoding(self, index: int) -> Encoding:
+        if self.encodings is None:
+            raise ValueError("encodings: got none, expected the result of a tokenizer call; this one was put together")
+        return self.encodings[index]
+
+    def _ask(self, name: str, first: int, second: int | None = None, sequence_index: int = 0) -> Any:
+        batch_index, position = (0, first) if second is None else (first, second)
+        encoding = self._encoding(batch_index)
+        by_token = name.startswith("token_")
+        if by_token and position < 0:
+            position += len(encoding.ids)
+        found = getattr(encoding, name)(*[position] if by_token else [position, sequence_index])
+        return Span(*found) if name in _SPANS and found is not None else found
+
+    def __reduce__(self) -> Any:
+        return Encoded, (dict(self), self.encodings)
 
     def __getattr__(self, name: str) -> Any:
+        if name in _QUESTIONS:
+            return functools.partial(self._ask, name)
         try:
-            return self[name]
+            return super().__getitem__(name)
         except KeyError:
             raise AttributeError(f"Encoded has no entry {name!r}, only {', '.join(self)}") from None
 
 
 def pad(sequences: list[list[int]], length: int, value: int, side: str) -> list[list[int]]:
     """Pad each sequence with `value` to `length`, on its left or right; longer sequences stay as they are."""
-    if side not in ("left", "right"):
-        raise ValueError(f'padding_side: got {side!r}, expected "left" or "right"')
     if side == "left":
         return [[value] * (length - len(ids)) + ids for ids in sequences]
     return [ids + [value] * (length - len(ids)) for ids in sequences]
@@ -44,24 +108,28 @@ def pad_prompts(prompts: list[list[int]]) -> Encoded:
     return batch(padded, single=False, return_tensors="np")
 
 
-def batch(entries: dict[str, list[list[int]]], single: bool, return_tensors: str | None) -> Encoded:
+def batch(
+    entries: dict[str, list[Any]], single: bool, return_tensors: str | None, encodings: list[Encoding] | None = None
+) -> Encoded:
     """Return sequences as lists (without the outer list for a single text) or, for "np", as int64 arrays (B, T).
 
     Raises:
         ValueError: sequences of different lengths should form an array.
     """
     if return_tensors is None:
-        return Encoded({name: values[0] if single else values for name, values in entries.items()})
-    lengths = sorted({len(ids) for values in entries.values() for ids in values})
+        return Encoded(
+            {name: values[0] if single and isinstance(values[0], list) else values for name, values in entries.items()},
+            encodings,
+        )
+    lengths = sorted({len(ids) for values in entries.values() for ids in values if isinstance(ids, list)})
     if len(lengths) > 1:
         raise ValueError(
             f"text: got texts of {lengths[0]} to {lengths[-1]} tokens, expected as many in each for an array; pass "
             "padding=True, and truncation=True with max_length= to bound the length"
         )
-    width = lengths[0] if lengths else 0
-    return Encoded(
-        {name: np.asarray(values, dtype=np.int64).reshape(len(values), width) for name, values in entries.items()}
-    )
+    empty = np.zeros((0, 0), dtype=np.int64)
+    arrays = {name: np.asarray(values, dtype=np.int64) if values else empty for name, values in entries.items()}
+    return Encoded(arrays, encodings)
 
 
 def to_lists(ids: Any) -> list[Any]:
@@ -89,25 +157,64 @@ def clean_up_spaces(text: str) -> str:
     return text
 
 
-def check_texts(name: str, value: Any) -> list[str]:
-    """Return a text, or a list of texts, as a list.
+def is_batch(text: Any, is_split_into_words: bool) -> bool:
+    """Tell a list of texts from one text, which may be a list of words."""
+    return isinstance(text, _LISTS) and (not is_split_into_words or (len(text) > 0 and isinstance(text[0], _LISTS)))
+
+
+def check_inputs(text: Any, text_pair: Any, is_split_into_words: bool) -> tuple[list[Any], bool]:
+    """Return the texts, or pairs as tuples, of a tokenizer call, and whether there are pairs.
+
+    Raises:
+        TypeError: an element is no text, or a list of words where one text is expected.
+        ValueError: as many texts as pairs are expected, or a text has half of a character.
+    """
+    batched = is_batch(text, is_split_into_words)
+    depth = batched + is_split_into_words
+    if is_split_into_words and isinstance(text, str):
+        raise TypeError("text: got str with is_split_into_words=True, expected a list of words")
+    texts = check_texts("text", text, depth + batched)
+    if text_pair is not None and (batched or len(text_pair)):
+        pairs = check_texts("text_pair", text_pair, depth)
+        if batched and (isinstance(pairs, str) or len(texts) != len(pairs)):
+            count = 1 if isinstance(pairs, str) else len(pairs)
+            raise ValueError(f"text, text_pair: got {len(texts)} and {count} texts, expected as many")
+        return list(zip(texts, pairs, strict=True)) if batched else [(texts, pairs)], True
+    if not batched:
+        return [texts], False
+    inner = [item[0] if is_split_into_words and item else item for item in texts]
+    is_pair = [isinstance(item, list | tuple) and len(item) > 0 for item in inner]
+    if wrong := [item for item, pair in zip(texts, is_pair, strict=True) if pair and len(item) != 2]:
+        raise TypeError(f"text: got {len(wrong[0])} texts in one entry, expected a string or a pair of strings")
+    return [tuple(item) if pair else item for item, pair in zip(texts, is_pair, strict=True)], any(is_pair)
+
+
+def check_texts(name: str, value: Any, depth: int) -> Any:
+    """Return a text, or lists of texts in lists up to `depth`, with lists for arrays.
 
     Raises:
         TypeError: an element is no text.
         ValueError: a text has half of a character.
     """
-    texts: list[str] = [value] if isinstance(value, str) else list(value) if isinstance(value, _LISTS) else [value]
-    for text in texts:
-        if not isinstance(text, str):
-            raise TypeError(f"{name}: got {type(text).__name__}, expected a string or a list of strings")
+    if isinstance(value, _LISTS) and depth:
+        parts = (check_texts(name, part, depth - 1) for part in value)
+        return tuple(parts) if isinstance(value, tuple) else list(parts)
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: got {type(value).__name__}, expected a string or a list of strings")
+    if not value.isascii():
         try:
-            text.encode("utf-8")
+            value.encode("utf-8")
         except UnicodeEncodeError as error:
             raise ValueError(
                 f"{name}: got half of a character (a lone surrogate) at position {error.start}, expected whole ones; "
                 'read the file as UTF-8, or repair it with text.encode("utf-8", "replace").decode()'
             ) from None
-    return texts
+    return value
+
+
+def count_characters(value: Any) -> int:
+    """Return the number of characters of a text, or of all texts in nested lists."""
+    return len(value) if isinstance(value, str) else sum(map(count_characters, value))
 
 
 def check_truncation(strategy: Any, limit: int, stride: int, reserved: int, *, has_pair: bool) -> None:

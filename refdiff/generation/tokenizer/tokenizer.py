@@ -13,6 +13,7 @@ from refdiff.generation import chat_template as templates
 from refdiff.generation.tokenizer import backend as backends
 from refdiff.generation.tokenizer.config import (
     NO_LIMIT,
+    SETTINGS,
     read_max_length,
     read_side,
     read_tokenizer_config,
@@ -23,17 +24,19 @@ from refdiff.generation.tokenizer.encoded import (
     Encoded,
     batch,
     check_ids,
+    check_inputs,
     check_multiple,
     check_pair_stride,
-    check_texts,
     check_truncation,
     clean_up_spaces,
+    count_characters,
+    is_batch,
     pad,
     to_lists,
 )
 from refdiff.generation.tokenizer.file import load_backend, max_text
 from refdiff.generation.tokenizer.vocabulary import Vocabulary
-from refdiff.messages import refuse_arguments
+from refdiff.messages import refuse_arguments, warn
 from refdiff.refused import TOKENIZER, RefusedNames
 
 if TYPE_CHECKING:
@@ -79,7 +82,7 @@ class Tokenizer(Vocabulary, RefusedNames):
         settings = str(self.source.parent / "tokenizer_config.json")
         super().__init__(backends.backend_of(backend, self.source), self.config, settings)
         self._max_text = max_text(self.backend)
-        self.backend.split_special_tokens(self.config.get("split_special_tokens") is True)
+        self.split_special_tokens = self.config.get("split_special_tokens") is True
         padding, truncation = self.backend.settings["padding"], self.backend.settings["truncation"]
         pad_token = padding.get("pad_token")
         if self.pad_token is None and pad_token and self.backend.token_to_id(pad_token) is not None:
@@ -93,13 +96,17 @@ class Tokenizer(Vocabulary, RefusedNames):
     def from_pretrained(
         cls,
         path_or_repo: str | os.PathLike[str],
+        *,
+        use_fast: Any = None,
         **options: Any,
     ) -> Tokenizer:
         """Load the tokenizer of a checkpoint: a folder, or a hub repo id.
 
         Args:
             path_or_repo: the folder or the repo.
-            options: those of `refdiff.hub.HubOptions`, such as revision and token.
+            use_fast: ignored.
+            options: those of `refdiff.hub.HubOptions`, such as revision and token, and replacements of fields of
+                tokenizer_config.json: `padding_side`, `model_max_length`, `pad_token` and its siblings, ….
 
         Raises:
             CheckpointError: a file is missing, broken, or not a tokenizer; the message names it.
@@ -107,12 +114,15 @@ class Tokenizer(Vocabulary, RefusedNames):
         """
         from refdiff import hub
 
-        refuse_arguments(f"{cls.__name__}.from_pretrained", options.keys() - {*hub.ARGUMENTS}, hub.ARGUMENTS)
+        known = (*hub.ARGUMENTS, *SETTINGS)
+        refuse_arguments(f"{cls.__name__}.from_pretrained", options.keys() - {*known}, known)
+        settings = {name: options.pop(name) for name in SETTINGS if name in options}
         files = (*hub.TOKENIZER, "additional_chat_templates/*.jinja", "config.json")
         folder = hub.snapshot(path_or_repo, files=files, **options)
         config = read_tokenizer_config(folder)
         if found := templates.read_files(folder):
             config["chat_template"] = found
+        config |= settings
         return cls(
             load_backend(folder), config, source=folder / "tokenizer.json", model_vocab_size=read_vocab_size(folder)
         )
@@ -137,23 +147,35 @@ class Tokenizer(Vocabulary, RefusedNames):
 
     def __call__(
         self,
-        text: str | Sequence[str],
-        text_pair: str | Sequence[str] | None = None,
+        text: Any,
+        text_pair: Any = None,
         *,
+        add_special_tokens: bool = True,
         padding: PaddingStrategy = False,
         truncation: TruncationStrategy = None,
         max_length: int | None = None,
+        stride: int = 0,
+        is_split_into_words: bool = False,
         pad_to_multiple_of: int | None = None,
         padding_side: Literal["left", "right"] | None = None,
-        add_special_tokens: bool = True,
         return_tensors: Literal["np"] | None = None,
+        return_token_type_ids: bool | None = None,
+        return_attention_mask: bool | None = None,
+        return_overflowing_tokens: bool = False,
+        return_special_tokens_mask: bool = False,
+        return_offsets_mapping: bool = False,
+        return_length: bool = False,
+        verbose: bool = True,
+        split_special_tokens: bool | None = None,
     ) -> Encoded:
-        """Turn one text, or a list of them, into `input_ids` and `attention_mask` (1 for a token, 0 for padding).
+        """Turn one text, or a list of texts or pairs, into `input_ids` and `attention_mask` (0 for padding).
 
         padding: True or "longest" pads to the longest of the batch, "max_length" to `max_length`; `pad_to_multiple_of`
         rounds that length up. truncation: True cuts to `max_length` tokens (special tokens included), or to the
-        tokenizer's `model_max_length`; `max_length` alone cuts too. One text → flat lists, or arrays (1, T) with
-        `return_tensors="np"`; a list → a list for each, or int64 arrays (B, T).
+        tokenizer's `model_max_length`; `max_length` alone cuts too. With `return_overflowing_tokens`, what is cut off
+        comes in further rows that overlap by `stride` tokens, and `overflow_to_sample_mapping` has their texts.
+        `is_split_into_words`: each text is a list of words. `verbose` is ignored. One text → flat lists, or arrays
+        (1, T) with `return_tensors="np"`; a list → a list for each, or int64 arrays (B, T).
 
         Raises:
             ValueError: padding without a pad token, or an array from texts of different lengths.
@@ -162,37 +184,89 @@ class Tokenizer(Vocabulary, RefusedNames):
             raise ValueError(f'return_tensors: got {return_tensors!r}, expected None or "np", for NumPy arrays')
         if padding not in _PADDINGS:
             raise ValueError(f"padding: got {padding!r}, expected one of {', '.join(map(repr, _PADDINGS))}")
-        pad_to = _PADDINGS[padding]
-        if truncation is None and max_length is not None and pad_to is None:
+        if truncation is None and max_length is not None and _PADDINGS[padding] is None:
             truncation = True
-        if pad_to is not None and pad_to_multiple_of is not None:
+        if _PADDINGS[padding] is not None and pad_to_multiple_of is not None:
             check_multiple(pad_to_multiple_of, max_length, _TRUNCATIONS.get(truncation, truncation) is not None)
         encodings = self.encodings(
-            text, text_pair, truncation=truncation, max_length=max_length, add_special_tokens=add_special_tokens
-        )
-        ids = [encoding.ids for encoding in encodings]
-        length: int | None = None
-        if pad_to == "longest":
-            length = max(map(len, ids), default=0)
-        elif pad_to == "max_length":
-            limit = self.model_max_length if max_length is None else max_length
-            length = None if limit > NO_LIMIT else limit
-        masks = [[1] * len(sequence) for sequence in ids]
+            text, text_pair, truncation=truncation, max_length=max_length, stride=stride,
+            add_special_tokens=add_special_tokens, is_split_into_words=is_split_into_words,
+            split_special_tokens=split_special_tokens,
+        )  # fmt: skip
+        length = self._padded_length(padding, [len(e.ids) for e in encodings], max_length, pad_to_multiple_of)
         if length is not None:
-            length += -length % (pad_to_multiple_of or 1)
-            side = self.padding_side if padding_side is None else padding_side
-            ids, masks = pad(ids, length, self._pad_id(), side), pad(masks, length, 0, side)
-        return batch({"input_ids": ids, "attention_mask": masks}, isinstance(text, str), return_tensors)
+            side, pad_id = self._padding(padding_side)
+            for encoding in encodings:
+                encoding.pad(length, direction=side, pad_id=pad_id, pad_token=str(self.pad_token))
+        rows = [[e, *e.overflowing] if return_overflowing_tokens else [e] for e in encodings]
+        flat = [encoding for row in rows for encoding in row]
+        fields = {
+            "input_ids": ("ids", True),
+            "token_type_ids": ("type_ids", return_token_type_ids),
+            "attention_mask": ("attention_mask", return_attention_mask is not False),
+            "special_tokens_mask": ("special_tokens_mask", return_special_tokens_mask),
+            "offset_mapping": ("offsets", return_offsets_mapping),
+        }
+        entries: dict[str, list[Any]] = {
+            name: [getattr(encoding, field) for encoding in flat]
+            for name, (field, is_wanted) in fields.items()
+            if is_wanted
+        }
+        if return_length:
+            entries["length"] = [len(encoding.ids) for encoding in flat]
+        if return_overflowing_tokens:
+            entries["overflow_to_sample_mapping"] = [i for i, row in enumerate(rows) for _ in row]
+        single = not is_batch(text, is_split_into_words) and not return_overflowing_tokens
+        return batch(entries, single, return_tensors, flat)
+
+    def pad(
+        self,
+        encoded_inputs: Any,
+        padding: PaddingStrategy = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: Literal["left", "right"] | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: Literal["np"] | None = None,
+    ) -> Encoded:
+        """Pad results of a tokenizer call, one or a list of them, or a dict with `input_ids`.
+
+        Raises:
+            ValueError: there are no `input_ids`, or padding without a pad token.
+        """
+        given = encoded_inputs
+        if not isinstance(given, Mapping):
+            given = {name: [item[name] for item in given] for name in (given[0] if given else ())}
+        if "input_ids" not in given:
+            raise ValueError(f"encoded_inputs: got {', '.join(given) or 'nothing'}, expected input_ids")
+        if any(hasattr(values, "dtype") or (len(values) and hasattr(values[0], "dtype")) for values in given.values()):
+            return_tensors = return_tensors or "np"
+        entries = {name: to_lists(values) for name, values in given.items()}
+        single = not (entries["input_ids"] and isinstance(entries["input_ids"][0], list))
+        if single:
+            entries = {name: [values] for name, values in entries.items()}
+        lengths = [len(ids) for ids in entries["input_ids"]]
+        if return_attention_mask is not False:
+            entries.setdefault("attention_mask", [[1] * length for length in lengths])
+        length = self._padded_length(padding, lengths, max_length, pad_to_multiple_of)
+        if length is not None:
+            side, pad_id = self._padding(padding_side)
+            fill = {"input_ids": pad_id, "attention_mask": 0, "token_type_ids": 0, "special_tokens_mask": 1}
+            for name in fill.keys() & entries.keys():
+                entries[name] = pad(entries[name], length, fill[name], side)
+        return batch(entries, single, return_tensors)
 
     def encodings(
         self,
-        text: str | Sequence[str],
-        text_pair: str | Sequence[str] | None = None,
+        text: Any,
+        text_pair: Any = None,
         *,
         truncation: TruncationStrategy = None,
         max_length: int | None = None,
         stride: int = 0,
         add_special_tokens: bool = True,
+        is_split_into_words: bool = False,
+        split_special_tokens: bool | None = None,
     ) -> list[backends.Encoding]:
         """Tokenize into encodings, one a text: ids with offsets into the text, word numbers, masks.
 
@@ -202,14 +276,8 @@ class Tokenizer(Vocabulary, RefusedNames):
             ValueError: an input that is no text, a text that is too long for a tokenizer that lengthens texts, a
                 `max_length` too small for the special tokens, or an unknown side.
         """
-        texts = check_texts("text", text)
-        pairs = None if text_pair is None else check_texts("text_pair", text_pair)
-        inputs: Any = texts
-        if pairs is not None:
-            if len(texts) != len(pairs):
-                raise ValueError(f"text, text_pair: got {len(texts)} and {len(pairs)} texts, expected as many")
-            inputs = list(zip(texts, pairs, strict=True))
-        characters = sum(map(len, texts)) + sum(map(len, pairs or ()))
+        inputs, has_pair = check_inputs(text, text_pair, is_split_into_words)
+        characters = count_characters(inputs) if self._max_text is not None else 0
         if self._max_text is not None and characters > self._max_text:
             raise ValueError(
                 f"text: got {characters:,} characters, expected at most {self._max_text:,}: the steps of {self.source} "
@@ -223,15 +291,20 @@ class Tokenizer(Vocabulary, RefusedNames):
         if strategy is not None and limit <= NO_LIMIT:
             if self.truncation_side not in ("left", "right"):
                 raise ValueError(f'truncation_side: got {self.truncation_side!r}, expected "left" or "right"')
-            reserved = self.backend.num_special_tokens(pair=pairs is not None) if add_special_tokens else 0
-            check_truncation(strategy, limit, stride, reserved, has_pair=pairs is not None)
-            if pairs is not None and stride > 0:
+            reserved = self.backend.num_special_tokens(pair=has_pair) if add_special_tokens else 0
+            check_truncation(strategy, limit, stride, reserved, has_pair=has_pair)
+            if has_pair and stride > 0:
                 for pair in inputs:
-                    lengths = [len(encoding.ids) for encoding in self.backend.encode(pair, add_special_tokens=False)]
+                    parts = self.backend.encode(pair, add_special_tokens=False, is_pretokenized=is_split_into_words)
+                    lengths = [len(encoding.ids) for encoding in parts]
                     check_pair_stride(str(strategy), stride, lengths, limit - reserved)
             cut = backends.Truncation(int(limit), stride, str(strategy), self.truncation_side)
+        split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
         try:
-            found = self.backend.encode(inputs, add_special_tokens=add_special_tokens, truncation=cut)
+            found = self.backend.encode(
+                inputs, add_special_tokens=add_special_tokens, truncation=cut, is_pretokenized=is_split_into_words,
+                split_special_tokens=split,
+            )  # fmt: skip
         except CheckpointError as error:
             if "too short to respect" not in str(error):
                 raise
@@ -242,17 +315,19 @@ class Tokenizer(Vocabulary, RefusedNames):
         check_ids(found, self.backend, self.model_vocab_size, self.source)
         return found
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Turn one text into its list of token ids.
+    def encode(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
+        """Turn one text, or a pair, into its list of token ids; options as of a call of the tokenizer.
 
         Raises:
             TypeError: a list of texts.
         """
-        given: Any = text
-        if isinstance(given, list | tuple):
-            raise TypeError(f"text: got a {type(given).__name__}, expected one text; call tokenizer(texts) for several")
-        ids: list[int] = self.encodings(text, add_special_tokens=add_special_tokens)[0].ids
-        return ids
+        if is_batch(text, options.get("is_split_into_words", False)):
+            raise TypeError(f"text: got a {type(text).__name__}, expected one text; call tokenizer(texts) for several")
+        return self(text, text_pair, **options)["input_ids"]
+
+    def tokenize(self, text: Any, pair: Any = None, *, add_special_tokens: bool = False, **options: Any) -> list[str]:
+        """Turn one text, or a pair, into tokens as the vocabulary spells them."""
+        return self(text, pair, add_special_tokens=add_special_tokens, **options).tokens()
 
     @overload
     def decode(
@@ -274,7 +349,7 @@ class Tokenizer(Vocabulary, RefusedNames):
         """Turn ids (T,) back into text, or a batch (B, T) into a list of texts.
 
         Raises:
-            ValueError: ids that are not whole numbers from 0.
+            ValueError: ids that are not whole numbers from 0, or that neither the tokenizer nor its model has.
         """
         nested = to_lists(ids)
         if nested and isinstance(nested[0], list):
@@ -309,13 +384,16 @@ class Tokenizer(Vocabulary, RefusedNames):
         documents: Sequence[Mapping[str, Any]] | None = None,
         chat_template: str | None = None,
         add_generation_prompt: bool = False,
-        continue_final_message: bool = False,
+        continue_final_message: bool | str = False,
         tokenize: bool = True,
+        sanitize_control_tokens: bool = False,
         return_dict: bool = True,
         padding: PaddingStrategy = False,
         truncation: TruncationStrategy = None,
         max_length: int | None = None,
         return_tensors: Literal["np"] | None = None,
+        return_assistant_tokens_mask: bool = False,
+        tokenizer_kwargs: Mapping[str, Any] | None = None,
         **variables: Any,
     ) -> Any:
         """Write messages (`{"role": …, "content": …}`) as the model was trained to read them, with its Jinja template.
@@ -323,23 +401,34 @@ class Tokenizer(Vocabulary, RefusedNames):
         → text with `tokenize=False`, else what the tokenizer returns for that text (only its ids with
         `return_dict=False`); a list of conversations gives a list. `chat_template` is a template or the name of one of
         the checkpoint's; `tools` are JSON schemas; `variables` reach the template by their names. With
-        `continue_final_message` the text ends inside the last message, for the model to continue it.
+        `continue_final_message` the text ends inside the last message, for the model to continue it; a string names the
+        field to continue, such as "reasoning_content". `return_assistant_tokens_mask` adds `assistant_masks`, 1 for
+        the tokens of the template's `generation` blocks. `tokenizer_kwargs` are further options of the tokenizer.
 
         Raises:
             CheckpointError: the template is broken or never ends.
             ValueError: the template refuses the messages.
         """
         batched = templates.is_batch(conversation)
-        source = str(self.source.parent)
-        template = self._compile(templates.select(self.chat_template, chat_template, bool(tools), source))
+        if sanitize_control_tokens:
+            raise ValueError("sanitize_control_tokens: got True, expected False; check the messages for special tokens")
+        if return_assistant_tokens_mask and (continue_final_message or not (tokenize and return_dict)):
+            raise ValueError(
+                "return_assistant_tokens_mask: got True, expected it with tokenize=True and return_dict=True, and "
+                "without continue_final_message"
+            )
+        template = self._compile(self.get_chat_template(chat_template, tools))
         chats: Sequence[Any] = conversation if batched else [conversation]
         own = {"tools": tools, "documents": documents, "add_generation_prompt": add_generation_prompt}
         variables = {**self.special_tokens_map, **variables, **own}
-        texts = [
-            templates.render(template, messages, variables, continue_final_message=continue_final_message)
-            for messages in chats
-        ]
-        rendered = texts if batched else texts[0]
+        texts, spans = zip(
+            *(
+                templates.render(template, messages, variables, continue_final_message=continue_final_message)
+                for messages in chats
+            ),
+            strict=True,
+        )
+        rendered = list(texts) if batched else texts[0]
         if not tokenize:
             return rendered
         encoded = self(
@@ -349,8 +438,25 @@ class Tokenizer(Vocabulary, RefusedNames):
             max_length=max_length,
             add_special_tokens=False,
             return_tensors=return_tensors,
+            **(tokenizer_kwargs or {}),
         )
+        if return_assistant_tokens_mask:
+            if not any(spans):
+                warn("return_assistant_tokens_mask: got no {% generation %} block in the chat, so no token is marked")
+            masks = [
+                [int(any(begin < stop and end > start for start, stop in spans[i])) for begin, end in encoding.offsets]
+                for i, encoding in enumerate(encoded.encodings or ())
+            ]
+            encoded |= batch({"assistant_masks": masks}, not batched, return_tensors)
         return encoded if return_dict else encoded["input_ids"]
+
+    def get_chat_template(self, chat_template: str | None = None, tools: Any = None) -> str:
+        """Return the template that `apply_chat_template` would use for these arguments.
+
+        Raises:
+            ValueError: there is no template, or there are several and no default.
+        """
+        return templates.select(self.chat_template, chat_template, str(self.source.parent), has_tools=tools is not None)
 
     def __repr__(self) -> str:
         return f"Tokenizer({len(self)} tokens, {self.special_tokens_map}, source={str(self.source)!r})"
@@ -362,19 +468,34 @@ class Tokenizer(Vocabulary, RefusedNames):
         wrong = [i for i in ids if not isinstance(i, int) or not 0 <= i < 2**32]
         if wrong:
             raise ValueError(f"ids: got {wrong[0]!r}, expected whole numbers from 0 to 2^32 - 1")
+        beyond = [i for i in ids if i >= (self.model_vocab_size or 0) and self.backend.id_to_token(i) is None]
+        if beyond:
+            raise ValueError(f"ids: got {beyond[0]}, expected ids of the vocabulary, which has {len(self)} tokens")
         text = self.backend.decode(ids, skip_special_tokens=skip_special_tokens)
         if clean_up is None:
             clean_up = self.config.get("clean_up_tokenization_spaces") is True
         # transformers ignores the request for BPE, whose decoder puts spaces where they belong.
         return clean_up_spaces(text) if clean_up and self.backend.model("type") != "BPE" else text
 
-    def _pad_id(self) -> int:
+    def _padded_length(
+        self, padding: Any, lengths: list[int], max_length: int | None, multiple: int | None
+    ) -> int | None:
+        pad_to = _PADDINGS[padding]
+        length = max(lengths, default=0)
+        if pad_to == "max_length":
+            length = self.model_max_length if max_length is None else max_length
+        return None if pad_to is None or length > NO_LIMIT else length + -length % (multiple or 1)
+
+    def _padding(self, side: str | None) -> tuple[str, int]:
+        side = self.padding_side if side is None else side
+        if side not in ("left", "right"):
+            raise ValueError(f'padding_side: got {side!r}, expected "left" or "right"')
         if self.pad_token_id is None:
             raise ValueError(
                 "pad_token: got None, expected a token to pad with; choose one first, for example "
                 "`tokenizer.pad_token = tokenizer.eos_token`"
             )
-        return self.pad_token_id
+        return side, self.pad_token_id
 
     def _compile(self, template: str) -> ChatTemplate:
         from refdiff.generation.chat_template.sandbox import ChatTemplate

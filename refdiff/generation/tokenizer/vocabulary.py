@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
-from refdiff.generation.tokenizer.backend import TokenizerBackend
-from refdiff.generation.tokenizer.config import NAMES, add_missing, named_tokens
+from refdiff.generation.tokenizer.backend import AddedToken, TokenizerBackend
+from refdiff.generation.tokenizer.config import NAMES, add_missing, named_tokens, to_token
+from refdiff.generation.tokenizer.file import check_tokens
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,12 +54,14 @@ class Vocabulary:
     sep_token = _SpecialToken()
     pad_token = _SpecialToken()
     cls_token = _SpecialToken()
+    mask_token = _SpecialToken()
     bos_token_id = _SpecialTokenId()
     eos_token_id = _SpecialTokenId()
     unk_token_id = _SpecialTokenId()
     sep_token_id = _SpecialTokenId()
     pad_token_id = _SpecialTokenId()
     cls_token_id = _SpecialTokenId()
+    mask_token_id = _SpecialTokenId()
 
     def __init__(self, backend: TokenizerBackend, config: dict[str, Any], settings: str) -> None:
         self.backend = backend
@@ -90,9 +93,79 @@ class Vocabulary:
     def __len__(self) -> int:
         return self.backend.vocab_size(with_added_tokens=True)
 
+    def __bool__(self) -> bool:
+        return True
+
     def get_vocab(self) -> dict[str, int]:
         """token → id, added tokens included."""
         return self.backend.vocab()
+
+    vocab = property(get_vocab)
+    is_fast = True
+    pad_token_type_id = 0
+
+    @property
+    def extra_special_tokens(self) -> list[str]:
+        """The special tokens without a name."""
+        return list(self._extra)
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """id → added token."""
+        return self.backend.added_tokens()
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """Added token → id."""
+        return {token.content: token_id for token_id, token in sorted(self.added_tokens_decoder.items())}
+
+    added_tokens_encoder = property(get_added_vocab)
+
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        """Return how many special tokens are added to a text or a pair."""
+        return self.backend.num_special_tokens(pair=pair)
+
+    def add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
+        """Add a token, or a list of them, as strings or `AddedToken`; return how many are new.
+
+        A model needs a row of its embedding for each new id.
+
+        Raises:
+            TypeError: a token is neither.
+        """
+        given = new_tokens if isinstance(new_tokens, list | tuple) else [new_tokens] if new_tokens else []
+        tokens = [to_token(token, "new_tokens", special_tokens) for token in given]
+        if tokens:
+            check_tokens(tokens, self.backend, "new_tokens")
+        return self.backend.add_tokens(tokens) if tokens else 0
+
+    def add_special_tokens(
+        self, special_tokens_dict: Mapping[str, Any], replace_extra_special_tokens: bool = True
+    ) -> int:
+        """Add special tokens by name, `{"pad_token": "<pad>"}`, or as the list of `extra_special_tokens`.
+
+        Return how many are new.
+
+        Raises:
+            ValueError: an unknown name.
+            TypeError: a token is neither a string nor an `AddedToken`.
+        """
+        count = 0
+        for name, value in special_tokens_dict.items():
+            is_extra = name in ("extra_special_tokens", "additional_special_tokens")
+            if name not in NAMES and not is_extra:
+                raise ValueError(
+                    f"special_tokens_dict: got {name!r}, expected one of {', '.join(NAMES)} or extra_special_tokens"
+                )
+            tokens = [to_token(token, name, True) for token in (value if is_extra else [value])]
+            count += self.add_tokens(tokens, special_tokens=True)
+            contents = [token.content for token in tokens]
+            if not is_extra:
+                self._set_special(name, contents[0])
+            elif replace_extra_special_tokens and contents:
+                self._extra = contents
+            else:
+                self._extra += [token for token in contents if token not in self._extra]
+        return count
 
     @overload
     def convert_tokens_to_ids(self, tokens: str) -> int | None: ...
@@ -106,16 +179,19 @@ class Vocabulary:
         return self.unk_token_id if found is None else found
 
     @overload
-    def convert_ids_to_tokens(self, ids: int) -> str | None: ...
+    def convert_ids_to_tokens(self, ids: int, skip_special_tokens: bool = ...) -> str | None: ...
     @overload
-    def convert_ids_to_tokens(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> list[str | None]: ...
     def convert_ids_to_tokens(
-        self, ids: int | Sequence[int] | NDArray[np.integer[Any]]
+        self, ids: Sequence[int] | NDArray[np.integer[Any]], skip_special_tokens: bool = ...
+    ) -> list[str | None]: ...
+    def convert_ids_to_tokens(
+        self, ids: int | Sequence[int] | NDArray[np.integer[Any]], skip_special_tokens: bool = False
     ) -> str | list[str | None] | None:
         """id → token as the vocabulary spells it, or a list of them; an unknown id gives None."""
         if isinstance(ids, int | np.integer):
             return self.backend.id_to_token(int(ids)) if ids >= 0 else None
-        return [self.convert_ids_to_tokens(int(token_id)) for token_id in ids]
+        skipped = set(self.all_special_ids) if skip_special_tokens else set()
+        return [self.convert_ids_to_tokens(int(token_id)) for token_id in ids if int(token_id) not in skipped]
 
     def _set_special(self, name: str, token: str | None) -> None:
         if token is None:

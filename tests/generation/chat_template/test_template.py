@@ -94,6 +94,44 @@ def test_continue_final_message(content: Any, template: str, expected: str) -> N
     assert show(template, chat, continue_final_message=True) == expected
 
 
+def test_continued_reasoning() -> None:
+    chat = [{"role": "assistant", "content": "b", "reasoning_content": "hm"}]
+    template = "<think>{{ messages[0].thinking }}</think>{{ messages[0].content }}"
+    assert show(template, chat, continue_final_message="reasoning_content") == "<think>hm"
+    assert show(template, chat, continue_final_message=True) == "<think>hm</think>b"
+
+
+def test_the_mask_of_what_the_assistant_wrote() -> None:
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }} {% else %}"
+        "{% generation %}{{ m.content }} {% endgeneration %}c {% endif %}{% endfor %}"
+    )
+    options: dict[str, Any] = {"chat_template": template, "return_assistant_tokens_mask": True}
+    assert words().apply_chat_template(CHAT * 2, **options)["assistant_masks"] == [0, 1, 0, 0, 1, 0]
+    batch = words().apply_chat_template(
+        [CHAT, CHAT[:1], CHAT * 2], padding=True, max_length=5, truncation=True, return_tensors="np",
+        tokenizer_kwargs={"padding_side": "left"}, **options,
+    )  # fmt: skip
+    np.testing.assert_array_equal(batch["assistant_masks"], [[0, 0, 0, 1, 0], [0] * 5, [0, 1, 0, 0, 1]])
+    with pytest.warns(UserWarning, match=r"got no {% generation %} block"):
+        words().apply_chat_template(CHAT, **{**options, "chat_template": "a"})
+    for wrong in ({"tokenize": False}, {"return_dict": False}, {"continue_final_message": True}):
+        with pytest.raises(ValueError, match=r"return_assistant_tokens_mask: got True, expected"):
+            words().apply_chat_template(CHAT, **options, **wrong)
+
+
+def test_options_are_no_variables() -> None:
+    with pytest.raises(ValueError, match="sanitize_control_tokens: got True, expected False"):
+        show("{{ sanitize_control_tokens }}", sanitize_control_tokens=True)
+    ids = words().apply_chat_template(CHAT, chat_template="a", tokenizer_kwargs={"return_length": True})
+    assert ids["length"] == [1]
+
+
+def test_a_message_without_role() -> None:
+    with pytest.raises(ValueError, match="a message: got the fields 'content', expected \"role\" among them"):
+        show("{{ messages[0].content }}", [{"content": "a"}])
+
+
 @pytest.mark.parametrize(
     ("template", "chat", "options", "message"),
     [
@@ -141,6 +179,7 @@ def test_named_templates() -> None:
     def text(**options: Any) -> Any:
         return tokenizer.apply_chat_template(CHAT, tokenize=False, **options)
 
+    assert text(tools=[]) == tokenizer.get_chat_template(tools=[]) == "T"
     assert (text(), text(tools=[{}]), text(chat_template="tool_use"), text(chat_template="own")) == (
         "D",
         "T",
