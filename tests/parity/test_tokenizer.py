@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch  # noqa: F401 (transformers without torch would be another program)
+from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import refdiff
@@ -87,6 +89,157 @@ def test_pairs(pair: Pair, truncation: Any, max_length: int) -> None:
     options = {"truncation": truncation, "max_length": max_length}
     same_lists(theirs(firsts, seconds, **options), ours(firsts, seconds, **options))
     same_lists(theirs(firsts[0], seconds[0], **options), ours(firsts[0], seconds[0], **options))
+
+
+def draw_texts(rng: np.random.Generator, split: bool) -> tuple[Any, Any]:
+    """A text and a second one or none, or batches of them, of texts or of lists of words."""
+
+    def one() -> Any:
+        text = str(rng.choice(ALL_TEXTS))[: int(rng.integers(1, 90))]
+        return text.split() or ["a"] if split else text or "a"
+
+    count = int(rng.integers(1, 5))
+    kind = rng.choice(["one", "pair", "batch", "two batches", "batch of pairs"])
+    if kind == "one":
+        return one(), None
+    if kind == "pair":
+        return one(), one()
+    if kind == "batch of pairs":
+        return [(one(), one()) for _ in range(count)], None
+    return [one() for _ in range(count)], [one() for _ in range(count)] if kind == "two batches" else None
+
+
+def draw_options(rng: np.random.Generator) -> dict[str, Any]:
+    choices: dict[str, list[Any]] = {
+        "padding": [False, True, "longest", "max_length", "do_not_pad"],
+        "truncation": [None, True, False, "longest_first", "only_first", "only_second"],
+        "max_length": [None, 12, 24, 40],
+        "stride": [0, 0, 1, 3],
+        "pad_to_multiple_of": [None, None, 4],
+        "padding_side": [None, "left", "right"],
+        "add_special_tokens": [True, False],
+        "split_special_tokens": [None, True, False],
+        "return_token_type_ids": [None, True],
+        "return_attention_mask": [None, True, False],
+        "return_tensors": [None, None, "np"],
+        **{
+            f"return_{name}": [True, False]
+            for name in ("overflowing_tokens", "special_tokens_mask", "offsets_mapping", "length")
+        },
+    }
+    return {name: values[rng.integers(len(values))] for name, values in choices.items()}
+
+
+def same_encodings(theirs: Any, ours: Any) -> None:
+    """Equal in all entries, and in what both answer about tokens, words and characters."""
+    assert set(ours) == set(theirs)
+    for name, expected in theirs.items():
+        if isinstance(expected, np.ndarray):
+            assert ours[name].dtype == np.int64
+            np.testing.assert_array_equal(ours[name], expected)
+        else:
+            assert ours[name] == expected, name
+    assert len(ours.encodings) == len(theirs.encodings)
+    for i in range(len(ours.encodings)):
+        for method in ("tokens", "word_ids", "sequence_ids"):
+            assert getattr(ours, method)(i) == getattr(theirs, method)(i)
+        for token in range(len(ours.tokens(i))):
+            for method in ("token_to_word", "token_to_chars", "token_to_sequence"):
+                assert getattr(ours, method)(i, token) == getattr(theirs, method)(i, token)
+        for place, sequence in itertools.product(range(6), (0, 1)):
+            for method in ("char_to_token", "char_to_word", "word_to_chars", "word_to_tokens"):
+                assert outcome(getattr(ours, method), i, place, sequence) == outcome(
+                    getattr(theirs, method), i, place, sequence
+                )
+
+
+def outcome(function: Callable[..., Any], *args: Any) -> Any:
+    """The result, or None: where a word or text is not there, transformers' methods may fail."""
+    try:
+        return function(*args)
+    except (TypeError, ValueError):
+        return None
+
+
+@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.filterwarnings("ignore:`max_length` is ignored")
+def test_random_calls(pair: Pair, seed: int) -> None:
+    theirs, ours = pair
+    rng = np.random.default_rng(seed)
+    equal = 0
+    for _ in range(20):
+        split = bool(rng.integers(2))
+        text, second = draw_texts(rng, split)
+        options = {**draw_options(rng), "is_split_into_words": split}
+        try:
+            expected = theirs(text, second, **options)
+        except BaseException as error:  # the library's panic derives from no other class
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            with pytest.raises((ValueError, TypeError)):
+                ours(text, second, **options)
+            continue
+        try:
+            found = ours(text, second, **options)
+        except ValueError as error:
+            # transformers loses text at such strides and makes arrays of lists, where refdiff refuses.
+            assert re.match("(text|stride|max_length|truncation|pad_to_multiple_of): got", str(error)), error  # noqa: PT017
+            continue
+        same_encodings(expected, found)
+        equal += 1
+        if options["return_tensors"] is None and not options["return_overflowing_tokens"]:
+            names = ("input_ids", "attention_mask", "token_type_ids", "special_tokens_mask")
+            rows = {name: found[name] for name in names if name in found}
+            how = {name: options[name] for name in ("padding_side", "max_length", "pad_to_multiple_of")}
+            how["padding"] = options["padding"] or True
+            assert dict(ours.pad(dict(rows), **how)) == dict(theirs.pad(dict(rows), **how))
+        if isinstance(text, str) and not options["return_overflowing_tokens"]:
+            options["return_tensors"] = None
+            assert ours.encode(text, second, **options) == theirs.encode(text, second, **options)
+            plain = {"is_split_into_words": split}  # transformers' tokenize ignores truncation and padding
+            assert ours.tokenize(text, second, **plain) == theirs.tokenize(text, second, **plain)
+    assert equal
+
+
+def test_added_tokens(tmp_path: Path) -> None:
+    """Tokens added by each library are found, named and saved alike."""
+    for kind, make in KINDS.items():
+        theirs, ours = both(save(tmp_path / kind, make(), tokenizer_config=CONFIG))
+        for tokens in (["<new>", "fox", "<s>"], "<new>", [AddedToken("<one>", lstrip=True, single_word=True)], []):
+            assert ours.add_tokens(tokens) == theirs.add_tokens(tokens)
+        assert ours.add_tokens(["<sp>"], special_tokens=True) == theirs.add_tokens(["<sp>"], special_tokens=True)
+        for named in (
+            {"mask_token": "<mask>", "pad_token": "[PAD]"},
+            {"extra_special_tokens": ["<e1>", "<e2>"]},
+            {"additional_special_tokens": ["<e3>"], "sep_token": AddedToken("<sep>", rstrip=True)},
+        ):
+            assert ours.add_special_tokens(named) == theirs.add_special_tokens(named)
+        more = {"extra_special_tokens": ["<e3>", "<e4>"]}
+        assert ours.add_special_tokens(more, False) == theirs.add_special_tokens(more, False)
+        ours.save_pretrained(tmp_path / "saved")
+        again = refdiff.Tokenizer.from_pretrained(tmp_path / "saved")
+        text = "a <new> fox<one> <mask> [PAD]<e1><e3> <sep>  x<sp>"
+        for tokenizer in (ours, again):
+            same_lists(theirs(text), tokenizer(text))
+            for name in (
+                "mask_token", "mask_token_id", "pad_token_id", "sep_token", "extra_special_tokens",
+                "all_special_tokens", "special_tokens_map", "is_fast", "vocab", "added_tokens_encoder",
+            ):  # fmt: skip
+                assert getattr(tokenizer, name) == getattr(theirs, name), name
+            assert list(tokenizer.added_tokens_decoder) == list(theirs.added_tokens_decoder)
+            assert tokenizer.num_special_tokens_to_add(True) == theirs.num_special_tokens_to_add(True)
+            ids = theirs(text)["input_ids"]
+            expected = theirs.convert_ids_to_tokens(ids, skip_special_tokens=True)
+            assert tokenizer.convert_ids_to_tokens(ids, skip_special_tokens=True) == expected
+
+
+def test_settings_of_from_pretrained(tmp_path: Path) -> None:
+    folder = save(tmp_path, KINDS["byte_level"](), tokenizer_config=CONFIG)
+    settings = {"padding_side": "left", "pad_token": "[PAD]", "truncation_side": "left", "model_max_length": 9}
+    theirs = PreTrainedTokenizerFast.from_pretrained(folder, **settings)
+    ours = refdiff.Tokenizer.from_pretrained(folder, use_fast=True, **settings)
+    for options in ({"padding": True}, {"padding": "max_length", "truncation": True}):
+        same_lists(theirs(ALL_TEXTS, **options), ours(ALL_TEXTS, **options))
 
 
 SAVED: dict[str, Callable[[], dict[str, Any]]] = {
@@ -284,6 +437,42 @@ def test_chat_templates(chat_pair: Pair, name: str, chat: Any, prompt: bool) -> 
     same(theirs.apply_chat_template([chat, CHATS[0]], padding=True, return_tensors="np", **options), ids)
     plain = ours.apply_chat_template(chat, return_dict=False, **options)
     assert plain == theirs.apply_chat_template(chat, return_dict=False, **options)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_chat_calls(chat_pair: Pair, seed: int) -> None:
+    """Masks of the assistant's tokens, continued fields and options of the tokenizer, over all templates."""
+    theirs, ours = chat_pair
+    rng = np.random.default_rng(seed)
+    spoken = [message for chat in CHATS for message in chat]
+    answer = {"role": "assistant", "content": "It is</t> so. ", "reasoning_content": "Hm, 猫 "}
+    for _ in range(10):
+        chat = [spoken[i] for i in rng.integers(len(spoken), size=3)] + [answer]
+        chats = [chat, [spoken[0], answer]] if rng.integers(2) else chat
+        options: dict[str, Any] = {
+            "chat_template": str(rng.choice(list(TEMPLATES))),
+            "padding": True,
+            "return_tensors": rng.choice([None, "np"]),
+            "tools": [None, TOOLS, []][rng.integers(3)],
+            "tokenizer_kwargs": {"padding_side": str(rng.choice(["left", "right"]))},
+        }
+        if rng.integers(2):
+            options["max_length"], options["truncation"] = int(rng.integers(5, 60)), True
+        if rng.integers(2):
+            options["return_assistant_tokens_mask"] = "% generation" in TEMPLATES[options["chat_template"]]
+        else:
+            fields = [True, "content", "reasoning_content", "thinking", "reasoning"]
+            options["continue_final_message"] = fields[rng.integers(len(fields))]
+        try:
+            expected = theirs.apply_chat_template(chats, **options)
+        except ValueError:
+            with pytest.raises(ValueError, match="continue_final_message: got"):
+                ours.apply_chat_template(chats, **options)
+            continue
+        found = ours.apply_chat_template(chats, **options)
+        assert set(found) - {"token_type_ids"} == set(expected) - {"token_type_ids"}
+        for name, values in found.items():
+            np.testing.assert_array_equal(np.asarray(values), np.asarray(expected[name]))
 
 
 def test_template_files_win(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from refdiff import limits
 from refdiff.errors import CheckpointError
 from refdiff.files import read_text, write_atomically
-from refdiff.messages import json_type
+from refdiff.messages import json_type, warn
 
 if TYPE_CHECKING:
     from refdiff.generation.chat_template.sandbox import ChatTemplate
@@ -133,6 +133,18 @@ def render(
     at = text.rindex(mark)
     # A template that trims the content removes the mark's trailing space. Then remove the space before the mark too.
     return (text[:at] if text.startswith(_CONTINUE_HERE, at) else text[:at].rstrip()), []
+
+
+def assistant_masks(
+    offsets: Sequence[Sequence[tuple[int, int]]], spans: Sequence[Sequence[tuple[int, int]]]
+) -> list[list[int]]:
+    """Return 1 for each token of each chat that overlaps one of the chat's spans, 0 for others; warn of no span."""
+    if not any(spans):
+        warn("return_assistant_tokens_mask: got no {% generation %} block in the chat, so no token is marked")
+    return [
+        [int(any(begin < stop and end > start for start, stop in of_chat)) for begin, end in row]
+        for row, of_chat in zip(offsets, spans, strict=True)
+    ]
 
 
 def is_batch(conversation: Any) -> bool:

@@ -36,7 +36,7 @@ from refdiff.generation.tokenizer.encoded import (
 )
 from refdiff.generation.tokenizer.file import load_backend, max_text
 from refdiff.generation.tokenizer.vocabulary import Vocabulary
-from refdiff.messages import refuse_arguments, warn
+from refdiff.messages import refuse_arguments
 from refdiff.refused import TOKENIZER, RefusedNames
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class Tokenizer(Vocabulary, RefusedNames):
             raise ValueError(f'return_tensors: got {return_tensors!r}, expected None or "np", for NumPy arrays')
         if padding not in _PADDINGS:
             raise ValueError(f"padding: got {padding!r}, expected one of {', '.join(map(repr, _PADDINGS))}")
-        if truncation is None and max_length is not None and _PADDINGS[padding] is None:
+        if truncation is None and max_length is not None and padding is False:
             truncation = True
         if _PADDINGS[padding] is not None and pad_to_multiple_of is not None:
             check_multiple(pad_to_multiple_of, max_length, _TRUNCATIONS.get(truncation, truncation) is not None)
@@ -441,12 +441,7 @@ class Tokenizer(Vocabulary, RefusedNames):
             **(tokenizer_kwargs or {}),
         )
         if return_assistant_tokens_mask:
-            if not any(spans):
-                warn("return_assistant_tokens_mask: got no {% generation %} block in the chat, so no token is marked")
-            masks = [
-                [int(any(begin < stop and end > start for start, stop in spans[i])) for begin, end in encoding.offsets]
-                for i, encoding in enumerate(encoded.encodings or ())
-            ]
+            masks = templates.assistant_masks([encoding.offsets for encoding in encoded.encodings or ()], spans)
             encoded |= batch({"assistant_masks": masks}, not batched, return_tensors)
         return encoded if return_dict else encoded["input_ids"]
 

@@ -102,7 +102,6 @@ class Vocabulary:
 
     vocab = property(get_vocab)
     is_fast = True
-    pad_token_type_id = 0
 
     @property
     def extra_special_tokens(self) -> list[str]:
@@ -149,9 +148,11 @@ class Vocabulary:
             ValueError: an unknown name.
             TypeError: a token is neither a string nor an `AddedToken`.
         """
-        count = 0
-        for name, value in special_tokens_dict.items():
-            is_extra = name in ("extra_special_tokens", "additional_special_tokens")
+        count, given = 0, dict(special_tokens_dict)
+        if "additional_special_tokens" in given and not given.get("extra_special_tokens"):  # the older name
+            given["extra_special_tokens"] = given.pop("additional_special_tokens")  # last, which decides the ids
+        for name, value in given.items():
+            is_extra = name == "extra_special_tokens"
             if name not in NAMES and not is_extra:
                 raise ValueError(
                     f"special_tokens_dict: got {name!r}, expected one of {', '.join(NAMES)} or extra_special_tokens"
