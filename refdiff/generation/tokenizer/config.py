@@ -171,7 +171,10 @@ def to_token(value: Any, where: str, special: bool) -> AddedToken:
         raise TypeError(f"{where}: got {type(value).__name__}, expected a string or an AddedToken")
     if isinstance(value, str):
         return _token(value, where, special)
-    return _token({name: getattr(value, name) for name in ("content", *_FLAGS)}, where, special)
+    fields = {name: getattr(value, name) for name in ("content", *_FLAGS)}
+    if special and not value.special:  # `normalized` was the default of an ordinary token
+        fields["normalized"] = False
+    return _token(fields, where, special)
 
 
 def _token(value: Any, where: str, special: bool = True) -> AddedToken:
