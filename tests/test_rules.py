@@ -240,7 +240,6 @@ NUMBERS = {
     ("diagnosis/search.py", 0.5),  # of counting what was fitted, and the least residual
     ("divergence/explain.py", 0.5),  # a factor that is named
     ("divergence/first_divergence.py", 2.0**-50), ("divergence/systematic_error.py", 2.0**-24),  # unit roundoffs
-    ("suite/relations.py", 0.5), *(("suite/relations.py", 2.0**n) for n in (4, 8, 18)),  # λ and values of relations
 }  # fmt: skip
 
 

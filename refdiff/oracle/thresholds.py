@@ -245,9 +245,6 @@ class Thresholds:
             another, the largest error was 4.5.
 
     Suite:
-        relation_lambda: relations that divide by λ or 1 − λ need a larger one: errors grow by up to 1/0.05 = 20.
-        relation_epsilon: the largest ε without effect on a norm, in u of the square of the largest value. A row a
-            tenth as large then changes by u / 200.
         declined_share: a run fails if a larger share of its cases was declined: the rest says little of the kernel. Of
             63 cases a kernel of dense keys without masks declines 41 %, which half the share would refuse, and one that
             also needs as many keys as queries 75 %, which twice the share would accept.
@@ -352,8 +349,6 @@ class Thresholds:
     sum_members: float = 3.0
     sum_order: float = 8.0
 
-    relation_lambda: float = 0.05
-    relation_epsilon: float = 1e-4
     declined_share: float = 0.5
     diagnosed_numbers: int = 2**16
 
