@@ -137,7 +137,7 @@ def _case_file(name: str) -> str:
 
 
 def _earlier_files(folder: Path) -> set[str]:
-    """Return the files of an earlier export into the folder beside its index, those of refdiff 1.0 too."""
+    """Return the files beside the index of an earlier export, also those that only the last release wrote."""
     try:
         names = [entry.name for entry in _read_index(folder)]
     except CheckpointError:
