@@ -95,10 +95,26 @@ TOKENIZER = {
         deprecation_warnings files_loaded pretrained_vocab_files_map register_for_auto_class verbose
         vocab_files_names""",
     "`save_pretrained` writes all files": "save_vocabulary",
+    "the post-processor in tokenizer.json adds tokens": "add_bos_token add_eos_token",
+    "use `backend`, whose `native` is the tokenizer of the package tokenizers": "backend_tokenizer",
+    "the call takes `return_special_tokens_mask`": "get_special_tokens_mask",
+    "use `config`, the fields of tokenizer_config.json": "SPECIAL_TOKENS_ATTRIBUTES init_inputs init_kwargs",
+    "a call returns `input_ids` and `attention_mask`": "model_input_names",
+    "use `source`, the file that was loaded": "name_or_path",
+    "`save_pretrained` writes a folder that huggingface_hub uploads": "push_to_hub",
     "give `truncation` and `max_length` to the call": "max_len_sentences_pair max_len_single_sentence",
     "DiffLlama takes no token types": "pad_token_type_id",
 }
 """Sentence → names of transformers' tokenizers."""
+
+
+PIPELINE = {
+    "a pipeline of text takes a model and a tokenizer": """
+        feature_extractor image_processor processor video_processor""",
+    "the task chooses the class": "pipeline_class",
+    "the results are objects of Python": "binary_output",
+}
+"""Sentence → arguments of transformers' pipelines."""
 
 
 TOP_LEVEL = {
@@ -132,6 +148,11 @@ TOP_LEVEL = {
 """Sentence → names that are imported from transformers."""
 
 
+def instead(name: str, table: Mapping[str, str]) -> str | None:
+    """Return the sentence that the table has for a name."""
+    return next((sentence for sentence, names in table.items() if name in names.split()), None)
+
+
 def refuse_name(name: str) -> Never:
     """Raise for a name that is not in `refdiff`, with what serves instead.
 
@@ -139,7 +160,7 @@ def refuse_name(name: str) -> Never:
         ImportError: in `from refdiff import name`, where Python would replace the message of an AttributeError.
         AttributeError: elsewhere.
     """
-    reason = next((sentence for sentence, names in TOP_LEVEL.items() if name in names.split()), None)
+    reason = instead(name, TOP_LEVEL)
     if reason is None:
         raise AttributeError(f"module 'refdiff' has no attribute {name!r}")
     imported = sys._getframe(2).f_code.co_name == "_handle_fromlist"
@@ -149,7 +170,7 @@ def refuse_name(name: str) -> Never:
 
 def refuse_attribute(owner: object, name: str, table: Mapping[str, str]) -> Never:
     """Raise `AttributeError`, which says what serves instead if the table has the name."""
-    reason = next((sentence for sentence, names in table.items() if name in names.split()), None)
+    reason = instead(name, table)
     kind = type(owner).__name__
     if reason is None:
         raise AttributeError(f"{kind!r} object has no attribute {name!r}", name=name, obj=owner)

@@ -94,3 +94,15 @@ def test_set_seed_decides_what_is_drawn() -> None:
     for wrong, error in ((-1, ValueError), (2**32, ValueError), ("1", TypeError)):
         with pytest.raises(error, match="seed: got"):
             refdiff.set_seed(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", " ".join(refused.PIPELINE.values()).split())
+def test_arguments_of_pipelines(name: str) -> None:
+    refdiff.pipeline("text-generation", "bundled", use_fast=True, **{name: None})
+    with pytest.raises(TypeError, match=f"text-generation: got '{name}', an argument of transformers' pipelines; .+"):
+        refdiff.pipeline("text-generation", "bundled", **{name: 1})
+
+
+def test_model_kwargs_are_a_dict() -> None:
+    with pytest.raises(TypeError, match="model_kwargs: got int, expected a dict of options of from_pretrained"):
+        refdiff.pipeline("text-generation", "bundled", model_kwargs=1)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from refdiff import hub
 from refdiff.messages import did_you_mean
 from refdiff.model import pretrained
+from refdiff.refused import PIPELINE, instead
 
 if TYPE_CHECKING:
     from refdiff.generation.tokenizer import Tokenizer
@@ -55,8 +56,13 @@ def pipeline(
         raise ValueError(f"task: got {task!r}, expected one of {', '.join(known)}{did_you_mean(task, known)}")
     module = importlib.import_module(f"refdiff.pipelines.{name.replace('-', '_')}")
     cls: type[Pipeline] = getattr(module, _CLASSES[name])
-    options.pop("trust_remote_code", None)  # from_pretrained ignores it too
-    options = {**(options.pop("model_kwargs", None) or {}), **options}
+    for ignored in ("trust_remote_code", "use_fast"):  # from_pretrained ignores the first; every tokenizer is fast
+        options.pop(ignored, None)
+    given = options.pop("model_kwargs", None)
+    if not isinstance(given, dict | None):
+        raise TypeError(f"model_kwargs: got {type(given).__name__}, expected a dict of options of from_pretrained")
+    options = {name: value for name, value in options.items() if value is not None or not instead(name, PIPELINE)}
+    options = {**(given or {}), **options}
     if options.get("device") is not None and str(options["device"]) in ("-1", "cpu"):
         del options["device"]
     loading = {key: options.pop(key) for key in pretrained.ARGUMENTS if key in options}

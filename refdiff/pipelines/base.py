@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from refdiff.generation.tokenizer import Tokenizer
 from refdiff.messages import did_you_mean
+from refdiff.refused import PIPELINE, instead
 
 
 class Pipeline:
@@ -59,6 +60,8 @@ class Pipeline:
         known = self.option_names()
         for name in options:
             if name not in known:
+                if reason := instead(name, PIPELINE):
+                    raise TypeError(f"{self.task}: got {name!r}, an argument of transformers' pipelines; {reason}")
                 hint = did_you_mean(name, known, "; ", f" among {', '.join(known)}")
                 raise TypeError(f"{self.task}: got an unknown option {name!r}, expected a known one{hint}")
         return options

@@ -1,0 +1,38 @@
+"""The guide about transformers' names: complete, and each of its statements is what refdiff does."""
+
+from __future__ import annotations
+
+import pytest
+
+from refdiff import refused
+from tests.parity import compatibility
+from tests.parity.compatibility import ROWS
+
+LEAST = {"config": 70, "models": 140, "generate": 80, "tokenizer": 60, "pipeline": 15}
+
+
+@pytest.mark.parametrize("subject", ROWS)
+def test_every_name_is_served_or_refused_with_what_serves_instead(subject: str) -> None:
+    rows = ROWS[subject]()
+    assert len(rows) >= LEAST[subject]
+    assert {row.status for row in rows} >= {"same", "refused"}
+    assert [row.name for row in rows if row.status == "absent"] == []
+
+
+@pytest.mark.parametrize(("subject", "table"), [("config", "CONFIG"), ("models", "MODEL"), ("tokenizer", "TOKENIZER")])
+def test_no_sentence_is_about_a_name_that_transformers_does_not_have(subject: str, table: str) -> None:
+    refused_here = {row.name for row in ROWS[subject]() if row.status != "same"}
+    assert {name for names in getattr(refused, table).values() for name in names.split()} == refused_here
+
+
+def test_the_guide_has_the_tables() -> None:
+    assert compatibility.GUIDE.read_text(encoding="utf-8") == compatibility.page()
+
+
+def test_an_error_without_what_serves_instead_is_noticed() -> None:
+    class Bare:
+        """Has nothing."""
+
+    assert compatibility.attribute(Bare(), "to_json_string", Bare()).status == "absent"
+    error = AttributeError("Bare.name: got a name of transformers; use `other`")
+    assert compatibility.answered(Bare(), "name", error).status == "absent"
