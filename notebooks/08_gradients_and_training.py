@@ -60,7 +60,7 @@ sketches.gradient_flow()
 # &= \sum (gV^\top) \odot dP + \sum (P^\top g) \odot dV, \qquad dP = dA_1 - \lambda\,dA_2 - A_2\,d\lambda.
 # \end{aligned}$$
 #
-# Put $dP$ in; what stands beside each $d$ is a gradient:
+# Substitute $dP$; the factor on each differential is that variable's gradient:
 #
 # $$\frac{\partial L}{\partial V} = P^\top g,\quad G = \frac{\partial L}{\partial P} = gV^\top,\quad
 # \frac{\partial L}{\partial A_1} = G,\quad \frac{\partial L}{\partial A_2} = -\lambda G,\quad
@@ -74,7 +74,7 @@ sketches.gradient_flow()
 # $O$: in each row $g \cdot O = \sum G \odot P = 0$. Suppose $P$ were one softmax, whose weights are all above 0. Then
 # $G$ would need both signs: the loss could want more of one key only if it wanted less of another. But $P$ itself has
 # both signs. So "more" of a key with $P > 0$ can be balanced by "more" of a key with $P < 0$, which means: less taken
-# away. The picture of question 1 shows such a row.
+# away. The pictures of question 1 show such a row.
 
 
 # %%
@@ -141,16 +141,37 @@ rows = {"−G: above 0 the loss wants more, or less taken away": -G, "P = A₁ �
 sketches.bars(rows, int(np.argmin(G)), words[:seen], apart=1)
 
 # %% [markdown]
-# Of all keys the loss wants "wolf" most, the word to predict. But "wolf" has a *negative* weight: $A_1$ gives it 0.04,
-# and $\lambda A_2$ takes away 0.06. There are two ways to mend that, and the gradients ask for both: more of "wolf" in
-# $A_1$, and less of it in $A_2$. (In layers 1 and 5, λ is below 0. There the loss wants the same of both maps.)
+# In this pair the loss wants "wolf" most of all keys, the word to predict. But "wolf" has a *negative* weight: $A_1$
+# gives it 0.04, and $\lambda A_2$ takes away 0.06. There are two ways to mend that, and the gradients ask for both:
+# more of "wolf" in $A_1$, and less of it in $A_2$. (In layers 1 and 5, λ is below 0. There the loss wants the same of
+# both maps.)
 #
 # The loss wants more of 9 of 14 keys. Even so, $\sum G \odot P$ is 0 in this row, up to the ε of the norm. At four of
 # the nine keys $P$ is below 0, and they balance most of the others (−0.14 against +0.18).
 #
+# We chose this pair. Here are all 18, each row divided by its largest |number|: above $-G$, below $P$.
+
+# %%
+wanted, given = (
+    np.array([pick(x)[:, query, :seen] for x in by_layer])
+    for pick in (lambda x: -x.gradient, lambda x: x.first - x.lambda_ * x.second)
+)  # each (layer, pair, key)
+first_choice = wanted.argmax(axis=-1)
+for layer, choices in enumerate(first_choice):
+    strength = "   ".join(f"{words[key]!r:8} {wanted[layer, i, key]:.2f}" for i, key in enumerate(choices))
+    print(f"layer {layer}, λ {by_layer[layer].lambda_:5.2f}: the loss wants most   {strength}")
+print(f"'wolf' is wanted most in {(first_choice == 2).sum()} of {first_choice.size} pairs,"
+      f" and wanted at all in {(wanted[..., 2] > 0).sum()}")  # fmt: skip
+print(f"'wolf' is wanted, and P is below 0 there, in {((wanted[..., 2] > 0) & (given[..., 2] < 0)).sum()} pairs")
+sketches.all_pairs({"−G: blue, the loss wants more": wanted, "P = A₁ − λ A₂": given}, words[:seen])
+
+# %% [markdown]
+# So the pair above is a clear case and not the rule. The loss wants "wolf" most in 3 of the 18 pairs, and more of it in
+# 9; in the other 9 it wants less. Wanted, and yet below 0 in $P$, is "wolf" in 3 pairs.
+#
 # ## 2. Experiment: what moves λ?
 #
-# One small model, one seed, learns one text by heart: the licence of this project, 11 kB of English. Three layers, 300
+# One small model, one seed, learns one text by heart: the license of this project, 11 kB of English. Three layers, 300
 # steps. Every ten steps we ask how hard the loss pulls on each λ: $-\partial L/\partial\lambda$, on eight sequences
 # of the text. The model has the gradients of the four vectors of eq. 2. There
 # $\partial\lambda/\partial\lambda_{q1} = \exp(\lambda_{q1}\cdot\lambda_{k1})\,\lambda_{k1}$, which gives back the
@@ -310,7 +331,8 @@ for name, one in (("new", refdiff.DiffLlamaForCausalLM.from_config(bundled.confi
 #
 # ## What we learned
 #
-# - The two maps get gradients of opposite sign, $G$ and $-\lambda G$: each key is wanted or not, and both maps feel it.
+# - Both maps get the same signal $G$, with opposite signs as long as λ > 0: $G$ and $-\lambda G$. What it asks for
+#   differs by pair: on our sentence, the word to predict is wanted most in 3 of 18.
 # - The loss pulls λ up where $A_2$ looks at tokens that the loss wants less of.
 # - A derivation is checked by differences of the function itself.
 # - In this one training the loss pulls every λ up at step 30, and every λ rises. In one layer of three it pulls down
@@ -333,6 +355,9 @@ for name, one in (("new", refdiff.DiffLlamaForCausalLM.from_config(bundled.confi
 # assert np.greater(records[99]["lambdas"], records[0]["lambdas"]).all()
 # assert records[-1]["loss"] < records[0]["loss"] / 2
 # assert np.argmin(G) == 2
+# assert (first_choice == 2).sum() == 3
+# assert (wanted[..., 2] > 0).sum() == 9
+# assert ((wanted[..., 2] > 0) & (given[..., 2] < 0)).sum() == 3
 # assert np.argsort(-a1)[:2].tolist() == [5, 8]
 # assert P[2] < 0 < chosen.lambda_
 # assert -parts["P below 0"] > parts["P above 0"] / 2

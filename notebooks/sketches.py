@@ -614,6 +614,26 @@ def bars(rows: Mapping[str, Any], needle: int, names: Sequence[str] = (), apart:
     return on_card(figure)
 
 
+def all_pairs(panels: Mapping[str, Any], tokens: Sequence[str]) -> Any:
+    """One row of each layer and pair over the tokens, (layers, pairs, keys), each divided by its largest |number|."""
+    figure = new_figure(8.6, 4.6)
+    for number, (axes, (title, values)) in enumerate(
+        zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True)
+    ):
+        pairs = values.shape[1]
+        rows = values.reshape(-1, len(tokens))
+        rows = rows / np.abs(rows).max(axis=-1, keepdims=True)
+        axes.imshow(rows, cmap=signed_colours(), norm=signed_range(rows), aspect="auto")
+        axes.set_title(title, fontsize=10, loc="left")
+        name_ticks(axes, tokens, "x")
+        for layer in range(1, len(values)):
+            axes.axhline(layer * pairs - 0.5, color=INK, linewidth=0.8)
+        if number == 0:
+            names = [f"layer {i}, pair {j}" if j == 0 else f"pair {j}" for i, j in np.ndindex(values.shape[:2])]
+            axes.set_yticks(range(len(rows)), labels=names, fontsize=8.5)
+    return on_card(figure)
+
+
 def curves(
     x: Any,
     lines: Mapping[str, Any],
