@@ -21,7 +21,7 @@
 # real checkpoint, a small model of fairy tales. At the end the model tells a story, and you switch its subtraction off.
 # A check shows that your 60 lines compute what the reference implementation computes.
 #
-# You need NumPy and the idea that a language model predicts the next token. Allow 25 minutes. The cells together are
+# You need to know NumPy, and that a language model predicts the next token. Allow 25 minutes. The cells together are
 # the file [tiny.py](tiny.py). The [glossary](reference/guides/glossary.md) explains the words.
 
 # %%
@@ -123,7 +123,7 @@ sketches.residual_stream(config["num_hidden_layers"])
 #
 # ## Two small tools: softmax and RMSNorm
 #
-# Softmax turns any scores into positive weights with sum 1. (Subtracting the largest score changes nothing but keeps
+# Softmax turns any scores into positive weights that sum to 1. (Subtracting the largest score changes nothing but keeps
 # `exp` from overflowing.) RMSNorm, the LN of the equations, scales each token to unit root mean square, and then each
 # of its numbers by a learned parameter:
 #
@@ -231,8 +231,8 @@ for query, key in [(3, 1), (7, 5), (11, 9), (11, 1)]:
 # ## One attention map, and the difference of two
 #
 # An attention map says how much each token (query, a row) takes from each token before it (key, a column). Its rows
-# are softmaxes, which has a price: a softmax is never 0. A token that needs one word still gives a little weight to
-# all others, and over a long text these crumbs add up to noise.
+# are softmaxes, which has a price: a softmax of scores is never 0. A token that needs one word still gives a little
+# weight to all others that it sees, and over a long text these crumbs add up to noise.
 #
 # The idea of the paper: let each pair of heads compute *two* maps and subtract one, times λ, from the other. Weight
 # that both maps give to a token cancels in part (all of it where $A_1 = \lambda A_2$). What the first map sees and the
@@ -255,8 +255,8 @@ def diff_attention(q1, k1, q2, k2, v, lambda_):  # eq. 1
 
 # %% [markdown]
 # **Why only those before?** In training each token must predict the next one. If it could see that one, there would be
-# nothing to predict. `np.tri` is true at and below the diagonal. Everywhere else the score becomes −∞, of which a
-# softmax makes 0.
+# nothing to predict. `np.tri` is true at and below the diagonal. Everywhere else the score becomes −∞. That is the one
+# score of which a softmax makes exactly 0.
 #
 # ## A pair of heads
 #
@@ -361,8 +361,8 @@ for token in np.argsort(-probabilities)[:5]:
 # %% [markdown]
 # ## A story
 #
-# To continue a text, take the token with the largest score, append it, and run the model again. (Practice keeps keys
-# and values in a cache instead of computing them again, which changes the cost and not the result: chapter 05.)
+# To continue a text, take the token with the largest score, append it, and run the model again. (In practice, keys
+# and values are kept in a cache and not computed again, which changes the cost and not the result: chapter 05.)
 
 
 # %%

@@ -29,7 +29,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 from aims import AIMS, STORED_AIMS, TRAINING_AIM, met, short_of, short_of_stored  # noqa: E402  (a folder of scripts)
 from compare import differences  # noqa: E402
 from drawn import drawn  # noqa: E402
-from sketches import in_ink  # noqa: E402
+from sketches import article_draw, in_ink  # noqa: E402
 
 from refdiff import layers, oracle, viz  # noqa: E402
 from refdiff.bench.plot import draw  # noqa: E402
@@ -53,14 +53,15 @@ BEGIN, END = "<!-- {}: python notebooks/pictures.py -->\n", "<!-- end -->"
 
 
 def needle() -> Any:
-    """One query and 48 keys, of which one matters; the two maps have the rest in common. As in notebook 03."""
-    rng = np.random.default_rng(3)
+    """One query and 48 keys, of which one matters; both maps share the rest. As in notebook 03 and the article."""
     S, d, at = 48, 16, 30
-    query = rng.standard_normal((1, 1, 1, d))
-    keys_2 = rng.standard_normal((1, 1, S, d))
-    keys_1 = keys_2 + 0.1 * rng.standard_normal((1, 1, S, d))
-    keys_1[0, 0, at] += 0.3 * query[0, 0, 0]
-    first, second = (layers.attention_weights(query, k, causal=False)[0, 0, 0] for k in (keys_1, keys_2))
+    query, noise, other = article_draw(S, d)
+    keys_1, keys_2 = noise.copy(), 0.99 * noise + np.sqrt(1 - 0.99**2) * other
+    keys_1[at] += 0.6 * query
+    first, second = (
+        layers.attention_weights(query[None, None, None], k[None, None], causal=False)[0, 0, 0]
+        for k in (keys_1, keys_2)
+    )
     rows = {"A₁": first, "A₂": second, "A₁ − 0.75 A₂": first - 0.75 * second}
     figure = new_figure(8.0, 3.6)
     grid = figure.subplots(len(rows), 1, sharex=True, sharey=True)

@@ -1008,6 +1008,28 @@ def strengths(model: Any, changed: Mapping[int, float]) -> Iterator[None]:
             model.base_params["layers"][layer]["self_attn"] = params
 
 
+ARTICLE_SEED = 290
+"""That of the drawing with which figure 1 of the article opens."""
+
+
+def article_draw(keys: int, d: int, seed: int = ARTICLE_SEED) -> tuple[Any, Any, Any]:
+    """A query (d,) and two sets of keys (keys, d) of normal numbers, as reference/live/needle.js draws them."""
+
+    def uniform() -> Any:
+        """Yield what mulberry32 yields."""
+        state, bits = seed, 0xFFFFFFFF
+        while True:
+            state = (state + 0x6D2B79F5) & bits
+            t = (state ^ state >> 15) * (1 | state) & bits
+            t ^= t + ((t ^ t >> 7) * (61 | t) & bits) & bits
+            yield (t ^ t >> 14) / 2**32
+
+    pairs = np.fromiter(uniform(), float, 2 * 128 * (1 + 2 * keys)).reshape(-1, 128, 2)  # it draws 128 for each
+    numbers = (np.sqrt(-2 * np.log(1 - pairs[..., 0])) * np.cos(2 * np.pi * pairs[..., 1]))[:, :d]
+    query = numbers[0] / np.linalg.norm(numbers[0]) * np.sqrt(d)
+    return query, numbers[1 : keys + 1], numbers[keys + 1 :]
+
+
 SLIDER = """
 <!doctype html><meta charset="utf-8"><title>Two maps with shared noise</title>
 <style>

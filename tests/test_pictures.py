@@ -42,12 +42,20 @@ def test_each_is_shown_in_both_themes_with_words_for_what_is_seen(pictures: Modu
         assert re.search(r'alt="[^"]{40,}"', block[0])
 
 
-def test_the_caption_of_the_needle_has_its_numbers(pictures: ModuleType) -> None:
+def test_readme_chapter_and_article_show_the_numbers_of_one_needle(pictures: ModuleType) -> None:
     titles = [axes.get_title(loc="left") for axes in pictures.needle().axes]
     (before, share), _, (after, larger) = (re.findall(r"weight ([\d.]+) .*, (\d+)%", title)[0] for title in titles)
     text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert f"({before} → {after})" in text
     assert f"from {share} % to {larger} %" in text
+    live = ROOT / "notebooks" / "reference" / "live"
+    article = (live / "index.html").read_text(encoding="utf-8")
+    assert f"the highest bar, {before}," in article
+    assert f"the needle keeps {after}. Its share of the absolute weight rises from {share} % to {larger} %" in article
+    seed = sys.modules["sketches"].ARTICLE_SEED
+    assert f"lambda: 0.75, shared: 0.99, d: 16, seed: {seed} }}" in (live / "needle.js").read_text(encoding="utf-8")
+    chapter = (ROOT / "notebooks" / "03_differential_attention.ipynb").read_text(encoding="utf-8")
+    assert f"A₁ − 0.75 A₂: the needle's weight is {after}, {larger}% of" in chapter
 
 
 def _figure(height: float) -> Any:
