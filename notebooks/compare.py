@@ -11,6 +11,9 @@ RELATIVE = 2e-3
 _NUMBER = re.compile(r"(?<![\w.])[-−+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w])", re.IGNORECASE)
 
 
+_TIMED = re.compile(r"^timed: .*$", re.MULTILINE)
+"""Lines of seconds, which differ in every run."""
+
 _PACKED = re.compile(r"[\w+/]{80,}=*")
 """The maps of a page, which are compared as what it draws."""
 
@@ -89,4 +92,4 @@ def _kinds(output: Any) -> list[str]:
 def _text(output: Any) -> str:
     data = output.get("data", {})
     text = "\n".join([output.get("text", ""), *(data[kind] for kind in sorted(data) if kind.startswith("text/"))])
-    return _PACKED.sub("…", text)
+    return _TIMED.sub("timed", _PACKED.sub("…", text))

@@ -189,6 +189,9 @@ def test_outputs_are_compared_by_words_numbers_and_data_drawn() -> None:
     assert "other data" in differences(stored, _notebook("loss 0.1234\n", "line: 4 4 0 1 0.5 0.26 0.1"))[0]
     assert "draws" in differences(stored, _notebook("loss 0.1234\n", "line: 5 5 0 1 0.5 0.25 0.1"))[0]
     assert "numbers" in differences(stored, _notebook("loss 0.1234\n", words="λ = 0.600"))[0]
+    assert differences(_notebook("loss 0.1\ntimed: 9 ms\n"), _notebook("loss 0.1\ntimed: 70 ms\n")) == []
+    assert differences(_notebook("loss 0.1\ntimed: 9 ms\n"), _notebook("loss 0.1\n")) != []
+    assert differences(_notebook("loss 0.1\ntimed: 9 ms\n"), _notebook("loss 0.9\ntimed: 9 ms\n")) != []
     fewer = _notebook("loss 0.1234\n")
     del fewer.cells[0]["outputs"][1]
     assert "outputs" in differences(stored, fewer)[0]
