@@ -23,7 +23,7 @@ MODEL = {
         activation_checkpointing_disable activation_checkpointing_enable disable_input_require_grads
         enable_input_require_grads gradient_checkpointing gradient_checkpointing_disable gradient_checkpointing_enable
         is_activation_checkpointing is_gradient_checkpointing loss_function loss_type requires_grad_
-        supports_gradient_checkpointing train training zero_grad""",
+        train training zero_grad""",
     "give `kernels` to `from_pretrained`: the fast ones or the equations": """
         compile get_compiled_call get_correct_attn_implementation get_correct_experts_implementation
         get_experts_implementation is_backend_compatible kernel_config set_attn_implementation
@@ -76,7 +76,7 @@ CONFIG = {
     "a model or tokenizer has its folder as `source`": "name_or_path",
     "`push_to_hub` of a model uploads the config, too": "push_to_hub",
     "`refdiff.__version__` is the version that writes the config": "transformers_version",
-    "give it to the call of the model": "output_attentions output_hidden_states return_dict use_return_dict",
+    "give it to the call of the model": "use_return_dict",
     "the MLP is computed at once": "chunk_size_feed_forward",
 }
 """Sentence → names of transformers' config."""
@@ -99,7 +99,6 @@ TOKENIZER = {
     "use `backend`, whose `native` is the tokenizer of the package tokenizers": "backend_tokenizer",
     "the call takes `return_special_tokens_mask`": "get_special_tokens_mask",
     "use `config`, the fields of tokenizer_config.json": "SPECIAL_TOKENS_ATTRIBUTES init_inputs init_kwargs",
-    "a call returns `input_ids` and `attention_mask`": "model_input_names",
     "use `source`, the file that was loaded": "name_or_path",
     "`save_pretrained` writes a folder that huggingface_hub uploads": "push_to_hub",
     "give `truncation` and `max_length` to the call": "max_len_sentences_pair max_len_single_sentence",
@@ -178,6 +177,9 @@ def refuse_attribute(owner: object, name: str, table: Mapping[str, str]) -> Neve
     raise AttributeError(message, name=name, obj=owner)
 
 
+_NAMES = {name for table in (MODEL, CONFIG, TOKENIZER) for names in table.values() for name in names.split()}
+
+
 class RefusedNames:
     """A base that answers names of transformers by what serves instead; `_refused` has the names."""
 
@@ -187,3 +189,8 @@ class RefusedNames:
 
         def __getattr__(self, name: str) -> Any:
             refuse_attribute(self, name, {} if name.startswith("_") else self._refused)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            if name in _NAMES and instead(name, self._refused):  # to set it would change nothing
+                refuse_attribute(self, name, self._refused)
+            super().__setattr__(name, value)

@@ -33,6 +33,8 @@ def test_each_name_has_its_sentence(kind: str) -> None:
                 getattr(one, name)
             fix = f"{type(one).__name__}.{name}: got a name of transformers, expected one of refdiff; {sentence}"
             assert str(error.value) == fix
+            with pytest.raises(AttributeError, match="got a name of transformers"):  # to set it would change nothing
+                setattr(one, name, True)
             assert not hasattr(one, name)
 
 
@@ -106,3 +108,14 @@ def test_arguments_of_pipelines(name: str) -> None:
 def test_model_kwargs_are_a_dict() -> None:
     with pytest.raises(TypeError, match="model_kwargs: got int, expected a dict of options of from_pretrained"):
         refdiff.pipeline("text-generation", "bundled", model_kwargs=1)
+
+
+def test_what_a_config_says_of_calls_holds_for_calls() -> None:
+    model = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled")
+    assert model([[1, 2]]).hidden_states is model([[1, 2]]).attentions is None
+    model.config.output_hidden_states = model.config.output_attentions = model.config.return_dict = True
+    out = model([[1, 2]])
+    assert len(out.hidden_states) == len(out.attentions) + 1
+    assert model([[1, 2]], output_hidden_states=False, output_attentions=False).hidden_states is None
+    with pytest.raises(ValueError, match="return_dict: got False for the config, expected True; give False to the"):
+        model.config.return_dict = False

@@ -58,7 +58,7 @@ class GenerationConfig(dict[str, Any]):
     @classmethod
     def from_pretrained(
         cls,
-        path_or_repo: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -71,7 +71,11 @@ class GenerationConfig(dict[str, Any]):
             CheckpointError: it is missing or broken.
         """
         folder = hub.snapshot(
-            path_or_repo, files=hub.CONFIG, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only
+            pretrained_model_name_or_path,
+            files=hub.CONFIG,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
         )
         return cls.from_dict(read_json(folder / "generation_config.json"), **options)
 

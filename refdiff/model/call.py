@@ -106,9 +106,13 @@ class CallableModel:
     def _array(self, x: NDArray[Any]) -> Array:
         return from_numpy(x, self.xp, self.device)
 
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        """Call the model: `model.forward(…)` is `model(…)`."""
-        return self(*args, **kwargs)
+    forward: ClassVar[Any]
+    """`model.forward(…)` is `model(…)`."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__call__" in vars(cls):
+            cls.forward = cls.__call__
 
     def _forward(
         self,
@@ -134,8 +138,8 @@ class CallableModel:
                 raise ValueError("cache, past_key_values: got both, expected one of them; both name the cache")
             cache = older
         # As in transformers, the fields of these names in config.json are the defaults.
-        attentions = given.get("output_attentions", self.config.extra.get("output_attentions"))
-        hidden_states = given.get("output_hidden_states", self.config.extra.get("output_hidden_states"))
+        attentions = given.get("output_attentions", self.config.output_attentions)
+        hidden_states = given.get("output_hidden_states", self.config.output_hidden_states)
         if hidden_states and not isinstance(hidden_states, bool):
             hidden_states = inputs.integers("output_hidden_states", hidden_states).reshape(-1).tolist()
         hidden, context = self._embed(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache)

@@ -20,6 +20,11 @@ from refdiff.model.variants import VARIANTS
 from refdiff.refused import CONFIG, RefusedNames
 
 
+def _default_of_calls(name: str) -> property:
+    """Return a property for what a call of the model takes where its own argument is not given."""
+    return property(lambda self: self.extra.get(name, False), lambda self, value: self.extra.update({name: value}))
+
+
 @dataclass(init=False, kw_only=True)
 class DiffLlamaConfig(RefusedNames):
     """The settings of a DiffLlama model, with the names and defaults of transformers' `DiffLlamaConfig`.
@@ -42,6 +47,8 @@ class DiffLlamaConfig(RefusedNames):
     _refused: ClassVar[Mapping[str, str]] = CONFIG
     is_encoder_decoder: ClassVar[bool] = False
     sub_configs: ClassVar[Mapping[str, Any]] = {}
+    output_attentions = _default_of_calls("output_attentions")
+    output_hidden_states = _default_of_calls("output_hidden_states")
 
     vocab_size: int = 32000
     hidden_size: int = 2048
@@ -87,6 +94,16 @@ class DiffLlamaConfig(RefusedNames):
             config_checks.fill_labels(self, {"num_labels": count})
 
     @property
+    def return_dict(self) -> bool:
+        """True: a call returns an object, unless the call itself has `return_dict=False`."""
+        return True
+
+    @return_dict.setter
+    def return_dict(self, value: bool) -> None:
+        if not value:
+            raise ValueError(f"return_dict: got {value!r} for the config, expected True; give False to the call")
+
+    @property
     def num_query_heads(self) -> int:
         """The number of query heads: `num_attention_heads`, and in v2 twice as many."""
         return self.num_attention_heads * VARIANTS[self.wiring].query_heads
@@ -111,13 +128,13 @@ class DiffLlamaConfig(RefusedNames):
     @classmethod
     def from_pretrained(
         cls,
-        path_or_repo: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str],
         **options: Any,
     ) -> DiffLlamaConfig:
         """Read the config of a checkpoint folder, a config file or a hub repo (only its config files are downloaded).
 
         Args:
-            path_or_repo: the folder, the file or the repo.
+            pretrained_model_name_or_path: the folder, the file or the repo.
             options: those of `refdiff.hub.HubOptions`, such as revision and token, and fields of the config to change.
 
         Raises:
@@ -126,9 +143,9 @@ class DiffLlamaConfig(RefusedNames):
         """
         where: dict[str, Any] = {name: options.pop(name) for name in hub.ARGUMENTS if name in options}
         refuse_arguments(f"{cls.__name__}.from_pretrained", options.keys() - {*FIELDS}, [*hub.ARGUMENTS, *FIELDS])
-        path = Path(path_or_repo)
-        if path_or_repo == bundled.NAME or not path.is_file():
-            path = hub.snapshot(path_or_repo, files=hub.CONFIG, **where) / "config.json"
+        path = Path(pretrained_model_name_or_path)
+        if pretrained_model_name_or_path == bundled.NAME or not path.is_file():
+            path = hub.snapshot(pretrained_model_name_or_path, files=hub.CONFIG, **where) / "config.json"
         finish(path.parent)
         values = read_json(path)
         if "num_labels" in options:

@@ -62,6 +62,7 @@ class PreTrainedModel(CallableModel, RefusedNames):
     config_class = DiffLlamaConfig
     main_input_name: ClassVar[str] = "input_ids"
     base_model_prefix: ClassVar[str] = "model"
+    supports_gradient_checkpointing: ClassVar[bool] = False
 
     architecture: ClassVar[str]
 
@@ -100,7 +101,7 @@ class PreTrainedModel(CallableModel, RefusedNames):
     @classmethod
     def from_pretrained(
         cls,
-        path_or_repo: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         dtype: Any = "auto",
         backend: str | ModuleType = "numpy",
@@ -117,7 +118,7 @@ class PreTrainedModel(CallableModel, RefusedNames):
         """Load a checkpoint from a folder or a hub repo.
 
         Args:
-            path_or_repo: a folder with config.json and safetensors, a repo id such as
+            pretrained_model_name_or_path: a folder with config.json and safetensors, a repo id such as
                 "kajuma/DiffLlama-0.3B-handcut", or "bundled", the small model that the package brings.
             dtype: "auto" or None = as saved; "float32", "float64", "float16", "bfloat16", or NumPy's dtype of it.
             backend: "numpy", "cupy", or any array-API namespace module; JAX's arrays need use_cache=False.
@@ -160,7 +161,7 @@ class PreTrainedModel(CallableModel, RefusedNames):
         xp, dtype = _backend(backend, device), _dtype_name(dtype)  # before anything is downloaded
         stored = keep_half(weights, xp, kernels)
         folder = hub.snapshot(
-            path_or_repo,
+            pretrained_model_name_or_path,
             files=hub.CONFIG + hub.WEIGHTS,
             check=DiffLlamaConfig.from_pretrained,
             **where,

@@ -95,7 +95,7 @@ class Tokenizer(Vocabulary, RefusedNames):
     @classmethod
     def from_pretrained(
         cls,
-        path_or_repo: str | os.PathLike[str],
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         use_fast: Any = None,
         **options: Any,
@@ -103,7 +103,7 @@ class Tokenizer(Vocabulary, RefusedNames):
         """Load the tokenizer of a checkpoint: a folder, or a hub repo id.
 
         Args:
-            path_or_repo: the folder or the repo.
+            pretrained_model_name_or_path: the folder or the repo.
             use_fast: ignored.
             options: those of `refdiff.hub.HubOptions`, such as revision and token, and replacements of fields of
                 tokenizer_config.json: `padding_side`, `model_max_length`, `pad_token` and its siblings, ….
@@ -118,7 +118,7 @@ class Tokenizer(Vocabulary, RefusedNames):
         refuse_arguments(f"{cls.__name__}.from_pretrained", options.keys() - {*known}, known)
         settings = {name: options.pop(name) for name in SETTINGS if name in options}
         files = (*hub.TOKENIZER, "additional_chat_templates/*.jinja", "config.json")
-        folder = hub.snapshot(path_or_repo, files=files, **options)
+        folder = hub.snapshot(pretrained_model_name_or_path, files=files, **options)
         config = read_tokenizer_config(folder)
         if found := templates.read_files(folder):
             config["chat_template"] = found

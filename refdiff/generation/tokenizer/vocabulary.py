@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import numpy as np
 
@@ -48,6 +48,7 @@ class _SpecialTokenId:
 class Vocabulary:
     """The vocabulary of `backend`, completed by the special tokens that only tokenizer_config.json (`config`) knows."""
 
+    model_input_names: ClassVar[Sequence[str]] = ("input_ids", "attention_mask")
     bos_token = _SpecialToken()
     eos_token = _SpecialToken()
     unk_token = _SpecialToken()
