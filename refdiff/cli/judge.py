@@ -32,9 +32,7 @@ refdiff judge kernel.py:attention --profile natural --profile tiles --json
     positive = Number(float, 0, above=True)
     limits.add_argument("--timeout", type=positive, default=60.0, metavar="SECONDS", help="per call")
     gib = Number(float, 0.1)  # with less, Python and NumPy themselves do not start
-    limits.add_argument(
-        "--memory", type=gib, default=8.0, metavar="GIB", help="GiB of memory, of all its processes together"
-    )
+    limits.add_argument("--memory", type=gib, default=8.0, metavar="GIB", help="GiB of memory of all its processes")
     limits.add_argument("--allow-processes", action="store_true", help="let the kernel start processes")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_common(parser, offline=False)

@@ -24,7 +24,7 @@ from tests.oracle.trace.test_trace import spec_inputs
 # before what the layer gives.
 BY_NAME = {
     **dict.fromkeys(("attention_over_heads", "one_added_to_denominator", "norm_on_q_and_k",
-                     "extra_qk_norm"), "scores1"),
+                     "extra_qk_norm", "exp2_for_exp"), "scores1"),
     **dict.fromkeys(("first_key_for_both_maps", "second_map_not_scaled"), "scores2"),
     "values_tiled": "attn1",
     **dict.fromkeys(("lambda_not_used", "lambda_added", "lambda_on_both_maps", "v2_one_lambda_per_layer",
