@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
+import refdiff
 from tests.compare import compare_outputs
 from tests.parity.conftest import Checkpoint, of
 from tests.parity.test_model import everything
@@ -112,14 +113,13 @@ def test_cache(checkpoint: Checkpoint, ours: Any, way: str, side: str) -> None:
         # as when rows of unequal length are prefilled together and decoding goes on after the padding
         mask[0, 2:5] = mask[2, 4:5] = 0
     positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
-    theirs, cache = DynamicCache(config=peer.model.config), None
+    theirs, cache = DynamicCache(config=peer.model.config), refdiff.KVCache(ours.config.num_hidden_layers)
     for part in chunks(SIZES[way]):
         options = {} if side == "none" else {"attention_mask": mask[:, : part.stop], "position_ids": positions[:, part]}
         want = everything(peer, ids[:, part], cache=theirs, use_cache=True, **options)
         got = everything(ours, ids[:, part], cache=cache, use_cache=True, **options)
         seen = sees_something(mask)[:, part]
         compare_outputs(got, want, seen, pooled=seen[:, -1] if checkpoint.pooled else None)
-        cache = got.cache
         assert len(cache) == theirs.get_seq_length() == part.stop
 
 
@@ -127,21 +127,21 @@ def test_additive_4d_mask_with_a_cache(checkpoint: Checkpoint, ours: Any) -> Non
     ids, peer = checkpoint.ids(3, 9, "4-D"), checkpoint.fresh_truth()
     seen = may_see(checkpoint, 1, blind=False)
     bias = np.where(seen, 0.0, np.finfo(np.float64).min)
-    theirs, cache = DynamicCache(config=peer.model.config), None
+    theirs, cache = DynamicCache(config=peer.model.config), refdiff.KVCache(ours.config.num_hidden_layers)
     for part in chunks([5, 3, 1]):
         options = {"attention_mask": bias[:, :, part, : part.stop]}
         want = everything(peer, ids[:, part], cache=theirs, use_cache=True, **options)
         got = everything(ours, ids[:, part], cache=cache, use_cache=True, **options)
         visible = seen[:, 0, part, : part.stop].any(axis=-1)
         compare_outputs(got, want, visible, pooled=visible[:, -1] if checkpoint.pooled else None)
-        cache = got.cache
 
 
 def test_reordered_and_cropped_cache(checkpoint: Checkpoint, ours: Any) -> None:
     ids, peer = checkpoint.ids(3, 10, "reorder"), checkpoint.fresh_truth()
     theirs = DynamicCache(config=peer.model.config)
     peer(ids[:, :7], cache=theirs, use_cache=True)
-    cache = ours(ids[:, :7], use_cache=True).cache
+    cache = refdiff.KVCache(ours.config.num_hidden_layers)
+    ours(ids[:, :7], cache=cache)
     theirs.reorder_cache(torch.tensor([2, 0, 0]))
     cache.reorder(np.array([2, 0, 0]))
     theirs.crop(-2)
@@ -165,14 +165,13 @@ def test_more_tokens_than_a_block(checkpoint: Checkpoint, ours: Any, kind: str) 
     T, heads = 300, checkpoint.recipe.config["num_attention_heads"]
     ids, peer, rng = checkpoint.ids(2, T, "blocks"), checkpoint.fresh_truth(), checkpoint.rng("blocks")
     if kind == "chunks":
-        theirs, cache = DynamicCache(config=peer.model.config), None
+        theirs, cache = DynamicCache(config=peer.model.config), refdiff.KVCache(ours.config.num_hidden_layers)
         mask = (rng.random((2, T)) < 0.9).astype(np.int64)
         mask[:, 0] = 1
         for part in chunks([140, 159, 1]):
             options = {"attention_mask": mask[:, : part.stop], "use_cache": True}
             got = ours(ids[:, part], cache=cache, **options)
             compare_outputs(got, peer(ids[:, part], cache=theirs, **options))
-            cache = got.cache
         return
     options = {"plain": {}}
     mask = np.arange(T) >= np.array([[137], [0]])
