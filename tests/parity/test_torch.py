@@ -222,7 +222,7 @@ def test_a_correct_model(kind: str, inside: tuple[str, ...], implementation: str
         ("DiffLlama", "attn1", "no_scale", "unique: scores_not_scaled"),
         ("DiffLlama", "attn1", "keys_swapped", "unique: keys_swapped"),
         ("Llama", "attn", "no_scale", "unique: scores_not_scaled"),
-        ("Llama", "attn", "windowed", "none fits"),
+        ("Llama", "attn", "windowed", "unique: window = 5"),
     ],
 )
 def test_a_mistake_of_an_attention_function_in_one_layer_has_a_name(
@@ -232,7 +232,8 @@ def test_a_mistake_of_an_attention_function_in_one_layer_has_a_name(
     assert not report
     assert (report.layer, str(report.divergence.path)) == (1, f"model.layers.1.self_attn.{point}")
     assert str(report).startswith(f"fail: layer 1, point {point}\ndiagnosis: {diagnosis}"), str(report)
-    assert ("a query sees 5 keys, itself among them" in str(report)) == (wrong == "windowed")
+    assert ("A query sees 5 keys, itself among them" in str(report)) == (wrong == "windowed")
+    assert "the same function: window = 5" not in str(report)
 
 
 def test_a_mistake_in_the_module_has_a_name() -> None:

@@ -194,7 +194,9 @@ class Search:
             finding = self.finding(s, residual=residual, fits=True)
             for n, (other, known) in enumerate(kept):
                 if all(is_same_output(a, b) for a, b in zip(outs, known, strict=True)):
-                    kept[n] = (replace(other, also=(*other.also, finding.name)), known)
+                    names = dict.fromkeys((*other.also, finding.name))
+                    names.pop(other.name, None)  # as of two grids of one number
+                    kept[n] = (replace(other, also=tuple(names)), known)
                     break
             else:
                 kept.append((finding, outs))
