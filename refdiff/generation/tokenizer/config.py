@@ -178,6 +178,8 @@ def to_token(value: Any, where: str, special: bool) -> AddedToken:
 
 
 def _token(value: Any, where: str, special: bool = True) -> AddedToken:
+    if not isinstance(value, str | dict) and hasattr(value, "content"):  # given to from_pretrained, not of a file
+        return to_token(value, where, special)
     content = value.get("content") if isinstance(value, dict) else value
     if isinstance(content, str) and any("\ud800" <= character <= "\udfff" for character in content):
         raise CheckpointError(f"{where}: got {show_value(content)}, expected text; half a surrogate pair is none")

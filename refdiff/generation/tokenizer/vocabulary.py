@@ -106,8 +106,22 @@ class Vocabulary:
 
     @property
     def extra_special_tokens(self) -> list[str]:
-        """The special tokens without a name."""
+        """The special tokens without a name; to set them or their ids replaces them."""
         return list(self._extra)
+
+    @extra_special_tokens.setter
+    def extra_special_tokens(self, tokens: Sequence[str]) -> None:
+        self._extra = [to_token(token, "extra_special_tokens", True).content for token in tokens]
+
+    @property
+    def extra_special_tokens_ids(self) -> list[int]:
+        """The ids of `extra_special_tokens`."""
+        ids = (self.backend.token_to_id(token) for token in self._extra)
+        return [token_id for token_id in ids if token_id is not None]
+
+    @extra_special_tokens_ids.setter
+    def extra_special_tokens_ids(self, ids: Sequence[int]) -> None:
+        self.extra_special_tokens = [str(token) for token in self.convert_ids_to_tokens(ids)]
 
     @property
     def added_tokens_decoder(self) -> dict[int, AddedToken]:

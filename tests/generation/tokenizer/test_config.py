@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken
 
 from refdiff import CheckpointError, Tokenizer
 from tests.generation.tokenizer.test_tokenizer import words
@@ -53,3 +54,23 @@ def test_a_token_that_is_no_text_names_the_file(token: Any, tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match="half a surrogate pair is none") as caught:
         load(tmp_path, tokenizer_config={"bos_token": token})
     assert str(caught.value).startswith(f"{tmp_path}/tokenizer_config.json: bos_token: got ")
+
+
+def test_extra_special_tokens_are_set_as_tokens_or_ids(tmp_path: Path) -> None:
+    tokenizer = load(tmp_path, tokenizer_config={"extra_special_tokens": ["<image>"]})
+    one = tokenizer.convert_ids_to_tokens(7)
+    tokenizer.extra_special_tokens_ids = [7]
+    assert (tokenizer.extra_special_tokens, tokenizer.extra_special_tokens_ids) == ([one], [7])
+    assert one in tokenizer.all_special_tokens
+    tokenizer.extra_special_tokens = ["<image>"]
+    assert tokenizer.extra_special_tokens_ids == [tokenizer.convert_tokens_to_ids("<image>")]
+    assert one not in tokenizer.all_special_tokens
+    tokenizer.extra_special_tokens_ids = []
+    assert tokenizer.extra_special_tokens == []
+
+
+def test_a_special_token_is_given_as_an_object(tmp_path: Path) -> None:
+    folder = load(tmp_path).source.parent
+    given = Tokenizer.from_pretrained(folder, eos_token=AddedToken("<end>", lstrip=True, normalized=False))
+    assert given.eos_token == "<end>"
+    assert given.added_tokens_decoder[given.eos_token_id].lstrip

@@ -159,7 +159,7 @@ def report(baseline: dict[str, Any], found: dict[str, Any], failures: Path | Non
     print(f"not counted: {len(baseline) - len(possible)} that transformers itself skips or fails here\n")
     for reason, count in excused.items():
         print(f"{count:4} {reason}")
-    print(*["", *unexplained], sep="\nNOT EXCUSED  ")
+    print("", *(f"NOT EXCUSED  {line}" for line in unexplained), sep="\n")
     if failures is not None:
         failures.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return int(bool(unexplained) or not all(excused.values()))
