@@ -13,5 +13,11 @@ class CheckpointError(ValueError):
         super().__init__(printable(message))
 
 
-class MissingFileError(CheckpointError, OSError):
-    """A folder, repo or file of a checkpoint that is not there: also an `OSError`, as transformers raises."""
+class MissingFileError(OSError, CheckpointError):
+    """A folder, repo or file of a checkpoint that is not there: also an `OSError`, as transformers raises.
+
+    `OSError` stands first, since libraries that pickle errors make them by the first built-in base.
+    """
+
+    def __init__(self, message: str) -> None:
+        CheckpointError.__init__(self, message)

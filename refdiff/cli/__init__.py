@@ -93,7 +93,7 @@ def _print_error(error: BaseException, args: argparse.Namespace) -> None:
     """Print an error, with the command, the stream that could not be written, and where the model was named."""
     message = name_flags(format_error(error))
     is_written = discard_output()  # true of a long text too, which Python does not keep after the error
-    if isinstance(error, OSError) and not error.filename and not is_written:
+    if isinstance(error, OSError) and error.errno and not error.filename and not is_written:
         message = f"standard output: {message}"
     elif isinstance(error, OSError) and not error.filename and error.errno == errno.ENOSPC:
         message = f"standard output or a temporary file: {message}"
