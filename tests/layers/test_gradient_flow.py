@@ -107,7 +107,7 @@ def test_eq_7_is_the_derivative_of_the_layer(rng: np.random.Generator, lambda_: 
     same(found, gradients_of_differential(x, w, g, lambda_, None))
 
 
-@given(SEEDS, st.floats(0, 0.8), st.floats(-0.1, 0.1))
+@given(SEEDS, st.floats(0, 0.8), st.floats(-0.1, 0.1).map(lambda x: round(x, 9)))  # subnormal λ have few digits
 def test_eq_7_with_norm_and_scale(rng: np.random.Generator, start: float, learned: float) -> None:
     x, w, g = draw(rng, 7, 5, 3, 1.0)
     q1, q2, k1, k2, v = streams(x, w)
