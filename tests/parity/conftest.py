@@ -49,7 +49,8 @@ class Checkpoint:
         return float64_peer(self.folder, self.architecture)
 
     def fresh_truth(self) -> Peer:
-        """The same, remembering no earlier length (dynamic RoPE does, in transformers)."""
+        """The same, remembering no earlier length (dynamic RoPE does, in transformers) and no earlier labels' kind."""
+        self.truth.model.config.problem_type = self.recipe.config.get("problem_type")
         if self.recipe.config["rope_parameters"]["rope_type"] != "dynamic":
             return self.truth
         return float64_peer(self.folder, self.architecture)
