@@ -1,4 +1,4 @@
-"""Makes the pictures and the tables of the README and of the guides.
+"""Makes the pictures of the README and the pictures and tables of the guides.
 
     python notebooks/pictures.py             # writes notebooks/pictures/*.png, and the tables into their pages
     python notebooks/pictures.py needle      # one of the pictures
@@ -40,7 +40,7 @@ from refdiff.oracle.deviations import deviations  # noqa: E402
 from refdiff.viz.appearance import BLUE, INK, ORANGE, new_figure  # noqa: E402
 
 FOLDER = HERE / "pictures"
-README, GUIDES = HERE.parent / "README.md", HERE / "reference" / "guides"
+GUIDES = HERE / "reference" / "guides"
 SELFTEST = HERE.parent / "tests" / "oracle" / "selftest" / "results.md"
 INKS = {"light": "#57606a", "dark": "#a9b1ba"}
 SPEED, STORED, TRAINED = (HERE / "data" / f"{name}.json" for name in ("speed", "speed_stored", "speed_train"))
@@ -172,22 +172,6 @@ def _missing(wanted: Iterable[BenchRow], rows: list[dict[str, Any]]) -> list[str
     return [row.title for row in wanted if row.spelled not in measured]
 
 
-def summary() -> str:
-    """Three rows of the speed table: one sequence, a prompt, a batch."""
-    rows = {row["row"]: row for row in _speed()["rows"]}
-    lines = ["| | refdiff | transformers | ratio, median of pairs (spread) |", "|---|---|---|---|"]
-    for name, title in (
-        ("decode:128", "decode one sequence, 128 tokens of context"),
-        ("prefill:512", "process a prompt of 512 tokens"),
-        ("decode:128x4", "decode 4 sequences"),
-    ):
-        ours, theirs = (rows[name]["sides"][side]["rate"]["median"] for side in ("refdiff", "transformers"))
-        ratio = rows[name]["against"]["transformers"]["ratio"]
-        spread = f"**{ratio['median']:.2f}×** ({ratio['low']:.2f}–{ratio['high']:.2f})"
-        lines.append(f"| {title} | {ours:.3g} tok/s | {theirs:.3g} tok/s | {spread} |")
-    return "\n".join(lines) + "\n"
-
-
 def rules() -> str:
     """What each rule of the oracle's selftest found and refused, from the selftest's own page."""
     page = SELFTEST.read_text(encoding="utf-8")
@@ -204,11 +188,8 @@ def rules() -> str:
     return "\n".join(lines) + "\n"
 
 
-TABLES: dict[str, Callable[[], str]] = {"budgets": budgets, "rules": rules, "speeds": speeds, "summary": summary}
-PAGES = {
-    "budgets": GUIDES / "kernels.md", "rules": GUIDES / "kernels.md", "speeds": GUIDES / "performance.md",
-    "summary": README,
-}  # fmt: skip
+TABLES: dict[str, Callable[[], str]] = {"budgets": budgets, "rules": rules, "speeds": speeds}
+PAGES = {"budgets": GUIDES / "kernels.md", "rules": GUIDES / "kernels.md", "speeds": GUIDES / "performance.md"}
 """Where each table stands, between `BEGIN` and `END`."""
 
 

@@ -73,7 +73,8 @@ def test_the_block_runs_as_it_is_pasted(checkout: Path, language: str, code: str
 
 
 def test_the_readme_is_short() -> None:
-    assert README.count("\n") <= 200
+    assert README.count("\n") <= 150
+    assert len(README.split()) <= 1300
 
 
 def test_blocks_of_every_kind_are_run_and_those_that_are_not_are_there() -> None:
