@@ -13,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sketches
 from experiments import retrieval_table
 
 import refdiff
+from refdiff import viz
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "notebooks" / "data"
@@ -82,6 +84,28 @@ def test_numbers_in_the_text_are_those_of_the_data() -> None:
     card = (ROOT / "refdiff" / "bundled" / "README.md").read_text(encoding="utf-8")
     assert "in sequences of 512 tokens" in ARTICLE
     assert "rows of\n512 tokens" in card
+
+
+def test_the_text_tells_what_the_sixth_figure_opens_on() -> None:
+    """The weight of the second map of layer 3 on "girl", and its probability with λ as trained and with λ = 0."""
+    (text,) = re.findall(r'id: "sentence-text".*?\n\s+"(.*?)"\)', (SOURCE / "sentence.js").read_text(encoding="utf-8"))
+    model, tokenizer = (kind.from_pretrained("bundled") for kind in (refdiff.DiffLlamaForCausalLM, refdiff.Tokenizer))
+    ids = np.array([tokenizer.encode(text)])
+    girl = tokenizer.encode(" girl", add_special_tokens=False)[0]
+    layer, pair = 3, 2
+    maps = viz.attention_maps(model, ids[0], tokenizer)
+    weights = maps.second[layer, pair, -1]
+    assert ids[0, weights.argmax()] == girl
+
+    def probability() -> float:
+        logits = model(ids).logits[0, -1].astype(np.float64)
+        return float(np.exp(logits[girl]) / np.exp(logits).sum())
+
+    before = probability()
+    with sketches.strengths(model, {layer: 0.0}):
+        after = probability()
+    for name, value in (("weight", weights.max()), ("before", before), ("after", after)):
+        assert f'id="opening-{name}">{100 * value:.0f} %<' in ARTICLE
 
 
 def test_it_is_small_and_leaves_nothing_to_other_servers(folder: Path) -> None:

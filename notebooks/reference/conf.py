@@ -51,7 +51,13 @@ html_css_files = ["reference.css"]
 html_js_files = ["reference.js"]
 html_copy_source = False
 html_show_sphinx = False
-templates_path: list[str] = []
+templates_path = [str(HERE / "templates")]
+html_sidebars = {
+    "**": [
+        "sidebar/brand.html", "sidebar/search.html", "sidebar/scroll-start.html", "article.html",
+        "sidebar/navigation.html", "sidebar/scroll-end.html",
+    ]
+}  # fmt: skip
 pygments_style = "a11y-high-contrast-light"
 pygments_dark_style = "a11y-high-contrast-dark"
 

@@ -62,10 +62,9 @@ def anchor(test: str) -> str:
 
 
 def front_page(readme: str, names: Iterable[str]) -> str:
-    """Build the first page from the README, the learning path before the set-up, and from `names` the menu."""
-    story, *rest = re.split(r"^(?=## )", readme, flags=re.MULTILINE)
-    first = [part for part in rest if part.startswith("## Learning path")]
-    return "".join([story, *first, FIND, *(part for part in rest if part not in first)]) + "\n" + _menu(list(names))
+    """Build the first page from the README, with the ways into the site before the set-up, and from `names` the menu."""
+    story, heading, rest = readme.partition("## Set up\n")
+    return f"{story}{FIND}{heading}{rest}\n{_menu(list(names))}"
 
 
 FIND = """## Find your way

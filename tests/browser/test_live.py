@@ -543,7 +543,7 @@ def test_by_keyboard_alone(page: Chromium) -> None:
             assert number(shown(page, "[for=needle-lambda]:is(output)")) == 0.8
         if stop == "sentence-pair":
             page.press("ArrowRight")
-            wait(page, "document.querySelector('#sentence .status').textContent.startsWith('Layer 4, pair 1')")
+            wait(page, "document.querySelector('#sentence .status').textContent.startsWith('Layer 4, pair 0')")
         if expected <= stops:  # before Tab leaves the page, and the next one has no focus
             break
     assert expected - stops == set()

@@ -36,7 +36,7 @@ const aboutSmallModels = ({ steps, tokens, context, differential, plain, bundled
 /** `share` is called with each new reading, for the figures that show other sides of it. */
 export async function sentenceFigure(figure, engine, share) {
   let { lambdas: trained, pairs } = await engine.about;
-  const state = { folder: BUNDLED, layer: 4, pair: 0, query: 0, lambdas: [...trained], told: [...trained], shown: null };
+  const state = { folder: BUNDLED, layer: 3, pair: 2, query: 0, lambdas: [...trained], told: [...trained], shown: null };
   let wanted = state.folder, words = null, rgb, results;
   let read, pulled, baseline; // the text by the model with the trained λ, with those that the reader has set, by the baseline
   let next; // what may follow it: see likeliest
@@ -47,7 +47,7 @@ export async function sentenceFigure(figure, engine, share) {
     change: (folder) => { wanted = folder; again(); } });
   const note = html("p", { class: "small", id: "sentence-about", "aria-live": "polite" });
   const input = html("textarea", { id: "sentence-text", rows: 2, spellcheck: "false", autocomplete: "off" },
-    "There was once a king who had three sons. The eldest son was very proud, and the youngest");
+    "Once upon a time there was a little girl who lived with her mother. One day her mother said to the little");
   const left = html("p", { class: "small", id: "sentence-left" });
   const overview = html("fieldset", { class: "overview" });
   let thumbs, layerNames;
