@@ -62,7 +62,7 @@ def anchor(test: str) -> str:
 
 
 def front_page(readme: str, names: Iterable[str]) -> str:
-    """Build the first page from the README, with the ways into the site before the set-up, and from `names` the menu."""
+    """Build the first page from the README, ways into the site before the set-up, and from `names` the menu."""
     story, heading, rest = readme.partition("## Set up\n")
     return f"{story}{FIND}{heading}{rest}\n{_menu(list(names))}"
 
