@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from refdiff.errors import CheckpointError
-from refdiff.generation.tokenizer.backend import is_tokenizer
+from refdiff.generation.tokenizer.backend import backend_of
 from refdiff.limits import FAR_BEYOND, LARGEST, OPTIONS
 from refdiff.messages import did_you_mean, show_value, warn
 
@@ -64,6 +64,13 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) > 0
 
 
+def _is_tokenizer(value: Any) -> bool:
+    try:
+        return backend_of(value) is not None
+    except TypeError:
+        return False
+
+
 def bias_items(value: Any) -> list[tuple[Any, Any]]:
     """Return the pairs of a `sequence_bias` in either spelling, or for another value a pair that no check accepts."""
     if isinstance(value, Mapping):
@@ -104,7 +111,7 @@ _CALLABLES = check(
 )
 _FUNCTION = check(callable, "a function (prompt index, ids) → allowed token ids")
 _PROMPTS = check(lambda v: _is_list(v) and all(_is_ids(ids) for ids in v), "(B, T) token ids")
-_TOKENIZER = check(is_tokenizer, "a tokenizer of refdiff, of tokenizers, or a fast one of transformers")
+_TOKENIZER = check(_is_tokenizer, "a tokenizer of refdiff, of tokenizers, or a fast one of transformers")
 _ASSISTANT = check(
     lambda v: callable(v) and "logits_to_keep" in getattr(v, "head_inputs", ()),
     "a model with a next-token head, such as a DiffLlamaForCausalLM, with the same vocabulary",

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models
 
 from refdiff.generation.token_bytes import TokenBytes
-from refdiff.generation.tokenizer import RustBackend, backend_of
+from refdiff.generation.tokenizer import TokenizerBackend, backend_of
 from tests.generation.trained_tokenizers import KINDS, TEXTS
 
 
@@ -37,7 +37,7 @@ def test_the_tokenizer_inside() -> None:
     inner = Tokenizer(models.BPE())
     for outer in (
         inner, SimpleNamespace(backend=inner), SimpleNamespace(backend="tokenizers", backend_tokenizer=inner),
-        SimpleNamespace(backend=RustBackend(inner)),
+        SimpleNamespace(backend=TokenizerBackend(inner)),
     ):  # fmt: skip
         assert backend_of(outer).native is inner  # type: ignore[attr-defined]
     with pytest.raises(TypeError, match="tokenizer: got int, expected a tokenizer of refdiff, of tokenizers, or"):

@@ -1,7 +1,4 @@
-"""`TokenizerBackend`, the interface to a tokenizer library, and its implementation by the Rust library `tokenizers`.
-
-All other files work with any `TokenizerBackend`: `RustBackend`, or another one where `tokenizers` cannot be installed.
-"""
+"""`TokenizerBackend`: the Rust library `tokenizers` behind the interface that all other files use."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from refdiff.browser import require
 from refdiff.errors import CheckpointError
@@ -20,6 +17,9 @@ from refdiff.messages import NATIVE_CALLS
 _LOAD_AGAIN = "; download it again, or write it again with `tokenizer.save_pretrained`"
 
 SECTIONS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+
+Encoding = Any
+"""One tokenized text: `tokenizers.Encoding`, or what has its lists `ids`, `tokens`, `offsets`, `word_ids`, …."""
 
 
 @dataclass(frozen=True)
@@ -44,36 +44,29 @@ class Truncation:
     direction: str = "right"
 
 
-class Encoding(Protocol):
-    """One tokenized text. The lists have an entry for each token; `offsets` are characters of the text."""
+class TokenizerBackend:
+    """A loaded tokenizer.json; `native` is the `tokenizers.Tokenizer`, whose errors become `CheckpointError`s.
 
-    ids: list[int]
-    tokens: list[str]
-    offsets: list[tuple[int, int]]
-    word_ids: list[int | None]
-    sequence_ids: list[int | None]
-    type_ids: list[int]
-    attention_mask: list[int]
-    special_tokens_mask: list[int]
-    overflowing: list[Encoding]
-
-    def pad(self, length: int, *, direction: str, pad_id: int, pad_token: str) -> None:
-        """Pad this encoding, and those that overflow, to `length`."""
-
-    def token_to_word(self, token: int) -> int | None:
-        """Return the number of the word that a token belongs to."""
-
-    def word_to_chars(self, word: int, sequence: int) -> tuple[int, int] | None:
-        """Return where a word begins and ends in its text."""
-
-
-class TokenizerBackend(Protocol):
-    """A loaded tokenizer.json. Whatever goes wrong inside is raised as `CheckpointError`.
-
-    It neither truncates nor pads by itself: `settings` has the `padding` and `truncation` of the file, unused.
+    It neither truncates nor pads by itself: `settings` has the `padding` and `truncation` of the file, unused. A
+    subclass may replace all methods, and so the library.
     """
 
-    settings: dict[str, dict[str, Any]]
+    def __init__(self, native: Any, source: str | Path = "tokenizer.json") -> None:
+        self.native, self.source = native, str(source)
+        self._lock = threading.Lock()  # truncation is a state of the library's tokenizer
+        with rust_errors(self.source):
+            self.settings: dict[str, dict[str, Any]] = {
+                "padding": native.padding or {},
+                "truncation": native.truncation or {},
+            }
+            native.no_padding()
+            native.no_truncation()
+
+    @classmethod
+    def from_json(cls, text: str, source: str | Path) -> TokenizerBackend:
+        """Load the text of a tokenizer.json."""
+        with rust_errors(source, "cannot use this file", _LOAD_AGAIN):
+            return cls(_library().Tokenizer.from_str(text), source)
 
     def encode(
         self,
@@ -88,98 +81,32 @@ class TokenizerBackend(Protocol):
 
         With `split_special_tokens`, special tokens in a text are tokenized like any other text.
         """
-
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        """Turn ids into text."""
-
-    def decode_tokens(self, tokens: Sequence[str]) -> str:
-        """Turn tokens, as the vocabulary spells them, into text."""
-
-    def decode_stream(self, *, skip_special_tokens: bool = False) -> Callable[[int], str]:
-        """Return a function that takes id after id and returns the text that each makes certain, often none."""
-
-    def token_to_id(self, token: str) -> int | None:
-        """Return the id of a token, added ones included."""
-
-    def id_to_token(self, token_id: int) -> str | None:
-        """Return the token of an id, as the vocabulary spells it."""
-
-    def vocab(self) -> dict[str, int]:
-        """Return token → id, added tokens included."""
-
-    def vocab_size(self, *, with_added_tokens: bool) -> int:
-        """Return the number of tokens."""
-
-    def added_tokens(self) -> dict[int, AddedToken]:
-        """Return id → added token."""
-
-    def add_tokens(self, tokens: Sequence[AddedToken]) -> int:
-        """Add tokens; those that the vocabulary has keep their ids. Return how many are new as added tokens."""
-
-    def num_special_tokens(self, *, pair: bool) -> int:
-        """Return how many special tokens are added to a text or a pair."""
-
-    def section(self, name: str) -> dict[str, Any] | None:
-        """Return one of `SECTIONS` of tokenizer.json."""
-
-    def model(self, field: str) -> Any:
-        """Return the model's `type`, `unk_token`, `continuing_subword_prefix` …; None for what it does not have."""
-
-    def to_json(self) -> str:
-        """Return the text of tokenizer.json."""
-
-
-class RustBackend(TokenizerBackend):
-    """The `tokenizers` library; every call to it goes through `rust_errors`. `native` is its `Tokenizer`."""
-
-    def __init__(self, native: Any, source: str | Path = "tokenizer.json") -> None:
-        self.native, self.source = native, str(source)
-        self._lock = threading.Lock()  # truncation is a state of the library's tokenizer
-        with rust_errors(self.source):
-            self.settings: dict[str, dict[str, Any]] = {
-                "padding": native.padding or {},
-                "truncation": native.truncation or {},
-            }
-            native.no_padding()
-            native.no_truncation()
-
-    @classmethod
-    def from_json(cls, text: str, source: str | Path) -> RustBackend:
-        """Load the text of a tokenizer.json."""
-        with rust_errors(source, "cannot use this file", _LOAD_AGAIN):
-            return cls(_library().Tokenizer.from_str(text), source)
-
-    def encode(
-        self,
-        texts: Sequence[Any],
-        *,
-        add_special_tokens: bool = True,
-        truncation: Truncation | None = None,
-        is_pretokenized: bool = False,
-        split_special_tokens: bool = False,
-    ) -> list[Encoding]:
         with self._lock, rust_errors(self.source):
             self.native.encode_special_tokens = split_special_tokens
             if truncation is not None:
                 self.native.enable_truncation(**vars(truncation))
             try:
-                encodings: list[Encoding] = self.native.encode_batch(
-                    list(texts), is_pretokenized=is_pretokenized, add_special_tokens=add_special_tokens
+                return list(
+                    self.native.encode_batch(
+                        list(texts), is_pretokenized=is_pretokenized, add_special_tokens=add_special_tokens
+                    )
                 )
-                return encodings
             finally:
                 self.native.no_truncation()
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Turn ids into text."""
         with rust_errors(self.source):
             return str(self.native.decode(list(ids), skip_special_tokens=skip_special_tokens))
 
     def decode_tokens(self, tokens: Sequence[str]) -> str:
+        """Turn tokens, as the vocabulary spells them, into text."""
         with rust_errors(self.source):
             decoder = self.native.decoder
             return " ".join(tokens) if decoder is None else str(decoder.decode(list(tokens)))
 
     def decode_stream(self, *, skip_special_tokens: bool = False) -> Callable[[int], str]:
+        """Return a function that takes id after id and returns the text that each makes certain, often none."""
         stream = _library().decoders.DecodeStream(skip_special_tokens=skip_special_tokens)
 
         def step(token_id: int) -> str:
@@ -189,50 +116,57 @@ class RustBackend(TokenizerBackend):
         return step
 
     def token_to_id(self, token: str) -> int | None:
-        found: int | None = self._call("token_to_id", token)
-        return found
+        """Return the id of a token, added ones included."""
+        with rust_errors(self.source):
+            return self.native.token_to_id(token)  # type: ignore[no-any-return]
 
     def id_to_token(self, token_id: int) -> str | None:
-        found: str | None = self._call("id_to_token", token_id)
-        return found
+        """Return the token of an id, as the vocabulary spells it."""
+        with rust_errors(self.source):
+            return self.native.id_to_token(token_id)  # type: ignore[no-any-return]
 
     def vocab(self) -> dict[str, int]:
-        found: dict[str, int] = self._call("get_vocab", with_added_tokens=True)
-        return found
+        """Return token → id, added tokens included."""
+        with rust_errors(self.source):
+            return dict(self.native.get_vocab(with_added_tokens=True))
 
     def vocab_size(self, *, with_added_tokens: bool) -> int:
-        found: int = self._call("get_vocab_size", with_added_tokens=with_added_tokens)
-        return found
+        """Return the number of tokens."""
+        with rust_errors(self.source):
+            return int(self.native.get_vocab_size(with_added_tokens=with_added_tokens))
 
     def added_tokens(self) -> dict[int, AddedToken]:
+        """Return id → added token."""
         names = AddedToken.__dataclass_fields__
-        added: dict[int, Any] = self._call("get_added_tokens_decoder")
+        with rust_errors(self.source):
+            added = self.native.get_added_tokens_decoder()
         return {i: AddedToken(**{name: getattr(token, name) for name in names}) for i, token in added.items()}
 
     def add_tokens(self, tokens: Sequence[AddedToken]) -> int:
-        count: int = self._call("add_tokens", [_library().AddedToken(**vars(token)) for token in tokens])
-        return count
+        """Add tokens; those that the vocabulary has keep their ids. Return how many are new as added tokens."""
+        with rust_errors(self.source):
+            return int(self.native.add_tokens([_library().AddedToken(**vars(token)) for token in tokens]))
 
     def num_special_tokens(self, *, pair: bool) -> int:
-        found: int = self._call("num_special_tokens_to_add", pair)
-        return found
+        """Return how many special tokens are added to a text or a pair."""
+        with rust_errors(self.source):
+            return int(self.native.num_special_tokens_to_add(pair))
 
     def section(self, name: str) -> dict[str, Any] | None:
+        """Return one of `SECTIONS` of tokenizer.json."""
         with rust_errors(self.source):
             step = getattr(self.native, name)
             return None if step is None else json.loads(step.__getstate__())
 
     def model(self, field: str) -> Any:
+        """Return the model's `type`, `unk_token`, `continuing_subword_prefix` …; None for what it does not have."""
         with rust_errors(self.source):
             return type(self.native.model).__name__ if field == "type" else getattr(self.native.model, field, None)
 
     def to_json(self) -> str:
-        with self._lock:  # a call in another thread may have switched truncation on, which the text would keep
-            return str(self._call("to_str", pretty=True))
-
-    def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        with rust_errors(self.source):
-            return getattr(self.native, method)(*args, **kwargs)
+        """Return the text of tokenizer.json."""
+        with self._lock, rust_errors(self.source):  # another thread may have truncation on, which the text would keep
+            return str(self.native.to_str(pretty=True))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_lock": None}
@@ -263,26 +197,15 @@ def backend_of(tokenizer: Any, source: str | Path = "tokenizer.json") -> Tokeniz
     Raises:
         TypeError: `tokenizer` is none of these.
     """
-    inner = _inner(tokenizer)
-    if inner is None:
-        raise TypeError(
-            f"tokenizer: got {type(tokenizer).__name__}, expected a tokenizer of refdiff, of tokenizers, or a fast one "
-            "of transformers"
-        )
-    backend: TokenizerBackend = inner if hasattr(inner, "decode_stream") else RustBackend(inner, source)
-    return backend
-
-
-def is_tokenizer(value: Any) -> bool:
-    """Tell whether `backend_of` takes a value."""
-    return _inner(value) is not None
-
-
-def _inner(tokenizer: Any) -> Any:
     for inner in (getattr(tokenizer, "backend", None), getattr(tokenizer, "backend_tokenizer", None), tokenizer):
-        if hasattr(inner, "decode_stream") or (hasattr(inner, "encode_batch") and hasattr(inner, "id_to_token")):
+        if isinstance(inner, TokenizerBackend):
             return inner
-    return None
+        if hasattr(inner, "encode_batch") and hasattr(inner, "id_to_token"):
+            return TokenizerBackend(inner, source)
+    raise TypeError(
+        f"tokenizer: got {type(tokenizer).__name__}, expected a tokenizer of refdiff, of tokenizers, or a fast one of "
+        "transformers"
+    )
 
 
 def _library() -> Any:

@@ -22,7 +22,7 @@ _LETTERS = letters_of_bytes()
 
 Words = Callable[[str], Sequence[tuple[str, Sequence[int]]]]
 """Splits a text without added tokens into words, whose concatenation is the text, each with its ids."""
-_Token = tuple[int, str, tuple[int, int], int | None, int | None, int]
+_Token = tuple[int, str, tuple[int, int], int | None, int | None, int, int, int]
 """A token of an encoding: its entry in each of the lists of `ByteLevelEncoding`, in their order."""
 
 
@@ -43,24 +43,16 @@ class ByteLevelEncoding:
     @classmethod
     def from_tokens(cls, tokens: list[_Token]) -> ByteLevelEncoding:
         """Return the encoding of these tokens."""
-        lists: list[list[Any]] = list(map(list, zip(*tokens, strict=True))) if tokens else [[], [], [], [], [], []]
-        return cls(*[*lists, [0] * len(tokens), [1] * len(tokens)])
+        return cls(*map(list, zip(*tokens, strict=True))) if tokens else cls(*([] for _ in range(8)))
 
     def pad(self, length: int, *, direction: str, pad_id: int, pad_token: str) -> None:
+        """Pad this encoding, and those that overflow, to `length`."""
         for encoding in self.overflowing:
             encoding.pad(length, direction=direction, pad_id=pad_id, pad_token=pad_token)
-        padding = self.from_tokens([(pad_id, pad_token, (0, 0), None, None, 1)] * (length - len(self.ids)))
-        padding.attention_mask = [0] * len(padding.ids)
+        padding = self.from_tokens([(pad_id, pad_token, (0, 0), None, None, 1, 0, 0)] * (length - len(self.ids)))
         first, second = (padding, self) if direction == "left" else (self, padding)
         joined = {n: getattr(first, n) + getattr(second, n) for n in vars(self) if n != "overflowing"}
         vars(self).update(joined)
-
-    def token_to_word(self, token: int) -> int | None:
-        return self.word_ids[token] if token < len(self.word_ids) else None
-
-    def word_to_chars(self, word: int, sequence: int) -> tuple[int, int] | None:
-        found = [at for at, n in zip(self.offsets, self.word_ids, strict=True) if n == word and sequence == 0]
-        return (found[0][0], found[-1][1]) if found else None
 
 
 class ByteLevelBackend(TokenizerBackend):
@@ -80,11 +72,7 @@ class ByteLevelBackend(TokenizerBackend):
     @classmethod
     def from_json(cls, text: str, source: str | Path) -> ByteLevelBackend:
         """Load the text of a tokenizer.json; JavaScript tokenizes words."""
-        try:
-            parsed = json.loads(text)
-        except ValueError as error:
-            raise CheckpointError(f"{source}: not valid JSON: {error}") from None
-        return cls(parsed, javascript_words(text), source)
+        return cls(json.loads(text), javascript_words(text), source)
 
     def encode(
         self,
@@ -98,7 +86,7 @@ class ByteLevelBackend(TokenizerBackend):
         if is_pretokenized:
             raise CheckpointError(f"{self.source}: is_split_into_words: got True, expected False; {_FIX}")
         special = self._special_ids("single") if add_special_tokens else []
-        prefix: list[_Token] = [(i, self._tokens[i], (0, 0), None, None, 1) for i in special]
+        prefix: list[_Token] = [(i, self._tokens[i], (0, 0), None, None, 1, 0, 1) for i in special]
         found: list[Encoding] = []
         for text in texts:
             if not isinstance(text, str):
@@ -202,7 +190,7 @@ class ByteLevelBackend(TokenizerBackend):
             for token_id in ids:
                 token = self._tokens[token_id]
                 size = len(at) if token_id in self._added else len(token)
-                tokens.append((token_id, token, (at[used], at[used + size - 1] + 1), number, 0, 0))
+                tokens.append((token_id, token, (at[used], at[used + size - 1] + 1), number, 0, 0, 0, 1))
                 used += size
             start += len(part)
         return tokens
@@ -247,23 +235,15 @@ def _check(parsed: dict[str, Any], source: str) -> None:
 
 def _truncate(whole: list[_Token], truncation: Truncation, most: int) -> list[list[_Token]]:
     """Cut into pieces of `most` tokens that overlap by `stride`; the first is the result, the others overflow."""
-    count = len(whole)
-    if count <= most:
+    if len(whole) <= most:
         return [whole]
     if most == 0:
         return [[], whole]
-    cuts, step = [], most - truncation.stride
+    step = most - truncation.stride
+    starts = range(0, len(whole) - truncation.stride, step)
     if truncation.direction == "right":
-        for start in range(0, count, step):
-            cuts.append((start, min(start + most, count)))
-            if start + most >= count:
-                break
-    else:
-        for stop in range(count, 0, -step):
-            cuts.append((max(stop - most, 0), stop))
-            if stop <= most:
-                break
-    return [whole[start:stop] for start, stop in cuts]
+        return [whole[start : start + most] for start in starts]
+    return [whole[max(len(whole) - start - most, 0) : len(whole) - start] for start in starts]
 
 
 def _bytes(token: str) -> bytes:

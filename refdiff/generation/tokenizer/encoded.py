@@ -44,15 +44,15 @@ class Encoded(dict[str, Any]):
 
     def tokens(self, batch_index: int = 0) -> list[str]:
         """Return the tokens of a text, as the vocabulary spells them."""
-        return self._encoding(batch_index).tokens
+        return list(self._encoding(batch_index).tokens)
 
     def word_ids(self, batch_index: int = 0) -> list[int | None]:
         """Return the number of each token's word; None for special tokens."""
-        return self._encoding(batch_index).word_ids
+        return list(self._encoding(batch_index).word_ids)
 
     def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
         """Return for each token the text of its pair, 0 or 1; None for special tokens."""
-        return self._encoding(batch_index).sequence_ids
+        return list(self._encoding(batch_index).sequence_ids)
 
     def to(self, device: Any) -> Encoded:
         """Return this result: arrays of NumPy are on the CPU.
