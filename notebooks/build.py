@@ -1,12 +1,13 @@
 """Keeps each notebook's two files in step: the .py is edited and reviewed, the .ipynb with outputs is what people see.
 
     python notebooks/build.py             # runs all, writes those that changed
-    python notebooks/build.py 03 05_load  # some of them, by the beginning of their names
+    python notebooks/build.py 03 guide    # some of them, by the beginning of their names
     python notebooks/build.py --check     # writes nothing; exit 1 if a pair is stale or a fresh run gives other outputs
     python notebooks/build.py --check --installed # with the refdiff that pip installed, not the one beside this folder
 
-A .py is in jupytext's percent format. The .ipynb leaves out its comments for the formatter and the linter. Code that is
-folded (answers of exercises, what is checked of a chapter) is run behind the last cell, and what it shows is dropped.
+Chapters have numbers, and guides that run are called guide_…. A .py is in jupytext's percent format. The .ipynb leaves
+out its comments for the formatter and the linter. Code that is folded (answers of exercises, what is checked of a
+chapter) is run after the last cell, and what it shows is dropped.
 
 Kernels run the refdiff that stands beside this folder, installed or not. With --installed they run what a reader's own
 would, who has done `pip install '.[notebooks]'`; where that is this same folder, it fails.
@@ -32,7 +33,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 
 from compare import differences  # noqa: E402  (a folder of scripts, not a package)
-from drawn import MIME  # noqa: E402
+from drawn import MIME, SVG  # noqa: E402
 
 FIRST = """
 import drawn
@@ -54,7 +55,7 @@ def sources(names: Sequence[str] = ()) -> list[Path]:
     Raises:
         ValueError: no notebook has such a name.
     """
-    found = sorted(HERE.glob("[0-9][0-9]_*.py"))
+    found = sorted([*HERE.glob("[0-9][0-9]_*.py"), *HERE.glob("guide_*.py")])
     for name in names:
         if not any(path.name.startswith(name) for path in found):
             raise ValueError(f"no notebook is called {name}; there is {', '.join(path.stem for path in found)}")
@@ -121,12 +122,13 @@ def _answers(notebook: Any) -> list[str]:
 
 
 def _clean(output: Any, number: int, path: Path) -> None:
-    """Move what a figure draws from the output's data to its metadata, and leave nothing else there."""
+    """Move what a figure draws, and its SVG, from the output's data to its metadata, and leave nothing else there."""
     if output.output_type == "stream":
         if output.name != "stdout":
             raise RuntimeError(f"{path.name}, cell {number} writes to standard error: {output.text}")
         return
-    output.metadata = {"drawn": output.data.pop(MIME)} if MIME in output.data else {}
+    kept = {"drawn": MIME, "svg": SVG}
+    output.metadata = {name: output.data.pop(mime) for name, mime in kept.items() if mime in output.data}
     if output.output_type == "execute_result":
         output.execution_count = number
 

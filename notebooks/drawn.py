@@ -5,16 +5,20 @@ summed up in numbers that change little when its data change little, and by much
 has, the smallest, the largest, and three sums Σ_i x_i cos(i √p) / √n, p = 2, 3, 5. Where it stands across and how high
 are two such lists: steps to 300 would hide what a loss does between 4 and 6.
 
-`record()` runs in the kernel before a notebook's first cell: from then on, what shows a figure also gives its sums.
+`record()` runs in the kernel before a notebook's first cell: from then on, what shows a figure also gives its sums, and
+the figure as SVG, from which the site makes a light and a dark picture.
 """
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
 
 MIME = "application/vnd.refdiff.drawn+json"
+SVG = "application/vnd.refdiff.svg+json"
+"""A figure as {"wide": SVG}, and where it has a variant for narrow pages, that as "narrow"."""
 CLIPPED = -1000.0
 """What matplotlib gives as the logarithm of 0."""
 
@@ -87,18 +91,40 @@ def _scaled(axes: Any, transform: Any, points: Any) -> Any:
     return np.where(scaled > CLIPPED, scaled, np.nan)
 
 
+def vector(figure: Any) -> str:
+    """Return a figure as SVG without a ground; two runs give the same text."""
+    import matplotlib as mpl
+
+    file = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "refdiff"}):
+        about = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(file, format="svg", bbox_inches="tight", facecolor="none", metadata=about)
+    return file.getvalue()
+
+
 def record() -> None:
-    """Let every figure and page that a cell shows give its sums as well, under `MIME`."""
+    """Let every figure and page that a cell shows give its sums as well, under `MIME`, and its SVG, under `SVG`."""
     import matplotlib.font_manager  # noqa: F401  (makes the cache of fonts, and says so, here and not in a notebook)
     from IPython import get_ipython
     from IPython.core.formatters import BaseFormatter
     from matplotlib.figure import Figure
     from traitlets import Unicode
 
+    def variants(shown: Any) -> dict[str, Any]:
+        return {"wide": shown} if isinstance(shown, Figure) else getattr(shown, "variants", {})
+
     class Drawn(BaseFormatter):  # type: ignore[misc]
         format_type = Unicode(MIME)
 
         def __call__(self, shown: Any) -> dict[str, Any] | None:
-            return {"axes": drawn(shown)} if isinstance(shown, Figure) or hasattr(shown, "maps") else None
+            figures = [shown] if hasattr(shown, "maps") else variants(shown).values()
+            return {"axes": [axes for figure in figures for axes in drawn(figure)]} if figures else None
 
-    get_ipython().display_formatter.formatters[MIME] = Drawn()
+    class Vector(BaseFormatter):  # type: ignore[misc]
+        format_type = Unicode(SVG)
+
+        def __call__(self, shown: Any) -> dict[str, str] | None:
+            return {name: vector(figure) for name, figure in variants(shown).items()} or None
+
+    for formatter in (Drawn(), Vector()):
+        get_ipython().display_formatter.formatters[formatter.format_type] = formatter

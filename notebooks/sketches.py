@@ -2,15 +2,18 @@
 
     python notebooks/sketches.py FOLDER   # writes the diagrams as PNG, to look at
 
-Figures are drawn in dark ink on a white card, which a light and a dark page show alike.
+Figures are drawn in dark ink on a white card; the site has them without the card, and in light ink on a dark page. A
+function with an argument `narrow` draws twice (`for_two_widths`): a notebook shows the wide figure, a narrow page the
+narrow one.
 """
 
 from __future__ import annotations
 
+import functools
 import html
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -39,7 +42,7 @@ from refdiff.viz.appearance import (
     use_integer_ticks,
 )
 
-INK, CARD, HIDDEN = "#333333", "#ffffff", "#dddddd"
+INK, CARD, HIDDEN = "#333333", "#ffffff", "#99999955"
 """What is written, what it is written on, and a cell of a map that the causal mask hides."""
 
 
@@ -54,6 +57,31 @@ def in_ink(figure: Any, ink: str) -> None:
         text.set_color(ink)
     for spine in figure.findobj(Spine):
         spine.set_edgecolor(ink)
+
+
+class Picture:
+    """One figure for wide pages and one for narrow pages; a notebook shows the wide one."""
+
+    def __init__(self, wide: Any, narrow: Any) -> None:
+        self.variants = {"wide": wide, "narrow": narrow}
+
+    def __repr__(self) -> str:
+        return "<Picture>"
+
+    def _repr_png_(self) -> Any:
+        from IPython.core.pylabtools import print_figure
+
+        return print_figure(self.variants["wide"], fmt="png")
+
+
+def for_two_widths(draw: Callable[..., Any]) -> Callable[..., Picture]:
+    """Let a function with an argument `narrow` return both of its figures."""
+
+    @functools.wraps(draw)
+    def both(*args: Any, **options: Any) -> Picture:
+        return Picture(draw(*args, **options), draw(*args, narrow=True, **options))
+
+    return both
 
 
 def on_card(figure: Any) -> Any:
@@ -95,43 +123,165 @@ def _note(axes: Any, x: float, y: float, text: str, **options: Any) -> None:
     axes.text(x, y, text, color=INK, **{"fontsize": 8.5, "ha": "center", "va": "center", **options})
 
 
-def checkpoint() -> Any:
-    """A safetensors file: 8 bytes of length, a JSON header with names, shapes and offsets, then the numbers."""
-    axes = _canvas(8.4, 1.5)
-    parts = [
-        (0.9, "8 bytes", "length of\nthe header", ORANGE),
-        (2.5, "JSON header", "name → dtype, shape, offsets", PURPLE),
-    ]
-    parts += [(1.4, "embed_tokens", "2048 × 192", BLUE), (1.5, "layers.0.input_\nlayernorm", "192", BLUE)]
-    parts += [(1.4, "layers.0.mlp.\ndown_proj", "192 × 464", BLUE), (0.5, "…", "", BLUE)]
-    x = 0.15
-    for width, name, note, colour in parts:
-        _box(axes, x + width / 2, 1.0, width, 0.55, name, colour)
-        _note(axes, x + width / 2, 0.4, note)
-        x += width
+def _matrix(
+    axes: Any, x: float, y: float, size: tuple[float, float], values: Any, label: str, colour: str = INK
+) -> None:
+    """Numbers as coloured cells in a frame with its left upper corner at (x, y), and a label above it."""
+    from matplotlib.patches import Rectangle
+
+    width, height = size
+    values = np.asarray(values) / np.abs(values).max()
+    axes.imshow(values, cmap=signed_colours(), norm=signed_range(values, limit=0.8), aspect="auto",
+                extent=(x, x + width, y - height, y), interpolation="nearest")  # fmt: skip
+    axes.add_patch(Rectangle((x, y - height), width, height, facecolor="none", edgecolor=colour, linewidth=1.2))
+    _note(axes, x + width / 2, y + 0.1, label, va="bottom", linespacing=1.1)
+
+
+def _heads(axes: Any, x: float, y: float, size: tuple[float, float], count: int, chosen: Mapping[int, str]) -> None:
+    """Cut a matrix into heads, and frame some of them."""
+    from matplotlib.patches import Rectangle
+
+    width, height = size[0] / count, size[1]
+    for head in range(count):
+        colour, thick = chosen.get(head, INK), 2.2 if head in chosen else 0.5
+        axes.add_patch(Rectangle((x + head * width, y - height), width, height, facecolor="none", edgecolor=colour,
+                                 linewidth=thick, zorder=3 if head in chosen else 2))  # fmt: skip
+
+
+def _shape(values: Any) -> str:
+    return " × ".join(map(str, np.shape(values)))
+
+
+def embedded(tokens: Sequence[str], ids: Sequence[int], x: Any, vocabulary: int, shown: int = 40) -> Any:
+    """Tokens, their ids, and the rows of the table E that become x, as coloured cells."""
+    axes = _canvas(5.2, 0.2 * len(tokens) + 0.75)
+    top = 0.2 * len(tokens) + 0.1
+    for i, (token, number) in enumerate(zip(tokens, ids, strict=True)):
+        y = top - 0.2 * i - 0.1
+        axes.text(0.95, y, token.strip(), ha="right", va="center", fontsize=8.5, color=INK)
+        axes.text(1.45, y, str(number), ha="right", va="center", fontsize=8.5, color=INK)
+        _arrow(axes, (1.5, y), (1.78, y), width=0.7)
+    _matrix(axes, 1.82, top, (3.3, 0.2 * len(tokens)), x[:, :shown], f"x: {_shape(x)} (first {shown} columns)")
+    _note(axes, 0.72, top + 0.1, "token", va="bottom")
+    _note(axes, 1.3, top + 0.1, "id", va="bottom")
+    _note(axes, 1.62, top + 0.38, f"each id picks one row of the table E, which is {vocabulary} × {x.shape[1]}",
+          ha="left", va="bottom")  # fmt: skip
     return axes.figure
+
+
+def plain_shapes(x: Any, q: Any, k: Any, v: Any, maps: Any, head: int) -> Any:
+    """Plain attention with the shapes and the numbers that it has: x, Q, K and V, one head, and all heads together."""
+    axes, H = _canvas(5.3, 4.75), len(q)
+    flat = [np.swapaxes(z, 0, 1).reshape(len(x), -1) for z in (q, k, v)]
+    _matrix(axes, 1.85, 4.45, (1.6, 0.4), x, f"x: {_shape(x)}")
+    for i, (name, z) in enumerate(zip("QKV", flat, strict=True)):
+        left = 0.05 + 1.8 * i
+        _arrow(axes, (2.65, 4.03), (left + 0.8, 3.72))
+        _matrix(axes, left, 3.45, (1.6, 0.4), z, f"{name} = x W$_{name}$: {_shape(z)}")
+        _heads(axes, left, 3.45, (1.6, 0.4), H, {head: ORANGE})
+    _note(axes, 2.65, 2.88, f"each is cut into {H} heads; one of them (orange):")
+    one = {"q": q[head], "kᵀ": k[head].T, "map": maps[head], "v": v[head], "o": maps[head] @ v[head]}
+    left, tall, thin = 0.05, 0.85, 0.55
+    sizes = {"q": (thin, tall), "kᵀ": (tall, thin), "map": (tall, tall), "v": (thin, tall), "o": (thin, tall)}
+    signs = {"q": "·", "kᵀ": "softmax\n→", "map": "·", "v": "="}
+    for name, z in one.items():
+        _matrix(axes, left, 2.4, sizes[name], z, f"{name}\n{_shape(z)}", ORANGE)
+        left += sizes[name][0]
+        gap = 0.62 if name == "kᵀ" else 0.3
+        if name in signs:
+            _note(axes, left + gap / 2, 1.98, signs[name], fontsize=8 if name == "kᵀ" else 13)
+        left += gap
+    out = np.swapaxes(maps @ v, 0, 1).reshape(len(x), -1)
+    _arrow(axes, (left - 0.57, 1.5), (3.5, 1.02), ORANGE)
+    _matrix(axes, 1.85, 0.62, (1.6, 0.4), out, f"all {H} heads side by side: {_shape(out)}")
+    _heads(axes, 1.85, 0.62, (1.6, 0.4), H, {head: ORANGE})
+    _note(axes, 3.6, 0.42, "· W$_O$, then added to x", ha="left")
+    return axes.figure
+
+
+def difference_shapes(x: Any, q: Any, k: Any, v: Any, lambda_: float, eps: float) -> Any:
+    """Differential attention with the shapes and the numbers that it has, for the pair of heads 0 and H/2."""
+    axes, H = _canvas(5.3, 4.95), len(q)
+    flat = [np.swapaxes(z, 0, 1).reshape(len(x), -1) for z in (q, k, v)]
+    both = {0: BLUE, H // 2: ORANGE}
+    _matrix(axes, 1.85, 4.65, (1.6, 0.4), x, f"x: {_shape(x)}")
+    for i, (name, z) in enumerate(zip("QKV", flat, strict=True)):
+        left = 0.05 + 1.8 * i
+        _arrow(axes, (2.65, 4.23), (left + 0.8, 3.92))
+        _matrix(axes, left, 3.65, (1.6, 0.4), z, f"{name}: {_shape(z)}")
+        _heads(axes, left, 3.65, (1.6, 0.4), H, dict.fromkeys(both, GREEN) if name == "V" else both)
+    _note(axes, 2.65, 3.08, f"heads 0 and {H // 2} are a pair: blue makes A₁, orange A₂, green is their value")
+    first, second = (layers.attention_weights(q[None, i : i + 1], k[None, i : i + 1])[0, 0] for i in both)
+    value = np.concatenate([v[i] for i in both], axis=-1)
+    P = first - lambda_ * second
+    shown: list[tuple[str, Any, float, str, str]] = [
+        ("A₁", first, 0.8, BLUE, f"− {lambda_:.2f} ·"), ("A₂", second, 0.8, ORANGE, "="),
+        ("A₁ − λ A₂", P, 0.8, PURPLE, "·"), ("value", value, 0.8, GREEN, "="), ("o", P @ value, 0.8, PURPLE, ""),
+    ]  # fmt: skip
+    left = 0.05
+    for name, z, width, colour, sign in shown:
+        _matrix(axes, left, 2.55, (width, 0.8), z, f"{name}\n{_shape(z)}", colour)
+        left += width
+        gap = 0.55 if len(sign) > 1 else 0.2
+        _note(axes, left + gap / 2, 2.15, sign, fontsize=9 if len(sign) > 1 else 13)
+        left += gap
+    pairs = [q[: H // 2], q[H // 2 :], k[: H // 2], k[H // 2 :], np.concatenate(np.split(v, 2), axis=-1)]
+    out = layers.diff_attention(*(z[None] for z in pairs), np.asarray(lambda_))[0]
+    out = out / np.sqrt((out * out).mean(axis=-1, keepdims=True) + eps)
+    out = np.swapaxes(out, 0, 1).reshape(len(x), -1)
+    _arrow(axes, (4.7, 1.68), (2.9, 1.05), PURPLE)
+    _note(axes, 4.0, 1.2, "norm, factor 1 − λ_init", ha="left")
+    _matrix(axes, 1.85, 0.65, (1.6, 0.4), out, f"all {H // 2} pairs side by side: {_shape(out)}")
+    _heads(axes, 1.85, 0.65, (1.6, 0.4), H // 2, {0: PURPLE})
+    _note(axes, 3.6, 0.45, "· W$_O$, then added to x", ha="left")
+    return axes.figure
+
+
+def token_bars(tokens: Sequence[str], rows: Mapping[str, Any], chosen: Sequence[int] = ()) -> Any:
+    """Rows of weights side by side as bars, tokens down; those of `chosen` tokens in orange."""
+    figure = new_figure(5.4, 0.17 * len(tokens) + 0.75)
+    grid = np.atleast_1d(figure.subplots(1, len(rows), sharey=True))
+    limit = 1.25 * max(np.abs(row).max() for row in rows.values())
+    for axes, (title, row) in zip(grid, rows.items(), strict=True):
+        colours = [ORANGE if i in chosen else BLUE for i in range(len(row))]
+        style_axes(axes).barh(range(len(row)), row, 0.75, color=colours)
+        for i, weight in enumerate(row):
+            if abs(weight) >= 0.015:
+                axes.text(
+                    weight, i, f" {_signed(weight)} ", va="center", ha="left" if weight > 0 else "right", fontsize=7
+                )
+        axes.axvline(0, color=INK, linewidth=0.6)
+        axes.set_title(title, fontsize=9)
+        least = min(0, *(1.6 * np.min(row) for row in rows.values()))
+        axes.set(xlim=(least, limit), xticks=[], ylim=(len(row) - 0.5, -0.5))
+    grid[0].set_yticks(range(len(tokens)), labels=[token.strip() for token in tokens], fontsize=8)
+    for axes in grid:
+        axes.tick_params(length=0)
+        axes.spines[["bottom", "left"]].set_visible(False)
+    return on_card(figure)
 
 
 def residual_stream(layers: int = 6) -> Any:
     """The model: embedding, layers that add to the residual stream, norm, and scores for every next token."""
-    axes = _canvas(8.4, 3.0)
-    y = 1.0
-    _box(axes, 0.75, y, 1.1, 0.55, "embedding\nE[id]", GREEN)
-    _arrow(axes, (1.3, y), (6.25, y))
-    for x, label, colour in ((2.95, "attention", ORANGE), (4.95, "SwiGLU", BLUE)):
-        _arrow(axes, (x - 0.85, y), (x - 0.85, 2.12), colour)
-        _box(axes, x - 0.55, 2.4, 0.85, 0.5, "RMSNorm")
-        _box(axes, x + 0.5, 2.4, 0.85, 0.5, label, colour)
-        _arrow(axes, (x - 0.12, 2.4), (x + 0.07, 2.4), colour)
-        _arrow(axes, (x + 0.8, 2.15), (x + 0.8, y + 0.14), colour)
-        axes.plot([x + 0.8], [y], marker="o", markersize=14, color=colour, markerfacecolor="none")
-        _note(axes, x + 0.8, y, "+", fontsize=12)
-    axes.add_patch(_frame(1.8, 0.45, 4.2, 2.4))
-    _note(axes, 5.9, 0.62, f"× {layers} layers", ha="right")
-    _note(axes, 3.4, 0.75, "residual stream x (T, D)")
-    _box(axes, 6.7, y, 0.9, 0.55, "RMSNorm")
-    _arrow(axes, (7.15, y), (7.4, y))
-    _box(axes, 7.85, y, 0.9, 0.55, "logits\nx Eᵀ", GREEN)
+    axes = _canvas(5.2, 4.1)
+    x = 1.0
+    _box(axes, x, 3.85, 1.5, 0.34, "embedding: E[id]", GREEN)
+    _arrow(axes, (x, 3.68), (x, 0.92))
+    for y, label, colour in ((3.0, "attention", ORANGE), (1.95, "SwiGLU", BLUE)):
+        _arrow(axes, (x, y), (1.75, y), colour)
+        _box(axes, 2.2, y, 0.9, 0.36, "RMSNorm")
+        _arrow(axes, (2.65, y), (2.95, y), colour)
+        _box(axes, 3.4, y, 0.9, 0.36, label, colour)
+        axes.plot([3.4, 3.4], [y - 0.18, y - 0.5], color=colour, linewidth=1.2)
+        _arrow(axes, (3.4, y - 0.5), (x + 0.1, y - 0.5), colour)
+        axes.plot([x], [y - 0.5], marker="o", markersize=13, color=colour, markerfacecolor="none")
+        _note(axes, x, y - 0.5, "+", fontsize=11)
+    axes.add_patch(_frame(0.55, 1.2, 3.5, 2.1))
+    _note(axes, 4.15, 2.2, f"× {layers} layers", ha="left")
+    _note(axes, 0.42, 2.25, "x, the residual stream", rotation=90)
+    _box(axes, x, 0.74, 0.9, 0.34, "RMSNorm")
+    _arrow(axes, (x, 0.57), (x, 0.4))
+    _box(axes, x, 0.22, 1.7, 0.34, "logits: x Eᵀ", GREEN)
     return axes.figure
 
 
@@ -243,69 +393,28 @@ def size_spreads(results: Any) -> tuple[float, float]:
     return float(means.std() / means.mean()), float((sizes.std(axis=-1) / means).mean())
 
 
-def last_rows(maps: Any, tokens: Sequence[str], notes: Mapping[int, str]) -> Any:
+@for_two_widths
+def last_rows(maps: Any, tokens: Sequence[str], notes: Mapping[int, str], *, narrow: bool = False) -> Any:
     """What the last token takes from each token, in every layer and pair: (layers, pairs, keys); notes on layers."""
-    axes = new_axes(None, 8.4, 5.4)
+    axes = new_axes(None, 5.2 if narrow else 8.4, 4.8)
     rows = np.reshape(maps, (-1, len(tokens)))
     axes.imshow(rows, cmap=signed_colours(), norm=signed_range(rows, limit=1.5), aspect="auto")
     for (row, column), weight in np.ndenumerate(rows):
         if abs(weight) >= 0.005:
-            axes.text(column, row, f"{weight:.2f}", ha="center", va="center", fontsize=7)
-    axes.set_xticks(range(len(tokens)), labels=tokens, rotation=35, ha="right", fontsize=8.5)
+            number = f"{weight:.2f}".replace("0.", ".") if narrow else f"{weight:.2f}"
+            axes.text(column, row, number.replace("-", "−"), ha="center", va="center", fontsize=6.5)
+    axes.set_xticks(
+        range(len(tokens)), labels=tokens, rotation=90 if narrow else 35, ha="center" if narrow else "right"
+    )
     names = [f"layer {i}, pair {j}" if j == 0 else f"pair {j}" for i, j in np.ndindex(np.shape(maps)[:2])]
     axes.set_yticks(range(len(rows)), labels=names, fontsize=8.5)
+    axes.tick_params(axis="x", labelsize=8.5)
     for layer in range(1, len(maps)):
         axes.axhline(layer * np.shape(maps)[1] - 0.5, color=INK, linewidth=0.8)
     for layer, note in notes.items():
         axes.text(len(tokens) - 0.35, (layer + 0.5) * np.shape(maps)[1] - 0.5, note, va="center", fontsize=8.5)
-    axes.set_title(f"A₁ − λ A₂: what “{tokens[-1].strip()}” takes from each token; blank: below 0.005", fontsize=10)
-    axes.set_xlabel("key: the token looked at")
+    axes.set_title(f"what “{tokens[-1].strip()}” takes from each token (blank: below 0.005)", fontsize=10)
     return on_card(axes.figure)
-
-
-def sinks(first: Any, second: Any) -> Any:
-    """What A₁ and A₂ of each pair (layers, pairs) give to the first token, in parts of the even share."""
-    axes = new_axes(None, 8.4, 2.8)
-    pairs = first.shape[1]
-    at = np.arange(first.size) + 0.8 * (np.arange(first.size) // pairs)
-    for shift, values, colour, label in ((-0.18, first, BLUE, "A₁"), (0.18, second, ORANGE, "A₂")):
-        axes.bar(at + shift, values.ravel(), 0.34, color=colour, label=label)
-    axes.hlines(1, -0.8, at[-1] + 0.5, color=INK, linestyle=":", linewidth=1)
-    axes.annotate("even", (at[-1] + 0.5, 1), (3, 0), textcoords="offset points", va="center", fontsize=9)
-    names = [f"{i % pairs}\nlayer {i // pairs}" if i % pairs == pairs // 2 else i % pairs for i in range(first.size)]
-    axes.set_xticks(at, labels=names)
-    axes.set(xlim=(-0.8, at[-1] + 1.8), xlabel="pair", ylabel="weight on <|endoftext|>\n÷ even share")
-    legend(axes, loc="upper center")
-    return on_card(axes.figure)
-
-
-def weighted_sum(words: Sequence[str], query: Any, keys: Any, values: Any, scores: Any, weights: Any) -> Any:
-    """One query's attention in four steps: keys, scores, weights as bars, and values that are summed."""
-    axes, height = _canvas(8.8, 2.9), 0.62
-    columns = {"the word": 0.6, "its key k": 1.75, "score q·k/√d": 3.15, "weight": 4.75, "its value v": 6.3}
-    for title, x in columns.items():
-        _note(axes, x, 2.35, title)
-    _note(axes, 0.2, 2.68, f"the query of “{words[-1]}”:  q = {_vector(query)}", ha="left", fontsize=9.5)
-    for i, (word, key, value, score, weight) in enumerate(zip(words, keys, values, scores, weights, strict=True)):
-        y = 1.95 - height * i
-        _box(axes, 0.6, y, 0.8, 0.4, word)
-        _box(axes, 1.75, y, 0.9, 0.4, _vector(key), ORANGE)
-        _arrow(axes, (2.25, y), (2.7, y), ORANGE)
-        _note(axes, 3.15, y, f"{score:.2f}", fontsize=9.5)
-        _arrow(axes, (3.55, y), (3.95, y))
-        _box(axes, 4.05 + weight / 2, y, weight, 0.3, "", BLUE)
-        _note(axes, 4.15 + weight, y, f"{weight:.2f}", ha="left", fontsize=9.5)
-        _box(axes, 6.3, y, 0.9, 0.4, _vector(value), GREEN)
-        thick = {"arrowstyle": "-", "color": GREEN, "linewidth": 0.4 + 7 * weight, "shrinkA": 0, "shrinkB": 0}
-        axes.annotate("", (7.6, 1.95 - height * (0.7 + 0.3 * i)), (6.75, y), arrowprops=thick)
-        _note(axes, 7.13, y + (0.16, 0.13, -0.16)[i], f"× {weight:.2f}")
-    _box(axes, 8.13, 1.95 - height, 1.06, 0.45, _vector(weights @ values), PURPLE)
-    _note(axes, 8.13, 1.95 - height - 0.45, "Σ weight · v")
-    return axes.figure
-
-
-def _vector(numbers: Any) -> str:
-    return f"({', '.join(f'{round(float(number), 2):g}' for number in numbers)})"
 
 
 def loss_by_strength(strengths: list[float], losses: list[float]) -> Any:
@@ -926,18 +1035,65 @@ def moments_of_a_pair(film: Any, moments: Sequence[int]) -> Any:
     return on_card(figure)
 
 
-def changes(values: Any, tokens: Sequence[str]) -> Any:
-    """How much each token's vector changed (columns), after each layer (rows): nothing is blank."""
-    axes = new_axes(None, 8.4, 3.4)
+@for_two_widths
+def changes(values: Any, tokens: Sequence[str], swap: str, *, narrow: bool = False) -> Any:
+    """How much each token's vector changed (columns), after each layer (rows)."""
+    axes = new_axes(None, 5.0 if narrow else 8.4, 3.2)
     shown = axes.imshow(values, cmap=signed_colours(), norm=signed_range(values), aspect="auto")
-    shown.set_clim(-5 * values.max(), 5 * values.max())  # numbers stay legible on it
+    shown.set_clim(-4 * values.max(), 4 * values.max())  # numbers stay legible on it
     for (row, column), value in np.ndenumerate(values):
-        axes.text(column, row, "0" if value == 0 else f"{value:.2f}", ha="center", va="center", fontsize=8)
-    axes.set_xticks(range(len(tokens)), labels=tokens, rotation=35, ha="right", fontsize=9)
+        axes.text(column, row, "0" if value == 0 else f"{value:.{2 - narrow}f}", ha="center", va="center", fontsize=8)
+    axes.set_xticks(
+        range(len(tokens)), labels=tokens, rotation=90 if narrow else 35, ha="center" if narrow else "right"
+    )
     axes.set_yticks(range(len(values)), labels=["embedding", *(f"layer {i}" for i in range(len(values) - 1))])
-    axes.set_title("relative change of each token's vector after king → man (0: exactly 0)", fontsize=10)
-    axes.set(xlabel="token", ylabel="after")
+    axes.set_title(f"relative change of each vector after {swap}", fontsize=10)
+    axes.tick_params(labelsize=9)
     return on_card(axes.figure)
+
+
+@for_two_widths
+def readout(said: Sequence[Sequence[str]], surety: Any, tokens: Sequence[str], *, narrow: bool = False) -> Any:
+    """The logit lens: what the model would say after each token (columns) and layer (rows), and how surely."""
+    start = len(tokens) - 5 if narrow else 0
+    axes = new_axes(None, 5.0 if narrow else 9.6, 3.2)
+    axes.imshow(surety[:, start:], cmap=signed_colours(), norm=signed_range(surety, limit=1.6), aspect="auto")
+    for depth, row in enumerate(said):
+        for column, word in enumerate(row[start:]):
+            axes.text(column, depth, word.strip() or "␣", ha="center", va="center", fontsize=8)
+    axes.set_xticks(range(len(tokens) - start), labels=[token.strip() for token in tokens[start:]], fontsize=9)
+    names = ["embedding", *(f"after layer {i}" for i in range(len(said) - 1))]
+    axes.set_yticks(range(len(said)), labels=names, fontsize=9)
+    axes.set_title("what the model would say next, after each token and layer", fontsize=10)
+    return on_card(axes.figure)
+
+
+def dials(at: Any, places: Sequence[tuple[int, int]], planes: Sequence[int]) -> Any:
+    """Query (blue) and key (orange) in some planes of a head as hands, for each (position of query, of key).
+
+    at: a query and a key, rotated, at each position: (2, positions, d).
+    """
+    from matplotlib.patches import Circle
+
+    half = at.shape[-1] // 2
+    axes = _canvas(5.3, 1.12 * len(places) + 0.6)
+    for column, i in enumerate(planes):
+        _note(axes, 1.45 + 0.98 * column, 1.12 * len(places) + 0.28, f"plane {i}")
+    _note(axes, 5.05, 1.12 * len(places) + 0.36, "score,\nall planes")
+    for row, (q_at, k_at) in enumerate(places):
+        y = 1.12 * (len(places) - row) - 0.45
+        _note(axes, 0.08, y, f"query at {q_at}\nkey at {k_at}", ha="left")
+        for column, i in enumerate(planes):
+            x = 1.45 + 0.98 * column
+            axes.add_patch(Circle((x, y), 0.43, facecolor="none", edgecolor=INK, linewidth=0.8))
+            for which, position, colour in ((0, q_at, BLUE), (1, k_at, ORANGE)):
+                hand = at[which, position, [i, i + half]]
+                hand = 0.38 * hand / np.linalg.norm(hand)
+                _arrow(axes, (x, y), (x + hand[0], y + hand[1]), colour, width=1.8)
+        score = float(at[0, q_at] @ at[1, k_at])
+        _note(axes, 5.05, y, f"{score:.2f}".replace("-", "−"), fontsize=10)
+    _note(axes, 2.65, 0.08, "blue: query, orange: key; lengths are left out")
+    return axes.figure
 
 
 def gradient_sizes(depth: int, seed: int, n: int = 64, D: int = 256, d: int = 16) -> list[float]:
@@ -958,7 +1114,7 @@ def gradient_sizes(depth: int, seed: int, n: int = 64, D: int = 256, d: int = 16
 
 
 def loss_of(tiny: Any, ids: Any, weights: Any, config: Any) -> float:
-    """The loss of a text by chapter 00's model: the mean of −log p of its next tokens."""
+    """The loss of a text by the model of chapter 01: the mean of −log p of its next tokens."""
     p = tiny.softmax(tiny.model(ids, weights, config)[:-1])
     return float(-np.log(p[np.arange(len(ids) - 1), ids[1:]]).mean())
 
@@ -1194,7 +1350,7 @@ class Film:
 
 
 DIAGRAMS = (
-    checkpoint, residual_stream, head_pair, gradient_flow, rotation, pairing, cache, modes, namespaces, haystack,
+    residual_stream, head_pair, gradient_flow, pairing, cache, modes, namespaces, haystack,
 )  # fmt: skip
 
 if __name__ == "__main__":

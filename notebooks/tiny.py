@@ -2,7 +2,7 @@
 
 It reads a DiffLlama checkpoint as Hugging Face stores it (float16, float32 or float64; SiLU; plain RoPE; no biases)
 and computes in float64. Axis letters: T tokens, D model size, H query heads, K key/value heads, d head size.
-Notebook 00 explains it block by block.
+Chapter 1 explains it block by block.
 """
 
 import json
@@ -37,6 +37,11 @@ def rms_norm(x, eps, weight=1.0):
     return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
 
 
+def swiglu(x, p):
+    gate, up = x @ p["gate_proj.weight"].T, x @ p["up_proj.weight"].T
+    return (gate / (1 + np.exp(-gate)) * up) @ p["down_proj.weight"].T
+
+
 def rope(x, base):
     d = x.shape[-1]
     angle = np.arange(x.shape[-2])[:, None] * base ** (-np.arange(0, d, 2) / d)  # position · frequency: (T, d/2)
@@ -67,11 +72,6 @@ def attention(x, p, layer, config):  # eq. 2 and 3
     lambda_ = np.exp(p["lambda_q1"] @ p["lambda_k1"]) - np.exp(p["lambda_q2"] @ p["lambda_k2"]) + lambda_init
     out = (1 - lambda_init) * rms_norm(diff_attention(q1, k1, q2, k2, v, lambda_), config["rms_norm_eps"])
     return out.swapaxes(0, 1).reshape(len(x), -1) @ p["o_proj.weight"].T
-
-
-def swiglu(x, p):
-    gate, up = x @ p["gate_proj.weight"].T, x @ p["up_proj.weight"].T
-    return (gate / (1 + np.exp(-gate)) * up) @ p["down_proj.weight"].T
 
 
 def model(ids, weights, config):

@@ -20,10 +20,12 @@ from refdiff.training import Corpus
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
-SOURCES = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
+LEARNERS, ENGINEERS = (sorted(FOLDER.glob(form)) for form in ("[0-9][0-9]_*.py", "guide_*.py"))
+SOURCES = [*LEARNERS, *ENGINEERS]
+"""The chapters and the guides that run."""
 NAMES = [path.stem for path in SOURCES]
-ENGINEERS = [path for path in SOURCES if path.stem[:2] in ("06", "10", "11")]
-LEARNERS = [path for path in SOURCES if path not in ENGINEERS]
+OLD = ("03_diff", "04_three", "05_load", "06_", "07_", "08_", "09_", "10_", "11_")
+NEW = [path for path in LEARNERS if not path.stem.startswith(OLD)]
 ALLOWED = {"experiments", "refdiff", "numpy", "array_api_strict", "matplotlib", "tokenizers", "sketches", "tiny"}
 ALLOWED |= sys.stdlib_module_names
 
@@ -89,30 +91,41 @@ def test_imports_are_of_refdiff_numpy_matplotlib_and_python(path: Path) -> None:
     assert not imported - ALLOWED
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
-def test_each_has_all_its_parts(path: Path) -> None:
+@pytest.mark.parametrize("path", NEW, ids=[path.stem for path in NEW])
+def test_a_chapter_begins_with_its_question_and_ends_with_its_answer(path: Path) -> None:
     text = _text(path)
     assert text.startswith(f"# {path.stem[:2]} · ")
+    question = re.search(r"\*\*The question: ([^*]+)\*\*", text)
+    assert question is not None
+    assert question[1].count("?") == 1
+    answer = re.search(r"^## The answer\n\n\*\*([^*]+)\*\*$", text, re.MULTILINE)
+    assert answer is not None
+    assert re.sub(r"(?<=\d)\.(?=\d)", "", answer[1]).count(".") == 1, "one sentence"
+
+
+@pytest.mark.parametrize("path", NEW, ids=[path.stem for path in NEW])
+def test_a_chapter_has_all_its_parts(path: Path) -> None:
+    text = _text(path)
     assert "arXiv 2410.05258" in " ".join(text.split())
     assert re.search(r"eq\. \d|section 2\.\d", text), "the number of an equation in the paper"
     assert "$$" in text
+    assert [n for tree in _code(path) for n in ast.walk(tree) if ast.unparse(n).startswith("sketches.")]
+    assert not [node for tree in _code(path) for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    folded = text.split("<summary>What is checked of this chapter</summary>\n\n```python\n")[1]
+    assert folded.split("```\n\n</details>")[0].count("assert ") >= 5
+
+
+def test_the_chapters_have_at_most_9000_words() -> None:
+    assert sum(len(_text(path).split()) for path in NEW) <= 9000
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=NAMES)
+def test_each_has_exercises_with_answers(path: Path) -> None:
+    text = _text(path)
     assert len(re.findall(r"^## Exercises?$", text, re.MULTILINE)) == 1
     exercise = re.split(r"^## Exercises?$", text, flags=re.MULTILINE)[1]
     assert re.search(r"<details>\n<summary>Answers?</summary>\n\n.+\n\n</details>", exercise, re.DOTALL)
     assert "```python\n" in exercise.split("</details>")[0], "the answer has code, which build.py runs"
-    if path in LEARNERS:
-        assert "## What we learned" in text
-        assert [n for tree in _code(path) for n in ast.walk(tree) if ast.unparse(n).startswith("sketches.")]
-    else:
-        assert "*For engineers.*" in text
-
-
-@pytest.mark.parametrize("path", LEARNERS[1:], ids=[path.stem for path in LEARNERS[1:]])
-def test_the_checks_of_a_chapter_are_folded(path: Path) -> None:
-    """Chapter 00 alone shows it: there it is the result."""
-    assert not [node for tree in _code(path) for node in ast.walk(tree) if isinstance(node, ast.Assert)]
-    folded = _text(path).split("<summary>What is checked of this chapter</summary>\n\n```python\n")[1]
-    assert folded.split("```\n\n</details>")[0].count("assert ") >= 5
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
@@ -126,7 +139,7 @@ def test_every_exercise_is_asked_and_its_answer_checked() -> None:
 
     checked = {
         name
-        for path in LEARNERS
+        for path in SOURCES
         for answer in re.findall(r"^```python\n(.*?)^```", _text(path), re.MULTILINE | re.DOTALL)
         for name in re.findall(r'^assert exercises\.check\("(\w+)"', answer, re.MULTILINE)
     }
@@ -226,7 +239,7 @@ def test_a_curve_of_other_heights_is_named_however_far_it_goes() -> None:
 
 
 def test_the_page_in_chapter_03_has_the_scripts_and_styles_of_today() -> None:
-    outputs = [o for cell in _stored(SOURCES[3])["cells"] for o in cell.get("outputs", [])]
+    outputs = [o for cell in _stored(FOLDER / "03_differential_attention.py")["cells"] for o in cell.get("outputs", [])]
     explored = [o for o in outputs if "Attention, to explore" in str(o.get("data", {}).get("text/html"))]
     assert len(explored) == 1
     page = "".join(explored[0]["data"]["text/html"])

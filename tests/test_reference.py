@@ -222,14 +222,14 @@ def test_the_menu_is_by_what_a_reader_wants(scripts: dict[str, ModuleType]) -> N
 
 
 def test_links_of_a_notebook_lead_to_pages_of_the_site(scripts: dict[str, ModuleType]) -> None:
-    text = "[a](reference/guides/performance.md#targets), [b](01_one_token.ipynb), [c](tiny.py), [d](data/tales.txt)"
+    text = "[a](reference/guides/performance.md#targets), [b](04_writing.ipynb), [c](tiny.py), [d](data/tales.txt)"
     cell = {"cell_type": "markdown", "source": [text + "\n", "```\n", "[a](tiny.py)\n", "```\n"]}
     places = {ROOT / "notebooks" / "reference" / "guides" / "performance.md": "guides/performance.md"}
-    places |= {ROOT / "notebooks" / name: f"notebooks/{name}" for name in ("01_one_token.ipynb", "tiny.py")}
-    path = ROOT / "notebooks" / "00_sixty_lines.ipynb"
-    made = scripts["build"].prepare(json.dumps({"cells": [cell]}), "notebooks/00_sixty_lines.ipynb", path, places)
+    places |= {ROOT / "notebooks" / name: f"notebooks/{name}" for name in ("04_writing.ipynb", "tiny.py")}
+    path = ROOT / "notebooks" / "01_sixty_lines.ipynb"
+    made = scripts["build"].prepare(json.dumps({"cells": [cell]}), "notebooks/01_sixty_lines.ipynb", path, places)
     links, *rest = json.loads(made)["cells"][0]["source"].splitlines()
     assert links.startswith(
-        "[a](../guides/performance.md#targets), [b](../notebooks/01_one_token.ipynb), [c](../notebooks/tiny.py), "
+        "[a](../guides/performance.md#targets), [b](../notebooks/04_writing.ipynb), [c](../notebooks/tiny.py), "
     )
     assert rest == ["```", "[a](tiny.py)", "```"]

@@ -1,4 +1,4 @@
-"""The sixty-line model of notebook 00 computes what refdiff does, and the notebook defines the same functions."""
+"""The sixty-line model of chapter 01 computes what refdiff does, and the notebook defines the same functions."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_it_imports_numpy_and_the_standard_library_alone_and_is_short() -> None:
 
 
 def test_the_notebook_defines_the_same_functions_in_the_same_order() -> None:
-    shown = (FOLDER / "00_sixty_lines.py").read_text(encoding="utf-8")
+    shown = (FOLDER / "01_sixty_lines.py").read_text(encoding="utf-8")
     ours = [
         ast.unparse(n) for n in ast.parse(SOURCE.read_text(encoding="utf-8")).body if isinstance(n, ast.FunctionDef)
     ]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import html
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ PICTURE = re.compile(r'(?<=[ ])src="([^":]+)"')
 BY_THEME = re.compile(r'<picture>\s*<source [^>]*srcset="([^"]+)">\s*<img src="([^"]+)" (alt="[^"]+")>\s*</picture>')
 DRAWS = re.compile(r"(sketches|viz)\.")
 """What a drawing expression begins with."""
+INK, DARK_INK = "#333333", "#cfd3d7"
+"""What figures are drawn in, and what takes its place on a dark page."""
 WORDS = 30
 """Words of a picture that its description names."""
 
@@ -54,7 +57,8 @@ def written() -> dict[str, Path]:
     found = {"index.md": ROOT / "README.md", "card.md": ROOT / "refdiff" / "bundled" / "README.md"}
     for name, folder in pages.GUIDES.items():
         found |= {f"{name}/{path.name}": path for path in sorted((ROOT / folder).glob("*.md"))}
-    return found | {f"notebooks/{path.name}": path for path in sorted(HERE.parent.glob("[0-9][0-9]_*.ipynb"))}
+    notebooks = (path for form in ("[0-9][0-9]_*.ipynb", "guide_*.ipynb") for path in sorted(HERE.parent.glob(form)))
+    return found | {f"notebooks/{path.name}": path for path in notebooks}
 
 
 def assemble(folder: Path) -> None:
@@ -72,6 +76,8 @@ def assemble(folder: Path) -> None:
     made |= {f"interface/{name}.rst": text for name, text in interface.interface_pages().items()}
     for name, path in files.items():
         text = path.read_text(encoding="utf-8")
+        if path.suffix == ".ipynb":
+            write_drawings(text, folder / "drawn", path.stem)
         arrange = prepare if path.suffix == ".ipynb" else relinked
         made[name] = arrange(without_front_matter(text), name, path, places)
     made["index.md"] = pages.front_page(made["index.md"], [name for name in made if "/" in name])
@@ -124,17 +130,47 @@ def relinked(text: str, name: str, path: Path, places: dict[Path, str]) -> str:
     )
 
 
+def drawings(text: str) -> Iterator[tuple[str, str]]:
+    """(name without the notebook's, SVG) of each figure of a notebook (JSON), in each width and theme."""
+    for number, cell in enumerate(json.loads(text)["cells"]):
+        for place, output in enumerate(cell.get("outputs", [])):
+            for width, svg in output.get("metadata", {}).get("svg", {}).items():
+                yield f"{number}-{place}-{width}-light.svg", svg
+                yield f"{number}-{place}-{width}-dark.svg", svg.replace(INK, DARK_INK)
+
+
+def write_drawings(text: str, folder: Path, stem: str) -> None:
+    """Write the figures of a notebook as files of a folder."""
+    for name, svg in drawings(text):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{stem}-{name}").write_text(svg, encoding="utf-8")
+
+
+def figure_html(output: dict[str, Any], place: str, alt: str) -> str:
+    """The HTML of a figure: for each theme a picture, which chooses by the width of the page."""
+    svg, pictures = output["metadata"]["svg"], []
+    for theme in ("light", "dark"):
+        narrow = f'<source media="(max-width: 46em)" srcset="{place}-narrow-{theme}.svg">' if "narrow" in svg else ""
+        kind = f"drawn {'' if narrow else 'one-width '}only-{theme}"
+        image = f'<img class="{kind}" src="{place}-wide-{theme}.svg" alt="{html.escape(alt)}">'
+        pictures.append(f"<picture>{narrow}{image}</picture>")
+    return f"<p>{''.join(pictures)}</p>"
+
+
 def prepare(text: str, name: str, path: Path, places: dict[Path, str]) -> str:
     """Return a notebook (JSON) with the tags and options that MyST-NB reads, and with its links as `relinked`."""
     notebook = json.loads(text)
-    for cell in notebook["cells"]:
+    for number, cell in enumerate(notebook["cells"]):
         if cell["cell_type"] != "code":
             cell["source"] = relinked("".join(cell["source"]), name, path, places)
             continue
         if is_plumbing("".join(cell["source"])):
             cell["metadata"]["tags"] = ["hide-input"]
-        if said := description(cell["outputs"]):
-            cell["metadata"]["mystnb"] = {"image": {"alt": said}}
+        said = description(cell["outputs"])
+        for place, output in enumerate(cell["outputs"]):
+            if "svg" in output.get("metadata", {}):
+                shown = figure_html(output, f"../drawn/{path.stem}-{number}-{place}", said)
+                cell["outputs"][place] |= {"data": {"text/html": shown}, "metadata": {}}
     return json.dumps(notebook, ensure_ascii=False)
 
 
@@ -213,6 +249,7 @@ def build(out: Path) -> list[str]:
             pictures = HERE.parent / "pictures"
             if pictures.is_dir():  # pages have them as HTML, which Sphinx does not look into
                 shutil.copytree(pictures, new / "notebooks" / "pictures")
+            shutil.copytree(source / "drawn", new / "drawn")
             (new / "explore.html").write_text(explore(), encoding="utf-8")
             article.write(new / "live", alone=False)
             tryout.write(new / "try")

@@ -82,8 +82,8 @@ GUIDES = {"guides": "notebooks/reference/guides", "kernels": "refdiff/oracle/gui
 """Folders of the site with guides, and where their files are."""
 MENU = {
     "Use": (
-        "guides/usage", "guides/transformers", "guides/variants", "guides/performance", "notebooks/11",
-        "guides/clusters", "guides/cuda",
+        "guides/usage", "guides/transformers", "guides/variants", "notebooks/guide_long", "guides/performance",
+        "notebooks/11", "guides/clusters", "guides/cuda",
     ),
     "Check a kernel": ("guides/kernels", "notebooks/06", "kernels/", "guides/implementations", "guides/real_bugs"),
     "Contribute": ("notebooks/10", "guides/testing"),

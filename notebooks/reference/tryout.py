@@ -75,7 +75,7 @@ def cell(name: str, title: str, puzzle: int | None = None) -> str:
 
 
 def code(name: str) -> str:
-    """Return the code of a cell; the model's is chapter 00's, and each puzzle's is one kernel with another mistake."""
+    """Return the code of a cell; the model's is chapter 01's, and each puzzle's is one kernel with another mistake."""
     stem, _, number = name.partition("_")
     path = HERE.parent / "tiny.py" if name == "tiny" else SOURCE / "cells" / f"{stem}.py"
     text = path.read_text(encoding="utf-8").rstrip("\n")

@@ -22,7 +22,7 @@ from .reading import Quiet, change, expect_accessible, expect_quiet, served, wai
 from .test_pyodide import pyodide as pyodide
 from .test_reference import reference as reference
 
-CHAPTER = "02_norm_and_rope"
+CHAPTER = "02_where_words_meet"
 """A notebook, of which the cells up to its first picture are run."""
 POLICY = "default-src 'self' 'unsafe-eval' 'wasm-unsafe-eval'; img-src 'self' data:"
 AGAIN = "document.querySelector('.cell output button')"

@@ -15,18 +15,19 @@ function fit() {
   }
 }
 
-// A picture opens by itself, in its full size. On a narrow page it keeps a width at which its words are legible.
+// A picture opens by itself, in its full size, and there in dark ink. Some keep their width on a narrow page.
 function enlarge() {
-  for (const picture of document.querySelectorAll("article img")) {
+  for (const image of document.querySelectorAll("article img")) {
+    const picture = image.closest("picture") ?? image;
     const frame = document.createElement("span");
     const link = document.createElement("a");
-    frame.className = `picture ${picture.className}`; // which of the two themes it is for
-    link.href = picture.src;
+    frame.className = `picture ${image.className}`; // which of the two themes it is for
+    link.href = image.src.replace(/(?<=drawn.*)-dark.svg$/, "-light.svg");
     link.title = "Open this picture in its full size";
     picture.replaceWith(frame);
     frame.append(link);
     link.append(picture);
-    picture.className = "";
+    image.className = "";
   }
 }
 document.addEventListener("DOMContentLoaded", enlarge);

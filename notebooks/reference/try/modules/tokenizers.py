@@ -1,4 +1,4 @@
-"""What chapter 00 needs of the package tokenizers, which no browser has: the tokenizer of refdiff in its place."""
+"""What chapter 01 needs of the package tokenizers, which no browser has: the tokenizer of refdiff in its place."""
 
 from __future__ import annotations
 

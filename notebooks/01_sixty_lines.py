@@ -1,0 +1,465 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 01 · The Differential Transformer in 60 lines
+#
+# **The question: which sums and products turn a sentence into its next word, and where does the Differential
+# Transformer do something else?**
+#
+# You will build a plain Transformer first, in NumPy, and see what bothers the authors of the Differential Transformer
+# (Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258)): on a real sentence, one of its heads finds
+# the three words that it needs and still spends 44 % of its attention on the other twenty. Then you change one block,
+# and the model that comes out tells a story.
+#
+# You need to know NumPy, and that a language model predicts the next token. Allow 30 minutes. The code of this chapter
+# is also one file, [tiny.py](tiny.py), and the [glossary](reference/guides/glossary.md) explains every term.
+
+# %%
+# %matplotlib inline
+import json
+from pathlib import Path
+
+import numpy as np
+import sketches
+from tokenizers import Tokenizer
+
+# %% [markdown]
+# ## From text to numbers
+#
+# A tokenizer cuts the text into pieces that it knows, its *tokens*, and gives each piece a number, its *id*. This is
+# the only step that we leave to a library. Id 0, `<|endoftext|>`, marks the start of a text.
+
+# %%
+tokenizer = Tokenizer.from_file("../refdiff/bundled/tokenizer.json")
+text = "There was once a king who had three sons. The eldest son was very proud, and the youngest"
+ids = tokenizer.encode(text).ids
+tokens = [tokenizer.decode([i], skip_special_tokens=False) for i in ids]
+print(len(ids), "tokens:", tokens)
+
+# %% [markdown]
+# Everything else that a model knows is in one file of numbers, its *checkpoint*. In the safetensors format, 8 bytes
+# give the length of a JSON header. The header lists each array's name, type, shape, and place. The numbers follow.
+
+
+# %%
+def load(folder):
+    config = json.loads((Path(folder) / "config.json").read_text())
+    raw = (Path(folder) / "model.safetensors").read_bytes()
+    start = 8 + int.from_bytes(raw[:8], "little")  # 8 bytes of length, a JSON header, then the numbers
+    weights = {}
+    for name, entry in json.loads(raw[8:start]).items():
+        if name != "__metadata__":
+            first, last = entry["data_offsets"]
+            numbers = np.frombuffer(raw[start + first : start + last], entry["dtype"].replace("F", "float").lower())
+            weights[name] = numbers.reshape(entry["shape"]).astype(np.float64)
+    return weights, config
+
+
+def subset(weights, prefix):
+    return {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+
+
+# %%
+plain_weights, plain_config = load("reference/small_models/plain")
+print(f"{sum(w.size for w in plain_weights.values()):,} numbers in {len(plain_weights)} arrays")
+print("once:", {name: w.shape for name, w in plain_weights.items() if "layers" not in name})
+print(f"in each of {plain_config['num_hidden_layers']} layers:")
+for name, w in subset(plain_weights, "model.layers.0.").items():
+    print(f"  {name:32} {w.shape}")
+
+# %% [markdown]
+# This is a small plain Transformer that was trained on fairy tales. Its table `embed_tokens`, called E, has one row
+# for each of the 2,048 tokens that it knows. Our ids pick 23 of those rows. They form the array $x$ on which the whole
+# model works: one row for each token.
+
+# %%
+x = plain_weights["model.embed_tokens.weight"][ids]
+sketches.embedded(tokens, ids, x, plain_config["vocab_size"])
+
+# %% [markdown]
+# Blue cells are positive, orange cells negative, and stronger color means a larger number. All pictures in these
+# chapters use these colors.
+#
+# ## The plan of the model
+#
+# A model is a stack of *layers*. Each layer reads $x$ through a norm, computes something, and adds the result to $x$.
+# It does this twice, once with attention and once with a small network called SwiGLU. The paper writes
+#
+# $$Y = \mathrm{MultiHead}(\mathrm{LN}(X)) + X \tag{eq. 4}$$
+# $$X' = \mathrm{SwiGLU}(\mathrm{LN}(Y)) + Y \tag{eq. 5}$$
+
+# %%
+sketches.residual_stream()
+
+# %% [markdown]
+# Three small functions work on one row at a time. Softmax turns scores into positive weights that sum to 1. RMSNorm (LN
+# above) scales a row to root mean square 1, then multiplies each number by a learned one. SwiGLU computes candidates
+# (`up`), decides how much of each to let through (`gate`), and goes back to the size of $x$ (`down`).
+
+
+# %%
+def softmax(z):
+    e = np.exp(z - z.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def rms_norm(x, eps, weight=1.0):
+    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + eps) * weight
+
+
+def swiglu(x, p):
+    gate, up = x @ p["gate_proj.weight"].T, x @ p["up_proj.weight"].T
+    return (gate / (1 + np.exp(-gate)) * up) @ p["down_proj.weight"].T
+
+
+# %% [markdown]
+# ## Plain attention
+#
+# Attention is the block in which tokens learn from each other. Each token has three vectors, computed from its row of
+# $x$ with learned matrices:
+#
+# - a **query** $q$: what this token looks for,
+# - a **key** $k$: what it offers for comparison,
+# - a **value** $v$: what it hands over when it is found.
+#
+# A dot product of one token's query with another's key is a *score*. A softmax over the scores gives weights, and the
+# result is the sum of the values, each times its weight. Here is "he" in "king slept he", with two numbers per vector
+# chosen by hand:
+
+# %%
+words = ["king", "slept", "he"]
+query = np.array([2.0, 0.0])  # "he" looks for (a person, no action)
+keys = np.array([[3.0, 0.0], [0.0, 3.0], [1.0, 0.0]])  # each word offers (how much a person, how much an action)
+values = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])  # each word hands over (royal, asleep)
+scores = keys @ query / np.sqrt(2)
+shares = softmax(scores)
+print("scores ", scores.round(2))
+print("weights", shares.round(2), "sum:", shares.sum().round(2))
+print("result ", (shares @ values).round(2), "= (royal, asleep)")
+
+# %% [markdown]
+# "He" is now mostly royal. Two details are missing.
+#
+# *Order.* A dot product does not know where its two tokens stand. RoPE (Su et al. 2021) rotates queries and keys by an
+# angle that grows with their position, so a score depends on their distance. Chapter 02 explains how; for now it is a
+# function.
+#
+# *Scale and mask.* Scores are divided by $\sqrt d$, the square root of the length of a query, because longer vectors
+# have larger dot products. And a token may look only at itself and at earlier tokens, since the model must predict what
+# comes later. `np.tri` is true at and below the diagonal. Elsewhere the score becomes −∞, and the weight exactly 0.
+
+
+# %%
+def rope(x, base):
+    d = x.shape[-1]
+    angle = np.arange(x.shape[-2])[:, None] * base ** (-np.arange(0, d, 2) / d)  # position · frequency: (T, d/2)
+    a, b = np.split(x, 2, axis=-1)
+    return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], axis=-1)
+
+
+def attention_map(q, k):
+    T, d = q.shape[-2:]
+    scores = q @ k.swapaxes(-1, -2) / np.sqrt(d)
+    return softmax(np.where(np.tri(T, dtype=bool), scores, -np.inf))  # a token sees itself and those before it
+
+
+# %% [markdown]
+# An attention *map* has a row for each token that looks and a column for each token that it can look at. One map is one
+# choice: what "king" gets, "son" cannot get. So queries, keys, and values are cut into *heads*, and each head makes a
+# map of its own.
+
+
+# %%
+def plain_heads(x, p, config):
+    def heads(name):  # (T, D) -> (heads, T, d)
+        return (x @ p[name].T).reshape(len(x), -1, config["head_dim"]).swapaxes(0, 1)
+
+    base = config["rope_parameters"]["rope_theta"]
+    return rope(heads("q_proj.weight"), base), rope(heads("k_proj.weight"), base), heads("v_proj.weight")
+
+
+def plain_model(ids, weights, config):
+    eps, seen = config["rms_norm_eps"], []
+    x = weights["model.embed_tokens.weight"][ids]
+    for layer in range(config["num_hidden_layers"]):
+        p = subset(weights, f"model.layers.{layer}.")
+        normed = rms_norm(x, eps, p["input_layernorm.weight"])
+        q, k, v = plain_heads(normed, subset(p, "self_attn."), config)
+        seen.append((normed, q, k, v, attention_map(q, k)))  # to look at below
+        out = (attention_map(q, k) @ v).swapaxes(0, 1).reshape(len(x), -1)
+        x = x + out @ p["self_attn.o_proj.weight"].T  # eq. 4
+        x = x + swiglu(rms_norm(x, eps, p["post_attention_layernorm.weight"]), subset(p, "mlp."))  # eq. 5
+    x = rms_norm(x, eps, weights["model.norm.weight"])
+    return x @ weights["model.embed_tokens.weight"].T, seen
+
+
+# %% [markdown]
+# That is a complete plain Transformer. Here is what layer 1 computes for our sentence, with the real numbers and
+# shapes:
+
+# %%
+logits, seen = plain_model(ids, plain_weights, plain_config)
+normed, q, k, v, maps = seen[1]
+head = 2
+sketches.plain_shapes(normed, q, k, v, maps, head)
+
+# %% [markdown]
+# ## What plain attention leaves over
+#
+# Take one row of that map: what "youngest", the last token, takes from each token.
+
+# %%
+row = maps[head, -1]
+needed = [i for i, token in enumerate(tokens) if token in (" son", " king")]
+rest = [i for i in range(len(row)) if i not in needed]
+print(f"'son', 'son', and 'king' get {row[needed].sum():.0%}; the other {len(rest)} tokens share {row[rest].sum():.0%}")
+print(f"the smallest weight is {row.min():.3f}, the largest of the other {len(rest)} is {row[rest].max():.2f}")
+sketches.token_bars(tokens, {"what “youngest” takes from each token": row}, needed)
+
+# %% [markdown]
+# The head does its job: "the youngest" is a son of the king, and those are the words that it finds. But a softmax never
+# gives a visible token exactly nothing. Twenty tokens that do not matter here get a little each, and together 44 %. The
+# longer the text, the more such crumbs there are. The paper calls them *attention noise*.
+#
+# ## Subtract a second map
+#
+# The paper's idea is to let *two* heads make a map each, and to subtract one from the other, times a learned number λ:
+#
+# $$\mathrm{DiffAttn}(X) = \left(\mathrm{softmax}\frac{Q_1K_1^\top}{\sqrt d} - \lambda\,
+# \mathrm{softmax}\frac{Q_2K_2^\top}{\sqrt d}\right)V \tag{eq. 1}$$
+#
+# Weight that both maps give to a token cancels in part. Weight that only the first map gives survives. Weight that only
+# the second map gives becomes *negative*: the value of that token is subtracted, which no softmax can do.
+
+
+# %%
+def diff_attention(q1, k1, q2, k2, v, lambda_):  # eq. 1
+    return (attention_map(q1, k1) - lambda_ * attention_map(q2, k2)) @ v
+
+
+# %% [markdown]
+# Where do the two maps come from? A model with H heads makes H/2 pairs: heads $i$ and $i + H/2$ belong together. They
+# also join their values into one, twice as long. The number λ is learned, one for each layer $l$ (counted from 0),
+# from four short vectors:
+#
+# $$\lambda = e^{\lambda_{q1}\cdot\lambda_{k1}} - e^{\lambda_{q2}\cdot\lambda_{k2}} + \lambda_{init},\qquad
+# \lambda_{init} = 0.8 - 0.6\,e^{-0.3\,l} \tag{eq. 2}$$
+#
+# The result of each pair is normed by itself and multiplied by a fixed factor. Then the matrix $W^O$ mixes all pairs:
+#
+# $$\mathrm{head}_i = (1 - \lambda_{init})\,\mathrm{LN}(\mathrm{DiffAttn}_i(X)),\qquad
+# \mathrm{MultiHead}(X) = [\mathrm{head}_1, \ldots, \mathrm{head}_{H/2}]\,W^O \tag{eq. 3}$$
+
+
+# %%
+def attention(x, p, layer, config):  # eq. 2 and 3
+    def heads(name):  # (T, D) -> (heads, T, d)
+        return (x @ p[name].T).reshape(len(x), -1, config["head_dim"]).swapaxes(0, 1)
+
+    base = config["rope_parameters"]["rope_theta"]
+    q, k, v = rope(heads("q_proj.weight"), base), rope(heads("k_proj.weight"), base), heads("v_proj.weight")
+    v = np.concatenate(np.split(v, 2), axis=-1)  # a pair of heads shares one value of size 2d
+    k, v = (np.repeat(kv, len(q) // len(k), axis=0) for kv in (k, v))  # H / K query heads share a key/value head
+    (q1, q2), (k1, k2) = np.split(q, 2), np.split(k, 2)  # heads i and i + H/2 are a pair
+    lambda_init = 0.8 - 0.6 * np.exp(-0.3 * layer)
+    lambda_ = np.exp(p["lambda_q1"] @ p["lambda_k1"]) - np.exp(p["lambda_q2"] @ p["lambda_k2"]) + lambda_init
+    out = (1 - lambda_init) * rms_norm(diff_attention(q1, k1, q2, k2, v, lambda_), config["rms_norm_eps"])
+    return out.swapaxes(0, 1).reshape(len(x), -1) @ p["o_proj.weight"].T
+
+
+# %% [markdown]
+# The rest is the plain model again, with this function in place of plain attention. (Some models store the output table
+# as `lm_head` and do not use E twice, so the last line looks for it.)
+
+
+# %%
+def model(ids, weights, config):
+    eps = config["rms_norm_eps"]
+    x = weights["model.embed_tokens.weight"][ids]
+    for layer in range(config["num_hidden_layers"]):
+        p = subset(weights, f"model.layers.{layer}.")
+        normed = rms_norm(x, eps, p["input_layernorm.weight"])
+        x = x + attention(normed, subset(p, "self_attn."), layer, config)  # eq. 4
+        normed = rms_norm(x, eps, p["post_attention_layernorm.weight"])
+        x = x + swiglu(normed, subset(p, "mlp."))  # eq. 5
+    x = rms_norm(x, eps, weights["model.norm.weight"])
+    return x @ weights.get("lm_head.weight", weights["model.embed_tokens.weight"]).T  # logits: (T, vocabulary)
+
+
+# %% [markdown]
+# refdiff comes with a differential model that was trained on the same tales and is larger: 6 layers, 192 numbers for
+# each token. What does it have that a plain model lacks?
+
+# %%
+weights, config = load("../refdiff/bundled")
+layer_names = [set(subset(w, "model.layers.0.")) for w in (weights, plain_weights)]
+for name in sorted(layer_names[0] - layer_names[1]):
+    print(f"only in the differential model: {name:20} {weights['model.layers.0.' + name].shape}")
+print(f"{sum(w.size for w in weights.values()):,} numbers in all")
+
+# %% [markdown]
+# Four vectors of 32 numbers in each layer: that is all. Here is layer 4 of this model on the same sentence. To see
+# inside, we replace `attention` for one run with a function that keeps what it is given.
+
+# %%
+kept, original = [], attention
+
+
+def recording(x, p, layer, config):
+    kept.append((x, p))
+    return original(x, p, layer, config)
+
+
+attention = recording
+logits = model(ids, weights, config)
+attention = original
+
+layer = 4
+normed, p = kept[layer]
+q, k, v = plain_heads(normed, p, config)
+lambda_init = 0.8 - 0.6 * np.exp(-0.3 * layer)
+lambda_ = np.exp(p["lambda_q1"] @ p["lambda_k1"]) - np.exp(p["lambda_q2"] @ p["lambda_k2"]) + lambda_init
+print(f"λ of layer {layer} began near {lambda_init:.2f} and is {lambda_:.2f} after training")
+sketches.difference_shapes(normed, q, k, v, lambda_, config["rms_norm_eps"])
+
+# %% [markdown]
+# ## What came out
+#
+# The row of "youngest" once more, now in the pair of the picture:
+
+# %%
+first, second = (attention_map(q[i], k[i])[-1] for i in (0, len(q) // 2))
+difference = first - lambda_ * second
+top = first.argmax()
+negative = np.maximum(-difference, 0).sum() / np.abs(difference).sum()
+share = first[top], difference[top] / np.abs(difference).sum()
+print(f"{negative:.0%} of the row's total |weight| is now negative")
+print(f"{tokens[top]!r}: weight {first[top]:.2f} → {difference[top]:.2f}, "
+      f"share of all |weight| {share[0]:.0%} → {share[1]:.0%}")  # fmt: skip
+sketches.token_bars(tokens, {"A₁": first, "λ A₂": lambda_ * second, "A₁ − λ A₂": difference}, [top])
+
+# %% [markdown]
+# This does not look like noise that was removed. The word that A₁ prefers keeps its weight and loses share, because the
+# second map pushes many other tokens below zero. One row proves nothing, but it makes you wonder. Chapter 03 looks at
+# thousands of rows.
+#
+# ## A story
+#
+# To continue a text, take the token with the highest score (*logit*), append it, and run the model again.
+
+
+# %%
+def generate(ids, count, weights, config):
+    for _ in range(count):
+        ids = [*ids, int(model(ids, weights, config)[-1].argmax())]
+    return ids
+
+
+# %%
+probabilities = softmax(logits[-1])
+best = np.argsort(-probabilities)[:3]
+print("next:", *(f"{tokenizer.decode([int(i)])!r} {probabilities[i]:.2f}  " for i in best))
+story = generate(tokenizer.encode("The wolf said to the little girl").ids, 40, weights, config)
+print(tokenizer.decode(story))
+
+# %% [markdown]
+# Are these 60 lines right? refdiff's reference implementation, which is tested against Hugging Face's transformers,
+# must agree:
+
+# %%
+import refdiff
+
+reference = refdiff.DiffLlamaForCausalLM.from_pretrained("bundled", dtype="float64", kernels="reference")
+again = reference.generate([tokenizer.encode("The wolf said to the little girl").ids], max_new_tokens=40)[0].tolist()
+print("logits agree to 1e-12:", bool(np.abs(logits - reference([ids]).logits[0]).max() < 1e-12))
+print("the same story:", again == story)
+
+# %% [markdown]
+# ## The answer
+#
+# **A sentence becomes rows of a table, each layer adds to them what attention and SwiGLU compute, and a product with
+# the table scores the next word; the Differential Transformer only replaces each attention map with the difference of
+# two, followed by a norm and a factor.**
+#
+# <details>
+# <summary>What is checked of this chapter</summary>
+#
+# ```python
+# assert abs(row[needed].sum() - 0.56) < 0.005
+# assert all(weight < row[needed].min() for weight in row[rest])
+# assert layer_names[1] < layer_names[0]
+# assert np.abs(difference).sum() > 1
+# assert share[1] < share[0]
+# assert np.abs(logits - reference([ids]).logits[0]).max() < 1e-12
+# assert again == story
+# ```
+#
+# </details>
+#
+# ## Exercises
+#
+# Write each function in a cell of your own and let refdiff judge it. It says where a wrong result is wrong, and often
+# what the mistake is called. `exercises.signature("swiglu")` prints the shapes.
+
+# %%
+from refdiff import exercises
+
+exercises.check("softmax", lambda z: np.exp(z) / np.exp(z).sum(axis=-1, keepdims=True))
+
+# %% [markdown]
+# That one is right for small scores only. Mend it.
+#
+# **1.** `"softmax"`, **2.** `"embedding"`, **3.** `"rms_norm"`, **4.** `"swiglu"`, and **5.**
+# `"attention_weights"`: one causal map, whose queries are the last T of S tokens. (`np.tri(T, S, S - T)` is the
+# mask.)
+#
+# **6.** `"plain_heads"`: plain attention in which several queries share a key.
+#
+# **7.** What does each row of A₁ − λ A₂ sum to?
+#
+# <details>
+# <summary>Answers</summary>
+#
+# 7: To 1 − λ, because each softmax row sums to 1.
+#
+# ```python
+# assert np.allclose(difference.sum(), 1 - lambda_)
+#
+#
+# def my_swiglu(x, w_gate, w_up, w_down):
+#     return swiglu(x, {"gate_proj.weight": w_gate, "up_proj.weight": w_up, "down_proj.weight": w_down})
+#
+#
+# def my_map(q, k):
+#     T, S = q.shape[-2], k.shape[-2]
+#     scores = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
+#     return softmax(np.where(np.tri(T, S, S - T, dtype=bool), scores, -np.inf))
+#
+#
+# def my_plain_heads(q, k, v):
+#     k, v = (np.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
+#     out = my_map(q, k) @ v
+#     return out.swapaxes(1, 2).reshape(out.shape[0], out.shape[2], -1)
+#
+#
+# assert exercises.check("softmax", softmax)
+# assert exercises.check("embedding", lambda ids, table: table[ids])
+# assert exercises.check("rms_norm", lambda x, w, eps: rms_norm(x, eps, w))
+# assert exercises.check("swiglu", my_swiglu)
+# assert exercises.check("attention_weights", my_map)
+# assert exercises.check("plain_heads", my_plain_heads)
+# ```
+#
+# </details>
+#
+# Next: [02 · Where do words meet, and in what order?](02_where_words_meet.ipynb)
