@@ -291,54 +291,6 @@ def _frame(x: float, y: float, width: float, height: float, colour: str = INK) -
     return Rectangle((x, y), width, height, facecolor="none", edgecolor=colour, linewidth=0.8, linestyle="--")
 
 
-def head_pair() -> Any:
-    """One pair of heads: two queries and two keys make two maps; their difference reads one value of size 2d."""
-    axes = _canvas(8.4, 2.9)
-    for y, i, name, colour in ((2.35, "1", "head i", BLUE), (1.05, "2", "head i + H/2", ORANGE)):
-        sub = "₁" if i == "1" else "₂"
-        _box(axes, 0.75, y + 0.28, 0.8, 0.42, f"Q{sub}", colour)
-        _box(axes, 0.75, y - 0.28, 0.8, 0.42, f"K{sub}", colour)
-        _note(axes, 0.75, y - 0.68, name)
-        _arrow(axes, (1.2, y + 0.28), (1.75, y + 0.06), colour)
-        _arrow(axes, (1.2, y - 0.28), (1.75, y - 0.06), colour)
-        _box(axes, 2.6, y, 1.65, 0.5, f"A{sub} = softmax(Q{sub}K{sub}ᵀ/√d)", colour)
-    _arrow(axes, (3.45, 2.35), (4.2, 1.8), BLUE)
-    _arrow(axes, (3.45, 1.05), (4.2, 1.6), ORANGE)
-    _box(axes, 4.75, 1.7, 1.05, 0.5, "A₁ − λ A₂", PURPLE)
-    _arrow(axes, (5.3, 1.7), (5.75, 1.7))
-    _box(axes, 6.05, 1.7, 0.55, 0.5, "· V", GREEN)
-    _note(axes, 6.05, 1.05, "value of\nboth heads, 2d")
-    _arrow(axes, (6.35, 1.7), (6.65, 1.7))
-    _box(axes, 7.5, 1.7, 1.65, 0.5, "(1 − λ_init) · RMSNorm")
-    return axes.figure
-
-
-def three_maps(tokens: list[str], first: Any, second: Any, lambda_: float, rows: Sequence[int] = ()) -> Any:
-    """A₁, λ A₂ and their difference over one text: queries down, keys across, blue above zero and orange below.
-
-    A frame is drawn around each query of `rows`.
-    """
-    figure = new_figure(10.4, 3.7)
-    maps = {"A₁": first, f"λ A₂, λ = {lambda_:.2f}": lambda_ * second, "A₁ − λ A₂": first - lambda_ * second}
-    norm, hidden = signed_range(*maps.values()), ~np.tri(len(tokens), dtype=bool)
-    panels = figure.subplots(1, 3)
-    for number, (axes, (title, weights)) in enumerate(zip(panels, maps.items(), strict=True)):
-        seen = np.ma.masked_array(weights, hidden)
-        shown = style_axes(axes).imshow(seen, cmap=signed_colours().with_extremes(bad=HIDDEN), norm=norm)
-        for row in rows:
-            axes.add_patch(_frame(-0.5, row - 0.5, row + 1, 1))
-        axes.set_title(title, fontsize=10)
-        name_ticks(axes, tokens, "x")
-        if number == 0:
-            name_ticks(axes, tokens, "y")
-            axes.set_ylabel("query: the token that looks")
-        else:
-            axes.set_yticks([])
-        axes.set_xlabel("key: the token looked at")
-    figure.colorbar(shown, ax=list(panels), shrink=0.8, label="weight (grey: hidden)")
-    return on_card(figure)
-
-
 def shares_of_top(first: Any, after: Any) -> tuple[Any, Any]:
     """The token that each row of `first` weights most: its share of the row's Σ|weight|, there and in `after`."""
     top = first.argmax(axis=-1)[..., None]
@@ -458,34 +410,6 @@ def gradient_flow() -> Any:
         _note(axes, *at, text)
     _note(axes, 7.75, 1.1, "thin: forward\nthick, dashed: gradients, backward")
     return axes.figure
-
-
-def rotation() -> Any:
-    """RoPE rotates a pair of numbers by its position; a score sees the angle between query and key."""
-    figure = new_figure(8.4, 3.4)
-    figure.set_facecolor(CARD)
-    left, right = figure.subplots(1, 2)
-    circle = np.linspace(0, 2 * np.pi, 181)
-    for axes in (left, right):
-        axes.set(xlim=(-1.6, 1.6), ylim=(-1.65, 1.3), aspect="equal")
-        axes.axis("off")
-        axes.plot(np.cos(circle), np.sin(circle), color=INK, linewidth=0.6, linestyle=":")
-    theta = 0.5
-    for t in range(5):
-        x, y = np.cos(0.25 + t * theta), np.sin(0.25 + t * theta)
-        _arrow(left, (0, 0), (x, y), BLUE)
-        _note(left, 1.22 * x, 1.17 * y, f"t = {t}")
-    _note(left, 0, -1.45, "one pair (a, b) at positions 0 to 4:\neach position adds the angle θ")
-    for t, colour in ((2, BLUE), (7, PURPLE)):
-        angles = {f"q at {t}": 0.9 + t * theta, f"k at {t - 1}": 0.3 + (t - 1) * theta}
-        for name, angle in angles.items():
-            x, y = np.cos(angle), np.sin(angle)
-            _arrow(right, (0, 0), (x, y), colour)
-            _note(right, 1.27 * x, 1.13 * y, name)
-        between = np.linspace(*angles.values(), 40)
-        right.plot(0.4 * np.cos(between), 0.4 * np.sin(between), color=colour, linewidth=1.4)
-    _note(right, 0, -1.45, "both moved by 5 positions: the angle\nbetween query and key stays, so does q·k")
-    return figure
 
 
 def pairing() -> Any:
@@ -701,12 +625,15 @@ def haystack() -> Any:
     return axes.figure
 
 
-def bars(rows: Mapping[str, Any], needle: int, names: Sequence[str] = (), apart: int = 0) -> Any:
+@for_two_widths
+def bars(
+    rows: Mapping[str, Any], needle: int, names: Sequence[str] = (), apart: int = 0, *, narrow: bool = False
+) -> Any:
     """Rows of weights over keys as bars, below each other on one scale; the key that matters in orange.
 
     The first `apart` rows have scales of their own.
     """
-    figure = new_figure(8.4, 1.35 * len(rows) + 0.4)
+    figure = new_figure(4.6 if narrow else 8.0, 1.25 * len(rows) + 0.4)
     grid = figure.subplots(len(rows), 1, sharex=True)
     for number, (axes, (title, row)) in enumerate(zip(grid, rows.items(), strict=True)):
         if number > apart:
@@ -759,13 +686,13 @@ def curves(
 
     A `band` from one x to another is shaded and has a name; a `level` is a dotted line at one y, with its name.
     """
-    axes = new_axes(None, 6.4, 3.4)
+    axes = new_axes(None, 5.4, 3.3)
     for i, (label, y) in enumerate(lines.items()):
         beside = 0 if errors is None else 0.008 * (i - len(lines) / 2) * (max(x) - min(x))  # hides no bar
         axes.errorbar(np.asarray(x) + beside, y, errors and errors[label], color=SERIES[i], linestyle=STYLES[i],
                       marker=MARKERS[i], markersize=4, capsize=3, label=label)  # fmt: skip
     if band is not None:
-        axes.axvspan(*band[:2], color=HIDDEN, alpha=0.5, linewidth=0, label=band[2])
+        axes.axvspan(*band[:2], color=HIDDEN, linewidth=0, label=band[2])
     if level is not None:
         axes.axhline(level[0], color=INK, linestyle=":", linewidth=1, label=level[1])
     if all(isinstance(place, int | np.integer) for place in x):
@@ -774,8 +701,8 @@ def curves(
     if "yticks" in options:
         axes.minorticks_off()
     if len(lines) + (level is not None) > 4:
-        axes.figure.set_figwidth(8.4)
-        legend(axes, loc="upper left", bbox_to_anchor=(1, 1))
+        axes.figure.set_figheight(4.2)
+        legend(axes, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     else:
         legend(axes, loc=legend_at)
     return on_card(axes.figure)
@@ -786,7 +713,7 @@ def share_by_strength(x: Any, shares: Mapping[str, Any], limits: Mapping[str, tu
 
     limits: of each needle, λ* and the λ at which the gain is gone, as the rule has them.
     """
-    axes = new_axes(None, 7.2, 3.9)
+    axes = new_axes(None, 5.4, 3.6)
     for i, (name, share) in enumerate(shares.items()):
         best, gone = limits[name]
         axes.plot(x, share, color=SERIES[i], linestyle=STYLES[i], label=name)
@@ -797,35 +724,40 @@ def share_by_strength(x: Any, shares: Mapping[str, Any], limits: Mapping[str, tu
         axes.annotate(f"the gain is gone: λ = {gone:.2f}", (gone, share[0]), (7, 4), textcoords="offset points",
                       fontsize=9)  # fmt: skip
     axes.set(xlabel="strength λ", ylabel="share of the needle", xlim=(0, x[-1]), ylim=(0, 1.04))
-    legend(axes, loc="upper right", bbox_to_anchor=(1, 0.88))
+    legend(axes, loc="upper right", bbox_to_anchor=(1, 0.8))
     return on_card(axes.figure)
 
 
-def gain_by_correlation(rho: Any, panels: Mapping[str, Mapping[str, Any]], trained: tuple[float, float]) -> Any:
+@for_two_widths
+def gain_by_correlation(
+    rho: Any, panels: Mapping[str, Mapping[str, Any]], trained: tuple[float, float], *, narrow: bool = False
+) -> Any:
     """The share of a needle by the correlation of the two maps' scores: a panel for each needle, one legend.
 
     trained: from which ρ to which the layers of a trained model are; it is shaded.
     """
-    figure = new_figure(9.6, 3.5)
-    grid = figure.subplots(1, len(panels), sharey=True)
+    figure = new_figure(4.8 if narrow else 9.0, 6.0 if narrow else 3.3)
+    grid = figure.subplots(*((len(panels), 1) if narrow else (1, len(panels))), sharey=True, sharex=True)
     for axes, (title, lines) in zip(grid, panels.items(), strict=True):
-        style_axes(axes).axvspan(
-            *trained, color=HIDDEN, alpha=0.6, linewidth=0, label="a trained model,\nlayers 1 to 5"
-        )
+        style_axes(axes).axvspan(*trained, color=HIDDEN, linewidth=0, label="a trained model,\nlayers 1 to 5")
         for i, (label, y) in enumerate(lines.items()):
             colour, marker = (INK, "") if i == 0 else (SERIES[i - 1], MARKERS[i - 1])
             axes.plot(rho, y, color=colour, linestyle="--" if i == 0 else "-", marker=marker, markersize=4, label=label)
-        axes.set(xlabel="correlation ρ of the scores", ylim=(0, 1))
+        axes.set(ylim=(0, 1), ylabel="share of the needle" if axes is grid[0] or narrow else "")
         axes.set_title(title, fontsize=10)
-    grid[0].set_ylabel("share of the needle")
-    legend(grid[-1], loc="upper left", bbox_to_anchor=(1, 1))
+    for axes in grid[-1:] if narrow else grid:
+        axes.set_xlabel("correlation ρ of the scores")
+    if narrow:
+        legend(grid[0], loc="upper left", ncols=2)
+    else:
+        legend(grid[-1], loc="upper left", bbox_to_anchor=(1, 1))
     return on_card(figure)
 
 
 def strengths_by_layer(lambdas: Any) -> Any:
     """From the λ_init of each layer an arrow to the λ that training made of it, and what λ outside of 0 to 1 means."""
-    axes = new_axes(None, 7.2, 3.6)
-    axes.axhspan(0, 1, color=HIDDEN, alpha=0.5, linewidth=0)
+    axes = new_axes(None, 5.6, 3.5)
+    axes.axhspan(0, 1, color=HIDDEN, linewidth=0)
     starts = [layers.lambda_init(layer) for layer in range(len(lambdas))]
     for layer, (start, end) in enumerate(zip(starts, lambdas, strict=True)):
         if abs(end - start) > 0.1:
@@ -836,10 +768,8 @@ def strengths_by_layer(lambdas: Any) -> Any:
         axes.annotate(_signed(end), (layer, end), (11, -3), textcoords="offset points", fontsize=9)
     for y, text in ((1.07, "above 1: A₂ leads"), (0.5, "A₂ is subtracted"), (-0.13, "below 0: A₂ is added")):
         axes.text(5.75, y, text, fontsize=9, va="center")
-    axes.set(xlim=(-0.4, 7.6), ylim=(-1, 1.8), xlabel="layer, and its leading map", ylabel="λ")
-    names = [f"{layer}\n{'A₂' if end > 1 else 'A₁'} leads" for layer, end in enumerate(lambdas)]
-    axes.set_xticks(range(len(lambdas)), labels=names, fontsize=9)
-    legend(axes, loc="upper left")
+    axes.set(xlim=(-0.4, 8.2), ylim=(-1, 1.8), xlabel="layer", ylabel="λ", xticks=range(len(lambdas)))
+    legend(axes, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return on_card(axes.figure)
 
 
@@ -848,19 +778,67 @@ def _signed(number: float) -> str:
     return f"{number:.2f}".replace("-", "−")
 
 
-def breadths(spread: Any, lambdas: Any) -> Any:
+@for_two_widths
+def breadths(spread: Any, lambdas: Any, *, narrow: bool = False) -> Any:
     """Over how many tokens both maps (two, layers, pairs) spread: a line from A₁ to A₂ for each pair of each layer."""
-    axes = new_axes(None, 8.4, 3.2)
+    axes = new_axes(None, 4.8 if narrow else 7.6, 3.2)
     pairs = spread.shape[-1]
     at = np.arange(spread[0].size) + 1.2 * (np.arange(spread[0].size) // pairs)
     first, second = spread.reshape(2, -1)
     axes.vlines(at, first, second, color=INK, linewidth=1)
     for y, colour, marker, label in ((first, BLUE, "o", "A₁"), (second, ORANGE, "D", "A₂")):
-        axes.plot(at, y, marker, color=colour, label=label)
-    names = [f"layer {i}\nλ = {_signed(x)}" for i, x in enumerate(lambdas)]
+        axes.plot(at, y, marker, color=colour, label=label, markersize=5)
+    names = [f"layer {i}\nλ = {_signed(x)}" if not narrow else f"{i}\n{_signed(x)}" for i, x in enumerate(lambdas)]
     axes.set_xticks(at.reshape(-1, pairs).mean(axis=1), labels=names, fontsize=9)
-    axes.set(ylabel="tokens a row spreads over", ylim=(0, None))
-    legend(axes, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.set(ylabel="tokens a row spreads over", ylim=(0, None), xlabel="layer and its λ" if narrow else "")
+    legend(axes, loc="upper center", ncols=2)
+    return on_card(axes.figure)
+
+
+def correlation_dots(own: Any, across: Any) -> Any:
+    """Correlations of scores as dots by layer: of the maps of a pair (layers, pairs), and of maps of different pairs."""
+    axes = new_axes(None, 5.4, 3.3)
+    for shift, values, colour, marker, label in (
+        (-0.13, own, BLUE, "o", "A₁ and A₂ of a pair"), (0.13, across, INK, "D", "of different pairs"),
+    ):  # fmt: skip
+        x = np.repeat(np.arange(len(values)), values.shape[1]) + shift
+        axes.plot(x, values.ravel(), marker, color=colour, markersize=6, alpha=0.75, label=label, linestyle="")
+    axes.axhline(0, color=INK, linewidth=0.6)
+    axes.axhline(1, color=INK, linewidth=0.9, linestyle=":")
+    axes.annotate("the same noise", (0, 1), (0, -11), textcoords="offset points", fontsize=9)
+    axes.set(xlabel="layer", ylabel="correlation ρ of scores", ylim=(-0.4, 1.08), xticks=range(len(own)))
+    legend(axes, loc="upper right", bbox_to_anchor=(1, 0.93))
+    return on_card(axes.figure)
+
+
+def scatter_maps(panels: Mapping[str, tuple[Any, Any]], needle: int) -> Any:
+    """Weights in A₁ (across) and in A₂ (up) on logarithmic scales; in the first panel the needle is orange."""
+    figure = new_figure(5.4, 2.9)
+    grid = figure.subplots(1, len(panels), sharey=True, sharex=True)
+    for number, (axes, (title, (first, second))) in enumerate(zip(grid, panels.items(), strict=True)):
+        colours = [ORANGE if number == 0 and i == needle else BLUE for i in range(len(first))]
+        style_axes(axes).scatter(first, second, s=9, color=colours, alpha=0.55, linewidth=0)
+        axes.plot([1e-6, 1], [1e-6, 1], color=INK, linewidth=0.7, linestyle=":")
+        axes.set(xscale="log", yscale="log", xlim=(1e-6, 1.5), ylim=(1e-6, 1.5), xlabel="weight in A₁", aspect="equal")
+        axes.set_title(title, fontsize=9)
+    grid[0].set_ylabel("weight in A₂")
+    return on_card(figure)
+
+
+def group_bars(series: Mapping[str, Mapping[str, float]], title: str) -> Any:
+    """Horizontal bars in groups: a group for each name in a series, a bar in it for each series."""
+    names = list(next(iter(series.values())))
+    axes = new_axes(None, 5.4, 0.24 * len(series) * len(names) + 1.1)
+    for i, (label, values) in enumerate(series.items()):
+        y = np.arange(len(names)) + 0.27 * (i - (len(series) - 1) / 2)
+        axes.barh(y, values.values(), 0.24, color=(HIDDEN, GREEN, BLUE)[i], label=label)
+        for at, value in zip(y, values.values(), strict=True):
+            axes.text(value + 0.01, at, f"{value:.2f}", va="center", fontsize=8)
+    axes.set_yticks(range(len(names)), labels=names)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1.05), title=title)
+    axes.title.set_fontsize(10)
+    legend(axes, loc="upper center", bbox_to_anchor=(0.45, -0.08), ncols=len(series))
     return on_card(axes.figure)
 
 
@@ -1186,64 +1164,6 @@ def article_draw(keys: int, d: int, seed: int = ARTICLE_SEED) -> tuple[Any, Any,
     return query, numbers[1 : keys + 1], numbers[keys + 1 :]
 
 
-SLIDER = """
-<!doctype html><meta charset="utf-8"><title>Two maps with shared noise</title>
-<style>
-body { font: 14px sans-serif; color: INK; background: CARD; margin: 0; padding: 4px }
-input { width: 45%; vertical-align: middle }
-text { fill: INK; font-size: 13px }
-</style>
-<label>correlation ρ <input type="range" min="0" max="1" step="0.01" value="0.98"> <output></output></label><br>
-<label>strength λ <input type="range" min="0" max="1.5" step="0.01" value="0.75"> <output></output></label>
-<svg width="100%" height="330" role="img" aria-label="Bars of A1, A2 and their difference over 48 keys"></svg>
-<script>
-const NOISE = DATA, needle = 30, inputs = document.querySelectorAll("input"), svg = document.querySelector("svg");
-const softmax = z => { const e = z.map(Math.exp), s = e.reduce((a, b) => a + b); return e.map(x => x / s) };
-function draw() {
-  const [rho, lambda] = [...inputs].map(i => +i.value);
-  inputs.forEach(i => i.parentNode.querySelector("output").textContent = (+i.value).toFixed(2));
-  const other = NOISE[0].map((x, i) => rho * x + Math.sqrt(1 - rho * rho) * NOISE[1][i]);
-  const first = softmax(NOISE[0].map((x, i) => x + 2.5 * (i == needle))), second = softmax(other);
-  let alone = 0;
-  const width = svg.clientWidth, step = (width - 16) / 48;
-  const rows = {"A₁": first, "A₂": second, "A₁ − λ A₂": first.map((x, i) => x - lambda * second[i])};
-  svg.innerHTML = Object.entries(rows).map(([name, row], r) => {
-    const size = row.reduce((a, x) => a + Math.abs(x), 0), share = Math.abs(row[needle]) / size, base = 85 + 110 * r;
-    alone = r ? alone : share;
-    const percent = x => `${(100 * x).toFixed(0)} %`, than = r == 2 ? ` (A₁: ${percent(alone)})` : "";
-    return `<text x="4" y="${base - 70}">${name}: ${percent(share)} of Σ|weight| at the needle${than}</text>` +
-      `<text x="${step * (needle + 0.5) + 8}" y="${base + 14}" text-anchor="middle">key 30</text>` +
-      `<line x1="0" x2="${width}" y1="${base}" y2="${base}" stroke="INK" stroke-width="0.5"/>` +
-      row.map((x, i) => `<rect x="${step * (i + 0.15) + 8}" y="${base - 250 * Math.max(x, 0)}" width="${0.7 * step}" ` +
-        `height="${250 * Math.abs(x)}" fill="${i == needle ? "ORANGE" : "BLUE"}"/>`).join("");
-  }).join("");
-}
-inputs.forEach(i => i.addEventListener("input", draw));
-addEventListener("resize", draw);
-draw();
-</script>
-"""
-
-
-class Slider:
-    """Two maps whose noise has a correlation that the reader sets; a notebook shows it in a frame."""
-
-    def __init__(self) -> None:
-        noise = np.random.default_rng(6).standard_normal((2, 48)).round(3)
-        self.maps = SimpleNamespace(tokens=("ρ", "λ"), first=noise[0], second=noise[1], difference=None)
-        page = SLIDER.replace("DATA", json.dumps(noise.tolist())).replace("INK", INK).replace("CARD", CARD)
-        self.page = page.replace("ORANGE", ORANGE).replace("BLUE", BLUE)
-
-    def __repr__(self) -> str:
-        return "Slider: a notebook shows it"
-
-    def _repr_html_(self) -> str:
-        return (
-            '<iframe title="Two maps with shared noise, to explore" sandbox="allow-scripts" width="100%" height="390" '
-            f'style="border:0;max-width:720px" srcdoc="{html.escape(self.page)}"></iframe>'
-        )
-
-
 FILM = """
 <!doctype html><meta charset="utf-8"><title>Two maps during training</title>
 <style>
@@ -1350,7 +1270,7 @@ class Film:
 
 
 DIAGRAMS = (
-    residual_stream, head_pair, gradient_flow, pairing, cache, modes, namespaces, haystack,
+    residual_stream, gradient_flow, pairing, cache, modes, namespaces, haystack,
 )  # fmt: skip
 
 if __name__ == "__main__":
