@@ -357,4 +357,4 @@ exercises.check("eq3", lambda *args: multi_head(neighbors, *args))
 #
 # </details>
 #
-# Next: [05 · How does a model write, and why so fast?](05_load_and_generate.ipynb)
+# Next: [05 · How does a model write, and why so fast?](04_writing.ipynb)

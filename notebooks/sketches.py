@@ -444,26 +444,26 @@ def cache() -> Any:
     """What three steps of generation compute without a cache and with one: keys, values and rows of a map."""
     from matplotlib.patches import Rectangle
 
-    axes, side = _canvas(9.2, 3.4), 0.2
+    axes, side = _canvas(5.3, 5.1), 0.19
     for half, title in enumerate(("without a cache", "with a cache of keys and values")):
-        left = 0.45 + 4.6 * half
-        _note(axes, left + 1.8, 3.25, title, fontsize=10)
+        top = 4.85 - 2.3 * half
+        _note(axes, 2.6, top, title, fontsize=10)
         for step, T in enumerate((4, 5, 6)):
-            corner = left + 1.4 * step
-            cells = [(name, s, 2.8 - 0.28 * n) for n, name in enumerate("kv") for s in range(T)]
-            for name, s, y in cells:
-                ground = ORANGE if s == T - 1 or half == 0 else HIDDEN
-                axes.add_patch(Rectangle((corner + s * side, y), side, side, edgecolor=INK, linewidth=0.5,
-                                         facecolor=ground))  # fmt: skip
-                if s == 0:
-                    _note(axes, corner - 0.1, y + 0.1, name)
+            corner = 0.4 + 1.65 * step
+            for n, name in enumerate("kv"):
+                y = top - 0.45 - 0.26 * n
+                _note(axes, corner - 0.1, y + 0.1, name)
+                for s in range(T):
+                    ground = ORANGE if s == T - 1 or half == 0 else HIDDEN
+                    axes.add_patch(Rectangle((corner + s * side, y), side, side, edgecolor=INK, linewidth=0.5,
+                                             facecolor=ground))  # fmt: skip
             for t, s in zip(*np.tril_indices(T), strict=True):
                 ground = f"{ORANGE}bb" if t == T - 1 or half == 0 else "none"
-                at = (corner + s * side, 2.35 - (t + 1) * side)
+                at = (corner + s * side, top - 0.78 - (t + 1) * side)
                 axes.add_patch(Rectangle(at, side, side, edgecolor=INK, linewidth=0.5, facecolor=ground))
-            _note(axes, corner + 0.6, 0.95, f"token {T}: {'1 row' if half else f'{T} rows'}")
-    _note(axes, 4.6, 0.4, "Strips: a key and a value for each token. Staircase: the map, a row for each query.\n"
-          "Orange: computed in this step. Grey: kept. White: never needed again.")  # fmt: skip
+            _note(axes, corner + 0.6, top - 2.05, f"token {T}: {'1 row' if half else f'{T} rows'}")
+    _note(axes, 2.65, 0.18, "strips: a key and a value for each token; staircase: the map\n"
+          "orange: computed in this step; gray: kept; white: not needed")  # fmt: skip
     return axes.figure
 
 
@@ -796,7 +796,7 @@ def breadths(spread: Any, lambdas: Any, *, narrow: bool = False) -> Any:
 
 
 def correlation_dots(own: Any, across: Any) -> Any:
-    """Correlations of scores as dots by layer: of the maps of a pair (layers, pairs), and of maps of different pairs."""
+    """Correlations of scores as dots by layer: of the maps of a pair (layers, pairs), and of different pairs."""
     axes = new_axes(None, 5.4, 3.3)
     for shift, values, colour, marker, label in (
         (-0.13, own, BLUE, "o", "A₁ and A₂ of a pair"), (0.13, across, INK, "D", "of different pairs"),
@@ -871,21 +871,22 @@ def loss_bars(losses: Mapping[str, float], guess: float) -> Any:
     return on_card(axes.figure)
 
 
-def cuts(p: Any, names: Sequence[str], k: int, share: float) -> Any:
+@for_two_widths
+def cuts(p: Any, names: Sequence[str], k: int, share: float, *, narrow: bool = False) -> Any:
     """The most likely tokens in order, their probabilities and cumulative sum, and where top-k and top-p cut."""
-    figure = new_figure(9, 3.6)
+    figure = new_figure(4.8 if narrow else 7.6, 3.3)
     axes = style_axes(figure.add_subplot())
     at, total = np.arange(len(p)), np.cumsum(p)
     axes.bar(at, p, 0.7, color=BLUE, label="probability")
     axes.plot(at, total, color=ORANGE, marker="o", markersize=4, label="sum so far")
     last = int((total < share).sum())
     axes.axhline(share, color=INK, linewidth=0.8, linestyle=":")
-    for x, text in ((k - 0.5, f"top-k {k}\nends here"), (last + 0.5, f"top-p {share}\nends here")):
+    for x, y, text in ((k - 0.5, 0.32, f"top-k {k}\nends here"), (last + 0.5, 0.52, f"top-p {share}\nends here")):
         axes.axvline(x, color=INK, linestyle="--", linewidth=1)
-        axes.text(x + 0.1, 0.42, text, fontsize=9, va="center")
-    axes.set_xticks(at, labels=names, rotation=35, ha="right", fontsize=9)
-    axes.set(ylabel="probability", ylim=(0, 1), title="Who may be drawn? Tokens from the most likely on")
-    legend(axes, loc="center right")
+        axes.text(x + 0.1, y, text, fontsize=9, va="center")
+    axes.set_xticks(at, labels=names, rotation=50, ha="right", fontsize=9)
+    axes.set(ylabel="probability", ylim=(0, 1.05))
+    legend(axes, loc="lower right", bbox_to_anchor=(1, 0.12))
     return on_card(figure)
 
 
