@@ -331,4 +331,4 @@ print(f"  {', '.join(unseen[:4])}\n  {', '.join(unseen[4:])}")
 #
 # </details>
 #
-# Next: [08 · What does training ask of the two maps?](08_gradients_and_training.ipynb)
+# Next: [08 · What does training ask of the two maps?](05_training_and_results.ipynb)

@@ -10,12 +10,9 @@ narrow one.
 from __future__ import annotations
 
 import functools
-import html
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -379,39 +376,6 @@ def loss_by_strength(strengths: list[float], losses: list[float]) -> Any:
     return on_card(axes.figure)
 
 
-def gradient_flow() -> Any:
-    """One pair of heads, and the gradients on their way back through it."""
-    axes = _canvas(9.0, 3.5)
-    rows = {"Q₁": (3.0, BLUE), "K₁": (2.45, BLUE), "Q₂": (1.6, ORANGE), "K₂": (1.05, ORANGE), "V": (0.3, GREEN)}
-    for name, (y, colour) in rows.items():
-        _box(axes, 0.5, y, 0.5, 0.38, name, colour)
-    for name, y, colour in (("₁", 2.72, BLUE), ("₂", 1.32, ORANGE)):
-        for shift in (0.28, -0.28):
-            _arrow(axes, (0.75, y + shift), (1.2, y + shift / 3), colour)
-        _box(axes, 2.1, y, 1.8, 0.42, f"A{name} = softmax(Q{name}K{name}ᵀ/√d)", colour)
-    _arrow(axes, (3.0, 2.72), (3.95, 2.15), BLUE)
-    _arrow(axes, (3.0, 1.32), (3.95, 1.85), ORANGE)
-    _box(axes, 4.6, 2.0, 1.3, 0.42, "P = A₁ − λ A₂", PURPLE)
-    _arrow(axes, (5.25, 2.0), (5.75, 2.0))
-    _box(axes, 6.2, 2.0, 0.9, 0.42, "O = P V", PURPLE)
-    axes.plot([0.75, 6.2], [0.3, 0.3], color=GREEN, linewidth=1.2)
-    _arrow(axes, (6.2, 0.3), (6.2, 1.79), GREEN)
-    _arrow(axes, (6.65, 2.0), (7.3, 2.0))
-    _box(axes, 7.9, 2.0, 1.2, 0.42, "LN, $W^O$, … loss")
-    for start, end, text, at, colour in (
-        ((7.3, 2.3), (6.4, 2.3), "g = ∂L/∂O", (6.95, 2.52), PURPLE),
-        ((5.9, 2.3), (5.0, 2.3), "G = g Vᵀ", (5.45, 2.52), PURPLE),
-        ((4.15, 2.3), (3.15, 2.9), "∂L/∂A₁ = G", (4.15, 2.82), BLUE),
-        ((4.15, 1.7), (3.15, 1.1), "∂L/∂A₂ = −λ G", (4.3, 1.22), ORANGE),
-        ((6.0, 0.55), (0.85, 0.55), "∂L/∂V = Pᵀ g", (5.15, 0.75), GREEN),
-    ):
-        style = {"arrowstyle": "-|>", "color": colour, "linewidth": 2.4, "linestyle": "--", "shrinkA": 0, "shrinkB": 0}
-        axes.annotate("", end, start, arrowprops=style)
-        _note(axes, *at, text)
-    _note(axes, 7.75, 1.1, "thin: forward\nthick, dashed: gradients, backward")
-    return axes.figure
-
-
 def pairing() -> Any:
     """Which query heads are a pair and which keys they read: in the paper, in Hugging Face's code and in V2."""
     axes = _canvas(9.4, 3.0)
@@ -607,21 +571,19 @@ def namespaces() -> Any:
 
 def haystack() -> Any:
     """The retrieval task: keys with their values among fillers, and a key that comes again."""
-    axes = _canvas(9.2, 2.7)
+    axes = _canvas(5.3, 2.5)
     row = ("f", "k₁", "v₇", "f", "f", "k₄", "v₂", "f", "k₉", "v₅", "f", "f", "k₄", "f")
-    places = [0.45 + 0.63 * i for i in range(len(row))]
+    places = [0.28 + 0.365 * i for i in range(len(row))]
     for x, name in zip(places, row, strict=True):
-        _box(axes, x, 1.2, 0.54, 0.4, name, {"f": INK, "k": BLUE, "v": GREEN}.get(name[0], ORANGE))
-    thick = {"arrowstyle": "-|>", "color": ORANGE, "linewidth": 2.2, "connectionstyle": "arc3,rad=0.35"}
-    axes.add_patch(_frame(places[5] - 0.3, 1.06, places[7] - places[5] + 0.6, 0.42, ORANGE))
-    axes.annotate("", (places[6], 1.5), (places[12], 1.42), arrowprops=thick)
-    _note(axes, places[9], 2.5, "answer: k₄, its value v₂, and the token behind them")
+        _box(axes, x, 1.2, 0.31, 0.34, name, {"f": INK, "k": BLUE, "v": GREEN}.get(name[0], ORANGE))
+    thick = {"arrowstyle": "-|>", "color": ORANGE, "linewidth": 2.0, "connectionstyle": "arc3,rad=0.4"}
+    axes.add_patch(_frame(places[5] - 0.18, 1.0, places[7] - places[5] + 0.36, 0.4, ORANGE))
+    axes.annotate("", (places[6], 1.46), (places[12], 1.4), arrowprops=thick)
+    _note(axes, places[8], 2.35, "answer: k₄, its value v₂, and the token after it")
     for i in (1, 3, 8, 10):
-        _arrow(axes, (places[12], 0.98), (places[i], 0.98), bend=-0.15)
-    _note(axes, places[3], 0.2, "attention to all the rest of the haystack: noise")
-    axes.add_patch(_frame(places[0] - 0.32, 0.93, places[11] - places[0] + 0.64, 0.54))
-    _note(axes, places[1], 1.65, "haystack")
-    _note(axes, places[12] + 0.2, 0.62, "a question: the model\nmust say v₂ here")
+        _arrow(axes, (places[12], 1.0), (places[i], 0.95), bend=-0.2)
+    _note(axes, places[4], 0.12, "attention to the rest of the haystack: noise")
+    _note(axes, places[12], 0.55, "question: the model\nmust say v₂")
     return axes.figure
 
 
@@ -650,23 +612,21 @@ def bars(
     return on_card(figure)
 
 
-def all_pairs(panels: Mapping[str, Any], tokens: Sequence[str]) -> Any:
+@for_two_widths
+def all_pairs(panels: Mapping[str, Any], tokens: Sequence[str], *, narrow: bool = False) -> Any:
     """One row of each layer and pair over the tokens, (layers, pairs, keys), each divided by its largest |number|."""
-    figure = new_figure(8.6, 4.6)
-    for number, (axes, (title, values)) in enumerate(
-        zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True)
-    ):
-        pairs = values.shape[1]
+    figure = new_figure(4.8 if narrow else 8.2, 8.0 if narrow else 4.5)
+    grid = figure.subplots(*((len(panels), 1) if narrow else (1, len(panels))), sharey=True)
+    for axes, (title, values) in zip(grid, panels.items(), strict=True):
         rows = values.reshape(-1, len(tokens))
         rows = rows / np.abs(rows).max(axis=-1, keepdims=True)
-        axes.imshow(rows, cmap=signed_colours(), norm=signed_range(rows), aspect="auto")
+        style_axes(axes).imshow(rows, cmap=signed_colours(), norm=signed_range(rows), aspect="auto")
         axes.set_title(title, fontsize=10, loc="left")
         name_ticks(axes, tokens, "x")
         for layer in range(1, len(values)):
-            axes.axhline(layer * pairs - 0.5, color=INK, linewidth=0.8)
-        if number == 0:
-            names = [f"layer {i}, pair {j}" if j == 0 else f"pair {j}" for i, j in np.ndindex(values.shape[:2])]
-            axes.set_yticks(range(len(rows)), labels=names, fontsize=8.5)
+            axes.axhline(layer * values.shape[1] - 0.5, color=INK, linewidth=0.8)
+        names = [f"layer {i}, pair {j}" if j == 0 else f"pair {j}" for i, j in np.ndindex(values.shape[:2])]
+        axes.set_yticks(range(len(rows)), labels=names, fontsize=8.5)
     return on_card(figure)
 
 
@@ -890,18 +850,19 @@ def cuts(p: Any, names: Sequence[str], k: int, share: float, *, narrow: bool = F
     return on_card(figure)
 
 
+@for_two_widths
 def by_layer(
     x: Any, lines: Mapping[str, Any], errors: Mapping[str, Any], xlabel: str, ylabel: str, order: Sequence[str],
-    **options: Any,
+    *, narrow: bool = False, **options: Any,
 ) -> Any:  # fmt: skip
     """Small multiples: for each layer named curves (x, layers) with the bands of their confidence intervals.
 
     order: all names of a page, so that a name has the same colour in each of its pictures.
     """
-    layers_ = len(next(iter(lines.values()))[0])
-    figure = new_figure(10.4, 2.7)
-    grid = figure.subplots(1, layers_, sharey=True)
-    for layer, axes in enumerate(grid):
+    count = len(next(iter(lines.values()))[0])
+    figure = new_figure(5.0 if narrow else 9.0, 4.6 if narrow else 2.6)
+    grid = figure.subplots(*((count // 2, 2) if narrow else (1, count)), sharey=True, sharex=True)
+    for layer, axes in enumerate(grid.flat):
         style_axes(axes)
         for label, values in lines.items():
             i = order.index(label)
@@ -909,35 +870,48 @@ def by_layer(
             axes.plot(x, y, color=SERIES[i], linestyle=STYLES[i], label=label)
             axes.fill_between(x, y - half, y + half, color=SERIES[i], alpha=0.2, linewidth=0)
         axes.axhline(0, color=INK, linewidth=0.5)
-        axes.set(**{"xlabel": xlabel, **options})
-        axes.set_title(f"layer {layer}", color=INK, fontsize=10)
-    grid[0].set_ylabel(ylabel)
-    for axes in grid:
-        style_axes(axes)
-    legend(grid[0])
+        axes.set(**options)
+        axes.set_title(f"layer {layer}", fontsize=10)
+    figure.supxlabel(xlabel, fontsize=10)
+    grid.flat[0].set_ylabel(ylabel)
+    legend(grid.flat[0], loc="upper right")
     return on_card(figure)
 
 
 def runs(x: Any, of_kinds: Mapping[str, Any], xlabel: str, ylabel: str, *, guess: Any = None, **options: Any) -> Any:
-    """A panel for each kind, in which each run (seeds, x) is a thin line and their mean a thick one."""
-    figure = new_figure(9.6, 3.2)
-    grid = figure.subplots(1, len(of_kinds), sharey=True)
-    for i, (axes, (kind, lines)) in enumerate(zip(grid, of_kinds.items(), strict=True)):
-        for n, line in enumerate(lines):
-            axes.plot(x, line, color=SERIES[i], linewidth=0.8, alpha=0.8, label=None if n else "one seed")
-        axes.plot(x, np.mean(lines, axis=0), color=SERIES[i], linewidth=2.6, alpha=0.6, label="mean")
-        if guess is not None:
-            axes.plot(x, guess, color=INK, linestyle=":", label="guess")
-        axes.set(xlabel=xlabel, **options)
-        style_axes(axes).set_title(kind, color=INK, fontsize=10)
-    grid[0].set_ylabel(ylabel)
-    legend(grid[0])
+    """Each run (seeds, x) as a thin line in the colour of its kind, and the mean of each kind as a thick one."""
+    axes = new_axes(None, 5.4, 3.4)
+    for i, (kind, lines) in enumerate(of_kinds.items()):
+        for line in lines:
+            axes.plot(x, line, color=SERIES[i], linewidth=0.7, alpha=0.7)
+        mean = np.mean(lines, axis=0)
+        axes.plot(x, mean, color=SERIES[i], linewidth=2.6, alpha=0.7, linestyle=STYLES[i], label=f"{kind}, mean")
+    if guess is not None:
+        axes.plot(x, guess, color=INK, linestyle=":", label="guess")
+    axes.set(xlabel=xlabel, ylabel=ylabel, **options)
+    legend(axes)
+    return on_card(axes.figure)
+
+
+def summary(rows: Mapping[str, Mapping[str, Sequence[float]]]) -> Any:
+    """A strip for each measure, in it a line for each kind and a dot for each run; a tick marks the mean."""
+    figure = new_figure(5.4, 0.85 * len(rows) + 0.3)
+    for axes, (title, by_kind) in zip(figure.subplots(len(rows), 1), rows.items(), strict=True):
+        style_axes(axes).spines["left"].set_visible(False)
+        for i, values in enumerate(by_kind.values()):
+            axes.plot(values, [i] * len(values), MARKERS[i], color=SERIES[i], markersize=5, alpha=0.7, linestyle="")
+            axes.plot([np.mean(values)] * 2, [i - 0.4, i + 0.4], color=SERIES[i], linewidth=2)
+        axes.set_yticks(range(len(by_kind)), labels=list(by_kind), fontsize=9)
+        axes.tick_params(axis="y", length=0)
+        axes.tick_params(axis="x", labelsize=8)
+        axes.set(ylim=(len(by_kind) - 0.4, -0.6))
+        axes.set_title(title, fontsize=9.5, loc="left", pad=2)
     return on_card(figure)
 
 
 def dots(groups: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str) -> Any:
     """A dot for each run: groups side by side, in each a column for each kind, with the mean as a line."""
-    axes = new_axes(None, 7.4, 3.4)
+    axes = new_axes(None, 5.4, 3.3)
     for g, by_kind in enumerate(groups.values()):
         for i, (kind, values) in enumerate(by_kind.items()):
             x = g + 0.24 * (i - (len(by_kind) - 1) / 2)
@@ -949,68 +923,19 @@ def dots(groups: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str) -> An
     return on_card(axes.figure)
 
 
-def pull_and_path(x: Any, lambdas: Any, pulls: Any, counted_from: int) -> Any:
-    """A panel for each layer: above, λ over training; below, the pull of the loss on it, coloured by its sign.
-
-    The scale of the pull is logarithmic on both sides of a linear part around 0.
-    """
-    figure = new_figure(10.4, 4.4)
-    grid = figure.subplots(2, lambdas.shape[1], sharex=True, sharey="row")
-    for layer, (path, pull) in enumerate(grid.T):
-        path.plot(x, lambdas[:, layer], color=PURPLE, linewidth=2)
-        path.set_title(f"layer {layer}", fontsize=10)
-        for sign, colour, label in ((1, BLUE, "pulls λ up"), (-1, ORANGE, "pulls λ down")):
-            height = sign * np.maximum(sign * pulls[:, layer], 0)
-            pull.bar(x, height, 0.8 * (x[1] - x[0]), color=colour, label=label)
-        pull.axhline(0, color=INK, linewidth=0.5)
-        pull.set_yscale("symlog", linthresh=0.01)
-        pull.set(xlabel="step", ylim=(-1, 3), yticks=(-0.1, -0.01, 0, 0.01, 0.1, 1))
-        pull.set_yticklabels(("−0.1", "−0.01", "0", "0.01", "0.1", "1"))
-        for axes in (path, pull):
-            style_axes(axes).axvline(counted_from, color=INK, linestyle=":", linewidth=1)
-    grid[0, 0].annotate("counted\nfrom here", (counted_from, 0.3), (5, 0), textcoords="offset points", fontsize=9)
-    grid[0, 0].set_ylabel("λ")
-    grid[1, 0].set_ylabel("pull −∂L/∂λ\n(log scale beyond ±0.01)")
-    legend(grid[1, -1], loc="lower left")
-    return on_card(figure)
-
-
-def paths(x: Any, runs: Mapping[str, Any], xlabel: str, ylabel: str) -> Any:
+@for_two_widths
+def paths(x: Any, runs: Mapping[str, Any], xlabel: str, ylabel: str, *, narrow: bool = False) -> Any:
     """A panel for each layer, in it a curve for each run (x, layers)."""
     count = next(iter(runs.values())).shape[1]
-    figure = new_figure(10.4, 2.6)
-    grid = figure.subplots(1, count, sharey=True)
+    figure = new_figure(4.8 if narrow else 8.6, 5.4 if narrow else 2.6)
+    grid = figure.subplots(*((count, 1) if narrow else (1, count)), sharey=True, sharex=True)
     for layer, axes in enumerate(grid):
         for i, (name, values) in enumerate(runs.items()):
             style_axes(axes).plot(x, values[:, layer], color=SERIES[i], linestyle=STYLES[i], label=name)
         axes.set_title(f"layer {layer}", fontsize=10)
-        axes.set_xlabel(xlabel)
+    figure.supxlabel(xlabel, fontsize=10)
     grid[0].set_ylabel(ylabel)
-    legend(grid[-1])
-    return on_card(figure)
-
-
-def moments_of_a_pair(film: Any, moments: Sequence[int]) -> Any:
-    """A₁, A₂ and their difference of one pair (rows) at some steps of its training (columns)."""
-    figure = new_figure(10.4, 5.6)
-    grid = figure.subplots(3, len(moments), sharex=True, sharey=True)
-    names, places = zip(*(word for word, after in pairwise(film.words) if after[1] - word[1] > 1), strict=True)
-    for column, moment in enumerate(moments):
-        at = film.moments.index(moment)
-        first, second, lambda_ = film.first[at], film.second[at], film.lambdas[at]
-        maps = {"A₁": first, "A₂": second, "A₁ − λ A₂": first - lambda_ * second}
-        for axes, (name, weights) in zip(grid[:, column], maps.items(), strict=True):
-            shown = style_axes(axes).imshow(weights, cmap=signed_colours(), norm=signed_range(np.ones(1)))
-            axes.set_xticks(places, labels=names, rotation=90)
-            axes.set_yticks(places, labels=names)
-            axes.tick_params(labelsize=5.5, length=0, pad=1)
-            if column == 0:
-                axes.set_ylabel(name)
-        grid[0, column].set_title(
-            f"step {moment}\nλ = {_signed(lambda_)}, ρ = {_signed(film.correlations[at])}", fontsize=8.5
-        )
-        style_axes(grid[0, column])
-    figure.colorbar(shown, ax=grid, shrink=0.5, aspect=30, label="weight")
+    legend(grid[0], loc="lower right")
     return on_card(figure)
 
 
@@ -1165,113 +1090,8 @@ def article_draw(keys: int, d: int, seed: int = ARTICLE_SEED) -> tuple[Any, Any,
     return query, numbers[1 : keys + 1], numbers[keys + 1 :]
 
 
-FILM = """
-<!doctype html><meta charset="utf-8"><title>Two maps during training</title>
-<style>
-body { font: 14px sans-serif; color: INK; background: CARD; margin: 0; padding: 4px }
-input { width: 40%; vertical-align: middle }
-output { display: inline-block }
-text { fill: INK; font-size: 13px }
-.word { font-size: 9.5px }
-</style>
-<button>play</button> <input type="range" min="0" value="0" aria-label="moment of training"> <output></output>
-<svg width="100%" role="img" aria-label="A1, A2 and their difference at a step of training"></svg>
-<script>
-const FILM = DATA, n = FILM.tokens, svg = document.querySelector("svg"), BESIDE = 52, GAP = 12;
-const range = document.querySelector("input"), button = document.querySelector("button");
-range.max = FILM.moments.length - 1;
-let timer = null;
-const cell = (x, y, side, value) => `<rect x="${x}" y="${y}" width="${side}" height="${side}" ` +
-  `fill="${value < 0 ? "ORANGE" : "BLUE"}" fill-opacity="${Math.min(Math.sqrt(Math.abs(value)), 1).toFixed(3)}"/>`;
-const label = (x, y, word, more) => `<text class="word" x="${x}" y="${y}" ${more}>${word}</text>`;
-function draw() {
-  const i = +range.value, lambda = FILM.lambdas[i], [first, second] = FILM.permille[i].map(m => m.map(x => x / 1000));
-  document.querySelector("output").textContent =
-    `step ${FILM.moments[i]}, λ ${lambda.toFixed(2)}, ρ ${FILM.correlations[i].toFixed(2)}`;
-  const maps = {"A₁": first, "A₂": second, "A₁ − λ A₂": first.map((x, j) => x - lambda * second[j])};
-  const below = innerHeight > innerWidth, beside = below ? 1 : 3;  // a tall frame is that of a narrow page
-  const side = (svg.clientWidth - BESIDE - (beside - 1) * GAP) / beside / n, size = n * side;
-  const drawn = Object.entries(maps).map(([name, map], m) => {
-    const left = BESIDE + (below ? 0 : m * (size + GAP)), top = 22 + (below ? m * (size + 28) : 0);
-    let cells = "", j = 0;
-    for (let t = 0; t < n; t++) for (let s = 0; s <= t; s++, j++) {
-      cells += cell(left + s * side, top + t * side, side, map[j]);
-    }
-    let last = -9;  // the middle of the last word that is written: words do not cover each other
-    if (below || !m) for (const [word, at] of FILM.words) if ((at - last) * side > 8) {
-      last = at;
-      cells += label(BESIDE - 3, top + (at + 0.5) * side + 3, word, 'text-anchor="end"');
-    }
-    return `<text x="${left}" y="${top - 6}">${name}</text>${cells}`;
-  });
-  const end = 22 + size + (below ? 2 * (size + 28) : 0) + 10;
-  const scale = [-1, -0.25, -0.04, 0, 0.04, 0.25, 1].map((value, k) => cell(BESIDE + 42 * k, end, 14, value) +
-    `<rect x="${BESIDE + 42 * k}" y="${end}" width="14" height="14" fill="none" stroke="INK" stroke-width="0.3"/>` +
-    label(BESIDE + 42 * k + 7, end + 25, `${value}`.replace("-", "−"), 'text-anchor="middle"'));
-  svg.innerHTML = drawn.join("") + label(BESIDE - 3, end + 11, "weight", 'text-anchor="end"') + scale.join("");
-  svg.setAttribute("height", end + 30);
-}
-function stop() { clearInterval(timer); timer = null; button.textContent = "play" }
-button.addEventListener("click", () => {
-  if (timer) return stop();
-  if (+range.value == +range.max) range.value = 0;
-  button.textContent = "stop";
-  timer = setInterval(() => { range.value = +range.value + 1; draw(); if (range.value == range.max) stop() }, 700);
-});
-range.addEventListener("input", () => { stop(); draw() });
-addEventListener("resize", draw);
-draw();
-</script>
-"""
-
-
-def _words(tokens: Sequence[str]) -> list[tuple[str, float]]:
-    """The words of a text, each with the place of its middle, counted in tokens."""
-    starts: list[int] = []
-    for i, token in enumerate(tokens):
-        if not starts or not token.isalpha() or not tokens[i - 1].strip().isalpha():
-            starts.append(i)
-    ends = [*starts[1:], len(tokens)]
-    return [("".join(tokens[a:b]).strip(), (a + b - 1) / 2) for a, b in zip(starts, ends, strict=True)]
-
-
-class Film:
-    """Two maps of one pair during its training, from what data/variants.json has; a notebook plays it in a frame.
-
-    Attributes:
-        tokens, moments: of the text, and the steps.
-        words: of the text, each with the place of its middle.
-        first, second: A₁ and A₂ (moments, T, T); lambdas, correlations: of each moment.
-    """
-
-    def __init__(self, example: Mapping[str, Any], moments: Sequence[int]) -> None:
-        self.tokens, self.moments = tuple(example["tokens"]), tuple(moments)
-        self.lambdas, self.correlations = example["lambda"], example["correlation"]
-        self.words = [("start" if word == "<|endoftext|>" else word, at) for word, at in _words(self.tokens)]
-        T, permille = len(self.tokens), np.array(example["permille"])
-        both = np.zeros((*permille.shape[:2], T, T))
-        both[:, :, np.tri(T, dtype=bool)] = permille / 1000
-        self.first, self.second = both[:, 0], both[:, 1]
-        self.maps = SimpleNamespace(tokens=self.tokens, first=self.first, second=self.second, difference=None)
-        data = {"tokens": T, "words": self.words, "moments": self.moments, "permille": example["permille"]}
-        data |= {"lambdas": self.lambdas, "correlations": self.correlations}
-        page = FILM.replace("DATA", json.dumps(data, separators=(",", ":"))).replace("INK", INK).replace("CARD", CARD)
-        self.page = page.replace("ORANGE", ORANGE).replace("BLUE", BLUE)
-
-    def __repr__(self) -> str:
-        return "Film: a notebook shows it"
-
-    def _repr_html_(self) -> str:
-        return (
-            "<style>.film { border: 0; width: 100%; max-width: 760px; height: 330px }"
-            "@media (max-width: 600px) { .film { height: calc(300vw - 120px) } }</style>"
-            '<iframe class="film" title="Two maps during training, to play" sandbox="allow-scripts" '
-            f'srcdoc="{html.escape(self.page)}"></iframe>'
-        )
-
-
 DIAGRAMS = (
-    residual_stream, gradient_flow, pairing, cache, modes, namespaces, haystack,
+    residual_stream, pairing, cache, modes, namespaces, haystack,
 )  # fmt: skip
 
 if __name__ == "__main__":

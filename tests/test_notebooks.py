@@ -24,7 +24,7 @@ LEARNERS, ENGINEERS = (sorted(FOLDER.glob(form)) for form in ("[0-9][0-9]_*.py",
 SOURCES = [*LEARNERS, *ENGINEERS]
 """The chapters and the guides that run."""
 NAMES = [path.stem for path in SOURCES]
-OLD = ("04_three", "06_", "07_", "08_", "09_", "10_", "11_")
+OLD = ("04_three", "06_", "07_", "10_", "11_")
 NEW = [path for path in LEARNERS if not path.stem.startswith(OLD)]
 ALLOWED = {"experiments", "refdiff", "numpy", "array_api_strict", "matplotlib", "tokenizers", "sketches", "tiny"}
 ALLOWED |= sys.stdlib_module_names

@@ -215,7 +215,7 @@ def test_the_menu_is_by_what_a_reader_wants(scripts: dict[str, ModuleType]) -> N
     parts = scripts["pages"].front_page("", names).split(":caption: ")[1:]
     menu = {part.partition("\n")[0]: part.partition("\n\n")[2].partition("\n```")[0].splitlines() for part in parts}
     assert list(menu) == ["Learn", "Use", "Check a kernel", "Contribute", "Look up", "Interface"]
-    assert menu["Learn"][-2:] == ["notebooks/09_attention_noise", "guides/glossary"]
+    assert menu["Learn"][-2:] == ["notebooks/05_training_and_results", "guides/glossary"]
     assert menu["Use"][:3] == ["guides/usage", "guides/transformers", "guides/variants"]
     pages = [page for part in menu.values() for page in part]
     assert len(pages) == len(set(pages))
