@@ -128,7 +128,7 @@ def test_every_link_leads_to_a_page(folder: Path) -> None:
     chapter = (folder / "chapters" / "05_training_and_results.html").read_text(encoding="utf-8")
     assert "assert " not in chapter.split("Exercises")[0]
     assert {Path(link).stem for link in links} >= {
-        "01_sixty_lines", "03_differential_attention", "04_three_wirings", "05_training_and_results", "card"
+        "01_sixty_lines", "03_differential_attention", "guide_pairs_of_heads", "05_training_and_results", "card"
     }  # fmt: skip
 
 

@@ -20,12 +20,10 @@ from refdiff.training import Corpus
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
-LEARNERS, ENGINEERS = (sorted(FOLDER.glob(form)) for form in ("[0-9][0-9]_*.py", "guide_*.py"))
-SOURCES = [*LEARNERS, *ENGINEERS]
+LEARNERS, GUIDES = (sorted(FOLDER.glob(form)) for form in ("[0-9][0-9]_*.py", "guide_*.py"))
+SOURCES = [*LEARNERS, *GUIDES]
 """The chapters and the guides that run."""
 NAMES = [path.stem for path in SOURCES]
-OLD = ("04_three", "06_", "07_", "10_", "11_")
-NEW = [path for path in LEARNERS if not path.stem.startswith(OLD)]
 ALLOWED = {"experiments", "refdiff", "numpy", "array_api_strict", "matplotlib", "tokenizers", "sketches", "tiny"}
 ALLOWED |= sys.stdlib_module_names
 
@@ -91,7 +89,7 @@ def test_imports_are_of_refdiff_numpy_matplotlib_and_python(path: Path) -> None:
     assert not imported - ALLOWED
 
 
-@pytest.mark.parametrize("path", NEW, ids=[path.stem for path in NEW])
+@pytest.mark.parametrize("path", LEARNERS, ids=[path.stem for path in LEARNERS])
 def test_a_chapter_begins_with_its_question_and_ends_with_its_answer(path: Path) -> None:
     text = _text(path)
     assert text.startswith(f"# {path.stem[:2]} · ")
@@ -103,7 +101,7 @@ def test_a_chapter_begins_with_its_question_and_ends_with_its_answer(path: Path)
     assert re.sub(r"(?<=\d)\.(?=\d)", "", answer[1]).count(".") == 1, "one sentence"
 
 
-@pytest.mark.parametrize("path", NEW, ids=[path.stem for path in NEW])
+@pytest.mark.parametrize("path", LEARNERS, ids=[path.stem for path in LEARNERS])
 def test_a_chapter_has_all_its_parts(path: Path) -> None:
     text = _text(path)
     assert "arXiv 2410.05258" in " ".join(text.split())
@@ -116,7 +114,7 @@ def test_a_chapter_has_all_its_parts(path: Path) -> None:
 
 
 def test_the_chapters_have_at_most_9000_words() -> None:
-    assert sum(len(_text(path).split()) for path in NEW) <= 9000
+    assert sum(len(_text(path).split()) for path in LEARNERS) <= 9000
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=NAMES)
@@ -146,7 +144,7 @@ def test_every_exercise_is_asked_and_its_answer_checked() -> None:
     assert checked == set(exercises.names())
 
 
-def test_the_variants_of_chapter_09_have_equal_parameters() -> None:
+def test_the_variants_of_chapter_05_have_equal_parameters() -> None:
     from refdiff import DiffLlamaForCausalLM
 
     config = script("experiments/variants").config

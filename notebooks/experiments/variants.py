@@ -1,4 +1,4 @@
-"""Trains plain attention and both differential variants at equal size on one text, for chapter 09.
+"""Trains plain attention and both differential variants at equal size on one text, for chapter 05.
 
     python notebooks/experiments/variants.py fairy_en.txt runs --jobs 2       # the text: see the bundled model's card
 
@@ -17,7 +17,7 @@ Kept of each run:
     validation       [step, nats per token] on 128 sequences of the validation part, the last one on all of it
     lambda           by moment and layer: λ, in v2 the mean over pairs and queries
     own, others      by moment and layer: correlation of the scores of A₁ and A₂ of one pair, and of different pairs, as
-                     notebook 03 computes it, on eight sequences of the validation part; a plain model's pairs are its
+                     chapter 03 computes it, on eight sequences of the validation part; a plain model's pairs are its
                      heads i and i + H/2, which is how `hf` pairs them
 """
 
@@ -72,7 +72,7 @@ SETTINGS = Settings(
 MOMENTS = (0, 10, 20, 40, 60, 80, 100, 125, 150, 200, 250, 300, 350, 400)
 """Steps after which the maps are looked at."""
 OBSERVED, FIRST_QUERY = 8, 32
-"""Sequences on which they are, and the query from which correlations count, as in notebook 03."""
+"""Sequences on which they are, and the query from which correlations count, as in chapter 03."""
 EXAMPLE, SHOWN = (2e-3, "hf", 0), (1, 0)
 """The run, and its layer and pair, whose maps on this text are kept at every moment."""
 OPENING = "Once upon a time there lived a king who had three sons, and the youngest was"

@@ -4,7 +4,7 @@
     python notebooks/reference/article.py -o FOLDER # writes it into a folder
 
 The page is plain JavaScript in live/. Beside it stand the checkpoints that the page runs, the bundled one and the two
-in small_models/, and what chapter 09 measured, reduced to what the page draws: results.json and training.json. In the
+in small_models/, and what chapter 05 measured, reduced to what the page draws: results.json and training.json. In the
 site the page links to the chapters around it. Alone it brings the text of those chapters, in chapters/.
 """
 
@@ -107,7 +107,7 @@ def chapter(source: Path) -> str:
 
 
 def results(stored: dict[str, Any]) -> dict[str, Any]:
-    """Reduce chapter 09's runs to one number for each measure, length of the rows, kind and seed."""
+    """Reduce chapter 05's runs to one number for each measure, length of the rows, kind and seed."""
     lengths = stored["experiment"]["train_lengths"]
     kinds = {"plain": "none", "v1": "hf", "v2": "v2"}
     runs = sorted(stored["runs"], key=lambda run: int(run["seed"]))
@@ -136,7 +136,7 @@ def results(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def training(stored: dict[str, Any]) -> dict[str, Any]:
-    """Of chapter 09's text models at the common rate: λ and the maps' correlation by kind, seed, moment and layer."""
+    """Of chapter 05's text models at the common rate: λ and the maps' correlation by kind, seed, moment and layer."""
     rate = stored["runs"][0]["rate"]
     kinds: dict[str, dict[str, list[Any]]] = {}
     for run in stored["runs"]:

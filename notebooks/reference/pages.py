@@ -82,11 +82,13 @@ GUIDES = {"guides": "notebooks/reference/guides", "kernels": "refdiff/oracle/gui
 """Folders of the site with guides, and where their files are."""
 MENU = {
     "Use": (
-        "guides/usage", "guides/transformers", "guides/variants", "notebooks/guide_long", "guides/performance",
-        "notebooks/11", "guides/clusters", "guides/cuda",
+        "guides/usage", "guides/transformers", "guides/variants", "notebooks/guide_pairs", "notebooks/guide_long",
+        "notebooks/guide_checkpoint", "guides/performance", "guides/clusters", "guides/cuda",
     ),
-    "Check a kernel": ("guides/kernels", "notebooks/06", "kernels/", "guides/implementations", "guides/real_bugs"),
-    "Contribute": ("notebooks/10", "guides/testing"),
+    "Check a kernel": (
+        "guides/kernels", "notebooks/guide_check_", "kernels/", "guides/implementations", "guides/real_bugs",
+    ),
+    "Contribute": ("notebooks/guide_array", "guides/testing"),
 }  # fmt: skip
 """Parts of the menu, each with the beginnings of its pages' names in order; other notebooks are under Learn."""
 GLOSSARY = "guides/glossary"

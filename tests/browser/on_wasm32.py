@@ -44,7 +44,7 @@ def computed() -> dict[str, Any]:
 
 
 def trained() -> list[float]:
-    """The losses of three steps of chapter 08's training."""
+    """The losses of three steps of chapter 05's training."""
     project = Path("/project" if sys.platform == "emscripten" else ".")
     config = refdiff.DiffLlamaConfig(
         vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,

@@ -1,4 +1,4 @@
-/** What chapter 09 measured: five seeds of each kind, with the interval of their difference, by length of the rows. */
+/** What chapter 05 measured: five seeds of each kind, with the interval of their difference, by length of the rows. */
 
 import { choice, html, percent, responsive, say, slider, svg, text } from "./page.js";
 

@@ -11,12 +11,12 @@
 # ---
 
 # %% [markdown]
-# # 11 · What the hub's checkpoints need
+# # What the hub's checkpoints need
 #
-# *For engineers.* You have a laptop with 6 GB of free memory, which it reads at 50 GB a second. **Can it run
-# `DiffLlama-0.3B-handcut`, on how long a text, and how fast at most?** You can know that before you download anything:
-# dimensions are enough. We count parameters, bytes and seconds, and answer the question at the end. **No checkpoint of
-# the hub is downloaded or run here.**
+# You have a laptop with 6 GB of free memory, which it reads at 50 GB a second. **Can it run `DiffLlama-0.3B-handcut`,
+# on how long a text, and how fast at most?** You can know that before you download anything: dimensions are enough. We
+# count parameters, bytes and seconds, and answer the question at the end. **No checkpoint of the hub is downloaded or
+# run here.**
 #
 # Two appear. The dimensions of `DiffLlama-0.3B-handcut` are those of its `config.json`. Those of `DiffLlama-1B` are
 # **assumed**: its file was not read. TinyLlama's dimensions with a vocabulary of 102,400 give about the number of
@@ -59,9 +59,9 @@ for name, config in configs.items():
     )
 
 # %% [markdown]
-# The paper (Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258), section 2.1) takes $h =
-# d_{model}/2d$ heads, half as many as a Transformer, each with two queries and two keys. So a differential model has
-# the parameters of a plain one, but for the λ vectors. Here is a model like `handcut` without the difference, a
+# The paper (Ye et al. 2024, [arXiv 2410.05258](https://arxiv.org/abs/2410.05258), section 2.1) takes
+# $h = d_{model}/2d$ heads, half as many as a Transformer, each with two queries and two keys. So a differential model
+# has the parameters of a plain one, but for the λ vectors. Here is a model like `handcut` without the difference, a
 # Llama:
 
 # %%
@@ -109,8 +109,9 @@ for name, config in configs.items():
 
 # %% [markdown]
 # `handcut` is stored as float32, so its weights take the 4.943 GB of the first column. The 1B model is stored as
-# bfloat16. With the assumed dimensions it takes 2.777 GB with `--weights stored`, and 5.554 GB without. The rest of the
-# process comes on top. ([Measured](reference/guides/testing.md#full-size), with random weights in these dimensions.)
+# bfloat16. With the assumed dimensions it takes 2.777 GB with `--weights stored`, and 5.554 GB without. The rest of
+# the process comes on top. ([Measured](reference/guides/testing.md#full-size), with random weights in these
+# dimensions.)
 #
 # ## How much time
 #
@@ -216,25 +217,3 @@ assert [round(share["feed-forward"], 2) for share in shares.values()] == [0.65, 
 assert [round(share["attention"], 2) for share in shares.values()] == [0.14, 0.15, 0.31]
 assert [round(tokens, -2) for tokens in room.values()] == [16_100, 53_800]
 assert [round(2 * n * parameters["1B, assumed"] / gigabyte, 3) for n in (1, 2)] == [2.777, 5.554]
-
-# %% [markdown]
-# ## Questions
-#
-# <details>
-# <summary>How much memory do the weights of handcut take in float32?</summary>
-#
-# 4 bytes for each of its 1,235,818,496 parameters: 4.943 GB.
-#
-# </details>
-# <details>
-# <summary>What limits the speed of generation, and by which formula?</summary>
-#
-# Reading memory: a token takes at least (bytes of weights + bytes of keys and values) / (bytes a second).
-#
-# </details>
-# <details>
-# <summary>How many parameters does differential attention add to a Llama of the same size?</summary>
-#
-# Only the λ vectors: four of d numbers in each layer.
-#
-# </details>

@@ -11,12 +11,12 @@
 # ---
 
 # %% [markdown]
-# # 10 · One source for NumPy, CuPy and other array libraries
+# # One source for NumPy, CuPy, and other array libraries
 #
-# *For engineers.* You have a softmax in NumPy, and now your arrays lie in the memory of a GPU. Your tests pass on your
-# own computer, and the first run on the GPU may fail. **How do you write it once for both, and how do you test that
-# without a GPU?** We begin with such a failure. Then we look at what refdiff does instead, and at every place where
-# numbers are copied from one memory to the other.
+# You have a softmax in NumPy, and now your arrays lie in the memory of a GPU. Your tests pass on your own computer, and
+# the first run on the GPU may fail. **How do you write it once for both, and how do you test that without a GPU?** We
+# begin with such a failure. Then we look at what refdiff does instead, and at every place where numbers are copied from
+# one memory to the other.
 #
 # **The CUDA kernels have never run on a GPU**, nor has this notebook. The GPU is played by
 # [array-api-strict](https://data-apis.org/array-api-strict/), a library with a second, pretended device. It refuses
@@ -40,8 +40,8 @@ second = array_api_strict.Device("device1")
 # %% [markdown]
 # ## A softmax that runs in one place only
 #
-# Here is chapter 00's causal softmax, with NumPy's name in each line. We call it with an array of NumPy, and with the
-# same numbers on the second device:
+# Here is the causal softmax of chapter 01, with NumPy's name in each line. We call it with an array of NumPy, and with
+# the same numbers on the second device:
 
 
 # %%
@@ -64,8 +64,8 @@ except RuntimeError as error:
     print(f"on the second device: {type(error).__name__}: {error}")
 
 # %% [markdown]
-# `np.where` wants the numbers in the computer's own memory, and they are not there. (`arrays.from_numpy` copied them to
-# the second device, and `arrays.to_numpy` copies them back.) No test with NumPy's arrays finds this mistake.
+# `np.where` wants the numbers in the computer's own memory, and they are not there. (`arrays.from_numpy` copied them
+# to the second device, and `arrays.to_numpy` copies them back.) No test with NumPy's arrays finds this mistake.
 #
 # On CuPy two of the four lines would be wrong (we did not run it). `np.tri` makes an array in the computer's memory,
 # and `np.where` would get one array from each memory: CuPy answers with a `TypeError`. The other two lines would run.
@@ -75,8 +75,8 @@ except RuntimeError as error:
 # ## Whose array is this?
 #
 # refdiff's *layers*, here the functions of `refdiff.layers`, one for each equation, name no array library. They ask an
-# array for its *namespace*, the module with the functions for it: `numpy`, `cupy` or `array_api_strict`. One function
-# asks.
+# array for its *namespace*, the module with the functions for it: `numpy`, `cupy` or `array_api_strict`. One
+# function asks.
 
 # %%
 sketches.namespaces()
@@ -199,8 +199,8 @@ sketches.copies(weights, 3 * number, number, cache, row)
 #
 # ## Exercise
 #
-# You write `1 / np.sqrt(x)` in a layer, where x is an array that came in. What happens on NumPy, and what on the second
-# device? Which line would be right?
+# You write `1 / np.sqrt(x)` in a layer, where x is an array that came in. What happens on NumPy, and what on the
+# second device? Which line would be right?
 #
 # <details>
 # <summary>Answer</summary>
@@ -234,27 +234,3 @@ for name in texts:
     assert np.allclose(logits[name], logits["NumPy, layers"], rtol=0, atol=1e-10), name
     assert np.array_equal(texts[name], texts["NumPy, layers"]), name
 assert views == {"16-bit file": False, "float32 file": True}
-
-# %% [markdown]
-# ## Questions
-#
-# <details>
-# <summary>How does a layer know whether to use NumPy or CuPy?</summary>
-#
-# It asks its arguments for their namespace (arrays.namespace) and calls that namespace's functions.
-#
-# </details>
-# <details>
-# <summary>What does a run on array-api-strict show, and what not?</summary>
-#
-# That no line leaves the array-API standard, names NumPy or moves numbers between devices unasked. Not how another
-# library rounds, and not that a GPU's kernels are right: it computes with NumPy underneath.
-#
-# </details>
-# <details>
-# <summary>Which numbers cross between host and GPU when text is generated, and how often?</summary>
-#
-# The weights go to the GPU once. At each step, the last token's id goes there, with its position and the length, and
-# the chosen id comes back. Keys, values and logits stay. Logits come back only where the host must see them.
-#
-# </details>

@@ -11,17 +11,13 @@
 # ---
 
 # %% [markdown]
-# # 04 · Which two heads are a pair?
+# # Which two heads are a pair?
 #
-# Equation 1 subtracts one head's map from another's. It does not say *which* two heads. The authors' code, Hugging
-# Face's DiffLlama and the authors' second version answer differently, and a checkpoint does not say for which answer it
-# was trained. **What happens if you read it with the wrong one?**
-#
-# You run the bundled model both ways, turn one way into the other, and find a published file that computes something
-# else. Allow 20 minutes; you need chapter 03.
-#
-# This chapter is for the day on which you load a checkpoint and its text is nonsense. Until then you may continue with
-# chapter 08. Chapter 09 needs the section *The second version* only.
+# Equation 1 subtracts one head's map from another's. It does not say *which* two heads. The authors' code and Hugging
+# Face's DiffLlama answer differently, and a checkpoint does not say for which answer it was trained. This guide reads
+# the bundled model both ways, turns one way into the other, and finds a published file that computes something else. It
+# is for the day on which you load a checkpoint and its text is nonsense. The
+# [guide on variants](reference/guides/variants.md) lists all conversions.
 
 # %%
 # %matplotlib inline
@@ -37,7 +33,7 @@ from refdiff import bundled, layers
 # %% [markdown]
 # ## The picture
 #
-# Eight query heads share four key heads: *grouped queries*, which save memory (chapter 05). A pair has two queries. In
+# Eight query heads share four key heads: *grouped queries*, which save memory (chapter 04). A pair has two queries. In
 # the paper and at Hugging Face each of the two has a key of its own; in V2 both read one key.
 
 # %%
@@ -86,11 +82,12 @@ for K in (8, 4, 2):
 # %% [markdown]
 # ## Experiment: read a checkpoint the wrong way
 #
-# The bundled model is in Hugging Face's layout. `refdiff.convert` rewrites it for the paper's code in three steps. Each
-# step changes an order. The first reorders the heads in $W_Q$ and $W_K$, the second the heads in $W_V$. The third
-# reorders the numbers inside each query and key head, because the paper's RoPE rotates neighbors (chapter 02).
+# The bundled model is in Hugging Face's layout. `refdiff.convert` rewrites it for the paper's code in three steps.
+# Each step changes an order. The first reorders the heads in $W_Q$ and $W_K$, the second the heads in $W_V$. The
+# third reorders the numbers inside each query and key head, because the paper's RoPE rotates neighbors (in
+# [chapter 02](02_where_words_meet.ipynb), halves rotate together).
 #
-# We do this by hand, to the weights of chapter 00. Our program pairs halves, so we need two orders:
+# We do this by hand, to the weights of chapter 01. Our program pairs halves, so we need two orders:
 #
 # - `interleaved` *converts* weights for the paper's code: the two halves become neighbors.
 # - `evens_first` lets our program *read* weights as the paper's code does: neighbors become the two halves.
@@ -103,8 +100,8 @@ for K in (8, 4, 2):
 # | converted: 0 3 1 4 2 5 | neighbors | (0, 3) (1, 4) (2, 5) | the same |
 # | stored: 0 1 2 3 4 5 | neighbors | (0, 1) (2, 3) (4, 5) | wrong |
 #
-# (That refdiff's own converter agrees with ours is checked at the end. [Its
-# guide](reference/guides/variants.md) says which conversions are exact.)
+# (That refdiff's own converter agrees with ours is checked at the end. [Its guide](reference/guides/variants.md) says
+# which conversions are exact.)
 #
 # Now we leave out one step of the conversion. The shapes still fit, so no check of shapes fails. What does it cost in
 # loss, on an unseen text?
@@ -173,36 +170,7 @@ reordered = layers.diff_heads_hf(*evens_then_odds, v, np.asarray(lambda_), lambd
 print("paper = Hugging Face on reordered heads:", np.allclose(by_paper, reordered, rtol=0, atol=1e-13))
 
 # %% [markdown]
-# ## The second version
-#
-# Differential Transformer V2 ([Ye et al. 2026](https://huggingface.co/blog/microsoft/diff-attn-v2)) differs in three
-# things:
-#
-# - both queries of a pair read one key and one value;
-# - λ is no longer a number of the layer: each token and pair has its own, $\lambda = \sigma(x W_\lambda)$ with the
-#   sigmoid $\sigma(z) = 1/(1 + e^{-z})$, between 0 and 1;
-# - no norm follows.
-#
-# So V2 is plain attention with twice the heads, subtracted in pairs:
-
-# %%
-key, value = rng.standard_normal((2, B, 2, T, d))
-token_lambda = layers.diff_lambda_v2(rng.standard_normal((B, T, 5)), rng.standard_normal((H // 2, 5)))
-v2 = layers.diff_heads_v2(q, key, value, token_lambda)
-plain = layers.plain_heads(q, key, value).reshape(B, T, H, d)
-subtracted = plain[:, :, 0::2] - token_lambda[..., 0].swapaxes(1, 2)[..., None] * plain[:, :, 1::2]
-print(f"λ of V2: {token_lambda.size} numbers, from {token_lambda.min():.2f} to {token_lambda.max():.2f}")
-print("V2 is plain attention, subtracted in pairs:", np.allclose(v2, subtracted.reshape(B, T, -1)))
-
-# %% [markdown]
-# ## What we learned
-#
-# - The equation leaves the pairing open. The paper's code and V2 pair neighbors, Hugging Face pairs halves.
-# - Reading a checkpoint with the wrong pairing gives no error, only a much worse model. Reordering rows turns one
-#   variant into the other exactly.
-# - V2 has one key for both maps, λ for each token and no norm.
-# - Code that repeats keys before it pairs them computes something else (next section). With as many keys as queries,
-#   both agree.
+# ## In one table
 #
 # With $n = H/K$ queries to a key, and heads counted from 0:
 #
@@ -240,12 +208,12 @@ print(f"largest difference of the outputs: {apart:.2f} of the largest output")
 
 # %% [markdown]
 # In the right column both maps of a pair read the *same* key, as in V2. It is still a subtraction, and a model trained
-# so may do well. But it is another function: weights trained with one file give wrong results in the other, without an
-# error. With as many keys as queries nothing is repeated and all three files agree, so a test of that case finds
-# nothing.
+# this way may do well. But it is another function: weights trained with one file give wrong results in the other,
+# without an error. With as many keys as queries nothing is repeated and all three files agree, so a test of that case
+# finds nothing.
 #
 # <details>
-# <summary>What is checked of this chapter</summary>
+# <summary>What is checked of this guide</summary>
 #
 # ```python
 # stored, right, *wrong = rows.values()
@@ -269,8 +237,7 @@ print(f"largest difference of the outputs: {apart:.2f} of the largest output")
 # %% [markdown]
 # ## Exercises
 #
-# `exercises.signature("eq3")` prints the shapes. Answers are checked by refdiff's oracle, which knows many mistakes by
-# name. Here it gets a wrong pairing:
+# `exercises.signature("eq3_paper")` prints the shapes. Here refdiff gets a wrong pairing:
 
 # %%
 from refdiff import exercises
@@ -278,83 +245,29 @@ from refdiff import exercises
 exercises.check("eq3", lambda *args: multi_head(neighbors, *args))
 
 # %% [markdown]
-# **1.** `"value_pairs"`: lay Hugging Face's values $v_j$ and $v_{j+K/2}$ side by side.
+# **1.** `"value_pairs"`: put Hugging Face's values $v_j$ and $v_{j+K/2}$ side by side.
 #
 # **2.** `"paper_to_hf"`: put the heads of the paper's order into Hugging Face's.
 #
-# **3.** `"plain_heads"`: plain attention, several queries to a key.
+# **3.** `"eq3_paper"`: eq. 3 without $W^O$, where neighbors are pairs.
 #
-# **4.** `"eq3"` (halves) and **5.** `"eq3_paper"` (neighbors): eq. 3 without $W^O$.
-#
-# **6.** `"lambda_v2"` and **7.** `"v2"`.
-#
-# **8.** A checkpoint was trained with the file that repeats first, H = 8 and K = 4. Can `multi_head(neighbors, …)`
+# **4.** A checkpoint was trained with the file that repeats first, H = 8 and K = 4. Can `multi_head(neighbors, …)`
 # compute the same with *other* weights for K, without repeating at run time?
 #
 # <details>
 # <summary>Answers</summary>
 #
 # ```python
-# def causal(q, k):
-#     T, S = q.shape[-2], k.shape[-2]
-#     scores = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
-#     return tiny.softmax(np.where(np.tri(T, S, S - T, dtype=bool), scores, -np.inf))
-#
-#
-# def side_by_side(out):
-#     return out.swapaxes(1, 2).reshape(out.shape[0], out.shape[2], -1)
-#
-#
-# def my_plain_heads(q, k, v):
-#     k, v = (np.repeat(x, q.shape[1] // x.shape[1], axis=1) for x in (k, v))
-#     return side_by_side(causal(q, k) @ v)
-#
-#
-# def my_v2(q, k, v, lambda_):
-#     k, v = (np.repeat(x, q.shape[1] // 2 // x.shape[1], axis=1) for x in (k, v))
-#     return side_by_side((causal(q[:, 0::2], k) - lambda_ * causal(q[:, 1::2], k)) @ v)
-#
-#
 # assert exercises.check("value_pairs", lambda v: np.concatenate(np.split(v, 2, axis=1), axis=-1))
 # assert exercises.check("paper_to_hf", lambda x: np.concatenate([x[:, 0::2], x[:, 1::2]], axis=1))
-# assert exercises.check("plain_heads", my_plain_heads)
 # assert exercises.check("eq3", lambda *args: multi_head(halves, *args))
 # assert exercises.check("eq3_paper", lambda *args: multi_head(neighbors, *args))
-# assert exercises.check("lambda_v2", lambda x, w: 1 / (1 + np.exp(-(x @ w.T))).swapaxes(1, 2)[..., None])
-# assert exercises.check("v2", my_v2)
 # k_8, v_4 = np.repeat(k, 2, axis=1), np.repeat(v, 2, axis=1)
 # assert np.array_equal(multi_head(neighbors, q, k_8, v_4, lambda_, lambda_init, eps), repeat_first)
 # ```
 #
-# 8: No. Pair 0 would need k0 twice and pair 1 would need k1 twice, but `multi_head(neighbors, …)` lets both read
-# (k0, k1). So four keys are not enough. Repeat the rows of $W_K$ and $W_V$ once and for all, as the last lines above
-# do, and it works with K = 8. That is as many keys as queries, and the memory that grouped queries were to save is
-# spent.
+# 4: No. Pair 0 would need k0 twice and pair 1 would need k1 twice, but `multi_head(neighbors, …)` lets both read (k0,
+# k1). So four keys are not enough. Repeat the rows of $W_K$ and $W_V$ once and for all, as the last lines above do,
+# and it works with K = 8. That is as many keys as queries, and the memory that grouped queries were to save is spent.
 #
 # </details>
-#
-# ## Questions
-#
-# <details>
-# <summary>How does one turn heads of the paper's variant into those of Hugging Face's?</summary>
-#
-# Put the even heads first, then the odd ones, for queries, keys and values. For whole checkpoints also reorder the
-# numbers inside each query and key head, because of RoPE. The norm's weight goes into $W^O$, and $W_V$ is rescaled
-# where ε differs.
-#
-# </details>
-# <details>
-# <summary>What does multihead_diffattn.py do differently, and when does it not matter?</summary>
-#
-# It repeats the key heads before it pairs them, so both maps of a pair often read the same key. With as many keys as
-# queries nothing is repeated, and it agrees with the other files.
-#
-# </details>
-# <details>
-# <summary>What is λ in V2?</summary>
-#
-# The sigmoid of a linear map of the token: a number between 0 and 1 for each token and pair.
-#
-# </details>
-#
-# Next: [05 · How does a model write, and why so fast?](04_writing.ipynb)
