@@ -99,7 +99,7 @@ sketches.embedded(tokens, ids, x, plain_config["vocab_size"])
 # $$X' = \mathrm{SwiGLU}(\mathrm{LN}(Y)) + Y \tag{eq. 5}$$
 
 # %%
-sketches.residual_stream()
+sketches.residual_stream(plain_config["num_hidden_layers"])
 
 # %% [markdown]
 # Three small functions work on one row at a time. Softmax turns scores into positive weights that sum to 1. RMSNorm (LN

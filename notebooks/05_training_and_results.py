@@ -32,40 +32,16 @@ from pathlib import Path
 import numpy as np
 import sketches
 import tiny
-from experiments import retrieval, retrieval_table
+from experiments import results, retrieval, retrieval_table
 
 import refdiff
 from refdiff.backends import overlay
 from refdiff.training import Corpus, Settings, Trainer
 
-mean_and_interval = retrieval_table.mean_and_interval
-stored = json.loads(Path("data/retrieval.json").read_text(encoding="utf-8"))
-text = json.loads(Path("data/variants.json").read_text(encoding="utf-8"))
-KINDS = {"plain": "none", "v1": "hf", "v2": "v2"}
-runs = {kind: [run for run in stored["runs"] if run["wiring"] == wiring] for kind, wiring in KINDS.items()}
-every = max(stored["experiment"]["steps"] // 100, 1)  # of the losses that are kept
-
-
-def learned_at(run):
-    """The step at which the loss on the look-up first falls below 0.2."""
-    below = np.flatnonzero(np.array(run["losses"]) < 0.2)
-    return int(below[0]) * every if len(below) else None
-
-
-trained = {"plain": ("none", 6e-3), "v1": ("hf", 6e-3), "v2": ("v2", 6e-3), "v1, slow": ("hf", 2e-3)}
-trained |= {"v1, no norm": ("hf-no-norm", 6e-3), "v1, Muon": ("hf-muon", 6e-3), "plain, Muon": ("none-muon", 6e-3)}
-of = {
-    name: sorted((r for r in text["runs"] if (r["kind"], r["rate"]) == which), key=lambda r: r["seed"])
-    for name, which in trained.items()
-}
-steps = [step for step, _ in of["plain"][0]["validation"]]
-loss = {name: np.array([[x for _, x in r["validation"]] for r in of[name]]) for name in of}  # (seeds, steps)
-summary = {"look-up learned at step ←": {kind: [learned_at(run) for run in mine] for kind, mine in runs.items()}}
-for n in ("64", "256"):
-    summary[f"values found, {n} tokens →"] = {k: [r["measured"][n]["accuracy"] for r in v] for k, v in runs.items()}
-summary["attention to noise, 64 tokens ←"] = {k: [r["measured"]["64"]["noise"] for r in v] for k, v in runs.items()}
-summary["loss on text, AdamW ←"] = {kind: list(loss[kind][:, -1]) for kind in KINDS}
-summary["loss on text, Muon ←"] = {kind: list(loss[f"{kind}, Muon"][:, -1]) for kind in ("plain", "v1")}
+# %%
+stored, text = results.load()
+runs, of = results.retrieval_runs(stored), results.text_runs(text)
+summary = results.summary(runs, of)
 for name, by_kind in summary.items():
     print(f"{name:32}", "   ".join(f"{kind} {np.mean(values):.3g}" for kind, values in by_kind.items()))
 sketches.summary(summary)
@@ -206,16 +182,19 @@ sketches.haystack()
 # Training starts with short sequences:
 
 # %%
-begin = stored["experiment"]["begin"] // every
+every = max(stored["experiment"]["steps"] // 100, 1)  # of the losses that are kept
+limit = stored["experiment"]["begin"]
 for kind, mine in runs.items():
-    learned = [learned_at(run) for run in mine]
+    learned = [run["learned_at"] for run in mine]
     print(f"{kind:10} parameters {mine[0]['parameters']:,}   look-up learned at step {learned}")
-controls = {}
-for kind in ("v1", "v2"):
-    mine = [run for run in stored["controls"] if run["wiring"] == KINDS[kind]]
-    controls[kind] = [learned_at(run) for run in mine]
-    limit = stored["experiment"]["begin"]
-    print(f"{kind}, λ = 0   look-up learned at step {controls[kind]} (None: not within {limit:,})")
+controls = {
+    kind: [run["learned_at"] for run in mine]
+    for kind, mine in results.retrieval_runs(stored, "controls").items()
+    if mine
+}
+for kind, learned in controls.items():
+    print(f"{kind}, λ = 0   look-up learned at step {learned} (None: not within {limit:,})")
+begin = limit // every
 start = {kind: [run["losses"][:begin] for run in mine] for kind, mine in runs.items()}
 sketches.runs(np.arange(begin) * every, start, "step", "loss on sequences of 8 tokens", ylim=(0, 0.6))
 
@@ -239,7 +218,7 @@ def minus_plain(what, kind):
     found = {}
     for n in lengths:
         ours, plain = ([run["measured"][n][what] for run in runs[k]] for k in (kind, "plain"))
-        found[n] = mean_and_interval(np.subtract(ours, plain))
+        found[n] = retrieval_table.mean_and_interval(np.subtract(ours, plain))
     shown = (f"{100 * mean:+.0f} ± {100 * half:.0f}{'*' if abs(mean) > half else ''}" for mean, half in found.values())
     print(f"{what:8} {kind} − plain ", *(f"{x:>11}" for x in shown))
     return found
@@ -281,6 +260,9 @@ sketches.dots(dots, f"share of attention, last layer, {longest} tokens")
 # the plain model. (`python notebooks/experiments/variants.py fairy_en.txt runs` repeats the runs.)
 
 # %%
+mean_and_interval = retrieval_table.mean_and_interval
+steps = [step for step, _ in of["plain"][0]["validation"]]
+loss = {name: np.array([[x for _, x in r["validation"]] for r in of[name]]) for name in of}  # (seeds, steps)
 for name in of:
     mean, half = mean_and_interval(list(loss[name][:, -1]))
     print(f"{name:11} rate {of[name][0]['rate']}   {len(of[name])} seeds   loss {mean:.2f} ± {half:.2f} nats per token")
@@ -329,16 +311,16 @@ for name, by_seed in counted.items():
 # %%
 moments = text["moments"]
 means, halves = {}, {}
-for name in KINDS:
+for name in results.KINDS:
     table = np.array([r["own"] for r in of[name]])  # (seeds, moments, layers)
     by_moment = [[mean_and_interval(list(values)) for values in at.T] for at in table.swapaxes(0, 1)]
     means[name], halves[name] = np.moveaxis(np.array(by_moment), -1, 0)
 for step in (0, 100, moments[-1]):
     at = moments.index(step)
-    print(f"step {step:3}: mean ρ by layer", "   ".join(f"{name} {means[name][at].round(2)}" for name in KINDS))
-print("lowest mean ρ:", "   ".join(f"{name} {means[name].min():.2f}" for name in KINDS))
+    print(f"step {step:3}: mean ρ by layer", "   ".join(f"{name} {means[name][at].round(2)}" for name in results.KINDS))
+print("lowest mean ρ:", "   ".join(f"{name} {means[name].min():.2f}" for name in results.KINDS))
 at = [moments.index(step) for step in (0, 40, 100, 400)]
-sketches.by_layer(range(len(moments)), means, halves, "step", "ρ", list(KINDS), xticks=at,
+sketches.by_layer(range(len(moments)), means, halves, "step", "ρ", list(results.KINDS), xticks=at,
                   xticklabels=[moments[i] for i in at], ylim=(-1, 1))  # fmt: skip
 
 # %% [markdown]

@@ -48,6 +48,8 @@ DRAWS = re.compile(r"(sketches|viz)\.")
 """What a drawing expression begins with."""
 INK, DARK_INK = "#333333", "#cfd3d7"
 """What figures are drawn in, and what takes its place on a dark page."""
+FITS = 420
+"""Points of width up to which a figure is legible on a narrow page."""
 WORDS = 30
 """Words of a picture that its description names."""
 
@@ -149,10 +151,12 @@ def write_drawings(text: str, folder: Path, stem: str) -> None:
 def figure_html(output: dict[str, Any], place: str, alt: str) -> str:
     """The HTML of a figure: for each theme a picture, which chooses by the width of the page."""
     svg, pictures = output["metadata"]["svg"], []
+    points = re.search(r'<svg [^>]*\bwidth="([\d.]+)pt"', svg["wide"])
+    keeps = "narrow" not in svg and points is not None and float(points[1]) > FITS
     for theme in ("light", "dark"):
         narrow = f'<source media="(max-width: 46em)" srcset="{place}-narrow-{theme}.svg">' if "narrow" in svg else ""
-        kind = f"drawn {'' if narrow else 'one-width '}only-{theme}"
-        image = f'<img class="{kind}" src="{place}-wide-{theme}.svg" alt="{html.escape(alt)}">'
+        kind = "one-width " if keeps else ""
+        image = f'<img class="{kind}only-{theme}" src="{place}-wide-{theme}.svg" alt="{html.escape(alt)}">'
         pictures.append(f"<picture>{narrow}{image}</picture>")
     return f"<p>{''.join(pictures)}</p>"
 
