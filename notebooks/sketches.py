@@ -10,6 +10,7 @@ narrow one.
 from __future__ import annotations
 
 import functools
+import io
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -65,10 +66,14 @@ class Picture:
     def __repr__(self) -> str:
         return "<Picture>"
 
-    def _repr_png_(self) -> Any:
-        from IPython.core.pylabtools import print_figure
+    def savefig(self, file: Any, **options: Any) -> None:
+        """Write the wide figure."""
+        self.variants["wide"].savefig(file, **options)
 
-        return print_figure(self.variants["wide"], fmt="png")
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png", bbox_inches="tight")
+        return file.getvalue()
 
 
 def for_two_widths(draw: Callable[..., Any]) -> Callable[..., Picture]:

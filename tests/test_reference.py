@@ -221,6 +221,30 @@ def test_the_menu_is_by_what_a_reader_wants(scripts: dict[str, ModuleType]) -> N
     assert len(pages) == len(set(pages))
 
 
+@pytest.mark.parametrize(("points", "narrow", "keeps"), [(600, False, True), (380, False, False), (600, True, False)])
+def test_a_figure_follows_the_theme_and_the_width(
+    scripts: dict[str, ModuleType], tmp_path: Path, points: int, narrow: bool, keeps: bool
+) -> None:
+    build = scripts["build"]
+    svg = {"wide": f'<svg width="{points}.5pt"><path stroke="#333333"/></svg>'} | (
+        {"narrow": "<svg/>"} if narrow else {}
+    )
+    output = {"output_type": "display_data", "data": {"image/png": "made"}, "metadata": {"svg": svg}}
+    text = json.dumps({"cells": [{"cell_type": "code", "source": "x = 1", "metadata": {}, "outputs": [output]}]})
+    build.write_drawings(text, tmp_path, "01_made")
+    drawn = {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
+    assert len(drawn) == 4 if narrow else 2
+    assert "#333333" in drawn["01_made-0-0-wide-light.svg"]
+    assert "#333333" not in drawn["01_made-0-0-wide-dark.svg"]
+    made = json.loads(build.prepare(text, "notebooks/01_made.ipynb", ROOT / "notebooks" / "01_made.ipynb", {}))
+    shown = made["cells"][0]["outputs"][0]["data"]
+    assert list(shown) == ["text/html"]
+    for theme in ("light", "dark"):
+        assert f'only-{theme}" src="../drawn/01_made-0-0-wide-{theme}.svg"' in shown["text/html"]
+        assert (f'srcset="../drawn/01_made-0-0-narrow-{theme}.svg"' in shown["text/html"]) == narrow
+    assert ("one-width" in shown["text/html"]) == keeps
+
+
 def test_links_of_a_notebook_lead_to_pages_of_the_site(scripts: dict[str, ModuleType]) -> None:
     text = "[a](reference/guides/performance.md#targets), [b](04_writing.ipynb), [c](tiny.py), [d](data/tales.txt)"
     cell = {"cell_type": "markdown", "source": [text + "\n", "```\n", "[a](tiny.py)\n", "```\n"]}

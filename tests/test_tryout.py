@@ -127,5 +127,6 @@ def test_the_page_has_every_cell_and_python_all_that_it_imports(tmp_path: Path) 
     assert {"puzzles.py", "cells.py", "refdiff/bundled/model.safetensors", "array_api_compat/__init__.py"} <= names
     assert not [name for name in names if "__pycache__" in name]
     with zipfile.ZipFile(tmp_path / "notebooks.zip") as archive:
-        read = {"data/tales.txt", "data/licence/train.bin", "sketches.py", "tiny.py"}
+        read = {"data/tales.txt", "data/licence/train.bin", "sketches.py", "tiny.py", "experiments/results.py"}
+        read.add("reference/small_models/plain/model.safetensors")
         assert {f"notebooks/{name}" for name in read} <= set(archive.namelist())

@@ -56,7 +56,9 @@ def write(folder: Path) -> None:
         for path in sorted((SOURCE / "modules").glob("*.py")):
             archive.write(path, path.name)
     with zipfile.ZipFile(folder / "notebooks.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for path in sorted([*HERE.parent.glob("[a-z]*.py"), *(HERE.parent / "data").rglob("*")]):
+        scripts = [path for path in HERE.parent.glob("[a-z]*.py") if not path.name.startswith("guide_")]
+        folders = (HERE.parent / "data", HERE.parent / "experiments", HERE / "small_models" / "plain")
+        for path in sorted([*scripts, *(path for folder in folders for path in folder.rglob("*.*"))]):
             archive.write(path, path.relative_to(HERE.parents[1]))
 
 

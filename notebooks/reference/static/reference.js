@@ -78,10 +78,9 @@ window.addEventListener("resize", arrange);
 document.addEventListener("toggle", arrange, true); // what was folded has no size
 
 // Notebooks run in the page: Python comes when it is asked for. Browsers load no modules from a disk.
-const CHAPTER = /notebooks\/(\d\d)_[^/]*$/;
-const LONG = { "00": "1 minute", "02": "3½ minutes, most of them in one cell", "03": "2 minutes", "08": "3 minutes" };
-const NOT_THERE = { 10: "This chapter does not run in a browser: it needs array-api-strict, as a second array library." };
-const FROM_DISK = "This chapter also runs in your browser, but not from a disk: serve the whole site’s folder with “python -m http.server”.";
+const CHAPTER = /notebooks\/((?:\d\d|guide)_\w*)[^/]*$/;
+const NOT_THERE = { guide_array_libraries: "This guide does not run in a browser: it needs array-api-strict, as a second array library." };
+const FROM_DISK = "This page also runs in your browser, but not from a disk: serve the whole site’s folder with “python -m http.server”.";
 function offerToRun() {
   const [, chapter] = CHAPTER.exec(location.pathname) ?? [];
   if (!chapter) return;
@@ -95,8 +94,8 @@ function offerToRun() {
   }
   const button = document.createElement("button");
   button.type = "button";
-  button.textContent = "Run this chapter in your browser";
+  button.textContent = "Run this page in your browser";
   button.addEventListener("click", async () => (await import("../try/chapter.js")).runChapter(bar));
-  bar.append(button, chapter in LONG ? ` All its cells took about ${LONG[chapter]}, on one core of an AMD EPYC.` : "");
+  bar.append(button);
 }
 document.addEventListener("DOMContentLoaded", offerToRun);
