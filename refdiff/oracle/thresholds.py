@@ -87,6 +87,7 @@ class LostTokenLimits:
         for 512 queries.
     tie: the simpler set is named up to this ratio of its error to the smallest. In 28 outputs and gradients of kernels
         that lose tokens, the right set left at most 0.8 E_r, and every other one that changes them 2.5 or more.
+    alternatives: so many sets between which the sampled rows do not decide are compared in all rows.
     """
 
     rows: int = 8
@@ -97,6 +98,7 @@ class LostTokenLimits:
     short: int = 128
     short_range: int = 16
     tie: float = 1.5
+    alternatives: int = 4
 
 
 @dataclass(frozen=True)
@@ -293,6 +295,7 @@ class Thresholds:
         polished: the most numbers that are refined, those that explain most.
         own_residual: a finding leaves at most this much of its own budget: the right ones of 315 left at most 0.79.
         far_ratio: once a finding fits, those that leave so many times more by the quick score are not judged.
+        rounding_size: coarser recipes are tried only if the errors of most wrong rows are below this share of the rows.
         rounding_share, alike_rows: an error looks like rounding if it is at least this share of a coarser recipe's E_r
             in the median row, and if the errors of neighboring rows have no larger correlation.
 
@@ -363,6 +366,7 @@ class Thresholds:
     polished: int = 5
     own_residual: float = 1.5
     far_ratio: float = 4.0
+    rounding_size: float = 0.5
     rounding_share: float = 0.1
     alike_rows: float = 0.3
     correct_residual: float = 1.0

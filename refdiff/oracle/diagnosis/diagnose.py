@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from refdiff.oracle.budget.budget import Budget, budget
-from refdiff.oracle.budget.statistics import root_mean_square
+from refdiff.oracle.budget.statistics import root_mean_square, safe_ratio
 from refdiff.oracle.cases.values import round_to_storage
 from refdiff.oracle.diagnosis.evidence import Case
 from refdiff.oracle.diagnosis.hypotheses import Hypothesis, hypotheses, wrong_derivatives
@@ -175,7 +175,7 @@ def _diagnose_output(
         return Ranking(NONE_FITS, notes=(BITS_NOTE,))
     local = all(p.local or not c.wrong for p, c in zip(places, cases, strict=True))
     finite = not any(p.not_finite for p in places)
-    rounding = find_coarser_recipe(cases, local=local) if finite else None
+    rounding = find_coarser_recipe(cases, local=local) if finite and all(map(is_small, cases)) else None
     shown, told = _pick_shown(found, finite=finite)
     notes = filter(None, (rounding, NEARLY_RIGHT if found.nearly_right else told))
     return Ranking(NONE_FITS, shown, notes=tuple(notes), where=where)
@@ -346,6 +346,13 @@ def _join_places(lines: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
     if len(set(lines)) == 1:
         return lines[0]
     return tuple(f"output {n}: {line}" for n, one in enumerate(lines) for line in one)
+
+
+def is_small(case: Case) -> bool:
+    """Whether the errors of most wrong rows are small beside these rows, as rounding errors are."""
+    off, size = (root_mean_square(x) for x in (case.actual["out"] - case.expected["out"], case.expected["out"]))
+    wrong = case.wrong_rows
+    return not wrong.any() or float(np.median(safe_ratio(off[wrong], size[wrong]))) < THRESHOLDS.rounding_size
 
 
 def find_coarser_recipe(cases: Sequence[Case], *, local: bool = False) -> str | None:

@@ -61,6 +61,7 @@ class Search:
         self.rights = rights if len(rights) == len(self.cases) else None
         self.single: list[Scored] = []
         self.is_sampled = any(c.coarse is not None for c in self.cases)
+        self.before = self.score((), coarse=True).score.residual
         self.nearly_right = self.rights is not None and all(r.fits for r in self.rights)
 
     def score(self, edits: Edits, *, coarse: bool = False) -> Scored:
@@ -94,8 +95,8 @@ class Search:
                     base = [c.tensors(first, rows) for c, rows in self._rows(True)]
                 found += self._fit_factor(first, h, base)
                 continue
-            sparse = bool(first) or self.is_sampled
-            grid = [0.0] if h.grid is None else h.grid[:: 2 if sparse else 1].tolist()
+            every = 4 if first and self.is_sampled else 2 if first or self.is_sampled else 1
+            grid = [0.0] if h.grid is None else h.grid[::every].tolist()
             scored = [self.score(self._ordered((*first, (h, value))), coarse=True) for value in grid]
             found.append(min(scored, key=lambda s: (s.score.residual, -s.score.share)))
         return found
@@ -138,19 +139,21 @@ class Search:
                 if h.is_whole:
                     best = refine_whole(lambda x: at(x, True), h, value)
                 else:
-                    low, high = max(value - 2 * step, h.grid[0]), min(value + 2 * step, h.grid[-1])
                     sampled = self.is_sampled
-                    x = minimize(lambda x: at(x, True).score.residual, low, high, 16 if sampled else 40)
+                    near = 4 * step if sampled and len(found.edits) > 1 else 2 * step
+                    low, high = max(value - near, h.grid[0]), min(value + near, h.grid[-1])
+                    x = minimize(lambda x: at(x, True).score.residual, low, high, 12 if sampled else 40)
                     if sampled:
-                        low, high = max(x - step / 50, h.grid[0]), min(x + step / 50, h.grid[-1])
-                        x = minimize(lambda x: at(x, False).score.residual, low, high, 20)
+                        low, high = max(x - step / 8, h.grid[0]), min(x + step / 8, h.grid[-1])
+                        x = minimize(lambda x: at(x, False).score.residual, low, high, 14)
                     best = at(x, False)
                 found = min(found, best, key=lambda s: s.score.residual)
         return found
 
     def confirm(self, found: Iterable[Scored]) -> list[Finding]:
         """Return the findings that fit by a budget of their own, better than the truth and than each other."""
-        near = sorted((s for s in found if not s.at_edge), key=lambda s: (s.score.residual, s.cost))
+        found = [s for s in found if not s.at_edge and s.score.residual < self.before]
+        near = sorted(found, key=lambda s: (s.score.residual, s.cost))
         about = THRESHOLDS.better_ratio * max(near[0].score.residual, 0.5) if near else 0.0
         near.sort(
             key=lambda s: (s.cost, s.score.residual) if s.score.residual <= about else (math.inf, s.score.residual)
@@ -276,19 +279,28 @@ class Search:
             single += numbers
             single += [self.polish(s) for s in explaining[: THRESHOLDS.polished // (2 if self.is_sampled else 1)]]
             fitting = self.confirm(single)
-        tried = max_deviations > 1 and not fitting and not self.nearly_right
-        several: dict[tuple[Hypothesis, ...], Scored] = {}
-        for first in self.beam(single) if tried else ():
-            extended = self.extend(first.edits, self.every)
-            has_number = [s for s in extended if any(h.grid is not None for h, _ in s.edits)]
-            numbers = sorted(has_number, key=lambda s: -s.score.share)[:2]
-            for s in (*extended, *map(self.polish, numbers)):
-                key = tuple(h for h, _ in s.edits)
-                several[key] = min(s, several.get(key, s), key=lambda s: s.score.residual)
-        fitting = fitting or self.confirm(several.values())
-        ranked = sorted((*single, *several.values()), key=lambda s: (-s.score.share, len(s.edits)))
+        beam = self.beam(single) if max_deviations > 1 and not fitting and not self.nearly_right else []
+        idle = {s.edits[0][0] for s in single if s.score.residual == self.before}  # alone they change nothing
+        several: list[Scored] = []
+        for names in (True, False):  # numbers beside another hypothesis only if no name fits there
+            some = [h for h in self.every if h.is_name == names and h not in idle]
+            found = [s for first in beam if not fitting for s in self.extend(first.edits, some)]
+            has_number = [s for s in found if any(h.grid is not None for h, _ in s.edits)]
+            found += [self.polish(s) for s in sorted(has_number, key=lambda s: -s.score.share)[: THRESHOLDS.polished]]
+            several += found
+            fitting = fitting or self.confirm(_best_of_each(found))
+        ranked = sorted((*single, *_best_of_each(several)), key=lambda s: (-s.score.share, len(s.edits)))
         closest = [self.finding(s) for s in ranked[: THRESHOLDS.max_judged]]
         return SearchResult(fitting, closest, bool(several), self.nearly_right)
+
+
+def _best_of_each(found: Iterable[Scored]) -> list[Scored]:
+    """Return the scored sets, of those with the same hypotheses the nearest."""
+    best: dict[tuple[Hypothesis, ...], Scored] = {}
+    for s in found:
+        key = tuple(h for h, _ in s.edits)
+        best[key] = min(s, best.get(key, s), key=lambda s: s.score.residual)
+    return list(best.values())
 
 
 def _output_of(edits: Edits, spec: object, inputs: Inputs) -> Numpy | None:

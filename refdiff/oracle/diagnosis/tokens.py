@@ -68,18 +68,26 @@ def lost_keys(case: Case) -> Iterator[Hypothesis]:
     at = tuple(chosen.T)
     before = safe_ratio(root_mean_square(y[at] - case.expected["out"][at]), case.errors["out"][at])
     total = root_mean_square(np.nan_to_num(np.stack(off, axis=1), nan=np.inf))
-    likely = int(np.flatnonzero(total <= max(1.0, LIMITS.tie * float(total.min())))[0])
-    if total[likely] * THRESHOLDS.better_ratio > root_mean_square(before):
+    near = np.flatnonzero(total <= max(1.0, LIMITS.tie * float(total.min())))
+    if total[near[0]] * THRESHOLDS.better_ratio > root_mean_square(before):
         return
     every_row = np.ones_like(wrong)
     place = format_boxes(find_boxes(wrong, every_row), every_row, [AXIS_NAMES[a] for a in "bht"], "every head")
     where = place or f"{wrong.sum()} of {wrong.size} rows"
-    words = changes[likely].words
-    yield Hypothesis(
-        words.format(was="", were="").replace("  ", " "),
-        f"It is as if {words.format(was='was', were='were')} in {where}.",
-        "lost keys", partial(_change_keys, changes[likely], wrong, spec, inputs), on_sample=True, in_pairs=False,
-    )  # fmt: skip
+    rows = np.flatnonzero(wrong.any(axis=(0, 1)))
+    own_keys, see = _own_keys(spec, inputs)[rows][:, None], np.any(visible[:, :, rows], axis=(0, 1))
+    known: set[bytes] = set()  # what the wrong rows see
+    for n in near:
+        visible_keys = changes[n].apply(own_keys, s, see).tobytes()
+        if visible_keys in known or len(known) == LIMITS.alternatives:
+            continue
+        known.add(visible_keys)
+        words = changes[n].words
+        yield Hypothesis(
+            words.format(was="", were="").replace("  ", " "),
+            f"It is as if {words.format(was='was', were='were')} in {where}.",
+            "lost keys", partial(_change_keys, changes[n], wrong, spec, inputs), on_sample=True, in_pairs=False,
+        )  # fmt: skip
 
 
 def key_changes(n: int) -> Iterator[KeyChange]:
@@ -228,21 +236,24 @@ def _lost_queries(case: Case, names: Sequence[str]) -> Iterator[Hypothesis]:
         terms.append(compute(_with_part(tuple(names), 2, taken, case.start, 0.0), names, dout=case.dout) or {})
     sets = [*token_ranges(T, "query"), *tile_edges(T, "query")]
     sets = [(words, some) for words, some in sets if np.array_equal(some, np.repeat(some[::block], block)[:T])]
-    best: dict[str, list[str]] = {}
-    masks = dict(sets)
+    masks, totals = dict(sets), []
+    lost = np.stack([some[::block] for some in masks.values()]).astype(np.float64)
     for name in names:
         parts = np.stack([term[name] for term in terms])
         missing = case.expected[name] - case.actual[name]
-        lost = np.stack([some[::block] for some in masks.values()]).astype(np.float64)
         rows = tuple(_sample_rows(root_mean_square(missing) > 0).T)
         off = np.tensordot(lost, parts[:, *rows], 1) - missing[rows]
-        total = root_mean_square(safe_ratio(root_mean_square(off), case.errors[name][rows]))
-        likely = int(np.flatnonzero(total <= max(1.0, LIMITS.tie * float(np.min(total))))[0])
-        best.setdefault(list(masks)[likely], []).append(name)
-    for words, some in best.items():
+        totals.append(root_mean_square(safe_ratio(root_mean_square(off), case.errors[name][rows])))
+    together = np.max(totals, axis=0)
+    if together.min() <= max(1.0, *(LIMITS.tie * float(total.min()) for total in totals)):
+        near = np.flatnonzero(together <= max(1.0, LIMITS.tie * float(together.min())))
+        chosen = {(n, tuple(names)) for n in (*near[: LIMITS.alternatives - 1], np.argmin(together))}
+    else:
+        chosen = {(np.argmin(total), (name,)) for total, name in zip(totals, names, strict=True)}
+    for n, some in sorted(chosen):
+        words, hidden = list(masks.items())[n]
         said = f"without {words.format(was='', were='').strip()}"
-        hidden = ~masks[words]
-        yield from _part((case,), some, 2, said, lambda size, hidden=hidden: hidden)  # type: ignore[misc]
+        yield from _part((case,), some, 2, said, lambda size, hidden=hidden: ~hidden)  # type: ignore[misc]
 
 
 def _between(start: int, stop: int, size: int) -> Numpy:

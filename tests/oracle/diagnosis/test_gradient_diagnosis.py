@@ -110,7 +110,6 @@ def test_each_of_two_kernels_may_have_its_own_mistake() -> None:
     assert found.notes[1].startswith("dv agrees with interleaved_pairs ("), found
 
 
-@pytest.mark.xfail(strict=True, reason="this pair explains too little alone to be tried as a pair: none fits")
 @pytest.mark.slow
 def test_two_mistakes_in_one_backward_pass_are_named() -> None:
     case = cases("discriminating", 5, spec=small_spec("ms_v1"), dtype="float32")[1]
