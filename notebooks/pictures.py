@@ -35,8 +35,8 @@ from refdiff import layers, oracle, viz  # noqa: E402
 from refdiff.bench.plot import draw  # noqa: E402
 from refdiff.bench.rows import ALL, TRAIN, BenchRow, parse_rows  # noqa: E402
 from refdiff.cli.bench_table import markdown_lines  # noqa: E402
+from refdiff.oracle import deviations  # noqa: E402
 from refdiff.oracle.budget.statistics import LIMITS, root_mean_square  # noqa: E402
-from refdiff.oracle.deviations import deviations  # noqa: E402
 from refdiff.viz.appearance import BLUE, INK, ORANGE, new_figure  # noqa: E402
 
 FOLDER = HERE / "pictures"

@@ -17,10 +17,10 @@
 from refdiff.oracle import golden, strategies, torch
 from refdiff.oracle.budget.budget import Budget, budget
 from refdiff.oracle.cases.fixed import Case, cases
-from refdiff.oracle.deviations import Deviation, deviations
-from refdiff.oracle.deviations.listed import blind_spots
 from refdiff.oracle.diagnosis import Ranking, diagnose
 from refdiff.oracle.divergence import Divergence, first_divergence
+from refdiff.oracle.mistakes import Mistake
+from refdiff.oracle.mistakes.listed import blind_spots, deviations
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.trace import Trace, hooks, read_trace, trace
@@ -31,8 +31,8 @@ from refdiff.oracle.verdict.verdict import Verdict
 __all__ = [
     "Budget",
     "Case",
-    "Deviation",
     "Divergence",
+    "Mistake",
     "Ranking",
     "Recipe",
     "Result",

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from refdiff.oracle import Recipe, Spec, truth
-from refdiff.oracle.deviations.deviation import ops_with
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import CATALOGUE
+from refdiff.oracle.mistakes.kernel import ops_with
 from refdiff.oracle.rounding.ensemble import evaluate, quantise
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
 from refdiff.oracle.truth.backward import backward

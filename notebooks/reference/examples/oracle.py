@@ -39,7 +39,7 @@ except AssertionError as error:
 wrong = oracle.truth(spec.replace(pairing="interleaved"), case.inputs).out.astype(np.float32)
 print(oracle.diagnose(wrong, spec, case.inputs, recipe="float32"))
 
-# %% deviations, Deviation
+# %% deviations, Mistake
 for deviation in oracle.deviations(spec)[:3]:
     print(f"{deviation.name}: {deviation.what}")
 

@@ -22,7 +22,7 @@ from refdiff.oracle.truth.attention_operands import padded_queries, zero_padded
 from refdiff.oracle.truth.forward import out_shape
 
 if TYPE_CHECKING:
-    from refdiff.oracle.deviations.deviation import Deviation
+    from refdiff.oracle.mistakes import Mistake
 
 
 LONGEST_WINDOW = 4096
@@ -137,9 +137,9 @@ class Case:
         return round_to_storage(zero_padded(padded_queries(self.spec, self.inputs), dout), self.dtype)
 
     @cached_property
-    def blind_to(self) -> tuple[Deviation, ...]:
+    def blind_to(self) -> tuple[Mistake, ...]:
         """The deviations that these inputs cannot reveal in a kernel with the usual recipe of their dtype."""
-        from refdiff.oracle.deviations.listed import blind_spots
+        from refdiff.oracle.mistakes.listed import blind_spots
 
         return blind_spots(self.spec, self.inputs, self.dtype)
 

@@ -18,12 +18,12 @@ from refdiff.oracle.budget.statistics import (
     row_floor,
     safe_ratio,
 )
-from refdiff.oracle.deviations.deviation import Kernel
-from refdiff.oracle.diagnosis.computation import Tensors, compute, select_rows
 from refdiff.oracle.diagnosis.hypotheses import Hypothesis
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Numpy
 from refdiff.oracle.inputs.validation import as_float64
+from refdiff.oracle.mistakes.catalogue import Kernel
+from refdiff.oracle.mistakes.kernel import Tensors, compute, select_rows
 from refdiff.oracle.rounding import FORMATS, rounds_to_finite
 from refdiff.oracle.rounding.ensemble import run_orders, scatter_allowance
 from refdiff.oracle.rounding.evaluation_order import DRAWS, MEMBERS, Order

@@ -11,16 +11,15 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import ops_for
-from refdiff.oracle.deviations.deviation import Deviation, Kernel, is_same_output
-from refdiff.oracle.deviations.input_deviations import query_positions
-from refdiff.oracle.deviations.listed import deviations, draw_probes, needs_two_maps, shrink_spec
-from refdiff.oracle.deviations.rare import RARE_DEVIATIONS, SINGLE_AXES
-from refdiff.oracle.deviations.tiles import TILE_SIZES, pad_tail, tail_padding, tile_window
-from refdiff.oracle.diagnosis.computation import compute
 from refdiff.oracle.inputs import is_layer
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.mistakes import Mistake, in_backward
-from refdiff.oracle.mistakes.catalogue import Call
+from refdiff.oracle.mistakes.catalogue import Call, Kernel, in_attention
+from refdiff.oracle.mistakes.in_inputs import query_positions
+from refdiff.oracle.mistakes.in_tiles import TILE_SIZES, pad_tail, tail_padding, tile_window
+from refdiff.oracle.mistakes.kernel import compute, is_same_output
+from refdiff.oracle.mistakes.listed import deviations, draw_probes, needs_two_maps, shrink_spec
+from refdiff.oracle.mistakes.rare import RARE_DEVIATIONS, SINGLE_AXES
 from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
@@ -46,7 +45,7 @@ class Hypothesis:
     by_row: whether each row of the output depends on its own query alone, so that a sample of queries suffices.
     on_sample: whether the edit acts on the sampled queries (`Kernel.queries`), not on the whole inputs.
     in_pairs: whether it is tried as the second of two; every hypothesis may be the first.
-    deviation: the deviation that it is, if it is of the catalogue.
+    mistake: what it is in the catalogue of mistakes, if it is there.
     """
 
     name: str
@@ -60,7 +59,7 @@ class Hypothesis:
     by_row: bool = True
     on_sample: bool = False
     in_pairs: bool = True
-    deviation: Deviation | None = None
+    mistake: Mistake | None = None
 
     @property
     def has_number(self) -> bool:
@@ -82,7 +81,7 @@ def hypotheses(spec: Spec, cases: Sequence[Inputs], kind: str, *, sampled: bool)
     """
     rare = [d for d in RARE_DEVIATIONS if not (spec.is_plain and needs_two_maps(d))]
     for d in (*deviations(spec, kind), *rare):
-        yield of_deviation(d, by_row=not sampled or d.mistake is None or acts_by_row(shrink_spec(spec), d))
+        yield of_mistake(d, by_row=not sampled or d.wrong is None or acts_by_row(shrink_spec(spec), d))
     yield from _layers(spec)
     yield from _choices(spec, cases, kind)
     yield from _numbers(spec, cases)
@@ -100,26 +99,26 @@ def wrong_derivatives(spec: Spec, recipe: Recipe, kind: str, names: Sequence[str
         found.append(in_backward.tiled_heads_mistake(spec.key_groups, tiled=spec.group_order == "blocks"))
     found += [in_backward.lse_mistake(t) for t in ("bfloat16", "float16") if FORMATS[t].u > FORMATS[recipe.storage].u]
     found += [] if spec.softcap is None else [in_backward.softcap_mistake(spec.softcap)]
-    for d in (*(d for d in deviations(spec, kind) if d.mistake is None), *map(Deviation.of, found)):
-        yield of_deviation(d if d.mistake is None else replace(d, axis=d.name))
+    for d in (*(d for d in deviations(spec, kind) if d.wrong is None), *found):
+        yield of_mistake(d if d.wrong is None else replace(d, axis=d.name))
     groups = [(name,) for name in names] + ([tuple(names)] if len(names) > 1 else [])
     yield from map(factor, groups)
 
 
-def of_deviation(d: Deviation, *, by_row: bool = True) -> Hypothesis:
-    """Return the hypothesis of a deviation of the catalogue."""
+def of_mistake(d: Mistake, *, by_row: bool = True) -> Hypothesis:
+    """Return the hypothesis of a mistake of the catalogue."""
     pairs = d.axis not in SINGLE_AXES
     return Hypothesis(
         d.name, d.what, d.axis, lambda kernel, _: d.apply(kernel),
-        is_name=True, by_row=by_row, in_pairs=pairs, deviation=d,
+        is_name=True, by_row=by_row, in_pairs=pairs, mistake=d,
     )  # fmt: skip
 
 
 @lru_cache(maxsize=4096)
-def acts_by_row(spec: Spec, deviation: Deviation) -> bool:
+def acts_by_row(spec: Spec, mistake: Mistake) -> bool:
     """Whether the output of a few queries alone is that of the whole, on a small probe."""
     x = draw_probes(spec, "dense")[0]
-    kernel = deviation.apply(Kernel(spec, x))
+    kernel = mistake.apply(Kernel(spec, x))
     if kernel is None:
         return True
     rows = np.unique([0, x["q"].shape[2] // 2, x["q"].shape[2] - 1])
@@ -170,10 +169,13 @@ def _layers(spec: Spec) -> Iterator[Hypothesis]:
             yield Hypothesis(name, what, "layer", edit, np.arange(LIMITS.distinct_layers + 1.0), round)
 
 
-def _lambda_init(start: float) -> Deviation:
-    return Deviation.of(
-        Mistake("λ_init_of_another_layer", "", "diff_lambda", "lambda_init layer", lambda call: call(lambda_init=start))
-    )
+def _lambda_init(start: float) -> Mistake:
+    wrong = partial(_call_with_lambda_init, start)
+    return Mistake("λ_init_of_another_layer", "", "diff_lambda", "lambda_init layer", wrong)
+
+
+def _call_with_lambda_init(start: float, call: Call) -> Any:
+    return call(lambda_init=start)
 
 
 def _choices(spec: Spec, cases: Sequence[Inputs], kind: str) -> Iterator[Hypothesis]:
@@ -287,7 +289,7 @@ def _shift_queries(by: int, kernel: Kernel, _: float) -> Kernel:
 
 
 def _attention(name: str, axis: str, wrong: Callable[[Call], Any], kernel: Kernel) -> Kernel | None:
-    return Deviation.of_attention(name, "", axis, wrong).apply(kernel)
+    return in_attention(name, "", axis, wrong).apply(kernel)
 
 
 def _scale_lambda(kernel: Kernel, log: float) -> Kernel | None:

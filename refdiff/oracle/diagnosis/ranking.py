@@ -62,7 +62,7 @@ class Finding:
         how = "fits" if self.fits else f"does not fit, explains {percent(self.explains)}"
         lines = [f"{self.name}  ({how}, residual {self.residual:.3g})"]
         for h, what in zip(self.hypotheses, self._sentences(), strict=True):
-            aliases, link = (h.deviation.aliases, h.deviation.link) if h.deviation else ((), "")
+            aliases, link = (h.mistake.aliases, h.mistake.link) if h.mistake else ((), "")
             also = f" Also called {', '.join(aliases)}." if aliases else ""
             lines.append(f"    {h.axis}: {what}{also}{link and f' {link}'}")
         lines += [f"    the same function: {name}" for name in self.also]
@@ -72,9 +72,7 @@ class Finding:
         """Return the fields as values that JSON can hold."""
         named = []
         for h, value, what in zip(self.hypotheses, self.values, self._sentences(), strict=True):
-            row, link, aliases = (
-                (h.deviation.row, h.deviation.link, h.deviation.aliases) if h.deviation else ("", "", ())
-            )
+            row, link, aliases = (h.mistake.row, h.mistake.link, h.mistake.aliases) if h.mistake else ("", "", ())
             number = {} if value is None else {"value": value}
             named.append(
                 {

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from refdiff.oracle.deviations.deviation import Kernel, is_same_output
-from refdiff.oracle.deviations.listed import draw_probes, shrink_spec
-from refdiff.oracle.diagnosis.computation import Tensors, compute
 from refdiff.oracle.diagnosis.evidence import NOTHING, Case, Edits, Judged, Score, is_better
 from refdiff.oracle.diagnosis.hypotheses import Hypothesis
 from refdiff.oracle.diagnosis.ranking import Finding
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
+from refdiff.oracle.mistakes.catalogue import Kernel
+from refdiff.oracle.mistakes.kernel import Tensors, compute, is_same_output
+from refdiff.oracle.mistakes.listed import draw_probes, shrink_spec
 from refdiff.oracle.thresholds import THRESHOLDS
 
 

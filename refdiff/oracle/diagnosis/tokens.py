@@ -11,14 +11,14 @@ import numpy as np
 
 from refdiff.backends import ops_for
 from refdiff.oracle.budget.statistics import root_mean_square, safe_ratio
-from refdiff.oracle.deviations.deviation import Kernel
-from refdiff.oracle.deviations.tiles import TILE_SIZES
-from refdiff.oracle.diagnosis.computation import compute
 from refdiff.oracle.diagnosis.evidence import Case
 from refdiff.oracle.diagnosis.hypotheses import Hypothesis
 from refdiff.oracle.diagnosis.region_format import AXIS_NAMES, find_boxes, format_boxes
 from refdiff.oracle.inputs import is_layer, kind_of
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, select
+from refdiff.oracle.mistakes.catalogue import Kernel
+from refdiff.oracle.mistakes.in_tiles import TILE_SIZES
+from refdiff.oracle.mistakes.kernel import compute
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
 from refdiff.oracle.truth.attention_operands import AttentionOperands, attention_operands, use_explicit_mask

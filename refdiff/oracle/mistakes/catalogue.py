@@ -1,4 +1,4 @@
-"""The published forks (F) and bugs (B), and the mistakes that replace a layer by a wrong one."""
+"""The published forks (F) and bugs (B), and what a mistake is: a wrong layer, or an edit of the spec or inputs."""
 
 from __future__ import annotations
 
@@ -7,14 +7,22 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from refdiff import layers
 from refdiff.arrays import Array, namespace
 from refdiff.backends import Ops
+from refdiff.oracle.inputs import VECTORS, is_layer, options, shapes
+from refdiff.oracle.inputs.sequences import Inputs, Numpy
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.truth.forward import matching_layer
 
 Layer = Callable[..., Any]
+HEAD_COUNT_AXES = ("pair", "gqa", "cache")
+"""The axes of mistakes in how heads are paired or grouped: only a layer with the spec's whole wiring can have them."""
 
 UNILM = "https://github.com/microsoft/unilm"
 HF = "https://github.com/huggingface/transformers/blob/main/src/transformers/models/diffllama/modeling_diffllama.py"
@@ -148,24 +156,49 @@ def _signature(layer: str) -> inspect.Signature:
 
 
 @dataclass(frozen=True)
+class Kernel:
+    """What a kernel computes: a spec, float64 inputs, and mistakes wrapped around the layers.
+
+    finish: functions that change a tensor in the end, given its name and the exact or rounded tensor.
+    queries: the queries that are left of a larger case; None for all.
+    part: (names, mask): gradients that are computed from `dout` times a mask, and that mask.
+    """
+
+    spec: Spec
+    inputs: Inputs
+    mistakes: tuple[Mistake, ...] = ()
+    finish: tuple[Callable[[str, Numpy], Numpy], ...] = ()
+    queries: Numpy | None = None
+    part: tuple[tuple[str, ...], Numpy] | None = None
+
+
+@dataclass(frozen=True)
 class Mistake:
-    """A wrong layer.
+    """A named mistake: exactly one of `wrong`, `fields`, `arrays` and `problem`.
 
     name, what: its name, and a sentence that describes it.
-    layer, also: the layer that it replaces, and the layers of other attention variants in which it is the same mistake.
-    axis: the choice that it gets wrong.
+    layer, also: the layer that it replaces, and the layers of other attention variants in which it is the same mistake;
+        "" if it replaces none.
+    axis: the choice that it gets wrong. Two mistakes of one axis are not combined.
     wrong: computes the wrong result from a call.
     row, source: its row in `ROWS`, and a link of its own where it happened.
+    fields, arrays, problem: return the fields of the spec that change, the inputs as they are misread, or a new spec
+        with its inputs; None if a kernel cannot have this mistake.
+    aliases: the names of other mistakes that compute the same function.
     """
 
     name: str
     what: str
     layer: str
     axis: str
-    wrong: Callable[[Call], Any]
+    wrong: Callable[[Call], Any] | None = None
     row: str = ""
     source: str | None = None
     also: tuple[str, ...] = ()
+    fields: Callable[[Spec], dict[str, Any] | None] | None = None
+    arrays: Callable[[Spec, Inputs], Inputs | None] | None = None
+    problem: Callable[[Spec, Inputs], tuple[Spec, Inputs] | None] | None = None
+    aliases: tuple[str, ...] = ()
 
     @property
     def link(self) -> str:
@@ -177,12 +210,78 @@ class Mistake:
 
     def of(self, right: Layer, layer: str = "") -> Layer:
         """Return the wrong layer for a correct one, which is `self.layer` unless `layer` names another."""
+        wrong = self.wrong
+        if wrong is None:
+            raise ValueError(f"{self.name}: got a mistake that replaces no layer, expected one with `wrong`")
 
         @functools.wraps(right)
         def mistaken(*args: Any, **options: Any) -> Any:
-            return self.wrong(Call(right, layer or self.layer, args, options))
+            return wrong(Call(right, layer or self.layer, args, options))
 
         return mistaken
+
+    def apply(self, kernel: Kernel) -> Kernel | None:
+        """Return the kernel with this mistake; None if it cannot have it."""
+        spec, inputs = kernel.spec, kernel.inputs
+        if self.wrong is not None:
+            route = matching_layer(spec, inputs) or (None if self.axis in HEAD_COUNT_AXES else "diff_heads_paper")
+            fits = not self.layer.startswith("diff_heads") or route in (self.layer, *self.also)
+            return replace(kernel, mistakes=(*kernel.mistakes, self)) if fits else None
+        if self.arrays is not None:
+            misread = self.arrays(spec, inputs)
+            return None if misread is None else replace(kernel, inputs=misread)
+        if self.problem is not None:
+            other = self.problem(spec, inputs)
+            return None if other is None else replace(kernel, spec=other[0], inputs=other[1])
+        changes = self.fields(spec) if self.fields else None
+        if not changes:
+            return None
+        if "values" in changes and spec.v_head_dim is not None:  # the output keeps its heads
+            changes = {**changes, "v_head_dim": spec.out_dim // (1 if changes["values"] in ("wide", "single") else 2)}
+        try:
+            changed = spec.replace(**changes)
+        except ValueError:
+            return None
+        recast = _reinterpret(spec, changed, inputs)
+        return None if recast is None or changed == spec else replace(kernel, spec=changed, inputs=recast)
+
+
+def in_attention(name: str, what: str, axis: str, wrong: Callable[[Call], Any]) -> Mistake:
+    """Return a mistake in `diff_attention`."""
+    return Mistake(name, what, "diff_attention", axis, wrong)
+
+
+def misread(name: str, what: str, axis: str, row: str = "", source: str | None = None, **edit: Any) -> Mistake:
+    """Return a mistake that edits the spec or the inputs, not a layer, by `fields`, `arrays` or `problem`."""
+    return Mistake(name, what, "", axis, row=row, source=source, **edit)
+
+
+def _reinterpret(spec: Spec, changed: Spec, inputs: Inputs) -> Inputs | None:
+    """Return the same memory in the shapes of the changed spec; None if it does not fit."""
+    if (changed.heads, changed.out_dim) != (spec.heads, spec.out_dim):
+        return None
+    if changed.value_heads * changed.value_dim != spec.value_heads * spec.value_dim:
+        return None
+    made = dict(inputs)
+    if not is_layer(inputs):
+        for name in ("v", "v_pages"):
+            if name in made:
+                made[name] = _regroup_values(made[name], changed.value_heads, changed.value_dim)
+    for names, before, after in (
+        (VECTORS, spec.lambda_per_head, changed.lambda_per_head),
+        (("norm_weight", "norm_bias"), spec.norm_per_head, changed.norm_per_head),
+    ):
+        if before and not after:  # every head uses the weights of the first
+            made |= {name: made[name][0] for name in names if name in made}
+    wanted = shapes(changed, made)
+    made = {name: x for name, x in made.items() if name in wanted or name in options(made)}
+    return made if set(wanted) <= set(made) else None
+
+
+def _regroup_values(v: Numpy, heads: int, width: int) -> Numpy:
+    """Regroup the numbers of each token, (B, V, S, w), into other heads: (B, heads, S, width)."""
+    B, _, S, _ = v.shape
+    return np.moveaxis(np.moveaxis(v, 1, 2).reshape(B, S, heads, width), 2, 1)
 
 
 def wrap(mistake: Mistake) -> Callable[[str, Layer], Layer]:
@@ -193,10 +292,10 @@ def wrap(mistake: Mistake) -> Callable[[str, Layer], Layer]:
 def plant(mistake: Mistake) -> None:
     """Replace the correct layer everywhere in refdiff, for the rest of this process."""
     right = getattr(importlib.import_module("refdiff.layers"), mistake.layer)
-    replace(right, mistake.of(right))
+    replace_function(right, mistake.of(right))
 
 
-def replace(right: Layer, wrong: Layer) -> None:
+def replace_function(right: Layer, wrong: Layer) -> None:
     """Replace a function in all modules of refdiff and in the dicts of these modules."""
     for name, module in list(sys.modules.items()):
         if name.split(".")[0] != "refdiff":

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from refdiff import layers
-from refdiff.backends import Ops, ops_for, overlay
-from refdiff.oracle.mistakes import Mistake, wrap
+from refdiff.backends import Ops, ops_for
 from refdiff.oracle.rounding import FORMATS, U32
 from refdiff.oracle.rounding.evaluation_order import GATE, RMS_ROUNDING, Arithmetic, Order, sum_error
 from refdiff.oracle.rounding.recipe import Recipe
@@ -31,35 +30,7 @@ def rounded_ops(recipe: Recipe, order: Order, query_factor: float = 1.0) -> Ops:
     return Ops(**{**vars(ops_for()), **rounded})
 
 
-def rounded_mistakes(recipe: Recipe, order: Order, mistakes: Iterable[Mistake]) -> Ops:
-    """Return `rounded_ops` with mistakes as an overlay.
-
-    A mistake in λ that does not call `diff_lambda`, such as λ = λ_init, has its result rounded here as well. An exact
-    λ would fit no kernel, so that another mistake, which does call `diff_lambda`, would be named instead.
-    """
-    arith = Arithmetic(recipe, order)
-    rounded = rounded_ops(recipe, order)
-    called: list[bool] = []
-
-    def noted(*args: Any) -> Numpy:
-        called.append(True)
-        found: Numpy = rounded.diff_lambda(*args)
-        return found
-
-    ops = Ops(**{**vars(rounded), "diff_lambda": noted})
-    for mistake in mistakes:
-        ops = overlay(ops, wrap(mistake))
-    wrong = ops.diff_lambda
-
-    def stored(*args: Any) -> Numpy:
-        called.clear()
-        found: Numpy = wrong(*args)
-        return found if called else _stored_lambda(arith, found, *args)
-
-    return Ops(**{**vars(ops), "diff_lambda": stored})
-
-
-def _stored_lambda(arith: Arithmetic, found: Numpy, q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, start: float) -> Numpy:
+def stored_lambda(arith: Arithmetic, found: Numpy, q1: Numpy, k1: Numpy, q2: Numpy, k2: Numpy, start: float) -> Numpy:
     """Round λ of another formula, with a typical error of its own roundings and of the dot products."""
     value = float(found)
     sizes = [value, value - start]

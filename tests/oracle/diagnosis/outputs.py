@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import ops_for, overlay
-from refdiff.oracle import Case, Deviation, Recipe, Spec, cases, deviations
+from refdiff.oracle import Case, Mistake, Recipe, Spec, cases, deviations
 from refdiff.oracle.cases.fixed import small_spec
-from refdiff.oracle.deviations import EVERY, deviated
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import wrap
+from refdiff.oracle.mistakes.kernel import deviated
+from refdiff.oracle.mistakes.listed import EVERY
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import evaluate, quantise
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
@@ -23,7 +24,7 @@ from refdiff.oracle.truth.attention_operands import attention_operands, scores
 from refdiff.oracle.truth.forward import forward, normalize_and_scale
 
 
-def kernel(case: Case, some: Sequence[Deviation], order: int = 0) -> np.ndarray | None:
+def kernel(case: Case, some: Sequence[Mistake], order: int = 0) -> np.ndarray | None:
     """What a kernel with these deviations gives, in an order that no budget is made of; None where it has none."""
     recipe = Recipe.of(case.dtype)
     problem = deviated(case.spec, as_float64(case.spec, quantise(case.inputs, recipe)), some)
@@ -60,7 +61,7 @@ def pair_of_cases(preset: str, dtype: str) -> tuple[Case, Case]:
     return cases("discriminating", 5, spec=spec, dtype=dtype)[0], cases("tiny_values", 5, spec=spec, dtype=dtype)[0]
 
 
-def named(preset: str, name: str) -> Deviation:
+def named(preset: str, name: str) -> Mistake:
     """The deviation of this name among those of a preset, or of all."""
     every = (*deviations(small_spec(preset)), *EVERY)
     return next(d for d in every if name in (d.name, *d.aliases))

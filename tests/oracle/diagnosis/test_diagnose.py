@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 import refdiff
-from refdiff.oracle import Deviation, Ranking, Recipe, Spec, budget, cases, deviations, diagnose, truth
+from refdiff.oracle import Mistake, Ranking, Recipe, Spec, budget, cases, deviations, diagnose, truth
 from refdiff.oracle.cases.fixed import small_spec
-from refdiff.oracle.deviations.deviation import is_same_output, output_with
-from refdiff.oracle.deviations.listed import draw_probes
 from refdiff.oracle.diagnosis.diagnose import NEARLY_RIGHT
 from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS, UNIQUE
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs
+from refdiff.oracle.mistakes.kernel import is_same_output, output_with
+from refdiff.oracle.mistakes.listed import draw_probes
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.strategies import Structure, draw
 from refdiff.oracle.thresholds import THRESHOLDS
@@ -27,12 +27,12 @@ from tests.oracle.diagnosis.outputs import by_weights, kernel, natural, output_o
 HF, MS = small_spec("hf_diffllama"), small_spec("ms_v1")
 
 
-def compatible(preset: str) -> Iterator[tuple[Deviation, ...]]:
+def compatible(preset: str) -> Iterator[tuple[Mistake, ...]]:
     """All pairs of two axes that are a function of their own, on the inputs by which deviations are told apart."""
     spec = small_spec(preset)
     inputs = draw_probes(spec, "dense")
 
-    def outs(some: tuple[Deviation, ...]) -> list[np.ndarray | None]:
+    def outs(some: tuple[Mistake, ...]) -> list[np.ndarray | None]:
         return [output_with(spec, x, some) for x in inputs]
 
     right = outs(())
@@ -68,7 +68,7 @@ def ask(preset: str, dtype: str, *names: str, order: int = 0, most: int = 1) -> 
 def test_a_single_mistake_is_named(preset: str, dtype: str, name: str) -> None:
     found = ask(preset, dtype, name)
     assert found.status == UNIQUE, found
-    assert name in (found.findings[0].hypotheses[0].name, *found.findings[0].hypotheses[0].deviation.aliases)
+    assert name in (found.findings[0].hypotheses[0].name, *found.findings[0].hypotheses[0].mistake.aliases)
     assert name in str(found)
 
 
@@ -240,7 +240,7 @@ def test_replay_of_the_eager_file_under_gqa() -> None:
     out = truth(eager, case.inputs).out
     found = diagnose(out, flash, case.inputs, recipe="float32", max_deviations=1)
     assert found.status == UNIQUE
-    assert found.findings[0].hypotheses[0].deviation.row == "F5"
+    assert found.findings[0].hypotheses[0].mistake.row == "F5"
 
 
 def test_a_kernel_in_place_of_its_outputs() -> None:

@@ -13,11 +13,11 @@ from refdiff.oracle.diagnosis.ranking import AMBIGUOUS, NO_DEVIATION, NONE_FITS,
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import Mistake
 from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES
+from refdiff.oracle.mistakes.kernel import rounded_mistakes
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import quantise
 from refdiff.oracle.rounding.evaluation_order import HELD_OUT
 from refdiff.oracle.rounding.recipe import Recipe
-from refdiff.oracle.rounding.rounded_layers import rounded_mistakes
 from refdiff.oracle.truth.backward import backward
 from tests.oracle.diagnosis.backward_by_hand import by_hand, case_by_hand
 from tests.oracle.diagnosis.outputs import rounded

@@ -9,10 +9,10 @@ import pytest
 
 from refdiff.oracle import Recipe, Spec, cases, diagnose
 from refdiff.oracle.cases.fixed import small_spec
-from refdiff.oracle.deviations.listed import EVERY
-from refdiff.oracle.deviations.rare import RARE_DEVIATIONS
 from refdiff.oracle.inputs.sequences import gather
 from refdiff.oracle.inputs.validation import as_float64
+from refdiff.oracle.mistakes.listed import EVERY
+from refdiff.oracle.mistakes.rare import RARE_DEVIATIONS
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.rounding.ensemble import quantise
 from refdiff.oracle.spec.presets import YARN

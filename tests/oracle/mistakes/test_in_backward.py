@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from refdiff.oracle.cases.fixed import cases, small_spec
-from refdiff.oracle.deviations.deviation import ops_with
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes.catalogue import Mistake
 from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES, GENERAL_BACKWARD_MISTAKES
+from refdiff.oracle.mistakes.kernel import ops_with
 from refdiff.oracle.spec.presets import PRESETS
 from refdiff.oracle.truth.backward import backward
 

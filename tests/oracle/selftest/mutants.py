@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from refdiff.oracle import truth
-from refdiff.oracle.deviations import deviated
-from refdiff.oracle.deviations.deviation import Kernel, ops_with, output
 from refdiff.oracle.inputs.sequences import Inputs
 from refdiff.oracle.mistakes import CATALOGUE
+from refdiff.oracle.mistakes.catalogue import Kernel
+from refdiff.oracle.mistakes.kernel import deviated, ops_with, output
 from refdiff.oracle.truth.backward import backward
 from refdiff.oracle.verdict.judge import other_conventions
 from tests.oracle.selftest.local_mistakes import KEYS, PLACES
@@ -84,7 +84,7 @@ def _deviating(
             yield Mutant("forward", deviation.name, deviation.axis, {"out": out})
         if setting.main and (sums := _log_sums(problem)):
             yield Mutant("lse", deviation.name, deviation.axis, sums)
-        if deviation.mistake is None:
+        if deviation.wrong is None:
             yield Mutant("backward", deviation.name, deviation.axis, _gradients(problem, dout))
         elif setting.kind == "dense":
             name = ROWS[(n + int(rng.integers(3))) % 3]

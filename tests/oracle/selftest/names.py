@@ -51,7 +51,7 @@ def diagnosed(seed: int, recipe: str, profile: str, first: int, every: int) -> I
             dout = case.dout if mutant.way == "backward" else None
             found = diagnose(wrong, setting.spec, case.budget.inputs, recipe=case.recipe, dout=dout, max_deviations=1)
             fitting = [f for f in found.findings if f.fits]
-            aliases = (a for f in fitting for h in f.hypotheses if h.deviation for a in h.deviation.aliases)
+            aliases = (a for f in fitting for h in f.hypotheses if h.mistake for a in h.mistake.aliases)
             names = {name for f in fitting for name in (f.name, *f.also)} | set(aliases)
             same = {m.name for m in every_one if m is mutant or (m.way == mutant.way and _alike(case, m, mutant))}
             how = found.status

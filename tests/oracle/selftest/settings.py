@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from refdiff.oracle import Deviation, Spec, deviations
+from refdiff.oracle import Mistake, Spec, deviations
 from refdiff.oracle.cases.fixed import small_spec
 from refdiff.oracle.cases.structure import Structure
 
@@ -21,7 +21,7 @@ class Setting:
     spec: Spec
     structure: Structure
     kind: str
-    deviations: tuple[Deviation, ...]
+    deviations: tuple[Mistake, ...]
     main: bool = False
 
 

@@ -9,13 +9,13 @@ import pytest
 
 from refdiff.oracle import Recipe, Spec, deviations
 from refdiff.oracle.cases.fixed import small_spec
-from refdiff.oracle.deviations import deviated
-from refdiff.oracle.deviations.deviation import Kernel, ops_with
 from refdiff.oracle.inputs.validation import as_float64
+from refdiff.oracle.mistakes.catalogue import Kernel
 from refdiff.oracle.mistakes.in_backward import BACKWARD_MISTAKES
+from refdiff.oracle.mistakes.kernel import deviated, ops_with
 from refdiff.oracle.strategies import Structure, draw
 from refdiff.oracle.truth.backward import backward
-from tests.oracle.deviations.test_listed import AXES
+from tests.oracle.mistakes.test_listed import AXES
 from tests.oracle.selftest.mutants import Mutant, mutants, way_of, with_a_row_of
 from tests.oracle.selftest.one_case import Trial
 from tests.oracle.selftest.settings import settings
@@ -116,7 +116,7 @@ def test_mistakes_without_a_backward_have_a_wrong_row() -> None:
     spec, problem, dout = _problem("hf_diffllama")
     right = backward(spec, problem.inputs, dout, ops_with(()))["v"]
     rng = np.random.default_rng(2)
-    alone = [d for d in deviations(spec) if d.mistake is not None]
+    alone = [d for d in deviations(spec) if d.wrong is not None]
     assert len(alone) >= 30
     found = 0
     for deviation in alone:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from refdiff.oracle import deviations
-from refdiff.oracle.diagnosis.hypotheses import of_deviation
+from refdiff.oracle.diagnosis.hypotheses import of_mistake
 from refdiff.oracle.diagnosis.ranking import NONE_FITS, UNIQUE, Finding, Ranking
 from tests.oracle.selftest import names
 from tests.oracle.selftest.mutants import Mutant, mutants
@@ -32,7 +32,7 @@ def _answering(monkeypatch: pytest.MonkeyPatch, name: str | None) -> None:
         if name is None:
             return Ranking(NONE_FITS)
         found = next(d for s in settings(41) for d in (*s.deviations, *deviations(s.spec)) if d.name == name)
-        return Ranking(UNIQUE, (Finding((of_deviation(found),), (None,), 0.5, 1.0, fits=True),))
+        return Ranking(UNIQUE, (Finding((of_mistake(found),), (None,), 0.5, 1.0, fits=True),))
 
     monkeypatch.setattr(names, "diagnose", answer)
 

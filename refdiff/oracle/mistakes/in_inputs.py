@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from refdiff.backends import ops_for
-from refdiff.oracle.deviations.deviation import Deviation
 from refdiff.oracle.inputs import QK_WEIGHTS, kind_of
 from refdiff.oracle.inputs.sequences import Inputs, Numpy, sequences
-from refdiff.oracle.mistakes.catalogue import Call
+from refdiff.oracle.mistakes.catalogue import Call, Mistake, in_attention, misread
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import attention_mask
 from refdiff.oracle.truth.forward import project
@@ -137,66 +136,66 @@ def _transpose(name: str, spec: Spec, inputs: Inputs) -> Inputs | None:
     return None if weight is None or weight.shape[0] != weight.shape[1] else {**inputs, name: weight.T}
 
 
-INPUT_DEVIATIONS: tuple[Deviation, ...] = (
-    Deviation("queries_read_as_tokens_first", "q, (B, H, T, d) in memory, read as (B, T, H, d).", "layout",
+INPUT_DEVIATIONS: tuple[Mistake, ...] = (
+    misread("queries_read_as_tokens_first", "q, (B, H, T, d) in memory, read as (B, T, H, d).", "layout",
               arrays=partial(_exchange_axes, ("q",))),
-    Deviation("keys_read_as_tokens_first", "k, (B, K, S, d) in memory, read as (B, S, K, d).", "layout",
+    misread("keys_read_as_tokens_first", "k, (B, K, S, d) in memory, read as (B, S, K, d).", "layout",
               arrays=partial(_exchange_axes, ("k", "k_pages"))),
-    Deviation("values_read_as_tokens_first", "v, (B, V, S, w) in memory, read as (B, S, V, w).", "layout",
+    misread("values_read_as_tokens_first", "v, (B, V, S, w) in memory, read as (B, S, V, w).", "layout",
               arrays=partial(_exchange_axes, ("v", "v_pages"))),
-    Deviation("gate_read_as_tokens_first", "The gate's logits, (B, h, T, e) in memory, read as (B, T, h, e).", "layout",
+    misread("gate_read_as_tokens_first", "The gate's logits, (B, h, T, e) in memory, read as (B, T, h, e).", "layout",
               arrays=partial(_exchange_axes, ("gate_logits",))),
-    Deviation("lambda_read_as_heads_first", "λ's logits, (B, T, h) in memory, read as (B, h, T).", "layout",
+    misread("lambda_read_as_heads_first", "λ's logits, (B, T, h) in memory, read as (B, h, T).", "layout",
               arrays=partial(_exchange_axes, ("lambda_logits",))),
-    Deviation("keys_and_values_swapped", "k and v exchanged.", "layout",
+    misread("keys_and_values_swapped", "k and v exchanged.", "layout",
               arrays=partial(_exchange, [(f"k{x}", f"v{x}") for x in ("", "_pages", "_proj.weight", "_proj.bias")])),
-    Deviation("q_proj_transposed", "x W in place of x Wᵀ, W = q_proj.", "layout",
+    misread("q_proj_transposed", "x W in place of x Wᵀ, W = q_proj.", "layout",
               arrays=partial(_transpose, "q_proj.weight")),
-    Deviation("o_proj_transposed", "x W in place of x Wᵀ, W = o_proj.", "layout",
+    misread("o_proj_transposed", "x W in place of x Wᵀ, W = o_proj.", "layout",
               arrays=partial(_transpose, "o_proj.weight")),
-    Deviation("qk_norm_weights_swapped", "The weights of the norms of q and k exchanged.", "qk norm",
+    misread("qk_norm_weights_swapped", "The weights of the norms of q and k exchanged.", "qk norm",
               arrays=partial(_exchange, [QK_WEIGHTS])),
-    Deviation("qkv_read_as_tokens_first",
+    misread("qkv_read_as_tokens_first",
               "q, k and v, with heads before tokens in memory, read with tokens before heads.", "layout",
               arrays=partial(_exchange_axes, ("q", "k", "k_pages", "v", "v_pages"))),
-    Deviation("padding_visible", "Padding tokens visible as keys.", "mask",
+    misread("padding_visible", "Padding tokens visible as keys.", "mask",
               arrays=partial(ignore_inputs, ("key_mask",))),
-    Deviation("mask_ignored", "The given mask ignored.", "mask", arrays=partial(ignore_inputs, ("mask",))),
-    Deviation("query_positions_one_low", "RoPE rotates queries by their position − 1, keys by their own.",
+    misread("mask_ignored", "The given mask ignored.", "mask", arrays=partial(ignore_inputs, ("mask",))),
+    misread("query_positions_one_low", "RoPE rotates queries by their position − 1, keys by their own.",
               "rope offset", arrays=partial(change_query_positions, lambda p: p - 1)),
-    Deviation("query_positions_one_high", "RoPE rotates queries by their position + 1, keys by their own.",
+    misread("query_positions_one_high", "RoPE rotates queries by their position + 1, keys by their own.",
               "rope offset", arrays=partial(change_query_positions, lambda p: p + 1)),
-    Deviation("sinks_scaled", "The sink multiplied by 1/√d, or by the spec's scale, as scores are.", "sinks",
+    misread("sinks_scaled", "The sink multiplied by 1/√d, or by the spec's scale, as scores are.", "sinks",
               arrays=partial(replace_input, "sinks", lambda spec, x: x["sinks"] * (spec.scale or spec.head_dim**-0.5))),
-    Deviation("sinks_in_base_2", "2^sink in place of e^sink: scores multiplied by log₂ e, and the sink not.", "sinks",
+    misread("sinks_in_base_2", "2^sink in place of e^sink: scores multiplied by log₂ e, and the sink not.", "sinks",
               arrays=partial(replace_input, "sinks", lambda _, x: x["sinks"] * math.log(2))),
-    Deviation("sinks_set_to_zero", "1 in place of e^sink in the denominator: the sinks not read.", "sinks",
+    misread("sinks_set_to_zero", "1 in place of e^sink in the denominator: the sinks not read.", "sinks",
               arrays=partial(replace_input, "sinks", lambda _, x: 0 * x["sinks"])),
-    Deviation("sinks_by_key_head", "The sink of key head h // (H/K) in place of that of query head h.", "sinks",
+    misread("sinks_by_key_head", "The sink of key head h // (H/K) in place of that of query head h.", "sinks",
               arrays=partial(replace_input, "sinks", lambda spec, x: np.repeat(
                   x["sinks"][: spec.key_heads], spec.query_heads // spec.key_heads))),
-    Deviation("past_ignored", "Past tokens (x_past) ignored.", "cache", arrays=partial(ignore_inputs, ("x_past",))),
-    Deviation("sequences_not_separated", "Packed sequences see each other.", "packed", arrays=_sequences_not_separated),
-    Deviation("positions_not_restarted", "Positions counted on across packed sequences.", "packed",
+    misread("past_ignored", "Past tokens (x_past) ignored.", "cache", arrays=partial(ignore_inputs, ("x_past",))),
+    misread("sequences_not_separated", "Packed sequences see each other.", "packed", arrays=_sequences_not_separated),
+    misread("positions_not_restarted", "Positions counted on across packed sequences.", "packed",
               arrays=_positions_not_restarted),
-    Deviation("keys_at_query_offsets", "Keys of each sequence read at the offsets of its queries, cu_seqlens_q.",
+    misread("keys_at_query_offsets", "Keys of each sequence read at the offsets of its queries, cu_seqlens_q.",
               "packed", arrays=_keys_at_query_offsets),
-    Deviation("pages_in_memory_order", "Pages read in memory order, not in that of the block table.", "paged",
+    misread("pages_in_memory_order", "Pages read in memory order, not in that of the block table.", "paged",
               arrays=partial(replace_input, "block_table", _pages_in_memory_order)),
-    Deviation("positions_of_longest_sequence", "Queries rotated by the positions of the longest sequence.", "paged",
+    misread("positions_of_longest_sequence", "Queries rotated by the positions of the longest sequence.", "paged",
               arrays=_positions_of_the_longest),
-    Deviation("last_page_lost", "The last page of each sequence not read, unless it is full.", "paged",
+    misread("last_page_lost", "The last page of each sequence not read, unless it is full.", "paged",
               arrays=partial(round_lengths, lambda n, p: n // p * p)),
-    Deviation("last_page_read_from_previous", "A last page that is not full read from where the page before it lies.",
+    misread("last_page_read_from_previous", "A last page that is not full read from where the page before it lies.",
               "paged", arrays=partial(replace_input, "block_table", _repeat_page_before_last)),
-    Deviation("last_page_not_masked", "The last page of each sequence read to its end, beyond the length.", "paged",
+    misread("last_page_not_masked", "The last page of each sequence read to its end, beyond the length.", "paged",
               arrays=partial(round_lengths, lambda n, p: -(-n // p) * p)),
 )  # fmt: skip
 
-TRIANGLE_DEVIATIONS: tuple[Deviation, ...] = (
-    Deviation("causal_mask_one_key_late", "One key too many: s ≤ t + S − T + 1.", "mask off by one",
+TRIANGLE_DEVIATIONS: tuple[Mistake, ...] = (
+    misread("causal_mask_one_key_late", "One key too many: s ≤ t + S − T + 1.", "mask off by one",
               problem=partial(_shift_triangle, 1)),
-    Deviation("causal_mask_one_key_early", "One key too few: s < t + S − T.", "mask off by one",
+    misread("causal_mask_one_key_early", "One key too few: s < t + S − T.", "mask off by one",
               problem=partial(_shift_triangle, -1)),
 )  # fmt: skip
 """The same as two mistakes of layers, but also for more queries than keys."""
@@ -250,12 +249,12 @@ def _noise_first(spec: Spec, inputs: Inputs) -> Inputs | None:
     return {**inputs, "q": np.roll(groups, -1, axis=2).reshape(B, H, *rest)}
 
 
-GROUP_DEVIATIONS: tuple[Deviation, ...] = (
-    Deviation.of_attention("all_signals_first", "The first h heads of the attention taken as signals and the rest as "
+GROUP_DEVIATIONS: tuple[Mistake, ...] = (
+    in_attention("all_signals_first", "The first h heads of the attention taken as signals and the rest as "
                            "noises, where each group has its noise behind its signals.", "ratio", _signals_first),
-    Deviation.of_attention("heads_and_tokens_swapped", "(B, T, H, e) of the attention read as (B, H, T, e) where T "
+    in_attention("heads_and_tokens_swapped", "(B, T, H, e) of the attention read as (B, H, T, e) where T "
                            "is H, as by code that tells the axes apart by their sizes.", "output layout",
                            _exchange_heads_and_tokens),
-    Deviation("noise_head_first", "The first head of each group taken as its noise, where it is the last.",
+    misread("noise_head_first", "The first head of each group taken as its noise, where it is the last.",
               "ratio", arrays=_noise_first),
 )  # fmt: skip

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from refdiff.oracle import deviations
-from refdiff.oracle.deviations.deviation import output_with
-from refdiff.oracle.deviations.listed import EVERY, KINDS
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import ROWS
+from refdiff.oracle.mistakes.kernel import output_with
+from refdiff.oracle.mistakes.listed import EVERY, KINDS
 from refdiff.oracle.strategies import Structure, draw
 from tests.oracle.example_inputs import small
 

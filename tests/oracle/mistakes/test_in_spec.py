@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from refdiff.oracle import Deviation
-from refdiff.oracle.deviations.deviation import deviated, output
-from refdiff.oracle.deviations.listed import EVERY
-from refdiff.oracle.deviations.spec_deviations import PRESET_DEVIATIONS, SPEC_DEVIATIONS
+from refdiff.oracle import Mistake
 from refdiff.oracle.mistakes import ROWS
+from refdiff.oracle.mistakes.in_spec import PRESET_DEVIATIONS, SPEC_DEVIATIONS
+from refdiff.oracle.mistakes.kernel import deviated, output
+from refdiff.oracle.mistakes.listed import EVERY
 from refdiff.oracle.spec.presets import PRESETS, YARN
 from tests.oracle.example_inputs import draw, small
 
@@ -45,7 +45,7 @@ SPECS = [
 
 
 @pytest.mark.parametrize("deviation", [*SPEC_DEVIATIONS, *PRESET_DEVIATIONS], ids=str)
-def test_is_another_spec_somewhere(deviation: Deviation) -> None:
+def test_is_another_spec_somewhere(deviation: Mistake) -> None:
     found = 0
     for spec in SPECS:
         problem = deviated(spec, draw(spec), [deviation])

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from refdiff.oracle.deviations.deviation import Kernel, deviated, output
-from refdiff.oracle.deviations.input_deviations import INPUT_DEVIATIONS
-from refdiff.oracle.deviations.listed import KINDS, deviations, draw_probes
-from refdiff.oracle.deviations.rare import RARE_DEVIATIONS
 from refdiff.oracle.inputs import kind_of
+from refdiff.oracle.mistakes.catalogue import Kernel
+from refdiff.oracle.mistakes.in_inputs import INPUT_DEVIATIONS
+from refdiff.oracle.mistakes.kernel import deviated, output
+from refdiff.oracle.mistakes.listed import KINDS, deviations, draw_probes
+from refdiff.oracle.mistakes.rare import RARE_DEVIATIONS
 from refdiff.oracle.spec.resolve import small_spec
 from refdiff.oracle.strategies import Structure
 from refdiff.oracle.strategies import draw as draw_values

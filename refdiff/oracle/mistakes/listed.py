@@ -10,22 +10,23 @@ from typing import Any
 from refdiff.oracle.budget.budget import Budget, budget
 from refdiff.oracle.cases.structure import Structure
 from refdiff.oracle.cases.values import draw
-from refdiff.oracle.deviations.deviation import Deviation, Kernel, is_same_output, output, output_with
-from refdiff.oracle.deviations.input_deviations import GROUP_DEVIATIONS, INPUT_DEVIATIONS, TRIANGLE_DEVIATIONS
-from refdiff.oracle.deviations.spec_deviations import PRESET_DEVIATIONS, SPEC_DEVIATIONS
-from refdiff.oracle.deviations.tiles import ONE_MAP_ALIGN_AXIS, ONE_MAP_AXIS
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.inputs.validation import as_float64
 from refdiff.oracle.mistakes import CATALOGUE
+from refdiff.oracle.mistakes.catalogue import Kernel, Mistake
+from refdiff.oracle.mistakes.in_inputs import GROUP_DEVIATIONS, INPUT_DEVIATIONS, TRIANGLE_DEVIATIONS
+from refdiff.oracle.mistakes.in_spec import PRESET_DEVIATIONS, SPEC_DEVIATIONS
+from refdiff.oracle.mistakes.in_tiles import ONE_MAP_ALIGN_AXIS, ONE_MAP_AXIS
+from refdiff.oracle.mistakes.kernel import is_same_output, output, output_with
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.resolve import resolve_spec
 from refdiff.oracle.thresholds import THRESHOLDS
 
 KINDS = ("dense", "packed", "paged", "layer")
-EVERY: tuple[Deviation, ...] = (
-    *(Deviation.of(m) for m in CATALOGUE if not m.layer.endswith("_vjp")),
+EVERY: tuple[Mistake, ...] = (
+    *(m for m in CATALOGUE if not m.layer.endswith("_vjp")),
     *SPEC_DEVIATIONS,
     *INPUT_DEVIATIONS,
     *TRIANGLE_DEVIATIONS,
@@ -41,7 +42,7 @@ TWO_MAP_AXES = frozenset({
 
 
 @lru_cache(maxsize=64)
-def deviations(spec: Spec | str, kind: str = "dense") -> tuple[Deviation, ...]:
+def deviations(spec: Spec | str, kind: str = "dense") -> tuple[Mistake, ...]:
     """Return the deviations that compute another function than `spec` on some inputs of this kind.
 
     Deviations that compute the same function are one entry. Its name is that of the catalogue of mistakes, if it is
@@ -58,7 +59,7 @@ def deviations(spec: Spec | str, kind: str = "dense") -> tuple[Deviation, ...]:
     spec = shrink_spec(resolve_spec(spec))
     shown = draw_probes(spec, kind)
     right = [output(Kernel(spec, x)) for x in shown]
-    kept: list[tuple[Deviation, list[Numpy | None]]] = []
+    kept: list[tuple[Mistake, list[Numpy | None]]] = []
     for deviation in EVERY:
         if spec.is_plain and needs_two_maps(deviation):
             continue
@@ -87,10 +88,10 @@ def shrink_spec(spec: Spec) -> Spec:
     return spec.replace(window=window, **heads)
 
 
-def needs_two_maps(deviation: Deviation) -> bool:
+def needs_two_maps(deviation: Mistake) -> bool:
     """Whether plain attention cannot have a deviation."""
-    wrong = deviation.mistake
-    of_norm = wrong is not None and wrong.layer.startswith("diff_heads") and wrong.axis.startswith("norm")
+    of_heads = deviation.wrong is not None and deviation.layer.startswith("diff_heads")
+    of_norm = of_heads and deviation.axis.startswith("norm")
     return of_norm or deviation.axis in TWO_MAP_AXES
 
 
@@ -100,11 +101,11 @@ def _agree(a: list[Numpy | None], b: list[Numpy | None]) -> bool:
     return bool(both) and all(is_same_output(x, y) for x, y in both)
 
 
-def _merge(first: Deviation, second: Deviation) -> Deviation:
+def _merge(first: Mistake, second: Mistake) -> Mistake:
     """Merge two deviations under the first name; the second replaces a wrong layer if it is none itself."""
     aliases = (*first.aliases, second.name)
-    if first.mistake is not None and second.mistake is None:
-        first = replace(first, mistake=None, fields=second.fields, arrays=second.arrays, problem=second.problem)
+    if first.wrong is not None and second.wrong is None:
+        first = replace(first, wrong=None, fields=second.fields, arrays=second.arrays, problem=second.problem)
     return replace(first, aliases=aliases)
 
 
@@ -135,9 +136,7 @@ def draw_probes(spec: Spec, kind: str) -> list[Inputs]:
     return [as_float64(spec, x) for x in drawn]
 
 
-def blind_spots(
-    spec: Spec | str, inputs: Mapping[str, Any], recipe: Recipe | str | None = None
-) -> tuple[Deviation, ...]:
+def blind_spots(spec: Spec | str, inputs: Mapping[str, Any], recipe: Recipe | str | None = None) -> tuple[Mistake, ...]:
     """Return the deviations that a test on these inputs cannot detect.
 
     All deviations of `enlarge_spec(spec)` are tried, so that dimensions count too: inputs with as many query heads as

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from refdiff.layers.diff_attention import split_maps
-from refdiff.oracle.deviations.deviation import Deviation, Kernel
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
-from refdiff.oracle.mistakes.catalogue import Call
+from refdiff.oracle.mistakes.catalogue import Call, Kernel, Mistake, in_attention, misread
 from refdiff.oracle.mistakes.in_backward import masked_scores
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
@@ -109,23 +108,23 @@ def _read_bits(spec: Spec, inputs: Inputs) -> Inputs | None:
     return {**inputs, **read} if read else None
 
 
-TILE_DEVIATIONS: tuple[Deviation, ...] = (
-    Deviation.of_attention(
+TILE_DEVIATIONS: tuple[Mistake, ...] = (
+    in_attention(
         "maximum_not_subtracted",
         "e^z in place of e^(z − m), or partial sums merged by e^lse: it overflows to ∞ / ∞, or underflows to 0 / 0.",
         "overflow", _leave_maximum,
     ),
-    Deviation.of_attention(
+    in_attention(
         "one_maximum_for_both_maps",
         "One running maximum for both maps: low scores underflow, and a map in which all do is 0 / 0.",
         "maximum", _share_maximum,
     ),
-    Deviation(
+    misread(
         "bfloat16_bits_read_as_integers", "The bits of q, k and v in bfloat16 read as integers.", "bits",
         arrays=_read_bits,
     ),
     *(
-        Deviation.of_attention(
+        in_attention(
             f"{name}{where}_by_tiles_of_{tile}",
             f"Online softmax by tiles of {tile} keys: {which}{what} multiplied by e^(m_old − m_new) where the maximum "
             "grows.", axis, partial(_skip_rescaling, tile, of_values, of_weights, maps),

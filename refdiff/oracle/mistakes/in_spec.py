@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from refdiff.oracle.deviations.deviation import Deviation
-from refdiff.oracle.mistakes import ROWS
+from refdiff.oracle.mistakes.catalogue import Mistake, misread
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.spec.presets import PRESETS, YARN
 
@@ -43,11 +42,11 @@ def _change_yarn(change: Callable[[Mapping[str, Any]], dict[str, Any]], spec: Sp
     return {"rope_parameters": change(given)} if given.get("rope_type") == "yarn" else None
 
 
-def _dev(name: str, what: str, axis: str, row: str, fields: Fields) -> Deviation:
-    return Deviation(name, what, axis, row, ROWS[row].link if row else "", fields=fields)
+def _dev(name: str, what: str, axis: str, row: str, fields: Fields) -> Mistake:
+    return misread(name, what, axis, row, fields=fields)
 
 
-SPEC_DEVIATIONS: tuple[Deviation, ...] = (
+SPEC_DEVIATIONS: tuple[Mistake, ...] = (
     _dev("other_head_pairing", "Heads i, i + H/2 paired in place of 2i, 2i + 1, or the reverse.", "pair", "F1",
         lambda s: None if s.ratio > 1 else _swap("pairing", "halves", "interleaved")(s)),
     _dev("other_signal_noise_order", "All signals first in place of group by group, or the reverse.",
@@ -170,7 +169,7 @@ def _read_as(preset: str, spec: Spec) -> dict[str, Any] | None:
 
 WIRING = ("pairing", "gqa", "values", "rope", "lambda_base")
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(Spec) if field.name in (*WIRING, "keys")}
-PRESET_DEVIATIONS: tuple[Deviation, ...] = tuple(
+PRESET_DEVIATIONS: tuple[Mistake, ...] = tuple(
     _dev(f"read_as_{name}", f"Weights of this spec read as if they were of {name}: heads, values and RoPE of it.",
         "source", "F1", partial(_read_as, name))
     for name, fields in PRESETS.items()

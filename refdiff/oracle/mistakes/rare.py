@@ -9,8 +9,10 @@ from functools import partial
 
 import numpy as np
 
-from refdiff.oracle.deviations.deviation import Deviation, Kernel
-from refdiff.oracle.deviations.input_deviations import (
+from refdiff.oracle.inputs import kind_of
+from refdiff.oracle.inputs.sequences import Inputs, Numpy
+from refdiff.oracle.mistakes.catalogue import Kernel, Mistake, misread
+from refdiff.oracle.mistakes.in_inputs import (
     INPUT_DEVIATIONS,
     TRIANGLE_DEVIATIONS,
     change_query_positions,
@@ -18,10 +20,8 @@ from refdiff.oracle.deviations.input_deviations import (
     replace_input,
     round_lengths,
 )
-from refdiff.oracle.deviations.spec_deviations import SPEC_DEVIATIONS
-from refdiff.oracle.deviations.tiles import ONE_MAP_ALIGN_AXIS, ONE_MAP_AXIS, ONLINE_AXIS, TILE_DEVIATIONS
-from refdiff.oracle.inputs import kind_of
-from refdiff.oracle.inputs.sequences import Inputs, Numpy
+from refdiff.oracle.mistakes.in_spec import SPEC_DEVIATIONS
+from refdiff.oracle.mistakes.in_tiles import ONE_MAP_ALIGN_AXIS, ONE_MAP_AXIS, ONLINE_AXIS, TILE_DEVIATIONS
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import attention_mask, head_indices
 
@@ -31,7 +31,7 @@ TABLE_AXIS = "tables"
 """The axis of deviations that misread the tables of packed and paged sequences."""
 
 
-def _mask_of_one_map(deviation: Deviation, number: int, spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs] | None:
+def _mask_of_one_map(deviation: Mistake, number: int, spec: Spec, inputs: Inputs) -> tuple[Spec, Inputs] | None:
     """Give one of the two maps the mask of a problem with a deviation."""
     wrong = deviation.apply(Kernel(spec, inputs)) if kind_of(inputs) == "dense" else None
     if wrong is None:
@@ -46,14 +46,14 @@ def _mask_of_one_map(deviation: Deviation, number: int, spec: Spec, inputs: Inpu
     return spec.replace(causal="none", window=None), {**made, "mask": np.concatenate([first, second], axis=1)}
 
 
-def _one_map_masks() -> Iterator[Deviation]:
+def _one_map_masks() -> Iterator[Mistake]:
     """Yield each deviation that changes a mask or the window, in the first map alone, and in the second."""
     every = (d for d in (*SPEC_DEVIATIONS, *INPUT_DEVIATIONS, *TRIANGLE_DEVIATIONS) if d.axis in MASK_AXES)
     for d in (d for d in every if not d.name.startswith("masked_rows")):
         for number, which in enumerate(("first", "second")):
             name, what = f"{d.name}_in_{which}_map", f"{d.what.rstrip('.')}, in the {which} map alone."
             axis = ONE_MAP_ALIGN_AXIS if d.axis == "mask align" else ONE_MAP_AXIS
-            yield Deviation(name, what, axis, d.row, d.link, problem=partial(_mask_of_one_map, d, number))
+            yield misread(name, what, axis, d.row, d.link, problem=partial(_mask_of_one_map, d, number))
 
 
 def _scale_key_positions(factor: int, spec: Spec, inputs: Inputs) -> Inputs | None:
@@ -142,51 +142,51 @@ def _count_keys_as_queries(spec: Spec, inputs: Inputs) -> Inputs | None:
     return {**inputs, "cu_seqlens_k": inputs["cu_seqlens_q"]}
 
 
-RARE_DEVIATIONS: tuple[Deviation, ...] = (
+RARE_DEVIATIONS: tuple[Mistake, ...] = (
     *TILE_DEVIATIONS,
     *_one_map_masks(),
-    *(Deviation(f"sinks_in_{which}_map", f"The sink in the denominator of the {which} map alone.", ONE_MAP_AXIS,
+    *(misread(f"sinks_in_{which}_map", f"The sink in the denominator of the {which} map alone.", ONE_MAP_AXIS,
                 arrays=partial(replace_input, "sinks", partial(_sinks_of_one_map, number)))
       for number, which in enumerate(("first", "second"))),
-    *(Deviation(f"sinks_counted_{n}_times", f"The sink counted in each of {n} splits whose sums are merged.",
+    *(misread(f"sinks_counted_{n}_times", f"The sink counted in each of {n} splits whose sums are merged.",
                 "sinks", arrays=partial(replace_input, "sinks", partial(_count_sinks, n)))
       for n in (2, 4, 8)),
     *(replace(d, axis="padding") for d in INPUT_DEVIATIONS if d.name == "mask_ignored"),
-    Deviation("bias_ignored", "The given bias ignored.", "bias", arrays=partial(ignore_inputs, ("bias",))),
-    Deviation("bias_in_base_2", "The bias not multiplied by log₂ e, as the scores are for 2^z.", "bias",
+    misread("bias_ignored", "The given bias ignored.", "bias", arrays=partial(ignore_inputs, ("bias",))),
+    misread("bias_in_base_2", "The bias not multiplied by log₂ e, as the scores are for 2^z.", "bias",
               arrays=partial(replace_input, "bias", lambda _, x: x["bias"] * math.log(2))),
-    Deviation("bias_scaled", "The bias added before the scores are scaled: multiplied by 1/√d too.", "bias",
+    misread("bias_scaled", "The bias added before the scores are scaled: multiplied by 1/√d too.", "bias",
               arrays=partial(replace_input, "bias", lambda spec, x: x["bias"] * (spec.scale or spec.head_dim**-0.5))),
-    Deviation("positions_ignored", "The given positions ignored.", "positions",
+    misread("positions_ignored", "The given positions ignored.", "positions",
               arrays=partial(ignore_inputs, ("q_positions", "k_positions"))),
-    Deviation("query_angle_negated", "RoPE rotates queries by the opposite angle, and keys by theirs.",
+    misread("query_angle_negated", "RoPE rotates queries by the opposite angle, and keys by theirs.",
               "direction", arrays=partial(change_query_positions, np.negative)),
-    Deviation("key_angle_negated", "RoPE rotates keys by the opposite angle, and queries by theirs.",
+    misread("key_angle_negated", "RoPE rotates keys by the opposite angle, and queries by theirs.",
               "direction", arrays=partial(_scale_key_positions, -1)),
-    Deviation("keys_rotated_twice", "RoPE rotates keys again that are rotated already, as in a cache.", "direction",
+    misread("keys_rotated_twice", "RoPE rotates keys again that are rotated already, as in a cache.", "direction",
               arrays=partial(_scale_key_positions, 2)),
-    Deviation("padding_of_sequence_0", "The padding mask of sequence 0 for every sequence.", "padding",
+    misread("padding_of_sequence_0", "The padding mask of sequence 0 for every sequence.", "padding",
               arrays=_mask_of_the_first_sequence),
-    Deviation("first_key_from_previous_page", "The first key of each page after the first read from the "
+    misread("first_key_from_previous_page", "The first key of each page after the first read from the "
               "page before: page (s − 1) // p in place of s // p.", "paged", arrays=_begin_pages_with_the_page_before),
-    Deviation("block_table_of_sequence_0", "The block table of sequence 0 for every sequence.", TABLE_AXIS,
+    misread("block_table_of_sequence_0", "The block table of sequence 0 for every sequence.", TABLE_AXIS,
               arrays=partial(replace_input, "block_table", lambda _, x: 0 * x["block_table"] + x["block_table"][:1])),
-    Deviation("block_table_off_by_one", "Each page read by the next entry of the block table.", TABLE_AXIS,
+    misread("block_table_off_by_one", "Each page read by the next entry of the block table.", TABLE_AXIS,
               arrays=partial(replace_input, "block_table", lambda _, x: np.concatenate(
                   [x["block_table"][:, 1:], x["block_table"][:, -1:]], axis=1))),
-    Deviation("lengths_one_too_large", "Each sequence one key longer than its length.", TABLE_AXIS,
+    misread("lengths_one_too_large", "Each sequence one key longer than its length.", TABLE_AXIS,
               arrays=partial(replace_input, "lengths", lambda _, x: np.minimum(
                   x["lengths"] + 1, x["block_table"].shape[1] * x["k_pages"].shape[2]))),
-    Deviation("lengths_one_too_small",
+    misread("lengths_one_too_small",
               "Each sequence one key shorter than its length, as before the newest key is counted.", TABLE_AXIS,
               arrays=_lengths_one_too_small),
-    Deviation("window_from_page_edge", "The window starts at the first key of its first page, not within the page.",
+    misread("window_from_page_edge", "The window starts at the first key of its first page, not within the page.",
               TABLE_AXIS, problem=_window_from_page_edge),
-    Deviation("newest_token_not_written", "The newest key and value of each sequence read as zeros, before they are "
+    misread("newest_token_not_written", "The newest key and value of each sequence read as zeros, before they are "
               "written to the cache.", TABLE_AXIS, arrays=_newest_token_missing),
-    Deviation("length_of_longest_sequence", "The length of the longest sequence for every sequence.", TABLE_AXIS,
+    misread("length_of_longest_sequence", "The length of the longest sequence for every sequence.", TABLE_AXIS,
               arrays=partial(round_lengths, lambda n, p: np.full_like(n, np.max(n, initial=0)))),
-    Deviation("cu_seqlens_q_for_keys", "cu_seqlens_q in place of cu_seqlens_k: where keys start and end.", TABLE_AXIS,
+    misread("cu_seqlens_q_for_keys", "cu_seqlens_q in place of cu_seqlens_k: where keys start and end.", TABLE_AXIS,
               arrays=_count_keys_as_queries),
 )  # fmt: skip
 SINGLE_AXES = (ONLINE_AXIS, ONE_MAP_AXIS, ONE_MAP_ALIGN_AXIS, TABLE_AXIS, "direction", "padding", "positions", "bias")

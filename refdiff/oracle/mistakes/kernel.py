@@ -1,0 +1,136 @@
+"""Compute the tensors of a kernel that differs from its spec, exactly or as a recipe rounds in some order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from refdiff.backends import Ops, ops_for, overlay
+from refdiff.oracle.budget.row_sample import select_queries
+from refdiff.oracle.inputs.sequences import Inputs, Numpy
+from refdiff.oracle.mistakes.catalogue import Kernel, Mistake, wrap
+from refdiff.oracle.rounding import round_to
+from refdiff.oracle.rounding.ensemble import perturb_lambda_init
+from refdiff.oracle.rounding.evaluation_order import Arithmetic, Order
+from refdiff.oracle.rounding.recipe import Recipe
+from refdiff.oracle.rounding.rounded_layers import rounded_ops, stored_lambda
+from refdiff.oracle.spec import Spec
+from refdiff.oracle.thresholds import THRESHOLDS
+from refdiff.oracle.truth.backward import backward
+from refdiff.oracle.truth.forward import forward
+
+Tensors = dict[str, Numpy]
+
+
+def deviated(spec: Spec, inputs: Inputs, mistakes: Iterable[Mistake]) -> Kernel | None:
+    """Return the kernel with all of `mistakes`, applied in order; None if one does not apply."""
+    kernel: Kernel | None = Kernel(spec, inputs)
+    for mistake in mistakes:
+        kernel = None if kernel is None else mistake.apply(kernel)
+    return kernel
+
+
+@lru_cache(maxsize=4096)
+def ops_with(mistakes: tuple[Mistake, ...]) -> Ops:
+    """Return the layers wrapped in these mistakes, the first one innermost."""
+    return overlay(ops_with(mistakes[:-1]), wrap(mistakes[-1])) if mistakes else ops_for()
+
+
+def select_rows(kernel: Kernel, rows: Numpy) -> Kernel:
+    """Return the kernel for some queries of a dense case."""
+    spec, inputs = select_queries(kernel.spec, kernel.inputs, rows)
+    return replace(kernel, spec=spec, inputs=inputs, queries=rows)
+
+
+def compute(
+    kernel: Kernel | None, names: Iterable[str], *, dout: Numpy | None = None, rows: Numpy | None = None,
+    recipe: Recipe | None = None, order: Order | None = None,
+) -> Tensors | None:  # fmt: skip
+    """Compute the tensors of a kernel; None if it has none for its inputs.
+
+    Args:
+        dout: the gradient of the output, for gradients.
+        rows: queries to compute; None for all.
+        order: the order in which `recipe` rounds; None for exact tensors.
+    """
+    if kernel is None:
+        return None
+    names, found = set(names), {}
+    try:
+        with np.errstate(all="ignore"):
+            kernel = kernel if rows is None else select_rows(kernel, rows)
+            spec, inputs, ops = kernel.spec, kernel.inputs, ops_with(kernel.mistakes)
+            if recipe is not None and order is not None:
+                spec, ops = perturb_lambda_init(spec, order, ops), rounded_mistakes(recipe, order, kernel.mistakes)
+            if "out" in names:
+                found["out"] = forward(spec, inputs, ops)
+            if dout is not None:
+                found |= _named(backward(spec, inputs, dout, ops))
+            if dout is not None and kernel.part is not None:
+                some, mask = kernel.part
+                part = _named(backward(spec, inputs, dout * mask, ops))
+                found |= {name: part[name] for name in some}
+            for finish in kernel.finish:
+                found = {name: finish(name, x) for name, x in found.items()}
+            found = {name: x for name, x in found.items() if name in names}
+            if recipe is not None and order is not None:
+                found = {name: round_to(x, recipe.storage) for name, x in found.items()}
+    except (ValueError, IndexError, ZeroDivisionError, TypeError):
+        return None
+    return found or None
+
+
+def _named(gradients: Tensors) -> Tensors:
+    return {f"d{name}": np.atleast_1d(g) for name, g in gradients.items()}
+
+
+def output(kernel: Kernel | None) -> Numpy | None:
+    """Compute the output of a kernel; None without a kernel, or if a wrong layer cannot handle the inputs."""
+    return (compute(kernel, ("out",)) or {}).get("out")
+
+
+def output_with(spec: Spec, inputs: Inputs, mistakes: Iterable[Mistake]) -> Numpy | None:
+    """Compute the output of a kernel with all of `mistakes`; None if one does not apply to these inputs."""
+    return output(deviated(spec, inputs, mistakes))
+
+
+def is_same_output(a: Numpy | None, b: Numpy | None) -> bool:
+    """Whether two outputs are equal up to `Thresholds.same_function`, or both None."""
+    if a is None or b is None or a.shape != b.shape:
+        return a is None and b is None
+    largest = float(np.max(np.abs(b), initial=1e-300, where=np.isfinite(b)))
+    with np.errstate(invalid="ignore"):
+        apart = np.any(np.abs(a - b) > THRESHOLDS.same_function * largest)
+    return not apart and np.array_equal(np.isnan(a), np.isnan(b))
+
+
+def rounded_mistakes(recipe: Recipe, order: Order, mistakes: Iterable[Mistake]) -> Ops:
+    """Return `rounded_ops` with mistakes as an overlay.
+
+    A mistake in λ that does not call `diff_lambda`, such as λ = λ_init, has its result rounded here as well. An exact
+    λ would fit no kernel, so that another mistake, which does call `diff_lambda`, would be named instead.
+    """
+    arith = Arithmetic(recipe, order)
+    rounded = rounded_ops(recipe, order)
+    called: list[bool] = []
+
+    def noted(*args: Any) -> Numpy:
+        called.append(True)
+        found: Numpy = rounded.diff_lambda(*args)
+        return found
+
+    ops = Ops(**{**vars(rounded), "diff_lambda": noted})
+    for mistake in mistakes:
+        ops = overlay(ops, wrap(mistake))
+    wrong = ops.diff_lambda
+
+    def stored(*args: Any) -> Numpy:
+        called.clear()
+        found: Numpy = wrong(*args)
+        return found if called else stored_lambda(arith, found, *args)
+
+    return Ops(**{**vars(ops), "diff_lambda": stored})
