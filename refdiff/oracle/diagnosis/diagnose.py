@@ -160,7 +160,7 @@ def _diagnose_output(
 
     def more() -> Iterator[Hypothesis]:
         if len(cases) == 1:
-            yield from head_changes(cases[0])
+            yield from head_orders(cases[0])
             yield from lost_keys(cases[0])
 
     found = search.run(1 if zero else most, more)
@@ -181,16 +181,11 @@ def _diagnose_output(
     return Ranking(NONE_FITS, shown, notes=tuple(notes), where=where)
 
 
-def head_changes(case: Case) -> Iterator[Hypothesis]:
-    """Yield the order of heads, and the factor of each head, with which the truth is nearest to a wrong tensor."""
-    for name, y in case.actual.items():
-        f = case.expected[name]
-        if (
-            name not in case.wrong
-            or y.ndim != 4
-            or not 1 < y.shape[1] <= THRESHOLDS.max_parts
-            or not np.isfinite(y).all()
-        ):
+def head_orders(case: Case) -> Iterator[Hypothesis]:
+    """Yield the order of heads with which the truth is nearest to a wrong tensor."""
+    for name in case.wrong:
+        y, f = case.actual[name], case.expected[name]
+        if y.ndim != 4 or not 1 < y.shape[1] <= THRESHOLDS.max_parts or not np.isfinite(y).all():
             continue
         apart = np.array([[np.sum((y[:, i] - f[:, j]) ** 2) for j in range(f.shape[1])] for i in range(f.shape[1])])
         order = np.argmin(apart, axis=1)
@@ -200,18 +195,6 @@ def head_changes(case: Case) -> Iterator[Hypothesis]:
             yield Hypothesis(
                 f"heads of {name} ordered {said}", what, "head order", _finish(name, lambda x, o=order: x[:, o])
             )
-        along, square = (np.sum(y * f, axis=(0, 2, 3)), np.sum(f * f, axis=(0, 2, 3)))
-        factors = along / np.where(square > 0, square, 1.0)
-        left = np.sum((y - factors[:, None, None] * f) ** 2) / np.sum((y - f) ** 2)
-        if (
-            left < 1 - THRESHOLDS.explained
-            and np.all(factors != 0)
-            and np.ptp(factors) > THRESHOLDS.same_factor * np.abs(factors).max()
-        ):
-            said = ", ".join(f"{x:.3g}" for x in factors)
-            what = f"{name} is multiplied by a factor that differs by head: {said}."
-            scaled = _finish(name, lambda x, s=factors[:, None, None]: x * s)
-            yield Hypothesis(f"factors of {name} by head = {said}", what, "head factors", scaled)
 
 
 def _finish(of: str, change: Any) -> Any:
@@ -307,7 +290,7 @@ def _diagnose_others(
         def more_of() -> Iterator[Hypothesis]:
             yield from zeros(cases)
             if len(cases) == 1:
-                yield from head_changes(cases[0])
+                yield from head_orders(cases[0])
             yield from lost_parts(cases)
 
         result = search.run(most, more_of)

@@ -24,7 +24,7 @@ from refdiff.oracle.rounding import FORMATS
 from refdiff.oracle.rounding.recipe import Recipe
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.thresholds import THRESHOLDS
-from refdiff.oracle.truth.attention_operands import compute_lambda, lambda_init, transform_scores
+from refdiff.oracle.truth.attention_operands import compute_lambda, transform_scores
 from refdiff.oracle.truth.forward import out_factor
 
 LIMITS = THRESHOLDS.fits
@@ -132,50 +132,16 @@ def acts_by_row(spec: Spec, mistake: Mistake) -> bool:
 
 
 def _layers(spec: Spec) -> Iterator[Hypothesis]:
-    """Yield the layer whose λ_init the kernel uses, in λ and the scale of the output or in one of them.
-
-    Layers are counted as in the spec, and from 0 if its λ_init is a constant.
-    """
-    in_lambda, in_scale = spec.lambda_form == "exp", spec.out_scale in ("1 - lambda_init", "lambda_init")
+    """Yield the layer whose λ_init the kernel uses, counted as in the spec, or from 0 if its λ_init is a constant."""
     has = f"spec has {spec.lambda_init:.4g}" if spec.lambda_init is not None else f"spec's layer is {spec.layer}"
+    constant = {"lambda_base": "depth", "lambda_init": None} if spec.lambda_base == "constant" else {}
 
-    def spec_at(n: float) -> Spec:
-        constant = {"lambda_base": "depth", "lambda_init": None} if spec.lambda_base == "constant" else {}
-        return spec.replace(**constant, layer=round(n))
+    def edit(kernel: Kernel, n: float) -> Kernel:
+        return replace(kernel, spec=kernel.spec.replace(**constant, layer=round(n)))
 
-    def everywhere(kernel: Kernel, n: float) -> Kernel:
-        other = spec_at(n)
-        fields = {name: getattr(other, name) for name in ("lambda_base", "lambda_init", "layer")}
-        return replace(kernel, spec=kernel.spec.replace(**fields))
-
-    def in_lambda_alone(kernel: Kernel, n: float) -> Kernel | None:
-        return _lambda_init(lambda_init(spec_at(n), ops_for())).apply(kernel)
-
-    def in_scale_alone(kernel: Kernel, n: float) -> Kernel | None:
-        return (
-            _lambda_init(lambda_init(spec, ops_for())).apply(everywhere(kernel, n))
-            if in_lambda
-            else everywhere(kernel, n)
-        )
-
-    both = in_lambda and in_scale
-    for name, edit, possible, where in (
-        ("layer", everywhere, both or in_scale or in_lambda, ""),
-        ("layer of λ", in_lambda_alone, both, " in λ alone"),
-        ("layer of the scale", in_scale_alone, both, " in the scale of the output alone"),
-    ):
-        if possible:
-            what = f"λ_init is that of layer {{}}{where}, where the {has}."
-            yield Hypothesis(name, what, "layer", edit, np.arange(LIMITS.distinct_layers + 1.0), round)
-
-
-def _lambda_init(start: float) -> Mistake:
-    wrong = partial(_call_with_lambda_init, start)
-    return Mistake("λ_init_of_another_layer", "", "diff_lambda", "lambda_init layer", wrong)
-
-
-def _call_with_lambda_init(start: float, call: Call) -> Any:
-    return call(lambda_init=start)
+    if spec.lambda_form == "exp" or spec.out_scale in ("1 - lambda_init", "lambda_init"):
+        what = f"λ_init is that of layer {{}}, where the {has}."
+        yield Hypothesis("layer", what, "layer", edit, np.arange(LIMITS.distinct_layers + 1.0), round)
 
 
 def _choices(spec: Spec, cases: Sequence[Inputs], kind: str) -> Iterator[Hypothesis]:
@@ -192,6 +158,13 @@ def _choices(spec: Spec, cases: Sequence[Inputs], kind: str) -> Iterator[Hypothe
                     words = f"RoPE rotates the {at} {other.rotary_dim} dimensions of each head"
                     fields = {"partial_rotary_factor": share, "rotary_at": at}
                     yield Hypothesis(f"rotary share {share:.4g} ({at})", f"{words}.", "rope dim", _set(fields))
+    if (c := spec.softcap) is not None:
+        for name, words, cap in (
+            ("softcap_z_over_c_times_tanh", "(z / c) tanh(z / c)", lambda z: z / c * np.tanh(z / c)),
+            ("softcap_without_factor", "tanh(z / c)", lambda z: np.tanh(z / c)),
+        ):
+            what = f"{words} of a score z, where c tanh(z / c) is meant."
+            yield Hypothesis(name, what, "softcap", partial(_replace_softcap, cap), is_name=True)
     sizes: dict[tuple[int, ...], list[int]] = {}
     for n in TILE_SIZES:
         sizes.setdefault(tuple(tail_padding(spec, x, n) if kind == "dense" else 0 for x in cases), []).append(n)
@@ -306,13 +279,19 @@ def _call_with_lambda(times: float, plus: float, call: Call) -> Any:
 
 
 def _clamp(kernel: Kernel, log: float) -> Kernel | None:
-    return _attention("score limit", "softcap", partial(_clamped_attention, math.exp(log)), kernel)
+    limit = math.exp(log)
+    return _attention("score limit", "softcap", partial(_attend, lambda z: np.clip(z, -limit, limit)), kernel)
 
 
-def _clamped_attention(limit: float, call: Call) -> Any:
+def _replace_softcap(cap: Callable[[Numpy], Numpy], kernel: Kernel, _: float) -> Kernel | None:
+    kernel = replace(kernel, spec=kernel.spec.replace(softcap=None))
+    return _attention("softcap", "softcap", partial(_attend, cap), kernel)
+
+
+def _attend(transform: Callable[[Numpy], Numpy], call: Call) -> Any:
     k1, k2, v = (np.repeat(x, call.q1.shape[1] // x.shape[1], axis=1) for x in (call.k1, call.k2, call.v))
     of_maps = ((call.q1, k1), (call.q2, k2))
-    (q1, k1), (q2, k2) = (transform_scores(q, k, lambda z: np.clip(z, -limit, limit)) for q, k in of_maps)
+    (q1, k1), (q2, k2) = (transform_scores(q, k, transform) for q, k in of_maps)
     return call(q1=q1, k1=k1, q2=q2, k2=k2, v=v)
 
 

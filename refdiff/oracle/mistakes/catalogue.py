@@ -1,4 +1,4 @@
-"""The published forks (F) and bugs (B), and what a mistake is: a wrong layer, or an edit of the spec or inputs."""
+"""Links to published choices (F) and bugs (B), and the class of mistakes: wrong layers, edits of spec or inputs."""
 
 from __future__ import annotations
 
@@ -35,87 +35,43 @@ _LLAMA_CPP = "https://github.com/ggml-org/llama.cpp"
 _FLASH = f"{UNILM}/blob/master/Diff-Transformer/multihead_flashdiff_1.py"
 
 
-@dataclass(frozen=True)
-class Row:
-    """A published choice that is correct for one source and wrong for another (F), or a mistake (B).
-
-    what: the choice or the mistake.
-    where: how the oracle covers it. "mistake": in `CATALOGUE`. "spec": a field of `Spec`. "recipe": only rounding
-        differs. "refused": `Spec` or the validation of the inputs raises.
-    link: who made it.
-    """
-
-    what: str
-    where: str
-    link: str
-
-
-ROWS: dict[str, Row] = {
-    "F1": Row("heads are paired 2i, 2i + 1, or i, i + H/2", "mistake", _FLASH),
-    "F2": Row("RoPE rotates neighbors, or halves", "mistake", MOTIF),
-    "F3": Row("λ_init counts layers from 0, from 1, or from −1", "mistake", f"{_VLLM}/pull/27396"),
-    "F4": Row("the norm after attention has a weight or not; its ε", "mistake", f"{UNILM}/pull/1646"),
-    "F5": Row("keys are paired and then grouped, or repeated and then paired", "mistake", _FLASH),
-    "F6": Row("values are heads of 2d, or joined from heads j, j + K/2, or from 2j, 2j + 1", "mistake", HF),
-    "F7": Row("λ's exponentials are rounded before they are subtracted, or after", "mistake", f"{_VLLM}/pull/44963"),
-    "F8": Row(
-        "weights are subtracted, or outputs: the same function, but two meanings of dropout",
-        "recipe",
-        "https://github.com/huggingface/transformers/pull/46738",
-    ),
-    "F9": Row("several signal heads per noise head, in groups or all signals first", "spec", f"{_VLLM}/pull/27396"),
-    "F10": Row("RoPE rotates the first dimensions of a head, or the last, or all", "spec", f"{_LLAMA_CPP}/pull/26298"),
-    "F11": Row(
-        "yarn's frequencies, or default ones; its factor on cos and sin, or on the scores",
-        "spec",
-        f"{_LLAMA_CPP}/pull/26298",
-    ),
-    "F12": Row(
-        "queries and keys are normed, before RoPE or after it, or not",
-        "spec",
-        "https://github.com/huggingface/pytorch-image-models/blob/main/timm/layers/diff_attention.py",
-    ),
-    "F13": Row("heads are multiplied by a gate or not; its activation", "spec", f"{_LLAMA_CPP}/pull/26298"),
-    "B1": Row("v2 subtracts halves, across groups", "mistake", V2),
-    "B2": Row("v2 with pairs that straddle groups", "refused", V2),
-    "B3": Row("v2 with v1's λ or norm", "mistake", f"{UNILM}/pull/1736"),
-    "B4": Row("λ without exponentials", "mistake", "https://github.com/Jaykef/ai-algorithms/issues/1"),
-    "B5": Row("heads and their size both halved", "refused", "https://github.com/karpathy/nanoGPT/issues/567"),
-    "B6": Row("RoPE's table made for heads of twice the size", "mistake", HF_FIRST),
-    "B7": Row("one norm over all heads", "mistake", HF_FIRST),
-    "B8": Row("the norm on queries and keys", "mistake", MOTIF),
-    "B9": Row(
-        "LayerNorm in place of RMSNorm",
-        "mistake",
-        "https://huggingface.co/spaces/hudsongouge/DAT-Byte-Demo/blob/main/inference/optimized_diffattn.py",
-    ),
-    "B10": Row("λ_init the same in every layer; with 1 the output is zero", "mistake", MOTIF),
-    "B11": Row("λ computed and not used", "mistake", MOTIF),
-    "B12": Row("one path without the difference", "mistake", HF_FIRST),
-    "B13": Row("subtracted before the softmax", "mistake", f"{UNILM}/issues/1637"),
-    "B14": Row(
-        "another scale of the scores",
-        "mistake",
-        "https://github.com/aykutcayir34/DifferentialTransformer/issues/1",
-    ),
-    "B15": Row("as many heads as in a plain Transformer, not half as many", "refused", f"{UNILM}/issues/1663"),
-    "B16": Row("o_proj of another size", "refused", f"{UNILM}/pull/1636"),
-    "B17": Row(
-        "negative weights clipped, rows normalized to sum to one",
-        "mistake",
-        "https://github.com/ohdearquant/lattice/pull/5",
-    ),
-    "B18": Row("with a cache, the causal mask or the positions start at 0 again", "mistake", f"{UNILM}/issues/1661"),
-    "B19": Row("a window off by one", "mistake", f"{_VLLM}/issues/3385"),
-    "B20": Row("a cache that mixes the two branches of keys", "mistake", f"{_VLLM}/pull/20702"),
-    "B21": Row(
-        "a second map with zero weights taken as no second map",
-        "mistake",
-        "https://github.com/axolotl-ai-cloud/axolotl/pull/2197",
-    ),
-    "B22": Row("an odd number of key heads", "refused", HF),
-    "B23": Row("backward without the causal mask", "mistake", "https://github.com/triton-lang/triton/issues/7216"),
+LINKS: dict[str, str] = {
+    "F1": _FLASH,  # heads are paired 2i, 2i + 1, or i, i + H/2
+    "F2": MOTIF,  # RoPE rotates neighbors, or halves
+    "F3": f"{_VLLM}/pull/27396",  # λ_init counts layers from 0, from 1, or from −1
+    "F4": f"{UNILM}/pull/1646",  # the norm after attention has a weight or not; its ε
+    "F5": _FLASH,  # keys are paired and then grouped, or repeated and then paired
+    "F6": HF,  # values are heads of 2d, or joined from heads j, j + K/2, or from 2j, 2j + 1
+    "F7": f"{_VLLM}/pull/44963",  # λ's exponentials are rounded before they are subtracted, or after
+    "F9": f"{_VLLM}/pull/27396",  # several signal heads per noise head, in groups or all signals first
+    "F10": f"{_LLAMA_CPP}/pull/26298",  # RoPE rotates the first dimensions of a head, or the last, or all
+    # yarn's frequencies, or default ones; its factor on cos and sin, or on the scores
+    "F11": f"{_LLAMA_CPP}/pull/26298",
+    # queries and keys are normed, before RoPE or after it, or not
+    "F12": "https://github.com/huggingface/pytorch-image-models/blob/main/timm/layers/diff_attention.py",
+    "F13": f"{_LLAMA_CPP}/pull/26298",  # heads are multiplied by a gate or not; its activation
+    "B1": V2,  # v2 subtracts halves, across groups
+    "B3": f"{UNILM}/pull/1736",  # v2 with v1's λ or norm
+    "B4": "https://github.com/Jaykef/ai-algorithms/issues/1",  # λ without exponentials
+    "B6": HF_FIRST,  # RoPE's table made for heads of twice the size
+    "B7": HF_FIRST,  # one norm over all heads
+    "B8": MOTIF,  # the norm on queries and keys
+    # LayerNorm in place of RMSNorm
+    "B9": "https://huggingface.co/spaces/hudsongouge/DAT-Byte-Demo/blob/main/inference/optimized_diffattn.py",
+    "B10": MOTIF,  # λ_init the same in every layer; with 1 the output is zero
+    "B11": MOTIF,  # λ computed and not used
+    "B12": HF_FIRST,  # one path without the difference
+    "B13": f"{UNILM}/issues/1637",  # subtracted before the softmax
+    "B14": "https://github.com/aykutcayir34/DifferentialTransformer/issues/1",  # another scale of the scores
+    "B17": "https://github.com/ohdearquant/lattice/pull/5",  # negative weights clipped, rows normalized to sum to one
+    "B18": f"{UNILM}/issues/1661",  # with a cache, the causal mask or the positions start at 0 again
+    "B19": f"{_VLLM}/issues/3385",  # a window off by one
+    "B20": f"{_VLLM}/pull/20702",  # a cache that mixes the two branches of keys
+    # a second map with zero weights taken as no second map
+    "B21": "https://github.com/axolotl-ai-cloud/axolotl/pull/2197",
+    "B23": "https://github.com/triton-lang/triton/issues/7216",  # backward without the causal mask
 }
+"""Where each published choice (F, correct for one source and wrong for another) and mistake (B) happened."""
 
 
 class Call:
@@ -181,7 +137,7 @@ class Mistake:
         "" if it replaces none.
     axis: the choice that it gets wrong. Two mistakes of one axis are not combined.
     wrong: computes the wrong result from a call.
-    row, source: its row in `ROWS`, and a link of its own where it happened.
+    row, source: its row in `LINKS`, and a link of its own where it happened.
     fields, arrays, problem: return the fields of the spec that change, the inputs as they are misread, or a new spec
         with its inputs; None if a kernel cannot have this mistake.
     aliases: the names of other mistakes that compute the same function.
@@ -203,7 +159,7 @@ class Mistake:
     @property
     def link(self) -> str:
         """The link to where it happened: its own source, or that of its row."""
-        return self.source if self.source is not None else ROWS[self.row].link if self.row else ""
+        return self.source if self.source is not None else LINKS[self.row] if self.row else ""
 
     def __str__(self) -> str:
         return self.name

@@ -33,7 +33,9 @@ def _lse_used_without_mask(call: Call) -> Any:
     dq1, dk1, dq2, dk2, dv, dlambda = call()
     g, K, more = call.g, call.v.shape[1], []
     values = np.repeat(call.v, call.q1.shape[1] // K, axis=1)
-    each = zip(_split_by_map(call), masked_scores(call), _log_sums(call), (1.0, -call.lambda_), strict=True)
+    each = zip(
+        _split_by_map(call), masked_scores(call), log_sums(masked_scores(call)), (1.0, -call.lambda_), strict=True
+    )
     for (q, k, _, bias), seen, lse, sign in each:
         z, _ = attention_scores(q, k, None, bias, causal=False)
         hidden = np.isneginf(seen) & np.any(seen > -np.inf, axis=-1, keepdims=True)
@@ -51,15 +53,16 @@ def _split_by_map(call: Call) -> Iterator[tuple[Array, Array, Any, Any]]:
     return zip((call.q1, call.q2), (call.k1, call.k2), masks, biases, strict=True)
 
 
-def masked_scores(call: Call) -> list[Array]:
-    """Return the scores of both maps, (B, H, T, S), −∞ for hidden keys."""
-    both = (attention_scores(*of_map, causal=call.causal) for of_map in _split_by_map(call))
+def masked_scores(call: Call, *, without: bool = False) -> list[Array]:
+    """Return the scores of both maps, (B, H, T, S), −∞ for hidden keys; as they are `without` a mask."""
+    given = ((q, k, None if without else mask, bias) for q, k, mask, bias in _split_by_map(call))
+    both = (attention_scores(*of_map, causal=call.causal and not without) for of_map in given)
     return [z if visible is None else np.where(visible, z, -np.inf) for z, visible in both]
 
 
-def _log_sums(call: Call) -> list[Array]:
+def log_sums(scores: list[Array]) -> list[Array]:
     """Return the log-sum-exps of both maps, (B, H, T, 1), 0 for a query that sees no key."""
-    lse = (np.logaddexp.reduce(z, axis=-1, keepdims=True) for z in masked_scores(call))
+    lse = (np.logaddexp.reduce(z, axis=-1, keepdims=True) for z in scores)
     return [np.where(np.isfinite(x), x, 0.0) for x in lse]
 
 
@@ -105,7 +108,7 @@ def _lose_row_sums(call: Call, share: float) -> Any:
 
 def _scale_rows(call: Call, factors: Callable[[Array, Array], tuple[Any, ...]]) -> Any:
     """Return the gradients with rows of Aᵢ multiplied by xᵢ where Aᵢ is recomputed, x = factors(LSE₁, LSE₂)."""
-    g1, g2 = (call.g * x for x in factors(*_log_sums(call)))
+    g1, g2 = (call.g * x for x in factors(*log_sums(masked_scores(call))))
     dq1, dk1, _, _, dv, _ = call(g=g1, lambda_=0 * call.lambda_)
     _, _, dq2, dk2, both, _ = call(g=g2)
     return dq1, dk1, dq2, dk2, dv + both - call(g=g2, lambda_=0 * call.lambda_)[V], call()[LAMBDA]

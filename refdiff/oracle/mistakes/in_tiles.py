@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,7 +13,7 @@ from refdiff.layers.diff_attention import split_maps
 from refdiff.oracle.inputs import kind_of
 from refdiff.oracle.inputs.sequences import Inputs, Numpy
 from refdiff.oracle.mistakes.catalogue import Call, Kernel, Mistake, in_attention, misread
-from refdiff.oracle.mistakes.in_backward import masked_scores
+from refdiff.oracle.mistakes.in_backward import log_sums, masked_scores
 from refdiff.oracle.rounding import round_to
 from refdiff.oracle.spec import Spec
 from refdiff.oracle.truth.attention_operands import use_explicit_mask
@@ -79,6 +81,41 @@ def _skip_rescaling(tile: int, of_values: bool, of_weights: bool, maps: tuple[bo
     return ratios[0] * call(**changed)
 
 
+def _scale_maps(call: Call, first: Numpy, second: Numpy) -> Any:
+    """Multiply the rows of the two maps by `first` and `second`, (B, H, T, 1)."""
+    return first * call(lambda_=call.lambda_ * second / np.where(first == 0, 1.0, first))
+
+
+def _mask_after_softmax(call: Call) -> Any:
+    every = masked_scores(call, without=True)
+    shares = [np.exp(a - b) for a, b in zip(log_sums(masked_scores(call)), log_sums(every), strict=True)]
+    return _scale_maps(call, *shares)
+
+
+def _share_denominator(call: Call) -> Any:
+    first, second = log_sums(masked_scores(call))
+    return call(lambda_=call.lambda_ * np.exp(second - first))
+
+
+def _merge_splits(length: int, log_weight: Callable[[Numpy, Numpy], Numpy], call: Call) -> Any:
+    """Merge splits of `length` keys by weights whose logarithm is a function of their log-sum-exp and maximum."""
+    biases = []
+    for z, bias in zip(masked_scores(call), split_maps(call.bias, call.q1.shape[1]), strict=True):
+        starts = np.arange(0, z.shape[-1], length)
+        lse, top = (f.reduceat(z, starts, axis=-1) for f in (np.logaddexp, np.maximum))
+        more = np.where(np.isfinite(lse), log_weight(lse, top) - lse, 0.0)
+        more = np.repeat(more, length, axis=-1)[..., : z.shape[-1]]
+        biases.append(more if bias is None else more + bias)
+    return call(bias=np.concatenate(biases, axis=1))
+
+
+WRONG_MERGES: tuple[tuple[str, str, Callable[[Numpy, Numpy], Numpy]], ...] = (
+    ("in_another_base", "e^lse of a log-sum-exp to base 2", lambda lse, _: lse / math.log(2)),
+    ("in_base_2", "2^lse of a natural log-sum-exp", lambda lse, _: lse * math.log(2)),
+    ("without_sums", "e^m of the maximum, without the sum", lambda _, top: top),
+    ("without_weights", "equal weights", lambda lse, _: 0 * lse),
+)
+"""(end of the name, words, the logarithm of a split's weight)"""
 ONLINE_AXIS = "online softmax"
 """The axis of deviations of an online softmax, of which there is one for each tile size."""
 ONE_MAP_AXIS = "one map"
@@ -118,6 +155,29 @@ TILE_DEVIATIONS: tuple[Mistake, ...] = (
         "one_maximum_for_both_maps",
         "One running maximum for both maps: low scores underflow, and a map in which all do is 0 / 0.",
         "maximum", _share_maximum,
+    ),
+    in_attention(
+        "all_scores_zero", "Every score is 0, as with a scale of 0: equal weights, but for a bias.", "scale",
+        lambda call: call(q1=0 * call.q1, q2=0 * call.q2),
+    ),
+    in_attention(
+        "mask_after_softmax", "Weights of hidden keys set to 0 after the softmax: the others do not sum to 1.", "mask",
+        _mask_after_softmax,
+    ),
+    in_attention(
+        "one_denominator_for_both_maps", "Both maps divided by the sum of the first.", "maximum", _share_denominator,
+    ),
+    misread(
+        "softcap_after_log2e", "Scores multiplied by log₂ e before the softcap, and not after it.", "softcap",
+        fields=lambda s: None if s.softcap is None else {"softcap": s.softcap * math.log(2)},
+    ),
+    *(
+        in_attention(
+            f"splits_of_{length}_merged_{name}", f"Splits of {length} keys merged by {what}.", ONLINE_AXIS,
+            partial(_merge_splits, length, log_weight),
+        )
+        for name, what, log_weight in WRONG_MERGES
+        for length in TILE_SIZES
     ),
     misread(
         "bfloat16_bits_read_as_integers", "The bits of q, k and v in bfloat16 read as integers.", "bits",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from refdiff.oracle import Mistake
-from refdiff.oracle.mistakes import ROWS
+from refdiff.oracle.mistakes import LINKS
 from refdiff.oracle.mistakes.in_spec import PRESET_DEVIATIONS, SPEC_DEVIATIONS
 from refdiff.oracle.mistakes.kernel import deviated, output
 from refdiff.oracle.mistakes.listed import EVERY
@@ -56,4 +56,4 @@ def test_is_another_spec_somewhere(deviation: Mistake) -> None:
             found += 1
     assert found
     assert deviation.what.endswith(".")
-    assert deviation.link == (ROWS[deviation.row].link if deviation.row else "")
+    assert deviation.link == (LINKS[deviation.row] if deviation.row else "")

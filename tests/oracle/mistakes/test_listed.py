@@ -9,7 +9,7 @@ import pytest
 
 from refdiff.oracle import deviations
 from refdiff.oracle.inputs.validation import as_float64
-from refdiff.oracle.mistakes import ROWS
+from refdiff.oracle.mistakes import LINKS
 from refdiff.oracle.mistakes.kernel import output_with
 from refdiff.oracle.mistakes.listed import EVERY, KINDS
 from refdiff.oracle.strategies import Structure, draw
@@ -37,7 +37,7 @@ def test_names_are_unique_and_rows_known(kind: str) -> None:
     found = deviations(small("diff_v2"), kind)
     names = [name for d in found for name in (d.name, *d.aliases)]
     assert len(set(names)) == len(names) > 30
-    assert all(d.row in ("", *ROWS) for d in found)
+    assert all(d.row in ("", *LINKS) for d in found)
     assert len({d.name for d in EVERY}) == len(EVERY)
 
 

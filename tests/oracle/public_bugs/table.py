@@ -438,7 +438,7 @@ BUGS: tuple[Bug, ...] = (
     # Splits, pages and caches
     Bug("sgl-project/sglang/pull/35045", "Splits are merged with e^lse, but their log-sum-exps are to base 2.",
         (2, 2, 64), (1, 16, 192), merged(lambda parts: [(o, lse * LOG2_E) for o, lse in parts]),
-        ("merge_with_other_lse_base",), "bfloat16"),
+        ("splits_of_64_merged_in_another_base",), "bfloat16"),
     Bug("Dao-AILab/flash-attention/pull/2388", "The splits' log-sum-exps are written to the places of other heads.",
         TWO_GROUPS, (1, 4, 192), merged(lambda parts: [(o, np.roll(lse, 1, axis=1)) for o, lse in parts]), (),
         "bfloat16"),
