@@ -70,7 +70,7 @@ CONFIG = {
         validate validate_architecture validate_layer_type validate_output_attentions validate_token_ids""",
     "no code of a checkpoint is run": "is_custom_code is_remote_code register_for_auto_class",
     "`to_dict` returns the fields": "default_config_fields dict_dtype_to_str",
-    "`from_pretrained` reads config.json": "extra_config_files extra_files from_json_file get_config_dict",
+    "`from_pretrained` reads config.json": "extra_config_files extra_files get_config_dict",
     "use `dtype`": "torch_dtype",
     "use `update`, which takes a dict": "update_from_string",
     "a model or tokenizer has its folder as `source`": "name_or_path",

@@ -110,11 +110,15 @@ def saving_ops(steps: Steps) -> Ops:
     products: list[Any] = []
     attention: list[tuple[Array, Array | None]] = []
 
-    def swiglu(x: Array, gate_proj: Any, up_proj: Any, down_proj: Any, *, act: str, ops: Any) -> Array:
+    def swiglu(
+        x: Array, gate_proj: Any, up_proj: Any, down_proj: Any, act_fn: Any = None, *, act: str, ops: Any
+    ) -> Array:
         gate, up = own.linear(x, **gate_proj), own.linear(x, **up_proj)
         products.append((gate, up))
         hidden = steps.gated(gate, up) if ACTIVATIONS.get(act) is silu else NotImplemented
-        return own.linear(own.activation(gate, act) * up if hidden is NotImplemented else hidden, **down_proj)
+        if hidden is NotImplemented:
+            hidden = own.activation(gate, act, **(act_fn or {})) * up
+        return own.linear(hidden, **down_proj)
 
     def diff_attention(*args: Any, ops: Any, **kwargs: Any) -> Array:
         with_lse = steps.diff_attention_with_lse(*args, **kwargs)

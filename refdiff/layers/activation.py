@@ -8,44 +8,57 @@ from collections.abc import Callable
 from refdiff.arrays import Array, namespace
 
 
-def activation(x: Array, name: str) -> Array:
+def activation(x: Array, name: str, weight: Array | None = None) -> Array:
     """Apply the activation that `hidden_act` names.
 
     Equation:
-        see the function of each name in `ACTIVATIONS`; silu, x σ(x), is the Swish of Ye et al. 2024
+        see the function of each name in `ACTIVATIONS`; silu, x σ(x), is the Swish of Ye et al. 2024. prelu, with the
+        learned weight w, is x where it is positive and w x elsewhere  (He et al. 2015, eq. 1)
 
     Used as:
-        `activation(gate, config.hidden_act)` inside `swiglu`
+        `activation(gate, config.hidden_act)` inside `swiglu`, with the layer's weight for prelu
 
     Shapes:
-        x (...) -> (...)
+        x (...), for prelu weight (1,) -> (...)
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, prelu without a weight, or another with one.
     """
-    if name not in ACTIVATIONS:
-        raise ValueError(f"activation: name: got {name!r}, expected one of {', '.join(sorted(ACTIVATIONS))}")
-    return ACTIVATIONS[name](x)
+    _check("activation", name, weight)
+    return ACTIVATIONS[name](x) if weight is None else namespace(x, weight).where(x > 0, x, weight * x)
 
 
-def activation_vjp(g: Array, x: Array, name: str) -> tuple[Array]:
+def _check(function: str, name: str, weight: Array | None) -> None:
+    """Raise ValueError for an unknown name, and where prelu has no weight or another has one."""
+    if name not in NAMES:
+        raise ValueError(f"{function}: name: got {name!r}, expected one of {', '.join(NAMES)}")
+    given = None if weight is None else tuple(weight.shape)
+    expected = (1,) if name == "prelu" else None
+    if given != expected:
+        shapes = ("no weight" if shape is None else f"shape {shape}" for shape in (given, expected))
+        raise ValueError(f"{function}: weight: got {next(shapes)}, expected {next(shapes)} with {name!r}")
+
+
+def activation_vjp(g: Array, x: Array, name: str, weight: Array | None = None) -> tuple[Array, ...]:
     """Pull a gradient back through `activation`.
 
     Equation:
-        ∂L/∂x = g act′(x), with the derivative of its function in `DERIVATIVES`; at a kink the one that torch takes
+        ∂L/∂x = g act′(x), with the derivative of its function in `DERIVATIVES`; at a kink the one that torch takes.
+        prelu: ∂L/∂x = g where x is positive and w g elsewhere, ∂L/∂w = Σ g x over those x that are not
 
     Shapes:
-        g and x (...) -> (...)
+        g and x (...) -> (...); with a weight (1,) also its gradient (1,)
 
     Raises:
-        ValueError: an unknown name, or `g` is not of the shape of `x`.
+        ValueError: as in `activation`, or `g` is not of the shape of `x`.
     """
-    if name not in ACTIVATIONS:
-        raise ValueError(f"activation_vjp: name: got {name!r}, expected one of {', '.join(sorted(ACTIVATIONS))}")
-    namespace(g, x)
+    _check("activation_vjp", name, weight)
+    xp = namespace(g, x, weight)
     if g.shape != x.shape:
         raise ValueError(f"activation_vjp: g: got shape {tuple(g.shape)}, expected {tuple(x.shape)}, like x")
-    return (g * DERIVATIVES[ACTIVATIONS[name]](x),)
+    if weight is None:
+        return (g * DERIVATIVES[ACTIVATIONS[name]](x),)
+    return xp.where(x > 0, g, weight * g), xp.reshape(xp.sum(xp.where(x > 0, 0.0, g * x)), (1,))
 
 
 def sigmoid(x: Array) -> Array:
@@ -272,6 +285,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "tanh": tanh,
 }
 """Every `hidden_act` of transformers that has no weights of its own (prelu and xielu have)."""
+
+NAMES = tuple(sorted([*ACTIVATIONS, "prelu"]))
+"""What `hidden_act` may be."""
 
 DERIVATIVES: dict[Callable[[Array], Array], Callable[[Array], Array]] = {
     gelu: d_gelu,

@@ -6,6 +6,7 @@ d = 6, pairs that rotate together:    halves        0 3   1 4   2 5      (transf
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,14 +49,20 @@ def rope(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Arra
     Used as:
         `rope(q, cos, sin)`, `rope(k, cos, sin)`, before the cache
 
+    A head of one dimension: transformers pairs it with itself, as (x cos − x sin) twice. Its dot products are those of
+    √2 x (cos − sin).
+
     Shapes:
-        x (B, H, T, d), cos and sin (B or 1, 1, T, n) with 2n ≤ d -> (B, H, T, d); dimensions past 2n are kept
+        x (B, H, T, d), cos and sin (B or 1, 1, T, n) with 2n ≤ d -> (B, H, T, d); dimensions past 2n are kept.
+        In halves d and n may also be 1
 
     Raises:
         ValueError: shapes that do not fit.
     """
-    _check("rope", x, cos, sin)
+    _check("rope", x, cos, sin, interleaved)
     xp, n = namespace(x, cos, sin), cos.shape[-1]
+    if x.shape[-1] == 1 == n:
+        return math.sqrt(2) * (cos - sin) * x
     rotary, rest = x[..., : 2 * n], x[..., 2 * n :]
     if interleaved:
         pairs = xp.reshape(rotary, (*x.shape[:3], n, 2))
@@ -67,10 +74,11 @@ def rope(x: Array, cos: Array, sin: Array, *, interleaved: bool = False) -> Arra
     return rotated if 2 * n == x.shape[-1] else xp.concat([rotated, rest], axis=-1)
 
 
-def _check(name: str, x: Array, cos: Array, sin: Array) -> None:
+def _check(name: str, x: Array, cos: Array, sin: Array, interleaved: bool) -> None:
     """Raise ValueError where the shapes do not fit."""
     fits = x.ndim == cos.ndim == 4 and tuple(cos.shape[1:3]) == (1, x.shape[2]) and cos.shape[0] in (1, x.shape[0])
-    if not fits or cos.shape != sin.shape or 2 * cos.shape[-1] > x.shape[-1]:
+    paired = 2 * cos.shape[-1] <= x.shape[-1] or (x.shape[-1] == cos.shape[-1] == 1 and not interleaved)
+    if not fits or cos.shape != sin.shape or not paired:
         raise ValueError(
             f"{name}: x, cos, sin: got shapes {tuple(x.shape)}, {tuple(cos.shape)}, {tuple(sin.shape)}, expected "
             "(B, H, T, d) and twice (B or 1, 1, T, n) with 2n ≤ d"
@@ -81,13 +89,14 @@ def rope_vjp(g: Array, x: Array, cos: Array, sin: Array, *, interleaved: bool = 
     """Pull a gradient back through `rope`.
 
     Equation:
-        a rotation's transpose is the rotation by the opposite angle: ∂L/∂x = rope(g, cos, −sin)
+        a rotation's transpose is the rotation by the opposite angle: ∂L/∂x = rope(g, cos, −sin); that of one number's
+        product is the product
 
     Shapes:
         g and x (B, H, T, d), cos and sin (B or 1, 1, T, n) -> (B, H, T, d), None, None
     """
     namespace(g, x, cos, sin)
-    _check("rope_vjp", x, cos, sin)
+    _check("rope_vjp", x, cos, sin, interleaved)
     if g.shape != x.shape:
         raise ValueError(f"rope_vjp: g: got shape {tuple(g.shape)}, expected {tuple(x.shape)}, like x")
-    return rope(g, cos, -sin, interleaved=interleaved), None, None
+    return rope(g, cos, sin if x.shape[-1] == 1 else -sin, interleaved=interleaved), None, None

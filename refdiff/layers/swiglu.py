@@ -15,6 +15,7 @@ def swiglu(
     gate_proj: Mapping[str, Array],
     up_proj: Mapping[str, Array],
     down_proj: Mapping[str, Array],
+    act_fn: Mapping[str, Array] | None = None,
     *,
     act: str = "silu",
     ops: Any = layers,
@@ -29,13 +30,13 @@ def swiglu(
 
     Shapes:
         x (..., D), gate_proj and up_proj {"weight": (F, D)}, down_proj {"weight": (D, F)}, each with or without a
-        {"bias": (F,) or (D,)} -> (..., D)
+        {"bias": (F,) or (D,)}, act_fn {"weight": (1,)} for prelu -> (..., D)
 
     Raises:
         ValueError: shapes that do not fit, an unknown activation.
     """
     _check("swiglu", gate_proj, up_proj)
-    gate = ops.activation(ops.linear(x, **gate_proj), act)
+    gate = ops.activation(ops.linear(x, **gate_proj), act, **(act_fn or {}))
     y: Array = ops.linear(gate * ops.linear(x, **up_proj), **down_proj)
     return y
 
@@ -56,11 +57,12 @@ def swiglu_vjp(
     gate_proj: Mapping[str, Array],
     up_proj: Mapping[str, Array],
     down_proj: Mapping[str, Array],
+    act_fn: Mapping[str, Array] | None = None,
     *,
     act: str = "silu",
     saved: tuple[Array, Array] | None = None,
     ops: Any = layers,
-) -> tuple[Array, dict[str, Array], dict[str, Array], dict[str, Array]]:
+) -> tuple[Any, ...]:
     """Pull a gradient back through `swiglu`.
 
     Equation:
@@ -72,17 +74,20 @@ def swiglu_vjp(
 
     Shapes:
         g and x (..., D), projections as in `swiglu`; saved = (x W_Gᵀ, x W_1ᵀ), each (..., F), if the forward pass
-        kept them -> (..., D) and three dicts like the projections
+        kept them -> (..., D) and three dicts like the projections, and one like act_fn where it is given
     """
     _check("swiglu_vjp", gate_proj, up_proj)
     gate, up = saved or (ops.linear(x, **gate_proj), ops.linear(x, **up_proj))
-    activated = ops.activation(gate, act)
+    weights = act_fn or {}
+    activated = ops.activation(gate, act, **weights)
     namespace(g, x)  # refuses what is no array
     result = (*x.shape[:-1], down_proj["weight"].shape[0])
     if tuple(g.shape) != result:
         raise ValueError(f"swiglu_vjp: g: got shape {tuple(g.shape)}, expected {result}, that of the result")
     h, ddown, ddown_bias = ops.linear_vjp(g, activated * up, **down_proj)
     dx_up, dup, dup_bias = ops.linear_vjp(h * activated, x, **up_proj)
-    (dgate_in,) = ops.activation_vjp(h * up, gate, act)
+    dgate_in, *dweights = ops.activation_vjp(h * up, gate, act, **weights)
     dx_gate, dgate, dgate_bias = ops.linear_vjp(dgate_in, x, **gate_proj)
-    return dx_gate + dx_up, named_grads(dgate, dgate_bias), named_grads(dup, dup_bias), named_grads(ddown, ddown_bias)
+    projections = (dgate, dgate_bias), (dup, dup_bias), (ddown, ddown_bias)
+    dact_fn = [dict(zip(weights, dweights, strict=True))] if weights else []
+    return dx_gate + dx_up, *(named_grads(*grads) for grads in projections), *dact_fn

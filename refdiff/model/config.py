@@ -34,7 +34,7 @@ class DiffLlamaConfig(RefusedNames):
     `head_dim` are integers, and `rope_parameters` has `rope_type` and `rope_theta`. Fields that DiffLlama does not use
     stay in `extra` and are written back by `save_pretrained`; one warning names those that are not in every file.
 
-    `hidden_act` is a name of `refdiff.layers.activation.ACTIVATIONS`: every activation of transformers without weights.
+    `hidden_act` is one of `refdiff.layers.activation.NAMES`: every activation of transformers but xielu.
 
     `wiring` says how attention is built from its heads: "hf" as in transformers' DiffLlama, "paper" as in unilm's flash
     files, "v2" as in DIFF V2 (where there are twice `num_attention_heads` query heads), "none" as in a Llama, without a
@@ -124,6 +124,11 @@ class DiffLlamaConfig(RefusedNames):
         if remarks:
             warn(f"{source}: " + "; ".join(remarks))
         return config
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike[str]) -> DiffLlamaConfig:
+        """Read a config from a file, such as `to_json_file` writes."""
+        return cls.from_dict(read_json(Path(json_file)), source=str(json_file))
 
     @classmethod
     def from_pretrained(

@@ -9,15 +9,13 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from refdiff.layers.activation import ACTIVATIONS as FUNCTIONS
+from refdiff.layers.activation import NAMES as ACTIVATIONS
 from refdiff.messages import did_you_mean, json_type, show_name, show_value
 from refdiff.model.variants import VARIANTS
 
 Config = Any
 """A `DiffLlamaConfig` that is being filled, whose file imports this one."""
 
-ACTIVATIONS = tuple(sorted(FUNCTIONS))
-"""Every name in transformers' ACT2FN but prelu and xielu, whose parameters DiffLlama files lack."""
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 MAX_LABELS = 100_000
@@ -92,7 +90,7 @@ def no_dropout(name: str, value: Any) -> float:
 
 
 def activation(name: str, value: Any) -> str:
-    """Return `value` if it names an activation without weights of its own, or raise `ValueError`."""
+    """Return `value` if it names an activation, or raise `ValueError`."""
     if not isinstance(value, str) or value not in ACTIVATIONS:
         raise ValueError(f"{name}: got {show_value(value)}, expected one of {', '.join(ACTIVATIONS)}")
     return value
@@ -189,14 +187,19 @@ def fill_heads(config: Config, left: dict[str, Any]) -> None:
     head_dim = left.pop("head_dim", None)
     if head_dim is None:
         head_dim = config.hidden_size // heads
-        if head_dim < 2 or head_dim % 2:
+        if not _can_rotate(head_dim, config.wiring):
             raise ValueError(
                 f"hidden_size {config.hidden_size} over num_attention_heads {heads}: got a head_dim of {head_dim}, "
                 "expected an even number, at least 2; give head_dim"
             )
-    config.head_dim = integer("head_dim", head_dim, 2, 2**16)
-    if config.head_dim % 2:
+    config.head_dim = integer("head_dim", head_dim, 1, 2**16)
+    if not _can_rotate(config.head_dim, config.wiring):
         raise ValueError(f"head_dim: got {config.head_dim}, expected an even number: RoPE rotates pairs of values")
+
+
+def _can_rotate(head_dim: int, wiring: str) -> bool:
+    """Return whether RoPE can rotate heads of that size: those of 1 only as transformers does, see `layers.rope`."""
+    return head_dim > 0 and (head_dim % 2 == 0 or (head_dim == 1 and not VARIANTS[wiring].interleaved))
 
 
 def fill_labels(config: Config, left: dict[str, Any]) -> None:

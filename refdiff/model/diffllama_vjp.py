@@ -65,14 +65,14 @@ def decoder_layer(p: dict[str, Any], x: Array, layer: int, ctx: Context) -> tupl
     out = y + ops.swiglu(normed, **p["mlp"], act=act, ops=ops)
 
     def back(g: Array) -> tuple[Array, Grads]:
-        dnormed, *projections = ops.swiglu_vjp(g, normed, **p["mlp"], act=act, ops=ops)
+        dnormed, *grads = ops.swiglu_vjp(g, normed, **p["mlp"], act=act, ops=ops)
         dy, second = second_norm_back(dnormed)
         g = g + dy
         dnormed, self_attn = attention_back(g)
         dx, first = first_norm_back(dnormed)
         return g + dx, {
             "self_attn": self_attn,
-            "mlp": dict(zip(("gate_proj", "up_proj", "down_proj"), projections, strict=True)),
+            "mlp": dict(zip(("gate_proj", "up_proj", "down_proj", "act_fn"), grads, strict=False)),
             "input_layernorm": first,
             "post_attention_layernorm": second,
         }

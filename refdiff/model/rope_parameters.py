@@ -132,10 +132,9 @@ def _check_field(rope: dict[str, Any], name: str, rope_type: str, head_dim: int)
     if name in ("short_factor", "long_factor"):
         if not isinstance(value, list | tuple):
             raise ValueError(f"rope_parameters.{name}: got {json_type(value)}, expected a list of numbers")
-        if len(value) != head_dim // 2:
+        if len(value) != (expected := max(head_dim // 2, 1)):
             raise ValueError(
-                f"rope_parameters.{name}: got {len(value)} numbers, expected {head_dim // 2}: half of head_dim "
-                f"{head_dim}"
+                f"rope_parameters.{name}: got {len(value)} numbers, expected {expected}: half of head_dim {head_dim}"
             )
         for index, item in enumerate(value):
             _require_number(item, f"rope_parameters.{name}[{index}]", may_be_zero=False)
@@ -198,5 +197,7 @@ def _check_relations(rope: dict[str, Any], head_dim: int) -> None:
         raise ValueError(
             "head_dim: got 2, expected 4 or more: rope_type 'dynamic' divides by head_dim - 2; use rope_type 'linear'"
         )
+    if rope_type in ("yarn", "proportional") and head_dim == 1:
+        raise ValueError(f"head_dim: got 1, expected 2 or more: rope_type '{rope_type}' rotates pairs of values")
     if rope_type == "yarn" and math.log(rope["rope_theta"]) == 0:
         raise ValueError("rope_parameters.rope_theta: got 1, expected another value: yarn divides by its logarithm")

@@ -227,9 +227,10 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "gelu_fast": _gelu_tanh, "gelu_new": _gelu_tanh, "gelu_python": _gelu, "gelu_python_tanh": _gelu_tanh,
     "gelu_pytorch_tanh": _gelu_tanh, "hardswish": lambda x: x * min(max(x + 3, 0), 6) / 6, "laplace": _laplace,
     "leaky_relu": lambda x: x if x > 0 else x * DIGITS.mpf("0.01"), "linear": lambda x: x,
-    "mish": lambda x: x * DIGITS.tanh(_softplus(x)), "quick_gelu": lambda x: x * _sigmoid(DIGITS.mpf("1.702") * x),
+    "mish": lambda x: x * DIGITS.tanh(_softplus(x)), "prelu": lambda x: x if x > 0 else x / 4,
+    "quick_gelu": lambda x: x * _sigmoid(DIGITS.mpf("1.702") * x),
     "relu": lambda x: max(x, 0), "relu2": lambda x: max(x, 0) ** 2, "relu6": lambda x: min(max(x, 0), 6),
     "sigmoid": _sigmoid, "silu": lambda x: x * _sigmoid(x), "sqrtsoftplus": lambda x: DIGITS.sqrt(_softplus(x)),
     "swish": lambda x: x * _sigmoid(x), "tanh": DIGITS.tanh,
 }  # fmt: skip
-"""The names of `hidden_act` in transformers, with their meaning there."""
+"""The names of `hidden_act` in transformers, with their meaning there; prelu with a weight of 1/4."""

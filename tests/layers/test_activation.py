@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from refdiff.layers import activation, activation_vjp
-from refdiff.layers.activation import ACTIVATIONS, DERIVATIVES, erf
+from refdiff.layers.activation import ACTIVATIONS, DERIVATIVES, NAMES, erf
 from tests.layers import by_loops
 from tests.layers.by_loops import DIGITS, exact, rounded
-from tests.layers.vjps import KINKS
+from tests.layers.vjps import KINKS, own_weight
 from tests.tolerances import EXACT, FLOAT64, close
 
 FAR = [-1000.0, -87.3, -30.0, 30.0, 87.3, 1000.0]
@@ -39,20 +39,24 @@ def test_by_hand(name: str) -> None:
     close(activation(np.array([-2.0, -1.0, 0.0, 1.0, 7.0])[:, None], name)[:, 0], np.array(BY_HAND[name]), 1e-14)
 
 
-@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("name", NAMES)
 def test_precision(name: str) -> None:
     expected = rounded([[by_loops.ACTIVATIONS[name](x)] for x in exact(GRID[:, 0])])
-    actual = activation(GRID, name)
+    actual = activation(GRID, name, *own_weight(name))
     # to 1e-13 of the larger of the function and its argument: far out on the left gelu is a difference of large numbers
     scale = np.maximum(np.abs(expected), np.abs(GRID))
     close(np.hstack([actual, scale]), np.hstack([expected, scale]), FLOAT64)
 
 
 # the others are differences of larger numbers on the left
-@pytest.mark.parametrize("name", [n for n in sorted(ACTIVATIONS) if not n.startswith(("gelu", "laplace"))])
+@pytest.mark.parametrize("name", [n for n in NAMES if not n.startswith(("gelu", "laplace"))])
 def test_small_results_are_precise_too(name: str) -> None:
     x = np.concatenate([np.linspace(-30, -1e-3, 101), np.linspace(1e-3, 30, 101)])[:, None]
-    close(activation(x, name), rounded([[by_loops.ACTIVATIONS[name](z)] for z in exact(x[:, 0])]), FLOAT64)
+    close(
+        activation(x, name, *own_weight(name)),
+        rounded([[by_loops.ACTIVATIONS[name](z)] for z in exact(x[:, 0])]),
+        FLOAT64,
+    )
 
 
 @pytest.mark.no_arrays
@@ -61,18 +65,18 @@ def test_every_function_has_its_derivative_and_values_by_hand() -> None:
     assert {ACTIVATIONS[name] for name in BY_HAND} == set(DERIVATIVES)
 
 
-@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("name", NAMES)
 def test_derivative_is_that_of_the_definition(name: str) -> None:
     x = np.setdiff1d(SLOPES_AT, [*KINKS.get(name, {})])
     expected = rounded([DIGITS.diff(by_loops.ACTIVATIONS[name], z) for z in exact(x)])
-    (actual,) = activation_vjp(np.full(x.shape, 2.0), x, name)
+    actual = activation_vjp(np.full(x.shape, 2.0), x, name, *own_weight(name))[0]
     error = np.abs(actual - 2 * expected)
     n = error.argmax()
     assert error[n] < 1e-12, f"{name} at {x[n]}: its slope is {actual[n] / 2}, not {expected[n]}"
 
 
 @pytest.mark.no_arrays
-@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("name", NAMES)
 def test_kinks_are_where_the_definition_has_them(name: str) -> None:
     f, h = by_loops.ACTIVATIONS[name], DIGITS.mpf("1e-9")
     third_differences = {x: f(x + 2 * h) - 3 * f(x + h) + 3 * f(x) - f(x - h) for x in exact(np.linspace(-12, 12, 49))}
@@ -83,7 +87,15 @@ def test_kinks_are_where_the_definition_has_them(name: str) -> None:
 @pytest.mark.parametrize("name", KINKS)
 def test_derivative_at_a_kink(name: str) -> None:
     x = np.array(list(KINKS[name]))[:, None]
-    close(*activation_vjp(np.ones(x.shape), x, name), np.array(list(KINKS[name].values()))[:, None], FLOAT64)
+    actual = activation_vjp(np.ones(x.shape), x, name, *own_weight(name))[0]
+    close(actual, np.array(list(KINKS[name].values()))[:, None], FLOAT64)
+
+
+def test_the_gradient_of_the_weight_of_prelu() -> None:
+    x, g, weight = np.array([[-2.0, 3.0], [-5.0, 0.0]]), np.array([[7.0, 11.0], [13.0, 17.0]]), np.array([0.5])
+    dx, dweight = activation_vjp(g, x, "prelu", weight)
+    close(dx, np.array([[3.5, 11.0], [6.5, 8.5]]), EXACT)
+    close(dweight, np.array([-79.0]), EXACT)  # 7 · (−2) + 13 · (−5)
 
 
 def test_error_function() -> None:

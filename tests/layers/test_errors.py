@@ -35,7 +35,7 @@ from refdiff.layers import (
     swiglu,
     value_pairs_hf,
 )
-from refdiff.layers.activation import ACTIVATIONS
+from refdiff.layers.activation import NAMES as ACTIVATIONS
 from tests.layers.inputs import says
 
 Row = tuple[str, Callable[..., Any], list[tuple[Any, ...]]]
@@ -59,7 +59,7 @@ Q, KEYS, PAIRS = zeros(2, 12, 5, 3), zeros(2, 4, 7, 3), zeros(2, 2, 7, 6)
 PLAIN = zeros(2, 6, 5, 3), zeros(2, 2, 7, 3), zeros(2, 2, 7, 4)
 MLP = [{"weight": zeros(7, 5)}, {"weight": zeros(7, 5)}, {"weight": zeros(5, 7)}]
 IDS = "expected 0 to 6; use the tokenizer of this checkpoint"
-NAMES = ", ".join(sorted(ACTIVATIONS))
+NAMES = ", ".join(ACTIVATIONS)
 UNPAIRED = each((2, 3, 5, 3), (4, 5, 3), (4, 5), (1, 2, 4, 5, 3))
 UNSEEN = each((5,), (7, 7), (4, 5, 7), (3, 1, 5, 7), (1, 2, 6, 5, 7), (5, 0))
 APART = [
@@ -84,7 +84,13 @@ ALIKE = (
 )
 ROWS: list[Row] = [
     (f"activation: name: got {{!r}}, expected one of {NAMES}",
-     lambda name: activation(zeros(3), name), each("Silu", "prelu", "")),
+     lambda name: activation(zeros(3), name), each("Silu", "xielu", "")),
+    ("activation: weight: got no weight, expected shape (1,) with {!r}", lambda name: activation(zeros(3), name),
+     each("prelu")),
+    ("activation: weight: got shape {}, expected shape (1,) with 'prelu'",
+     lambda shape: swiglu(zeros(3, 5), *MLP, {"weight": np.zeros(shape)}, act="prelu"), each((7,), ())),
+    ("activation: weight: got shape (1,), expected no weight with {!r}",
+     lambda name: activation(zeros(3), name, zeros(1)), each("silu")),
     (f"activation: name: got {{!r}}, expected one of {NAMES}",
      lambda name: swiglu(zeros(3, 5), *MLP, act=name), each("no")),
     ("swiglu: gate_proj, up_proj: got weights of shapes (7, 5) and {}, expected one shape (F, D)",

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from refdiff import layers
-from refdiff.layers.activation import ACTIVATIONS
+from refdiff.layers.activation import NAMES as ACTIVATIONS
 from tests.layers.places import STRICT, leaves
-from tests.layers.vjps import NAMES, draw, label
+from tests.layers.vjps import NAMES, draw, label, own_weight
 from tests.tolerances import FLOAT32, SLOPE32, close
 
 Call = tuple[str, tuple[Any, ...], dict[str, Any]]
@@ -38,7 +38,11 @@ IDS = np.array([3, 0, 4], np.uint64)  # which the standard compares with no othe
 Q, K, V, LAMBDA = np.zeros((0, 4, 5, 3)), np.zeros((0, 2, 7, 3)), np.zeros((0, 1, 7, 6)), np.asarray(0.3)
 CALLS: list[Call] = [
     *(call for name in NAMES for seed in range(4) for call in with_vjp(*drawn(name, seed))),
-    *(call for act in sorted(ACTIVATIONS) for call in with_vjp("activation", (np.linspace(-9, 9, 35), act), {})),
+    *(
+        call
+        for act in ACTIVATIONS
+        for call in with_vjp("activation", (np.linspace(-9, 9, 35), act, *own_weight(act)), {})
+    ),
     with_vjp("embedding", (IDS, np.ones((5, 2))), {})[1],
     with_vjp("cross_entropy", (np.arange(15.0).reshape(3, 5) % 4, IDS), {"ignore_index": 0})[1],
     ("causal_mask", (3, 5), {"xp": np}),

@@ -44,6 +44,12 @@ def test_rotation_by_hand() -> None:
     close(rope(x, cos, sin, interleaved=True)[0, 3, 0], expected, EXACT)
 
 
+def test_one_dimension_is_paired_with_itself_by_hand() -> None:
+    cos, sin, x = np.array([[0.5, -1.0], [0.25, 3.0], [8.0, 10.0]]).reshape(3, 1, 1, 2, 1)
+    y = rope(x, cos, sin)
+    close(y[0, 0, :, 0], math.sqrt(2) * np.array([2.0, -40.0]), EXACT)
+
+
 @given(SEEDS, st.booleans(), st.floats(0.1, 3))
 def test_norms_are_kept_up_to_the_scale(rng: np.random.Generator, interleaved: bool, scale: float) -> None:
     x = rng.normal(size=(B, H, T, d))

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from refdiff import layers
-from refdiff.layers.activation import ACTIVATIONS
+from refdiff.layers.activation import NAMES as ACTIVATIONS
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 KINKS: dict[str, dict[float, float]] = {
-    "gelu_10": {10.0: 1.0}, "hardswish": {-3.0: 0.0, 3.0: 1.0}, "leaky_relu": {0.0: 0.01}, "relu": {0.0: 0.0},
-    "relu2": {0.0: 0.0}, "relu6": {0.0: 0.0, 6.0: 0.0},
+    "gelu_10": {10.0: 1.0}, "hardswish": {-3.0: 0.0, 3.0: 1.0}, "leaky_relu": {0.0: 0.01}, "prelu": {0.0: 0.25},
+    "relu": {0.0: 0.0}, "relu2": {0.0: 0.0}, "relu6": {0.0: 0.0, 6.0: 0.0},
 }  # fmt: skip
 """Where the slope of an activation jumps or bends, so that differences tell nothing; and the one that torch takes."""
 STEEP = {"laplace": 1}
@@ -73,7 +73,10 @@ def rope(g: np.random.Generator) -> Call:
     b, h, t, n, rest = sizes(g, 5)
     angles = g.normal(size=(1 if g.random() < 0.5 else b, 1, t, n))
     x = g.normal(size=(b, h, t, 2 * n + rest - 1))
-    return (x, np.cos(angles), np.sin(angles)), {"interleaved": bool(g.random() < 0.5)}
+    options = {"interleaved": bool(g.random() < 0.5)}
+    if n == 1 and not options["interleaved"]:
+        x = x[..., :1]  # a head of one dimension
+    return (x, np.cos(angles), np.sin(angles)), options
 
 
 def softmax(g: np.random.Generator) -> Call:
@@ -147,7 +150,12 @@ def value_pairs_hf(g: np.random.Generator) -> Call:
 
 
 def an_activation(g: np.random.Generator) -> str:
-    return sorted(ACTIVATIONS)[g.integers(len(ACTIVATIONS))]
+    return ACTIVATIONS[g.integers(len(ACTIVATIONS))]
+
+
+def own_weight(act: str) -> list[np.ndarray]:
+    """The weight that prelu has, as an argument."""
+    return [np.array([0.25])] if act == "prelu" else []
 
 
 def activation(g: np.random.Generator, act: str | None = None) -> Call:
@@ -155,7 +163,7 @@ def activation(g: np.random.Generator, act: str | None = None) -> Call:
     x = STEEP.get(act, 3) * g.normal(size=(*leading(g), 5))
     for kink in KINKS.get(act, {}):
         x = np.where(np.abs(x - kink) < 0.1, kink + 0.2, x)
-    return (x, act), {}
+    return (x, act, *own_weight(act)), {}
 
 
 def projection(g: np.random.Generator, shape: tuple[int, int], scale: float = 1.0) -> dict[str, Any]:
@@ -179,7 +187,7 @@ def swiglu(g: np.random.Generator, act: str | None = None) -> Call:
         gate["weight"][bad] = scale * g.normal(size=(bad.sum(), width))
     else:
         act = "silu"  # x is so small that the gate is that of the bias, whatever the weight
-    return (x, gate, up, down), {"act": act}
+    return (x, gate, up, down, *({"weight": weight} for weight in own_weight(act))), {"act": act}
 
 
 def cross_entropy(g: np.random.Generator) -> Call:

@@ -31,12 +31,13 @@ ARCHITECTURES = (
     "DiffLlamaForSequenceClassification",
     "DiffLlamaForQuestionAnswering",
 )
-# every name transformers knows; prelu and xielu have weights of their own, which DiffLlama's checkpoints do not hold
-ACTIVATIONS = tuple(sorted(set(transformers.activations.ACT2CLS) - {"prelu", "xielu"}))
+# every name transformers knows but xielu, which has three weights of its own
+ACTIVATIONS = tuple(sorted(set(transformers.activations.ACT2CLS) - {"xielu"}))
 # query heads, key/value heads, head_dim, hidden size; None: the file leaves head_dim out
 HEADS = (
     (2, 2, 8, 24), (4, 2, 10, 32), (6, 2, 6, 20), (8, 2, 4, 28), (4, 4, None, 32), (6, 6, 8, 18), (8, 4, 6, 40),
     (12, 4, 4, 36), (8, 8, None, 64), (4, 2, 16, 48), (16, 4, 6, 30), (2, 2, 12, 22), (6, 2, 14, 26),
+    (8, 4, 1, 34),
 )  # fmt: skip
 INNER = (37, 53, 29, 64)
 LAYERS = (2, 3, 1, 2)
@@ -61,7 +62,7 @@ SPELLING = ("rope_parameters", "rope_scaling with rope_type", "rope_scaling with
 
 
 def _longrope(head_dim: int, rng: np.random.Generator) -> dict[str, Any]:
-    half = head_dim // 2
+    half = max(head_dim // 2, 1)
     return {
         "rope_type": "longrope",
         "short_factor": [float(x) for x in rng.uniform(1.0, 1.5, half)],
@@ -145,6 +146,8 @@ def recipes(count: int = COUNT, seed: int = SEED) -> list[Recipe]:
 def _recipe(index: int, of: dict[str, Any], rng: np.random.Generator) -> Recipe:
     (heads, kv_heads, head_dim, hidden), (num_labels, problem_type) = of["heads"], of["labels"]
     parameters, max_positions = of["rope"](head_dim or hidden // heads, rng)
+    if head_dim == 1 and parameters["rope_type"] in ("yarn", "proportional"):  # transformers makes heads of size 0
+        head_dim = 2
     architecture = of["architecture"]
     config = {
         "vocab_size": of["vocabulary"], "hidden_size": hidden, "intermediate_size": of["inner"],
@@ -192,6 +195,8 @@ def random_weights(shapes: dict[str, tuple[int, ...]], lambdas: str, rng: np.ran
                 made |= {f"{prefix}.{key}": v for key, v in _lambda_vectors(lambdas, shape[0], rng).items()}
         elif kind == "embed_tokens":
             made[name] = rng.normal(size=shape) * 10.0 ** rng.uniform(-4, 0.5, (shape[0], 1))
+        elif kind == "act_fn":
+            made[name] = rng.normal(size=shape)
         elif kind.endswith("norm"):
             made[name] = 1.0 + 0.5 * rng.normal(size=shape)
         elif name.endswith(".bias"):

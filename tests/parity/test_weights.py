@@ -168,7 +168,7 @@ def test_tied_embeddings(tmp_path: Path, case: str) -> None:
 def test_new_weights_follow_the_same_law(architecture: str) -> None:
     fields = settings(
         hidden_size=192, head_dim=96, num_hidden_layers=2, attention_bias=True, initializer_range=0.3,
-        lambda_std_dev=0.7,
+        lambda_std_dev=0.7, hidden_act="prelu",
     )  # fmt: skip
     torch.manual_seed(1)
     theirs = numbers(getattr(transformers, architecture)(transformers.DiffLlamaConfig(**fields)))

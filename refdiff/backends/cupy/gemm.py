@@ -52,6 +52,7 @@ def swiglu(
     gate_proj: Mapping[str, Array],
     up_proj: Mapping[str, Array],
     down_proj: Mapping[str, Array],
+    act_fn: Mapping[str, Array] | None = None,
     *,
     act: str = "silu",
 ) -> Any:

@@ -17,7 +17,7 @@ from refdiff.layers.linear import named_grads
 Projection = Mapping[str, FloatArray]
 
 
-def activation(rt: Runtime, x: FloatArray, name: str) -> Any:
+def activation(rt: Runtime, x: FloatArray, name: str, weight: FloatArray | None = None) -> Any:
     """Compute silu, x / (1 + e^−x), block by block."""
     if ACTIVATIONS.get(name) is not silu or x.dtype not in KERNEL_DTYPES:
         return NotImplemented
@@ -30,6 +30,7 @@ def swiglu(
     gate_proj: Projection,
     up_proj: Projection,
     down_proj: Projection,
+    act_fn: Projection | None = None,
     *,
     act: str = "silu",
 ) -> Any:
@@ -74,6 +75,7 @@ def swiglu_vjp(
     gate_proj: Projection,
     up_proj: Projection,
     down_proj: Projection,
+    act_fn: Projection | None = None,
     *,
     act: str = "silu",
     saved: tuple[FloatArray, FloatArray] | None = None,

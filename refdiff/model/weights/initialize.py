@@ -18,8 +18,8 @@ def initialize(config: DiffLlamaConfig, architecture: str, *, seed: int = 0, dty
     """Draw the weights of a new model, as transformers' `_init_weights` does (other random numbers, same law).
 
     Matrices and embeddings are normal with standard deviation `initializer_range`, but the padding token's embedding
-    is 0; biases are 0 and norms 1; what a variant has beside its projections starts as its file says. The same seed
-    gives the same weights on every machine.
+    is 0; biases are 0, norms 1 and prelu's weights 0.25; what a variant has beside its projections starts as its file
+    says. The same seed gives the same weights on every machine.
 
     Raises:
         ValueError: `architecture` or `dtype` is none of those known.
@@ -42,6 +42,8 @@ def draw(
             deviation = 0.0
         elif name.endswith("norm.weight"):
             mean, deviation = 1.0, 0.0
+        elif name.endswith("act_fn.weight"):
+            mean, deviation = 0.25, 0.0
         elif (parameter := own.get(name.rpartition(".self_attn.")[2])) is not None:
             mean, deviation = parameter.mean, deviation if parameter.deviation is None else parameter.deviation
         if deviation:

@@ -86,6 +86,8 @@ def parameter_shapes(config: DiffLlamaConfig, architecture: str) -> Shapes:
         shapes[f"{layer}mlp.gate_proj.weight"] = (F, D)
         shapes[f"{layer}mlp.up_proj.weight"] = (F, D)
         shapes[f"{layer}mlp.down_proj.weight"] = (D, F)
+        if config.hidden_act == "prelu":
+            shapes[f"{layer}mlp.act_fn.weight"] = (1,)
         shapes[f"{layer}input_layernorm.weight"] = (D,)
         shapes[f"{layer}post_attention_layernorm.weight"] = (D,)
     shapes[f"{prefix}norm.weight"] = (D,)

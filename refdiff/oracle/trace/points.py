@@ -180,8 +180,8 @@ class Points:
         finally:
             self._gate = ""
 
-    def _activation(self, function: Callable[..., Any], x: Array, name: str) -> Array:
-        result = function(x, name)
+    def _activation(self, function: Callable[..., Any], x: Array, *args: Any, **kwargs: Any) -> Array:
+        result = function(x, *args, **kwargs)
         return self._visit(self._gate, result) if self._gate else result
 
     def _rope(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Array:

@@ -16,7 +16,7 @@ from tests.model.weights.files import tiny_config
 def test_spread(wiring: str) -> None:
     config = tiny_config(
         hidden_size=160, head_dim=400, initializer_range=0.3, lambda_std_dev=0.05, attention_bias=True, pad_token_id=4,
-        wiring=wiring,
+        wiring=wiring, hidden_act="prelu",
     )  # fmt: skip
     drawn = flatten(initialize(config, "DiffLlamaForTokenClassification", seed=1))
     attention = "model.layers.0.self_attn."
@@ -34,6 +34,8 @@ def test_spread(wiring: str) -> None:
             assert_array_equal(values, 0)
         if name.endswith(("norm.weight", "subln.weight")):
             assert_array_equal(values, 1)
+        if name.endswith("act_fn.weight"):
+            assert_array_equal(values, 0.25)
     embeddings = drawn["model.embed_tokens.weight"]
     assert_array_equal(embeddings[4], 0)
     assert (embeddings[np.arange(7) != 4] != 0).all()

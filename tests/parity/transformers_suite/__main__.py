@@ -31,10 +31,13 @@ FROM_CHECKOUT = (
 STAND_INS = {
     "exporters/test_export.py": "class ExportTesterMixin: pass\n",
     "generation/test_utils.py": "class GenerationTesterMixin: pass\n",
-    "utils/test_configuration_utils.py": "config_common_kwargs = {'dtype': 'float16', 'num_labels': 5}\n",
+    "utils/test_configuration_utils.py": "config_common_kwargs = {'num_labels': 5, 'problem_type': 'regression'}\n",
     "fixtures/sample_text.txt": "A first line of text.\n\nA second line, and one of 日本語.\n",
 }
-"""What the source distribution's tests import or read of files that are not in it."""
+"""What the source distribution's tests import or read of files that are not in it.
+
+The config's arguments have no dtype, which must be an object of torch there.
+"""
 
 
 def main() -> int:
