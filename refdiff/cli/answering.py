@@ -36,7 +36,7 @@ _PASSED_ON = ("repetition_penalty", "no_repeat_ngram_size", "num_beams")
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return the options that were given, by their names in a JSONL file."""
     given = {name: getattr(args, name) for name in NUMBERS if name != "seed" and getattr(args, name) is not None}
-    if args.model == bundled.NAME:  # greedy, every second text of 128 tokens of so small a model is a loop
+    if args.model == bundled.NAME:
         given.setdefault("repetition_penalty", BUNDLED_PENALTY)
     given["stop"] = args.stop or []
     given["ignore_eos"] = args.ignore_eos
