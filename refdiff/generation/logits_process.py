@@ -6,7 +6,7 @@ The arguments are not changed. Meaning and order are those of transformers' `gen
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,6 @@ def _are_ids(value: Any) -> bool:
 
 
 _EOS = check(_are_ids, "a token id or several")
-_KEEP = integer(1)
 _POSITIVE = number(0, 1e30, above=True)
 
 
@@ -365,98 +364,39 @@ class LogitNormalization(LogitsProcessor):
         return sampling.log_softmax(scores)
 
 
-# ---- warpers: the functions of `sampling` by transformers' names
+# ---- warpers
 
 
-@dataclass
-class TemperatureLogitsWarper(LogitsProcessor):
-    """Divide by the temperature; see `sampling.temperature`."""
+def _warper(
+    kind: str,
+    function: Callable[..., Scores],
+    name: str,
+    accepted: dict[str, Any],
+    options: tuple[str, ...] = ("fill", "keep"),
+    **default: Any,
+) -> Any:
+    """Return the class `kind` of a function of `sampling`: `(value, filter_value=-inf, min_tokens_to_keep=1)`."""
 
-    temperature: float = field(metadata=_POSITIVE)
+    def call(self: Any, input_ids: Ids, scores: Scores) -> Scores:
+        return function(scores, getattr(self, name), **{key: getattr(self, _OPTIONS[key]) for key in options})
 
-    def __call__(self, input_ids: Ids, scores: Scores) -> Scores:
-        return sampling.temperature(scores, self.temperature)
-
-
-@dataclass
-class TopHLogitsWarper(LogitsProcessor):
-    """Keep the most likely tokens within a share of the entropy; see `sampling.top_h`."""
-
-    top_h: float = field(metadata=number(0, 1, above=True))
-    filter_value: float = -np.inf
-
-    def __call__(self, input_ids: Ids, scores: Scores) -> Scores:
-        return sampling.top_h(scores, self.top_h, fill=self.filter_value)
-
-
-@dataclass
-class TopKLogitsWarper(LogitsProcessor):
-    """Keep the most likely tokens; see `sampling.top_k`."""
-
-    top_k: int = field(metadata=integer(1))
-    filter_value: float = -np.inf
-    min_tokens_to_keep: int = field(default=1, metadata=_KEEP)
-
-    def __call__(self, input_ids: Ids, scores: Scores) -> Scores:
-        return sampling.top_k(scores, self.top_k, keep=self.min_tokens_to_keep, fill=self.filter_value)
+    entries: list[Any] = [
+        (name, float, field(metadata=accepted, **default)),
+        ("filter_value", float, -np.inf),
+        ("min_tokens_to_keep", int, field(default=1, metadata=integer(1))),
+        ("device", Any, None),
+    ]
+    namespace = {"__call__": call, "__doc__": function.__doc__, "__module__": __name__}
+    return make_dataclass(kind, entries, bases=(LogitsProcessor,), namespace=namespace)
 
 
-@dataclass
-class TopPLogitsWarper(LogitsProcessor):
-    """Keep the most likely tokens that hold a probability; see `sampling.top_p`."""
-
-    top_p: float = field(metadata=number(0, 1))
-    filter_value: float = -np.inf
-    min_tokens_to_keep: int = field(default=1, metadata=_KEEP)
-
-    def __call__(self, input_ids: Ids, scores: Scores) -> Scores:
-        return sampling.top_p(scores, self.top_p, keep=self.min_tokens_to_keep, fill=self.filter_value)
-
-
-@dataclass
-class MinPLogitsWarper(LogitsProcessor):
-    """Keep the tokens with a share of the largest probability; see `sampling.min_p`."""
-
-    min_p: float = field(metadata=number(0, 1))
-    filter_value: float = -np.inf
-    min_tokens_to_keep: int = field(default=1, metadata=_KEEP)
-
-    def __call__(self, input_ids: Ids, scores: Scores) -> Scores:
-        return sampling.min_p(scores, self.min_p, keep=self.min_tokens_to_keep, fill=self.filter_value)
-
-
-@dataclass
-class TypicalLogitsWarper(LogitsProcessor):
-    """Keep the tokens whose surprise is nearest to the entropy; see `sampling.typical_p`."""
-
-    mass: float = field(default=0.9, metadata=number(0, 1, above=True, below=True))
-    filter_value: float = -np.inf
-    min_tokens_to_keep: int = field(default=1, metadata=_KEEP)
-
-    def __call__(self, input_ids: Ids, scores: Scores) -> Scores:
-        return sampling.typical_p(scores, self.mass, keep=self.min_tokens_to_keep, fill=self.filter_value)
-
-
-@dataclass
-class EpsilonLogitsWarper(LogitsProcessor):
-    """Keep the tokens of at least a probability; see `sampling.epsilon_cutoff`."""
-
-    epsilon: float = field(metadata=number(0, 1, above=True, below=True))
-    filter_value: float = -np.inf
-    min_tokens_to_keep: int = field(default=1, metadata=_KEEP)
-
-    def __call__(self, input_ids: Ids, scores: Scores) -> Scores:
-        return sampling.epsilon_cutoff(scores, self.epsilon, keep=self.min_tokens_to_keep, fill=self.filter_value)
-
-
-@dataclass
-class EtaLogitsWarper(LogitsProcessor):
-    """Keep the tokens of at least a probability that depends on the entropy; see `sampling.eta_cutoff`."""
-
-    epsilon: float = field(metadata=number(0, 1, above=True, below=True))
-    filter_value: float = -np.inf
-    min_tokens_to_keep: int = field(default=1, metadata=_KEEP)
-    device: Any = None
-
-    def __call__(self, input_ids: Ids, scores: Scores) -> Scores:
-        return sampling.eta_cutoff(scores, self.epsilon, keep=self.min_tokens_to_keep, fill=self.filter_value)
+_OPTIONS = {"fill": "filter_value", "keep": "min_tokens_to_keep"}
+_SHARE = number(0, 1, above=True, below=True)
+TemperatureLogitsWarper = _warper("TemperatureLogitsWarper", sampling.temperature, "temperature", _POSITIVE, ())
+TopHLogitsWarper = _warper("TopHLogitsWarper", sampling.top_h, "top_h", number(0, 1, above=True), ("fill",))
+TopKLogitsWarper = _warper("TopKLogitsWarper", sampling.top_k, "top_k", integer(1))
+TopPLogitsWarper = _warper("TopPLogitsWarper", sampling.top_p, "top_p", number(0, 1))
+MinPLogitsWarper = _warper("MinPLogitsWarper", sampling.min_p, "min_p", number(0, 1))
+TypicalLogitsWarper = _warper("TypicalLogitsWarper", sampling.typical_p, "mass", _SHARE, default=0.9)
+EpsilonLogitsWarper = _warper("EpsilonLogitsWarper", sampling.epsilon_cutoff, "epsilon", _SHARE)
+EtaLogitsWarper = _warper("EtaLogitsWarper", sampling.eta_cutoff, "epsilon", _SHARE)

@@ -10,37 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refdiff.arrays import Array
+from refdiff.generation import logits_process as kinds
 from refdiff.generation import sampling
-from refdiff.generation.logits_process import (
-    EncoderNoRepeatNGramLogitsProcessor,
-    EncoderRepetitionPenaltyLogitsProcessor,
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
-    ExponentialDecayLengthPenalty,
-    ForcedBOSTokenLogitsProcessor,
-    ForcedEOSTokenLogitsProcessor,
-    Ids,
-    InfNanRemoveLogitsProcessor,
-    LogitNormalization,
-    LogitsProcessor,
-    MinLengthLogitsProcessor,
-    MinNewTokensLengthLogitsProcessor,
-    MinPLogitsWarper,
-    NoBadWordsLogitsProcessor,
-    NoRepeatNGramLogitsProcessor,
-    PrefixConstrainedLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    Scores,
-    SequenceBiasLogitsProcessor,
-    SuppressTokensAtBeginLogitsProcessor,
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopHLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-    TypicalLogitsWarper,
-    UnbatchedClassifierFreeGuidanceLogitsProcessor,
-)
+from refdiff.generation.logits_process import Ids, LogitsProcessor, Scores
 from refdiff.generation.options import Options
 from refdiff.messages import show_value
 from refdiff.model.inputs import host
@@ -86,7 +58,7 @@ class LogitsProcessors:
         ]
         self._warpers = _select(_WARPERS, call) if options.do_sample else []
         self._last = _select(_LAST, call)
-        self._repairs = any(isinstance(process, InfNanRemoveLogitsProcessor) for process in merged)
+        self._repairs = any(isinstance(process, kinds.InfNanRemoveLogitsProcessor) for process in merged)
 
     def __call__(self, logits: Scores, ids: Ids, active: NDArray[np.bool_] | None = None) -> Scores:
         if not self._repairs:
@@ -186,40 +158,40 @@ def _watermark(config: Any, vocab_size: int) -> LogitsProcessor:
 _Maker = Callable[[Any, _Call, Any], LogitsProcessor | None]
 # option: (the value that is off beside None, what makes its processor of its value, the call and the end tokens)
 _PROCESSORS: dict[str, tuple[Any, _Maker]] = {
-    "guidance_scale": (1, lambda v, c, eos: UnbatchedClassifierFreeGuidanceLogitsProcessor(
+    "guidance_scale": (1, lambda v, c, eos: kinds.UnbatchedClassifierFreeGuidanceLogitsProcessor(
         v, c.model, c.options.negative_prompt_ids, c.options.negative_prompt_attention_mask)),
-    "sequence_bias": (None, lambda v, c, eos: SequenceBiasLogitsProcessor(v)),
-    "encoder_repetition_penalty": (1, lambda v, c, eos: EncoderRepetitionPenaltyLogitsProcessor(v, c.prompts)),
-    "repetition_penalty": (1, lambda v, c, eos: RepetitionPenaltyLogitsProcessor(v, c.padding)),
-    "no_repeat_ngram_size": (0, lambda v, c, eos: NoRepeatNGramLogitsProcessor(v)),
-    "encoder_no_repeat_ngram_size": (0, lambda v, c, eos: EncoderNoRepeatNGramLogitsProcessor(v, c.prompts)),
-    "bad_words_ids": ([], lambda v, c, eos: NoBadWordsLogitsProcessor(v)),
-    "min_length": (0, lambda v, c, eos: MinLengthLogitsProcessor(v, eos)
+    "sequence_bias": (None, lambda v, c, eos: kinds.SequenceBiasLogitsProcessor(v)),
+    "encoder_repetition_penalty": (1, lambda v, c, eos: kinds.EncoderRepetitionPenaltyLogitsProcessor(v, c.prompts)),
+    "repetition_penalty": (1, lambda v, c, eos: kinds.RepetitionPenaltyLogitsProcessor(v, c.padding)),
+    "no_repeat_ngram_size": (0, lambda v, c, eos: kinds.NoRepeatNGramLogitsProcessor(v)),
+    "encoder_no_repeat_ngram_size": (0, lambda v, c, eos: kinds.EncoderNoRepeatNGramLogitsProcessor(v, c.prompts)),
+    "bad_words_ids": ([], lambda v, c, eos: kinds.NoBadWordsLogitsProcessor(v)),
+    "min_length": (0, lambda v, c, eos: kinds.MinLengthLogitsProcessor(v, eos)
                    if eos is not None and c.options.min_new_tokens is None else None),
-    "min_new_tokens": (0, lambda v, c, eos: MinNewTokensLengthLogitsProcessor(c.prompt_length, v, eos)
+    "min_new_tokens": (0, lambda v, c, eos: kinds.MinNewTokensLengthLogitsProcessor(c.prompt_length, v, eos)
                        if eos is not None else None),
-    "prefix_allowed_tokens_fn": (None, lambda v, c, eos: PrefixConstrainedLogitsProcessor(v, c.sequences)),
-    "forced_bos_token_id": (None, lambda v, c, eos: ForcedBOSTokenLogitsProcessor(v)),
-    "forced_eos_token_id": (None, lambda v, c, eos: ForcedEOSTokenLogitsProcessor(c.max_length, v)),
-    "remove_invalid_values": (False, lambda v, c, eos: InfNanRemoveLogitsProcessor()),
-    "exponential_decay_length_penalty": (None, lambda v, c, eos: ExponentialDecayLengthPenalty(
+    "prefix_allowed_tokens_fn": (None, lambda v, c, eos: kinds.PrefixConstrainedLogitsProcessor(v, c.sequences)),
+    "forced_bos_token_id": (None, lambda v, c, eos: kinds.ForcedBOSTokenLogitsProcessor(v)),
+    "forced_eos_token_id": (None, lambda v, c, eos: kinds.ForcedEOSTokenLogitsProcessor(c.max_length, v)),
+    "remove_invalid_values": (False, lambda v, c, eos: kinds.InfNanRemoveLogitsProcessor()),
+    "exponential_decay_length_penalty": (None, lambda v, c, eos: kinds.ExponentialDecayLengthPenalty(
         v, eos, c.prompt_length) if eos is not None else None),
-    "suppress_tokens": (None, lambda v, c, eos: SuppressTokensLogitsProcessor(v)),
-    "begin_suppress_tokens": (None, lambda v, c, eos: SuppressTokensAtBeginLogitsProcessor(v, c.begin)),
+    "suppress_tokens": (None, lambda v, c, eos: kinds.SuppressTokensLogitsProcessor(v)),
+    "begin_suppress_tokens": (None, lambda v, c, eos: kinds.SuppressTokensAtBeginLogitsProcessor(v, c.begin)),
 }  # fmt: skip
 _WARPERS: dict[str, tuple[Any, _Maker]] = {
-    "temperature": (1, lambda v, c, eos: TemperatureLogitsWarper(v)),
-    "top_h": (None, lambda v, c, eos: TopHLogitsWarper(v)),
-    "top_k": (0, lambda v, c, eos: TopKLogitsWarper(v, min_tokens_to_keep=c.keep)),
-    "top_p": (1, lambda v, c, eos: TopPLogitsWarper(v, min_tokens_to_keep=c.keep)),
-    "min_p": (None, lambda v, c, eos: MinPLogitsWarper(v, min_tokens_to_keep=c.keep)),
-    "typical_p": (1, lambda v, c, eos: TypicalLogitsWarper(v, min_tokens_to_keep=c.keep)),
-    "epsilon_cutoff": (0, lambda v, c, eos: EpsilonLogitsWarper(v, min_tokens_to_keep=c.keep)),
-    "eta_cutoff": (0, lambda v, c, eos: EtaLogitsWarper(v, min_tokens_to_keep=c.keep)),
+    "temperature": (1, lambda v, c, eos: kinds.TemperatureLogitsWarper(v)),
+    "top_h": (None, lambda v, c, eos: kinds.TopHLogitsWarper(v)),
+    "top_k": (0, lambda v, c, eos: kinds.TopKLogitsWarper(v, min_tokens_to_keep=c.keep)),
+    "top_p": (1, lambda v, c, eos: kinds.TopPLogitsWarper(v, min_tokens_to_keep=c.keep)),
+    "min_p": (None, lambda v, c, eos: kinds.MinPLogitsWarper(v, min_tokens_to_keep=c.keep)),
+    "typical_p": (1, lambda v, c, eos: kinds.TypicalLogitsWarper(v, min_tokens_to_keep=c.keep)),
+    "epsilon_cutoff": (0, lambda v, c, eos: kinds.EpsilonLogitsWarper(v, min_tokens_to_keep=c.keep)),
+    "eta_cutoff": (0, lambda v, c, eos: kinds.EtaLogitsWarper(v, min_tokens_to_keep=c.keep)),
 }
 _LAST: dict[str, tuple[Any, _Maker]] = {
     "watermarking_config": (None, lambda v, c, eos: _watermark(v, c.model.config.vocab_size)),
-    "renormalize_logits": (False, lambda v, c, eos: LogitNormalization()),
+    "renormalize_logits": (False, lambda v, c, eos: kinds.LogitNormalization()),
 }
 
 

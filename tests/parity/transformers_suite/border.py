@@ -22,7 +22,11 @@ SUBJECTS = re.compile(
 )
 """The names that a test imports from transformers and gets from here."""
 
-HOMES = ("", ".generation", ".generation.processors", ".generation.stopping", ".generation.stream", ".pipelines")
+HOMES = (
+    "",
+    *(f".generation.{name}" for name in ("logits_process", "watermarking", "stopping", "stream")),
+    ".pipelines",
+)
 TOKENIZERS = re.compile(r"AutoTokenizer|PreTrainedTokenizer(Fast)?|TokenizersBackend")
 IGNORED = ("do_lower_case",)
 """Arguments that the tests give to every tokenizer, and that transformers' fast ones do nothing with."""
